@@ -1,0 +1,1 @@
+// A room with no sources yet still links.

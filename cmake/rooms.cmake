@@ -1,0 +1,54 @@
+# cambium_room(NAME DEPS...): a static library cambium_NAME of every source under src/NAME, by rules
+# that file names carry, so that a new file never needs a line here:
+#   *_test.cc   unit tests, gathered in the executable test_NAME
+#   *_cpu.cc    CPU kernels, compiled once per instruction set (base/simd.h says how they are chosen)
+#   main.cc     the program's entry, not part of the library
+function(cambium_room name)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cc)
+  set(kernels ${sources})
+  list(FILTER sources EXCLUDE REGEX "(_test|_cpu|/main)\\.cc$")
+  list(FILTER kernels INCLUDE REGEX "_cpu\\.cc$")
+  if(NOT sources)
+    set(sources ${PROJECT_SOURCE_DIR}/cmake/empty.cc)
+  endif()
+  add_library(cambium_${name} STATIC ${sources})
+  target_link_libraries(cambium_${name} PUBLIC cambium_flags)
+  foreach(dep ${ARGN})
+    target_link_libraries(cambium_${name} PUBLIC cambium_${dep})
+  endforeach()
+  if(kernels)
+    set(isas generic)
+    if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+      list(APPEND isas avx2 avx512)
+    endif()
+    set(flags_generic -O3 -ffp-contract=fast -Wno-psabi)
+    set(flags_avx2 ${flags_generic} -mavx2 -mfma -mf16c)
+    set(flags_avx512 ${flags_generic} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
+        -mprefer-vector-width=512)
+    foreach(isa ${isas})
+      add_library(cambium_${name}_${isa} OBJECT ${kernels})
+      target_link_libraries(cambium_${name}_${isa} PRIVATE cambium_flags)
+      target_compile_definitions(cambium_${name}_${isa} PRIVATE CAMBIUM_ISA=isa_${isa})
+      target_compile_options(cambium_${name}_${isa} PRIVATE ${flags_${isa}})
+      target_sources(cambium_${name} PRIVATE $<TARGET_OBJECTS:cambium_${name}_${isa}>)
+    endforeach()
+  endif()
+endfunction()
+
+# cambium_room_tests(NAMES...): the executable test_NAME for each room that has *_test.cc files. Tests
+# under tests/NAME (end-to-end and parity) join the room's own.
+function(cambium_room_tests)
+  foreach(name ${ARGN})
+    file(GLOB_RECURSE tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*_test.cc
+         ${PROJECT_SOURCE_DIR}/tests/${name}/*_test.cc)
+    if(tests)
+      add_executable(test_${name} ${tests})
+      target_link_libraries(test_${name} PRIVATE cambium_${name} GTest::gmock GTest::gtest_main)
+      target_compile_definitions(test_${name} PRIVATE
+        CAMBIUM_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
+        CAMBIUM_BINARY="${CMAKE_BINARY_DIR}/cambium")
+      gtest_discover_tests(test_${name} TEST_PREFIX ${name}: DISCOVERY_TIMEOUT 120
+                           PROPERTIES TIMEOUT 900)
+    endif()
+  endforeach()
+endfunction()
