@@ -1,0 +1,239 @@
+#include "base/file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.h"
+#include "base/test_folder.h"
+
+namespace cambium {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::ThrowsMessage;
+using ::testing::UnorderedElementsAre;
+
+std::vector<std::string> names_in(const std::string& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    names.push_back(entry.path().filename().string());
+  }
+  return names;
+}
+
+void put(const std::string& path, std::string_view text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+TEST(MappedFile, GivesTheBytes) {
+  const TestFolder folder;
+  put(folder.at("a"), "hello");
+  MappedFile file(folder.at("a"));
+  EXPECT_EQ(file.bytes().size(), 5U);
+  EXPECT_EQ(static_cast<char>(file.bytes()[4]), 'o');
+  const MappedFile moved = std::move(file);
+  moved.release(0, 5);
+  EXPECT_EQ(static_cast<char>(moved.bytes()[0]), 'h');
+}
+
+TEST(MappedFile, EmptyFileIsEmpty) {
+  const TestFolder folder;
+  put(folder.at("a"), "");
+  EXPECT_TRUE(MappedFile(folder.at("a")).bytes().empty());
+}
+
+TEST(MappedFile, NamesWhatIsWrong) {
+  const TestFolder folder;
+  EXPECT_THAT([&] { MappedFile(folder.at("absent")); },
+              ThrowsMessage<Error>(AllOf(HasSubstr("absent"), HasSubstr("No such file"))));
+  EXPECT_THAT([&] { MappedFile(folder.path()); }, ThrowsMessage<Error>(HasSubstr("is a folder")));
+  EXPECT_THAT([&] { read_text_file("/dev/null"); },
+              ThrowsMessage<Error>(HasSubstr("not a regular file")));
+}
+
+TEST(ReadTextFile, ReadsAndRefusesTooMuch) {
+  const TestFolder folder;
+  put(folder.at("a"), std::string("x\0y", 3));
+  EXPECT_EQ(read_text_file(folder.at("a")), std::string("x\0y", 3));
+  EXPECT_THAT([&] { read_text_file(folder.at("a"), 2); },
+              ThrowsMessage<Error>(HasSubstr("3 bytes, expected at most 2")));
+}
+
+TEST(AtomicFile, AppearsAtCommitWithItsChecksum) {
+  const TestFolder folder;
+  const std::string big(1 << 20, 'b');
+  AtomicFile file(folder.at("a"));
+  file.write("small");
+  file.write(big);
+  file.write("end");
+  EXPECT_FALSE(fs::exists(folder.at("a")));
+  file.commit();
+  const std::string text = read_text_file(folder.at("a"));
+  EXPECT_EQ(text, "small" + big + "end");
+  EXPECT_EQ(file.size(), text.size());
+  EXPECT_EQ(file.checksum(), checksum(std::as_bytes(std::span(text))));
+  EXPECT_THAT(names_in(folder.path()), UnorderedElementsAre("a"));
+}
+
+TEST(AtomicFile, WithoutCommitTheOldFileStays) {
+  const TestFolder folder;
+  write_file_atomically(folder.at("a"), "old");
+  { AtomicFile(folder.at("a")).write("new"); }
+  EXPECT_EQ(read_text_file(folder.at("a")), "old");
+  EXPECT_THAT(names_in(folder.path()), UnorderedElementsAre("a"));
+}
+
+TEST(AtomicFile, MissingFolderIsNamed) {
+  EXPECT_THAT([] { AtomicFile("/nonexistent/folder/file"); },
+              ThrowsMessage<Error>(
+                  AllOf(HasSubstr("/nonexistent/folder/file"), HasSubstr("No such file"))));
+  EXPECT_THAT([] { AtomicFile("/tmp/"); }, ThrowsMessage<Error>(HasSubstr("name is missing")));
+}
+
+/// While it lives, no file grows past `bytes`: what a full disk looks like to a writer.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes) {
+    ::getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit limit{bytes, before_.rlim_max};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FileSizeLimit() { ::setrlimit(RLIMIT_FSIZE, &before_); }
+  FileSizeLimit(const FileSizeLimit&) = delete;
+  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+TEST(AtomicFile, FullDiskLeavesNothing) {
+  const TestFolder folder;
+  const std::string big(1 << 20, 'b');
+  for (const bool at_commit : {false, true}) {
+    const FileSizeLimit limit(1000);
+    const auto write = [&] {
+      write_file_atomically(folder.at("a"), at_commit ? big.substr(0, 2000) : big);
+    };
+    EXPECT_THAT(
+        write, ThrowsMessage<Error>(AllOf(HasSubstr(folder.at("a")), HasSubstr("File too large"))));
+    EXPECT_THAT(names_in(folder.path()), IsEmpty());
+  }
+}
+
+TEST(AtomicDirectory, AppearsWhole) {
+  const TestFolder folder;
+  AtomicDirectory out(folder.at("sub/model/"));
+  put(out.path() + "/a", "1");
+  make_folder(out.path() + "/inner");
+  put(out.path() + "/inner/b", "2");
+  EXPECT_FALSE(fs::exists(folder.at("sub/model")));
+  out.commit();
+  EXPECT_EQ(read_text_file(folder.at("sub/model/inner/b")), "2");
+  EXPECT_THAT(names_in(folder.at("sub")), UnorderedElementsAre("model"));
+}
+
+TEST(AtomicDirectory, WithoutCommitNothingRemains) {
+  const TestFolder folder;
+  {
+    const AtomicDirectory out(folder.at("model"));
+    put(out.path() + "/a", "1");
+  }
+  EXPECT_THAT(names_in(folder.path()), IsEmpty());
+}
+
+TEST(AtomicDirectory, RefusesOrReplaces) {
+  const TestFolder folder;
+  make_folder(folder.at("model"));
+  put(folder.at("model/old"), "1");
+  EXPECT_THAT([&] { AtomicDirectory(folder.at("model")); },
+              ThrowsMessage<Error>(AllOf(HasSubstr("model"), HasSubstr("not empty"))));
+  EXPECT_THAT([&] { AtomicDirectory(folder.at("model/old")); },
+              ThrowsMessage<Error>(HasSubstr("is a file")));
+  AtomicDirectory out(folder.at("model"), AtomicDirectory::Existing::kReplace);
+  put(out.path() + "/new", "2");
+  out.commit();
+  EXPECT_THAT(names_in(folder.at("model")), UnorderedElementsAre("new"));
+  EXPECT_THAT(names_in(folder.path()), UnorderedElementsAre("model"));
+}
+
+TEST(AtomicDirectory, FillsAnEmptyFolder) {
+  const TestFolder folder;
+  make_folder(folder.at("model"));
+  AtomicDirectory out(folder.at("model"));
+  put(out.path() + "/a", "1");
+  out.commit();
+  EXPECT_THAT(names_in(folder.at("model")), UnorderedElementsAre("a"));
+}
+
+TEST(Leftovers, OfKilledWritersGoThoseOfLivingStay) {
+  const TestFolder folder;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const AtomicDirectory out(folder.at("model"));
+    put(out.path() + "/a", "1");
+    AtomicFile file(folder.at("file"));
+    file.write("x");
+    ::kill(::getpid(), SIGKILL);
+  }
+  ::waitpid(child, nullptr, 0);
+  EXPECT_EQ(names_in(folder.path()).size(), 2U);
+
+  const AtomicFile living(folder.at("living"));
+  put(folder.at("unrelated"), "1");
+  { const AtomicDirectory again(folder.at("model")); }  // cleans its own name only
+  EXPECT_EQ(names_in(folder.path()).size(), 3U);
+  EXPECT_EQ(remove_leftovers(folder.path()), 1);
+  EXPECT_EQ(names_in(folder.path()).size(), 2U);  // the living one and the unrelated file
+}
+
+TEST(LineLog, GrowsAndDropsAnUnfinishedLine) {
+  const TestFolder folder;
+  const std::string path = folder.at("log.jsonl");
+  {
+    LineLog log(path);
+    log.append("{\"step\": 1}");
+    log.append("{\"step\": 2}");
+    log.sync();
+    EXPECT_EQ(log.size(), read_text_file(path).size());
+  }
+  std::ofstream(path, std::ios::app) << std::string(10000, '{');
+  LineLog log(path);
+  EXPECT_EQ(read_text_file(path), "{\"step\": 1}\n{\"step\": 2}\n");
+  log.truncate(12);
+  log.append("{\"step\": 9}");
+  EXPECT_EQ(read_text_file(path), "{\"step\": 1}\n{\"step\": 9}\n");
+}
+
+TEST(LineLog, OnlyAnUnfinishedLineGivesAnEmptyLog) {
+  const TestFolder folder;
+  put(folder.at("log"), "{\"st");
+  EXPECT_EQ(LineLog(folder.at("log")).size(), 0U);
+  EXPECT_EQ(read_text_file(folder.at("log")), "");
+}
+
+TEST(LineLog, FullDiskKeepsTheLinesBefore) {
+  const TestFolder folder;
+  LineLog log(folder.at("log"));
+  log.append("first");
+  {
+    const FileSizeLimit limit(10);
+    EXPECT_THAT([&] { log.append("a line too long"); },
+                ThrowsMessage<Error>(HasSubstr("File too large")));
+  }
+  EXPECT_EQ(read_text_file(folder.at("log")), "first\n");
+  EXPECT_THAT([] { LineLog("/dev/full").append("x"); },
+              ThrowsMessage<Error>(AllOf(HasSubstr("/dev/full"), HasSubstr("No space left"))));
+}
+
+}  // namespace
+}  // namespace cambium
