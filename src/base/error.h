@@ -1,5 +1,5 @@
-// Errors. A user's mistake throws Error with a message that names the thing, what was expected, what
-// came and what to do. Our own bug stops the program through CAMBIUM_CHECK.
+// Errors. A user's mistake throws Error with a message that names the thing, what was expected,
+// what came and what to do. Our own bug stops the program through CAMBIUM_CHECK.
 #pragma once
 
 #include <fmt/format.h>
@@ -36,9 +36,9 @@ void expect(bool condition, fmt::format_string<Args...> format, Args&&... args) 
 }  // namespace cambium
 
 /// Our own invariant: prints the place and aborts when it does not hold.
-#define CAMBIUM_CHECK(condition, ...)                                                        \
-  do {                                                                                       \
-    if (!(condition)) [[unlikely]] {                                                         \
+#define CAMBIUM_CHECK(condition, ...)                                                         \
+  do {                                                                                        \
+    if (!(condition)) [[unlikely]] {                                                          \
       ::cambium::check_failed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_ARGS__)); \
-    }                                                                                        \
+    }                                                                                         \
   } while (false)

@@ -1,0 +1,164 @@
+#include "base/parallel.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+
+namespace cambium {
+namespace {
+
+thread_local bool inside_piece = false;
+
+inline void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+// Workers spin for a few tens of microseconds between loops (a model step is thousands of short
+// ones), then sleep.
+class Pool {
+ public:
+  explicit Pool(int threads) {
+    for (int i = 1; i < threads; ++i) {
+      workers_.emplace_back([this](const std::stop_token& stop) { work(stop); });
+    }
+  }
+  ~Pool() {
+    for (auto& worker : workers_) {
+      worker.request_stop();
+    }
+    {
+      const std::lock_guard lock(mutex_);
+      ++epoch_;
+    }
+    wake_.notify_all();
+  }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  void run(int64_t pieces, void (*body)(void*, int64_t), void* context) {
+    if (workers_.empty() || inside_piece) {
+      for (int64_t i = 0; i < pieces; ++i) {
+        body(context, i);
+      }
+      return;
+    }
+    const std::lock_guard one_loop(loop_mutex_);
+    body_ = body;
+    context_ = context;
+    pieces_ = pieces;
+    next_.store(0, std::memory_order_relaxed);
+    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    {
+      const std::lock_guard lock(mutex_);
+      epoch_.fetch_add(1, std::memory_order_release);
+    }
+    if (sleeping_.load() > 0) {
+      wake_.notify_all();
+    }
+    take_pieces();
+    for (int spins = 0; busy_.load(std::memory_order_acquire) > 0; ++spins) {
+      // A worker that lost its core to another process must get it back before we can go on.
+      if (spins < 4000) {
+        pause_cpu();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+ private:
+  void take_pieces() {
+    inside_piece = true;
+    for (;;) {
+      const int64_t piece = next_.fetch_add(1, std::memory_order_relaxed);
+      if (piece >= pieces_) {
+        break;
+      }
+      body_(context_, piece);
+    }
+    inside_piece = false;
+  }
+
+  void work(const std::stop_token& stop) {
+    uint64_t seen = 0;
+    for (;;) {
+      int spins = 0;
+      while (epoch_.load(std::memory_order_acquire) == seen) {
+        if (++spins < 4000) {
+          pause_cpu();
+          continue;
+        }
+        std::unique_lock lock(mutex_);
+        ++sleeping_;
+        wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
+        --sleeping_;
+      }
+      seen = epoch_.load(std::memory_order_acquire);
+      if (stop.stop_requested()) {
+        return;
+      }
+      take_pieces();
+      busy_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex loop_mutex_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<uint64_t> epoch_{0};
+  std::atomic<int> sleeping_{0};
+  std::atomic<int> busy_{0};
+  std::atomic<int64_t> next_{0};
+  int64_t pieces_ = 0;
+  void (*body_)(void*, int64_t) = nullptr;
+  void* context_ = nullptr;
+  std::vector<std::jthread> workers_;
+};
+
+int default_threads() {
+  if (const char* wanted = std::getenv("CAMBIUM_THREADS"); wanted != nullptr && *wanted != '\0') {
+    char* end = nullptr;
+    const long threads = std::strtol(wanted, &end, 10);
+    expect(*end == '\0' && threads >= 1 && threads <= 1024,
+           "CAMBIUM_THREADS: expected a number from 1 to 1024, got '{}'", wanted);
+    return static_cast<int>(threads);
+  }
+  const unsigned cores = std::thread::hardware_concurrency();
+  return cores == 0 ? 1 : static_cast<int>(cores);
+}
+
+std::unique_ptr<Pool>& pool() {
+  static std::unique_ptr<Pool> instance = std::make_unique<Pool>(default_threads());
+  return instance;
+}
+
+}  // namespace
+
+int num_threads() {
+  return pool()->threads();
+}
+
+void set_num_threads(int threads) {
+  CAMBIUM_CHECK(threads >= 1);
+  if (threads != num_threads()) {
+    pool() = std::make_unique<Pool>(threads);
+  }
+}
+
+void run_pieces(int64_t pieces, void (*body)(void* context, int64_t piece), void* context) {
+  pool()->run(pieces, body, context);
+}
+
+}  // namespace cambium

@@ -1,0 +1,152 @@
+// Vectors of floats for the CPU kernels: the compiler's own vector type at the width of the
+// instruction set the file is compiled for. Only *_cpu.cc files may include this header, and they
+// include nothing else that has inline functions of external linkage (no standard containers), so
+// that no code compiled for one instruction set can be linked into another's path.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifndef CAMBIUM_ISA
+#error "base/simd.h is for *_cpu.cc files, which the build compiles once per instruction set"
+#endif
+
+namespace cambium::CAMBIUM_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+inline constexpr int kLanes = 8;
+#else
+inline constexpr int kLanes = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(kLanes * 4)));
+typedef int32_t vi __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t vu __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
+
+static inline vf vload(const float* p) {
+  vf v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline void vstore(float* p, vf v) {
+  std::memcpy(p, &v, sizeof v);
+}
+/// The first n lanes (n < kLanes); the others are zero.
+static inline vf vload_part(const float* p, int64_t n) {
+  vf v = {};
+  std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(float));
+  return v;
+}
+static inline void vstore_part(float* p, vf v, int64_t n) {
+  std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(float));
+}
+static inline vf vset(float x) {
+  return x - vf{};
+}
+/// Lanes of bfloat16 widened to float (exact).
+static inline vf vload_bf16(const uint16_t* p) {
+  vh h;
+  std::memcpy(&h, p, sizeof h);
+  const vu wide = __builtin_convertvector(h, vu) << 16;
+  return reinterpret_cast<vf>(wide);
+}
+static inline vf vload_bf16_part(const uint16_t* p, int64_t n) {
+  vh h = {};
+  std::memcpy(&h, p, static_cast<size_t>(n) * sizeof(uint16_t));
+  const vu wide = __builtin_convertvector(h, vu) << 16;
+  return reinterpret_cast<vf>(wide);
+}
+static inline vf vmax(vf a, vf b) {
+  return a > b ? a : b;
+}
+static inline vf vmin(vf a, vf b) {
+  return a < b ? a : b;
+}
+static inline float vsum(vf v) {
+  float lanes[kLanes];
+  vstore(lanes, v);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) {
+      lanes[i] += lanes[i + width];
+    }
+  }
+  return lanes[0];
+}
+static inline float vreduce_max(vf v) {
+  float lanes[kLanes];
+  vstore(lanes, v);
+  float m = lanes[0];
+  for (int i = 1; i < kLanes; ++i) {
+    m = lanes[i] > m ? lanes[i] : m;
+  }
+  return m;
+}
+
+/// exp(x): 2^n * p(r) with |r| <= ln2/2 and a degree-6 polynomial; relative error below 2e-7.
+/// Saturates: 0 below -87.3, about 1.6e38 above 88.0; NaN stays NaN.
+static inline vf vexp(vf x) {
+  const vf clamped = vmin(vmax(x, vset(-87.33654F)), vset(88.0F));
+  const vf scaled = clamped * 1.44269504088896341F;
+  // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
+  const vf magic = vset(12582912.0F);
+  const vf shifted = scaled + magic;
+  const vf n = shifted - magic;
+  vf r = clamped - n * 0.693145751953125F;
+  r = r - n * 1.42860682030941723e-6F;
+  vf p = vset(1.0F / 720.0F);
+  p = p * r + 1.0F / 120.0F;
+  p = p * r + 1.0F / 24.0F;
+  p = p * r + 1.0F / 6.0F;
+  p = p * r + 0.5F;
+  p = p * r + 1.0F;
+  p = p * r + 1.0F;
+  const vi exponent = (__builtin_convertvector(n, vi) + 127) << 23;
+  const vf result = p * reinterpret_cast<vf>(exponent);
+  const vf flushed = x < vset(-87.33654F) ? vf{} : result;
+  return x == x ? flushed : x;
+}
+static inline vf vsigmoid(vf x) {
+  return 1.0F / (1.0F + vexp(-x));
+}
+static inline vf vsilu(vf x) {
+  return x * vsigmoid(x);
+}
+/// d silu(x) / dx.
+static inline vf vsilu_grad(vf x) {
+  const vf s = vsigmoid(x);
+  return s * (1.0F + x * (1.0F - s));
+}
+/// Natural logarithm of a normal positive float; relative error below 2e-7 away from 1.
+static inline vf vlog(vf x) {
+  vi bits = reinterpret_cast<vi>(x);
+  vi exponent = ((bits >> 23) & 0xff) - 127;
+  vi mantissa = (bits & 0x007fffff) | 0x3f800000;
+  vf m = reinterpret_cast<vf>(mantissa);
+  const vi big = m > vset(1.41421356F);
+  m = big ? m * 0.5F : m;
+  exponent = exponent - big;  // big is -1 where true
+  const vf e = __builtin_convertvector(exponent, vf);
+  const vf s = (m - 1.0F) / (m + 1.0F);  // log m = 2 atanh(s)
+  const vf s2 = s * s;
+  vf p = vset(2.0F / 11.0F);
+  p = p * s2 + 2.0F / 9.0F;
+  p = p * s2 + 2.0F / 7.0F;
+  p = p * s2 + 2.0F / 5.0F;
+  p = p * s2 + 2.0F / 3.0F;
+  p = p * s2 + 2.0F;
+  return e * 0.693147180559945309F + s * p;
+}
+/// log(1 + exp(x)); x itself above 20, as torch and the published kernels do.
+static inline vf vsoftplus(vf x) {
+  const vf e = vexp(vmin(x, vset(20.0F)));
+  // log1p: log(1+e) - correction for the rounding of 1+e.
+  const vf u = 1.0F + e;
+  const vf log1p = u == vset(1.0F) ? e : vlog(u) * (e / (u - 1.0F));
+  return x > vset(20.0F) ? x : log1p;
+}
+
+}  // namespace cambium::CAMBIUM_ISA

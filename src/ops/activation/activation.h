@@ -1,0 +1,25 @@
+// Element by element operations. All inputs row-contiguous, of one shape unless said otherwise.
+#pragma once
+
+#include "tensor/context.h"
+
+namespace cambium {
+
+/// a + b
+Tensor add(Context& ctx, const Tensor& a, const Tensor& b);
+/// silu(gate) * up, the inside of a SwiGLU feed-forward (Shazeer 2020, arXiv 2002.05202).
+Tensor swiglu(Context& ctx, const Tensor& gate, const Tensor& up);
+/// 1 / (1 + exp(-x))
+Tensor sigmoid(Context& ctx, const Tensor& x);
+
+/// The step sizes of Mamba-2: dt = clamp(softplus(raw + bias), lo, hi).   raw (T, H), bias (H) ->
+/// (T, H) softplus(x) is x itself above 20. No gradient passes where the clamp acts.
+Tensor step_size(Context& ctx, const Tensor& raw, const Tensor& bias, float lo, float hi);
+/// Log decay -exp(a_log) * x.   x (T, H), a_log (H) -> (T, H). Mamba-2 passes its step sizes.
+Tensor log_decay(Context& ctx, const Tensor& x, const Tensor& a_log);
+
+/// Repeats heads: x (T, G, N) -> (T, G * times, N), each head `times` times in a row (group-query
+/// order: output head h is input head h / times). Backward sums the copies.
+Tensor repeat_heads(Context& ctx, const Tensor& x, int64_t times);
+
+}  // namespace cambium

@@ -1,0 +1,37 @@
+// Causal softmax attention with grouped key-value heads, over packed sequences and paged caches.
+#pragma once
+
+#include <span>
+
+#include "ops/segments.h"
+#include "tensor/context.h"
+
+namespace cambium {
+
+struct AttentionConfig {
+  /// Scores are q.k * scale.
+  float scale = 1.0F;
+  /// A token sees itself and the window - 1 tokens before it; 0 = all before it.
+  int64_t window = 0;
+};
+
+/// Where keys and values of earlier tokens live. Token at position p of segment s is row p %
+/// page_size of page table[s * pages_per_segment + p / page_size]; entries of pages no token in
+/// reach needs may be -1.
+struct KvPages {
+  Tensor keys;                     // (pages, page_size, Hkv, D)
+  Tensor values;                   // (pages, page_size, Hkv, Dv)
+  std::span<const int32_t> table;  // (S, pages_per_segment)
+  int64_t pages_per_segment = 0;
+};
+
+/// softmax(q k^T scale, causal) v per head; query head h reads key-value head h / (H / Hkv).
+/// Softmax in fp32.   q (T, H, D), k (T, Hkv, D), v (T, Hkv, Dv), heads and head dims contiguous
+/// together, rows evenly spaced -> (T, H, Dv). With pages, k and v are first written to the cache,
+/// and a segment also attends to the tokens of its sequence before it; no gradient then. Keys come
+/// already rotated.
+Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                 const Segments& segments, const AttentionConfig& config,
+                 const KvPages* pages = nullptr);
+
+}  // namespace cambium

@@ -1,0 +1,15 @@
+// Token embedding.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "tensor/context.h"
+
+namespace cambium {
+
+/// Rows of table (V, C), F32, F64 or BF16, for the tokens (T) -> (T, C), F32 (F64 for an F64
+/// table). A token outside [0, V) is an Error. `tokens` must outlive the tape.
+Tensor embedding(Context& ctx, const Tensor& table, std::span<const int32_t> tokens);
+
+}  // namespace cambium

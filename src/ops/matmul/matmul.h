@@ -1,0 +1,27 @@
+// Products with weights, stored as checkpoints store them: one row per output.
+#pragma once
+
+#include "tensor/context.h"
+
+namespace cambium {
+
+/// y = x weight^T + bias.   x (T, K) row-contiguous, weight (N, K) contiguous, bias (N) or
+/// undefined
+/// -> (T, N). x is F32 or F64; weight has x's dtype, or is BF16 with x F32 (products accumulate in
+/// fp32; no gradient for a BF16 weight). Backward: dx += dy weight, dweight += dy^T x, dbias += sum
+/// dy. Results do not depend on the number of threads.
+Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias = {});
+
+/// The same into memory of the caller's, without a tape: out (T, N) row-contiguous; with
+/// `accumulate` added to what it holds. For operations that fuse a product (the loss with the
+/// output head).
+void matmul_into(const Context& ctx, const Tensor& out, const Tensor& x, const Tensor& weight,
+                 bool accumulate = false);
+/// out (T, K) (+)= dy (T, N) weight (N, K)
+void matmul_grad_input(const Context& ctx, const Tensor& out, const Tensor& dy,
+                       const Tensor& weight, bool accumulate);
+/// out (N, K) (+)= dy (T, N)^T x (T, K)
+void matmul_grad_weight(const Context& ctx, const Tensor& out, const Tensor& dy, const Tensor& x,
+                        bool accumulate);
+
+}  // namespace cambium

@@ -1,0 +1,33 @@
+// Normalisations over the last axis. All sums in fp32 (fp64 for F64 tensors).
+#pragma once
+
+#include "tensor/context.h"
+
+namespace cambium {
+
+/// y = x * rsqrt(mean(x^2) + eps) * weight.   x (T, ..., C) with rows, weight (C) -> (T, ..., C)
+/// Zhang & Sennrich 2019, arXiv 1910.07467. Weight has the dtype of x.
+Tensor rms_norm(Context& ctx, const Tensor& x, const Tensor& weight, float eps);
+
+enum class GateOrder { kGateFirst, kNormFirst };
+enum class GateActivation { kSilu, kSigmoid };
+
+struct GatedNormConfig {
+  float eps = 1e-5F;
+  /// The mean is taken over contiguous groups of this many channels; it divides C.
+  int64_t group = 0;
+  GateOrder order = GateOrder::kGateFirst;
+  GateActivation activation = GateActivation::kSilu;
+};
+
+/// The norm after a recurrent mixer. x, gate (T, C) -> (T, C); weight (C), or (group) shared by
+/// groups.
+///   gate first: y = RMS_group(x * act(gate)) * weight        (Mamba-2)
+///   norm first: y = RMS_group(x) * weight * act(gate)         (Gated DeltaNet, KDA)
+Tensor gated_rms_norm(Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& weight,
+                      const GatedNormConfig& config);
+
+/// y = scale * x * rsqrt(sum(x^2) + eps), per row of the last axis.   x (..., D) -> (..., D)
+Tensor l2_norm(Context& ctx, const Tensor& x, float eps, float scale);
+
+}  // namespace cambium

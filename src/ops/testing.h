@@ -1,0 +1,181 @@
+// What the tests of operations share. An operation is given as a function of its input tensors; the
+// same function then runs in double precision (the naive definition), in float by every instruction
+// set of this machine, and under finite differences.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/cpu.h"
+#include "tensor/context.h"
+
+namespace cambium::testing {
+
+/// An input of the operation under test: its shape and the range its values are drawn from.
+struct Input {
+  std::vector<int64_t> shape;
+  double lo = -1.0;
+  double hi = 1.0;
+  bool differentiable = true;
+};
+
+using Operation = std::function<Tensor(Context&, const std::vector<Tensor>&)>;
+
+struct Run {
+  std::vector<double> output;
+  std::vector<std::vector<double>> grads;  // per input; empty where not differentiable
+};
+
+inline std::vector<std::vector<double>> draw(const std::vector<Input>& inputs, uint64_t seed = 1) {
+  std::mt19937_64 random(seed);
+  std::vector<std::vector<double>> values;
+  for (const Input& input : inputs) {
+    int64_t n = 1;
+    for (const int64_t size : input.shape) n *= size;
+    std::uniform_real_distribution<double> uniform(input.lo, input.hi);
+    auto& v = values.emplace_back(static_cast<size_t>(n));
+    // Rounded to float, so that both precisions see the same numbers.
+    for (double& x : v) x = static_cast<float>(uniform(random));
+  }
+  return values;
+}
+
+/// The weights of the scalar loss sum_i w_i y_i under which gradients are taken.
+inline double loss_weight(size_t i) {
+  return std::sin(0.7 * static_cast<double>(i) + 0.3);
+}
+
+inline std::vector<double> to_doubles(const Tensor& t, const void* base) {
+  std::vector<double> out;
+  std::array<int64_t, kMaxRank> index{};
+  const int64_t n = t.numel();
+  out.reserve(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    int64_t offset = 0;
+    for (size_t a = 0; a < static_cast<size_t>(t.rank); ++a) offset += index[a] * t.stride[a];
+    out.push_back(t.dtype == Dtype::kF64 ? static_cast<const double*>(base)[offset]
+                                         : static_cast<const float*>(base)[offset]);
+    for (int a = t.rank; a-- > 0;) {
+      const auto axis = static_cast<size_t>(a);
+      if (++index[axis] < t.shape[axis]) break;
+      index[axis] = 0;
+    }
+  }
+  return out;
+}
+
+template <class Real>
+Run run_operation(const Operation& operation, const std::vector<Input>& inputs,
+                  const std::vector<std::vector<double>>& values, bool reference, bool with_grad) {
+  Arena arena;
+  Tape tape(arena);
+  Context ctx{.arena = &arena, .tape = with_grad ? &tape : nullptr, .reference = reference};
+  std::vector<OwnedTensor> owned;
+  std::vector<Tensor> tensors;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    owned.emplace_back(DtypeOf<Real>::value, std::span<const int64_t>(inputs[i].shape),
+                       with_grad && inputs[i].differentiable);
+    std::copy(values[i].begin(), values[i].end(), owned.back().view.template ptr<Real>());
+    tensors.push_back(owned.back().view);
+  }
+  const Tensor y = operation(ctx, tensors);
+  Run run;
+  run.output = to_doubles(y, y.data);
+  if (with_grad) {
+    EXPECT_TRUE(y.contiguous()) << "the test sets the gradient of a contiguous result";
+    for (size_t i = 0; i < run.output.size(); ++i) {
+      static_cast<Real*>(y.grad)[i] = static_cast<Real>(loss_weight(i));
+    }
+    tape.backward();
+    for (const Tensor& t : tensors) {
+      run.grads.push_back(t.has_grad() ? to_doubles(t, t.grad) : std::vector<double>{});
+    }
+  }
+  return run;
+}
+
+/// max |a - b| / max(|b|, floor)
+inline double relative_error(const std::vector<double>& a, const std::vector<double>& b,
+                             double floor = 1e-6) {
+  EXPECT_EQ(a.size(), b.size());
+  double worst = 0.0;
+  double scale = floor;
+  for (const double x : b) scale = std::max(scale, std::abs(x));
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    const double error = std::abs(a[i] - b[i]);
+    worst = std::isfinite(error) ? std::max(worst, error) : INFINITY;
+  }
+  return worst / scale;
+}
+
+/// Gradients of the double-precision definition against central differences: relative error <=
+/// 1e-6.
+inline void expect_gradients_match_differences(const Operation& operation,
+                                               const std::vector<Input>& inputs,
+                                               double tolerance = 1e-6, size_t max_per_input = 40) {
+  auto values = draw(inputs);
+  const Run exact = run_operation<double>(operation, inputs, values, true, true);
+  const auto loss = [&] {
+    const Run run = run_operation<double>(operation, inputs, values, true, false);
+    double sum = 0.0;
+    for (size_t i = 0; i < run.output.size(); ++i) sum += loss_weight(i) * run.output[i];
+    return sum;
+  };
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!inputs[i].differentiable) continue;
+    std::vector<double> analytic;
+    std::vector<double> numeric;
+    const size_t n = values[i].size();
+    const size_t step = std::max<size_t>(1, n / max_per_input);
+    for (size_t j = 0; j < n; j += step) {
+      const double saved = values[i][j];
+      const double h = 1e-5 * std::max(1.0, std::abs(saved));
+      values[i][j] = saved + h;
+      const double up = loss();
+      values[i][j] = saved - h;
+      const double down = loss();
+      values[i][j] = saved;
+      numeric.push_back((up - down) / (2 * h));
+      analytic.push_back(exact.grads[i][j]);
+    }
+    EXPECT_LE(relative_error(analytic, numeric), tolerance) << "gradient of input " << i;
+  }
+}
+
+/// The float kernels of every instruction set (and the float definition) against the
+/// double-precision definition, forward and backward.
+inline void expect_kernels_match_reference(const Operation& operation,
+                                           const std::vector<Input>& inputs,
+                                           double forward_tolerance = 1e-5,
+                                           double backward_tolerance = 1e-3) {
+  const auto values = draw(inputs);
+  const bool any = std::any_of(inputs.begin(), inputs.end(),
+                               [](const Input& input) { return input.differentiable; });
+  const Run exact = run_operation<double>(operation, inputs, values, true, any);
+  const auto compare = [&](const std::string& name, bool reference) {
+    for (const bool with_grad : {false, true}) {
+      if (with_grad && !any) continue;
+      const Run run = run_operation<float>(operation, inputs, values, reference, with_grad);
+      EXPECT_LE(relative_error(run.output, exact.output), forward_tolerance) << name;
+      for (size_t i = 0; with_grad && i < inputs.size(); ++i) {
+        EXPECT_LE(relative_error(run.grads[i], exact.grads[i]), backward_tolerance)
+            << name << ", gradient of input " << i;
+      }
+    }
+  };
+  const CpuIsa best = cpu_isa();
+  compare("float definition", true);
+  for (int isa = 0; isa <= static_cast<int>(best); ++isa) {
+    set_cpu_isa(static_cast<CpuIsa>(isa));
+    compare(cpu_isa_name(cpu_isa()), false);
+  }
+  set_cpu_isa(best);
+}
+
+}  // namespace cambium::testing

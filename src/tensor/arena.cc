@@ -1,0 +1,76 @@
+#include "tensor/arena.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+namespace cambium {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+constexpr int64_t kBlockBytes = int64_t{16} << 20;
+
+int64_t round_up(int64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+int64_t tensor_bytes(Dtype dtype, std::span<const int64_t> shape) {
+  int64_t n = dtype_size(dtype);
+  for (const int64_t size : shape) {
+    CAMBIUM_CHECK(size >= 0);
+    n *= size;
+  }
+  return n;
+}
+
+}  // namespace
+
+void Buffer::Free::operator()(void* p) const {
+  std::free(p);
+}
+
+Buffer::Buffer(int64_t bytes, Device device) : bytes_(bytes) {
+  expect(device == Device::kCpu, "[buffer] expected a CPU device; this build has no CUDA support");
+  const auto size = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1)));
+  void* p = std::aligned_alloc(kAlignment, size);
+  expect(p != nullptr, "[buffer] out of memory: {} bytes were asked for", bytes);
+  std::memset(p, 0, size);
+  data_.reset(p);
+}
+
+OwnedTensor::OwnedTensor(Dtype dtype, std::span<const int64_t> shape, bool with_grad)
+    : data(tensor_bytes(dtype, shape)) {
+  if (with_grad) {
+    grad = Buffer(data.bytes());
+  }
+  view = Tensor::of(dtype, Device::kCpu, shape, data.data(), grad.data());
+}
+
+void* Arena::allocate(int64_t bytes) {
+  const int64_t size = round_up(std::max<int64_t>(bytes, 1));
+  while (block_ < blocks_.size() && offset_ + size > blocks_[block_].bytes()) {
+    ++block_;
+    offset_ = 0;
+  }
+  if (block_ == blocks_.size()) {
+    blocks_.emplace_back(std::max(size, kBlockBytes), device_);
+  }
+  void* p = static_cast<char*>(blocks_[block_].data()) + offset_;
+  offset_ += size;
+  used_ += size;
+  peak_ = std::max(peak_, used_);
+  return p;
+}
+
+void Arena::release(Mark mark) {
+  CAMBIUM_CHECK(mark.used <= used_);
+  block_ = mark.block;
+  offset_ = mark.offset;
+  used_ = mark.used;
+}
+
+Tensor Arena::empty(Dtype dtype, std::span<const int64_t> shape) {
+  return Tensor::of(dtype, device_, shape, allocate(tensor_bytes(dtype, shape)));
+}
+
+}  // namespace cambium

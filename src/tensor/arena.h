@@ -1,0 +1,90 @@
+// Arena: memory for the tensors of a step. Allocation moves a pointer; mark() and release() free
+// everything since the mark at once. Blocks are kept, so that from the second step on nothing is
+// allocated from the system. Buffer: one owned allocation, for parameters and caches.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "tensor/tensor.h"
+
+namespace cambium {
+
+/// Owns aligned memory; moves, does not copy. Freshly zeroed.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t bytes, Device device = Device::kCpu);
+  void* data() const { return data_.get(); }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  struct Free {
+    void operator()(void* p) const;
+  };
+  std::unique_ptr<void, Free> data_;
+  int64_t bytes_ = 0;
+};
+
+/// A tensor with memory of its own.
+struct OwnedTensor {
+  OwnedTensor() = default;
+  OwnedTensor(Dtype dtype, std::span<const int64_t> shape, bool with_grad = false);
+  OwnedTensor(Dtype dtype, std::initializer_list<int64_t> shape, bool with_grad = false)
+      : OwnedTensor(dtype, std::span(shape.begin(), shape.size()), with_grad) {}
+  Buffer data;
+  Buffer grad;
+  Tensor view;
+};
+
+class Arena {
+ public:
+  explicit Arena(Device device = Device::kCpu) : device_(device) {}
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  struct Mark {
+    size_t block = 0;
+    int64_t offset = 0;
+    int64_t used = 0;
+  };
+
+  /// Uninitialised memory, aligned to 64 bytes, valid until a mark before it is released.
+  void* allocate(int64_t bytes);
+  Mark mark() const { return {block_, offset_, used_}; }
+  void release(Mark mark);
+  /// The most bytes that were in use at once.
+  int64_t peak_bytes() const { return peak_; }
+  int64_t used_bytes() const { return used_; }
+  Device device() const { return device_; }
+
+  Tensor empty(Dtype dtype, std::span<const int64_t> shape);
+  Tensor empty(Dtype dtype, std::initializer_list<int64_t> shape) {
+    return empty(dtype, std::span(shape.begin(), shape.size()));
+  }
+
+ private:
+  Device device_;
+  std::vector<Buffer> blocks_;
+  size_t block_ = 0;    // block in use
+  int64_t offset_ = 0;  // next free byte in it
+  int64_t used_ = 0;
+  int64_t peak_ = 0;
+};
+
+/// Releases what was allocated during its life.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}
+  ~ArenaScope() { arena_.release(mark_); }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Arena& arena_;
+  Arena::Mark mark_;
+};
+
+}  // namespace cambium

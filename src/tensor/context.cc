@@ -1,0 +1,28 @@
+#include "tensor/context.h"
+
+namespace cambium {
+
+void Tape::backward() {
+  while (!steps_.empty()) {
+    const Entry entry = steps_.back();
+    steps_.pop_back();
+    const ArenaScope scope(arena_);
+    entry.run(entry.closure);
+  }
+}
+
+Tensor Context::result(Dtype dtype, std::span<const int64_t> shape, bool with_grad) const {
+  Tensor t = arena->empty(dtype, shape);
+  if (with_grad) {
+    t.grad = arena->allocate(t.bytes());
+    std::memset(t.grad, 0, static_cast<size_t>(t.bytes()));
+  }
+  return t;
+}
+
+void require_cpu(const char* operation, const Tensor& t) {
+  expect(t.device == Device::kCpu, "[{}] this build has no {} kernel; move the model to the cpu",
+         operation, device_name(t.device));
+}
+
+}  // namespace cambium

@@ -1,0 +1,124 @@
+// Tensor: a typed, strided view of memory on a device. It owns nothing (Buffer and Arena do) and is
+// copied like a number. A tensor that takes part in training carries a second pointer, `grad`, to
+// memory of the same layout in which backward passes accumulate; every view (slice, reshape) of the
+// tensor is a view of its gradient too.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <span>
+#include <string>
+
+#include "base/error.h"
+#include "tensor/rows.h"
+
+namespace cambium {
+
+/// Element types. F64 exists for the reference path: every operation computes F64 tensors with its
+/// naive definition in double precision.
+enum class Dtype : uint8_t { kF32, kBF16, kF64, kF16, kI32, kI64, kU8 };
+int64_t dtype_size(Dtype dtype);
+const char* dtype_name(Dtype dtype);
+
+enum class Device : uint8_t { kCpu, kCuda };
+const char* device_name(Device device);
+
+/// bfloat16 as stored: the upper half of a float.
+using bf16_t = uint16_t;
+
+template <class T>
+struct DtypeOf;
+template <>
+struct DtypeOf<float> {
+  static constexpr Dtype value = Dtype::kF32;
+};
+template <>
+struct DtypeOf<double> {
+  static constexpr Dtype value = Dtype::kF64;
+};
+template <>
+struct DtypeOf<bf16_t> {
+  static constexpr Dtype value = Dtype::kBF16;
+};
+template <>
+struct DtypeOf<int32_t> {
+  static constexpr Dtype value = Dtype::kI32;
+};
+template <>
+struct DtypeOf<int64_t> {
+  static constexpr Dtype value = Dtype::kI64;
+};
+template <>
+struct DtypeOf<uint8_t> {
+  static constexpr Dtype value = Dtype::kU8;
+};
+
+inline constexpr int kMaxRank = 4;
+
+struct Tensor {
+  Dtype dtype = Dtype::kF32;
+  Device device = Device::kCpu;
+  int rank = 0;
+  std::array<int64_t, kMaxRank> shape{};
+  std::array<int64_t, kMaxRank> stride{};  // in elements
+  void* data = nullptr;
+  void* grad = nullptr;  // same layout as data, or null when no gradient is wanted
+
+  /// A contiguous view of `data`.
+  static Tensor of(Dtype dtype, Device device, std::span<const int64_t> shape, void* data,
+                   void* grad = nullptr);
+  template <class T>
+  static Tensor of(T* data, std::initializer_list<int64_t> shape, T* grad = nullptr) {
+    return of(DtypeOf<T>::value, Device::kCpu, std::span(shape.begin(), shape.size()), data, grad);
+  }
+
+  bool defined() const { return rank > 0; }
+  bool has_grad() const { return grad != nullptr; }
+  /// Size of an axis; negative axes count from the last.
+  int64_t dim(int axis) const { return shape[static_cast<size_t>(axis < 0 ? rank + axis : axis)]; }
+  int64_t numel() const;
+  int64_t bytes() const { return numel() * dtype_size(dtype); }
+  /// Product of all axes but the last.
+  int64_t rows() const { return rank == 0 || dim(-1) == 0 ? 0 : numel() / dim(-1); }
+  /// Elements from one row to the next of a tensor whose leading axes can be walked as one.
+  int64_t row_stride() const;
+  bool contiguous() const;
+  /// Last axis contiguous and the leading axes evenly spaced: what most operations ask for.
+  bool row_contiguous() const;
+
+  /// Last axis contiguous, and the axes between the first and the last evenly spaced.
+  bool has_rows() const;
+  /// The walk over the rows of a tensor that has_rows().
+  Rows row_walk() const;
+
+  template <class T>
+  T* ptr() const {
+    CAMBIUM_CHECK(DtypeOf<T>::value == dtype, "tensor holds {}", dtype_name(dtype));
+    return static_cast<T*>(data);
+  }
+  template <class T>
+  T* grad_ptr() const {
+    CAMBIUM_CHECK(DtypeOf<T>::value == dtype, "tensor holds {}", dtype_name(dtype));
+    return static_cast<T*>(grad);
+  }
+
+  /// Same elements, other shape; the tensor must be contiguous.
+  Tensor reshape(std::initializer_list<int64_t> new_shape) const;
+  /// (..., A*B) -> (..., A, B); works on any stride of the leading axes.
+  Tensor split_last(int64_t a, int64_t b) const;
+  /// (..., A, B) -> (..., A*B); the last two axes must be contiguous together.
+  Tensor merge_last() const;
+  /// Elements [begin, begin + length) of `axis`.
+  Tensor slice(int axis, int64_t begin, int64_t length) const;
+  /// The gradient as a tensor of its own (which has no gradient).
+  Tensor grad_tensor() const;
+  /// The same data without its gradient.
+  Tensor detached() const;
+
+  bool same_shape(const Tensor& other) const;
+  /// "f32 (3, 64)".
+  std::string describe() const;
+};
+
+}  // namespace cambium
