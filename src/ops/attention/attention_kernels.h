@@ -1,0 +1,39 @@
+// Private to the operation: what its definition and its kernels are given.
+#pragma once
+
+#include <cstdint>
+
+#include "base/cpu.h"
+#include "tensor/rows.h"
+
+namespace cambium {
+
+/// Which tokens see which. The keys of segment s stand at positions 0 .. last; without pages
+/// position 0 is the segment's own first token, and its key rows are the segment's rows.
+struct AttentionShape {
+  int64_t segments;
+  const int32_t* start;     // (S + 1)
+  const int32_t* position;  // (S), or null without pages: all zero
+  const int32_t* table;     // (S, pages_per_segment), or null without pages
+  int64_t pages_per_segment;
+  int64_t page_size;
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t head_dim;   // of q and k
+  int64_t value_dim;  // of v
+  float scale;
+  int64_t window;  // 0 = unbounded
+
+  int64_t length(int64_t s) const { return start[s + 1] - start[s]; }
+  int64_t first_position(int64_t s) const { return position == nullptr ? 0 : position[s]; }
+  /// The first position that a token at position p sees.
+  int64_t reach(int64_t p) const { return window > 0 && p >= window ? p - window + 1 : 0; }
+  /// Row of the key (or value) tensor that holds position p.
+  int64_t key_row(int64_t s, int64_t p) const {
+    return table == nullptr
+               ? start[s] + p
+               : table[s * pages_per_segment + p / page_size] * page_size + p % page_size;
+  }
+};
+
+}  // namespace cambium
