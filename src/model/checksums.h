@@ -1,0 +1,37 @@
+// checksums.json: the size and checksum of every file of a checkpoint folder, so that a copy that
+// was cut short or a disk that lost a bit is found before it becomes wrong text.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+
+namespace cambium {
+
+struct FileChecksum {
+  std::uint64_t bytes = 0;
+  std::uint64_t digest = 0;
+};
+
+/// By file name inside the folder ("model.safetensors").
+using FileChecksums = std::map<std::string, FileChecksum>;
+
+/// Writes `folder`/checksums.json for every file directly in the folder. Those in `known` are not
+/// read again: pass what the writers returned.
+void write_checksums(const std::string& folder, const FileChecksums& known = {});
+
+/// What `folder`/checksums.json says; nothing when there is no such file.
+std::optional<FileChecksums> read_checksums(const std::string& folder);
+
+/// Reads every listed file; Error names the first that is missing or differs. Returns how many were
+/// checked: 0 when the folder has no checksums.json.
+std::size_t verify_checksums(const std::string& folder);
+
+/// Compares one file's bytes with its entry; a file that is not listed passes.
+void verify_checksum(const FileChecksums& checksums, const std::string& path,
+                     std::span<const std::byte> bytes);
+
+}  // namespace cambium
