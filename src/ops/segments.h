@@ -3,7 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <span>
+
+#include "ops/segment_walk.h"
+#include "tensor/context.h"
 
 namespace cambium {
 
@@ -22,6 +26,20 @@ struct Segments {
     const auto i = static_cast<size_t>(s);
     return start[i + 1] - start[i];
   }
+  SegmentWalk walk() const {
+    return {count(), start.data(), position.data(), slot.empty() ? nullptr : slot.data()};
+  }
 };
+
+/// Fails unless the segments divide `tokens` tokens, every slot is a row of `state`, and the state
+/// is a contiguous tensor (slots, row_shape...) of `dtype`; an undefined state is right only where
+/// all segments stand at position 0.
+void expect_segments(const char* operation, const Segments& segments, int64_t tokens,
+                     const Tensor& state, Dtype dtype, std::initializer_list<int64_t> row_shape);
+
+/// A copy (S, row...) of the state before each segment, for a backward step: the operation is about
+/// to overwrite the slots. Undefined where no segment continues a sequence. The walk to use with
+/// the copy is that of the segments with `slot` null.
+Tensor copy_initial_state(const Context& ctx, const Segments& segments, const Tensor& state);
 
 }  // namespace cambium
