@@ -60,6 +60,57 @@ static inline vf vload_bf16_part(const uint16_t* p, int64_t n) {
   const vu wide = __builtin_convertvector(h, vu) << 16;
   return reinterpret_cast<vf>(wide);
 }
+/// Transposes a square of kLanes x kLanes floats in registers. Squares of 4 x 4 first, inside the
+/// 128-bit quarters of each vector, then the quarters among themselves.
+static inline void transpose_square(vf (&r)[kLanes]) {
+  for (int i = 0; i < kLanes; i += 4) {
+#if defined(__AVX512F__)
+#define CAMBIUM_QUARTERS(a, b, i0, i1, i2, i3)                                                    \
+  __builtin_shufflevector(a, b, i0, i1, i2, i3, (i0) + 4, (i1) + 4, (i2) + 4, (i3) + 4, (i0) + 8, \
+                          (i1) + 8, (i2) + 8, (i3) + 8, (i0) + 12, (i1) + 12, (i2) + 12,          \
+                          (i3) + 12)
+#elif defined(__AVX2__)
+#define CAMBIUM_QUARTERS(a, b, i0, i1, i2, i3) \
+  __builtin_shufflevector(a, b, i0, i1, i2, i3, (i0) + 4, (i1) + 4, (i2) + 4, (i3) + 4)
+#else
+#define CAMBIUM_QUARTERS(a, b, i0, i1, i2, i3) __builtin_shufflevector(a, b, i0, i1, i2, i3)
+#endif
+    const vf a = CAMBIUM_QUARTERS(r[i], r[i + 1], 0, kLanes, 1, kLanes + 1);
+    const vf b = CAMBIUM_QUARTERS(r[i], r[i + 1], 2, kLanes + 2, 3, kLanes + 3);
+    const vf c = CAMBIUM_QUARTERS(r[i + 2], r[i + 3], 0, kLanes, 1, kLanes + 1);
+    const vf d = CAMBIUM_QUARTERS(r[i + 2], r[i + 3], 2, kLanes + 2, 3, kLanes + 3);
+    r[i] = CAMBIUM_QUARTERS(a, c, 0, 1, kLanes, kLanes + 1);
+    r[i + 1] = CAMBIUM_QUARTERS(a, c, 2, 3, kLanes + 2, kLanes + 3);
+    r[i + 2] = CAMBIUM_QUARTERS(b, d, 0, 1, kLanes, kLanes + 1);
+    r[i + 3] = CAMBIUM_QUARTERS(b, d, 2, 3, kLanes + 2, kLanes + 3);
+#undef CAMBIUM_QUARTERS
+  }
+#if defined(__AVX512F__)
+  for (int i = 0; i < 4; ++i) {
+#define CAMBIUM_PICK(a, b, q0, q1)                                                                \
+  __builtin_shufflevector(a, b, 4 * (q0), 4 * (q0) + 1, 4 * (q0) + 2, 4 * (q0) + 3, 4 * (q1),     \
+                          4 * (q1) + 1, 4 * (q1) + 2, 4 * (q1) + 3, 16 + 4 * (q0),                \
+                          16 + 4 * (q0) + 1, 16 + 4 * (q0) + 2, 16 + 4 * (q0) + 3, 16 + 4 * (q1), \
+                          16 + 4 * (q1) + 1, 16 + 4 * (q1) + 2, 16 + 4 * (q1) + 3)
+    const vf a = CAMBIUM_PICK(r[i], r[i + 4], 0, 1);
+    const vf b = CAMBIUM_PICK(r[i], r[i + 4], 2, 3);
+    const vf c = CAMBIUM_PICK(r[i + 8], r[i + 12], 0, 1);
+    const vf d = CAMBIUM_PICK(r[i + 8], r[i + 12], 2, 3);
+    r[i] = CAMBIUM_PICK(a, c, 0, 2);
+    r[i + 4] = CAMBIUM_PICK(a, c, 1, 3);
+    r[i + 8] = CAMBIUM_PICK(b, d, 0, 2);
+    r[i + 12] = CAMBIUM_PICK(b, d, 1, 3);
+#undef CAMBIUM_PICK
+  }
+#elif defined(__AVX2__)
+  for (int i = 0; i < 4; ++i) {
+    const vf a = r[i];
+    const vf b = r[i + 4];
+    r[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+    r[i + 4] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+#endif
+}
 static inline vf vmax(vf a, vf b) {
   return a > b ? a : b;
 }

@@ -1,0 +1,187 @@
+// Speed of the matrix products next to what the machine can do, in one run: every figure is the
+// best of several passes. Threads: CAMBIUM_THREADS. Arguments: names of groups (tiny, real,
+// decode).
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/cpu.h"
+#include "base/float16.h"
+#include "base/parallel.h"
+#include "ops/matmul/matmul.h"
+
+namespace {
+
+using namespace cambium;
+
+double seconds_of(const std::function<void()>& call) {
+  double best = 1e30;
+  double total = 0;
+  for (int pass = 0; pass < 200 && (pass < 5 || total < 0.4); ++pass) {
+    const auto start = std::chrono::steady_clock::now();
+    call();
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+    best = std::min(best, time.count());
+    total += time.count();
+  }
+  return best;
+}
+
+// Fused multiply-adds on registers only, on every thread.
+double peak_gflops() {
+#if defined(__AVX512F__)
+  constexpr int kLanes = 16;
+#else
+  constexpr int kLanes = 8;
+#endif
+  typedef float Vector __attribute__((vector_size(kLanes * 4)));
+  constexpr int kChains = 12;
+  constexpr int64_t kSteps = 4'000'000;
+  std::vector<float> sink(static_cast<size_t>(num_threads()));
+  const double seconds = seconds_of([&] {
+    parallel_for(num_threads(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        Vector sum[kChains];
+        for (int c = 0; c < kChains; ++c) {
+          sum[c] = Vector{} + static_cast<float>(c);  // equal chains would be merged into one
+        }
+        Vector x = Vector{} + 1e-3F;
+        Vector y = Vector{} + 0.5F;
+        for (int64_t i = 0; i < kSteps; ++i) {
+          asm volatile("" : "+v"(x), "+v"(y));
+#pragma GCC unroll 12
+          for (int c = 0; c < kChains; ++c) {
+            sum[c] = sum[c] * y + x;
+          }
+        }
+        for (int c = 0; c < kChains; ++c) {
+          sink[static_cast<size_t>(t)] += sum[c][0];
+        }
+      }
+    });
+  });
+  return 2.0 * kLanes * kChains * kSteps * num_threads() / seconds * 1e-9;
+}
+
+// Bytes a second read from memory that no cache holds.
+double stream_gbs() {
+  const std::vector<uint64_t> memory(size_t{1} << 26, 1);  // 512 MiB
+  std::vector<uint64_t> sink(64);
+  const double seconds = seconds_of([&] {
+    parallel_for(64, 1, [&](int64_t begin, int64_t) {
+      const uint64_t* p = memory.data() + begin * (int64_t{1} << 20);
+      uint64_t sum = 0;
+      for (int64_t i = 0; i < int64_t{1} << 20; ++i) {
+        sum += p[i];
+      }
+      sink[static_cast<size_t>(begin)] = sum;
+    });
+  });
+  return 8.0 * static_cast<double>(memory.size()) / seconds * 1e-9;
+}
+
+struct Operand {
+  std::vector<float> wide;
+  std::vector<bf16_t> narrow;
+  Tensor f32, bf16;
+
+  Operand(int64_t rows, int64_t columns)
+      : wide(static_cast<size_t>(rows * columns)), narrow(wide.size()) {
+    for (size_t i = 0; i < wide.size(); ++i) {
+      wide[i] = static_cast<float>(i * 2654435761U % 1000) * 0.002F - 1.0F;
+      narrow[i] = f32_to_bf16(wide[i]);
+    }
+    f32 = Tensor::of(wide.data(), {rows, columns});
+    bf16 = Tensor::of(narrow.data(), {rows, columns});
+  }
+};
+
+void products(double peak, int64_t t, int64_t k, int64_t n, bool training) {
+  Arena arena;
+  const Context ctx{.arena = &arena};
+  const Operand x(t, k);
+  const Operand w(n, k);
+  const Operand y(t, n);
+  const double flops = 2.0 * static_cast<double>(t * k * n);
+  const auto print = [&](const char* name, const std::function<void()>& call) {
+    const double gflops = flops / seconds_of(call) * 1e-9;
+    std::printf("  %s %6.1f (%3.0f%%)", name, gflops, 100 * gflops / peak);
+  };
+  std::printf("T %5ld K %5ld N %5ld", static_cast<long>(t), static_cast<long>(k),
+              static_cast<long>(n));
+  print("f32", [&] { matmul_into(ctx, y.f32, x.f32, w.f32); });
+  print("bf16", [&] { matmul_into(ctx, y.f32, x.f32, w.bf16); });
+  if (training) {
+    print("dx", [&] { matmul_grad_input(ctx, x.f32, y.f32, w.f32, true); });
+    print("dw", [&] { matmul_grad_weight(ctx, w.f32, y.f32, x.f32, true); });
+  }
+  std::printf("\n");
+}
+
+// A few tokens through weights too large for the caches: bound by reading the weights.
+void decode(double stream, int64_t t, int64_t k, int64_t n) {
+  Arena arena;
+  const Context ctx{.arena = &arena};
+  const int64_t copies = (int64_t{400} << 20) / (n * k * 2) + 1;
+  const Operand x(t, k);
+  const Operand w(n * copies, k);
+  const Operand y(t, n);
+  std::printf("T %5ld K %5ld N %5ld", static_cast<long>(t), static_cast<long>(k),
+              static_cast<long>(n));
+  for (const Tensor* weight : {&w.f32, &w.bf16}) {
+    const double seconds = seconds_of([&] {
+      for (int64_t i = 0; i < copies; ++i) {
+        matmul_into(ctx, y.f32, x.f32, weight->slice(0, i * n, n));
+      }
+    });
+    const double gbs = static_cast<double>(weight->bytes()) / seconds * 1e-9;
+    std::printf("  %s %5.1f GB/s (%3.0f%%) %6.1f GFLOP/s", dtype_name(weight->dtype), gbs,
+                100 * gbs / stream, 2.0 * static_cast<double>(t * k * n * copies) / seconds * 1e-9);
+  }
+  std::printf("\n");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const auto wanted = [&](const char* group) {
+    return argc < 2 || std::any_of(argv + 1, argv + argc,
+                                   [&](const char* a) { return std::strcmp(a, group) == 0; });
+  };
+  const double peak = peak_gflops();
+  std::printf("%d threads, %s: %.0f GFLOP/s of fp32 multiply-adds on registers\n", num_threads(),
+              cpu_isa_name(cpu_isa()), peak);
+  if (wanted("tiny")) {
+    std::printf("tiny models (GFLOP/s, of peak)\n");
+    for (const int64_t t : {256, 1024, 4096}) {
+      products(peak, t, 64, 64, true);
+      products(peak, t, 80, 80, true);
+      products(peak, t, 80, 224, true);
+      products(peak, t, 224, 80, true);
+      products(peak, t, 256, 512, true);
+      products(peak, t, 512, 512, true);
+    }
+  }
+  if (wanted("real")) {
+    std::printf("prefill of real models (GFLOP/s, of peak)\n");
+    for (const int64_t t : {16, 64, 256, 1024}) {
+      products(peak, t, 576, 1536, t == 1024);
+      products(peak, t, 1536, 576, t == 1024);
+      products(peak, t, 4096, 4096, t == 1024);
+    }
+    products(peak, 256, 4096, 14336, false);
+  }
+  if (wanted("decode")) {
+    const double stream = stream_gbs();
+    std::printf("decode, weights from memory (of %.1f GB/s read)\n", stream);
+    for (const int64_t t : {1, 2, 4, 8}) {
+      decode(stream, t, 576, 1536);
+      decode(stream, t, 4096, 4096);
+    }
+  }
+  return 0;
+}

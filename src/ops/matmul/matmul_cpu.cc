@@ -1,0 +1,237 @@
+// One product for all three uses: an outer-product micro-kernel over a packed panel of b.
+//
+// The columns of c are cut into panels of up to kPanelVectors vectors, the depth into blocks of
+// kDepth. For each panel and block, b is packed (transposed and widened where needed) into a buffer
+// that stays in the first- or second-level cache while all rows of a pass over it. Every element of
+// c is the sum over blocks, in order, of sums over the block, in order, whatever the shape of the
+// tiles: a row of the result depends neither on the number of rows nor on the number of threads.
+#include "base/parallel.h"
+#include "base/simd.h"
+#include "ops/matmul/matmul_kernels.h"
+
+namespace cambium::CAMBIUM_ISA {
+namespace {
+
+// 24 (or 12) accumulators, a row of the panel and a broadcast value fill the registers.
+constexpr int kTileRows = 6;
+constexpr int kPanelVectors = kLanes == 16 ? 4 : 2;
+constexpr int64_t kDepth = 256;
+// Packing a panel costs a few rows' worth of products; fewer rows than this are not split.
+constexpr int64_t kMinRowsPerPiece = 192;
+
+struct Tile {
+  int64_t depth;
+  const float* a;
+  int64_t a_row, a_k;
+  const float* panel;  // (depth, vectors * kLanes)
+  float* c;
+  int64_t c_row;
+  const float* add;  // added to the sums: c itself, the bias, or null
+  int64_t add_row;
+  int64_t last;  // columns of the last vector, 1 to kLanes
+};
+
+template <int kRows, int kVectors>
+void multiply_tile(const Tile& t) {
+  vf sum[kRows][kVectors] = {};
+  const float* a = t.a;
+  const float* b = t.panel;
+  for (int64_t p = 0; p < t.depth; ++p) {
+    vf row[kVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      row[j] = vload(b + j * kLanes);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; ++i) {
+      const vf x = vset(a[i * t.a_row]);
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) {
+        sum[i][j] += x * row[j];
+      }
+    }
+    a += t.a_k;
+    b += kVectors * kLanes;
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kRows; ++i) {
+    float* c = t.c + i * t.c_row;
+    const float* add = t.add == nullptr ? nullptr : t.add + i * t.add_row;
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      if (j == kVectors - 1 && t.last < kLanes) {
+        const vf base = add == nullptr ? vf{} : vload_part(add + j * kLanes, t.last);
+        vstore_part(c + j * kLanes, sum[i][j] + base, t.last);
+      } else {
+        vstore(c + j * kLanes, add == nullptr ? sum[i][j] : sum[i][j] + vload(add + j * kLanes));
+      }
+    }
+  }
+}
+
+template <int kVectors>
+void multiply_tile(int rows, const Tile& t) {
+  static_assert(kTileRows == 6);
+  switch (rows) {
+    case 1:
+      return multiply_tile<1, kVectors>(t);
+    case 2:
+      return multiply_tile<2, kVectors>(t);
+    case 3:
+      return multiply_tile<3, kVectors>(t);
+    case 4:
+      return multiply_tile<4, kVectors>(t);
+    case 5:
+      return multiply_tile<5, kVectors>(t);
+    default:
+      return multiply_tile<6, kVectors>(t);
+  }
+}
+
+void multiply_tile(int rows, int vectors, const Tile& t) {
+  if constexpr (kPanelVectors == 4) {
+    if (vectors == 4) {
+      return multiply_tile<4>(rows, t);
+    }
+    if (vectors == 3) {
+      return multiply_tile<3>(rows, t);
+    }
+  }
+  vectors == 2 ? multiply_tile<2>(rows, t) : multiply_tile<1>(rows, t);
+}
+
+inline vf load(const float* p) {
+  return vload(p);
+}
+inline vf load(const uint16_t* p) {
+  return vload_bf16(p);
+}
+inline vf load_part(const float* p, int64_t n) {
+  return vload_part(p, n);
+}
+inline vf load_part(const uint16_t* p, int64_t n) {
+  return vload_bf16_part(p, n);
+}
+
+// panel (depth, columns rounded up to vectors) from b (depth, columns); zeros in the padding.
+template <class T>
+void pack_rows(const T* b, int64_t stride, int64_t depth, int64_t columns, float* panel) {
+  const int64_t full = columns / kLanes * kLanes;
+  for (int64_t p = 0; p < depth; ++p) {
+    const T* row = b + p * stride;
+    for (int64_t j = 0; j < full; j += kLanes) {
+      vstore(panel, load(row + j));
+      panel += kLanes;
+    }
+    if (full < columns) {
+      vstore(panel, load_part(row + full, columns - full));
+      panel += kLanes;
+    }
+  }
+}
+
+// The same from b stored as (columns, depth).
+template <class T>
+void pack_columns(const T* b, int64_t stride, int64_t depth, int64_t columns, float* panel) {
+  const int64_t width = (columns + kLanes - 1) / kLanes * kLanes;
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    const int64_t rows = columns - j < kLanes ? columns - j : kLanes;
+    for (int64_t p = 0; p < depth; p += kLanes) {
+      const int64_t length = depth - p < kLanes ? depth - p : kLanes;
+      const T* corner = b + j * stride + p;
+      vf square[kLanes];
+      if (rows == kLanes && length == kLanes) {
+        for (int i = 0; i < kLanes; ++i) {
+          square[i] = load(corner + i * stride);
+        }
+        transpose_square(square);
+        for (int i = 0; i < kLanes; ++i) {
+          vstore(panel + (p + i) * width + j, square[i]);
+        }
+      } else {
+        for (int i = 0; i < kLanes; ++i) {
+          square[i] = i < rows ? load_part(corner + i * stride, length) : vf{};
+        }
+        transpose_square(square);
+        for (int i = 0; i < length; ++i) {
+          vstore(panel + (p + i) * width + j, square[i]);
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void pack(const Gemm& g, int64_t k0, int64_t depth, int64_t n0, int64_t columns, float* panel) {
+  const T* b = static_cast<const T*>(g.b);
+  if (g.b_rows_are_k) {
+    pack_rows(b + k0 * g.b_stride + n0, g.b_stride, depth, columns, panel);
+  } else {
+    pack_columns(b + n0 * g.b_stride + k0, g.b_stride, depth, columns, panel);
+  }
+}
+
+// Rows [m0, m1) and columns [n0, n1) of c; at most one panel of columns.
+void multiply_piece(const Gemm& g, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+  alignas(64) float panel[kDepth * kPanelVectors * kLanes];
+  const int64_t columns = n1 - n0;
+  const int vectors = static_cast<int>((columns + kLanes - 1) / kLanes);
+  // Tiles of even height: 8 rows are 4 + 4, not 6 + 2.
+  const int64_t tiles = (m1 - m0 + kTileRows - 1) / kTileRows;
+  for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += kDepth) {  // once even when k is 0
+    const int64_t depth = g.k - k0 < kDepth ? g.k - k0 : kDepth;
+    if (g.b_is_bf16) {
+      pack<uint16_t>(g, k0, depth, n0, columns, panel);
+    } else {
+      pack<float>(g, k0, depth, n0, columns, panel);
+    }
+    const bool add_c = k0 > 0 || g.accumulate;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t first = m0 + tile * (m1 - m0) / tiles;
+      const int64_t end = m0 + (tile + 1) * (m1 - m0) / tiles;
+      float* c = g.c + first * g.c_row + n0;
+      Tile t{depth, g.a + first * g.a_row + k0 * g.a_k, g.a_row, g.a_k, panel, c, g.c_row, nullptr,
+             0,     columns - (vectors - 1) * kLanes};
+      if (add_c) {
+        t.add = c;
+        t.add_row = g.c_row;
+      } else if (g.bias != nullptr) {
+        t.add = g.bias + n0;
+      }
+      multiply_tile(static_cast<int>(end - first), vectors, t);
+    }
+  }
+}
+
+}  // namespace
+
+void gemm(const Gemm& g) {
+  const int64_t vectors = (g.n + kLanes - 1) / kLanes;
+  const int64_t panels = (vectors + kPanelVectors - 1) / kPanelVectors;
+  const int64_t wanted = (4 * g.threads + panels - 1) / panels;
+  const int64_t most = g.m / kMinRowsPerPiece < 1 ? 1 : g.m / kMinRowsPerPiece;
+  const int64_t chunks = g.threads == 1 ? 1 : wanted < most ? wanted : most;
+  parallel_for(panels * chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t panel = piece / chunks;
+      const int64_t chunk = piece % chunks;
+      // Panels of even width: five vectors are 3 + 2, not 4 + 1.
+      const int64_t n0 = panel * vectors / panels * kLanes;
+      const int64_t n1 = (panel + 1) * vectors / panels * kLanes;
+      multiply_piece(g, chunk * g.m / chunks, (chunk + 1) * g.m / chunks, n0, n1 < g.n ? n1 : g.n);
+    }
+  });
+}
+
+void column_sums(const ColumnSums& s) {
+  parallel_for(s.columns, 4 * kLanes, [&](int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < s.rows; ++r) {
+      const float* x = s.x + r * s.x_row;
+      for (int64_t c = begin; c < end; ++c) {
+        s.sum[c] += x[c];
+      }
+    }
+  });
+}
+
+}  // namespace cambium::CAMBIUM_ISA

@@ -1,0 +1,212 @@
+#include "ops/matmul/matmul.h"
+
+#include "base/float16.h"
+#include "base/parallel.h"
+#include "ops/testing.h"
+
+namespace cambium {
+namespace {
+
+using testing::draw;
+using testing::expect_gradients_match_differences;
+using testing::expect_kernels_match_reference;
+using testing::Input;
+
+struct Shape {
+  int64_t t, n, k;
+};
+
+class Matmul : public ::testing::TestWithParam<Shape> {};
+
+TEST_P(Matmul, KernelsMatchDefinition) {
+  const auto [t, n, k] = GetParam();
+  const auto plain = [](Context& ctx, const std::vector<Tensor>& in) {
+    return matmul(ctx, in[0], in[1]);
+  };
+  const auto with_bias = [](Context& ctx, const std::vector<Tensor>& in) {
+    return matmul(ctx, in[0], in[1], in[2]);
+  };
+  expect_kernels_match_reference(plain, {{{t, k}}, {{n, k}}});
+  expect_kernels_match_reference(with_bias, {{{t, k}}, {{n, k}}, {{n}}});
+}
+
+// Every tile height and width, tails of every axis, one and several blocks of depth.
+INSTANTIATE_TEST_SUITE_P(Shapes, Matmul,
+                         ::testing::Values(Shape{1, 1, 1}, Shape{1, 64, 64}, Shape{2, 3, 5},
+                                           Shape{3, 80, 224}, Shape{4, 17, 33}, Shape{5, 47, 600},
+                                           Shape{6, 96, 31}, Shape{7, 130, 257}, Shape{8, 16, 512},
+                                           Shape{13, 65, 80}, Shape{400, 24, 19}));
+
+TEST(MatmulGradients, MatchDifferences) {
+  const auto operation = [](Context& ctx, const std::vector<Tensor>& in) {
+    return matmul(ctx, in[0], in[1], in[2]);
+  };
+  expect_gradients_match_differences(operation, {{{5, 7}}, {{6, 7}}, {{6}}});
+  // Frozen weights: the gradient still reaches x.
+  expect_gradients_match_differences(operation, {{{5, 7}}, {{6, 7}, -1, 1, false}, {{6}}});
+}
+
+TEST(MatmulViews, ColumnSliceOfX) {
+  const auto operation = [](Context& ctx, const std::vector<Tensor>& in) {
+    return matmul(ctx, in[0].slice(1, 8, 24), in[1]);
+  };
+  expect_gradients_match_differences(operation, {{{6, 40}}, {{10, 24}}});
+  expect_kernels_match_reference(operation, {{{6, 40}}, {{10, 24}}});
+}
+
+TEST(MatmulViews, NoTokensAndNoDepth) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  std::vector<float> w(12, 1.0F);
+  std::vector<float> bias{1.0F, 2.0F, 3.0F};
+  const Tensor none = arena.empty(Dtype::kF32, {0, 4});
+  EXPECT_EQ(matmul(ctx, none, Tensor::of(w.data(), {3, 4})).dim(0), 0);
+  const Tensor y = matmul(ctx, arena.empty(Dtype::kF32, {2, 0}), Tensor::of(w.data(), {3, 0}),
+                          Tensor::of(bias.data(), {3}));
+  EXPECT_EQ(testing::to_doubles(y, y.data), (std::vector<double>{1, 2, 3, 1, 2, 3}));
+}
+
+// bf16 weights are widened exactly, so the product is that of their f32 copy, bit for bit.
+TEST(MatmulBf16, EqualsWidenedWeights) {
+  const CpuIsa best = cpu_isa();
+  for (const Shape s : {Shape{1, 5, 7}, Shape{1, 130, 600}, Shape{3, 64, 64}, Shape{9, 37, 300}}) {
+    const auto values = draw({{{s.t, s.k}}, {{s.n, s.k}}});
+    std::vector<float> x(values[0].begin(), values[0].end());
+    std::vector<bf16_t> narrow;
+    std::vector<float> wide;
+    for (const double v : values[1]) {
+      narrow.push_back(f32_to_bf16(static_cast<float>(v)));
+      wide.push_back(bf16_to_f32(narrow.back()));
+    }
+    for (int isa = 0; isa <= static_cast<int>(best); ++isa) {
+      set_cpu_isa(static_cast<CpuIsa>(isa));
+      std::vector<std::vector<double>> outputs;
+      std::vector<std::vector<double>> grads;
+      for (const Tensor& w :
+           {Tensor::of(narrow.data(), {s.n, s.k}), Tensor::of(wide.data(), {s.n, s.k})}) {
+        Arena arena;
+        Tape tape(arena);
+        Context ctx{.arena = &arena, .tape = &tape};
+        std::vector<float> dx(x.size());
+        const Tensor y = matmul(ctx, Tensor::of(x.data(), {s.t, s.k}, dx.data()), w);
+        std::fill_n(y.grad_ptr<float>(), y.numel(), 0.5F);
+        tape.backward();
+        outputs.push_back(testing::to_doubles(y, y.data));
+        grads.emplace_back(dx.begin(), dx.end());
+      }
+      EXPECT_EQ(outputs[0], outputs[1]) << cpu_isa_name(cpu_isa());
+      EXPECT_EQ(grads[0], grads[1]) << cpu_isa_name(cpu_isa());
+    }
+    set_cpu_isa(best);
+  }
+}
+
+// What decoding relies on: a token's result is the same bits in any company, on any threads.
+TEST(MatmulRows, DependNeitherOnOtherRowsNorOnThreads) {
+  const int64_t n = 200;
+  const int64_t k = 700;
+  const int64_t most = 450;
+  const auto values = draw({{{most, k}}, {{n, k}}});
+  std::vector<float> x(values[0].begin(), values[0].end());
+  std::vector<float> w(values[1].begin(), values[1].end());
+  Arena arena;
+  const Context ctx{.arena = &arena};
+  const auto product = [&](int64_t t) {
+    const Tensor y = arena.empty(Dtype::kF32, {t, n});
+    matmul_into(ctx, y, Tensor::of(x.data(), {t, k}), Tensor::of(w.data(), {n, k}));
+    return testing::to_doubles(y, y.data);
+  };
+  const int threads = num_threads();
+  set_num_threads(1);
+  const auto all = product(most);
+  for (const int count : {1, 2, 5}) {
+    set_num_threads(count);
+    for (const int64_t t : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31, 200, 450}) {
+      const auto some = product(t);
+      EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin())) << t << " rows";
+    }
+  }
+  set_num_threads(threads);
+}
+
+TEST(MatmulInto, AddsToWhatIsThere) {
+  const auto values = draw({{{9, 70}}, {{20, 70}}, {{9, 20}}});
+  const CpuIsa best = cpu_isa();
+  for (const bool reference : {false, true}) {
+    for (int isa = 0; isa <= static_cast<int>(best); ++isa) {
+      set_cpu_isa(static_cast<CpuIsa>(isa));
+      Arena arena;
+      const Context ctx{.arena = &arena, .reference = reference};
+      std::vector<float> x(values[0].begin(), values[0].end());
+      std::vector<float> w(values[1].begin(), values[1].end());
+      std::vector<float> dy(values[2].begin(), values[2].end());
+      const Tensor tx = Tensor::of(x.data(), {9, 70});
+      const Tensor tw = Tensor::of(w.data(), {20, 70});
+      const Tensor tdy = Tensor::of(dy.data(), {9, 20});
+      // Each result twice: fresh, and added to ones, in a wider memory that must stay as it was.
+      const auto check = [&](int64_t rows, int64_t columns, auto&& product) {
+        std::vector<float> fresh(static_cast<size_t>(rows * columns));
+        std::vector<float> wide(static_cast<size_t>(rows * (columns + 3)), 1.0F);
+        product(Tensor::of(fresh.data(), {rows, columns}), false);
+        product(Tensor::of(wide.data(), {rows, columns + 3}).slice(1, 2, columns), true);
+        for (int64_t i = 0; i < rows; ++i) {
+          for (int64_t j = 0; j < columns + 3; ++j) {
+            const bool inside = j >= 2 && j < columns + 2;
+            const float expected =
+                1.0F + (inside ? fresh[static_cast<size_t>(i * columns + j - 2)] : 0.0F);
+            EXPECT_NEAR(wide[static_cast<size_t>(i * (columns + 3) + j)], expected, 1e-5);
+          }
+        }
+      };
+      check(9, 20, [&](const Tensor& out, bool add) { matmul_into(ctx, out, tx, tw, add); });
+      check(9, 70, [&](const Tensor& out, bool add) { matmul_grad_input(ctx, out, tdy, tw, add); });
+      check(20, 70,
+            [&](const Tensor& out, bool add) { matmul_grad_weight(ctx, out, tdy, tx, add); });
+    }
+  }
+  set_cpu_isa(best);
+}
+
+std::string message_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+TEST(MatmulErrors, NameTheShapes) {
+  Arena arena;
+  Tape tape(arena);
+  Context ctx{.arena = &arena, .tape = &tape};
+  const Tensor x = arena.empty(Dtype::kF32, {4, 8});
+  const Tensor w = arena.empty(Dtype::kF32, {3, 8});
+  EXPECT_EQ(message_of([&] {
+              matmul(ctx, x, arena.empty(Dtype::kF32, {3, 7}));
+            }),
+            "[matmul] expected x (rows, 7) f32 or f64 with contiguous rows, got f32 (4, 8)");
+  EXPECT_EQ(message_of([&] {
+              matmul(ctx, x, arena.empty(Dtype::kF64, {3, 8}));
+            }),
+            "[matmul] expected a contiguous weight (N, K) of f32 or bf16, got f64 (3, 8)");
+  EXPECT_EQ(message_of([&] { matmul(ctx, x, w, arena.empty(Dtype::kF32, {4})); }),
+            "[matmul] expected bias f32 (3), got f32 (4)");
+  EXPECT_EQ(message_of([&] { matmul(ctx, x, w.slice(1, 0, 4)); }),
+            "[matmul] expected a contiguous weight (N, K) of f32 or bf16, got f32 (3, 4)");
+  Tensor bf16 = arena.empty(Dtype::kBF16, {3, 8});
+  bf16.grad = bf16.data;
+  EXPECT_EQ(message_of([&] { matmul(ctx, x, bf16); }),
+            "[matmul] a bf16 weight has no gradient; train the f32 weight, got bf16 (3, 8)");
+  EXPECT_EQ(message_of([&] {
+              matmul_into(ctx, arena.empty(Dtype::kF32, {5, 3}), x, w);
+            }),
+            "[matmul_into] expected out f32 with 4 rows, got f32 (5, 3)");
+  EXPECT_EQ(message_of([&] {
+              matmul_grad_weight(ctx, w, arena.empty(Dtype::kF32, {5, 3}), x, true);
+            }),
+            "[matmul_grad_weight] expected x f32 with 5 rows, got f32 (4, 8)");
+}
+
+}  // namespace
+}  // namespace cambium
