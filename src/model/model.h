@@ -1,0 +1,59 @@
+// Model: runs a ModelSpec. One forward serves training, prefill, chunked prefill and decode.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "model/spec.h"
+#include "nn/batch.h"
+
+namespace cambium {
+
+struct ForwardOptions {
+  /// One per layer, when sequences keep state; empty in training.
+  std::span<const LayerState> states;
+  /// With a tape: keep only each layer's input and run the layer again in the backward pass.
+  bool checkpoint_layers = false;
+  /// One per layer, filled in; empty = not wanted.
+  std::span<MixerTap> taps;
+};
+
+class Model {
+ public:
+  /// Parameters have shapes but no memory yet (see weights.h).
+  explicit Model(ModelSpec spec);
+
+  /// Hidden states after the final norm.   -> (T, C)
+  Tensor forward(Context& ctx, const Batch& batch, const ForwardOptions& options = {});
+  /// Logits of hidden rows (R, C) -> (R, V), F32 (F64 for F64 models). No tape.
+  Tensor logits(const Context& ctx, const Tensor& hidden) const;
+  /// The output head (V, C): the embedding where they are tied.
+  const Tensor& head() const { return spec_.tied_head ? embed_.tensor : head_.tensor; }
+
+  /// Visits every parameter once, in a fixed order, by names such as "embed.weight",
+  /// "layers.3.mixer.q_proj.weight", "norm.weight", "head.weight".
+  void visit(const ParameterVisitor& visitor);
+  /// Visits one layer's parameters with their full names.
+  void visit_layer(int64_t layer, const ParameterVisitor& visitor);
+
+  const ModelSpec& spec() const { return spec_; }
+  Block& layer(int64_t i) { return layers_[static_cast<size_t>(i)]; }
+  const Block& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
+  int64_t layer_count() const { return static_cast<int64_t>(layers_.size()); }
+  int64_t parameter_count();
+  /// The table of rotations, grown to cover `batch`. Forward does this itself; callers that run single
+  /// mixers need it.
+  const RopeTable& rope_for(const Batch& batch);
+
+ private:
+  Tensor checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
+                            const ForwardInputs& inputs, MixerTap* tap);
+
+  ModelSpec spec_;
+  Parameter embed_, norm_, head_;
+  std::vector<Block> layers_;
+  RopeTable rope_;
+};
+
+}  // namespace cambium

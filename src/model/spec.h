@@ -1,0 +1,52 @@
+// ModelSpec: a model as data. A family file reads one from config.json; the graft edits it; Model
+// builds it.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "nn/block.h"
+#include "ops/rope/rope.h"
+
+namespace cambium {
+
+struct ModelSpec {
+  std::string family;  // row of the table of families: llama, mistral, qwen3, apriel_h, cambium
+  int64_t vocab = 0;
+  int64_t width = 0;
+  std::vector<LayerSpec> layers;
+  float norm_eps = 1e-5F;
+  RopeConfig rope;
+  bool tied_head = false;  // the output head is the embedding
+  int64_t max_positions = 0;
+  int64_t bos_id = -1;
+  std::vector<int64_t> eos_ids;
+  friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
+};
+
+/// Layers whose mixer is not the plain attention of the teacher.
+int64_t converted_layers(const ModelSpec& spec);
+/// "AAMMG": a letter a layer: A attention, W window, M Mamba, 2 Mamba-2, G Gated DeltaNet, - removed.
+std::string layer_map(const ModelSpec& spec);
+
+/// A family of checkpoints: how its config.json and tensor names map to ours.
+struct Family {
+  const char* name;
+  /// Values of config.json's model_type that this family reads.
+  std::vector<std::string> model_types;
+  ModelSpec (*read_config)(const std::string& config_json, const std::string& where);
+  /// config.json for a spec the family can express; Error where it cannot.
+  std::string (*write_config)(const ModelSpec& spec);
+  /// The checkpoint's name of our parameter, for example "layers.0.mixer.q_proj.weight" ->
+  /// "model.layers.0.self_attn.q_proj.weight".
+  std::string (*tensor_name)(const ModelSpec& spec, const std::string& ours);
+};
+
+const std::vector<Family>& families();
+const Family& find_family(const std::string& name);
+/// Reads DIR/config.json with the family its model_type names.
+ModelSpec read_spec(const std::filesystem::path& dir);
+
+}  // namespace cambium

@@ -1,0 +1,134 @@
+// Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464): the delta rule with a learned decay. q, k and v
+// each have their own number of heads, repeated to `heads`, so that it can take the place of attention
+// with grouped key-value heads. With `rope`, q and k are rotated like the attention's they came from.
+#include "nn/linear.h"
+#include "nn/mixers/mixers.h"
+#include "ops/activation/activation.h"
+#include "ops/conv/conv.h"
+#include "ops/norm/norm.h"
+#include "ops/recurrence/recurrence.h"
+#include "ops/rope/rope.h"
+
+#include <cmath>
+
+namespace cambium {
+namespace {
+
+constexpr const char* kName = "gated_delta_net";
+constexpr float kL2Eps = 1e-6F;
+
+class GatedDeltaNetMixer : public Mixer {
+ public:
+  GatedDeltaNetMixer(const Options& options, int64_t width)
+      : heads_(options.integer(kName, "heads")),
+        q_heads_(options.integer(kName, "q_heads", heads_)),
+        k_heads_(options.integer(kName, "k_heads", q_heads_)),
+        v_heads_(options.integer(kName, "v_heads", heads_)),
+        key_dim_(options.integer(kName, "key_dim")),
+        value_dim_(options.integer(kName, "value_dim")),
+        conv_(options.integer(kName, "conv", 4)),
+        rope_(options.flag(kName, "rope", false)),
+        norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-6))) {
+    options.expect_only(kName, {"heads", "q_heads", "k_heads", "v_heads", "key_dim", "value_dim",
+                                "conv", "rope", "norm_eps"});
+    expect(heads_ > 0 && key_dim_ > 0 && value_dim_ > 0 && conv_ > 1,
+           "gated_delta_net: expected heads, key_dim, value_dim > 0 and conv > 1, got {}, {}, {} "
+           "and {}",
+           heads_, key_dim_, value_dim_, conv_);
+    for (const int64_t part : {q_heads_, k_heads_, v_heads_}) {
+      expect(part > 0 && heads_ % part == 0,
+             "gated_delta_net: expected q_heads, k_heads and v_heads to divide heads={}, got {}, {} "
+             "and {}",
+             heads_, q_heads_, k_heads_, v_heads_);
+    }
+    in_ = Linear(width, channels() + inner(), ParameterGroup::kMixer);
+    ba_ = Linear(width, 2 * heads_, ParameterGroup::kMixer);
+    out_ = Linear(inner(), width, ParameterGroup::kMixer);
+    conv_weight_ = {.shape = {channels(), 1, conv_},
+                    .group = ParameterGroup::kMixer,
+                    .init = {InitKind::kUniform, 0.5}};
+    a_log_ = {.shape = {heads_},
+              .group = ParameterGroup::kNorm,
+              .init = {InitKind::kLogUniform},
+              .keep_fp32 = true};
+    dt_bias_ = {.shape = {heads_},
+                .group = ParameterGroup::kNorm,
+                .init = {InitKind::kStepBias},
+                .keep_fp32 = true};
+    norm_ = {
+        .shape = {value_dim_}, .group = ParameterGroup::kNorm, .init = {InitKind::kOnes}};
+  }
+
+  Tensor forward(Context& ctx, const Tensor& x, const ForwardInputs& inputs) override {
+    const Segments segments = inputs.segments();
+    const Tensor rows = in_.forward(ctx, x);
+    const Tensor z = rows.slice(1, channels(), inner());
+    const Tensor weight = conv_weight_.tensor.reshape({channels(), conv_});
+    const Tensor qkv = short_conv(ctx, rows.slice(1, 0, channels()), weight, {}, true, segments,
+                                  inputs.slot(0));
+    const int64_t q_width = q_heads_ * key_dim_;
+    const int64_t k_width = k_heads_ * key_dim_;
+    Tensor q = qkv.slice(1, 0, q_width).split_last(q_heads_, key_dim_);
+    Tensor k = qkv.slice(1, q_width, k_width).split_last(k_heads_, key_dim_);
+    Tensor v = qkv.slice(1, q_width + k_width, v_heads_ * value_dim_)
+                   .split_last(v_heads_, value_dim_);
+    q = l2_norm(ctx, q, kL2Eps, 1.0F / std::sqrt(static_cast<float>(key_dim_)));
+    k = l2_norm(ctx, k, kL2Eps, 1.0F);
+    if (rope_) {
+      q = rope(ctx, q, segments, *inputs.rope);
+      k = rope(ctx, k, segments, *inputs.rope);
+    }
+    if (q_heads_ != k_heads_) {
+      q = q_heads_ == heads_ ? q : repeat_heads(ctx, q, heads_ / q_heads_);
+      k = k_heads_ == heads_ ? k : repeat_heads(ctx, k, heads_ / k_heads_);
+    }
+    if (v_heads_ != heads_) {
+      v = repeat_heads(ctx, v, heads_ / v_heads_);
+    }
+    const Tensor ba = ba_.forward(ctx, x);
+    const Tensor beta = sigmoid(ctx, ba.slice(1, 0, heads_));
+    const Tensor step = step_size(ctx, ba.slice(1, heads_, heads_), dt_bias_.tensor, 0.0F,
+                                  INFINITY);
+    const Tensor decay = log_decay(ctx, step, a_log_.tensor);
+    const Tensor y = recurrence(ctx, {q, k, v, decay, beta, true, {}}, segments, inputs.slot(1));
+    const GatedNormConfig norm{norm_eps_, value_dim_, GateOrder::kNormFirst,
+                               GateActivation::kSilu};
+    return out_.forward(ctx, gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm));
+  }
+
+  StateLayout state_layout() const override {
+    StateLayout layout;
+    layout.slots = {{"conv", {channels(), conv_ - 1}}, {"state", {heads_, key_dim_, value_dim_}}};
+    return layout;
+  }
+
+  void visit(const ParameterVisitor& visitor) override {
+    in_.visit("in_proj", visitor);
+    ba_.visit("ba_proj", visitor);
+    visitor("conv1d.weight", conv_weight_);
+    visitor("A_log", a_log_);
+    visitor("dt_bias", dt_bias_);
+    visitor("norm.weight", norm_);
+    out_.visit("out_proj", visitor);
+  }
+
+ private:
+  int64_t inner() const { return heads_ * value_dim_; }
+  int64_t channels() const { return (q_heads_ + k_heads_) * key_dim_ + v_heads_ * value_dim_; }
+
+  int64_t heads_, q_heads_, k_heads_, v_heads_, key_dim_, value_dim_, conv_;
+  bool rope_;
+  float norm_eps_;
+  Linear in_;  // rows q | k | v (channels) | z (inner)
+  Linear ba_;  // rows beta (heads) | decay (heads)
+  Linear out_;
+  Parameter conv_weight_, a_log_, dt_bias_, norm_;
+};
+
+}  // namespace
+
+std::unique_ptr<Mixer> make_gated_delta_net(const Options& options, int64_t width) {
+  return std::make_unique<GatedDeltaNetMixer>(options, width);
+}
+
+}  // namespace cambium

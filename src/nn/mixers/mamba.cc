@@ -1,0 +1,110 @@
+// Apriel-H1's mixer: a Mamba-1 scan whose x, B and C come from the value, key and query sides of an
+// attention layer (Wang et al. 2024, arXiv 2408.15237). B and x have the width of the key-value heads
+// and are repeated to all heads; heads are as wide as the state. The bias of dt_proj enters twice, once
+// through the projection and once in the scan: the released weights were trained so.
+#include "nn/linear.h"
+#include "nn/mixers/mixers.h"
+#include "ops/activation/activation.h"
+#include "ops/conv/conv.h"
+#include "ops/selective_scan/selective_scan.h"
+
+namespace cambium {
+namespace {
+
+constexpr const char* kName = "mamba";
+
+class MambaMixer : public Mixer {
+ public:
+  MambaMixer(const Options& options, int64_t width)
+      : inner_(options.integer(kName, "inner")),
+        xb_(options.integer(kName, "xb")),
+        state_(options.integer(kName, "state")),
+        conv_(options.integer(kName, "conv", 4)),
+        repeat_before_conv_(options.flag(kName, "repeat_before_conv", true)) {
+    options.expect_only(
+        kName, {"inner", "xb", "state", "dt_rank", "conv", "repeat_before_conv", "conv_bias"});
+    const int64_t rank = options.integer(kName, "dt_rank");
+    expect(state_ > 0 && xb_ > 0 && xb_ % state_ == 0 && inner_ % xb_ == 0 && conv_ > 1 && rank > 0,
+           "mamba: expected state to divide xb, xb to divide inner, conv > 1 and dt_rank > 0, got "
+           "state={} xb={} inner={} conv={} dt_rank={}",
+           state_, xb_, inner_, conv_, rank);
+    in_ = Linear(width, 2 * inner_ + 2 * xb_, ParameterGroup::kMixer);
+    dt_in_ = Linear(width, rank, ParameterGroup::kMixer);
+    dt_ = Linear(rank, inner_, ParameterGroup::kMixer, true);
+    dt_.bias.init = {InitKind::kStepBias};
+    out_ = Linear(inner_, width, ParameterGroup::kMixer);
+    const int64_t channels = repeat_before_conv_ ? inner_ : xb_;
+    conv_weight_ = {.shape = {channels, 1, conv_},
+                    .group = ParameterGroup::kMixer,
+                    .init = {InitKind::kUniform, 0.5}};
+    if (options.flag(kName, "conv_bias", true)) {
+      conv_bias_ = {.shape = {channels}, .group = ParameterGroup::kNorm};
+    }
+    a_log_ = {.shape = {inner_, state_},
+              .group = ParameterGroup::kNorm,
+              .init = {InitKind::kLogRange},
+              .keep_fp32 = true};
+    d_ = {.shape = {inner_},
+          .group = ParameterGroup::kNorm,
+          .init = {InitKind::kOnes},
+          .keep_fp32 = true};
+  }
+
+  Tensor forward(Context& ctx, const Tensor& x, const ForwardInputs& inputs) override {
+    const Segments segments = inputs.segments();
+    const int64_t repeat = inner_ / xb_;
+    const Tensor zxbc = in_.forward(ctx, x);
+    const Tensor z = zxbc.slice(1, 0, inner_);
+    const Tensor groups = zxbc.slice(1, inner_, xb_).split_last(xb_ / state_, state_);
+    const Tensor b = zxbc.slice(1, inner_ + xb_, xb_).split_last(xb_ / state_, state_);
+    const Tensor c =
+        zxbc.slice(1, inner_ + 2 * xb_, inner_).split_last(inner_ / state_, state_);
+    const Tensor dt = dt_.forward(ctx, dt_in_.forward(ctx, x));
+    const Tensor weight = conv_weight_.tensor.reshape({conv_weight_.shape[0], conv_});
+    Tensor u = groups;
+    if (repeat_before_conv_) {
+      u = repeat_heads(ctx, u, repeat);
+    }
+    u = short_conv(ctx, u.merge_last(), weight, conv_bias_.tensor, true, segments, inputs.slot(0));
+    if (!repeat_before_conv_) {
+      u = repeat_heads(ctx, u.split_last(xb_ / state_, state_), repeat).merge_last();
+    }
+    const Tensor y = selective_scan(
+        ctx, {u, dt, b, c, z, a_log_.tensor, d_.tensor, dt_.bias.tensor}, segments, inputs.slot(1));
+    return out_.forward(ctx, y);
+  }
+
+  StateLayout state_layout() const override {
+    StateLayout layout;
+    layout.slots = {{"conv", {conv_weight_.shape[0], conv_ - 1}}, {"scan", {inner_, state_}}};
+    return layout;
+  }
+
+  void visit(const ParameterVisitor& visitor) override {
+    in_.visit("in_proj", visitor);
+    dt_in_.visit("dt_in_proj", visitor);
+    dt_.visit("dt_proj", visitor);
+    visitor("conv1d.weight", conv_weight_);
+    if (!conv_bias_.shape.empty()) {
+      visitor("conv1d.bias", conv_bias_);
+    }
+    visitor("A_log", a_log_);
+    visitor("D", d_);
+    out_.visit("out_proj", visitor);
+  }
+
+ private:
+  int64_t inner_, xb_, state_, conv_;
+  bool repeat_before_conv_;
+  Linear in_;  // rows z (inner) | x (xb) | B (xb) | C (inner)
+  Linear dt_in_, dt_, out_;
+  Parameter conv_weight_, conv_bias_, a_log_, d_;
+};
+
+}  // namespace
+
+std::unique_ptr<Mixer> make_mamba(const Options& options, int64_t width) {
+  return std::make_unique<MambaMixer>(options, width);
+}
+
+}  // namespace cambium

@@ -1,0 +1,128 @@
+// Mamba-2 (Dao & Gu 2024, arXiv 2405.21060). x, B and C each have their own number of heads, repeated
+// to `heads`: equal b_heads and c_heads are the published layer's groups; fewer x_heads and b_heads
+// than c_heads take the place of an attention layer's grouped key-value heads.
+#include <cmath>
+
+#include "nn/linear.h"
+#include "nn/mixers/mixers.h"
+#include "ops/activation/activation.h"
+#include "ops/conv/conv.h"
+#include "ops/norm/norm.h"
+#include "ops/recurrence/recurrence.h"
+
+namespace cambium {
+namespace {
+
+constexpr const char* kName = "mamba2";
+
+class Mamba2Mixer : public Mixer {
+ public:
+  Mamba2Mixer(const Options& options, int64_t width)
+      : heads_(options.integer(kName, "heads")),
+        head_dim_(options.integer(kName, "head_dim")),
+        state_(options.integer(kName, "state")),
+        x_heads_(options.integer(kName, "x_heads", heads_)),
+        b_heads_(options.integer(kName, "b_heads")),
+        c_heads_(options.integer(kName, "c_heads", b_heads_)),
+        conv_(options.integer(kName, "conv", 4)),
+        norm_group_(options.integer(kName, "norm_group", heads_ * head_dim_)),
+        norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-5))) {
+    options.expect_only(kName, {"heads", "head_dim", "state", "x_heads", "b_heads", "c_heads",
+                                "conv", "norm_group", "norm_eps"});
+    expect(heads_ > 0 && head_dim_ > 0 && state_ > 0 && conv_ > 1,
+           "mamba2: expected heads, head_dim, state > 0 and conv > 1, got {}, {}, {} and {}",
+           heads_, head_dim_, state_, conv_);
+    for (const int64_t part : {x_heads_, b_heads_, c_heads_}) {
+      expect(part > 0 && heads_ % part == 0,
+             "mamba2: expected x_heads, b_heads and c_heads to divide heads={}, got {}, {} and {}",
+             heads_, x_heads_, b_heads_, c_heads_);
+    }
+    expect(norm_group_ > 0 && inner() % norm_group_ == 0,
+           "mamba2: expected norm_group to divide {} channels, got {}", inner(), norm_group_);
+    in_ = Linear(width, inner() + channels() + heads_, ParameterGroup::kMixer);
+    out_ = Linear(inner(), width, ParameterGroup::kMixer);
+    conv_weight_ = {.shape = {channels(), 1, conv_},
+                    .group = ParameterGroup::kMixer,
+                    .init = {InitKind::kUniform, 0.5}};
+    conv_bias_ = {.shape = {channels()}, .group = ParameterGroup::kNorm};
+    dt_bias_ = {.shape = {heads_},
+                .group = ParameterGroup::kNorm,
+                .init = {InitKind::kStepBias},
+                .keep_fp32 = true};
+    a_log_ = {.shape = {heads_},
+              .group = ParameterGroup::kNorm,
+              .init = {InitKind::kLogUniform},
+              .keep_fp32 = true};
+    d_ = {.shape = {heads_},
+          .group = ParameterGroup::kNorm,
+          .init = {InitKind::kOnes},
+          .keep_fp32 = true};
+    norm_ = {
+        .shape = {inner()}, .group = ParameterGroup::kNorm, .init = {InitKind::kOnes}};
+  }
+
+  Tensor forward(Context& ctx, const Tensor& x, const ForwardInputs& inputs) override {
+    const Segments segments = inputs.segments();
+    const Tensor rows = in_.forward(ctx, x);
+    const Tensor z = rows.slice(1, 0, inner());
+    const Tensor raw_dt = rows.slice(1, inner() + channels(), heads_);
+    const Tensor weight = conv_weight_.tensor.reshape({channels(), conv_});
+    const Tensor xbc = short_conv(ctx, rows.slice(1, inner(), channels()), weight,
+                                  conv_bias_.tensor, true, segments, inputs.slot(0));
+    const int64_t x_width = x_heads_ * head_dim_;
+    const int64_t b_width = b_heads_ * state_;
+    Tensor v = xbc.slice(1, 0, x_width).split_last(x_heads_, head_dim_);
+    Tensor b = xbc.slice(1, x_width, b_width).split_last(b_heads_, state_);
+    Tensor c = xbc.slice(1, x_width + b_width, c_heads_ * state_).split_last(c_heads_, state_);
+    if (x_heads_ != heads_) {
+      v = repeat_heads(ctx, v, heads_ / x_heads_);
+    }
+    if (b_heads_ != c_heads_) {
+      b = repeat_heads(ctx, b, heads_ / b_heads_);
+      c = c_heads_ == heads_ ? c : repeat_heads(ctx, c, heads_ / c_heads_);
+    }
+    // time_step_limit is [0, inf] in every published checkpoint.
+    const Tensor dt = step_size(ctx, raw_dt, dt_bias_.tensor, 0.0F, INFINITY);
+    const Tensor decay = log_decay(ctx, dt, a_log_.tensor);
+    const Tensor y = recurrence(ctx, {c, b, v, decay, dt, false, d_.tensor}, segments,
+                                inputs.slot(1));
+    const GatedNormConfig norm{norm_eps_, norm_group_, GateOrder::kGateFirst,
+                               GateActivation::kSilu};
+    return out_.forward(ctx, gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm));
+  }
+
+  StateLayout state_layout() const override {
+    StateLayout layout;
+    layout.slots = {{"conv", {channels(), conv_ - 1}}, {"state", {heads_, state_, head_dim_}}};
+    return layout;
+  }
+
+  void visit(const ParameterVisitor& visitor) override {
+    in_.visit("in_proj", visitor);
+    visitor("conv1d.weight", conv_weight_);
+    visitor("conv1d.bias", conv_bias_);
+    visitor("dt_bias", dt_bias_);
+    visitor("A_log", a_log_);
+    visitor("D", d_);
+    visitor("norm.weight", norm_);
+    out_.visit("out_proj", visitor);
+  }
+
+ private:
+  int64_t inner() const { return heads_ * head_dim_; }
+  int64_t channels() const { return x_heads_ * head_dim_ + (b_heads_ + c_heads_) * state_; }
+
+  int64_t heads_, head_dim_, state_, x_heads_, b_heads_, c_heads_, conv_, norm_group_;
+  float norm_eps_;
+  Linear in_;  // rows z (inner) | x | B | C (channels) | dt (heads)
+  Linear out_;
+  Parameter conv_weight_, conv_bias_, dt_bias_, a_log_, d_, norm_;
+};
+
+}  // namespace
+
+std::unique_ptr<Mixer> make_mamba2(const Options& options, int64_t width) {
+  return std::make_unique<Mamba2Mixer>(options, width);
+}
+
+}  // namespace cambium

@@ -1,0 +1,70 @@
+#include "nn/options.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/text.h"
+
+namespace cambium {
+
+const OptionValue* Options::find(std::string_view key) const {
+  for (const auto& [name, value] : values_) {
+    if (name == key) {
+      return &value;
+    }
+  }
+  return nullptr;
+}
+
+void Options::set(std::string_view key, OptionValue value) {
+  for (auto& [name, old] : values_) {
+    if (name == key) {
+      old = std::move(value);
+      return;
+    }
+  }
+  values_.emplace_back(key, std::move(value));
+}
+
+int64_t Options::integer(std::string_view owner, std::string_view key) const {
+  const OptionValue* value = find(key);
+  expect(value != nullptr, "{}: expected the option '{}', which is missing", owner, key);
+  expect(std::holds_alternative<int64_t>(*value), "{}: expected '{}' to be a whole number", owner,
+         key);
+  return std::get<int64_t>(*value);
+}
+
+int64_t Options::integer(std::string_view owner, std::string_view key, int64_t fallback) const {
+  return has(key) ? integer(owner, key) : fallback;
+}
+
+double Options::real(std::string_view owner, std::string_view key, double fallback) const {
+  const OptionValue* value = find(key);
+  if (value == nullptr) {
+    return fallback;
+  }
+  if (const auto* whole = std::get_if<int64_t>(value)) {
+    return static_cast<double>(*whole);
+  }
+  expect(std::holds_alternative<double>(*value), "{}: expected '{}' to be a number", owner, key);
+  return std::get<double>(*value);
+}
+
+bool Options::flag(std::string_view owner, std::string_view key, bool fallback) const {
+  const OptionValue* value = find(key);
+  if (value == nullptr) {
+    return fallback;
+  }
+  expect(std::holds_alternative<bool>(*value), "{}: expected '{}' to be true or false", owner, key);
+  return std::get<bool>(*value);
+}
+
+void Options::expect_only(std::string_view owner, const std::vector<std::string>& known) const {
+  for (const auto& [name, value] : values_) {
+    if (std::find(known.begin(), known.end(), name) == known.end()) {
+      fail("{}: unknown option '{}'{}", owner, name, did_you_mean(name, known));
+    }
+  }
+}
+
+}  // namespace cambium

@@ -1,0 +1,39 @@
+// Options: a small ordered list of named values that configures a mixer. It keeps models data: a spec
+// prints, parses and travels without knowing the mixers.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace cambium {
+
+using OptionValue = std::variant<bool, int64_t, double, std::string>;
+
+class Options {
+ public:
+  Options() = default;
+  Options(std::initializer_list<std::pair<std::string, OptionValue>> values) : values_(values) {}
+
+  void set(std::string_view key, OptionValue value);
+  bool has(std::string_view key) const { return find(key) != nullptr; }
+  const std::vector<std::pair<std::string, OptionValue>>& values() const { return values_; }
+
+  /// The value, or an Error that names the key and `owner` when it is missing or of another type.
+  int64_t integer(std::string_view owner, std::string_view key) const;
+  int64_t integer(std::string_view owner, std::string_view key, int64_t fallback) const;
+  double real(std::string_view owner, std::string_view key, double fallback) const;
+  bool flag(std::string_view owner, std::string_view key, bool fallback) const;
+  /// Error unless every key is one of `known`; suggests the nearest.
+  void expect_only(std::string_view owner, const std::vector<std::string>& known) const;
+  friend bool operator==(const Options&, const Options&) = default;
+
+ private:
+  const OptionValue* find(std::string_view key) const;
+  std::vector<std::pair<std::string, OptionValue>> values_;
+};
+
+}  // namespace cambium

@@ -1,0 +1,60 @@
+// Parameters of a model and the one visitor that load, save, count, zero, optimise and shard share.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tensor/tensor.h"
+
+namespace cambium {
+
+/// What an optimiser may treat alike: each group has its own learning-rate scale and weight decay.
+enum class ParameterGroup { kMixer, kFeedForward, kNorm, kEmbedding };
+inline constexpr int kParameterGroups = 4;
+const char* parameter_group_name(ParameterGroup group);
+
+/// How a parameter starts when it is not loaded.
+enum class InitKind {
+  kZeros,
+  kOnes,
+  kNormal,    // normal with standard deviation `scale`
+  kUniform,   // uniform in [-scale, scale]
+  kLogRange,  // A_log of Mamba-1: log(1 + index in the last axis)
+  kLogUniform,  // A_log of Mamba-2: log of uniform in [1, 16]
+  kStepBias,  // inverse softplus of a step drawn log-uniformly from [1e-3, 1e-1]
+  kConstant,  // `scale` everywhere
+};
+
+struct Init {
+  InitKind kind = InitKind::kZeros;
+  double scale = 0.0;
+};
+
+/// A named tensor of a model. The model declares shape and rules; Weights gives it memory.
+struct Parameter {
+  std::vector<int64_t> shape;
+  ParameterGroup group = ParameterGroup::kMixer;
+  Init init{};
+  /// Kept in fp32 when weights are stored in bf16 (A_log, dt_bias, D).
+  bool keep_fp32 = false;
+  Tensor tensor{};
+
+  int64_t numel() const {
+    int64_t n = 1;
+    for (const int64_t size : shape) {
+      n *= size;
+    }
+    return n;
+  }
+};
+
+/// Called with the parameter's full name, for example "layers.3.mixer.q_proj.weight".
+using ParameterVisitor = std::function<void(const std::string& name, Parameter& parameter)>;
+
+/// Fills a bound F32 parameter by its rule, from the stream (seed, name): the same whatever else the
+/// model holds.
+void initialise(Parameter& parameter, const std::string& name, uint64_t seed);
+
+}  // namespace cambium
