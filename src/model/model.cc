@@ -14,7 +14,6 @@ void copy(const Tensor& to, const Tensor& from) {
   std::memcpy(to.data, from.data, static_cast<size_t>(from.bytes()));
 }
 
-
 }  // namespace
 
 Model::Model(ModelSpec spec) : spec_(std::move(spec)), rope_(spec_.rope) {
@@ -43,7 +42,8 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
   const RopeTable& table = rope_for(batch);
   Tensor h = embedding(ctx, embed_.tensor, batch.tokens());
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const ForwardInputs inputs{&batch, &table, options.states.empty() ? nullptr : &options.states[i]};
+    const ForwardInputs inputs{&batch, &table,
+                               options.states.empty() ? nullptr : &options.states[i]};
     MixerTap* tap = options.taps.empty() ? nullptr : &options.taps[i];
     if (ctx.tape == nullptr) {
       // Inference: a layer's activations go as soon as its result is copied over its input.

@@ -42,8 +42,8 @@ class Model {
   const Block& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
   int64_t layer_count() const { return static_cast<int64_t>(layers_.size()); }
   int64_t parameter_count();
-  /// The table of rotations, grown to cover `batch`. Forward does this itself; callers that run single
-  /// mixers need it.
+  /// The table of rotations, grown to cover `batch`. Forward does this itself; callers that run
+  /// single mixers need it.
   const RopeTable& rope_for(const Batch& batch);
 
  private:

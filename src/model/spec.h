@@ -28,7 +28,8 @@ struct ModelSpec {
 
 /// Layers whose mixer is not the plain attention of the teacher.
 int64_t converted_layers(const ModelSpec& spec);
-/// "AAMMG": a letter a layer: A attention, W window, M Mamba, 2 Mamba-2, G Gated DeltaNet, - removed.
+/// "AAMMG": a letter a layer: A attention, W window, M Mamba, 2 Mamba-2, G Gated DeltaNet, -
+/// removed.
 std::string layer_map(const ModelSpec& spec);
 
 /// A family of checkpoints: how its config.json and tensor names map to ours.

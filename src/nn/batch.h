@@ -16,8 +16,8 @@ class RopeTable;
 /// outlive the tape of a forward call that uses it.
 class Batch {
  public:
-  /// Adds a piece of a sequence whose first token stands at `position`; `slot` is the sequence's state
-  /// slot, or -1 without state.
+  /// Adds a piece of a sequence whose first token stands at `position`; `slot` is the sequence's
+  /// state slot, or -1 without state.
   void add(std::span<const int32_t> tokens, int64_t position = 0, int64_t slot = -1);
   void clear();
 
@@ -60,8 +60,8 @@ struct StateLayout {
   int64_t bytes_per_sequence() const;
 };
 
-/// A layer's state for one batch, as its cache lays it out: pages ready for the batch's segments and
-/// slot tensors (slots, ...) in the order of StateLayout::slots.
+/// A layer's state for one batch, as its cache lays it out: pages ready for the batch's segments
+/// and slot tensors (slots, ...) in the order of StateLayout::slots.
 struct LayerState {
   KvPages pages;
   std::span<const Tensor> slots;

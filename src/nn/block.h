@@ -17,9 +17,9 @@ struct LayerSpec {
   friend bool operator==(const LayerSpec&, const LayerSpec&) = default;
 };
 
-/// What a caller may look at inside a layer: the normalised input of the mixer and its output before
-/// the residual is added, both (T, C). They live as long as the arena the forward call ran on is not
-/// released.
+/// What a caller may look at inside a layer: the normalised input of the mixer and its output
+/// before the residual is added, both (T, C). They live as long as the arena the forward call ran
+/// on is not released.
 struct MixerTap {
   Tensor input;
   Tensor output;

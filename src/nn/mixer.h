@@ -1,5 +1,5 @@
-// A mixer is the part of a layer in which tokens see each other. It owns its parameters and says what
-// state a sequence keeps for it.
+// A mixer is the part of a layer in which tokens see each other. It owns its parameters and says
+// what state a sequence keeps for it.
 #pragma once
 
 #include <memory>

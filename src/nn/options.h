@@ -1,5 +1,5 @@
-// Options: a small ordered list of named values that configures a mixer. It keeps models data: a spec
-// prints, parses and travels without knowing the mixers.
+// Options: a small ordered list of named values that configures a mixer. It keeps models data: a
+// spec prints, parses and travels without knowing the mixers.
 #pragma once
 
 #include <cstdint>

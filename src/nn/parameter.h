@@ -19,12 +19,12 @@ const char* parameter_group_name(ParameterGroup group);
 enum class InitKind {
   kZeros,
   kOnes,
-  kNormal,    // normal with standard deviation `scale`
-  kUniform,   // uniform in [-scale, scale]
-  kLogRange,  // A_log of Mamba-1: log(1 + index in the last axis)
+  kNormal,      // normal with standard deviation `scale`
+  kUniform,     // uniform in [-scale, scale]
+  kLogRange,    // A_log of Mamba-1: log(1 + index in the last axis)
   kLogUniform,  // A_log of Mamba-2: log of uniform in [1, 16]
-  kStepBias,  // inverse softplus of a step drawn log-uniformly from [1e-3, 1e-1]
-  kConstant,  // `scale` everywhere
+  kStepBias,    // inverse softplus of a step drawn log-uniformly from [1e-3, 1e-1]
+  kConstant,    // `scale` everywhere
 };
 
 struct Init {
@@ -53,8 +53,8 @@ struct Parameter {
 /// Called with the parameter's full name, for example "layers.3.mixer.q_proj.weight".
 using ParameterVisitor = std::function<void(const std::string& name, Parameter& parameter)>;
 
-/// Fills a bound F32 parameter by its rule, from the stream (seed, name): the same whatever else the
-/// model holds.
+/// Fills a bound F32 parameter by its rule, from the stream (seed, name): the same whatever else
+/// the model holds.
 void initialise(Parameter& parameter, const std::string& name, uint64_t seed);
 
 }  // namespace cambium

@@ -23,8 +23,8 @@ class AttentionMixer : public Mixer {
     expect(heads_ > 0 && kv_heads_ > 0 && heads_ % kv_heads_ == 0,
            "{}: expected kv_heads to divide heads, got heads={} kv_heads={}", owner, heads_,
            kv_heads_);
-    expect(head_dim_ > 0 && window_ >= 0, "{}: expected head_dim > 0 and window >= 0, got {} and {}",
-           owner, head_dim_, window_);
+    expect(head_dim_ > 0 && window_ >= 0,
+           "{}: expected head_dim > 0 and window >= 0, got {} and {}", owner, head_dim_, window_);
     expect(!rope_ || head_dim_ % 2 == 0, "{}: expected an even head_dim for rope, got {}", owner,
            head_dim_);
     q_ = Linear(width, heads_ * head_dim_, ParameterGroup::kMixer);

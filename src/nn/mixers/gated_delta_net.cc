@@ -1,6 +1,7 @@
-// Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464): the delta rule with a learned decay. q, k and v
-// each have their own number of heads, repeated to `heads`, so that it can take the place of attention
-// with grouped key-value heads. With `rope`, q and k are rotated like the attention's they came from.
+// Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464): the delta rule with a learned decay. q, k
+// and v each have their own number of heads, repeated to `heads`, so that it can take the place of
+// attention with grouped key-value heads. With `rope`, q and k are rotated like the attention's
+// they came from.
 #include "nn/linear.h"
 #include "nn/mixers/mixers.h"
 #include "ops/activation/activation.h"
@@ -36,10 +37,11 @@ class GatedDeltaNetMixer : public Mixer {
            "and {}",
            heads_, key_dim_, value_dim_, conv_);
     for (const int64_t part : {q_heads_, k_heads_, v_heads_}) {
-      expect(part > 0 && heads_ % part == 0,
-             "gated_delta_net: expected q_heads, k_heads and v_heads to divide heads={}, got {}, {} "
-             "and {}",
-             heads_, q_heads_, k_heads_, v_heads_);
+      expect(
+          part > 0 && heads_ % part == 0,
+          "gated_delta_net: expected q_heads, k_heads and v_heads to divide heads={}, got {}, {} "
+          "and {}",
+          heads_, q_heads_, k_heads_, v_heads_);
     }
     in_ = Linear(width, channels() + inner(), ParameterGroup::kMixer);
     ba_ = Linear(width, 2 * heads_, ParameterGroup::kMixer);
@@ -55,8 +57,7 @@ class GatedDeltaNetMixer : public Mixer {
                 .group = ParameterGroup::kNorm,
                 .init = {InitKind::kStepBias},
                 .keep_fp32 = true};
-    norm_ = {
-        .shape = {value_dim_}, .group = ParameterGroup::kNorm, .init = {InitKind::kOnes}};
+    norm_ = {.shape = {value_dim_}, .group = ParameterGroup::kNorm, .init = {InitKind::kOnes}};
   }
 
   Tensor forward(Context& ctx, const Tensor& x, const ForwardInputs& inputs) override {
@@ -64,14 +65,14 @@ class GatedDeltaNetMixer : public Mixer {
     const Tensor rows = in_.forward(ctx, x);
     const Tensor z = rows.slice(1, channels(), inner());
     const Tensor weight = conv_weight_.tensor.reshape({channels(), conv_});
-    const Tensor qkv = short_conv(ctx, rows.slice(1, 0, channels()), weight, {}, true, segments,
-                                  inputs.slot(0));
+    const Tensor qkv =
+        short_conv(ctx, rows.slice(1, 0, channels()), weight, {}, true, segments, inputs.slot(0));
     const int64_t q_width = q_heads_ * key_dim_;
     const int64_t k_width = k_heads_ * key_dim_;
     Tensor q = qkv.slice(1, 0, q_width).split_last(q_heads_, key_dim_);
     Tensor k = qkv.slice(1, q_width, k_width).split_last(k_heads_, key_dim_);
-    Tensor v = qkv.slice(1, q_width + k_width, v_heads_ * value_dim_)
-                   .split_last(v_heads_, value_dim_);
+    Tensor v =
+        qkv.slice(1, q_width + k_width, v_heads_ * value_dim_).split_last(v_heads_, value_dim_);
     q = l2_norm(ctx, q, kL2Eps, 1.0F / std::sqrt(static_cast<float>(key_dim_)));
     k = l2_norm(ctx, k, kL2Eps, 1.0F);
     if (rope_) {
@@ -87,12 +88,11 @@ class GatedDeltaNetMixer : public Mixer {
     }
     const Tensor ba = ba_.forward(ctx, x);
     const Tensor beta = sigmoid(ctx, ba.slice(1, 0, heads_));
-    const Tensor step = step_size(ctx, ba.slice(1, heads_, heads_), dt_bias_.tensor, 0.0F,
-                                  INFINITY);
+    const Tensor step =
+        step_size(ctx, ba.slice(1, heads_, heads_), dt_bias_.tensor, 0.0F, INFINITY);
     const Tensor decay = log_decay(ctx, step, a_log_.tensor);
     const Tensor y = recurrence(ctx, {q, k, v, decay, beta, true, {}}, segments, inputs.slot(1));
-    const GatedNormConfig norm{norm_eps_, value_dim_, GateOrder::kNormFirst,
-                               GateActivation::kSilu};
+    const GatedNormConfig norm{norm_eps_, value_dim_, GateOrder::kNormFirst, GateActivation::kSilu};
     return out_.forward(ctx, gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm));
   }
 

@@ -1,7 +1,7 @@
 // Apriel-H1's mixer: a Mamba-1 scan whose x, B and C come from the value, key and query sides of an
-// attention layer (Wang et al. 2024, arXiv 2408.15237). B and x have the width of the key-value heads
-// and are repeated to all heads; heads are as wide as the state. The bias of dt_proj enters twice, once
-// through the projection and once in the scan: the released weights were trained so.
+// attention layer (Wang et al. 2024, arXiv 2408.15237). B and x have the width of the key-value
+// heads and are repeated to all heads; heads are as wide as the state. The bias of dt_proj enters
+// twice, once through the projection and once in the scan: the released weights were trained so.
 #include "nn/linear.h"
 #include "nn/mixers/mixers.h"
 #include "ops/activation/activation.h"
@@ -57,8 +57,7 @@ class MambaMixer : public Mixer {
     const Tensor z = zxbc.slice(1, 0, inner_);
     const Tensor groups = zxbc.slice(1, inner_, xb_).split_last(xb_ / state_, state_);
     const Tensor b = zxbc.slice(1, inner_ + xb_, xb_).split_last(xb_ / state_, state_);
-    const Tensor c =
-        zxbc.slice(1, inner_ + 2 * xb_, inner_).split_last(inner_ / state_, state_);
+    const Tensor c = zxbc.slice(1, inner_ + 2 * xb_, inner_).split_last(inner_ / state_, state_);
     const Tensor dt = dt_.forward(ctx, dt_in_.forward(ctx, x));
     const Tensor weight = conv_weight_.tensor.reshape({conv_weight_.shape[0], conv_});
     Tensor u = groups;

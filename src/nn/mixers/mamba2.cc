@@ -1,6 +1,6 @@
-// Mamba-2 (Dao & Gu 2024, arXiv 2405.21060). x, B and C each have their own number of heads, repeated
-// to `heads`: equal b_heads and c_heads are the published layer's groups; fewer x_heads and b_heads
-// than c_heads take the place of an attention layer's grouped key-value heads.
+// Mamba-2 (Dao & Gu 2024, arXiv 2405.21060). x, B and C each have their own number of heads,
+// repeated to `heads`: equal b_heads and c_heads are the published layer's groups; fewer x_heads
+// and b_heads than c_heads take the place of an attention layer's grouped key-value heads.
 #include <cmath>
 
 #include "nn/linear.h"
@@ -57,8 +57,7 @@ class Mamba2Mixer : public Mixer {
           .group = ParameterGroup::kNorm,
           .init = {InitKind::kOnes},
           .keep_fp32 = true};
-    norm_ = {
-        .shape = {inner()}, .group = ParameterGroup::kNorm, .init = {InitKind::kOnes}};
+    norm_ = {.shape = {inner()}, .group = ParameterGroup::kNorm, .init = {InitKind::kOnes}};
   }
 
   Tensor forward(Context& ctx, const Tensor& x, const ForwardInputs& inputs) override {
@@ -84,8 +83,8 @@ class Mamba2Mixer : public Mixer {
     // time_step_limit is [0, inf] in every published checkpoint.
     const Tensor dt = step_size(ctx, raw_dt, dt_bias_.tensor, 0.0F, INFINITY);
     const Tensor decay = log_decay(ctx, dt, a_log_.tensor);
-    const Tensor y = recurrence(ctx, {c, b, v, decay, dt, false, d_.tensor}, segments,
-                                inputs.slot(1));
+    const Tensor y =
+        recurrence(ctx, {c, b, v, decay, dt, false, d_.tensor}, segments, inputs.slot(1));
     const GatedNormConfig norm{norm_eps_, norm_group_, GateOrder::kGateFirst,
                                GateActivation::kSilu};
     return out_.forward(ctx, gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm));

@@ -1,0 +1,68 @@
+#include "model/spec.h"
+
+#include "base/file.h"
+#include "base/text.h"
+#include "model/families/config.h"
+#include "model/families/families.h"
+
+namespace cambium {
+
+int64_t converted_layers(const ModelSpec& spec) {
+  int64_t n = 0;
+  for (const LayerSpec& layer : spec.layers) {
+    n += layer.mixer.kind == "attention" ? 0 : 1;
+  }
+  return n;
+}
+
+std::string layer_map(const ModelSpec& spec) {
+  std::string map;
+  for (const LayerSpec& layer : spec.layers) {
+    const std::string& kind = layer.mixer.kind;
+    map += layer.removed || kind == "identity" ? '-'
+           : kind == "attention"               ? 'A'
+           : kind == "sliding_window"          ? 'W'
+           : kind == "mamba"                   ? 'M'
+           : kind == "mamba2"                  ? '2'
+           : kind == "gated_delta_net"         ? 'G'
+                                               : '?';
+  }
+  return map;
+}
+
+const std::vector<Family>& families() {
+  static const std::vector<Family> table = {llama_family(), mistral_family(), qwen3_family(),
+                                            apriel_h_family(), cambium_family()};
+  return table;
+}
+
+const Family& find_family(const std::string& name) {
+  for (const Family& family : families()) {
+    if (name == family.name) {
+      return family;
+    }
+  }
+  fail("unknown model family '{}'", name);
+}
+
+ModelSpec read_spec(const std::filesystem::path& dir) {
+  const std::string path = (dir / "config.json").string();
+  const std::string text = read_text_file(path);
+  const config::Json json = config::parse(text, path);
+  const auto it = json.find("model_type");
+  expect(it != json.end() && it->is_string(), "{}: expected the string 'model_type'", path);
+  const std::string type = it->get<std::string>();
+  std::vector<std::string> known;
+  for (const Family& family : families()) {
+    for (const std::string& candidate : family.model_types) {
+      if (candidate == type) {
+        return family.read_config(text, path);
+      }
+      known.push_back(candidate);
+    }
+  }
+  fail("{}: unknown model_type '{}'{}; this build reads {}", path, type, did_you_mean(type, known),
+       join(known, ", "));
+}
+
+}  // namespace cambium
