@@ -18,14 +18,7 @@ int64_t converted_layers(const ModelSpec& spec) {
 std::string layer_map(const ModelSpec& spec) {
   std::string map;
   for (const LayerSpec& layer : spec.layers) {
-    const std::string& kind = layer.mixer.kind;
-    map += layer.removed || kind == "identity" ? '-'
-           : kind == "attention"               ? 'A'
-           : kind == "sliding_window"          ? 'W'
-           : kind == "mamba"                   ? 'M'
-           : kind == "mamba2"                  ? '2'
-           : kind == "gated_delta_net"         ? 'G'
-                                               : '?';
+    map += layer.removed ? '-' : find_mixer_kind(layer.mixer.kind).letter;
   }
   return map;
 }

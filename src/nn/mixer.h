@@ -33,6 +33,7 @@ class Mixer {
 /// One row of the table of mixers (nn/mixers/registry.cc): a new mixer adds one.
 struct MixerKind {
   const char* name;         // as in MixerSpec::kind
+  char letter;              // in layer maps
   const char* description;  // one line for people
   std::unique_ptr<Mixer> (*make)(const Options& options, int64_t width);
 };

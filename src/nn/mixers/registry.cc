@@ -5,12 +5,12 @@ namespace cambium {
 
 const std::vector<MixerKind>& mixer_kinds() {
   static const std::vector<MixerKind> kinds = {
-      {"attention", "full causal attention, grouped key-value heads", make_attention},
-      {"sliding_window", "attention to the last `window` tokens", make_sliding_window},
-      {"mamba", "Mamba-1 scan with grouped x and B, as in Apriel-H1", make_mamba},
-      {"mamba2", "Mamba-2 (SSD): matrix state, scalar decay per head", make_mamba2},
-      {"gated_delta_net", "Gated DeltaNet: delta rule with scalar decay", make_gated_delta_net},
-      {"identity", "no mixer: adds nothing to the residual", make_identity},
+      {"attention", 'A', "full causal attention, grouped key-value heads", make_attention},
+      {"sliding_window", 'W', "attention to the last `window` tokens", make_sliding_window},
+      {"mamba", 'M', "Mamba-1 scan with grouped x and B, as in Apriel-H1", make_mamba},
+      {"mamba2", '2', "Mamba-2 (SSD): matrix state, scalar decay per head", make_mamba2},
+      {"gated_delta_net", 'G', "Gated DeltaNet: delta rule with scalar decay", make_gated_delta_net},
+      {"identity", '-', "no mixer: adds nothing to the residual", make_identity},
   };
   return kinds;
 }

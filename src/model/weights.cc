@@ -1,0 +1,276 @@
+#include "model/weights.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <unordered_set>
+
+#include "base/file.h"
+#include "base/float16.h"
+#include "base/text.h"
+#include "model/checksums.h"
+#include "model/golden.h"
+#include "model/safetensors.h"
+
+namespace cambium {
+namespace {
+
+constexpr double kGoldenTolerance = 1e-3;
+constexpr double kGoldenToleranceBf16 = 5e-2;
+
+bool is_matrix(const Parameter& p) {
+  return p.shape.size() == 2 && !p.keep_fp32;
+}
+
+std::string shape_of(const Parameter& p) {
+  return shape_text(p.shape);
+}
+
+void check_spec_and_file_agree(Model& model, const SafeTensors& file) {
+  const ModelSpec& spec = model.spec();
+  const Family& family = find_family(spec.family);
+  std::unordered_set<std::string> used;
+  std::vector<std::string> missing;
+  model.visit([&](const std::string& ours, Parameter& p) {
+    const std::string name = family.tensor_name(spec, ours);
+    const TensorEntry* entry = file.find(name);
+    if (entry == nullptr) {
+      missing.push_back(name);
+      return;
+    }
+    CAMBIUM_CHECK(used.insert(name).second, "{} is asked for twice", name);
+    expect(entry->shape == p.shape, "{}: tensor {} has shape {}, expected {} by config.json",
+           file.path(), name, shape_text(entry->shape), shape_of(p));
+  });
+  expect(missing.empty(), "{}: {} of the model's tensors are missing, the first is {}", file.path(),
+         missing.size(), missing.empty() ? "" : missing.front());
+  for (const TensorEntry& entry : file.tensors()) {
+    // Buffers of older files that hold nothing a config does not say.
+    const bool ignorable = entry.name.ends_with("rotary_emb.inv_freq") ||
+                           (spec.tied_head && entry.name == "lm_head.weight");
+    expect(ignorable || used.contains(entry.name),
+           "{}: tensor {} {} belongs to no parameter of this {} model; config.json and weights do "
+           "not fit together",
+           file.path(), entry.name, shape_text(entry.shape), spec.family);
+  }
+}
+
+void read_into(const Tensor& to, const TensorEntry& entry) {
+  const auto n = static_cast<size_t>(entry.count());
+  if (to.dtype == Dtype::kF32) {
+    copy_as_f32(entry, std::span(to.ptr<float>(), n));
+  } else if (entry.dtype == StoredType::kBF16) {
+    std::memcpy(to.data, entry.data, entry.size);
+  } else {
+    const std::vector<float> values = as_f32(entry);
+    std::transform(values.begin(), values.end(), to.ptr<bf16_t>(),
+                   [](float x) { return f32_to_bf16(x); });
+  }
+}
+
+std::vector<int32_t> default_golden_prompt(int64_t vocab) {
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < 32; ++i) {
+    tokens.push_back(static_cast<int32_t>((7 + i * i * 13 + i * 101) % vocab));
+  }
+  return tokens;
+}
+
+std::vector<float> run_logits(Model& model, std::span<const int32_t> tokens) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  Batch batch;
+  batch.add(tokens);
+  const Tensor logits = model.logits(ctx, model.forward(ctx, batch));
+  return {logits.ptr<float>(), logits.ptr<float>() + logits.numel()};
+}
+
+constexpr const char* kTokenizerFiles[] = {"tokenizer.json",         "tokenizer_config.json",
+                                           "chat_template.jinja",    "chat_template.json",
+                                           "generation_config.json", "special_tokens_map.json"};
+
+}  // namespace
+
+void Weights::allocate(Model& model, const TrainablePredicate& trainable, MatrixStorage storage,
+                       Dtype real) {
+  tensors_.clear();
+  model.visit([&](const std::string& name, Parameter& p) {
+    const bool bf16 = storage == MatrixStorage::kBF16 && is_matrix(p);
+    const bool with_grad = trainable != nullptr && trainable(name, p);
+    CAMBIUM_CHECK(!bf16 || !with_grad, "{}: trained weights are fp32", name);
+    auto [it, fresh] =
+        tensors_.emplace(name, OwnedTensor(bf16 ? Dtype::kBF16 : real, p.shape, with_grad));
+    CAMBIUM_CHECK(fresh, "{} is visited twice", name);
+    p.tensor = it->second.view;
+  });
+}
+
+void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
+  model.visit([&](const std::string& name, Parameter& p) {
+    OwnedTensor& owned = tensors_.at(name);
+    const bool wanted = trainable != nullptr && trainable(name, p);
+    CAMBIUM_CHECK(!wanted || owned.view.dtype != Dtype::kBF16, "{}: trained weights are fp32",
+                  name);
+    owned.grad = wanted ? Buffer(owned.data.bytes()) : Buffer();
+    owned.view.grad = owned.grad.data();
+    p.tensor = owned.view;
+  });
+}
+
+int64_t Weights::bytes() const {
+  int64_t sum = 0;
+  for (const auto& [name, tensor] : tensors_) {
+    sum += tensor.data.bytes() + tensor.grad.bytes();
+  }
+  return sum;
+}
+
+LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options) {
+  LoadedModel loaded{dir, std::make_unique<Model>(read_spec(dir)), {}};
+  Model& model = *loaded.model;
+  const SafeTensors file = SafeTensors::open(dir.string());
+  check_spec_and_file_agree(model, file);
+  loaded.weights.allocate(model, options.trainable, options.storage);
+  const Family& family = find_family(model.spec().family);
+  model.visit([&](const std::string& ours, Parameter& p) {
+    const TensorEntry& entry = file.at(family.tensor_name(model.spec(), ours));
+    read_into(p.tensor, entry);
+    file.release(entry);
+  });
+  if (options.check_golden) {
+    check_golden(model, dir,
+                 options.storage == MatrixStorage::kF32 ? kGoldenTolerance : kGoldenToleranceBf16);
+  }
+  return loaded;
+}
+
+LoadedModel fresh_model(const ModelSpec& spec, uint64_t seed, double std) {
+  LoadedModel loaded{{}, std::make_unique<Model>(spec), {}};
+  Model& model = *loaded.model;
+  loaded.weights.allocate(model);
+  const double depth = std::sqrt(2.0 * static_cast<double>(model.layer_count()));
+  model.visit([&](const std::string& name, Parameter& p) {
+    const Init rule = p.init;
+    if (std > 0.0 && is_matrix(p)) {
+      p.init = {InitKind::kNormal, std};
+    }
+    if (name.ends_with("o_proj.weight") || name.ends_with("out_proj.weight") ||
+        name.ends_with("feed_forward.down.weight")) {
+      p.init.scale /= depth;
+    }
+    initialise(p, name, seed);
+    p.init = rule;
+  });
+  return loaded;
+}
+
+void save_model(Model& model, const std::filesystem::path& dir, const SaveOptions& options) {
+  const ModelSpec& spec = model.spec();
+  const Family& family = find_family(spec.family);
+  AtomicDirectory folder(dir.string(), options.replace ? AtomicDirectory::Existing::kReplace
+                                                       : AtomicDirectory::Existing::kRefuse);
+  const std::filesystem::path inside = folder.path();
+  write_file_atomically((inside / "config.json").string(), family.write_config(spec) + "\n");
+  for (const auto& [name, text] : options.files) {
+    write_file_atomically((inside / name).string(), text);
+  }
+  if (!options.tokenizer_from.empty()) {
+    for (const char* name : kTokenizerFiles) {
+      const auto from = options.tokenizer_from / name;
+      if (std::filesystem::exists(from)) {
+        write_file_atomically((inside / name).string(), read_text_file(from.string()));
+      }
+    }
+  }
+  std::vector<TensorSource> sources;
+  model.visit([&](const std::string& ours, Parameter& p) {
+    const std::string name = family.tensor_name(spec, ours);
+    const Tensor t = p.tensor;
+    const bool as_bf16 = options.storage == MatrixStorage::kBF16 && is_matrix(p);
+    if (t.dtype == Dtype::kF32 && as_bf16) {
+      const auto write = [t](const PutBytes& put) {
+        std::vector<bf16_t> rounded(static_cast<size_t>(t.numel()));
+        std::transform(t.ptr<float>(), t.ptr<float>() + t.numel(), rounded.begin(),
+                       [](float x) { return f32_to_bf16(x); });
+        put(std::as_bytes(std::span(rounded)));
+      };
+      sources.push_back({name, StoredType::kBF16, p.shape, write});
+    } else {
+      CAMBIUM_CHECK(t.dtype == Dtype::kF32 || t.dtype == Dtype::kBF16, "{}", name);
+      const auto type = t.dtype == Dtype::kF32 ? StoredType::kF32 : StoredType::kBF16;
+      sources.push_back(TensorSource::from_memory(name, type, p.shape, t.data));
+    }
+  });
+  FileChecksums sums = write_safetensors((inside / "model.safetensors").string(), sources);
+  {
+    const LoadedModel written = load_model(inside, {.check_golden = false});
+    const auto tokens =
+        options.golden_tokens.empty() ? default_golden_prompt(spec.vocab) : options.golden_tokens;
+    write_golden(inside.string(),
+                 {{tokens.begin(), tokens.end()}, run_logits(*written.model, tokens), spec.vocab});
+  }
+  write_checksums(inside.string(), sums);
+  folder.commit();
+}
+
+double check_golden(Model& model, const std::filesystem::path& dir, double tolerance) {
+  const auto golden = read_golden(dir.string());
+  if (!golden) {
+    return 0.0;
+  }
+  expect(golden->vocabulary == model.spec().vocab,
+         "{}: golden.safetensors has {} logits a token, the model {}", dir.string(),
+         golden->vocabulary, model.spec().vocab);
+  const std::vector<int32_t> tokens(golden->tokens.begin(), golden->tokens.end());
+  const std::vector<float> logits = run_logits(model, tokens);
+  double mean = 0.0;
+  double square = 0.0;
+  double worst = 0.0;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const double expected = golden->logits[i];
+    mean += expected;
+    square += expected * expected;
+    const double error = std::abs(logits[i] - expected);
+    worst = error <= worst ? worst : error;  // NaN counts as worst
+  }
+  const auto n = static_cast<double>(logits.size());
+  const double deviation = std::sqrt(std::max(square / n - mean / n * mean / n, 1e-30));
+  const double error = worst / deviation;
+  expect(
+      error <= tolerance,
+      "{}: the golden prompt's logits differ by {:.2e} standard deviations from those stored "
+      "with the checkpoint (at most {:.0e} is rounding); weights and program do not fit together",
+      dir.string(), error, tolerance);
+  return error;
+}
+
+void copy_values(const Tensor& to, const Tensor& from) {
+  CAMBIUM_CHECK(to.same_shape(from) && to.contiguous() && from.contiguous(), "{} from {}",
+                to.describe(), from.describe());
+  const auto value = [&](int64_t i) -> double {
+    switch (from.dtype) {
+      case Dtype::kF64:
+        return from.ptr<double>()[i];
+      case Dtype::kBF16:
+        return bf16_to_f32(from.ptr<bf16_t>()[i]);
+      default:
+        return from.ptr<float>()[i];
+    }
+  };
+  if (to.dtype == from.dtype) {
+    std::memcpy(to.data, from.data, static_cast<size_t>(to.bytes()));
+    return;
+  }
+  for (int64_t i = 0; i < to.numel(); ++i) {
+    const double x = value(i);
+    if (to.dtype == Dtype::kF64) {
+      to.ptr<double>()[i] = x;
+    } else if (to.dtype == Dtype::kBF16) {
+      to.ptr<bf16_t>()[i] = f32_to_bf16(static_cast<float>(x));
+    } else {
+      to.ptr<float>()[i] = static_cast<float>(x);
+    }
+  }
+}
+
+}  // namespace cambium

@@ -1,0 +1,82 @@
+// Weights: the memory of a model's parameters, loaded strictly, made fresh, and written whole.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/model.h"
+#include "tensor/arena.h"
+
+namespace cambium {
+
+/// How matrices are kept in memory; norms, convolutions and the like are always fp32.
+enum class MatrixStorage { kF32, kBF16 };
+
+/// Chooses which parameters get a gradient; null = none.
+using TrainablePredicate = std::function<bool(const std::string& name, const Parameter& parameter)>;
+
+class Weights {
+ public:
+  /// Gives every parameter of `model` zeroed memory; F64 for tests of the definitions.
+  void allocate(Model& model, const TrainablePredicate& trainable = nullptr,
+                MatrixStorage storage = MatrixStorage::kF32, Dtype real = Dtype::kF32);
+  /// Takes the gradients of the parameters away and gives the chosen ones zeroed gradients.
+  void set_trainable(Model& model, const TrainablePredicate& trainable);
+  int64_t bytes() const;
+
+ private:
+  std::map<std::string, OwnedTensor> tensors_;
+};
+
+struct LoadedModel {
+  std::filesystem::path dir;
+  std::unique_ptr<Model> model;
+  Weights weights;
+};
+
+struct LoadOptions {
+  MatrixStorage storage = MatrixStorage::kF32;
+  TrainablePredicate trainable;
+  /// Compare the logits of golden.safetensors, where there is one.
+  bool check_golden = true;
+};
+
+/// Reads a checkpoint folder. Every tensor of the file is used exactly once and every parameter set
+/// exactly once, or it is an Error that names what is missing, left over or of another shape.
+LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options = {});
+
+/// A model of `spec` with every parameter at its initial rule, drawn from `seed`. Output
+/// projections of mixers and feed-forwards (o_proj, out_proj, down) start smaller by sqrt(2
+/// layers), and matrices with standard deviation `std` (0 = the parameter's own rule).
+LoadedModel fresh_model(const ModelSpec& spec, uint64_t seed, double std = 0.0);
+
+struct SaveOptions {
+  /// Folder whose tokenizer files (tokenizer.json, tokenizer_config.json, chat templates,
+  /// generation_config.json) come along; empty = none.
+  std::filesystem::path tokenizer_from;
+  MatrixStorage storage = MatrixStorage::kF32;
+  /// Prompt of golden.safetensors; empty = a fixed one made of small ids.
+  std::vector<int32_t> golden_tokens;
+  /// More files by name, for example "provenance.json".
+  std::map<std::string, std::string> files;
+  bool replace = false;
+};
+
+/// Writes config.json, model.safetensors, tokenizer, golden.safetensors and checksums.json as one
+/// folder that appears whole or not at all. The golden logits come from what was written, read
+/// back.
+void save_model(Model& model, const std::filesystem::path& dir, const SaveOptions& options);
+
+/// Largest |difference| of the golden prompt's logits over their standard deviation; Error when the
+/// folder's golden prompt is more than `tolerance` away. 0 when there is none.
+double check_golden(Model& model, const std::filesystem::path& dir, double tolerance);
+
+/// Copies a float tensor of any of F32, BF16, F64 over another of the same shape.
+void copy_values(const Tensor& to, const Tensor& from);
+
+}  // namespace cambium
