@@ -41,7 +41,7 @@ struct LoadedModel {
 
 struct LoadOptions {
   MatrixStorage storage = MatrixStorage::kF32;
-  TrainablePredicate trainable;
+  TrainablePredicate trainable = {};
   /// Compare the logits of golden.safetensors, where there is one.
   bool check_golden = true;
 };
