@@ -22,9 +22,9 @@ struct RecurrenceInputs {
   Tensor k;            // (T, Hk, K)
   Tensor v;            // (T, Hv, V)
   Tensor log_decay;    // log D_t <= 0: (T, Hv), or (T, Hv, K) per key channel
-  Tensor weight;       // (T, Hv): w_t; undefined = 1
+  Tensor weight = {};  // (T, Hv): w_t; undefined = 1
   bool delta = false;  // b_t = w_t instead of 0 (needs weight)
-  Tensor skip;         // (Hv): y += skip[h] v; undefined = none
+  Tensor skip = {};    // (Hv): y += skip[h] v; undefined = none
 };
 
 /// Tokens of a chunk in the chunk form. Chunks are cut at multiples of this in absolute position,
