@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Installs the system packages a target needs, on Debian 12 or Ubuntu 24.04. What is there already is
+# left alone: a second run touches no network.
+#   scripts/setup.sh build   compiler, CMake and libraries
+#   scripts/setup.sh lint    the above, clang-format and clang-tidy
+set -euo pipefail
+
+build=(build-essential cmake ninja-build ccache ca-certificates
+  libfmt-dev nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libpcre2-dev libutf8proc-dev
+  libxxhash-dev libgtest-dev libgmock-dev)
+# The gate is defined for one version of the tools, which both distributions carry.
+lint=(clang-format-14 clang-tidy-14)
+
+wanted=("${build[@]}")
+case "${1:-build}" in
+  build) ;;
+  lint) wanted+=("${lint[@]}") ;;
+  *) echo "setup: expected build or lint, got '$1'" >&2; exit 2 ;;
+esac
+
+if ! command -v dpkg-query >/dev/null; then
+  echo "setup: this is not a Debian or Ubuntu system; install the equivalents of: ${wanted[*]}" >&2
+  exit 0
+fi
+
+missing=()
+for package in "${wanted[@]}"; do
+  status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
+  [ "$status" = installed ] || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+sudo=()
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null || {
+    echo "setup: these packages are missing and neither root nor sudo is at hand: ${missing[*]}" >&2
+    exit 1
+  }
+  sudo=(sudo)
+fi
+echo "setup: installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt=("${sudo[@]}" apt-get -o DPkg::Lock::Timeout=600)
+"${apt[@]}" update -q
+"${apt[@]}" install -y -q --no-install-recommends "${missing[@]}"
