@@ -1,0 +1,98 @@
+// Reading GGUF, llama.cpp's file of metadata, tokenizer and quantised tensors, versions 2 and 3.
+// The format's definition: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+//
+// The file is mapped and trusted in nothing: every length is checked against what is left of it
+// before it is used, and a wrong one is an Error that names the file and the key or tensor.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/file.h"
+
+namespace cambium {
+
+/// How a tensor's elements are stored, with the file's own numbers.
+enum class GgufType : std::uint32_t {
+  kF32 = 0,
+  kF16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ5_0 = 6,
+  kQ5_1 = 7,
+  kQ8_0 = 8,
+  kQ4_K = 12,
+  kQ5_K = 13,
+  kQ6_K = 14,
+  kBF16 = 30,
+};
+
+struct GgufBlock {
+  GgufType type;
+  std::string_view name;
+  std::int64_t elements;  ///< per block
+  std::size_t bytes;      ///< per block
+};
+const GgufBlock& gguf_block(GgufType type);
+
+struct GgufTensor {
+  std::string name;
+  GgufType type = GgufType::kF32;
+  std::vector<std::int64_t>
+      shape;  ///< outermost first, as everywhere in Cambium (the file: reversed)
+  const std::byte* data = nullptr;
+  std::size_t size = 0;  ///< bytes
+
+  std::int64_t columns() const { return shape.empty() ? 1 : shape.back(); }
+  std::int64_t rows() const;
+};
+
+/// Rows [first, first + count) of a tensor as fp32; out: (count, columns).
+void dequantise_rows(const GgufTensor& tensor, std::int64_t first, std::int64_t count,
+                     std::span<float> out);
+
+/// A metadata value. Integers of all widths are held as 64 bits, floats as double.
+struct GgufValue {
+  using List = std::vector<GgufValue>;
+  std::variant<bool, std::uint64_t, std::int64_t, double, std::string, List> value;
+};
+
+class Gguf {
+ public:
+  explicit Gguf(const std::string& path);
+
+  const std::string& path() const { return file_.path(); }
+  std::uint32_t version() const { return version_; }
+  const std::vector<GgufTensor>& tensors() const { return tensors_; }
+  const GgufTensor* find(std::string_view name) const;
+  const std::map<std::string, GgufValue, std::less<>>& metadata() const { return metadata_; }
+
+  // Metadata by key: nothing when the key is absent, Error when the value has another type.
+  std::optional<bool> flag(std::string_view key) const;
+  std::optional<std::int64_t> integer(std::string_view key) const;
+  std::optional<double> number(std::string_view key) const;
+  std::optional<std::string> text(std::string_view key) const;
+  std::optional<std::vector<std::string>> texts(std::string_view key) const;
+  std::optional<std::vector<std::int64_t>> integers(std::string_view key) const;
+
+  /// Gives the tensor's resident pages back to the system.
+  void release(const GgufTensor& tensor) const;
+
+ private:
+  class Reader;
+  void read_tensors(Reader& reader, std::uint64_t count);
+
+  MappedFile file_;
+  std::uint32_t version_ = 0;
+  std::map<std::string, GgufValue, std::less<>> metadata_;
+  std::vector<GgufTensor> tensors_;
+};
+
+}  // namespace cambium
