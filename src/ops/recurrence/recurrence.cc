@@ -1,6 +1,10 @@
 #include "ops/recurrence/recurrence.h"
 
+#include <algorithm>
+
+#include "base/parallel.h"
 #include "ops/optional.h"
+#include "ops/recurrence/recurrence_kernels.h"
 #include "ops/recurrence/recurrence_ref.h"
 
 namespace cambium {
@@ -73,6 +77,63 @@ RecurrenceArgs<Real> make_args(const RecurrenceInputs& in, const SegmentWalk& se
           .dy = y.grad_ptr<Real>()};
 }
 
+// What the float kernels keep from forward to backward.
+struct Chunks {
+  const int64_t* first_chunk = nullptr;
+  Tensor states;
+};
+
+Chunks make_chunks(Arena& arena, const RecurrenceArgs<float>& args, int64_t chunk) {
+  const SegmentWalk& segments = args.segments;
+  auto* first =
+      static_cast<int64_t*>(arena.allocate(segments.count * static_cast<int64_t>(sizeof(int64_t))));
+  int64_t count = 0;
+  for (int64_t s = 0; s < segments.count; ++s) {
+    first[s] = count;
+    const int64_t begin = segments.position[s];
+    const int64_t end = begin + segments.length(s);
+    count += end > begin ? (end - 1) / chunk - begin / chunk + 1 : 0;
+  }
+  return {first, arena.empty(Dtype::kF32, {count, args.heads, recurrence_padded(args.key_dim),
+                                           recurrence_padded(args.dim)})};
+}
+
+RecurrenceChunks kernel_args(Arena& arena, const RecurrenceArgs<float>& args,
+                             const Chunks& chunks) {
+  // A piece of work should outweigh handing it to a thread.
+  constexpr int64_t kLeastWork = 1 << 15;
+  const int64_t tokens = args.segments.count == 0 ? 0 : args.segments.start[args.segments.count];
+  const int64_t work = tokens * args.heads * args.key_dim * args.dim;
+  const int64_t pieces = std::min({args.segments.count * args.heads, 1 + work / kLeastWork,
+                                   std::max<int64_t>(4 * num_threads(), 16)});
+  const int64_t scratch = recurrence_scratch(args.key_dim, args.dim);
+  return {.op = args,
+          .chunk = kRecurrenceChunk,
+          .first_chunk = chunks.first_chunk,
+          .chunk_states = data_or_null<float>(chunks.states),
+          .pieces = pieces,
+          .scratch = arena.empty(Dtype::kF32, {pieces * scratch}).ptr<float>(),
+          .dq_heads = nullptr,
+          .dk_heads = nullptr,
+          .dskip_part = nullptr};
+}
+
+void backward(Arena& arena, const RecurrenceArgs<float>& args, const Chunks& chunks,
+              int64_t tokens) {
+  RecurrenceChunks kernel = kernel_args(arena, args, chunks);
+  if (args.key_heads < args.heads) {
+    const auto heads = [&] {
+      return arena.empty(Dtype::kF32, {tokens, args.heads, args.key_dim}).ptr<float>();
+    };
+    kernel.dq_heads = heads();
+    kernel.dk_heads = heads();
+  }
+  if (args.dskip != nullptr) {
+    kernel.dskip_part = arena.empty(Dtype::kF32, {args.segments.count, args.heads}).ptr<float>();
+  }
+  recurrence_backward(kernel);
+}
+
 }  // namespace
 
 Tensor recurrence(Context& ctx, const RecurrenceInputs& inputs, const Segments& segments,
@@ -85,6 +146,22 @@ Tensor recurrence(Context& ctx, const RecurrenceInputs& inputs, const Segments& 
   const bool differentiate =
       ctx.differentiate(inputs.q, inputs.k, v, inputs.log_decay, inputs.weight, inputs.skip);
   const Tensor y = ctx.result_like(v, differentiate);
+  if (!ctx.use_reference(v)) {
+    const auto args = make_args<float>(inputs, segments.walk(), state, y);
+    // The states at chunk starts, the first included, are all that backward needs.
+    const Chunks chunks =
+        differentiate ? make_chunks(*ctx.arena, args, kRecurrenceChunk) : Chunks{};
+    {
+      const ArenaScope scope(*ctx.arena);
+      recurrence_forward(kernel_args(*ctx.arena, args, chunks));
+    }
+    if (differentiate) {
+      ctx.tape->record([arena = ctx.arena, args, chunks, tokens = v.dim(0)] {
+        backward(*arena, args, chunks, tokens);
+      });
+    }
+    return y;
+  }
   const Tensor initial = differentiate ? copy_initial_state(ctx, segments, state) : Tensor{};
   if (v.dtype == Dtype::kF64) {
     reference::recurrence_forward(make_args<double>(inputs, segments.walk(), state, y));
