@@ -39,17 +39,95 @@ TEST(RmsNormViews, HeadsOfAColumnSlice) {
   expect_kernels_match_reference(operation, inputs);
 }
 
-TEST(RmsNormErrors, NameTheShapes) {
+struct GatedCase {
+  int64_t tokens, channels, group;
+  bool shared_weight;
+};
+
+class GatedRmsNorm
+    : public ::testing::TestWithParam<std::tuple<GatedCase, GateOrder, GateActivation>> {};
+
+TEST_P(GatedRmsNorm, KernelsMatchDefinitionAndGradientsMatchDifferences) {
+  const auto& [shape, order, activation] = GetParam();
+  const GatedNormConfig config{
+      .eps = 1e-5F, .group = shape.group, .order = order, .activation = activation};
+  const int64_t weight = shape.shared_weight ? shape.group : shape.channels;
+  const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
+    return gated_rms_norm(ctx, in[0], in[1], in[2], config);
+  };
+  const std::vector<Input> inputs = {
+      {{shape.tokens, shape.channels}}, {{shape.tokens, shape.channels}, -4, 4}, {{weight}}};
+  expect_gradients_match_differences(operation, inputs);
+  expect_kernels_match_reference(operation, inputs);
+  // x and the gate are parts of wider rows.
+  const auto slices = [&](Context& ctx, const std::vector<Tensor>& in) {
+    return gated_rms_norm(ctx, in[0].slice(1, 3, shape.channels),
+                          in[0].slice(1, shape.channels + 3, shape.channels), in[1], config);
+  };
+  const std::vector<Input> wide = {{{shape.tokens, 2 * shape.channels + 5}, -2, 2}, {{weight}}};
+  expect_gradients_match_differences(slices, wide);
+  expect_kernels_match_reference(slices, wide);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, GatedRmsNorm,
+    ::testing::Combine(::testing::Values(GatedCase{3, 40, 40, false}, GatedCase{5, 42, 14, false},
+                                         GatedCase{4, 42, 14, true}, GatedCase{2, 200, 100, true},
+                                         GatedCase{3, 152, 152, false}),
+                       ::testing::Values(GateOrder::kGateFirst, GateOrder::kNormFirst),
+                       ::testing::Values(GateActivation::kSilu, GateActivation::kSigmoid)));
+
+TEST(L2Norm, KernelsMatchDefinitionAndGradientsMatchDifferences) {
+  const auto operation = [](Context& ctx, const std::vector<Tensor>& in) {
+    return l2_norm(ctx, in[0], 1e-6F, 0.25F);
+  };
+  for (const Input& x : {Input{{3, 5}}, Input{{4, 2, 32}}, Input{{70, 3, 130}}}) {
+    expect_gradients_match_differences(operation, {x});
+    expect_kernels_match_reference(operation, {x});
+  }
+  const auto heads = [](Context& ctx, const std::vector<Tensor>& in) {
+    return l2_norm(ctx, in[0].slice(1, 10, 36).split_last(2, 18), 1e-6F, 1.0F);
+  };
+  expect_gradients_match_differences(heads, {{{5, 50}}});
+  expect_kernels_match_reference(heads, {{{5, 50}}});
+}
+
+TEST(L2Norm, RowsHaveLengthScaleAndZeroStaysZero) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  std::vector<float> x{3, 0, 4, 0, 0, 0};
+  const Tensor y = l2_norm(ctx, Tensor::of(x.data(), {2, 3}), 1e-12F, 2.0F);
+  const float expected[] = {1.2F, 0, 1.6F, 0, 0, 0};
+  for (int64_t i = 0; i < 6; ++i) {
+    EXPECT_NEAR(y.ptr<float>()[i], expected[i], 1e-6F);
+  }
+}
+
+TEST(NormErrors, NameTheShapes) {
   Arena arena;
   Context ctx{.arena = &arena};
   const Tensor x = arena.empty(Dtype::kF32, {4, 8});
   const Tensor w = arena.empty(Dtype::kF32, {7});
-  try {
-    rms_norm(ctx, x, w, 1e-5F);
-    FAIL();
-  } catch (const Error& e) {
-    EXPECT_STREQ(e.what(), "[rms_norm] expected weight f32 (8), got f32 (7)");
-  }
+  const auto message = [](const std::function<void()>& call) {
+    try {
+      call();
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_EQ(message([&] { rms_norm(ctx, x, w, 1e-5F); }),
+            "[rms_norm] expected weight f32 (8), got f32 (7)");
+  EXPECT_EQ(message([&] { gated_rms_norm(ctx, x, x, w, {.group = 4}); }),
+            "[gated_rms_norm] expected weight f32 (8) or (4), got f32 (7)");
+  EXPECT_EQ(message([&] { gated_rms_norm(ctx, x, x, w, {.group = 3}); }),
+            "[gated_rms_norm] expected groups that divide 8 channels, got groups of 3");
+  EXPECT_EQ(message([&] { gated_rms_norm(ctx, x, w, w, {.group = 4}); }),
+            "[gated_rms_norm] expected x and gate (T, C) of one dtype, got f32 (4, 8) and f32 (7)");
+  EXPECT_EQ(message([&] {
+              l2_norm(ctx, arena.empty(Dtype::kI32, {4, 8}), 1e-6F, 1.0F);
+            }),
+            "[l2_norm] expected x f32 or f64, got i32 (4, 8)");
 }
 
 }  // namespace
