@@ -7,6 +7,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>  // masked loads and stores
+#endif
 
 #ifndef CAMBIUM_ISA
 #error "base/simd.h is for *_cpu.cc files, which the build compiles once per instruction set"
@@ -35,14 +38,35 @@ static inline vf vload(const float* p) {
 static inline void vstore(float* p, vf v) {
   std::memcpy(p, &v, sizeof v);
 }
-/// The first n lanes (n < kLanes); the others are zero.
+/// The first n lanes (0 <= n <= kLanes); the others are zero, their memory is not touched.
 static inline vf vload_part(const float* p, int64_t n) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << n) - 1U), p);
+#elif defined(__AVX2__)
+  const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return _mm256_maskload_ps(p, reinterpret_cast<__m256i>(lane < static_cast<int32_t>(n)));
+#else
   vf v = {};
   std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(float));
   return v;
+#endif
 }
 static inline void vstore_part(float* p, vf v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1U << n) - 1U), v);
+#elif defined(__AVX2__)
+  const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  _mm256_maskstore_ps(p, reinterpret_cast<__m256i>(lane < static_cast<int32_t>(n)), v);
+#else
   std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(float));
+#endif
+}
+/// min(n, kLanes) lanes, for loops that end with a part of a vector.
+static inline vf vload_upto(const float* p, int64_t n) {
+  return n >= kLanes ? vload(p) : vload_part(p, n);
+}
+static inline void vstore_upto(float* p, vf v, int64_t n) {
+  n >= kLanes ? vstore(p, v) : vstore_part(p, v, n);
 }
 static inline vf vset(float x) {
   return x - vf{};

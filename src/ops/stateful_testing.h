@@ -169,18 +169,6 @@ void expect_packed_equals_separate(const StatefulCase& test, const std::vector<i
   }
 }
 
-/// Runs `check` under every instruction set of this machine.
-template <class Check>
-void for_each_isa(Check check) {
-  const CpuIsa best = cpu_isa();
-  for (int isa = 0; isa <= static_cast<int>(best); ++isa) {
-    set_cpu_isa(static_cast<CpuIsa>(isa));
-    SCOPED_TRACE(cpu_isa_name(cpu_isa()));
-    check();
-  }
-  set_cpu_isa(best);
-}
-
 /// The message of the Error that `call` throws, or "" and a failure.
 template <class Call>
 std::string error_of(Call call) {

@@ -148,6 +148,18 @@ inline void expect_gradients_match_differences(const Operation& operation,
   }
 }
 
+/// Runs `body` with every instruction set of this machine.
+template <class Body>
+void for_each_isa(const Body& body) {
+  const CpuIsa best = cpu_isa();
+  for (int isa = 0; isa <= static_cast<int>(best); ++isa) {
+    set_cpu_isa(static_cast<CpuIsa>(isa));
+    SCOPED_TRACE(cpu_isa_name(cpu_isa()));
+    body();
+  }
+  set_cpu_isa(best);
+}
+
 /// The float kernels of every instruction set (and the float definition) against the
 /// double-precision definition, forward and backward.
 inline void expect_kernels_match_reference(const Operation& operation,
@@ -169,13 +181,8 @@ inline void expect_kernels_match_reference(const Operation& operation,
       }
     }
   };
-  const CpuIsa best = cpu_isa();
   compare("float definition", true);
-  for (int isa = 0; isa <= static_cast<int>(best); ++isa) {
-    set_cpu_isa(static_cast<CpuIsa>(isa));
-    compare(cpu_isa_name(cpu_isa()), false);
-  }
-  set_cpu_isa(best);
+  for_each_isa([&] { compare(cpu_isa_name(cpu_isa()), false); });
 }
 
 }  // namespace cambium::testing

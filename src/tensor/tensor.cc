@@ -94,7 +94,8 @@ bool Tensor::row_contiguous() const {
 }
 
 bool Tensor::has_rows() const {
-  return rank <= 2 ? row_contiguous() : slice(0, 0, 1).row_contiguous();
+  return rank <= 2 ? row_contiguous()
+                   : slice(0, 0, std::min<int64_t>(1, shape[0])).row_contiguous();
 }
 
 Rows Tensor::row_walk() const {

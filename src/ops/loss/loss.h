@@ -20,12 +20,12 @@ struct LossConfig {
 };
 
 struct LossInputs {
-  Tensor hidden;          // (T, C) student's final hidden states
-  Tensor head;            // (V, C) student's output head
-  Tensor teacher_hidden;  // (T, Ct), for the KL terms
-  Tensor teacher_head;    // (V, Ct)
+  Tensor hidden;               // (T, C) student's final hidden states
+  Tensor head;                 // (V, C) student's output head
+  Tensor teacher_hidden = {};  // (T, Ct), for the KL terms
+  Tensor teacher_head = {};    // (V, Ct)
   /// (T): the token each row should predict; a negative label leaves the row out of every term.
-  std::span<const int32_t> labels;
+  std::span<const int32_t> labels = {};
   /// Every token's loss and gradient is multiplied by this: 1 / valid tokens of the global batch.
   double scale = 1.0;
 };

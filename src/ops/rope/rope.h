@@ -18,10 +18,12 @@ struct RopeConfig {
   friend bool operator==(const RopeConfig&, const RopeConfig&) = default;
 };
 
-/// Cosines and sines for positions [0, positions), grown as longer sequences come.
+/// Cosines and sines for positions [0, positions), grown as longer sequences come. The frequencies
+/// are rounded to fp32, as models were trained with; what follows is as precise as the dtype.
 class RopeTable {
  public:
-  explicit RopeTable(const RopeConfig& config) : config_(config) {}
+  /// An odd or missing number of dims, or scaling that makes no sense, is an Error.
+  explicit RopeTable(const RopeConfig& config);
   /// Makes rows for positions [0, positions) exist. Not thread-safe.
   void ensure(int64_t positions);
   const RopeConfig& config() const { return config_; }
@@ -35,9 +37,8 @@ class RopeTable {
   OwnedTensor cos32_, sin32_, cos64_, sin64_;
 };
 
-/// Rotates x (T, H, D), whose last two axes are contiguous together, by the tokens' absolute
-/// positions
-/// -> (T, H, D). `table` covers them.
+/// Rotates x (T, H, D), heads contiguous, by the tokens' absolute positions -> (T, H, D). `table`
+/// covers them and outlives the tape.
 Tensor rope(Context& ctx, const Tensor& x, const Segments& segments, const RopeTable& table);
 
 }  // namespace cambium

@@ -1,0 +1,270 @@
+// Probabilities are computed again from each query's largest score and sum. With P the
+// probabilities and dP = dY V': dV = P' dY, dS = P (dP - rowsum(dY Y)), dQ = scale dS K,
+// dK = scale dS' Q. The factors 1 / sum and scale are taken into the copies of dY.
+#include "base/parallel.h"
+#include "ops/attention/attention_simd.h"
+
+namespace cambium::CAMBIUM_ISA {
+namespace {
+
+/// A block of queries with all that a chunk of keys needs of it.
+struct Queries {
+  QueryBlock block;
+  vf largest[kVectors];
+  vf delta[kVectors];                               // scale / sum * rowsum(dY Y)
+  alignas(64) float q[kMaxHeadDim * kBlock];        // columns, scaled to give powers of two
+  alignas(64) float dy[kMaxHeadDim * kBlock];       // columns, times scale / sum
+  alignas(64) float dq[kMaxHeadDim * kBlock];       // columns
+  alignas(64) float q_rows[kBlock * kMaxHeadDim];   // (kBlock, padded D)
+  alignas(64) float dy_rows[kBlock * kMaxHeadDim];  // (kBlock, padded Dv), over sum
+};
+
+/// The scratch memory of a chunk of keys.
+struct Keys {
+  int64_t first;  // position of its first key
+  int64_t end;
+  int64_t key_step, value_step;
+  float* keys;    // (end - first padded to kPanel, key_step)
+  float* values;  // (.., value_step)
+  float* key_grads;
+  float* value_grads;
+};
+
+Keys find_keys(const AttentionBackward& a, const AttentionPair& pair) {
+  const AttentionShape& shape = a.in.shape;
+  Keys keys;
+  keys.first = pair.key_chunk * kTokensPerChunk;
+  keys.end = min64(keys.first + kTokensPerChunk, shape.length(pair.segment));
+  keys.key_step = padded_dim(shape.head_dim);
+  keys.value_step = padded_dim(shape.value_dim);
+  const int64_t row =
+      pair.kv_head * scratch_rows(shape) + scratch_row(shape, pair.segment) + keys.first;
+  keys.keys = a.keys + row * keys.key_step;
+  keys.values = a.values + row * keys.value_step;
+  keys.key_grads = a.key_grads + row * keys.key_step;
+  keys.value_grads = a.value_grads + row * keys.value_step;
+  return keys;
+}
+
+void load_keys(const AttentionBackward& a, const AttentionPair& pair, const Keys& keys) {
+  const AttentionInput& in = a.in;
+  const int64_t rows = keys.end - keys.first;
+  for (int64_t j = 0; j < round_up(rows, kPanel); ++j) {
+    const int64_t row = in.shape.start[pair.segment] + keys.first + j;
+    const bool exists = j < rows;
+    copy_padded(in.k + row * in.k_rows.outer_stride + pair.kv_head * in.k_rows.inner_stride,
+                exists ? in.shape.head_dim : 0, keys.key_step, keys.keys + j * keys.key_step);
+    copy_padded(in.v + row * in.v_rows.outer_stride + pair.kv_head * in.v_rows.inner_stride,
+                exists ? in.shape.value_dim : 0, keys.value_step,
+                keys.values + j * keys.value_step);
+  }
+  const auto size = static_cast<size_t>(round_up(rows, kPanel)) * sizeof(float);
+  std::memset(keys.key_grads, 0, size * static_cast<size_t>(keys.key_step));
+  std::memset(keys.value_grads, 0, size * static_cast<size_t>(keys.value_step));
+}
+
+void add_row(const float* from, int64_t n, float* to) {
+  for (int64_t d = 0; d < n; ++d) {
+    to[d] += from[d];
+  }
+}
+
+void store_keys(const AttentionBackward& a, const AttentionPair& pair, const Keys& keys) {
+  const AttentionInput& in = a.in;
+  for (int64_t j = 0; j < keys.end - keys.first; ++j) {
+    const int64_t row = in.shape.start[pair.segment] + keys.first + j;
+    if (a.dk != nullptr) {
+      add_row(keys.key_grads + j * keys.key_step, in.shape.head_dim,
+              a.dk + row * in.k_rows.outer_stride + pair.kv_head * in.k_rows.inner_stride);
+    }
+    if (a.dv != nullptr) {
+      add_row(keys.value_grads + j * keys.value_step, in.shape.value_dim,
+              a.dv + row * in.v_rows.outer_stride + pair.kv_head * in.v_rows.inner_stride);
+    }
+  }
+}
+
+void load_queries(const AttentionBackward& a, Queries& queries) {
+  constexpr float kLog2E = 1.44269504088896341F;
+  static constexpr float kZeros[kMaxHeadDim] = {};
+  const AttentionShape& shape = a.in.shape;
+  const QueryBlock& block = queries.block;
+  const int64_t q_step = padded_dim(shape.head_dim);
+  const int64_t dy_step = padded_dim(shape.value_dim);
+  const float* q[kBlock];
+  const float* dy[kBlock];
+  const float* y[kBlock];
+  alignas(64) float q_factor[kBlock];
+  alignas(64) float dy_factor[kBlock];
+  alignas(64) float largest[kBlock];
+  for (int64_t i = 0; i < kBlock; ++i) {
+    const int64_t row = block.token[i] * shape.heads + block.head[i];
+    const bool exists = i < block.count;
+    q[i] = exists ? a.in.q + block.token[i] * a.in.q_rows.outer_stride +
+                        block.head[i] * a.in.q_rows.inner_stride
+                  : kZeros;
+    dy[i] = exists ? a.dy + row * shape.value_dim : kZeros;
+    y[i] = exists ? a.y + row * shape.value_dim : kZeros;
+    const float inverse_sum = exists ? a.inverse_sum[row] : 0.0F;
+    q_factor[i] = shape.scale * kLog2E;
+    dy_factor[i] = shape.scale * inverse_sum;
+    largest[i] = exists ? a.largest[row] : 0.0F;
+    copy_padded(q[i], shape.head_dim, q_step, queries.q_rows + i * q_step);
+    float* dy_row = queries.dy_rows + i * dy_step;
+    copy_padded(dy[i], shape.value_dim, dy_step, dy_row);
+    for (int64_t d = 0; d < dy_step; ++d) {
+      dy_row[d] *= inverse_sum;
+    }
+  }
+  to_columns(q, shape.head_dim, q_factor, queries.q);
+  to_columns(dy, shape.value_dim, dy_factor, queries.dy);
+  to_columns(y, shape.value_dim, nullptr, queries.dq);  // dq is free until the first key
+  for (int v = 0; v < kVectors; ++v) {
+    queries.largest[v] = vload(largest + v * kLanes);
+    vf delta = {};
+    for (int64_t d = 0; d < shape.value_dim; ++d) {
+      const int64_t at = d * kBlock + v * kLanes;
+      delta += vload(queries.dy + at) * vload(queries.dq + at);
+    }
+    queries.delta[v] = delta;
+  }
+  std::memset(queries.dq, 0, static_cast<size_t>(q_step * kBlock) * sizeof(float));
+}
+
+void store_queries(const AttentionBackward& a, Queries& queries) {
+  float* rows[kBlock];
+  for (int64_t i = 0; i < queries.block.count; ++i) {
+    rows[i] = a.dq + queries.block.token[i] * a.in.q_rows.outer_stride +
+              queries.block.head[i] * a.in.q_rows.inner_stride;
+  }
+  const vf one[kVectors] = {vset(1.0F), vset(1.0F)};
+  from_columns<true>(queries.dq, a.in.shape.head_dim, one, queries.block.count, rows);
+}
+
+/// grads (keys, step) += weights (keys, kBlock) * rows (kBlock, step), V vectors of each row.
+template <int V>
+void add_to_grads(int64_t keys, const float* weights, const float* rows, int64_t step,
+                  float* grads) {
+  for (int64_t j = 0; j < keys; j += kPanel) {
+    vf sums[kPanel][V];
+    for (int r = 0; r < kPanel; ++r) {
+      for (int v = 0; v < V; ++v) {
+        sums[r][v] = vload(grads + (j + r) * step + v * kLanes);
+      }
+    }
+    multiply(kBlock, weights + j * kBlock, kBlock, 1, rows, step, sums);
+    for (int r = 0; r < kPanel; ++r) {
+      for (int v = 0; v < V; ++v) {
+        vstore(grads + (j + r) * step + v * kLanes, sums[r][v]);
+      }
+    }
+  }
+}
+
+void add_weighted_rows(int64_t keys, const float* weights, const float* rows, int64_t step,
+                       float* grads) {
+  int64_t d = 0;
+  for (; d + 2 * kLanes <= step; d += 2 * kLanes) {
+    add_to_grads<2>(keys, weights, rows + d, step, grads + d);
+  }
+  for (; d < step; d += kLanes) {
+    add_to_grads<1>(keys, weights, rows + d, step, grads + d);
+  }
+}
+
+/// The share of `count` keys (a multiple of kPanel, at most kTile) from `first` on, counted within
+/// the chunk.
+void add_tile(const AttentionBackward& a, const Keys& keys, int64_t first, int64_t count,
+              Queries& queries) {
+  const AttentionShape& shape = a.in.shape;
+  alignas(64) float p[kTile * kBlock];   // exp(score - largest)
+  alignas(64) float ds[kTile * kBlock];  // scale dS
+  const float* k = keys.keys + first * keys.key_step;
+  const float* value = keys.values + first * keys.value_step;
+  for (int64_t j = 0; j < count; j += kPanel) {
+    vf s[kPanel][kVectors] = {};
+    multiply(shape.head_dim, k + j * keys.key_step, keys.key_step, 1, queries.q, kBlock, s);
+    const int64_t position = keys.first + first + j;
+    if (needs_mask(shape, queries.block, position, position + kPanel)) {
+      mask(shape, queries.block, position, s);
+    }
+    for (int r = 0; r < kPanel; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        vstore(p + (j + r) * kBlock + v * kLanes, vexp2(s[r][v] - queries.largest[v]));
+        s[r][v] = -queries.delta[v];
+      }
+    }
+    multiply(shape.value_dim, value + j * keys.value_step, keys.value_step, 1, queries.dy, kBlock,
+             s);
+    for (int r = 0; r < kPanel; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = (j + r) * kBlock + v * kLanes;
+        vstore(ds + at, vload(p + at) * s[r][v]);
+      }
+    }
+  }
+  if (a.dv != nullptr) {
+    add_weighted_rows(count, p, queries.dy_rows, keys.value_step,
+                      keys.value_grads + first * keys.value_step);
+  }
+  if (a.dk != nullptr) {
+    add_weighted_rows(count, ds, queries.q_rows, keys.key_step,
+                      keys.key_grads + first * keys.key_step);
+  }
+  for (int64_t d = 0; a.dq != nullptr && d < shape.head_dim; d += kPanel) {
+    vf dq[kPanel][kVectors];
+    for (int r = 0; r < kPanel; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        dq[r][v] = vload(queries.dq + (d + r) * kBlock + v * kLanes);
+      }
+    }
+    multiply(count, k + d, 1, keys.key_step, ds, kBlock, dq);
+    for (int r = 0; r < kPanel; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        vstore(queries.dq + (d + r) * kBlock + v * kLanes, dq[r][v]);
+      }
+    }
+  }
+}
+
+void run_pair(const AttentionBackward& a, const AttentionPair& pair) {
+  const AttentionShape& shape = a.in.shape;
+  const Keys keys = find_keys(a, pair);
+  if (pair.first) {
+    load_keys(a, pair, keys);
+  }
+  Queries queries;
+  const int64_t group = shape.group();
+  const int64_t first_token = pair.query_chunk * kTokensPerChunk;
+  const int64_t end_row = min64(first_token + kTokensPerChunk, shape.length(pair.segment)) * group;
+  for (int64_t row = first_token * group; row < end_row; row += kBlock) {
+    locate(shape, pair.segment, pair.kv_head, row, end_row, queries.block);
+    const int64_t lo = max64(shape.reach(queries.block.first_position), keys.first) - keys.first;
+    const int64_t hi = min64(queries.block.last_position + 1, keys.end) - keys.first;
+    if (lo >= hi) {
+      continue;
+    }
+    load_queries(a, queries);
+    for (int64_t j = lo / kPanel * kPanel; j < hi; j += kTile) {
+      add_tile(a, keys, j, min64(kTile, round_up(hi - j, kPanel)), queries);
+    }
+    if (a.dq != nullptr) {
+      store_queries(a, queries);
+    }
+  }
+  if (pair.last) {
+    store_keys(a, pair, keys);
+  }
+}
+
+}  // namespace
+
+void attention_backward(const AttentionBackward& a) {
+  parallel_for(a.count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      run_pair(a, a.pairs[i]);
+    }
+  });
+}
+
+}  // namespace cambium::CAMBIUM_ISA

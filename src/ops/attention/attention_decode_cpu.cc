@@ -1,0 +1,281 @@
+// Few queries over many cached keys: the time is that of reading the cache once. Keys and values
+// are read as vectors where they lie; all queries of the segment take their share of a tile before
+// the next is read. The partial results of splits are combined in the order of their positions.
+#include "base/parallel.h"
+#include "ops/attention/attention_simd.h"
+
+namespace cambium::CAMBIUM_ISA {
+namespace {
+
+constexpr int kMaxQueries = 4;  // taken together
+
+/// One query's part of a split.
+struct Partial {
+  float* y;  // (padded Dv): sum of exp2(score - largest) * value
+  float* q;  // (padded D), scaled to give powers of two
+  float* largest;
+  float* sum;
+};
+
+Partial partial_of(const AttentionShape& shape, float* base, int64_t query) {
+  float* y = base + query * partial_size(shape);
+  float* q = y + padded_dim(shape.value_dim);
+  float* rest = q + padded_dim(shape.head_dim);
+  return {y, q, rest, rest + 1};
+}
+
+/// Keys and values of one head at positions [first, first + kTile); zeros outside [begin, end).
+struct Tile {
+  int64_t first;
+  int64_t begin, end;  // positions that belong to the split
+  const float* keys[kTile];
+  const float* values[kTile];
+};
+
+/// Rows of heads whose dims are no multiple of a vector, padded.
+struct PaddedRows {
+  alignas(64) float keys[kTile * kMaxHeadDim];
+  alignas(64) float values[kTile * kMaxHeadDim];
+};
+
+void find_tile(const AttentionInput& in, int64_t segment, int64_t kv_head, Tile& tile,
+               PaddedRows& padded) {
+  static constexpr float kZeros[kMaxHeadDim] = {};
+  const AttentionShape& shape = in.shape;
+  const int64_t key_step = padded_dim(shape.head_dim);
+  const int64_t value_step = padded_dim(shape.value_dim);
+  for (int64_t j = 0; j < kTile; ++j) {
+    const int64_t p = tile.first + j;
+    tile.keys[j] = kZeros;
+    tile.values[j] = kZeros;
+    if (p < tile.begin || p >= tile.end) {
+      continue;
+    }
+    const int64_t row = shape.key_row(segment, p);
+    tile.keys[j] = in.k + row * in.k_rows.outer_stride + kv_head * in.k_rows.inner_stride;
+    tile.values[j] = in.v + row * in.v_rows.outer_stride + kv_head * in.v_rows.inner_stride;
+    if (shape.head_dim % kLanes != 0) {
+      float* to = padded.keys + j * key_step;
+      copy_padded(tile.keys[j], shape.head_dim, key_step, to);
+      tile.keys[j] = to;
+    }
+    if (shape.value_dim % kLanes != 0) {
+      float* to = padded.values + j * value_step;
+      copy_padded(tile.values[j], shape.value_dim, value_step, to);
+      tile.values[j] = to;
+    }
+  }
+}
+
+/// scores (N, kTile) of the keys [begin, end) of the tile, begin and end counted within it.
+template <int N>
+void score(const Tile& tile, int64_t begin, int64_t end, int64_t vectors, const Partial* queries,
+           float* scores) {
+  for (int64_t j0 = begin / kLanes * kLanes; j0 < end; j0 += kLanes) {
+    vf sums[N][kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      const float* key = tile.keys[j0 + i];
+      vf dots[N] = {};
+      for (int64_t d = 0; d < vectors; ++d) {
+        const vf x = vload(key + d * kLanes);
+        for (int n = 0; n < N; ++n) {
+          dots[n] += x * vload(queries[n].q + d * kLanes);
+        }
+      }
+      for (int n = 0; n < N; ++n) {
+        sums[n][i] = dots[n];
+      }
+    }
+    for (int n = 0; n < N; ++n) {
+      vstore(scores + n * kTile + j0, sum_step<1>(sums[n]));
+    }
+  }
+  for (int n = 0; n < N; ++n) {
+    float* s = scores + n * kTile;
+    for (int64_t j = begin / kLanes * kLanes; j < begin; ++j) {
+      s[j] = kMasked;
+    }
+    for (int64_t j = end; j < round_up(end, kLanes); ++j) {
+      s[j] = kMasked;
+    }
+  }
+}
+
+/// scores become exp2(score - largest); returns what earlier sums shrink by.
+float weigh(int64_t begin, int64_t end, float* scores, const Partial& query) {
+  vf largest = vset(*query.largest);
+  for (int64_t j = begin / kLanes * kLanes; j < end; j += kLanes) {
+    largest = vmax(vload(scores + j), largest);
+  }
+  const float top = vreduce_max(largest);
+  const float shrink = vexp2(vset(*query.largest - top))[0];
+  vf sum = {};
+  for (int64_t j = begin / kLanes * kLanes; j < end; j += kLanes) {
+    const vf p = vexp2(vload(scores + j) - top);
+    vstore(scores + j, p);
+    sum += p;
+  }
+  *query.largest = top;
+  *query.sum = *query.sum * shrink + vsum(sum);
+  return shrink;
+}
+
+/// Adds weight * value over the keys [begin, end), V vectors of each value from dim d on.
+template <int N, int V>
+void add_values(const Tile& tile, int64_t begin, int64_t end, int64_t d, const float* weights,
+                const float* shrink, const Partial* queries) {
+  vf y[N][V];
+  for (int n = 0; n < N; ++n) {
+    for (int v = 0; v < V; ++v) {
+      y[n][v] = vload(queries[n].y + d + v * kLanes) * shrink[n];
+    }
+  }
+  for (int64_t j = begin; j < end; ++j) {
+    const float* value = tile.values[j] + d;
+    vf x[V];
+    for (int v = 0; v < V; ++v) {
+      x[v] = vload(value + v * kLanes);
+    }
+    for (int n = 0; n < N; ++n) {
+      const vf weight = vset(weights[n * kTile + j]);
+      for (int v = 0; v < V; ++v) {
+        y[n][v] += weight * x[v];
+      }
+    }
+  }
+  for (int n = 0; n < N; ++n) {
+    for (int v = 0; v < V; ++v) {
+      vstore(queries[n].y + d + v * kLanes, y[n][v]);
+    }
+  }
+}
+
+template <int N>
+void add_tile(const AttentionShape& shape, const Tile& tile, int64_t begin, int64_t end,
+              const Partial* queries) {
+  alignas(64) float scores[N * kTile];
+  float shrink[N];
+  score<N>(tile, begin, end, round_up(shape.head_dim, kLanes) / kLanes, queries, scores);
+  for (int n = 0; n < N; ++n) {
+    shrink[n] = weigh(begin, end, scores + n * kTile, queries[n]);
+  }
+  int64_t d = 0;
+  for (; d + 4 * kLanes <= round_up(shape.value_dim, kLanes); d += 4 * kLanes) {
+    add_values<N, 4>(tile, begin, end, d, scores, shrink, queries);
+  }
+  for (; d < shape.value_dim; d += kLanes) {
+    add_values<N, 1>(tile, begin, end, d, scores, shrink, queries);
+  }
+}
+
+/// The queries of one token and key-value head.
+void add_token(const AttentionShape& shape, const Tile& tile, int64_t position, float* partial,
+               int64_t first_query) {
+  const int64_t begin = max64(tile.begin, shape.reach(position)) - tile.first;
+  const int64_t end = min64(tile.end, position + 1) - tile.first;
+  if (begin >= end) {
+    return;
+  }
+  int64_t g = 0;
+  while (g < shape.group()) {
+    Partial queries[kMaxQueries];
+    const int64_t n = min64(kMaxQueries, shape.group() - g);
+    for (int64_t i = 0; i < n; ++i) {
+      queries[i] = partial_of(shape, partial, first_query + g + i);
+    }
+    switch (n) {
+      case 1:
+        add_tile<1>(shape, tile, begin, end, queries);
+        break;
+      case 2:
+        add_tile<2>(shape, tile, begin, end, queries);
+        break;
+      case 3:
+        add_tile<3>(shape, tile, begin, end, queries);
+        break;
+      default:
+        add_tile<4>(shape, tile, begin, end, queries);
+    }
+    g += n;
+  }
+}
+
+void run_split(const AttentionDecode& a, const AttentionSplit& split) {
+  constexpr float kLog2E = 1.44269504088896341F;
+  const AttentionShape& shape = a.in.shape;
+  const int64_t tokens = shape.length(split.segment);
+  for (int64_t query = 0; query < tokens * shape.heads; ++query) {
+    const Partial partial = partial_of(shape, split.partial, query);
+    const float* q = a.in.q +
+                     (shape.start[split.segment] + query / shape.heads) * a.in.q_rows.outer_stride +
+                     query % shape.heads * a.in.q_rows.inner_stride;
+    copy_padded(nullptr, 0, padded_dim(shape.value_dim), partial.y);
+    copy_padded(q, shape.head_dim, padded_dim(shape.head_dim), partial.q);
+    for (int64_t d = 0; d < shape.head_dim; ++d) {
+      partial.q[d] *= shape.scale * kLog2E;
+    }
+    *partial.largest = kMasked;
+    *partial.sum = 0.0F;
+  }
+  PaddedRows padded;
+  Tile tile;
+  for (tile.first = split.first / kTile * kTile; tile.first < split.last; tile.first += kTile) {
+    tile.begin = max64(split.first, tile.first);
+    tile.end = min64(split.last, tile.first + kTile);
+    for (int64_t kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
+      find_tile(a.in, split.segment, kv_head, tile, padded);
+      for (int64_t t = 0; t < tokens; ++t) {
+        add_token(shape, tile, shape.first_position(split.segment) + t, split.partial,
+                  t * shape.heads + kv_head * shape.group());
+      }
+    }
+  }
+}
+
+void combine(const AttentionDecode& a, int64_t first, int64_t end) {
+  const AttentionShape& shape = a.in.shape;
+  const int64_t segment = a.splits[first].segment;
+  for (int64_t query = 0; query < shape.length(segment) * shape.heads; ++query) {
+    float largest = kMasked;
+    for (int64_t i = first; i < end; ++i) {
+      const float x = *partial_of(shape, a.splits[i].partial, query).largest;
+      largest = x > largest ? x : largest;
+    }
+    float* y = a.y + (shape.start[segment] * shape.heads + query) * shape.value_dim;
+    float sum = 0.0F;
+    for (int64_t d = 0; d < shape.value_dim; ++d) {
+      y[d] = 0.0F;
+    }
+    for (int64_t i = first; i < end; ++i) {
+      const Partial partial = partial_of(shape, a.splits[i].partial, query);
+      const float weight = vexp2(vset(*partial.largest - largest))[0];
+      sum += weight * *partial.sum;
+      for (int64_t d = 0; d < shape.value_dim; ++d) {
+        y[d] += weight * partial.y[d];
+      }
+    }
+    for (int64_t d = 0; d < shape.value_dim; ++d) {
+      y[d] /= sum;
+    }
+  }
+}
+
+}  // namespace
+
+void attention_decode(const AttentionDecode& a) {
+  parallel_for(a.count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      run_split(a, a.splits[i]);
+    }
+  });
+  for (int64_t first = 0; first < a.count;) {
+    int64_t end = first + 1;
+    while (end < a.count && a.splits[end].segment == a.splits[first].segment) {
+      ++end;
+    }
+    combine(a, first, end);
+    first = end;
+  }
+}
+
+}  // namespace cambium::CAMBIUM_ISA

@@ -1,0 +1,187 @@
+// Softmax over tiles of keys with a running maximum (Milakov & Gimelshein 2018, arXiv 1805.02867;
+// Dao et al. 2022, arXiv 2205.14135).
+#include "base/parallel.h"
+#include "ops/attention/attention_simd.h"
+
+namespace cambium::CAMBIUM_ISA {
+namespace {
+
+constexpr int64_t kBlocks = kRowsPerBlock / kBlock;
+
+/// The running softmax of a block of queries. Outputs and queries are columns.
+struct State {
+  QueryBlock block;
+  float* q;  // (D, kBlock), scaled to give scores in powers of two
+  float* y;  // (padded Dv, kBlock), not yet divided by sum
+  vf largest[kVectors];
+  vf sum[kVectors];
+};
+
+struct Tile {
+  int64_t first;                                  // position of its first key
+  int64_t key_step, value_step;                   // padded dims
+  alignas(64) float keys[kTile * kMaxHeadDim];    // (kTile, key_step)
+  alignas(64) float values[kTile * kMaxHeadDim];  // (kTile, value_step)
+};
+
+/// Keys and values at positions [first, first + kTile); zeros outside [lo, hi].
+void load_tile(const AttentionInput& in, int64_t segment, int64_t kv_head, int64_t lo, int64_t hi,
+               Tile& tile) {
+  const AttentionShape& shape = in.shape;
+  for (int64_t j = 0; j < kTile; ++j) {
+    const int64_t p = tile.first + j;
+    float* key = tile.keys + j * tile.key_step;
+    float* value = tile.values + j * tile.value_step;
+    if (p < lo || p > hi) {
+      copy_padded(nullptr, 0, tile.key_step, key);
+      copy_padded(nullptr, 0, tile.value_step, value);
+      continue;
+    }
+    const int64_t row = shape.key_row(segment, p);
+    copy_padded(in.k + row * in.k_rows.outer_stride + kv_head * in.k_rows.inner_stride,
+                shape.head_dim, tile.key_step, key);
+    copy_padded(in.v + row * in.v_rows.outer_stride + kv_head * in.v_rows.inner_stride,
+                shape.value_dim, tile.value_step, value);
+  }
+}
+
+/// Takes the first `keys` keys of the tile into the softmax; a multiple of kPanel.
+void add_tile(const AttentionShape& shape, const Tile& tile, int64_t keys, State& state) {
+  alignas(64) float scores[kTile * kBlock];  // (keys, kBlock)
+  vf largest[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    largest[v] = state.largest[v];
+  }
+  for (int64_t j = 0; j < keys; j += kPanel) {
+    vf s[kPanel][kVectors] = {};
+    multiply(shape.head_dim, tile.keys + j * tile.key_step, tile.key_step, 1, state.q, kBlock, s);
+    if (needs_mask(shape, state.block, tile.first + j, tile.first + j + kPanel)) {
+      mask(shape, state.block, tile.first + j, s);
+    }
+    for (int r = 0; r < kPanel; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        vstore(scores + (j + r) * kBlock + v * kLanes, s[r][v]);
+        largest[v] = vmax(s[r][v], largest[v]);
+      }
+    }
+  }
+  vf shrink[kVectors];
+  vf sum[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    shrink[v] = vexp2(state.largest[v] - largest[v]);
+    state.largest[v] = largest[v];
+    sum[v] = state.sum[v] * shrink[v];
+  }
+  for (int64_t j = 0; j < keys; ++j) {
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = scores + j * kBlock + v * kLanes;
+      const vf p = vexp2(vload(at) - largest[v]);
+      sum[v] += p;
+      vstore(at, p);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    state.sum[v] = sum[v];
+  }
+  for (int64_t d = 0; d < shape.value_dim; d += kPanel) {
+    vf y[kPanel][kVectors];
+    for (int r = 0; r < kPanel; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        y[r][v] = vload(state.y + (d + r) * kBlock + v * kLanes) * shrink[v];
+      }
+    }
+    multiply(keys, tile.values + d, 1, tile.value_step, scores, kBlock, y);
+    for (int r = 0; r < kPanel; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        vstore(state.y + (d + r) * kBlock + v * kLanes, y[r][v]);
+      }
+    }
+  }
+}
+
+void start(const AttentionForward& a, State& state) {
+  constexpr float kLog2E = 1.44269504088896341F;
+  const AttentionShape& shape = a.in.shape;
+  static constexpr float kZeros[kMaxHeadDim] = {};
+  const float* rows[kBlock];
+  alignas(64) float factor[kBlock];
+  for (int64_t i = 0; i < kBlock; ++i) {
+    rows[i] = i < state.block.count ? a.in.q + state.block.token[i] * a.in.q_rows.outer_stride +
+                                          state.block.head[i] * a.in.q_rows.inner_stride
+                                    : kZeros;
+    factor[i] = shape.scale * kLog2E;
+  }
+  to_columns(rows, shape.head_dim, factor, state.q);
+  std::memset(state.y, 0,
+              static_cast<size_t>(padded_dim(shape.value_dim) * kBlock) * sizeof(float));
+  for (int v = 0; v < kVectors; ++v) {
+    state.largest[v] = vset(kMasked);
+    state.sum[v] = vf{};
+  }
+}
+
+void finish(const AttentionForward& a, State& state) {
+  const AttentionShape& shape = a.in.shape;
+  float* rows[kBlock];
+  for (int64_t i = 0; i < state.block.count; ++i) {
+    const int64_t row = state.block.token[i] * shape.heads + state.block.head[i];
+    rows[i] = a.y + row * shape.value_dim;
+    if (a.largest != nullptr) {
+      a.largest[row] = state.largest[i / kLanes][i % kLanes];
+      a.inverse_sum[row] = 1.0F / state.sum[i / kLanes][i % kLanes];
+    }
+  }
+  vf inverse[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    inverse[v] = 1.0F / state.sum[v];
+  }
+  from_columns<false>(state.y, shape.value_dim, inverse, state.block.count, rows);
+}
+
+void run_block(const AttentionForward& a, const AttentionBlock& piece) {
+  const AttentionShape& shape = a.in.shape;
+  alignas(64) float q[kRowsPerBlock * kMaxHeadDim];
+  alignas(64) float y[kRowsPerBlock * kMaxHeadDim];
+  Tile tile;
+  tile.key_step = padded_dim(shape.head_dim);
+  tile.value_step = padded_dim(shape.value_dim);
+  State states[kBlocks];
+  const int64_t end = shape.length(piece.segment) * shape.group();
+  int64_t blocks = 0;
+  for (int64_t row = piece.first_row; blocks < kBlocks && row < end; row += kBlock, ++blocks) {
+    State& state = states[blocks];
+    locate(shape, piece.segment, piece.kv_head, row, end, state.block);
+    state.q = q + blocks * shape.head_dim * kBlock;
+    state.y = y + blocks * tile.value_step * kBlock;
+    start(a, state);
+  }
+  const int64_t lo = shape.reach(states[0].block.first_position);
+  const int64_t hi = states[blocks - 1].block.last_position;
+  // Tiles begin at multiples of kTile, so that sums do not depend on how a prompt was cut.
+  for (tile.first = lo / kTile * kTile; tile.first <= hi; tile.first += kTile) {
+    load_tile(a.in, piece.segment, piece.kv_head, lo, hi, tile);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const QueryBlock& block = states[b].block;
+      if (tile.first <= block.last_position &&
+          tile.first + kTile > shape.reach(block.first_position)) {
+        add_tile(shape, tile, min64(kTile, round_up(block.last_position - tile.first + 1, kPanel)),
+                 states[b]);
+      }
+    }
+  }
+  for (int64_t b = 0; b < blocks; ++b) {
+    finish(a, states[b]);
+  }
+}
+
+}  // namespace
+
+void attention_forward(const AttentionForward& a) {
+  parallel_for(a.count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      run_block(a, a.blocks[i]);
+    }
+  });
+}
+
+}  // namespace cambium::CAMBIUM_ISA

@@ -1,0 +1,270 @@
+// Attention over cached keys and values: every way to cut a sequence gives what one pass gives.
+#include <numeric>
+
+#include "base/parallel.h"
+#include "ops/attention/attention.h"
+#include "ops/testing.h"
+
+namespace cambium {
+namespace {
+
+using testing::for_each_isa;
+using testing::relative_error;
+
+struct Case {
+  int64_t tokens, heads, kv_heads, dim, value_dim, window, page_size;
+};
+
+/// Sequences with their queries, keys and values, and a cache whose unused memory is NaN.
+class Cached {
+ public:
+  Cached(const Case& c, int sequences, uint64_t seed)
+      : c_(c), sequences_(sequences), per_sequence_((c.tokens + c.page_size - 1) / c.page_size) {
+    const int64_t t = c.tokens * sequences;
+    const auto values = testing::draw({{{t, c.heads, c.dim}, -2, 2},
+                                       {{t, c.kv_heads, c.dim}, -2, 2},
+                                       {{t, c.kv_heads, c.value_dim}}},
+                                      seed);
+    fill(q_, {t, c.heads, c.dim}, values[0]);
+    fill(k_, {t, c.kv_heads, c.dim}, values[1]);
+    fill(v_, {t, c.kv_heads, c.value_dim}, values[2]);
+    const int64_t pages = per_sequence_ * sequences + 3;
+    keys_ = OwnedTensor(Dtype::kF32, {pages, c.page_size, c.kv_heads, c.dim});
+    values_ = OwnedTensor(Dtype::kF32, {pages, c.page_size, c.kv_heads, c.value_dim});
+    order_.resize(static_cast<size_t>(pages));
+    std::iota(order_.begin(), order_.end(), 0);
+    std::shuffle(order_.begin(), order_.end(), std::mt19937_64(seed));
+    expected_ =
+        testing::run_operation<double>(
+            [&](Context& ctx, const std::vector<Tensor>& in) {
+              std::vector<int32_t> start;
+              for (int s = 0; s <= sequences; ++s) {
+                start.push_back(static_cast<int32_t>(s * c.tokens));
+              }
+              const std::vector<int32_t> position(static_cast<size_t>(sequences));
+              return attention(ctx, in[0], in[1], in[2], {start, position, {}}, config());
+            },
+            {{{t, c.heads, c.dim}}, {{t, c.kv_heads, c.dim}}, {{t, c.kv_heads, c.value_dim}}},
+            values, true, false)
+            .output;
+  }
+
+  AttentionConfig config() const { return {.scale = 0.5F, .window = c_.window}; }
+
+  /// Forgets everything.
+  void poison() {
+    std::fill_n(keys_.view.ptr<float>(), keys_.view.numel(), NAN);
+    std::fill_n(values_.view.ptr<float>(), values_.view.numel(), NAN);
+  }
+
+  /// A piece of sequence s: tokens [first, first + count).
+  struct Piece {
+    int s;
+    int64_t first, count;
+  };
+
+  /// Runs the pieces as one packed call, pages out of reach missing from the table and poisoned,
+  /// and returns the largest error.
+  double run(const std::vector<Piece>& pieces, bool reference = false) {
+    Arena arena;
+    Context ctx{.arena = &arena, .tape = nullptr, .reference = reference};
+    std::vector<int32_t> start = {0};
+    std::vector<int32_t> position;
+    std::vector<int32_t> table;
+    for (const Piece& piece : pieces) {
+      start.push_back(start.back() + static_cast<int32_t>(piece.count));
+      position.push_back(static_cast<int32_t>(piece.first));
+      const int64_t reach =
+          c_.window > 0 ? std::max<int64_t>(0, piece.first - c_.window + 1) : int64_t{0};
+      for (int64_t p = 0; p < per_sequence_; ++p) {
+        const auto page = order_[static_cast<size_t>(piece.s * per_sequence_ + p)];
+        const bool needed =
+            p >= reach / c_.page_size && p * c_.page_size < piece.first + piece.count;
+        table.push_back(needed ? page : -1);
+        if (!needed) {
+          poison_page(keys_, page);
+          poison_page(values_, page);
+        }
+      }
+    }
+    const int64_t t = start.back();
+    const Tensor q = gather(arena, q_.view, pieces, t);
+    const Tensor k = gather(arena, k_.view, pieces, t);
+    const Tensor v = gather(arena, v_.view, pieces, t);
+    const KvPages pages = {keys_.view, values_.view, table, per_sequence_};
+    const Tensor y = attention(ctx, q, k, v, {start, position, {}}, config(), &pages);
+    std::vector<double> expected;
+    const int64_t row = c_.heads * c_.value_dim;
+    for (const Piece& piece : pieces) {
+      const auto from = expected_.begin() + (piece.s * c_.tokens + piece.first) * row;
+      expected.insert(expected.end(), from, from + piece.count * row);
+    }
+    last_ = testing::to_doubles(y, y.data);
+    return t == 0 ? 0.0 : relative_error(last_, expected, 1.0);
+  }
+
+  const std::vector<double>& last() const { return last_; }
+
+ private:
+  static void poison_page(const OwnedTensor& cache, int32_t page) {
+    const Tensor rows = cache.view.slice(0, page, 1);
+    std::fill_n(rows.ptr<float>(), rows.numel(), NAN);
+  }
+  static void fill(OwnedTensor& t, std::initializer_list<int64_t> shape,
+                   const std::vector<double>& values) {
+    t = OwnedTensor(Dtype::kF32, shape);
+    std::copy(values.begin(), values.end(), t.view.ptr<float>());
+  }
+  Tensor gather(Arena& arena, const Tensor& all, const std::vector<Piece>& pieces,
+                int64_t t) const {
+    const Tensor out = arena.empty(Dtype::kF32, {t, all.dim(1), all.dim(2)});
+    float* to = out.ptr<float>();
+    const int64_t row = all.dim(1) * all.dim(2);
+    for (const Piece& piece : pieces) {
+      to = std::copy_n(all.ptr<float>() + (piece.s * c_.tokens + piece.first) * row,
+                       piece.count * row, to);
+    }
+    return out;
+  }
+
+  Case c_;
+  int sequences_;
+  int64_t per_sequence_;
+  OwnedTensor q_, k_, v_, keys_, values_;
+  std::vector<int32_t> order_;
+  std::vector<double> expected_;
+  std::vector<double> last_;
+};
+
+class AttentionPages : public ::testing::TestWithParam<Case> {};
+
+constexpr double kTolerance = 5e-6;
+
+TEST_P(AttentionPages, EverySplitEqualsOnePass) {
+  const Case& c = GetParam();
+  Cached cached(c, 1, 7);
+  const auto check = [&](bool reference) {
+    cached.poison();
+    ASSERT_LE(cached.run({{0, 0, c.tokens}}, reference), kTolerance) << "one pass";
+    for (int64_t cut = 1; cut < c.tokens; ++cut) {
+      cached.poison();
+      ASSERT_LE(cached.run({{0, 0, cut}}, reference), kTolerance) << "up to " << cut;
+      ASSERT_LE(cached.run({{0, cut, c.tokens - cut}}, reference), kTolerance) << "from " << cut;
+    }
+    for (const int64_t step : {1, 3, 17}) {
+      cached.poison();
+      for (int64_t t = 0; t < c.tokens; t += step) {
+        ASSERT_LE(cached.run({{0, t, std::min(step, c.tokens - t)}}, reference), kTolerance)
+            << "steps of " << step << " at " << t;
+      }
+    }
+  };
+  for_each_isa([&] { check(false); });
+  if (c.tokens <= 50) {
+    check(true);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionPages,
+                         ::testing::Values(Case{40, 4, 2, 16, 16, 0, 16},
+                                           Case{70, 4, 2, 16, 16, 0, 64},
+                                           Case{70, 4, 2, 32, 16, 20, 16},
+                                           Case{80, 3, 1, 64, 64, 9, 1}, Case{45, 6, 2, 7, 5, 1, 5},
+                                           Case{66, 18, 1, 24, 40, 0, 7}));
+
+TEST(AttentionPagesLong, DecodeAndPrefillFarIntoASequence) {
+  // Many splits, and a window that skips most of them.
+  for (const int64_t window : {0, 700}) {
+    const Case c = {1500, 3, 1, 16, 16, window, 64};
+    Cached cached(c, 1, 3);
+    for_each_isa([&] {
+      cached.poison();
+      ASSERT_LE(cached.run({{0, 0, 1100}}), kTolerance);
+      ASSERT_LE(cached.run({{0, 1100, 300}}), kTolerance);
+      for (int64_t t = 1400; t < c.tokens; t += 20) {
+        ASSERT_LE(cached.run({{0, t, 3}}), kTolerance);
+        ASSERT_LE(cached.run({{0, t + 3, 1}}), kTolerance);
+        ASSERT_LE(cached.run({{0, t + 4, 16}}), kTolerance);
+      }
+    });
+  }
+}
+
+TEST(AttentionPagesBatch, SequencesAtDifferentPlacesTogetherAndApart) {
+  const Case c = {300, 4, 2, 16, 16, 0, 16};
+  Cached cached(c, 4, 5);
+  for_each_isa([&] {
+    cached.poison();
+    // Prefill, a longer prefill, an empty segment, then chunks beside single steps.
+    ASSERT_LE(cached.run({{0, 0, 100}, {1, 0, 290}, {2, 0, 0}, {3, 0, 5}}), kTolerance);
+    ASSERT_LE(cached.run({{0, 100, 150}, {1, 290, 1}, {2, 0, 64}, {3, 5, 1}}), kTolerance);
+    const std::vector<Cached::Piece> step = {{0, 250, 1}, {1, 291, 1}, {2, 64, 30}, {3, 6, 2}};
+    ASSERT_LE(cached.run(step), kTolerance);
+    const auto together = cached.last();
+    std::vector<double> apart;
+    for (const auto& piece : step) {
+      ASSERT_LE(cached.run({piece}), kTolerance);
+      apart.insert(apart.end(), cached.last().begin(), cached.last().end());
+    }
+    EXPECT_EQ(together, apart);
+  });
+}
+
+TEST(AttentionPagesThreads, ResultsDoNotDependOnTheirNumber) {
+  const Case c = {1300, 3, 1, 16, 16, 0, 32};
+  Cached cached(c, 1, 9);
+  cached.poison();
+  ASSERT_LE(cached.run({{0, 0, 1290}}), kTolerance);
+  const int before = num_threads();
+  for (const int64_t count : {1, 10}) {
+    set_num_threads(1);
+    cached.run({{0, 1290, count}});
+    const auto one = cached.last();
+    set_num_threads(4);
+    cached.run({{0, 1290, count}});
+    EXPECT_EQ(one, cached.last());
+  }
+  set_num_threads(before);
+}
+
+TEST(AttentionPagesErrors, NameTheSegmentAndThePage) {
+  Arena arena;
+  Tape tape(arena);
+  const Tensor q = arena.empty(Dtype::kF32, {2, 2, 8});
+  const Tensor k = arena.empty(Dtype::kF32, {2, 1, 8});
+  const Tensor cache = arena.empty(Dtype::kF32, {3, 4, 1, 8});
+  const std::vector<int32_t> start = {0, 2};
+  const auto message = [&](Context ctx, const Tensor& query, const Tensor& keys,
+                           const std::vector<int32_t>& table, int32_t at) {
+    const std::vector<int32_t> position = {at};
+    const KvPages pages = {keys, cache, table, 2};
+    try {
+      attention(ctx, query, k, k, {start, position, {}}, {}, &pages);
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("no error");
+  };
+  const Context plain{.arena = &arena};
+  EXPECT_EQ(message(plain, q, cache, {2, 0}, 3), "no error");
+  EXPECT_EQ(message(plain, q, cache, {2, 0}, 7),
+            "[attention] segment 0 reaches position 8, its page table covers 0..7");
+  EXPECT_EQ(message(plain, q, cache, {2, -1}, 3),
+            "[attention] segment 0 needs page 1 of its table, which names -1 of 3 pages");
+  EXPECT_EQ(message(plain, q, cache, {3, 1}, 3),
+            "[attention] segment 0 needs page 0 of its table, which names 3 of 3 pages");
+  EXPECT_EQ(message(plain, q, cache, {2}, 0),
+            "[attention] expected a page table (1, 2), got 1 entries");
+  EXPECT_EQ(message(plain, q, arena.empty(Dtype::kF32, {3, 4, 2, 8}), {2, 0}, 0),
+            "[attention] expected cached keys f32 (pages, page_size, 1, 8), got f32 (3, 4, 2, 8)");
+  EXPECT_EQ(message(plain, q, arena.empty(Dtype::kF32, {3, 5, 1, 8}), {2, 0}, 0),
+            "[attention] expected as many pages of keys as of values, got f32 (3, 5, 1, 8) and "
+            "f32 (3, 4, 1, 8)");
+  Tensor with_grad = q;
+  with_grad.grad = arena.allocate(q.bytes());
+  EXPECT_EQ(message({.arena = &arena, .tape = &tape}, with_grad, cache, {2, 0}, 0),
+            "[attention] cached keys and values have no gradient; train without");
+}
+
+}  // namespace
+}  // namespace cambium

@@ -1,0 +1,224 @@
+#include "ops/loss/loss.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "ops/loss/loss_kernels.h"
+#include "ops/loss/loss_ref.h"
+#include "ops/matmul/matmul.h"
+#include "ops/optional.h"
+
+namespace cambium {
+namespace {
+
+void check_head(const char* whose, const Tensor& hidden, const Tensor& head, const Tensor& like) {
+  expect(hidden.rank == 2 && hidden.row_contiguous() && hidden.dtype == like.dtype &&
+             hidden.dim(0) == like.dim(0) &&
+             (hidden.dtype == Dtype::kF32 || hidden.dtype == Dtype::kF64),
+         "[head_loss] expected the {}'s hidden states ({}, C), f32 or f64, got {}", whose,
+         like.dim(0), hidden.describe());
+  expect(head.rank == 2 && head.contiguous() && head.dim(1) == hidden.dim(1) &&
+             (head.dtype == hidden.dtype ||
+              (head.dtype == Dtype::kBF16 && hidden.dtype == Dtype::kF32)),
+         "[head_loss] expected the {}'s head (V, {}) of {}, got {}", whose, hidden.dim(1),
+         hidden.dtype == Dtype::kF64 ? "f64" : "f32 or bf16", head.describe());
+}
+
+void check(const LossInputs& in, const LossConfig& config) {
+  require_cpu("head_loss", in.hidden);
+  check_head("student", in.hidden, in.head, in.hidden);
+  expect(in.head.dtype == in.hidden.dtype || !in.head.has_grad(),
+         "[head_loss] a bf16 head has no gradient; train the f32 head, got {}", in.head.describe());
+  expect(static_cast<int64_t>(in.labels.size()) == in.hidden.dim(0),
+         "[head_loss] expected a label for each of {} rows, got {}", in.hidden.dim(0),
+         in.labels.size());
+  for (const int32_t label : in.labels) {
+    expect(label < in.head.dim(0), "[head_loss] expected labels below the vocabulary {}, got {}",
+           in.head.dim(0), label);
+  }
+  expect(config.temperature > 0.0F, "[head_loss] expected a temperature above 0, got {}",
+         config.temperature);
+  if (!in.teacher_hidden.defined()) {
+    expect(config.forward_kl == 0.0F && config.reverse_kl == 0.0F,
+           "[head_loss] the KL terms need a teacher; give its hidden states and head");
+    return;
+  }
+  check_head("teacher", in.teacher_hidden, in.teacher_head, in.hidden);
+  expect(in.teacher_head.dim(0) == in.head.dim(0),
+         "[head_loss] expected a teacher with the student's vocabulary of {}, got {}",
+         in.head.dim(0), in.teacher_head.dim(0));
+}
+
+// Tokens whose logits exist at once: about a million of them, and enough rows for good products.
+int64_t default_chunk(int64_t vocabulary) {
+  return std::clamp<int64_t>((int64_t{1} << 20) / vocabulary, 64, 1024);
+}
+
+// Rows of t, one after another.
+Tensor gather(Arena& arena, const Tensor& t, std::span<const int64_t> rows) {
+  const Tensor out = arena.empty(t.dtype, {static_cast<int64_t>(rows.size()), t.dim(1)});
+  const int64_t bytes = t.dim(1) * dtype_size(t.dtype);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    std::memcpy(static_cast<char*>(out.data) + static_cast<int64_t>(i) * bytes,
+                t.slice(0, rows[i], 1).data, static_cast<size_t>(bytes));
+  }
+  return out;
+}
+
+// grad[rows[i]] += from[i]
+template <class Real>
+void scatter_add(const Tensor& grad, const Tensor& from, std::span<const int64_t> rows) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    Real* to = grad.ptr<Real>() + rows[i] * grad.row_stride();
+    const Real* add = from.ptr<Real>() + static_cast<int64_t>(i) * from.dim(1);
+    for (int64_t c = 0; c < from.dim(1); ++c) {
+      to[c] += add[c];
+    }
+  }
+}
+
+template <class Real>
+LossArgs<Real> make_args(const LossInputs& in, const LossConfig& config, const Tensor& student,
+                         const Tensor& teacher, std::span<const int32_t> labels, bool gradient,
+                         LossRow* result) {
+  const double kl = in.scale * static_cast<double>(config.temperature);
+  return {.rows = student.dim(0),
+          .vocabulary = student.dim(1),
+          .student = student.ptr<Real>(),
+          .teacher = data_or_null<Real>(teacher),
+          .label = labels.data(),
+          .gradient = gradient,
+          .cross_entropy = in.scale * static_cast<double>(config.cross_entropy),
+          .forward_kl = kl * static_cast<double>(config.forward_kl),
+          .reverse_kl = kl * static_cast<double>(config.reverse_kl),
+          .temperature = static_cast<double>(config.temperature),
+          .result = result};
+}
+
+// The losses of rows that all have labels; adds their gradients.
+void chunk_loss(Context& ctx, const LossInputs& in, const LossConfig& config,
+                std::span<const int64_t> rows, LossRow* result) {
+  const ArenaScope scope(*ctx.arena);
+  const auto count = static_cast<int64_t>(rows.size());
+  const Tensor hidden = gather(*ctx.arena, in.hidden, rows);
+  const Tensor logits = ctx.arena->empty(hidden.dtype, {count, in.head.dim(0)});
+  matmul_into(ctx, logits, hidden, in.head);
+  Tensor teacher;
+  if (in.teacher_hidden.defined()) {
+    teacher = ctx.arena->empty(hidden.dtype, {count, in.head.dim(0)});
+    matmul_into(ctx, teacher, gather(*ctx.arena, in.teacher_hidden, rows), in.teacher_head);
+  }
+  const Tensor labels = ctx.arena->empty(Dtype::kI32, {count});
+  for (size_t i = 0; i < rows.size(); ++i) {
+    labels.ptr<int32_t>()[i] = in.labels[static_cast<size_t>(rows[i])];
+  }
+  const std::span<const int32_t> label(labels.ptr<int32_t>(), rows.size());
+  const bool gradient = in.hidden.has_grad() || in.head.has_grad();
+  if (hidden.dtype == Dtype::kF64) {
+    reference::loss_rows(make_args<double>(in, config, logits, teacher, label, gradient, result));
+  } else if (ctx.reference) {
+    reference::loss_rows(make_args<float>(in, config, logits, teacher, label, gradient, result));
+  } else {
+    loss_rows(make_args<float>(in, config, logits, teacher, label, gradient, result));
+  }
+  if (in.head.has_grad()) {
+    matmul_grad_weight(ctx, in.head.grad_tensor(), logits, hidden, true);
+  }
+  if (in.hidden.has_grad()) {
+    const Tensor dhidden = ctx.arena->empty(hidden.dtype, {count, hidden.dim(1)});
+    matmul_grad_input(ctx, dhidden, logits, in.head, false);
+    if (hidden.dtype == Dtype::kF64) {
+      scatter_add<double>(in.hidden.grad_tensor(), dhidden, rows);
+    } else {
+      scatter_add<float>(in.hidden.grad_tensor(), dhidden, rows);
+    }
+  }
+}
+
+// The rows with labels.
+std::span<const int64_t> valid_rows(Arena& arena, int64_t rows, std::span<const int32_t> labels) {
+  auto* valid = static_cast<int64_t*>(arena.allocate(rows * dtype_size(Dtype::kI64)));
+  size_t count = 0;
+  for (int64_t t = 0; t < rows; ++t) {
+    if (labels.empty() || labels[static_cast<size_t>(t)] >= 0) {
+      valid[count++] = t;
+    }
+  }
+  return {valid, count};
+}
+
+}  // namespace
+
+LossSums head_loss(Context& ctx, const LossInputs& inputs, const LossConfig& config) {
+  check(inputs, config);
+  const ArenaScope scope(*ctx.arena);
+  const std::span<const int64_t> rows = valid_rows(*ctx.arena, inputs.hidden.dim(0), inputs.labels);
+  const auto chunk = static_cast<size_t>(
+      config.chunk_tokens > 0 ? config.chunk_tokens : default_chunk(inputs.head.dim(0)));
+  LossSums sums;
+  for (size_t begin = 0; begin < rows.size(); begin += chunk) {
+    const ArenaScope chunk_scope(*ctx.arena);
+    const auto part = rows.subspan(begin, std::min(chunk, rows.size() - begin));
+    auto* result = static_cast<LossRow*>(
+        ctx.arena->allocate(static_cast<int64_t>(part.size() * sizeof(LossRow))));
+    chunk_loss(ctx, inputs, config, part, result);
+    for (const LossRow& row : std::span(result, part.size())) {
+      sums.cross_entropy += row.cross_entropy;
+      sums.forward_kl += row.forward_kl;
+      sums.reverse_kl += row.reverse_kl;
+      sums.agreement += row.agreement ? 1 : 0;
+      sums.correct += row.correct ? 1 : 0;
+    }
+  }
+  const auto square = static_cast<double>(config.temperature * config.temperature);
+  sums.tokens = static_cast<int64_t>(rows.size());
+  sums.total = static_cast<double>(config.cross_entropy) * sums.cross_entropy +
+               square * (static_cast<double>(config.forward_kl) * sums.forward_kl +
+                         static_cast<double>(config.reverse_kl) * sums.reverse_kl);
+  return sums;
+}
+
+double align_loss(Context& ctx, const Tensor& out, const Tensor& target,
+                  std::span<const int32_t> labels, bool squared, double scale) {
+  require_cpu("align_loss", out);
+  expect(out.rank == 2 && out.row_contiguous() &&
+             (out.dtype == Dtype::kF32 || out.dtype == Dtype::kF64),
+         "[align_loss] expected out (T, C), f32 or f64, got {}", out.describe());
+  expect(target.same_shape(out) && target.dtype == out.dtype && target.row_contiguous(),
+         "[align_loss] expected a target shaped like out {}, got {}", out.describe(),
+         target.describe());
+  expect(labels.empty() || static_cast<int64_t>(labels.size()) == out.dim(0),
+         "[align_loss] expected a label for each of {} rows, or none, got {}", out.dim(0),
+         labels.size());
+  const ArenaScope scope(*ctx.arena);
+  const std::span<const int64_t> rows = valid_rows(*ctx.arena, out.dim(0), labels);
+  auto* result =
+      static_cast<double*>(ctx.arena->allocate(static_cast<int64_t>(rows.size() * sizeof(double))));
+  const auto args = [&]<class Real>() -> AlignArgs<Real> {
+    return {static_cast<int64_t>(rows.size()),
+            out.dim(1),
+            rows.data(),
+            out.ptr<Real>(),
+            out.row_stride(),
+            target.ptr<Real>(),
+            target.row_stride(),
+            out.grad_ptr<Real>(),
+            squared,
+            scale,
+            result};
+  };
+  if (out.dtype == Dtype::kF64) {
+    reference::align_rows(args.operator()<double>());
+  } else if (ctx.reference) {
+    reference::align_rows(args.operator()<float>());
+  } else {
+    align_rows(args.operator()<float>());
+  }
+  double sum = 0.0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    sum += result[i];
+  }
+  return sum;
+}
+
+}  // namespace cambium

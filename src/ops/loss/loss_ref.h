@@ -1,0 +1,100 @@
+// The naive definition, in the precision of its argument type.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "ops/loss/loss_kernels.h"
+
+namespace cambium::reference {
+
+/// log softmax(logits / temperature)
+template <class Real>
+std::vector<Real> log_softmax(const Real* logits, int64_t n, Real temperature) {
+  const Real largest = *std::max_element(logits, logits + n);
+  Real sum = 0;
+  for (int64_t v = 0; v < n; ++v) {
+    sum += std::exp((logits[v] - largest) / temperature);
+  }
+  std::vector<Real> out(static_cast<size_t>(n));
+  for (int64_t v = 0; v < n; ++v) {
+    out[static_cast<size_t>(v)] = (logits[v] - largest) / temperature - std::log(sum);
+  }
+  return out;
+}
+
+template <class Real>
+void loss_row(const LossArgs<Real>& a, int64_t row) {
+  const int64_t n = a.vocabulary;
+  Real* student = a.student + row * n;
+  const int32_t label = a.label[row];
+  const auto temperature = static_cast<Real>(a.temperature);
+  const int64_t choice = std::max_element(student, student + n) - student;
+  LossRow& result = a.result[row];
+  result = {.cross_entropy = 0,
+            .forward_kl = 0,
+            .reverse_kl = 0,
+            .agreement = false,
+            .correct = choice == label};
+  const std::vector<Real> plain = log_softmax<Real>(student, n, 1);
+  result.cross_entropy = -static_cast<double>(plain[static_cast<size_t>(label)]);
+  std::vector<Real> gradient(static_cast<size_t>(n));
+  for (int64_t v = 0; v < n; ++v) {
+    const auto i = static_cast<size_t>(v);
+    gradient[i] = static_cast<Real>(a.cross_entropy) * (std::exp(plain[i]) - (v == label ? 1 : 0));
+  }
+  if (a.teacher != nullptr) {
+    const Real* teacher = a.teacher + row * n;
+    result.agreement = std::max_element(teacher, teacher + n) - teacher == choice;
+    const std::vector<Real> q = log_softmax(student, n, temperature);
+    const std::vector<Real> p = log_softmax(teacher, n, temperature);
+    Real forward = 0;
+    Real reverse = 0;
+    for (size_t i = 0; i < q.size(); ++i) {
+      forward += std::exp(p[i]) * (p[i] - q[i]);
+      reverse += std::exp(q[i]) * (q[i] - p[i]);
+    }
+    result.forward_kl = forward;
+    result.reverse_kl = reverse;
+    for (size_t i = 0; i < q.size(); ++i) {
+      gradient[i] += static_cast<Real>(a.forward_kl) * (std::exp(q[i]) - std::exp(p[i])) +
+                     static_cast<Real>(a.reverse_kl) * std::exp(q[i]) * (q[i] - p[i] - reverse);
+    }
+  }
+  if (a.gradient) {
+    std::copy(gradient.begin(), gradient.end(), student);
+  }
+}
+
+template <class Real>
+void loss_rows(const LossArgs<Real>& a) {
+  for (int64_t row = 0; row < a.rows; ++row) {
+    loss_row(a, row);
+  }
+}
+
+/// |d| / sqrt(C) with gradient d / (|d| sqrt(C)) (0 at d = 0), or mean(d^2) with 2 d / C.
+template <class Real>
+void align_rows(const AlignArgs<Real>& a) {
+  for (int64_t i = 0; i < a.rows; ++i) {
+    const Real* out = a.out + a.row[i] * a.out_stride;
+    const Real* target = a.target + a.row[i] * a.target_stride;
+    double square = 0;
+    for (int64_t c = 0; c < a.channels; ++c) {
+      const double d = static_cast<double>(out[c]) - static_cast<double>(target[c]);
+      square += d * d;
+    }
+    const auto channels = static_cast<double>(a.channels);
+    const double norm = std::sqrt(square * channels);
+    a.result[i] = a.squared ? square / channels : norm / channels;
+    const double factor = a.squared ? 2 / channels : (norm > 0 ? 1 / norm : 0);
+    for (int64_t c = 0; a.grad != nullptr && c < a.channels; ++c) {
+      a.grad[a.row[i] * a.out_stride + c] +=
+          static_cast<Real>(a.scale * factor) * (out[c] - target[c]);
+    }
+  }
+}
+
+}  // namespace cambium::reference
