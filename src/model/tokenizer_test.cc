@@ -71,5 +71,15 @@ TEST(Tokenizer, EncodesAndDecodes) {
   EXPECT_EQ(tokenizer.decode(Ids{300, 257, 302, 258}, true), "the<think> the");
 }
 
+TEST(Tokenizer, AppliesTheChatTemplate) {
+  const json config = {{"bos_token", "<s>"},
+                       {"chat_template",
+                        "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m['content'] | "
+                        "trim }}\n{% endfor %}"}};
+  const Tokenizer tokenizer = Tokenizer::parse(small_tokenizer().dump(), config.dump());
+  const std::vector<ChatMessage> messages = {{"user", " hi "}, {"assistant", "ho"}};
+  EXPECT_EQ(tokenizer.apply_chat_template(messages), "<s><user>hi\n<assistant>ho\n");
+}
+
 }  // namespace
 }  // namespace cambium
