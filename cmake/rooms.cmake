@@ -1,3 +1,25 @@
+# cambium_kernels(TARGET FILES...): compiles the files once per instruction set into the target.
+function(cambium_kernels target)
+  if(NOT ARGN)
+    return()
+  endif()
+  set(isas generic)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    list(APPEND isas avx2 avx512)
+  endif()
+  set(flags_generic -O3 -ffp-contract=fast -Wno-psabi)
+  set(flags_avx2 ${flags_generic} -mavx2 -mfma -mf16c)
+  set(flags_avx512 ${flags_generic} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
+      -mprefer-vector-width=512)
+  foreach(isa ${isas})
+    add_library(${target}_${isa} OBJECT ${ARGN})
+    target_link_libraries(${target}_${isa} PRIVATE cambium_flags)
+    target_compile_definitions(${target}_${isa} PRIVATE CAMBIUM_ISA=isa_${isa})
+    target_compile_options(${target}_${isa} PRIVATE ${flags_${isa}})
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_${isa}>)
+  endforeach()
+endfunction()
+
 # cambium_room(NAME DEPS...): a static library cambium_NAME of every source under src/NAME, by rules
 # that file names carry, so that a new file never needs a line here:
 #   *_test.cc   unit tests, gathered in the executable test_NAME
@@ -16,33 +38,20 @@ function(cambium_room name)
   foreach(dep ${ARGN})
     target_link_libraries(cambium_${name} PUBLIC cambium_${dep})
   endforeach()
-  if(kernels)
-    set(isas generic)
-    if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-      list(APPEND isas avx2 avx512)
-    endif()
-    set(flags_generic -O3 -ffp-contract=fast -Wno-psabi)
-    set(flags_avx2 ${flags_generic} -mavx2 -mfma -mf16c)
-    set(flags_avx512 ${flags_generic} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
-        -mprefer-vector-width=512)
-    foreach(isa ${isas})
-      add_library(cambium_${name}_${isa} OBJECT ${kernels})
-      target_link_libraries(cambium_${name}_${isa} PRIVATE cambium_flags)
-      target_compile_definitions(cambium_${name}_${isa} PRIVATE CAMBIUM_ISA=isa_${isa})
-      target_compile_options(cambium_${name}_${isa} PRIVATE ${flags_${isa}})
-      target_sources(cambium_${name} PRIVATE $<TARGET_OBJECTS:cambium_${name}_${isa}>)
-    endforeach()
-  endif()
+  cambium_kernels(cambium_${name} ${kernels})
 endfunction()
 
 # cambium_room_tests(NAMES...): the executable test_NAME for each room that has *_test.cc files. Tests
-# under tests/NAME (end-to-end and parity) join the room's own.
+# under tests/NAME (end-to-end and parity) join the room's own; *_cpu.cc files there are kernels that
+# only tests need.
 function(cambium_room_tests)
   foreach(name ${ARGN})
     file(GLOB_RECURSE tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*_test.cc
          ${PROJECT_SOURCE_DIR}/tests/${name}/*_test.cc)
     if(tests)
       add_executable(test_${name} ${tests})
+      file(GLOB kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/${name}/*_cpu.cc)
+      cambium_kernels(test_${name} ${kernels})
       target_link_libraries(test_${name} PRIVATE cambium_${name} GTest::gmock GTest::gtest_main)
       target_compile_definitions(test_${name} PRIVATE
         CAMBIUM_SOURCE_DIR="${PROJECT_SOURCE_DIR}"

@@ -128,7 +128,7 @@ void sigmoid_backward(const PointwiseGrad& p) {
 void step_size_forward(const PerHead& h) {
   const vf lo = vset(h.lo);
   const vf hi = vset(h.hi);
-  per_head(h, [&](vf x, vf bias) { return vmin(vmax(vsoftplus(x + bias), lo), hi); });
+  per_head(h, [&](vf x, vf bias) { return vmin(hi, vmax(lo, vsoftplus(x + bias))); });
 }
 void step_size_backward(const PerHeadGrad& h) {
   const vf lo = vset(h.lo);
