@@ -68,12 +68,11 @@ void train(double peak, const Shape& s) {
     const Tensor y =
         attention(ctx, q.view, k.view, v.view, {start, position, {}},
                   {.scale = 1 / std::sqrt(static_cast<float>(s.dim)), .window = s.window});
+    forth = std::min(forth, now() - begin);
     std::memcpy(y.grad, y.data, static_cast<size_t>(y.bytes()));
     const double middle = now();
     tape.backward();
-    const double end = now();
-    back = std::min(back, end - middle);
-    forth = std::min(forth, middle - begin);
+    back = std::min(back, now() - middle);
   });
   const double work = 4.0 * scores(0, s.length, s.window) *
                       static_cast<double>(s.segments * s.heads * s.dim) * 1e-9;

@@ -28,6 +28,7 @@ Partial partial_of(const AttentionShape& shape, float* base, int64_t query) {
 struct Tile {
   int64_t first;
   int64_t begin, end;  // positions that belong to the split
+  int64_t rows[kTile];
   const float* keys[kTile];
   const float* values[kTile];
 };
@@ -38,22 +39,32 @@ struct PaddedRows {
   alignas(64) float values[kTile * kMaxHeadDim];
 };
 
-void find_tile(const AttentionInput& in, int64_t segment, int64_t kv_head, Tile& tile,
-               PaddedRows& padded) {
+/// Moves the tile to the positions of [first, first + kTile) that belong to the split.
+void move_tile(const AttentionShape& shape, const AttentionSplit& split, int64_t first,
+               Tile& tile) {
+  tile.first = first;
+  tile.begin = max64(split.first, first);
+  tile.end = min64(split.last, first + kTile);
+  if (tile.begin < tile.end) {
+    find_key_rows(shape, split.segment, tile.begin, tile.end, tile.rows + tile.begin - first);
+  }
+}
+
+void find_heads(const AttentionInput& in, int64_t kv_head, Tile& tile, PaddedRows& padded) {
   static constexpr float kZeros[kMaxHeadDim] = {};
   const AttentionShape& shape = in.shape;
   const int64_t key_step = padded_dim(shape.head_dim);
   const int64_t value_step = padded_dim(shape.value_dim);
   for (int64_t j = 0; j < kTile; ++j) {
     const int64_t p = tile.first + j;
-    tile.keys[j] = kZeros;
-    tile.values[j] = kZeros;
     if (p < tile.begin || p >= tile.end) {
+      tile.keys[j] = kZeros;
+      tile.values[j] = kZeros;
       continue;
     }
-    const int64_t row = shape.key_row(segment, p);
-    tile.keys[j] = in.k + row * in.k_rows.outer_stride + kv_head * in.k_rows.inner_stride;
-    tile.values[j] = in.v + row * in.v_rows.outer_stride + kv_head * in.v_rows.inner_stride;
+    tile.keys[j] = in.k + tile.rows[j] * in.k_rows.outer_stride + kv_head * in.k_rows.inner_stride;
+    tile.values[j] =
+        in.v + tile.rows[j] * in.v_rows.outer_stride + kv_head * in.v_rows.inner_stride;
     if (shape.head_dim % kLanes != 0) {
       float* to = padded.keys + j * key_step;
       copy_padded(tile.keys[j], shape.head_dim, key_step, to);
@@ -64,6 +75,16 @@ void find_tile(const AttentionInput& in, int64_t segment, int64_t kv_head, Tile&
       copy_padded(tile.values[j], shape.value_dim, value_step, to);
       tile.values[j] = to;
     }
+  }
+}
+
+/// Asks for one head's keys and values of a tile.
+void prefetch_heads(const AttentionInput& in, int64_t kv_head, const Tile& tile) {
+  for (int64_t j = tile.begin - tile.first; j < tile.end - tile.first; ++j) {
+    prefetch(in.k + tile.rows[j] * in.k_rows.outer_stride + kv_head * in.k_rows.inner_stride,
+             in.shape.head_dim);
+    prefetch(in.v + tile.rows[j] * in.v_rows.outer_stride + kv_head * in.v_rows.inner_stride,
+             in.shape.value_dim);
   }
 }
 
@@ -218,12 +239,16 @@ void run_split(const AttentionDecode& a, const AttentionSplit& split) {
     *partial.sum = 0.0F;
   }
   PaddedRows padded;
-  Tile tile;
-  for (tile.first = split.first / kTile * kTile; tile.first < split.last; tile.first += kTile) {
-    tile.begin = max64(split.first, tile.first);
-    tile.end = min64(split.last, tile.first + kTile);
+  Tile tiles[2];
+  int64_t first = split.first / kTile * kTile;
+  move_tile(shape, split, first, tiles[0]);
+  for (int now = 0; first < split.last; first += kTile, now = 1 - now) {
+    Tile& tile = tiles[now];
+    Tile& next = tiles[1 - now];
+    move_tile(shape, split, first + kTile, next);
     for (int64_t kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
-      find_tile(a.in, split.segment, kv_head, tile, padded);
+      prefetch_heads(a.in, kv_head, next);
+      find_heads(a.in, kv_head, tile, padded);
       for (int64_t t = 0; t < tokens; ++t) {
         add_token(shape, tile, shape.first_position(split.segment) + t, split.partial,
                   t * shape.heads + kv_head * shape.group());

@@ -24,24 +24,38 @@ struct Tile {
   alignas(64) float values[kTile * kMaxHeadDim];  // (kTile, value_step)
 };
 
+const float* key_at(const AttentionInput& in, int64_t row, int64_t kv_head) {
+  return in.k + row * in.k_rows.outer_stride + kv_head * in.k_rows.inner_stride;
+}
+const float* value_at(const AttentionInput& in, int64_t row, int64_t kv_head) {
+  return in.v + row * in.v_rows.outer_stride + kv_head * in.v_rows.inner_stride;
+}
+
 /// Keys and values at positions [first, first + kTile); zeros outside [lo, hi].
 void load_tile(const AttentionInput& in, int64_t segment, int64_t kv_head, int64_t lo, int64_t hi,
                Tile& tile) {
   const AttentionShape& shape = in.shape;
+  const int64_t begin = max64(lo, tile.first) - tile.first;
+  const int64_t end = min64(hi + 1, tile.first + kTile) - tile.first;
+  int64_t rows[kTile];
+  find_key_rows(shape, segment, tile.first + begin, tile.first + end, rows + begin);
   for (int64_t j = 0; j < kTile; ++j) {
-    const int64_t p = tile.first + j;
-    float* key = tile.keys + j * tile.key_step;
-    float* value = tile.values + j * tile.value_step;
-    if (p < lo || p > hi) {
-      copy_padded(nullptr, 0, tile.key_step, key);
-      copy_padded(nullptr, 0, tile.value_step, value);
-      continue;
-    }
-    const int64_t row = shape.key_row(segment, p);
-    copy_padded(in.k + row * in.k_rows.outer_stride + kv_head * in.k_rows.inner_stride,
-                shape.head_dim, tile.key_step, key);
-    copy_padded(in.v + row * in.v_rows.outer_stride + kv_head * in.v_rows.inner_stride,
-                shape.value_dim, tile.value_step, value);
+    const bool exists = j >= begin && j < end;
+    copy_padded(exists ? key_at(in, rows[j], kv_head) : nullptr, exists ? shape.head_dim : 0,
+                tile.key_step, tile.keys + j * tile.key_step);
+    copy_padded(exists ? value_at(in, rows[j], kv_head) : nullptr, exists ? shape.value_dim : 0,
+                tile.value_step, tile.values + j * tile.value_step);
+  }
+}
+
+/// Asks for the keys and values at positions [begin, end).
+void prefetch_keys(const AttentionInput& in, int64_t segment, int64_t kv_head, int64_t begin,
+                   int64_t end) {
+  int64_t rows[kTile];
+  find_key_rows(in.shape, segment, begin, end, rows);
+  for (int64_t j = 0; j < end - begin; ++j) {
+    prefetch(key_at(in, rows[j], kv_head), in.shape.head_dim);
+    prefetch(value_at(in, rows[j], kv_head), in.shape.value_dim);
   }
 }
 
@@ -161,6 +175,10 @@ void run_block(const AttentionForward& a, const AttentionBlock& piece) {
   for (tile.first = lo / kTile * kTile; tile.first <= hi; tile.first += kTile) {
     load_tile(a.in, piece.segment, piece.kv_head, lo, hi, tile);
     for (int64_t b = 0; b < blocks; ++b) {
+      // A share of the next tile arrives while this block is computed.
+      constexpr int64_t kShare = kTile / kBlocks;
+      const int64_t next = tile.first + kTile + b * kShare;
+      prefetch_keys(a.in, piece.segment, piece.kv_head, next, min64(next + kShare, hi + 1));
       const QueryBlock& block = states[b].block;
       if (tile.first <= block.last_position &&
           tile.first + kTile > shape.reach(block.first_position)) {

@@ -106,6 +106,31 @@ static inline void copy_padded(const float* from, int64_t n, int64_t padded, flo
   }
 }
 
+/// rows[i] = the row of the key tensor that holds position begin + i, up to `end`.
+static inline void find_key_rows(const AttentionShape& shape, int64_t segment, int64_t begin,
+                                 int64_t end, int64_t* rows) {
+  if (shape.table == nullptr) {
+    for (int64_t p = begin; p < end; ++p) {
+      *rows++ = shape.start[segment] + p;
+    }
+    return;
+  }
+  const int32_t* page = shape.table + segment * shape.pages_per_segment + begin / shape.page_size;
+  int64_t in_page = begin % shape.page_size;
+  for (int64_t p = begin; p < end; ++page, in_page = 0) {
+    for (; in_page < shape.page_size && p < end; ++in_page, ++p) {
+      *rows++ = *page * shape.page_size + in_page;
+    }
+  }
+}
+
+/// Asks for the cache lines of n numbers, to be read soon.
+static inline void prefetch(const float* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16) {
+    __builtin_prefetch(p + i);
+  }
+}
+
 /// columns (n, kBlock) = factor[row] * rows[row][0 .. n); null factor = 1.
 static inline void to_columns(const float* const* rows, int64_t n, const float* factor,
                               float* columns) {
