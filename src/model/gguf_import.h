@@ -1,0 +1,46 @@
+// From a GGUF file of the llama architecture (Llama, Mistral, SmolLM, ...) to a folder in the
+// Hugging Face layout: config.json, model.safetensors, tokenizer.json, tokenizer_config.json,
+// generation_config.json, checksums.json.
+//
+// What changes on the way:
+// - Tensors take their Hugging Face names, are dequantised, and stored as bf16 or fp32.
+// - The rows of q_proj and k_proj are put back: GGUF holds each head's rotary pairs as neighbours
+//   (2i, 2i + 1), Hugging Face as halves (i, i + D/2).
+// - `rope_freqs.weight` (what llama.cpp divides each rotary frequency by) becomes the llama3
+//   parameters of `rope_scaling` that give the same divisors.
+// - The byte-level BPE tokenizer becomes tokenizer.json; the pre-tokeniser's name its expressions.
+//
+// Anything that cannot be carried over exactly is an Error: another architecture, experts, biases,
+// a tensor of another shape or that nobody asked for, SentencePiece vocabularies.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace cambium {
+
+struct GgufImportOptions {
+  bool float32 = false;  ///< store fp32 instead of bf16
+  bool replace = false;  ///< the folder may exist; it gives way when everything is written
+  std::uint64_t max_shard_bytes = std::uint64_t{5} << 30;
+  /// Called with bytes written and bytes to write.
+  std::function<void(std::uint64_t done, std::uint64_t total)> progress = {};
+  /// Called with the still temporary folder when its weights and tokenizer are complete: the place
+  /// to add the golden prompt. An exception leaves nothing behind.
+  std::function<void(const std::string& folder)> finish = {};
+};
+
+struct GgufImportSummary {
+  std::int64_t layers = 0;
+  std::int64_t parameters = 0;
+  std::uint64_t bytes = 0;         ///< of tensors written
+  std::vector<std::string> notes;  ///< what the user should know, one sentence each
+};
+
+/// Writes `folder`, whole or not at all.
+GgufImportSummary import_gguf(const std::string& gguf_path, const std::string& folder,
+                              const GgufImportOptions& options = {});
+
+}  // namespace cambium
