@@ -1,0 +1,78 @@
+// AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019) over the parameters
+// of a model that have a gradient. States are F32; a frozen parameter has none.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "model/model.h"
+#include "tensor/arena.h"
+
+namespace cambium {
+
+struct GroupConfig {
+  double rate_scale = 1.0;  // of the schedule's rate; 0 freezes the group
+  double weight_decay = 0.0;
+};
+
+/// Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) takes the
+/// matrices of mixers and feed-forwards; everything else stays with AdamW.
+enum class OptimizerKind { kAdamW, kMuon };
+
+struct OptimizerConfig {
+  OptimizerKind kind = OptimizerKind::kAdamW;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double epsilon = 1e-8;
+  double clip_norm = 1.0;  // 0 = no clipping
+  double momentum = 0.95;  // Muon
+  /// By ParameterGroup. Vectors (biases, A_log, D, dt_bias) never decay, whatever their group.
+  std::array<GroupConfig, kParameterGroups> groups = {GroupConfig{1.0, 0.1}, GroupConfig{1.0, 0.1},
+                                                      GroupConfig{1.0, 0.0}, GroupConfig{1.0, 0.0}};
+
+  GroupConfig& group(ParameterGroup g) { return groups[static_cast<size_t>(g)]; }
+  const GroupConfig& group(ParameterGroup g) const { return groups[static_cast<size_t>(g)]; }
+};
+
+class Optimizer {
+ public:
+  /// Takes the parameters of `model` that have gradients now; they must keep their memory.
+  Optimizer(Model& model, const OptimizerConfig& config);
+
+  /// Global norm of the gradients, in double precision and a fixed order.
+  double gradient_norm() const;
+  /// One update at `rate` with gradients clipped to the configured norm, given their `norm`; then
+  /// the gradients are zero.
+  void step(double rate, double norm);
+  void zero_gradients();
+
+  /// Visits what must be kept to go on: names such as "layers.0.mixer.q_proj.weight.m".
+  void visit_state(const std::function<void(const std::string& name, const Tensor& state)>& visit);
+  int64_t steps_taken() const { return steps_; }
+  void set_steps_taken(int64_t steps) { steps_ = steps; }
+
+  int64_t state_bytes() const;
+  int64_t trained_parameters() const;
+
+ private:
+  struct Slot {
+    std::string name;
+    Tensor tensor;
+    double rate_scale;
+    double weight_decay;
+    bool orthogonal;  // Muon's
+    OwnedTensor m;
+    OwnedTensor v;  // no memory where orthogonal
+  };
+  void muon_update(Slot& slot, double rate, double gradient_scale);
+
+  OptimizerConfig config_;
+  std::vector<Slot> slots_;
+  Arena scratch_;
+  int64_t steps_ = 0;
+};
+
+}  // namespace cambium
