@@ -1,0 +1,173 @@
+#include "train/checkpoint.h"
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "model/checksums.h"
+#include "model/safetensors.h"
+
+namespace cambium {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+constexpr const char* kPrefix = "step-";
+
+std::string checkpoints_of(const std::string& run) {
+  return (fs::path(run) / "checkpoints").string();
+}
+
+/// Folders of checkpoints, newest first.
+std::vector<fs::path> list_checkpoints(const std::string& run) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(checkpoints_of(run), error)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(kPrefix) && name.find('.') == std::string::npos) {
+      found.push_back(entry.path());
+    }
+  }
+  // Steps are padded with zeros, and a longer name is a later step.
+  std::sort(found.begin(), found.end(), [](const fs::path& a, const fs::path& b) {
+    const std::string x = a.filename().string();
+    const std::string y = b.filename().string();
+    return x.size() != y.size() ? x.size() > y.size() : x > y;
+  });
+  return found;
+}
+
+std::vector<int64_t> shape_of(const Tensor& t) {
+  return {t.shape.begin(), t.shape.begin() + t.rank};
+}
+
+}  // namespace
+
+std::string write_checkpoint(const std::string& run, const CheckpointState& state,
+                             const NamedTensors& tensors, int64_t keep) {
+  const std::string target =
+      (fs::path(checkpoints_of(run)) / fmt::format("{}{:06}", kPrefix, state.step)).string();
+  AtomicDirectory folder(target, AtomicDirectory::Existing::kReplace);
+  std::vector<TensorSource> sources;
+  for (const auto& [name, tensor] : tensors) {
+    CAMBIUM_CHECK(tensor.dtype == Dtype::kF32 && tensor.contiguous(), "{}", name);
+    sources.push_back(
+        TensorSource::from_memory(name, StoredType::kF32, shape_of(tensor), tensor.data));
+  }
+  const FileChecksums written =
+      write_safetensors(folder.path() + "/state.safetensors", std::move(sources));
+  const Json json = {{"step", state.step},
+                     {"next_sample", state.data.next_sample},
+                     {"documents", state.data.documents},
+                     {"cut", state.data.cut},
+                     {"dropped", state.data.dropped},
+                     {"log_bytes", state.log_bytes},
+                     {"tokens", state.tokens},
+                     {"learned", state.learned},
+                     {"seconds", state.seconds},
+                     {"first_loss", state.first_loss},
+                     {"last_loss", state.last_loss},
+                     {"optimizer_steps", state.optimizer_steps},
+                     {"recent", state.recent},
+                     {"above", state.above},
+                     {"fingerprint", state.fingerprint}};
+  write_file_atomically(folder.path() + "/training.json", json.dump(2) + "\n");
+  write_checksums(folder.path(), written);
+  folder.commit();
+  int64_t kept = 0;
+  for (const fs::path& old : list_checkpoints(run)) {
+    // Later ones are left from before a resume from this run's past; they are not whole.
+    if (old.filename().string() > fs::path(target).filename().string() || kept++ < keep) {
+      continue;
+    }
+    std::error_code ignored;
+    fs::remove_all(old, ignored);
+  }
+  return target;
+}
+
+std::optional<std::string> newest_checkpoint(const std::string& run) {
+  for (const fs::path& folder : list_checkpoints(run)) {
+    try {
+      if (verify_checksums(folder.string()) > 0) {
+        return folder.string();
+      }
+    } catch (const Error&) {
+      continue;  // damaged: an older one may be whole
+    }
+  }
+  return std::nullopt;
+}
+
+CheckpointState read_checkpoint_state(const std::string& folder) {
+  const std::string path = folder + "/training.json";
+  CheckpointState state;
+  try {
+    const Json json = Json::parse(read_text_file(path));
+    state.step = json.at("step");
+    state.data.next_sample = json.at("next_sample");
+    state.data.documents = json.at("documents");
+    state.data.cut = json.at("cut");
+    state.data.dropped = json.at("dropped");
+    state.log_bytes = json.at("log_bytes");
+    state.tokens = json.at("tokens");
+    state.learned = json.at("learned");
+    state.seconds = json.at("seconds");
+    state.first_loss = json.at("first_loss");
+    state.last_loss = json.at("last_loss");
+    state.optimizer_steps = json.at("optimizer_steps");
+    state.recent = json.at("recent").get<std::vector<double>>();
+    state.above = json.at("above");
+    state.fingerprint = json.at("fingerprint").get<std::map<std::string, std::string>>();
+  } catch (const Json::exception& error) {
+    fail("{}: not a training checkpoint of this version: {}", path, error.what());
+  }
+  return state;
+}
+
+void read_checkpoint_tensors(const std::string& folder, const NamedTensors& tensors) {
+  const SafeTensors file = SafeTensors::open(folder + "/state.safetensors");
+  for (const auto& [name, tensor] : tensors) {
+    const TensorEntry& entry = file.at(name);
+    const std::vector<int64_t> shape = shape_of(tensor);
+    expect(entry.dtype == StoredType::kF32 && entry.shape == shape,
+           "{}: tensor {} has shape {}, expected F32 {}", file.path(), name,
+           shape_text(entry.shape), shape_text(shape));
+    std::memcpy(tensor.data, entry.data, entry.size);
+  }
+  expect(file.tensors().size() == tensors.size(),
+         "{}: has {} tensors, expected {}; it belongs to another run", file.path(),
+         file.tensors().size(), tensors.size());
+}
+
+void expect_same_run(const std::string& folder, const std::map<std::string, std::string>& stored,
+                     const std::map<std::string, std::string>& ours) {
+  std::string differences;
+  const auto add = [&](const std::string& key, const std::string& was, const std::string& is) {
+    differences +=
+        fmt::format("{}{}: was {}, is now {}", differences.empty() ? "" : "; ", key, was, is);
+  };
+  for (const auto& [key, value] : stored) {
+    const auto it = ours.find(key);
+    if (it == ours.end()) {
+      add(key, value, "absent");
+    } else if (it->second != value) {
+      add(key, value, it->second);
+    }
+  }
+  for (const auto& [key, value] : ours) {
+    if (!stored.contains(key)) {
+      add(key, "absent", value);
+    }
+  }
+  expect(differences.empty(),
+         "cannot resume from {}: {}. Give the settings the run was started with, or start a new "
+         "one in another folder",
+         folder, differences);
+}
+
+}  // namespace cambium

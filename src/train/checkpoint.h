@@ -1,0 +1,54 @@
+// Training checkpoints: all that a run needs to go on as if it had not stopped, in one folder that
+// appears whole or not at all.
+//
+//   checkpoints/step-000120/  training.json  state.safetensors  checksums.json
+//
+// Frozen parameters are not in it: they are the start model's, and its fingerprint is compared.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tensor/tensor.h"
+#include "train/dataset.h"
+
+namespace cambium {
+
+struct CheckpointState {
+  int64_t step = 0;  // steps done
+  DataPosition data;
+  uint64_t log_bytes = 0;
+  int64_t tokens = 0;
+  int64_t learned = 0;
+  double seconds = 0.0;
+  double first_loss = 0.0;
+  double last_loss = 0.0;
+  int64_t optimizer_steps = 0;
+  std::vector<double> recent;  // losses
+  int64_t above = 0;
+  /// What must not change between the parts of a run, by name.
+  std::map<std::string, std::string> fingerprint;
+};
+
+/// Tensors of a checkpoint by name.
+using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
+
+/// Writes RUN/checkpoints/step-NNNNNN, then removes all but the newest `keep`. Returns its path.
+std::string write_checkpoint(const std::string& run, const CheckpointState& state,
+                             const NamedTensors& tensors, int64_t keep);
+
+/// The newest whole checkpoint of a run folder: damaged ones are passed over.
+std::optional<std::string> newest_checkpoint(const std::string& run);
+
+CheckpointState read_checkpoint_state(const std::string& folder);
+/// Fills `tensors`; Error unless names, shapes and types are exactly those of the checkpoint.
+void read_checkpoint_tensors(const std::string& folder, const NamedTensors& tensors);
+
+/// Error that lists what differs, with both values.
+void expect_same_run(const std::string& folder, const std::map<std::string, std::string>& stored,
+                     const std::map<std::string, std::string>& ours);
+
+}  // namespace cambium

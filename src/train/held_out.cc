@@ -1,0 +1,80 @@
+#include "train/held_out.h"
+
+#include "base/error.h"
+
+namespace cambium {
+namespace {
+
+/// Documents are run together up to so many tokens.
+constexpr int64_t kTokensTogether = 2048;
+
+}  // namespace
+
+HeldOut::HeldOut(const DocumentSource& source, int64_t documents, int64_t max_tokens) {
+  expect(documents > 0 && max_tokens > 1,
+         "held-out data needs at least one document of two tokens, got {} of {}", documents,
+         max_tokens);
+  const int64_t end = source.size() > 0 ? std::min<int64_t>(documents, source.size()) : documents;
+  for (int64_t i = 0; i < end; ++i) {
+    Document document = source.document(static_cast<uint64_t>(i));
+    const auto size = std::min<size_t>(document.tokens.size(), static_cast<size_t>(max_tokens));
+    document.tokens.resize(size);
+    document.learn.resize(size);
+    if (document.labels() == 0) {
+      continue;
+    }
+    const auto rows = static_cast<int64_t>(size) - 1;
+    if (groups_.empty() || groups_.back().batch.size() + rows > kTokensTogether) {
+      groups_.emplace_back();
+    }
+    add_document(groups_.back(), document);
+    labels_ += document.labels();
+    ++documents_;
+  }
+  expect(documents_ > 0, "the held-out data has no document with anything to learn");
+}
+
+std::vector<LossSums> HeldOut::measure(Model& model, Model* teacher) const {
+  std::vector<LossSums> sums;
+  Arena arena;
+  Context ctx{.arena = &arena};
+  LossConfig loss{.cross_entropy = 1.0F};
+  for (const PackedSequence& group : groups_) {
+    const ArenaScope scope(arena);
+    const Tensor hidden = model.forward(ctx, group.batch);
+    const Tensor taught = teacher == nullptr ? Tensor{} : teacher->forward(ctx, group.batch);
+    const Segments segments = group.batch.segments();
+    for (int64_t s = 0; s < segments.count(); ++s) {
+      const int64_t begin = segments.start[static_cast<size_t>(s)];
+      const int64_t rows = segments.length(s);
+      LossInputs inputs;
+      inputs.hidden = hidden.slice(0, begin, rows);
+      inputs.head = model.head().detached();
+      if (teacher != nullptr) {
+        inputs.teacher_hidden = taught.slice(0, begin, rows);
+        inputs.teacher_head = teacher->head().detached();
+      }
+      inputs.labels =
+          std::span(group.labels).subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));
+      const ArenaScope inner(arena);
+      sums.push_back(head_loss(ctx, inputs, loss));
+    }
+  }
+  return sums;
+}
+
+LossSums total(const std::vector<LossSums>& sums) {
+  LossSums all;
+  for (const LossSums& s : sums) {
+    all.cross_entropy += s.cross_entropy;
+    all.forward_kl += s.forward_kl;
+    all.reverse_kl += s.reverse_kl;
+    all.total += s.total;
+    all.tokens += s.tokens;
+    all.agreement += s.agreement;
+    all.correct += s.correct;
+  }
+  return all;
+}
+
+}  // namespace cambium

@@ -1,0 +1,35 @@
+// Losses on documents that are not trained on: what gates and importance scores are made of.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/model.h"
+#include "ops/loss/loss.h"
+#include "train/dataset.h"
+
+namespace cambium {
+
+/// The first documents of a source, packed once and measured many times. Every document stands
+/// alone, so that an interval can be taken over documents.
+class HeldOut {
+ public:
+  /// `documents` of `source` from document 0 on, each cut to `max_tokens`; those with nothing to
+  /// learn do not count. Error when there is none.
+  HeldOut(const DocumentSource& source, int64_t documents, int64_t max_tokens);
+
+  int64_t documents() const { return documents_; }
+  int64_t labels() const { return labels_; }
+
+  /// Sums per document. With a teacher the KL terms (temperature 1) are measured too.
+  std::vector<LossSums> measure(Model& model, Model* teacher = nullptr) const;
+
+ private:
+  std::vector<PackedSequence> groups_;
+  int64_t documents_ = 0;
+  int64_t labels_ = 0;
+};
+
+LossSums total(const std::vector<LossSums>& sums);
+
+}  // namespace cambium

@@ -1,0 +1,88 @@
+// What the tests of training share: small models and a toy task.
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "model/weights.h"
+#include "train/dataset.h"
+#include "train/trainer.h"
+
+namespace cambium::testing {
+
+inline MixerSpec attention_mixer() {
+  return {"attention", {{"heads", int64_t{2}}, {"kv_heads", int64_t{1}}, {"head_dim", int64_t{8}}}};
+}
+
+/// A model of 16 channels over 24 tokens with these mixers.
+inline ModelSpec tiny_spec(const std::vector<MixerSpec>& mixers) {
+  ModelSpec spec;
+  spec.family = "cambium";
+  spec.vocab = 24;
+  spec.width = 16;
+  spec.tied_head = true;
+  spec.max_positions = 256;
+  spec.rope.dim = 8;
+  spec.eos_ids = {1};
+  for (const MixerSpec& mixer : mixers) {
+    spec.layers.push_back({mixer, 24, false});
+  }
+  return spec;
+}
+
+inline ModelSpec tiny_attention(int layers) {
+  return tiny_spec(std::vector<MixerSpec>(static_cast<size_t>(layers), attention_mixer()));
+}
+
+/// Document i: 2 to 4 symbols, a separator, the same symbols again, the end. The copy is learned.
+inline std::unique_ptr<DocumentSource> copy_task(uint64_t seed = 7) {
+  return generated_source(
+      [seed](uint64_t index) {
+        Rng rng(seed, index);
+        std::vector<int32_t> symbols;
+        for (int64_t n = rng.between(2, 4); n > 0; --n) {
+          symbols.push_back(static_cast<int32_t>(rng.between(3, 23)));
+        }
+        Document document;
+        document.append(symbols, false);
+        document.append({2}, false);
+        document.append(symbols, true);
+        document.append({1}, true);
+        return document;
+      },
+      "copy task " + std::to_string(seed));
+}
+
+inline TrainConfig tiny_config(int64_t steps) {
+  TrainConfig config;
+  config.steps = steps;
+  config.sequence_length = 48;
+  config.sequences_per_step = 2;
+  config.schedule = {.peak = 1e-2, .warmup_steps = 2, .decay = Decay::kCosine, .final_ratio = 0.1};
+  return config;
+}
+
+inline std::vector<float> all_weights(Model& model) {
+  std::vector<float> values;
+  model.visit([&](const std::string&, Parameter& p) {
+    const float* w = p.tensor.ptr<float>();
+    values.insert(values.end(), w, w + p.numel());
+  });
+  return values;
+}
+
+/// Empty where the parameter has no gradient.
+inline std::vector<float> all_gradients(Model& model) {
+  std::vector<float> values;
+  model.visit([&](const std::string&, Parameter& p) {
+    if (p.tensor.has_grad()) {
+      const float* g = p.tensor.grad_ptr<float>();
+      values.insert(values.end(), g, g + p.numel());
+    }
+  });
+  return values;
+}
+
+}  // namespace cambium::testing

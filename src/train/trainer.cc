@@ -1,0 +1,259 @@
+#include "train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/text.h"
+#include "ops/loss/loss.h"
+#include "train/checkpoint.h"
+
+namespace cambium {
+namespace {
+
+constexpr size_t kLastLosses = 10;
+
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+ForwardOptions with_taps(std::span<MixerTap> taps) {
+  ForwardOptions options;
+  options.taps = taps;
+  return options;
+}
+
+}  // namespace
+
+/// Sums over the sequences of a step.
+struct Trainer::Sums {
+  LossSums loss;
+  std::vector<double> align;  // per chosen layer
+};
+
+Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const DocumentSource& data,
+                 Model* teacher)
+    : student_(student),
+      weights_(weights),
+      config_(std::move(config)),
+      data_(data),
+      teacher_(teacher),
+      packer_(data, config_.seed, config_.sequence_length, config_.long_documents),
+      tape_(arena_) {
+  check_config();
+  weights_.set_trainable(student_, [this](const std::string& name, const Parameter& p) {
+    return is_trained(name, p);
+  });
+  optimizer_ = std::make_unique<Optimizer>(student_, config_.optimizer);
+  if (!config_.folder.empty()) {
+    resume_or_start();
+  }
+}
+
+Trainer::~Trainer() = default;
+
+void Trainer::check_config() const {
+  expect(config_.steps > 0, "steps must be above zero, got {}", config_.steps);
+  expect(config_.sequences_per_step > 0, "sequences_per_step must be above zero, got {}",
+         config_.sequences_per_step);
+  expect(config_.schedule.peak > 0.0, "the learning rate must be above zero, got {}",
+         config_.schedule.peak);
+  expect(config_.schedule.warmup_steps >= 0 && config_.schedule.final_ratio >= 0.0,
+         "warm-up steps and final ratio of the learning rate must not be negative");
+  expect(config_.checkpoint_every >= 0 && config_.keep_checkpoints > 0,
+         "checkpoint_every must not be negative and keep_checkpoints must be above zero");
+  const bool aligns = !config_.align.layers.empty();
+  const LossConfig& loss = config_.loss;
+  const bool distils = loss.forward_kl != 0.0F || loss.reverse_kl != 0.0F;
+  expect(config_.objective != Objective::kAlign || aligns,
+         "alignment needs the list of layers to align");
+  expect(config_.objective == Objective::kAlign || distils || loss.cross_entropy != 0.0F || aligns,
+         "every loss has weight zero; give cross_entropy, forward_kl or reverse_kl a weight");
+  expect(teacher_ != nullptr || (!aligns && !distils),
+         "a KL or alignment loss needs a teacher model");
+  if (teacher_ != nullptr) {
+    expect(teacher_->spec().vocab == student_.spec().vocab,
+           "teacher and student must share their vocabulary, got {} and {} tokens",
+           teacher_->spec().vocab, student_.spec().vocab);
+  }
+  for (const int64_t layer : config_.align.layers) {
+    expect(layer >= 0 && layer < student_.layer_count(),
+           "layer {} to align does not exist; the model has layers 0 to {}", layer,
+           student_.layer_count() - 1);
+    expect(teacher_->layer_count() == student_.layer_count() &&
+               teacher_->spec().width == student_.spec().width,
+           "alignment needs a teacher of the student's layers and width ({} of {}), got {} of {}",
+           student_.layer_count(), student_.spec().width, teacher_->layer_count(),
+           teacher_->spec().width);
+    expect(!student_.layer(layer).removed() && !teacher_->layer(layer).removed(),
+           "layer {} to align has been removed", layer);
+  }
+}
+
+bool Trainer::align_layer(int64_t layer) const {
+  const auto& layers = config_.align.layers;
+  return std::find(layers.begin(), layers.end(), layer) != layers.end();
+}
+
+bool Trainer::is_trained(const std::string& name, const Parameter& p) const {
+  if (config_.optimizer.group(p.group).rate_scale == 0.0) {
+    return false;
+  }
+  if (config_.objective == Objective::kAlign) {
+    const std::vector<std::string> parts = split(name, '.');
+    if (parts.size() < 4 || parts[0] != "layers" || parts[2] != "mixer" ||
+        !align_layer(std::stoll(parts[1]))) {
+      return false;
+    }
+  }
+  return config_.trainable == nullptr || config_.trainable(name, p);
+}
+
+StepReport Trainer::step() {
+  CAMBIUM_CHECK(!finished());
+  const double start = now_seconds();
+  StepReport report;
+  report.step = next_step_;
+  std::vector<PackedSequence> sequences;
+  for (int64_t i = 0; i < config_.sequences_per_step; ++i) {
+    sequences.push_back(packer_.next());
+    report.tokens += sequences.back().batch.size();
+    report.learned += sequences.back().learned;
+  }
+  // Every token weighs the same, however the step is cut into sequences.
+  const double label_scale = 1.0 / static_cast<double>(report.learned);
+  const double align_scale =
+      config_.align.all_tokens ? 1.0 / static_cast<double>(report.tokens) : label_scale;
+  Sums sums;
+  sums.align.resize(config_.align.layers.size());
+  for (const PackedSequence& sequence : sequences) {
+    const ArenaScope scope(arena_);
+    tape_.clear();
+    if (config_.objective == Objective::kAlign) {
+      align_mixers(sequence, align_scale, sums);
+    } else {
+      end_to_end(sequence, label_scale, align_scale, sums);
+    }
+  }
+  report.loss = sums.loss.total * label_scale;
+  report.cross_entropy = sums.loss.cross_entropy * label_scale;
+  report.forward_kl = sums.loss.forward_kl * label_scale;
+  report.reverse_kl = sums.loss.reverse_kl * label_scale;
+  report.agreement = static_cast<double>(sums.loss.agreement) * label_scale;
+  report.accuracy = static_cast<double>(sums.loss.correct) * label_scale;
+  for (const double s : sums.align) {
+    report.align_layers.push_back(s * align_scale);
+    report.align += s * align_scale / static_cast<double>(sums.align.size());
+    report.loss += config_.align.weight * s * align_scale;
+  }
+  report.rate = learning_rate(config_.schedule, next_step_, config_.steps);
+  report.gradient_norm = optimizer_->gradient_norm();
+  judge(report, sequences);
+  optimizer_->step(report.rate, report.gradient_norm);
+  report.seconds = now_seconds() - start;
+
+  summary_.first_loss = next_step_ == 0 ? report.loss : summary_.first_loss;
+  ++next_step_;
+  summary_.steps = next_step_;
+  summary_.tokens += report.tokens;
+  summary_.learned += report.learned;
+  summary_.seconds += report.seconds;
+  summary_.data = packer_.position();
+  const size_t last = std::min(kLastLosses, recent_.size());
+  double sum = 0.0;
+  for (size_t i = recent_.size() - last; i < recent_.size(); ++i) {
+    sum += recent_[i];
+  }
+  summary_.last_loss = sum / static_cast<double>(last);
+  if (log_ != nullptr) {
+    log_step(report);
+  }
+  return report;
+}
+
+void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
+                         Sums& sums) {
+  const bool aligns = !config_.align.layers.empty();
+  const auto layers = static_cast<size_t>(student_.layer_count());
+  std::vector<MixerTap> teacher_taps(aligns ? layers : 0);
+  std::vector<MixerTap> taps(aligns ? layers : 0);
+  Context plain{.arena = &arena_};
+  Context ctx{.arena = &arena_, .tape = &tape_};
+  LossInputs inputs;
+  if (teacher_ != nullptr) {
+    inputs.teacher_hidden = teacher_->forward(plain, sequence.batch, with_taps(teacher_taps));
+    inputs.teacher_head = teacher_->head().detached();
+  }
+  ForwardOptions options = with_taps(taps);
+  options.checkpoint_layers = config_.checkpoint_layers;
+  inputs.hidden = student_.forward(ctx, sequence.batch, options);
+  inputs.head = student_.head();
+  inputs.labels = sequence.labels;
+  inputs.scale = label_scale;
+  const LossSums loss = head_loss(ctx, inputs, config_.loss);
+  LossSums& all = sums.loss;
+  all.cross_entropy += loss.cross_entropy;
+  all.forward_kl += loss.forward_kl;
+  all.reverse_kl += loss.reverse_kl;
+  all.total += loss.total;
+  all.tokens += loss.tokens;
+  all.agreement += loss.agreement;
+  all.correct += loss.correct;
+  for (size_t i = 0; i < sums.align.size(); ++i) {
+    const auto layer = static_cast<size_t>(config_.align.layers[i]);
+    sums.align[i] += align_loss(
+        ctx, taps[layer].output, teacher_taps[layer].output,
+        config_.align.all_tokens ? std::span<const int32_t>{} : std::span(sequence.labels),
+        config_.align.squared, config_.align.weight * align_scale);
+  }
+  tape_.backward();
+}
+
+void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& sums) {
+  std::vector<MixerTap> taps(static_cast<size_t>(teacher_->layer_count()));
+  Context plain{.arena = &arena_};
+  teacher_->forward(plain, sequence.batch, with_taps(taps));
+  const ForwardInputs forward{&sequence.batch, &student_.rope_for(sequence.batch), nullptr};
+  for (size_t i = 0; i < sums.align.size(); ++i) {
+    const ArenaScope scope(arena_);
+    const int64_t layer = config_.align.layers[i];
+    const MixerTap& tap = taps[static_cast<size_t>(layer)];
+    Context ctx{.arena = &arena_, .tape = &tape_};
+    const Tensor out = student_.layer(layer).mixer().forward(ctx, tap.input, forward);
+    sums.align[i] += align_loss(
+        ctx, out, tap.output,
+        config_.align.all_tokens ? std::span<const int32_t>{} : std::span(sequence.labels),
+        config_.align.squared, config_.align.weight * scale);
+    tape_.backward();
+  }
+}
+
+TrainSummary Trainer::run(const std::function<bool(const StepReport&)>& after_step) {
+  Progress progress(config_.label, static_cast<uint64_t>(config_.steps), {.unit = "steps"});
+  progress.update(static_cast<uint64_t>(next_step_));
+  bool go_on = true;
+  int64_t saved_at = summary_.checkpoint.empty() ? -1 : next_step_;
+  while (!finished() && go_on) {
+    const StepReport report = step();
+    progress.update(static_cast<uint64_t>(next_step_),
+                    fmt::format("loss {:.4f}  {} tokens/s", report.loss,
+                                human_count(static_cast<double>(report.tokens) / report.seconds)));
+    if (after_step) {
+      go_on = after_step(report);
+    }
+    const bool due = config_.checkpoint_every > 0 && next_step_ % config_.checkpoint_every == 0;
+    if (!config_.folder.empty() && due) {
+      save_checkpoint();
+      saved_at = next_step_;
+    }
+  }
+  if (!config_.folder.empty() && saved_at != next_step_) {
+    save_checkpoint();
+  }
+  progress.finish(fmt::format("loss {:.4f}", summary_.last_loss));
+  return summary_;
+}
+
+}  // namespace cambium

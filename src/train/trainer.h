@@ -1,0 +1,160 @@
+// Trainer: steps of one stage of training, from next-token training of a whole model to alignment
+// of single mixers. It owns the loop, the log and the checkpoints; what comes before and after
+// (plans, gates, evaluation) is its caller's.
+//
+// A run folder holds log.jsonl and checkpoints/step-NNNNNN. A run that is killed and resumed gives
+// the same numbers, bit for bit, as one that was not.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/file.h"
+#include "base/progress.h"
+#include "model/weights.h"
+#include "ops/loss/loss.h"
+#include "train/dataset.h"
+#include "train/optimizer.h"
+#include "train/schedule.h"
+
+namespace cambium {
+
+enum class Objective {
+  /// The losses at the output head (and alignment as a further term), backward through the whole.
+  kEndToEnd,
+  /// Teacher-forced: each chosen layer's mixer sees the teacher's normalised input of that layer
+  /// and learns the teacher's mixer output. Layers are independent; nothing else is run or trained.
+  kAlign,
+};
+
+struct AlignConfig {
+  std::vector<int64_t> layers;  // of the student; the teacher's layer of the same number teaches
+  double weight = 1.0;
+  bool squared = false;     // mean of squares instead of the norm over sqrt(width)
+  bool all_tokens = false;  // every token instead of those with a label
+};
+
+struct DivergenceConfig {
+  double factor = 3.0;   // times the running median; 0 = only non-finite values stop the run
+  int64_t window = 64;   // steps the median is taken over; none is judged before it is full
+  int64_t patience = 8;  // steps in a row
+};
+
+struct TrainConfig {
+  Objective objective = Objective::kEndToEnd;
+  int64_t steps = 0;
+  int64_t sequence_length = 2048;  // tokens of a packed sequence
+  int64_t sequences_per_step = 1;
+  LongDocuments long_documents = LongDocuments::kCut;
+  uint64_t seed = 1;  // of the data's order
+  LossConfig loss{.cross_entropy = 1.0F};
+  AlignConfig align;  // used by kAlign, and as a term of kEndToEnd where it names layers
+  OptimizerConfig optimizer;
+  ScheduleConfig schedule;
+  /// Further restricts what is trained; null = all. Groups with rate scale 0 are never trained, and
+  /// kAlign trains the mixers of its layers only.
+  TrainablePredicate trainable;
+  bool checkpoint_layers = false;  // activation checkpointing
+  DivergenceConfig divergence;
+
+  std::string folder;            // of the run; empty = no log and no checkpoints
+  int64_t checkpoint_every = 0;  // steps; 0 = only at the end
+  int64_t keep_checkpoints = 2;
+  bool resume = false;
+  std::string label = "train";  // of the progress line
+};
+
+/// What one step did. Losses are means over the step's labels.
+struct StepReport {
+  int64_t step = 0;  // 0-based
+  double loss = 0.0;
+  double cross_entropy = 0.0;
+  double forward_kl = 0.0;  // with a teacher
+  double reverse_kl = 0.0;
+  double agreement = 0.0;  // share of labels where student and teacher choose the same token
+  double accuracy = 0.0;   // share of labels that are the student's choice
+  double align = 0.0;      // mean over layers
+  std::vector<double> align_layers;
+  double rate = 0.0;
+  double gradient_norm = 0.0;
+  int64_t tokens = 0;
+  int64_t learned = 0;
+  double seconds = 0.0;
+};
+
+struct TrainSummary {
+  int64_t steps = 0;  // of the whole run, resumed parts included
+  int64_t tokens = 0;
+  int64_t learned = 0;
+  double seconds = 0.0;
+  double first_loss = 0.0;
+  double last_loss = 0.0;  // mean of the last steps, at most ten
+  DataPosition data;
+  std::string checkpoint;  // the last one's folder; empty without
+};
+
+class Trainer {
+ public:
+  /// Everything given must outlive the trainer. Chooses what is trained (Weights::set_trainable).
+  /// With config.resume it goes on from the newest whole checkpoint of the folder, if there is one.
+  Trainer(Model& student, Weights& weights, TrainConfig config, const DocumentSource& data,
+          Model* teacher = nullptr);
+  ~Trainer();
+
+  /// Runs to the end of the configured steps. Stops with an Error that names step, layer and last
+  /// good checkpoint when numbers are no longer finite or the loss diverges. `after_step` may
+  /// return false to stop early (the checkpoint is written all the same).
+  TrainSummary run(const std::function<bool(const StepReport&)>& after_step = {});
+
+  /// One step: for callers that want the loop for themselves.
+  StepReport step();
+  /// Adds a line to the run's log: {"event": name, ...fields}. `fields_json` is an object or empty.
+  void log_event(const std::string& name, const std::string& fields_json);
+  /// Writes a checkpoint of the current state; returns its folder.
+  std::string save_checkpoint();
+
+  int64_t next_step() const { return next_step_; }
+  bool finished() const { return next_step_ >= config_.steps; }
+  const TrainSummary& summary() const { return summary_; }
+  const Optimizer& optimizer() const { return *optimizer_; }
+  /// The most bytes of activations at once so far.
+  int64_t peak_activation_bytes() const { return arena_.peak_bytes(); }
+
+ private:
+  struct Sums;
+  void check_config() const;
+  bool is_trained(const std::string& name, const Parameter& p) const;
+  bool align_layer(int64_t layer) const;
+  void end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
+                  Sums& sums);
+  void align_mixers(const PackedSequence& sequence, double scale, Sums& sums);
+  void judge(const StepReport& report, const std::vector<PackedSequence>& sequences);
+  std::string find_trouble(const std::vector<PackedSequence>& sequences);
+  std::string largest_gradient();
+  std::map<std::string, std::string> fingerprint();
+  void resume_or_start();
+  void log_step(const StepReport& report);
+  std::string last_good() const;
+
+  Model& student_;
+  Weights& weights_;
+  TrainConfig config_;
+  const DocumentSource& data_;
+  Model* teacher_;
+  Packer packer_;
+  Arena arena_;
+  Tape tape_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<LineLog> log_;
+  std::map<std::string, std::string> fingerprint_;
+  int64_t next_step_ = 0;
+  TrainSummary summary_;
+  std::vector<double> recent_;  // losses, newest last, for the running median
+  int64_t above_ = 0;           // steps in a row that were too high
+};
+
+}  // namespace cambium
