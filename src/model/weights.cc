@@ -93,8 +93,10 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json",         "tokenizer_
 
 void Weights::allocate(Model& model, const TrainablePredicate& trainable, MatrixStorage storage,
                        Dtype real) {
-  tensors_.clear();
   model.visit([&](const std::string& name, Parameter& p) {
+    if (p.tensor.defined()) {
+      return;
+    }
     const bool bf16 = storage == MatrixStorage::kBF16 && is_matrix(p);
     const bool with_grad = trainable != nullptr && trainable(name, p);
     CAMBIUM_CHECK(!bf16 || !with_grad, "{}: trained weights are fp32", name);
@@ -107,8 +109,13 @@ void Weights::allocate(Model& model, const TrainablePredicate& trainable, Matrix
 
 void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
   model.visit([&](const std::string& name, Parameter& p) {
-    OwnedTensor& owned = tensors_.at(name);
     const bool wanted = trainable != nullptr && trainable(name, p);
+    const auto it = tensors_.find(name);
+    if (it == tensors_.end()) {
+      CAMBIUM_CHECK(!wanted, "{} belongs to another model", name);
+      return;
+    }
+    OwnedTensor& owned = it->second;
     CAMBIUM_CHECK(!wanted || owned.view.dtype != Dtype::kBF16, "{}: trained weights are fp32",
                   name);
     owned.grad = wanted ? Buffer(owned.data.bytes()) : Buffer();

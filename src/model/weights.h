@@ -22,10 +22,12 @@ using TrainablePredicate = std::function<bool(const std::string& name, const Par
 
 class Weights {
  public:
-  /// Gives every parameter of `model` zeroed memory; F64 for tests of the definitions.
+  /// Gives every parameter of `model` that has no memory yet zeroed memory; F64 for tests of the
+  /// definitions. A parameter that already views another model's memory keeps it (and never has a
+  /// gradient here): that model must outlive this one.
   void allocate(Model& model, const TrainablePredicate& trainable = nullptr,
                 MatrixStorage storage = MatrixStorage::kF32, Dtype real = Dtype::kF32);
-  /// Takes the gradients of the parameters away and gives the chosen ones zeroed gradients.
+  /// Takes the gradients of the owned parameters away and gives the chosen ones zeroed gradients.
   void set_trainable(Model& model, const TrainablePredicate& trainable);
   int64_t bytes() const;
 

@@ -1,0 +1,52 @@
+// The graft itself: which mixer takes an attention layer's place, and what of the attention's
+// weights it starts from.
+//
+// Sources: Apriel-H1's "MIL" (q, k, v, o -> C, B, x, out; Wang et al. 2024, arXiv 2408.15237) and
+// the "DIL" of its successors for Gated DeltaNet. `faithful` reproduces the released layouts to the
+// row; without it the same rows are paired head by head as grouped-query attention paired them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/weights.h"
+
+namespace cambium {
+
+/// What a person may choose of the new mixers; everything else follows from the attention they
+/// replace.
+struct GraftOptions {
+  std::string mixer = "mamba";  // mamba, mamba2, gated_delta_net, sliding_window
+  int64_t window = 0;           // sliding_window: tokens; 0 = 128
+  int64_t state = 0;            // mamba: numbers a channel; 0 = 16, or what divides the head
+  bool from_attention = true;   // false: random
+  bool faithful = false;
+};
+
+/// The mixer of `options` for a model of this width in place of the attention `from`.
+/// Error where that cannot be, naming why.
+MixerSpec graft_spec(const MixerSpec& from, int64_t width, const GraftOptions& options);
+
+/// Starts the mixer of `layer` in `student` from the same layer's attention in `teacher`.
+/// Parameters with no counterpart take their initial rule from (seed, name).
+void graft_layer(Model& student, Model& teacher, int64_t layer, const GraftOptions& options,
+                 uint64_t seed);
+
+/// A hybrid: `base` (the teacher itself or an earlier hybrid) with the mixers of `layers` replaced.
+/// New mixers start from `teacher`, the original; every other weight comes from `base`.
+/// Errors: a layer out of range, given twice, or that has no attention any more.
+/// With `share`, all but the new mixers is base's own memory: base must outlive the result, and
+/// only the new mixers can be trained.
+LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& layers,
+                    const GraftOptions& options, uint64_t seed, bool share = false);
+
+/// The spec `convert` builds, without weights.
+ModelSpec convert_spec(const ModelSpec& base, const ModelSpec& teacher,
+                       const std::vector<int64_t>& layers, const GraftOptions& options);
+
+/// `base` with the mixer of `layer` removed, or the whole layer with `whole_block`: for
+/// leave-one-out.
+LoadedModel remove_layer(Model& base, int64_t layer, bool whole_block);
+
+}  // namespace cambium
