@@ -1,0 +1,268 @@
+// The report page. Everything is inline: style, charts and data; it opens from a disk without a
+// network.
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "base/text.h"
+#include "eval/report/summary.h"
+#include "eval/report/svg.h"
+
+namespace cambium {
+namespace {
+
+constexpr const char* kStyle = R"css(
+:root { --ink:#1c2430; --soft:#5d6b7c; --rule:#dfe5ec; --back:#fbfcfd; --card:#ffffff;
+  --a:#3b6fb6; --b:#2f9e73; --c:#c2571a; --d:#8a4fbf; --e:#b0862a; --f:#c13b62; --g:#4a8f9e; --h:#7a7f87; }
+@media (prefers-color-scheme: dark) { :root { --ink:#e6ebf2; --soft:#9aa8b8; --rule:#2c3643;
+  --back:#12171e; --card:#1a212b; --a:#7aa7e6; --b:#5fcf9f; --c:#f0935a; --d:#bb90ea; --e:#dcb45c;
+  --f:#ef7f9f; --g:#7cc4d4; --h:#a5abb5; } }
+body { margin:0; background:var(--back); color:var(--ink); font:16px/1.5 system-ui,sans-serif; }
+main { max-width:880px; margin:0 auto; padding:32px 20px 80px; }
+h1 { font-size:30px; margin:0 0 4px; } h2 { font-size:20px; margin:40px 0 8px; }
+p { margin:6px 0; } .soft { color:var(--soft); }
+.cards { display:flex; flex-wrap:wrap; gap:12px; margin:20px 0; }
+.card { background:var(--card); border:1px solid var(--rule); border-radius:10px; padding:12px 18px; flex:1 1 150px; }
+.card b { font-size:26px; display:block; }
+figure { margin:12px 0; background:var(--card); border:1px solid var(--rule); border-radius:10px; padding:14px; }
+svg { width:100%; height:auto; display:block; }
+svg text { fill:var(--ink); font:13px system-ui,sans-serif; } svg .tick { fill:var(--soft); font-size:12px; }
+svg .grid { stroke:var(--rule); } svg .axis { stroke:var(--soft); }
+svg .frontier { fill:none; stroke:var(--a); stroke-width:1.5; stroke-dasharray:4 4; opacity:.6; }
+svg .point circle { fill:var(--a); } svg .point line { stroke:var(--a); stroke-width:1.5; }
+svg .reference circle { fill:var(--c); } svg .reference line { stroke:var(--c); stroke-width:1.5; }
+svg .bar { fill:var(--h); opacity:.55; } svg .bar.marked { fill:var(--a); opacity:1; }
+svg .line { fill:none; stroke-width:2; }
+svg .s0 { stroke:var(--a); } svg .s1 { stroke:var(--b); } svg .s2 { stroke:var(--c); } svg .s3 { stroke:var(--d); }
+svg .s4 { stroke:var(--e); } svg .s5 { stroke:var(--f); } svg .s6 { stroke:var(--g); } svg .s7 { stroke:var(--h); }
+.attention { fill:var(--c); background:var(--c); } .window { fill:var(--e); background:var(--e); }
+.mamba { fill:var(--b); background:var(--b); } .mamba2 { fill:var(--g); background:var(--g); }
+.gdn { fill:var(--a); background:var(--a); } .other { fill:var(--rule); background:var(--rule); }
+.key { display:inline-block; width:12px; height:12px; border-radius:3px; margin:0 6px 0 14px; vertical-align:-1px; }
+.wide { overflow-x:auto; } table { border-collapse:collapse; width:100%; font-size:14px; }
+th,td { text-align:right; padding:6px 10px; border-bottom:1px solid var(--rule); white-space:nowrap; }
+th:first-child,td:first-child { text-align:left; } th { color:var(--soft); font-weight:600; }
+td.say { text-align:left; white-space:normal; } .no { color:var(--f); } .yes { color:var(--b); }
+details { margin-top:28px; } pre { background:var(--card); border:1px solid var(--rule); border-radius:10px;
+  padding:14px; overflow-x:auto; font-size:13px; }
+)css";
+
+std::string percent(double v) {
+  return fmt::format("{:.1f} %", 100.0 * v);
+}
+
+std::string interval(const AccuracySummary& a) {
+  if (a.total == 0) {
+    return "–";
+  }
+  return fmt::format("{} <span class=\"soft\">[{:.1f}, {:.1f}]</span>", percent(a.accuracy.value),
+                     100.0 * a.accuracy.low, 100.0 * a.accuracy.high);
+}
+
+std::string figure(const std::string& svg, const std::string& caption) {
+  return "<figure>" + svg + "<figcaption class=\"soft\">" + svg::escape(caption) +
+         "</figcaption></figure>\n";
+}
+
+const ModelSummary* furthest_kept(const RunSummary& run) {
+  const ModelSummary* best = nullptr;
+  for (const ModelSummary& m : run.models) {
+    if (m.converted > 0 && m.shipped && (best == nullptr || m.converted > best->converted)) {
+      best = &m;
+    }
+  }
+  return best;
+}
+
+std::string headline(const RunSummary& run) {
+  const ModelSummary& teacher = run.models.front();
+  const ModelSummary* best = furthest_kept(run);
+  if (best == nullptr || best->speed.empty() || teacher.speed.empty()) {
+    return "<p>No hybrid passed its gate; the teacher stands.</p>\n";
+  }
+  const SpeedSummary& from = teacher.speed.back();
+  const SpeedSummary& to = best->speed.back();
+  const double kept = teacher.accuracy.accuracy.value > 0.0
+                          ? best->accuracy.accuracy.value / teacher.accuracy.accuracy.value
+                          : 0.0;
+  const auto card = [](const std::string& value, const std::string& text) {
+    return "<div class=\"card\"><b>" + value + "</b><span class=\"soft\">" + text +
+           "</span></div>\n";
+  };
+  std::string s = "<div class=\"cards\">\n";
+  s += card(fmt::format("{:.2f}×", to.decode.value / from.decode.value),
+            fmt::format("decode speed at {} tokens", from.context));
+  s += card(percent(kept), "of the teacher's accuracy kept");
+  s += card(
+      fmt::format("−{:.0f} %", 100.0 - 100.0 * static_cast<double>(best->cache_bytes_per_token) /
+                                           static_cast<double>(std::max<int64_t>(
+                                               teacher.cache_bytes_per_token, 1))),
+      "cache bytes a token");
+  s += card(fmt::format("{} of {}", best->converted, best->map.size()),
+            "layers converted (" + svg::escape(best->name) + ")");
+  return s + "</div>\n";
+}
+
+std::string frontier(const RunSummary& run) {
+  std::string out;
+  const size_t contexts = run.models.front().speed.size();
+  for (size_t i = contexts; i-- > 0;) {
+    std::vector<svg::Point> points;
+    for (const ModelSummary& m : run.models) {
+      if (i < m.speed.size()) {
+        const Measured& d = m.speed[i].decode;
+        const Measured& a = m.accuracy.accuracy;
+        points.push_back(
+            {d.value, d.low, d.high, a.value, a.low, a.high, m.name, m.converted == 0});
+      }
+    }
+    out += figure(
+        svg::scatter(points,
+                     {.title = fmt::format("decode, tokens/s at {} tokens of context, batch {}",
+                                           run.models.front().speed[i].context,
+                                           run.models.front().speed[i].batch)},
+                     {.title = "accuracy", .percent = true}),
+        "Accuracy against decode speed, with 95 % intervals of accuracy and the least and largest "
+        "speed seen. The teacher is the orange point.");
+  }
+  return out;
+}
+
+std::string table(const RunSummary& run) {
+  std::string s =
+      "<div class=\"wide\"><table><tr><th>model</th><th>layers</th><th>accuracy</th>"
+      "<th>retrieval</th><th>reverse KL</th><th>NLL</th><th>same choice</th>";
+  for (const SpeedSummary& speed : run.models.front().speed) {
+    s += fmt::format("<th>prefill @{0}</th><th>decode @{0}</th>", speed.context);
+  }
+  s += "<th>cache / token</th><th>state / sequence</th><th>tokens trained</th><th>gate</th></tr>\n";
+  for (const ModelSummary& m : run.models) {
+    s += fmt::format(
+        "<tr><td>{}</td><td>{}/{}</td><td>{}</td><td>{}</td><td>{:.4f}</td>"
+        "<td>{:.4f}</td><td>{}</td>",
+        svg::escape(m.name), m.converted, m.map.size(), interval(m.accuracy), interval(m.retrieval),
+        m.reverse_kl, m.nll, percent(m.agreement));
+    for (const SpeedSummary& speed : m.speed) {
+      s += fmt::format("<td>{}</td><td>{}</td>", svg::number(speed.prefill.value),
+                       svg::number(speed.decode.value));
+    }
+    s += fmt::format("<td>{}</td><td>{}</td><td>{}</td><td class=\"{}\">{}</td></tr>\n",
+                     human_bytes(static_cast<uint64_t>(m.cache_bytes_per_token)),
+                     human_bytes(static_cast<uint64_t>(m.state_bytes_per_sequence)),
+                     human_count(static_cast<double>(m.tokens_trained)),
+                     m.gate.passed ? "yes" : "no",
+                     m.converted == 0 ? "–" : (m.gate.passed ? "passed" : "failed"));
+  }
+  return s + "</table></div>\n";
+}
+
+std::string gates(const RunSummary& run) {
+  std::string s =
+      "<div class=\"wide\"><table><tr><th>stage</th><th>decision</th><th>attempts</th>"
+      "<th style=\"text-align:left\">why</th></tr>\n";
+  for (const ModelSummary& m : run.models) {
+    if (m.converted > 0) {
+      s += fmt::format(
+          "<tr><td>{}</td><td class=\"{}\">{}</td><td>{}</td><td class=\"say\">{}</td></tr>\n",
+          svg::escape(m.name), m.gate.passed ? "yes" : "no", m.shipped ? "shipped" : "not shipped",
+          m.gate.attempts, svg::escape(m.gate.reason));
+    }
+  }
+  return s + "</table></div>\n";
+}
+
+std::string maps(const RunSummary& run) {
+  std::vector<std::pair<std::string, std::string>> rows;
+  std::string letters;
+  for (const ModelSummary& m : run.models) {
+    rows.emplace_back(m.name, m.map);
+    for (const char c : m.map) {
+      if (letters.find(c) == std::string::npos) {
+        letters += c;
+      }
+    }
+  }
+  std::string legend = "<p class=\"soft\">";
+  for (const char c : letters) {
+    legend += "<span class=\"key " + svg::letter_class(c) + "\"></span>" + svg::letter_class(c);
+  }
+  return figure(svg::layer_maps(rows), "The mixer of each layer, first layer on the left.") +
+         legend + "</p>\n";
+}
+
+std::string importance(const RunSummary& run) {
+  std::string s;
+  for (const ImportanceSummary& i : run.importance) {
+    std::vector<double> scores = i.scores;
+    std::vector<bool> marked(scores.size(), false);
+    for (size_t l = 0; l < scores.size(); ++l) {
+      scores[l] = std::isfinite(scores[l]) ? scores[l] : 0.0;
+      marked[l] = l < i.converted.size() && i.converted[l];
+    }
+    s += figure(svg::bars(scores, marked, {.title = "layer"}, {.title = i.metric}),
+                fmt::format("{}: {} of each layer that had attention; converted layers in colour.",
+                            i.stage, i.method));
+  }
+  return s;
+}
+
+std::string curves(const RunSummary& run) {
+  std::string s;
+  for (const char* phase : {"align", "distill", "sft"}) {
+    std::vector<svg::Series> series;
+    for (const CurveSummary& c : run.curves) {
+      if (c.phase == phase) {
+        series.push_back({c.stage, c.tokens, c.loss});
+      }
+    }
+    if (!series.empty()) {
+      const std::string name = phase;
+      s += figure(svg::lines(series, {.title = "tokens of the stage"},
+                             {.title = name == "align" ? "alignment loss" : "loss", .log = true}),
+                  name == "align"     ? "Mixer outputs against the teacher's, a curve a stage."
+                  : name == "distill" ? "End-to-end distillation, a curve a stage."
+                                      : "Supervised fine-tuning, a curve a stage.");
+    }
+  }
+  std::vector<svg::Series> kl{{"held-out reverse KL", {}, {}}};
+  for (const ModelSummary& m : run.models) {
+    if (m.converted > 0) {
+      kl[0].x.push_back(static_cast<double>(m.converted));
+      kl[0].y.push_back(m.reverse_kl);
+    }
+  }
+  if (kl[0].x.size() > 1) {
+    s += figure(svg::lines(kl, {.title = "layers converted"},
+                           {.title = "held-out reverse KL, nats a token", .zero = true}),
+                "Distance from the teacher on held-out text, by layers converted.");
+  }
+  return s;
+}
+
+}  // namespace
+
+std::string render_report(const RunSummary& run) {
+  std::string s =
+      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
+      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">"
+      "<title>" +
+      svg::escape(run.name) + " – Cambium</title><style>" + kStyle +
+      "</style></head><body><main>\n";
+  s += "<h1>" + svg::escape(run.name) + "</h1>\n";
+  s += fmt::format("<p class=\"soft\">{} · {} · {} · <code>{}</code></p>\n", svg::escape(run.date),
+                   svg::escape(run.machine), human_duration(run.seconds), svg::escape(run.command));
+  if (!run.models.empty()) {
+    s += headline(run);
+    s += "<p>" + svg::escape(run.task) + "</p>\n";
+    s += "<h2>Score against throughput</h2>\n" + frontier(run);
+    s += "<h2>Every model</h2>\n" + table(run);
+    s += "<h2>Gates</h2>\n" + gates(run);
+    s += "<h2>Layers</h2>\n" + maps(run);
+    s += "<h2>Importance</h2>\n" + importance(run);
+    s += "<h2>Training</h2>\n" + curves(run);
+  }
+  s += "<details><summary>The plan</summary><pre>" + svg::escape(run.plan) + "</pre></details>\n";
+  return s + "</main></body></html>\n";
+}
+
+}  // namespace cambium

@@ -1,0 +1,95 @@
+// What a run says about its models: the content of summary.json, from which the report page is
+// drawn.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace cambium {
+
+/// A measured value with its interval (95 % for accuracies; least and largest for speeds).
+struct Measured {
+  double value = 0.0;
+  double low = 0.0;
+  double high = 0.0;
+};
+
+struct AccuracySummary {
+  int64_t correct = 0;
+  int64_t total = 0;
+  Measured accuracy;  // fractions
+};
+
+struct SpeedSummary {
+  int64_t context = 0;  // tokens
+  int64_t batch = 1;
+  Measured prefill;  // tokens/s
+  Measured decode;   // tokens/s over the whole batch
+};
+
+struct GateSummary {
+  bool passed = false;
+  int64_t attempts = 0;
+  std::string reason;  // one sentence: what was measured against what was asked
+};
+
+struct ModelSummary {
+  std::string name;
+  std::string dir;
+  std::string map;                        // a letter a layer
+  std::map<std::string, int64_t> mixers;  // layers of each kind
+  int64_t converted = 0;
+  int64_t parameters = 0;
+  int64_t tokens_trained = 0;  // in all stages up to this model
+  double seconds = 0.0;        // of the stage that made it
+  AccuracySummary accuracy;
+  AccuracySummary retrieval;
+  double reverse_kl = 0.0;  // against the teacher, held out, per completion token
+  double nll = 0.0;
+  double agreement = 0.0;  // share of tokens on which teacher and model choose alike
+  std::vector<SpeedSummary> speed;
+  int64_t cache_bytes_per_token = 0;
+  int64_t state_bytes_per_sequence = 0;
+  GateSummary gate;
+  bool shipped = true;
+};
+
+struct ImportanceSummary {
+  std::string stage;
+  std::string method;
+  std::string metric;
+  std::vector<double> scores;   // a value a layer; NaN where the layer was not scored
+  std::vector<bool> converted;  // the layers chosen by them
+};
+
+/// One phase of training: what its log says, thinned for drawing.
+struct CurveSummary {
+  std::string stage;
+  std::string phase;  // align, distill, sft
+  std::vector<double> tokens;
+  std::vector<double> loss;
+};
+
+struct RunSummary {
+  std::string name;
+  std::string date;
+  std::string machine;
+  std::string command;
+  std::string plan;  // the plan's text
+  std::string task;  // what accuracy means, in words
+  double seconds = 0.0;
+  std::vector<ModelSummary> models;  // the teacher first
+  std::vector<ImportanceSummary> importance;
+  std::vector<CurveSummary> curves;
+};
+
+void write_summary(const RunSummary& summary, const std::filesystem::path& path);
+RunSummary read_summary(const std::filesystem::path& path);
+
+/// The report page: one HTML file that needs nothing else.
+std::string render_report(const RunSummary& summary);
+
+}  // namespace cambium
