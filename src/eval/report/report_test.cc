@@ -1,0 +1,90 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/test_folder.h"
+#include "eval/report/summary.h"
+#include "eval/report/svg.h"
+
+namespace cambium {
+namespace {
+
+RunSummary example() {
+  RunSummary run;
+  run.name = "demo <one>";
+  run.plan = "name = \"demo\"";
+  for (int i = 0; i < 3; ++i) {
+    ModelSummary m;
+    m.name = i == 0 ? "teacher" : "stage " + std::to_string(i);
+    m.map = i == 0 ? "AAAA" : (i == 1 ? "AGAA" : "AGG2");
+    m.converted = i;
+    m.mixers = {{"attention", 4 - i}};
+    m.accuracy = {90 - i, 100, {0.9 - 0.01 * i, 0.82, 0.95}};
+    m.retrieval = {10, 10, {1.0, 0.72, 1.0}};
+    m.reverse_kl = 0.01 * i;
+    m.speed = {{512, 1, {1000, 900, 1100}, {100.0 + i, 90, 120}},
+               {4096, 1, {800, 700, 900}, {40.0 + 20 * i, 30, 90}}};
+    m.gate = {i != 2, 1, "held-out KL 0.01 is at most 0.02"};
+    m.cache_bytes_per_token = 400 - 100 * i;
+    run.models.push_back(m);
+  }
+  run.importance = {{"stage 1",
+                     "leave-mixer-out",
+                     "reverse KL",
+                     {0.5, NAN, 0.1, 2.0},
+                     {false, false, true, false}}};
+  run.curves = {{"stage 1", "distill", {1, 2, 3}, {3.0, 2.0, NAN}}};
+  return run;
+}
+
+TEST(Summary, RoundTrips) {
+  const TestFolder folder;
+  const std::filesystem::path path = std::filesystem::path(folder.path()) / "summary.json";
+  const RunSummary run = example();
+  write_summary(run, path);
+  const RunSummary back = read_summary(path);
+  ASSERT_EQ(back.models.size(), 3U);
+  EXPECT_EQ(back.models[2].map, "AGG2");
+  EXPECT_EQ(back.models[1].gate.reason, run.models[1].gate.reason);
+  EXPECT_DOUBLE_EQ(back.models[2].speed[1].decode.value, 80.0);
+  EXPECT_TRUE(std::isnan(back.importance[0].scores[1]));
+  EXPECT_EQ(render_report(back), render_report(run));
+}
+
+TEST(Summary, AnotherFileIsNamed) {
+  const TestFolder folder;
+  const std::string path = folder.path() + "/summary.json";
+  write_file_atomically(path, "{\"models\": 3}");
+  try {
+    read_summary(path);
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find(path), std::string::npos);
+  }
+}
+
+TEST(Report, IsSelfContainedAndEscaped) {
+  const std::string page = render_report(example());
+  EXPECT_EQ(page.find("http"), std::string::npos);
+  EXPECT_EQ(page.find("<one>"), std::string::npos);
+  EXPECT_NE(page.find("demo &lt;one&gt;"), std::string::npos);
+  EXPECT_EQ(page.find("nan"), std::string::npos);
+  // Kept and won are those of the furthest hybrid that shipped.
+  EXPECT_NE(page.find("layers converted (stage 2)"), std::string::npos);
+}
+
+TEST(Ticks, AreRoundAndInside) {
+  EXPECT_EQ(svg::ticks(0.0, 10.0, 5), (std::vector<double>{0, 2, 4, 6, 8, 10}));
+  EXPECT_EQ(svg::ticks(0.93, 0.97, 4).size(), 5U);
+  EXPECT_TRUE(svg::ticks(1.0, 1.0, 4).empty());
+  for (const double tick : svg::ticks(-3.7, 123.4, 7)) {
+    EXPECT_GE(tick, -3.7);
+    EXPECT_LE(tick, 123.4);
+  }
+}
+
+}  // namespace
+}  // namespace cambium

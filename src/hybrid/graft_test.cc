@@ -1,0 +1,251 @@
+#include "hybrid/graft.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "base/test_folder.h"
+#include "hybrid/placement.h"
+
+namespace cambium {
+namespace {
+
+// 6 layers, 4 query heads on 2 key-value heads of 8 dims.
+ModelSpec teacher_spec() {
+  ModelSpec spec;
+  spec.family = "llama";
+  spec.vocab = 50;
+  spec.width = 24;
+  spec.rope.dim = 8;
+  spec.max_positions = 128;
+  const LayerSpec layer{
+      .mixer = {"attention",
+                {{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{8}}}},
+      .ff_inner = 32};
+  spec.layers.assign(6, layer);
+  return spec;
+}
+
+std::vector<int32_t> prompt() {
+  std::vector<int32_t> tokens(40);
+  std::iota(tokens.begin(), tokens.end(), 3);
+  return tokens;
+}
+
+std::vector<float> logits(Model& model) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  Batch batch;
+  batch.add(prompt());
+  const Tensor out = model.logits(ctx, model.forward(ctx, batch));
+  return {out.ptr<float>(), out.ptr<float>() + out.numel()};
+}
+
+double difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double worst = 0.0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    worst = std::max(worst, static_cast<double>(std::abs(a[i] - b[i])));
+  }
+  return worst;
+}
+
+Parameter& parameter(Model& model, const std::string& name) {
+  Parameter* found = nullptr;
+  model.visit([&](const std::string& n, Parameter& p) { found = n == name ? &p : found; });
+  CAMBIUM_CHECK(found != nullptr, "{}", name);
+  return *found;
+}
+
+TEST(Graft, AWindowLongerThanTheTextChangesNothing) {
+  LoadedModel teacher = fresh_model(teacher_spec(), 1);
+  LoadedModel hybrid =
+      convert(*teacher.model, *teacher.model, {1, 4}, {.mixer = "sliding_window", .window = 64}, 7);
+  EXPECT_EQ(layer_map(hybrid.model->spec()), "AWAAWA");
+  EXPECT_EQ(logits(*hybrid.model), logits(*teacher.model));
+}
+
+TEST(Graft, EveryMixerGivesAFiniteModelThatCanBeSavedAndLoaded) {
+  LoadedModel teacher = fresh_model(teacher_spec(), 1);
+  for (const char* mixer : {"mamba", "mamba2", "gated_delta_net", "sliding_window"}) {
+    for (const bool faithful : {false, true}) {
+      for (const bool from_attention : {false, true}) {
+        const GraftOptions options{
+            .mixer = mixer, .from_attention = from_attention, .faithful = faithful};
+        LoadedModel hybrid = convert(*teacher.model, *teacher.model, {0, 3, 5}, options, 7);
+        const std::vector<float> direct = logits(*hybrid.model);
+        for (const float x : direct) {
+          ASSERT_TRUE(std::isfinite(x)) << mixer;
+        }
+        const TestFolder folder;
+        const std::filesystem::path dir = std::filesystem::path(folder.path()) / "m";
+        save_model(*hybrid.model, dir, {});
+        LoadedModel loaded = load_model(dir);
+        EXPECT_EQ(loaded.model->spec(), hybrid.model->spec()) << mixer;
+        EXPECT_EQ(logits(*loaded.model), direct) << mixer;
+      }
+    }
+  }
+}
+
+// What a query head reads must come from its own key-value head, as in the attention: with all but
+// one query head silenced, another key-value head's values can change nothing.
+TEST(Graft, PairsHeadsAsGroupedQueryAttentionDid) {
+  for (const char* mixer : {"mamba", "mamba2", "gated_delta_net"}) {
+    for (int64_t head = 0; head < 4; ++head) {
+      LoadedModel teacher = fresh_model(teacher_spec(), 1);
+      float* o = parameter(*teacher.model, "layers.2.mixer.o_proj.weight").tensor.ptr<float>();
+      for (int64_t row = 0; row < 24; ++row) {
+        for (int64_t c = 0; c < 32; ++c) {
+          o[row * 32 + c] *= c / 8 == head ? 1.0F : 0.0F;
+        }
+      }
+      const GraftOptions options{.mixer = mixer};
+      LoadedModel before = convert(*teacher.model, *teacher.model, {2}, options, 7);
+      const std::vector<float> base = logits(*before.model);
+      for (int64_t kv = 0; kv < 2; ++kv) {
+        LoadedModel changed = fresh_model(teacher_spec(), 1);
+        std::copy_n(o, 24 * 32,
+                    parameter(*changed.model, "layers.2.mixer.o_proj.weight").tensor.ptr<float>());
+        float* v = parameter(*changed.model, "layers.2.mixer.v_proj.weight").tensor.ptr<float>();
+        for (int64_t i = 0; i < 8 * 24; ++i) {
+          v[kv * 8 * 24 + i] += 0.5F;
+        }
+        LoadedModel after = convert(*changed.model, *changed.model, {2}, options, 7);
+        const double moved = difference(logits(*after.model), base);
+        if (kv == head / 2) {
+          EXPECT_GT(moved, 1e-6) << mixer << " head " << head;
+        } else {
+          EXPECT_EQ(moved, 0.0) << mixer << " head " << head;
+        }
+      }
+    }
+  }
+}
+
+TEST(Graft, FaithfulRowsAreTheReleasedLayout) {
+  LoadedModel teacher = fresh_model(teacher_spec(), 1);
+  LoadedModel hybrid =
+      convert(*teacher.model, *teacher.model, {2}, {.mixer = "mamba", .faithful = true}, 7);
+  EXPECT_EQ(hybrid.model->spec().family, "apriel_h");
+  const float* in = parameter(*hybrid.model, "layers.2.mixer.in_proj.weight").tensor.ptr<float>();
+  const auto rows_equal = [&](int64_t first, const char* source, int64_t rows) {
+    const float* from = parameter(*teacher.model, source).tensor.ptr<float>();
+    return std::equal(from, from + rows * 24, in + first * 24);
+  };
+  // z 32 | x 16 | B 16 | C 32
+  EXPECT_TRUE(rows_equal(32, "layers.2.mixer.v_proj.weight", 16));
+  EXPECT_TRUE(rows_equal(48, "layers.2.mixer.k_proj.weight", 16));
+  EXPECT_TRUE(rows_equal(64, "layers.2.mixer.q_proj.weight", 32));
+  EXPECT_EQ(parameter(*hybrid.model, "layers.2.mixer.out_proj.weight").tensor.ptr<float>()[5],
+            parameter(*teacher.model, "layers.2.mixer.o_proj.weight").tensor.ptr<float>()[5]);
+}
+
+TEST(Graft, LaterStagesStartFromTheTeacherAndKeepTheHybrid) {
+  LoadedModel teacher = fresh_model(teacher_spec(), 1);
+  const GraftOptions options{.mixer = "mamba2"};
+  LoadedModel first = convert(*teacher.model, *teacher.model, {1}, options, 7);
+  // Training moved everything in the hybrid, layer 4's attention included.
+  first.model->visit([](const std::string&, Parameter& p) {
+    for (int64_t i = 0; i < p.numel(); ++i) p.tensor.ptr<float>()[i] += 0.25F;
+  });
+  LoadedModel second = convert(*first.model, *teacher.model, {4}, options, 7);
+  LoadedModel direct = convert(*teacher.model, *teacher.model, {4}, options, 7);
+  const auto value = [](LoadedModel& m, const char* name) {
+    return parameter(*m.model, name).tensor.ptr<float>()[100];
+  };
+  EXPECT_EQ(value(second, "layers.4.mixer.in_proj.weight"),
+            value(direct, "layers.4.mixer.in_proj.weight"));
+  EXPECT_EQ(value(second, "layers.1.mixer.in_proj.weight"),
+            value(first, "layers.1.mixer.in_proj.weight"));
+  EXPECT_EQ(value(second, "layers.4.feed_forward.up.weight"),
+            value(first, "layers.4.feed_forward.up.weight"));
+}
+
+TEST(Graft, SharingGivesTheSameModelWithoutTheMemory) {
+  LoadedModel teacher = fresh_model(teacher_spec(), 1);
+  const GraftOptions options{.mixer = "gated_delta_net"};
+  LoadedModel whole = convert(*teacher.model, *teacher.model, {3}, options, 7);
+  LoadedModel shared = convert(*teacher.model, *teacher.model, {3}, options, 7, true);
+  EXPECT_EQ(logits(*whole.model), logits(*shared.model));
+  EXPECT_LT(shared.weights.bytes(), whole.weights.bytes() / 4);
+}
+
+TEST(Graft, LeavingOneOut) {
+  LoadedModel teacher = fresh_model(teacher_spec(), 1);
+  const std::vector<float> all = logits(*teacher.model);
+  LoadedModel no_mixer = remove_layer(*teacher.model, 2, false);
+  LoadedModel no_block = remove_layer(*teacher.model, 2, true);
+  EXPECT_EQ(layer_map(no_block.model->spec()), "AA-AAA");
+  EXPECT_GT(difference(logits(*no_mixer.model), all), 1e-6);
+  EXPECT_GT(difference(logits(*no_block.model), logits(*no_mixer.model)), 1e-6);
+}
+
+struct Wrong {
+  std::vector<int64_t> layers;
+  GraftOptions options;
+  std::string message;
+};
+
+TEST(Graft, WrongRequestsAreNamed) {
+  LoadedModel teacher = fresh_model(teacher_spec(), 1);
+  LoadedModel hybrid = convert(*teacher.model, *teacher.model, {1}, {.mixer = "mamba"}, 7);
+  const Wrong wrongs[] = {
+      {{6}, {}, "layer 6 does not exist: the model has layers 0 to 5"},
+      {{2, 2}, {}, "layer 2 is given twice"},
+      {{1}, {}, "layer 1 has no attention to replace: its mixer is mamba"},
+      {{2}, {.mixer = "mambo"}, "unknown mixer 'mambo'; did you mean 'mamba'?"},
+      {{2}, {.mixer = "identity"}, "identity cannot take the place of attention"},
+      {{2}, {.mixer = "mamba", .state = 5}, "expected the state to divide"},
+  };
+  for (const Wrong& wrong : wrongs) {
+    try {
+      convert(*hybrid.model, *teacher.model, wrong.layers, wrong.options, 7);
+      ADD_FAILURE() << wrong.message;
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(wrong.message), std::string::npos) << e.what();
+    }
+  }
+}
+
+TEST(Placement, LowestUniformAndBudgets) {
+  Importance importance{"mmr", "loss", "f", {}};
+  const double scores[] = {5.0, 1.0, 3.0, 1.0, 9.0, 2.0};
+  for (int64_t i = 0; i < 6; ++i) {
+    importance.layers.push_back({i, scores[i], 0.0});
+  }
+  EXPECT_EQ(importance.order(), (std::vector<int64_t>{1, 3, 5, 2, 0, 4}));
+  EXPECT_EQ(place_lowest(importance, 3), (std::vector<int64_t>{1, 3, 5}));
+  EXPECT_THROW(place_lowest(importance, 7), Error);
+  const ModelSpec spec = teacher_spec();
+  EXPECT_EQ(place_uniform(spec, 3), (std::vector<int64_t>{1, 3, 5}));
+  EXPECT_EQ(layers_to_convert(spec, 0.5), 3);
+  // 2 kv heads x (8 + 8) values x 4 bytes = 128 bytes a token and layer.
+  EXPECT_EQ(layers_for_cache_budget(spec, 6 * 128, 4), 0);
+  EXPECT_EQ(layers_for_cache_budget(spec, 300, 4), 4);
+}
+
+TEST(Importance, ResumesPerLayerAndRefusesOtherRuns) {
+  const TestFolder folder;
+  const std::filesystem::path path = std::filesystem::path(folder.path()) / "scores.json";
+  int calls = 0;
+  const auto score = [&](int64_t layer) {
+    if (calls == 2) {
+      fail("killed");
+    }
+    ++calls;
+    return static_cast<double>(10 - layer);
+  };
+  const Importance start{"mmr", "loss", "one", {}};
+  EXPECT_THROW(score_layers({0, 1, 2, 3}, start, score, path, nullptr), Error);
+  calls = 0;
+  const Importance all = score_layers({0, 1, 2, 3}, start, score, path, nullptr);
+  EXPECT_EQ(calls, 2);
+  EXPECT_EQ(all.order(), (std::vector<int64_t>{3, 2, 1, 0}));
+  EXPECT_EQ(read_importance(path).order(), all.order());
+  calls = 0;
+  EXPECT_THROW(score_layers({0, 1, 2}, {"mmr", "loss", "two", {}}, score, path, nullptr), Error);
+}
+
+}  // namespace
+}  // namespace cambium
