@@ -1,13 +1,15 @@
 // One product for all three uses: an outer-product micro-kernel over a packed panel of b.
 //
 // The columns of c are cut into panels of up to kPanelVectors vectors, the depth into blocks of
-// kDepth. For each panel and block, b is packed (transposed and widened where needed) into a buffer
-// that stays in the first- or second-level cache while all rows of a pass over it. Every element of
-// c is the sum over blocks, in order, of sums over the block, in order, whatever the shape of the
-// tiles: a row of the result depends neither on the number of rows nor on the number of threads.
+// kGemmDepth. For each panel and block, b is packed (transposed and widened where needed) into a
+// buffer that stays in the first- or second-level cache while all rows of a pass over it. Every
+// element of c is the sum over blocks, in order, of sums over the block, in order, whatever the
+// shape of the tiles: a row of the result depends neither on the number of rows nor on the number
+// of threads.
 #include "base/parallel.h"
 #include "base/simd.h"
 #include "ops/matmul/matmul_kernels.h"
+#include "ops/matmul/matmul_simd.h"
 
 namespace cambium::CAMBIUM_ISA {
 namespace {
@@ -15,7 +17,6 @@ namespace {
 // 24 (or 12) accumulators, a row of the panel and a broadcast value fill the registers.
 constexpr int kTileRows = 6;
 constexpr int kPanelVectors = kLanes == 16 ? 4 : 2;
-constexpr int64_t kDepth = 256;
 // Packing a panel costs a few rows' worth of products; fewer rows than this are not split.
 constexpr int64_t kMinRowsPerPiece = 192;
 
@@ -135,26 +136,17 @@ template <class T>
 void pack_columns(const T* b, int64_t stride, int64_t depth, int64_t columns, float* panel) {
   const int64_t width = (columns + kLanes - 1) / kLanes * kLanes;
   for (int64_t j = 0; j < columns; j += kLanes) {
-    const int64_t rows = columns - j < kLanes ? columns - j : kLanes;
-    for (int64_t p = 0; p < depth; p += kLanes) {
-      const int64_t length = depth - p < kLanes ? depth - p : kLanes;
-      const T* corner = b + j * stride + p;
-      vf square[kLanes];
-      if (rows == kLanes && length == kLanes) {
-        for (int i = 0; i < kLanes; ++i) {
-          square[i] = load(corner + i * stride);
-        }
-        transpose_square(square);
-        for (int i = 0; i < kLanes; ++i) {
-          vstore(panel + (p + i) * width + j, square[i]);
+    for (int64_t p = 0; p < depth; p += kSpan<T>) {
+      const Square<T> square = load_square(b + j * stride + p, stride, columns - j, depth - p);
+      float* to = panel + p * width + j;
+      if (depth - p >= kSpan<T>) {
+#pragma GCC unroll 32
+        for (int q = 0; q < kSpan<T>; ++q) {
+          vstore(to + q * width, column(square, q));
         }
       } else {
-        for (int i = 0; i < kLanes; ++i) {
-          square[i] = i < rows ? load_part(corner + i * stride, length) : vf{};
-        }
-        transpose_square(square);
-        for (int i = 0; i < length; ++i) {
-          vstore(panel + (p + i) * width + j, square[i]);
+        for (int q = 0; q < depth - p; ++q) {
+          vstore(to + q * width, column(square, q));
         }
       }
     }
@@ -173,13 +165,13 @@ void pack(const Gemm& g, int64_t k0, int64_t depth, int64_t n0, int64_t columns,
 
 // Rows [m0, m1) and columns [n0, n1) of c; at most one panel of columns.
 void multiply_piece(const Gemm& g, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
-  alignas(64) float panel[kDepth * kPanelVectors * kLanes];
+  alignas(64) float panel[kGemmDepth * kPanelVectors * kLanes];
   const int64_t columns = n1 - n0;
   const int vectors = static_cast<int>((columns + kLanes - 1) / kLanes);
   // Tiles of even height: 8 rows are 4 + 4, not 6 + 2.
   const int64_t tiles = (m1 - m0 + kTileRows - 1) / kTileRows;
-  for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += kDepth) {  // once even when k is 0
-    const int64_t depth = g.k - k0 < kDepth ? g.k - k0 : kDepth;
+  for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += kGemmDepth) {  // once even when k is 0
+    const int64_t depth = g.k - k0 < kGemmDepth ? g.k - k0 : kGemmDepth;
     if (g.b_is_bf16) {
       pack<uint16_t>(g, k0, depth, n0, columns, panel);
     } else {
@@ -206,6 +198,9 @@ void multiply_piece(const Gemm& g, int64_t m0, int64_t m1, int64_t n0, int64_t n
 }  // namespace
 
 void gemm(const Gemm& g) {
+  if (g.m <= kFewRows && !g.b_rows_are_k && g.a_k == 1) {
+    return CAMBIUM_ISA::gemm_few_rows(g);
+  }
   const int64_t vectors = (g.n + kLanes - 1) / kLanes;
   const int64_t panels = (vectors + kPanelVectors - 1) / kPanelVectors;
   const int64_t wanted = (4 * g.threads + panels - 1) / panels;

@@ -23,6 +23,12 @@ struct Gemm {
   int64_t threads;  // a hint for cutting the work; the result does not depend on it
 };
 
+/// Products are summed over blocks of this depth and the sums of blocks added up, everywhere, so
+/// that an element has the same bits whichever kernel computes it.
+inline constexpr int64_t kGemmDepth = 256;
+/// Up to this many rows gemm takes gemm_few_rows, where b is (n, k) in memory and a_k is 1.
+inline constexpr int64_t kFewRows = 8;
+
 struct ColumnSums {
   int64_t rows, columns;
   const float* x;  // (rows, columns)
@@ -31,6 +37,7 @@ struct ColumnSums {
 };
 
 CAMBIUM_CPU_KERNEL(gemm, Gemm)
+CAMBIUM_CPU_KERNEL(gemm_few_rows, Gemm)
 CAMBIUM_CPU_KERNEL(column_sums, ColumnSums)
 
 }  // namespace cambium
