@@ -77,13 +77,20 @@ RecurrenceArgs<Real> make_args(const RecurrenceInputs& in, const SegmentWalk& se
           .dy = y.grad_ptr<Real>()};
 }
 
+// Tokens of a chunk in the kernels, a divisor of kRecurrenceChunk: the pairs of a chunk cost as
+// much as its state where they are about as many as a head has channels.
+int64_t chunk_tokens(const RecurrenceArgs<float>& args) {
+  return std::max(args.key_dim, args.dim) > 64 ? kRecurrenceChunk : kRecurrenceChunk / 2;
+}
+
 // What the float kernels keep from forward to backward.
 struct Chunks {
   const int64_t* first_chunk = nullptr;
   Tensor states;
 };
 
-Chunks make_chunks(Arena& arena, const RecurrenceArgs<float>& args, int64_t chunk) {
+Chunks make_chunks(Arena& arena, const RecurrenceArgs<float>& args) {
+  const int64_t chunk = chunk_tokens(args);
   const SegmentWalk& segments = args.segments;
   auto* first =
       static_cast<int64_t*>(arena.allocate(segments.count * static_cast<int64_t>(sizeof(int64_t))));
@@ -108,7 +115,7 @@ RecurrenceChunks kernel_args(Arena& arena, const RecurrenceArgs<float>& args,
                                    std::max<int64_t>(4 * num_threads(), 16)});
   const int64_t scratch = recurrence_scratch(args.key_dim, args.dim);
   return {.op = args,
-          .chunk = kRecurrenceChunk,
+          .chunk = chunk_tokens(args),
           .first_chunk = chunks.first_chunk,
           .chunk_states = data_or_null<float>(chunks.states),
           .pieces = pieces,
@@ -149,8 +156,7 @@ Tensor recurrence(Context& ctx, const RecurrenceInputs& inputs, const Segments& 
   if (!ctx.use_reference(v)) {
     const auto args = make_args<float>(inputs, segments.walk(), state, y);
     // The states at chunk starts, the first included, are all that backward needs.
-    const Chunks chunks =
-        differentiate ? make_chunks(*ctx.arena, args, kRecurrenceChunk) : Chunks{};
+    const Chunks chunks = differentiate ? make_chunks(*ctx.arena, args) : Chunks{};
     {
       const ArenaScope scope(*ctx.arena);
       recurrence_forward(kernel_args(*ctx.arena, args, chunks));

@@ -27,8 +27,8 @@ struct RecurrenceInputs {
   Tensor skip = {};    // (Hv): y += skip[h] v; undefined = none
 };
 
-/// Tokens of a chunk in the chunk form. Chunks are cut at multiples of this in absolute position,
-/// so that a sequence gives the same states however it was split into calls at those positions.
+/// Chunks are cut at multiples of a divisor of this in absolute position, so that a sequence gives
+/// the same states however it was split into calls at multiples of this.
 inline constexpr int64_t kRecurrenceChunk = 64;
 
 /// -> y (T, Hv, V). Heads and head dims of every input are contiguous together, rows evenly spaced.
