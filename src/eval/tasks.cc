@@ -1,0 +1,181 @@
+#include "eval/tasks.h"
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/text.h"
+
+namespace cambium {
+namespace {
+
+using nlohmann::json;
+
+/// A field as text: a string as it is, a number without a needless ".0".
+std::string field(const json& line, const char* key) {
+  const auto at = line.find(key);
+  expect(at != line.end(), "no field '{}'", key);
+  if (at->is_string()) {
+    return at->get<std::string>();
+  }
+  expect(at->is_number(), "expected text or a number in field '{}'", key);
+  const auto value = at->get<double>();
+  if (value == static_cast<double>(static_cast<int64_t>(value))) {
+    return std::to_string(static_cast<int64_t>(value));
+  }
+  return at->dump();
+}
+
+Example with_hashes(std::string question, std::string solution) {
+  const std::optional<std::string> answer = marked_answer(solution);
+  expect(answer && !answer->empty(), "no '#### ANSWER' at the end of the answer");
+  return {std::move(question), *answer, std::move(solution)};
+}
+
+Example read_gsm8k(const json& line) {
+  if (!line.contains("messages")) {
+    return with_hashes(field(line, "question"), field(line, "answer"));
+  }
+  std::string question;
+  std::string answer;
+  for (const json& message : line.at("messages")) {
+    const std::string role = field(message, "role");
+    if (role == "user") {
+      question = field(message, "content");
+    } else if (role == "assistant") {
+      answer = field(message, "content");
+    }
+  }
+  expect(!question.empty(), "no message of the user");
+  return with_hashes(std::move(question), std::move(answer));
+}
+
+Example read_math(const json& line) {
+  return {field(line, "problem"), field(line, "answer"),
+          line.contains("solution") ? field(line, "solution") : ""};
+}
+
+/// "Body. Question?" with a full stop where the body lacks one.
+std::string body_and_question(std::string body, const std::string& question) {
+  while (!body.empty() && body.back() == ' ') {
+    body.pop_back();
+  }
+  if (!body.empty() && std::string_view(".?!,;:").find(body.back()) == std::string_view::npos) {
+    body += ".";
+  }
+  return body.empty() ? question : body + " " + question;
+}
+
+Example read_svamp(const json& line) {
+  return {body_and_question(field(line, "Body"), field(line, "Question")), field(line, "Answer"),
+          ""};
+}
+
+Example read_mawps(const json& line) {
+  return {field(line, "input"), field(line, "target"), ""};
+}
+
+/// The answer carries its unit: "9 (apples)".
+Example read_asdiv(const json& line) {
+  std::string answer = field(line, "answer");
+  const size_t unit = answer.find(" (");
+  if (unit != std::string::npos && unit > 0) {
+    answer.erase(unit);
+  }
+  while (!answer.empty() && answer.back() == ' ') {
+    answer.pop_back();
+  }
+  return {body_and_question(field(line, "body"), field(line, "question")), answer, ""};
+}
+
+struct Form {
+  const char* name;
+  AnswerForm answers;
+  std::vector<const char*> keys;  // those that tell this form from the ones above it
+  Example (*read)(const json&);
+};
+
+const std::vector<Form>& forms() {
+  static const std::vector<Form> kForms = {
+      {"math500", AnswerForm::kMath, {"problem", "answer", "unique_id"}, read_math},
+      {"aime", AnswerForm::kInteger, {"problem", "answer"}, read_math},
+      {"svamp", AnswerForm::kNumber, {"Body", "Question", "Answer"}, read_svamp},
+      {"mawps", AnswerForm::kNumber, {"input", "target"}, read_mawps},
+      {"asdiv", AnswerForm::kNumber, {"body", "question", "answer"}, read_asdiv},
+      {"gsm8k", AnswerForm::kNumber, {"question", "answer"}, read_gsm8k},
+      {"gsm8k", AnswerForm::kNumber, {"messages"}, read_gsm8k},
+  };
+  return kForms;
+}
+
+const Form& find_form(std::string_view name, const json& first, const std::string& origin) {
+  for (const Form& form : forms()) {
+    if (name == "auto" ? std::all_of(form.keys.begin(), form.keys.end(),
+                                     [&](const char* key) { return first.contains(key); })
+                       : name == form.name) {
+      return form;
+    }
+  }
+  if (name == "auto") {
+    std::vector<std::string> keys;
+    for (const auto& item : first.items()) {
+      keys.push_back(item.key());
+    }
+    fail("[tasks] {}: no known form has the fields {}; name one of {}", origin, join(keys, ", "),
+         join(task_forms(), ", "));
+  }
+  fail("[tasks] no form '{}'{}; there are auto, {}", name, did_you_mean(name, task_forms()),
+       join(task_forms(), ", "));
+}
+
+}  // namespace
+
+const std::vector<std::string>& task_forms() {
+  static const std::vector<std::string> kNames = {"gsm8k", "math500", "aime",
+                                                  "svamp", "mawps",   "asdiv"};
+  return kNames;
+}
+
+Task parse_task(std::string_view form, std::string_view lines, const std::string& origin,
+                int64_t limit) {
+  expect(limit >= 0, "[tasks] expected a limit of 0 (all) or more, got {}", limit);
+  Task task;
+  const Form* found = nullptr;
+  for (int64_t number = 1; !lines.empty(); ++number) {
+    const size_t end = std::min(lines.find('\n'), lines.size());
+    const std::string_view text = lines.substr(0, end);
+    lines.remove_prefix(std::min(end + 1, lines.size()));
+    if (text.find_first_not_of(" \r\t") == std::string_view::npos) {
+      continue;
+    }
+    const json line = json::parse(text, nullptr, false);
+    expect(line.is_object(), "[tasks] {} line {}: expected an object of JSON", origin, number);
+    if (found == nullptr) {
+      found = &find_form(form, line, origin);
+      task.name = found->name;
+      task.form = found->answers;
+    }
+    try {
+      task.examples.push_back(found->read(line));
+    } catch (const Error& error) {
+      fail("[tasks] {} line {}, read as {}: {}", origin, number, found->name, error.what());
+    } catch (const json::exception& error) {
+      fail("[tasks] {} line {}, read as {}: {}", origin, number, found->name, error.what());
+    }
+    if (limit > 0 && static_cast<int64_t>(task.examples.size()) == limit) {
+      break;
+    }
+  }
+  expect(!task.examples.empty(), "[tasks] {} has no examples", origin);
+  return task;
+}
+
+Task load_task(std::string_view form, const std::string& path, int64_t limit) {
+  return parse_task(form, read_text_file(path), path, limit);
+}
+
+Grade grade(const Task& task, std::string_view response, const Example& example) {
+  return grade(task.form, response, example.answer);
+}
+
+}  // namespace cambium
