@@ -17,8 +17,10 @@ namespace {
 // 24 (or 12) accumulators, a row of the panel and a broadcast value fill the registers.
 constexpr int kTileRows = 6;
 constexpr int kPanelVectors = kLanes == 16 ? 4 : 2;
-// Packing a panel costs a few rows' worth of products; fewer rows than this are not split.
-constexpr int64_t kMinRowsPerPiece = 192;
+// Packing a panel costs a few rows' worth of products, fewer where it is a copy; pieces of fewer
+// rows than this are not made.
+constexpr int64_t kMinRowsToTranspose = 192;
+constexpr int64_t kMinRowsToCopy = 48;
 
 struct Tile {
   int64_t depth;
@@ -201,11 +203,16 @@ void gemm(const Gemm& g) {
   if (g.m <= kFewRows && !g.b_rows_are_k && g.a_k == 1) {
     return CAMBIUM_ISA::gemm_few_rows(g);
   }
+  // Several pieces a thread, so that none waits long for the others: rows in chunks, and where they
+  // are few, narrower panels.
   const int64_t vectors = (g.n + kLanes - 1) / kLanes;
-  const int64_t panels = (vectors + kPanelVectors - 1) / kPanelVectors;
-  const int64_t wanted = (4 * g.threads + panels - 1) / panels;
-  const int64_t most = g.m / kMinRowsPerPiece < 1 ? 1 : g.m / kMinRowsPerPiece;
-  const int64_t chunks = g.threads == 1 ? 1 : wanted < most ? wanted : most;
+  const int64_t widest = (vectors + kPanelVectors - 1) / kPanelVectors;
+  const int64_t pieces = g.threads == 1 ? 1 : 4 * g.threads;
+  const int64_t most = 1 + g.m / (g.b_rows_are_k ? kMinRowsToCopy : kMinRowsToTranspose);
+  const int64_t wanted = (pieces + widest - 1) / widest;
+  const int64_t chunks = wanted < most ? wanted : most;
+  const int64_t narrow = pieces / (2 * chunks) < vectors ? pieces / (2 * chunks) : vectors;
+  const int64_t panels = narrow > widest ? narrow : widest;
   parallel_for(panels * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t panel = piece / chunks;
