@@ -49,7 +49,8 @@ template <class Real>
 StatefulRun run_in_calls(const StatefulCase& test, const std::vector<std::vector<double>>& values,
                          const std::vector<int64_t>& cuts) {
   constexpr Dtype kDtype = DtypeOf<Real>::value;
-  Arena arena;
+  Arena& arena = shared_arena();
+  const ArenaScope scope(arena);
   Context ctx{.arena = &arena};
   std::vector<OwnedTensor> owned;
   for (size_t i = 0; i < values.size(); ++i) {
@@ -125,7 +126,8 @@ void expect_packed_equals_separate(const StatefulCase& test, const std::vector<i
   const OwnedSegments all = packed_segments(lengths);
   const auto run = [&](const OwnedSegments& segments, int64_t begin, int64_t length,
                        std::vector<std::vector<double>>& grads) {
-    Arena arena;
+    Arena& arena = shared_arena();
+    const ArenaScope scope(arena);
     Tape tape(arena);
     Context ctx{.arena = &arena, .tape = &tape};
     std::vector<OwnedTensor> owned;

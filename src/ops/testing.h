@@ -25,6 +25,13 @@ struct Input {
   bool differentiable = true;
 };
 
+/// The memory of one run after another: blocks are zeroed when they are made, which costs more than
+/// the runs of a test. Take it with an ArenaScope.
+inline Arena& shared_arena() {
+  static Arena arena;
+  return arena;
+}
+
 using Operation = std::function<Tensor(Context&, const std::vector<Tensor>&)>;
 
 struct Run {
@@ -73,7 +80,8 @@ inline std::vector<double> to_doubles(const Tensor& t, const void* base) {
 template <class Real>
 Run run_operation(const Operation& operation, const std::vector<Input>& inputs,
                   const std::vector<std::vector<double>>& values, bool reference, bool with_grad) {
-  Arena arena;
+  Arena& arena = shared_arena();
+  const ArenaScope scope(arena);
   Tape tape(arena);
   Context ctx{.arena = &arena, .tape = with_grad ? &tape : nullptr, .reference = reference};
   std::vector<OwnedTensor> owned;

@@ -46,7 +46,7 @@ constexpr double kScale = 0.37;
 template <class Real>
 LossRun run_loss(const Case& c, const std::vector<std::vector<double>>& values, bool reference,
                  bool with_grad = true) {
-  Arena arena;
+  Arena& arena = shared_arena();
   Context ctx{.arena = &arena, .reference = reference};
   const auto inputs = make_inputs(c);
   std::vector<OwnedTensor> owned;
@@ -273,8 +273,7 @@ TEST_P(AlignLoss, MatchesDefinitionAndDifferences) {
   const auto labels = masked ? make_labels(tokens, 5) : std::vector<int32_t>{};
   std::vector<double> grad;
   const auto run = [&]<class Real>(bool reference) {
-    Arena arena;
-    Context ctx{.arena = &arena, .reference = reference};
+    Context ctx{.arena = &shared_arena(), .reference = reference};
     const OwnedTensor out(DtypeOf<Real>::value, {tokens, channels}, true);
     const OwnedTensor target(DtypeOf<Real>::value, {tokens, channels});
     std::copy(values[0].begin(), values[0].end(), out.view.template ptr<Real>());

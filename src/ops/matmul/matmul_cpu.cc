@@ -200,7 +200,7 @@ void multiply_piece(const Gemm& g, int64_t m0, int64_t m1, int64_t n0, int64_t n
 }  // namespace
 
 void gemm(const Gemm& g) {
-  if (g.m <= kFewRows && !g.b_rows_are_k && g.a_k == 1) {
+  if (g.m > 0 && g.m <= kFewRows && !g.b_rows_are_k && g.a_k == 1) {
     return CAMBIUM_ISA::gemm_few_rows(g);
   }
   // Several pieces a thread, so that none waits long for the others: rows in chunks, and where they
