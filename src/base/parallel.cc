@@ -59,7 +59,7 @@ class Pool {
     context_ = context;
     pieces_ = pieces;
     next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    inside_.store(0, std::memory_order_release);
     {
       const std::lock_guard lock(mutex_);
       epoch_.fetch_add(1, std::memory_order_release);
@@ -68,8 +68,11 @@ class Pool {
       wake_.notify_all();
     }
     take_pieces();
-    for (int spins = 0; busy_.load(std::memory_order_acquire) > 0; ++spins) {
-      // A worker that lost its core to another process must get it back before we can go on.
+    // Every piece is taken. Workers that have not come by now (another process may have their core)
+    // are not waited for.
+    inside_.fetch_or(kClosed, std::memory_order_acq_rel);
+    for (int spins = 0; inside_.load(std::memory_order_acquire) != kClosed; ++spins) {
+      // A worker that lost its core in a piece must get it back before we can go on.
       if (spins < 4000) {
         pause_cpu();
       } else {
@@ -109,17 +112,33 @@ class Pool {
       if (stop.stop_requested()) {
         return;
       }
-      take_pieces();
-      busy_.fetch_sub(1, std::memory_order_release);
+      if (enter()) {
+        take_pieces();
+        inside_.fetch_sub(1, std::memory_order_release);
+      }
     }
   }
+
+  // Joins the loop that is open, be it a later one than the worker woke up for.
+  bool enter() {
+    int inside = inside_.load(std::memory_order_relaxed);
+    while ((inside & kClosed) == 0) {
+      if (inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acquire,
+                                        std::memory_order_relaxed)) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  static constexpr int kClosed = 1 << 30;
 
   std::mutex loop_mutex_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<uint64_t> epoch_{0};
   std::atomic<int> sleeping_{0};
-  std::atomic<int> busy_{0};
+  std::atomic<int> inside_{kClosed};  // workers in the loop; kClosed when none may enter
   std::atomic<int64_t> next_{0};
   int64_t pieces_ = 0;
   void (*body_)(void*, int64_t) = nullptr;

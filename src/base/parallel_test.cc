@@ -1,0 +1,65 @@
+#include "base/parallel.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <numeric>
+#include <vector>
+
+namespace cambium {
+namespace {
+
+class Parallel : public ::testing::TestWithParam<int> {
+ protected:
+  void SetUp() override { set_num_threads(GetParam()); }
+  void TearDown() override { set_num_threads(before_); }
+
+ private:
+  int before_ = num_threads();
+};
+
+TEST_P(Parallel, EveryIndexOnceInPiecesOfTheGrain) {
+  for (const int64_t n : {1, 2, 7, 64, 1000}) {
+    for (const int64_t grain : {0, 1, 3, 64, 5000}) {
+      std::vector<int> count(static_cast<size_t>(n));
+      parallel_for(n, grain, [&](int64_t begin, int64_t end) {
+        EXPECT_TRUE(grain == 0 || begin % grain == 0);
+        for (int64_t i = begin; i < end; ++i) {
+          ++count[static_cast<size_t>(i)];
+        }
+      });
+      EXPECT_EQ(count, std::vector<int>(static_cast<size_t>(n), 1)) << n << " by " << grain;
+    }
+  }
+  parallel_for(0, 1, [](int64_t, int64_t) { FAIL(); });
+}
+
+// Short loops in a row: a worker that is late for one must neither run it again nor harm the next.
+TEST_P(Parallel, ManyShortLoops) {
+  std::vector<int64_t> values(4);
+  for (int64_t round = 0; round < 20000; ++round) {
+    parallel_for(4, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        values[static_cast<size_t>(i)] += round;
+      }
+    });
+    // What the workers wrote is visible here, and they no longer write.
+    ASSERT_EQ(std::accumulate(values.begin(), values.end(), int64_t{0}),
+              4 * round * (round + 1) / 2);
+  }
+}
+
+TEST_P(Parallel, LoopsInsidePieces) {
+  std::atomic<int64_t> sum{0};
+  parallel_for(6, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      parallel_for(10, 3, [&](int64_t b, int64_t e) { sum += (e - b) * i; });
+    }
+  });
+  EXPECT_EQ(sum, 150);
+}
+
+INSTANTIATE_TEST_SUITE_P(Threads, Parallel, ::testing::Values(1, 2, 3, 8));
+
+}  // namespace
+}  // namespace cambium
