@@ -19,7 +19,7 @@ struct Case {
 class Cached {
  public:
   Cached(const Case& c, int sequences, uint64_t seed)
-      : c_(c), sequences_(sequences), per_sequence_((c.tokens + c.page_size - 1) / c.page_size) {
+      : c_(c), per_sequence_((c.tokens + c.page_size - 1) / c.page_size) {
     const int64_t t = c.tokens * sequences;
     const auto values = testing::draw({{{t, c.heads, c.dim}, -2, 2},
                                        {{t, c.kv_heads, c.dim}, -2, 2},
@@ -128,7 +128,6 @@ class Cached {
   }
 
   Case c_;
-  int sequences_;
   int64_t per_sequence_;
   OwnedTensor q_, k_, v_, keys_, values_;
   std::vector<int32_t> order_;
