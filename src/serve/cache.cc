@@ -1,0 +1,257 @@
+#include "serve/cache.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "base/text.h"
+
+namespace cambium {
+namespace {
+
+void poison(float* p, int64_t n) {
+  std::fill(p, p + n, std::numeric_limits<float>::quiet_NaN());
+}
+
+/// Row `row` of the first axis filled with NaN.
+void poison_row(const Tensor& t, int64_t row) {
+  const int64_t n = t.numel() / t.dim(0);
+  poison(t.ptr<float>() + row * n, n);
+}
+
+}  // namespace
+
+Cache::Cache(const Model& model, const CacheConfig& config) : model_(model), plan_(model, config) {
+  divide_memory();
+  const int64_t layers = model.layer_count();
+  slots_.resize(static_cast<size_t>(layers));
+  slot_views_.resize(static_cast<size_t>(layers));
+  for (int64_t i = 0; i < layers; ++i) {
+    for (const SlotPart& part : model.layer(i).mixer().state_layout().slots) {
+      std::vector<int64_t> shape{capacity()};
+      shape.insert(shape.end(), part.shape.begin(), part.shape.end());
+      auto& parts = slots_[static_cast<size_t>(i)];
+      parts.emplace_back(Dtype::kF32, shape);
+      slot_views_[static_cast<size_t>(i)].push_back(parts.back().view);
+    }
+  }
+  for (int64_t slot = 0; slot < capacity(); ++slot) {
+    poison_slot(slot);
+  }
+  states_.resize(static_cast<size_t>(layers));
+}
+
+// Slots and windowed layers have a fixed size for each sequence; the layers that see everything get
+// the rest. Memory that is short costs sequences first.
+void Cache::divide_memory() {
+  const CacheConfig& config = plan_.config();
+  int64_t sequences = config.max_sequences;
+  int64_t fixed = plan_.slot_bytes();
+  int64_t token = 0;  // bytes a page of the layers without a window takes, per token
+  for (const PageGroup& group : plan_.groups()) {
+    groups_.emplace_back().plan = group;
+    if (group.window > 0) {
+      fixed +=
+          group.pages_for(config.max_tokens, config) * config.page_size * group.bytes_per_token;
+    } else {
+      token += group.bytes_per_token;
+    }
+  }
+  int64_t pages = sequences * ((config.max_tokens + config.page_size - 1) / config.page_size);
+  if (config.memory_bytes > 0) {
+    const int64_t page = token * config.page_size;
+    const int64_t least = fixed + page;
+    expect(config.memory_bytes >= least,
+           "[cache] {} hold no sequence of this model: one takes at least {}",
+           human_bytes(static_cast<uint64_t>(config.memory_bytes)),
+           human_bytes(static_cast<uint64_t>(least)));
+    if (least > 0) {
+      sequences = std::min(sequences, config.memory_bytes / least);
+    }
+    if (page > 0) {
+      pages = std::min(pages, (config.memory_bytes - sequences * fixed) / page);
+    }
+  }
+  sequences_.resize(static_cast<size_t>(sequences));
+  for (Group& group : groups_) {
+    group.limit = group.plan.window == 0
+                      ? pages
+                      : sequences * group.plan.pages_for(config.max_tokens, config);
+    group.keys.resize(group.plan.layers.size());
+    group.values.resize(group.plan.layers.size());
+  }
+  for (Sequence& sequence : sequences_) {
+    sequence.pages.resize(groups_.size());
+  }
+}
+
+void Cache::expect_fits(int64_t tokens) const {
+  const CacheConfig& config = plan_.config();
+  expect(tokens <= config.max_tokens,
+         "[cache] a sequence of {} tokens can never fit: the longest is {} tokens", tokens,
+         config.max_tokens);
+  for (const Group& group : groups_) {
+    expect(group.plan.pages_for(tokens, config) <= group.limit,
+           "[cache] a sequence of {} tokens can never fit: it takes {} and the cache has {}; give "
+           "it more memory or ask for fewer tokens",
+           tokens, human_bytes(static_cast<uint64_t>(plan_.sequence_bytes(tokens))),
+           human_bytes(static_cast<uint64_t>(config.memory_bytes)));
+  }
+}
+
+int64_t Cache::open(int64_t tokens) {
+  expect_fits(tokens);
+  const CacheConfig& config = plan_.config();
+  const auto unused =
+      std::find_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.open; });
+  const bool fits = std::all_of(groups_.begin(), groups_.end(), [&](const Group& group) {
+    return group.set_aside + group.plan.pages_for(tokens, config) <= group.limit;
+  });
+  if (unused == sequences_.end() || !fits) {
+    return -1;
+  }
+  for (Group& group : groups_) {
+    group.set_aside += group.plan.pages_for(tokens, config);
+  }
+  unused->open = true;
+  unused->tokens = tokens;
+  ++open_;
+  return unused - sequences_.begin();
+}
+
+void Cache::close(int64_t slot) {
+  Sequence& sequence = sequences_.at(static_cast<size_t>(slot));
+  CAMBIUM_CHECK(sequence.open, "slot {} is not open", slot);
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    for (const int32_t page : sequence.pages[g]) {
+      if (page >= 0) {
+        give_back(groups_[g], page);
+      }
+    }
+    sequence.pages[g].clear();
+    groups_[g].set_aside -= groups_[g].plan.pages_for(sequence.tokens, plan_.config());
+  }
+  poison_slot(slot);
+  sequence.open = false;
+  --open_;
+}
+
+void Cache::poison_slot(int64_t slot) {
+  for (const auto& layer : slot_views_) {
+    for (const Tensor& part : layer) {
+      poison_row(part, slot);
+    }
+  }
+}
+
+void Cache::give_back(Group& group, int32_t page) {
+  for (size_t i = 0; i < group.keys.size(); ++i) {
+    poison_row(group.keys[i].view, page);
+    poison_row(group.values[i].view, page);
+  }
+  group.free.push_back(page);
+}
+
+int32_t Cache::take_page(Group& group) {
+  if (group.free.empty()) {
+    grow(group);
+  }
+  const int32_t page = group.free.back();
+  group.free.pop_back();
+  return page;
+}
+
+// Doubles the pages, up to the limit. Layer by layer, so that little is held twice.
+void Cache::grow(Group& group) {
+  const int64_t before = group.pages;
+  group.pages = std::min(group.limit, std::max<int64_t>(2 * before, 16));
+  CAMBIUM_CHECK(group.pages > before, "more pages are taken than were set aside");
+  const int64_t page_size = plan_.config().page_size;
+  for (size_t i = 0; i < group.keys.size(); ++i) {
+    const StateLayout layout = model_.layer(group.plan.layers[i]).mixer().state_layout();
+    const auto extend = [&](OwnedTensor& old, int64_t dim) {
+      OwnedTensor more(Dtype::kF32, {group.pages, page_size, layout.kv_heads, dim});
+      const int64_t row = page_size * layout.kv_heads * dim;
+      if (before > 0) {
+        std::memcpy(more.data.data(), old.data.data(), static_cast<size_t>(old.view.bytes()));
+      }
+      poison(more.view.ptr<float>() + before * row, (group.pages - before) * row);
+      old = std::move(more);
+    };
+    extend(group.keys[i], layout.key_dim);
+    extend(group.values[i], layout.value_dim);
+  }
+  for (int64_t page = group.pages - 1; page >= before; --page) {
+    group.free.push_back(static_cast<int32_t>(page));
+  }
+}
+
+// Holds exactly the pages that tokens [begin, end) write or read.
+void Cache::reach(Group& group, std::vector<int32_t>& pages, int64_t begin, int64_t end) {
+  const int64_t page_size = plan_.config().page_size;
+  const int64_t window = group.plan.window;
+  const int64_t first = window > 0 && begin >= window ? (begin - window + 1) / page_size : 0;
+  for (int64_t i = 0; i < std::min<int64_t>(first, static_cast<int64_t>(pages.size())); ++i) {
+    int32_t& page = pages[static_cast<size_t>(i)];
+    if (page >= 0) {
+      give_back(group, page);
+      page = -1;
+    }
+  }
+  const auto needed = static_cast<size_t>((end + page_size - 1) / page_size);
+  while (pages.size() < needed) {
+    pages.push_back(take_page(group));
+  }
+}
+
+std::span<const LayerState> Cache::prepare(const Batch& batch) {
+  const Segments segments = batch.segments();
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    Group& group = groups_[g];
+    group.pages_per_segment = 0;
+    for (int64_t s = 0; s < segments.count(); ++s) {
+      const auto slot = static_cast<size_t>(segments.slot[static_cast<size_t>(s)]);
+      CAMBIUM_CHECK(slot < sequences_.size() && sequences_[slot].open, "slot {} is not open", slot);
+      Sequence& sequence = sequences_[slot];
+      const int64_t begin = segments.position[static_cast<size_t>(s)];
+      const int64_t end = begin + segments.length(s);
+      CAMBIUM_CHECK(end <= sequence.tokens && end - begin <= plan_.config().piece_tokens,
+                    "tokens {}..{} of a sequence of {}", begin, end, sequence.tokens);
+      reach(group, sequence.pages[g], begin, end);
+      group.pages_per_segment =
+          std::max(group.pages_per_segment, static_cast<int64_t>(sequence.pages[g].size()));
+    }
+    group.table.assign(static_cast<size_t>(segments.count() * group.pages_per_segment), -1);
+    for (int64_t s = 0; s < segments.count(); ++s) {
+      const auto slot = static_cast<size_t>(segments.slot[static_cast<size_t>(s)]);
+      std::copy(sequences_[slot].pages[g].begin(), sequences_[slot].pages[g].end(),
+                group.table.begin() + s * group.pages_per_segment);
+    }
+    for (size_t i = 0; i < group.keys.size(); ++i) {
+      states_[static_cast<size_t>(group.plan.layers[i])].pages = {
+          group.keys[i].view, group.values[i].view, group.table, group.pages_per_segment};
+    }
+  }
+  for (size_t i = 0; i < states_.size(); ++i) {
+    states_[i].slots = slot_views_[i];
+  }
+  return states_;
+}
+
+int64_t Cache::pages_in_use() const {
+  int64_t sum = 0;
+  for (const Group& group : groups_) {
+    sum += group.pages - static_cast<int64_t>(group.free.size());
+  }
+  return sum;
+}
+
+int64_t Cache::bytes() const {
+  int64_t sum = capacity() * plan_.slot_bytes();
+  for (const Group& group : groups_) {
+    sum += group.pages * plan_.config().page_size * group.plan.bytes_per_token;
+  }
+  return sum;
+}
+
+}  // namespace cambium

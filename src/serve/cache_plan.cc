@@ -1,0 +1,89 @@
+#include "serve/cache_plan.h"
+
+#include <algorithm>
+
+namespace cambium {
+namespace {
+
+constexpr int64_t kValueBytes = 4;  // fp32 keys and values on the CPU
+
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace
+
+int64_t PageGroup::pages_for(int64_t tokens, const CacheConfig& config) const {
+  const int64_t all = ceil_div(tokens, config.page_size);
+  if (window == 0) {
+    return all;
+  }
+  // Its own tokens and window - 1 before the first of them, which may start anywhere in a page.
+  return std::min(all, ceil_div(window - 1 + config.piece_tokens, config.page_size) + 1);
+}
+
+CachePlan::CachePlan(const Model& model, const CacheConfig& config) : config_(config) {
+  expect(config.max_sequences > 0 && config.page_size > 0 && config.piece_tokens > 0 &&
+             config.memory_bytes >= 0 && config.max_tokens >= 0,
+         "[cache] expected max_sequences, page_size and piece_tokens above 0, got {}, {} and {}",
+         config.max_sequences, config.page_size, config.piece_tokens);
+  if (config_.max_tokens == 0) {
+    config_.max_tokens = std::max<int64_t>(model.spec().max_positions, 1);
+  }
+  for (int64_t i = 0; i < model.layer_count(); ++i) {
+    const StateLayout layout = model.layer(i).mixer().state_layout();
+    slot_bytes_ += layout.bytes_per_sequence();
+    if (layout.kv_heads == 0) {
+      continue;
+    }
+    auto group = std::find_if(groups_.begin(), groups_.end(),
+                              [&](const PageGroup& g) { return g.window == layout.window; });
+    if (group == groups_.end()) {
+      groups_.push_back({.window = layout.window, .layers = {}});
+      group = groups_.end() - 1;
+    }
+    group->layers.push_back(i);
+    group->bytes_per_token += layout.bytes_per_token(kValueBytes);
+  }
+}
+
+int64_t CachePlan::bytes_per_token() const {
+  int64_t sum = 0;
+  for (const PageGroup& group : groups_) {
+    sum += group.bytes_per_token;
+  }
+  return sum;
+}
+
+int64_t CachePlan::lasting_bytes_per_token() const {
+  int64_t sum = 0;
+  for (const PageGroup& group : groups_) {
+    sum += group.window == 0 ? group.bytes_per_token : 0;
+  }
+  return sum;
+}
+
+int64_t CachePlan::sequence_bytes(int64_t tokens) const {
+  int64_t sum = slot_bytes_;
+  for (const PageGroup& group : groups_) {
+    sum += group.pages_for(tokens, config_) * config_.page_size * group.bytes_per_token;
+  }
+  return sum;
+}
+
+int64_t CachePlan::sequences_in(int64_t bytes, int64_t tokens) const {
+  const int64_t each = sequence_bytes(tokens);
+  return bytes <= 0 || each == 0 ? 0 : bytes / each;
+}
+
+int64_t CachePlan::longest_in(int64_t bytes, int64_t most) const {
+  int64_t low = 0;  // fits, or 0
+  int64_t high = most + 1;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (sequence_bytes(middle) <= bytes ? low : high) = middle;
+  }
+  return low;
+}
+
+}  // namespace cambium

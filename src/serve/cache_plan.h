@@ -1,0 +1,60 @@
+// What serving a model takes in memory, from its layers' state layouts alone: nothing is allocated
+// or loaded. Cache is built from the same plan, so what `inspect` prints is what serving takes.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/model.h"
+
+namespace cambium {
+
+struct CacheConfig {
+  int64_t max_sequences = 32;
+  int64_t page_size = 16;  // tokens
+  /// Bytes the cache may take; 0 = whatever max_sequences of max_tokens need. Pages are allocated
+  /// as they are needed, up to this.
+  int64_t memory_bytes = 0;
+  /// Longest sequence; 0 = the model's max_positions.
+  int64_t max_tokens = 0;
+  /// Most tokens of one sequence in a call: a windowed layer keeps its window and these.
+  int64_t piece_tokens = 256;
+};
+
+/// Layers with one window: their pages have the same indices and share one table.
+struct PageGroup {
+  int64_t window = 0;  // 0 = everything before
+  std::vector<int64_t> layers;
+  int64_t bytes_per_token = 0;  // keys and values of all its layers
+
+  /// Most pages that a sequence of `tokens` tokens holds at once.
+  int64_t pages_for(int64_t tokens, const CacheConfig& config) const;
+};
+
+class CachePlan {
+ public:
+  /// The model needs no weights.
+  CachePlan(const Model& model, const CacheConfig& config);
+
+  const CacheConfig& config() const { return config_; }
+  const std::vector<PageGroup>& groups() const { return groups_; }
+  /// Bytes of a sequence whatever its length: recurrent states and convolution tails.
+  int64_t slot_bytes() const { return slot_bytes_; }
+  /// Bytes a token adds while every layer still has it in reach, and for as long as the sequence
+  /// lives (layers without a window).
+  int64_t bytes_per_token() const;
+  int64_t lasting_bytes_per_token() const;
+  /// Bytes of a sequence of `tokens` tokens, in whole pages.
+  int64_t sequence_bytes(int64_t tokens) const;
+  /// Sequences of `tokens` tokens that fit into `bytes`.
+  int64_t sequences_in(int64_t bytes, int64_t tokens) const;
+  /// Longest sequence, at most `most`, that fits into `bytes` alone; 0 if none does.
+  int64_t longest_in(int64_t bytes, int64_t most) const;
+
+ private:
+  CacheConfig config_;
+  std::vector<PageGroup> groups_;
+  int64_t slot_bytes_ = 0;
+};
+
+}  // namespace cambium

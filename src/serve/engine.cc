@@ -1,0 +1,258 @@
+#include "serve/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "base/parallel.h"
+#include "base/random.h"
+#include "ops/recurrence/recurrence.h"
+
+namespace cambium {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+CacheConfig cache_config(const EngineConfig& config) {
+  expect(config.prefill_chunk > 0 && config.prefill_chunk % kRecurrenceChunk == 0,
+         "[engine] expected prefill_chunk to be a multiple of {} tokens, got {}", kRecurrenceChunk,
+         config.prefill_chunk);
+  expect(config.prefill_tokens >= config.prefill_chunk,
+         "[engine] expected prefill_tokens of at least prefill_chunk={}, got {}",
+         config.prefill_chunk, config.prefill_tokens);
+  return {.max_sequences = config.max_sequences,
+          .page_size = config.page_size,
+          .memory_bytes = config.memory_bytes,
+          .max_tokens = 0,
+          .piece_tokens = config.prefill_chunk};
+}
+
+}  // namespace
+
+const char* finish_reason_name(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "cancelled";
+  }
+  return "";
+}
+
+struct Engine::Job {
+  Ticket ticket = 0;
+  GenerationRequest request;
+  GenerationResult result;
+  int64_t slot = -1;
+  int64_t fed = 0;       // tokens that went through the model
+  int64_t last_row = 0;  // of this step's batch
+  bool done = false;
+  Clock::time_point submitted, admitted, first_token;
+
+  int64_t prompt() const { return static_cast<int64_t>(request.prompt.size()); }
+  /// Most tokens that go through the model: the last one generated does not.
+  int64_t most() const { return prompt() + std::max<int64_t>(request.max_new_tokens - 1, 0); }
+};
+
+Engine::Engine(Model& model, const EngineConfig& config)
+    : model_(model), config_(config), cache_(model, cache_config(config)) {}
+
+Engine::~Engine() = default;
+
+Engine::Ticket Engine::submit(GenerationRequest request) {
+  expect(!request.prompt.empty(), "[engine] expected a prompt of at least one token");
+  expect(request.max_new_tokens > 0, "[engine] expected max_new_tokens above 0, got {}",
+         request.max_new_tokens);
+  const int64_t vocab = model_.spec().vocab;
+  for (const int32_t token : request.prompt) {
+    expect(token >= 0 && token < vocab,
+           "[engine] token {} of the prompt is outside the model's vocabulary of {}", token, vocab);
+  }
+  auto job = std::make_unique<Job>();
+  job->request = std::move(request);
+  job->ticket = next_ticket_;
+  job->result.prompt_tokens = job->prompt();
+  job->submitted = Clock::now();
+  cache_.expect_fits(job->most());
+  waiting_.push_back(std::move(job));
+  return next_ticket_++;
+}
+
+// In order of arrival: a request that needs more room than there is holds back those behind it, or
+// it could wait for ever.
+void Engine::admit() {
+  while (!waiting_.empty()) {
+    Job& job = *waiting_.front();
+    job.slot = cache_.open(job.most());
+    if (job.slot < 0) {
+      return;
+    }
+    job.admitted = Clock::now();
+    job.result.queue_seconds = seconds_between(job.submitted, job.admitted);
+    running_.push_back(std::move(waiting_.front()));
+    waiting_.pop_front();
+  }
+}
+
+void Engine::plan_step() {
+  batch_.clear();
+  ready_.clear();
+  int64_t prompt_tokens = 0;
+  for (const auto& job : running_) {
+    const int64_t fed = job->fed;
+    std::span<const int32_t> piece;
+    if (fed < job->prompt()) {
+      const int64_t grid = (fed / config_.prefill_chunk + 1) * config_.prefill_chunk;
+      const int64_t length = std::min(grid, job->prompt()) - fed;
+      if (prompt_tokens + length > config_.prefill_tokens) {
+        continue;
+      }
+      prompt_tokens += length;
+      piece = std::span(job->request.prompt)
+                  .subspan(static_cast<size_t>(fed), static_cast<size_t>(length));
+    } else {
+      piece = std::span(job->result.tokens).last(1);
+    }
+    batch_.add(piece, fed, job->slot);
+    job->fed += static_cast<int64_t>(piece.size());
+    if (job->fed >= job->prompt()) {
+      job->last_row = batch_.size() - 1;
+      ready_.push_back(job.get());
+    }
+  }
+}
+
+bool Engine::step() {
+  admit();
+  if (running_.empty()) {
+    return false;
+  }
+  plan_step();
+  const ArenaScope scope(arena_);
+  Context ctx{.arena = &arena_};
+  choose_tokens(model_.forward(ctx, batch_, {.states = cache_.prepare(batch_)}));
+  const auto done = std::stable_partition(running_.begin(), running_.end(),
+                                          [](const auto& job) { return !job->done; });
+  std::move(done, running_.end(), std::back_inserter(finished_));
+  running_.erase(done, running_.end());
+  return true;
+}
+
+void Engine::choose_tokens(const Tensor& hidden) {
+  const auto count = static_cast<int64_t>(ready_.size());
+  if (count == 0) {
+    return;
+  }
+  Context ctx{.arena = &arena_};
+  const int64_t width = hidden.dim(1);
+  const Tensor rows = arena_.empty(hidden.dtype, {count, width});  // (R, C)
+  for (int64_t i = 0; i < count; ++i) {
+    std::memcpy(rows.ptr<float>() + i * width,
+                hidden.ptr<float>() + ready_[static_cast<size_t>(i)]->last_row * width,
+                static_cast<size_t>(width) * sizeof(float));
+  }
+  const Tensor logits = model_.logits(ctx, rows);  // (R, V)
+  const auto vocab = static_cast<size_t>(logits.dim(1));
+  const auto row = [&](size_t i) { return std::span(logits.ptr<float>() + i * vocab, vocab); };
+  for (size_t i = 0; i < ready_.size(); ++i) {
+    if (ready_[i]->request.on_logits) {
+      ready_[i]->request.on_logits(row(i));
+    }
+  }
+  std::vector<int32_t> tokens(ready_.size());
+  std::vector<float> log_probabilities(ready_.size());
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+      const GenerationRequest& request = ready_[i]->request;
+      Rng random(request.seed, mix_seed(request.stream, static_cast<uint64_t>(ready_[i]->fed)));
+      tokens[i] = sample_token(row(i), request.sampling, random.uniform());
+      log_probabilities[i] = static_cast<float>(token_log_probability(row(i), tokens[i]));
+    }
+  });
+  for (size_t i = 0; i < ready_.size(); ++i) {
+    accept(*ready_[i], tokens[i], log_probabilities[i]);
+  }
+}
+
+void Engine::accept(Job& job, int32_t token, float log_probability) {
+  if (job.result.tokens.empty()) {
+    job.first_token = Clock::now();
+    job.result.prefill_seconds = seconds_between(job.admitted, job.first_token);
+  }
+  const auto& stops = job.request.stop_ids;
+  if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
+    finish(job, FinishReason::kStop);
+    return;
+  }
+  job.result.tokens.push_back(token);
+  job.result.log_probabilities.push_back(log_probability);
+  if (job.request.on_token && !job.request.on_token(token)) {
+    finish(job, FinishReason::kCancelled);
+  } else if (static_cast<int64_t>(job.result.tokens.size()) >= job.request.max_new_tokens) {
+    finish(job, FinishReason::kLength);
+  }
+}
+
+void Engine::finish(Job& job, FinishReason reason) {
+  job.result.reason = reason;
+  if (!job.result.tokens.empty()) {
+    job.result.decode_seconds = seconds_between(job.first_token, Clock::now());
+  }
+  if (job.slot >= 0) {
+    cache_.close(job.slot);
+    job.slot = -1;
+  }
+  job.done = true;
+}
+
+void Engine::cancel(Ticket ticket) {
+  const auto end = [&](auto& jobs) {
+    const auto it = std::find_if(jobs.begin(), jobs.end(),
+                                 [&](const auto& job) { return job->ticket == ticket; });
+    if (it == jobs.end()) {
+      return;
+    }
+    finish(**it, FinishReason::kCancelled);
+    finished_.push_back(std::move(*it));
+    jobs.erase(it);
+  };
+  end(waiting_);
+  end(running_);
+}
+
+bool Engine::finished(Ticket ticket) const {
+  return std::any_of(finished_.begin(), finished_.end(),
+                     [&](const auto& job) { return job->ticket == ticket; });
+}
+
+GenerationResult Engine::take(Ticket ticket) {
+  const auto it = std::find_if(finished_.begin(), finished_.end(),
+                               [&](const auto& job) { return job->ticket == ticket; });
+  CAMBIUM_CHECK(it != finished_.end(), "request {} is not finished", ticket);
+  GenerationResult result = std::move((*it)->result);
+  finished_.erase(it);
+  return result;
+}
+
+std::vector<GenerationResult> Engine::generate(std::vector<GenerationRequest> requests) {
+  std::vector<Ticket> tickets;
+  for (GenerationRequest& request : requests) {
+    tickets.push_back(submit(std::move(request)));
+  }
+  std::vector<GenerationResult> results;
+  for (const Ticket ticket : tickets) {
+    while (!finished(ticket)) {
+      step();
+    }
+    results.push_back(take(ticket));
+  }
+  return results;
+}
+
+}  // namespace cambium

@@ -1,0 +1,110 @@
+// Engine: text generation for many requests at once on one model. Requests wait in a queue; each
+// step runs one forward call over the next token of every running sequence and the next pieces of
+// prompts, and new requests join as others finish.
+//
+// What a request gets does not depend on what runs beside it: prompts are cut at multiples of
+// prefill_chunk in absolute position, and random numbers come from (seed, request's stream,
+// position). Different batches may still round logits differently in the last bits.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "ops/sampling/sampling.h"
+#include "serve/cache.h"
+
+namespace cambium {
+
+struct EngineConfig {
+  int64_t max_sequences = 32;
+  /// Of the cache; 0 = as much as max_sequences need, allocated as it is needed.
+  int64_t memory_bytes = 0;
+  int64_t page_size = 16;
+  /// Tokens of a prompt in one call; a multiple of kRecurrenceChunk.
+  int64_t prefill_chunk = 256;
+  /// Tokens of all prompts in one call, beside the decoding sequences; at least prefill_chunk.
+  int64_t prefill_tokens = 1024;
+};
+
+struct GenerationRequest {
+  std::vector<int32_t> prompt;
+  int64_t max_new_tokens = 256;
+  /// Tokens that end the generation; the one that did is not part of the result.
+  std::vector<int32_t> stop_ids;
+  SamplingConfig sampling;
+  /// Sampling draws from (seed, stream, position).
+  uint64_t seed = 0;
+  uint64_t stream = 0;
+  /// Called with each token as it is chosen; false cancels. Callbacks must not throw.
+  std::function<bool(int32_t token)> on_token;
+  /// Called with the logits (V) that the next token is chosen from, which it may change.
+  std::function<void(std::span<float> logits)> on_logits;
+};
+
+enum class FinishReason : uint8_t { kStop, kLength, kCancelled };
+const char* finish_reason_name(FinishReason reason);
+
+struct GenerationResult {
+  std::vector<int32_t> tokens;
+  std::vector<float> log_probabilities;  // of each token, at temperature 1
+  FinishReason reason = FinishReason::kLength;
+  int64_t prompt_tokens = 0;
+  double queue_seconds = 0.0;    // waiting for room
+  double prefill_seconds = 0.0;  // from room to the first token
+  double decode_seconds = 0.0;   // from the first token to the last
+};
+
+class Engine {
+ public:
+  using Ticket = int64_t;
+
+  /// The model must have its weights and outlive the engine.
+  explicit Engine(Model& model, const EngineConfig& config = {});
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  /// Queues a request. Error when it could never run: an empty prompt, a token outside the
+  /// vocabulary, more tokens than the model's positions or the cache hold.
+  Ticket submit(GenerationRequest request);
+  /// Runs one forward call; false when there was nothing to run.
+  bool step();
+  /// Ends a request, wherever it is, at once. Not from inside a callback: return false there.
+  void cancel(Ticket ticket);
+  /// Whether the request is finished, and its result, given once.
+  bool finished(Ticket ticket) const;
+  GenerationResult take(Ticket ticket);
+  /// submit, step until done, take: results in the order of the requests.
+  std::vector<GenerationResult> generate(std::vector<GenerationRequest> requests);
+
+  int64_t waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  int64_t running() const { return static_cast<int64_t>(running_.size()); }
+  Model& model() { return model_; }
+  const Cache& cache() const { return cache_; }
+
+ private:
+  struct Job;
+
+  void admit();
+  void plan_step();
+  void choose_tokens(const Tensor& hidden);
+  void accept(Job& job, int32_t token, float log_probability);
+  void finish(Job& job, FinishReason reason);
+
+  Model& model_;
+  EngineConfig config_;
+  Cache cache_;
+  Arena arena_;
+  Batch batch_;
+  std::deque<std::unique_ptr<Job>> waiting_;
+  std::vector<std::unique_ptr<Job>> running_;
+  std::vector<std::unique_ptr<Job>> finished_;
+  std::vector<Job*> ready_;  // whose last row of the batch gives a token
+  Ticket next_ticket_ = 0;
+};
+
+}  // namespace cambium
