@@ -136,7 +136,9 @@ bool Engine::step() {
   plan_step();
   const ArenaScope scope(arena_);
   Context ctx{.arena = &arena_};
-  choose_tokens(model_.forward(ctx, batch_, {.states = cache_.prepare(batch_)}));
+  ForwardOptions options;
+  options.states = cache_.prepare(batch_);
+  choose_tokens(model_.forward(ctx, batch_, options));
   const auto done = std::stable_partition(running_.begin(), running_.end(),
                                           [](const auto& job) { return !job->done; });
   std::move(done, running_.end(), std::back_inserter(finished_));
