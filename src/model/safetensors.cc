@@ -177,7 +177,7 @@ void convert(const TensorEntry& entry, To* out) {
   for (std::size_t i = 0; i < count; ++i) {
     From value;
     std::memcpy(&value, entry.data + i * sizeof(From), sizeof(From));
-    out[i] = static_cast<To>(value);
+    out[i] = static_cast<To>(value);  // NOLINT(bugprone-signed-char-misuse): I8 is signed
   }
 }
 
