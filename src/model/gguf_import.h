@@ -28,7 +28,7 @@ struct GgufImportOptions {
   /// Called with bytes written and bytes to write.
   std::function<void(std::uint64_t done, std::uint64_t total)> progress = {};
   /// Called with the still temporary folder when its weights and tokenizer are complete: the place
-  /// to add the golden prompt. An exception leaves nothing behind.
+  /// to add the golden prompt (add_golden in weights.h). An exception leaves nothing behind.
   std::function<void(const std::string& folder)> finish = {};
 };
 

@@ -203,12 +203,13 @@ TEST_F(ImportTest, ShardsAndTheGoldenHook) {
   options.max_shard_bytes = 500;
   options.finish = [&](const std::string& folder) {
     EXPECT_TRUE(fs::exists(folder + "/tokenizer.json"));
-    write_file_atomically(folder + "/golden.txt", "x");
+    add_golden(folder);
   };
   import(Tiny(), options);
   EXPECT_TRUE(fs::exists(out_ + "/model.safetensors.index.json"));
   EXPECT_EQ(SafeTensors::open(out_).tensors().size(), 11U);
-  EXPECT_TRUE(read_checksums(out_)->contains("golden.txt"));
+  EXPECT_TRUE(read_checksums(out_)->contains("golden.safetensors"));
+  EXPECT_NO_THROW(load_model(out_));  // compares the golden logits
 }
 
 TEST_F(ImportTest, TokenizerEncodesAsBefore) {

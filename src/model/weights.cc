@@ -209,15 +209,19 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
     }
   });
   FileChecksums sums = write_safetensors((inside / "model.safetensors").string(), sources);
-  {
-    const LoadedModel written = load_model(inside, {.check_golden = false});
-    const auto tokens =
-        options.golden_tokens.empty() ? default_golden_prompt(spec.vocab) : options.golden_tokens;
-    write_golden(inside.string(),
-                 {{tokens.begin(), tokens.end()}, run_logits(*written.model, tokens), spec.vocab});
-  }
+  add_golden(inside, options.golden_tokens);
   write_checksums(inside.string(), sums);
   folder.commit();
+}
+
+void add_golden(const std::filesystem::path& dir, std::span<const int32_t> prompt) {
+  const LoadedModel written = load_model(dir, {.check_golden = false});
+  const int64_t vocab = written.model->spec().vocab;
+  const std::vector<int32_t> tokens = prompt.empty()
+                                          ? default_golden_prompt(vocab)
+                                          : std::vector<int32_t>(prompt.begin(), prompt.end());
+  write_golden(dir.string(),
+               {{tokens.begin(), tokens.end()}, run_logits(*written.model, tokens), vocab});
 }
 
 double check_golden(Model& model, const std::filesystem::path& dir, double tolerance) {

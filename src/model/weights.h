@@ -74,6 +74,11 @@ struct SaveOptions {
 /// back.
 void save_model(Model& model, const std::filesystem::path& dir, const SaveOptions& options);
 
+/// Writes golden.safetensors into a checkpoint folder: the logits of what the folder holds, for
+/// `prompt` (empty = a fixed one made of small ids). save_model does this itself; an import does it
+/// before its folder takes its name.
+void add_golden(const std::filesystem::path& dir, std::span<const int32_t> prompt = {});
+
 /// Largest |difference| of the golden prompt's logits over their standard deviation; Error when the
 /// folder's golden prompt is more than `tolerance` away. 0 when there is none.
 double check_golden(Model& model, const std::filesystem::path& dir, double tolerance);
