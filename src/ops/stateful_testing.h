@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/parallel.h"
 #include "ops/segments.h"
 #include "ops/testing.h"
 
@@ -181,6 +182,26 @@ std::string error_of(Call call) {
   }
   ADD_FAILURE() << "expected an error";
   return "";
+}
+
+/// Results and gradients of the float kernels are the same bits on one thread and on three.
+inline void expect_threads_agree(const StatefulCase& test, const std::vector<int64_t>& lengths) {
+  const auto values = draw(test.inputs);
+  const OwnedSegments segments = packed_segments(lengths);
+  const auto run = [&](int threads) {
+    set_num_threads(threads);
+    return run_operation<float>(
+        [&](Context& ctx, const std::vector<Tensor>& in) {
+          return test.operation(ctx, in, segments.view(), {});
+        },
+        test.inputs, values, false, true);
+  };
+  const int before = num_threads();
+  const Run one = run(1);
+  const Run three = run(3);
+  set_num_threads(before);
+  EXPECT_EQ(one.output, three.output);
+  EXPECT_EQ(one.grads, three.grads);
 }
 
 }  // namespace cambium::testing

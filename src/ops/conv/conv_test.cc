@@ -53,6 +53,10 @@ TEST_P(ShortConv, AnySplitAgrees) {
   expect_splits_agree<double>(test, cuts, 1e-12);
 }
 
+TEST_P(ShortConv, AnyNumberOfThreadsAgrees) {
+  expect_threads_agree(make(GetParam()), GetParam().lengths);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Cases, ShortConv,
     ::testing::Values(Case{{1}, 1, 4, true, true}, Case{{3, 1, 9}, 5, 4, true, true},

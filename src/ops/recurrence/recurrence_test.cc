@@ -83,6 +83,10 @@ TEST_P(Recurrence, AnySplitAgrees) {
   expect_splits_agree<double>(test, cuts, 1e-12);
 }
 
+TEST_P(Recurrence, AnyNumberOfThreadsAgrees) {
+  expect_threads_agree(make(GetParam()), GetParam().lengths);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Cases, Recurrence,
     ::testing::Values(

@@ -69,6 +69,10 @@ TEST_P(SelectiveScan, AnySplitAgrees) {
   expect_splits_agree<double>(test, cuts, 1e-12);
 }
 
+TEST_P(SelectiveScan, AnyNumberOfThreadsAgrees) {
+  expect_threads_agree(make(GetParam()), GetParam().lengths);
+}
+
 INSTANTIATE_TEST_SUITE_P(Cases, SelectiveScan,
                          ::testing::Values(Case{"one", {1}, 1, 1, 1, 1},
                                            Case{"h1", {70, 5, 33}, 64, 16, 1, 4},
