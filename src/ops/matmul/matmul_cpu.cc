@@ -165,6 +165,18 @@ void pack(const Gemm& g, int64_t k0, int64_t depth, int64_t n0, int64_t columns,
   }
 }
 
+// Asks for rows [first, end) of the weight's block at k0, stored as (n, k), to be read soon.
+void prefetch_columns(const Gemm& g, int64_t k0, int64_t first, int64_t end) {
+  const int64_t size = g.b_is_bf16 ? 2 : 4;
+  const int64_t depth = g.k - k0 < kGemmDepth ? g.k - k0 : kGemmDepth;
+  for (int64_t n = first; n < end; ++n) {
+    const char* row = static_cast<const char*>(g.b) + (n * g.b_stride + k0) * size;
+    for (int64_t byte = 0; byte < depth * size; byte += 64) {
+      __builtin_prefetch(row + byte, 0, 2);
+    }
+  }
+}
+
 // Rows [m0, m1) and columns [n0, n1) of c; at most one panel of columns.
 void multiply_piece(const Gemm& g, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
   alignas(64) float panel[kGemmDepth * kPanelVectors * kLanes];
@@ -183,6 +195,11 @@ void multiply_piece(const Gemm& g, int64_t m0, int64_t m1, int64_t n0, int64_t n
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = m0 + tile * (m1 - m0) / tiles;
       const int64_t end = m0 + (tile + 1) * (m1 - m0) / tiles;
+      // While this block is used, the next comes from memory; a share of it per tile.
+      if (!g.b_rows_are_k && k0 + kGemmDepth < g.k) {
+        prefetch_columns(g, k0 + kGemmDepth, n0 + tile * columns / tiles,
+                         n0 + (tile + 1) * columns / tiles);
+      }
       float* c = g.c + first * g.c_row + n0;
       Tile t{depth, g.a + first * g.a_row + k0 * g.a_k, g.a_row, g.a_k, panel, c, g.c_row, nullptr,
              0,     columns - (vectors - 1) * kLanes};
