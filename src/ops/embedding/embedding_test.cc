@@ -9,7 +9,6 @@ namespace {
 
 using testing::expect_gradients_match_differences;
 using testing::expect_kernels_match_reference;
-using testing::Input;
 
 TEST(Embedding, KernelsMatchDefinitionAndGradientsMatchDifferences) {
   // Token 3 occurs three times, token 0 never.

@@ -10,7 +10,6 @@ namespace {
 using testing::draw;
 using testing::expect_gradients_match_differences;
 using testing::expect_kernels_match_reference;
-using testing::Input;
 
 struct Shape {
   int64_t t, n, k;

@@ -48,7 +48,9 @@ class GatedRmsNorm
     : public ::testing::TestWithParam<std::tuple<GatedCase, GateOrder, GateActivation>> {};
 
 TEST_P(GatedRmsNorm, KernelsMatchDefinitionAndGradientsMatchDifferences) {
-  const auto& [shape, order, activation] = GetParam();
+  const GatedCase shape = std::get<GatedCase>(GetParam());
+  const auto order = std::get<GateOrder>(GetParam());
+  const auto activation = std::get<GateActivation>(GetParam());
   const GatedNormConfig config{
       .eps = 1e-5F, .group = shape.group, .order = order, .activation = activation};
   const int64_t weight = shape.shared_weight ? shape.group : shape.channels;
