@@ -5,11 +5,11 @@
 
 namespace cambium {
 
-/// y = x weight^T + bias.   x (T, K) row-contiguous, weight (N, K) contiguous, bias (N) or
-/// undefined
+/// y = x weight^T + bias.   x (T, K) row-contiguous, weight (N, K) contiguous, bias (N) or none
 /// -> (T, N). x is F32 or F64; weight has x's dtype, or is BF16 with x F32 (products accumulate in
 /// fp32; no gradient for a BF16 weight). Backward: dx += dy weight, dweight += dy^T x, dbias += sum
-/// dy. Results do not depend on the number of threads.
+/// dy. Results depend neither on the number of threads nor on the other rows of x: on one
+/// instruction set a token gets the same bits in any batch.
 Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias = {});
 
 /// The same into memory of the caller's, without a tape: out (T, N) row-contiguous; with
