@@ -8,21 +8,10 @@ namespace {
 constexpr int64_t kTokensPerPiece = 64;
 constexpr int64_t kChannelsPerPiece = 4 * kLanes;
 
-vf load(const float* p, int64_t lanes) {
-  return lanes == kLanes ? vload(p) : vload_part(p, lanes);
-}
-void store(float* p, vf v, int64_t lanes) {
-  if (lanes == kLanes) {
-    vstore(p, v);
-  } else {
-    vstore_part(p, v, lanes);
-  }
-}
-
 // The inputs of channels [c, c + lanes) that stand `back` tokens before token i of segment s.
 vf input(const ShortConvForward& a, int64_t s, int64_t i, int64_t back, int64_t c, int64_t lanes) {
   if (back <= i) {
-    return load(a.x + (a.segments.begin(s) + i - back) * a.x_stride + c, lanes);
+    return vload_upto(a.x + (a.segments.begin(s) + i - back) * a.x_stride + c, lanes);
   }
   if (!a.segments.continues(s)) {
     return vf{};
@@ -37,16 +26,18 @@ vf input(const ShortConvForward& a, int64_t s, int64_t i, int64_t back, int64_t 
 
 // Before the activation.
 vf convolve(const ShortConvForward& a, int64_t s, int64_t i, int64_t c, int64_t lanes) {
-  vf sum = a.bias != nullptr ? load(a.bias + c, lanes) : vf{};
+  vf sum = a.bias != nullptr ? vload_upto(a.bias + c, lanes) : vf{};
   if (i >= a.taps - 1) {
     const float* x = a.x + (a.segments.begin(s) + i - (a.taps - 1)) * a.x_stride + c;
     for (int64_t j = 0; j < a.taps; ++j) {
-      sum += load(a.weight + j * a.channels + c, lanes) * load(x + j * a.x_stride, lanes);
+      sum +=
+          vload_upto(a.weight + j * a.channels + c, lanes) * vload_upto(x + j * a.x_stride, lanes);
     }
     return sum;
   }
   for (int64_t j = 0; j < a.taps; ++j) {
-    sum += load(a.weight + j * a.channels + c, lanes) * input(a, s, i, a.taps - 1 - j, c, lanes);
+    sum +=
+        vload_upto(a.weight + j * a.channels + c, lanes) * input(a, s, i, a.taps - 1 - j, c, lanes);
   }
   return sum;
 }
@@ -85,7 +76,7 @@ void short_conv_forward(const ShortConvForward& a) {
     for_tokens(a.segments, begin, end, [&](int64_t s, int64_t i, int64_t t) {
       for_channels(0, a.channels, [&](int64_t c, int64_t lanes) {
         const vf pre = convolve(a, s, i, c, lanes);
-        store(a.y + t * a.channels + c, a.silu ? vsilu(pre) : pre, lanes);
+        vstore_upto(a.y + t * a.channels + c, a.silu ? vsilu(pre) : pre, lanes);
       });
     });
   });
@@ -98,9 +89,9 @@ void short_conv_backward(const ShortConvBackward& b) {
   parallel_for(tokens, kTokensPerPiece, [&](int64_t begin, int64_t end) {
     for_tokens(a.segments, begin, end, [&](int64_t s, int64_t i, int64_t t) {
       for_channels(0, a.channels, [&](int64_t c, int64_t lanes) {
-        const vf dy = load(b.dy + t * a.channels + c, lanes);
+        const vf dy = vload_upto(b.dy + t * a.channels + c, lanes);
         const vf d = a.silu ? dy * vsilu_grad(convolve(a, s, i, c, lanes)) : dy;
-        store(dpre + t * a.channels + c, d, lanes);
+        vstore_upto(dpre + t * a.channels + c, d, lanes);
       });
     });
   });
@@ -111,12 +102,12 @@ void short_conv_backward(const ShortConvBackward& b) {
         const int64_t uses = after < a.taps ? after : a.taps;
         for_channels(0, a.channels, [&](int64_t c, int64_t lanes) {
           float* dx = b.dx + t * a.x_stride + c;
-          vf sum = load(dx, lanes);
+          vf sum = vload_upto(dx, lanes);
           for (int64_t ahead = 0; ahead < uses; ++ahead) {
-            sum += load(a.weight + (a.taps - 1 - ahead) * a.channels + c, lanes) *
-                   load(dpre + (t + ahead) * a.channels + c, lanes);
+            sum += vload_upto(a.weight + (a.taps - 1 - ahead) * a.channels + c, lanes) *
+                   vload_upto(dpre + (t + ahead) * a.channels + c, lanes);
           }
-          store(dx, sum, lanes);
+          vstore_upto(dx, sum, lanes);
         });
       });
     });
@@ -129,7 +120,8 @@ void short_conv_backward(const ShortConvBackward& b) {
       for (int64_t j = 0; b.dweight != nullptr && j < a.taps; ++j) {
         vf sum = {};
         for_tokens(a.segments, 0, tokens, [&](int64_t s, int64_t i, int64_t t) {
-          sum += load(dpre + t * a.channels + c, lanes) * input(a, s, i, a.taps - 1 - j, c, lanes);
+          sum += vload_upto(dpre + t * a.channels + c, lanes) *
+                 input(a, s, i, a.taps - 1 - j, c, lanes);
         });
         float values[kLanes];
         vstore(values, sum);
@@ -140,9 +132,9 @@ void short_conv_backward(const ShortConvBackward& b) {
       if (b.dbias != nullptr) {
         vf sum = {};
         for (int64_t t = 0; t < tokens; ++t) {
-          sum += load(dpre + t * a.channels + c, lanes);
+          sum += vload_upto(dpre + t * a.channels + c, lanes);
         }
-        store(b.dbias + c, load(b.dbias + c, lanes) + sum, lanes);
+        vstore_upto(b.dbias + c, vload_upto(b.dbias + c, lanes) + sum, lanes);
       }
     });
   });

@@ -20,13 +20,6 @@ vf load_or(const float* p, int64_t n, float fill) {
   vstore_part(values, vload_part(p, n), n);
   return vload(values);
 }
-void store_to(float* p, vf v, int64_t n) {
-  if (n >= kLanes) {
-    vstore(p, v);
-  } else {
-    vstore_part(p, v, n);
-  }
-}
 
 struct Largest {
   float value;
@@ -98,11 +91,11 @@ RowSums exponentials(const LossRowsF32& a, float* s, float* t, float s_max, floa
         teacher_difference += et * difference;
         student_difference += es * difference;
         if constexpr (kKept != Kept::kLogits) {
-          store_to(t + i, kKept == Kept::kDifference ? difference : et, n - i);
+          vstore_upto(t + i, kKept == Kept::kDifference ? difference : et, n - i);
         }
       }
       if constexpr (kKept != Kept::kLogits) {
-        store_to(s + i, es, n - i);
+        vstore_upto(s + i, es, n - i);
       }
     }
     sums.student += static_cast<double>(vsum(student));
@@ -129,8 +122,8 @@ void gradient(const LossRowsF32& a, float* s, const float* t, float s_max, float
   const auto reverse = static_cast<float>(a.reverse_kl / sums.student);
   const auto offset = static_cast<float>(reverse_offset);
   for (int64_t i = 0; i < n; i += kLanes) {
-    const vf sv = load_or(s + i, n - i, 0.0F);
-    const vf tv = kTeacher ? load_or(t + i, n - i, 0.0F) : vf{};
+    const vf sv = vload_upto(s + i, n - i);
+    const vf tv = kTeacher ? vload_upto(t + i, n - i) : vf{};
     vf g;
     if constexpr (!kTeacher) {
       g = plain * sv;
@@ -145,7 +138,7 @@ void gradient(const LossRowsF32& a, float* s, const float* t, float s_max, float
       g = plain * vexp(sx) + forward_q * es - forward_p * vexp(tx * inverse) +
           reverse * es * ((sx - tx) * inverse + offset);
     }
-    store_to(s + i, g, n - i);
+    vstore_upto(s + i, g, n - i);
   }
 }
 
@@ -206,8 +199,7 @@ void align_rows(const AlignRowsF32& a) {
       const float* target = a.target + a.row[i] * a.target_stride;
       vf sum = {};
       for (int64_t c = 0; c < a.channels; c += kLanes) {
-        const vf d =
-            load_or(out + c, a.channels - c, 0.0F) - load_or(target + c, a.channels - c, 0.0F);
+        const vf d = vload_upto(out + c, a.channels - c) - vload_upto(target + c, a.channels - c);
         sum += d * d;
       }
       const auto square = static_cast<double>(vsum(sum));
@@ -222,8 +214,8 @@ void align_rows(const AlignRowsF32& a) {
       float* grad = a.grad + a.row[i] * a.out_stride;
       for (int64_t c = 0; c < a.channels; c += kLanes) {
         const int64_t n = a.channels - c;
-        const vf d = load_or(out + c, n, 0.0F) - load_or(target + c, n, 0.0F);
-        store_to(grad + c, load_or(grad + c, n, 0.0F) + scale * d, n);
+        const vf d = vload_upto(out + c, n) - vload_upto(target + c, n);
+        vstore_upto(grad + c, vload_upto(grad + c, n) + scale * d, n);
       }
     }
   });
