@@ -66,8 +66,8 @@ class Cached {
   /// Runs the pieces as one packed call, pages out of reach missing from the table and poisoned,
   /// and returns the largest error.
   double run(const std::vector<Piece>& pieces, bool reference = false) {
-    Arena arena;
-    Context ctx{.arena = &arena, .tape = nullptr, .reference = reference};
+    const ArenaScope scope(arena_);
+    Context ctx{.arena = &arena_, .tape = nullptr, .reference = reference};
     std::vector<int32_t> start = {0};
     std::vector<int32_t> position;
     std::vector<int32_t> table;
@@ -88,9 +88,9 @@ class Cached {
       }
     }
     const int64_t t = start.back();
-    const Tensor q = gather(arena, q_.view, pieces, t);
-    const Tensor k = gather(arena, k_.view, pieces, t);
-    const Tensor v = gather(arena, v_.view, pieces, t);
+    const Tensor q = gather(arena_, q_.view, pieces, t);
+    const Tensor k = gather(arena_, k_.view, pieces, t);
+    const Tensor v = gather(arena_, v_.view, pieces, t);
     const KvPages pages = {keys_.view, values_.view, table, per_sequence_};
     const Tensor y = attention(ctx, q, k, v, {start, position, {}}, config(), &pages);
     std::vector<double> expected;
@@ -130,6 +130,7 @@ class Cached {
   Case c_;
   int64_t per_sequence_;
   OwnedTensor q_, k_, v_, keys_, values_;
+  Arena arena_;  // kept: a fresh one for each of thousands of calls is mostly page faults
   std::vector<int32_t> order_;
   std::vector<double> expected_;
   std::vector<double> last_;
