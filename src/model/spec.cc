@@ -1,9 +1,12 @@
 #include "model/spec.h"
 
+#include <algorithm>
+
 #include "base/file.h"
 #include "base/text.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
+#include "model/safetensors.h"
 
 namespace cambium {
 
@@ -38,6 +41,34 @@ const Family& find_family(const std::string& name) {
   fail("unknown model family '{}'", name);
 }
 
+namespace {
+
+/// The rank of a Mamba's step projection is what its tensor says: released configurations hold
+/// "auto" or a number that was not used. Nothing changes where no weights lie beside the
+/// configuration.
+void take_dt_ranks(ModelSpec& spec, const Family& family, const std::filesystem::path& dir) {
+  const bool asked = std::any_of(spec.layers.begin(), spec.layers.end(), [](const LayerSpec& l) {
+    return !l.removed && l.mixer.kind == "mamba";
+  });
+  if (!asked || (!std::filesystem::exists(dir / "model.safetensors") &&
+                 !std::filesystem::exists(dir / "model.safetensors.index.json"))) {
+    return;
+  }
+  const SafeTensors file = SafeTensors::open(dir.string(), SafeTensors::Check::kHeader);
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    if (spec.layers[i].removed || spec.layers[i].mixer.kind != "mamba") {
+      continue;
+    }
+    const std::string ours = "layers." + std::to_string(i) + ".mixer.dt_in_proj.weight";
+    const TensorEntry* entry = file.find(family.tensor_name(spec, ours));
+    if (entry != nullptr && entry->shape.size() == 2) {
+      spec.layers[i].mixer.options.set("dt_rank", entry->shape[0]);
+    }
+  }
+}
+
+}  // namespace
+
 ModelSpec read_spec(const std::filesystem::path& dir) {
   const std::string path = (dir / "config.json").string();
   const std::string text = read_text_file(path);
@@ -49,7 +80,9 @@ ModelSpec read_spec(const std::filesystem::path& dir) {
   for (const Family& family : families()) {
     for (const std::string& candidate : family.model_types) {
       if (candidate == type) {
-        return family.read_config(text, path);
+        ModelSpec spec = family.read_config(text, path);
+        take_dt_ranks(spec, family, dir);
+        return spec;
       }
       known.push_back(candidate);
     }

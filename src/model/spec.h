@@ -18,7 +18,7 @@ struct ModelSpec {
   int64_t width = 0;
   std::vector<LayerSpec> layers;
   float norm_eps = 1e-5F;
-  RopeConfig rope;
+  RopeConfig rope{};
   bool tied_head = false;  // the output head is the embedding
   int64_t max_positions = 0;
   int64_t bos_id = -1;
@@ -47,7 +47,8 @@ struct Family {
 
 const std::vector<Family>& families();
 const Family& find_family(const std::string& name);
-/// Reads DIR/config.json with the family its model_type names.
+/// Reads DIR/config.json with the family its model_type names, and from the headers of the weights
+/// beside it what a config.json gets wrong (dt_rank).
 ModelSpec read_spec(const std::filesystem::path& dir);
 
 }  // namespace cambium

@@ -34,15 +34,15 @@ struct GenerationRequest {
   std::vector<int32_t> prompt;
   int64_t max_new_tokens = 256;
   /// Tokens that end the generation; the one that did is not part of the result.
-  std::vector<int32_t> stop_ids;
-  SamplingConfig sampling;
+  std::vector<int32_t> stop_ids{};
+  SamplingConfig sampling{};
   /// Sampling draws from (seed, stream, position).
   uint64_t seed = 0;
   uint64_t stream = 0;
   /// Called with each token as it is chosen; false cancels. Callbacks must not throw.
-  std::function<bool(int32_t token)> on_token;
+  std::function<bool(int32_t token)> on_token{};
   /// Called with the logits (V) that the next token is chosen from, which it may change.
-  std::function<void(std::span<float> logits)> on_logits;
+  std::function<void(std::span<float> logits)> on_logits{};
 };
 
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled };

@@ -3,7 +3,10 @@
 
 #include <filesystem>
 
+#include "base/file.h"
+#include "base/test_folder.h"
 #include "eval/verify.h"
+#include "model/safetensors.h"
 #include "model/weights.h"
 
 namespace cambium {
@@ -33,6 +36,76 @@ TEST_P(Parity, EveryWayAgreesWithTheReference) {
 INSTANTIATE_TEST_SUITE_P(Families, Parity,
                          testing::Values("llama", "mistral", "mistral_swa", "qwen3", "apriel_h1"),
                          [](const auto& info) { return std::string(info.param); });
+
+/// The fixture with other files: `edit` changes config.json's text.
+struct Variant {
+  explicit Variant(const std::string& name) : from(fixture(name)) {}
+  TestFolder folder;
+  std::string from;
+
+  void config(const std::string& old_text, const std::string& new_text) {
+    std::string text = read_text_file(from + "/config.json");
+    const size_t at = text.find(old_text);
+    ASSERT_NE(at, std::string::npos);
+    write_file_atomically(folder.at("config.json"), text.replace(at, old_text.size(), new_text));
+  }
+  void weights(uint64_t shard_bytes) {
+    const SafeTensors file = SafeTensors::open(from);
+    std::vector<TensorSource> sources;
+    for (const TensorEntry& t : file.tensors()) {
+      sources.push_back(TensorSource::from_memory(t.name, t.dtype, t.shape, t.data));
+    }
+    SafeTensorsOptions options;
+    options.max_shard_bytes = shard_bytes;
+    write_safetensors(folder.at("model.safetensors"), sources, options);
+  }
+  double error() {
+    const LoadedModel loaded = load_model(folder.path());
+    return verify_model(*loaded.model, from + "/reference.safetensors").rows.front().error;
+  }
+};
+
+TEST(Variants, ShardsReadAsOneFile) {
+  Variant v("llama");
+  v.config("\"llama\"", "\"llama\"");
+  v.weights(100000);
+  ASSERT_TRUE(std::filesystem::exists(v.folder.at("model.safetensors.index.json")));
+  EXPECT_LT(v.error(), 1e-4);
+}
+
+TEST(Variants, TheRankOfAStepProjectionIsItsTensors) {
+  for (const char* rank : {"7", "null", "5"}) {
+    Variant v("apriel_h1");
+    v.config("\"dt_rank\": \"auto\"", std::string("\"dt_rank\": ") + rank);
+    v.weights(0);
+    EXPECT_LT(v.error(), 1e-4) << rank;
+  }
+}
+
+TEST(Variants, SpellingsOfConfigurations) {
+  const std::pair<const char*, const char*> edits[] = {
+      {"\"rope_theta\": 10000.0", "\"head_dim\": null, \"rope_scaling\": null"},
+      {"\"rope_theta\": 10000.0",
+       "\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 10000.0}"},
+      {"\"torch_dtype\"", "\"dtype\""}};
+  for (const auto& [old_text, new_text] : edits) {
+    Variant v("llama");
+    v.config(old_text, new_text);
+    v.weights(0);
+    EXPECT_LT(v.error(), 1e-4) << new_text;
+  }
+}
+
+TEST(Variants, RotationsOfAnotherScaleAreSeen) {
+  Variant v("llama");
+  v.config(
+      "\"rope_theta\": 10000.0",
+      "\"rope_theta\": 10000.0, \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, "
+      "\"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0, "
+      "\"original_max_position_embeddings\": 64}");
+  v.weights(0);
+  EXPECT_GT(v.error(), 1e-3);
+}
 
 TEST(Verify, SeesAWeightThatIsWrong) {
   const std::string dir = fixture("mistral_swa");

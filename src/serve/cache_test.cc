@@ -1,0 +1,124 @@
+#include "serve/cache.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "model/weights.h"
+
+namespace cambium {
+namespace {
+
+/// Attention, a window of 20 and Mamba-2.
+ModelSpec spec() {
+  ModelSpec spec;
+  spec.family = "cambium";
+  spec.vocab = 40;
+  spec.width = 16;
+  spec.rope = {.dim = 8};
+  spec.max_positions = 400;
+  const Options attention{
+      {"heads", int64_t{2}}, {"kv_heads", int64_t{1}}, {"head_dim", int64_t{8}}};
+  Options windowed = attention;
+  windowed.set("window", int64_t{20});
+  spec.layers = {{.mixer = {"attention", attention}, .ff_inner = 16},
+                 {.mixer = {"sliding_window", windowed}, .ff_inner = 16},
+                 {.mixer = {"mamba2",
+                            {{"heads", int64_t{2}},
+                             {"head_dim", int64_t{8}},
+                             {"state", int64_t{4}},
+                             {"b_heads", int64_t{1}}}},
+                  .ff_inner = 16}};
+  return spec;
+}
+
+constexpr CacheConfig kConfig{.max_sequences = 3, .page_size = 8, .piece_tokens = 16};
+
+bool all_nan(const Tensor& t, int64_t row) {
+  const int64_t n = t.numel() / t.dim(0);
+  const float* p = t.ptr<float>() + row * n;
+  return std::all_of(p, p + n, [](float x) { return std::isnan(x); });
+}
+
+TEST(CachePlan, CountsBytesBeforeAnythingIsLoaded) {
+  const Model model(spec());
+  const CachePlan plan(model, kConfig);
+  ASSERT_EQ(plan.groups().size(), 2U);
+  EXPECT_EQ(plan.bytes_per_token(), 2 * (8 + 8) * 4);
+  EXPECT_EQ(plan.lasting_bytes_per_token(), (8 + 8) * 4);
+  // Convolution tail of 16 + 4 + 4 channels, 3 inputs each; state 2 x 4 x 8.
+  EXPECT_EQ(plan.slot_bytes(), (24 * 3 + 64) * 4);
+  const int64_t page = 8 * 16 * 4;
+  EXPECT_EQ(plan.sequence_bytes(1), plan.slot_bytes() + 2 * page);
+  EXPECT_EQ(plan.sequence_bytes(9), plan.slot_bytes() + 4 * page);
+  // The window keeps ceil((19 + 16) / 8) + 1 pages at most.
+  EXPECT_EQ(plan.sequence_bytes(400), plan.slot_bytes() + (50 + 6) * page);
+  EXPECT_EQ(plan.sequences_in(10 * plan.sequence_bytes(100) + 5, 100), 10);
+  EXPECT_EQ(plan.longest_in(plan.sequence_bytes(200), 400), 200);
+  EXPECT_EQ(plan.longest_in(plan.slot_bytes(), 400), 0);
+}
+
+TEST(Cache, PagesAreTakenGivenBackAndPoisoned) {
+  const LoadedModel loaded = fresh_model(spec(), 1);
+  Cache cache(*loaded.model, kConfig);
+  Arena arena;
+  const std::vector<int32_t> tokens(16, 3);
+  const int64_t slot = cache.open(128);
+  for (int64_t position = 0; position < 128; position += 16) {
+    Batch batch;
+    batch.add(tokens, position, slot);
+    const ArenaScope scope(arena);
+    Context ctx{.arena = &arena};
+    ForwardOptions options;
+    options.states = cache.prepare(batch);
+    const Tensor hidden = loaded.model->forward(ctx, batch, options);
+    for (int64_t i = 0; i < hidden.numel(); ++i) {
+      ASSERT_TRUE(std::isfinite(hidden.ptr<float>()[i])) << position;
+    }
+    const auto pages = [&](size_t layer) {
+      const auto table = options.states[layer].pages.table;
+      return std::count_if(table.begin(), table.end(), [](int32_t p) { return p >= 0; });
+    };
+    EXPECT_EQ(pages(0), (position + 16) / 8);
+    EXPECT_LE(pages(1), 6);
+  }
+  Batch none;
+  const auto states = cache.prepare(none);
+  EXPECT_FALSE(all_nan(states[2].slots[1], slot));
+  cache.close(slot);
+  EXPECT_EQ(cache.pages_in_use(), 0);
+  for (const Tensor& part : states[2].slots) {
+    EXPECT_TRUE(all_nan(part, slot));
+  }
+  for (const size_t layer : {0U, 1U}) {
+    for (const Tensor& t : {states[layer].pages.keys, states[layer].pages.values}) {
+      for (int64_t page = 0; page < t.dim(0); ++page) {
+        EXPECT_TRUE(all_nan(t, page)) << layer << " " << page;
+      }
+    }
+  }
+}
+
+TEST(Cache, RoomIsSetAsideForTheWholeSequence) {
+  const Model model(spec());
+  Cache cache(model, kConfig);
+  const int64_t a = cache.open(400);
+  const int64_t b = cache.open(1);
+  const int64_t c = cache.open(400);
+  EXPECT_GE(c, 0);
+  EXPECT_EQ(cache.open(1), -1);  // three slots
+  cache.close(b);
+  EXPECT_EQ(cache.open(10), b);
+  cache.close(a);
+  EXPECT_THROW(cache.open(401), Error);
+
+  CacheConfig small = kConfig;
+  small.memory_bytes = 2 * CachePlan(model, kConfig).sequence_bytes(400);
+  Cache tight(model, small);
+  EXPECT_GE(tight.open(400), 0);
+  EXPECT_GE(tight.open(300), 0);
+  EXPECT_EQ(tight.open(300), -1);
+}
+
+}  // namespace
+}  // namespace cambium

@@ -1,0 +1,212 @@
+#include "serve/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/weights.h"
+
+namespace cambium {
+namespace {
+
+LayerSpec layer(const std::string& kind, const Options& options) {
+  return {.mixer = {kind, options}, .ff_inner = 48};
+}
+
+/// Every kind of state in one model: pages with and without a window, slots of each mixer.
+ModelSpec mixed_spec() {
+  ModelSpec spec;
+  spec.family = "cambium";
+  spec.vocab = 96;
+  spec.width = 32;
+  spec.rope = {.dim = 8};
+  spec.max_positions = 512;
+  const Options attention{
+      {"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{8}}};
+  Options windowed = attention;
+  windowed.set("window", int64_t{24});
+  spec.layers = {layer("attention", attention),
+                 layer("mamba", {{"inner", int64_t{32}},
+                                 {"xb", int64_t{16}},
+                                 {"state", int64_t{8}},
+                                 {"dt_rank", int64_t{2}}}),
+                 layer("sliding_window", windowed),
+                 layer("mamba2", {{"heads", int64_t{4}},
+                                  {"head_dim", int64_t{8}},
+                                  {"state", int64_t{8}},
+                                  {"b_heads", int64_t{2}}})};
+  return spec;
+}
+
+LoadedModel mixed_model() {
+  return fresh_model(mixed_spec(), 7, 0.2);
+}
+
+std::vector<int32_t> prompt_of(int64_t length, int64_t seed) {
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < length; ++i) {
+    tokens.push_back(static_cast<int32_t>((seed * 31 + i * i * 7 + i * 13) % 96));
+  }
+  return tokens;
+}
+
+/// Prompts on both sides of pages, the window and the prefill grid; greedy and sampled.
+std::vector<GenerationRequest> requests() {
+  std::vector<GenerationRequest> list;
+  for (const int64_t length : {1, 15, 16, 17, 63, 64, 65, 100, 128, 129, 3, 40}) {
+    GenerationRequest request;
+    request.prompt = prompt_of(length, static_cast<int64_t>(list.size()));
+    request.max_new_tokens = 5 + length % 23;
+    request.sampling.temperature = list.size() % 2 == 0 ? 0.0F : 0.9F;
+    request.seed = 11;
+    request.stream = list.size();
+    list.push_back(std::move(request));
+  }
+  return list;
+}
+
+/// One sequence, all its tokens again for each new one, no cache.
+std::vector<int32_t> greedy_by_full_forward(Model& model, std::vector<int32_t> tokens, int64_t n) {
+  std::vector<int32_t> result;
+  Arena arena;
+  for (int64_t i = 0; i < n; ++i) {
+    const ArenaScope scope(arena);
+    Context ctx{.arena = &arena};
+    Batch batch;
+    batch.add(tokens);
+    const Tensor hidden = model.forward(ctx, batch);
+    const Tensor logits = model.logits(ctx, hidden.slice(0, hidden.dim(0) - 1, 1));
+    const float* p = logits.ptr<float>();
+    tokens.push_back(static_cast<int32_t>(std::max_element(p, p + logits.numel()) - p));
+    result.push_back(tokens.back());
+  }
+  return result;
+}
+
+TEST(Engine, ResultsDoNotDependOnWhatRunsBeside) {
+  const LoadedModel loaded = mixed_model();
+  std::vector<std::vector<int32_t>> alone;
+  for (const GenerationRequest& request : requests()) {
+    Engine engine(*loaded.model, {.max_sequences = 1, .prefill_chunk = 64});
+    alone.push_back(engine.generate({request})[0].tokens);
+    EXPECT_EQ(static_cast<int64_t>(alone.back().size()), request.max_new_tokens);
+  }
+  for (const int64_t at_once : {2, 5, 64}) {
+    for (const int64_t page : {4, 16}) {
+      Engine engine(*loaded.model, {.max_sequences = at_once,
+                                    .page_size = page,
+                                    .prefill_chunk = 64,
+                                    .prefill_tokens = 128});
+      const auto results = engine.generate(requests());
+      for (size_t i = 0; i < results.size(); ++i) {
+        EXPECT_EQ(results[i].tokens, alone[i]) << "request " << i << ", " << at_once << " at once";
+        EXPECT_EQ(results[i].reason, FinishReason::kLength);
+        EXPECT_EQ(results[i].log_probabilities.size(), results[i].tokens.size());
+      }
+      EXPECT_EQ(engine.cache().open_sequences(), 0);
+      EXPECT_EQ(engine.cache().pages_in_use(), 0);
+    }
+  }
+}
+
+TEST(Engine, GreedyIsTheFullForwardsLargestLogit) {
+  const LoadedModel loaded = mixed_model();
+  for (GenerationRequest& request : requests()) {
+    request.sampling.temperature = 0.0F;
+    const auto expected =
+        greedy_by_full_forward(*loaded.model, request.prompt, request.max_new_tokens);
+    Engine engine(*loaded.model, {.max_sequences = 2, .prefill_chunk = 64});
+    EXPECT_EQ(engine.generate({request})[0].tokens, expected) << request.prompt.size();
+  }
+}
+
+TEST(Engine, TheSeedAndTheStreamDecide) {
+  const LoadedModel loaded = mixed_model();
+  Engine engine(*loaded.model);
+  GenerationRequest request{.prompt = prompt_of(9, 1), .max_new_tokens = 24};
+  request.sampling.temperature = 1.0F;
+  GenerationRequest other_stream = request;
+  other_stream.stream = 1;
+  GenerationRequest other_seed = request;
+  other_seed.seed = 1;
+  const auto results = engine.generate({request, request, other_stream, other_seed});
+  EXPECT_EQ(results[0].tokens, results[1].tokens);
+  EXPECT_NE(results[0].tokens, results[2].tokens);
+  EXPECT_NE(results[0].tokens, results[3].tokens);
+}
+
+TEST(Engine, StopsAtAStopToken) {
+  const LoadedModel loaded = mixed_model();
+  Engine engine(*loaded.model);
+  GenerationRequest request{.prompt = prompt_of(20, 3), .max_new_tokens = 12};
+  const auto whole = engine.generate({request})[0].tokens;
+  request.stop_ids = {whole[4]};
+  const size_t at =
+      static_cast<size_t>(std::find(whole.begin(), whole.end(), whole[4]) - whole.begin());
+  const GenerationResult stopped = engine.generate({request})[0];
+  EXPECT_EQ(stopped.reason, FinishReason::kStop);
+  EXPECT_EQ(stopped.tokens, std::vector<int32_t>(whole.begin(), whole.begin() + at));
+}
+
+TEST(Engine, CancellingFreesEverything) {
+  const LoadedModel loaded = mixed_model();
+  Engine engine(*loaded.model, {.max_sequences = 2, .prefill_chunk = 64});
+  const auto all = requests();
+  const auto by_callback = [&] {
+    GenerationRequest request = all[7];
+    request.on_token = [n = 0](int32_t) mutable { return ++n < 3; };
+    return request;
+  }();
+  const auto first = engine.submit(by_callback);
+  const auto second = engine.submit(all[8]);
+  const auto third = engine.submit(all[9]);
+  engine.step();
+  EXPECT_EQ(engine.running(), 2);
+  EXPECT_EQ(engine.waiting(), 1);
+  engine.cancel(second);
+  engine.cancel(third);
+  while (!engine.finished(first)) {
+    engine.step();
+  }
+  EXPECT_EQ(engine.take(first).tokens.size(), 3U);
+  EXPECT_EQ(engine.take(second).reason, FinishReason::kCancelled);
+  EXPECT_EQ(engine.take(third).reason, FinishReason::kCancelled);
+  EXPECT_FALSE(engine.step());
+  EXPECT_EQ(engine.cache().pages_in_use(), 0);
+  EXPECT_EQ(engine.cache().open_sequences(), 0);
+}
+
+TEST(Engine, ShortMemoryQueuesAndImpossibleRequestsAreErrors) {
+  const LoadedModel loaded = mixed_model();
+  const CachePlan plan(*loaded.model, {.piece_tokens = 64});
+  const EngineConfig small{
+      .max_sequences = 8, .memory_bytes = 2 * plan.sequence_bytes(160), .prefill_chunk = 64};
+  Engine engine(*loaded.model, small);
+  Engine roomy(*loaded.model, {.max_sequences = 8, .prefill_chunk = 64});
+  EXPECT_LT(engine.cache().capacity(), 8);
+  const auto results = engine.generate(requests());
+  const auto expected = roomy.generate(requests());
+  for (size_t i = 0; i < results.size(); ++i) {
+    EXPECT_EQ(results[i].tokens, expected[i].tokens);
+  }
+  EXPECT_LE(engine.cache().bytes(), small.memory_bytes);
+  EXPECT_THROW(engine.submit({.prompt = prompt_of(500, 1), .max_new_tokens = 10}), Error);
+  EXPECT_THROW(engine.submit({.prompt = prompt_of(500, 1), .max_new_tokens = 100}), Error);
+  EXPECT_THROW(engine.submit({.prompt = {}, .max_new_tokens = 1}), Error);
+  EXPECT_THROW(engine.submit({.prompt = {96}, .max_new_tokens = 1}), Error);
+  EXPECT_THROW(engine.submit({.prompt = {1}, .max_new_tokens = 0}), Error);
+  EXPECT_THROW(Engine(*loaded.model, {.memory_bytes = 100}), Error);
+  EXPECT_THROW(Engine(*loaded.model, {.prefill_chunk = 65}), Error);
+}
+
+TEST(Engine, LogitsMayBeSeenAndChanged) {
+  const LoadedModel loaded = mixed_model();
+  Engine engine(*loaded.model);
+  GenerationRequest request{.prompt = prompt_of(5, 2), .max_new_tokens = 4};
+  request.on_logits = [](std::span<float> logits) { logits[42] = 1e4F; };
+  EXPECT_EQ(engine.generate({request})[0].tokens, std::vector<int32_t>({42, 42, 42, 42}));
+}
+
+}  // namespace
+}  // namespace cambium
