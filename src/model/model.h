@@ -12,11 +12,11 @@ namespace cambium {
 
 struct ForwardOptions {
   /// One per layer, when sequences keep state; empty in training.
-  std::span<const LayerState> states;
+  std::span<const LayerState> states = {};
   /// With a tape: keep only each layer's input and run the layer again in the backward pass.
   bool checkpoint_layers = false;
   /// One per layer, filled in; empty = not wanted.
-  std::span<MixerTap> taps;
+  std::span<MixerTap> taps = {};
 };
 
 class Model {

@@ -1,0 +1,165 @@
+#include "cli/args.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "base/cpu.h"
+#include "base/error.h"
+#include "base/parallel.h"
+#include "base/progress.h"
+#include "base/text.h"
+
+namespace cambium {
+namespace {
+
+constexpr const char* kVersion = "0.1.0";
+
+CLI::App& app_of(void* app) {
+  return *static_cast<CLI::App*>(app);
+}
+
+// "output,o" -> "--output,-o"
+std::string dashed(const std::string& name) {
+  std::string out;
+  for (const std::string& part : split(name, ',')) {
+    out += (out.empty() ? "" : ",") + std::string(part.size() == 1 ? "-" : "--") + part;
+  }
+  return out;
+}
+
+std::vector<std::string> option_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& name : option->get_lnames()) {
+      names.push_back("--" + name);
+    }
+  }
+  return names;
+}
+
+int usage_error(const CLI::App& app, const std::string& message) {
+  std::fprintf(stderr, "cambium: %s\nTry '%s --help'.\n", message.c_str(),
+               app.get_parent() == nullptr ? "cambium" : ("cambium " + app.get_name()).c_str());
+  return 2;
+}
+
+// CLI11 says which words were left over; the nearest known one is our addition.
+int left_over(const CLI::App& root, const CLI::App& used) {
+  for (const std::string& word : used.remaining(true)) {
+    if (word.starts_with("-")) {
+      const std::string name = word.substr(0, word.find('='));
+      return usage_error(
+          used, fmt::format("unknown option '{}'{}", name, did_you_mean(name, option_names(used))));
+    }
+    if (&used == &root) {
+      std::vector<std::string> names;
+      for (const CLI::App* sub : root.get_subcommands([](const CLI::App*) { return true; })) {
+        names.push_back(sub->get_name());
+      }
+      return usage_error(root,
+                         fmt::format("unknown command '{}'{}", word, did_you_mean(word, names)));
+    }
+    return usage_error(used, fmt::format("unexpected argument '{}'", word));
+  }
+  return usage_error(used, "unexpected arguments");
+}
+
+}  // namespace
+
+void Args::positional(const std::string& name, const std::string& help, std::string* target,
+                      bool required) {
+  app_of(app_).add_option(name, *target, help)->required(required);
+}
+void Args::positionals(const std::string& name, const std::string& help,
+                       std::vector<std::string>* target, bool required) {
+  app_of(app_).add_option(name, *target, help)->required(required);
+}
+void Args::option(const std::string& name, const std::string& help, std::string* target,
+                  bool required) {
+  app_of(app_).add_option(dashed(name), *target, help)->required(required)->capture_default_str();
+}
+void Args::option(const std::string& name, const std::string& help, int64_t* target) {
+  app_of(app_).add_option(dashed(name), *target, help)->capture_default_str();
+}
+void Args::option(const std::string& name, const std::string& help, double* target) {
+  app_of(app_).add_option(dashed(name), *target, help)->capture_default_str();
+}
+void Args::option(const std::string& name, const std::string& help, std::vector<int64_t>* target) {
+  app_of(app_).add_option(dashed(name), *target, help)->delimiter(',')->capture_default_str();
+}
+void Args::option(const std::string& name, const std::string& help,
+                  std::vector<std::string>* target) {
+  app_of(app_).add_option(dashed(name), *target, help)->allow_extra_args(false);
+}
+void Args::flag(const std::string& name, const std::string& help, bool* target) {
+  app_of(app_).add_flag(dashed(name), *target, help);
+}
+
+int run_command_line(int argc, char** argv, const std::vector<Command>& commands) {
+  CLI::App root{
+      "Cambium grafts fast token mixers onto a trained language model: score its layers, replace "
+      "the attention of those that need it least, heal the hybrid by distillation, measure it and "
+      "talk to it."};
+  root.name("cambium");
+  root.set_version_flag("--version",
+                        fmt::format("cambium {} ({})", kVersion, cpu_isa_name(cpu_isa())));
+  root.footer("Each command explains itself: cambium COMMAND --help");
+  root.allow_extras();
+  int64_t threads = 0;
+  bool quiet = false;
+  std::vector<Action> actions(commands.size());
+  std::vector<CLI::App*> subs;
+  for (size_t i = 0; i < commands.size(); ++i) {
+    CLI::App* sub = root.add_subcommand(commands[i].name, commands[i].summary);
+    sub->footer(std::string("Examples:\n") + commands[i].examples);
+    sub->allow_extras();
+    sub->add_option("--threads", threads, "threads to compute with (0 = all cores)");
+    sub->add_flag("--quiet", quiet, "no progress on standard error");
+    Args args(sub);
+    actions[i] = commands[i].declare(args);
+    subs.push_back(sub);
+  }
+  try {
+    root.parse(argc, argv);
+  } catch (const CLI::Success& e) {
+    return root.exit(e);
+  } catch (const CLI::ParseError& e) {
+    CLI::App* used = &root;
+    for (CLI::App* sub : subs) {
+      used = sub->parsed() ? sub : used;
+    }
+    if (used->remaining_size(true) > 0) {
+      return left_over(root, *used);
+    }
+    return usage_error(*used, e.what());
+  }
+  for (size_t i = 0; i < subs.size(); ++i) {
+    if (!subs[i]->parsed()) {
+      continue;
+    }
+    if (subs[i]->remaining_size(true) > 0) {
+      return left_over(root, *subs[i]);
+    }
+    if (threads < 0 || threads > 1024) {
+      return usage_error(*subs[i], fmt::format("--threads: expected 0 to 1024, got {}", threads));
+    }
+    try {
+      if (threads > 0) {
+        set_num_threads(static_cast<int>(threads));
+      }
+      Progress::silence(quiet);
+      return actions[i]();
+    } catch (const std::exception& e) {
+      std::fflush(stdout);
+      std::fprintf(stderr, "cambium: error: %s\n", e.what());
+      return 1;
+    }
+  }
+  if (root.remaining_size() > 0) {
+    return left_over(root, root);
+  }
+  std::printf("%s", root.help().c_str());
+  return 0;
+}
+
+}  // namespace cambium

@@ -1,0 +1,48 @@
+// Command-line arguments, declared in one place and parsed by CLI11 (which only args.cc includes).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace cambium {
+
+/// What a command declares. Targets must live until the command has run. Names are without dashes:
+/// "threads" becomes --threads; "output,o" also -o.
+class Args {
+ public:
+  explicit Args(void* app) : app_(app) {}
+  void positional(const std::string& name, const std::string& help, std::string* target,
+                  bool required = true);
+  void positionals(const std::string& name, const std::string& help,
+                   std::vector<std::string>* target, bool required = true);
+  void option(const std::string& name, const std::string& help, std::string* target,
+              bool required = false);
+  void option(const std::string& name, const std::string& help, int64_t* target);
+  void option(const std::string& name, const std::string& help, double* target);
+  /// May be given several times, or once with commas.
+  void option(const std::string& name, const std::string& help, std::vector<int64_t>* target);
+  void option(const std::string& name, const std::string& help, std::vector<std::string>* target);
+  void flag(const std::string& name, const std::string& help, bool* target);
+
+ private:
+  void* app_;
+};
+
+/// Runs once the arguments are parsed; its value is the exit status.
+using Action = std::function<int()>;
+
+struct Command {
+  const char* name;
+  const char* summary;   // one line
+  const char* examples;  // shown under --help, one command a line
+  /// Declares the arguments and returns what to do with them.
+  Action (*declare)(Args& args);
+};
+
+/// Parses and runs. 0 done, 1 an Error or a check that did not pass, 2 wrong usage.
+int run_command_line(int argc, char** argv, const std::vector<Command>& commands);
+
+}  // namespace cambium

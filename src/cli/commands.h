@@ -1,0 +1,25 @@
+// The commands, one file each. To add one: write cmd_NAME.cc with a function that returns a
+// Command, declare it here and add it to the list in main.cc.
+#pragma once
+
+#include "cli/args.h"
+
+namespace cambium {
+
+Command hybridize_command();
+Command score_command();
+Command place_command();
+Command convert_command();
+Command distill_command();
+Command train_command();
+Command data_command();
+Command eval_command();
+Command bench_command();
+Command report_command();
+Command inspect_command();
+Command verify_command();
+Command import_command();
+Command generate_command();
+Command chat_command();
+
+}  // namespace cambium

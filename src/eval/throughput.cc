@@ -1,0 +1,108 @@
+#include "eval/throughput.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "eval/statistics.h"
+#include "serve/cache.h"
+
+namespace cambium {
+namespace {
+
+struct Sample {
+  double prefill = 0.0;
+  double decode = 0.0;
+};
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
+  CacheConfig cache_config;
+  cache_config.max_sequences = config.batch;
+  cache_config.max_tokens = context + config.decode_tokens + 1;
+  cache_config.piece_tokens = config.prefill_chunk;
+  Cache cache(model, cache_config);
+  Arena arena;
+  Context ctx{.arena = &arena};
+  std::vector<int64_t> slots;
+  for (int64_t i = 0; i < config.batch; ++i) {
+    slots.push_back(cache.open(cache_config.max_tokens));
+    CAMBIUM_CHECK(slots.back() >= 0);
+  }
+  std::vector<int32_t> piece;
+  Batch batch;
+  const auto call = [&] {
+    const ArenaScope scope(arena);
+    const Tensor hidden = model.forward(ctx, batch, {.states = cache.prepare(batch)});
+    const Tensor last = arena.empty(hidden.dtype, {config.batch, hidden.dim(1)});
+    for (int64_t s = 0; s < config.batch; ++s) {
+      const auto bytes = static_cast<size_t>(hidden.dim(1)) * sizeof(float);
+      std::memcpy(last.ptr<float>() + s * hidden.dim(1),
+                  hidden.ptr<float>() + batch.last_row(s) * hidden.dim(1), bytes);
+    }
+    model.logits(ctx, last);
+  };
+  const auto token = [&](int64_t position) {
+    return static_cast<int32_t>((position * 37 + 11) % model.spec().vocab);
+  };
+  Sample sample;
+  auto start = std::chrono::steady_clock::now();
+  for (int64_t at = 0; at < context; at += config.prefill_chunk) {
+    const int64_t end = std::min(context, at + config.prefill_chunk);
+    piece.clear();
+    for (int64_t p = at; p < end; ++p) {
+      piece.push_back(token(p));
+    }
+    batch.clear();
+    for (const int64_t slot : slots) {
+      batch.add(piece, at, slot);
+    }
+    call();
+  }
+  sample.prefill = static_cast<double>(config.batch * context) / seconds_since(start);
+  start = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i < config.decode_tokens; ++i) {
+    const int32_t next = token(context + i);
+    batch.clear();
+    for (const int64_t slot : slots) {
+      batch.add(std::span(&next, 1), context + i, slot);
+    }
+    call();
+  }
+  sample.decode = static_cast<double>(config.batch * config.decode_tokens) / seconds_since(start);
+  return sample;
+}
+
+Measured summarise(const std::vector<double>& values) {
+  const auto [low, high] = std::minmax_element(values.begin(), values.end());
+  return {median(values), *low, *high};
+}
+
+}  // namespace
+
+std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Model*>& models,
+                                                          const ThroughputConfig& config) {
+  expect(config.batch > 0 && config.repeats > 0 && config.decode_tokens > 0,
+         "[throughput] expected batch, repeats and decode tokens above 0");
+  std::vector<std::vector<SpeedSummary>> out(models.size());
+  for (const int64_t context : config.contexts) {
+    expect(context > 0, "[throughput] expected a context above 0 tokens, got {}", context);
+    std::vector<std::vector<double>> prefill(models.size());
+    std::vector<std::vector<double>> decode(models.size());
+    for (int64_t repeat = 0; repeat < config.repeats; ++repeat) {
+      for (size_t m = 0; m < models.size(); ++m) {
+        const Sample sample = run_once(*models[m], context, config);
+        prefill[m].push_back(sample.prefill);
+        decode[m].push_back(sample.decode);
+      }
+    }
+    for (size_t m = 0; m < models.size(); ++m) {
+      out[m].push_back({context, config.batch, summarise(prefill[m]), summarise(decode[m])});
+    }
+  }
+  return out;
+}
+
+}  // namespace cambium

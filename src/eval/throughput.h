@@ -1,0 +1,26 @@
+// How fast a model runs: prefill and decode tokens/s at given context lengths, on the engine's own
+// cache and forward.
+#pragma once
+
+#include <vector>
+
+#include "eval/report/summary.h"
+#include "model/model.h"
+
+namespace cambium {
+
+struct ThroughputConfig {
+  std::vector<int64_t> contexts = {512, 4096};  // tokens
+  int64_t batch = 1;                            // sequences at once
+  int64_t decode_tokens = 32;                   // steps timed after the context
+  int64_t repeats = 3;
+  int64_t prefill_chunk = 256;
+};
+
+/// For each model and context: the median of `repeats`, with the least and the largest. The models
+/// take turns, so that a change of the machine's speed meets all of them. The context's tokens are
+/// arbitrary: what is computed does not depend on them.
+std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Model*>& models,
+                                                          const ThroughputConfig& config);
+
+}  // namespace cambium
