@@ -1,0 +1,82 @@
+#include <cstdio>
+
+#include "cli/commands.h"
+#include "hybrid/graft.h"
+#include "hybrid/placement.h"
+
+namespace cambium {
+namespace {
+
+struct ConvertArgs {
+  std::string base, output, teacher, init = "attention", storage = "f32", scores;
+  std::vector<int64_t> layers;
+  GraftOptions graft;
+  int64_t count = 0, seed = 1;
+  bool replace = false;
+};
+
+int run(const ConvertArgs& args) {
+  expect(args.init == "attention" || args.init == "random",
+         "--init: expected attention or random, got '{}'", args.init);
+  expect(args.storage == "f32" || args.storage == "bf16",
+         "--storage: expected f32 or bf16, got '{}'", args.storage);
+  GraftOptions graft = args.graft;
+  graft.from_attention = args.init == "attention";
+  std::vector<int64_t> layers = args.layers;
+  expect(layers.empty() || args.scores.empty(), "expected --layers or --scores, not both");
+  if (!args.scores.empty()) {
+    layers = place_lowest(read_importance(args.scores), args.count);
+  }
+  expect(!layers.empty(), "expected --layers, or --scores with --count");
+  LoadedModel base = load_model(args.base);
+  LoadedModel original;
+  if (!args.teacher.empty()) {
+    original = load_model(args.teacher);
+  }
+  Model& teacher = original.model ? *original.model : *base.model;
+  LoadedModel hybrid =
+      convert(*base.model, teacher, layers, graft, static_cast<uint64_t>(args.seed));
+  SaveOptions save;
+  save.tokenizer_from = args.base;
+  save.storage = args.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  save.replace = args.replace;
+  save_model(*hybrid.model, args.output, save);
+  std::printf("%s  %lld of %lld layers converted, in %s\n", layer_map(hybrid.model->spec()).c_str(),
+              static_cast<long long>(converted_layers(hybrid.model->spec())),
+              static_cast<long long>(hybrid.model->layer_count()), args.output.c_str());
+  return 0;
+}
+
+Action declare(Args& args) {
+  auto a = std::make_shared<ConvertArgs>();
+  args.positional("base", "the teacher, or a hybrid made from it", &a->base);
+  args.option("output,o", "folder of the hybrid", &a->output, true);
+  args.option("layers,l", "layers to convert, from 0: 3,5,6", &a->layers);
+  args.option("scores", "layer scores of `cambium score`: the lowest --count are converted",
+              &a->scores);
+  args.option("count,k", "how many layers, with --scores", &a->count);
+  args.option("mixer", "mamba, mamba2, gated_delta_net or sliding_window", &a->graft.mixer);
+  args.option("window", "tokens that sliding_window sees (0 = 128)", &a->graft.window);
+  args.option("state", "numbers a channel of mamba (0 = 16 or what divides the head)",
+              &a->graft.state);
+  args.option("init", "attention or random", &a->init);
+  args.flag("faithful", "the released layout of Apriel-H1, quirks included", &a->graft.faithful);
+  args.option("teacher", "the original teacher, when base is a hybrid", &a->teacher);
+  args.option("storage", "f32 or bf16", &a->storage);
+  args.option("seed", "of what does not come from attention", &a->seed);
+  args.flag("replace", "replace the output folder", &a->replace);
+  return [a] { return run(*a); };
+}
+
+}  // namespace
+
+Command convert_command() {
+  return {
+      "convert", "writes a hybrid: chosen layers get a new mixer, started from their attention",
+      "  cambium convert models/teacher -o out/h --layers 3,5,8 --mixer gated_delta_net\n"
+      "  cambium convert TEACHER -o H1 --scores scores.json --count 25 --mixer mamba --faithful\n"
+      "  cambium convert H1 -o H2 --teacher TEACHER --layers 3,5 --mixer mamba",
+      declare};
+}
+
+}  // namespace cambium

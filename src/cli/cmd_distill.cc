@@ -1,0 +1,130 @@
+#include <cstdio>
+
+#include "base/file.h"
+#include "cli/commands.h"
+#include "eval/problem_source.h"
+#include "hybrid/plan.h"
+#include "train/train_job.h"
+
+namespace cambium {
+namespace {
+
+struct DistillArgs {
+  std::string student, teacher, output, data, plan, objective = "end_to_end";
+  std::vector<std::string> set;
+  std::vector<int64_t> layers;
+  int64_t steps = 100, sequence = 1024, sequences = 1, warmup = 10, seed = 1, every = 0;
+  double rate = 3e-4, reverse_kl = 1.0, forward_kl = 0.0, cross_entropy = 0.0, temperature = 1.0;
+  bool mixers_only = false, resume = false, checkpoint_layers = false;
+};
+
+int run(const DistillArgs& a) {
+  expect(a.resume || !std::filesystem::exists(std::filesystem::path(a.output) / "log.jsonl"),
+         "{} holds a run already; go on with --resume, or choose another folder", a.output);
+  LoadedModel student = load_model(a.student);
+  LoadedModel teacher = load_model(a.teacher);
+  const Tokenizer tokenizer = Tokenizer::load(a.student);
+  expect(tokenizer.fingerprint() == Tokenizer::load(a.teacher).fingerprint(),
+         "{} and {} have different tokenizers; a student learns from a teacher with the same ids",
+         a.student, a.teacher);
+  PlanTable table = PlanTable::parse("", "--set");
+  for (const std::string& entry : a.set) {
+    const size_t at = entry.find('=');
+    expect(at != std::string::npos && at > 0, "--set: expected key=value, got '{}'", entry);
+    table.set(entry.substr(0, at), entry.substr(at + 1));
+  }
+  TrainConfig config;
+  config.objective = a.objective == "align" ? Objective::kAlign : Objective::kEndToEnd;
+  config.steps = a.steps;
+  config.sequence_length = a.sequence;
+  config.sequences_per_step = a.sequences;
+  config.seed = static_cast<uint64_t>(a.seed);
+  config.loss = {};
+  config.loss.reverse_kl = static_cast<float>(a.reverse_kl);
+  config.loss.forward_kl = static_cast<float>(a.forward_kl);
+  config.loss.cross_entropy = static_cast<float>(a.cross_entropy);
+  config.loss.temperature = static_cast<float>(a.temperature);
+  config.schedule.peak = a.rate;
+  config.schedule.warmup_steps = a.warmup;
+  config.checkpoint_layers = a.checkpoint_layers;
+  config.checkpoint_every = a.every;
+  config.align.layers = a.layers;
+  config = read_train_config(table.table("train"), config);
+  const ProblemSpec problems = read_problem_spec(table.table("problems"));
+  table.expect_all_used();
+  config.folder = a.output;
+  config.resume = a.resume;
+  config.label = "distill";
+  std::vector<std::string> converted;
+  for (size_t i = 0; i < student.model->spec().layers.size(); ++i) {
+    if (student.model->spec().layers[i].mixer != teacher.model->spec().layers.at(i).mixer) {
+      converted.push_back("layers." + std::to_string(i) + ".mixer.");
+      if (config.objective == Objective::kAlign && a.layers.empty()) {
+        config.align.layers.push_back(static_cast<int64_t>(i));
+      }
+    }
+  }
+  if (a.mixers_only) {
+    config.trainable = [converted](const std::string& name, const Parameter&) {
+      for (const std::string& prefix : converted) {
+        if (name.starts_with(prefix)) {
+          return true;
+        }
+      }
+      return false;
+    };
+  }
+  const std::shared_ptr<DocumentSource> source =
+      a.data.empty() ? problem_source(tokenizer, problems, Split::kTrain, config.seed)
+                     : load_jsonl(a.data, tokenizer);
+  make_folder(a.output);
+  Trainer trainer(*student.model, student.weights, config, *source, teacher.model.get());
+  const TrainSummary summary = trainer.run();
+  student.weights.set_trainable(*student.model, nullptr);
+  save_trained(*student.model, std::filesystem::path(a.output) / "model", a.student,
+               fmt::format("{{\"student\": \"{}\", \"teacher\": \"{}\", \"tokens\": {}}}\n",
+                           a.student, a.teacher, summary.tokens));
+  std::printf("%lld tokens in %.0f s, loss %.4f -> %.4f\nmodel in %s/model\n",
+              static_cast<long long>(summary.tokens), summary.seconds, summary.first_loss,
+              summary.last_loss, a.output.c_str());
+  return 0;
+}
+
+Action declare(Args& args) {
+  auto a = std::make_shared<DistillArgs>();
+  args.positional("student", "the hybrid to heal", &a->student);
+  args.option("teacher,t", "the full-attention model it was made from", &a->teacher, true);
+  args.option("output,o", "run folder: log, checkpoints, model", &a->output, true);
+  args.option("data,d", "documents, JSON lines (generated problems otherwise)", &a->data);
+  args.option("objective", "end_to_end, or align (mixer outputs, teacher-forced)", &a->objective);
+  args.option("steps", "steps", &a->steps);
+  args.option("sequence", "tokens of a packed sequence", &a->sequence);
+  args.option("sequences", "sequences a step", &a->sequences);
+  args.option("rate", "peak learning rate", &a->rate);
+  args.option("warmup", "warm-up steps", &a->warmup);
+  args.option("reverse-kl", "weight", &a->reverse_kl);
+  args.option("forward-kl", "weight", &a->forward_kl);
+  args.option("cross-entropy", "weight", &a->cross_entropy);
+  args.option("temperature", "of the KL terms", &a->temperature);
+  args.option("layers", "align: only these layers", &a->layers);
+  args.option("seed", "order of the data", &a->seed);
+  args.option("checkpoint-every", "steps between checkpoints (0 = at the end)", &a->every);
+  args.option("set", "train.KEY=value or problems.KEY=value, as in plans", &a->set);
+  args.flag("mixers-only", "train the converted layers' mixers only", &a->mixers_only);
+  args.flag("checkpoint-layers", "recompute activations: less memory, more time",
+            &a->checkpoint_layers);
+  args.flag("resume", "go on from the newest checkpoint", &a->resume);
+  return [a] { return run(*a); };
+}
+
+}  // namespace
+
+Command distill_command() {
+  return {"distill", "heals a hybrid against its teacher, one stage",
+          "  cambium distill HYBRID -t TEACHER -o out/heal --steps 200 --rate 1e-3\n"
+          "  cambium distill HYBRID -t TEACHER -o out/align --objective align --steps 100\n"
+          "  cambium distill HYBRID -t TEACHER -o out/heal --data traces.jsonl --mixers-only",
+          declare};
+}
+
+}  // namespace cambium

@@ -1,0 +1,237 @@
+// generate and chat.
+#include <unistd.h>
+
+#include <cstdio>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "base/text.h"
+#include "cli/commands.h"
+#include "model/prompt_format.h"
+#include "model/weights.h"
+#include "serve/engine.h"
+
+namespace cambium {
+namespace {
+
+struct GenerateArgs {
+  std::string model, prompt, input, output, storage = "f32", system;
+  int64_t max_new_tokens = 256, seed = 0, batch = 16, top_k = 0;
+  double temperature = 0.0, top_p = 1.0, min_p = 0.0;
+  bool chat = false, question = false;
+};
+
+void sampling_options(Args& args, GenerateArgs& a) {
+  args.option("max-new-tokens,n", "tokens to generate at most", &a.max_new_tokens);
+  args.option("temperature", "0 = always the likeliest token", &a.temperature);
+  args.option("top-k", "choose among the k likeliest (0 = all)", &a.top_k);
+  args.option("top-p", "choose among the likeliest that make up this share", &a.top_p);
+  args.option("min-p", "drop tokens less likely than this times the likeliest", &a.min_p);
+  args.option("seed", "of the sampling", &a.seed);
+  args.option("storage", "f32 or bf16: how matrices are kept in memory", &a.storage);
+}
+
+LoadedModel load(const GenerateArgs& a) {
+  expect(a.storage == "f32" || a.storage == "bf16", "--storage: expected f32 or bf16, got '{}'",
+         a.storage);
+  LoadOptions options;
+  options.storage = a.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  return load_model(a.model, options);
+}
+
+GenerationRequest request_of(const GenerateArgs& a, const Tokenizer& tokenizer,
+                             const ModelSpec& spec, std::vector<int32_t> prompt) {
+  GenerationRequest request;
+  request.prompt = std::move(prompt);
+  request.max_new_tokens = a.max_new_tokens;
+  request.stop_ids = tokenizer.eos_ids();
+  for (const int64_t id : spec.eos_ids) {
+    request.stop_ids.push_back(static_cast<int32_t>(id));
+  }
+  request.sampling = {static_cast<float>(a.temperature), a.top_k, static_cast<float>(a.top_p),
+                      static_cast<float>(a.min_p)};
+  request.seed = static_cast<uint64_t>(a.seed);
+  return request;
+}
+
+std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& tokenizer,
+                                   const std::string& text) {
+  if (a.chat) {
+    const ChatMessage message{"user", text};
+    return tokenizer.encode(tokenizer.apply_chat_template(std::span(&message, 1)), false);
+  }
+  return a.question ? question_tokens(tokenizer, text) : tokenizer.encode(text, true);
+}
+
+void report_speed(const GenerationResult& r) {
+  std::fprintf(stderr, "\n%lld prompt tokens, %.0f tokens/s; %zu new tokens, %.1f tokens/s\n",
+               static_cast<long long>(r.prompt_tokens),
+               static_cast<double>(r.prompt_tokens) / std::max(r.prefill_seconds, 1e-9),
+               r.tokens.size(),
+               static_cast<double>(r.tokens.size()) / std::max(r.decode_seconds, 1e-9));
+}
+
+// Generates with the text streamed to standard output; returns it.
+std::string stream(Engine& engine, const Tokenizer& tokenizer, GenerationRequest request,
+                   bool speed) {
+  StreamDecoder decoder(tokenizer);
+  std::string text;
+  const auto put = [&](const std::string& piece) {
+    text += piece;
+    std::fputs(piece.c_str(), stdout);
+    std::fflush(stdout);
+  };
+  request.on_token = [&](int32_t token) {
+    put(decoder.push(token));
+    return true;
+  };
+  std::vector<GenerationRequest> requests;
+  requests.push_back(std::move(request));
+  const GenerationResult result = std::move(engine.generate(std::move(requests)).at(0));
+  put(decoder.finish());
+  if (speed) {
+    report_speed(result);
+  }
+  return text;
+}
+
+int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
+  using Json = nlohmann::ordered_json;
+  std::vector<Json> lines;
+  int number = 0;
+  for (const std::string& text : split(read_text_file(a.input), '\n')) {
+    ++number;
+    if (text.empty()) {
+      continue;
+    }
+    Json json = Json::parse(text, nullptr, false);
+    expect(json.is_object() && json.contains("prompt") && json["prompt"].is_string(),
+           "{}:{}: expected an object with the string 'prompt'", a.input, number);
+    lines.push_back(std::move(json));
+  }
+  EngineConfig config;
+  config.max_sequences = a.batch;
+  Engine engine(model, config);
+  std::vector<GenerationRequest> requests;
+  for (size_t i = 0; i < lines.size(); ++i) {
+    requests.push_back(
+        request_of(a, tokenizer, model.spec(), prompt_tokens(a, tokenizer, lines[i]["prompt"])));
+    requests.back().stream = i;
+  }
+  const auto results = engine.generate(std::move(requests));
+  std::string out;
+  for (size_t i = 0; i < lines.size(); ++i) {
+    lines[i]["completion"] = tokenizer.decode(results[i].tokens, true);
+    lines[i]["finish_reason"] = finish_reason_name(results[i].reason);
+    out += lines[i].dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+  }
+  if (a.output.empty()) {
+    std::fputs(out.c_str(), stdout);
+  } else {
+    write_file_atomically(a.output, out);
+  }
+  return 0;
+}
+
+int run_generate(const GenerateArgs& a) {
+  expect(a.prompt.empty() != a.input.empty(), "expected one of --prompt and --input");
+  LoadedModel loaded = load(a);
+  const Tokenizer tokenizer = Tokenizer::load(a.model);
+  if (!a.input.empty()) {
+    return run_batch(a, *loaded.model, tokenizer);
+  }
+  Engine engine(*loaded.model);
+  stream(engine, tokenizer,
+         request_of(a, tokenizer, loaded.model->spec(), prompt_tokens(a, tokenizer, a.prompt)),
+         true);
+  return 0;
+}
+
+int run_chat(const GenerateArgs& a) {
+  LoadedModel loaded = load(a);
+  const Tokenizer tokenizer = Tokenizer::load(a.model);
+  expect(tokenizer.has_chat_template(),
+         "{}: the tokenizer has no chat template; use cambium generate", a.model);
+  EngineConfig config;
+  config.max_sequences = 1;
+  Engine engine(*loaded.model, config);
+  const bool terminal = isatty(STDIN_FILENO) != 0;
+  if (terminal) {
+    std::printf("%s: %s\n/reset forgets the conversation, /quit ends it.\n", a.model.c_str(),
+                layer_map(loaded.model->spec()).c_str());
+  }
+  std::vector<ChatMessage> messages;
+  const auto reset = [&] {
+    messages.clear();
+    if (!a.system.empty()) {
+      messages.push_back({"system", a.system});
+    }
+  };
+  reset();
+  std::string line;
+  for (;;) {
+    if (terminal) {
+      std::printf("\n> ");
+      std::fflush(stdout);
+    }
+    if (!std::getline(std::cin, line) || line == "/quit") {
+      return 0;
+    }
+    if (line == "/reset") {
+      reset();
+      continue;
+    }
+    if (line.empty()) {
+      continue;
+    }
+    messages.push_back({"user", line});
+    const std::string prompt = tokenizer.apply_chat_template(messages);
+    const std::string answer = stream(
+        engine, tokenizer,
+        request_of(a, tokenizer, loaded.model->spec(), tokenizer.encode(prompt, false)), false);
+    std::printf("\n");
+    messages.push_back({"assistant", answer});
+  }
+}
+
+Action declare_generate(Args& args) {
+  auto a = std::make_shared<GenerateArgs>();
+  args.positional("model", "checkpoint folder", &a->model);
+  args.option("prompt,p", "the text to go on from", &a->prompt);
+  args.option("input,i", "JSON lines with 'prompt': generates them all at once", &a->input);
+  args.option("output,o", "file for --input's results (standard output otherwise)", &a->output);
+  args.flag("chat", "the prompt is a user's message: apply the chat template", &a->chat);
+  args.flag("question", "the prompt is a question in the form of generated problems", &a->question);
+  args.option("batch", "sequences at once, with --input", &a->batch);
+  sampling_options(args, *a);
+  return [a] { return run_generate(*a); };
+}
+
+Action declare_chat(Args& args) {
+  auto a = std::make_shared<GenerateArgs>();
+  args.positional("model", "checkpoint folder with a chat template", &a->model);
+  args.option("system", "system message", &a->system);
+  sampling_options(args, *a);
+  return [a] { return run_chat(*a); };
+}
+
+}  // namespace
+
+Command generate_command() {
+  return {"generate", "generates text from a prompt, or from a file of prompts",
+          "  cambium generate DIR -p \"Once upon a time\" --temperature 0.8\n"
+          "  cambium generate models/teacher --question -p \"Tom has 3 nuts. Ann has twice as many "
+          "nuts as Tom. How many nuts do they have together?\"\n"
+          "  cambium generate DIR --chat -i prompts.jsonl -o answers.jsonl",
+          declare_generate};
+}
+
+Command chat_command() {
+  return {"chat", "talks to a model in the terminal",
+          "  cambium chat models/teacher\n"
+          "  echo \"Why is the sky blue?\" | cambium chat DIR --temperature 0.7",
+          declare_chat};
+}
+
+}  // namespace cambium

@@ -1,0 +1,95 @@
+#include <cstdio>
+
+#include "base/text.h"
+#include "cli/commands.h"
+#include "hybrid/pipeline.h"
+
+namespace cambium {
+namespace {
+
+struct HybridizeArgs {
+  std::string plan, teacher, output;
+  std::vector<std::string> set;
+  double flops = 4e14;
+  bool resume = false;
+  bool dry_run = false;
+};
+
+void print_table(const RunSummary& run) {
+  std::printf("\n%-10s %8s %18s %10s %10s %14s %12s\n", "model", "layers", "accuracy (95 %)",
+              "retrieval", "KL", "decode tok/s", "cache/token");
+  for (const ModelSummary& m : run.models) {
+    const Measured& a = m.accuracy.accuracy;
+    std::string decode;
+    for (const SpeedSummary& s : m.speed) {
+      decode += fmt::format("{}{:.0f}", decode.empty() ? "" : " / ", s.decode.value);
+    }
+    std::printf("%-10s %4lld/%-3zu %6.1f [%.1f, %.1f] %9.1f%% %10.4f %14s %12s\n", m.name.c_str(),
+                static_cast<long long>(m.converted), m.map.size(), 100 * a.value, 100 * a.low,
+                100 * a.high, 100 * m.retrieval.accuracy.value, m.reverse_kl, decode.c_str(),
+                human_bytes(static_cast<uint64_t>(m.cache_bytes_per_token)).c_str());
+  }
+}
+
+int run(const HybridizeArgs& args) {
+  const HybridPlan plan = read_hybrid_plan(args.plan, args.teacher, args.set);
+  if (args.dry_run) {
+    const ModelSpec teacher = read_spec(plan.teacher);
+    check_plan(plan, teacher);
+    std::printf("%s", describe_plan(plan, teacher, args.flops).c_str());
+    return 0;
+  }
+  PipelineOptions options;
+  options.folder = args.output.empty() ? "out/" + plan.name : args.output;
+  options.resume = args.resume;
+  options.command = "cambium hybridize " + args.plan;
+  const RunSummary run = run_pipeline(plan, options);
+  print_table(run);
+  const ModelSummary& teacher = run.models.front();
+  const ModelSummary* best = nullptr;
+  for (const ModelSummary& m : run.models) {
+    best = m.converted > 0 && m.gate.passed ? &m : best;
+  }
+  std::printf("\nreport: %s/report.html\n", options.folder.c_str());
+  if (best == nullptr) {
+    std::printf("no hybrid passed its gate; the teacher stands\n");
+    return 1;
+  }
+  std::printf("kept: %.1f %% of the teacher's accuracy with %lld of %zu layers converted\n",
+              100 * best->accuracy.accuracy.value / std::max(teacher.accuracy.accuracy.value, 1e-9),
+              static_cast<long long>(best->converted), best->map.size());
+  if (!best->speed.empty()) {
+    std::printf("won: %.2fx the decode speed at %lld tokens, %s of cache a token instead of %s\n",
+                best->speed.back().decode.value / teacher.speed.back().decode.value,
+                static_cast<long long>(best->speed.back().context),
+                human_bytes(static_cast<uint64_t>(best->cache_bytes_per_token)).c_str(),
+                human_bytes(static_cast<uint64_t>(teacher.cache_bytes_per_token)).c_str());
+  }
+  std::printf("talk to it: cambium chat %s/%s\n", options.folder.c_str(), best->dir.c_str());
+  return 0;
+}
+
+Action declare(Args& args) {
+  auto a = std::make_shared<HybridizeArgs>();
+  args.positional("plan", "the plan: a TOML file (docs/distillation.md)", &a->plan);
+  args.option("teacher,t", "the full-attention model (the plan's 'teacher' otherwise)",
+              &a->teacher);
+  args.option("output,o", "run folder (out/NAME otherwise)", &a->output);
+  args.option("set", "change a key of the plan: key=value, may be repeated", &a->set);
+  args.option("flops", "FLOP/s that training reaches, for the times of --dry-run", &a->flops);
+  args.flag("resume", "go on with a run that was stopped", &a->resume);
+  args.flag("dry-run", "say what the plan would do, take and need; load nothing", &a->dry_run);
+  return [a] { return run(*a); };
+}
+
+}  // namespace
+
+Command hybridize_command() {
+  return {"hybridize", "the whole graft by a plan: score, place, convert, heal, measure, report",
+          "  cambium hybridize plans/demo.toml -o out/demo\n"
+          "  cambium hybridize plans/demo.toml -o out/demo --resume\n"
+          "  cambium hybridize plans/apriel-h1.toml --dry-run",
+          declare};
+}
+
+}  // namespace cambium
