@@ -5,6 +5,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "model/gguf_import.h"
+#include "model/weights.h"
 
 namespace cambium {
 namespace {
@@ -25,6 +26,7 @@ int run(const ImportArgs& args) {
     }
     progress->update(done);
   };
+  options.finish = [](const std::string& folder) { add_golden(folder); };
   const GgufImportSummary summary = import_gguf(args.file, args.folder, options);
   progress.reset();
   std::printf("%lld layers, %s parameters, %s written to %s\n",
