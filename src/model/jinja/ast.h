@@ -80,7 +80,7 @@ struct Stmt {
     kScope,        // body in a scope of its own
     kBreak,
     kContinue,
-    kDo,  // expr, the value thrown away
+
   };
   Kind kind;
   int line = 0;
@@ -93,6 +93,10 @@ struct Stmt {
   Body orelse;
   std::vector<std::pair<ExprPtr, Body>> branches;
   std::vector<Parameter> parameters;
+  bool takes_varargs =
+      false;  // a macro whose body names varargs, kwargs or caller may be given them
+  bool takes_kwargs = false;
+  bool takes_caller = false;
   std::vector<std::pair<Target, ExprPtr>> assignments;
 };
 

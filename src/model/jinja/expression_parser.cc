@@ -374,6 +374,9 @@ ExprPtr ExpressionParser::primary() {
       } else {
         node->kind = Kind::kName;
         node->name = name;
+        saw_varargs_ |= name == "varargs";
+        saw_kwargs_ |= name == "kwargs";
+        saw_caller_ |= name == "caller";
       }
       return node;
     }
@@ -387,8 +390,11 @@ ExprPtr ExpressionParser::primary() {
     }
     case TokenKind::kInteger: {
       const std::string digits = take().text;
+      const char second = digits.size() > 2 && digits[0] == '0' ? digits[1] : '0';
+      const int base = second == 'x' ? 16 : second == 'o' ? 8 : second == 'b' ? 2 : 10;
       int64_t value = 0;
-      const auto result = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+      const auto result = std::from_chars(digits.data() + (base == 10 ? 0 : 2),
+                                          digits.data() + digits.size(), value, base);
       if (result.ec != std::errc()) {
         wrong("integer {} is too large", digits);
       }
@@ -396,7 +402,7 @@ ExprPtr ExpressionParser::primary() {
       return node;
     }
     case TokenKind::kFloat:
-      node->value = std::stod(take().text);
+      node->value = std::strtod(take().text.c_str(), nullptr);
       return node;
     default:
       if (at_operator("(")) {

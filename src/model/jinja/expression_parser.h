@@ -71,6 +71,10 @@ class ExpressionParser {
   ExprPtr primary();
 
   size_t at_ = 0;
+  // Names met since a macro began.
+  bool saw_varargs_ = false;
+  bool saw_kwargs_ = false;
+  bool saw_caller_ = false;
 
  private:
   ExprPtr make(Expr::Kind kind, std::string name = {}) const;

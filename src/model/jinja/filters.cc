@@ -24,10 +24,18 @@ Args with_positional(const Args& args, size_t from) {
   return rest;
 }
 
-/// Follows "a.b.0" through attributes and items.
-Value path(Runtime& runtime, Value value, const Value& attribute) {
+/// Follows "a.b.0" through attributes and items; `fallback`, when given, stands for what is
+/// missing.
+Value path(Runtime& runtime, Value value, const Value& attribute, const Value* fallback = nullptr) {
+  const auto step = [&](const Value& key) {
+    value = runtime.item(value, key);
+    if (value.is_undefined() && fallback != nullptr) {
+      value = *fallback;
+    }
+  };
   if (attribute.is_integral()) {
-    return runtime.item(value, attribute);
+    step(attribute);
+    return value;
   }
   const std::string& names = expect_string(attribute, "attribute");
   for (size_t from = 0; from <= names.size();) {
@@ -36,7 +44,7 @@ Value path(Runtime& runtime, Value value, const Value& attribute) {
     const bool number =
         !name.empty() && name.size() < 10 &&
         std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
-    value = runtime.item(value, number ? Value(std::atoi(name.c_str())) : Value(name));
+    step(number ? Value(std::atoi(name.c_str())) : Value(name));
     from = dot + 1;
   }
   return value;
@@ -115,8 +123,7 @@ Value do_map(Runtime& runtime, const Value& value, const Args& args) {
     expect(attribute != nullptr && args.named.size() == (fallback != nullptr ? 2U : 1U),
            "map expected a filter's name or attribute=");
     for (const Value& item : items) {
-      Value found = path(runtime, item, *attribute);
-      out.push_back(found.is_undefined() && fallback != nullptr ? *fallback : std::move(found));
+      out.push_back(path(runtime, item, *attribute, fallback));
     }
   } else {
     const std::string& filter = expect_string(args.positional[0], "map");
@@ -371,12 +378,16 @@ Value do_round(Runtime&, const Value& value, const Args& args) {
   const int64_t precision = b.integer(0, 0);
   expect(precision >= -300 && precision <= 300, "round cannot keep {} digits", precision);
   const std::string method = b.string(1, "common");
+  if (method == "common" && value.is_integral() && precision >= 0) {
+    return value.as_int();
+  }
   if (method == "common") {
     if (precision >= 0) {  // printing rounds the exact value, halves to even
       return std::strtod(fmt::format("{:.{}f}", value.as_double(), precision).c_str(), nullptr);
     }
     const double unit = std::pow(10.0, static_cast<double>(-precision));
-    return std::nearbyint(value.as_double() / unit) * unit;
+    const double rounded = std::nearbyint(value.as_double() / unit) * unit;
+    return value.is_integral() ? Value(static_cast<int64_t>(rounded)) : Value(rounded);
   }
   expect(method == "ceil" || method == "floor",
          "round expected the method common, ceil or floor, got {:?}", method);

@@ -172,9 +172,6 @@ class Interpreter {
         return Flow::kBreak;
       case Stmt::Kind::kContinue:
         return Flow::kContinue;
-      case Stmt::Kind::kDo:
-        evaluate(*node.expr);
-        break;
     }
     return Flow::kNext;
   }
@@ -324,10 +321,15 @@ class Interpreter {
     for (size_t i = node.parameters.size(); i < args.positional.size(); ++i) {
       rest.push_back(args.positional[i]);
     }
+    expect(rest.empty() || node.takes_varargs, "macro {} takes at most {} arguments, got {}", name,
+           node.parameters.size(), args.positional.size());
     scope_->set("varargs", Value::list(std::move(rest), List::Kind::kTuple));
     Dict more;
     for (size_t i = 0; i < args.named.size(); ++i) {
-      if (args.named[i].first == "caller" && !bound[i]) {
+      const bool caller = args.named[i].first == "caller";
+      expect(bound[i] || (caller ? node.takes_caller : node.takes_kwargs),
+             "macro {} has no parameter {:?}", name, args.named[i].first);
+      if (caller && !bound[i]) {
         scope_->set("caller", args.named[i].second);
       } else if (!bound[i]) {
         more.set(args.named[i].first, args.named[i].second);

@@ -244,6 +244,20 @@ class Lexer {
   }
 
   void number() {
+    const char letter = static_cast<char>(peek(1) | 0x20);
+    if (peek() == '0' && (letter == 'x' || letter == 'o' || letter == 'b')) {
+      size_t end = at_ + 2;
+      while (end < in_.size() &&
+             (std::isxdigit(static_cast<unsigned char>(in_[end])) || in_[end] == '_')) {
+        ++end;
+      }
+      std::string digits = {'0', letter};
+      digits += in_.substr(at_ + 2, end - at_ - 2);
+      std::erase(digits, '_');
+      push(TokenKind::kInteger, std::move(digits));
+      at_ = end;
+      return;
+    }
     size_t i = digits(at_);
     bool real = false;
     // "x.1.5" indexes twice: a number right behind a dot has no fraction of its own.

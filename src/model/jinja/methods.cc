@@ -37,12 +37,8 @@ std::vector<std::string> split_blanks(const std::string& s, int64_t most, bool f
   };
   for (skip(); at < characters.size(); skip()) {
     std::u32string part;
-    if (most >= 0 &&
-        static_cast<int64_t>(parts.size()) == most) {  // the rest, less its last blanks
+    if (most >= 0 && static_cast<int64_t>(parts.size()) == most) {  // the rest as it is
       part = characters.substr(at);
-      while (text::is_white_space(part.back())) {
-        part.pop_back();
-      }
       at = characters.size();
     } else {
       while (at < characters.size() && !text::is_white_space(characters[at])) {
@@ -137,22 +133,6 @@ Value strip_method(Runtime& runtime, const Value& self, const Args& args) {
   return runtime.text(strip(self.as_string(), b[0], kLeft, kRight));
 }
 
-template <bool kStart>
-Value affix(Runtime& runtime, const Value& self, const Args& args) {
-  const Bound b(kStart ? "startswith" : "endswith", args, {"prefix", "start", "end"});
-  expect(!b.has(1) && !b.has(2), "startswith and endswith take only the text to look for");
-  const Value& what = b.required(0);
-  const auto matches = [&](const Value& one) {
-    const std::string& affix = expect_string(one, kStart ? "startswith" : "endswith");
-    return kStart ? self.as_string().starts_with(affix) : self.as_string().ends_with(affix);
-  };
-  if (what.is_list()) {
-    const Values any = runtime.iterate(what);
-    return std::any_of(any.begin(), any.end(), matches);
-  }
-  return matches(what);
-}
-
 /// Python's slice bound for find and count.
 size_t text_bound(const Bound& b, size_t i, size_t size, size_t fallback) {
   if (!b.has(i) || b[i].is_none()) {
@@ -161,6 +141,27 @@ size_t text_bound(const Bound& b, size_t i, size_t size, size_t fallback) {
   const int64_t at = b.integer(i, 0);
   return static_cast<size_t>(std::clamp<int64_t>(at < 0 ? at + static_cast<int64_t>(size) : at, 0,
                                                  static_cast<int64_t>(size)));
+}
+
+template <bool kStart>
+Value affix(Runtime& runtime, const Value& self, const Args& args) {
+  const Bound b(kStart ? "startswith" : "endswith", args, {"prefix", "start", "end"});
+  const std::u32string all = b.has(1) ? text::to_code_points(self.as_string()) : U"";
+  const size_t start = text_bound(b, 1, all.size(), 0);
+  const size_t end = text_bound(b, 2, all.size(), all.size());
+  const std::string part = !b.has(1)     ? self.as_string()
+                           : start > end ? std::string()
+                                         : text::to_utf8(all.substr(start, end - start));
+  const Value& what = b.required(0);
+  const auto matches = [&](const Value& one) {
+    const std::string& affix = expect_string(one, kStart ? "startswith" : "endswith");
+    return kStart ? part.starts_with(affix) : part.ends_with(affix);
+  };
+  if (what.is_list()) {
+    const Values any = runtime.iterate(what);
+    return std::any_of(any.begin(), any.end(), matches);
+  }
+  return matches(what);
 }
 
 /// The position of the argument in characters, or -1.

@@ -118,10 +118,6 @@ class Parser : public ExpressionParser {
       }
       node = make(name == "break" ? Stmt::Kind::kBreak : Stmt::Kind::kContinue);
       end_tag(name);
-    } else if (name == "do") {
-      node = make(Stmt::Kind::kDo);
-      node->expr = tuple(true);
-      end_tag(name);
     } else {
       wrong(
           "unexpected block {:?}; expected if, for, set, macro, call, filter, with, raw, "
@@ -219,7 +215,13 @@ class Parser : public ExpressionParser {
   /// A body that loops around it cannot be left from.
   void function_body(Stmt& node, const char* end) {
     const int outer = std::exchange(loops_, 0);
+    const bool varargs = std::exchange(saw_varargs_, false);
+    const bool kwargs = std::exchange(saw_kwargs_, false);
+    const bool caller = std::exchange(saw_caller_, false);
     node.body = body_until(end);
+    node.takes_varargs = std::exchange(saw_varargs_, varargs);
+    node.takes_kwargs = std::exchange(saw_kwargs_, kwargs);
+    node.takes_caller = std::exchange(saw_caller_, caller);
     loops_ = outer;
   }
 

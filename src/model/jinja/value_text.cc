@@ -62,7 +62,7 @@ void quote_json(const std::string& s, bool ascii, std::string& out) {
   out += '"';
   for (size_t at = 0; at < s.size();) {
     const unsigned char c = static_cast<unsigned char>(s[at]);
-    if (c >= 0x80 && ascii) {
+    if (c >= 0x7F && ascii) {
       const text::Decoded d = text::decode_utf8(s, at);
       at += d.length;
       if (d.code_point < 0x10000) {
