@@ -33,9 +33,9 @@ struct TokenizerFiles {
   std::string config_json;
 };
 
-/// train_bpe with the default pattern, and a tokenizer_config.json that names the first special token
-/// as the end token and holds the chat template (empty: none). Error when there is no special token
-/// or vocab_size is below special.size() + 256.
+/// train_bpe with the default pattern, and a tokenizer_config.json that names the first special
+/// token as the end token and holds the chat template (empty: none). Error when there is no special
+/// token or vocab_size is below special.size() + 256.
 TokenizerFiles train_tokenizer(const std::vector<std::string>& texts, int64_t vocab_size,
                                const std::vector<std::string>& special,
                                const std::string& chat_template);

@@ -143,8 +143,8 @@ class Value {
 /// Limits on what a rendering may take; counts down and throws Error.
 class Budget {
  public:
-  static constexpr int64_t kSteps = 20'000'000;
-  static constexpr int64_t kBytes = int64_t{1} << 30;
+  static constexpr int64_t kSteps = 5'000'000;
+  static constexpr int64_t kBytes = int64_t{1} << 29;
   static constexpr int64_t kOutput = int64_t{1} << 26;
   static constexpr int kDepth = 600;       // nested evaluation
   static constexpr int kValueDepth = 200;  // nested lists and dictionaries
