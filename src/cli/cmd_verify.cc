@@ -1,18 +1,47 @@
 #include <cstdio>
 #include <filesystem>
+#include <utility>
 
+#include "base/error.h"
 #include "cli/commands.h"
 #include "eval/verify.h"
+#include "model/tokenizer_verify.h"
 #include "model/weights.h"
 
 namespace cambium {
 namespace {
 
 struct VerifyArgs {
-  std::string model, reference;
+  std::string model, tokenizer, reference;
 };
 
+int run_tokenizer(const VerifyArgs& args) {
+  const TokenizerReport report = verify_tokenizer(
+      args.tokenizer, args.reference.empty()
+                          ? (std::filesystem::path(args.tokenizer) / "reference.json").string()
+                          : args.reference);
+  for (const auto& [name, check] : {std::pair{"encode", report.encode},
+                                    {"encode with special tokens", report.encode_special},
+                                    {"decode", report.decode},
+                                    {"chat template", report.chat}}) {
+    std::printf("%-28s %6zu checked %6zu wrong\n", name, check.total, check.failed);
+  }
+  for (const std::string& mismatch : report.mismatches) {
+    std::printf("%s\n", mismatch.c_str());
+  }
+  std::printf("%s\n", report.ok()          ? "the tokenizer does what the reference says"
+                      : report.total() > 0 ? "the tokenizer does NOT do what the reference says"
+                                           : "the reference holds nothing to check");
+  return report.ok() ? 0 : 1;
+}
+
 int run(const VerifyArgs& args) {
+  expect(args.model.empty() != args.tokenizer.empty(),
+         "[verify] expected a checkpoint folder or --tokenizer DIR, {}",
+         args.model.empty() ? "got neither" : "got both");
+  if (!args.tokenizer.empty()) {
+    return run_tokenizer(args);
+  }
   const std::string reference =
       args.reference.empty()
           ? (std::filesystem::path(args.model) / "reference.safetensors").string()
@@ -35,8 +64,11 @@ int run(const VerifyArgs& args) {
 
 Action declare(Args& args) {
   auto a = std::make_shared<VerifyArgs>();
-  args.positional("model", "checkpoint folder", &a->model);
-  args.option("reference", "file with tokens.K, logits.K, greedy.K (MODEL/reference.safetensors)",
+  args.positional("model", "checkpoint folder", &a->model, false);
+  args.option("tokenizer", "folder of a tokenizer to verify in place of a model", &a->tokenizer);
+  args.option("reference",
+              "file with tokens.K, logits.K, greedy.K (MODEL/reference.safetensors), or of texts, "
+              "ids and chats (DIR/reference.json)",
               &a->reference);
   return [a] { return run(*a); };
 }
@@ -44,8 +76,11 @@ Action declare(Args& args) {
 }  // namespace
 
 Command verify_command() {
-  return {"verify", "compares a model with reference logits, by every way through it",
-          "  cambium verify tests/fixtures/llama", declare};
+  return {"verify",
+          "compares a model with reference logits, by every way through it; or a tokenizer",
+          "  cambium verify tests/fixtures/llama\n"
+          "  cambium verify --tokenizer DIR --reference reference.json",
+          declare};
 }
 
 }  // namespace cambium
