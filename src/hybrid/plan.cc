@@ -92,7 +92,7 @@ PlacePlan read_place(const PlanTable& table, PlacePlan place) {
   place.documents = table.get_int("documents", place.documents);
   place.list = table.get_int_list("list");
   if (place.method == "mmr") {
-    place.probe = read_train_config(table.table("probe"), place.probe);
+    place.probe = read_train_config(table.table("probe"), place.probe, true);
   }
   expect(place.method != "list" || !place.list.empty(),
          "{}: expected 'list', the layers to convert", table.where());
@@ -191,7 +191,7 @@ HybridPlan read_hybrid_plan(const std::filesystem::path& path, const std::string
   for (const char* phase : {"align", "distill", "sft"}) {
     phases[phase] = phase_defaults(phase);
     if (table.has(phase)) {
-      phases[phase] = read_train_config(table.table(phase), phases[phase]);
+      phases[phase] = read_train_config(table.table(phase), phases[phase], true);
     }
   }
   int64_t before = 0;
@@ -204,7 +204,7 @@ HybridPlan read_hybrid_plan(const std::filesystem::path& path, const std::string
     stage.gate = read_gate(entry.table("gate"), gate);
     const auto phase = [&](const char* name, TrainConfig& config) {
       const bool given = entry.has(name) || table.has(name);
-      config = read_train_config(entry.table(name), phases[name]);
+      config = read_train_config(entry.table(name), phases[name], true);
       return given && config.steps > 0;
     };
     stage.has_align = phase("align", stage.align);

@@ -42,7 +42,7 @@ void read_optimizer(const PlanTable& plan, OptimizerConfig& o) {
 
 }  // namespace
 
-TrainConfig read_train_config(const PlanTable& plan, const TrainConfig& defaults) {
+TrainConfig read_train_config(const PlanTable& plan, const TrainConfig& defaults, bool partial) {
   TrainConfig c = defaults;
   c.objective = static_cast<Objective>(
       choose(plan, "objective", c.objective == Objective::kAlign ? "align" : "end_to_end",
@@ -63,7 +63,8 @@ TrainConfig read_train_config(const PlanTable& plan, const TrainConfig& defaults
            "{}: tokens, sequence_length and sequences_per_step must be above zero", plan.where());
     c.steps = (tokens + step_tokens - 1) / step_tokens;
   }
-  expect(c.steps > 0, "{}: steps or tokens must be given, and above zero", plan.where());
+  expect(c.steps > 0 || (partial && c.steps == 0),
+         "{}: steps or tokens must be given, and above zero", plan.where());
   c.checkpoint_layers = plan.get_bool("checkpoint_layers", c.checkpoint_layers);
   c.checkpoint_every = plan.get_int("checkpoint_every", c.checkpoint_every);
   c.keep_checkpoints = plan.get_int("keep_checkpoints", c.keep_checkpoints);

@@ -21,6 +21,8 @@ namespace cambium {
 ///   [divergence] factor, window, patience
 ///
 /// What a key is not given for is as in `defaults`. Folder, label and resume are the caller's.
-TrainConfig read_train_config(const PlanTable& plan, const TrainConfig& defaults = {});
+/// With `partial`, steps may stay 0: the keys are defaults of stages that give their own.
+TrainConfig read_train_config(const PlanTable& plan, const TrainConfig& defaults = {},
+                              bool partial = false);
 
 }  // namespace cambium
