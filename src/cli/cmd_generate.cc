@@ -1,6 +1,7 @@
 // generate and chat.
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -14,6 +15,13 @@
 
 namespace cambium {
 namespace {
+
+// Set by Ctrl-C during an answer: the answer ends, the conversation does not.
+volatile std::sig_atomic_t interrupted = 0;
+
+void interrupt(int /*signal*/) {
+  interrupted = 1;
+}
 
 struct GenerateArgs {
   std::string model, prompt, input, output, storage = "f32", system;
@@ -84,7 +92,7 @@ std::string stream(Engine& engine, const Tokenizer& tokenizer, GenerationRequest
   };
   request.on_token = [&](int32_t token) {
     put(decoder.push(token));
-    return true;
+    return interrupted == 0;
   };
   std::vector<GenerationRequest> requests;
   requests.push_back(std::move(request));
@@ -186,12 +194,26 @@ int run_chat(const GenerateArgs& a) {
       continue;
     }
     messages.push_back({"user", line});
-    const std::string prompt = tokenizer.apply_chat_template(messages);
-    const std::string answer = stream(
-        engine, tokenizer,
-        request_of(a, tokenizer, loaded.model->spec(), tokenizer.encode(prompt, false)), false);
-    std::printf("\n");
-    messages.push_back({"assistant", answer});
+    const auto before = terminal ? std::signal(SIGINT, interrupt) : SIG_DFL;
+    interrupted = 0;
+    try {
+      const std::string prompt = tokenizer.apply_chat_template(messages);
+      const std::string answer = stream(
+          engine, tokenizer,
+          request_of(a, tokenizer, loaded.model->spec(), tokenizer.encode(prompt, false)), false);
+      std::printf("\n");
+      messages.push_back({"assistant", answer});
+    } catch (const Error& e) {
+      if (!terminal) {
+        throw;
+      }
+      // A conversation that outgrew the model: the next one need not.
+      std::fprintf(stderr, "%s\n/reset starts again.\n", e.what());
+      messages.pop_back();
+    }
+    if (terminal) {
+      std::signal(SIGINT, before);
+    }
   }
 }
 

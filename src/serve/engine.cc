@@ -79,6 +79,11 @@ Engine::Ticket Engine::submit(GenerationRequest request) {
   job->ticket = next_ticket_;
   job->result.prompt_tokens = job->prompt();
   job->submitted = Clock::now();
+  // An answer ends where the model's positions do.
+  int64_t& most_new = job->request.max_new_tokens;
+  most_new = std::min(most_new, cache_.plan().config().max_tokens - job->prompt() + 1);
+  expect(most_new > 0, "[engine] a prompt of {} tokens can never fit: the model has {} positions",
+         job->prompt(), cache_.plan().config().max_tokens);
   cache_.expect_fits(job->most());
   waiting_.push_back(std::move(job));
   return next_ticket_++;

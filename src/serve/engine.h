@@ -32,7 +32,7 @@ struct EngineConfig {
 
 struct GenerationRequest {
   std::vector<int32_t> prompt;
-  int64_t max_new_tokens = 256;
+  int64_t max_new_tokens = 256;  // fewer where the model's positions end
   /// Tokens that end the generation; the one that did is not part of the result.
   std::vector<int32_t> stop_ids{};
   SamplingConfig sampling{};
@@ -69,7 +69,7 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   /// Queues a request. Error when it could never run: an empty prompt, a token outside the
-  /// vocabulary, more tokens than the model's positions or the cache hold.
+  /// vocabulary, a prompt longer than the model's positions, more tokens than the cache holds.
   Ticket submit(GenerationRequest request);
   /// Runs one forward call; false when there was nothing to run.
   bool step();

@@ -200,6 +200,17 @@ TEST(Engine, ShortMemoryQueuesAndImpossibleRequestsAreErrors) {
   EXPECT_THROW(Engine(*loaded.model, {.prefill_chunk = 65}), Error);
 }
 
+TEST(Engine, AnswersEndWhereThePositionsDo) {
+  const LoadedModel loaded = mixed_model();  // of 512 positions
+  Engine engine(*loaded.model);
+  const auto results = engine.generate({{.prompt = prompt_of(508, 1), .max_new_tokens = 100},
+                                        {.prompt = prompt_of(512, 1), .max_new_tokens = 100}});
+  EXPECT_EQ(results[0].tokens.size(), 5U);
+  EXPECT_EQ(results[1].tokens.size(), 1U);
+  EXPECT_EQ(results[0].reason, FinishReason::kLength);
+  EXPECT_THROW(engine.submit({.prompt = prompt_of(513, 1), .max_new_tokens = 1}), Error);
+}
+
 TEST(Engine, LogitsMayBeSeenAndChanged) {
   const LoadedModel loaded = mixed_model();
   Engine engine(*loaded.model);
