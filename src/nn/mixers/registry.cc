@@ -9,7 +9,8 @@ const std::vector<MixerKind>& mixer_kinds() {
       {"sliding_window", 'W', "attention to the last `window` tokens", make_sliding_window},
       {"mamba", 'M', "Mamba-1 scan with grouped x and B, as in Apriel-H1", make_mamba},
       {"mamba2", '2', "Mamba-2 (SSD): matrix state, scalar decay per head", make_mamba2},
-      {"gated_delta_net", 'G', "Gated DeltaNet: delta rule with scalar decay", make_gated_delta_net},
+      {"gated_delta_net", 'G', "Gated DeltaNet: delta rule with scalar decay",
+       make_gated_delta_net},
       {"identity", '-', "no mixer: adds nothing to the residual", make_identity},
   };
   return kinds;
