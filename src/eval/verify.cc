@@ -92,7 +92,8 @@ double kl(Row reference, Row ours) {
 /// A sequence fed piece by piece through a cache, or again from its start each time without one.
 class Runner {
  public:
-  Runner(Model& model, Cache* cache, int64_t most) : model_(model), cache_(cache) {
+  Runner(Model& model, Arena& arena, Cache* cache, int64_t most)
+      : model_(model), arena_(arena), cache_(cache) {
     if (cache_ != nullptr) {
       slot_ = cache_->open(most);
       CAMBIUM_CHECK(slot_ >= 0);
@@ -128,10 +129,10 @@ class Runner {
 
  private:
   Model& model_;
+  Arena& arena_;
   Cache* cache_;
   int64_t slot_ = -1;
   std::vector<int32_t> fed_;
-  Arena arena_;
 };
 
 /// How to cut a prompt of n tokens: the ends of its pieces; empty = this way does not apply.
@@ -190,7 +191,7 @@ void compare(const Prompt& prompt, std::span<const float> ours, VerifyRow& row) 
   row.kl = mean <= row.kl ? row.kl : mean;
 }
 
-VerifyRow run(Model& model, const Way& way, const std::vector<Prompt>& prompts,
+VerifyRow run(Model& model, Arena& arena, const Way& way, const std::vector<Prompt>& prompts,
               const VerifyConfig& config) {
   VerifyRow row{.way = way.name};
   const auto vocab = static_cast<size_t>(model.spec().vocab);
@@ -205,7 +206,7 @@ VerifyRow run(Model& model, const Way& way, const std::vector<Prompt>& prompts,
                         .memory_bytes = 0,
                         .max_tokens = most,
                         .piece_tokens = prompt.size()});
-    Runner runner(model, way.cached ? &cache : nullptr, most);
+    Runner runner(model, arena, way.cached ? &cache : nullptr, most);
     std::vector<float> logits;
     int64_t begin = 0;
     for (const int64_t end : ends) {
@@ -243,8 +244,9 @@ VerifyReport verify_model(Model& model, const std::string& reference_file,
                           const VerifyConfig& config) {
   const std::vector<Prompt> prompts = read_prompts(reference_file, model.spec().vocab);
   VerifyReport report;
+  Arena arena;
   for (const Way& way : ways(config)) {
-    VerifyRow row = run(model, way, prompts, config);
+    VerifyRow row = run(model, arena, way, prompts, config);
     if (row.prompts > 0) {
       report.rows.push_back(std::move(row));
     }
