@@ -64,7 +64,7 @@ void adopt(PlanNode& node) {
   for (auto& [key, value] : node.values) {
     const std::string name(key.str());
     if (toml::table* table = value.as_table()) {
-      auto child = make_node(node.file, node.name_of(name), *table);
+      auto child = make_node(node.file, node.name_of(name), std::move(*table));
       adopt(*child);
       node.tables.emplace(name, std::move(child));
       moved.push_back(name);
@@ -73,7 +73,7 @@ void adopt(PlanNode& node) {
       TableList list;
       for (size_t i = 0; i < array->size(); ++i) {
         auto child = make_node(node.file, fmt::format("{}[{}]", node.name_of(name), i),
-                               *array->get(i)->as_table());
+                               std::move(*array->get(i)->as_table()));
         adopt(*child);
         list.push_back(std::move(child));
       }

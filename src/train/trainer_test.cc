@@ -43,5 +43,195 @@ TEST_F(TrainerTest, LearnsToCopy) {
   EXPECT_EQ(summary.steps, 400);
 }
 
+// One packed sequence of six documents, and two of three: the same documents, the same step.
+TEST_F(TrainerTest, GradientAccumulationIsOneBigBatch) {
+  const auto data = generated_source(
+      [](uint64_t index) {
+        Rng rng(3, index);
+        Document document;
+        for (int i = 0; i < 9; ++i) {
+          document.append({static_cast<int32_t>(rng.between(2, 23))},
+                          i > 2 + static_cast<int>(index % 4));
+        }
+        return document;
+      },
+      "fixed length");
+  std::vector<std::vector<float>> after;
+  std::vector<double> losses;
+  for (const int64_t pieces : {1, 2, 6}) {
+    LoadedModel model = fresh_model(tiny_attention(2), 1);
+    TrainConfig config = tiny_config(1);
+    config.sequence_length = 48 / pieces;
+    config.sequences_per_step = pieces;
+    Trainer trainer(*model.model, model.weights, config, *data);
+    const StepReport report = trainer.step();
+    EXPECT_EQ(report.tokens, 48);
+    losses.push_back(report.loss);
+    after.push_back({static_cast<float>(report.gradient_norm)});
+  }
+  for (size_t i = 1; i < losses.size(); ++i) {
+    EXPECT_NEAR(losses[i], losses[0], 1e-6);
+    EXPECT_NEAR(after[i][0], after[0][0], 1e-5F * after[0][0]);
+  }
+}
+
+TEST_F(TrainerTest, FrozenGroupsStayAndCostNothing) {
+  LoadedModel model = fresh_model(tiny_attention(2), 1);
+  const auto data = copy_task();
+  TrainConfig config = tiny_config(3);
+  for (const ParameterGroup g :
+       {ParameterGroup::kFeedForward, ParameterGroup::kNorm, ParameterGroup::kEmbedding}) {
+    config.optimizer.group(g).rate_scale = 0.0;
+  }
+  const int64_t bytes_before = model.weights.bytes();
+  std::map<std::string, std::vector<float>> before;
+  model.model->visit([&](const std::string& name, Parameter& p) {
+    before[name] = {p.tensor.ptr<float>(), p.tensor.ptr<float>() + p.numel()};
+  });
+  Trainer trainer(*model.model, model.weights, config, *data);
+  trainer.run();
+  int64_t trained = 0;
+  model.model->visit([&](const std::string& name, Parameter& p) {
+    const std::vector<float> now(p.tensor.ptr<float>(), p.tensor.ptr<float>() + p.numel());
+    EXPECT_EQ(now == before[name], p.group != ParameterGroup::kMixer) << name;
+    trained += p.group == ParameterGroup::kMixer ? p.numel() : 0;
+  });
+  EXPECT_EQ(trainer.optimizer().trained_parameters(), trained);
+  EXPECT_EQ(trainer.optimizer().state_bytes(), trained * 8);
+  EXPECT_EQ(model.weights.bytes() - bytes_before, trained * 4);
+}
+
+TEST_F(TrainerTest, DistillingFromItselfHasNoLossAndNoGradient) {
+  LoadedModel student = fresh_model(tiny_attention(2), 1);
+  LoadedModel teacher = fresh_model(tiny_attention(2), 1);
+  const auto data = copy_task();
+  TrainConfig config = tiny_config(1);
+  config.loss = {};
+  config.loss.reverse_kl = 1.0F;
+  config.loss.forward_kl = 0.5F;
+  Trainer trainer(*student.model, student.weights, config, *data, teacher.model.get());
+  const StepReport report = trainer.step();
+  EXPECT_NEAR(report.loss, 0.0, 1e-6);
+  EXPECT_NEAR(report.gradient_norm, 0.0, 1e-5);
+  EXPECT_EQ(report.agreement, 1.0);
+}
+
+TEST_F(TrainerTest, CheckpointedLayersGiveTheSameSteps) {
+  const auto data = copy_task();
+  std::vector<std::vector<float>> after;
+  for (const bool checkpointed : {false, true}) {
+    LoadedModel model = fresh_model(tiny_attention(3), 1);
+    TrainConfig config = tiny_config(3);
+    config.checkpoint_layers = checkpointed;
+    Trainer trainer(*model.model, model.weights, config, *data);
+    trainer.run();
+    after.push_back(all_weights(*model.model));
+  }
+  // Running a layer again adds gradients in another order: equal up to rounding.
+  ASSERT_EQ(after[0].size(), after[1].size());
+  for (size_t i = 0; i < after[0].size(); ++i) {
+    EXPECT_NEAR(after[0][i], after[1][i], 1e-5) << i;
+  }
+}
+
+// Alignment trains the mixers of its layers and nothing else, and brings their outputs closer.
+TEST_F(TrainerTest, AlignsSingleMixers) {
+  LoadedModel teacher = fresh_model(tiny_attention(3), 1);
+  LoadedModel student = fresh_model(tiny_attention(3), 2);
+  const std::vector<float> before = all_weights(*student.model);
+  const auto data = copy_task();
+  TrainConfig config = tiny_config(60);
+  config.objective = Objective::kAlign;
+  config.align.layers = {0, 2};
+  config.align.all_tokens = true;
+  Trainer trainer(*student.model, student.weights, config, *data, teacher.model.get());
+  const StepReport first = trainer.step();
+  ASSERT_EQ(first.align_layers.size(), 2U);
+  StepReport last;
+  trainer.run([&](const StepReport& report) {
+    last = report;
+    return true;
+  });
+  EXPECT_LT(last.align_layers[0], 0.7 * first.align_layers[0]);
+  EXPECT_LT(last.align_layers[1], 0.7 * first.align_layers[1]);
+  student.model->visit([&](const std::string& name, Parameter& p) {
+    const bool chosen = name.starts_with("layers.0.mixer.") || name.starts_with("layers.2.mixer.");
+    EXPECT_EQ(p.tensor.has_grad(), chosen) << name;
+  });
+}
+
+TEST_F(TrainerTest, NamesStepLayerAndLastCheckpointOfNumbersThatAreNotFinite) {
+  const auto data = copy_task();
+  struct Case {
+    const char* parameter;
+    float value;
+    const char* expected;
+  };
+  for (const Case& c : {Case{"layers.1.mixer.q_proj.weight", NAN, "layers.1.mixer.q_proj.weight"},
+                        Case{"layers.1.feed_forward.down.weight", 3e38F, "layer 1's feed-forward"},
+                        Case{"layers.2.mixer.o_proj.weight", 3e38F, "layer 2's mixer"}}) {
+    const TestFolder folder;
+    LoadedModel model = fresh_model(tiny_attention(3), 1);
+    TrainConfig config = tiny_config(10);
+    config.folder = folder.at("run");
+    Trainer trainer(*model.model, model.weights, config, *data);
+    trainer.step();
+    trainer.step();
+    trainer.save_checkpoint();
+    model.model->visit([&](const std::string& name, Parameter& p) {
+      if (name == c.parameter) {
+        std::fill_n(p.tensor.ptr<float>(), p.numel(), c.value);
+      }
+    });
+    const std::string error = error_of([&] { trainer.step(); });
+    EXPECT_THAT(error, HasSubstr("step 2"));
+    EXPECT_THAT(error, HasSubstr(c.expected));
+    EXPECT_THAT(error, HasSubstr("checkpoints/step-000002"));
+  }
+}
+
+TEST_F(TrainerTest, StopsWhenTheLossDiverges) {
+  LoadedModel model = fresh_model(tiny_attention(2), 1);
+  const auto data = copy_task();
+  TrainConfig config = tiny_config(60);
+  config.divergence = {.factor = 0.01, .window = 10, .patience = 3};
+  Trainer trainer(*model.model, model.weights, config, *data);
+  EXPECT_THAT(error_of([&] { trainer.run(); }), HasSubstr("running median"));
+  EXPECT_EQ(trainer.next_step(), 12);
+}
+
+TEST_F(TrainerTest, RefusesImpossibleSettings) {
+  LoadedModel model = fresh_model(tiny_attention(2), 1);
+  LoadedModel teacher = fresh_model(tiny_attention(3), 1);
+  const auto data = copy_task();
+  struct Case {
+    const char* expected;
+    std::function<void(TrainConfig&)> change;
+    bool with_teacher;
+  };
+  for (const Case& c : std::vector<Case>{
+           {"steps must be above zero", [](TrainConfig& x) { x.steps = 0; }, false},
+           {"needs a teacher", [](TrainConfig& x) { x.loss.reverse_kl = 1.0F; }, false},
+           {"every loss has weight zero", [](TrainConfig& x) { x.loss = {}; }, false},
+           {"needs the list of layers", [](TrainConfig& x) { x.objective = Objective::kAlign; },
+            true},
+           {"layer 2 to align does not exist", [](TrainConfig& x) { x.align.layers = {2}; }, true},
+           {"got 3 of 16", [](TrainConfig& x) { x.align.layers = {1}; }, true},
+           {"nothing is to be trained",
+            [](TrainConfig& x) {
+              x.trainable = [](const std::string&, const Parameter&) { return false; };
+            },
+            false},
+           {"learning rate", [](TrainConfig& x) { x.schedule.peak = 0.0; }, false}}) {
+    TrainConfig config = tiny_config(5);
+    c.change(config);
+    EXPECT_THAT(error_of([&] {
+                  Trainer(*model.model, model.weights, config, *data,
+                          c.with_teacher ? teacher.model.get() : nullptr);
+                }),
+                HasSubstr(c.expected));
+  }
+}
+
 }  // namespace
 }  // namespace cambium

@@ -1,0 +1,111 @@
+// The gradient of whole models in double precision against finite differences, with every mixer.
+#include <gtest/gtest.h>
+
+#include "train/testing.h"
+
+namespace cambium {
+namespace {
+
+MixerSpec window_mixer() {
+  MixerSpec mixer = testing::attention_mixer();
+  mixer.kind = "sliding_window";
+  mixer.options.set("window", int64_t{3});
+  return mixer;
+}
+
+MixerSpec mamba_mixer() {
+  return {
+      "mamba",
+      {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
+}
+
+MixerSpec mamba2_mixer() {
+  return {"mamba2",
+          {{"heads", int64_t{2}},
+           {"head_dim", int64_t{8}},
+           {"state", int64_t{4}},
+           {"b_heads", int64_t{1}}}};
+}
+
+MixerSpec delta_mixer() {
+  return {"gated_delta_net",
+          {{"heads", int64_t{2}}, {"key_dim", int64_t{4}}, {"value_dim", int64_t{8}}}};
+}
+
+/// A double-precision copy of a fresh model.
+struct DoubleModel {
+  explicit DoubleModel(const ModelSpec& spec, uint64_t seed, bool trained) : model(spec) {
+    LoadedModel start = fresh_model(spec, seed, 0.2);
+    weights.allocate(
+        model, [trained](const std::string&, const Parameter&) { return trained; },
+        MatrixStorage::kF32, Dtype::kF64);
+    std::map<std::string, Tensor> from;
+    start.model->visit([&](const std::string& name, Parameter& p) { from[name] = p.tensor; });
+    model.visit(
+        [&](const std::string& name, Parameter& p) { copy_values(p.tensor, from.at(name)); });
+  }
+  Model model;
+  Weights weights;
+};
+
+double loss_of(Model& student, Model& teacher, const PackedSequence& sequence, bool backward,
+               bool checkpointed) {
+  Arena arena;
+  Tape tape(arena);
+  Context plain{.arena = &arena};
+  Context ctx{.arena = &arena, .tape = backward ? &tape : nullptr};
+  LossInputs inputs;
+  inputs.teacher_hidden = teacher.forward(plain, sequence.batch);
+  inputs.teacher_head = teacher.head().detached();
+  ForwardOptions options;
+  options.checkpoint_layers = checkpointed;
+  inputs.hidden = student.forward(ctx, sequence.batch, options);
+  inputs.head = backward ? student.head() : student.head().detached();
+  inputs.labels = sequence.labels;
+  inputs.scale = 1.0 / static_cast<double>(sequence.learned);
+  LossConfig config{.cross_entropy = 0.5F};
+  config.forward_kl = 0.3F;
+  config.reverse_kl = 0.7F;
+  config.temperature = 1.5F;
+  const LossSums sums = head_loss(ctx, inputs, config);
+  tape.backward();
+  return sums.total * inputs.scale;
+}
+
+TEST(WholeModelGradient, EqualsFiniteDifferences) {
+  const auto data = testing::copy_task();
+  Packer packer(*data, 1, 24, LongDocuments::kDrop);
+  const PackedSequence sequence = packer.next();
+  ASSERT_GT(sequence.batch.segments().count(), 1);
+  for (const std::vector<MixerSpec>& mixers :
+       std::vector<std::vector<MixerSpec>>{{testing::attention_mixer(), mamba_mixer()},
+                                           {window_mixer(), mamba2_mixer()},
+                                           {delta_mixer(), testing::attention_mixer()}}) {
+    const ModelSpec spec = testing::tiny_spec(mixers);
+    for (const bool checkpointed : {false, true}) {
+      DoubleModel student(spec, 1, true);
+      DoubleModel teacher(testing::tiny_attention(2), 2, false);
+      loss_of(student.model, teacher.model, sequence, true, checkpointed);
+      student.model.visit([&](const std::string& name, Parameter& p) {
+        // A fixed few of each parameter's numbers: first, last and one between.
+        for (const int64_t i : {int64_t{0}, p.numel() / 2, p.numel() - 1}) {
+          double& w = p.tensor.ptr<double>()[i];
+          const double kept = w;
+          constexpr double kStep = 1e-5;
+          w = kept + kStep;
+          const double above = loss_of(student.model, teacher.model, sequence, false, checkpointed);
+          w = kept - kStep;
+          const double below = loss_of(student.model, teacher.model, sequence, false, checkpointed);
+          w = kept;
+          const double expected = (above - below) / (2.0 * kStep);
+          EXPECT_NEAR(p.tensor.grad_ptr<double>()[i], expected,
+                      1e-6 * std::max(1e-2, std::abs(expected)))
+              << layer_map(spec) << " " << name << "[" << i << "]";
+        }
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cambium
