@@ -101,7 +101,7 @@ text::BpeConfig bpe_config(const json& model, bool byte_level) {
   expect(type == "BPE", "[tokenizer] expected model type BPE, got {:?}", type);
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const auto found = model.find(key);
-    expect(found == model.end() || found->is_null() || *found == "",
+    expect(found == model.end() || found->is_null() || found->dump() == "\"\"",
            "[tokenizer] model.{} is not supported, got {}", key,
            found == model.end() ? "" : found->dump());
   }

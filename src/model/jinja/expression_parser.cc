@@ -136,8 +136,9 @@ ExprPtr ExpressionParser::negation() {
 }
 
 ExprPtr ExpressionParser::comparison() {
-  ExprPtr first = sum();
   auto node = make(Kind::kCompare);
+  node->args.push_back(sum());
+  node->line = node->args[0]->line;
   for (;;) {
     std::string op;
     for (const char* symbol : {"==", "!=", "<=", ">=", "<", ">"}) {
@@ -155,14 +156,10 @@ ExprPtr ExpressionParser::comparison() {
     } else {
       break;
     }
-    if (node->args.empty()) {
-      node->line = first->line;
-      node->args.push_back(std::move(first));
-    }
     node->ops.push_back(op);
     node->args.push_back(sum());
   }
-  return node->ops.empty() ? std::move(first) : checked(std::move(node));
+  return node->ops.empty() ? std::move(node->args[0]) : checked(std::move(node));
 }
 
 ExprPtr ExpressionParser::chain(ExprPtr (ExpressionParser::*operand)(),

@@ -404,8 +404,9 @@ Bound::Bound(std::string_view function, const Args& args, std::initializer_list<
     values_[i] = &args.positional[i];
   }
   for (const auto& [name, value] : args.named) {
-    const auto found = std::find_if(names_.begin(), names_.end(),
-                                    [&](const char* known) { return name == known; });
+    const auto found =
+        std::find_if(names_.begin(), names_.end(),
+                     [&wanted = name](const char* known) { return wanted == known; });
     expect(found != names_.end(), "{} has no parameter {:?}", function, name);
     const Value*& place = values_[static_cast<size_t>(found - names_.begin())];
     expect(place == nullptr, "{} got {:?} twice", function, name);

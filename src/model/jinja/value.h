@@ -18,6 +18,8 @@
 namespace cambium::jinja {
 
 class Value;
+class Dict;
+struct Namespace;
 class Runtime;
 
 /// A name or attribute that does not exist: prints as nothing, is false, empty when iterated, and
@@ -40,29 +42,6 @@ struct List {
   std::vector<Value> items;
   int depth = 1;       // nesting, bounded so that walking a value cannot exhaust the stack
   bool spent = false;  // a generator that was read
-};
-
-/// Keeps the order of insertion.
-class Dict {
- public:
-  const Value* find(const Value& key) const;
-  const Value* find(std::string_view key) const;
-  /// Replaces the value of an equal key.
-  void set(Value key, Value value);
-  size_t size() const { return items_.size(); }
-  const std::vector<std::pair<Value, Value>>& items() const { return items_; }
-  int depth() const { return depth_; }
-  void clear();
-
- private:
-  std::vector<std::pair<Value, Value>> items_;
-  std::unordered_map<std::string, size_t> index_;  // of text keys, once there are many
-  int depth_ = 1;
-};
-
-/// What `namespace()` makes: the one thing that can be assigned to.
-struct Namespace {
-  Dict values;
 };
 
 struct Args {
@@ -138,6 +117,29 @@ class Value {
 
  private:
   Data data_;
+};
+
+/// Keeps the order of insertion.
+class Dict {
+ public:
+  const Value* find(const Value& key) const;
+  const Value* find(std::string_view key) const;
+  /// Replaces the value of an equal key.
+  void set(Value key, Value value);
+  size_t size() const { return items_.size(); }
+  const std::vector<std::pair<Value, Value>>& items() const { return items_; }
+  int depth() const { return depth_; }
+  void clear();
+
+ private:
+  std::vector<std::pair<Value, Value>> items_;
+  std::unordered_map<std::string, size_t> index_;  // of text keys, once there are many
+  int depth_ = 1;
+};
+
+/// What `namespace()` makes: the one thing that can be assigned to.
+struct Namespace {
+  Dict values;
 };
 
 /// Limits on what a rendering may take; counts down and throws Error.

@@ -216,8 +216,31 @@ bool is_word(char32_t c) {
   }
 }
 
+// A character below U+0300 never changes by itself and never joins what stands before it. So only
+// runs of other characters need work, each with the character in front that it may join.
 std::string to_nfc(std::string_view text) {
-  return normalise(text, UTF8PROC_COMPOSE);
+  const auto low = [&](size_t at) { return static_cast<unsigned char>(text[at]) < 0xCC; };
+  std::string out;
+  out.reserve(text.size());
+  size_t before = 0;  // the character in front of `at`
+  for (size_t at = 0; at < text.size();) {
+    if (low(at)) {
+      const size_t length =
+          static_cast<unsigned char>(text[at]) < 0x80 ? 1 : decode_utf8(text, at).length;
+      out.append(text, at, length);
+      before = at;
+      at += length;
+      continue;
+    }
+    size_t end = at;
+    while (end < text.size() && !low(end)) {
+      end += decode_utf8(text, end).length;
+    }
+    out.resize(out.size() - (at - before));
+    out += normalise(text.substr(before, end - before), UTF8PROC_COMPOSE);
+    before = at = end;
+  }
+  return out;
 }
 std::string to_nfd(std::string_view text) {
   return normalise(text, UTF8PROC_DECOMPOSE);
