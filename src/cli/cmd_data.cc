@@ -21,11 +21,7 @@ struct DataArgs {
 
 int run(const DataArgs& args) {
   PlanTable table = PlanTable::parse("", "--set");
-  for (const std::string& entry : args.set) {
-    const size_t at = entry.find('=');
-    expect(at != std::string::npos && at > 0, "--set: expected key=value, got '{}'", entry);
-    table.set(entry.substr(0, at), entry.substr(at + 1));
-  }
+  table.set_all(args.set);
   ProblemSpec spec = read_problem_spec(table);
   table.expect_all_used();
   if (args.kind != "mixed") {

@@ -28,11 +28,7 @@ int run(const DistillArgs& a) {
          "{} and {} have different tokenizers; a student learns from a teacher with the same ids",
          a.student, a.teacher);
   PlanTable table = PlanTable::parse("", "--set");
-  for (const std::string& entry : a.set) {
-    const size_t at = entry.find('=');
-    expect(at != std::string::npos && at > 0, "--set: expected key=value, got '{}'", entry);
-    table.set(entry.substr(0, at), entry.substr(at + 1));
-  }
+  table.set_all(a.set);
   TrainConfig config;
   config.objective = a.objective == "align" ? Objective::kAlign : Objective::kEndToEnd;
   config.steps = a.steps;

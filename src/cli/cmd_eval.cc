@@ -60,11 +60,7 @@ int run_eval(const EvalArgs& a) {
   Task task;
   if (a.task == "problems" || a.task == "retrieval") {
     PlanTable table = PlanTable::parse("", "--set");
-    for (const std::string& entry : a.set) {
-      const size_t at = entry.find('=');
-      expect(at != std::string::npos && at > 0, "--set: expected key=value, got '{}'", entry);
-      table.set(entry.substr(0, at), entry.substr(at + 1));
-    }
+    table.set_all(a.set);
     const ProblemSpec spec = read_problem_spec(table);
     table.expect_all_used();
     task = problem_task(spec, a.task == "problems" ? ProblemKind::kWord : ProblemKind::kRetrieval,

@@ -46,11 +46,7 @@ Tokenizer prepare_tokenizer(const PlanTable& table, const ProblemSpec& problems,
 
 int run(const TrainArgs& args) {
   PlanTable plan = PlanTable::read(args.plan);
-  for (const std::string& entry : args.set) {
-    const size_t at = entry.find('=');
-    expect(at != std::string::npos && at > 0, "--set: expected key=value, got '{}'", entry);
-    plan.set(entry.substr(0, at), entry.substr(at + 1));
-  }
+  plan.set_all(args.set);
   const std::filesystem::path folder =
       args.output.empty() ? plan.get_string("output", "out/train") : args.output;
   plan.get_string("output", "");

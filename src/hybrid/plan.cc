@@ -158,11 +158,7 @@ ProblemSpec read_problem_spec(const PlanTable& plan) {
 HybridPlan read_hybrid_plan(const std::filesystem::path& path, const std::string& teacher,
                             const std::vector<std::string>& overrides) {
   PlanTable table = PlanTable::read(path.string());
-  for (const std::string& entry : overrides) {
-    const size_t at = entry.find('=');
-    expect(at != std::string::npos && at > 0, "--set: expected key=value, got '{}'", entry);
-    table.set(entry.substr(0, at), entry.substr(at + 1));
-  }
+  table.set_all(overrides);
   HybridPlan plan;
   plan.name = table.get_string("name", path.stem().string());
   plan.teacher = table.get_string("teacher", "");

@@ -301,6 +301,14 @@ void PlanTable::set(const std::string& dotted_key, const std::string& value) {
   node->values.insert_or_assign(parts.back(), *parsed.get("value"));
 }
 
+void PlanTable::set_all(const std::vector<std::string>& assignments) {
+  for (const std::string& entry : assignments) {
+    const size_t at = entry.find('=');
+    expect(at != std::string::npos && at > 0, "--set: expected key=value, got '{}'", entry);
+    set(entry.substr(0, at), entry.substr(at + 1));
+  }
+}
+
 void PlanTable::expect_all_used() const {
   check_used(*node_);
 }

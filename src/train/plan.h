@@ -42,6 +42,8 @@ class PlanTable {
   /// Sets "a.b.c" to a TOML value given as text, as a command line does: "3", "0.1", "[1, 2]". Text
   /// that is no TOML value is taken as a string.
   void set(const std::string& dotted_key, const std::string& value);
+  /// The same for each "key=value", as --set gives them; Error for one without "=".
+  void set_all(const std::vector<std::string>& assignments);
 
   /// Error for the first key of this table or any below it that was never asked for.
   void expect_all_used() const;
