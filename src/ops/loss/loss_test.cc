@@ -268,7 +268,11 @@ struct AlignCase {
 class AlignLoss : public ::testing::TestWithParam<AlignCase> {};
 
 TEST_P(AlignLoss, MatchesDefinitionAndDifferences) {
-  const auto [tokens, channels, squared, masked] = GetParam();
+  const AlignCase& c = GetParam();
+  const int64_t tokens = c.tokens;
+  const int64_t channels = c.channels;
+  const bool squared = c.squared;
+  const bool masked = c.masked;
   auto values = draw({{{tokens, channels}}, {{tokens, channels}}});
   const auto labels = masked ? make_labels(tokens, 5) : std::vector<int32_t>{};
   std::vector<double> grad;
