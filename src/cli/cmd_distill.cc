@@ -45,30 +45,19 @@ int run(const DistillArgs& a) {
   config.checkpoint_layers = a.checkpoint_layers;
   config.checkpoint_every = a.every;
   config.align.layers = a.layers;
+  config.trained = a.mixers_only ? Trained::kConverted : Trained::kEverything;
   config = read_train_config(table.table("train"), config);
   const ProblemSpec problems = read_problem_spec(table.table("problems"));
   table.expect_all_used();
   config.folder = a.output;
   config.resume = a.resume;
   config.label = "distill";
-  std::vector<std::string> converted;
   for (size_t i = 0; i < student.model->spec().layers.size(); ++i) {
-    if (student.model->spec().layers[i].mixer != teacher.model->spec().layers.at(i).mixer) {
-      converted.push_back("layers." + std::to_string(i) + ".mixer.");
-      if (config.objective == Objective::kAlign && a.layers.empty()) {
-        config.align.layers.push_back(static_cast<int64_t>(i));
-      }
+    const bool converted =
+        student.model->spec().layers[i].mixer != teacher.model->spec().layers.at(i).mixer;
+    if (converted && config.objective == Objective::kAlign && a.layers.empty()) {
+      config.align.layers.push_back(static_cast<int64_t>(i));
     }
-  }
-  if (a.mixers_only) {
-    config.trainable = [converted](const std::string& name, const Parameter&) {
-      for (const std::string& prefix : converted) {
-        if (name.starts_with(prefix)) {
-          return true;
-        }
-      }
-      return false;
-    };
   }
   const std::shared_ptr<DocumentSource> source =
       a.data.empty() ? problem_source(tokenizer, problems, Split::kTrain, config.seed)

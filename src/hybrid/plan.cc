@@ -206,6 +206,15 @@ HybridPlan read_hybrid_plan(const std::filesystem::path& path, const std::string
     stage.has_align = phase("align", stage.align);
     stage.has_distill = phase("distill", stage.distill);
     stage.has_sft = phase("sft", stage.sft);
+    const bool scored = stage.place.method.starts_with("leave");
+    expect(!scored || stage.place.metric != "accuracy" || plan.evaluate.problems > 0,
+           "{}: metric accuracy needs problems to answer: give [evaluate] 'task' and 'task_path'",
+           entry.where());
+    expect(stage.place.method != "mmr" || stage.place.probe.steps > 0,
+           "{}: mmr needs [place.probe] 'steps' above 0", entry.where());
+    expect(stage.gate.min_accuracy_kept == 0.0 || plan.evaluate.problems > 0,
+           "{}: a gate on accuracy needs problems: give [evaluate] 'task' and 'task_path'",
+           entry.where());
     expect(stage.layers > before,
            "{}: expected 'layers' to grow from stage to stage, got {} after {}", entry.where(),
            stage.layers, before);
@@ -234,95 +243,6 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
       make_mixer(graft_spec(layer.mixer, teacher.width, stage.graft), teacher.width);
     }
   }
-}
-
-std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, double flops) {
-  Model model(teacher);
-  const auto parameters = static_cast<double>(model.parameter_count());
-  const auto layers = static_cast<int64_t>(teacher.layers.size());
-  int64_t cache = 0;
-  for (int64_t i = 0; i < layers; ++i) {
-    cache += model.layer(i).mixer().state_layout().bytes_per_token(2);
-  }
-  std::string s;
-  s += fmt::format("plan       {}\nteacher    {}: {} parameters, {} layers, width {}\n", plan.name,
-                   plan.teacher.string(), human_count(parameters), layers, teacher.width);
-  s += fmt::format("cache      {} a token with every layer attention (bf16)\n",
-                   human_bytes(static_cast<uint64_t>(cache)));
-  s += fmt::format("data       {}\n\n",
-                   plan.data.train.empty() ? "generated problems" : plan.data.train);
-  double all_tokens = 0.0;
-  double all_flops = 0.0;
-  int64_t before = 0;
-  ModelSpec hybrid = teacher;
-  for (const StagePlan& stage : plan.stages) {
-    s += fmt::format("stage {}: {} of {} layers ({} more) become {}{}\n", stage.name, stage.layers,
-                     layers, stage.layers - before, stage.graft.mixer,
-                     stage.graft.faithful ? ", the released layout" : "");
-    s += fmt::format("  place    {}", stage.place.method);
-    if (stage.place.method == "mmr") {
-      s += fmt::format(": {} probes of {} steps\n", layers - before, stage.place.probe.steps);
-    } else if (stage.place.method.starts_with("leave")) {
-      s += fmt::format(" by {} on {} documents\n", stage.place.metric, stage.place.documents);
-    } else {
-      s += "\n";
-    }
-    const auto phase = [&](const char* name, bool has, const TrainConfig& c, double passes) {
-      if (!has) {
-        return;
-      }
-      const auto tokens = static_cast<double>(c.steps * c.sequences_per_step * c.sequence_length);
-      // 2 FLOPs a parameter and token forward (teacher and student), 4 backward.
-      const double work = passes * parameters * tokens;
-      all_tokens += tokens;
-      all_flops += work;
-      s += fmt::format(
-          "  {:<8} {} steps of {} x {} tokens = {} tokens, rate {:g}, {} warm-up, {} decay; {:.3g} "
-          "FLOP, {}\n",
-          name, c.steps, c.sequences_per_step, c.sequence_length, human_count(tokens),
-          c.schedule.peak, c.schedule.warmup_steps, decay_name(c.schedule.decay), work,
-          human_duration(work / flops));
-    };
-    phase("align", stage.has_align, stage.align, 2.0);
-    phase("distill", stage.has_distill, stage.distill, 8.0);
-    phase("sft", stage.has_sft, stage.sft, 6.0);
-    s += "  gate     ";
-    std::vector<std::string> asks;
-    if (stage.gate.max_reverse_kl > 0) {
-      asks.push_back(fmt::format("held-out reverse KL at most {:g}", stage.gate.max_reverse_kl));
-    }
-    if (stage.gate.min_accuracy_kept > 0) {
-      asks.push_back(fmt::format("at least {:.0f} % of the teacher's accuracy",
-                                 100.0 * stage.gate.min_accuracy_kept));
-    }
-    s += asks.empty() ? "none" : join(asks, " and ");
-    s += fmt::format("; {} retries\n", stage.gate.retries);
-    // Which layers go does not change what the cache takes: the layers of a teacher are alike.
-    for (int64_t i = before; i < stage.layers; ++i) {
-      LayerSpec& layer = hybrid.layers[static_cast<size_t>(i)];
-      layer.mixer =
-          graft_spec(teacher.layers[static_cast<size_t>(i)].mixer, teacher.width, stage.graft);
-    }
-    int64_t left = 0;
-    int64_t fixed = 0;
-    for (const LayerSpec& layer : hybrid.layers) {
-      const StateLayout layout = make_mixer(layer.mixer, hybrid.width)->state_layout();
-      left += layout.window > 0 ? 0 : layout.bytes_per_token(2);
-      fixed += layout.bytes_per_sequence() + layout.window * layout.bytes_per_token(2);
-    }
-    s += fmt::format("  cache    {} a token and {} a sequence\n\n",
-                     human_bytes(static_cast<uint64_t>(left)),
-                     human_bytes(static_cast<uint64_t>(fixed)));
-    before = stage.layers;
-  }
-  // fp32 weights, gradients and two moments of the student; bf16 teacher.
-  s += fmt::format("in all     {} tokens, {:.3g} FLOP: {} at {:.3g} FLOP/s (--flops changes it)\n",
-                   human_count(all_tokens), all_flops, human_duration(all_flops / flops), flops);
-  s += fmt::format(
-      "memory     {} for the student's weights, gradients and moments (fp32) and the teacher's "
-      "weights (bf16), before activations\n",
-      human_bytes(static_cast<uint64_t>(parameters * 18.0)));
-  return s;
 }
 
 }  // namespace cambium

@@ -47,6 +47,9 @@ TrainConfig read_train_config(const PlanTable& plan, const TrainConfig& defaults
   c.objective = static_cast<Objective>(
       choose(plan, "objective", c.objective == Objective::kAlign ? "align" : "end_to_end",
              {"end_to_end", "align"}));
+  const char* const trained[] = {"everything", "mixers", "converted"};
+  c.trained = static_cast<Trained>(choose(plan, "train", trained[static_cast<size_t>(c.trained)],
+                                          {std::begin(trained), std::end(trained)}));
   c.sequence_length = plan.get_int("sequence_length", c.sequence_length);
   c.sequences_per_step = plan.get_int("sequences_per_step", c.sequences_per_step);
   c.long_documents = static_cast<LongDocuments>(

@@ -10,6 +10,7 @@ namespace cambium {
 /// Reads, all optional but for steps or tokens:
 ///
 ///   objective = "end_to_end" | "align"
+///   train = "everything" | "mixers" | "converted"
 ///   steps, or tokens (a step has sequence_length * sequences_per_step)
 ///   sequence_length, sequences_per_step, long_documents = "cut" | "drop", seed
 ///   checkpoint_layers, checkpoint_every, keep_checkpoints

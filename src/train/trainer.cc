@@ -78,6 +78,9 @@ void Trainer::check_config() const {
            "teacher and student must share their vocabulary, got {} and {} tokens",
            teacher_->spec().vocab, student_.spec().vocab);
   }
+  expect(config_.trained != Trained::kConverted ||
+             (teacher_ != nullptr && teacher_->layer_count() == student_.layer_count()),
+         "training the converted mixers needs a teacher of as many layers, to tell which they are");
   for (const int64_t layer : config_.align.layers) {
     expect(layer >= 0 && layer < student_.layer_count(),
            "layer {} to align does not exist; the model has layers 0 to {}", layer,
@@ -101,10 +104,16 @@ bool Trainer::is_trained(const std::string& name, const Parameter& p) const {
   if (config_.optimizer.group(p.group).rate_scale == 0.0) {
     return false;
   }
-  if (config_.objective == Objective::kAlign) {
+  if (config_.objective == Objective::kAlign || config_.trained != Trained::kEverything) {
     const std::vector<std::string> parts = split(name, '.');
-    if (parts.size() < 4 || parts[0] != "layers" || parts[2] != "mixer" ||
-        !align_layer(std::stoll(parts[1]))) {
+    if (parts.size() < 4 || parts[0] != "layers" || parts[2] != "mixer") {
+      return false;
+    }
+    const int64_t layer = std::stoll(parts[1]);
+    const auto at = static_cast<size_t>(layer);
+    if ((config_.objective == Objective::kAlign && !align_layer(layer)) ||
+        (config_.trained == Trained::kConverted &&
+         student_.spec().layers[at].mixer == teacher_->spec().layers[at].mixer)) {
       return false;
     }
   }

@@ -31,6 +31,13 @@ enum class Objective {
   kAlign,
 };
 
+/// What a stage may change; the rest is frozen and costs neither gradients nor moments.
+enum class Trained {
+  kEverything,
+  kMixers,     // the mixers of all layers
+  kConverted,  // the mixers that differ from the teacher's
+};
+
 struct AlignConfig {
   std::vector<int64_t> layers;  // of the student; the teacher's layer of the same number teaches
   double weight = 1.0;
@@ -55,6 +62,7 @@ struct TrainConfig {
   AlignConfig align;  // used by kAlign, and as a term of kEndToEnd where it names layers
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
+  Trained trained = Trained::kEverything;
   /// Further restricts what is trained; null = all. Groups with rate scale 0 are never trained, and
   /// kAlign trains the mixers of its layers only.
   TrainablePredicate trainable;

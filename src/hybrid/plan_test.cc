@@ -1,0 +1,197 @@
+#include "hybrid/plan.h"
+
+#include <gmock/gmock.h>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/test_folder.h"
+#include "train/testing.h"
+
+namespace cambium {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr const char* kStages = "[[stage]]\nlayers = 1\n[[stage]]\nname = \"all\"\nlayers = 3\n";
+
+HybridPlan read(const std::string& text, const std::vector<std::string>& set = {},
+                const std::string& teacher = "") {
+  const TestFolder folder;
+  write_file_atomically(folder.at("p.toml"), text);
+  return read_hybrid_plan(folder.at("p.toml"), teacher, set);
+}
+
+std::string error_of(const std::string& text, const std::vector<std::string>& set = {}) {
+  try {
+    check_plan(read(text, set, "t"), testing::tiny_attention(4));
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(HybridPlan, HasDefaultsForAllButTeacherAndStages) {
+  const HybridPlan plan = read(std::string("teacher = \"dir\"\n") + kStages);
+  EXPECT_EQ(plan.name, "p");
+  EXPECT_EQ(plan.teacher, "dir");
+  EXPECT_TRUE(plan.stop_at_failure);
+  ASSERT_EQ(plan.stages.size(), 2);
+  EXPECT_EQ(plan.stages[0].name, "1");
+  EXPECT_EQ(plan.stages[1].name, "all");
+  EXPECT_EQ(plan.stages[0].graft.mixer, "mamba");
+  EXPECT_EQ(plan.stages[0].place.method, "leave-mixer-out");
+  EXPECT_FALSE(plan.stages[0].has_align || plan.stages[0].has_distill || plan.stages[0].has_sft);
+  EXPECT_EQ(read(kStages, {}, "other").teacher, "other");
+}
+
+TEST(HybridPlan, StagesTakeTheirDefaultsFromThePlan) {
+  const HybridPlan plan = read(R"(
+[graft]
+mixer = "gated_delta_net"
+[gate]
+max_reverse_kl = 0.5
+retries = 2
+[align]
+steps = 10
+[align.schedule]
+rate = 1e-2
+[distill]
+sequence_length = 100
+tokens = 250
+train = "mixers"
+[[stage]]
+layers = 1
+[[stage]]
+layers = 2
+graft = {mixer = "sliding_window", window = 7}
+gate = {retries = 0}
+align = {steps = 20}
+distill = {steps = 5}
+place = {method = "mmr", probe = {steps = 3}}
+[[stage]]
+place = {method = "list", list = [0, 3]}
+sft = {steps = 4}
+)",
+                               {}, "t");
+  ASSERT_EQ(plan.stages.size(), 3);
+  const StagePlan& a = plan.stages[0];
+  const StagePlan& b = plan.stages[1];
+  const StagePlan& c = plan.stages[2];
+  EXPECT_EQ(a.graft.mixer, "gated_delta_net");
+  EXPECT_EQ(b.graft.mixer, "sliding_window");
+  EXPECT_EQ(b.graft.window, 7);
+  EXPECT_EQ(c.graft.mixer, "gated_delta_net");
+  EXPECT_EQ(a.gate.retries, 2);
+  EXPECT_EQ(b.gate.retries, 0);
+  EXPECT_EQ(b.gate.max_reverse_kl, 0.5);
+  EXPECT_EQ(a.align.steps, 10);
+  EXPECT_EQ(b.align.steps, 20);
+  EXPECT_EQ(b.align.schedule.peak, 1e-2);
+  EXPECT_EQ(a.align.objective, Objective::kAlign);
+  EXPECT_EQ(a.distill.steps, 3);  // 250 tokens in steps of 100
+  EXPECT_EQ(b.distill.steps, 5);
+  EXPECT_EQ(a.distill.loss.reverse_kl, 1.0F);
+  EXPECT_EQ(a.distill.trained, Trained::kMixers);
+  EXPECT_EQ(a.align.trained, Trained::kEverything);
+  EXPECT_FALSE(a.has_sft);
+  EXPECT_TRUE(c.has_sft);
+  EXPECT_EQ(c.sft.loss.cross_entropy, 1.0F);
+  EXPECT_EQ(b.place.method, "mmr");
+  EXPECT_EQ(b.place.probe.steps, 3);
+  EXPECT_EQ(c.layers, 4);  // the list's two more
+  EXPECT_THAT(c.place.list, ElementsAre(0, 3));
+}
+
+TEST(HybridPlan, SetChangesOneKeyAndTheTextKeepsIt) {
+  const HybridPlan plan =
+      read(kStages, {"name=\"x\"", "distill.steps=7", "gate.max_reverse_kl=0.25"}, "t");
+  EXPECT_EQ(plan.name, "x");
+  EXPECT_EQ(plan.stages[1].distill.steps, 7);
+  EXPECT_EQ(plan.stages[0].gate.max_reverse_kl, 0.25);
+  EXPECT_THAT(plan.text, HasSubstr("0.25"));
+}
+
+TEST(HybridPlan, SaysWhatIsWrong) {
+  const struct {
+    const char* text;
+    const char* error;
+  } rows[] = {
+      {"[[stage]]\nlayers = 2\n[[stage]]\nlayers = 2\n", "to grow from stage to stage, got 2"},
+      {"[[stage]]\nlayers = 5\n", "5 layers are to be converted, the teacher has 4"},
+      {"[[stage]]\nname = \"a\"\nlayers = 1\n[[stage]]\nname = \"a\"\nlayers = 2\n",
+       "two stages are named 'a'"},
+      {"[[stage]]\nplace = {method = \"list\", list = [4]}\n", "layer 4 does not exist"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"list\"}\n", "expected 'list'"},
+      {"[[stage]]\n", "expected 'layers'"},
+      {"name = \"x\"\n", "at least one [[stage]]"},
+      {"retires = 1\n[[stage]]\nlayers = 1\n", "retires"},
+      {"[[stage]]\nlayers = 1\ngate = {retires = 1}\n", "retries"},
+      {"[[stage]]\nlayers = 1\ngraft = {mixer = \"mamba3\"}\n", "mamba2"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"mrm\"}\n", "'mmr'"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"mmr\"}\n", "[place.probe] 'steps'"},
+      {"[[stage]]\nlayers = 1\nplace = {metric = \"accuracy\"}\n[evaluate]\nproblems = 0\n",
+       "metric accuracy needs problems"},
+      {"[[stage]]\nlayers = 1\ngate = {min_accuracy_kept = 0.9}\n[evaluate]\nproblems = 0\n",
+       "a gate on accuracy needs problems"},
+      {"after_failed_gate = \"halt\"\n[[stage]]\nlayers = 1\n", "one of stop, continue"},
+      {"[data]\ntrain = \"a.jsonl\"\n[[stage]]\nlayers = 1\n", "both 'train' and 'valid'"},
+      {"[evaluate]\ntask = \"gsm8k\"\n[[stage]]\nlayers = 1\n", "task_path"},
+      {"[[stage]]\nlayers = \"many\"\n", "layers"},
+  };
+  for (const auto& row : rows) {
+    EXPECT_THAT(error_of(row.text), HasSubstr(row.error)) << row.text;
+  }
+  EXPECT_THAT(error_of(kStages, {"distill.stps=3"}), HasSubstr("steps"));
+  EXPECT_EQ(error_of(kStages), "no error");
+}
+
+TEST(HybridPlan, TheShippedPlansAreWhole) {
+  const std::string source = CAMBIUM_SOURCE_DIR;
+  const HybridPlan demo = read_hybrid_plan(source + "/plans/demo.toml", "", {});
+  check_plan(demo, read_spec(source + "/models/teacher"));
+  EXPECT_GE(demo.stages.size(), 4);
+  const HybridPlan h1 = read_hybrid_plan(source + "/plans/apriel-h1.toml", "", {});
+  const ModelSpec teacher = read_spec(source + "/plans/apriel-15b");
+  check_plan(h1, teacher);
+  std::vector<int64_t> layers;
+  for (const StagePlan& stage : h1.stages) {
+    layers.push_back(stage.layers);
+  }
+  EXPECT_THAT(layers, ElementsAre(25, 27, 30, 34, 37, 40));
+  EXPECT_EQ(h1.stages[0].align.trained, Trained::kMixers);
+  const std::string text = describe_plan(h1, teacher, 4e14);
+  EXPECT_THAT(text, HasSubstr("stage H-40: 40 of 50 layers (3 more) become mamba"));
+  EXPECT_THAT(text, HasSubstr("5000 steps of 768 x 4096 tokens = 15.7B tokens"));
+}
+
+TEST(HybridPlan, CountsWhatTrainingCosts) {
+  // 4 layers of 16 channels: q and o 16 x 16, k and v 8 x 16; feed-forward 3 x 24 x 16.
+  const HybridPlan plan = read(R"(
+[graft]
+mixer = "sliding_window"
+[distill]
+steps = 1
+sequence_length = 100
+[[stage]]
+layers = 2
+[[stage]]
+layers = 3
+distill = {train = "mixers"}
+)",
+                               {}, "t");
+  const std::string text = describe_plan(plan, testing::tiny_attention(4), 1e9);
+  // Norms 9 x 16, embedding 24 x 16 tied, 4 x (768 + 1152): 8208 parameters; 2 FLOPs each forward
+  // for the teacher, 2 for the student, 2 for the inputs and 2 for the weights' gradients; scores
+  // and values cost 2 x 16 channels x 100 tokens a layer and token, thrice: 4 layers of the
+  // teacher, forward and backward of the student's 2.
+  EXPECT_THAT(text, HasSubstr("8.2K parameters trained"));
+  EXPECT_THAT(text, HasSubstr(fmt::format("{:.3g} FLOP", 100.0 * (8 * 8208 + 3200 * (4 + 2 * 2)))));
+  // Mixers only: no weights' gradients for the rest.
+  EXPECT_THAT(text, HasSubstr("3.1K parameters trained"));
+  EXPECT_THAT(text, HasSubstr(fmt::format("{:.3g} FLOP",
+                                          100.0 * (6 * 8208 + 2 * 4 * 768 + 3200 * (4 + 2 * 1)))));
+}
+
+}  // namespace
+}  // namespace cambium
