@@ -5,7 +5,7 @@
 #include <cmath>
 #include <ctime>
 #include <nlohmann/json.hpp>
-#include <thread>
+#include <numeric>
 
 #include "base/checksum.h"
 #include "base/cpu.h"
@@ -51,33 +51,41 @@ ModelSummary read_result(const fs::path& path) {
   return read_summary(path).models.at(0);
 }
 
-// Losses of a phase's log, thinned to at most `most` points by averaging neighbours.
-CurveSummary read_curve(const fs::path& log, const std::string& stage, const std::string& phase,
-                        size_t most = 120) {
-  CurveSummary curve{stage, phase, {}, {}};
-  if (!fs::exists(log)) {
-    return curve;
+// Means of neighbours, so that at most `most` values are left.
+std::vector<double> thin(const std::vector<double>& values, size_t most = 120) {
+  const size_t width = std::max<size_t>(1, (values.size() + most - 1) / most);
+  std::vector<double> means;
+  for (size_t i = 0; i + width <= values.size(); i += width) {
+    means.push_back(std::accumulate(values.begin() + static_cast<std::ptrdiff_t>(i),
+                                    values.begin() + static_cast<std::ptrdiff_t>(i + width), 0.0) /
+                    static_cast<double>(width));
   }
-  std::vector<double> loss;
-  std::vector<double> tokens;
+  return means;
+}
+
+// What the logs of a stage's phase say, one attempt after the other.
+CurveSummary read_curve(const fs::path& stage_folder, const std::string& stage,
+                        const std::string& phase, int64_t attempts) {
+  CurveSummary curve{stage, phase, {}, {}, {}};
   double sum = 0.0;
-  for (const std::string& line : split(read_text_file(log.string()), '\n')) {
-    const Json json = Json::parse(line, nullptr, false);
-    if (json.is_object() && json.value("event", "") == "step" && json["loss"].is_number()) {
-      sum += json.value("tokens", 0.0);
-      loss.push_back(json["loss"]);
-      tokens.push_back(sum);
+  for (int64_t attempt = 1; attempt <= attempts; ++attempt) {
+    const fs::path log = stage_folder / fmt::format("attempt-{}", attempt) / phase / "log.jsonl";
+    if (!fs::exists(log)) {
+      continue;
+    }
+    for (const std::string& line : split(read_text_file(log.string()), '\n')) {
+      const Json json = Json::parse(line, nullptr, false);
+      if (json.is_object() && json.value("event", "") == "step" && json["loss"].is_number()) {
+        sum += json.value("tokens", 0.0);
+        curve.loss.push_back(json["loss"]);
+        curve.reverse_kl.push_back(json.value("reverse_kl", 0.0));
+        curve.tokens.push_back(sum);
+      }
     }
   }
-  const size_t width = std::max<size_t>(1, (loss.size() + most - 1) / most);
-  for (size_t i = 0; i + width <= loss.size(); i += width) {
-    double mean = 0.0;
-    for (size_t j = i; j < i + width; ++j) {
-      mean += loss[j] / static_cast<double>(width);
-    }
-    curve.tokens.push_back(tokens[i + width - 1]);
-    curve.loss.push_back(mean);
-  }
+  curve.tokens = thin(curve.tokens);
+  curve.loss = thin(curve.loss);
+  curve.reverse_kl = thin(curve.reverse_kl);
   return curve;
 }
 
@@ -253,8 +261,10 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage, StageState& state) {
       (folder / "placement.json").string(),
       Json{{"layers", layers}, {"map", layer_map(student.model->spec())}}.dump() + "\n");
   const LossSums start = total(data_.held_out().measure(*student.model, teacher_.model.get()));
+  const double start_kl =
+      start.reverse_kl / static_cast<double>(std::max<int64_t>(start.tokens, 1));
   say(fmt::format("  {}  held-out reverse KL {:.4f} as converted", layer_map(student.model->spec()),
-                  start.reverse_kl / static_cast<double>(std::max<int64_t>(start.tokens, 1))));
+                  start_kl));
   ModelSummary s;
   for (int64_t attempt = 1; attempt <= 1 + stage.gate.retries; ++attempt) {
     // A retry goes on from where the attempt before it ended.
@@ -279,6 +289,7 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage, StageState& state) {
       break;
     }
   }
+  s.reverse_kl_converted = start_kl;
   s.dir = (fs::path("stages") / stage.name / "model").string();
   s.tokens_trained = state.tokens;
   s.seconds = now_seconds() - begin;
@@ -329,8 +340,7 @@ RunSummary Pipeline::run() {
     summary_.models.push_back(s);
     const fs::path folder = options_.folder / "stages" / stage.name;
     for (const char* phase : {"align", "distill", "sft"}) {
-      CurveSummary curve =
-          read_curve(folder / "attempt-1" / phase / "log.jsonl", stage.name, phase);
+      CurveSummary curve = read_curve(folder, stage.name, phase, s.gate.attempts);
       if (!curve.loss.empty()) {
         summary_.curves.push_back(std::move(curve));
       }

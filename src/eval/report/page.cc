@@ -224,17 +224,33 @@ std::string curves(const RunSummary& run) {
                                       : "Supervised fine-tuning, a curve a stage.");
     }
   }
-  std::vector<svg::Series> kl{{"held-out reverse KL", {}, {}}};
+  std::vector<svg::Series> trained;
+  for (const CurveSummary& c : run.curves) {
+    const bool taught =
+        std::any_of(c.reverse_kl.begin(), c.reverse_kl.end(), [](double v) { return v > 0.0; });
+    if (c.phase == "distill" && taught) {
+      trained.push_back({c.stage, c.tokens, c.reverse_kl});
+    }
+  }
+  if (!trained.empty()) {
+    s += figure(svg::lines(trained, {.title = "tokens of the stage"},
+                           {.title = "reverse KL, nats a token", .log = true}),
+                "Reverse KL to the teacher on the training text, a curve a stage.");
+  }
+  std::vector<svg::Series> kl{{"as converted", {}, {}}, {"healed", {}, {}}};
   for (const ModelSummary& m : run.models) {
     if (m.converted > 0) {
-      kl[0].x.push_back(static_cast<double>(m.converted));
-      kl[0].y.push_back(m.reverse_kl);
+      for (svg::Series& series : kl) {
+        series.x.push_back(static_cast<double>(m.converted));
+      }
+      kl[0].y.push_back(m.reverse_kl_converted);
+      kl[1].y.push_back(m.reverse_kl);
     }
   }
   if (kl[0].x.size() > 1) {
     s += figure(svg::lines(kl, {.title = "layers converted"},
-                           {.title = "held-out reverse KL, nats a token", .zero = true}),
-                "Distance from the teacher on held-out text, by layers converted.");
+                           {.title = "held-out reverse KL, nats a token", .log = true}),
+                "Distance from the teacher on held-out text: as each stage found it and left it.");
   }
   return s;
 }

@@ -65,7 +65,11 @@ Json to_json(const ModelSummary& m) {
           {"seconds", m.seconds},
           {"accuracy", to_json(m.accuracy)},
           {"retrieval", to_json(m.retrieval)},
-          {"held_out", {{"reverse_kl", m.reverse_kl}, {"nll", m.nll}, {"agreement", m.agreement}}},
+          {"held_out",
+           {{"reverse_kl", m.reverse_kl},
+            {"reverse_kl_converted", m.reverse_kl_converted},
+            {"nll", m.nll},
+            {"agreement", m.agreement}}},
           {"speed", speed},
           {"cache_bytes_per_token", m.cache_bytes_per_token},
           {"state_bytes_per_sequence", m.state_bytes_per_sequence},
@@ -87,6 +91,7 @@ ModelSummary model(const Json& j) {
   m.accuracy = accuracy(j.at("accuracy"));
   m.retrieval = accuracy(j.at("retrieval"));
   m.reverse_kl = j.at("held_out").at("reverse_kl");
+  m.reverse_kl_converted = j.at("held_out").at("reverse_kl_converted");
   m.nll = j.at("held_out").at("nll");
   m.agreement = j.at("held_out").at("agreement");
   for (const Json& s : j.at("speed")) {
@@ -127,7 +132,8 @@ void write_summary(const RunSummary& s, const std::filesystem::path& path) {
     json["curves"].push_back({{"stage", c.stage},
                               {"phase", c.phase},
                               {"tokens", numbers(c.tokens)},
-                              {"loss", numbers(c.loss)}});
+                              {"loss", numbers(c.loss)},
+                              {"reverse_kl", numbers(c.reverse_kl)}});
   }
   json["plan"] = s.plan;
   write_file_atomically(path.string(),
@@ -155,8 +161,8 @@ RunSummary read_summary(const std::filesystem::path& path) {
                               i.at("converted").get<std::vector<bool>>()});
     }
     for (const Json& c : json.at("curves")) {
-      s.curves.push_back(
-          {c.at("stage"), c.at("phase"), read_numbers(c.at("tokens")), read_numbers(c.at("loss"))});
+      s.curves.push_back({c.at("stage"), c.at("phase"), read_numbers(c.at("tokens")),
+                          read_numbers(c.at("loss")), read_numbers(c.at("reverse_kl"))});
     }
     return s;
   } catch (const nlohmann::json::exception& e) {

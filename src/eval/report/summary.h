@@ -48,6 +48,7 @@ struct ModelSummary {
   AccuracySummary accuracy;
   AccuracySummary retrieval;
   double reverse_kl = 0.0;  // against the teacher, held out, per completion token
+  double reverse_kl_converted = 0.0;  // the same before the stage's training
   double nll = 0.0;
   double agreement = 0.0;  // share of tokens on which teacher and model choose alike
   std::vector<SpeedSummary> speed;
@@ -71,6 +72,7 @@ struct CurveSummary {
   std::string phase;  // align, distill, sft
   std::vector<double> tokens;
   std::vector<double> loss;
+  std::vector<double> reverse_kl;  // on the training text; zeros where the phase has no teacher
 };
 
 struct RunSummary {

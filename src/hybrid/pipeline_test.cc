@@ -1,0 +1,254 @@
+// The whole graft on a teacher of four tiny layers: stages, gates, retries, and runs that are
+// killed.
+#include "hybrid/pipeline.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <thread>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/progress.h"
+#include "base/random.h"
+#include "base/test_folder.h"
+#include "base/text.h"
+#include "model/tokenizer_train.h"
+#include "train/testing.h"
+
+namespace cambium {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr const char* kFolder = "CAMBIUM_TEST_RUN_FOLDER";
+
+constexpr const char* kPlan = R"(
+name = "tiny"
+after_failed_gate = "continue"
+[data.problems.word]
+min_steps = 2
+max_steps = 2
+[evaluate]
+held_out_documents = 4
+held_out_tokens = 320
+problems = 3
+retrieval = 2
+max_new_tokens = 4
+contexts = [8]
+speed_repeats = 1
+[graft]
+mixer = "gated_delta_net"
+[place]
+documents = 2
+[align]
+steps = 3
+sequence_length = 320
+checkpoint_every = 1
+[distill]
+steps = 3
+sequence_length = 320
+checkpoint_every = 1
+[[stage]]
+name = "one"
+layers = 1
+gate = {max_reverse_kl = 100.0}
+[[stage]]
+name = "two"
+layers = 2
+gate = {max_reverse_kl = 1e-12, retries = 1, retry_steps = 2.0}
+[[stage]]
+name = "three"
+layers = 3
+place = {method = "mmr", probe = {steps = 2, sequence_length = 320}}
+gate = {min_accuracy_kept = 0.5}
+)";
+
+// Writes a teacher with random weights and a tokenizer of its own to folder/teacher, and the plan.
+void write_inputs(const std::string& folder) {
+  std::vector<std::string> texts;
+  for (uint64_t i = 0; i < 20; ++i) {
+    texts.push_back(make_problem({}, Split::kTrain, 1, i).question);
+  }
+  const TokenizerFiles files = train_tokenizer(
+      texts, 300, {"<|end|>"}, "{% for m in messages %}{{ m['content'] }}\n{% endfor %}");
+  make_folder(folder + "/tokenizer");
+  write_file_atomically(folder + "/tokenizer/tokenizer.json", files.tokenizer_json);
+  write_file_atomically(folder + "/tokenizer/tokenizer_config.json", files.config_json);
+  ModelSpec spec = testing::tiny_attention(4);
+  spec.vocab = 300;
+  spec.max_positions = 2048;
+  spec.eos_ids = {0};
+  const LoadedModel teacher = fresh_model(spec, 5);
+  SaveOptions save;
+  save.tokenizer_from = folder + "/tokenizer";
+  save_model(*teacher.model, folder + "/teacher", save);
+  write_file_atomically(folder + "/plan.toml", kPlan);
+}
+
+RunSummary run(const std::string& folder, const std::string& name, bool resume = false,
+               const std::vector<std::string>& set = {}) {
+  const HybridPlan plan = read_hybrid_plan(folder + "/plan.toml", folder + "/teacher", set);
+  Progress::silence(true);
+  const RunSummary summary = run_pipeline(plan, {folder + "/" + name, resume, "test"});
+  Progress::silence(false);
+  return summary;
+}
+
+std::string error_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+std::vector<float> weights_in(const fs::path& dir) {
+  return testing::all_weights(*load_model(dir).model);
+}
+
+TEST(Pipeline, GoesThroughItsStagesAndSaysWhatBecameOfEach) {
+  const TestFolder folder;
+  write_inputs(folder.path());
+  const RunSummary summary = run(folder.path(), "run");
+  ASSERT_EQ(summary.models.size(), 4);
+  const ModelSummary& one = summary.models[1];
+  const ModelSummary& two = summary.models[2];
+  const ModelSummary& three = summary.models[3];
+  EXPECT_EQ(summary.models[0].converted, 0);
+  EXPECT_EQ(one.converted, 1);
+  EXPECT_EQ(two.converted, 2);
+  EXPECT_EQ(three.converted, 3);
+  // What a stage has converted stays so.
+  for (size_t layer = 0; layer < 4; ++layer) {
+    EXPECT_TRUE(one.map[layer] == 'A' || one.map[layer] == two.map[layer]) << one.map << two.map;
+    EXPECT_TRUE(two.map[layer] == 'A' || two.map[layer] == three.map[layer]);
+  }
+  EXPECT_TRUE(one.gate.passed);
+  EXPECT_EQ(one.gate.attempts, 1);
+  EXPECT_FALSE(two.gate.passed);
+  EXPECT_EQ(two.gate.attempts, 2);
+  EXPECT_THAT(two.gate.reason, HasSubstr("at most 1e-12 asked: FAILED"));
+  EXPECT_THAT(three.gate.reason, HasSubstr("accuracy"));
+  // 3 + 3 steps; then 3 + 3 and twice 3 in the second attempt. A step packs 160 to 320 tokens.
+  EXPECT_GT(one.tokens_trained, 6 * 160);
+  EXPECT_LE(one.tokens_trained, 6 * 320);
+  EXPECT_GT(two.tokens_trained - one.tokens_trained, 12 * 160);
+  EXPECT_LE(two.tokens_trained - one.tokens_trained, 12 * 320);
+  EXPECT_LT(one.cache_bytes_per_token, summary.models[0].cache_bytes_per_token);
+  EXPECT_GT(one.reverse_kl, 0.0);
+  EXPECT_EQ(one.accuracy.total, 3);
+  EXPECT_EQ(one.retrieval.total, 2);
+  ASSERT_EQ(one.speed.size(), 1);
+  EXPECT_EQ(one.speed[0].context, 8);
+  EXPECT_GT(one.speed[0].decode.value, 0.0);
+  // The folder holds the same, and models that load and are what the summary says.
+  const fs::path at = folder.at("run");
+  EXPECT_EQ(read_summary(at / "summary.json").models.size(), 4);
+  EXPECT_THAT(read_text_file((at / "report.html").string()), HasSubstr("tiny"));
+  const LoadedModel last = load_model(at / three.dir);
+  EXPECT_EQ(layer_map(last.model->spec()), three.map);
+  ASSERT_EQ(summary.importance.size(), 3);
+  EXPECT_EQ(summary.importance[2].method, "mmr");
+  std::vector<std::string> curves;
+  for (const CurveSummary& curve : summary.curves) {
+    curves.push_back(curve.stage + " " + curve.phase);
+  }
+  EXPECT_THAT(curves, ElementsAre("one align", "one distill", "two align", "two distill",
+                                  "three align", "three distill"));
+  EXPECT_EQ(summary.curves[1].loss.size(), 3);
+  EXPECT_EQ(summary.curves[3].loss.size(), 9);  // both attempts
+  EXPECT_GT(summary.curves[3].reverse_kl[0], 0.0);
+  EXPECT_GT(two.reverse_kl_converted, 0.0);
+}
+
+TEST(Pipeline, StopsAtAFailedGateAndShipsWhatWasGoodBefore) {
+  const TestFolder folder;
+  write_inputs(folder.path());
+  const RunSummary summary = run(folder.path(), "run", false, {"after_failed_gate=\"stop\""});
+  ASSERT_EQ(summary.models.size(), 3);
+  EXPECT_TRUE(summary.models[1].shipped);
+  EXPECT_FALSE(summary.models[2].shipped);
+  EXPECT_FALSE(fs::exists(folder.at("run/stages/three")));
+}
+
+TEST(Pipeline, RefusesAFolderThatHoldsAnotherRun) {
+  const TestFolder folder;
+  write_inputs(folder.path());
+  make_folder(folder.at("run"));
+  write_file_atomically(folder.at("run/plan.toml"), "name = \"other\"\n");
+  EXPECT_THAT(error_of([&] { run(folder.path(), "run"); }), HasSubstr("holds a run already"));
+  EXPECT_THAT(error_of([&] { run(folder.path(), "run", true); }),
+              HasSubstr("was started with another plan"));
+}
+
+// Not a test: what the process that is to be killed runs.
+TEST(Pipeline, DISABLED_Child) {
+  const char* folder = std::getenv(kFolder);
+  ASSERT_NE(folder, nullptr);
+  run(folder, "killed", true);
+}
+
+/// Starts the child; kills it after `delay` milliseconds, or lets it end (negative). Returns
+/// whether it ended by itself.
+bool run_child(const std::string& folder, int64_t delay) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::setenv(kFolder, folder.c_str(), 1);
+    ::dup2(::open("/dev/null", O_WRONLY), STDERR_FILENO);
+    ::execl("/proc/self/exe", "test", "--gtest_filter=Pipeline.DISABLED_Child",
+            "--gtest_also_run_disabled_tests", "--gtest_brief=1", nullptr);
+    ::_exit(127);
+  }
+  if (delay >= 0) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(delay));
+    ::kill(child, SIGKILL);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+TEST(Pipeline, ARunKilledAnywhereEndsAsOneThatWasNot) {
+  const TestFolder folder;
+  write_inputs(folder.path());
+  const auto begin = std::chrono::steady_clock::now();
+  const RunSummary whole = run(folder.path(), "whole");
+  const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(
+      std::chrono::steady_clock::now() - begin);
+  // Later rounds live longer, so that every part of the run sees a death.
+  Rng rng(3, 0);
+  bool ended = false;
+  for (int round = 0; round < 12 && !ended; ++round) {
+    ended = run_child(folder.path(), rng.between(30, 60 + took.count() * (round + 2) / 10));
+  }
+  ASSERT_TRUE(ended || run_child(folder.path(), -1));
+  const RunSummary killed = read_summary(folder.at("killed/summary.json"));
+  ASSERT_EQ(killed.models.size(), whole.models.size());
+  for (size_t i = 0; i < whole.models.size(); ++i) {
+    const ModelSummary& a = whole.models[i];
+    const ModelSummary& b = killed.models[i];
+    EXPECT_EQ(a.map, b.map);
+    EXPECT_EQ(a.tokens_trained, b.tokens_trained);
+    EXPECT_EQ(a.reverse_kl, b.reverse_kl);
+    EXPECT_EQ(a.gate.reason, b.gate.reason);
+    EXPECT_EQ(a.gate.attempts, b.gate.attempts);
+    if (i > 0) {
+      EXPECT_EQ(weights_in(folder.at("whole/" + a.dir)), weights_in(folder.at("killed/" + b.dir)));
+    }
+  }
+  ASSERT_EQ(killed.curves.size(), whole.curves.size());
+  for (size_t i = 0; i < whole.curves.size(); ++i) {
+    EXPECT_EQ(killed.curves[i].loss, whole.curves[i].loss);
+  }
+}
+
+}  // namespace
+}  // namespace cambium
