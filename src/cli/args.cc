@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <new>
 
 #include "base/cpu.h"
 #include "base/error.h"
@@ -149,6 +150,11 @@ int run_command_line(int argc, char** argv, const std::vector<Command>& commands
       }
       Progress::silence(quiet);
       return actions[i]();
+    } catch (const std::bad_alloc&) {
+      std::fflush(stdout);
+      std::fprintf(stderr,
+                   "cambium: error: out of memory; `cambium inspect` says what a model takes\n");
+      return 1;
     } catch (const std::exception& e) {
       std::fflush(stdout);
       std::fprintf(stderr, "cambium: error: %s\n", e.what());

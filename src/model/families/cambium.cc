@@ -37,18 +37,18 @@ Options read_options(const Json& json, const std::string& where) {
 
 ModelSpec read(const std::string& text, const std::string& where) {
   Json config = config::parse(text, where);
-  const auto layers = config.find("layers");
-  expect(layers != config.end() && layers->is_array() && !layers->empty(),
-         "{}: expected the list 'layers'", where);
+  // A copy: what is added to config below moves its values.
+  const Json layers = config.value("layers", Json());
+  expect(layers.is_array() && !layers.empty(), "{}: expected the list 'layers'", where);
   const int64_t head_dim = config::integer(config, "rope_dim", where);
   // What the shared reader asks for and this layout says per layer.
   config["num_attention_heads"] = 1;
   config["head_dim"] = head_dim;
   config["intermediate_size"] = 1;
-  config["num_hidden_layers"] = layers->size();
+  config["num_hidden_layers"] = layers.size();
   ModelSpec spec = config::read_decoder(config, "cambium", where);
   for (size_t i = 0; i < spec.layers.size(); ++i) {
-    const Json& layer = (*layers)[i];
+    const Json& layer = layers[i];
     const std::string inside = fmt::format("{}: layers[{}]", where, i);
     expect(layer.is_object() && layer.contains("mixer") && layer["mixer"].is_string(),
            "{}: expected an object with the string 'mixer'", inside);

@@ -114,6 +114,7 @@ ModelSpec read_decoder(const Json& config, const std::string& family, const std:
          "{}: expected vocab_size, hidden_size, num_hidden_layers, num_attention_heads, "
          "num_key_value_heads and intermediate_size above 0",
          where);
+  expect(layers <= 10000, "{}: expected at most 10000 layers, got {}", where, layers);
   const int64_t head_dim = integer_or(config, "head_dim", spec.width / heads, where);
   spec.rope = read_rope(config, head_dim, where);
   if (const auto it = config.find("hidden_act"); it != config.end() && it->is_string()) {

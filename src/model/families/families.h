@@ -1,4 +1,4 @@
-// The families of this build, one file each; registry.cc holds their table.
+// The families of this build, one file each; model/spec.cc holds their table.
 #pragma once
 
 #include "model/spec.h"

@@ -1,0 +1,41 @@
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "base/test_folder.h"
+#include "model/spec.h"
+
+namespace cambium {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// However many other keys there are, and in whatever place `layers` stands.
+TEST(CambiumFamily, ReadsItsLayersAmongAnyNumberOfOtherKeys) {
+  const Json attention = {{"mixer", "attention"},
+                          {"options", {{"heads", 2}, {"kv_heads", 1}, {"head_dim", 4}}},
+                          {"intermediate_size", 12}};
+  const Json window = {{"mixer", "sliding_window"},
+                       {"options", {{"heads", 2}, {"kv_heads", 1}, {"head_dim", 4}, {"window", 5}}},
+                       {"intermediate_size", 16}};
+  const TestFolder folder;
+  for (int more = 0; more < 40; ++more) {
+    Json config = {{"model_type", "cambium"},
+                   {"vocab_size", 30},
+                   {"hidden_size", 8},
+                   {"rope_dim", 4},
+                   {"layers", {attention, window, attention}}};
+    for (int i = 0; i < more; ++i) {
+      config["other_" + std::to_string(i)] = i;
+    }
+    write_file_atomically(folder.at("config.json"), config.dump());
+    const ModelSpec spec = read_spec(folder.path());
+    ASSERT_EQ(layer_map(spec), "AWA") << more;
+    EXPECT_EQ(spec.layers[1].ff_inner, 16);
+    EXPECT_EQ(spec.layers[1].mixer.options.integer("window", "window"), 5);
+  }
+}
+
+}  // namespace
+}  // namespace cambium
