@@ -293,7 +293,7 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage, StageState& state) {
   s.dir = (fs::path("stages") / stage.name / "model").string();
   s.tokens_trained = state.tokens;
   s.seconds = now_seconds() - begin;
-  s.shipped = s.gate.passed || !plan_.stop_at_failure;
+  s.shipped = s.gate.passed;
   SaveOptions save;
   save.tokenizer_from = plan_.teacher;
   save.storage = plan_.storage;

@@ -18,7 +18,7 @@ constexpr const char* kStyle = R"css(
   --back:#12171e; --card:#1a212b; --a:#7aa7e6; --b:#5fcf9f; --c:#f0935a; --d:#bb90ea; --e:#dcb45c;
   --f:#ef7f9f; --g:#7cc4d4; --h:#a5abb5; } }
 body { margin:0; background:var(--back); color:var(--ink); font:16px/1.5 system-ui,sans-serif; }
-main { max-width:880px; margin:0 auto; padding:32px 20px 80px; }
+main { max-width:1160px; margin:0 auto; padding:32px 20px 80px; }
 h1 { font-size:30px; margin:0 0 4px; } h2 { font-size:20px; margin:40px 0 8px; }
 p { margin:6px 0; } .soft { color:var(--soft); }
 .cards { display:flex; flex-wrap:wrap; gap:12px; margin:20px 0; }
@@ -130,28 +130,33 @@ std::string frontier(const RunSummary& run) {
 
 std::string table(const RunSummary& run) {
   std::string s =
-      "<div class=\"wide\"><table><tr><th>model</th><th>layers</th><th>accuracy</th>"
-      "<th>retrieval</th><th>reverse KL</th><th>NLL</th><th>same choice</th>";
+      "<div class=\"wide\"><table><tr><th>model</th><th>layers</th><th>gate</th><th>accuracy</th>"
+      "<th>retrieval</th><th>reverse KL</th>";
   for (const SpeedSummary& speed : run.models.front().speed) {
-    s += fmt::format("<th>prefill @{0}</th><th>decode @{0}</th>", speed.context);
+    s += fmt::format("<th>decode @{}</th>", speed.context);
   }
-  s += "<th>cache / token</th><th>state / sequence</th><th>tokens trained</th><th>gate</th></tr>\n";
+  for (const SpeedSummary& speed : run.models.front().speed) {
+    s += fmt::format("<th>prefill @{}</th>", speed.context);
+  }
+  s += "<th>cache / token</th><th>state / sequence</th><th>NLL</th><th>same choice</th>"
+       "<th>tokens trained</th></tr>\n";
   for (const ModelSummary& m : run.models) {
     s += fmt::format(
-        "<tr><td>{}</td><td>{}/{}</td><td>{}</td><td>{}</td><td>{:.4f}</td>"
-        "<td>{:.4f}</td><td>{}</td>",
-        svg::escape(m.name), m.converted, m.map.size(), interval(m.accuracy), interval(m.retrieval),
-        m.reverse_kl, m.nll, percent(m.agreement));
+        "<tr><td>{}</td><td>{}/{}</td><td class=\"{}\">{}</td><td>{}</td><td>{}</td>"
+        "<td>{:.4f}</td>",
+        svg::escape(m.name), m.converted, m.map.size(), m.gate.passed ? "yes" : "no",
+        m.converted == 0 ? "–" : (m.gate.passed ? "passed" : "failed"), interval(m.accuracy),
+        interval(m.retrieval), m.reverse_kl);
     for (const SpeedSummary& speed : m.speed) {
-      s += fmt::format("<td>{}</td><td>{}</td>", svg::number(speed.prefill.value),
-                       svg::number(speed.decode.value));
+      s += fmt::format("<td>{}</td>", svg::number(speed.decode.value));
     }
-    s += fmt::format("<td>{}</td><td>{}</td><td>{}</td><td class=\"{}\">{}</td></tr>\n",
+    for (const SpeedSummary& speed : m.speed) {
+      s += fmt::format("<td>{}</td>", svg::number(speed.prefill.value));
+    }
+    s += fmt::format("<td>{}</td><td>{}</td><td>{:.4f}</td><td>{}</td><td>{}</td></tr>\n",
                      human_bytes(static_cast<uint64_t>(m.cache_bytes_per_token)),
-                     human_bytes(static_cast<uint64_t>(m.state_bytes_per_sequence)),
-                     human_count(static_cast<double>(m.tokens_trained)),
-                     m.gate.passed ? "yes" : "no",
-                     m.converted == 0 ? "–" : (m.gate.passed ? "passed" : "failed"));
+                     human_bytes(static_cast<uint64_t>(m.state_bytes_per_sequence)), m.nll,
+                     percent(m.agreement), human_count(static_cast<double>(m.tokens_trained)));
   }
   return s + "</table></div>\n";
 }
@@ -164,7 +169,7 @@ std::string gates(const RunSummary& run) {
     if (m.converted > 0) {
       s += fmt::format(
           "<tr><td>{}</td><td class=\"{}\">{}</td><td>{}</td><td class=\"say\">{}</td></tr>\n",
-          svg::escape(m.name), m.gate.passed ? "yes" : "no", m.shipped ? "shipped" : "not shipped",
+          svg::escape(m.name), m.gate.passed ? "yes" : "no", m.shipped ? "shipped" : "kept back",
           m.gate.attempts, svg::escape(m.gate.reason));
     }
   }

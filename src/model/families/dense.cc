@@ -27,7 +27,10 @@ std::string write_llama(const ModelSpec& spec) {
 ModelSpec read_mistral(const std::string& text, const std::string& where) {
   const config::Json config = config::parse(text, where);
   ModelSpec spec = config::read_decoder(config, "mistral", where);
-  if (const int64_t window = config::integer_or(config, "sliding_window", 0, where); window > 0) {
+  // Where the key is absent transformers' MistralConfig has its own default; null means no window.
+  const int64_t absent = config.contains("sliding_window") ? 0 : 4096;
+  if (const int64_t window = config::integer_or(config, "sliding_window", absent, where);
+      window > 0) {
     set_everywhere(spec, "window", window);
   }
   return spec;
@@ -38,7 +41,10 @@ std::string write_mistral(const ModelSpec& spec) {
 }
 
 ModelSpec read_qwen3(const std::string& text, const std::string& where) {
-  const config::Json config = config::parse(text, where);
+  config::Json config = config::parse(text, where);
+  if (!config.contains("head_dim")) {
+    config["head_dim"] = 128;  // the default of transformers' Qwen3Config
+  }
   ModelSpec spec = config::read_decoder(config, "qwen3", where);
   expect(!config::flag_or(config, "use_sliding_window", false, where),
          "{}: use_sliding_window is true, which is not supported for qwen3", where);
