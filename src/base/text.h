@@ -30,6 +30,9 @@ std::string human_count(double count);
 /// 125 -> "2m 05s", 3725 -> "1h 02m", 0.5 -> "0.5s"
 std::string human_duration(double seconds);
 
+/// &, <, > and both quotes as entities: safe in HTML, SVG and their attributes.
+std::string escape_html(std::string_view text);
+
 std::string join(std::span<const std::string> parts, std::string_view separator);
 std::vector<std::string> split(std::string_view text, char separator);
 

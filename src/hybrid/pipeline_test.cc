@@ -2,19 +2,15 @@
 // killed.
 #include "hybrid/pipeline.h"
 
-#include <fcntl.h>
 #include <gmock/gmock.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <chrono>
-#include <csignal>
-#include <thread>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/progress.h"
 #include "base/random.h"
+#include "base/test_child.h"
 #include "base/test_folder.h"
 #include "base/text.h"
 #include "model/tokenizer_train.h"
@@ -23,11 +19,10 @@
 namespace cambium {
 namespace {
 
+constexpr const char* kChild = "Pipeline.DISABLED_Child";
 namespace fs = std::filesystem;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-constexpr const char* kFolder = "CAMBIUM_TEST_RUN_FOLDER";
 
 constexpr const char* kPlan = R"(
 name = "tiny"
@@ -191,29 +186,9 @@ TEST(Pipeline, RefusesAFolderThatHoldsAnotherRun) {
 
 // Not a test: what the process that is to be killed runs.
 TEST(Pipeline, DISABLED_Child) {
-  const char* folder = std::getenv(kFolder);
-  ASSERT_NE(folder, nullptr);
+  const std::string folder = test_child_folder();
+  ASSERT_FALSE(folder.empty());
   run(folder, "killed", true);
-}
-
-/// Starts the child; kills it after `delay` milliseconds, or lets it end (negative). Returns
-/// whether it ended by itself.
-bool run_child(const std::string& folder, int64_t delay) {
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ::setenv(kFolder, folder.c_str(), 1);
-    ::dup2(::open("/dev/null", O_WRONLY), STDERR_FILENO);
-    ::execl("/proc/self/exe", "test", "--gtest_filter=Pipeline.DISABLED_Child",
-            "--gtest_also_run_disabled_tests", "--gtest_brief=1", nullptr);
-    ::_exit(127);
-  }
-  if (delay >= 0) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(delay));
-    ::kill(child, SIGKILL);
-  }
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 TEST(Pipeline, ARunKilledAnywhereEndsAsOneThatWasNot) {
@@ -227,9 +202,10 @@ TEST(Pipeline, ARunKilledAnywhereEndsAsOneThatWasNot) {
   Rng rng(3, 0);
   bool ended = false;
   for (int round = 0; round < 12 && !ended; ++round) {
-    ended = run_child(folder.path(), rng.between(30, 60 + took.count() * (round + 2) / 10));
+    ended = run_test_child(kChild, folder.path(),
+                           rng.between(30, 60 + took.count() * (round + 2) / 10));
   }
-  ASSERT_TRUE(ended || run_child(folder.path(), -1));
+  ASSERT_TRUE(ended || run_test_child(kChild, folder.path(), -1));
   const RunSummary killed = read_summary(folder.at("killed/summary.json"));
   ASSERT_EQ(killed.models.size(), whole.models.size());
   for (size_t i = 0; i < whole.models.size(); ++i) {

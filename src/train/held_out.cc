@@ -66,13 +66,7 @@ std::vector<LossSums> HeldOut::measure(Model& model, Model* teacher) const {
 LossSums total(const std::vector<LossSums>& sums) {
   LossSums all;
   for (const LossSums& s : sums) {
-    all.cross_entropy += s.cross_entropy;
-    all.forward_kl += s.forward_kl;
-    all.reverse_kl += s.reverse_kl;
-    all.total += s.total;
-    all.tokens += s.tokens;
-    all.agreement += s.agreement;
-    all.correct += s.correct;
+    all += s;
   }
   return all;
 }

@@ -1,16 +1,13 @@
 // Runs that are killed go on as if they had not been.
 #include <gmock/gmock.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <chrono>
-#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "base/error.h"
+#include "base/test_child.h"
 #include "base/test_folder.h"
 #include "train/checkpoint.h"
 #include "train/testing.h"
@@ -18,10 +15,10 @@
 namespace cambium {
 namespace {
 
+constexpr const char* kChild = "Resume.DISABLED_Child";
 using ::testing::HasSubstr;
 
 constexpr int64_t kSteps = 40;
-constexpr const char* kFolder = "CAMBIUM_TEST_RUN_FOLDER";
 
 TrainConfig run_config(const std::string& folder) {
   TrainConfig config = testing::tiny_config(kSteps);
@@ -57,28 +54,9 @@ std::vector<std::string> curve(const std::string& folder) {
 
 // Not a test: what the process that is to be killed runs.
 TEST(Resume, DISABLED_Child) {
-  const char* folder = std::getenv(kFolder);
-  ASSERT_NE(folder, nullptr);
+  const std::string folder = test_child_folder();
+  ASSERT_FALSE(folder.empty());
   run_to_end(run_config(folder));
-}
-
-/// Starts the child; kills it after `delay` milliseconds, or lets it end (negative). Returns
-/// whether it ended by itself.
-bool run_child(const std::string& folder, int delay) {
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ::setenv(kFolder, folder.c_str(), 1);
-    ::execl("/proc/self/exe", "test", "--gtest_filter=Resume.DISABLED_Child",
-            "--gtest_also_run_disabled_tests", "--gtest_brief=1", nullptr);
-    ::_exit(127);
-  }
-  if (delay >= 0) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(delay));
-    ::kill(child, SIGKILL);
-  }
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 TEST(Resume, AKilledRunEqualsAnUninterruptedOneBitForBit) {
@@ -88,9 +66,9 @@ TEST(Resume, AKilledRunEqualsAnUninterruptedOneBitForBit) {
   Rng rng(11, 0);
   bool ended = false;
   for (int round = 0; round < 6 && !ended; ++round) {
-    ended = run_child(killed, static_cast<int>(rng.between(20, 60 + 40 * round)));
+    ended = run_test_child(kChild, killed, static_cast<int>(rng.between(20, 60 + 40 * round)));
   }
-  ASSERT_TRUE(ended || run_child(killed, -1));
+  ASSERT_TRUE(ended || run_test_child(kChild, killed, -1));
   EXPECT_EQ(curve(killed), curve(folder.at("whole")));
   EXPECT_EQ(run_to_end(run_config(killed)), whole);  // nothing left to do: loads the last one
 }

@@ -201,15 +201,7 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
   inputs.head = student_.head();
   inputs.labels = sequence.labels;
   inputs.scale = label_scale;
-  const LossSums loss = head_loss(ctx, inputs, config_.loss);
-  LossSums& all = sums.loss;
-  all.cross_entropy += loss.cross_entropy;
-  all.forward_kl += loss.forward_kl;
-  all.reverse_kl += loss.reverse_kl;
-  all.total += loss.total;
-  all.tokens += loss.tokens;
-  all.agreement += loss.agreement;
-  all.correct += loss.correct;
+  sums.loss += head_loss(ctx, inputs, config_.loss);
   for (size_t i = 0; i < sums.align.size(); ++i) {
     const auto layer = static_cast<size_t>(config_.align.layers[i]);
     sums.align[i] += align_loss(

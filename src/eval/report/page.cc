@@ -60,7 +60,7 @@ std::string interval(const AccuracySummary& a) {
 }
 
 std::string figure(const std::string& svg, const std::string& caption) {
-  return "<figure>" + svg + "<figcaption class=\"soft\">" + svg::escape(caption) +
+  return "<figure>" + svg + "<figcaption class=\"soft\">" + escape_html(caption) +
          "</figcaption></figure>\n";
 }
 
@@ -99,7 +99,7 @@ std::string headline(const RunSummary& run) {
                                                teacher.cache_bytes_per_token, 1))),
       "cache bytes a token");
   s += card(fmt::format("{} of {}", best->converted, best->map.size()),
-            "layers converted (" + svg::escape(best->name) + ")");
+            "layers converted (" + escape_html(best->name) + ")");
   return s + "</div>\n";
 }
 
@@ -144,7 +144,7 @@ std::string table(const RunSummary& run) {
     s += fmt::format(
         "<tr><td>{}</td><td>{}/{}</td><td class=\"{}\">{}</td><td>{}</td><td>{}</td>"
         "<td>{:.4f}</td>",
-        svg::escape(m.name), m.converted, m.map.size(), m.gate.passed ? "yes" : "no",
+        escape_html(m.name), m.converted, m.map.size(), m.gate.passed ? "yes" : "no",
         m.converted == 0 ? "–" : (m.gate.passed ? "passed" : "failed"), interval(m.accuracy),
         interval(m.retrieval), m.reverse_kl);
     for (const SpeedSummary& speed : m.speed) {
@@ -169,8 +169,8 @@ std::string gates(const RunSummary& run) {
     if (m.converted > 0) {
       s += fmt::format(
           "<tr><td>{}</td><td class=\"{}\">{}</td><td>{}</td><td class=\"say\">{}</td></tr>\n",
-          svg::escape(m.name), m.gate.passed ? "yes" : "no", m.shipped ? "shipped" : "kept back",
-          m.gate.attempts, svg::escape(m.gate.reason));
+          escape_html(m.name), m.gate.passed ? "yes" : "no", m.shipped ? "shipped" : "kept back",
+          m.gate.attempts, escape_html(m.gate.reason));
     }
   }
   return s + "</table></div>\n";
@@ -267,14 +267,14 @@ std::string render_report(const RunSummary& run) {
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">"
       "<title>" +
-      svg::escape(run.name) + " – Cambium</title><style>" + kStyle +
+      escape_html(run.name) + " – Cambium</title><style>" + kStyle +
       "</style></head><body><main>\n";
-  s += "<h1>" + svg::escape(run.name) + "</h1>\n";
-  s += fmt::format("<p class=\"soft\">{} · {} · {} · <code>{}</code></p>\n", svg::escape(run.date),
-                   svg::escape(run.machine), human_duration(run.seconds), svg::escape(run.command));
+  s += "<h1>" + escape_html(run.name) + "</h1>\n";
+  s += fmt::format("<p class=\"soft\">{} · {} · {} · <code>{}</code></p>\n", escape_html(run.date),
+                   escape_html(run.machine), human_duration(run.seconds), escape_html(run.command));
   if (!run.models.empty()) {
     s += headline(run);
-    s += "<p>" + svg::escape(run.task) + "</p>\n";
+    s += "<p>" + escape_html(run.task) + "</p>\n";
     s += "<h2>Score against throughput</h2>\n" + frontier(run);
     s += "<h2>Every model</h2>\n" + table(run);
     s += "<h2>Gates</h2>\n" + gates(run);
@@ -282,7 +282,7 @@ std::string render_report(const RunSummary& run) {
     s += "<h2>Importance</h2>\n" + importance(run);
     s += "<h2>Training</h2>\n" + curves(run);
   }
-  s += "<details><summary>The plan</summary><pre>" + svg::escape(run.plan) + "</pre></details>\n";
+  s += "<details><summary>The plan</summary><pre>" + escape_html(run.plan) + "</pre></details>\n";
   return s + "</main></body></html>\n";
 }
 

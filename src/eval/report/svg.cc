@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "base/text.h"
+
 namespace cambium::svg {
 namespace {
 
@@ -99,11 +101,11 @@ std::string frame(const Scale& sx, const Scale& sy, const Axis& x, const Axis& y
   s += fmt::format("<line class=\"axis\" x1=\"{}\" x2=\"{}\" y1=\"{}\" y2=\"{}\"/>\n", kLeft,
                    kWidth - kRight, bottom, bottom);
   s += fmt::format("<text class=\"title\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
-                   (kLeft + kWidth - kRight) / 2, kHeight - 8, escape(x.title));
+                   (kLeft + kWidth - kRight) / 2, kHeight - 8, escape_html(x.title));
   s += fmt::format(
       "<text class=\"title\" transform=\"translate(14 {}) rotate(-90)\" "
       "text-anchor=\"middle\">{}</text>\n",
-      (kTop + bottom) / 2, escape(y.title));
+      (kTop + bottom) / 2, escape_html(y.title));
   return s;
 }
 
@@ -115,29 +117,6 @@ Scale vertical(const Range& range, const Axis& axis) {
 }
 
 }  // namespace
-
-std::string escape(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
 
 std::vector<double> ticks(double low, double high, int count) {
   std::vector<double> out;
@@ -190,7 +169,7 @@ std::string scatter(const std::vector<Point>& points, const Axis& x, const Axis&
     const double cy = sy.at(p.y);
     const char* kind = p.reference ? "reference" : "point";
     s += fmt::format("<g class=\"{}\"><title>{}: {} ({} to {}), {} ({} to {})</title>", kind,
-                     escape(p.label), sx.text(p.x), sx.text(p.x_low), sx.text(p.x_high),
+                     escape_html(p.label), sx.text(p.x), sx.text(p.x_low), sx.text(p.x_high),
                      sy.text(p.y), sy.text(p.y_low), sy.text(p.y_high));
     s += fmt::format(
         "<line x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1:.1f}\" y2=\"{2:.1f}\"/>"
@@ -199,7 +178,7 @@ std::string scatter(const std::vector<Point>& points, const Axis& x, const Axis&
     s += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"6\"/>", cx, cy);
     const bool flip = cx > kWidth * 0.8;
     s += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\">{}</text></g>\n",
-                     cx + (flip ? -10 : 10), cy - 10, flip ? "end" : "start", escape(p.label));
+                     cx + (flip ? -10 : 10), cy - 10, flip ? "end" : "start", escape_html(p.label));
   }
   return s + "</svg>\n";
 }
@@ -225,12 +204,12 @@ std::string lines(const std::vector<Series>& series, const Axis& x, const Axis& 
       }
     }
     s += fmt::format("<path class=\"line s{}\" d=\"{}\"><title>{}</title></path>\n", colour, path,
-                     escape(series[i].name));
+                     escape_html(series[i].name));
     s += fmt::format(
         "<line class=\"line s{0}\" x1=\"{1}\" x2=\"{2}\" y1=\"{3}\" y2=\"{3}\"/>"
         "<text class=\"tick\" x=\"{4}\" y=\"{5}\">{6}</text>\n",
         colour, kWidth - kRight - 180, kWidth - kRight - 160, legend, kWidth - kRight - 154,
-        legend + 4, escape(series[i].name));
+        legend + 4, escape_html(series[i].name));
     legend += 18;
   }
   return s + "</svg>\n";
@@ -265,11 +244,11 @@ std::string bars(const std::vector<double>& values, const std::vector<bool>& mar
                     left + step / 2, kHeight - kBottom + 18, i);
   }
   s += fmt::format("<text class=\"title\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
-                   (kLeft + kWidth - kRight) / 2, kHeight - 8, escape(x.title));
+                   (kLeft + kWidth - kRight) / 2, kHeight - 8, escape_html(x.title));
   s += fmt::format(
       "<text class=\"title\" transform=\"translate(14 {}) rotate(-90)\" "
       "text-anchor=\"middle\">{}</text>\n",
-      (kTop + kHeight - kBottom) / 2, escape(y.title));
+      (kTop + kHeight - kBottom) / 2, escape_html(y.title));
   return s + "</svg>\n";
 }
 
@@ -303,7 +282,7 @@ std::string layer_maps(const std::vector<std::pair<std::string, std::string>>& r
   for (size_t r = 0; r < rows.size(); ++r) {
     const double y = static_cast<double>(r) * row;
     s += fmt::format("<text class=\"tick\" x=\"{}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>",
-                     left - 10, y + row * 0.62, escape(rows[r].first));
+                     left - 10, y + row * 0.62, escape_html(rows[r].first));
     for (size_t i = 0; i < rows[r].second.size(); ++i) {
       s += fmt::format(
           "<rect class=\"cell {}\" x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" "

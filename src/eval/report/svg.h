@@ -6,9 +6,6 @@
 
 namespace cambium::svg {
 
-/// Text with &, <, > and quotes made safe for HTML and SVG.
-std::string escape(const std::string& text);
-
 /// Numbers at which an axis from low to high carries a label: 1, 2 or 5 times a power of ten apart,
 /// about `count` of them, all within [low, high].
 std::vector<double> ticks(double low, double high, int count);

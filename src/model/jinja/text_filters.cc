@@ -3,6 +3,7 @@
 #include <array>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "model/jinja/filter_tables.h"
 #include "model/text/unicode.h"
 
@@ -77,29 +78,7 @@ Value do_join(Runtime& runtime, const Value& value, const Args& args) {
 
 Value do_escape(Runtime& runtime, const Value& value, const Args& args) {
   const Bound b("escape", args, {});
-  std::string out;
-  for (const char c : runtime.str(value)) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '\'':
-        out += "&#39;";
-        break;
-      case '"':
-        out += "&#34;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return runtime.text(std::move(out));
+  return runtime.text(escape_html(runtime.str(value)));
 }
 
 std::vector<std::string> lines_of(const std::string& s) {

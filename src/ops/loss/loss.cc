@@ -149,6 +149,17 @@ std::span<const int64_t> valid_rows(Arena& arena, int64_t rows, std::span<const 
 
 }  // namespace
 
+LossSums& LossSums::operator+=(const LossSums& other) {
+  cross_entropy += other.cross_entropy;
+  forward_kl += other.forward_kl;
+  reverse_kl += other.reverse_kl;
+  total += other.total;
+  tokens += other.tokens;
+  agreement += other.agreement;
+  correct += other.correct;
+  return *this;
+}
+
 LossSums head_loss(Context& ctx, const LossInputs& inputs, const LossConfig& config) {
   check(inputs, config);
   const ArenaScope scope(*ctx.arena);

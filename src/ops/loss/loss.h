@@ -41,6 +41,8 @@ struct LossSums {
   int64_t tokens = 0;
   int64_t agreement = 0;
   int64_t correct = 0;
+
+  LossSums& operator+=(const LossSums& other);
 };
 
 /// Computes the sums; where hidden or head has a gradient, adds d(scale * total) to it. With a
