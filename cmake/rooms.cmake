@@ -56,7 +56,8 @@ function(cambium_room_tests)
       target_compile_definitions(test_${name} PRIVATE
         CAMBIUM_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
         CAMBIUM_BINARY="${CMAKE_BINARY_DIR}/cambium")
-      gtest_discover_tests(test_${name} TEST_PREFIX ${name}: DISCOVERY_TIMEOUT 120
+      gtest_discover_tests(test_${name} TEST_PREFIX ${name}: NO_PRETTY_VALUES
+                           DISCOVERY_TIMEOUT 120
                            PROPERTIES TIMEOUT 900)
     endif()
   endforeach()

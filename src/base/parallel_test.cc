@@ -59,7 +59,8 @@ TEST_P(Parallel, LoopsInsidePieces) {
   EXPECT_EQ(sum, 150);
 }
 
-INSTANTIATE_TEST_SUITE_P(Threads, Parallel, ::testing::Values(1, 2, 3, 8));
+INSTANTIATE_TEST_SUITE_P(Threads, Parallel, ::testing::Values(1, 2, 3, 8),
+                         ::testing::PrintToStringParamName());
 
 }  // namespace
 }  // namespace cambium

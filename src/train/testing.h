@@ -1,4 +1,4 @@
-// What the tests of training share: small models and a toy task.
+// What the tests of training share: small models, a tokenizer of bytes and a toy task.
 #pragma once
 
 #include <cmath>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "model/tokenizer_train.h"
 #include "model/weights.h"
 #include "train/dataset.h"
 #include "train/trainer.h"
@@ -34,6 +35,18 @@ inline ModelSpec tiny_spec(const std::vector<MixerSpec>& mixers) {
 
 inline ModelSpec tiny_attention(int layers) {
   return tiny_spec(std::vector<MixerSpec>(static_cast<size_t>(layers), attention_mixer()));
+}
+
+inline constexpr const char* kChatTemplate =
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}";
+
+/// 261 tokens: one a byte, and those of the template. "<|stop|>" ends a document.
+inline Tokenizer byte_tokenizer(const std::string& chat_template = kChatTemplate) {
+  const std::vector<std::string> special = {"<|stop|>", "<|end|>", "<|system|>", "<|user|>",
+                                            "<|assistant|>"};
+  const TokenizerFiles files = train_tokenizer({}, 256 + 5, special, chat_template);
+  return Tokenizer::parse(files.tokenizer_json, files.config_json);
 }
 
 /// Document i: 2 to 4 symbols, a separator, the same symbols again, the end. The copy is learned.

@@ -59,6 +59,10 @@ struct Case {
   double floor;
 };
 
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << c.name;
+}
+
 class VectorMathTest : public ::testing::TestWithParam<Case> {};
 
 TEST_P(VectorMathTest, IsCloseToTheExactValue) {
@@ -108,7 +112,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"silu_of_small_results", VectorFunction::kSilu, -3e38, -80, 1, 1e-33},
         // The slope passes through zero, so its error is absolute; x times the rounding of 1 - s.
         Case{"silu_slope", VectorFunction::kSiluGrad, -3e38, 3.4e38, 1e-6, 1}),
-    [](const auto& info) { return info.param.name; });
+    ::testing::PrintToStringParamName());
 
 TEST(VectorMathSpecial, LimitsAndNan) {
   struct Row {

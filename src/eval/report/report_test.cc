@@ -36,7 +36,7 @@ RunSummary example() {
                      "reverse KL",
                      {0.5, NAN, 0.1, 2.0},
                      {false, false, true, false}}};
-  run.curves = {{"stage 1", "distill", {1, 2, 3}, {3.0, 2.0, NAN}}};
+  run.curves = {{"stage 1", "distill", {1, 2, 3}, {3.0, 2.0, NAN}, {0.3, 0.2, NAN}}};
   return run;
 }
 
@@ -51,6 +51,7 @@ TEST(Summary, RoundTrips) {
   EXPECT_EQ(back.models[1].gate.reason, run.models[1].gate.reason);
   EXPECT_DOUBLE_EQ(back.models[2].speed[1].decode.value, 80.0);
   EXPECT_TRUE(std::isnan(back.importance[0].scores[1]));
+  EXPECT_EQ(back.curves[0].reverse_kl[1], 0.2);
   EXPECT_EQ(render_report(back), render_report(run));
 }
 

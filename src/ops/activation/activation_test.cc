@@ -20,6 +20,10 @@ struct Row {
   std::vector<Input> inputs;
 };
 
+std::ostream& operator<<(std::ostream& out, const Row& row) {
+  return out << row.name;
+}
+
 class Activation : public ::testing::TestWithParam<Row> {};
 
 TEST_P(Activation, KernelsMatchDefinitionAndGradientsMatchDifferences) {
@@ -77,7 +81,7 @@ INSTANTIATE_TEST_SUITE_P(
                             return repeat_heads(c, in[0].slice(1, 4, 12).split_last(2, 6), 2);
                           },
                           {{{5, 20}}}}),
-    [](const auto& row) { return row.param.name; });
+    ::testing::PrintToStringParamName());
 
 TEST(RepeatHeads, CopiesStandTogether) {
   Arena arena;

@@ -136,6 +136,13 @@ class Cached {
   std::vector<double> last_;
 };
 
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  out << c.tokens << "_tokens_" << c.heads << "_on_" << c.kv_heads << "_heads_of_" << c.dim;
+  if (c.value_dim != c.dim) out << "_and_" << c.value_dim;
+  if (c.window > 0) out << "_window_" << c.window;
+  return out << "_pages_of_" << c.page_size;
+}
+
 class AttentionPages : public ::testing::TestWithParam<Case> {};
 
 constexpr double kTolerance = 5e-6;
@@ -170,7 +177,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AttentionPages,
                                            Case{70, 4, 2, 16, 16, 0, 64},
                                            Case{70, 4, 2, 32, 16, 20, 16},
                                            Case{80, 3, 1, 64, 64, 9, 1}, Case{45, 6, 2, 7, 5, 1, 5},
-                                           Case{66, 18, 1, 24, 40, 0, 7}));
+                                           Case{66, 18, 1, 24, 40, 0, 7}),
+                         ::testing::PrintToStringParamName());
 
 TEST(AttentionPagesLong, DecodeAndPrefillFarIntoASequence) {
   // Many splits, and a window that skips most of them.

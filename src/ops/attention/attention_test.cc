@@ -45,6 +45,14 @@ std::vector<Input> inputs_of(const Case& c) {
           {{t, c.kv_heads, c.value_dim}}};
 }
 
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  for (const int32_t length : c.lengths) out << length << "_";
+  out << "tokens_" << c.heads << "_on_" << c.kv_heads << "_heads_of_" << c.dim;
+  if (c.value_dim != c.dim) out << "_and_" << c.value_dim;
+  if (c.window > 0) out << "_window_" << c.window;
+  return out;
+}
+
 class AttentionCases : public ::testing::TestWithParam<Case> {};
 
 TEST_P(AttentionCases, KernelsMatchDefinitionAndGradientsMatchDifferences) {
@@ -71,7 +79,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{{100, 41}, 9, 3, 64, 64, 0}, Case{{129, 65}, 2, 2, 24, 40, 50},
                       Case{{20}, 16, 1, 128, 128, 0}, Case{{6}, 1, 1, 256, 256, 0},
                       Case{{600, 30, 257}, 1, 1, 8, 8, 0}, Case{{700}, 2, 1, 4, 6, 300},
-                      Case{{530}, 1, 1, 16, 4, 7}));
+                      Case{{530}, 1, 1, 16, 4, 7}),
+    ::testing::PrintToStringParamName());
 
 TEST(AttentionViews, HeadsOfAFusedProjection) {
   // q, k and v are column slices of one tensor, and so are their gradients.

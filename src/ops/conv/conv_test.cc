@@ -13,6 +13,12 @@ struct Case {
   bool bias, silu;
 };
 
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  for (const int64_t length : c.lengths) out << length << "_";
+  return out << "tokens_" << c.channels << "_channels_" << c.taps << "_taps"
+             << (c.bias ? "_bias" : "") << (c.silu ? "_silu" : "");
+}
+
 StatefulCase make(const Case& c) {
   StatefulCase test;
   for (const int64_t length : c.lengths) test.tokens += length;
@@ -62,7 +68,8 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(Case{{1}, 1, 4, true, true}, Case{{3, 1, 9}, 5, 4, true, true},
                       Case{{2, 7}, 16, 3, false, true}, Case{{70, 33}, 67, 4, true, false},
                       Case{{6, 8}, 40, 7, true, true}, Case{{5}, 8, 1, false, false},
-                      Case{{0, 40, 0}, 32, 2, true, true}));
+                      Case{{0, 40, 0}, 32, 2, true, true}),
+    ::testing::PrintToStringParamName());
 
 TEST(ShortConvViews, ColumnsOfAFusedProjection) {
   const OwnedSegments segments = packed_segments({4, 3});

@@ -156,7 +156,7 @@ INSTANTIATE_TEST_SUITE_P(
              20.0},
         Case{"sharp_reverse", 10, 6, 6, 64, {.reverse_kl = 1.0F}, 20.0},
         Case{"wide", 3, 4, 4, 5000, {.reverse_kl = 1.0F}}),
-    [](const auto& info) { return std::string(info.param.name); });
+    ::testing::PrintToStringParamName());
 
 // Logits hundreds apart: exponentials underflow, the losses stay finite and right.
 TEST(HeadLossExtremes, HugeLogits) {
@@ -265,6 +265,11 @@ struct AlignCase {
   bool squared, masked;
 };
 
+std::ostream& operator<<(std::ostream& out, const AlignCase& c) {
+  return out << c.tokens << "x" << c.channels << (c.squared ? "_squared" : "")
+             << (c.masked ? "_masked" : "");
+}
+
 class AlignLoss : public ::testing::TestWithParam<AlignCase> {};
 
 TEST_P(AlignLoss, MatchesDefinitionAndDifferences) {
@@ -306,7 +311,8 @@ TEST_P(AlignLoss, MatchesDefinitionAndDifferences) {
 INSTANTIATE_TEST_SUITE_P(Cases, AlignLoss,
                          ::testing::Values(AlignCase{4, 7, false, false},
                                            AlignCase{9, 33, true, true},
-                                           AlignCase{9, 64, false, true}));
+                                           AlignCase{9, 64, false, true}),
+                         ::testing::PrintToStringParamName());
 
 TEST(AlignLossErrors, NameWhatIsWrong) {
   Arena arena;

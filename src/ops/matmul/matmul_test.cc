@@ -15,6 +15,10 @@ struct Shape {
   int64_t t, n, k;
 };
 
+std::ostream& operator<<(std::ostream& out, const Shape& s) {
+  return out << s.t << "x" << s.n << "x" << s.k;
+}
+
 class Matmul : public ::testing::TestWithParam<Shape> {};
 
 TEST_P(Matmul, KernelsMatchDefinition) {
@@ -34,7 +38,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Matmul,
                          ::testing::Values(Shape{1, 1, 1}, Shape{1, 64, 64}, Shape{2, 3, 5},
                                            Shape{3, 80, 224}, Shape{4, 17, 33}, Shape{5, 47, 600},
                                            Shape{6, 96, 31}, Shape{7, 130, 257}, Shape{8, 16, 512},
-                                           Shape{13, 65, 80}, Shape{400, 24, 19}));
+                                           Shape{13, 65, 80}, Shape{400, 24, 19}),
+                         ::testing::PrintToStringParamName());
 
 TEST(MatmulGradients, MatchDifferences) {
   const auto operation = [](Context& ctx, const std::vector<Tensor>& in) {

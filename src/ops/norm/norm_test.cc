@@ -13,6 +13,10 @@ struct Shape {
   int64_t rows, channels;
 };
 
+std::ostream& operator<<(std::ostream& out, const Shape& s) {
+  return out << s.rows << "x" << s.channels;
+}
+
 class RmsNorm : public ::testing::TestWithParam<Shape> {};
 
 TEST_P(RmsNorm, KernelsMatchDefinitionAndGradientsMatchDifferences) {
@@ -27,7 +31,8 @@ TEST_P(RmsNorm, KernelsMatchDefinitionAndGradientsMatchDifferences) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, RmsNorm,
                          ::testing::Values(Shape{1, 2}, Shape{3, 7}, Shape{5, 64}, Shape{130, 80},
-                                           Shape{2, 577}));
+                                           Shape{2, 577}),
+                         ::testing::PrintToStringParamName());
 
 TEST(RmsNormViews, HeadsOfAColumnSlice) {
   // x is the middle third of a wider tensor, split into heads, as after a fused projection.
@@ -44,8 +49,16 @@ struct GatedCase {
   bool shared_weight;
 };
 
-class GatedRmsNorm
-    : public ::testing::TestWithParam<std::tuple<GatedCase, GateOrder, GateActivation>> {};
+using GatedParam = std::tuple<GatedCase, GateOrder, GateActivation>;
+
+void PrintTo(const GatedParam& param, std::ostream* out) {
+  const auto& [c, order, activation] = param;
+  *out << c.tokens << "x" << c.channels << "_by_" << c.group << (c.shared_weight ? "_shared" : "")
+       << (order == GateOrder::kGateFirst ? "_gate_first" : "_norm_first")
+       << (activation == GateActivation::kSilu ? "_silu" : "_sigmoid");
+}
+
+class GatedRmsNorm : public ::testing::TestWithParam<GatedParam> {};
 
 TEST_P(GatedRmsNorm, KernelsMatchDefinitionAndGradientsMatchDifferences) {
   const GatedCase shape = std::get<GatedCase>(GetParam());
@@ -77,7 +90,8 @@ INSTANTIATE_TEST_SUITE_P(
                                          GatedCase{4, 42, 14, true}, GatedCase{2, 200, 100, true},
                                          GatedCase{3, 152, 152, false}),
                        ::testing::Values(GateOrder::kGateFirst, GateOrder::kNormFirst),
-                       ::testing::Values(GateActivation::kSilu, GateActivation::kSigmoid)));
+                       ::testing::Values(GateActivation::kSilu, GateActivation::kSigmoid)),
+    ::testing::PrintToStringParamName());
 
 TEST(L2Norm, KernelsMatchDefinitionAndGradientsMatchDifferences) {
   const auto operation = [](Context& ctx, const std::vector<Tensor>& in) {

@@ -104,7 +104,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"strong_channel_decay", {140}, 1, 2, 16, 16, true, true, true, false, -30.0},
         Case{"wide", {100}, 1, 1, 128, 128, false, true},
         Case{"wide_channel", {80}, 1, 1, 128, 64, true, true}),
-    [](const auto& info) { return std::string(info.param.name); });
+    ::testing::PrintToStringParamName());
 
 // Long sequences with gates at their ends: no NaN, and the kernels still follow the definition.
 TEST(RecurrenceExtremes, LongSequencesAndGatesAtTheirEnds) {

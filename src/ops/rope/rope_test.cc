@@ -21,6 +21,10 @@ struct Case {
   int64_t heads, channels;
 };
 
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << c.name;
+}
+
 class Rope : public ::testing::TestWithParam<Case> {};
 
 TEST_P(Rope, KernelsMatchDefinitionAndGradientsMatchDifferences) {
@@ -47,7 +51,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"whole_head", {.dim = 64}, 3, 64}, Case{"small", {.dim = 6}, 2, 6},
         Case{"part_of_the_head", {.dim = 20}, 2, 33},
         Case{"llama3", {.theta = 500000, .dim = 16, .factor = 8, .original_length = 64}, 1, 16}),
-    [](const auto& info) { return info.param.name; });
+    ::testing::PrintToStringParamName());
 
 TEST(RopeAngles, PairsTurnByPositionTimesFrequency) {
   RopeTable table({.theta = 100, .dim = 4});

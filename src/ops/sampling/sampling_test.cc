@@ -28,6 +28,10 @@ struct Row {
   std::vector<double> expected;  // probabilities of the tokens
 };
 
+std::ostream& operator<<(std::ostream& out, const Row& row) {
+  return out << row.name;
+}
+
 class Distribution : public ::testing::TestWithParam<Row> {};
 
 // Probabilities 0.1, 0.4, 0.2, 0.3 at temperature 1.
@@ -54,7 +58,7 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"top_k_then_p", {.temperature = 1, .top_k = 2, .top_p = 0.55F}, {0, 1, 0, 0}},
         Row{"min_p", {.temperature = 1, .min_p = 0.6F}, {0, 4.0 / 7, 0, 3.0 / 7}},
         Row{"min_p_one", {.temperature = 1, .min_p = 1}, {0, 1, 0, 0}}),
-    [](const auto& info) { return std::string(info.param.name); });
+    ::testing::PrintToStringParamName());
 
 TEST(Sampling, EqualLogitsTakeTheLowestIndex) {
   const std::vector<float> flat(5, 2.0F);

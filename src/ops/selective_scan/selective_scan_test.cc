@@ -82,7 +82,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, SelectiveScan,
                                            Case{"mamba1", {18, 50}, 37, 16, 1, 1},
                                            Case{"odd", {9, 14}, 21, 5, 3, 7},
                                            Case{"group_per_channel", {33}, 6, 3, 2, 6}),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         ::testing::PrintToStringParamName());
 
 // Long sequences with steps at their ends: no NaN, and the kernels still follow the definition.
 TEST(SelectiveScanExtremes, LongSequencesAndStepsAtTheirEnds) {

@@ -1,0 +1,174 @@
+// Accuracy on models whose answers are known because their weights were written by hand.
+#include "eval/quality.h"
+
+#include <gmock/gmock.h>
+
+#include <nlohmann/json.hpp>
+
+#include "eval/statistics.h"
+#include "train/testing.h"
+
+namespace cambium {
+namespace {
+
+using testing::byte_tokenizer;
+using ::testing::ElementsAre;
+
+/// A model that answers with `next[last token]`: mixers and feed-forwards add nothing, and the
+/// head's row of the next token is the embedding of the one before it.
+LoadedModel scripted(const std::map<int32_t, int32_t>& next, double confidence = 1.0) {
+  ModelSpec spec = testing::tiny_attention(1);
+  spec.vocab = 261;
+  spec.tied_head = false;
+  spec.eos_ids = {};
+  LoadedModel loaded = fresh_model(spec, 3, 1.0);
+  std::map<std::string, float*> weights;
+  loaded.model->visit(
+      [&](const std::string& name, Parameter& p) { weights[name] = p.tensor.ptr<float>(); });
+  loaded.model->visit([&](const std::string& name, Parameter& p) {
+    if (name.ends_with("o_proj.weight") || name.ends_with("down.weight") || name == "head.weight") {
+      std::fill_n(p.tensor.ptr<float>(), p.numel(), 0.0F);
+    }
+  });
+  for (const auto& [token, then] : next) {
+    for (int64_t c = 0; c < spec.width; ++c) {
+      weights["head.weight"][then * spec.width + c] +=
+          static_cast<float>(confidence) * weights["embed.weight"][token * spec.width + c];
+    }
+  }
+  return loaded;
+}
+
+int32_t id(const Tokenizer& tokenizer, const char* text) {
+  const std::vector<int32_t> ids = tokenizer.encode(text, false);
+  EXPECT_EQ(ids.size(), 1U) << text;
+  return ids.front();
+}
+
+Task numbers(const std::vector<std::string>& answers) {
+  Task task{"numbers", AnswerForm::kNumber, {}};
+  for (size_t i = 0; i < answers.size(); ++i) {
+    task.examples.push_back({"What is " + std::to_string(i) + "?", answers[i], ""});
+  }
+  return task;
+}
+
+std::vector<std::string> responses(const AccuracyResult& result) {
+  std::vector<std::string> texts;
+  for (const ExampleResult& e : result.examples) texts.push_back(e.response);
+  return texts;
+}
+
+// A plain question ends with a newline, one through the template with the assistant's token.
+TEST(Accuracy, AsksPlainlyOrThroughTheTemplate) {
+  const Tokenizer tokenizer = byte_tokenizer();
+  LoadedModel model = scripted({{id(tokenizer, "\n"), id(tokenizer, "7")},
+                                {id(tokenizer, "7"), id(tokenizer, "<|stop|>")},
+                                {id(tokenizer, "<|assistant|>"), id(tokenizer, "8")},
+                                {id(tokenizer, "8"), id(tokenizer, "<|stop|>")},
+                                {id(tokenizer, "<|stop|>"), id(tokenizer, "9")}});
+  const Task task = numbers({"7", "8", "7.0", "70"});
+  const AccuracyResult plain = evaluate_accuracy(*model.model, tokenizer, task, {});
+  EXPECT_THAT(responses(plain), ElementsAre("7", "7", "7", "7"));
+  EXPECT_EQ(plain.summary.correct, 2);
+  EXPECT_EQ(plain.summary.total, 4);
+  const Estimate estimate = proportion(2, 4);
+  EXPECT_EQ(plain.summary.accuracy.value, 0.5);
+  EXPECT_EQ(plain.summary.accuracy.low, estimate.interval.low);
+  EXPECT_EQ(plain.summary.accuracy.high, estimate.interval.high);
+  ASSERT_EQ(plain.examples.size(), 4U);
+  EXPECT_EQ(plain.examples[2].question, "What is 2?");
+  EXPECT_EQ(plain.examples[2].expected, "7.0");
+  EXPECT_EQ(plain.examples[2].given, "7");
+  EXPECT_TRUE(plain.examples[2].correct);
+  EXPECT_FALSE(plain.examples[3].correct);
+  const AccuracyResult chat = evaluate_accuracy(*model.model, tokenizer, task, {.chat = true});
+  EXPECT_THAT(responses(chat), ElementsAre("8", "8", "8", "8"));
+  EXPECT_EQ(chat.summary.correct, 1);
+}
+
+TEST(Accuracy, StopsAtAnEndTokenOrAtTheLimit) {
+  const Tokenizer tokenizer = byte_tokenizer();
+  const int32_t newline = id(tokenizer, "\n");
+  const int32_t seven = id(tokenizer, "7");
+  const int32_t end = id(tokenizer, "<|end|>");
+  LoadedModel endless = scripted({{newline, seven}, {seven, seven}});
+  EXPECT_THAT(responses(evaluate_accuracy(*endless.model, tokenizer, numbers({"7"}),
+                                          {.max_new_tokens = 5})),
+              ElementsAre("77777"));
+  // The model's own end tokens count beside the tokenizer's; no end token is part of a response.
+  ModelSpec spec = endless.model->spec();
+  spec.eos_ids = {end};
+  LoadedModel ended = fresh_model(spec, 3);
+  const LoadedModel chain = scripted({{newline, seven}, {seven, end}, {end, seven}});
+  std::map<std::string, Tensor> from;
+  chain.model->visit([&](const std::string& name, Parameter& p) { from[name] = p.tensor; });
+  ended.model->visit(
+      [&](const std::string& name, Parameter& p) { copy_values(p.tensor, from.at(name)); });
+  EXPECT_THAT(
+      responses(evaluate_accuracy(*ended.model, tokenizer, numbers({"7"}), {.max_new_tokens = 5})),
+      ElementsAre("7"));
+  EXPECT_EQ(evaluate_accuracy(*ended.model, tokenizer, numbers({"7"}), {}).summary.correct, 1);
+}
+
+TEST(Accuracy, DoesNotDependOnTheBatchAndTellsItsProgress) {
+  const Tokenizer tokenizer = byte_tokenizer();
+  LoadedModel model = fresh_model(scripted({}).model->spec(), 8, 0.3);
+  const Task task = numbers(std::vector<std::string>(7, "1"));
+  std::vector<std::vector<std::string>> all;
+  for (const int64_t batch : {1, 3, 64}) {
+    std::vector<int64_t> done;
+    all.push_back(responses(evaluate_accuracy(*model.model, tokenizer, task,
+                                              {.max_new_tokens = 12, .batch = batch},
+                                              [&](int64_t n) { done.push_back(n); })));
+    EXPECT_TRUE(std::is_sorted(done.begin(), done.end()));
+    ASSERT_FALSE(done.empty());
+    EXPECT_EQ(done.front(), 0);  // one that runs is not done
+    EXPECT_EQ(done.back(), 7);
+  }
+  EXPECT_EQ(all[1], all[0]);
+  EXPECT_EQ(all[2], all[0]);
+}
+
+// Each problem draws from a stream of its own: the same question is not always answered alike.
+TEST(Accuracy, SamplesBySeedAndProblem) {
+  const Tokenizer tokenizer = byte_tokenizer();
+  LoadedModel model = scripted({});  // every token equally likely
+  Task task = numbers({"1", "1", "1"});
+  for (Example& example : task.examples) example.question = "Again?";
+  const auto sample = [&](double temperature, uint64_t seed) {
+    return responses(
+        evaluate_accuracy(*model.model, tokenizer, task,
+                          {.max_new_tokens = 16, .temperature = temperature, .seed = seed}));
+  };
+  EXPECT_EQ(sample(1.0, 5), sample(1.0, 5));
+  EXPECT_NE(sample(1.0, 5), sample(1.0, 6));
+  EXPECT_NE(sample(1.0, 5)[0], sample(1.0, 5)[1]);
+  EXPECT_EQ(sample(0.0, 5), sample(0.0, 6));
+}
+
+TEST(Accuracy, OfNoProblemsIsNothing) {
+  LoadedModel model = scripted({});
+  const AccuracyResult none = evaluate_accuracy(*model.model, byte_tokenizer(), numbers({}), {});
+  EXPECT_EQ(none.summary.total, 0);
+  EXPECT_EQ(none.summary.accuracy.value, 0.0);
+  EXPECT_TRUE(none.examples.empty());
+  EXPECT_EQ(example_lines({}), "");
+}
+
+TEST(ExampleLines, AreJsonWhateverTheResponse) {
+  const std::string lines =
+      example_lines({{"a \"b\"\n", "4", "so\t4", "4", true}, {"c", "5", "\xff?", "", false}});
+  const size_t end = lines.find('\n');
+  const auto first = nlohmann::ordered_json::parse(lines.substr(0, end));
+  EXPECT_EQ(
+      first.dump(),
+      R"({"question":"a \"b\"\n","expected":"4","response":"so\t4","given":"4","correct":true})");
+  const auto second = nlohmann::json::parse(lines.substr(end + 1));
+  EXPECT_EQ(second["response"], "\xEF\xBF\xBD?");
+  EXPECT_EQ(second["correct"], false);
+  EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), 2);
+}
+
+}  // namespace
+}  // namespace cambium

@@ -1,0 +1,79 @@
+// What is measured and how it is laid out; how long it takes is never asserted.
+#include "eval/throughput.h"
+
+#include <gmock/gmock.h>
+
+#include "base/error.h"
+#include "train/testing.h"
+
+namespace cambium {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(Throughput, GivesARowForEveryModelAndContext) {
+  MixerSpec window = testing::attention_mixer();
+  window.kind = "sliding_window";
+  window.options.set("window", int64_t{8});
+  const MixerSpec mamba = {
+      "mamba",
+      {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
+  LoadedModel attention = fresh_model(testing::tiny_attention(2), 1);
+  LoadedModel mixed = fresh_model(testing::tiny_spec({mamba, window}), 1);
+  // Contexts below, at and beyond the chunk, not multiples of it, and longer than the positions
+  // that the model was made for.
+  const ThroughputConfig config{.contexts = {1, 32, 45, 300},
+                                .batch = 3,
+                                .decode_tokens = 4,
+                                .repeats = 3,
+                                .prefill_chunk = 32};
+  const auto speeds = measure_throughput({attention.model.get(), mixed.model.get()}, config);
+  ASSERT_EQ(speeds.size(), 2U);
+  for (const std::vector<SpeedSummary>& of_model : speeds) {
+    ASSERT_EQ(of_model.size(), config.contexts.size());
+    for (size_t i = 0; i < of_model.size(); ++i) {
+      EXPECT_EQ(of_model[i].context, config.contexts[i]);
+      EXPECT_EQ(of_model[i].batch, 3);
+      for (const Measured& speed : {of_model[i].prefill, of_model[i].decode}) {
+        EXPECT_TRUE(std::isfinite(speed.high));
+        EXPECT_GT(speed.low, 0.0);
+        EXPECT_LE(speed.low, speed.value);
+        EXPECT_LE(speed.value, speed.high);
+      }
+    }
+  }
+}
+
+TEST(Throughput, OfOneRepeatHasNoSpread) {
+  LoadedModel model = fresh_model(testing::tiny_attention(1), 1);
+  const auto speeds =
+      measure_throughput({model.model.get()}, {.contexts = {8}, .decode_tokens = 1, .repeats = 1});
+  const SpeedSummary& speed = speeds.at(0).at(0);
+  EXPECT_EQ(speed.prefill.low, speed.prefill.high);
+  EXPECT_EQ(speed.decode.low, speed.decode.value);
+  EXPECT_TRUE(measure_throughput({model.model.get()}, {.contexts = {}}).at(0).empty());
+  EXPECT_TRUE(measure_throughput({}, {.contexts = {8}}).empty());
+}
+
+TEST(ThroughputErrors, NameWhatIsWrong) {
+  LoadedModel model = fresh_model(testing::tiny_attention(1), 1);
+  const struct {
+    ThroughputConfig config;
+    const char* expected;
+  } rows[] = {{{.batch = 0}, "batch, repeats and decode tokens above 0"},
+              {{.decode_tokens = 0}, "batch, repeats and decode tokens above 0"},
+              {{.repeats = -1}, "batch, repeats and decode tokens above 0"},
+              {{.contexts = {8, 0}}, "context above 0 tokens, got 0"},
+              {{.contexts = {8}, .prefill_chunk = 0}, "piece_tokens above 0"}};
+  for (const auto& row : rows) {
+    try {
+      measure_throughput({model.model.get()}, row.config);
+      ADD_FAILURE() << row.expected << " was let through";
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr(row.expected));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cambium

@@ -1,0 +1,179 @@
+#include "hybrid/measure.h"
+
+#include <gmock/gmock.h>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/progress.h"
+#include "base/test_folder.h"
+#include "train/testing.h"
+
+namespace cambium {
+namespace {
+
+using testing::byte_tokenizer;
+using ::testing::HasSubstr;
+
+/// A model of bytes; its weights are drawn wide, so that two seeds disagree.
+LoadedModel byte_model(const std::vector<MixerSpec>& mixers, uint64_t seed) {
+  ModelSpec spec = testing::tiny_spec(mixers);
+  spec.vocab = 261;
+  spec.max_positions = 2048;
+  spec.eos_ids = {0};
+  return fresh_model(spec, seed, 0.3);
+}
+
+LoadedModel attention_model(uint64_t seed) {
+  return byte_model({testing::attention_mixer(), testing::attention_mixer()}, seed);
+}
+
+HybridPlan small_plan() {
+  HybridPlan plan;
+  plan.evaluate.held_out_documents = 6;
+  plan.evaluate.held_out_tokens = 600;
+  plan.evaluate.problems = 5;
+  plan.evaluate.max_new_tokens = 4;
+  return plan;
+}
+
+class MeasureTest : public ::testing::Test {
+ protected:
+  void SetUp() override { Progress::silence(true); }
+  void TearDown() override { Progress::silence(false); }
+};
+
+TEST_F(MeasureTest, GeneratedDataOfAPlan) {
+  HybridPlan plan = small_plan();
+  plan.evaluate.retrieval = 3;
+  plan.evaluate.retrieval_spec.min_chars = 200;
+  plan.evaluate.retrieval_spec.max_chars = 300;
+  const RunData data(plan, byte_tokenizer());
+  // Every part is a split of its own.
+  EXPECT_THAT(data.train().fingerprint(), HasSubstr("problems train seed 1"));
+  EXPECT_THAT(data.valid().fingerprint(), HasSubstr("problems valid seed 1"));
+  EXPECT_EQ(data.task().examples.size(), 5U);
+  EXPECT_EQ(data.task().examples[0].question,
+            problem_task(plan.data.problems, ProblemKind::kWord, Split::kTest, 1, 1)
+                .examples[0]
+                .question);
+  // Retrieval is asked at the length that [evaluate] says, not at the length trained on.
+  ASSERT_EQ(data.retrieval().examples.size(), 3U);
+  for (const Example& example : data.retrieval().examples) {
+    EXPECT_LT(example.question.size(), 400U);
+  }
+  const HeldOut expected(data.valid(), 6, 600);
+  EXPECT_EQ(data.held_out().documents(), 6);
+  EXPECT_EQ(data.held_out().labels(), expected.labels());
+}
+
+TEST_F(MeasureTest, DataFromFiles) {
+  const TestFolder folder;
+  HybridPlan plan = small_plan();
+  plan.data.train = folder.at("train.jsonl");
+  plan.data.valid = folder.at("valid.jsonl");
+  plan.evaluate.problems = 0;
+  write_file_atomically(plan.data.train, "{\"text\": \"ab\"}\n{\"text\": \"c\"}\n");
+  write_file_atomically(plan.data.valid, "{\"prompt\": \"1+1=\", \"completion\": \"2\"}\n");
+  const RunData data(plan, byte_tokenizer());
+  EXPECT_EQ(data.train().size(), 2);
+  EXPECT_EQ(data.valid().size(), 1);
+  EXPECT_EQ(data.held_out().labels(), 2);
+  EXPECT_TRUE(data.task().examples.empty());
+  EXPECT_TRUE(data.retrieval().examples.empty());
+  // A benchmark's file is asked beside them.
+  plan.evaluate.task = "gsm8k";
+  plan.evaluate.task_path = folder.at("task.jsonl");
+  plan.evaluate.problems = 1;
+  write_file_atomically(plan.evaluate.task_path,
+                        "{\"question\": \"a\", \"answer\": \"#### 1\"}\n"
+                        "{\"question\": \"b\", \"answer\": \"#### 2\"}\n");
+  const RunData asked(plan, byte_tokenizer());
+  ASSERT_EQ(asked.task().examples.size(), 1U);
+  EXPECT_EQ(asked.task().examples[0].question, "a");
+}
+
+TEST_F(MeasureTest, SpecSaysLayersParametersAndCache) {
+  MixerSpec window = testing::attention_mixer();
+  window.kind = "sliding_window";
+  window.options.set("window", int64_t{12});
+  const MixerSpec mamba = {
+      "mamba",
+      {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
+  const MixerSpec attention = testing::attention_mixer();
+  LoadedModel model = byte_model({attention, window, attention, mamba}, 1);
+  const ModelSummary summary = summarise_spec("hybrid", *model.model);
+  EXPECT_EQ(summary.name, "hybrid");
+  EXPECT_EQ(summary.map, "AWAM");
+  EXPECT_EQ(summary.mixers, (std::map<std::string, int64_t>{
+                                {"attention", 2}, {"mamba", 1}, {"sliding_window", 1}}));
+  EXPECT_EQ(summary.converted, 2);
+  EXPECT_EQ(summary.parameters, static_cast<int64_t>(testing::all_weights(*model.model).size()));
+  // A key and a value of 8 floats for the one head; the window keeps 12 tokens of them, and Mamba
+  // 16 channels of 4 states and 3 inputs of the convolution.
+  constexpr int64_t kToken = (8 + 8) * 4;
+  EXPECT_EQ(summary.cache_bytes_per_token, 2 * kToken);
+  EXPECT_EQ(summary.state_bytes_per_sequence, 12 * kToken + (16 * 4 + 16 * 3) * 4);
+}
+
+TEST_F(MeasureTest, QualityAgainstItselfAndAgainstAnother) {
+  HybridPlan plan = small_plan();
+  plan.evaluate.retrieval = 2;
+  const RunData data(plan, byte_tokenizer());
+  LoadedModel teacher = attention_model(1);
+  LoadedModel student = attention_model(2);
+  ModelSummary same = summarise_spec("teacher", *teacher.model);
+  measure_quality(same, *teacher.model, *teacher.model, data, plan.evaluate);
+  EXPECT_NEAR(same.reverse_kl, 0.0, 1e-6);
+  EXPECT_EQ(same.agreement, 1.0);
+  EXPECT_EQ(same.accuracy.total, 5);
+  EXPECT_EQ(same.retrieval.total, 2);
+  ModelSummary apart = summarise_spec("student", *student.model);
+  measure_quality(apart, *student.model, *teacher.model, data, plan.evaluate);
+  const LossSums sums = total(data.held_out().measure(*student.model, teacher.model.get()));
+  const auto tokens = static_cast<double>(data.held_out().labels());
+  EXPECT_DOUBLE_EQ(apart.reverse_kl, sums.reverse_kl / tokens);
+  EXPECT_DOUBLE_EQ(apart.nll, sums.cross_entropy / tokens);
+  EXPECT_DOUBLE_EQ(apart.agreement, static_cast<double>(sums.agreement) / tokens);
+  EXPECT_GT(apart.reverse_kl, 0.1);
+  EXPECT_LT(apart.agreement, 0.5);
+}
+
+TEST_F(MeasureTest, DamageByEveryMetric) {
+  const HybridPlan plan = small_plan();
+  const RunData data(plan, byte_tokenizer());
+  LoadedModel teacher = attention_model(1);
+  LoadedModel student = attention_model(2);
+  const HeldOut few(data.valid(), 3, 500);
+  const auto of = [&](LoadedModel& model, const char* metric) {
+    return damage(*model.model, *teacher.model, data, few, metric, plan.evaluate);
+  };
+  const LossSums sums = total(few.measure(*student.model, teacher.model.get()));
+  const auto tokens = static_cast<double>(few.labels());
+  EXPECT_NEAR(of(teacher, "reverse-kl"), 0.0, 1e-6);
+  EXPECT_DOUBLE_EQ(of(student, "reverse-kl"), sums.reverse_kl / tokens);
+  EXPECT_DOUBLE_EQ(of(student, "nll"), sums.cross_entropy / tokens);
+  EXPECT_GT(of(teacher, "nll"), 0.0);
+  // Random weights solve nothing.
+  EXPECT_EQ(of(student, "accuracy"), 1.0);
+}
+
+TEST_F(MeasureTest, DamageByAccuracyNeedsProblems) {
+  HybridPlan plan = small_plan();
+  plan.evaluate.problems = 0;
+  const RunData data(plan, byte_tokenizer());
+  LoadedModel model = attention_model(1);
+  try {
+    damage(*model.model, *model.model, data, data.held_out(), "accuracy", plan.evaluate);
+    ADD_FAILURE() << "let through";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("metric accuracy"));
+  }
+  // Nothing is asked, and the held-out numbers are there all the same.
+  ModelSummary summary;
+  measure_quality(summary, *model.model, *model.model, data, plan.evaluate);
+  EXPECT_EQ(summary.accuracy.total, 0);
+  EXPECT_GT(summary.nll, 0.0);
+}
+
+}  // namespace
+}  // namespace cambium
