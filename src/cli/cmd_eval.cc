@@ -193,17 +193,17 @@ struct ReportArgs {
 
 int run_report(const ReportArgs& a) {
   const RunSummary summary = read_summary(std::filesystem::path(a.run) / "summary.json");
-  const std::string path =
-      a.output.empty() ? (std::filesystem::path(a.run) / "report.html").string() : a.output;
-  write_file_atomically(path, render_report(summary));
-  std::printf("%s\n", path.c_str());
+  const std::string folder = a.output.empty() ? a.run : a.output;
+  make_folder(folder);
+  write_report(summary, folder);
+  std::printf("%s/report.html\n", folder.c_str());
   return 0;
 }
 
 Action declare_report(Args& args) {
   auto a = std::make_shared<ReportArgs>();
   args.positional("run", "run folder of `cambium hybridize`", &a->run);
-  args.option("output,o", "the page (RUN/report.html otherwise)", &a->output);
+  args.option("output,o", "folder of report.html and frontier.svg (RUN otherwise)", &a->output);
   return [a] { return run_report(*a); };
 }
 

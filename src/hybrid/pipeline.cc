@@ -371,7 +371,7 @@ RunSummary Pipeline::run() {
   }
   summary_.seconds = now_seconds() - begin;
   write_summary(summary_, options_.folder / "summary.json");
-  write_file_atomically((options_.folder / "report.html").string(), render_report(summary_));
+  write_report(summary_, options_.folder);
   return summary_;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "base/file.h"
 #include "base/text.h"
 #include "eval/report/summary.h"
 #include "eval/report/svg.h"
@@ -103,27 +104,29 @@ std::string headline(const RunSummary& run) {
   return s + "</div>\n";
 }
 
+// Accuracy against decode speed at the i-th context.
+std::string frontier_at(const RunSummary& run, size_t i) {
+  std::vector<svg::Point> points;
+  for (const ModelSummary& m : run.models) {
+    if (i < m.speed.size()) {
+      const Measured& d = m.speed[i].decode;
+      const Measured& a = m.accuracy.accuracy;
+      points.push_back({d.value, d.low, d.high, a.value, a.low, a.high, m.name, m.converted == 0});
+    }
+  }
+  const SpeedSummary& speed = run.models.front().speed[i];
+  return svg::scatter(points,
+                      {.title = fmt::format("decode, tokens/s at {} tokens of context, batch {}",
+                                            speed.context, speed.batch)},
+                      {.title = "accuracy", .percent = true});
+}
+
 std::string frontier(const RunSummary& run) {
   std::string out;
-  const size_t contexts = run.models.front().speed.size();
-  for (size_t i = contexts; i-- > 0;) {
-    std::vector<svg::Point> points;
-    for (const ModelSummary& m : run.models) {
-      if (i < m.speed.size()) {
-        const Measured& d = m.speed[i].decode;
-        const Measured& a = m.accuracy.accuracy;
-        points.push_back(
-            {d.value, d.low, d.high, a.value, a.low, a.high, m.name, m.converted == 0});
-      }
-    }
-    out += figure(
-        svg::scatter(points,
-                     {.title = fmt::format("decode, tokens/s at {} tokens of context, batch {}",
-                                           run.models.front().speed[i].context,
-                                           run.models.front().speed[i].batch)},
-                     {.title = "accuracy", .percent = true}),
-        "Accuracy against decode speed, with 95 % intervals of accuracy and the least and largest "
-        "speed seen. The teacher is the orange point.");
+  for (size_t i = run.models.front().speed.size(); i-- > 0;) {
+    out += figure(frontier_at(run, i),
+                  "Accuracy against decode speed, with 95 % intervals of accuracy and the least "
+                  "and largest speed seen. The teacher is the orange point.");
   }
   return out;
 }
@@ -262,6 +265,13 @@ std::string curves(const RunSummary& run) {
 
 }  // namespace
 
+std::string render_frontier(const RunSummary& run) {
+  if (run.models.empty() || run.models.front().speed.empty()) {
+    return "";
+  }
+  return svg::standalone(frontier_at(run, run.models.front().speed.size() - 1));
+}
+
 std::string render_report(const RunSummary& run) {
   std::string s =
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
@@ -284,6 +294,13 @@ std::string render_report(const RunSummary& run) {
   }
   s += "<details><summary>The plan</summary><pre>" + escape_html(run.plan) + "</pre></details>\n";
   return s + "</main></body></html>\n";
+}
+
+void write_report(const RunSummary& run, const std::filesystem::path& folder) {
+  write_file_atomically((folder / "report.html").string(), render_report(run));
+  if (const std::string picture = render_frontier(run); !picture.empty()) {
+    write_file_atomically((folder / "frontier.svg").string(), picture);
+  }
 }
 
 }  // namespace cambium

@@ -77,6 +77,19 @@ TEST(Report, IsSelfContainedAndEscaped) {
   EXPECT_NE(page.find("layers converted (stage 2)"), std::string::npos);
 }
 
+TEST(Report, ThePictureStandsAlone) {
+  const RunSummary run = example();
+  const std::string picture = render_frontier(run);
+  EXPECT_TRUE(picture.starts_with("<svg xmlns="));
+  EXPECT_NE(picture.find("<style>"), std::string::npos);
+  EXPECT_NE(picture.find("at 4096 tokens"), std::string::npos);
+  EXPECT_EQ(render_frontier({}), "");
+  const TestFolder folder;
+  write_report(run, folder.path());
+  EXPECT_EQ(read_text_file(folder.at("frontier.svg")), picture);
+  EXPECT_EQ(read_text_file(folder.at("report.html")), render_report(run));
+}
+
 TEST(Ticks, AreRoundAndInside) {
   EXPECT_EQ(svg::ticks(0.0, 10.0, 5), (std::vector<double>{0, 2, 4, 6, 8, 10}));
   EXPECT_EQ(svg::ticks(0.93, 0.97, 4).size(), 5U);

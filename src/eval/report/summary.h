@@ -93,5 +93,10 @@ RunSummary read_summary(const std::filesystem::path& path);
 
 /// The report page: one HTML file that needs nothing else.
 std::string render_report(const RunSummary& summary);
+/// The page's first picture as an SVG file of its own: accuracy against decode speed at the longest
+/// context. Empty where no speed was measured.
+std::string render_frontier(const RunSummary& summary);
+/// Writes report.html and, where there is one, frontier.svg into a run's folder.
+void write_report(const RunSummary& summary, const std::filesystem::path& folder);
 
 }  // namespace cambium

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/error.h"
 #include "base/text.h"
 
 namespace cambium::svg {
@@ -181,6 +182,21 @@ std::string scatter(const std::vector<Point>& points, const Axis& x, const Axis&
                      cx + (flip ? -10 : 10), cy - 10, flip ? "end" : "start", escape_html(p.label));
   }
   return s + "</svg>\n";
+}
+
+std::string standalone(const std::string& chart) {
+  const std::string open = "<svg ";
+  const size_t inside = chart.find('>') + 1;
+  CAMBIUM_CHECK(chart.starts_with(open) && inside > 0);
+  return "<svg xmlns=\"http://www.w3.org/2000/svg\" " +
+         chart.substr(open.size(), inside - open.size()) +
+         "<style>text{fill:#1c2430;font:13px sans-serif}.tick{fill:#5d6b7c;font-size:12px}"
+         ".grid{stroke:#dfe5ec}.axis{stroke:#5d6b7c}"
+         ".frontier{fill:none;stroke:#3b6fb6;stroke-width:1.5;stroke-dasharray:4 4}"
+         ".point circle{fill:#3b6fb6}.point line{stroke:#3b6fb6}"
+         ".reference circle{fill:#c2571a}.reference line{stroke:#c2571a}</style>"
+         "<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>" +
+         chart.substr(inside) + "\n";
 }
 
 std::string lines(const std::vector<Series>& series, const Axis& x, const Axis& y) {

@@ -31,6 +31,9 @@ struct Axis {
 /// Points joined in order of x, with error bars and labels beside them.
 std::string scatter(const std::vector<Point>& points, const Axis& x, const Axis& y);
 
+/// A chart as a file of its own: the page's colours, on white.
+std::string standalone(const std::string& chart);
+
 struct Series {
   std::string name;
   std::vector<double> x, y;
