@@ -73,7 +73,7 @@ std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& token
 }
 
 void report_speed(const GenerationResult& r) {
-  std::fprintf(stderr, "\n%lld prompt tokens, %.0f tokens/s; %zu new tokens, %.1f tokens/s\n",
+  std::fprintf(stderr, "%lld prompt tokens, %.0f tokens/s; %zu new tokens, %.1f tokens/s\n",
                static_cast<long long>(r.prompt_tokens),
                static_cast<double>(r.prompt_tokens) / std::max(r.prefill_seconds, 1e-9),
                r.tokens.size(),
@@ -98,6 +98,8 @@ std::string stream(Engine& engine, const Tokenizer& tokenizer, GenerationRequest
   requests.push_back(std::move(request));
   const GenerationResult result = std::move(engine.generate(std::move(requests)).at(0));
   put(decoder.finish());
+  std::printf("\n");
+  std::fflush(stdout);
   if (speed) {
     report_speed(result);
   }
@@ -201,7 +203,6 @@ int run_chat(const GenerateArgs& a) {
       const std::string answer = stream(
           engine, tokenizer,
           request_of(a, tokenizer, loaded.model->spec(), tokenizer.encode(prompt, false)), false);
-      std::printf("\n");
       messages.push_back({"assistant", answer});
     } catch (const Error& e) {
       if (!terminal) {
@@ -243,8 +244,8 @@ Action declare_chat(Args& args) {
 Command generate_command() {
   return {"generate", "generates text from a prompt, or from a file of prompts",
           "  cambium generate DIR -p \"Once upon a time\" --temperature 0.8\n"
-          "  cambium generate models/teacher --question -p \"Tom has 3 nuts. Ann has twice as many "
-          "nuts as Tom. How many nuts do they have together?\"\n"
+          "  cambium generate models/teacher --question -p \"Tom has 7 books. Ida has 3 books "
+          "fewer than Tom. Zoe has twice as many books as Ida. How many books does Zoe have?\"\n"
           "  cambium generate DIR --chat -i prompts.jsonl -o answers.jsonl",
           declare_generate};
 }

@@ -17,6 +17,8 @@ enum class Split { kTrain, kValid, kTest };
 Split parse_split(std::string_view name);
 std::string_view split_name(Split split);
 
+// The defaults below are the range of the teacher that ships with the project.
+
 /// Word problems: a chain of quantities, each found from the ones before it by one computation.
 struct WordSpec {
   int min_steps = 2;      // computations from the given facts to the answer
@@ -24,10 +26,10 @@ struct WordSpec {
   int distractors = 1;    // at most so many sentences that do not matter
   double hard = 0.0;      // chance that a distractor is one more quantity of the same kind
   double shuffle = 0.0;   // chance that the facts come in any order
-  double lookback = 1.0;  // how often a step needs more than the result before it; 0 never
-  int max_number = 30;    // the largest number that the text gives
-  int max_value = 100;    // the largest result of any step
-  int max_factor = 5;     // the largest factor of "5 times as many"
+  double lookback = 0.0;  // how often a step needs more than the result before it; 0 never
+  int max_number = 12;    // the largest number that the text gives
+  int max_value = 60;     // the largest result of any step
+  int max_factor = 3;     // the largest factor of "5 times as many"
 
   bool operator==(const WordSpec&) const = default;
 };
@@ -35,12 +37,12 @@ struct WordSpec {
 /// Retrieval: facts "The code of the red lantern is 4821." among sentences that say nothing, then a
 /// question on one of them, at a uniformly random place.
 struct RetrievalSpec {
-  int min_chars = 400;  // length of the text, in characters: uniform between the two
-  int max_chars = 1600;
-  int min_facts = 4;  // so many facts, as far as they fit into the length; filler for the rest
-  int max_facts = 20;
+  int min_chars = 100;  // length of the text, in characters: uniform between the two
+  int max_chars = 600;
+  int min_facts = 2;  // so many facts, as far as they fit into the length; filler for the rest
+  int max_facts = 6;
   int questions = 1;  // at most so many facts are asked for at once; the last one is the answer
-  int digits = 4;     // of each value
+  int digits = 2;     // of each value
 
   bool operator==(const RetrievalSpec&) const = default;
 };

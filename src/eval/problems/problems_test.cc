@@ -97,12 +97,24 @@ struct Range {
 };
 
 std::vector<Range> word_ranges() {
-  std::vector<Range> out{{"default", {}}, {"one step", {}}, {"hardest", {}}, {"large numbers", {}}};
+  std::vector<Range> out{{"default", {}},
+                         {"one step", {}},
+                         {"hardest", {}},
+                         {"large numbers", {}},
+                         {"looking back", {}}};
   out[1].spec.word = {.min_steps = 1, .max_steps = 1, .distractors = 0};
-  out[2].spec.word = {
-      .min_steps = 10, .max_steps = 16, .distractors = 6, .hard = 0.5, .shuffle = 1.0};
+  out[2].spec.word = {.min_steps = 10,
+                      .max_steps = 16,
+                      .distractors = 6,
+                      .hard = 0.5,
+                      .shuffle = 1.0,
+                      .lookback = 1.0,
+                      .max_number = 30,
+                      .max_value = 100,
+                      .max_factor = 5};
   out[3].spec.word = {
       .min_steps = 2, .max_steps = 8, .max_number = 5000, .max_value = 100000, .max_factor = 20};
+  out[4].spec.word = {.lookback = 1.0, .max_number = 30, .max_value = 100, .max_factor = 5};
   return out;
 }
 
@@ -311,7 +323,7 @@ TEST(Problems, WrongParametersAreNamed) {
       {"shuffle", [](ProblemSpec& s) { s.word.shuffle = -0.1; }},
       {"lookback", [](ProblemSpec& s) { s.word.lookback = 1.1; }},
       {"max_number", [](ProblemSpec& s) { s.word.max_number = 3; }},
-      {"max_value", [](ProblemSpec& s) { s.word.max_value = 40; }},
+      {"max_value", [](ProblemSpec& s) { s.word.max_value = 20; }},
       {"max_factor", [](ProblemSpec& s) { s.word.max_factor = 1; }},
       {"retrieval_share", [](ProblemSpec& s) { s.retrieval_share = 2; }},
       {"min_chars", [](ProblemSpec& s) { s.retrieval.min_chars = 10; }},
