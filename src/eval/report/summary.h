@@ -47,7 +47,7 @@ struct ModelSummary {
   double seconds = 0.0;        // of the stage that made it
   AccuracySummary accuracy;
   AccuracySummary retrieval;
-  double reverse_kl = 0.0;  // against the teacher, held out, per completion token
+  double reverse_kl = 0.0;            // against the teacher, held out, per completion token
   double reverse_kl_converted = 0.0;  // the same before the stage's training
   double nll = 0.0;
   double agreement = 0.0;  // share of tokens on which teacher and model choose alike
