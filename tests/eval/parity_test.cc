@@ -1,6 +1,7 @@
 // Every family against logits of its reference implementation, by every way through the model.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "base/file.h"
@@ -16,7 +17,19 @@ std::string fixture(const std::string& name) {
   return std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + name;
 }
 
-class Parity : public testing::TestWithParam<const char*> {};
+// Every folder of tests/fixtures that holds a reference.
+std::vector<std::string> fixtures() {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(fixture(""))) {
+    if (std::filesystem::exists(entry.path() / "reference.safetensors")) {
+      names.push_back(entry.path().filename().string());
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+class Parity : public testing::TestWithParam<std::string> {};
 
 TEST_P(Parity, EveryWayAgreesWithTheReference) {
   const std::string dir = fixture(GetParam());
@@ -33,9 +46,12 @@ TEST_P(Parity, EveryWayAgreesWithTheReference) {
   EXPECT_EQ(report.rows.front().greedy_tokens, 36);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, Parity,
-                         testing::Values("llama", "mistral", "mistral_swa", "qwen3", "apriel_h1"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Families, Parity, testing::ValuesIn(fixtures()),
+                         [](const auto& info) { return info.param; });
+
+TEST(Fixtures, AreHere) {
+  EXPECT_GE(fixtures().size(), 5U);
+}
 
 /// The fixture with other files: `edit` changes config.json's text.
 struct Variant {
