@@ -1,8 +1,7 @@
 // The whole graft by a plan: score, place, convert, heal in gated stages, measure, report.
 //
 // A run folder holds plan.toml, teacher.json, stages/NAME/ (scores.json, placement.json,
-// converted/, attempt-K/{align,distill,sft}/, model/, result.json), summary.json, report.html and
-// frontier.svg.
+// attempt-K/{align,distill,sft}/, model/, result.json), summary.json, report.html and frontier.svg.
 // Every one of them appears whole: a run that was killed goes on from what is there.
 #pragma once
 
