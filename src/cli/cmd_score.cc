@@ -1,4 +1,5 @@
 // score and place: which layers need their attention least.
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 

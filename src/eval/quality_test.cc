@@ -2,6 +2,7 @@
 #include "eval/quality.h"
 
 #include <gmock/gmock.h>
+#include <algorithm>
 
 #include <nlohmann/json.hpp>
 

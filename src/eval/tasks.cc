@@ -1,5 +1,6 @@
 #include "eval/tasks.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"

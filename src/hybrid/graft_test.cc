@@ -1,6 +1,7 @@
 #include "hybrid/graft.h"
 
 #include <gtest/gtest.h>
+#include <algorithm>
 
 #include <cmath>
 #include <numeric>

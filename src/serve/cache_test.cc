@@ -1,6 +1,7 @@
 #include "serve/cache.h"
 
 #include <gtest/gtest.h>
+#include <algorithm>
 
 #include <cmath>
 

@@ -1,6 +1,7 @@
 #include "train/dataset.h"
 
 #include <gmock/gmock.h>
+#include <algorithm>
 
 #include <set>
 

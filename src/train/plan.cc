@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 #include <sstream>
+#include <type_traits>
 #include <variant>
 
 #include "base/error.h"

@@ -1,6 +1,7 @@
 #include "train/trainer.h"
 
 #include <gmock/gmock.h>
+#include <algorithm>
 
 #include "base/error.h"
 #include "base/test_folder.h"

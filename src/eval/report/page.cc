@@ -1,6 +1,7 @@
 // The report page. Everything is inline: style, charts and data; it opens from a disk without a
 // network.
 #include <fmt/format.h>
+#include <algorithm>
 
 #include <cmath>
 

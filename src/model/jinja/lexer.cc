@@ -1,6 +1,7 @@
 #include "model/jinja/lexer.h"
 
 #include <fmt/format.h>
+#include <cstdint>
 
 #include <algorithm>
 #include <array>

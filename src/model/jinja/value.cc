@@ -1,6 +1,7 @@
 #include "model/jinja/value.h"
 
 #include <fmt/format.h>
+#include <type_traits>
 
 #include <algorithm>
 

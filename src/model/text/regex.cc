@@ -1,6 +1,7 @@
 #include "model/text/regex.h"
 
 #include <pcre2.h>
+#include <cstdint>
 
 #include "base/error.h"
 

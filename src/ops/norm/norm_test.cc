@@ -1,5 +1,7 @@
 #include "ops/norm/norm.h"
 
+#include <tuple>
+
 #include "ops/testing.h"
 
 namespace cambium {
