@@ -116,7 +116,7 @@ int run_command_line(int argc, char** argv, const std::vector<Command>& commands
     sub->allow_extras();
     sub->add_option("--threads", threads, "threads to compute with (0 = all cores)");
     sub->add_flag("--quiet", quiet, "no progress on standard error");
-    Args args(sub);
+    Args args(sub, {argv, argv + argc});
     actions[i] = commands[i].declare(args);
     subs.push_back(sub);
   }

@@ -13,7 +13,9 @@ namespace cambium {
 /// "threads" becomes --threads; "output,o" also -o.
 class Args {
  public:
-  explicit Args(void* app) : app_(app) {}
+  Args(void* app, const std::vector<std::string>& words) : app_(app), words_(words) {}
+  /// The words of the command line as typed, the program first.
+  const std::vector<std::string>& words() const { return words_; }
   void positional(const std::string& name, const std::string& help, std::string* target,
                   bool required = true);
   void positionals(const std::string& name, const std::string& help,
@@ -29,6 +31,7 @@ class Args {
 
  private:
   void* app_;
+  std::vector<std::string> words_;
 };
 
 /// Runs once the arguments are parsed; its value is the exit status.

@@ -9,7 +9,7 @@ namespace {
 
 struct HybridizeArgs {
   std::string plan, teacher, output;
-  std::vector<std::string> set;
+  std::vector<std::string> set, words;
   double flops = 4e14;
   bool resume = false;
   bool dry_run = false;
@@ -42,7 +42,7 @@ int run(const HybridizeArgs& args) {
   PipelineOptions options;
   options.folder = args.output.empty() ? "out/" + plan.name : args.output;
   options.resume = args.resume;
-  options.command = "cambium hybridize " + args.plan;
+  options.command = join(args.words, " ");
   const RunSummary run = run_pipeline(plan, options);
   print_table(run);
   const ModelSummary& teacher = run.models.front();
@@ -65,12 +65,14 @@ int run(const HybridizeArgs& args) {
                 human_bytes(static_cast<uint64_t>(best->cache_bytes_per_token)).c_str(),
                 human_bytes(static_cast<uint64_t>(teacher.cache_bytes_per_token)).c_str());
   }
-  std::printf("talk to it: cambium chat %s/%s\n", options.folder.c_str(), best->dir.c_str());
+  std::printf("talk to it: %s chat %s/%s\n", args.words[0].c_str(), options.folder.c_str(),
+              best->dir.c_str());
   return 0;
 }
 
 Action declare(Args& args) {
   auto a = std::make_shared<HybridizeArgs>();
+  a->words = args.words();
   args.positional("plan", "the plan: a TOML file (docs/distillation.md)", &a->plan);
   args.option("teacher,t", "the full-attention model (the plan's 'teacher' otherwise)",
               &a->teacher);
