@@ -9,9 +9,9 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "cli/commands.h"
-#include "model/prompt_format.h"
 #include "model/weights.h"
 #include "serve/engine.h"
+#include "text/prompt_format.h"
 
 namespace cambium {
 namespace {

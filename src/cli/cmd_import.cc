@@ -4,7 +4,7 @@
 #include "base/progress.h"
 #include "base/text.h"
 #include "cli/commands.h"
-#include "model/gguf_import.h"
+#include "model/gguf/gguf_import.h"
 #include "model/weights.h"
 
 namespace cambium {

@@ -5,7 +5,7 @@
 #include "eval/problem_source.h"
 #include "eval/quality.h"
 #include "hybrid/plan.h"
-#include "model/tokenizer_train.h"
+#include "text/tokenizer_train.h"
 #include "train/train_job.h"
 
 namespace cambium {

@@ -5,8 +5,8 @@
 #include "base/error.h"
 #include "cli/commands.h"
 #include "eval/verify.h"
-#include "model/tokenizer_verify.h"
 #include "model/weights.h"
+#include "text/tokenizer_verify.h"
 
 namespace cambium {
 namespace {

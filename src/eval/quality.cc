@@ -3,8 +3,8 @@
 #include <nlohmann/json.hpp>
 
 #include "eval/statistics.h"
-#include "model/prompt_format.h"
 #include "serve/engine.h"
+#include "text/prompt_format.h"
 
 namespace cambium {
 

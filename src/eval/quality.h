@@ -9,7 +9,7 @@
 #include "eval/report/summary.h"
 #include "eval/tasks.h"
 #include "model/model.h"
-#include "model/tokenizer.h"
+#include "text/tokenizer.h"
 
 namespace cambium {
 

@@ -5,7 +5,7 @@
 #include <functional>
 #include <span>
 
-#include "model/safetensors.h"
+#include "files/safetensors.h"
 #include "ops/recurrence/recurrence.h"
 #include "serve/cache.h"
 

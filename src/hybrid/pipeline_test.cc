@@ -13,7 +13,7 @@
 #include "base/test_child.h"
 #include "base/test_folder.h"
 #include "base/text.h"
-#include "model/tokenizer_train.h"
+#include "text/tokenizer_train.h"
 #include "train/testing.h"
 
 namespace cambium {

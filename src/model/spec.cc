@@ -4,9 +4,9 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "files/safetensors.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
-#include "model/safetensors.h"
 
 namespace cambium {
 

@@ -8,9 +8,9 @@
 #include "base/file.h"
 #include "base/float16.h"
 #include "base/text.h"
-#include "model/checksums.h"
-#include "model/golden.h"
-#include "model/safetensors.h"
+#include "files/checksums.h"
+#include "files/golden.h"
+#include "files/safetensors.h"
 
 namespace cambium {
 namespace {

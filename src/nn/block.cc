@@ -1,7 +1,7 @@
 #include "nn/block.h"
 
-#include "ops/activation/activation.h"
 #include "ops/norm/norm.h"
+#include "ops/pointwise/pointwise.h"
 
 namespace cambium {
 

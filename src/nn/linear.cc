@@ -2,8 +2,8 @@
 
 #include <cmath>
 
-#include "ops/activation/activation.h"
 #include "ops/matmul/matmul.h"
+#include "ops/pointwise/pointwise.h"
 
 namespace cambium {
 

@@ -7,8 +7,8 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "model/checksums.h"
-#include "model/safetensors.h"
+#include "files/checksums.h"
+#include "files/safetensors.h"
 
 namespace cambium {
 namespace {

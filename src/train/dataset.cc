@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
-#include "model/prompt_format.h"
+#include "text/prompt_format.h"
 
 namespace cambium {
 namespace {

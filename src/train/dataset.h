@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "model/tokenizer.h"
 #include "nn/batch.h"
+#include "text/tokenizer.h"
 
 namespace cambium {
 

@@ -6,8 +6,8 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/toml.h"
 #include "ops/loss/loss.h"
-#include "train/plan.h"
 #include "train/testing.h"
 
 namespace cambium {

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "base/random.h"
-#include "model/tokenizer_train.h"
 #include "model/weights.h"
+#include "text/tokenizer_train.h"
 #include "train/dataset.h"
 #include "train/trainer.h"
 

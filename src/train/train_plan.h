@@ -2,7 +2,7 @@
 // the graft read the same keys here.
 #pragma once
 
-#include "train/plan.h"
+#include "base/toml.h"
 #include "train/trainer.h"
 
 namespace cambium {

@@ -7,7 +7,7 @@
 #include "base/file.h"
 #include "base/test_folder.h"
 #include "eval/verify.h"
-#include "model/safetensors.h"
+#include "files/safetensors.h"
 #include "model/weights.h"
 
 namespace cambium {

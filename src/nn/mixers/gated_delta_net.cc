@@ -4,9 +4,9 @@
 // they came from.
 #include "nn/linear.h"
 #include "nn/mixers/mixers.h"
-#include "ops/activation/activation.h"
 #include "ops/conv/conv.h"
 #include "ops/norm/norm.h"
+#include "ops/pointwise/pointwise.h"
 #include "ops/recurrence/recurrence.h"
 #include "ops/rope/rope.h"
 

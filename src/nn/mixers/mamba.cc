@@ -4,8 +4,8 @@
 // twice, once through the projection and once in the scan: the released weights were trained so.
 #include "nn/linear.h"
 #include "nn/mixers/mixers.h"
-#include "ops/activation/activation.h"
 #include "ops/conv/conv.h"
+#include "ops/pointwise/pointwise.h"
 #include "ops/selective_scan/selective_scan.h"
 
 namespace cambium {

@@ -5,9 +5,9 @@
 
 #include "nn/linear.h"
 #include "nn/mixers/mixers.h"
-#include "ops/activation/activation.h"
 #include "ops/conv/conv.h"
 #include "ops/norm/norm.h"
+#include "ops/pointwise/pointwise.h"
 #include "ops/recurrence/recurrence.h"
 
 namespace cambium {

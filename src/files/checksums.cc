@@ -1,0 +1,107 @@
+#include "files/checksums.h"
+
+#include <charconv>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/checksum.h"
+#include "base/error.h"
+#include "base/file.h"
+
+namespace cambium {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+constexpr const char* kFileName = "checksums.json";
+constexpr const char* kAlgorithm = "xxh3-64";
+
+std::string at(const std::string& folder, const std::string& name) {
+  return (fs::path(folder) / name).string();
+}
+
+FileChecksum checksum_of(const std::string& path) {
+  const MappedFile file(path);
+  return {file.bytes().size(), checksum(file.bytes())};
+}
+
+}  // namespace
+
+void write_checksums(const std::string& folder, const FileChecksums& known) {
+  FileChecksums all;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    if (!entry.is_regular_file() || name == kFileName || name.starts_with('.')) continue;
+    const auto found = known.find(name);
+    all[name] = found != known.end() ? found->second : checksum_of(entry.path().string());
+  }
+  expect(!error, "cannot read the folder {}: {}", folder, error.message());
+  Json files = Json::object();
+  for (const auto& [name, sum] : all) {
+    files[name] = {{"bytes", sum.bytes}, {"xxh3", checksum_text(sum.digest)}};
+  }
+  const Json root = {{"algorithm", kAlgorithm}, {"files", files}};
+  write_file_atomically(at(folder, kFileName), root.dump(2) + "\n");
+}
+
+std::optional<FileChecksums> read_checksums(const std::string& folder) {
+  const std::string path = at(folder, kFileName);
+  if (!fs::exists(path)) return std::nullopt;
+  const Json root = Json::parse(read_text_file(path), nullptr, false);
+  const bool known_form = root.is_object() && root.value("algorithm", Json()) == kAlgorithm &&
+                          root.contains("files") && root["files"].is_object();
+  expect(known_form, "{}: expected an object with \"algorithm\": \"{}\" and \"files\"", path,
+         kAlgorithm);
+  FileChecksums checksums;
+  for (const auto& [name, entry] : root["files"].items()) {
+    FileChecksum sum;
+    const bool good = entry.is_object() && entry.contains("bytes") && entry.contains("xxh3") &&
+                      entry["bytes"].is_number_unsigned() && entry["xxh3"].is_string();
+    bool parsed = false;
+    if (good) {
+      sum.bytes = entry["bytes"].get<std::uint64_t>();
+      const auto& text = entry["xxh3"].get_ref<const std::string&>();
+      const auto [end, code] =
+          std::from_chars(text.data(), text.data() + text.size(), sum.digest, 16);
+      parsed = code == std::errc() && end == text.data() + text.size() && text.size() == 16;
+    }
+    expect(parsed, "{}: the entry of '{}' needs \"bytes\" and 16 hexadecimal digits of \"xxh3\"",
+           path, name);
+    checksums[name] = sum;
+  }
+  return checksums;
+}
+
+std::size_t verify_checksums(const std::string& folder) {
+  const std::optional<FileChecksums> checksums = read_checksums(folder);
+  if (!checksums) return 0;
+  for (const auto& [name, sum] : *checksums) {
+    expect(fs::path(name).filename() == name, "{}/{}: '{}' is not the name of a file in the folder",
+           folder, kFileName, name);
+    const std::string path = at(folder, name);
+    expect(fs::exists(path), "{} is missing, but {} lists it; copy the folder again", path,
+           kFileName);
+    const MappedFile file(path);
+    verify_checksum(*checksums, path, file.bytes());
+  }
+  return checksums->size();
+}
+
+void verify_checksum(const FileChecksums& checksums, const std::string& path,
+                     std::span<const std::byte> bytes) {
+  const auto found = checksums.find(fs::path(path).filename().string());
+  if (found == checksums.end()) return;
+  const FileChecksum& sum = found->second;
+  expect(bytes.size() == sum.bytes,
+         "{} has {} bytes, {} says {}: the file was cut short or changed; copy it again", path,
+         bytes.size(), kFileName, sum.bytes);
+  const std::uint64_t digest = checksum(bytes);
+  expect(digest == sum.digest,
+         "{} has checksum {}, {} says {}: the file is damaged or was changed; copy it again (or "
+         "remove {} if the change was meant)",
+         path, checksum_text(digest), kFileName, checksum_text(sum.digest), kFileName);
+}
+
+}  // namespace cambium

@@ -1,0 +1,361 @@
+#include "model/gguf/gguf_import.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/test_folder.h"
+#include "files/checksums.h"
+#include "files/gguf_builder.h"
+#include "files/safetensors.h"
+#include "model/gguf/gguf_config.h"
+#include "model/gguf/gguf_tokenizer.h"
+#include "model/weights.h"
+#include "text/tokenizer.h"
+
+namespace cambium {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
+
+constexpr std::uint64_t kVocabulary = 9;
+constexpr std::uint64_t kHidden = 8;
+constexpr std::uint64_t kFeedForward = 12;
+
+/// A model of one layer: two query heads of four channels, one key head.
+struct Tiny {
+  std::string architecture = "llama";
+  std::string tokenizer = "gpt2";
+  std::string pre = "smollm";
+  std::vector<std::string> tokens{"<|end|>", "a", "b", "ab", "Ġ", "1", "Ġab", "<x>", "é"};
+  std::vector<std::int32_t> types{3, 1, 1, 1, 1, 1, 1, 4, 1};
+  std::vector<std::string> merges{"a b", "Ġ ab"};
+  std::uint32_t layers = 1;
+  std::uint32_t bos = 0;
+  bool add_bos = false;
+  bool tied = true;
+  std::vector<float> rope_divisors;
+  std::string leave_out;                             // a tensor
+  std::function<void(GgufBuilder&)> more = nullptr;  // more keys or tensors
+
+  std::string file() const {
+    GgufBuilder b;
+    b.text("general.architecture", architecture);
+    b.u32("llama.block_count", layers);
+    b.u32("llama.context_length", 64);
+    b.u32("llama.embedding_length", kHidden);
+    b.u32("llama.feed_forward_length", kFeedForward);
+    b.u32("llama.attention.head_count", 2);
+    b.u32("llama.attention.head_count_kv", 1);
+    b.f32("llama.attention.layer_norm_rms_epsilon", 1e-5F);
+    b.f32("llama.rope.freq_base", 500000.0F);
+    b.text("tokenizer.ggml.model", tokenizer);
+    b.text("tokenizer.ggml.pre", pre);
+    b.texts("tokenizer.ggml.tokens", tokens);
+    b.i32s("tokenizer.ggml.token_type", types);
+    b.texts("tokenizer.ggml.merges", merges);
+    b.u32("tokenizer.ggml.bos_token_id", bos);
+    b.u32("tokenizer.ggml.eos_token_id", 0);
+    b.flag("tokenizer.ggml.add_bos_token", add_bos);
+    b.text("tokenizer.chat_template", "{{ messages[0]['content'] }}");
+    // Every element tells its row: 100 row + column, which bf16 also holds for small rows.
+    const auto tensor = [&](const std::string& name, const std::vector<std::uint64_t>& shape) {
+      if (name == leave_out) return;
+      std::vector<float> values;
+      const std::uint64_t rows = shape.size() == 2 ? shape[0] : 1;
+      for (std::uint64_t row = 0; row < rows; ++row) {
+        for (std::uint64_t column = 0; column < shape.back(); ++column) {
+          values.push_back(static_cast<float>(100 * row + column));
+        }
+      }
+      b.tensor_f32(name, shape, values);
+    };
+    tensor("token_embd.weight", {kVocabulary, kHidden});
+    tensor("blk.0.attn_norm.weight", {kHidden});
+    tensor("blk.0.attn_q.weight", {8, kHidden});
+    tensor("blk.0.attn_k.weight", {4, kHidden});
+    tensor("blk.0.attn_v.weight", {4, kHidden});
+    tensor("blk.0.attn_output.weight", {kHidden, 8});
+    tensor("blk.0.ffn_norm.weight", {kHidden});
+    tensor("blk.0.ffn_gate.weight", {kFeedForward, kHidden});
+    tensor("blk.0.ffn_up.weight", {kFeedForward, kHidden});
+    tensor("blk.0.ffn_down.weight", {kHidden, kFeedForward});
+    tensor("output_norm.weight", {kHidden});
+    if (!tied) tensor("output.weight", {kVocabulary, kHidden});
+    if (!rope_divisors.empty()) {
+      b.tensor_f32("rope_freqs.weight", {rope_divisors.size()}, rope_divisors);
+    }
+    if (more) more(b);
+    return b.file();
+  }
+};
+
+class ImportTest : public ::testing::Test {
+ protected:
+  void write(const Tiny& tiny) { std::ofstream(gguf_, std::ios::binary) << tiny.file(); }
+  GgufImportSummary import(const Tiny& tiny, const GgufImportOptions& options = {}) {
+    write(tiny);
+    return import_gguf(gguf_, out_, options);
+  }
+  nlohmann::json json(const std::string& name) const {
+    return nlohmann::json::parse(read_text_file(out_ + "/" + name));
+  }
+  std::vector<std::string> names_here() const {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(folder_.path())) {
+      names.push_back(entry.path().filename().string());
+    }
+    return names;
+  }
+
+  const TestFolder folder_;
+  const std::string gguf_ = folder_.at("model.gguf");
+  const std::string out_ = folder_.at("out");
+};
+
+TEST_F(ImportTest, WeightsTakeTheirPlaces) {
+  std::uint64_t done = 0;
+  std::uint64_t total = 0;
+  GgufImportOptions options;
+  options.float32 = true;
+  options.progress = [&](std::uint64_t d, std::uint64_t t) { done = d, total = t; };
+  const GgufImportSummary summary = import(Tiny(), options);
+  EXPECT_EQ(summary.layers, 1);
+  EXPECT_EQ(summary.bytes, static_cast<std::uint64_t>(summary.parameters) * 4);
+  EXPECT_EQ(done, summary.bytes);
+  EXPECT_EQ(total, summary.bytes);
+  EXPECT_TRUE(summary.notes.empty());
+
+  const SafeTensors model = SafeTensors::open(out_);
+  EXPECT_EQ(model.tensors().size(), 11U);
+  const auto first_column = [&](const std::string& name) {
+    const TensorEntry& entry = model.at(name);
+    EXPECT_EQ(entry.dtype, StoredType::kF32);
+    const std::vector<float> values = as_f32(entry);
+    std::vector<int> rows;
+    for (std::size_t i = 0; i < values.size(); i += static_cast<std::size_t>(entry.shape.back())) {
+      rows.push_back(static_cast<int>(values[i]) / 100);
+    }
+    return rows;
+  };
+  // Pairs (0, 1), (2, 3) of each head of four become halves.
+  const std::string attention = "model.layers.0.self_attn.";
+  EXPECT_THAT(first_column(attention + "q_proj.weight"), ElementsAre(0, 2, 1, 3, 4, 6, 5, 7));
+  EXPECT_THAT(first_column(attention + "k_proj.weight"), ElementsAre(0, 2, 1, 3));
+  EXPECT_THAT(first_column(attention + "v_proj.weight"), ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(model.at("model.layers.0.mlp.down_proj.weight").shape, ElementsAre(8, 12));
+  EXPECT_EQ(verify_checksums(out_), 5U);
+}
+
+TEST_F(ImportTest, ConfigSaysTheSame) {
+  import(Tiny());
+  const nlohmann::json config = json("config.json");
+  const nlohmann::json expected = {{"architectures", {"LlamaForCausalLM"}},
+                                   {"model_type", "llama"},
+                                   {"vocab_size", 9},
+                                   {"hidden_size", 8},
+                                   {"intermediate_size", 12},
+                                   {"num_hidden_layers", 1},
+                                   {"num_attention_heads", 2},
+                                   {"num_key_value_heads", 1},
+                                   {"head_dim", 4},
+                                   {"hidden_act", "silu"},
+                                   {"max_position_embeddings", 64},
+                                   {"rms_norm_eps", 1e-5},
+                                   {"rope_theta", 500000.0},
+                                   {"rope_scaling", nullptr},
+                                   {"attention_bias", false},
+                                   {"mlp_bias", false},
+                                   {"tie_word_embeddings", true},
+                                   {"torch_dtype", "bfloat16"},
+                                   {"bos_token_id", 0},
+                                   {"eos_token_id", 0}};
+  EXPECT_EQ(config, expected);
+  EXPECT_EQ(SafeTensors::open(out_).tensors()[0].dtype, StoredType::kBF16);
+}
+
+// The folder is what the strict loader of checkpoints takes.
+TEST_F(ImportTest, TheResultLoads) {
+  for (const bool tied : {true, false}) {
+    Tiny tiny;
+    tiny.tied = tied;
+    GgufImportOptions options;
+    options.replace = true;
+    import(tiny, options);
+    EXPECT_EQ(json("config.json")["tie_word_embeddings"], tied);
+    const LoadedModel loaded = load_model(out_);
+    ASSERT_NE(loaded.model, nullptr);
+  }
+}
+
+TEST_F(ImportTest, ShardsAndTheGoldenHook) {
+  GgufImportOptions options;
+  options.max_shard_bytes = 500;
+  options.finish = [&](const std::string& folder) {
+    EXPECT_TRUE(fs::exists(folder + "/tokenizer.json"));
+    add_golden(folder);
+  };
+  import(Tiny(), options);
+  EXPECT_TRUE(fs::exists(out_ + "/model.safetensors.index.json"));
+  EXPECT_EQ(SafeTensors::open(out_).tensors().size(), 11U);
+  EXPECT_TRUE(read_checksums(out_)->contains("golden.safetensors"));
+  EXPECT_NO_THROW(load_model(out_));  // compares the golden logits
+}
+
+TEST_F(ImportTest, TokenizerEncodesAsBefore) {
+  import(Tiny());
+  const Tokenizer tokenizer = Tokenizer::load(out_);
+  EXPECT_THAT(tokenizer.encode("ab ab11<|end|>a<x>", false), ElementsAre(3, 6, 5, 5, 0, 1, 7));
+  EXPECT_EQ(tokenizer.decode(tokenizer.encode("ab<|end|><x>", false), true), "ab<x>");
+  EXPECT_EQ(tokenizer.eos_id(), 0);
+  EXPECT_TRUE(tokenizer.has_chat_template());
+  EXPECT_EQ(json("generation_config.json")["eos_token_id"], 0);
+}
+
+TEST_F(ImportTest, BeginTokenIsAddedWhereWanted) {
+  Tiny tiny;
+  tiny.add_bos = true;
+  import(tiny);
+  const Tokenizer tokenizer = Tokenizer::load(out_);
+  EXPECT_THAT(tokenizer.encode("ab", true), ElementsAre(0, 3));
+  EXPECT_THAT(tokenizer.encode("ab", false), ElementsAre(3));
+}
+
+TEST_F(ImportTest, EveryPreTokeniserLoads) {
+  for (const char* pre :
+       {"gpt-2", "default", "smollm", "starcoder", "llama-bpe", "dbrx", "qwen2", "deepseek-r1-qwen",
+        "stablelm2", "tekken", "deepseek-v3", "deepseek-coder"}) {
+    Tiny tiny;
+    tiny.pre = pre;
+    write(tiny);
+    const GgufTokenizerFiles files = tokenizer_from_gguf(Gguf(gguf_), kVocabulary);
+    const Tokenizer tokenizer = Tokenizer::parse(files.tokenizer_json, files.tokenizer_config_json);
+    EXPECT_THAT(tokenizer.encode("ab ab11", false), ElementsAre(3, 6, 5, 5)) << pre;
+    EXPECT_EQ(files.notes.size(), pre == std::string("default") ? 1U : 0U);
+  }
+}
+
+TEST_F(ImportTest, WhatCannotBeImportedIsNamedAndLeavesNothing) {
+  struct Row {
+    const char* message;
+    std::function<void(Tiny&)> change;
+  };
+  const auto with_tensor = [](const char* name) {
+    return [name](Tiny& t) {
+      t.more = [name](GgufBuilder& b) { b.tensor_f32(name, {1}, std::vector<float>{1}); };
+    };
+  };
+  const auto with_key = [](const char* name, std::uint32_t value) {
+    return [=](Tiny& t) { t.more = [=](GgufBuilder& b) { b.u32(name, value); }; };
+  };
+  const Row rows[] = {
+      {"the architecture is 'falcon'", [](Tiny& t) { t.architecture = "falcon"; }},
+      {"'blk.0.attn_q.weight' is missing", [](Tiny& t) { t.leave_out = "blk.0.attn_q.weight"; }},
+      {"token_embd.weight is missing", [](Tiny& t) { t.leave_out = "token_embd.weight"; }},
+      {"'blk.1.attn_norm.weight' is missing", [](Tiny& t) { t.layers = 2; }},
+      {"'llama.block_count' is 99", [](Tiny& t) { t.layers = 99; }},
+      {"'llama.block_count' is 0", [](Tiny& t) { t.layers = 0; }},
+      {"'blk.0.attn_q.bias' (and 0 more) has no place", with_tensor("blk.0.attn_q.bias")},
+      {"'llama.expert_count'", with_key("llama.expert_count", 8)},
+      {"'llama.rope.dimension_count'", with_key("llama.rope.dimension_count", 2)},
+      {"keys and values of different", with_key("llama.attention.value_length", 8)},
+      {"'blk.0.attn_q.weight' has the shape (8, 8), expected (4, 8)",
+       [](Tiny& t) {
+         t.more = [](GgufBuilder& b) {
+           b.u32("llama.attention.key_length", 2);
+           b.u32("llama.attention.value_length", 2);
+         };
+       }},
+      {"'tokenizer.ggml.model') is 'llama'", [](Tiny& t) { t.tokenizer = "llama"; }},
+      {"is 'bloom', which is not known", [](Tiny& t) { t.pre = "bloom"; }},
+      {"tokens 1 and 2 are both 'a'", [](Tiny& t) { t.tokens[2] = "a"; }},
+      {"text that is not UTF-8", [](Tiny& t) { t.tokens[8] = "\xff\xfe"; }},
+      {"merge 0 is 'ab'", [](Tiny& t) { t.merges[0] = "ab"; }},
+      {"merge 1 ('a é') needs the token 'aé'", [](Tiny& t) { t.merges[1] = "a é"; }},
+      {"has 8 entries for 9 tokens", [](Tiny& t) { t.types.pop_back(); }},
+      {"there are 10 tokens, but token_embd.weight has only 9 rows",
+       [](Tiny& t) {
+         t.tokens.emplace_back("z");
+         t.types.push_back(1);
+       }},
+      {"'tokenizer.ggml.bos_token_id' is 77", [](Tiny& t) { t.bos = 77; }},
+      {"rope_freqs.weight to be F32 (2)",
+       [](Tiny& t) {
+         t.rope_divisors = {1, 1, 8};
+       }},
+      {"not of Llama 3's kind",
+       [](Tiny& t) {
+         t.rope_divisors = {8, 1};
+       }},
+      {"0 is no divisor",
+       [](Tiny& t) {
+         t.rope_divisors = {1, 0};
+       }},
+      {"'llama.rope.scaling.type' is 'yarn'",
+       [](Tiny& t) { t.more = [](GgufBuilder& b) { b.text("llama.rope.scaling.type", "yarn"); }; }},
+  };
+  for (const Row& row : rows) {
+    Tiny tiny;
+    row.change(tiny);
+    EXPECT_THAT([&] { import(tiny); },
+                ThrowsMessage<Error>(AllOf(HasSubstr(gguf_), HasSubstr(row.message))));
+    EXPECT_THAT(names_here(), ElementsAre("model.gguf"));
+  }
+}
+
+TEST_F(ImportTest, FailuresOnTheWayLeaveNothing) {
+  GgufImportOptions options;
+  options.finish = [](const std::string&) { fail("the golden prompt went wrong"); };
+  EXPECT_THAT([&] { import(Tiny(), options); }, ThrowsMessage<Error>(HasSubstr("golden prompt")));
+  EXPECT_THAT(names_here(), ElementsAre("model.gguf"));
+
+  make_folder(out_);
+  write_file_atomically(out_ + "/precious", "x");
+  EXPECT_THAT([&] { import(Tiny()); },
+              ThrowsMessage<Error>(AllOf(HasSubstr(out_), HasSubstr("not empty"))));
+  EXPECT_EQ(read_text_file(out_ + "/precious"), "x");
+}
+
+// Divisors made from parameters give the parameters back; where only ratios are in the divisors,
+// ones that make the same divisors.
+TEST(Llama3RopeTest, IsRecovered) {
+  struct Row {
+    Llama3Rope made;
+    double theta;
+    std::int64_t head_dim;
+    Llama3Rope found;
+  };
+  const Row rows[] = {
+      {{8, 1, 4, 8192}, 500000, 128, {8, 1, 4, 8192}},   // Llama 3.1
+      {{32, 1, 4, 8192}, 500000, 64, {32, 1, 4, 8192}},  // Llama 3.2 1B
+      {{4, 2, 8, 16384}, 500000, 128, {4, 1, 4, 8192}},  // the same ratios
+      {{8, 1.5, 6, 8192}, 10000, 128, {8, 1.5, 6, 8192}},
+  };
+  for (const Row& row : rows) {
+    std::vector<float> divisors;
+    const std::int64_t count = row.head_dim / 2;
+    for (std::int64_t i = 0; i < count; ++i) {
+      divisors.push_back(static_cast<float>(llama3_divisor(row.made, row.theta, i, count)));
+    }
+    const auto found = recover_llama3_rope(divisors, row.theta);
+    ASSERT_TRUE(found.has_value());
+    EXPECT_NEAR(found->factor, row.found.factor, 1e-6);
+    EXPECT_NEAR(found->low_freq_factor, row.found.low_freq_factor, 1e-4);
+    EXPECT_NEAR(found->high_freq_factor, row.found.high_freq_factor, 1e-4);
+    EXPECT_EQ(found->original_length, row.found.original_length);
+  }
+  EXPECT_FALSE(recover_llama3_rope(std::vector<float>(32, 1.0F), 10000).has_value());
+}
+
+}  // namespace
+}  // namespace cambium

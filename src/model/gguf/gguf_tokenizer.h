@@ -1,0 +1,22 @@
+// The byte-level BPE tokenizer inside a GGUF file as Hugging Face's tokenizer files.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "files/gguf.h"
+
+namespace cambium {
+
+struct GgufTokenizerFiles {
+  std::string tokenizer_json;
+  std::string tokenizer_config_json;
+  std::string generation_config_json;
+  std::vector<std::string> notes;  ///< guesses that were made, for the user
+};
+
+/// `vocabulary`: rows of the embedding; the tokenizer may have fewer tokens, not more.
+GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary);
+
+}  // namespace cambium

@@ -1,0 +1,147 @@
+#include "ops/pointwise/pointwise.h"
+
+#include <limits>
+
+#include "ops/testing.h"
+
+namespace cambium {
+namespace {
+
+using testing::expect_gradients_match_differences;
+using testing::expect_kernels_match_reference;
+using testing::Input;
+using testing::Operation;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Row {
+  const char* name;
+  Operation operation;
+  std::vector<Input> inputs;
+};
+
+std::ostream& operator<<(std::ostream& out, const Row& row) {
+  return out << row.name;
+}
+
+class Activation : public ::testing::TestWithParam<Row> {};
+
+TEST_P(Activation, KernelsMatchDefinitionAndGradientsMatchDifferences) {
+  expect_gradients_match_differences(GetParam().operation, GetParam().inputs);
+  expect_kernels_match_reference(GetParam().operation, GetParam().inputs);
+}
+
+using In = std::vector<Tensor>;
+
+INSTANTIATE_TEST_SUITE_P(
+    Table, Activation,
+    ::testing::Values(Row{"add",
+                          [](Context& c, const In& in) { return add(c, in[0], in[1]); },
+                          {{{3, 21}}, {{3, 21}}}},
+                      Row{"add_to_itself",
+                          [](Context& c, const In& in) { return add(c, in[0], in[0]); },
+                          {{{3, 21}}}},
+                      Row{"add_heads_of_a_slice",
+                          [](Context& c, const In& in) {
+                            return add(c, in[0].slice(1, 8, 24).split_last(4, 6), in[1]);
+                          },
+                          {{{5, 40}}, {{5, 4, 6}}}},
+                      Row{"add_many_pieces",
+                          [](Context& c, const In& in) { return add(c, in[0], in[1]); },
+                          {{{300, 70}}, {{300, 70}}}},
+                      Row{"swiglu",
+                          [](Context& c, const In& in) { return swiglu(c, in[0], in[1]); },
+                          {{{4, 35}, -12, 12}, {{4, 35}}}},
+                      Row{"swiglu_halves_of_one_product",
+                          [](Context& c, const In& in) {
+                            return swiglu(c, in[0].slice(1, 0, 17), in[0].slice(1, 17, 17));
+                          },
+                          {{{6, 34}, -4, 4}}},
+                      Row{"sigmoid",
+                          [](Context& c, const In& in) { return sigmoid(c, in[0]); },
+                          {{{4, 19}, -9, 9}}},
+                      Row{"step_size",
+                          [](Context& c, const In& in) {
+                            return step_size(c, in[0], in[1], 0, kInfinity);
+                          },
+                          {{{9, 20}, -15, 25}, {{20}}}},
+                      Row{"step_size_clamped_slice",
+                          [](Context& c, const In& in) {
+                            return step_size(c, in[0].slice(1, 3, 5), in[1], 0.3F, 1.7F);
+                          },
+                          {{{40, 9}, -3, 3}, {{5}}}},
+                      Row{"log_decay",
+                          [](Context& c, const In& in) { return log_decay(c, in[0], in[1]); },
+                          {{{7, 18}, 0, 2}, {{18}, -3, 3}}},
+                      Row{"repeat_heads",
+                          [](Context& c, const In& in) { return repeat_heads(c, in[0], 3); },
+                          {{{4, 2, 19}}}},
+                      Row{"repeat_heads_of_a_slice",
+                          [](Context& c, const In& in) {
+                            return repeat_heads(c, in[0].slice(1, 4, 12).split_last(2, 6), 2);
+                          },
+                          {{{5, 20}}}}),
+    ::testing::PrintToStringParamName());
+
+TEST(RepeatHeads, CopiesStandTogether) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  std::vector<float> x{1, 2};
+  const Tensor y = repeat_heads(ctx, Tensor::of(x.data(), {1, 2, 1}), 3);
+  EXPECT_EQ(y.dim(1), 6);
+  EXPECT_EQ(testing::to_doubles(y, y.data), (std::vector<double>{1, 1, 1, 2, 2, 2}));
+}
+
+TEST(ActivationErrors, NameWhatCame) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  const auto tensor = [&](std::initializer_list<int64_t> shape, Dtype dtype = Dtype::kF32) {
+    return arena.empty(dtype, shape);
+  };
+  struct Case {
+    std::function<void()> call;
+    const char* message;
+  };
+  const std::vector<Case> cases = {
+      {[&] {
+         add(ctx, tensor({2, 3}), tensor({2, 4}));
+       },
+       "[add] expected b like the first input, f32 (2, 3) with contiguous rows, got f32 (2, 4)"},
+      {[&] {
+         swiglu(ctx, tensor({2, 3}), tensor({2, 3}, Dtype::kF64));
+       },
+       "[swiglu] expected up like the first input, f32 (2, 3) with contiguous rows, got f64 (2, "
+       "3)"},
+      {[&] {
+         sigmoid(ctx, tensor({2, 3}, Dtype::kI32));
+       },
+       "[sigmoid] expected x f32 or f64 with contiguous rows, got i32 (2, 3)"},
+      {[&] {
+         step_size(ctx, tensor({2, 3}), tensor({2}), 0, 1);
+       },
+       "[step_size] expected bias f32 (3), got f32 (2)"},
+      {[&] {
+         step_size(ctx, tensor({2, 3}), tensor({3}), 2, 1);
+       },
+       "[step_size] expected lo <= hi, got 2 and 1"},
+      {[&] {
+         log_decay(ctx, tensor({2, 3, 1}), tensor({3}));
+       },
+       "[log_decay] expected x (T, H) f32 or f64 with contiguous rows, got f32 (2, 3, 1)"},
+      {[&] {
+         repeat_heads(ctx, tensor({2, 3, 1}), 0);
+       },
+       "[repeat_heads] expected x (T, G, N) and times >= 1, got f32 (2, 3, 1) and 0"},
+  };
+  for (const Case& c : cases) {
+    try {
+      c.call();
+      ADD_FAILURE() << "no error: " << c.message;
+    } catch (const Error& e) {
+      EXPECT_STREQ(e.what(), c.message);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cambium

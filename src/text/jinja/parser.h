@@ -1,0 +1,13 @@
+// Tokens into a tree.
+#pragma once
+
+#include <string_view>
+
+#include "text/jinja/ast.h"
+
+namespace cambium::jinja {
+
+/// Throws Error naming the line, what was expected and what came.
+Body parse(std::string_view source);
+
+}  // namespace cambium::jinja

@@ -1,0 +1,527 @@
+#include "text/tokenizer.h"
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <algorithm>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+#include <utility>
+
+#include "base/error.h"
+#include "text/added_tokens.h"
+#include "text/bpe.h"
+#include "text/chat_template.h"
+#include "text/decoder.h"
+#include "text/normalizer.h"
+#include "text/post_processor.h"
+#include "text/pretokenizer.h"
+#include "text/unicode.h"
+
+namespace cambium {
+namespace {
+
+using nlohmann::json;
+
+/// Ids index tables, so a stray huge one must not make us allocate.
+constexpr int64_t kMaxId = int64_t{1} << 24;
+
+json parse_json(std::string_view text, const std::string& name) {
+  json value = json::parse(text, nullptr, false);
+  if (value.is_discarded()) {
+    try {
+      value = json::parse(text);
+    } catch (const json::exception& e) {
+      fail("[tokenizer] expected JSON in {}: {}", name, e.what());
+    }
+  }
+  return value;
+}
+
+std::string read_file(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  expect(in.is_open(), "[tokenizer] cannot read {}", path.string());
+  std::ostringstream text;
+  text << in.rdbuf();
+  return std::move(text).str();
+}
+
+int32_t checked_id(const json& value, std::string_view token) {
+  expect(value.is_number_integer() && value.get<int64_t>() >= 0 && value.get<int64_t>() < kMaxId,
+         "[tokenizer] expected the id of {:?} between 0 and {}, got {}", token, kMaxId - 1,
+         value.dump());
+  return value.get<int32_t>();
+}
+
+text::AddedToken added_token(const json& spec) {
+  text::AddedToken token;
+  token.content = spec.at("content").get<std::string>();
+  token.special = spec.value("special", false);
+  token.normalized = spec.value("normalized", !token.special);
+  token.single_word = spec.value("single_word", false);
+  token.lstrip = spec.value("lstrip", false);
+  token.rstrip = spec.value("rstrip", false);
+  return token;
+}
+
+/// A token named in tokenizer_config.json: a string or an object with its content.
+std::optional<std::string> named_token(const json& config, const char* key) {
+  const auto found = config.find(key);
+  if (found == config.end()) {
+    return std::nullopt;
+  }
+  if (found->is_string()) {
+    return found->get<std::string>();
+  }
+  if (found->is_object() && found->contains("content")) {
+    return found->at("content").get<std::string>();
+  }
+  return std::nullopt;
+}
+
+std::pair<std::string, std::string> merge_pair(const json& merge) {
+  if (merge.is_array() && merge.size() == 2) {
+    return {merge[0].get<std::string>(), merge[1].get<std::string>()};
+  }
+  if (merge.is_string()) {
+    const auto& both = merge.get_ref<const std::string&>();
+    const size_t blank = both.find(' ');
+    if (blank != std::string::npos && both.find(' ', blank + 1) == std::string::npos) {
+      return {both.substr(0, blank), both.substr(blank + 1)};
+    }
+  }
+  fail("[tokenizer] expected a merge \"a b\" or [\"a\", \"b\"], got {}", merge.dump());
+}
+
+text::BpeConfig bpe_config(const json& model, bool byte_level) {
+  const std::string type = model.value("type", model.contains("merges") ? "BPE" : "(none)");
+  expect(type == "BPE", "[tokenizer] expected model type BPE, got {:?}", type);
+  for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    const auto found = model.find(key);
+    expect(found == model.end() || found->is_null() || found->dump() == "\"\"",
+           "[tokenizer] model.{} is not supported, got {}", key,
+           found == model.end() ? "" : found->dump());
+  }
+  const auto dropout = model.find("dropout");
+  expect(dropout == model.end() || dropout->is_null() || *dropout == 0.0,
+         "[tokenizer] model.dropout makes ids random; set it to null in tokenizer.json");
+  text::BpeConfig config;
+  config.byte_level = byte_level;
+  config.ignore_merges = model.value("ignore_merges", false);
+  config.byte_fallback = model.value("byte_fallback", false);
+  config.fuse_unknown = model.value("fuse_unk", false);
+  if (model.contains("unk_token") && !model.at("unk_token").is_null()) {
+    config.unknown = model.at("unk_token").get<std::string>();
+  }
+  for (const auto& [token, id] : model.at("vocab").items()) {
+    config.vocab.emplace_back(token, checked_id(id, token));
+  }
+  for (const json& merge : model.at("merges")) {
+    config.merges.push_back(merge_pair(merge));
+  }
+  return config;
+}
+
+}  // namespace
+
+struct Tokenizer::Impl {
+  text::Normalizer normalizer;
+  text::PreTokenizer pretokenizer;
+  std::optional<text::Bpe> bpe;
+  text::PostProcessor post;
+  text::TokenDecoder decoder;
+  std::optional<text::AddedTokenMatcher> raw_added;         // looked for in the text as given
+  std::optional<text::AddedTokenMatcher> normalized_added;  // looked for after normalising
+
+  // By id; an id without a token has no spelling.
+  std::vector<std::string> spelling;
+  std::vector<std::string> bytes;
+  std::vector<bool> special;
+  std::map<std::string, int32_t, std::less<>> ids;
+
+  std::optional<int32_t> bos, eos, pad;
+  std::vector<int32_t> eos_ids;
+  uint64_t fingerprint = 0;
+
+  std::vector<std::pair<std::string, std::string>> special_names;  // template variables
+  std::optional<ChatTemplate> chat;
+  std::optional<ChatTemplate> tool_chat;  // a template of its own for requests with tools
+
+  void read_model(const json& file, const json& config);
+  void read_config(const json& config);
+  void read_chat_template(const json& value);
+  void add_spelling(const std::string& token, int32_t id);
+  void encode_between(std::string_view piece, bool at_start, std::vector<int32_t>& out) const;
+  void encode_pieces(std::string_view piece, bool at_start, std::vector<int32_t>& out) const;
+};
+
+void Tokenizer::Impl::add_spelling(const std::string& token, int32_t id) {
+  const auto place = static_cast<size_t>(id);
+  if (spelling.size() <= place) {
+    spelling.resize(place + 1);
+    special.resize(place + 1);
+  }
+  expect(spelling[place].empty() || spelling[place] == token,
+         "[tokenizer] id {} belongs to both {:?} and {:?}", id, spelling[place], token);
+  const auto [known, fresh] = ids.emplace(token, id);
+  expect(fresh || known->second == id, "[tokenizer] token {:?} has two ids, {} and {}", token,
+         known->second, id);
+  spelling[place] = token;
+}
+
+void Tokenizer::Impl::read_model(const json& file, const json& config) {
+  normalizer = text::make_normalizer(file.value("normalizer", json()));
+  pretokenizer = text::make_pretokenizer(file.value("pre_tokenizer", json()));
+  post = text::make_post_processor(file.value("post_processor", json()));
+  decoder = text::make_decoder(file.value("decoder", json()));
+
+  const text::BpeConfig model = bpe_config(file.at("model"), pretokenizer.byte_level);
+  bpe.emplace(model);
+  for (const auto& [token, id] : model.vocab) {
+    add_spelling(token, id);
+  }
+
+  std::vector<text::AddedToken> raw;
+  std::vector<text::AddedToken> normalized;
+  std::set<std::string> seen;
+  const auto add = [&](text::AddedToken token) {
+    if (token.content.empty() || !seen.insert(token.content).second) {
+      return;
+    }
+    add_spelling(token.content, token.id);
+    special[static_cast<size_t>(token.id)] = token.special;
+    if (token.normalized) {
+      if (normalizer) {
+        token.content = normalizer(std::move(token.content));
+      }
+      normalized.push_back(std::move(token));
+    } else {
+      raw.push_back(std::move(token));
+    }
+  };
+  for (const json& spec : file.value("added_tokens", json::array())) {
+    text::AddedToken token = added_token(spec);
+    token.id = checked_id(spec.at("id"), token.content);
+    add(std::move(token));
+  }
+  // transformers adds these to what tokenizer.json has.
+  const json more = config.value("added_tokens_decoder", json::object());
+  for (const auto& [id, spec] : more.items()) {
+    text::AddedToken token = added_token(spec);
+    token.id = checked_id(parse_json(id, "added_tokens_decoder"), token.content);
+    add(std::move(token));
+  }
+  std::erase_if(normalized, [](const auto& token) { return token.content.empty(); });
+  raw_added.emplace(std::move(raw));
+  normalized_added.emplace(std::move(normalized));
+
+  for (const std::string& token : spelling) {
+    bytes.push_back(decoder.token(token));
+  }
+  for (const auto* wrap : {&post.before, &post.after}) {
+    for (const int32_t id : *wrap) {
+      expect(id >= 0 && static_cast<size_t>(id) < spelling.size(),
+             "[tokenizer] post_processor adds id {}, but the vocabulary has {} ids", id,
+             spelling.size());
+    }
+  }
+
+  XXH3_state_t* state = XXH3_createState();
+  XXH3_64bits_reset(state);
+  const auto hash_text = [&](std::string_view s) {
+    const uint64_t length = s.size();
+    XXH3_64bits_update(state, &length, sizeof(length));
+    XXH3_64bits_update(state, s.data(), s.size());
+  };
+  for (const std::string& token : spelling) {
+    hash_text(token);
+  }
+  for (const auto& [left, right] : model.merges) {
+    hash_text(left);
+    hash_text(right);
+  }
+  fingerprint = XXH3_64bits_digest(state);
+  XXH3_freeState(state);
+}
+
+void Tokenizer::Impl::read_config(const json& config) {
+  const auto id_of = [&](const std::optional<std::string>& token) -> std::optional<int32_t> {
+    if (!token) {
+      return std::nullopt;
+    }
+    const auto found = ids.find(*token);
+    return found == ids.end() ? std::nullopt : std::optional(found->second);
+  };
+  bos = id_of(named_token(config, "bos_token"));
+  eos = id_of(named_token(config, "eos_token"));
+  pad = id_of(named_token(config, "pad_token"));
+  if (eos) {
+    eos_ids.push_back(*eos);
+  }
+  for (const char* key : {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
+                          "cls_token", "mask_token"}) {
+    if (auto token = named_token(config, key)) {
+      special_names.emplace_back(key, *std::move(token));
+    }
+  }
+  if (config.contains("chat_template")) {
+    read_chat_template(config.at("chat_template"));
+  }
+}
+
+void Tokenizer::Impl::read_chat_template(const json& value) {
+  if (value.is_string()) {
+    chat.emplace(value.get<std::string>());
+  } else if (value.is_array()) {
+    for (const json& named : value) {
+      const std::string name = named.at("name").get<std::string>();
+      if (name == "default") {
+        chat.emplace(named.at("template").get<std::string>());
+      } else if (name == "tool_use") {
+        tool_chat.emplace(named.at("template").get<std::string>());
+      }
+    }
+  }
+}
+
+void Tokenizer::Impl::encode_between(std::string_view piece, bool at_start,
+                                     std::vector<int32_t>& out) const {
+  std::string rewritten;
+  if (normalizer) {
+    rewritten = normalizer(std::string(piece));
+    piece = rewritten;
+  }
+  if (normalized_added->empty()) {
+    encode_pieces(piece, at_start, out);
+    return;
+  }
+  std::vector<text::Segment> segments;
+  normalized_added->split(piece, segments);
+  for (const text::Segment& segment : segments) {
+    if (segment.id >= 0) {
+      out.push_back(segment.id);
+    } else {
+      encode_pieces(segment.text, at_start && segment.text.data() == piece.data(), out);
+    }
+  }
+}
+
+void Tokenizer::Impl::encode_pieces(std::string_view piece, bool at_start,
+                                    std::vector<int32_t>& out) const {
+  text::Pieces pieces;
+  pieces.at_start = at_start;
+  if (!piece.empty()) {
+    pieces.views.push_back(piece);
+  }
+  pretokenizer.apply(pieces);
+  for (const std::string_view one : pieces.views) {
+    bpe->encode(one, out);
+  }
+}
+
+Tokenizer::Tokenizer(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+
+namespace {
+
+/// Rethrows what a wrongly shaped file makes the JSON library throw as an Error.
+template <class Body>
+void with_json_errors(const char* what, Body&& body) {
+  try {
+    body();
+  } catch (const json::exception& e) {
+    fail("[tokenizer] {} does not have the expected shape: {}", what, e.what());
+  }
+}
+
+}  // namespace
+
+Tokenizer Tokenizer::parse(std::string_view tokenizer_json, std::string_view config_json) {
+  const json file = parse_json(tokenizer_json, "tokenizer.json");
+  const json config =
+      config_json.empty() ? json::object() : parse_json(config_json, "tokenizer_config.json");
+  auto impl = std::make_shared<Impl>();
+  with_json_errors("tokenizer.json", [&] { impl->read_model(file, config); });
+  with_json_errors("tokenizer_config.json", [&] { impl->read_config(config); });
+  return Tokenizer(std::move(impl));
+}
+
+Tokenizer Tokenizer::load(const std::filesystem::path& dir) {
+  const auto main = dir / "tokenizer.json";
+  if (!std::filesystem::exists(main)) {
+    const bool packed = std::filesystem::exists(dir / "tokenizer.json.xz");
+    fail("[tokenizer] expected {}{}", main.string(),
+         packed ? ", found only tokenizer.json.xz; unpack it: xz -dk tokenizer.json.xz"
+                : ", which does not exist");
+  }
+  const auto optional_file = [&](const char* name) {
+    return std::filesystem::exists(dir / name) ? read_file(dir / name) : std::string();
+  };
+  Tokenizer loaded = parse(read_file(main), optional_file("tokenizer_config.json"));
+  auto impl = std::const_pointer_cast<Impl>(loaded.impl_);  // not shared with anyone yet
+  if (std::string source = optional_file("chat_template.jinja"); !source.empty()) {
+    impl->chat.emplace(std::move(source));
+    impl->tool_chat.reset();
+  } else if (std::string wrapped = optional_file("chat_template.json"); !wrapped.empty()) {
+    const json value = parse_json(wrapped, "chat_template.json");
+    if (value.contains("chat_template")) {
+      impl->read_chat_template(value.at("chat_template"));
+    }
+  }
+  if (std::string generation = optional_file("generation_config.json"); !generation.empty()) {
+    const json value = parse_json(generation, "generation_config.json");
+    const json eos = value.value("eos_token_id", json());
+    for (const json& id : eos.is_array() ? eos : json::array({eos})) {
+      if (id.is_number_integer() && std::find(impl->eos_ids.begin(), impl->eos_ids.end(),
+                                              id.get<int32_t>()) == impl->eos_ids.end()) {
+        impl->eos_ids.push_back(id.get<int32_t>());
+      }
+    }
+  }
+  return loaded;
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view input, bool add_special) const {
+  std::string repaired;
+  if (!text::is_valid_utf8(input)) {
+    repaired = text::to_valid_utf8(input);
+    input = repaired;
+  }
+  std::vector<int32_t> out;
+  out.reserve(input.size() / 4 + 8);
+  if (add_special) {
+    out = impl_->post.before;
+  }
+  std::vector<text::Segment> segments;
+  impl_->raw_added->split(input, segments);
+  for (const text::Segment& segment : segments) {
+    if (segment.id >= 0) {
+      out.push_back(segment.id);
+    } else {
+      impl_->encode_between(segment.text, segment.text.data() == input.data(), out);
+    }
+  }
+  if (add_special) {
+    out.insert(out.end(), impl_->post.after.begin(), impl_->post.after.end());
+  }
+  return out;
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {
+  StreamDecoder stream(*this, skip_special);
+  std::string out;
+  for (const int32_t id : ids) {
+    out += stream.push(id);
+  }
+  return out + stream.finish();
+}
+
+int32_t Tokenizer::vocab_size() const {
+  return static_cast<int32_t>(impl_->spelling.size());
+}
+
+std::optional<int32_t> Tokenizer::token_id(std::string_view token) const {
+  const auto found = impl_->ids.find(token);
+  return found == impl_->ids.end() ? std::nullopt : std::optional(found->second);
+}
+
+namespace {
+
+const std::string& at_or_empty(const std::vector<std::string>& table, int32_t id) {
+  static const std::string empty;
+  return id >= 0 && static_cast<size_t>(id) < table.size() ? table[static_cast<size_t>(id)] : empty;
+}
+
+}  // namespace
+
+const std::string& Tokenizer::token_text(int32_t id) const {
+  return at_or_empty(impl_->spelling, id);
+}
+const std::string& Tokenizer::token_bytes(int32_t id) const {
+  return at_or_empty(impl_->bytes, id);
+}
+
+bool Tokenizer::is_special(int32_t id) const {
+  return id >= 0 && id < vocab_size() && impl_->special[static_cast<size_t>(id)];
+}
+
+std::optional<int32_t> Tokenizer::bos_id() const {
+  return impl_->bos;
+}
+std::optional<int32_t> Tokenizer::eos_id() const {
+  return impl_->eos;
+}
+std::optional<int32_t> Tokenizer::pad_id() const {
+  return impl_->pad;
+}
+const std::vector<int32_t>& Tokenizer::eos_ids() const {
+  return impl_->eos_ids;
+}
+uint64_t Tokenizer::fingerprint() const {
+  return impl_->fingerprint;
+}
+
+bool Tokenizer::has_chat_template() const {
+  return impl_->chat || impl_->tool_chat;
+}
+
+const std::string& Tokenizer::chat_template() const {
+  static const std::string none;
+  return impl_->chat ? impl_->chat->source() : none;
+}
+
+std::string Tokenizer::apply_chat_template(std::string_view messages_json,
+                                           std::string_view tools_json, bool add_generation_prompt,
+                                           std::string_view kwargs_json) const {
+  const auto& chosen = !tools_json.empty() && tools_json != "null" && impl_->tool_chat
+                           ? impl_->tool_chat
+                           : impl_->chat;
+  expect(
+      chosen.has_value(),
+      "[chat_template] the tokenizer has none; expected chat_template in tokenizer_config.json or "
+      "a file chat_template.jinja");
+  return chosen->render(impl_->special_names, messages_json, tools_json, add_generation_prompt,
+                        kwargs_json);
+}
+
+std::string Tokenizer::apply_chat_template(std::span<const ChatMessage> messages,
+                                           bool add_generation_prompt) const {
+  json list = json::array();
+  for (const ChatMessage& message : messages) {
+    list.push_back({{"role", message.role}, {"content", text::to_valid_utf8(message.content)}});
+  }
+  return apply_chat_template(list.dump(), {}, add_generation_prompt, {});
+}
+
+StreamDecoder::StreamDecoder(Tokenizer tokenizer, bool skip_special)
+    : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {}
+
+std::string StreamDecoder::push(int32_t id) {
+  const auto& decoder = tokenizer_.impl_->decoder;
+  if (tokenizer_.token_text(id).empty() || (skip_special_ && tokenizer_.is_special(id))) {
+    return {};
+  }
+  std::string_view bytes = tokenizer_.token_bytes(id);
+  if (!started_ && !decoder.strip_start.empty() && bytes.starts_with(decoder.strip_start)) {
+    bytes.remove_prefix(decoder.strip_start.size());
+  } else if (started_) {
+    held_ += decoder.separator;
+  }
+  started_ = true;
+  held_ += bytes;
+  const size_t ready = held_.size() - text::incomplete_utf8_suffix(held_);
+  std::string out = text::to_valid_utf8(std::string_view(held_).substr(0, ready));
+  held_.erase(0, ready);
+  return out;
+}
+
+std::string StreamDecoder::finish() {
+  std::string out = text::to_valid_utf8(held_);
+  held_.clear();
+  started_ = false;
+  return out;
+}
+
+}  // namespace cambium

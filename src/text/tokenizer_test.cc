@@ -1,0 +1,349 @@
+#include "text/tokenizer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+#include "text/unicode.h"
+
+namespace cambium {
+namespace {
+
+using nlohmann::json;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using Ids = std::vector<int32_t>;
+
+constexpr const char* kSplit =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+
+/// A byte-level tokenizer: id of a byte = its value, then 256: "th", 257: "the", 258: " the", 259:
+/// "er", 260: "é", and added tokens from 300.
+json small_tokenizer() {
+  json vocab;
+  for (int byte = 0; byte < 256; ++byte) {
+    vocab[text::bytes_to_alphabet(std::string(1, static_cast<char>(byte)))] = byte;
+  }
+  const std::string blank = text::bytes_to_alphabet(" ");
+  const std::string acute = text::bytes_to_alphabet("é");
+  vocab["th"] = 256;
+  vocab["the"] = 257;
+  vocab[blank + "the"] = 258;
+  vocab["er"] = 259;
+  vocab[acute] = 260;
+  json file;
+  file["model"] = {{"type", "BPE"},
+                   {"vocab", vocab},
+                   {"merges",
+                    {"t h", "th e", blank + " the", json{"e", "r"},
+                     text::bytes_to_alphabet("\xC3") + " " + text::bytes_to_alphabet("\xA9")}}};
+  file["pre_tokenizer"] = {
+      {"type", "Sequence"},
+      {"pretokenizers",
+       {{{"type", "Split"},
+         {"pattern", {{"Regex", kSplit}}},
+         {"behavior", "Isolated"},
+         {"invert", false}},
+        {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}};
+  file["decoder"] = {{"type", "ByteLevel"}};
+  file["added_tokens"] = {{{"id", 300}, {"content", "<s>"}, {"special", true}},
+                          {{"id", 301}, {"content", "</s>"}, {"special", true}},
+                          {{"id", 302}, {"content", "<think>"}, {"special", false}}};
+  file["post_processor"] = {
+      {"type", "TemplateProcessing"},
+      {"single", {{{"SpecialToken", {{"id", "<s>"}}}}, {{"Sequence", {{"id", "A"}}}}}},
+      {"special_tokens", {{"<s>", {{"id", "<s>"}, {"ids", {300}}}}}}};
+  return file;
+}
+
+TEST(Tokenizer, EncodesAndDecodes) {
+  const Tokenizer tokenizer = Tokenizer::parse(small_tokenizer().dump());
+  EXPECT_EQ(tokenizer.vocab_size(), 303);
+  EXPECT_THAT(tokenizer.encode("the the", false), ElementsAre(257, 258));
+  EXPECT_THAT(tokenizer.encode("the<think> the", true), ElementsAre(300, 257, 302, 258));
+  EXPECT_EQ(tokenizer.decode(Ids{300, 257, 302, 258}, false), "<s>the<think> the");
+  EXPECT_EQ(tokenizer.decode(Ids{300, 257, 302, 258}, true), "the<think> the");
+}
+
+Ids ids_of(const json& file, std::string_view text, bool special = false) {
+  return Tokenizer::parse(file.dump()).encode(text, special);
+}
+
+TEST(Tokenizer, Pipeline) {
+  const Tokenizer tokenizer = Tokenizer::parse(small_tokenizer().dump());
+  struct Row {
+    std::string text;
+    Ids ids;
+  };
+  const std::vector<Row> rows = {
+      {"", {}},
+      {"a", {'a'}},
+      {"the", {257}},
+      {"thee", {257, 'e'}},
+      {"  the", {' ', 258}},
+      {"t the", {'t', 258}},
+      {"there", {257, 'r', 'e'}},
+      {"her", {'h', 259}},
+      {"12", {'1', '2'}},
+      {"é", {260}},
+      {"e\u0301", {'e', 0xCC, 0x81}},
+      {"\r\n", {'\r', '\n'}},
+      {"\xFF", {0xEF, 0xBF, 0xBD}},                        // not UTF-8: U+FFFD
+      {"a\xE4\xBD z", {'a', 0xEF, 0xBF, 0xBD, ' ', 'z'}},  // one for a broken character
+      {"<s></s>", {300, 301}},
+      {"the<think>the", {257, 302, 257}},
+      {"<thin", {'<', 256, 'i', 'n'}},
+  };
+  for (const auto& [text, ids] : rows) {
+    EXPECT_EQ(tokenizer.encode(text, false), ids) << text;
+    Ids wrapped = {300};
+    wrapped.insert(wrapped.end(), ids.begin(), ids.end());
+    EXPECT_EQ(tokenizer.encode(text, true), wrapped) << text;
+    if (text::is_valid_utf8(text)) {
+      EXPECT_EQ(tokenizer.decode(ids, false), text);
+    }
+  }
+}
+
+TEST(Tokenizer, LongPiecesMergeAsShortOnes) {
+  const Tokenizer tokenizer = Tokenizer::parse(small_tokenizer().dump());
+  std::string text;
+  Ids expected;
+  for (int i = 0; i < 20000; ++i) {
+    text += "the";
+    expected.push_back(257);
+  }
+  EXPECT_EQ(tokenizer.encode(text, false), expected);
+}
+
+TEST(Tokenizer, AddedTokenFlags) {
+  struct Row {
+    json flags;
+    std::string text;
+    Ids ids;
+  };
+  const std::vector<Row> rows = {
+      {{{"lstrip", true}}, "a  <x> b", {'a', 310, ' ', 'b'}},
+      {{{"rstrip", true}}, "a <x> \n b", {'a', ' ', 310, 'b'}},
+      {{{"single_word", true}}, "a<x> <x>", {'a', '<', 'x', '>', ' ', 310}},
+      {{{"normalized", true}}, "<x>", {310}},
+  };
+  for (const auto& [flags, text, ids] : rows) {
+    json file = small_tokenizer();
+    json token = {{"id", 310}, {"content", "<x>"}};
+    token.update(flags);
+    file["added_tokens"].push_back(token);
+    EXPECT_EQ(ids_of(file, text), ids) << flags;
+  }
+  json longest = small_tokenizer();
+  longest["added_tokens"].push_back({{"id", 310}, {"content", "<s><s>"}, {"special", true}});
+  EXPECT_EQ(ids_of(longest, "<s><s><s>"), (Ids{310, 300}));
+}
+
+TEST(Tokenizer, Normalizers) {
+  struct Row {
+    json normalizer;
+    std::string text;
+    std::string same_as;
+  };
+  const json replace = {{"type", "Replace"}, {"pattern", {{"String", "x"}}}, {"content", "the"}};
+  const std::vector<Row> rows = {
+      {{{"type", "NFC"}}, "e\u0301", "é"},
+      {{{"type", "NFD"}}, "é", "e\u0301"},
+      {{{"type", "NFKC"}}, "\uFB01", "fi"},
+      {{{"type", "Lowercase"}}, "THE É", "the é"},
+      {{{"type", "Prepend"}, {"prepend", "the"}}, "a", "thea"},
+      {{{"type", "Strip"}, {"strip_left", true}, {"strip_right", true}}, " \u3000a ", "a"},
+      {replace, "ax", "athe"},
+      {{{"type", "Sequence"}, {"normalizers", {replace, {{"type", "NFC"}}}}}, "xe\u0301", "theé"},
+  };
+  for (const auto& [normalizer, text, same_as] : rows) {
+    json file = small_tokenizer();
+    const Ids expected = ids_of(file, same_as);
+    file["normalizer"] = normalizer;
+    EXPECT_EQ(ids_of(file, text), expected) << normalizer;
+  }
+}
+
+/// With ignore_merges each piece that stays whole becomes the token made for it.
+TEST(Tokenizer, PreTokenizers) {
+  struct Row {
+    json step;
+    std::vector<std::string> pieces;
+  };
+  const auto split = [](const char* pattern, const char* behavior, bool invert = false) -> json {
+    return {{"type", "Split"},
+            {"pattern", {{"String", pattern}}},
+            {"behavior", behavior},
+            {"invert", invert}};
+  };
+  const std::vector<Row> rows = {
+      {split("-", "Isolated"), {"a", "-", "-", "b 12"}},
+      {split("-", "Removed"), {"a", "b 12"}},
+      {split("-", "Removed", true), {"-", "-"}},
+      {split("-", "MergedWithPrevious"), {"a-", "-", "b 12"}},
+      {split("-", "MergedWithNext"), {"a", "-", "-b 12"}},
+      {split("-", "Contiguous"), {"a", "--", "b 12"}},
+      {{{"type", "Digits"}, {"individual_digits", true}}, {"a--b ", "1", "2"}},
+      {{{"type", "Digits"}, {"individual_digits", false}}, {"a--b ", "12"}},
+      {{{"type", "Punctuation"}}, {"a", "-", "-", "b 12"}},
+      {{{"type", "Whitespace"}}, {"a", "--", "b", "12"}},
+      {{{"type", "WhitespaceSplit"}}, {"a--b", "12"}},
+      {{{"type", "ByteLevel"}, {"add_prefix_space", true}}, {" a", "--", "b", " 12"}},
+  };
+  for (const auto& [step, pieces] : rows) {
+    json file = small_tokenizer();
+    const json bytes = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}};
+    file["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {step}}};
+    if (step["type"] != "ByteLevel") {
+      file["pre_tokenizer"]["pretokenizers"].push_back(bytes);
+    }
+    file["model"]["ignore_merges"] = true;
+    Ids expected;
+    for (const std::string& piece : pieces) {
+      const std::string spelling = text::bytes_to_alphabet(piece);
+      json& vocab = file["model"]["vocab"];
+      if (!vocab.contains(spelling)) {
+        vocab[spelling] = 400 + vocab.size();
+      }
+      expected.push_back(vocab[spelling]);
+    }
+    EXPECT_EQ(ids_of(file, "a--b 12"), expected) << step;
+  }
+}
+
+TEST(Tokenizer, SentencePieceStyle) {
+  json file;
+  file["model"] = {
+      {"type", "BPE"},
+      {"byte_fallback", true},
+      {"unk_token", "<unk>"},
+      {"vocab",
+       {{"<unk>", 0}, {"<0xC3>", 1}, {"<0xA9>", 2}, {"\u2581", 3}, {"a", 4}, {"\u2581a", 5}}},
+      {"merges", {"\u2581 a"}}};
+  file["normalizer"] = {
+      {"type", "Sequence"},
+      {"normalizers",
+       {{{"type", "Prepend"}, {"prepend", "\u2581"}},
+        {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "\u2581"}}}}};
+  file["decoder"] = {{"type", "Sequence"},
+                     {"decoders",
+                      {{{"type", "Replace"}, {"pattern", {{"String", "\u2581"}}}, {"content", " "}},
+                       {{"type", "ByteFallback"}},
+                       {{"type", "Fuse"}},
+                       {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}}}}};
+  const Tokenizer tokenizer = Tokenizer::parse(file.dump());
+  EXPECT_THAT(tokenizer.encode("a aé", false), ElementsAre(5, 5, 1, 2));
+  EXPECT_EQ(tokenizer.decode(Ids{5, 5, 1, 2}, false), "a aé");
+  EXPECT_THAT(tokenizer.encode("b", false), ElementsAre(3, 0));
+}
+
+TEST(Tokenizer, RefusesWhatItDoesNotKnow) {
+  struct Row {
+    std::string path;
+    json value;
+    std::string message;
+  };
+  const std::vector<Row> rows = {
+      {"/model/type", "Unigram", "expected model type BPE, got \"Unigram\""},
+      {"/model/dropout", 0.1, "makes ids random"},
+      {"/model/end_of_word_suffix", "</w>", "end_of_word_suffix is not supported"},
+      {"/model/merges/0", "t h e", "expected a merge"},
+      {"/model/merges/0", "t zz", "is not in the vocabulary"},
+      {"/model/vocab/a", -1, "expected the id of \"a\""},
+      {"/model/vocab/a", 98, "belongs to both"},
+      {"/model", 3, "does not have the expected shape"},
+      {"/normalizer", {{"type", "Precompiled"}}, "normalizer type \"Precompiled\""},
+      {"/pre_tokenizer", {{"type", "UnicodeScripts"}}, "pre_tokenizer type \"UnicodeScripts\""},
+      {"/pre_tokenizer/pretokenizers/0/behavior", "Other", "split behavior \"Other\""},
+      {"/pre_tokenizer/pretokenizers/0/pattern", {{"Regex", "("}}, "expected a regular expression"},
+      {"/post_processor/type", "Other", "post_processor type \"Other\""},
+      {"/decoder/type", "CTC", "decoder type \"CTC\""},
+      {"/added_tokens/0/id", 301, "belongs to both"},
+  };
+  for (const auto& [path, value, message] : rows) {
+    json file = small_tokenizer();
+    file[json::json_pointer(path)] = value;
+    try {
+      Tokenizer::parse(file.dump());
+      ADD_FAILURE() << path << " = " << value << " was accepted";
+    } catch (const Error& e) {
+      EXPECT_THAT(e.what(), HasSubstr(message));
+    }
+  }
+  EXPECT_THROW(Tokenizer::parse("{"), Error);
+  EXPECT_THROW(Tokenizer::load("/nonexistent"), Error);
+}
+
+TEST(Tokenizer, Decoding) {
+  const Tokenizer tokenizer = Tokenizer::parse(small_tokenizer().dump());
+  EXPECT_EQ(tokenizer.decode(Ids{0xF0, 0x9F, 'a'}, false), "\uFFFDa");
+  EXPECT_EQ(tokenizer.decode(Ids{'a', -5, 299, 100000, 'b'}, false), "ab");
+  StreamDecoder stream(tokenizer);
+  std::vector<std::string> parts;
+  for (const int32_t id : {0xF0, 0x9F, 0x98, 0x80, 300, int{'a'}, 0xC3}) {
+    parts.push_back(stream.push(id));
+  }
+  EXPECT_THAT(parts, ElementsAre("", "", "", "😀", "", "a", ""));
+  EXPECT_EQ(stream.finish(), "\uFFFD");
+}
+
+TEST(Tokenizer, NamesAndFingerprint) {
+  const json config = {{"bos_token", "<s>"},
+                       {"eos_token", {{"content", "</s>"}, {"__type", "AddedToken"}}},
+                       {"pad_token", nullptr}};
+  json file = small_tokenizer();
+  const Tokenizer tokenizer = Tokenizer::parse(file.dump(), config.dump());
+  EXPECT_EQ(tokenizer.bos_id(), 300);
+  EXPECT_EQ(tokenizer.eos_id(), 301);
+  EXPECT_THAT(tokenizer.eos_ids(), ElementsAre(301));
+  EXPECT_EQ(tokenizer.pad_id(), std::nullopt);
+  EXPECT_TRUE(tokenizer.is_special(300));
+  EXPECT_FALSE(tokenizer.is_special(302));
+  EXPECT_EQ(tokenizer.token_id("the"), 257);
+  EXPECT_EQ(tokenizer.token_id("nothing"), std::nullopt);
+  EXPECT_EQ(tokenizer.token_bytes(258), " the");
+  EXPECT_EQ(tokenizer.token_text(299), "");
+  file["version"] = "2.0";
+  EXPECT_EQ(Tokenizer::parse(file.dump()).fingerprint(), tokenizer.fingerprint());
+  std::swap(file["model"]["merges"][0], file["model"]["merges"][3]);
+  EXPECT_NE(Tokenizer::parse(file.dump()).fingerprint(), tokenizer.fingerprint());
+}
+
+TEST(Tokenizer, ManyThreads) {
+  const Tokenizer tokenizer = Tokenizer::parse(small_tokenizer().dump());
+  const std::string text = "the there her é <think> 12 the";
+  const Ids expected = tokenizer.encode(text, true);
+  std::vector<std::thread> threads;
+  std::vector<int> wrong(4);
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 200; ++i) {
+        wrong[static_cast<size_t>(t)] += tokenizer.encode(text, true) != expected;
+      }
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  EXPECT_THAT(wrong, ElementsAre(0, 0, 0, 0));
+}
+
+TEST(Tokenizer, AppliesTheChatTemplate) {
+  const json config = {{"bos_token", "<s>"},
+                       {"chat_template",
+                        "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m['content'] | "
+                        "trim }}\n{% endfor %}"}};
+  const Tokenizer tokenizer = Tokenizer::parse(small_tokenizer().dump(), config.dump());
+  const std::vector<ChatMessage> messages = {{"user", " hi "}, {"assistant", "ho"}};
+  EXPECT_EQ(tokenizer.apply_chat_template(messages), "<s><user>hi\n<assistant>ho\n");
+}
+
+}  // namespace
+}  // namespace cambium
