@@ -2,6 +2,7 @@
 
 #include <toml++/toml.h>
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <set>
@@ -87,6 +88,15 @@ void adopt(PlanNode& node) {
   }
 }
 
+/// TOML has inf and nan; no key of ours means anything by them.
+template <class T>
+bool is_finite(const T& value) {
+  if constexpr (std::is_same_v<T, double>) {
+    return std::isfinite(value);
+  }
+  return true;
+}
+
 template <class T>
 std::optional<T> find_value(PlanNode& node, const std::string& key, const char* expected) {
   const toml::node* found = node.find(key);
@@ -101,7 +111,7 @@ std::optional<T> find_value(PlanNode& node, const std::string& key, const char* 
       value = static_cast<double>(*found->value<int64_t>());
     }
   }
-  if (!value) {
+  if (!value || !is_finite(*value)) {
     node.wrong_type(key, *found, expected);
   }
   return value;
@@ -133,7 +143,7 @@ std::vector<T> find_list(PlanNode& node, const std::string& key, const char* exp
         value = static_cast<double>(*item.value<int64_t>());
       }
     }
-    if (!value) {
+    if (!value || !is_finite(*value)) {
       node.wrong_type(key, *found, expected);
     }
     out.push_back(*value);
@@ -142,7 +152,7 @@ std::vector<T> find_list(PlanNode& node, const std::string& key, const char* exp
 }
 
 constexpr const char* kInt = "a whole number";
-constexpr const char* kReal = "a number";
+constexpr const char* kReal = "a finite number";
 constexpr const char* kBool = "true or false";
 constexpr const char* kString = "a string";
 
@@ -316,6 +326,12 @@ void PlanTable::expect_all_used() const {
 
 std::string PlanTable::where() const {
   return node_->path.empty() ? node_->file : fmt::format("{} [{}]", node_->file, node_->path);
+}
+
+std::string PlanTable::place(const std::string& key) const {
+  const toml::node* found = node_->find(key);
+  return fmt::format("{}: {}", found == nullptr ? node_->file : node_->place_of(*found),
+                     node_->name_of(key));
 }
 
 std::string PlanTable::to_text() const {

@@ -20,7 +20,7 @@ class PlanTable {
 
   bool has(const std::string& key) const;
   /// The value, an Error when it is missing or of another type, or `fallback` when it is missing.
-  /// A number without a fraction serves as real too.
+  /// A number without a fraction serves as real too; inf and nan do not.
   int64_t get_int(const std::string& key) const;
   int64_t get_int(const std::string& key, int64_t fallback) const;
   double get_real(const std::string& key) const;
@@ -49,6 +49,8 @@ class PlanTable {
   void expect_all_used() const;
   /// "plans/teacher.toml [optimizer]".
   std::string where() const;
+  /// "plans/teacher.toml:7: optimizer.beta1", to begin a message about the value of a key with.
+  std::string place(const std::string& key) const;
   /// The whole table as TOML.
   std::string to_text() const;
 

@@ -105,11 +105,13 @@ Action declare(Args& args) {
 }  // namespace
 
 Command distill_command() {
-  return {"distill", "heals a hybrid against its teacher, one stage",
-          "  cambium distill HYBRID -t TEACHER -o out/heal --steps 200 --rate 1e-3\n"
-          "  cambium distill HYBRID -t TEACHER -o out/align --objective align --steps 100\n"
-          "  cambium distill HYBRID -t TEACHER -o out/heal --data traces.jsonl --mixers-only",
-          declare};
+  static const std::string examples =
+      "  cambium distill HYBRID -t TEACHER -o out/heal --steps 200 --rate 1e-3\n"
+      "  cambium distill HYBRID -t TEACHER -o out/align --objective align --steps 100\n"
+      "  cambium distill HYBRID -t TEACHER -o out/heal --data traces.jsonl --mixers-only\n"
+      "Keys for --set:\n" +
+      fields_help(list_fields<TrainConfig>(), "train.");
+  return {"distill", "heals a hybrid against its teacher, one stage", examples.c_str(), declare};
 }
 
 }  // namespace cambium

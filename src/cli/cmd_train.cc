@@ -76,7 +76,9 @@ int run(const TrainArgs& args) {
   const std::shared_ptr<DocumentSource> source =
       path.empty() ? problem_source(tokenizer, problems, Split::kTrain, seed, whole_every)
                    : load_jsonl(path, tokenizer);
-  TrainConfig config = read_train_config(plan.table("train"));
+  TrainConfig defaults;
+  defaults.seed = seed;
+  TrainConfig config = read_train_config(plan.table("train"), defaults);
   plan.expect_all_used();
   config.folder = folder.string();
   config.resume = args.resume;
@@ -120,10 +122,13 @@ Action declare(Args& args) {
 }  // namespace
 
 Command train_command() {
-  return {"train", "trains a model from scratch, or fine-tunes one, by a plan",
-          "  cambium train plans/teacher.toml -o out/teacher\n"
-          "  cambium train plans/teacher.toml -o out/teacher --resume\n"
-          "  cambium train plan.toml --model DIR --set train.schedule.rate=1e-5",
+  static const std::string examples =
+      "  cambium train plans/teacher.toml -o out/teacher\n"
+      "  cambium train plans/teacher.toml -o out/teacher --resume\n"
+      "  cambium train plan.toml --model DIR --set train.schedule.rate=1e-5\n"
+      "Keys of [train], for the plan and --set:\n" +
+      fields_help(list_fields<TrainConfig>(), "train.");
+  return {"train", "trains a model from scratch, or fine-tunes one, by a plan", examples.c_str(),
           declare};
 }
 

@@ -200,8 +200,7 @@ std::vector<int64_t> Pipeline::place(const StagePlan& stage, Model& base, const 
 int64_t Pipeline::run_phase(const char* name, TrainConfig config, LoadedModel& student,
                             const std::vector<int64_t>& layers, const fs::path& folder,
                             double steps_scale) {
-  config.steps =
-      std::max<int64_t>(1, std::llround(static_cast<double>(config.steps) * steps_scale));
+  config.scale_length(steps_scale);
   config.folder = (folder / name).string();
   config.resume = true;
   config.label = std::string(name);
@@ -382,7 +381,7 @@ Importance score_by_replacement(Model& base, Model& teacher, const std::vector<i
                                 const GraftOptions& graft, const TrainConfig& probe,
                                 const DocumentSource& data, uint64_t seed,
                                 const std::string& fingerprint, const fs::path& path) {
-  expect(probe.steps > 0, "[place.probe]: expected steps (or tokens) above 0");
+  expect(probe.has_length(), "[place.probe]: expected steps (or tokens) above 0");
   Progress progress("probes", layers.size(), {.unit = "layers"});
   return score_layers(
       layers, {"mmr", "loss", fingerprint, {}},
@@ -399,14 +398,14 @@ Importance score_by_replacement(Model& base, Model& teacher, const std::vector<i
         }
         Trainer trainer(*student.model, student.weights, config, data, &teacher);
         // The mean of the last steps, at most ten and at most half.
-        const int64_t last = std::clamp<int64_t>(config.steps / 2, 1, 10);
-        double sum = 0.0;
+        std::vector<double> losses;
         while (!trainer.finished()) {
-          const bool counts = trainer.next_step() >= config.steps - last;
-          const StepReport report = trainer.step();
-          sum += counts ? report.loss : 0.0;
+          losses.push_back(trainer.step().loss);
         }
-        return sum / static_cast<double>(last);
+        const auto last = std::clamp<size_t>(losses.size() / 2, 1, 10);
+        return std::accumulate(losses.end() - static_cast<std::ptrdiff_t>(last), losses.end(),
+                               0.0) /
+               static_cast<double>(last);
       },
       path, [&](int64_t done) { progress.update(static_cast<uint64_t>(done)); });
 }

@@ -201,7 +201,7 @@ HybridPlan read_hybrid_plan(const std::filesystem::path& path, const std::string
     const auto phase = [&](const char* name, TrainConfig& config) {
       const bool given = entry.has(name) || table.has(name);
       config = read_train_config(entry.table(name), phases[name], true);
-      return given && config.steps > 0;
+      return given && config.has_length();
     };
     stage.has_align = phase("align", stage.align);
     stage.has_distill = phase("distill", stage.distill);
@@ -210,7 +210,7 @@ HybridPlan read_hybrid_plan(const std::filesystem::path& path, const std::string
     expect(!scored || stage.place.metric != "accuracy" || plan.evaluate.problems > 0,
            "{}: metric accuracy needs problems to answer: give [evaluate] 'task' and 'task_path'",
            entry.where());
-    expect(stage.place.method != "mmr" || stage.place.probe.steps > 0,
+    expect(stage.place.method != "mmr" || stage.place.probe.has_length(),
            "{}: mmr needs [place.probe] 'steps' above 0", entry.where());
     expect(stage.gate.min_accuracy_kept == 0.0 || plan.evaluate.problems > 0,
            "{}: a gate on accuracy needs problems: give [evaluate] 'task' and 'task_path'",

@@ -130,10 +130,10 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     s += fmt::format("  place    {}", stage.place.method);
     const TrainConfig& probe = stage.place.probe;
     if (stage.place.method == "mmr") {
-      const double tokens = static_cast<double>((layers - before) * probe.steps *
+      const double tokens = static_cast<double>((layers - before) * probe.least_steps() *
                                                 probe.sequences_per_step * probe.sequence_length);
-      s += fmt::format(": {} probes of {} steps = {} tokens\n", layers - before, probe.steps,
-                       human_count(tokens));
+      s += fmt::format(": {} probes of {} steps = {} tokens\n", layers - before,
+                       probe.least_steps(), human_count(tokens));
     } else if (stage.place.method.starts_with("leave")) {
       s += fmt::format(" by {} on {}\n", stage.place.metric,
                        stage.place.metric == "accuracy"
@@ -153,7 +153,7 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
       if (!has) {
         return;
       }
-      const auto tokens = static_cast<double>(c.steps * c.sequences_per_step * c.sequence_length);
+      const auto tokens = static_cast<double>(c.least_steps() * c.step_tokens());
       const double work = tokens * training_flops(c, student, taught);
       const double trained = student.trained(c);
       all_tokens += tokens;
@@ -162,11 +162,12 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
       memory = std::max(memory, 4.0 * (2.0 * taught.parameters + student.parameters) +
                                     12.0 * trained + activation_bytes(c, hybrid));
       s += fmt::format(
-          "  {:<8} {} steps of {} x {} tokens = {} tokens, rate {:g}, {} warm-up, {} "
+          "  {:<8} {}{} steps of {} x {} tokens = {} tokens{}, rate {:g}, {} warm-up, {} "
           "decay; {} parameters trained; {:.3g} FLOP, {}\n",
-          name, c.steps, c.sequences_per_step, c.sequence_length, human_count(tokens),
-          c.schedule.peak, c.schedule.warmup_steps, decay_name(c.schedule.decay),
-          human_count(trained), work, human_duration(work / flops));
+          name, c.tokens > 0 ? "at least " : "", c.least_steps(), c.sequences_per_step,
+          c.sequence_length, human_count(tokens), c.tokens > 0 ? "" : " at most", c.schedule.peak,
+          c.schedule.warmup_steps, decay_name(c.schedule.decay), human_count(trained), work,
+          human_duration(work / flops));
     };
     phase("align", stage.has_align, stage.align);
     phase("distill", stage.has_distill, stage.distill);
@@ -177,7 +178,7 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     converted_before = student.converted;
   }
   s += fmt::format(
-      "in all     {} tokens, {:.3g} FLOP: {} at {:.3g} FLOP/s (--flops changes it); "
+      "in all     at most {} tokens, {:.3g} FLOP: {} at {:.3g} FLOP/s (--flops changes it); "
       "probes, retries and measuring come on top\n",
       human_count(all_tokens), all_flops, human_duration(all_flops / flops), flops);
   s += fmt::format(

@@ -1,16 +1,20 @@
 // The learning rate over a run: linear warm-up, then constant, linear or cosine decay.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <numbers>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 
 namespace cambium {
 
 enum class Decay { kConstant, kLinear, kCosine };
+inline constexpr std::pair<const char*, Decay> kDecays[] = {
+    {"constant", Decay::kConstant}, {"linear", Decay::kLinear}, {"cosine", Decay::kCosine}};
 
 struct ScheduleConfig {
   double peak = 1e-3;
@@ -19,14 +23,16 @@ struct ScheduleConfig {
   double final_ratio = 0.1;  // of the peak, at the last step
 };
 
-/// The rate of step `step` (0-based) of `steps`. The first step of a warm-up has peak / warmup.
-inline double learning_rate(const ScheduleConfig& config, int64_t step, int64_t steps) {
-  if (step < config.warmup_steps) {
-    return config.peak * static_cast<double>(step + 1) / static_cast<double>(config.warmup_steps);
+/// The rate of step `step` (0-based) of `steps`. The first step of a warm-up has peak / warmup. A
+/// run of so many tokens counts steps by them, so neither need be whole, and the last step may lie
+/// a little beyond the end.
+inline double learning_rate(const ScheduleConfig& config, double step, double steps) {
+  const auto warmup = static_cast<double>(config.warmup_steps);
+  if (step < warmup) {
+    return config.peak * (step + 1.0) / warmup;
   }
-  const auto span = static_cast<double>(steps - config.warmup_steps);
-  const double t =
-      span <= 1.0 ? 0.0 : static_cast<double>(step - config.warmup_steps) / (span - 1.0);
+  const double span = steps - warmup;
+  const double t = span <= 1.0 ? 0.0 : std::min(1.0, (step - warmup) / (span - 1.0));
   const double floor = config.final_ratio;
   switch (config.decay) {
     case Decay::kLinear:
@@ -39,15 +45,17 @@ inline double learning_rate(const ScheduleConfig& config, int64_t step, int64_t 
   return config.peak;
 }
 
-inline Decay parse_decay(const std::string& name) {
-  if (name == "constant") return Decay::kConstant;
-  if (name == "linear") return Decay::kLinear;
-  if (name == "cosine") return Decay::kCosine;
-  fail("decay '{}' is not known; expected constant, linear or cosine", name);
+inline const char* decay_name(Decay decay) {
+  return kDecays[static_cast<size_t>(decay)].first;
 }
 
-inline const char* decay_name(Decay decay) {
-  return decay == Decay::kConstant ? "constant" : decay == Decay::kLinear ? "linear" : "cosine";
+inline Decay parse_decay(const std::string& name) {
+  for (const auto& [known, decay] : kDecays) {
+    if (name == known) {
+      return decay;
+    }
+  }
+  fail("decay '{}' is not known; expected constant, linear or cosine", name);
 }
 
 }  // namespace cambium

@@ -5,99 +5,120 @@
 namespace cambium {
 namespace {
 
-/// Position of `name` among `names`, or an Error that lists them.
-size_t choose(const PlanTable& plan, const std::string& key, const std::string& fallback,
-              const std::vector<std::string>& names) {
-  const std::string name = plan.get_string(key, fallback);
-  for (size_t i = 0; i < names.size(); ++i) {
-    if (names[i] == name) {
-      return i;
-    }
-  }
-  fail("{}: {} = \"{}\" is not known; expected one of {}", plan.where(), key, name,
-       fmt::join(names, ", "));
+// Bounds that no run meets and that keep every product of them far from the end of int64_t.
+constexpr int64_t kMaxSteps = 1'000'000'000'000;
+constexpr int64_t kMaxTokens = 1'000'000'000'000'000;
+constexpr int64_t kMaxSequenceLength = int64_t{1} << 24;
+constexpr int64_t kMaxSequences = int64_t{1} << 20;
+constexpr int64_t kMaxKept = 1'000'000;
+constexpr double kMaxFactor = 1e6;
+
+void visit_loss(LossConfig& loss, FieldVisitor& visit) {
+  visit({"cross_entropy", "weight of the next-token loss"}, loss.cross_entropy,
+        reals_from(0.0, kMaxFactor));
+  visit({"forward_kl", "weight of KL(teacher, student)"}, loss.forward_kl,
+        reals_from(0.0, kMaxFactor));
+  visit({"reverse_kl", "weight of KL(student, teacher)"}, loss.reverse_kl,
+        reals_from(0.0, kMaxFactor));
+  visit({"temperature", "of both sides of the KL terms"}, loss.temperature,
+        reals_above(0.0, kMaxFactor));
 }
 
-float get_float(const PlanTable& plan, const std::string& key, float fallback) {
-  return static_cast<float>(plan.get_real(key, static_cast<double>(fallback)));
+void visit_align(AlignConfig& align, FieldVisitor& visit) {
+  visit({"layers", "layers whose mixers are aligned; empty = those just converted"}, align.layers,
+        ints_from(0, 1'000'000));
+  visit({"weight", "of the alignment term"}, align.weight, reals_from(0.0, kMaxFactor));
+  visit({"squared", "mean of squares instead of the norm over sqrt(width)"}, align.squared);
+  visit({"all_tokens", "every token instead of those with a label"}, align.all_tokens);
 }
 
-void read_optimizer(const PlanTable& plan, OptimizerConfig& o) {
-  o.kind = static_cast<OptimizerKind>(
-      choose(plan, "kind", o.kind == OptimizerKind::kMuon ? "muon" : "adamw", {"adamw", "muon"}));
-  o.beta1 = plan.get_real("beta1", o.beta1);
-  o.beta2 = plan.get_real("beta2", o.beta2);
-  o.epsilon = plan.get_real("epsilon", o.epsilon);
-  o.clip_norm = plan.get_real("clip_norm", o.clip_norm);
-  o.momentum = plan.get_real("momentum", o.momentum);
+void visit_optimizer(OptimizerConfig& o, FieldVisitor& visit) {
+  visit({"kind", "muon takes the matrices of mixers and feed-forwards", ""}, o.kind,
+        {{"adamw", OptimizerKind::kAdamW}, {"muon", OptimizerKind::kMuon}});
+  visit({"beta1", "decay of the first moment", "beta"}, o.beta1, reals_within(0.0, 1.0));
+  visit({"beta2", "decay of the second moment", ""}, o.beta2, reals_within(0.0, 1.0));
+  visit({"epsilon", "added to the root of the second moment"}, o.epsilon, reals_from(0.0, 1.0));
+  visit({"clip_norm", "largest norm of all gradients; 0 = no clipping", "clip"}, o.clip_norm,
+        reals_from(0.0, DBL_MAX));
+  visit({"momentum", "of muon"}, o.momentum, reals_within(0.0, 1.0));
   for (int g = 0; g < kParameterGroups; ++g) {
     const auto id = static_cast<ParameterGroup>(g);
-    const PlanTable table = plan.table(parameter_group_name(id));
-    o.group(id).rate_scale = table.get_real("rate_scale", o.group(id).rate_scale);
-    o.group(id).weight_decay = table.get_real("weight_decay", o.group(id).weight_decay);
-    expect(o.group(id).rate_scale >= 0.0 && o.group(id).weight_decay >= 0.0,
-           "{}: rate_scale and weight_decay must not be negative", table.where());
+    const std::string label = fmt::format("group {}", parameter_group_name(id));
+    visit.table({parameter_group_name(id), "", label.c_str()}, [&] {
+      visit({"rate_scale", "times the learning rate; 0 freezes the group"}, o.group(id).rate_scale,
+            reals_from(0.0, kMaxFactor));
+      visit({"weight_decay", "of matrices; vectors never decay"}, o.group(id).weight_decay,
+            reals_from(0.0, kMaxFactor));
+    });
   }
+}
+
+void visit_schedule(ScheduleConfig& schedule, FieldVisitor& visit) {
+  visit({"rate", "the highest learning rate", "peak"}, schedule.peak, reals_above(0.0, 1e3));
+  visit({"warmup_steps", "steps of linear rise to it", "warmup"}, schedule.warmup_steps,
+        ints_from(0, kMaxSteps));
+  visit({"decay", "shape of the fall after the warm-up", ""}, schedule.decay,
+        std::span<const std::pair<const char*, Decay>>(kDecays));
+  visit({"final_ratio", "of the rate, at the last step", "final"}, schedule.final_ratio,
+        reals_from(0.0, 1e3));
+}
+
+void visit_divergence(DivergenceConfig& divergence, FieldVisitor& visit) {
+  visit({"factor", "times the running median that a loss may reach; 0 = no limit", nullptr, false},
+        divergence.factor, reals_from(0.0, kMaxFactor));
+  visit({"window", "steps the median is taken over, at least 10", nullptr, false},
+        divergence.window, ints_from(1, kMaxKept));
+  visit({"patience", "steps in a row above the limit that stop the run", nullptr, false},
+        divergence.patience, ints_from(1, kMaxKept));
 }
 
 }  // namespace
 
+void visit_fields(TrainConfig& c, FieldVisitor& visit) {
+  visit({"objective", "losses at the head, or the mixers alone against the teacher's"}, c.objective,
+        {{"end_to_end", Objective::kEndToEnd}, {"align", Objective::kAlign}});
+  // What is trained stands in fingerprints as the list of tensors.
+  visit({"train", "what may change", nullptr, false}, c.trained,
+        {{"everything", Trained::kEverything},
+         {"mixers", Trained::kMixers},
+         {"converted", Trained::kConverted}});
+  visit({"steps", "updates of the weights"}, c.steps, ints_from(0, kMaxSteps));
+  visit({"tokens", "instead of steps: tokens to run through the model, padding not counted"},
+        c.tokens, ints_from(0, kMaxTokens));
+  visit({"sequence_length", "most tokens of a packed sequence"}, c.sequence_length,
+        ints_from(1, kMaxSequenceLength));
+  visit({"sequences_per_step", "sequences whose gradients make one update"}, c.sequences_per_step,
+        ints_from(1, kMaxSequences));
+  visit({"long_documents", "what is done with a document longer than a sequence"}, c.long_documents,
+        {{"cut", LongDocuments::kCut}, {"drop", LongDocuments::kDrop}});
+  visit({"seed", "of the order of the documents; the plan's own unless given"}, c.seed,
+        ints_from(0));
+  visit({"checkpoint_layers", "recompute activations: less memory, more time", nullptr, false},
+        c.checkpoint_layers);
+  visit({"checkpoint_every", "steps between checkpoints; 0 = at the end", nullptr, false},
+        c.checkpoint_every, ints_from(0, kMaxSteps));
+  visit({"keep_checkpoints", "so many of the newest stay", nullptr, false}, c.keep_checkpoints,
+        ints_from(1, kMaxKept));
+  visit.table({"loss"}, [&] { visit_loss(c.loss, visit); });
+  visit.table({"align"}, [&] { visit_align(c.align, visit); });
+  visit.table({"optimizer"}, [&] { visit_optimizer(c.optimizer, visit); });
+  visit.table({"schedule"}, [&] { visit_schedule(c.schedule, visit); });
+  visit.table({"divergence"}, [&] { visit_divergence(c.divergence, visit); });
+}
+
 TrainConfig read_train_config(const PlanTable& plan, const TrainConfig& defaults, bool partial) {
   TrainConfig c = defaults;
-  c.objective = static_cast<Objective>(
-      choose(plan, "objective", c.objective == Objective::kAlign ? "align" : "end_to_end",
-             {"end_to_end", "align"}));
-  const char* const trained[] = {"everything", "mixers", "converted"};
-  c.trained = static_cast<Trained>(choose(plan, "train", trained[static_cast<size_t>(c.trained)],
-                                          {std::begin(trained), std::end(trained)}));
-  c.sequence_length = plan.get_int("sequence_length", c.sequence_length);
-  c.sequences_per_step = plan.get_int("sequences_per_step", c.sequences_per_step);
-  c.long_documents = static_cast<LongDocuments>(
-      choose(plan, "long_documents", c.long_documents == LongDocuments::kDrop ? "drop" : "cut",
-             {"cut", "drop"}));
-  const int64_t seed = plan.get_int("seed", static_cast<int64_t>(c.seed));
-  c.seed = static_cast<uint64_t>(seed);
-  c.steps = plan.get_int("steps", c.steps);
-  const int64_t tokens = plan.get_int("tokens", 0);
-  const int64_t step_tokens = c.sequence_length * c.sequences_per_step;
-  if (tokens != 0) {
-    expect(!plan.has("steps"), "{}: give steps or tokens, not both", plan.where());
-    expect(tokens > 0 && step_tokens > 0,
-           "{}: tokens, sequence_length and sequences_per_step must be above zero", plan.where());
-    c.steps = (tokens + step_tokens - 1) / step_tokens;
+  read_fields(c, plan);
+  expect(!(plan.has("steps") && plan.has("tokens")), "{}: give steps or tokens, not both",
+         plan.where());
+  if (plan.has("steps")) {
+    c.tokens = 0;
   }
-  expect(c.steps > 0 || (partial && c.steps == 0),
-         "{}: steps or tokens must be given, and above zero", plan.where());
-  c.checkpoint_layers = plan.get_bool("checkpoint_layers", c.checkpoint_layers);
-  c.checkpoint_every = plan.get_int("checkpoint_every", c.checkpoint_every);
-  c.keep_checkpoints = plan.get_int("keep_checkpoints", c.keep_checkpoints);
-
-  const PlanTable loss = plan.table("loss");
-  c.loss.cross_entropy = get_float(loss, "cross_entropy", c.loss.cross_entropy);
-  c.loss.forward_kl = get_float(loss, "forward_kl", c.loss.forward_kl);
-  c.loss.reverse_kl = get_float(loss, "reverse_kl", c.loss.reverse_kl);
-  c.loss.temperature = get_float(loss, "temperature", c.loss.temperature);
-
-  const PlanTable align = plan.table("align");
-  if (align.has("layers")) {
-    c.align.layers = align.get_int_list("layers");
+  if (c.tokens > 0) {
+    c.steps = c.least_steps();
   }
-  c.align.weight = align.get_real("weight", c.align.weight);
-  c.align.squared = align.get_bool("squared", c.align.squared);
-  c.align.all_tokens = align.get_bool("all_tokens", c.align.all_tokens);
-
-  read_optimizer(plan.table("optimizer"), c.optimizer);
-
-  const PlanTable schedule = plan.table("schedule");
-  c.schedule.peak = schedule.get_real("rate", c.schedule.peak);
-  c.schedule.warmup_steps = schedule.get_int("warmup_steps", c.schedule.warmup_steps);
-  c.schedule.decay = parse_decay(schedule.get_string("decay", decay_name(c.schedule.decay)));
-  c.schedule.final_ratio = schedule.get_real("final_ratio", c.schedule.final_ratio);
-
-  const PlanTable divergence = plan.table("divergence");
-  c.divergence.factor = divergence.get_real("factor", c.divergence.factor);
-  c.divergence.window = divergence.get_int("window", c.divergence.window);
-  c.divergence.patience = divergence.get_int("patience", c.divergence.patience);
+  expect(partial || c.has_length(), "{}: steps or tokens must be given, and above zero",
+         plan.where());
   return c;
 }
 

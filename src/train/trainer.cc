@@ -9,6 +9,7 @@
 #include "base/text.h"
 #include "ops/loss/loss.h"
 #include "train/checkpoint.h"
+#include "train/train_plan.h"
 
 namespace cambium {
 namespace {
@@ -27,6 +28,14 @@ ForwardOptions with_taps(std::span<MixerTap> taps) {
 
 }  // namespace
 
+void TrainConfig::scale_length(double factor) {
+  const auto scaled = [&](int64_t n) {
+    return n == 0 ? 0 : std::max<int64_t>(1, std::llround(static_cast<double>(n) * factor));
+  };
+  tokens = scaled(tokens);
+  steps = tokens > 0 ? least_steps() : scaled(steps);
+}
+
 /// Sums over the sequences of a step.
 struct Trainer::Sums {
   LossSums loss;
@@ -43,6 +52,8 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
       packer_(data, config_.seed, config_.sequence_length, config_.long_documents),
       tape_(arena_) {
   check_config();
+  config_.steps = config_.least_steps();
+  packer_.seek({.next_sample = config_.first_sample});
   weights_.set_trainable(student_, [this](const std::string& name, const Parameter& p) {
     return is_trained(name, p);
   });
@@ -55,15 +66,10 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
 Trainer::~Trainer() = default;
 
 void Trainer::check_config() const {
-  expect(config_.steps > 0, "steps must be above zero, got {}", config_.steps);
-  expect(config_.sequences_per_step > 0, "sequences_per_step must be above zero, got {}",
-         config_.sequences_per_step);
+  expect(config_.has_length(), "steps must be above zero (or tokens), got {}", config_.steps);
   expect(config_.schedule.peak > 0.0, "the learning rate must be above zero, got {}",
          config_.schedule.peak);
-  expect(config_.schedule.warmup_steps >= 0 && config_.schedule.final_ratio >= 0.0,
-         "warm-up steps and final ratio of the learning rate must not be negative");
-  expect(config_.checkpoint_every >= 0 && config_.keep_checkpoints > 0,
-         "checkpoint_every must not be negative and keep_checkpoints must be above zero");
+  check_fields(config_, config_.label);
   const bool aligns = !config_.align.layers.empty();
   const LossConfig& loss = config_.loss;
   const bool distils = loss.forward_kl != 0.0F || loss.reverse_kl != 0.0F;
@@ -78,9 +84,10 @@ void Trainer::check_config() const {
            "teacher and student must share their vocabulary, got {} and {} tokens",
            teacher_->spec().vocab, student_.spec().vocab);
   }
-  expect(config_.trained != Trained::kConverted ||
+  expect(config_.trained != Trained::kConverted || !config_.converted.empty() ||
              (teacher_ != nullptr && teacher_->layer_count() == student_.layer_count()),
-         "training the converted mixers needs a teacher of as many layers, to tell which they are");
+         "training the converted mixers needs a teacher of as many layers, or the list of the "
+         "layers, to tell which they are");
   for (const int64_t layer : config_.align.layers) {
     expect(layer >= 0 && layer < student_.layer_count(),
            "layer {} to align does not exist; the model has layers 0 to {}", layer,
@@ -100,6 +107,19 @@ bool Trainer::align_layer(int64_t layer) const {
   return std::find(layers.begin(), layers.end(), layer) != layers.end();
 }
 
+bool Trainer::converted_layer(int64_t layer) const {
+  if (!config_.converted.empty()) {
+    return std::find(config_.converted.begin(), config_.converted.end(), layer) !=
+           config_.converted.end();
+  }
+  const auto at = static_cast<size_t>(layer);
+  return student_.spec().layers[at].mixer != teacher_->spec().layers[at].mixer;
+}
+
+bool Trainer::finished() const {
+  return config_.tokens > 0 ? summary_.tokens >= config_.tokens : next_step_ >= config_.steps;
+}
+
 bool Trainer::is_trained(const std::string& name, const Parameter& p) const {
   if (config_.optimizer.group(p.group).rate_scale == 0.0) {
     return false;
@@ -110,14 +130,22 @@ bool Trainer::is_trained(const std::string& name, const Parameter& p) const {
       return false;
     }
     const int64_t layer = std::stoll(parts[1]);
-    const auto at = static_cast<size_t>(layer);
     if ((config_.objective == Objective::kAlign && !align_layer(layer)) ||
-        (config_.trained == Trained::kConverted &&
-         student_.spec().layers[at].mixer == teacher_->spec().layers[at].mixer)) {
+        (config_.trained == Trained::kConverted && !converted_layer(layer))) {
       return false;
     }
   }
   return config_.trainable == nullptr || config_.trainable(name, p);
+}
+
+double Trainer::rate() const {
+  if (config_.tokens == 0) {
+    return learning_rate(config_.schedule, static_cast<double>(next_step_),
+                         static_cast<double>(config_.steps));
+  }
+  const auto full = static_cast<double>(config_.step_tokens());
+  return learning_rate(config_.schedule, static_cast<double>(summary_.tokens) / full,
+                       static_cast<double>(config_.tokens) / full);
 }
 
 StepReport Trainer::step() {
@@ -157,7 +185,7 @@ StepReport Trainer::step() {
     report.align += s * align_scale / static_cast<double>(sums.align.size());
     report.loss += config_.align.weight * s * align_scale;
   }
-  report.rate = learning_rate(config_.schedule, next_step_, config_.steps);
+  report.rate = rate();
   report.gradient_norm = optimizer_->gradient_norm();
   judge(report, sequences);
   optimizer_->step(report.rate, report.gradient_norm);
@@ -232,13 +260,17 @@ void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& s
 }
 
 TrainSummary Trainer::run(const std::function<bool(const StepReport&)>& after_step) {
-  Progress progress(config_.label, static_cast<uint64_t>(config_.steps), {.unit = "steps"});
-  progress.update(static_cast<uint64_t>(next_step_));
+  const bool by_tokens = config_.tokens > 0;
+  const auto done = [&] { return by_tokens ? summary_.tokens : next_step_; };
+  Progress progress(config_.label,
+                    static_cast<uint64_t>(by_tokens ? config_.tokens : config_.steps),
+                    {.unit = by_tokens ? "tokens" : "steps"});
+  progress.update(static_cast<uint64_t>(done()));
   bool go_on = true;
   int64_t saved_at = summary_.checkpoint.empty() ? -1 : next_step_;
   while (!finished() && go_on) {
     const StepReport report = step();
-    progress.update(static_cast<uint64_t>(next_step_),
+    progress.update(static_cast<uint64_t>(done()),
                     fmt::format("loss {:.4f}  {} tokens/s", report.loss,
                                 human_count(static_cast<double>(report.tokens) / report.seconds)));
     if (after_step) {

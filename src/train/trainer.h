@@ -35,7 +35,8 @@ enum class Objective {
 enum class Trained {
   kEverything,
   kMixers,     // the mixers of all layers
-  kConverted,  // the mixers that differ from the teacher's
+  kConverted,  // the mixers of TrainConfig::converted; those that differ from the teacher's where
+               // it names none
 };
 
 struct AlignConfig {
@@ -53,16 +54,23 @@ struct DivergenceConfig {
 
 struct TrainConfig {
   Objective objective = Objective::kEndToEnd;
+  /// With tokens above 0 the run ends with the step that reaches them, counting those that went
+  /// through the model, and `steps` only says how few they can be; otherwise it has `steps` steps.
   int64_t steps = 0;
+  int64_t tokens = 0;
   int64_t sequence_length = 2048;  // tokens of a packed sequence
   int64_t sequences_per_step = 1;
   LongDocuments long_documents = LongDocuments::kCut;
   uint64_t seed = 1;  // of the data's order
+  /// Where the run begins in that order: a phase that follows another goes on where that one ended
+  /// (TrainSummary::data.next_sample).
+  uint64_t first_sample = 0;
   LossConfig loss{.cross_entropy = 1.0F};
   AlignConfig align;  // used by kAlign, and as a term of kEndToEnd where it names layers
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
   Trained trained = Trained::kEverything;
+  std::vector<int64_t> converted;  // layers; for Trained::kConverted without a teacher
   /// Further restricts what is trained; null = all. Groups with rate scale 0 are never trained, and
   /// kAlign trains the mixers of its layers only.
   TrainablePredicate trainable;
@@ -74,6 +82,16 @@ struct TrainConfig {
   int64_t keep_checkpoints = 2;
   bool resume = false;
   std::string label = "train";  // of the progress line
+
+  bool has_length() const { return steps > 0 || tokens > 0; }
+  /// The most tokens a step can have; whole documents rarely fill it.
+  int64_t step_tokens() const { return sequence_length * sequences_per_step; }
+  /// The length in steps: exact for steps, the fewest there can be for tokens.
+  int64_t least_steps() const {
+    return tokens > 0 ? (tokens + step_tokens() - 1) / step_tokens() : steps;
+  }
+  /// The same run, `factor` times as long, and at least one step.
+  void scale_length(double factor);
 };
 
 /// What one step did. Losses are means over the step's labels.
@@ -126,7 +144,7 @@ class Trainer {
   std::string save_checkpoint();
 
   int64_t next_step() const { return next_step_; }
-  bool finished() const { return next_step_ >= config_.steps; }
+  bool finished() const;
   const TrainSummary& summary() const { return summary_; }
   const Optimizer& optimizer() const { return *optimizer_; }
   /// The most bytes of activations at once so far.
@@ -135,8 +153,10 @@ class Trainer {
  private:
   struct Sums;
   void check_config() const;
+  double rate() const;
   bool is_trained(const std::string& name, const Parameter& p) const;
   bool align_layer(int64_t layer) const;
+  bool converted_layer(int64_t layer) const;
   void end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
                   Sums& sums);
   void align_mixers(const PackedSequence& sequence, double scale, Sums& sums);

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "train/checkpoint.h"
+#include "train/train_plan.h"
 #include "train/trainer.h"
 
 namespace cambium {
@@ -41,41 +42,20 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
-const char* yes_no(bool b) {
-  return b ? "yes" : "no";
-}
-
 }  // namespace
 
 std::map<std::string, std::string> Trainer::fingerprint() {
-  const TrainConfig& c = config_;
-  std::map<std::string, std::string> f;
-  f["objective"] = c.objective == Objective::kAlign ? "align" : "end to end";
-  f["steps"] = fmt::format("{}", c.steps);
-  f["sequence_length"] = fmt::format("{}", c.sequence_length);
-  f["sequences_per_step"] = fmt::format("{}", c.sequences_per_step);
-  f["long_documents"] = c.long_documents == LongDocuments::kCut ? "cut" : "drop";
-  f["seed"] = fmt::format("{}", c.seed);
-  f["loss"] =
-      fmt::format("cross_entropy {} forward_kl {} reverse_kl {} temperature {}",
-                  c.loss.cross_entropy, c.loss.forward_kl, c.loss.reverse_kl, c.loss.temperature);
-  if (!c.align.layers.empty()) {
-    f["align"] =
-        fmt::format("layers {} weight {} squared {} all_tokens {}", fmt::join(c.align.layers, ","),
-                    c.align.weight, yes_no(c.align.squared), yes_no(c.align.all_tokens));
+  std::map<std::string, std::string> f = fingerprint_fields(config_);
+  // Runs of earlier versions have no entries for what they did not know.
+  if (config_.align.layers.empty()) {
+    f.erase("align");
   }
-  const OptimizerConfig& o = c.optimizer;
-  f["optimizer"] = fmt::format("{} beta {} {} epsilon {} clip {} momentum {}",
-                               o.kind == OptimizerKind::kMuon ? "muon" : "adamw", o.beta1, o.beta2,
-                               o.epsilon, o.clip_norm, o.momentum);
-  for (int g = 0; g < kParameterGroups; ++g) {
-    const auto group = static_cast<ParameterGroup>(g);
-    f[fmt::format("group {}", parameter_group_name(group))] = fmt::format(
-        "rate_scale {} weight_decay {}", o.group(group).rate_scale, o.group(group).weight_decay);
+  if (config_.tokens == 0) {
+    f.erase("tokens");
   }
-  f["schedule"] =
-      fmt::format("peak {} warmup {} {} final {}", c.schedule.peak, c.schedule.warmup_steps,
-                  decay_name(c.schedule.decay), c.schedule.final_ratio);
+  if (config_.first_sample > 0) {
+    f["first sample"] = fmt::format("{}", config_.first_sample);
+  }
   f["data"] = data_.fingerprint();
   f["model"] = layer_map(student_.spec());
   f["start weights"] = weights_digest(student_);
