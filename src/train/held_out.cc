@@ -44,11 +44,12 @@ HeldOut::HeldOut(const DocumentSource& source, int64_t documents, int64_t max_to
     labels_ += document.labels();
     ++documents_;
   }
-  expect(documents_ > 0 || cut_away == 0,
-         "{} of {} held-out documents were cut at {} tokens before anything to learn, and no other "
-         "has any (the nearest one begins at token {}); cut them later (held_out_tokens of a plan, "
-         "--max-tokens)",
-         cut_away, end, max_tokens, nearest);
+  expect(
+      documents_ > 0 || cut_away == 0,
+      "the held-out data has no document with anything to learn: {} of {} were cut at {} tokens "
+      "before it (the nearest one begins at token {}); cut them later (held_out_tokens of a plan, "
+      "--max-tokens)",
+      cut_away, end, max_tokens, nearest);
   expect(documents_ > 0, "the held-out data has no document with anything to learn");
   if (cut_away > 0) {
     note(
