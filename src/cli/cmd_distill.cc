@@ -3,7 +3,6 @@
 #include "base/file.h"
 #include "cli/commands.h"
 #include "eval/problem_source.h"
-#include "hybrid/plan.h"
 #include "train/train_job.h"
 
 namespace cambium {
