@@ -1,5 +1,6 @@
 #include <cstdio>
 
+#include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "hybrid/pipeline.h"
@@ -47,6 +48,7 @@ int run(const HybridizeArgs& args) {
     }
     return 0;
   }
+  const StopSignals signals;
   PipelineOptions options;
   options.folder = args.output;
   if (args.output.empty()) {
