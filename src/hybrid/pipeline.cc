@@ -13,6 +13,7 @@
 #include "base/cpu.h"
 #include "base/file.h"
 #include "base/parallel.h"
+#include "base/run_folder.h"
 #include "base/text.h"
 #include "eval/report/curve.h"
 #include "eval/throughput.h"
@@ -117,6 +118,16 @@ std::vector<int64_t> layers_that_differ(const ModelSpec& spec, const ModelSpec& 
   return layers;
 }
 
+// What a run writes directly in its folder.
+std::vector<std::string> run_names() {
+  return {"plan.toml",    "inputs.json", "teacher.json", "stages",
+          "summary.json", "report.html", "frontier.svg"};
+}
+
+bool looks_ours(const fs::path& folder) {
+  return fs::is_regular_file(folder / "plan.toml");
+}
+
 // Where training stands: what a stage passes on to those that go on from it.
 struct Progressed {
   int64_t tokens = 0;
@@ -126,9 +137,10 @@ struct Progressed {
 
 class Pipeline {
  public:
-  Pipeline(const HybridPlan& plan, const PipelineOptions& options)
+  Pipeline(const HybridPlan& plan, const PipelineOptions& options, const RunFolder& folder)
       : plan_(plan),
         options_(options),
+        folder_(folder),
         teacher_(load_model(plan.teacher)),
         data_(plan, Tokenizer::load(plan.teacher.string())) {
     check_plan(plan, teacher_.model->spec());
@@ -164,6 +176,7 @@ class Pipeline {
 
   const HybridPlan& plan_;
   const PipelineOptions& options_;
+  const RunFolder& folder_;
   LoadedModel teacher_;
   RunData data_;
   RunSummary summary_;
@@ -282,6 +295,7 @@ void Pipeline::save(Model& student, const StagePlan& stage, int64_t attempt, con
 ModelSummary Pipeline::measure_attempt(const StagePlan& stage, Model& student, int64_t attempt,
                                        const Progressed& at) {
   const fs::path candidate = stage_folder(stage.name) / "candidate";
+  expect_only_written(candidate.string());
   save(student, stage, attempt, at, candidate);
   const LoadedModel saved = load_model(candidate);
   ModelSummary s = summarise_spec(stage.name, *saved.model);
@@ -340,6 +354,7 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
     } else {
       s = measure_attempt(stage, *student.model, attempt, at);
       if (attempt == 1 || better(s, best)) {
+        expect_only_written((folder / "model").string());
         fs::remove_all(folder / "model");
         fs::rename(folder / "candidate", folder / "model");
       } else {
@@ -418,6 +433,7 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
   s.dir = (fs::path("stages") / stage.name / "model").string();
   s.seconds = now_seconds() - begin;
   s.shipped = s.gate.passed;
+  folder_.expect_present();
   write_sealed(folder / "files.json", Json{{"files", stage_files(folder)}}.dump(1) + "\n");
   write_result(s, folder / "result.json");
   if (!placement.shown.metric.empty()) {
@@ -515,6 +531,7 @@ RunSummary Pipeline::run() {
     summary_.models[i].speed = speeds[i];
   }
   summary_.seconds = now_seconds() - begin;
+  folder_.expect_present();
   write_summary(summary_, options_.folder / "summary.json");
   write_report(summary_, options_.folder);
   return summary_;
@@ -530,6 +547,13 @@ void check_run_folder(const fs::path& folder, const HybridPlan& plan, bool resum
     expect(read_text_file(plan_path.string()) == plan.text,
            "{} was started with another plan; compare it with {}, or choose another folder",
            folder.string(), plan_path.string());
+  } else if (!fs::exists(folder / RunFolder::kMark)) {
+    for (const std::string& name : run_names()) {
+      expect(!fs::exists(folder / name),
+             "{} is in the way: no run of `cambium hybridize` wrote it; move it away or choose "
+             "another folder",
+             (folder / name).string());
+    }
   }
   fs::path there = fs::absolute(folder);
   while (!fs::exists(there) && there.has_parent_path() && there != there.parent_path()) {
@@ -544,8 +568,8 @@ RunSummary run_pipeline(const HybridPlan& plan, const PipelineOptions& options) 
   check_run_folder(options.folder, plan, options.resume);
   check_plan_inputs(plan);
   check_plan(plan, read_spec(plan.teacher));
-  make_folder(options.folder.string());
-  Pipeline pipeline(plan, options);
+  const RunFolder folder(options.folder, {"hybridize", options.resume, run_names(), looks_ours});
+  Pipeline pipeline(plan, options, folder);
   write_file_atomically((options.folder / "plan.toml").string(), plan.text);
   return pipeline.run();
 }

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/run_folder.h"
 #include "base/test_folder.h"
 #include "base/text.h"
 #include "hybrid/measure.h"
@@ -228,6 +229,22 @@ TEST(PipelinePromises, ABranchChangesNothingForTheStagesAfterIt) {
             weights_in(folder.at("line/stages/c/model")));
   EXPECT_NE(weights_in(folder.at("both/stages/b/model")),
             weights_in(folder.at("both/stages/a/model")));
+}
+
+TEST(PipelinePromises, AFolderInUseOrOfOthersIsRefusedBeforeAnyWork) {
+  const TestFolder folder;
+  write_inputs(folder.path(), plan_of("[[stage]]\nname = \"a\"\nlayers = 1\n"));
+  make_folder(folder.at("foreign/stages/a/model"));
+  write_file_atomically(folder.at("foreign/stages/a/model/precious.txt"), "mine\n");
+  EXPECT_THAT(error_of([&] { run(folder.path(), "foreign"); }), HasSubstr("is in the way"));
+  EXPECT_TRUE(fs::exists(folder.at("foreign/stages/a/model/precious.txt")));
+  {
+    const RunFolder used(folder.at("run"), {"hybridize", false, {"plan.toml"}, {}});
+    EXPECT_THAT(error_of([&] { run(folder.path(), "run"); }), HasSubstr("in use by another run"));
+  }
+  write_file_atomically(folder.at("file"), "");
+  EXPECT_NE(error_of([&] { run(folder.path(), "file"); }), "no error");
+  EXPECT_THAT(error_of([&] { run(folder.path(), "file/below"); }), HasSubstr("cannot be written"));
 }
 
 TEST(Merge, IsTheWeightedMeanOfEveryParameter) {
