@@ -105,13 +105,13 @@ Grade grade_python(std::string_view response, std::string_view tests) {
   const std::string program = *code + std::string(tests);
   const std::string passed = "passed " + checksum_text(checksum(std::as_bytes(std::span(program))));
   const std::string main =
-      "import os\n"
+      "import sys\nout = sys.stdout\n"
       "names = {'__name__': 'solution'}\n"
       "for file in ('solution.py', 'tests.py'):\n"
       "    with open(file) as f:\n"
       "        exec(compile(f.read(), file, 'exec'), names)\n"
-      "os.write(1, b'\\n" +
-      passed + "\\n')\n";
+      "print('\\n" +
+      passed + "', file=out, flush=True)\n";
   const SandboxLimits limits;
   const SandboxResult run = run_sandboxed(
       {"python3", "-I", "main.py"},
