@@ -54,7 +54,7 @@ int run(const DistillArgs& a) {
   config.label = "distill";
   for (size_t i = 0; i < student.model->spec().layers.size(); ++i) {
     const bool converted =
-        student.model->spec().layers[i].mixer != teacher.model->spec().layers.at(i).mixer;
+        student.model->spec().layers[i].mixers() != teacher.model->spec().layers.at(i).mixers();
     if (converted && config.objective == Objective::kAlign && a.layers.empty()) {
       config.align.layers.push_back(static_cast<int64_t>(i));
     }

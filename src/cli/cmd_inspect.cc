@@ -44,16 +44,16 @@ int run(const InspectArgs& args) {
   const ModelSpec& spec = model.spec();
   std::map<std::string, Row> rows;
   for (int64_t i = 0; i < model.layer_count(); ++i) {
-    Row& row = rows[spec.layers[static_cast<size_t>(i)].mixer.kind];
-    const StateLayout layout = model.layer(i).mixer().state_layout();
+    Row& row = rows[layer_kind(spec.layers[static_cast<size_t>(i)])];
     ++row.layers;
-    model.visit_layer(i, [&](const std::string& name, Parameter& p) {
-      row.parameters += name.find(".mixer.") != std::string::npos ? p.numel() : 0;
-    });
-    row.window = layout.window;
-    row.token_bytes += layout.window > 0 ? 0 : layout.bytes_per_token(sizeof(float));
-    row.sequence_bytes +=
-        layout.bytes_per_sequence() + layout.window * layout.bytes_per_token(sizeof(float));
+    model.layer(i).visit_mixers(
+        [&](const std::string&, Parameter& p) { row.parameters += p.numel(); });
+    for (const StateLayout& layout : model.layer(i).state_layouts()) {
+      row.window = layout.window;
+      row.token_bytes += layout.window > 0 ? 0 : layout.bytes_per_token(sizeof(float));
+      row.sequence_bytes +=
+          layout.bytes_per_sequence() + layout.window * layout.bytes_per_token(sizeof(float));
+    }
   }
   const CachePlan cache(model, {});
   const int64_t parameters = model.parameter_count();

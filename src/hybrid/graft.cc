@@ -10,11 +10,11 @@
 namespace cambium {
 namespace {
 
-using Layer = std::map<std::string, Parameter*>;
+using MixerParameters = std::map<std::string, Parameter*>;
 
-Layer layer_parameters(Model& model, int64_t layer) {
+MixerParameters layer_parameters(Model& model, int64_t layer) {
   const std::string prefix = "layers." + std::to_string(layer) + ".mixer.";
-  Layer parameters;
+  MixerParameters parameters;
   model.visit_layer(layer, [&](const std::string& name, Parameter& p) {
     if (name.starts_with(prefix)) {
       parameters[name.substr(prefix.size())] = &p;
@@ -23,7 +23,7 @@ Layer layer_parameters(Model& model, int64_t layer) {
   return parameters;
 }
 
-float* values(const Layer& layer, const char* name) {
+float* values(const MixerParameters& layer, const char* name) {
   const auto it = layer.find(name);
   CAMBIUM_CHECK(it != layer.end(), "{}", name);
   return it->second->tensor.ptr<float>();
@@ -34,7 +34,7 @@ struct Heads {
   int64_t share() const { return heads / kv_heads; }  // query heads of a key-value head
 };
 
-Heads heads_of(const MixerSpec& attention, int64_t width) {
+Heads heads_of(const UnitSpec& attention, int64_t width) {
   const Options& o = attention.options;
   const int64_t heads = o.integer("attention", "heads");
   return {heads, o.integer("attention", "kv_heads", heads), o.integer("attention", "head_dim"),
@@ -55,9 +55,9 @@ std::vector<float> dense(const Parameter& p) {
 }
 
 Attention read_attention(Model& teacher, int64_t layer) {
-  const Layer p = layer_parameters(teacher, layer);
+  const MixerParameters p = layer_parameters(teacher, layer);
   Attention a{
-      heads_of(teacher.spec().layers[static_cast<size_t>(layer)].mixer, teacher.spec().width),
+      heads_of(*teacher.spec().layers[static_cast<size_t>(layer)].mixer(), teacher.spec().width),
       dense(*p.at("q_proj.weight")), dense(*p.at("k_proj.weight")), dense(*p.at("v_proj.weight")),
       dense(*p.at("o_proj.weight"))};
   for (auto [rows, norm] : {std::pair{&a.q, "q_norm.weight"}, std::pair{&a.k, "k_norm.weight"}}) {
@@ -104,7 +104,8 @@ double head_rate(int64_t head, int64_t heads) {
   return std::exp(low + (high - low) * at);
 }
 
-void graft_mamba(const Layer& s, const Attention& a, const MixerSpec& spec, bool faithful) {
+void graft_mamba(const MixerParameters& s, const Attention& a, const UnitSpec& spec,
+                 bool faithful) {
   const Heads& h = a.heads;
   const int64_t inner = spec.options.integer("mamba", "inner");
   const int64_t xb = spec.options.integer("mamba", "xb");
@@ -140,7 +141,7 @@ void graft_mamba(const Layer& s, const Attention& a, const MixerSpec& spec, bool
   }
 }
 
-void graft_mamba2(const Layer& s, const Attention& a) {
+void graft_mamba2(const MixerParameters& s, const Attention& a) {
   const Heads& h = a.heads;
   const int64_t inner = h.heads * h.dim;
   float* in = values(s, "in_proj.weight");
@@ -158,7 +159,7 @@ void graft_mamba2(const Layer& s, const Attention& a) {
   }
 }
 
-void graft_gated_delta_net(const Layer& s, const Attention& a, bool faithful) {
+void graft_gated_delta_net(const MixerParameters& s, const Attention& a, bool faithful) {
   const Heads& h = a.heads;
   float* in = values(s, "in_proj.weight");
   std::copy(a.o.begin(), a.o.end(), values(s, "out_proj.weight"));
@@ -199,11 +200,11 @@ void check_layers(const ModelSpec& base, const std::vector<int64_t>& layers) {
     expect(layer >= 0 && layer < count, "layer {} does not exist: the model has layers 0 to {}",
            layer, count - 1);
     expect(seen.insert(layer).second, "layer {} is given twice", layer);
-    const std::string& kind = base.layers[static_cast<size_t>(layer)].mixer.kind;
-    expect(kind == "attention",
+    const LayerSpec& old = base.layers[static_cast<size_t>(layer)];
+    expect(old.mixes_by("attention"),
            "layer {} has no attention to replace: its mixer is {}; choose among the layers that "
            "still have attention",
-           layer, kind);
+           layer, old.mixer() == nullptr ? "none" : old.mixer()->kind);
   }
 }
 
@@ -233,13 +234,21 @@ void take_parameters(Model& to, Model& from, const std::vector<int64_t>& grafted
 
 }  // namespace
 
-MixerSpec graft_spec(const MixerSpec& from, int64_t width, const GraftOptions& options) {
+void expect_graft(const std::string& mixer) {
+  const std::vector<std::string> grafts = {"mamba", "mamba2", "gated_delta_net", "sliding_window"};
+  if (std::find(grafts.begin(), grafts.end(), mixer) == grafts.end()) {
+    fail("unknown mixer '{}'{}; {} cannot take the place of attention, choose {}", mixer,
+         did_you_mean(mixer, grafts), mixer, join(grafts, ", "));
+  }
+}
+
+UnitSpec graft_spec(const UnitSpec& from, int64_t width, const GraftOptions& options) {
   expect(from.kind == "attention", "a graft replaces attention, not {}", from.kind);
-  const MixerKind& kind = find_mixer_kind(options.mixer);
+  expect_graft(options.mixer);
   const Heads h = heads_of(from, width);
-  const std::string name = kind.name;
+  const std::string& name = options.mixer;
   if (name == "sliding_window") {
-    MixerSpec spec{name, from.options};
+    UnitSpec spec{name, from.options};
     spec.options.set("window", options.window > 0 ? options.window : int64_t{128});
     return spec;
   }
@@ -285,15 +294,12 @@ MixerSpec graft_spec(const MixerSpec& from, int64_t width, const GraftOptions& o
              {"conv", int64_t{4}},
              {"rope", !options.faithful && h.dim % 2 == 0}}};
   }
-  fail(
-      "{} cannot take the place of attention; choose mamba, mamba2, gated_delta_net or "
-      "sliding_window",
-      name);
+  fail("{} cannot take the place of attention", name);
 }
 
 void graft_layer(Model& student, Model& teacher, int64_t layer, const GraftOptions& options,
                  uint64_t seed) {
-  const Layer s = layer_parameters(student, layer);
+  const MixerParameters s = layer_parameters(student, layer);
   const std::string prefix = "layers." + std::to_string(layer) + ".mixer.";
   for (const auto& [name, p] : s) {
     initialise(*p, prefix + name, seed);
@@ -301,9 +307,9 @@ void graft_layer(Model& student, Model& teacher, int64_t layer, const GraftOptio
   if (!options.from_attention) {
     return;
   }
-  const MixerSpec& spec = student.spec().layers[static_cast<size_t>(layer)].mixer;
+  const UnitSpec& spec = *student.spec().layers[static_cast<size_t>(layer)].mixer();
   if (spec.kind == "sliding_window") {
-    const Layer from = layer_parameters(teacher, layer);
+    const MixerParameters from = layer_parameters(teacher, layer);
     for (const auto& [name, p] : s) {
       copy_values(p->tensor, from.at(name)->tensor);
     }
@@ -334,10 +340,10 @@ ModelSpec convert_spec(const ModelSpec& base, const ModelSpec& teacher,
   bool only_mamba = true;
   for (const int64_t layer : layers) {
     const auto i = static_cast<size_t>(layer);
-    spec.layers[i].mixer = graft_spec(teacher.layers[i].mixer, spec.width, options);
+    *spec.layers[i].mixer() = graft_spec(*teacher.layers[i].mixer(), spec.width, options);
   }
   for (const LayerSpec& layer : spec.layers) {
-    only_mamba = only_mamba && (layer.mixer.kind == "mamba" || layer.mixer.kind == "attention");
+    only_mamba = only_mamba && (layer.mixes_by("mamba") || layer.mixes_by("attention"));
   }
   // Apriel-H1's own layout where it can express the model, so that its users find what they know.
   spec.family = options.faithful && only_mamba && options.mixer == "mamba" ? "apriel_h" : "cambium";
@@ -368,9 +374,17 @@ LoadedModel remove_layer(Model& base, int64_t layer, bool whole_block) {
          "layer {} does not exist: the model has layers 0 to {}", layer, base.layer_count() - 1);
   LayerSpec& edited = spec.layers[static_cast<size_t>(layer)];
   if (whole_block) {
-    edited = {.mixer = {"identity", {}}, .ff_inner = 0, .removed = true};
+    edited = {};
   } else {
-    edited.mixer = {"identity", {}};
+    // The branches stay, so that the other parameters keep their names.
+    for (BranchSpec& branch : edited.branches) {
+      std::erase_if(branch.units, [](const UnitSpec& unit) {
+        return find_unit_kind(unit.kind).role == UnitRole::kMixer;
+      });
+      if (branch.units.empty()) {
+        branch = {.norm = branch.norm, .units = {}};
+      }
+    }
   }
   LoadedModel without{{}, std::make_unique<Model>(spec), {}};
   take_parameters(*without.model, base, {}, true);

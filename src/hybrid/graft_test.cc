@@ -20,11 +20,11 @@ ModelSpec teacher_spec() {
   spec.width = 24;
   spec.rope.dim = 8;
   spec.max_positions = 128;
-  const LayerSpec layer{
-      .mixer = {"attention",
-                {{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{8}}}},
-      .ff_inner = 32};
-  spec.layers.assign(6, layer);
+  spec.layers.assign(
+      6,
+      decoder_layer({"attention",
+                     {{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{8}}}},
+                    32));
   return spec;
 }
 

@@ -53,7 +53,7 @@ ModelSummary summarise_spec(const std::string& name, Model& model) {
   s.name = name;
   s.map = layer_map(model.spec());
   for (const LayerSpec& layer : model.spec().layers) {
-    ++s.mixers[layer.mixer.kind];
+    ++s.mixers[layer_kind(layer)];
   }
   s.converted = converted_layers(model.spec());
   s.parameters = model.parameter_count();

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "nn/mixer.h"
+#include "model/model.h"
 
 namespace cambium {
 
@@ -41,10 +41,13 @@ int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token,
   int64_t total = 0;
   std::vector<int64_t> attention;
   for (const LayerSpec& layer : spec.layers) {
-    const int64_t bytes =
-        make_mixer(layer.mixer, spec.width)->state_layout().bytes_per_token(value_bytes);
+    int64_t bytes = 0;
+    const Layer built(layer, spec.width);
+    for (const StateLayout& layout : built.state_layouts()) {
+      bytes += layout.bytes_per_token(value_bytes);
+    }
     total += bytes;
-    if (layer.mixer.kind == "attention") {
+    if (layer.mixes_by("attention")) {
       attention.push_back(bytes);
     }
   }

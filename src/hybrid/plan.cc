@@ -80,7 +80,7 @@ GraftOptions read_graft(const PlanTable& table, GraftOptions graft) {
   const std::string init = table.get_string("init", graft.from_attention ? "attention" : "random");
   one_of(init, {"attention", "random"}, table.where() + ": init");
   graft.from_attention = init == "attention";
-  find_mixer_kind(graft.mixer);
+  expect_graft(graft.mixer);
   return graft;
 }
 
@@ -240,7 +240,7 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
              layers - 1);
     }
     for (const LayerSpec& layer : teacher.layers) {
-      make_mixer(graft_spec(layer.mixer, teacher.width, stage.graft), teacher.width);
+      make_unit(graft_spec(*layer.mixer(), teacher.width, stage.graft), teacher.width);
     }
   }
 }

@@ -1,10 +1,11 @@
 #include "model/model.h"
 
+#include <algorithm>
 #include <cstring>
 
+#include "base/text.h"
 #include "ops/embedding/embedding.h"
 #include "ops/matmul/matmul.h"
-#include "ops/norm/norm.h"
 
 namespace cambium {
 namespace {
@@ -21,14 +22,43 @@ Model::Model(ModelSpec spec) : spec_(std::move(spec)), rope_(spec_.rope) {
   embed_ = {.shape = {spec_.vocab, spec_.width},
             .group = ParameterGroup::kEmbedding,
             .init = {InitKind::kNormal, scale}};
-  norm_ = {.shape = {spec_.width}, .group = ParameterGroup::kNorm, .init = {InitKind::kOnes}};
+  norm_ = Norm(spec_.norm, spec_.width);
   if (!spec_.tied_head) {
     head_ = embed_;
   }
   layers_.reserve(spec_.layers.size());
   for (const LayerSpec& layer : spec_.layers) {
-    layers_.emplace_back(layer, spec_.width, spec_.norm_eps);
+    const Layer& made = layers_.emplace_back(layer, spec_.width);
+    first_state_.push_back(state_layouts_.size());
+    state_layouts_.insert(state_layouts_.end(), made.state_layouts().begin(),
+                          made.state_layouts().end());
   }
+}
+
+void Model::expect_runs() const {
+  std::vector<std::string> missing;
+  const auto add = [&](const std::string& what) {
+    if (!what.empty() && std::find(missing.begin(), missing.end(), what) == missing.end()) {
+      missing.push_back(what);
+    }
+  };
+  for (const Layer& layer : layers_) {
+    for (const std::string& what : layer.missing()) {
+      add(what);
+    }
+  }
+  add(norm_.missing());
+  add(spec_.embedding_scale != 1.0F ? "a scale of the embedding" : "");
+  add(spec_.logit_scale != 1.0F ? "a scale of the logits" : "");
+  expect(missing.empty(),
+         "this build cannot run this {} model, only describe it: {} {} not built yet", spec_.family,
+         join(missing, ", "), missing.size() == 1 ? "is" : "are");
+}
+
+LayerInputs Model::layer_inputs(size_t layer, const Batch& batch, const RopeTable& rope,
+                                std::span<const UnitState> states) const {
+  const size_t count = layers_[layer].state_layouts().size();
+  return {&batch, &rope, states.empty() ? states : states.subspan(first_state_[layer], count)};
 }
 
 const RopeTable& Model::rope_for(const Batch& batch) {
@@ -37,13 +67,12 @@ const RopeTable& Model::rope_for(const Batch& batch) {
 }
 
 Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& options) {
-  CAMBIUM_CHECK(options.states.empty() || options.states.size() == layers_.size());
+  CAMBIUM_CHECK(options.states.empty() || options.states.size() == state_layouts_.size());
   CAMBIUM_CHECK(options.taps.empty() || options.taps.size() == layers_.size());
   const RopeTable& table = rope_for(batch);
   Tensor h = embedding(ctx, embed_.tensor, batch.tokens());
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const ForwardInputs inputs{&batch, &table,
-                               options.states.empty() ? nullptr : &options.states[i]};
+    const LayerInputs inputs = layer_inputs(i, batch, table, options.states);
     MixerTap* tap = options.taps.empty() ? nullptr : &options.taps[i];
     if (ctx.tape == nullptr) {
       // Inference: a layer's activations go as soon as its result is copied over its input.
@@ -68,29 +97,29 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
       h = layers_[i].forward(ctx, h, inputs, tap);
     }
   }
-  return rms_norm(ctx, h, norm_.tensor, spec_.norm_eps);
+  return norm_.forward(ctx, h);
 }
 
 // Forward without a tape, keeping the result only; backward runs the layer again with a tape of its
 // own. A tapped layer is kept whole: its caller puts a gradient on the tapped output.
 Tensor Model::checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
-                                 const ForwardInputs& inputs, MixerTap* tap) {
-  Block& block = layers_[layer];
-  if (tap != nullptr || block.removed()) {
-    return block.forward(ctx, h, inputs, tap);
+                                 const LayerInputs& inputs, MixerTap* tap) {
+  Layer& made = layers_[layer];
+  if (tap != nullptr || made.passes()) {
+    return made.forward(ctx, h, inputs, tap);
   }
   const Tensor result = ctx.result_like(h, true);
   {
     const ArenaScope scope(*ctx.arena);
     Context plain = ctx;
     plain.tape = nullptr;
-    copy(result, block.forward(plain, h.detached(), inputs, nullptr));
+    copy(result, made.forward(plain, h.detached(), inputs, nullptr));
   }
-  ctx.tape->record([ctx, &block, h, inputs, result] {
+  ctx.tape->record([ctx, &made, h, inputs, result] {
     Tape tape(*ctx.arena);
     Context again = ctx;
     again.tape = &tape;
-    const Tensor y = block.forward(again, h, inputs, nullptr);
+    const Tensor y = made.forward(again, h, inputs, nullptr);
     if (!y.has_grad()) {
       return;  // nothing in or below this layer is trained
     }
@@ -117,7 +146,7 @@ void Model::visit(const ParameterVisitor& visitor) {
   for (int64_t i = 0; i < layer_count(); ++i) {
     visit_layer(i, visitor);
   }
-  visitor("norm.weight", norm_);
+  norm_.visit("norm", visitor);
   if (!spec_.tied_head) {
     visitor("head.weight", head_);
   }

@@ -10,10 +10,15 @@
 
 namespace cambium {
 
-int64_t converted_layers(const ModelSpec& spec) {
+int64_t converted_layers(const ModelSpec& spec, const ModelSpec* teacher) {
   int64_t n = 0;
-  for (const LayerSpec& layer : spec.layers) {
-    n += layer.mixer.kind == "attention" ? 0 : 1;
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    const LayerSpec& layer = spec.layers[i];
+    if (teacher == nullptr) {
+      n += layer.removed() || (layer.mixer() != nullptr && !layer.mixes_by("attention")) ? 1 : 0;
+    } else {
+      n += layer.mixers() == teacher->layers.at(i).mixers() ? 0 : 1;
+    }
   }
   return n;
 }
@@ -21,9 +26,23 @@ int64_t converted_layers(const ModelSpec& spec) {
 std::string layer_map(const ModelSpec& spec) {
   std::string map;
   for (const LayerSpec& layer : spec.layers) {
-    map += layer.removed ? '-' : find_mixer_kind(layer.mixer.kind).letter;
+    std::string letters;
+    for (const UnitSpec& mixer : layer.mixers()) {
+      letters += find_unit_kind(mixer.kind).letter;
+    }
+    if (letters.empty()) {
+      const UnitSpec* unit = layer.feed_forward();
+      letters = unit == nullptr ? '-' : find_unit_kind(unit->kind).letter;
+    }
+    map += letters.size() == 1 ? letters : "(" + letters + ")";
   }
   return map;
+}
+
+std::string layer_kind(const LayerSpec& layer) {
+  const UnitSpec* mixer = layer.mixer();
+  const UnitSpec* unit = mixer != nullptr ? mixer : layer.feed_forward();
+  return unit == nullptr ? "removed" : unit->kind;
 }
 
 const std::vector<Family>& families() {
@@ -47,22 +66,21 @@ namespace {
 /// "auto" or a number that was not used. Nothing changes where no weights lie beside the
 /// configuration.
 void take_dt_ranks(ModelSpec& spec, const Family& family, const std::filesystem::path& dir) {
-  const bool asked = std::any_of(spec.layers.begin(), spec.layers.end(), [](const LayerSpec& l) {
-    return !l.removed && l.mixer.kind == "mamba";
-  });
+  const bool asked = std::any_of(spec.layers.begin(), spec.layers.end(),
+                                 [](const LayerSpec& l) { return l.mixes_by("mamba"); });
   if (!asked || (!std::filesystem::exists(dir / "model.safetensors") &&
                  !std::filesystem::exists(dir / "model.safetensors.index.json"))) {
     return;
   }
   const SafeTensors file = SafeTensors::open(dir.string(), SafeTensors::Check::kHeader);
   for (size_t i = 0; i < spec.layers.size(); ++i) {
-    if (spec.layers[i].removed || spec.layers[i].mixer.kind != "mamba") {
+    if (!spec.layers[i].mixes_by("mamba")) {
       continue;
     }
     const std::string ours = "layers." + std::to_string(i) + ".mixer.dt_in_proj.weight";
     const TensorEntry* entry = file.find(family.tensor_name(spec, ours));
     if (entry != nullptr && entry->shape.size() == 2) {
-      spec.layers[i].mixer.options.set("dt_rank", entry->shape[0]);
+      spec.layers[i].mixer()->options.set("dt_rank", entry->shape[0]);
     }
   }
 }

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "nn/block.h"
+#include "nn/layer.h"
 #include "ops/rope/rope.h"
 
 namespace cambium {
@@ -17,7 +17,10 @@ struct ModelSpec {
   int64_t vocab = 0;
   int64_t width = 0;
   std::vector<LayerSpec> layers;
-  float norm_eps = 1e-5F;
+  NormSpec norm{};  // the last one, before the output head
+  /// Factors of the embedding and of what the head reads.
+  float embedding_scale = 1.0F;
+  float logit_scale = 1.0F;
   RopeConfig rope{};
   bool tied_head = false;  // the output head is the embedding
   int64_t max_positions = 0;
@@ -26,11 +29,16 @@ struct ModelSpec {
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
 };
 
-/// Layers whose mixer is not the plain attention of the teacher.
-int64_t converted_layers(const ModelSpec& spec);
-/// "AAMMG": a letter a layer: A attention, W window, M Mamba, 2 Mamba-2, G Gated DeltaNet, -
-/// removed.
+/// Layers whose mixers are others than the teacher's in the same place; without a teacher, layers
+/// whose mixer is not full attention, as if the teacher had nothing else.
+int64_t converted_layers(const ModelSpec& spec, const ModelSpec* teacher = nullptr);
+/// "AAMMG": the letters of the table of units, one a layer: that of its mixer, or of its
+/// feed-forward where it has no mixer, "(2A)" where several mixers stand side by side, - where
+/// nothing is left.
 std::string layer_map(const ModelSpec& spec);
+/// The kind that speaks for a layer in tables: of its mixer, or of its feed-forward where it has no
+/// mixer, or "removed".
+std::string layer_kind(const LayerSpec& layer);
 
 /// A family of checkpoints: how its config.json and tensor names map to ours.
 struct Family {

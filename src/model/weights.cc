@@ -93,6 +93,7 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json",         "tokenizer_
 
 void Weights::allocate(Model& model, const TrainablePredicate& trainable, MatrixStorage storage,
                        Dtype real) {
+  model.expect_runs();
   model.visit([&](const std::string& name, Parameter& p) {
     if (p.tensor.defined()) {
       return;
@@ -135,6 +136,7 @@ int64_t Weights::bytes() const {
 LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options) {
   LoadedModel loaded{dir, std::make_unique<Model>(read_spec(dir)), {}};
   Model& model = *loaded.model;
+  model.expect_runs();
   const SafeTensors file = SafeTensors::open(dir.string());
   check_spec_and_file_agree(model, file);
   loaded.weights.allocate(model, options.trainable, options.storage);

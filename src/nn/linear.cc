@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "ops/matmul/matmul.h"
-#include "ops/pointwise/pointwise.h"
 
 namespace cambium {
 
@@ -26,21 +25,6 @@ void Linear::visit(const std::string& prefix, const ParameterVisitor& visitor) {
   if (!bias.shape.empty()) {
     visitor(prefix + ".bias", bias);
   }
-}
-
-FeedForward::FeedForward(int64_t width, int64_t inner)
-    : gate(width, inner, ParameterGroup::kFeedForward),
-      up(width, inner, ParameterGroup::kFeedForward),
-      down(inner, width, ParameterGroup::kFeedForward) {}
-
-Tensor FeedForward::forward(Context& ctx, const Tensor& x) const {
-  return down.forward(ctx, swiglu(ctx, gate.forward(ctx, x), up.forward(ctx, x)));
-}
-
-void FeedForward::visit(const std::string& prefix, const ParameterVisitor& visitor) {
-  gate.visit(prefix + ".gate", visitor);
-  up.visit(prefix + ".up", visitor);
-  down.visit(prefix + ".down", visitor);
 }
 
 }  // namespace cambium

@@ -1,4 +1,4 @@
-// A linear layer and the SwiGLU feed-forward made of three.
+// A linear layer.
 #pragma once
 
 #include "nn/parameter.h"
@@ -17,16 +17,6 @@ struct Linear {
 
   Parameter weight;
   Parameter bias;  // no shape = none
-};
-
-/// down(silu(gate x) * up x)
-struct FeedForward {
-  FeedForward() = default;
-  FeedForward(int64_t width, int64_t inner);
-  Tensor forward(Context& ctx, const Tensor& x) const;
-  void visit(const std::string& prefix, const ParameterVisitor& visitor);
-
-  Linear gate, up, down;
 };
 
 }  // namespace cambium

@@ -59,6 +59,29 @@ bool Options::flag(std::string_view owner, std::string_view key, bool fallback) 
   return std::get<bool>(*value);
 }
 
+const std::string& Options::text(std::string_view owner, std::string_view key) const {
+  const OptionValue* value = find(key);
+  expect(value != nullptr, "{}: expected the option '{}', which is missing", owner, key);
+  expect(std::holds_alternative<std::string>(*value), "{}: expected '{}' to be a string", owner,
+         key);
+  return std::get<std::string>(*value);
+}
+
+std::string Options::text(std::string_view owner, std::string_view key,
+                          const char* fallback) const {
+  return has(key) ? text(owner, key) : fallback;
+}
+
+std::vector<double> Options::reals(std::string_view owner, std::string_view key) const {
+  const OptionValue* value = find(key);
+  if (value == nullptr) {
+    return {};
+  }
+  expect(std::holds_alternative<std::vector<double>>(*value),
+         "{}: expected '{}' to be a list of numbers", owner, key);
+  return std::get<std::vector<double>>(*value);
+}
+
 void Options::expect_only(std::string_view owner, const std::vector<std::string>& known) const {
   for (const auto& [name, value] : values_) {
     if (std::find(known.begin(), known.end(), name) == known.end()) {

@@ -23,22 +23,22 @@ void poison_row(const Tensor& t, int64_t row) {
 
 Cache::Cache(const Model& model, const CacheConfig& config) : model_(model), plan_(model, config) {
   divide_memory();
-  const int64_t layers = model.layer_count();
-  slots_.resize(static_cast<size_t>(layers));
-  slot_views_.resize(static_cast<size_t>(layers));
-  for (int64_t i = 0; i < layers; ++i) {
-    for (const SlotPart& part : model.layer(i).mixer().state_layout().slots) {
+  const size_t units = model.state_layouts().size();
+  slots_.resize(units);
+  slot_views_.resize(units);
+  for (size_t i = 0; i < units; ++i) {
+    for (const SlotPart& part : model.state_layouts()[i].slots) {
       std::vector<int64_t> shape{capacity()};
       shape.insert(shape.end(), part.shape.begin(), part.shape.end());
-      auto& parts = slots_[static_cast<size_t>(i)];
+      auto& parts = slots_[i];
       parts.emplace_back(Dtype::kF32, shape);
-      slot_views_[static_cast<size_t>(i)].push_back(parts.back().view);
+      slot_views_[i].push_back(parts.back().view);
     }
   }
   for (int64_t slot = 0; slot < capacity(); ++slot) {
     poison_slot(slot);
   }
-  states_.resize(static_cast<size_t>(layers));
+  states_.resize(units);
 }
 
 // Slots and windowed layers have a fixed size for each sequence; the layers that see everything get
@@ -77,8 +77,8 @@ void Cache::divide_memory() {
     group.limit = group.plan.window == 0
                       ? pages
                       : sequences * group.plan.pages_for(config.max_tokens, config);
-    group.keys.resize(group.plan.layers.size());
-    group.values.resize(group.plan.layers.size());
+    group.keys.resize(group.plan.units.size());
+    group.values.resize(group.plan.units.size());
   }
   for (Sequence& sequence : sequences_) {
     sequence.pages.resize(groups_.size());
@@ -137,8 +137,8 @@ void Cache::close(int64_t slot) {
 }
 
 void Cache::poison_slot(int64_t slot) {
-  for (const auto& layer : slot_views_) {
-    for (const Tensor& part : layer) {
+  for (const auto& unit : slot_views_) {
+    for (const Tensor& part : unit) {
       poison_row(part, slot);
     }
   }
@@ -161,14 +161,14 @@ int32_t Cache::take_page(Group& group) {
   return page;
 }
 
-// Doubles the pages, up to the limit. Layer by layer, so that little is held twice.
+// Doubles the pages, up to the limit. Unit by unit, so that little is held twice.
 void Cache::grow(Group& group) {
   const int64_t before = group.pages;
   group.pages = std::min(group.limit, std::max<int64_t>(2 * before, 16));
   CAMBIUM_CHECK(group.pages > before, "more pages are taken than were set aside");
   const int64_t page_size = plan_.config().page_size;
   for (size_t i = 0; i < group.keys.size(); ++i) {
-    const StateLayout layout = model_.layer(group.plan.layers[i]).mixer().state_layout();
+    const StateLayout& layout = model_.state_layouts()[static_cast<size_t>(group.plan.units[i])];
     const auto extend = [&](OwnedTensor& old, int64_t dim) {
       OwnedTensor more(Dtype::kF32, {group.pages, page_size, layout.kv_heads, dim});
       const int64_t row = page_size * layout.kv_heads * dim;
@@ -204,7 +204,7 @@ void Cache::reach(Group& group, std::vector<int32_t>& pages, int64_t begin, int6
   }
 }
 
-std::span<const LayerState> Cache::prepare(const Batch& batch) {
+std::span<const UnitState> Cache::prepare(const Batch& batch) {
   const Segments segments = batch.segments();
   for (size_t g = 0; g < groups_.size(); ++g) {
     Group& group = groups_[g];
@@ -228,7 +228,7 @@ std::span<const LayerState> Cache::prepare(const Batch& batch) {
                 group.table.begin() + s * group.pages_per_segment);
     }
     for (size_t i = 0; i < group.keys.size(); ++i) {
-      states_[static_cast<size_t>(group.plan.layers[i])].pages = {
+      states_[static_cast<size_t>(group.plan.units[i])].pages = {
           group.keys[i].view, group.values[i].view, group.table, group.pages_per_segment};
     }
   }

@@ -23,9 +23,9 @@ class Cache {
   int64_t open(int64_t tokens);
   /// Gives slot and pages back.
   void close(int64_t slot);
-  /// Pages and slots for a batch of open sequences, one LayerState a layer, valid until the next
-  /// call. At most one segment a sequence, of at most piece_tokens.
-  std::span<const LayerState> prepare(const Batch& batch);
+  /// Pages and slots for a batch of open sequences, one UnitState for each of Model::state_layouts,
+  /// valid until the next call. At most one segment a sequence, of at most piece_tokens.
+  std::span<const UnitState> prepare(const Batch& batch);
 
   const CachePlan& plan() const { return plan_; }
   /// Sequences that can be open at once; fewer than asked for if memory is short.
@@ -43,7 +43,7 @@ class Cache {
     int64_t set_aside = 0;  // pages promised to open sequences
     int64_t pages = 0;      // pages there are
     std::vector<int32_t> free;
-    std::vector<OwnedTensor> keys, values;  // by index in plan.layers: (pages, page_size, Hkv, D)
+    std::vector<OwnedTensor> keys, values;  // by index in plan.units: (pages, page_size, Hkv, D)
     std::vector<int32_t> table;             // (S, pages_per_segment) of the batch
     int64_t pages_per_segment = 0;
   };
@@ -64,9 +64,9 @@ class Cache {
   CachePlan plan_;
   std::vector<Group> groups_;
   std::vector<Sequence> sequences_;              // by slot
-  std::vector<std::vector<OwnedTensor>> slots_;  // by layer: (sequences, part...)
+  std::vector<std::vector<OwnedTensor>> slots_;  // by unit: (sequences, part...)
   std::vector<std::vector<Tensor>> slot_views_;
-  std::vector<LayerState> states_;
+  std::vector<UnitState> states_;
   int64_t open_ = 0;
 };
 

@@ -30,8 +30,8 @@ CachePlan::CachePlan(const Model& model, const CacheConfig& config) : config_(co
   if (config_.max_tokens == 0) {
     config_.max_tokens = std::max<int64_t>(model.spec().max_positions, 1);
   }
-  for (int64_t i = 0; i < model.layer_count(); ++i) {
-    const StateLayout layout = model.layer(i).mixer().state_layout();
+  for (size_t i = 0; i < model.state_layouts().size(); ++i) {
+    const StateLayout& layout = model.state_layouts()[i];
     slot_bytes_ += layout.bytes_per_sequence();
     if (layout.kv_heads == 0) {
       continue;
@@ -39,10 +39,10 @@ CachePlan::CachePlan(const Model& model, const CacheConfig& config) : config_(co
     auto group = std::find_if(groups_.begin(), groups_.end(),
                               [&](const PageGroup& g) { return g.window == layout.window; });
     if (group == groups_.end()) {
-      groups_.push_back({.window = layout.window, .layers = {}});
+      groups_.push_back({.window = layout.window, .units = {}});
       group = groups_.end() - 1;
     }
-    group->layers.push_back(i);
+    group->units.push_back(static_cast<int64_t>(i));
     group->bytes_per_token += layout.bytes_per_token(kValueBytes);
   }
 }

@@ -21,11 +21,11 @@ struct CacheConfig {
   int64_t piece_tokens = 256;
 };
 
-/// Layers with one window: their pages have the same indices and share one table.
+/// Units with one window: their pages have the same indices and share one table.
 struct PageGroup {
-  int64_t window = 0;  // 0 = everything before
-  std::vector<int64_t> layers;
-  int64_t bytes_per_token = 0;  // keys and values of all its layers
+  int64_t window = 0;           // 0 = everything before
+  std::vector<int64_t> units;   // places in Model::state_layouts
+  int64_t bytes_per_token = 0;  // keys and values of all its units
 
   /// Most pages that a sequence of `tokens` tokens holds at once.
   int64_t pages_for(int64_t tokens, const CacheConfig& config) const;

@@ -22,14 +22,14 @@ ModelSpec spec() {
       {"heads", int64_t{2}}, {"kv_heads", int64_t{1}}, {"head_dim", int64_t{8}}};
   Options windowed = attention;
   windowed.set("window", int64_t{20});
-  spec.layers = {{.mixer = {"attention", attention}, .ff_inner = 16},
-                 {.mixer = {"sliding_window", windowed}, .ff_inner = 16},
-                 {.mixer = {"mamba2",
-                            {{"heads", int64_t{2}},
-                             {"head_dim", int64_t{8}},
-                             {"state", int64_t{4}},
-                             {"b_heads", int64_t{1}}}},
-                  .ff_inner = 16}};
+  spec.layers = {decoder_layer({"attention", attention}, 16),
+                 decoder_layer({"sliding_window", windowed}, 16),
+                 decoder_layer({"mamba2",
+                                {{"heads", int64_t{2}},
+                                 {"head_dim", int64_t{8}},
+                                 {"state", int64_t{4}},
+                                 {"b_heads", int64_t{1}}}},
+                               16)};
   return spec;
 }
 

@@ -12,10 +12,10 @@ ModelPlan read_model_plan(const PlanTable& table, const Tokenizer& tokenizer) {
   const int64_t kv_heads = table.get_int("kv_heads", heads);
   const int64_t head_dim = table.get_int("head_dim", spec.width / std::max<int64_t>(heads, 1));
   const int64_t layers = table.get_int("layers");
-  const LayerSpec layer{
-      .mixer = {"attention", {{"heads", heads}, {"kv_heads", kv_heads}, {"head_dim", head_dim}}},
-      .ff_inner = table.get_int("feed_forward")};
-  expect(layers > 0 && spec.width > 0 && layer.ff_inner > 0,
+  const int64_t inner = table.get_int("feed_forward");
+  const LayerSpec layer = decoder_layer(
+      {"attention", {{"heads", heads}, {"kv_heads", kv_heads}, {"head_dim", head_dim}}}, inner);
+  expect(layers > 0 && spec.width > 0 && inner > 0,
          "{}: expected layers, width and feed_forward above 0", table.where());
   spec.layers.assign(static_cast<size_t>(layers), layer);
   spec.max_positions = table.get_int("max_positions", 4096);

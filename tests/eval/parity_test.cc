@@ -140,7 +140,7 @@ TEST(Verify, SeesAWindowThatIsWrong) {
   const std::string dir = fixture("mistral_swa");
   ModelSpec spec = read_spec(dir);
   for (LayerSpec& layer : spec.layers) {
-    layer.mixer.options.set("window", int64_t{33});
+    layer.mixer()->options.set("window", int64_t{33});
   }
   Model model(spec);
   Weights weights;

@@ -94,7 +94,7 @@ ModelSpec read_decoder(const Json& config, const std::string& family, const std:
   spec.family = family;
   spec.vocab = integer(config, "vocab_size", where);
   spec.width = integer(config, "hidden_size", where);
-  spec.norm_eps = static_cast<float>(real_or(config, "rms_norm_eps", 1e-6, where));
+  spec.norm.eps = static_cast<float>(real_or(config, "rms_norm_eps", 1e-6, where));
   spec.tied_head = flag_or(config, "tie_word_embeddings", false, where);
   spec.max_positions = integer_or(config, "max_position_embeddings", 2048, where);
   spec.bos_id = integer_or(config, "bos_token_id", -1, where);
@@ -125,11 +125,26 @@ ModelSpec read_decoder(const Json& config, const std::string& family, const std:
     expect(!flag_or(config, key, false, where),
            "{}: '{}' is true; biases in attention and feed-forward are not supported", where, key);
   }
-  const LayerSpec layer{
-      .mixer = {"attention", {{"heads", heads}, {"kv_heads", kv_heads}, {"head_dim", head_dim}}},
-      .ff_inner = inner};
+  const LayerSpec layer = decoder_layer(
+      {"attention", {{"heads", heads}, {"kv_heads", kv_heads}, {"head_dim", head_dim}}}, inner,
+      spec.norm);
   spec.layers.assign(static_cast<size_t>(layers), layer);
   return spec;
+}
+
+bool is_decoder_layer(const LayerSpec& layer, const NormSpec& norm) {
+  const UnitSpec* mixer = layer.mixer();
+  const UnitSpec* feed_forward = layer.feed_forward();
+  return mixer != nullptr && feed_forward != nullptr && feed_forward->options.has("inner") &&
+         layer == decoder_layer(*mixer, inner_of(layer), norm);
+}
+
+int64_t inner_of(const LayerSpec& layer) {
+  return layer.feed_forward()->options.integer("feed-forward", "inner");
+}
+
+double shortest(float x) {
+  return std::stod(fmt::format("{}", x));
 }
 
 Json write_common(const ModelSpec& spec) {
@@ -137,8 +152,7 @@ Json write_common(const ModelSpec& spec) {
   config["vocab_size"] = spec.vocab;
   config["hidden_size"] = spec.width;
   config["num_hidden_layers"] = spec.layers.size();
-  // The shortest decimal that reads back as the same float.
-  config["rms_norm_eps"] = std::stod(fmt::format("{}", spec.norm_eps));
+  config["rms_norm_eps"] = shortest(spec.norm.eps);
   config["rope_theta"] = spec.rope.theta;
   if (spec.rope.factor > 0) {
     config["rope_scaling"] = {{"rope_type", "llama3"},
@@ -165,16 +179,16 @@ Json write_decoder(const ModelSpec& spec, const char* architecture, const char* 
   const LayerSpec& first = spec.layers.front();
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     const LayerSpec& layer = spec.layers[i];
-    expect(layer == first && (layer.mixer.kind == "attention") && !layer.removed,
+    expect(layer == first && layer.mixes_by("attention") && is_decoder_layer(layer, spec.norm),
            "a {} config.json cannot express layer {} ({}); write the cambium layout instead",
-           model_type, i, layer.removed ? "removed" : layer.mixer.kind);
+           model_type, i, layer_kind(layer));
   }
   Json config;
   config["architectures"] = Json::array({architecture});
   config["model_type"] = model_type;
   config.update(write_common(spec));
-  const Options& mixer = first.mixer.options;
-  config["intermediate_size"] = first.ff_inner;
+  const Options& mixer = first.mixer()->options;
+  config["intermediate_size"] = inner_of(first);
   config["num_attention_heads"] = mixer.integer("attention", "heads");
   config["num_key_value_heads"] = mixer.integer("attention", "kv_heads");
   config["head_dim"] = mixer.integer("attention", "head_dim");

@@ -23,6 +23,13 @@ bool flag_or(const Json& config, const char* key, bool fallback, const std::stri
 ModelSpec read_decoder(const Json& config, const std::string& family, const std::string& where);
 /// The same keys written, from a spec of equal attention layers and feed-forwards; Error otherwise.
 Json write_decoder(const ModelSpec& spec, const char* architecture, const char* model_type);
+/// Whether a layer is {norm, any mixer}, {norm, swiglu} with this norm and no other option: what
+/// decoder configurations express.
+bool is_decoder_layer(const LayerSpec& layer, const NormSpec& norm);
+/// x as the shortest decimal that reads back as the same float.
+double shortest(float x);
+/// Channels inside the feed-forward of a layer that has one.
+int64_t inner_of(const LayerSpec& layer);
 /// The keys above that do not depend on the layers.
 Json write_common(const ModelSpec& spec);
 

@@ -8,7 +8,7 @@ namespace {
 
 void set_everywhere(ModelSpec& spec, const char* key, const OptionValue& value) {
   for (LayerSpec& layer : spec.layers) {
-    layer.mixer.options.set(key, value);
+    layer.mixer()->options.set(key, value);
   }
 }
 

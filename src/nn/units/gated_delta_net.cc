@@ -3,7 +3,8 @@
 // attention with grouped key-value heads. With `rope`, q and k are rotated like the attention's
 // they came from.
 #include "nn/linear.h"
-#include "nn/mixers/mixers.h"
+#include "nn/norm.h"
+#include "nn/units/units.h"
 #include "ops/conv/conv.h"
 #include "ops/norm/norm.h"
 #include "ops/pointwise/pointwise.h"
@@ -18,9 +19,9 @@ namespace {
 constexpr const char* kName = "gated_delta_net";
 constexpr float kL2Eps = 1e-6F;
 
-class GatedDeltaNetMixer : public Mixer {
+class GatedDeltaNetUnit : public Unit {
  public:
-  GatedDeltaNetMixer(const Options& options, int64_t width)
+  GatedDeltaNetUnit(const Options& options, int64_t width)
       : heads_(options.integer(kName, "heads")),
         q_heads_(options.integer(kName, "q_heads", heads_)),
         k_heads_(options.integer(kName, "k_heads", q_heads_)),
@@ -57,10 +58,10 @@ class GatedDeltaNetMixer : public Mixer {
                 .group = ParameterGroup::kNorm,
                 .init = {InitKind::kStepBias},
                 .keep_fp32 = true};
-    norm_ = {.shape = {value_dim_}, .group = ParameterGroup::kNorm, .init = {InitKind::kOnes}};
+    norm_ = norm_weight(value_dim_);
   }
 
-  Tensor forward(Context& ctx, const Tensor& x, const ForwardInputs& inputs) override {
+  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     const Tensor rows = in_.forward(ctx, x);
     const Tensor z = rows.slice(1, channels(), inner());
@@ -127,8 +128,8 @@ class GatedDeltaNetMixer : public Mixer {
 
 }  // namespace
 
-std::unique_ptr<Mixer> make_gated_delta_net(const Options& options, int64_t width) {
-  return std::make_unique<GatedDeltaNetMixer>(options, width);
+std::unique_ptr<Unit> make_gated_delta_net(const Options& options, int64_t width) {
+  return std::make_unique<GatedDeltaNetUnit>(options, width);
 }
 
 }  // namespace cambium

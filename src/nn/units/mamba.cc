@@ -3,7 +3,7 @@
 // heads and are repeated to all heads; heads are as wide as the state. The bias of dt_proj enters
 // twice, once through the projection and once in the scan: the released weights were trained so.
 #include "nn/linear.h"
-#include "nn/mixers/mixers.h"
+#include "nn/units/units.h"
 #include "ops/conv/conv.h"
 #include "ops/pointwise/pointwise.h"
 #include "ops/selective_scan/selective_scan.h"
@@ -13,9 +13,9 @@ namespace {
 
 constexpr const char* kName = "mamba";
 
-class MambaMixer : public Mixer {
+class MambaUnit : public Unit {
  public:
-  MambaMixer(const Options& options, int64_t width)
+  MambaUnit(const Options& options, int64_t width)
       : inner_(options.integer(kName, "inner")),
         xb_(options.integer(kName, "xb")),
         state_(options.integer(kName, "state")),
@@ -50,7 +50,7 @@ class MambaMixer : public Mixer {
           .keep_fp32 = true};
   }
 
-  Tensor forward(Context& ctx, const Tensor& x, const ForwardInputs& inputs) override {
+  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     const int64_t repeat = inner_ / xb_;
     const Tensor zxbc = in_.forward(ctx, x);
@@ -102,8 +102,8 @@ class MambaMixer : public Mixer {
 
 }  // namespace
 
-std::unique_ptr<Mixer> make_mamba(const Options& options, int64_t width) {
-  return std::make_unique<MambaMixer>(options, width);
+std::unique_ptr<Unit> make_mamba(const Options& options, int64_t width) {
+  return std::make_unique<MambaUnit>(options, width);
 }
 
 }  // namespace cambium

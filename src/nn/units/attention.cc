@@ -3,23 +3,23 @@
 #include <cmath>
 
 #include "nn/linear.h"
-#include "nn/mixers/mixers.h"
-#include "ops/norm/norm.h"
+#include "nn/norm.h"
+#include "nn/units/units.h"
 #include "ops/rope/rope.h"
 
 namespace cambium {
 namespace {
 
-class AttentionMixer : public Mixer {
+class AttentionUnit : public Unit {
  public:
-  AttentionMixer(const Options& options, int64_t width, const char* owner)
+  AttentionUnit(const Options& options, int64_t width, const char* owner)
       : heads_(options.integer(owner, "heads")),
         kv_heads_(options.integer(owner, "kv_heads", heads_)),
         head_dim_(options.integer(owner, "head_dim")),
         window_(options.integer(owner, "window", 0)),
-        rope_(options.flag(owner, "rope", true)),
-        norm_eps_(static_cast<float>(options.real(owner, "qk_norm_eps", 0.0))) {
-    options.expect_only(owner, {"heads", "kv_heads", "head_dim", "window", "rope", "qk_norm_eps"});
+        rope_(options.flag(owner, "rope", true)) {
+    options.expect_only(owner, {"heads", "kv_heads", "head_dim", "window", "rope", "qk_norm_eps",
+                                "qkv_bias", "out_bias"});
     expect(heads_ > 0 && kv_heads_ > 0 && heads_ % kv_heads_ == 0,
            "{}: expected kv_heads to divide heads, got heads={} kv_heads={}", owner, heads_,
            kv_heads_);
@@ -27,28 +27,24 @@ class AttentionMixer : public Mixer {
            "{}: expected head_dim > 0 and window >= 0, got {} and {}", owner, head_dim_, window_);
     expect(!rope_ || head_dim_ % 2 == 0, "{}: expected an even head_dim for rope, got {}", owner,
            head_dim_);
-    q_ = Linear(width, heads_ * head_dim_, ParameterGroup::kMixer);
-    k_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer);
-    v_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer);
-    o_ = Linear(heads_ * head_dim_, width, ParameterGroup::kMixer);
-    if (norm_eps_ > 0.0F) {
-      for (Parameter* norm : {&q_norm_, &k_norm_}) {
-        norm->shape = {head_dim_};
-        norm->group = ParameterGroup::kNorm;
-        norm->init = {InitKind::kOnes};
-      }
+    const bool bias = options.flag(owner, "qkv_bias", false);
+    q_ = Linear(width, heads_ * head_dim_, ParameterGroup::kMixer, bias);
+    k_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer, bias);
+    v_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer, bias);
+    o_ = Linear(heads_ * head_dim_, width, ParameterGroup::kMixer,
+                options.flag(owner, "out_bias", false));
+    if (const double eps = options.real(owner, "qk_norm_eps", 0.0); eps > 0.0) {
+      q_norm_ = k_norm_ = Norm({NormKind::kRms, static_cast<float>(eps)}, head_dim_);
     }
   }
 
-  Tensor forward(Context& ctx, const Tensor& x, const ForwardInputs& inputs) override {
+  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     Tensor q = q_.forward(ctx, x).split_last(heads_, head_dim_);
     Tensor k = k_.forward(ctx, x).split_last(kv_heads_, head_dim_);
     const Tensor v = v_.forward(ctx, x).split_last(kv_heads_, head_dim_);
-    if (norm_eps_ > 0.0F) {
-      q = rms_norm(ctx, q, q_norm_.tensor, norm_eps_);
-      k = rms_norm(ctx, k, k_norm_.tensor, norm_eps_);
-    }
+    q = q_norm_.forward(ctx, q);
+    k = k_norm_.forward(ctx, k);
     if (rope_) {
       q = rope(ctx, q, segments, *inputs.rope);
       k = rope(ctx, k, segments, *inputs.rope);
@@ -72,30 +68,27 @@ class AttentionMixer : public Mixer {
     k_.visit("k_proj", visitor);
     v_.visit("v_proj", visitor);
     o_.visit("o_proj", visitor);
-    if (norm_eps_ > 0.0F) {
-      visitor("q_norm.weight", q_norm_);
-      visitor("k_norm.weight", k_norm_);
-    }
+    q_norm_.visit("q_norm", visitor);
+    k_norm_.visit("k_norm", visitor);
   }
 
  private:
   int64_t heads_, kv_heads_, head_dim_, window_;
   bool rope_;
-  float norm_eps_;  // of the norm of q and k per head; 0 = none
   Linear q_, k_, v_, o_;
-  Parameter q_norm_, k_norm_;
+  Norm q_norm_, k_norm_;  // per head; none where qk_norm_eps is 0
 };
 
 }  // namespace
 
-std::unique_ptr<Mixer> make_attention(const Options& options, int64_t width) {
-  return std::make_unique<AttentionMixer>(options, width, "attention");
+std::unique_ptr<Unit> make_attention(const Options& options, int64_t width) {
+  return std::make_unique<AttentionUnit>(options, width, "attention");
 }
 
-std::unique_ptr<Mixer> make_sliding_window(const Options& options, int64_t width) {
+std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width) {
   expect(options.integer("sliding_window", "window", 0) > 0,
          "sliding_window: expected window > 0 tokens");
-  return std::make_unique<AttentionMixer>(options, width, "sliding_window");
+  return std::make_unique<AttentionUnit>(options, width, "sliding_window");
 }
 
 }  // namespace cambium

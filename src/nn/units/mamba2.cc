@@ -4,7 +4,8 @@
 #include <cmath>
 
 #include "nn/linear.h"
-#include "nn/mixers/mixers.h"
+#include "nn/norm.h"
+#include "nn/units/units.h"
 #include "ops/conv/conv.h"
 #include "ops/norm/norm.h"
 #include "ops/pointwise/pointwise.h"
@@ -15,9 +16,9 @@ namespace {
 
 constexpr const char* kName = "mamba2";
 
-class Mamba2Mixer : public Mixer {
+class Mamba2Unit : public Unit {
  public:
-  Mamba2Mixer(const Options& options, int64_t width)
+  Mamba2Unit(const Options& options, int64_t width)
       : heads_(options.integer(kName, "heads")),
         head_dim_(options.integer(kName, "head_dim")),
         state_(options.integer(kName, "state")),
@@ -57,10 +58,10 @@ class Mamba2Mixer : public Mixer {
           .group = ParameterGroup::kNorm,
           .init = {InitKind::kOnes},
           .keep_fp32 = true};
-    norm_ = {.shape = {inner()}, .group = ParameterGroup::kNorm, .init = {InitKind::kOnes}};
+    norm_ = norm_weight(inner());
   }
 
-  Tensor forward(Context& ctx, const Tensor& x, const ForwardInputs& inputs) override {
+  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     const Tensor rows = in_.forward(ctx, x);
     const Tensor z = rows.slice(1, 0, inner());
@@ -120,8 +121,8 @@ class Mamba2Mixer : public Mixer {
 
 }  // namespace
 
-std::unique_ptr<Mixer> make_mamba2(const Options& options, int64_t width) {
-  return std::make_unique<Mamba2Mixer>(options, width);
+std::unique_ptr<Unit> make_mamba2(const Options& options, int64_t width) {
+  return std::make_unique<Mamba2Unit>(options, width);
 }
 
 }  // namespace cambium
