@@ -10,6 +10,7 @@
 #include "eval/quality.h"
 #include "eval/throughput.h"
 #include "hybrid/plan.h"
+#include "model/random_model.h"
 #include "model/weights.h"
 #include "train/held_out.h"
 
@@ -122,7 +123,7 @@ Action declare_eval(Args& args) {
 }
 
 struct BenchArgs {
-  std::vector<std::string> models;
+  std::vector<std::string> models, random;
   std::vector<int64_t> contexts;
   std::string storage = "f32";
   int64_t batch = 1, decode = 32, repeats = 5;
@@ -134,10 +135,17 @@ int run_bench(const BenchArgs& a) {
          a.storage);
   LoadOptions load;
   load.storage = a.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  expect(!a.models.empty() || !a.random.empty(),
+         "bench: expected a checkpoint folder, or --random-weights with a configuration");
   std::vector<LoadedModel> loaded;
   std::vector<Model*> models;
+  std::vector<std::string> names = a.models;
   for (const std::string& dir : a.models) {
     loaded.push_back(load_model(dir, load));
+  }
+  for (const std::string& config : a.random) {
+    loaded.push_back(random_model(read_spec(config), load.storage, 1));
+    names.push_back(config + " (random weights)");
   }
   for (LoadedModel& m : loaded) {
     models.push_back(m.model.get());
@@ -150,22 +158,30 @@ int run_bench(const BenchArgs& a) {
   const auto speeds = measure_throughput(models, config);
   Json json = Json::array();
   if (!a.json) {
-    std::printf("%-28s %8s %6s %24s %24s\n", "model", "context", "batch", "prefill tok/s [range]",
-                "decode tok/s [range]");
+    std::printf("%-28s %8s %6s %24s %24s %14s %14s\n", "model", "context", "batch",
+                "prefill tok/s [range]", "decode tok/s [range]", "CPU ms prefill",
+                "a token decode");
   }
   for (size_t i = 0; i < models.size(); ++i) {
     for (const SpeedSummary& s : speeds[i]) {
       if (a.json) {
-        json.push_back({{"model", a.models[i]},
-                        {"context", s.context},
-                        {"batch", s.batch},
-                        {"prefill", {s.prefill.value, s.prefill.low, s.prefill.high}},
-                        {"decode", {s.decode.value, s.decode.low, s.decode.high}}});
+        json.push_back(
+            {{"model", names[i]},
+             {"context", s.context},
+             {"batch", s.batch},
+             {"prefill", {s.prefill.value, s.prefill.low, s.prefill.high}},
+             {"decode", {s.decode.value, s.decode.low, s.decode.high}},
+             {"prefill_cpu_ms", {s.prefill_cpu.value, s.prefill_cpu.low, s.prefill_cpu.high}},
+             {"decode_cpu_ms", {s.decode_cpu.value, s.decode_cpu.low, s.decode_cpu.high}}});
       } else {
-        std::printf("%-28s %8lld %6lld %8.0f [%.0f, %.0f] %10.1f [%.1f, %.1f]\n",
-                    a.models[i].c_str(), static_cast<long long>(s.context),
-                    static_cast<long long>(s.batch), s.prefill.value, s.prefill.low, s.prefill.high,
-                    s.decode.value, s.decode.low, s.decode.high);
+        std::printf(
+            "%-28s %8lld %6lld %24s %24s %14.3f %14.3f\n", names[i].c_str(),
+            static_cast<long long>(s.context), static_cast<long long>(s.batch),
+            fmt::format("{:.0f} [{:.0f}, {:.0f}]", s.prefill.value, s.prefill.low, s.prefill.high)
+                .c_str(),
+            fmt::format("{:.1f} [{:.1f}, {:.1f}]", s.decode.value, s.decode.low, s.decode.high)
+                .c_str(),
+            s.prefill_cpu.value, s.decode_cpu.value);
       }
     }
   }
@@ -177,7 +193,9 @@ int run_bench(const BenchArgs& a) {
 
 Action declare_bench(Args& args) {
   auto a = std::make_shared<BenchArgs>();
-  args.positionals("models", "checkpoint folders, measured in turns", &a->models);
+  args.positionals("models", "checkpoint folders, measured in turns", &a->models, false);
+  args.option("random-weights", "config.json, or its folder: a model of its sizes, made-up numbers",
+              &a->random);
   args.option("contexts", "tokens before the measured ones (512,4096)", &a->contexts);
   args.option("batch", "sequences at once", &a->batch);
   args.option("decode", "tokens decoded", &a->decode);
@@ -219,7 +237,8 @@ Command eval_command() {
 
 Command bench_command() {
   return {"bench", "prefill and decode speed of one or more models, side by side",
-          "  cambium bench models/teacher out/demo/stages/60/model --contexts 512,8192",
+          "  cambium bench models/teacher out/demo/stages/60/model --contexts 512,8192\n"
+          "  cambium bench --random-weights plans/apriel-15b --storage bf16 --contexts 16",
           declare_bench};
 }
 

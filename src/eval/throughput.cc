@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 
 #include "eval/statistics.h"
 #include "serve/cache.h"
@@ -10,13 +11,26 @@ namespace cambium {
 namespace {
 
 struct Sample {
-  double prefill = 0.0;
+  double prefill = 0.0;  // tokens/s
   double decode = 0.0;
+  double prefill_cpu = 0.0;  // milliseconds a token
+  double decode_cpu = 0.0;
 };
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
+/// Time by the clock on the wall and by what all threads of this process computed.
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+  double cpu_seconds() const {
+    return static_cast<double>(std::clock() - cpu_start_) / CLOCKS_PER_SEC;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::clock_t cpu_start_ = std::clock();
+};
 
 Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
   CacheConfig cache_config;
@@ -48,7 +62,9 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
     return static_cast<int32_t>((position * 37 + 11) % model.spec().vocab);
   };
   Sample sample;
-  auto start = std::chrono::steady_clock::now();
+  const auto prefilled = static_cast<double>(config.batch * context);
+  const auto decoded = static_cast<double>(config.batch * config.decode_tokens);
+  const Stopwatch prefill;
   for (int64_t at = 0; at < context; at += config.prefill_chunk) {
     const int64_t end = std::min(context, at + config.prefill_chunk);
     piece.clear();
@@ -61,8 +77,9 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
     }
     call();
   }
-  sample.prefill = static_cast<double>(config.batch * context) / seconds_since(start);
-  start = std::chrono::steady_clock::now();
+  sample.prefill_cpu = 1e3 * prefill.cpu_seconds() / prefilled;
+  sample.prefill = prefilled / prefill.seconds();
+  const Stopwatch decode;
   for (int64_t i = 0; i < config.decode_tokens; ++i) {
     const int32_t next = token(context + i);
     batch.clear();
@@ -71,11 +88,16 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
     }
     call();
   }
-  sample.decode = static_cast<double>(config.batch * config.decode_tokens) / seconds_since(start);
+  sample.decode_cpu = 1e3 * decode.cpu_seconds() / decoded;
+  sample.decode = decoded / decode.seconds();
   return sample;
 }
 
-Measured summarise(const std::vector<double>& values) {
+Measured summarise(const std::vector<Sample>& samples, double Sample::*value) {
+  std::vector<double> values;
+  for (const Sample& sample : samples) {
+    values.push_back(sample.*value);
+  }
   const auto [low, high] = std::minmax_element(values.begin(), values.end());
   return {median(values), *low, *high};
 }
@@ -89,17 +111,16 @@ std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Mode
   std::vector<std::vector<SpeedSummary>> out(models.size());
   for (const int64_t context : config.contexts) {
     expect(context > 0, "[throughput] expected a context above 0 tokens, got {}", context);
-    std::vector<std::vector<double>> prefill(models.size());
-    std::vector<std::vector<double>> decode(models.size());
+    std::vector<std::vector<Sample>> samples(models.size());
     for (int64_t repeat = 0; repeat < config.repeats; ++repeat) {
       for (size_t m = 0; m < models.size(); ++m) {
-        const Sample sample = run_once(*models[m], context, config);
-        prefill[m].push_back(sample.prefill);
-        decode[m].push_back(sample.decode);
+        samples[m].push_back(run_once(*models[m], context, config));
       }
     }
     for (size_t m = 0; m < models.size(); ++m) {
-      out[m].push_back({context, config.batch, summarise(prefill[m]), summarise(decode[m])});
+      const auto of = [&](double Sample::*value) { return summarise(samples[m], value); };
+      out[m].push_back({context, config.batch, of(&Sample::prefill), of(&Sample::decode),
+                        of(&Sample::prefill_cpu), of(&Sample::decode_cpu)});
     }
   }
   return out;

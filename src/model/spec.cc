@@ -88,7 +88,8 @@ void take_dt_ranks(ModelSpec& spec, const Family& family, const std::filesystem:
 }  // namespace
 
 ModelSpec read_spec(const std::filesystem::path& dir) {
-  const std::string path = (dir / "config.json").string();
+  const bool folder = !std::filesystem::is_regular_file(dir);
+  const std::string path = (folder ? dir / "config.json" : dir).string();
   const std::string text = read_text_file(path);
   const config::Json json = config::parse(text, path);
   const auto it = json.find("model_type");
@@ -99,7 +100,9 @@ ModelSpec read_spec(const std::filesystem::path& dir) {
     for (const std::string& candidate : family.model_types) {
       if (candidate == type) {
         ModelSpec spec = family.read_config(text, path);
-        take_dt_ranks(spec, family, dir);
+        if (folder) {
+          take_dt_ranks(spec, family, dir);
+        }
         return spec;
       }
       known.push_back(candidate);

@@ -56,7 +56,8 @@ struct Family {
 const std::vector<Family>& families();
 const Family& find_family(const std::string& name);
 /// Reads DIR/config.json with the family its model_type names, and from the headers of the weights
-/// beside it what a config.json gets wrong (dt_rank).
+/// beside it what a config.json gets wrong (dt_rank). `dir` may also be a configuration file of any
+/// name, which is read alone.
 ModelSpec read_spec(const std::filesystem::path& dir);
 
 }  // namespace cambium

@@ -104,6 +104,21 @@ TEST(CommandLine, ErrorsNameWhatIsWrong) {
   }
 }
 
+TEST(CommandLine, BenchNeedsNoWeights) {
+  TestFolder folder;  // a configuration under another name, without weights
+  write_file_atomically(folder.at("sizes.json"), read_text_file(fixture("llama") + "/config.json"));
+  const Outcome outcome = cambium("bench --random-weights " + folder.at("sizes.json") +
+                                  " --contexts 4 --decode 2 --repeats 1 --json");
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const auto rows = nlohmann::json::parse(outcome.text);
+  ASSERT_EQ(rows.size(), 1U);
+  EXPECT_GT(rows[0]["prefill"][0], 0.0);
+  EXPECT_GE(rows[0]["decode_cpu_ms"][0], 0.0);
+  const Outcome nothing = cambium("bench");
+  EXPECT_EQ(nothing.status, 1);
+  EXPECT_THAT(nothing.text, HasSubstr("--random-weights"));
+}
+
 TEST(CommandLine, VerifyTellsByItsStatus) {
   const Outcome good = cambium("verify " + fixture("qwen3"));
   EXPECT_EQ(good.status, 0) << good.text;

@@ -28,6 +28,10 @@ struct SpeedSummary {
   int64_t batch = 1;
   Measured prefill;  // tokens/s
   Measured decode;   // tokens/s over the whole batch
+  /// CPU time of all threads, milliseconds a token: what a busy machine does not falsify. Not part
+  /// of a run's summary.json.
+  Measured prefill_cpu{};
+  Measured decode_cpu{};
 };
 
 struct GateSummary {

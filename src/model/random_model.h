@@ -1,0 +1,13 @@
+// A model that has the sizes of a configuration and made-up numbers: what costs memory and time can
+// be measured before anyone has trained or downloaded it.
+#pragma once
+
+#include "model/weights.h"
+
+namespace cambium {
+
+/// A model of `spec` whose matrices are kept as `storage` says. The numbers follow each parameter's
+/// initial rule; those of a large parameter repeat after a million.
+LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t seed);
+
+}  // namespace cambium
