@@ -6,6 +6,7 @@
 #include "base/text.h"
 #include "ops/embedding/embedding.h"
 #include "ops/matmul/matmul.h"
+#include "ops/pointwise/pointwise.h"
 
 namespace cambium {
 namespace {
@@ -13,6 +14,10 @@ namespace {
 void copy(const Tensor& to, const Tensor& from) {
   CAMBIUM_CHECK(to.same_shape(from) && to.contiguous() && from.contiguous());
   std::memcpy(to.data, from.data, static_cast<size_t>(from.bytes()));
+}
+
+Tensor scaled(Context& ctx, float scale, const Tensor& x) {
+  return scale == 1.0F ? x : add_scaled(ctx, scale, x, 0.0F, x);
 }
 
 }  // namespace
@@ -48,8 +53,6 @@ void Model::expect_runs() const {
     }
   }
   add(norm_.missing());
-  add(spec_.embedding_scale != 1.0F ? "a scale of the embedding" : "");
-  add(spec_.logit_scale != 1.0F ? "a scale of the logits" : "");
   expect(missing.empty(),
          "this build cannot run this {} model, only describe it: {} {} not built yet", spec_.family,
          join(missing, ", "), missing.size() == 1 ? "is" : "are");
@@ -70,7 +73,7 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
   CAMBIUM_CHECK(options.states.empty() || options.states.size() == state_layouts_.size());
   CAMBIUM_CHECK(options.taps.empty() || options.taps.size() == layers_.size());
   const RopeTable& table = rope_for(batch);
-  Tensor h = embedding(ctx, embed_.tensor, batch.tokens());
+  Tensor h = scaled(ctx, spec_.embedding_scale, embedding(ctx, embed_.tensor, batch.tokens()));
   for (size_t i = 0; i < layers_.size(); ++i) {
     const LayerInputs inputs = layer_inputs(i, batch, table, options.states);
     MixerTap* tap = options.taps.empty() ? nullptr : &options.taps[i];
@@ -97,7 +100,7 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
       h = layers_[i].forward(ctx, h, inputs, tap);
     }
   }
-  return norm_.forward(ctx, h);
+  return scaled(ctx, spec_.logit_scale, norm_.forward(ctx, h));
 }
 
 // Forward without a tape, keeping the result only; backward runs the layer again with a tape of its
@@ -115,16 +118,16 @@ Tensor Model::checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
     plain.tape = nullptr;
     copy(result, made.forward(plain, h.detached(), inputs, nullptr));
   }
-  ctx.tape->record([ctx, &made, h, inputs, result] {
-    Tape tape(*ctx.arena);
-    Context again = ctx;
+  ctx.record([&made, h, inputs, result](const Context& c) {
+    Tape tape(*c.arena);
+    Context again = c;
     again.tape = &tape;
     const Tensor y = made.forward(again, h, inputs, nullptr);
     if (!y.has_grad()) {
       return;  // nothing in or below this layer is trained
     }
     std::memcpy(y.grad, result.grad, static_cast<size_t>(y.bytes()));
-    tape.backward();
+    tape.backward(again);
   });
   return result;
 }

@@ -27,7 +27,7 @@ class Model {
   /// model can be described and counted only.
   void expect_runs() const;
 
-  /// Hidden states after the final norm.   -> (T, C)
+  /// Hidden states after the final norm, times logit_scale: what the head reads.   -> (T, C)
   Tensor forward(Context& ctx, const Batch& batch, const ForwardOptions& options = {});
   /// Logits of hidden rows (R, C) -> (R, V), F32 (F64 for F64 models). No tape.
   Tensor logits(const Context& ctx, const Tensor& hidden) const;

@@ -110,8 +110,7 @@ Tensor Layer::forward(Context& ctx, const Tensor& h, const LayerInputs& inputs,
       if (tap != nullptr && piece.unit.get() == mixer_) {
         *tap = {x, y};
       }
-      CAMBIUM_CHECK(keep == 1.0F && piece.out == 1.0F);
-      sum = add(ctx, sum, y);
+      sum = add_scaled(ctx, keep, sum, piece.out, y);
       keep = 1.0F;
     }
   }
@@ -151,7 +150,6 @@ std::vector<std::string> Layer::missing() const {
     for (const Piece& piece : branch.pieces) {
       if (piece.runs) {
         add(piece.unit->missing());
-        add(branch.keep != 1.0F || piece.out != 1.0F ? "factors of the residual" : "");
       }
     }
   }

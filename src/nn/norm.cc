@@ -46,8 +46,8 @@ Tensor Norm::forward(Context& ctx, const Tensor& x) const {
   if (spec.kind == NormKind::kNone) {
     return x;
   }
-  CAMBIUM_CHECK(spec.kind == NormKind::kRms, "{}", missing());
-  return rms_norm(ctx, x, weight.tensor, spec.eps);
+  CAMBIUM_CHECK(spec.kind != NormKind::kLayer, "{}", missing());
+  return rms_norm(ctx, x, weight.tensor, spec.eps, spec.kind == NormKind::kZeroCentred);
 }
 
 void Norm::visit(const std::string& prefix, const ParameterVisitor& visitor) {
@@ -60,8 +60,7 @@ void Norm::visit(const std::string& prefix, const ParameterVisitor& visitor) {
 }
 
 std::string Norm::missing() const {
-  const bool runs = spec.kind == NormKind::kRms || spec.kind == NormKind::kNone;
-  return runs ? "" : std::string("the norm '") + norm_kind_name(spec.kind) + "'";
+  return spec.kind == NormKind::kLayer ? "layer norm" : "";
 }
 
 }  // namespace cambium

@@ -30,7 +30,8 @@ void Buffer::Free::operator()(void* p) const {
 }
 
 Buffer::Buffer(int64_t bytes, Device device) : bytes_(bytes) {
-  expect(device == Device::kCpu, "[buffer] expected a CPU device; this build has no CUDA support");
+  expect(device.kind == Device::kCpu, "[buffer] this build has no memory on {}; take the cpu",
+         device.describe());
   const auto size = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1)));
   void* p = std::aligned_alloc(kAlignment, size);
   expect(p != nullptr, "[buffer] out of memory: {} bytes were asked for", bytes);
@@ -38,12 +39,14 @@ Buffer::Buffer(int64_t bytes, Device device) : bytes_(bytes) {
   data_.reset(p);
 }
 
-OwnedTensor::OwnedTensor(Dtype dtype, std::span<const int64_t> shape, bool with_grad)
-    : data(tensor_bytes(dtype, shape)) {
+OwnedTensor::OwnedTensor(Dtype dtype, std::span<const int64_t> shape, bool with_grad, Device device)
+    : data(tensor_bytes(dtype, shape), device) {
+  const Dtype grad_dtype = dtype == Dtype::kBF16 ? Dtype::kF32 : dtype;
   if (with_grad) {
-    grad = Buffer(data.bytes());
+    grad = Buffer(tensor_bytes(grad_dtype, shape), device);
   }
-  view = Tensor::of(dtype, Device::kCpu, shape, data.data(), grad.data());
+  view = Tensor::of(dtype, device, shape, data.data(), grad.data());
+  view.grad_dtype = grad_dtype;
 }
 
 void* Arena::allocate(int64_t bytes) {
