@@ -58,21 +58,22 @@ void Model::expect_runs() const {
          join(missing, ", "), missing.size() == 1 ? "is" : "are");
 }
 
-LayerInputs Model::layer_inputs(size_t layer, const Batch& batch, const RopeTable& rope,
+LayerInputs Model::layer_inputs(size_t layer, const Batch& batch, const Turns* rope,
                                 std::span<const UnitState> states) const {
   const size_t count = layers_[layer].state_layouts().size();
-  return {&batch, &rope, states.empty() ? states : states.subspan(first_state_[layer], count)};
+  return {&batch, rope, states.empty() ? states : states.subspan(first_state_[layer], count)};
 }
 
-const RopeTable& Model::rope_for(const Batch& batch) {
+const Turns* Model::rope_for(const Context& ctx, const Batch& batch) {
   rope_.ensure(batch.positions_end());
-  return rope_;
+  return new (ctx.arena->allocate(sizeof(Turns)))
+      Turns(rope_.turns(ctx, batch.segments(), batch.lengths()));
 }
 
 Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& options) {
   CAMBIUM_CHECK(options.states.empty() || options.states.size() == state_layouts_.size());
   CAMBIUM_CHECK(options.taps.empty() || options.taps.size() == layers_.size());
-  const RopeTable& table = rope_for(batch);
+  const Turns* table = rope_for(ctx, batch);
   Tensor h = scaled(ctx, spec_.embedding_scale, embedding(ctx, embed_.tensor, batch.tokens()));
   for (size_t i = 0; i < layers_.size(); ++i) {
     const LayerInputs inputs = layer_inputs(i, batch, table, options.states);

@@ -46,8 +46,9 @@ std::string layer_kind(const LayerSpec& layer) {
 }
 
 const std::vector<Family>& families() {
-  static const std::vector<Family> table = {llama_family(), mistral_family(), qwen3_family(),
-                                            apriel_h_family(), cambium_family()};
+  static const std::vector<Family> table = {llama_family(), mistral_family(), ministral_family(),
+                                            qwen2_family(), qwen3_family(), apriel_h_family(),
+                                            cambium_family()};
   return table;
 }
 
@@ -92,6 +93,7 @@ ModelSpec read_spec(const std::filesystem::path& dir) {
   const std::string path = (folder ? dir / "config.json" : dir).string();
   const std::string text = read_text_file(path);
   const config::Json json = config::parse(text, path);
+  config::refuse_quantised(json, path);
   const auto it = json.find("model_type");
   expect(it != json.end() && it->is_string(), "{}: expected the string 'model_type'", path);
   const std::string type = it->get<std::string>();

@@ -10,7 +10,7 @@
 
 namespace cambium {
 
-class RopeTable;
+struct Turns;
 
 /// A piece of state that a sequence keeps for a unit at a fixed size, fp32.
 struct SlotPart {
@@ -47,7 +47,7 @@ struct UnitState {
 /// What a unit sees of the forward call it is part of.
 struct UnitInputs {
   const Batch* batch = nullptr;
-  const RopeTable* rope = nullptr;
+  const Turns* rope = nullptr;
   const UnitState* state = nullptr;  // null in training
 
   Segments segments() const {

@@ -7,6 +7,8 @@ namespace cambium {
 
 Family llama_family();
 Family mistral_family();
+Family ministral_family();
+Family qwen2_family();
 Family qwen3_family();
 Family apriel_h_family();
 /// Our own layout: any mixer in any layer.
