@@ -26,6 +26,16 @@ std::string shape_of(const Parameter& p) {
   return shape_text(p.shape);
 }
 
+/// The tensor of our parameter: of tied embeddings a file may hold either name.
+const TensorEntry* find_stored(const SafeTensors& file, const ModelSpec& spec,
+                               const std::string& ours) {
+  const Family& family = find_family(spec.family);
+  const TensorEntry* entry = file.find(family.tensor_name(spec, ours));
+  return entry == nullptr && spec.tied_head && ours == "embed.weight"
+             ? file.find(family.tensor_name(spec, "head.weight"))
+             : entry;
+}
+
 void check_spec_and_file_agree(Model& model, const SafeTensors& file) {
   const ModelSpec& spec = model.spec();
   const Family& family = find_family(spec.family);
@@ -33,12 +43,12 @@ void check_spec_and_file_agree(Model& model, const SafeTensors& file) {
   std::vector<std::string> missing;
   model.visit([&](const std::string& ours, Parameter& p) {
     const std::string name = family.tensor_name(spec, ours);
-    const TensorEntry* entry = file.find(name);
+    const TensorEntry* entry = find_stored(file, spec, ours);
     if (entry == nullptr) {
       missing.push_back(name);
       return;
     }
-    CAMBIUM_CHECK(used.insert(name).second, "{} is asked for twice", name);
+    CAMBIUM_CHECK(used.insert(entry->name).second, "{} is asked for twice", name);
     expect(entry->shape == p.shape, "{}: tensor {} has shape {}, expected {} by config.json",
            file.path(), name, shape_text(entry->shape), shape_of(p));
   });
