@@ -46,8 +46,8 @@ std::string layer_kind(const LayerSpec& layer) {
 }
 
 const std::vector<Family>& families() {
-  static const std::vector<Family> table = {llama_family(), mistral_family(), ministral_family(),
-                                            qwen2_family(), qwen3_family(), apriel_h_family(),
+  static const std::vector<Family> table = {llama_family(),  mistral_family(), ministral_family(),
+                                            qwen2_family(),  qwen3_family(),   apriel_h_family(),
                                             cambium_family()};
   return table;
 }

@@ -150,9 +150,8 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
   const SafeTensors file = SafeTensors::open(dir.string());
   check_spec_and_file_agree(model, file);
   loaded.weights.allocate(model, options.trainable, options.storage);
-  const Family& family = find_family(model.spec().family);
   model.visit([&](const std::string& ours, Parameter& p) {
-    const TensorEntry& entry = file.at(family.tensor_name(model.spec(), ours));
+    const TensorEntry& entry = *find_stored(file, model.spec(), ours);
     read_into(p.tensor, entry);
     file.release(entry);
   });

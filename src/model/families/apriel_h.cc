@@ -51,7 +51,8 @@ ModelSpec read(const std::string& text, const std::string& where) {
       expect(code == "t",
              "{}: expected code t, m2 or i for layer {} in hybrid_block_layout, got {}", where, i,
              (*layout)[i].dump());
-      const int64_t window = config::integer_or(config, "sliding_window", 0, 1, kMaxPositions, where);
+      const int64_t window =
+          config::integer_or(config, "sliding_window", 0, 1, kMaxPositions, where);
       if (window > 0) {
         spec.layers[i].mixer()->options.set("window", window);
       }

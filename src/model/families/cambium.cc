@@ -66,7 +66,8 @@ void each(const Json& json, const char* key, const std::string& where, const Rea
 
 BranchSpec read_branch(const Json& json, const NormSpec& norm, const std::string& where) {
   BranchSpec branch;
-  branch.norm.kind = find_norm_kind(config::text_or(json, "norm", norm_kind_name(norm.kind), where));
+  branch.norm.kind =
+      find_norm_kind(config::text_or(json, "norm", norm_kind_name(norm.kind), where));
   branch.norm.eps = factor_or(json, "norm_eps", norm.eps, where);
   branch.active = static_cast<int>(config::integer_or(json, "active", -1, -1, kMaxHeads, where));
   branch.keep = factor_or(json, "keep", 1.0, where);

@@ -136,9 +136,10 @@ void refuse_quantised(const Json& config, const std::string& where) {
   const std::string method = text_or(*it, "quant_method", "unknown", inside);
   const std::string bits =
       has(*it, "bits") ? fmt::format(", {} bits", integer(*it, "bits", 0, 64, inside)) : "";
-  fail("{}: the checkpoint is quantised ({}{}), and its weights cannot be read; use the original "
-       "checkpoint, or a GGUF file with `cambium import`",
-       where, method, bits);
+  fail(
+      "{}: the checkpoint is quantised ({}{}), and its weights cannot be read; use the original "
+      "checkpoint, or a GGUF file with `cambium import`",
+      where, method, bits);
 }
 
 }  // namespace cambium::config

@@ -92,12 +92,10 @@ ModelSpec read_model(const Json& config, const std::string& family, const std::s
   spec.family = family;
   spec.vocab = integer(config, "vocab_size", 1, kMaxVocab, where);
   spec.width = integer(config, "hidden_size", 1, kMaxWidth, where);
-  spec.norm.eps =
-      static_cast<float>(in_range(where, "rms_norm_eps",
-                                  real_or(config, "rms_norm_eps", 1e-6, where), 0.0, 1.0));
+  spec.norm.eps = static_cast<float>(
+      in_range(where, "rms_norm_eps", real_or(config, "rms_norm_eps", 1e-6, where), 0.0, 1.0));
   spec.tied_head = flag_or(config, "tie_word_embeddings", false, where);
-  spec.max_positions =
-      integer_or(config, "max_position_embeddings", 2048, 1, kMaxPositions, where);
+  spec.max_positions = integer_or(config, "max_position_embeddings", 2048, 1, kMaxPositions, where);
   spec.bos_id = integer_or(config, "bos_token_id", -1, -1, kMaxVocab, where);
   spec.eos_ids = read_ids(config, "eos_token_id", spec.vocab, where);
   return spec;

@@ -12,9 +12,9 @@ struct Kind {
   RopeScaling scaling;
 };
 constexpr Kind kKinds[] = {
-    {"default", RopeScaling::kNone},     {"linear", RopeScaling::kLinear},
-    {"dynamic", RopeScaling::kDynamic},  {"llama3", RopeScaling::kLlama3},
-    {"yarn", RopeScaling::kYarn},        {"longrope", RopeScaling::kLongRope},
+    {"default", RopeScaling::kNone},    {"linear", RopeScaling::kLinear},
+    {"dynamic", RopeScaling::kDynamic}, {"llama3", RopeScaling::kLlama3},
+    {"yarn", RopeScaling::kYarn},       {"longrope", RopeScaling::kLongRope},
     {"su", RopeScaling::kLongRope},  // longrope in older files
 };
 constexpr double kMaxFactor = 1e6;
