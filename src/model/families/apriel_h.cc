@@ -111,13 +111,6 @@ std::string write(const ModelSpec& spec) {
   return config.dump(1);
 }
 
-std::string tensor_name(const ModelSpec& spec, const std::string& ours) {
-  const int64_t layer = config::layer_of(ours);
-  const bool attention =
-      layer >= 0 && spec.layers[static_cast<size_t>(layer)].mixes_by("attention");
-  return config::decoder_tensor_name(ours, attention ? "self_attn." : "mixer.");
-}
-
 }  // namespace
 
 Family apriel_h_family() {
@@ -125,7 +118,10 @@ Family apriel_h_family() {
           {"apriel_h", "apriel_ssm_thinker_hybrid", "apriel_hybrid_ssm"},
           read,
           write,
-          tensor_name};
+          config::decoder_tensors(
+              {{.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mixer.*", .mixer = "mamba"}}),
+          config::decoder_ignored(),
+          {{"mamba", "dt_rank", "mixer.dt_in_proj.weight"}}};
 }
 
 }  // namespace cambium

@@ -206,14 +206,13 @@ std::string write(const ModelSpec& spec) {
   return config.dump(1);
 }
 
-std::string tensor_name(const ModelSpec& /*spec*/, const std::string& ours) {
-  return config::decoder_tensor_name(ours, "mixer.");
-}
-
 }  // namespace
 
 Family cambium_family() {
-  return {"cambium", {"cambium"}, read, write, tensor_name};
+  std::vector<TensorRule> tensors =
+      config::decoder_tensors({{"layers.*.mixer.*", "model.layers.*.mixer.*"}});
+  tensors.push_back({"*", "model.*"});  // units with names of their own
+  return {"cambium", {"cambium"}, read, write, tensors, config::decoder_ignored()};
 }
 
 }  // namespace cambium

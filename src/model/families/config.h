@@ -83,10 +83,14 @@ int64_t inner_of(const LayerSpec& layer);
 /// What read_model reads.
 Json write_common(const ModelSpec& spec);
 
-/// Our name -> "model.layers.N.self_attn.q_proj.weight" and so on; `mixer_prefix` in place of our
-/// "mixer." ("self_attn.").
-std::string decoder_tensor_name(const std::string& ours, const char* mixer_prefix);
-/// Layer of "layers.N....", or -1.
-int64_t layer_of(const std::string& ours);
+/// The names of Llama's checkpoints, after the family's own `more`, which win.
+std::vector<TensorRule> decoder_tensors(std::vector<TensorRule> more = {});
+/// Buffers of older files.
+std::vector<std::string> decoder_ignored();
+/// A family whose config.json is read and not written, with our names for its tensors.
+Family described_family(const char* name, std::vector<std::string> model_types,
+                        ModelSpec (*read)(const std::string& text, const std::string& where));
+/// Error: the family's config.json is read only.
+std::string not_written(const ModelSpec& spec);
 
 }  // namespace cambium::config

@@ -227,32 +227,35 @@ Json write_decoder(const ModelSpec& spec, const char* architecture, const char* 
   return config;
 }
 
-int64_t layer_of(const std::string& ours) {
-  constexpr std::string_view kPrefix = "layers.";
-  return ours.starts_with(kPrefix) ? std::stoll(ours.substr(kPrefix.size())) : -1;
+std::vector<TensorRule> decoder_tensors(std::vector<TensorRule> more) {
+  const std::vector<TensorRule> common = {
+      {"embed.weight", "model.embed_tokens.weight"},
+      {.ours = "embed.weight", .theirs = "lm_head.weight", .tied = true},
+      {"head.weight", "lm_head.weight"},
+      {"norm.*", "model.norm.*"},
+      {"layers.*.input_norm.*", "model.layers.*.input_layernorm.*"},
+      {"layers.*.post_norm.*", "model.layers.*.post_attention_layernorm.*"},
+      {"layers.*.feed_forward.gate.*", "model.layers.*.mlp.gate_proj.*"},
+      {"layers.*.feed_forward.up.*", "model.layers.*.mlp.up_proj.*"},
+      {"layers.*.feed_forward.down.*", "model.layers.*.mlp.down_proj.*"},
+      {"layers.*.mixer.*", "model.layers.*.self_attn.*"},
+  };
+  more.insert(more.end(), common.begin(), common.end());
+  return more;
 }
 
-std::string decoder_tensor_name(const std::string& ours, const char* mixer_prefix) {
-  struct Rule {
-    const char* from;
-    std::string to;
-  };
-  const Rule rules[] = {
-      {".mixer.", std::string(".") + mixer_prefix},  {".input_norm.", ".input_layernorm."},
-      {".post_norm.", ".post_attention_layernorm."}, {".feed_forward.gate.", ".mlp.gate_proj."},
-      {".feed_forward.up.", ".mlp.up_proj."},        {".feed_forward.down.", ".mlp.down_proj."}};
-  if (ours == "embed.weight") {
-    return "model.embed_tokens.weight";
-  }
-  if (ours == "head.weight") {
-    return "lm_head.weight";
-  }
-  for (const auto& [from, to] : rules) {
-    if (const size_t at = ours.find(from); at != std::string::npos) {
-      return "model." + ours.substr(0, at) + to + ours.substr(at + std::string_view(from).size());
-    }
-  }
-  return "model." + ours;
+std::vector<std::string> decoder_ignored() {
+  return {"*rotary_emb.inv_freq"};
+}
+
+std::string not_written(const ModelSpec& spec) {
+  fail("config.json of a {} model can be read, not written; write the cambium layout instead",
+       spec.family);
+}
+
+Family described_family(const char* name, std::vector<std::string> model_types,
+                        ModelSpec (*read)(const std::string& text, const std::string& where)) {
+  return {name, std::move(model_types), read, not_written, {{"*", "model.*"}}, decoder_ignored()};
 }
 
 }  // namespace cambium::config

@@ -16,10 +16,6 @@ constexpr DecoderTraits kMinistral{.windows = Windows::kByLayer};
 constexpr DecoderTraits kQwen2{.qkv_bias = true, .windows = Windows::kByLayer};
 constexpr DecoderTraits kQwen3{.attention_bias = true, .windows = Windows::kByLayer};
 
-std::string attention_names(const ModelSpec& /*spec*/, const std::string& ours) {
-  return config::decoder_tensor_name(ours, "self_attn.");
-}
-
 int64_t window_or(const config::Json& config, int64_t absent, const std::string& where) {
   return config::integer_or(config, "sliding_window", absent, 1, kMaxPositions, where);
 }
@@ -101,26 +97,31 @@ std::string write_qwen3(const ModelSpec& spec) {
   return config::write_decoder(spec, "Qwen3ForCausalLM", "qwen3", kQwen3).dump(1);
 }
 
+Family dense(const char* name, ModelSpec (*read)(const std::string& text, const std::string& where),
+             std::string (*write)(const ModelSpec& spec)) {
+  return {name, {name}, read, write, config::decoder_tensors(), config::decoder_ignored()};
+}
+
 }  // namespace
 
 Family llama_family() {
-  return {"llama", {"llama"}, read_llama, write_llama, attention_names};
+  return dense("llama", read_llama, write_llama);
 }
 
 Family mistral_family() {
-  return {"mistral", {"mistral"}, read_mistral, write_mistral, attention_names};
+  return dense("mistral", read_mistral, write_mistral);
 }
 
 Family ministral_family() {
-  return {"ministral", {"ministral"}, read_ministral, write_ministral, attention_names};
+  return dense("ministral", read_ministral, write_ministral);
 }
 
 Family qwen2_family() {
-  return {"qwen2", {"qwen2"}, read_qwen2, write_qwen2, attention_names};
+  return dense("qwen2", read_qwen2, write_qwen2);
 }
 
 Family qwen3_family() {
-  return {"qwen3", {"qwen3"}, read_qwen3, write_qwen3, attention_names};
+  return dense("qwen3", read_qwen3, write_qwen3);
 }
 
 }  // namespace cambium
