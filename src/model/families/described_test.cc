@@ -244,127 +244,140 @@ const std::vector<Counted>& counted() {
       {"nemotron_h",
        Json::parse(
            R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "nemotron_h",
-"hybrid_override_pattern": "M-M-M*-M-M-", "num_hidden_layers": 11, "hidden_size": 64,
-"intermediate_size": 160, "num_attention_heads": 4, "attention_head_dim": 32, "head_dim": 32,
-"num_key_value_heads": 2, "attention_bias": false, "mamba_num_heads": 8, "mamba_head_dim": 16,
-"n_groups": 2, "ssm_state_size": 16, "conv_kernel": 4, "use_bias": false, "use_conv_bias": true,
-"mamba_proj_bias": false, "mamba_hidden_act": "silu", "mlp_bias": false, "mlp_hidden_act":
-"relu2", "layer_norm_epsilon": 1e-05, "rms_norm_eps": 1e-05, "max_position_embeddings": 512})"),
+"hybrid_override_pattern": "M-M-M*-M-M-", "num_hidden_layers": 11, "hidden_size":
+64, "intermediate_size": 160, "num_attention_heads": 4, "attention_head_dim": 32,
+"head_dim": 32, "num_key_value_heads": 2, "attention_bias": false,
+"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16,
+"conv_kernel": 4, "use_bias": false, "use_conv_bias": true, "mamba_proj_bias":
+false, "mamba_hidden_act": "silu", "mlp_bias": false, "mlp_hidden_act": "relu2",
+"layer_norm_epsilon": 1e-05, "rms_norm_eps": 1e-05, "max_position_embeddings": 512})"),
        328376},
       {"nemotron_h_moe",
        Json::parse(R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "nemotron_h",
 "hybrid_override_pattern": "MEM*EME", "num_hidden_layers": 7, "hidden_size": 64,
-"intermediate_size": 48, "num_attention_heads": 4, "head_dim": 32, "num_key_value_heads": 2,
-"attention_bias": false, "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2,
-"ssm_state_size": 16, "conv_kernel": 4, "mamba_ssm_cache_dtype": "float32", "use_bias": false,
-"use_conv_bias": true, "mamba_proj_bias": false, "mamba_hidden_act": "silu", "mlp_bias": false,
+"intermediate_size": 48, "num_attention_heads": 4, "head_dim": 32,
+"num_key_value_heads": 2, "attention_bias": false, "mamba_num_heads": 8,
+"mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16, "conv_kernel": 4,
+"mamba_ssm_cache_dtype": "float32", "use_bias": false, "use_conv_bias": true,
+"mamba_proj_bias": false, "mamba_hidden_act": "silu", "mlp_bias": false,
 "mlp_hidden_act": "relu2", "layer_norm_epsilon": 1e-05, "norm_eps": 1e-05,
 "max_position_embeddings": 512, "moe_intermediate_size": 40,
-"moe_shared_expert_intermediate_size": 80, "n_group": 1, "topk_group": 1, "n_routed_experts": 8,
-"n_shared_experts": 1, "norm_topk_prob": true, "num_experts_per_tok": 3,
-"routed_scaling_factor": 2.5, "partial_rotary_factor": 1.0, "rope_theta": 10000,
-"sliding_window": null})"),
+"moe_shared_expert_intermediate_size": 80, "n_group": 1, "topk_group": 1,
+"n_routed_experts": 8, "n_shared_experts": 1, "norm_topk_prob": true,
+"num_experts_per_tok": 3, "routed_scaling_factor": 2.5, "partial_rotary_factor":
+1.0, "rope_theta": 10000, "sliding_window": null})"),
        320264},
       {"falcon_h1",
        Json::parse(
-           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "falcon_h1", "hidden_size": 64,
-"intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
-"num_key_value_heads": 2, "head_dim": 16, "hidden_act": "silu", "rms_norm_eps": 1e-05,
-"mamba_conv_bias": true, "mamba_d_conv": 4, "mamba_d_head": 16, "mamba_d_ssm": 96,
-"mamba_d_state": 32, "mamba_expand": 2, "mamba_n_groups": 2, "mamba_n_heads": 6,
-"mamba_norm_before_gate": false, "mamba_proj_bias": false, "mamba_rms_norm": false,
-"mamba_use_mlp": true, "projectors_bias": false, "rope_theta": 100000000000.0, "rope_scaling":
-null, "attention_in_multiplier": 1.0, "attention_out_multiplier": 0.9375,
+           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "falcon_h1",
+"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "hidden_act":
+"silu", "rms_norm_eps": 1e-05, "mamba_conv_bias": true, "mamba_d_conv": 4,
+"mamba_d_head": 16, "mamba_d_ssm": 96, "mamba_d_state": 32, "mamba_expand": 2,
+"mamba_n_groups": 2, "mamba_n_heads": 6, "mamba_norm_before_gate": false,
+"mamba_proj_bias": false, "mamba_rms_norm": false, "mamba_use_mlp": true,
+"projectors_bias": false, "rope_theta": 100000000000.0, "rope_scaling": null,
+"attention_in_multiplier": 1.0, "attention_out_multiplier": 0.9375,
 "embedding_multiplier": 5.65, "key_multiplier": 0.39, "lm_head_multiplier": 0.019,
-"mlp_multipliers": [0.88, 0.58], "ssm_in_multiplier": 1.25, "ssm_multipliers": [0.35, 0.25,
-0.35, 0.5, 0.31], "ssm_out_multiplier": 0.7, "max_position_embeddings": 512})"),
+"mlp_multipliers": [0.88, 0.58], "ssm_in_multiplier": 1.25, "ssm_multipliers":
+[0.35, 0.25, 0.35, 0.5, 0.31], "ssm_out_multiplier": 0.7, "max_position_embeddings":
+512})"),
        244630},
       {"minimax_m1",
        Json::parse(
-           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "minimax_m1", "hidden_size": 64,
-"intermediate_size": 96, "num_hidden_layers": 8, "num_attention_heads": 4,
-"num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-05, "num_local_experts": 4,
-"num_experts_per_tok": 2, "max_position_embeddings": 512, "sliding_window": null, "head_dim":
-16, "rope_theta": 10000000, "rotary_dim": 8, "postnorm": true, "shared_intermediate_size": 0,
-"shared_moe_mode": "sigmoid", "attn_type_list": [0, 0, 0, 0, 0, 0, 0, 1],
-"layernorm_full_attention_alpha": 3.5565588200778455, "layernorm_full_attention_beta": 1.0,
-"layernorm_linear_attention_alpha": 3.5565588200778455, "layernorm_linear_attention_beta": 1.0,
-"layernorm_mlp_alpha": 3.5565588200778455, "layernorm_mlp_beta": 1.0})"),
+           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "minimax_m1",
+"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8,
+"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu",
+"rms_norm_eps": 1e-05, "num_local_experts": 4, "num_experts_per_tok": 2,
+"max_position_embeddings": 512, "sliding_window": null, "head_dim": 16,
+"rope_theta": 10000000, "rotary_dim": 8, "postnorm": true,
+"shared_intermediate_size": 0, "shared_moe_mode": "sigmoid", "attn_type_list": [0,
+0, 0, 0, 0, 0, 0, 1], "layernorm_full_attention_alpha": 3.5565588200778455,
+"layernorm_full_attention_beta": 1.0, "layernorm_linear_attention_alpha":
+3.5565588200778455, "layernorm_linear_attention_beta": 1.0, "layernorm_mlp_alpha":
+3.5565588200778455, "layernorm_mlp_beta": 1.0})"),
        798208},
       {"qwen3_next",
        Json::parse(
-           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "qwen3_next", "hidden_size": 64,
-"intermediate_size": 96, "num_hidden_layers": 4, "full_attention_interval": 4,
-"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "partial_rotary_factor":
-0.25, "rope_theta": 10000000, "rope_scaling": null, "attention_bias": false, "hidden_act":
-"silu", "rms_norm_eps": 1e-06, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 16,
+           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "qwen3_next",
+"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+"full_attention_interval": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+"head_dim": 32, "partial_rotary_factor": 0.25, "rope_theta": 10000000,
+"rope_scaling": null, "attention_bias": false, "hidden_act": "silu", "rms_norm_eps":
+1e-06, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 16,
 "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_value_head_dim": 32,
-"decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 32, "num_experts": 8,
-"num_experts_per_tok": 3, "norm_topk_prob": true, "shared_expert_intermediate_size": 48,
-"max_position_embeddings": 512})"),
+"decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 32,
+"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": true,
+"shared_expert_intermediate_size": 48, "max_position_embeddings": 512})"),
        408312},
       {"deepseek_v3",
        Json::parse(
-           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "deepseek_v3", "hidden_size":
-64, "intermediate_size": 112, "moe_intermediate_size": 32, "num_hidden_layers": 4,
-"first_k_dense_replace": 1, "moe_layer_freq": 1, "num_attention_heads": 4,
-"num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 48, "qk_rope_head_dim": 16,
-"qk_nope_head_dim": 24, "v_head_dim": 24, "n_routed_experts": 8, "n_shared_experts": 1,
-"num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "topk_method": "noaux_tc",
-"scoring_func": "sigmoid", "norm_topk_prob": true, "routed_scaling_factor": 2.5, "hidden_act":
-"silu", "rms_norm_eps": 1e-06, "attention_bias": false, "rope_theta": 10000, "rope_scaling":
-{"beta_fast": 32, "beta_slow": 1, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0,
-"original_max_position_embeddings": 128, "type": "yarn"}, "max_position_embeddings": 512})"),
+           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "deepseek_v3",
+"hidden_size": 64, "intermediate_size": 112, "moe_intermediate_size": 32,
+"num_hidden_layers": 4, "first_k_dense_replace": 1, "moe_layer_freq": 1,
+"num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 32,
+"q_lora_rank": 48, "qk_rope_head_dim": 16, "qk_nope_head_dim": 24, "v_head_dim": 24,
+"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 3, "n_group":
+4, "topk_group": 2, "topk_method": "noaux_tc", "scoring_func": "sigmoid",
+"norm_topk_prob": true, "routed_scaling_factor": 2.5, "hidden_act": "silu",
+"rms_norm_eps": 1e-06, "attention_bias": false, "rope_theta": 10000, "rope_scaling":
+{"beta_fast": 32, "beta_slow": 1, "factor": 4.0, "mscale": 1.0, "mscale_all_dim":
+1.0, "original_max_position_embeddings": 128, "type": "yarn"},
+"max_position_embeddings": 512})"),
        343424},
       {"deepseek_v32",
        Json::parse(
-           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "deepseek_v32", "hidden_size":
-64, "intermediate_size": 112, "moe_intermediate_size": 32, "num_hidden_layers": 4,
-"first_k_dense_replace": 1, "moe_layer_freq": 1, "num_attention_heads": 4,
-"num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 48, "qk_rope_head_dim": 16,
-"qk_nope_head_dim": 24, "v_head_dim": 24, "n_routed_experts": 8, "n_shared_experts": 1,
-"num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "topk_method": "noaux_tc",
-"scoring_func": "sigmoid", "norm_topk_prob": true, "routed_scaling_factor": 2.5, "hidden_act":
-"silu", "rms_norm_eps": 1e-06, "attention_bias": false, "index_topk": 16, "index_head_dim": 32,
-"index_n_heads": 16, "rope_theta": 10000, "rope_scaling": {"beta_fast": 32, "beta_slow": 1,
-"factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 128,
-"type": "yarn"}, "max_position_embeddings": 512})"),
+           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "deepseek_v32",
+"hidden_size": 64, "intermediate_size": 112, "moe_intermediate_size": 32,
+"num_hidden_layers": 4, "first_k_dense_replace": 1, "moe_layer_freq": 1,
+"num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 32,
+"q_lora_rank": 48, "qk_rope_head_dim": 16, "qk_nope_head_dim": 24, "v_head_dim": 24,
+"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 3, "n_group":
+4, "topk_group": 2, "topk_method": "noaux_tc", "scoring_func": "sigmoid",
+"norm_topk_prob": true, "routed_scaling_factor": 2.5, "hidden_act": "silu",
+"rms_norm_eps": 1e-06, "attention_bias": false, "index_topk": 16, "index_head_dim":
+32, "index_n_heads": 16, "rope_theta": 10000, "rope_scaling": {"beta_fast": 32,
+"beta_slow": 1, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+"original_max_position_embeddings": 128, "type": "yarn"}, "max_position_embeddings":
+512})"),
        454272},
       {"kimi_linear",
        Json::parse(
-           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "kimi_linear", "hidden_size":
-64, "intermediate_size": 112, "moe_intermediate_size": 32, "num_hidden_layers": 4,
-"first_k_dense_replace": 1, "moe_layer_freq": 1, "num_attention_heads": 4,
-"num_key_value_heads": 4, "head_dim": 24, "kv_lora_rank": 32, "q_lora_rank": null,
-"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "mla_use_nope": true,
-"num_experts": 8, "num_experts_per_token": 3, "num_shared_experts": 1, "moe_renormalize": true,
-"moe_router_activation_func": "sigmoid", "num_expert_group": 1, "topk_group": 1,
-"use_grouped_topk": true, "routed_scaling_factor": 2.446, "hidden_act": "silu", "rms_norm_eps":
-1e-05, "rope_theta": 10000.0, "rope_scaling": null, "linear_attn_config": {"full_attn_layers":
-[4], "kda_layers": [1, 2, 3], "head_dim": 16, "num_heads": 4, "short_conv_kernel_size": 4},
-"model_max_length": 512})"),
+           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "kimi_linear",
+"hidden_size": 64, "intermediate_size": 112, "moe_intermediate_size": 32,
+"num_hidden_layers": 4, "first_k_dense_replace": 1, "moe_layer_freq": 1,
+"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 24, "kv_lora_rank":
+32, "q_lora_rank": null, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+"v_head_dim": 16, "mla_use_nope": true, "num_experts": 8, "num_experts_per_token":
+3, "num_shared_experts": 1, "moe_renormalize": true, "moe_router_activation_func":
+"sigmoid", "num_expert_group": 1, "topk_group": 1, "use_grouped_topk": true,
+"routed_scaling_factor": 2.446, "hidden_act": "silu", "rms_norm_eps": 1e-05,
+"rope_theta": 10000.0, "rope_scaling": null, "linear_attn_config":
+{"full_attn_layers": [4], "kda_layers": [1, 2, 3], "head_dim": 16, "num_heads": 4,
+"short_conv_kernel_size": 4}, "model_max_length": 512})"),
        320348},
       {"granite_hybrid",
        Json::parse(
            R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "granitemoehybrid",
 "hidden_size": 64, "intermediate_size": 64, "shared_intermediate_size": 128,
-"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "layer_types":
-["mamba", "attention", "mamba", "mamba"], "position_embedding_type": "rope", "hidden_act":
-"silu", "rms_norm_eps": 1e-05, "num_local_experts": 0, "num_experts_per_tok": 0,
-"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 32,
-"mamba_d_conv": 4, "mamba_expand": 2, "mamba_conv_bias": true, "mamba_proj_bias": false,
-"embedding_multiplier": 12.0, "logits_scaling": 6.0, "residual_multiplier": 0.22,
-"attention_multiplier": 0.0625, "rope_theta": 10000.0, "attention_bias": false,
-"max_position_embeddings": 512})"),
+"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+"layer_types": ["mamba", "attention", "mamba", "mamba"], "position_embedding_type":
+"rope", "hidden_act": "silu", "rms_norm_eps": 1e-05, "num_local_experts": 0,
+"num_experts_per_tok": 0, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups":
+1, "mamba_d_state": 32, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_conv_bias":
+true, "mamba_proj_bias": false, "embedding_multiplier": 12.0, "logits_scaling": 6.0,
+"residual_multiplier": 0.22, "attention_multiplier": 0.0625, "rope_theta": 10000.0,
+"attention_bias": false, "max_position_embeddings": 512})"),
        251208},
       {"bamba",
        Json::parse(
-           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "bamba", "hidden_size": 64,
-"intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-"num_key_value_heads": 2, "attn_layer_indices": [2], "hidden_act": "silu", "rms_norm_eps":
-1e-05, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16,
-"mamba_d_conv": 4, "mamba_expand": 2, "mamba_conv_bias": true, "mamba_proj_bias": false,
-"rope_theta": 10000.0, "max_position_embeddings": 512})"),
+           R"({"vocab_size": 384, "tie_word_embeddings": false, "model_type": "bamba",
+"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+"num_attention_heads": 4, "num_key_value_heads": 2, "attn_layer_indices": [2],
+"hidden_act": "silu", "rms_norm_eps": 1e-05, "mamba_n_heads": 8, "mamba_d_head": 16,
+"mamba_n_groups": 2, "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_expand": 2,
+"mamba_conv_bias": true, "mamba_proj_bias": false, "rope_theta": 10000.0,
+"max_position_embeddings": 512})"),
        251208},
   };
   return table;
