@@ -3,17 +3,32 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
 
+namespace CLI {
+class App;
+}
+
 namespace cambium {
+
+/// What an option may be, both ends included; NaN is in no range. Most counts go from 0.
+struct IntRange {
+  int64_t low = 0;
+  int64_t high = std::numeric_limits<int64_t>::max();
+};
+struct RealRange {
+  double low = 0.0;
+  double high = std::numeric_limits<double>::max();
+};
 
 /// What a command declares. Targets must live until the command has run. Names are without dashes:
 /// "threads" becomes --threads; "output,o" also -o.
 class Args {
  public:
-  Args(void* app, const std::vector<std::string>& words) : app_(app), words_(words) {}
+  Args(CLI::App* app, const std::vector<std::string>& words) : app_(app), words_(words) {}
   /// The words of the command line as typed, the program first.
   const std::vector<std::string>& words() const { return words_; }
   void positional(const std::string& name, const std::string& help, std::string* target,
@@ -22,15 +37,24 @@ class Args {
                    std::vector<std::string>* target, bool required = true);
   void option(const std::string& name, const std::string& help, std::string* target,
               bool required = false);
-  void option(const std::string& name, const std::string& help, int64_t* target);
-  void option(const std::string& name, const std::string& help, double* target);
+  void option(const std::string& name, const std::string& help, int64_t* target,
+              IntRange range = {});
+  void option(const std::string& name, const std::string& help, double* target,
+              RealRange range = {});
+  /// One of `choices`; anything else is wrong usage that lists them. The help ends with them.
+  void choice(const std::string& name, const std::string& help,
+              const std::vector<std::string>& choices, std::string* target);
+  void positional_choice(const std::string& name, const std::string& help,
+                         const std::vector<std::string>& choices, std::string* target,
+                         bool required = true);
   /// May be given several times, or once with commas.
-  void option(const std::string& name, const std::string& help, std::vector<int64_t>* target);
+  void option(const std::string& name, const std::string& help, std::vector<int64_t>* target,
+              IntRange range = {});
   void option(const std::string& name, const std::string& help, std::vector<std::string>* target);
   void flag(const std::string& name, const std::string& help, bool* target);
 
  private:
-  void* app_;
+  CLI::App* app_;
   std::vector<std::string> words_;
 };
 
