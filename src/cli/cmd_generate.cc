@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
+#include "base/json.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "model/weights.h"
@@ -115,7 +116,7 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
     if (text.empty()) {
       continue;
     }
-    Json json = Json::parse(text, nullptr, false);
+    Json json = try_json<Json>(text);
     expect(json.is_object() && json.contains("prompt") && json["prompt"].is_string(),
            "{}:{}: expected an object with the string 'prompt'", a.input, number);
     lines.push_back(std::move(json));

@@ -4,6 +4,7 @@
 #include "base/checksum.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "train/dataset.h"
 
 namespace cambium {
@@ -66,7 +67,7 @@ Document read_document(const Tokenizer& tokenizer, const Json& line, LearnWhat l
 
 Document chat_document(const Tokenizer& tokenizer, std::string_view messages_json,
                        LearnWhat learn) {
-  const Json messages = Json::parse(messages_json, nullptr, false);
+  const Json messages = try_json<Json>(messages_json);
   expect(messages.is_array() && !messages.empty(), "'messages' must be an array of messages");
   const std::string whole = tokenizer.apply_chat_template(messages_json, {}, false);
   Document document;
@@ -117,7 +118,7 @@ std::unique_ptr<DocumentSource> load_jsonl(const std::string& path, const Tokeni
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) {
       continue;
     }
-    const Json json = Json::parse(line, nullptr, false);
+    const Json json = try_json<Json>(line);
     expect(!json.is_discarded(), "{}:{}: this line is not JSON", path, number);
     try {
       source->add(read_document(tokenizer, json, learn));
