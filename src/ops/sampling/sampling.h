@@ -13,6 +13,10 @@ struct SamplingConfig {
   float min_p = 0.0F;  // drops tokens less likely than min_p times the likeliest
 };
 
+/// Error unless every setting is in its range; NaN is in none. sample_token asks this of every
+/// token; whoever takes requests asks it first.
+void check_sampling(const SamplingConfig& config);
+
 /// One token from logits (V). `uniform` in [0, 1) decides; the caller draws it from (seed,
 /// position).
 int32_t sample_token(std::span<const float> logits, const SamplingConfig& config, double uniform);
