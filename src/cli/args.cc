@@ -44,9 +44,9 @@ CLI::Validator in_range(IntRange range) {
             int64_t value = 0;
             const char* const end = word.data() + word.size();
             const auto [at, error] = std::from_chars(word.data(), end, value);
-            const bool outside = error == std::errc::result_out_of_range ||
-                                 (error == std::errc{} && at == end &&
-                                  (value < range.low || value > range.high));
+            const bool outside =
+                error == std::errc::result_out_of_range ||
+                (error == std::errc{} && at == end && (value < range.low || value > range.high));
             if (!outside) {
               return "";
             }
@@ -63,13 +63,16 @@ CLI::Validator in_range(RealRange range) {
             char* end = nullptr;
             const double value = std::strtod(word.c_str(), &end);
             if (end == word.c_str() || *end != '\0' ||
-                (value >= range.low && value <= range.high)) {
+                ((range.open_low ? value > range.low : value >= range.low) &&
+                 (range.open_high ? value < range.high : value <= range.high))) {
               return "";
             }
             return range.high == RealRange{}.high
-                       ? fmt::format("expected a number from {}, got {}", range.low, word)
-                       : fmt::format("expected a number from {} to {}, got {}", range.low,
-                                     range.high, word);
+                       ? fmt::format("expected a number {} {}, got {}",
+                                     range.open_low ? "above" : "from", range.low, word)
+                       : fmt::format("expected a number {} {} to {}, got {}",
+                                     range.open_low ? "above" : "from", range.low, range.high,
+                                     word);
           },
           ""};
 }
@@ -90,7 +93,7 @@ std::string help_with(const std::string& help, const std::vector<std::string>& c
 }
 
 int usage_error(const CLI::App& app, const std::string& message) {
-  fmt::print(stderr, "cambium: {}\nTry '{} --help'.\n", message,
+  fmt::print(stderr, "cambium: {}\nTry '{} --help'.\n", printable(message),
              app.get_parent() == nullptr ? "cambium" : "cambium " + app.get_name());
   return 2;
 }
@@ -221,23 +224,24 @@ int run_command_line(int argc, char** argv, const std::vector<Command>& commands
       return actions[i]();
     } catch (const std::bad_alloc&) {
       std::fflush(stdout);
-      std::fprintf(stderr,
-                   "cambium: error: out of memory; `cambium inspect` says what a model takes\n");
+      fmt::print(stderr,
+                 "cambium: error: out of memory; `cambium inspect` says what a model takes\n");
       return 1;
     } catch (const Interrupted& e) {
       std::fflush(stdout);
-      std::fprintf(stderr, "cambium: %s\n", e.what());
+      fmt::print(stderr, "cambium: {}\n", printable(e.what()));
       return 128 + e.signal();
     } catch (const std::exception& e) {
       std::fflush(stdout);
-      std::fprintf(stderr, "cambium: error: %s\n", e.what());
+      // What comes from files may hold what a terminal obeys.
+      fmt::print(stderr, "cambium: error: {}\n", printable(e.what()));
       return 1;
     }
   }
   if (root.remaining_size() > 0) {
     return left_over(root, root);
   }
-  std::printf("%s", root.help().c_str());
+  fmt::print("{}", root.help());
   return 0;
 }
 

@@ -3,26 +3,17 @@
 
 #include <cstdint>
 #include <functional>
-#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "base/fields.h"
 
 namespace CLI {
 class App;
 }
 
 namespace cambium {
-
-/// What an option may be, both ends included; NaN is in no range. Most counts go from 0.
-struct IntRange {
-  int64_t low = 0;
-  int64_t high = std::numeric_limits<int64_t>::max();
-};
-struct RealRange {
-  double low = 0.0;
-  double high = std::numeric_limits<double>::max();
-};
 
 /// What a command declares. Targets must live until the command has run. Names are without dashes:
 /// "threads" becomes --threads; "output,o" also -o.
@@ -37,10 +28,11 @@ class Args {
                    std::vector<std::string>* target, bool required = true);
   void option(const std::string& name, const std::string& help, std::string* target,
               bool required = false);
+  /// Numbers are from 0 unless a range says otherwise; outside it they are wrong usage.
   void option(const std::string& name, const std::string& help, int64_t* target,
-              IntRange range = {});
+              IntRange range = ints_from(0));
   void option(const std::string& name, const std::string& help, double* target,
-              RealRange range = {});
+              RealRange range = reals_from(0.0));
   /// One of `choices`; anything else is wrong usage that lists them. The help ends with them.
   void choice(const std::string& name, const std::string& help,
               const std::vector<std::string>& choices, std::string* target);
@@ -49,7 +41,7 @@ class Args {
                          bool required = true);
   /// May be given several times, or once with commas.
   void option(const std::string& name, const std::string& help, std::vector<int64_t>* target,
-              IntRange range = {});
+              IntRange range = ints_from(0));
   void option(const std::string& name, const std::string& help, std::vector<std::string>* target);
   void flag(const std::string& name, const std::string& help, bool* target);
 

@@ -71,11 +71,10 @@ std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& token
 }
 
 void report_speed(const GenerationResult& r) {
-  fmt::print(stderr, "{} prompt tokens, {:.0f} tokens/s; {} new tokens, {:.1f} tokens/s\n",
-             r.prompt_tokens,
-             static_cast<double>(r.prompt_tokens) / std::max(r.prefill_seconds, 1e-9),
-             r.tokens.size(),
-             static_cast<double>(r.tokens.size()) / std::max(r.decode_seconds, 1e-9));
+  fmt::print(
+      stderr, "{} prompt tokens, {:.0f} tokens/s; {} new tokens, {:.1f} tokens/s\n",
+      r.prompt_tokens, static_cast<double>(r.prompt_tokens) / std::max(r.prefill_seconds, 1e-9),
+      r.tokens.size(), static_cast<double>(r.tokens.size()) / std::max(r.decode_seconds, 1e-9));
 }
 
 // Generates with the text streamed to standard output; returns it.
@@ -146,8 +145,8 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
       continue;
     }
     try {
-      GenerationRequest request = request_of(a, tokenizer, model.spec(),
-                                             prompt_tokens(a, tokenizer, line.json["prompt"]));
+      GenerationRequest request =
+          request_of(a, tokenizer, model.spec(), prompt_tokens(a, tokenizer, line.json["prompt"]));
       request.stream = i;
       line.ticket = engine.submit(std::move(request));
     } catch (const Error& e) {
@@ -176,7 +175,7 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
     fmt::print(stderr, "{} of {} prompts were not answered; their lines say why ('error')\n",
                failed, lines.size());
   }
-  return failed > 0 ? 1 : 0;
+  return failed > 0 && failed == lines.size() ? 1 : 0;
 }
 
 int run_generate(const GenerateArgs& a) {
