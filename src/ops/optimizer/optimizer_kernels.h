@@ -2,7 +2,7 @@
 #pragma once
 
 #include "ops/kernel.h"
-#include "ops/optimizer/optimizer.h"
+#include "ops/optimizer/optimizer_config.h"
 
 namespace cambium {
 

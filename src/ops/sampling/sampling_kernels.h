@@ -2,7 +2,7 @@
 #pragma once
 
 #include "ops/kernel.h"
-#include "ops/sampling/sampling.h"
+#include "ops/sampling/sampling_config.h"
 #include "tensor/view.h"
 
 namespace cambium {
