@@ -11,13 +11,13 @@ struct SegmentWalk {
   const int32_t* position = nullptr;  // (count)
   const int32_t* slot = nullptr;      // (count); null: segment s has state row s
 
-  int64_t begin(int64_t s) const { return start[s]; }
-  int64_t length(int64_t s) const { return start[s + 1] - start[s]; }
+  constexpr int64_t begin(int64_t s) const { return start[s]; }
+  constexpr int64_t length(int64_t s) const { return start[s + 1] - start[s]; }
   /// Whether segment s continues a sequence whose state must be read.
-  bool continues(int64_t s) const { return position[s] > 0; }
-  int64_t row(int64_t s) const { return slot != nullptr ? slot[s] : s; }
-  int64_t tokens() const { return count == 0 ? 0 : start[count]; }
-  bool any_continues() const {
+  constexpr bool continues(int64_t s) const { return position[s] > 0; }
+  constexpr int64_t row(int64_t s) const { return slot != nullptr ? slot[s] : s; }
+  constexpr int64_t tokens() const { return count == 0 ? 0 : start[count]; }
+  constexpr bool any_continues() const {
     for (int64_t s = 0; s < count; ++s) {
       if (continues(s)) {
         return true;
@@ -30,7 +30,7 @@ struct SegmentWalk {
 /// What a definition keeps for its backward kernel: the state before each segment, (count, size),
 /// as the forward kernel is about to overwrite the slots. No bytes where no segment has one.
 template <class T>
-int64_t initial_state_bytes(const SegmentWalk& segments, int64_t size) {
+constexpr int64_t initial_state_bytes(const SegmentWalk& segments, int64_t size) {
   return segments.any_continues() ? segments.count * size * static_cast<int64_t>(sizeof(T)) : 0;
 }
 template <class T>

@@ -18,9 +18,9 @@ struct ShortConv {
   View<T> y;      // (T, C) contiguous
   void* kept;     // from forward to backward: the states before the segments, (S, C, K - 1)
 
-  int64_t channels() const { return x.channels; }
-  int64_t taps() const { return weight.channels; }
-  int64_t state_size() const { return channels() * (taps() - 1); }
+  constexpr int64_t channels() const { return x.channels; }
+  constexpr int64_t taps() const { return weight.channels; }
+  constexpr int64_t state_size() const { return channels() * (taps() - 1); }
 };
 
 CAMBIUM_KEEPING_KERNEL(short_conv_forward, ShortConv)

@@ -29,7 +29,7 @@ struct LossRows {
   double temperature;
   LossRow* result;  // (rows)
 
-  int64_t vocabulary() const { return student.channels; }
+  constexpr int64_t vocabulary() const { return student.channels; }
 };
 CAMBIUM_KERNEL(loss_rows, LossRows)
 

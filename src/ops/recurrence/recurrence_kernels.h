@@ -26,11 +26,11 @@ struct Recurrence {
   View<T> y;      // (T, heads, V) contiguous
   void* kept;     // from forward to backward
 
-  int64_t key_head(int64_t head) const { return head / (heads / key_heads); }
+  constexpr int64_t key_head(int64_t head) const { return head / (heads / key_heads); }
   /// How many log decays a head has in a token.
-  int64_t decay_dim() const { return decay_per_channel ? key_dim : 1; }
-  int64_t state_size() const { return heads * key_dim * dim; }
-  Sum<T>* state_of(int64_t segment, int64_t head) const {
+  constexpr int64_t decay_dim() const { return decay_per_channel ? key_dim : 1; }
+  constexpr int64_t state_size() const { return heads * key_dim * dim; }
+  constexpr Sum<T>* state_of(int64_t segment, int64_t head) const {
     return state == nullptr ? nullptr
                             : state + (segments.row(segment) * heads + head) * key_dim * dim;
   }

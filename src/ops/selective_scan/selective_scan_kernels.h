@@ -23,9 +23,13 @@ struct SelectiveScan {
   View<T> y;      // (T, d) contiguous
   void* kept;     // from forward to backward
 
-  int64_t b_offset(int64_t channel) const { return channel / (channels / b_groups) * states; }
-  int64_t c_offset(int64_t channel) const { return channel / (channels / c_groups) * states; }
-  Sum<T>* state_of(int64_t segment) const {
+  constexpr int64_t b_offset(int64_t channel) const {
+    return channel / (channels / b_groups) * states;
+  }
+  constexpr int64_t c_offset(int64_t channel) const {
+    return channel / (channels / c_groups) * states;
+  }
+  constexpr Sum<T>* state_of(int64_t segment) const {
     return state == nullptr ? nullptr : state + segments.row(segment) * channels * states;
   }
 };
