@@ -1,21 +1,11 @@
 #include "model/model.h"
 
-#include <cstring>
-
 #include "ops/embedding/embedding.h"
 #include "ops/matmul/matmul.h"
 #include "ops/norm/norm.h"
+#include "tensor/copy.h"
 
 namespace cambium {
-namespace {
-
-void copy(const Tensor& to, const Tensor& from) {
-  CAMBIUM_CHECK(to.same_shape(from) && to.contiguous() && from.contiguous());
-  std::memcpy(to.data, from.data, static_cast<size_t>(from.bytes()));
-}
-
-}  // namespace
-
 Model::Model(ModelSpec spec) : spec_(std::move(spec)), rope_(spec_.rope) {
   const double scale = 0.02;
   embed_ = {.shape = {spec_.vocab, spec_.width},
@@ -105,7 +95,7 @@ Tensor Model::checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
     if (!y.has_grad()) {
       return;  // nothing in or below this layer is trained
     }
-    std::memcpy(y.grad, result.grad, static_cast<size_t>(y.bytes()));
+    copy(y.grad_tensor(), result.grad_tensor());
     tape.backward(again);
   });
   return result;
