@@ -24,6 +24,7 @@ endfunction()
 # that file names carry, so that a new file never needs a line here:
 #   *_test.cc   unit tests, gathered in the executable test_NAME
 #   *_cpu.cc    CPU kernels, compiled once per instruction set (base/simd.h says how they are chosen)
+#   *_cuda.cu   CUDA kernels, when CAMBIUM_CUDA is on
 #   main.cc     the program's entry, not part of the library
 function(cambium_room name)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cc)
@@ -39,6 +40,10 @@ function(cambium_room name)
     target_link_libraries(cambium_${name} PUBLIC cambium_${dep})
   endforeach()
   cambium_kernels(cambium_${name} ${kernels})
+  if(CAMBIUM_CUDA)
+    file(GLOB_RECURSE cuda CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*_cuda.cu)
+    target_sources(cambium_${name} PRIVATE ${cuda})
+  endif()
 endfunction()
 
 # cambium_room_tests(NAMES...): the executable test_NAME for each room that has *_test.cc files. Tests

@@ -71,7 +71,7 @@ void train(double peak, const Shape& s) {
     forth = std::min(forth, now() - begin);
     std::memcpy(y.grad, y.data, static_cast<size_t>(y.bytes()));
     const double middle = now();
-    tape.backward();
+    tape.backward(ctx);
     back = std::min(back, now() - middle);
   });
   const double work = 4.0 * scores(0, s.length, s.window) *

@@ -20,14 +20,14 @@ using namespace cambium;
 
 struct Operand {
   std::vector<float> wide;
-  std::vector<bf16_t> narrow;
+  std::vector<bf16> narrow;
   Tensor f32, bf16;
 
   Operand(int64_t rows, int64_t columns)
       : wide(static_cast<size_t>(rows * columns)), narrow(wide.size()) {
     for (size_t i = 0; i < wide.size(); ++i) {
       wide[i] = static_cast<float>(i * 2654435761U % 1000) * 0.002F - 1.0F;
-      narrow[i] = f32_to_bf16(wide[i]);
+      narrow[i] = round_to_bf16(wide[i]);
     }
     f32 = Tensor::of(wide.data(), {rows, columns});
     bf16 = Tensor::of(narrow.data(), {rows, columns});

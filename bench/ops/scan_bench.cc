@@ -65,7 +65,7 @@ void measure(int64_t sequences, int64_t length, int64_t channels, int64_t states
     const ArenaScope scope(arena);
     const Tensor y = selective_scan(ctx, in, {start, position, {}});
     std::memcpy(y.grad, y.data, static_cast<size_t>(y.bytes()));
-    tape.backward();
+    tape.backward(ctx);
   });
   const double updates = static_cast<double>(t * channels * states);
   std::printf(

@@ -9,6 +9,12 @@
 
 namespace cambium {
 
+/// bfloat16 as a type: the upper half of a float. It has no arithmetic: values are widened first.
+struct bf16 {
+  uint16_t bits;
+  bool operator==(const bf16&) const = default;
+};
+
 constexpr float bf16_to_f32(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
@@ -20,6 +26,20 @@ constexpr std::uint16_t f32_to_bf16(float value) {
   }
   // Half of the last kept place, less one when that place is even: ties go to even.
   return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
+}
+
+/// The value in the type it is computed with.
+constexpr float widen(bf16 value) {
+  return bf16_to_f32(value.bits);
+}
+constexpr float widen(float value) {
+  return value;
+}
+constexpr double widen(double value) {
+  return value;
+}
+constexpr bf16 round_to_bf16(float value) {
+  return {f32_to_bf16(value)};
 }
 
 constexpr float f16_to_f32(std::uint16_t bits) {

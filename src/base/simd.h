@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#include "base/float16.h"
 #if defined(__AVX2__)
 #include <immintrin.h>  // masked loads and stores
 #endif
@@ -83,6 +85,10 @@ static inline vf vload_bf16_part(const uint16_t* p, int64_t n) {
   std::memcpy(&h, p, static_cast<size_t>(n) * sizeof(uint16_t));
   const vu wide = __builtin_convertvector(h, vu) << 16;
   return reinterpret_cast<vf>(wide);
+}
+static inline vf vload_upto(const bf16* p, int64_t n) {
+  const auto* bits = reinterpret_cast<const uint16_t*>(p);
+  return n >= kLanes ? vload_bf16(bits) : vload_bf16_part(bits, n);
 }
 /// Transposes a square of kLanes x kLanes floats in registers. Squares of 4 x 4 first, inside the
 /// 128-bit quarters of each vector, then the quarters among themselves.

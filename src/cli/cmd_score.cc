@@ -43,10 +43,10 @@ int run_score(const ScoreArgs& args) {
   expect(std::find(metrics.begin(), metrics.end(), args.metric) != metrics.end(),
          "--metric: expected {}, got '{}'{}", join(metrics, ", "), args.metric,
          did_you_mean(args.metric, metrics));
-  LoadedModel base = load_model(args.model);
+  LoadedModel base = load_model(args.model, {.storage = MatrixStorage::kStored});
   LoadedModel original;
   if (!args.teacher.empty()) {
-    original = load_model(args.teacher);
+    original = load_model(args.teacher, {.storage = MatrixStorage::kStored});
   }
   Model& teacher = original.model ? *original.model : *base.model;
   const HybridPlan plan = data_plan(args);

@@ -86,16 +86,16 @@ Tensor Model::checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
     plain.tape = nullptr;
     copy(result, block.forward(plain, h.detached(), inputs, nullptr));
   }
-  ctx.tape->record([ctx, &block, h, inputs, result] {
-    Tape tape(*ctx.arena);
-    Context again = ctx;
+  ctx.record([&block, h, inputs, result](const Context& c) {
+    Tape tape(*c.arena);
+    Context again = c;
     again.tape = &tape;
     const Tensor y = block.forward(again, h, inputs, nullptr);
     if (!y.has_grad()) {
       return;  // nothing in or below this layer is trained
     }
     std::memcpy(y.grad, result.grad, static_cast<size_t>(y.bytes()));
-    tape.backward();
+    tape.backward(again);
   });
   return result;
 }

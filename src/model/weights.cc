@@ -80,8 +80,8 @@ void read_into(const Tensor& to, const TensorEntry& entry) {
     std::memcpy(to.data, entry.data, entry.size);
   } else {
     const std::vector<float> values = as_f32(entry);
-    std::transform(values.begin(), values.end(), to.ptr<bf16_t>(),
-                   [](float x) { return f32_to_bf16(x); });
+    std::transform(values.begin(), values.end(), to.ptr<bf16>(),
+                   [](float x) { return round_to_bf16(x); });
   }
 }
 
@@ -108,6 +108,16 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json",         "tokenizer_
 
 }  // namespace
 
+MatrixStorage parse_storage(const std::string& name) {
+  constexpr const char* kNames[] = {"f32", "bf16", "stored"};  // in the enum's order
+  for (size_t i = 0; i < std::size(kNames); ++i) {
+    if (name == kNames[i]) {
+      return static_cast<MatrixStorage>(i);
+    }
+  }
+  fail("--storage: expected f32, bf16 or stored, got '{}'", name);
+}
+
 void Weights::allocate(Model& model, const TrainablePredicate& trainable, MatrixStorage storage,
                        Dtype real) {
   model.visit([&](const std::string& name, Parameter& p) {
@@ -131,7 +141,7 @@ void Weights::map(const std::string& name, Parameter& p, Dtype dtype, const Tens
   OwnedTensor mapped;
   // Writing to it changes pages of this process only, never the file (MappedFile).
   void* data = const_cast<std::byte*>(entry.data);
-  mapped.view = Tensor::of(dtype, Device::kCpu, p.shape, data);
+  mapped.view = Tensor::of(dtype, Device{}, p.shape, data);
   p.tensor = mapped.view;
   const bool fresh = tensors_.emplace(name, std::move(mapped)).second;
   CAMBIUM_CHECK(fresh, "{} is visited twice", name);
@@ -242,9 +252,9 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
     const bool as_bf16 = options.storage == MatrixStorage::kBF16 && is_matrix(p);
     if (t.dtype == Dtype::kF32 && as_bf16) {
       const auto write = [t](const PutBytes& put) {
-        std::vector<bf16_t> rounded(static_cast<size_t>(t.numel()));
+        std::vector<bf16> rounded(static_cast<size_t>(t.numel()));
         std::transform(t.ptr<float>(), t.ptr<float>() + t.numel(), rounded.begin(),
-                       [](float x) { return f32_to_bf16(x); });
+                       [](float x) { return round_to_bf16(x); });
         put(std::as_bytes(std::span(rounded)));
       };
       sources.push_back({name, StoredType::kBF16, p.shape, write});
@@ -321,7 +331,7 @@ void copy_values(const Tensor& to, const Tensor& from) {
       case Dtype::kF64:
         return from.ptr<double>()[i];
       case Dtype::kBF16:
-        return bf16_to_f32(from.ptr<bf16_t>()[i]);
+        return widen(from.ptr<bf16>()[i]);
       default:
         return from.ptr<float>()[i];
     }
@@ -335,7 +345,7 @@ void copy_values(const Tensor& to, const Tensor& from) {
     if (to.dtype == Dtype::kF64) {
       to.ptr<double>()[i] = x;
     } else if (to.dtype == Dtype::kBF16) {
-      to.ptr<bf16_t>()[i] = f32_to_bf16(static_cast<float>(x));
+      to.ptr<bf16>()[i] = round_to_bf16(static_cast<float>(x));
     } else {
       to.ptr<float>()[i] = static_cast<float>(x);
     }

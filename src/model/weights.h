@@ -22,6 +22,9 @@ enum class MatrixStorage {
   kStored,  // loading: bf16 where the file has bf16; saving: as they are in memory
 };
 
+/// "f32", "bf16" or "stored"; Error otherwise.
+MatrixStorage parse_storage(const std::string& name);
+
 /// Chooses which parameters get a gradient; null = none.
 using TrainablePredicate = std::function<bool(const std::string& name, const Parameter& parameter)>;
 

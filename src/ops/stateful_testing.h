@@ -146,7 +146,7 @@ void expect_packed_equals_separate(const StatefulCase& test, const std::vector<i
       static_cast<Real*>(y.grad)[i] =
           static_cast<Real>(loss_weight(static_cast<size_t>(begin * per_token + i)));
     }
-    tape.backward();
+    tape.backward(ctx);
     grads.resize(owned.size());
     for (size_t i = 0; i < owned.size(); ++i) {
       const std::vector<double> grad = to_doubles(owned[i].view, owned[i].view.grad);
@@ -170,18 +170,6 @@ void expect_packed_equals_separate(const StatefulCase& test, const std::vector<i
     EXPECT_LE(relative_error(packed_grads[i], separate_grads[i]), tolerance)
         << "gradient of input " << i;
   }
-}
-
-/// The message of the Error that `call` throws, or "" and a failure.
-template <class Call>
-std::string error_of(Call call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  ADD_FAILURE() << "expected an error";
-  return "";
 }
 
 /// Results and gradients of the float kernels are the same bits on one thread and on three.

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/cpu.h"
+#include "base/testing.h"
 #include "tensor/context.h"
 
 namespace cambium::testing {
@@ -100,7 +101,7 @@ Run run_operation(const Operation& operation, const std::vector<Input>& inputs,
     for (size_t i = 0; i < run.output.size(); ++i) {
       static_cast<Real*>(y.grad)[i] = static_cast<Real>(loss_weight(i));
     }
-    tape.backward();
+    tape.backward(ctx);
     for (const Tensor& t : tensors) {
       run.grads.push_back(t.has_grad() ? to_doubles(t, t.grad) : std::vector<double>{});
     }

@@ -43,7 +43,8 @@ void Buffer::Free::operator()(void* p) const {
 }
 
 Buffer::Buffer(int64_t bytes, Device device) : bytes_(bytes) {
-  expect(device == Device::kCpu, "[buffer] expected a CPU device; this build has no CUDA support");
+  expect(device.kind == Device::kCpu, "[buffer] this build has no memory on {}; take the cpu",
+         device.describe());
   // Large memory comes as pages that the system zeroes when they are first touched.
   const int64_t size = round_up(std::max<int64_t>(bytes, 1)) + kAlignment;
   memory_.reset(std::calloc(static_cast<size_t>(size), 1));
@@ -59,12 +60,14 @@ void* Buffer::data() const {
   return reinterpret_cast<void*>((at + kTo - 1) / kTo * kTo);
 }
 
-OwnedTensor::OwnedTensor(Dtype dtype, std::span<const int64_t> shape, bool with_grad)
-    : data(tensor_bytes(dtype, shape)) {
+OwnedTensor::OwnedTensor(Dtype dtype, std::span<const int64_t> shape, bool with_grad, Device device)
+    : data(tensor_bytes(dtype, shape), device) {
+  const Dtype grad_dtype = dtype == Dtype::kBF16 ? Dtype::kF32 : dtype;
   if (with_grad) {
-    grad = Buffer(data.bytes());
+    grad = Buffer(tensor_bytes(grad_dtype, shape), device);
   }
-  view = Tensor::of(dtype, Device::kCpu, shape, data.data(), grad.data());
+  view = Tensor::of(dtype, device, shape, data.data(), grad.data());
+  view.grad_dtype = grad_dtype;
 }
 
 void* Arena::allocate(int64_t bytes) {

@@ -16,7 +16,7 @@ namespace cambium {
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t bytes, Device device = Device::kCpu);
+  explicit Buffer(int64_t bytes, Device device = {});
   void* data() const;
   int64_t bytes() const { return bytes_; }
 
@@ -28,12 +28,14 @@ class Buffer {
   int64_t bytes_ = 0;
 };
 
-/// A tensor with memory of its own.
+/// A tensor with memory of its own; the gradient of bf16 is f32, as a weight's is.
 struct OwnedTensor {
   OwnedTensor() = default;
-  OwnedTensor(Dtype dtype, std::span<const int64_t> shape, bool with_grad = false);
-  OwnedTensor(Dtype dtype, std::initializer_list<int64_t> shape, bool with_grad = false)
-      : OwnedTensor(dtype, std::span(shape.begin(), shape.size()), with_grad) {}
+  OwnedTensor(Dtype dtype, std::span<const int64_t> shape, bool with_grad = false,
+              Device device = {});
+  OwnedTensor(Dtype dtype, std::initializer_list<int64_t> shape, bool with_grad = false,
+              Device device = {})
+      : OwnedTensor(dtype, std::span(shape.begin(), shape.size()), with_grad, device) {}
   Buffer data;
   Buffer grad;
   Tensor view;
@@ -41,7 +43,7 @@ struct OwnedTensor {
 
 class Arena {
  public:
-  explicit Arena(Device device = Device::kCpu) : device_(device) {}
+  explicit Arena(Device device = {}) : device_(device) {}
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 

@@ -2,12 +2,12 @@
 
 namespace cambium {
 
-void Tape::backward() {
+void Tape::backward(const Context& ctx) {
   while (!steps_.empty()) {
     const Entry entry = steps_.back();
     steps_.pop_back();
-    const ArenaScope scope(arena_);
-    entry.run(entry.closure);
+    const ArenaScope scope(*ctx.arena);
+    entry.run(entry.closure, ctx);
   }
 }
 
@@ -21,8 +21,9 @@ Tensor Context::result(Dtype dtype, std::span<const int64_t> shape, bool with_gr
 }
 
 void require_cpu(const char* operation, const Tensor& t) {
-  expect(t.device == Device::kCpu, "[{}] this build has no {} kernel; move the model to the cpu",
-         operation, device_name(t.device));
+  expect(t.device.kind == Device::kCpu,
+         "[{}] this build has no {} kernel; move the model to the cpu", operation,
+         t.device.describe());
 }
 
 }  // namespace cambium

@@ -14,42 +14,57 @@
 #include "tensor/arena.h"
 #include "tensor/tensor.h"
 
+struct CUstream_st;
+
 namespace cambium {
+
+struct Context;
 
 class Tape {
  public:
   explicit Tape(Arena& arena) : arena_(arena) {}
 
-  /// Appends a backward step. `step` is copied into the arena, so it holds views and numbers only.
+  /// Appends a backward step, called with the context backward() is given. `step` is copied into
+  /// the arena, so it holds views and numbers only.
   template <class Step>
   void record(Step step) {
     static_assert(std::is_trivially_destructible_v<Step>,
                   "a backward step lives in the arena: capture views and numbers, not owners");
     void* memory = arena_.allocate(sizeof(Step));
-    steps_.push_back({new (memory) Step(std::move(step)),
-                      [](void* closure) { (*static_cast<Step*>(closure))(); }});
+    steps_.push_back({new (memory) Step(std::move(step)), [](void* closure, const Context& ctx) {
+                        if constexpr (std::is_invocable_v<Step&, const Context&>) {
+                          (*static_cast<Step*>(closure))(ctx);
+                        } else {
+                          (*static_cast<Step*>(closure))();
+                        }
+                      }});
   }
 
   /// Runs the steps from last to first and forgets them. The caller has set the gradient of the
-  /// result. What backward steps allocate in the arena is released step by step.
-  void backward();
+  /// result. What backward steps allocate in the arena of `ctx` is released step by step.
+  void backward(const Context& ctx);
   void clear() { steps_.clear(); }
   size_t size() const { return steps_.size(); }
 
  private:
   struct Entry {
     void* closure;
-    void (*run)(void* closure);
+    void (*run)(void* closure, const Context& ctx);
   };
   Arena& arena_;
   std::vector<Entry> steps_;
 };
+
+/// A stream of the CUDA runtime (its cudaStream_t).
+using Stream = CUstream_st*;
 
 struct Context {
   Arena* arena = nullptr;
   Tape* tape = nullptr;
   /// Computes with the naive definitions instead of the fast kernels (they are also what F64 uses).
   bool reference = false;
+  /// Where operations on a CUDA device are queued.
+  Stream stream = nullptr;
 
   /// Whether an operation on these inputs must record its backward step.
   template <class... Tensors>
@@ -63,6 +78,16 @@ struct Context {
   }
   Tensor result_like(const Tensor& t, bool with_grad) const {
     return result(t.dtype, std::span(t.shape.data(), static_cast<size_t>(t.rank)), with_grad);
+  }
+  /// Adds a backward step to the tape: a function of the context that backward() runs with.
+  template <class Step>
+  void record(Step step) const {
+    tape->record(std::move(step));
+  }
+  /// Uninitialised memory that lives as long as the results.
+  template <class T>
+  T* scratch(int64_t count) const {
+    return static_cast<T*>(arena->allocate(count * static_cast<int64_t>(sizeof(T))));
   }
   /// Whether the naive definition must compute `t`.
   bool use_reference(const Tensor& t) const { return reference || t.dtype == Dtype::kF64; }

@@ -13,10 +13,14 @@ struct Rows {
   int64_t outer_stride = 0;  // in elements
   int64_t inner_stride = 0;
 
-  int64_t count() const { return outer * inner; }
+  constexpr int64_t count() const { return outer * inner; }
   /// Offset of row r, counted over tokens and rows of a token.
-  int64_t offset(int64_t r) const {
-    return inner == 1 ? r * outer_stride : (r / inner) * outer_stride + (r % inner) * inner_stride;
+  constexpr int64_t offset(int64_t r) const {
+    return outer_stride == inner * inner_stride ? r * inner_stride : offset(r / inner, r % inner);
+  }
+  /// Offset of row i of token t.
+  constexpr int64_t offset(int64_t t, int64_t i) const {
+    return t * outer_stride + i * inner_stride;
   }
 };
 

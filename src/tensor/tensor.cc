@@ -33,8 +33,8 @@ const char* dtype_name(Dtype dtype) {
   return kNames[static_cast<int>(dtype)];
 }
 
-const char* device_name(Device device) {
-  return device == Device::kCpu ? "cpu" : "cuda";
+std::string Device::describe() const {
+  return kind == kCpu ? "cpu" : "cuda:" + std::to_string(index);
 }
 
 Tensor Tensor::of(Dtype dtype, Device device, std::span<const int64_t> shape, void* data,
@@ -42,6 +42,7 @@ Tensor Tensor::of(Dtype dtype, Device device, std::span<const int64_t> shape, vo
   CAMBIUM_CHECK(!shape.empty() && shape.size() <= kMaxRank, "rank {}", shape.size());
   Tensor t;
   t.dtype = dtype;
+  t.grad_dtype = dtype;
   t.device = device;
   t.rank = static_cast<int>(shape.size());
   int64_t stride = 1;
@@ -111,6 +112,7 @@ Rows Tensor::row_walk() const {
 Tensor Tensor::reshape(std::initializer_list<int64_t> new_shape) const {
   CAMBIUM_CHECK(contiguous(), "{}", describe());
   Tensor t = of(dtype, device, std::span(new_shape.begin(), new_shape.size()), data, grad);
+  t.grad_dtype = grad_dtype;
   CAMBIUM_CHECK(t.numel() == numel(), "{} as {}", describe(), t.describe());
   return t;
 }
@@ -148,13 +150,14 @@ Tensor Tensor::slice(int axis, int64_t begin, int64_t length) const {
   Tensor t = *this;
   t.shape[i] = length;
   t.data = advance(data, begin * stride[i], dtype);
-  t.grad = advance(grad, begin * stride[i], dtype);
+  t.grad = advance(grad, begin * stride[i], grad_dtype);
   return t;
 }
 
 Tensor Tensor::grad_tensor() const {
   CAMBIUM_CHECK(grad != nullptr, "{}", describe());
   Tensor t = *this;
+  t.dtype = grad_dtype;
   t.data = grad;
   t.grad = nullptr;
   return t;

@@ -1,7 +1,8 @@
 // Tensor: a typed, strided view of memory on a device. It owns nothing (Buffer and Arena do) and is
 // copied like a number. A tensor that takes part in training carries a second pointer, `grad`, to
 // memory of the same layout in which backward passes accumulate; every view (slice, reshape) of the
-// tensor is a view of its gradient too.
+// tensor is a view of its gradient too. The gradient of an activation has the activation's type,
+// that of a weight the type of sums (Sum<T> of dtype.h: f32 beside a bf16 weight).
 #pragma once
 
 #include <array>
@@ -11,54 +12,19 @@
 #include <string>
 
 #include "base/error.h"
+#include "tensor/device.h"
+#include "tensor/dtype.h"
 #include "tensor/rows.h"
+#include "tensor/view.h"
 
 namespace cambium {
-
-/// Element types. F64 exists for the reference path: every operation computes F64 tensors with its
-/// naive definition in double precision.
-enum class Dtype : uint8_t { kF32, kBF16, kF64, kF16, kI32, kI64, kU8 };
-int64_t dtype_size(Dtype dtype);
-const char* dtype_name(Dtype dtype);
-
-enum class Device : uint8_t { kCpu, kCuda };
-const char* device_name(Device device);
-
-/// bfloat16 as stored: the upper half of a float.
-using bf16_t = uint16_t;
-
-template <class T>
-struct DtypeOf;
-template <>
-struct DtypeOf<float> {
-  static constexpr Dtype value = Dtype::kF32;
-};
-template <>
-struct DtypeOf<double> {
-  static constexpr Dtype value = Dtype::kF64;
-};
-template <>
-struct DtypeOf<bf16_t> {
-  static constexpr Dtype value = Dtype::kBF16;
-};
-template <>
-struct DtypeOf<int32_t> {
-  static constexpr Dtype value = Dtype::kI32;
-};
-template <>
-struct DtypeOf<int64_t> {
-  static constexpr Dtype value = Dtype::kI64;
-};
-template <>
-struct DtypeOf<uint8_t> {
-  static constexpr Dtype value = Dtype::kU8;
-};
 
 inline constexpr int kMaxRank = 4;
 
 struct Tensor {
   Dtype dtype = Dtype::kF32;
-  Device device = Device::kCpu;
+  Dtype grad_dtype = Dtype::kF32;
+  Device device;
   int rank = 0;
   std::array<int64_t, kMaxRank> shape{};
   std::array<int64_t, kMaxRank> stride{};  // in elements
@@ -99,7 +65,7 @@ struct Tensor {
   }
   template <class T>
   T* grad_ptr() const {
-    CAMBIUM_CHECK(DtypeOf<T>::value == dtype, "tensor holds {}", dtype_name(dtype));
+    CAMBIUM_CHECK(DtypeOf<T>::value == grad_dtype, "the gradient holds {}", dtype_name(grad_dtype));
     return static_cast<T*>(grad);
   }
 
@@ -120,5 +86,14 @@ struct Tensor {
   /// "f32 (3, 64)".
   std::string describe() const;
 };
+
+/// What kernels see of a tensor that has_rows(); nothing of an undefined one.
+template <class T, class G = T>
+View<T, G> view(const Tensor& t) {
+  if (!t.defined()) {
+    return {};
+  }
+  return {t.ptr<T>(), t.has_grad() ? t.grad_ptr<G>() : nullptr, t.row_walk(), t.dim(-1)};
+}
 
 }  // namespace cambium

@@ -34,10 +34,11 @@ TEST(Tape, RunsBackwardsOnce) {
   Tape tape(arena);
   std::vector<int> order;
   auto* sink = &order;
-  tape.record([sink] { sink->push_back(1); });
-  tape.record([sink] { sink->push_back(2); });
-  tape.backward();
-  tape.backward();
+  const Context ctx{.arena = &arena, .tape = &tape};
+  ctx.record([sink](const Context&) { sink->push_back(1); });
+  ctx.record([sink](const Context&) { sink->push_back(2); });
+  tape.backward(ctx);
+  tape.backward(ctx);
   EXPECT_EQ(order, (std::vector<int>{2, 1}));
 }
 

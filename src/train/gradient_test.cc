@@ -68,7 +68,7 @@ double loss_of(Model& student, Model& teacher, const PackedSequence& sequence, b
   config.reverse_kl = 0.7F;
   config.temperature = 1.5F;
   const LossSums sums = head_loss(ctx, inputs, config);
-  tape.backward();
+  tape.backward(ctx);
   return sums.total * inputs.scale;
 }
 

@@ -237,7 +237,7 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
         config_.align.all_tokens ? std::span<const int32_t>{} : std::span(sequence.labels),
         config_.align.squared, config_.align.weight * align_scale);
   }
-  tape_.backward();
+  tape_.backward(ctx);
 }
 
 void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& sums) {
@@ -255,7 +255,7 @@ void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& s
         ctx, out, tap.output,
         config_.align.all_tokens ? std::span<const int32_t>{} : std::span(sequence.labels),
         config_.align.squared, config_.align.weight * scale);
-    tape_.backward();
+    tape_.backward(ctx);
   }
 }
 

@@ -1,28 +1,21 @@
-// Private to the operation: what its kernels are given.
+// Private to the operation: what its definition and kernels are given.
 #pragma once
 
-#include <cstdint>
-
-#include "base/cpu.h"
+#include "ops/kernel.h"
+#include "tensor/view.h"
 
 namespace cambium {
 
-struct EmbeddingForward {
-  int64_t count, channels;
-  const int32_t* tokens;  // (count)
-  const void* table;      // (V, channels): float, or bf16
-  bool table_is_bf16;
-  float* y;  // (count, channels)
+template <class T>
+struct Embedding {
+  int64_t count;
+  const int32_t* tokens;     // (count)
+  View<T, Sum<T>> table;     // (V, C)
+  View<bf16, float> narrow;  // (V, C) in place of table: bf16 where T is wider
+  View<T> y;                 // (count, C) contiguous
 };
-
-struct EmbeddingBackward {
-  int64_t count, channels;
-  const int32_t* tokens;
-  const float* dy;  // (count, channels)
-  float* dtable;    // (V, channels), added to
-};
-
-CAMBIUM_CPU_KERNEL(embedding_forward, EmbeddingForward)
-CAMBIUM_CPU_KERNEL(embedding_backward, EmbeddingBackward)
+CAMBIUM_KERNEL(embedding_forward, Embedding)
+/// Reads y.grad, adds to table.grad.
+CAMBIUM_KERNEL(embedding_backward, Embedding)
 
 }  // namespace cambium

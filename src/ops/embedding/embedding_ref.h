@@ -1,36 +1,27 @@
-// The naive definition, in the precision of its argument type. W is Real or bf16.
+// The naive definition, in the precision of its element type.
 #pragma once
 
-#include <cstdint>
-#include <span>
-#include <type_traits>
+#include "ops/embedding/embedding_kernels.h"
 
-#include "base/float16.h"
+namespace cambium {
 
-namespace cambium::reference {
-
-template <class Real, class W>
-void embedding_forward(std::span<const int32_t> tokens, int64_t channels, const W* table, Real* y) {
-  for (const int32_t token : tokens) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const W value = table[token * channels + c];
-      if constexpr (std::is_floating_point_v<W>) {
-        *y++ = value;
-      } else {
-        *y++ = bf16_to_f32(value);
-      }
+template <class T>
+void embedding_forward::reference(const Embedding<T>& e) {
+  for (int64_t t = 0; t < e.count; ++t) {
+    for (int64_t c = 0; c < e.y.channels; ++c) {
+      e.y.row(t)[c] = e.narrow.defined() ? static_cast<T>(widen(e.narrow.row(e.tokens[t])[c]))
+                                         : e.table.row(e.tokens[t])[c];
     }
   }
 }
 
-template <class Real>
-void embedding_backward(std::span<const int32_t> tokens, int64_t channels, const Real* dy,
-                        Real* dtable) {
-  for (const int32_t token : tokens) {
-    for (int64_t c = 0; c < channels; ++c) {
-      dtable[token * channels + c] += *dy++;
+template <class T>
+void embedding_backward::reference(const Embedding<T>& e) {
+  for (int64_t t = 0; t < e.count; ++t) {
+    for (int64_t c = 0; c < e.y.channels; ++c) {
+      e.table.grad_row(e.tokens[t])[c] += e.y.grad_row(t)[c];
     }
   }
 }
 
-}  // namespace cambium::reference
+}  // namespace cambium

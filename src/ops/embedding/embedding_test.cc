@@ -24,9 +24,9 @@ TEST(Embedding, KernelsMatchDefinitionAndGradientsMatchDifferences) {
 
 TEST(Embedding, WidensBf16) {
   const std::vector<int32_t> tokens{1, 0};
-  std::vector<bf16_t> table(2 * 37);
+  std::vector<bf16> table(2 * 37);
   for (size_t i = 0; i < table.size(); ++i) {
-    table[i] = f32_to_bf16(static_cast<float>(i) * 0.5F);
+    table[i] = round_to_bf16(static_cast<float>(i) * 0.5F);
   }
   const CpuIsa best = cpu_isa();
   for (const bool reference : {false, true}) {

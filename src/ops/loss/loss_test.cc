@@ -200,8 +200,8 @@ TEST(HeadLossBf16, FrozenHead) {
     hidden.view.ptr<float>()[i] = static_cast<float>(std::sin(i));
   }
   for (int64_t i = 0; i < head.view.numel(); ++i) {
-    narrow.view.ptr<bf16_t>()[i] = f32_to_bf16(static_cast<float>(std::cos(3 * i)));
-    head.view.ptr<float>()[i] = bf16_to_f32(narrow.view.ptr<bf16_t>()[i]);
+    narrow.view.ptr<bf16>()[i] = round_to_bf16(static_cast<float>(std::cos(3 * i)));
+    head.view.ptr<float>()[i] = widen(narrow.view.ptr<bf16>()[i]);
   }
   const auto labels = make_labels(kTokens, kVocabulary);
   const auto run = [&](const Tensor& weight) {

@@ -30,7 +30,7 @@ void expect_output(const char* who, const Tensor& out, int64_t rows, const Tenso
 template <class Real, class F>
 void with_weight(const Tensor& weight, F&& f) {
   if (weight.dtype == Dtype::kBF16) {
-    f(weight.ptr<bf16_t>());
+    f(weight.ptr<bf16>());
   } else {
     f(weight.ptr<Real>());
   }

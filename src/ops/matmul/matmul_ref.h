@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "base/float16.h"
 
@@ -10,11 +9,7 @@ namespace cambium::reference {
 
 template <class Real, class W>
 Real weight_value(W w) {
-  if constexpr (std::is_floating_point_v<W>) {
-    return static_cast<Real>(w);
-  } else {
-    return static_cast<Real>(bf16_to_f32(w));
-  }
+  return static_cast<Real>(widen(w));
 }
 
 /// y (T, N) = [y +] x (T, K) w (N, K)^T + bias (N)

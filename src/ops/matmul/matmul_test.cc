@@ -76,11 +76,11 @@ TEST(MatmulBf16, EqualsWidenedWeights) {
   for (const Shape s : {Shape{1, 5, 7}, Shape{1, 130, 600}, Shape{3, 64, 64}, Shape{9, 37, 300}}) {
     const auto values = draw({{{s.t, s.k}}, {{s.n, s.k}}});
     std::vector<float> x(values[0].begin(), values[0].end());
-    std::vector<bf16_t> narrow;
+    std::vector<bf16> narrow;
     std::vector<float> wide;
     for (const double v : values[1]) {
-      narrow.push_back(f32_to_bf16(static_cast<float>(v)));
-      wide.push_back(bf16_to_f32(narrow.back()));
+      narrow.push_back(round_to_bf16(static_cast<float>(v)));
+      wide.push_back(widen(narrow.back()));
     }
     for (int isa = 0; isa <= static_cast<int>(best); ++isa) {
       set_cpu_isa(static_cast<CpuIsa>(isa));
@@ -94,7 +94,7 @@ TEST(MatmulBf16, EqualsWidenedWeights) {
         std::vector<float> dx(x.size());
         const Tensor y = matmul(ctx, Tensor::of(x.data(), {s.t, s.k}, dx.data()), w);
         std::fill_n(y.grad_ptr<float>(), y.numel(), 0.5F);
-        tape.backward();
+        tape.backward(ctx);
         outputs.push_back(testing::to_doubles(y, y.data));
         grads.emplace_back(dx.begin(), dx.end());
       }

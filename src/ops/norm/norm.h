@@ -6,8 +6,15 @@
 namespace cambium {
 
 /// y = x * rsqrt(mean(x^2) + eps) * weight.   x (T, ..., C) with rows, weight (C) -> (T, ..., C)
-/// Zhang & Sennrich 2019, arXiv 1910.07467. Weight has the dtype of x.
-Tensor rms_norm(Context& ctx, const Tensor& x, const Tensor& weight, float eps);
+/// Zhang & Sennrich 2019, arXiv 1910.07467. Weight has the dtype of x. A zero-centred weight counts
+/// from one: y = ... * (1 + weight), as Gemma and Qwen3-Next hold theirs.
+Tensor rms_norm(Context& ctx, const Tensor& x, const Tensor& weight, float eps,
+                bool zero_centred = false);
+
+/// y = (x - mean(x)) * rsqrt(mean((x - mean(x))^2) + eps) * weight + bias; bias may be undefined.
+/// x (T, ..., C) with rows, weight, bias (C) -> (T, ..., C).   Ba et al. 2016, arXiv 1607.06450.
+Tensor layer_norm(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                  float eps);
 
 enum class GateOrder { kGateFirst, kNormFirst };
 enum class GateActivation { kSilu, kSigmoid };

@@ -1,85 +1,56 @@
-// Private to the operation: what its kernels are given.
+// Private to the operations: what their definitions and kernels are given.
 #pragma once
 
-#include <cstdint>
-
-#include "base/cpu.h"
-#include "tensor/rows.h"
+#include "ops/kernel.h"
+#include "tensor/view.h"
 
 namespace cambium {
 
-struct RmsNormForward {
-  Rows rows;  // of x
-  int64_t channels;
-  const float* x;
-  const float* weight;  // (channels)
+template <class T>
+struct RmsNorm {
+  View<T> x;               // (rows, C)
+  View<T, Sum<T>> weight;  // (C)
+  View<T> y;               // (rows, C) contiguous
   float eps;
-  float* y;  // (rows.count(), channels) contiguous
+  bool zero_centred;  // the weight counts from one: 1 + weight
+  float* rstd;        // (rows) scratch of backward
 };
+CAMBIUM_KERNEL(rms_norm_forward, RmsNorm)
+/// Reads y.grad; adds to x.grad and weight.grad.
+CAMBIUM_KERNEL(rms_norm_backward, RmsNorm)
 
-struct RmsNormBackward {
-  Rows rows;  // of x
-  int64_t channels;
-  const float* x;
-  const float* weight;
+template <class T>
+struct LayerNorm {
+  View<T> x;                     // (rows, C)
+  View<T, Sum<T>> weight, bias;  // (C); bias may be undefined
+  View<T> y;                     // (rows, C) contiguous
   float eps;
-  const float* dy;  // (rows.count(), channels) contiguous
-  float* dx;        // added to, strided as x; null when not wanted
-  float* dweight;   // (channels), added to; null when not wanted
-  float* rstd;      // (rows.count()) scratch
+  float* mean;  // (rows) scratch of backward
+  float* rstd;
 };
+CAMBIUM_KERNEL(layer_norm_forward, LayerNorm)
+CAMBIUM_KERNEL(layer_norm_backward, LayerNorm)
 
-/// Rows are the groups of the tokens: outer tokens, inner groups.
-struct GatedNormForward {
-  Rows x_rows, gate_rows;
-  int64_t group;
+template <class T>
+struct GatedNorm {
+  View<T> x, gate;         // (T, groups, C): rows are the groups of the tokens
+  View<T, Sum<T>> weight;  // of group g: at g * weight_step
+  View<T> y;               // (T, groups, C) contiguous
+  int64_t groups;
+  int64_t weight_step;  // C, or 0 when the groups share the weight
   bool gate_first, sigmoid;
-  const float* x;
-  const float* gate;
-  const float* weight;  // of group g: at g * weight_step
-  int64_t weight_step;  // group, or 0 when the groups share it
   float eps;
-  float* y;  // (x_rows.count(), group) contiguous
+  float* rstd;  // (T * groups) scratch of backward
 };
+CAMBIUM_KERNEL(gated_norm_forward, GatedNorm)
+CAMBIUM_KERNEL(gated_norm_backward, GatedNorm)
 
-struct GatedNormBackward {
-  Rows x_rows, gate_rows;
-  int64_t group;
-  bool gate_first, sigmoid;
-  const float* x;
-  const float* gate;
-  const float* weight;
-  int64_t weight_step;
-  float eps;
-  const float* dy;  // (x_rows.count(), group) contiguous
-  float* dx;        // added to, strided as x; null when not wanted
-  float* dgate;     // added to, strided as gate; null when not wanted
-  float* dweight;   // added to; null when not wanted
-  float* rstd;      // (x_rows.count()) scratch
-};
-
-struct L2NormForward {
-  Rows rows;  // of x
-  int64_t channels;
+template <class T>
+struct L2Norm {
+  View<T> x, y;  // (rows, C); y contiguous
   float eps, scale;
-  const float* x;
-  float* y;  // (rows.count(), channels) contiguous
 };
-
-struct L2NormBackward {
-  Rows rows;
-  int64_t channels;
-  float eps, scale;
-  const float* x;
-  const float* dy;
-  float* dx;  // added to, strided as x
-};
-
-CAMBIUM_CPU_KERNEL(rms_norm_forward, RmsNormForward)
-CAMBIUM_CPU_KERNEL(rms_norm_backward, RmsNormBackward)
-CAMBIUM_CPU_KERNEL(gated_norm_forward, GatedNormForward)
-CAMBIUM_CPU_KERNEL(gated_norm_backward, GatedNormBackward)
-CAMBIUM_CPU_KERNEL(l2_norm_forward, L2NormForward)
-CAMBIUM_CPU_KERNEL(l2_norm_backward, L2NormBackward)
+CAMBIUM_KERNEL(l2_norm_forward, L2Norm)
+CAMBIUM_KERNEL(l2_norm_backward, L2Norm)
 
 }  // namespace cambium

@@ -36,6 +36,16 @@ INSTANTIATE_TEST_SUITE_P(Shapes, RmsNorm,
                                            Shape{2, 577}),
                          ::testing::PrintToStringParamName());
 
+TEST_P(RmsNorm, ZeroCentred) {
+  const auto [rows, channels] = GetParam();
+  const std::vector<Input> inputs = {{{rows, channels}}, {{channels}}};
+  const auto operation = [](Context& ctx, const std::vector<Tensor>& in) {
+    return rms_norm(ctx, in[0], in[1], 1e-5F, true);
+  };
+  expect_gradients_match_differences(operation, inputs);
+  expect_kernels_match_reference(operation, inputs);
+}
+
 TEST(RmsNormViews, HeadsOfAColumnSlice) {
   // x is the middle third of a wider tensor, split into heads, as after a fused projection.
   const std::vector<Input> inputs = {{{6, 96}}, {{16}}};
@@ -45,6 +55,31 @@ TEST(RmsNormViews, HeadsOfAColumnSlice) {
   expect_gradients_match_differences(operation, inputs);
   expect_kernels_match_reference(operation, inputs);
 }
+
+class LayerNormShapes : public ::testing::TestWithParam<Shape> {};
+
+TEST_P(LayerNormShapes, KernelsMatchDefinitionAndGradientsMatchDifferences) {
+  const auto [rows, channels] = GetParam();
+  // x lies far from zero: a variance from mean squares would lose half of its digits.
+  std::vector<Input> inputs = {{{rows, channels}, 3, 5}, {{channels}}, {{channels}}};
+  const auto with_bias = [](Context& ctx, const std::vector<Tensor>& in) {
+    return layer_norm(ctx, in[0], in[1], in[2], 1e-5F);
+  };
+  expect_gradients_match_differences(with_bias, inputs);
+  expect_kernels_match_reference(with_bias, inputs);
+  inputs.pop_back();
+  const auto without = [](Context& ctx, const std::vector<Tensor>& in) {
+    return layer_norm(ctx, in[0], in[1], {}, 1e-5F);
+  };
+  expect_gradients_match_differences(without, inputs);
+  expect_kernels_match_reference(without, inputs);
+}
+
+// Two channels would normalise to plus and minus one whatever x is, and leave it no gradient.
+INSTANTIATE_TEST_SUITE_P(Shapes, LayerNormShapes,
+                         ::testing::Values(Shape{1, 3}, Shape{3, 7}, Shape{5, 64}, Shape{130, 80},
+                                           Shape{2, 577}),
+                         ::testing::PrintToStringParamName());
 
 struct GatedCase {
   int64_t tokens, channels, group;
@@ -118,6 +153,33 @@ TEST(L2Norm, RowsHaveLengthScaleAndZeroStaysZero) {
   const float expected[] = {1.2F, 0, 1.6F, 0, 0, 0};
   for (int64_t i = 0; i < 6; ++i) {
     EXPECT_NEAR(y.ptr<float>()[i], expected[i], 1e-6F);
+  }
+}
+
+TEST(LayerNorm, OfARowByHand) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  std::vector<float> x{1, 3};
+  std::vector<float> weight{2, 4};
+  std::vector<float> bias{0.5F, -1};
+  const Tensor w = Tensor::of(weight.data(), {2});
+  const Tensor y =
+      layer_norm(ctx, Tensor::of(x.data(), {1, 2}), w, Tensor::of(bias.data(), {2}), 0.0F);
+  EXPECT_NEAR(y.ptr<float>()[0], -1.5F, 1e-6F);
+  EXPECT_NEAR(y.ptr<float>()[1], 3.0F, 1e-6F);
+}
+
+TEST(RmsNorm, ZeroCentredCountsTheWeightFromOne) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  std::vector<float> x{1, -2, 3};
+  std::vector<float> weight{0.5F, 0, -0.5F};
+  std::vector<float> plus_one{1.5F, 1, 0.5F};
+  const Tensor row = Tensor::of(x.data(), {1, 3});
+  const Tensor a = rms_norm(ctx, row, Tensor::of(weight.data(), {3}), 1e-5F, true);
+  const Tensor b = rms_norm(ctx, row, Tensor::of(plus_one.data(), {3}), 1e-5F);
+  for (int64_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(a.ptr<float>()[i], b.ptr<float>()[i]);
   }
 }
 

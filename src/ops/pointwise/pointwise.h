@@ -7,6 +7,8 @@ namespace cambium {
 
 /// a + b
 Tensor add(Context& ctx, const Tensor& a, const Tensor& b);
+/// a x + b y: a residual stream with its scales. With a = b = 1 the numbers are those of add().
+Tensor add_scaled(Context& ctx, float a, const Tensor& x, float b, const Tensor& y);
 /// silu(gate) * up, the inside of a SwiGLU feed-forward (Shazeer 2020, arXiv 2002.05202).
 Tensor swiglu(Context& ctx, const Tensor& gate, const Tensor& up);
 /// 1 / (1 + exp(-x))

@@ -1,81 +1,52 @@
-// Private to the operations: what their kernels are given. Results and their gradients are
-// contiguous; inputs are walked by their Rows, gradients of inputs as the inputs.
+// Private to the operations: what their definitions and kernels are given. Results are contiguous;
+// backward kernels read y.grad and add to the gradients of the inputs that have one.
 #pragma once
 
-#include <cstdint>
-
-#include "base/cpu.h"
-#include "tensor/rows.h"
+#include "ops/kernel.h"
+#include "tensor/view.h"
 
 namespace cambium {
 
-/// y = f(a, b), element by element; b is null for functions of one argument.
+/// y = f(a, b), element by element; b is undefined for functions of one argument.
+template <class T>
 struct Pointwise {
-  Rows a_rows, b_rows;
-  int64_t channels;
-  const float* a;
-  const float* b;
-  float* y;
+  View<T> a, b, y;  // (rows, C)
 };
+CAMBIUM_KERNEL(swiglu_forward, Pointwise)
+CAMBIUM_KERNEL(swiglu_backward, Pointwise)
+CAMBIUM_KERNEL(sigmoid_forward, Pointwise)
+CAMBIUM_KERNEL(sigmoid_backward, Pointwise)
 
-struct PointwiseGrad {
-  Rows a_rows, b_rows;
-  int64_t channels;
-  const float* a;
-  const float* b;
-  const float* dy;
-  float* da;  // added to; null when not wanted
-  float* db;
+template <class T>
+struct AddScaled {
+  float a;
+  View<T> x;  // (rows, C)
+  float b;
+  View<T> y;    // (rows, C)
+  View<T> sum;  // (rows, C): a x + b y
 };
+CAMBIUM_KERNEL(add_scaled_forward, AddScaled)
+CAMBIUM_KERNEL(add_scaled_backward, AddScaled)
 
-CAMBIUM_CPU_KERNEL(add_forward, Pointwise)
-CAMBIUM_CPU_KERNEL(add_backward, PointwiseGrad)
-CAMBIUM_CPU_KERNEL(swiglu_forward, Pointwise)
-CAMBIUM_CPU_KERNEL(swiglu_backward, PointwiseGrad)
-CAMBIUM_CPU_KERNEL(sigmoid_forward, Pointwise)
-CAMBIUM_CPU_KERNEL(sigmoid_backward, PointwiseGrad)
-
-/// y (T, H) from x (T, H) and a parameter p (H).
+template <class T>
 struct PerHead {
-  int64_t tokens, heads;
-  int64_t x_row;
-  const float* x;
-  const float* p;  // bias or a_log
-  float lo, hi;    // of step_size
-  float* y;
+  View<T> x;          // (T, H)
+  View<T, Sum<T>> p;  // (H): bias or a_log
+  View<T> y;          // (T, H)
+  float lo, hi;       // of step_size
 };
+CAMBIUM_KERNEL(step_size_forward, PerHead)
+CAMBIUM_KERNEL(step_size_backward, PerHead)
+CAMBIUM_KERNEL(log_decay_forward, PerHead)
+CAMBIUM_KERNEL(log_decay_backward, PerHead)
 
-struct PerHeadGrad {
-  int64_t tokens, heads;
-  int64_t x_row;
-  const float* x;
-  const float* p;
-  float lo, hi;
-  const float* dy;
-  float* dx;  // added to; null when not wanted
-  float* dp;
-};
-
-CAMBIUM_CPU_KERNEL(step_size_forward, PerHead)
-CAMBIUM_CPU_KERNEL(step_size_backward, PerHeadGrad)
-CAMBIUM_CPU_KERNEL(log_decay_forward, PerHead)
-CAMBIUM_CPU_KERNEL(log_decay_backward, PerHeadGrad)
-
+template <class T>
 struct RepeatHeads {
-  Rows rows;  // of x: tokens, groups
-  int64_t channels, times;
-  const float* x;
-  float* y;
+  View<T> x;  // (T, G, N)
+  View<T> y;  // (T, G * times, N)
+  int64_t times;
 };
-
-struct RepeatHeadsGrad {
-  Rows rows;
-  int64_t channels, times;
-  const float* dy;
-  float* dx;
-};
-
-CAMBIUM_CPU_KERNEL(repeat_heads_forward, RepeatHeads)
-CAMBIUM_CPU_KERNEL(repeat_heads_backward, RepeatHeadsGrad)
+CAMBIUM_KERNEL(repeat_heads_forward, RepeatHeads)
+CAMBIUM_KERNEL(repeat_heads_backward, RepeatHeads)
 
 }  // namespace cambium

@@ -1,166 +1,175 @@
-// The naive definitions, in the precision of their argument type.
+// The naive definitions, in the precision of their element type.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 
-#include "tensor/rows.h"
+#include "ops/pointwise/pointwise_kernels.h"
 
-namespace cambium::reference {
+namespace cambium {
+namespace definition {
 
-template <class Real>
-Real sigmoid(Real x) {
+template <class T>
+T sigmoid(T x) {
   return 1 / (1 + std::exp(-x));
 }
-template <class Real>
-Real softplus(Real x) {
+template <class T>
+T softplus(T x) {
   return x > 20 ? x : std::log1p(std::exp(x));
 }
-template <class Real>
-Real softplus_grad(Real x) {
+template <class T>
+T softplus_grad(T x) {
   return x > 20 ? 1 : sigmoid(x);
 }
 
-// A function of one or two arguments: its value, and what the gradient dy of the value adds to the
-// gradients of the arguments.
-struct Add {
-  template <class Real>
-  static Real value(Real a, Real b) {
-    return a + b;
-  }
-  template <class Real>
-  static void grad(Real, Real, Real dy, Real& da, Real& db) {
-    da = dy;
-    db = dy;
-  }
-};
-
-struct Swiglu {
-  template <class Real>
-  static Real value(Real gate, Real up) {
-    return gate * sigmoid(gate) * up;
-  }
-  template <class Real>
-  static void grad(Real gate, Real up, Real dy, Real& dgate, Real& dup) {
-    const Real s = sigmoid(gate);
-    dgate = dy * up * s * (1 + gate * (1 - s));
-    dup = dy * gate * s;
-  }
-};
-
-struct Sigmoid {
-  template <class Real>
-  static Real value(Real x, Real) {
-    return sigmoid(x);
-  }
-  template <class Real>
-  static void grad(Real x, Real, Real dy, Real& dx, Real&) {
-    const Real s = sigmoid(x);
-    dx = dy * s * (1 - s);
-  }
-};
-
-template <class F, class Real>
-void pointwise(const Rows& a_rows, const Rows& b_rows, int64_t channels, const Real* a,
-               const Real* b, Real* y) {
-  for (int64_t r = 0; r < a_rows.count(); ++r) {
-    for (int64_t c = 0; c < channels; ++c) {
-      y[r * channels + c] = F::template value<Real>(
-          a[a_rows.offset(r) + c], b == nullptr ? Real{} : b[b_rows.offset(r) + c]);
+// y = value(a, b)
+template <class T, class F>
+void pointwise(const Pointwise<T>& p, F value) {
+  for (int64_t r = 0; r < p.a.count(); ++r) {
+    for (int64_t c = 0; c < p.a.channels; ++c) {
+      p.y.row(r)[c] = value(p.a.row(r)[c], p.b.defined() ? p.b.row(r)[c] : T{});
     }
   }
 }
 
-template <class F, class Real>
-void pointwise_grad(const Rows& a_rows, const Rows& b_rows, int64_t channels, const Real* a,
-                    const Real* b, const Real* dy, Real* da, Real* db) {
-  for (int64_t r = 0; r < a_rows.count(); ++r) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const int64_t i = a_rows.offset(r) + c;
-      const int64_t j = b_rows.offset(r) + c;
-      Real add_a = 0;
-      Real add_b = 0;
-      F::template grad<Real>(a[i], b == nullptr ? Real{} : b[j], dy[r * channels + c], add_a,
-                             add_b);
-      if (da != nullptr) {
-        da[i] += add_a;
+// da += grad_a(a, b, dy), db += grad_b(a, b, dy)
+template <class T, class Fa, class Fb>
+void pointwise_grad(const Pointwise<T>& p, Fa grad_a, Fb grad_b) {
+  for (int64_t r = 0; r < p.a.count(); ++r) {
+    for (int64_t c = 0; c < p.a.channels; ++c) {
+      const T a = p.a.row(r)[c];
+      const T b = p.b.defined() ? p.b.row(r)[c] : T{};
+      const T dy = p.y.grad_row(r)[c];
+      if (p.a.grad != nullptr) {
+        p.a.grad_row(r)[c] += grad_a(a, b, dy);
       }
-      if (db != nullptr) {
-        db[j] += add_b;
+      if (p.b.grad != nullptr) {
+        p.b.grad_row(r)[c] += grad_b(a, b, dy);
       }
     }
   }
 }
 
-template <class Real>
-void step_size_forward(int64_t tokens, int64_t heads, int64_t x_row, const Real* x,
-                       const Real* bias, Real lo, Real hi, Real* y) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t h = 0; h < heads; ++h) {
-      y[t * heads + h] = std::clamp(softplus(x[t * x_row + h] + bias[h]), lo, hi);
+}  // namespace definition
+
+template <class T>
+void swiglu_forward::reference(const Pointwise<T>& p) {
+  definition::pointwise(p, [](T gate, T up) { return gate * definition::sigmoid(gate) * up; });
+}
+template <class T>
+void swiglu_backward::reference(const Pointwise<T>& p) {
+  definition::pointwise_grad(
+      p,
+      [](T gate, T up, T dy) {
+        const T s = definition::sigmoid(gate);
+        return dy * up * s * (1 + gate * (1 - s));
+      },
+      [](T gate, T, T dy) { return dy * gate * definition::sigmoid(gate); });
+}
+
+template <class T>
+void sigmoid_forward::reference(const Pointwise<T>& p) {
+  definition::pointwise(p, [](T x, T) { return definition::sigmoid(x); });
+}
+template <class T>
+void sigmoid_backward::reference(const Pointwise<T>& p) {
+  const auto grad = [](T x, T, T dy) {
+    const T s = definition::sigmoid(x);
+    return dy * s * (1 - s);
+  };
+  definition::pointwise_grad(p, grad, grad);
+}
+
+template <class T>
+void add_scaled_forward::reference(const AddScaled<T>& s) {
+  for (int64_t r = 0; r < s.x.count(); ++r) {
+    for (int64_t c = 0; c < s.x.channels; ++c) {
+      s.sum.row(r)[c] = static_cast<T>(s.a) * s.x.row(r)[c] + static_cast<T>(s.b) * s.y.row(r)[c];
     }
   }
 }
-
-template <class Real>
-void step_size_backward(int64_t tokens, int64_t heads, int64_t x_row, const Real* x,
-                        const Real* bias, Real lo, Real hi, const Real* dy, Real* dx, Real* dbias) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t h = 0; h < heads; ++h) {
-      const Real raw = x[t * x_row + h] + bias[h];
-      const Real step = softplus(raw);
-      const Real grad = step > lo && step < hi ? dy[t * heads + h] * softplus_grad(raw) : 0;
-      if (dx != nullptr) {
-        dx[t * x_row + h] += grad;
+template <class T>
+void add_scaled_backward::reference(const AddScaled<T>& s) {
+  for (int64_t r = 0; r < s.x.count(); ++r) {
+    for (int64_t c = 0; c < s.x.channels; ++c) {
+      if (s.x.grad != nullptr) {
+        s.x.grad_row(r)[c] += static_cast<T>(s.a) * s.sum.grad_row(r)[c];
       }
-      if (dbias != nullptr) {
-        dbias[h] += grad;
-      }
-    }
-  }
-}
-
-template <class Real>
-void log_decay_forward(int64_t tokens, int64_t heads, int64_t x_row, const Real* x,
-                       const Real* a_log, Real* y) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t h = 0; h < heads; ++h) {
-      y[t * heads + h] = -std::exp(a_log[h]) * x[t * x_row + h];
-    }
-  }
-}
-
-template <class Real>
-void log_decay_backward(int64_t tokens, int64_t heads, int64_t x_row, const Real* x,
-                        const Real* a_log, const Real* dy, Real* dx, Real* da_log) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t h = 0; h < heads; ++h) {
-      const Real grad = -std::exp(a_log[h]) * dy[t * heads + h];
-      if (dx != nullptr) {
-        dx[t * x_row + h] += grad;
-      }
-      if (da_log != nullptr) {
-        da_log[h] += grad * x[t * x_row + h];
+      if (s.y.grad != nullptr) {
+        s.y.grad_row(r)[c] += static_cast<T>(s.b) * s.sum.grad_row(r)[c];
       }
     }
   }
 }
 
-/// Also the backward pass with kBackward: dx (strided as x) += the sum of the copies in dy.
-template <bool kBackward, class X, class Y>
-void repeat_heads(const Rows& rows, int64_t channels, int64_t times, X* x, Y* y) {
-  for (int64_t r = 0; r < rows.count(); ++r) {
-    for (int64_t copy = 0; copy < times; ++copy) {
-      for (int64_t c = 0; c < channels; ++c) {
-        if constexpr (kBackward) {
-          x[rows.offset(r) + c] += y[(r * times + copy) * channels + c];
-        } else {
-          y[(r * times + copy) * channels + c] = x[rows.offset(r) + c];
-        }
+template <class T>
+void step_size_forward::reference(const PerHead<T>& h) {
+  for (int64_t t = 0; t < h.x.count(); ++t) {
+    for (int64_t i = 0; i < h.x.channels; ++i) {
+      const T step = definition::softplus(h.x.row(t)[i] + h.p.data[i]);
+      h.y.row(t)[i] = std::clamp(step, static_cast<T>(h.lo), static_cast<T>(h.hi));
+    }
+  }
+}
+
+template <class T>
+void step_size_backward::reference(const PerHead<T>& h) {
+  for (int64_t t = 0; t < h.x.count(); ++t) {
+    for (int64_t i = 0; i < h.x.channels; ++i) {
+      const T raw = h.x.row(t)[i] + h.p.data[i];
+      const T step = definition::softplus(raw);
+      const T grad = step > static_cast<T>(h.lo) && step < static_cast<T>(h.hi)
+                         ? h.y.grad_row(t)[i] * definition::softplus_grad(raw)
+                         : 0;
+      if (h.x.grad != nullptr) {
+        h.x.grad_row(t)[i] += grad;
+      }
+      if (h.p.grad != nullptr) {
+        h.p.grad[i] += grad;
       }
     }
   }
 }
 
-}  // namespace cambium::reference
+template <class T>
+void log_decay_forward::reference(const PerHead<T>& h) {
+  for (int64_t t = 0; t < h.x.count(); ++t) {
+    for (int64_t i = 0; i < h.x.channels; ++i) {
+      h.y.row(t)[i] = -std::exp(h.p.data[i]) * h.x.row(t)[i];
+    }
+  }
+}
+
+template <class T>
+void log_decay_backward::reference(const PerHead<T>& h) {
+  for (int64_t t = 0; t < h.x.count(); ++t) {
+    for (int64_t i = 0; i < h.x.channels; ++i) {
+      const T grad = -std::exp(h.p.data[i]) * h.y.grad_row(t)[i];
+      if (h.x.grad != nullptr) {
+        h.x.grad_row(t)[i] += grad;
+      }
+      if (h.p.grad != nullptr) {
+        h.p.grad[i] += grad * h.x.row(t)[i];
+      }
+    }
+  }
+}
+
+template <class T>
+void repeat_heads_forward::reference(const RepeatHeads<T>& h) {
+  for (int64_t r = 0; r < h.y.count(); ++r) {
+    for (int64_t c = 0; c < h.x.channels; ++c) {
+      h.y.row(r)[c] = h.x.row(r / h.times)[c];
+    }
+  }
+}
+template <class T>
+void repeat_heads_backward::reference(const RepeatHeads<T>& h) {
+  for (int64_t r = 0; r < h.y.count(); ++r) {
+    for (int64_t c = 0; c < h.x.channels; ++c) {
+      h.x.grad_row(r / h.times)[c] += h.y.grad_row(r)[c];
+    }
+  }
+}
+
+}  // namespace cambium

@@ -49,6 +49,12 @@ INSTANTIATE_TEST_SUITE_P(
                       Row{"add_many_pieces",
                           [](Context& c, const In& in) { return add(c, in[0], in[1]); },
                           {{{300, 70}}, {{300, 70}}}},
+                      Row{"add_scaled",
+                          [](Context& c, const In& in) {
+                            return add_scaled(c, 0.25F, in[0].slice(1, 8, 24).split_last(4, 6),
+                                              -3.0F, in[1]);
+                          },
+                          {{{5, 40}}, {{5, 4, 6}}}},
                       Row{"swiglu",
                           [](Context& c, const In& in) { return swiglu(c, in[0], in[1]); },
                           {{{4, 35}, -12, 12}, {{4, 35}}}},
@@ -82,6 +88,19 @@ INSTANTIATE_TEST_SUITE_P(
                           },
                           {{{5, 20}}}}),
     ::testing::PrintToStringParamName());
+
+TEST(AddScaled, WithoutScalesIsTheSum) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  auto values = testing::draw({{{37}, -3, 3}, {{37}, -1e-3, 1e-3}});
+  std::vector<float> a(values[0].begin(), values[0].end());
+  std::vector<float> b(values[1].begin(), values[1].end());
+  const Tensor sum =
+      add_scaled(ctx, 1.0F, Tensor::of(a.data(), {37}), 1.0F, Tensor::of(b.data(), {37}));
+  for (size_t i = 0; i < 37; ++i) {
+    EXPECT_EQ(sum.ptr<float>()[i], a[i] + b[i]);
+  }
+}
 
 TEST(RepeatHeads, CopiesStandTogether) {
   Arena arena;

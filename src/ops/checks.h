@@ -1,0 +1,39 @@
+// What operations ask of their inputs, in one wording.
+#pragma once
+
+#include "tensor/tensor.h"
+
+namespace cambium {
+
+/// `x` has a type that its device computes in.
+inline bool is_computed(const Tensor& x) {
+  return x.dtype == Dtype::kF32 || x.dtype == Dtype::kF64 ||
+         (x.dtype == Dtype::kBF16 && x.device.kind == Device::kCuda);
+}
+inline void expect_computed(const char* operation, const char* name, const Tensor& x) {
+  expect(is_computed(x), "[{}] expected {} f32 or f64, got {}", operation, name, x.describe());
+}
+
+/// The same, with rows a kernel can walk and, where a rank is given, of that rank.
+inline void expect_rows(const char* operation, const char* name, const Tensor& x, int rank = 0) {
+  expect(is_computed(x) && (rank == 0 || x.rank == rank) && x.has_rows(),
+         "[{}] expected {} f32 or f64 with contiguous rows, got {}", operation, name, x.describe());
+}
+
+/// `b` has the shape, type and device of `a`, and rows.
+inline void expect_like(const char* operation, const char* name, const Tensor& b, const Tensor& a) {
+  expect(b.same_shape(a) && b.dtype == a.dtype && b.device == a.device && b.has_rows(),
+         "[{}] expected {} like the first input, {} with contiguous rows, got {}", operation, name,
+         a.describe(), b.describe());
+}
+
+/// `w` is a contiguous vector of `size` elements of the type and on the device of `x`.
+inline void expect_vector(const char* operation, const char* name, const Tensor& w, int64_t size,
+                          const Tensor& x) {
+  expect(w.rank == 1 && w.dim(0) == size && w.contiguous() && w.dtype == x.dtype &&
+             w.device == x.device,
+         "[{}] expected {} {} ({}), got {}", operation, name, dtype_name(x.dtype), size,
+         w.describe());
+}
+
+}  // namespace cambium
