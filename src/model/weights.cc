@@ -109,10 +109,12 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json",         "tokenizer_
 }  // namespace
 
 MatrixStorage parse_storage(const std::string& name) {
-  constexpr const char* kNames[] = {"f32", "bf16", "stored"};  // in the enum's order
-  for (size_t i = 0; i < std::size(kNames); ++i) {
-    if (name == kNames[i]) {
-      return static_cast<MatrixStorage>(i);
+  constexpr std::pair<const char*, MatrixStorage> kNames[] = {{"f32", MatrixStorage::kF32},
+                                                              {"bf16", MatrixStorage::kBF16},
+                                                              {"stored", MatrixStorage::kStored}};
+  for (const auto& [known, storage] : kNames) {
+    if (name == known) {
+      return storage;
     }
   }
   fail("--storage: expected f32, bf16 or stored, got '{}'", name);

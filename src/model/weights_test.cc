@@ -24,6 +24,13 @@ std::vector<float> logits_of(Model& model) {
   return {logits.ptr<float>(), logits.ptr<float>() + logits.numel()};
 }
 
+void save_as(Model& model, const std::string& folder, MatrixStorage storage) {
+  SaveOptions options;
+  options.storage = storage;
+  options.replace = true;
+  save_model(model, folder, options);
+}
+
 TEST(LoadedWeights, GiveTheSameLogitsWhereverTheyLie) {
   LoadedModel wide = load_model(llama(), {.storage = MatrixStorage::kF32});
   LoadedModel stored = load_model(llama(), {.storage = MatrixStorage::kStored});
@@ -38,7 +45,7 @@ TEST(LoadedWeights, AreNotTheFilesForWhoeverWritesToThem) {
   TestFolder folder;
   {
     LoadedModel model = load_model(llama());
-    save_model(*model.model, folder.at("m"), {});
+    save_as(*model.model, folder.at("m"), MatrixStorage::kF32);
   }
   const std::string file = folder.at("m") + "/model.safetensors";
   const std::string before = read_text_file(file);
@@ -52,7 +59,7 @@ TEST(LoadedWeights, AreNotTheFilesForWhoeverWritesToThem) {
   EXPECT_EQ(logits_of(*other.model), expected);
   EXPECT_EQ(read_text_file(file), before);
   // Replacing the checkpoint leaves a loaded model as it was.
-  save_model(*one.model, folder.at("m"), {.replace = true});
+  save_as(*one.model, folder.at("m"), MatrixStorage::kF32);
   EXPECT_EQ(logits_of(*other.model), expected);
 }
 
@@ -93,7 +100,7 @@ TEST(LoadedWeights, AreSavedAsAsked) {
               {MatrixStorage::kBF16, StoredType::kBF16},
               {MatrixStorage::kStored, StoredType::kBF16}};
   for (const auto& row : rows) {
-    save_model(*stored.model, folder.at("m"), {.storage = row.storage, .replace = true});
+    save_as(*stored.model, folder.at("m"), row.storage);
     const SafeTensors file = SafeTensors::open(folder.at("m"));
     for (const TensorEntry& entry : file.tensors()) {
       EXPECT_EQ(entry.dtype, entry.shape.size() == 2 ? row.matrix : StoredType::kF32) << entry.name;
@@ -125,7 +132,7 @@ TEST(LoadedWeights, AreRefusedWhenOneBitIsAnother) {
   TestFolder folder;
   {
     LoadedModel model = load_model(llama());
-    save_model(*model.model, folder.at("m"), {});
+    save_as(*model.model, folder.at("m"), MatrixStorage::kF32);
   }
   const std::string file = folder.at("m") + "/model.safetensors";
   std::string bytes = read_text_file(file);
