@@ -1,15 +1,12 @@
 // score and place: which layers need their attention least.
 #include <algorithm>
 #include <cstdio>
-#include <nlohmann/json.hpp>
 
-#include "base/file.h"
-#include "base/progress.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "hybrid/measure.h"
-#include "hybrid/pipeline.h"
 #include "hybrid/placement.h"
+#include "hybrid/scoring.h"
 
 namespace cambium {
 namespace {
@@ -17,24 +14,68 @@ namespace {
 struct ScoreArgs {
   std::string model, teacher, data, output = "scores.json", method = "leave-mixer-out",
                                     metric = "reverse-kl", task, task_path;
-  GraftOptions graft;
-  int64_t documents = 32, max_tokens = 512, steps = 100, sequence = 1024, problems = 100, seed = 1;
-  int64_t max_new_tokens = 256;
-  double rate = 3e-4;
+  // Of some methods and metrics only; as they are here where they were not given.
+  std::string mixer;
+  int64_t window = -1, steps = -1, sequence = -1, problems = -1, max_new_tokens = -1;
+  double rate = -1.0;
+  int64_t documents = 32, max_tokens = 512, seed = 1;
+  bool fresh = false;
 };
 
-HybridPlan data_plan(const ScoreArgs& args) {
-  HybridPlan plan;
-  plan.seed = static_cast<uint64_t>(args.seed);
-  plan.data.train = args.data;
-  plan.data.valid = args.data;
-  plan.evaluate.held_out_documents = args.documents;
-  plan.evaluate.held_out_tokens = args.max_tokens;
-  plan.evaluate.task = args.task;
-  plan.evaluate.task_path = args.task_path;
-  plan.evaluate.problems = args.metric == "accuracy" ? args.problems : 0;
-  plan.evaluate.max_new_tokens = args.max_new_tokens;
-  return plan;
+void refuse(bool given, const char* option, const char* what) {
+  expect(!given, "{} belongs to {}", option, what);
+}
+
+template <class T>
+void take(T given, T* value) {
+  *value = given < 0 ? *value : given;
+}
+
+void check_applies(const ScoreArgs& args, bool probes) {
+  if (!probes) {
+    const char* const what = "--method mmr";
+    refuse(!args.mixer.empty(), "--mixer", what);
+    refuse(args.window >= 0, "--window", what);
+    refuse(args.steps >= 0, "--steps", what);
+    refuse(args.sequence >= 0, "--sequence", what);
+    refuse(args.rate >= 0, "--rate", what);
+    refuse(!args.teacher.empty() && args.metric == "nll", "--teacher",
+           "the metrics reverse-kl and accuracy and to --method mmr");
+  }
+  if (probes || args.metric != "accuracy") {
+    const char* const what = "--metric accuracy of leave-one-out";
+    refuse(!args.task.empty(), "--task", what);
+    refuse(!args.task_path.empty(), "--task-path", what);
+    refuse(args.problems >= 0, "--problems", what);
+    refuse(args.max_new_tokens >= 0, "--max-new-tokens", what);
+  }
+  refuse(probes && args.metric != "reverse-kl", "--metric", "leave-one-out");
+  expect(args.task.empty() == args.task_path.empty(), "expected both --task and --task-path");
+}
+
+ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
+  ScoreOptions options;
+  options.method = method;
+  options.metric = args.metric;
+  options.seed = static_cast<uint64_t>(args.seed);
+  options.fresh = args.fresh;
+  options.label = args.method;
+  options.graft.mixer = args.mixer.empty() ? options.graft.mixer : args.mixer;
+  take(args.window, &options.graft.window);
+  TrainConfig& probe = options.probe;
+  probe.loss = {};
+  probe.loss.reverse_kl = 1.0F;
+  probe.steps = 100;
+  probe.sequence_length = 1024;
+  probe.schedule.peak = 3e-4;
+  probe.schedule.decay = Decay::kConstant;
+  probe.seed = options.seed;
+  take(args.steps, &probe.steps);
+  take(args.sequence, &probe.sequence_length);
+  take(args.rate, &probe.schedule.peak);
+  check_fields(options.graft, "score");
+  check_fields(probe, "score");
+  return options;
 }
 
 int run_score(const ScoreArgs& args) {
@@ -43,46 +84,43 @@ int run_score(const ScoreArgs& args) {
   expect(std::find(metrics.begin(), metrics.end(), args.metric) != metrics.end(),
          "--metric: expected {}, got '{}'{}", join(metrics, ", "), args.metric,
          did_you_mean(args.metric, metrics));
+  const bool probes = method == ScoreMethod::kMixerReplacement;
+  check_applies(args, probes);
+  expect(args.seed >= 0, "--seed: expected a whole number from 0, got {}", args.seed);
+  const ScoreOptions options = score_options(args, method);
+  check_scores_path(args.output);
   LoadedModel base = load_model(args.model, {.storage = MatrixStorage::kStored});
   LoadedModel original;
   if (!args.teacher.empty()) {
     original = load_model(args.teacher, {.storage = MatrixStorage::kStored});
   }
   Model& teacher = original.model ? *original.model : *base.model;
-  const HybridPlan plan = data_plan(args);
-  const RunData data(plan, Tokenizer::load(args.model));
-  const std::vector<int64_t> layers = attention_layers(base.model->spec());
-  const std::string fingerprint = fmt::format(
-      "{} {} {} {} {} {} {} {}", args.model, layer_map(base.model->spec()), args.data, args.metric,
-      args.documents, args.max_tokens, args.seed,
-      method == ScoreMethod::kMixerReplacement
-          ? fmt::format("{} {} {} {}", args.graft.mixer, args.steps, args.sequence, args.rate)
-          : "");
-  Importance importance;
-  if (method == ScoreMethod::kMixerReplacement) {
-    TrainConfig probe;
-    probe.loss = {};
-    probe.loss.reverse_kl = 1.0F;
-    probe.steps = args.steps;
-    probe.sequence_length = args.sequence;
-    probe.schedule.peak = args.rate;
-    probe.schedule.decay = Decay::kConstant;
-    importance = score_by_replacement(*base.model, teacher, layers, args.graft, probe, data.train(),
-                                      static_cast<uint64_t>(args.seed), fingerprint, args.output);
-  } else {
-    Progress progress("leave one out", layers.size(), {.unit = "layers"});
-    importance = score_layers(
-        layers, {args.method, args.metric, fingerprint, {}},
-        [&](int64_t layer) {
-          const LoadedModel without =
-              remove_layer(*base.model, layer, method == ScoreMethod::kLeaveBlockOut);
-          return damage(*without.model, teacher, data, data.held_out(), args.metric, plan.evaluate);
-        },
-        args.output, [&](int64_t done) { progress.update(static_cast<uint64_t>(done)); });
-    progress.finish();
+
+  HybridPlan plan;
+  plan.seed = options.seed;
+  plan.data.train = args.data;
+  plan.data.valid = args.data;
+  plan.evaluate.held_out_documents = args.documents;
+  plan.evaluate.held_out_tokens = args.max_tokens;
+  plan.evaluate.task = args.task;
+  plan.evaluate.task_path = args.task_path;
+  plan.evaluate.problems = 0;
+  if (args.metric == "accuracy") {
+    plan.evaluate.problems = args.problems < 0 ? 100 : args.problems;
+    expect(plan.evaluate.problems > 0, "--problems: expected at least 1");
   }
-  write_importance(importance, args.output);
-  std::printf("%5s  %s (larger = needed more)\n", "layer", importance.metric.c_str());
+  const RunData data(plan, Tokenizer::load(args.model));
+  ScoreData scored;
+  scored.tokenizer = &data.tokenizer();
+  scored.train = &data.train();
+  scored.documents = &data.held_out();
+  scored.problems = &data.task();
+  take(args.max_new_tokens, &scored.answers.max_new_tokens);
+  expect(scored.answers.max_new_tokens > 0, "--max-new-tokens: expected at least 1");
+  const Importance importance =
+      score_importance(*base.model, teacher, options, scored, args.output);
+  std::printf("%5s  %s (larger = needed more)\n", "layer",
+              score_heading(importance.metric).c_str());
   for (const int64_t layer : importance.order()) {
     const auto it = std::find_if(importance.layers.begin(), importance.layers.end(),
                                  [&](const LayerScore& s) { return s.layer == layer; });
@@ -101,19 +139,21 @@ Action declare_score(Args& args) {
   args.option("documents", "documents measured a layer", &a->documents);
   args.option("max-tokens", "tokens of a document at most", &a->max_tokens);
   args.option("teacher", "the original teacher, when the model is a hybrid", &a->teacher);
-  args.option("mixer", "mmr: the mixer that is tried", &a->graft.mixer);
-  args.option("window", "mmr: of sliding_window", &a->graft.window);
-  args.option("steps", "mmr: training steps a layer", &a->steps);
-  args.option("sequence", "mmr: tokens a step", &a->sequence);
-  args.option("rate", "mmr: learning rate", &a->rate);
+  args.option("mixer", "mmr: the mixer that is tried (mamba otherwise)", &a->mixer);
+  args.option("window", "mmr: of sliding_window (128 otherwise)", &a->window);
+  args.option("steps", "mmr: training steps a layer (100 otherwise)", &a->steps);
+  args.option("sequence", "mmr: tokens a step (1024 otherwise)", &a->sequence);
+  args.option("rate", "mmr: learning rate (3e-4 otherwise)", &a->rate);
   args.option("task", "metric accuracy: gsm8k, math500, ... (generated problems otherwise)",
               &a->task);
   args.option("task-path", "metric accuracy: the task's file", &a->task_path);
-  args.option("problems", "metric accuracy: problems asked", &a->problems);
-  args.option("max-new-tokens", "metric accuracy: tokens of an answer at most", &a->max_new_tokens);
+  args.option("problems", "metric accuracy: problems asked (100 otherwise)", &a->problems);
+  args.option("max-new-tokens", "metric accuracy: tokens of an answer at most (256 otherwise)",
+              &a->max_new_tokens);
   args.option("seed", "of data and of what starts at random", &a->seed);
-  args.option("output,o", "file of scores; layers it already holds are not scored again",
+  args.option("output,o", "file of scores; goes on with what it holds of the same question",
               &a->output);
+  args.flag("fresh", "start anew where the file holds scores of something else", &a->fresh);
   return [a] { return run_score(*a); };
 }
 
@@ -134,9 +174,20 @@ int run_place(const PlaceArgs& args) {
          "--method: expected lowest or uniform, got '{}'", args.method);
   expect(args.method == "uniform" || !args.scores.empty(),
          "--method lowest: expected --scores, a file of `cambium score`");
-  const std::vector<int64_t> layers = args.method == "uniform"
-                                          ? place_uniform(spec, count)
-                                          : place_lowest(read_importance(args.scores), count);
+  std::vector<int64_t> layers;
+  if (args.method == "uniform") {
+    refuse(!args.scores.empty(), "--scores", "--method lowest");
+    layers = place_uniform(spec, count);
+  } else {
+    const Importance scores = read_importance(args.scores);
+    expect(scores.unscored.empty(), "{} is not finished: {} layers are still to be scored",
+           args.scores, scores.unscored.size());
+    const auto of = scores.fingerprint.find("layers");
+    expect(of == scores.fingerprint.end() || of->second == layer_map(spec),
+           "{} holds scores of another model: its layers are {}, those of {} are {}", args.scores,
+           of->second, args.model, layer_map(spec));
+    layers = place_lowest(scores, count);
+  }
   std::vector<std::string> names;
   for (const int64_t layer : layers) {
     names.push_back(std::to_string(layer));

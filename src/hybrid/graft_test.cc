@@ -210,7 +210,7 @@ TEST(Graft, WrongRequestsAreNamed) {
 }
 
 TEST(Placement, LowestUniformAndBudgets) {
-  Importance importance{"mmr", "loss", "f", {}};
+  Importance importance{"mmr", "loss", {}, {}};
   const double scores[] = {5.0, 1.0, 3.0, 1.0, 9.0, 2.0};
   for (int64_t i = 0; i < 6; ++i) {
     importance.layers.push_back({i, scores[i], 0.0});
@@ -237,7 +237,7 @@ TEST(Importance, ResumesPerLayerAndRefusesOtherRuns) {
     ++calls;
     return static_cast<double>(10 - layer);
   };
-  const Importance start{"mmr", "loss", "one", {}};
+  const Importance start{"mmr", "loss", {{"model", "one"}}, {}};
   EXPECT_THROW(score_layers({0, 1, 2, 3}, start, score, path, nullptr), Error);
   calls = 0;
   const Importance all = score_layers({0, 1, 2, 3}, start, score, path, nullptr);
@@ -245,7 +245,9 @@ TEST(Importance, ResumesPerLayerAndRefusesOtherRuns) {
   EXPECT_EQ(all.order(), (std::vector<int64_t>{3, 2, 1, 0}));
   EXPECT_EQ(read_importance(path).order(), all.order());
   calls = 0;
-  EXPECT_THROW(score_layers({0, 1, 2}, {"mmr", "loss", "two", {}}, score, path, nullptr), Error);
+  EXPECT_THROW(
+      score_layers({0, 1, 2}, {"mmr", "loss", {{"model", "two"}}, {}}, score, path, nullptr),
+      Error);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "base/file.h"
 #include "base/text.h"
@@ -15,6 +16,48 @@ using Json = nlohmann::ordered_json;
 const std::vector<std::string>& method_names() {
   static const std::vector<std::string> names = {"leave-mixer-out", "leave-block-out", "mmr"};
   return names;
+}
+
+Importance parse_importance(const Json& json) {
+  Importance importance{json.at("method"), json.at("metric"), {}, {}};
+  if (json.at("fingerprint").is_string()) {
+    importance.fingerprint["written by"] = "an earlier version, which did not say what was scored";
+  } else {
+    importance.fingerprint = json.at("fingerprint").get<Fingerprint>();
+  }
+  for (const Json& entry : json.at("layers")) {
+    importance.layers.push_back(
+        {entry.at("layer"), entry.at("score"), entry.at("seconds"), entry.value("tie", 0.0)});
+  }
+  for (const Json& entry : json.value("partial", Json::array())) {
+    PartialScore p;
+    p.layer = entry.at("layer");
+    p.groups = entry.at("groups");
+    p.sums.tokens = entry.at("tokens");
+    p.sums.cross_entropy = entry.at("cross_entropy");
+    p.sums.reverse_kl = entry.at("reverse_kl");
+    p.seconds = entry.at("seconds");
+    importance.partial.push_back(p);
+  }
+  importance.unscored = json.value("unscored", std::vector<int64_t>{});
+  return importance;
+}
+
+// What one has that the other has not, a line each.
+std::string differences(const Fingerprint& stored, const Fingerprint& ours) {
+  std::string text;
+  Fingerprint all = stored;
+  all.insert(ours.begin(), ours.end());
+  for (const auto& [name, ignored] : all) {
+    const auto a = stored.find(name);
+    const auto b = ours.find(name);
+    const std::string before = a == stored.end() ? "(nothing)" : a->second;
+    const std::string now = b == ours.end() ? "(nothing)" : b->second;
+    if (before != now) {
+      text += fmt::format("\n  {}: {} in the file, {} now", name, before, now);
+    }
+  }
+  return text;
 }
 
 }  // namespace
@@ -33,10 +76,17 @@ ScoreMethod parse_score_method(const std::string& name) {
        join(method_names(), ", "));
 }
 
+std::string score_heading(const std::string& metric) {
+  return metric == "accuracy"     ? "wrong answers, share of the problems"
+         : metric == "nll"        ? "negative log-likelihood, nats a token"
+         : metric == "reverse-kl" ? "reverse KL, nats a token"
+                                  : metric;
+}
+
 std::vector<int64_t> Importance::order() const {
   std::vector<LayerScore> sorted = layers;
   std::stable_sort(sorted.begin(), sorted.end(), [](const LayerScore& a, const LayerScore& b) {
-    return a.score != b.score ? a.score < b.score : a.layer < b.layer;
+    return std::tie(a.score, a.tie, a.layer) < std::tie(b.score, b.tie, b.layer);
   });
   std::vector<int64_t> order;
   for (const LayerScore& s : sorted) {
@@ -48,12 +98,7 @@ std::vector<int64_t> Importance::order() const {
 Importance read_importance(const std::filesystem::path& path) {
   const std::string text = read_text_file(path.string());
   try {
-    const Json json = Json::parse(text);
-    Importance importance{json.at("method"), json.at("metric"), json.at("fingerprint"), {}};
-    for (const Json& entry : json.at("layers")) {
-      importance.layers.push_back({entry.at("layer"), entry.at("score"), entry.at("seconds")});
-    }
-    return importance;
+    return parse_importance(Json::parse(text));
   } catch (const nlohmann::json::exception& e) {
     fail("{}: expected the layer scores that `cambium score` writes: {}", path.string(), e.what());
   }
@@ -66,42 +111,116 @@ void write_importance(const Importance& importance, const std::filesystem::path&
   json["fingerprint"] = importance.fingerprint;
   json["layers"] = Json::array();
   for (const LayerScore& s : importance.layers) {
-    json["layers"].push_back({{"layer", s.layer}, {"score", s.score}, {"seconds", s.seconds}});
+    json["layers"].push_back(
+        {{"layer", s.layer}, {"score", s.score}, {"tie", s.tie}, {"seconds", s.seconds}});
+  }
+  if (!importance.partial.empty()) {
+    json["partial"] = Json::array();
+    for (const PartialScore& p : importance.partial) {
+      json["partial"].push_back({{"layer", p.layer},
+                                 {"groups", p.groups},
+                                 {"tokens", p.sums.tokens},
+                                 {"cross_entropy", p.sums.cross_entropy},
+                                 {"reverse_kl", p.sums.reverse_kl},
+                                 {"seconds", p.seconds}});
+    }
+  }
+  if (!importance.unscored.empty()) {
+    json["unscored"] = importance.unscored;
   }
   json["order"] = importance.order();
   write_file_atomically(path.string(), json.dump(1) + "\n");
 }
 
+void check_scores_path(const std::filesystem::path& path) {
+  if (std::filesystem::exists(path)) {
+    expect(std::filesystem::is_regular_file(path), "{} is not a file; choose another output",
+           path.string());
+    read_importance(path);
+  }
+  const AtomicFile writable(path.string());
+}
+
+ScoreFile::ScoreFile(Importance start, const std::vector<int64_t>& layers,
+                     std::filesystem::path path, bool fresh)
+    : scores_(std::move(start)), path_(std::move(path)) {
+  if (!path_.empty()) {
+    check_scores_path(path_);
+    if (std::filesystem::exists(path_) && !fresh) {
+      Importance earlier = read_importance(path_);
+      Fingerprint stored = earlier.fingerprint;
+      Fingerprint ours = scores_.fingerprint;
+      stored.insert({{"method", earlier.method}, {"metric", earlier.metric}});
+      ours.insert({{"method", scores_.method}, {"metric", scores_.metric}});
+      expect(stored == ours,
+             "{} holds scores of something else:{}\nwrite to another file, or start anew with "
+             "--fresh",
+             path_.string(), differences(stored, ours));
+      scores_.layers = std::move(earlier.layers);
+      scores_.partial = std::move(earlier.partial);
+    }
+  }
+  const auto wanted = [&](int64_t layer) {
+    return std::find(layers.begin(), layers.end(), layer) != layers.end();
+  };
+  std::erase_if(scores_.layers, [&](const LayerScore& s) { return !wanted(s.layer); });
+  std::erase_if(scores_.partial, [&](const PartialScore& p) { return !wanted(p.layer); });
+  for (const int64_t layer : layers) {
+    if (!has(layer)) {
+      scores_.unscored.push_back(layer);
+    }
+  }
+  save();
+}
+
+bool ScoreFile::has(int64_t layer) const {
+  return std::any_of(scores_.layers.begin(), scores_.layers.end(),
+                     [&](const LayerScore& s) { return s.layer == layer; });
+}
+
+PartialScore& ScoreFile::partial(int64_t layer) {
+  for (PartialScore& p : scores_.partial) {
+    if (p.layer == layer) {
+      return p;
+    }
+  }
+  scores_.partial.push_back({layer, 0, {}, 0.0});
+  return scores_.partial.back();
+}
+
+void ScoreFile::add(const LayerScore& score) {
+  std::erase_if(scores_.partial, [&](const PartialScore& p) { return p.layer == score.layer; });
+  std::erase(scores_.unscored, score.layer);
+  scores_.layers.push_back(score);
+  std::sort(scores_.layers.begin(), scores_.layers.end(),
+            [](const LayerScore& a, const LayerScore& b) { return a.layer < b.layer; });
+  save();
+}
+
+void ScoreFile::save() const {
+  if (!path_.empty()) {
+    write_importance(scores_, path_);
+  }
+}
+
 Importance score_layers(const std::vector<int64_t>& layers, Importance start,
                         const std::function<double(int64_t layer)>& score,
                         const std::filesystem::path& path,
-                        const std::function<void(int64_t done)>& progress) {
-  std::vector<LayerScore> known;
-  if (!path.empty() && std::filesystem::exists(path)) {
-    const Importance earlier = read_importance(path);
-    if (earlier.fingerprint == start.fingerprint && earlier.method == start.method) {
-      known = earlier.layers;
-    }
-  }
+                        const std::function<void(int64_t done)>& progress, bool fresh) {
+  ScoreFile file(std::move(start), layers, path, fresh);
+  int64_t done = 0;
   for (const int64_t layer : layers) {
-    const auto it = std::find_if(known.begin(), known.end(),
-                                 [&](const LayerScore& s) { return s.layer == layer; });
-    if (it != known.end()) {
-      start.layers.push_back(*it);
-    } else {
+    if (!file.has(layer)) {
       const auto begin = std::chrono::steady_clock::now();
       const double value = score(layer);
       const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-      start.layers.push_back({layer, value, taken.count()});
-      if (!path.empty()) {
-        write_importance(start, path);
-      }
+      file.add({layer, value, taken.count()});
     }
     if (progress) {
-      progress(static_cast<int64_t>(start.layers.size()));
+      progress(++done);
     }
   }
-  return start;
+  return file.scores();
 }
 
 std::vector<int64_t> attention_layers(const ModelSpec& spec) {

@@ -17,6 +17,7 @@
 #include "eval/throughput.h"
 #include "hybrid/measure.h"
 #include "hybrid/placement.h"
+#include "hybrid/scoring.h"
 
 namespace cambium {
 namespace {
@@ -157,32 +158,24 @@ std::vector<int64_t> Pipeline::place(const StagePlan& stage, Model& base, const 
   } else if (place.method == "uniform") {
     chosen = place_uniform(base.spec(), count);
   } else {
-    const fs::path path = folder / "scores.json";
-    const std::string fingerprint =
-        fmt::format("{} {} {} {} {}", layer_map(base.spec()), place.method, place.metric,
-                    place.documents, plan_.seed);
-    Importance importance;
-    if (place.method == "mmr") {
-      shown.metric = "loss after the probe";
-      importance = score_by_replacement(base, *teacher_.model, open, stage.graft, place.probe,
-                                        data_.train(), plan_.seed, fingerprint, path);
-    } else {
-      shown.metric = place.metric == "accuracy" ? "share of problems lost"
-                     : place.metric == "nll"    ? "negative log-likelihood"
-                                                : "reverse KL, nats a token";
-      const bool block = place.method == "leave-block-out";
-      const HeldOut documents(data_.valid(), place.documents, plan_.evaluate.held_out_tokens);
-      Progress progress("stage " + stage.name + ": leave one out", open.size(), {.unit = "layers"});
-      importance = score_layers(
-          open, {place.method, place.metric, fingerprint, {}},
-          [&](int64_t layer) {
-            const LoadedModel without = remove_layer(base, layer, block);
-            return damage(*without.model, *teacher_.model, data_, documents, place.metric,
-                          plan_.evaluate);
-          },
-          path, [&](int64_t done) { progress.update(static_cast<uint64_t>(done)); });
-      progress.finish();
-    }
+    ScoreOptions options;
+    options.method = parse_score_method(place.method);
+    options.metric = place.metric;
+    options.graft = stage.graft;
+    options.probe = place.probe;
+    options.seed = plan_.seed;
+    options.label = fmt::format("stage {}: {}", stage.name, place.method);
+    const HeldOut documents(data_.valid(), place.documents, plan_.evaluate.held_out_tokens);
+    ScoreData scored;
+    scored.tokenizer = &data_.tokenizer();
+    scored.train = &data_.train();
+    scored.documents = &documents;
+    scored.problems = &data_.task();
+    scored.answers.max_new_tokens = plan_.evaluate.max_new_tokens;
+    scored.answers.batch = plan_.evaluate.batch;
+    const Importance importance =
+        score_importance(base, *teacher_.model, options, scored, folder / "scores.json");
+    shown.metric = score_heading(importance.metric);
     for (const LayerScore& score : importance.layers) {
       shown.scores[static_cast<size_t>(score.layer)] = score.score;
     }
@@ -376,39 +369,6 @@ RunSummary Pipeline::run() {
 }
 
 }  // namespace
-
-Importance score_by_replacement(Model& base, Model& teacher, const std::vector<int64_t>& layers,
-                                const GraftOptions& graft, const TrainConfig& probe,
-                                const DocumentSource& data, uint64_t seed,
-                                const std::string& fingerprint, const fs::path& path) {
-  expect(probe.has_length(), "[place.probe]: expected steps (or tokens) above 0");
-  Progress progress("probes", layers.size(), {.unit = "layers"});
-  return score_layers(
-      layers, {"mmr", "loss", fingerprint, {}},
-      [&](int64_t layer) {
-        LoadedModel student = convert(base, teacher, {layer}, graft, seed, true);
-        const std::string prefix = "layers." + std::to_string(layer) + ".mixer.";
-        TrainConfig config = probe;
-        config.folder.clear();
-        config.trainable = [prefix](const std::string& name, const Parameter&) {
-          return name.starts_with(prefix);
-        };
-        if (config.objective == Objective::kAlign) {
-          config.align.layers = {layer};
-        }
-        Trainer trainer(*student.model, student.weights, config, data, &teacher);
-        // The mean of the last steps, at most ten and at most half.
-        std::vector<double> losses;
-        while (!trainer.finished()) {
-          losses.push_back(trainer.step().loss);
-        }
-        const auto last = std::clamp<size_t>(losses.size() / 2, 1, 10);
-        return std::accumulate(losses.end() - static_cast<std::ptrdiff_t>(last), losses.end(),
-                               0.0) /
-               static_cast<double>(last);
-      },
-      path, [&](int64_t done) { progress.update(static_cast<uint64_t>(done)); });
-}
 
 RunSummary run_pipeline(const HybridPlan& plan, const PipelineOptions& options) {
   const fs::path plan_path = options.folder / "plan.toml";

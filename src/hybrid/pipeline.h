@@ -22,11 +22,4 @@ struct PipelineOptions {
 /// or a run and `resume` is false.
 RunSummary run_pipeline(const HybridPlan& plan, const PipelineOptions& options);
 
-/// Scores layers by MMR: each of `layers` of `base` swapped alone for the plan's mixer and trained
-/// for the probe's steps; the loss of its last steps. Lower = easier to replace.
-Importance score_by_replacement(Model& base, Model& teacher, const std::vector<int64_t>& layers,
-                                const GraftOptions& graft, const TrainConfig& probe,
-                                const DocumentSource& data, uint64_t seed,
-                                const std::string& fingerprint, const std::filesystem::path& path);
-
 }  // namespace cambium

@@ -73,13 +73,7 @@ EvaluationPlan read_evaluation(const PlanTable& table, const DataPlan& data) {
 }
 
 GraftOptions read_graft(const PlanTable& table, GraftOptions graft) {
-  graft.mixer = table.get_string("mixer", graft.mixer);
-  graft.window = table.get_int("window", graft.window);
-  graft.state = table.get_int("state", graft.state);
-  graft.faithful = table.get_bool("faithful", graft.faithful);
-  const std::string init = table.get_string("init", graft.from_attention ? "attention" : "random");
-  one_of(init, {"attention", "random"}, table.where() + ": init");
-  graft.from_attention = init == "attention";
+  read_fields(graft, table);
   find_mixer_kind(graft.mixer);
   return graft;
 }
@@ -136,6 +130,19 @@ int64_t stage_layers(const PlanTable& stage, const PlacePlan& place, int64_t bef
 }
 
 }  // namespace
+
+void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
+  enum class Init { kAttention, kRandom };
+  Init init = graft.from_attention ? Init::kAttention : Init::kRandom;
+  visit({"mixer", "what takes the place of attention"}, graft.mixer);
+  visit({"window", "sliding_window: tokens; 0 = 128"}, graft.window, ints_from(0, 1 << 30));
+  visit({"state", "mamba: numbers a channel; 0 = 16, or what divides the head"}, graft.state,
+        ints_from(0, 1 << 20));
+  visit({"faithful", "the released layouts to the row"}, graft.faithful);
+  visit({"init", "what the new mixers start from"}, init,
+        {{"attention", Init::kAttention}, {"random", Init::kRandom}});
+  graft.from_attention = init == Init::kAttention;
+}
 
 ProblemSpec read_problem_spec(const PlanTable& plan) {
   ProblemSpec spec;

@@ -77,6 +77,8 @@ struct HybridPlan {
   std::vector<StagePlan> stages;
 };
 
+void visit_fields(GraftOptions& graft, FieldVisitor& visit);
+
 /// Reads and checks a plan. `teacher` (from the command line) wins over the plan's; `overrides` are
 /// "dotted.key=value". Relative paths are taken from the current folder. Error names file, key,
 /// what was expected and, for an unknown key, the nearest.

@@ -40,8 +40,19 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
   CAMBIUM_CHECK(options.states.empty() || options.states.size() == layers_.size());
   CAMBIUM_CHECK(options.taps.empty() || options.taps.size() == layers_.size());
   const RopeTable& table = rope_for(batch);
-  Tensor h = embedding(ctx, embed_.tensor, batch.tokens());
-  for (size_t i = 0; i < layers_.size(); ++i) {
+  const bool whole = options.end_layer < 0;
+  const size_t end = whole ? layers_.size() : static_cast<size_t>(options.end_layer);
+  CAMBIUM_CHECK(end <= layers_.size() && options.first_layer >= 0);
+  CAMBIUM_CHECK(ctx.tape == nullptr || (whole && !options.start.defined()));
+  Tensor h;
+  if (options.start.defined()) {
+    h = ctx.result_like(options.start, false);
+    copy(h, options.start);
+  } else {
+    CAMBIUM_CHECK(options.first_layer == 0);
+    h = embedding(ctx, embed_.tensor, batch.tokens());
+  }
+  for (auto i = static_cast<size_t>(options.first_layer); i < end; ++i) {
     const ForwardInputs inputs{&batch, &table,
                                options.states.empty() ? nullptr : &options.states[i]};
     MixerTap* tap = options.taps.empty() ? nullptr : &options.taps[i];
@@ -68,7 +79,7 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
       h = layers_[i].forward(ctx, h, inputs, tap);
     }
   }
-  return rms_norm(ctx, h, norm_.tensor, spec_.norm_eps);
+  return whole ? rms_norm(ctx, h, norm_.tensor, spec_.norm_eps) : h;
 }
 
 // Forward without a tape, keeping the result only; backward runs the layer again with a tape of its

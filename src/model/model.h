@@ -17,6 +17,11 @@ struct ForwardOptions {
   bool checkpoint_layers = false;
   /// One per layer, filled in; empty = not wanted.
   std::span<MixerTap> taps = {};
+  /// Part of the way, without a tape: from the input of `first_layer`, which is `start` (T, C) in
+  /// place of the embeddings, to the input of `end_layer`; -1 = to the end and the final norm.
+  Tensor start = {};
+  int64_t first_layer = 0;
+  int64_t end_layer = -1;
 };
 
 class Model {

@@ -1,5 +1,6 @@
 #include "train/held_out.h"
 
+#include "base/checksum.h"
 #include "base/error.h"
 
 namespace cambium {
@@ -34,33 +35,49 @@ HeldOut::HeldOut(const DocumentSource& source, int64_t documents, int64_t max_to
   expect(documents_ > 0, "the held-out data has no document with anything to learn");
 }
 
+std::string HeldOut::fingerprint() const {
+  Checksum sum;
+  for (const PackedSequence& group : groups_) {
+    sum.update(std::as_bytes(group.batch.tokens()));
+    sum.update(std::as_bytes(group.batch.segments().start));
+    sum.update(std::as_bytes(std::span(group.labels)));
+  }
+  return fmt::format("{} documents, {} learned tokens ({})", documents_, labels_,
+                     checksum_text(sum.digest()));
+}
+
 std::vector<LossSums> HeldOut::measure(Model& model, Model* teacher) const {
   std::vector<LossSums> sums;
   Arena arena;
   Context ctx{.arena = &arena};
-  LossConfig loss{.cross_entropy = 1.0F};
   for (const PackedSequence& group : groups_) {
     const ArenaScope scope(arena);
     const Tensor hidden = model.forward(ctx, group.batch);
     const Tensor taught = teacher == nullptr ? Tensor{} : teacher->forward(ctx, group.batch);
-    const Segments segments = group.batch.segments();
-    for (int64_t s = 0; s < segments.count(); ++s) {
-      const int64_t begin = segments.start[static_cast<size_t>(s)];
-      const int64_t rows = segments.length(s);
-      LossInputs inputs;
-      inputs.hidden = hidden.slice(0, begin, rows);
-      inputs.head = model.head().detached();
-      if (teacher != nullptr) {
-        inputs.teacher_hidden = taught.slice(0, begin, rows);
-        inputs.teacher_head = teacher->head().detached();
-      }
-      inputs.labels =
-          std::span(group.labels).subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));
-      const ArenaScope inner(arena);
-      sums.push_back(head_loss(ctx, inputs, loss));
-    }
+    add_sums(ctx, group, model, hidden, teacher, taught, sums);
   }
   return sums;
+}
+
+void HeldOut::add_sums(Context& ctx, const PackedSequence& group, const Model& model,
+                       const Tensor& hidden, const Model* teacher, const Tensor& taught,
+                       std::vector<LossSums>& sums) {
+  const Segments segments = group.batch.segments();
+  for (int64_t s = 0; s < segments.count(); ++s) {
+    const int64_t begin = segments.start[static_cast<size_t>(s)];
+    const int64_t rows = segments.length(s);
+    LossInputs inputs;
+    inputs.hidden = hidden.slice(0, begin, rows);
+    inputs.head = model.head().detached();
+    if (teacher != nullptr) {
+      inputs.teacher_hidden = taught.slice(0, begin, rows);
+      inputs.teacher_head = teacher->head().detached();
+    }
+    inputs.labels =
+        std::span(group.labels).subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));
+    const ArenaScope scope(*ctx.arena);
+    sums.push_back(head_loss(ctx, inputs, {.cross_entropy = 1.0F}));
+  }
 }
 
 LossSums total(const std::vector<LossSums>& sums) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "model/model.h"
@@ -21,8 +22,18 @@ class HeldOut {
   int64_t documents() const { return documents_; }
   int64_t labels() const { return labels_; }
 
+  /// Of the tokens and what is learned of them.
+  std::string fingerprint() const;
+
   /// Sums per document. With a teacher the KL terms (temperature 1) are measured too.
   std::vector<LossSums> measure(Model& model, Model* teacher = nullptr) const;
+
+  /// The documents as they are run together, and the sums of one such group, given the final hidden
+  /// states (T, C) of the model and, for the KL terms, of the teacher.
+  const std::vector<PackedSequence>& groups() const { return groups_; }
+  static void add_sums(Context& ctx, const PackedSequence& group, const Model& model,
+                       const Tensor& hidden, const Model* teacher, const Tensor& taught,
+                       std::vector<LossSums>& sums);
 
  private:
   std::vector<PackedSequence> groups_;

@@ -1,0 +1,212 @@
+#include "hybrid/scoring.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/checksum.h"
+#include "base/progress.h"
+#include "hybrid/plan.h"
+#include "train/layer_walk.h"
+
+namespace cambium {
+namespace {
+
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
+std::string digest(const Task& task) {
+  Checksum sum;
+  for (const Example& e : task.examples) {
+    for (const std::string& text : {e.question, e.answer}) {
+      sum.update(std::as_bytes(std::span(text)));
+      sum.update(std::as_bytes(std::span("\0", 1)));
+    }
+  }
+  return fmt::format("{} of {} ({})", task.examples.size(), task.name, checksum_text(sum.digest()));
+}
+
+// All that decides the scores, and nothing else.
+Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
+                           const ScoreData& data) {
+  Fingerprint f;
+  f["layers"] = layer_map(base.spec());
+  f["model"] = model_digest(base);
+  if (o.metric != "nll" || o.method == ScoreMethod::kMixerReplacement) {
+    f["teacher"] = model_digest(teacher);
+  }
+  if (o.method == ScoreMethod::kMixerReplacement) {
+    f["data"] = data.train->fingerprint();
+    f["seed"] = fmt::format("{}", o.seed);
+    for (const auto& [name, value] : fingerprint_fields(o.graft)) {
+      f["graft " + name] = value;
+    }
+    for (const auto& [name, value] : fingerprint_fields(o.probe)) {
+      f["probe " + name] = value;
+    }
+    return f;
+  }
+  f["data"] = data.documents->fingerprint();
+  if (o.metric == "accuracy") {
+    f["problems"] = digest(*data.problems);
+    f["answers"] = fmt::format("at most {} tokens, {}, {} at once", data.answers.max_new_tokens,
+                               data.answers.chat ? "chat template" : "plain", data.answers.batch);
+    f["tokenizer"] = checksum_text(data.tokenizer->fingerprint());
+  }
+  return f;
+}
+
+double mean(const LossSums& sums, bool kl) {
+  return (kl ? sums.reverse_kl : sums.cross_entropy) /
+         static_cast<double>(std::max<int64_t>(sums.tokens, 1));
+}
+
+// Leaves every layer out in turn, over as many documents at once as memory holds: `file` has the
+// sums of all layers in `partial` afterwards, or passes them to `done` as soon as they are whole.
+void walk_documents(Model& base, Model* teacher, const std::vector<int64_t>& layers,
+                    const ScoreOptions& o, const HeldOut& documents, ScoreFile& file,
+                    const std::function<void(const PartialScore&)>& done) {
+  LayerWalk walk(documents, base, teacher, o.stored_bytes);
+  const int64_t groups = walk.groups();
+  for (;;) {
+    // From the group that the layer furthest behind comes to next, up to the next one's.
+    int64_t first = groups;
+    for (const int64_t layer : layers) {
+      first = std::min(first, file.has(layer) ? groups : file.partial(layer).groups);
+    }
+    if (first == groups) {
+      return;
+    }
+    int64_t limit = groups;
+    for (const int64_t layer : layers) {
+      const int64_t at = file.has(layer) ? groups : file.partial(layer).groups;
+      limit = at > first ? std::min(limit, at) : limit;
+    }
+    const int64_t end = walk.load(first, limit);
+    for (const int64_t layer : layers) {
+      if (file.has(layer) || file.partial(layer).groups != first) {
+        continue;
+      }
+      const Stopwatch watch;
+      walk.advance(layer);
+      const LoadedModel without =
+          remove_layer(base, layer, o.method == ScoreMethod::kLeaveBlockOut);
+      PartialScore& score = file.partial(layer);
+      for (const LossSums& sums : walk.measure(*without.model)) {
+        score.sums += sums;
+      }
+      score.groups = end;
+      score.seconds += watch.seconds();
+      if (end == groups && done) {
+        done(score);
+      } else {
+        file.save();
+      }
+    }
+  }
+}
+
+Importance leave_one_out(Model& base, Model& teacher, const ScoreOptions& o, const ScoreData& data,
+                         ScoreFile& file, const std::vector<int64_t>& layers) {
+  const bool kl = o.metric != "nll";
+  Progress progress(o.label, layers.size(), {.unit = "layers"});
+  const auto tell = [&] { progress.update(static_cast<uint64_t>(file.scores().layers.size())); };
+  std::function<void(const PartialScore&)> done;
+  if (o.metric != "accuracy") {
+    done = [&](const PartialScore& p) {
+      file.add({p.layer, mean(p.sums, kl), p.seconds});
+      tell();
+    };
+  }
+  walk_documents(base, kl ? &teacher : nullptr, layers, o, *data.documents, file, done);
+  for (const int64_t layer : layers) {
+    if (file.has(layer)) {
+      continue;
+    }
+    const Stopwatch watch;
+    const LoadedModel without = remove_layer(base, layer, o.method == ScoreMethod::kLeaveBlockOut);
+    const AccuracySummary right =
+        evaluate_accuracy(*without.model, *data.tokenizer, *data.problems, data.answers).summary;
+    const PartialScore& p = file.partial(layer);
+    file.add({layer, 1.0 - right.accuracy.value, p.seconds + watch.seconds(), mean(p.sums, true)});
+    tell();
+  }
+  progress.finish();
+  return file.scores();
+}
+
+double replace_mixer(Model& base, Model& teacher, int64_t layer, const ScoreOptions& o,
+                     const DocumentSource& data) {
+  LoadedModel student = convert(base, teacher, {layer}, o.graft, o.seed, true);
+  const std::string prefix = "layers." + std::to_string(layer) + ".mixer.";
+  TrainConfig config = o.probe;
+  config.folder.clear();
+  config.trainable = [prefix](const std::string& name, const Parameter&) {
+    return name.starts_with(prefix);
+  };
+  if (config.objective == Objective::kAlign) {
+    config.align.layers = {layer};
+  }
+  Trainer trainer(*student.model, student.weights, config, data, &teacher);
+  std::vector<double> losses;
+  while (!trainer.finished()) {
+    losses.push_back(trainer.step().loss);
+  }
+  const size_t last = std::clamp<size_t>(losses.size() / 2, 1, 10);
+  double sum = 0.0;
+  for (size_t i = losses.size() - last; i < losses.size(); ++i) {
+    sum += losses[i];
+  }
+  return sum / static_cast<double>(last);
+}
+
+}  // namespace
+
+std::string model_digest(Model& model) {
+  Checksum sum;
+  const std::string config = find_family("cambium").write_config(model.spec());
+  sum.update(std::as_bytes(std::span(config)));
+  model.visit([&](const std::string& name, Parameter& p) {
+    sum.update(std::as_bytes(std::span(name)));
+    sum.update(
+        {static_cast<const std::byte*>(p.tensor.data), static_cast<size_t>(p.tensor.bytes())});
+  });
+  return checksum_text(sum.digest());
+}
+
+Importance score_importance(Model& base, Model& teacher, const ScoreOptions& options,
+                            const ScoreData& data, const std::filesystem::path& path) {
+  const bool probes = options.method == ScoreMethod::kMixerReplacement;
+  expect(!probes || options.probe.has_length(), "mmr: expected steps (or tokens) above 0");
+  expect(probes || options.metric != "accuracy" ||
+             (data.problems != nullptr && !data.problems->examples.empty()),
+         "metric accuracy: there are no problems to be asked");
+  const std::vector<int64_t> layers = attention_layers(base.spec());
+  ScoreFile file({score_method_name(options.method),
+                  probes ? "loss after the probe" : options.metric,
+                  fingerprint_of(base, teacher, options, data),
+                  {}},
+                 layers, path, options.fresh);
+  if (!probes) {
+    return leave_one_out(base, teacher, options, data, file, layers);
+  }
+  Progress progress(options.label, layers.size(), {.unit = "layers"});
+  for (const int64_t layer : layers) {
+    if (!file.has(layer)) {
+      const Stopwatch watch;
+      const double loss = replace_mixer(base, teacher, layer, options, *data.train);
+      file.add({layer, loss, watch.seconds()});
+    }
+    progress.update(static_cast<uint64_t>(file.scores().layers.size()));
+  }
+  progress.finish();
+  return file.scores();
+}
+
+}  // namespace cambium

@@ -1,0 +1,49 @@
+// Scoring layers.
+//
+// Leave-one-out: what is lost when the mixer, or the whole layer, is taken out, without any
+// training. MMR (mixer replacement, Apriel-H1): swap the layer alone, distil for a few steps, read
+// the loss. It asks what heals, where leave-one-out asks what hurts, and is run again on each
+// hybrid.
+#pragma once
+
+#include "eval/quality.h"
+#include "hybrid/graft.h"
+#include "hybrid/importance.h"
+#include "train/held_out.h"
+#include "train/train_plan.h"
+
+namespace cambium {
+
+struct ScoreOptions {
+  ScoreMethod method = ScoreMethod::kLeaveMixerOut;
+  std::string metric = "reverse-kl";  // of leave-one-out: reverse-kl, nll or accuracy
+  GraftOptions graft;                 // mmr: what is tried
+  TrainConfig probe;                  // mmr: how
+  uint64_t seed = 1;                  // of what starts at random
+  bool fresh = false;                 // start anew where the file answers another question
+  std::string label = "score";        // of the progress line
+  /// Memory for the hidden states of documents that are kept between layers.
+  int64_t stored_bytes = int64_t{1} << 30;
+};
+
+/// What is scored on. Only what the method and metric look at is used.
+struct ScoreData {
+  const Tokenizer* tokenizer = nullptr;
+  const DocumentSource* train = nullptr;  // mmr
+  const HeldOut* documents = nullptr;     // leave-one-out; with accuracy they decide between equals
+  const Task* problems = nullptr;         // accuracy
+  AccuracyConfig answers;                 // accuracy: how problems are asked
+};
+
+/// Scores every attention layer of `base` (the teacher itself or a hybrid made from it), kept in
+/// `path` (empty = nowhere). Leave-one-out by reverse KL or accuracy, larger = worse than `teacher`
+/// without the layer; MMR, the mean loss of the last steps (at most ten and at most half) of
+/// `base` with the layer's mixer swapped and trained alone. Error when `path` holds the answer to
+/// another question: other weights, data or options.
+Importance score_importance(Model& base, Model& teacher, const ScoreOptions& options,
+                            const ScoreData& data, const std::filesystem::path& path);
+
+/// Of a model's configuration and weights.
+std::string model_digest(Model& model);
+
+}  // namespace cambium
