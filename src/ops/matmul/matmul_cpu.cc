@@ -253,4 +253,19 @@ void column_sums(const ColumnSums& s) {
   });
 }
 
+void transpose(const Transpose& t) {
+  parallel_for(t.columns, 4 * kLanes, [&](int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < t.rows; r += kLanes) {
+      const int64_t rows = t.rows - r;
+      for (int64_t c = begin; c < end; c += kLanes) {
+        const int64_t columns = end - c;
+        const Square<float> square = load_square(t.x + r * t.x_row + c, t.x_row, rows, columns);
+        for (int q = 0; q < kLanes && q < columns; ++q) {
+          vstore_upto(t.y + (c + q) * t.y_row + r, column(square, q), rows);
+        }
+      }
+    }
+  });
+}
+
 }  // namespace cambium::CAMBIUM_ISA

@@ -27,7 +27,7 @@ struct Gemm {
 /// that an element has the same bits whichever kernel computes it.
 inline constexpr int64_t kGemmDepth = 256;
 /// Up to this many rows gemm takes gemm_few_rows, where b is (n, k) in memory and a_k is 1.
-inline constexpr int64_t kFewRows = 8;
+inline constexpr int64_t kFewRows = 16;
 
 struct ColumnSums {
   int64_t rows, columns;
@@ -36,8 +36,18 @@ struct ColumnSums {
   float* sum;  // (columns), added to
 };
 
+/// y (columns, rows) = the transpose of x (rows, columns).
+struct Transpose {
+  int64_t rows, columns;
+  const float* x;
+  int64_t x_row;
+  float* y;
+  int64_t y_row;
+};
+
 CAMBIUM_CPU_KERNEL(gemm, Gemm)
 CAMBIUM_CPU_KERNEL(gemm_few_rows, Gemm)
 CAMBIUM_CPU_KERNEL(column_sums, ColumnSums)
+CAMBIUM_CPU_KERNEL(transpose, Transpose)
 
 }  // namespace cambium
