@@ -407,6 +407,7 @@ void LineLog::truncate(std::uint64_t size) {
 
 void LineLog::sync() {
   if (::fsync(fd_) != 0) fail_errno("sync", path_);
+  expect(same_inode(fd_, path_), "{} was removed or replaced while it was being written", path_);
 }
 
 }  // namespace cambium

@@ -49,6 +49,10 @@ void Progress::silence(bool now_silent) {
   silent = now_silent;
 }
 
+void note_text(const std::string& text) {
+  std::fprintf(stderr, "cambium: note: %s\n", text.c_str());
+}
+
 Progress::Progress(std::string label, std::uint64_t total, Options options)
     : label_(std::move(label)), total_(total), options_(std::move(options)) {
   if (!options_.write) options_.write = write_to_stderr;

@@ -3,13 +3,24 @@
 // still takes.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <chrono>
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace cambium {
+
+/// A line for people on standard error, whatever --quiet says: what they should know although the
+/// work goes on.
+void note_text(const std::string& text);
+template <class... Args>
+void note(fmt::format_string<Args...> format, Args&&... args) {
+  note_text(fmt::format(format, std::forward<Args>(args)...));
+}
 
 class Progress {
  public:

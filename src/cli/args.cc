@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "base/progress.h"
+#include "base/signals.h"
 #include "base/text.h"
 
 namespace cambium {
@@ -155,6 +156,10 @@ int run_command_line(int argc, char** argv, const std::vector<Command>& commands
       std::fprintf(stderr,
                    "cambium: error: out of memory; `cambium inspect` says what a model takes\n");
       return 1;
+    } catch (const Interrupted& e) {
+      std::fflush(stdout);
+      std::fprintf(stderr, "cambium: %s\n", e.what());
+      return 128 + e.signal();
     } catch (const std::exception& e) {
       std::fflush(stdout);
       std::fprintf(stderr, "cambium: error: %s\n", e.what());

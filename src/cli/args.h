@@ -45,7 +45,8 @@ struct Command {
   Action (*declare)(Args& args);
 };
 
-/// Parses and runs. 0 done, 1 an Error or a check that did not pass, 2 wrong usage.
+/// Parses and runs. 0 done, 1 an Error or a check that did not pass, 2 wrong usage,
+/// 130 or 143 stopped by Ctrl-C or SIGTERM.
 int run_command_line(int argc, char** argv, const std::vector<Command>& commands);
 
 }  // namespace cambium

@@ -1,6 +1,7 @@
 #include <cstdio>
 
-#include "base/file.h"
+#include "base/signals.h"
+#include "base/text.h"
 #include "cli/commands.h"
 #include "eval/problem_source.h"
 #include "hybrid/plan.h"
@@ -19,18 +20,14 @@ struct DistillArgs {
 };
 
 int run(const DistillArgs& a) {
-  expect(a.resume || !std::filesystem::exists(std::filesystem::path(a.output) / "log.jsonl"),
-         "{} holds a run already; go on with --resume, or choose another folder", a.output);
-  LoadedModel student = load_model(a.student);
-  LoadedModel teacher = load_model(a.teacher);
-  const Tokenizer tokenizer = Tokenizer::load(a.student);
-  expect(tokenizer.fingerprint() == Tokenizer::load(a.teacher).fingerprint(),
-         "{} and {} have different tokenizers; a student learns from a teacher with the same ids",
-         a.student, a.teacher);
+  const StopSignals signals;
   PlanTable table = PlanTable::parse("", "--set");
   table.set_all(a.set);
   TrainConfig config;
   config.objective = a.objective == "align" ? Objective::kAlign : Objective::kEndToEnd;
+  expect(a.objective == "align" || a.objective == "end_to_end",
+         "--objective: expected end_to_end or align, got '{}'{}", a.objective,
+         did_you_mean(a.objective, std::vector<std::string>{"end_to_end", "align"}));
   config.steps = a.steps;
   config.sequence_length = a.sequence;
   config.sequences_per_step = a.sequences;
@@ -49,12 +46,22 @@ int run(const DistillArgs& a) {
   config = read_train_config(table.table("train"), config);
   const ProblemSpec problems = read_problem_spec(table.table("problems"));
   table.expect_all_used();
+  check_fields(config, "distill");
+  const std::shared_ptr<RunFolder> folder = claim_training_folder(a.output, a.resume, {"model"});
+  LoadedModel student = load_model(a.student);
+  LoadedModel teacher = load_model(a.teacher);
+  const Tokenizer tokenizer = Tokenizer::load(a.student);
+  expect(tokenizer.fingerprint() == Tokenizer::load(a.teacher).fingerprint(),
+         "{} and {} have different tokenizers; a student learns from a teacher with the same ids",
+         a.student, a.teacher);
   config.folder = a.output;
+  config.run_folder = folder;
   config.resume = a.resume;
   config.label = "distill";
   for (size_t i = 0; i < student.model->spec().layers.size(); ++i) {
     const bool converted =
-        student.model->spec().layers[i].mixer != teacher.model->spec().layers.at(i).mixer;
+        i < teacher.model->spec().layers.size() &&
+        student.model->spec().layers[i].mixer != teacher.model->spec().layers[i].mixer;
     if (converted && config.objective == Objective::kAlign && a.layers.empty()) {
       config.align.layers.push_back(static_cast<int64_t>(i));
     }
@@ -62,13 +69,15 @@ int run(const DistillArgs& a) {
   const std::shared_ptr<DocumentSource> source =
       a.data.empty() ? problem_source(tokenizer, problems, Split::kTrain, config.seed)
                      : load_jsonl(a.data, tokenizer);
-  make_folder(a.output);
   Trainer trainer(*student.model, student.weights, config, *source, teacher.model.get());
   const TrainSummary summary = trainer.run();
   student.weights.set_trainable(*student.model, nullptr);
+  folder->expect_present();
   save_trained(*student.model, std::filesystem::path(a.output) / "model", a.student,
-               fmt::format("{{\"student\": \"{}\", \"teacher\": \"{}\", \"tokens\": {}}}\n",
-                           a.student, a.teacher, summary.tokens));
+               {{"student", a.student},
+                {"teacher", a.teacher},
+                {"tokens", summary.tokens},
+                {"learned", summary.learned}});
   std::printf("%lld tokens in %.0f s, loss %.4f -> %.4f\nmodel in %s/model\n",
               static_cast<long long>(summary.tokens), summary.seconds, summary.first_loss,
               summary.last_loss, a.output.c_str());

@@ -1,5 +1,6 @@
 #include <cstdio>
 
+#include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "hybrid/pipeline.h"
@@ -39,6 +40,7 @@ int run(const HybridizeArgs& args) {
     std::printf("%s", describe_plan(plan, teacher, args.flops).c_str());
     return 0;
   }
+  const StopSignals signals;
   PipelineOptions options;
   options.folder = args.output.empty() ? "out/" + plan.name : args.output;
   options.resume = args.resume;

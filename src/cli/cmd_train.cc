@@ -1,6 +1,7 @@
 #include <cstdio>
 
 #include "base/file.h"
+#include "base/signals.h"
 #include "cli/commands.h"
 #include "eval/problem_source.h"
 #include "eval/quality.h"
@@ -18,25 +19,57 @@ struct TrainArgs {
   bool resume = false;
 };
 
+struct TokenizerPlan {
+  std::string path;  // of an existing one; empty = trained on the first problems
+  int64_t vocabulary = 512;
+  int64_t samples = 2000;
+  std::string chat_template;
+};
+
+/// What a plan has beside [model], [train] and [data.problems].
+struct JobPlan {
+  uint64_t seed = 1;
+  std::string output = "out/train";
+  std::string data;
+  int64_t learn_whole_every = 0;
+  TokenizerPlan tokenizer;
+};
+
+void visit_fields(JobPlan& plan, FieldVisitor& visit) {
+  visit({"seed", "of weights, generated problems and the order of the data"}, plan.seed,
+        ints_from(0));
+  visit({"output", "run folder"}, plan.output);
+  visit.table({"data"}, [&] {
+    visit({"train", "a file of JSON lines; empty = generated problems"}, plan.data);
+    visit({"learn_whole_every", "every so manieth problem is learned with its question; 0 = none"},
+          plan.learn_whole_every, ints_from(0));
+  });
+  visit.table({"tokenizer"}, [&] {
+    visit({"path", "folder of an existing tokenizer"}, plan.tokenizer.path);
+    visit({"vocabulary", "tokens of one trained on the problems"}, plan.tokenizer.vocabulary,
+          ints_from(257, int64_t{1} << 24));
+    visit({"samples", "problems it is trained on"}, plan.tokenizer.samples,
+          ints_from(1, 100'000'000));
+    visit({"chat_template", "of the trained tokenizer"}, plan.tokenizer.chat_template);
+  });
+}
+
 // The tokenizer a plan asks for: a folder's, or one trained on the first problems. Leaves its files
 // in `folder` either way.
-Tokenizer prepare_tokenizer(const PlanTable& table, const ProblemSpec& problems, uint64_t seed,
+Tokenizer prepare_tokenizer(const TokenizerPlan& plan, const ProblemSpec& problems, uint64_t seed,
                             const std::filesystem::path& folder) {
-  const std::string from = table.get_string("path", "");
-  const int64_t vocabulary = table.get_int("vocabulary", 512);
-  const int64_t samples = table.get_int("samples", 2000);
-  const std::string chat_template = table.get_string("chat_template", "");
-  if (!from.empty()) {
-    return Tokenizer::load(from);
+  if (!plan.path.empty()) {
+    return Tokenizer::load(plan.path);
   }
   if (!std::filesystem::exists(folder / "tokenizer.json")) {
     std::vector<std::string> texts;
-    for (int64_t i = 0; i < samples; ++i) {
+    for (int64_t i = 0; i < plan.samples; ++i) {
       const Problem p = make_problem(problems, Split::kTrain, seed, static_cast<uint64_t>(i));
       texts.push_back(p.question + "\n");
       texts.push_back(p.answer);
     }
-    const TokenizerFiles files = train_tokenizer(texts, vocabulary, {"<|end|>"}, chat_template);
+    const TokenizerFiles files =
+        train_tokenizer(texts, plan.vocabulary, {"<|end|>"}, plan.chat_template);
     make_folder(folder.string());
     write_file_atomically((folder / "tokenizer_config.json").string(), files.config_json);
     write_file_atomically((folder / "tokenizer.json").string(), files.tokenizer_json);
@@ -47,45 +80,44 @@ Tokenizer prepare_tokenizer(const PlanTable& table, const ProblemSpec& problems,
 int run(const TrainArgs& args) {
   PlanTable plan = PlanTable::read(args.plan);
   plan.set_all(args.set);
-  const std::filesystem::path folder =
-      args.output.empty() ? plan.get_string("output", "out/train") : args.output;
-  plan.get_string("output", "");
-  const auto seed = static_cast<uint64_t>(plan.get_int("seed", 1));
-  const PlanTable data = plan.table("data");
-  const std::string path = data.get_string("train", "");
-  const ProblemSpec problems = read_problem_spec(data.table("problems"));
-  const int64_t whole_every = data.get_int("learn_whole_every", 0);
-  expect(args.resume || !std::filesystem::exists(folder / "log.jsonl"),
-         "{} holds a run already; go on with --resume, or choose another folder with --output",
-         folder.string());
-  make_folder(folder.string());
-  const std::filesystem::path tokenizer_dir =
-      !args.model.empty() ? std::filesystem::path(args.model) : folder / "tokenizer";
-  const PlanTable tokenizer_plan = plan.table("tokenizer");
-  const Tokenizer tokenizer =
-      !args.model.empty() ? Tokenizer::load(args.model)
-                          : prepare_tokenizer(tokenizer_plan, problems, seed, tokenizer_dir);
-  LoadedModel model;
-  const PlanTable model_plan = plan.table("model");
-  if (!args.model.empty()) {
-    model = load_model(args.model);
+  JobPlan job;
+  read_fields(job, plan);
+  const std::filesystem::path folder = args.output.empty() ? job.output : args.output;
+  const uint64_t seed = job.seed;
+  const ProblemSpec problems = read_problem_spec(plan.table("data").table("problems"));
+  const PlanTable model_table = plan.table("model");
+  ModelPlan shape;
+  if (args.model.empty()) {
+    shape = read_model_plan(model_table);
   } else {
-    const ModelPlan shape = read_model_plan(model_plan, tokenizer);
-    model = fresh_model(shape.spec, seed, shape.init_std);
+    read_fields(shape, model_table);  // not used, but checked
   }
-  const std::shared_ptr<DocumentSource> source =
-      path.empty() ? problem_source(tokenizer, problems, Split::kTrain, seed, whole_every)
-                   : load_jsonl(path, tokenizer);
+  const StopSignals signals;
   TrainConfig defaults;
   defaults.seed = seed;
   TrainConfig config = read_train_config(plan.table("train"), defaults);
   plan.expect_all_used();
   config.folder = folder.string();
   config.resume = args.resume;
+  config.run_folder = claim_training_folder(folder, args.resume, {"model", "tokenizer"});
+  const std::filesystem::path tokenizer_dir =
+      !args.model.empty() ? std::filesystem::path(args.model) : folder / "tokenizer";
+  const Tokenizer tokenizer = !args.model.empty()
+                                  ? Tokenizer::load(args.model)
+                                  : prepare_tokenizer(job.tokenizer, problems, seed, tokenizer_dir);
+  LoadedModel model = args.model.empty()
+                          ? fresh_model(model_spec(shape, tokenizer), seed, shape.init_std)
+                          : load_model(args.model);
+  const std::shared_ptr<DocumentSource> source =
+      job.data.empty()
+          ? problem_source(tokenizer, problems, Split::kTrain, seed, job.learn_whole_every)
+          : load_jsonl(job.data, tokenizer);
   Trainer trainer(*model.model, model.weights, config, *source);
-  std::fprintf(stderr, "training %lld parameters for %lld steps; log in %s/log.jsonl\n",
-               static_cast<long long>(model.model->parameter_count()),
-               static_cast<long long>(config.steps), folder.c_str());
+  fmt::print(stderr, "training {} parameters for {}; log in {}/log.jsonl\n",
+             model.model->parameter_count(),
+             config.tokens > 0 ? fmt::format("{} tokens", config.tokens)
+                               : fmt::format("{} steps", config.steps),
+             folder.string());
   int64_t taken = 0;
   const TrainSummary summary = trainer.run(
       [&](const StepReport&) { return args.stop_after == 0 || ++taken < args.stop_after; });
@@ -96,10 +128,13 @@ int run(const TrainArgs& args) {
   }
   const std::string tokenizer_from =
       std::filesystem::exists(tokenizer_dir / "tokenizer.json") ? tokenizer_dir.string() : "";
+  config.run_folder->expect_present();
   save_trained(*model.model, folder / "model", tokenizer_from,
-               fmt::format("{{\"command\": \"cambium train {}\", \"seed\": {}, \"steps\": {}, "
-                           "\"tokens\": {}}}\n",
-                           args.plan, seed, summary.steps, summary.tokens));
+               {{"command", "cambium train " + args.plan},
+                {"seed", seed},
+                {"steps", summary.steps},
+                {"tokens", summary.tokens},
+                {"learned", summary.learned}});
   std::printf("%lld tokens in %.0f s, last loss %.4f\nmodel in %s/model\n",
               static_cast<long long>(summary.tokens), summary.seconds, summary.last_loss,
               folder.c_str());

@@ -89,6 +89,24 @@ std::size_t verify_checksums(const std::string& folder) {
   return checksums->size();
 }
 
+void expect_only_written(const std::string& folder) {
+  std::error_code error;
+  if (fs::symlink_status(folder, error).type() == fs::file_type::not_found) {
+    return;
+  }
+  expect(fs::is_directory(folder, error), "{} is in the way: it is a file, expected a folder",
+         folder);
+  const FileChecksums listed = read_checksums(folder).value_or(FileChecksums());
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    const bool ours = entry.is_regular_file() && (name == kFileName || listed.contains(name));
+    expect(ours,
+           "{} is in the way: {} would be replaced with it, and it was not written by us; "
+           "move it away or choose another folder",
+           at(folder, name), folder);
+  }
+}
+
 void verify_checksum(const FileChecksums& checksums, const std::string& path,
                      std::span<const std::byte> bytes) {
   const auto found = checksums.find(fs::path(path).filename().string());

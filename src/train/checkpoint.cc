@@ -22,13 +22,33 @@ std::string checkpoints_of(const std::string& run) {
   return (fs::path(run) / "checkpoints").string();
 }
 
-/// Folders of checkpoints, newest first.
+std::vector<int64_t> shape_of(const Tensor& t) {
+  return {t.shape.begin(), t.shape.begin() + t.rank};
+}
+
+/// Removes a checkpoint as it was written; what else lies in its folder stays.
+void remove_checkpoint(const fs::path& folder) {
+  std::error_code ignored;
+  for (const char* name : {"training.json", "state.safetensors", "checksums.json"}) {
+    fs::remove(folder / name, ignored);
+  }
+  fs::remove(folder, ignored);
+}
+
+}  // namespace
+
+bool is_checkpoint_name(const std::string& name) {
+  const std::string_view prefix = kPrefix;
+  return name.starts_with(prefix) && name.size() > prefix.size() &&
+         name.find_first_not_of("0123456789", prefix.size()) == std::string::npos;
+}
+
 std::vector<fs::path> list_checkpoints(const std::string& run) {
   std::vector<fs::path> found;
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(checkpoints_of(run), error)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(kPrefix) && name.find('.') == std::string::npos) {
+    if (is_checkpoint_name(name)) {
       found.push_back(entry.path());
     }
   }
@@ -41,16 +61,11 @@ std::vector<fs::path> list_checkpoints(const std::string& run) {
   return found;
 }
 
-std::vector<int64_t> shape_of(const Tensor& t) {
-  return {t.shape.begin(), t.shape.begin() + t.rank};
-}
-
-}  // namespace
-
 std::string write_checkpoint(const std::string& run, const CheckpointState& state,
                              const NamedTensors& tensors, int64_t keep) {
   const std::string target =
-      (fs::path(checkpoints_of(run)) / fmt::format("{}{:06}", kPrefix, state.step)).string();
+      (fs::path(checkpoints_of(run)) / fmt::format("{}{:06}", kPrefix, state.summary.steps))
+          .string();
   AtomicDirectory folder(target, AtomicDirectory::Existing::kReplace);
   std::vector<TensorSource> sources;
   for (const auto& [name, tensor] : tensors) {
@@ -60,20 +75,21 @@ std::string write_checkpoint(const std::string& run, const CheckpointState& stat
   }
   const FileChecksums written =
       write_safetensors(folder.path() + "/state.safetensors", std::move(sources));
-  const Json json = {{"step", state.step},
-                     {"next_sample", state.data.next_sample},
-                     {"documents", state.data.documents},
-                     {"cut", state.data.cut},
-                     {"dropped", state.data.dropped},
+  const TrainSummary& done = state.summary;
+  const Json json = {{"step", done.steps},
+                     {"next_sample", done.data.next_sample},
+                     {"documents", done.data.documents},
+                     {"cut", done.data.cut},
+                     {"dropped", done.data.dropped},
                      {"log_bytes", state.log_bytes},
-                     {"tokens", state.tokens},
-                     {"learned", state.learned},
-                     {"seconds", state.seconds},
-                     {"first_loss", state.first_loss},
-                     {"last_loss", state.last_loss},
+                     {"tokens", done.tokens},
+                     {"learned", done.learned},
+                     {"seconds", done.seconds},
+                     {"first_loss", done.first_loss},
+                     {"last_loss", done.last_loss},
                      {"optimizer_steps", state.optimizer_steps},
-                     {"recent", state.recent},
-                     {"above", state.above},
+                     {"recent", state.judge.recent},
+                     {"above", state.judge.above},
                      {"fingerprint", state.fingerprint}};
   write_file_atomically(folder.path() + "/training.json", json.dump(2) + "\n");
   write_checksums(folder.path(), written);
@@ -84,23 +100,29 @@ std::string write_checkpoint(const std::string& run, const CheckpointState& stat
     if (old.filename().string() > fs::path(target).filename().string() || kept++ < keep) {
       continue;
     }
-    std::error_code ignored;
-    fs::remove_all(old, ignored);
+    remove_checkpoint(old);
   }
   return target;
 }
 
-std::optional<std::string> newest_checkpoint(const std::string& run) {
+FoundCheckpoint find_whole_checkpoint(const std::string& run) {
+  FoundCheckpoint found;
   for (const fs::path& folder : list_checkpoints(run)) {
     try {
-      if (verify_checksums(folder.string()) > 0) {
-        return folder.string();
-      }
-    } catch (const Error&) {
-      continue;  // damaged: an older one may be whole
+      expect(verify_checksums(folder.string()) > 0, "{}: checksums.json is missing",
+             folder.string());
+      found.newest = folder.string();
+      break;
+    } catch (const Error& error) {
+      found.damaged.emplace_back(error.what());  // an older one may be whole
     }
   }
-  return std::nullopt;
+  return found;
+}
+
+std::optional<std::string> newest_checkpoint(const std::string& run) {
+  const FoundCheckpoint found = find_whole_checkpoint(run);
+  return found.newest.empty() ? std::nullopt : std::optional(found.newest);
 }
 
 CheckpointState read_checkpoint_state(const std::string& folder) {
@@ -108,20 +130,22 @@ CheckpointState read_checkpoint_state(const std::string& folder) {
   CheckpointState state;
   try {
     const Json json = Json::parse(read_text_file(path));
-    state.step = json.at("step");
-    state.data.next_sample = json.at("next_sample");
-    state.data.documents = json.at("documents");
-    state.data.cut = json.at("cut");
-    state.data.dropped = json.at("dropped");
+    TrainSummary& done = state.summary;
+    done.steps = json.at("step");
+    done.data.next_sample = json.at("next_sample");
+    done.data.documents = json.at("documents");
+    done.data.cut = json.at("cut");
+    done.data.dropped = json.at("dropped");
+    done.tokens = json.at("tokens");
+    done.learned = json.at("learned");
+    done.seconds = json.at("seconds");
+    done.first_loss = json.at("first_loss");
+    done.last_loss = json.at("last_loss");
+    done.checkpoint = folder;
     state.log_bytes = json.at("log_bytes");
-    state.tokens = json.at("tokens");
-    state.learned = json.at("learned");
-    state.seconds = json.at("seconds");
-    state.first_loss = json.at("first_loss");
-    state.last_loss = json.at("last_loss");
     state.optimizer_steps = json.at("optimizer_steps");
-    state.recent = json.at("recent").get<std::vector<double>>();
-    state.above = json.at("above");
+    state.judge.recent = json.at("recent").get<std::vector<double>>();
+    state.judge.above = json.at("above");
     state.fingerprint = json.at("fingerprint").get<std::map<std::string, std::string>>();
   } catch (const Json::exception& error) {
     fail("{}: not a training checkpoint of this version: {}", path, error.what());

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <string>
@@ -14,21 +15,26 @@
 
 #include "tensor/tensor.h"
 #include "train/dataset.h"
+#include "train/step_judge.h"
 
 namespace cambium {
 
-struct CheckpointState {
-  int64_t step = 0;  // steps done
-  DataPosition data;
-  uint64_t log_bytes = 0;
-  int64_t tokens = 0;
-  int64_t learned = 0;
+struct TrainSummary {
+  int64_t steps = 0;    // of the whole run, resumed parts included
+  int64_t tokens = 0;   // that went through the model
+  int64_t learned = 0;  // those among them that were labels
   double seconds = 0.0;
   double first_loss = 0.0;
-  double last_loss = 0.0;
+  double last_loss = 0.0;  // mean of the last steps, at most ten
+  DataPosition data;
+  std::string checkpoint;  // the last one's folder; empty without
+};
+
+struct CheckpointState {
+  TrainSummary summary;  // its checkpoint is the folder itself
+  uint64_t log_bytes = 0;
   int64_t optimizer_steps = 0;
-  std::vector<double> recent;  // losses
-  int64_t above = 0;
+  StepJudge::State judge;
   /// What must not change between the parts of a run, by name.
   std::map<std::string, std::string> fingerprint;
 };
@@ -36,10 +42,21 @@ struct CheckpointState {
 /// Tensors of a checkpoint by name.
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 
-/// Writes RUN/checkpoints/step-NNNNNN, then removes all but the newest `keep`. Returns its path.
+/// Writes RUN/checkpoints/step-NNNNNN, then removes all but the newest `keep`: of each what we
+/// wrote, and the folder when nothing else is in it. Returns its path.
 std::string write_checkpoint(const std::string& run, const CheckpointState& state,
                              const NamedTensors& tensors, int64_t keep);
 
+/// "step-000120".
+bool is_checkpoint_name(const std::string& name);
+/// The checkpoints of a run folder, whole or not, newest first.
+std::vector<std::filesystem::path> list_checkpoints(const std::string& run);
+
+struct FoundCheckpoint {
+  std::string newest;                // the newest whole one; empty when there is none
+  std::vector<std::string> damaged;  // newer ones: what is wrong with each
+};
+FoundCheckpoint find_whole_checkpoint(const std::string& run);
 /// The newest whole checkpoint of a run folder: damaged ones are passed over.
 std::optional<std::string> newest_checkpoint(const std::string& run);
 

@@ -2,13 +2,16 @@
 #include <gmock/gmock.h>
 
 #include <chrono>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/signals.h"
 #include "base/test_child.h"
 #include "base/test_folder.h"
+#include "files/checksums.h"
 #include "train/checkpoint.h"
 #include "train/testing.h"
 
@@ -104,6 +107,150 @@ TEST(Resume, RefusesAnotherRun) {
   config = run_config(folder.path());
   config.resume = false;
   EXPECT_THAT(error_of(config), HasSubstr("holds a run already"));
+}
+
+/// Cuts the newest checkpoint's tensors short.
+void damage(const std::filesystem::path& checkpoint) {
+  std::filesystem::resize_file(checkpoint / "state.safetensors", 1000);
+}
+
+TEST(Resume, SaysWhichCheckpointItTakesAndRefusesWhenNoneIsWhole) {
+  const TestFolder folder;
+  run_to_end(run_config(folder.path()));
+  const auto all = list_checkpoints(folder.path());
+  ASSERT_EQ(all.size(), 2U);
+  damage(all[0]);
+  ::testing::internal::CaptureStderr();
+  run_to_end(run_config(folder.path()));
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_THAT(said, HasSubstr("a damaged checkpoint is passed over: "));
+  EXPECT_THAT(said, HasSubstr("goes on from " + all[1].string()));
+  const uintmax_t log_bytes = std::filesystem::file_size(folder.at("log.jsonl"));
+  for (const auto& checkpoint : list_checkpoints(folder.path())) {
+    damage(checkpoint);
+  }
+  const std::string error = error_of(run_config(folder.path()));
+  EXPECT_THAT(error, HasSubstr("none of its 2 checkpoints is whole"));
+  EXPECT_THAT(error, HasSubstr("To start from the beginning, move"));
+  EXPECT_EQ(std::filesystem::file_size(folder.at("log.jsonl")), log_bytes);
+}
+
+TEST(Resume, SaysThatItStartsAgainWithoutACheckpoint) {
+  const TestFolder folder;
+  run_to_end(run_config(folder.path()));
+  std::filesystem::remove_all(folder.at("checkpoints"));
+  ::testing::internal::CaptureStderr();
+  run_to_end(run_config(folder.path()));
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(), HasSubstr("starts from its first step"));
+}
+
+// A run of a version that wrote no mark and no "version" into its fingerprint, that ordered the
+// data by seed 1 whatever the plan's, and counted tokens as if every sequence were full.
+TEST(Resume, GoesOnWithARunOfAnEarlierVersionAsItWasBegun) {
+  const TestFolder folder;
+  const auto limited = [](TrainConfig config, uint64_t seed) {
+    config.seed = seed;
+    config.sequence_length = 24;  // another order packs otherwise
+    return config;
+  };
+  const auto run = [&](TrainConfig config, const DocumentSource& data, int64_t stop_after) {
+    Progress::silence(true);
+    LoadedModel model = fresh_model(testing::tiny_attention(2), 1);
+    Trainer trainer(*model.model, model.weights, config, data);
+    trainer.run([&](const StepReport& r) { return r.step + 1 < stop_after; });
+    Progress::silence(false);
+    EXPECT_EQ(trainer.summary().steps, std::min<int64_t>(kSteps, stop_after));
+    return testing::all_weights(*model.model);
+  };
+  const auto copies = testing::copy_task();
+  const auto data =
+      generated_source([&](uint64_t index) { return copies->document(index); }, "a few", 50);
+  const std::vector<float> whole = run(limited(run_config(folder.at("whole")), 1), *data, kSteps);
+  const std::string old = folder.at("old");
+  run(limited(run_config(old), 1), *data, 20);
+  std::filesystem::remove(old + "/" + RunFolder::kMark);
+  for (const auto& checkpoint : list_checkpoints(old)) {
+    const std::string path = (checkpoint / "training.json").string();
+    nlohmann::json json = nlohmann::json::parse(std::ifstream(path));
+    json["fingerprint"].erase("version");
+    std::ofstream(path) << json.dump(2);
+    write_checksums(checkpoint.string());
+  }
+  TrainConfig now = limited(run_config(old), 7);
+  now.tokens = kSteps * now.step_tokens();
+  now.first_sample = 30;
+  EXPECT_EQ(run(now, *data, kSteps), whole);
+}
+
+TEST(Resume, ASignalEndsARunThatThenGoesOn) {
+  const TestFolder folder;
+  const std::vector<float> whole = run_to_end(run_config(folder.at("whole")));
+  TrainConfig config = run_config(folder.at("stopped"));
+  config.checkpoint_every = 0;
+  {
+    const StopSignals signals;
+    Progress::silence(true);
+    LoadedModel model = fresh_model(testing::tiny_attention(2), 1);
+    const auto data = testing::copy_task();
+    Trainer trainer(*model.model, model.weights, config, *data);
+    try {
+      trainer.run([](const StepReport& report) {
+        if (report.step == 16) {
+          std::raise(SIGTERM);
+        }
+        return true;
+      });
+      ADD_FAILURE();
+    } catch (const Interrupted& stopped) {
+      EXPECT_EQ(stopped.signal(), SIGTERM);
+      EXPECT_THAT(stopped.what(), HasSubstr("17 steps are done and kept in "));
+      EXPECT_THAT(stopped.what(), HasSubstr("step-000017; go on with --resume"));
+    }
+    Progress::silence(false);
+  }
+  EXPECT_EQ(run_to_end(run_config(folder.at("stopped"))), whole);
+  EXPECT_EQ(curve(folder.at("stopped")), curve(folder.at("whole")));
+}
+
+TEST(Resume, AFolderThatIsRemovedDuringTheRunIsAnError) {
+  const TestFolder folder;
+  TrainConfig config = run_config(folder.at("run"));
+  config.checkpoint_every = 0;
+  LoadedModel model = fresh_model(testing::tiny_attention(2), 1);
+  const auto data = testing::copy_task();
+  Trainer trainer(*model.model, model.weights, config, *data);
+  Progress::silence(true);
+  EXPECT_THROW(trainer.run([&](const StepReport& report) {
+    if (report.step == 3) {
+      std::filesystem::remove_all(folder.at("run"));
+    }
+    return true;
+  }),
+               Error);
+  Progress::silence(false);
+  EXPECT_FALSE(std::filesystem::exists(folder.at("run")));
+}
+
+// What else a user put beside our checkpoints is his.
+TEST(Resume, RemovesOnlyWhatItWrote) {
+  const TestFolder folder;
+  TrainConfig config = run_config(folder.path());
+  config.checkpoint_every = 10;
+  LoadedModel model = fresh_model(testing::tiny_attention(2), 1);
+  const auto data = testing::copy_task();
+  Trainer trainer(*model.model, model.weights, config, *data);
+  Progress::silence(true);
+  trainer.run([&](const StepReport& report) {
+    if (report.step == 12) {
+      write_file_atomically(folder.at("checkpoints/step-000010/notes.txt"), "mine");
+      make_folder(folder.at("checkpoints/step-000010-copy"));
+    }
+    return true;
+  });
+  Progress::silence(false);
+  EXPECT_TRUE(std::filesystem::exists(folder.at("checkpoints/step-000010/notes.txt")));
+  EXPECT_FALSE(std::filesystem::exists(folder.at("checkpoints/step-000010/state.safetensors")));
+  EXPECT_TRUE(std::filesystem::exists(folder.at("checkpoints/step-000010-copy")));
 }
 
 TEST(Resume, KeepsTheLastCheckpoints) {

@@ -2,24 +2,39 @@
 #pragma once
 
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "train/train_plan.h"
 
 namespace cambium {
 
-/// Shape of a model trained from scratch: layers of attention, alike.
-///   [model] layers, width, heads, kv_heads, head_dim, feed_forward, max_positions, rope_theta,
-///           tied_head, init_std (0 = each parameter's own rule)
+/// [model] of a plan: a model trained from scratch, of layers of attention, alike.
 struct ModelPlan {
-  ModelSpec spec;
-  double init_std = 0.0;
+  int64_t layers = 0;
+  int64_t width = 0;
+  int64_t heads = 0;
+  int64_t kv_heads = 0;  // 0 = heads
+  int64_t head_dim = 0;  // 0 = width / heads
+  int64_t feed_forward = 0;
+  int64_t max_positions = 4096;
+  double rope_theta = 10000.0;
+  bool tied_head = true;
+  double init_std = 0.0;  // 0 = each parameter's own rule
 };
+void visit_fields(ModelPlan& plan, FieldVisitor& visit);
 
-/// Reads [model]; vocabulary and end token are the tokenizer's.
-ModelPlan read_model_plan(const PlanTable& table, const Tokenizer& tokenizer);
+ModelPlan read_model_plan(const PlanTable& table);
+/// Vocabulary and end tokens are the tokenizer's.
+ModelSpec model_spec(const ModelPlan& plan, const Tokenizer& tokenizer);
 
-/// Saves a trained model with its tokenizer as a checkpoint folder, replacing one that is there.
+/// Claims the folder of a run: `names` are what it writes there beside log and checkpoints. Error
+/// before any work when something that is not ours is in the way, in its "model" too.
+std::shared_ptr<RunFolder> claim_training_folder(const std::filesystem::path& folder, bool resume,
+                                                 const std::vector<std::string>& names);
+
+/// Saves a trained model with its tokenizer as a checkpoint folder, replacing one that we wrote.
 void save_trained(Model& model, const std::filesystem::path& dir,
-                  const std::filesystem::path& tokenizer_dir, const std::string& provenance);
+                  const std::filesystem::path& tokenizer_dir,
+                  const nlohmann::ordered_json& provenance);
 
 }  // namespace cambium

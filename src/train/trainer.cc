@@ -6,6 +6,8 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/progress.h"
+#include "base/signals.h"
 #include "base/text.h"
 #include "ops/loss/loss.h"
 #include "train/checkpoint.h"
@@ -13,8 +15,6 @@
 
 namespace cambium {
 namespace {
-
-constexpr size_t kLastLosses = 10;
 
 double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -49,16 +49,21 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
       config_(std::move(config)),
       data_(data),
       teacher_(teacher),
-      packer_(data, config_.seed, config_.sequence_length, config_.long_documents),
-      tape_(arena_) {
+      tape_(arena_),
+      judge_(config_.divergence) {
   check_config();
   config_.steps = config_.least_steps();
-  packer_.seek({.next_sample = config_.first_sample});
+  packer_.emplace(data, config_.seed, config_.sequence_length, config_.long_documents);
+  packer_->seek({.next_sample = config_.first_sample});
   weights_.set_trainable(student_, [this](const std::string& name, const Parameter& p) {
     return is_trained(name, p);
   });
   optimizer_ = std::make_unique<Optimizer>(student_, config_.optimizer);
   if (!config_.folder.empty()) {
+    if (config_.run_folder == nullptr) {
+      config_.run_folder =
+          std::make_shared<RunFolder>(config_.folder, training_folder_use(config_.resume));
+    }
     resume_or_start();
   }
 }
@@ -155,7 +160,7 @@ StepReport Trainer::step() {
   report.step = next_step_;
   std::vector<PackedSequence> sequences;
   for (int64_t i = 0; i < config_.sequences_per_step; ++i) {
-    sequences.push_back(packer_.next());
+    sequences.push_back(packer_->next());
     report.tokens += sequences.back().batch.size();
     report.learned += sequences.back().learned;
   }
@@ -197,14 +202,9 @@ StepReport Trainer::step() {
   summary_.tokens += report.tokens;
   summary_.learned += report.learned;
   summary_.seconds += report.seconds;
-  summary_.data = packer_.position();
-  const size_t last = std::min(kLastLosses, recent_.size());
-  double sum = 0.0;
-  for (size_t i = recent_.size() - last; i < recent_.size(); ++i) {
-    sum += recent_[i];
-  }
-  summary_.last_loss = sum / static_cast<double>(last);
-  if (log_ != nullptr) {
+  summary_.data = packer_->position();
+  summary_.last_loss = judge_.last_loss();
+  if (record_ != nullptr) {
     log_step(report);
   }
   return report;
@@ -268,7 +268,7 @@ TrainSummary Trainer::run(const std::function<bool(const StepReport&)>& after_st
   progress.update(static_cast<uint64_t>(done()));
   bool go_on = true;
   int64_t saved_at = summary_.checkpoint.empty() ? -1 : next_step_;
-  while (!finished() && go_on) {
+  while (!finished() && go_on && stop_signal() == 0) {
     const StepReport report = step();
     progress.update(static_cast<uint64_t>(done()),
                     fmt::format("loss {:.4f}  {} tokens/s", report.loss,
@@ -277,13 +277,19 @@ TrainSummary Trainer::run(const std::function<bool(const StepReport&)>& after_st
       go_on = after_step(report);
     }
     const bool due = config_.checkpoint_every > 0 && next_step_ % config_.checkpoint_every == 0;
-    if (!config_.folder.empty() && due) {
+    if (record_ != nullptr && due) {
       save_checkpoint();
       saved_at = next_step_;
     }
   }
-  if (!config_.folder.empty() && saved_at != next_step_) {
+  if (record_ != nullptr && saved_at != next_step_) {
     save_checkpoint();
+  }
+  if (!finished()) {
+    stop_if_asked(record_ == nullptr
+                      ? std::string("nothing is kept of this part of the work")
+                      : fmt::format("{} steps are done and kept in {}; go on with --resume",
+                                    next_step_, summary_.checkpoint));
   }
   progress.finish(fmt::format("loss {:.4f}", summary_.last_loss));
   return summary_;

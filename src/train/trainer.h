@@ -10,16 +10,19 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "base/file.h"
 #include "base/progress.h"
 #include "model/weights.h"
 #include "ops/loss/loss.h"
+#include "train/checkpoint.h"
 #include "train/dataset.h"
 #include "train/optimizer.h"
+#include "train/run_record.h"
 #include "train/schedule.h"
+#include "train/step_judge.h"
 
 namespace cambium {
 
@@ -44,12 +47,6 @@ struct AlignConfig {
   double weight = 1.0;
   bool squared = false;     // mean of squares instead of the norm over sqrt(width)
   bool all_tokens = false;  // every token instead of those with a label
-};
-
-struct DivergenceConfig {
-  double factor = 3.0;   // times the running median; 0 = only non-finite values stop the run
-  int64_t window = 64;   // steps the median is taken over; none is judged before it is full
-  int64_t patience = 8;  // steps in a row
 };
 
 struct TrainConfig {
@@ -77,7 +74,9 @@ struct TrainConfig {
   bool checkpoint_layers = false;  // activation checkpointing
   DivergenceConfig divergence;
 
-  std::string folder;            // of the run; empty = no log and no checkpoints
+  std::string folder;  // of the run; empty = no log and no checkpoints
+  /// The folder as its caller has claimed it; null = the trainer claims it.
+  std::shared_ptr<RunFolder> run_folder;
   int64_t checkpoint_every = 0;  // steps; 0 = only at the end
   int64_t keep_checkpoints = 2;
   bool resume = false;
@@ -112,17 +111,6 @@ struct StepReport {
   double seconds = 0.0;
 };
 
-struct TrainSummary {
-  int64_t steps = 0;  // of the whole run, resumed parts included
-  int64_t tokens = 0;
-  int64_t learned = 0;
-  double seconds = 0.0;
-  double first_loss = 0.0;
-  double last_loss = 0.0;  // mean of the last steps, at most ten
-  DataPosition data;
-  std::string checkpoint;  // the last one's folder; empty without
-};
-
 class Trainer {
  public:
   /// Everything given must outlive the trainer. Chooses what is trained (Weights::set_trainable).
@@ -133,7 +121,8 @@ class Trainer {
 
   /// Runs to the end of the configured steps. Stops with an Error that names step, layer and last
   /// good checkpoint when numbers are no longer finite or the loss diverges. `after_step` may
-  /// return false to stop early (the checkpoint is written all the same).
+  /// return false to stop early (the checkpoint is written all the same). A SIGINT or SIGTERM that
+  /// StopSignals caught ends it so too, with Interrupted.
   TrainSummary run(const std::function<bool(const StepReport&)>& after_step = {});
 
   /// One step: for callers that want the loop for themselves.
@@ -161,10 +150,10 @@ class Trainer {
                   Sums& sums);
   void align_mixers(const PackedSequence& sequence, double scale, Sums& sums);
   void judge(const StepReport& report, const std::vector<PackedSequence>& sequences);
-  std::string find_trouble(const std::vector<PackedSequence>& sequences);
-  std::string largest_gradient();
   std::map<std::string, std::string> fingerprint();
   void resume_or_start();
+  void accept_earlier_version(const std::map<std::string, std::string>& stored);
+  NamedTensors checkpoint_tensors();
   void log_step(const StepReport& report);
   std::string last_good() const;
 
@@ -173,16 +162,15 @@ class Trainer {
   TrainConfig config_;
   const DocumentSource& data_;
   Model* teacher_;
-  Packer packer_;
+  std::optional<Packer> packer_;
   Arena arena_;
   Tape tape_;
   std::unique_ptr<Optimizer> optimizer_;
-  std::unique_ptr<LineLog> log_;
+  std::unique_ptr<RunRecord> record_;
   std::map<std::string, std::string> fingerprint_;
   int64_t next_step_ = 0;
   TrainSummary summary_;
-  std::vector<double> recent_;  // losses, newest last, for the running median
-  int64_t above_ = 0;           // steps in a row that were too high
+  StepJudge judge_;
 };
 
 }  // namespace cambium

@@ -1,11 +1,10 @@
-// The trainer's run folder (log, checkpoints, resuming) and its judgement of a step.
-#include <algorithm>
+// The trainer's record in its run folder (log, checkpoints, resuming) and its judgement of a step.
 #include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/checksum.h"
 #include "base/error.h"
-#include "base/text.h"
+#include "base/progress.h"
 #include "train/checkpoint.h"
 #include "train/train_plan.h"
 #include "train/trainer.h"
@@ -13,17 +12,10 @@
 namespace cambium {
 namespace {
 
-bool all_finite(const float* x, int64_t n) {
-  return std::all_of(x, x + n, [](float v) { return std::isfinite(v); });
-}
-
-bool all_finite(const Tensor& t) {
-  return !t.defined() || all_finite(t.ptr<float>(), t.numel());
-}
-
-bool gradient_finite(const Tensor& t) {
-  return !t.has_grad() || all_finite(t.grad_ptr<float>(), t.numel());
-}
+/// Of what a run does with its settings. Runs without one were begun by versions that took seed 1
+/// for the data's order unless [train] gave another, began every phase at the first document, and
+/// ended a run of so many tokens as if every sequence were full.
+constexpr const char* kRunVersion = "2";
 
 /// Of every parameter's name and bytes.
 std::string weights_digest(Model& model) {
@@ -36,10 +28,9 @@ std::string weights_digest(Model& model) {
   return checksum_text(sum.digest());
 }
 
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
+/// To parts of `per` in one.
+double rounded(double x, double per) {
+  return std::round(x * per) / per;
 }
 
 }  // namespace
@@ -53,6 +44,7 @@ std::map<std::string, std::string> Trainer::fingerprint() {
   if (config_.tokens == 0) {
     f.erase("tokens");
   }
+  f.emplace("version", kRunVersion);
   if (config_.first_sample > 0) {
     f["first sample"] = fmt::format("{}", config_.first_sample);
   }
@@ -74,111 +66,111 @@ std::map<std::string, std::string> Trainer::fingerprint() {
   return f;
 }
 
-namespace {
-
-NamedTensors checkpoint_tensors(Model& model, Optimizer& optimizer) {
+NamedTensors Trainer::checkpoint_tensors() {
   NamedTensors tensors;
-  model.visit([&](const std::string& name, Parameter& p) {
+  student_.visit([&](const std::string& name, Parameter& p) {
     if (p.tensor.has_grad()) {
       tensors.emplace_back(name, p.tensor.detached());
     }
   });
-  optimizer.visit_state([&](const std::string& name, const Tensor& state) {
+  optimizer_->visit_state([&](const std::string& name, const Tensor& state) {
     tensors.emplace_back("optimizer." + name, state);
   });
   return tensors;
 }
 
-}  // namespace
-
-void Trainer::resume_or_start() {
-  make_folder(config_.folder);
-  fingerprint_ = fingerprint();
-  const std::string log_path = config_.folder + "/log.jsonl";
-  const auto newest = newest_checkpoint(config_.folder);
-  log_ = std::make_unique<LineLog>(log_path);
-  if (!config_.resume) {
-    expect(!newest && log_->size() == 0,
-           "{} holds a run already; resume it (--resume) or choose another folder", config_.folder);
+// A run goes on as it was begun: what newer versions would choose differently stays, and is said.
+void Trainer::accept_earlier_version(const std::map<std::string, std::string>& stored) {
+  if (stored.contains("version")) {
     return;
   }
+  fingerprint_.erase("version");
+  fingerprint_.erase("first sample");  // the checkpoint has the place in the data
+  const auto seed = stored.find("seed");
+  if (seed != stored.end() && seed->second != fingerprint_["seed"]) {
+    note("the run was begun with seed {} for the order of its documents and keeps it",
+         seed->second);
+    config_.seed = std::stoull(seed->second);
+    fingerprint_["seed"] = seed->second;
+    packer_.emplace(data_, config_.seed, config_.sequence_length, config_.long_documents);
+  }
+  if (config_.tokens > 0) {
+    note("the run was begun with {} steps for its {} tokens and ends with them", config_.steps,
+         config_.tokens);
+    config_.tokens = 0;
+    fingerprint_.erase("tokens");
+  }
+}
+
+void Trainer::resume_or_start() {
+  record_ = std::make_unique<RunRecord>(config_.run_folder, config_.resume);
+  fingerprint_ = fingerprint();
+  if (!config_.resume) {
+    return;
+  }
+  const auto newest = record_->find_checkpoint();
   if (!newest) {
-    log_->truncate(0);
     return;
   }
   const CheckpointState state = read_checkpoint_state(*newest);
+  accept_earlier_version(state.fingerprint);
   expect_same_run(*newest, state.fingerprint, fingerprint_);
-  expect(log_->size() >= state.log_bytes,
-         "{} is shorter than it was when {} was written ({} of {} bytes); it cannot be continued",
-         log_path, *newest, log_->size(), state.log_bytes);
-  read_checkpoint_tensors(*newest, checkpoint_tensors(student_, *optimizer_));
-  log_->truncate(state.log_bytes);
+  record_->restore(*newest, state, checkpoint_tensors());
   optimizer_->set_steps_taken(state.optimizer_steps);
-  packer_.seek(state.data);
-  next_step_ = state.step;
-  recent_ = state.recent;
-  above_ = state.above;
-  summary_ = {.steps = state.step,
-              .tokens = state.tokens,
-              .learned = state.learned,
-              .seconds = state.seconds,
-              .first_loss = state.first_loss,
-              .last_loss = state.last_loss,
-              .data = state.data,
-              .checkpoint = *newest};
+  packer_->seek(state.summary.data);
+  next_step_ = state.summary.steps;
+  judge_.set_state(state.judge);
+  summary_ = state.summary;
 }
 
 std::string Trainer::save_checkpoint() {
-  CAMBIUM_CHECK(log_ != nullptr, "a run without a folder has no checkpoints");
-  log_->sync();
-  CheckpointState state;
-  state.step = next_step_;
-  state.data = packer_.position();
-  state.log_bytes = log_->size();
-  state.tokens = summary_.tokens;
-  state.learned = summary_.learned;
-  state.seconds = summary_.seconds;
-  state.first_loss = summary_.first_loss;
-  state.last_loss = summary_.last_loss;
-  state.optimizer_steps = optimizer_->steps_taken();
-  state.recent = recent_;
-  state.above = above_;
-  state.fingerprint = fingerprint_;
-  summary_.checkpoint = write_checkpoint(
-      config_.folder, state, checkpoint_tensors(student_, *optimizer_), config_.keep_checkpoints);
+  CAMBIUM_CHECK(record_ != nullptr, "a run without a folder has no checkpoints");
+  summary_.steps = next_step_;
+  summary_.data = packer_->position();
+  CheckpointState state{.summary = summary_,
+                        .optimizer_steps = optimizer_->steps_taken(),
+                        .judge = judge_.state(),
+                        .fingerprint = fingerprint_};
+  summary_.checkpoint = record_->save(state, checkpoint_tensors(), config_.keep_checkpoints);
   return summary_.checkpoint;
 }
 
 void Trainer::log_step(const StepReport& r) {
-  std::string line = fmt::format("{{\"event\":\"step\",\"step\":{},\"loss\":{}", r.step, r.loss);
+  nlohmann::ordered_json line = {{"event", "step"}, {"step", r.step}, {"loss", r.loss}};
   if (config_.objective == Objective::kEndToEnd) {
-    line += fmt::format(",\"cross_entropy\":{},\"accuracy\":{}", r.cross_entropy, r.accuracy);
+    line["cross_entropy"] = r.cross_entropy;
+    line["accuracy"] = r.accuracy;
     if (teacher_ != nullptr) {
-      line += fmt::format(",\"forward_kl\":{},\"reverse_kl\":{},\"agreement\":{}", r.forward_kl,
-                          r.reverse_kl, r.agreement);
+      line["forward_kl"] = r.forward_kl;
+      line["reverse_kl"] = r.reverse_kl;
+      line["agreement"] = r.agreement;
     }
   }
   if (!r.align_layers.empty()) {
-    line +=
-        fmt::format(",\"align\":{},\"align_layers\":[{}]", r.align, fmt::join(r.align_layers, ","));
+    line["align"] = r.align;
+    line["align_layers"] = r.align_layers;
   }
-  line += fmt::format(
-      ",\"rate\":{},\"gradient_norm\":{},\"tokens\":{},\"learned\":{},\"documents\":{},"
-      "\"cut\":{},\"dropped\":{},\"seconds\":{:.4f},\"tokens_per_second\":{:.1f}}}",
-      r.rate, r.gradient_norm, r.tokens, r.learned, summary_.data.documents, summary_.data.cut,
-      summary_.data.dropped, r.seconds, static_cast<double>(r.tokens) / r.seconds);
-  log_->append(line);
+  line["rate"] = r.rate;
+  line["gradient_norm"] = r.gradient_norm;
+  line["tokens"] = r.tokens;
+  line["learned"] = r.learned;
+  line["documents"] = summary_.data.documents;
+  line["cut"] = summary_.data.cut;
+  line["dropped"] = summary_.data.dropped;
+  line["seconds"] = rounded(r.seconds, 1e4);
+  line["tokens_per_second"] = rounded(static_cast<double>(r.tokens) / r.seconds, 10.0);
+  record_->log(line);
 }
 
 void Trainer::log_event(const std::string& name, const std::string& fields_json) {
-  if (log_ == nullptr) {
+  if (record_ == nullptr) {
     return;
   }
   nlohmann::ordered_json line = {{"event", name}, {"step", next_step_}};
   if (!fields_json.empty()) {
     line.update(nlohmann::ordered_json::parse(fields_json));
   }
-  log_->append(line.dump());
+  record_->log(line);
 }
 
 std::string Trainer::last_good() const {
@@ -195,91 +187,12 @@ void Trainer::judge(const StepReport& report, const std::vector<PackedSequence>&
   if (!std::isfinite(report.loss) || !std::isfinite(report.gradient_norm)) {
     stop(fmt::format("the {} is {}, and {}", std::isfinite(report.loss) ? "gradient norm" : "loss",
                      std::isfinite(report.loss) ? report.gradient_norm : report.loss,
-                     find_trouble(sequences)));
+                     find_trouble(student_, teacher_, sequences, arena_)));
   }
-  const DivergenceConfig& limits = config_.divergence;
-  const auto window = static_cast<size_t>(std::max<int64_t>(limits.window, 10));
-  if (limits.factor > 0.0 && recent_.size() >= window) {
-    const double usual = median(recent_);
-    above_ = report.loss > limits.factor * usual ? above_ + 1 : 0;
-    if (above_ >= limits.patience) {
-      stop(
-          fmt::format("the loss {:.4g} has been more than {} times its running median {:.4g} for "
-                      "{} steps, and {}; a lower learning rate or a longer warm-up may help",
-                      report.loss, limits.factor, usual, above_, largest_gradient()));
-    }
+  if (const std::string why = judge_.diverged(report.loss); !why.empty()) {
+    stop(fmt::format("{}, and {}; a lower learning rate or a longer warm-up may help", why,
+                     largest_gradient(student_)));
   }
-  recent_.push_back(report.loss);
-  if (recent_.size() > window) {
-    recent_.erase(recent_.begin());
-  }
-}
-
-std::string Trainer::largest_gradient() {
-  std::string where = "no parameter";
-  double largest = -1.0;
-  student_.visit([&](const std::string& name, Parameter& p) {
-    if (!p.tensor.has_grad()) {
-      return;
-    }
-    double sum = 0.0;
-    const float* g = p.tensor.grad_ptr<float>();
-    for (int64_t i = 0; i < p.tensor.numel(); ++i) {
-      sum += static_cast<double>(g[i]) * static_cast<double>(g[i]);
-    }
-    if (sum > largest) {
-      largest = sum;
-      where = name;
-    }
-  });
-  return fmt::format("the largest gradient is that of {}", where);
-}
-
-std::string Trainer::find_trouble(const std::vector<PackedSequence>& sequences) {
-  std::string found;
-  student_.visit([&](const std::string& name, Parameter& p) {
-    if (found.empty() && p.tensor.dtype == Dtype::kF32 && !all_finite(p.tensor)) {
-      found = fmt::format("the first parameter with a value that is not finite is {}", name);
-    }
-  });
-  const auto layers = static_cast<size_t>(student_.layer_count());
-  for (size_t s = 0; s < sequences.size() && found.empty(); ++s) {
-    const ArenaScope scope(arena_);
-    Context plain{.arena = &arena_};
-    if (teacher_ != nullptr && !all_finite(teacher_->forward(plain, sequences[s].batch))) {
-      return "the teacher's hidden states are not finite";
-    }
-    std::vector<MixerTap> taps(layers);
-    ForwardOptions options;
-    options.taps = taps;
-    const Tensor hidden = student_.forward(plain, sequences[s].batch, options);
-    for (size_t i = 0; i < layers && found.empty(); ++i) {
-      if (!all_finite(taps[i].input)) {
-        found = i == 0 ? "the embeddings are the first activations that are not finite"
-                       : fmt::format(
-                             "layer {}'s feed-forward gives the first activations that are "
-                             "not finite",
-                             i - 1);
-      } else if (!all_finite(taps[i].output)) {
-        found = fmt::format("layer {}'s mixer gives the first activations that are not finite", i);
-      }
-    }
-    if (found.empty() && !all_finite(hidden)) {
-      found = fmt::format("layer {}'s feed-forward gives the first activations that are not finite",
-                          layers - 1);
-    }
-  }
-  if (!found.empty()) {
-    return found;
-  }
-  // Gradients spread downwards: the last parameter of the model that has one is where it began.
-  student_.visit([&](const std::string& name, Parameter& p) {
-    if (name != "embed.weight" && !gradient_finite(p.tensor)) {
-      found = fmt::format("gradients are not finite from {} downwards", name);
-    }
-  });
-  return found.empty() ? "activations are finite, so the output head or the loss is to blame"
-                       : found;
 }
 
 }  // namespace cambium

@@ -1,0 +1,140 @@
+#include "base/run_folder.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "base/error.h"
+#include "base/file.h"
+
+namespace cambium {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kMaxMarkBytes = 4096;
+
+std::string reason(int error) {
+  return std::generic_category().message(error);
+}
+
+bool is_there(const fs::path& path) {
+  std::error_code error;
+  // A link that leads nowhere is in the way as well.
+  return fs::symlink_status(path, error).type() != fs::file_type::not_found;
+}
+
+/// What the mark says: kind of run and process.
+nlohmann::json read_mark(const fs::path& mark) {
+  nlohmann::json json =
+      nlohmann::json::parse(read_text_file(mark.string(), kMaxMarkBytes), nullptr, false);
+  return json.is_object() ? json : nlohmann::json::object();
+}
+
+/// Opens the mark and takes its lock; -1 when another process has it.
+int lock_mark(const fs::path& mark) {
+  while (true) {
+    const int fd = ::open(mark.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (fd < 0 && errno == EINTR) {
+      continue;
+    }
+    expect(fd >= 0, "cannot write {}: {}", mark.string(), reason(errno));
+    if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      const int error = errno;
+      ::close(fd);
+      if (error == EINTR) {
+        continue;
+      }
+      expect(error == EWOULDBLOCK, "cannot lock {}: {}", mark.string(), reason(error));
+      return -1;
+    }
+    struct stat ours {};
+    struct stat theirs {};
+    if (::fstat(fd, &ours) == 0 && ::lstat(mark.c_str(), &theirs) == 0 &&
+        ours.st_ino == theirs.st_ino && ours.st_dev == theirs.st_dev) {
+      return fd;
+    }
+    ::close(fd);  // it was replaced between opening and locking
+  }
+}
+
+void write_mark(int fd, const fs::path& mark, const std::string& kind) {
+  const std::string text =
+      nlohmann::ordered_json{{"program", "cambium"}, {"run", kind}, {"process", ::getpid()}}
+          .dump() +
+      "\n";
+  const bool written = ::ftruncate(fd, 0) == 0 && ::pwrite(fd, text.data(), text.size(), 0) ==
+                                                      static_cast<ssize_t>(text.size());
+  expect(written, "cannot write {}: {}", mark.string(), reason(errno));
+}
+
+}  // namespace
+
+RunFolder::RunFolder(fs::path path, const RunFolderUse& use) : path_(std::move(path)) {
+  const std::string shown = path_.string();
+  const fs::path mark = path_ / kMark;
+  const bool marked = is_there(mark);
+  std::string found;  // the first of the run's names that is there
+  for (const std::string& name : use.names) {
+    if (found.empty() && is_there(path_ / name)) {
+      found = name;
+    }
+  }
+  const std::string begun =
+      fmt::format("{} holds a run already; go on with --resume, or choose another folder", shown);
+  if (!marked && !found.empty()) {
+    const bool ours = use.looks_ours && use.looks_ours(path_);
+    expect(ours,
+           "{} is in the way: it was not written by a `{}` run (there is no {} beside it); move it "
+           "away or choose another folder",
+           (path_ / found).string(), use.kind, kMark);
+    expect(use.resume, "{}", begun);
+  }
+  make_folder(shown);
+  lock_ = lock_mark(mark);
+  try {
+    if (lock_ < 0) {
+      fail(
+          "{} is in use by another run (process {}); wait until it has ended, or choose another "
+          "folder",
+          shown, read_mark(mark).value("process", nlohmann::json("unknown")).dump());
+    }
+    if (marked) {
+      const nlohmann::json kind = read_mark(mark).value("run", nlohmann::json());
+      // A mark that was being written when its process was killed says nothing.
+      expect(!kind.is_string() || kind == use.kind,
+             "{} holds a run of `{}`, not of `{}`; choose another folder", shown, kind.dump(),
+             use.kind);
+      expect(use.resume || found.empty(), "{}", begun);
+    }
+    write_mark(lock_, mark, use.kind);
+  } catch (...) {
+    if (lock_ >= 0) {
+      ::close(lock_);
+    }
+    throw;
+  }
+}
+
+RunFolder::~RunFolder() {
+  ::close(lock_);
+}
+
+void RunFolder::expect_present() const {
+  struct stat ours {};
+  struct stat theirs {};
+  const bool present = ::fstat(lock_, &ours) == 0 &&
+                       ::lstat((path_ / kMark).c_str(), &theirs) == 0 &&
+                       ours.st_ino == theirs.st_ino && ours.st_dev == theirs.st_dev;
+  expect(present,
+         "the run's folder {} was removed, moved or replaced while the run was going, and its log "
+         "and checkpoints with it; nothing more is written there",
+         path_.string());
+}
+
+}  // namespace cambium

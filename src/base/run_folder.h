@@ -1,0 +1,45 @@
+// The folder of a run: marked as ours, locked while the run goes, and never more ours than what we
+// wrote into it. A run claims its folder before any work; a foreign file where the run would write,
+// another run that is going on in it, or a run that is there already is an Error then.
+//
+// The mark is the file .cambium-run with the kind of run in it; its lock is the run's. Folders of
+// versions without marks are taken over by --resume when they look like ours.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace cambium {
+
+struct RunFolderUse {
+  std::string kind;  // "train": a folder of one kind is not taken by another
+  bool resume = false;
+  /// What the run writes directly in the folder: if one of them is there, a run has begun.
+  std::vector<std::string> names;
+  /// Whether an unmarked folder with some of `names` in it was written by a run of this kind.
+  std::function<bool(const std::filesystem::path& folder)> looks_ours;
+};
+
+class RunFolder {
+ public:
+  /// Creates the folder where it is missing, marks and locks it.
+  RunFolder(std::filesystem::path path, const RunFolderUse& use);
+  ~RunFolder();
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+  /// Error when the folder is no longer the one that was claimed: somebody removed, moved or
+  /// replaced it, and what the run wrote is not where it will be looked for.
+  void expect_present() const;
+
+  static constexpr const char* kMark = ".cambium-run";
+
+ private:
+  std::filesystem::path path_;
+  int lock_ = -1;
+};
+
+}  // namespace cambium

@@ -1,0 +1,56 @@
+#include "base/signals.h"
+
+#include <csignal>
+
+namespace cambium {
+namespace {
+
+volatile std::sig_atomic_t g_signal = 0;
+int g_depth = 0;
+struct sigaction g_before_int {};
+struct sigaction g_before_term {};
+
+void on_signal(int signal) {
+  g_signal = signal;
+}
+
+}  // namespace
+
+StopSignals::StopSignals() {
+  if (g_depth++ > 0) {
+    return;
+  }
+  g_signal = 0;
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  // After the first signal the system's own action is back, so that a second one ends the process.
+  action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
+  sigemptyset(&action.sa_mask);
+  ::sigaction(SIGINT, &action, &g_before_int);
+  ::sigaction(SIGTERM, &action, &g_before_term);
+}
+
+StopSignals::~StopSignals() {
+  if (--g_depth > 0) {
+    return;
+  }
+  ::sigaction(SIGINT, &g_before_int, nullptr);
+  ::sigaction(SIGTERM, &g_before_term, nullptr);
+  g_signal = 0;
+}
+
+int stop_signal() {
+  return g_signal;
+}
+
+const char* signal_name(int signal) {
+  return signal == SIGINT ? "SIGINT" : signal == SIGTERM ? "SIGTERM" : "a signal";
+}
+
+void stop_if_asked(std::string_view kept) {
+  if (const int signal = stop_signal(); signal != 0) {
+    throw Interrupted(signal, fmt::format("stopped by {}; {}", signal_name(signal), kept));
+  }
+}
+
+}  // namespace cambium
