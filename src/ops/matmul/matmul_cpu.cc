@@ -8,7 +8,7 @@
 // of threads.
 #include "base/parallel.h"
 #include "base/simd.h"
-#include "ops/matmul/matmul_kernels.h"
+#include "ops/matmul/gemm.h"
 #include "ops/matmul/matmul_simd.h"
 
 namespace cambium::CAMBIUM_ISA {

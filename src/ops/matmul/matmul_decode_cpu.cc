@@ -4,7 +4,7 @@
 // gets the same bits here and there.
 #include "base/parallel.h"
 #include "base/simd.h"
-#include "ops/matmul/matmul_kernels.h"
+#include "ops/matmul/gemm.h"
 #include "ops/matmul/matmul_simd.h"
 
 namespace cambium::CAMBIUM_ISA {
