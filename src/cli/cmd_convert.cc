@@ -20,10 +20,11 @@ int run(const ConvertArgs& args) {
          "--init: expected attention or random, got '{}'", args.init);
   GraftOptions graft = args.graft;
   graft.from_attention = args.init == "attention";
+  check_fields(graft, "convert");
   std::vector<int64_t> layers = args.layers;
   expect(layers.empty() || args.scores.empty(), "expected --layers or --scores, not both");
   if (!args.scores.empty()) {
-    layers = place_lowest(read_importance(args.scores), args.count);
+    layers = place_by_file(args.scores, read_spec(args.base), args.count);
   }
   expect(!layers.empty(), "expected --layers, or --scores with --count");
   const MatrixStorage storage = parse_storage(args.storage);

@@ -9,7 +9,6 @@
 #include "eval/problem_source.h"
 #include "eval/quality.h"
 #include "eval/throughput.h"
-#include "hybrid/plan.h"
 #include "model/random_model.h"
 #include "model/weights.h"
 #include "train/held_out.h"
