@@ -124,7 +124,7 @@ Action declare_eval(Args& args) {
 struct BenchArgs {
   std::vector<std::string> models, random;
   std::vector<int64_t> contexts;
-  std::string storage = "stored";
+  std::string storage = "stored", cache = "bf16";
   int64_t batch = 1, decode = 32, repeats = 5;
   bool json = false;
 };
@@ -152,6 +152,7 @@ int run_bench(const BenchArgs& a) {
   config.batch = a.batch;
   config.decode_tokens = a.decode;
   config.repeats = a.repeats;
+  config.cache_values = parse_cache_values(a.cache);
   const auto speeds = measure_throughput(models, config);
   Json json = Json::array();
   if (!a.json) {
@@ -197,6 +198,7 @@ Action declare_bench(Args& args) {
   args.option("batch", "sequences at once", &a->batch);
   args.option("decode", "tokens decoded", &a->decode);
   args.option("repeats", "rounds; the median and the range are printed", &a->repeats);
+  args.option("cache", "bf16 or f32: how keys and values are kept", &a->cache);
   args.option("storage", "stored (as in the file; random weights: f32), f32 or bf16", &a->storage);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run_bench(*a); };
