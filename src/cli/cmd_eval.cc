@@ -11,6 +11,7 @@
 #include "eval/throughput.h"
 #include "model/random_model.h"
 #include "model/weights.h"
+#include "serve/cache_plan.h"
 #include "train/held_out.h"
 
 namespace cambium {
