@@ -11,6 +11,7 @@
 #include "eval/throughput.h"
 #include "model/random_model.h"
 #include "model/weights.h"
+#include "serve/cache_plan.h"
 #include "train/held_out.h"
 
 namespace cambium {
@@ -32,7 +33,7 @@ Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
   const HeldOut documents(*source, a.count, a.max_tokens);
   LoadedModel teacher;
   if (!a.teacher.empty()) {
-    teacher = load_model(a.teacher);
+    teacher = load_model(a.teacher, {.storage = MatrixStorage::kStored});
   }
   const LossSums sums = total(documents.measure(model, teacher.model.get()));
   const auto tokens = static_cast<double>(sums.tokens);
@@ -51,7 +52,7 @@ Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
 }
 
 int run_eval(const EvalArgs& a) {
-  LoadedModel loaded = load_model(a.model);
+  LoadedModel loaded = load_model(a.model, {.storage = MatrixStorage::kStored});
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.task == "text") {
     std::printf("%s\n", eval_text(a, *loaded.model, tokenizer).dump(1).c_str());
@@ -125,16 +126,14 @@ Action declare_eval(Args& args) {
 struct BenchArgs {
   std::vector<std::string> models, random;
   std::vector<int64_t> contexts;
-  std::string storage = "f32";
+  std::string storage = "stored", cache = "bf16";
   int64_t batch = 1, decode = 32, repeats = 5;
   bool json = false;
 };
 
 int run_bench(const BenchArgs& a) {
-  expect(a.storage == "f32" || a.storage == "bf16", "--storage: expected f32 or bf16, got '{}'",
-         a.storage);
   LoadOptions load;
-  load.storage = a.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  load.storage = parse_storage(a.storage);
   expect(!a.models.empty() || !a.random.empty(),
          "bench: expected a checkpoint folder, or --random-weights with a configuration");
   std::vector<LoadedModel> loaded;
@@ -155,6 +154,7 @@ int run_bench(const BenchArgs& a) {
   config.batch = a.batch;
   config.decode_tokens = a.decode;
   config.repeats = a.repeats;
+  config.cache_values = parse_cache_values(a.cache);
   const auto speeds = measure_throughput(models, config);
   Json json = Json::array();
   if (!a.json) {
@@ -200,7 +200,8 @@ Action declare_bench(Args& args) {
   args.option("batch", "sequences at once", &a->batch);
   args.option("decode", "tokens decoded", &a->decode);
   args.option("repeats", "rounds; the median and the range are printed", &a->repeats);
-  args.option("storage", "f32 or bf16", &a->storage);
+  args.option("cache", "bf16 or f32: how keys and values are kept", &a->cache);
+  args.option("storage", "stored (as in the file; random weights: f32), f32 or bf16", &a->storage);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run_bench(*a); };
 }

@@ -24,7 +24,7 @@ void interrupt(int /*signal*/) {
 }
 
 struct GenerateArgs {
-  std::string model, prompt, input, output, storage = "f32", system;
+  std::string model, prompt, input, output, storage = "stored", cache = "bf16", system;
   int64_t max_new_tokens = 256, seed = 0, batch = 16, top_k = 0;
   double temperature = 0.0, top_p = 1.0, min_p = 0.0;
   bool chat = false, question = false;
@@ -37,14 +37,14 @@ void sampling_options(Args& args, GenerateArgs& a) {
   args.option("top-p", "choose among the likeliest that make up this share", &a.top_p);
   args.option("min-p", "drop tokens less likely than this times the likeliest", &a.min_p);
   args.option("seed", "of the sampling", &a.seed);
-  args.option("storage", "f32 or bf16: how matrices are kept in memory", &a.storage);
+  args.option("cache", "bf16 or f32: how keys and values are kept", &a.cache);
+  args.option("storage", "stored (as in the file), f32 or bf16: how matrices are kept in memory",
+              &a.storage);
 }
 
 LoadedModel load(const GenerateArgs& a) {
-  expect(a.storage == "f32" || a.storage == "bf16", "--storage: expected f32 or bf16, got '{}'",
-         a.storage);
   LoadOptions options;
-  options.storage = a.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  options.storage = parse_storage(a.storage);
   return load_model(a.model, options);
 }
 
@@ -122,6 +122,7 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
   }
   EngineConfig config;
   config.max_sequences = a.batch;
+  config.cache_values = parse_cache_values(a.cache);
   Engine engine(model, config);
   std::vector<GenerationRequest> requests;
   for (size_t i = 0; i < lines.size(); ++i) {
@@ -165,6 +166,7 @@ int run_chat(const GenerateArgs& a) {
          "{}: the tokenizer has no chat template; use cambium generate", a.model);
   EngineConfig config;
   config.max_sequences = 1;
+  config.cache_values = parse_cache_values(a.cache);
   Engine engine(*loaded.model, config);
   const bool terminal = isatty(STDIN_FILENO) != 0;
   if (terminal) {

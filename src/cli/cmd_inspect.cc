@@ -11,7 +11,7 @@ namespace cambium {
 namespace {
 
 struct InspectArgs {
-  std::string model, memory;
+  std::string model, memory, cache = "bf16";
   int64_t context = 0;
   bool json = false;
 };
@@ -42,6 +42,9 @@ struct Row {
 int run(const InspectArgs& args) {
   Model model(read_spec(args.model));
   const ModelSpec& spec = model.spec();
+  CacheConfig cache_config;
+  cache_config.values = parse_cache_values(args.cache);
+  const int64_t value_bytes = dtype_size(cache_config.values);
   std::map<std::string, Row> rows;
   for (int64_t i = 0; i < model.layer_count(); ++i) {
     Row& row = rows[spec.layers[static_cast<size_t>(i)].mixer.kind];
@@ -51,11 +54,11 @@ int run(const InspectArgs& args) {
       row.parameters += name.find(".mixer.") != std::string::npos ? p.numel() : 0;
     });
     row.window = layout.window;
-    row.token_bytes += layout.window > 0 ? 0 : layout.bytes_per_token(sizeof(float));
+    row.token_bytes += layout.window > 0 ? 0 : layout.bytes_per_token(value_bytes);
     row.sequence_bytes +=
-        layout.bytes_per_sequence() + layout.window * layout.bytes_per_token(sizeof(float));
+        layout.bytes_per_sequence() + layout.window * layout.bytes_per_token(value_bytes);
   }
-  const CachePlan cache(model, {});
+  const CachePlan cache(model, cache_config);
   const int64_t parameters = model.parameter_count();
   const int64_t context = args.context > 0 ? args.context : spec.max_positions;
   const int64_t memory = args.memory.empty() ? 0 : parse_bytes(args.memory);
@@ -126,6 +129,7 @@ Action declare(Args& args) {
   auto a = std::make_shared<InspectArgs>();
   args.positional("model", "checkpoint folder (only its config.json is read)", &a->model);
   args.option("memory", "what fits into this much: 24GiB, 80GB", &a->memory);
+  args.option("cache", "bf16 or f32: how keys and values are kept", &a->cache);
   args.option("context", "tokens of a sequence (the model's positions otherwise)", &a->context);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run(*a); };

@@ -2,21 +2,21 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "base/text.h"
 
 namespace cambium {
 namespace {
 
-void poison(float* p, int64_t n) {
-  std::fill(p, p + n, std::numeric_limits<float>::quiet_NaN());
+/// Rows [first, end) of the first axis filled with NaN: all bits set, in every float type.
+void poison_rows(const Tensor& t, int64_t first, int64_t end) {
+  const int64_t row = t.bytes() / t.dim(0);
+  std::memset(static_cast<char*>(t.data) + first * row, 0xff,
+              static_cast<size_t>((end - first) * row));
 }
 
-/// Row `row` of the first axis filled with NaN.
 void poison_row(const Tensor& t, int64_t row) {
-  const int64_t n = t.numel() / t.dim(0);
-  poison(t.ptr<float>() + row * n, n);
+  poison_rows(t, row, row + 1);
 }
 
 }  // namespace
@@ -170,12 +170,11 @@ void Cache::grow(Group& group) {
   for (size_t i = 0; i < group.keys.size(); ++i) {
     const StateLayout layout = model_.layer(group.plan.layers[i]).mixer().state_layout();
     const auto extend = [&](OwnedTensor& old, int64_t dim) {
-      OwnedTensor more(Dtype::kF32, {group.pages, page_size, layout.kv_heads, dim});
-      const int64_t row = page_size * layout.kv_heads * dim;
+      OwnedTensor more(plan_.config().values, {group.pages, page_size, layout.kv_heads, dim});
       if (before > 0) {
         std::memcpy(more.data.data(), old.data.data(), static_cast<size_t>(old.view.bytes()));
       }
-      poison(more.view.ptr<float>() + before * row, (group.pages - before) * row);
+      poison_rows(more.view, before, group.pages);
       old = std::move(more);
     };
     extend(group.keys[i], layout.key_dim);

@@ -5,13 +5,16 @@
 namespace cambium {
 namespace {
 
-constexpr int64_t kValueBytes = 4;  // fp32 keys and values on the CPU
-
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
 }  // namespace
+
+Dtype parse_cache_values(const std::string& name) {
+  expect(name == "bf16" || name == "f32", "--cache: expected bf16 or f32, got '{}'", name);
+  return name == "bf16" ? Dtype::kBF16 : Dtype::kF32;
+}
 
 int64_t PageGroup::pages_for(int64_t tokens, const CacheConfig& config) const {
   const int64_t all = ceil_div(tokens, config.page_size);
@@ -27,6 +30,8 @@ CachePlan::CachePlan(const Model& model, const CacheConfig& config) : config_(co
              config.memory_bytes >= 0 && config.max_tokens >= 0,
          "[cache] expected max_sequences, page_size and piece_tokens above 0, got {}, {} and {}",
          config.max_sequences, config.page_size, config.piece_tokens);
+  expect(config.values == Dtype::kF32 || config.values == Dtype::kBF16,
+         "[cache] expected keys and values in f32 or bf16, got {}", dtype_name(config.values));
   if (config_.max_tokens == 0) {
     config_.max_tokens = std::max<int64_t>(model.spec().max_positions, 1);
   }
@@ -43,7 +48,7 @@ CachePlan::CachePlan(const Model& model, const CacheConfig& config) : config_(co
       group = groups_.end() - 1;
     }
     group->layers.push_back(i);
-    group->bytes_per_token += layout.bytes_per_token(kValueBytes);
+    group->bytes_per_token += layout.bytes_per_token(dtype_size(config.values));
   }
 }
 
