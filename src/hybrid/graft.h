@@ -24,8 +24,9 @@ struct GraftOptions {
   bool faithful = false;
 };
 
-/// Error that suggests or lists the mixers that can take the place of attention unless this is one.
-void expect_graft(const std::string& mixer);
+/// Error for a mixer that cannot take the place of attention and for options that the chosen one
+/// does not know.
+void check_graft(const GraftOptions& options);
 
 /// The mixer of `options` for a model of this width in place of the attention `from`.
 /// Error where that cannot be, naming why.

@@ -59,11 +59,7 @@ ModelSummary summarise_spec(const std::string& name, Model& model) {
   s.parameters = model.parameter_count();
   const CachePlan cache(model, {});
   s.cache_bytes_per_token = cache.lasting_bytes_per_token();
-  int64_t fixed = cache.slot_bytes();
-  for (const PageGroup& group : cache.groups()) {
-    fixed += group.window * group.bytes_per_token;
-  }
-  s.state_bytes_per_sequence = fixed;
+  s.state_bytes_per_sequence = cache.fixed_bytes();
   return s;
 }
 

@@ -4,6 +4,7 @@
 #include "base/text.h"
 #include "hybrid/plan.h"
 #include "model/model.h"
+#include "serve/cache_plan.h"
 
 namespace cambium {
 namespace {
@@ -97,18 +98,10 @@ std::string describe_gate(const GatePlan& gate) {
 }
 
 std::string describe_cache(const ModelSpec& spec) {
-  int64_t token = 0;
-  int64_t sequence = 0;
-  for (const LayerSpec& layer : spec.layers) {
-    const Layer built(layer, spec.width);
-    for (const StateLayout& layout : built.state_layouts()) {
-      token += layout.window > 0 ? 0 : layout.bytes_per_token(2);
-      sequence += layout.bytes_per_sequence() + layout.window * layout.bytes_per_token(2);
-    }
-  }
-  return fmt::format("{} a token and {} a sequence (bf16)",
-                     human_bytes(static_cast<uint64_t>(token)),
-                     human_bytes(static_cast<uint64_t>(sequence)));
+  const CachePlan cache(Model(spec), {});
+  return fmt::format("{} a token and {} a sequence, as served",
+                     human_bytes(static_cast<uint64_t>(cache.lasting_bytes_per_token())),
+                     human_bytes(static_cast<uint64_t>(cache.fixed_bytes())));
 }
 
 }  // namespace

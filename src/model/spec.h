@@ -53,6 +53,9 @@ struct Family {
   std::string (*tensor_name)(const ModelSpec& spec, const std::string& ours);
 };
 
+/// Whether the family's configuration says all of the spec: it reads back as it was.
+bool expresses(const Family& family, const ModelSpec& spec);
+
 const std::vector<Family>& families();
 const Family& find_family(const std::string& name);
 /// Reads DIR/config.json with the family its model_type names, and from the headers of the weights

@@ -14,10 +14,6 @@ std::string norm_name(size_t branch) {
                        : "norm_" + std::to_string(branch + 1);
 }
 
-bool keeps_state(const StateLayout& layout) {
-  return layout.kv_heads > 0 || !layout.slots.empty();
-}
-
 }  // namespace
 
 const UnitSpec* LayerSpec::find(UnitRole role) const {
@@ -76,7 +72,7 @@ Layer::Layer(const LayerSpec& spec, int64_t width) {
           mixer_ = piece.unit.get();
         }
         const StateLayout layout = piece.unit->state_layout();
-        piece.has_state = keeps_state(layout);
+        piece.has_state = !layout.empty();
         if (piece.has_state) {
           state_layouts_.push_back(layout);
         }

@@ -1,6 +1,7 @@
 #include "nn/linear.h"
 
 #include <cmath>
+#include <numeric>
 
 #include "ops/matmul/matmul.h"
 
@@ -14,6 +15,14 @@ Linear::Linear(int64_t in, int64_t out, ParameterGroup group, bool with_bias) {
     bias.shape = {out};
     bias.group = ParameterGroup::kNorm;
   }
+}
+
+Linear::Linear(int64_t in, std::vector<RowBlock> blocks, ParameterGroup group, bool with_bias)
+    : Linear(in,
+             std::accumulate(blocks.begin(), blocks.end(), int64_t{0},
+                             [](int64_t rows, const RowBlock& b) { return rows + b.rows; }),
+             group, with_bias) {
+  weight.blocks = std::move(blocks);
 }
 
 Tensor Linear::forward(Context& ctx, const Tensor& x) const {

@@ -11,6 +11,8 @@ struct Linear {
   Linear() = default;
   /// Starts uniform in +-1/sqrt(in), bias zero.
   Linear(int64_t in, int64_t out, ParameterGroup group, bool with_bias = false);
+  /// The same with named blocks of output rows.
+  Linear(int64_t in, std::vector<RowBlock> blocks, ParameterGroup group, bool with_bias = false);
   Tensor forward(Context& ctx, const Tensor& x) const;
   /// Visits prefix + ".weight" and, if there is one, prefix + ".bias".
   void visit(const std::string& prefix, const ParameterVisitor& visitor);

@@ -6,42 +6,43 @@
 #include <vector>
 
 #include "nn/batch.h"
-#include "ops/attention/attention.h"
+#include "tensor/tensor.h"
 
 namespace cambium {
 
 class RopeTable;
 
-/// A piece of state that a sequence keeps for a unit at a fixed size, fp32.
-struct SlotPart {
+/// One array of a unit's state. Units name their parts by an enum whose values are the places in
+/// StateLayout::pages or ::slots.
+struct Part {
   std::string name;
-  std::vector<int64_t> shape;
-  int64_t numel() const;
+  std::vector<int64_t> shape;  // of one token in pages, of one sequence in slots
+  Dtype dtype = Dtype::kF32;
+  int64_t bytes() const;
 };
 
-/// What a unit keeps for a sequence: pages that grow with its tokens, and slots of fixed size.
+/// What a unit keeps for a sequence: pages that grow with its tokens (keys and values, latents,
+/// index keys), and slots of fixed size (recurrent states, convolution tails).
 struct StateLayout {
-  int64_t kv_heads = 0;  // 0 = no pages
-  int64_t key_dim = 0;
-  int64_t value_dim = 0;
+  std::vector<Part> pages;
+  std::vector<Part> slots;
   int64_t window = 0;  // pages further back than this many tokens are given back; 0 = none are
-  std::vector<SlotPart> slots;
 
-  /// Bytes a token adds while it is in reach, at `value_bytes` a number.
-  int64_t bytes_per_token(int64_t value_bytes) const {
-    return kv_heads * (key_dim + value_dim) * value_bytes;
-  }
-  /// Bytes a sequence takes whatever its length.
+  bool empty() const { return pages.empty() && slots.empty(); }
+  /// Bytes a token adds while it is in reach.
+  int64_t bytes_per_token() const;
+  /// Bytes a sequence takes in slots whatever its length.
   int64_t bytes_per_sequence() const;
 };
 
-/// A unit's state for one batch, as its cache lays it out: pages ready for the batch's segments
-/// and slot tensors (slots, ...) in the order of StateLayout::slots.
+/// A unit's state for one batch, as its cache lays it out: tensors in the order of the layout,
+/// pages (pages, page_size, part...) and slots (slots, part...), and where the batch's segments
+/// find their pages (KvPages says how).
 struct UnitState {
-  KvPages pages;
+  std::span<const Tensor> pages;
   std::span<const Tensor> slots;
-  const KvPages* pages_or_null() const { return pages.keys.defined() ? &pages : nullptr; }
-  Tensor slot(size_t i) const { return slots[i]; }
+  std::span<const int32_t> table;  // (S, pages_per_segment)
+  int64_t pages_per_segment = 0;
 };
 
 /// What a unit sees of the forward call it is part of.
@@ -57,7 +58,15 @@ struct UnitInputs {
     }
     return s;
   }
-  Tensor slot(size_t i) const { return state == nullptr ? Tensor{} : state->slot(i); }
+  /// A part of the state by the unit's enum; undefined in training.
+  template <class Part>
+  Tensor page(Part part) const {
+    return state == nullptr ? Tensor{} : state->pages[static_cast<size_t>(part)];
+  }
+  template <class Part>
+  Tensor slot(Part part) const {
+    return state == nullptr ? Tensor{} : state->slots[static_cast<size_t>(part)];
+  }
 };
 
 }  // namespace cambium

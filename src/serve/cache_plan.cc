@@ -5,8 +5,6 @@
 namespace cambium {
 namespace {
 
-constexpr int64_t kValueBytes = 4;  // fp32 keys and values on the CPU
-
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
@@ -22,7 +20,8 @@ int64_t PageGroup::pages_for(int64_t tokens, const CacheConfig& config) const {
   return std::min(all, ceil_div(window - 1 + config.piece_tokens, config.page_size) + 1);
 }
 
-CachePlan::CachePlan(const Model& model, const CacheConfig& config) : config_(config) {
+CachePlan::CachePlan(const Model& model, const CacheConfig& config)
+    : config_(config), layouts_(model.state_layouts()) {
   expect(config.max_sequences > 0 && config.page_size > 0 && config.piece_tokens > 0 &&
              config.memory_bytes >= 0 && config.max_tokens >= 0,
          "[cache] expected max_sequences, page_size and piece_tokens above 0, got {}, {} and {}",
@@ -30,10 +29,10 @@ CachePlan::CachePlan(const Model& model, const CacheConfig& config) : config_(co
   if (config_.max_tokens == 0) {
     config_.max_tokens = std::max<int64_t>(model.spec().max_positions, 1);
   }
-  for (size_t i = 0; i < model.state_layouts().size(); ++i) {
-    const StateLayout& layout = model.state_layouts()[i];
+  for (size_t i = 0; i < layouts_.size(); ++i) {
+    const StateLayout& layout = layouts_[i];
     slot_bytes_ += layout.bytes_per_sequence();
-    if (layout.kv_heads == 0) {
+    if (layout.pages.empty()) {
       continue;
     }
     auto group = std::find_if(groups_.begin(), groups_.end(),
@@ -43,7 +42,16 @@ CachePlan::CachePlan(const Model& model, const CacheConfig& config) : config_(co
       group = groups_.end() - 1;
     }
     group->units.push_back(static_cast<int64_t>(i));
-    group->bytes_per_token += layout.bytes_per_token(kValueBytes);
+    group->bytes_per_token += layout.bytes_per_token();
+  }
+  size_t unit = 0;
+  for (int64_t layer = 0; layer < model.layer_count(); ++layer) {
+    LayerBytes& bytes = layers_.emplace_back();
+    for (size_t i = 0; i < model.layer(layer).state_layouts().size(); ++i) {
+      const StateLayout& layout = layouts_[unit++];
+      bytes.per_token += layout.window > 0 ? 0 : layout.bytes_per_token();
+      bytes.per_sequence += layout.bytes_per_sequence() + layout.window * layout.bytes_per_token();
+    }
   }
 }
 
@@ -59,6 +67,14 @@ int64_t CachePlan::lasting_bytes_per_token() const {
   int64_t sum = 0;
   for (const PageGroup& group : groups_) {
     sum += group.window == 0 ? group.bytes_per_token : 0;
+  }
+  return sum;
+}
+
+int64_t CachePlan::fixed_bytes() const {
+  int64_t sum = 0;
+  for (const LayerBytes& layer : layers_) {
+    sum += layer.per_sequence;
   }
   return sum;
 }

@@ -77,7 +77,7 @@ TEST(Cache, PagesAreTakenGivenBackAndPoisoned) {
       ASSERT_TRUE(std::isfinite(hidden.ptr<float>()[i])) << position;
     }
     const auto pages = [&](size_t layer) {
-      const auto table = options.states[layer].pages.table;
+      const auto table = options.states[layer].table;
       return std::count_if(table.begin(), table.end(), [](int32_t p) { return p >= 0; });
     };
     EXPECT_EQ(pages(0), (position + 16) / 8);
@@ -92,7 +92,7 @@ TEST(Cache, PagesAreTakenGivenBackAndPoisoned) {
     EXPECT_TRUE(all_nan(part, slot));
   }
   for (const size_t layer : {0U, 1U}) {
-    for (const Tensor& t : {states[layer].pages.keys, states[layer].pages.values}) {
+    for (const Tensor& t : states[layer].pages) {
       for (int64_t page = 0; page < t.dim(0); ++page) {
         EXPECT_TRUE(all_nan(t, page)) << layer << " " << page;
       }

@@ -50,17 +50,20 @@ class AttentionUnit : public Unit {
       k = rope(ctx, k, segments, *inputs.rope);
     }
     const AttentionConfig config{1.0F / std::sqrt(static_cast<float>(head_dim_)), window_};
-    const KvPages* pages = inputs.state == nullptr ? nullptr : inputs.state->pages_or_null();
-    const Tensor y = attention(ctx, q, k, v, segments, config, pages);
+    KvPages pages;
+    if (inputs.state != nullptr) {
+      pages = {inputs.page(kKeys), inputs.page(kValues), inputs.state->table,
+               inputs.state->pages_per_segment};
+    }
+    const Tensor y =
+        attention(ctx, q, k, v, segments, config, inputs.state == nullptr ? nullptr : &pages);
     return o_.forward(ctx, y.merge_last());
   }
 
   StateLayout state_layout() const override {
-    return {.kv_heads = kv_heads_,
-            .key_dim = head_dim_,
-            .value_dim = head_dim_,
-            .window = window_,
-            .slots = {}};
+    return {.pages = {{"keys", {kv_heads_, head_dim_}}, {"values", {kv_heads_, head_dim_}}},
+            .slots = {},
+            .window = window_};
   }
 
   void visit(const ParameterVisitor& visitor) override {
@@ -73,6 +76,8 @@ class AttentionUnit : public Unit {
   }
 
  private:
+  enum Pages { kKeys, kValues };
+
   int64_t heads_, kv_heads_, head_dim_, window_;
   bool rope_;
   Linear q_, k_, v_, o_;

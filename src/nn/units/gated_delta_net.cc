@@ -44,12 +44,16 @@ class GatedDeltaNetUnit : public Unit {
           "and {}",
           heads_, q_heads_, k_heads_, v_heads_);
     }
-    in_ = Linear(width, channels() + inner(), ParameterGroup::kMixer);
-    ba_ = Linear(width, 2 * heads_, ParameterGroup::kMixer);
+    const std::vector<RowBlock> convolved = {
+        {"q", q_heads_ * key_dim_}, {"k", k_heads_ * key_dim_}, {"v", v_heads_ * value_dim_}};
+    in_ = Linear(width, {convolved[0], convolved[1], convolved[2], {"z", inner()}},
+                 ParameterGroup::kMixer);
+    ba_ = Linear(width, {{"beta", heads_}, {"decay", heads_}}, ParameterGroup::kMixer);
     out_ = Linear(inner(), width, ParameterGroup::kMixer);
     conv_weight_ = {.shape = {channels(), 1, conv_},
                     .group = ParameterGroup::kMixer,
-                    .init = {InitKind::kUniform, 0.5}};
+                    .init = {InitKind::kUniform, 0.5},
+                    .blocks = convolved};
     a_log_ = {.shape = {heads_},
               .group = ParameterGroup::kNorm,
               .init = {InitKind::kLogUniform},
@@ -64,16 +68,13 @@ class GatedDeltaNetUnit : public Unit {
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     const Tensor rows = in_.forward(ctx, x);
-    const Tensor z = rows.slice(1, channels(), inner());
+    const Tensor z = part(rows, in_.weight, "z");
     const Tensor weight = conv_weight_.tensor.reshape({channels(), conv_});
-    const Tensor qkv =
-        short_conv(ctx, rows.slice(1, 0, channels()), weight, {}, true, segments, inputs.slot(0));
-    const int64_t q_width = q_heads_ * key_dim_;
-    const int64_t k_width = k_heads_ * key_dim_;
-    Tensor q = qkv.slice(1, 0, q_width).split_last(q_heads_, key_dim_);
-    Tensor k = qkv.slice(1, q_width, k_width).split_last(k_heads_, key_dim_);
-    Tensor v =
-        qkv.slice(1, q_width + k_width, v_heads_ * value_dim_).split_last(v_heads_, value_dim_);
+    const Tensor qkv = short_conv(ctx, part(rows, in_.weight, "q", "v"), weight, {}, true, segments,
+                                  inputs.slot(kConv));
+    Tensor q = part(qkv, conv_weight_, "q").split_last(q_heads_, key_dim_);
+    Tensor k = part(qkv, conv_weight_, "k").split_last(k_heads_, key_dim_);
+    Tensor v = part(qkv, conv_weight_, "v").split_last(v_heads_, value_dim_);
     q = l2_norm(ctx, q, kL2Eps, 1.0F / std::sqrt(static_cast<float>(key_dim_)));
     k = l2_norm(ctx, k, kL2Eps, 1.0F);
     if (rope_) {
@@ -88,11 +89,12 @@ class GatedDeltaNetUnit : public Unit {
       v = repeat_heads(ctx, v, heads_ / v_heads_);
     }
     const Tensor ba = ba_.forward(ctx, x);
-    const Tensor beta = sigmoid(ctx, ba.slice(1, 0, heads_));
+    const Tensor beta = sigmoid(ctx, part(ba, ba_.weight, "beta"));
     const Tensor step =
-        step_size(ctx, ba.slice(1, heads_, heads_), dt_bias_.tensor, 0.0F, INFINITY);
+        step_size(ctx, part(ba, ba_.weight, "decay"), dt_bias_.tensor, 0.0F, INFINITY);
     const Tensor decay = log_decay(ctx, step, a_log_.tensor);
-    const Tensor y = recurrence(ctx, {q, k, v, decay, beta, true, {}}, segments, inputs.slot(1));
+    const Tensor y =
+        recurrence(ctx, {q, k, v, decay, beta, true, {}}, segments, inputs.slot(kState));
     const GatedNormConfig norm{norm_eps_, value_dim_, GateOrder::kNormFirst, GateActivation::kSilu};
     return out_.forward(ctx, gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm));
   }
@@ -114,15 +116,15 @@ class GatedDeltaNetUnit : public Unit {
   }
 
  private:
+  enum Slots { kConv, kState };
+
   int64_t inner() const { return heads_ * value_dim_; }
   int64_t channels() const { return (q_heads_ + k_heads_) * key_dim_ + v_heads_ * value_dim_; }
 
   int64_t heads_, q_heads_, k_heads_, v_heads_, key_dim_, value_dim_, conv_;
   bool rope_;
   float norm_eps_;
-  Linear in_;  // rows q | k | v (channels) | z (inner)
-  Linear ba_;  // rows beta (heads) | decay (heads)
-  Linear out_;
+  Linear in_, ba_, out_;
   Parameter conv_weight_, a_log_, dt_bias_, norm_;
 };
 

@@ -28,7 +28,8 @@ class MambaUnit : public Unit {
            "mamba: expected state to divide xb, xb to divide inner, conv > 1 and dt_rank > 0, got "
            "state={} xb={} inner={} conv={} dt_rank={}",
            state_, xb_, inner_, conv_, rank);
-    in_ = Linear(width, 2 * inner_ + 2 * xb_, ParameterGroup::kMixer);
+    in_ = Linear(width, {{"z", inner_}, {"x", xb_}, {"B", xb_}, {"C", inner_}},
+                 ParameterGroup::kMixer);
     dt_in_ = Linear(width, rank, ParameterGroup::kMixer);
     dt_ = Linear(rank, inner_, ParameterGroup::kMixer, true);
     dt_.bias.init = {InitKind::kStepBias};
@@ -54,22 +55,24 @@ class MambaUnit : public Unit {
     const Segments segments = inputs.segments();
     const int64_t repeat = inner_ / xb_;
     const Tensor zxbc = in_.forward(ctx, x);
-    const Tensor z = zxbc.slice(1, 0, inner_);
-    const Tensor groups = zxbc.slice(1, inner_, xb_).split_last(xb_ / state_, state_);
-    const Tensor b = zxbc.slice(1, inner_ + xb_, xb_).split_last(xb_ / state_, state_);
-    const Tensor c = zxbc.slice(1, inner_ + 2 * xb_, inner_).split_last(inner_ / state_, state_);
+    const Tensor z = part(zxbc, in_.weight, "z");
+    const Tensor groups = part(zxbc, in_.weight, "x").split_last(xb_ / state_, state_);
+    const Tensor b = part(zxbc, in_.weight, "B").split_last(xb_ / state_, state_);
+    const Tensor c = part(zxbc, in_.weight, "C").split_last(inner_ / state_, state_);
     const Tensor dt = dt_.forward(ctx, dt_in_.forward(ctx, x));
     const Tensor weight = conv_weight_.tensor.reshape({conv_weight_.shape[0], conv_});
     Tensor u = groups;
     if (repeat_before_conv_) {
       u = repeat_heads(ctx, u, repeat);
     }
-    u = short_conv(ctx, u.merge_last(), weight, conv_bias_.tensor, true, segments, inputs.slot(0));
+    u = short_conv(ctx, u.merge_last(), weight, conv_bias_.tensor, true, segments,
+                   inputs.slot(kConv));
     if (!repeat_before_conv_) {
       u = repeat_heads(ctx, u.split_last(xb_ / state_, state_), repeat).merge_last();
     }
-    const Tensor y = selective_scan(
-        ctx, {u, dt, b, c, z, a_log_.tensor, d_.tensor, dt_.bias.tensor}, segments, inputs.slot(1));
+    const Tensor y =
+        selective_scan(ctx, {u, dt, b, c, z, a_log_.tensor, d_.tensor, dt_.bias.tensor}, segments,
+                       inputs.slot(kScan));
     return out_.forward(ctx, y);
   }
 
@@ -93,10 +96,11 @@ class MambaUnit : public Unit {
   }
 
  private:
+  enum Slots { kConv, kScan };
+
   int64_t inner_, xb_, state_, conv_;
   bool repeat_before_conv_;
-  Linear in_;  // rows z (inner) | x (xb) | B (xb) | C (inner)
-  Linear dt_in_, dt_, out_;
+  Linear in_, dt_in_, dt_, out_;
   Parameter conv_weight_, conv_bias_, a_log_, d_;
 };
 

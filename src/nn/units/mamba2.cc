@@ -40,11 +40,15 @@ class Mamba2Unit : public Unit {
     }
     expect(norm_group_ > 0 && inner() % norm_group_ == 0,
            "mamba2: expected norm_group to divide {} channels, got {}", inner(), norm_group_);
-    in_ = Linear(width, inner() + channels() + heads_, ParameterGroup::kMixer);
+    const std::vector<RowBlock> convolved = {
+        {"x", x_heads_ * head_dim_}, {"B", b_heads_ * state_}, {"C", c_heads_ * state_}};
+    in_ = Linear(width, {{"z", inner()}, convolved[0], convolved[1], convolved[2], {"dt", heads_}},
+                 ParameterGroup::kMixer);
     out_ = Linear(inner(), width, ParameterGroup::kMixer);
     conv_weight_ = {.shape = {channels(), 1, conv_},
                     .group = ParameterGroup::kMixer,
-                    .init = {InitKind::kUniform, 0.5}};
+                    .init = {InitKind::kUniform, 0.5},
+                    .blocks = convolved};
     conv_bias_ = {.shape = {channels()}, .group = ParameterGroup::kNorm};
     dt_bias_ = {.shape = {heads_},
                 .group = ParameterGroup::kNorm,
@@ -64,16 +68,14 @@ class Mamba2Unit : public Unit {
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     const Tensor rows = in_.forward(ctx, x);
-    const Tensor z = rows.slice(1, 0, inner());
-    const Tensor raw_dt = rows.slice(1, inner() + channels(), heads_);
+    const Tensor z = part(rows, in_.weight, "z");
+    const Tensor raw_dt = part(rows, in_.weight, "dt");
     const Tensor weight = conv_weight_.tensor.reshape({channels(), conv_});
-    const Tensor xbc = short_conv(ctx, rows.slice(1, inner(), channels()), weight,
-                                  conv_bias_.tensor, true, segments, inputs.slot(0));
-    const int64_t x_width = x_heads_ * head_dim_;
-    const int64_t b_width = b_heads_ * state_;
-    Tensor v = xbc.slice(1, 0, x_width).split_last(x_heads_, head_dim_);
-    Tensor b = xbc.slice(1, x_width, b_width).split_last(b_heads_, state_);
-    Tensor c = xbc.slice(1, x_width + b_width, c_heads_ * state_).split_last(c_heads_, state_);
+    const Tensor xbc = short_conv(ctx, part(rows, in_.weight, "x", "C"), weight, conv_bias_.tensor,
+                                  true, segments, inputs.slot(kConv));
+    Tensor v = part(xbc, conv_weight_, "x").split_last(x_heads_, head_dim_);
+    Tensor b = part(xbc, conv_weight_, "B").split_last(b_heads_, state_);
+    Tensor c = part(xbc, conv_weight_, "C").split_last(c_heads_, state_);
     if (x_heads_ != heads_) {
       v = repeat_heads(ctx, v, heads_ / x_heads_);
     }
@@ -85,7 +87,7 @@ class Mamba2Unit : public Unit {
     const Tensor dt = step_size(ctx, raw_dt, dt_bias_.tensor, 0.0F, INFINITY);
     const Tensor decay = log_decay(ctx, dt, a_log_.tensor);
     const Tensor y =
-        recurrence(ctx, {c, b, v, decay, dt, false, d_.tensor}, segments, inputs.slot(1));
+        recurrence(ctx, {c, b, v, decay, dt, false, d_.tensor}, segments, inputs.slot(kState));
     const GatedNormConfig norm{norm_eps_, norm_group_, GateOrder::kGateFirst,
                                GateActivation::kSilu};
     return out_.forward(ctx, gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm));
@@ -109,13 +111,14 @@ class Mamba2Unit : public Unit {
   }
 
  private:
+  enum Slots { kConv, kState };
+
   int64_t inner() const { return heads_ * head_dim_; }
   int64_t channels() const { return x_heads_ * head_dim_ + (b_heads_ + c_heads_) * state_; }
 
   int64_t heads_, head_dim_, state_, x_heads_, b_heads_, c_heads_, conv_, norm_group_;
   float norm_eps_;
-  Linear in_;  // rows z (inner) | x | B | C (channels) | dt (heads)
-  Linear out_;
+  Linear in_, out_;
   Parameter conv_weight_, conv_bias_, dt_bias_, a_log_, d_, norm_;
 };
 
