@@ -3,15 +3,39 @@
 #include <algorithm>
 #include <set>
 
+#include "base/checked.h"
 #include "ops/pointwise/pointwise.h"
 
 namespace cambium {
 namespace {
 
+/// A part of the state of one token; what models keep is far below.
+constexpr int64_t kMaxTokenBytes = int64_t{1} << 26;
+
 std::string norm_name(size_t branch) {
   return branch == 0   ? "input_norm"
          : branch == 1 ? "post_norm"
                        : "norm_" + std::to_string(branch + 1);
+}
+
+/// Sizes are bounded one by one where options are read; here what they make together.
+void check_sizes(const std::string& name, Unit& unit, const StateLayout& layout) {
+  unit.visit([&](const std::string& parameter, Parameter& p) {
+    int64_t numel = 1;
+    for (const int64_t size : p.shape) {
+      numel = checked_product(name, parameter, {numel, size});
+    }
+  });
+  for (const auto& [parts, most] :
+       {std::pair{&layout.pages, kMaxTokenBytes}, std::pair{&layout.slots, kMaxElements}}) {
+    for (const Part& part : *parts) {
+      int64_t bytes = dtype_size(part.dtype);
+      for (const int64_t size : part.shape) {
+        bytes = checked_product(name, part.name, {bytes, size}, most);
+      }
+    }
+  }
+  checked_product(name, "the window's state", {layout.window, layout.bytes_per_token()});
 }
 
 }  // namespace
@@ -66,6 +90,7 @@ Layer::Layer(const LayerSpec& spec, int64_t width) {
              "two units of a layer are named '{}'; give one of them a name of its own", name);
       Piece piece{name,  find_unit_kind(unit.kind).role, unit.out, branch.runs(i),
                   false, make_unit(unit, width)};
+      check_sizes(unit.kind, *piece.unit, piece.unit->state_layout());
       if (piece.runs) {
         passes_ = false;
         if (piece.role == UnitRole::kMixer && mixer_ == nullptr) {

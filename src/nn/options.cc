@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/checked.h"
 #include "base/error.h"
 #include "base/text.h"
 
@@ -36,6 +37,15 @@ int64_t Options::integer(std::string_view owner, std::string_view key) const {
 
 int64_t Options::integer(std::string_view owner, std::string_view key, int64_t fallback) const {
   return has(key) ? integer(owner, key) : fallback;
+}
+
+int64_t Options::size(std::string_view owner, std::string_view key, int64_t most) const {
+  return in_range(owner, key, integer(owner, key), 1, most);
+}
+
+int64_t Options::size_or(std::string_view owner, std::string_view key, int64_t fallback,
+                         int64_t most, int64_t least) const {
+  return has(key) ? in_range(owner, key, integer(owner, key), least, most) : fallback;
 }
 
 double Options::real(std::string_view owner, std::string_view key, double fallback) const {

@@ -25,6 +25,12 @@ class Options {
   /// The value, or an Error that names the key and `owner` when it is missing or of another type.
   int64_t integer(std::string_view owner, std::string_view key) const;
   int64_t integer(std::string_view owner, std::string_view key, int64_t fallback) const;
+  /// A whole number from 1 to `most`: what sizes are made of. Products of several still ask for
+  /// base/checked.h.
+  int64_t size(std::string_view owner, std::string_view key, int64_t most) const;
+  /// From `least` to `most`, or the fallback where the key is missing.
+  int64_t size_or(std::string_view owner, std::string_view key, int64_t fallback, int64_t most,
+                  int64_t least = 0) const;
   double real(std::string_view owner, std::string_view key, double fallback) const;
   bool flag(std::string_view owner, std::string_view key, bool fallback) const;
   const std::string& text(std::string_view owner, std::string_view key) const;

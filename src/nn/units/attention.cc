@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "base/checked.h"
 #include "nn/linear.h"
 #include "nn/norm.h"
 #include "nn/units/units.h"
@@ -13,28 +14,35 @@ namespace {
 class AttentionUnit : public Unit {
  public:
   AttentionUnit(const Options& options, int64_t width, const char* owner)
-      : heads_(options.integer(owner, "heads")),
-        kv_heads_(options.integer(owner, "kv_heads", heads_)),
-        head_dim_(options.integer(owner, "head_dim")),
-        window_(options.integer(owner, "window", 0)),
-        rope_(options.flag(owner, "rope", true)) {
-    options.expect_only(owner, {"heads", "kv_heads", "head_dim", "window", "rope", "qk_norm_eps",
-                                "qkv_bias", "out_bias"});
-    expect(heads_ > 0 && kv_heads_ > 0 && heads_ % kv_heads_ == 0,
+      : heads_(options.size(owner, "heads", kMaxHeads)),
+        kv_heads_(options.size_or(owner, "kv_heads", heads_, kMaxHeads, 1)),
+        head_dim_(options.size(owner, "head_dim", kMaxHeadDim)),
+        window_(options.size_or(owner, "window", 0, kMaxPositions)),
+        rope_(options.flag(owner, "rope", true)),
+        gate_(options.flag(owner, "gate", false)) {
+    options.expect_only(
+        owner, {"heads", "kv_heads", "head_dim", "window", "rope", "scale", "key_scale", "qk_norm",
+                "qk_norm_eps", "qkv_bias", "out_bias", "gate"});
+    expect(heads_ % kv_heads_ == 0,
            "{}: expected kv_heads to divide heads, got heads={} kv_heads={}", owner, heads_,
            kv_heads_);
-    expect(head_dim_ > 0 && window_ >= 0,
-           "{}: expected head_dim > 0 and window >= 0, got {} and {}", owner, head_dim_, window_);
     expect(!rope_ || head_dim_ % 2 == 0, "{}: expected an even head_dim for rope, got {}", owner,
            head_dim_);
+    // A factor of the keys is one of the scores.
+    const double scale =
+        options.real(owner, "scale", 1.0 / std::sqrt(static_cast<double>(head_dim_))) *
+        options.real(owner, "key_scale", 1.0);
+    scale_ = static_cast<float>(in_range(owner, "scale", scale, 0.0, 1e6));
     const bool bias = options.flag(owner, "qkv_bias", false);
-    q_ = Linear(width, heads_ * head_dim_, ParameterGroup::kMixer, bias);
+    q_ = Linear(width, (gate_ ? 2 : 1) * heads_ * head_dim_, ParameterGroup::kMixer, bias);
     k_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer, bias);
     v_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer, bias);
     o_ = Linear(heads_ * head_dim_, width, ParameterGroup::kMixer,
                 options.flag(owner, "out_bias", false));
     if (const double eps = options.real(owner, "qk_norm_eps", 0.0); eps > 0.0) {
-      q_norm_ = k_norm_ = Norm({NormKind::kRms, static_cast<float>(eps)}, head_dim_);
+      const NormKind kind = find_norm_kind(options.text(owner, "qk_norm", "rms"));
+      q_norm_ = k_norm_ = Norm(
+          {kind, static_cast<float>(in_range(owner, "qk_norm_eps", eps, 0.0, 1.0))}, head_dim_);
     }
   }
 
@@ -49,7 +57,7 @@ class AttentionUnit : public Unit {
       q = rope(ctx, q, segments, *inputs.rope);
       k = rope(ctx, k, segments, *inputs.rope);
     }
-    const AttentionConfig config{1.0F / std::sqrt(static_cast<float>(head_dim_)), window_};
+    const AttentionConfig config{scale_, window_};
     KvPages pages;
     if (inputs.state != nullptr) {
       pages = {inputs.page(kKeys), inputs.page(kValues), inputs.state->table,
@@ -66,6 +74,10 @@ class AttentionUnit : public Unit {
             .window = window_};
   }
 
+  std::string missing() const override {
+    return gate_ ? "the output gate of attention" : q_norm_.missing();
+  }
+
   void visit(const ParameterVisitor& visitor) override {
     q_.visit("q_proj", visitor);
     k_.visit("k_proj", visitor);
@@ -79,7 +91,8 @@ class AttentionUnit : public Unit {
   enum Pages { kKeys, kValues };
 
   int64_t heads_, kv_heads_, head_dim_, window_;
-  bool rope_;
+  bool rope_, gate_;
+  float scale_ = 1.0F;
   Linear q_, k_, v_, o_;
   Norm q_norm_, k_norm_;  // per head; none where qk_norm_eps is 0
 };
@@ -91,8 +104,7 @@ std::unique_ptr<Unit> make_attention(const Options& options, int64_t width) {
 }
 
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width) {
-  expect(options.integer("sliding_window", "window", 0) > 0,
-         "sliding_window: expected window > 0 tokens");
+  options.size("sliding_window", "window", kMaxPositions);
   return std::make_unique<AttentionUnit>(options, width, "sliding_window");
 }
 

@@ -2,6 +2,7 @@
 // and v each have their own number of heads, repeated to `heads`, so that it can take the place of
 // attention with grouped key-value heads. With `rope`, q and k are rotated like the attention's
 // they came from.
+#include "base/checked.h"
 #include "nn/linear.h"
 #include "nn/norm.h"
 #include "nn/units/units.h"
@@ -22,24 +23,20 @@ constexpr float kL2Eps = 1e-6F;
 class GatedDeltaNetUnit : public Unit {
  public:
   GatedDeltaNetUnit(const Options& options, int64_t width)
-      : heads_(options.integer(kName, "heads")),
-        q_heads_(options.integer(kName, "q_heads", heads_)),
-        k_heads_(options.integer(kName, "k_heads", q_heads_)),
-        v_heads_(options.integer(kName, "v_heads", heads_)),
-        key_dim_(options.integer(kName, "key_dim")),
-        value_dim_(options.integer(kName, "value_dim")),
-        conv_(options.integer(kName, "conv", 4)),
+      : heads_(options.size(kName, "heads", kMaxHeads)),
+        q_heads_(options.size_or(kName, "q_heads", heads_, kMaxHeads, 1)),
+        k_heads_(options.size_or(kName, "k_heads", q_heads_, kMaxHeads, 1)),
+        v_heads_(options.size_or(kName, "v_heads", heads_, kMaxHeads, 1)),
+        key_dim_(options.size(kName, "key_dim", kMaxHeadDim)),
+        value_dim_(options.size(kName, "value_dim", kMaxHeadDim)),
+        conv_(options.size_or(kName, "conv", 4, kMaxConv, 2)),
         rope_(options.flag(kName, "rope", false)),
         norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-6))) {
     options.expect_only(kName, {"heads", "q_heads", "k_heads", "v_heads", "key_dim", "value_dim",
                                 "conv", "rope", "norm_eps"});
-    expect(heads_ > 0 && key_dim_ > 0 && value_dim_ > 0 && conv_ > 1,
-           "gated_delta_net: expected heads, key_dim, value_dim > 0 and conv > 1, got {}, {}, {} "
-           "and {}",
-           heads_, key_dim_, value_dim_, conv_);
     for (const int64_t part : {q_heads_, k_heads_, v_heads_}) {
       expect(
-          part > 0 && heads_ % part == 0,
+          heads_ % part == 0,
           "gated_delta_net: expected q_heads, k_heads and v_heads to divide heads={}, got {}, {} "
           "and {}",
           heads_, q_heads_, k_heads_, v_heads_);

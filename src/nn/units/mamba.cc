@@ -2,6 +2,7 @@
 // attention layer (Wang et al. 2024, arXiv 2408.15237). B and x have the width of the key-value
 // heads and are repeated to all heads; heads are as wide as the state. The bias of dt_proj enters
 // twice, once through the projection and once in the scan: the released weights were trained so.
+#include "base/checked.h"
 #include "nn/linear.h"
 #include "nn/units/units.h"
 #include "ops/conv/conv.h"
@@ -16,18 +17,18 @@ constexpr const char* kName = "mamba";
 class MambaUnit : public Unit {
  public:
   MambaUnit(const Options& options, int64_t width)
-      : inner_(options.integer(kName, "inner")),
-        xb_(options.integer(kName, "xb")),
-        state_(options.integer(kName, "state")),
-        conv_(options.integer(kName, "conv", 4)),
+      : inner_(options.size(kName, "inner", kMaxInner)),
+        xb_(options.size(kName, "xb", kMaxInner)),
+        state_(options.size(kName, "state", kMaxHeadDim)),
+        conv_(options.size_or(kName, "conv", 4, kMaxConv, 2)),
         repeat_before_conv_(options.flag(kName, "repeat_before_conv", true)) {
     options.expect_only(
         kName, {"inner", "xb", "state", "dt_rank", "conv", "repeat_before_conv", "conv_bias"});
-    const int64_t rank = options.integer(kName, "dt_rank");
-    expect(state_ > 0 && xb_ > 0 && xb_ % state_ == 0 && inner_ % xb_ == 0 && conv_ > 1 && rank > 0,
-           "mamba: expected state to divide xb, xb to divide inner, conv > 1 and dt_rank > 0, got "
-           "state={} xb={} inner={} conv={} dt_rank={}",
-           state_, xb_, inner_, conv_, rank);
+    const int64_t rank = options.size(kName, "dt_rank", kMaxWidth);
+    expect(
+        xb_ % state_ == 0 && inner_ % xb_ == 0,
+        "mamba: expected state to divide xb, and xb to divide inner, got state={} xb={} inner={}",
+        state_, xb_, inner_);
     in_ = Linear(width, {{"z", inner_}, {"x", xb_}, {"B", xb_}, {"C", inner_}},
                  ParameterGroup::kMixer);
     dt_in_ = Linear(width, rank, ParameterGroup::kMixer);

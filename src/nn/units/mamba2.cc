@@ -3,6 +3,7 @@
 // and b_heads than c_heads take the place of an attention layer's grouped key-value heads.
 #include <cmath>
 
+#include "base/checked.h"
 #include "nn/linear.h"
 #include "nn/norm.h"
 #include "nn/units/units.h"
@@ -19,27 +20,29 @@ constexpr const char* kName = "mamba2";
 class Mamba2Unit : public Unit {
  public:
   Mamba2Unit(const Options& options, int64_t width)
-      : heads_(options.integer(kName, "heads")),
-        head_dim_(options.integer(kName, "head_dim")),
-        state_(options.integer(kName, "state")),
-        x_heads_(options.integer(kName, "x_heads", heads_)),
-        b_heads_(options.integer(kName, "b_heads")),
-        c_heads_(options.integer(kName, "c_heads", b_heads_)),
-        conv_(options.integer(kName, "conv", 4)),
-        norm_group_(options.integer(kName, "norm_group", heads_ * head_dim_)),
-        norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-5))) {
-    options.expect_only(kName, {"heads", "head_dim", "state", "x_heads", "b_heads", "c_heads",
-                                "conv", "norm_group", "norm_eps"});
-    expect(heads_ > 0 && head_dim_ > 0 && state_ > 0 && conv_ > 1,
-           "mamba2: expected heads, head_dim, state > 0 and conv > 1, got {}, {}, {} and {}",
-           heads_, head_dim_, state_, conv_);
+      : heads_(options.size(kName, "heads", kMaxHeads)),
+        head_dim_(options.size(kName, "head_dim", kMaxHeadDim)),
+        state_(options.size(kName, "state", kMaxHeadDim)),
+        x_heads_(options.size_or(kName, "x_heads", heads_, kMaxHeads, 1)),
+        b_heads_(options.size(kName, "b_heads", kMaxHeads)),
+        c_heads_(options.size_or(kName, "c_heads", b_heads_, kMaxHeads, 1)),
+        conv_(options.size_or(kName, "conv", 4, kMaxConv, 2)),
+        norm_group_(options.size_or(kName, "norm_group", heads_ * head_dim_, kMaxElements, 1)),
+        norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-5))),
+        has_norm_(options.flag(kName, "norm", true)),
+        scaled_(options.has("row_scales") || options.real(kName, "in_scale", 1.0) != 1.0) {
+    options.expect_only(
+        kName, {"heads", "head_dim", "state", "x_heads", "b_heads", "c_heads", "conv", "norm",
+                "norm_group", "norm_eps", "in_scale", "row_scales"});
+    expect(!options.has("row_scales") || options.reals(kName, "row_scales").size() == 5,
+           "mamba2: expected row_scales to be five numbers, of z, x, B, C and dt");
     for (const int64_t part : {x_heads_, b_heads_, c_heads_}) {
-      expect(part > 0 && heads_ % part == 0,
+      expect(heads_ % part == 0,
              "mamba2: expected x_heads, b_heads and c_heads to divide heads={}, got {}, {} and {}",
              heads_, x_heads_, b_heads_, c_heads_);
     }
-    expect(norm_group_ > 0 && inner() % norm_group_ == 0,
-           "mamba2: expected norm_group to divide {} channels, got {}", inner(), norm_group_);
+    expect(inner() % norm_group_ == 0, "mamba2: expected norm_group to divide {} channels, got {}",
+           inner(), norm_group_);
     const std::vector<RowBlock> convolved = {
         {"x", x_heads_ * head_dim_}, {"B", b_heads_ * state_}, {"C", c_heads_ * state_}};
     in_ = Linear(width, {{"z", inner()}, convolved[0], convolved[1], convolved[2], {"dt", heads_}},
@@ -62,7 +65,9 @@ class Mamba2Unit : public Unit {
           .group = ParameterGroup::kNorm,
           .init = {InitKind::kOnes},
           .keep_fp32 = true};
-    norm_ = norm_weight(inner());
+    if (has_norm_) {
+      norm_ = norm_weight(inner());
+    }
   }
 
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
@@ -99,6 +104,10 @@ class Mamba2Unit : public Unit {
     return layout;
   }
 
+  std::string missing() const override {
+    return !has_norm_ ? "mamba2 without its norm" : scaled_ ? "scales inside mamba2" : "";
+  }
+
   void visit(const ParameterVisitor& visitor) override {
     in_.visit("in_proj", visitor);
     visitor("conv1d.weight", conv_weight_);
@@ -106,7 +115,9 @@ class Mamba2Unit : public Unit {
     visitor("dt_bias", dt_bias_);
     visitor("A_log", a_log_);
     visitor("D", d_);
-    visitor("norm.weight", norm_);
+    if (has_norm_) {
+      visitor("norm.weight", norm_);
+    }
     out_.visit("out_proj", visitor);
   }
 
@@ -118,6 +129,7 @@ class Mamba2Unit : public Unit {
 
   int64_t heads_, head_dim_, state_, x_heads_, b_heads_, c_heads_, conv_, norm_group_;
   float norm_eps_;
+  bool has_norm_, scaled_;
   Linear in_, out_;
   Parameter conv_weight_, conv_bias_, dt_bias_, a_log_, d_, norm_;
 };

@@ -13,7 +13,15 @@ const std::vector<UnitKind>& unit_kinds() {
       {"mamba2", kMixer, '2', "Mamba-2 (SSD): matrix state, scalar decay per head", make_mamba2},
       {"gated_delta_net", kMixer, 'G', "Gated DeltaNet: delta rule with scalar decay",
        make_gated_delta_net},
+      {"latent_attention", kMixer, 'L', "attention on a latent of keys and values (MLA, DSA)",
+       make_latent_attention},
+      {"lightning", kMixer, 'N', "lightning attention: linear, fixed decay per head",
+       make_lightning},
+      {"kimi_delta", kMixer, 'K', "Kimi Delta Attention: delta rule with decay per channel",
+       make_kimi_delta},
       {"swiglu", kFeedForward, 'F', "down(silu(gate x) * up x)", make_swiglu},
+      {"feed_forward", kFeedForward, 'f', "down(activation(up x))", make_feed_forward},
+      {"experts", kFeedForward, 'E', "mixture of experts", make_experts},
   };
   return kinds;
 }

@@ -1,5 +1,6 @@
 // The feed-forward of Llama and most decoders since: down(silu(gate x) * up x)  (Shazeer 2020,
 // arXiv 2002.05202).
+#include "base/checked.h"
 #include "nn/linear.h"
 #include "nn/units/units.h"
 #include "ops/pointwise/pointwise.h"
@@ -12,9 +13,10 @@ constexpr const char* kName = "swiglu";
 class SwigluUnit : public Unit {
  public:
   SwigluUnit(const Options& options, int64_t width) {
-    options.expect_only(kName, {"inner", "bias"});
-    const int64_t inner = options.integer(kName, "inner");
-    expect(inner > 0, "swiglu: expected inner > 0, got {}", inner);
+    options.expect_only(kName, {"inner", "bias", "gate_scale"});
+    const int64_t inner = options.size(kName, "inner", kMaxInner);
+    gate_scale_ = static_cast<float>(
+        in_range(kName, "gate_scale", options.real(kName, "gate_scale", 1.0), -1e6, 1e6));
     const bool bias = options.flag(kName, "bias", false);
     gate_ = Linear(width, inner, ParameterGroup::kFeedForward, bias);
     up_ = Linear(width, inner, ParameterGroup::kFeedForward, bias);
@@ -22,7 +24,11 @@ class SwigluUnit : public Unit {
   }
 
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& /*inputs*/) override {
-    return down_.forward(ctx, swiglu(ctx, gate_.forward(ctx, x), up_.forward(ctx, x)));
+    Tensor gate = gate_.forward(ctx, x);
+    if (gate_scale_ != 1.0F) {
+      gate = add_scaled(ctx, gate_scale_, gate, 0.0F, gate);
+    }
+    return down_.forward(ctx, swiglu(ctx, gate, up_.forward(ctx, x)));
   }
 
   void visit(const ParameterVisitor& visitor) override {
@@ -32,6 +38,7 @@ class SwigluUnit : public Unit {
   }
 
  private:
+  float gate_scale_ = 1.0F;
   Linear gate_, up_, down_;
 };
 
