@@ -10,8 +10,14 @@
 namespace cambium {
 namespace {
 
+/// What the names of a layer's mixer begin with: "layers.3.mixer.".
+std::string mixer_prefix(const ModelSpec& spec, int64_t layer) {
+  return "layers." + std::to_string(layer) + "." +
+         unit_name(*spec.layers[static_cast<size_t>(layer)].mixer()) + ".";
+}
+
 MixerParameters layer_parameters(Model& model, int64_t layer) {
-  const std::string prefix = "layers." + std::to_string(layer) + ".mixer.";
+  const std::string prefix = mixer_prefix(model.spec(), layer);
   MixerParameters parameters;
   model.visit_layer(layer, [&](const std::string& name, Parameter& p) {
     if (name.starts_with(prefix)) {
@@ -40,11 +46,15 @@ AttentionWeights read_attention(Model& teacher, int64_t layer) {
   AttentionWeights a{shape_of(attention, teacher.spec().width), dense(*p.at("q_proj.weight")),
                      dense(*p.at("k_proj.weight")), dense(*p.at("v_proj.weight")),
                      dense(*p.at("o_proj.weight"))};
+  const bool zero_centred = find_norm_kind(attention.options.text("attention", "qk_norm", "rms")) ==
+                            NormKind::kZeroCentred;
   for (auto [rows, norm] : {std::pair{&a.q, "q_norm.weight"}, std::pair{&a.k, "k_norm.weight"}}) {
     if (const auto it = p.find(norm); it != p.end()) {
       const float* scale = it->second->tensor.ptr<float>();
+      const float offset = zero_centred ? 1.0F : 0.0F;
       for (size_t i = 0; i < rows->size(); ++i) {
         (*rows)[i] *=
+            offset +
             scale[(i / static_cast<size_t>(a.shape.width)) % static_cast<size_t>(a.shape.dim)];
       }
     }
@@ -74,7 +84,7 @@ void take_parameters(Model& to, Model& from, const std::vector<int64_t>& grafted
   from.visit([&](const std::string& name, Parameter& p) { source[name] = &p; });
   std::vector<std::string> skip;
   for (const int64_t layer : grafted) {
-    skip.push_back("layers." + std::to_string(layer) + ".mixer.");
+    skip.push_back(mixer_prefix(to.spec(), layer));
   }
   to.visit([&](const std::string& name, Parameter& p) {
     if (std::any_of(skip.begin(), skip.end(),
@@ -132,7 +142,7 @@ void graft_layer(Model& student, Model& teacher, int64_t layer, const GraftOptio
                  uint64_t seed) {
   const UnitSpec& spec = *student.spec().layers[static_cast<size_t>(layer)].mixer();
   const NewMixer mixer(spec, layer_parameters(student, layer));
-  const std::string prefix = "layers." + std::to_string(layer) + ".mixer.";
+  const std::string prefix = mixer_prefix(student.spec(), layer);
   for (const auto& [name, p] : mixer.parameters()) {
     initialise(*p, prefix + name, seed);
   }

@@ -237,9 +237,9 @@ TEST(Units, WhatIsOnlyDeclaredIsCountedAndRefusedByName) {
   EXPECT_EQ(Layer(twice, kWidth).missing(), std::vector<std::string>{"experts"});
 }
 
-std::string error_of(const UnitSpec& spec) {
+std::string error_of(const UnitSpec& spec, int64_t width = kWidth) {
   try {
-    Layer({{{.units = {spec}}}}, kWidth);
+    Layer({{{.units = {spec}}}}, width);
   } catch (const Error& e) {
     return e.what();
   }
@@ -262,13 +262,12 @@ TEST(Units, HostileSizesAreNamed) {
       }
     }
   }
-  EXPECT_NE(error_of({"experts",
-                      {{"experts", int64_t{1} << 16},
-                       {"top", int64_t{2}},
-                       {"inner", int64_t{1} << 24},
-                       {"router", "softmax"}}})
-                .find("experts.gate.weight"),
-            std::string::npos);
+  const UnitSpec experts{"experts",
+                         {{"experts", int64_t{1} << 16},
+                          {"top", int64_t{2}},
+                          {"inner", int64_t{1} << 24},
+                          {"router", "softmax"}}};
+  EXPECT_NE(error_of(experts, 4096).find("experts.gate.weight"), std::string::npos);
 }
 
 TEST(Units, UnknownKindsAndOptionsAreNamed) {
