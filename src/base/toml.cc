@@ -27,6 +27,14 @@ struct PlanNode {
   std::set<std::string> asked;
   std::map<std::string, std::shared_ptr<PlanNode>> tables;
   std::map<std::string, TableList> lists;
+  bool only_asked = false;  // the plan has no such table; somebody asked for one
+
+  /// Whether the plan, or what was set afterwards, has this table.
+  bool given() const {
+    return !only_asked || !values.empty() || !lists.empty() ||
+           std::any_of(tables.begin(), tables.end(),
+                       [](const auto& child) { return child.second->given(); });
+  }
 
   std::string name_of(const std::string& key) const {
     return path.empty() ? key : path + "." + key;
@@ -209,7 +217,9 @@ PlanTable PlanTable::parse(std::string_view text, const std::string& where) {
 }
 
 bool PlanTable::has(const std::string& key) const {
-  return node_->find(key) != nullptr || node_->tables.contains(key) || node_->lists.contains(key);
+  const auto table = node_->tables.find(key);
+  return node_->find(key) != nullptr || node_->lists.contains(key) ||
+         (table != node_->tables.end() && table->second->given());
 }
 
 int64_t PlanTable::get_int(const std::string& key) const {
@@ -253,6 +263,7 @@ PlanTable PlanTable::table(const std::string& key) const {
   auto it = node_->tables.find(key);
   if (it == node_->tables.end()) {
     it = node_->tables.emplace(key, make_node(node_->file, node_->name_of(key), {})).first;
+    it->second->only_asked = true;
   }
   return PlanTable(it->second);
 }
@@ -280,7 +291,9 @@ std::vector<std::string> PlanTable::keys() const {
     found.emplace_back(value.source().begin.line, key.str());
   }
   for (const auto& [key, child] : node_->tables) {
-    found.emplace_back(child->values.source().begin.line, key);
+    if (child->given()) {
+      found.emplace_back(child->values.source().begin.line, key);
+    }
   }
   for (const auto& [key, list] : node_->lists) {
     found.emplace_back(list.front()->values.source().begin.line, key);

@@ -22,10 +22,11 @@ int run(const ConvertArgs& args) {
          "--storage: expected f32 or bf16, got '{}'", args.storage);
   GraftOptions graft = args.graft;
   graft.from_attention = args.init == "attention";
+  check_fields(graft, "convert");
   std::vector<int64_t> layers = args.layers;
   expect(layers.empty() || args.scores.empty(), "expected --layers or --scores, not both");
   if (!args.scores.empty()) {
-    layers = place_lowest(read_importance(args.scores), args.count);
+    layers = place_by_file(args.scores, read_spec(args.base), args.count);
   }
   expect(!layers.empty(), "expected --layers, or --scores with --count");
   LoadedModel base = load_model(args.base);

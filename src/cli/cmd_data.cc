@@ -3,8 +3,8 @@
 #include "base/file.h"
 #include "base/progress.h"
 #include "cli/commands.h"
+#include "eval/problem_source.h"
 #include "eval/problems/problems.h"
-#include "hybrid/plan.h"
 
 namespace cambium {
 namespace {

@@ -4,7 +4,6 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "eval/problem_source.h"
-#include "hybrid/plan.h"
 #include "train/train_job.h"
 
 namespace cambium {

@@ -9,7 +9,6 @@
 #include "eval/problem_source.h"
 #include "eval/quality.h"
 #include "eval/throughput.h"
-#include "hybrid/plan.h"
 #include "model/random_model.h"
 #include "model/weights.h"
 #include "train/held_out.h"
@@ -105,7 +104,8 @@ int run_eval(const EvalArgs& a) {
 Action declare_eval(Args& args) {
   auto a = std::make_shared<EvalArgs>();
   args.positional("model", "checkpoint folder", &a->model);
-  args.option("task", "problems, retrieval, text, gsm8k, math500, aime, svamp, mawps or asdiv",
+  args.option("task",
+              "problems, retrieval, text, gsm8k, math500, aime, svamp, mawps, asdiv or mbpp",
               &a->task);
   args.option("data,d", "the benchmark's file, or documents for --task text", &a->data);
   args.option("count,n", "problems or documents (from the start)", &a->count);

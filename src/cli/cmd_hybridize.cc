@@ -37,12 +37,24 @@ int run(const HybridizeArgs& args) {
   if (args.dry_run) {
     const ModelSpec teacher = read_spec(plan.teacher);
     check_plan(plan, teacher);
+    std::vector<std::string> missing;
+    check_plan_inputs(plan, &missing);
+    if (!args.output.empty()) {
+      check_run_folder(args.output, plan, args.resume);
+    }
     std::printf("%s", describe_plan(plan, teacher, args.flops).c_str());
+    for (const std::string& what : missing) {
+      std::printf("missing    %s\n", what.c_str());
+    }
     return 0;
   }
   const StopSignals signals;
   PipelineOptions options;
-  options.folder = args.output.empty() ? "out/" + plan.name : args.output;
+  options.folder = args.output;
+  if (args.output.empty()) {
+    check_stage_name(plan.name, "the plan's name (or give --output)");
+    options.folder = "out/" + plan.name;
+  }
   options.resume = args.resume;
   options.command = join(args.words, " ");
   const RunSummary run = run_pipeline(plan, options);

@@ -96,27 +96,25 @@ int run_score(const ScoreArgs& args) {
   }
   Model& teacher = original.model ? *original.model : *base.model;
 
-  HybridPlan plan;
-  plan.seed = options.seed;
-  plan.data.train = args.data;
-  plan.data.valid = args.data;
-  plan.evaluate.held_out_documents = args.documents;
-  plan.evaluate.held_out_tokens = args.max_tokens;
-  plan.evaluate.task = args.task;
-  plan.evaluate.task_path = args.task_path;
-  plan.evaluate.problems = 0;
-  if (args.metric == "accuracy") {
-    plan.evaluate.problems = args.problems < 0 ? 100 : args.problems;
-    expect(plan.evaluate.problems > 0, "--problems: expected at least 1");
-  }
-  const RunData data(plan, Tokenizer::load(args.model));
+  DataPlan files;
+  files.train = args.data;
+  files.valid = args.data;
+  EvaluationPlan evaluate;
+  evaluate.held_out_documents = args.documents;
+  evaluate.held_out_tokens = args.max_tokens;
+  evaluate.task = args.task;
+  evaluate.task_path = args.task_path;
+  evaluate.problems = args.metric != "accuracy" ? 0 : args.problems < 0 ? 100 : args.problems;
+  take(args.max_new_tokens, &evaluate.max_new_tokens);
+  check_fields(evaluate, "score");
+  expect(args.metric != "accuracy" || evaluate.problems > 0, "--problems: expected at least 1");
+  const RunData data(files, evaluate, options.seed, Tokenizer::load(args.model));
   ScoreData scored;
   scored.tokenizer = &data.tokenizer();
   scored.train = &data.train();
   scored.documents = &data.held_out();
   scored.problems = &data.task();
-  take(args.max_new_tokens, &scored.answers.max_new_tokens);
-  expect(scored.answers.max_new_tokens > 0, "--max-new-tokens: expected at least 1");
+  scored.answers = data.answers(evaluate);
   const Importance importance =
       score_importance(*base.model, teacher, options, scored, args.output);
   std::printf("%5s  %s (larger = needed more)\n", "layer",
@@ -179,14 +177,7 @@ int run_place(const PlaceArgs& args) {
     refuse(!args.scores.empty(), "--scores", "--method lowest");
     layers = place_uniform(spec, count);
   } else {
-    const Importance scores = read_importance(args.scores);
-    expect(scores.unscored.empty(), "{} is not finished: {} layers are still to be scored",
-           args.scores, scores.unscored.size());
-    const auto of = scores.fingerprint.find("layers");
-    expect(of == scores.fingerprint.end() || of->second == layer_map(spec),
-           "{} holds scores of another model: its layers are {}, those of {} are {}", args.scores,
-           of->second, args.model, layer_map(spec));
-    layers = place_lowest(scores, count);
+    layers = place_by_file(args.scores, spec, count);
   }
   std::vector<std::string> names;
   for (const int64_t layer : layers) {

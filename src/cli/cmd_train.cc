@@ -5,7 +5,6 @@
 #include "cli/commands.h"
 #include "eval/problem_source.h"
 #include "eval/quality.h"
-#include "hybrid/plan.h"
 #include "text/tokenizer_train.h"
 #include "train/train_job.h"
 

@@ -10,6 +10,7 @@ Command hybridize_command();
 Command score_command();
 Command place_command();
 Command convert_command();
+Command merge_command();
 Command distill_command();
 Command train_command();
 Command data_command();

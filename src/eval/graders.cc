@@ -449,6 +449,9 @@ bool same_math(std::string_view a, std::string_view b) {
 }
 
 Grade grade(AnswerForm form, std::string_view response, std::string_view expected) {
+  if (form == AnswerForm::kPython) {
+    return grade_python(response, expected);
+  }
   if (form == AnswerForm::kMath) {
     Grade out;
     const std::optional<std::string> given = math_answer(response);

@@ -13,6 +13,7 @@ enum class AnswerForm {
   kNumber,   // a number; a word, a time or a ratio where the expected answer is one (ASDiv)
   kInteger,  // a whole number, leading zeros allowed (AIME)
   kMath,     // mathematics written in LaTeX (MATH)
+  kPython,   // a program; what is expected are the tests it must pass (MBPP)
 };
 
 struct Grade {
@@ -21,8 +22,16 @@ struct Grade {
   std::string given;      // as found in the response
 };
 
-/// Compares the response's final answer with `expected`.
+/// Compares the response's final answer with `expected`. kPython: runs the response's code and then
+/// the statements of `expected` in a sandbox (sandbox.h), `given` is "passed" or what went wrong.
 Grade grade(AnswerForm form, std::string_view response, std::string_view expected);
+
+/// Runs the response's code, then `tests` (Python statements), each as a file of its own.
+Grade grade_python(std::string_view response, std::string_view tests);
+
+/// The program in a response: the first fenced block that defines something, or the first block, or
+/// without fences everything from the first line of code on; nothing where there is no code.
+std::optional<std::string> python_code(std::string_view response);
 
 /// What follows the last "####", to the end of its line; without one the content of the last
 /// \boxed{...}; without either nothing.

@@ -174,6 +174,57 @@ TEST(Graders, SameMath) {
   }
 }
 
+TEST(Graders, FindsThePythonOfAResponse) {
+  struct Row {
+    const char* response;
+    const char* code;  // null = none
+  };
+  const Row rows[] = {
+      {"Here:\n```python\ndef f(x):\n    return x\n```\nIt adds.", "def f(x):\n    return x\n"},
+      {"```\nx = 1\n```\nthen\n```python\ndef f(): pass\n```", "def f(): pass\n"},
+      {"```bash\nls\n```\n```py\nf = lambda x: x\n```", "f = lambda x: x\n"},
+      {"```python\ndef f():\n    return 1", "def f():\n    return 1\n"},
+      {"The code is\nimport math\ndef f(x):\n    return math.pi",
+       "import math\ndef f(x):\n    return math.pi\n"},
+      {"```python\r\ndef f(): pass\r\n```", "def f(): pass\r\n"},
+      {"I do not know.", nullptr},
+      {"", nullptr},
+  };
+  for (const Row& row : rows) {
+    const auto code = python_code(row.response);
+    EXPECT_EQ(code.value_or("none"), row.code == nullptr ? "none" : row.code) << row.response;
+  }
+}
+
+TEST(Graders, ProgramsAreRunAgainstTheirTests) {
+  const std::string tests = "import math\nassert f(4) == 2\nassert f(9) == 3\n";
+  const auto run = [&](const std::string& code) {
+    return grade(AnswerForm::kPython, "```python\n" + code + "\n```", tests);
+  };
+  EXPECT_TRUE(run("def f(x):\n    return x ** 0.5").correct);
+  EXPECT_TRUE(run("def f(x):\n    print('busy')\n    return x ** 0.5").correct);
+  EXPECT_TRUE(run("def f(x): return x ** 0.5\nif __name__ == '__main__': print(input())").correct);
+  struct Row {
+    const char* code;
+    const char* given;
+  };
+  const Row wrong[] = {
+      {"def f(x):\n    return x", "exit status 1: AssertionError"},
+      {"def g(x):\n    return x", "exit status 1: NameError: name 'f' is not defined"},
+      {"def f(x) return x", "exit status 1: SyntaxError: "},
+      {"import sys\nsys.exit(0)", "exit status 0"},
+      {"import os\ndef f(x): os._exit(0)", "exit status 0"},
+      {"def f(x):\n    raise SystemExit(0)", "exit status 0"},
+  };
+  for (const Row& row : wrong) {
+    const Grade graded = run(row.code);
+    EXPECT_TRUE(graded.answered) << row.code;
+    EXPECT_FALSE(graded.correct) << row.code;
+    EXPECT_EQ(graded.given.rfind(row.given, 0), 0U) << graded.given;
+  }
+  EXPECT_FALSE(grade(AnswerForm::kPython, "No idea.", tests).answered);
+}
+
 // Torn and hostile text is graded as wrong, never a crash.
 TEST(Graders, BrokenText) {
   for (const char* text :

@@ -89,6 +89,28 @@ Example read_asdiv(const json& line) {
   return {body_and_question(field(line, "body"), field(line, "question")), answer, ""};
 }
 
+/// MBPP, in its sanitized form (prompt, test_imports) and the full one (text, test_setup_code). The
+/// tests show the name and the arguments that the task's text leaves open.
+Example read_mbpp(const json& line) {
+  std::string tests;
+  std::string setup;
+  if (line.contains("test_imports")) {
+    for (const json& import : line.at("test_imports")) {
+      setup += import.get<std::string>() + "\n";
+    }
+  } else if (line.contains("test_setup_code")) {
+    setup = field(line, "test_setup_code") + "\n";
+  }
+  for (const json& test : line.at("test_list")) {
+    tests += test.get<std::string>() + "\n";
+  }
+  expect(!tests.empty(), "no tests in 'test_list'");
+  const std::string text = field(line, line.contains("prompt") ? "prompt" : "text");
+  return {text + "\n\nWrite it in Python so that these tests pass:\n\n```python\n" + tests +
+              "```\n\nGive the code alone, in one ```python block.",
+          setup + tests, field(line, "code")};
+}
+
 struct Form {
   const char* name;
   AnswerForm answers;
@@ -98,6 +120,7 @@ struct Form {
 
 const std::vector<Form>& forms() {
   static const std::vector<Form> kForms = {
+      {"mbpp", AnswerForm::kPython, {"test_list", "code"}, read_mbpp},
       {"math500", AnswerForm::kMath, {"problem", "answer", "unique_id"}, read_math},
       {"aime", AnswerForm::kInteger, {"problem", "answer"}, read_math},
       {"svamp", AnswerForm::kNumber, {"Body", "Question", "Answer"}, read_svamp},
@@ -132,8 +155,8 @@ const Form& find_form(std::string_view name, const json& first, const std::strin
 }  // namespace
 
 const std::vector<std::string>& task_forms() {
-  static const std::vector<std::string> kNames = {"gsm8k", "math500", "aime",
-                                                  "svamp", "mawps",   "asdiv"};
+  static const std::vector<std::string> kNames = {"gsm8k", "math500", "aime", "svamp",
+                                                  "mawps", "asdiv",   "mbpp"};
   return kNames;
 }
 
@@ -142,6 +165,35 @@ Task parse_task(std::string_view form, std::string_view lines, const std::string
   expect(limit >= 0, "[tasks] expected a limit of 0 (all) or more, got {}", limit);
   Task task;
   const Form* found = nullptr;
+  const auto add = [&](const json& line, const std::string& where) {
+    if (found == nullptr) {
+      found = &find_form(form, line, origin);
+      task.name = found->name;
+      task.form = found->answers;
+    }
+    try {
+      task.examples.push_back(found->read(line));
+    } catch (const Error& error) {
+      fail("[tasks] {}, read as {}: {}", where, found->name, error.what());
+    } catch (const json::exception& error) {
+      fail("[tasks] {}, read as {}: {}", where, found->name, error.what());
+    }
+    return limit > 0 && static_cast<int64_t>(task.examples.size()) == limit;
+  };
+  const size_t first = lines.find_first_not_of(" \t\r\n");
+  if (first != std::string_view::npos && lines[first] == '[') {
+    const json list = json::parse(lines, nullptr, false);
+    expect(list.is_array(), "[tasks] {}: not valid JSON", origin);
+    int64_t number = 0;
+    for (const json& line : list) {
+      const std::string where = fmt::format("{} entry {}", origin, ++number);
+      expect(line.is_object(), "[tasks] {}: expected an object of JSON", where);
+      if (add(line, where)) {
+        break;
+      }
+    }
+    lines = {};
+  }
   for (int64_t number = 1; !lines.empty(); ++number) {
     const size_t end = std::min(lines.find('\n'), lines.size());
     const std::string_view text = lines.substr(0, end);
@@ -151,19 +203,7 @@ Task parse_task(std::string_view form, std::string_view lines, const std::string
     }
     const json line = json::parse(text, nullptr, false);
     expect(line.is_object(), "[tasks] {} line {}: expected an object of JSON", origin, number);
-    if (found == nullptr) {
-      found = &find_form(form, line, origin);
-      task.name = found->name;
-      task.form = found->answers;
-    }
-    try {
-      task.examples.push_back(found->read(line));
-    } catch (const Error& error) {
-      fail("[tasks] {} line {}, read as {}: {}", origin, number, found->name, error.what());
-    } catch (const json::exception& error) {
-      fail("[tasks] {} line {}, read as {}: {}", origin, number, found->name, error.what());
-    }
-    if (limit > 0 && static_cast<int64_t>(task.examples.size()) == limit) {
+    if (add(line, fmt::format("{} line {}", origin, number))) {
       break;
     }
   }

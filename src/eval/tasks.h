@@ -12,7 +12,7 @@ namespace cambium {
 
 struct Example {
   std::string question;
-  std::string answer;    // the final answer alone
+  std::string answer;    // the final answer alone; of mbpp, the tests
   std::string solution;  // the worked solution where the data has one, else empty
 };
 
@@ -23,11 +23,12 @@ struct Task {
 };
 
 /// The forms: gsm8k (question, answer ending in "#### 42"; also what `cambium data` writes, with
-/// question and answer or with messages), math500, aime, svamp, mawps, asdiv.
+/// question and answer or with messages), math500, aime, svamp, mawps, asdiv, mbpp.
 const std::vector<std::string>& task_forms();
 
-/// Reads JSON lines. `form` is one of task_forms(), or "auto" to tell by the first line's keys.
-/// `limit` examples at most, from the start; 0 is all. Errors name the file and the line.
+/// Reads JSON lines, or one array of objects. `form` is one of task_forms(), or "auto" to tell by
+/// the first line's keys. `limit` examples at most, from the start; 0 is all. Errors name the file
+/// and the line.
 Task load_task(std::string_view form, const std::string& path, int64_t limit = 0);
 
 /// The same from text that is already in memory; `origin` names it in errors.

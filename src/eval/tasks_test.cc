@@ -1,5 +1,6 @@
 #include "eval/tasks.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "base/error.h"
@@ -64,6 +65,34 @@ TEST(Tasks, ReadsEachFormByNameAndByItself) {
       EXPECT_FALSE(grade(task, "#### 77", task.examples[0]).correct);
     }
   }
+}
+
+// Both published forms of MBPP: an array whose rows name imports, and lines with set-up code.
+TEST(Tasks, ReadsProgramsAndTheirTests) {
+  const std::string sanitized =
+      R"([{"prompt": "Write a function to double.", "code": "def d(x):\n  return 2 * x", "task_id": 1,
+           "test_imports": ["import math"], "test_list": ["assert d(2) == 4", "assert d(0) == 0"]},
+          {"prompt": "Halve.", "code": "def h(x): return x / 2", "test_imports": [],
+           "test_list": ["assert h(2) == 1"]}])";
+  const std::string full = one_line(
+      R"({"text": "Write a function to double.", "code": "def d(x):\n  return 2 * x", "task_id": 1,
+          "test_setup_code": "import math", "test_list": ["assert d(2) == 4", "assert d(0) == 0"],
+          "challenge_test_list": []})");
+  for (const std::string& text : {sanitized, full}) {
+    const Task task = parse_task("auto", text, "here");
+    EXPECT_EQ(task.name, "mbpp");
+    const Example& example = task.examples.front();
+    EXPECT_EQ(example.answer, "import math\nassert d(2) == 4\nassert d(0) == 0\n");
+    EXPECT_THAT(example.question, ::testing::HasSubstr("assert d(2) == 4"));
+    EXPECT_TRUE(grade(task, "```python\n" + example.solution + "\n```", example).correct);
+    EXPECT_FALSE(grade(task, "```python\ndef d(x): return x\n```", example).correct);
+  }
+  EXPECT_EQ(parse_task("mbpp", sanitized, "here").examples.size(), 2U);
+  EXPECT_EQ(parse_task("mbpp", sanitized, "here", 1).examples.size(), 1U);
+  EXPECT_THAT([] { parse_task("mbpp", R"([{"prompt": "x", "code": "y"}])", "here"); },
+              ::testing::ThrowsMessage<Error>(::testing::HasSubstr("here entry 1, read as mbpp")));
+  EXPECT_THAT([] { parse_task("auto", "[1, 2]", "here"); },
+              ::testing::ThrowsMessage<Error>(::testing::HasSubstr("entry 1: expected an object")));
 }
 
 TEST(Tasks, ReadsOurOwnProblemsFromAFile) {

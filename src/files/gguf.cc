@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <unordered_set>
 #include <utility>
@@ -15,20 +16,29 @@ namespace cambium {
 namespace {
 
 constexpr std::array kBlocks{
-    GgufBlock{GgufType::kF32, "F32", 1, 4},       GgufBlock{GgufType::kF16, "F16", 1, 2},
-    GgufBlock{GgufType::kBF16, "BF16", 1, 2},     GgufBlock{GgufType::kQ4_0, "Q4_0", 32, 18},
-    GgufBlock{GgufType::kQ4_1, "Q4_1", 32, 20},   GgufBlock{GgufType::kQ5_0, "Q5_0", 32, 22},
-    GgufBlock{GgufType::kQ5_1, "Q5_1", 32, 24},   GgufBlock{GgufType::kQ8_0, "Q8_0", 32, 34},
-    GgufBlock{GgufType::kQ4_K, "Q4_K", 256, 144}, GgufBlock{GgufType::kQ5_K, "Q5_K", 256, 176},
+    GgufBlock{GgufType::kF32, "F32", 1, 4},
+    GgufBlock{GgufType::kF16, "F16", 1, 2},
+    GgufBlock{GgufType::kBF16, "BF16", 1, 2},
+    GgufBlock{GgufType::kQ4_0, "Q4_0", 32, 18},
+    GgufBlock{GgufType::kQ4_1, "Q4_1", 32, 20},
+    GgufBlock{GgufType::kQ5_0, "Q5_0", 32, 22},
+    GgufBlock{GgufType::kQ5_1, "Q5_1", 32, 24},
+    GgufBlock{GgufType::kQ8_0, "Q8_0", 32, 34},
+    GgufBlock{GgufType::kQ4_K, "Q4_K", 256, 144},
+    GgufBlock{GgufType::kQ5_K, "Q5_K", 256, 176},
     GgufBlock{GgufType::kQ6_K, "Q6_K", 256, 210},
+    GgufBlock{GgufType::kQ2_K, "Q2_K", 256, 84},
+    GgufBlock{GgufType::kQ3_K, "Q3_K", 256, 110},
+    GgufBlock{GgufType::kQ8_K, "Q8_K", 256, 292},
+    GgufBlock{GgufType::kIQ4_NL, "IQ4_NL", 32, 18},
+    GgufBlock{GgufType::kIQ4_XS, "IQ4_XS", 256, 136},
 };
 
 /// Names of types that exist but are not read, for messages.
 constexpr std::pair<std::uint32_t, std::string_view> kOtherTypes[] = {
-    {9, "Q8_1"},     {10, "Q2_K"},  {11, "Q3_K"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"},
-    {18, "IQ3_XXS"}, {19, "IQ1_S"}, {20, "IQ4_NL"}, {21, "IQ3_S"}, {22, "IQ2_S"},   {23, "IQ4_XS"},
-    {24, "I8"},      {25, "I16"},   {26, "I32"},    {27, "I64"},   {28, "F64"},     {29, "IQ1_M"},
-    {34, "TQ1_0"},   {35, "TQ2_0"}, {39, "MXFP4"},
+    {9, "Q8_1"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {21, "IQ3_S"},
+    {22, "IQ2_S"}, {24, "I8"},      {25, "I16"},    {26, "I32"},     {27, "I64"},   {28, "F64"},
+    {29, "IQ1_M"}, {34, "TQ1_0"},   {35, "TQ2_0"},  {39, "MXFP4"},
 };
 
 const GgufBlock* find_block(std::uint32_t type) {
@@ -104,6 +114,14 @@ std::optional<std::int64_t> as_integer(const GgufValue& value) {
   return std::nullopt;
 }
 
+std::optional<double> as_number(const GgufValue& value) {
+  const auto* number = std::get_if<double>(&value.value);
+  if (number == nullptr || !std::isfinite(*number)) {
+    return std::nullopt;
+  }
+  return *number;
+}
+
 std::optional<std::string> as_text(const GgufValue& value) {
   if (const auto* text = std::get_if<std::string>(&value.value)) return *text;
   return std::nullopt;
@@ -111,14 +129,27 @@ std::optional<std::string> as_text(const GgufValue& value) {
 
 /// Looks a key up and turns its value into T by `convert`.
 template <class T, class Convert>
-std::optional<T> look_up(const Gguf& gguf, std::string_view key, const char* wanted,
-                         Convert convert) {
-  const auto found = gguf.metadata().find(key);
-  if (found == gguf.metadata().end()) return std::nullopt;
+std::optional<T> look_up(const GgufMetadata& metadata, const std::string& path,
+                         std::string_view key, const char* wanted, Convert convert) {
+  const auto found = metadata.find(key);
+  if (found == metadata.end()) {
+    return std::nullopt;
+  }
   std::optional<T> result = convert(found->second);
-  expect(result.has_value(), "{}: '{}' should be {}, but is {}", gguf.path(), key, wanted,
+  expect(result.has_value(), "{}: '{}' should be {}, but is {}", path, key, wanted,
          kind_name(found->second));
   return result;
+}
+
+template <class T, class Convert>
+std::optional<T> look_up(const Gguf& gguf, std::string_view key, const char* wanted,
+                         Convert convert) {
+  return look_up<T>(gguf.metadata(), gguf.path(), key, wanted, convert);
+}
+
+std::optional<std::int64_t> integer_of(const GgufMetadata& metadata, std::string_view key,
+                                       const std::string& path) {
+  return look_up<std::int64_t>(metadata, path, key, "an integer", as_integer);
 }
 
 template <class T, class Convert>
@@ -246,16 +277,66 @@ class Gguf::Reader {
   std::size_t position_ = 0;
 };
 
-Gguf::Gguf(const std::string& path) : file_(path) {
-  Reader reader(file_);
+Gguf::Gguf(const std::string& path) {
+  files_.emplace_back(path);
+  metadata_ = read_part(0);
+  join_parts();
+}
+
+// Parts carry split.no, split.count and split.tensors.count; the first holds the model's metadata.
+void Gguf::join_parts() {
+  const std::string first = path();
+  const std::int64_t count = integer("split.count").value_or(0);
+  if (count == 0) {
+    return;
+  }
+  expect(count > 0 && count <= 99999, "{}: 'split.count' is {}, expected 1 to 99999", first, count);
+  const std::int64_t number = integer("split.no").value_or(0);
+  const std::string ending = fmt::format("-{:05}-of-{:05}.gguf", number + 1, count);
+  expect(
+      first.ends_with(ending),
+      "{}: this is part {} of {} of a split model, whose name should end in '{}': the other parts "
+      "are found by their names",
+      first, number + 1, count, ending);
+  const std::string stem = first.substr(0, first.size() - ending.size());
+  const auto name_of = [&](std::int64_t part) {
+    return fmt::format("{}-{:05}-of-{:05}.gguf", stem, part + 1, count);
+  };
+  expect(number == 0, "{}: this is part {} of {} of a split model; give the first part, {}", first,
+         number + 1, count, name_of(0));
+  for (std::int64_t part = 1; part < count; ++part) {
+    const std::string name = name_of(part);
+    expect(std::filesystem::exists(name), "{}: part {} of {} of this split model is missing: {}",
+           first, part + 1, count, name);
+    files_.emplace_back(name);
+    const GgufMetadata metadata = read_part(files_.size() - 1);
+    const auto says = [&](const char* key, std::int64_t expected) {
+      const auto value = integer_of(metadata, key, name);
+      expect(value == expected, "{}: '{}' is {}, but {} makes it {}", name, key,
+             value ? std::to_string(*value) : "missing", first, expected);
+    };
+    says("split.no", part);
+    says("split.count", count);
+  }
+  const std::int64_t tensors = integer("split.tensors.count").value_or(-1);
+  expect(tensors == static_cast<std::int64_t>(tensors_.size()),
+         "{}: 'split.tensors.count' is {}, but the {} parts hold {} tensors", first, tensors, count,
+         tensors_.size());
+}
+
+GgufMetadata Gguf::read_part(std::size_t part) {
+  GgufMetadata metadata;
+  const std::string& path = files_[part].path();
+  Reader reader(files_[part]);
   const auto magic = reader.take<std::array<char, 4>>("its first bytes");
   expect(std::string_view(magic.data(), 4) == "GGUF",
          "{}: this is no GGUF file (it does not begin with 'GGUF')", path);
-  version_ = reader.take<std::uint32_t>("its version");
-  expect(version_ != 0x02000000U && version_ != 0x03000000U,
+  const auto version = reader.take<std::uint32_t>("its version");
+  expect(version != 0x02000000U && version != 0x03000000U,
          "{}: this is a big-endian GGUF file; only little-endian ones can be read", path);
-  expect(version_ == 2 || version_ == 3, "{}: GGUF version {} cannot be read; expected 2 or 3",
-         path, version_);
+  expect(version == 2 || version == 3, "{}: GGUF version {} cannot be read; expected 2 or 3", path,
+         version);
+  version_ = version;
   // A tensor's row: name length, axes, type, offset. A key's row: length, type, a byte of value.
   const auto tensor_count =
       reader.count(reader.take<std::uint64_t>("its tensor count"), 24, "the tensor count");
@@ -265,18 +346,27 @@ Gguf::Gguf(const std::string& path) : file_(path) {
     const std::string key = reader.text(fmt::format("the name of metadata key {}", i));
     const auto type = static_cast<ValueType>(reader.take<std::uint32_t>(key));
     GgufValue value = reader.value(type, key, 0);
-    expect(metadata_.emplace(key, std::move(value)).second, "{}: the key '{}' stands twice", path,
+    expect(metadata.emplace(key, std::move(value)).second, "{}: the key '{}' stands twice", path,
            key);
   }
-  read_tensors(reader, tensor_count);
+  const std::int64_t alignment = integer_of(metadata, "general.alignment", path).value_or(32);
+  read_tensors(reader, tensor_count, part, alignment);
+  return metadata;
 }
 
-void Gguf::read_tensors(Reader& reader, std::uint64_t count) {
-  const std::string& path = file_.path();
+void Gguf::read_tensors(Reader& reader, std::uint64_t count, std::size_t part,
+                        std::int64_t alignment) {
+  const MappedFile& file = files_[part];
+  const std::string& path = file.path();
+  const std::size_t before_this = tensors_.size();
   std::unordered_set<std::string> names;
+  for (const GgufTensor& tensor : tensors_) {
+    names.insert(tensor.name);
+  }
   std::vector<std::uint64_t> offsets;
   for (std::uint64_t i = 0; i < count; ++i) {
     GgufTensor tensor;
+    tensor.part = part;
     tensor.name = reader.text(fmt::format("the name of tensor {}", i));
     const std::string& name = tensor.name;
     expect(names.insert(name).second, "{}: the tensor '{}' stands twice", path, name);
@@ -295,7 +385,7 @@ void Gguf::read_tensors(Reader& reader, std::uint64_t count) {
     const GgufBlock* block = find_block(type);
     expect(block != nullptr,
            "{}: tensor '{}' is stored as {}, which cannot be read; expected F32, F16, BF16, Q8_0, "
-           "Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K",
+           "Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, Q8_K, IQ4_NL or IQ4_XS",
            path, name, type_name(type));
     tensor.type = block->type;
     expect(tensor.columns() % block->elements == 0,
@@ -306,24 +396,23 @@ void Gguf::read_tensors(Reader& reader, std::uint64_t count) {
     tensors_.push_back(std::move(tensor));
   }
 
-  const std::int64_t alignment = integer("general.alignment").value_or(32);
   expect(alignment > 0 && alignment <= 1 << 20 &&
              std::has_single_bit(static_cast<std::uint64_t>(alignment)),
          "{}: 'general.alignment' is {}, expected a power of two", path, alignment);
   const auto step = static_cast<std::uint64_t>(alignment);
   const std::uint64_t begin = (reader.position() + step - 1) / step * step;
-  const std::uint64_t whole = file_.bytes().size();
+  const std::uint64_t whole = file.bytes().size();
   std::vector<std::pair<std::uint64_t, std::size_t>> order;  // offset, index
-  for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    GgufTensor& tensor = tensors_[i];
+  for (std::size_t i = 0; i < offsets.size(); ++i) {
+    GgufTensor& tensor = tensors_[before_this + i];
     expect(offsets[i] % step == 0, "{}: tensor '{}' begins at {}, which is not a multiple of {}",
            path, tensor.name, offsets[i], alignment);
     expect(
         begin <= whole && offsets[i] <= whole - begin && tensor.size <= whole - begin - offsets[i],
         "{}: tensor '{}' needs {} bytes from {}, but the file has {}: it is damaged or cut short",
         path, tensor.name, tensor.size, begin + offsets[i], whole);
-    tensor.data = file_.bytes().data() + begin + offsets[i];
-    if (tensor.size > 0) order.emplace_back(offsets[i], i);
+    tensor.data = file.bytes().data() + begin + offsets[i];
+    if (tensor.size > 0) order.emplace_back(offsets[i], before_this + i);
   }
   std::sort(order.begin(), order.end());
   for (std::size_t i = 1; i < order.size(); ++i) {
@@ -353,12 +442,11 @@ std::optional<std::int64_t> Gguf::integer(std::string_view key) const {
 }
 
 std::optional<double> Gguf::number(std::string_view key) const {
-  return look_up<double>(*this, key, "a finite number",
-                         [](const GgufValue& value) -> std::optional<double> {
-                           const auto* number = std::get_if<double>(&value.value);
-                           if (number == nullptr || !std::isfinite(*number)) return std::nullopt;
-                           return *number;
-                         });
+  return look_up<double>(*this, key, "a finite number", as_number);
+}
+
+std::optional<std::vector<double>> Gguf::numbers(std::string_view key) const {
+  return look_up_list<double>(*this, key, "a list of finite numbers", as_number);
 }
 
 std::optional<std::string> Gguf::text(std::string_view key) const {
@@ -374,7 +462,8 @@ std::optional<std::vector<std::int64_t>> Gguf::integers(std::string_view key) co
 }
 
 void Gguf::release(const GgufTensor& tensor) const {
-  file_.release(static_cast<std::size_t>(tensor.data - file_.bytes().data()), tensor.size);
+  const MappedFile& file = files_[tensor.part];
+  file.release(static_cast<std::size_t>(tensor.data - file.bytes().data()), tensor.size);
 }
 
 }  // namespace cambium

@@ -28,9 +28,14 @@ enum class GgufType : std::uint32_t {
   kQ5_0 = 6,
   kQ5_1 = 7,
   kQ8_0 = 8,
+  kQ2_K = 10,
+  kQ3_K = 11,
   kQ4_K = 12,
   kQ5_K = 13,
   kQ6_K = 14,
+  kQ8_K = 15,
+  kIQ4_NL = 20,
+  kIQ4_XS = 23,
   kBF16 = 30,
 };
 
@@ -49,6 +54,7 @@ struct GgufTensor {
       shape;  ///< outermost first, as everywhere in Cambium (the file: reversed)
   const std::byte* data = nullptr;
   std::size_t size = 0;  ///< bytes
+  std::size_t part = 0;  ///< which file of a split model holds it
 
   std::int64_t columns() const { return shape.empty() ? 1 : shape.back(); }
   std::int64_t rows() const;
@@ -64,20 +70,25 @@ struct GgufValue {
   std::variant<bool, std::uint64_t, std::int64_t, double, std::string, List> value;
 };
 
+using GgufMetadata = std::map<std::string, GgufValue, std::less<>>;
+
 class Gguf {
  public:
+  /// Of a model split into NAME-00001-of-0000N.gguf, ..., `path` is the first part: the tensors of
+  /// the others, found beside it by their names, join its own.
   explicit Gguf(const std::string& path);
 
-  const std::string& path() const { return file_.path(); }
+  const std::string& path() const { return files_.front().path(); }
   std::uint32_t version() const { return version_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
   const GgufTensor* find(std::string_view name) const;
-  const std::map<std::string, GgufValue, std::less<>>& metadata() const { return metadata_; }
+  const GgufMetadata& metadata() const { return metadata_; }
 
   // Metadata by key: nothing when the key is absent, Error when the value has another type.
   std::optional<bool> flag(std::string_view key) const;
   std::optional<std::int64_t> integer(std::string_view key) const;
   std::optional<double> number(std::string_view key) const;
+  std::optional<std::vector<double>> numbers(std::string_view key) const;
   std::optional<std::string> text(std::string_view key) const;
   std::optional<std::vector<std::string>> texts(std::string_view key) const;
   std::optional<std::vector<std::int64_t>> integers(std::string_view key) const;
@@ -87,11 +98,13 @@ class Gguf {
 
  private:
   class Reader;
-  void read_tensors(Reader& reader, std::uint64_t count);
+  GgufMetadata read_part(std::size_t part);
+  void read_tensors(Reader& reader, std::uint64_t count, std::size_t part, std::int64_t alignment);
+  void join_parts();
 
-  MappedFile file_;
+  std::vector<MappedFile> files_;  // more than one of a split model
   std::uint32_t version_ = 0;
-  std::map<std::string, GgufValue, std::less<>> metadata_;
+  GgufMetadata metadata_;
   std::vector<GgufTensor> tensors_;
 };
 

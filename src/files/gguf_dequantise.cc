@@ -1,6 +1,7 @@
 // The quantised blocks of GGUF, decoded one by one. A block holds 32 or 256 neighbouring elements
 // of a row with one or two fp16 scales; the layouts are defined by
 // https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c
+#include <array>
 #include <cstring>
 
 #include "base/error.h"
@@ -122,6 +123,76 @@ void decode_q6_k(const Byte* block, float* out) {
   }
 }
 
+/// 256 values of 2 bits in 16 groups of 16: 16 bytes (low nibble the scale, high the minimum), 64
+/// bytes of four 2-bit planes each 32 wide, d, dmin (fp16). x = d s q - dmin m.
+void decode_q2_k(const Byte* block, float* out) {
+  const float d = half_at(block + 80);
+  const float dmin = half_at(block + 82);
+  for (int i = 0; i < 256; ++i) {
+    const Byte scale = block[i / 16];
+    const Byte byte = block[16 + i / 128 * 32 + i % 32];
+    const int q = (byte >> (2 * (i % 128 / 32))) & 3;
+    out[i] = d * static_cast<float>(scale & 15) * static_cast<float>(q) -
+             dmin * static_cast<float>(scale >> 4);
+  }
+}
+
+/// 256 values of 3 bits in 16 groups of 16: 32 bytes of high bits (bit b of byte i: element i of
+/// the b-th 32), 64 bytes of 2-bit planes as in Q2_K, 12 bytes of sixteen 6-bit scales, d (fp16).
+/// The scales' low nibbles fill bytes 0-7 (low, then high halves), their upper pairs bytes 8-11.
+/// x = d (s - 32) (q - 4).
+void decode_q3_k(const Byte* block, float* out) {
+  const float d = half_at(block + 108);
+  const Byte* scales = block + 96;
+  for (int i = 0; i < 256; ++i) {
+    const int group = i / 16;
+    const int low = group < 8 ? scales[group] & 15 : scales[group - 8] >> 4;
+    const int scale = low | (((scales[8 + group % 4] >> (2 * (group / 4))) & 3) << 4);
+    const Byte byte = block[32 + i / 128 * 32 + i % 32];
+    const int high = (block[i % 32] >> (i / 32)) & 1;
+    const int q = (((byte >> (2 * (i % 128 / 32))) & 3) | (high << 2)) - 4;
+    out[i] = d * static_cast<float>(scale - 32) * static_cast<float>(q);
+  }
+}
+
+/// d (fp32), 256 signed bytes, sums that only products need.
+void decode_q8_k(const Byte* block, float* out) {
+  float d = 0.0F;
+  std::memcpy(&d, block, sizeof d);
+  for (int i = 0; i < 256; ++i) {
+    out[i] = d * static_cast<float>(static_cast<std::int8_t>(block[4 + i]));
+  }
+}
+
+/// The 16 unevenly spaced levels of the IQ4 kinds.
+constexpr std::array<std::int8_t, 16> kIq4Levels = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                                    1,    13,   25,  38,  53,  69,  89,  113};
+
+/// 16 bytes of nibbles to 32 levels times `step`: low nibbles the first half.
+void decode_iq4_levels(const Byte* nibbles, float step, float* out) {
+  for (int i = 0; i < 16; ++i) {
+    out[i] = step * static_cast<float>(kIq4Levels[nibbles[i] & 15]);
+    out[i + 16] = step * static_cast<float>(kIq4Levels[nibbles[i] >> 4]);
+  }
+}
+
+/// d (fp16), 16 bytes of nibbles.
+void decode_iq4_nl(const Byte* block, float* out) {
+  decode_iq4_levels(block + 2, half_at(block), out);
+}
+
+/// d (fp16), upper two bits of eight scales (16 bits), their low nibbles (4 bytes), 128 bytes of
+/// nibbles in groups of 32. x = d (s - 32) level.
+void decode_iq4_xs(const Byte* block, float* out) {
+  const float d = half_at(block);
+  const int high = block[2] | (block[3] << 8);
+  for (int group = 0; group < 8; ++group) {
+    const int low = (block[4 + group / 2] >> (4 * (group % 2))) & 15;
+    const int scale = low | (((high >> (2 * group)) & 3) << 4);
+    decode_iq4_levels(block + 8 + group * 16, d * static_cast<float>(scale - 32), out + group * 32);
+  }
+}
+
 using Decode = void (*)(const Byte* block, float* out);
 
 Decode decoder(GgufType type) {
@@ -148,6 +219,16 @@ Decode decoder(GgufType type) {
       return decode_k_nibbles<true>;
     case GgufType::kQ6_K:
       return decode_q6_k;
+    case GgufType::kQ2_K:
+      return decode_q2_k;
+    case GgufType::kQ3_K:
+      return decode_q3_k;
+    case GgufType::kQ8_K:
+      return decode_q8_k;
+    case GgufType::kIQ4_NL:
+      return decode_iq4_nl;
+    case GgufType::kIQ4_XS:
+      return decode_iq4_xs;
   }
   return nullptr;
 }

@@ -203,7 +203,7 @@ TEST_F(GgufTest, WrongTensorsAreNamed) {
       {0, {1ULL << 40, 1ULL << 40}, -1, "tensor 'bad' claims more elements"},
       {0, {~0ULL}, -1, "tensor 'bad' claims more elements"},
       {0, {~0ULL, ~0ULL, 0}, -1, "tensor 'bad' has an axis of size 0"},
-      {10, {256}, -1, "tensor 'bad' is stored as Q2_K, which cannot be read"},
+      {16, {256}, -1, "tensor 'bad' is stored as IQ2_XXS, which cannot be read"},
       {99, {256}, -1, "tensor 'bad' is stored as number 99"},
       {2, {2, 40}, -1, "tensor 'bad': rows of 40 elements cannot be cut into Q4_0 blocks of 32"},
       {0, {1}, 33, "tensor 'bad' begins at 33"},
@@ -243,12 +243,21 @@ TEST_F(GgufTest, DequantisesEveryType) {
       {GgufType::kQ4_K, {0, 2}, 157.75, 24.25, 1358267.5},
       {GgufType::kQ5_K, {0, 2}, 405.75, 54.25, 2926801.5},
       {GgufType::kQ6_K, {208}, -715.5, -30.0, 280660.0},
+      {GgufType::kQ2_K, {80, 82}, 16.5, 2.25, 40958.0},
+      {GgufType::kQ3_K, {108}, 40.5, 21.0, 31003.0},
+      {GgufType::kIQ4_NL, {0}, -17.5, 0.5, -3459.5},
+      {GgufType::kIQ4_XS, {0}, 32.5, -8.0, -308173.0},
+      {GgufType::kQ8_K, {}, -48.5, 61.0, 28249.0},  // d is fp32
   };
   for (const Row& row : rows) {
     const GgufBlock& block = gguf_block(row.type);
     std::string bytes;
     for (std::size_t i = 0; i < block.bytes; ++i) bytes += static_cast<char>(i * 37 + 11);
-    if (row.scales.empty()) bytes = "\x40\xc1";
+    if (row.type == GgufType::kQ8_K) {
+      bytes.replace(0, 4, GgufBuilder::bytes_of(0.5F));
+    } else if (row.scales.empty()) {
+      bytes = "\x40\xc1";
+    }
     float scale = 0.5F;
     for (const std::size_t at : row.scales) {
       bytes.replace(at, 2, GgufBuilder::bytes_of(f32_to_f16(scale)));

@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "hybrid/sealed.h"
 
 namespace cambium {
 namespace {
@@ -96,7 +97,10 @@ std::vector<int64_t> Importance::order() const {
 }
 
 Importance read_importance(const std::filesystem::path& path) {
-  const std::string text = read_text_file(path.string());
+  std::string text = read_text_file(path.string());
+  if (is_sealed(text)) {
+    text = unseal(text, path.string());
+  }
   try {
     return parse_importance(Json::parse(text));
   } catch (const nlohmann::json::exception& e) {
@@ -129,7 +133,7 @@ void write_importance(const Importance& importance, const std::filesystem::path&
     json["unscored"] = importance.unscored;
   }
   json["order"] = importance.order();
-  write_file_atomically(path.string(), json.dump(1) + "\n");
+  write_sealed(path, json.dump(1) + "\n");
 }
 
 void check_scores_path(const std::filesystem::path& path) {

@@ -1,5 +1,8 @@
 #include "hybrid/measure.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "base/progress.h"
 #include "eval/quality.h"
 #include "serve/cache_plan.h"
@@ -13,39 +16,107 @@ AccuracySummary accuracy(Model& model, const Task& task, const RunData& data,
     return {};
   }
   Progress progress(label, task.examples.size(), {.unit = "problems"});
-  AccuracyConfig config;
-  config.max_new_tokens = plan.max_new_tokens;
-  config.batch = plan.batch;
   const AccuracyResult result =
-      evaluate_accuracy(model, data.tokenizer(), task, config,
+      evaluate_accuracy(model, data.tokenizer(), task, data.answers(plan),
                         [&](int64_t done) { progress.update(static_cast<uint64_t>(done)); });
   progress.finish(fmt::format("{} of {} right", result.summary.correct, result.summary.total));
   return result.summary;
 }
 
+struct Shares {
+  int64_t reported = 0;
+  int64_t selection = 0;
+};
+
+// How `size` (0 = without end) things are shared out; never one to both sides.
+Shares share(int64_t size, int64_t reported, int64_t selection, const std::string& path,
+             const char* what) {
+  if (size <= 0 || reported + selection <= size) {
+    return {reported, selection};
+  }
+  if (selection == 0) {
+    return {size, 0};
+  }
+  expect(size >= 2, "{}: expected at least 2 {}: some to choose by and others to report", path,
+         what);
+  const double part = static_cast<double>(selection) / static_cast<double>(reported + selection);
+  const auto chosen = static_cast<int64_t>(std::llround(part * static_cast<double>(size)));
+  const int64_t some = std::clamp<int64_t>(chosen, 1, size - 1);
+  return {size - some, some};
+}
+
 }  // namespace
 
-RunData::RunData(const HybridPlan& plan, Tokenizer tokenizer) : tokenizer_(std::move(tokenizer)) {
-  const DataPlan& d = plan.data;
+SelectionSizes selection_sizes(const HybridPlan& plan) {
+  SelectionSizes sizes;
+  for (const StagePlan& stage : plan.stages) {
+    if (stage.place.method.starts_with("leave") || stage.gate.retries > 0) {
+      sizes.documents = std::max(sizes.documents, stage.place.documents);
+    }
+    if (stage.place.asks()) {
+      const int64_t problems = stage.place.problems;
+      sizes.problems = std::max(sizes.problems, problems > 0 ? problems : plan.evaluate.problems);
+    }
+  }
+  return sizes;
+}
+
+RunData::RunData(const DataPlan& d, const EvaluationPlan& e, uint64_t seed, Tokenizer tokenizer,
+                 const SelectionSizes& selection)
+    : tokenizer_(std::move(tokenizer)), held_out_tokens_(e.held_out_tokens), selection_(selection) {
   if (d.train.empty()) {
-    train_ = problem_source(tokenizer_, d.problems, Split::kTrain, plan.seed);
-    valid_ = problem_source(tokenizer_, d.problems, Split::kValid, plan.seed);
+    train_ = problem_source(tokenizer_, d.problems, Split::kTrain, seed);
+    valid_ = problem_source(tokenizer_, d.problems, Split::kValid, seed);
   } else {
     train_ = load_jsonl(d.train, tokenizer_);
     valid_ = load_jsonl(d.valid, tokenizer_);
   }
-  const EvaluationPlan& e = plan.evaluate;
-  held_out_ = std::make_unique<HeldOut>(*valid_, e.held_out_documents, e.held_out_tokens);
+  const Shares documents =
+      share(valid_->size(), e.held_out_documents, selection.documents, d.valid, "documents");
+  reported_documents_ = documents.reported;
+  selection_.documents = documents.selection;
+  held_out_ = std::make_unique<HeldOut>(*valid_, reported_documents_, e.held_out_tokens);
   if (!e.task.empty()) {
-    task_ = load_task(e.task, e.task_path, e.problems);
+    const int64_t wanted = e.problems > 0 ? e.problems + selection.problems : 0;
+    Task all = load_task(e.task, e.task_path, wanted);
+    const auto size = static_cast<int64_t>(all.examples.size());
+    const Shares problems = share(size, e.problems > 0 ? e.problems : size, selection.problems,
+                                  e.task_path, "problems");
+    selection_.problems = problems.selection;
+    const auto border = all.examples.begin() + static_cast<std::ptrdiff_t>(problems.reported);
+    selection_task_ = {all.name, all.form, {border, all.examples.end()}};
+    all.examples.erase(border, all.examples.end());
+    task_ = std::move(all);
   } else if (e.problems > 0) {
-    task_ = problem_task(d.problems, ProblemKind::kWord, Split::kTest, plan.seed, e.problems);
+    task_ = problem_task(d.problems, ProblemKind::kWord, Split::kTest, seed, e.problems);
+    selection_task_ = problem_task(d.problems, ProblemKind::kWord, Split::kTest, seed,
+                                   selection.problems, e.problems);
   }
   if (e.retrieval > 0) {
     ProblemSpec spec = d.problems;
     spec.retrieval = e.retrieval_spec;
-    retrieval_ = problem_task(spec, ProblemKind::kRetrieval, Split::kTest, plan.seed, e.retrieval);
+    retrieval_ = problem_task(spec, ProblemKind::kRetrieval, Split::kTest, seed, e.retrieval);
   }
+}
+
+HeldOut RunData::selection_documents(int64_t documents) const {
+  return {*valid_, std::min(documents, selection_.documents), held_out_tokens_,
+          reported_documents_};
+}
+
+Task RunData::selection_problems(int64_t problems) const {
+  Task task = selection_task_;
+  task.examples.resize(std::min(task.examples.size(), static_cast<size_t>(problems)));
+  return task;
+}
+
+AccuracyConfig RunData::answers(const EvaluationPlan& plan) const {
+  AccuracyConfig config;
+  config.max_new_tokens = plan.max_new_tokens;
+  config.batch = plan.batch;
+  config.chat = plan.ask == Ask::kTemplate ||
+                (plan.ask == Ask::kAuto && !plan.task.empty() && tokenizer_.has_chat_template());
+  return config;
 }
 
 ModelSummary summarise_spec(const std::string& name, Model& model) {
@@ -77,13 +148,10 @@ void measure_quality(ModelSummary& summary, Model& model, Model& teacher, const 
 double damage(Model& model, Model& teacher, const RunData& data, const HeldOut& documents,
               const std::string& metric, const EvaluationPlan& plan) {
   if (metric == "accuracy") {
-    AccuracyConfig config;
-    config.max_new_tokens = plan.max_new_tokens;
-    config.batch = plan.batch;
     expect(!data.task().examples.empty(),
            "metric accuracy: the plan's [evaluate] asks no problems");
-    return 1.0 -
-           evaluate_accuracy(model, data.tokenizer(), data.task(), config).summary.accuracy.value;
+    return 1.0 - evaluate_accuracy(model, data.tokenizer(), data.task(), data.answers(plan))
+                     .summary.accuracy.value;
   }
   const bool kl = metric == "reverse-kl";
   const LossSums sums = total(documents.measure(model, kl ? &teacher : nullptr));

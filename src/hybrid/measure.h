@@ -5,29 +5,58 @@
 #include <memory>
 
 #include "eval/problem_source.h"
+#include "eval/quality.h"
 #include "eval/report/summary.h"
 #include "hybrid/plan.h"
 #include "train/held_out.h"
 
 namespace cambium {
 
-/// The data of a plan: what is trained on, what is held out, what is asked.
+/// What is kept apart for choosing: layers, and the best of several attempts.
+struct SelectionSizes {
+  int64_t documents = 0;
+  int64_t problems = 0;
+};
+
+/// What the stages of a plan choose by.
+SelectionSizes selection_sizes(const HybridPlan& plan);
+
+/// The data of a run: what is trained on, what is held out, what is asked. Documents and problems
+/// that choose are never among those that are reported. Where a file has too few for both, either
+/// side gets its share.
 class RunData {
  public:
-  RunData(const HybridPlan& plan, Tokenizer tokenizer);
+  RunData(const DataPlan& data, const EvaluationPlan& evaluate, uint64_t seed, Tokenizer tokenizer,
+          const SelectionSizes& selection = {});
+  RunData(const HybridPlan& plan, Tokenizer tokenizer)
+      : RunData(plan.data, plan.evaluate, plan.seed, std::move(tokenizer), selection_sizes(plan)) {}
+
   const DocumentSource& train() const { return *train_; }
   const DocumentSource& valid() const { return *valid_; }
   const Tokenizer& tokenizer() const { return tokenizer_; }
+  /// The documents that are reported.
   const HeldOut& held_out() const { return *held_out_; }
-  /// Test problems; no examples where the plan asks none.
+  /// Test problems that are reported; no examples where the plan asks none.
   const Task& task() const { return task_; }
   const Task& retrieval() const { return retrieval_; }
 
+  /// So many of the documents and problems that choose, or as many as there are.
+  HeldOut selection_documents(int64_t documents) const;
+  Task selection_problems(int64_t problems) const;
+  /// How many of each there are.
+  const SelectionSizes& selection() const { return selection_; }
+
+  /// How problems are asked.
+  AccuracyConfig answers(const EvaluationPlan& plan) const;
+
  private:
   Tokenizer tokenizer_;
+  int64_t held_out_tokens_;
+  SelectionSizes selection_;
+  int64_t reported_documents_ = 0;
   std::unique_ptr<DocumentSource> train_, valid_;
   std::unique_ptr<HeldOut> held_out_;
-  Task task_, retrieval_;
+  Task task_, retrieval_, selection_task_;
 };
 
 /// Name, layers, parameters, cache: what the spec alone says.
@@ -38,7 +67,8 @@ ModelSummary summarise_spec(const std::string& name, Model& model);
 void measure_quality(ModelSummary& summary, Model& model, Model& teacher, const RunData& data,
                      const EvaluationPlan& plan);
 
-/// What leave-one-out scores: larger = worse than `teacher`.
+/// What leave-one-out scores, by its definition (hybrid/scoring.h has a quicker way): larger =
+/// worse than `teacher`.
 double damage(Model& model, Model& teacher, const RunData& data, const HeldOut& documents,
               const std::string& metric, const EvaluationPlan& plan);
 

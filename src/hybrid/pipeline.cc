@@ -1,23 +1,29 @@
 #include "hybrid/pipeline.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <ctime>
 #include <nlohmann/json.hpp>
-#include <numeric>
+#include <set>
 
 #include "base/checksum.h"
 #include "base/cpu.h"
 #include "base/file.h"
 #include "base/parallel.h"
-#include "base/progress.h"
+#include "base/run_folder.h"
 #include "base/text.h"
+#include "eval/report/curve.h"
 #include "eval/throughput.h"
+#include "files/checksums.h"
+#include "hybrid/gate.h"
 #include "hybrid/measure.h"
+#include "hybrid/merge.h"
 #include "hybrid/placement.h"
 #include "hybrid/scoring.h"
+#include "hybrid/sealed.h"
 
 namespace cambium {
 namespace {
@@ -42,62 +48,101 @@ std::string machine_name() {
   return fmt::format("{} threads, {}", num_threads(), cpu_isa_name(cpu_isa()));
 }
 
-// A stage's result is a summary of one model; it is kept in the summary's own form.
+// A result is a summary of one model; it is kept in the summary's own form.
 void write_result(const ModelSummary& model, const fs::path& path) {
   RunSummary one;
   one.models.push_back(model);
-  write_summary(one, path);
+  write_sealed(path, summary_json(one));
 }
 
 ModelSummary read_result(const fs::path& path) {
-  return read_summary(path).models.at(0);
+  const RunSummary one = parse_summary(read_sealed(path), path.string());
+  expect(one.models.size() == 1, "{}: expected the result of one model", path.string());
+  return one.models[0];
 }
 
-// Means of neighbours, so that at most `most` values are left.
-std::vector<double> thin(const std::vector<double>& values, size_t most = 120) {
-  const size_t width = std::max<size_t>(1, (values.size() + most - 1) / most);
-  std::vector<double> means;
-  for (size_t i = 0; i + width <= values.size(); i += width) {
-    means.push_back(std::accumulate(values.begin() + static_cast<std::ptrdiff_t>(i),
-                                    values.begin() + static_cast<std::ptrdiff_t>(i + width), 0.0) /
-                    static_cast<double>(width));
-  }
-  return means;
+std::string file_digest(const fs::path& path) {
+  return checksum_text(checksum(MappedFile(path.string()).bytes()));
 }
 
-// What the logs of a stage's phase say, one attempt after the other.
-CurveSummary read_curve(const fs::path& stage_folder, const std::string& stage,
-                        const std::string& phase, int64_t attempts) {
-  CurveSummary curve{stage, phase, {}, {}, {}};
-  double sum = 0.0;
-  for (int64_t attempt = 1; attempt <= attempts; ++attempt) {
-    const fs::path log = stage_folder / fmt::format("attempt-{}", attempt) / phase / "log.jsonl";
-    if (!fs::exists(log)) {
-      continue;
+// The files of a finished stage but for its models, which have checksums of their own.
+std::map<std::string, std::string> stage_files(const fs::path& folder) {
+  std::map<std::string, std::string> digests;
+  const auto add = [&](const fs::path& path) {
+    if (fs::is_regular_file(path)) {
+      digests[fs::relative(path, folder).string()] = file_digest(path);
     }
-    for (const std::string& line : split(read_text_file(log.string()), '\n')) {
-      const Json json = Json::parse(line, nullptr, false);
-      if (json.is_object() && json.value("event", "") == "step" && json["loss"].is_number()) {
-        sum += json.value("tokens", 0.0);
-        curve.loss.push_back(json["loss"]);
-        curve.reverse_kl.push_back(json.value("reverse_kl", 0.0));
-        curve.tokens.push_back(sum);
-      }
+  };
+  add(folder / "scores.json");
+  add(folder / "placement.json");
+  for (int64_t attempt = 1; fs::exists(folder / fmt::format("attempt-{}", attempt)); ++attempt) {
+    const fs::path at = folder / fmt::format("attempt-{}", attempt);
+    add(at / "result.json");
+    for (const char* phase : {"align", "distill", "sft"}) {
+      add(at / phase / "log.jsonl");
     }
   }
-  curve.tokens = thin(curve.tokens);
-  curve.loss = thin(curve.loss);
-  curve.reverse_kl = thin(curve.reverse_kl);
-  return curve;
+  return digests;
 }
+
+void verify_stage_files(const fs::path& folder) {
+  const std::string text = read_sealed(folder / "files.json");
+  const auto stored = Json::parse(text).at("files").get<std::map<std::string, std::string>>();
+  const std::map<std::string, std::string> now = stage_files(folder);
+  for (const auto& [name, digest] : stored) {
+    const auto it = now.find(name);
+    const std::string path = (folder / name).string();
+    expect(it != now.end(), "{} is missing; the stage had written it", path);
+    expect(it->second == digest,
+           "{} is not what was written: its checksum is {}, not {}; it was damaged or edited", path,
+           it->second, digest);
+  }
+}
+
+// Every file of a stage's model, and that it is the model that was measured.
+void verify_model(const fs::path& dir, const std::string& checksums) {
+  expect(verify_checksums(dir.string()) > 0, "{} has no checksums.json", dir.string());
+  expect(file_digest(dir / "checksums.json") == checksums,
+         "{} is not the model that was measured: its checksums.json has another checksum than "
+         "result.json says",
+         dir.string());
+}
+
+std::vector<int64_t> layers_that_differ(const ModelSpec& spec, const ModelSpec& teacher) {
+  std::vector<int64_t> layers;
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    if (!(spec.layers[i] == teacher.layers[i])) {
+      layers.push_back(static_cast<int64_t>(i));
+    }
+  }
+  return layers;
+}
+
+// What a run writes directly in its folder.
+std::vector<std::string> run_names() {
+  return {"plan.toml",    "inputs.json", "teacher.json", "stages",
+          "summary.json", "report.html", "frontier.svg"};
+}
+
+bool looks_ours(const fs::path& folder) {
+  return fs::is_regular_file(folder / "plan.toml");
+}
+
+// Where training stands: what a stage passes on to those that go on from it.
+struct Progressed {
+  int64_t tokens = 0;
+  int64_t learned = 0;
+  uint64_t next_sample = 0;
+};
 
 class Pipeline {
  public:
-  Pipeline(const HybridPlan& plan, const PipelineOptions& options)
+  Pipeline(const HybridPlan& plan, const PipelineOptions& options, const RunFolder& folder)
       : plan_(plan),
         options_(options),
+        folder_(folder),
         teacher_(load_model(plan.teacher)),
-        data_(plan, Tokenizer::load(plan.teacher)) {
+        data_(plan, Tokenizer::load(plan.teacher.string())) {
     check_plan(plan, teacher_.model->spec());
     expect(data_.tokenizer().vocab_size() <= teacher_.model->spec().vocab,
            "{}: the tokenizer has {} tokens, the model only {}; they do not belong together",
@@ -107,27 +152,64 @@ class Pipeline {
   RunSummary run();
 
  private:
-  struct StageState {
-    Model* base;         // the last good hybrid, or the teacher
-    LoadedModel hybrid;  // owns the base after the first stage
-    int64_t tokens = 0;  // trained so far
-  };
-
+  fs::path stage_folder(const std::string& stage) const {
+    return options_.folder / "stages" / stage;
+  }
+  void check_inputs() const;
   ModelSummary teacher_summary();
-  ModelSummary run_stage(const StagePlan& stage, StageState& state);
-  std::vector<int64_t> place(const StagePlan& stage, Model& base, const fs::path& folder);
-  int64_t run_phase(const char* name, TrainConfig config, LoadedModel& student,
-                    const std::vector<int64_t>& layers, const fs::path& folder, double steps_scale);
-  GateSummary judge(const StagePlan& stage, const ModelSummary& model) const;
+  LoadedModel load_base(const StagePlan& stage) const;
+  const ModelSummary* result_of(const std::string& stage) const;
+  ModelSummary run_stage(const StagePlan& stage);
+  ModelSummary finished_stage(const StagePlan& stage);
+  TrainSummary run_phase(const Phase& phase, LoadedModel& student,
+                         const std::vector<int64_t>& layers, const fs::path& folder, double length,
+                         uint64_t first_sample);
+  ModelSummary measure_attempt(const StagePlan& stage, Model& student, int64_t attempt,
+                               const Progressed& at);
+  void save(Model& student, const StagePlan& stage, int64_t attempt, const Progressed& at,
+            const fs::path& dir) const;
+  ModelSummary heal(const StagePlan& stage, LoadedModel& student,
+                    const std::vector<int64_t>& layers);
+  void add_curves(const StagePlan& stage, int64_t attempts);
+  std::string describe_data() const;
   void say(const std::string& text) const { std::fprintf(stderr, "%s\n", text.c_str()); }
 
   const HybridPlan& plan_;
   const PipelineOptions& options_;
+  const RunFolder& folder_;
   LoadedModel teacher_;
   RunData data_;
-  ModelSummary teacher_result_;
   RunSummary summary_;
 };
+
+// A run goes on only over what it began with.
+void Pipeline::check_inputs() const {
+  Json inputs;
+  inputs["teacher"] = model_digest(*teacher_.model);
+  inputs["tokenizer"] = checksum_text(data_.tokenizer().fingerprint());
+  inputs["training data"] = data_.train().fingerprint();
+  inputs["held-out data"] = data_.held_out().fingerprint();
+  if (data_.selection().documents > 0) {
+    inputs["selection data"] = data_.selection_documents(data_.selection().documents).fingerprint();
+  }
+  const fs::path path = options_.folder / "inputs.json";
+  if (!fs::exists(path)) {
+    expect(!fs::exists(options_.folder / "teacher.json"),
+           "{} was begun by an earlier version, which took its data in another order; choose "
+           "another folder",
+           options_.folder.string());
+    write_sealed(path, inputs.dump(1) + "\n");
+    return;
+  }
+  const Json before = Json::parse(read_sealed(path));
+  for (const auto& [name, value] : inputs.items()) {
+    const std::string then = before.value(name, "nothing");
+    expect(then == value.get<std::string>(),
+           "{} was begun with another {}: {} then, {} now; give it what it began with, or choose "
+           "another folder",
+           options_.folder.string(), name, then, value.get<std::string>());
+  }
+}
 
 ModelSummary Pipeline::teacher_summary() {
   const fs::path path = options_.folder / "teacher.json";
@@ -142,203 +224,289 @@ ModelSummary Pipeline::teacher_summary() {
   return s;
 }
 
-std::vector<int64_t> Pipeline::place(const StagePlan& stage, Model& base, const fs::path& folder) {
-  const int64_t count = stage.layers - converted_layers(base.spec());
-  const std::vector<int64_t> open = attention_layers(base.spec());
-  expect(count > 0 && count <= static_cast<int64_t>(open.size()),
-         "stage {}: {} more layers are to be converted, {} still have attention", stage.name, count,
-         open.size());
-  const PlacePlan& place = stage.place;
-  ImportanceSummary shown{"stage " + stage.name, place.method, "", {}, {}};
-  shown.scores.assign(base.spec().layers.size(), NAN);
-  shown.converted.assign(base.spec().layers.size(), false);
-  std::vector<int64_t> chosen;
-  if (place.method == "list") {
-    chosen = place.list;
-  } else if (place.method == "uniform") {
-    chosen = place_uniform(base.spec(), count);
-  } else {
-    ScoreOptions options;
-    options.method = parse_score_method(place.method);
-    options.metric = place.metric;
-    options.graft = stage.graft;
-    options.probe = place.probe;
-    options.seed = plan_.seed;
-    options.label = fmt::format("stage {}: {}", stage.name, place.method);
-    const HeldOut documents(data_.valid(), place.documents, plan_.evaluate.held_out_tokens);
-    ScoreData scored;
-    scored.tokenizer = &data_.tokenizer();
-    scored.train = &data_.train();
-    scored.documents = &documents;
-    scored.problems = &data_.task();
-    scored.answers.max_new_tokens = plan_.evaluate.max_new_tokens;
-    scored.answers.batch = plan_.evaluate.batch;
-    const Importance importance =
-        score_importance(base, *teacher_.model, options, scored, folder / "scores.json");
-    shown.metric = score_heading(importance.metric);
-    for (const LayerScore& score : importance.layers) {
-      shown.scores[static_cast<size_t>(score.layer)] = score.score;
+const ModelSummary* Pipeline::result_of(const std::string& stage) const {
+  for (size_t i = 1; i < summary_.models.size(); ++i) {
+    if (summary_.models[i].name == stage) {
+      return &summary_.models[i];
     }
-    chosen = place_lowest(importance, count);
   }
-  for (const int64_t layer : chosen) {
-    shown.converted[static_cast<size_t>(layer)] = true;
-  }
-  if (!shown.metric.empty()) {
-    summary_.importance.push_back(shown);
-  }
-  return chosen;
+  return nullptr;
 }
 
-int64_t Pipeline::run_phase(const char* name, TrainConfig config, LoadedModel& student,
-                            const std::vector<int64_t>& layers, const fs::path& folder,
-                            double steps_scale) {
-  config.scale_length(steps_scale);
-  config.folder = (folder / name).string();
+LoadedModel Pipeline::load_base(const StagePlan& stage) const {
+  const ModelSummary* base = result_of(stage.from);
+  return load_model(base == nullptr ? plan_.teacher : options_.folder / base->dir);
+}
+
+TrainSummary Pipeline::run_phase(const Phase& phase, LoadedModel& student,
+                                 const std::vector<int64_t>& layers, const fs::path& folder,
+                                 double length, uint64_t first_sample) {
+  TrainConfig config = phase.config;
+  config.scale_length(length);
+  config.folder = (folder / phase.name).string();
   config.resume = true;
-  config.label = std::string(name);
+  config.label = phase.name;
+  config.first_sample = first_sample;
+  config.converted = layers_that_differ(student.model->spec(), teacher_.model->spec());
   if (config.objective == Objective::kAlign && config.align.layers.empty()) {
-    config.align.layers = layers;
+    config.align.layers = layers.empty() ? config.converted : layers;
   }
-  Model* teacher = std::string(name) == "sft" ? nullptr : teacher_.model.get();
-  Trainer trainer(*student.model, student.weights, config, data_.train(), teacher);
-  return trainer.run().tokens;
+  Trainer trainer(*student.model, student.weights, config, data_.train(),
+                  phase.teacher ? teacher_.model.get() : nullptr);
+  return trainer.run();
 }
 
-GateSummary Pipeline::judge(const StagePlan& stage, const ModelSummary& model) const {
-  GateSummary gate{true, 1, ""};
-  std::vector<std::string> reasons;
-  const auto rule = [&](bool holds, const std::string& text) {
-    gate.passed = gate.passed && holds;
-    reasons.push_back(text + (holds ? "" : ": FAILED"));
-  };
-  if (stage.gate.max_reverse_kl > 0.0) {
-    rule(model.reverse_kl <= stage.gate.max_reverse_kl,
-         fmt::format("held-out reverse KL {:.4f}, at most {:g} asked", model.reverse_kl,
-                     stage.gate.max_reverse_kl));
+void Pipeline::save(Model& student, const StagePlan& stage, int64_t attempt, const Progressed& at,
+                    const fs::path& dir) const {
+  SaveOptions options;
+  options.tokenizer_from = plan_.teacher;
+  options.storage = plan_.storage;
+  options.replace = true;
+  Json provenance = {{"plan", plan_.name},
+                     {"stage", stage.name},
+                     {"attempt", attempt},
+                     {"from", stage.from.empty() ? "the teacher" : stage.from},
+                     {"teacher", plan_.teacher.string()},
+                     {"tokens", at.tokens}};
+  if (!stage.merge.with.empty()) {
+    provenance["merged with"] = stage.merge.with;
+    provenance["weights"] = stage.merge.weights;
   }
-  if (stage.gate.min_accuracy_kept > 0.0 && model.accuracy.total > 0) {
-    const double value =
-        stage.gate.lower_bound ? model.accuracy.accuracy.low : model.accuracy.accuracy.value;
-    const double kept = value / std::max(teacher_result_.accuracy.accuracy.value, 1e-9);
-    rule(kept >= stage.gate.min_accuracy_kept,
-         fmt::format("{} {:.1f} % [{:.1f}, {:.1f}] is {:.1f} % of the teacher's {:.1f} %, at least "
-                     "{:.0f} % asked",
-                     stage.gate.lower_bound ? "accuracy's lower end of" : "accuracy",
-                     100 * model.accuracy.accuracy.value, 100 * model.accuracy.accuracy.low,
-                     100 * model.accuracy.accuracy.high, 100 * kept,
-                     100 * teacher_result_.accuracy.accuracy.value,
-                     100 * stage.gate.min_accuracy_kept));
+  options.files["provenance.json"] = provenance.dump(1) + "\n";
+  if (stage.merge.with.empty()) {
+    save_model(student, dir, options);
+    return;
   }
-  gate.reason = reasons.empty() ? "nothing was asked" : join(reasons, "; ");
-  return gate;
+  std::vector<LoadedModel> others;
+  std::vector<Model*> models{&student};
+  for (const std::string& name : stage.merge.with) {
+    const ModelSummary* other = result_of(name);
+    expect(other != nullptr, "stage {}: the run has no stage {} to merge with", stage.name, name);
+    others.push_back(load_model(options_.folder / other->dir));
+    models.push_back(others.back().model.get());
+  }
+  const LoadedModel merged = merge_models(models, stage.merge.weights);
+  save_model(*merged.model, dir, options);
 }
 
-ModelSummary Pipeline::run_stage(const StagePlan& stage, StageState& state) {
-  const fs::path folder = options_.folder / "stages" / stage.name;
-  make_folder(folder.string());
-  const double begin = now_seconds();
-  say(fmt::format("\nstage {}: {} of {} layers, {}", stage.name, stage.layers,
-                  teacher_.model->layer_count(), stage.graft.mixer));
-  const std::vector<int64_t> layers = place(stage, *state.base, folder);
-  const fs::path result = folder / "result.json";
-  const fs::path model_dir = folder / "model";
-  if (fs::exists(result) && fs::exists(model_dir / "config.json")) {
-    ModelSummary done = read_result(result);
-    state.tokens = done.tokens_trained;
-    state.hybrid = load_model(model_dir);
-    return done;
+// Saves the attempt's model and measures what was saved: what the gate sees is what is shipped.
+// The model takes the stage's name when it is better than the attempts before, by documents that
+// are not reported.
+ModelSummary Pipeline::measure_attempt(const StagePlan& stage, Model& student, int64_t attempt,
+                                       const Progressed& at) {
+  const fs::path candidate = stage_folder(stage.name) / "candidate";
+  expect_only_written(candidate.string());
+  save(student, stage, attempt, at, candidate);
+  const LoadedModel saved = load_model(candidate);
+  ModelSummary s = summarise_spec(stage.name, *saved.model);
+  measure_quality(s, *saved.model, *teacher_.model, data_, plan_.evaluate);
+  s.gate = judge_gate(stage.gate, s, summary_.models[0]);
+  s.gate.attempts = attempt;
+  s.gate.kept = attempt;
+  s.tokens_trained = at.tokens;
+  s.tokens_learned = at.learned;
+  s.next_sample = at.next_sample;
+  s.checksums = file_digest(candidate / "checksums.json");
+  if (stage.gate.retries > 0) {
+    const HeldOut documents = data_.selection_documents(stage.place.documents);
+    const LossSums sums = total(documents.measure(*saved.model, teacher_.model.get()));
+    s.selection_reverse_kl =
+        sums.reverse_kl / static_cast<double>(std::max<int64_t>(sums.tokens, 1));
   }
-  LoadedModel student = convert(*state.base, *teacher_.model, layers, stage.graft, plan_.seed);
-  write_file_atomically(
-      (folder / "placement.json").string(),
-      Json{{"layers", layers}, {"map", layer_map(student.model->spec())}}.dump() + "\n");
-  const LossSums start = total(data_.held_out().measure(*student.model, teacher_.model.get()));
-  const double start_kl =
-      start.reverse_kl / static_cast<double>(std::max<int64_t>(start.tokens, 1));
-  say(fmt::format("  {}  held-out reverse KL {:.4f} as converted", layer_map(student.model->spec()),
-                  start_kl));
-  ModelSummary s;
+  return s;
+}
+
+bool better(const ModelSummary& a, const ModelSummary& b) {
+  return a.gate.passed != b.gate.passed ? a.gate.passed
+                                        : a.selection_reverse_kl < b.selection_reverse_kl;
+}
+
+ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
+                            const std::vector<int64_t>& layers) {
+  const fs::path folder = stage_folder(stage.name);
+  Progressed at;
+  if (const ModelSummary* base = result_of(stage.from)) {
+    at = {base->tokens_trained, base->tokens_learned, base->next_sample};
+  }
+  ModelSummary best;
+  int64_t attempts = 0;
   for (int64_t attempt = 1; attempt <= 1 + stage.gate.retries; ++attempt) {
-    // A retry goes on from where the attempt before it ended.
+    // A retry goes on from where the attempt before it ended, in the weights and in the data.
     const fs::path attempt_folder = folder / ("attempt-" + std::to_string(attempt));
-    const double scale = attempt == 1 ? 1.0 : stage.gate.retry_steps;
-    if (stage.has_align && attempt == 1) {
-      state.tokens += run_phase("align", stage.align, student, layers, attempt_folder, scale);
+    bool trained = false;
+    for (const Phase& phase : stage.phases) {
+      if (!phase.once || attempt == 1) {
+        const TrainSummary t =
+            run_phase(phase, student, layers, attempt_folder,
+                      attempt == 1 ? 1.0 : stage.gate.retry_steps, at.next_sample);
+        at = {at.tokens + t.tokens, at.learned + t.learned, t.data.next_sample};
+        trained = true;
+      }
     }
-    if (stage.has_distill) {
-      state.tokens += run_phase("distill", stage.distill, student, layers, attempt_folder, scale);
-    }
-    if (stage.has_sft) {
-      state.tokens += run_phase("sft", stage.sft, student, layers, attempt_folder, scale);
+    if (attempt > 1 && !trained) {
+      break;  // the same model again
     }
     student.weights.set_trainable(*student.model, nullptr);
-    s = summarise_spec(stage.name, *student.model);
-    measure_quality(s, *student.model, *teacher_.model, data_, plan_.evaluate);
-    s.gate = judge(stage, s);
-    s.gate.attempts = attempt;
+    make_folder(attempt_folder.string());
+    ModelSummary s;
+    if (fs::exists(attempt_folder / "result.json")) {
+      s = read_result(attempt_folder / "result.json");
+    } else {
+      s = measure_attempt(stage, *student.model, attempt, at);
+      if (attempt == 1 || better(s, best)) {
+        expect_only_written((folder / "model").string());
+        fs::remove_all(folder / "model");
+        fs::rename(folder / "candidate", folder / "model");
+      } else {
+        fs::remove_all(folder / "candidate");
+      }
+      write_result(s, attempt_folder / "result.json");
+    }
     say(fmt::format("  gate {}: {}", s.gate.passed ? "passed" : "failed", s.gate.reason));
+    attempts = attempt;
+    if (attempt == 1 || better(s, best)) {
+      best = s;
+    }
     if (s.gate.passed) {
       break;
     }
   }
+  best.gate.attempts = attempts;
+  // What was spent, whichever attempt is kept; the next stage sees none of it again.
+  best.tokens_trained = at.tokens;
+  best.tokens_learned = at.learned;
+  best.next_sample = at.next_sample;
+  if (best.gate.kept != attempts) {
+    say(fmt::format("  attempt {} of {} was the best and is kept", best.gate.kept, attempts));
+  }
+  verify_model(folder / "model", best.checksums);
+  return best;
+}
+
+// What a stage that is done left behind, checked.
+ModelSummary Pipeline::finished_stage(const StagePlan& stage) {
+  const fs::path folder = stage_folder(stage.name);
+  ModelSummary done = read_result(folder / "result.json");
+  verify_stage_files(folder);
+  verify_model(folder / "model", done.checksums);
+  const Json placed = Json::parse(read_sealed(folder / "placement.json"));
+  const ImportanceSummary shown =
+      shown_placement(stage, teacher_.model->spec(),
+                      placed.at("layers").get<std::vector<int64_t>>(), placed.at("data"), folder);
+  if (!shown.metric.empty()) {
+    summary_.importance.push_back(shown);
+  }
+  return done;
+}
+
+ModelSummary Pipeline::run_stage(const StagePlan& stage) {
+  const fs::path folder = stage_folder(stage.name);
+  make_folder(folder.string());
+  say(fmt::format("\nstage {}: {} of {} layers, {}{}", stage.name, stage.layers,
+                  teacher_.model->layer_count(), stage.graft.mixer,
+                  stage.from.empty() ? "" : ", from " + stage.from));
+  if (fs::exists(folder / "result.json")) {
+    return finished_stage(stage);
+  }
+  const double begin = now_seconds();
+  LoadedModel base = load_base(stage);
+  const ModelSummary* before = result_of(stage.from);
+  const Placement placement =
+      place_stage(plan_, stage, stage.layers - plan_.layers_before(stage), *base.model,
+                  *teacher_.model, data_, before == nullptr ? 0 : before->next_sample, folder);
+  LoadedModel student = std::move(base);
+  if (!placement.layers.empty()) {
+    student = convert(*student.model, *teacher_.model, placement.layers, stage.graft, plan_.seed);
+  }
+  const std::string map = layer_map(student.model->spec());
+  write_sealed(
+      folder / "placement.json",
+      Json{{"layers", placement.layers}, {"map", map}, {"data", placement.shown.data}}.dump(1) +
+          "\n");
+  const LossSums start = total(data_.held_out().measure(*student.model, teacher_.model.get()));
+  const double start_kl =
+      start.reverse_kl / static_cast<double>(std::max<int64_t>(start.tokens, 1));
+  say(fmt::format("  {}  held-out reverse KL {:.4f} as converted", map, start_kl));
+  ModelSummary s = heal(stage, student, placement.layers);
   s.reverse_kl_converted = start_kl;
+  s.from = stage.from;
   s.dir = (fs::path("stages") / stage.name / "model").string();
-  s.tokens_trained = state.tokens;
   s.seconds = now_seconds() - begin;
   s.shipped = s.gate.passed;
-  SaveOptions save;
-  save.tokenizer_from = plan_.teacher;
-  save.storage = plan_.storage;
-  save.replace = true;
-  save.files["provenance.json"] = Json{{"plan", plan_.name},
-                                       {"stage", stage.name},
-                                       {"teacher", plan_.teacher.string()},
-                                       {"tokens", s.tokens_trained},
-                                       {"gate", s.gate.reason}}
-                                      .dump(1) +
-                                  "\n";
-  save_model(*student.model, model_dir, save);
-  write_result(s, result);
-  state.hybrid = std::move(student);
+  folder_.expect_present();
+  write_sealed(folder / "files.json", Json{{"files", stage_files(folder)}}.dump(1) + "\n");
+  write_result(s, folder / "result.json");
+  if (!placement.shown.metric.empty()) {
+    summary_.importance.push_back(placement.shown);
+  }
   return s;
 }
 
-RunSummary Pipeline::run() {
-  const double begin = now_seconds();
-  summary_.name = plan_.name;
-  summary_.date = today();
-  summary_.machine = machine_name();
-  summary_.command = options_.command;
-  summary_.plan = plan_.text;
-  summary_.task = fmt::format(
-      "Accuracy: {} held-out problems answered by greedy generation{}. Held-out KL and NLL: {} "
-      "completion tokens.",
+void Pipeline::add_curves(const StagePlan& stage, int64_t attempts) {
+  for (const Phase& phase : stage.phases) {
+    std::vector<fs::path> logs;
+    for (int64_t attempt = 1; attempt <= attempts; ++attempt) {
+      logs.push_back(stage_folder(stage.name) / fmt::format("attempt-{}", attempt) / phase.name /
+                     "log.jsonl");
+    }
+    CurveSummary curve = read_curve(stage.name, phase.name, logs);
+    if (!curve.loss.empty()) {
+      summary_.curves.push_back(std::move(curve));
+    }
+  }
+}
+
+std::string Pipeline::describe_data() const {
+  std::string text = fmt::format(
+      "Accuracy: {} held-out problems answered by greedy generation{}{}. Held-out KL and NLL: {} "
+      "completion tokens of {} documents.",
       data_.task().examples.size(),
+      data_.answers(plan_.evaluate).chat ? " through the chat template" : "",
       data_.retrieval().examples.empty()
           ? std::string()
           : fmt::format("; retrieval: {} texts of {} to {} characters",
                         data_.retrieval().examples.size(), plan_.evaluate.retrieval_spec.min_chars,
                         plan_.evaluate.retrieval_spec.max_chars),
-      data_.held_out().labels());
-  teacher_result_ = teacher_summary();
+      data_.held_out().labels(), data_.held_out().documents());
+  const SelectionSizes& selection = data_.selection();
+  if (selection.documents > 0) {
+    text += fmt::format(" Chosen by others: {} documents{}.", selection.documents,
+                        selection.problems > 0 ? fmt::format(" and {} problems", selection.problems)
+                                               : std::string());
+  }
+  return text;
+}
+
+RunSummary Pipeline::run() {
+  const double begin = now_seconds();
+  check_inputs();
+  summary_.name = plan_.name;
+  summary_.date = today();
+  summary_.machine = machine_name();
+  summary_.command = options_.command;
+  summary_.plan = plan_.text;
+  summary_.task = describe_data();
+  say(summary_.task);
+  const ModelSummary teacher = teacher_summary();
   say(fmt::format("teacher: {} layers, accuracy {:.1f} %, retrieval {:.1f} %",
-                  teacher_.model->layer_count(), 100 * teacher_result_.accuracy.accuracy.value,
-                  100 * teacher_result_.retrieval.accuracy.value));
-  summary_.models.push_back(teacher_result_);
-  StageState state{teacher_.model.get(), {}, 0};
+                  teacher_.model->layer_count(), 100 * teacher.accuracy.accuracy.value,
+                  100 * teacher.retrieval.accuracy.value));
+  summary_.models.push_back(teacher);
   for (const StagePlan& stage : plan_.stages) {
-    ModelSummary s = run_stage(stage, state);
-    state.base = state.hybrid.model.get();
-    summary_.models.push_back(s);
-    const fs::path folder = options_.folder / "stages" / stage.name;
-    for (const char* phase : {"align", "distill", "sft"}) {
-      CurveSummary curve = read_curve(folder, stage.name, phase, s.gate.attempts);
-      if (!curve.loss.empty()) {
-        summary_.curves.push_back(std::move(curve));
-      }
+    const auto unusable = [&](const std::string& name) {
+      const ModelSummary* other = result_of(name);
+      return other == nullptr || (plan_.stop_at_failure && !other->gate.passed);
+    };
+    if ((!stage.from.empty() && unusable(stage.from)) ||
+        std::any_of(stage.merge.with.begin(), stage.merge.with.end(), unusable)) {
+      say(fmt::format("\nstage {} is left out: it goes on from a stage that did not pass its gate",
+                      stage.name));
+      continue;
     }
-    if (!s.gate.passed && plan_.stop_at_failure) {
+    const ModelSummary s = run_stage(stage);
+    add_curves(stage, s.gate.attempts);
+    summary_.models.push_back(s);
+    if (!s.gate.passed && plan_.stop_at_failure && !stage.branch) {
       say(fmt::format("stage {} did not pass its gate; the run ends and ships what was good before",
                       stage.name));
       break;
@@ -355,7 +523,7 @@ RunSummary Pipeline::run() {
     models.push_back(m.model.get());
   }
   ThroughputConfig speed;
-  speed.contexts = plan_.evaluate.contexts;
+  speed.contexts = speed_contexts(plan_.evaluate, teacher_.model->spec());
   speed.batch = plan_.evaluate.speed_batch;
   speed.repeats = plan_.evaluate.speed_repeats;
   const auto speeds = measure_throughput(models, speed);
@@ -363,6 +531,7 @@ RunSummary Pipeline::run() {
     summary_.models[i].speed = speeds[i];
   }
   summary_.seconds = now_seconds() - begin;
+  folder_.expect_present();
   write_summary(summary_, options_.folder / "summary.json");
   write_report(summary_, options_.folder);
   return summary_;
@@ -370,18 +539,38 @@ RunSummary Pipeline::run() {
 
 }  // namespace
 
-RunSummary run_pipeline(const HybridPlan& plan, const PipelineOptions& options) {
-  const fs::path plan_path = options.folder / "plan.toml";
+void check_run_folder(const fs::path& folder, const HybridPlan& plan, bool resume) {
+  const fs::path plan_path = folder / "plan.toml";
   if (fs::exists(plan_path)) {
-    expect(options.resume, "{} holds a run already; go on with --resume, or choose another folder",
-           options.folder.string());
+    expect(resume, "{} holds a run already; go on with --resume, or choose another folder",
+           folder.string());
     expect(read_text_file(plan_path.string()) == plan.text,
            "{} was started with another plan; compare it with {}, or choose another folder",
-           options.folder.string(), plan_path.string());
+           folder.string(), plan_path.string());
+  } else if (!fs::exists(folder / RunFolder::kMark)) {
+    for (const std::string& name : run_names()) {
+      expect(!fs::exists(folder / name),
+             "{} is in the way: no run of `cambium hybridize` wrote it; move it away or choose "
+             "another folder",
+             (folder / name).string());
+    }
   }
-  Pipeline pipeline(plan, options);
-  make_folder(options.folder.string());
-  write_file_atomically(plan_path.string(), plan.text);
+  fs::path there = fs::absolute(folder);
+  while (!fs::exists(there) && there.has_parent_path() && there != there.parent_path()) {
+    there = there.parent_path();
+  }
+  expect(fs::is_directory(there) && ::access(there.c_str(), W_OK) == 0,
+         "{} cannot be written: {} is not a folder that this user may write", folder.string(),
+         there.string());
+}
+
+RunSummary run_pipeline(const HybridPlan& plan, const PipelineOptions& options) {
+  check_run_folder(options.folder, plan, options.resume);
+  check_plan_inputs(plan);
+  check_plan(plan, read_spec(plan.teacher));
+  const RunFolder folder(options.folder, {"hybridize", options.resume, run_names(), looks_ours});
+  Pipeline pipeline(plan, options, folder);
+  write_file_atomically((options.folder / "plan.toml").string(), plan.text);
   return pipeline.run();
 }
 

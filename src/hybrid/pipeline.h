@@ -1,8 +1,9 @@
 // The whole graft by a plan: score, place, convert, heal in gated stages, measure, report.
 //
-// A run folder holds plan.toml, teacher.json, stages/NAME/ (scores.json, placement.json,
-// attempt-K/{align,distill,sft}/, model/, result.json), summary.json, report.html and frontier.svg.
-// Every one of them appears whole: a run that was killed goes on from what is there.
+// A run folder holds plan.toml, inputs.json, teacher.json, stages/NAME/ (scores.json,
+// placement.json, attempt-K/{align,distill,sft}/, attempt-K/result.json, model/, files.json,
+// result.json), summary.json, report.html and frontier.svg. Every one of them appears whole: a run
+// that was killed goes on from what is there, and refuses what is not as it was written.
 #pragma once
 
 #include <filesystem>
@@ -17,6 +18,10 @@ struct PipelineOptions {
   bool resume = false;
   std::string command;  // as typed, for the report
 };
+
+/// Error when `folder` cannot be the folder of a run of this plan: it holds another run, or one
+/// that is not to be resumed, or cannot be written. Changes nothing.
+void check_run_folder(const std::filesystem::path& folder, const HybridPlan& plan, bool resume);
 
 /// Runs the plan; returns what summary.json holds. Error when the folder holds another plan's run,
 /// or a run and `resume` is false.

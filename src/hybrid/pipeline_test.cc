@@ -6,15 +6,11 @@
 
 #include <chrono>
 
-#include "base/error.h"
 #include "base/file.h"
-#include "base/progress.h"
 #include "base/random.h"
 #include "base/test_child.h"
 #include "base/test_folder.h"
-#include "base/text.h"
-#include "text/tokenizer_train.h"
-#include "train/testing.h"
+#include "hybrid/testing.h"
 
 namespace cambium {
 namespace {
@@ -24,90 +20,10 @@ namespace fs = std::filesystem;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr const char* kPlan = R"(
-name = "tiny"
-after_failed_gate = "continue"
-[data.problems.word]
-min_steps = 2
-max_steps = 2
-[evaluate]
-held_out_documents = 4
-held_out_tokens = 320
-problems = 3
-retrieval = 2
-max_new_tokens = 4
-contexts = [8]
-speed_repeats = 1
-[graft]
-mixer = "gated_delta_net"
-[place]
-documents = 2
-[align]
-steps = 3
-sequence_length = 320
-checkpoint_every = 1
-[distill]
-steps = 3
-sequence_length = 320
-checkpoint_every = 1
-[[stage]]
-name = "one"
-layers = 1
-gate = {max_reverse_kl = 100.0}
-[[stage]]
-name = "two"
-layers = 2
-gate = {max_reverse_kl = 1e-12, retries = 1, retry_steps = 2.0}
-[[stage]]
-name = "three"
-layers = 3
-place = {method = "mmr", probe = {steps = 2, sequence_length = 320}}
-gate = {min_accuracy_kept = 0.5}
-)";
-
-// Writes a teacher with random weights and a tokenizer of its own to folder/teacher, and the plan.
-void write_inputs(const std::string& folder) {
-  std::vector<std::string> texts;
-  for (uint64_t i = 0; i < 20; ++i) {
-    texts.push_back(make_problem({}, Split::kTrain, 1, i).question);
-  }
-  const TokenizerFiles files = train_tokenizer(
-      texts, 300, {"<|end|>"}, "{% for m in messages %}{{ m['content'] }}\n{% endfor %}");
-  make_folder(folder + "/tokenizer");
-  write_file_atomically(folder + "/tokenizer/tokenizer.json", files.tokenizer_json);
-  write_file_atomically(folder + "/tokenizer/tokenizer_config.json", files.config_json);
-  ModelSpec spec = testing::tiny_attention(4);
-  spec.vocab = 300;
-  spec.max_positions = 2048;
-  spec.eos_ids = {0};
-  const LoadedModel teacher = fresh_model(spec, 5);
-  SaveOptions save;
-  save.tokenizer_from = folder + "/tokenizer";
-  save_model(*teacher.model, folder + "/teacher", save);
-  write_file_atomically(folder + "/plan.toml", kPlan);
-}
-
-RunSummary run(const std::string& folder, const std::string& name, bool resume = false,
-               const std::vector<std::string>& set = {}) {
-  const HybridPlan plan = read_hybrid_plan(folder + "/plan.toml", folder + "/teacher", set);
-  Progress::silence(true);
-  const RunSummary summary = run_pipeline(plan, {folder + "/" + name, resume, "test"});
-  Progress::silence(false);
-  return summary;
-}
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
-std::vector<float> weights_in(const fs::path& dir) {
-  return testing::all_weights(*load_model(dir).model);
-}
+using testing::error_of;
+using testing::run;
+using testing::weights_in;
+using testing::write_inputs;
 
 TEST(Pipeline, GoesThroughItsStagesAndSaysWhatBecameOfEach) {
   const TestFolder folder;

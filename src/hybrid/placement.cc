@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "hybrid/scoring.h"
 #include "serve/cache_plan.h"
 
 namespace cambium {
@@ -58,6 +59,94 @@ int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token) 
          "converted",
          bytes_per_token, total);
   return count;
+}
+
+std::vector<int64_t> place_by_file(const std::filesystem::path& scores, const ModelSpec& spec,
+                                   int64_t count) {
+  const Importance importance = read_importance(scores);
+  expect(importance.unscored.empty(), "{} is not finished: {} layers are still to be scored",
+         scores.string(), importance.unscored.size());
+  const auto of = importance.fingerprint.find("layers");
+  expect(of == importance.fingerprint.end() || of->second == layer_map(spec),
+         "{} holds scores of another model: its layers are {}, the model's are {}", scores.string(),
+         of->second, layer_map(spec));
+  return place_lowest(importance, count);
+}
+
+ImportanceSummary shown_placement(const StagePlan& stage, const ModelSpec& teacher,
+                                  const std::vector<int64_t>& layers, const std::string& data,
+                                  const std::filesystem::path& folder) {
+  ImportanceSummary shown{"stage " + stage.name, stage.place.method, "", {}, {}, data};
+  shown.scores.assign(teacher.layers.size(), NAN);
+  shown.converted.assign(teacher.layers.size(), false);
+  if (!stage.place.scores() || layers.empty()) {
+    return shown;
+  }
+  const Importance importance = read_importance(folder / "scores.json");
+  shown.metric = score_heading(importance.metric);
+  for (const LayerScore& score : importance.layers) {
+    shown.scores.at(static_cast<size_t>(score.layer)) = score.score;
+  }
+  for (const int64_t layer : layers) {
+    shown.converted.at(static_cast<size_t>(layer)) = true;
+  }
+  return shown;
+}
+
+Placement place_stage(const HybridPlan& plan, const StagePlan& stage, int64_t count, Model& base,
+                      Model& teacher, const RunData& data, uint64_t first_sample,
+                      const std::filesystem::path& folder) {
+  const size_t open = attention_layers(base.spec()).size();
+  expect(count <= static_cast<int64_t>(open),
+         "stage {}: {} more layers are to be converted, {} still have attention", stage.name, count,
+         open);
+  const PlacePlan& place = stage.place;
+  Placement placement;
+  std::string scored_on;
+  if (count == 0) {
+    // Trains on what it starts from.
+  } else if (place.method == "list") {
+    placement.layers = stage.list;
+  } else if (place.method == "uniform") {
+    placement.layers = place_uniform(base.spec(), count);
+  } else {
+    ScoreOptions options;
+    options.method = parse_score_method(place.method);
+    options.metric = place.metric;
+    options.graft = stage.graft;
+    options.probe = place.probe;
+    options.probe.first_sample = first_sample;
+    options.seed = plan.seed;
+    options.label = fmt::format("stage {}: {}", stage.name, place.method);
+    ScoreData scored;
+    scored.tokenizer = &data.tokenizer();
+    std::unique_ptr<HeldOut> documents;
+    Task problems;
+    if (options.method == ScoreMethod::kMixerReplacement) {
+      scored.train = &data.train();
+      scored_on = "training documents";
+    } else {
+      documents = std::make_unique<HeldOut>(data.selection_documents(place.documents));
+      scored.documents = documents.get();
+      scored_on = fmt::format("{} documents", documents->documents());
+      if (place.asks()) {
+        problems =
+            data.selection_problems(place.problems > 0 ? place.problems : plan.evaluate.problems);
+        scored.problems = &problems;
+        scored.answers = data.answers(plan.evaluate);
+        if (place.max_new_tokens > 0) {
+          scored.answers.max_new_tokens = place.max_new_tokens;
+        }
+        scored_on =
+            fmt::format("{} problems, equal shares by {}", problems.examples.size(), scored_on);
+      }
+      scored_on += ", none of those that are reported";
+    }
+    placement.layers = place_lowest(
+        score_importance(base, teacher, options, scored, folder / "scores.json"), count);
+  }
+  placement.shown = shown_placement(stage, teacher.spec(), placement.layers, scored_on, folder);
+  return placement;
 }
 
 }  // namespace cambium

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "hybrid/importance.h"
+#include "hybrid/measure.h"
 
 namespace cambium {
 
@@ -21,5 +21,27 @@ int64_t layers_to_convert(const ModelSpec& spec, double fraction);
 /// How many of the attention layers must go until the cache takes at most this many bytes a token
 /// for as long as a sequence lives.
 int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token);
+
+/// The `count` lowest of a file of `cambium score`. Error when it is unfinished, or its scores are
+/// of a model with other layers than `spec`.
+std::vector<int64_t> place_by_file(const std::filesystem::path& scores, const ModelSpec& spec,
+                                   int64_t count);
+
+/// Which layers a stage of a plan converts, and how the report tells of it.
+struct Placement {
+  std::vector<int64_t> layers;
+  ImportanceSummary shown;  // without a metric where nothing was scored
+};
+
+/// Chooses `count` of the layers of `base`, as the stage says; scores are kept in
+/// `folder`/scores.json, and probes begin at `first_sample` of the data.
+Placement place_stage(const HybridPlan& plan, const StagePlan& stage, int64_t count, Model& base,
+                      Model& teacher, const RunData& data, uint64_t first_sample,
+                      const std::filesystem::path& folder);
+
+/// The same from what a finished stage left: its scores, if it has any, and the layers it chose.
+ImportanceSummary shown_placement(const StagePlan& stage, const ModelSpec& teacher,
+                                  const std::vector<int64_t>& layers, const std::string& data,
+                                  const std::filesystem::path& folder);
 
 }  // namespace cambium

@@ -6,22 +6,29 @@
 
 #include "base/file.h"
 #include "base/text.h"
-#include "hybrid/placement.h"
 
 namespace cambium {
 namespace {
 
-const std::vector<std::string>& place_methods() {
-  static const std::vector<std::string> names = {"leave-mixer-out", "leave-block-out", "mmr",
-                                                 "uniform", "list"};
-  return names;
+// Bounds that no run meets and that keep products of them far from the end of int64_t.
+constexpr int64_t kMaxCount = 100'000'000;
+constexpr int64_t kMaxTokens = int64_t{1} << 24;
+constexpr int64_t kMaxLayers = 1'000'000;
+
+// Names come from files: what a terminal would act on is shown as '?'.
+std::string printable(std::string text) {
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return c >= 0 && (c < ' ' || c == 127); }, '?');
+  return text.substr(0, 100);
 }
 
-void one_of(const std::string& value, const std::vector<std::string>& known,
-            const std::string& where) {
+std::string choice(const PlanTable& table, const std::string& key,
+                   const std::vector<std::string>& known) {
+  const std::string value = table.get_string(key, known[0]);
   expect(std::find(known.begin(), known.end(), value) != known.end(),
-         "{}: expected one of {}, got '{}'{}", where, join(known, ", "), value,
+         "{}: {}: expected one of {}, got '{}'{}", table.where(), key, join(known, ", "), value,
          did_you_mean(value, known));
+  return value;
 }
 
 DataPlan read_data(const PlanTable& table) {
@@ -36,39 +43,22 @@ DataPlan read_data(const PlanTable& table) {
   return data;
 }
 
-RetrievalSpec read_retrieval(const PlanTable& table, RetrievalSpec spec) {
-  spec.min_chars = static_cast<int>(table.get_int("min_chars", spec.min_chars));
-  spec.max_chars = static_cast<int>(table.get_int("max_chars", spec.max_chars));
-  spec.min_facts = static_cast<int>(table.get_int("min_facts", spec.min_facts));
-  spec.max_facts = static_cast<int>(table.get_int("max_facts", spec.max_facts));
-  spec.questions = static_cast<int>(table.get_int("questions", spec.questions));
-  spec.digits = static_cast<int>(table.get_int("digits", spec.digits));
-  return spec;
-}
-
 EvaluationPlan read_evaluation(const PlanTable& table, const DataPlan& data) {
   EvaluationPlan e;
-  e.held_out_documents = table.get_int("held_out_documents", e.held_out_documents);
-  e.held_out_tokens = table.get_int("held_out_tokens", e.held_out_tokens);
-  e.task = table.get_string("task", "");
-  e.task_path = table.get_string("task_path", "");
-  const bool generated = data.train.empty();
-  e.problems = table.get_int("problems", generated || !e.task.empty() ? e.problems : 0);
-  e.retrieval = table.get_int("retrieval", e.retrieval);
-  e.max_new_tokens = table.get_int("max_new_tokens", e.max_new_tokens);
-  e.batch = table.get_int("batch", e.batch);
-  e.contexts = table.get_int_list("contexts");
-  if (e.contexts.empty()) {
-    e.contexts = {512, 4096};
+  e.retrieval_spec = data.problems.retrieval;
+  read_fields(e, table);
+  if (!table.has("problems") && e.task.empty() && !data.train.empty()) {
+    e.problems = 0;
   }
-  e.speed_batch = table.get_int("speed_batch", e.speed_batch);
-  e.speed_repeats = table.get_int("speed_repeats", e.speed_repeats);
-  e.retrieval_spec = read_retrieval(table.table("retrieval_text"), data.problems.retrieval);
-  expect(e.held_out_documents > 0 && e.held_out_tokens > 1 && e.problems >= 0 && e.retrieval >= 0 &&
-             e.batch > 0 && e.max_new_tokens > 0 && e.speed_batch > 0 && e.speed_repeats > 0,
-         "{}: expected counts above 0", table.where());
+  ProblemSpec retrieval = data.problems;
+  retrieval.retrieval = e.retrieval_spec;
+  retrieval.validate();
+  expect(e.held_out_documents > 0 && e.held_out_tokens > 1, "{}: expected counts above 0",
+         table.where());
   expect(e.task.empty() || !e.task_path.empty(), "{}: expected 'task_path', the file of task '{}'",
          table.where(), e.task);
+  expect(!e.task.empty() || e.task_path.empty(), "{}: expected 'task', what '{}' is", table.where(),
+         e.task_path);
   return e;
 }
 
@@ -83,57 +73,223 @@ GraftOptions read_graft(const PlanTable& table, GraftOptions graft) {
 }
 
 PlacePlan read_place(const PlanTable& table, PlacePlan place) {
-  place.method = table.get_string("method", place.method);
-  one_of(place.method, place_methods(), table.where() + ": method");
-  place.metric = table.get_string("metric", place.metric);
-  one_of(place.metric, {"reverse-kl", "nll", "accuracy"}, table.where() + ": metric");
-  place.documents = table.get_int("documents", place.documents);
-  place.list = table.get_int_list("list");
-  if (place.method == "mmr") {
-    place.probe = read_train_config(table.table("probe"), place.probe, true);
-  }
-  expect(place.method != "list" || !place.list.empty(),
-         "{}: expected 'list', the layers to convert", table.where());
+  read_fields(place, table);
+  place.probe = read_train_config(table.table("probe"), place.probe, true);
   return place;
 }
 
+// What the keys of [place] belong to: a key that does nothing is a mistake.
+bool place_uses(const PlacePlan& place, const std::string& key) {
+  return key == "method"                                ? true
+         : key == "list"                                ? place.method == "list"
+         : key == "probe"                               ? place.method == "mmr"
+         : key == "problems" || key == "max_new_tokens" ? place.asks()
+                                                        : place.method.starts_with("leave");
+}
+
 GatePlan read_gate(const PlanTable& table, GatePlan gate) {
-  gate.max_reverse_kl = table.get_real("max_reverse_kl", gate.max_reverse_kl);
-  gate.min_accuracy_kept = table.get_real("min_accuracy_kept", gate.min_accuracy_kept);
-  gate.lower_bound = table.get_bool("lower_bound", gate.lower_bound);
-  gate.retries = table.get_int("retries", gate.retries);
-  gate.retry_steps = table.get_real("retry_steps", gate.retry_steps);
-  expect(gate.max_reverse_kl >= 0 && gate.min_accuracy_kept >= 0 && gate.retries >= 0 &&
-             gate.retry_steps > 0,
-         "{}: expected values of at least 0", table.where());
+  read_fields(gate, table);
   return gate;
 }
 
-// The loss each phase has unless the plan says otherwise.
-TrainConfig phase_defaults(const char* phase) {
+// The phases a stage can have, in their order, with the loss each has unless the plan says
+// otherwise.
+std::vector<Phase> known_phases(const OptimizerConfig& optimizer, uint64_t seed) {
   TrainConfig config;
   config.loss = {};
-  const std::string name = phase;
-  if (name == "align") {
-    config.objective = Objective::kAlign;
-  } else if (name == "sft") {
-    config.loss.cross_entropy = 1.0F;
-  } else {
-    config.loss.reverse_kl = 1.0F;
-  }
-  return config;
+  config.optimizer = optimizer;
+  config.seed = seed;
+  Phase align{"align", config, true, true};
+  align.config.objective = Objective::kAlign;
+  Phase distill{"distill", config, true, false};
+  distill.config.loss.reverse_kl = 1.0F;
+  Phase sft{"sft", config, false, false};
+  sft.config.loss.cross_entropy = 1.0F;
+  return {align, distill, sft};
 }
 
-int64_t stage_layers(const PlanTable& stage, const PlacePlan& place, int64_t before) {
-  if (stage.has("layers")) {
-    return stage.get_int("layers");
+// Phase `defaults` as table [name] of a stage has it; `own` = that table itself, not its defaults.
+Phase read_phase(const PlanTable& table, const Phase& defaults, bool own) {
+  Phase phase = defaults;
+  phase.config = read_train_config(table, defaults.config, true);
+  const TrainConfig& c = phase.config;
+  if (!own || !c.has_length()) {
+    return phase;
   }
-  expect(!place.list.empty(), "{}: expected 'layers', how many are converted after the stage",
-         stage.where());
-  return before + static_cast<int64_t>(place.list.size());
+  const bool kl = c.loss.forward_kl != 0.0F || c.loss.reverse_kl != 0.0F;
+  if (!phase.teacher) {
+    expect(c.objective == Objective::kEndToEnd && !kl && c.align.layers.empty(),
+           "{}: this phase learns from the data alone; KL and alignment belong to a phase with a "
+           "teacher (distill)",
+           table.where());
+    expect(c.loss.cross_entropy != 0.0F, "{}: expected a cross_entropy above 0", table.where());
+  } else if (c.objective == Objective::kAlign) {
+    expect(!table.has("loss"),
+           "{}: objective align has no loss at the head; leave [loss] out, or give objective = "
+           "\"end_to_end\"",
+           table.where());
+    expect(!table.has("train"),
+           "{}: objective align trains the converted mixers; leave 'train' out", table.where());
+  } else {
+    expect(kl || c.loss.cross_entropy != 0.0F || !c.align.layers.empty(),
+           "{}: every loss has weight zero; give cross_entropy, forward_kl or reverse_kl a weight",
+           table.where());
+  }
+  return phase;
+}
+
+MergePlan read_merge(const PlanTable& table) {
+  MergePlan merge;
+  merge.with = table.get_string_list("with");
+  merge.weights = table.get_real_list("weights");
+  expect(merge.weights.empty() || merge.weights.size() == merge.with.size() + 1,
+         "{}: expected {} 'weights', the stage's own and one for each of 'with', got {}",
+         table.where(), merge.with.size() + 1, merge.weights.size());
+  double sum = 0.0;
+  for (const double w : merge.weights) {
+    expect(std::isfinite(w) && w >= 0.0, "{}: expected 'weights' of at least 0, got {}",
+           table.where(), w);
+    sum += w;
+  }
+  expect(merge.weights.empty() || sum > 0.0, "{}: expected a weight above 0", table.where());
+  return merge;
+}
+
+// The defaults that tables outside the stages give.
+struct Defaults {
+  GraftOptions graft;
+  PlacePlan place;
+  GatePlan gate;
+  std::vector<Phase> phases;
+};
+
+const StagePlan* find_stage(const std::vector<StagePlan>& stages, const std::string& name) {
+  const auto it = std::find_if(stages.begin(), stages.end(),
+                               [&](const StagePlan& s) { return s.name == name; });
+  return it == stages.end() ? nullptr : &*it;
+}
+
+// The layers of method "list": a list of the stage's own is taken whole; of a list for all stages
+// each takes the next ones.
+void read_list(const PlanTable& entry, StagePlan& stage, const HybridPlan& plan, int64_t before) {
+  const bool own = entry.table("place").has("list");
+  expect(!stage.place.list.empty(), "{}: expected 'list', the layers to convert",
+         entry.table("place").where());
+  std::set<int64_t> gone;
+  for (const StagePlan* s = find_stage(plan.stages, stage.from); s != nullptr;
+       s = find_stage(plan.stages, s->from)) {
+    gone.insert(s->list.begin(), s->list.end());
+  }
+  for (const int64_t layer : stage.place.list) {
+    if (own || !gone.contains(layer)) {
+      stage.list.push_back(layer);
+    }
+  }
+  if (!entry.has("layers")) {
+    stage.layers = before + static_cast<int64_t>(stage.list.size());
+  }
+  const auto count = static_cast<size_t>(std::max<int64_t>(stage.layers - before, 0));
+  expect(own ? stage.list.size() == count : stage.list.size() >= count,
+         "{}: the list has {} layers to convert, 'layers' asks for {} more", entry.where(),
+         stage.list.size(), count);
+  stage.list.resize(count);
+}
+
+void read_base(const PlanTable& entry, StagePlan& stage, const HybridPlan& plan) {
+  stage.branch = entry.get_bool("branch", false);
+  for (const StagePlan& earlier : plan.stages) {
+    stage.from = earlier.branch ? stage.from : earlier.name;
+  }
+  if (entry.has("from")) {
+    stage.from = entry.get_string("from");
+    expect(find_stage(plan.stages, stage.from) != nullptr, "{}: from = \"{}\" is no earlier stage",
+           entry.where(), stage.from);
+  }
+}
+
+void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPlan& plan,
+                 int64_t before) {
+  const std::string where = entry.where();
+  expect(!stage.place.asks() || plan.evaluate.problems > 0,
+         "{}: metric accuracy needs problems to answer: give [evaluate] 'task' and 'task_path'",
+         where);
+  expect(stage.place.method != "mmr" || stage.place.probe.has_length(),
+         "{}: mmr needs [place.probe] 'steps' above 0", where);
+  expect(stage.gate.min_accuracy_kept == 0.0 || plan.evaluate.problems > 0,
+         "{}: a gate on accuracy needs problems: give [evaluate] 'task' and 'task_path'", where);
+  for (const std::string& key : entry.table("place").keys()) {
+    expect(place_uses(stage.place, key), "{}: '{}' does nothing with method \"{}\"{}",
+           entry.table("place").where(), key, stage.place.method,
+           stage.place.method.starts_with("leave") ? " and this metric" : "");
+  }
+  // A stage that only trains on must say from where.
+  const bool trains_on = entry.has("from") || stage.branch;
+  expect(stage.layers > before || (trains_on && stage.layers == before),
+         "{}: expected 'layers' to grow from stage to stage, got {} after {}", where, stage.layers,
+         before);
+  expect(stage.layers > before || !stage.phases.empty() || !stage.merge.with.empty(),
+         "{}: converts nothing, trains nothing and merges nothing", where);
+  for (const std::string& name : stage.merge.with) {
+    const StagePlan* other = find_stage(plan.stages, name);
+    expect(other != nullptr, "{}: merge.with: \"{}\" is no earlier stage", where, name);
+    expect(other->layers == stage.layers && stage.layers == before &&
+               (other->name == stage.from || other->from == stage.from),
+           "{}: merge.with: \"{}\" has not the same converted layers; a merge is of models that "
+           "were trained on from one conversion",
+           where, name);
+  }
+}
+
+StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defaults& defaults,
+                     const HybridPlan& plan) {
+  StagePlan stage;
+  stage.graft = read_graft(entry.table("graft"), defaults.graft);
+  stage.place = read_place(entry.table("place"), defaults.place);
+  read_base(entry, stage, plan);
+  const int64_t before = plan.layers_before(stage);
+  expect(entry.has("layers") || stage.place.method == "list",
+         "{}: expected 'layers', how many are converted after the stage", entry.where());
+  stage.layers = entry.get_int("layers", before);
+  expect(stage.layers >= 0 && stage.layers <= kMaxLayers,
+         "{}: 'layers' must be a whole number from 0 to {}, got {}", entry.where(), kMaxLayers,
+         stage.layers);
+  if (stage.place.method == "list") {
+    read_list(entry, stage, plan, before);
+  }
+  stage.name = entry.get_string("name", std::to_string(stage.layers));
+  check_stage_name(stage.name, entry.where());
+  stage.gate = read_gate(entry.table("gate"), defaults.gate);
+  stage.merge = read_merge(entry.table("merge"));
+  for (const Phase& known : defaults.phases) {
+    const bool own = entry.has(known.name);
+    if (own || table.has(known.name)) {
+      Phase phase = read_phase(entry.table(known.name), known, own);
+      if (phase.config.has_length()) {
+        stage.phases.push_back(std::move(phase));
+      }
+    }
+  }
+  check_stage(entry, stage, plan, before);
+  expect(find_stage(plan.stages, stage.name) == nullptr, "{}: two stages are named '{}'",
+         entry.where(), stage.name);
+  return stage;
 }
 
 }  // namespace
+
+const Phase* StagePlan::phase(const std::string& phase_name) const {
+  for (const Phase& p : phases) {
+    if (p.name == phase_name) {
+      return &p;
+    }
+  }
+  return nullptr;
+}
+
+int64_t HybridPlan::layers_before(const StagePlan& stage) const {
+  const StagePlan* base = find_stage(stages, stage.from);
+  return base == nullptr ? 0 : base->layers;
+}
 
 void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
   enum class Init { kAttention, kRandom };
@@ -148,22 +304,64 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
   graft.from_attention = init == Init::kAttention;
 }
 
-ProblemSpec read_problem_spec(const PlanTable& plan) {
-  ProblemSpec spec;
-  spec.retrieval_share = plan.get_real("retrieval_share", spec.retrieval_share);
-  const PlanTable word = plan.table("word");
-  spec.word.min_steps = static_cast<int>(word.get_int("min_steps", spec.word.min_steps));
-  spec.word.max_steps = static_cast<int>(word.get_int("max_steps", spec.word.max_steps));
-  spec.word.distractors = static_cast<int>(word.get_int("distractors", spec.word.distractors));
-  spec.word.hard = word.get_real("hard", spec.word.hard);
-  spec.word.shuffle = word.get_real("shuffle", spec.word.shuffle);
-  spec.word.lookback = word.get_real("lookback", spec.word.lookback);
-  spec.word.max_number = static_cast<int>(word.get_int("max_number", spec.word.max_number));
-  spec.word.max_value = static_cast<int>(word.get_int("max_value", spec.word.max_value));
-  spec.word.max_factor = static_cast<int>(word.get_int("max_factor", spec.word.max_factor));
-  spec.retrieval = read_retrieval(plan.table("retrieval"), spec.retrieval);
-  spec.validate();
-  return spec;
+void visit_fields(EvaluationPlan& e, FieldVisitor& visit) {
+  visit({"held_out_documents", "documents whose losses are reported"}, e.held_out_documents,
+        ints_from(1, kMaxCount));
+  visit({"held_out_tokens", "tokens of a document at most"}, e.held_out_tokens,
+        ints_from(2, kMaxTokens));
+  visit({"task", "a benchmark: gsm8k, math500, ...; empty = generated problems"}, e.task);
+  visit({"task_path", "its file"}, e.task_path);
+  visit({"problems", "problems that are answered; 0 = none"}, e.problems, ints_from(0, kMaxCount));
+  visit({"ask", "auto = a benchmark through the chat template where the tokenizer has one"}, e.ask,
+        {{"auto", Ask::kAuto}, {"template", Ask::kTemplate}, {"plain", Ask::kPlain}});
+  visit({"retrieval", "generated retrieval problems that are answered"}, e.retrieval,
+        ints_from(0, kMaxCount));
+  visit({"max_new_tokens", "tokens of an answer at most"}, e.max_new_tokens,
+        ints_from(1, kMaxTokens));
+  visit({"batch", "answers generated at once"}, e.batch, ints_from(1, 1 << 20));
+  visit({"contexts", "tokens at which speed is measured; 512 and 4096 unless given"}, e.contexts,
+        ints_from(1, kMaxTokens));
+  visit({"speed_batch", "sequences at once in speeds"}, e.speed_batch, ints_from(1, 1 << 20));
+  visit({"speed_repeats", "speeds are the median of so many"}, e.speed_repeats,
+        ints_from(1, 100'000));
+  visit.table({"retrieval_text", "as [data.problems.retrieval], for the retrieval that is asked"},
+              [&] { visit_fields(e.retrieval_spec, visit); });
+}
+
+void visit_fields(PlacePlan& p, FieldVisitor& visit) {
+  visit({"method", "how the layers to convert are chosen"}, p.method,
+        {"leave-mixer-out", "leave-block-out", "mmr", "uniform", "list"});
+  visit({"metric", "of leave-one-out"}, p.metric, {"reverse-kl", "nll", "accuracy"});
+  visit({"documents", "documents leave-one-out measures; none of those that are reported"},
+        p.documents, ints_from(1, kMaxCount));
+  visit({"problems", "metric accuracy: problems asked, none of the reported; 0 = as many"},
+        p.problems, ints_from(0, kMaxCount));
+  visit({"max_new_tokens", "metric accuracy: tokens of an answer; 0 = as [evaluate] says"},
+        p.max_new_tokens, ints_from(0, kMaxTokens));
+  visit({"list", "method list: the layers"}, p.list, ints_from(0, kMaxLayers));
+}
+
+void visit_fields(GatePlan& g, FieldVisitor& visit) {
+  visit({"max_reverse_kl", "held-out, nats a token; 0 = not asked"}, g.max_reverse_kl,
+        reals_from(0.0, 1e6));
+  visit({"min_accuracy_kept", "of the teacher's; 0 = not asked"}, g.min_accuracy_kept,
+        reals_from(0.0, 1e6));
+  visit({"lower_bound", "the lower end of the interval must pass"}, g.lower_bound);
+  visit({"retries", "further attempts; the best one is kept"}, g.retries, ints_from(0, 1000));
+  visit({"retry_steps", "length of a retry, times the stage's"}, g.retry_steps,
+        reals_above(0.0, 1e6));
+}
+
+void check_stage_name(const std::string& name, const std::string& where) {
+  const auto plain = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
+  };
+  expect(!name.empty() && name.size() <= 100 && name != "." && name != ".." &&
+             std::all_of(name.begin(), name.end(), plain),
+         "{}: the name of a stage is the name of its folder: expected at most 100 letters, digits, "
+         "'.', '_' and '-', got '{}'",
+         where, printable(name));
 }
 
 HybridPlan read_hybrid_plan(const std::filesystem::path& path, const std::string& teacher,
@@ -178,82 +376,39 @@ HybridPlan read_hybrid_plan(const std::filesystem::path& path, const std::string
   }
   expect(!plan.teacher.empty(), "{}: expected 'teacher', the folder of the full-attention model",
          path.string());
-  plan.seed = static_cast<uint64_t>(table.get_int("seed", 1));
-  const std::string failure = table.get_string("after_failed_gate", "stop");
-  one_of(failure, {"stop", "continue"}, path.string() + ": after_failed_gate");
-  plan.stop_at_failure = failure == "stop";
-  const std::string storage = table.get_string("storage", "f32");
-  one_of(storage, {"f32", "bf16"}, path.string() + ": storage");
-  plan.storage = storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  const int64_t seed = table.get_int("seed", 1);
+  expect(seed >= 0, "{}: seed must be a whole number from 0, got {}", path.string(), seed);
+  plan.seed = static_cast<uint64_t>(seed);
+  plan.stop_at_failure = choice(table, "after_failed_gate", {"stop", "continue"}) == "stop";
+  plan.storage = choice(table, "storage", {"f32", "bf16"}) == "bf16" ? MatrixStorage::kBF16
+                                                                     : MatrixStorage::kF32;
   plan.data = read_data(table.table("data"));
   plan.evaluate = read_evaluation(table.table("evaluate"), plan.data);
 
   // Tables of the plan itself are the defaults of every stage.
-  const GraftOptions graft = read_graft(table.table("graft"), {});
-  PlacePlan place;
-  place.probe = phase_defaults("distill");
-  place = read_place(table.table("place"), place);
-  const GatePlan gate = read_gate(table.table("gate"), {});
-  std::map<std::string, TrainConfig> phases;
-  for (const char* phase : {"align", "distill", "sft"}) {
-    phases[phase] = phase_defaults(phase);
-    if (table.has(phase)) {
-      phases[phase] = read_train_config(table.table(phase), phases[phase], true);
-    }
+  OptimizerConfig optimizer;
+  read_fields(optimizer, table.table("optimizer"));
+  Defaults defaults;
+  defaults.graft = read_graft(table.table("graft"), {});
+  defaults.phases = known_phases(optimizer, plan.seed);
+  defaults.place.probe = defaults.phases[1].config;
+  defaults.place = read_place(table.table("place"), defaults.place);
+  defaults.gate = read_gate(table.table("gate"), {});
+  for (Phase& phase : defaults.phases) {
+    phase = read_phase(table.table(phase.name), phase, table.has(phase.name));
   }
-  int64_t before = 0;
   for (const PlanTable& entry : table.tables("stage")) {
-    StagePlan stage;
-    stage.graft = read_graft(entry.table("graft"), graft);
-    stage.place = read_place(entry.table("place"), place);
-    stage.layers = stage_layers(entry, stage.place, before);
-    stage.name = entry.get_string("name", std::to_string(stage.layers));
-    stage.gate = read_gate(entry.table("gate"), gate);
-    const auto phase = [&](const char* name, TrainConfig& config) {
-      const bool given = entry.has(name) || table.has(name);
-      config = read_train_config(entry.table(name), phases[name], true);
-      return given && config.has_length();
-    };
-    stage.has_align = phase("align", stage.align);
-    stage.has_distill = phase("distill", stage.distill);
-    stage.has_sft = phase("sft", stage.sft);
-    const bool scored = stage.place.method.starts_with("leave");
-    expect(!scored || stage.place.metric != "accuracy" || plan.evaluate.problems > 0,
-           "{}: metric accuracy needs problems to answer: give [evaluate] 'task' and 'task_path'",
-           entry.where());
-    expect(stage.place.method != "mmr" || stage.place.probe.has_length(),
-           "{}: mmr needs [place.probe] 'steps' above 0", entry.where());
-    expect(stage.gate.min_accuracy_kept == 0.0 || plan.evaluate.problems > 0,
-           "{}: a gate on accuracy needs problems: give [evaluate] 'task' and 'task_path'",
-           entry.where());
-    expect(stage.layers > before,
-           "{}: expected 'layers' to grow from stage to stage, got {} after {}", entry.where(),
-           stage.layers, before);
-    before = stage.layers;
-    plan.stages.push_back(std::move(stage));
+    plan.stages.push_back(read_stage(table, entry, defaults, plan));
   }
   expect(!plan.stages.empty(), "{}: expected at least one [[stage]]", path.string());
+  for (const std::string& key : table.table("place").keys()) {
+    expect(std::any_of(plan.stages.begin(), plan.stages.end(),
+                       [&](const StagePlan& s) { return place_uses(s.place, key); }),
+           "{}: '{}' does nothing with any stage's method", table.table("place").where(), key);
+  }
   table.expect_all_used();
   plan.text = table.to_text();
   return plan;
-}
-
-void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
-  const auto layers = static_cast<int64_t>(teacher.layers.size());
-  std::set<std::string> names;
-  for (const StagePlan& stage : plan.stages) {
-    expect(stage.layers <= layers, "stage {}: {} layers are to be converted, the teacher has {}",
-           stage.name, stage.layers, layers);
-    expect(names.insert(stage.name).second, "two stages are named '{}'", stage.name);
-    for (const int64_t layer : stage.place.list) {
-      expect(layer >= 0 && layer < layers,
-             "stage {}: layer {} does not exist: the teacher has layers 0 to {}", stage.name, layer,
-             layers - 1);
-    }
-    for (const LayerSpec& layer : teacher.layers) {
-      make_unit(graft_spec(*layer.mixer(), teacher.width, stage.graft), teacher.width);
-    }
-  }
 }
 
 }  // namespace cambium

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "eval/problems/problems.h"
+#include "eval/problem_source.h"
 #include "hybrid/graft.h"
 #include "hybrid/importance.h"
 #include "train/train_plan.h"
@@ -20,6 +20,13 @@ struct DataPlan {
   ProblemSpec problems;
 };
 
+/// How problems are asked.
+enum class Ask {
+  kAuto,  // a benchmark through the chat template where there is one; generated problems plainly
+  kTemplate,  // through the chat template
+  kPlain,     // "question\n"
+};
+
 /// How models are measured, all of them alike.
 struct EvaluationPlan {
   int64_t held_out_documents = 64;
@@ -28,9 +35,10 @@ struct EvaluationPlan {
   int64_t retrieval = 0;          // generated retrieval problems
   std::string task;  // a benchmark file's name (gsm8k, ...); empty = generated problems
   std::string task_path;
+  Ask ask = Ask::kAuto;
   int64_t max_new_tokens = 256;
   int64_t batch = 64;                  // problems generated at once
-  std::vector<int64_t> contexts = {};  // tokens at which speed is measured
+  std::vector<int64_t> contexts = {};  // tokens at which speed is measured; see speed_contexts
   int64_t speed_batch = 1;
   int64_t speed_repeats = 3;
   RetrievalSpec retrieval_spec;
@@ -41,8 +49,13 @@ struct PlacePlan {
   std::string method = "leave-mixer-out";
   std::string metric = "reverse-kl";  // or nll, accuracy
   int64_t documents = 32;             // for leave-one-out
+  int64_t problems = 0;               // for accuracy; 0 = as many as are reported
+  int64_t max_new_tokens = 0;         // for accuracy; 0 = as in the evaluation
   TrainConfig probe;                  // for mmr
   std::vector<int64_t> list;
+
+  bool scores() const { return method.starts_with("leave") || method == "mmr"; }
+  bool asks() const { return method.starts_with("leave") && metric == "accuracy"; }
 };
 
 struct GatePlan {
@@ -53,14 +66,34 @@ struct GatePlan {
   double retry_steps = 1.0;        // each trains this many times the stage's steps on top
 };
 
+/// One kind of training in a stage.
+struct Phase {
+  std::string name;  // align, distill or sft: its table, and its folder in the run
+  TrainConfig config;
+  bool teacher = true;  // false: learns from the data alone
+  bool once = false;    // in the first attempt only
+};
+
+/// The stage's result becomes a weighted mean of itself and of earlier stages' models.
+struct MergePlan {
+  std::vector<std::string> with;  // names of stages; empty = no merge
+  std::vector<double> weights;    // of the result itself, then of those; empty = all alike
+};
+
 struct StagePlan {
   std::string name;
-  int64_t layers = 0;  // converted in all after this stage
+  int64_t layers = 0;   // converted in all after this stage
+  std::string from;     // the stage it starts from; empty = the teacher
+  bool branch = false;  // later stages do not go on from it unless they say so
   GraftOptions graft;
   PlacePlan place;
-  bool has_align = false, has_distill = false, has_sft = false;
-  TrainConfig align, distill, sft;
+  std::vector<int64_t> list;  // the layers to convert, of place method "list"
+  std::vector<Phase> phases;
   GatePlan gate;
+  MergePlan merge;
+
+  /// Null where the stage has no such phase.
+  const Phase* phase(const std::string& name) const;
 };
 
 struct HybridPlan {
@@ -75,9 +108,15 @@ struct HybridPlan {
   DataPlan data;
   EvaluationPlan evaluate;
   std::vector<StagePlan> stages;
+
+  /// Layers converted before `stage`.
+  int64_t layers_before(const StagePlan& stage) const;
 };
 
 void visit_fields(GraftOptions& graft, FieldVisitor& visit);
+void visit_fields(EvaluationPlan& evaluate, FieldVisitor& visit);
+void visit_fields(PlacePlan& place, FieldVisitor& visit);
+void visit_fields(GatePlan& gate, FieldVisitor& visit);
 
 /// Reads and checks a plan. `teacher` (from the command line) wins over the plan's; `overrides` are
 /// "dotted.key=value". Relative paths are taken from the current folder. Error names file, key,
@@ -85,11 +124,21 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit);
 HybridPlan read_hybrid_plan(const std::filesystem::path& path, const std::string& teacher,
                             const std::vector<std::string>& overrides);
 
-/// Checks the plan against the teacher's layers: counts grow, layers exist, mixers fit.
+/// Error unless `name` can be the name of a folder and nothing else: letters, digits, '.', '_' and
+/// '-', not "." or "..".
+void check_stage_name(const std::string& name, const std::string& where);
+
+/// Checks the plan against the teacher's layers: counts grow, layers exist, mixers fit, and a
+/// family can write each stage's result.
 void check_plan(const HybridPlan& plan, const ModelSpec& teacher);
 
-/// Reads the keys of generated problems: retrieval_share, [word] and [retrieval].
-ProblemSpec read_problem_spec(const PlanTable& plan);
+/// Checks what the plan needs of the machine before any work: the teacher's tokenizer, data and
+/// tasks, a chat template where one is asked for. Loads no weights. A file that is not there is an
+/// Error, or with `missing` an entry of it.
+void check_plan_inputs(const HybridPlan& plan, std::vector<std::string>* missing = nullptr);
+
+/// Tokens at which speed is measured: those given, else 512 and 4096 as far as the teacher reaches.
+std::vector<int64_t> speed_contexts(const EvaluationPlan& evaluate, const ModelSpec& teacher);
 
 /// What the plan would do, take and need, for people. `flops` is the machine's speed in FLOP/s that
 /// training reaches.

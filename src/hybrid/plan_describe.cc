@@ -1,5 +1,6 @@
 // What a plan would do, take and need, worked out from shapes alone.
 #include <algorithm>
+#include <map>
 
 #include "base/text.h"
 #include "hybrid/plan.h"
@@ -118,16 +119,21 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
   double all_tokens = 0.0;
   double all_flops = 0.0;
   double memory = 0.0;
-  int64_t before = 0;
-  double converted_before = 0.0;
-  ModelSpec hybrid = teacher;
+  std::map<std::string, ModelSpec> hybrids{{"", teacher}};
   for (const StagePlan& stage : plan.stages) {
-    s += fmt::format("stage {}: {} of {} layers ({} more) become {}{}\n", stage.name, stage.layers,
-                     layers, stage.layers - before, stage.graft.mixer,
-                     stage.graft.faithful ? ", the released layout" : "");
-    s += fmt::format("  place    {}", stage.place.method);
+    const int64_t before = plan.layers_before(stage);
+    const double converted_before = Shapes(hybrids.at(stage.from)).converted;
+    ModelSpec hybrid = hybrids.at(stage.from);
+    s += fmt::format("stage {}: {} of {} layers ({} more) become {}{}{}{}\n", stage.name,
+                     stage.layers, layers, stage.layers - before, stage.graft.mixer,
+                     stage.graft.faithful ? ", the released layout" : "",
+                     stage.from.empty() ? "" : ", from " + stage.from,
+                     stage.branch ? ", a branch" : "");
+    s += fmt::format("  place    {}", stage.layers == before ? "nothing" : stage.place.method);
     const TrainConfig& probe = stage.place.probe;
-    if (stage.place.method == "mmr") {
+    if (stage.layers == before) {
+      s += "\n";
+    } else if (stage.place.method == "mmr") {
       const double tokens = static_cast<double>((layers - before) * probe.least_steps() *
                                                 probe.sequences_per_step * probe.sequence_length);
       s += fmt::format(": {} probes of {} steps = {} tokens\n", layers - before,
@@ -135,7 +141,10 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     } else if (stage.place.method.starts_with("leave")) {
       s += fmt::format(" by {} on {}\n", stage.place.metric,
                        stage.place.metric == "accuracy"
-                           ? fmt::format("{} problems", plan.evaluate.problems)
+                           ? fmt::format("{} problems, equal shares by reverse KL on {} documents",
+                                         stage.place.problems > 0 ? stage.place.problems
+                                                                  : plan.evaluate.problems,
+                                         stage.place.documents)
                            : fmt::format("{} documents", stage.place.documents));
     } else {
       s += "\n";
@@ -148,10 +157,8 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     }
     Shapes student(hybrid);
     student.added = student.converted - converted_before;
-    const auto phase = [&](const char* name, bool has, const TrainConfig& c) {
-      if (!has) {
-        return;
-      }
+    for (const Phase& phase : stage.phases) {
+      const TrainConfig& c = phase.config;
       const auto tokens = static_cast<double>(c.least_steps() * c.step_tokens());
       const double work = tokens * training_flops(c, student, taught);
       const double trained = student.trained(c);
@@ -163,18 +170,17 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
       s += fmt::format(
           "  {:<8} {}{} steps of {} x {} tokens = {} tokens{}, rate {:g}, {} warm-up, {} "
           "decay; {} parameters trained; {:.3g} FLOP, {}\n",
-          name, c.tokens > 0 ? "at least " : "", c.least_steps(), c.sequences_per_step,
+          phase.name, c.tokens > 0 ? "at least " : "", c.least_steps(), c.sequences_per_step,
           c.sequence_length, human_count(tokens), c.tokens > 0 ? "" : " at most", c.schedule.peak,
           c.schedule.warmup_steps, decay_name(c.schedule.decay), human_count(trained), work,
           human_duration(work / flops));
-    };
-    phase("align", stage.has_align, stage.align);
-    phase("distill", stage.has_distill, stage.distill);
-    phase("sft", stage.has_sft, stage.sft);
+    }
+    if (!stage.merge.with.empty()) {
+      s += fmt::format("  merge    with {}\n", join(stage.merge.with, ", "));
+    }
     s += describe_gate(stage.gate);
     s += fmt::format("  cache    {}\n\n", describe_cache(hybrid));
-    before = stage.layers;
-    converted_before = student.converted;
+    hybrids[stage.name] = std::move(hybrid);
   }
   s += fmt::format(
       "in all     at most {} tokens, {:.3g} FLOP: {} at {:.3g} FLOP/s (--flops changes it); "

@@ -31,6 +31,10 @@ std::string error_of(const std::string& text, const std::vector<std::string>& se
   return "no error";
 }
 
+const TrainConfig& config(const StagePlan& stage, const char* phase) {
+  return stage.phase(phase)->config;
+}
+
 TEST(HybridPlan, HasDefaultsForAllButTeacherAndStages) {
   const HybridPlan plan = read(std::string("teacher = \"dir\"\n") + kStages);
   EXPECT_EQ(plan.name, "p");
@@ -41,7 +45,7 @@ TEST(HybridPlan, HasDefaultsForAllButTeacherAndStages) {
   EXPECT_EQ(plan.stages[1].name, "all");
   EXPECT_EQ(plan.stages[0].graft.mixer, "mamba");
   EXPECT_EQ(plan.stages[0].place.method, "leave-mixer-out");
-  EXPECT_FALSE(plan.stages[0].has_align || plan.stages[0].has_distill || plan.stages[0].has_sft);
+  EXPECT_TRUE(plan.stages[0].phases.empty());
   EXPECT_EQ(read(kStages, {}, "other").teacher, "other");
 }
 
@@ -85,18 +89,18 @@ sft = {steps = 4}
   EXPECT_EQ(a.gate.retries, 2);
   EXPECT_EQ(b.gate.retries, 0);
   EXPECT_EQ(b.gate.max_reverse_kl, 0.5);
-  EXPECT_EQ(a.align.steps, 10);
-  EXPECT_EQ(b.align.steps, 20);
-  EXPECT_EQ(b.align.schedule.peak, 1e-2);
-  EXPECT_EQ(a.align.objective, Objective::kAlign);
-  EXPECT_EQ(a.distill.steps, 3);  // 250 tokens in steps of 100
-  EXPECT_EQ(b.distill.steps, 5);
-  EXPECT_EQ(a.distill.loss.reverse_kl, 1.0F);
-  EXPECT_EQ(a.distill.trained, Trained::kMixers);
-  EXPECT_EQ(a.align.trained, Trained::kEverything);
-  EXPECT_FALSE(a.has_sft);
-  EXPECT_TRUE(c.has_sft);
-  EXPECT_EQ(c.sft.loss.cross_entropy, 1.0F);
+  EXPECT_EQ(config(a, "align").steps, 10);
+  EXPECT_EQ(config(b, "align").steps, 20);
+  EXPECT_EQ(config(b, "align").schedule.peak, 1e-2);
+  EXPECT_EQ(config(a, "align").objective, Objective::kAlign);
+  EXPECT_EQ(config(a, "distill").steps, 3);  // 250 tokens in steps of 100
+  EXPECT_EQ(config(b, "distill").steps, 5);
+  EXPECT_EQ(config(a, "distill").loss.reverse_kl, 1.0F);
+  EXPECT_EQ(config(a, "distill").trained, Trained::kMixers);
+  EXPECT_EQ(config(a, "align").trained, Trained::kEverything);
+  EXPECT_EQ(a.phase("sft"), nullptr);
+  ASSERT_NE(c.phase("sft"), nullptr);
+  EXPECT_EQ(config(c, "sft").loss.cross_entropy, 1.0F);
   EXPECT_EQ(b.place.method, "mmr");
   EXPECT_EQ(b.place.probe.steps, 3);
   EXPECT_EQ(c.layers, 4);  // the list's two more
@@ -107,7 +111,7 @@ TEST(HybridPlan, SetChangesOneKeyAndTheTextKeepsIt) {
   const HybridPlan plan =
       read(kStages, {"name=\"x\"", "distill.steps=7", "gate.max_reverse_kl=0.25"}, "t");
   EXPECT_EQ(plan.name, "x");
-  EXPECT_EQ(plan.stages[1].distill.steps, 7);
+  EXPECT_EQ(config(plan.stages[1], "distill").steps, 7);
   EXPECT_EQ(plan.stages[0].gate.max_reverse_kl, 0.25);
   EXPECT_THAT(plan.text, HasSubstr("0.25"));
 }
@@ -138,6 +142,41 @@ TEST(HybridPlan, SaysWhatIsWrong) {
       {"[data]\ntrain = \"a.jsonl\"\n[[stage]]\nlayers = 1\n", "both 'train' and 'valid'"},
       {"[evaluate]\ntask = \"gsm8k\"\n[[stage]]\nlayers = 1\n", "task_path"},
       {"[[stage]]\nlayers = \"many\"\n", "layers"},
+      {"seed = -1\n[[stage]]\nlayers = 1\n", "seed must be a whole number from 0"},
+      {"[evaluate]\ncontexts = [-1]\n[[stage]]\nlayers = 1\n", "from 1 to"},
+      {"[evaluate]\ncontexts = [0]\n[[stage]]\nlayers = 1\n", "from 1 to"},
+      {"[evaluate]\ncontexts = [9000000000000]\n[[stage]]\nlayers = 1\n", "from 1 to"},
+      {"[evaluate]\ncontexts = [257]\n[[stage]]\nlayers = 1\n", "the teacher's 256 positions"},
+      {"[data.problems.word]\nmax_value = 99999999999\n[[stage]]\nlayers = 1\n", "max_value"},
+      {"[[stage]]\nlayers = 1\ngraft = {window = -5}\n", "window"},
+      {"[[stage]]\nlayers = 1\ngate = {max_reverse_kl = inf}\n", "max_reverse_kl"},
+      {"[[stage]]\nlayers = 1\ngate = {retry_steps = nan}\n", "retry_steps"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"list\", list = [1, 1]}\n", "2 layers"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"uniform\", list = [1]}\n",
+       "'list' does nothing with method \"uniform\""},
+      {"[[stage]]\nlayers = 1\nplace = {probe = {steps = 1}}\n", "'probe' does nothing"},
+      {"[[stage]]\nlayers = 1\nsft = {steps = 1, loss = {reverse_kl = 1.0}}\n",
+       "learns from the data alone"},
+      {"[[stage]]\nlayers = 1\nsft = {steps = 1, loss = {cross_entropy = 0.0}}\n",
+       "a cross_entropy above 0"},
+      {"[[stage]]\nlayers = 1\nsft = {steps = 1, objective = \"align\"}\n",
+       "learns from the data alone"},
+      {"[[stage]]\nlayers = 1\nalign = {steps = 1, loss = {reverse_kl = 1.0}}\n",
+       "objective align has no loss"},
+      {"[[stage]]\nlayers = 1\nalign = {steps = 1, align = {layers = [7]}}\n",
+       "layer 7 does not exist"},
+      {"[[stage]]\nlayers = 1\ndistill = {steps = 1, loss = {reverse_kl = 0.0}}\n",
+       "every loss has weight zero"},
+      {"[[stage]]\nname = \"a\"\nlayers = 1\n[[stage]]\nfrom = \"b\"\nlayers = 2\n",
+       "from = \"b\" is no earlier stage"},
+      {"[[stage]]\nname = \"a\"\nlayers = 1\n[[stage]]\nname = \"b\"\nfrom = \"a\"\nlayers = 1\n",
+       "converts nothing, trains nothing"},
+      {"[[stage]]\nname = \"a\"\nlayers = 1\n[[stage]]\nname = \"b\"\nlayers = 2\n"
+       "merge = {with = [\"a\"]}\n",
+       "has not the same converted layers"},
+      {"[[stage]]\nname = \"a\"\nlayers = 1\n[[stage]]\nname = \"b\"\nfrom = \"a\"\nlayers = 1\n"
+       "merge = {with = [\"a\"], weights = [1]}\n",
+       "expected 2 'weights'"},
   };
   for (const auto& row : rows) {
     EXPECT_THAT(error_of(row.text), HasSubstr(row.error)) << row.text;
@@ -156,10 +195,28 @@ TEST(HybridPlan, TheShippedPlansAreWhole) {
   check_plan(h1, teacher);
   std::vector<int64_t> layers;
   for (const StagePlan& stage : h1.stages) {
-    layers.push_back(stage.layers);
+    if (!stage.branch) {  // the line
+      layers.push_back(stage.layers);
+    }
+    // The optimiser of the source, everywhere; a gate at each stage.
+    std::vector<TrainConfig> configs{stage.place.probe};
+    for (const Phase& phase : stage.phases) {
+      configs.push_back(phase.config);
+    }
+    for (const TrainConfig& c : configs) {
+      EXPECT_EQ(c.optimizer.beta2, 0.999) << stage.name;
+      EXPECT_EQ(c.optimizer.group(ParameterGroup::kMixer).weight_decay, 0.01) << stage.name;
+    }
+    EXPECT_TRUE(stage.gate.max_reverse_kl > 0.0 || stage.gate.min_accuracy_kept > 0.0);
   }
+  ASSERT_EQ(h1.stages[3].name, "H-30-SFT");
+  EXPECT_TRUE(h1.stages[3].branch);
+  EXPECT_EQ(h1.stages[3].from, "H-30");
+  EXPECT_EQ(h1.stages[4].name, "H-34");
+  EXPECT_EQ(h1.stages[4].from, "H-30");
+  EXPECT_EQ(h1.stages[4].phase("sft"), nullptr);
   EXPECT_THAT(layers, ElementsAre(25, 27, 30, 34, 37, 40));
-  EXPECT_EQ(h1.stages[0].align.trained, Trained::kMixers);
+  EXPECT_EQ(config(h1.stages[0], "align").trained, Trained::kMixers);
   const std::string text = describe_plan(h1, teacher, 4e14);
   EXPECT_THAT(text, HasSubstr("stage H-40: 40 of 50 layers (3 more) become mamba"));
   EXPECT_THAT(text, HasSubstr("5000 steps of 768 x 4096 tokens = 15.7B tokens"));
@@ -191,6 +248,95 @@ distill = {train = "mixers"}
   EXPECT_THAT(text, HasSubstr("3.1K parameters trained"));
   EXPECT_THAT(text, HasSubstr(fmt::format("{:.3g} FLOP",
                                           100.0 * (6 * 8208 + 2 * 4 * 768 + 3200 * (4 + 2 * 1)))));
+}
+
+TEST(HybridPlan, NamesOfStagesAreNamesOfFolders) {
+  const auto named = [](const std::string& toml_string) {
+    return error_of("[[stage]]\nname = " + toml_string + "\nlayers = 1\n");
+  };
+  for (const char* bad :
+       {"\"/x/victim\"", "\"../../../escaped\"", "\"..\"", "\".\"", "\"\"", "\"a/b\"",
+        "\"a\\u0000b\"", "\"a b\"", "\"a\\n\"", "\"\\u001b]0;x\"", "\"\u00e9\""}) {
+    EXPECT_THAT(named(bad), HasSubstr("the name of its folder")) << bad;
+  }
+  EXPECT_THAT(named("\"\\u001b]0;x\""), HasSubstr("'?]0;x'"));
+  for (const char* good : {"\"H-25\"", "\"a_b.c\"", "\"...\"", "\"7\""}) {
+    EXPECT_EQ(named(good), "no error") << good;
+  }
+}
+
+TEST(HybridPlan, AListForAllStagesIsTakenPieceByPiece) {
+  const HybridPlan plan = read(R"(
+[place]
+method = "list"
+list = [3, 0, 2]
+[[stage]]
+layers = 1
+[[stage]]
+layers = 3
+)",
+                               {}, "t");
+  EXPECT_THAT(plan.stages[0].list, ElementsAre(3));
+  EXPECT_THAT(plan.stages[1].list, ElementsAre(0, 2));
+  check_plan(plan, testing::tiny_attention(4));
+  EXPECT_THAT(error_of("[place]\nmethod = \"list\"\nlist = [3]\n[[stage]]\nlayers = 2\n"),
+              HasSubstr("the list has 1 layers to convert, 'layers' asks for 2 more"));
+  EXPECT_THAT(error_of("[[stage]]\nplace = {method = \"list\", list = [1]}\n[[stage]]\n"
+                       "place = {method = \"list\", list = [1]}\n"),
+              HasSubstr("layer 1 has no attention to replace"));
+}
+
+TEST(HybridPlan, BranchesAndWhatLaterStagesGoOnFrom) {
+  const HybridPlan plan = read(R"(
+[optimizer]
+beta2 = 0.5
+[distill]
+steps = 1
+[distill.optimizer]
+beta1 = 0.25
+[[stage]]
+name = "a"
+layers = 1
+[[stage]]
+name = "b"
+from = "a"
+branch = true
+layers = 1
+sft = {steps = 2}
+merge = {with = ["a"]}
+[[stage]]
+name = "c"
+layers = 2
+)",
+                               {"seed=7"}, "t");
+  EXPECT_EQ(plan.stages[1].from, "a");
+  EXPECT_EQ(plan.stages[2].from, "a");
+  EXPECT_EQ(plan.layers_before(plan.stages[2]), 1);
+  EXPECT_EQ(plan.stages[2].phase("sft"), nullptr);
+  // The plan's optimiser is every phase's and the probe's; its seed orders their data.
+  EXPECT_EQ(config(plan.stages[1], "sft").optimizer.beta2, 0.5);
+  EXPECT_EQ(config(plan.stages[1], "distill").optimizer.beta1, 0.25);
+  EXPECT_EQ(plan.stages[0].place.probe.optimizer.beta2, 0.5);
+  EXPECT_EQ(config(plan.stages[0], "distill").seed, 7U);
+  check_plan(plan, testing::tiny_attention(4));
+  EXPECT_THAT(describe_plan(plan, testing::tiny_attention(4), 1e9),
+              HasSubstr("stage b: 1 of 4 layers (0 more) become mamba, from a, a branch"));
+}
+
+// Apriel-H1's layout has no q_norm and k_norm, and nothing to say of attention where none is left:
+// such a hybrid is known before any work to be written in our own layout, which can say it.
+TEST(HybridPlan, AHybridThatTheReleasedLayoutCannotSayIsPlannedInOurOwn) {
+  const std::string text =
+      "graft = {mixer = \"mamba\", faithful = true}\n[[stage]]\nname = \"all\"\nlayers = 3\n";
+  const std::string source = CAMBIUM_SOURCE_DIR;
+  for (const char* fixture : {"qwen3", "llama"}) {
+    const HybridPlan plan = read(text, {}, "t");
+    const ModelSpec teacher = read_spec(source + "/tests/fixtures/" + fixture);
+    check_plan(plan, teacher);
+    const ModelSpec spec = convert_spec(teacher, teacher, {0, 1, 2}, plan.stages[0].graft);
+    EXPECT_EQ(spec.family, "cambium") << fixture;
+    EXPECT_TRUE(expresses(find_family(spec.family), spec)) << fixture;
+  }
 }
 
 }  // namespace

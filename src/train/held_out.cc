@@ -11,12 +11,14 @@ constexpr int64_t kTokensTogether = 2048;
 
 }  // namespace
 
-HeldOut::HeldOut(const DocumentSource& source, int64_t documents, int64_t max_tokens) {
+HeldOut::HeldOut(const DocumentSource& source, int64_t documents, int64_t max_tokens,
+                 int64_t first) {
   expect(documents > 0 && max_tokens > 1,
          "held-out data needs at least one document of two tokens, got {} of {}", documents,
          max_tokens);
-  const int64_t end = source.size() > 0 ? std::min<int64_t>(documents, source.size()) : documents;
-  for (int64_t i = 0; i < end; ++i) {
+  const int64_t last = first + documents;
+  const int64_t end = source.size() > 0 ? std::min<int64_t>(last, source.size()) : last;
+  for (int64_t i = first; i < end; ++i) {
     Document document = source.document(static_cast<uint64_t>(i));
     const auto size = std::min<size_t>(document.tokens.size(), static_cast<size_t>(max_tokens));
     document.tokens.resize(size);

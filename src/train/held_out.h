@@ -15,9 +15,9 @@ namespace cambium {
 /// alone, so that an interval can be taken over documents.
 class HeldOut {
  public:
-  /// `documents` of `source` from document 0 on, each cut to `max_tokens`; those with nothing to
-  /// learn do not count. Error when there is none.
-  HeldOut(const DocumentSource& source, int64_t documents, int64_t max_tokens);
+  /// `documents` of `source` from number `first` on, each cut to `max_tokens`; those with nothing
+  /// to learn do not count. Error when there is none.
+  HeldOut(const DocumentSource& source, int64_t documents, int64_t max_tokens, int64_t first = 0);
 
   int64_t documents() const { return documents_; }
   int64_t labels() const { return labels_; }

@@ -74,6 +74,10 @@ void visit_divergence(DivergenceConfig& divergence, FieldVisitor& visit) {
 
 }  // namespace
 
+void visit_fields(OptimizerConfig& optimizer, FieldVisitor& visit) {
+  visit_optimizer(optimizer, visit);
+}
+
 void visit_fields(TrainConfig& c, FieldVisitor& visit) {
   visit({"objective", "losses at the head, or the mixers alone against the teacher's"}, c.objective,
         {{"end_to_end", Objective::kEndToEnd}, {"align", Objective::kAlign}});

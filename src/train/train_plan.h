@@ -10,6 +10,8 @@ namespace cambium {
 
 /// The keys of a stage: what they are called, mean and may be.
 void visit_fields(TrainConfig& config, FieldVisitor& visit);
+/// The keys of its [optimizer] alone.
+void visit_fields(OptimizerConfig& optimizer, FieldVisitor& visit);
 
 /// Reads a stage. What a key is not given for is as in `defaults`; steps given in `plan` replace
 /// the tokens of `defaults`, and the other way round. Folder, label and resume are the caller's.

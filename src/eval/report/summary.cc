@@ -62,19 +62,27 @@ Json to_json(const ModelSummary& m) {
           {"mixers", m.mixers},
           {"parameters", m.parameters},
           {"tokens_trained", m.tokens_trained},
+          {"tokens_learned", m.tokens_learned},
+          {"next_sample", m.next_sample},
+          {"from", m.from},
+          {"checksums", m.checksums},
           {"seconds", m.seconds},
           {"accuracy", to_json(m.accuracy)},
           {"retrieval", to_json(m.retrieval)},
           {"held_out",
            {{"reverse_kl", m.reverse_kl},
             {"reverse_kl_converted", m.reverse_kl_converted},
+            {"selection_reverse_kl", m.selection_reverse_kl},
             {"nll", m.nll},
             {"agreement", m.agreement}}},
           {"speed", speed},
           {"cache_bytes_per_token", m.cache_bytes_per_token},
           {"state_bytes_per_sequence", m.state_bytes_per_sequence},
           {"gate",
-           {{"passed", m.gate.passed}, {"attempts", m.gate.attempts}, {"reason", m.gate.reason}}},
+           {{"passed", m.gate.passed},
+            {"attempts", m.gate.attempts},
+            {"kept", m.gate.kept},
+            {"reason", m.gate.reason}}},
           {"shipped", m.shipped}};
 }
 
@@ -87,11 +95,16 @@ ModelSummary model(const Json& j) {
   m.mixers = j.at("mixers").get<std::map<std::string, int64_t>>();
   m.parameters = j.at("parameters");
   m.tokens_trained = j.at("tokens_trained");
+  m.tokens_learned = j.value("tokens_learned", int64_t{0});
+  m.next_sample = j.value("next_sample", uint64_t{0});
+  m.from = j.value("from", "");
+  m.checksums = j.value("checksums", "");
   m.seconds = j.at("seconds");
   m.accuracy = accuracy(j.at("accuracy"));
   m.retrieval = accuracy(j.at("retrieval"));
   m.reverse_kl = j.at("held_out").at("reverse_kl");
   m.reverse_kl_converted = j.at("held_out").at("reverse_kl_converted");
+  m.selection_reverse_kl = j.at("held_out").value("selection_reverse_kl", 0.0);
   m.nll = j.at("held_out").at("nll");
   m.agreement = j.at("held_out").at("agreement");
   for (const Json& s : j.at("speed")) {
@@ -100,14 +113,15 @@ ModelSummary model(const Json& j) {
   }
   m.cache_bytes_per_token = j.at("cache_bytes_per_token");
   m.state_bytes_per_sequence = j.at("state_bytes_per_sequence");
-  m.gate = {j.at("gate").at("passed"), j.at("gate").at("attempts"), j.at("gate").at("reason")};
+  m.gate = {j.at("gate").at("passed"), j.at("gate").at("attempts"), j.at("gate").at("reason"),
+            j.at("gate").value("kept", int64_t{0})};
   m.shipped = j.at("shipped");
   return m;
 }
 
 }  // namespace
 
-void write_summary(const RunSummary& s, const std::filesystem::path& path) {
+std::string summary_json(const RunSummary& s) {
   Json json;
   json["name"] = s.name;
   json["date"] = s.date;
@@ -125,7 +139,8 @@ void write_summary(const RunSummary& s, const std::filesystem::path& path) {
                                   {"method", i.method},
                                   {"metric", i.metric},
                                   {"scores", numbers(i.scores)},
-                                  {"converted", i.converted}});
+                                  {"converted", i.converted},
+                                  {"data", i.data}});
   }
   json["curves"] = Json::array();
   for (const CurveSummary& c : s.curves) {
@@ -136,12 +151,18 @@ void write_summary(const RunSummary& s, const std::filesystem::path& path) {
                               {"reverse_kl", numbers(c.reverse_kl)}});
   }
   json["plan"] = s.plan;
-  write_file_atomically(path.string(),
-                        json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+  return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+void write_summary(const RunSummary& s, const std::filesystem::path& path) {
+  write_file_atomically(path.string(), summary_json(s));
 }
 
 RunSummary read_summary(const std::filesystem::path& path) {
-  const std::string text = read_text_file(path.string());
+  return parse_summary(read_text_file(path.string()), path.string());
+}
+
+RunSummary parse_summary(const std::string& text, const std::string& where) {
   try {
     const Json json = Json::parse(text);
     RunSummary s;
@@ -158,7 +179,7 @@ RunSummary read_summary(const std::filesystem::path& path) {
     for (const Json& i : json.at("importance")) {
       s.importance.push_back({i.at("stage"), i.at("method"), i.at("metric"),
                               read_numbers(i.at("scores")),
-                              i.at("converted").get<std::vector<bool>>()});
+                              i.at("converted").get<std::vector<bool>>(), i.value("data", "")});
     }
     for (const Json& c : json.at("curves")) {
       s.curves.push_back({c.at("stage"), c.at("phase"), read_numbers(c.at("tokens")),
@@ -166,8 +187,7 @@ RunSummary read_summary(const std::filesystem::path& path) {
     }
     return s;
   } catch (const nlohmann::json::exception& e) {
-    fail("{}: expected the summary of a run that `cambium hybridize` writes: {}", path.string(),
-         e.what());
+    fail("{}: expected the summary of a run that `cambium hybridize` writes: {}", where, e.what());
   }
 }
 

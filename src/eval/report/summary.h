@@ -38,6 +38,7 @@ struct GateSummary {
   bool passed = false;
   int64_t attempts = 0;
   std::string reason;  // one sentence: what was measured against what was asked
+  int64_t kept = 0;    // the attempt whose model it is, from 1; 0 = not known
 };
 
 struct ModelSummary {
@@ -47,12 +48,17 @@ struct ModelSummary {
   std::map<std::string, int64_t> mixers;  // layers of each kind
   int64_t converted = 0;
   int64_t parameters = 0;
-  int64_t tokens_trained = 0;  // in all stages up to this model
+  int64_t tokens_trained = 0;  // in all stages and attempts up to this model
+  int64_t tokens_learned = 0;  // of them, those with a label
+  uint64_t next_sample = 0;    // where its training stopped in the data
+  std::string from;            // the model its training began with; empty = the teacher
+  std::string checksums;       // of its checkpoint's checksums.json; empty = not known
   double seconds = 0.0;        // of the stage that made it
   AccuracySummary accuracy;
   AccuracySummary retrieval;
   double reverse_kl = 0.0;            // against the teacher, held out, per completion token
   double reverse_kl_converted = 0.0;  // the same before the stage's training
+  double selection_reverse_kl = 0.0;  // on documents that are not reported; 0 = not measured
   double nll = 0.0;
   double agreement = 0.0;  // share of tokens on which teacher and model choose alike
   std::vector<SpeedSummary> speed;
@@ -68,6 +74,7 @@ struct ImportanceSummary {
   std::string metric;
   std::vector<double> scores;   // a value a layer; NaN where the layer was not scored
   std::vector<bool> converted;  // the layers chosen by them
+  std::string data = {};        // what they were scored on, in words
 };
 
 /// One phase of training: what its log says, thinned for drawing.
@@ -92,6 +99,9 @@ struct RunSummary {
   std::vector<CurveSummary> curves;
 };
 
+/// summary.json as text, and back; `where` names it in errors.
+std::string summary_json(const RunSummary& summary);
+RunSummary parse_summary(const std::string& text, const std::string& where);
 void write_summary(const RunSummary& summary, const std::filesystem::path& path);
 RunSummary read_summary(const std::filesystem::path& path);
 

@@ -1,4 +1,5 @@
-// The sizes of a llama-architecture GGUF file and the config.json that says the same.
+// The sizes of a GGUF file of a llama-like architecture (llama, qwen2, qwen3, mistral3) and the
+// config.json that says the same.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +31,11 @@ double llama3_divisor(const Llama3Rope& parameters, double theta, std::int64_t i
 std::optional<Llama3Rope> recover_llama3_rope(std::span<const float> divisors, double theta);
 
 struct GgufLlamaConfig {
+  std::string architecture;         ///< of the file: the prefix of its keys
+  std::string model_type;           ///< of config.json
+  bool neighbouring_pairs = false;  ///< rotary pairs are stored at 2i and 2i + 1
+  bool qkv_bias = false, output_bias = false, mlp_bias = false;
+  bool qk_norm = false;
   std::int64_t layers = 0;
   std::int64_t hidden = 0;
   std::int64_t intermediate = 0;
@@ -40,8 +46,10 @@ struct GgufLlamaConfig {
   std::int64_t context = 0;
   double rms_eps = 1e-5;
   double rope_theta = 10000;
-  std::optional<Llama3Rope> rope_scaling;
-  bool tied = false;  ///< no output.weight: the embedding is the head
+  /// rope_scaling of config.json, as JSON; empty = none
+  std::string rope_scaling;
+  std::int64_t sliding_window = 0;  ///< 0 = none
+  bool tied = false;                ///< no output.weight: the embedding is the head
   std::optional<std::int64_t> bos;
   std::optional<std::int64_t> eos;
 };

@@ -1,6 +1,7 @@
 #include "model/gguf/gguf_import.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <utility>
@@ -31,33 +32,59 @@ std::vector<Plan> plan_of(const GgufLlamaConfig& c) {
       {"token_embd.weight", "model.embed_tokens.weight", {c.vocabulary, c.hidden}}};
   const std::int64_t q = c.heads * c.head_dim;
   const std::int64_t kv = c.kv_heads * c.head_dim;
+  const std::int64_t q_pairs = c.neighbouring_pairs ? c.heads : 0;
+  const std::int64_t k_pairs = c.neighbouring_pairs ? c.kv_heads : 0;
   for (std::int64_t layer = 0; layer < c.layers; ++layer) {
     const auto add = [&](const char* from, const char* to, std::vector<std::int64_t> shape,
-                         std::int64_t rotary_heads = 0) {
-      plan.push_back({fmt::format("blk.{}.{}.weight", layer, from),
-                      fmt::format("model.layers.{}.{}.weight", layer, to), std::move(shape),
+                         std::int64_t rotary_heads = 0, const char* what = "weight") {
+      plan.push_back({fmt::format("blk.{}.{}.{}", layer, from, what),
+                      fmt::format("model.layers.{}.{}.{}", layer, to, what), std::move(shape),
                       rotary_heads});
     };
     add("attn_norm", "input_layernorm", {c.hidden});
-    add("attn_q", "self_attn.q_proj", {q, c.hidden}, c.heads);
-    add("attn_k", "self_attn.k_proj", {kv, c.hidden}, c.kv_heads);
+    add("attn_q", "self_attn.q_proj", {q, c.hidden}, q_pairs);
+    add("attn_k", "self_attn.k_proj", {kv, c.hidden}, k_pairs);
     add("attn_v", "self_attn.v_proj", {kv, c.hidden});
     add("attn_output", "self_attn.o_proj", {c.hidden, q});
     add("ffn_norm", "post_attention_layernorm", {c.hidden});
     add("ffn_gate", "mlp.gate_proj", {c.intermediate, c.hidden});
     add("ffn_up", "mlp.up_proj", {c.intermediate, c.hidden});
     add("ffn_down", "mlp.down_proj", {c.hidden, c.intermediate});
+    if (c.qkv_bias) {
+      add("attn_q", "self_attn.q_proj", {q}, q_pairs, "bias");
+      add("attn_k", "self_attn.k_proj", {kv}, k_pairs, "bias");
+      add("attn_v", "self_attn.v_proj", {kv}, 0, "bias");
+    }
+    if (c.output_bias) {
+      add("attn_output", "self_attn.o_proj", {c.hidden}, 0, "bias");
+    }
+    if (c.mlp_bias) {
+      add("ffn_gate", "mlp.gate_proj", {c.intermediate}, 0, "bias");
+      add("ffn_up", "mlp.up_proj", {c.intermediate}, 0, "bias");
+      add("ffn_down", "mlp.down_proj", {c.hidden}, 0, "bias");
+    }
+    if (c.qk_norm) {
+      add("attn_q_norm", "self_attn.q_norm", {c.head_dim});
+      add("attn_k_norm", "self_attn.k_norm", {c.head_dim});
+    }
   }
   plan.push_back({"output_norm.weight", "model.norm.weight", {c.hidden}});
-  if (!c.tied) plan.push_back({"output.weight", "lm_head.weight", {c.vocabulary, c.hidden}});
+  if (!c.tied) {
+    plan.push_back({"output.weight", "lm_head.weight", {c.vocabulary, c.hidden}});
+  }
   return plan;
 }
 
 /// Every planned tensor is there with its shape, and nothing is left over.
-std::vector<const GgufTensor*> match(const Gguf& gguf, const std::vector<Plan>& plan) {
+std::vector<const GgufTensor*> match(const Gguf& gguf, const std::vector<Plan>& plan,
+                                     const std::string& architecture) {
   std::map<std::string_view, const GgufTensor*> left;
   for (const GgufTensor& tensor : gguf.tensors()) left.emplace(tensor.name, &tensor);
-  left.erase("rope_freqs.weight");  // became part of the configuration
+  // These became part of the configuration.
+  for (const char* name :
+       {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}) {
+    left.erase(name);
+  }
   std::vector<const GgufTensor*> tensors;
   for (const Plan& row : plan) {
     const auto found = left.find(row.from);
@@ -68,8 +95,8 @@ std::vector<const GgufTensor*> match(const Gguf& gguf, const std::vector<Plan>& 
     tensors.push_back(tensor);
     left.erase(found);
   }
-  expect(left.empty(), "{}: the tensor '{}' (and {} more) has no place in a llama model",
-         gguf.path(), left.empty() ? "" : left.begin()->first, left.empty() ? 0 : left.size() - 1);
+  expect(left.empty(), "{}: the tensor '{}' (and {} more) has no place in a {} model", gguf.path(),
+         left.empty() ? "" : left.begin()->first, left.empty() ? 0 : left.size() - 1, architecture);
   return tensors;
 }
 
@@ -87,7 +114,9 @@ std::int64_t source_row(std::int64_t row, std::int64_t rows, std::int64_t rotary
 /// Streams a tensor: some rows at a time are decoded, narrowed and handed on.
 void put_tensor(const Gguf& gguf, const GgufTensor& tensor, std::int64_t rotary_heads, bool float32,
                 const PutBytes& put) {
-  const std::int64_t rows = tensor.rows();
+  // A vector whose elements are rotary pairs (a bias) is so many rows of one element.
+  const bool pairs_in_a_row = rotary_heads > 0 && tensor.shape.size() == 1;
+  const std::int64_t rows = pairs_in_a_row ? 1 : tensor.rows();
   const std::int64_t columns = tensor.columns();
   const std::int64_t step = std::clamp<std::int64_t>(kChunkElements / columns, 1, rows);
   std::vector<float> wide(static_cast<std::size_t>(step * columns));
@@ -98,6 +127,13 @@ void put_tensor(const Gguf& gguf, const GgufTensor& tensor, std::int64_t rotary_
     const std::span<float> values(wide.data(), elements);
     if (rotary_heads == 0) {
       dequantise_rows(tensor, first, count, values);
+    } else if (pairs_in_a_row) {
+      std::vector<float> stored(elements);
+      dequantise_rows(tensor, 0, 1, stored);
+      for (std::int64_t i = 0; i < columns; ++i) {
+        values[static_cast<std::size_t>(i)] =
+            stored[static_cast<std::size_t>(source_row(i, columns, rotary_heads))];
+      }
     } else {
       for (std::int64_t i = 0; i < count; ++i) {
         dequantise_rows(tensor, source_row(first + i, rows, rotary_heads), 1,
@@ -105,6 +141,9 @@ void put_tensor(const Gguf& gguf, const GgufTensor& tensor, std::int64_t rotary_
                                        static_cast<std::size_t>(columns)));
       }
     }
+    expect(std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); }),
+           "{}: tensor '{}' holds values that are not finite: the file is damaged", gguf.path(),
+           tensor.name);
     if (float32) {
       put(std::as_bytes(values));
     } else {
@@ -122,7 +161,7 @@ GgufImportSummary import_gguf(const std::string& gguf_path, const std::string& f
   const Gguf gguf(gguf_path);
   const GgufLlamaConfig config = read_llama_config(gguf);
   const std::vector<Plan> plan = plan_of(config);
-  const std::vector<const GgufTensor*> tensors = match(gguf, plan);
+  const std::vector<const GgufTensor*> tensors = match(gguf, plan, config.architecture);
   GgufTokenizerFiles tokenizer = tokenizer_from_gguf(gguf, config.vocabulary);
 
   GgufImportSummary summary;

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -51,14 +52,15 @@ struct Tiny {
   std::string file() const {
     GgufBuilder b;
     b.text("general.architecture", architecture);
-    b.u32("llama.block_count", layers);
-    b.u32("llama.context_length", 64);
-    b.u32("llama.embedding_length", kHidden);
-    b.u32("llama.feed_forward_length", kFeedForward);
-    b.u32("llama.attention.head_count", 2);
-    b.u32("llama.attention.head_count_kv", 1);
-    b.f32("llama.attention.layer_norm_rms_epsilon", 1e-5F);
-    b.f32("llama.rope.freq_base", 500000.0F);
+    const std::string prefix = architecture + ".";
+    b.u32(prefix + "block_count", layers);
+    b.u32(prefix + "context_length", 64);
+    b.u32(prefix + "embedding_length", kHidden);
+    b.u32(prefix + "feed_forward_length", kFeedForward);
+    b.u32(prefix + "attention.head_count", 2);
+    b.u32(prefix + "attention.head_count_kv", 1);
+    b.f32(prefix + "attention.layer_norm_rms_epsilon", 1e-5F);
+    b.f32(prefix + "rope.freq_base", 500000.0F);
     b.text("tokenizer.ggml.model", tokenizer);
     b.text("tokenizer.ggml.pre", pre);
     b.texts("tokenizer.ggml.tokens", tokens);
@@ -232,9 +234,9 @@ TEST_F(ImportTest, BeginTokenIsAddedWhereWanted) {
 }
 
 TEST_F(ImportTest, EveryPreTokeniserLoads) {
-  for (const char* pre :
-       {"gpt-2", "default", "smollm", "starcoder", "llama-bpe", "dbrx", "qwen2", "deepseek-r1-qwen",
-        "stablelm2", "tekken", "deepseek-v3", "deepseek-coder"}) {
+  for (const char* pre : {"gpt-2", "default", "smollm", "starcoder", "llama-bpe", "dbrx", "qwen2",
+                          "deepseek-r1-qwen", "stablelm2", "tekken", "deepseek-v3",
+                          "deepseek-coder", "gpt-4o", "bailingmoe", "seed-coder", "superbpe"}) {
     Tiny tiny;
     tiny.pre = pre;
     write(tiny);
@@ -243,6 +245,199 @@ TEST_F(ImportTest, EveryPreTokeniserLoads) {
     EXPECT_THAT(tokenizer.encode("ab ab11", false), ElementsAre(3, 6, 5, 5)) << pre;
     EXPECT_EQ(files.notes.size(), pre == std::string("default") ? 1U : 0U);
   }
+}
+
+// These cut digits from letters or the text at other places than between words.
+TEST_F(ImportTest, PreTokenisersThatCutElsewhereLoad) {
+  for (const char* pre : {"falcon", "bloom", "viking", "deepseek-llm"}) {
+    Tiny tiny;
+    tiny.pre = pre;
+    write(tiny);
+    const GgufTokenizerFiles files = tokenizer_from_gguf(Gguf(gguf_), kVocabulary);
+    const Tokenizer tokenizer = Tokenizer::parse(files.tokenizer_json, files.tokenizer_config_json);
+    EXPECT_THAT(tokenizer.encode("ab1", false), ElementsAre(3, 5)) << pre;
+  }
+}
+
+// Pieces with scores: "▁a" joins before "ab" because its score is higher; bytes spell what no piece
+// does.
+TEST_F(ImportTest, SentencePieceScoresBecomeMerges) {
+  Tiny tiny;
+  tiny.tokenizer = "llama";
+  tiny.tokens = {"<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "▁", "a", "b", "ab"};
+  tiny.types = {2, 3, 3, 6, 6, 1, 1, 1, 1};
+  tiny.bos = 1;
+  tiny.merges = {};
+  const auto import_with = [&](float whole, bool prefix) {
+    tiny.more = [=](GgufBuilder& b) {
+      std::string scores =
+          GgufBuilder::bytes_of<std::uint32_t>(6) + GgufBuilder::bytes_of<std::uint64_t>(9);
+      for (const float score : {0.0F, 0.0F, 0.0F, 0.0F, 0.0F, -1.0F, -2.0F, -3.0F, whole}) {
+        scores += GgufBuilder::bytes_of(score);
+      }
+      b.raw("tokenizer.ggml.scores", 9, scores);
+      b.u32("tokenizer.ggml.unknown_token_id", 0);
+      b.flag("tokenizer.ggml.add_space_prefix", prefix);
+    };
+    GgufImportOptions again;
+    again.replace = true;
+    import(tiny, again);
+    return Tokenizer::load(out_);
+  };
+  tiny.add_bos = true;
+  EXPECT_THAT(import_with(-0.5F, true).encode("ab é", true), ElementsAre(1, 5, 8, 5, 3, 4));
+  EXPECT_EQ(import_with(-0.5F, true).decode(std::vector<int32_t>{5, 8, 5, 3, 4}, true), "ab é");
+  EXPECT_THAT(import_with(-0.5F, false).encode("ab", true), ElementsAre(1, 8));
+}
+
+TEST_F(ImportTest, TurnsEndWithTokensKnownByName) {
+  Tiny tiny;
+  tiny.tokens[7] = "<|im_end|>";
+  tiny.types[7] = 3;
+  import(tiny);
+  EXPECT_EQ(json("generation_config.json").at("eos_token_id"), nlohmann::json({0, 7}));
+  tiny.types[7] = 1;  // the same letters as an ordinary token
+  GgufImportOptions again;
+  again.replace = true;
+  import(tiny, again);
+  EXPECT_EQ(json("generation_config.json").at("eos_token_id"), 0);
+}
+
+TEST_F(ImportTest, EveryChatTemplateComesAlong) {
+  Tiny tiny;
+  tiny.more = [](GgufBuilder& b) { b.text("tokenizer.chat_template.tool_use", "tools"); };
+  import(tiny);
+  const nlohmann::json expected = {
+      {{"name", "default"}, {"template", "{{ messages[0]['content'] }}"}},
+      {{"name", "tool_use"}, {"template", "tools"}}};
+  EXPECT_EQ(json("tokenizer_config.json").at("chat_template"), expected);
+}
+
+// qwen2 holds rotary pairs as halves already; a llama's biases are turned as its rows are.
+TEST_F(ImportTest, BiasesAndOtherArchitectures) {
+  const auto biases = [](bool output) {
+    return [=](GgufBuilder& b) {
+      std::vector<float> q(8);
+      std::iota(q.begin(), q.end(), 0.0F);
+      b.tensor_f32("blk.0.attn_q.bias", {8}, q);
+      b.tensor_f32("blk.0.attn_k.bias", {4}, std::vector<float>{0, 1, 2, 3});
+      b.tensor_f32("blk.0.attn_v.bias", {4}, std::vector<float>{0, 1, 2, 3});
+      if (output) {
+        b.tensor_f32("blk.0.attn_output.bias", {kHidden}, q);
+      }
+    };
+  };
+  const auto q_bias = [&] {
+    const SafeTensors file = SafeTensors::open(out_);
+    std::vector<float> values(8);
+    const auto bytes = file.find("model.layers.0.self_attn.q_proj.bias")->bytes();
+    std::memcpy(values.data(), bytes.data(), bytes.size());
+    return values;
+  };
+  GgufImportOptions options;
+  options.replace = true;
+  options.float32 = true;
+  Tiny llama;
+  llama.more = biases(true);
+  import(llama, options);
+  EXPECT_EQ(json("config.json").at("model_type"), "llama");
+  EXPECT_EQ(json("config.json").at("attention_bias"), true);
+  EXPECT_THAT(q_bias(), ElementsAre(0, 2, 1, 3, 4, 6, 5, 7));
+  llama.more = biases(false);
+  import(llama, options);
+  EXPECT_EQ(json("config.json").at("model_type"), "qwen2");
+  Tiny qwen2;
+  qwen2.architecture = "qwen2";
+  qwen2.more = biases(false);
+  import(qwen2, options);
+  EXPECT_EQ(json("config.json").at("model_type"), "qwen2");
+  EXPECT_EQ(json("config.json").at("use_sliding_window"), false);
+  EXPECT_THAT(q_bias(), ElementsAre(0, 1, 2, 3, 4, 5, 6, 7));
+  Tiny qwen3;
+  qwen3.architecture = "qwen3";
+  qwen3.more = [](GgufBuilder& b) {
+    b.tensor_f32("blk.0.attn_q_norm.weight", {4}, std::vector<float>{1, 2, 3, 4});
+    b.tensor_f32("blk.0.attn_k_norm.weight", {4}, std::vector<float>{1, 2, 3, 4});
+  };
+  import(qwen3, options);
+  EXPECT_EQ(json("config.json").at("model_type"), "qwen3");
+}
+
+TEST_F(ImportTest, RopeScalingBecomesConfiguration) {
+  GgufImportOptions options;
+  options.replace = true;
+  const auto scaling = [&](const std::function<void(GgufBuilder&)>& more) {
+    Tiny tiny;
+    tiny.more = more;
+    import(tiny, options);
+    return json("config.json").at("rope_scaling");
+  };
+  EXPECT_EQ(scaling([](GgufBuilder& b) {
+              b.text("llama.rope.scaling.type", "linear");
+              b.f32("llama.rope.scaling.factor", 4);
+            }),
+            nlohmann::json({{"rope_type", "linear"}, {"factor", 4.0}}));
+  EXPECT_EQ(
+      scaling([](GgufBuilder& b) {
+        b.text("llama.rope.scaling.type", "yarn");
+        b.f32("llama.rope.scaling.factor", 4);
+        b.u32("llama.rope.scaling.original_context_length", 16);
+      }),
+      nlohmann::json(
+          {{"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 16}}));
+  EXPECT_EQ(scaling([](GgufBuilder& b) {
+              b.text("llama.rope.scaling.type", "longrope");
+              b.u32("llama.rope.scaling.original_context_length", 16);
+              b.tensor_f32("rope_factors_long.weight", {2}, std::vector<float>{2, 4});
+              b.tensor_f32("rope_factors_short.weight", {2}, std::vector<float>{1, 1.5});
+            }),
+            nlohmann::json({{"rope_type", "longrope"},
+                            {"long_factor", {2.0, 4.0}},
+                            {"short_factor", {1.0, 1.5}},
+                            {"original_max_position_embeddings", 16}}));
+}
+
+// A model in parts: the first holds the metadata, each some of the tensors.
+TEST_F(ImportTest, SplitFilesAreJoined) {
+  const auto name = [&](int part) {
+    return folder_.at(fmt::format("m-{:05}-of-00002.gguf", part));
+  };
+  const auto write_parts = [&](std::uint32_t tensors, std::uint32_t second_number) {
+    Tiny tiny;
+    tiny.leave_out = "output_norm.weight";
+    tiny.more = [&](GgufBuilder& b) {
+      b.u32("split.no", 0);
+      b.u32("split.count", 2);
+      b.u32("split.tensors.count", tensors);
+    };
+    std::ofstream(name(1), std::ios::binary) << tiny.file();
+    GgufBuilder second;
+    second.u32("split.no", second_number);
+    second.u32("split.count", 2);
+    second.tensor_f32("output_norm.weight", {kHidden}, std::vector<float>(kHidden, 1.0F));
+    std::ofstream(name(2), std::ios::binary) << second.file();
+  };
+  const auto message = [&](const std::string& path) -> std::string {
+    try {
+      import_gguf(path, out_, {});
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  write_parts(11, 1);
+  EXPECT_EQ(message(name(1)), "");
+  EXPECT_EQ(SafeTensors::open(out_).tensors().size(), 11U);
+  fs::remove_all(out_);
+  EXPECT_THAT(message(name(2)), HasSubstr("this is part 2 of 2 of a split model; give the first"));
+  write_parts(12, 1);
+  EXPECT_THAT(message(name(1)), HasSubstr("'split.tensors.count' is 12, but the 2 parts hold 11"));
+  write_parts(11, 0);
+  EXPECT_THAT(message(name(1)), HasSubstr("'split.no' is 0"));
+  fs::remove(name(2));
+  EXPECT_THAT(message(name(1)), HasSubstr("part 2 of 2 of this split model is missing"));
+  fs::rename(name(1), folder_.at("renamed.gguf"));
+  EXPECT_THAT(message(folder_.at("renamed.gguf")), HasSubstr("whose name should end in"));
 }
 
 TEST_F(ImportTest, WhatCannotBeImportedIsNamedAndLeavesNothing) {
@@ -265,7 +460,14 @@ TEST_F(ImportTest, WhatCannotBeImportedIsNamedAndLeavesNothing) {
       {"'blk.1.attn_norm.weight' is missing", [](Tiny& t) { t.layers = 2; }},
       {"'llama.block_count' is 99", [](Tiny& t) { t.layers = 99; }},
       {"'llama.block_count' is 0", [](Tiny& t) { t.layers = 0; }},
-      {"'blk.0.attn_q.bias' (and 0 more) has no place", with_tensor("blk.0.attn_q.bias")},
+      {"'blk.0.attn_sinks' (and 0 more) has no place", with_tensor("blk.0.attn_sinks")},
+      {"'blk.0.attn_q.bias' has the shape (1), expected (8)", with_tensor("blk.0.attn_q.bias")},
+      {"'blk.0.attn_k.bias' (and 0 more) has no place", with_tensor("blk.0.attn_k.bias")},
+      {"norms of queries and keys", with_tensor("blk.0.attn_q_norm.weight")},
+      {"'llama.attention.clamp_kqv' may change what the model computes",
+       with_key("llama.attention.clamp_kqv", 8)},
+      {"'llama.attention.layer_norm_rms_epsilon' stands twice",
+       with_key("llama.attention.layer_norm_rms_epsilon", 0)},
       {"'llama.expert_count'", with_key("llama.expert_count", 8)},
       {"'llama.rope.dimension_count'", with_key("llama.rope.dimension_count", 2)},
       {"keys and values of different", with_key("llama.attention.value_length", 8)},
@@ -276,8 +478,9 @@ TEST_F(ImportTest, WhatCannotBeImportedIsNamedAndLeavesNothing) {
            b.u32("llama.attention.value_length", 2);
          };
        }},
-      {"'tokenizer.ggml.model') is 'llama'", [](Tiny& t) { t.tokenizer = "llama"; }},
-      {"is 'bloom', which is not known", [](Tiny& t) { t.pre = "bloom"; }},
+      {"'tokenizer.ggml.model') is 'bert'", [](Tiny& t) { t.tokenizer = "bert"; }},
+      {"'tokenizer.ggml.scores' is missing", [](Tiny& t) { t.tokenizer = "llama"; }},
+      {"is 'nonsense', which is not known", [](Tiny& t) { t.pre = "nonsense"; }},
       {"tokens 1 and 2 are both 'a'", [](Tiny& t) { t.tokens[2] = "a"; }},
       {"text that is not UTF-8", [](Tiny& t) { t.tokens[8] = "\xff\xfe"; }},
       {"merge 0 is 'ab'", [](Tiny& t) { t.merges[0] = "ab"; }},
@@ -301,7 +504,7 @@ TEST_F(ImportTest, WhatCannotBeImportedIsNamedAndLeavesNothing) {
        [](Tiny& t) {
          t.rope_divisors = {1, 0};
        }},
-      {"'llama.rope.scaling.type' is 'yarn'",
+      {"YaRN needs 'llama.rope.scaling.factor'",
        [](Tiny& t) { t.more = [](GgufBuilder& b) { b.text("llama.rope.scaling.type", "yarn"); }; }},
   };
   for (const Row& row : rows) {

@@ -1,10 +1,14 @@
 #include "model/gguf/gguf_tokenizer.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <span>
 #include <string_view>
+#include <tuple>
 #include <unordered_map>
+#include <utility>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -31,6 +35,20 @@ constexpr const char* kTekken =
 constexpr const char* kDeepseek3 =
     R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+)"
     R"(| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr const char* kGpt4o =
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
+    R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
+    R"(|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr const char* kBloom = R"( ?[^(\s|.,!?…。，、।۔،)]+)";
+constexpr const char* kDeepseekLetters =
+    R"(\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚ)"
+    R"(\x{1E00}-\x{1F15}\x{1F18}-\x{1F1D}\x{1F20}-\x{1F45}\x{1F48}-\x{1F4D}\x{1F50}-\x{1F57})"
+    R"(\x{1F59}\x{1F5B}\x{1F5D}\x{1F5F}-\x{1F7D}\x{1F80}-\x{1FB4}\x{1FB6}-\x{1FBC}\x{1FBE})"
+    R"(\x{1FC2}-\x{1FC4}\x{1FC6}-\x{1FCC}\x{1FD0}-\x{1FD3}\x{1FD6}-\x{1FDB}\x{1FE0}-\x{1FEC})"
+    R"(\x{1FF2}-\x{1FF4}\x{1FF6}-\x{1FFC}ℂℇℊ-ℓℕℙ-ℝℤ\x{2126}ℨ\x{212A}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮ)"
+    R"(ⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+)";
 
 struct PreTokenizer {
   std::vector<const char*> names;  // in tokenizer.ggml.pre
@@ -42,17 +60,38 @@ struct PreTokenizer {
 
 const std::vector<PreTokenizer>& pre_tokenizers() {
   static const std::vector<PreTokenizer> rows = {
-      {{"gpt-2", "default", "phi-2", "mpt", "olmo"}, {kGpt2}},
-      {{"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"},
+      {{"gpt-2", "default", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "modern-bert",
+        "gigachat", "mellum", "a.x-4.0", "granite-docling", "jina-es", "jina-de", "jina-v2-es",
+        "jina-v2-de"},
+       {kGpt2}},
+      {{"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
+        "mellum2"},
        {R"(\p{N})", kGpt2}},
-      {{"llama-bpe", "llama3", "llama-v3", "falcon3"}, {kLlama3}, true, true},
-      {{"dbrx", "smaug-bpe"}, {kLlama3}},
-      {{"qwen2", "deepseek-r1-qwen"}, {kQwen2}, false, false, true},
-      {{"stablelm2"}, {kQwen2}},
+      {{"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"},
+       {kLlama3},
+       true,
+       true},
+      {{"dbrx", "smaug-bpe", "glm4", "chatglm-bpe"}, {kLlama3}},
+      {{"qwen2", "deepseek-r1-qwen", "kormo", "megrez"}, {kQwen2}, false, false, true},
+      {{"stablelm2", "hunyuan", "grok-2", "solar-open"}, {kQwen2}},
       {{"tekken"}, {kTekken}, true, true},
-      {{"deepseek-v3"}, {R"(\p{N}{1,3})", "[一-龥\u3040-ゟ゠-ヿ]+", kDeepseek3}},
+      {{"gpt-4o", "llama4", "kanana2"}, {kGpt4o}},
+      {{"bailingmoe", "bailingmoe2", "llada-moe"},
+       {R"('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*)"
+        R"(|\s*[\r\n]|\s+(?!\S)|\s+)"}},
+      {{"seed-coder"},
+       {R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+)"
+        R"(|\s*[\r\n]+|\s+(?!\S)|\s+)"}},
+      {{"falcon"}, {R"([\p{P}\$\+<=>\^~\|`]+)", kGpt2, "[0-9][0-9][0-9]"}},
+      {{"bloom", "poro-chat", "gpt3-finnish"}, {kBloom}},
+      {{"viking"}, {kBloom, R"(\p{N})"}},
+      {{"superbpe"}, {R"(\p{N}+)", R"((?=(\d{3})+(?!\d)))"}},
+      {{"deepseek-v3", "hunyuan-dense"}, {R"(\p{N}{1,3})", "[一-龥\u3040-ゟ゠-ヿ]+", kDeepseek3}},
+      {{"deepseek-llm"},
+       {"[\r\n]", kDeepseekLetters, R"(\s?[!-/:-~！-／：-～‘-‟\x{3000}-。]+)", R"(\s+$)",
+        "[一-龥ࠀ-一가-\xed\x9f\xbf]+", R"(\p{N}+)"}},
       {{"deepseek-coder"},
-       {"[\r\n]", R"(\s?\p{L}+)", R"(\s?\p{P}+)", "[一-龥ࠀ-一가-퟿]+", R"(\p{N})"}},
+       {"[\r\n]", R"(\s?\p{L}+)", R"(\s?\p{P}+)", "[一-龥ࠀ-一가-\xed\x9f\xbf]+", R"(\p{N})"}},
   };
   return rows;
 }
@@ -69,27 +108,45 @@ const PreTokenizer& pre_tokenizer(const Gguf& gguf, const std::string& name) {
        gguf.path(), name, join(known, ", "));
 }
 
-enum TokenType : std::int64_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4 };
+enum TokenType : std::int64_t {
+  kNormal = 1,
+  kUnknown = 2,
+  kControl = 3,
+  kUserDefined = 4,
+  kByte = 6
+};
 
 /// What the file says about its vocabulary, checked.
 struct Vocabulary {
   std::vector<std::string> tokens;
   std::vector<std::int64_t> types;
-  std::vector<std::string> merges;  // "left right"
+  std::vector<std::string> merges;  // "left right", of byte-level BPE
+  std::vector<double> scores;       // of SentencePiece
+  bool pieces() const { return !scores.empty(); }
 };
 
 Vocabulary read_vocabulary(const Gguf& gguf, std::int64_t rows) {
   const std::string& path = gguf.path();
   const std::string model = gguf.text("tokenizer.ggml.model").value_or("(none)");
-  expect(model == "gpt2",
-         "{}: the tokenizer ('tokenizer.ggml.model') is '{}'; only byte-level BPE ('gpt2') can be "
-         "imported",
+  expect(model == "gpt2" || model == "llama",
+         "{}: the tokenizer ('tokenizer.ggml.model') is '{}'; only byte-level BPE ('gpt2') and "
+         "SentencePiece ('llama') can be imported",
          path, model);
   auto tokens = gguf.texts("tokenizer.ggml.tokens");
-  auto merges = gguf.texts("tokenizer.ggml.merges");
   expect(tokens.has_value(), "{}: the key 'tokenizer.ggml.tokens' is missing", path);
-  expect(merges.has_value(), "{}: the key 'tokenizer.ggml.merges' is missing", path);
-  Vocabulary vocabulary{std::move(*tokens), {}, std::move(*merges)};
+  Vocabulary vocabulary{std::move(*tokens), {}, {}, {}};
+  if (model == "gpt2") {
+    auto merges = gguf.texts("tokenizer.ggml.merges");
+    expect(merges.has_value(), "{}: the key 'tokenizer.ggml.merges' is missing", path);
+    vocabulary.merges = std::move(*merges);
+  } else {
+    auto scores = gguf.numbers("tokenizer.ggml.scores");
+    expect(scores.has_value(), "{}: the key 'tokenizer.ggml.scores' is missing", path);
+    expect(scores->size() == vocabulary.tokens.size(),
+           "{}: 'tokenizer.ggml.scores' has {} entries for {} tokens", path, scores->size(),
+           vocabulary.tokens.size());
+    vocabulary.scores = std::move(*scores);
+  }
   vocabulary.types = gguf.integers("tokenizer.ggml.token_type")
                          .value_or(std::vector<std::int64_t>(vocabulary.tokens.size(), kNormal));
   expect(vocabulary.types.size() == vocabulary.tokens.size(),
@@ -152,6 +209,39 @@ Json pre_tokenizer_json(const PreTokenizer& pre) {
   return {{"type", "Sequence"}, {"pretokenizers", steps}};
 }
 
+/// SentencePiece joins the neighbours whose whole has the highest score, so every way to join two
+/// pieces into a third is a merge, ranked by the third's score; equal ones by the ids of the parts.
+Json merges_of_pieces(const Vocabulary& vocabulary) {
+  std::unordered_map<std::string_view, std::size_t> ids;
+  for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+    if (vocabulary.types[id] == kNormal) {
+      ids.emplace(vocabulary.tokens[id], id);
+    }
+  }
+  struct Merge {
+    double score;
+    std::size_t left, right;
+  };
+  std::vector<Merge> merges;
+  for (const auto& [piece, id] : ids) {
+    for (std::size_t cut = 1; cut < piece.size(); ++cut) {
+      const auto left = ids.find(piece.substr(0, cut));
+      const auto right = ids.find(piece.substr(cut));
+      if (left != ids.end() && right != ids.end()) {
+        merges.push_back({vocabulary.scores[id], left->second, right->second});
+      }
+    }
+  }
+  std::sort(merges.begin(), merges.end(), [](const Merge& a, const Merge& b) {
+    return std::tuple(-a.score, a.left, a.right) < std::tuple(-b.score, b.left, b.right);
+  });
+  Json json = Json::array();
+  for (const Merge& merge : merges) {
+    json.push_back({vocabulary.tokens[merge.left], vocabulary.tokens[merge.right]});
+  }
+  return json;
+}
+
 /// Puts the begin and end tokens around a text (and around each of a pair).
 Json template_json(const Vocabulary& vocabulary, std::optional<std::int64_t> bos,
                    std::optional<std::int64_t> eos) {
@@ -178,15 +268,77 @@ Json template_json(const Vocabulary& vocabulary, std::optional<std::int64_t> bos
           {"special_tokens", tokens}};
 }
 
+/// The tokens that end an answer: those that the file names by key, and the control tokens whose
+/// names say so. Older files name the end of text alone, while the chat template ends turns with
+/// another token.
+std::vector<std::int64_t> end_tokens(const Vocabulary& vocabulary, std::optional<std::int64_t> eos,
+                                     std::optional<std::int64_t> eot) {
+  static const std::set<std::string_view> kNames = {"<|eot_id|>",
+                                                    "<|im_end|>",
+                                                    "<|end|>",
+                                                    "<end_of_turn>",
+                                                    "<|eom_id|>",
+                                                    "<|end_of_text|>",
+                                                    "<EOT>",
+                                                    "_<EOT>",
+                                                    "<|return|>",
+                                                    "<|endoftext|>",
+                                                    "<|eos|>",
+                                                    "<|END_OF_TURN_TOKEN|>",
+                                                    "<|end_of_turn|>",
+                                                    "<end_of_utterance>",
+                                                    "<｜end▁of▁sentence｜>"};
+  std::vector<std::int64_t> ids;
+  const auto add = [&](std::int64_t id) {
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) {
+      ids.push_back(id);
+    }
+  };
+  if (eos) {
+    add(*eos);
+  }
+  if (eot) {
+    add(*eot);
+  }
+  for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+    const bool special = vocabulary.types[id] == kControl || vocabulary.types[id] == kUserDefined;
+    if (special && kNames.contains(vocabulary.tokens[id])) {
+      add(static_cast<std::int64_t>(id));
+    }
+  }
+  return ids;
+}
+
+/// The chat template, or with more of them a list of names and templates; null without any.
+Json chat_templates(const Gguf& gguf) {
+  static constexpr std::string_view kKey = "tokenizer.chat_template";
+  Json list = Json::array();
+  const auto main = gguf.text(kKey);
+  if (main) {
+    list.push_back({{"name", "default"}, {"template", *main}});
+  }
+  for (const auto& [key, value] : gguf.metadata()) {
+    if (key.starts_with(std::string(kKey) + ".")) {
+      list.push_back(
+          {{"name", key.substr(kKey.size() + 1)}, {"template", gguf.text(key).value_or("")}});
+    }
+  }
+  if (list.size() == 1 && main) {
+    return *main;
+  }
+  return list.empty() ? Json() : list;
+}
+
 }  // namespace
 
 GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary_rows) {
   const Vocabulary vocabulary = read_vocabulary(gguf, vocabulary_rows);
   check_vocabulary(gguf, vocabulary);
   GgufTokenizerFiles files;
+  const bool pieces = vocabulary.pieces();
   const std::optional<std::string> pre_name = gguf.text("tokenizer.ggml.pre");
-  const PreTokenizer& pre = pre_tokenizer(gguf, pre_name.value_or("default"));
-  if (!pre_name || *pre_name == "default") {
+  const PreTokenizer& pre = pre_tokenizer(gguf, pieces ? "default" : pre_name.value_or("default"));
+  if (!pieces && (!pre_name || *pre_name == "default")) {
     files.notes.emplace_back(
         "The file does not say how text is cut before encoding; GPT-2's rule is assumed.");
   }
@@ -196,7 +348,8 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary
   const auto eot = special_id(gguf, vocabulary, "tokenizer.ggml.eot_token_id");
   const auto unknown = special_id(gguf, vocabulary, "tokenizer.ggml.unknown_token_id");
   const auto padding = special_id(gguf, vocabulary, "tokenizer.ggml.padding_token_id");
-  const bool add_bos = gguf.flag("tokenizer.ggml.add_bos_token").value_or(pre.begin_token);
+  const bool add_bos =
+      gguf.flag("tokenizer.ggml.add_bos_token").value_or(pieces || pre.begin_token);
   const bool add_eos = gguf.flag("tokenizer.ggml.add_eos_token").value_or(false);
   expect(!add_bos || bos,
          "{}: a begin token is wanted, but 'tokenizer.ggml.bos_token_id' is missing", gguf.path());
@@ -218,33 +371,55 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary
                      {"normalized", false},
                      {"special", type != kUserDefined}});
   }
+  Json model = {{"type", "BPE"},
+                {"dropout", nullptr},
+                {"unk_token", nullptr},
+                {"continuing_subword_prefix", nullptr},
+                {"end_of_word_suffix", nullptr},
+                {"fuse_unk", pieces},
+                {"byte_fallback", pieces},
+                {"ignore_merges", pre.ignore_merges},
+                {"vocab", std::move(vocab)},
+                {"merges", pieces ? merges_of_pieces(vocabulary) : Json(vocabulary.merges)}};
+  Json normalizer = pre.compose ? Json{{"type", "NFC"}} : Json();
+  Json cut = pieces ? Json() : pre_tokenizer_json(pre);
+  Json decoder = {{"type", "ByteLevel"},
+                  {"add_prefix_space", true},
+                  {"trim_offsets", true},
+                  {"use_regex", true}};
+  if (pieces) {
+    const bool prefix = gguf.flag("tokenizer.ggml.add_space_prefix").value_or(true);
+    if (unknown) {
+      model["unk_token"] = vocabulary.tokens[static_cast<std::size_t>(*unknown)];
+    }
+    Json steps = Json::array();
+    if (prefix) {
+      steps.push_back({{"type", "Prepend"}, {"prepend", "▁"}});
+    }
+    steps.push_back({{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "▁"}});
+    normalizer = {{"type", "Sequence"}, {"normalizers", steps}};
+    Json back =
+        Json::array({{{"type", "Replace"}, {"pattern", {{"String", "▁"}}}, {"content", " "}},
+                     {{"type", "ByteFallback"}},
+                     {{"type", "Fuse"}}});
+    if (prefix) {
+      back.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+    }
+    decoder = {{"type", "Sequence"}, {"decoders", back}};
+  }
   const Json tokenizer = {
       {"version", "1.0"},
       {"truncation", nullptr},
       {"padding", nullptr},
       {"added_tokens", added},
-      {"normalizer", pre.compose ? Json{{"type", "NFC"}} : Json()},
-      {"pre_tokenizer", pre_tokenizer_json(pre)},
+      {"normalizer", normalizer},
+      {"pre_tokenizer", cut},
       {"post_processor",
        add_bos || add_eos
            ? template_json(vocabulary, add_bos ? bos : std::nullopt, add_eos ? eos : std::nullopt)
            : Json()},
-      {"decoder",
-       {{"type", "ByteLevel"},
-        {"add_prefix_space", true},
-        {"trim_offsets", true},
-        {"use_regex", true}}},
-      {"model",
-       {{"type", "BPE"},
-        {"dropout", nullptr},
-        {"unk_token", nullptr},
-        {"continuing_subword_prefix", nullptr},
-        {"end_of_word_suffix", nullptr},
-        {"fuse_unk", false},
-        {"byte_fallback", false},
-        {"ignore_merges", pre.ignore_merges},
-        {"vocab", vocab},
-        {"merges", vocabulary.merges}}},
+      {"decoder", decoder},
+      {"model", model},
   };
   Json config = {{"tokenizer_class", "PreTrainedTokenizerFast"},
                  {"clean_up_tokenization_spaces", false},
@@ -257,17 +432,23 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary
   name_token("eos_token", eos);
   name_token("unk_token", unknown);
   name_token("pad_token", padding);
-  if (const auto length = gguf.integer("llama.context_length"))
+  const std::string architecture = gguf.text("general.architecture").value_or("llama");
+  if (const auto length = gguf.integer(architecture + ".context_length")) {
     config["model_max_length"] = *length;
-  if (const auto chat = gguf.text("tokenizer.chat_template")) {
-    config["chat_template"] = *chat;
+  }
+  if (const Json templates = chat_templates(gguf); !templates.is_null()) {
+    config["chat_template"] = templates;
   } else {
     files.notes.emplace_back("The file has no chat template; chat needs one.");
   }
   Json generation = Json::object();
   if (bos) generation["bos_token_id"] = *bos;
-  if (eos) generation["eos_token_id"] = *eos;
-  if (eos && eot && *eot != *eos) generation["eos_token_id"] = {*eos, *eot};
+  const std::vector<std::int64_t> ends = end_tokens(vocabulary, eos, eot);
+  if (ends.size() > 1) {
+    generation["eos_token_id"] = ends;
+  } else if (!ends.empty()) {
+    generation["eos_token_id"] = ends.front();
+  }
   if (padding) generation["pad_token_id"] = *padding;
   try {
     files.tokenizer_json = tokenizer.dump(1) + "\n";

@@ -1,0 +1,50 @@
+#include "eval/report/curve.h"
+
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "base/file.h"
+#include "base/text.h"
+
+namespace cambium {
+namespace {
+
+// Means of neighbours, so that at most `most` values are left.
+std::vector<double> thin(const std::vector<double>& values, size_t most = 120) {
+  const size_t width = std::max<size_t>(1, (values.size() + most - 1) / most);
+  std::vector<double> means;
+  for (size_t i = 0; i + width <= values.size(); i += width) {
+    means.push_back(std::accumulate(values.begin() + static_cast<std::ptrdiff_t>(i),
+                                    values.begin() + static_cast<std::ptrdiff_t>(i + width), 0.0) /
+                    static_cast<double>(width));
+  }
+  return means;
+}
+
+}  // namespace
+
+CurveSummary read_curve(const std::string& stage, const std::string& phase,
+                        const std::vector<std::filesystem::path>& logs) {
+  CurveSummary curve{stage, phase, {}, {}, {}};
+  double sum = 0.0;
+  for (const std::filesystem::path& log : logs) {
+    if (!std::filesystem::exists(log)) {
+      continue;
+    }
+    for (const std::string& line : split(read_text_file(log.string()), '\n')) {
+      const auto json = nlohmann::json::parse(line, nullptr, false);
+      if (json.is_object() && json.value("event", "") == "step" && json["loss"].is_number()) {
+        sum += json.value("tokens", 0.0);
+        curve.loss.push_back(json["loss"]);
+        curve.reverse_kl.push_back(json.value("reverse_kl", 0.0));
+        curve.tokens.push_back(sum);
+      }
+    }
+  }
+  curve.tokens = thin(curve.tokens);
+  curve.loss = thin(curve.loss);
+  curve.reverse_kl = thin(curve.reverse_kl);
+  return curve;
+}
+
+}  // namespace cambium

@@ -1,0 +1,124 @@
+// What can be known of a plan before any work.
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "base/file.h"
+#include "base/text.h"
+#include "eval/tasks.h"
+#include "hybrid/plan.h"
+#include "text/tokenizer.h"
+
+namespace cambium {
+namespace {
+
+void check_layer_list(const StagePlan& stage, const char* what, const std::vector<int64_t>& list,
+                      int64_t layers) {
+  std::set<int64_t> seen;
+  for (const int64_t layer : list) {
+    expect(layer >= 0 && layer < layers,
+           "stage {}: {}: layer {} does not exist: the teacher has layers 0 to {}", stage.name,
+           what, layer, layers - 1);
+    expect(seen.insert(layer).second, "stage {}: {}: layer {} is given twice", stage.name, what,
+           layer);
+  }
+}
+
+// A family must be able to write the hybrid and read back what it wrote.
+void check_family(const StagePlan& stage, const ModelSpec& spec) {
+  const Family& family = find_family(spec.family);
+  ModelSpec back;
+  try {
+    back = family.read_config(family.write_config(spec), "config.json");
+  } catch (const Error& e) {
+    fail("stage {}: its hybrid could not be saved: {}", stage.name, e.what());
+  }
+  expect(back.layers == spec.layers && back.width == spec.width && back.vocab == spec.vocab,
+         "stage {}: its hybrid could not be saved: the layout of {} cannot express all of its "
+         "layers{}",
+         stage.name, spec.family, stage.graft.faithful ? "; faithful = false can" : "");
+}
+
+}  // namespace
+
+void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
+  const auto layers = static_cast<int64_t>(teacher.layers.size());
+  std::map<std::string, ModelSpec> results{{"", teacher}};
+  for (const StagePlan& stage : plan.stages) {
+    check_stage_name(stage.name, "stage " + std::to_string(results.size()));
+    expect(stage.layers <= layers, "stage {}: {} layers are to be converted, the teacher has {}",
+           stage.name, stage.layers, layers);
+    expect(!results.contains(stage.name), "two stages are named '{}'", stage.name);
+    check_layer_list(stage, "list", stage.place.list, layers);
+    for (const Phase& phase : stage.phases) {
+      check_layer_list(stage, (phase.name + ".align").c_str(), phase.config.align.layers, layers);
+    }
+    const ModelSpec& base = results.at(stage.from);
+    for (const int64_t layer : attention_layers(base)) {
+      const auto at = static_cast<size_t>(layer);
+      make_unit(graft_spec(*teacher.layers[at].mixer(), teacher.width, stage.graft), teacher.width);
+    }
+    // Which layers a scored stage takes is not known; those of a teacher are alike.
+    std::vector<int64_t> chosen = stage.list;
+    if (stage.place.method != "list") {
+      const std::vector<int64_t> open = attention_layers(base);
+      const auto count = static_cast<size_t>(stage.layers - plan.layers_before(stage));
+      expect(count <= open.size(),
+             "stage {}: {} more layers are to be converted, {} still have attention", stage.name,
+             count, open.size());
+      chosen.assign(open.begin(), open.begin() + static_cast<std::ptrdiff_t>(count));
+    }
+    const ModelSpec spec = chosen.empty() ? base : convert_spec(base, teacher, chosen, stage.graft);
+    check_family(stage, spec);
+    results[stage.name] = spec;
+  }
+  for (const int64_t context : plan.evaluate.contexts) {
+    expect(teacher.max_positions <= 0 || context <= teacher.max_positions,
+           "[evaluate] contexts: expected at most the teacher's {} positions, got {}",
+           teacher.max_positions, context);
+  }
+}
+
+std::vector<int64_t> speed_contexts(const EvaluationPlan& evaluate, const ModelSpec& teacher) {
+  if (!evaluate.contexts.empty()) {
+    return evaluate.contexts;
+  }
+  std::vector<int64_t> contexts;
+  for (const int64_t context : {512, 4096}) {
+    if (contexts.empty() || teacher.max_positions <= 0 || context <= teacher.max_positions) {
+      contexts.push_back(context);
+    }
+  }
+  return contexts;
+}
+
+void check_plan_inputs(const HybridPlan& plan, std::vector<std::string>* missing) {
+  const auto there = [&](const std::filesystem::path& path, const std::string& key) {
+    if (missing != nullptr && !std::filesystem::exists(path)) {
+      missing->push_back(fmt::format("{} ({})", path.string(), key));
+      return false;
+    }
+    return true;
+  };
+  std::unique_ptr<Tokenizer> tokenizer;
+  if (there(plan.teacher / "tokenizer.json", "the teacher's tokenizer")) {
+    tokenizer = std::make_unique<Tokenizer>(Tokenizer::load(plan.teacher.string()));
+    expect(plan.evaluate.ask != Ask::kTemplate || tokenizer->has_chat_template(),
+           "[evaluate] ask = \"template\": the tokenizer of {} has no chat template",
+           plan.teacher.string());
+  }
+  for (const auto& [path, key] :
+       {std::pair{plan.data.train, "data.train"}, std::pair{plan.data.valid, "data.valid"}}) {
+    if (!path.empty() && there(path, key)) {
+      expect(std::filesystem::is_regular_file(path), "{} = {}: expected a file of JSON lines", key,
+             path);
+      const MappedFile readable(path);
+      expect(!readable.bytes().empty(), "{} = {}: the file is empty", key, path);
+    }
+  }
+  if (!plan.evaluate.task.empty() && there(plan.evaluate.task_path, "evaluate.task_path")) {
+    load_task(plan.evaluate.task, plan.evaluate.task_path, plan.evaluate.problems);
+  }
+}
+
+}  // namespace cambium
