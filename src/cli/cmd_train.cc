@@ -134,9 +134,8 @@ int run(const TrainArgs& args) {
                 {"steps", summary.steps},
                 {"tokens", summary.tokens},
                 {"learned", summary.learned}});
-  std::printf("%lld tokens in %.0f s, last loss %.4f\nmodel in %s/model\n",
-              static_cast<long long>(summary.tokens), summary.seconds, summary.last_loss,
-              folder.c_str());
+  fmt::print("{} tokens ({} of them learned) in {:.0f} s, last loss {:.4f}\nmodel in {}/model\n",
+             summary.tokens, summary.learned, summary.seconds, summary.last_loss, folder.string());
   return 0;
 }
 

@@ -14,14 +14,6 @@ namespace {
 /// So many documents in a row without one that can be used are a mistake in the data.
 constexpr int64_t kMaxDroppedInARow = 100000;
 
-int32_t end_token(const Tokenizer& tokenizer) {
-  const auto eos = tokenizer.eos_id();
-  expect(eos.has_value(),
-         "the tokenizer names no end token (eos_token in tokenizer_config.json), which documents "
-         "are to end with");
-  return *eos;
-}
-
 class GeneratedSource : public DocumentSource {
  public:
   GeneratedSource(std::function<Document(uint64_t)> make, std::string fingerprint, int64_t size)
@@ -100,22 +92,6 @@ Document question_document(const Tokenizer& tokenizer, std::string_view question
   return completion_document(tokenizer, question_prompt(question), answer, learn);
 }
 
-Document completion_document(const Tokenizer& tokenizer, std::string_view prompt,
-                             std::string_view completion, LearnWhat learn) {
-  Document document;
-  document.append(tokenizer.encode(prompt, true), learn == LearnWhat::kAll);
-  document.append(tokenizer.encode(completion, false), true);
-  document.append({end_token(tokenizer)}, true);
-  return document;
-}
-
-Document text_document(const Tokenizer& tokenizer, std::string_view text) {
-  Document document;
-  document.append(tokenizer.encode(text, true), true);
-  document.append({end_token(tokenizer)}, true);
-  return document;
-}
-
 std::unique_ptr<DocumentSource> generated_source(std::function<Document(uint64_t index)> make,
                                                  std::string fingerprint, int64_t size) {
   return std::make_unique<GeneratedSource>(std::move(make), std::move(fingerprint), size);
@@ -144,7 +120,7 @@ Packer::Packer(const DocumentSource& source, uint64_t seed, int64_t sequence_len
 // The last token of a document only serves as a label, so a document of n tokens takes n - 1 rows.
 PackedSequence Packer::next() {
   PackedSequence sequence;
-  for (int64_t dropped = 0; dropped < kMaxDroppedInARow; ++position_.next_sample) {
+  for (int64_t dropped = 0;; ++position_.next_sample) {
     Document document = source_.document(document_at(source_, seed_, position_.next_sample));
     CAMBIUM_CHECK(document.tokens.size() == document.learn.size());
     bool cut = false;
@@ -157,7 +133,8 @@ PackedSequence Packer::next() {
     const int64_t rows = static_cast<int64_t>(document.tokens.size()) - 1;
     if (rows > length_ || document.labels() == 0) {
       ++position_.dropped;
-      ++dropped;
+      cut_away_ += cut ? 1 : 0;
+      expect_some_to_learn(++dropped);
       continue;
     }
     if (sequence.batch.size() + rows > length_) {
@@ -172,10 +149,17 @@ PackedSequence Packer::next() {
       return sequence;
     }
   }
-  fail(
-      "the data has {} documents in a row that are longer than sequence_length = {} or have "
-      "nothing to learn; make sequence_length larger or look at the data",
-      kMaxDroppedInARow, length_);
+}
+
+void Packer::expect_some_to_learn(int64_t dropped) const {
+  // All of a source that ends, or very many in a row, are a mistake in the data.
+  const int64_t most =
+      source_.size() > 0 ? std::min(source_.size(), kMaxDroppedInARow) : kMaxDroppedInARow;
+  expect(dropped < most,
+         "the data has {} documents in a row that are longer than sequence_length = {}, cut before "
+         "anything to learn ({} so far), or have nothing to learn; make sequence_length larger or "
+         "look at the data",
+         dropped, length_, cut_away_);
 }
 
 void Packer::seek(const DataPosition& position) {

@@ -46,20 +46,30 @@ enum class LearnWhat { kCompletion, kAll };
 /// prompt = question_prompt(question), completion = answer + end token.
 Document question_document(const Tokenizer& tokenizer, std::string_view question,
                            std::string_view answer, LearnWhat learn = LearnWhat::kCompletion);
-/// The prompt and the completion as they are, then the end token.
+/// The prompt and the completion as they are, tokenized as one text, then the end token.
 Document completion_document(const Tokenizer& tokenizer, std::string_view prompt,
                              std::string_view completion, LearnWhat learn = LearnWhat::kCompletion);
-/// Through the chat template: what it writes for the turns of the assistant is learned.
-/// `messages_json` is an array of message objects. Error when the template does not write a
-/// conversation as an extension of its beginning.
+/// Through the chat template: what it writes for the turns of the assistant is learned
+/// (train/chat_spans.h). `messages_json` is an array of message objects. Error when the template
+/// refuses it or a turn cannot be found in what it writes.
 Document chat_document(const Tokenizer& tokenizer, std::string_view messages_json,
                        LearnWhat learn = LearnWhat::kCompletion);
 /// Plain text, then the end token; all of it is learned.
 Document text_document(const Tokenizer& tokenizer, std::string_view text);
 
-/// Reads a file of JSON lines, each {"messages": [...]}, {"prompt", "completion"}, {"question",
-/// "answer"} or {"text"}; other fields are ignored. The whole file is checked and tokenised here.
-/// Error with the line for anything else, and for a file without documents.
+/// Reads a file of JSON lines. A row is one of
+///
+///   {"messages": [{"role", "content"}, ...]}   also as "conversations", with from and value
+///   {"question", "answer"}
+///   {"prompt", "completion"}                   two strings, or two lists of messages
+///   {"text"}
+///
+/// A column that is null is an absent one. Conversations may have "tools", "documents",
+/// "enable_thinking", "chat_template_kwargs" (all given to the template) and "system"; a message
+/// with "weight": 0 or "train": false is not learned. Other columns are said once on standard
+/// error. So are rows that the chat template cannot write: they are left out. The whole file is
+/// checked and tokenised here. Error with the line for anything else, and for a file without
+/// documents.
 std::unique_ptr<DocumentSource> load_jsonl(const std::string& path, const Tokenizer& tokenizer,
                                            LearnWhat learn = LearnWhat::kCompletion);
 
@@ -107,11 +117,14 @@ class Packer {
   void seek(const DataPosition& position);
 
  private:
+  void expect_some_to_learn(int64_t dropped) const;
+
   const DocumentSource& source_;
   uint64_t seed_;
   int64_t length_;
   LongDocuments long_documents_;
   DataPosition position_;
+  int64_t cut_away_ = 0;  // of the dropped: documents whose labels were all cut off
 };
 
 /// Adds one document to a sequence.

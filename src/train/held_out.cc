@@ -1,7 +1,10 @@
 #include "train/held_out.h"
 
+#include <algorithm>
 #include "base/checksum.h"
+
 #include "base/error.h"
+#include "base/progress.h"
 
 namespace cambium {
 namespace {
@@ -18,12 +21,21 @@ HeldOut::HeldOut(const DocumentSource& source, int64_t documents, int64_t max_to
          max_tokens);
   const int64_t last = first + documents;
   const int64_t end = source.size() > 0 ? std::min<int64_t>(last, source.size()) : last;
+  int64_t cut_away = 0;
+  int64_t nearest = 0;  // place of the first token to learn, the smallest of those cut away
   for (int64_t i = first; i < end; ++i) {
     Document document = source.document(static_cast<uint64_t>(i));
     const auto size = std::min<size_t>(document.tokens.size(), static_cast<size_t>(max_tokens));
+    const int64_t place = document.learn.empty()
+                              ? 0
+                              : std::find(document.learn.begin() + 1, document.learn.end(), 1) -
+                                    document.learn.begin() + 1;
+    const bool learns = document.labels() > 0;
     document.tokens.resize(size);
     document.learn.resize(size);
     if (document.labels() == 0) {
+      nearest = learns && (cut_away == 0 || place < nearest) ? place : nearest;
+      cut_away += learns ? 1 : 0;
       continue;
     }
     const auto rows = static_cast<int64_t>(size) - 1;
@@ -34,7 +46,19 @@ HeldOut::HeldOut(const DocumentSource& source, int64_t documents, int64_t max_to
     labels_ += document.labels();
     ++documents_;
   }
+  expect(
+      documents_ > 0 || cut_away == 0,
+      "the held-out data has no document with anything to learn: {} of {} were cut at {} tokens "
+      "before it (the nearest one begins at token {}); cut them later (held_out_tokens of a plan, "
+      "--max-tokens)",
+      cut_away, end - first, max_tokens, nearest);
   expect(documents_ > 0, "the held-out data has no document with anything to learn");
+  if (cut_away > 0) {
+    note(
+        "{} of {} documents end before anything to learn when cut at {} tokens, and are left out "
+        "of the held-out measures (held_out_tokens of a plan, --max-tokens)",
+        cut_away, end - first, max_tokens);
+  }
 }
 
 std::string HeldOut::fingerprint() const {

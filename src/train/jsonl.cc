@@ -1,20 +1,27 @@
 // Documents from JSON lines, and from conversations through the chat template.
+#include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "base/checksum.h"
 #include "base/error.h"
-#include "base/file.h"
+#include "base/json_lines.h"
+#include "base/progress.h"
+#include "base/text.h"
+#include "train/chat_spans.h"
 #include "train/dataset.h"
+#include "train/token_spans.h"
 
 namespace cambium {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr size_t kShownColumns = 12;
+
 class JsonlSource : public DocumentSource {
  public:
-  explicit JsonlSource(std::string fingerprint) : fingerprint_(std::move(fingerprint)) {}
-
   void add(const Document& document) {
     tokens_.insert(tokens_.end(), document.tokens.begin(), document.tokens.end());
     learn_.insert(learn_.end(), document.learn.begin(), document.learn.end());
@@ -28,6 +35,7 @@ class JsonlSource : public DocumentSource {
             {learn_.begin() + begin, learn_.begin() + end}};
   }
   std::string fingerprint() const override { return fingerprint_; }
+  void set_fingerprint(std::string fingerprint) { fingerprint_ = std::move(fingerprint); }
 
  private:
   std::vector<int32_t> tokens_;
@@ -36,96 +44,350 @@ class JsonlSource : public DocumentSource {
   std::string fingerprint_;
 };
 
-const std::string& text_field(const Json& line, const char* key) {
-  const auto it = line.find(key);
-  expect(it != line.end() && it->is_string(), "'{}' is missing or not a string", key);
-  return it->get_ref<const std::string&>();
+/// A row that is what it should be, but that this model's template cannot write.
+class UnusableRow : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The columns of a row that are there (null is absent), and which of them were asked for.
+class Row {
+ public:
+  explicit Row(const Json& row) {
+    expect(row.is_object(), "expected an object");
+    for (const auto& [name, value] : row.items()) {
+      if (!value.is_null()) {
+        columns_[name] = &value;
+      }
+      nulls_ = nulls_ || value.is_null();
+    }
+  }
+
+  const Json* find(const std::string& name) {
+    const auto found = columns_.find(name);
+    if (found == columns_.end()) {
+      return nullptr;
+    }
+    used_.insert(name);
+    return found->second;
+  }
+  const std::string& text(const char* name) {
+    const Json* value = find(name);
+    expect(value != nullptr && value->is_string(), "'{}' is missing or not a string", name);
+    return value->get_ref<const std::string&>();
+  }
+  std::string names() const {
+    std::vector<std::string> names;
+    for (const auto& [name, value] : columns_) {
+      if (names.size() < kShownColumns) {
+        names.push_back("\"" + name + "\"");
+      }
+    }
+    return names.empty() ? "none" : join(names, ", ");
+  }
+  std::vector<std::string> unused() const {
+    std::vector<std::string> names;
+    for (const auto& [name, value] : columns_) {
+      if (!used_.contains(name)) {
+        names.push_back(name);
+      }
+    }
+    return names;
+  }
+  bool has_nulls() const { return nulls_; }
+
+ private:
+  std::map<std::string, const Json*> columns_;
+  std::set<std::string> used_;
+  bool nulls_ = false;
+};
+
+/// A turn as ShareGPT's files write it: {"from": "human", "value": "..."}.
+Json message_of_turn(const Json& turn) {
+  static const std::map<std::string, std::string> roles = {
+      {"human", "user"},        {"user", "user"},           {"gpt", "assistant"},
+      {"chatgpt", "assistant"}, {"assistant", "assistant"}, {"model", "assistant"},
+      {"system", "system"},     {"tool", "tool"},           {"observation", "tool"}};
+  expect(turn.is_object() && turn.contains("from") && turn["from"].is_string() &&
+             turn.contains("value") && turn["value"].is_string(),
+         "a turn of a conversation needs the strings 'from' and 'value'");
+  const auto role = roles.find(turn["from"].get_ref<const std::string&>());
+  expect(role != roles.end(),
+         "a turn is from '{}'; expected human, gpt, system, tool or observation",
+         turn["from"].get_ref<const std::string&>());
+  Json message = {{"role", role->second}, {"content", turn["value"]}};
+  for (const auto& [key, value] : turn.items()) {
+    if (key != "from" && key != "value") {
+      message[key] = value;
+    }
+  }
+  return message;
 }
 
-Document read_document(const Tokenizer& tokenizer, const Json& line, LearnWhat learn) {
-  expect(line.is_object(), "expected an object");
-  if (line.contains("messages")) {
-    return chat_document(tokenizer, line["messages"].dump(), learn);
+void check_messages(const Json& messages) {
+  for (const Json& message : messages) {
+    expect(message.is_object() && message.contains("role"), "a message has no 'role'");
   }
-  if (line.contains("question")) {
-    return question_document(tokenizer, text_field(line, "question"), text_field(line, "answer"),
-                             learn);
-  }
-  if (line.contains("prompt")) {
-    return completion_document(tokenizer, text_field(line, "prompt"),
-                               text_field(line, "completion"), learn);
-  }
-  expect(
-      line.contains("text"),
-      "expected one of \"messages\", \"question\" and \"answer\", \"prompt\" and \"completion\", "
-      "\"text\"");
-  return text_document(tokenizer, text_field(line, "text"));
 }
+
+/// Messages say themselves that they are not to be learned: "weight": 0 or "train": false.
+bool learns(const Json& message) {
+  const auto weight = message.find("weight");
+  const auto train = message.find("train");
+  return !(weight != message.end() && weight->is_number() && weight->get<double>() == 0.0) &&
+         !(train != message.end() && train->is_boolean() && !train->get<bool>());
+}
+
+Document learn_parts(const Tokenizer& tokenizer, std::string_view text, std::vector<int32_t> ids,
+                     std::span<const TextSpan> parts, LearnWhat learn) {
+  Document document;
+  document.learn = learn == LearnWhat::kAll ? std::vector<uint8_t>(ids.size(), 1)
+                                            : tokens_of_parts(tokenizer, text, ids, parts);
+  document.tokens = std::move(ids);
+  return document;
+}
+
+/// The end token, unless the tokenizer has written it.
+void append_end(const Tokenizer& tokenizer, Document& document) {
+  const auto eos = tokenizer.eos_id();
+  expect(eos.has_value(),
+         "the tokenizer names no end token (eos_token in tokenizer_config.json), which documents "
+         "are to end with");
+  if (document.tokens.size() > 1 && document.tokens.back() == *eos) {
+    document.learn.back() = 1;
+  } else {
+    document.append({*eos}, true);
+  }
+}
+
+/// Only messages from `first` on are learned.
+Document conversation_document(const Tokenizer& tokenizer, const Conversation& conversation,
+                               size_t first, LearnWhat learn) {
+  const RenderedChat chat = render_chat(tokenizer, conversation);
+  std::vector<TextSpan> parts;
+  for (size_t i = 0; i < chat.turns.size(); ++i) {
+    const size_t message = chat.messages[i];
+    if (message >= first && learns(conversation.messages[message])) {
+      parts.push_back(chat.turns[i]);
+    }
+  }
+  return learn_parts(tokenizer, chat.text, tokenizer.encode(chat.text, false), parts, learn);
+}
+
+class RowReader {
+ public:
+  RowReader(const Tokenizer& tokenizer, LearnWhat learn) : tokenizer_(tokenizer), learn_(learn) {}
+
+  Document read(const Json& json) {
+    Row row(json);
+    Document document = read_kind(row);
+    for (const std::string& name : row.unused()) {
+      ++unused_[name];
+    }
+    return document;
+  }
+
+  /// Rows that are not plain text: conversations through a template, prompts with completions.
+  bool has_parts() const { return has_parts_; }
+  bool has_conversations() const { return has_conversations_; }
+  /// "id (12 rows), source (3 rows)"; empty when every column was used.
+  std::string unused() const {
+    std::vector<std::string> names;
+    for (const auto& [name, rows] : unused_) {
+      names.push_back(fmt::format("{} ({} rows)", name, rows));
+    }
+    return join(names, ", ");
+  }
+  bool tools_unwritten() const { return tools_unwritten_; }
+
+ private:
+  Document read_kind(Row& row) {
+    for (const char* name : {"messages", "conversations", "conversation"}) {
+      if (const Json* messages = row.find(name)) {
+        expect(messages->is_array() && !messages->empty(), "'{}' must be an array of messages",
+               name);
+        const Json& head = messages->front();
+        if (head.is_object() && head.contains("from") && !head.contains("role")) {
+          Json list = Json::array();
+          for (const Json& turn : *messages) {
+            list.push_back(message_of_turn(turn));
+          }
+          return read_conversation(row, std::move(list), 0);
+        }
+        return read_conversation(row, *messages, 0);
+      }
+    }
+    has_parts_ = true;
+    if (row.find("question") != nullptr) {
+      return question_document(tokenizer_, row.text("question"), row.text("answer"), learn_);
+    }
+    if (const Json* prompt = row.find("prompt")) {
+      const Json* completion = row.find("completion");
+      if (prompt->is_array() && completion != nullptr && completion->is_array()) {
+        Json messages = *prompt;
+        messages.insert(messages.end(), completion->begin(), completion->end());
+        expect(!messages.empty(), "'prompt' and 'completion' have no messages");
+        return read_conversation(row, std::move(messages), prompt->size());
+      }
+      return completion_document(tokenizer_, row.text("prompt"), row.text("completion"), learn_);
+    }
+    has_parts_ = false;
+    if (row.find("text") != nullptr) {
+      return text_document(tokenizer_, row.text("text"));
+    }
+    // A column that is there as null names what the row was to be.
+    if (row.has_nulls() && row.find("answer") != nullptr) {
+      row.text("question");
+    }
+    fail(
+        "expected one of \"messages\", \"conversations\", \"question\" and \"answer\", "
+        "\"prompt\" and \"completion\", \"text\"; the row has the columns {}",
+        row.names());
+  }
+
+  Document read_conversation(Row& row, Json messages, size_t first) {
+    check_messages(messages);
+    has_parts_ = true;
+    has_conversations_ = true;
+    expect(tokenizer_.has_chat_template(),
+           "the tokenizer has no chat template, which conversations are written with");
+    if (const Json* system = row.find("system"); system != nullptr && system->is_string()) {
+      expect(messages.front()["role"] != "system",
+             "the row has a column 'system' and a system message as well; keep one of them");
+      if (!system->get_ref<const std::string&>().empty()) {
+        messages.insert(messages.begin(), Json{{"role", "system"}, {"content", *system}});
+        ++first;
+      }
+    }
+    Conversation conversation{std::move(messages), tools_of(row), variables_of(row)};
+    try {
+      note_unwritten_tools(conversation);
+      return conversation_document(tokenizer_, conversation, first, learn_);
+    } catch (const Error& error) {
+      throw UnusableRow(error.what());
+    }
+  }
+
+  static std::string tools_of(Row& row) {
+    const Json* tools = row.find("tools");
+    if (tools == nullptr) {
+      return "";
+    }
+    Json parsed;
+    if (tools->is_string()) {  // as some data sets keep them
+      const auto& text = tools->get_ref<const std::string&>();
+      parsed = text.empty() ? Json::array() : Json::parse(text, nullptr, false);
+      tools = &parsed;
+    }
+    expect(tools->is_array(), "'tools' must be an array of functions, or one as a string of JSON");
+    return tools->empty() ? "" : tools->dump();
+  }
+
+  static std::string variables_of(Row& row) {
+    Json variables = Json::object();
+    if (const Json* given = row.find("chat_template_kwargs")) {
+      expect(given->is_object(), "'chat_template_kwargs' must be an object");
+      variables = *given;
+    }
+    for (const char* name : {"documents", "enable_thinking"}) {
+      if (const Json* value = row.find(name)) {
+        variables[name] = *value;
+      }
+    }
+    return variables.empty() ? "" : variables.dump();
+  }
+
+  /// Once a file: whether the template writes the tools at all.
+  void note_unwritten_tools(const Conversation& conversation) {
+    if (conversation.tools.empty() || tools_looked_at_) {
+      return;
+    }
+    tools_looked_at_ = true;
+    const std::string messages = conversation.messages.dump();
+    tools_unwritten_ = tokenizer_.apply_chat_template(messages, conversation.tools, false,
+                                                      conversation.variables) ==
+                       tokenizer_.apply_chat_template(messages, {}, false, conversation.variables);
+  }
+
+  const Tokenizer& tokenizer_;
+  LearnWhat learn_;
+  std::map<std::string, int64_t> unused_;
+  bool has_parts_ = false;
+  bool has_conversations_ = false;
+  bool tools_looked_at_ = false;
+  bool tools_unwritten_ = false;
+};
+
+/// Rows that cannot be used do not end a run; they are counted, and the first is told of.
+struct LeftOut {
+  int64_t rows = 0;
+  std::string first;  // "line 7: why"
+};
 
 }  // namespace
 
+Document completion_document(const Tokenizer& tokenizer, std::string_view prompt,
+                             std::string_view completion, LearnWhat learn) {
+  const std::string text = std::string(prompt) + std::string(completion);
+  const TextSpan part{prompt.size(), text.size()};
+  Document document =
+      learn_parts(tokenizer, text, tokenizer.encode(text, true), std::span(&part, 1), learn);
+  append_end(tokenizer, document);
+  return document;
+}
+
+Document text_document(const Tokenizer& tokenizer, std::string_view text) {
+  Document document;
+  document.append(tokenizer.encode(text, true), true);
+  append_end(tokenizer, document);
+  return document;
+}
+
 Document chat_document(const Tokenizer& tokenizer, std::string_view messages_json,
                        LearnWhat learn) {
-  const Json messages = Json::parse(messages_json, nullptr, false);
+  Json messages = Json::parse(messages_json, nullptr, false);
   expect(messages.is_array() && !messages.empty(), "'messages' must be an array of messages");
-  const std::string whole = tokenizer.apply_chat_template(messages_json, {}, false);
-  Document document;
-  size_t done = 0;
-  Json so_far = Json::array();
-  const auto append = [&](size_t end, bool learned) {
-    document.append(tokenizer.encode(std::string_view(whole).substr(done, end - done), false),
-                    learned);
-    done = end;
-  };
-  for (const Json& message : messages) {
-    expect(message.is_object() && message.contains("role"), "a message has no 'role'");
-    const bool assistant = message["role"] == "assistant";
-    std::string before;
-    if (assistant) {
-      before = tokenizer.apply_chat_template(so_far.dump(), {}, true);
-    }
-    so_far.push_back(message);
-    if (!assistant) {
-      continue;
-    }
-    const std::string after = tokenizer.apply_chat_template(so_far.dump(), {}, false);
-    expect(whole.starts_with(before) && whole.starts_with(after) && done <= before.size() &&
-               before.size() <= after.size(),
-           "the chat template writes turn {} differently when more turns follow, so the "
-           "assistant's tokens cannot be told; give one conversation per turn",
-           so_far.size());
-    append(before.size(), learn == LearnWhat::kAll);
-    append(after.size(), true);
-  }
-  append(whole.size(), learn == LearnWhat::kAll);
-  return document;
+  check_messages(messages);
+  return conversation_document(tokenizer, {std::move(messages), "", ""}, 0, learn);
 }
 
 std::unique_ptr<DocumentSource> load_jsonl(const std::string& path, const Tokenizer& tokenizer,
                                            LearnWhat learn) {
-  const MappedFile file(path);
-  auto source = std::make_unique<JsonlSource>(fmt::format(
-      "jsonl {} tokenizer {} learn {}", checksum_text(checksum(file.bytes())),
-      checksum_text(tokenizer.fingerprint()), learn == LearnWhat::kAll ? "all" : "completion"));
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
-                              file.bytes().size());
-  size_t begin = 0;
-  for (int64_t number = 1; begin < text.size(); ++number) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string_view line = text.substr(begin, end - begin);
-    begin = end + 1;
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) {
-      continue;
-    }
-    const Json json = Json::parse(line, nullptr, false);
-    expect(!json.is_discarded(), "{}:{}: this line is not JSON", path, number);
+  auto source = std::make_unique<JsonlSource>();
+  RowReader reader(tokenizer, learn);
+  LeftOut left_out;
+  int64_t rows = 0;
+  const uint64_t digest = each_json_line(path, [&](const Json& json, int64_t number) {
+    ++rows;
     try {
-      source->add(read_document(tokenizer, json, learn));
-    } catch (const Error& error) {
-      fail("{}:{}: {}", path, number, error.what());
+      source->add(reader.read(json));
+    } catch (const UnusableRow& error) {
+      if (left_out.rows++ == 0) {
+        left_out.first = fmt::format("{}:{}: {}", path, number, error.what());
+      }
     }
+  });
+  expect(rows > 0, "{}: the file has no documents", path);
+  expect(source->size() > 0, "{}{}", left_out.first,
+         rows > 1 ? fmt::format(" (and so with all {} rows of the file)", rows) : "");
+  if (left_out.rows > 0) {
+    note("{} of {} rows are left out; the first is {}", left_out.rows, rows, left_out.first);
   }
-  expect(source->size() > 0, "{}: the file has no documents", path);
+  if (const std::string unused = reader.unused(); !unused.empty()) {
+    note("{}: columns that are not used: {}", path, unused);
+  }
+  if (reader.tools_unwritten()) {
+    note("{}: the chat template does not write the column tools", path);
+  }
+  // Files of plain text are named as they always were.
+  source->set_fingerprint(fmt::format(
+      "jsonl {} tokenizer {} learn {}{}{}", checksum_text(digest),
+      checksum_text(tokenizer.fingerprint()), learn == LearnWhat::kAll ? "all" : "completion",
+      reader.has_parts() ? " rows 2" : "",
+      reader.has_conversations()
+          ? " template " +
+                checksum_text(checksum(std::as_bytes(std::span(tokenizer.chat_template()))))
+          : ""));
   return source;
 }
 

@@ -292,6 +292,12 @@ TrainSummary Trainer::run(const std::function<bool(const StepReport&)>& after_st
                                     next_step_, summary_.checkpoint));
   }
   progress.finish(fmt::format("loss {:.4f}", summary_.last_loss));
+  if (finished() && summary_.data.dropped > 0) {
+    note(
+        "{} documents were not trained on beside the {} that were: longer than sequence_length, or "
+        "without anything to learn in their first {} tokens",
+        summary_.data.dropped, summary_.data.documents, config_.sequence_length);
+  }
   return summary_;
 }
 

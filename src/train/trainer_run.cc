@@ -94,6 +94,13 @@ void Trainer::accept_earlier_version(const std::map<std::string, std::string>& s
     fingerprint_["seed"] = seed->second;
     packer_.emplace(data_, config_.seed, config_.sequence_length, config_.long_documents);
   }
+  const auto data = stored.find("data");
+  if (data != stored.end() && fingerprint_["data"].starts_with(data->second + " rows ")) {
+    note(
+        "the run was begun by a version that tokenized prompts and completions apart; from here on "
+        "they are tokenized together");
+    fingerprint_["data"] = data->second;
+  }
   if (config_.tokens > 0) {
     note("the run was begun with {} steps for its {} tokens and ends with them", config_.steps,
          config_.tokens);
