@@ -23,6 +23,7 @@ int run(const ConvertArgs& args) {
   GraftOptions graft = args.graft;
   graft.from_attention = args.init == "attention";
   check_fields(graft, "convert");
+  check_graft_options(graft, "convert");
   std::vector<int64_t> layers = args.layers;
   expect(layers.empty() || args.scores.empty(), "expected --layers or --scores, not both");
   if (!args.scores.empty()) {

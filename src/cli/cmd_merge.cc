@@ -1,9 +1,8 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <optional>
 
-#include "base/checksum.h"
-#include "base/file.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "hybrid/merge.h"
@@ -35,6 +34,14 @@ std::vector<double> parse_weights(const std::vector<std::string>& texts, size_t 
   return weights;
 }
 
+// Nothing for a checkpoint without one.
+std::optional<uint64_t> tokenizer_of(const std::filesystem::path& dir) {
+  if (!std::filesystem::exists(dir / "tokenizer.json")) {
+    return std::nullopt;
+  }
+  return Tokenizer::load(dir.string()).fingerprint();
+}
+
 int run(const MergeArgs& args) {
   expect(args.models.size() >= 2, "expected at least two models, got {}", args.models.size());
   expect(args.storage == "f32" || args.storage == "bf16",
@@ -44,11 +51,11 @@ int run(const MergeArgs& args) {
   const std::filesystem::path output = args.output;
   expect(args.replace || !std::filesystem::exists(output) || std::filesystem::is_empty(output),
          "{} exists; choose another output, or --replace", args.output);
-  const uint64_t tokenizer = Tokenizer::load(args.models[0]).fingerprint();
+  const std::optional<uint64_t> tokenizer = tokenizer_of(args.models[0]);
   std::vector<LoadedModel> loaded;
   std::vector<Model*> models;
   for (const std::string& dir : args.models) {
-    expect(Tokenizer::load(dir).fingerprint() == tokenizer,
+    expect(tokenizer_of(dir) == tokenizer,
            "{} and {} have different tokenizers; a mean of their weights means nothing",
            args.models[0], dir);
     loaded.push_back(load_model(dir));

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "hybrid/measure.h"
@@ -74,6 +75,7 @@ ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
   take(args.sequence, &probe.sequence_length);
   take(args.rate, &probe.schedule.peak);
   check_fields(options.graft, "score");
+  check_graft_options(options.graft, "score");
   check_fields(probe, "score");
   return options;
 }
@@ -89,6 +91,7 @@ int run_score(const ScoreArgs& args) {
   expect(args.seed >= 0, "--seed: expected a whole number from 0, got {}", args.seed);
   const ScoreOptions options = score_options(args, method);
   check_scores_path(args.output);
+  const StopSignals signals;
   LoadedModel base = load_model(args.model);
   LoadedModel original;
   if (!args.teacher.empty()) {

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/progress.h"
+#include "base/signals.h"
 #include "eval/quality.h"
 #include "serve/cache_plan.h"
 
@@ -17,8 +18,10 @@ AccuracySummary accuracy(Model& model, const Task& task, const RunData& data,
   }
   Progress progress(label, task.examples.size(), {.unit = "problems"});
   const AccuracyResult result =
-      evaluate_accuracy(model, data.tokenizer(), task, data.answers(plan),
-                        [&](int64_t done) { progress.update(static_cast<uint64_t>(done)); });
+      evaluate_accuracy(model, data.tokenizer(), task, data.answers(plan), [&](int64_t done) {
+        stop_if_asked("what was measured before is kept");
+        progress.update(static_cast<uint64_t>(done));
+      });
   progress.finish(fmt::format("{} of {} right", result.summary.correct, result.summary.total));
   return result.summary;
 }

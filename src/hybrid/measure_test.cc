@@ -92,6 +92,75 @@ TEST_F(MeasureTest, DataFromFiles) {
   EXPECT_EQ(asked.task().examples[0].question, "a");
 }
 
+TEST_F(MeasureTest, WhatChoosesIsNeverReported) {
+  const TestFolder folder;
+  HybridPlan plan = small_plan();
+  plan.evaluate.held_out_documents = 6;
+  plan.evaluate.problems = 5;
+  StagePlan stage;
+  stage.place.metric = "accuracy";
+  stage.place.documents = 3;
+  stage.place.problems = 2;
+  plan.stages = {stage};
+  // Without end there is enough for both.
+  const RunData generated(plan, byte_tokenizer());
+  EXPECT_EQ(generated.held_out().documents(), 6);
+  EXPECT_EQ(generated.selection().documents, 3);
+  EXPECT_EQ(generated.selection_documents(3).documents(), 3);
+  EXPECT_EQ(generated.selection_documents(3).fingerprint(),
+            HeldOut(generated.valid(), 3, 600, 6).fingerprint());
+  const auto disjoint = [](const Task& a, const Task& b) {
+    for (const Example& x : a.examples) {
+      for (const Example& y : b.examples) {
+        EXPECT_NE(x.question, y.question);
+      }
+    }
+  };
+  EXPECT_EQ(generated.selection_problems(9).examples.size(), 2U);
+  disjoint(generated.task(), generated.selection_problems(2));
+  // Files that are too short are shared out, by the sizes that were asked.
+  plan.data.train = folder.at("train.jsonl");
+  plan.data.valid = folder.at("valid.jsonl");
+  plan.evaluate.task = "gsm8k";
+  plan.evaluate.task_path = folder.at("task.jsonl");
+  std::string documents;
+  std::string problems;
+  for (int i = 0; i < 6; ++i) {
+    documents += fmt::format("{{\"text\": \"document {}\"}}\n", i);
+    problems += fmt::format("{{\"question\": \"q{}\", \"answer\": \"#### {}\"}}\n", i, i);
+  }
+  write_file_atomically(plan.data.train, documents);
+  write_file_atomically(plan.data.valid, documents);
+  write_file_atomically(plan.evaluate.task_path, problems);
+  const RunData shared(plan, byte_tokenizer());
+  EXPECT_EQ(shared.held_out().documents(), 4);  // 6 to 3 of 6
+  EXPECT_EQ(shared.selection().documents, 2);
+  EXPECT_EQ(shared.task().examples.size(), 4U);  // 5 to 2 of 6
+  EXPECT_EQ(shared.selection_problems(9).examples.size(), 2U);
+  disjoint(shared.task(), shared.selection_problems(9));
+  // One document cannot do both.
+  write_file_atomically(plan.data.valid, "{\"text\": \"alone\"}\n");
+  try {
+    const RunData alone(plan, byte_tokenizer());
+    ADD_FAILURE() << "let through";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("expected at least 2 documents"));
+  }
+}
+
+TEST_F(MeasureTest, BenchmarksAreAskedThroughTheChatTemplate) {
+  HybridPlan plan = small_plan();
+  const RunData data(plan, byte_tokenizer());
+  EXPECT_FALSE(data.answers(plan.evaluate).chat);  // generated problems, as they are trained on
+  plan.evaluate.ask = Ask::kTemplate;
+  EXPECT_TRUE(data.answers(plan.evaluate).chat);
+  plan.evaluate.ask = Ask::kAuto;
+  plan.evaluate.task = "gsm8k";
+  EXPECT_TRUE(data.answers(plan.evaluate).chat);
+  plan.evaluate.ask = Ask::kPlain;
+  EXPECT_FALSE(data.answers(plan.evaluate).chat);
+}
+
 TEST_F(MeasureTest, SpecSaysLayersParametersAndCache) {
   UnitSpec window = testing::attention_mixer();
   window.kind = "sliding_window";

@@ -14,6 +14,7 @@
 #include "base/file.h"
 #include "base/parallel.h"
 #include "base/run_folder.h"
+#include "base/signals.h"
 #include "base/text.h"
 #include "eval/report/curve.h"
 #include "eval/throughput.h"
@@ -571,7 +572,14 @@ RunSummary run_pipeline(const HybridPlan& plan, const PipelineOptions& options) 
   const RunFolder folder(options.folder, {"hybridize", options.resume, run_names(), looks_ours});
   Pipeline pipeline(plan, options, folder);
   write_file_atomically((options.folder / "plan.toml").string(), plan.text);
-  return pipeline.run();
+  try {
+    return pipeline.run();
+  } catch (const Interrupted& e) {
+    throw Interrupted(e.signal(),
+                      fmt::format("{}\nwhat is done is kept in {}; the same command goes on with "
+                                  "--resume",
+                                  e.what(), options.folder.string()));
+  }
 }
 
 }  // namespace cambium

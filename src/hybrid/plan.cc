@@ -244,6 +244,7 @@ StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defau
                      const HybridPlan& plan) {
   StagePlan stage;
   stage.graft = read_graft(entry.table("graft"), defaults.graft);
+  check_graft_options(stage.graft, entry.where() + " graft");
   stage.place = read_place(entry.table("place"), defaults.place);
   read_base(entry, stage, plan);
   const int64_t before = plan.layers_before(stage);
@@ -276,6 +277,17 @@ StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defau
 }
 
 }  // namespace
+
+void check_graft_options(const GraftOptions& graft, const std::string& where) {
+  const std::string& mixer = graft.mixer;
+  expect(!graft.faithful || mixer == "mamba" || mixer == "gated_delta_net",
+         "{}: faithful belongs to mamba and gated_delta_net; {} has no released layout to follow",
+         where, mixer);
+  expect(graft.window == 0 || mixer == "sliding_window",
+         "{}: window belongs to sliding_window, not to {}", where, mixer);
+  expect(graft.state == 0 || mixer == "mamba", "{}: state belongs to mamba, not to {}", where,
+         mixer);
+}
 
 const Phase* StagePlan::phase(const std::string& phase_name) const {
   for (const Phase& p : phases) {

@@ -5,11 +5,15 @@
 
 #include "base/checksum.h"
 #include "base/progress.h"
+#include "base/signals.h"
 #include "hybrid/plan.h"
 #include "train/layer_walk.h"
 
 namespace cambium {
 namespace {
+
+constexpr const char* kKept =
+    "the layers scored so far are kept; the same command goes on with the others";
 
 class Stopwatch {
  public:
@@ -93,6 +97,7 @@ void walk_documents(Model& base, Model* teacher, const std::vector<int64_t>& lay
       if (file.has(layer) || file.partial(layer).groups != first) {
         continue;
       }
+      stop_if_asked(kKept);
       const Stopwatch watch;
       walk.advance(layer);
       const LoadedModel without =
@@ -132,7 +137,9 @@ Importance leave_one_out(Model& base, Model& teacher, const ScoreOptions& o, con
     const Stopwatch watch;
     const LoadedModel without = remove_layer(base, layer, o.method == ScoreMethod::kLeaveBlockOut);
     const AccuracySummary right =
-        evaluate_accuracy(*without.model, *data.tokenizer, *data.problems, data.answers).summary;
+        evaluate_accuracy(*without.model, *data.tokenizer, *data.problems, data.answers,
+                          [](int64_t) { stop_if_asked(kKept); })
+            .summary;
     const PartialScore& p = file.partial(layer);
     file.add({layer, 1.0 - right.accuracy.value, p.seconds + watch.seconds(), mean(p.sums, true)});
     tell();
@@ -156,6 +163,7 @@ double replace_mixer(Model& base, Model& teacher, int64_t layer, const ScoreOpti
   Trainer trainer(*student.model, student.weights, config, data, &teacher);
   std::vector<double> losses;
   while (!trainer.finished()) {
+    stop_if_asked(kKept);
     losses.push_back(trainer.step().loss);
   }
   const size_t last = std::clamp<size_t>(losses.size() / 2, 1, 10);

@@ -58,21 +58,22 @@ void Model::expect_runs() const {
          join(missing, ", "), missing.size() == 1 ? "is" : "are");
 }
 
-LayerInputs Model::layer_inputs(size_t layer, const Batch& batch, const RopeTable& rope,
+LayerInputs Model::layer_inputs(size_t layer, const Batch& batch, const Turns* rope,
                                 std::span<const UnitState> states) const {
   const size_t count = layers_[layer].state_layouts().size();
-  return {&batch, &rope, states.empty() ? states : states.subspan(first_state_[layer], count)};
+  return {&batch, rope, states.empty() ? states : states.subspan(first_state_[layer], count)};
 }
 
-const RopeTable& Model::rope_for(const Batch& batch) {
+const Turns* Model::rope_for(const Context& ctx, const Batch& batch) {
   rope_.ensure(batch.positions_end());
-  return rope_;
+  return new (ctx.arena->allocate(sizeof(Turns)))
+      Turns(rope_.turns(ctx, batch.segments(), batch.lengths()));
 }
 
 Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& options) {
   CAMBIUM_CHECK(options.states.empty() || options.states.size() == state_layouts_.size());
   CAMBIUM_CHECK(options.taps.empty() || options.taps.size() == layers_.size());
-  const RopeTable& table = rope_for(batch);
+  const Turns* table = rope_for(ctx, batch);
   const bool whole = options.end_layer < 0;
   const size_t end = whole ? layers_.size() : static_cast<size_t>(options.end_layer);
   CAMBIUM_CHECK(end <= layers_.size() && options.first_layer >= 0);

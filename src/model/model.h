@@ -52,16 +52,16 @@ class Model {
   int64_t parameter_count();
   /// Of the units that keep state, in order.
   const std::vector<StateLayout>& state_layouts() const { return state_layouts_; }
-  /// The table of rotations, grown to cover `batch`. Forward does this itself; callers that run
-  /// single mixers need it.
-  const RopeTable& rope_for(const Batch& batch);
+  /// How the tokens of `batch` turn, in the arena of `ctx`. Forward does this itself; callers that
+  /// run single mixers need it.
+  const Turns* rope_for(const Context& ctx, const Batch& batch);
 
  private:
   Tensor checkpointed_layer(Context& ctx, size_t layer, const Tensor& h, const LayerInputs& inputs,
                             MixerTap* tap);
 
   ModelSpec spec_;
-  LayerInputs layer_inputs(size_t layer, const Batch& batch, const RopeTable& rope,
+  LayerInputs layer_inputs(size_t layer, const Batch& batch, const Turns* rope,
                            std::span<const UnitState> states) const;
 
   Parameter embed_, head_;

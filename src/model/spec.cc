@@ -6,7 +6,6 @@
 #include "base/text.h"
 #include "files/safetensors.h"
 #include "model/families/config.h"
-#include "model/families/families.h"
 
 namespace cambium {
 
@@ -45,10 +44,14 @@ std::string layer_kind(const LayerSpec& layer) {
   return unit == nullptr ? "removed" : unit->kind;
 }
 
-const std::vector<Family>& families() {
-  static const std::vector<Family> table = {llama_family(), mistral_family(), qwen3_family(),
-                                            apriel_h_family(), cambium_family()};
-  return table;
+bool expresses(const Family& family, const ModelSpec& spec) {
+  ModelSpec as = spec;
+  as.family = family.name;
+  try {
+    return family.read_config(family.write_config(as), family.name) == as;
+  } catch (const Error&) {
+    return false;
+  }
 }
 
 bool expresses(const Family& family, const ModelSpec& spec) {
@@ -72,25 +75,24 @@ const Family& find_family(const std::string& name) {
 
 namespace {
 
-/// The rank of a Mamba's step projection is what its tensor says: released configurations hold
-/// "auto" or a number that was not used. Nothing changes where no weights lie beside the
-/// configuration.
-void take_dt_ranks(ModelSpec& spec, const Family& family, const std::filesystem::path& dir) {
-  const bool asked = std::any_of(spec.layers.begin(), spec.layers.end(),
-                                 [](const LayerSpec& l) { return l.mixes_by("mamba"); });
-  if (!asked || (!std::filesystem::exists(dir / "model.safetensors") &&
-                 !std::filesystem::exists(dir / "model.safetensors.index.json"))) {
+/// Sizes that the tensors say and released configurations do not: they hold "auto" or a number that
+/// was not used. Nothing changes where no weights lie beside the configuration.
+void take_sizes(ModelSpec& spec, const Family& family, const std::filesystem::path& dir) {
+  if (family.sizes.empty() || (!std::filesystem::exists(dir / "model.safetensors") &&
+                               !std::filesystem::exists(dir / "model.safetensors.index.json"))) {
     return;
   }
   const SafeTensors file = SafeTensors::open(dir.string(), SafeTensors::Check::kHeader);
-  for (size_t i = 0; i < spec.layers.size(); ++i) {
-    if (!spec.layers[i].mixes_by("mamba")) {
-      continue;
-    }
-    const std::string ours = "layers." + std::to_string(i) + ".mixer.dt_in_proj.weight";
-    const TensorEntry* entry = file.find(family.tensor_name(spec, ours));
-    if (entry != nullptr && entry->shape.size() == 2) {
-      spec.layers[i].mixer()->options.set("dt_rank", entry->shape[0]);
+  for (const SizeRule& rule : family.sizes) {
+    for (size_t i = 0; i < spec.layers.size(); ++i) {
+      if (!spec.layers[i].mixes_by(rule.mixer)) {
+        continue;
+      }
+      const std::string ours = "layers." + std::to_string(i) + "." + rule.parameter;
+      const TensorEntry* entry = file.find(family.tensor_name(spec, ours));
+      if (entry != nullptr && entry->shape.size() == 2) {
+        spec.layers[i].mixer()->options.set(rule.option, entry->shape[0]);
+      }
     }
   }
 }
@@ -102,6 +104,9 @@ ModelSpec read_spec(const std::filesystem::path& dir) {
   const std::string path = (folder ? dir / "config.json" : dir).string();
   const std::string text = read_text_file(path);
   const config::Json json = config::parse(text, path);
+  if (folder) {  // a configuration alone describes a model whatever its weights are
+    config::refuse_quantised(json, path);
+  }
   const auto it = json.find("model_type");
   expect(it != json.end() && it->is_string(), "{}: expected the string 'model_type'", path);
   const std::string type = it->get<std::string>();
@@ -111,7 +116,7 @@ ModelSpec read_spec(const std::filesystem::path& dir) {
       if (candidate == type) {
         ModelSpec spec = family.read_config(text, path);
         if (folder) {
-          take_dt_ranks(spec, family, dir);
+          take_sizes(spec, family, dir);
         }
         return spec;
       }

@@ -7,13 +7,14 @@
 #include <string>
 #include <vector>
 
+#include "model/tensor_rules.h"
 #include "nn/layer.h"
 #include "ops/rope/rope.h"
 
 namespace cambium {
 
 struct ModelSpec {
-  std::string family;  // row of the table of families: llama, mistral, qwen3, apriel_h, cambium
+  std::string family;  // row of the table of families (families/registry.cc)
   int64_t vocab = 0;
   int64_t width = 0;
   std::vector<LayerSpec> layers;
@@ -40,7 +41,7 @@ std::string layer_map(const ModelSpec& spec);
 /// mixer, or "removed".
 std::string layer_kind(const LayerSpec& layer);
 
-/// A family of checkpoints: how its config.json and tensor names map to ours.
+/// A family of checkpoints: how its config.json and tensors map to ours.
 struct Family {
   const char* name;
   /// Values of config.json's model_type that this family reads.
@@ -48,9 +49,16 @@ struct Family {
   ModelSpec (*read_config)(const std::string& config_json, const std::string& where);
   /// config.json for a spec the family can express; Error where it cannot.
   std::string (*write_config)(const ModelSpec& spec);
-  /// The checkpoint's name of our parameter, for example "layers.0.mixer.q_proj.weight" ->
+  std::vector<TensorRule> tensors;
+  /// Patterns of tensors that hold nothing a config does not say.
+  std::vector<std::string> ignored{};
+  std::vector<SizeRule> sizes{};
+
+  /// The tensor that our parameter is written to, for example "layers.0.mixer.q_proj.weight" ->
   /// "model.layers.0.self_attn.q_proj.weight".
-  std::string (*tensor_name)(const ModelSpec& spec, const std::string& ours);
+  std::string tensor_name(const ModelSpec& spec, const std::string& ours) const {
+    return stored_names(tensors, spec, ours).front().tensor;
+  }
 };
 
 /// Whether the family's configuration says all of the spec: it reads back as it was.

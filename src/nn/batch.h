@@ -14,13 +14,17 @@ namespace cambium {
 class Batch {
  public:
   /// Adds a piece of a sequence whose first token stands at `position`; `slot` is the sequence's
-  /// state slot, or -1 without state.
-  void add(std::span<const int32_t> tokens, int64_t position = 0, int64_t slot = -1);
+  /// state slot, or -1 without state. `length` is that of the whole sequence, which some rotations
+  /// depend on (ops/rope/rope.h) and every piece of a sequence says alike; 0 = it ends here.
+  void add(std::span<const int32_t> tokens, int64_t position = 0, int64_t slot = -1,
+           int64_t length = 0);
   void clear();
 
   std::span<const int32_t> tokens() const { return tokens_; }
   int64_t size() const { return static_cast<int64_t>(tokens_.size()); }
   Segments segments() const { return {starts_, positions_, slots_}; }
+  /// (S) tokens of the sequence that each segment belongs to.
+  std::span<const int32_t> lengths() const { return lengths_; }
   /// Row of the last token of segment s.
   int64_t last_row(int64_t s) const { return starts_[static_cast<size_t>(s) + 1] - 1; }
   /// One more than the largest absolute position.
@@ -31,6 +35,7 @@ class Batch {
   std::vector<int32_t> starts_{0};
   std::vector<int32_t> positions_;
   std::vector<int32_t> slots_;
+  std::vector<int32_t> lengths_;
   int64_t positions_end_ = 0;
 };
 

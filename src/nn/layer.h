@@ -67,7 +67,7 @@ struct MixerTap {
 /// (Layer::state_layouts); empty in training.
 struct LayerInputs {
   const Batch* batch = nullptr;
-  const RopeTable* rope = nullptr;
+  const Turns* rope = nullptr;
   std::span<const UnitState> states;
 };
 

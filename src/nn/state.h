@@ -10,7 +10,7 @@
 
 namespace cambium {
 
-class RopeTable;
+struct Turns;
 
 /// One array of a unit's state. Units name their parts by an enum whose values are the places in
 /// StateLayout::pages or ::slots.
@@ -48,7 +48,7 @@ struct UnitState {
 /// What a unit sees of the forward call it is part of.
 struct UnitInputs {
   const Batch* batch = nullptr;
-  const RopeTable* rope = nullptr;
+  const Turns* rope = nullptr;
   const UnitState* state = nullptr;  // null in training
 
   Segments segments() const {

@@ -244,7 +244,7 @@ void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& s
   std::vector<MixerTap> taps(static_cast<size_t>(teacher_->layer_count()));
   Context plain{.arena = &arena_};
   teacher_->forward(plain, sequence.batch, with_taps(taps));
-  const UnitInputs forward{&sequence.batch, &student_.rope_for(sequence.batch), nullptr};
+  const UnitInputs forward{&sequence.batch, student_.rope_for(plain, sequence.batch), nullptr};
   for (size_t i = 0; i < sums.align.size(); ++i) {
     const ArenaScope scope(arena_);
     const int64_t layer = config_.align.layers[i];

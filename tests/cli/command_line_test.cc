@@ -152,5 +152,48 @@ TEST(CommandLine, BenchMeasuresModelsSideBySide) {
   EXPECT_THAT(outcome.text, HasSubstr("apriel_h1"));
 }
 
+// Scores of another question are never given, whatever was changed; D1 of what was found once.
+TEST(CommandLine, ScoresAreNeverStale) {
+  const TestFolder folder;
+  const std::string scores = " -o " + folder.at("s.json");
+  const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  const std::string first = "score " + model + " --documents 2 --max-tokens 40" + scores;
+  write_file_atomically(folder.at("a.jsonl"), "{\"text\": \"one two three\"}\n");
+  const std::string data = " --data " + folder.at("a.jsonl");
+  ASSERT_EQ(cambium(first + data).status, 0);
+  EXPECT_EQ(cambium(first + data).status, 0);
+  // The data's contents, not its name.
+  write_file_atomically(folder.at("a.jsonl"), "{\"text\": \"one two four\"}\n");
+  const Outcome changed = cambium(first + data);
+  EXPECT_EQ(changed.status, 1);
+  EXPECT_THAT(changed.text, HasSubstr("holds scores of something else"));
+  EXPECT_THAT(changed.text, HasSubstr("data: "));
+  EXPECT_EQ(cambium(first + data + " --fresh").status, 0);
+  EXPECT_EQ(cambium(first + data + " --metric nll").status, 1);
+  EXPECT_EQ(cambium(first + data + " --method leave-block-out").status, 1);
+  // What does nothing is refused, and an output that cannot be written before the work.
+  EXPECT_THAT(cambium(first + data + " --window 4").text, HasSubstr("--window belongs to"));
+  EXPECT_THAT(cambium(first + data + " --problems 4").text, HasSubstr("--problems belongs to"));
+  EXPECT_EQ(cambium("score " + model + data + " -o /none/s.json").status, 1);
+}
+
+TEST(CommandLine, MergeWritesAModelThatLoads) {
+  const TestFolder folder;
+  const std::string model = fixture("llama");
+  const Outcome merged =
+      cambium("merge " + model + " " + model + " -o " + folder.at("m") + " --weights 3,1");
+  EXPECT_EQ(merged.status, 0) << merged.text;
+  EXPECT_EQ(cambium("inspect " + folder.at("m")).status, 0);
+  EXPECT_THAT(
+      cambium("merge " + model + " " + model + " -o " + folder.at("n") + " --weights 1").text,
+      HasSubstr("expected one for each of the 2 models"));
+  EXPECT_THAT(
+      cambium("merge " + model + " " + model + " -o " + folder.at("n") + " --weights 1,x").text,
+      HasSubstr("got 'x'"));
+  EXPECT_THAT(cambium("merge " + model + " " + fixture("qwen3") + " -o " + folder.at("n")).text,
+              HasSubstr("error"));
+  EXPECT_EQ(cambium("merge " + model + " " + model + " -o " + folder.at("m")).status, 1);
+}
+
 }  // namespace
 }  // namespace cambium

@@ -208,9 +208,11 @@ std::string importance(const RunSummary& run) {
       scores[l] = std::isfinite(scores[l]) ? scores[l] : 0.0;
       marked[l] = l < i.converted.size() && i.converted[l];
     }
-    s += figure(svg::bars(scores, marked, {.title = "layer"}, {.title = i.metric}),
-                fmt::format("{}: {} of each layer that had attention; converted layers in colour.",
-                            i.stage, i.method));
+    s +=
+        figure(svg::bars(scores, marked, {.title = "layer"}, {.title = i.metric}),
+               fmt::format("{}: {} of each layer that had attention; converted layers in colour.{}",
+                           i.stage, i.method,
+                           i.data.empty() ? "" : " Scored on " + escape_html(i.data) + "."));
   }
   return s;
 }

@@ -1,6 +1,6 @@
 // Apriel-H1: Mistral layers, some of which have a grouped Mamba in place of attention ("m2" in
 // hybrid_block_layout; "t" is attention, "i" a removed layer).
-#include "base/text.h"
+#include "base/checked.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
 
@@ -15,19 +15,19 @@ UnitSpec read_mamba(const Json& config, int64_t width, const std::string& where)
          "{}: expected the object 'ssm_cfg' for the m2 layers of hybrid_block_layout", where);
   const Json& ssm = *it;
   const std::string inside = where + ": ssm_cfg";
-  const int64_t inner = config::integer(ssm, "d_inner", inside);
+  const int64_t inner = config::integer(ssm, "d_inner", 1, kMaxInner, inside);
   int64_t rank = (width + 15) / 16;  // "auto"
   if (const auto r = ssm.find("dt_rank"); r != ssm.end() && r->is_number_integer()) {
-    rank = r->get<int64_t>();
+    rank = config::integer(ssm, "dt_rank", 1, kMaxInner, inside);
   }
   expect(!config::flag_or(ssm, "bias", false, inside),
          "{}: 'bias' is true; biases of the projections are not supported", inside);
   return {"mamba",
           {{"inner", inner},
-           {"xb", config::integer_or(ssm, "d_xb", width, inside)},
-           {"state", config::integer(ssm, "d_state", inside)},
+           {"xb", config::integer_or(ssm, "d_xb", width, 1, kMaxInner, inside)},
+           {"state", config::integer(ssm, "d_state", 1, kMaxHeadDim, inside)},
            {"dt_rank", rank},
-           {"conv", config::integer_or(ssm, "d_conv", 4, inside)},
+           {"conv", config::integer_or(ssm, "d_conv", 4, 1, 64, inside)},
            {"repeat_before_conv", config::flag_or(ssm, "repeat_kv_before_conv", true, inside)},
            {"conv_bias", config::flag_or(ssm, "conv_bias", true, inside)}}};
 }
@@ -51,7 +51,8 @@ ModelSpec read(const std::string& text, const std::string& where) {
       expect(code == "t",
              "{}: expected code t, m2 or i for layer {} in hybrid_block_layout, got {}", where, i,
              (*layout)[i].dump());
-      const int64_t window = config::integer_or(config, "sliding_window", 0, where);
+      const int64_t window =
+          config::integer_or(config, "sliding_window", 0, 1, kMaxPositions, where);
       if (window > 0) {
         spec.layers[i].mixer()->options.set("window", window);
       }
@@ -110,13 +111,6 @@ std::string write(const ModelSpec& spec) {
   return config.dump(1);
 }
 
-std::string tensor_name(const ModelSpec& spec, const std::string& ours) {
-  const int64_t layer = config::layer_of(ours);
-  const bool attention =
-      layer >= 0 && spec.layers[static_cast<size_t>(layer)].mixes_by("attention");
-  return config::decoder_tensor_name(ours, attention ? "self_attn." : "mixer.");
-}
-
 }  // namespace
 
 Family apriel_h_family() {
@@ -124,7 +118,10 @@ Family apriel_h_family() {
           {"apriel_h", "apriel_ssm_thinker_hybrid", "apriel_hybrid_ssm"},
           read,
           write,
-          tensor_name};
+          config::decoder_tensors(
+              {{.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mixer.*", .mixer = "mamba"}}),
+          config::decoder_ignored(),
+          {{"mamba", "dt_rank", "mixer.dt_in_proj.weight"}}};
 }
 
 }  // namespace cambium

@@ -5,6 +5,7 @@
 // model.
 #include <algorithm>
 
+#include "base/checked.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
 
@@ -47,13 +48,6 @@ Options read_options(const Json& json, const std::string& where) {
   return options;
 }
 
-std::string text_or(const Json& json, const char* key, const char* fallback,
-                    const std::string& where) {
-  const auto it = json.find(key);
-  expect(it == json.end() || it->is_string(), "{}: expected '{}' to be a string", where, key);
-  return it == json.end() ? fallback : it->get<std::string>();
-}
-
 float factor_or(const Json& json, const char* key, double fallback, const std::string& where) {
   return static_cast<float>(config::real_or(json, key, fallback, where));
 }
@@ -72,16 +66,17 @@ void each(const Json& json, const char* key, const std::string& where, const Rea
 
 BranchSpec read_branch(const Json& json, const NormSpec& norm, const std::string& where) {
   BranchSpec branch;
-  branch.norm.kind = find_norm_kind(text_or(json, "norm", norm_kind_name(norm.kind), where));
+  branch.norm.kind =
+      find_norm_kind(config::text_or(json, "norm", norm_kind_name(norm.kind), where));
   branch.norm.eps = factor_or(json, "norm_eps", norm.eps, where);
-  branch.active = static_cast<int>(config::integer_or(json, "active", -1, where));
+  branch.active = static_cast<int>(config::integer_or(json, "active", -1, -1, kMaxHeads, where));
   branch.keep = factor_or(json, "keep", 1.0, where);
   branch.residual_normed = config::flag_or(json, "residual_normed", false, where);
   each(json, "units", where, [&](const Json& unit, const std::string& inside) {
-    branch.units.push_back({text_or(unit, "kind", "", inside),
+    branch.units.push_back({config::text_or(unit, "kind", "", inside),
                             read_options(unit.value("options", Json::object()), inside),
                             factor_or(unit, "out", 1.0, inside),
-                            text_or(unit, "name", "", inside)});
+                            config::text_or(unit, "name", "", inside)});
     find_unit_kind(branch.units.back().kind);
   });
   return branch;
@@ -95,8 +90,7 @@ LayerSpec read_plain_layer(const Json& json, const NormSpec& norm, const std::st
   if (config::flag_or(json, "removed", false, where)) {
     return {};
   }
-  const int64_t inner = config::integer_or(json, "intermediate_size", 0, where);
-  expect(inner > 0, "{}: expected intermediate_size > 0", where);
+  const int64_t inner = config::integer(json, "intermediate_size", 1, kMaxInner, where);
   const std::string mixer = json["mixer"].get<std::string>();
   const Options options = read_options(json.value("options", Json::object()), where + ".options");
   if (mixer == kNoMixer) {
@@ -113,14 +107,14 @@ ModelSpec read(const std::string& text, const std::string& where) {
   // A copy: what is added to config below moves its values.
   const Json layers = config.value("layers", Json());
   expect(layers.is_array() && !layers.empty(), "{}: expected the list 'layers'", where);
-  const int64_t head_dim = config::integer(config, "rope_dim", where);
+  const int64_t head_dim = config::integer(config, "rope_dim", 0, kMaxHeadDim, where);
   // What the shared reader asks for and this layout says per layer.
   config["num_attention_heads"] = 1;
   config["head_dim"] = head_dim;
   config["intermediate_size"] = 1;
   config["num_hidden_layers"] = layers.size();
   ModelSpec spec = config::read_decoder(config, "cambium", where);
-  spec.norm.kind = find_norm_kind(text_or(config, "norm", "rms", where));
+  spec.norm.kind = find_norm_kind(config::text_or(config, "norm", "rms", where));
   spec.embedding_scale = factor_or(config, "embedding_scale", 1.0, where);
   spec.logit_scale = factor_or(config, "logit_scale", 1.0, where);
   spec.layers.clear();
@@ -212,14 +206,13 @@ std::string write(const ModelSpec& spec) {
   return config.dump(1);
 }
 
-std::string tensor_name(const ModelSpec& /*spec*/, const std::string& ours) {
-  return config::decoder_tensor_name(ours, "mixer.");
-}
-
 }  // namespace
 
 Family cambium_family() {
-  return {"cambium", {"cambium"}, read, write, tensor_name};
+  std::vector<TensorRule> tensors =
+      config::decoder_tensors({{"layers.*.mixer.*", "model.layers.*.mixer.*"}});
+  tensors.push_back({"*", "model.*"});  // units with names of their own
+  return {"cambium", {"cambium"}, read, write, tensors, config::decoder_ignored()};
 }
 
 }  // namespace cambium

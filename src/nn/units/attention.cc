@@ -54,8 +54,8 @@ class AttentionUnit : public Unit {
     q = q_norm_.forward(ctx, q);
     k = k_norm_.forward(ctx, k);
     if (rope_) {
-      q = rope(ctx, q, segments, *inputs.rope);
-      k = rope(ctx, k, segments, *inputs.rope);
+      q = rope(ctx, q, *inputs.rope);
+      k = rope(ctx, k, *inputs.rope);
     }
     const AttentionConfig config{scale_, window_};
     KvPages pages;

@@ -75,8 +75,8 @@ class GatedDeltaNetUnit : public Unit {
     q = l2_norm(ctx, q, kL2Eps, 1.0F / std::sqrt(static_cast<float>(key_dim_)));
     k = l2_norm(ctx, k, kL2Eps, 1.0F);
     if (rope_) {
-      q = rope(ctx, q, segments, *inputs.rope);
-      k = rope(ctx, k, segments, *inputs.rope);
+      q = rope(ctx, q, *inputs.rope);
+      k = rope(ctx, k, *inputs.rope);
     }
     if (q_heads_ != k_heads_) {
       q = q_heads_ == heads_ ? q : repeat_heads(ctx, q, heads_ / q_heads_);
