@@ -54,16 +54,6 @@ bool expresses(const Family& family, const ModelSpec& spec) {
   }
 }
 
-bool expresses(const Family& family, const ModelSpec& spec) {
-  ModelSpec as = spec;
-  as.family = family.name;
-  try {
-    return family.read_config(family.write_config(as), family.name) == as;
-  } catch (const Error&) {
-    return false;
-  }
-}
-
 const Family& find_family(const std::string& name) {
   for (const Family& family : families()) {
     if (name == family.name) {
