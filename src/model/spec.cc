@@ -54,15 +54,6 @@ bool expresses(const Family& family, const ModelSpec& spec) {
   }
 }
 
-const Family& find_family(const std::string& name) {
-  for (const Family& family : families()) {
-    if (name == family.name) {
-      return family;
-    }
-  }
-  fail("unknown model family '{}'", name);
-}
-
 namespace {
 
 /// Sizes that the tensors say and released configurations do not: they hold "auto" or a number that

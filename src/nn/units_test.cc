@@ -128,7 +128,8 @@ std::vector<Case> cases() {
 Tensor run(Context& ctx, Unit& unit, const Tensor& x, const Batch& batch, RopeTable& rope,
            const UnitState* state = nullptr) {
   rope.ensure(batch.positions_end());
-  return unit.forward(ctx, x, {&batch, &rope, state});
+  const Turns turns = rope.turns(ctx, batch.segments(), batch.lengths());
+  return unit.forward(ctx, x, {&batch, &turns, state});
 }
 
 TEST(Units, FastKernelsMeetTheDefinition) {
