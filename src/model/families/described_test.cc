@@ -404,7 +404,11 @@ TEST(Supernet, KeepsEveryMixerAndRunsOne) {
   const UnitSpec delta{
       "gated_delta_net", {{"heads", 4}, {"key_dim", 8}, {"value_dim", 8}}, 1, "gdn"};
   const UnitSpec kda{"kimi_delta", {{"heads", 4}, {"head_dim", 8}}, 1, "kda"};
-  ModelSpec spec{.family = "cambium", .vocab = 64, .width = 32, .tied_head = true};
+  ModelSpec spec;
+  spec.family = "cambium";
+  spec.vocab = 64;
+  spec.width = 32;
+  spec.tied_head = true;
   spec.rope.dim = 8;
   for (int active = 0; active < 4; ++active) {
     LayerSpec layer = decoder_layer(attention, 48);
