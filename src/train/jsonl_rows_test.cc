@@ -13,7 +13,6 @@ namespace {
 
 using testing::byte_tokenizer;
 using ::testing::HasSubstr;
-using ::testing::Not;
 
 struct Read {
   std::vector<std::string> documents;  // what is learned in brackets

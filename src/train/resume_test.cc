@@ -220,13 +220,16 @@ TEST(Resume, AFolderThatIsRemovedDuringTheRunIsAnError) {
   const auto data = testing::copy_task();
   Trainer trainer(*model.model, model.weights, config, *data);
   Progress::silence(true);
+  int64_t last = 0;
   EXPECT_THROW(trainer.run([&](const StepReport& report) {
+    last = report.step;
     if (report.step == 3) {
       std::filesystem::remove_all(folder.at("run"));
     }
     return true;
   }),
                Error);
+  EXPECT_EQ(last, 3);
   Progress::silence(false);
   EXPECT_FALSE(std::filesystem::exists(folder.at("run")));
 }

@@ -86,6 +86,7 @@ std::string RunRecord::save(CheckpointState& state, const NamedTensors& tensors,
 }
 
 void RunRecord::log(const nlohmann::ordered_json& line) {
+  folder_->expect_present();
   log_.append(line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
 }
 

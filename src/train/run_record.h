@@ -31,7 +31,7 @@ class RunRecord {
   /// Writes a checkpoint, of which the newest `keep` stay; returns its folder.
   std::string save(CheckpointState& state, const NamedTensors& tensors, int64_t keep);
 
-  /// Adds a line to the log.
+  /// Adds a line to the log. Error when the folder is gone.
   void log(const nlohmann::ordered_json& line);
   const RunFolder& folder() const { return *folder_; }
 
