@@ -60,7 +60,7 @@ int run(const DistillArgs& a) {
   for (size_t i = 0; i < student.model->spec().layers.size(); ++i) {
     const bool converted =
         i < teacher.model->spec().layers.size() &&
-        student.model->spec().layers[i].mixer != teacher.model->spec().layers[i].mixer;
+        student.model->spec().layers[i].mixers() != teacher.model->spec().layers[i].mixers();
     if (converted && config.objective == Objective::kAlign && a.layers.empty()) {
       config.align.layers.push_back(static_cast<int64_t>(i));
     }

@@ -36,7 +36,7 @@ int64_t parse_bytes(const std::string& text) {
 }
 
 struct Row {
-  int64_t layers = 0, parameters = 0, token_bytes = 0, sequence_bytes = 0, window = 0;
+  int64_t layers = 0, parameters = 0, token_bytes = 0, sequence_bytes = 0;
 };
 
 int run(const InspectArgs& args) {
@@ -44,21 +44,16 @@ int run(const InspectArgs& args) {
   const ModelSpec& spec = model.spec();
   CacheConfig cache_config;
   cache_config.values = parse_cache_values(args.cache);
-  const int64_t value_bytes = dtype_size(cache_config.values);
+  const CachePlan cache(model, cache_config);
   std::map<std::string, Row> rows;
   for (int64_t i = 0; i < model.layer_count(); ++i) {
-    Row& row = rows[spec.layers[static_cast<size_t>(i)].mixer.kind];
-    const StateLayout layout = model.layer(i).mixer().state_layout();
+    Row& row = rows[layer_kind(spec.layers[static_cast<size_t>(i)])];
     ++row.layers;
-    model.visit_layer(i, [&](const std::string& name, Parameter& p) {
-      row.parameters += name.find(".mixer.") != std::string::npos ? p.numel() : 0;
-    });
-    row.window = layout.window;
-    row.token_bytes += layout.window > 0 ? 0 : layout.bytes_per_token(value_bytes);
-    row.sequence_bytes +=
-        layout.bytes_per_sequence() + layout.window * layout.bytes_per_token(value_bytes);
+    model.layer(i).visit_mixers(
+        [&](const std::string&, Parameter& p) { row.parameters += p.numel(); });
+    row.token_bytes += cache.layers()[static_cast<size_t>(i)].per_token;
+    row.sequence_bytes += cache.layers()[static_cast<size_t>(i)].per_sequence;
   }
-  const CachePlan cache(model, cache_config);
   const int64_t parameters = model.parameter_count();
   const int64_t context = args.context > 0 ? args.context : spec.max_positions;
   const int64_t memory = args.memory.empty() ? 0 : parse_bytes(args.memory);
@@ -111,8 +106,8 @@ int run(const InspectArgs& args) {
                 human_count(static_cast<double>(row.parameters)).c_str(),
                 bytes(row.token_bytes).c_str(), bytes(row.sequence_bytes).c_str());
   }
-  std::printf("\na sequence of %lld tokens takes %s of cache (fp32)\n",
-              static_cast<long long>(context), bytes(cache.sequence_bytes(context)).c_str());
+  std::printf("\na sequence of %lld tokens takes %s of cache\n", static_cast<long long>(context),
+              bytes(cache.sequence_bytes(context)).c_str());
   for (const Fit& fit : fits) {
     std::printf("weights in %-5s %s", fit.storage, bytes(fit.weights).c_str());
     if (memory > 0) {

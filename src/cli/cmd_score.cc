@@ -170,7 +170,7 @@ int run_place(const PlaceArgs& args) {
          "expected one of --count, --fraction and --cache-per-token");
   const int64_t count = args.count > 0      ? args.count
                         : args.fraction > 0 ? layers_to_convert(spec, args.fraction)
-                                            : layers_for_cache_budget(spec, args.cache, 4);
+                                            : layers_for_cache_budget(spec, args.cache);
   expect(args.method == "lowest" || args.method == "uniform",
          "--method: expected lowest or uniform, got '{}'", args.method);
   expect(args.method == "uniform" || !args.scores.empty(),

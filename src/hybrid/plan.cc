@@ -63,8 +63,12 @@ EvaluationPlan read_evaluation(const PlanTable& table, const DataPlan& data) {
 }
 
 GraftOptions read_graft(const PlanTable& table, GraftOptions graft) {
+  if (table.has("mixer") && table.get_string("mixer") != graft.mixer) {
+    // Another mixer than the plan's: the options of that one do not come along.
+    graft = {.mixer = graft.mixer, .from_attention = graft.from_attention};
+  }
   read_fields(graft, table);
-  find_mixer_kind(graft.mixer);
+  check_graft(graft);
   return graft;
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
+#include <set>
 #include <unordered_set>
 
 #include "base/file.h"
@@ -27,28 +29,53 @@ std::string shape_of(const Parameter& p) {
   return shape_text(p.shape);
 }
 
+/// Part `part` of `parts` equal blocks of the rows.
+TensorEntry part_of(const TensorEntry& entry, const StoredName& name, const std::string& path) {
+  TensorEntry result = entry;
+  expect(!entry.shape.empty() && entry.shape[0] % name.parts == 0,
+         "{}: tensor {} has shape {}, expected {} equal blocks of rows", path, entry.name,
+         shape_text(entry.shape), name.parts);
+  result.shape[0] /= name.parts;
+  result.size /= static_cast<uint64_t>(name.parts);
+  result.data += result.size * static_cast<uint64_t>(name.part);
+  return result;
+}
+
+/// The stored tensor of our parameter, or the part of it that is ours.
+std::optional<TensorEntry> find_stored(const SafeTensors& file, const ModelSpec& spec,
+                                       const std::string& ours) {
+  for (const StoredName& name : stored_names(find_family(spec.family).tensors, spec, ours)) {
+    if (const TensorEntry* entry = file.find(name.tensor)) {
+      return name.parts == 1 ? *entry : part_of(*entry, name, file.path());
+    }
+  }
+  return std::nullopt;
+}
+
 void check_spec_and_file_agree(Model& model, const SafeTensors& file) {
   const ModelSpec& spec = model.spec();
   const Family& family = find_family(spec.family);
   std::unordered_set<std::string> used;
+  std::set<const void*> places;
   std::vector<std::string> missing;
   model.visit([&](const std::string& ours, Parameter& p) {
-    const std::string name = family.tensor_name(spec, ours);
-    const TensorEntry* entry = file.find(name);
-    if (entry == nullptr) {
-      missing.push_back(name);
+    const std::optional<TensorEntry> entry = find_stored(file, spec, ours);
+    if (!entry) {
+      missing.push_back(family.tensor_name(spec, ours));
       return;
     }
-    CAMBIUM_CHECK(used.insert(name).second, "{} is asked for twice", name);
+    used.insert(entry->name);
+    CAMBIUM_CHECK(places.insert(entry->data).second, "{} is asked for twice", entry->name);
     expect(entry->shape == p.shape, "{}: tensor {} has shape {}, expected {} by config.json",
-           file.path(), name, shape_text(entry->shape), shape_of(p));
+           file.path(), entry->name, shape_text(entry->shape), shape_of(p));
   });
   expect(missing.empty(), "{}: {} of the model's tensors are missing, the first is {}", file.path(),
          missing.size(), missing.empty() ? "" : missing.front());
   for (const TensorEntry& entry : file.tensors()) {
-    // Buffers of older files that hold nothing a config does not say.
-    const bool ignorable = entry.name.ends_with("rotary_emb.inv_freq") ||
-                           (spec.tied_head && entry.name == "lm_head.weight");
+    const bool ignorable =
+        (spec.tied_head && entry.name == family.tensor_name(spec, "head.weight")) ||
+        std::any_of(family.ignored.begin(), family.ignored.end(),
+                    [&](const std::string& pattern) { return match_pattern(pattern, entry.name); });
     expect(ignorable || used.contains(entry.name),
            "{}: tensor {} {} belongs to no parameter of this {} model; config.json and weights do "
            "not fit together",
@@ -122,6 +149,7 @@ MatrixStorage parse_storage(const std::string& name) {
 
 void Weights::allocate(Model& model, const TrainablePredicate& trainable, MatrixStorage storage,
                        Dtype real) {
+  model.expect_runs();
   model.visit([&](const std::string& name, Parameter& p) {
     if (!p.tensor.defined()) {
       const bool bf16 = storage == MatrixStorage::kBF16 && is_matrix(p);
@@ -184,12 +212,12 @@ int64_t Weights::bytes() const {
 LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options) {
   LoadedModel loaded{dir, std::make_unique<Model>(read_spec(dir)), {}};
   Model& model = *loaded.model;
+  model.expect_runs();
   const auto file = std::make_shared<const SafeTensors>(SafeTensors::open(dir.string()));
   check_spec_and_file_agree(model, *file);
-  const Family& family = find_family(model.spec().family);
   double tolerance = kGoldenTolerance;
   model.visit([&](const std::string& ours, Parameter& p) {
-    const TensorEntry& entry = file->at(family.tensor_name(model.spec(), ours));
+    const TensorEntry entry = *find_stored(*file, model.spec(), ours);
     const bool trained = options.trainable != nullptr && options.trainable(ours, p);
     const Dtype dtype = dtype_in_memory(p, entry, options.storage, trained);
     if (!trained && usable_in_place(entry, dtype)) {

@@ -23,14 +23,14 @@ ModelSpec spec() {
       {"heads", int64_t{2}}, {"kv_heads", int64_t{1}}, {"head_dim", int64_t{8}}};
   Options windowed = attention;
   windowed.set("window", int64_t{20});
-  spec.layers = {{.mixer = {"attention", attention}, .ff_inner = 16},
-                 {.mixer = {"sliding_window", windowed}, .ff_inner = 16},
-                 {.mixer = {"mamba2",
-                            {{"heads", int64_t{2}},
-                             {"head_dim", int64_t{8}},
-                             {"state", int64_t{4}},
-                             {"b_heads", int64_t{1}}}},
-                  .ff_inner = 16}};
+  spec.layers = {decoder_layer({"attention", attention}, 16),
+                 decoder_layer({"sliding_window", windowed}, 16),
+                 decoder_layer({"mamba2",
+                                {{"heads", int64_t{2}},
+                                 {"head_dim", int64_t{8}},
+                                 {"state", int64_t{4}},
+                                 {"b_heads", int64_t{1}}}},
+                               16)};
   return spec;
 }
 
@@ -98,7 +98,7 @@ TEST_P(CachePages, AreTakenGivenBackAndPoisoned) {
       ASSERT_TRUE(std::isfinite(hidden.ptr<float>()[i])) << position;
     }
     const auto pages = [&](size_t layer) {
-      const auto table = options.states[layer].pages.table;
+      const auto table = options.states[layer].table;
       return std::count_if(table.begin(), table.end(), [](int32_t p) { return p >= 0; });
     };
     EXPECT_EQ(pages(0), (position + 16) / 8);
@@ -113,8 +113,8 @@ TEST_P(CachePages, AreTakenGivenBackAndPoisoned) {
     EXPECT_TRUE(all_nan(part, slot));
   }
   for (const size_t layer : {0U, 1U}) {
-    EXPECT_EQ(states[layer].pages.keys.dtype, GetParam());
-    for (const Tensor& t : {states[layer].pages.keys, states[layer].pages.values}) {
+    EXPECT_EQ(states[layer].pages[0].dtype, GetParam());
+    for (const Tensor& t : states[layer].pages) {
       for (int64_t page = 0; page < t.dim(0); ++page) {
         EXPECT_TRUE(all_nan(t, page)) << layer << " " << page;
       }

@@ -124,7 +124,7 @@ void Engine::plan_step() {
     } else {
       piece = std::span(job->result.tokens).last(1);
     }
-    batch_.add(piece, fed, job->slot);
+    batch_.add(piece, fed, job->slot, job->prompt());
     job->fed += static_cast<int64_t>(piece.size());
     if (job->fed >= job->prompt()) {
       job->last_row = batch_.size() - 1;

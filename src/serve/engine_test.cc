@@ -11,7 +11,7 @@ namespace cambium {
 namespace {
 
 LayerSpec layer(const std::string& kind, const Options& options) {
-  return {.mixer = {kind, options}, .ff_inner = 48};
+  return decoder_layer({kind, options}, 48);
 }
 
 /// Every kind of state in one model: pages with and without a window, slots of each mixer.
