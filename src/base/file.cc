@@ -58,7 +58,8 @@ int open_retry(const std::string& path, int flags, mode_t mode = 0) {
 
 /// Opens a regular file for reading and tells its size.
 Descriptor open_regular(const std::string& path, std::size_t* size) {
-  Descriptor file(open_retry(path, O_RDONLY));
+  // Not blocking: opening a pipe nobody writes to would wait for ever.
+  Descriptor file(open_retry(path, O_RDONLY | O_NONBLOCK));
   if (file.get() < 0) fail_errno("open", path);
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) fail_errno("read", path);

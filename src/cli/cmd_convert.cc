@@ -16,8 +16,6 @@ struct ConvertArgs {
 };
 
 int run(const ConvertArgs& args) {
-  expect(args.init == "attention" || args.init == "random",
-         "--init: expected attention or random, got '{}'", args.init);
   GraftOptions graft = args.graft;
   graft.from_attention = args.init == "attention";
   check_fields(graft, "convert");
@@ -43,9 +41,8 @@ int run(const ConvertArgs& args) {
   save.storage = storage;
   save.replace = args.replace;
   save_model(*hybrid.model, args.output, save);
-  std::printf("%s  %lld of %lld layers converted, in %s\n", layer_map(hybrid.model->spec()).c_str(),
-              static_cast<long long>(converted_layers(hybrid.model->spec())),
-              static_cast<long long>(hybrid.model->layer_count()), args.output.c_str());
+  fmt::print("{}  {} of {} layers converted, in {}\n", layer_map(hybrid.model->spec()),
+             converted_layers(hybrid.model->spec()), hybrid.model->layer_count(), args.output);
   return 0;
 }
 
@@ -61,7 +58,7 @@ Action declare(Args& args) {
   args.option("window", "tokens that sliding_window sees (0 = 128)", &a->graft.window);
   args.option("state", "numbers a channel of mamba (0 = 16 or what divides the head)",
               &a->graft.state);
-  args.option("init", "attention or random", &a->init);
+  args.choice("init", "where new mixers start", {"attention", "random"}, &a->init);
   args.flag("faithful", "the released layout of Apriel-H1, quirks included", &a->graft.faithful);
   args.option("teacher", "the original teacher, when base is a hybrid", &a->teacher);
   args.option("storage", "f32, bf16 or stored (old matrices as in the base, new ones f32)",

@@ -69,6 +69,7 @@ Engine::Ticket Engine::submit(GenerationRequest request) {
   expect(!request.prompt.empty(), "[engine] expected a prompt of at least one token");
   expect(request.max_new_tokens > 0, "[engine] expected max_new_tokens above 0, got {}",
          request.max_new_tokens);
+  check_sampling(request.sampling);
   const int64_t vocab = model_.spec().vocab;
   for (const int32_t token : request.prompt) {
     expect(token >= 0 && token < vocab,

@@ -71,7 +71,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   /// Queues a request. Error when it could never run: an empty prompt, a token outside the
-  /// vocabulary, a prompt longer than the model's positions, more tokens than the cache holds.
+  /// vocabulary, a prompt longer than the model's positions, more tokens than the cache holds,
+  /// sampling settings outside their ranges.
   Ticket submit(GenerationRequest request);
   /// Runs one forward call; false when there was nothing to run.
   bool step();

@@ -15,6 +15,10 @@ void sample_tokens(const Context& ctx, const Tensor& logits,
                    std::span<const SamplingConfig> configs, std::span<const double> uniforms,
                    std::span<int32_t> tokens, std::span<float> log_probabilities);
 
+/// Error unless every setting is in its range; NaN is in none. sample_token asks this of every
+/// token; whoever takes requests asks it first.
+void check_sampling(const SamplingConfig& config);
+
 /// One token from logits (V) in host memory. `uniform` in [0, 1) decides; the caller draws it from
 /// (seed, position).
 int32_t sample_token(std::span<const float> logits, const SamplingConfig& config, double uniform);
