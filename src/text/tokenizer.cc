@@ -32,18 +32,6 @@ using nlohmann::json;
 /// Ids index tables, so a stray huge one must not make us allocate.
 constexpr int64_t kMaxId = int64_t{1} << 24;
 
-json parse_json(std::string_view text, const std::string& name) {
-  json value = json::parse(text, nullptr, false);
-  if (value.is_discarded()) {
-    try {
-      value = json::parse(text);
-    } catch (const json::exception& e) {
-      fail("[tokenizer] expected JSON in {}: {}", name, e.what());
-    }
-  }
-  return value;
-}
-
 std::string read_file(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
   expect(in.is_open(), "[tokenizer] cannot read {}", path.string());
