@@ -1,20 +1,15 @@
 #include "model/model.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/text.h"
 #include "ops/embedding/embedding.h"
 #include "ops/matmul/matmul.h"
 #include "ops/pointwise/pointwise.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
-
-void copy(const Tensor& to, const Tensor& from) {
-  CAMBIUM_CHECK(to.same_shape(from) && to.contiguous() && from.contiguous());
-  std::memcpy(to.data, from.data, static_cast<size_t>(from.bytes()));
-}
 
 Tensor scaled(Context& ctx, float scale, const Tensor& x) {
   return scale == 1.0F ? x : add_scaled(ctx, scale, x, 0.0F, x);
@@ -138,7 +133,7 @@ Tensor Model::checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
     if (!y.has_grad()) {
       return;  // nothing in or below this layer is trained
     }
-    std::memcpy(y.grad, result.grad, static_cast<size_t>(y.bytes()));
+    copy(y.grad_tensor(), result.grad_tensor());
     tape.backward(again);
   });
   return result;
