@@ -6,6 +6,7 @@
 
 #include "eval/statistics.h"
 #include "serve/cache.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -51,11 +52,11 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
     const ArenaScope scope(arena);
     const Tensor hidden = model.forward(ctx, batch, {.states = cache.prepare(batch)});
     const Tensor last = arena.empty(hidden.dtype, {config.batch, hidden.dim(1)});
+    std::vector<int64_t> rows;
     for (int64_t s = 0; s < config.batch; ++s) {
-      const auto bytes = static_cast<size_t>(hidden.dim(1)) * sizeof(float);
-      std::memcpy(last.ptr<float>() + s * hidden.dim(1),
-                  hidden.ptr<float>() + batch.last_row(s) * hidden.dim(1), bytes);
+      rows.push_back(batch.last_row(s));
     }
+    gather_rows(last, hidden, rows);
     model.logits(ctx, last);
   };
   const auto token = [&](int64_t position) {

@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+<<<<<<< HEAD
 #include <algorithm>
 #include <cstring>
 
@@ -22,6 +23,14 @@ Tensor scaled(Context& ctx, float scale, const Tensor& x) {
 
 }  // namespace
 
+=======
+#include "ops/embedding/embedding.h"
+#include "ops/matmul/matmul.h"
+#include "ops/norm/norm.h"
+#include "tensor/copy.h"
+
+namespace cambium {
+>>>>>>> main
 Model::Model(ModelSpec spec) : spec_(std::move(spec)), rope_(spec_.rope) {
   const double scale = 0.02;
   embed_ = {.shape = {spec_.vocab, spec_.width},
@@ -138,7 +147,7 @@ Tensor Model::checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
     if (!y.has_grad()) {
       return;  // nothing in or below this layer is trained
     }
-    std::memcpy(y.grad, result.grad, static_cast<size_t>(y.bytes()));
+    copy(y.grad_tensor(), result.grad_tensor());
     tape.backward(again);
   });
   return result;

@@ -20,20 +20,28 @@ inline void expect_rows(const char* operation, const char* name, const Tensor& x
          "[{}] expected {} f32 or f64 with contiguous rows, got {}", operation, name, x.describe());
 }
 
+/// `b` lies where `a` does.
+inline void expect_device(const char* operation, const char* name, const Tensor& b,
+                          const Tensor& a) {
+  expect(b.device == a.device, "[{}] expected {} on {}, got {} on {}", operation, name,
+         a.device.describe(), b.describe(), b.device.describe());
+}
+
 /// `b` has the shape, type and device of `a`, and rows.
 inline void expect_like(const char* operation, const char* name, const Tensor& b, const Tensor& a) {
-  expect(b.same_shape(a) && b.dtype == a.dtype && b.device == a.device && b.has_rows(),
+  expect(b.same_shape(a) && b.dtype == a.dtype && b.has_rows(),
          "[{}] expected {} like the first input, {} with contiguous rows, got {}", operation, name,
          a.describe(), b.describe());
+  expect_device(operation, name, b, a);
 }
 
 /// `w` is a contiguous vector of `size` elements of the type and on the device of `x`.
 inline void expect_vector(const char* operation, const char* name, const Tensor& w, int64_t size,
                           const Tensor& x) {
-  expect(w.rank == 1 && w.dim(0) == size && w.contiguous() && w.dtype == x.dtype &&
-             w.device == x.device,
+  expect(w.rank == 1 && w.dim(0) == size && w.contiguous() && w.dtype == x.dtype,
          "[{}] expected {} {} ({}), got {}", operation, name, dtype_name(x.dtype), size,
          w.describe());
+  expect_device(operation, name, w, x);
 }
 
 }  // namespace cambium

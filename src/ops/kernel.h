@@ -33,29 +33,55 @@ struct Launch {
 }  // namespace cambium
 
 /// Declares the kernel `name` over the argument struct template Args<T>.
-#define CAMBIUM_KERNEL(name, Args)        \
-  CAMBIUM_DECLARE_ISAS(name, Args<float>) \
-  CAMBIUM_KERNEL_FORMS(name, Args, {      \
-    static_cast<void>(arena);             \
-    CAMBIUM_CALL_ISA(name, args)          \
-  })
+#define CAMBIUM_KERNEL(name, Args)                                                    \
+  CAMBIUM_DECLARE_ISAS(name, Args<float>)                                             \
+  CAMBIUM_DECLARE_CUDA(name, Args)                                                    \
+  struct name {                                                                       \
+    CAMBIUM_KERNEL_FORMS(name, Args)                                                  \
+    static void cpu(const Args<float>& args, Arena&) { CAMBIUM_CALL_ISA(name, args) } \
+  };
 
-/// The same for a kernel whose work on the CPU is planned first, by name::cpu in X_cpu_plan.cc,
+/// The same for a kernel whose work on the CPU is planned first: name::cpu stands in X_cpu_plan.cc,
 /// which is compiled once and calls kernels declared with CAMBIUM_CPU_KERNEL. Memory it takes from
 /// the arena is released after the call.
-#define CAMBIUM_PLANNED_KERNEL(name, Args) CAMBIUM_KERNEL_FORMS(name, Args, ;)
-
-#define CAMBIUM_KERNEL_FORMS(name, Args, ...)                                             \
-  namespace cuda {                                                                        \
-  void name(const Args<float>& args, const Launch& launch);                               \
-  void name(const Args<bf16>& args, const Launch& launch);                                \
-  }                                                                                       \
-  struct name {                                                                           \
-    static constexpr const char* kName = #name;                                           \
-    template <class T>                                                                    \
-    static void reference(const Args<T>& args);                                           \
-    static void cpu(const Args<float>& args, Arena& arena) __VA_ARGS__ template <class T> \
-    static void cuda(const Args<T>& args, const Launch& launch) {                         \
-      ::cambium::cuda::name(args, launch);                                                \
-    }                                                                                     \
+#define CAMBIUM_PLANNED_KERNEL(name, Args)                  \
+  CAMBIUM_DECLARE_CUDA(name, Args)                          \
+  struct name {                                             \
+    CAMBIUM_KERNEL_FORMS(name, Args)                        \
+    static void cpu(const Args<float>& args, Arena& arena); \
   };
+
+/// A planned kernel that leaves something to its backward kernel: each form says how many bytes
+/// (keep() in ops/run.h takes them), and finds them in args.kept, null where nothing is recorded.
+#define CAMBIUM_KEEPING_KERNEL(name, Args)                  \
+  CAMBIUM_DECLARE_CUDA(name, Args)                          \
+  namespace cuda {                                          \
+  int64_t name##_keeps(const Args<float>& args);            \
+  int64_t name##_keeps(const Args<bf16>& args);             \
+  }                                                         \
+  struct name {                                             \
+    CAMBIUM_KERNEL_FORMS(name, Args)                        \
+    static void cpu(const Args<float>& args, Arena& arena); \
+    template <class T>                                      \
+    static int64_t reference_keeps(const Args<T>& args);    \
+    static int64_t cpu_keeps(const Args<float>& args);      \
+    template <class T>                                      \
+    static int64_t cuda_keeps(const Args<T>& args) {        \
+      return ::cambium::cuda::name##_keeps(args);           \
+    }                                                       \
+  };
+
+#define CAMBIUM_DECLARE_CUDA(name, Args)                    \
+  namespace cuda {                                          \
+  void name(const Args<float>& args, const Launch& launch); \
+  void name(const Args<bf16>& args, const Launch& launch);  \
+  }
+
+#define CAMBIUM_KERNEL_FORMS(name, Args)                        \
+  static constexpr const char* kName = #name;                   \
+  template <class T>                                            \
+  static void reference(const Args<T>& args);                   \
+  template <class T>                                            \
+  static void cuda(const Args<T>& args, const Launch& launch) { \
+    ::cambium::cuda::name(args, launch);                        \
+  }

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "ops/norm/norm.h"
+#include "ops/pointwise/pointwise.h"
 #include "ops/run.h"
 #include "ops/testing.h"
 
@@ -23,6 +25,10 @@ struct Probe {
   template <class T>
   static void reference(const Twice<T>&) {
     called() = std::string("reference ") + dtype_name(DtypeOf<T>::value);
+  }
+  template <class T>
+  static void cuda(const Twice<T>&, const Launch&) {
+    called() = std::string("cuda ") + dtype_name(DtypeOf<T>::value);
   }
   static void cpu(const Twice<float>&, Arena& arena) {
     arena.allocate(1000);
@@ -64,6 +70,25 @@ TEST(Run, RefusesTypesWithoutKernels) {
               }),
               "[buffer] this build has no memory on cuda:1; take the cpu");
   }
+}
+
+// An operation given tensors that this build has no kernels for, however they came by their device.
+TEST(Run, OperationsSayThatThereIsNoCuda) {
+  if (kCudaBuild) {
+    GTEST_SKIP() << "this build has CUDA kernels";
+  }
+  Arena arena;
+  Context ctx{.arena = &arena};
+  Tensor x = arena.empty(Dtype::kF32, {2, 8});
+  Tensor w = arena.empty(Dtype::kF32, {8});
+  x.device = {Device::kCuda, 0};
+  EXPECT_EQ(testing::error_of([&] { rms_norm(ctx, x, w, 1e-5F); }),
+            "[rms_norm] expected weight on cuda:0, got f32 (8) on cpu");
+  w.device = x.device;
+  EXPECT_EQ(testing::error_of([&] { rms_norm(ctx, x, w, 1e-5F); }),
+            "[rms_norm_forward] this build has no CUDA kernels; move the model to the cpu");
+  EXPECT_EQ(testing::error_of([&] { swiglu(ctx, x, x); }),
+            "[swiglu_forward] this build has no CUDA kernels; move the model to the cpu");
 }
 
 }  // namespace

@@ -6,35 +6,72 @@
 
 namespace cambium {
 
-/// Runs Kernel on the device of `like` in its type. make.operator()<T>(more...) builds the
-/// arguments for elements of T. F64 is computed by the definition, in double precision; so is F32
-/// where the context says `reference`. A type or device without kernels is an Error.
-template <class Kernel, class Make, class... More>
-void run(const Context& ctx, const Tensor& like, const Make& make, const More&... more) {
+enum class KernelForm { kReference, kCpu, kCuda };
+
+/// Calls f.operator()<T, form>() for the form that computes `like`: on its device, in its type.
+/// F64 is computed by the definition, in double precision; so is F32 where the context says
+/// `reference`. A type or device without kernels is an Error.
+template <class F>
+auto pick_form(const Context& ctx, const Tensor& like, const char* kernel, const F& f) {
   if (like.device.kind == Device::kCuda) {
     if constexpr (kCudaBuild) {
-      const ArenaScope scope(*ctx.arena);
-      const Launch launch{ctx.stream, ctx.arena};
       if (like.dtype == Dtype::kBF16) {
-        return Kernel::cuda(make.template operator()<bf16>(more...), launch);
+        return f.template operator()<bf16, KernelForm::kCuda>();
       }
-      expect(like.dtype == Dtype::kF32, "[{}] cuda computes f32 and bf16, got {}", Kernel::kName,
+      expect(like.dtype == Dtype::kF32, "[{}] cuda computes f32 and bf16, got {}", kernel,
              like.describe());
-      return Kernel::cuda(make.template operator()<float>(more...), launch);
+      return f.template operator()<float, KernelForm::kCuda>();
     } else {
-      fail("[{}] this build has no CUDA kernels; move the model to the cpu", Kernel::kName);
+      fail("[{}] this build has no CUDA kernels; move the model to the cpu", kernel);
     }
   }
   if (like.dtype == Dtype::kF64) {
-    return Kernel::reference(make.template operator()<double>(more...));
+    return f.template operator()<double, KernelForm::kReference>();
   }
-  expect(like.dtype == Dtype::kF32, "[{}] the cpu computes f32 and f64, got {}", Kernel::kName,
+  expect(like.dtype == Dtype::kF32, "[{}] the cpu computes f32 and f64, got {}", kernel,
          like.describe());
-  if (ctx.reference) {
-    return Kernel::reference(make.template operator()<float>(more...));
+  return ctx.reference ? f.template operator()<float, KernelForm::kReference>()
+                       : f.template operator()<float, KernelForm::kCpu>();
+}
+
+/// Runs Kernel on the device of `like` in its type. make.operator()<T>(more...) builds the
+/// arguments for elements of T.
+template <class Kernel, class Make, class... More>
+void run(const Context& ctx, const Tensor& like, const Make& make, const More&... more) {
+  pick_form(ctx, like, Kernel::kName, [&]<class T, KernelForm kForm>() {
+    const auto args = make.template operator()<T>(more...);
+    if constexpr (kForm == KernelForm::kReference) {
+      Kernel::reference(args);
+    } else {
+      const ArenaScope scope(*ctx.arena);
+      if constexpr (kForm == KernelForm::kCpu) {
+        Kernel::cpu(args, *ctx.arena);
+      } else {
+        Kernel::cuda(args, Launch{ctx.stream, ctx.arena});
+      }
+    }
+  });
+}
+
+/// Memory for what the forward kernel leaves its backward kernel, if the call is recorded; else
+/// null.
+template <class Kernel, class Make, class... More>
+void* keep(const Context& ctx, bool recorded, const Tensor& like, const Make& make,
+           const More&... more) {
+  if (!recorded) {
+    return nullptr;
   }
-  const ArenaScope scope(*ctx.arena);
-  Kernel::cpu(make.template operator()<float>(more...), *ctx.arena);
+  return ctx.arena->allocate(
+      pick_form(ctx, like, Kernel::kName, [&]<class T, KernelForm kForm>() -> int64_t {
+        const auto args = make.template operator()<T>(more...);
+        if constexpr (kForm == KernelForm::kReference) {
+          return Kernel::reference_keeps(args);
+        } else if constexpr (kForm == KernelForm::kCpu) {
+          return Kernel::cpu_keeps(args);
+        } else {
+          return Kernel::cuda_keeps(args);
+        }
+      }));
 }
 
 }  // namespace cambium

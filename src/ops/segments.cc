@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 
 namespace cambium {
 
@@ -38,26 +37,6 @@ void expect_segments(const char* operation, const Segments& segments, int64_t to
     expect(slot >= 0 && slot < state.dim(0), "[{}] expected state slots below {}, got {}",
            operation, state.dim(0), slot);
   }
-}
-
-Tensor copy_initial_state(const Context& ctx, const Segments& segments, const Tensor& state) {
-  const bool any = std::any_of(segments.position.begin(), segments.position.end(),
-                               [](int32_t position) { return position > 0; });
-  if (!any) {
-    return {};
-  }
-  std::array<int64_t, kMaxRank> shape = state.shape;
-  shape[0] = segments.count();
-  const Tensor copy =
-      ctx.arena->empty(state.dtype, std::span(shape.data(), static_cast<size_t>(state.rank)));
-  for (int64_t s = 0; s < segments.count(); ++s) {
-    const auto i = static_cast<size_t>(s);
-    if (segments.position[i] > 0) {
-      const Tensor from = state.slice(0, segments.slot[i], 1);
-      std::memcpy(copy.slice(0, s, 1).data, from.data, static_cast<size_t>(from.bytes()));
-    }
-  }
-  return copy;
 }
 
 }  // namespace cambium

@@ -37,9 +37,4 @@ struct Segments {
 void expect_segments(const char* operation, const Segments& segments, int64_t tokens,
                      const Tensor& state, Dtype dtype, std::initializer_list<int64_t> row_shape);
 
-/// A copy (S, row...) of the state before each segment, for a backward step: the operation is about
-/// to overwrite the slots. Undefined where no segment continues a sequence. The walk to use with
-/// the copy is that of the segments with `slot` null.
-Tensor copy_initial_state(const Context& ctx, const Segments& segments, const Tensor& state);
-
 }  // namespace cambium

@@ -192,4 +192,21 @@ inline void expect_threads_agree(const StatefulCase& test, const std::vector<int
   EXPECT_EQ(one.grads, three.grads);
 }
 
+/// A case of an operation with a state and how it is cut. Its test file instantiates the suite,
+/// whose tests stand in stateful_test.cc:
+///   INSTANTIATE_TEST_SUITE_P(Recurrence, Stateful, ::testing::Values(row...), stateful_row_name);
+struct StatefulRow {
+  const char* name;
+  StatefulCase test;
+  std::vector<int64_t> lengths;  // of the packed sequences
+  std::vector<int64_t> cuts;  // where the sequence is cut in two; those past its end are left out
+  bool differences = true;    // small enough for finite differences
+};
+
+inline std::ostream& operator<<(std::ostream& out, const StatefulRow& row) {
+  return out << row.name;
+}
+
+class Stateful : public ::testing::TestWithParam<StatefulRow> {};
+
 }  // namespace cambium::testing

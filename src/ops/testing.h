@@ -123,6 +123,26 @@ inline double relative_error(const std::vector<double>& a, const std::vector<dou
   return worst / scale;
 }
 
+/// The largest |a - b| / (relative |b| + floor max |b|): at most 1 where every element is right on
+/// its own scale. A small element beside large ones may be the difference of large sums, hence the
+/// floor; relative_error() alone would let it be wrong altogether.
+inline double element_error(const std::vector<double>& a, const std::vector<double>& b,
+                            double relative, double floor) {
+  EXPECT_EQ(a.size(), b.size());
+  double scale = 1e-6;
+  for (const double x : b) scale = std::max(scale, std::abs(x));
+  double worst = 0.0;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    const double error = std::abs(a[i] - b[i]) / (relative * std::abs(b[i]) + floor * scale);
+    worst = std::isfinite(error) ? std::max(worst, error) : INFINITY;
+  }
+  return worst;
+}
+
+/// What float kernels may miss of an element, as element_error() takes it.
+inline constexpr double kElementTolerance = 1e-4;
+inline constexpr double kElementFloor = 2e-6;
+
 /// Gradients of the double-precision definition against central differences: relative error <=
 /// 1e-6.
 inline void expect_gradients_match_differences(const Operation& operation,
@@ -184,8 +204,14 @@ inline void expect_kernels_match_reference(const Operation& operation,
       if (with_grad && !any) continue;
       const Run run = run_operation<float>(operation, inputs, values, reference, with_grad);
       EXPECT_LE(relative_error(run.output, exact.output), forward_tolerance) << name;
+      EXPECT_LE(element_error(run.output, exact.output, kElementTolerance, kElementFloor), 1.0)
+          << name;
       for (size_t i = 0; with_grad && i < inputs.size(); ++i) {
         EXPECT_LE(relative_error(run.grads[i], exact.grads[i]), backward_tolerance)
+            << name << ", gradient of input " << i;
+        EXPECT_LE(
+            element_error(run.grads[i], exact.grads[i], 10 * kElementTolerance, 5 * kElementFloor),
+            1.0)
             << name << ", gradient of input " << i;
       }
     }

@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 
-#include "base/parallel.h"
 #include "base/random.h"
 #include "ops/recurrence/recurrence.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -157,13 +156,19 @@ void Engine::choose_tokens(const Tensor& hidden) {
     return;
   }
   Context ctx{.arena = &arena_};
-  const int64_t width = hidden.dim(1);
-  const Tensor rows = arena_.empty(hidden.dtype, {count, width});  // (R, C)
-  for (int64_t i = 0; i < count; ++i) {
-    std::memcpy(rows.ptr<float>() + i * width,
-                hidden.ptr<float>() + ready_[static_cast<size_t>(i)]->last_row * width,
-                static_cast<size_t>(width) * sizeof(float));
+  std::vector<int64_t> last(ready_.size());
+  std::vector<SamplingConfig> configs;
+  std::vector<double> uniforms;
+  for (size_t i = 0; i < ready_.size(); ++i) {
+    last[i] = ready_[i]->last_row;
+    const GenerationRequest& request = ready_[i]->request;
+    configs.push_back(request.sampling);
+    uniforms.push_back(
+        Rng(request.seed, mix_seed(request.stream, static_cast<uint64_t>(ready_[i]->fed)))
+            .uniform());
   }
+  const Tensor rows = arena_.empty(hidden.dtype, {count, hidden.dim(1)});  // (R, C)
+  gather_rows(rows, hidden, last);
   const Tensor logits = model_.logits(ctx, rows);  // (R, V)
   const auto vocab = static_cast<size_t>(logits.dim(1));
   const auto row = [&](size_t i) { return std::span(logits.ptr<float>() + i * vocab, vocab); };
@@ -174,14 +179,7 @@ void Engine::choose_tokens(const Tensor& hidden) {
   }
   std::vector<int32_t> tokens(ready_.size());
   std::vector<float> log_probabilities(ready_.size());
-  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
-    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-      const GenerationRequest& request = ready_[i]->request;
-      Rng random(request.seed, mix_seed(request.stream, static_cast<uint64_t>(ready_[i]->fed)));
-      tokens[i] = sample_token(row(i), request.sampling, random.uniform());
-      log_probabilities[i] = static_cast<float>(token_log_probability(row(i), tokens[i]));
-    }
-  });
+  sample_tokens(ctx, logits, configs, uniforms, tokens, log_probabilities);
   for (size_t i = 0; i < ready_.size(); ++i) {
     accept(*ready_[i], tokens[i], log_probabilities[i]);
   }

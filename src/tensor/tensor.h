@@ -96,4 +96,10 @@ View<T, G> view(const Tensor& t) {
   return {t.ptr<T>(), t.has_grad() ? t.grad_ptr<G>() : nullptr, t.row_walk(), t.dim(-1)};
 }
 
+/// The elements of a contiguous tensor, or null of an undefined one.
+template <class T>
+T* data_of(const Tensor& t) {
+  return t.defined() ? t.ptr<T>() : nullptr;
+}
+
 }  // namespace cambium

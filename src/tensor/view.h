@@ -23,6 +23,11 @@ struct View {
   /// Row r, counted over tokens and rows of a token.
   constexpr T* row(int64_t r) const { return data + rows.offset(r); }
   constexpr G* grad_row(int64_t r) const { return grad + rows.offset(r); }
+  /// Element `offset` of token t, whose rows lie together, and its gradient or null.
+  constexpr T* at(int64_t t, int64_t offset) const { return data + t * rows.outer_stride + offset; }
+  constexpr G* grad_at(int64_t t, int64_t offset) const {
+    return grad == nullptr ? nullptr : grad + t * rows.outer_stride + offset;
+  }
   /// Row i of token t.
   constexpr T* row(int64_t t, int64_t i) const { return data + rows.offset(t, i); }
   constexpr G* grad_row(int64_t t, int64_t i) const { return grad + rows.offset(t, i); }

@@ -1,11 +1,9 @@
 #include "train/optimizer.h"
 
 #include <cmath>
-#include <cstring>
 
-#include "base/parallel.h"
-#include "ops/matmul/matmul.h"
-#include "train/optimizer_kernels.h"
+#include "ops/optimizer/optimizer.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -40,17 +38,11 @@ Optimizer::Optimizer(Model& model, const OptimizerConfig& config) : config_(conf
          "nothing is to be trained: every parameter is frozen or has a rate scale of zero");
 }
 
-double Optimizer::gradient_norm() const {
-  std::vector<double> sums(slots_.size());
-  parallel_for(static_cast<int64_t>(slots_.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Tensor& t = slots_[static_cast<size_t>(i)].tensor;
-      sum_squares(SumSquares{t.numel(), t.grad_ptr<float>(), &sums[static_cast<size_t>(i)]});
-    }
-  });
+double Optimizer::gradient_norm() {
+  const Context ctx{.arena = &scratch_};
   double sum = 0.0;
-  for (const double s : sums) {
-    sum += s;
+  for (const Slot& slot : slots_) {
+    sum += sum_squares(ctx, slot.tensor.grad_tensor());
   }
   return std::sqrt(sum);
 }
@@ -60,97 +52,32 @@ void Optimizer::step(double rate, double norm) {
   const double scale =
       config_.clip_norm > 0.0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1.0;
   const auto t = static_cast<double>(steps_);
-  AdamwUpdate update{};
-  update.gradient_scale = static_cast<float>(scale);
-  update.beta1 = static_cast<float>(config_.beta1);
-  update.beta2 = static_cast<float>(config_.beta2);
-  update.m_correction = static_cast<float>(1.0 / (1.0 - std::pow(config_.beta1, t)));
-  update.v_correction = static_cast<float>(1.0 / (1.0 - std::pow(config_.beta2, t)));
-  update.epsilon = static_cast<float>(config_.epsilon);
-  for (Slot& slot : slots_) {
+  const Context ctx{.arena = &scratch_};
+  for (const Slot& slot : slots_) {
+    const auto slot_rate = static_cast<float>(rate * slot.rate_scale);
     if (slot.orthogonal) {
-      muon_update(slot, rate * slot.rate_scale, scale);
+      muon_update(ctx, slot.tensor, slot.m.view,
+                  {.gradient_scale = static_cast<float>(scale),
+                   .rate = slot_rate,
+                   .momentum = static_cast<float>(config_.momentum),
+                   .weight_decay = static_cast<float>(slot.weight_decay)});
       continue;
     }
-    update.n = slot.tensor.numel();
-    update.p = slot.tensor.ptr<float>();
-    update.g = slot.tensor.grad_ptr<float>();
-    update.m = slot.m.view.ptr<float>();
-    update.v = slot.v.view.ptr<float>();
-    update.rate = static_cast<float>(rate * slot.rate_scale);
-    update.weight_decay = static_cast<float>(slot.weight_decay);
-    adamw_update(update);
-  }
-}
-
-// Momentum (Nesterov), then the nearest half-orthogonal matrix by five steps of the quintic
-// Newton-Schulz iteration X <- a X + (b A + c A A) X, A = X X^T; scaled so that an update's root
-// mean square is that of AdamW (0.2), which lets both share a learning rate.
-void Optimizer::muon_update(Slot& slot, double rate, double gradient_scale) {
-  const int64_t n = slot.tensor.numel();
-  const int64_t rows = slot.tensor.dim(0);
-  const int64_t columns = slot.tensor.dim(1);
-  const bool wide = rows <= columns;
-  const int64_t small = wide ? rows : columns;
-  const int64_t large = wide ? columns : rows;
-  const ArenaScope scope(scratch_);
-  const Context ctx{.arena = &scratch_};
-  float* p = slot.tensor.ptr<float>();
-  float* g = slot.tensor.grad_ptr<float>();
-  float* m = slot.m.view.ptr<float>();
-  Tensor x = scratch_.empty(Dtype::kF32, {small, large});
-  Tensor next = scratch_.empty(Dtype::kF32, {small, large});
-  const Tensor a = scratch_.empty(Dtype::kF32, {small, small});
-  const Tensor b = scratch_.empty(Dtype::kF32, {small, small});
-  const auto momentum = static_cast<float>(config_.momentum);
-  const auto scale = static_cast<float>(gradient_scale);
-  double square = 0.0;
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) {
-      const int64_t i = r * columns + c;
-      const float gradient = g[i] * scale;
-      m[i] = momentum * m[i] + (1.0F - momentum) * gradient;
-      const float u = momentum * m[i] + (1.0F - momentum) * gradient;
-      x.ptr<float>()[wide ? i : c * rows + r] = u;
-      square += static_cast<double>(u) * static_cast<double>(u);
-    }
-  }
-  const auto normalise = static_cast<float>(1.0 / (std::sqrt(square) + 1e-12));
-  for (int64_t i = 0; i < n; ++i) {
-    x.ptr<float>()[i] *= normalise;
-  }
-  constexpr float kA = 3.4445F;
-  constexpr float kB = -4.7750F;
-  constexpr float kC = 2.0315F;
-  for (int round = 0; round < 5; ++round) {
-    matmul_into(ctx, a, x, x);
-    matmul_into(ctx, b, a, a);  // a is symmetric
-    float* bp = b.ptr<float>();
-    const float* ap = a.ptr<float>();
-    for (int64_t i = 0; i < small * small; ++i) {
-      bp[i] = kB * ap[i] + kC * bp[i];
-    }
-    for (int64_t i = 0; i < small; ++i) {
-      bp[i * small + i] += kA;
-    }
-    matmul_grad_input(ctx, next, b, x, false);
-    std::swap(x, next);
-  }
-  const auto keep = static_cast<float>(1.0 - rate * slot.weight_decay);
-  const auto factor = static_cast<float>(rate * 0.2 * std::sqrt(static_cast<double>(large)));
-  const float* xp = x.ptr<float>();
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) {
-      const int64_t i = r * columns + c;
-      p[i] = p[i] * keep - factor * xp[wide ? i : c * rows + r];
-      g[i] = 0.0F;
-    }
+    adamw_update(ctx, slot.tensor, slot.m.view, slot.v.view,
+                 {.gradient_scale = static_cast<float>(scale),
+                  .rate = slot_rate,
+                  .beta1 = static_cast<float>(config_.beta1),
+                  .beta2 = static_cast<float>(config_.beta2),
+                  .m_correction = static_cast<float>(1.0 / (1.0 - std::pow(config_.beta1, t))),
+                  .v_correction = static_cast<float>(1.0 / (1.0 - std::pow(config_.beta2, t))),
+                  .epsilon = static_cast<float>(config_.epsilon),
+                  .weight_decay = static_cast<float>(slot.weight_decay)});
   }
 }
 
 void Optimizer::zero_gradients() {
   for (Slot& slot : slots_) {
-    std::memset(slot.tensor.grad, 0, static_cast<size_t>(slot.tensor.bytes()));
+    fill(slot.tensor.grad_tensor(), 0.0);
   }
 }
 

@@ -1,5 +1,6 @@
-// AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019) over the parameters
-// of a model that have a gradient. States are F32; a frozen parameter has none.
+// The policy of the optimiser over the parameters of a model that have a gradient: which update,
+// rate and decay each gets (ops/optimizer has the updates). States are F32; a frozen parameter has
+// none.
 #pragma once
 
 #include <array>
@@ -18,8 +19,7 @@ struct GroupConfig {
   double weight_decay = 0.0;
 };
 
-/// Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) takes the
-/// matrices of mixers and feed-forwards; everything else stays with AdamW.
+/// Muon takes the matrices of mixers and feed-forwards; everything else stays with AdamW.
 enum class OptimizerKind { kAdamW, kMuon };
 
 struct OptimizerConfig {
@@ -43,7 +43,7 @@ class Optimizer {
   Optimizer(Model& model, const OptimizerConfig& config);
 
   /// Global norm of the gradients, in double precision and a fixed order.
-  double gradient_norm() const;
+  double gradient_norm();
   /// One update at `rate` with gradients clipped to the configured norm, given their `norm`; then
   /// the gradients are zero.
   void step(double rate, double norm);
@@ -67,7 +67,6 @@ class Optimizer {
     OwnedTensor m;
     OwnedTensor v;  // no memory where orthogonal
   };
-  void muon_update(Slot& slot, double rate, double gradient_scale);
 
   OptimizerConfig config_;
   std::vector<Slot> slots_;

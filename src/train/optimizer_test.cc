@@ -5,8 +5,8 @@
 #include <map>
 
 #include "base/error.h"
+#include "ops/optimizer/optimizer.h"
 #include "ops/testing.h"
-#include "train/optimizer_kernels.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -129,12 +129,10 @@ TEST(AdamwKernel, MatchesDefinition) {
     std::vector<float> fm = fill(m);
     std::vector<float> fv = fill(v);
     const auto t = static_cast<double>(row.step);
-    adamw_update({.n = n,
-                  .p = fp.data(),
-                  .g = fg.data(),
-                  .m = fm.data(),
-                  .v = fv.data(),
-                  .gradient_scale = static_cast<float>(row.gradient_scale),
+    Arena arena;
+    adamw_update({.arena = &arena}, Tensor::of(fp.data(), {n}, fg.data()),
+                 Tensor::of(fm.data(), {n}), Tensor::of(fv.data(), {n}),
+                 {.gradient_scale = static_cast<float>(row.gradient_scale),
                   .rate = 0.02F,
                   .beta1 = static_cast<float>(row.beta1),
                   .beta2 = static_cast<float>(row.beta2),
@@ -175,8 +173,8 @@ TEST(SumSquaresKernel, MatchesDefinition) {
       x.insert(x.end(), 16, 1e6F);  // not to be read
       double expected = 0.0;
       for (const double value : values) expected += value * value;
-      double result = -1.0;
-      sum_squares({n, x.data(), &result});
+      Arena arena;
+      const double result = sum_squares({.arena = &arena}, Tensor::of(x.data(), {n}));
       EXPECT_NEAR(result, expected, 1e-6 * expected) << n;
     }
   });

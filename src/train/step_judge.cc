@@ -4,22 +4,15 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "ops/optimizer/optimizer.h"
 
 namespace cambium {
 namespace {
 
 constexpr size_t kLastLosses = 10;
 
-bool all_finite(const float* x, int64_t n) {
-  return std::all_of(x, x + n, [](float v) { return std::isfinite(v); });
-}
-
-bool all_finite(const Tensor& t) {
-  return !t.defined() || all_finite(t.ptr<float>(), t.numel());
-}
-
-bool gradient_finite(const Tensor& t) {
-  return !t.has_grad() || all_finite(t.grad_ptr<float>(), t.numel());
+bool finite(Arena& arena, const Tensor& t) {
+  return !t.defined() || all_finite(Context{.arena = &arena}, t);
 }
 
 double median(std::vector<double> values) {
@@ -60,17 +53,14 @@ double StepJudge::last_loss() const {
 }
 
 std::string largest_gradient(Model& model) {
+  Arena arena;
   std::string where = "no parameter";
   double largest = -1.0;
   model.visit([&](const std::string& name, Parameter& p) {
     if (!p.tensor.has_grad()) {
       return;
     }
-    double sum = 0.0;
-    const float* g = p.tensor.grad_ptr<float>();
-    for (int64_t i = 0; i < p.tensor.numel(); ++i) {
-      sum += static_cast<double>(g[i]) * static_cast<double>(g[i]);
-    }
+    const double sum = sum_squares(Context{.arena = &arena}, p.tensor.grad_tensor());
     if (sum > largest) {
       largest = sum;
       where = name;
@@ -83,7 +73,7 @@ std::string find_trouble(Model& student, Model* teacher, std::span<const PackedS
                          Arena& arena) {
   std::string found;
   student.visit([&](const std::string& name, Parameter& p) {
-    if (found.empty() && p.tensor.dtype == Dtype::kF32 && !all_finite(p.tensor)) {
+    if (found.empty() && p.tensor.dtype == Dtype::kF32 && !finite(arena, p.tensor)) {
       found = fmt::format("the first parameter with a value that is not finite is {}", name);
     }
   });
@@ -91,7 +81,7 @@ std::string find_trouble(Model& student, Model* teacher, std::span<const PackedS
   for (size_t s = 0; s < sequences.size() && found.empty(); ++s) {
     const ArenaScope scope(arena);
     Context plain{.arena = &arena};
-    if (teacher != nullptr && !all_finite(teacher->forward(plain, sequences[s].batch))) {
+    if (teacher != nullptr && !finite(arena, teacher->forward(plain, sequences[s].batch))) {
       return "the teacher's hidden states are not finite";
     }
     std::vector<MixerTap> taps(layers);
@@ -99,17 +89,17 @@ std::string find_trouble(Model& student, Model* teacher, std::span<const PackedS
     options.taps = taps;
     const Tensor hidden = student.forward(plain, sequences[s].batch, options);
     for (size_t i = 0; i < layers && found.empty(); ++i) {
-      if (!all_finite(taps[i].input)) {
+      if (!finite(arena, taps[i].input)) {
         found = i == 0 ? "the embeddings are the first activations that are not finite"
                        : fmt::format(
                              "layer {}'s feed-forward gives the first activations that are "
                              "not finite",
                              i - 1);
-      } else if (!all_finite(taps[i].output)) {
+      } else if (!finite(arena, taps[i].output)) {
         found = fmt::format("layer {}'s mixer gives the first activations that are not finite", i);
       }
     }
-    if (found.empty() && !all_finite(hidden)) {
+    if (found.empty() && !finite(arena, hidden)) {
       found = fmt::format("layer {}'s feed-forward gives the first activations that are not finite",
                           layers - 1);
     }
@@ -119,7 +109,7 @@ std::string find_trouble(Model& student, Model* teacher, std::span<const PackedS
   }
   // Gradients spread downwards: the last parameter of the model that has one is where it began.
   student.visit([&](const std::string& name, Parameter& p) {
-    if (name != "embed.weight" && !gradient_finite(p.tensor)) {
+    if (name != "embed.weight" && p.tensor.has_grad() && !finite(arena, p.tensor.grad_tensor())) {
       found = fmt::format("gradients are not finite from {} downwards", name);
     }
   });

@@ -1,35 +1,30 @@
-// Private to the operation: what its kernels are given.
+// Private to the operation: what its definition and its kernels are given.
 #pragma once
 
-#include <cstdint>
-
-#include "base/cpu.h"
+#include "ops/kernel.h"
 #include "ops/segment_walk.h"
+#include "tensor/view.h"
 
 namespace cambium {
 
-struct ShortConvForward {
+template <class T>
+struct ShortConv {
   SegmentWalk segments;
-  int64_t channels;
-  int64_t taps;
-  const float* x;  // (T, channels), rows x_stride apart
-  int64_t x_stride;
-  const float* weight;  // (taps, channels): transposed
-  const float* bias;    // (channels) or null
+  View<T> x;               // (T, C)
+  View<T, Sum<T>> weight;  // (C, K)
+  View<T, Sum<T>> bias;    // (C), or undefined
   bool silu;
-  const float* state;  // (slots, channels, taps - 1) or null
-  float* y;            // (T, channels) contiguous
+  Sum<T>* state;  // (slots, C, K - 1) or null: before the segments; forward leaves those after them
+  View<T> y;      // (T, C) contiguous
+  void* kept;     // from forward to backward: the states before the segments, (S, C, K - 1)
+
+  constexpr int64_t channels() const { return x.channels; }
+  constexpr int64_t taps() const { return weight.channels; }
+  constexpr int64_t state_size() const { return channels() * (taps() - 1); }
 };
 
-struct ShortConvBackward {
-  ShortConvForward forward;  // its y is scratch: the gradient before the activation
-  const float* dy;           // (T, channels) contiguous
-  float* dx;                 // added to, strided as x; null when not wanted
-  float* dweight;            // (channels, taps), added to; null when not wanted
-  float* dbias;              // (channels), added to; null when not wanted
-};
-
-CAMBIUM_CPU_KERNEL(short_conv_forward, ShortConvForward)
-CAMBIUM_CPU_KERNEL(short_conv_backward, ShortConvBackward)
+CAMBIUM_KEEPING_KERNEL(short_conv_forward, ShortConv)
+/// Reads y.grad; adds to the gradients of the inputs.
+CAMBIUM_PLANNED_KERNEL(short_conv_backward, ShortConv)
 
 }  // namespace cambium

@@ -1,20 +1,20 @@
 #include "ops/loss/loss.h"
 
 #include <algorithm>
-#include <cstring>
 
+#include "ops/checks.h"
 #include "ops/loss/loss_kernels.h"
 #include "ops/loss/loss_ref.h"
 #include "ops/matmul/matmul.h"
-#include "ops/optional.h"
+#include "ops/run.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
 
 void check_head(const char* whose, const Tensor& hidden, const Tensor& head, const Tensor& like) {
   expect(hidden.rank == 2 && hidden.row_contiguous() && hidden.dtype == like.dtype &&
-             hidden.dim(0) == like.dim(0) &&
-             (hidden.dtype == Dtype::kF32 || hidden.dtype == Dtype::kF64),
+             hidden.dim(0) == like.dim(0) && is_computed(hidden),
          "[head_loss] expected the {}'s hidden states ({}, C), f32 or f64, got {}", whose,
          like.dim(0), hidden.describe());
   expect(head.rank == 2 && head.contiguous() && head.dim(1) == hidden.dim(1) &&
@@ -25,7 +25,6 @@ void check_head(const char* whose, const Tensor& hidden, const Tensor& head, con
 }
 
 void check(const LossInputs& in, const LossConfig& config) {
-  require_cpu("head_loss", in.hidden);
   check_head("student", in.hidden, in.head, in.hidden);
   expect(in.head.dtype == in.hidden.dtype || !in.head.has_grad(),
          "[head_loss] a bf16 head has no gradient; train the f32 head, got {}", in.head.describe());
@@ -57,42 +56,8 @@ int64_t default_chunk(int64_t vocabulary) {
 // Rows of t, one after another.
 Tensor gather(Arena& arena, const Tensor& t, std::span<const int64_t> rows) {
   const Tensor out = arena.empty(t.dtype, {static_cast<int64_t>(rows.size()), t.dim(1)});
-  const int64_t bytes = t.dim(1) * dtype_size(t.dtype);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    std::memcpy(static_cast<char*>(out.data) + static_cast<int64_t>(i) * bytes,
-                t.slice(0, rows[i], 1).data, static_cast<size_t>(bytes));
-  }
+  gather_rows(out, t, rows);
   return out;
-}
-
-// grad[rows[i]] += from[i]
-template <class Real>
-void scatter_add(const Tensor& grad, const Tensor& from, std::span<const int64_t> rows) {
-  for (size_t i = 0; i < rows.size(); ++i) {
-    Real* to = grad.ptr<Real>() + rows[i] * grad.row_stride();
-    const Real* add = from.ptr<Real>() + static_cast<int64_t>(i) * from.dim(1);
-    for (int64_t c = 0; c < from.dim(1); ++c) {
-      to[c] += add[c];
-    }
-  }
-}
-
-template <class Real>
-LossArgs<Real> make_args(const LossInputs& in, const LossConfig& config, const Tensor& student,
-                         const Tensor& teacher, std::span<const int32_t> labels, bool gradient,
-                         LossRow* result) {
-  const double kl = in.scale * static_cast<double>(config.temperature);
-  return {.rows = student.dim(0),
-          .vocabulary = student.dim(1),
-          .student = student.ptr<Real>(),
-          .teacher = data_or_null<Real>(teacher),
-          .label = labels.data(),
-          .gradient = gradient,
-          .cross_entropy = in.scale * static_cast<double>(config.cross_entropy),
-          .forward_kl = kl * static_cast<double>(config.forward_kl),
-          .reverse_kl = kl * static_cast<double>(config.reverse_kl),
-          .temperature = static_cast<double>(config.temperature),
-          .result = result};
 }
 
 // The losses of rows that all have labels; adds their gradients.
@@ -112,26 +77,26 @@ void chunk_loss(Context& ctx, const LossInputs& in, const LossConfig& config,
   for (size_t i = 0; i < rows.size(); ++i) {
     labels.ptr<int32_t>()[i] = in.labels[static_cast<size_t>(rows[i])];
   }
-  const std::span<const int32_t> label(labels.ptr<int32_t>(), rows.size());
-  const bool gradient = in.hidden.has_grad() || in.head.has_grad();
-  if (hidden.dtype == Dtype::kF64) {
-    reference::loss_rows(make_args<double>(in, config, logits, teacher, label, gradient, result));
-  } else if (ctx.reference) {
-    reference::loss_rows(make_args<float>(in, config, logits, teacher, label, gradient, result));
-  } else {
-    loss_rows(make_args<float>(in, config, logits, teacher, label, gradient, result));
-  }
+  const auto args = [&]<class T>() {
+    const double kl = in.scale * static_cast<double>(config.temperature);
+    return LossRows<T>{.student = view<T>(logits),
+                       .teacher = view<T>(teacher),
+                       .label = labels.ptr<int32_t>(),
+                       .gradient = in.hidden.has_grad() || in.head.has_grad(),
+                       .cross_entropy = in.scale * static_cast<double>(config.cross_entropy),
+                       .forward_kl = kl * static_cast<double>(config.forward_kl),
+                       .reverse_kl = kl * static_cast<double>(config.reverse_kl),
+                       .temperature = static_cast<double>(config.temperature),
+                       .result = result};
+  };
+  run<loss_rows>(ctx, hidden, args);
   if (in.head.has_grad()) {
     matmul_grad_weight(ctx, in.head.grad_tensor(), logits, hidden, true);
   }
   if (in.hidden.has_grad()) {
     const Tensor dhidden = ctx.arena->empty(hidden.dtype, {count, hidden.dim(1)});
     matmul_grad_input(ctx, dhidden, logits, in.head, false);
-    if (hidden.dtype == Dtype::kF64) {
-      scatter_add<double>(in.hidden.grad_tensor(), dhidden, rows);
-    } else {
-      scatter_add<float>(in.hidden.grad_tensor(), dhidden, rows);
-    }
+    add_rows(in.hidden.grad_tensor(), dhidden, rows);
   }
 }
 
@@ -191,9 +156,7 @@ LossSums head_loss(Context& ctx, const LossInputs& inputs, const LossConfig& con
 
 double align_loss(Context& ctx, const Tensor& out, const Tensor& target,
                   std::span<const int32_t> labels, bool squared, double scale) {
-  require_cpu("align_loss", out);
-  expect(out.rank == 2 && out.row_contiguous() &&
-             (out.dtype == Dtype::kF32 || out.dtype == Dtype::kF64),
+  expect(out.rank == 2 && out.row_contiguous() && is_computed(out),
          "[align_loss] expected out (T, C), f32 or f64, got {}", out.describe());
   expect(target.same_shape(out) && target.dtype == out.dtype && target.row_contiguous(),
          "[align_loss] expected a target shaped like out {}, got {}", out.describe(),
@@ -205,26 +168,16 @@ double align_loss(Context& ctx, const Tensor& out, const Tensor& target,
   const std::span<const int64_t> rows = valid_rows(*ctx.arena, out.dim(0), labels);
   auto* result =
       static_cast<double*>(ctx.arena->allocate(static_cast<int64_t>(rows.size() * sizeof(double))));
-  const auto args = [&]<class Real>() -> AlignArgs<Real> {
-    return {static_cast<int64_t>(rows.size()),
-            out.dim(1),
-            rows.data(),
-            out.ptr<Real>(),
-            out.row_stride(),
-            target.ptr<Real>(),
-            target.row_stride(),
-            out.grad_ptr<Real>(),
-            squared,
-            scale,
-            result};
+  const auto args = [&]<class T>() {
+    return AlignRows<T>{static_cast<int64_t>(rows.size()),
+                        rows.data(),
+                        view<T>(out),
+                        view<T>(target),
+                        squared,
+                        scale,
+                        result};
   };
-  if (out.dtype == Dtype::kF64) {
-    reference::align_rows(args.operator()<double>());
-  } else if (ctx.reference) {
-    reference::align_rows(args.operator()<float>());
-  } else {
-    align_rows(args.operator()<float>());
-  }
+  run<align_rows>(ctx, out, args);
   double sum = 0.0;
   for (size_t i = 0; i < rows.size(); ++i) {
     sum += result[i];

@@ -64,8 +64,8 @@ struct RowSums {
 };
 
 template <bool kTeacher, Kept kKept>
-RowSums exponentials(const LossRowsF32& a, float* s, float* t, float s_max, float t_max) {
-  const int64_t n = a.vocabulary;
+RowSums exponentials(const LossRows<float>& a, float* s, float* t, float s_max, float t_max) {
+  const int64_t n = a.vocabulary();
   const auto inverse = static_cast<float>(1.0 / a.temperature);
   const bool plain = kTeacher && a.temperature != 1.0;
   RowSums sums;
@@ -112,9 +112,9 @@ RowSums exponentials(const LossRowsF32& a, float* s, float* t, float s_max, floa
 
 // dL/dlogit = ce (q1 - onehot) + forward (q - p) + reverse q (log q - log p - KL)
 template <bool kTeacher, Kept kKept>
-void gradient(const LossRowsF32& a, float* s, const float* t, float s_max, float t_max,
+void gradient(const LossRows<float>& a, float* s, const float* t, float s_max, float t_max,
               const RowSums& sums, double reverse_offset) {
-  const int64_t n = a.vocabulary;
+  const int64_t n = a.vocabulary();
   const auto inverse = static_cast<float>(1.0 / a.temperature);
   const auto plain = static_cast<float>(a.cross_entropy / sums.plain);
   const auto forward_q = static_cast<float>(a.forward_kl / sums.student);
@@ -143,12 +143,12 @@ void gradient(const LossRowsF32& a, float* s, const float* t, float s_max, float
 }
 
 template <bool kTeacher, Kept kKept>
-void loss_row(const LossRowsF32& a, int64_t row) {
-  float* s = a.student + row * a.vocabulary;
-  float* t = kTeacher ? a.teacher + row * a.vocabulary : nullptr;
+void loss_row(const LossRows<float>& a, int64_t row) {
+  float* s = a.student.row(row);
+  float* t = kTeacher ? a.teacher.row(row) : nullptr;
   const int32_t label = a.label[row];
-  const Largest largest = find_largest(s, a.vocabulary);
-  const Largest teacher = kTeacher ? find_largest(t, a.vocabulary) : Largest{0.0F, -1};
+  const Largest largest = find_largest(s, a.vocabulary());
+  const Largest teacher = kTeacher ? find_largest(t, a.vocabulary()) : Largest{0.0F, -1};
   const auto label_logit = static_cast<double>(s[label]);
   const RowSums sums = exponentials<kTeacher, kKept>(a, s, t, largest.value, teacher.value);
   LossRow& r = a.result[row];
@@ -173,11 +173,11 @@ void loss_row(const LossRowsF32& a, int64_t row) {
 
 }  // namespace
 
-void loss_rows(const LossRowsF32& a) {
-  const int64_t grain = 1 + 16384 / a.vocabulary;
-  parallel_for(a.rows, grain, [&](int64_t begin, int64_t end) {
+void loss_rows(const LossRows<float>& a) {
+  const int64_t grain = 1 + 16384 / a.vocabulary();
+  parallel_for(a.student.count(), grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      if (a.teacher == nullptr) {
+      if (!a.teacher.defined()) {
         a.gradient ? loss_row<false, Kept::kExponentials>(a, row)
                    : loss_row<false, Kept::kLogits>(a, row);
       } else if (!a.gradient || (a.cross_entropy != 0.0 && a.temperature != 1.0) ||
@@ -192,28 +192,29 @@ void loss_rows(const LossRowsF32& a) {
   });
 }
 
-void align_rows(const AlignRowsF32& a) {
+void align_rows(const AlignRows<float>& a) {
   parallel_for(a.rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const float* out = a.out + a.row[i] * a.out_stride;
-      const float* target = a.target + a.row[i] * a.target_stride;
+      const float* out = a.out.row(a.row[i]);
+      const float* target = a.target.row(a.row[i]);
       vf sum = {};
-      for (int64_t c = 0; c < a.channels; c += kLanes) {
-        const vf d = vload_upto(out + c, a.channels - c) - vload_upto(target + c, a.channels - c);
+      for (int64_t c = 0; c < a.out.channels; c += kLanes) {
+        const vf d =
+            vload_upto(out + c, a.out.channels - c) - vload_upto(target + c, a.out.channels - c);
         sum += d * d;
       }
       const auto square = static_cast<double>(vsum(sum));
-      const auto channels = static_cast<double>(a.channels);
+      const auto channels = static_cast<double>(a.out.channels);
       const double norm = __builtin_sqrt(square * channels);
       a.result[i] = a.squared ? square / channels : norm / channels;
-      if (a.grad == nullptr) {
+      if (a.out.grad == nullptr) {
         continue;
       }
       const double factor = a.squared ? 2.0 / channels : (norm > 0.0 ? 1.0 / norm : 0.0);
       const auto scale = static_cast<float>(a.scale * factor);
-      float* grad = a.grad + a.row[i] * a.out_stride;
-      for (int64_t c = 0; c < a.channels; c += kLanes) {
-        const int64_t n = a.channels - c;
+      float* grad = a.out.grad_row(a.row[i]);
+      for (int64_t c = 0; c < a.out.channels; c += kLanes) {
+        const int64_t n = a.out.channels - c;
         const vf d = vload_upto(out + c, n) - vload_upto(target + c, n);
         vstore_upto(grad + c, vload_upto(grad + c, n) + scale * d, n);
       }

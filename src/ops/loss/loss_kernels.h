@@ -1,9 +1,8 @@
 // Private to the operation: what its definition and its kernels are given.
 #pragma once
 
-#include <cstdint>
-
-#include "base/cpu.h"
+#include "ops/kernel.h"
+#include "tensor/view.h"
 
 namespace cambium {
 
@@ -16,12 +15,10 @@ struct LossRow {
   bool correct;
 };
 
-template <class Real>
-struct LossArgs {
-  int64_t rows;
-  int64_t vocabulary;
-  Real* student;         // (rows, vocabulary) logits; becomes their gradient if `gradient`
-  Real* teacher;         // (rows, vocabulary) logits, or null; used as scratch
+template <class T>
+struct LossRows {
+  View<T> student;       // (rows, V) logits; becomes their gradient if `gradient`
+  View<T> teacher;       // (rows, V) logits, or undefined; used as scratch
   const int32_t* label;  // (rows)
   bool gradient;
   // Weights of the terms in the gradient by the logits: the scale, and for the KL terms the
@@ -31,27 +28,20 @@ struct LossArgs {
   double reverse_kl;
   double temperature;
   LossRow* result;  // (rows)
-};
 
-template <class Real>
-struct AlignArgs {
+  constexpr int64_t vocabulary() const { return student.channels; }
+};
+CAMBIUM_KERNEL(loss_rows, LossRows)
+
+template <class T>
+struct AlignRows {
   int64_t rows;
-  int64_t channels;
-  const int64_t* row;  // (rows): which rows of the tensors
-  const Real* out;
-  int64_t out_stride;
-  const Real* target;
-  int64_t target_stride;
-  Real* grad;  // strided as out, added to; or null
+  const int64_t* row;   // (rows): which rows of the tensors
+  View<T> out, target;  // (T, C); out.grad is added to, where wanted
   bool squared;
   double scale;
   double* result;  // (rows)
 };
-
-using LossRowsF32 = LossArgs<float>;
-using AlignRowsF32 = AlignArgs<float>;
-
-CAMBIUM_CPU_KERNEL(loss_rows, LossRowsF32)
-CAMBIUM_CPU_KERNEL(align_rows, AlignRowsF32)
+CAMBIUM_KERNEL(align_rows, AlignRows)
 
 }  // namespace cambium

@@ -1,14 +1,13 @@
-// The naive definition, in the precision of its argument type.
+// The naive definition, in the precision of its element type.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <vector>
 
 #include "ops/loss/loss_kernels.h"
 
-namespace cambium::reference {
+namespace cambium {
 
 /// log softmax(logits / temperature)
 template <class Real>
@@ -26,9 +25,9 @@ std::vector<Real> log_softmax(const Real* logits, int64_t n, Real temperature) {
 }
 
 template <class Real>
-void loss_row(const LossArgs<Real>& a, int64_t row) {
-  const int64_t n = a.vocabulary;
-  Real* student = a.student + row * n;
+void loss_row(const LossRows<Real>& a, int64_t row) {
+  const int64_t n = a.vocabulary();
+  Real* student = a.student.row(row);
   const int32_t label = a.label[row];
   const auto temperature = static_cast<Real>(a.temperature);
   const int64_t choice = std::max_element(student, student + n) - student;
@@ -45,8 +44,8 @@ void loss_row(const LossArgs<Real>& a, int64_t row) {
     const auto i = static_cast<size_t>(v);
     gradient[i] = static_cast<Real>(a.cross_entropy) * (std::exp(plain[i]) - (v == label ? 1 : 0));
   }
-  if (a.teacher != nullptr) {
-    const Real* teacher = a.teacher + row * n;
+  if (a.teacher.defined()) {
+    const Real* teacher = a.teacher.row(row);
     result.agreement = std::max_element(teacher, teacher + n) - teacher == choice;
     const std::vector<Real> q = log_softmax(student, n, temperature);
     const std::vector<Real> p = log_softmax(teacher, n, temperature);
@@ -69,32 +68,31 @@ void loss_row(const LossArgs<Real>& a, int64_t row) {
 }
 
 template <class Real>
-void loss_rows(const LossArgs<Real>& a) {
-  for (int64_t row = 0; row < a.rows; ++row) {
+void loss_rows::reference(const LossRows<Real>& a) {
+  for (int64_t row = 0; row < a.student.count(); ++row) {
     loss_row(a, row);
   }
 }
 
 /// |d| / sqrt(C) with gradient d / (|d| sqrt(C)) (0 at d = 0), or mean(d^2) with 2 d / C.
 template <class Real>
-void align_rows(const AlignArgs<Real>& a) {
+void align_rows::reference(const AlignRows<Real>& a) {
   for (int64_t i = 0; i < a.rows; ++i) {
-    const Real* out = a.out + a.row[i] * a.out_stride;
-    const Real* target = a.target + a.row[i] * a.target_stride;
+    const Real* out = a.out.row(a.row[i]);
+    const Real* target = a.target.row(a.row[i]);
     double square = 0;
-    for (int64_t c = 0; c < a.channels; ++c) {
+    for (int64_t c = 0; c < a.out.channels; ++c) {
       const double d = static_cast<double>(out[c]) - static_cast<double>(target[c]);
       square += d * d;
     }
-    const auto channels = static_cast<double>(a.channels);
+    const auto channels = static_cast<double>(a.out.channels);
     const double norm = std::sqrt(square * channels);
     a.result[i] = a.squared ? square / channels : norm / channels;
     const double factor = a.squared ? 2 / channels : (norm > 0 ? 1 / norm : 0);
-    for (int64_t c = 0; a.grad != nullptr && c < a.channels; ++c) {
-      a.grad[a.row[i] * a.out_stride + c] +=
-          static_cast<Real>(a.scale * factor) * (out[c] - target[c]);
+    for (int64_t c = 0; a.out.grad != nullptr && c < a.out.channels; ++c) {
+      a.out.grad_row(a.row[i])[c] += static_cast<Real>(a.scale * factor) * (out[c] - target[c]);
     }
   }
 }
 
-}  // namespace cambium::reference
+}  // namespace cambium

@@ -18,7 +18,7 @@
 #pragma once
 
 #include "base/parallel.h"
-#include "ops/recurrence/recurrence_kernels.h"
+#include "ops/recurrence/recurrence_chunks.h"
 #include "ops/recurrence/tiles.h"
 
 namespace cambium::CAMBIUM_ISA {
@@ -91,20 +91,20 @@ struct Chunk {
 /// Tokens [t, t + n) of value head h; padding rows have q = k = v = w = 0 and decay 1, which is
 /// exact.
 template <bool kPerChannel>
-static inline void load_chunk(const RecurrenceArgs<float>& a, int64_t t, int64_t n, int64_t h,
+static inline void load_chunk(const Recurrence<float>& a, int64_t t, int64_t n, int64_t h,
                               Chunk& ch) {
   ch.tokens = n;
   ch.rows = recurrence_padded(n);
   const int64_t key_offset = a.key_head(h) * a.key_dim;
-  load_rows(n, ch.rows, a.key_dim, a.q.at(t, key_offset), a.q.stride, ch.q, ch.key);
-  load_rows(n, ch.rows, a.key_dim, a.k.at(t, key_offset), a.k.stride, ch.k, ch.key);
-  load_rows(n, ch.rows, a.dim, a.v.at(t, h * a.dim), a.v.stride, ch.v, ch.dim);
+  load_rows(n, ch.rows, a.key_dim, a.q.at(t, key_offset), a.q.rows.outer_stride, ch.q, ch.key);
+  load_rows(n, ch.rows, a.key_dim, a.k.at(t, key_offset), a.k.rows.outer_stride, ch.k, ch.key);
+  load_rows(n, ch.rows, a.dim, a.v.at(t, h * a.dim), a.v.rows.outer_stride, ch.v, ch.dim);
   for (int64_t i = 0; i < ch.rows; ++i) {
-    ch.w[i] = i < n ? (a.weight.data != nullptr ? *a.weight.at(t + i, h) : 1.0F) : 0.0F;
+    ch.w[i] = i < n ? (a.weight.defined() ? *a.weight.at(t + i, h) : 1.0F) : 0.0F;
   }
   if constexpr (kPerChannel) {
-    load_rows(n, ch.rows, a.key_dim, a.log_decay.at(t, h * a.key_dim), a.log_decay.stride, ch.decay,
-              ch.key);
+    load_rows(n, ch.rows, a.key_dim, a.log_decay.at(t, h * a.key_dim),
+              a.log_decay.rows.outer_stride, ch.decay, ch.key);
   } else {
     for (int64_t i = 0; i < ch.rows; ++i) {
       ch.decay[i] = i < n ? *a.log_decay.at(t + i, h) : 0.0F;

@@ -329,24 +329,24 @@ void finish_per_channel(const Chunk& ch, const ChunkGradients& g) {
 template <bool kPerChannel>
 void store_gradients(const RecurrenceChunks& a, int64_t segment, int64_t t, int64_t h,
                      const Chunk& ch, const ChunkGradients& g) {
-  const RecurrenceArgs<float>& op = a.op;
+  const Recurrence<float>& op = a.op;
   const int64_t n = ch.tokens;
-  const auto store_key = [&](const PerToken<float>& input, float* heads, const float* from) {
+  const auto store_key = [&](const View<float>& input, float* heads, const float* from) {
     if (heads != nullptr) {
       store_rows(n, op.key_dim, from, ch.key, heads + (t * op.heads + h) * op.key_dim,
                  op.heads * op.key_dim, true);
     } else if (input.grad != nullptr) {
       store_rows(n, op.key_dim, from, ch.key, input.grad_at(t, op.key_head(h) * op.key_dim),
-                 input.stride, false);
+                 input.rows.outer_stride, false);
     }
   };
   store_key(op.q, a.dq_heads, g.dq);
   store_key(op.k, a.dk_heads, g.dk);
   if (op.log_decay.grad != nullptr && kPerChannel) {
     store_rows(n, op.key_dim, g.dg, ch.key, op.log_decay.grad_at(t, h * op.key_dim),
-               op.log_decay.stride, false);
+               op.log_decay.rows.outer_stride, false);
   }
-  const float skip = op.skip != nullptr ? op.skip[h] : 0.0F;
+  const float skip = op.skip.defined() ? op.skip.data[h] : 0.0F;
   float dskip = 0.0F;
   for (int64_t i = 0; i < n; ++i) {
     if (op.log_decay.grad != nullptr && !kPerChannel) {
@@ -372,7 +372,7 @@ void store_gradients(const RecurrenceChunks& a, int64_t segment, int64_t t, int6
 
 template <bool kPerChannel, bool kDelta>
 void run_head(const RecurrenceChunks& a, int64_t segment, int64_t h, float* scratch) {
-  const RecurrenceArgs<float>& op = a.op;
+  const Recurrence<float>& op = a.op;
   Scratch memory(scratch);
   Chunk ch(memory, op.key_dim, op.dim);
   const ChunkGradients g(memory, ch);
@@ -390,8 +390,7 @@ void run_head(const RecurrenceChunks& a, int64_t segment, int64_t h, float* scra
     const float* s =
         a.chunk_states + ((a.first_chunk[segment] + i) * op.heads + h) * ch.key * ch.dim;
     load_chunk<kPerChannel>(op, t, n, h, ch);
-    load_rows(n, ch.rows, op.dim, op.dy + (t * op.heads + h) * op.dim, op.heads * op.dim, g.dy,
-              ch.dim);
+    load_rows(n, ch.rows, op.dim, op.y.grad_at(t, h * op.dim), op.heads * op.dim, g.dy, ch.dim);
     prepare_chunk<kPerChannel, kDelta>(ch, s);
     // By w e: what later tokens read of it, and the state at the end.
     multiply<Into::kSet>(ch.rows, ch.dim, ch.key, {ch.kbt, 1, kChunk}, ds, ch.dim, g.de, ch.dim);
@@ -417,13 +416,12 @@ void run_head(const RecurrenceChunks& a, int64_t segment, int64_t h, float* scra
 }
 
 // Gradients of shared keys: the value heads of a key head in order.
-void sum_heads(const RecurrenceArgs<float>& op, const float* heads, const PerToken<float>& to) {
+void sum_heads(const Recurrence<float>& op, const float* heads, const View<float>& to) {
   if (heads == nullptr || to.grad == nullptr) {
     return;
   }
   const int64_t sharing = op.heads / op.key_heads;
-  const int64_t tokens = op.segments.count == 0 ? 0 : op.segments.start[op.segments.count];
-  parallel_for(tokens, 64, [&](int64_t begin, int64_t end) {
+  parallel_for(op.segments.tokens(), 64, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t h = 0; h < op.heads; ++h) {
         float* grad = to.grad_at(t, h / sharing * op.key_dim);
@@ -446,14 +444,14 @@ void run(const RecurrenceChunks& a) {
   sum_heads(a.op, a.dk_heads, a.op.k);
   for (int64_t s = 0; a.dskip_part != nullptr && s < a.op.segments.count; ++s) {
     for (int64_t h = 0; h < a.op.heads; ++h) {
-      a.op.dskip[h] += a.dskip_part[s * a.op.heads + h];
+      a.op.skip.grad[h] += a.dskip_part[s * a.op.heads + h];
     }
   }
 }
 
 }  // namespace
 
-void recurrence_backward(const RecurrenceChunks& a) {
+void recurrence_chunks_backward(const RecurrenceChunks& a) {
   if (a.op.decay_per_channel) {
     a.op.delta ? run<true, true>(a) : run<true, false>(a);
   } else {

@@ -26,7 +26,7 @@ struct TokenStep {
 };
 
 template <bool kPerChannel, bool kDelta, int kVectors>
-void step_strip(const RecurrenceArgs<float>& a, const TokenStep& t, float qk, const State& state,
+void step_strip(const Recurrence<float>& a, const TokenStep& t, float qk, const State& state,
                 int64_t column, int64_t last) {
   const auto load = [&](const float* p, int j) {
     return j == kVectors - 1 ? vload_upto(p + j * kLanes, last) : vload(p + j * kLanes);
@@ -88,7 +88,7 @@ void step_strip(const RecurrenceArgs<float>& a, const TokenStep& t, float qk, co
 }
 
 template <bool kPerChannel, bool kDelta>
-void step(const RecurrenceArgs<float>& a, int64_t t, int64_t h, const State& state, float* decay) {
+void step(const Recurrence<float>& a, int64_t t, int64_t h, const State& state, float* decay) {
   const int64_t key_offset = a.key_head(h) * a.key_dim;
   if constexpr (kPerChannel) {
     const float* log_decay = a.log_decay.at(t, h * a.key_dim);
@@ -101,9 +101,9 @@ void step(const RecurrenceArgs<float>& a, int64_t t, int64_t h, const State& sta
   const TokenStep token{a.q.at(t, key_offset),
                         a.k.at(t, key_offset),
                         a.v.at(t, h * a.dim),
-                        a.y + (t * a.heads + h) * a.dim,
-                        a.weight.data != nullptr ? *a.weight.at(t, h) : 1.0F,
-                        a.skip != nullptr ? a.skip[h] : 0.0F,
+                        a.y.at(t, h * a.dim),
+                        a.weight.defined() ? *a.weight.at(t, h) : 1.0F,
+                        a.skip.defined() ? a.skip.data[h] : 0.0F,
                         decay};
   float qk = 0.0F;
   if constexpr (kDelta) {
@@ -128,26 +128,26 @@ void step(const RecurrenceArgs<float>& a, int64_t t, int64_t h, const State& sta
 }
 
 // y of a prepared chunk, and the state at its end.
-void read_chunk(const RecurrenceArgs<float>& a, int64_t t, int64_t h, const Chunk& ch, float* s,
+void read_chunk(const Recurrence<float>& a, int64_t t, int64_t h, const Chunk& ch, float* s,
                 float* y) {
   multiply<Into::kSet>(ch.rows, ch.dim, ch.key, {ch.qe, ch.key, 1}, s, ch.dim, y, ch.dim);
   for (int64_t first = 0; first < ch.rows; first += kTile) {
     multiply<Into::kAdd>(kTile, ch.dim, first + kTile, {ch.p + first * kChunk, kChunk, 1}, ch.we,
                          ch.dim, y + first * ch.dim, ch.dim);
   }
-  if (a.skip != nullptr) {
+  if (a.skip.defined()) {
     for (int64_t i = 0; i < ch.rows * ch.dim; i += kLanes) {
-      vstore(y + i, vload(y + i) + vload(ch.v + i) * a.skip[h]);
+      vstore(y + i, vload(y + i) + vload(ch.v + i) * a.skip.data[h]);
     }
   }
-  store_rows(ch.tokens, a.dim, y, ch.dim, a.y + (t * a.heads + h) * a.dim, a.heads * a.dim, true);
+  store_rows(ch.tokens, a.dim, y, ch.dim, a.y.at(t, h * a.dim), a.heads * a.dim, true);
   decay_state(ch, s);
   multiply<Into::kAdd>(ch.key, ch.dim, ch.rows, {ch.kbt, kChunk, 1}, ch.we, ch.dim, s, ch.dim);
 }
 
 template <bool kPerChannel, bool kDelta>
 void run_head(const RecurrenceChunks& c, int64_t segment, int64_t h, float* scratch) {
-  const RecurrenceArgs<float>& a = c.op;
+  const Recurrence<float>& a = c.op;
   Scratch memory(scratch);
   Chunk ch(memory, a.key_dim, a.dim);
   float* y = memory.take(kChunk * ch.dim);
@@ -201,7 +201,7 @@ void run(const RecurrenceChunks& c) {
 
 }  // namespace
 
-void recurrence_forward(const RecurrenceChunks& c) {
+void recurrence_chunks_forward(const RecurrenceChunks& c) {
   if (c.op.decay_per_channel) {
     c.op.delta ? run<true, true>(c) : run<true, false>(c);
   } else {

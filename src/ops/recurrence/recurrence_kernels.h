@@ -1,48 +1,43 @@
-// Private to the operation: what its kernels are given.
+// Private to the operation: what its definition and its kernels are given.
 #pragma once
 
-#include <cstdint>
-
-#include "base/cpu.h"
-#include "ops/recurrence/recurrence_args.h"
+#include "ops/kernel.h"
+#include "ops/segment_walk.h"
+#include "tensor/view.h"
 
 namespace cambium {
 
-/// Matrices of a chunk are padded to multiples of this in every direction.
-inline constexpr int64_t kRecurrenceTile = 16;
-inline constexpr int64_t kRecurrenceMaxChunk = 64;
+template <class T>
+struct Recurrence {
+  SegmentWalk segments;
+  int64_t key_heads;
+  int64_t heads;    // value heads
+  int64_t key_dim;  // K
+  int64_t dim;      // V
+  bool decay_per_channel;
+  bool delta;
+  // The heads of a token and their elements lie together.
+  View<T> q, k;          // (T, key_heads, K)
+  View<T> v;             // (T, heads, V)
+  View<T> log_decay;     // (T, heads) or (T, heads, K)
+  View<T> weight;        // (T, heads), or undefined
+  View<T, Sum<T>> skip;  // (heads), or undefined
+  Sum<T>* state;  // (slots, heads, K, V): before the segments; forward leaves those after them
+  View<T> y;      // (T, heads, V) contiguous
+  void* kept;     // from forward to backward
 
-constexpr int64_t recurrence_padded(int64_t n) {
-  return (n + kRecurrenceTile - 1) / kRecurrenceTile * kRecurrenceTile;
-}
-
-/// Floats of scratch memory for one piece of work.
-constexpr int64_t recurrence_scratch(int64_t key_dim, int64_t dim) {
-  const int64_t k = recurrence_padded(key_dim);
-  const int64_t v = recurrence_padded(dim);
-  const int64_t c = kRecurrenceMaxChunk;
-  return 14 * c * k + 7 * c * v + 3 * k * v + 5 * c * c + 50 * k + 2 * c;
-}
-
-struct RecurrenceChunks {
-  RecurrenceArgs<float> op;
-  int64_t chunk;  // tokens, a divisor of kRecurrenceChunk; cut at its multiples of position
-  /// (segments): how many chunks the segments before have.
-  const int64_t* first_chunk;
-  /// (chunks, heads, padded K, padded V): the states at chunk starts; forward writes them where not
-  /// null, backward reads them.
-  float* chunk_states;
-  /// Segments x heads are dealt to this many pieces of work, each with its own scratch.
-  int64_t pieces;
-  float* scratch;  // (pieces, recurrence_scratch())
-  // Backward only. Where value heads share keys, the gradients by q and k of each value head, to be
-  // summed in order; else null.
-  float* dq_heads;    // (T, heads, K)
-  float* dk_heads;    // (T, heads, K)
-  float* dskip_part;  // (segments, heads) or null
+  constexpr int64_t key_head(int64_t head) const { return head / (heads / key_heads); }
+  /// How many log decays a head has in a token.
+  constexpr int64_t decay_dim() const { return decay_per_channel ? key_dim : 1; }
+  constexpr int64_t state_size() const { return heads * key_dim * dim; }
+  constexpr Sum<T>* state_of(int64_t segment, int64_t head) const {
+    return state == nullptr ? nullptr
+                            : state + (segments.row(segment) * heads + head) * key_dim * dim;
+  }
 };
 
-CAMBIUM_CPU_KERNEL(recurrence_forward, RecurrenceChunks)
-CAMBIUM_CPU_KERNEL(recurrence_backward, RecurrenceChunks)
+CAMBIUM_KEEPING_KERNEL(recurrence_forward, Recurrence)
+/// Reads y.grad; adds to the gradients of the inputs.
+CAMBIUM_PLANNED_KERNEL(recurrence_backward, Recurrence)
 
 }  // namespace cambium

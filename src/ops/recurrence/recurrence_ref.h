@@ -1,26 +1,24 @@
-// The naive definition, token by token, in the precision of its argument type, forward and
-// backward.
+// The naive definition, token by token, in the precision of its element type, forward and backward.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <vector>
 
-#include "ops/recurrence/recurrence_args.h"
+#include "ops/recurrence/recurrence_kernels.h"
 
-namespace cambium::reference {
+namespace cambium {
 
 /// The numbers of one token and value head.
 template <class Real>
 struct RecurrenceToken {
-  const RecurrenceArgs<Real>& a;
+  const Recurrence<Real>& a;
   int64_t t, h;
 
   const Real* q() const { return a.q.at(t, a.key_head(h) * a.key_dim); }
   const Real* k() const { return a.k.at(t, a.key_head(h) * a.key_dim); }
   const Real* v() const { return a.v.at(t, h * a.dim); }
-  Real weight() const { return a.weight.data != nullptr ? *a.weight.at(t, h) : Real{1}; }
+  Real weight() const { return a.weight.defined() ? *a.weight.at(t, h) : Real{1}; }
   Real decay(int64_t i) const {
     const int64_t offset = a.decay_per_channel ? h * a.key_dim + i : h;
     return std::exp(*a.log_decay.at(t, offset));
@@ -55,31 +53,40 @@ void recurrence_step(const RecurrenceToken<Real>& token, std::vector<Real>& s,
   }
 }
 
+/// The state of a head before a segment: `from` where the segment continues a sequence, else zero.
 template <class Real>
-std::vector<Real> initial_state(const RecurrenceArgs<Real>& a, int64_t segment, int64_t head) {
+std::vector<Real> initial_state(const Recurrence<Real>& a, int64_t segment, const Real* from) {
   std::vector<Real> s(static_cast<size_t>(a.key_dim * a.dim));
   if (a.segments.continues(segment)) {
-    std::copy_n(a.state_of(segment, head), s.size(), s.data());
+    std::copy_n(from, s.size(), s.data());
   }
   return s;
 }
 
 template <class Real>
-void recurrence_forward(const RecurrenceArgs<Real>& a) {
+int64_t recurrence_forward::reference_keeps(const Recurrence<Real>& a) {
+  return initial_state_bytes<Real>(a.segments, a.state_size());
+}
+
+template <class Real>
+void recurrence_forward::reference(const Recurrence<Real>& a) {
+  if (a.kept != nullptr) {
+    keep_initial_state(a.segments, a.state_size(), a.state, static_cast<Real*>(a.kept));
+  }
   std::vector<Real> decayed(static_cast<size_t>(a.key_dim * a.dim));
   std::vector<Real> error(static_cast<size_t>(a.dim));
   for (int64_t segment = 0; segment < a.segments.count; ++segment) {
     for (int64_t h = 0; h < a.heads; ++h) {
-      std::vector<Real> s = initial_state(a, segment, h);
+      std::vector<Real> s = initial_state(a, segment, a.state_of(segment, h));
       for (int64_t n = 0; n < a.segments.length(segment); ++n) {
         const RecurrenceToken<Real> token{a, a.segments.begin(segment) + n, h};
         recurrence_step(token, s, decayed, error);
         for (int64_t j = 0; j < a.dim; ++j) {
-          Real y = a.skip != nullptr ? a.skip[h] * token.v()[j] : 0;
+          Real y = a.skip.defined() ? a.skip.data[h] * token.v()[j] : 0;
           for (int64_t i = 0; i < a.key_dim; ++i) {
             y += token.q()[i] * s[static_cast<size_t>(i * a.dim + j)];
           }
-          a.y[(token.t * a.heads + h) * a.dim + j] = y;
+          *a.y.at(token.t, h * a.dim + j) = y;
         }
       }
       if (a.state != nullptr) {
@@ -90,7 +97,7 @@ void recurrence_forward(const RecurrenceArgs<Real>& a) {
 }
 
 template <class Real>
-void add(Real* to, Real x) {
+void add_where_wanted(Real* to, Real x) {
   if (to != nullptr) {
     *to += x;
   }
@@ -104,7 +111,7 @@ void recurrence_step_backward(const RecurrenceToken<Real>& token, const std::vec
   const auto& a = token.a;
   const int64_t t = token.t;
   const int64_t h = token.h;
-  const Real* dy = a.dy + (t * a.heads + h) * a.dim;
+  const Real* dy = a.y.grad_at(t, h * a.dim);
   const Real* k = token.k();
   const Real w = token.weight();
   std::vector<Real> s = before;
@@ -120,8 +127,8 @@ void recurrence_step_backward(const RecurrenceToken<Real>& token, const std::vec
       ds[at] += token.q()[i] * dy[j];
       dk += ds[at] * w * error[static_cast<size_t>(j)];
     }
-    add(a.q.grad_at(t, a.key_head(h) * a.key_dim + i), dq);
-    add(a.k.grad_at(t, a.key_head(h) * a.key_dim + i), dk);
+    add_where_wanted(a.q.grad_at(t, a.key_head(h) * a.key_dim + i), dq);
+    add_where_wanted(a.k.grad_at(t, a.key_head(h) * a.key_dim + i), dk);
   }
   std::vector<Real> derror(static_cast<size_t>(a.dim));
   for (int64_t j = 0; j < a.dim; ++j) {
@@ -129,12 +136,12 @@ void recurrence_step_backward(const RecurrenceToken<Real>& token, const std::vec
     for (int64_t i = 0; i < a.key_dim; ++i) {
       dwritten += ds[static_cast<size_t>(i * a.dim + j)] * k[i];
     }
-    add(a.weight.grad_at(t, h), dwritten * error[static_cast<size_t>(j)]);
+    add_where_wanted(a.weight.grad_at(t, h), dwritten * error[static_cast<size_t>(j)]);
     derror[static_cast<size_t>(j)] = w * dwritten;
-    const Real skip = a.skip != nullptr ? a.skip[h] : 0;
-    add(a.v.grad_at(t, h * a.dim + j), w * dwritten + skip * dy[j]);
-    if (a.dskip != nullptr) {
-      a.dskip[h] += dy[j] * token.v()[j];
+    const Real skip = a.skip.defined() ? a.skip.data[h] : 0;
+    add_where_wanted(a.v.grad_at(t, h * a.dim + j), w * dwritten + skip * dy[j]);
+    if (a.skip.grad != nullptr) {
+      a.skip.grad[h] += dy[j] * token.v()[j];
     }
   }
   for (int64_t i = 0; i < a.key_dim; ++i) {
@@ -149,20 +156,22 @@ void recurrence_step_backward(const RecurrenceToken<Real>& token, const std::vec
       ddecay += ds[at] * decayed[at];
       ds[at] *= token.decay(i);
     }
-    add(a.k.grad_at(t, a.key_head(h) * a.key_dim + i), dk);
-    add(a.log_decay.grad_at(t, a.decay_per_channel ? h * a.key_dim + i : h), ddecay);
+    add_where_wanted(a.k.grad_at(t, a.key_head(h) * a.key_dim + i), dk);
+    add_where_wanted(a.log_decay.grad_at(t, a.decay_per_channel ? h * a.key_dim + i : h), ddecay);
   }
 }
 
 template <class Real>
-void recurrence_backward(const RecurrenceArgs<Real>& a) {
+void recurrence_backward::reference(const Recurrence<Real>& a) {
+  const auto* initial = static_cast<const Real*>(a.kept);
   for (int64_t segment = 0; segment < a.segments.count; ++segment) {
     const int64_t length = a.segments.length(segment);
     for (int64_t h = 0; h < a.heads; ++h) {
       std::vector<Real> decayed(static_cast<size_t>(a.key_dim * a.dim));
       std::vector<Real> error(static_cast<size_t>(a.dim));
       std::vector<std::vector<Real>> before;  // states S_{t-1}
-      std::vector<Real> s = initial_state(a, segment, h);
+      std::vector<Real> s =
+          initial_state(a, segment, initial + (segment * a.heads + h) * a.key_dim * a.dim);
       for (int64_t n = 0; n < length; ++n) {
         before.push_back(s);
         recurrence_step({a, a.segments.begin(segment) + n, h}, s, decayed, error);
@@ -176,4 +185,4 @@ void recurrence_backward(const RecurrenceArgs<Real>& a) {
   }
 }
 
-}  // namespace cambium::reference
+}  // namespace cambium

@@ -18,10 +18,6 @@ struct Case {
   double lowest_log_decay = -0.5;
 };
 
-std::ostream& operator<<(std::ostream& out, const Case& c) {
-  return out << c.name;
-}
-
 // Inputs q, k, v, log_decay, weight, skip. Under the delta rule keys are at most of length 1, as
 // its mixers make them; without that the state may grow exponentially.
 StatefulCase make(const Case& c) {
@@ -53,57 +49,36 @@ StatefulCase make(const Case& c) {
   return test;
 }
 
-class Recurrence : public ::testing::TestWithParam<Case> {};
-
-TEST_P(Recurrence, KernelsMatchDefinitionAndGradientsMatchDifferences) {
-  const StatefulCase test = make(GetParam());
-  const OwnedSegments segments = packed_segments(GetParam().lengths);
-  const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
-    return test.operation(ctx, in, segments.view(), {});
-  };
-  if (test.tokens * GetParam().heads * GetParam().key_dim * GetParam().dim < 100000) {
-    expect_gradients_match_differences(operation, test.inputs, 1e-6, 12);
+std::vector<StatefulRow> rows(const std::vector<Case>& cases) {
+  std::vector<StatefulRow> rows;
+  for (const Case& c : cases) {
+    const StatefulCase test = make(c);
+    rows.push_back({c.name,
+                    test,
+                    c.lengths,
+                    {1, 5, 16, 63, 64, 65, 100, 128, 150},
+                    test.tokens * c.heads * c.key_dim * c.dim < 100000});
   }
-  expect_kernels_match_reference(operation, test.inputs);
-}
-
-TEST_P(Recurrence, PackedEqualsSeparate) {
-  const StatefulCase test = make(GetParam());
-  for_each_isa([&] { expect_packed_equals_separate<float>(test, GetParam().lengths, 1e-5); });
-}
-
-TEST_P(Recurrence, AnySplitAgrees) {
-  const StatefulCase test = make(GetParam());
-  std::vector<std::vector<int64_t>> cuts;
-  for (const int64_t t : {1, 5, 16, 63, 64, 65, 100, 128, 150}) {
-    if (t < test.tokens) cuts.push_back({t});
-  }
-  if (test.tokens > 70) cuts.push_back({3, 20, 64, 70});
-  for_each_isa([&] { expect_splits_agree<float>(test, cuts, 1e-5); });
-  expect_splits_agree<double>(test, cuts, 1e-12);
-}
-
-TEST_P(Recurrence, AnyNumberOfThreadsAgrees) {
-  expect_threads_agree(make(GetParam()), GetParam().lengths);
+  return rows;
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cases, Recurrence,
-    ::testing::Values(
-        Case{"lightning", {5, 90, 1}, 2, 2, 16, 16, false, false, false},
-        Case{"mamba2", {70, 65, 20}, 1, 4, 16, 24, false, false, true, true},
-        Case{"mamba2_small", {3, 9}, 1, 2, 3, 5, false, false, true, true},
-        Case{"gdn", {130, 7, 64}, 2, 2, 32, 16, false, true},
-        Case{"gdn_shared_keys", {33, 100}, 2, 4, 17, 19, false, true},
-        Case{"gdn_small", {7, 2}, 1, 2, 4, 3, false, true, true, true},
-        Case{"kda", {66, 80}, 2, 2, 16, 16, true, true},
-        Case{"kda_shared_keys", {40, 90, 3}, 1, 3, 23, 18, true, true},
-        Case{"kda_small", {6, 3}, 2, 2, 3, 4, true, true},
-        Case{"channel_decay", {65, 40}, 2, 2, 20, 33, true, false, true, true},
-        Case{"strong_decay", {140}, 1, 2, 16, 16, false, true, true, false, -30.0},
-        Case{"strong_channel_decay", {140}, 1, 2, 16, 16, true, true, true, false, -30.0},
-        Case{"wide", {100}, 1, 1, 128, 128, false, true},
-        Case{"wide_channel", {80}, 1, 1, 128, 64, true, true}),
+    Recurrence, Stateful,
+    ::testing::ValuesIn(
+        rows({Case{"lightning", {5, 90, 1}, 2, 2, 16, 16, false, false, false},
+              Case{"mamba2", {70, 65, 20}, 1, 4, 16, 24, false, false, true, true},
+              Case{"mamba2_small", {3, 9}, 1, 2, 3, 5, false, false, true, true},
+              Case{"gdn", {130, 7, 64}, 2, 2, 32, 16, false, true},
+              Case{"gdn_shared_keys", {33, 100}, 2, 4, 17, 19, false, true},
+              Case{"gdn_small", {7, 2}, 1, 2, 4, 3, false, true, true, true},
+              Case{"kda", {66, 80}, 2, 2, 16, 16, true, true},
+              Case{"kda_shared_keys", {40, 90, 3}, 1, 3, 23, 18, true, true},
+              Case{"kda_small", {6, 3}, 2, 2, 3, 4, true, true},
+              Case{"channel_decay", {65, 40}, 2, 2, 20, 33, true, false, true, true},
+              Case{"strong_decay", {140}, 1, 2, 16, 16, false, true, true, false, -30.0},
+              Case{"strong_channel_decay", {140}, 1, 2, 16, 16, true, true, true, false, -30.0},
+              Case{"wide", {100}, 1, 1, 128, 128, false, true},
+              Case{"wide_channel", {80}, 1, 1, 128, 64, true, true}})),
     ::testing::PrintToStringParamName());
 
 // Long sequences with gates at their ends: no NaN, and the kernels still follow the definition.

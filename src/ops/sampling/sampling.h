@@ -4,17 +4,19 @@
 #include <cstdint>
 #include <span>
 
+#include "ops/sampling/sampling_config.h"
+#include "tensor/context.h"
+
 namespace cambium {
 
-struct SamplingConfig {
-  float temperature = 0.0F;  // 0 = greedy: the largest logit, the lowest index among equals
-  int64_t top_k = 0;         // 0 = all
-  float top_p = 1.0F;
-  float min_p = 0.0F;  // drops tokens less likely than min_p times the likeliest
-};
+/// A token for each row of logits (R, V), and log softmax(logits)[token]. Row r is drawn as
+/// configs[r] says; uniforms[r] in [0, 1) decides, and the caller draws it from (seed, position).
+void sample_tokens(const Context& ctx, const Tensor& logits,
+                   std::span<const SamplingConfig> configs, std::span<const double> uniforms,
+                   std::span<int32_t> tokens, std::span<float> log_probabilities);
 
-/// One token from logits (V). `uniform` in [0, 1) decides; the caller draws it from (seed,
-/// position).
+/// One token from logits (V) in host memory. `uniform` in [0, 1) decides; the caller draws it from
+/// (seed, position).
 int32_t sample_token(std::span<const float> logits, const SamplingConfig& config, double uniform);
 
 /// log softmax(logits)[token].

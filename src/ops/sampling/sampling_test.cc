@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "base/error.h"
+#include "ops/testing.h"
 
 namespace cambium {
 namespace {
@@ -85,6 +85,53 @@ TEST(Sampling, LogProbability) {
   EXPECT_NEAR(token_log_probability(kLogits, 2), std::log(0.2), 1e-6);
   const std::vector<float> shifted = {1000.0F, 1001.0F};
   EXPECT_NEAR(token_log_probability(shifted, 0), -std::log(1.0 + std::exp(1.0)), 1e-12);
+}
+
+// Rows of every kind by every instruction set: the tokens of the definition, its log probabilities.
+TEST(SampleTokens, MatchTheDefinition) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr int64_t kRows = 8;
+  constexpr int64_t kVocabulary = 1237;
+  auto values = testing::draw({{{kRows, kVocabulary}, -6, 6}})[0];
+  const auto set = [&](size_t row, size_t at, float x) { values[row * kVocabulary + at] = x; };
+  set(1, 1236, 20);
+  set(2, 100, 7);
+  set(2, 900, 7);  // the first of equals
+  set(3, 5, kInf);
+  set(4, 7, kNan);
+  for (size_t i = 0; i < kVocabulary; ++i) {
+    set(5, i, i == 60 ? -3 : -kInf);
+  }
+  const OwnedTensor logits(Dtype::kF32, {kRows, kVocabulary});
+  std::copy(values.begin(), values.end(), logits.view.ptr<float>());
+  const SamplingConfig greedy;
+  const SamplingConfig warm{.temperature = 0.8F, .top_k = 40, .top_p = 0.9F};
+  const std::vector<SamplingConfig> configs{greedy, greedy, greedy, warm,
+                                            greedy, greedy, warm,   {.temperature = 1}};
+  const std::vector<double> uniforms{0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.3, 0.999};
+  Arena arena;
+  std::vector<int32_t> expected(kRows);
+  std::vector<float> expected_log(kRows);
+  sample_tokens({.arena = &arena, .reference = true}, logits.view, configs, uniforms, expected,
+                expected_log);
+  EXPECT_EQ(expected[1], 1236);
+  EXPECT_EQ(expected[2], 100);
+  EXPECT_EQ(expected[3], 5);
+  EXPECT_EQ(expected[5], 60);
+  testing::for_each_isa([&] {
+    std::vector<int32_t> tokens(kRows);
+    std::vector<float> logs(kRows);
+    sample_tokens({.arena = &arena}, logits.view, configs, uniforms, tokens, logs);
+    EXPECT_EQ(tokens, expected);
+    for (size_t r = 0; r < kRows; ++r) {
+      if (std::isnan(expected_log[r])) {
+        EXPECT_TRUE(std::isnan(logs[r])) << r;
+      } else {
+        EXPECT_NEAR(logs[r], expected_log[r], 2e-6F) << r;
+      }
+    }
+  });
 }
 
 TEST(SamplingErrors, NameTheOption) {

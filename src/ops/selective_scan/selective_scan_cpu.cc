@@ -3,7 +3,7 @@
 // order.
 #include "base/parallel.h"
 #include "base/simd.h"
-#include "ops/selective_scan/selective_scan_kernels.h"
+#include "ops/selective_scan/scan_blocks.h"
 
 namespace cambium::CAMBIUM_ISA {
 namespace {
@@ -124,11 +124,11 @@ Block make_block(const ScanKernel& a, int64_t index, Scratch& memory) {
   b.first = a.block_start[index];
   b.lanes = a.block_start[index + 1] - b.first;
   b.states = a.op.states;
-  b.d = b.load(a.op.d);
-  b.bias = b.load(a.op.dt_bias);
+  b.d = b.load(a.op.d.data);
+  b.bias = b.load(a.op.dt_bias.data);
   b.rate = memory.take(b.states);
   b.h = memory.take(b.states);
-  load_state(b, a.op.a_log, b.rate);
+  load_state(b, a.op.a_log.data, b.rate);
   for (int64_t n = 0; n < b.states; ++n) {
     vstore(b.rate + n * kLanes, vexp(vload(b.rate + n * kLanes)) * -kLog2E);
   }
@@ -183,7 +183,7 @@ inline vf scan_token(const Block& b, vf step, vf written, const float* bt, const
 }
 
 void forward_block(const ScanKernel& a, const Block& b) {
-  const ScanArgs<float>& op = a.op;
+  const SelectiveScan<float>& op = a.op;
   for (int64_t s = 0; s < op.segments.count; ++s) {
     if (op.segments.continues(s)) {
       load_state(b, op.state_of(s), b.h);
@@ -198,12 +198,11 @@ void forward_block(const ScanKernel& a, const Block& b) {
           b.store(keep + n * op.channels, vload(b.h + n * kLanes));
         }
       }
-      const vf u = b.load(op.u.row(t));
-      const vf step = vsoftplus(b.load(op.dt.row(t)) + b.bias);
-      const vf y =
-          b.d * u + scan_token<false>(b, step, step * u, op.b.row(t) + op.b_offset(b.first),
-                                      op.c.row(t) + op.c_offset(b.first), b.h, b.h, nullptr);
-      b.store(op.y + t * op.channels, y * vsilu(b.load(op.z.row(t))));
+      const vf u = b.load(op.u.at(t, 0));
+      const vf step = vsoftplus(b.load(op.dt.at(t, 0)) + b.bias);
+      const vf y = b.d * u + scan_token<false>(b, step, step * u, op.b.at(t, op.b_offset(b.first)),
+                                               op.c.at(t, op.c_offset(b.first)), b.h, b.h, nullptr);
+      b.store(op.y.at(t, 0), y * vsilu(b.load(op.z.at(t, 0))));
     }
     if (op.state != nullptr) {
       store_state(b, b.h, op.state_of(s));
@@ -260,15 +259,15 @@ struct Backward {
 
 // The states of tokens [t, t + n) again, from the one before them in bw.states.
 void recompute(const ScanKernel& a, const Block& b, Backward& bw, int64_t t, int64_t n) {
-  const ScanArgs<float>& op = a.op;
+  const SelectiveScan<float>& op = a.op;
   const int64_t size = b.states * kLanes;
   for (int64_t i = 0; i < n; ++i) {
-    const vf u = b.load(op.u.row(t + i));
-    const vf raw = b.load(op.dt.row(t + i)) + b.bias;
+    const vf u = b.load(op.u.at(t + i, 0));
+    const vf raw = b.load(op.dt.at(t + i, 0)) + b.bias;
     const vf step = vsoftplus(raw);
     const vf y =
-        b.d * u + scan_token<true>(b, step, step * u, op.b.row(t + i) + op.b_offset(b.first),
-                                   op.c.row(t + i) + op.c_offset(b.first), bw.states + i * size,
+        b.d * u + scan_token<true>(b, step, step * u, op.b.at(t + i, op.b_offset(b.first)),
+                                   op.c.at(t + i, op.c_offset(b.first)), bw.states + i * size,
                                    bw.states + (i + 1) * size, bw.decays + i * size);
     vstore(bw.step + i * kLanes, step);
     vstore(bw.slope + i * kLanes, raw > vset(20.0F) ? vset(1.0F) : vsigmoid(raw));
@@ -278,20 +277,20 @@ void recompute(const ScanKernel& a, const Block& b, Backward& bw, int64_t t, int
 
 // Token t, the i-th of its chunk.
 void backward_token(const ScanKernel& a, const Block& b, Backward& bw, int64_t t, int64_t i) {
-  const ScanArgs<float>& op = a.op;
+  const SelectiveScan<float>& op = a.op;
   const int64_t size = b.states * kLanes;
-  const float* bt = op.b.row(t) + op.b_offset(b.first);
-  const float* ct = op.c.row(t) + op.c_offset(b.first);
+  const float* bt = op.b.at(t, op.b_offset(b.first));
+  const float* ct = op.c.at(t, op.c_offset(b.first));
   const float* before = bw.states + i * size;
   const float* after = before + size;
   const float* decays = bw.decays + i * size;
-  const vf dout = b.load(op.dy + t * op.channels);
-  const vf z = b.load(op.z.row(t));
+  const vf dout = b.load(op.y.grad_at(t, 0));
+  const vf z = b.load(op.z.at(t, 0));
   const vf sigmoid = vsigmoid(z);
-  b.add(op.z.grad_row(t),
+  b.add(op.z.grad_at(t, 0),
         dout * vload(bw.y + i * kLanes) * sigmoid * (1.0F + z * (1.0F - sigmoid)));
   const vf dy = dout * z * sigmoid;
-  const vf u = b.load(op.u.row(t));
+  const vf u = b.load(op.u.at(t, 0));
   const vf step = vload(bw.step + i * kLanes);
   const vf written = step * u;
   vf read = {};   // sum_n dh B
@@ -309,9 +308,9 @@ void backward_token(const ScanKernel& a, const Block& b, Backward& bw, int64_t t
     vstore(bw.da + at, vload(bw.da + at) + change * step);
     vstore(bw.dh + at, passed);
   }
-  b.add(op.u.grad_row(t), b.d * dy + step * read);
+  b.add(op.u.grad_at(t, 0), b.d * dy + step * read);
   const vf draw = (u * read + drate * kLn2) * vload(bw.slope + i * kLanes);
-  b.add(op.dt.grad_row(t), draw);
+  b.add(op.dt.grad_at(t, 0), draw);
   bw.dbias += draw;
   bw.dd += dy * u;
   const int64_t padded = scan_padded(b.states);
@@ -326,7 +325,7 @@ void backward_token(const ScanKernel& a, const Block& b, Backward& bw, int64_t t
 }
 
 void backward_block(const ScanKernel& a, const Block& b, Scratch memory) {
-  const ScanArgs<float>& op = a.op;
+  const SelectiveScan<float>& op = a.op;
   Backward bw{};
   bw.states = memory.take((kScanChunk + 1) * b.states);
   bw.decays = memory.take(kScanChunk * b.states);
@@ -357,29 +356,29 @@ void backward_block(const ScanKernel& a, const Block& b, Scratch memory) {
       }
     }
   }
-  b.add(op.dd, bw.dd);
-  b.add(op.ddt_bias, bw.dbias);
-  for (int64_t n = 0; op.da_log != nullptr && n < b.states; ++n) {
+  b.add(op.d.grad, bw.dd);
+  b.add(op.dt_bias.grad, bw.dbias);
+  for (int64_t n = 0; op.a_log.grad != nullptr && n < b.states; ++n) {
     float values[kLanes];
     vstore(values, vload(bw.da + n * kLanes) * vload(b.rate + n * kLanes) * kLn2);
     for (int64_t l = 0; l < b.lanes; ++l) {
-      op.da_log[(b.first + l) * b.states + n] += values[l];
+      op.a_log.grad[(b.first + l) * b.states + n] += values[l];
     }
   }
 }
 
 // Adds the parts of all blocks of a group, in order.
 template <class Offset>
-void sum_blocks(const ScanKernel& a, const float* parts, const ScanRows<float>& to, Offset offset) {
+void sum_blocks(const ScanKernel& a, const float* parts, const View<float>& to, Offset offset) {
   if (parts == nullptr) {
     return;
   }
-  const int64_t tokens = a.op.segments.count == 0 ? 0 : a.op.segments.start[a.op.segments.count];
+  const int64_t tokens = a.op.segments.tokens();
   const int64_t padded = scan_padded(a.op.states);
   parallel_for(tokens, 64, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t block = 0; block < a.blocks; ++block) {
-        float* grad = to.grad_row(t) + offset(a.block_start[block]);
+        float* grad = to.grad_at(t, offset(a.block_start[block]));
         const float* part = parts + (t * a.blocks + block) * padded;
         for (int64_t n = 0; n < a.op.states; n += kLanes) {
           const int64_t left = a.op.states - n;
@@ -402,11 +401,11 @@ void scan_blocks(const ScanBlocks& a) {
   *a.count = count;
 }
 
-void selective_scan_forward(const ScanKernel& a) {
+void scan_blocks_forward(const ScanKernel& a) {
   for_blocks(a, [&](const Block& b, Scratch&) { forward_block(a, b); });
 }
 
-void selective_scan_backward(const ScanKernel& a) {
+void scan_blocks_backward(const ScanKernel& a) {
   for_blocks(a, [&](const Block& b, Scratch& memory) { backward_block(a, b, memory); });
   sum_blocks(a, a.db_blocks, a.op.b, [&](int64_t c) { return a.op.b_offset(c); });
   sum_blocks(a, a.dc_blocks, a.op.c, [&](int64_t c) { return a.op.c_offset(c); });

@@ -1,15 +1,14 @@
-// The naive definition, token by token, in the precision of its argument type, forward and
-// backward.
+// The naive definition, token by token, in the precision of its element type, forward and backward.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <vector>
 
 #include "ops/selective_scan/selective_scan_kernels.h"
 
-namespace cambium::reference {
+namespace cambium {
+namespace definition {
 
 /// log(1 + exp(x)); x itself above 20.
 template <class Real>
@@ -24,48 +23,34 @@ Real sigmoid(Real x) {
 
 /// One step of channel ch: h (N) becomes the state after token t. Returns sum_n C h + D u.
 template <class Real>
-Real scan_step(const ScanArgs<Real>& a, int64_t t, int64_t ch, Real* h) {
-  const Real u = a.u.row(t)[ch];
-  const Real step = softplus(a.dt.row(t)[ch] + a.dt_bias[ch]);
-  Real y = a.d[ch] * u;
+Real scan_step(const SelectiveScan<Real>& a, int64_t t, int64_t ch, Real* h) {
+  const Real u = *a.u.at(t, ch);
+  const Real step = softplus(*a.dt.at(t, ch) + a.dt_bias.data[ch]);
+  Real y = a.d.data[ch] * u;
   for (int64_t n = 0; n < a.states; ++n) {
-    const Real rate = -std::exp(a.a_log[ch * a.states + n]);
-    h[n] = std::exp(step * rate) * h[n] + step * a.b.row(t)[a.b_offset(ch) + n] * u;
-    y += a.c.row(t)[a.c_offset(ch) + n] * h[n];
+    const Real rate = -std::exp(a.a_log.data[ch * a.states + n]);
+    h[n] = std::exp(step * rate) * h[n] + step * *a.b.at(t, a.b_offset(ch) + n) * u;
+    y += *a.c.at(t, a.c_offset(ch) + n) * h[n];
   }
   return y;
 }
 
+/// The state of a channel before a segment: its row of `from` (d, N) where the segment continues a
+/// sequence, else zero.
 template <class Real>
-std::vector<Real> scan_initial(const ScanArgs<Real>& a, int64_t segment, int64_t ch) {
+std::vector<Real> scan_initial(const SelectiveScan<Real>& a, int64_t segment, int64_t ch,
+                               const Real* from) {
   std::vector<Real> h(static_cast<size_t>(a.states));
   if (a.segments.continues(segment)) {
-    std::copy_n(a.state_of(segment) + ch * a.states, h.size(), h.data());
+    std::copy_n(from + ch * a.states, h.size(), h.data());
   }
   return h;
-}
-
-template <class Real>
-void selective_scan_forward(const ScanArgs<Real>& a) {
-  for (int64_t s = 0; s < a.segments.count; ++s) {
-    for (int64_t ch = 0; ch < a.channels; ++ch) {
-      std::vector<Real> h = scan_initial(a, s, ch);
-      for (int64_t i = 0; i < a.segments.length(s); ++i) {
-        const int64_t t = a.segments.begin(s) + i;
-        const Real z = a.z.row(t)[ch];
-        a.y[t * a.channels + ch] = scan_step(a, t, ch, h.data()) * z * sigmoid(z);
-      }
-      if (a.state != nullptr) {
-        std::copy(h.begin(), h.end(), a.state_of(s) + ch * a.states);
-      }
-    }
-  }
 }
 
 /// The gradients of channel ch at token t; dh (N) is dL/dh_t of later tokens and becomes that of
 /// h_{t-1}, which is `before`.
 template <class Real>
-void scan_step_backward(const ScanArgs<Real>& a, int64_t t, int64_t ch,
+void scan_step_backward(const SelectiveScan<Real>& a, int64_t t, int64_t ch,
                         const std::vector<Real>& before, std::vector<Real>& dh) {
   const auto add = [](Real* to, Real x) {
     if (to != nullptr) {
@@ -75,52 +60,81 @@ void scan_step_backward(const ScanArgs<Real>& a, int64_t t, int64_t ch,
   const auto at = [](Real* row, int64_t i) { return row == nullptr ? nullptr : row + i; };
   std::vector<Real> h = before;
   const Real y = scan_step(a, t, ch, h.data());
-  const Real z = a.z.row(t)[ch];
-  const Real dout = a.dy[t * a.channels + ch];
-  add(at(a.z.grad_row(t), ch), dout * y * sigmoid(z) * (1 + z * (1 - sigmoid(z))));
+  const Real z = *a.z.at(t, ch);
+  const Real dout = *a.y.grad_at(t, ch);
+  add(a.z.grad_at(t, ch), dout * y * sigmoid(z) * (1 + z * (1 - sigmoid(z))));
   const Real dy = dout * z * sigmoid(z);
-  const Real u = a.u.row(t)[ch];
-  const Real raw = a.dt.row(t)[ch] + a.dt_bias[ch];
+  const Real u = *a.u.at(t, ch);
+  const Real raw = *a.dt.at(t, ch) + a.dt_bias.data[ch];
   const Real step = softplus(raw);
-  Real du = a.d[ch] * dy;
+  Real du = a.d.data[ch] * dy;
   Real dstep = 0;
   for (int64_t n = 0; n < a.states; ++n) {
     const auto i = static_cast<size_t>(n);
-    const Real b = a.b.row(t)[a.b_offset(ch) + n];
-    const Real rate = -std::exp(a.a_log[ch * a.states + n]);
+    const Real b = *a.b.at(t, a.b_offset(ch) + n);
+    const Real rate = -std::exp(a.a_log.data[ch * a.states + n]);
     const Real decay = std::exp(step * rate);
-    add(at(a.c.grad_row(t), a.c_offset(ch) + n), dy * h[i]);
-    dh[i] += dy * a.c.row(t)[a.c_offset(ch) + n];
-    add(at(a.b.grad_row(t), a.b_offset(ch) + n), dh[i] * step * u);
+    add(a.c.grad_at(t, a.c_offset(ch) + n), dy * h[i]);
+    dh[i] += dy * *a.c.at(t, a.c_offset(ch) + n);
+    add(a.b.grad_at(t, a.b_offset(ch) + n), dh[i] * step * u);
     du += dh[i] * step * b;
     const Real ddecay = dh[i] * decay * before[i];
     dstep += dh[i] * b * u + ddecay * rate;
-    add(at(a.da_log, ch * a.states + n), ddecay * step * rate);
+    add(at(a.a_log.grad, ch * a.states + n), ddecay * step * rate);
     dh[i] *= decay;
   }
-  add(at(a.u.grad_row(t), ch), du);
+  add(a.u.grad_at(t, ch), du);
   const Real draw = dstep * (raw > 20 ? 1 : sigmoid(raw));
-  add(at(a.dt.grad_row(t), ch), draw);
-  add(at(a.ddt_bias, ch), draw);
-  add(at(a.dd, ch), dy * u);
+  add(a.dt.grad_at(t, ch), draw);
+  add(at(a.dt_bias.grad, ch), draw);
+  add(at(a.d.grad, ch), dy * u);
+}
+
+}  // namespace definition
+
+template <class Real>
+int64_t selective_scan_forward::reference_keeps(const SelectiveScan<Real>& a) {
+  return initial_state_bytes<Real>(a.segments, a.channels * a.states);
 }
 
 template <class Real>
-void selective_scan_backward(const ScanArgs<Real>& a) {
+void selective_scan_forward::reference(const SelectiveScan<Real>& a) {
+  if (a.kept != nullptr) {
+    keep_initial_state(a.segments, a.channels * a.states, a.state, static_cast<Real*>(a.kept));
+  }
   for (int64_t s = 0; s < a.segments.count; ++s) {
     for (int64_t ch = 0; ch < a.channels; ++ch) {
-      std::vector<std::vector<Real>> before;  // states h_{t-1}
-      std::vector<Real> h = scan_initial(a, s, ch);
+      std::vector<Real> h = definition::scan_initial(a, s, ch, a.state_of(s));
       for (int64_t i = 0; i < a.segments.length(s); ++i) {
-        before.push_back(h);
-        scan_step(a, a.segments.begin(s) + i, ch, h.data());
+        const int64_t t = a.segments.begin(s) + i;
+        const Real z = *a.z.at(t, ch);
+        *a.y.at(t, ch) = definition::scan_step(a, t, ch, h.data()) * z * definition::sigmoid(z);
       }
-      std::vector<Real> dh(h.size());
-      for (int64_t i = a.segments.length(s); i-- > 0;) {
-        scan_step_backward(a, a.segments.begin(s) + i, ch, before[static_cast<size_t>(i)], dh);
+      if (a.state != nullptr) {
+        std::copy(h.begin(), h.end(), a.state_of(s) + ch * a.states);
       }
     }
   }
 }
 
-}  // namespace cambium::reference
+template <class Real>
+void selective_scan_backward::reference(const SelectiveScan<Real>& a) {
+  const auto* initial = static_cast<const Real*>(a.kept);
+  for (int64_t s = 0; s < a.segments.count; ++s) {
+    for (int64_t ch = 0; ch < a.channels; ++ch) {
+      std::vector<std::vector<Real>> before;  // states h_{t-1}
+      std::vector<Real> h = definition::scan_initial(a, s, ch, initial + s * a.channels * a.states);
+      for (int64_t i = 0; i < a.segments.length(s); ++i) {
+        before.push_back(h);
+        definition::scan_step(a, a.segments.begin(s) + i, ch, h.data());
+      }
+      std::vector<Real> dh(h.size());
+      for (int64_t i = a.segments.length(s); i-- > 0;) {
+        definition::scan_step_backward(a, a.segments.begin(s) + i, ch,
+                                       before[static_cast<size_t>(i)], dh);
+      }
+    }
+  }
+}
+
+}  // namespace cambium

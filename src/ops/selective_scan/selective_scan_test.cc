@@ -13,10 +13,6 @@ struct Case {
   int64_t channels, states, b_groups, c_groups;
 };
 
-std::ostream& operator<<(std::ostream& out, const Case& c) {
-  return out << c.name;
-}
-
 // Inputs u, dt, b, c, z, a_log, d, dt_bias.
 StatefulCase make(const Case& c) {
   StatefulCase test;
@@ -41,48 +37,23 @@ StatefulCase make(const Case& c) {
   return test;
 }
 
-class SelectiveScan : public ::testing::TestWithParam<Case> {};
-
-TEST_P(SelectiveScan, KernelsMatchDefinitionAndGradientsMatchDifferences) {
-  const StatefulCase test = make(GetParam());
-  const OwnedSegments segments = packed_segments(GetParam().lengths);
-  const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
-    return test.operation(ctx, in, segments.view(), {});
-  };
-  expect_gradients_match_differences(operation, test.inputs, 1e-6, 12);
-  expect_kernels_match_reference(operation, test.inputs);
-}
-
-TEST_P(SelectiveScan, PackedEqualsSeparate) {
-  const StatefulCase test = make(GetParam());
-  for_each_isa([&] { expect_packed_equals_separate<float>(test, GetParam().lengths, 1e-5); });
-}
-
-TEST_P(SelectiveScan, AnySplitAgrees) {
-  const StatefulCase test = make(GetParam());
-  std::vector<std::vector<int64_t>> cuts;
-  for (const int64_t t : {1, 2, 15, 16, 17, 31, 32, 33, 64, 65}) {
-    if (t < test.tokens) cuts.push_back({t});
+std::vector<StatefulRow> rows(const std::vector<Case>& cases) {
+  std::vector<StatefulRow> rows;
+  for (const Case& c : cases) {
+    const StatefulCase test = make(c);
+    rows.push_back({c.name, test, c.lengths, {1, 2, 15, 16, 17, 31, 32, 33, 64, 65}, true});
   }
-  if (test.tokens > 70) cuts.push_back({3, 20, 64, 70});
-  for_each_isa([&] { expect_splits_agree<float>(test, cuts, 1e-5); });
-  expect_splits_agree<double>(test, cuts, 1e-12);
+  return rows;
 }
 
-TEST_P(SelectiveScan, AnyNumberOfThreadsAgrees) {
-  expect_threads_agree(make(GetParam()), GetParam().lengths);
-}
-
-INSTANTIATE_TEST_SUITE_P(Cases, SelectiveScan,
-                         ::testing::Values(Case{"one", {1}, 1, 1, 1, 1},
-                                           Case{"h1", {70, 5, 33}, 64, 16, 1, 4},
-                                           Case{"h1_shared", {20, 17}, 64, 16, 2, 4},
-                                           Case{"eight_states", {40, 3}, 32, 8, 2, 4},
-                                           Case{"wide_groups", {35}, 48, 24, 1, 2},
-                                           Case{"mamba1", {18, 50}, 37, 16, 1, 1},
-                                           Case{"odd", {9, 14}, 21, 5, 3, 7},
-                                           Case{"group_per_channel", {33}, 6, 3, 2, 6}),
-                         ::testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(
+    SelectiveScan, Stateful,
+    ::testing::ValuesIn(
+        rows({Case{"one", {1}, 1, 1, 1, 1}, Case{"h1", {70, 5, 33}, 64, 16, 1, 4},
+              Case{"h1_shared", {20, 17}, 64, 16, 2, 4}, Case{"eight_states", {40, 3}, 32, 8, 2, 4},
+              Case{"wide_groups", {35}, 48, 24, 1, 2}, Case{"mamba1", {18, 50}, 37, 16, 1, 1},
+              Case{"odd", {9, 14}, 21, 5, 3, 7}, Case{"group_per_channel", {33}, 6, 3, 2, 6}})),
+    ::testing::PrintToStringParamName());
 
 // Long sequences with steps at their ends: no NaN, and the kernels still follow the definition.
 TEST(SelectiveScanExtremes, LongSequencesAndStepsAtTheirEnds) {

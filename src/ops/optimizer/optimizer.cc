@@ -1,0 +1,113 @@
+#include "ops/optimizer/optimizer.h"
+
+#include <cmath>
+#include <span>
+#include <utility>
+
+#include "ops/checks.h"
+#include "ops/matmul/matmul.h"
+#include "ops/optimizer/optimizer_kernels.h"
+#include "ops/optimizer/optimizer_ref.h"
+#include "ops/run.h"
+
+namespace cambium {
+namespace {
+
+void expect_parameter(const char* operation, const Tensor& p) {
+  expect_computed(operation, "p", p);
+  expect(p.contiguous() && p.has_grad(), "[{}] expected a contiguous p with a gradient, got {}",
+         operation, p.describe());
+}
+
+void expect_state(const char* operation, const char* name, const Tensor& state, const Tensor& p) {
+  expect(state.same_shape(p) && state.dtype == p.grad_dtype && state.device == p.device &&
+             state.contiguous(),
+         "[{}] expected a contiguous {} {} shaped like p {}, got {}", operation, name,
+         dtype_name(p.grad_dtype), p.describe(), state.describe());
+}
+
+// The sum over blocks of what Kernel finds in each.
+template <class Kernel>
+double sum_blocks(const Context& ctx, const char* operation, const Tensor& x) {
+  expect_computed(operation, "x", x);
+  expect(x.contiguous(), "[{}] expected a contiguous x, got {}", operation, x.describe());
+  const ArenaScope scope(*ctx.arena);
+  const auto blocks = static_cast<size_t>(Reduction<float>{x.numel(), nullptr, nullptr}.blocks());
+  auto* part = ctx.scratch<double>(static_cast<int64_t>(blocks));
+  run<Kernel>(ctx, x, [&]<class T>() { return Reduction<T>{x.numel(), x.ptr<T>(), part}; });
+  double sum = 0.0;
+  for (const double p : std::span(part, blocks)) {
+    sum += p;
+  }
+  return sum;
+}
+
+}  // namespace
+
+void adamw_update(const Context& ctx, const Tensor& p, const Tensor& m, const Tensor& v,
+                  const AdamwConfig& config) {
+  expect_parameter("adamw_update", p);
+  expect_state("adamw_update", "m", m, p);
+  expect_state("adamw_update", "v", v, p);
+  run<adamw>(ctx, p, [&]<class T>() {
+    return Adamw<T>{p.numel(),       p.ptr<T>(),      p.grad_ptr<Sum<T>>(),
+                    m.ptr<Sum<T>>(), v.ptr<Sum<T>>(), config};
+  });
+}
+
+void muon_update(const Context& ctx, const Tensor& p, const Tensor& m, const MuonConfig& config) {
+  expect_parameter("muon_update", p);
+  expect(p.rank == 2, "[muon_update] expected a matrix p, got {}", p.describe());
+  expect_state("muon_update", "m", m, p);
+  const int64_t rows = p.dim(0);
+  const int64_t columns = p.dim(1);
+  const int64_t small = std::min(rows, columns);
+  const int64_t large = std::max(rows, columns);
+  const ArenaScope scope(*ctx.arena);
+  Tensor x = ctx.arena->empty(m.dtype, {small, large});
+  Tensor next = ctx.arena->empty(m.dtype, {small, large});
+  const Tensor a = ctx.arena->empty(m.dtype, {small, small});
+  const Tensor b = ctx.arena->empty(m.dtype, {small, small});
+  run<muon_momentum>(ctx, p, [&]<class T>() {
+    return MuonMomentum<T>{rows,
+                           columns,
+                           p.grad_ptr<Sum<T>>(),
+                           m.ptr<Sum<T>>(),
+                           x.ptr<Sum<T>>(),
+                           config.gradient_scale,
+                           config.momentum};
+  });
+  const auto normalise = static_cast<float>(1.0 / (std::sqrt(sum_squares(ctx, x)) + 1e-12));
+  run<scale_in_place>(ctx, x, [&]<class T>() {
+    return Scale<T>{x.numel(), x.ptr<T>(), normalise};
+  });
+  for (int round = 0; round < 5; ++round) {
+    matmul_into(ctx, a, x, x);
+    matmul_into(ctx, b, a, a);  // a is symmetric
+    run<muon_polynomial>(ctx, b, [&]<class T>() {
+      return MuonPolynomial<T>{small, a.ptr<T>(), b.ptr<T>(), 3.4445F, -4.7750F, 2.0315F};
+    });
+    matmul_grad_input(ctx, next, b, x, false);
+    std::swap(x, next);
+  }
+  const double scale = 0.2 * std::sqrt(static_cast<double>(large));
+  run<muon_apply>(ctx, p, [&]<class T>() {
+    return MuonApply<T>{rows,
+                        columns,
+                        p.ptr<T>(),
+                        p.grad_ptr<Sum<T>>(),
+                        x.ptr<Sum<T>>(),
+                        1.0F - config.rate * config.weight_decay,
+                        static_cast<float>(static_cast<double>(config.rate) * scale)};
+  });
+}
+
+double sum_squares(const Context& ctx, const Tensor& x) {
+  return sum_blocks<block_squares>(ctx, "sum_squares", x);
+}
+
+bool all_finite(const Context& ctx, const Tensor& x) {
+  return sum_blocks<block_not_finite>(ctx, "all_finite", x) == 0.0;
+}
+
+}  // namespace cambium

@@ -1,0 +1,30 @@
+// Rows of logits are dealt to threads. A row is read by a kernel; only a row that is not greedy
+// goes through the candidates of the definition.
+#include "base/parallel.h"
+#include "ops/sampling/logit_rows.h"
+#include "ops/sampling/sampling_ref.h"
+#include "tensor/arena.h"
+
+namespace cambium {
+
+void sample_rows::cpu(const SampleRows<float>& a, Arena& /*arena*/) {
+  parallel_for(a.logits.count(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const std::span<const float> row(a.logits.row(r), static_cast<size_t>(a.logits.channels));
+      int32_t best = -1;
+      double log_sum = 0.0;
+      read_logit_row({a.logits.channels, row.data(), &best, &log_sum});
+      const bool plain = best >= 0 && std::isfinite(row[static_cast<size_t>(best)]);
+      if (!plain) {
+        best = definition::argmax(row);
+      }
+      a.token[r] = definition::draw(row, a.config[r], a.uniform[r], best);
+      const auto chosen = static_cast<double>(row[static_cast<size_t>(a.token[r])]);
+      const auto largest = static_cast<double>(row[static_cast<size_t>(best)]);
+      a.log_probability[r] = static_cast<float>(
+          plain ? chosen - largest - log_sum : definition::log_probability(row, a.token[r]));
+    }
+  });
+}
+
+}  // namespace cambium

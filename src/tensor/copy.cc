@@ -1,0 +1,134 @@
+#include "tensor/copy.h"
+
+#include <cstring>
+
+namespace cambium {
+namespace {
+
+void expect_cpu(const char* what, const Tensor& t) {
+  expect(t.device.kind == Device::kCpu, "[{}] this build has no memory on {}; take the cpu", what,
+         t.device.describe());
+}
+
+void copy_rows(const Tensor& to, const Tensor& from) {
+  const Rows out = to.row_walk();
+  const Rows in = from.row_walk();
+  const int64_t size = dtype_size(to.dtype);
+  const auto bytes = static_cast<size_t>(to.dim(-1) * size);
+  for (int64_t r = 0; r < out.count(); ++r) {
+    std::memmove(static_cast<char*>(to.data) + out.offset(r) * size,
+                 static_cast<const char*>(from.data) + in.offset(r) * size, bytes);
+  }
+}
+
+template <class To, class From>
+To convert(From value) {
+  if constexpr (std::is_same_v<To, bf16>) {
+    return round_to_bf16(static_cast<float>(widen(value)));
+  } else {
+    return static_cast<To>(widen(value));
+  }
+}
+
+// Calls f with a null pointer of the floating type that `dtype` names.
+template <class F>
+void with_float(const char* what, Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::kF32:
+      return f(static_cast<float*>(nullptr));
+    case Dtype::kF64:
+      return f(static_cast<double*>(nullptr));
+    case Dtype::kBF16:
+      return f(static_cast<bf16*>(nullptr));
+    default:
+      fail("[{}] expected f32, f64 or bf16, got {}", what, dtype_name(dtype));
+  }
+}
+
+template <class T>
+void add_rows_of(const Tensor& y, const Tensor& x, std::span<const int64_t> rows) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    T* to = y.ptr<T>() + rows[i] * y.row_stride();
+    const T* from = x.ptr<T>() + static_cast<int64_t>(i) * x.dim(1);
+    for (int64_t c = 0; c < x.dim(1); ++c) {
+      to[c] += from[c];
+    }
+  }
+}
+
+void expect_rows_of(const char* what, const Tensor& packed, const Tensor& table,
+                    std::span<const int64_t> rows) {
+  expect_cpu(what, packed);
+  expect_cpu(what, table);
+  expect(packed.rank == 2 && table.rank == 2 && packed.contiguous() && table.row_contiguous() &&
+             packed.dim(0) == static_cast<int64_t>(rows.size()) && packed.dim(1) == table.dim(1) &&
+             packed.dtype == table.dtype,
+         "[{}] expected {} rows of {}, got {}", what, rows.size(), table.describe(),
+         packed.describe());
+  for (const int64_t row : rows) {
+    expect(row >= 0 && row < table.dim(0), "[{}] expected rows in [0, {}), got {}", what,
+           table.dim(0), row);
+  }
+}
+
+}  // namespace
+
+void copy(const Tensor& to, const Tensor& from) {
+  expect_cpu("copy", to);
+  expect_cpu("copy", from);
+  expect(to.same_shape(from), "[copy] expected tensors of one shape, got {} to {}", from.describe(),
+         to.describe());
+  if (to.dtype == from.dtype && to.contiguous() && from.contiguous()) {
+    if (to.numel() > 0) {
+      std::memmove(to.data, from.data, static_cast<size_t>(to.bytes()));
+    }
+    return;
+  }
+  if (to.dtype == from.dtype) {
+    expect(to.has_rows() && from.has_rows(), "[copy] expected contiguous rows, got {} to {}",
+           from.describe(), to.describe());
+    return copy_rows(to, from);
+  }
+  expect(to.contiguous() && from.contiguous(),
+         "[copy] expected contiguous tensors where the type changes, got {} to {}", from.describe(),
+         to.describe());
+  with_float("copy", to.dtype, [&]<class To>(To*) {
+    with_float("copy", from.dtype, [&]<class From>(From*) {
+      const From* in = from.ptr<From>();
+      To* out = to.ptr<To>();
+      for (int64_t i = 0; i < to.numel(); ++i) {
+        out[i] = convert<To>(in[i]);
+      }
+    });
+  });
+}
+
+void fill(const Tensor& t, double value) {
+  expect_cpu("fill", t);
+  expect(t.contiguous(), "[fill] expected a contiguous tensor, got {}", t.describe());
+  if (value == 0.0) {
+    std::memset(t.data, 0, static_cast<size_t>(t.bytes()));
+    return;
+  }
+  with_float("fill", t.dtype,
+             [&]<class T>(T*) { std::fill_n(t.ptr<T>(), t.numel(), convert<T>(value)); });
+}
+
+void gather_rows(const Tensor& out, const Tensor& x, std::span<const int64_t> rows) {
+  expect_rows_of("gather_rows", out, x, rows);
+  const int64_t size = dtype_size(x.dtype);
+  const auto bytes = static_cast<size_t>(x.dim(1) * size);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    std::memcpy(static_cast<char*>(out.data) + i * bytes,
+                static_cast<const char*>(x.data) + rows[i] * x.row_stride() * size, bytes);
+  }
+}
+
+void add_rows(const Tensor& y, const Tensor& x, std::span<const int64_t> rows) {
+  expect_rows_of("add_rows", x, y, rows);
+  expect(y.dtype == Dtype::kF32 || y.dtype == Dtype::kF64, "[add_rows] expected f32 or f64, got {}",
+         y.describe());
+  y.dtype == Dtype::kF64 ? add_rows_of<double>(y, x, rows) : add_rows_of<float>(y, x, rows);
+}
+
+}  // namespace cambium
