@@ -15,14 +15,14 @@ namespace {
 
 using Json = nlohmann::json;
 
-// The values of the llama fixture's first prompt, from the logits of its reference.
+// The values of the llama fixture's second prompt, from the logits of its reference.
 Json fixture_case() {
   const std::string dir = std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/llama";
   const SafeTensors file = SafeTensors::open(dir + "/reference.safetensors");
-  const std::vector<int64_t> ids = as_i64(file.at("tokens.0"));
-  const std::vector<float> logits = as_f32(file.at("logits.0"));
+  const std::vector<int64_t> ids = as_i64(file.at("tokens.1"));
+  const std::vector<float> logits = as_f32(file.at("logits.1"));
   const size_t vocab = logits.size() / ids.size();
-  Json c = {{"text", "llama"}, {"ids", ids}, {"greedy", as_i64(file.at("greedy.0"))}};
+  Json c = {{"text", "llama"}, {"ids", ids}, {"greedy", as_i64(file.at("greedy.1"))}};
   for (size_t t = 0; t + 1 < ids.size(); ++t) {
     double sum = 0.0;
     for (size_t v = 0; v < vocab; ++v) {

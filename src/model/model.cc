@@ -1,21 +1,19 @@
 #include "model/model.h"
 
 <<<<<<< HEAD
+<<<<<<< HEAD
+=======
+>>>>>>> w/families
 #include <algorithm>
-#include <cstring>
 
 #include "base/text.h"
 #include "ops/embedding/embedding.h"
 #include "ops/matmul/matmul.h"
 #include "ops/pointwise/pointwise.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
-
-void copy(const Tensor& to, const Tensor& from) {
-  CAMBIUM_CHECK(to.same_shape(from) && to.contiguous() && from.contiguous());
-  std::memcpy(to.data, from.data, static_cast<size_t>(from.bytes()));
-}
 
 Tensor scaled(Context& ctx, float scale, const Tensor& x) {
   return scale == 1.0F ? x : add_scaled(ctx, scale, x, 0.0F, x);
@@ -23,6 +21,7 @@ Tensor scaled(Context& ctx, float scale, const Tensor& x) {
 
 }  // namespace
 
+<<<<<<< HEAD
 =======
 #include "ops/embedding/embedding.h"
 #include "ops/matmul/matmul.h"
@@ -31,6 +30,8 @@ Tensor scaled(Context& ctx, float scale, const Tensor& x) {
 
 namespace cambium {
 >>>>>>> main
+=======
+>>>>>>> w/families
 Model::Model(ModelSpec spec) : spec_(std::move(spec)), rope_(spec_.rope) {
   const double scale = 0.02;
   embed_ = {.shape = {spec_.vocab, spec_.width},
