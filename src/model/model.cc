@@ -1,9 +1,5 @@
 #include "model/model.h"
 
-<<<<<<< HEAD
-<<<<<<< HEAD
-=======
->>>>>>> w/families
 #include <algorithm>
 
 #include "base/text.h"
@@ -21,17 +17,6 @@ Tensor scaled(Context& ctx, float scale, const Tensor& x) {
 
 }  // namespace
 
-<<<<<<< HEAD
-=======
-#include "ops/embedding/embedding.h"
-#include "ops/matmul/matmul.h"
-#include "ops/norm/norm.h"
-#include "tensor/copy.h"
-
-namespace cambium {
->>>>>>> main
-=======
->>>>>>> w/families
 Model::Model(ModelSpec spec) : spec_(std::move(spec)), rope_(spec_.rope) {
   const double scale = 0.02;
   embed_ = {.shape = {spec_.vocab, spec_.width},
