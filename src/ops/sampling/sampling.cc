@@ -1,7 +1,5 @@
 #include "ops/sampling/sampling.h"
 
-#include <cmath>
-
 #include "ops/checks.h"
 #include "ops/run.h"
 #include "ops/sampling/sampling_kernels.h"
@@ -19,6 +17,16 @@ void check(size_t logits, const SamplingConfig& config, double uniform) {
 
 }  // namespace
 
+void check_sampling(const SamplingConfig& config) {
+  expect(config.temperature >= 0.0F && std::isfinite(config.temperature),
+         "[sample_token] expected temperature >= 0, got {}", config.temperature);
+  expect(config.top_k >= 0, "[sample_token] expected top_k >= 0 (0 = all), got {}", config.top_k);
+  expect(config.top_p > 0.0F && config.top_p <= 1.0F,
+         "[sample_token] expected 0 < top_p <= 1, got {}", config.top_p);
+  expect(config.min_p >= 0.0F && config.min_p <= 1.0F,
+         "[sample_token] expected 0 <= min_p <= 1, got {}", config.min_p);
+}
+
 void sample_tokens(const Context& ctx, const Tensor& logits,
                    std::span<const SamplingConfig> configs, std::span<const double> uniforms,
                    std::span<int32_t> tokens, std::span<float> log_probabilities) {
@@ -35,16 +43,6 @@ void sample_tokens(const Context& ctx, const Tensor& logits,
     return SampleRows<T>{view<T>(logits), configs.data(), uniforms.data(), tokens.data(),
                          log_probabilities.data()};
   });
-}
-
-void check_sampling(const SamplingConfig& config) {
-  expect(config.temperature >= 0.0F && std::isfinite(config.temperature),
-         "[sample_token] expected temperature >= 0, got {}", config.temperature);
-  expect(config.top_k >= 0, "[sample_token] expected top_k >= 0 (0 = all), got {}", config.top_k);
-  expect(config.top_p > 0.0F && config.top_p <= 1.0F,
-         "[sample_token] expected 0 < top_p <= 1, got {}", config.top_p);
-  expect(config.min_p >= 0.0F && config.min_p <= 1.0F,
-         "[sample_token] expected 0 <= min_p <= 1, got {}", config.min_p);
 }
 
 int32_t sample_token(std::span<const float> logits, const SamplingConfig& config, double uniform) {

@@ -9,15 +9,15 @@
 
 namespace cambium {
 
+/// Error unless every setting is in its range; NaN is in none. sample_tokens asks this of every row;
+/// whoever takes requests asks it first.
+void check_sampling(const SamplingConfig& config);
+
 /// A token for each row of logits (R, V), and log softmax(logits)[token]. Row r is drawn as
 /// configs[r] says; uniforms[r] in [0, 1) decides, and the caller draws it from (seed, position).
 void sample_tokens(const Context& ctx, const Tensor& logits,
                    std::span<const SamplingConfig> configs, std::span<const double> uniforms,
                    std::span<int32_t> tokens, std::span<float> log_probabilities);
-
-/// Error unless every setting is in its range; NaN is in none. sample_token asks this of every
-/// token; whoever takes requests asks it first.
-void check_sampling(const SamplingConfig& config);
 
 /// One token from logits (V) in host memory. `uniform` in [0, 1) decides; the caller draws it from
 /// (seed, position).
