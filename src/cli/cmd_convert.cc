@@ -16,8 +16,6 @@ struct ConvertArgs {
 };
 
 int run(const ConvertArgs& args) {
-  expect(args.storage == "f32" || args.storage == "bf16",
-         "--storage: expected f32 or bf16, got '{}'", args.storage);
   GraftOptions graft = args.graft;
   graft.from_attention = args.init == "attention";
   check_fields(graft, "convert");
@@ -28,17 +26,19 @@ int run(const ConvertArgs& args) {
     layers = place_by_file(args.scores, read_spec(args.base), args.count);
   }
   expect(!layers.empty(), "expected --layers, or --scores with --count");
-  LoadedModel base = load_model(args.base);
+  const MatrixStorage storage = parse_storage(args.storage);
+  // What the graft leaves alone is written from the base's own memory, mapped where it can be.
+  LoadedModel base = load_model(args.base, {.storage = MatrixStorage::kStored});
   LoadedModel original;
   if (!args.teacher.empty()) {
-    original = load_model(args.teacher);
+    original = load_model(args.teacher, {.storage = MatrixStorage::kStored});
   }
   Model& teacher = original.model ? *original.model : *base.model;
   LoadedModel hybrid =
-      convert(*base.model, teacher, layers, graft, static_cast<uint64_t>(args.seed));
+      convert(*base.model, teacher, layers, graft, static_cast<uint64_t>(args.seed), true);
   SaveOptions save;
   save.tokenizer_from = args.base;
-  save.storage = args.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  save.storage = storage;
   save.replace = args.replace;
   save_model(*hybrid.model, args.output, save);
   fmt::print("{}  {} of {} layers converted, in {}\n", layer_map(hybrid.model->spec()),
@@ -61,7 +61,8 @@ Action declare(Args& args) {
   args.choice("init", "where new mixers start", {"attention", "random"}, &a->init);
   args.flag("faithful", "the released layout of Apriel-H1, quirks included", &a->graft.faithful);
   args.option("teacher", "the original teacher, when base is a hybrid", &a->teacher);
-  args.option("storage", "f32 or bf16", &a->storage);
+  args.option("storage", "f32, bf16 or stored (old matrices as in the base, new ones f32)",
+              &a->storage);
   args.option("seed", "of what does not come from attention", &a->seed);
   args.flag("replace", "replace the output folder", &a->replace);
   return [a] { return run(*a); };

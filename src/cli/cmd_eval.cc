@@ -13,6 +13,7 @@
 #include "eval/throughput.h"
 #include "model/random_model.h"
 #include "model/weights.h"
+#include "serve/cache_plan.h"
 #include "train/held_out.h"
 
 namespace cambium {
@@ -33,7 +34,7 @@ Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
   const HeldOut documents(*source, a.count, a.max_tokens);
   LoadedModel teacher;
   if (!a.teacher.empty()) {
-    teacher = load_model(a.teacher);
+    teacher = load_model(a.teacher, {.storage = MatrixStorage::kStored});
   }
   const LossSums sums = total(documents.measure(model, teacher.model.get()));
   const auto tokens = static_cast<double>(sums.tokens);
@@ -88,7 +89,7 @@ void check_applies(const EvalArgs& a) {
 
 int run_eval(const EvalArgs& a) {
   check_applies(a);
-  LoadedModel loaded = load_model(a.model);
+  LoadedModel loaded = load_model(a.model, {.storage = MatrixStorage::kStored});
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.task == "text") {
     ResultFile results(a.output);
@@ -161,16 +162,14 @@ Action declare_eval(Args& args) {
 struct BenchArgs {
   std::vector<std::string> models, random;
   std::vector<int64_t> contexts;
-  std::string storage = "f32";
+  std::string storage = "stored", cache = "bf16";
   int64_t batch = 1, decode = 32, repeats = 5;
   bool json = false;
 };
 
 int run_bench(const BenchArgs& a) {
-  expect(a.storage == "f32" || a.storage == "bf16", "--storage: expected f32 or bf16, got '{}'",
-         a.storage);
   LoadOptions load;
-  load.storage = a.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  load.storage = parse_storage(a.storage);
   expect(!a.models.empty() || !a.random.empty(),
          "bench: expected a checkpoint folder, or --random-weights with a configuration");
   std::vector<LoadedModel> loaded;
@@ -191,6 +190,7 @@ int run_bench(const BenchArgs& a) {
   config.batch = a.batch;
   config.decode_tokens = a.decode;
   config.repeats = a.repeats;
+  config.cache_values = parse_cache_values(a.cache);
   const auto speeds = measure_throughput(models, config);
   Json json = Json::array();
   if (!a.json) {
@@ -232,7 +232,9 @@ Action declare_bench(Args& args) {
   args.option("batch", "sequences at once", &a->batch, {1, 4096});
   args.option("decode", "tokens decoded", &a->decode, {1});
   args.option("repeats", "rounds; the median and the range are printed", &a->repeats, {1});
-  args.option("storage", "f32 or bf16", &a->storage);
+  args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &a->cache);
+  args.choice("storage", "of matrices in memory; random weights: stored is f32",
+              {"stored", "f32", "bf16"}, &a->storage);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run_bench(*a); };
 }

@@ -27,7 +27,7 @@ void interrupt(int /*signal*/) {
 }
 
 struct GenerateArgs {
-  std::string model, prompt, input, output, storage = "f32", system;
+  std::string model, prompt, input, output, storage = "stored", cache = "bf16", system;
   int64_t max_new_tokens = 256, batch = 16;
   SamplingOptions sampling;
   bool chat = false, question = false;
@@ -36,14 +36,14 @@ struct GenerateArgs {
 void sampling_options(Args& args, GenerateArgs& a) {
   args.option("max-new-tokens,n", "tokens to generate at most", &a.max_new_tokens, {1});
   a.sampling.declare(args);
-  args.option("storage", "f32 or bf16: how matrices are kept in memory", &a.storage);
+  args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &a.cache);
+  args.choice("storage", "how matrices are kept in memory; stored is as in the file",
+              {"stored", "f32", "bf16"}, &a.storage);
 }
 
 LoadedModel load(const GenerateArgs& a) {
-  expect(a.storage == "f32" || a.storage == "bf16", "--storage: expected f32 or bf16, got '{}'",
-         a.storage);
   LoadOptions options;
-  options.storage = a.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  options.storage = parse_storage(a.storage);
   return load_model(a.model, options);
 }
 
@@ -138,6 +138,7 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
   ResultFile results(a.output);
   EngineConfig config;
   config.max_sequences = a.batch;
+  config.cache_values = parse_cache_values(a.cache);
   Engine engine(model, config);
   for (size_t i = 0; i < lines.size(); ++i) {
     BatchLine& line = lines[i];
@@ -201,6 +202,7 @@ int run_chat(const GenerateArgs& a) {
          "{}: the tokenizer has no chat template; use cambium generate", a.model);
   EngineConfig config;
   config.max_sequences = 1;
+  config.cache_values = parse_cache_values(a.cache);
   Engine engine(*loaded.model, config);
   const bool terminal = isatty(STDIN_FILENO) != 0;
   if (terminal) {

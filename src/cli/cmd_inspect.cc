@@ -11,7 +11,7 @@ namespace cambium {
 namespace {
 
 struct InspectArgs {
-  std::string model, memory;
+  std::string model, memory, cache = "bf16";
   int64_t context = 0;
   bool json = false;
 };
@@ -42,7 +42,9 @@ struct Row {
 int run(const InspectArgs& args) {
   Model model(read_spec(args.model));
   const ModelSpec& spec = model.spec();
-  const CachePlan cache(model, {});
+  CacheConfig cache_config;
+  cache_config.values = parse_cache_values(args.cache);
+  const CachePlan cache(model, cache_config);
   std::map<std::string, Row> rows;
   for (int64_t i = 0; i < model.layer_count(); ++i) {
     Row& row = rows[layer_kind(spec.layers[static_cast<size_t>(i)])];
@@ -122,6 +124,7 @@ Action declare(Args& args) {
   auto a = std::make_shared<InspectArgs>();
   args.positional("model", "checkpoint folder (only its config.json is read)", &a->model);
   args.option("memory", "what fits into this much: 24GiB, 80GB", &a->memory);
+  args.option("cache", "bf16 or f32: how keys and values are kept", &a->cache);
   args.option("context", "tokens of a sequence (the model's positions otherwise)", &a->context);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run(*a); };

@@ -87,10 +87,10 @@ int run_score(const ScoreArgs& args) {
   const ScoreOptions options = score_options(args, method);
   check_scores_path(args.output);
   const StopSignals signals;
-  LoadedModel base = load_model(args.model);
+  LoadedModel base = load_model(args.model, {.storage = MatrixStorage::kStored});
   LoadedModel original;
   if (!args.teacher.empty()) {
-    original = load_model(args.teacher);
+    original = load_model(args.teacher, {.storage = MatrixStorage::kStored});
   }
   Model& teacher = original.model ? *original.model : *base.model;
 

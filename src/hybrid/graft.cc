@@ -103,7 +103,7 @@ void take_parameters(Model& to, Model& from, const std::vector<int64_t>& grafted
 
 }  // namespace
 
-void check_graft(const GraftOptions& options) {
+void check_graft_options(const GraftOptions& options, const std::string& where) {
   const Graft& graft = find_graft(options.mixer);
   const GraftOptions unset;
   const std::pair<const char*, bool> given[] = {{"window", options.window != unset.window},
@@ -120,17 +120,16 @@ void check_graft(const GraftOptions& options) {
         others.emplace_back(other.mixer);
       }
     }
-    fail("the graft of {} has no option '{}': {} {}", options.mixer, name, join(others, " and "),
-         others.size() == 1 ? "has it" : "have it");
+    fail("{}: {} belongs to {}, not to {}", where, name, join(others, " and "), options.mixer);
   }
   expect(options.window >= 0 && options.state >= 0,
-         "the graft of {}: expected window and state of at least 0, got {} and {}", options.mixer,
-         options.window, options.state);
+         "{}: expected window and state of at least 0, got {} and {}", where, options.window,
+         options.state);
 }
 
 UnitSpec graft_spec(const UnitSpec& from, int64_t width, const GraftOptions& options) {
   expect(from.kind == "attention", "a graft replaces attention, not {}", from.kind);
-  check_graft(options);
+  check_graft_options(options, "graft");
   UnitSpec spec = find_graft(options.mixer).spec(from, shape_of(from, width), options);
   // What the layer asks of its mixer, whichever it is.
   spec.out = from.out;

@@ -26,7 +26,7 @@ struct GraftOptions {
 
 /// Error for a mixer that cannot take the place of attention and for options that the chosen one
 /// does not know.
-void check_graft(const GraftOptions& options);
+void check_graft_options(const GraftOptions& options, const std::string& where);
 
 /// The mixer of `options` for a model of this width in place of the attention `from`.
 /// Error where that cannot be, naming why.

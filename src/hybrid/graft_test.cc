@@ -230,10 +230,10 @@ TEST(Graft, WrongRequestsAreNamed) {
       {{2}, {.mixer = "mamba", .state = 5}, "expected the state to divide"},
       {{2},
        {.mixer = "mamba2", .faithful = true},
-       "mamba2 has no option 'faithful': mamba and gated"},
-      {{2}, {.mixer = "sliding_window", .faithful = true}, "has no option 'faithful'"},
-      {{2}, {.mixer = "gated_delta_net", .window = 7}, "no option 'window': sliding_window has it"},
-      {{2}, {.mixer = "sliding_window", .state = 7}, "no option 'state': mamba has it"},
+       "faithful belongs to mamba and gated_delta_net, not to mamba2"},
+      {{2}, {.mixer = "sliding_window", .faithful = true}, "faithful belongs to"},
+      {{2}, {.mixer = "gated_delta_net", .window = 7}, "window belongs to sliding_window"},
+      {{2}, {.mixer = "sliding_window", .state = 7}, "state belongs to mamba"},
       {{2}, {.mixer = "sliding_window", .window = -5}, "expected window and state of at least 0"},
   };
   for (const Wrong& wrong : wrongs) {

@@ -68,7 +68,6 @@ GraftOptions read_graft(const PlanTable& table, GraftOptions graft) {
     graft = {.mixer = graft.mixer, .from_attention = graft.from_attention};
   }
   read_fields(graft, table);
-  check_graft(graft);
   return graft;
 }
 
@@ -277,17 +276,6 @@ StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defau
 }
 
 }  // namespace
-
-void check_graft_options(const GraftOptions& graft, const std::string& where) {
-  const std::string& mixer = graft.mixer;
-  expect(!graft.faithful || mixer == "mamba" || mixer == "gated_delta_net",
-         "{}: faithful belongs to mamba and gated_delta_net; {} has no released layout to follow",
-         where, mixer);
-  expect(graft.window == 0 || mixer == "sliding_window",
-         "{}: window belongs to sliding_window, not to {}", where, mixer);
-  expect(graft.state == 0 || mixer == "mamba", "{}: state belongs to mamba, not to {}", where,
-         mixer);
-}
 
 const Phase* StagePlan::phase(const std::string& phase_name) const {
   for (const Phase& p : phases) {

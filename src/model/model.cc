@@ -1,7 +1,6 @@
 #include "model/model.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/text.h"
 #include "ops/embedding/embedding.h"

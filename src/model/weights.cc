@@ -19,6 +19,7 @@ namespace {
 
 constexpr double kGoldenTolerance = 1e-3;
 constexpr double kGoldenToleranceBf16 = 5e-2;
+constexpr int64_t kGoldenTokensAtLoad = 8;
 
 bool is_matrix(const Parameter& p) {
   return p.shape.size() == 2 && !p.keep_fp32;
@@ -82,6 +83,22 @@ void check_spec_and_file_agree(Model& model, const SafeTensors& file) {
   }
 }
 
+/// How a parameter is kept in memory. What is trained is fp32.
+Dtype dtype_in_memory(const Parameter& p, const TensorEntry& entry, MatrixStorage storage,
+                      bool trained) {
+  const bool stored_bf16 = entry.dtype == StoredType::kBF16 && !trained;
+  const bool bf16 =
+      storage == MatrixStorage::kBF16 || (storage == MatrixStorage::kStored && stored_bf16);
+  return bf16 && is_matrix(p) ? Dtype::kBF16 : Dtype::kF32;
+}
+
+/// Whether the bytes in the file are those wanted in memory, and where numbers may lie.
+bool usable_in_place(const TensorEntry& entry, Dtype dtype) {
+  const StoredType type = dtype == Dtype::kBF16 ? StoredType::kBF16 : StoredType::kF32;
+  const auto size = static_cast<uintptr_t>(dtype_size(dtype));
+  return entry.dtype == type && reinterpret_cast<uintptr_t>(entry.data) % size == 0;
+}
+
 void read_into(const Tensor& to, const TensorEntry& entry) {
   const auto n = static_cast<size_t>(entry.count());
   if (to.dtype == Dtype::kF32) {
@@ -118,21 +135,49 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json",         "tokenizer_
 
 }  // namespace
 
+MatrixStorage parse_storage(const std::string& name) {
+  constexpr std::pair<const char*, MatrixStorage> kNames[] = {{"f32", MatrixStorage::kF32},
+                                                              {"bf16", MatrixStorage::kBF16},
+                                                              {"stored", MatrixStorage::kStored}};
+  for (const auto& [known, storage] : kNames) {
+    if (name == known) {
+      return storage;
+    }
+  }
+  fail("--storage: expected f32, bf16 or stored, got '{}'", name);
+}
+
 void Weights::allocate(Model& model, const TrainablePredicate& trainable, MatrixStorage storage,
                        Dtype real) {
   model.expect_runs();
   model.visit([&](const std::string& name, Parameter& p) {
-    if (p.tensor.defined()) {
-      return;
+    if (!p.tensor.defined()) {
+      const bool bf16 = storage == MatrixStorage::kBF16 && is_matrix(p);
+      const bool with_grad = trainable != nullptr && trainable(name, p);
+      add(name, p, bf16 ? Dtype::kBF16 : real, with_grad);
     }
-    const bool bf16 = storage == MatrixStorage::kBF16 && is_matrix(p);
-    const bool with_grad = trainable != nullptr && trainable(name, p);
-    CAMBIUM_CHECK(!bf16 || !with_grad, "{}: trained weights are fp32", name);
-    auto [it, fresh] =
-        tensors_.emplace(name, OwnedTensor(bf16 ? Dtype::kBF16 : real, p.shape, with_grad));
-    CAMBIUM_CHECK(fresh, "{} is visited twice", name);
-    p.tensor = it->second.view;
   });
+}
+
+void Weights::add(const std::string& name, Parameter& p, Dtype dtype, bool with_grad) {
+  CAMBIUM_CHECK(dtype != Dtype::kBF16 || !with_grad, "{}: trained weights are fp32", name);
+  auto [it, fresh] = tensors_.emplace(name, OwnedTensor(dtype, p.shape, with_grad));
+  CAMBIUM_CHECK(fresh, "{} is visited twice", name);
+  p.tensor = it->second.view;
+}
+
+void Weights::map(const std::string& name, Parameter& p, Dtype dtype, const TensorEntry& entry,
+                  const std::shared_ptr<const SafeTensors>& file) {
+  OwnedTensor mapped;
+  // Writing to it changes pages of this process only, never the file (MappedFile).
+  void* data = const_cast<std::byte*>(entry.data);
+  mapped.view = Tensor::of(dtype, Device{}, p.shape, data);
+  p.tensor = mapped.view;
+  const bool fresh = tensors_.emplace(name, std::move(mapped)).second;
+  CAMBIUM_CHECK(fresh, "{} is visited twice", name);
+  if (files_.empty() || files_.back() != file) {
+    files_.push_back(file);
+  }
 }
 
 void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
@@ -144,8 +189,12 @@ void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
       return;
     }
     OwnedTensor& owned = it->second;
-    CAMBIUM_CHECK(!wanted || owned.view.dtype != Dtype::kBF16, "{}: trained weights are fp32",
-                  name);
+    const bool in_a_file = owned.data.bytes() == 0;
+    if (wanted && (in_a_file || owned.view.dtype == Dtype::kBF16)) {
+      OwnedTensor copy(owned.view.dtype == Dtype::kF64 ? Dtype::kF64 : Dtype::kF32, p.shape);
+      copy_values(copy.view, owned.view);
+      owned = std::move(copy);
+    }
     owned.grad = wanted ? Buffer(owned.data.bytes()) : Buffer();
     owned.view.grad = owned.grad.data();
     p.tensor = owned.view;
@@ -155,7 +204,7 @@ void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
 int64_t Weights::bytes() const {
   int64_t sum = 0;
   for (const auto& [name, tensor] : tensors_) {
-    sum += tensor.data.bytes() + tensor.grad.bytes();
+    sum += tensor.view.bytes() + tensor.grad.bytes();
   }
   return sum;
 }
@@ -164,17 +213,26 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
   LoadedModel loaded{dir, std::make_unique<Model>(read_spec(dir)), {}};
   Model& model = *loaded.model;
   model.expect_runs();
-  const SafeTensors file = SafeTensors::open(dir.string());
-  check_spec_and_file_agree(model, file);
-  loaded.weights.allocate(model, options.trainable, options.storage);
+  const auto file = std::make_shared<const SafeTensors>(SafeTensors::open(dir.string()));
+  check_spec_and_file_agree(model, *file);
+  double tolerance = kGoldenTolerance;
   model.visit([&](const std::string& ours, Parameter& p) {
-    const TensorEntry entry = *find_stored(file, model.spec(), ours);
+    const TensorEntry entry = *find_stored(*file, model.spec(), ours);
+    const bool trained = options.trainable != nullptr && options.trainable(ours, p);
+    const Dtype dtype = dtype_in_memory(p, entry, options.storage, trained);
+    if (!trained && usable_in_place(entry, dtype)) {
+      loaded.weights.map(ours, p, dtype, entry, file);
+      return;
+    }
+    loaded.weights.add(ours, p, dtype, trained);
     read_into(p.tensor, entry);
-    file.release(entry);
+    file->release(entry);
+    if (dtype == Dtype::kBF16 && entry.dtype != StoredType::kBF16) {
+      tolerance = kGoldenToleranceBf16;  // rounded
+    }
   });
   if (options.check_golden) {
-    check_golden(model, dir,
-                 options.storage == MatrixStorage::kF32 ? kGoldenTolerance : kGoldenToleranceBf16);
+    check_golden(model, dir, tolerance, kGoldenTokensAtLoad);
   }
   return loaded;
 }
@@ -230,6 +288,14 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
         put(std::as_bytes(std::span(rounded)));
       };
       sources.push_back({name, StoredType::kBF16, p.shape, write});
+    } else if (t.dtype == Dtype::kBF16 && options.storage == MatrixStorage::kF32) {
+      const auto write = [t](const PutBytes& put) {
+        const OwnedTensor wide(Dtype::kF32, {t.numel()});
+        copy_values(wide.view, t.reshape({t.numel()}));
+        put({static_cast<const std::byte*>(wide.data.data()),
+             static_cast<size_t>(wide.data.bytes())});
+      };
+      sources.push_back({name, StoredType::kF32, p.shape, write});
     } else {
       CAMBIUM_CHECK(t.dtype == Dtype::kF32 || t.dtype == Dtype::kBF16, "{}", name);
       const auto type = t.dtype == Dtype::kF32 ? StoredType::kF32 : StoredType::kBF16;
@@ -252,7 +318,8 @@ void add_golden(const std::filesystem::path& dir, std::span<const int32_t> promp
                {{tokens.begin(), tokens.end()}, run_logits(*written.model, tokens), vocab});
 }
 
-double check_golden(Model& model, const std::filesystem::path& dir, double tolerance) {
+double check_golden(Model& model, const std::filesystem::path& dir, double tolerance,
+                    int64_t tokens) {
   const auto golden = read_golden(dir.string());
   if (!golden) {
     return 0.0;
@@ -260,8 +327,11 @@ double check_golden(Model& model, const std::filesystem::path& dir, double toler
   expect(golden->vocabulary == model.spec().vocab,
          "{}: golden.safetensors has {} logits a token, the model {}", dir.string(),
          golden->vocabulary, model.spec().vocab);
-  const std::vector<int32_t> tokens(golden->tokens.begin(), golden->tokens.end());
-  const std::vector<float> logits = run_logits(model, tokens);
+  std::vector<int32_t> prompt(golden->tokens.begin(), golden->tokens.end());
+  if (tokens > 0 && tokens < static_cast<int64_t>(prompt.size())) {
+    prompt.resize(static_cast<size_t>(tokens));
+  }
+  const std::vector<float> logits = run_logits(model, prompt);
   double mean = 0.0;
   double square = 0.0;
   double worst = 0.0;

@@ -230,9 +230,9 @@ TEST(Units, WhatIsOnlyDeclaredIsCountedAndRefusedByName) {
                                   {"value_dim", int64_t{4}}}},
                                 kWidth);
   EXPECT_EQ(latent->state_layout().bytes_per_token(), (8 + 2) * 4);
-  const LayerSpec layer{{{.units = {experts}}, {.units = {{"swiglu", {{"inner", int64_t{8}}}}}}}};
+  LayerSpec layer{{{.units = {experts}}, {.units = {{"swiglu", {{"inner", int64_t{8}}}}}}}};
+  layer.branches[0].units[0].name = "first";
   LayerSpec twice = layer;
-  twice.branches[0].units[0].name = "first";
   twice.branches[1].units[0] = experts;
   EXPECT_EQ(Layer(layer, kWidth).missing(), std::vector<std::string>{"experts"});
   EXPECT_EQ(Layer(twice, kWidth).missing(), std::vector<std::string>{"experts"});

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "model/model.h"
@@ -19,7 +20,12 @@ struct CacheConfig {
   int64_t max_tokens = 0;
   /// Most tokens of one sequence in a call: a windowed layer keeps its window and these.
   int64_t piece_tokens = 256;
+  /// Type of keys and values, f32 or bf16.
+  Dtype values = Dtype::kF32;
 };
+
+/// "bf16" or "f32", as --cache takes it; Error otherwise.
+Dtype parse_cache_values(const std::string& name);
 
 /// What a layer's units keep.
 struct LayerBytes {

@@ -27,7 +27,8 @@ CacheConfig cache_config(const EngineConfig& config) {
           .page_size = config.page_size,
           .memory_bytes = config.memory_bytes,
           .max_tokens = 0,
-          .piece_tokens = config.prefill_chunk};
+          .piece_tokens = config.prefill_chunk,
+          .values = config.cache_values};
 }
 
 }  // namespace
