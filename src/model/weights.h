@@ -59,7 +59,8 @@ struct LoadedModel {
 struct LoadOptions {
   MatrixStorage storage = MatrixStorage::kF32;
   TrainablePredicate trainable = {};
-  /// Compare the logits of golden.safetensors, where there is one.
+  /// Compare the files with checksums.json and the logits with golden.safetensors, where there are
+  /// such. Weights are compared with their checksum either way.
   bool check_golden = true;
 };
 
