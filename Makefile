@@ -1,9 +1,10 @@
 # Each target sets up what it needs; a second run touches no network.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint bench asan install clean
+.PHONY: help setup build demo test lint bench asan tsan fuzz install clean
 
 PREFIX ?= /usr/local
 JOBS ?= $(shell nproc)
+FUZZ_SECONDS ?= 60
 
 help:
 	@echo "Cambium: grafts fast token mixers onto a trained language model."
@@ -14,6 +15,8 @@ help:
 	@echo "  make bench     benchmarks of operations and of the shipped model"
 	@echo "  make lint      clang-format, clang-tidy and the house rules"
 	@echo "  make asan      the test suite under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "  make tsan      tests of ops, model, train and serve under ThreadSanitizer"
+	@echo "  make fuzz      libFuzzer on every reader of files, FUZZ_SECONDS (now $(FUZZ_SECONDS)) each"
 	@echo "  make install   install the program under PREFIX (now $(PREFIX))"
 	@echo "  make clean     remove the build folders and out/"
 	@echo
@@ -48,8 +51,19 @@ asan: setup
 	cmake --build build-asan -j $(JOBS)
 	ctest --preset asan -j $(JOBS)
 
+tsan: setup
+	cmake --preset tsan
+	cmake --build build-tsan -j $(JOBS) --target test_base test_ops test_model test_train test_serve
+	scripts/tsan.sh
+
+fuzz:
+	@scripts/setup.sh fuzz
+	cmake --preset fuzz
+	cmake --build build-fuzz -j $(JOBS) --target fuzzers
+	scripts/fuzz.sh $(FUZZ_SECONDS)
+
 install: build
 	cmake --install build --prefix $(PREFIX)
 
 clean:
-	rm -rf build build-debug build-asan out
+	rm -rf build build-debug build-asan build-tsan build-fuzz out

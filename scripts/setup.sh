@@ -3,6 +3,7 @@
 # left alone: a second run touches no network.
 #   scripts/setup.sh build   compiler, CMake and libraries
 #   scripts/setup.sh lint    the above, clang-format and clang-tidy
+#   scripts/setup.sh fuzz    the first, Clang and its libFuzzer
 set -euo pipefail
 
 build=(build-essential cmake ninja-build ccache ca-certificates
@@ -10,12 +11,14 @@ build=(build-essential cmake ninja-build ccache ca-certificates
   libxxhash-dev libgtest-dev libgmock-dev python3-minimal)
 # The gate is defined for one version of the tools, which both distributions carry.
 lint=(clang-format-14 clang-tidy-14)
+fuzz=(clang-14 libclang-rt-14-dev)
 
 wanted=("${build[@]}")
 case "${1:-build}" in
   build) ;;
   lint) wanted+=("${lint[@]}") ;;
-  *) echo "setup: expected build or lint, got '$1'" >&2; exit 2 ;;
+  fuzz) wanted+=("${fuzz[@]}") ;;
+  *) echo "setup: expected build, lint or fuzz, got '$1'" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query >/dev/null; then
