@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "eval/verify.h"
 #include "eval/verify_values.h"
+#include "files/checksums.h"
 #include "model/weights.h"
 #include "text/tokenizer_verify.h"
 
@@ -14,6 +15,7 @@ namespace {
 
 struct VerifyArgs {
   std::string model, tokenizer, reference;
+  bool accept = false;
 };
 
 int run_tokenizer(const VerifyArgs& args) {
@@ -51,6 +53,28 @@ int run_values(Model& model, const std::string& reference) {
   return ok ? 0 : 1;
 }
 
+// Without a reference: is the folder what was written?
+int run_folder(const VerifyArgs& args) {
+  if (args.accept) {
+    // What the model computes now is the golden prompt's answer from here on.
+    write_checksums(args.model);  // first, or the changed folder could not be loaded
+    add_golden(args.model);
+    write_checksums(args.model);
+    std::printf("%s: checksums.json and golden.safetensors are of the folder as it is\n",
+                args.model.c_str());
+    return 0;
+  }
+  const size_t files = verify_checksums(args.model);
+  const bool golden =
+      std::filesystem::exists(std::filesystem::path(args.model) / "golden.safetensors");
+  load_model(args.model);
+  std::printf("%s\n", files > 0 ? fmt::format("{} files are as they were written", files).c_str()
+                                : "there is no checksums.json: no file could be checked");
+  std::printf("%s\n", golden ? "the golden prompt's logits agree"
+                             : "there is no golden.safetensors: no logits could be checked");
+  return files > 0 && golden ? 0 : 1;
+}
+
 int run(const VerifyArgs& args) {
   expect(args.model.empty() != args.tokenizer.empty(),
          "[verify] expected a checkpoint folder or --tokenizer DIR, {}",
@@ -58,6 +82,11 @@ int run(const VerifyArgs& args) {
   if (!args.tokenizer.empty()) {
     return run_tokenizer(args);
   }
+  const std::filesystem::path dir(args.model);
+  if (args.reference.empty() && !std::filesystem::exists(dir / "reference.safetensors")) {
+    return run_folder(args);
+  }
+  expect(!args.accept, "--accept belongs to the check of a folder, without a reference");
   const std::string reference =
       args.reference.empty()
           ? (std::filesystem::path(args.model) / "reference.safetensors").string()
@@ -84,6 +113,8 @@ int run(const VerifyArgs& args) {
 Action declare(Args& args) {
   auto a = std::make_shared<VerifyArgs>();
   args.positional("model", "checkpoint folder", &a->model, false);
+  args.flag("accept", "a changed folder is as it should be: write its checksums and golden prompt",
+            &a->accept);
   args.option("tokenizer", "folder of a tokenizer to verify in place of a model", &a->tokenizer);
   args.option("reference",
               "file with tokens.K, logits.K, greedy.K (MODEL/reference.safetensors), or of texts, "
@@ -98,6 +129,7 @@ Command verify_command() {
   return {"verify",
           "compares a model with reference logits, by every way through it; or a tokenizer",
           "  cambium verify tests/fixtures/llama\n"
+          "  cambium verify DIR            # without a reference: files and golden prompt\n"
           "  cambium verify --tokenizer DIR --reference reference.json",
           declare};
 }

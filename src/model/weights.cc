@@ -210,6 +210,9 @@ int64_t Weights::bytes() const {
 }
 
 LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options) {
+  if (options.check_files) {
+    verify_small_files(dir.string());
+  }
   LoadedModel loaded{dir, std::make_unique<Model>(read_spec(dir)), {}};
   Model& model = *loaded.model;
   model.expect_runs();

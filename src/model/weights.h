@@ -61,6 +61,9 @@ struct LoadOptions {
   TrainablePredicate trainable = {};
   /// Compare the logits of golden.safetensors, where there is one.
   bool check_golden = true;
+  /// Compare configuration and tokenizer with checksums.json, where there is one (the weights' own
+  /// are compared in any case).
+  bool check_files = true;
 };
 
 /// Reads a checkpoint folder. Every tensor of the file is used exactly once and every parameter set

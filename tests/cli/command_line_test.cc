@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
@@ -198,6 +199,30 @@ TEST(CommandLine, MergeWritesAModelThatLoads) {
   EXPECT_THAT(cambium("merge " + model + " " + fixture("qwen3") + " -o " + folder.at("n")).text,
               HasSubstr("error"));
   EXPECT_EQ(cambium("merge " + model + " " + model + " -o " + folder.at("m")).status, 1);
+}
+
+// Configuration and tokenizer are what they were written as, or loading says which is not; a change
+// that was meant is accepted by name.
+TEST(CommandLine, AChangedCheckpointIsNoticedUntilItIsAccepted) {
+  TestFolder folder;
+  const std::string teacher = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  const std::string dir = folder.at("model");
+  std::filesystem::copy(teacher, dir);
+  EXPECT_THAT(cambium("verify '" + dir + "'").text, HasSubstr("the golden prompt's logits agree"));
+  for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json"}) {
+    const std::string path = dir + "/" + name;
+    const std::string before = read_text_file(path);
+    std::string after = before;
+    after.insert(after.rfind('}'), " ");
+    write_file_atomically(path, after);
+    const Outcome refused = cambium("generate '" + dir + "' -p a -n 1");
+    EXPECT_EQ(refused.status, 1) << name;
+    EXPECT_THAT(refused.text, HasSubstr(std::string(name))) << name;
+    EXPECT_THAT(cambium("verify '" + dir + "'").text, HasSubstr(name));
+    EXPECT_EQ(cambium("verify '" + dir + "' --accept").status, 0);
+    EXPECT_EQ(cambium("verify '" + dir + "'").status, 0) << name;
+    EXPECT_EQ(cambium("generate '" + dir + "' -p a -n 1").status, 0) << name;
+  }
 }
 
 }  // namespace
