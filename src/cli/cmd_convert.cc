@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "hybrid/graft.h"
+#include "hybrid/plan.h"
 #include "hybrid/placement.h"
 
 namespace cambium {
@@ -30,6 +31,10 @@ int run(const ConvertArgs& args) {
     layers = place_by_file(args.scores, read_spec(args.base), args.count);
   }
   expect(!layers.empty(), "expected --layers, or --scores with --count");
+  check_can_be_saved(
+      convert_spec(read_spec(args.base), read_spec(args.teacher.empty() ? args.base : args.teacher),
+                   layers, graft),
+      "convert");
   LoadedModel base = load_model(args.base);
   LoadedModel original;
   if (!args.teacher.empty()) {
