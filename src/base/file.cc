@@ -58,7 +58,8 @@ int open_retry(const std::string& path, int flags, mode_t mode = 0) {
 
 /// Opens a regular file for reading and tells its size.
 Descriptor open_regular(const std::string& path, std::size_t* size) {
-  Descriptor file(open_retry(path, O_RDONLY));
+  // Not blocking: opening a pipe nobody writes to would wait for ever.
+  Descriptor file(open_retry(path, O_RDONLY | O_NONBLOCK));
   if (file.get() < 0) fail_errno("open", path);
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) fail_errno("read", path);
@@ -167,7 +168,7 @@ bool lock(int fd, const std::string& path) {
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   const Descriptor file = open_regular(path, &size_);
   if (size_ == 0) return;
-  void* memory = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
+  void* memory = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE, file.get(), 0);
   if (memory == MAP_FAILED) fail_errno("map", path);
   data_ = static_cast<const std::byte*>(memory);
 }

@@ -3,9 +3,11 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -28,20 +30,23 @@ inline void pause_cpu() {
 class Pool {
  public:
   explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) {
-      workers_.emplace_back([this](const std::stop_token& stop) { work(stop); });
+    try {
+      workers_.reserve(static_cast<size_t>(threads));
+      for (int i = 1; i < threads; ++i) {
+        workers_.emplace_back([this](const std::stop_token& stop) { work(stop); });
+      }
+    } catch (const std::exception& error) {
+      // Those that did start are waiting for work.
+      const size_t started = workers_.size() + 1;
+      stop();
+      workers_.clear();
+      fail(
+          "could start only {} of {} threads ({}); set CAMBIUM_THREADS or --threads to a smaller "
+          "number, or allow more processes and memory (ulimit -u, ulimit -v)",
+          started, threads, error.what());
     }
   }
-  ~Pool() {
-    for (auto& worker : workers_) {
-      worker.request_stop();
-    }
-    {
-      const std::lock_guard lock(mutex_);
-      ++epoch_;
-    }
-    wake_.notify_all();
-  }
+  ~Pool() { stop(); }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
@@ -58,6 +63,7 @@ class Pool {
     body_ = body;
     context_ = context;
     pieces_ = pieces;
+    failed_ = pieces;
     next_.store(0, std::memory_order_relaxed);
     inside_.store(0, std::memory_order_release);
     {
@@ -79,9 +85,33 @@ class Pool {
         std::this_thread::yield();
       }
     }
+    if (error_) {
+      std::rethrow_exception(std::exchange(error_, nullptr));
+    }
   }
 
  private:
+  void stop() {
+    for (auto& worker : workers_) {
+      worker.request_stop();
+    }
+    {
+      const std::lock_guard lock(mutex_);
+      ++epoch_;
+    }
+    wake_.notify_all();
+  }
+
+  /// Keeps the exception of the first piece that has one: which that is does not depend on the
+  /// threads, as every piece runs whatever the others do.
+  void keep_error(int64_t piece) {
+    const std::lock_guard lock(error_mutex_);
+    if (piece < failed_) {
+      failed_ = piece;
+      error_ = std::current_exception();
+    }
+  }
+
   void take_pieces() {
     inside_piece = true;
     for (;;) {
@@ -89,7 +119,11 @@ class Pool {
       if (piece >= pieces_) {
         break;
       }
-      body_(context_, piece);
+      try {
+        body_(context_, piece);
+      } catch (...) {
+        keep_error(piece);
+      }
     }
     inside_piece = false;
   }
@@ -143,6 +177,9 @@ class Pool {
   int64_t pieces_ = 0;
   void (*body_)(void*, int64_t) = nullptr;
   void* context_ = nullptr;
+  std::mutex error_mutex_;
+  int64_t failed_ = 0;  // the piece of error_, or the number of pieces
+  std::exception_ptr error_;
   std::vector<std::jthread> workers_;
 };
 

@@ -13,7 +13,8 @@ int num_threads();
 void set_num_threads(int threads);
 
 /// Runs body(context, piece) for piece in [0, pieces) on the pool; returns when all are done. Loops
-/// inside a piece run on the piece's own thread. Exceptions must not leave `body`.
+/// inside a piece run on the piece's own thread. An exception in a piece does not keep the others
+/// from running; when all are done that of the first piece that had one is thrown to the caller.
 void run_pieces(int64_t pieces, void (*body)(void* context, int64_t piece), void* context);
 
 /// Calls f(begin, end) over [0, n) cut into pieces of `grain`.

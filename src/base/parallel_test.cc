@@ -1,10 +1,17 @@
 #include "base/parallel.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
 #include <numeric>
+#include <string>
 #include <vector>
+
+#include "base/error.h"
 
 namespace cambium {
 namespace {
@@ -61,6 +68,72 @@ TEST_P(Parallel, LoopsInsidePieces) {
 
 INSTANTIATE_TEST_SUITE_P(Threads, Parallel, ::testing::Values(1, 2, 3, 8),
                          ::testing::PrintToStringParamName());
+
+std::string message_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(ParallelErrors, TheFirstFailedPieceIsTheError) {
+  const int before = num_threads();
+  for (const int threads : {1, 2, 4, 8}) {
+    set_num_threads(threads);
+    for (int round = 0; round < 50; ++round) {
+      std::atomic<int> ran{0};
+      EXPECT_EQ(message_of([&] {
+                  parallel_for(64, 1, [&](int64_t begin, int64_t) {
+                    ++ran;
+                    expect(begin % 7 != 6, "piece {}", begin);
+                  });
+                }),
+                "piece 6");
+      EXPECT_TRUE(ran == 64 || threads == 1);
+      // The pool is as good as new.
+      std::atomic<int64_t> sum{0};
+      parallel_for(100, 3, [&](int64_t begin, int64_t end) { sum += end - begin; });
+      EXPECT_EQ(sum, 100);
+    }
+  }
+  set_num_threads(before);
+}
+
+TEST(ParallelErrors, ErrorsOfLoopsInsidePiecesComeOut) {
+  const int before = num_threads();
+  set_num_threads(4);
+  EXPECT_EQ(message_of([] {
+              parallel_for(8, 1, [](int64_t outer, int64_t) {
+                parallel_for(8, 1, [&](int64_t inner, int64_t) {
+                  expect(outer != 3 || inner != 2, "outer {} inner {}", outer, inner);
+                });
+              });
+            }),
+            "outer 3 inner 2");
+  EXPECT_THROW(parallel_for(8, 1, [](int64_t, int64_t) { throw std::bad_alloc(); }),
+               std::bad_alloc);
+  set_num_threads(before);
+}
+
+// Threads that cannot be started are an error, not a hang.
+TEST(ParallelErrors, ThreadsThatCannotStartAreNamed) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the sanitizers' own memory is beyond any limit that stops a thread";
+#endif
+  EXPECT_EXIT(
+      {
+        rlimit memory{};
+        getrlimit(RLIMIT_AS, &memory);
+        memory.rlim_cur = size_t{256} << 20;
+        setrlimit(RLIMIT_AS, &memory);
+        const std::string message = message_of([] { set_num_threads(512); });
+        std::fprintf(stderr, "%s", message.c_str());
+        std::_Exit(message.find("of 512 threads") != std::string::npos ? 0 : 1);
+      },
+      ::testing::ExitedWithCode(0), "could start only .* CAMBIUM_THREADS");
+}
 
 }  // namespace
 }  // namespace cambium

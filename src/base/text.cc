@@ -106,6 +106,57 @@ std::string human_duration(double seconds) {
   return fmt::format("{}d {:02}h", hours / 24, hours % 24);
 }
 
+std::string shortened(std::string_view text, std::size_t most) {
+  if (text.size() <= most) {
+    return std::string(text);
+  }
+  // Not within a character of several bytes.
+  const auto begins = [&](std::size_t i) {
+    return (static_cast<unsigned char>(text[i]) & 0xC0U) != 0x80U;
+  };
+  std::size_t head = most * 2 / 3;
+  std::size_t tail = text.size() - most / 3;
+  while (head > 0 && !begins(head)) {
+    --head;
+  }
+  while (tail < text.size() && !begins(tail)) {
+    ++tail;
+  }
+  return fmt::format("{}[... {} bytes ...]{}", text.substr(0, head), tail - head,
+                     text.substr(tail));
+}
+
+std::string printable(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  const auto continues = [&](std::size_t i, std::size_t n) {
+    for (std::size_t k = i + 1; k <= i + n; ++k) {
+      if (k >= text.size() || (static_cast<unsigned char>(text[k]) & 0xC0U) != 0x80U) {
+        return false;
+      }
+    }
+    return true;
+  };
+  for (std::size_t i = 0; i < text.size();) {
+    const auto c = static_cast<unsigned char>(text[i]);
+    std::size_t more = 0;
+    bool good = c == '\n' || c == '\t' || (c >= 0x20 && c < 0x7F);
+    if (c >= 0xC2 && c < 0xF5) {
+      more = c < 0xE0 ? 1 : (c < 0xF0 ? 2 : 3);
+      // U+0080 to U+009F are control characters too: a terminal may take U+009B for an escape.
+      good = continues(i, more) && !(c == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0);
+    }
+    if (good) {
+      out.append(text.substr(i, more + 1));
+      i += more + 1;
+    } else {
+      out += fmt::format("\\x{:02x}", c);
+      ++i;
+    }
+  }
+  return out;
+}
+
 std::string escape_html(std::string_view text) {
   std::string out;
   for (const char c : text) {

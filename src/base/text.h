@@ -30,6 +30,13 @@ std::string human_count(double count);
 /// 125 -> "2m 05s", 3725 -> "1h 02m", 0.5 -> "0.5s"
 std::string human_duration(double seconds);
 
+/// Text from a file as a message shows it: at most `most` bytes, the middle left out of longer
+/// ones.
+std::string shortened(std::string_view text, std::size_t most = 200);
+/// Safe to print on a terminal: control characters other than new lines and tabs, and bytes that
+/// are no UTF-8, as \\xNN.
+std::string printable(std::string_view text);
+
 /// &, <, > and both quotes as entities: safe in HTML, SVG and their attributes.
 std::string escape_html(std::string_view text);
 

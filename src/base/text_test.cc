@@ -78,5 +78,24 @@ TEST(Text, JoinAndSplit) {
   EXPECT_THAT(split("", ','), ElementsAre(""));
 }
 
+TEST(Printable, TerminalsAreLeftAlone) {
+  EXPECT_EQ(printable("plain\ttext\né 日 😀"), "plain\ttext\né 日 😀");
+  EXPECT_EQ(printable("\x1b]0;title\x07"), "\\x1b]0;title\\x07");
+  EXPECT_EQ(printable("a\rb\x7f"), "a\\x0db\\x7f");
+  EXPECT_EQ(printable("\xc2\x9b"), "\\xc2\\x9b");  // U+009B, another escape
+  EXPECT_EQ(printable("\xff\xc3"), "\\xff\\xc3");
+}
+
+TEST(Shortened, TheMiddleIsLeftOut) {
+  EXPECT_EQ(shortened("short"), "short");
+  const std::string cut = shortened(std::string(1000, 'a') + "end", 30);
+  EXPECT_EQ(cut, std::string(20, 'a') + "[... 973 bytes ...]" + std::string(7, 'a') + "end");
+  std::string wide;
+  for (int i = 0; i < 100; ++i) {
+    wide += "é";
+  }
+  EXPECT_EQ(printable(shortened(wide, 31)), shortened(wide, 31));  // no character is cut in two
+}
+
 }  // namespace
 }  // namespace cambium

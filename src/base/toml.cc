@@ -1,5 +1,15 @@
 #include "base/toml.h"
 
+#include <stdexcept>
+
+namespace {
+[[noreturn, gnu::noinline]] void toml_assertion_failed() {
+  throw std::logic_error("the text ends in the middle of something");
+}
+}  // namespace
+
+// A failed assertion of the library must not end the process: it is how some broken texts show.
+#define TOML_ASSERT(condition) ((condition) ? void() : toml_assertion_failed())
 #include <toml++/toml.h>
 #include <algorithm>
 #include <cmath>
@@ -66,6 +76,53 @@ std::shared_ptr<PlanNode> make_node(std::string file, std::string path, toml::ta
   node->path = std::move(path);
   node->values = std::move(values);
   return node;
+}
+
+constexpr int kMostParts = 32;  // of a dotted key, and of values inside one another
+
+/// Dotted keys and nested values become tables inside one another, over which the library and we
+/// recurse. Strings and comments do not count.
+void expect_shallow(std::string_view text, const std::string& where) {
+  int64_t line = 1;
+  int64_t open = 0;
+  int64_t dots = 0;  // of the key or number at hand
+  char quote = 0;
+  bool comment = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (c == '\n') {
+      ++line;
+      comment = false;
+      dots = 0;
+      continue;
+    }
+    if (comment) {
+      continue;
+    }
+    if (quote != 0) {
+      if (c == '\\' && quote == '"') {
+        ++i;
+      } else if (c == quote) {
+        quote = 0;
+      }
+      continue;
+    }
+    if (c == '"' || c == '\'') {
+      quote = c;
+    } else if (c == '#') {
+      comment = true;
+    } else if (c == '.') {
+      ++dots;
+    } else if (c == '=' || c == ',') {
+      dots = 0;
+    } else if (c == '[' || c == '{') {
+      ++open;
+    } else if (c == ']' || c == '}') {
+      --open;
+    }
+    expect(dots < kMostParts && open < kMostParts, "{}:{}: nested more than {} deep", where, line,
+           kMostParts);
+  }
 }
 
 /// Splits the node's subtables off into nodes of their own.
@@ -207,12 +264,15 @@ PlanTable PlanTable::read(const std::string& path) {
 }
 
 PlanTable PlanTable::parse(std::string_view text, const std::string& where) {
+  expect_shallow(text, where);
   try {
     auto node = make_node(where, "", toml::parse(text));
     adopt(*node);
     return PlanTable(std::move(node));
   } catch (const toml::parse_error& error) {
     fail("{}:{}: {}", where, error.source().begin.line, error.description());
+  } catch (const std::logic_error& error) {
+    fail("{}:{}: {}", where, 1 + std::count(text.begin(), text.end(), '\n'), error.what());
   }
 }
 

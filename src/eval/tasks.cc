@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "base/text.h"
 
 namespace cambium {
@@ -201,7 +202,7 @@ Task parse_task(std::string_view form, std::string_view lines, const std::string
     if (text.find_first_not_of(" \r\t") == std::string_view::npos) {
       continue;
     }
-    const json line = json::parse(text, nullptr, false);
+    const json line = try_json<json>(text);
     expect(line.is_object(), "[tasks] {} line {}: expected an object of JSON", origin, number);
     if (add(line, fmt::format("{} line {}", origin, number))) {
       break;

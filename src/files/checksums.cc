@@ -7,6 +7,7 @@
 #include "base/checksum.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json.h"
 
 namespace cambium {
 namespace {
@@ -49,7 +50,7 @@ void write_checksums(const std::string& folder, const FileChecksums& known) {
 std::optional<FileChecksums> read_checksums(const std::string& folder) {
   const std::string path = at(folder, kFileName);
   if (!fs::exists(path)) return std::nullopt;
-  const Json root = Json::parse(read_text_file(path), nullptr, false);
+  const Json root = try_json<Json>(read_text_file(path));
   const bool known_form = root.is_object() && root.value("algorithm", Json()) == kAlgorithm &&
                           root.contains("files") && root["files"].is_object();
   expect(known_form, "{}: expected an object with \"algorithm\": \"{}\" and \"files\"", path,

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/float16.h"
+#include "base/json.h"
 #include "base/text.h"
 
 namespace cambium {
@@ -38,26 +39,9 @@ constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limi
 constexpr const char* kSingleName = "model.safetensors";
 constexpr const char* kIndexName = "model.safetensors.index.json";
 
-/// nlohmann keeps the last of two equal keys without a word; this parse refuses them.
 Json parse_object(std::string_view text, const std::string& path, const char* what) {
-  std::vector<std::unordered_set<std::string>> keys;
-  std::string twice;
-  const auto watch = [&](int, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key) {
-      const auto& key = parsed.get_ref<const std::string&>();
-      if (!keys.back().insert(key).second) twice = key;
-    }
-    return true;
-  };
-  Json root;
-  try {
-    root = Json::parse(text, watch);
-  } catch (const Json::exception& error) {
-    fail("{}: the {} is not valid JSON: {}", path, what, error.what());
-  }
-  expect(twice.empty(), "{}: '{}' stands twice in the {}", path, twice, what);
+  Json root = parse_json<Json>(text, fmt::format("{}: the {}", path, what),
+                               {.depth = 16, .unique_keys = true});
   expect(root.is_object(), "{}: the {} is not a JSON object", path, what);
   return root;
 }

@@ -1,5 +1,7 @@
 #include "text/chat_template.h"
 
+#include <mutex>
+
 #include "base/error.h"
 #include "text/jinja/interpreter.h"
 #include "text/jinja/parser.h"
@@ -7,13 +9,24 @@
 namespace cambium {
 
 struct ChatTemplate::Program {
+  std::once_flag once;  // not spent by an attempt that throws
   jinja::Body body;
 };
 
-ChatTemplate::ChatTemplate(std::string source) : source_(std::move(source)) {
-  auto program = std::make_shared<Program>();
-  program->body = jinja::parse(source_);
-  program_ = std::move(program);
+ChatTemplate::ChatTemplate(std::string source) : ChatTemplate(unread(std::move(source))) {
+  program();
+}
+
+ChatTemplate ChatTemplate::unread(std::string source) {
+  ChatTemplate made;
+  made.source_ = std::move(source);
+  made.program_ = std::make_shared<Program>();
+  return made;
+}
+
+const ChatTemplate::Program& ChatTemplate::program() const {
+  std::call_once(program_->once, [&] { program_->body = jinja::parse(source_); });
+  return *program_;
 }
 
 std::string ChatTemplate::render(
@@ -43,7 +56,7 @@ std::string ChatTemplate::render(
       variables.emplace_back(name.as_string(), value);
     }
   }
-  return jinja::render(program_->body, variables);
+  return jinja::render(program().body, variables);
 }
 
 }  // namespace cambium

@@ -16,6 +16,8 @@ class ChatTemplate {
  public:
   /// Throws Error naming the line when `source` is not a template.
   explicit ChatTemplate(std::string source);
+  /// Reads nothing yet (rendering will): many commands of a model never render a chat.
+  static ChatTemplate unread(std::string source);
 
   const std::string& source() const { return source_; }
 
@@ -27,8 +29,10 @@ class ChatTemplate {
 
  private:
   struct Program;
+  ChatTemplate() = default;
+  const Program& program() const;
   std::string source_;
-  std::shared_ptr<const Program> program_;
+  std::shared_ptr<Program> program_;
 };
 
 }  // namespace cambium

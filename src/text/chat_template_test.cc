@@ -360,5 +360,52 @@ TEST(ChatTemplate, ChecksItsInput) {
   EXPECT_THAT(with(deep.c_str(), "", ""), HasSubstr("nested more than"));
 }
 
+TEST(ChatTemplates, FiltersOfAnythingFalseGiveNothing) {
+  for (const char* empty : {"none", "false", "''", "0", "[]"}) {
+    for (const char* filter : {"selectattr('type', 'equalto', 'x')", "rejectattr('type')",
+                               "select('odd')", "reject", "map(attribute='a')", "map('upper')"}) {
+      EXPECT_EQ(render(std::string("{{ ") + empty + " | " + filter + " | list }}"), "[]")
+          << empty << " " << filter;
+    }
+  }
+}
+
+TEST(ChatTemplates, TextJoinsWhatGeneratorsGive) {
+  EXPECT_EQ(render("{{ ', '.join(['b', 'a'] | map('upper')) }}"), "B, A");
+  EXPECT_EQ(render("{{ '|'.join(['b', 'a', 'b'] | unique) }}"), "b|a");
+  EXPECT_EQ(render("{{ ''.join(['b', 'a'] | reverse) }}"), "ab");
+  EXPECT_EQ(render("{{ '-'.join(['b', 'a'] | select('eq', 'a')) }}"), "a");
+}
+
+TEST(ChatTemplates, WholeNumbersOfAnySizeStayWhole) {
+  const auto with = [](const char* messages, const char* source) {
+    return ChatTemplate(source).render({}, messages, "", false, "");
+  };
+  for (const char* number : {"12345678901234567890", "-9223372036854775809",
+                             "123456789012345678901234567890", "9223372036854775807"}) {
+    const std::string messages = std::string(R"([{"id": )") + number + "}]";
+    EXPECT_EQ(with(messages.c_str(), "{{ messages[0] | tojson }}"),
+              std::string(R"({"id": )") + number + "}");
+    EXPECT_EQ(with(messages.c_str(), "{{ messages[0].id }}"), number);
+    EXPECT_EQ(with(messages.c_str(), "{{ messages[0].id == messages[0].id }}"), "True");
+  }
+  EXPECT_EQ(with("[1e30]", "{{ messages[0] | tojson }}"), "1e+30");
+}
+
+// Each of these did in one step what the budget of steps should bound.
+TEST(ChatTemplates, LongSearchesAndGrowingMappingsEnd) {
+  EXPECT_EQ(render("{% set s = 'a' * 300000 %}{% set t = 'a' * 150000 ~ 'b' %}"
+                   "{{ s.find(t) }} {{ s.rfind(t) }} {{ t in s }} {{ s.count(t) }} "
+                   "{{ s.split(t) | length }} {{ s.replace(t, '') | length }}"),
+            "-1 -1 False 0 1 300000");
+  EXPECT_THAT(
+      [] {
+        render(
+            "{% set n = namespace(d={}) %}{% for i in range(20000) %}"
+            "{% set n.d = dict(n.d, **{'k' ~ i: i}) %}{% endfor %}");
+      },
+      ThrowsMessage<Error>(HasSubstr("more than 5000000 steps")));
+}
+
 }  // namespace
 }  // namespace cambium

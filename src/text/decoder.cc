@@ -20,16 +20,19 @@ int hex_digit(char c) {
   return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
-/// "<0x0A>" is the byte 10; any other token is itself.
-std::string byte_fallback(std::string token) {
+/// The byte that "<0x0A>" stands for, or -1 of any other token.
+int byte_value(std::string_view token) {
   if (token.size() == 6 && token.starts_with("<0x") && token[5] == '>') {
     const int high = hex_digit(token[3]);
     const int low = hex_digit(token[4]);
-    if (high >= 0 && low >= 0) {
-      return std::string(1, static_cast<char>(high * 16 + low));
-    }
+    return high >= 0 && low >= 0 ? high * 16 + low : -1;
   }
-  return token;
+  return -1;
+}
+
+std::string byte_of(std::string token) {
+  const int value = byte_value(token);
+  return value >= 0 ? std::string(1, static_cast<char>(value)) : token;
 }
 
 std::string byte_level(std::string token) {
@@ -46,7 +49,8 @@ void append_steps(const json& spec, TokenDecoder& out) {
   } else if (type == "ByteLevel") {
     out.steps.emplace_back(byte_level);
   } else if (type == "ByteFallback") {
-    out.steps.emplace_back(byte_fallback);
+    out.steps.emplace_back(byte_of);
+    out.byte_fallback = true;
   } else if (type == "Fuse") {
     // Tokens are put together in any case.
   } else if (type == "Replace") {
@@ -60,7 +64,7 @@ void append_steps(const json& spec, TokenDecoder& out) {
     const auto pattern = std::make_shared<const Pattern>(Pattern::from_string(mark));
     out.steps.emplace_back([pattern](std::string token) { return pattern->replace(token, " "); });
     if (spec.value("prepend_scheme", "always") != "never") {
-      out.strip_start = " ";
+      out.first_mark = mark;
     }
   } else {
     fail(
@@ -73,10 +77,21 @@ void append_steps(const json& spec, TokenDecoder& out) {
 
 }  // namespace
 
+std::string TokenDecoder::first_token(std::string text) const {
+  if (!first_mark.empty()) {
+    text = Pattern::from_string(first_mark).replace(text, "");
+  }
+  return token(std::move(text));
+}
+
+bool TokenDecoder::is_byte(std::string_view spelling) {
+  return byte_value(spelling) >= 0;
+}
+
 TokenDecoder make_decoder(const json& spec) {
   TokenDecoder out;
   if (spec.is_null()) {
-    out.separator = " ";
+    out.separator = std::string(1, ' ');
   } else {
     append_steps(spec, out);
   }

@@ -50,6 +50,7 @@ Normalizer sequence(const json& spec) {
   return [steps = std::move(steps)](std::string text) {
     for (const Normalizer& step : steps) {
       text = step(std::move(text));
+      expect_bounded(text.size());
     }
     return text;
   };
@@ -63,6 +64,14 @@ Normalizer replace(const json& spec) {
 }
 
 }  // namespace
+
+void expect_bounded(size_t bytes) {
+  constexpr size_t kMost = size_t{256} << 20;
+  expect(bytes <= kMost,
+         "[tokenizer] the normalizer or decoder of tokenizer.json makes more than {} MiB of one "
+         "text",
+         kMost >> 20);
+}
 
 Normalizer make_normalizer(const json& spec) {
   if (spec.is_null()) {

@@ -10,6 +10,10 @@ namespace cambium::text {
 /// Empty: the identity.
 using Normalizer = std::function<std::string(std::string)>;
 
+/// Error when rewriting has made a text of more bytes than any use of it needs: a few steps that
+/// each double what they find would else take all memory.
+void expect_bounded(size_t bytes);
+
 /// `spec` is the JSON value (null allowed). Throws Error for a type that is not supported.
 Normalizer make_normalizer(const nlohmann::json& spec);
 

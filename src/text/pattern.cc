@@ -1,5 +1,7 @@
 #include "text/pattern.h"
 
+#include "text/normalizer.h"
+
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -41,6 +43,7 @@ std::string Pattern::replace(std::string_view subject, std::string_view content)
   each_match(*this, subject, [&](size_t begin, size_t end) {
     out.append(subject, done, begin - done);
     out += content;
+    expect_bounded(out.size());
     done = end;
   });
   out.append(subject, done);

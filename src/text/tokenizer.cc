@@ -12,6 +12,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/json.h"
+#include "base/text.h"
 #include "text/added_tokens.h"
 #include "text/bpe.h"
 #include "text/chat_template.h"
@@ -20,6 +22,7 @@
 #include "text/post_processor.h"
 #include "text/pretokenizer.h"
 #include "text/unicode.h"
+#include "text/unigram.h"
 
 namespace cambium {
 namespace {
@@ -28,18 +31,6 @@ using nlohmann::json;
 
 /// Ids index tables, so a stray huge one must not make us allocate.
 constexpr int64_t kMaxId = int64_t{1} << 24;
-
-json parse_json(std::string_view text, const std::string& name) {
-  json value = json::parse(text, nullptr, false);
-  if (value.is_discarded()) {
-    try {
-      value = json::parse(text);
-    } catch (const json::exception& e) {
-      fail("[tokenizer] expected JSON in {}: {}", name, e.what());
-    }
-  }
-  return value;
-}
 
 std::string read_file(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
@@ -97,8 +88,6 @@ std::pair<std::string, std::string> merge_pair(const json& merge) {
 }
 
 text::BpeConfig bpe_config(const json& model, bool byte_level) {
-  const std::string type = model.value("type", model.contains("merges") ? "BPE" : "(none)");
-  expect(type == "BPE", "[tokenizer] expected model type BPE, got {:?}", type);
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const auto found = model.find(key);
     expect(found == model.end() || found->is_null() || found->dump() == "\"\"",
@@ -125,12 +114,34 @@ text::BpeConfig bpe_config(const json& model, bool byte_level) {
   return config;
 }
 
+text::UnigramConfig unigram_config(const json& model) {
+  text::UnigramConfig config;
+  for (const json& token : model.at("vocab")) {
+    expect(token.is_array() && token.size() == 2 && token[0].is_string() && token[1].is_number(),
+           "[tokenizer] expected a token [\"text\", score] in a Unigram vocabulary, got {}",
+           shortened(token.dump()));
+    config.vocab.emplace_back(token[0].get<std::string>(), token[1].get<double>());
+  }
+  expect(config.vocab.size() < static_cast<size_t>(kMaxId),
+         "[tokenizer] expected fewer than {} tokens, got {}", kMaxId, config.vocab.size());
+  if (const auto id = model.find("unk_id"); id != model.end() && !id->is_null()) {
+    config.unknown = checked_id(*id, "unk_id");
+  }
+  config.byte_fallback = model.value("byte_fallback", false);
+  return config;
+}
+
+/// The special tokens that tokenizer_config.json names.
+constexpr const char* kNamedTokens[] = {"bos_token", "eos_token", "unk_token", "sep_token",
+                                        "pad_token", "cls_token", "mask_token"};
+
 }  // namespace
 
 struct Tokenizer::Impl {
   text::Normalizer normalizer;
   text::PreTokenizer pretokenizer;
-  std::optional<text::Bpe> bpe;
+  std::optional<text::Bpe> bpe;  // or
+  std::optional<text::Unigram> unigram;
   text::PostProcessor post;
   text::TokenDecoder decoder;
   std::optional<text::AddedTokenMatcher> raw_added;         // looked for in the text as given
@@ -178,10 +189,22 @@ void Tokenizer::Impl::read_model(const json& file, const json& config) {
   post = text::make_post_processor(file.value("post_processor", json()));
   decoder = text::make_decoder(file.value("decoder", json()));
 
-  const text::BpeConfig model = bpe_config(file.at("model"), pretokenizer.byte_level);
-  bpe.emplace(model);
-  for (const auto& [token, id] : model.vocab) {
-    add_spelling(token, id);
+  const json& spec = file.at("model");
+  const std::string type = spec.value("type", spec.contains("merges") ? "BPE" : "(none)");
+  text::BpeConfig model;
+  if (type == "Unigram") {
+    const text::UnigramConfig pieces = unigram_config(spec);
+    unigram.emplace(pieces);
+    for (size_t id = 0; id < pieces.vocab.size(); ++id) {
+      add_spelling(pieces.vocab[id].first, static_cast<int32_t>(id));
+    }
+  } else {
+    expect(type == "BPE", "[tokenizer] expected model type BPE or Unigram, got {:?}", type);
+    model = bpe_config(spec, pretokenizer.byte_level);
+    bpe.emplace(model);
+    for (const auto& [token, id] : model.vocab) {
+      add_spelling(token, id);
+    }
   }
 
   std::vector<text::AddedToken> raw;
@@ -190,6 +213,10 @@ void Tokenizer::Impl::read_model(const json& file, const json& config) {
   const auto add = [&](text::AddedToken token) {
     if (token.content.empty() || !seen.insert(token.content).second) {
       return;
+    }
+    // The vocabulary's id counts where both have the token.
+    if (const auto known = ids.find(token.content); known != ids.end()) {
+      token.id = known->second;
     }
     add_spelling(token.content, token.id);
     special[static_cast<size_t>(token.id)] = token.special;
@@ -202,17 +229,37 @@ void Tokenizer::Impl::read_model(const json& file, const json& config) {
       raw.push_back(std::move(token));
     }
   };
-  for (const json& spec : file.value("added_tokens", json::array())) {
-    text::AddedToken token = added_token(spec);
-    token.id = checked_id(spec.at("id"), token.content);
+  for (const json& row : file.value("added_tokens", json::array())) {
+    text::AddedToken token = added_token(row);
+    token.id = checked_id(row.at("id"), token.content);
     add(std::move(token));
   }
   // transformers adds these to what tokenizer.json has.
   const json more = config.value("added_tokens_decoder", json::object());
-  for (const auto& [id, spec] : more.items()) {
-    text::AddedToken token = added_token(spec);
-    token.id = checked_id(parse_json(id, "added_tokens_decoder"), token.content);
+  for (const auto& [id, row] : more.items()) {
+    text::AddedToken token = added_token(row);
+    token.id = checked_id(parse_json<json>(id, "an id of added_tokens_decoder"), token.content);
     add(std::move(token));
+  }
+  // Special tokens that are named and nowhere defined take the next free ids.
+  const auto name_token = [&](const std::string& content) {
+    if (!content.empty() && !ids.contains(content)) {
+      text::AddedToken token;
+      token.content = content;
+      token.special = true;
+      token.id = static_cast<int32_t>(spelling.size());
+      expect(token.id < kMaxId, "[tokenizer] expected fewer than {} tokens", kMaxId);
+      add(std::move(token));
+    }
+  };
+  for (const char* key : kNamedTokens) {
+    name_token(named_token(config, key).value_or(""));
+  }
+  const auto others = config.find("additional_special_tokens");
+  if (others != config.end() && others->is_array()) {
+    for (const json& token : *others) {
+      name_token(named_token({{"token", token}}, "token").value_or(""));
+    }
   }
   std::erase_if(normalized, [](const auto& token) { return token.content.empty(); });
   raw_added.emplace(std::move(raw));
@@ -220,6 +267,24 @@ void Tokenizer::Impl::read_model(const json& file, const json& config) {
 
   for (const std::string& token : spelling) {
     bytes.push_back(decoder.token(token));
+  }
+  // transformers' Llama tokenizers make their post-processor anew from these two keys.
+  const std::string made_by = config.value("tokenizer_class", "");
+  const bool rebuilt = made_by == "LlamaTokenizer" || made_by == "LlamaTokenizerFast" ||
+                       made_by == "CodeLlamaTokenizer" || made_by == "CodeLlamaTokenizerFast";
+  if (rebuilt && (config.contains("add_bos_token") || config.contains("add_eos_token"))) {
+    const auto wrap = [&](const char* key, const char* name, bool fallback) {
+      std::vector<int32_t> out;
+      const auto flag = config.find(key);
+      const bool wanted = flag != config.end() && flag->is_boolean() ? flag->get<bool>() : fallback;
+      const auto token = named_token(config, name);
+      if (wanted && token && ids.contains(*token)) {
+        out.push_back(ids.find(*token)->second);
+      }
+      return out;
+    };
+    post.before = wrap("add_bos_token", "bos_token", true);
+    post.after = wrap("add_eos_token", "eos_token", false);
   }
   for (const auto* wrap : {&post.before, &post.after}) {
     for (const int32_t id : *wrap) {
@@ -238,6 +303,11 @@ void Tokenizer::Impl::read_model(const json& file, const json& config) {
   };
   for (const std::string& token : spelling) {
     hash_text(token);
+  }
+  if (unigram) {
+    for (const json& token : spec.at("vocab")) {
+      hash_text(token.at(1).dump());
+    }
   }
   for (const auto& [left, right] : model.merges) {
     hash_text(left);
@@ -261,8 +331,7 @@ void Tokenizer::Impl::read_config(const json& config) {
   if (eos) {
     eos_ids.push_back(*eos);
   }
-  for (const char* key : {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
-                          "cls_token", "mask_token"}) {
+  for (const char* key : kNamedTokens) {
     if (auto token = named_token(config, key)) {
       special_names.emplace_back(key, *std::move(token));
     }
@@ -274,14 +343,14 @@ void Tokenizer::Impl::read_config(const json& config) {
 
 void Tokenizer::Impl::read_chat_template(const json& value) {
   if (value.is_string()) {
-    chat.emplace(value.get<std::string>());
+    chat = ChatTemplate::unread(value.get<std::string>());
   } else if (value.is_array()) {
     for (const json& named : value) {
       const std::string name = named.at("name").get<std::string>();
       if (name == "default") {
-        chat.emplace(named.at("template").get<std::string>());
+        chat = ChatTemplate::unread(named.at("template").get<std::string>());
       } else if (name == "tool_use") {
-        tool_chat.emplace(named.at("template").get<std::string>());
+        tool_chat = ChatTemplate::unread(named.at("template").get<std::string>());
       }
     }
   }
@@ -318,7 +387,11 @@ void Tokenizer::Impl::encode_pieces(std::string_view piece, bool at_start,
   }
   pretokenizer.apply(pieces);
   for (const std::string_view one : pieces.views) {
-    bpe->encode(one, out);
+    if (unigram) {
+      unigram->encode(one, out);
+    } else {
+      bpe->encode(one, out);
+    }
   }
 }
 
@@ -339,9 +412,9 @@ void with_json_errors(const char* what, Body&& body) {
 }  // namespace
 
 Tokenizer Tokenizer::parse(std::string_view tokenizer_json, std::string_view config_json) {
-  const json file = parse_json(tokenizer_json, "tokenizer.json");
+  const json file = parse_json<json>(tokenizer_json, "tokenizer.json");
   const json config =
-      config_json.empty() ? json::object() : parse_json(config_json, "tokenizer_config.json");
+      config_json.empty() ? json::object() : parse_json<json>(config_json, "tokenizer_config.json");
   auto impl = std::make_shared<Impl>();
   with_json_errors("tokenizer.json", [&] { impl->read_model(file, config); });
   with_json_errors("tokenizer_config.json", [&] { impl->read_config(config); });
@@ -349,6 +422,14 @@ Tokenizer Tokenizer::parse(std::string_view tokenizer_json, std::string_view con
 }
 
 Tokenizer Tokenizer::load(const std::filesystem::path& dir) {
+  try {
+    return load_files(dir);
+  } catch (const Error& error) {
+    fail("{}: {}", dir.string(), error.what());
+  }
+}
+
+Tokenizer Tokenizer::load_files(const std::filesystem::path& dir) {
   const auto main = dir / "tokenizer.json";
   if (!std::filesystem::exists(main)) {
     const bool packed = std::filesystem::exists(dir / "tokenizer.json.xz");
@@ -362,16 +443,16 @@ Tokenizer Tokenizer::load(const std::filesystem::path& dir) {
   Tokenizer loaded = parse(read_file(main), optional_file("tokenizer_config.json"));
   auto impl = std::const_pointer_cast<Impl>(loaded.impl_);  // not shared with anyone yet
   if (std::string source = optional_file("chat_template.jinja"); !source.empty()) {
-    impl->chat.emplace(std::move(source));
+    impl->chat = ChatTemplate::unread(std::move(source));
     impl->tool_chat.reset();
   } else if (std::string wrapped = optional_file("chat_template.json"); !wrapped.empty()) {
-    const json value = parse_json(wrapped, "chat_template.json");
+    const json value = parse_json<json>(wrapped, "chat_template.json");
     if (value.contains("chat_template")) {
       impl->read_chat_template(value.at("chat_template"));
     }
   }
   if (std::string generation = optional_file("generation_config.json"); !generation.empty()) {
-    const json value = parse_json(generation, "generation_config.json");
+    const json value = parse_json<json>(generation, "generation_config.json");
     const json eos = value.value("eos_token_id", json());
     for (const json& id : eos.is_array() ? eos : json::array({eos})) {
       if (id.is_number_integer() && std::find(impl->eos_ids.begin(), impl->eos_ids.end(),
@@ -500,10 +581,28 @@ StreamDecoder::StreamDecoder(Tokenizer tokenizer, bool skip_special)
 
 std::string StreamDecoder::push(int32_t id) {
   const auto& decoder = tokenizer_.impl_->decoder;
-  if (tokenizer_.token_text(id).empty() || (skip_special_ && tokenizer_.is_special(id))) {
+  const std::string& spelling = tokenizer_.token_text(id);
+  if (spelling.empty() || (skip_special_ && tokenizer_.is_special(id))) {
     return {};
   }
-  std::string_view bytes = tokenizer_.token_bytes(id);
+  if (decoder.byte_fallback && text::TokenDecoder::is_byte(spelling)) {
+    run_ += tokenizer_.token_bytes(id);
+    return {};
+  }
+  end_run();
+  if (started_) {
+    append(tokenizer_.token_bytes(id));
+  } else {
+    append(decoder.first_mark.empty() ? tokenizer_.token_bytes(id) : decoder.first_token(spelling));
+  }
+  const size_t ready = held_.size() - text::incomplete_utf8_suffix(held_);
+  std::string out = text::to_valid_utf8(std::string_view(held_).substr(0, ready));
+  held_.erase(0, ready);
+  return out;
+}
+
+void StreamDecoder::append(std::string_view bytes) {
+  const auto& decoder = tokenizer_.impl_->decoder;
   if (!started_ && !decoder.strip_start.empty() && bytes.starts_with(decoder.strip_start)) {
     bytes.remove_prefix(decoder.strip_start.size());
   } else if (started_) {
@@ -511,13 +610,26 @@ std::string StreamDecoder::push(int32_t id) {
   }
   started_ = true;
   held_ += bytes;
-  const size_t ready = held_.size() - text::incomplete_utf8_suffix(held_);
-  std::string out = text::to_valid_utf8(std::string_view(held_).substr(0, ready));
-  held_.erase(0, ready);
-  return out;
+}
+
+// Whether a run of byte tokens is text is known at its end.
+void StreamDecoder::end_run() {
+  if (run_.empty()) {
+    return;
+  }
+  std::string text = std::exchange(run_, {});
+  if (!text::is_valid_utf8(text)) {
+    const size_t bytes = text.size();
+    text.clear();
+    for (size_t i = 0; i < bytes; ++i) {
+      text += "\uFFFD";
+    }
+  }
+  append(text);
 }
 
 std::string StreamDecoder::finish() {
+  end_run();
   std::string out = text::to_valid_utf8(held_);
   held_.clear();
   started_ = false;

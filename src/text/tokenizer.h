@@ -82,6 +82,7 @@ class Tokenizer {
  private:
   friend class StreamDecoder;
   struct Impl;
+  static Tokenizer load_files(const std::filesystem::path& dir);
   explicit Tokenizer(std::shared_ptr<const Impl> impl);
   std::shared_ptr<const Impl> impl_;
 };
@@ -102,6 +103,10 @@ class StreamDecoder {
   bool skip_special_;
   bool started_ = false;
   std::string held_;
+  std::string run_;  // of byte tokens
+
+  void append(std::string_view bytes);
+  void end_run();
 };
 
 }  // namespace cambium

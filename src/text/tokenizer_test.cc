@@ -251,7 +251,7 @@ TEST(Tokenizer, RefusesWhatItDoesNotKnow) {
     std::string message;
   };
   const std::vector<Row> rows = {
-      {"/model/type", "Unigram", "expected model type BPE, got \"Unigram\""},
+      {"/model/type", "WordPiece", "expected model type BPE or Unigram, got \"WordPiece\""},
       {"/model/dropout", 0.1, "makes ids random"},
       {"/model/end_of_word_suffix", "</w>", "end_of_word_suffix is not supported"},
       {"/model/merges/0", "t h e", "expected a merge"},
@@ -343,6 +343,111 @@ TEST(Tokenizer, AppliesTheChatTemplate) {
   const Tokenizer tokenizer = Tokenizer::parse(small_tokenizer().dump(), config.dump());
   const std::vector<ChatMessage> messages = {{"user", " hi "}, {"assistant", "ho"}};
   EXPECT_EQ(tokenizer.apply_chat_template(messages), "<s><user>hi\n<assistant>ho\n");
+}
+
+TEST(TokenizerFiles, UnigramTakesTheCutOfHighestScore) {
+  const std::string file = R"({"model": {"type": "Unigram", "unk_id": 0, "byte_fallback": false,
+      "vocab": [["<unk>", 0], ["a", -1.0], ["b", -1.0], ["ab", -1.5], ["abc", -9], ["c", -3]]}})";
+  const Tokenizer tokenizer = Tokenizer::parse(file, "{}");
+  EXPECT_THAT(tokenizer.encode("abc", false), ElementsAre(3, 5));  // -4.5, against -9 and -5
+  EXPECT_THAT(tokenizer.encode("ba", false), ElementsAre(2, 1));
+  // Neighbouring characters that nothing spells are one unknown token.
+  EXPECT_THAT(tokenizer.encode("a\u65e5\u65e5b", false), ElementsAre(1, 0, 2));
+  const std::string bytes = R"({"model": {"type": "Unigram", "unk_id": 0, "byte_fallback": true,
+      "vocab": [["<unk>", 0], ["a", -1.0], ["<0xC3>", -20], ["<0xA9>", -20]]}})";
+  EXPECT_THAT(Tokenizer::parse(bytes, "{}").encode("a\u00e9a\u00e8", false),
+              ElementsAre(1, 2, 3, 1, 0));
+  EXPECT_THROW(Tokenizer::parse(R"({"model": {"type": "Unigram", "vocab": [["a"]]}})", "{}"),
+               Error);
+  EXPECT_THROW(
+      Tokenizer::parse(R"({"model": {"type": "Unigram", "unk_id": 7, "vocab": [["a", 0]]}})", "{}"),
+      Error);
+}
+
+constexpr const char* kSmallBpe =
+    R"("model": {"type": "BPE", "vocab": {"<s>": 0, "a": 1, "b": 2, "</s>": 3, "<0xF0>": 4,
+       "<0x9F>": 5, "<0xC3>": 6, "<0xA9>": 7}, "merges": []})";
+
+TEST(TokenizerFiles, SpecialTokensNamedAndNowhereDefinedTakeTheNextIds) {
+  const Tokenizer tokenizer =
+      Tokenizer::parse(std::string("{") + kSmallBpe + "}",
+                       R"({"bos_token": "<s>", "pad_token": {"content": "<pad>"},
+          "additional_special_tokens": ["<tool>", {"content": "</tool>"}, "<s>"]})");
+  EXPECT_THAT(tokenizer.encode("<tool>a</tool><pad>", false), ElementsAre(9, 1, 10, 8));
+  EXPECT_EQ(tokenizer.pad_id(), 8);
+  EXPECT_TRUE(tokenizer.is_special(9));
+}
+
+TEST(TokenizerFiles, TheVocabularysIdOfAnAddedTokenCounts) {
+  const Tokenizer tokenizer = Tokenizer::parse(
+      std::string("{") + kSmallBpe + R"(, "added_tokens": [{"id": 99, "content": "b"}]})", "{}");
+  EXPECT_THAT(tokenizer.encode("ab", false), ElementsAre(1, 2));
+  EXPECT_EQ(tokenizer.vocab_size(), 8);
+}
+
+TEST(TokenizerFiles, LlamaTokenizersTakeTheirBeginTokenFromTheConfiguration) {
+  const std::string file =
+      std::string("{") + kSmallBpe + R"(, "post_processor": {"type": "ByteLevel"}})";
+  const auto config = [](const char* made_by, const char* flags) {
+    return fmt::format(R"({{"tokenizer_class": "{}", "bos_token": "<s>", "eos_token": "</s>"{}}})",
+                       made_by, flags);
+  };
+  const auto ids = [&](const char* made_by, const char* flags) {
+    return Tokenizer::parse(file, config(made_by, flags)).encode("a", true);
+  };
+  EXPECT_THAT(ids("LlamaTokenizerFast", R"(, "add_bos_token": true)"), ElementsAre(0, 1));
+  EXPECT_THAT(ids("LlamaTokenizer", R"(, "add_bos_token": false, "add_eos_token": true)"),
+              ElementsAre(1, 3));
+  EXPECT_THAT(ids("LlamaTokenizerFast", ""), ElementsAre(1));
+  EXPECT_THAT(ids("PreTrainedTokenizerFast", R"(, "add_bos_token": true)"), ElementsAre(1));
+}
+
+TEST(TokenizerFiles, ByteTokensThatAreNoTextShowAsOneMarkEach) {
+  const Tokenizer tokenizer = Tokenizer::parse(
+      std::string("{") + kSmallBpe +
+          R"(, "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}})",
+      "{}");
+  EXPECT_EQ(tokenizer.decode(std::vector<int32_t>{1, 6, 7, 2}, true), "a\u00e9b");
+  EXPECT_EQ(tokenizer.decode(std::vector<int32_t>{1, 4, 5, 2}, true), "a\ufffd\ufffdb");
+  EXPECT_EQ(tokenizer.decode(std::vector<int32_t>{1, 4, 5}, true), "a\ufffd\ufffd");
+  EXPECT_EQ(tokenizer.decode(std::vector<int32_t>{6, 7, 4}, true), "\ufffd\ufffd\ufffd");
+}
+
+TEST(TokenizerFiles, MarksOfTheFirstTokenGo) {
+  const Tokenizer tokenizer = Tokenizer::parse(
+      R"({"model": {"type": "BPE", "vocab": {"\u2581\u2581a": 0, "\u2581b": 1}, "merges": []},
+          "decoder": {"type": "Metaspace", "replacement": "\u2581"}})",
+      "{}");
+  EXPECT_EQ(tokenizer.decode(std::vector<int32_t>{0, 1, 0}, true), "a b  a");
+}
+
+TEST(TokenizerFiles, WhatRewritesWithoutEndIsAnError) {
+  std::string steps;
+  for (int i = 0; i < 40; ++i) {
+    steps += std::string(i == 0 ? "" : ",") +
+             R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"})";
+  }
+  const Tokenizer tokenizer = Tokenizer::parse(
+      std::string("{") + kSmallBpe + R"(, "normalizer": {"type": "Sequence", "normalizers": [)" +
+          steps + "]}}",
+      "{}");
+  EXPECT_THAT(
+      [&] { tokenizer.encode("a", false); },
+      ::testing::ThrowsMessage<Error>(::testing::HasSubstr("more than 256 MiB of one text")));
+  EXPECT_THROW(
+      Tokenizer::parse(std::string("{") + kSmallBpe +
+                           R"(, "decoder": {"type": "Sequence", "decoders": [)" + steps + "]}}",
+                       "{}"),
+      Error);
+}
+
+TEST(TokenizerFiles, ABrokenChatTemplateIsInNobodysWay) {
+  const Tokenizer tokenizer =
+      Tokenizer::parse(std::string("{") + kSmallBpe + "}", R"({"chat_template": "{% for %}"})");
+  EXPECT_THAT(tokenizer.encode("ab", false), ElementsAre(1, 2));
+  const ChatMessage message{"user", "a"};
+  EXPECT_THROW(tokenizer.apply_chat_template(std::span(&message, 1)), Error);
+  EXPECT_THROW(tokenizer.apply_chat_template(std::span(&message, 1)), Error);  // and again
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/json.h"
 #include "text/tokenizer.h"
 
 namespace cambium {
@@ -88,7 +89,8 @@ TokenizerReport verify_tokenizer(const std::filesystem::path& dir,
   expect(in.is_open(), "[tokenizer] cannot read the reference {}", reference_file.string());
   Verifier verifier(Tokenizer::load(dir), max_mismatches);
   try {
-    const ordered_json reference = ordered_json::parse(in);
+    const ordered_json reference = parse_json<ordered_json>(
+        std::string(std::istreambuf_iterator<char>(in), {}), reference_file.string());
     for (const auto& item : reference.value("cases", ordered_json::array())) {
       verifier.text_case(item);
     }

@@ -6,6 +6,7 @@
 
 #include "base/checksum.h"
 #include "base/error.h"
+#include "base/json.h"
 #include "base/json_lines.h"
 #include "base/progress.h"
 #include "base/text.h"
@@ -276,7 +277,7 @@ class RowReader {
     Json parsed;
     if (tools->is_string()) {  // as some data sets keep them
       const auto& text = tools->get_ref<const std::string&>();
-      parsed = text.empty() ? Json::array() : Json::parse(text, nullptr, false);
+      parsed = text.empty() ? Json::array() : try_json<Json>(text);
       tools = &parsed;
     }
     expect(tools->is_array(), "'tools' must be an array of functions, or one as a string of JSON");
@@ -345,7 +346,7 @@ Document text_document(const Tokenizer& tokenizer, std::string_view text) {
 
 Document chat_document(const Tokenizer& tokenizer, std::string_view messages_json,
                        LearnWhat learn) {
-  Json messages = Json::parse(messages_json, nullptr, false);
+  Json messages = try_json<Json>(messages_json);
   expect(messages.is_array() && !messages.empty(), "'messages' must be an array of messages");
   check_messages(messages);
   return conversation_document(tokenizer, {std::move(messages), "", ""}, 0, learn);

@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "text/chat_template.h"
 
 namespace cambium {
 namespace {
@@ -438,6 +439,15 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary
   }
   if (const Json templates = chat_templates(gguf); !templates.is_null()) {
     config["chat_template"] = templates;
+    for (const Json& one : templates.is_array() ? templates : Json{{{"template", templates}}}) {
+      try {
+        const ChatTemplate check(one.at("template").get<std::string>());
+      } catch (const Error& error) {
+        files.notes.push_back(
+            fmt::format("The chat template cannot be used, the model without it can: {}",
+                        shortened(error.what())));
+      }
+    }
   } else {
     files.notes.emplace_back("The file has no chat template; chat needs one.");
   }

@@ -116,7 +116,8 @@ Value do_map(Runtime& runtime, const Value& value, const Args& args) {
                                     [&](const auto& arg) { return arg.first == name; });
     return found == args.named.end() ? nullptr : &found->second;
   };
-  const Values items = runtime.iterate(value);
+  // As in Jinja: of anything false there is nothing, and nothing is an error.
+  const Values items = value.truth() ? runtime.iterate(value) : Values();
   if (args.positional.empty()) {
     const Value* attribute = named("attribute");
     const Value* fallback = named("default");
@@ -145,7 +146,8 @@ Value choose(Runtime& runtime, const Value& value, const Args& args, bool attrib
   const std::string test = tested ? expect_string(args.positional[used], "select") : "";
   const Args rest = with_positional(args, used + 1);
   Values out;
-  for (Value& item : runtime.iterate(value)) {
+  Values items = value.truth() ? runtime.iterate(value) : Values();
+  for (Value& item : items) {
     runtime.budget.step();
     const Value subject = attribute ? path(runtime, item, args.positional[0]) : item;
     const bool passes = tested ? runtime.test(test, subject, rest) : subject.truth();

@@ -36,6 +36,8 @@ Dict make_dict(Runtime& runtime, const Args& args, const char* name) {
   for (const Value& from : args.positional) {
     if (from.is_dict()) {
       for (const auto& [key, value] : from.as_dict().items()) {
+        // Keys other than text are looked for one by one.
+        runtime.budget.step(key.is_string() ? 1 : static_cast<int64_t>(dict.size()) + 1);
         dict.set(key, value);
       }
       continue;
@@ -43,6 +45,7 @@ Dict make_dict(Runtime& runtime, const Args& args, const char* name) {
     for (const Value& pair : runtime.iterate(from)) {
       std::vector<Value> both = runtime.iterate(pair);
       expect(both.size() == 2, "{} expected pairs, got {} values", name, both.size());
+      runtime.budget.step(both[0].is_string() ? 1 : static_cast<int64_t>(dict.size()) + 1);
       dict.set(std::move(both[0]), std::move(both[1]));
     }
   }

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "text/jinja/filter_tables.h"
+#include "text/jinja/search.h"
 #include "text/unicode.h"
 
 namespace cambium::jinja {
@@ -62,7 +63,7 @@ std::vector<std::string> split_at(const std::string& s, const std::string& separ
   std::vector<std::string> parts;
   size_t from = 0;
   for (size_t at; (most < 0 || static_cast<int64_t>(parts.size()) < most) &&
-                  (at = s.find(separator, from)) != std::string::npos;
+                  (at = find_bytes(s, separator, from)) != std::string::npos;
        from = at + separator.size()) {
     parts.push_back(s.substr(from, at - from));
   }
@@ -76,8 +77,7 @@ std::vector<std::string> rsplit_at(const std::string& s, const std::string& sepa
   std::vector<std::string> parts;
   size_t end = s.size();
   while (most < 0 || static_cast<int64_t>(parts.size()) < most) {
-    const size_t at =
-        end < separator.size() ? std::string::npos : s.rfind(separator, end - separator.size());
+    const size_t at = rfind_bytes(std::string_view(s).substr(0, end), separator);
     if (at == std::string::npos) {
       break;
     }
@@ -168,15 +168,18 @@ Value affix(Runtime& runtime, const Value& self, const Args& args) {
 int64_t find_text(const Value& self, const Args& args, const char* name, bool last) {
   const Bound b(name, args, {"sub", "start", "end"});
   const std::u32string s = text::to_code_points(self.as_string());
-  const std::u32string sub = text::to_code_points(expect_string(b.required(0), name));
+  const std::string& sub = expect_string(b.required(0), name);
   const size_t start = text_bound(b, 1, s.size(), 0);
   const size_t end = text_bound(b, 2, s.size(), s.size());
   if (start > end) {
     return -1;
   }
-  const std::u32string_view range = std::u32string_view(s).substr(start, end - start);
-  const size_t at = last ? range.rfind(sub) : range.find(sub);
-  return at == std::u32string_view::npos ? -1 : static_cast<int64_t>(at + start);
+  const std::string range = text::to_utf8(std::u32string_view(s).substr(start, end - start));
+  const size_t at = last ? rfind_bytes(range, sub) : find_bytes(range, sub);
+  return at == std::string::npos
+             ? -1
+             : static_cast<int64_t>(text::utf8_length(std::string_view(range).substr(0, at)) +
+                                    start);
 }
 
 template <bool kLast, bool kMust>
@@ -196,7 +199,7 @@ Value count(Runtime& runtime, const Value& self, const Args& args) {
     return static_cast<int64_t>(text::utf8_length(s) + 1);
   }
   int64_t n = 0;
-  for (size_t at = 0; (at = s.find(sub, at)) != std::string::npos; at += sub.size()) {
+  for (size_t at = 0; (at = find_bytes(s, sub, at)) != std::string::npos; at += sub.size()) {
     ++n;
   }
   return n;
@@ -210,12 +213,14 @@ Value replace_method(Runtime& runtime, const Value& self, const Args& args) {
 
 Value join(Runtime& runtime, const Value& self, const Args& args) {
   const Bound b("join", args, {"iterable"});
-  for (const Value& item : runtime.iterate(b.required(0))) {
+  // Read once: a generator is spent afterwards.
+  std::vector<Value> items = runtime.iterate(b.required(0));
+  for (const Value& item : items) {
     expect_string(item, "join");
   }
   Args between;
   between.positional.push_back(self);
-  return runtime.filter("join", b[0], between);
+  return runtime.filter("join", Value::list(std::move(items)), between);
 }
 
 template <std::string (*Change)(std::string_view)>
@@ -300,7 +305,7 @@ Value partition(Runtime& runtime, const Value& self, const Args& args) {
   const std::string& s = self.as_string();
   const std::string& separator = expect_string(b.required(0), "partition");
   expect(!separator.empty(), "partition expected a separator, got an empty string");
-  const size_t at = kLast ? s.rfind(separator) : s.find(separator);
+  const size_t at = kLast ? rfind_bytes(s, separator) : find_bytes(s, separator);
   std::vector<std::string> parts;
   if (at != std::string::npos) {
     parts = {s.substr(0, at), separator, s.substr(at + separator.size())};

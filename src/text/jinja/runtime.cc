@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "text/jinja/search.h"
 #include "text/unicode.h"
 
 namespace cambium::jinja {
@@ -247,7 +248,7 @@ size_t Runtime::length(const Value& value) {
 bool Runtime::contains(const Value& container, const Value& item) {
   if (container.is_string()) {
     budget.step(static_cast<int64_t>(container.as_string().size() / 64 + 1));
-    return container.as_string().find(expect_string(item, "in")) != std::string::npos;
+    return find_bytes(container.as_string(), expect_string(item, "in")) != std::string::npos;
   }
   if (container.is_dict()) {
     return container.as_dict().find(item) != nullptr;

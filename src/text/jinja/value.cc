@@ -135,7 +135,7 @@ std::string Value::type_name() const {
   }
   static constexpr const char* kNames[] = {"undefined value", "None",     "bool", "int",
                                            "float",           "string",   "list", "mapping",
-                                           "namespace",       "function", "loop"};
+                                           "namespace",       "function", "loop", "int"};
   return kNames[data_.index()];
 }
 
@@ -160,6 +160,9 @@ bool equal(const Value& a, const Value& b, Budget& budget) {
   }
   if (a.is_string()) {
     return a.as_string() == b.as_string();
+  }
+  if (a.big_integer() != nullptr) {
+    return *a.big_integer() == *b.big_integer();
   }
   if (a.is_list()) {
     const List& x = a.as_list();

@@ -31,6 +31,11 @@ struct None {};
 
 using String = std::shared_ptr<const std::string>;
 
+/// A whole number beyond 64 bits with a sign, from JSON: printed as it came, not computed with.
+struct BigInteger {
+  std::string digits;
+};
+
 struct List {
   enum class Kind {
     kList,
@@ -67,7 +72,8 @@ class Value {
  public:
   using Data = std::variant<Undefined, None, bool, int64_t, double, String, std::shared_ptr<List>,
                             std::shared_ptr<const Dict>, std::shared_ptr<Namespace>,
-                            std::shared_ptr<const Callable>, std::shared_ptr<const Loop>>;
+                            std::shared_ptr<const Callable>, std::shared_ptr<const Loop>,
+                            std::shared_ptr<const BigInteger>>;
 
   Value() = default;                            // undefined
   Value(Data data) : data_(std::move(data)) {}  // NOLINT: every alternative is a value
@@ -93,6 +99,12 @@ class Value {
   bool is_dict() const { return std::holds_alternative<std::shared_ptr<const Dict>>(data_); }
   bool is_number() const { return is_bool() || is_int() || is_float(); }
   bool is_integral() const { return is_bool() || is_int(); }
+
+  /// The digits of a big whole number, or null.
+  const std::string* big_integer() const {
+    const auto* p = std::get_if<std::shared_ptr<const BigInteger>>(&data_);
+    return p == nullptr ? nullptr : &(*p)->digits;
+  }
 
   const Data& data() const { return data_; }
   const Undefined& as_undefined() const { return std::get<Undefined>(data_); }

@@ -153,6 +153,8 @@ void repr(const Value& value, std::string& out, Budget& budget) {
     out += std::to_string(value.as_int());
   } else if (value.is_float()) {
     out += float_repr(value.as_double());
+  } else if (const std::string* digits = value.big_integer()) {
+    out += *digits;
   } else {
     out += "<" + value.type_name() + ">";
   }
@@ -198,6 +200,8 @@ class JsonWriter {
       out_ += std::isnan(d)   ? "NaN"
               : std::isinf(d) ? (d > 0 ? "Infinity" : "-Infinity")
                               : float_repr(d);
+    } else if (const std::string* digits = value.big_integer()) {
+      out_ += *digits;
     } else {
       fail("tojson cannot write a {}", value.type_name());
     }
@@ -269,9 +273,12 @@ class JsonReader : public nlohmann::json_sax<nlohmann::json> {
   bool boolean(bool b) override { return add(b); }
   bool number_integer(number_integer_t i) override { return add(static_cast<int64_t>(i)); }
   bool number_unsigned(number_unsigned_t u) override {
-    return u <= INT64_MAX ? add(static_cast<int64_t>(u)) : add(static_cast<double>(u));
+    return add(u <= INT64_MAX ? Value(static_cast<int64_t>(u)) : big(std::to_string(u)));
   }
-  bool number_float(number_float_t d, const string_t&) override { return add(d); }
+  bool number_float(number_float_t d, const string_t& token) override {
+    const bool whole = token.find_first_of(".eE") == std::string::npos;
+    return add(whole ? big(token) : Value(d));
+  }
   bool string(string_t& s) override { return add(std::move(s)); }
   bool binary(binary_t&) override { return false; }
   bool start_object(size_t) override { return open(true); }
@@ -286,6 +293,10 @@ class JsonReader : public nlohmann::json_sax<nlohmann::json> {
                    const nlohmann::json::exception& problem) override {
     error = fmt::format("at byte {}: {}", at, problem.what());
     return false;
+  }
+
+  static Value big(std::string digits) {
+    return Value::Data(std::make_shared<const BigInteger>(BigInteger{std::move(digits)}));
   }
 
   Value result;
