@@ -33,6 +33,8 @@ if git grep -nE '\b(TODO|FIXME|XXX)\b' -- 'src/*' 'tests/*' 'bench/*' 'scripts/*
   status=1
 fi
 
+python3 scripts/arrows.py || status=1
+
 # Kernels are compiled once per instruction set; one pass over each file is enough.
 mapfile -t units < <(printf '%s\n' "${sources[@]}" | grep -E '^(src|tests)/.*\.cc$' || true)
 if [ ${#units[@]} -gt 0 ]; then

@@ -168,7 +168,7 @@ bool lock(int fd, const std::string& path) {
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   const Descriptor file = open_regular(path, &size_);
   if (size_ == 0) return;
-  void* memory = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
+  void* memory = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE, file.get(), 0);
   if (memory == MAP_FAILED) fail_errno("map", path);
   data_ = static_cast<const std::byte*>(memory);
 }

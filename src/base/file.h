@@ -17,9 +17,10 @@
 
 namespace cambium {
 
-/// Read-only memory map of a whole file. An empty file gives an empty span. The pages are the
-/// system's cache: they are read when touched and given back under pressure. A file that another
-/// program shortens while it is mapped is not guarded against.
+/// Memory map of a whole file. An empty file gives an empty span. The pages are the system's cache:
+/// they are read when touched and given back under pressure. Who owns the map and knows that nobody
+/// else reads it may write to it: written pages become its own, the file never changes. A file that
+/// another program shortens while it is mapped is not guarded against.
 class MappedFile {
  public:
   explicit MappedFile(const std::string& path);

@@ -1,7 +1,10 @@
 #include "cli/args.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
 #include <cstdio>
+#include <cstdlib>
 #include <new>
 
 #include "base/cpu.h"
@@ -15,10 +18,6 @@ namespace cambium {
 namespace {
 
 constexpr const char* kVersion = "0.1.0";
-
-CLI::App& app_of(void* app) {
-  return *static_cast<CLI::App*>(app);
-}
 
 // "output,o" -> "--output,-o"
 std::string dashed(const std::string& name) {
@@ -39,9 +38,63 @@ std::vector<std::string> option_names(const CLI::App& app) {
   return names;
 }
 
+// A word that is no number is left to the conversion, which has an error of its own.
+CLI::Validator in_range(IntRange range) {
+  return {[range](const std::string& word) -> std::string {
+            int64_t value = 0;
+            const char* const end = word.data() + word.size();
+            const auto [at, error] = std::from_chars(word.data(), end, value);
+            const bool outside =
+                error == std::errc::result_out_of_range ||
+                (error == std::errc{} && at == end && (value < range.low || value > range.high));
+            if (!outside) {
+              return "";
+            }
+            return range.high == IntRange{}.high
+                       ? fmt::format("expected a whole number from {}, got {}", range.low, word)
+                       : fmt::format("expected a whole number from {} to {}, got {}", range.low,
+                                     range.high, word);
+          },
+          ""};
+}
+
+CLI::Validator in_range(RealRange range) {
+  return {[range](const std::string& word) -> std::string {
+            char* end = nullptr;
+            const double value = std::strtod(word.c_str(), &end);
+            if (end == word.c_str() || *end != '\0' ||
+                ((range.open_low ? value > range.low : value >= range.low) &&
+                 (range.open_high ? value < range.high : value <= range.high))) {
+              return "";
+            }
+            return range.high == RealRange{}.high
+                       ? fmt::format("expected a number {} {}, got {}",
+                                     range.open_low ? "above" : "from", range.low, word)
+                       : fmt::format("expected a number {} {} to {}, got {}",
+                                     range.open_low ? "above" : "from", range.low, range.high,
+                                     word);
+          },
+          ""};
+}
+
+CLI::Validator one_of(const std::vector<std::string>& choices) {
+  return {[choices](const std::string& word) -> std::string {
+            if (std::find(choices.begin(), choices.end(), word) != choices.end()) {
+              return "";
+            }
+            return fmt::format("expected {}, got '{}'{}", join(choices, ", "), word,
+                               did_you_mean(word, choices));
+          },
+          ""};
+}
+
+std::string help_with(const std::string& help, const std::vector<std::string>& choices) {
+  return fmt::format("{}{}{}", help, help.empty() ? "" : ": ", join(choices, ", "));
+}
+
 int usage_error(const CLI::App& app, const std::string& message) {
-  std::fprintf(stderr, "cambium: %s\nTry '%s --help'.\n", message.c_str(),
-               app.get_parent() == nullptr ? "cambium" : ("cambium " + app.get_name()).c_str());
+  fmt::print(stderr, "cambium: {}\nTry '{} --help'.\n", printable(message),
+             app.get_parent() == nullptr ? "cambium" : "cambium " + app.get_name());
   return 2;
 }
 
@@ -70,31 +123,51 @@ int left_over(const CLI::App& root, const CLI::App& used) {
 
 void Args::positional(const std::string& name, const std::string& help, std::string* target,
                       bool required) {
-  app_of(app_).add_option(name, *target, help)->required(required);
+  app_->add_option(name, *target, help)->required(required);
 }
 void Args::positionals(const std::string& name, const std::string& help,
                        std::vector<std::string>* target, bool required) {
-  app_of(app_).add_option(name, *target, help)->required(required);
+  app_->add_option(name, *target, help)->required(required);
 }
 void Args::option(const std::string& name, const std::string& help, std::string* target,
                   bool required) {
-  app_of(app_).add_option(dashed(name), *target, help)->required(required)->capture_default_str();
+  app_->add_option(dashed(name), *target, help)->required(required)->capture_default_str();
 }
-void Args::option(const std::string& name, const std::string& help, int64_t* target) {
-  app_of(app_).add_option(dashed(name), *target, help)->capture_default_str();
+void Args::option(const std::string& name, const std::string& help, int64_t* target,
+                  IntRange range) {
+  app_->add_option(dashed(name), *target, help)->check(in_range(range))->capture_default_str();
 }
-void Args::option(const std::string& name, const std::string& help, double* target) {
-  app_of(app_).add_option(dashed(name), *target, help)->capture_default_str();
+void Args::option(const std::string& name, const std::string& help, double* target,
+                  RealRange range) {
+  app_->add_option(dashed(name), *target, help)->check(in_range(range))->capture_default_str();
 }
-void Args::option(const std::string& name, const std::string& help, std::vector<int64_t>* target) {
-  app_of(app_).add_option(dashed(name), *target, help)->delimiter(',')->capture_default_str();
+void Args::choice(const std::string& name, const std::string& help,
+                  const std::vector<std::string>& choices, std::string* target) {
+  app_->add_option(dashed(name), *target, help_with(help, choices))
+      ->check(one_of(choices))
+      ->capture_default_str();
+}
+void Args::positional_choice(const std::string& name, const std::string& help,
+                             const std::vector<std::string>& choices, std::string* target,
+                             bool required) {
+  app_->add_option(name, *target, help_with(help, choices))
+      ->check(one_of(choices))
+      ->required(required)
+      ->capture_default_str();
+}
+void Args::option(const std::string& name, const std::string& help, std::vector<int64_t>* target,
+                  IntRange range) {
+  app_->add_option(dashed(name), *target, help)
+      ->delimiter(',')
+      ->check(in_range(range))
+      ->capture_default_str();
 }
 void Args::option(const std::string& name, const std::string& help,
                   std::vector<std::string>* target) {
-  app_of(app_).add_option(dashed(name), *target, help)->allow_extra_args(false);
+  app_->add_option(dashed(name), *target, help)->allow_extra_args(false);
 }
 void Args::flag(const std::string& name, const std::string& help, bool* target) {
-  app_of(app_).add_flag(dashed(name), *target, help);
+  app_->add_flag(dashed(name), *target, help);
 }
 
 int run_command_line(int argc, char** argv, const std::vector<Command>& commands) {
@@ -115,7 +188,8 @@ int run_command_line(int argc, char** argv, const std::vector<Command>& commands
     CLI::App* sub = root.add_subcommand(commands[i].name, commands[i].summary);
     sub->footer(std::string("Examples:\n") + commands[i].examples);
     sub->allow_extras();
-    sub->add_option("--threads", threads, "threads to compute with (0 = all cores)");
+    sub->add_option("--threads", threads, "threads to compute with (0 = all cores)")
+        ->check(in_range(IntRange{0, 1024}));
     sub->add_flag("--quiet", quiet, "no progress on standard error");
     Args args(sub, {argv, argv + argc});
     actions[i] = commands[i].declare(args);
@@ -142,9 +216,6 @@ int run_command_line(int argc, char** argv, const std::vector<Command>& commands
     if (subs[i]->remaining_size(true) > 0) {
       return left_over(root, *subs[i]);
     }
-    if (threads < 0 || threads > 1024) {
-      return usage_error(*subs[i], fmt::format("--threads: expected 0 to 1024, got {}", threads));
-    }
     try {
       if (threads > 0) {
         set_num_threads(static_cast<int>(threads));
@@ -153,23 +224,24 @@ int run_command_line(int argc, char** argv, const std::vector<Command>& commands
       return actions[i]();
     } catch (const std::bad_alloc&) {
       std::fflush(stdout);
-      std::fprintf(stderr,
-                   "cambium: error: out of memory; `cambium inspect` says what a model takes\n");
+      fmt::print(stderr,
+                 "cambium: error: out of memory; `cambium inspect` says what a model takes\n");
       return 1;
     } catch (const Interrupted& e) {
       std::fflush(stdout);
-      std::fprintf(stderr, "cambium: %s\n", e.what());
+      fmt::print(stderr, "cambium: {}\n", printable(e.what()));
       return 128 + e.signal();
     } catch (const std::exception& e) {
       std::fflush(stdout);
-      std::fprintf(stderr, "cambium: error: %s\n", e.what());
+      // What comes from files may hold what a terminal obeys.
+      fmt::print(stderr, "cambium: error: {}\n", printable(e.what()));
       return 1;
     }
   }
   if (root.remaining_size() > 0) {
     return left_over(root, root);
   }
-  std::printf("%s", root.help().c_str());
+  fmt::print("{}", root.help());
   return 0;
 }
 

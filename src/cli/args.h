@@ -7,13 +7,19 @@
 #include <string>
 #include <vector>
 
+#include "base/fields.h"
+
+namespace CLI {
+class App;
+}
+
 namespace cambium {
 
 /// What a command declares. Targets must live until the command has run. Names are without dashes:
 /// "threads" becomes --threads; "output,o" also -o.
 class Args {
  public:
-  Args(void* app, const std::vector<std::string>& words) : app_(app), words_(words) {}
+  Args(CLI::App* app, const std::vector<std::string>& words) : app_(app), words_(words) {}
   /// The words of the command line as typed, the program first.
   const std::vector<std::string>& words() const { return words_; }
   void positional(const std::string& name, const std::string& help, std::string* target,
@@ -22,15 +28,25 @@ class Args {
                    std::vector<std::string>* target, bool required = true);
   void option(const std::string& name, const std::string& help, std::string* target,
               bool required = false);
-  void option(const std::string& name, const std::string& help, int64_t* target);
-  void option(const std::string& name, const std::string& help, double* target);
+  /// Numbers are from 0 unless a range says otherwise; outside it they are wrong usage.
+  void option(const std::string& name, const std::string& help, int64_t* target,
+              IntRange range = ints_from(0));
+  void option(const std::string& name, const std::string& help, double* target,
+              RealRange range = reals_from(0.0));
+  /// One of `choices`; anything else is wrong usage that lists them. The help ends with them.
+  void choice(const std::string& name, const std::string& help,
+              const std::vector<std::string>& choices, std::string* target);
+  void positional_choice(const std::string& name, const std::string& help,
+                         const std::vector<std::string>& choices, std::string* target,
+                         bool required = true);
   /// May be given several times, or once with commas.
-  void option(const std::string& name, const std::string& help, std::vector<int64_t>* target);
+  void option(const std::string& name, const std::string& help, std::vector<int64_t>* target,
+              IntRange range = ints_from(0));
   void option(const std::string& name, const std::string& help, std::vector<std::string>* target);
   void flag(const std::string& name, const std::string& help, bool* target);
 
  private:
-  void* app_;
+  CLI::App* app_;
   std::vector<std::string> words_;
 };
 

@@ -16,10 +16,6 @@ struct ConvertArgs {
 };
 
 int run(const ConvertArgs& args) {
-  expect(args.init == "attention" || args.init == "random",
-         "--init: expected attention or random, got '{}'", args.init);
-  expect(args.storage == "f32" || args.storage == "bf16",
-         "--storage: expected f32 or bf16, got '{}'", args.storage);
   GraftOptions graft = args.graft;
   graft.from_attention = args.init == "attention";
   check_fields(graft, "convert");
@@ -30,22 +26,23 @@ int run(const ConvertArgs& args) {
     layers = place_by_file(args.scores, read_spec(args.base), args.count);
   }
   expect(!layers.empty(), "expected --layers, or --scores with --count");
-  LoadedModel base = load_model(args.base);
+  const MatrixStorage storage = parse_storage(args.storage);
+  // What the graft leaves alone is written from the base's own memory, mapped where it can be.
+  LoadedModel base = load_model(args.base, {.storage = MatrixStorage::kStored});
   LoadedModel original;
   if (!args.teacher.empty()) {
-    original = load_model(args.teacher);
+    original = load_model(args.teacher, {.storage = MatrixStorage::kStored});
   }
   Model& teacher = original.model ? *original.model : *base.model;
   LoadedModel hybrid =
-      convert(*base.model, teacher, layers, graft, static_cast<uint64_t>(args.seed));
+      convert(*base.model, teacher, layers, graft, static_cast<uint64_t>(args.seed), true);
   SaveOptions save;
   save.tokenizer_from = args.base;
-  save.storage = args.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  save.storage = storage;
   save.replace = args.replace;
   save_model(*hybrid.model, args.output, save);
-  std::printf("%s  %lld of %lld layers converted, in %s\n", layer_map(hybrid.model->spec()).c_str(),
-              static_cast<long long>(converted_layers(hybrid.model->spec())),
-              static_cast<long long>(hybrid.model->layer_count()), args.output.c_str());
+  fmt::print("{}  {} of {} layers converted, in {}\n", layer_map(hybrid.model->spec()),
+             converted_layers(hybrid.model->spec()), hybrid.model->layer_count(), args.output);
   return 0;
 }
 
@@ -61,10 +58,11 @@ Action declare(Args& args) {
   args.option("window", "tokens that sliding_window sees (0 = 128)", &a->graft.window);
   args.option("state", "numbers a channel of mamba (0 = 16 or what divides the head)",
               &a->graft.state);
-  args.option("init", "attention or random", &a->init);
+  args.choice("init", "where new mixers start", {"attention", "random"}, &a->init);
   args.flag("faithful", "the released layout of Apriel-H1, quirks included", &a->graft.faithful);
   args.option("teacher", "the original teacher, when base is a hybrid", &a->teacher);
-  args.option("storage", "f32 or bf16", &a->storage);
+  args.option("storage", "f32, bf16 or stored (old matrices as in the base, new ones f32)",
+              &a->storage);
   args.option("seed", "of what does not come from attention", &a->seed);
   args.flag("replace", "replace the output folder", &a->replace);
   return [a] { return run(*a); };

@@ -25,13 +25,8 @@ int run(const DataArgs& args) {
   ProblemSpec spec = read_problem_spec(table);
   table.expect_all_used();
   if (args.kind != "mixed") {
-    expect(args.kind == "problems" || args.kind == "retrieval",
-           "expected problems, retrieval or mixed, got '{}'", args.kind);
     spec.retrieval_share = args.kind == "retrieval" ? 1.0 : 0.0;
   }
-  expect(args.format == "qa" || args.format == "messages",
-         "--format: expected qa or messages, got '{}'", args.format);
-  expect(args.count > 0, "--count: expected at least 1, got {}", args.count);
   const ProblemFormat format =
       args.format == "qa" ? ProblemFormat::kQuestionAnswer : ProblemFormat::kMessages;
   const Split split = parse_split(args.split);
@@ -60,11 +55,11 @@ int run(const DataArgs& args) {
 
 Action declare(Args& args) {
   auto a = std::make_shared<DataArgs>();
-  args.positional("kind", "problems, retrieval or mixed", &a->kind, false);
-  args.option("split", "train, valid or test: a problem belongs to one for ever", &a->split);
-  args.option("count,n", "problems", &a->count);
+  args.positional_choice("kind", "", {"problems", "retrieval", "mixed"}, &a->kind, false);
+  args.choice("split", "a problem belongs to one for ever", {"train", "valid", "test"}, &a->split);
+  args.option("count,n", "problems", &a->count, {1});
   args.option("seed", "seed of the sequence of problems", &a->seed);
-  args.option("format", "qa ({question, answer}) or messages", &a->format);
+  args.choice("format", "qa is {question, answer}", {"qa", "messages"}, &a->format);
   args.option("output,o", "file to write (standard output otherwise)", &a->output);
   args.option("set", "key=value: word.max_steps=6, retrieval.max_chars=20000, ...", &a->set);
   return [a] { return run(*a); };

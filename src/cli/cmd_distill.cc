@@ -1,7 +1,6 @@
 #include <cstdio>
 
 #include "base/signals.h"
-#include "base/text.h"
 #include "cli/commands.h"
 #include "eval/problem_source.h"
 #include "train/train_job.h"
@@ -24,9 +23,6 @@ int run(const DistillArgs& a) {
   table.set_all(a.set);
   TrainConfig config;
   config.objective = a.objective == "align" ? Objective::kAlign : Objective::kEndToEnd;
-  expect(a.objective == "align" || a.objective == "end_to_end",
-         "--objective: expected end_to_end or align, got '{}'{}", a.objective,
-         did_you_mean(a.objective, std::vector<std::string>{"end_to_end", "align"}));
   config.steps = a.steps;
   config.sequence_length = a.sequence;
   config.sequences_per_step = a.sequences;
@@ -60,7 +56,7 @@ int run(const DistillArgs& a) {
   for (size_t i = 0; i < student.model->spec().layers.size(); ++i) {
     const bool converted =
         i < teacher.model->spec().layers.size() &&
-        student.model->spec().layers[i].mixer != teacher.model->spec().layers[i].mixer;
+        student.model->spec().layers[i].mixers() != teacher.model->spec().layers[i].mixers();
     if (converted && config.objective == Objective::kAlign && a.layers.empty()) {
       config.align.layers.push_back(static_cast<int64_t>(i));
     }
@@ -77,9 +73,8 @@ int run(const DistillArgs& a) {
                 {"teacher", a.teacher},
                 {"tokens", summary.tokens},
                 {"learned", summary.learned}});
-  std::printf("%lld tokens in %.0f s, loss %.4f -> %.4f\nmodel in %s/model\n",
-              static_cast<long long>(summary.tokens), summary.seconds, summary.first_loss,
-              summary.last_loss, a.output.c_str());
+  fmt::print("{} tokens in {:.0f} s, loss {:.4f} -> {:.4f}\nmodel in {}/model\n", summary.tokens,
+             summary.seconds, summary.first_loss, summary.last_loss, a.output);
   return 0;
 }
 
@@ -89,10 +84,11 @@ Action declare(Args& args) {
   args.option("teacher,t", "the full-attention model it was made from", &a->teacher, true);
   args.option("output,o", "run folder: log, checkpoints, model", &a->output, true);
   args.option("data,d", "documents, JSON lines (generated problems otherwise)", &a->data);
-  args.option("objective", "end_to_end, or align (mixer outputs, teacher-forced)", &a->objective);
-  args.option("steps", "steps", &a->steps);
-  args.option("sequence", "tokens of a packed sequence", &a->sequence);
-  args.option("sequences", "sequences a step", &a->sequences);
+  args.choice("objective", "what is learned (align: mixer outputs, teacher-forced)",
+              {"end_to_end", "align"}, &a->objective);
+  args.option("steps", "steps", &a->steps, {1});
+  args.option("sequence", "tokens of a packed sequence", &a->sequence, {1});
+  args.option("sequences", "sequences a step", &a->sequences, {1});
   args.option("rate", "peak learning rate", &a->rate);
   args.option("warmup", "warm-up steps", &a->warmup);
   args.option("reverse-kl", "weight", &a->reverse_kl);

@@ -5,12 +5,15 @@
 
 #include "base/file.h"
 #include "base/progress.h"
+#include "base/signals.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "eval/problem_source.h"
 #include "eval/quality.h"
 #include "eval/throughput.h"
 #include "model/random_model.h"
 #include "model/weights.h"
+#include "serve/cache_plan.h"
 #include "train/held_out.h"
 
 namespace cambium {
@@ -27,12 +30,11 @@ struct EvalArgs {
 };
 
 Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
-  expect(!a.data.empty(), "--task text: expected --data, a file of JSON lines");
   const auto source = load_jsonl(a.data, tokenizer);
   const HeldOut documents(*source, a.count, a.max_tokens);
   LoadedModel teacher;
   if (!a.teacher.empty()) {
-    teacher = load_model(a.teacher);
+    teacher = load_model(a.teacher, {.storage = MatrixStorage::kStored});
   }
   const LossSums sums = total(documents.measure(model, teacher.model.get()));
   const auto tokens = static_cast<double>(sums.tokens);
@@ -50,11 +52,48 @@ Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
   return json;
 }
 
+// How the answers came to be and how many are right: everything needed to ask again.
+Json accuracy_json(const EvalArgs& a, const Task& task, const AccuracySummary& s) {
+  return {{"task", task.name},
+          {"model", a.model},
+          {"data", a.data},
+          {"problems", s.total},
+          {"prompt", a.chat ? "chat template" : "question and a new line"},
+          {"max_new_tokens", a.max_new_tokens},
+          {"temperature", a.temperature},
+          {"seed", a.seed},
+          {"correct", s.correct},
+          {"total", s.total},
+          {"accuracy", s.accuracy.value},
+          {"low", s.accuracy.low},
+          {"high", s.accuracy.high},
+          {"interval", "Wilson, 95 %"}};
+}
+
+// Options that the task at hand would not read are refused, never dropped.
+void check_applies(const EvalArgs& a) {
+  const bool text = a.task == "text";
+  const bool generated = a.task == "problems" || a.task == "retrieval";
+  expect(generated || !a.data.empty(), "--task {}: expected --data, {}", a.task,
+         text ? "a file of JSON lines" : "the task's file");
+  expect(!generated || a.data.empty(),
+         "--task {}: its problems are generated; --data belongs to "
+         "text and the benchmarks",
+         a.task);
+  expect(generated || a.set.empty(),
+         "--set belongs to generated problems (--task problems or "
+         "retrieval)");
+  expect(text || a.teacher.empty(), "--teacher belongs to --task text");
+  expect(!text || !a.chat, "--chat belongs to tasks that are answered, not to --task text");
+}
+
 int run_eval(const EvalArgs& a) {
-  LoadedModel loaded = load_model(a.model);
+  check_applies(a);
+  LoadedModel loaded = load_model(a.model, {.storage = MatrixStorage::kStored});
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.task == "text") {
-    std::printf("%s\n", eval_text(a, *loaded.model, tokenizer).dump(1).c_str());
+    ResultFile results(a.output);
+    results.write(eval_text(a, *loaded.model, tokenizer).dump(1) + "\n");
     return 0;
   }
   Task task;
@@ -66,7 +105,6 @@ int run_eval(const EvalArgs& a) {
     task = problem_task(spec, a.task == "problems" ? ProblemKind::kWord : ProblemKind::kRetrieval,
                         Split::kTest, static_cast<uint64_t>(a.seed), a.count);
   } else {
-    expect(!a.data.empty(), "--task {}: expected --data, the task's file", a.task);
     task = load_task(a.task, a.data, a.count);
   }
   AccuracyConfig config;
@@ -75,28 +113,27 @@ int run_eval(const EvalArgs& a) {
   config.chat = a.chat;
   config.temperature = a.temperature;
   config.seed = static_cast<uint64_t>(a.seed);
+  std::unique_ptr<ResultFile> answers;
+  if (!a.output.empty()) {
+    answers = std::make_unique<ResultFile>(a.output);
+  }
+  const StopSignals signals;
   Progress progress(a.task, task.examples.size(), {.unit = "problems"});
   const AccuracyResult result =
-      evaluate_accuracy(*loaded.model, tokenizer, task, config,
-                        [&](int64_t done) { progress.update(static_cast<uint64_t>(done)); });
+      evaluate_accuracy(*loaded.model, tokenizer, task, config, [&](int64_t done) {
+        stop_if_asked("nothing is written: answers are graded when all came");
+        progress.update(static_cast<uint64_t>(done));
+      });
   progress.finish();
-  if (!a.output.empty()) {
-    write_file_atomically(a.output, example_lines(result.examples));
+  if (answers) {
+    answers->write(example_lines(result.examples));
   }
   const AccuracySummary& s = result.summary;
   if (a.json) {
-    std::printf("%s\n", Json({{"task", task.name},
-                              {"correct", s.correct},
-                              {"total", s.total},
-                              {"accuracy", s.accuracy.value},
-                              {"low", s.accuracy.low},
-                              {"high", s.accuracy.high}})
-                            .dump(1)
-                            .c_str());
+    fmt::print("{}\n", accuracy_json(a, task, s).dump(1));
   } else {
-    std::printf("%s: %lld of %lld right, %.1f %% [%.1f, %.1f] (95 %%)\n", task.name.c_str(),
-                static_cast<long long>(s.correct), static_cast<long long>(s.total),
-                100 * s.accuracy.value, 100 * s.accuracy.low, 100 * s.accuracy.high);
+    fmt::print("{}: {} of {} right, {:.1f} % [{:.1f}, {:.1f}] (95 %)\n", task.name, s.correct,
+               s.total, 100 * s.accuracy.value, 100 * s.accuracy.low, 100 * s.accuracy.high);
   }
   return 0;
 }
@@ -104,19 +141,19 @@ int run_eval(const EvalArgs& a) {
 Action declare_eval(Args& args) {
   auto a = std::make_shared<EvalArgs>();
   args.positional("model", "checkpoint folder", &a->model);
-  args.option("task",
-              "problems, retrieval, text, gsm8k, math500, aime, svamp, mawps, asdiv or mbpp",
-              &a->task);
-  args.option("data,d", "the benchmark's file, or documents for --task text", &a->data);
-  args.option("count,n", "problems or documents (from the start)", &a->count);
+  std::vector<std::string> tasks = {"problems", "retrieval", "text"};
+  tasks.insert(tasks.end(), task_forms().begin(), task_forms().end());
+  args.choice("task", "", tasks, &a->task);
+  args.option("data,d,task-path", "the benchmark's file, or documents for --task text", &a->data);
+  args.option("count,n", "problems or documents (from the start)", &a->count, {1});
   args.option("seed", "of generated problems and of sampling", &a->seed);
   args.option("set", "generated problems: word.max_steps=3, ...", &a->set);
   args.option("teacher", "--task text: also the KL divergence to this model", &a->teacher);
-  args.option("max-new-tokens", "tokens of an answer at most", &a->max_new_tokens);
-  args.option("max-tokens", "--task text: tokens of a document at most", &a->max_tokens);
+  args.option("max-new-tokens", "tokens of an answer at most", &a->max_new_tokens, {1});
+  args.option("max-tokens", "--task text: tokens of a document at most", &a->max_tokens, {2});
   args.option("temperature", "0 = greedy", &a->temperature);
-  args.option("batch", "problems at once", &a->batch);
-  args.option("output,o", "file for every question, response and grade", &a->output);
+  args.option("batch", "problems at once", &a->batch, {1, 4096});
+  args.option("output,o", "file for every question, response and grade, or the losses", &a->output);
   args.flag("chat", "ask through the chat template", &a->chat);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run_eval(*a); };
@@ -125,16 +162,14 @@ Action declare_eval(Args& args) {
 struct BenchArgs {
   std::vector<std::string> models, random;
   std::vector<int64_t> contexts;
-  std::string storage = "f32";
+  std::string storage = "stored", cache = "bf16";
   int64_t batch = 1, decode = 32, repeats = 5;
   bool json = false;
 };
 
 int run_bench(const BenchArgs& a) {
-  expect(a.storage == "f32" || a.storage == "bf16", "--storage: expected f32 or bf16, got '{}'",
-         a.storage);
   LoadOptions load;
-  load.storage = a.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  load.storage = parse_storage(a.storage);
   expect(!a.models.empty() || !a.random.empty(),
          "bench: expected a checkpoint folder, or --random-weights with a configuration");
   std::vector<LoadedModel> loaded;
@@ -155,12 +190,12 @@ int run_bench(const BenchArgs& a) {
   config.batch = a.batch;
   config.decode_tokens = a.decode;
   config.repeats = a.repeats;
+  config.cache_values = parse_cache_values(a.cache);
   const auto speeds = measure_throughput(models, config);
   Json json = Json::array();
   if (!a.json) {
-    std::printf("%-28s %8s %6s %24s %24s %14s %14s\n", "model", "context", "batch",
-                "prefill tok/s [range]", "decode tok/s [range]", "CPU ms prefill",
-                "a token decode");
+    fmt::print("{:<28} {:>8} {:>6} {:>24} {:>24} {:>14} {:>14}\n", "model", "context", "batch",
+               "prefill tok/s [range]", "decode tok/s [range]", "CPU ms prefill", "a token decode");
   }
   for (size_t i = 0; i < models.size(); ++i) {
     for (const SpeedSummary& s : speeds[i]) {
@@ -174,19 +209,16 @@ int run_bench(const BenchArgs& a) {
              {"prefill_cpu_ms", {s.prefill_cpu.value, s.prefill_cpu.low, s.prefill_cpu.high}},
              {"decode_cpu_ms", {s.decode_cpu.value, s.decode_cpu.low, s.decode_cpu.high}}});
       } else {
-        std::printf(
-            "%-28s %8lld %6lld %24s %24s %14.3f %14.3f\n", names[i].c_str(),
-            static_cast<long long>(s.context), static_cast<long long>(s.batch),
-            fmt::format("{:.0f} [{:.0f}, {:.0f}]", s.prefill.value, s.prefill.low, s.prefill.high)
-                .c_str(),
-            fmt::format("{:.1f} [{:.1f}, {:.1f}]", s.decode.value, s.decode.low, s.decode.high)
-                .c_str(),
+        fmt::print(
+            "{:<28} {:>8} {:>6} {:>24} {:>24} {:>14.3f} {:>14.3f}\n", names[i], s.context, s.batch,
+            fmt::format("{:.0f} [{:.0f}, {:.0f}]", s.prefill.value, s.prefill.low, s.prefill.high),
+            fmt::format("{:.1f} [{:.1f}, {:.1f}]", s.decode.value, s.decode.low, s.decode.high),
             s.prefill_cpu.value, s.decode_cpu.value);
       }
     }
   }
   if (a.json) {
-    std::printf("%s\n", json.dump(1).c_str());
+    fmt::print("{}\n", json.dump(1));
   }
   return 0;
 }
@@ -196,11 +228,13 @@ Action declare_bench(Args& args) {
   args.positionals("models", "checkpoint folders, measured in turns", &a->models, false);
   args.option("random-weights", "config.json, or its folder: a model of its sizes, made-up numbers",
               &a->random);
-  args.option("contexts", "tokens before the measured ones (512,4096)", &a->contexts);
-  args.option("batch", "sequences at once", &a->batch);
-  args.option("decode", "tokens decoded", &a->decode);
-  args.option("repeats", "rounds; the median and the range are printed", &a->repeats);
-  args.option("storage", "f32 or bf16", &a->storage);
+  args.option("contexts", "tokens before the measured ones (512,4096)", &a->contexts, {1});
+  args.option("batch", "sequences at once", &a->batch, {1, 4096});
+  args.option("decode", "tokens decoded", &a->decode, {1});
+  args.option("repeats", "rounds; the median and the range are printed", &a->repeats, {1});
+  args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &a->cache);
+  args.choice("storage", "of matrices in memory; random weights: stored is f32",
+              {"stored", "f32", "bf16"}, &a->storage);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run_bench(*a); };
 }
@@ -214,7 +248,7 @@ int run_report(const ReportArgs& a) {
   const std::string folder = a.output.empty() ? a.run : a.output;
   make_folder(folder);
   write_report(summary, folder);
-  std::printf("%s/report.html\n", folder.c_str());
+  fmt::print("{}/report.html\n", folder);
   return 0;
 }
 

@@ -8,8 +8,10 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "model/weights.h"
 #include "serve/engine.h"
 #include "text/prompt_format.h"
@@ -25,27 +27,23 @@ void interrupt(int /*signal*/) {
 }
 
 struct GenerateArgs {
-  std::string model, prompt, input, output, storage = "f32", system;
-  int64_t max_new_tokens = 256, seed = 0, batch = 16, top_k = 0;
-  double temperature = 0.0, top_p = 1.0, min_p = 0.0;
+  std::string model, prompt, input, output, storage = "stored", cache = "bf16", system;
+  int64_t max_new_tokens = 256, batch = 16;
+  SamplingOptions sampling;
   bool chat = false, question = false;
 };
 
 void sampling_options(Args& args, GenerateArgs& a) {
-  args.option("max-new-tokens,n", "tokens to generate at most", &a.max_new_tokens);
-  args.option("temperature", "0 = always the likeliest token", &a.temperature);
-  args.option("top-k", "choose among the k likeliest (0 = all)", &a.top_k);
-  args.option("top-p", "choose among the likeliest that make up this share", &a.top_p);
-  args.option("min-p", "drop tokens less likely than this times the likeliest", &a.min_p);
-  args.option("seed", "of the sampling", &a.seed);
-  args.option("storage", "f32 or bf16: how matrices are kept in memory", &a.storage);
+  args.option("max-new-tokens,n", "tokens to generate at most", &a.max_new_tokens, {1});
+  a.sampling.declare(args);
+  args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &a.cache);
+  args.choice("storage", "how matrices are kept in memory; stored is as in the file",
+              {"stored", "f32", "bf16"}, &a.storage);
 }
 
 LoadedModel load(const GenerateArgs& a) {
-  expect(a.storage == "f32" || a.storage == "bf16", "--storage: expected f32 or bf16, got '{}'",
-         a.storage);
   LoadOptions options;
-  options.storage = a.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  options.storage = parse_storage(a.storage);
   return load_model(a.model, options);
 }
 
@@ -58,9 +56,8 @@ GenerationRequest request_of(const GenerateArgs& a, const Tokenizer& tokenizer,
   for (const int64_t id : spec.eos_ids) {
     request.stop_ids.push_back(static_cast<int32_t>(id));
   }
-  request.sampling = {static_cast<float>(a.temperature), a.top_k, static_cast<float>(a.top_p),
-                      static_cast<float>(a.min_p)};
-  request.seed = static_cast<uint64_t>(a.seed);
+  request.sampling = a.sampling.config();
+  request.seed = static_cast<uint64_t>(a.sampling.seed);
   return request;
 }
 
@@ -74,11 +71,10 @@ std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& token
 }
 
 void report_speed(const GenerationResult& r) {
-  std::fprintf(stderr, "%lld prompt tokens, %.0f tokens/s; %zu new tokens, %.1f tokens/s\n",
-               static_cast<long long>(r.prompt_tokens),
-               static_cast<double>(r.prompt_tokens) / std::max(r.prefill_seconds, 1e-9),
-               r.tokens.size(),
-               static_cast<double>(r.tokens.size()) / std::max(r.decode_seconds, 1e-9));
+  fmt::print(
+      stderr, "{} prompt tokens, {:.0f} tokens/s; {} new tokens, {:.1f} tokens/s\n",
+      r.prompt_tokens, static_cast<double>(r.prompt_tokens) / std::max(r.prefill_seconds, 1e-9),
+      r.tokens.size(), static_cast<double>(r.tokens.size()) / std::max(r.decode_seconds, 1e-9));
 }
 
 // Generates with the text streamed to standard output; returns it.
@@ -107,45 +103,84 @@ std::string stream(Engine& engine, const Tokenizer& tokenizer, GenerationRequest
   return text;
 }
 
-int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
-  using Json = nlohmann::ordered_json;
-  std::vector<Json> lines;
+// One line of --input: what came, and its request or why there is none.
+struct BatchLine {
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  std::string error;
+  Engine::Ticket ticket = -1;
+};
+
+std::vector<BatchLine> read_batch(const std::string& path) {
+  std::vector<BatchLine> lines;
   int number = 0;
-  for (const std::string& text : split(read_text_file(a.input), '\n')) {
+  for (const std::string& text : split(read_text_file(path), '\n')) {
     ++number;
-    if (text.empty()) {
+    if (text.find_first_not_of(" \t\r") == std::string::npos) {
       continue;
     }
-    Json json = try_json<Json>(text);
-    expect(json.is_object() && json.contains("prompt") && json["prompt"].is_string(),
-           "{}:{}: expected an object with the string 'prompt'", a.input, number);
-    lines.push_back(std::move(json));
+    BatchLine line;
+    auto json = try_json<nlohmann::ordered_json>(text);
+    if (json.is_object()) {
+      line.json = std::move(json);
+    }
+    if (!line.json.contains("prompt") || !line.json["prompt"].is_string()) {
+      line.error = fmt::format("{}:{}: expected an object with the string 'prompt'", path, number);
+    }
+    lines.push_back(std::move(line));
   }
+  return lines;
+}
+
+// A line that cannot be answered says so in its result; the others are answered all the same.
+int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
+  using Json = nlohmann::ordered_json;
+  std::vector<BatchLine> lines = read_batch(a.input);
+  ResultFile results(a.output);
   EngineConfig config;
   config.max_sequences = a.batch;
+  config.cache_values = parse_cache_values(a.cache);
   Engine engine(model, config);
-  std::vector<GenerationRequest> requests;
   for (size_t i = 0; i < lines.size(); ++i) {
-    requests.push_back(
-        request_of(a, tokenizer, model.spec(), prompt_tokens(a, tokenizer, lines[i]["prompt"])));
-    requests.back().stream = i;
+    BatchLine& line = lines[i];
+    if (!line.error.empty()) {
+      continue;
+    }
+    try {
+      GenerationRequest request =
+          request_of(a, tokenizer, model.spec(), prompt_tokens(a, tokenizer, line.json["prompt"]));
+      request.stream = i;
+      line.ticket = engine.submit(std::move(request));
+    } catch (const Error& e) {
+      line.error = e.what();
+    }
   }
-  const auto results = engine.generate(std::move(requests));
+  const StopSignals signals;
+  while (engine.step()) {
+    stop_if_asked("nothing is written: results are when every prompt is answered");
+  }
   std::string out;
-  for (size_t i = 0; i < lines.size(); ++i) {
-    lines[i]["completion"] = tokenizer.decode(results[i].tokens, true);
-    lines[i]["finish_reason"] = finish_reason_name(results[i].reason);
-    out += lines[i].dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+  size_t failed = 0;
+  for (BatchLine& line : lines) {
+    if (line.error.empty()) {
+      const GenerationResult result = engine.take(line.ticket);
+      line.json["completion"] = tokenizer.decode(result.tokens, true);
+      line.json["finish_reason"] = finish_reason_name(result.reason);
+    } else {
+      line.json["error"] = line.error;
+      ++failed;
+    }
+    out += line.json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
   }
-  if (a.output.empty()) {
-    std::fputs(out.c_str(), stdout);
-  } else {
-    write_file_atomically(a.output, out);
+  results.write(out);
+  if (failed > 0) {
+    fmt::print(stderr, "{} of {} prompts were not answered; their lines say why ('error')\n",
+               failed, lines.size());
   }
-  return 0;
+  return failed > 0 && failed == lines.size() ? 1 : 0;
 }
 
 int run_generate(const GenerateArgs& a) {
+  a.sampling.config();  // an Error before anything is loaded
   expect(a.prompt.empty() != a.input.empty(), "expected one of --prompt and --input");
   LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
@@ -160,17 +195,19 @@ int run_generate(const GenerateArgs& a) {
 }
 
 int run_chat(const GenerateArgs& a) {
+  a.sampling.config();
   LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   expect(tokenizer.has_chat_template(),
          "{}: the tokenizer has no chat template; use cambium generate", a.model);
   EngineConfig config;
   config.max_sequences = 1;
+  config.cache_values = parse_cache_values(a.cache);
   Engine engine(*loaded.model, config);
   const bool terminal = isatty(STDIN_FILENO) != 0;
   if (terminal) {
-    std::printf("%s: %s\n/reset forgets the conversation, /quit ends it.\n", a.model.c_str(),
-                layer_map(loaded.model->spec()).c_str());
+    fmt::print("{}: {}\n/reset forgets the conversation, /quit ends it.\n", a.model,
+               layer_map(loaded.model->spec()));
   }
   std::vector<ChatMessage> messages;
   const auto reset = [&] {
@@ -227,7 +264,7 @@ Action declare_generate(Args& args) {
   args.option("output,o", "file for --input's results (standard output otherwise)", &a->output);
   args.flag("chat", "the prompt is a user's message: apply the chat template", &a->chat);
   args.flag("question", "the prompt is a question in the form of generated problems", &a->question);
-  args.option("batch", "sequences at once, with --input", &a->batch);
+  args.option("batch", "sequences at once, with --input", &a->batch, {1, 4096});
   sampling_options(args, *a);
   return [a] { return run_generate(*a); };
 }

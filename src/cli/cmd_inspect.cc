@@ -11,7 +11,7 @@ namespace cambium {
 namespace {
 
 struct InspectArgs {
-  std::string model, memory;
+  std::string model, memory, cache = "bf16";
   int64_t context = 0;
   bool json = false;
 };
@@ -36,26 +36,24 @@ int64_t parse_bytes(const std::string& text) {
 }
 
 struct Row {
-  int64_t layers = 0, parameters = 0, token_bytes = 0, sequence_bytes = 0, window = 0;
+  int64_t layers = 0, parameters = 0, token_bytes = 0, sequence_bytes = 0;
 };
 
 int run(const InspectArgs& args) {
   Model model(read_spec(args.model));
   const ModelSpec& spec = model.spec();
+  CacheConfig cache_config;
+  cache_config.values = parse_cache_values(args.cache);
+  const CachePlan cache(model, cache_config);
   std::map<std::string, Row> rows;
   for (int64_t i = 0; i < model.layer_count(); ++i) {
-    Row& row = rows[spec.layers[static_cast<size_t>(i)].mixer.kind];
-    const StateLayout layout = model.layer(i).mixer().state_layout();
+    Row& row = rows[layer_kind(spec.layers[static_cast<size_t>(i)])];
     ++row.layers;
-    model.visit_layer(i, [&](const std::string& name, Parameter& p) {
-      row.parameters += name.find(".mixer.") != std::string::npos ? p.numel() : 0;
-    });
-    row.window = layout.window;
-    row.token_bytes += layout.window > 0 ? 0 : layout.bytes_per_token(sizeof(float));
-    row.sequence_bytes +=
-        layout.bytes_per_sequence() + layout.window * layout.bytes_per_token(sizeof(float));
+    model.layer(i).visit_mixers(
+        [&](const std::string&, Parameter& p) { row.parameters += p.numel(); });
+    row.token_bytes += cache.layers()[static_cast<size_t>(i)].per_token;
+    row.sequence_bytes += cache.layers()[static_cast<size_t>(i)].per_sequence;
   }
-  const CachePlan cache(model, {});
   const int64_t parameters = model.parameter_count();
   const int64_t context = args.context > 0 ? args.context : spec.max_positions;
   const int64_t memory = args.memory.empty() ? 0 : parse_bytes(args.memory);
@@ -108,8 +106,8 @@ int run(const InspectArgs& args) {
                 human_count(static_cast<double>(row.parameters)).c_str(),
                 bytes(row.token_bytes).c_str(), bytes(row.sequence_bytes).c_str());
   }
-  std::printf("\na sequence of %lld tokens takes %s of cache (fp32)\n",
-              static_cast<long long>(context), bytes(cache.sequence_bytes(context)).c_str());
+  std::printf("\na sequence of %lld tokens takes %s of cache\n", static_cast<long long>(context),
+              bytes(cache.sequence_bytes(context)).c_str());
   for (const Fit& fit : fits) {
     std::printf("weights in %-5s %s", fit.storage, bytes(fit.weights).c_str());
     if (memory > 0) {
@@ -126,6 +124,7 @@ Action declare(Args& args) {
   auto a = std::make_shared<InspectArgs>();
   args.positional("model", "checkpoint folder (only its config.json is read)", &a->model);
   args.option("memory", "what fits into this much: 24GiB, 80GB", &a->memory);
+  args.option("cache", "bf16 or f32: how keys and values are kept", &a->cache);
   args.option("context", "tokens of a sequence (the model's positions otherwise)", &a->context);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run(*a); };

@@ -82,20 +82,15 @@ ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
 
 int run_score(const ScoreArgs& args) {
   const ScoreMethod method = parse_score_method(args.method);
-  const std::vector<std::string> metrics = {"reverse-kl", "nll", "accuracy"};
-  expect(std::find(metrics.begin(), metrics.end(), args.metric) != metrics.end(),
-         "--metric: expected {}, got '{}'{}", join(metrics, ", "), args.metric,
-         did_you_mean(args.metric, metrics));
   const bool probes = method == ScoreMethod::kMixerReplacement;
   check_applies(args, probes);
-  expect(args.seed >= 0, "--seed: expected a whole number from 0, got {}", args.seed);
   const ScoreOptions options = score_options(args, method);
   check_scores_path(args.output);
   const StopSignals signals;
-  LoadedModel base = load_model(args.model);
+  LoadedModel base = load_model(args.model, {.storage = MatrixStorage::kStored});
   LoadedModel original;
   if (!args.teacher.empty()) {
-    original = load_model(args.teacher);
+    original = load_model(args.teacher, {.storage = MatrixStorage::kStored});
   }
   Model& teacher = original.model ? *original.model : *base.model;
 
@@ -120,25 +115,24 @@ int run_score(const ScoreArgs& args) {
   scored.answers = data.answers(evaluate);
   const Importance importance =
       score_importance(*base.model, teacher, options, scored, args.output);
-  std::printf("%5s  %s (larger = needed more)\n", "layer",
-              score_heading(importance.metric).c_str());
+  fmt::print("layer  {} (larger = needed more)\n", score_heading(importance.metric));
   for (const int64_t layer : importance.order()) {
     const auto it = std::find_if(importance.layers.begin(), importance.layers.end(),
                                  [&](const LayerScore& s) { return s.layer == layer; });
-    std::printf("%5lld  %.5f\n", static_cast<long long>(layer), it->score);
+    fmt::print("{:5}  {:.5f}\n", layer, it->score);
   }
-  std::printf("written to %s\n", args.output.c_str());
+  fmt::print("written to {}\n", args.output);
   return 0;
 }
 
 Action declare_score(Args& args) {
   auto a = std::make_shared<ScoreArgs>();
   args.positional("model", "the model whose layers are scored", &a->model);
-  args.option("method", "leave-mixer-out, leave-block-out or mmr", &a->method);
-  args.option("metric", "for leave-one-out: reverse-kl, nll or accuracy", &a->metric);
+  args.choice("method", "", {"leave-mixer-out", "leave-block-out", "mmr"}, &a->method);
+  args.choice("metric", "for leave-one-out", {"reverse-kl", "nll", "accuracy"}, &a->metric);
   args.option("data,d", "documents, JSON lines (generated problems otherwise)", &a->data);
-  args.option("documents", "documents measured a layer", &a->documents);
-  args.option("max-tokens", "tokens of a document at most", &a->max_tokens);
+  args.option("documents", "documents measured a layer", &a->documents, {1});
+  args.option("max-tokens", "tokens of a document at most", &a->max_tokens, {1});
   args.option("teacher", "the original teacher, when the model is a hybrid", &a->teacher);
   args.option("mixer", "mmr: the mixer that is tried (mamba otherwise)", &a->mixer);
   args.option("window", "mmr: of sliding_window (128 otherwise)", &a->window);
@@ -170,9 +164,7 @@ int run_place(const PlaceArgs& args) {
          "expected one of --count, --fraction and --cache-per-token");
   const int64_t count = args.count > 0      ? args.count
                         : args.fraction > 0 ? layers_to_convert(spec, args.fraction)
-                                            : layers_for_cache_budget(spec, args.cache, 4);
-  expect(args.method == "lowest" || args.method == "uniform",
-         "--method: expected lowest or uniform, got '{}'", args.method);
+                                            : layers_for_cache_budget(spec, args.cache);
   expect(args.method == "uniform" || !args.scores.empty(),
          "--method lowest: expected --scores, a file of `cambium score`");
   std::vector<int64_t> layers;
@@ -186,7 +178,7 @@ int run_place(const PlaceArgs& args) {
   for (const int64_t layer : layers) {
     names.push_back(std::to_string(layer));
   }
-  std::printf("%s\n", join(names, ",").c_str());
+  fmt::print("{}\n", join(names, ","));
   return 0;
 }
 
@@ -194,9 +186,10 @@ Action declare_place(Args& args) {
   auto a = std::make_shared<PlaceArgs>();
   args.positional("model", "the model (only its config.json is read)", &a->model);
   args.option("scores", "layer scores of `cambium score`", &a->scores);
-  args.option("method", "lowest (by score) or uniform (by depth)", &a->method);
+  args.choice("method", "by score, or by depth", {"lowest", "uniform"}, &a->method);
   args.option("count,k", "layers to convert", &a->count);
-  args.option("fraction", "share of all layers that are to be converted in the end", &a->fraction);
+  args.option("fraction", "share of all layers that are to be converted in the end", &a->fraction,
+              {0.0, 1.0});
   args.option("cache-per-token", "bytes (fp32) the cache may take a token", &a->cache);
   return [a] { return run_place(*a); };
 }

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "cli/commands.h"
 #include "eval/verify.h"
+#include "eval/verify_values.h"
 #include "model/weights.h"
 #include "text/tokenizer_verify.h"
 
@@ -38,6 +39,21 @@ int run_tokenizer(const VerifyArgs& args) {
   return report.ok() ? 0 : 1;
 }
 
+int run_values(Model& model, const std::string& reference) {
+  std::printf("%-40s %8s %12s %12s %10s\n", "text", "tokens", "NLL error", "logit error", "greedy");
+  bool ok = true;
+  for (const ValuesRow& row : verify_values(model, reference)) {
+    std::printf("%-40s %8lld %12.2e %12.2e %5lld/%-4lld %s\n", row.text.c_str(),
+                static_cast<long long>(row.tokens), row.nll_error, row.logit_error,
+                static_cast<long long>(row.greedy_same), static_cast<long long>(row.greedy_tokens),
+                row.ok ? "ok" : "FAILED");
+    ok = ok && row.ok;
+  }
+  std::printf("%s\n", ok ? "the model computes what the reference says"
+                         : "the model does NOT compute what the reference says");
+  return ok ? 0 : 1;
+}
+
 int run(const VerifyArgs& args) {
   expect(args.model.empty() != args.tokenizer.empty(),
          "[verify] expected a checkpoint folder or --tokenizer DIR, {}",
@@ -50,6 +66,9 @@ int run(const VerifyArgs& args) {
           ? (std::filesystem::path(args.model) / "reference.safetensors").string()
           : args.reference;
   LoadedModel loaded = load_model(args.model);
+  if (reference.ends_with(".json")) {
+    return run_values(*loaded.model, reference);
+  }
   const VerifyReport report = verify_model(*loaded.model, reference);
   std::printf("%-18s %8s %8s %12s %12s %12s %10s\n", "way", "prompts", "tokens", "error/std",
               "KL/token", "same choice", "greedy");

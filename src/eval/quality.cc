@@ -15,6 +15,10 @@ AccuracyResult evaluate_accuracy(Model& model, const Tokenizer& tokenizer, const
   if (task.examples.empty()) {
     return result;
   }
+  if (task.form == AnswerForm::kPython) {
+    // A machine that cannot run programs safely says so now, not after the answers.
+    grade_python("```python\npass\n```", "pass\n");
+  }
   std::vector<int32_t> stops = tokenizer.eos_ids();
   for (const int64_t id : model.spec().eos_ids) {
     stops.push_back(static_cast<int32_t>(id));

@@ -38,6 +38,7 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
   cache_config.max_sequences = config.batch;
   cache_config.max_tokens = context + config.decode_tokens + 1;
   cache_config.piece_tokens = config.prefill_chunk;
+  cache_config.values = config.cache_values;
   Cache cache(model, cache_config);
   Arena arena;
   Context ctx{.arena = &arena};

@@ -15,6 +15,7 @@ struct ThroughputConfig {
   int64_t decode_tokens = 32;                   // steps timed after the context
   int64_t repeats = 3;
   int64_t prefill_chunk = 256;
+  Dtype cache_values = Dtype::kBF16;
 };
 
 /// For each model and context: the median of `repeats`, with the least and the largest. The models

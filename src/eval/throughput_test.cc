@@ -12,10 +12,10 @@ namespace {
 using ::testing::HasSubstr;
 
 TEST(Throughput, GivesARowForEveryModelAndContext) {
-  MixerSpec window = testing::attention_mixer();
+  UnitSpec window = testing::attention_mixer();
   window.kind = "sliding_window";
   window.options.set("window", int64_t{8});
-  const MixerSpec mamba = {
+  const UnitSpec mamba = {
       "mamba",
       {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
   LoadedModel attention = fresh_model(testing::tiny_attention(2), 1);

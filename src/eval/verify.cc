@@ -92,8 +92,9 @@ double kl(Row reference, Row ours) {
 /// A sequence fed piece by piece through a cache, or again from its start each time without one.
 class Runner {
  public:
-  Runner(Model& model, Arena& arena, Cache* cache, int64_t most)
-      : model_(model), arena_(arena), cache_(cache) {
+  /// `prompt` is the length of the sequence for rotations that depend on it.
+  Runner(Model& model, Arena& arena, Cache* cache, int64_t prompt, int64_t most)
+      : model_(model), arena_(arena), cache_(cache), prompt_(prompt) {
     if (cache_ != nullptr) {
       slot_ = cache_->open(most);
       CAMBIUM_CHECK(slot_ >= 0);
@@ -114,9 +115,9 @@ class Runner {
     const auto before = static_cast<int64_t>(fed_.size());
     fed_.insert(fed_.end(), tokens.begin(), tokens.end());
     if (cache_ == nullptr) {
-      batch.add(fed_);
+      batch.add(fed_, 0, -1, prompt_);
     } else {
-      batch.add(tokens, before, slot_);
+      batch.add(tokens, before, slot_, prompt_);
       options.states = cache_->prepare(batch);
     }
     const ArenaScope scope(arena_);
@@ -131,6 +132,7 @@ class Runner {
   Model& model_;
   Arena& arena_;
   Cache* cache_;
+  int64_t prompt_;
   int64_t slot_ = -1;
   std::vector<int32_t> fed_;
 };
@@ -206,7 +208,7 @@ VerifyRow run(Model& model, Arena& arena, const Way& way, const std::vector<Prom
                         .memory_bytes = 0,
                         .max_tokens = most,
                         .piece_tokens = prompt.size()});
-    Runner runner(model, arena, way.cached ? &cache : nullptr, most);
+    Runner runner(model, arena, way.cached ? &cache : nullptr, prompt.size(), most);
     std::vector<float> logits;
     int64_t begin = 0;
     for (const int64_t end : ends) {

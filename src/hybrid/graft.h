@@ -24,9 +24,13 @@ struct GraftOptions {
   bool faithful = false;
 };
 
+/// Error for a mixer that cannot take the place of attention and for options that the chosen one
+/// does not know.
+void check_graft_options(const GraftOptions& options, const std::string& where);
+
 /// The mixer of `options` for a model of this width in place of the attention `from`.
 /// Error where that cannot be, naming why.
-MixerSpec graft_spec(const MixerSpec& from, int64_t width, const GraftOptions& options);
+UnitSpec graft_spec(const UnitSpec& from, int64_t width, const GraftOptions& options);
 
 /// Starts the mixer of `layer` in `student` from the same layer's attention in `teacher`.
 /// Parameters with no counterpart take their initial rule from (seed, name).

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/test_folder.h"
+#include "hybrid/grafts/graft_table.h"
 #include "hybrid/placement.h"
 
 namespace cambium {
@@ -20,11 +21,11 @@ ModelSpec teacher_spec() {
   spec.width = 24;
   spec.rope.dim = 8;
   spec.max_positions = 128;
-  const LayerSpec layer{
-      .mixer = {"attention",
-                {{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{8}}}},
-      .ff_inner = 32};
-  spec.layers.assign(6, layer);
+  spec.layers.assign(
+      6,
+      decoder_layer({"attention",
+                     {{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{8}}}},
+                    32));
   return spec;
 }
 
@@ -68,8 +69,13 @@ TEST(Graft, AWindowLongerThanTheTextChangesNothing) {
 
 TEST(Graft, EveryMixerGivesAFiniteModelThatCanBeSavedAndLoaded) {
   LoadedModel teacher = fresh_model(teacher_spec(), 1);
-  for (const char* mixer : {"mamba", "mamba2", "gated_delta_net", "sliding_window"}) {
+  for (const Graft& graft : grafts()) {
+    const char* mixer = graft.mixer;
     for (const bool faithful : {false, true}) {
+      if (faithful && std::find(graft.options.begin(), graft.options.end(), "faithful") ==
+                          graft.options.end()) {
+        continue;  // refused: WrongRequestsAreNamed
+      }
       for (const bool from_attention : {false, true}) {
         const GraftOptions options{
             .mixer = mixer, .from_attention = from_attention, .faithful = faithful};
@@ -142,6 +148,30 @@ TEST(Graft, FaithfulRowsAreTheReleasedLayout) {
             parameter(*teacher.model, "layers.2.mixer.o_proj.weight").tensor.ptr<float>()[5]);
 }
 
+// A released layout that cannot say all of the model is not chosen: what would be lost would only
+// be missed when the result is saved.
+TEST(Graft, TheReleasedLayoutIsChosenOnlyWhereItCanExpressTheModel) {
+  const GraftOptions faithful{.mixer = "mamba", .faithful = true};
+  const ModelSpec plain = teacher_spec();
+  EXPECT_EQ(convert_spec(plain, plain, {2}, faithful).family, "apriel_h");
+  EXPECT_EQ(convert_spec(plain, plain, {0, 1, 2, 3, 4, 5}, faithful).family, "cambium");
+  ModelSpec normed = plain;
+  for (LayerSpec& layer : normed.layers) {
+    layer.mixer()->options.set("qk_norm_eps", 1e-6);
+  }
+  EXPECT_EQ(convert_spec(normed, normed, {2}, faithful).family, "cambium");
+  for (const ModelSpec& spec : {plain, normed}) {
+    LoadedModel teacher = fresh_model(spec, 1);
+    for (const std::vector<int64_t>& layers : {std::vector<int64_t>{2}, {0, 1, 2, 3, 4, 5}}) {
+      LoadedModel hybrid = convert(*teacher.model, *teacher.model, layers, faithful, 7);
+      const TestFolder folder;
+      const std::filesystem::path dir = std::filesystem::path(folder.path()) / "m";
+      save_model(*hybrid.model, dir, {});
+      EXPECT_EQ(load_model(dir).model->spec(), hybrid.model->spec());
+    }
+  }
+}
+
 TEST(Graft, LaterStagesStartFromTheTeacherAndKeepTheHybrid) {
   LoadedModel teacher = fresh_model(teacher_spec(), 1);
   const GraftOptions options{.mixer = "mamba2"};
@@ -198,6 +228,13 @@ TEST(Graft, WrongRequestsAreNamed) {
       {{2}, {.mixer = "mambo"}, "unknown mixer 'mambo'; did you mean 'mamba'?"},
       {{2}, {.mixer = "identity"}, "identity cannot take the place of attention"},
       {{2}, {.mixer = "mamba", .state = 5}, "expected the state to divide"},
+      {{2},
+       {.mixer = "mamba2", .faithful = true},
+       "faithful belongs to mamba and gated_delta_net, not to mamba2"},
+      {{2}, {.mixer = "sliding_window", .faithful = true}, "faithful belongs to"},
+      {{2}, {.mixer = "gated_delta_net", .window = 7}, "window belongs to sliding_window"},
+      {{2}, {.mixer = "sliding_window", .state = 7}, "state belongs to mamba"},
+      {{2}, {.mixer = "sliding_window", .window = -5}, "expected window and state of at least 0"},
   };
   for (const Wrong& wrong : wrongs) {
     try {
@@ -222,8 +259,8 @@ TEST(Placement, LowestUniformAndBudgets) {
   EXPECT_EQ(place_uniform(spec, 3), (std::vector<int64_t>{1, 3, 5}));
   EXPECT_EQ(layers_to_convert(spec, 0.5), 3);
   // 2 kv heads x (8 + 8) values x 4 bytes = 128 bytes a token and layer.
-  EXPECT_EQ(layers_for_cache_budget(spec, 6 * 128, 4), 0);
-  EXPECT_EQ(layers_for_cache_budget(spec, 300, 4), 4);
+  EXPECT_EQ(layers_for_cache_budget(spec, 6 * 128), 0);
+  EXPECT_EQ(layers_for_cache_budget(spec, 300), 4);
 }
 
 TEST(Importance, ResumesPerLayerAndRefusesOtherRuns) {

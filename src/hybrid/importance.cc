@@ -230,7 +230,7 @@ Importance score_layers(const std::vector<int64_t>& layers, Importance start,
 std::vector<int64_t> attention_layers(const ModelSpec& spec) {
   std::vector<int64_t> layers;
   for (size_t i = 0; i < spec.layers.size(); ++i) {
-    if (spec.layers[i].mixer.kind == "attention") {
+    if (spec.layers[i].mixes_by("attention")) {
       layers.push_back(static_cast<int64_t>(i));
     }
   }

@@ -127,17 +127,13 @@ ModelSummary summarise_spec(const std::string& name, Model& model) {
   s.name = name;
   s.map = layer_map(model.spec());
   for (const LayerSpec& layer : model.spec().layers) {
-    ++s.mixers[layer.mixer.kind];
+    ++s.mixers[layer_kind(layer)];
   }
   s.converted = converted_layers(model.spec());
   s.parameters = model.parameter_count();
   const CachePlan cache(model, {});
   s.cache_bytes_per_token = cache.lasting_bytes_per_token();
-  int64_t fixed = cache.slot_bytes();
-  for (const PageGroup& group : cache.groups()) {
-    fixed += group.window * group.bytes_per_token;
-  }
-  s.state_bytes_per_sequence = fixed;
+  s.state_bytes_per_sequence = cache.fixed_bytes();
   return s;
 }
 

@@ -15,7 +15,7 @@ using testing::byte_tokenizer;
 using ::testing::HasSubstr;
 
 /// A model of bytes; its weights are drawn wide, so that two seeds disagree.
-LoadedModel byte_model(const std::vector<MixerSpec>& mixers, uint64_t seed) {
+LoadedModel byte_model(const std::vector<UnitSpec>& mixers, uint64_t seed) {
   ModelSpec spec = testing::tiny_spec(mixers);
   spec.vocab = 261;
   spec.max_positions = 2048;
@@ -162,13 +162,13 @@ TEST_F(MeasureTest, BenchmarksAreAskedThroughTheChatTemplate) {
 }
 
 TEST_F(MeasureTest, SpecSaysLayersParametersAndCache) {
-  MixerSpec window = testing::attention_mixer();
+  UnitSpec window = testing::attention_mixer();
   window.kind = "sliding_window";
   window.options.set("window", int64_t{12});
-  const MixerSpec mamba = {
+  const UnitSpec mamba = {
       "mamba",
       {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
-  const MixerSpec attention = testing::attention_mixer();
+  const UnitSpec attention = testing::attention_mixer();
   LoadedModel model = byte_model({attention, window, attention, mamba}, 1);
   const ModelSummary summary = summarise_spec("hybrid", *model.model);
   EXPECT_EQ(summary.name, "hybrid");

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "hybrid/scoring.h"
-#include "nn/mixer.h"
+#include "serve/cache_plan.h"
 
 namespace cambium {
 
@@ -37,17 +37,13 @@ int64_t layers_to_convert(const ModelSpec& spec, double fraction) {
   return std::max<int64_t>(0, target - converted_layers(spec));
 }
 
-int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token,
-                                int64_t value_bytes) {
-  int64_t total = 0;
+int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token) {
+  const Model model(spec);
+  const CachePlan cache(model, {});
+  int64_t total = cache.lasting_bytes_per_token();
   std::vector<int64_t> attention;
-  for (const LayerSpec& layer : spec.layers) {
-    const int64_t bytes =
-        make_mixer(layer.mixer, spec.width)->state_layout().bytes_per_token(value_bytes);
-    total += bytes;
-    if (layer.mixer.kind == "attention") {
-      attention.push_back(bytes);
-    }
+  for (const int64_t layer : attention_layers(spec)) {
+    attention.push_back(cache.layers()[static_cast<size_t>(layer)].per_token);
   }
   std::sort(attention.rbegin(), attention.rend());
   int64_t count = 0;

@@ -18,10 +18,9 @@ std::vector<int64_t> place_uniform(const ModelSpec& spec, int64_t count);
 /// How many more layers must be converted until `fraction` of all layers are (rounded to nearest).
 int64_t layers_to_convert(const ModelSpec& spec, double fraction);
 
-/// How many of the attention layers must go until the cache takes at most this many bytes a token,
-/// at `value_bytes` a number.
-int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token,
-                                int64_t value_bytes);
+/// How many of the attention layers must go until the cache takes at most this many bytes a token
+/// for as long as a sequence lives.
+int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token);
 
 /// The `count` lowest of a file of `cambium score`. Error when it is unfinished, or its scores are
 /// of a model with other layers than `spec`.

@@ -63,8 +63,11 @@ EvaluationPlan read_evaluation(const PlanTable& table, const DataPlan& data) {
 }
 
 GraftOptions read_graft(const PlanTable& table, GraftOptions graft) {
+  if (table.has("mixer") && table.get_string("mixer") != graft.mixer) {
+    // Another mixer than the plan's: the options of that one do not come along.
+    graft = {.mixer = graft.mixer, .from_attention = graft.from_attention};
+  }
   read_fields(graft, table);
-  find_mixer_kind(graft.mixer);
   return graft;
 }
 
@@ -273,17 +276,6 @@ StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defau
 }
 
 }  // namespace
-
-void check_graft_options(const GraftOptions& graft, const std::string& where) {
-  const std::string& mixer = graft.mixer;
-  expect(!graft.faithful || mixer == "mamba" || mixer == "gated_delta_net",
-         "{}: faithful belongs to mamba and gated_delta_net; {} has no released layout to follow",
-         where, mixer);
-  expect(graft.window == 0 || mixer == "sliding_window",
-         "{}: window belongs to sliding_window, not to {}", where, mixer);
-  expect(graft.state == 0 || mixer == "mamba", "{}: state belongs to mamba, not to {}", where,
-         mixer);
-}
 
 const Phase* StagePlan::phase(const std::string& phase_name) const {
   for (const Phase& p : phases) {

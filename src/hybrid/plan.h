@@ -113,9 +113,6 @@ struct HybridPlan {
   int64_t layers_before(const StagePlan& stage) const;
 };
 
-/// Error where an option belongs to another mixer. `where` begins the message.
-void check_graft_options(const GraftOptions& graft, const std::string& where);
-
 void visit_fields(GraftOptions& graft, FieldVisitor& visit);
 void visit_fields(EvaluationPlan& evaluate, FieldVisitor& visit);
 void visit_fields(PlacePlan& place, FieldVisitor& visit);

@@ -56,7 +56,7 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
     const ModelSpec& base = results.at(stage.from);
     for (const int64_t layer : attention_layers(base)) {
       const auto at = static_cast<size_t>(layer);
-      make_mixer(graft_spec(teacher.layers[at].mixer, teacher.width, stage.graft), teacher.width);
+      make_unit(graft_spec(*teacher.layers[at].mixer(), teacher.width, stage.graft), teacher.width);
     }
     // Which layers a scored stage takes is not known; those of a teacher are alike.
     std::vector<int64_t> chosen = stage.list;

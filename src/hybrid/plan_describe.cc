@@ -5,6 +5,7 @@
 #include "base/text.h"
 #include "hybrid/plan.h"
 #include "model/model.h"
+#include "serve/cache_plan.h"
 
 namespace cambium {
 namespace {
@@ -21,14 +22,15 @@ struct Shapes {
     Model model(spec);
     parameters = static_cast<double>(model.parameter_count());
     for (int64_t i = 0; i < model.layer_count(); ++i) {
-      const MixerSpec& mixer = spec.layers[static_cast<size_t>(i)].mixer;
+      const LayerSpec& layer = spec.layers[static_cast<size_t>(i)];
       double count = 0.0;
-      model.layer(i).mixer().visit(
+      model.layer(i).visit_mixers(
           [&](const std::string&, Parameter& p) { count += static_cast<double>(p.numel()); });
       mixers += count;
-      if (mixer.kind == "attention") {
-        attended += static_cast<double>(mixer.options.integer("attention", "heads") *
-                                        mixer.options.integer("attention", "head_dim"));
+      if (layer.mixes_by("attention")) {
+        const Options& options = layer.mixer()->options;
+        attended += static_cast<double>(options.integer("attention", "heads") *
+                                        options.integer("attention", "head_dim"));
       } else {
         converted += count;
       }
@@ -73,7 +75,9 @@ double activation_bytes(const TrainConfig& c, const ModelSpec& spec) {
   double all = 0.0;
   double largest = 0.0;
   for (const LayerSpec& layer : spec.layers) {
-    const double block = 16.0 * width + 4.0 * static_cast<double>(layer.ff_inner);
+    const UnitSpec* ff = layer.feed_forward();
+    const int64_t inner = ff == nullptr ? 0 : ff->options.integer(ff->kind, "inner", 0);
+    const double block = 16.0 * width + 4.0 * static_cast<double>(inner);
     all += c.checkpoint_layers ? width : block;
     largest = std::max(largest, block);
   }
@@ -95,16 +99,10 @@ std::string describe_gate(const GatePlan& gate) {
 }
 
 std::string describe_cache(const ModelSpec& spec) {
-  int64_t token = 0;
-  int64_t sequence = 0;
-  for (const LayerSpec& layer : spec.layers) {
-    const StateLayout layout = make_mixer(layer.mixer, spec.width)->state_layout();
-    token += layout.window > 0 ? 0 : layout.bytes_per_token(2);
-    sequence += layout.bytes_per_sequence() + layout.window * layout.bytes_per_token(2);
-  }
-  return fmt::format("{} a token and {} a sequence (keys and values in bf16, states in fp32)",
-                     human_bytes(static_cast<uint64_t>(token)),
-                     human_bytes(static_cast<uint64_t>(sequence)));
+  const CachePlan cache(Model(spec), {});
+  return fmt::format("{} a token and {} a sequence, as served",
+                     human_bytes(static_cast<uint64_t>(cache.lasting_bytes_per_token())),
+                     human_bytes(static_cast<uint64_t>(cache.fixed_bytes())));
 }
 
 }  // namespace
@@ -154,7 +152,8 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     // Which layers go changes neither cost nor cache: the layers of a teacher are alike.
     for (int64_t i = before; i < stage.layers; ++i) {
       const auto at = static_cast<size_t>(i);
-      hybrid.layers[at].mixer = graft_spec(teacher.layers[at].mixer, teacher.width, stage.graft);
+      *hybrid.layers[at].mixer() =
+          graft_spec(*teacher.layers[at].mixer(), teacher.width, stage.graft);
     }
     Shapes student(hybrid);
     student.added = student.converted - converted_before;

@@ -1,35 +1,74 @@
 #include "model/model.h"
 
+#include <algorithm>
+
+#include "base/text.h"
 #include "ops/embedding/embedding.h"
 #include "ops/matmul/matmul.h"
-#include "ops/norm/norm.h"
+#include "ops/pointwise/pointwise.h"
 #include "tensor/copy.h"
 
 namespace cambium {
+namespace {
+
+Tensor scaled(Context& ctx, float scale, const Tensor& x) {
+  return scale == 1.0F ? x : add_scaled(ctx, scale, x, 0.0F, x);
+}
+
+}  // namespace
+
 Model::Model(ModelSpec spec) : spec_(std::move(spec)), rope_(spec_.rope) {
   const double scale = 0.02;
   embed_ = {.shape = {spec_.vocab, spec_.width},
             .group = ParameterGroup::kEmbedding,
             .init = {InitKind::kNormal, scale}};
-  norm_ = {.shape = {spec_.width}, .group = ParameterGroup::kNorm, .init = {InitKind::kOnes}};
+  norm_ = Norm(spec_.norm, spec_.width);
   if (!spec_.tied_head) {
     head_ = embed_;
   }
   layers_.reserve(spec_.layers.size());
   for (const LayerSpec& layer : spec_.layers) {
-    layers_.emplace_back(layer, spec_.width, spec_.norm_eps);
+    const Layer& made = layers_.emplace_back(layer, spec_.width);
+    first_state_.push_back(state_layouts_.size());
+    state_layouts_.insert(state_layouts_.end(), made.state_layouts().begin(),
+                          made.state_layouts().end());
   }
 }
 
-const RopeTable& Model::rope_for(const Batch& batch) {
+void Model::expect_runs() const {
+  std::vector<std::string> missing;
+  const auto add = [&](const std::string& what) {
+    if (!what.empty() && std::find(missing.begin(), missing.end(), what) == missing.end()) {
+      missing.push_back(what);
+    }
+  };
+  for (const Layer& layer : layers_) {
+    for (const std::string& what : layer.missing()) {
+      add(what);
+    }
+  }
+  add(norm_.missing());
+  expect(missing.empty(),
+         "this build cannot run this {} model, only describe it: {} {} not built yet", spec_.family,
+         join(missing, ", "), missing.size() == 1 ? "is" : "are");
+}
+
+LayerInputs Model::layer_inputs(size_t layer, const Batch& batch, const Turns* rope,
+                                std::span<const UnitState> states) const {
+  const size_t count = layers_[layer].state_layouts().size();
+  return {&batch, rope, states.empty() ? states : states.subspan(first_state_[layer], count)};
+}
+
+const Turns* Model::rope_for(const Context& ctx, const Batch& batch) {
   rope_.ensure(batch.positions_end());
-  return rope_;
+  return new (ctx.arena->allocate(sizeof(Turns)))
+      Turns(rope_.turns(ctx, batch.segments(), batch.lengths()));
 }
 
 Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& options) {
-  CAMBIUM_CHECK(options.states.empty() || options.states.size() == layers_.size());
+  CAMBIUM_CHECK(options.states.empty() || options.states.size() == state_layouts_.size());
   CAMBIUM_CHECK(options.taps.empty() || options.taps.size() == layers_.size());
-  const RopeTable& table = rope_for(batch);
+  const Turns* table = rope_for(ctx, batch);
   const bool whole = options.end_layer < 0;
   const size_t end = whole ? layers_.size() : static_cast<size_t>(options.end_layer);
   CAMBIUM_CHECK(end <= layers_.size() && options.first_layer >= 0);
@@ -40,11 +79,10 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
     copy(h, options.start);
   } else {
     CAMBIUM_CHECK(options.first_layer == 0);
-    h = embedding(ctx, embed_.tensor, batch.tokens());
+    h = scaled(ctx, spec_.embedding_scale, embedding(ctx, embed_.tensor, batch.tokens()));
   }
   for (auto i = static_cast<size_t>(options.first_layer); i < end; ++i) {
-    const ForwardInputs inputs{&batch, &table,
-                               options.states.empty() ? nullptr : &options.states[i]};
+    const LayerInputs inputs = layer_inputs(i, batch, table, options.states);
     MixerTap* tap = options.taps.empty() ? nullptr : &options.taps[i];
     if (ctx.tape == nullptr) {
       // Inference: a layer's activations go as soon as its result is copied over its input.
@@ -69,29 +107,29 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
       h = layers_[i].forward(ctx, h, inputs, tap);
     }
   }
-  return whole ? rms_norm(ctx, h, norm_.tensor, spec_.norm_eps) : h;
+  return whole ? scaled(ctx, spec_.logit_scale, norm_.forward(ctx, h)) : h;
 }
 
 // Forward without a tape, keeping the result only; backward runs the layer again with a tape of its
 // own. A tapped layer is kept whole: its caller puts a gradient on the tapped output.
 Tensor Model::checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
-                                 const ForwardInputs& inputs, MixerTap* tap) {
-  Block& block = layers_[layer];
-  if (tap != nullptr || block.removed()) {
-    return block.forward(ctx, h, inputs, tap);
+                                 const LayerInputs& inputs, MixerTap* tap) {
+  Layer& made = layers_[layer];
+  if (tap != nullptr || made.passes()) {
+    return made.forward(ctx, h, inputs, tap);
   }
   const Tensor result = ctx.result_like(h, true);
   {
     const ArenaScope scope(*ctx.arena);
     Context plain = ctx;
     plain.tape = nullptr;
-    copy(result, block.forward(plain, h.detached(), inputs, nullptr));
+    copy(result, made.forward(plain, h.detached(), inputs, nullptr));
   }
-  ctx.record([&block, h, inputs, result](const Context& c) {
+  ctx.record([&made, h, inputs, result](const Context& c) {
     Tape tape(*c.arena);
     Context again = c;
     again.tape = &tape;
-    const Tensor y = block.forward(again, h, inputs, nullptr);
+    const Tensor y = made.forward(again, h, inputs, nullptr);
     if (!y.has_grad()) {
       return;  // nothing in or below this layer is trained
     }
@@ -118,7 +156,7 @@ void Model::visit(const ParameterVisitor& visitor) {
   for (int64_t i = 0; i < layer_count(); ++i) {
     visit_layer(i, visitor);
   }
-  visitor("norm.weight", norm_);
+  norm_.visit("norm", visitor);
   if (!spec_.tied_head) {
     visitor("head.weight", head_);
   }

@@ -11,8 +11,8 @@
 namespace cambium {
 
 struct ForwardOptions {
-  /// One per layer, when sequences keep state; empty in training.
-  std::span<const LayerState> states = {};
+  /// In the order of Model::state_layouts, when sequences keep state; empty in training.
+  std::span<const UnitState> states = {};
   /// With a tape: keep only each layer's input and run the layer again in the backward pass.
   bool checkpoint_layers = false;
   /// One per layer, filled in; empty = not wanted.
@@ -28,8 +28,11 @@ class Model {
  public:
   /// Parameters have shapes but no memory yet (see weights.h).
   explicit Model(ModelSpec spec);
+  /// Error that names every unit, norm or wiring of the spec that this build cannot run; such a
+  /// model can be described and counted only.
+  void expect_runs() const;
 
-  /// Hidden states after the final norm.   -> (T, C)
+  /// Hidden states after the final norm, times logit_scale: what the head reads.   -> (T, C)
   Tensor forward(Context& ctx, const Batch& batch, const ForwardOptions& options = {});
   /// Logits of hidden rows (R, C) -> (R, V), F32 (F64 for F64 models). No tape.
   Tensor logits(const Context& ctx, const Tensor& hidden) const;
@@ -43,21 +46,29 @@ class Model {
   void visit_layer(int64_t layer, const ParameterVisitor& visitor);
 
   const ModelSpec& spec() const { return spec_; }
-  Block& layer(int64_t i) { return layers_[static_cast<size_t>(i)]; }
-  const Block& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
+  Layer& layer(int64_t i) { return layers_[static_cast<size_t>(i)]; }
+  const Layer& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
   int64_t layer_count() const { return static_cast<int64_t>(layers_.size()); }
   int64_t parameter_count();
-  /// The table of rotations, grown to cover `batch`. Forward does this itself; callers that run
-  /// single mixers need it.
-  const RopeTable& rope_for(const Batch& batch);
+  /// Of the units that keep state, in order.
+  const std::vector<StateLayout>& state_layouts() const { return state_layouts_; }
+  /// How the tokens of `batch` turn, in the arena of `ctx`. Forward does this itself; callers that
+  /// run single mixers need it.
+  const Turns* rope_for(const Context& ctx, const Batch& batch);
 
  private:
-  Tensor checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
-                            const ForwardInputs& inputs, MixerTap* tap);
+  Tensor checkpointed_layer(Context& ctx, size_t layer, const Tensor& h, const LayerInputs& inputs,
+                            MixerTap* tap);
 
   ModelSpec spec_;
-  Parameter embed_, norm_, head_;
-  std::vector<Block> layers_;
+  LayerInputs layer_inputs(size_t layer, const Batch& batch, const Turns* rope,
+                           std::span<const UnitState> states) const;
+
+  Parameter embed_, head_;
+  Norm norm_;
+  std::vector<Layer> layers_;
+  std::vector<StateLayout> state_layouts_;
+  std::vector<size_t> first_state_;  // of each layer, in state_layouts_
   RopeTable rope_;
 };
 

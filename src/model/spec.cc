@@ -6,14 +6,18 @@
 #include "base/text.h"
 #include "files/safetensors.h"
 #include "model/families/config.h"
-#include "model/families/families.h"
 
 namespace cambium {
 
-int64_t converted_layers(const ModelSpec& spec) {
+int64_t converted_layers(const ModelSpec& spec, const ModelSpec* teacher) {
   int64_t n = 0;
-  for (const LayerSpec& layer : spec.layers) {
-    n += layer.mixer.kind == "attention" ? 0 : 1;
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    const LayerSpec& layer = spec.layers[i];
+    if (teacher == nullptr) {
+      n += layer.removed() || (layer.mixer() != nullptr && !layer.mixes_by("attention")) ? 1 : 0;
+    } else {
+      n += layer.mixers() == teacher->layers.at(i).mixers() ? 0 : 1;
+    }
   }
   return n;
 }
@@ -21,48 +25,55 @@ int64_t converted_layers(const ModelSpec& spec) {
 std::string layer_map(const ModelSpec& spec) {
   std::string map;
   for (const LayerSpec& layer : spec.layers) {
-    map += layer.removed ? '-' : find_mixer_kind(layer.mixer.kind).letter;
+    std::string letters;
+    for (const UnitSpec& mixer : layer.mixers()) {
+      letters += find_unit_kind(mixer.kind).letter;
+    }
+    if (letters.empty()) {
+      const UnitSpec* unit = layer.feed_forward();
+      letters = unit == nullptr ? '-' : find_unit_kind(unit->kind).letter;
+    }
+    map += letters.size() == 1 ? letters : "(" + letters + ")";
   }
   return map;
 }
 
-const std::vector<Family>& families() {
-  static const std::vector<Family> table = {llama_family(), mistral_family(), qwen3_family(),
-                                            apriel_h_family(), cambium_family()};
-  return table;
+std::string layer_kind(const LayerSpec& layer) {
+  const UnitSpec* mixer = layer.mixer();
+  const UnitSpec* unit = mixer != nullptr ? mixer : layer.feed_forward();
+  return unit == nullptr ? "removed" : unit->kind;
 }
 
-const Family& find_family(const std::string& name) {
-  for (const Family& family : families()) {
-    if (name == family.name) {
-      return family;
-    }
+bool expresses(const Family& family, const ModelSpec& spec) {
+  ModelSpec as = spec;
+  as.family = family.name;
+  try {
+    return family.read_config(family.write_config(as), family.name) == as;
+  } catch (const Error&) {
+    return false;
   }
-  fail("unknown model family '{}'", name);
 }
 
 namespace {
 
-/// The rank of a Mamba's step projection is what its tensor says: released configurations hold
-/// "auto" or a number that was not used. Nothing changes where no weights lie beside the
-/// configuration.
-void take_dt_ranks(ModelSpec& spec, const Family& family, const std::filesystem::path& dir) {
-  const bool asked = std::any_of(spec.layers.begin(), spec.layers.end(), [](const LayerSpec& l) {
-    return !l.removed && l.mixer.kind == "mamba";
-  });
-  if (!asked || (!std::filesystem::exists(dir / "model.safetensors") &&
-                 !std::filesystem::exists(dir / "model.safetensors.index.json"))) {
+/// Sizes that the tensors say and released configurations do not: they hold "auto" or a number that
+/// was not used. Nothing changes where no weights lie beside the configuration.
+void take_sizes(ModelSpec& spec, const Family& family, const std::filesystem::path& dir) {
+  if (family.sizes.empty() || (!std::filesystem::exists(dir / "model.safetensors") &&
+                               !std::filesystem::exists(dir / "model.safetensors.index.json"))) {
     return;
   }
   const SafeTensors file = SafeTensors::open(dir.string(), SafeTensors::Check::kHeader);
-  for (size_t i = 0; i < spec.layers.size(); ++i) {
-    if (spec.layers[i].removed || spec.layers[i].mixer.kind != "mamba") {
-      continue;
-    }
-    const std::string ours = "layers." + std::to_string(i) + ".mixer.dt_in_proj.weight";
-    const TensorEntry* entry = file.find(family.tensor_name(spec, ours));
-    if (entry != nullptr && entry->shape.size() == 2) {
-      spec.layers[i].mixer.options.set("dt_rank", entry->shape[0]);
+  for (const SizeRule& rule : family.sizes) {
+    for (size_t i = 0; i < spec.layers.size(); ++i) {
+      if (!spec.layers[i].mixes_by(rule.mixer)) {
+        continue;
+      }
+      const std::string ours = "layers." + std::to_string(i) + "." + rule.parameter;
+      const TensorEntry* entry = file.find(family.tensor_name(spec, ours));
+      if (entry != nullptr && entry->shape.size() == 2) {
+        spec.layers[i].mixer()->options.set(rule.option, entry->shape[0]);
+      }
     }
   }
 }
@@ -74,6 +85,9 @@ ModelSpec read_spec(const std::filesystem::path& dir) {
   const std::string path = (folder ? dir / "config.json" : dir).string();
   const std::string text = read_text_file(path);
   const config::Json json = config::parse(text, path);
+  if (folder) {  // a configuration alone describes a model whatever its weights are
+    config::refuse_quantised(json, path);
+  }
   const auto it = json.find("model_type");
   expect(it != json.end() && it->is_string(), "{}: expected the string 'model_type'", path);
   const std::string type = it->get<std::string>();
@@ -83,7 +97,7 @@ ModelSpec read_spec(const std::filesystem::path& dir) {
       if (candidate == type) {
         ModelSpec spec = family.read_config(text, path);
         if (folder) {
-          take_dt_ranks(spec, family, dir);
+          take_sizes(spec, family, dir);
         }
         return spec;
       }

@@ -7,17 +7,21 @@
 #include <string>
 #include <vector>
 
-#include "nn/block.h"
+#include "model/tensor_rules.h"
+#include "nn/layer.h"
 #include "ops/rope/rope.h"
 
 namespace cambium {
 
 struct ModelSpec {
-  std::string family;  // row of the table of families: llama, mistral, qwen3, apriel_h, cambium
+  std::string family;  // row of the table of families (families/registry.cc)
   int64_t vocab = 0;
   int64_t width = 0;
   std::vector<LayerSpec> layers;
-  float norm_eps = 1e-5F;
+  NormSpec norm{};  // the last one, before the output head
+  /// Factors of the embedding and of what the head reads.
+  float embedding_scale = 1.0F;
+  float logit_scale = 1.0F;
   RopeConfig rope{};
   bool tied_head = false;  // the output head is the embedding
   int64_t max_positions = 0;
@@ -26,13 +30,18 @@ struct ModelSpec {
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
 };
 
-/// Layers whose mixer is not the plain attention of the teacher.
-int64_t converted_layers(const ModelSpec& spec);
-/// "AAMMG": a letter a layer: A attention, W window, M Mamba, 2 Mamba-2, G Gated DeltaNet, -
-/// removed.
+/// Layers whose mixers are others than the teacher's in the same place; without a teacher, layers
+/// whose mixer is not full attention, as if the teacher had nothing else.
+int64_t converted_layers(const ModelSpec& spec, const ModelSpec* teacher = nullptr);
+/// "AAMMG": the letters of the table of units, one a layer: that of its mixer, or of its
+/// feed-forward where it has no mixer, "(2A)" where several mixers stand side by side, - where
+/// nothing is left.
 std::string layer_map(const ModelSpec& spec);
+/// The kind that speaks for a layer in tables: of its mixer, or of its feed-forward where it has no
+/// mixer, or "removed".
+std::string layer_kind(const LayerSpec& layer);
 
-/// A family of checkpoints: how its config.json and tensor names map to ours.
+/// A family of checkpoints: how its config.json and tensors map to ours.
 struct Family {
   const char* name;
   /// Values of config.json's model_type that this family reads.
@@ -40,10 +49,20 @@ struct Family {
   ModelSpec (*read_config)(const std::string& config_json, const std::string& where);
   /// config.json for a spec the family can express; Error where it cannot.
   std::string (*write_config)(const ModelSpec& spec);
-  /// The checkpoint's name of our parameter, for example "layers.0.mixer.q_proj.weight" ->
+  std::vector<TensorRule> tensors;
+  /// Patterns of tensors that hold nothing a config does not say.
+  std::vector<std::string> ignored{};
+  std::vector<SizeRule> sizes{};
+
+  /// The tensor that our parameter is written to, for example "layers.0.mixer.q_proj.weight" ->
   /// "model.layers.0.self_attn.q_proj.weight".
-  std::string (*tensor_name)(const ModelSpec& spec, const std::string& ours);
+  std::string tensor_name(const ModelSpec& spec, const std::string& ours) const {
+    return stored_names(tensors, spec, ours).front().tensor;
+  }
 };
+
+/// Whether the family's configuration says all of the spec: it reads back as it was.
+bool expresses(const Family& family, const ModelSpec& spec);
 
 const std::vector<Family>& families();
 const Family& find_family(const std::string& name);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
+#include <set>
 #include <unordered_set>
 
 #include "base/file.h"
@@ -17,6 +19,7 @@ namespace {
 
 constexpr double kGoldenTolerance = 1e-3;
 constexpr double kGoldenToleranceBf16 = 5e-2;
+constexpr int64_t kGoldenTokensAtLoad = 8;
 
 bool is_matrix(const Parameter& p) {
   return p.shape.size() == 2 && !p.keep_fp32;
@@ -26,33 +29,74 @@ std::string shape_of(const Parameter& p) {
   return shape_text(p.shape);
 }
 
+/// Part `part` of `parts` equal blocks of the rows.
+TensorEntry part_of(const TensorEntry& entry, const StoredName& name, const std::string& path) {
+  TensorEntry result = entry;
+  expect(!entry.shape.empty() && entry.shape[0] % name.parts == 0,
+         "{}: tensor {} has shape {}, expected {} equal blocks of rows", path, entry.name,
+         shape_text(entry.shape), name.parts);
+  result.shape[0] /= name.parts;
+  result.size /= static_cast<uint64_t>(name.parts);
+  result.data += result.size * static_cast<uint64_t>(name.part);
+  return result;
+}
+
+/// The stored tensor of our parameter, or the part of it that is ours.
+std::optional<TensorEntry> find_stored(const SafeTensors& file, const ModelSpec& spec,
+                                       const std::string& ours) {
+  for (const StoredName& name : stored_names(find_family(spec.family).tensors, spec, ours)) {
+    if (const TensorEntry* entry = file.find(name.tensor)) {
+      return name.parts == 1 ? *entry : part_of(*entry, name, file.path());
+    }
+  }
+  return std::nullopt;
+}
+
 void check_spec_and_file_agree(Model& model, const SafeTensors& file) {
   const ModelSpec& spec = model.spec();
   const Family& family = find_family(spec.family);
   std::unordered_set<std::string> used;
+  std::set<const void*> places;
   std::vector<std::string> missing;
   model.visit([&](const std::string& ours, Parameter& p) {
-    const std::string name = family.tensor_name(spec, ours);
-    const TensorEntry* entry = file.find(name);
-    if (entry == nullptr) {
-      missing.push_back(name);
+    const std::optional<TensorEntry> entry = find_stored(file, spec, ours);
+    if (!entry) {
+      missing.push_back(family.tensor_name(spec, ours));
       return;
     }
-    CAMBIUM_CHECK(used.insert(name).second, "{} is asked for twice", name);
+    used.insert(entry->name);
+    CAMBIUM_CHECK(places.insert(entry->data).second, "{} is asked for twice", entry->name);
     expect(entry->shape == p.shape, "{}: tensor {} has shape {}, expected {} by config.json",
-           file.path(), name, shape_text(entry->shape), shape_of(p));
+           file.path(), entry->name, shape_text(entry->shape), shape_of(p));
   });
   expect(missing.empty(), "{}: {} of the model's tensors are missing, the first is {}", file.path(),
          missing.size(), missing.empty() ? "" : missing.front());
   for (const TensorEntry& entry : file.tensors()) {
-    // Buffers of older files that hold nothing a config does not say.
-    const bool ignorable = entry.name.ends_with("rotary_emb.inv_freq") ||
-                           (spec.tied_head && entry.name == "lm_head.weight");
+    const bool ignorable =
+        (spec.tied_head && entry.name == family.tensor_name(spec, "head.weight")) ||
+        std::any_of(family.ignored.begin(), family.ignored.end(),
+                    [&](const std::string& pattern) { return match_pattern(pattern, entry.name); });
     expect(ignorable || used.contains(entry.name),
            "{}: tensor {} {} belongs to no parameter of this {} model; config.json and weights do "
            "not fit together",
            file.path(), entry.name, shape_text(entry.shape), spec.family);
   }
+}
+
+/// How a parameter is kept in memory. What is trained is fp32.
+Dtype dtype_in_memory(const Parameter& p, const TensorEntry& entry, MatrixStorage storage,
+                      bool trained) {
+  const bool stored_bf16 = entry.dtype == StoredType::kBF16 && !trained;
+  const bool bf16 =
+      storage == MatrixStorage::kBF16 || (storage == MatrixStorage::kStored && stored_bf16);
+  return bf16 && is_matrix(p) ? Dtype::kBF16 : Dtype::kF32;
+}
+
+/// Whether the bytes in the file are those wanted in memory, and where numbers may lie.
+bool usable_in_place(const TensorEntry& entry, Dtype dtype) {
+  const StoredType type = dtype == Dtype::kBF16 ? StoredType::kBF16 : StoredType::kF32;
+  const auto size = static_cast<uintptr_t>(dtype_size(dtype));
+  return entry.dtype == type && reinterpret_cast<uintptr_t>(entry.data) % size == 0;
 }
 
 void read_into(const Tensor& to, const TensorEntry& entry) {
@@ -91,20 +135,49 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json",         "tokenizer_
 
 }  // namespace
 
+MatrixStorage parse_storage(const std::string& name) {
+  constexpr std::pair<const char*, MatrixStorage> kNames[] = {{"f32", MatrixStorage::kF32},
+                                                              {"bf16", MatrixStorage::kBF16},
+                                                              {"stored", MatrixStorage::kStored}};
+  for (const auto& [known, storage] : kNames) {
+    if (name == known) {
+      return storage;
+    }
+  }
+  fail("--storage: expected f32, bf16 or stored, got '{}'", name);
+}
+
 void Weights::allocate(Model& model, const TrainablePredicate& trainable, MatrixStorage storage,
                        Dtype real) {
+  model.expect_runs();
   model.visit([&](const std::string& name, Parameter& p) {
-    if (p.tensor.defined()) {
-      return;
+    if (!p.tensor.defined()) {
+      const bool bf16 = storage == MatrixStorage::kBF16 && is_matrix(p);
+      const bool with_grad = trainable != nullptr && trainable(name, p);
+      add(name, p, bf16 ? Dtype::kBF16 : real, with_grad);
     }
-    const bool bf16 = storage == MatrixStorage::kBF16 && is_matrix(p);
-    const bool with_grad = trainable != nullptr && trainable(name, p);
-    CAMBIUM_CHECK(!bf16 || !with_grad, "{}: trained weights are fp32", name);
-    auto [it, fresh] =
-        tensors_.emplace(name, OwnedTensor(bf16 ? Dtype::kBF16 : real, p.shape, with_grad));
-    CAMBIUM_CHECK(fresh, "{} is visited twice", name);
-    p.tensor = it->second.view;
   });
+}
+
+void Weights::add(const std::string& name, Parameter& p, Dtype dtype, bool with_grad) {
+  CAMBIUM_CHECK(dtype != Dtype::kBF16 || !with_grad, "{}: trained weights are fp32", name);
+  auto [it, fresh] = tensors_.emplace(name, OwnedTensor(dtype, p.shape, with_grad));
+  CAMBIUM_CHECK(fresh, "{} is visited twice", name);
+  p.tensor = it->second.view;
+}
+
+void Weights::map(const std::string& name, Parameter& p, Dtype dtype, const TensorEntry& entry,
+                  const std::shared_ptr<const SafeTensors>& file) {
+  OwnedTensor mapped;
+  // Writing to it changes pages of this process only, never the file (MappedFile).
+  void* data = const_cast<std::byte*>(entry.data);
+  mapped.view = Tensor::of(dtype, Device{}, p.shape, data);
+  p.tensor = mapped.view;
+  const bool fresh = tensors_.emplace(name, std::move(mapped)).second;
+  CAMBIUM_CHECK(fresh, "{} is visited twice", name);
+  if (files_.empty() || files_.back() != file) {
+    files_.push_back(file);
+  }
 }
 
 void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
@@ -116,8 +189,12 @@ void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
       return;
     }
     OwnedTensor& owned = it->second;
-    CAMBIUM_CHECK(!wanted || owned.view.dtype != Dtype::kBF16, "{}: trained weights are fp32",
-                  name);
+    const bool in_a_file = owned.data.bytes() == 0;
+    if (wanted && (in_a_file || owned.view.dtype == Dtype::kBF16)) {
+      OwnedTensor copy(owned.view.dtype == Dtype::kF64 ? Dtype::kF64 : Dtype::kF32, p.shape);
+      copy_values(copy.view, owned.view);
+      owned = std::move(copy);
+    }
     owned.grad = wanted ? Buffer(owned.data.bytes()) : Buffer();
     owned.view.grad = owned.grad.data();
     p.tensor = owned.view;
@@ -127,7 +204,7 @@ void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
 int64_t Weights::bytes() const {
   int64_t sum = 0;
   for (const auto& [name, tensor] : tensors_) {
-    sum += tensor.data.bytes() + tensor.grad.bytes();
+    sum += tensor.view.bytes() + tensor.grad.bytes();
   }
   return sum;
 }
@@ -135,18 +212,27 @@ int64_t Weights::bytes() const {
 LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options) {
   LoadedModel loaded{dir, std::make_unique<Model>(read_spec(dir)), {}};
   Model& model = *loaded.model;
-  const SafeTensors file = SafeTensors::open(dir.string());
-  check_spec_and_file_agree(model, file);
-  loaded.weights.allocate(model, options.trainable, options.storage);
-  const Family& family = find_family(model.spec().family);
+  model.expect_runs();
+  const auto file = std::make_shared<const SafeTensors>(SafeTensors::open(dir.string()));
+  check_spec_and_file_agree(model, *file);
+  double tolerance = kGoldenTolerance;
   model.visit([&](const std::string& ours, Parameter& p) {
-    const TensorEntry& entry = file.at(family.tensor_name(model.spec(), ours));
+    const TensorEntry entry = *find_stored(*file, model.spec(), ours);
+    const bool trained = options.trainable != nullptr && options.trainable(ours, p);
+    const Dtype dtype = dtype_in_memory(p, entry, options.storage, trained);
+    if (!trained && usable_in_place(entry, dtype)) {
+      loaded.weights.map(ours, p, dtype, entry, file);
+      return;
+    }
+    loaded.weights.add(ours, p, dtype, trained);
     read_into(p.tensor, entry);
-    file.release(entry);
+    file->release(entry);
+    if (dtype == Dtype::kBF16 && entry.dtype != StoredType::kBF16) {
+      tolerance = kGoldenToleranceBf16;  // rounded
+    }
   });
   if (options.check_golden) {
-    check_golden(model, dir,
-                 options.storage == MatrixStorage::kF32 ? kGoldenTolerance : kGoldenToleranceBf16);
+    check_golden(model, dir, tolerance, kGoldenTokensAtLoad);
   }
   return loaded;
 }
@@ -202,6 +288,14 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
         put(std::as_bytes(std::span(rounded)));
       };
       sources.push_back({name, StoredType::kBF16, p.shape, write});
+    } else if (t.dtype == Dtype::kBF16 && options.storage == MatrixStorage::kF32) {
+      const auto write = [t](const PutBytes& put) {
+        const OwnedTensor wide(Dtype::kF32, {t.numel()});
+        copy_values(wide.view, t.reshape({t.numel()}));
+        put({static_cast<const std::byte*>(wide.data.data()),
+             static_cast<size_t>(wide.data.bytes())});
+      };
+      sources.push_back({name, StoredType::kF32, p.shape, write});
     } else {
       CAMBIUM_CHECK(t.dtype == Dtype::kF32 || t.dtype == Dtype::kBF16, "{}", name);
       const auto type = t.dtype == Dtype::kF32 ? StoredType::kF32 : StoredType::kBF16;
@@ -224,7 +318,8 @@ void add_golden(const std::filesystem::path& dir, std::span<const int32_t> promp
                {{tokens.begin(), tokens.end()}, run_logits(*written.model, tokens), vocab});
 }
 
-double check_golden(Model& model, const std::filesystem::path& dir, double tolerance) {
+double check_golden(Model& model, const std::filesystem::path& dir, double tolerance,
+                    int64_t tokens) {
   const auto golden = read_golden(dir.string());
   if (!golden) {
     return 0.0;
@@ -232,8 +327,11 @@ double check_golden(Model& model, const std::filesystem::path& dir, double toler
   expect(golden->vocabulary == model.spec().vocab,
          "{}: golden.safetensors has {} logits a token, the model {}", dir.string(),
          golden->vocabulary, model.spec().vocab);
-  const std::vector<int32_t> tokens(golden->tokens.begin(), golden->tokens.end());
-  const std::vector<float> logits = run_logits(model, tokens);
+  std::vector<int32_t> prompt(golden->tokens.begin(), golden->tokens.end());
+  if (tokens > 0 && tokens < static_cast<int64_t>(prompt.size())) {
+    prompt.resize(static_cast<size_t>(tokens));
+  }
+  const std::vector<float> logits = run_logits(model, prompt);
   double mean = 0.0;
   double square = 0.0;
   double worst = 0.0;

@@ -9,13 +9,21 @@
 #include <string>
 #include <vector>
 
+#include "files/safetensors.h"
 #include "model/model.h"
 #include "tensor/arena.h"
 
 namespace cambium {
 
-/// How matrices are kept in memory; norms, convolutions and the like are always fp32.
-enum class MatrixStorage { kF32, kBF16 };
+/// How matrices are kept; norms, convolutions and the like are always fp32.
+enum class MatrixStorage {
+  kF32,
+  kBF16,
+  kStored,  // loading: bf16 where the file has bf16; saving: as they are in memory
+};
+
+/// "f32", "bf16" or "stored"; Error otherwise.
+MatrixStorage parse_storage(const std::string& name);
 
 /// Chooses which parameters get a gradient; null = none.
 using TrainablePredicate = std::function<bool(const std::string& name, const Parameter& parameter)>;
@@ -27,12 +35,19 @@ class Weights {
   /// gradient here): that model must outlive this one.
   void allocate(Model& model, const TrainablePredicate& trainable = nullptr,
                 MatrixStorage storage = MatrixStorage::kF32, Dtype real = Dtype::kF32);
-  /// Takes the gradients of the owned parameters away and gives the chosen ones zeroed gradients.
+  /// Takes the gradients of the owned parameters away and gives the chosen ones zeroed gradients;
+  /// those become fp32 in memory of their own.
   void set_trainable(Model& model, const TrainablePredicate& trainable);
+  /// Gives one parameter that has no memory yet zeroed memory.
+  void add(const std::string& name, Parameter& p, Dtype dtype, bool with_grad);
+  /// Gives it the bytes of a tensor of `file`, which stays mapped as long as these weights live.
+  void map(const std::string& name, Parameter& p, Dtype dtype, const TensorEntry& entry,
+           const std::shared_ptr<const SafeTensors>& file);
   int64_t bytes() const;
 
  private:
-  std::map<std::string, OwnedTensor> tensors_;
+  std::map<std::string, OwnedTensor> tensors_;  // without data of their own where a file has it
+  std::vector<std::shared_ptr<const SafeTensors>> files_;
 };
 
 struct LoadedModel {
@@ -50,6 +65,8 @@ struct LoadOptions {
 
 /// Reads a checkpoint folder. Every tensor of the file is used exactly once and every parameter set
 /// exactly once, or it is an Error that names what is missing, left over or of another shape.
+/// Tensors that nobody trains and whose type in the file is the one asked for are not copied: the
+/// file stays mapped, and replacing it by another (as this program writes) does not change them.
 LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options = {});
 
 /// A model of `spec` with every parameter at its initial rule, drawn from `seed`. Output
@@ -80,8 +97,11 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
 void add_golden(const std::filesystem::path& dir, std::span<const int32_t> prompt = {});
 
 /// Largest |difference| of the golden prompt's logits over their standard deviation; Error when the
-/// folder's golden prompt is more than `tolerance` away. 0 when there is none.
-double check_golden(Model& model, const std::filesystem::path& dir, double tolerance);
+/// folder's golden prompt is more than `tolerance` away. 0 when there is none. Compares the first
+/// `tokens` tokens of the prompt, 0 = all: load_model takes a few, which cost one pass over the
+/// weights.
+double check_golden(Model& model, const std::filesystem::path& dir, double tolerance,
+                    int64_t tokens = 0);
 
 /// Copies a float tensor of any of F32, BF16, F64 over another of the same shape.
 void copy_values(const Tensor& to, const Tensor& from);

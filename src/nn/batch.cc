@@ -4,13 +4,15 @@
 
 namespace cambium {
 
-void Batch::add(std::span<const int32_t> tokens, int64_t position, int64_t slot) {
+void Batch::add(std::span<const int32_t> tokens, int64_t position, int64_t slot, int64_t length) {
   CAMBIUM_CHECK(!tokens.empty(), "a segment has at least one token");
   tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
   starts_.push_back(static_cast<int32_t>(tokens_.size()));
   positions_.push_back(static_cast<int32_t>(position));
   slots_.push_back(static_cast<int32_t>(slot));
-  positions_end_ = std::max(positions_end_, position + static_cast<int64_t>(tokens.size()));
+  const int64_t end = position + static_cast<int64_t>(tokens.size());
+  lengths_.push_back(static_cast<int32_t>(length > 0 ? length : end));
+  positions_end_ = std::max(positions_end_, end);
 }
 
 void Batch::clear() {
@@ -18,23 +20,8 @@ void Batch::clear() {
   starts_.assign(1, 0);
   positions_.clear();
   slots_.clear();
+  lengths_.clear();
   positions_end_ = 0;
-}
-
-int64_t SlotPart::numel() const {
-  int64_t n = 1;
-  for (const int64_t size : shape) {
-    n *= size;
-  }
-  return n;
-}
-
-int64_t StateLayout::bytes_per_sequence() const {
-  int64_t values = 0;
-  for (const SlotPart& part : slots) {
-    values += part.numel();
-  }
-  return values * static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace cambium

@@ -1,9 +1,9 @@
 #include "nn/linear.h"
 
 #include <cmath>
+#include <numeric>
 
 #include "ops/matmul/matmul.h"
-#include "ops/pointwise/pointwise.h"
 
 namespace cambium {
 
@@ -17,6 +17,14 @@ Linear::Linear(int64_t in, int64_t out, ParameterGroup group, bool with_bias) {
   }
 }
 
+Linear::Linear(int64_t in, std::vector<RowBlock> blocks, ParameterGroup group, bool with_bias)
+    : Linear(in,
+             std::accumulate(blocks.begin(), blocks.end(), int64_t{0},
+                             [](int64_t rows, const RowBlock& b) { return rows + b.rows; }),
+             group, with_bias) {
+  weight.blocks = std::move(blocks);
+}
+
 Tensor Linear::forward(Context& ctx, const Tensor& x) const {
   return matmul(ctx, x, weight.tensor, bias.tensor);
 }
@@ -26,21 +34,6 @@ void Linear::visit(const std::string& prefix, const ParameterVisitor& visitor) {
   if (!bias.shape.empty()) {
     visitor(prefix + ".bias", bias);
   }
-}
-
-FeedForward::FeedForward(int64_t width, int64_t inner)
-    : gate(width, inner, ParameterGroup::kFeedForward),
-      up(width, inner, ParameterGroup::kFeedForward),
-      down(inner, width, ParameterGroup::kFeedForward) {}
-
-Tensor FeedForward::forward(Context& ctx, const Tensor& x) const {
-  return down.forward(ctx, swiglu(ctx, gate.forward(ctx, x), up.forward(ctx, x)));
-}
-
-void FeedForward::visit(const std::string& prefix, const ParameterVisitor& visitor) {
-  gate.visit(prefix + ".gate", visitor);
-  up.visit(prefix + ".up", visitor);
-  down.visit(prefix + ".down", visitor);
 }
 
 }  // namespace cambium

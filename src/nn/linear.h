@@ -1,4 +1,4 @@
-// A linear layer and the SwiGLU feed-forward made of three.
+// A linear layer.
 #pragma once
 
 #include "nn/parameter.h"
@@ -11,22 +11,14 @@ struct Linear {
   Linear() = default;
   /// Starts uniform in +-1/sqrt(in), bias zero.
   Linear(int64_t in, int64_t out, ParameterGroup group, bool with_bias = false);
+  /// The same with named blocks of output rows.
+  Linear(int64_t in, std::vector<RowBlock> blocks, ParameterGroup group, bool with_bias = false);
   Tensor forward(Context& ctx, const Tensor& x) const;
   /// Visits prefix + ".weight" and, if there is one, prefix + ".bias".
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
 
   Parameter weight;
   Parameter bias;  // no shape = none
-};
-
-/// down(silu(gate x) * up x)
-struct FeedForward {
-  FeedForward() = default;
-  FeedForward(int64_t width, int64_t inner);
-  Tensor forward(Context& ctx, const Tensor& x) const;
-  void visit(const std::string& prefix, const ParameterVisitor& visitor);
-
-  Linear gate, up, down;
 };
 
 }  // namespace cambium

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/checked.h"
 #include "base/error.h"
 #include "base/text.h"
 
@@ -38,6 +39,15 @@ int64_t Options::integer(std::string_view owner, std::string_view key, int64_t f
   return has(key) ? integer(owner, key) : fallback;
 }
 
+int64_t Options::size(std::string_view owner, std::string_view key, int64_t most) const {
+  return in_range(owner, key, integer(owner, key), 1, most);
+}
+
+int64_t Options::size_or(std::string_view owner, std::string_view key, int64_t fallback,
+                         int64_t most, int64_t least) const {
+  return has(key) ? in_range(owner, key, integer(owner, key), least, most) : fallback;
+}
+
 double Options::real(std::string_view owner, std::string_view key, double fallback) const {
   const OptionValue* value = find(key);
   if (value == nullptr) {
@@ -57,6 +67,29 @@ bool Options::flag(std::string_view owner, std::string_view key, bool fallback) 
   }
   expect(std::holds_alternative<bool>(*value), "{}: expected '{}' to be true or false", owner, key);
   return std::get<bool>(*value);
+}
+
+const std::string& Options::text(std::string_view owner, std::string_view key) const {
+  const OptionValue* value = find(key);
+  expect(value != nullptr, "{}: expected the option '{}', which is missing", owner, key);
+  expect(std::holds_alternative<std::string>(*value), "{}: expected '{}' to be a string", owner,
+         key);
+  return std::get<std::string>(*value);
+}
+
+std::string Options::text(std::string_view owner, std::string_view key,
+                          const char* fallback) const {
+  return has(key) ? text(owner, key) : fallback;
+}
+
+std::vector<double> Options::reals(std::string_view owner, std::string_view key) const {
+  const OptionValue* value = find(key);
+  if (value == nullptr) {
+    return {};
+  }
+  expect(std::holds_alternative<std::vector<double>>(*value),
+         "{}: expected '{}' to be a list of numbers", owner, key);
+  return std::get<std::vector<double>>(*value);
 }
 
 void Options::expect_only(std::string_view owner, const std::vector<std::string>& known) const {

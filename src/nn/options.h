@@ -1,5 +1,5 @@
-// Options: a small ordered list of named values that configures a mixer. It keeps models data: a
-// spec prints, parses and travels without knowing the mixers.
+// Options: a small ordered list of named values that configures a unit. It keeps models data: a
+// spec prints, parses and travels without knowing the units.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace cambium {
 
-using OptionValue = std::variant<bool, int64_t, double, std::string>;
+using OptionValue = std::variant<bool, int64_t, double, std::string, std::vector<double>>;
 
 class Options {
  public:
@@ -25,8 +25,18 @@ class Options {
   /// The value, or an Error that names the key and `owner` when it is missing or of another type.
   int64_t integer(std::string_view owner, std::string_view key) const;
   int64_t integer(std::string_view owner, std::string_view key, int64_t fallback) const;
+  /// A whole number from 1 to `most`: what sizes are made of. Products of several still ask for
+  /// base/checked.h.
+  int64_t size(std::string_view owner, std::string_view key, int64_t most) const;
+  /// From `least` to `most`, or the fallback where the key is missing.
+  int64_t size_or(std::string_view owner, std::string_view key, int64_t fallback, int64_t most,
+                  int64_t least = 0) const;
   double real(std::string_view owner, std::string_view key, double fallback) const;
   bool flag(std::string_view owner, std::string_view key, bool fallback) const;
+  const std::string& text(std::string_view owner, std::string_view key) const;
+  std::string text(std::string_view owner, std::string_view key, const char* fallback) const;
+  /// Empty where the key is missing.
+  std::vector<double> reals(std::string_view owner, std::string_view key) const;
   /// Error unless every key is one of `known`; suggests the nearest.
   void expect_only(std::string_view owner, const std::vector<std::string>& known) const;
   friend bool operator==(const Options&, const Options&) = default;

@@ -23,6 +23,30 @@ const char* parameter_group_name(ParameterGroup group) {
   return kNames[static_cast<int>(group)];
 }
 
+RowRange rows_of(const Parameter& parameter, std::string_view first, std::string_view last) {
+  last = last.empty() ? first : last;
+  RowRange range{-1, 0};
+  int64_t row = 0;
+  for (const RowBlock& block : parameter.blocks) {
+    if (block.name == first) {
+      range.begin = row;
+    }
+    row += block.rows;
+    if (block.name == last && range.begin >= 0) {
+      range.count = row - range.begin;
+      return range;
+    }
+  }
+  CAMBIUM_CHECK(false, "no rows {} to {}", first, last);
+  return range;
+}
+
+Tensor part(const Tensor& y, const Parameter& weight, std::string_view first,
+            std::string_view last) {
+  const RowRange rows = rows_of(weight, first, last);
+  return y.slice(y.rank - 1, rows.begin, rows.count);
+}
+
 void initialise(Parameter& parameter, const std::string& name, uint64_t seed) {
   float* w = parameter.tensor.ptr<float>();
   const int64_t n = parameter.numel();

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tensor/tensor.h"
@@ -32,6 +33,13 @@ struct Init {
   double scale = 0.0;
 };
 
+/// Rows of a fused projection that are used apart: what a unit's forward slices, the graft fills
+/// and a family's tensor rules split and join.
+struct RowBlock {
+  const char* name;
+  int64_t rows = 0;
+};
+
 /// A named tensor of a model. The model declares shape and rules; Weights gives it memory.
 struct Parameter {
   std::vector<int64_t> shape;
@@ -39,6 +47,8 @@ struct Parameter {
   Init init{};
   /// Kept in fp32 when weights are stored in bf16 (A_log, dt_bias, D).
   bool keep_fp32 = false;
+  /// In the order of the rows; empty = the rows have no parts.
+  std::vector<RowBlock> blocks{};
   Tensor tensor{};
 
   int64_t numel() const {
@@ -49,6 +59,18 @@ struct Parameter {
     return n;
   }
 };
+
+/// Rows [begin, begin + count) of a parameter.
+struct RowRange {
+  int64_t begin = 0;
+  int64_t count = 0;
+};
+/// Where the block `first`, or the blocks from `first` to `last`, stand. The names are the unit's
+/// own: one that does not exist is our bug.
+RowRange rows_of(const Parameter& parameter, std::string_view first, std::string_view last = {});
+/// The columns of y (T, rows) = x weight^T that those rows of `weight` give: a view.
+Tensor part(const Tensor& y, const Parameter& weight, std::string_view first,
+            std::string_view last = {});
 
 /// Called with the parameter's full name, for example "layers.3.mixer.q_proj.weight".
 using ParameterVisitor = std::function<void(const std::string& name, Parameter& parameter)>;

@@ -2,43 +2,41 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "base/text.h"
 
 namespace cambium {
 namespace {
 
-void poison(float* p, int64_t n) {
-  std::fill(p, p + n, std::numeric_limits<float>::quiet_NaN());
+/// Rows [begin, end) of the first axis filled with NaN, whatever the dtype: all bits set.
+void poison_rows(const Tensor& t, int64_t begin, int64_t end) {
+  const int64_t row = t.bytes() / std::max<int64_t>(t.dim(0), 1);
+  std::memset(static_cast<std::byte*>(t.data) + begin * row, 0xFF,
+              static_cast<size_t>((end - begin) * row));
 }
 
-/// Row `row` of the first axis filled with NaN.
-void poison_row(const Tensor& t, int64_t row) {
-  const int64_t n = t.numel() / t.dim(0);
-  poison(t.ptr<float>() + row * n, n);
+std::vector<int64_t> with_axes(std::vector<int64_t> axes, const Part& part) {
+  axes.insert(axes.end(), part.shape.begin(), part.shape.end());
+  return axes;
 }
 
 }  // namespace
 
-Cache::Cache(const Model& model, const CacheConfig& config) : model_(model), plan_(model, config) {
+Cache::Cache(const Model& model, const CacheConfig& config) : plan_(model, config) {
   divide_memory();
-  const int64_t layers = model.layer_count();
-  slots_.resize(static_cast<size_t>(layers));
-  slot_views_.resize(static_cast<size_t>(layers));
-  for (int64_t i = 0; i < layers; ++i) {
-    for (const SlotPart& part : model.layer(i).mixer().state_layout().slots) {
-      std::vector<int64_t> shape{capacity()};
-      shape.insert(shape.end(), part.shape.begin(), part.shape.end());
-      auto& parts = slots_[static_cast<size_t>(i)];
-      parts.emplace_back(Dtype::kF32, shape);
-      slot_views_[static_cast<size_t>(i)].push_back(parts.back().view);
+  for (const StateLayout& layout : plan_.layouts()) {
+    Unit& unit = units_.emplace_back();
+    unit.pages.resize(layout.pages.size());
+    unit.page_views.resize(layout.pages.size());
+    for (const Part& part : layout.slots) {
+      unit.slots.emplace_back(part.dtype, with_axes({capacity()}, part));
+      unit.slot_views.push_back(unit.slots.back().view);
     }
   }
   for (int64_t slot = 0; slot < capacity(); ++slot) {
     poison_slot(slot);
   }
-  states_.resize(static_cast<size_t>(layers));
+  states_.resize(units_.size());
 }
 
 // Slots and windowed layers have a fixed size for each sequence; the layers that see everything get
@@ -77,8 +75,6 @@ void Cache::divide_memory() {
     group.limit = group.plan.window == 0
                       ? pages
                       : sequences * group.plan.pages_for(config.max_tokens, config);
-    group.keys.resize(group.plan.layers.size());
-    group.values.resize(group.plan.layers.size());
   }
   for (Sequence& sequence : sequences_) {
     sequence.pages.resize(groups_.size());
@@ -137,17 +133,18 @@ void Cache::close(int64_t slot) {
 }
 
 void Cache::poison_slot(int64_t slot) {
-  for (const auto& layer : slot_views_) {
-    for (const Tensor& part : layer) {
-      poison_row(part, slot);
+  for (const Unit& unit : units_) {
+    for (const Tensor& part : unit.slot_views) {
+      poison_rows(part, slot, slot + 1);
     }
   }
 }
 
 void Cache::give_back(Group& group, int32_t page) {
-  for (size_t i = 0; i < group.keys.size(); ++i) {
-    poison_row(group.keys[i].view, page);
-    poison_row(group.values[i].view, page);
+  for (const int64_t place : group.plan.units) {
+    for (const Tensor& part : unit(place).page_views) {
+      poison_rows(part, page, page + 1);
+    }
   }
   group.free.push_back(page);
 }
@@ -161,25 +158,24 @@ int32_t Cache::take_page(Group& group) {
   return page;
 }
 
-// Doubles the pages, up to the limit. Layer by layer, so that little is held twice.
+// Doubles the pages, up to the limit. Unit by unit, so that little is held twice.
 void Cache::grow(Group& group) {
   const int64_t before = group.pages;
   group.pages = std::min(group.limit, std::max<int64_t>(2 * before, 16));
   CAMBIUM_CHECK(group.pages > before, "more pages are taken than were set aside");
   const int64_t page_size = plan_.config().page_size;
-  for (size_t i = 0; i < group.keys.size(); ++i) {
-    const StateLayout layout = model_.layer(group.plan.layers[i]).mixer().state_layout();
-    const auto extend = [&](OwnedTensor& old, int64_t dim) {
-      OwnedTensor more(Dtype::kF32, {group.pages, page_size, layout.kv_heads, dim});
-      const int64_t row = page_size * layout.kv_heads * dim;
+  for (const int64_t place : group.plan.units) {
+    const std::vector<Part>& parts = plan_.layouts()[static_cast<size_t>(place)].pages;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      OwnedTensor& old = unit(place).pages[i];
+      OwnedTensor more(parts[i].dtype, with_axes({group.pages, page_size}, parts[i]));
       if (before > 0) {
-        std::memcpy(more.data.data(), old.data.data(), static_cast<size_t>(old.view.bytes()));
+        std::memcpy(more.view.data, old.view.data, static_cast<size_t>(old.view.bytes()));
       }
-      poison(more.view.ptr<float>() + before * row, (group.pages - before) * row);
+      poison_rows(more.view, before, group.pages);
       old = std::move(more);
-    };
-    extend(group.keys[i], layout.key_dim);
-    extend(group.values[i], layout.value_dim);
+      unit(place).page_views[i] = old.view;
+    }
   }
   for (int64_t page = group.pages - 1; page >= before; --page) {
     group.free.push_back(static_cast<int32_t>(page));
@@ -204,7 +200,7 @@ void Cache::reach(Group& group, std::vector<int32_t>& pages, int64_t begin, int6
   }
 }
 
-std::span<const LayerState> Cache::prepare(const Batch& batch) {
+std::span<const UnitState> Cache::prepare(const Batch& batch) {
   const Segments segments = batch.segments();
   for (size_t g = 0; g < groups_.size(); ++g) {
     Group& group = groups_[g];
@@ -227,13 +223,15 @@ std::span<const LayerState> Cache::prepare(const Batch& batch) {
       std::copy(sequences_[slot].pages[g].begin(), sequences_[slot].pages[g].end(),
                 group.table.begin() + s * group.pages_per_segment);
     }
-    for (size_t i = 0; i < group.keys.size(); ++i) {
-      states_[static_cast<size_t>(group.plan.layers[i])].pages = {
-          group.keys[i].view, group.values[i].view, group.table, group.pages_per_segment};
+    for (const int64_t place : group.plan.units) {
+      UnitState& state = states_[static_cast<size_t>(place)];
+      state.pages = unit(place).page_views;
+      state.table = group.table;
+      state.pages_per_segment = group.pages_per_segment;
     }
   }
   for (size_t i = 0; i < states_.size(); ++i) {
-    states_[i].slots = slot_views_[i];
+    states_[i].slots = units_[i].slot_views;
   }
   return states_;
 }

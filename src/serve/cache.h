@@ -1,6 +1,7 @@
-// Cache: the state that a model keeps for its sequences. Keys and values live in pages that are
-// taken as a sequence grows and, behind a window, given back; recurrent states live in one slot a
-// sequence. What is given back is filled with NaN, so that whatever still read it would show.
+// Cache: the state that a model keeps for its sequences. Of each unit, the parts that grow with the
+// tokens live in pages that are taken as a sequence grows and, behind a window, given back; the
+// parts of fixed size live in one slot a sequence. What is given back is filled with NaN, so that
+// whatever still read it would show.
 #pragma once
 
 #include <span>
@@ -13,7 +14,7 @@ namespace cambium {
 
 class Cache {
  public:
-  /// Error when memory_bytes does not hold a single sequence. The model must outlive the cache.
+  /// Error when memory_bytes does not hold a single sequence.
   explicit Cache(const Model& model, const CacheConfig& config = {});
 
   /// Error when a sequence of `tokens` tokens could never fit, even alone.
@@ -23,9 +24,9 @@ class Cache {
   int64_t open(int64_t tokens);
   /// Gives slot and pages back.
   void close(int64_t slot);
-  /// Pages and slots for a batch of open sequences, one LayerState a layer, valid until the next
-  /// call. At most one segment a sequence, of at most piece_tokens.
-  std::span<const LayerState> prepare(const Batch& batch);
+  /// Pages and slots for a batch of open sequences, one UnitState for each of Model::state_layouts,
+  /// valid until the next call. At most one segment a sequence, of at most piece_tokens.
+  std::span<const UnitState> prepare(const Batch& batch);
 
   const CachePlan& plan() const { return plan_; }
   /// Sequences that can be open at once; fewer than asked for if memory is short.
@@ -43,9 +44,13 @@ class Cache {
     int64_t set_aside = 0;  // pages promised to open sequences
     int64_t pages = 0;      // pages there are
     std::vector<int32_t> free;
-    std::vector<OwnedTensor> keys, values;  // by index in plan.layers: (pages, page_size, Hkv, D)
-    std::vector<int32_t> table;             // (S, pages_per_segment) of the batch
+    std::vector<int32_t> table;  // (S, pages_per_segment) of the batch
     int64_t pages_per_segment = 0;
+  };
+  /// A unit's state: the memory, and the tensors that units see.
+  struct Unit {
+    std::vector<OwnedTensor> pages, slots;
+    std::vector<Tensor> page_views, slot_views;
   };
   struct Sequence {
     bool open = false;
@@ -58,15 +63,14 @@ class Cache {
   void give_back(Group& group, int32_t page);
   void grow(Group& group);
   void reach(Group& group, std::vector<int32_t>& pages, int64_t begin, int64_t end);
+  Unit& unit(int64_t place) { return units_[static_cast<size_t>(place)]; }
   void poison_slot(int64_t slot);
 
-  const Model& model_;
   CachePlan plan_;
   std::vector<Group> groups_;
-  std::vector<Sequence> sequences_;              // by slot
-  std::vector<std::vector<OwnedTensor>> slots_;  // by layer: (sequences, part...)
-  std::vector<std::vector<Tensor>> slot_views_;
-  std::vector<LayerState> states_;
+  std::vector<Sequence> sequences_;  // by slot
+  std::vector<Unit> units_;          // as CachePlan::layouts
+  std::vector<UnitState> states_;    // as CachePlan::layouts
   int64_t open_ = 0;
 };
 

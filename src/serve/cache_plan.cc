@@ -5,13 +5,16 @@
 namespace cambium {
 namespace {
 
-constexpr int64_t kValueBytes = 4;  // fp32 keys and values on the CPU
-
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
 }  // namespace
+
+Dtype parse_cache_values(const std::string& name) {
+  expect(name == "bf16" || name == "f32", "--cache: expected bf16 or f32, got '{}'", name);
+  return name == "bf16" ? Dtype::kBF16 : Dtype::kF32;
+}
 
 int64_t PageGroup::pages_for(int64_t tokens, const CacheConfig& config) const {
   const int64_t all = ceil_div(tokens, config.page_size);
@@ -22,28 +25,43 @@ int64_t PageGroup::pages_for(int64_t tokens, const CacheConfig& config) const {
   return std::min(all, ceil_div(window - 1 + config.piece_tokens, config.page_size) + 1);
 }
 
-CachePlan::CachePlan(const Model& model, const CacheConfig& config) : config_(config) {
+CachePlan::CachePlan(const Model& model, const CacheConfig& config)
+    : config_(config), layouts_(model.state_layouts()) {
   expect(config.max_sequences > 0 && config.page_size > 0 && config.piece_tokens > 0 &&
              config.memory_bytes >= 0 && config.max_tokens >= 0,
          "[cache] expected max_sequences, page_size and piece_tokens above 0, got {}, {} and {}",
          config.max_sequences, config.page_size, config.piece_tokens);
+  expect(config.values == Dtype::kF32 || config.values == Dtype::kBF16,
+         "[cache] expected keys and values in f32 or bf16, got {}", dtype_name(config.values));
   if (config_.max_tokens == 0) {
     config_.max_tokens = std::max<int64_t>(model.spec().max_positions, 1);
   }
-  for (int64_t i = 0; i < model.layer_count(); ++i) {
-    const StateLayout layout = model.layer(i).mixer().state_layout();
+  for (size_t i = 0; i < layouts_.size(); ++i) {
+    for (Part& part : layouts_[i].pages) {
+      part.dtype = config_.values;
+    }
+    const StateLayout& layout = layouts_[i];
     slot_bytes_ += layout.bytes_per_sequence();
-    if (layout.kv_heads == 0) {
+    if (layout.pages.empty()) {
       continue;
     }
     auto group = std::find_if(groups_.begin(), groups_.end(),
                               [&](const PageGroup& g) { return g.window == layout.window; });
     if (group == groups_.end()) {
-      groups_.push_back({.window = layout.window, .layers = {}});
+      groups_.push_back({.window = layout.window, .units = {}});
       group = groups_.end() - 1;
     }
-    group->layers.push_back(i);
-    group->bytes_per_token += layout.bytes_per_token(kValueBytes);
+    group->units.push_back(static_cast<int64_t>(i));
+    group->bytes_per_token += layout.bytes_per_token();
+  }
+  size_t unit = 0;
+  for (int64_t layer = 0; layer < model.layer_count(); ++layer) {
+    LayerBytes& bytes = layers_.emplace_back();
+    for (size_t i = 0; i < model.layer(layer).state_layouts().size(); ++i) {
+      const StateLayout& layout = layouts_[unit++];
+      bytes.per_token += layout.window > 0 ? 0 : layout.bytes_per_token();
+      bytes.per_sequence += layout.bytes_per_sequence() + layout.window * layout.bytes_per_token();
+    }
   }
 }
 
@@ -59,6 +77,14 @@ int64_t CachePlan::lasting_bytes_per_token() const {
   int64_t sum = 0;
   for (const PageGroup& group : groups_) {
     sum += group.window == 0 ? group.bytes_per_token : 0;
+  }
+  return sum;
+}
+
+int64_t CachePlan::fixed_bytes() const {
+  int64_t sum = 0;
+  for (const LayerBytes& layer : layers_) {
+    sum += layer.per_sequence;
   }
   return sum;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "model/model.h"
@@ -19,13 +20,24 @@ struct CacheConfig {
   int64_t max_tokens = 0;
   /// Most tokens of one sequence in a call: a windowed layer keeps its window and these.
   int64_t piece_tokens = 256;
+  /// Type of keys and values, f32 or bf16.
+  Dtype values = Dtype::kF32;
 };
 
-/// Layers with one window: their pages have the same indices and share one table.
+/// "bf16" or "f32", as --cache takes it; Error otherwise.
+Dtype parse_cache_values(const std::string& name);
+
+/// What a layer's units keep.
+struct LayerBytes {
+  int64_t per_token = 0;     // for as long as the sequence lives
+  int64_t per_sequence = 0;  // slots, and what windows hold once they are full
+};
+
+/// Units with one window: their pages have the same indices and share one table.
 struct PageGroup {
-  int64_t window = 0;  // 0 = everything before
-  std::vector<int64_t> layers;
-  int64_t bytes_per_token = 0;  // keys and values of all its layers
+  int64_t window = 0;           // 0 = everything before
+  std::vector<int64_t> units;   // places in CachePlan::layouts
+  int64_t bytes_per_token = 0;  // of all its units
 
   /// Most pages that a sequence of `tokens` tokens holds at once.
   int64_t pages_for(int64_t tokens, const CacheConfig& config) const;
@@ -38,12 +50,17 @@ class CachePlan {
 
   const CacheConfig& config() const { return config_; }
   const std::vector<PageGroup>& groups() const { return groups_; }
+  /// Of the model's units that keep state, as this cache keeps them.
+  const std::vector<StateLayout>& layouts() const { return layouts_; }
+  const std::vector<LayerBytes>& layers() const { return layers_; }
   /// Bytes of a sequence whatever its length: recurrent states and convolution tails.
   int64_t slot_bytes() const { return slot_bytes_; }
   /// Bytes a token adds while every layer still has it in reach, and for as long as the sequence
   /// lives (layers without a window).
   int64_t bytes_per_token() const;
   int64_t lasting_bytes_per_token() const;
+  /// Bytes of a long sequence that do not grow: slots and full windows.
+  int64_t fixed_bytes() const;
   /// Bytes of a sequence of `tokens` tokens, in whole pages.
   int64_t sequence_bytes(int64_t tokens) const;
   /// Sequences of `tokens` tokens that fit into `bytes`.
@@ -53,6 +70,8 @@ class CachePlan {
 
  private:
   CacheConfig config_;
+  std::vector<StateLayout> layouts_;
+  std::vector<LayerBytes> layers_;
   std::vector<PageGroup> groups_;
   int64_t slot_bytes_ = 0;
 };

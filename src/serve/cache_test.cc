@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "base/float16.h"
 #include "model/weights.h"
 
 namespace cambium {
@@ -22,14 +23,14 @@ ModelSpec spec() {
       {"heads", int64_t{2}}, {"kv_heads", int64_t{1}}, {"head_dim", int64_t{8}}};
   Options windowed = attention;
   windowed.set("window", int64_t{20});
-  spec.layers = {{.mixer = {"attention", attention}, .ff_inner = 16},
-                 {.mixer = {"sliding_window", windowed}, .ff_inner = 16},
-                 {.mixer = {"mamba2",
-                            {{"heads", int64_t{2}},
-                             {"head_dim", int64_t{8}},
-                             {"state", int64_t{4}},
-                             {"b_heads", int64_t{1}}}},
-                  .ff_inner = 16}};
+  spec.layers = {decoder_layer({"attention", attention}, 16),
+                 decoder_layer({"sliding_window", windowed}, 16),
+                 decoder_layer({"mamba2",
+                                {{"heads", int64_t{2}},
+                                 {"head_dim", int64_t{8}},
+                                 {"state", int64_t{4}},
+                                 {"b_heads", int64_t{1}}}},
+                               16)};
   return spec;
 }
 
@@ -37,6 +38,10 @@ constexpr CacheConfig kConfig{.max_sequences = 3, .page_size = 8, .piece_tokens 
 
 bool all_nan(const Tensor& t, int64_t row) {
   const int64_t n = t.numel() / t.dim(0);
+  if (t.dtype == Dtype::kBF16) {
+    const bf16* p = t.ptr<bf16>() + row * n;
+    return std::all_of(p, p + n, [](bf16 x) { return std::isnan(widen(x)); });
+  }
   const float* p = t.ptr<float>() + row * n;
   return std::all_of(p, p + n, [](float x) { return std::isnan(x); });
 }
@@ -59,9 +64,25 @@ TEST(CachePlan, CountsBytesBeforeAnythingIsLoaded) {
   EXPECT_EQ(plan.longest_in(plan.slot_bytes(), 400), 0);
 }
 
-TEST(Cache, PagesAreTakenGivenBackAndPoisoned) {
+TEST(CachePlan, CountsTheBytesOfTheTypeAsked) {
+  const Model model(spec());
+  CacheConfig narrow = kConfig;
+  narrow.values = Dtype::kBF16;
+  const CachePlan wide(model, kConfig);
+  const CachePlan halved(model, narrow);
+  EXPECT_EQ(halved.bytes_per_token(), wide.bytes_per_token() / 2);
+  EXPECT_EQ(halved.slot_bytes(), wide.slot_bytes());  // states stay fp32
+  narrow.values = Dtype::kF64;
+  EXPECT_THROW(CachePlan(model, narrow), Error);
+}
+
+class CachePages : public ::testing::TestWithParam<Dtype> {};
+
+TEST_P(CachePages, AreTakenGivenBackAndPoisoned) {
   const LoadedModel loaded = fresh_model(spec(), 1);
-  Cache cache(*loaded.model, kConfig);
+  CacheConfig config = kConfig;
+  config.values = GetParam();
+  Cache cache(*loaded.model, config);
   Arena arena;
   const std::vector<int32_t> tokens(16, 3);
   const int64_t slot = cache.open(128);
@@ -77,7 +98,7 @@ TEST(Cache, PagesAreTakenGivenBackAndPoisoned) {
       ASSERT_TRUE(std::isfinite(hidden.ptr<float>()[i])) << position;
     }
     const auto pages = [&](size_t layer) {
-      const auto table = options.states[layer].pages.table;
+      const auto table = options.states[layer].table;
       return std::count_if(table.begin(), table.end(), [](int32_t p) { return p >= 0; });
     };
     EXPECT_EQ(pages(0), (position + 16) / 8);
@@ -92,13 +113,17 @@ TEST(Cache, PagesAreTakenGivenBackAndPoisoned) {
     EXPECT_TRUE(all_nan(part, slot));
   }
   for (const size_t layer : {0U, 1U}) {
-    for (const Tensor& t : {states[layer].pages.keys, states[layer].pages.values}) {
+    EXPECT_EQ(states[layer].pages[0].dtype, GetParam());
+    for (const Tensor& t : states[layer].pages) {
       for (int64_t page = 0; page < t.dim(0); ++page) {
         EXPECT_TRUE(all_nan(t, page)) << layer << " " << page;
       }
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Types, CachePages, ::testing::Values(Dtype::kF32, Dtype::kBF16),
+                         [](const auto& row) { return dtype_name(row.param); });
 
 TEST(Cache, RoomIsSetAsideForTheWholeSequence) {
   const Model model(spec());

@@ -27,7 +27,8 @@ CacheConfig cache_config(const EngineConfig& config) {
           .page_size = config.page_size,
           .memory_bytes = config.memory_bytes,
           .max_tokens = 0,
-          .piece_tokens = config.prefill_chunk};
+          .piece_tokens = config.prefill_chunk,
+          .values = config.cache_values};
 }
 
 }  // namespace
@@ -68,6 +69,7 @@ Engine::Ticket Engine::submit(GenerationRequest request) {
   expect(!request.prompt.empty(), "[engine] expected a prompt of at least one token");
   expect(request.max_new_tokens > 0, "[engine] expected max_new_tokens above 0, got {}",
          request.max_new_tokens);
+  check_sampling(request.sampling);
   const int64_t vocab = model_.spec().vocab;
   for (const int32_t token : request.prompt) {
     expect(token >= 0 && token < vocab,
@@ -123,7 +125,7 @@ void Engine::plan_step() {
     } else {
       piece = std::span(job->result.tokens).last(1);
     }
-    batch_.add(piece, fed, job->slot);
+    batch_.add(piece, fed, job->slot, job->prompt());
     job->fed += static_cast<int64_t>(piece.size());
     if (job->fed >= job->prompt()) {
       job->last_row = batch_.size() - 1;

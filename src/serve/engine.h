@@ -24,6 +24,8 @@ struct EngineConfig {
   /// Of the cache; 0 = as much as max_sequences need, allocated as it is needed.
   int64_t memory_bytes = 0;
   int64_t page_size = 16;
+  /// Keys and values of the cache, bf16 or f32.
+  Dtype cache_values = Dtype::kBF16;
   /// Tokens of a prompt in one call; a multiple of kRecurrenceChunk.
   int64_t prefill_chunk = 256;
   /// Tokens of all prompts in one call, beside the decoding sequences; at least prefill_chunk.
@@ -69,7 +71,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   /// Queues a request. Error when it could never run: an empty prompt, a token outside the
-  /// vocabulary, a prompt longer than the model's positions, more tokens than the cache holds.
+  /// vocabulary, a prompt longer than the model's positions, more tokens than the cache holds,
+  /// sampling settings outside their ranges.
   Ticket submit(GenerationRequest request);
   /// Runs one forward call; false when there was nothing to run.
   bool step();

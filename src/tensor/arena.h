@@ -17,14 +17,14 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t bytes, Device device = {});
-  void* data() const { return data_.get(); }
+  void* data() const;
   int64_t bytes() const { return bytes_; }
 
  private:
   struct Free {
     void operator()(void* p) const;
   };
-  std::unique_ptr<void, Free> data_;
+  std::unique_ptr<void, Free> memory_;  // data() is its first aligned address
   int64_t bytes_ = 0;
 };
 

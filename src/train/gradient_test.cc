@@ -6,20 +6,20 @@
 namespace cambium {
 namespace {
 
-MixerSpec window_mixer() {
-  MixerSpec mixer = testing::attention_mixer();
+UnitSpec window_mixer() {
+  UnitSpec mixer = testing::attention_mixer();
   mixer.kind = "sliding_window";
   mixer.options.set("window", int64_t{3});
   return mixer;
 }
 
-MixerSpec mamba_mixer() {
+UnitSpec mamba_mixer() {
   return {
       "mamba",
       {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
 }
 
-MixerSpec mamba2_mixer() {
+UnitSpec mamba2_mixer() {
   return {"mamba2",
           {{"heads", int64_t{2}},
            {"head_dim", int64_t{8}},
@@ -27,7 +27,7 @@ MixerSpec mamba2_mixer() {
            {"b_heads", int64_t{1}}}};
 }
 
-MixerSpec delta_mixer() {
+UnitSpec delta_mixer() {
   return {"gated_delta_net",
           {{"heads", int64_t{2}}, {"key_dim", int64_t{4}}, {"value_dim", int64_t{8}}}};
 }
@@ -77,10 +77,10 @@ TEST(WholeModelGradient, EqualsFiniteDifferences) {
   Packer packer(*data, 1, 24, LongDocuments::kDrop);
   const PackedSequence sequence = packer.next();
   ASSERT_GT(sequence.batch.segments().count(), 1);
-  for (const std::vector<MixerSpec>& mixers :
-       std::vector<std::vector<MixerSpec>>{{testing::attention_mixer(), mamba_mixer()},
-                                           {window_mixer(), mamba2_mixer()},
-                                           {delta_mixer(), testing::attention_mixer()}}) {
+  for (const std::vector<UnitSpec>& mixers :
+       std::vector<std::vector<UnitSpec>>{{testing::attention_mixer(), mamba_mixer()},
+                                          {window_mixer(), mamba2_mixer()},
+                                          {delta_mixer(), testing::attention_mixer()}}) {
     const ModelSpec spec = testing::tiny_spec(mixers);
     for (const bool checkpointed : {false, true}) {
       DoubleModel student(spec, 1, true);

@@ -31,10 +31,10 @@ bool same(const LossSums& a, const LossSums& b) {
 }
 
 TEST(LayerWalk, GivesTheNumbersOfWholeForwardsBitForBit) {
-  const MixerSpec mamba = {
+  const UnitSpec mamba = {
       "mamba",
       {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
-  const MixerSpec attention = testing::attention_mixer();
+  const UnitSpec attention = testing::attention_mixer();
   LoadedModel base =
       fresh_model(testing::tiny_spec({attention, mamba, attention, attention}), 1, 0.3);
   LoadedModel teacher = fresh_model(testing::tiny_attention(3), 2, 0.3);

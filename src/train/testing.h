@@ -13,12 +13,12 @@
 
 namespace cambium::testing {
 
-inline MixerSpec attention_mixer() {
+inline UnitSpec attention_mixer() {
   return {"attention", {{"heads", int64_t{2}}, {"kv_heads", int64_t{1}}, {"head_dim", int64_t{8}}}};
 }
 
 /// A model of 16 channels over 24 tokens with these mixers.
-inline ModelSpec tiny_spec(const std::vector<MixerSpec>& mixers) {
+inline ModelSpec tiny_spec(const std::vector<UnitSpec>& mixers) {
   ModelSpec spec;
   spec.family = "cambium";
   spec.vocab = 24;
@@ -27,14 +27,14 @@ inline ModelSpec tiny_spec(const std::vector<MixerSpec>& mixers) {
   spec.max_positions = 256;
   spec.rope.dim = 8;
   spec.eos_ids = {1};
-  for (const MixerSpec& mixer : mixers) {
-    spec.layers.push_back({mixer, 24, false});
+  for (const UnitSpec& mixer : mixers) {
+    spec.layers.push_back(decoder_layer(mixer, 24));
   }
   return spec;
 }
 
 inline ModelSpec tiny_attention(int layers) {
-  return tiny_spec(std::vector<MixerSpec>(static_cast<size_t>(layers), attention_mixer()));
+  return tiny_spec(std::vector<UnitSpec>(static_cast<size_t>(layers), attention_mixer()));
 }
 
 inline constexpr const char* kChatTemplate =

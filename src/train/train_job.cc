@@ -48,10 +48,10 @@ ModelSpec model_spec(const ModelPlan& plan, const Tokenizer& tokenizer) {
   spec.family = "llama";
   spec.vocab = tokenizer.vocab_size();
   spec.width = plan.width;
-  const LayerSpec layer{
-      .mixer = {"attention",
-                {{"heads", plan.heads}, {"kv_heads", plan.kv_heads}, {"head_dim", plan.head_dim}}},
-      .ff_inner = plan.feed_forward};
+  const LayerSpec layer = decoder_layer(
+      {"attention",
+       {{"heads", plan.heads}, {"kv_heads", plan.kv_heads}, {"head_dim", plan.head_dim}}},
+      plan.feed_forward);
   spec.layers.assign(static_cast<size_t>(plan.layers), layer);
   spec.max_positions = plan.max_positions;
   spec.rope.theta = plan.rope_theta;

@@ -102,8 +102,8 @@ void Trainer::check_config() const {
            "alignment needs a teacher of the student's layers and width ({} of {}), got {} of {}",
            student_.layer_count(), student_.spec().width, teacher_->layer_count(),
            teacher_->spec().width);
-    expect(!student_.layer(layer).removed() && !teacher_->layer(layer).removed(),
-           "layer {} to align has been removed", layer);
+    expect(student_.layer(layer).mixer() != nullptr && teacher_->layer(layer).mixer() != nullptr,
+           "layer {} to align has no mixer", layer);
   }
 }
 
@@ -118,7 +118,7 @@ bool Trainer::converted_layer(int64_t layer) const {
            config_.converted.end();
   }
   const auto at = static_cast<size_t>(layer);
-  return student_.spec().layers[at].mixer != teacher_->spec().layers[at].mixer;
+  return student_.spec().layers[at].mixers() != teacher_->spec().layers[at].mixers();
 }
 
 bool Trainer::finished() const {
@@ -244,13 +244,13 @@ void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& s
   std::vector<MixerTap> taps(static_cast<size_t>(teacher_->layer_count()));
   Context plain{.arena = &arena_};
   teacher_->forward(plain, sequence.batch, with_taps(taps));
-  const ForwardInputs forward{&sequence.batch, &student_.rope_for(sequence.batch), nullptr};
+  const UnitInputs forward{&sequence.batch, student_.rope_for(plain, sequence.batch), nullptr};
   for (size_t i = 0; i < sums.align.size(); ++i) {
     const ArenaScope scope(arena_);
     const int64_t layer = config_.align.layers[i];
     const MixerTap& tap = taps[static_cast<size_t>(layer)];
     Context ctx{.arena = &arena_, .tape = &tape_};
-    const Tensor out = student_.layer(layer).mixer().forward(ctx, tap.input, forward);
+    const Tensor out = student_.layer(layer).mixer()->forward(ctx, tap.input, forward);
     sums.align[i] += align_loss(
         ctx, out, tap.output,
         config_.align.all_tokens ? std::span<const int32_t>{} : std::span(sequence.labels),

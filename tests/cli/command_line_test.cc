@@ -134,7 +134,7 @@ TEST(CommandLine, InspectCountsBeforeAnythingIsLoaded) {
   TestFolder folder;  // a configuration without weights
   write_file_atomically(folder.at("config.json"),
                         read_text_file(fixture("llama") + "/config.json"));
-  const Outcome outcome = cambium("inspect " + folder.path() + " --memory 1MiB --json");
+  const Outcome outcome = cambium("inspect " + folder.path() + " --memory 1MiB --json --cache f32");
   ASSERT_EQ(outcome.status, 0) << outcome.text;
   const auto json = nlohmann::json::parse(outcome.text);
   EXPECT_EQ(json["parameters"], 126400);
@@ -142,6 +142,11 @@ TEST(CommandLine, InspectCountsBeforeAnythingIsLoaded) {
   // Three layers of two key-value heads of 16, keys and values, fp32.
   EXPECT_EQ(json["cache_bytes_per_token"], 3 * 2 * 2 * 16 * 4);
   EXPECT_EQ(json["memory"]["f32"]["sequences"], (1048576 - 126400 * 4) / (512 * 768));
+  const Outcome narrow = cambium("inspect " + folder.path() + " --memory 1MiB --json");
+  const auto halved = nlohmann::json::parse(narrow.text);
+  EXPECT_EQ(halved["cache_bytes_per_token"], 3 * 2 * 2 * 16 * 2);
+  EXPECT_EQ(halved["memory"]["f32"]["sequences"], (1048576 - 126400 * 4) / (512 * 384));
+  EXPECT_THAT(cambium("inspect " + folder.path() + " --cache f16").text, HasSubstr("bf16 or f32"));
 }
 
 TEST(CommandLine, BenchMeasuresModelsSideBySide) {

@@ -65,11 +65,13 @@ struct Variant {
     ASSERT_NE(at, std::string::npos);
     write_file_atomically(folder.at("config.json"), text.replace(at, old_text.size(), new_text));
   }
-  void weights(uint64_t shard_bytes) {
+  void weights(uint64_t shard_bytes, const std::string& old_name = "",
+               const std::string& new_name = "") {
     const SafeTensors file = SafeTensors::open(from);
     std::vector<TensorSource> sources;
     for (const TensorEntry& t : file.tensors()) {
-      sources.push_back(TensorSource::from_memory(t.name, t.dtype, t.shape, t.data));
+      sources.push_back(TensorSource::from_memory(t.name == old_name ? new_name : t.name, t.dtype,
+                                                  t.shape, t.data));
     }
     SafeTensorsOptions options;
     options.max_shard_bytes = shard_bytes;
@@ -123,6 +125,34 @@ TEST(Variants, RotationsOfAnotherScaleAreSeen) {
   EXPECT_GT(v.error(), 1e-3);
 }
 
+TEST(Variants, TiedEmbeddingsMayHaveKeptTheNameOfTheHead) {
+  Variant v("llama");
+  v.config("\"llama\"", "\"llama\"");
+  v.weights(0, "model.embed_tokens.weight", "lm_head.weight");
+  EXPECT_LT(v.error(), 1e-4);
+}
+
+TEST(Variants, InfinitiesOfPythonInKeysThatAreNotUsed) {
+  Variant v("llama");
+  v.config("\"rope_theta\"",
+           "\"time_step_limit\": [0.0, Infinity, -Infinity, NaN], \"note\": \"an \\\"Infinity\\\" "
+           "of NaN\", \"rope_theta\"");
+  v.weights(0);
+  EXPECT_LT(v.error(), 1e-4);
+}
+
+// Within the original positions dynamic scaling is the plain rotation, and so is linear scaling
+// by 1.
+TEST(Variants, ScalingsThatChangeNothing) {
+  for (const char* scaling : {"{\"rope_type\": \"dynamic\", \"factor\": 2.0}",
+                              "{\"type\": \"linear\", \"factor\": 1.0}"}) {
+    Variant v("llama");
+    v.config("\"rope_theta\"", std::string("\"rope_scaling\": ") + scaling + ", \"rope_theta\"");
+    v.weights(0);
+    EXPECT_LT(v.error(), 1e-4) << scaling;
+  }
+}
+
 TEST(Verify, SeesAWeightThatIsWrong) {
   const std::string dir = fixture("mistral_swa");
   const LoadedModel loaded = load_model(dir);
@@ -140,7 +170,7 @@ TEST(Verify, SeesAWindowThatIsWrong) {
   const std::string dir = fixture("mistral_swa");
   ModelSpec spec = read_spec(dir);
   for (LayerSpec& layer : spec.layers) {
-    layer.mixer.options.set("window", int64_t{33});
+    layer.mixer()->options.set("window", int64_t{33});
   }
   Model model(spec);
   Weights weights;

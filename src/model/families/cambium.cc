@@ -1,5 +1,11 @@
-// Cambium's own layout: config.json lists every layer with its mixer and the mixer's options, and
-// tensors carry our names under "model.". Any mixer may stand in any layer.
+// Cambium's own layout: config.json lists every layer, and tensors carry our names under "model.".
+// A layer of a mixer and a SwiGLU is {"mixer", "options", "intermediate_size"}; any other is
+// {"branches": [{"norm", "norm_eps", "active", "keep", "residual_normed", "units": [{"kind",
+// "options", "out", "name"}]}]}, where what is absent is as in BranchSpec, and the norm as in the
+// model.
+#include <algorithm>
+
+#include "base/checked.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
 
@@ -7,6 +13,9 @@ namespace cambium {
 namespace {
 
 using config::Json;
+
+/// What configurations call the mixer of a layer that has none.
+constexpr const char* kNoMixer = "identity";
 
 Json write_options(const Options& options) {
   Json json = Json::object();
@@ -17,6 +26,7 @@ Json write_options(const Options& options) {
 }
 
 Options read_options(const Json& json, const std::string& where) {
+  expect(json.is_object(), "{}: expected an object", where);
   Options options;
   for (const auto& [key, value] : json.items()) {
     if (value.is_boolean()) {
@@ -28,11 +38,68 @@ Options read_options(const Json& json, const std::string& where) {
     } else if (value.is_string()) {
       options.set(key, value.get<std::string>());
     } else {
-      fail("{}: expected '{}' to be a number, a string, true or false, got {}", where, key,
-           value.dump());
+      const auto number = [](const Json& v) { return v.is_number(); };
+      expect(value.is_array() && std::all_of(value.begin(), value.end(), number),
+             "{}: expected '{}' to be a number, a string, true, false or a list of numbers", where,
+             key);
+      options.set(key, value.get<std::vector<double>>());
     }
   }
   return options;
+}
+
+float factor_or(const Json& json, const char* key, double fallback, const std::string& where) {
+  return static_cast<float>(config::real_or(json, key, fallback, where));
+}
+
+/// The list `key` of objects, each with its place for errors.
+template <class Read>
+void each(const Json& json, const char* key, const std::string& where, const Read& read) {
+  const auto it = json.find(key);
+  expect(it != json.end() && it->is_array(), "{}: expected the list '{}'", where, key);
+  for (size_t i = 0; i < it->size(); ++i) {
+    const std::string inside = fmt::format("{}.{}[{}]", where, key, i);
+    expect((*it)[i].is_object(), "{}: expected an object", inside);
+    read((*it)[i], inside);
+  }
+}
+
+BranchSpec read_branch(const Json& json, const NormSpec& norm, const std::string& where) {
+  BranchSpec branch;
+  branch.norm.kind =
+      find_norm_kind(config::text_or(json, "norm", norm_kind_name(norm.kind), where));
+  branch.norm.eps = factor_or(json, "norm_eps", norm.eps, where);
+  branch.active = static_cast<int>(config::integer_or(json, "active", -1, -1, kMaxHeads, where));
+  branch.keep = factor_or(json, "keep", 1.0, where);
+  branch.residual_normed = config::flag_or(json, "residual_normed", false, where);
+  each(json, "units", where, [&](const Json& unit, const std::string& inside) {
+    branch.units.push_back({config::text_or(unit, "kind", "", inside),
+                            read_options(unit.value("options", Json::object()), inside),
+                            factor_or(unit, "out", 1.0, inside),
+                            config::text_or(unit, "name", "", inside)});
+    find_unit_kind(branch.units.back().kind);
+  });
+  return branch;
+}
+
+/// A layer as every checkpoint before branches has it: a mixer and the size of a SwiGLU. "identity"
+/// is a branch without units.
+LayerSpec read_plain_layer(const Json& json, const NormSpec& norm, const std::string& where) {
+  expect(json.contains("mixer") && json["mixer"].is_string(),
+         "{}: expected an object with the string 'mixer'", where);
+  if (config::flag_or(json, "removed", false, where)) {
+    return {};
+  }
+  const int64_t inner = config::integer(json, "intermediate_size", 1, kMaxInner, where);
+  const std::string mixer = json["mixer"].get<std::string>();
+  const Options options = read_options(json.value("options", Json::object()), where + ".options");
+  if (mixer == kNoMixer) {
+    LayerSpec layer = decoder_layer({"swiglu"}, inner, norm);
+    layer.branches.front().units.clear();
+    return layer;
+  }
+  find_unit_kind(mixer);
+  return decoder_layer({mixer, options}, inner, norm);
 }
 
 ModelSpec read(const std::string& text, const std::string& where) {
@@ -40,28 +107,80 @@ ModelSpec read(const std::string& text, const std::string& where) {
   // A copy: what is added to config below moves its values.
   const Json layers = config.value("layers", Json());
   expect(layers.is_array() && !layers.empty(), "{}: expected the list 'layers'", where);
-  const int64_t head_dim = config::integer(config, "rope_dim", where);
+  const int64_t head_dim = config::integer(config, "rope_dim", 0, kMaxHeadDim, where);
   // What the shared reader asks for and this layout says per layer.
   config["num_attention_heads"] = 1;
   config["head_dim"] = head_dim;
   config["intermediate_size"] = 1;
   config["num_hidden_layers"] = layers.size();
   ModelSpec spec = config::read_decoder(config, "cambium", where);
-  for (size_t i = 0; i < spec.layers.size(); ++i) {
-    const Json& layer = layers[i];
+  spec.norm.kind = find_norm_kind(config::text_or(config, "norm", "rms", where));
+  spec.embedding_scale = factor_or(config, "embedding_scale", 1.0, where);
+  spec.logit_scale = factor_or(config, "logit_scale", 1.0, where);
+  spec.layers.clear();
+  for (size_t i = 0; i < layers.size(); ++i) {
     const std::string inside = fmt::format("{}: layers[{}]", where, i);
-    expect(layer.is_object() && layer.contains("mixer") && layer["mixer"].is_string(),
-           "{}: expected an object with the string 'mixer'", inside);
-    const bool removed = config::flag_or(layer, "removed", false, inside);
-    spec.layers[i] = {
-        .mixer = {layer["mixer"].get<std::string>(),
-                  read_options(layer.value("options", Json::object()), inside + ".options")},
-        .ff_inner = config::integer_or(layer, "intermediate_size", 0, inside),
-        .removed = removed};
-    find_mixer_kind(spec.layers[i].mixer.kind);
-    expect(removed || spec.layers[i].ff_inner > 0, "{}: expected intermediate_size > 0", inside);
+    expect(layers[i].is_object(), "{}: expected an object with the string 'mixer'", inside);
+    LayerSpec& layer = spec.layers.emplace_back();
+    if (!layers[i].contains("branches")) {
+      layer = read_plain_layer(layers[i], spec.norm, inside);
+      continue;
+    }
+    each(layers[i], "branches", inside, [&](const Json& branch, const std::string& place) {
+      layer.branches.push_back(read_branch(branch, spec.norm, place));
+    });
   }
   return spec;
+}
+
+Json write_branch(const BranchSpec& branch, const NormSpec& norm) {
+  Json json;
+  if (branch.norm.kind != norm.kind) {
+    json["norm"] = norm_kind_name(branch.norm.kind);
+  }
+  if (branch.norm.eps != norm.eps) {
+    json["norm_eps"] = config::shortest(branch.norm.eps);
+  }
+  if (branch.active >= 0) {
+    json["active"] = branch.active;
+  }
+  if (branch.keep != 1.0F) {
+    json["keep"] = config::shortest(branch.keep);
+  }
+  if (branch.residual_normed) {
+    json["residual_normed"] = true;
+  }
+  json["units"] = Json::array();
+  for (const UnitSpec& unit : branch.units) {
+    Json entry = {{"kind", unit.kind}, {"options", write_options(unit.options)}};
+    if (unit.out != 1.0F) {
+      entry["out"] = config::shortest(unit.out);
+    }
+    if (!unit.name.empty()) {
+      entry["name"] = unit.name;
+    }
+    json["units"].push_back(entry);
+  }
+  return json;
+}
+
+Json write_layer(const LayerSpec& layer, const NormSpec& norm) {
+  if (layer.removed()) {
+    return {{"mixer", kNoMixer},
+            {"options", Json::object()},
+            {"intermediate_size", 0},
+            {"removed", true}};
+  }
+  if (config::is_decoder_layer(layer, norm)) {
+    return {{"mixer", layer.mixer()->kind},
+            {"options", write_options(layer.mixer()->options)},
+            {"intermediate_size", config::inner_of(layer)}};
+  }
+  Json json;
+  for (const BranchSpec& branch : layer.branches) {
+    json["branches"].push_back(write_branch(branch, norm));
+  }
+  return json;
 }
 
 std::string write(const ModelSpec& spec) {
@@ -69,30 +188,31 @@ std::string write(const ModelSpec& spec) {
   config["architectures"] = Json::array({"CambiumForCausalLM"});
   config["model_type"] = "cambium";
   config.update(config::write_common(spec));
+  if (spec.norm.kind != NormKind::kRms) {
+    config["norm"] = norm_kind_name(spec.norm.kind);
+  }
+  if (spec.embedding_scale != 1.0F) {
+    config["embedding_scale"] = config::shortest(spec.embedding_scale);
+  }
+  if (spec.logit_scale != 1.0F) {
+    config["logit_scale"] = config::shortest(spec.logit_scale);
+  }
   config["rope_dim"] = spec.rope.dim;
   Json layers = Json::array();
   for (const LayerSpec& layer : spec.layers) {
-    Json entry;
-    entry["mixer"] = layer.mixer.kind;
-    entry["options"] = write_options(layer.mixer.options);
-    entry["intermediate_size"] = layer.ff_inner;
-    if (layer.removed) {
-      entry["removed"] = true;
-    }
-    layers.push_back(entry);
+    layers.push_back(write_layer(layer, spec.norm));
   }
   config["layers"] = layers;
   return config.dump(1);
 }
 
-std::string tensor_name(const ModelSpec& /*spec*/, const std::string& ours) {
-  return config::decoder_tensor_name(ours, "mixer.");
-}
-
 }  // namespace
 
 Family cambium_family() {
-  return {"cambium", {"cambium"}, read, write, tensor_name};
+  std::vector<TensorRule> tensors =
+      config::decoder_tensors({{"layers.*.mixer.*", "model.layers.*.mixer.*"}});
+  tensors.push_back({"*", "model.*"});  // units with names of their own
+  return {"cambium", {"cambium"}, read, write, tensors, config::decoder_ignored()};
 }
 
 }  // namespace cambium

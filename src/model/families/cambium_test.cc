@@ -32,8 +32,8 @@ TEST(CambiumFamily, ReadsItsLayersAmongAnyNumberOfOtherKeys) {
     write_file_atomically(folder.at("config.json"), config.dump());
     const ModelSpec spec = read_spec(folder.path());
     ASSERT_EQ(layer_map(spec), "AWA") << more;
-    EXPECT_EQ(spec.layers[1].ff_inner, 16);
-    EXPECT_EQ(spec.layers[1].mixer.options.integer("window", "window"), 5);
+    EXPECT_EQ(spec.layers[1].feed_forward()->options.integer("swiglu", "inner"), 16);
+    EXPECT_EQ(spec.layers[1].mixer()->options.integer("window", "window"), 5);
   }
 }
 

@@ -1,14 +1,59 @@
 #include "model/families/config.h"
 
-#include <algorithm>
+#include <cstdint>
+#include <string_view>
 
-#include "base/error.h"
+#include "base/checked.h"
 
 namespace cambium::config {
 
+namespace {
+
+/// Nesting that no configuration comes near; deeper files are refused before they cost stack.
+constexpr int kMaxDepth = 64;
+constexpr double kMaxReal = 1e30;
+
+/// JSON as Python writes it: Infinity, -Infinity and NaN outside strings, which the parser does not
+/// know, become null. A key whose number is needed then says what it expected.
+std::string without_infinities(const std::string& text) {
+  std::string result;
+  result.reserve(text.size());
+  bool inside = false;
+  for (size_t i = 0; i < text.size();) {
+    const char c = text[i];
+    if (inside && c == '\\' && i + 1 < text.size()) {
+      result.append(text, i, 2);
+      i += 2;
+      continue;
+    }
+    inside = inside != (c == '"');
+    bool found = false;
+    for (const std::string_view word : {"-Infinity", "Infinity", "NaN"}) {
+      if (!inside && text.compare(i, word.size(), word) == 0) {
+        result += "null";
+        i += word.size();
+        found = true;
+        break;
+      }
+    }
+    if (!found) {
+      result += c;
+      ++i;
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
 Json parse(const std::string& text, const std::string& where) {
   try {
-    Json json = Json::parse(text);
+    const auto shallow = [&](int depth, Json::parse_event_t /*event*/, Json& /*value*/) {
+      expect(depth <= kMaxDepth, "{}: expected at most {} levels of lists and objects", where,
+             kMaxDepth);
+      return true;
+    };
+    Json json = Json::parse(without_infinities(text), shallow);
     expect(json.is_object(), "{}: expected a JSON object", where);
     return json;
   } catch (const nlohmann::json::exception& e) {
@@ -16,18 +61,27 @@ Json parse(const std::string& text, const std::string& where) {
   }
 }
 
-int64_t integer(const Json& config, const char* key, const std::string& where) {
+bool has(const Json& config, const char* key) {
+  const auto it = config.find(key);
+  return it != config.end() && !it->is_null();
+}
+
+int64_t integer(const Json& config, const char* key, int64_t low, int64_t high,
+                const std::string& where) {
   const auto it = config.find(key);
   expect(it != config.end(), "{}: expected the key '{}', which is missing", where, key);
   expect(it->is_number_integer(), "{}: expected '{}' to be a whole number, got {}", where, key,
          it->dump());
-  return it->get<int64_t>();
+  // Beyond 2^63 the parser's number is unsigned.
+  expect(!it->is_number_unsigned() || it->get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX),
+         "{}: expected '{}' to be a whole number from {} to {}, got {}", where, key, low, high,
+         it->dump());
+  return in_range(where, key, it->get<int64_t>(), low, high);
 }
 
-int64_t integer_or(const Json& config, const char* key, int64_t fallback,
+int64_t integer_or(const Json& config, const char* key, int64_t fallback, int64_t low, int64_t high,
                    const std::string& where) {
-  const auto it = config.find(key);
-  return it == config.end() || it->is_null() ? fallback : integer(config, key, where);
+  return has(config, key) ? integer(config, key, low, high, where) : fallback;
 }
 
 double real_or(const Json& config, const char* key, double fallback, const std::string& where) {
@@ -36,7 +90,7 @@ double real_or(const Json& config, const char* key, double fallback, const std::
     return fallback;
   }
   expect(it->is_number(), "{}: expected '{}' to be a number, got {}", where, key, it->dump());
-  return it->get<double>();
+  return in_range(where, key, it->get<double>(), -kMaxReal, kMaxReal);
 }
 
 bool flag_or(const Json& config, const char* key, bool fallback, const std::string& where) {
@@ -48,170 +102,44 @@ bool flag_or(const Json& config, const char* key, bool fallback, const std::stri
   return it->get<bool>();
 }
 
-namespace {
-
-RopeConfig read_rope(const Json& config, int64_t head_dim, const std::string& where) {
-  RopeConfig rope;
-  rope.dim = head_dim;
-  rope.theta = real_or(config, "rope_theta", 10000.0, where);
-  Json scaling;
-  for (const char* key : {"rope_parameters", "rope_scaling"}) {
-    const auto it = config.find(key);
-    if (it != config.end() && it->is_object()) {
-      scaling = *it;
-      rope.theta = real_or(scaling, "rope_theta", rope.theta, where);
-      break;
-    }
+std::string text_or(const Json& config, const char* key, const char* fallback,
+                    const std::string& where) {
+  const auto it = config.find(key);
+  if (it == config.end() || it->is_null()) {
+    return fallback;
   }
-  if (!scaling.is_object()) {
-    return rope;
-  }
-  std::string type = "default";
-  for (const char* key : {"type", "rope_type"}) {
-    if (const auto it = scaling.find(key); it != scaling.end() && it->is_string()) {
-      type = it->get<std::string>();
-    }
-  }
-  if (type == "default") {
-    return rope;
-  }
-  expect(type == "llama3",
-         "{}: expected rope scaling of type default or llama3, got '{}', which is not supported",
-         where, type);
-  rope.factor = real_or(scaling, "factor", 8.0, where);
-  rope.low_freq_factor = real_or(scaling, "low_freq_factor", 1.0, where);
-  rope.high_freq_factor = real_or(scaling, "high_freq_factor", 4.0, where);
-  rope.original_length = integer_or(scaling, "original_max_position_embeddings", 8192, where);
-  expect(rope.factor > 0 && rope.high_freq_factor > rope.low_freq_factor,
-         "{}: expected rope factor > 0 and high_freq_factor > low_freq_factor", where);
-  return rope;
+  expect(it->is_string(), "{}: expected '{}' to be a string, got {}", where, key, it->dump());
+  return it->get<std::string>();
 }
 
-}  // namespace
-
-ModelSpec read_decoder(const Json& config, const std::string& family, const std::string& where) {
-  ModelSpec spec;
-  spec.family = family;
-  spec.vocab = integer(config, "vocab_size", where);
-  spec.width = integer(config, "hidden_size", where);
-  spec.norm_eps = static_cast<float>(real_or(config, "rms_norm_eps", 1e-6, where));
-  spec.tied_head = flag_or(config, "tie_word_embeddings", false, where);
-  spec.max_positions = integer_or(config, "max_position_embeddings", 2048, where);
-  spec.bos_id = integer_or(config, "bos_token_id", -1, where);
-  if (const auto it = config.find("eos_token_id"); it != config.end() && it->is_array()) {
-    for (const Json& id : *it) {
-      expect(id.is_number_integer(), "{}: expected eos_token_id to hold whole numbers", where);
-      spec.eos_ids.push_back(id.get<int64_t>());
-    }
-  } else if (const int64_t id = integer_or(config, "eos_token_id", -1, where); id >= 0) {
-    spec.eos_ids.push_back(id);
+std::vector<std::string> texts(const Json& config, const char* key, size_t count,
+                               const std::string& where) {
+  const auto it = config.find(key);
+  expect(it != config.end() && it->is_array() && it->size() == count,
+         "{}: expected the list '{}' of {} strings, one a layer", where, key, count);
+  std::vector<std::string> list;
+  for (const Json& entry : *it) {
+    expect(entry.is_string(), "{}: expected '{}' to hold strings, got {}", where, key,
+           entry.dump());
+    list.push_back(entry.get<std::string>());
   }
-  const int64_t layers = integer(config, "num_hidden_layers", where);
-  const int64_t heads = integer(config, "num_attention_heads", where);
-  const int64_t kv_heads = integer_or(config, "num_key_value_heads", heads, where);
-  const int64_t inner = integer(config, "intermediate_size", where);
-  expect(spec.vocab > 0 && spec.width > 0 && layers > 0 && heads > 0 && kv_heads > 0 && inner > 0,
-         "{}: expected vocab_size, hidden_size, num_hidden_layers, num_attention_heads, "
-         "num_key_value_heads and intermediate_size above 0",
-         where);
-  expect(layers <= 10000, "{}: expected at most 10000 layers, got {}", where, layers);
-  const int64_t head_dim = integer_or(config, "head_dim", spec.width / heads, where);
-  spec.rope = read_rope(config, head_dim, where);
-  if (const auto it = config.find("hidden_act"); it != config.end() && it->is_string()) {
-    const auto act = it->get<std::string>();
-    expect(act == "silu" || act == "swish", "{}: expected hidden_act silu, got '{}'", where, act);
-  }
-  for (const char* key : {"attention_bias", "mlp_bias"}) {
-    expect(!flag_or(config, key, false, where),
-           "{}: '{}' is true; biases in attention and feed-forward are not supported", where, key);
-  }
-  const LayerSpec layer{
-      .mixer = {"attention", {{"heads", heads}, {"kv_heads", kv_heads}, {"head_dim", head_dim}}},
-      .ff_inner = inner};
-  spec.layers.assign(static_cast<size_t>(layers), layer);
-  return spec;
+  return list;
 }
 
-Json write_common(const ModelSpec& spec) {
-  Json config;
-  config["vocab_size"] = spec.vocab;
-  config["hidden_size"] = spec.width;
-  config["num_hidden_layers"] = spec.layers.size();
-  // The shortest decimal that reads back as the same float.
-  config["rms_norm_eps"] = std::stod(fmt::format("{}", spec.norm_eps));
-  config["rope_theta"] = spec.rope.theta;
-  if (spec.rope.factor > 0) {
-    config["rope_scaling"] = {{"rope_type", "llama3"},
-                              {"factor", spec.rope.factor},
-                              {"low_freq_factor", spec.rope.low_freq_factor},
-                              {"high_freq_factor", spec.rope.high_freq_factor},
-                              {"original_max_position_embeddings", spec.rope.original_length}};
+void refuse_quantised(const Json& config, const std::string& where) {
+  const auto it = config.find("quantization_config");
+  if (it == config.end() || it->is_null()) {
+    return;
   }
-  config["max_position_embeddings"] = spec.max_positions;
-  config["tie_word_embeddings"] = spec.tied_head;
-  if (spec.bos_id >= 0) {
-    config["bos_token_id"] = spec.bos_id;
-  }
-  if (spec.eos_ids.size() == 1) {
-    config["eos_token_id"] = spec.eos_ids[0];
-  } else if (!spec.eos_ids.empty()) {
-    config["eos_token_id"] = spec.eos_ids;
-  }
-  config["hidden_act"] = "silu";
-  return config;
-}
-
-Json write_decoder(const ModelSpec& spec, const char* architecture, const char* model_type) {
-  const LayerSpec& first = spec.layers.front();
-  for (size_t i = 0; i < spec.layers.size(); ++i) {
-    const LayerSpec& layer = spec.layers[i];
-    expect(layer == first && (layer.mixer.kind == "attention") && !layer.removed,
-           "a {} config.json cannot express layer {} ({}); write the cambium layout instead",
-           model_type, i, layer.removed ? "removed" : layer.mixer.kind);
-  }
-  Json config;
-  config["architectures"] = Json::array({architecture});
-  config["model_type"] = model_type;
-  config.update(write_common(spec));
-  const Options& mixer = first.mixer.options;
-  config["intermediate_size"] = first.ff_inner;
-  config["num_attention_heads"] = mixer.integer("attention", "heads");
-  config["num_key_value_heads"] = mixer.integer("attention", "kv_heads");
-  config["head_dim"] = mixer.integer("attention", "head_dim");
-  const int64_t window = mixer.integer("attention", "window", 0);
-  if (window > 0) {
-    config["sliding_window"] = window;
-  }
-  config["torch_dtype"] = "float32";
-  return config;
-}
-
-int64_t layer_of(const std::string& ours) {
-  constexpr std::string_view kPrefix = "layers.";
-  return ours.starts_with(kPrefix) ? std::stoll(ours.substr(kPrefix.size())) : -1;
-}
-
-std::string decoder_tensor_name(const std::string& ours, const char* mixer_prefix) {
-  struct Rule {
-    const char* from;
-    std::string to;
-  };
-  const Rule rules[] = {
-      {".mixer.", std::string(".") + mixer_prefix},  {".input_norm.", ".input_layernorm."},
-      {".post_norm.", ".post_attention_layernorm."}, {".feed_forward.gate.", ".mlp.gate_proj."},
-      {".feed_forward.up.", ".mlp.up_proj."},        {".feed_forward.down.", ".mlp.down_proj."}};
-  if (ours == "embed.weight") {
-    return "model.embed_tokens.weight";
-  }
-  if (ours == "head.weight") {
-    return "lm_head.weight";
-  }
-  for (const auto& [from, to] : rules) {
-    if (const size_t at = ours.find(from); at != std::string::npos) {
-      return "model." + ours.substr(0, at) + to + ours.substr(at + std::string_view(from).size());
-    }
-  }
-  return "model." + ours;
+  expect(it->is_object(), "{}: expected 'quantization_config' to be an object", where);
+  const std::string inside = where + ": quantization_config";
+  const std::string method = text_or(*it, "quant_method", "unknown", inside);
+  const std::string bits =
+      has(*it, "bits") ? fmt::format(", {} bits", integer(*it, "bits", 0, 64, inside)) : "";
+  fail(
+      "{}: the checkpoint is quantised ({}{}), and its weights cannot be read; use the original "
+      "checkpoint, or a GGUF file with `cambium import`",
+      where, method, bits);
 }
 
 }  // namespace cambium::config

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "model/spec.h"
 
@@ -11,25 +12,85 @@ namespace cambium::config {
 
 using Json = nlohmann::ordered_json;
 
+/// The infinities and NaN that Python writes become null.
 Json parse(const std::string& text, const std::string& where);
-int64_t integer(const Json& config, const char* key, const std::string& where);
+/// There and not null.
+bool has(const Json& config, const char* key);
+/// From `low` to `high`.
+int64_t integer(const Json& config, const char* key, int64_t low, int64_t high,
+                const std::string& where);
 /// `fallback` also stands for null.
-int64_t integer_or(const Json& config, const char* key, int64_t fallback, const std::string& where);
+int64_t integer_or(const Json& config, const char* key, int64_t fallback, int64_t low, int64_t high,
+                   const std::string& where);
+/// Finite.
 double real_or(const Json& config, const char* key, double fallback, const std::string& where);
 bool flag_or(const Json& config, const char* key, bool fallback, const std::string& where);
+std::string text_or(const Json& config, const char* key, const char* fallback,
+                    const std::string& where);
+/// A list of `count` strings.
+std::vector<std::string> texts(const Json& config, const char* key, size_t count,
+                               const std::string& where);
+/// Error for a checkpoint whose quantization_config says that its weights are not numbers to read.
+void refuse_quantised(const Json& config, const std::string& where);
 
-/// What every decoder of this kind spells alike: sizes, eps, rope (rope_theta + rope_scaling, or
-/// the newer rope_parameters), ids; num_hidden_layers attention layers.
-ModelSpec read_decoder(const Json& config, const std::string& family, const std::string& where);
-/// The same keys written, from a spec of equal attention layers and feed-forwards; Error otherwise.
-Json write_decoder(const ModelSpec& spec, const char* architecture, const char* model_type);
-/// The keys above that do not depend on the layers.
+/// Rotations of heads of `head_dim`; max_positions where the original length is not said.
+RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions,
+                     const std::string& where);
+/// rope_scaling, with the attention factor as it is.
+Json write_rope_scaling(const RopeConfig& rope);
+
+/// How a family's config.json says which layers have a sliding window.
+enum class Windows : uint8_t {
+  kNone,        // it cannot
+  kEverywhere,  // sliding_window, for all layers
+  kByLayer,     // sliding_window and layer_types
+};
+
+/// What differs between decoders of the Llama kind.
+struct DecoderTraits {
+  bool qkv_bias = false;        // q, k and v have biases whatever the config says
+  bool attention_bias = false;  // the config may say so, of q, k, v and o
+  bool mlp_bias = false;        // likewise
+  Windows windows = Windows::kNone;
+};
+
+struct Sizes {
+  int64_t layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
+};
+Sizes read_sizes(const Json& config, const std::string& where);
+
+/// The keys that do not depend on the layers: vocabulary, width, eps, positions, ids.
+ModelSpec read_model(const Json& config, const std::string& family, const std::string& where);
+/// read_model, rope (rope_theta + rope_scaling, or the newer rope_parameters), and
+/// num_hidden_layers equal layers of attention and SwiGLU.
+ModelSpec read_decoder(const Json& config, const std::string& family, const std::string& where,
+                       const DecoderTraits& traits = {});
+/// Gives the layers that layer_types calls sliding_attention the window; without that list, those
+/// from `full_below` on.
+void set_windows(ModelSpec& spec, const Json& config, int64_t window, int64_t full_below,
+                 const std::string& where);
+/// The same keys written, from a spec of layers that differ in their windows at most; Error where
+/// the traits cannot express it.
+Json write_decoder(const ModelSpec& spec, const char* architecture, const char* model_type,
+                   const DecoderTraits& traits = {});
+/// Whether a layer is {norm, any mixer}, {norm, swiglu} with this norm and no factor: what decoder
+/// configurations express.
+bool is_decoder_layer(const LayerSpec& layer, const NormSpec& norm);
+/// x as the shortest decimal that reads back as the same float.
+double shortest(float x);
+/// Channels inside the feed-forward of a layer that has one.
+int64_t inner_of(const LayerSpec& layer);
+/// What read_model reads.
 Json write_common(const ModelSpec& spec);
 
-/// Our name -> "model.layers.N.self_attn.q_proj.weight" and so on; `mixer_prefix` in place of our
-/// "mixer." ("self_attn.").
-std::string decoder_tensor_name(const std::string& ours, const char* mixer_prefix);
-/// Layer of "layers.N....", or -1.
-int64_t layer_of(const std::string& ours);
+/// The names of Llama's checkpoints, after the family's own `more`, which win.
+std::vector<TensorRule> decoder_tensors(std::vector<TensorRule> more = {});
+/// Buffers of older files.
+std::vector<std::string> decoder_ignored();
+/// A family whose config.json is read and not written, with our names for its tensors.
+Family described_family(const char* name, std::vector<std::string> model_types,
+                        ModelSpec (*read)(const std::string& text, const std::string& where));
+/// Error: the family's config.json is read only.
+std::string not_written(const ModelSpec& spec);
 
 }  // namespace cambium::config

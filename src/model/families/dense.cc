@@ -1,73 +1,127 @@
-// Llama, Mistral and Qwen3: equal decoder layers with grouped-query attention. They differ in the
-// sliding window (Mistral) and the norm of q and k per head (Qwen3).
+// Llama, Mistral, Ministral, Qwen2 and Qwen3: decoder layers with grouped-query attention. They
+// differ in biases, sliding windows and the norm of q and k per head (Qwen3).
+#include "base/checked.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
 
 namespace cambium {
 namespace {
 
-void set_everywhere(ModelSpec& spec, const char* key, const OptionValue& value) {
-  for (LayerSpec& layer : spec.layers) {
-    layer.mixer.options.set(key, value);
-  }
-}
+using config::DecoderTraits;
+using config::Windows;
 
-std::string attention_names(const ModelSpec& /*spec*/, const std::string& ours) {
-  return config::decoder_tensor_name(ours, "self_attn.");
+constexpr DecoderTraits kLlama{.attention_bias = true, .mlp_bias = true};
+constexpr DecoderTraits kMistral{.windows = Windows::kEverywhere};
+constexpr DecoderTraits kMinistral{.windows = Windows::kByLayer};
+constexpr DecoderTraits kQwen2{.qkv_bias = true, .windows = Windows::kByLayer};
+constexpr DecoderTraits kQwen3{.attention_bias = true, .windows = Windows::kByLayer};
+
+int64_t window_or(const config::Json& config, int64_t absent, const std::string& where) {
+  return config::integer_or(config, "sliding_window", absent, 1, kMaxPositions, where);
 }
 
 ModelSpec read_llama(const std::string& text, const std::string& where) {
-  return config::read_decoder(config::parse(text, where), "llama", where);
+  return config::read_decoder(config::parse(text, where), "llama", where, kLlama);
 }
 
 std::string write_llama(const ModelSpec& spec) {
-  return config::write_decoder(spec, "LlamaForCausalLM", "llama").dump(1);
+  return config::write_decoder(spec, "LlamaForCausalLM", "llama", kLlama).dump(1);
 }
 
 ModelSpec read_mistral(const std::string& text, const std::string& where) {
   const config::Json config = config::parse(text, where);
-  ModelSpec spec = config::read_decoder(config, "mistral", where);
+  ModelSpec spec = config::read_decoder(config, "mistral", where, kMistral);
   // Where the key is absent transformers' MistralConfig has its own default; null means no window.
-  const int64_t absent = config.contains("sliding_window") ? 0 : 4096;
-  if (const int64_t window = config::integer_or(config, "sliding_window", absent, where);
-      window > 0) {
-    set_everywhere(spec, "window", window);
+  const int64_t window = window_or(config, config.contains("sliding_window") ? 0 : 4096, where);
+  for (LayerSpec& layer : spec.layers) {
+    if (window > 0) {
+      layer.mixer()->options.set("window", window);
+    }
   }
   return spec;
 }
 
 std::string write_mistral(const ModelSpec& spec) {
-  return config::write_decoder(spec, "MistralForCausalLM", "mistral").dump(1);
+  return config::write_decoder(spec, "MistralForCausalLM", "mistral", kMistral).dump(1);
+}
+
+ModelSpec read_ministral(const std::string& text, const std::string& where) {
+  const config::Json config = config::parse(text, where);
+  ModelSpec spec = config::read_decoder(config, "ministral", where, kMinistral);
+  const int64_t window = window_or(config, config.contains("sliding_window") ? 0 : 4096, where);
+  const int64_t all = window > 0 ? 0 : kMaxLayers;
+  config::set_windows(spec, config, window, all, where);
+  return spec;
+}
+
+std::string write_ministral(const ModelSpec& spec) {
+  return config::write_decoder(spec, "MinistralForCausalLM", "ministral", kMinistral).dump(1);
+}
+
+/// The windows of Qwen's configurations: only where use_sliding_window says so, and then from layer
+/// max_window_layers on; a list of layer_types wins.
+void set_qwen_windows(ModelSpec& spec, const config::Json& config, const std::string& where) {
+  const bool used = config::flag_or(config, "use_sliding_window", false, where);
+  const int64_t window = used ? window_or(config, 4096, where) : 0;
+  const int64_t full_below =
+      used ? config::integer_or(config, "max_window_layers", 28, 0, kMaxLayers, where) : kMaxLayers;
+  config::set_windows(spec, config, window, full_below, where);
+}
+
+ModelSpec read_qwen2(const std::string& text, const std::string& where) {
+  const config::Json config = config::parse(text, where);
+  ModelSpec spec = config::read_decoder(config, "qwen2", where, kQwen2);
+  set_qwen_windows(spec, config, where);
+  return spec;
+}
+
+std::string write_qwen2(const ModelSpec& spec) {
+  return config::write_decoder(spec, "Qwen2ForCausalLM", "qwen2", kQwen2).dump(1);
 }
 
 ModelSpec read_qwen3(const std::string& text, const std::string& where) {
   config::Json config = config::parse(text, where);
-  if (!config.contains("head_dim")) {
+  if (!config::has(config, "head_dim")) {
     config["head_dim"] = 128;  // the default of transformers' Qwen3Config
   }
-  ModelSpec spec = config::read_decoder(config, "qwen3", where);
-  expect(!config::flag_or(config, "use_sliding_window", false, where),
-         "{}: use_sliding_window is true, which is not supported for qwen3", where);
-  set_everywhere(spec, "qk_norm_eps", config::real_or(config, "rms_norm_eps", 1e-6, where));
+  ModelSpec spec = config::read_decoder(config, "qwen3", where, kQwen3);
+  set_qwen_windows(spec, config, where);
+  const double eps = config::real_or(config, "rms_norm_eps", 1e-6, where);
+  for (LayerSpec& layer : spec.layers) {
+    layer.mixer()->options.set("qk_norm_eps", eps);
+  }
   return spec;
 }
 
 std::string write_qwen3(const ModelSpec& spec) {
-  return config::write_decoder(spec, "Qwen3ForCausalLM", "qwen3").dump(1);
+  return config::write_decoder(spec, "Qwen3ForCausalLM", "qwen3", kQwen3).dump(1);
+}
+
+Family dense(const char* name, ModelSpec (*read)(const std::string& text, const std::string& where),
+             std::string (*write)(const ModelSpec& spec)) {
+  return {name, {name}, read, write, config::decoder_tensors(), config::decoder_ignored()};
 }
 
 }  // namespace
 
 Family llama_family() {
-  return {"llama", {"llama"}, read_llama, write_llama, attention_names};
+  return dense("llama", read_llama, write_llama);
 }
 
 Family mistral_family() {
-  return {"mistral", {"mistral"}, read_mistral, write_mistral, attention_names};
+  return dense("mistral", read_mistral, write_mistral);
+}
+
+Family ministral_family() {
+  return dense("ministral", read_ministral, write_ministral);
+}
+
+Family qwen2_family() {
+  return dense("qwen2", read_qwen2, write_qwen2);
 }
 
 Family qwen3_family() {
-  return {"qwen3", {"qwen3"}, read_qwen3, write_qwen3, attention_names};
+  return dense("qwen3", read_qwen3, write_qwen3);
 }
 
 }  // namespace cambium

@@ -1,6 +1,6 @@
 // Probabilities are computed again from each query's largest score and sum. With P the
-// probabilities and dP = dY V': dV = P' dY, dS = P (dP - rowsum(dY Y)), dQ = scale dS K,
-// dK = scale dS' Q. The factors 1 / sum and scale are taken into the copies of dY.
+// probabilities and dP = dY V': dV = P' dY, dS = P (dP - rowsum(dY Y)), dQ = scale dS K, dK = scale
+// dS' Q. The factors 1 / sum and scale are taken into the copies of dY.
 #include "base/parallel.h"
 #include "ops/attention/attention_simd.h"
 
@@ -30,7 +30,7 @@ struct Keys {
   float* value_grads;
 };
 
-Keys find_keys(const AttentionBackward& a, const AttentionPair& pair) {
+Keys find_keys(const AttentionPairs& a, const AttentionPair& pair) {
   const AttentionShape& shape = a.in.shape;
   Keys keys;
   keys.first = pair.key_chunk * kTokensPerChunk;
@@ -46,16 +46,15 @@ Keys find_keys(const AttentionBackward& a, const AttentionPair& pair) {
   return keys;
 }
 
-void load_keys(const AttentionBackward& a, const AttentionPair& pair, const Keys& keys) {
-  const AttentionInput& in = a.in;
+void load_keys(const AttentionPairs& a, const AttentionPair& pair, const Keys& keys) {
+  const Attention<float>& in = a.in;
   const int64_t rows = keys.end - keys.first;
   for (int64_t j = 0; j < round_up(rows, kPanel); ++j) {
     const int64_t row = in.shape.start[pair.segment] + keys.first + j;
     const bool exists = j < rows;
-    copy_padded(in.k + row * in.k_rows.outer_stride + pair.kv_head * in.k_rows.inner_stride,
-                exists ? in.shape.head_dim : 0, keys.key_step, keys.keys + j * keys.key_step);
-    copy_padded(in.v + row * in.v_rows.outer_stride + pair.kv_head * in.v_rows.inner_stride,
-                exists ? in.shape.value_dim : 0, keys.value_step,
+    copy_padded(in.k.row(row, pair.kv_head), exists ? in.shape.head_dim : 0, keys.key_step,
+                keys.keys + j * keys.key_step);
+    copy_padded(in.v.row(row, pair.kv_head), exists ? in.shape.value_dim : 0, keys.value_step,
                 keys.values + j * keys.value_step);
   }
   const auto size = static_cast<size_t>(round_up(rows, kPanel)) * sizeof(float);
@@ -69,22 +68,22 @@ void add_row(const float* from, int64_t n, float* to) {
   }
 }
 
-void store_keys(const AttentionBackward& a, const AttentionPair& pair, const Keys& keys) {
-  const AttentionInput& in = a.in;
+void store_keys(const AttentionPairs& a, const AttentionPair& pair, const Keys& keys) {
+  const Attention<float>& in = a.in;
   for (int64_t j = 0; j < keys.end - keys.first; ++j) {
     const int64_t row = in.shape.start[pair.segment] + keys.first + j;
-    if (a.dk != nullptr) {
+    if (in.k.grad != nullptr) {
       add_row(keys.key_grads + j * keys.key_step, in.shape.head_dim,
-              a.dk + row * in.k_rows.outer_stride + pair.kv_head * in.k_rows.inner_stride);
+              in.k.grad_row(row, pair.kv_head));
     }
-    if (a.dv != nullptr) {
+    if (in.v.grad != nullptr) {
       add_row(keys.value_grads + j * keys.value_step, in.shape.value_dim,
-              a.dv + row * in.v_rows.outer_stride + pair.kv_head * in.v_rows.inner_stride);
+              in.v.grad_row(row, pair.kv_head));
     }
   }
 }
 
-void load_queries(const AttentionBackward& a, Queries& queries) {
+void load_queries(const AttentionPairs& a, Queries& queries) {
   constexpr float kLog2E = 1.44269504088896341F;
   static constexpr float kZeros[kMaxHeadDim] = {};
   const AttentionShape& shape = a.in.shape;
@@ -100,15 +99,13 @@ void load_queries(const AttentionBackward& a, Queries& queries) {
   for (int64_t i = 0; i < kBlock; ++i) {
     const int64_t row = block.token[i] * shape.heads + block.head[i];
     const bool exists = i < block.count;
-    q[i] = exists ? a.in.q + block.token[i] * a.in.q_rows.outer_stride +
-                        block.head[i] * a.in.q_rows.inner_stride
-                  : kZeros;
-    dy[i] = exists ? a.dy + row * shape.value_dim : kZeros;
-    y[i] = exists ? a.y + row * shape.value_dim : kZeros;
-    const float inverse_sum = exists ? a.inverse_sum[row] : 0.0F;
+    q[i] = exists ? a.in.q.row(block.token[i], block.head[i]) : kZeros;
+    dy[i] = exists ? a.in.y.grad + row * shape.value_dim : kZeros;
+    y[i] = exists ? a.in.y.data + row * shape.value_dim : kZeros;
+    const float inverse_sum = exists ? a.in.inverse_sum[row] : 0.0F;
     q_factor[i] = shape.scale * kLog2E;
     dy_factor[i] = shape.scale * inverse_sum;
-    largest[i] = exists ? a.largest[row] : 0.0F;
+    largest[i] = exists ? a.in.largest[row] : 0.0F;
     copy_padded(q[i], shape.head_dim, q_step, queries.q_rows + i * q_step);
     float* dy_row = queries.dy_rows + i * dy_step;
     copy_padded(dy[i], shape.value_dim, dy_step, dy_row);
@@ -118,7 +115,8 @@ void load_queries(const AttentionBackward& a, Queries& queries) {
   }
   to_columns(q, shape.head_dim, q_factor, queries.q);
   to_columns(dy, shape.value_dim, dy_factor, queries.dy);
-  to_columns(y, shape.value_dim, nullptr, queries.dq);  // dq is free until the first key
+  to_columns(y, shape.value_dim, nullptr,
+             queries.dq);  // dq is free until the first key
   for (int v = 0; v < kVectors; ++v) {
     queries.largest[v] = vload(largest + v * kLanes);
     vf delta = {};
@@ -131,11 +129,10 @@ void load_queries(const AttentionBackward& a, Queries& queries) {
   std::memset(queries.dq, 0, static_cast<size_t>(q_step * kBlock) * sizeof(float));
 }
 
-void store_queries(const AttentionBackward& a, Queries& queries) {
+void store_queries(const AttentionPairs& a, Queries& queries) {
   float* rows[kBlock];
   for (int64_t i = 0; i < queries.block.count; ++i) {
-    rows[i] = a.dq + queries.block.token[i] * a.in.q_rows.outer_stride +
-              queries.block.head[i] * a.in.q_rows.inner_stride;
+    rows[i] = a.in.q.grad_row(queries.block.token[i], queries.block.head[i]);
   }
   const vf one[kVectors] = {vset(1.0F), vset(1.0F)};
   from_columns<true>(queries.dq, a.in.shape.head_dim, one, queries.block.count, rows);
@@ -174,7 +171,7 @@ void add_weighted_rows(int64_t keys, const float* weights, const float* rows, in
 
 /// The share of `count` keys (a multiple of kPanel, at most kTile) from `first` on, counted within
 /// the chunk.
-void add_tile(const AttentionBackward& a, const Keys& keys, int64_t first, int64_t count,
+void add_tile(const AttentionPairs& a, const Keys& keys, int64_t first, int64_t count,
               Queries& queries) {
   const AttentionShape& shape = a.in.shape;
   alignas(64) float p[kTile * kBlock];   // exp(score - largest)
@@ -203,15 +200,15 @@ void add_tile(const AttentionBackward& a, const Keys& keys, int64_t first, int64
       }
     }
   }
-  if (a.dv != nullptr) {
+  if (a.in.v.grad != nullptr) {
     add_weighted_rows(count, p, queries.dy_rows, keys.value_step,
                       keys.value_grads + first * keys.value_step);
   }
-  if (a.dk != nullptr) {
+  if (a.in.k.grad != nullptr) {
     add_weighted_rows(count, ds, queries.q_rows, keys.key_step,
                       keys.key_grads + first * keys.key_step);
   }
-  for (int64_t d = 0; a.dq != nullptr && d < shape.head_dim; d += kPanel) {
+  for (int64_t d = 0; a.in.q.grad != nullptr && d < shape.head_dim; d += kPanel) {
     vf dq[kPanel][kVectors];
     for (int r = 0; r < kPanel; ++r) {
       for (int v = 0; v < kVectors; ++v) {
@@ -227,7 +224,7 @@ void add_tile(const AttentionBackward& a, const Keys& keys, int64_t first, int64
   }
 }
 
-void run_pair(const AttentionBackward& a, const AttentionPair& pair) {
+void run_pair(const AttentionPairs& a, const AttentionPair& pair) {
   const AttentionShape& shape = a.in.shape;
   const Keys keys = find_keys(a, pair);
   if (pair.first) {
@@ -248,7 +245,7 @@ void run_pair(const AttentionBackward& a, const AttentionPair& pair) {
     for (int64_t j = lo / kPanel * kPanel; j < hi; j += kTile) {
       add_tile(a, keys, j, min64(kTile, round_up(hi - j, kPanel)), queries);
     }
-    if (a.dq != nullptr) {
+    if (a.in.q.grad != nullptr) {
       store_queries(a, queries);
     }
   }
@@ -259,7 +256,7 @@ void run_pair(const AttentionBackward& a, const AttentionPair& pair) {
 
 }  // namespace
 
-void attention_backward(const AttentionBackward& a) {
+void attention_pairs(const AttentionPairs& a) {
   parallel_for(a.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       run_pair(a, a.pairs[i]);

@@ -25,23 +25,33 @@ Partial partial_of(const AttentionShape& shape, float* base, int64_t query) {
 }
 
 /// Keys and values of one head at positions [first, first + kTile); zeros outside [begin, end).
+template <class T>
 struct Tile {
   int64_t first;
   int64_t begin, end;  // positions that belong to the split
   int64_t rows[kTile];
-  const float* keys[kTile];
-  const float* values[kTile];
+  const T* keys[kTile];
+  const T* values[kTile];
 };
 
 /// Rows of heads whose dims are no multiple of a vector, padded.
+template <class T>
 struct PaddedRows {
-  alignas(64) float keys[kTile * kMaxHeadDim];
-  alignas(64) float values[kTile * kMaxHeadDim];
+  alignas(64) T keys[kTile * kMaxHeadDim];
+  alignas(64) T values[kTile * kMaxHeadDim];
 };
 
+template <class T>
+const T* pad(const T* from, int64_t n, int64_t padded, T* to) {
+  std::memcpy(to, from, static_cast<size_t>(n) * sizeof(T));
+  std::memset(to + n, 0, static_cast<size_t>(padded - n) * sizeof(T));
+  return to;
+}
+
 /// Moves the tile to the positions of [first, first + kTile) that belong to the split.
+template <class T>
 void move_tile(const AttentionShape& shape, const AttentionSplit& split, int64_t first,
-               Tile& tile) {
+               Tile<T>& tile) {
   tile.first = first;
   tile.begin = max64(split.first, first);
   tile.end = min64(split.last, first + kTile);
@@ -50,8 +60,9 @@ void move_tile(const AttentionShape& shape, const AttentionSplit& split, int64_t
   }
 }
 
-void find_heads(const AttentionInput& in, int64_t kv_head, Tile& tile, PaddedRows& padded) {
-  static constexpr float kZeros[kMaxHeadDim] = {};
+template <class T>
+void find_heads(const Attention<float>& in, int64_t kv_head, Tile<T>& tile, PaddedRows<T>& padded) {
+  static constexpr T kZeros[kMaxHeadDim] = {};
   const AttentionShape& shape = in.shape;
   const int64_t key_step = padded_dim(shape.head_dim);
   const int64_t value_step = padded_dim(shape.value_dim);
@@ -62,43 +73,38 @@ void find_heads(const AttentionInput& in, int64_t kv_head, Tile& tile, PaddedRow
       tile.values[j] = kZeros;
       continue;
     }
-    tile.keys[j] = in.k + tile.rows[j] * in.k_rows.outer_stride + kv_head * in.k_rows.inner_stride;
-    tile.values[j] =
-        in.v + tile.rows[j] * in.v_rows.outer_stride + kv_head * in.v_rows.inner_stride;
+    tile.keys[j] = keys_of(in, T{}).row(tile.rows[j], kv_head);
+    tile.values[j] = values_of(in, T{}).row(tile.rows[j], kv_head);
     if (shape.head_dim % kLanes != 0) {
-      float* to = padded.keys + j * key_step;
-      copy_padded(tile.keys[j], shape.head_dim, key_step, to);
-      tile.keys[j] = to;
+      tile.keys[j] = pad(tile.keys[j], shape.head_dim, key_step, padded.keys + j * key_step);
     }
     if (shape.value_dim % kLanes != 0) {
-      float* to = padded.values + j * value_step;
-      copy_padded(tile.values[j], shape.value_dim, value_step, to);
-      tile.values[j] = to;
+      tile.values[j] =
+          pad(tile.values[j], shape.value_dim, value_step, padded.values + j * value_step);
     }
   }
 }
 
 /// Asks for one head's keys and values of a tile.
-void prefetch_heads(const AttentionInput& in, int64_t kv_head, const Tile& tile) {
+template <class T>
+void prefetch_heads(const Attention<float>& in, int64_t kv_head, const Tile<T>& tile) {
   for (int64_t j = tile.begin - tile.first; j < tile.end - tile.first; ++j) {
-    prefetch(in.k + tile.rows[j] * in.k_rows.outer_stride + kv_head * in.k_rows.inner_stride,
-             in.shape.head_dim);
-    prefetch(in.v + tile.rows[j] * in.v_rows.outer_stride + kv_head * in.v_rows.inner_stride,
-             in.shape.value_dim);
+    prefetch(keys_of(in, T{}).row(tile.rows[j], kv_head), in.shape.head_dim);
+    prefetch(values_of(in, T{}).row(tile.rows[j], kv_head), in.shape.value_dim);
   }
 }
 
 /// scores (N, kTile) of the keys [begin, end) of the tile, begin and end counted within it.
-template <int N>
-void score(const Tile& tile, int64_t begin, int64_t end, int64_t vectors, const Partial* queries,
+template <int N, class T>
+void score(const Tile<T>& tile, int64_t begin, int64_t end, int64_t vectors, const Partial* queries,
            float* scores) {
   for (int64_t j0 = begin / kLanes * kLanes; j0 < end; j0 += kLanes) {
     vf sums[N][kLanes];
     for (int i = 0; i < kLanes; ++i) {
-      const float* key = tile.keys[j0 + i];
+      const T* key = tile.keys[j0 + i];
       vf dots[N] = {};
       for (int64_t d = 0; d < vectors; ++d) {
-        const vf x = vload(key + d * kLanes);
+        const vf x = load(key + d * kLanes);
         for (int n = 0; n < N; ++n) {
           dots[n] += x * vload(queries[n].q + d * kLanes);
         }
@@ -142,8 +148,8 @@ float weigh(int64_t begin, int64_t end, float* scores, const Partial& query) {
 }
 
 /// Adds weight * value over the keys [begin, end), V vectors of each value from dim d on.
-template <int N, int V>
-void add_values(const Tile& tile, int64_t begin, int64_t end, int64_t d, const float* weights,
+template <int N, int V, class T>
+void add_values(const Tile<T>& tile, int64_t begin, int64_t end, int64_t d, const float* weights,
                 const float* shrink, const Partial* queries) {
   vf y[N][V];
   for (int n = 0; n < N; ++n) {
@@ -152,10 +158,10 @@ void add_values(const Tile& tile, int64_t begin, int64_t end, int64_t d, const f
     }
   }
   for (int64_t j = begin; j < end; ++j) {
-    const float* value = tile.values[j] + d;
+    const T* value = tile.values[j] + d;
     vf x[V];
     for (int v = 0; v < V; ++v) {
-      x[v] = vload(value + v * kLanes);
+      x[v] = load(value + v * kLanes);
     }
     for (int n = 0; n < N; ++n) {
       const vf weight = vset(weights[n * kTile + j]);
@@ -171,8 +177,8 @@ void add_values(const Tile& tile, int64_t begin, int64_t end, int64_t d, const f
   }
 }
 
-template <int N>
-void add_tile(const AttentionShape& shape, const Tile& tile, int64_t begin, int64_t end,
+template <int N, class T>
+void add_tile(const AttentionShape& shape, const Tile<T>& tile, int64_t begin, int64_t end,
               const Partial* queries) {
   alignas(64) float scores[N * kTile];
   float shrink[N];
@@ -190,7 +196,8 @@ void add_tile(const AttentionShape& shape, const Tile& tile, int64_t begin, int6
 }
 
 /// The queries of one token and key-value head.
-void add_token(const AttentionShape& shape, const Tile& tile, int64_t position, float* partial,
+template <class T>
+void add_token(const AttentionShape& shape, const Tile<T>& tile, int64_t position, float* partial,
                int64_t first_query) {
   const int64_t begin = max64(tile.begin, shape.reach(position)) - tile.first;
   const int64_t end = min64(tile.end, position + 1) - tile.first;
@@ -221,16 +228,15 @@ void add_token(const AttentionShape& shape, const Tile& tile, int64_t position, 
   }
 }
 
-void run_split(const AttentionDecode& a, const AttentionSplit& split) {
+template <class T>
+void run_split(const Attention<float>& a, const AttentionSplit& split) {
   constexpr float kLog2E = 1.44269504088896341F;
-  const AttentionShape& shape = a.in.shape;
+  const AttentionShape& shape = a.shape;
   const int64_t tokens = shape.length(split.segment);
   for (int64_t query = 0; query < tokens * shape.heads; ++query) {
     const Partial partial = partial_of(shape, split.partial, query);
-    const float* q = a.in.q +
-                     (shape.start[split.segment] + query / shape.heads) * a.in.q_rows.outer_stride +
-                     query % shape.heads * a.in.q_rows.inner_stride;
-    copy_padded(nullptr, 0, padded_dim(shape.value_dim), partial.y);
+    const float* q = a.q.row(shape.start[split.segment] + query / shape.heads, query % shape.heads);
+    copy_padded<float>(nullptr, 0, padded_dim(shape.value_dim), partial.y);
     copy_padded(q, shape.head_dim, padded_dim(shape.head_dim), partial.q);
     for (int64_t d = 0; d < shape.head_dim; ++d) {
       partial.q[d] *= shape.scale * kLog2E;
@@ -238,17 +244,17 @@ void run_split(const AttentionDecode& a, const AttentionSplit& split) {
     *partial.largest = kMasked;
     *partial.sum = 0.0F;
   }
-  PaddedRows padded;
-  Tile tiles[2];
+  PaddedRows<T> padded;
+  Tile<T> tiles[2];
   int64_t first = split.first / kTile * kTile;
   move_tile(shape, split, first, tiles[0]);
   for (int now = 0; first < split.last; first += kTile, now = 1 - now) {
-    Tile& tile = tiles[now];
-    Tile& next = tiles[1 - now];
+    Tile<T>& tile = tiles[now];
+    Tile<T>& next = tiles[1 - now];
     move_tile(shape, split, first + kTile, next);
     for (int64_t kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
-      prefetch_heads(a.in, kv_head, next);
-      find_heads(a.in, kv_head, tile, padded);
+      prefetch_heads(a, kv_head, next);
+      find_heads(a, kv_head, tile, padded);
       for (int64_t t = 0; t < tokens; ++t) {
         add_token(shape, tile, shape.first_position(split.segment) + t, split.partial,
                   t * shape.heads + kv_head * shape.group());
@@ -257,7 +263,7 @@ void run_split(const AttentionDecode& a, const AttentionSplit& split) {
   }
 }
 
-void combine(const AttentionDecode& a, int64_t first, int64_t end) {
+void combine(const AttentionSplits& a, int64_t first, int64_t end) {
   const AttentionShape& shape = a.in.shape;
   const int64_t segment = a.splits[first].segment;
   for (int64_t query = 0; query < shape.length(segment) * shape.heads; ++query) {
@@ -266,7 +272,7 @@ void combine(const AttentionDecode& a, int64_t first, int64_t end) {
       const float x = *partial_of(shape, a.splits[i].partial, query).largest;
       largest = x > largest ? x : largest;
     }
-    float* y = a.y + (shape.start[segment] * shape.heads + query) * shape.value_dim;
+    float* y = a.in.y.data + (shape.start[segment] * shape.heads + query) * shape.value_dim;
     float sum = 0.0F;
     for (int64_t d = 0; d < shape.value_dim; ++d) {
       y[d] = 0.0F;
@@ -287,10 +293,14 @@ void combine(const AttentionDecode& a, int64_t first, int64_t end) {
 
 }  // namespace
 
-void attention_decode(const AttentionDecode& a) {
+void attention_splits(const AttentionSplits& a) {
   parallel_for(a.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      run_split(a, a.splits[i]);
+      if (a.in.narrow_k.defined()) {
+        run_split<bf16>(a.in, a.splits[i]);
+      } else {
+        run_split<float>(a.in, a.splits[i]);
+      }
     }
   });
   for (int64_t first = 0; first < a.count;) {

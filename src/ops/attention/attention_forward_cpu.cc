@@ -24,15 +24,9 @@ struct Tile {
   alignas(64) float values[kTile * kMaxHeadDim];  // (kTile, value_step)
 };
 
-const float* key_at(const AttentionInput& in, int64_t row, int64_t kv_head) {
-  return in.k + row * in.k_rows.outer_stride + kv_head * in.k_rows.inner_stride;
-}
-const float* value_at(const AttentionInput& in, int64_t row, int64_t kv_head) {
-  return in.v + row * in.v_rows.outer_stride + kv_head * in.v_rows.inner_stride;
-}
-
 /// Keys and values at positions [first, first + kTile); zeros outside [lo, hi].
-void load_tile(const AttentionInput& in, int64_t segment, int64_t kv_head, int64_t lo, int64_t hi,
+template <class T>
+void load_tile(const Attention<float>& in, int64_t segment, int64_t kv_head, int64_t lo, int64_t hi,
                Tile& tile) {
   const AttentionShape& shape = in.shape;
   const int64_t begin = max64(lo, tile.first) - tile.first;
@@ -41,21 +35,23 @@ void load_tile(const AttentionInput& in, int64_t segment, int64_t kv_head, int64
   find_key_rows(shape, segment, tile.first + begin, tile.first + end, rows + begin);
   for (int64_t j = 0; j < kTile; ++j) {
     const bool exists = j >= begin && j < end;
-    copy_padded(exists ? key_at(in, rows[j], kv_head) : nullptr, exists ? shape.head_dim : 0,
-                tile.key_step, tile.keys + j * tile.key_step);
-    copy_padded(exists ? value_at(in, rows[j], kv_head) : nullptr, exists ? shape.value_dim : 0,
-                tile.value_step, tile.values + j * tile.value_step);
+    const T* key = exists ? keys_of(in, T{}).row(rows[j], kv_head) : nullptr;
+    const T* value = exists ? values_of(in, T{}).row(rows[j], kv_head) : nullptr;
+    copy_padded(key, exists ? shape.head_dim : 0, tile.key_step, tile.keys + j * tile.key_step);
+    copy_padded(value, exists ? shape.value_dim : 0, tile.value_step,
+                tile.values + j * tile.value_step);
   }
 }
 
 /// Asks for the keys and values at positions [begin, end).
-void prefetch_keys(const AttentionInput& in, int64_t segment, int64_t kv_head, int64_t begin,
+template <class T>
+void prefetch_keys(const Attention<float>& in, int64_t segment, int64_t kv_head, int64_t begin,
                    int64_t end) {
   int64_t rows[kTile];
   find_key_rows(in.shape, segment, begin, end, rows);
   for (int64_t j = 0; j < end - begin; ++j) {
-    prefetch(key_at(in, rows[j], kv_head), in.shape.head_dim);
-    prefetch(value_at(in, rows[j], kv_head), in.shape.value_dim);
+    prefetch(keys_of(in, T{}).row(rows[j], kv_head), in.shape.head_dim);
+    prefetch(values_of(in, T{}).row(rows[j], kv_head), in.shape.value_dim);
   }
 }
 
@@ -113,16 +109,14 @@ void add_tile(const AttentionShape& shape, const Tile& tile, int64_t keys, State
   }
 }
 
-void start(const AttentionForward& a, State& state) {
+void start(const Attention<float>& a, State& state) {
   constexpr float kLog2E = 1.44269504088896341F;
-  const AttentionShape& shape = a.in.shape;
+  const AttentionShape& shape = a.shape;
   static constexpr float kZeros[kMaxHeadDim] = {};
   const float* rows[kBlock];
   alignas(64) float factor[kBlock];
   for (int64_t i = 0; i < kBlock; ++i) {
-    rows[i] = i < state.block.count ? a.in.q + state.block.token[i] * a.in.q_rows.outer_stride +
-                                          state.block.head[i] * a.in.q_rows.inner_stride
-                                    : kZeros;
+    rows[i] = i < state.block.count ? a.q.row(state.block.token[i], state.block.head[i]) : kZeros;
     factor[i] = shape.scale * kLog2E;
   }
   to_columns(rows, shape.head_dim, factor, state.q);
@@ -134,12 +128,12 @@ void start(const AttentionForward& a, State& state) {
   }
 }
 
-void finish(const AttentionForward& a, State& state) {
-  const AttentionShape& shape = a.in.shape;
+void finish(const Attention<float>& a, State& state) {
+  const AttentionShape& shape = a.shape;
   float* rows[kBlock];
   for (int64_t i = 0; i < state.block.count; ++i) {
     const int64_t row = state.block.token[i] * shape.heads + state.block.head[i];
-    rows[i] = a.y + row * shape.value_dim;
+    rows[i] = a.y.data + row * shape.value_dim;
     if (a.largest != nullptr) {
       a.largest[row] = state.largest[i / kLanes][i % kLanes];
       a.inverse_sum[row] = 1.0F / state.sum[i / kLanes][i % kLanes];
@@ -152,8 +146,9 @@ void finish(const AttentionForward& a, State& state) {
   from_columns<false>(state.y, shape.value_dim, inverse, state.block.count, rows);
 }
 
-void run_block(const AttentionForward& a, const AttentionBlock& piece) {
-  const AttentionShape& shape = a.in.shape;
+template <class T>
+void run_block(const Attention<float>& a, const AttentionBlock& piece) {
+  const AttentionShape& shape = a.shape;
   alignas(64) float q[kRowsPerBlock * kMaxHeadDim];
   alignas(64) float y[kRowsPerBlock * kMaxHeadDim];
   Tile tile;
@@ -173,12 +168,12 @@ void run_block(const AttentionForward& a, const AttentionBlock& piece) {
   const int64_t hi = states[blocks - 1].block.last_position;
   // Tiles begin at multiples of kTile, so that sums do not depend on how a prompt was cut.
   for (tile.first = lo / kTile * kTile; tile.first <= hi; tile.first += kTile) {
-    load_tile(a.in, piece.segment, piece.kv_head, lo, hi, tile);
+    load_tile<T>(a, piece.segment, piece.kv_head, lo, hi, tile);
     for (int64_t b = 0; b < blocks; ++b) {
       // A share of the next tile arrives while this block is computed.
       constexpr int64_t kShare = kTile / kBlocks;
       const int64_t next = tile.first + kTile + b * kShare;
-      prefetch_keys(a.in, piece.segment, piece.kv_head, next, min64(next + kShare, hi + 1));
+      prefetch_keys<T>(a, piece.segment, piece.kv_head, next, min64(next + kShare, hi + 1));
       const QueryBlock& block = states[b].block;
       if (tile.first <= block.last_position &&
           tile.first + kTile > shape.reach(block.first_position)) {
@@ -194,12 +189,35 @@ void run_block(const AttentionForward& a, const AttentionBlock& piece) {
 
 }  // namespace
 
-void attention_forward(const AttentionForward& a) {
+void attention_blocks(const AttentionBlocks& a) {
   parallel_for(a.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      run_block(a, a.blocks[i]);
+      if (a.in.narrow_k.defined()) {
+        run_block<bf16>(a.in, a.blocks[i]);
+      } else {
+        run_block<float>(a.in, a.blocks[i]);
+      }
     }
   });
+}
+
+void attention_write(const AttentionWrite<float>& a) {
+  const AttentionShape& shape = a.shape;
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    for (int64_t i = 0; i < shape.length(s); ++i) {
+      const int64_t to = shape.key_row(s, shape.first_position(s) + i);
+      for (int64_t h = 0; h < shape.kv_heads; ++h) {
+        const float* row = a.rows.row(shape.start[s] + i, h);
+        for (int64_t d = 0; d < a.rows.channels; ++d) {
+          if (a.narrow.defined()) {
+            a.narrow.row(to, h)[d] = round_to_bf16(row[d]);
+          } else {
+            a.pages.row(to, h)[d] = row[d];
+          }
+        }
+      }
+    }
+  }
 }
 
 }  // namespace cambium::CAMBIUM_ISA

@@ -1,10 +1,8 @@
 // Private to the operation: what its definition and its kernels are given.
 #pragma once
 
-#include <cstdint>
-
-#include "base/cpu.h"
-#include "tensor/rows.h"
+#include "ops/kernel.h"
+#include "tensor/view.h"
 
 namespace cambium {
 
@@ -37,106 +35,34 @@ struct AttentionShape {
   }
 };
 
-struct AttentionInput {
-  AttentionShape shape;
-  Rows q_rows;
-  Rows k_rows;
-  Rows v_rows;
-  const float* q;
-  const float* k;
-  const float* v;
-};
-
 /// The kernels keep a head in buffers of this many numbers.
 inline constexpr int64_t kMaxHeadDim = 256;
-/// Head dims are padded to this in scratch memory.
-inline constexpr int64_t kDimPad = 16;
-inline int64_t padded_dim(int64_t dim) {
-  return (dim + kDimPad - 1) / kDimPad * kDimPad;
-}
 
-// The queries that read one key-value head of a segment are numbered as rows: token by token, and
-// for each token the heads of the group.
-
-/// Rows [first_row, first_row + kRowsPerBlock) of a segment and key-value head, as far as there
-/// are.
-inline constexpr int64_t kRowsPerBlock = 128;
-struct AttentionBlock {
-  int32_t segment;
-  int32_t kv_head;
-  int64_t first_row;
-};
-
-struct AttentionForward {
-  AttentionInput in;
-  const AttentionBlock* blocks;
-  int64_t count;
-  float* y;            // (T, H, Dv) contiguous
-  float* largest;      // (T, H): the largest score, times log2(e); null when not wanted
+template <class T>
+struct Attention {
+  AttentionShape shape;
+  View<T> q;            // (T, H, D)
+  View<T> k;            // (T, Hkv, D), or the pages as (pages * page_size, Hkv, D)
+  View<T> v;            // the same of Dv
+  View<bf16> narrow_k;  // in place of k and v: pages in bf16 where T is wider
+  View<bf16> narrow_v;
+  View<T> y;           // (T, H, Dv) contiguous
+  float* largest;      // (T, H) kept for backward: the largest score, times log2(e);
+                       // null if unwanted
   float* inverse_sum;  // (T, H): 1 / sum of exp(score - largest)
 };
+CAMBIUM_PLANNED_KERNEL(attention_forward, Attention)
+/// Reads y and y.grad; adds to q.grad, k.grad and v.grad. Without pages.
+CAMBIUM_PLANNED_KERNEL(attention_backward, Attention)
 
-/// Backward steps take the keys of a segment in chunks of this many tokens, and the queries too.
-inline constexpr int64_t kTokensPerChunk = 256;
-struct AttentionPair {
-  int32_t segment;
-  int32_t kv_head;
-  int32_t key_chunk;
-  int32_t query_chunk;
-  bool first;  // of this key chunk: fill the scratch memory
-  bool last;   // of this key chunk: add dk and dv to the gradients
+/// Copies the rows of new tokens to their places in the pages.
+template <class T>
+struct AttentionWrite {
+  AttentionShape shape;
+  View<T> rows;       // (T, Hkv, D)
+  View<T> pages;      // (pages * page_size, Hkv, D)
+  View<bf16> narrow;  // in place of pages: rounded to bf16
 };
-
-/// Scratch rows of a segment: its keys, padded so that whole panels can be read and written.
-inline constexpr int64_t kRowPad = 8;
-inline int64_t scratch_row(const AttentionShape& shape, int64_t s) {
-  return shape.start[s] + s * kRowPad;
-}
-inline int64_t scratch_rows(const AttentionShape& shape) {
-  return scratch_row(shape, shape.segments);
-}
-
-/// Pairs that run together share neither keys nor queries, so that every gradient is the sum of
-/// its pairs in the order of the calls.
-struct AttentionBackward {
-  AttentionInput in;
-  const AttentionPair* pairs;
-  int64_t count;
-  const float* y;
-  const float* dy;  // (T, H, Dv) contiguous
-  const float* largest;
-  const float* inverse_sum;
-  float* keys;         // scratch (Hkv, scratch_rows, padded D), as are the next three
-  float* values;       // (Hkv, scratch_rows, padded Dv)
-  float* key_grads;    // (Hkv, scratch_rows, padded D)
-  float* value_grads;  // (Hkv, scratch_rows, padded Dv)
-  float* dq;           // strided as q, k, v; null where not wanted
-  float* dk;
-  float* dv;
-};
-
-/// Positions [first, last) of a segment, read for all its queries.
-inline constexpr int64_t kPositionsPerSplit = 256;
-struct AttentionSplit {
-  int32_t segment;
-  int64_t first;
-  int64_t last;
-  float* partial;  // (rows of all heads, partial_size)
-};
-/// A query's share of a split: sums of values, the query itself, largest score, sum.
-inline int64_t partial_size(const AttentionShape& shape) {
-  return padded_dim(shape.value_dim) + padded_dim(shape.head_dim) + kDimPad;
-}
-
-struct AttentionDecode {
-  AttentionInput in;
-  const AttentionSplit* splits;  // those of a segment in a row, by position
-  int64_t count;
-  float* y;
-};
-
-CAMBIUM_CPU_KERNEL(attention_forward, AttentionForward)
-CAMBIUM_CPU_KERNEL(attention_backward, AttentionBackward)
-CAMBIUM_CPU_KERNEL(attention_decode, AttentionDecode)
+CAMBIUM_KERNEL(attention_write, AttentionWrite)
 
 }  // namespace cambium

@@ -1,6 +1,8 @@
 // Attention over cached keys and values: every way to cut a sequence gives what one pass gives.
+#include <cstring>
 #include <numeric>
 
+#include "base/float16.h"
 #include "base/parallel.h"
 #include "ops/attention/attention.h"
 #include "ops/testing.h"
@@ -13,7 +15,16 @@ using testing::relative_error;
 
 struct Case {
   int64_t tokens, heads, kv_heads, dim, value_dim, window, page_size;
+  Dtype pages = Dtype::kF32;
 };
+
+/// What a page holds of these numbers.
+std::vector<double> as_stored(std::vector<double> values, Dtype pages) {
+  for (double& x : values) {
+    x = pages == Dtype::kBF16 ? widen(round_to_bf16(static_cast<float>(x))) : x;
+  }
+  return values;
+}
 
 /// Sequences with their queries, keys and values, and a cache whose unused memory is NaN.
 class Cached {
@@ -29,8 +40,8 @@ class Cached {
     fill(k_, {t, c.kv_heads, c.dim}, values[1]);
     fill(v_, {t, c.kv_heads, c.value_dim}, values[2]);
     const int64_t pages = per_sequence_ * sequences + 3;
-    keys_ = OwnedTensor(Dtype::kF32, {pages, c.page_size, c.kv_heads, c.dim});
-    values_ = OwnedTensor(Dtype::kF32, {pages, c.page_size, c.kv_heads, c.value_dim});
+    keys_ = OwnedTensor(c.pages, {pages, c.page_size, c.kv_heads, c.dim});
+    values_ = OwnedTensor(c.pages, {pages, c.page_size, c.kv_heads, c.value_dim});
     order_.resize(static_cast<size_t>(pages));
     std::iota(order_.begin(), order_.end(), 0);
     std::shuffle(order_.begin(), order_.end(), std::mt19937_64(seed));
@@ -45,7 +56,7 @@ class Cached {
               return attention(ctx, in[0], in[1], in[2], {start, position, {}}, config());
             },
             {{{t, c.heads, c.dim}}, {{t, c.kv_heads, c.dim}}, {{t, c.kv_heads, c.value_dim}}},
-            values, true, false)
+            {values[0], as_stored(values[1], c.pages), as_stored(values[2], c.pages)}, true, false)
             .output;
   }
 
@@ -53,8 +64,8 @@ class Cached {
 
   /// Forgets everything.
   void poison() {
-    std::fill_n(keys_.view.ptr<float>(), keys_.view.numel(), NAN);
-    std::fill_n(values_.view.ptr<float>(), values_.view.numel(), NAN);
+    std::memset(keys_.view.data, 0xff, static_cast<size_t>(keys_.view.bytes()));  // NaN
+    std::memset(values_.view.data, 0xff, static_cast<size_t>(values_.view.bytes()));
   }
 
   /// A piece of sequence s: tokens [first, first + count).
@@ -108,7 +119,7 @@ class Cached {
  private:
   static void poison_page(const OwnedTensor& cache, int32_t page) {
     const Tensor rows = cache.view.slice(0, page, 1);
-    std::fill_n(rows.ptr<float>(), rows.numel(), NAN);
+    std::memset(rows.data, 0xff, static_cast<size_t>(rows.bytes()));
   }
   static void fill(OwnedTensor& t, std::initializer_list<int64_t> shape,
                    const std::vector<double>& values) {
@@ -140,7 +151,7 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
   out << c.tokens << "_tokens_" << c.heads << "_on_" << c.kv_heads << "_heads_of_" << c.dim;
   if (c.value_dim != c.dim) out << "_and_" << c.value_dim;
   if (c.window > 0) out << "_window_" << c.window;
-  return out << "_pages_of_" << c.page_size;
+  return out << "_pages_of_" << c.page_size << (c.pages == Dtype::kBF16 ? "_bf16" : "");
 }
 
 class AttentionPages : public ::testing::TestWithParam<Case> {};
@@ -172,6 +183,15 @@ TEST_P(AttentionPages, EverySplitEqualsOnePass) {
   }
 }
 
+// bf16 pages hold rounded numbers, and every token sees those, however its sequence is cut: beside
+// the definition over rounded keys and values the error is that of fp32 pages.
+INSTANTIATE_TEST_SUITE_P(Bf16, AttentionPages,
+                         ::testing::Values(Case{40, 4, 2, 16, 16, 0, 16, Dtype::kBF16},
+                                           Case{70, 4, 2, 32, 16, 20, 16, Dtype::kBF16},
+                                           Case{45, 6, 2, 7, 5, 1, 5, Dtype::kBF16},
+                                           Case{66, 18, 1, 24, 40, 0, 7, Dtype::kBF16}),
+                         ::testing::PrintToStringParamName());
+
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionPages,
                          ::testing::Values(Case{40, 4, 2, 16, 16, 0, 16},
                                            Case{70, 4, 2, 16, 16, 0, 64},
@@ -182,8 +202,9 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AttentionPages,
 
 TEST(AttentionPagesLong, DecodeAndPrefillFarIntoASequence) {
   // Many splits, and a window that skips most of them.
-  for (const int64_t window : {0, 700}) {
-    const Case c = {1500, 3, 1, 16, 16, window, 64};
+  for (const auto& [window, pages] : {std::pair{0, Dtype::kF32}, std::pair{700, Dtype::kF32},
+                                      std::pair{0, Dtype::kBF16}, std::pair{700, Dtype::kBF16}}) {
+    const Case c = {1500, 3, 1, 16, 16, window, 64, pages};
     Cached cached(c, 1, 3);
     for_each_isa([&] {
       cached.poison();
@@ -233,6 +254,29 @@ TEST(AttentionPagesThreads, ResultsDoNotDependOnTheirNumber) {
     EXPECT_EQ(one, cached.last());
   }
   set_num_threads(before);
+}
+
+// What rounding costs. A key or value is off by at most 2^-9 of itself (half a unit in the last of
+// 8 bits), so a score s = scale q.k by at most e = 2^-9 scale sum |q_i k_i|, a probability by a
+// factor within exp(+-2e), and the output, a mean of values, by at most (exp(2e) - 1 + 2^-9)
+// (largest |value|) + the error of fp32.
+TEST(AttentionPagesRounding, StaysWithinItsBound) {
+  const Case exact = {200, 4, 2, 16, 16, 0, 16};
+  Case rounded = exact;
+  rounded.pages = Dtype::kBF16;
+  Cached wide(exact, 1, 11);
+  Cached narrow(rounded, 1, 11);
+  ASSERT_LE(wide.run({{0, 0, 200}}), kTolerance);
+  ASSERT_LE(narrow.run({{0, 0, 200}}), kTolerance);
+  const double unit = std::exp2(-9.0);
+  const double e = unit * 0.5 * 16 * 2 * 2;  // scale 1/2, 16 products of numbers up to 2
+  const double bound = std::expm1(2 * e) + unit + kTolerance;  // values up to 1
+  double worst = 0.0;
+  for (size_t i = 0; i < wide.last().size(); ++i) {
+    worst = std::max(worst, std::abs(wide.last()[i] - narrow.last()[i]));
+  }
+  EXPECT_LE(worst, bound);
+  EXPECT_GT(worst, 0.0);
 }
 
 TEST(AttentionPagesErrors, NameTheSegmentAndThePage) {

@@ -1,4 +1,4 @@
-// The naive definition, in the precision of its argument type, forward and backward.
+// The naive definition, in the precision of its element type, forward and backward.
 #pragma once
 
 #include <algorithm>
@@ -8,65 +8,60 @@
 
 #include "ops/attention/attention_kernels.h"
 
-namespace cambium::reference {
+namespace cambium {
+namespace reference {
 
-template <class Real>
-Real dot(int64_t n, const Real* a, const Real* b) {
-  Real sum = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    sum += a[i] * b[i];
-  }
-  return sum;
+/// Number d of row (row, head): of the narrow tensor where it is there.
+template <class T>
+T attention_value(const View<T>& x, const View<bf16>& narrow, int64_t row, int64_t head,
+                  int64_t d) {
+  return narrow.defined() ? static_cast<T>(widen(narrow.row(row, head)[d])) : x.row(row, head)[d];
 }
 
-/// Where row `row` of head h begins.
-inline int64_t head_offset(const Rows& rows, int64_t row, int64_t h) {
-  return row * rows.outer_stride + h * rows.inner_stride;
-}
-
-/// The probabilities of positions first .. first + size - 1 for the query q at position p.
-template <class Real>
-int64_t attention_probabilities(const AttentionShape& a, int64_t s, int64_t p, int64_t kv_head,
-                                const Real* q, const Rows& k_rows, const Real* k,
-                                std::vector<Real>& probability) {
-  const int64_t first = a.reach(p);
+/// The probabilities of positions first .. p for the query head h of token t, which stands at
+/// position p of segment s; returns first.
+template <class T>
+int64_t attention_probabilities(const Attention<T>& a, int64_t s, int64_t t, int64_t h,
+                                std::vector<T>& probability) {
+  const AttentionShape& shape = a.shape;
+  const int64_t p = shape.first_position(s) + t - shape.start[s];
+  const int64_t first = shape.reach(p);
   probability.clear();
-  Real largest = -INFINITY;
+  T largest = -INFINITY;
   for (int64_t j = first; j <= p; ++j) {
-    const Real* key = k + head_offset(k_rows, a.key_row(s, j), kv_head);
-    probability.push_back(dot(a.head_dim, q, key) * static_cast<Real>(a.scale));
+    T dot = 0;
+    for (int64_t d = 0; d < shape.head_dim; ++d) {
+      dot += a.q.row(t, h)[d] *
+             attention_value(a.k, a.narrow_k, shape.key_row(s, j), h / shape.group(), d);
+    }
+    probability.push_back(dot * static_cast<T>(shape.scale));
     largest = std::max(largest, probability.back());
   }
-  Real sum = 0;
-  for (Real& x : probability) {
+  T sum = 0;
+  for (T& x : probability) {
     x = std::exp(x - largest);
     sum += x;
   }
-  for (Real& x : probability) {
+  for (T& x : probability) {
     x /= sum;
   }
   return first;
 }
 
-/// y (T, H, Dv) contiguous.
-template <class Real>
-void attention_forward(const AttentionShape& a, const Rows& q_rows, const Real* q,
-                       const Rows& k_rows, const Real* k, const Rows& v_rows, const Real* v,
-                       Real* y) {
-  std::vector<Real> probability;
-  for (int64_t s = 0; s < a.segments; ++s) {
-    for (int64_t t = a.start[s]; t < a.start[s + 1]; ++t) {
-      for (int64_t h = 0; h < a.heads; ++h) {
-        const int64_t kv_head = h / (a.heads / a.kv_heads);
-        const int64_t p = a.first_position(s) + t - a.start[s];
-        const int64_t first = attention_probabilities(
-            a, s, p, kv_head, q + head_offset(q_rows, t, h), k_rows, k, probability);
-        Real* out = y + (t * a.heads + h) * a.value_dim;
-        std::fill(out, out + a.value_dim, Real{0});
-        for (int64_t j = first; j <= p; ++j) {
-          const Real* value = v + head_offset(v_rows, a.key_row(s, j), kv_head);
-          for (int64_t d = 0; d < a.value_dim; ++d) {
-            out[d] += probability[static_cast<size_t>(j - first)] * value[d];
+}  // namespace reference
+
+template <class T>
+void attention_write::reference(const AttentionWrite<T>& a) {
+  for (int64_t s = 0; s < a.shape.segments; ++s) {
+    for (int64_t i = 0; i < a.shape.length(s); ++i) {
+      const int64_t to = a.shape.key_row(s, a.shape.first_position(s) + i);
+      for (int64_t h = 0; h < a.shape.kv_heads; ++h) {
+        const T* row = a.rows.row(a.shape.start[s] + i, h);
+        for (int64_t d = 0; d < a.rows.channels; ++d) {
+          if (a.narrow.defined()) {
+            a.narrow.row(to, h)[d] = round_to_bf16(static_cast<float>(row[d]));
+          } else {
+            a.pages.row(to, h)[d] = row[d];
           }
         }
       }
@@ -74,44 +69,21 @@ void attention_forward(const AttentionShape& a, const Rows& q_rows, const Real* 
   }
 }
 
-/// With p the probabilities and dp_j = dy . v_j:  dv_j += p_j dy,  ds_j = p_j (dp_j - sum p dp),
-/// dq += scale sum_j ds_j k_j,  dk_j += scale ds_j q. Gradients are strided as their tensors; null
-/// where not wanted.
-template <class Real>
-void attention_backward(const AttentionShape& a, const Rows& q_rows, const Real* q,
-                        const Rows& k_rows, const Real* k, const Rows& v_rows, const Real* v,
-                        const Real* dy, Real* dq, Real* dk, Real* dv) {
-  std::vector<Real> probability;
-  std::vector<Real> dp;
-  for (int64_t s = 0; s < a.segments; ++s) {
-    for (int64_t t = a.start[s]; t < a.start[s + 1]; ++t) {
-      for (int64_t h = 0; h < a.heads; ++h) {
-        const int64_t kv_head = h / (a.heads / a.kv_heads);
-        const int64_t p = a.first_position(s) + t - a.start[s];
-        const int64_t q_at = head_offset(q_rows, t, h);
-        const int64_t first =
-            attention_probabilities(a, s, p, kv_head, q + q_at, k_rows, k, probability);
-        const Real* grad = dy + (t * a.heads + h) * a.value_dim;
-        dp.clear();
-        for (int64_t j = first; j <= p; ++j) {
-          dp.push_back(dot(a.value_dim, grad, v + head_offset(v_rows, a.key_row(s, j), kv_head)));
-        }
-        const Real mean = dot(p - first + 1, probability.data(), dp.data());
-        for (int64_t j = first; j <= p; ++j) {
-          const auto i = static_cast<size_t>(j - first);
-          const int64_t k_at = head_offset(k_rows, a.key_row(s, j), kv_head);
-          const int64_t v_at = head_offset(v_rows, a.key_row(s, j), kv_head);
-          const Real ds = probability[i] * (dp[i] - mean) * static_cast<Real>(a.scale);
-          for (int64_t d = 0; d < a.head_dim; ++d) {
-            if (dq != nullptr) {
-              dq[q_at + d] += ds * k[k_at + d];
-            }
-            if (dk != nullptr) {
-              dk[k_at + d] += ds * q[q_at + d];
-            }
-          }
-          for (int64_t d = 0; dv != nullptr && d < a.value_dim; ++d) {
-            dv[v_at + d] += probability[i] * grad[d];
+template <class T>
+void attention_forward::reference(const Attention<T>& a) {
+  const AttentionShape& shape = a.shape;
+  std::vector<T> probability;
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    for (int64_t t = shape.start[s]; t < shape.start[s + 1]; ++t) {
+      for (int64_t h = 0; h < shape.heads; ++h) {
+        const int64_t first = reference::attention_probabilities(a, s, t, h, probability);
+        T* out = a.y.row(t, h);
+        std::fill(out, out + shape.value_dim, T{0});
+        for (size_t j = 0; j < probability.size(); ++j) {
+          const int64_t row = shape.key_row(s, first + static_cast<int64_t>(j));
+          for (int64_t d = 0; d < shape.value_dim; ++d) {
+            out[d] += probability[j] *
+                      reference::attention_value(a.v, a.narrow_v, row, h / shape.group(), d);
           }
         }
       }
@@ -119,4 +91,45 @@ void attention_backward(const AttentionShape& a, const Rows& q_rows, const Real*
   }
 }
 
-}  // namespace cambium::reference
+/// With p the probabilities and dp_j = dy . v_j:  dv_j += p_j dy,  ds_j = p_j (dp_j - sum p dp), dq
+/// += scale sum_j ds_j k_j,  dk_j += scale ds_j q.
+template <class T>
+void attention_backward::reference(const Attention<T>& a) {
+  const AttentionShape& shape = a.shape;
+  std::vector<T> probability;
+  std::vector<T> dp;
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    for (int64_t t = shape.start[s]; t < shape.start[s + 1]; ++t) {
+      for (int64_t h = 0; h < shape.heads; ++h) {
+        const int64_t kv_head = h / shape.group();
+        const int64_t first = reference::attention_probabilities(a, s, t, h, probability);
+        const T* q = a.q.row(t, h);
+        const T* dy = a.y.grad_row(t, h);
+        T mean = 0;
+        dp.assign(probability.size(), T{0});
+        for (size_t j = 0; j < dp.size(); ++j) {
+          const T* v = a.v.row(shape.key_row(s, first + static_cast<int64_t>(j)), kv_head);
+          for (int64_t d = 0; d < shape.value_dim; ++d) {
+            dp[j] += dy[d] * v[d];
+          }
+          mean += probability[j] * dp[j];
+        }
+        for (size_t j = 0; j < dp.size(); ++j) {
+          const int64_t row = shape.key_row(s, first + static_cast<int64_t>(j));
+          const T ds = probability[j] * (dp[j] - mean) * static_cast<T>(shape.scale);
+          for (int64_t d = 0; a.q.grad != nullptr && d < shape.head_dim; ++d) {
+            a.q.grad_row(t, h)[d] += ds * a.k.row(row, kv_head)[d];
+          }
+          for (int64_t d = 0; a.k.grad != nullptr && d < shape.head_dim; ++d) {
+            a.k.grad_row(row, kv_head)[d] += ds * q[d];
+          }
+          for (int64_t d = 0; a.v.grad != nullptr && d < shape.value_dim; ++d) {
+            a.v.grad_row(row, kv_head)[d] += probability[j] * dy[d];
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace cambium

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "base/simd.h"
-#include "ops/attention/attention_kernels.h"
+#include "ops/attention/attention_work.h"
 
 namespace cambium::CAMBIUM_ISA {
 
@@ -92,14 +92,36 @@ static inline vf sum_step(const vf* r) {
   }
 }
 
-/// Copies n numbers and fills up to `padded` with zeros.
-static inline void copy_padded(const float* from, int64_t n, int64_t padded, float* to) {
+static inline vf load(const float* p) {
+  return vload(p);
+}
+static inline vf load(const bf16* p) {
+  return vload_bf16(reinterpret_cast<const uint16_t*>(p));
+}
+
+/// Keys and values as they lie: those of the batch and fp32 pages, or bf16 pages.
+static inline const View<float>& keys_of(const Attention<float>& in, float /*type*/) {
+  return in.k;
+}
+static inline const View<bf16>& keys_of(const Attention<float>& in, bf16 /*type*/) {
+  return in.narrow_k;
+}
+static inline const View<float>& values_of(const Attention<float>& in, float /*type*/) {
+  return in.v;
+}
+static inline const View<bf16>& values_of(const Attention<float>& in, bf16 /*type*/) {
+  return in.narrow_v;
+}
+
+/// Copies n numbers, widened, and fills up to `padded` with zeros.
+template <class T>
+static inline void copy_padded(const T* from, int64_t n, int64_t padded, float* to) {
   int64_t d = 0;
   for (; d + kLanes <= n; d += kLanes) {
-    vstore(to + d, vload(from + d));
+    vstore(to + d, load(from + d));
   }
   for (; d < n; ++d) {
-    to[d] = from[d];
+    to[d] = widen(from[d]);
   }
   for (; d < padded; ++d) {
     to[d] = 0.0F;
@@ -125,8 +147,9 @@ static inline void find_key_rows(const AttentionShape& shape, int64_t segment, i
 }
 
 /// Asks for the cache lines of n numbers, to be read soon.
-static inline void prefetch(const float* p, int64_t n) {
-  for (int64_t i = 0; i < n; i += 16) {
+template <class T>
+static inline void prefetch(const T* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T))) {
     __builtin_prefetch(p + i);
   }
 }

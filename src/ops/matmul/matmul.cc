@@ -1,8 +1,8 @@
 #include "ops/matmul/matmul.h"
 
-#include "base/parallel.h"
 #include "ops/matmul/matmul_kernels.h"
 #include "ops/matmul/matmul_ref.h"
+#include "ops/run.h"
 
 namespace cambium {
 namespace {
@@ -26,134 +26,44 @@ void expect_output(const char* who, const Tensor& out, int64_t rows, const Tenso
          who, dtype_name(like.dtype), rows, out.describe());
 }
 
-// Calls f with a typed pointer to the weight.
-template <class Real, class F>
-void with_weight(const Tensor& weight, F&& f) {
-  if (weight.dtype == Dtype::kBF16) {
-    f(weight.ptr<bf16>());
-  } else {
-    f(weight.ptr<Real>());
-  }
-}
-
-template <class Real>
-void forward_reference(const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                       bool accumulate) {
-  with_weight<Real>(weight, [&](const auto* w) {
-    reference::matmul_forward<Real>(x.dim(0), weight.dim(0), x.dim(1), x.ptr<Real>(),
-                                    x.row_stride(), w, bias.defined() ? bias.ptr<Real>() : nullptr,
-                                    y.ptr<Real>(), y.row_stride(), accumulate);
-  });
+template <class T>
+MatmulWeight<T> weight_view(const Tensor& weight) {
+  const bool narrow = weight.dtype != DtypeOf<T>::value;
+  return {view<T, Sum<T>>(narrow ? Tensor{} : weight),
+          view<bf16, float>(narrow ? weight : Tensor{})};
 }
 
 void forward(const Context& ctx, const Tensor& y, const Tensor& x, const Tensor& weight,
              const Tensor& bias, bool accumulate) {
-  if (x.dtype == Dtype::kF64) {
-    forward_reference<double>(y, x, weight, bias, accumulate);
-  } else if (ctx.reference) {
-    forward_reference<float>(y, x, weight, bias, accumulate);
-  } else {
-    gemm({.m = x.dim(0),
-          .n = weight.dim(0),
-          .k = x.dim(1),
-          .a = x.ptr<float>(),
-          .a_row = x.row_stride(),
-          .a_k = 1,
-          .b = weight.data,
-          .b_is_bf16 = weight.dtype == Dtype::kBF16,
-          .b_rows_are_k = false,
-          .b_stride = weight.dim(1),
-          .bias = bias.defined() ? bias.ptr<float>() : nullptr,
-          .c = y.ptr<float>(),
-          .c_row = y.row_stride(),
-          .accumulate = accumulate,
-          .threads = num_threads()});
-  }
-}
-
-template <class Real>
-void grad_input_reference(const Tensor& out, const Tensor& dy, const Tensor& weight,
-                          bool accumulate) {
-  with_weight<Real>(weight, [&](const auto* w) {
-    reference::matmul_grad_input<Real>(dy.dim(0), dy.dim(1), weight.dim(1), dy.ptr<Real>(),
-                                       dy.row_stride(), w, out.ptr<Real>(), out.row_stride(),
-                                       accumulate);
+  run<matmul_forward>(ctx, x, [&]<class T>() {
+    return Matmul<T>{view<T>(x), weight_view<T>(weight), view<T, Sum<T>>(bias), view<T>(y),
+                     accumulate};
   });
 }
 
-void grad_input(bool naive, const Tensor& out, const Tensor& dy, const Tensor& weight,
+void grad_input(const Context& ctx, const Tensor& out, const Tensor& dy, const Tensor& weight,
                 bool accumulate) {
-  if (dy.dtype == Dtype::kF64) {
-    grad_input_reference<double>(out, dy, weight, accumulate);
-  } else if (naive) {
-    grad_input_reference<float>(out, dy, weight, accumulate);
-  } else {
-    gemm({.m = dy.dim(0),
-          .n = weight.dim(1),
-          .k = dy.dim(1),
-          .a = dy.ptr<float>(),
-          .a_row = dy.row_stride(),
-          .a_k = 1,
-          .b = weight.data,
-          .b_is_bf16 = weight.dtype == Dtype::kBF16,
-          .b_rows_are_k = true,
-          .b_stride = weight.dim(1),
-          .bias = nullptr,
-          .c = out.ptr<float>(),
-          .c_row = out.row_stride(),
-          .accumulate = accumulate,
-          .threads = num_threads()});
-  }
+  run<matmul_grad_input_of>(ctx, dy, [&]<class T>() {
+    return MatmulGradInput<T>{view<T>(dy), weight_view<T>(weight), view<T>(out), accumulate};
+  });
 }
 
-template <class Real>
-void grad_weight_reference(const Tensor& out, const Tensor& dy, const Tensor& x, bool accumulate) {
-  reference::matmul_grad_weight<Real>(dy.dim(0), dy.dim(1), x.dim(1), dy.ptr<Real>(),
-                                      dy.row_stride(), x.ptr<Real>(), x.row_stride(),
-                                      out.ptr<Real>(), out.row_stride(), accumulate);
-}
-
-void grad_weight(bool naive, const Tensor& out, const Tensor& dy, const Tensor& x,
+void grad_weight(const Context& ctx, const Tensor& out, const Tensor& dy, const Tensor& x,
                  bool accumulate) {
-  if (dy.dtype == Dtype::kF64) {
-    grad_weight_reference<double>(out, dy, x, accumulate);
-  } else if (naive) {
-    grad_weight_reference<float>(out, dy, x, accumulate);
-  } else {
-    gemm({.m = dy.dim(1),
-          .n = x.dim(1),
-          .k = dy.dim(0),
-          .a = dy.ptr<float>(),
-          .a_row = 1,
-          .a_k = dy.row_stride(),
-          .b = x.data,
-          .b_is_bf16 = false,
-          .b_rows_are_k = true,
-          .b_stride = x.row_stride(),
-          .bias = nullptr,
-          .c = out.ptr<float>(),
-          .c_row = out.row_stride(),
-          .accumulate = accumulate,
-          .threads = num_threads()});
-  }
+  run<matmul_grad_weight_of>(ctx, dy, [&]<class T>() {
+    return MatmulGradWeight<T>{view<T>(dy), view<T>(x), view<Sum<T>>(out), accumulate};
+  });
 }
 
-void grad_bias(bool naive, const Tensor& bias, const Tensor& dy) {
-  if (dy.dtype == Dtype::kF64) {
-    reference::matmul_grad_bias<double>(dy.dim(0), dy.dim(1), dy.ptr<double>(), dy.row_stride(),
-                                        bias.grad_ptr<double>());
-  } else if (naive) {
-    reference::matmul_grad_bias<float>(dy.dim(0), dy.dim(1), dy.ptr<float>(), dy.row_stride(),
-                                       bias.grad_ptr<float>());
-  } else {
-    column_sums({dy.dim(0), dy.dim(1), dy.ptr<float>(), dy.row_stride(), bias.grad_ptr<float>()});
-  }
+void grad_bias(const Context& ctx, const Tensor& bias, const Tensor& dy) {
+  run<matmul_grad_bias>(ctx, dy, [&]<class T>() {
+    return MatmulGradBias<T>{view<T>(dy), bias.grad_ptr<Sum<T>>()};
+  });
 }
 
 }  // namespace
 
 Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  require_cpu("matmul", x);
   expect_weight("matmul", weight, x);
   expect_rows("matmul", "x", x, weight.dim(1));
   expect(
@@ -166,16 +76,16 @@ Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor&
   const Tensor y = ctx.result(x.dtype, {x.dim(0), weight.dim(0)}, differentiate);
   forward(ctx, y, x, weight, bias, false);
   if (differentiate) {
-    ctx.tape->record([naive = ctx.reference, x, weight, bias, y] {
+    ctx.record([=](const Context& c) {
       const Tensor dy = y.grad_tensor();
       if (x.has_grad()) {
-        grad_input(naive, x.grad_tensor(), dy, weight, true);
+        grad_input(c, x.grad_tensor(), dy, weight, true);
       }
       if (weight.has_grad()) {
-        grad_weight(naive, weight.grad_tensor(), dy, x, true);
+        grad_weight(c, weight.grad_tensor(), dy, x, true);
       }
       if (bias.has_grad()) {
-        grad_bias(naive, bias, dy);
+        grad_bias(c, bias, dy);
       }
     });
   }
@@ -184,7 +94,6 @@ Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor&
 
 void matmul_into(const Context& ctx, const Tensor& out, const Tensor& x, const Tensor& weight,
                  bool accumulate) {
-  require_cpu("matmul_into", x);
   expect_weight("matmul_into", weight, x);
   expect_rows("matmul_into", "x", x, weight.dim(1));
   expect_rows("matmul_into", "out", out, weight.dim(0));
@@ -194,17 +103,15 @@ void matmul_into(const Context& ctx, const Tensor& out, const Tensor& x, const T
 
 void matmul_grad_input(const Context& ctx, const Tensor& out, const Tensor& dy,
                        const Tensor& weight, bool accumulate) {
-  require_cpu("matmul_grad_input", dy);
   expect_weight("matmul_grad_input", weight, dy);
   expect_rows("matmul_grad_input", "dy", dy, weight.dim(0));
   expect_rows("matmul_grad_input", "out", out, weight.dim(1));
   expect_output("matmul_grad_input", out, dy.dim(0), dy);
-  grad_input(ctx.reference, out, dy, weight, accumulate);
+  grad_input(ctx, out, dy, weight, accumulate);
 }
 
 void matmul_grad_weight(const Context& ctx, const Tensor& out, const Tensor& dy, const Tensor& x,
                         bool accumulate) {
-  require_cpu("matmul_grad_weight", dy);
   expect_rows("matmul_grad_weight", "dy", dy, -1);
   expect_rows("matmul_grad_weight", "x", x, -1);
   expect_rows("matmul_grad_weight", "out", out, x.dim(1));
@@ -212,7 +119,7 @@ void matmul_grad_weight(const Context& ctx, const Tensor& out, const Tensor& dy,
   expect(x.dim(0) == dy.dim(0) && x.dtype == dy.dtype,
          "[matmul_grad_weight] expected x {} with {} rows, got {}", dtype_name(dy.dtype), dy.dim(0),
          x.describe());
-  grad_weight(ctx.reference, out, dy, x, accumulate);
+  grad_weight(ctx, out, dy, x, accumulate);
 }
 
 }  // namespace cambium

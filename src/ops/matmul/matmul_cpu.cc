@@ -8,7 +8,7 @@
 // of threads.
 #include "base/parallel.h"
 #include "base/simd.h"
-#include "ops/matmul/matmul_kernels.h"
+#include "ops/matmul/gemm.h"
 #include "ops/matmul/matmul_simd.h"
 
 namespace cambium::CAMBIUM_ISA {
@@ -248,6 +248,21 @@ void column_sums(const ColumnSums& s) {
       const float* x = s.x + r * s.x_row;
       for (int64_t c = begin; c < end; ++c) {
         s.sum[c] += x[c];
+      }
+    }
+  });
+}
+
+void transpose(const Transpose& t) {
+  parallel_for(t.columns, 4 * kLanes, [&](int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < t.rows; r += kLanes) {
+      const int64_t rows = t.rows - r;
+      for (int64_t c = begin; c < end; c += kLanes) {
+        const int64_t columns = end - c;
+        const Square<float> square = load_square(t.x + r * t.x_row + c, t.x_row, rows, columns);
+        for (int q = 0; q < kLanes && q < columns; ++q) {
+          vstore_upto(t.y + (c + q) * t.y_row + r, column(square, q), rows);
+        }
       }
     }
   });

@@ -1,43 +1,57 @@
-// Private to the operation: what its kernels are given.
+// Private to the operation: what its definition and its kernels are given.
 #pragma once
 
-#include <cstdint>
-
-#include "base/cpu.h"
+#include "ops/kernel.h"
+#include "tensor/view.h"
 
 namespace cambium {
 
-/// c (m, n) = [c or bias or 0] + a (m, k) b (k, n), for operands that may be stored transposed.
-struct Gemm {
-  int64_t m, n, k;
-  const float* a;
-  int64_t a_row, a_k;  // element (i, p) of a is a[i * a_row + p * a_k]
-  const void* b;       // float, or bf16 when b_is_bf16
-  bool b_is_bf16;
-  bool b_rows_are_k;  // (k, n) in memory; else (n, k)
-  int64_t b_stride;   // elements from one row in memory to the next
-  const float* bias;  // (n), or null
-  float* c;
-  int64_t c_row;
-  bool accumulate;  // add to c; then bias is null
-  int64_t threads;  // a hint for cutting the work; the result does not depend on it
+/// A weight (N, K): of the type it is multiplied in, or bf16 where that is wider.
+template <class T>
+struct MatmulWeight {
+  View<T, Sum<T>> wide;
+  View<bf16, float> narrow;  // in place of wide
+
+  int64_t inputs() const { return narrow.defined() ? narrow.channels : wide.channels; }
 };
 
-/// Products are summed over blocks of this depth and the sums of blocks added up, everywhere, so
-/// that an element has the same bits whichever kernel computes it.
-inline constexpr int64_t kGemmDepth = 256;
-/// Up to this many rows gemm takes gemm_few_rows, where b is (n, k) in memory and a_k is 1.
-inline constexpr int64_t kFewRows = 8;
-
-struct ColumnSums {
-  int64_t rows, columns;
-  const float* x;  // (rows, columns)
-  int64_t x_row;
-  float* sum;  // (columns), added to
+/// y = [y +] x weight^T + bias
+template <class T>
+struct Matmul {
+  View<T> x;  // (T, K)
+  MatmulWeight<T> weight;
+  View<T, Sum<T>> bias;  // (N), or undefined
+  View<T> y;             // (T, N)
+  bool accumulate;       // then without bias
 };
+CAMBIUM_PLANNED_KERNEL(matmul_forward, Matmul)
 
-CAMBIUM_CPU_KERNEL(gemm, Gemm)
-CAMBIUM_CPU_KERNEL(gemm_few_rows, Gemm)
-CAMBIUM_CPU_KERNEL(column_sums, ColumnSums)
+/// out = [out +] dy weight
+template <class T>
+struct MatmulGradInput {
+  View<T> dy;  // (T, N)
+  MatmulWeight<T> weight;
+  View<T> out;  // (T, K)
+  bool accumulate;
+};
+CAMBIUM_PLANNED_KERNEL(matmul_grad_input_of, MatmulGradInput)
+
+/// out = [out +] dy^T x
+template <class T>
+struct MatmulGradWeight {
+  View<T> dy;        // (T, N)
+  View<T> x;         // (T, K)
+  View<Sum<T>> out;  // (N, K)
+  bool accumulate;
+};
+CAMBIUM_PLANNED_KERNEL(matmul_grad_weight_of, MatmulGradWeight)
+
+/// out += the sum of the rows of dy
+template <class T>
+struct MatmulGradBias {
+  View<T> dy;   // (T, N)
+  Sum<T>* out;  // (N)
+};
+CAMBIUM_PLANNED_KERNEL(matmul_grad_bias, MatmulGradBias)
 
 }  // namespace cambium

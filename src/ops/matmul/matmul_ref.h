@@ -1,73 +1,68 @@
-// The naive definition, in the precision of its argument type. W is Real or bf16.
+// The naive definition, in the precision of its element type.
 #pragma once
 
-#include <cstdint>
+#include "ops/matmul/matmul_kernels.h"
 
-#include "base/float16.h"
+namespace cambium {
+namespace reference {
 
-namespace cambium::reference {
-
-template <class Real, class W>
-Real weight_value(W w) {
-  return static_cast<Real>(widen(w));
+template <class T>
+T weight_value(const MatmulWeight<T>& weight, int64_t n, int64_t k) {
+  return weight.narrow.defined() ? static_cast<T>(widen(weight.narrow.row(n)[k]))
+                                 : weight.wide.row(n)[k];
 }
 
-/// y (T, N) = [y +] x (T, K) w (N, K)^T + bias (N)
-template <class Real, class W>
-void matmul_forward(int64_t t, int64_t n, int64_t k, const Real* x, int64_t x_row, const W* w,
-                    const Real* bias, Real* y, int64_t y_row, bool accumulate) {
-  for (int64_t i = 0; i < t; ++i) {
-    for (int64_t j = 0; j < n; ++j) {
-      Real sum = 0;
-      for (int64_t p = 0; p < k; ++p) {
-        sum += x[i * x_row + p] * weight_value<Real>(w[j * k + p]);
+}  // namespace reference
+
+template <class T>
+void matmul_forward::reference(const Matmul<T>& a) {
+  for (int64_t t = 0; t < a.x.rows.outer; ++t) {
+    for (int64_t n = 0; n < a.y.channels; ++n) {
+      T sum = 0;
+      for (int64_t k = 0; k < a.x.channels; ++k) {
+        sum += a.x.row(t)[k] * reference::weight_value(a.weight, n, k);
       }
-      if (bias != nullptr) {
-        sum += bias[j];
+      if (a.bias.defined()) {
+        sum += a.bias.data[n];
       }
-      y[i * y_row + j] = accumulate ? y[i * y_row + j] + sum : sum;
+      a.y.row(t)[n] = a.accumulate ? a.y.row(t)[n] + sum : sum;
     }
   }
 }
 
-/// dx (T, K) = [dx +] dy (T, N) w (N, K)
-template <class Real, class W>
-void matmul_grad_input(int64_t t, int64_t n, int64_t k, const Real* dy, int64_t dy_row, const W* w,
-                       Real* dx, int64_t dx_row, bool accumulate) {
-  for (int64_t i = 0; i < t; ++i) {
-    for (int64_t p = 0; p < k; ++p) {
-      Real sum = 0;
-      for (int64_t j = 0; j < n; ++j) {
-        sum += dy[i * dy_row + j] * weight_value<Real>(w[j * k + p]);
+template <class T>
+void matmul_grad_input_of::reference(const MatmulGradInput<T>& a) {
+  for (int64_t t = 0; t < a.dy.rows.outer; ++t) {
+    for (int64_t k = 0; k < a.out.channels; ++k) {
+      T sum = 0;
+      for (int64_t n = 0; n < a.dy.channels; ++n) {
+        sum += a.dy.row(t)[n] * reference::weight_value(a.weight, n, k);
       }
-      dx[i * dx_row + p] = accumulate ? dx[i * dx_row + p] + sum : sum;
+      a.out.row(t)[k] = a.accumulate ? a.out.row(t)[k] + sum : sum;
     }
   }
 }
 
-/// dw (N, K) = [dw +] dy (T, N)^T x (T, K)
-template <class Real>
-void matmul_grad_weight(int64_t t, int64_t n, int64_t k, const Real* dy, int64_t dy_row,
-                        const Real* x, int64_t x_row, Real* dw, int64_t dw_row, bool accumulate) {
-  for (int64_t j = 0; j < n; ++j) {
-    for (int64_t p = 0; p < k; ++p) {
-      Real sum = 0;
-      for (int64_t i = 0; i < t; ++i) {
-        sum += dy[i * dy_row + j] * x[i * x_row + p];
+template <class T>
+void matmul_grad_weight_of::reference(const MatmulGradWeight<T>& a) {
+  for (int64_t n = 0; n < a.dy.channels; ++n) {
+    for (int64_t k = 0; k < a.x.channels; ++k) {
+      Sum<T> sum = 0;
+      for (int64_t t = 0; t < a.dy.rows.outer; ++t) {
+        sum += a.dy.row(t)[n] * a.x.row(t)[k];
       }
-      dw[j * dw_row + p] = accumulate ? dw[j * dw_row + p] + sum : sum;
+      a.out.row(n)[k] = a.accumulate ? a.out.row(n)[k] + sum : sum;
     }
   }
 }
 
-/// sum (N) += column sums of dy (T, N)
-template <class Real>
-void matmul_grad_bias(int64_t t, int64_t n, const Real* dy, int64_t dy_row, Real* sum) {
-  for (int64_t j = 0; j < n; ++j) {
-    for (int64_t i = 0; i < t; ++i) {
-      sum[j] += dy[i * dy_row + j];
+template <class T>
+void matmul_grad_bias::reference(const MatmulGradBias<T>& a) {
+  for (int64_t n = 0; n < a.dy.channels; ++n) {
+    for (int64_t t = 0; t < a.dy.rows.outer; ++t) {
+      a.out[n] += a.dy.row(t)[n];
     }
   }
 }
 
-}  // namespace cambium::reference
+}  // namespace cambium

@@ -2,123 +2,159 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
-#include <vector>
 
 #include "ops/rope/rope_kernels.h"
 #include "ops/rope/rope_ref.h"
+#include "ops/run.h"
 
 namespace cambium {
 namespace {
 
-// The angle per position of each pair, in fp32 as models were trained with, so that both precisions
-// turn by the same angles.
-std::vector<float> inverse_frequencies(const RopeConfig& config) {
-  std::vector<float> result(static_cast<size_t>(config.dim / 2));
-  for (size_t i = 0; i < result.size(); ++i) {
-    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(config.dim);
-    double frequency = static_cast<float>(1.0 / std::pow(config.theta, exponent));
-    if (config.factor > 0) {
-      // Waves longer than the original context are stretched by the factor, waves much shorter
-      // are left, those between are mixed.
-      const double turns =
-          static_cast<double>(config.original_length) * frequency / (2 * std::numbers::pi);
-      const double keep = std::clamp(
-          (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor),
-          0.0, 1.0);
-      frequency = (1 - keep) * frequency / config.factor + keep * frequency;
-    }
-    result[i] = static_cast<float>(frequency);
+/// Positions of a chunk of the table.
+constexpr int64_t kChunk = 256;
+
+void check(const RopeConfig& c) {
+  expect(c.dim >= 2 && c.dim % 2 == 0 && c.theta > 0 && std::isfinite(c.theta),
+         "[rope] expected an even number of rotated dims and theta > 0, got {} and {}", c.dim,
+         c.theta);
+  if (c.scaling == RopeScaling::kNone) {
+    return;
   }
-  return result;
-}
-
-template <class Real>
-void rotate_reference(const Tensor& x, const Tensor& y, const int32_t* position,
-                      const RopeTable& table, bool inverse, bool accumulate) {
-  reference::rotate<Real>(x.row_walk(), y.row_walk(), x.dim(-1), table.config().dim / 2, position,
-                          table.cos(x.dtype).ptr<Real>(), table.sin(x.dtype).ptr<Real>(), inverse,
-                          accumulate, x.ptr<Real>(), y.ptr<Real>());
-}
-
-void turn(bool naive, const Tensor& x, const Tensor& y, const int32_t* position,
-          const RopeTable& table, bool inverse, bool accumulate) {
-  if (x.dtype == Dtype::kF64) {
-    rotate_reference<double>(x, y, position, table, inverse, accumulate);
-  } else if (naive) {
-    rotate_reference<float>(x, y, position, table, inverse, accumulate);
-  } else {
-    rotate({x.row_walk(), y.row_walk(), x.dim(-1), table.config().dim / 2, position,
-            table.cos(x.dtype).ptr<float>(), table.sin(x.dtype).ptr<float>(), inverse, accumulate,
-            x.ptr<float>(), y.ptr<float>()});
+  expect(c.factor > 0 && std::isfinite(c.factor) && c.original_length > 0 &&
+             c.attention_factor > 0 && std::isfinite(c.attention_factor),
+         "[rope] expected factor, original length and attention factor above 0, got {}, {} and {}",
+         c.factor, c.original_length, c.attention_factor);
+  expect(c.scaling != RopeScaling::kLlama3 || c.low_freq_factor < c.high_freq_factor,
+         "[rope] expected factor > 0 and low_freq_factor < high_freq_factor, got {}, {} and {}",
+         c.factor, c.low_freq_factor, c.high_freq_factor);
+  expect(c.scaling != RopeScaling::kYarn || (c.beta_slow > 0 && c.beta_fast > 0 && c.theta > 1),
+         "[rope] expected beta_fast and beta_slow above 0 and theta above 1, got {}, {} and {}",
+         c.beta_fast, c.beta_slow, c.theta);
+  expect(c.scaling != RopeScaling::kDynamic || (c.dim > 2 && c.factor >= 1),
+         "[rope] expected more than 2 rotated dims and a factor of at least 1 for dynamic scaling, "
+         "got {} and {}",
+         c.dim, c.factor);
+  if (c.scaling == RopeScaling::kLongRope) {
+    for (const std::vector<double>* list : {&c.short_factors, &c.long_factors}) {
+      expect(static_cast<int64_t>(list->size()) == c.dim / 2 &&
+                 std::all_of(list->begin(), list->end(),
+                             [](double x) { return x > 0 && std::isfinite(x); }),
+             "[rope] expected {} short and long factors above 0 (one a rotated pair), got {}",
+             c.dim / 2, list->size());
+    }
   }
 }
 
 }  // namespace
 
 RopeTable::RopeTable(const RopeConfig& config) : config_(config) {
-  expect(config.dim >= 2 && config.dim % 2 == 0 && config.theta > 0,
-         "[rope] expected an even number of rotated dims and theta > 0, got {} and {}", config.dim,
-         config.theta);
-  expect(config.factor == 0 || (config.factor > 0 && config.original_length > 0 &&
-                                config.low_freq_factor < config.high_freq_factor),
-         "[rope] expected factor > 0 and low_freq_factor < high_freq_factor, got {}, {} and {}",
-         config.factor, config.low_freq_factor, config.high_freq_factor);
+  check(config);
+  short_.frequency = rope_frequencies(config, 0);
+  if (config.scaling == RopeScaling::kLongRope) {
+    long_.frequency = rope_frequencies(config, config.original_length + 1);
+  }
+}
+
+void RopeTable::write_row(const float* frequency, int64_t position, float* cos, float* sin) const {
+  for (int64_t i = 0; i < config_.dim / 2; ++i) {
+    const double angle = static_cast<double>(position) * static_cast<double>(frequency[i]);
+    cos[i] = static_cast<float>(std::cos(angle) * config_.attention_factor);
+    sin[i] = static_cast<float>(std::sin(angle) * config_.attention_factor);
+  }
+}
+
+void RopeTable::fill(Rows& rows) const {
+  const int64_t half = config_.dim / 2;
+  while (static_cast<int64_t>(rows.chunks.size()) * kChunk < positions_) {
+    const auto first = static_cast<int64_t>(rows.chunks.size()) * kChunk;
+    std::vector<float>& chunk = rows.chunks.emplace_back(static_cast<size_t>(kChunk * 2 * half));
+    for (int64_t i = 0; i < kChunk; ++i) {
+      float* row = chunk.data() + i * 2 * half;
+      write_row(rows.frequency.data(), first + i, row, row + half);
+    }
+  }
 }
 
 void RopeTable::ensure(int64_t positions) {
-  if (positions <= this->positions()) {
+  if (positions <= positions_) {
     return;
   }
-  const int64_t rows = std::max<int64_t>({positions, 2 * this->positions(), 64});
-  const int64_t half = config_.dim / 2;
-  const std::vector<float> frequency = inverse_frequencies(config_);
-  cos32_ = OwnedTensor(Dtype::kF32, {rows, half});
-  sin32_ = OwnedTensor(Dtype::kF32, {rows, half});
-  cos64_ = OwnedTensor(Dtype::kF64, {rows, half});
-  sin64_ = OwnedTensor(Dtype::kF64, {rows, half});
-  int64_t at = 0;
-  for (int64_t p = 0; p < rows; ++p) {
-    for (int64_t i = 0; i < half; ++i, ++at) {
-      const double angle =
-          static_cast<double>(p) * static_cast<double>(frequency[static_cast<size_t>(i)]);
-      cos64_.view.ptr<double>()[at] = std::cos(angle);
-      sin64_.view.ptr<double>()[at] = std::sin(angle);
-      cos32_.view.ptr<float>()[at] = static_cast<float>(std::cos(angle));
-      sin32_.view.ptr<float>()[at] = static_cast<float>(std::sin(angle));
-    }
+  positions_ = positions;
+  fill(short_);
+  if (!long_.frequency.empty()) {
+    fill(long_);
   }
 }
 
-Tensor rope(Context& ctx, const Tensor& x, const Segments& segments, const RopeTable& table) {
-  require_cpu("rope", x);
-  expect((x.dtype == Dtype::kF32 || x.dtype == Dtype::kF64) && x.rank == 3 && x.has_rows(),
-         "[rope] expected x (T, H, D) f32 or f64 with contiguous heads, got {}", x.describe());
-  expect(table.config().dim <= x.dim(2),
-         "[rope] expected heads of at least {} dims (the rotated ones), got {}", table.config().dim,
-         x.describe());
-  expect(segments.tokens() == x.dim(0), "[rope] expected {} tokens (those of the segments), got {}",
-         segments.tokens(), x.describe());
-  auto* position =
-      static_cast<int32_t*>(ctx.arena->allocate(x.dim(0) * static_cast<int64_t>(sizeof(int32_t))));
+const float* RopeTable::row(const Rows& rows, int64_t position) const {
+  return rows.chunks[static_cast<size_t>(position / kChunk)].data() +
+         position % kChunk * config_.dim;
+}
+
+Turns RopeTable::turns(const Context& ctx, const Segments& segments,
+                       std::span<const int32_t> lengths) const {
+  CAMBIUM_CHECK(lengths.empty() || static_cast<int64_t>(lengths.size()) == segments.count());
+  const int64_t tokens = segments.tokens();
+  const int64_t half = config_.dim / 2;
+  float* cos = ctx.scratch<float>(tokens * half);
+  float* sin = ctx.scratch<float>(tokens * half);
+  auto* position = ctx.scratch<int32_t>(tokens);
+  auto* frequency = ctx.scratch<const float*>(tokens);
+  int64_t t = 0;
   for (int64_t s = 0; s < segments.count(); ++s) {
     const int64_t first = segments.position[static_cast<size_t>(s)];
     const int64_t end = first + segments.length(s);
-    expect(first >= 0 && end <= table.positions(),
+    expect(first >= 0 && end <= positions_,
            "[rope] expected positions in [0, {}) (the table), got [{}, {}) in segment {}",
-           table.positions(), first, end, s);
-    int32_t* out = position + segments.start[static_cast<size_t>(s)];
-    for (int64_t p = first; p < end; ++p) {
-      *out++ = static_cast<int32_t>(p);
+           positions_, first, end, s);
+    const int64_t length =
+        lengths.empty() ? end : static_cast<int64_t>(lengths[static_cast<size_t>(s)]);
+    const bool beyond = length > config_.original_length;
+    const Rows& rows = beyond && !long_.frequency.empty() ? long_ : short_;
+    const float* turned = rows.frequency.data();
+    const bool grown = beyond && config_.scaling == RopeScaling::kDynamic;
+    if (grown) {
+      const std::vector<float> own = rope_frequencies(config_, length);
+      turned = std::copy(own.begin(), own.end(), ctx.scratch<float>(half)) - half;
+    }
+    for (int64_t p = first; p < end; ++p, ++t) {
+      position[t] = static_cast<int32_t>(p);
+      frequency[t] = turned;
+      if (grown) {
+        write_row(turned, p, cos + t * half, sin + t * half);
+      } else {
+        const float* from = row(rows, p);
+        std::copy(from, from + half, cos + t * half);
+        std::copy(from + half, from + 2 * half, sin + t * half);
+      }
     }
   }
+  return {cos,
+          sin,
+          position,
+          frequency,
+          tokens,
+          config_.dim,
+          static_cast<float>(config_.attention_factor)};
+}
+
+Tensor rope(Context& ctx, const Tensor& x, const Turns& turns) {
+  expect((x.dtype == Dtype::kF32 || x.dtype == Dtype::kF64) && x.rank == 3 && x.has_rows(),
+         "[rope] expected x (T, H, D) f32 or f64 with contiguous heads, got {}", x.describe());
+  expect(turns.dim <= x.dim(2),
+         "[rope] expected heads of at least {} dims (the rotated ones), got {}", turns.dim,
+         x.describe());
+  expect(turns.tokens == x.dim(0), "[rope] expected {} tokens (those of the segments), got {}",
+         turns.tokens, x.describe());
   const bool differentiate = ctx.differentiate(x);
   const Tensor y = ctx.result_like(x, differentiate);
-  turn(ctx.reference, x, y, position, table, false, false);
+  const auto args = [=]<class T>() {
+    return Rope<T>{view<T>(x), view<T>(y),     turns.dim / 2,   turns.cos,
+                   turns.sin,  turns.position, turns.frequency, turns.amplitude};
+  };
+  run<rope_forward>(ctx, x, args);
   if (differentiate) {
-    ctx.tape->record([naive = ctx.reference, x, y, position, &table] {
-      turn(naive, y.grad_tensor(), x.grad_tensor(), position, table, true, true);
-    });
+    ctx.record([=](const Context& c) { run<rope_backward>(c, x, args); });
   }
   return y;
 }

@@ -3,26 +3,26 @@
 
 #include <cstdint>
 
-#include "base/cpu.h"
-#include "tensor/rows.h"
+#include "ops/kernel.h"
+#include "tensor/view.h"
 
 namespace cambium {
 
 /// For each head of each token: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) over the first
-/// `half` dims and the `half` after them; the rest of the head is copied. With `inverse` the angle
-/// is turned round. The backward pass is the inverse rotation of the gradient, added.
-struct Rotate {
-  Rows x_rows, y_rows;  // tokens, heads
-  int64_t channels, half;
-  const int32_t* position;  // (tokens)
-  const float* cos;         // (positions, half)
-  const float* sin;
-  bool inverse;
-  bool accumulate;  // add to y
-  const float* x;
-  float* y;
+/// `half` dims and the `half` after them; the rest of the head is copied. Backward is the inverse
+/// rotation of y.grad, added to x.grad.
+template <class T>
+struct Rope {
+  View<T> x, y;  // (tokens, heads, channels)
+  int64_t half = 0;
+  const float* cos = nullptr;  // (tokens, half)
+  const float* sin = nullptr;
+  const int32_t* position = nullptr;        // (tokens): the definition turns by
+  const float* const* frequency = nullptr;  // position * frequency[i], times amplitude
+  float amplitude = 1.0F;
 };
 
-CAMBIUM_CPU_KERNEL(rotate, Rotate)
+CAMBIUM_KERNEL(rope_forward, Rope)
+CAMBIUM_KERNEL(rope_backward, Rope)
 
 }  // namespace cambium

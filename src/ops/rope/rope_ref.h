@@ -1,32 +1,40 @@
-// The naive definition, in the precision of its argument type.
+// The naive definition, in the precision of its argument type: it needs no table.
 #pragma once
 
-#include <cstdint>
+#include <cmath>
 
-#include "tensor/rows.h"
+#include "ops/rope/rope_kernels.h"
 
-namespace cambium::reference {
+namespace cambium {
 
-/// The rotation of rope_kernels.h.
-template <class Real>
-void rotate(const Rows& x_rows, const Rows& y_rows, int64_t channels, int64_t half,
-            const int32_t* position, const Real* cos, const Real* sin, bool inverse,
-            bool accumulate, const Real* x, Real* y) {
-  for (int64_t r = 0; r < x_rows.count(); ++r) {
-    const int64_t row = position[r / x_rows.inner] * half;
-    const Real* in = x + x_rows.offset(r);
-    Real* out = y + y_rows.offset(r);
-    for (int64_t c = 0; c < channels; ++c) {
-      Real value = in[c];
-      if (c < 2 * half) {
-        const int64_t i = c % half;
-        const Real s = inverse ? -sin[row + i] : sin[row + i];
-        value = c < half ? in[i] * cos[row + i] - in[i + half] * s
-                         : in[i + half] * cos[row + i] + in[i] * s;
-      }
-      out[c] = accumulate ? out[c] + value : value;
+/// out (channels) = in turned by the angles of token t, times `direction`; added where `add`.
+template <class T>
+void turn_head(const Rope<T>& a, int64_t t, double direction, bool add, const T* in, T* out) {
+  for (int64_t c = 0; c < a.x.channels; ++c) {
+    T value = in[c];
+    if (c < 2 * a.half) {
+      const int64_t i = c % a.half;
+      const double angle = static_cast<double>(a.position[t]) * a.frequency[t][i];
+      const T cos = static_cast<T>(std::cos(angle) * a.amplitude);
+      const T sin = static_cast<T>(std::sin(angle) * a.amplitude * direction);
+      value = c < a.half ? in[i] * cos - in[i + a.half] * sin : in[i + a.half] * cos + in[i] * sin;
     }
+    out[c] = add ? out[c] + value : value;
   }
 }
 
-}  // namespace cambium::reference
+template <class T>
+void rope_forward::reference(const Rope<T>& a) {
+  for (int64_t r = 0; r < a.x.count(); ++r) {
+    turn_head(a, r / a.x.rows.inner, 1.0, false, a.x.row(r), a.y.row(r));
+  }
+}
+
+template <class T>
+void rope_backward::reference(const Rope<T>& a) {
+  for (int64_t r = 0; r < a.x.count(); ++r) {
+    turn_head(a, r / a.x.rows.inner, -1.0, true, a.y.grad_row(r), a.x.grad_row(r));
+  }
+}
+
+}  // namespace cambium

@@ -32,14 +32,15 @@ TEST_P(Rope, KernelsMatchDefinitionAndGradientsMatchDifferences) {
   RopeTable table(c.config);
   table.ensure(502);
   const auto whole = [&](Context& ctx, const std::vector<Tensor>& in) {
-    return rope(ctx, in[0], kSegments, table);
+    return rope(ctx, in[0], table.turns(ctx, kSegments));
   };
   expect_gradients_match_differences(whole, {{{7, c.heads, c.channels}}});
   expect_kernels_match_reference(whole, {{{7, c.heads, c.channels}}});
   // The keys of a fused projection.
   const int64_t width = c.heads * c.channels;
   const auto slice = [&](Context& ctx, const std::vector<Tensor>& in) {
-    return rope(ctx, in[0].slice(1, 5, width).split_last(c.heads, c.channels), kSegments, table);
+    return rope(ctx, in[0].slice(1, 5, width).split_last(c.heads, c.channels),
+                table.turns(ctx, kSegments));
   };
   expect_gradients_match_differences(slice, {{{7, width + 9}}});
   expect_kernels_match_reference(slice, {{{7, width + 9}}});
@@ -50,7 +51,35 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         Case{"whole_head", {.dim = 64}, 3, 64}, Case{"small", {.dim = 6}, 2, 6},
         Case{"part_of_the_head", {.dim = 20}, 2, 33},
-        Case{"llama3", {.theta = 500000, .dim = 16, .factor = 8, .original_length = 64}, 1, 16}),
+        Case{"llama3",
+             {.theta = 500000,
+              .dim = 16,
+              .scaling = RopeScaling::kLlama3,
+              .factor = 8,
+              .original_length = 64},
+             1,
+             16},
+        Case{"yarn",
+             {.dim = 16,
+              .scaling = RopeScaling::kYarn,
+              .factor = 8,
+              .original_length = 64,
+              .attention_factor = 1.2},
+             2,
+             16},
+        Case{"dynamic",
+             {.dim = 8, .scaling = RopeScaling::kDynamic, .factor = 2, .original_length = 100},
+             2,
+             8},
+        Case{"longrope",
+             {.dim = 6,
+              .scaling = RopeScaling::kLongRope,
+              .original_length = 100,
+              .attention_factor = 1.1,
+              .short_factors = {1, 1.5, 2},
+              .long_factors = {1, 3, 9}},
+             1,
+             8}),
     ::testing::PrintToStringParamName());
 
 TEST(RopeAngles, PairsTurnByPositionTimesFrequency) {
@@ -61,7 +90,8 @@ TEST(RopeAngles, PairsTurnByPositionTimesFrequency) {
   std::vector<double> x{1, 0, 0, 2};
   const std::vector<int32_t> start{0, 1};
   const std::vector<int32_t> position{3};
-  const Tensor y = rope(ctx, Tensor::of(x.data(), {1, 1, 4}), {start, position, {}}, table);
+  const Tensor y =
+      rope(ctx, Tensor::of(x.data(), {1, 1, 4}), table.turns(ctx, {start, position, {}}));
   // (x0, x2) turns by 3 * 1, (x1, x3) by 3 * 100^(-1/2).
   const double expected[] = {std::cos(3.0), -2 * std::sin(0.3), std::sin(3.0), 2 * std::cos(0.3)};
   for (int64_t i = 0; i < 4; ++i) {
@@ -71,14 +101,13 @@ TEST(RopeAngles, PairsTurnByPositionTimesFrequency) {
 
 // Angle per position of pair i, read back from the table at position 1.
 double frequency(const RopeTable& table, int64_t i) {
-  const int64_t at = table.config().dim / 2 + i;
-  return std::atan2(table.sin(Dtype::kF64).ptr<double>()[at],
-                    table.cos(Dtype::kF64).ptr<double>()[at]);
+  return std::atan2(table.sin(1)[i], table.cos(1)[i]);
 }
 
 TEST(RopeAngles, Llama3StretchesLongWavesOnly) {
   const RopeConfig plain{.theta = 500000, .dim = 128};
   RopeConfig scaled = plain;
+  scaled.scaling = RopeScaling::kLlama3;
   scaled.factor = 32;
   RopeTable before(plain);
   RopeTable after(scaled);
@@ -105,23 +134,79 @@ TEST(RopeTables, GrowAndKeepTheirRows) {
   RopeTable table({.dim = 8});
   EXPECT_EQ(table.positions(), 0);
   table.ensure(10);
-  const auto before = testing::to_doubles(table.sin(Dtype::kF32), table.sin(Dtype::kF32).data);
+  const float* row = table.sin(9);
+  const std::vector<float> before(row, row + 4);
   table.ensure(1000);
   EXPECT_GE(table.positions(), 1000);
-  const auto after = testing::to_doubles(table.sin(Dtype::kF32), table.sin(Dtype::kF32).data);
-  EXPECT_TRUE(std::equal(before.begin(), before.end(), after.begin()));
+  EXPECT_EQ(table.sin(9), row);
+  EXPECT_TRUE(std::equal(before.begin(), before.end(), row));
   table.ensure(3);
   EXPECT_GE(table.positions(), 1000);
+}
+
+// By transformers' modeling_rope_utils (numpy, float64): d = 8, theta = 10000.
+TEST(RopeScalings, HaveTheFrequenciesOfTheirFormulas) {
+  const auto expect = [](const RopeConfig& config, int64_t length,
+                         const std::vector<double>& expected) {
+    const std::vector<float> got = rope_frequencies(config, length);
+    ASSERT_EQ(got.size(), expected.size());
+    for (size_t i = 0; i < got.size(); ++i) {
+      EXPECT_NEAR(got[i] / expected[i], 1, 2e-6) << i;
+    }
+  };
+  RopeConfig config{.dim = 8, .scaling = RopeScaling::kLinear, .factor = 4, .original_length = 64};
+  expect(config, 1000, {0.25, 0.025, 0.0025, 0.00025});
+  config.scaling = RopeScaling::kDynamic;
+  expect(config, 64, {1, 0.1, 0.01, 0.001});
+  // theta (4 * 128 / 64 - 3)^(8 / 6)
+  const double theta = 10000 * std::pow(5.0, 8.0 / 6.0);
+  expect(config, 128, {1, std::pow(theta, -0.25), std::pow(theta, -0.5), std::pow(theta, -0.75)});
+  config.scaling = RopeScaling::kLongRope;
+  config.short_factors = {1, 2, 4, 5};
+  config.long_factors = {2, 4, 8, 10};
+  expect(config, 64, {1, 0.05, 0.0025, 0.0002});
+  expect(config, 65, {0.5, 0.025, 0.00125, 0.0001});
+  // dims of 32 turns and of 1 turn in 64 tokens: -0.497 and 1.008, as whole dims 0 and 2.
+  config.scaling = RopeScaling::kYarn;
+  expect(config, 1000, {1, 0.1 * (0.5 + 0.5 / 4), 0.01 / 4, 0.001 / 4});
+  config.truncate = false;
+  const double high = 8 * std::log(64 / (2 * std::numbers::pi)) / (2 * std::log(10000.0));
+  const double ramp = 1 / high;
+  expect(config, 1000,
+         {1, 0.1 * (1 - std::min(ramp, 1.0)) + 0.1 / 4 * std::min(ramp, 1.0), 0.01 / 4, 0.001 / 4});
+}
+
+TEST(RopeScalings, GoByTheLengthOfTheWholeSequenceInEveryPiece) {
+  RopeTable table({.dim = 6,
+                   .scaling = RopeScaling::kLongRope,
+                   .original_length = 10,
+                   .short_factors = {1, 1, 1},
+                   .long_factors = {2, 2, 2}});
+  table.ensure(64);
+  Arena arena;
+  Context ctx{.arena = &arena};
+  const std::vector<int32_t> start{0, 2, 3};
+  const std::vector<int32_t> position{0, 8};
+  const std::vector<int32_t> lengths{12, 9};
+  const Turns turns = table.turns(ctx, {start, position, {}}, lengths);
+  EXPECT_FLOAT_EQ(turns.cos[3], std::cos(0.5F));  // token 1 at position 1 of a long sequence
+  EXPECT_FLOAT_EQ(turns.cos[6], std::cos(8.0F));  // token 2 at position 8 of a short one
 }
 
 TEST(RopeErrors, NameWhatCame) {
   Arena arena;
   Context ctx{.arena = &arena};
+  RopeTable small({.dim = 8});
+  small.ensure(64);
   RopeTable table({.dim = 8});
-  table.ensure(64);
-  const auto message = [&](std::initializer_list<int64_t> shape, const Segments& segments) {
+  table.ensure(502);
+  const auto message = [&](std::initializer_list<int64_t> shape, const Segments& segments,
+                           bool beyond = false) {
     try {
-      rope(ctx, arena.empty(Dtype::kF32, shape), segments, table);
+      if (beyond) {
+        small.turns(ctx, segments);
+      }
+      rope(ctx, arena.empty(Dtype::kF32, shape), table.turns(ctx, segments));
     } catch (const Error& e) {
       return std::string(e.what());
     }
@@ -131,13 +216,18 @@ TEST(RopeErrors, NameWhatCame) {
             "[rope] expected heads of at least 8 dims (the rotated ones), got f32 (7, 1, 6)");
   EXPECT_EQ(message({6, 1, 8}, kSegments),
             "[rope] expected 7 tokens (those of the segments), got f32 (6, 1, 8)");
-  EXPECT_EQ(message({7, 1, 8}, kSegments),
+  EXPECT_EQ(message({7, 1, 8}, kSegments, true),
             "[rope] expected positions in [0, 64) (the table), got [500, 502) in segment 2");
   EXPECT_EQ(message({7, 8}, kSegments),
             "[rope] expected x (T, H, D) f32 or f64 with contiguous heads, got f32 (7, 8)");
   EXPECT_THROW(RopeTable({.dim = 7}), Error);
   EXPECT_THROW(RopeTable({.dim = 0}), Error);
-  EXPECT_THROW(RopeTable({.dim = 8, .factor = 8, .low_freq_factor = 4}), Error);
+  EXPECT_THROW(
+      RopeTable({.dim = 8, .scaling = RopeScaling::kLlama3, .factor = 8, .low_freq_factor = 4}),
+      Error);
+  EXPECT_THROW(RopeTable({.dim = 8, .scaling = RopeScaling::kLongRope, .short_factors = {1}}),
+               Error);
+  EXPECT_THROW(RopeTable({.dim = 2, .scaling = RopeScaling::kDynamic, .factor = 2}), Error);
 }
 
 }  // namespace

@@ -10,6 +10,14 @@ namespace {
 
 void check(size_t logits, const SamplingConfig& config, double uniform) {
   expect(logits > 0, "[sample_token] expected logits, got none");
+  check_sampling(config);
+  expect(uniform >= 0.0 && uniform < 1.0, "[sample_token] expected uniform in [0, 1), got {}",
+         uniform);
+}
+
+}  // namespace
+
+void check_sampling(const SamplingConfig& config) {
   expect(config.temperature >= 0.0F && std::isfinite(config.temperature),
          "[sample_token] expected temperature >= 0, got {}", config.temperature);
   expect(config.top_k >= 0, "[sample_token] expected top_k >= 0 (0 = all), got {}", config.top_k);
@@ -17,11 +25,7 @@ void check(size_t logits, const SamplingConfig& config, double uniform) {
          "[sample_token] expected 0 < top_p <= 1, got {}", config.top_p);
   expect(config.min_p >= 0.0F && config.min_p <= 1.0F,
          "[sample_token] expected 0 <= min_p <= 1, got {}", config.min_p);
-  expect(uniform >= 0.0 && uniform < 1.0, "[sample_token] expected uniform in [0, 1), got {}",
-         uniform);
 }
-
-}  // namespace
 
 void sample_tokens(const Context& ctx, const Tensor& logits,
                    std::span<const SamplingConfig> configs, std::span<const double> uniforms,

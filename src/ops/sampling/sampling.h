@@ -9,6 +9,10 @@
 
 namespace cambium {
 
+/// Error unless every setting is in its range; NaN is in none. sample_tokens asks this of every row;
+/// whoever takes requests asks it first.
+void check_sampling(const SamplingConfig& config);
+
 /// A token for each row of logits (R, V), and log softmax(logits)[token]. Row r is drawn as
 /// configs[r] says; uniforms[r] in [0, 1) decides, and the caller draws it from (seed, position).
 void sample_tokens(const Context& ctx, const Tensor& logits,

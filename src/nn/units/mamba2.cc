@@ -3,8 +3,10 @@
 // and b_heads than c_heads take the place of an attention layer's grouped key-value heads.
 #include <cmath>
 
+#include "base/checked.h"
 #include "nn/linear.h"
-#include "nn/mixers/mixers.h"
+#include "nn/norm.h"
+#include "nn/units/units.h"
 #include "ops/conv/conv.h"
 #include "ops/norm/norm.h"
 #include "ops/pointwise/pointwise.h"
@@ -15,35 +17,41 @@ namespace {
 
 constexpr const char* kName = "mamba2";
 
-class Mamba2Mixer : public Mixer {
+class Mamba2Unit : public Unit {
  public:
-  Mamba2Mixer(const Options& options, int64_t width)
-      : heads_(options.integer(kName, "heads")),
-        head_dim_(options.integer(kName, "head_dim")),
-        state_(options.integer(kName, "state")),
-        x_heads_(options.integer(kName, "x_heads", heads_)),
-        b_heads_(options.integer(kName, "b_heads")),
-        c_heads_(options.integer(kName, "c_heads", b_heads_)),
-        conv_(options.integer(kName, "conv", 4)),
-        norm_group_(options.integer(kName, "norm_group", heads_ * head_dim_)),
-        norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-5))) {
-    options.expect_only(kName, {"heads", "head_dim", "state", "x_heads", "b_heads", "c_heads",
-                                "conv", "norm_group", "norm_eps"});
-    expect(heads_ > 0 && head_dim_ > 0 && state_ > 0 && conv_ > 1,
-           "mamba2: expected heads, head_dim, state > 0 and conv > 1, got {}, {}, {} and {}",
-           heads_, head_dim_, state_, conv_);
+  Mamba2Unit(const Options& options, int64_t width)
+      : heads_(options.size(kName, "heads", kMaxHeads)),
+        head_dim_(options.size(kName, "head_dim", kMaxHeadDim)),
+        state_(options.size(kName, "state", kMaxHeadDim)),
+        x_heads_(options.size_or(kName, "x_heads", heads_, kMaxHeads, 1)),
+        b_heads_(options.size(kName, "b_heads", kMaxHeads)),
+        c_heads_(options.size_or(kName, "c_heads", b_heads_, kMaxHeads, 1)),
+        conv_(options.size_or(kName, "conv", 4, kMaxConv, 2)),
+        norm_group_(options.size_or(kName, "norm_group", heads_ * head_dim_, kMaxElements, 1)),
+        norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-5))),
+        has_norm_(options.flag(kName, "norm", true)),
+        scaled_(options.has("row_scales") || options.real(kName, "in_scale", 1.0) != 1.0) {
+    options.expect_only(
+        kName, {"heads", "head_dim", "state", "x_heads", "b_heads", "c_heads", "conv", "norm",
+                "norm_group", "norm_eps", "in_scale", "row_scales"});
+    expect(!options.has("row_scales") || options.reals(kName, "row_scales").size() == 5,
+           "mamba2: expected row_scales to be five numbers, of z, x, B, C and dt");
     for (const int64_t part : {x_heads_, b_heads_, c_heads_}) {
-      expect(part > 0 && heads_ % part == 0,
+      expect(heads_ % part == 0,
              "mamba2: expected x_heads, b_heads and c_heads to divide heads={}, got {}, {} and {}",
              heads_, x_heads_, b_heads_, c_heads_);
     }
-    expect(norm_group_ > 0 && inner() % norm_group_ == 0,
-           "mamba2: expected norm_group to divide {} channels, got {}", inner(), norm_group_);
-    in_ = Linear(width, inner() + channels() + heads_, ParameterGroup::kMixer);
+    expect(inner() % norm_group_ == 0, "mamba2: expected norm_group to divide {} channels, got {}",
+           inner(), norm_group_);
+    const std::vector<RowBlock> convolved = {
+        {"x", x_heads_ * head_dim_}, {"B", b_heads_ * state_}, {"C", c_heads_ * state_}};
+    in_ = Linear(width, {{"z", inner()}, convolved[0], convolved[1], convolved[2], {"dt", heads_}},
+                 ParameterGroup::kMixer);
     out_ = Linear(inner(), width, ParameterGroup::kMixer);
     conv_weight_ = {.shape = {channels(), 1, conv_},
                     .group = ParameterGroup::kMixer,
-                    .init = {InitKind::kUniform, 0.5}};
+                    .init = {InitKind::kUniform, 0.5},
+                    .blocks = convolved};
     conv_bias_ = {.shape = {channels()}, .group = ParameterGroup::kNorm};
     dt_bias_ = {.shape = {heads_},
                 .group = ParameterGroup::kNorm,
@@ -57,22 +65,22 @@ class Mamba2Mixer : public Mixer {
           .group = ParameterGroup::kNorm,
           .init = {InitKind::kOnes},
           .keep_fp32 = true};
-    norm_ = {.shape = {inner()}, .group = ParameterGroup::kNorm, .init = {InitKind::kOnes}};
+    if (has_norm_) {
+      norm_ = norm_weight(inner());
+    }
   }
 
-  Tensor forward(Context& ctx, const Tensor& x, const ForwardInputs& inputs) override {
+  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     const Tensor rows = in_.forward(ctx, x);
-    const Tensor z = rows.slice(1, 0, inner());
-    const Tensor raw_dt = rows.slice(1, inner() + channels(), heads_);
+    const Tensor z = part(rows, in_.weight, "z");
+    const Tensor raw_dt = part(rows, in_.weight, "dt");
     const Tensor weight = conv_weight_.tensor.reshape({channels(), conv_});
-    const Tensor xbc = short_conv(ctx, rows.slice(1, inner(), channels()), weight,
-                                  conv_bias_.tensor, true, segments, inputs.slot(0));
-    const int64_t x_width = x_heads_ * head_dim_;
-    const int64_t b_width = b_heads_ * state_;
-    Tensor v = xbc.slice(1, 0, x_width).split_last(x_heads_, head_dim_);
-    Tensor b = xbc.slice(1, x_width, b_width).split_last(b_heads_, state_);
-    Tensor c = xbc.slice(1, x_width + b_width, c_heads_ * state_).split_last(c_heads_, state_);
+    const Tensor xbc = short_conv(ctx, part(rows, in_.weight, "x", "C"), weight, conv_bias_.tensor,
+                                  true, segments, inputs.slot(kConv));
+    Tensor v = part(xbc, conv_weight_, "x").split_last(x_heads_, head_dim_);
+    Tensor b = part(xbc, conv_weight_, "B").split_last(b_heads_, state_);
+    Tensor c = part(xbc, conv_weight_, "C").split_last(c_heads_, state_);
     if (x_heads_ != heads_) {
       v = repeat_heads(ctx, v, heads_ / x_heads_);
     }
@@ -84,7 +92,7 @@ class Mamba2Mixer : public Mixer {
     const Tensor dt = step_size(ctx, raw_dt, dt_bias_.tensor, 0.0F, INFINITY);
     const Tensor decay = log_decay(ctx, dt, a_log_.tensor);
     const Tensor y =
-        recurrence(ctx, {c, b, v, decay, dt, false, d_.tensor}, segments, inputs.slot(1));
+        recurrence(ctx, {c, b, v, decay, dt, false, d_.tensor}, segments, inputs.slot(kState));
     const GatedNormConfig norm{norm_eps_, norm_group_, GateOrder::kGateFirst,
                                GateActivation::kSilu};
     return out_.forward(ctx, gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm));
@@ -96,6 +104,10 @@ class Mamba2Mixer : public Mixer {
     return layout;
   }
 
+  std::string missing() const override {
+    return !has_norm_ ? "mamba2 without its norm" : scaled_ ? "scales inside mamba2" : "";
+  }
+
   void visit(const ParameterVisitor& visitor) override {
     in_.visit("in_proj", visitor);
     visitor("conv1d.weight", conv_weight_);
@@ -103,25 +115,29 @@ class Mamba2Mixer : public Mixer {
     visitor("dt_bias", dt_bias_);
     visitor("A_log", a_log_);
     visitor("D", d_);
-    visitor("norm.weight", norm_);
+    if (has_norm_) {
+      visitor("norm.weight", norm_);
+    }
     out_.visit("out_proj", visitor);
   }
 
  private:
+  enum Slots { kConv, kState };
+
   int64_t inner() const { return heads_ * head_dim_; }
   int64_t channels() const { return x_heads_ * head_dim_ + (b_heads_ + c_heads_) * state_; }
 
   int64_t heads_, head_dim_, state_, x_heads_, b_heads_, c_heads_, conv_, norm_group_;
   float norm_eps_;
-  Linear in_;  // rows z (inner) | x | B | C (channels) | dt (heads)
-  Linear out_;
+  bool has_norm_, scaled_;
+  Linear in_, out_;
   Parameter conv_weight_, conv_bias_, dt_bias_, a_log_, d_, norm_;
 };
 
 }  // namespace
 
-std::unique_ptr<Mixer> make_mamba2(const Options& options, int64_t width) {
-  return std::make_unique<Mamba2Mixer>(options, width);
+std::unique_ptr<Unit> make_mamba2(const Options& options, int64_t width) {
+  return std::make_unique<Mamba2Unit>(options, width);
 }
 
 }  // namespace cambium

@@ -2,8 +2,10 @@
 // and v each have their own number of heads, repeated to `heads`, so that it can take the place of
 // attention with grouped key-value heads. With `rope`, q and k are rotated like the attention's
 // they came from.
+#include "base/checked.h"
 #include "nn/linear.h"
-#include "nn/mixers/mixers.h"
+#include "nn/norm.h"
+#include "nn/units/units.h"
 #include "ops/conv/conv.h"
 #include "ops/norm/norm.h"
 #include "ops/pointwise/pointwise.h"
@@ -18,37 +20,37 @@ namespace {
 constexpr const char* kName = "gated_delta_net";
 constexpr float kL2Eps = 1e-6F;
 
-class GatedDeltaNetMixer : public Mixer {
+class GatedDeltaNetUnit : public Unit {
  public:
-  GatedDeltaNetMixer(const Options& options, int64_t width)
-      : heads_(options.integer(kName, "heads")),
-        q_heads_(options.integer(kName, "q_heads", heads_)),
-        k_heads_(options.integer(kName, "k_heads", q_heads_)),
-        v_heads_(options.integer(kName, "v_heads", heads_)),
-        key_dim_(options.integer(kName, "key_dim")),
-        value_dim_(options.integer(kName, "value_dim")),
-        conv_(options.integer(kName, "conv", 4)),
+  GatedDeltaNetUnit(const Options& options, int64_t width)
+      : heads_(options.size(kName, "heads", kMaxHeads)),
+        q_heads_(options.size_or(kName, "q_heads", heads_, kMaxHeads, 1)),
+        k_heads_(options.size_or(kName, "k_heads", q_heads_, kMaxHeads, 1)),
+        v_heads_(options.size_or(kName, "v_heads", heads_, kMaxHeads, 1)),
+        key_dim_(options.size(kName, "key_dim", kMaxHeadDim)),
+        value_dim_(options.size(kName, "value_dim", kMaxHeadDim)),
+        conv_(options.size_or(kName, "conv", 4, kMaxConv, 2)),
         rope_(options.flag(kName, "rope", false)),
         norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-6))) {
     options.expect_only(kName, {"heads", "q_heads", "k_heads", "v_heads", "key_dim", "value_dim",
                                 "conv", "rope", "norm_eps"});
-    expect(heads_ > 0 && key_dim_ > 0 && value_dim_ > 0 && conv_ > 1,
-           "gated_delta_net: expected heads, key_dim, value_dim > 0 and conv > 1, got {}, {}, {} "
-           "and {}",
-           heads_, key_dim_, value_dim_, conv_);
     for (const int64_t part : {q_heads_, k_heads_, v_heads_}) {
       expect(
-          part > 0 && heads_ % part == 0,
+          heads_ % part == 0,
           "gated_delta_net: expected q_heads, k_heads and v_heads to divide heads={}, got {}, {} "
           "and {}",
           heads_, q_heads_, k_heads_, v_heads_);
     }
-    in_ = Linear(width, channels() + inner(), ParameterGroup::kMixer);
-    ba_ = Linear(width, 2 * heads_, ParameterGroup::kMixer);
+    const std::vector<RowBlock> convolved = {
+        {"q", q_heads_ * key_dim_}, {"k", k_heads_ * key_dim_}, {"v", v_heads_ * value_dim_}};
+    in_ = Linear(width, {convolved[0], convolved[1], convolved[2], {"z", inner()}},
+                 ParameterGroup::kMixer);
+    ba_ = Linear(width, {{"beta", heads_}, {"decay", heads_}}, ParameterGroup::kMixer);
     out_ = Linear(inner(), width, ParameterGroup::kMixer);
     conv_weight_ = {.shape = {channels(), 1, conv_},
                     .group = ParameterGroup::kMixer,
-                    .init = {InitKind::kUniform, 0.5}};
+                    .init = {InitKind::kUniform, 0.5},
+                    .blocks = convolved};
     a_log_ = {.shape = {heads_},
               .group = ParameterGroup::kNorm,
               .init = {InitKind::kLogUniform},
@@ -57,27 +59,24 @@ class GatedDeltaNetMixer : public Mixer {
                 .group = ParameterGroup::kNorm,
                 .init = {InitKind::kStepBias},
                 .keep_fp32 = true};
-    norm_ = {.shape = {value_dim_}, .group = ParameterGroup::kNorm, .init = {InitKind::kOnes}};
+    norm_ = norm_weight(value_dim_);
   }
 
-  Tensor forward(Context& ctx, const Tensor& x, const ForwardInputs& inputs) override {
+  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     const Tensor rows = in_.forward(ctx, x);
-    const Tensor z = rows.slice(1, channels(), inner());
+    const Tensor z = part(rows, in_.weight, "z");
     const Tensor weight = conv_weight_.tensor.reshape({channels(), conv_});
-    const Tensor qkv =
-        short_conv(ctx, rows.slice(1, 0, channels()), weight, {}, true, segments, inputs.slot(0));
-    const int64_t q_width = q_heads_ * key_dim_;
-    const int64_t k_width = k_heads_ * key_dim_;
-    Tensor q = qkv.slice(1, 0, q_width).split_last(q_heads_, key_dim_);
-    Tensor k = qkv.slice(1, q_width, k_width).split_last(k_heads_, key_dim_);
-    Tensor v =
-        qkv.slice(1, q_width + k_width, v_heads_ * value_dim_).split_last(v_heads_, value_dim_);
+    const Tensor qkv = short_conv(ctx, part(rows, in_.weight, "q", "v"), weight, {}, true, segments,
+                                  inputs.slot(kConv));
+    Tensor q = part(qkv, conv_weight_, "q").split_last(q_heads_, key_dim_);
+    Tensor k = part(qkv, conv_weight_, "k").split_last(k_heads_, key_dim_);
+    Tensor v = part(qkv, conv_weight_, "v").split_last(v_heads_, value_dim_);
     q = l2_norm(ctx, q, kL2Eps, 1.0F / std::sqrt(static_cast<float>(key_dim_)));
     k = l2_norm(ctx, k, kL2Eps, 1.0F);
     if (rope_) {
-      q = rope(ctx, q, segments, *inputs.rope);
-      k = rope(ctx, k, segments, *inputs.rope);
+      q = rope(ctx, q, *inputs.rope);
+      k = rope(ctx, k, *inputs.rope);
     }
     if (q_heads_ != k_heads_) {
       q = q_heads_ == heads_ ? q : repeat_heads(ctx, q, heads_ / q_heads_);
@@ -87,11 +86,12 @@ class GatedDeltaNetMixer : public Mixer {
       v = repeat_heads(ctx, v, heads_ / v_heads_);
     }
     const Tensor ba = ba_.forward(ctx, x);
-    const Tensor beta = sigmoid(ctx, ba.slice(1, 0, heads_));
+    const Tensor beta = sigmoid(ctx, part(ba, ba_.weight, "beta"));
     const Tensor step =
-        step_size(ctx, ba.slice(1, heads_, heads_), dt_bias_.tensor, 0.0F, INFINITY);
+        step_size(ctx, part(ba, ba_.weight, "decay"), dt_bias_.tensor, 0.0F, INFINITY);
     const Tensor decay = log_decay(ctx, step, a_log_.tensor);
-    const Tensor y = recurrence(ctx, {q, k, v, decay, beta, true, {}}, segments, inputs.slot(1));
+    const Tensor y =
+        recurrence(ctx, {q, k, v, decay, beta, true, {}}, segments, inputs.slot(kState));
     const GatedNormConfig norm{norm_eps_, value_dim_, GateOrder::kNormFirst, GateActivation::kSilu};
     return out_.forward(ctx, gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm));
   }
@@ -113,22 +113,22 @@ class GatedDeltaNetMixer : public Mixer {
   }
 
  private:
+  enum Slots { kConv, kState };
+
   int64_t inner() const { return heads_ * value_dim_; }
   int64_t channels() const { return (q_heads_ + k_heads_) * key_dim_ + v_heads_ * value_dim_; }
 
   int64_t heads_, q_heads_, k_heads_, v_heads_, key_dim_, value_dim_, conv_;
   bool rope_;
   float norm_eps_;
-  Linear in_;  // rows q | k | v (channels) | z (inner)
-  Linear ba_;  // rows beta (heads) | decay (heads)
-  Linear out_;
+  Linear in_, ba_, out_;
   Parameter conv_weight_, a_log_, dt_bias_, norm_;
 };
 
 }  // namespace
 
-std::unique_ptr<Mixer> make_gated_delta_net(const Options& options, int64_t width) {
-  return std::make_unique<GatedDeltaNetMixer>(options, width);
+std::unique_ptr<Unit> make_gated_delta_net(const Options& options, int64_t width) {
+  return std::make_unique<GatedDeltaNetUnit>(options, width);
 }
 
 }  // namespace cambium

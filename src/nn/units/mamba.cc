@@ -2,8 +2,9 @@
 // attention layer (Wang et al. 2024, arXiv 2408.15237). B and x have the width of the key-value
 // heads and are repeated to all heads; heads are as wide as the state. The bias of dt_proj enters
 // twice, once through the projection and once in the scan: the released weights were trained so.
+#include "base/checked.h"
 #include "nn/linear.h"
-#include "nn/mixers/mixers.h"
+#include "nn/units/units.h"
 #include "ops/conv/conv.h"
 #include "ops/pointwise/pointwise.h"
 #include "ops/selective_scan/selective_scan.h"
@@ -13,22 +14,23 @@ namespace {
 
 constexpr const char* kName = "mamba";
 
-class MambaMixer : public Mixer {
+class MambaUnit : public Unit {
  public:
-  MambaMixer(const Options& options, int64_t width)
-      : inner_(options.integer(kName, "inner")),
-        xb_(options.integer(kName, "xb")),
-        state_(options.integer(kName, "state")),
-        conv_(options.integer(kName, "conv", 4)),
+  MambaUnit(const Options& options, int64_t width)
+      : inner_(options.size(kName, "inner", kMaxInner)),
+        xb_(options.size(kName, "xb", kMaxInner)),
+        state_(options.size(kName, "state", kMaxHeadDim)),
+        conv_(options.size_or(kName, "conv", 4, kMaxConv, 2)),
         repeat_before_conv_(options.flag(kName, "repeat_before_conv", true)) {
     options.expect_only(
         kName, {"inner", "xb", "state", "dt_rank", "conv", "repeat_before_conv", "conv_bias"});
-    const int64_t rank = options.integer(kName, "dt_rank");
-    expect(state_ > 0 && xb_ > 0 && xb_ % state_ == 0 && inner_ % xb_ == 0 && conv_ > 1 && rank > 0,
-           "mamba: expected state to divide xb, xb to divide inner, conv > 1 and dt_rank > 0, got "
-           "state={} xb={} inner={} conv={} dt_rank={}",
-           state_, xb_, inner_, conv_, rank);
-    in_ = Linear(width, 2 * inner_ + 2 * xb_, ParameterGroup::kMixer);
+    const int64_t rank = options.size(kName, "dt_rank", kMaxWidth);
+    expect(
+        xb_ % state_ == 0 && inner_ % xb_ == 0,
+        "mamba: expected state to divide xb, and xb to divide inner, got state={} xb={} inner={}",
+        state_, xb_, inner_);
+    in_ = Linear(width, {{"z", inner_}, {"x", xb_}, {"B", xb_}, {"C", inner_}},
+                 ParameterGroup::kMixer);
     dt_in_ = Linear(width, rank, ParameterGroup::kMixer);
     dt_ = Linear(rank, inner_, ParameterGroup::kMixer, true);
     dt_.bias.init = {InitKind::kStepBias};
@@ -50,26 +52,28 @@ class MambaMixer : public Mixer {
           .keep_fp32 = true};
   }
 
-  Tensor forward(Context& ctx, const Tensor& x, const ForwardInputs& inputs) override {
+  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     const int64_t repeat = inner_ / xb_;
     const Tensor zxbc = in_.forward(ctx, x);
-    const Tensor z = zxbc.slice(1, 0, inner_);
-    const Tensor groups = zxbc.slice(1, inner_, xb_).split_last(xb_ / state_, state_);
-    const Tensor b = zxbc.slice(1, inner_ + xb_, xb_).split_last(xb_ / state_, state_);
-    const Tensor c = zxbc.slice(1, inner_ + 2 * xb_, inner_).split_last(inner_ / state_, state_);
+    const Tensor z = part(zxbc, in_.weight, "z");
+    const Tensor groups = part(zxbc, in_.weight, "x").split_last(xb_ / state_, state_);
+    const Tensor b = part(zxbc, in_.weight, "B").split_last(xb_ / state_, state_);
+    const Tensor c = part(zxbc, in_.weight, "C").split_last(inner_ / state_, state_);
     const Tensor dt = dt_.forward(ctx, dt_in_.forward(ctx, x));
     const Tensor weight = conv_weight_.tensor.reshape({conv_weight_.shape[0], conv_});
     Tensor u = groups;
     if (repeat_before_conv_) {
       u = repeat_heads(ctx, u, repeat);
     }
-    u = short_conv(ctx, u.merge_last(), weight, conv_bias_.tensor, true, segments, inputs.slot(0));
+    u = short_conv(ctx, u.merge_last(), weight, conv_bias_.tensor, true, segments,
+                   inputs.slot(kConv));
     if (!repeat_before_conv_) {
       u = repeat_heads(ctx, u.split_last(xb_ / state_, state_), repeat).merge_last();
     }
-    const Tensor y = selective_scan(
-        ctx, {u, dt, b, c, z, a_log_.tensor, d_.tensor, dt_.bias.tensor}, segments, inputs.slot(1));
+    const Tensor y =
+        selective_scan(ctx, {u, dt, b, c, z, a_log_.tensor, d_.tensor, dt_.bias.tensor}, segments,
+                       inputs.slot(kScan));
     return out_.forward(ctx, y);
   }
 
@@ -93,17 +97,18 @@ class MambaMixer : public Mixer {
   }
 
  private:
+  enum Slots { kConv, kScan };
+
   int64_t inner_, xb_, state_, conv_;
   bool repeat_before_conv_;
-  Linear in_;  // rows z (inner) | x (xb) | B (xb) | C (inner)
-  Linear dt_in_, dt_, out_;
+  Linear in_, dt_in_, dt_, out_;
   Parameter conv_weight_, conv_bias_, a_log_, d_;
 };
 
 }  // namespace
 
-std::unique_ptr<Mixer> make_mamba(const Options& options, int64_t width) {
-  return std::make_unique<MambaMixer>(options, width);
+std::unique_ptr<Unit> make_mamba(const Options& options, int64_t width) {
+  return std::make_unique<MambaUnit>(options, width);
 }
 
 }  // namespace cambium

@@ -1,0 +1,34 @@
+// Groups of options that several commands have, and the file that results go to.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "base/file.h"
+#include "cli/args.h"
+#include "ops/sampling/sampling.h"
+
+namespace cambium {
+
+/// Where a command's results go, opened before the work, so that nothing is computed for a file
+/// that cannot be written. Standard output where the path is empty.
+class ResultFile {
+ public:
+  explicit ResultFile(const std::string& path);
+  /// Writes everything; the file appears under its name.
+  void write(std::string_view text);
+
+ private:
+  std::unique_ptr<AtomicFile> file_;
+};
+
+struct SamplingOptions {
+  double temperature = 0.0, top_p = 1.0, min_p = 0.0;
+  int64_t top_k = 0, seed = 0;
+
+  void declare(Args& args);
+  SamplingConfig config() const;
+};
+
+}  // namespace cambium

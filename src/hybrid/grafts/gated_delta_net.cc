@@ -1,0 +1,73 @@
+// The "DIL" of Apriel-H1's successors: q, k, v, o -> q, k, v, out.
+#include <algorithm>
+#include <cmath>
+
+#include "hybrid/grafts/graft_table.h"
+
+namespace cambium {
+namespace {
+
+UnitSpec spec(const UnitSpec& /*attention*/, const AttentionShape& h, const GraftOptions& options) {
+  const int64_t q_heads = options.faithful ? h.kv_heads : h.heads;
+  const int64_t v_heads = options.faithful ? h.heads : h.kv_heads;
+  return {"gated_delta_net",
+          {{"heads", h.heads},
+           {"q_heads", q_heads},
+           {"k_heads", h.kv_heads},
+           {"v_heads", v_heads},
+           {"key_dim", h.dim},
+           {"value_dim", h.dim},
+           {"conv", int64_t{4}},
+           {"rope", !options.faithful && h.dim % 2 == 0}}};
+}
+
+// The released converter: the first kv_heads query heads, values tiled by modulo, no output gate,
+// one decay for every head.
+void start_faithful(const NewMixer& mixer, const AttentionWeights& a) {
+  const AttentionShape& h = a.shape;
+  const int64_t kv = h.kv_heads * h.dim;
+  std::copy_n(a.q.begin(), kv * h.width, mixer.row("in_proj.weight", "q", 0));
+  mixer.put("in_proj.weight", "k", a.k);
+  for (int64_t row = 0; row < h.heads * h.dim; ++row) {
+    const int64_t from = row / h.dim % h.kv_heads * h.dim + row % h.dim;
+    std::copy_n(a.v.begin() + from * h.width, h.width, mixer.row("in_proj.weight", "v", row));
+  }
+  mixer.fill("in_proj.weight", "z", 0.0F);
+  pass_through(mixer.at("conv1d.weight"), 0.5F);
+  for (int64_t i = 0; i < h.heads; ++i) {
+    mixer.values("A_log")[i] = std::log(0.1F);
+    mixer.values("dt_bias")[i] = 0.0F;
+  }
+}
+
+void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& options) {
+  std::copy(a.o.begin(), a.o.end(), mixer.values("out_proj.weight"));
+  mixer.fill("ba_proj.weight", "beta", 0.0F);
+  mixer.fill("ba_proj.weight", "decay", 0.0F);
+  if (options.faithful) {
+    start_faithful(mixer, a);
+    return;
+  }
+  mixer.put("in_proj.weight", "q", a.q);
+  mixer.put("in_proj.weight", "k", a.k);
+  mixer.put("in_proj.weight", "v", a.v);
+  pass_through(mixer.at("conv1d.weight"), 1.0F);
+  const int64_t heads = a.shape.heads;
+  for (int64_t i = 0; i < heads; ++i) {
+    // decay e^(-A softplus(dt_bias)) with softplus(dt_bias) = 0.1
+    mixer.values("A_log")[i] = static_cast<float>(std::log(head_rate(i, heads) / 0.1));
+    mixer.values("dt_bias")[i] = inverse_softplus(0.1);
+  }
+}
+
+}  // namespace
+
+Graft gated_delta_net_graft() {
+  return {.mixer = "gated_delta_net",
+          .options = {"faithful"},
+          .released_as = "",
+          .spec = spec,
+          .start = start};
+}
+
+}  // namespace cambium

@@ -1,0 +1,84 @@
+// A graft is a row of a table: which mixer can take the place of attention, what of GraftOptions it
+// knows, how it follows from the attention, and how it starts from its weights. One file a mixer;
+// registry.cc holds the table.
+#pragma once
+
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "hybrid/graft.h"
+
+namespace cambium {
+
+/// The sizes of the attention that is replaced.
+struct AttentionShape {
+  int64_t heads = 0, kv_heads = 0, dim = 0, width = 0;
+  int64_t share() const { return heads / kv_heads; }  // query heads of a key-value head
+};
+
+/// Its weights as dense fp32 rows of `width`. The norm of q and k per head (Qwen3) leaves its
+/// weight on the rows, whose length the new mixer normalises or learns; biases of q, k and v are
+/// left out.
+struct AttentionWeights {
+  AttentionShape shape;
+  std::vector<float> q, k, v, o;  // (H D, C), (Hkv D, C), (Hkv D, C), (C, H D)
+};
+
+using MixerParameters = std::map<std::string, Parameter*>;
+
+/// The new mixer while it is filled: parameters by name, rows by the name of their block.
+class NewMixer {
+ public:
+  NewMixer(const UnitSpec& spec, MixerParameters parameters)
+      : spec_(spec), parameters_(std::move(parameters)) {}
+
+  const UnitSpec& spec() const { return spec_; }
+  const MixerParameters& parameters() const { return parameters_; }
+  Parameter& at(const std::string& name) const;
+  float* values(const std::string& name) const { return at(name).tensor.ptr<float>(); }
+  /// Fills the block's rows with `rows`, all of them.
+  void put(const std::string& name, std::string_view block, const std::vector<float>& rows) const;
+  /// Row `row` of the block.
+  float* row(const std::string& name, std::string_view block, int64_t row) const;
+  void fill(const std::string& name, std::string_view block, float value) const;
+
+ private:
+  const UnitSpec& spec_;
+  MixerParameters parameters_;
+};
+
+struct Graft {
+  const char* mixer;
+  /// The fields of GraftOptions that change this graft; others are an error.
+  std::vector<std::string> options;
+  /// The family in which checkpoints of the faithful layout were released; empty = none.
+  const char* released_as;
+  UnitSpec (*spec)(const UnitSpec& attention, const AttentionShape& shape,
+                   const GraftOptions& options);
+  /// Every parameter has its initial rule already.
+  void (*start)(const NewMixer& mixer, const AttentionWeights& from, const GraftOptions& options);
+  /// Instead, where the mixer has the attention's own parameters: they are copied as they are.
+  bool keeps_parameters = false;
+};
+
+const std::vector<Graft>& grafts();
+/// Error that suggests or lists the mixers that can take the place of attention.
+const Graft& find_graft(const std::string& mixer);
+
+/// The rows, one file each.
+Graft mamba_graft();
+Graft mamba2_graft();
+Graft gated_delta_net_graft();
+Graft sliding_window_graft();
+
+/// A convolution that starts by passing the current token alone, times `last_tap`.
+void pass_through(Parameter& conv, float last_tap);
+float inverse_softplus(double y);
+/// Heads remember over time scales spread evenly in logarithm from a few tokens to hundreds: with
+/// rate 1 / scale a state fades by e over `scale` tokens.
+double head_rate(int64_t head, int64_t heads);
+
+}  // namespace cambium

@@ -1,0 +1,73 @@
+// Apriel-H1's "MIL": q, k, v, o -> C, B, x, out (Wang et al. 2024, arXiv 2408.15237).
+#include <algorithm>
+
+#include "hybrid/grafts/graft_table.h"
+
+namespace cambium {
+namespace {
+
+UnitSpec spec(const UnitSpec& /*attention*/, const AttentionShape& h, const GraftOptions& options) {
+  int64_t state = options.state > 0 ? options.state : 16;
+  if (options.state == 0) {
+    while (h.dim % state != 0) {
+      --state;
+    }
+  }
+  expect(h.dim % state == 0,
+         "mamba: expected the state to divide the attention's head_dim {}, got {}", h.dim, state);
+  return {"mamba",
+          {{"inner", h.heads * h.dim},
+           {"xb", h.kv_heads * h.dim},
+           {"state", state},
+           {"dt_rank", (h.width + 15) / 16},
+           {"conv", int64_t{4}},
+           {"repeat_before_conv", true},
+           {"conv_bias", true}}};
+}
+
+void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& options) {
+  const AttentionShape& h = a.shape;
+  const int64_t inner = mixer.spec().options.integer("mamba", "inner");
+  const int64_t n = mixer.spec().options.integer("mamba", "state");
+  float* out = mixer.values("out_proj.weight");
+  mixer.put("in_proj.weight", "x", a.v);
+  mixer.put("in_proj.weight", "B", a.k);
+  if (options.faithful) {
+    mixer.put("in_proj.weight", "C", a.q);
+    std::copy(a.o.begin(), a.o.end(), out);
+    return;
+  }
+  // Scan head j reads group j / share of B and x: slice s of key-value head k. Giving it slice s of
+  // query head k * share + m pairs the same dimensions that the attention's dot product paired.
+  const int64_t slices = h.dim / n;
+  for (int64_t j = 0; j < inner / n; ++j) {
+    const int64_t group = j / h.share();
+    const int64_t query = group / slices * h.share() + j % h.share();
+    const int64_t first = query * h.dim + group % slices * n;
+    for (int64_t i = 0; i < n; ++i) {
+      std::copy_n(a.q.begin() + (first + i) * h.width, h.width,
+                  mixer.row("in_proj.weight", "C", j * n + i));
+      for (int64_t c = 0; c < h.width; ++c) {
+        out[c * inner + j * n + i] = a.o[static_cast<size_t>(c * inner + first + i)];
+      }
+    }
+  }
+  pass_through(mixer.at("conv1d.weight"), 1.0F);
+  // The bias acts twice: half of it each time gives steps of the range it was drawn for.
+  float* bias = mixer.values("dt_proj.bias");
+  for (int64_t c = 0; c < inner; ++c) {
+    bias[c] *= 0.5F;
+  }
+}
+
+}  // namespace
+
+Graft mamba_graft() {
+  return {.mixer = "mamba",
+          .options = {"state", "faithful"},
+          .released_as = "apriel_h",
+          .spec = spec,
+          .start = start};
+}
+
+}  // namespace cambium

@@ -1,0 +1,44 @@
+// q, k, v, o -> C, B, x, out; heads keep their width and grouping.
+#include <algorithm>
+#include <cmath>
+
+#include "hybrid/grafts/graft_table.h"
+
+namespace cambium {
+namespace {
+
+UnitSpec spec(const UnitSpec& /*attention*/, const AttentionShape& h,
+              const GraftOptions& /*options*/) {
+  return {"mamba2",
+          {{"heads", h.heads},
+           {"head_dim", h.dim},
+           {"state", h.dim},
+           {"x_heads", h.kv_heads},
+           {"b_heads", h.kv_heads},
+           {"c_heads", h.heads},
+           {"conv", int64_t{4}},
+           {"norm_group", h.dim}}};
+}
+
+void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& /*options*/) {
+  mixer.put("in_proj.weight", "x", a.v);
+  mixer.put("in_proj.weight", "B", a.k);
+  mixer.put("in_proj.weight", "C", a.q);
+  std::copy(a.o.begin(), a.o.end(), mixer.values("out_proj.weight"));
+  pass_through(mixer.at("conv1d.weight"), 1.0F);
+  // Step 0.1 everywhere, decay per token e^(-0.1 A) = e^-rate.
+  mixer.fill("in_proj.weight", "dt", 0.0F);
+  const int64_t heads = a.shape.heads;
+  for (int64_t i = 0; i < heads; ++i) {
+    mixer.values("dt_bias")[i] = inverse_softplus(0.1);
+    mixer.values("A_log")[i] = static_cast<float>(std::log(head_rate(i, heads) / 0.1));
+  }
+}
+
+}  // namespace
+
+Graft mamba2_graft() {
+  return {.mixer = "mamba2", .options = {}, .released_as = "", .spec = spec, .start = start};
+}
+
+}  // namespace cambium

@@ -1,0 +1,71 @@
+#include <algorithm>
+#include <cmath>
+
+#include "base/text.h"
+#include "hybrid/grafts/graft_table.h"
+
+namespace cambium {
+
+const std::vector<Graft>& grafts() {
+  static const std::vector<Graft> table = {mamba_graft(), mamba2_graft(), gated_delta_net_graft(),
+                                           sliding_window_graft()};
+  return table;
+}
+
+const Graft& find_graft(const std::string& mixer) {
+  std::vector<std::string> names;
+  for (const Graft& graft : grafts()) {
+    if (mixer == graft.mixer) {
+      return graft;
+    }
+    names.emplace_back(graft.mixer);
+  }
+  fail("unknown mixer '{}'{}; {} cannot take the place of attention, choose {}", mixer,
+       did_you_mean(mixer, names), mixer, join(names, ", "));
+}
+
+Parameter& NewMixer::at(const std::string& name) const {
+  const auto it = parameters_.find(name);
+  CAMBIUM_CHECK(it != parameters_.end(), "{}", name);
+  return *it->second;
+}
+
+float* NewMixer::row(const std::string& name, std::string_view block, int64_t row) const {
+  const Parameter& p = at(name);
+  return p.tensor.ptr<float>() + (rows_of(p, block).begin + row) * (p.numel() / p.shape[0]);
+}
+
+void NewMixer::put(const std::string& name, std::string_view block,
+                   const std::vector<float>& rows) const {
+  const Parameter& p = at(name);
+  CAMBIUM_CHECK(
+      static_cast<int64_t>(rows.size()) == rows_of(p, block).count * (p.numel() / p.shape[0]),
+      "{} {}", name, block);
+  std::copy(rows.begin(), rows.end(), row(name, block, 0));
+}
+
+void NewMixer::fill(const std::string& name, std::string_view block, float value) const {
+  const Parameter& p = at(name);
+  std::fill_n(row(name, block, 0), rows_of(p, block).count * (p.numel() / p.shape[0]), value);
+}
+
+void pass_through(Parameter& conv, float last_tap) {
+  float* w = conv.tensor.ptr<float>();
+  const int64_t taps = conv.shape.back();
+  for (int64_t i = 0; i < conv.numel(); ++i) {
+    w[i] = i % taps == taps - 1 ? last_tap : 0.0F;
+  }
+}
+
+float inverse_softplus(double y) {
+  return static_cast<float>(y + std::log(-std::expm1(-y)));
+}
+
+double head_rate(int64_t head, int64_t heads) {
+  const double low = std::log(1.0 / 512.0);
+  const double high = std::log(1.0 / 8.0);
+  const double at = heads == 1 ? 0.5 : static_cast<double>(head) / static_cast<double>(heads - 1);
+  return std::exp(low + (high - low) * at);
+}
+
+}  // namespace cambium

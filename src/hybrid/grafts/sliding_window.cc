@@ -1,0 +1,26 @@
+// The same attention with a window: every parameter stays.
+#include "hybrid/grafts/graft_table.h"
+
+namespace cambium {
+namespace {
+
+UnitSpec spec(const UnitSpec& attention, const AttentionShape& /*shape*/,
+              const GraftOptions& options) {
+  UnitSpec unit = attention;
+  unit.kind = "sliding_window";
+  unit.options.set("window", options.window > 0 ? options.window : int64_t{128});
+  return unit;
+}
+
+}  // namespace
+
+Graft sliding_window_graft() {
+  return {.mixer = "sliding_window",
+          .options = {"window"},
+          .released_as = "",
+          .spec = spec,
+          .start = nullptr,
+          .keeps_parameters = true};
+}
+
+}  // namespace cambium

@@ -1,0 +1,180 @@
+#include "nn/layer.h"
+
+#include <algorithm>
+#include <set>
+
+#include "base/checked.h"
+#include "ops/pointwise/pointwise.h"
+
+namespace cambium {
+namespace {
+
+/// A part of the state of one token; what models keep is far below.
+constexpr int64_t kMaxTokenBytes = int64_t{1} << 26;
+
+std::string norm_name(size_t branch) {
+  return branch == 0   ? "input_norm"
+         : branch == 1 ? "post_norm"
+                       : "norm_" + std::to_string(branch + 1);
+}
+
+/// Sizes are bounded one by one where options are read; here what they make together.
+void check_sizes(const std::string& name, Unit& unit, const StateLayout& layout) {
+  unit.visit([&](const std::string& parameter, Parameter& p) {
+    int64_t numel = 1;
+    for (const int64_t size : p.shape) {
+      numel = checked_product(name, parameter, {numel, size});
+    }
+  });
+  for (const auto& [parts, most] :
+       {std::pair{&layout.pages, kMaxTokenBytes}, std::pair{&layout.slots, kMaxElements}}) {
+    for (const Part& part : *parts) {
+      int64_t bytes = dtype_size(part.dtype);
+      for (const int64_t size : part.shape) {
+        bytes = checked_product(name, part.name, {bytes, size}, most);
+      }
+    }
+  }
+  checked_product(name, "the window's state", {layout.window, layout.bytes_per_token()});
+}
+
+}  // namespace
+
+const UnitSpec* LayerSpec::find(UnitRole role) const {
+  for (const BranchSpec& branch : branches) {
+    for (size_t i = 0; i < branch.units.size(); ++i) {
+      if (branch.runs(i) && find_unit_kind(branch.units[i].kind).role == role) {
+        return &branch.units[i];
+      }
+    }
+  }
+  return nullptr;
+}
+
+std::vector<UnitSpec> LayerSpec::mixers() const {
+  std::vector<UnitSpec> found;
+  for (const BranchSpec& branch : branches) {
+    for (size_t i = 0; i < branch.units.size(); ++i) {
+      if (branch.runs(i) && find_unit_kind(branch.units[i].kind).role == UnitRole::kMixer) {
+        found.push_back(branch.units[i]);
+      }
+    }
+  }
+  return found;
+}
+
+LayerSpec decoder_layer(UnitSpec mixer, int64_t inner, const NormSpec& norm) {
+  return {{{.norm = norm, .units = {std::move(mixer)}},
+           {.norm = norm, .units = {{"swiglu", {{"inner", inner}}}}}}};
+}
+
+Layer::Layer(const LayerSpec& spec, int64_t width) {
+  std::set<std::string> names;
+  for (const BranchSpec& branch : spec.branches) {
+    const auto count = static_cast<int>(branch.units.size());
+    expect(branch.active >= -1 && branch.active < count,
+           "a branch of {} units: expected active from 0 to {} or -1, got {}", count, count - 1,
+           branch.active);
+    expect(count > 0 || (branch.keep == 1.0F && !branch.residual_normed),
+           "a branch without units passes the residual on as it is: expected keep = 1 and "
+           "residual_normed = false");
+    Branch& made = branches_.emplace_back(Branch{norm_name(branches_.size()),
+                                                 Norm(branch.norm, width),
+                                                 branch.keep,
+                                                 branch.residual_normed,
+                                                 {}});
+    for (size_t i = 0; i < branch.units.size(); ++i) {
+      const UnitSpec& unit = branch.units[i];
+      const std::string name = unit_name(unit);
+      expect(names.insert(name).second,
+             "two units of a layer are named '{}'; give one of them a name of its own", name);
+      Piece piece{name,  find_unit_kind(unit.kind).role, unit.out, branch.runs(i),
+                  false, make_unit(unit, width)};
+      check_sizes(unit.kind, *piece.unit, piece.unit->state_layout());
+      if (piece.runs) {
+        passes_ = false;
+        if (piece.role == UnitRole::kMixer && mixer_ == nullptr) {
+          mixer_ = piece.unit.get();
+        }
+        const StateLayout layout = piece.unit->state_layout();
+        piece.has_state = !layout.empty();
+        if (piece.has_state) {
+          state_layouts_.push_back(layout);
+        }
+      }
+      made.pieces.push_back(std::move(piece));
+    }
+  }
+}
+
+Tensor Layer::forward(Context& ctx, const Tensor& h, const LayerInputs& inputs,
+                      MixerTap* tap) const {
+  Tensor sum = h;
+  size_t states = 0;
+  for (const Branch& branch : branches_) {
+    if (std::none_of(branch.pieces.begin(), branch.pieces.end(),
+                     [](const Piece& piece) { return piece.runs; })) {
+      continue;
+    }
+    const Tensor x = branch.norm.forward(ctx, sum);
+    sum = branch.residual_normed ? x : sum;
+    float keep = branch.keep;
+    for (const Piece& piece : branch.pieces) {
+      if (!piece.runs) {
+        continue;
+      }
+      const UnitState* state = nullptr;
+      if (piece.has_state && !inputs.states.empty()) {
+        state = &inputs.states[states++];
+      }
+      const Tensor y = piece.unit->forward(ctx, x, {inputs.batch, inputs.rope, state});
+      if (tap != nullptr && piece.unit.get() == mixer_) {
+        *tap = {x, y};
+      }
+      sum = add_scaled(ctx, keep, sum, piece.out, y);
+      keep = 1.0F;
+    }
+  }
+  return sum;
+}
+
+void Layer::visit(const ParameterVisitor& visitor) {
+  for (Branch& branch : branches_) {
+    branch.norm.visit(branch.norm_name, visitor);
+    for (const Piece& piece : branch.pieces) {
+      piece.unit->visit(
+          [&](const std::string& name, Parameter& p) { visitor(piece.name + "." + name, p); });
+    }
+  }
+}
+
+void Layer::visit_mixers(const ParameterVisitor& visitor) {
+  for (const Branch& branch : branches_) {
+    for (const Piece& piece : branch.pieces) {
+      if (piece.role == UnitRole::kMixer) {
+        piece.unit->visit(
+            [&](const std::string& name, Parameter& p) { visitor(piece.name + "." + name, p); });
+      }
+    }
+  }
+}
+
+std::vector<std::string> Layer::missing() const {
+  std::vector<std::string> all;
+  const auto add = [&](const std::string& what) {
+    if (!what.empty() && std::find(all.begin(), all.end(), what) == all.end()) {
+      all.push_back(what);
+    }
+  };
+  for (const Branch& branch : branches_) {
+    add(branch.norm.missing());
+    for (const Piece& piece : branch.pieces) {
+      if (piece.runs) {
+        add(piece.unit->missing());
+      }
+    }
+  }
+  return all;
+}
+
+}  // namespace cambium

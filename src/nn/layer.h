@@ -1,0 +1,117 @@
+// A layer is a list of branches, a branch a norm and the units that read what it gives:
+//
+//   x = norm(h);   h = keep * (residual_normed ? x : h) + sum over units of out_i * unit_i(x)
+//
+// Every family is data of this form: Llama is {norm, attention}, {norm, swiglu}; Nemotron-H has one
+// branch a layer, Falcon-H1 two mixers in one branch, a supernet several mixers of which one is
+// active. Wirings that carry more than one h (several residual streams, attention over the depth of
+// the network) would be further fields of BranchSpec, read by Layer::forward and nobody else.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "nn/norm.h"
+#include "nn/unit.h"
+
+namespace cambium {
+
+struct BranchSpec {
+  NormSpec norm{};
+  /// All read x and are added; none = the branch passes h on (its norm keeps its parameters).
+  std::vector<UnitSpec> units;
+  /// -1: all units run; k: unit k alone does (supernet).
+  int active = -1;
+  float keep = 1.0F;
+  bool residual_normed = false;
+
+  bool runs(size_t unit) const { return active < 0 || static_cast<size_t>(active) == unit; }
+  friend bool operator==(const BranchSpec&, const BranchSpec&) = default;
+};
+
+/// No branches = the layer is removed: it returns its input and has no parameters.
+struct LayerSpec {
+  std::vector<BranchSpec> branches;
+
+  bool removed() const { return branches.empty(); }
+  /// The first mixer, or feed-forward, that runs; null where there is none.
+  const UnitSpec* mixer() const { return find(UnitRole::kMixer); }
+  const UnitSpec* feed_forward() const { return find(UnitRole::kFeedForward); }
+  /// All mixers that run.
+  std::vector<UnitSpec> mixers() const;
+  UnitSpec* mixer() { return const_cast<UnitSpec*>(std::as_const(*this).mixer()); }
+  /// Whether its mixer is of this kind.
+  bool mixes_by(std::string_view kind) const {
+    const UnitSpec* unit = mixer();
+    return unit != nullptr && unit->kind == kind;
+  }
+  friend bool operator==(const LayerSpec&, const LayerSpec&) = default;
+
+ private:
+  const UnitSpec* find(UnitRole role) const;
+};
+
+/// What most decoders are made of: {norm, mixer}, {norm, swiglu of `inner` channels}.
+LayerSpec decoder_layer(UnitSpec mixer, int64_t inner, const NormSpec& norm = {});
+
+/// What a caller may look at inside a layer: the normalised input of its mixer and its output
+/// before the residual is added, both (T, C). They live as long as the arena the forward call ran
+/// on is not released.
+struct MixerTap {
+  Tensor input;
+  Tensor output;
+};
+
+/// What a layer sees of the forward call: a state for each of its units that keeps one, in order
+/// (Layer::state_layouts); empty in training.
+struct LayerInputs {
+  const Batch* batch = nullptr;
+  const Turns* rope = nullptr;
+  std::span<const UnitState> states;
+};
+
+class Layer {
+ public:
+  Layer(const LayerSpec& spec, int64_t width);
+  /// h (T, C) -> (T, C)
+  Tensor forward(Context& ctx, const Tensor& h, const LayerInputs& inputs, MixerTap* tap) const;
+  /// Visits names such as "input_norm.weight", "mixer.q_proj.weight", "post_norm.weight",
+  /// "feed_forward.up.weight". The norms of third and later branches are norm_3, norm_4, ...
+  void visit(const ParameterVisitor& visitor);
+  /// Visits the parameters of all its mixers, with the same names.
+  void visit_mixers(const ParameterVisitor& visitor);
+
+  /// The first mixer that runs, or null.
+  Unit* mixer() const { return mixer_; }
+  /// Nothing runs: forward returns its input.
+  bool passes() const { return passes_; }
+  /// Of the units that run and keep state.
+  const std::vector<StateLayout>& state_layouts() const { return state_layouts_; }
+  /// What this build lacks to run the layer, each thing once.
+  std::vector<std::string> missing() const;
+
+ private:
+  struct Piece {
+    std::string name;
+    UnitRole role;
+    float out;
+    bool runs;
+    bool has_state;
+    std::unique_ptr<Unit> unit;
+  };
+  struct Branch {
+    std::string norm_name;
+    Norm norm;
+    float keep;
+    bool residual_normed;
+    std::vector<Piece> pieces;
+  };
+
+  std::vector<Branch> branches_;
+  std::vector<StateLayout> state_layouts_;
+  Unit* mixer_ = nullptr;
+  bool passes_ = true;
+};
+
+}  // namespace cambium

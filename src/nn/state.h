@@ -1,0 +1,72 @@
+// What a sequence keeps for a unit between forward calls, and how a unit finds it.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "nn/batch.h"
+#include "tensor/tensor.h"
+
+namespace cambium {
+
+struct Turns;
+
+/// One array of a unit's state. Units name their parts by an enum whose values are the places in
+/// StateLayout::pages or ::slots.
+struct Part {
+  std::string name;
+  std::vector<int64_t> shape;  // of one token in pages, of one sequence in slots
+  Dtype dtype = Dtype::kF32;
+  int64_t bytes() const;
+};
+
+/// What a unit keeps for a sequence: pages that grow with its tokens (keys and values, latents,
+/// index keys), and slots of fixed size (recurrent states, convolution tails).
+struct StateLayout {
+  std::vector<Part> pages;
+  std::vector<Part> slots;
+  int64_t window = 0;  // pages further back than this many tokens are given back; 0 = none are
+
+  bool empty() const { return pages.empty() && slots.empty(); }
+  /// Bytes a token adds while it is in reach.
+  int64_t bytes_per_token() const;
+  /// Bytes a sequence takes in slots whatever its length.
+  int64_t bytes_per_sequence() const;
+};
+
+/// A unit's state for one batch, as its cache lays it out: tensors in the order of the layout,
+/// pages (pages, page_size, part...) and slots (slots, part...), and where the batch's segments
+/// find their pages (KvPages says how).
+struct UnitState {
+  std::span<const Tensor> pages;
+  std::span<const Tensor> slots;
+  std::span<const int32_t> table;  // (S, pages_per_segment)
+  int64_t pages_per_segment = 0;
+};
+
+/// What a unit sees of the forward call it is part of.
+struct UnitInputs {
+  const Batch* batch = nullptr;
+  const Turns* rope = nullptr;
+  const UnitState* state = nullptr;  // null in training
+
+  Segments segments() const {
+    Segments s = batch->segments();
+    if (state == nullptr) {
+      s.slot = {};
+    }
+    return s;
+  }
+  /// A part of the state by the unit's enum; undefined in training.
+  template <class Part>
+  Tensor page(Part part) const {
+    return state == nullptr ? Tensor{} : state->pages[static_cast<size_t>(part)];
+  }
+  template <class Part>
+  Tensor slot(Part part) const {
+    return state == nullptr ? Tensor{} : state->slots[static_cast<size_t>(part)];
+  }
+};
+
+}  // namespace cambium

@@ -1,0 +1,111 @@
+#include "ops/attention/attention.h"
+
+#include <cmath>
+
+#include "base/checked.h"
+#include "nn/linear.h"
+#include "nn/norm.h"
+#include "nn/units/units.h"
+#include "ops/rope/rope.h"
+
+namespace cambium {
+namespace {
+
+class AttentionUnit : public Unit {
+ public:
+  AttentionUnit(const Options& options, int64_t width, const char* owner)
+      : heads_(options.size(owner, "heads", kMaxHeads)),
+        kv_heads_(options.size_or(owner, "kv_heads", heads_, kMaxHeads, 1)),
+        head_dim_(options.size(owner, "head_dim", kMaxHeadDim)),
+        window_(options.size_or(owner, "window", 0, kMaxPositions)),
+        rope_(options.flag(owner, "rope", true)),
+        gate_(options.flag(owner, "gate", false)) {
+    options.expect_only(
+        owner, {"heads", "kv_heads", "head_dim", "window", "rope", "scale", "key_scale", "qk_norm",
+                "qk_norm_eps", "qkv_bias", "out_bias", "gate"});
+    expect(heads_ % kv_heads_ == 0,
+           "{}: expected kv_heads to divide heads, got heads={} kv_heads={}", owner, heads_,
+           kv_heads_);
+    expect(!rope_ || head_dim_ % 2 == 0, "{}: expected an even head_dim for rope, got {}", owner,
+           head_dim_);
+    // A factor of the keys is one of the scores.
+    const double scale =
+        options.real(owner, "scale", 1.0 / std::sqrt(static_cast<double>(head_dim_))) *
+        options.real(owner, "key_scale", 1.0);
+    scale_ = static_cast<float>(in_range(owner, "scale", scale, 0.0, 1e6));
+    const bool bias = options.flag(owner, "qkv_bias", false);
+    q_ = Linear(width, (gate_ ? 2 : 1) * heads_ * head_dim_, ParameterGroup::kMixer, bias);
+    k_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer, bias);
+    v_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer, bias);
+    o_ = Linear(heads_ * head_dim_, width, ParameterGroup::kMixer,
+                options.flag(owner, "out_bias", false));
+    if (const double eps = options.real(owner, "qk_norm_eps", 0.0); eps > 0.0) {
+      const NormKind kind = find_norm_kind(options.text(owner, "qk_norm", "rms"));
+      q_norm_ = k_norm_ = Norm(
+          {kind, static_cast<float>(in_range(owner, "qk_norm_eps", eps, 0.0, 1.0))}, head_dim_);
+    }
+  }
+
+  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
+    const Segments segments = inputs.segments();
+    Tensor q = q_.forward(ctx, x).split_last(heads_, head_dim_);
+    Tensor k = k_.forward(ctx, x).split_last(kv_heads_, head_dim_);
+    const Tensor v = v_.forward(ctx, x).split_last(kv_heads_, head_dim_);
+    q = q_norm_.forward(ctx, q);
+    k = k_norm_.forward(ctx, k);
+    if (rope_) {
+      q = rope(ctx, q, *inputs.rope);
+      k = rope(ctx, k, *inputs.rope);
+    }
+    const AttentionConfig config{scale_, window_};
+    KvPages pages;
+    if (inputs.state != nullptr) {
+      pages = {inputs.page(kKeys), inputs.page(kValues), inputs.state->table,
+               inputs.state->pages_per_segment};
+    }
+    const Tensor y =
+        attention(ctx, q, k, v, segments, config, inputs.state == nullptr ? nullptr : &pages);
+    return o_.forward(ctx, y.merge_last());
+  }
+
+  StateLayout state_layout() const override {
+    return {.pages = {{"keys", {kv_heads_, head_dim_}}, {"values", {kv_heads_, head_dim_}}},
+            .slots = {},
+            .window = window_};
+  }
+
+  std::string missing() const override {
+    return gate_ ? "the output gate of attention" : q_norm_.missing();
+  }
+
+  void visit(const ParameterVisitor& visitor) override {
+    q_.visit("q_proj", visitor);
+    k_.visit("k_proj", visitor);
+    v_.visit("v_proj", visitor);
+    o_.visit("o_proj", visitor);
+    q_norm_.visit("q_norm", visitor);
+    k_norm_.visit("k_norm", visitor);
+  }
+
+ private:
+  enum Pages { kKeys, kValues };
+
+  int64_t heads_, kv_heads_, head_dim_, window_;
+  bool rope_, gate_;
+  float scale_ = 1.0F;
+  Linear q_, k_, v_, o_;
+  Norm q_norm_, k_norm_;  // per head; none where qk_norm_eps is 0
+};
+
+}  // namespace
+
+std::unique_ptr<Unit> make_attention(const Options& options, int64_t width) {
+  return std::make_unique<AttentionUnit>(options, width, "attention");
+}
+
+std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width) {
+  options.size("sliding_window", "window", kMaxPositions);
+  return std::make_unique<AttentionUnit>(options, width, "sliding_window");
+}
+
+}  // namespace cambium

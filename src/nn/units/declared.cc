@@ -1,0 +1,180 @@
+// Units that published models have and this build cannot run yet: parameters and state follow from
+// the options, so that their models are built, counted and printed like any other. Making one real
+// is replacing its function here by a file of its own.
+#include <utility>
+
+#include "base/checked.h"
+#include "nn/units/units.h"
+
+namespace cambium {
+namespace {
+
+/// Parameters and state without a forward.
+class DeclaredUnit : public Unit {
+ public:
+  DeclaredUnit(const char* kind, UnitRole role)
+      : kind_(kind),
+        group_(role == UnitRole::kMixer ? ParameterGroup::kMixer : ParameterGroup::kFeedForward) {}
+
+  Tensor forward(Context& /*ctx*/, const Tensor& /*x*/, const UnitInputs& /*inputs*/) override {
+    fail("{} is not built yet", kind_);
+  }
+  StateLayout state_layout() const override { return layout; }
+  std::string missing() const override { return kind_; }
+  void visit(const ParameterVisitor& visitor) override {
+    for (auto& [name, parameter] : parameters_) {
+      visitor(name, parameter);
+    }
+  }
+
+  void matrix(const char* name, int64_t out, int64_t in) { add(name, {out, in}, group_); }
+  void matrices(const char* name, int64_t count, int64_t out, int64_t in) {
+    add(name, {count, out, in}, group_);
+  }
+  void vector(const char* name, int64_t size) { add(name, {size}, ParameterGroup::kNorm); }
+  /// The gate, up and down of a SwiGLU, with a prefix such as "shared.".
+  void swiglu(const std::string& prefix, int64_t width, int64_t inner) {
+    add(prefix + "gate.weight", {inner, width}, group_);
+    add(prefix + "up.weight", {inner, width}, group_);
+    add(prefix + "down.weight", {width, inner}, group_);
+  }
+
+  StateLayout layout;
+
+ private:
+  void add(std::string name, std::vector<int64_t> shape, ParameterGroup group) {
+    parameters_.emplace_back(std::move(name), Parameter{.shape = std::move(shape), .group = group});
+  }
+
+  const char* kind_;
+  ParameterGroup group_;
+  std::vector<std::pair<std::string, Parameter>> parameters_;
+};
+
+}  // namespace
+
+std::unique_ptr<Unit> make_feed_forward(const Options& options, int64_t width) {
+  constexpr const char* kName = "feed_forward";
+  options.expect_only(kName, {"inner", "activation", "bias"});
+  const int64_t inner = options.size(kName, "inner", kMaxInner);
+  options.text(kName, "activation");
+  auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kFeedForward);
+  unit->matrix("up.weight", inner, width);
+  unit->matrix("down.weight", width, inner);
+  if (options.flag(kName, "bias", false)) {
+    unit->vector("up.bias", inner);
+    unit->vector("down.bias", width);
+  }
+  return unit;
+}
+
+std::unique_ptr<Unit> make_experts(const Options& options, int64_t width) {
+  constexpr const char* kName = "experts";
+  options.expect_only(kName,
+                      {"experts", "top", "inner", "router", "router_bias", "groups", "group_top",
+                       "renormalise", "scale", "shared", "shared_gate", "activation"});
+  const int64_t experts = options.size(kName, "experts", kMaxExperts);
+  const int64_t inner = options.size(kName, "inner", kMaxInner);
+  const int64_t top = options.size(kName, "top", kMaxExperts);
+  expect(top <= experts, "experts: expected top of at most {} experts, got {}", experts, top);
+  options.text(kName, "router");
+  const std::string activation = options.text(kName, "activation", "swiglu");
+  auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kFeedForward);
+  unit->matrix("router.weight", experts, width);
+  if (options.flag(kName, "router_bias", false)) {
+    unit->vector("router.bias", experts);
+  }
+  if (activation == "swiglu") {
+    unit->matrices("experts.gate.weight", experts, inner, width);
+  }
+  unit->matrices("experts.up.weight", experts, inner, width);
+  unit->matrices("experts.down.weight", experts, width, inner);
+  if (const int64_t shared = options.size_or(kName, "shared", 0, kMaxInner); shared > 0) {
+    if (activation == "swiglu") {
+      unit->swiglu("shared.", width, shared);
+    } else {
+      unit->matrix("shared.up.weight", shared, width);
+      unit->matrix("shared.down.weight", width, shared);
+    }
+  }
+  if (options.flag(kName, "shared_gate", false)) {
+    unit->matrix("shared_gate.weight", 1, width);
+  }
+  return unit;
+}
+
+std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t width) {
+  constexpr const char* kName = "latent_attention";
+  options.expect_only(
+      kName, {"heads", "q_rank", "kv_rank", "nope_dim", "rope_dim", "value_dim", "rope", "scale",
+              "norm_eps", "index_heads", "index_dim", "index_top"});
+  const int64_t heads = options.size(kName, "heads", kMaxHeads);
+  const int64_t q_rank = options.size_or(kName, "q_rank", 0, kMaxWidth);
+  const int64_t kv_rank = options.size(kName, "kv_rank", kMaxWidth);
+  const int64_t nope = options.size(kName, "nope_dim", kMaxHeadDim);
+  const int64_t rope = options.size(kName, "rope_dim", kMaxHeadDim);
+  const int64_t value = options.size(kName, "value_dim", kMaxHeadDim);
+  auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kMixer);
+  if (q_rank > 0) {
+    unit->matrix("q_a_proj.weight", q_rank, width);
+    unit->vector("q_a_norm.weight", q_rank);
+    unit->matrix("q_b_proj.weight", heads * (nope + rope), q_rank);
+  } else {
+    unit->matrix("q_proj.weight", heads * (nope + rope), width);
+  }
+  unit->matrix("kv_a_proj.weight", kv_rank + rope, width);
+  unit->vector("kv_a_norm.weight", kv_rank);
+  unit->matrix("kv_b_proj.weight", heads * (nope + value), kv_rank);
+  unit->matrix("o_proj.weight", width, heads * value);
+  unit->layout.pages = {{"latent", {kv_rank}}, {"rope_key", {rope}}};
+  if (const int64_t index = options.size_or(kName, "index_heads", 0, kMaxHeads); index > 0) {
+    const int64_t dim = options.size(kName, "index_dim", kMaxHeadDim);
+    expect(q_rank > 0, "latent_attention: the index of keys reads the query's latent; give q_rank");
+    unit->matrix("indexer.q_proj.weight", index * dim, q_rank);
+    unit->matrix("indexer.k_proj.weight", dim, width);
+    unit->vector("indexer.k_norm.weight", dim);
+    unit->vector("indexer.k_norm.bias", dim);
+    unit->matrix("indexer.weights_proj.weight", index, width);
+    unit->layout.pages.push_back({"index_key", {dim}});
+  }
+  return unit;
+}
+
+std::unique_ptr<Unit> make_lightning(const Options& options, int64_t width) {
+  constexpr const char* kName = "lightning";
+  options.expect_only(kName, {"heads", "head_dim", "norm_eps", "layer_of_slopes", "layers"});
+  const int64_t heads = options.size(kName, "heads", kMaxHeads);
+  const int64_t dim = options.size(kName, "head_dim", kMaxHeadDim);
+  auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kMixer);
+  unit->matrix("qkv_proj.weight", 3 * heads * dim, width);
+  unit->matrix("gate_proj.weight", heads * dim, width);
+  unit->vector("norm.weight", heads * dim);
+  unit->matrix("out_proj.weight", width, heads * dim);
+  unit->layout.slots = {{"state", {heads, dim, dim}}};
+  return unit;
+}
+
+std::unique_ptr<Unit> make_kimi_delta(const Options& options, int64_t width) {
+  constexpr const char* kName = "kimi_delta";
+  options.expect_only(kName, {"heads", "head_dim", "conv", "norm_eps"});
+  const int64_t heads = options.size(kName, "heads", kMaxHeads);
+  const int64_t dim = options.size(kName, "head_dim", kMaxHeadDim);
+  const int64_t conv = options.size_or(kName, "conv", 4, kMaxConv, 2);
+  const int64_t inner = heads * dim;
+  auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kMixer);
+  unit->matrix("in_proj.weight", 3 * inner, width);  // q, k, v
+  unit->matrices("conv1d.weight", 3 * inner, 1, conv);
+  unit->matrix("decay_a_proj.weight", dim, width);
+  unit->matrix("decay_b_proj.weight", inner, dim);
+  unit->vector("A_log", heads);
+  unit->vector("dt_bias", inner);
+  unit->matrix("beta_proj.weight", heads, width);
+  unit->matrix("gate_a_proj.weight", dim, width);
+  unit->matrix("gate_b_proj.weight", inner, dim);
+  unit->vector("norm.weight", dim);
+  unit->matrix("out_proj.weight", width, inner);
+  unit->layout.slots = {{"conv", {3 * inner, conv - 1}}, {"state", {heads, dim, dim}}};
+  return unit;
+}
+
+}  // namespace cambium

@@ -1,0 +1,43 @@
+// The units of this build, one file each; registry.cc holds their table.
+#pragma once
+
+#include "nn/unit.h"
+
+namespace cambium {
+
+/// Taps of a short convolution.
+inline constexpr int64_t kMaxConv = 64;
+
+/// Softmax attention: heads, kv_heads, head_dim; window (0 = full), rope (default true), scale of
+/// the scores (default head_dim^-1/2), key_scale (1), qk_norm_eps (0 = no norm of q and k) and
+/// qk_norm ("rms" or "zero_centred"), qkv_bias and out_bias (false), gate (false: a sigmoid gate of
+/// the output, whose rows follow the query's in q_proj).
+std::unique_ptr<Unit> make_attention(const Options& options, int64_t width);
+/// Attention that must have a window.
+std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width);
+/// Apriel-H1's grouped Mamba: inner, xb, state, dt_rank, conv, repeat_before_conv.
+std::unique_ptr<Unit> make_mamba(const Options& options, int64_t width);
+/// Mamba-2: heads, head_dim, state, x_heads, b_heads, c_heads, conv, norm (default true),
+/// norm_group, norm_eps; in_scale of its input and row_scales of z, x, B, C and dt (Falcon-H1).
+std::unique_ptr<Unit> make_mamba2(const Options& options, int64_t width);
+/// Gated DeltaNet: heads, q_heads, k_heads, v_heads, key_dim, value_dim, conv, rope.
+std::unique_ptr<Unit> make_gated_delta_net(const Options& options, int64_t width);
+/// SwiGLU feed-forward: inner; bias (of all three projections, default false), gate_scale (1).
+std::unique_ptr<Unit> make_swiglu(const Options& options, int64_t width);
+
+/// Described, not yet run (declared.cc).
+/// down(activation(up x)): inner, activation ("relu2", "gelu", ...), bias.
+std::unique_ptr<Unit> make_feed_forward(const Options& options, int64_t width);
+/// Mixture of experts: experts, top, inner, router ("softmax", "topk_softmax", "sigmoid"),
+/// router_bias, groups, group_top, renormalise, scale; shared (inner of the shared expert, 0 =
+/// none), shared_gate; activation ("swiglu", or of two matrices: "relu2").
+std::unique_ptr<Unit> make_experts(const Options& options, int64_t width);
+/// Attention on a latent of keys and values (MLA): heads, q_rank (0 = full), kv_rank, nope_dim,
+/// rope_dim, value_dim, rope, scale, norm_eps; index_heads, index_dim, index_top (DSA).
+std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t width);
+/// Lightning attention of MiniMax: heads, head_dim, norm_eps; layer_of_slopes of `layers`.
+std::unique_ptr<Unit> make_lightning(const Options& options, int64_t width);
+/// Kimi Delta Attention: heads, head_dim, conv, norm_eps.
+std::unique_ptr<Unit> make_kimi_delta(const Options& options, int64_t width);
+
+}  // namespace cambium

@@ -1,0 +1,80 @@
+// The products of the operation as calls of the CPU's matrix kernels.
+#include "base/parallel.h"
+#include "ops/matmul/gemm.h"
+#include "ops/matmul/matmul_kernels.h"
+#include "tensor/arena.h"
+
+namespace cambium {
+namespace {
+
+// Below this a product is done sooner than its operand is turned.
+constexpr int64_t kTransposeFrom = 32;
+
+Gemm product(const View<float>& a, const MatmulWeight<float>& weight, const View<float>& c) {
+  const bool narrow = weight.narrow.defined();
+  Gemm g{};
+  g.m = c.rows.outer;
+  g.n = c.channels;
+  g.k = a.channels;
+  g.a = a.data;
+  g.a_row = a.rows.outer_stride;
+  g.a_k = 1;
+  g.b = narrow ? static_cast<const void*>(weight.narrow.data) : weight.wide.data;
+  g.b_is_bf16 = narrow;
+  g.b_stride = weight.inputs();
+  g.c = c.data;
+  g.c_row = c.rows.outer_stride;
+  g.threads = num_threads();
+  return g;
+}
+
+}  // namespace
+
+void matmul_forward::cpu(const Matmul<float>& a, Arena& /*arena*/) {
+  Gemm g = product(a.x, a.weight, a.y);
+  g.bias = a.bias.data;
+  g.accumulate = a.accumulate;
+  gemm(g);
+}
+
+void matmul_grad_input_of::cpu(const MatmulGradInput<float>& a, Arena& /*arena*/) {
+  Gemm g = product(a.dy, a.weight, a.out);
+  g.b_rows_are_k = true;
+  g.accumulate = a.accumulate;
+  gemm(g);
+}
+
+// dy is read by columns, once for every panel of x: turned first, so that the reads follow one
+// another in memory.
+void matmul_grad_weight_of::cpu(const MatmulGradWeight<float>& a, Arena& arena) {
+  Gemm g{};
+  g.m = a.dy.channels;
+  g.n = a.x.channels;
+  g.k = a.dy.rows.outer;
+  g.a = a.dy.data;
+  g.a_row = 1;
+  g.a_k = a.dy.rows.outer_stride;
+  if (g.n >= kTransposeFrom && g.k >= kTransposeFrom) {
+    // Rows a few lines further apart than their length: powers of two would evict each other.
+    const int64_t step = (g.k + 15) / 16 * 16 + 16;
+    float* turned = arena.empty(Dtype::kF32, {g.m, step}).ptr<float>();
+    transpose({g.k, g.m, a.dy.data, a.dy.rows.outer_stride, turned, step});
+    g.a = turned;
+    g.a_row = step;
+    g.a_k = 1;
+  }
+  g.b = a.x.data;
+  g.b_rows_are_k = true;
+  g.b_stride = a.x.rows.outer_stride;
+  g.c = a.out.data;
+  g.c_row = a.out.rows.outer_stride;
+  g.accumulate = a.accumulate;
+  g.threads = num_threads();
+  gemm(g);
+}
+
+void matmul_grad_bias::cpu(const MatmulGradBias<float>& a, Arena& /*arena*/) {
+  column_sums({a.dy.rows.outer, a.dy.channels, a.dy.data, a.dy.rows.outer_stride, a.out});
+}
+
+}  // namespace cambium
