@@ -95,8 +95,20 @@ bool Tensor::row_contiguous() const {
 }
 
 bool Tensor::has_rows() const {
-  return rank <= 2 ? row_contiguous()
-                   : slice(0, 0, std::min<int64_t>(1, shape[0])).row_contiguous();
+  if (rank <= 2 || shape[0] == 0) {
+    return row_contiguous();
+  }
+  // As row_contiguous() of one token.
+  if (dim(-1) != 1 && stride[static_cast<size_t>(rank - 1)] != 1) {
+    return false;
+  }
+  for (int i = rank - 2; i-- > 1;) {
+    const auto axis = static_cast<size_t>(i);
+    if (shape[axis] != 1 && stride[axis] != stride[axis + 1] * shape[axis + 1]) {
+      return false;
+    }
+  }
+  return true;
 }
 
 Rows Tensor::row_walk() const {
@@ -105,8 +117,11 @@ Rows Tensor::row_walk() const {
     return {1, 1, dim(0), dim(0)};
   }
   const auto last = static_cast<size_t>(rank - 1);
-  return {shape[0], dim(0) == 0 || dim(-1) == 0 ? 0 : rows() / shape[0], stride[0],
-          rank == 2 ? stride[0] : stride[last - 1]};
+  int64_t inner = dim(0) == 0 || dim(-1) == 0 ? 0 : 1;
+  for (size_t i = 1; i < last; ++i) {
+    inner *= shape[i];
+  }
+  return {shape[0], inner, stride[0], rank == 2 ? stride[0] : stride[last - 1]};
 }
 
 Tensor Tensor::reshape(std::initializer_list<int64_t> new_shape) const {
