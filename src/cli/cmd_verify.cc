@@ -32,6 +32,9 @@ int run_tokenizer(const VerifyArgs& args) {
   for (const std::string& mismatch : report.mismatches) {
     std::printf("%s\n", mismatch.c_str());
   }
+  if (!report.note.empty()) {
+    std::printf("%s\n", report.note.c_str());
+  }
   std::printf("%s\n", report.ok()          ? "the tokenizer does what the reference says"
                       : report.total() > 0 ? "the tokenizer does NOT do what the reference says"
                                            : "the reference holds nothing to check");
