@@ -1,5 +1,6 @@
 #include "files/checksums.h"
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -20,6 +21,11 @@ constexpr const char* kAlgorithm = "xxh3-64";
 
 std::string at(const std::string& folder, const std::string& name) {
   return (fs::path(folder) / name).string();
+}
+
+std::string folder_of(const std::string& path) {
+  const std::string folder = fs::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
 }
 
 FileChecksum checksum_of(const std::string& path) {
@@ -77,20 +83,18 @@ std::optional<FileChecksums> read_checksums(const std::string& folder) {
 
 namespace {
 
-std::size_t verify_listed(const std::string& folder, bool weights) {
+std::size_t verify_listed(const std::string& folder, bool tensors) {
   const std::optional<FileChecksums> checksums = read_checksums(folder);
-  if (!checksums) {
-    return 0;
-  }
+  if (!checksums) return 0;
   for (const auto& [name, sum] : *checksums) {
-    if (!weights && name.ends_with(".safetensors")) {
-      continue;
-    }
     expect(fs::path(name).filename() == name, "{}/{}: '{}' is not the name of a file in the folder",
            folder, kFileName, name);
     const std::string path = at(folder, name);
-    expect(fs::exists(path), "{} is missing, but {} lists it; copy the folder again", path,
-           kFileName);
+    expect(fs::exists(path),
+           "{} is missing, but {} lists it; copy the folder again (or accept a change that was "
+           "meant: cambium verify {} --accept)",
+           path, kFileName, folder);
+    if (!tensors && name.ends_with(".safetensors")) continue;
     const MappedFile file(path);
     verify_checksum(*checksums, path, file.bytes());
   }
@@ -103,8 +107,22 @@ std::size_t verify_checksums(const std::string& folder) {
   return verify_listed(folder, true);
 }
 
-void verify_small_files(const std::string& folder) {
-  verify_listed(folder, false);
+std::size_t verify_small_files(const std::string& folder) {
+  return verify_listed(folder, false);
+}
+
+std::vector<std::string> unlisted_files(const std::string& folder) {
+  const FileChecksums listed = read_checksums(folder).value_or(FileChecksums());
+  std::vector<std::string> names;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (entry.is_regular_file() && name != kFileName && !name.starts_with('.') &&
+        !listed.contains(name)) {
+      names.push_back(name);
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 void expect_only_written(const std::string& folder) {
@@ -131,14 +149,14 @@ void verify_checksum(const FileChecksums& checksums, const std::string& path,
   if (found == checksums.end()) return;
   const FileChecksum& sum = found->second;
   expect(bytes.size() == sum.bytes,
-         "{} has {} bytes, {} says {}: the file was cut short or changed; copy it again", path,
-         bytes.size(), kFileName, sum.bytes);
+         "{} has {} bytes, {} says {}: the file was cut short or changed; copy it again (or accept "
+         "a change that was meant: cambium verify {} --accept)",
+         path, bytes.size(), kFileName, sum.bytes, folder_of(path));
   const std::uint64_t digest = checksum(bytes);
   expect(digest == sum.digest,
-         "{} has checksum {}, {} says {}: the file is damaged or was changed; copy it again, or "
-         "where the change was meant: cambium verify {} --accept",
-         path, checksum_text(digest), kFileName, checksum_text(sum.digest),
-         fs::path(path).parent_path().string());
+         "{} has checksum {}, {} says {}: the file is damaged or was changed; copy it again (or "
+         "accept a change that was meant: cambium verify {} --accept)",
+         path, checksum_text(digest), kFileName, checksum_text(sum.digest), folder_of(path));
 }
 
 }  // namespace cambium

@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace cambium {
 
@@ -30,9 +31,12 @@ std::optional<FileChecksums> read_checksums(const std::string& folder);
 /// checked: 0 when the folder has no checksums.json.
 std::size_t verify_checksums(const std::string& folder);
 
-/// The same for every listed file that is not *.safetensors, whose reader checks itself: configuration,
-/// tokenizer and chat template decide what a model computes as much as its weights do.
-void verify_small_files(const std::string& folder);
+/// The same without *.safetensors, which are compared when they are opened; that they are there is
+/// checked. Quick enough for every load.
+std::size_t verify_small_files(const std::string& folder);
+
+/// Files of the folder that its checksums.json does not list, sorted; hidden ones are left out.
+std::vector<std::string> unlisted_files(const std::string& folder);
 
 /// Error when the folder holds anything that its checksums.json does not list: it is about to be
 /// replaced as a whole, and only what we wrote may go. An absent or empty folder passes.

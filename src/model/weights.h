@@ -59,11 +59,9 @@ struct LoadedModel {
 struct LoadOptions {
   MatrixStorage storage = MatrixStorage::kF32;
   TrainablePredicate trainable = {};
-  /// Compare the logits of golden.safetensors, where there is one.
+  /// Compare the files with checksums.json and the logits with golden.safetensors, where there are
+  /// such. Weights are compared with their checksum either way.
   bool check_golden = true;
-  /// Compare configuration and tokenizer with checksums.json, where there is one (the weights' own
-  /// are compared in any case).
-  bool check_files = true;
 };
 
 /// Reads a checkpoint folder. Every tensor of the file is used exactly once and every parameter set

@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <sstream>
+#include <vector>
 
 #include "base/file.h"
 #include "base/test_folder.h"
@@ -82,6 +84,187 @@ TEST(CommandLine, WrongUsageIsNamedAndTheNearestSuggested) {
     EXPECT_THAT(outcome.text, HasSubstr(row.text)) << row.arguments;
     EXPECT_THAT(outcome.text, HasSubstr("--help")) << row.arguments;
   }
+}
+
+TEST(CommandLine, ChoicesAndRangesAreCheckedBeforeAnythingIsRead) {
+  const struct {
+    const char* arguments;
+    const char* text;
+  } rows[] = {
+      {"distill x -t y -o z --objective alignn", "did you mean 'align'"},
+      {"distill x -t y -o z --objective alignn", "end_to_end, align"},
+      {"convert x -o y --layers 1 --init randm", "attention, random"},
+      {"data problem", "problems, retrieval, mixed"},
+      {"data problems --split tests", "train, valid, test"},
+      {"data problems --format csv", "qa, messages"},
+      {"data problems -n 0", "expected a whole number from 1, got 0"},
+      {"data problems --seed -1", "expected a whole number from 0, got -1"},
+      {"data problems --seed 99999999999999999999", "99999999999999999999"},
+      {"score x --method mrm", "mmr"},
+      {"score x --metric kl", "reverse-kl"},
+      {"place x --method best", "lowest, uniform"},
+      {"place x --method uniform --fraction 1.5", "expected a number from 0 to 1, got 1.5"},
+      {"eval x --task gsm", "gsm8k"},
+      {"eval x --temperature -1", "expected a number from 0, got -1"},
+      {"eval x --temperature nan", "nan"},
+      {"eval x --batch 0", "--batch"},
+      {"generate x -p y --temperature inf", "inf"},
+      {"generate x -p y --top-p 0", "expected a number above 0 to 1, got 0"},
+      {"generate x -p y --min-p 2", "--min-p"},
+      {"bench x --contexts 512,-1", "expected a whole number from 1, got -1"},
+  };
+  for (const auto& row : rows) {
+    const Outcome outcome = cambium(row.arguments);
+    EXPECT_EQ(outcome.status, 2) << row.arguments << "\n" << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr(row.text)) << row.arguments;
+  }
+}
+
+TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
+  const struct {
+    const char* arguments;
+    const char* text;
+  } rows[] = {
+      {"eval x --task gsm8k", "--data"},
+      {"eval x --data y", "--data belongs to"},
+      {"eval x --task text --data y --chat", "--chat belongs to"},
+      {"eval x --task svamp --data y --teacher z", "--teacher belongs to"},
+      {"eval x --task svamp --data y --set word.max_steps=3", "--set belongs to"},
+  };
+  for (const auto& row : rows) {
+    const Outcome outcome = cambium(row.arguments);
+    EXPECT_EQ(outcome.status, 1) << row.arguments << "\n" << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr(row.text)) << row.arguments;
+  }
+}
+
+// A file from Windows, an empty line, and lines that cannot be answered.
+TEST(CommandLine, ABatchAnswersWhatItCan) {
+  const TestFolder folder;
+  const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  std::string lines = "{\"prompt\": \"Tom has 3\", \"id\": 7}\r\n\r\n{\"prompt\": 4}\r\nnot JSON\n";
+  lines +=
+      "{\"prompt\": \"" + std::string(60000, 'x') + "\", \"id\": 8}\n  \n{\"prompt\": \"Ida\"}\n";
+  write_file_atomically(folder.at("in.jsonl"), lines);
+  const Outcome outcome = cambium("generate " + model + " -i " + folder.at("in.jsonl") + " -o " +
+                                  folder.at("out.jsonl") + " -n 2");
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  EXPECT_THAT(outcome.text, HasSubstr("3 of 5 prompts were not answered"));
+  std::istringstream results(read_text_file(folder.at("out.jsonl")));
+  std::vector<nlohmann::json> rows;
+  for (std::string line; std::getline(results, line);) {
+    rows.push_back(nlohmann::json::parse(line));
+  }
+  ASSERT_EQ(rows.size(), 5U);
+  EXPECT_EQ(rows[0]["id"], 7);
+  EXPECT_TRUE(rows[0].contains("completion"));
+  EXPECT_THAT(rows[1]["error"], HasSubstr("in.jsonl:3"));
+  EXPECT_THAT(rows[2]["error"], HasSubstr("in.jsonl:4"));
+  EXPECT_EQ(rows[3]["id"], 8);
+  EXPECT_THAT(rows[3]["error"], HasSubstr("positions"));
+  EXPECT_TRUE(rows[4].contains("completion"));
+  // Every one of the lines is the same alone as beside others: the last one is.
+  write_file_atomically(folder.at("one.jsonl"), "{\"prompt\": \"Ida\"}\n");
+  const Outcome alone = cambium("generate " + model + " -i " + folder.at("one.jsonl") + " -n 2");
+  EXPECT_THAT(alone.text, HasSubstr(rows[4]["completion"].dump()));
+}
+
+TEST(CommandLine, OutputsAreOpenedBeforeTheWork) {
+  const TestFolder folder;
+  const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  write_file_atomically(folder.at("in.jsonl"), "{\"prompt\": \"Tom\"}\n");
+  for (const std::string& output : {std::string("/none/x"), folder.path()}) {
+    const Outcome eval = cambium("eval " + model + " -n 2000 -o " + output);
+    EXPECT_EQ(eval.status, 1);
+    EXPECT_THAT(eval.text, HasSubstr("cannot write " + output));
+    const Outcome generate =
+        cambium("generate " + model + " -i " + folder.at("in.jsonl") + " -o " + output);
+    EXPECT_EQ(generate.status, 1);
+    EXPECT_THAT(generate.text, HasSubstr("cannot write " + output));
+  }
+}
+
+// What a file holds may be meant for a terminal; errors show it as text.
+TEST(CommandLine, ErrorsPrintNoControlCharacters) {
+  const TestFolder folder;
+  write_file_atomically(folder.at("config.json"),
+                        "{\"model_type\": \"ll\\u001b]0;owned\\u0007ama\"}");
+  const Outcome outcome = cambium("inspect " + folder.path());
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_THAT(outcome.text, HasSubstr("owned"));
+  EXPECT_THAT(outcome.text, ::testing::Not(HasSubstr("\x1b")));
+  EXPECT_THAT(outcome.text, ::testing::Not(HasSubstr("\x07")));
+}
+
+// Every file of a checkpoint, one character changed or gone: named wherever the folder is loaded,
+// until it is accepted.
+TEST(CommandLine, AChangedFileOfACheckpointIsNamed) {
+  const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  const struct {
+    const char* file;
+    const char* from;
+    const char* to;  // null: the file goes
+  } rows[] = {
+      {"config.json", "1e-06", "1e-05"},          {"tokenizer.json", "<|end|>", "<|enx|>"},
+      {"tokenizer_config.json", "user", "usr"},   {"provenance.json", "7000", "8000"},
+      {"golden.safetensors", "logits", "logits"}, {"golden.safetensors", "", nullptr},
+      {"model.safetensors", "", nullptr},         {"tokenizer_config.json", "", nullptr},
+  };
+  for (const auto& row : rows) {
+    const TestFolder folder;
+    const std::string dir = folder.at("m");
+    std::filesystem::copy(model, dir);
+    const std::string path = dir + "/" + row.file;
+    if (row.to == nullptr) {
+      std::filesystem::remove(path);
+    } else {
+      std::string bytes = read_text_file(path);
+      const size_t at = bytes.find(row.from);
+      if (std::string(row.from) == row.to) {
+        bytes.back() = static_cast<char>(bytes.back() ^ 1);
+      } else if (at == std::string::npos) {
+        bytes += " ";
+      } else {
+        bytes.replace(at, std::string(row.from).size(), row.to);
+      }
+      write_file_atomically(path, bytes);
+    }
+    for (const std::string& command : {"generate " + dir + " -p Tom -n 1", "verify " + dir}) {
+      const Outcome outcome = cambium(command);
+      EXPECT_EQ(outcome.status, 1) << command << "\n" << outcome.text;
+      EXPECT_THAT(outcome.text, HasSubstr(row.file)) << command;
+      EXPECT_THAT(outcome.text, HasSubstr("verify " + dir + " --accept")) << command;
+    }
+  }
+}
+
+TEST(CommandLine, VerifyChecksAFolderAndAcceptsAChange) {
+  const TestFolder folder;
+  const std::string dir = folder.at("run/stage/m");
+  std::filesystem::create_directories(folder.at("run/stage"));
+  std::filesystem::copy(std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher", dir);
+  for (const std::string& good : {dir, folder.at("run")}) {
+    const Outcome outcome = cambium("verify " + good);
+    EXPECT_EQ(outcome.status, 0) << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr("files are as written"));
+    EXPECT_THAT(outcome.text, HasSubstr("golden prompt"));
+  }
+  write_file_atomically(dir + "/provenance.json", "{\"by\": \"hand\"}\n");
+  EXPECT_EQ(cambium("verify " + folder.at("run")).status, 1);
+  EXPECT_EQ(cambium("verify " + dir + " --accept").status, 0);
+  EXPECT_EQ(cambium("verify " + folder.at("run")).status, 0);
+  // What lost its checksums says so, and loads.
+  std::filesystem::remove(dir + "/checksums.json");
+  const Outcome note = cambium("generate " + dir + " -p Tom -n 1");
+  EXPECT_EQ(note.status, 0) << note.text;
+  EXPECT_THAT(note.text, HasSubstr("note: " + dir + " has no checksums.json"));
+  // A folder of another program never had any.
+  const Outcome foreign = cambium("verify " + fixture("llama"));
+  EXPECT_EQ(foreign.status, 0);
+  EXPECT_THAT(foreign.text, ::testing::Not(HasSubstr("checksums.json")));
+  std::filesystem::create_directories(folder.at("empty"));
+  EXPECT_THAT(cambium("verify " + folder.at("empty")).text,
+              HasSubstr("nothing that can be checked"));
 }
 
 TEST(CommandLine, ErrorsNameWhatIsWrong) {
@@ -199,30 +382,6 @@ TEST(CommandLine, MergeWritesAModelThatLoads) {
   EXPECT_THAT(cambium("merge " + model + " " + fixture("qwen3") + " -o " + folder.at("n")).text,
               HasSubstr("error"));
   EXPECT_EQ(cambium("merge " + model + " " + model + " -o " + folder.at("m")).status, 1);
-}
-
-// Configuration and tokenizer are what they were written as, or loading says which is not; a change
-// that was meant is accepted by name.
-TEST(CommandLine, AChangedCheckpointIsNoticedUntilItIsAccepted) {
-  TestFolder folder;
-  const std::string teacher = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
-  const std::string dir = folder.at("model");
-  std::filesystem::copy(teacher, dir);
-  EXPECT_THAT(cambium("verify '" + dir + "'").text, HasSubstr("the golden prompt's logits agree"));
-  for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json"}) {
-    const std::string path = dir + "/" + name;
-    const std::string before = read_text_file(path);
-    std::string after = before;
-    after.insert(after.rfind('}'), " ");
-    write_file_atomically(path, after);
-    const Outcome refused = cambium("generate '" + dir + "' -p a -n 1");
-    EXPECT_EQ(refused.status, 1) << name;
-    EXPECT_THAT(refused.text, HasSubstr(std::string(name))) << name;
-    EXPECT_THAT(cambium("verify '" + dir + "'").text, HasSubstr(name));
-    EXPECT_EQ(cambium("verify '" + dir + "' --accept").status, 0);
-    EXPECT_EQ(cambium("verify '" + dir + "'").status, 0) << name;
-    EXPECT_EQ(cambium("generate '" + dir + "' -p a -n 1").status, 0) << name;
-  }
 }
 
 }  // namespace
