@@ -31,8 +31,9 @@ class Scan {
         continue;
       }
       if (c == '{' || c == '[') {
-        expect(static_cast<int>(open_.size()) < rules_.depth,
-               "{}:{}: JSON nested more than {} deep", where_, line_of(text_, i), rules_.depth);
+        if (static_cast<int>(open_.size()) >= rules_.depth) {  // the line is counted only here
+          fail("{}:{}: JSON nested more than {} deep", where_, line_of(text_, i), rules_.depth);
+        }
         open_.push_back({c == '{', c == '{', {}});
       } else if ((c == '}' || c == ']') && !open_.empty()) {
         open_.pop_back();
@@ -77,8 +78,9 @@ class Scan {
         const auto parsed = nlohmann::json::parse(text_.substr(i, end - i), nullptr, false);
         key = parsed.is_string() ? parsed.get<std::string>() : key;
       }
-      expect(open_.back().keys.insert(key).second, "{}:{}: the key '{}' stands twice", where_,
-             line_of(text_, i), shortened(key));
+      if (!open_.back().keys.insert(key).second) {
+        fail("{}:{}: the key '{}' stands twice", where_, line_of(text_, i), shortened(key));
+      }
     }
     return end;
   }

@@ -77,5 +77,16 @@ TEST(ParseJson, EqualKeysAreRefusedWhereAsked) {
   EXPECT_EQ(message(R"({"a": 1, "a": 2})"), "no error");
 }
 
+// As in the merges of a tokenizer.json: what is counted for a message is counted only then, or this
+// takes minutes.
+TEST(ParseJson, ManySmallListsAreReadInOnePass) {
+  std::string text = "[";
+  for (int i = 0; i < 300000; ++i) {
+    text += R"(["ab", "cd"],)";
+  }
+  text += "0]";
+  EXPECT_EQ(parse_json<json>(text, "x").size(), 300001U);
+}
+
 }  // namespace
 }  // namespace cambium

@@ -3,6 +3,7 @@
 #include "cli/commands.h"
 #include "hybrid/graft.h"
 #include "hybrid/placement.h"
+#include "hybrid/plan.h"
 
 namespace cambium {
 namespace {
@@ -26,6 +27,10 @@ int run(const ConvertArgs& args) {
     layers = place_by_file(args.scores, read_spec(args.base), args.count);
   }
   expect(!layers.empty(), "expected --layers, or --scores with --count");
+  check_can_be_saved(
+      convert_spec(read_spec(args.base), read_spec(args.teacher.empty() ? args.base : args.teacher),
+                   layers, graft),
+      "convert");
   const MatrixStorage storage = parse_storage(args.storage);
   // What the graft leaves alone is written from the base's own memory, mapped where it can be.
   LoadedModel base = load_model(args.base, {.storage = MatrixStorage::kStored});

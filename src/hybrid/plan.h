@@ -128,6 +128,9 @@ HybridPlan read_hybrid_plan(const std::filesystem::path& path, const std::string
 /// '-', not "." or "..".
 void check_stage_name(const std::string& name, const std::string& where);
 
+/// Error unless the spec's family can write it and reads back what it wrote.
+void check_can_be_saved(const ModelSpec& spec, const std::string& where);
+
 /// Checks the plan against the teacher's layers: counts grow, layers exist, mixers fit, and a
 /// family can write each stage's result.
 void check_plan(const HybridPlan& plan, const ModelSpec& teacher);

@@ -129,16 +129,15 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
                      stage.graft.faithful ? ", the released layout" : "",
                      stage.from.empty() ? "" : ", from " + stage.from,
                      stage.branch ? ", a branch" : "");
-    s += fmt::format("  place    {}", stage.layers == before ? "nothing" : stage.place.method);
+    s += fmt::format("  place    {}", stage.layers > before ? stage.place.method : "nothing");
     const TrainConfig& probe = stage.place.probe;
-    if (stage.layers == before) {
-      s += "\n";
-    } else if (stage.place.method == "mmr") {
+    const bool places = stage.layers > before;
+    if (places && stage.place.method == "mmr") {
       const double tokens = static_cast<double>((layers - before) * probe.least_steps() *
                                                 probe.sequences_per_step * probe.sequence_length);
       s += fmt::format(": {} probes of {} steps = {} tokens\n", layers - before,
                        probe.least_steps(), human_count(tokens));
-    } else if (stage.place.method.starts_with("leave")) {
+    } else if (places && stage.place.method.starts_with("leave")) {
       s += fmt::format(" by {} on {}\n", stage.place.metric,
                        stage.place.metric == "accuracy"
                            ? fmt::format("{} problems, equal shares by reverse KL on {} documents",

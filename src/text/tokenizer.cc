@@ -143,6 +143,7 @@ struct Tokenizer::Impl {
   std::optional<text::Bpe> bpe;  // or
   std::optional<text::Unigram> unigram;
   text::PostProcessor post;
+  std::optional<text::PostProcessor> file_post;  // of tokenizer.json, where the other replaces it
   text::TokenDecoder decoder;
   std::optional<text::AddedTokenMatcher> raw_added;         // looked for in the text as given
   std::optional<text::AddedTokenMatcher> normalized_added;  // looked for after normalising
@@ -283,10 +284,14 @@ void Tokenizer::Impl::read_model(const json& file, const json& config) {
       }
       return out;
     };
-    post.before = wrap("add_bos_token", "bos_token", true);
-    post.after = wrap("add_eos_token", "eos_token", false);
+    file_post = std::exchange(post, {wrap("add_bos_token", "bos_token", true),
+                                     wrap("add_eos_token", "eos_token", false)});
+    if (file_post->before == post.before && file_post->after == post.after) {
+      file_post.reset();
+    }
   }
-  for (const auto* wrap : {&post.before, &post.after}) {
+  const text::PostProcessor& own = file_post ? *file_post : post;
+  for (const auto* wrap : {&own.before, &own.after}) {
     for (const int32_t id : *wrap) {
       expect(id >= 0 && static_cast<size_t>(id) < spelling.size(),
              "[tokenizer] post_processor adds id {}, but the vocabulary has {} ids", id,
@@ -487,6 +492,19 @@ std::vector<int32_t> Tokenizer::encode(std::string_view input, bool add_special)
   if (add_special) {
     out.insert(out.end(), impl_->post.after.begin(), impl_->post.after.end());
   }
+  return out;
+}
+
+bool Tokenizer::has_config_post_processor() const {
+  return impl_->file_post.has_value();
+}
+
+std::vector<int32_t> Tokenizer::encode_by_file(std::string_view text) const {
+  const text::PostProcessor& post = impl_->file_post ? *impl_->file_post : impl_->post;
+  std::vector<int32_t> out = post.before;
+  const std::vector<int32_t> inside = encode(text, false);
+  out.insert(out.end(), inside.begin(), inside.end());
+  out.insert(out.end(), post.after.begin(), post.after.end());
   return out;
 }
 

@@ -41,6 +41,12 @@ class Tokenizer {
   /// post-processor adds (often a begin token). Bytes that are not UTF-8 count as U+FFFD.
   std::vector<int32_t> encode(std::string_view text, bool add_special) const;
 
+  /// Whether tokenizer_config.json adds other tokens around a text than tokenizer.json's own
+  /// post-processor, as the files of Llama's tokenizer classes may.
+  bool has_config_post_processor() const;
+  /// encode() with what tokenizer.json's post-processor adds, whatever tokenizer_config.json says.
+  std::vector<int32_t> encode_by_file(std::string_view text) const;
+
   /// Valid UTF-8: bytes that do not form a character become U+FFFD. Ids outside the vocabulary are
   /// skipped. `skip_special` leaves out the tokens marked special.
   std::string decode(std::span<const int32_t> ids, bool skip_special) const;

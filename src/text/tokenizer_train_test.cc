@@ -116,5 +116,28 @@ TEST(VerifyTokenizer, CountsAndShowsDisagreements) {
   }
 }
 
+TEST(VerifyTokenizer, SpecialTokensAreThoseOfAllFilesOrOfTokenizerJsonAlone) {
+  const TestFolder folder;
+  const std::filesystem::path dir = folder.path();
+  std::ofstream(dir / "tokenizer.json")
+      << R"({"model": {"type": "BPE", "vocab": {"<s>": 0, "a": 1}, "merges": []},
+             "post_processor": {"type": "ByteLevel"}})";
+  std::ofstream(dir / "tokenizer_config.json")
+      << R"({"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>", "add_bos_token": true})";
+  const auto report = [&](const std::string& cases) {
+    std::ofstream(dir / "reference.json") << R"({"cases": [)" + cases + "]}";
+    return verify_tokenizer(dir, dir / "reference.json");
+  };
+  const std::string all = R"({"text": "a", "ids": [1], "ids_with_special": [0, 1]})";
+  const std::string alone = R"({"text": "a", "ids": [1], "ids_with_special": [1]})";
+  EXPECT_TRUE(report(all).ok());
+  EXPECT_EQ(report(all).note, "");
+  EXPECT_TRUE(report(alone).ok());
+  EXPECT_THAT(report(alone).note, HasSubstr("tokenizer.json alone"));
+  EXPECT_THAT(report(alone).mismatches, ::testing::IsEmpty());
+  EXPECT_EQ(report(all + "," + alone).failed(), 1U);
+  EXPECT_EQ(report(alone + "," + all).mismatches.size(), 1U);
+}
+
 }  // namespace
 }  // namespace cambium

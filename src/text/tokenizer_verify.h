@@ -21,6 +21,8 @@ struct TokenizerReport {
   TokenizerCheck chat;
   /// The first disagreements, a line or more each: the input, what was expected, what came.
   std::vector<std::string> mismatches;
+  /// What to know about a reference that agrees; empty mostly.
+  std::string note;
 
   size_t total() const { return encode.total + encode_special.total + decode.total + chat.total; }
   size_t failed() const {
@@ -32,8 +34,11 @@ struct TokenizerReport {
 /// `reference_file` is JSON: {"cases": [{"text", "ids", "ids_with_special", "decoded"}...],
 /// "chats":
 /// [{"messages", "tools", "add_generation_prompt", "prompt"}...]}; a prompt of null means that the
-/// template must refuse the messages. Fields that a case lacks are not checked. Throws Error when a
-/// file cannot be read.
+/// template must refuse the messages. Fields that a case lacks are not checked. Where
+/// tokenizer_config.json replaces tokenizer.json's post-processor (transformers does so, the
+/// tokenizers library reads one file only), the special tokens of the reference are those of the
+/// one or the other, in all of its cases; a note says when it is tokenizer.json alone. Throws Error
+/// when a file cannot be read.
 TokenizerReport verify_tokenizer(const std::filesystem::path& dir,
                                  const std::filesystem::path& reference_file,
                                  size_t max_mismatches = 10);

@@ -9,8 +9,8 @@
 
 namespace cambium {
 
-/// Error unless every setting is in its range; NaN is in none. sample_tokens asks this of every row;
-/// whoever takes requests asks it first.
+/// Error unless every setting is in its range; NaN is in none. sample_tokens asks this of every
+/// row; whoever takes requests asks it first.
 void check_sampling(const SamplingConfig& config);
 
 /// A token for each row of logits (R, V), and log softmax(logits)[token]. Row r is drawn as
