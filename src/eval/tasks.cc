@@ -183,7 +183,7 @@ Task parse_task(std::string_view form, std::string_view lines, const std::string
   };
   const size_t first = lines.find_first_not_of(" \t\r\n");
   if (first != std::string_view::npos && lines[first] == '[') {
-    const json list = json::parse(lines, nullptr, false);
+    const json list = try_json<json>(lines);
     expect(list.is_array(), "[tasks] {}: not valid JSON", origin);
     int64_t number = 0;
     for (const json& line : list) {

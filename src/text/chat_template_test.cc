@@ -390,6 +390,12 @@ TEST(ChatTemplates, WholeNumbersOfAnySizeStayWhole) {
     EXPECT_EQ(with(messages.c_str(), "{{ messages[0].id == messages[0].id }}"), "True");
   }
   EXPECT_EQ(with("[1e30]", "{{ messages[0] | tojson }}"), "1e+30");
+  const char* big = "[12345678901234567890]";
+  EXPECT_EQ(with(big, "{{ messages[0] is number }} {{ messages[0] is integer }}"), "True True");
+  EXPECT_EQ(with(big, "{{ messages[0] | int }}"), "12345678901234567890");
+  EXPECT_EQ(with(big, "{{ messages[0] | float }}"), "1.2345678901234567e+19");
+  EXPECT_THROW(with(big, "{{ messages[0] + 1 }}"), Error);  // not computed with
+  EXPECT_THROW(with(R"(["12345678901234567890"])", "{{ messages[0] | int }}"), Error);
 }
 
 // Each of these did in one step what the budget of steps should bound.

@@ -4,14 +4,13 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 #include <utility>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "base/text.h"
 #include "text/added_tokens.h"
@@ -31,14 +30,6 @@ using nlohmann::json;
 
 /// Ids index tables, so a stray huge one must not make us allocate.
 constexpr int64_t kMaxId = int64_t{1} << 24;
-
-std::string read_file(const std::filesystem::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  expect(in.is_open(), "[tokenizer] cannot read {}", path.string());
-  std::ostringstream text;
-  text << in.rdbuf();
-  return std::move(text).str();
-}
 
 int32_t checked_id(const json& value, std::string_view token) {
   expect(value.is_number_integer() && value.get<int64_t>() >= 0 && value.get<int64_t>() < kMaxId,
@@ -418,8 +409,9 @@ void with_json_errors(const char* what, Body&& body) {
 
 Tokenizer Tokenizer::parse(std::string_view tokenizer_json, std::string_view config_json) {
   const json file = parse_json<json>(tokenizer_json, "tokenizer.json");
-  const json config =
-      config_json.empty() ? json::object() : parse_json<json>(config_json, "tokenizer_config.json");
+  const json config = config_json.empty() ? json::object()
+                                          : parse_json<json>(config_json, "tokenizer_config.json",
+                                                             {.python = true});
   auto impl = std::make_shared<Impl>();
   with_json_errors("tokenizer.json", [&] { impl->read_model(file, config); });
   with_json_errors("tokenizer_config.json", [&] { impl->read_config(config); });
@@ -443,26 +435,34 @@ Tokenizer Tokenizer::load_files(const std::filesystem::path& dir) {
                 : ", which does not exist");
   }
   const auto optional_file = [&](const char* name) {
-    return std::filesystem::exists(dir / name) ? read_file(dir / name) : std::string();
+    return std::filesystem::exists(dir / name) ? read_text_file((dir / name).string())
+                                               : std::string();
   };
-  Tokenizer loaded = parse(read_file(main), optional_file("tokenizer_config.json"));
+  Tokenizer loaded = parse(read_text_file(main.string()), optional_file("tokenizer_config.json"));
   auto impl = std::const_pointer_cast<Impl>(loaded.impl_);  // not shared with anyone yet
   if (std::string source = optional_file("chat_template.jinja"); !source.empty()) {
     impl->chat = ChatTemplate::unread(std::move(source));
     impl->tool_chat.reset();
   } else if (std::string wrapped = optional_file("chat_template.json"); !wrapped.empty()) {
     const json value = parse_json<json>(wrapped, "chat_template.json");
-    if (value.contains("chat_template")) {
-      impl->read_chat_template(value.at("chat_template"));
-    }
+    with_json_errors("chat_template.json", [&] {
+      if (value.contains("chat_template")) {
+        impl->read_chat_template(value.at("chat_template"));
+      }
+    });
   }
   if (std::string generation = optional_file("generation_config.json"); !generation.empty()) {
-    const json value = parse_json<json>(generation, "generation_config.json");
+    const json value = parse_json<json>(generation, "generation_config.json", {.python = true});
+    expect(value.is_object(), "[tokenizer] generation_config.json: expected an object, got {}",
+           value.type_name());
     const json eos = value.value("eos_token_id", json());
-    for (const json& id : eos.is_array() ? eos : json::array({eos})) {
-      if (id.is_number_integer() && std::find(impl->eos_ids.begin(), impl->eos_ids.end(),
-                                              id.get<int32_t>()) == impl->eos_ids.end()) {
-        impl->eos_ids.push_back(id.get<int32_t>());
+    for (const json& row : eos.is_array() ? eos : json::array({eos})) {
+      if (row.is_null()) {
+        continue;
+      }
+      const int32_t id = checked_id(row, "eos_token_id of generation_config.json");
+      if (std::find(impl->eos_ids.begin(), impl->eos_ids.end(), id) == impl->eos_ids.end()) {
+        impl->eos_ids.push_back(id);
       }
     }
   }

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <fstream>
@@ -114,6 +115,36 @@ TEST(VerifyTokenizer, CountsAndShowsDisagreements) {
   } catch (const Error& e) {
     EXPECT_THAT(e.what(), HasSubstr("unpack it"));
   }
+}
+
+TEST(TokenizerFolder, GenerationConfigIsCheckedAndPipesAreNotWaitedFor) {
+  const TestFolder folder;
+  const std::filesystem::path dir = folder.path();
+  const TokenizerFiles files = train_tokenizer(kTexts, 258, {"<s>", "</s>"}, "");
+  write_file_atomically(dir / "tokenizer.json", files.tokenizer_json);
+  const auto with = [&](const std::string& generation) {
+    std::ofstream(dir / "generation_config.json") << generation;
+    return Tokenizer::load(dir);
+  };
+  const auto message = [&](const std::string& generation) -> std::string {
+    try {
+      with(generation);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  EXPECT_EQ(with(R"({"eos_token_id": [1, 0, 1], "temperature": Infinity})").eos_ids(),
+            (std::vector<int32_t>{1, 0}));
+  EXPECT_EQ(message(R"({"eos_token_id": null})"), "no error");
+  EXPECT_THAT(message("[1]"), HasSubstr("generation_config.json: expected an object, got array"));
+  EXPECT_THAT(message(R"({"eos_token_id": 4294967297})"), HasSubstr("got 4294967297"));
+  EXPECT_THAT(message(R"({"eos_token_id": "x"})"), HasSubstr("eos_token_id"));
+
+  std::filesystem::remove(dir / "generation_config.json");
+  std::filesystem::remove(dir / "tokenizer.json");
+  ASSERT_EQ(mkfifo((dir / "tokenizer.json").c_str(), 0600), 0);
+  EXPECT_THROW(Tokenizer::load(dir), Error);
 }
 
 TEST(VerifyTokenizer, SpecialTokensAreThoseOfAllFilesOrOfTokenizerJsonAlone) {

@@ -1,11 +1,11 @@
 #include "text/tokenizer_verify.h"
 
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "text/tokenizer.h"
 
@@ -102,12 +102,10 @@ class Verifier {
 TokenizerReport verify_tokenizer(const std::filesystem::path& dir,
                                  const std::filesystem::path& reference_file,
                                  size_t max_mismatches) {
-  std::ifstream in(reference_file, std::ios::binary);
-  expect(in.is_open(), "[tokenizer] cannot read the reference {}", reference_file.string());
   Verifier verifier(Tokenizer::load(dir), max_mismatches);
   try {
-    const ordered_json reference = parse_json<ordered_json>(
-        std::string(std::istreambuf_iterator<char>(in), {}), reference_file.string());
+    const ordered_json reference =
+        parse_json<ordered_json>(read_text_file(reference_file.string()), reference_file.string());
     for (const auto& item : reference.value("cases", ordered_json::array())) {
       verifier.text_case(item);
     }

@@ -453,10 +453,14 @@ Value do_int(Runtime&, const Value& value, const Args& args) {
          value.is_undefined() ? value.as_undefined().name : "");
   const Value fallback = b.has(0) ? b[0] : Value(0);
   const auto truncated = [&](double d) -> Value {
-    return std::isfinite(d) && std::abs(d) < 9.2e18 ? Value(static_cast<int64_t>(d)) : fallback;
+    expect(!std::isfinite(d) || std::abs(d) < 9.2e18, "int of {}, which is beyond 64 bits", d);
+    return std::isfinite(d) ? Value(static_cast<int64_t>(d)) : fallback;
   };
   if (value.is_integral()) {
     return value.as_int();
+  }
+  if (value.big_integer() != nullptr) {
+    return value;
   }
   if (value.is_float()) {
     return truncated(value.as_double());
@@ -478,7 +482,8 @@ Value do_float(Runtime&, const Value& value, const Args& args) {
   if (value.is_number()) {
     return value.as_double();
   }
-  const auto real = value.is_string() ? parse_float(value.as_string()) : std::nullopt;
+  const std::string* text = value.is_string() ? &value.as_string() : value.big_integer();
+  const auto real = text != nullptr ? parse_float(*text) : std::nullopt;
   return real ? Value(*real) : (b.has(0) ? b[0] : Value(0.0));
 }
 

@@ -38,13 +38,13 @@ bool is_false(const Value& v) {
   return v.is_bool() && !v.truth();
 }
 bool integer(const Value& v) {
-  return v.is_int();
+  return v.is_int() || v.big_integer() != nullptr;
 }
 bool real(const Value& v) {
   return v.is_float();
 }
 bool number(const Value& v) {
-  return v.is_number();
+  return v.is_number() || v.big_integer() != nullptr;
 }
 bool string(const Value& v) {
   return v.is_string();
