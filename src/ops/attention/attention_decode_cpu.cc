@@ -104,7 +104,7 @@ void score(const Tile<T>& tile, int64_t begin, int64_t end, int64_t vectors, con
       const T* key = tile.keys[j0 + i];
       vf dots[N] = {};
       for (int64_t d = 0; d < vectors; ++d) {
-        const vf x = load(key + d * kLanes);
+        const vf x = vload(key + d * kLanes);
         for (int n = 0; n < N; ++n) {
           dots[n] += x * vload(queries[n].q + d * kLanes);
         }
@@ -161,7 +161,7 @@ void add_values(const Tile<T>& tile, int64_t begin, int64_t end, int64_t d, cons
     const T* value = tile.values[j] + d;
     vf x[V];
     for (int v = 0; v < V; ++v) {
-      x[v] = load(value + v * kLanes);
+      x[v] = vload(value + v * kLanes);
     }
     for (int n = 0; n < N; ++n) {
       const vf weight = vset(weights[n * kTile + j]);
