@@ -195,6 +195,10 @@ void add_tile(const AttentionShape& shape, const Tile<T>& tile, int64_t begin, i
   }
 }
 
+float* partials_of(const AttentionSplits& a, const AttentionSplit& split) {
+  return a.partials + split.partial * partial_size(a.in.shape);
+}
+
 /// The queries of one token and key-value head.
 template <class T>
 void add_token(const AttentionShape& shape, const Tile<T>& tile, int64_t position, float* partial,
@@ -229,12 +233,14 @@ void add_token(const AttentionShape& shape, const Tile<T>& tile, int64_t positio
 }
 
 template <class T>
-void run_split(const Attention<float>& a, const AttentionSplit& split) {
+void run_split(const AttentionSplits& work, const AttentionSplit& split) {
   constexpr float kLog2E = 1.44269504088896341F;
+  const Attention<float>& a = work.in;
   const AttentionShape& shape = a.shape;
+  float* partials = partials_of(work, split);
   const int64_t tokens = shape.length(split.segment);
   for (int64_t query = 0; query < tokens * shape.heads; ++query) {
-    const Partial partial = partial_of(shape, split.partial, query);
+    const Partial partial = partial_of(shape, partials, query);
     const float* q = a.q.row(shape.start[split.segment] + query / shape.heads, query % shape.heads);
     copy_padded<float>(nullptr, 0, padded_dim(shape.value_dim), partial.y);
     copy_padded(q, shape.head_dim, padded_dim(shape.head_dim), partial.q);
@@ -256,7 +262,7 @@ void run_split(const Attention<float>& a, const AttentionSplit& split) {
       prefetch_heads(a, kv_head, next);
       find_heads(a, kv_head, tile, padded);
       for (int64_t t = 0; t < tokens; ++t) {
-        add_token(shape, tile, shape.first_position(split.segment) + t, split.partial,
+        add_token(shape, tile, shape.first_position(split.segment) + t, partials,
                   t * shape.heads + kv_head * shape.group());
       }
     }
@@ -269,7 +275,7 @@ void combine(const AttentionSplits& a, int64_t first, int64_t end) {
   for (int64_t query = 0; query < shape.length(segment) * shape.heads; ++query) {
     float largest = kMasked;
     for (int64_t i = first; i < end; ++i) {
-      const float x = *partial_of(shape, a.splits[i].partial, query).largest;
+      const float x = *partial_of(shape, partials_of(a, a.splits[i]), query).largest;
       largest = x > largest ? x : largest;
     }
     float* y = a.in.y.data + (shape.start[segment] * shape.heads + query) * shape.value_dim;
@@ -278,7 +284,7 @@ void combine(const AttentionSplits& a, int64_t first, int64_t end) {
       y[d] = 0.0F;
     }
     for (int64_t i = first; i < end; ++i) {
-      const Partial partial = partial_of(shape, a.splits[i].partial, query);
+      const Partial partial = partial_of(shape, partials_of(a, a.splits[i]), query);
       const float weight = vexp2(vset(*partial.largest - largest))[0];
       sum += weight * *partial.sum;
       for (int64_t d = 0; d < shape.value_dim; ++d) {
@@ -297,9 +303,9 @@ void attention_splits(const AttentionSplits& a) {
   parallel_for(a.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       if (a.in.narrow_k.defined()) {
-        run_split<bf16>(a.in, a.splits[i]);
+        run_split<bf16>(a, a.splits[i]);
       } else {
-        run_split<float>(a.in, a.splits[i]);
+        run_split<float>(a, a.splits[i]);
       }
     }
   });
