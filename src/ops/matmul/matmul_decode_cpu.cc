@@ -110,7 +110,7 @@ void multiply(const Gemm& g) {
 }  // namespace
 
 void gemm_few_rows(const Gemm& g) {
-  g.b_is_bf16 ? multiply<uint16_t>(g) : multiply<float>(g);
+  g.b_is_bf16 ? multiply<bf16>(g) : multiply<float>(g);
 }
 
 }  // namespace cambium::CAMBIUM_ISA
