@@ -144,6 +144,30 @@ TEST(CommandLine, ABatchAnswersWhatItCan) {
   EXPECT_THAT(alone.text, HasSubstr(rows[4]["completion"].dump()));
 }
 
+// A folder with a tokenizer and no weights: what a template cannot do is said before they are read.
+TEST(CommandLine, AChatTemplateThatCannotBeUsedIsNamedAtOnce) {
+  const TestFolder folder;
+  const std::string model = folder.at("model");
+  std::filesystem::create_directory(model);
+  for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json"}) {
+    std::filesystem::copy_file(std::filesystem::path(teacher()) / name, model + "/" + name);
+  }
+  write_file_atomically(model + "/chat_template.jinja", "{{ messages | no_such_filter }}");
+  const std::pair<std::string, const char*> rows[] = {
+      {"chat " + model, "use cambium generate"},
+      {"chat " + model + " --system x", "use cambium generate"},
+      {"generate " + model + " --chat -p x", "leave --chat away"},
+      {"eval " + model + " --chat -n 1", "leave --chat away"},
+  };
+  for (const auto& [arguments, instead] : rows) {
+    const Outcome outcome = cambium(arguments);
+    EXPECT_EQ(outcome.status, 1) << arguments << "\n" << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr(model + ": the chat template cannot be used: "));
+    EXPECT_THAT(outcome.text, HasSubstr("no_such_filter"));
+    EXPECT_THAT(outcome.text, HasSubstr(instead));
+  }
+}
+
 TEST(CommandLine, OutputsAreOpenedBeforeTheWork) {
   const TestFolder folder;
   const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
