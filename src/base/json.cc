@@ -32,7 +32,8 @@ class Scan {
       }
       if (c == '{' || c == '[') {
         if (static_cast<int>(open_.size()) >= rules_.depth) {  // the line is counted only here
-          fail("{}:{}: JSON nested more than {} deep", where_, line_of(text_, i), rules_.depth);
+          fail("{}:{}: JSON nested more than {} deep{}", where_, line_of(text_, i), rules_.depth,
+               rules_.too_deep);
         }
         open_.push_back({c == '{', c == '{', {}});
       } else if ((c == '}' || c == ']') && !open_.empty()) {

@@ -18,6 +18,8 @@ struct JsonRules {
   bool python = false;
   /// Two equal keys of an object are an Error; otherwise the last counts.
   bool unique_keys = false;
+  /// Ends the Error about depth.
+  std::string_view too_deep = "";
 };
 
 /// Error that names `where`, the line and what is wrong. Json is nlohmann::json or ordered_json.

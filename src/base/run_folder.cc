@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json.h"
 
 namespace cambium {
 namespace {
@@ -31,8 +32,7 @@ bool is_there(const fs::path& path) {
 
 /// What the mark says: kind of run and process.
 nlohmann::json read_mark(const fs::path& mark) {
-  nlohmann::json json =
-      nlohmann::json::parse(read_text_file(mark.string(), kMaxMarkBytes), nullptr, false);
+  nlohmann::json json = try_json<nlohmann::json>(read_text_file(mark.string(), kMaxMarkBytes));
   return json.is_object() ? json : nlohmann::json::object();
 }
 

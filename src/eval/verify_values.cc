@@ -6,6 +6,7 @@
 #include <span>
 
 #include "base/file.h"
+#include "base/json.h"
 #include "serve/cache.h"
 
 namespace cambium {
@@ -46,12 +47,7 @@ std::vector<int32_t> tokens(const Json& json, const char* key, int64_t vocab,
 }
 
 std::vector<Case> read_cases(const std::string& path, int64_t vocab) {
-  Json json;
-  try {
-    json = Json::parse(read_text_file(path));
-  } catch (const nlohmann::json::exception& e) {
-    fail("{}: not valid JSON: {}", path, e.what());
-  }
+  const Json json = parse_json<Json>(read_text_file(path), path);
   expect(json.is_object() && json.contains("cases") && json["cases"].is_array() &&
              !json["cases"].empty(),
          "{}: expected an object with the list 'cases'", path);

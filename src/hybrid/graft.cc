@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "base/text.h"
 #include "hybrid/grafts/graft_table.h"
@@ -34,28 +35,44 @@ AttentionShape shape_of(const UnitSpec& attention, int64_t width) {
           width};
 }
 
-std::vector<float> dense(const Parameter& p) {
+/// Empty where the attention has no such parameter.
+std::vector<float> dense(const MixerParameters& attention, const std::string& name) {
+  const auto it = attention.find(name);
+  if (it == attention.end()) {
+    return {};
+  }
+  const Parameter& p = *it->second;
   std::vector<float> out(static_cast<size_t>(p.numel()));
-  copy_values(Tensor::of(out.data(), {p.shape[0], p.shape[1]}), p.tensor);
+  copy_values(Tensor::of(Dtype::kF32, Device::kCpu, p.shape, out.data()), p.tensor);
   return out;
 }
 
 AttentionWeights read_attention(Model& teacher, int64_t layer) {
   const MixerParameters p = layer_parameters(teacher, layer);
   const UnitSpec& attention = *teacher.spec().layers[static_cast<size_t>(layer)].mixer();
-  AttentionWeights a{shape_of(attention, teacher.spec().width), dense(*p.at("q_proj.weight")),
-                     dense(*p.at("k_proj.weight")), dense(*p.at("v_proj.weight")),
-                     dense(*p.at("o_proj.weight"))};
+  AttentionWeights a{.shape = shape_of(attention, teacher.spec().width),
+                     .q = dense(p, "q_proj.weight"),
+                     .k = dense(p, "k_proj.weight"),
+                     .v = dense(p, "v_proj.weight"),
+                     .o = dense(p, "o_proj.weight"),
+                     .q_bias = dense(p, "q_proj.bias"),
+                     .k_bias = dense(p, "k_proj.bias"),
+                     .v_bias = dense(p, "v_proj.bias"),
+                     .o_bias = dense(p, "o_proj.bias")};
   const bool zero_centred = find_norm_kind(attention.options.text("attention", "qk_norm", "rms")) ==
                             NormKind::kZeroCentred;
-  for (auto [rows, norm] : {std::pair{&a.q, "q_norm.weight"}, std::pair{&a.k, "k_norm.weight"}}) {
+  const float offset = zero_centred ? 1.0F : 0.0F;
+  const auto dim = static_cast<size_t>(a.shape.dim);
+  const auto width = static_cast<size_t>(a.shape.width);
+  for (auto [rows, bias, norm] : {std::tuple{&a.q, &a.q_bias, "q_norm.weight"},
+                                  std::tuple{&a.k, &a.k_bias, "k_norm.weight"}}) {
     if (const auto it = p.find(norm); it != p.end()) {
       const float* scale = it->second->tensor.ptr<float>();
-      const float offset = zero_centred ? 1.0F : 0.0F;
       for (size_t i = 0; i < rows->size(); ++i) {
-        (*rows)[i] *=
-            offset +
-            scale[(i / static_cast<size_t>(a.shape.width)) % static_cast<size_t>(a.shape.dim)];
+        (*rows)[i] *= offset + scale[i / width % dim];
+      }
+      for (size_t i = 0; i < bias->size(); ++i) {
+        (*bias)[i] *= offset + scale[i % dim];
       }
     }
   }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "base/random.h"
 #include "base/test_folder.h"
 #include "hybrid/grafts/graft_table.h"
 #include "hybrid/placement.h"
@@ -13,8 +14,11 @@
 namespace cambium {
 namespace {
 
+enum class Biases : uint8_t { kNone, kOfQkv, kOfAll };
+constexpr Biases kAllBiases[] = {Biases::kNone, Biases::kOfQkv, Biases::kOfAll};
+
 // 6 layers, 4 query heads on 2 key-value heads of 8 dims.
-ModelSpec teacher_spec() {
+ModelSpec teacher_spec(Biases biases = Biases::kNone) {
   ModelSpec spec;
   spec.family = "llama";
   spec.vocab = 50;
@@ -26,7 +30,27 @@ ModelSpec teacher_spec() {
       decoder_layer({"attention",
                      {{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{8}}}},
                     32));
+  for (LayerSpec& layer : spec.layers) {
+    if (biases != Biases::kNone) {
+      layer.mixer()->options.set("qkv_bias", true);
+    }
+    if (biases == Biases::kOfAll) {
+      layer.mixer()->options.set("out_bias", true);
+    }
+  }
   return spec;
+}
+
+// Biases of attention, which start at zero, drawn at random.
+LoadedModel make_teacher(const ModelSpec& spec) {
+  LoadedModel teacher = fresh_model(spec, 1);
+  teacher.model->visit([](const std::string& name, Parameter& p) {
+    Rng random(3, name.size() + static_cast<size_t>(name[7]));
+    for (int64_t i = 0; name.ends_with("_proj.bias") && i < p.numel(); ++i) {
+      p.tensor.ptr<float>()[i] = random.normal();
+    }
+  });
+  return teacher;
 }
 
 std::vector<int32_t> prompt() {
@@ -41,6 +65,18 @@ std::vector<float> logits(Model& model) {
   Batch batch;
   batch.add(prompt());
   const Tensor out = model.logits(ctx, model.forward(ctx, batch));
+  return {out.ptr<float>(), out.ptr<float>() + out.numel()};
+}
+
+// What the mixer of a layer gives, before it is added to the residual.
+std::vector<float> mixer_output(Model& model, int64_t layer) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  Batch batch;
+  batch.add(prompt());
+  std::vector<MixerTap> taps(static_cast<size_t>(model.layer_count()));
+  model.forward(ctx, batch, {.taps = taps});
+  const Tensor& out = taps[static_cast<size_t>(layer)].output;
   return {out.ptr<float>(), out.ptr<float>() + out.numel()};
 }
 
@@ -60,16 +96,137 @@ Parameter& parameter(Model& model, const std::string& name) {
 }
 
 TEST(Graft, AWindowLongerThanTheTextChangesNothing) {
-  LoadedModel teacher = fresh_model(teacher_spec(), 1);
-  LoadedModel hybrid =
-      convert(*teacher.model, *teacher.model, {1, 4}, {.mixer = "sliding_window", .window = 64}, 7);
-  EXPECT_EQ(layer_map(hybrid.model->spec()), "AWAAWA");
-  EXPECT_EQ(logits(*hybrid.model), logits(*teacher.model));
+  for (const Biases biases : kAllBiases) {
+    LoadedModel teacher = make_teacher(teacher_spec(biases));
+    LoadedModel hybrid = convert(*teacher.model, *teacher.model, {1, 4},
+                                 {.mixer = "sliding_window", .window = 64}, 7);
+    EXPECT_EQ(layer_map(hybrid.model->spec()), "AWAAWA");
+    EXPECT_EQ(logits(*hybrid.model), logits(*teacher.model));
+  }
+}
+
+struct Start {
+  const char* name;
+  GraftOptions options;
+};
+
+// Every graft that fills a new mixer.
+std::vector<Start> starts() {
+  return {{"mamba", {.mixer = "mamba"}},
+          {"mamba, a state narrower than half a head", {.mixer = "mamba", .state = 2}},
+          {"mamba, faithful", {.mixer = "mamba", .faithful = true}},
+          {"mamba2", {.mixer = "mamba2"}},
+          {"gated_delta_net", {.mixer = "gated_delta_net"}},
+          {"gated_delta_net, faithful", {.mixer = "gated_delta_net", .faithful = true}}};
+}
+
+// A bias is the weight of an input that is always 1. Two teachers say the same attention both ways;
+// what is grafted from them must say the same too. Only the first layer sees such an input: the
+// embeddings are -1 and 1, with 1 first, and the norm keeps them.
+TEST(Graft, ABiasStartsAsTheWeightOfAConstantInputDoes) {
+  for (const bool normed : {false, true}) {
+    for (const Start& start : starts()) {
+      LoadedModel hybrids[2];
+      for (const bool as_biases : {false, true}) {
+        ModelSpec spec = teacher_spec(as_biases ? Biases::kOfQkv : Biases::kNone);
+        spec.norm.eps = 0.0F;
+        if (normed) {
+          for (LayerSpec& layer : spec.layers) {
+            layer.mixer()->options.set("qk_norm_eps", 1e-6);
+          }
+        }
+        LoadedModel teacher = fresh_model(spec, 1);
+        float* embed = parameter(*teacher.model, "embed.weight").tensor.ptr<float>();
+        for (int64_t i = 0; i < spec.vocab * spec.width; ++i) {
+          embed[i] = i % spec.width == 0 || embed[i] > 0.0F ? 1.0F : -1.0F;
+        }
+        for (const std::string which : {"q", "k", "v"}) {
+          const std::string name = "layers.0.mixer." + which + "_proj";
+          Parameter& weight = parameter(*teacher.model, name + ".weight");
+          Rng random(5, static_cast<uint64_t>(which[0]));
+          for (int64_t row = 0; row < weight.shape[0]; ++row) {
+            const float bias = 2.0F * random.normal();
+            weight.tensor.ptr<float>()[row * spec.width] = as_biases ? 0.0F : bias;
+            if (as_biases) {
+              parameter(*teacher.model, name + ".bias").tensor.ptr<float>()[row] = bias;
+            }
+          }
+          if (normed && which != "v") {
+            Parameter& norm = parameter(*teacher.model, "layers.0.mixer." + which + "_norm.weight");
+            for (int64_t i = 0; i < norm.numel(); ++i) {
+              norm.tensor.ptr<float>()[i] += 0.3F * random.normal();
+            }
+          }
+        }
+        LoadedModel& hybrid = hybrids[as_biases ? 1 : 0];
+        hybrid = convert(*teacher.model, *teacher.model, {0}, start.options, 7);
+        // A gate that starts closed would hide the rest.
+        Parameter& in = parameter(*hybrid.model, "layers.0.mixer.in_proj.weight");
+        const RowRange gate = rows_of(in, "z");
+        std::fill_n(in.tensor.ptr<float>() + gate.begin * spec.width, gate.count * spec.width,
+                    0.1F);
+      }
+      const std::vector<float> as_weights = mixer_output(*hybrids[0].model, 0);
+      const std::vector<float> as_biases = mixer_output(*hybrids[1].model, 0);
+      EXPECT_LT(difference(as_biases, as_weights), 1e-4) << start.name;
+      EXPECT_GT(difference(as_weights, std::vector<float>(as_weights.size())), 1e-2) << start.name;
+    }
+  }
+}
+
+TEST(Graft, TheBiasOfTheOutputStays) {
+  for (const Start& start : starts()) {
+    LoadedModel teacher = make_teacher(teacher_spec(Biases::kOfAll));
+    Parameter& bias = parameter(*teacher.model, "layers.0.mixer.o_proj.bias");
+    LoadedModel with = convert(*teacher.model, *teacher.model, {0}, start.options, 7);
+    const std::vector<float> before(bias.tensor.ptr<float>(), bias.tensor.ptr<float>() + 24);
+    std::fill_n(bias.tensor.ptr<float>(), 24, 0.0F);
+    LoadedModel without = convert(*teacher.model, *teacher.model, {0}, start.options, 7);
+    std::vector<float> expected = mixer_output(*without.model, 0);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      expected[i] += before[i % 24];
+    }
+    EXPECT_LT(difference(mixer_output(*with.model, 0), expected), 1e-6) << start.name;
+  }
+}
+
+// A mixer asks for biases where the attention had them: what is made of other teachers stays as it
+// was, down to the names in its configuration.
+TEST(Graft, BiasesAreAskedForWhereTheAttentionHasThem) {
+  for (const Start& start : starts()) {
+    for (const Biases biases : kAllBiases) {
+      const ModelSpec teacher = teacher_spec(biases);
+      const UnitSpec unit = graft_spec(*teacher.layers[0].mixer(), teacher.width, start.options);
+      const UnitSpec plain =
+          graft_spec(*teacher_spec().layers[0].mixer(), teacher.width, start.options);
+      UnitSpec expected = plain;
+      const std::string mixer = start.options.mixer;
+      if (biases != Biases::kNone && mixer != "mamba2") {
+        expected.options.set(mixer == "mamba" ? "in_bias" : "conv_bias", true);
+      }
+      if (biases == Biases::kOfAll) {
+        expected.options.set("out_bias", true);
+      }
+      EXPECT_EQ(unit, expected) << start.name;
+      EXPECT_FALSE(plain.options.has("in_bias") || plain.options.has("out_bias")) << start.name;
+      EXPECT_EQ(plain.options.has("conv_bias"), mixer == "mamba") << start.name;
+    }
+  }
+}
+
+std::vector<std::pair<Graft, Biases>> graft_cases() {
+  std::vector<std::pair<Graft, Biases>> cases;
+  for (const Graft& graft : grafts()) {
+    for (const Biases biases : kAllBiases) {
+      cases.emplace_back(graft, biases);
+    }
+  }
+  return cases;
 }
 
 TEST(Graft, EveryMixerGivesAFiniteModelThatCanBeSavedAndLoaded) {
-  LoadedModel teacher = fresh_model(teacher_spec(), 1);
-  for (const Graft& graft : grafts()) {
+  for (const auto& [graft, biases] : graft_cases()) {
+    LoadedModel teacher = make_teacher(teacher_spec(biases));
     const char* mixer = graft.mixer;
     for (const bool faithful : {false, true}) {
       if (faithful && std::find(graft.options.begin(), graft.options.end(), "faithful") ==
@@ -160,7 +317,11 @@ TEST(Graft, TheReleasedLayoutIsChosenOnlyWhereItCanExpressTheModel) {
     layer.mixer()->options.set("qk_norm_eps", 1e-6);
   }
   EXPECT_EQ(convert_spec(normed, normed, {2}, faithful).family, "cambium");
-  for (const ModelSpec& spec : {plain, normed}) {
+  const ModelSpec biased = teacher_spec(Biases::kOfQkv);
+  const ModelSpec all_biased = teacher_spec(Biases::kOfAll);
+  EXPECT_EQ(convert_spec(biased, biased, {2}, faithful).family, "cambium");
+  EXPECT_EQ(convert_spec(all_biased, all_biased, {2}, faithful).family, "cambium");
+  for (const ModelSpec& spec : {plain, normed, biased, all_biased}) {
     LoadedModel teacher = fresh_model(spec, 1);
     for (const std::vector<int64_t>& layers : {std::vector<int64_t>{2}, {0, 1, 2, 3, 4, 5}}) {
       LoadedModel hybrid = convert(*teacher.model, *teacher.model, layers, faithful, 7);

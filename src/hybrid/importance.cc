@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <tuple>
 
+#include "base/checked.h"
 #include "base/file.h"
+#include "base/json.h"
+#include "base/json_fields.h"
 #include "base/text.h"
 #include "hybrid/sealed.h"
 
@@ -19,28 +23,33 @@ const std::vector<std::string>& method_names() {
   return names;
 }
 
-Importance parse_importance(const Json& json) {
-  Importance importance{json.at("method"), json.at("metric"), {}, {}};
-  if (json.at("fingerprint").is_string()) {
+Importance parse_importance(const JsonFields& json, bool old_fingerprint) {
+  Importance importance{json.text("method"), json.text("metric"), {}, {}};
+  if (old_fingerprint) {
     importance.fingerprint["written by"] = "an earlier version, which did not say what was scored";
   } else {
-    importance.fingerprint = json.at("fingerprint").get<Fingerprint>();
+    importance.fingerprint = json.texts_by_name("fingerprint");
   }
-  for (const Json& entry : json.at("layers")) {
-    importance.layers.push_back(
-        {entry.at("layer"), entry.at("score"), entry.at("seconds"), entry.value("tie", 0.0)});
+  for (const JsonFields& entry : json.objects("layers")) {
+    importance.layers.push_back({entry.whole("layer", 0, kMaxLayers), entry.real("score"),
+                                 entry.real("seconds"),
+                                 entry.has("tie") ? entry.real("tie") : 0.0});
   }
-  for (const Json& entry : json.value("partial", Json::array())) {
-    PartialScore p;
-    p.layer = entry.at("layer");
-    p.groups = entry.at("groups");
-    p.sums.tokens = entry.at("tokens");
-    p.sums.cross_entropy = entry.at("cross_entropy");
-    p.sums.reverse_kl = entry.at("reverse_kl");
-    p.seconds = entry.at("seconds");
-    importance.partial.push_back(p);
+  if (json.has("partial")) {
+    for (const JsonFields& entry : json.objects("partial")) {
+      PartialScore p;
+      p.layer = entry.whole("layer", 0, kMaxLayers);
+      p.groups = entry.whole("groups");
+      p.sums.tokens = entry.whole("tokens");
+      p.sums.cross_entropy = entry.real("cross_entropy");
+      p.sums.reverse_kl = entry.real("reverse_kl");
+      p.seconds = entry.real("seconds");
+      importance.partial.push_back(p);
+    }
   }
-  importance.unscored = json.value("unscored", std::vector<int64_t>{});
+  if (json.has("unscored")) {
+    importance.unscored = json.wholes("unscored", 0, kMaxLayers);
+  }
   return importance;
 }
 
@@ -101,11 +110,16 @@ Importance read_importance(const std::filesystem::path& path) {
   if (is_sealed(text)) {
     text = unseal(text, path.string());
   }
-  try {
-    return parse_importance(Json::parse(text));
-  } catch (const nlohmann::json::exception& e) {
-    fail("{}: expected the layer scores that `cambium score` writes: {}", path.string(), e.what());
+  const auto root = parse_json<nlohmann::json>(text, path.string());
+  const JsonFields json(root, path.string() + ": expected the layer scores that `cambium score` writes");
+  Importance importance =
+      parse_importance(json, root.contains("fingerprint") && root["fingerprint"].is_string());
+  std::set<int64_t> seen;
+  for (const LayerScore& score : importance.layers) {
+    expect(seen.insert(score.layer).second, "{}: layer {} has two scores", path.string(),
+           score.layer);
   }
+  return importance;
 }
 
 void write_importance(const Importance& importance, const std::filesystem::path& path) {

@@ -12,6 +12,8 @@
 #include "base/checksum.h"
 #include "base/cpu.h"
 #include "base/file.h"
+#include "base/json.h"
+#include "base/json_fields.h"
 #include "base/parallel.h"
 #include "base/run_folder.h"
 #include "base/signals.h"
@@ -87,8 +89,9 @@ std::map<std::string, std::string> stage_files(const fs::path& folder) {
 }
 
 void verify_stage_files(const fs::path& folder) {
-  const std::string text = read_sealed(folder / "files.json");
-  const auto stored = Json::parse(text).at("files").get<std::map<std::string, std::string>>();
+  const fs::path list = folder / "files.json";
+  const auto root = parse_json<nlohmann::json>(read_sealed(list), list.string());
+  const auto stored = JsonFields(root, list.string()).texts_by_name("files");
   const std::map<std::string, std::string> now = stage_files(folder);
   for (const auto& [name, digest] : stored) {
     const auto it = now.find(name);
@@ -202,9 +205,10 @@ void Pipeline::check_inputs() const {
     write_sealed(path, inputs.dump(1) + "\n");
     return;
   }
-  const Json before = Json::parse(read_sealed(path));
+  const auto root = parse_json<nlohmann::json>(read_sealed(path), path.string());
+  const JsonFields before(root, path.string());
   for (const auto& [name, value] : inputs.items()) {
-    const std::string then = before.value(name, "nothing");
+    const std::string then = before.has(name.c_str()) ? before.text(name.c_str()) : "nothing";
     expect(then == value.get<std::string>(),
            "{} was begun with another {}: {} then, {} now; give it what it began with, or choose "
            "another folder",
@@ -390,10 +394,12 @@ ModelSummary Pipeline::finished_stage(const StagePlan& stage) {
   ModelSummary done = read_result(folder / "result.json");
   verify_stage_files(folder);
   verify_model(folder / "model", done.checksums);
-  const Json placed = Json::parse(read_sealed(folder / "placement.json"));
-  const ImportanceSummary shown =
-      shown_placement(stage, teacher_.model->spec(),
-                      placed.at("layers").get<std::vector<int64_t>>(), placed.at("data"), folder);
+  const std::string path = (folder / "placement.json").string();
+  const auto root = parse_json<nlohmann::json>(read_sealed(path), path);
+  const JsonFields placed(root, path);
+  const ImportanceSummary shown = shown_placement(
+      stage, teacher_.model->spec(), placed.wholes("layers", 0, teacher_.model->layer_count() - 1),
+      placed.text("data"), folder);
   if (!shown.metric.empty()) {
     summary_.importance.push_back(shown);
   }

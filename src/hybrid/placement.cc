@@ -70,6 +70,12 @@ std::vector<int64_t> place_by_file(const std::filesystem::path& scores, const Mo
   expect(of == importance.fingerprint.end() || of->second == layer_map(spec),
          "{} holds scores of another model: its layers are {}, the model's are {}", scores.string(),
          of->second, layer_map(spec));
+  const std::vector<int64_t> open = attention_layers(spec);
+  for (const LayerScore& score : importance.layers) {
+    expect(std::find(open.begin(), open.end(), score.layer) != open.end(),
+           "{} has a score of layer {}, which is no attention layer of the model ({})",
+           scores.string(), score.layer, layer_map(spec));
+  }
   return place_lowest(importance, count);
 }
 
@@ -85,7 +91,10 @@ ImportanceSummary shown_placement(const StagePlan& stage, const ModelSpec& teach
   const Importance importance = read_importance(folder / "scores.json");
   shown.metric = score_heading(importance.metric);
   for (const LayerScore& score : importance.layers) {
-    shown.scores.at(static_cast<size_t>(score.layer)) = score.score;
+    expect(score.layer < static_cast<int64_t>(shown.scores.size()),
+           "{} has a score of layer {}; the model has {} layers", (folder / "scores.json").string(),
+           score.layer, shown.scores.size());
+    shown.scores[static_cast<size_t>(score.layer)] = score.score;
   }
   for (const int64_t layer : layers) {
     shown.converted.at(static_cast<size_t>(layer)) = true;

@@ -20,6 +20,9 @@ Linear::Linear(int64_t in, std::vector<RowBlock> blocks, ParameterGroup group, b
              std::accumulate(blocks.begin(), blocks.end(), int64_t{0},
                              [](int64_t rows, const RowBlock& b) { return rows + b.rows; }),
              group, with_bias) {
+  if (with_bias) {
+    bias.blocks = blocks;
+  }
   weight.blocks = std::move(blocks);
 }
 

@@ -114,6 +114,61 @@ std::vector<Case> cases() {
         {"dt_bias", {4}},
         {"norm.weight", {5}},
         {"out_proj.weight", {12, 20}}}},
+      {"mamba with biases of its projections",
+       {"mamba",
+        {{"inner", int64_t{16}},
+         {"xb", int64_t{8}},
+         {"state", int64_t{4}},
+         {"dt_rank", int64_t{3}},
+         {"in_bias", true},
+         {"out_bias", true}}},
+       {{"in_proj.weight", {48, 12}},
+        {"in_proj.bias", {48}},
+        {"dt_in_proj.weight", {3, 12}},
+        {"dt_proj.weight", {16, 3}},
+        {"dt_proj.bias", {16}},
+        {"conv1d.weight", {16, 1, 4}},
+        {"conv1d.bias", {16}},
+        {"A_log", {16, 4}},
+        {"D", {16}},
+        {"out_proj.weight", {12, 16}},
+        {"out_proj.bias", {12}}}},
+      {"mamba2 with a bias of its output",
+       {"mamba2",
+        {{"heads", int64_t{4}},
+         {"head_dim", int64_t{6}},
+         {"state", int64_t{5}},
+         {"b_heads", int64_t{2}},
+         {"norm_group", int64_t{6}},
+         {"out_bias", true}}},
+       {{"in_proj.weight", {24 + 24 + 10 + 10 + 4, 12}},
+        {"conv1d.weight", {44, 1, 4}},
+        {"conv1d.bias", {44}},
+        {"dt_bias", {4}},
+        {"A_log", {4}},
+        {"D", {4}},
+        {"norm.weight", {24}},
+        {"out_proj.weight", {12, 24}},
+        {"out_proj.bias", {12}}}},
+      {"gated delta net with biases",
+       {"gated_delta_net",
+        {{"heads", int64_t{4}},
+         {"q_heads", int64_t{2}},
+         {"k_heads", int64_t{2}},
+         {"key_dim", int64_t{6}},
+         {"value_dim", int64_t{5}},
+         {"rope", true},
+         {"conv_bias", true},
+         {"out_bias", true}}},
+       {{"in_proj.weight", {12 + 12 + 20 + 20, 12}},
+        {"ba_proj.weight", {8, 12}},
+        {"conv1d.weight", {44, 1, 4}},
+        {"conv1d.bias", {44}},
+        {"A_log", {4}},
+        {"dt_bias", {4}},
+        {"norm.weight", {5}},
+        {"out_proj.weight", {12, 20}},
+        {"out_proj.bias", {12}}}},
       {"swiglu",
        {"swiglu", {{"inner", int64_t{20}}, {"gate_scale", 0.6}, {"bias", true}}},
        {{"gate.weight", {20, 12}},
@@ -152,6 +207,38 @@ TEST(Units, FastKernelsMeetTheDefinition) {
     EXPECT_GT(testing::largest_difference(results[2], std::vector<double>(results[2].size())), 1e-3)
         << c.name;
   }
+}
+
+// A bias of the output is what the unit gives above what it gives without.
+TEST(Units, TheBiasOfTheOutputIsAdded) {
+  int biased = 0;
+  for (const Case& c : cases()) {
+    if (!c.spec.options.flag(c.name, "out_bias", false)) {
+      continue;
+    }
+    ++biased;
+    RopeTable rope({.dim = 6});
+    Arena arena;
+    Context ctx{.arena = &arena};
+    const Batch batch = testing::piece(kTokens);
+    const auto unit = make_unit(c.spec, kWidth);
+    const testing::Memory memory(*unit, Dtype::kF64);
+    const OwnedTensor x = testing::random_rows(kTokens, kWidth, Dtype::kF64);
+    const std::vector<double> with_bias = testing::values_of(run(ctx, *unit, x.view, batch, rope));
+    std::vector<double> bias;
+    unit->visit([&](const std::string& name, Parameter& p) {
+      if (name == "o_proj.bias" || name == "out_proj.bias") {
+        bias = testing::values_of(p.tensor);
+        std::fill_n(p.tensor.ptr<double>(), p.numel(), 0.0);
+      }
+    });
+    const std::vector<double> without = testing::values_of(run(ctx, *unit, x.view, batch, rope));
+    ASSERT_EQ(bias.size(), static_cast<size_t>(kWidth)) << c.name;
+    for (size_t i = 0; i < without.size(); ++i) {
+      EXPECT_NEAR(with_bias[i], without[i] + bias[i % bias.size()], 1e-12) << c.name;
+    }
+  }
+  EXPECT_EQ(biased, 4);
 }
 
 TEST(Units, PiecesOfASequenceGiveWhatTheWholeGives) {

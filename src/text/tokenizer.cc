@@ -435,8 +435,12 @@ Tokenizer Tokenizer::load_files(const std::filesystem::path& dir) {
                 : ", which does not exist");
   }
   const auto optional_file = [&](const char* name) {
-    return std::filesystem::exists(dir / name) ? read_text_file((dir / name).string())
-                                               : std::string();
+    std::string text;
+    if (std::filesystem::exists(dir / name)) {
+      text = read_text_file((dir / name).string());
+      expect(!text.empty(), "{} is empty: a copy was cut short; copy it again or remove it", name);
+    }
+    return text;
   };
   Tokenizer loaded = parse(read_text_file(main.string()), optional_file("tokenizer_config.json"));
   auto impl = std::const_pointer_cast<Impl>(loaded.impl_);  // not shared with anyone yet

@@ -7,6 +7,8 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json.h"
+#include "base/json_fields.h"
 #include "files/checksums.h"
 #include "files/safetensors.h"
 
@@ -127,29 +129,26 @@ std::optional<std::string> newest_checkpoint(const std::string& run) {
 
 CheckpointState read_checkpoint_state(const std::string& folder) {
   const std::string path = folder + "/training.json";
+  const Json root = parse_json<Json>(read_text_file(path), path);
+  const JsonFields json(root, path);
   CheckpointState state;
-  try {
-    const Json json = Json::parse(read_text_file(path));
-    TrainSummary& done = state.summary;
-    done.steps = json.at("step");
-    done.data.next_sample = json.at("next_sample");
-    done.data.documents = json.at("documents");
-    done.data.cut = json.at("cut");
-    done.data.dropped = json.at("dropped");
-    done.tokens = json.at("tokens");
-    done.learned = json.at("learned");
-    done.seconds = json.at("seconds");
-    done.first_loss = json.at("first_loss");
-    done.last_loss = json.at("last_loss");
-    done.checkpoint = folder;
-    state.log_bytes = json.at("log_bytes");
-    state.optimizer_steps = json.at("optimizer_steps");
-    state.judge.recent = json.at("recent").get<std::vector<double>>();
-    state.judge.above = json.at("above");
-    state.fingerprint = json.at("fingerprint").get<std::map<std::string, std::string>>();
-  } catch (const Json::exception& error) {
-    fail("{}: not a training checkpoint of this version: {}", path, error.what());
-  }
+  TrainSummary& done = state.summary;
+  done.steps = json.whole("step");
+  done.data.next_sample = json.unsigned_whole("next_sample");
+  done.data.documents = json.whole("documents");
+  done.data.cut = json.whole("cut");
+  done.data.dropped = json.whole("dropped");
+  done.tokens = json.whole("tokens");
+  done.learned = json.whole("learned");
+  done.seconds = json.real("seconds");
+  done.first_loss = json.real("first_loss");
+  done.last_loss = json.real("last_loss");
+  done.checkpoint = folder;
+  state.log_bytes = json.unsigned_whole("log_bytes");
+  state.optimizer_steps = json.whole("optimizer_steps");
+  state.judge.recent = json.reals("recent");
+  state.judge.above = json.whole("above");
+  state.fingerprint = json.texts_by_name("fingerprint");
   return state;
 }
 

@@ -32,6 +32,13 @@ UnitSpec delta_mixer() {
           {{"heads", int64_t{2}}, {"key_dim", int64_t{4}}, {"value_dim", int64_t{8}}}};
 }
 
+UnitSpec with_biases(UnitSpec mixer, std::initializer_list<const char*> biases) {
+  for (const char* bias : biases) {
+    mixer.options.set(bias, true);
+  }
+  return mixer;
+}
+
 /// A double-precision copy of a fresh model.
 struct DoubleModel {
   explicit DoubleModel(const ModelSpec& spec, uint64_t seed, bool trained) : model(spec) {
@@ -77,10 +84,14 @@ TEST(WholeModelGradient, EqualsFiniteDifferences) {
   Packer packer(*data, 1, 24, LongDocuments::kDrop);
   const PackedSequence sequence = packer.next();
   ASSERT_GT(sequence.batch.segments().count(), 1);
-  for (const std::vector<UnitSpec>& mixers :
-       std::vector<std::vector<UnitSpec>>{{testing::attention_mixer(), mamba_mixer()},
-                                          {window_mixer(), mamba2_mixer()},
-                                          {delta_mixer(), testing::attention_mixer()}}) {
+  for (const std::vector<UnitSpec>& mixers : std::vector<std::vector<UnitSpec>>{
+           {testing::attention_mixer(), mamba_mixer()},
+           {window_mixer(), mamba2_mixer()},
+           {delta_mixer(), testing::attention_mixer()},
+           {with_biases(mamba_mixer(), {"in_bias", "out_bias"}),
+            with_biases(mamba2_mixer(), {"out_bias"})},
+           {with_biases(delta_mixer(), {"conv_bias", "out_bias"}),
+            with_biases(window_mixer(), {"qkv_bias", "out_bias"})}}) {
     const ModelSpec spec = testing::tiny_spec(mixers);
     for (const bool checkpointed : {false, true}) {
       DoubleModel student(spec, 1, true);

@@ -8,11 +8,13 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/signals.h"
 #include "base/test_child.h"
 #include "base/test_folder.h"
 #include "files/checksums.h"
 #include "train/checkpoint.h"
+#include "train/run_record.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -264,6 +266,55 @@ TEST(Resume, KeepsTheLastCheckpoints) {
     count += entry.is_directory() ? 1 : 0;
   }
   EXPECT_EQ(count, 2);
+}
+
+// Whatever stands in a checkpoint's state is read as it is meant or named.
+TEST(Resume, AStateOfOddValuesIsNamed) {
+  const TestFolder folder;
+  TrainConfig config = run_config(folder.at("run"));
+  config.steps = 2;
+  run_to_end(config);
+  const std::string newest = *newest_checkpoint(folder.at("run"));
+  const std::string path = newest + "/training.json";
+  const auto good = nlohmann::json::parse(read_text_file(path));
+  EXPECT_EQ(read_checkpoint_state(newest).summary.steps, 2);
+  const struct {
+    const char* key;
+    nlohmann::json value;
+  } rows[] = {
+      {"step", 1.5},        {"step", 1e300},
+      {"step", -1},         {"step", UINT64_MAX},
+      {"step", nullptr},    {"documents", "x"},
+      {"next_sample", -1},  {"log_bytes", 1e30},
+      {"last_loss", "x"},   {"recent", 3},
+      {"recent", {"x"}},    {"above", nlohmann::json::object()},
+      {"fingerprint", {1}}, {"fingerprint", {{"seed", 1}}},
+  };
+  for (const auto& row : rows) {
+    nlohmann::json bad = good;
+    bad[row.key] = row.value;
+    write_file_atomically(path, bad.dump());
+    EXPECT_THAT(
+        [&] { read_checkpoint_state(newest); },
+        ::testing::ThrowsMessage<Error>(::testing::AllOf(HasSubstr(path), HasSubstr(row.key))))
+        << row.value;
+    bad.erase(row.key);
+    write_file_atomically(path, bad.dump());
+    EXPECT_THAT([&] { read_checkpoint_state(newest); },
+                ::testing::ThrowsMessage<Error>(HasSubstr(row.key)));
+  }
+  for (const std::string& text : {std::string(300000, '['), std::string("[]"), std::string("{"),
+                                  std::string("\xff\xfe"), std::string()}) {
+    write_file_atomically(path, text);
+    EXPECT_THAT([&] { read_checkpoint_state(newest); },
+                ::testing::ThrowsMessage<Error>(HasSubstr(path)));
+  }
+  // A log whose first line is deep is a stranger's, not the end of the program.
+  const std::string stranger = folder.at("stranger");
+  std::filesystem::create_directory(stranger);
+  write_file_atomically(stranger + "/log.jsonl", std::string(300000, '[') + "\n");
+  EXPECT_THAT([&] { RunFolder(stranger, training_folder_use(true)); },
+              ::testing::ThrowsMessage<Error>(HasSubstr("is in the way")));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/json.h"
 #include "base/progress.h"
 
 namespace cambium {
@@ -19,7 +20,7 @@ bool looks_like_training(const fs::path& folder) {
     const MappedFile file(log.string());
     const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
                                 file.bytes().size());
-    const auto line = nlohmann::json::parse(text.substr(0, text.find('\n')), nullptr, false);
+    const auto line = try_json<nlohmann::json>(text.substr(0, text.find('\n')));
     return line.is_object() && line.contains("event") && line.contains("step");
   }
   for (const fs::directory_entry& entry : fs::directory_iterator(folder / "checkpoints", error)) {

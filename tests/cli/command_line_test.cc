@@ -1,10 +1,7 @@
 // The program as its users run it: help, wrong usage, errors, and commands that need no training.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <array>
-#include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -12,34 +9,12 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "program.h"
 
 namespace cambium {
 namespace {
 
 using testing::HasSubstr;
-
-struct Outcome {
-  int status = -1;
-  std::string text;  // standard output and error together
-};
-
-Outcome cambium(const std::string& arguments, const std::string& input = "/dev/null") {
-  const std::string command =
-      std::string("'") + CAMBIUM_BINARY + "' " + arguments + " 2>&1 <'" + input + "'";
-  FILE* pipe = popen(command.c_str(), "r");
-  Outcome outcome;
-  std::array<char, 4096> buffer{};
-  for (size_t n = 0; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
-    outcome.text.append(buffer.data(), n);
-  }
-  const int status = pclose(pipe);
-  outcome.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  return outcome;
-}
-
-std::string fixture(const std::string& name) {
-  return std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + name;
-}
 
 const char* const kCommands[] = {"hybridize", "score",  "place",  "convert",  "distill",
                                  "train",     "data",   "eval",   "bench",    "report",

@@ -2,8 +2,10 @@
 
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 
 #include "base/file.h"
+#include "base/json.h"
 #include "base/text.h"
 
 namespace cambium {
@@ -21,6 +23,11 @@ std::vector<double> thin(const std::vector<double>& values, size_t most = 120) {
   return means;
 }
 
+std::optional<double> number_in(const nlohmann::json& line, const char* key) {
+  const auto it = line.find(key);
+  return it != line.end() && it->is_number() ? std::optional(it->get<double>()) : std::nullopt;
+}
+
 }  // namespace
 
 CurveSummary read_curve(const std::string& stage, const std::string& phase,
@@ -32,11 +39,13 @@ CurveSummary read_curve(const std::string& stage, const std::string& phase,
       continue;
     }
     for (const std::string& line : split(read_text_file(log.string()), '\n')) {
-      const auto json = nlohmann::json::parse(line, nullptr, false);
-      if (json.is_object() && json.value("event", "") == "step" && json["loss"].is_number()) {
-        sum += json.value("tokens", 0.0);
-        curve.loss.push_back(json["loss"]);
-        curve.reverse_kl.push_back(json.value("reverse_kl", 0.0));
+      // The last line of a run that was killed may be cut off; it and what is no step is no point.
+      const auto json = try_json<nlohmann::json>(line);
+      if (json.is_object() && json.contains("event") && json["event"] == "step" &&
+          number_in(json, "loss")) {
+        sum += number_in(json, "tokens").value_or(0.0);
+        curve.loss.push_back(*number_in(json, "loss"));
+        curve.reverse_kl.push_back(number_in(json, "reverse_kl").value_or(0.0));
         curve.tokens.push_back(sum);
       }
     }

@@ -2,10 +2,12 @@
 
 #include <cmath>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "eval/report/curve.h"
 #include "eval/report/summary.h"
 #include "eval/report/svg.h"
 
@@ -67,6 +69,49 @@ TEST(Summary, AnotherFileIsNamed) {
   }
 }
 
+// Every value of a summary replaced by others: named, or drawn.
+TEST(Summary, OddValuesAreNamedOrDrawn) {
+  const auto good = nlohmann::json::parse(summary_json(example()));
+  const auto values = good.flatten();
+  int named = 0;
+  for (const auto& [pointer, value] : values.items()) {
+    for (const nlohmann::json& odd :
+         {nlohmann::json(1.5), nlohmann::json(1e300), nlohmann::json(-1),
+          nlohmann::json(UINT64_MAX), nlohmann::json("text"), nlohmann::json(),
+          nlohmann::json::array(), nlohmann::json::object(), nlohmann::json(true)}) {
+      nlohmann::json changed = good;
+      changed[nlohmann::json::json_pointer(pointer)] = odd;
+      try {
+        const RunSummary run = parse_summary(changed.dump(), "summary.json");
+        EXPECT_FALSE(render_report(run).empty());
+      } catch (const Error& e) {
+        EXPECT_TRUE(std::string(e.what()).starts_with("summary.json: ")) << e.what();
+        ++named;
+      }
+    }
+  }
+  EXPECT_GT(named, 500);
+  // Curves of unequal lengths would be drawn from what is not there.
+  nlohmann::json longer = good;
+  longer["curves"][0]["tokens"].push_back(4);
+  EXPECT_THROW(parse_summary(longer.dump(), "summary.json"), Error);
+  EXPECT_THROW(parse_summary(std::string(300000, '['), "summary.json"), Error);
+}
+
+TEST(Curve, TakesTheStepsOfALogWhateverElseItHolds) {
+  const TestFolder folder;
+  write_file_atomically(
+      folder.at("log.jsonl"),
+      "{\"event\": \"step\"}\n{\"event\": 3, \"loss\": 1}\n[]\n" + std::string(300000, '[') +
+          "\n{\"event\": \"step\", \"loss\": \"x\"}\n{\"event\": \"step\", \"loss\": 2, "
+          "\"tokens\": \"x\", \"reverse_kl\": []}\n{\"event\": \"step\", \"loss\": 4, "
+          "\"tokens\": 8, \"reverse_kl\": 0.5}\n{\"event\": \"step\", \"lo");
+  const CurveSummary curve = read_curve("a", "sft", {folder.at("log.jsonl")});
+  EXPECT_EQ(curve.loss, (std::vector<double>{2, 4}));
+  EXPECT_EQ(curve.tokens, (std::vector<double>{0, 8}));
+  EXPECT_EQ(curve.reverse_kl, (std::vector<double>{0, 0.5}));
+}
+
 TEST(Report, IsSelfContainedAndEscaped) {
   const std::string page = render_report(example());
   EXPECT_EQ(page.find("http"), std::string::npos);
@@ -94,6 +139,9 @@ TEST(Ticks, AreRoundAndInside) {
   EXPECT_EQ(svg::ticks(0.0, 10.0, 5), (std::vector<double>{0, 2, 4, 6, 8, 10}));
   EXPECT_EQ(svg::ticks(0.93, 0.97, 4).size(), 5U);
   EXPECT_TRUE(svg::ticks(1.0, 1.0, 4).empty());
+  // Beside 1e18 a step of 50 is below what a double tells apart.
+  EXPECT_LE(svg::ticks(1e18, 1e18 + 256, 8).size(), 160U);
+  EXPECT_LE(svg::ticks(-1e300, 1e300, 8).size(), 160U);
   for (const double tick : svg::ticks(-3.7, 123.4, 7)) {
     EXPECT_GE(tick, -3.7);
     EXPECT_LE(tick, 123.4);

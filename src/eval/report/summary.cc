@@ -1,11 +1,13 @@
 #include "eval/report/summary.h"
 
 #include <cmath>
-#include <limits>
 #include <nlohmann/json.hpp>
 
+#include "base/checked.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json.h"
+#include "base/json_fields.h"
 
 namespace cambium {
 namespace {
@@ -21,19 +23,11 @@ Json numbers(const std::vector<double>& values) {
   return out;
 }
 
-std::vector<double> read_numbers(const Json& json) {
-  std::vector<double> out;
-  for (const Json& v : json) {
-    out.push_back(v.is_null() ? std::numeric_limits<double>::quiet_NaN() : v.get<double>());
-  }
-  return out;
-}
-
 Json to_json(const Measured& m) {
   return {{"value", m.value}, {"low", m.low}, {"high", m.high}};
 }
-Measured measured(const Json& j) {
-  return {j.at("value"), j.at("low"), j.at("high")};
+Measured measured(const JsonFields& j) {
+  return {j.real("value"), j.real("low"), j.real("high")};
 }
 
 Json to_json(const AccuracySummary& a) {
@@ -43,8 +37,8 @@ Json to_json(const AccuracySummary& a) {
           {"low", a.accuracy.low},
           {"high", a.accuracy.high}};
 }
-AccuracySummary accuracy(const Json& j) {
-  return {j.at("correct"), j.at("total"), measured(j)};
+AccuracySummary accuracy(const JsonFields& j) {
+  return {j.whole("correct"), j.whole("total"), measured(j)};
 }
 
 Json to_json(const ModelSummary& m) {
@@ -86,36 +80,43 @@ Json to_json(const ModelSummary& m) {
           {"shipped", m.shipped}};
 }
 
-ModelSummary model(const Json& j) {
+ModelSummary model(const JsonFields& j) {
   ModelSummary m;
-  m.name = j.at("name");
-  m.dir = j.at("dir");
-  m.converted = j.at("layers_converted");
-  m.map = j.at("layer_map");
-  m.mixers = j.at("mixers").get<std::map<std::string, int64_t>>();
-  m.parameters = j.at("parameters");
-  m.tokens_trained = j.at("tokens_trained");
-  m.tokens_learned = j.value("tokens_learned", int64_t{0});
-  m.next_sample = j.value("next_sample", uint64_t{0});
-  m.from = j.value("from", "");
-  m.checksums = j.value("checksums", "");
-  m.seconds = j.at("seconds");
-  m.accuracy = accuracy(j.at("accuracy"));
-  m.retrieval = accuracy(j.at("retrieval"));
-  m.reverse_kl = j.at("held_out").at("reverse_kl");
-  m.reverse_kl_converted = j.at("held_out").at("reverse_kl_converted");
-  m.selection_reverse_kl = j.at("held_out").value("selection_reverse_kl", 0.0);
-  m.nll = j.at("held_out").at("nll");
-  m.agreement = j.at("held_out").at("agreement");
-  for (const Json& s : j.at("speed")) {
-    m.speed.push_back({s.at("context"), s.at("batch"), measured(s.at("prefill_tokens_per_second")),
-                       measured(s.at("decode_tokens_per_second"))});
+  m.name = j.text("name");
+  m.dir = j.text("dir");
+  m.converted = j.whole("layers_converted");
+  m.map = j.text("layer_map");
+  expect(static_cast<int64_t>(m.map.size()) <= kMaxLayers,
+         "{}: expected 'layer_map' to have at most {} letters, got {}", j.where(), kMaxLayers,
+         m.map.size());
+  m.mixers = j.wholes_by_name("mixers");
+  m.parameters = j.whole("parameters");
+  m.tokens_trained = j.whole("tokens_trained");
+  m.tokens_learned = j.has("tokens_learned") ? j.whole("tokens_learned") : 0;
+  m.next_sample = j.has("next_sample") ? j.unsigned_whole("next_sample") : 0;
+  m.from = j.has("from") ? j.text("from") : "";
+  m.checksums = j.has("checksums") ? j.text("checksums") : "";
+  m.seconds = j.real("seconds");
+  m.accuracy = accuracy(j.object("accuracy"));
+  m.retrieval = accuracy(j.object("retrieval"));
+  const JsonFields held_out = j.object("held_out");
+  m.reverse_kl = held_out.real("reverse_kl");
+  m.reverse_kl_converted = held_out.real("reverse_kl_converted");
+  m.selection_reverse_kl =
+      held_out.has("selection_reverse_kl") ? held_out.real("selection_reverse_kl") : 0.0;
+  m.nll = held_out.real("nll");
+  m.agreement = held_out.real("agreement");
+  for (const JsonFields& s : j.objects("speed")) {
+    m.speed.push_back({s.whole("context"), s.whole("batch"),
+                       measured(s.object("prefill_tokens_per_second")),
+                       measured(s.object("decode_tokens_per_second"))});
   }
-  m.cache_bytes_per_token = j.at("cache_bytes_per_token");
-  m.state_bytes_per_sequence = j.at("state_bytes_per_sequence");
-  m.gate = {j.at("gate").at("passed"), j.at("gate").at("attempts"), j.at("gate").at("reason"),
-            j.at("gate").value("kept", int64_t{0})};
-  m.shipped = j.at("shipped");
+  m.cache_bytes_per_token = j.whole("cache_bytes_per_token");
+  m.state_bytes_per_sequence = j.whole("state_bytes_per_sequence");
+  const JsonFields gate = j.object("gate");
+  m.gate = {gate.flag("passed"), gate.whole("attempts"), gate.text("reason"),
+            gate.has("kept") ? gate.whole("kept") : 0};
+  m.shipped = j.flag("shipped");
   return m;
 }
 
@@ -163,32 +164,33 @@ RunSummary read_summary(const std::filesystem::path& path) {
 }
 
 RunSummary parse_summary(const std::string& text, const std::string& where) {
-  try {
-    const Json json = Json::parse(text);
-    RunSummary s;
-    s.name = json.at("name");
-    s.date = json.at("date");
-    s.machine = json.at("machine");
-    s.command = json.at("command");
-    s.task = json.at("task");
-    s.seconds = json.at("seconds");
-    s.plan = json.at("plan");
-    for (const Json& m : json.at("models")) {
-      s.models.push_back(model(m));
-    }
-    for (const Json& i : json.at("importance")) {
-      s.importance.push_back({i.at("stage"), i.at("method"), i.at("metric"),
-                              read_numbers(i.at("scores")),
-                              i.at("converted").get<std::vector<bool>>(), i.value("data", "")});
-    }
-    for (const Json& c : json.at("curves")) {
-      s.curves.push_back({c.at("stage"), c.at("phase"), read_numbers(c.at("tokens")),
-                          read_numbers(c.at("loss")), read_numbers(c.at("reverse_kl"))});
-    }
-    return s;
-  } catch (const nlohmann::json::exception& e) {
-    fail("{}: expected the summary of a run that `cambium hybridize` writes: {}", where, e.what());
+  const auto root = parse_json<nlohmann::json>(text, where);
+  const JsonFields json(root, where);
+  RunSummary s;
+  s.name = json.text("name");
+  s.date = json.text("date");
+  s.machine = json.text("machine");
+  s.command = json.text("command");
+  s.task = json.text("task");
+  s.seconds = json.real("seconds");
+  s.plan = json.text("plan");
+  for (const JsonFields& m : json.objects("models")) {
+    s.models.push_back(model(m));
   }
+  for (const JsonFields& i : json.objects("importance")) {
+    s.importance.push_back({i.text("stage"), i.text("method"), i.text("metric"), i.reals("scores"),
+                            i.flags("converted"), i.has("data") ? i.text("data") : ""});
+  }
+  for (const JsonFields& c : json.objects("curves")) {
+    s.curves.push_back({c.text("stage"), c.text("phase"), c.reals("tokens"), c.reals("loss"),
+                        c.reals("reverse_kl")});
+    const CurveSummary& curve = s.curves.back();
+    expect(
+        curve.loss.size() == curve.tokens.size() && curve.reverse_kl.size() == curve.tokens.size(),
+        "{}: expected as many values of 'loss' and 'reverse_kl' as of 'tokens', got {}, {} and {}",
+        c.where(), curve.loss.size(), curve.reverse_kl.size(), curve.tokens.size());
+  }
+  return s;
 }
 
 }  // namespace cambium

@@ -133,8 +133,15 @@ std::vector<double> ticks(double low, double high, int count) {
       break;
     }
   }
-  for (double i = std::ceil(low / step); i * step <= high; i += 1.0) {
-    out.push_back(i * step == 0.0 ? 0.0 : i * step);
+  // Counted from the first: values so close to each other that adding 1 is lost give no endless
+  // row of ticks.
+  const double first = std::ceil(low / step);
+  for (int i = 0; i < 20 * std::max(count, 1); ++i) {
+    const double at = (first + i) * step;
+    if (!(at <= high) || (!out.empty() && at <= out.back())) {
+      break;
+    }
+    out.push_back(at == 0.0 ? 0.0 : at);
   }
   return out;
 }

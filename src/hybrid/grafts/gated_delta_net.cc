@@ -7,33 +7,44 @@
 namespace cambium {
 namespace {
 
-UnitSpec spec(const UnitSpec& /*attention*/, const AttentionShape& h, const GraftOptions& options) {
+UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
   const int64_t q_heads = options.faithful ? h.kv_heads : h.heads;
   const int64_t v_heads = options.faithful ? h.heads : h.kv_heads;
-  return {"gated_delta_net",
-          {{"heads", h.heads},
-           {"q_heads", q_heads},
-           {"k_heads", h.kv_heads},
-           {"v_heads", v_heads},
-           {"key_dim", h.dim},
-           {"value_dim", h.dim},
-           {"conv", int64_t{4}},
-           {"rope", !options.faithful && h.dim % 2 == 0}}};
+  UnitSpec unit{"gated_delta_net",
+                {{"heads", h.heads},
+                 {"q_heads", q_heads},
+                 {"k_heads", h.kv_heads},
+                 {"v_heads", v_heads},
+                 {"key_dim", h.dim},
+                 {"value_dim", h.dim},
+                 {"conv", int64_t{4}},
+                 {"rope", !options.faithful && h.dim % 2 == 0}}};
+  ask_for_biases(unit, attention, "conv_bias");
+  return unit;
 }
 
 // The released converter: the first kv_heads query heads, values tiled by modulo, no output gate,
 // one decay for every head.
 void start_faithful(const NewMixer& mixer, const AttentionWeights& a) {
   const AttentionShape& h = a.shape;
-  const int64_t kv = h.kv_heads * h.dim;
+  constexpr float kTap = 0.5F;
+  const int64_t kv = h.kv_heads * h.dim;  // rows of k
+  const bool biased = !a.q_bias.empty();
   std::copy_n(a.q.begin(), kv * h.width, mixer.row("in_proj.weight", "q", 0));
   mixer.put("in_proj.weight", "k", a.k);
   for (int64_t row = 0; row < h.heads * h.dim; ++row) {
     const int64_t from = row / h.dim % h.kv_heads * h.dim + row % h.dim;
     std::copy_n(a.v.begin() + from * h.width, h.width, mixer.row("in_proj.weight", "v", row));
+    if (biased) {
+      *mixer.row("conv1d.bias", "v", row) = kTap * a.v_bias[static_cast<size_t>(from)];
+    }
+  }
+  for (int64_t row = 0; biased && row < kv; ++row) {
+    *mixer.row("conv1d.bias", "q", row) = kTap * a.q_bias[static_cast<size_t>(row)];
+    *mixer.row("conv1d.bias", "k", row) = kTap * a.k_bias[static_cast<size_t>(row)];
   }
   mixer.fill("in_proj.weight", "z", 0.0F);
-  pass_through(mixer.at("conv1d.weight"), 0.5F);
+  pass_through(mixer.at("conv1d.weight"), kTap);
   for (int64_t i = 0; i < h.heads; ++i) {
     mixer.values("A_log")[i] = std::log(0.1F);
     mixer.values("dt_bias")[i] = 0.0F;
@@ -41,7 +52,7 @@ void start_faithful(const NewMixer& mixer, const AttentionWeights& a) {
 }
 
 void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& options) {
-  std::copy(a.o.begin(), a.o.end(), mixer.values("out_proj.weight"));
+  put_output(mixer, a);
   mixer.fill("ba_proj.weight", "beta", 0.0F);
   mixer.fill("ba_proj.weight", "decay", 0.0F);
   if (options.faithful) {
@@ -52,6 +63,12 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
   mixer.put("in_proj.weight", "k", a.k);
   mixer.put("in_proj.weight", "v", a.v);
   pass_through(mixer.at("conv1d.weight"), 1.0F);
+  if (!a.q_bias.empty()) {
+    // The convolution passes the token on and adds the bias that the projection would have added.
+    mixer.put("conv1d.bias", "q", a.q_bias);
+    mixer.put("conv1d.bias", "k", a.k_bias);
+    mixer.put("conv1d.bias", "v", a.v_bias);
+  }
   const int64_t heads = a.shape.heads;
   for (int64_t i = 0; i < heads; ++i) {
     // decay e^(-A softplus(dt_bias)) with softplus(dt_bias) = 0.1

@@ -20,11 +20,11 @@ struct AttentionShape {
 };
 
 /// Its weights as dense fp32 rows of `width`. The norm of q and k per head (Qwen3) leaves its
-/// weight on the rows, whose length the new mixer normalises or learns; biases of q, k and v are
-/// left out.
+/// weight on the rows and the biases, whose length the new mixer normalises or learns.
 struct AttentionWeights {
   AttentionShape shape;
-  std::vector<float> q, k, v, o;  // (H D, C), (Hkv D, C), (Hkv D, C), (C, H D)
+  std::vector<float> q, k, v, o;                      // (H D, C), (Hkv D, C), (Hkv D, C), (C, H D)
+  std::vector<float> q_bias, k_bias, v_bias, o_bias;  // empty = the projection has none
 };
 
 using MixerParameters = std::map<std::string, Parameter*>;
@@ -39,7 +39,7 @@ class NewMixer {
   const MixerParameters& parameters() const { return parameters_; }
   Parameter& at(const std::string& name) const;
   float* values(const std::string& name) const { return at(name).tensor.ptr<float>(); }
-  /// Fills the block's rows with `rows`, all of them.
+  /// Fills the block's rows with `rows`, all of them; those of a bias are single numbers.
   void put(const std::string& name, std::string_view block, const std::vector<float>& rows) const;
   /// Row `row` of the block.
   float* row(const std::string& name, std::string_view block, int64_t row) const;
@@ -74,6 +74,11 @@ Graft mamba2_graft();
 Graft gated_delta_net_graft();
 Graft sliding_window_graft();
 
+/// Sets the option `qkv` (null = the mixer has a bias in any case) and out_bias of `mixer` where
+/// the attention has such biases, and neither where it has none.
+void ask_for_biases(UnitSpec& mixer, const UnitSpec& attention, const char* qkv);
+/// out_proj as the attention's o, with its bias.
+void put_output(const NewMixer& mixer, const AttentionWeights& from);
 /// A convolution that starts by passing the current token alone, times `last_tap`.
 void pass_through(Parameter& conv, float last_tap);
 float inverse_softplus(double y);

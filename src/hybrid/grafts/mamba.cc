@@ -6,7 +6,7 @@
 namespace cambium {
 namespace {
 
-UnitSpec spec(const UnitSpec& /*attention*/, const AttentionShape& h, const GraftOptions& options) {
+UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
   int64_t state = options.state > 0 ? options.state : 16;
   if (options.state == 0) {
     while (h.dim % state != 0) {
@@ -15,28 +15,37 @@ UnitSpec spec(const UnitSpec& /*attention*/, const AttentionShape& h, const Graf
   }
   expect(h.dim % state == 0,
          "mamba: expected the state to divide the attention's head_dim {}, got {}", h.dim, state);
-  return {"mamba",
-          {{"inner", h.heads * h.dim},
-           {"xb", h.kv_heads * h.dim},
-           {"state", state},
-           {"dt_rank", (h.width + 15) / 16},
-           {"conv", int64_t{4}},
-           {"repeat_before_conv", true},
-           {"conv_bias", true}}};
+  UnitSpec unit{"mamba",
+                {{"inner", h.heads * h.dim},
+                 {"xb", h.kv_heads * h.dim},
+                 {"state", state},
+                 {"dt_rank", (h.width + 15) / 16},
+                 {"conv", int64_t{4}},
+                 {"repeat_before_conv", true},
+                 {"conv_bias", true}}};
+  // B and C pass no convolution whose bias could hold theirs.
+  ask_for_biases(unit, attention, "in_bias");
+  return unit;
 }
 
 void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& options) {
   const AttentionShape& h = a.shape;
   const int64_t inner = mixer.spec().options.integer("mamba", "inner");
   const int64_t n = mixer.spec().options.integer("mamba", "state");
-  float* out = mixer.values("out_proj.weight");
+  const bool biased = !a.q_bias.empty();
+  put_output(mixer, a);
   mixer.put("in_proj.weight", "x", a.v);
   mixer.put("in_proj.weight", "B", a.k);
+  mixer.put("in_proj.weight", "C", a.q);
+  if (biased) {
+    mixer.put("in_proj.bias", "x", a.v_bias);
+    mixer.put("in_proj.bias", "B", a.k_bias);
+    mixer.put("in_proj.bias", "C", a.q_bias);
+  }
   if (options.faithful) {
-    mixer.put("in_proj.weight", "C", a.q);
-    std::copy(a.o.begin(), a.o.end(), out);
     return;
   }
+  float* out = mixer.values("out_proj.weight");
   // Scan head j reads group j / share of B and x: slice s of key-value head k. Giving it slice s of
   // query head k * share + m pairs the same dimensions that the attention's dot product paired.
   const int64_t slices = h.dim / n;
@@ -47,6 +56,9 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
     for (int64_t i = 0; i < n; ++i) {
       std::copy_n(a.q.begin() + (first + i) * h.width, h.width,
                   mixer.row("in_proj.weight", "C", j * n + i));
+      if (biased) {
+        *mixer.row("in_proj.bias", "C", j * n + i) = a.q_bias[static_cast<size_t>(first + i)];
+      }
       for (int64_t c = 0; c < h.width; ++c) {
         out[c * inner + j * n + i] = a.o[static_cast<size_t>(c * inner + first + i)];
       }

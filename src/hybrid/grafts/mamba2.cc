@@ -1,5 +1,4 @@
 // q, k, v, o -> C, B, x, out; heads keep their width and grouping.
-#include <algorithm>
 #include <cmath>
 
 #include "hybrid/grafts/graft_table.h"
@@ -7,25 +6,32 @@
 namespace cambium {
 namespace {
 
-UnitSpec spec(const UnitSpec& /*attention*/, const AttentionShape& h,
-              const GraftOptions& /*options*/) {
-  return {"mamba2",
-          {{"heads", h.heads},
-           {"head_dim", h.dim},
-           {"state", h.dim},
-           {"x_heads", h.kv_heads},
-           {"b_heads", h.kv_heads},
-           {"c_heads", h.heads},
-           {"conv", int64_t{4}},
-           {"norm_group", h.dim}}};
+UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& /*options*/) {
+  UnitSpec unit{"mamba2",
+                {{"heads", h.heads},
+                 {"head_dim", h.dim},
+                 {"state", h.dim},
+                 {"x_heads", h.kv_heads},
+                 {"b_heads", h.kv_heads},
+                 {"c_heads", h.heads},
+                 {"conv", int64_t{4}},
+                 {"norm_group", h.dim}}};
+  ask_for_biases(unit, attention, nullptr);
+  return unit;
 }
 
 void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& /*options*/) {
   mixer.put("in_proj.weight", "x", a.v);
   mixer.put("in_proj.weight", "B", a.k);
   mixer.put("in_proj.weight", "C", a.q);
-  std::copy(a.o.begin(), a.o.end(), mixer.values("out_proj.weight"));
+  put_output(mixer, a);
   pass_through(mixer.at("conv1d.weight"), 1.0F);
+  if (!a.q_bias.empty()) {
+    // The convolution passes the token on and adds the bias that the projection would have added.
+    mixer.put("conv1d.bias", "x", a.v_bias);
+    mixer.put("conv1d.bias", "B", a.k_bias);
+    mixer.put("conv1d.bias", "C", a.q_bias);
+  }
   // Step 0.1 everywhere, decay per token e^(-0.1 A) = e^-rate.
   mixer.fill("in_proj.weight", "dt", 0.0F);
   const int64_t heads = a.shape.heads;

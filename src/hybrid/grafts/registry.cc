@@ -49,6 +49,22 @@ void NewMixer::fill(const std::string& name, std::string_view block, float value
   std::fill_n(row(name, block, 0), rows_of(p, block).count * (p.numel() / p.shape[0]), value);
 }
 
+void ask_for_biases(UnitSpec& mixer, const UnitSpec& attention, const char* qkv) {
+  if (qkv != nullptr && attention.options.flag("attention", "qkv_bias", false)) {
+    mixer.options.set(qkv, true);
+  }
+  if (attention.options.flag("attention", "out_bias", false)) {
+    mixer.options.set("out_bias", true);
+  }
+}
+
+void put_output(const NewMixer& mixer, const AttentionWeights& from) {
+  std::copy(from.o.begin(), from.o.end(), mixer.values("out_proj.weight"));
+  if (!from.o_bias.empty()) {
+    std::copy(from.o_bias.begin(), from.o_bias.end(), mixer.values("out_proj.bias"));
+  }
+}
+
 void pass_through(Parameter& conv, float last_tap) {
   float* w = conv.tensor.ptr<float>();
   const int64_t taps = conv.shape.back();

@@ -4,6 +4,8 @@
 #include <string_view>
 
 #include "base/checked.h"
+#include "base/json.h"
+#include "base/text.h"
 
 namespace cambium::config {
 
@@ -44,21 +46,19 @@ std::string without_infinities(const std::string& text) {
   return result;
 }
 
+std::string shown(const Json& value) {
+  return shortened(value.dump());
+}
+
 }  // namespace
 
 Json parse(const std::string& text, const std::string& where) {
-  try {
-    const auto shallow = [&](int depth, Json::parse_event_t /*event*/, Json& /*value*/) {
-      expect(depth <= kMaxDepth, "{}: expected at most {} levels of lists and objects", where,
-             kMaxDepth);
-      return true;
-    };
-    Json json = Json::parse(without_infinities(text), shallow);
-    expect(json.is_object(), "{}: expected a JSON object", where);
-    return json;
-  } catch (const nlohmann::json::exception& e) {
-    fail("{}: not valid JSON: {}", where, e.what());
-  }
+  auto json =
+      parse_json<Json>(without_infinities(text), where,
+                       {.depth = kMaxDepth,
+                        .too_deep = "; no configuration has so many levels of lists and objects"});
+  expect(json.is_object(), "{}: expected a JSON object", where);
+  return json;
 }
 
 bool has(const Json& config, const char* key) {
@@ -71,11 +71,11 @@ int64_t integer(const Json& config, const char* key, int64_t low, int64_t high,
   const auto it = config.find(key);
   expect(it != config.end(), "{}: expected the key '{}', which is missing", where, key);
   expect(it->is_number_integer(), "{}: expected '{}' to be a whole number, got {}", where, key,
-         it->dump());
+         shown(*it));
   // Beyond 2^63 the parser's number is unsigned.
   expect(!it->is_number_unsigned() || it->get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX),
          "{}: expected '{}' to be a whole number from {} to {}, got {}", where, key, low, high,
-         it->dump());
+         shown(*it));
   return in_range(where, key, it->get<int64_t>(), low, high);
 }
 
@@ -89,7 +89,7 @@ double real_or(const Json& config, const char* key, double fallback, const std::
   if (it == config.end() || it->is_null()) {
     return fallback;
   }
-  expect(it->is_number(), "{}: expected '{}' to be a number, got {}", where, key, it->dump());
+  expect(it->is_number(), "{}: expected '{}' to be a number, got {}", where, key, shown(*it));
   return in_range(where, key, it->get<double>(), -kMaxReal, kMaxReal);
 }
 
@@ -98,7 +98,7 @@ bool flag_or(const Json& config, const char* key, bool fallback, const std::stri
   if (it == config.end() || it->is_null()) {
     return fallback;
   }
-  expect(it->is_boolean(), "{}: expected '{}' to be true or false, got {}", where, key, it->dump());
+  expect(it->is_boolean(), "{}: expected '{}' to be true or false, got {}", where, key, shown(*it));
   return it->get<bool>();
 }
 
@@ -108,7 +108,7 @@ std::string text_or(const Json& config, const char* key, const char* fallback,
   if (it == config.end() || it->is_null()) {
     return fallback;
   }
-  expect(it->is_string(), "{}: expected '{}' to be a string, got {}", where, key, it->dump());
+  expect(it->is_string(), "{}: expected '{}' to be a string, got {}", where, key, shown(*it));
   return it->get<std::string>();
 }
 
@@ -120,7 +120,7 @@ std::vector<std::string> texts(const Json& config, const char* key, size_t count
   std::vector<std::string> list;
   for (const Json& entry : *it) {
     expect(entry.is_string(), "{}: expected '{}' to hold strings, got {}", where, key,
-           entry.dump());
+           shown(entry));
     list.push_back(entry.get<std::string>());
   }
   return list;

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/json.h"
 
 namespace cambium {
 namespace {
@@ -365,7 +366,9 @@ std::string llama_config_json(const GgufLlamaConfig& config, const std::string& 
       {"max_position_embeddings", config.context},
       {"rms_norm_eps", config.rms_eps},
       {"rope_theta", config.rope_theta},
-      {"rope_scaling", config.rope_scaling.empty() ? Json() : Json::parse(config.rope_scaling)},
+      {"rope_scaling", config.rope_scaling.empty()
+                           ? Json()
+                           : parse_json<Json>(config.rope_scaling, "rope_scaling")},
   };
   if (config.model_type == "llama") {
     root["attention_bias"] = config.qkv_bias;

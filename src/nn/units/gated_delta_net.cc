@@ -33,7 +33,7 @@ class GatedDeltaNetUnit : public Unit {
         rope_(options.flag(kName, "rope", false)),
         norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-6))) {
     options.expect_only(kName, {"heads", "q_heads", "k_heads", "v_heads", "key_dim", "value_dim",
-                                "conv", "rope", "norm_eps"});
+                                "conv", "conv_bias", "rope", "norm_eps", "out_bias"});
     for (const int64_t part : {q_heads_, k_heads_, v_heads_}) {
       expect(
           heads_ % part == 0,
@@ -46,11 +46,14 @@ class GatedDeltaNetUnit : public Unit {
     in_ = Linear(width, {convolved[0], convolved[1], convolved[2], {"z", inner()}},
                  ParameterGroup::kMixer);
     ba_ = Linear(width, {{"beta", heads_}, {"decay", heads_}}, ParameterGroup::kMixer);
-    out_ = Linear(inner(), width, ParameterGroup::kMixer);
+    out_ = Linear(inner(), width, ParameterGroup::kMixer, options.flag(kName, "out_bias", false));
     conv_weight_ = {.shape = {channels(), 1, conv_},
                     .group = ParameterGroup::kMixer,
                     .init = {InitKind::kUniform, 0.5},
                     .blocks = convolved};
+    if (options.flag(kName, "conv_bias", false)) {
+      conv_bias_ = {.shape = {channels()}, .group = ParameterGroup::kNorm, .blocks = convolved};
+    }
     a_log_ = {.shape = {heads_},
               .group = ParameterGroup::kNorm,
               .init = {InitKind::kLogUniform},
@@ -67,8 +70,8 @@ class GatedDeltaNetUnit : public Unit {
     const auto [rows, ba] = forward_each(ctx, x, in_, ba_);
     const Tensor z = part(rows, in_.weight, "z");
     const Tensor weight = conv_weight_.tensor.reshape({channels(), conv_});
-    const Tensor qkv = short_conv(ctx, part(rows, in_.weight, "q", "v"), weight, {}, true, segments,
-                                  inputs.slot(kConv));
+    const Tensor qkv = short_conv(ctx, part(rows, in_.weight, "q", "v"), weight, conv_bias_.tensor,
+                                  true, segments, inputs.slot(kConv));
     Tensor q = part(qkv, conv_weight_, "q").split_last(q_heads_, key_dim_);
     Tensor k = part(qkv, conv_weight_, "k").split_last(k_heads_, key_dim_);
     Tensor v = part(qkv, conv_weight_, "v").split_last(v_heads_, value_dim_);
@@ -105,6 +108,9 @@ class GatedDeltaNetUnit : public Unit {
     in_.visit("in_proj", visitor);
     ba_.visit("ba_proj", visitor);
     visitor("conv1d.weight", conv_weight_);
+    if (!conv_bias_.shape.empty()) {
+      visitor("conv1d.bias", conv_bias_);
+    }
     visitor("A_log", a_log_);
     visitor("dt_bias", dt_bias_);
     visitor("norm.weight", norm_);
@@ -121,7 +127,7 @@ class GatedDeltaNetUnit : public Unit {
   bool rope_;
   float norm_eps_;
   Linear in_, ba_, out_;
-  Parameter conv_weight_, a_log_, dt_bias_, norm_;
+  Parameter conv_weight_, conv_bias_, a_log_, dt_bias_, norm_;
 };
 
 }  // namespace

@@ -22,19 +22,19 @@ class MambaUnit : public Unit {
         state_(options.size(kName, "state", kMaxHeadDim)),
         conv_(options.size_or(kName, "conv", 4, kMaxConv, 2)),
         repeat_before_conv_(options.flag(kName, "repeat_before_conv", true)) {
-    options.expect_only(
-        kName, {"inner", "xb", "state", "dt_rank", "conv", "repeat_before_conv", "conv_bias"});
+    options.expect_only(kName, {"inner", "xb", "state", "dt_rank", "conv", "repeat_before_conv",
+                                "conv_bias", "in_bias", "out_bias"});
     const int64_t rank = options.size(kName, "dt_rank", kMaxWidth);
     expect(
         xb_ % state_ == 0 && inner_ % xb_ == 0,
         "mamba: expected state to divide xb, and xb to divide inner, got state={} xb={} inner={}",
         state_, xb_, inner_);
     in_ = Linear(width, {{"z", inner_}, {"x", xb_}, {"B", xb_}, {"C", inner_}},
-                 ParameterGroup::kMixer);
+                 ParameterGroup::kMixer, options.flag(kName, "in_bias", false));
     dt_in_ = Linear(width, rank, ParameterGroup::kMixer);
     dt_ = Linear(rank, inner_, ParameterGroup::kMixer, true);
     dt_.bias.init = {InitKind::kStepBias};
-    out_ = Linear(inner_, width, ParameterGroup::kMixer);
+    out_ = Linear(inner_, width, ParameterGroup::kMixer, options.flag(kName, "out_bias", false));
     const int64_t channels = repeat_before_conv_ ? inner_ : xb_;
     conv_weight_ = {.shape = {channels, 1, conv_},
                     .group = ParameterGroup::kMixer,

@@ -33,7 +33,7 @@ class Mamba2Unit : public Unit {
         scaled_(options.has("row_scales") || options.real(kName, "in_scale", 1.0) != 1.0) {
     options.expect_only(
         kName, {"heads", "head_dim", "state", "x_heads", "b_heads", "c_heads", "conv", "norm",
-                "norm_group", "norm_eps", "in_scale", "row_scales"});
+                "norm_group", "norm_eps", "in_scale", "row_scales", "out_bias"});
     expect(!options.has("row_scales") || options.reals(kName, "row_scales").size() == 5,
            "mamba2: expected row_scales to be five numbers, of z, x, B, C and dt");
     for (const int64_t part : {x_heads_, b_heads_, c_heads_}) {
@@ -47,12 +47,12 @@ class Mamba2Unit : public Unit {
         {"x", x_heads_ * head_dim_}, {"B", b_heads_ * state_}, {"C", c_heads_ * state_}};
     in_ = Linear(width, {{"z", inner()}, convolved[0], convolved[1], convolved[2], {"dt", heads_}},
                  ParameterGroup::kMixer);
-    out_ = Linear(inner(), width, ParameterGroup::kMixer);
+    out_ = Linear(inner(), width, ParameterGroup::kMixer, options.flag(kName, "out_bias", false));
     conv_weight_ = {.shape = {channels(), 1, conv_},
                     .group = ParameterGroup::kMixer,
                     .init = {InitKind::kUniform, 0.5},
                     .blocks = convolved};
-    conv_bias_ = {.shape = {channels()}, .group = ParameterGroup::kNorm};
+    conv_bias_ = {.shape = {channels()}, .group = ParameterGroup::kNorm, .blocks = convolved};
     dt_bias_ = {.shape = {heads_},
                 .group = ParameterGroup::kNorm,
                 .init = {InitKind::kStepBias},

@@ -15,12 +15,15 @@ inline constexpr int64_t kMaxConv = 64;
 std::unique_ptr<Unit> make_attention(const Options& options, int64_t width);
 /// Attention that must have a window.
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width);
-/// Apriel-H1's grouped Mamba: inner, xb, state, dt_rank, conv, repeat_before_conv.
+/// Apriel-H1's grouped Mamba: inner, xb, state, dt_rank, conv, repeat_before_conv, conv_bias
+/// (default true), in_bias and out_bias (false).
 std::unique_ptr<Unit> make_mamba(const Options& options, int64_t width);
 /// Mamba-2: heads, head_dim, state, x_heads, b_heads, c_heads, conv, norm (default true),
-/// norm_group, norm_eps; in_scale of its input and row_scales of z, x, B, C and dt (Falcon-H1).
+/// norm_group, norm_eps, out_bias (false); in_scale of its input and row_scales of z, x, B, C and
+/// dt (Falcon-H1).
 std::unique_ptr<Unit> make_mamba2(const Options& options, int64_t width);
-/// Gated DeltaNet: heads, q_heads, k_heads, v_heads, key_dim, value_dim, conv, rope.
+/// Gated DeltaNet: heads, q_heads, k_heads, v_heads, key_dim, value_dim, conv, rope, norm_eps;
+/// conv_bias and out_bias (false).
 std::unique_ptr<Unit> make_gated_delta_net(const Options& options, int64_t width);
 /// SwiGLU feed-forward: inner; bias (of all three projections, default false), gate_scale (1).
 std::unique_ptr<Unit> make_swiglu(const Options& options, int64_t width);

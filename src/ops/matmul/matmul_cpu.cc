@@ -103,19 +103,6 @@ void multiply_tile(int rows, int vectors, const Tile& t) {
   vectors == 2 ? multiply_tile<2>(rows, t) : multiply_tile<1>(rows, t);
 }
 
-inline vf load(const float* p) {
-  return vload(p);
-}
-inline vf load(const uint16_t* p) {
-  return vload_bf16(p);
-}
-inline vf load_part(const float* p, int64_t n) {
-  return vload_part(p, n);
-}
-inline vf load_part(const uint16_t* p, int64_t n) {
-  return vload_bf16_part(p, n);
-}
-
 // panel (depth, columns rounded up to vectors) from b (depth, columns); zeros in the padding.
 template <class T>
 void pack_rows(const T* b, int64_t stride, int64_t depth, int64_t columns, float* panel) {
@@ -123,11 +110,11 @@ void pack_rows(const T* b, int64_t stride, int64_t depth, int64_t columns, float
   for (int64_t p = 0; p < depth; ++p) {
     const T* row = b + p * stride;
     for (int64_t j = 0; j < full; j += kLanes) {
-      vstore(panel, load(row + j));
+      vstore(panel, vload(row + j));
       panel += kLanes;
     }
     if (full < columns) {
-      vstore(panel, load_part(row + full, columns - full));
+      vstore(panel, vload_part(row + full, columns - full));
       panel += kLanes;
     }
   }
@@ -187,7 +174,7 @@ void multiply_piece(const Gemm& g, int64_t m0, int64_t m1, int64_t n0, int64_t n
   for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += kGemmDepth) {  // once even when k is 0
     const int64_t depth = g.k - k0 < kGemmDepth ? g.k - k0 : kGemmDepth;
     if (g.b_is_bf16) {
-      pack<uint16_t>(g, k0, depth, n0, columns, panel);
+      pack<bf16>(g, k0, depth, n0, columns, panel);
     } else {
       pack<float>(g, k0, depth, n0, columns, panel);
     }

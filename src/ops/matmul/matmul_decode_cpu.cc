@@ -128,7 +128,7 @@ void multiply(const Gemms& all) {
       const int64_t next = n0 + outputs_per_piece(*g);
       const int64_t n1 = next < g->n ? next : g->n;
       if (g->b_is_bf16) {
-        multiply_outputs<uint16_t, kTokens, kGroups>(*g, x, n0, n1);
+        multiply_outputs<bf16, kTokens, kGroups>(*g, x, n0, n1);
       } else {
         multiply_outputs<float, kTokens, kGroups>(*g, x, n0, n1);
       }

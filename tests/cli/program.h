@@ -1,0 +1,42 @@
+// The built program, run as its users run it.
+#pragma once
+
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <string>
+
+namespace cambium {
+
+struct Outcome {
+  int status = -1;   // -1: a signal ended it
+  std::string text;  // standard output and error together
+};
+
+/// Through the shell: `arguments` are its words, `before` what stands before the program ("ulimit
+/// -f 8;").
+inline Outcome cambium(const std::string& arguments, const std::string& input = "/dev/null",
+                       const std::string& before = "") {
+  const std::string command =
+      before + " exec '" + CAMBIUM_BINARY + "' " + arguments + " 2>&1 <'" + input + "'";
+  FILE* pipe = popen(command.c_str(), "r");
+  Outcome outcome;
+  std::array<char, 4096> buffer{};
+  for (size_t n = 0; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
+    outcome.text.append(buffer.data(), n);
+  }
+  const int status = pclose(pipe);
+  outcome.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  return outcome;
+}
+
+inline std::string fixture(const std::string& name) {
+  return std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + name;
+}
+
+inline std::string teacher() {
+  return std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+}
+
+}  // namespace cambium
