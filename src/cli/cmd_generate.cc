@@ -182,11 +182,11 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
 int run_generate(const GenerateArgs& a) {
   a.sampling.config();  // an Error before anything is loaded
   expect(a.prompt.empty() != a.input.empty(), "expected one of --prompt and --input");
+  LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.chat) {
     tokenizer.expect_chat(a.model, "leave --chat away");
   }
-  LoadedModel loaded = load(a);
   if (!a.input.empty()) {
     return run_batch(a, *loaded.model, tokenizer);
   }
@@ -199,9 +199,9 @@ int run_generate(const GenerateArgs& a) {
 
 int run_chat(const GenerateArgs& a) {
   a.sampling.config();
+  LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   tokenizer.expect_chat(a.model, "use cambium generate", a.system);
-  LoadedModel loaded = load(a);
   EngineConfig config;
   config.max_sequences = 1;
   config.cache_values = parse_cache_values(a.cache);
