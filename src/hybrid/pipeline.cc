@@ -191,6 +191,7 @@ void Pipeline::check_inputs() const {
   Json inputs;
   inputs["teacher"] = model_digest(*teacher_.model);
   inputs["tokenizer"] = checksum_text(data_.tokenizer().fingerprint());
+  inputs["tokenizer's rules"] = checksum_text(data_.tokenizer().rules_fingerprint());
   inputs["training data"] = data_.train().fingerprint();
   inputs["held-out data"] = data_.held_out().fingerprint();
   if (data_.selection().documents > 0) {

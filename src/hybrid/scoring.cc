@@ -62,6 +62,7 @@ Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
     f["answers"] = fmt::format("at most {} tokens, {}, {} at once", data.answers.max_new_tokens,
                                data.answers.chat ? "chat template" : "plain", data.answers.batch);
     f["tokenizer"] = checksum_text(data.tokenizer->fingerprint());
+    f["tokenizer's rules"] = checksum_text(data.tokenizer->rules_fingerprint());
   }
   return f;
 }

@@ -113,6 +113,8 @@ TEST_F(Scoring, OldScoresAreNeverGivenForAnotherQuestion) {
        [](Question& q) { q.problems.examples[1].answer += "1"; }},
       {"answers", ScoreMethod::kLeaveMixerOut, "accuracy",
        [](Question& q) { q.answers.max_new_tokens = 3; }},
+      {"tokenizer's rules", ScoreMethod::kLeaveMixerOut, "accuracy",
+       [](Question& q) { q.tokenizer = testing::byte_tokenizer("{{ messages[0].content }}"); }},
       {"graft window", ScoreMethod::kMixerReplacement, "reverse-kl",
        [](Question& q) { q.options.graft.window = 9; }},
       {"probe schedule", ScoreMethod::kMixerReplacement, "reverse-kl",

@@ -1,14 +1,13 @@
 #include "text/tokenizer.h"
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <span>
 #include <utility>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -148,6 +147,7 @@ struct Tokenizer::Impl {
   std::optional<int32_t> bos, eos, pad;
   std::vector<int32_t> eos_ids;
   uint64_t fingerprint = 0;
+  uint64_t rules = 0;
 
   std::vector<std::pair<std::string, std::string>> special_names;  // template variables
   std::optional<ChatTemplate> chat;
@@ -155,6 +155,7 @@ struct Tokenizer::Impl {
 
   void read_model(const json& file, const json& config);
   void read_config(const json& config);
+  void hash_rules(const json& file, const json& config);
   void read_chat_template(const json& value);
   void add_spelling(const std::string& token, int32_t id);
   void encode_between(std::string_view piece, bool at_start, std::vector<int32_t>& out) const;
@@ -290,12 +291,11 @@ void Tokenizer::Impl::read_model(const json& file, const json& config) {
     }
   }
 
-  XXH3_state_t* state = XXH3_createState();
-  XXH3_64bits_reset(state);
+  Checksum sum;
   const auto hash_text = [&](std::string_view s) {
     const uint64_t length = s.size();
-    XXH3_64bits_update(state, &length, sizeof(length));
-    XXH3_64bits_update(state, s.data(), s.size());
+    sum.update(std::as_bytes(std::span(&length, 1)));
+    sum.update(std::as_bytes(std::span(s)));
   };
   for (const std::string& token : spelling) {
     hash_text(token);
@@ -309,8 +309,29 @@ void Tokenizer::Impl::read_model(const json& file, const json& config) {
     hash_text(left);
     hash_text(right);
   }
-  fingerprint = XXH3_64bits_digest(state);
-  XXH3_freeState(state);
+  fingerprint = sum.digest();
+}
+
+void Tokenizer::Impl::hash_rules(const json& file, const json& config) {
+  Checksum sum;
+  const auto add = [&](const std::string& name, const json& value) {
+    const std::string text = fmt::format("{}={};", name, value.dump());
+    sum.update(std::as_bytes(std::span(text)));
+  };
+  for (const auto& [name, value] : file.items()) {
+    if (name != "model") {
+      add(name, value);
+    }
+  }
+  for (const auto& [name, value] : file.at("model").items()) {
+    if (name != "vocab" && name != "merges") {
+      add(name, value);
+    }
+  }
+  for (const auto& [name, value] : config.items()) {
+    add(name, value);
+  }
+  rules = sum.digest();
 }
 
 void Tokenizer::Impl::read_config(const json& config) {
@@ -415,6 +436,7 @@ Tokenizer Tokenizer::parse(std::string_view tokenizer_json, std::string_view con
   auto impl = std::make_shared<Impl>();
   with_json_errors("tokenizer.json", [&] { impl->read_model(file, config); });
   with_json_errors("tokenizer_config.json", [&] { impl->read_config(config); });
+  impl->hash_rules(file, config);
   return Tokenizer(std::move(impl));
 }
 
@@ -564,6 +586,21 @@ const std::vector<int32_t>& Tokenizer::eos_ids() const {
 }
 uint64_t Tokenizer::fingerprint() const {
   return impl_->fingerprint;
+}
+
+uint64_t Tokenizer::rules_fingerprint() const {
+  const auto source = [](const std::optional<ChatTemplate>& chat) {
+    return chat ? std::string_view(chat->source()) : std::string_view();
+  };
+  Checksum sum;
+  sum.update(std::as_bytes(std::span(&impl_->rules, 1)));
+  sum.update(std::as_bytes(std::span(impl_->eos_ids)));
+  for (const std::string_view text : {source(impl_->chat), source(impl_->tool_chat)}) {
+    const uint64_t length = text.size();
+    sum.update(std::as_bytes(std::span(&length, 1)));
+    sum.update(std::as_bytes(std::span(text)));
+  }
+  return sum.digest();
 }
 
 bool Tokenizer::has_chat_template() const {

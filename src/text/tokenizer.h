@@ -71,6 +71,9 @@ class Tokenizer {
   /// A hash of vocabulary, merges and added tokens: equal for tokenizers that share their ids.
   /// Data, teacher and student must agree in it.
   uint64_t fingerprint() const;
+  /// A hash of the rest: how text is normalised, cut and wrapped, and the chat templates. With
+  /// fingerprint() it decides the ids of every text.
+  uint64_t rules_fingerprint() const;
 
   bool has_chat_template() const;
   /// The template's source; empty when there is none.

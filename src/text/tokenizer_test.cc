@@ -316,6 +316,23 @@ TEST(Tokenizer, NamesAndFingerprint) {
   EXPECT_NE(Tokenizer::parse(file.dump()).fingerprint(), tokenizer.fingerprint());
 }
 
+TEST(Tokenizer, TheRulesHaveAFingerprintOfTheirOwn) {
+  const json file = small_tokenizer();
+  const json config = {{"chat_template", "{{ messages }}"}};
+  const Tokenizer tokenizer = Tokenizer::parse(file.dump(), config.dump());
+  json normalised = file;
+  normalised["normalizer"] = {{"type", "NFC"}};
+  json templated = config;
+  templated["chat_template"] = "{{ messages[0] }}";
+  EXPECT_EQ(Tokenizer::parse(file.dump(), config.dump()).rules_fingerprint(),
+            tokenizer.rules_fingerprint());
+  for (const Tokenizer& other : {Tokenizer::parse(normalised.dump(), config.dump()),
+                                 Tokenizer::parse(file.dump(), templated.dump())}) {
+    EXPECT_EQ(other.fingerprint(), tokenizer.fingerprint());
+    EXPECT_NE(other.rules_fingerprint(), tokenizer.rules_fingerprint());
+  }
+}
+
 TEST(Tokenizer, ManyThreads) {
   const Tokenizer tokenizer = Tokenizer::parse(small_tokenizer().dump());
   const std::string text = "the there her é <think> 12 the";
