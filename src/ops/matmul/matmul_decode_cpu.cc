@@ -20,12 +20,14 @@ constexpr int64_t kBytesPerPiece = 65536;
 // last is repeated, computed several times and stored once.
 void turn_tokens(const Gemm& g, int64_t tokens, float* turned) {
   for (int64_t t = 0; t < tokens; t += kLanes) {
-    const int64_t row = t < g.m ? t : g.m - 1;
     for (int64_t p = 0; p < g.k; p += kLanes) {
-      const Square<float> square =
-          load_square(g.a + row * g.a_row + p, g.a_row, g.m - row, g.k - p);
+      vf square[kLanes] = {};
+      for (int i = 0; i < kLanes && t + i < tokens; ++i) {
+        square[i] = vload_upto(g.a + (t + i < g.m ? t + i : g.m - 1) * g.a_row + p, g.k - p);
+      }
+      transpose_square(square);
       for (int q = 0; q < kLanes && p + q < g.k; ++q) {
-        vstore_upto(turned + (p + q) * tokens + t, column(square, q), tokens - t);
+        vstore_upto(turned + (p + q) * tokens + t, square[q], tokens - t);
       }
     }
   }
