@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/signals.h"
 
 namespace cambium {
 namespace {
@@ -259,6 +260,7 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 }
 
 void AtomicFile::flush() {
+  stop_point();
   if (const int error = write_all(fd_, buffer_.data(), buffer_.size())) {
     fail_errno("write", path_, error);
   }

@@ -1,5 +1,7 @@
 #include "cli/args.h"
 
+#include <fcntl.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
@@ -93,8 +95,8 @@ std::string help_with(const std::string& help, const std::vector<std::string>& c
 }
 
 int usage_error(const CLI::App& app, const std::string& message) {
-  fmt::print(stderr, "cambium: {}\nTry '{} --help'.\n", printable(message),
-             app.get_parent() == nullptr ? "cambium" : "cambium " + app.get_name());
+  say("cambium: {}\nTry '{} --help'.", message,
+      app.get_parent() == nullptr ? "cambium" : "cambium " + app.get_name());
   return 2;
 }
 
@@ -117,6 +119,16 @@ int left_over(const CLI::App& root, const CLI::App& used) {
     return usage_error(used, fmt::format("unexpected argument '{}'", word));
   }
   return usage_error(used, "unexpected arguments");
+}
+
+// Were one of them closed, the next file that is opened would get its number, and what is printed
+// would go into a checkpoint.
+void open_standard_streams() {
+  for (int fd = 0; fd <= 2; ++fd) {
+    if (::fcntl(fd, F_GETFD) < 0 && ::open("/dev/null", fd == 0 ? O_RDONLY : O_WRONLY) != fd) {
+      std::abort();
+    }
+  }
 }
 
 }  // namespace
@@ -171,6 +183,7 @@ void Args::flag(const std::string& name, const std::string& help, bool* target) 
 }
 
 int run_command_line(int argc, char** argv, const std::vector<Command>& commands) {
+  open_standard_streams();
   CLI::App root{
       "Cambium grafts fast token mixers onto a trained language model: score its layers, replace "
       "the attention of those that need it least, heal the hybrid by distillation, measure it and "
@@ -221,20 +234,21 @@ int run_command_line(int argc, char** argv, const std::vector<Command>& commands
         set_num_threads(static_cast<int>(threads));
       }
       Progress::silence(quiet);
-      return actions[i]();
+      const int status = actions[i]();
+      expect(std::fflush(stdout) == 0 && std::ferror(stdout) == 0,
+             "cannot write standard output: the disk is full, or nobody reads it");
+      return status;
     } catch (const std::bad_alloc&) {
       std::fflush(stdout);
-      fmt::print(stderr,
-                 "cambium: error: out of memory; `cambium inspect` says what a model takes\n");
+      say("cambium: error: out of memory; `cambium inspect` says what a model takes");
       return 1;
     } catch (const Interrupted& e) {
       std::fflush(stdout);
-      fmt::print(stderr, "cambium: {}\n", printable(e.what()));
+      say("cambium: {}", e.what());
       return 128 + e.signal();
     } catch (const std::exception& e) {
       std::fflush(stdout);
-      // What comes from files may hold what a terminal obeys.
-      fmt::print(stderr, "cambium: error: {}\n", printable(e.what()));
+      say("cambium: error: {}", e.what());
       return 1;
     }
   }

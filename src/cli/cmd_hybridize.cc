@@ -92,7 +92,8 @@ Action declare(Args& args) {
               &a->teacher);
   args.option("output,o", "run folder (out/NAME otherwise)", &a->output);
   args.option("set", "change a key of the plan: key=value, may be repeated", &a->set);
-  args.option("flops", "FLOP/s that training reaches, for the times of --dry-run", &a->flops);
+  args.option("flops", "FLOP/s that training reaches, for the times of --dry-run", &a->flops,
+              reals_above(0.0));
   args.flag("resume", "go on with a run that was stopped", &a->resume);
   args.flag("dry-run", "say what the plan would do, take and need; load nothing", &a->dry_run);
   return [a] { return run(*a); };

@@ -1,6 +1,8 @@
 #include <cstdio>
+#include <optional>
 
 #include "base/file.h"
+#include "base/progress.h"
 #include "base/signals.h"
 #include "cli/commands.h"
 #include "eval/problem_source.h"
@@ -99,6 +101,7 @@ int run(const TrainArgs& args) {
   config.folder = folder.string();
   config.resume = args.resume;
   config.run_folder = claim_training_folder(folder, args.resume, {"model", "tokenizer"});
+  std::optional<StopAnywhere> stop("the run has not begun");
   const std::filesystem::path tokenizer_dir =
       !args.model.empty() ? std::filesystem::path(args.model) : folder / "tokenizer";
   const Tokenizer tokenizer = !args.model.empty()
@@ -112,11 +115,11 @@ int run(const TrainArgs& args) {
           ? problem_source(tokenizer, problems, Split::kTrain, seed, job.learn_whole_every)
           : load_jsonl(job.data, tokenizer);
   Trainer trainer(*model.model, model.weights, config, *source);
-  fmt::print(stderr, "training {} parameters for {}; log in {}/log.jsonl\n",
-             model.model->parameter_count(),
-             config.tokens > 0 ? fmt::format("{} tokens", config.tokens)
-                               : fmt::format("{} steps", config.steps),
-             folder.string());
+  say("training {} parameters for {}; log in {}/log.jsonl", model.model->parameter_count(),
+      config.tokens > 0 ? fmt::format("{} tokens", config.tokens)
+                        : fmt::format("{} steps", config.steps),
+      folder.string());
+  stop.reset();  // from here on the trainer keeps what it has
   int64_t taken = 0;
   const TrainSummary summary = trainer.run(
       [&](const StepReport&) { return args.stop_after == 0 || ++taken < args.stop_after; });

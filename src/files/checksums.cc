@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/signals.h"
 
 namespace cambium {
 namespace {
@@ -147,6 +148,7 @@ void verify_checksum(const FileChecksums& checksums, const std::string& path,
                      std::span<const std::byte> bytes) {
   const auto found = checksums.find(fs::path(path).filename().string());
   if (found == checksums.end()) return;
+  stop_point();
   const FileChecksum& sum = found->second;
   expect(bytes.size() == sum.bytes,
          "{} has {} bytes, {} says {}: the file was cut short or changed; copy it again (or accept "

@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "base/float16.h"
+#include "base/progress.h"
 #include "base/text.h"
 #include "files/checksums.h"
 #include "files/golden.h"
@@ -147,10 +148,9 @@ void check_files(const std::filesystem::path& dir) {
                     std::filesystem::exists(dir / "provenance.json");
   const std::lock_guard lock(mutex);
   if (ours && noted.insert(dir.string()).second) {
-    fmt::print(stderr,
-               "note: {} has no checksums.json, though it was written by cambium: its files are "
-               "not checked; cambium verify {} --accept writes one\n",
-               dir.string(), dir.string());
+    say("note: {} has no checksums.json, though it was written by cambium: its files are not "
+        "checked; cambium verify {} --accept writes one",
+        dir.string(), dir.string());
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "base/signals.h"
 
 namespace cambium {
 namespace {
@@ -24,6 +25,7 @@ HeldOut::HeldOut(const DocumentSource& source, int64_t documents, int64_t max_to
   int64_t cut_away = 0;
   int64_t nearest = 0;  // place of the first token to learn, the smallest of those cut away
   for (int64_t i = first; i < end; ++i) {
+    stop_point();
     Document document = source.document(static_cast<uint64_t>(i));
     const auto size = std::min<size_t>(document.tokens.size(), static_cast<size_t>(max_tokens));
     const int64_t place = document.learn.empty()

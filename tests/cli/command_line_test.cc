@@ -87,6 +87,20 @@ TEST(CommandLine, ChoicesAndRangesAreCheckedBeforeAnythingIsRead) {
       {"generate x -p y --top-p 0", "expected a number above 0 to 1, got 0"},
       {"generate x -p y --min-p 2", "--min-p"},
       {"bench x --contexts 512,-1", "expected a whole number from 1, got -1"},
+      {"bench x --decode 9223372036854775807", "--decode"},
+      {"bench x --repeats 9223372036854775807", "--repeats"},
+      {"bench x --storage f16", "stored, f32, bf16"},
+      {"inspect x --context 9223372036854775807", "--context"},
+      {"eval x -n 9223372036854775807", "--count"},
+      {"generate x -p y -n 9223372036854775807", "--max-new-tokens"},
+      {"generate x -p y --top-k 9223372036854775807", "--top-k"},
+      {"convert x -o y --layers 9223372036854775807", "--layers"},
+      {"convert x -o y --layers 1 --mixer manba", "did you mean 'mamba'"},
+      {"convert x -o y --layers 1 --storage f16", "f32, bf16, stored"},
+      {"merge x y -o z --storage f16", "f32, bf16, got 'f16'"},
+      {"score x --method mmr --mixer manba", "did you mean 'mamba'"},
+      {"score x --metric accuracy --task gsm", "gsm8k, math500"},
+      {"hybridize x --flops 0", "--flops"},
   };
   for (const auto& row : rows) {
     const Outcome outcome = cambium(row.arguments);
@@ -95,12 +109,36 @@ TEST(CommandLine, ChoicesAndRangesAreCheckedBeforeAnythingIsRead) {
   }
 }
 
+// Standard output and error that are full or closed: what is lost there is said where it can be,
+// and nothing of it goes anywhere else.
+TEST(CommandLine, StreamsThatCannotBeWritten) {
+  const TestFolder folder;
+  const std::string generate = "generate " + teacher() + " -p Tom -n 2";
+  EXPECT_EQ(cambium(generate + " 2>/dev/full").status, 0);
+  EXPECT_EQ(cambium("zzz 2>/dev/full").status, 2);
+  EXPECT_EQ(cambium("inspect /nowhere 2>/dev/full").status, 1);
+  for (const std::string& command :
+       {generate, "inspect " + teacher(), std::string("data problems -n 3"),
+        std::string("data problems -n 1000000000")}) {
+    const Outcome full = cambium(command + " >/dev/full");
+    EXPECT_EQ(full.status, 1) << command;
+    EXPECT_THAT(full.text, HasSubstr("cannot write standard output")) << command;
+  }
+  const std::string prompts = folder.at("in.jsonl");
+  write_file_atomically(prompts, "{\"prompt\": \"Tom\"}\n");
+  const std::string batch =
+      "generate " + teacher() + " -n 2 -i " + prompts + " -o " + folder.at("out.jsonl");
+  EXPECT_EQ(cambium(batch + " >&- 2>&-").status, 0);
+  EXPECT_TRUE(read_text_file(folder.at("out.jsonl")).starts_with("{\"prompt\":\"Tom\""));
+}
+
 TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
   const struct {
     const char* arguments;
     const char* text;
   } rows[] = {
       {"eval x --task gsm8k", "--data"},
+      {"convert x -o y --layers 1 --count 3", "--count belongs to --scores"},
       {"eval x --data y", "--data belongs to"},
       {"eval x --task text --data y --chat", "--chat belongs to"},
       {"eval x --task svamp --data y --teacher z", "--teacher belongs to"},
@@ -253,6 +291,9 @@ TEST(CommandLine, ErrorsNameWhatIsWrong) {
       {"inspect " + folder.path(), "did you mean 'llama'"},
       {"verify " + fixture("llama") + " --reference /nowhere.safetensors", "/nowhere.safetensors"},
       {"inspect " + fixture("llama") + " --memory lots", "24GiB"},
+      {"inspect " + fixture("llama") + " --memory 1e300GiB", "24GiB"},
+      {"bench " + fixture("llama") + " --contexts 9223372036854775807", "context"},
+      {"inspect " + fixture("llama") + " --memory infGB", "24GiB"},
       {"generate " + fixture("llama") + " -p hello", "tokenizer.json"},
   };
   for (const auto& row : rows) {
