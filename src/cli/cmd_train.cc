@@ -55,13 +55,10 @@ void visit_fields(JobPlan& plan, FieldVisitor& visit) {
   });
 }
 
-// The tokenizer a plan asks for: a folder's, or one trained on the first problems. Leaves its files
-// in `folder` either way.
+// A tokenizer trained on the first problems; its files are in `folder` afterwards, and a resumed
+// run takes them from there.
 Tokenizer prepare_tokenizer(const TokenizerPlan& plan, const ProblemSpec& problems, uint64_t seed,
                             const std::filesystem::path& folder) {
-  if (!plan.path.empty()) {
-    return Tokenizer::load(plan.path);
-  }
   if (!std::filesystem::exists(folder / "tokenizer.json")) {
     std::vector<std::string> texts;
     for (int64_t i = 0; i < plan.samples; ++i) {
@@ -102,10 +99,15 @@ int run(const TrainArgs& args) {
   config.resume = args.resume;
   config.run_folder = claim_training_folder(folder, args.resume, {"model", "tokenizer"});
   std::optional<StopAnywhere> stop("the run has not begun");
+  // Of the model, of an existing folder, or trained here.
+  const std::string& given = !args.model.empty() ? args.model : job.tokenizer.path;
   const std::filesystem::path tokenizer_dir =
-      !args.model.empty() ? std::filesystem::path(args.model) : folder / "tokenizer";
-  const Tokenizer tokenizer = !args.model.empty()
-                                  ? Tokenizer::load(args.model)
+      given.empty() ? folder / "tokenizer" : std::filesystem::path(given);
+  if (!given.empty()) {
+    check_tokenizer_files(given);
+  }
+  const Tokenizer tokenizer = !given.empty()
+                                  ? Tokenizer::load(given)
                                   : prepare_tokenizer(job.tokenizer, problems, seed, tokenizer_dir);
   LoadedModel model = args.model.empty()
                           ? fresh_model(model_spec(shape, tokenizer), seed, shape.init_std)

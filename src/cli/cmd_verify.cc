@@ -20,6 +20,7 @@ struct VerifyArgs {
 };
 
 int run_tokenizer(const VerifyArgs& args) {
+  check_tokenizer_files(args.tokenizer);
   const TokenizerReport report = verify_tokenizer(
       args.tokenizer, args.reference.empty()
                           ? (std::filesystem::path(args.tokenizer) / "reference.json").string()

@@ -156,6 +156,10 @@ void check_files(const std::filesystem::path& dir) {
 
 }  // namespace
 
+void check_tokenizer_files(const std::filesystem::path& dir) {
+  verify_listed(dir.string(), kTokenizerFiles);
+}
+
 MatrixStorage parse_storage(const std::string& name) {
   constexpr std::pair<const char*, MatrixStorage> kNames[] = {{"f32", MatrixStorage::kF32},
                                                               {"bf16", MatrixStorage::kBF16},

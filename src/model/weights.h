@@ -70,6 +70,10 @@ struct LoadOptions {
 /// file stays mapped, and replacing it by another (as this program writes) does not change them.
 LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options = {});
 
+/// Compares the files of a tokenizer with the folder's checksums.json, where it lists them: for who
+/// reads the tokenizer of a checkpoint that load_model did not load.
+void check_tokenizer_files(const std::filesystem::path& dir);
+
 /// A model of `spec` with every parameter at its initial rule, drawn from `seed`. Output
 /// projections of mixers and feed-forwards (o_proj, out_proj, down) start smaller by sqrt(2
 /// layers), and matrices with standard deviation `std` (0 = the parameter's own rule).

@@ -251,6 +251,53 @@ TEST(CommandLine, AChangedFileOfACheckpointIsNamed) {
   }
 }
 
+// Commands that read one file of a checkpoint compare that one.
+TEST(CommandLine, AChangedFileIsNamedByWhoReadsOnlyIt) {
+  const TestFolder folder;
+  const std::string dir = folder.at("m");
+  std::filesystem::copy(teacher(), dir);
+  std::filesystem::remove(dir + "/model.safetensors");
+  EXPECT_EQ(cambium("inspect " + dir).status, 0);  // not read, not missed
+  const std::string reference = " --reference " + folder.at("reference.json");
+  write_file_atomically(folder.at("reference.json"), R"({"texts": ["a"], "ids": [[1]]})");
+  std::string config = read_text_file(dir + "/config.json");
+  const size_t at = config.find("32768");
+  ASSERT_NE(at, std::string::npos);
+  write_file_atomically(dir + "/config.json", config.replace(at, 5, "32769"));
+  for (const std::string& command :
+       {"inspect " + dir, "place " + dir + " --method uniform --count 2",
+        "bench --random-weights " + dir, "convert " + dir + " -o " + folder.at("h") + " --layers 1",
+        "hybridize '" + std::string(CAMBIUM_SOURCE_DIR) + "/plans/demo.toml' --dry-run -t " +
+            dir}) {
+    const Outcome outcome = cambium(command);
+    EXPECT_EQ(outcome.status, 1) << command << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr("config.json has checksum")) << command;
+  }
+  const std::string verify = "verify --tokenizer " + dir + reference;
+  EXPECT_THAT(cambium(verify).text, ::testing::Not(HasSubstr("checksum")));
+  const std::string train = "train '" + std::string(CAMBIUM_SOURCE_DIR) +
+                            "/plans/teacher.toml' -o " + folder.at("run") +
+                            " --set tokenizer.path='\"" + dir + "\"'";
+  write_file_atomically(dir + "/tokenizer_config.json", "{}");
+  for (const std::string& command : {verify, train}) {
+    const Outcome outcome = cambium(command);
+    EXPECT_EQ(outcome.status, 1) << command << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr("tokenizer_config.json has")) << command;
+  }
+}
+
+// A model trained with the tokenizer of another folder has it beside it.
+TEST(CommandLine, TrainingWithAGivenTokenizerKeepsIt) {
+  const TestFolder folder;
+  const Outcome outcome = cambium(
+      "train '" + std::string(CAMBIUM_SOURCE_DIR) + "/plans/teacher.toml' -o " + folder.at("run") +
+      " --set train.steps=1 --set train.sequence_length=640 --set model.layers=1"
+      " --set tokenizer.path='\"" +
+      teacher() + "\"'");
+  EXPECT_EQ(outcome.status, 0) << outcome.text;
+  EXPECT_EQ(cambium("generate " + folder.at("run/model") + " -p Tom -n 1").status, 0);
+}
+
 TEST(CommandLine, VerifyChecksAFolderAndAcceptsAChange) {
   const TestFolder folder;
   const std::string dir = folder.at("run/stage/m");
