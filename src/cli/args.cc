@@ -11,6 +11,7 @@
 
 #include "base/cpu.h"
 #include "base/error.h"
+#include "base/map_faults.h"
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "base/signals.h"
@@ -40,16 +41,13 @@ std::vector<std::string> option_names(const CLI::App& app) {
   return names;
 }
 
-// A word that is no number is left to the conversion, which has an error of its own.
+// The library's own conversion also reads nothing as 0, and hexadecimal past any range.
 CLI::Validator in_range(IntRange range) {
   return {[range](const std::string& word) -> std::string {
             int64_t value = 0;
             const char* const end = word.data() + word.size();
             const auto [at, error] = std::from_chars(word.data(), end, value);
-            const bool outside =
-                error == std::errc::result_out_of_range ||
-                (error == std::errc{} && at == end && (value < range.low || value > range.high));
-            if (!outside) {
+            if (error == std::errc{} && at == end && value >= range.low && value <= range.high) {
               return "";
             }
             return range.high == IntRange{}.high
@@ -62,11 +60,12 @@ CLI::Validator in_range(IntRange range) {
 
 CLI::Validator in_range(RealRange range) {
   return {[range](const std::string& word) -> std::string {
-            char* end = nullptr;
-            const double value = std::strtod(word.c_str(), &end);
-            if (end == word.c_str() || *end != '\0' ||
-                ((range.open_low ? value > range.low : value >= range.low) &&
-                 (range.open_high ? value < range.high : value <= range.high))) {
+            double value = 0.0;
+            const char* const end = word.data() + word.size();
+            const auto [at, error] = std::from_chars(word.data(), end, value);
+            if (error == std::errc{} && at == end &&
+                (range.open_low ? value > range.low : value >= range.low) &&
+                (range.open_high ? value < range.high : value <= range.high)) {
               return "";
             }
             return range.high == RealRange{}.high
@@ -184,6 +183,7 @@ void Args::flag(const std::string& name, const std::string& help, bool* target) 
 
 int run_command_line(int argc, char** argv, const std::vector<Command>& commands) {
   open_standard_streams();
+  explain_map_faults();
   CLI::App root{
       "Cambium grafts fast token mixers onto a trained language model: score its layers, replace "
       "the attention of those that need it least, heal the hybrid by distillation, measure it and "

@@ -34,6 +34,10 @@ void print_table(const RunSummary& run) {
 
 int run(const HybridizeArgs& args) {
   const HybridPlan plan = read_hybrid_plan(args.plan, args.teacher, args.set);
+  if (args.output.empty()) {
+    check_stage_name(plan.name, "the plan's name (or give --output)");
+  }
+  const std::string output = args.output.empty() ? "out/" + plan.name : args.output;
   if (args.dry_run) {
     const ModelSpec teacher = read_spec(plan.teacher);
     check_plan(plan, teacher);
@@ -50,11 +54,7 @@ int run(const HybridizeArgs& args) {
   }
   const StopSignals signals;
   PipelineOptions options;
-  options.folder = args.output;
-  if (args.output.empty()) {
-    check_stage_name(plan.name, "the plan's name (or give --output)");
-    options.folder = "out/" + plan.name;
-  }
+  options.folder = output;
   options.resume = args.resume;
   options.command = join(args.words, " ");
   const RunSummary run = run_pipeline(plan, options);

@@ -101,6 +101,9 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
 /// before its folder takes its name.
 void add_golden(const std::filesystem::path& dir, std::span<const int32_t> prompt = {});
 
+/// Error when a logit of the default golden prompt is not finite; `dir` names the model.
+void expect_numbers(Model& model, const std::filesystem::path& dir);
+
 /// Largest |difference| of the golden prompt's logits over their standard deviation; Error when the
 /// folder's golden prompt is more than `tolerance` away. 0 when there is none. Compares the first
 /// `tokens` tokens of the prompt, 0 = all: load_model takes a few, which cost one pass over the

@@ -1,6 +1,7 @@
 #include "train/held_out.h"
 
 #include <algorithm>
+#include <cmath>
 #include "base/checksum.h"
 
 #include "base/error.h"
@@ -105,6 +106,13 @@ void HeldOut::add_sums(Context& ctx, const PackedSequence& group, const Model& m
         std::span(group.labels).subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));
     const ArenaScope scope(*ctx.arena);
     sums.push_back(head_loss(ctx, inputs, {.cross_entropy = 1.0F}));
+    const LossSums& sum = sums.back();
+    const double seen = sum.cross_entropy + sum.reverse_kl + sum.forward_kl;
+    expect(
+        std::isfinite(seen),
+        "the loss of a held-out document is {}: the weights of a model are broken, or its numbers "
+        "overflow",
+        seen);
   }
 }
 

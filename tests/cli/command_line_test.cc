@@ -1,6 +1,7 @@
 // The program as its users run it: help, wrong usage, errors, and commands that need no training.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -186,7 +187,12 @@ TEST(CommandLine, OutputsAreOpenedBeforeTheWork) {
   const TestFolder folder;
   const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
   write_file_atomically(folder.at("in.jsonl"), "{\"prompt\": \"Tom\"}\n");
-  for (const std::string& output : {std::string("/none/x"), folder.path()}) {
+  std::filesystem::create_directory(folder.at("pipes"));
+  const std::string pipe = folder.at("pipes/pipe");
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0666), 0);
+  for (const std::string& output : {std::string("/none/x"), folder.path(), pipe}) {
+    EXPECT_EQ(cambium("data problems -n 1 -o " + output).status, 1);
+    EXPECT_EQ(cambium("score " + model + " -o " + output).status, 1);
     const Outcome eval = cambium("eval " + model + " -n 2000 -o " + output);
     EXPECT_EQ(eval.status, 1);
     EXPECT_THAT(eval.text, HasSubstr("cannot write " + output));
