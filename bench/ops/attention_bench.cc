@@ -8,6 +8,7 @@
 #include "base/cpu.h"
 #include "machine.h"
 #include "ops/attention/attention.h"
+#include "tensor/copy.h"
 
 namespace {
 
@@ -83,14 +84,17 @@ void train(double peak, const Shape& s) {
 }
 
 /// One call on `length` tokens of each sequence from position `first` on, over pages of 64.
-void cached(double limit, bool bytes, const Shape& s, int64_t first) {
+void cached(double limit, bool bytes, Dtype pages_type, const Shape& s, int64_t first) {
   constexpr int64_t kPage = 64;
   const int64_t tokens = s.segments * s.length;
   const int64_t per_segment = (first + s.length + kPage - 1) / kPage;
   const OwnedTensor q = filled({tokens, s.heads, s.dim}, false);
   const OwnedTensor k = filled({tokens, s.kv_heads, s.dim}, false);
-  const OwnedTensor keys = filled({s.segments * per_segment, kPage, s.kv_heads, s.dim}, false);
-  const OwnedTensor values = filled({s.segments * per_segment, kPage, s.kv_heads, s.dim}, false);
+  const OwnedTensor wide = filled({s.segments * per_segment, kPage, s.kv_heads, s.dim}, false);
+  const OwnedTensor keys(pages_type, std::span(wide.view.shape.data(), 4));
+  const OwnedTensor values(pages_type, std::span(wide.view.shape.data(), 4));
+  copy(keys.view, wide.view);
+  copy(values.view, wide.view);
   const auto start = starts(s.segments, s.length);
   const std::vector<int32_t> position(static_cast<size_t>(s.segments), static_cast<int32_t>(first));
   // Pages lie in no order.
@@ -108,10 +112,12 @@ void cached(double limit, bool bytes, const Shape& s, int64_t first) {
               {.scale = 1 / std::sqrt(static_cast<float>(s.dim)), .window = s.window}, &cache);
   });
   print_shape(s);
-  std::printf(" at %5ld %9.3f ms", static_cast<long>(first), seconds * 1e3);
+  std::printf(" %s at %5ld %9.3f ms", dtype_name(pages_type), static_cast<long>(first),
+              seconds * 1e3);
   const double seen = scores(first, s.length, s.window);
   if (bytes) {
-    const double read = seen / static_cast<double>(s.length) * 8e-9 *
+    const double read = seen / static_cast<double>(s.length) * 2e-9 *
+                        static_cast<double>(dtype_size(pages_type)) *
                         static_cast<double>(s.segments * s.kv_heads * s.dim);
     std::printf(" %6.1f GB/s (%3.0f%%)\n", read / seconds, 100 * read / seconds / limit);
   } else {
@@ -140,27 +146,31 @@ int main(int argc, char** argv) {
   }
   if (wanted("prefill")) {
     std::printf("prefill over pages (of peak)\n");
-    cached(peak, false, {1, 2048, 4, 2, 16, 0}, 0);
-    cached(peak, false, {1, 2048, 9, 3, 64, 0}, 0);
-    cached(peak, false, {1, 8192, 9, 3, 64, 0}, 0);
-    cached(peak, false, {1, 512, 9, 3, 64, 0}, 16384);
-    cached(peak, false, {1, 8192, 9, 3, 64, 1024}, 0);
-    cached(peak, false, {1, 512, 32, 8, 128, 0}, 4096);
+    for (const Dtype type : {Dtype::kBF16, Dtype::kF32}) {
+      cached(peak, false, type, {1, 2048, 4, 2, 16, 0}, 0);
+      cached(peak, false, type, {1, 2048, 9, 3, 64, 0}, 0);
+      cached(peak, false, type, {1, 8192, 9, 3, 64, 0}, 0);
+      cached(peak, false, type, {1, 512, 9, 3, 64, 0}, 16384);
+      cached(peak, false, type, {1, 8192, 9, 3, 64, 1024}, 0);
+      cached(peak, false, type, {1, 512, 32, 8, 128, 0}, 4096);
+    }
   }
   if (wanted("decode")) {
     const double stream = stream_gbs();
     std::printf("decode over pages (of %.1f GB/s read)\n", stream);
-    for (const Shape& s :
-         {Shape{1, 1, 4, 2, 16, 0}, Shape{1, 1, 9, 3, 64, 0}, Shape{1, 1, 32, 8, 128, 0}}) {
-      cached(stream, true, s, 300);
-      cached(stream, true, s, 4096);
-      cached(stream, true, s, 32768);
+    for (const Dtype type : {Dtype::kBF16, Dtype::kF32}) {
+      for (const Shape& s :
+           {Shape{1, 1, 4, 2, 16, 0}, Shape{1, 1, 9, 3, 64, 0}, Shape{1, 1, 32, 8, 128, 0}}) {
+        cached(stream, true, type, s, 300);
+        cached(stream, true, type, s, 4096);
+        cached(stream, true, type, s, 32768);
+      }
+      cached(stream, true, type, {32, 1, 4, 2, 16, 0}, 300);
+      cached(stream, true, type, {32, 1, 4, 2, 16, 0}, 8192);
+      cached(stream, true, type, {16, 1, 9, 3, 64, 0}, 4096);
+      cached(stream, true, type, {1, 4, 9, 3, 64, 0}, 16384);
+      cached(stream, true, type, {1, 1, 9, 3, 64, 1024}, 32768);
     }
-    cached(stream, true, {32, 1, 4, 2, 16, 0}, 300);
-    cached(stream, true, {32, 1, 4, 2, 16, 0}, 8192);
-    cached(stream, true, {16, 1, 9, 3, 64, 0}, 4096);
-    cached(stream, true, {1, 4, 9, 3, 64, 0}, 16384);
-    cached(stream, true, {1, 1, 9, 3, 64, 1024}, 32768);
   }
   return 0;
 }

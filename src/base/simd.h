@@ -73,22 +73,21 @@ static inline void vstore_upto(float* p, vf v, int64_t n) {
 static inline vf vset(float x) {
   return x - vf{};
 }
-/// Lanes of bfloat16 widened to float (exact).
-static inline vf vload_bf16(const uint16_t* p) {
+/// The same of bf16, widened to float (exact).
+static inline vf vload(const bf16* p) {
   vh h;
   std::memcpy(&h, p, sizeof h);
   const vu wide = __builtin_convertvector(h, vu) << 16;
   return reinterpret_cast<vf>(wide);
 }
-static inline vf vload_bf16_part(const uint16_t* p, int64_t n) {
+static inline vf vload_part(const bf16* p, int64_t n) {
   vh h = {};
-  std::memcpy(&h, p, static_cast<size_t>(n) * sizeof(uint16_t));
+  std::memcpy(&h, p, static_cast<size_t>(n) * sizeof(bf16));
   const vu wide = __builtin_convertvector(h, vu) << 16;
   return reinterpret_cast<vf>(wide);
 }
 static inline vf vload_upto(const bf16* p, int64_t n) {
-  const auto* bits = reinterpret_cast<const uint16_t*>(p);
-  return n >= kLanes ? vload_bf16(bits) : vload_bf16_part(bits, n);
+  return n >= kLanes ? vload(p) : vload_part(p, n);
 }
 /// Transposes a square of kLanes x kLanes floats in registers. Squares of 4 x 4 first, inside the
 /// 128-bit quarters of each vector, then the quarters among themselves.

@@ -13,6 +13,7 @@ void Batch::add(std::span<const int32_t> tokens, int64_t position, int64_t slot,
   const int64_t end = position + static_cast<int64_t>(tokens.size());
   lengths_.push_back(static_cast<int32_t>(length > 0 ? length : end));
   positions_end_ = std::max(positions_end_, end);
+  plans_->clear();
 }
 
 void Batch::clear() {
@@ -22,6 +23,7 @@ void Batch::clear() {
   slots_.clear();
   lengths_.clear();
   positions_end_ = 0;
+  plans_->clear();
 }
 
 }  // namespace cambium

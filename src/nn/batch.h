@@ -2,15 +2,17 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
+#include "ops/segment_plans.h"
 #include "ops/segments.h"
 
 namespace cambium {
 
-/// Tokens of one or more sequences in a row. It owns the lists that Segments points into and must
-/// outlive the tape of a forward call that uses it.
+/// Tokens of one or more sequences in a row. It owns the lists that Segments points into and what
+/// operations work out of them, and must outlive the tape of a forward call that uses it.
 class Batch {
  public:
   /// Adds a piece of a sequence whose first token stands at `position`; `slot` is the sequence's
@@ -22,7 +24,7 @@ class Batch {
 
   std::span<const int32_t> tokens() const { return tokens_; }
   int64_t size() const { return static_cast<int64_t>(tokens_.size()); }
-  Segments segments() const { return {starts_, positions_, slots_}; }
+  Segments segments() const { return {starts_, positions_, slots_, plans_.get()}; }
   /// (S) tokens of the sequence that each segment belongs to.
   std::span<const int32_t> lengths() const { return lengths_; }
   /// Row of the last token of segment s.
@@ -37,6 +39,7 @@ class Batch {
   std::vector<int32_t> slots_;
   std::vector<int32_t> lengths_;
   int64_t positions_end_ = 0;
+  std::unique_ptr<SegmentPlans> plans_ = std::make_unique<SegmentPlans>();
 };
 
 }  // namespace cambium

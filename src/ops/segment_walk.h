@@ -5,11 +5,14 @@
 
 namespace cambium {
 
+class SegmentPlans;
+
 struct SegmentWalk {
   int64_t count = 0;
   const int32_t* start = nullptr;     // (count + 1)
   const int32_t* position = nullptr;  // (count)
   const int32_t* slot = nullptr;      // (count); null: segment s has state row s
+  SegmentPlans* plans = nullptr;      // what was worked out of them (ops/segment_plans.h), or null
 
   constexpr int64_t begin(int64_t s) const { return start[s]; }
   constexpr int64_t length(int64_t s) const { return start[s + 1] - start[s]; }

@@ -19,6 +19,7 @@ struct Segments {
   std::span<const int32_t> start;     // (S + 1)
   std::span<const int32_t> position;  // (S)
   std::span<const int32_t> slot;      // (S), or empty when no state is kept
+  SegmentPlans* plans = nullptr;      // of these segments, for every call on them; or null
 
   int64_t count() const { return static_cast<int64_t>(position.size()); }
   int64_t tokens() const { return start.empty() ? 0 : start.back(); }
@@ -27,7 +28,7 @@ struct Segments {
     return start[i + 1] - start[i];
   }
   SegmentWalk walk() const {
-    return {count(), start.data(), position.data(), slot.empty() ? nullptr : slot.data()};
+    return {count(), start.data(), position.data(), slot.empty() ? nullptr : slot.data(), plans};
   }
 };
 

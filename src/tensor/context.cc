@@ -20,10 +20,4 @@ Tensor Context::result(Dtype dtype, std::span<const int64_t> shape, bool with_gr
   return t;
 }
 
-void require_cpu(const char* operation, const Tensor& t) {
-  expect(t.device.kind == Device::kCpu,
-         "[{}] this build has no {} kernel; move the model to the cpu", operation,
-         t.device.describe());
-}
-
 }  // namespace cambium

@@ -89,11 +89,6 @@ struct Context {
   T* scratch(int64_t count) const {
     return static_cast<T*>(arena->allocate(count * static_cast<int64_t>(sizeof(T))));
   }
-  /// Whether the naive definition must compute `t`.
-  bool use_reference(const Tensor& t) const { return reference || t.dtype == Dtype::kF64; }
 };
-
-/// Stops with a clear error where an operation has no kernel for the tensor's device.
-void require_cpu(const char* operation, const Tensor& t);
 
 }  // namespace cambium

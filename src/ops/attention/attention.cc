@@ -81,7 +81,8 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v, const
           .head_dim = q.dim(2),
           .value_dim = v.dim(2),
           .scale = config.scale,
-          .window = config.window};
+          .window = config.window,
+          .plans = segments.plans};
 }
 
 /// Pages as rows of tokens: (pages * page_size, Hkv, D).

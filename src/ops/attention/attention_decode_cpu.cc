@@ -104,7 +104,7 @@ void score(const Tile<T>& tile, int64_t begin, int64_t end, int64_t vectors, con
       const T* key = tile.keys[j0 + i];
       vf dots[N] = {};
       for (int64_t d = 0; d < vectors; ++d) {
-        const vf x = load(key + d * kLanes);
+        const vf x = vload(key + d * kLanes);
         for (int n = 0; n < N; ++n) {
           dots[n] += x * vload(queries[n].q + d * kLanes);
         }
@@ -161,7 +161,7 @@ void add_values(const Tile<T>& tile, int64_t begin, int64_t end, int64_t d, cons
     const T* value = tile.values[j] + d;
     vf x[V];
     for (int v = 0; v < V; ++v) {
-      x[v] = load(value + v * kLanes);
+      x[v] = vload(value + v * kLanes);
     }
     for (int n = 0; n < N; ++n) {
       const vf weight = vset(weights[n * kTile + j]);
@@ -193,6 +193,10 @@ void add_tile(const AttentionShape& shape, const Tile<T>& tile, int64_t begin, i
   for (; d < shape.value_dim; d += kLanes) {
     add_values<N, 1>(tile, begin, end, d, scores, shrink, queries);
   }
+}
+
+float* partials_of(const AttentionSplits& a, const AttentionSplit& split) {
+  return a.partials + split.partial * partial_size(a.in.shape);
 }
 
 /// The queries of one token and key-value head.
@@ -229,12 +233,14 @@ void add_token(const AttentionShape& shape, const Tile<T>& tile, int64_t positio
 }
 
 template <class T>
-void run_split(const Attention<float>& a, const AttentionSplit& split) {
+void run_split(const AttentionSplits& work, const AttentionSplit& split) {
   constexpr float kLog2E = 1.44269504088896341F;
+  const Attention<float>& a = work.in;
   const AttentionShape& shape = a.shape;
+  float* partials = partials_of(work, split);
   const int64_t tokens = shape.length(split.segment);
   for (int64_t query = 0; query < tokens * shape.heads; ++query) {
-    const Partial partial = partial_of(shape, split.partial, query);
+    const Partial partial = partial_of(shape, partials, query);
     const float* q = a.q.row(shape.start[split.segment] + query / shape.heads, query % shape.heads);
     copy_padded<float>(nullptr, 0, padded_dim(shape.value_dim), partial.y);
     copy_padded(q, shape.head_dim, padded_dim(shape.head_dim), partial.q);
@@ -256,7 +262,7 @@ void run_split(const Attention<float>& a, const AttentionSplit& split) {
       prefetch_heads(a, kv_head, next);
       find_heads(a, kv_head, tile, padded);
       for (int64_t t = 0; t < tokens; ++t) {
-        add_token(shape, tile, shape.first_position(split.segment) + t, split.partial,
+        add_token(shape, tile, shape.first_position(split.segment) + t, partials,
                   t * shape.heads + kv_head * shape.group());
       }
     }
@@ -269,7 +275,7 @@ void combine(const AttentionSplits& a, int64_t first, int64_t end) {
   for (int64_t query = 0; query < shape.length(segment) * shape.heads; ++query) {
     float largest = kMasked;
     for (int64_t i = first; i < end; ++i) {
-      const float x = *partial_of(shape, a.splits[i].partial, query).largest;
+      const float x = *partial_of(shape, partials_of(a, a.splits[i]), query).largest;
       largest = x > largest ? x : largest;
     }
     float* y = a.in.y.data + (shape.start[segment] * shape.heads + query) * shape.value_dim;
@@ -278,7 +284,7 @@ void combine(const AttentionSplits& a, int64_t first, int64_t end) {
       y[d] = 0.0F;
     }
     for (int64_t i = first; i < end; ++i) {
-      const Partial partial = partial_of(shape, a.splits[i].partial, query);
+      const Partial partial = partial_of(shape, partials_of(a, a.splits[i]), query);
       const float weight = vexp2(vset(*partial.largest - largest))[0];
       sum += weight * *partial.sum;
       for (int64_t d = 0; d < shape.value_dim; ++d) {
@@ -297,9 +303,9 @@ void attention_splits(const AttentionSplits& a) {
   parallel_for(a.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       if (a.in.narrow_k.defined()) {
-        run_split<bf16>(a.in, a.splits[i]);
+        run_split<bf16>(a, a.splits[i]);
       } else {
-        run_split<float>(a.in, a.splits[i]);
+        run_split<float>(a, a.splits[i]);
       }
     }
   });

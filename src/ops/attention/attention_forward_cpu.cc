@@ -146,8 +146,9 @@ void finish(const Attention<float>& a, State& state) {
   from_columns<false>(state.y, shape.value_dim, inverse, state.block.count, rows);
 }
 
-template <class T>
 void run_block(const Attention<float>& a, const AttentionBlock& piece) {
+  // Tiles are widened as they are loaded, so that one loop over them serves every type of pages.
+  const bool narrow = a.narrow_k.defined();
   const AttentionShape& shape = a.shape;
   alignas(64) float q[kRowsPerBlock * kMaxHeadDim];
   alignas(64) float y[kRowsPerBlock * kMaxHeadDim];
@@ -168,12 +169,21 @@ void run_block(const Attention<float>& a, const AttentionBlock& piece) {
   const int64_t hi = states[blocks - 1].block.last_position;
   // Tiles begin at multiples of kTile, so that sums do not depend on how a prompt was cut.
   for (tile.first = lo / kTile * kTile; tile.first <= hi; tile.first += kTile) {
-    load_tile<T>(a, piece.segment, piece.kv_head, lo, hi, tile);
+    if (narrow) {
+      load_tile<bf16>(a, piece.segment, piece.kv_head, lo, hi, tile);
+    } else {
+      load_tile<float>(a, piece.segment, piece.kv_head, lo, hi, tile);
+    }
     for (int64_t b = 0; b < blocks; ++b) {
       // A share of the next tile arrives while this block is computed.
       constexpr int64_t kShare = kTile / kBlocks;
       const int64_t next = tile.first + kTile + b * kShare;
-      prefetch_keys<T>(a, piece.segment, piece.kv_head, next, min64(next + kShare, hi + 1));
+      const int64_t end_next = min64(next + kShare, hi + 1);
+      if (narrow) {
+        prefetch_keys<bf16>(a, piece.segment, piece.kv_head, next, end_next);
+      } else {
+        prefetch_keys<float>(a, piece.segment, piece.kv_head, next, end_next);
+      }
       const QueryBlock& block = states[b].block;
       if (tile.first <= block.last_position &&
           tile.first + kTile > shape.reach(block.first_position)) {
@@ -192,11 +202,7 @@ void run_block(const Attention<float>& a, const AttentionBlock& piece) {
 void attention_blocks(const AttentionBlocks& a) {
   parallel_for(a.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      if (a.in.narrow_k.defined()) {
-        run_block<bf16>(a.in, a.blocks[i]);
-      } else {
-        run_block<float>(a.in, a.blocks[i]);
-      }
+      run_block(a.in, a.blocks[i]);
     }
   });
 }

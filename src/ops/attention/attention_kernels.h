@@ -6,6 +6,8 @@
 
 namespace cambium {
 
+class SegmentPlans;
+
 /// Which tokens see which. The keys of segment s stand at positions 0 .. last; without pages
 /// position 0 is the segment's own first token, and its key rows are the segment's rows.
 struct AttentionShape {
@@ -20,7 +22,8 @@ struct AttentionShape {
   int64_t head_dim;   // of q and k
   int64_t value_dim;  // of v
   float scale;
-  int64_t window;  // 0 = unbounded
+  int64_t window;                 // 0 = unbounded
+  SegmentPlans* plans = nullptr;  // of these segments (ops/segment_plans.h), or null
 
   int64_t group() const { return heads / kv_heads; }
   int64_t length(int64_t s) const { return start[s + 1] - start[s]; }

@@ -92,13 +92,6 @@ static inline vf sum_step(const vf* r) {
   }
 }
 
-static inline vf load(const float* p) {
-  return vload(p);
-}
-static inline vf load(const bf16* p) {
-  return vload_bf16(reinterpret_cast<const uint16_t*>(p));
-}
-
 /// Keys and values as they lie: those of the batch and fp32 pages, or bf16 pages.
 static inline const View<float>& keys_of(const Attention<float>& in, float /*type*/) {
   return in.k;
@@ -118,7 +111,7 @@ template <class T>
 static inline void copy_padded(const T* from, int64_t n, int64_t padded, float* to) {
   int64_t d = 0;
   for (; d + kLanes <= n; d += kLanes) {
-    vstore(to + d, load(from + d));
+    vstore(to + d, vload(from + d));
   }
   for (; d < n; ++d) {
     to[d] = widen(from[d]);

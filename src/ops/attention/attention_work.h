@@ -67,7 +67,7 @@ struct AttentionSplit {
   int32_t segment;
   int64_t first;
   int64_t last;
-  float* partial;  // (rows of all heads, partial_size)
+  int64_t partial;  // its rows of AttentionSplits::partials begin here: (tokens, H)
 };
 /// A query's share of a split: sums of values, the query itself, largest score, sum.
 inline int64_t partial_size(const AttentionShape& shape) {
@@ -78,6 +78,7 @@ struct AttentionSplits {
   Attention<float> in;
   const AttentionSplit* splits;  // those of a segment in a row, by position
   int64_t count;
+  float* partials;  // (rows, partial_size) scratch
 };
 
 CAMBIUM_CPU_KERNEL(attention_blocks, AttentionBlocks)

@@ -103,19 +103,6 @@ void multiply_tile(int rows, int vectors, const Tile& t) {
   vectors == 2 ? multiply_tile<2>(rows, t) : multiply_tile<1>(rows, t);
 }
 
-inline vf load(const float* p) {
-  return vload(p);
-}
-inline vf load(const uint16_t* p) {
-  return vload_bf16(p);
-}
-inline vf load_part(const float* p, int64_t n) {
-  return vload_part(p, n);
-}
-inline vf load_part(const uint16_t* p, int64_t n) {
-  return vload_bf16_part(p, n);
-}
-
 // panel (depth, columns rounded up to vectors) from b (depth, columns); zeros in the padding.
 template <class T>
 void pack_rows(const T* b, int64_t stride, int64_t depth, int64_t columns, float* panel) {
@@ -123,11 +110,11 @@ void pack_rows(const T* b, int64_t stride, int64_t depth, int64_t columns, float
   for (int64_t p = 0; p < depth; ++p) {
     const T* row = b + p * stride;
     for (int64_t j = 0; j < full; j += kLanes) {
-      vstore(panel, load(row + j));
+      vstore(panel, vload(row + j));
       panel += kLanes;
     }
     if (full < columns) {
-      vstore(panel, load_part(row + full, columns - full));
+      vstore(panel, vload_part(row + full, columns - full));
       panel += kLanes;
     }
   }
@@ -187,7 +174,7 @@ void multiply_piece(const Gemm& g, int64_t m0, int64_t m1, int64_t n0, int64_t n
   for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += kGemmDepth) {  // once even when k is 0
     const int64_t depth = g.k - k0 < kGemmDepth ? g.k - k0 : kGemmDepth;
     if (g.b_is_bf16) {
-      pack<uint16_t>(g, k0, depth, n0, columns, panel);
+      pack<bf16>(g, k0, depth, n0, columns, panel);
     } else {
       pack<float>(g, k0, depth, n0, columns, panel);
     }
@@ -214,29 +201,52 @@ void multiply_piece(const Gemm& g, int64_t m0, int64_t m1, int64_t n0, int64_t n
   }
 }
 
+// How the columns of one product are cut.
+struct Cut {
+  int64_t vectors, panels;
+};
+
 }  // namespace
 
-void gemm(const Gemm& g) {
-  if (g.m > 0 && g.m <= kFewRows && !g.b_rows_are_k && g.a_k == 1) {
-    return CAMBIUM_ISA::gemm_few_rows(g);
+void gemm(const Gemms& all) {
+  const Gemm& first = all.each[0];
+  if (first.m > 0 && first.m <= kFewRows && !first.b_rows_are_k && first.a_k == 1) {
+    return CAMBIUM_ISA::gemm_few_rows(all);
   }
   // Several pieces a thread, so that none waits long for the others: rows in chunks, and where they
   // are few, narrower panels.
-  const int64_t vectors = (g.n + kLanes - 1) / kLanes;
-  const int64_t widest = (vectors + kPanelVectors - 1) / kPanelVectors;
-  const int64_t pieces = g.threads == 1 ? 1 : 4 * g.threads;
-  const int64_t most = 1 + g.m / (g.b_rows_are_k ? kMinRowsToCopy : kMinRowsToTranspose);
-  const int64_t wanted = (pieces + widest - 1) / widest;
+  int64_t vectors = 0;
+  int64_t widest = 0;
+  Cut cut[kMaxProducts];
+  for (int64_t i = 0; i < all.count; ++i) {
+    cut[i].vectors = (all.each[i].n + kLanes - 1) / kLanes;
+    cut[i].panels = (cut[i].vectors + kPanelVectors - 1) / kPanelVectors;
+    vectors += cut[i].vectors;
+    widest += cut[i].panels;
+  }
+  const int64_t pieces = all.threads == 1 ? 1 : 4 * all.threads;
+  const int64_t most = 1 + first.m / (first.b_rows_are_k ? kMinRowsToCopy : kMinRowsToTranspose);
+  const int64_t wanted = widest == 0 ? 1 : (pieces + widest - 1) / widest;
   const int64_t chunks = wanted < most ? wanted : most;
   const int64_t narrow = pieces / (2 * chunks) < vectors ? pieces / (2 * chunks) : vectors;
-  const int64_t panels = narrow > widest ? narrow : widest;
+  int64_t panels = 0;
+  for (int64_t i = 0; i < all.count; ++i) {
+    const int64_t share = vectors == 0 ? 0 : narrow * cut[i].vectors / vectors;
+    cut[i].panels = share > cut[i].panels ? share : cut[i].panels;
+    panels += cut[i].panels;
+  }
   parallel_for(panels * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
-      const int64_t panel = piece / chunks;
+      int64_t panel = piece / chunks;
       const int64_t chunk = piece % chunks;
+      int64_t i = 0;
+      for (; panel >= cut[i].panels; ++i) {
+        panel -= cut[i].panels;
+      }
+      const Gemm& g = all.each[i];
       // Panels of even width: five vectors are 3 + 2, not 4 + 1.
-      const int64_t n0 = panel * vectors / panels * kLanes;
-      const int64_t n1 = (panel + 1) * vectors / panels * kLanes;
+      const int64_t n0 = panel * cut[i].vectors / cut[i].panels * kLanes;
+      const int64_t n1 = (panel + 1) * cut[i].vectors / cut[i].panels * kLanes;
       multiply_piece(g, chunk * g.m / chunks, (chunk + 1) * g.m / chunks, n0, n1 < g.n ? n1 : g.n);
     }
   });

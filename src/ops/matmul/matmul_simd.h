@@ -40,7 +40,7 @@ static inline Square<T> load_square(const T* corner, int64_t stride, int64_t row
 static inline vf column(const Square<float>& square, int q) {
   return square.pairs[q];
 }
-static inline vf column(const Square<uint16_t>& square, int q) {
+static inline vf column(const Square<bf16>& square, int q) {
   const vu pair = reinterpret_cast<vu>(square.pairs[q / 2]);
   return reinterpret_cast<vf>(q % 2 == 0 ? pair << 16 : pair & 0xffff0000U);
 }

@@ -1,26 +1,35 @@
 // How the scan is cut into work on the CPU.
 #include <algorithm>
+#include <variant>
+#include <vector>
 
 #include "base/parallel.h"
+#include "ops/segment_plans.h"
 #include "ops/selective_scan/scan_blocks.h"
 #include "tensor/arena.h"
 
 namespace cambium {
 namespace {
 
-// Sets first[s] to the number of chunks before segment s, where asked, and returns them all.
-int64_t count_chunks(const SelectiveScan<float>& a, int64_t* first) {
-  int64_t count = 0;
-  for (int64_t s = 0; s < a.segments.count; ++s) {
-    if (first != nullptr) {
-      first[s] = count;
+struct ChunkPlan {
+  using Key = std::monostate;
+  Key key;
+  std::vector<int64_t> first;  // (segments + 1): chunks before each segment, and all of them
+};
+
+std::shared_ptr<const ChunkPlan> chunk_plan(const SelectiveScan<float>& a) {
+  return plan_for<ChunkPlan>(a.segments.plans, {}, [&] {
+    ChunkPlan plan{{}, {0}};
+    for (int64_t s = 0; s < a.segments.count; ++s) {
+      plan.first.push_back(plan.first.back() +
+                           (a.segments.length(s) + kScanChunk - 1) / kScanChunk);
     }
-    count += (a.segments.length(s) + kScanChunk - 1) / kScanChunk;
-  }
-  return count;
+    return plan;
+  });
 }
 
-ScanKernel make_blocks(const SelectiveScan<float>& a, Arena& arena) {
+/// `first_chunk` is read where states are kept.
+ScanKernel make_blocks(const SelectiveScan<float>& a, const int64_t* first_chunk, Arena& arena) {
   auto* start = arena.empty(Dtype::kI64, {a.channels + 1}).ptr<int64_t>();
   int64_t blocks = 0;
   scan_blocks({a.channels, a.b_groups, a.c_groups, start, &blocks});
@@ -29,13 +38,8 @@ ScanKernel make_blocks(const SelectiveScan<float>& a, Arena& arena) {
   const int64_t work = a.segments.tokens() * a.channels * a.states;
   const int64_t pieces =
       std::min({blocks, 1 + work / kLeastWork, std::max<int64_t>(4 * num_threads(), 16)});
-  int64_t* first = nullptr;
-  if (a.kept != nullptr) {
-    first = arena.empty(Dtype::kI64, {a.segments.count}).ptr<int64_t>();
-    count_chunks(a, first);
-  }
   return {.op = a,
-          .first_chunk = first,
+          .first_chunk = first_chunk,
           .chunk_states = static_cast<float*>(a.kept),
           .block_start = start,
           .blocks = blocks,
@@ -49,15 +53,17 @@ ScanKernel make_blocks(const SelectiveScan<float>& a, Arena& arena) {
 
 // The states at chunk starts, the first included, are all that backward needs.
 int64_t selective_scan_forward::cpu_keeps(const SelectiveScan<float>& a) {
-  return count_chunks(a, nullptr) * a.states * a.channels * static_cast<int64_t>(sizeof(float));
+  return chunk_plan(a)->first.back() * a.states * a.channels * static_cast<int64_t>(sizeof(float));
 }
 
 void selective_scan_forward::cpu(const SelectiveScan<float>& a, Arena& arena) {
-  scan_blocks_forward(make_blocks(a, arena));
+  const auto plan = a.kept == nullptr ? nullptr : chunk_plan(a);
+  scan_blocks_forward(make_blocks(a, plan == nullptr ? nullptr : plan->first.data(), arena));
 }
 
 void selective_scan_backward::cpu(const SelectiveScan<float>& a, Arena& arena) {
-  ScanKernel kernel = make_blocks(a, arena);
+  const auto plan = chunk_plan(a);
+  ScanKernel kernel = make_blocks(a, plan->first.data(), arena);
   const auto parts = [&](const View<float>& input) {
     return input.grad == nullptr ? nullptr
                                  : arena
