@@ -62,7 +62,7 @@ TEST(Runs, WhatSomebodyElseWroteStays) {
     write_file_atomically(precious, "precious");
     const Outcome outcome = cambium(row.command);
     EXPECT_EQ(outcome.status, 1) << row.command << "\n" << outcome.text;
-    EXPECT_THAT(outcome.text, HasSubstr(row.name)) << row.command;
+    EXPECT_THAT(outcome.text, HasSubstr(folder.at("run"))) << row.command;
     EXPECT_EQ(read_text_file(precious), "precious") << row.command;
   }
   // A file where the folder would be.
