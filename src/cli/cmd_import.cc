@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "base/progress.h"
+#include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "model/gguf/gguf_import.h"
@@ -16,6 +17,7 @@ struct ImportArgs {
 };
 
 int run(const ImportArgs& args) {
+  const StopAnywhere stop("nothing is written");
   GgufImportOptions options;
   options.float32 = args.float32;
   options.replace = args.replace;
@@ -35,6 +37,10 @@ int run(const ImportArgs& args) {
               human_bytes(summary.bytes).c_str(), args.folder.c_str());
   for (const std::string& note : summary.notes) {
     std::printf("note: %s\n", note.c_str());
+  }
+  std::fflush(stdout);
+  for (const std::string& warning : summary.warnings) {
+    std::fprintf(stderr, "warning: %s\n", warning.c_str());
   }
   return 0;
 }

@@ -10,8 +10,10 @@
 namespace cambium {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
 
 constexpr const char* kStages = "[[stage]]\nlayers = 1\n[[stage]]\nname = \"all\"\nlayers = 3\n";
 
@@ -254,6 +256,27 @@ distill = {train = "mixers"}
   EXPECT_THAT(text, HasSubstr("3.1K parameters trained"));
   EXPECT_THAT(text, HasSubstr(fmt::format("{:.3g} FLOP",
                                           100.0 * (6 * 8208 + 2 * 4 * 768 + 3200 * (4 + 2 * 1)))));
+}
+
+TEST(HybridPlan, AChatTemplateThatWillBeAskedThroughIsTriedFirst) {
+  const TestFolder folder;
+  const std::string tokenizer = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher/tokenizer.json";
+  std::filesystem::copy_file(tokenizer, folder.at("tokenizer.json"));
+  const auto check = [&](const std::string& ask, const std::string& source) {
+    write_file_atomically(folder.at("chat_template.jinja"), source);
+    HybridPlan plan = read("[evaluate]\nask = \"" + ask + "\"\n[[stage]]\nlayers = 1\n", {}, "t");
+    plan.teacher = folder.path();
+    check_plan_inputs(plan);
+  };
+  check("template", "{{ messages[0].content }}");
+  EXPECT_THAT([&] { check("template", "{% for %}"); },
+              ThrowsMessage<Error>(AllOf(HasSubstr("[evaluate] ask: " + folder.path()),
+                                         HasSubstr("the chat template cannot be used"),
+                                         HasSubstr("ask = \"plain\" does without it"))));
+  check("plain", "{% for %}");
+  check("auto", "{% for %}");  // generated problems are asked plainly
+  EXPECT_THAT([&] { check("auto\"\ntask = \"gsm8k\"\ntask_path = \"none.jsonl", "{% for %}"); },
+              ThrowsMessage<Error>(HasSubstr("the chat template cannot be used")));
 }
 
 TEST(HybridPlan, NamesOfStagesAreNamesOfFolders) {

@@ -38,8 +38,9 @@ struct GgufImportOptions {
 struct GgufImportSummary {
   std::int64_t layers = 0;
   std::int64_t parameters = 0;
-  std::uint64_t bytes = 0;         ///< of tensors written
-  std::vector<std::string> notes;  ///< what the user should know, one sentence each
+  std::uint64_t bytes = 0;            ///< of tensors written
+  std::vector<std::string> notes;     ///< what the user should know, one sentence each
+  std::vector<std::string> warnings;  ///< likewise, of what the folder cannot do
 };
 
 /// Writes `folder`, whole or not at all.
