@@ -122,14 +122,14 @@ AccuracyConfig RunData::answers(const EvaluationPlan& plan) const {
   return config;
 }
 
-ModelSummary summarise_spec(const std::string& name, Model& model) {
+ModelSummary summarise_spec(const std::string& name, Model& model, const ModelSpec* teacher) {
   ModelSummary s;
   s.name = name;
   s.map = layer_map(model.spec());
   for (const LayerSpec& layer : model.spec().layers) {
     ++s.mixers[layer_kind(layer)];
   }
-  s.converted = converted_layers(model.spec());
+  s.converted = static_cast<int64_t>(converted_layers(model.spec(), teacher).size());
   s.parameters = model.parameter_count();
   const CachePlan cache(model, {});
   s.cache_bytes_per_token = cache.lasting_bytes_per_token();

@@ -59,8 +59,10 @@ class RunData {
   Task task_, retrieval_, selection_task_;
 };
 
-/// Name, layers, parameters, cache: what the spec alone says.
-ModelSummary summarise_spec(const std::string& name, Model& model);
+/// Name, layers, parameters, cache: what the spec alone says. Converted layers are those that
+/// differ from the teacher's; without a teacher, those without attention.
+ModelSummary summarise_spec(const std::string& name, Model& model,
+                            const ModelSpec* teacher = nullptr);
 
 /// Fills in accuracy, retrieval, and the held-out numbers against `teacher` (which may be the model
 /// itself).

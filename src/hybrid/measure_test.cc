@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/progress.h"
 #include "base/test_folder.h"
+#include "hybrid/placement.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -182,6 +183,21 @@ TEST_F(MeasureTest, SpecSaysLayersParametersAndCache) {
   constexpr int64_t kToken = (8 + 8) * 4;
   EXPECT_EQ(summary.cache_bytes_per_token, 2 * kToken);
   EXPECT_EQ(summary.state_bytes_per_sequence, 12 * kToken + (16 * 4 + 16 * 3) * 4);
+}
+
+TEST_F(MeasureTest, LayersThatTheTeacherHadAreNotConverted) {
+  const UnitSpec attention = testing::attention_mixer();
+  const UnitSpec mamba = {
+      "mamba",
+      {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
+  LoadedModel teacher = byte_model({mamba, attention, mamba, attention}, 1);
+  LoadedModel hybrid = byte_model({mamba, mamba, mamba, attention}, 1);
+  const ModelSpec& taught = teacher.model->spec();
+  EXPECT_EQ(summarise_spec("teacher", *teacher.model, &taught).converted, 0);
+  EXPECT_EQ(summarise_spec("hybrid", *hybrid.model, &taught).converted, 1);
+  EXPECT_EQ(converted_layers(hybrid.model->spec(), &taught), (std::vector<int64_t>{1}));
+  EXPECT_EQ(layers_to_convert(hybrid.model->spec(), 0.5, &taught), 1);
+  EXPECT_EQ(layers_to_convert(hybrid.model->spec(), 0.5), 0);
 }
 
 TEST_F(MeasureTest, QualityAgainstItselfAndAgainstAnother) {

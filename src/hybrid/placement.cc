@@ -30,11 +30,12 @@ std::vector<int64_t> place_uniform(const ModelSpec& spec, int64_t count) {
   return chosen;
 }
 
-int64_t layers_to_convert(const ModelSpec& spec, double fraction) {
+int64_t layers_to_convert(const ModelSpec& spec, double fraction, const ModelSpec* teacher) {
   expect(fraction >= 0.0 && fraction <= 1.0, "expected a fraction from 0 to 1, got {}", fraction);
   const auto target =
       static_cast<int64_t>(std::lround(fraction * static_cast<double>(spec.layers.size())));
-  return std::max<int64_t>(0, target - converted_layers(spec));
+  return std::max<int64_t>(0,
+                           target - static_cast<int64_t>(converted_layers(spec, teacher).size()));
 }
 
 int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token) {

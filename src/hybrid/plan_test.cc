@@ -256,6 +256,33 @@ distill = {train = "mixers"}
                                           100.0 * (6 * 8208 + 2 * 4 * 768 + 3200 * (4 + 2 * 1)))));
 }
 
+TEST(HybridPlan, ATeacherMayHaveMixersOfItsOwn) {
+  // Mamba of 16 channels in layers 0 and 2; a stage converts one of the two attentions.
+  const UnitSpec mamba = {
+      "mamba",
+      {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
+  const UnitSpec attention = testing::attention_mixer();
+  const ModelSpec teacher = testing::tiny_spec({mamba, attention, mamba, attention});
+  const HybridPlan plan = read(R"(
+[graft]
+mixer = "sliding_window"
+[distill]
+steps = 1
+sequence_length = 100
+train = "converted"
+[[stage]]
+layers = 1
+place = "mmr"
+[mmr]
+steps = 10
+)",
+                               {}, "t");
+  const std::string text = describe_plan(plan, teacher, 1e9);
+  EXPECT_THAT(text, HasSubstr("mmr: 2 probes of 10 steps"));
+  // The new window alone: q, k, v and o.
+  EXPECT_THAT(text, HasSubstr("768 parameters trained"));
+}
+
 TEST(HybridPlan, NamesOfStagesAreNamesOfFolders) {
   const auto named = [](const std::string& toml_string) {
     return error_of("[[stage]]\nname = " + toml_string + "\nlayers = 1\n");
