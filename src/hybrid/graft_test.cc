@@ -420,8 +420,11 @@ TEST(Placement, LowestUniformAndBudgets) {
   EXPECT_EQ(place_uniform(spec, 3), (std::vector<int64_t>{1, 3, 5}));
   EXPECT_EQ(layers_to_convert(spec, 0.5), 3);
   // 2 kv heads x (8 + 8) values x 4 bytes = 128 bytes a token and layer.
-  EXPECT_EQ(layers_for_cache_budget(spec, 6 * 128), 0);
-  EXPECT_EQ(layers_for_cache_budget(spec, 300), 4);
+  EXPECT_EQ(layers_for_cache_budget(spec, 6 * 128, Dtype::kF32), 0);
+  EXPECT_EQ(layers_for_cache_budget(spec, 300, Dtype::kF32), 4);
+  // As served, in bf16: 64.
+  EXPECT_EQ(layers_for_cache_budget(spec, 6 * 64), 0);
+  EXPECT_EQ(layers_for_cache_budget(spec, 300), 2);
 }
 
 TEST(Importance, ResumesPerLayerAndRefusesOtherRuns) {

@@ -122,7 +122,16 @@ AccuracyConfig RunData::answers(const EvaluationPlan& plan) const {
   return config;
 }
 
-ModelSummary summarise_spec(const std::string& name, Model& model, const ModelSpec* teacher) {
+void summarise_cache(ModelSummary& summary, const Model& model, Dtype values) {
+  CacheConfig config;
+  config.values = values;
+  const CachePlan cache(model, config);
+  summary.cache_bytes_per_token = cache.lasting_bytes_per_token();
+  summary.state_bytes_per_sequence = cache.fixed_bytes();
+}
+
+ModelSummary summarise_spec(const std::string& name, Model& model, const ModelSpec* teacher,
+                            Dtype values) {
   ModelSummary s;
   s.name = name;
   s.map = layer_map(model.spec());
@@ -131,9 +140,7 @@ ModelSummary summarise_spec(const std::string& name, Model& model, const ModelSp
   }
   s.converted = static_cast<int64_t>(converted_layers(model.spec(), teacher).size());
   s.parameters = model.parameter_count();
-  const CachePlan cache(model, {});
-  s.cache_bytes_per_token = cache.lasting_bytes_per_token();
-  s.state_bytes_per_sequence = cache.fixed_bytes();
+  summarise_cache(s, model, values);
   return s;
 }
 

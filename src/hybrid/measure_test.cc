@@ -171,7 +171,7 @@ TEST_F(MeasureTest, SpecSaysLayersParametersAndCache) {
       {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
   const UnitSpec attention = testing::attention_mixer();
   LoadedModel model = byte_model({attention, window, attention, mamba}, 1);
-  const ModelSummary summary = summarise_spec("hybrid", *model.model);
+  ModelSummary summary = summarise_spec("hybrid", *model.model, nullptr, Dtype::kF32);
   EXPECT_EQ(summary.name, "hybrid");
   EXPECT_EQ(summary.map, "AWAM");
   EXPECT_EQ(summary.mixers, (std::map<std::string, int64_t>{
@@ -183,6 +183,10 @@ TEST_F(MeasureTest, SpecSaysLayersParametersAndCache) {
   constexpr int64_t kToken = (8 + 8) * 4;
   EXPECT_EQ(summary.cache_bytes_per_token, 2 * kToken);
   EXPECT_EQ(summary.state_bytes_per_sequence, 12 * kToken + (16 * 4 + 16 * 3) * 4);
+  // As served: keys and values in bf16, states in fp32.
+  summarise_cache(summary, *model.model);
+  EXPECT_EQ(summary.cache_bytes_per_token, 2 * kToken / 2);
+  EXPECT_EQ(summary.state_bytes_per_sequence, 12 * kToken / 2 + (16 * 4 + 16 * 3) * 4);
 }
 
 TEST_F(MeasureTest, LayersThatTheTeacherHadAreNotConverted) {

@@ -209,7 +209,9 @@ void Pipeline::check_inputs() const {
 ModelSummary Pipeline::teacher_summary() {
   const fs::path path = options_.folder / "teacher.json";
   if (fs::exists(path)) {
-    return read_result(path);
+    ModelSummary kept = read_result(path);
+    summarise_cache(kept, *teacher_.model);  // counted as it is served today
+    return kept;
   }
   ModelSummary s = summarise_spec("teacher", *teacher_.model, &teacher_.model->spec());
   s.dir = plan_.teacher.string();
@@ -347,6 +349,7 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
     ModelSummary s;
     if (fs::exists(attempt_folder / "result.json")) {
       s = read_result(attempt_folder / "result.json");
+      summarise_cache(s, *student.model);
     } else {
       s = measure_attempt(stage, *student.model, attempt, at);
       if (attempt == 1 || better(s, best)) {
@@ -385,6 +388,7 @@ ModelSummary Pipeline::finished_stage(const StagePlan& stage) {
   ModelSummary done = read_result(folder / "result.json");
   verify_stage_files(folder);
   verify_model(folder / "model", done.checksums);
+  summarise_cache(done, Model(read_spec(folder / "model")));
   const std::string path = (folder / "placement.json").string();
   const auto root = parse_json<nlohmann::json>(read_sealed(path), path);
   const JsonFields placed(root, path);

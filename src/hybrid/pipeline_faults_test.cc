@@ -75,7 +75,13 @@ TEST(PipelinePromises, WhatShipsIsWhatTheGateMeasuredAndWhatTheNextStageStartsFr
   const std::vector<float> weights = weights_in(folder.at("run/stages/b/model"));
   fs::remove_all(folder.at("run/stages/b"));
   fs::remove(folder.at("run/summary.json"));
+  // A result of the time when keys and values were served in fp32 is counted anew.
+  RunSummary old;
+  old.models = {result_in(folder.at("run/teacher.json"))};
+  old.models[0].cache_bytes_per_token *= 2;
+  write_sealed(folder.at("run/teacher.json"), summary_json(old));
   const RunSummary resumed = run(folder.path(), "run", true);
+  EXPECT_EQ(resumed.models[0].cache_bytes_per_token, whole.models[0].cache_bytes_per_token);
   EXPECT_EQ(resumed.models[2].reverse_kl, whole.models[2].reverse_kl);
   EXPECT_EQ(weights_in(folder.at("run/stages/b/model")), weights);
 }

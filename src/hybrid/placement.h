@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "hybrid/measure.h"
+#include "serve/cache_plan.h"
 
 namespace cambium {
 
@@ -20,9 +21,10 @@ std::vector<int64_t> place_uniform(const ModelSpec& spec, int64_t count);
 int64_t layers_to_convert(const ModelSpec& spec, double fraction,
                           const ModelSpec* teacher = nullptr);
 
-/// How many of the attention layers must go until the cache takes at most this many bytes a token
-/// for as long as a sequence lives.
-int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token);
+/// How many of the attention layers must go until the cache, its keys and values kept as `values`,
+/// takes at most this many bytes a token for as long as a sequence lives.
+int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token,
+                                Dtype values = CacheConfig{}.values);
 
 /// The `count` lowest of a file of `cambium score`. Error when it is unfinished, or its scores are
 /// of a model with other layers than `spec`.
