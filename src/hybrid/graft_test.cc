@@ -8,6 +8,7 @@
 
 #include "base/random.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "hybrid/grafts/graft_table.h"
 #include "hybrid/placement.h"
 
@@ -398,12 +399,9 @@ TEST(Graft, WrongRequestsAreNamed) {
       {{2}, {.mixer = "sliding_window", .window = -5}, "expected window and state of at least 0"},
   };
   for (const Wrong& wrong : wrongs) {
-    try {
-      convert(*hybrid.model, *teacher.model, wrong.layers, wrong.options, 7);
-      ADD_FAILURE() << wrong.message;
-    } catch (const Error& e) {
-      EXPECT_NE(std::string(e.what()).find(wrong.message), std::string::npos) << e.what();
-    }
+    const std::string message = testing::error_of(
+        [&] { convert(*hybrid.model, *teacher.model, wrong.layers, wrong.options, 7); });
+    EXPECT_NE(message.find(wrong.message), std::string::npos) << message;
   }
 }
 

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/progress.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "hybrid/placement.h"
 #include "train/testing.h"
 
@@ -141,12 +142,9 @@ TEST_F(MeasureTest, WhatChoosesIsNeverReported) {
   disjoint(shared.task(), shared.selection_problems(9));
   // One document cannot do both.
   write_file_atomically(plan.data.valid, "{\"text\": \"alone\"}\n");
-  try {
-    const RunData alone(plan, byte_tokenizer());
-    ADD_FAILURE() << "let through";
-  } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("expected at least 2 documents"));
-  }
+  const std::string message =
+      testing::error_of([&] { const RunData alone(plan, byte_tokenizer()); });
+  EXPECT_THAT(message, HasSubstr("expected at least 2 documents"));
 }
 
 TEST_F(MeasureTest, BenchmarksAreAskedThroughTheChatTemplate) {
@@ -251,12 +249,10 @@ TEST_F(MeasureTest, DamageByAccuracyNeedsProblems) {
   plan.evaluate.problems = 0;
   const RunData data(plan, byte_tokenizer());
   LoadedModel model = attention_model(1);
-  try {
+  const std::string message = testing::error_of([&] {
     damage(*model.model, *model.model, data, data.held_out(), "accuracy", plan.evaluate);
-    ADD_FAILURE() << "let through";
-  } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("metric accuracy"));
-  }
+  });
+  EXPECT_THAT(message, HasSubstr("metric accuracy"));
   // Nothing is asked, and the held-out numbers are there all the same.
   ModelSummary summary;
   measure_quality(summary, *model.model, *model.model, data, plan.evaluate);

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -23,12 +24,7 @@ HybridPlan read(const std::string& text, const std::vector<std::string>& set = {
 }
 
 std::string error_of(const std::string& text, const std::vector<std::string>& set = {}) {
-  try {
-    check_plan(read(text, set, "t"), testing::tiny_attention(4));
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return testing::message_of([&] { check_plan(read(text, set, "t"), testing::tiny_attention(4)); });
 }
 
 const TrainConfig& config(const StagePlan& stage, const char* phase) {

@@ -2,6 +2,7 @@
 // pieces against the whole, parameters, sizes that must be refused.
 #include <gtest/gtest.h>
 
+#include "base/testing.h"
 #include "nn/testing.h"
 
 namespace cambium {
@@ -365,12 +366,7 @@ TEST(Units, WhatIsOnlyDeclaredStartsAsItsLikeDoes) {
 }
 
 std::string error_of(const UnitSpec& spec, int64_t width = kWidth) {
-  try {
-    Layer({{{.units = {spec}}}}, width);
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
+  return testing::message_of([&] { Layer({{{.units = {spec}}}}, width); });
 }
 
 // Counts that would wrap when they are multiplied are refused by the name of their key.

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "base/testing.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -152,14 +153,12 @@ TEST(ChatSpans, LongConversationsAreRenderedAsAWhole) {
 }
 
 TEST(ChatSpans, TurnsThatAreNotWrittenAreAnError) {
-  try {
+  const std::string message = testing::error_of([&] {
     render_chat(byte_tokenizer("{% for m in messages %}{% if m.role == 'user' or loop.last %}"
                                "{{ m.content }}{% endif %}{% endfor %}"),
                 {turns({{"user", "q"}, {"assistant", "4"}, {"user", "r"}}), "", ""});
-    ADD_FAILURE();
-  } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("writes turn 2 differently"));
-  }
+  });
+  EXPECT_THAT(message, HasSubstr("writes turn 2 differently"));
 }
 
 }  // namespace

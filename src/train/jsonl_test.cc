@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "train/dataset.h"
 #include "train/testing.h"
 
@@ -103,12 +104,7 @@ TEST(Jsonl, FingerprintNamesContentTokenizerAndWhatIsLearned) {
 }
 
 std::string error_of(const std::string& path, const Tokenizer& tokenizer) {
-  try {
-    load_jsonl(path, tokenizer);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return testing::message_of([&] { load_jsonl(path, tokenizer); });
 }
 
 TEST(JsonlErrors, NameTheFileTheLineAndWhatIsWrong) {

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -21,16 +22,6 @@ class TrainerTest : public ::testing::Test {
   void SetUp() override { Progress::silence(true); }
   void TearDown() override { Progress::silence(false); }
 };
-
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST_F(TrainerTest, LearnsToCopy) {
   LoadedModel model = fresh_model(tiny_attention(2), 1);
@@ -234,7 +225,7 @@ TEST_F(TrainerTest, NamesStepLayerAndLastCheckpointOfNumbersThatAreNotFinite) {
         std::fill_n(p.tensor.ptr<float>(), p.numel(), c.value);
       }
     });
-    const std::string error = error_of([&] { trainer.step(); });
+    const std::string error = testing::message_of([&] { trainer.step(); });
     EXPECT_THAT(error, HasSubstr("step 2"));
     EXPECT_THAT(error, HasSubstr(c.expected));
     EXPECT_THAT(error, HasSubstr("checkpoints/step-000002"));
@@ -247,7 +238,7 @@ TEST_F(TrainerTest, StopsWhenTheLossDiverges) {
   TrainConfig config = tiny_config(60);
   config.divergence = {.factor = 0.01, .window = 10, .patience = 3};
   Trainer trainer(*model.model, model.weights, config, *data);
-  EXPECT_THAT(error_of([&] { trainer.run(); }), HasSubstr("running median"));
+  EXPECT_THAT(testing::message_of([&] { trainer.run(); }), HasSubstr("running median"));
   EXPECT_EQ(trainer.next_step(), 12);
 }
 
@@ -276,7 +267,7 @@ TEST_F(TrainerTest, RefusesImpossibleSettings) {
            {"learning rate", [](TrainConfig& x) { x.schedule.peak = 0.0; }, false}}) {
     TrainConfig config = tiny_config(5);
     c.change(config);
-    EXPECT_THAT(error_of([&] {
+    EXPECT_THAT(testing::message_of([&] {
                   Trainer(*model.model, model.weights, config, *data,
                           c.with_teacher ? teacher.model.get() : nullptr);
                 }),

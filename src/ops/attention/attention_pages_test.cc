@@ -4,6 +4,7 @@
 
 #include "base/float16.h"
 #include "base/parallel.h"
+#include "base/testing.h"
 #include "ops/attention/attention.h"
 #include "ops/testing.h"
 
@@ -290,12 +291,9 @@ TEST(AttentionPagesErrors, NameTheSegmentAndThePage) {
                            const std::vector<int32_t>& table, int32_t at) {
     const std::vector<int32_t> position = {at};
     const KvPages pages = {keys, cache, table, 2};
-    try {
+    return testing::message_of([&] {
       attention(ctx, query, k, k, {start, position, {}}, {}, &pages);
-    } catch (const Error& e) {
-      return std::string(e.what());
-    }
-    return std::string("no error");
+    });
   };
   const Context plain{.arena = &arena};
   EXPECT_EQ(message(plain, q, cache, {2, 0}, 3), "no error");

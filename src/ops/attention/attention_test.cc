@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "base/parallel.h"
+#include "base/testing.h"
 #include "ops/testing.h"
 
 namespace cambium {
@@ -208,12 +209,7 @@ TEST(AttentionErrors, NameWhatWasExpected) {
   const Tensor k = f32({4, 2, 8});
   const auto message = [&](const Tensor& a, const Tensor& b, const Tensor& c,
                            const Segments& segments, const AttentionConfig& config) {
-    try {
-      attention(ctx, a, b, c, segments, config);
-    } catch (const Error& e) {
-      return std::string(e.what());
-    }
-    return std::string("no error");
+    return testing::message_of([&] { attention(ctx, a, b, c, segments, config); });
   };
   EXPECT_EQ(message(q, k, k, packing.segments(), {}), "no error");
   EXPECT_EQ(message(q, f32({4, 3, 8}), f32({4, 3, 8}), packing.segments(), {}),
