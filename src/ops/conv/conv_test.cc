@@ -55,7 +55,9 @@ TEST_P(ShortConv, AnySplitAgrees) {
   std::vector<std::vector<int64_t>> cuts;
   for (int64_t t = 1; t < test.tokens && t < 12; ++t) cuts.push_back({t});
   if (test.tokens > 5) cuts.push_back({2, 3, 5});
-  for_each_isa([&] { expect_splits_agree<float>(test, cuts, 1e-6); });
+  if (test.tokens > 60) cuts.push_back({1, 31, 60});
+  // To the bit: few and many rows are summed in the same order.
+  for_each_isa([&] { expect_splits_agree<float>(test, cuts, 0.0); });
   expect_splits_agree<double>(test, cuts, 1e-12);
 }
 
