@@ -271,8 +271,7 @@ TEST(Tokenizer, RefusesWhatItDoesNotKnow) {
   for (const auto& [path, value, message] : rows) {
     json file = small_tokenizer();
     file[json::json_pointer(path)] = value;
-    const std::string message = testing::error_of([&] { Tokenizer::parse(file.dump()); });
-    EXPECT_THAT(message, HasSubstr(message));
+    EXPECT_THAT(testing::error_of([&] { Tokenizer::parse(file.dump()); }), HasSubstr(message));
   }
   EXPECT_THROW(Tokenizer::parse("{"), Error);
   EXPECT_THROW(Tokenizer::load("/nonexistent"), Error);

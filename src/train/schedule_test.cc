@@ -65,7 +65,7 @@ TEST(Schedule, DecaysHaveNames) {
     EXPECT_EQ(parse_decay(decay_name(decay)), decay);
   }
   const std::string message = testing::error_of([&] { parse_decay("exponential"); });
-  EXPECT_STREQ(message, "decay 'exponential' is not known; expected constant, linear or cosine");
+  EXPECT_EQ(message, "decay 'exponential' is not known; expected constant, linear or cosine");
 }
 
 }  // namespace

@@ -155,7 +155,7 @@ TEST(ActivationErrors, NameWhatCame) {
   };
   for (const Case& c : cases) {
     const std::string message = testing::error_of([&] { c.call(); });
-    EXPECT_STREQ(message, c.message);
+    EXPECT_EQ(message, c.message);
   }
 }
 
