@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Writes the seeds of the fuzz targets: scripts/fuzz_seeds.py FOLDER. They are cut from the tests'
 fixtures and the shipped model and plans, small enough that thousands run a second."""
+import base64
 import json
 import pathlib
 import re
@@ -100,6 +101,13 @@ for key, values in parts.items():
 put("tokenizer", "unigram", json.dumps({**tiny, "model": {
     "type": "Unigram", "unk_id": 0, "byte_fallback": False,
     "vocab": [["<s>", 0.0], ["a", -1.5], ["b", -2.0], ["ab", -1.0], ["\u2581", -2.5]]}}))
+# A charsmap that makes A an a: the root's base is 1, that of A is 2, and there stands the value.
+units = [0] * 256
+units[0], units[0x40], units[2] = 1 << 10, 0x42 << 10 | 1 << 8 | 0x41, 1 << 31
+charsmap = struct.pack("<257I", 1024, *units) + b"a\0"
+put("charsmap", "letter", charsmap)
+put("tokenizer", "precompiled", json.dumps({**tiny, "normalizer": {
+    "type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}}))
 put("tokenizer", "wordpiece", json.dumps({**tiny, "model": {
     "type": "WordPiece", "unk_token": "<s>", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
     "vocab": {"<s>": 0, "a": 1, "##b": 2}}}))

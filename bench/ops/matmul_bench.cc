@@ -19,18 +19,18 @@ namespace {
 using namespace cambium;
 
 struct Operand {
-  std::vector<float> wide;
-  std::vector<bf16> narrow;
-  Tensor f32, bf16;
+  std::vector<float> floats;
+  std::vector<bf16> rounded;
+  Tensor wide, narrow;
 
   Operand(int64_t rows, int64_t columns)
-      : wide(static_cast<size_t>(rows * columns)), narrow(wide.size()) {
-    for (size_t i = 0; i < wide.size(); ++i) {
-      wide[i] = static_cast<float>(i * 2654435761U % 1000) * 0.002F - 1.0F;
-      narrow[i] = round_to_bf16(wide[i]);
+      : floats(static_cast<size_t>(rows * columns)), rounded(floats.size()) {
+    for (size_t i = 0; i < floats.size(); ++i) {
+      floats[i] = static_cast<float>(i * 2654435761U % 1000) * 0.002F - 1.0F;
+      rounded[i] = round_to_bf16(floats[i]);
     }
-    f32 = Tensor::of(wide.data(), {rows, columns});
-    bf16 = Tensor::of(narrow.data(), {rows, columns});
+    wide = Tensor::of(floats.data(), {rows, columns});
+    narrow = Tensor::of(rounded.data(), {rows, columns});
   }
 };
 
@@ -47,11 +47,11 @@ void products(double peak, int64_t t, int64_t k, int64_t n, bool training) {
   };
   std::printf("T %5ld K %5ld N %5ld", static_cast<long>(t), static_cast<long>(k),
               static_cast<long>(n));
-  print("f32", [&] { matmul_into(ctx, y.f32, x.f32, w.f32); });
-  print("bf16", [&] { matmul_into(ctx, y.f32, x.f32, w.bf16); });
+  print("f32", [&] { matmul_into(ctx, y.wide, x.wide, w.wide); });
+  print("bf16", [&] { matmul_into(ctx, y.wide, x.wide, w.narrow); });
   if (training) {
-    print("dx", [&] { matmul_grad_input(ctx, x.f32, y.f32, w.f32, true); });
-    print("dw", [&] { matmul_grad_weight(ctx, w.f32, y.f32, x.f32, true); });
+    print("dx", [&] { matmul_grad_input(ctx, x.wide, y.wide, w.wide, true); });
+    print("dw", [&] { matmul_grad_weight(ctx, w.wide, y.wide, x.wide, true); });
   }
   std::printf("\n");
 }
@@ -66,15 +66,17 @@ void decode(double stream, int64_t t, int64_t k, int64_t n) {
   const Operand y(t, n);
   std::printf("T %5ld K %5ld N %5ld", static_cast<long>(t), static_cast<long>(k),
               static_cast<long>(n));
-  for (const Tensor* weight : {&w.f32, &w.bf16}) {
+  for (const Tensor* weight : {&w.wide, &w.narrow}) {
     const double seconds = seconds_of([&] {
       for (int64_t i = 0; i < copies; ++i) {
-        matmul_into(ctx, y.f32, x.f32, weight->slice(0, i * n, n));
+        matmul_into(ctx, y.wide, x.wide, weight->slice(0, i * n, n));
       }
     });
     const double gbs = static_cast<double>(weight->bytes()) / seconds * 1e-9;
-    std::printf("  %s %5.1f GB/s (%3.0f%%) %6.1f GFLOP/s", dtype_name(weight->dtype), gbs,
-                100 * gbs / stream, 2.0 * static_cast<double>(t * k * n * copies) / seconds * 1e-9);
+    std::printf("  %s %5.1f GB/s (%3.0f%%) %6.1f GFLOP/s %7.1f rows/ms", dtype_name(weight->dtype),
+                gbs, 100 * gbs / stream,
+                2.0 * static_cast<double>(t * k * n * copies) / seconds * 1e-9,
+                static_cast<double>(t * copies) / seconds * 1e-3);
   }
   std::printf("\n");
 }
@@ -112,7 +114,7 @@ int main(int argc, char** argv) {
   if (wanted("decode")) {
     const double stream = stream_gbs();
     std::printf("decode, weights from memory (of %.1f GB/s read)\n", stream);
-    for (const int64_t t : {1, 2, 4, 8}) {
+    for (const int64_t t : {1, 2, 4, 8, 12, 16}) {
       decode(stream, t, 576, 1536);
       decode(stream, t, 4096, 4096);
     }

@@ -3,8 +3,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "ops/matmul/matmul.h"
-
 namespace cambium {
 
 Linear::Linear(int64_t in, int64_t out, ParameterGroup group, bool with_bias) {

@@ -1,7 +1,10 @@
 // A linear layer.
 #pragma once
 
+#include <array>
+
 #include "nn/parameter.h"
+#include "ops/matmul/matmul.h"
 #include "tensor/context.h"
 
 namespace cambium {
@@ -20,5 +23,14 @@ struct Linear {
   Parameter weight;
   Parameter bias;  // no shape = none
 };
+
+/// What each of some layers gives for one x, for example q, k and v: one piece of work instead of
+/// several. The weights stay tensors of their own.
+template <class... Linears>
+std::array<Tensor, sizeof...(Linears)> forward_each(Context& ctx, const Tensor& x,
+                                                    const Linears&... linears) {
+  return matmul_each<sizeof...(Linears)>(ctx, x,
+                                         {{{linears.weight.tensor, linears.bias.tensor}...}});
+}
 
 }  // namespace cambium

@@ -5,7 +5,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/base64.h"
 #include "base/error.h"
+#include "text/charsmap.h"
 #include "text/pattern.h"
 #include "text/unicode.h"
 
@@ -108,9 +110,15 @@ Normalizer make_normalizer(const json& spec) {
   if (type == "Replace") {
     return replace(spec);
   }
+  if (type == "Precompiled") {
+    const auto encoded = spec.at("precompiled_charsmap").get<std::string>();
+    const auto map = std::make_shared<const Charsmap>(
+        from_base64(encoded, "[tokenizer] the charsmap of normalizer Precompiled"));
+    return [map](const std::string& text) { return map->normalise(text); };
+  }
   fail(
       "[tokenizer] normalizer type {:?} is not supported; expected Sequence, NFC, NFD, NFKC, NFKD, "
-      "Lowercase, Strip, Prepend or Replace",
+      "Lowercase, Strip, Prepend, Replace or Precompiled",
       type);
 }
 

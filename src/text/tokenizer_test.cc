@@ -260,7 +260,7 @@ TEST(Tokenizer, RefusesWhatItDoesNotKnow) {
       {"/model/vocab/a", -1, "expected the id of \"a\""},
       {"/model/vocab/a", 98, "belongs to both"},
       {"/model", 3, "does not have the expected shape"},
-      {"/normalizer", {{"type", "Precompiled"}}, "normalizer type \"Precompiled\""},
+      {"/normalizer", {{"type", "Precompiled"}}, "key 'precompiled_charsmap' not found"},
       {"/pre_tokenizer", {{"type", "UnicodeScripts"}}, "pre_tokenizer type \"UnicodeScripts\""},
       {"/pre_tokenizer/pretokenizers/0/behavior", "Other", "split behavior \"Other\""},
       {"/pre_tokenizer/pretokenizers/0/pattern", {{"Regex", "("}}, "expected a regular expression"},

@@ -42,6 +42,9 @@ std::string to_utf8(std::u32string_view code_points);
 /// Number of code points.
 size_t utf8_length(std::string_view text);
 
+/// Bytes of the extended grapheme cluster (UAX #29) that begins at `at` < text.size().
+size_t grapheme_length(std::string_view text, size_t at);
+
 /// Unicode White_Space.
 bool is_white_space(char32_t c);
 /// What regular expressions call \w: letters, marks, digits, connectors, joiners.

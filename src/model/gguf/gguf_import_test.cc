@@ -19,6 +19,7 @@
 #include "model/gguf/gguf_config.h"
 #include "model/gguf/gguf_tokenizer.h"
 #include "model/weights.h"
+#include "text/charsmap_testing.h"
 #include "text/tokenizer.h"
 
 namespace cambium {
@@ -45,6 +46,7 @@ struct Tiny {
   std::uint32_t layers = 1;
   std::uint32_t bos = 0;
   bool add_bos = false;
+  bool says_eos = true;
   bool tied = true;
   std::vector<float> rope_divisors;
   std::string leave_out;                             // a tensor
@@ -68,7 +70,7 @@ struct Tiny {
     b.i32s("tokenizer.ggml.token_type", types);
     b.texts("tokenizer.ggml.merges", merges);
     b.u32("tokenizer.ggml.bos_token_id", bos);
-    b.u32("tokenizer.ggml.eos_token_id", 0);
+    if (says_eos) b.u32("tokenizer.ggml.eos_token_id", 0);
     b.flag("tokenizer.ggml.add_bos_token", add_bos);
     b.text("tokenizer.chat_template", "{{ messages[0]['content'] }}");
     // Every element tells its row: 100 row + column, which bf16 also holds for small rows.
@@ -291,6 +293,97 @@ TEST_F(ImportTest, SentencePieceScoresBecomeMerges) {
   EXPECT_THAT(import_with(-0.5F, false).encode("ab", true), ElementsAre(1, 8));
 }
 
+std::string list_of_bytes(std::string_view bytes) {
+  return GgufBuilder::bytes_of<std::uint32_t>(0) +
+         GgufBuilder::bytes_of<std::uint64_t>(bytes.size()) + std::string(bytes);
+}
+
+std::string list_of_floats(const std::vector<float>& values) {
+  std::string list =
+      GgufBuilder::bytes_of<std::uint32_t>(6) + GgufBuilder::bytes_of<std::uint64_t>(values.size());
+  for (const float value : values) {
+    list += GgufBuilder::bytes_of(value);
+  }
+  return list;
+}
+
+/// T5's order of special tokens; the last two fill the embedding up.
+Tiny tiny_unigram(const std::string& charsmap, const std::function<void(GgufBuilder&)>& more = {}) {
+  Tiny tiny;
+  tiny.tokenizer = "t5";
+  tiny.says_eos = false;
+  tiny.tokens = {"<pad>", "</s>", "<unk>", "▁", "fi", "▁fi", "x", "[PAD1]", "[PAD2]"};
+  tiny.types = {3, 3, 2, 1, 1, 1, 1, 5, 5};
+  tiny.merges = {};
+  tiny.more = [=](GgufBuilder& b) {
+    b.raw("tokenizer.ggml.scores", 9, list_of_floats({0, 0, 0, -2, -3, -4, -5, -1000, -1000}));
+    if (!charsmap.empty()) {
+      b.raw("tokenizer.ggml.precompiled_charsmap", 9, list_of_bytes(charsmap));
+    }
+    if (more) {
+      more(b);
+    }
+  };
+  return tiny;
+}
+
+const std::map<std::string, std::string> kLigatures = {{"\uFB01", "fi"}, {"\n", " "}};
+
+TEST_F(ImportTest, UnigramVocabulariesComeWithTheirNormalisation) {
+  const std::string charsmap = testing::CharsmapBuilder(kLigatures).blob();
+  const auto encode = [&](bool prefix, bool remove, const char* text, const std::string& map) {
+    write(tiny_unigram(map, [=](GgufBuilder& b) {
+      b.flag("tokenizer.ggml.add_space_prefix", prefix);
+      b.flag("tokenizer.ggml.remove_extra_whitespaces", remove);
+      b.u32("tokenizer.ggml.unknown_token_id", 2);
+    }));
+    const GgufTokenizerFiles files = tokenizer_from_gguf(Gguf(gguf_), kVocabulary);
+    EXPECT_TRUE(files.notes.empty());
+    return Tokenizer::parse(files.tokenizer_json, files.tokenizer_config_json).encode(text, true);
+  };
+  // An end token is added where the file does not say so.
+  EXPECT_THAT(encode(true, false, "\uFB01x\nfi", charsmap), ElementsAre(5, 6, 5, 1));
+  EXPECT_THAT(encode(false, false, "\uFB01x\nfi", charsmap), ElementsAre(4, 6, 5, 1));
+  EXPECT_THAT(encode(true, true, "  fi   \uFB01 \n ", charsmap), ElementsAre(5, 5, 1));
+  EXPECT_THAT(encode(true, false, "fi  fi", charsmap), ElementsAre(5, 3, 5, 1));
+  EXPECT_THAT(encode(true, false, "\uFB01", ""), ElementsAre(3, 2, 1));
+  // What fills the embedding up is no token; unknown characters in a row are one.
+  EXPECT_THAT(encode(true, false, "[PAD1]", charsmap), ElementsAre(3, 2, 1));
+}
+
+TEST_F(ImportTest, AUnigramVocabularyIsT5sWhereItDoesNotSay) {
+  const std::string charsmap = testing::CharsmapBuilder(kLigatures).blob();
+  import(tiny_unigram(charsmap));
+  const Tokenizer tokenizer = Tokenizer::load(out_);
+  EXPECT_EQ(tokenizer.vocab_size(), 7);
+  EXPECT_EQ(tokenizer.pad_id(), 0);
+  EXPECT_THAT(tokenizer.encode("x?\uFB01", true), ElementsAre(6, 2, 4, 1));
+  EXPECT_EQ(json("tokenizer_config.json").at("unk_token"), "<unk>");
+  EXPECT_EQ(tokenizer.decode(std::vector<int32_t>{5, 6, 5}, true), " fix fi");
+}
+
+TEST_F(ImportTest, ACharsmapThatIsBrokenOrNotUsedIsNamed) {
+  const std::string charsmap = testing::CharsmapBuilder(kLigatures).blob();
+  EXPECT_THAT([&] { import(tiny_unigram(charsmap.substr(0, 99))); },
+              ThrowsMessage<Error>(AllOf(HasSubstr("'tokenizer.ggml.precompiled_charsmap'"),
+                                         HasSubstr("the charsmap is cut"))));
+  EXPECT_THAT([&] {
+    import(tiny_unigram("", [](GgufBuilder& b) {
+      b.raw("tokenizer.ggml.precompiled_charsmap", 9,
+            GgufBuilder::bytes_of<std::uint32_t>(4) + GgufBuilder::bytes_of<std::uint64_t>(1) +
+                GgufBuilder::bytes_of<std::uint32_t>(256));
+    }));
+},
+              ThrowsMessage<Error>(HasSubstr("should be a list of bytes, but holds 256")));
+EXPECT_THAT(names_here(), ElementsAre("model.gguf"));
+Tiny tiny;
+tiny.more = [&](GgufBuilder& b) {
+  b.raw("tokenizer.ggml.precompiled_charsmap", 9, list_of_bytes(charsmap));
+};
+EXPECT_THAT(import(tiny).notes,
+            ElementsAre(HasSubstr("'tokenizer.ggml.precompiled_charsmap' is not used")));
+}
+
 TEST_F(ImportTest, TurnsEndWithTokensKnownByName) {
   Tiny tiny;
   tiny.tokens[7] = "<|im_end|>";
@@ -476,6 +569,7 @@ TEST_F(ImportTest, WhatCannotBeImportedIsNamedAndLeavesNothing) {
        }},
       {"'tokenizer.ggml.model') is 'bert'", [](Tiny& t) { t.tokenizer = "bert"; }},
       {"'tokenizer.ggml.scores' is missing", [](Tiny& t) { t.tokenizer = "llama"; }},
+      {"'tokenizer.ggml.scores' is missing", [](Tiny& t) { t.tokenizer = "t5"; }},
       {"is 'nonsense', which is not known", [](Tiny& t) { t.pre = "nonsense"; }},
       {"tokens 1 and 2 are both 'a'", [](Tiny& t) { t.tokens[2] = "a"; }},
       {"text that is not UTF-8", [](Tiny& t) { t.tokens[8] = "\xff\xfe"; }},

@@ -1,6 +1,7 @@
 #include "model/gguf/gguf_tokenizer.h"
 
 #include <algorithm>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
@@ -10,8 +11,10 @@
 #include <unordered_map>
 #include <utility>
 
+#include "base/base64.h"
 #include "base/error.h"
 #include "base/text.h"
+#include "text/charsmap.h"
 #include "text/chat_template.h"
 
 namespace cambium {
@@ -114,28 +117,43 @@ enum TokenType : std::int64_t {
   kUnknown = 2,
   kControl = 3,
   kUserDefined = 4,
+  kUnused = 5,
   kByte = 6
+};
+
+constexpr const char* kCharsmapKey = "tokenizer.ggml.precompiled_charsmap";
+
+enum class VocabularyKind : std::uint8_t {
+  kByteLevel,  // "gpt2": byte-level BPE
+  kPieces,     // "llama": SentencePiece's BPE, whose merges follow from scores
+  kUnigram,    // "t5": SentencePiece's unigram model
 };
 
 /// What the file says about its vocabulary, checked.
 struct Vocabulary {
+  VocabularyKind kind;
   std::vector<std::string> tokens;
   std::vector<std::int64_t> types;
   std::vector<std::string> merges;  // "left right", of byte-level BPE
   std::vector<double> scores;       // of SentencePiece
-  bool pieces() const { return !scores.empty(); }
 };
 
 Vocabulary read_vocabulary(const Gguf& gguf, std::int64_t rows) {
   const std::string& path = gguf.path();
   const std::string model = gguf.text("tokenizer.ggml.model").value_or("(none)");
-  expect(model == "gpt2" || model == "llama",
+  expect(model == "gpt2" || model == "llama" || model == "t5",
          "{}: the tokenizer ('tokenizer.ggml.model') is '{}'; only byte-level BPE ('gpt2') and "
-         "SentencePiece ('llama') can be imported",
+         "SentencePiece ('llama', and 't5' for its unigram model) can be imported",
          path, model);
   auto tokens = gguf.texts("tokenizer.ggml.tokens");
   expect(tokens.has_value(), "{}: the key 'tokenizer.ggml.tokens' is missing", path);
-  Vocabulary vocabulary{std::move(*tokens), {}, {}, {}};
+  Vocabulary vocabulary{model == "gpt2"    ? VocabularyKind::kByteLevel
+                        : model == "llama" ? VocabularyKind::kPieces
+                                           : VocabularyKind::kUnigram,
+                        std::move(*tokens),
+                        {},
+                        {},
+                        {}};
   if (model == "gpt2") {
     auto merges = gguf.texts("tokenizer.ggml.merges");
     expect(merges.has_value(), "{}: the key 'tokenizer.ggml.merges' is missing", path);
@@ -243,6 +261,64 @@ Json merges_of_pieces(const Vocabulary& vocabulary) {
   return json;
 }
 
+/// The unigram vocabulary. What stands for nothing at the end is left out: such tokens fill the
+/// embedding up, and the model would cut text into them. Scores of tokens that are no ordinary
+/// pieces do not lower that of the unknown, which is counted from the lowest.
+Json unigram_model(const Gguf& gguf, const Vocabulary& vocabulary,
+                   std::optional<std::int64_t> unknown) {
+  std::size_t count = vocabulary.tokens.size();
+  while (count > 0 && vocabulary.types[count - 1] == kUnused) {
+    --count;
+  }
+  double lowest = std::numeric_limits<double>::infinity();
+  for (std::size_t id = 0; id < count; ++id) {
+    if (vocabulary.types[id] == kNormal) {
+      lowest = std::min(lowest, vocabulary.scores[id]);
+    }
+  }
+  Json vocab = Json::array();
+  for (std::size_t id = 0; id < count; ++id) {
+    const double score = vocabulary.scores[id];
+    vocab.push_back({vocabulary.tokens[id], vocabulary.types[id] == kNormal || lowest > 0.0
+                                                ? score
+                                                : std::max(score, lowest)});
+  }
+  expect(!unknown || *unknown < static_cast<std::int64_t>(count),
+         "{}: the unknown token {} is one of those that stand for nothing", gguf.path(),
+         unknown.value_or(0));
+  const bool bytes = std::any_of(vocabulary.types.begin(), vocabulary.types.end(),
+                                 [](std::int64_t type) { return type == kByte; });
+  return {{"type", "Unigram"},
+          {"unk_id", unknown ? Json(*unknown) : Json()},
+          {"vocab", std::move(vocab)},
+          {"byte_fallback", bytes}};
+}
+
+/// SentencePiece's own rules of normalisation, then its blanks, as transformers converts them.
+Json unigram_normalizer(const Gguf& gguf) {
+  Json steps = Json::array();
+  const std::string_view key = kCharsmapKey;
+  if (const auto numbers = gguf.integers(key)) {
+    std::string blob;
+    for (const std::int64_t number : *numbers) {
+      expect(number >= -128 && number <= 255, "{}: '{}' should be a list of bytes, but holds {}",
+             gguf.path(), key, number);
+      blob += static_cast<char>(number & 0xFF);
+    }
+    try {
+      const text::Charsmap check(blob);
+    } catch (const Error& error) {
+      fail("{}: '{}': {}", gguf.path(), key, error.what());
+    }
+    steps.push_back({{"type", "Precompiled"}, {"precompiled_charsmap", to_base64(blob)}});
+  }
+  if (gguf.flag("tokenizer.ggml.remove_extra_whitespaces").value_or(false)) {
+    steps.push_back({{"type", "Strip"}, {"strip_left", false}, {"strip_right", true}});
+    steps.push_back({{"type", "Replace"}, {"pattern", {{"Regex", " {2,}"}}}, {"content", "▁"}});
+  }
+  return steps.empty() ? Json() : Json{{"type", "Sequence"}, {"normalizers", steps}};
+}
+
 /// Puts the begin and end tokens around a text (and around each of a pair).
 Json template_json(const Vocabulary& vocabulary, std::optional<std::int64_t> bos,
                    std::optional<std::int64_t> eos) {
@@ -336,22 +412,37 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary
   const Vocabulary vocabulary = read_vocabulary(gguf, vocabulary_rows);
   check_vocabulary(gguf, vocabulary);
   GgufTokenizerFiles files;
-  const bool pieces = vocabulary.pieces();
+  const bool pieces = vocabulary.kind == VocabularyKind::kPieces;
+  const bool unigram = vocabulary.kind == VocabularyKind::kUnigram;
+  const bool byte_level = vocabulary.kind == VocabularyKind::kByteLevel;
   const std::optional<std::string> pre_name = gguf.text("tokenizer.ggml.pre");
-  const PreTokenizer& pre = pre_tokenizer(gguf, pieces ? "default" : pre_name.value_or("default"));
-  if (!pieces && (!pre_name || *pre_name == "default")) {
+  const PreTokenizer& pre =
+      pre_tokenizer(gguf, byte_level ? pre_name.value_or("default") : "default");
+  if (byte_level && (!pre_name || *pre_name == "default")) {
     files.notes.emplace_back(
         "The file does not say how text is cut before encoding; GPT-2's rule is assumed.");
   }
 
+  if (!unigram && gguf.integers(kCharsmapKey)) {
+    files.notes.push_back(fmt::format(
+        "'{}' is not used: vocabularies of this type have no normalisation in other programs.",
+        kCharsmapKey));
+  }
+
   const auto bos = special_id(gguf, vocabulary, "tokenizer.ggml.bos_token_id");
-  const auto eos = special_id(gguf, vocabulary, "tokenizer.ggml.eos_token_id");
+  // A unigram vocabulary that does not say so has T5's.
+  const auto or_t5 = [&](const char* key, std::int64_t id) {
+    const auto said = special_id(gguf, vocabulary, key);
+    const bool there = id < static_cast<std::int64_t>(vocabulary.tokens.size());
+    return !said && unigram && there ? std::optional(id) : said;
+  };
+  const auto eos = or_t5("tokenizer.ggml.eos_token_id", 1);
   const auto eot = special_id(gguf, vocabulary, "tokenizer.ggml.eot_token_id");
-  const auto unknown = special_id(gguf, vocabulary, "tokenizer.ggml.unknown_token_id");
-  const auto padding = special_id(gguf, vocabulary, "tokenizer.ggml.padding_token_id");
+  const auto unknown = or_t5("tokenizer.ggml.unknown_token_id", 2);
+  const auto padding = or_t5("tokenizer.ggml.padding_token_id", 0);
   const bool add_bos =
       gguf.flag("tokenizer.ggml.add_bos_token").value_or(pieces || pre.begin_token);
-  const bool add_eos = gguf.flag("tokenizer.ggml.add_eos_token").value_or(false);
+  const bool add_eos = gguf.flag("tokenizer.ggml.add_eos_token").value_or(unigram);
   expect(!add_bos || bos,
          "{}: a begin token is wanted, but 'tokenizer.ggml.bos_token_id' is missing", gguf.path());
   expect(!add_eos || eos,
@@ -372,22 +463,33 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary
                      {"normalized", false},
                      {"special", type != kUserDefined}});
   }
-  Json model = {{"type", "BPE"},
-                {"dropout", nullptr},
-                {"unk_token", nullptr},
-                {"continuing_subword_prefix", nullptr},
-                {"end_of_word_suffix", nullptr},
-                {"fuse_unk", pieces},
-                {"byte_fallback", pieces},
-                {"ignore_merges", pre.ignore_merges},
-                {"vocab", std::move(vocab)},
-                {"merges", pieces ? merges_of_pieces(vocabulary) : Json(vocabulary.merges)}};
+  Json model =
+      unigram ? unigram_model(gguf, vocabulary, unknown)
+              : Json{{"type", "BPE"},
+                     {"dropout", nullptr},
+                     {"unk_token", nullptr},
+                     {"continuing_subword_prefix", nullptr},
+                     {"end_of_word_suffix", nullptr},
+                     {"fuse_unk", pieces},
+                     {"byte_fallback", pieces},
+                     {"ignore_merges", pre.ignore_merges},
+                     {"vocab", std::move(vocab)},
+                     {"merges", pieces ? merges_of_pieces(vocabulary) : Json(vocabulary.merges)}};
   Json normalizer = pre.compose ? Json{{"type", "NFC"}} : Json();
   Json cut = pieces ? Json() : pre_tokenizer_json(pre);
   Json decoder = {{"type", "ByteLevel"},
                   {"add_prefix_space", true},
                   {"trim_offsets", true},
                   {"use_regex", true}};
+  if (unigram) {
+    const bool prefix = gguf.flag("tokenizer.ggml.add_space_prefix").value_or(false);
+    normalizer = unigram_normalizer(gguf);
+    cut = {{"type", "Metaspace"},
+           {"replacement", "▁"},
+           {"prepend_scheme", prefix ? "always" : "never"},
+           {"split", true}};
+    decoder = cut;
+  }
   if (pieces) {
     const bool prefix = gguf.flag("tokenizer.ggml.add_space_prefix").value_or(true);
     if (unknown) {

@@ -1,4 +1,5 @@
-// The byte-level BPE tokenizer inside a GGUF file as Hugging Face's tokenizer files.
+// The tokenizer inside a GGUF file (byte-level BPE, SentencePiece's BPE and unigram models) as
+// Hugging Face's tokenizer files.
 #pragma once
 
 #include <cstdint>

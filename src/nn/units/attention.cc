@@ -48,9 +48,10 @@ class AttentionUnit : public Unit {
 
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
-    Tensor q = q_.forward(ctx, x).split_last(heads_, head_dim_);
-    Tensor k = k_.forward(ctx, x).split_last(kv_heads_, head_dim_);
-    const Tensor v = v_.forward(ctx, x).split_last(kv_heads_, head_dim_);
+    const auto [queries, keys, values] = forward_each(ctx, x, q_, k_, v_);
+    Tensor q = queries.split_last(heads_, head_dim_);
+    Tensor k = keys.split_last(kv_heads_, head_dim_);
+    const Tensor v = values.split_last(kv_heads_, head_dim_);
     q = q_norm_.forward(ctx, q);
     k = k_norm_.forward(ctx, k);
     if (rope_) {

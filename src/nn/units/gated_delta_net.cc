@@ -67,7 +67,7 @@ class GatedDeltaNetUnit : public Unit {
 
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
-    const Tensor rows = in_.forward(ctx, x);
+    const auto [rows, ba] = forward_each(ctx, x, in_, ba_);
     const Tensor z = part(rows, in_.weight, "z");
     const Tensor weight = conv_weight_.tensor.reshape({channels(), conv_});
     const Tensor qkv = short_conv(ctx, part(rows, in_.weight, "q", "v"), weight, conv_bias_.tensor,
@@ -88,7 +88,6 @@ class GatedDeltaNetUnit : public Unit {
     if (v_heads_ != heads_) {
       v = repeat_heads(ctx, v, heads_ / v_heads_);
     }
-    const Tensor ba = ba_.forward(ctx, x);
     const Tensor beta = sigmoid(ctx, part(ba, ba_.weight, "beta"));
     const Tensor step =
         step_size(ctx, part(ba, ba_.weight, "decay"), dt_bias_.tensor, 0.0F, INFINITY);

@@ -55,12 +55,12 @@ class MambaUnit : public Unit {
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     const int64_t repeat = inner_ / xb_;
-    const Tensor zxbc = in_.forward(ctx, x);
+    const auto [zxbc, low_rank] = forward_each(ctx, x, in_, dt_in_);
     const Tensor z = part(zxbc, in_.weight, "z");
     const Tensor groups = part(zxbc, in_.weight, "x").split_last(xb_ / state_, state_);
     const Tensor b = part(zxbc, in_.weight, "B").split_last(xb_ / state_, state_);
     const Tensor c = part(zxbc, in_.weight, "C").split_last(inner_ / state_, state_);
-    const Tensor dt = dt_.forward(ctx, dt_in_.forward(ctx, x));
+    const Tensor dt = dt_.forward(ctx, low_rank);
     const Tensor weight = conv_weight_.tensor.reshape({conv_weight_.shape[0], conv_});
     Tensor u = groups;
     if (repeat_before_conv_) {

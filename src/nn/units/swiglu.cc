@@ -24,11 +24,11 @@ class SwigluUnit : public Unit {
   }
 
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& /*inputs*/) override {
-    Tensor gate = gate_.forward(ctx, x);
+    auto [gate, up] = forward_each(ctx, x, gate_, up_);
     if (gate_scale_ != 1.0F) {
       gate = add_scaled(ctx, gate_scale_, gate, 0.0F, gate);
     }
-    return down_.forward(ctx, swiglu(ctx, gate, up_.forward(ctx, x)));
+    return down_.forward(ctx, swiglu(ctx, gate, up));
   }
 
   void visit(const ParameterVisitor& visitor) override {

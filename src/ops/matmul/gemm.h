@@ -20,7 +20,18 @@ struct Gemm {
   float* c;
   int64_t c_row;
   bool accumulate;  // add to c; then bias is null
+};
+
+/// Most products that are computed in one go: what reads one x in a layer.
+inline constexpr int64_t kMaxProducts = 4;
+
+/// Products of one a, of equal m and k and stored alike, computed in one parallel loop. Each has
+/// the bits it has by itself.
+struct Gemms {
+  int64_t count;
+  Gemm each[kMaxProducts];
   int64_t threads;  // a hint for cutting the work; the result does not depend on it
+  float* turned;    // (k, few_rows(m)): memory for gemm_few_rows, where m is not 1
 };
 
 /// Products are summed over blocks of this depth and the sums of blocks added up, everywhere, so
@@ -28,6 +39,10 @@ struct Gemm {
 inline constexpr int64_t kGemmDepth = 256;
 /// Up to this many rows gemm takes gemm_few_rows, where b is (n, k) in memory and a_k is 1.
 inline constexpr int64_t kFewRows = 16;
+/// How many rows gemm_few_rows computes for m of them.
+constexpr int64_t few_rows(int64_t m) {
+  return m <= 2 ? m : (m + 3) / 4 * 4;
+}
 
 struct ColumnSums {
   int64_t rows, columns;
@@ -45,8 +60,8 @@ struct Transpose {
   int64_t y_row;
 };
 
-CAMBIUM_CPU_KERNEL(gemm, Gemm)
-CAMBIUM_CPU_KERNEL(gemm_few_rows, Gemm)
+CAMBIUM_CPU_KERNEL(gemm, Gemms)
+CAMBIUM_CPU_KERNEL(gemm_few_rows, Gemms)
 CAMBIUM_CPU_KERNEL(column_sums, ColumnSums)
 CAMBIUM_CPU_KERNEL(transpose, Transpose)
 

@@ -33,12 +33,9 @@ MatmulWeight<T> weight_view(const Tensor& weight) {
           view<bf16, float>(narrow ? weight : Tensor{})};
 }
 
-void forward(const Context& ctx, const Tensor& y, const Tensor& x, const Tensor& weight,
-             const Tensor& bias, bool accumulate) {
-  run<matmul_forward>(ctx, x, [&]<class T>() {
-    return Matmul<T>{view<T>(x), weight_view<T>(weight), view<T, Sum<T>>(bias), view<T>(y),
-                     accumulate};
-  });
+template <class T>
+Matmul<T> product(const Tensor& y, const Tensor& x, const Affine& f, bool accumulate) {
+  return {view<T>(x), weight_view<T>(f.weight), view<T, Sum<T>>(f.bias), view<T>(y), accumulate};
 }
 
 void grad_input(const Context& ctx, const Tensor& out, const Tensor& dy, const Tensor& weight,
@@ -63,33 +60,49 @@ void grad_bias(const Context& ctx, const Tensor& bias, const Tensor& dy) {
 
 }  // namespace
 
-Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  expect_weight("matmul", weight, x);
-  expect_rows("matmul", "x", x, weight.dim(1));
-  expect(
-      !bias.defined() || (bias.rank == 1 && bias.dim(0) == weight.dim(0) && bias.dtype == x.dtype),
-      "[matmul] expected bias {} ({}), got {}", dtype_name(x.dtype), weight.dim(0),
-      bias.describe());
-  expect(weight.dtype == x.dtype || !weight.has_grad(),
-         "[matmul] a bf16 weight has no gradient; train the f32 weight, got {}", weight.describe());
-  const bool differentiate = ctx.differentiate(x, weight, bias);
-  const Tensor y = ctx.result(x.dtype, {x.dim(0), weight.dim(0)}, differentiate);
-  forward(ctx, y, x, weight, bias, false);
-  if (differentiate) {
-    ctx.record([=](const Context& c) {
+void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std::span<Tensor> to) {
+  CAMBIUM_CHECK(!of.empty() && of.size() <= kMaxMatmuls && to.size() == of.size());
+  for (size_t i = 0; i < of.size(); ++i) {
+    const auto& [weight, bias] = of[i];
+    expect_weight("matmul", weight, x);
+    expect_rows("matmul", "x", x, weight.dim(1));
+    expect(!bias.defined() ||
+               (bias.rank == 1 && bias.dim(0) == weight.dim(0) && bias.dtype == x.dtype),
+           "[matmul] expected bias {} ({}), got {}", dtype_name(x.dtype), weight.dim(0),
+           bias.describe());
+    expect(weight.dtype == x.dtype || !weight.has_grad(),
+           "[matmul] a bf16 weight has no gradient; train the f32 weight, got {}",
+           weight.describe());
+    to[i] = ctx.result(x.dtype, {x.dim(0), weight.dim(0)}, ctx.differentiate(x, weight, bias));
+  }
+  run<matmul_forward>(ctx, x, [&]<class T>() {
+    Matmuls<T> all{static_cast<int64_t>(of.size()), {}};
+    for (size_t i = 0; i < of.size(); ++i) {
+      all.each[i] = product<T>(to[i], x, of[i], false);
+    }
+    return all;
+  });
+  for (size_t i = 0; i < of.size(); ++i) {
+    if (!to[i].has_grad()) {
+      continue;
+    }
+    ctx.record([x, y = to[i], f = of[i]](const Context& c) {
       const Tensor dy = y.grad_tensor();
       if (x.has_grad()) {
-        grad_input(c, x.grad_tensor(), dy, weight, true);
+        grad_input(c, x.grad_tensor(), dy, f.weight, true);
       }
-      if (weight.has_grad()) {
-        grad_weight(c, weight.grad_tensor(), dy, x, true);
+      if (f.weight.has_grad()) {
+        grad_weight(c, f.weight.grad_tensor(), dy, x, true);
       }
-      if (bias.has_grad()) {
-        grad_bias(c, bias, dy);
+      if (f.bias.has_grad()) {
+        grad_bias(c, f.bias, dy);
       }
     });
   }
-  return y;
+}
+
+Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  return matmul_each<1>(ctx, x, {{{weight, bias}}})[0];
 }
 
 void matmul_into(const Context& ctx, const Tensor& out, const Tensor& x, const Tensor& weight,
@@ -98,7 +111,9 @@ void matmul_into(const Context& ctx, const Tensor& out, const Tensor& x, const T
   expect_rows("matmul_into", "x", x, weight.dim(1));
   expect_rows("matmul_into", "out", out, weight.dim(0));
   expect_output("matmul_into", out, x.dim(0), x);
-  forward(ctx, out, x, weight, {}, accumulate);
+  run<matmul_forward>(ctx, x, [&]<class T>() {
+    return Matmuls<T>{1, {product<T>(out, x, {weight, {}}, accumulate)}};
+  });
 }
 
 void matmul_grad_input(const Context& ctx, const Tensor& out, const Tensor& dy,

@@ -1,6 +1,9 @@
 // Products with weights, stored as checkpoints store them: one row per output.
 #pragma once
 
+#include <array>
+#include <span>
+
 #include "tensor/context.h"
 
 namespace cambium {
@@ -12,7 +15,25 @@ namespace cambium {
 /// instruction set a token gets the same bits in any batch.
 Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias = {});
 
-/// The same into memory of the caller's, without a tape: out (T, N) row-contiguous; with
+/// A weight (N, K) and its bias (N) or none.
+struct Affine {
+  Tensor weight;
+  Tensor bias;
+};
+
+/// to[i] = x of[i].weight^T + of[i].bias for up to four products of one x: the bits of as many
+/// calls of matmul, computed as one piece of work. The weights need neither lie together nor be of
+/// one type. Their steps of the backward pass are recorded in this order.
+void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std::span<Tensor> to);
+template <size_t kCount>
+std::array<Tensor, kCount> matmul_each(Context& ctx, const Tensor& x,
+                                       const std::array<Affine, kCount>& of) {
+  std::array<Tensor, kCount> to;
+  matmul_each(ctx, x, std::span<const Affine>(of), std::span<Tensor>(to));
+  return to;
+}
+
+/// matmul into memory of the caller's, without a tape: out (T, N) row-contiguous; with
 /// `accumulate` added to what it holds. For operations that fuse a product (the loss with the
 /// output head).
 void matmul_into(const Context& ctx, const Tensor& out, const Tensor& x, const Tensor& weight,

@@ -201,29 +201,52 @@ void multiply_piece(const Gemm& g, int64_t m0, int64_t m1, int64_t n0, int64_t n
   }
 }
 
+// How the columns of one product are cut.
+struct Cut {
+  int64_t vectors, panels;
+};
+
 }  // namespace
 
-void gemm(const Gemm& g) {
-  if (g.m > 0 && g.m <= kFewRows && !g.b_rows_are_k && g.a_k == 1) {
-    return CAMBIUM_ISA::gemm_few_rows(g);
+void gemm(const Gemms& all) {
+  const Gemm& first = all.each[0];
+  if (first.m > 0 && first.m <= kFewRows && !first.b_rows_are_k && first.a_k == 1) {
+    return CAMBIUM_ISA::gemm_few_rows(all);
   }
   // Several pieces a thread, so that none waits long for the others: rows in chunks, and where they
   // are few, narrower panels.
-  const int64_t vectors = (g.n + kLanes - 1) / kLanes;
-  const int64_t widest = (vectors + kPanelVectors - 1) / kPanelVectors;
-  const int64_t pieces = g.threads == 1 ? 1 : 4 * g.threads;
-  const int64_t most = 1 + g.m / (g.b_rows_are_k ? kMinRowsToCopy : kMinRowsToTranspose);
-  const int64_t wanted = (pieces + widest - 1) / widest;
+  int64_t vectors = 0;
+  int64_t widest = 0;
+  Cut cut[kMaxProducts];
+  for (int64_t i = 0; i < all.count; ++i) {
+    cut[i].vectors = (all.each[i].n + kLanes - 1) / kLanes;
+    cut[i].panels = (cut[i].vectors + kPanelVectors - 1) / kPanelVectors;
+    vectors += cut[i].vectors;
+    widest += cut[i].panels;
+  }
+  const int64_t pieces = all.threads == 1 ? 1 : 4 * all.threads;
+  const int64_t most = 1 + first.m / (first.b_rows_are_k ? kMinRowsToCopy : kMinRowsToTranspose);
+  const int64_t wanted = widest == 0 ? 1 : (pieces + widest - 1) / widest;
   const int64_t chunks = wanted < most ? wanted : most;
   const int64_t narrow = pieces / (2 * chunks) < vectors ? pieces / (2 * chunks) : vectors;
-  const int64_t panels = narrow > widest ? narrow : widest;
+  int64_t panels = 0;
+  for (int64_t i = 0; i < all.count; ++i) {
+    const int64_t share = vectors == 0 ? 0 : narrow * cut[i].vectors / vectors;
+    cut[i].panels = share > cut[i].panels ? share : cut[i].panels;
+    panels += cut[i].panels;
+  }
   parallel_for(panels * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
-      const int64_t panel = piece / chunks;
+      int64_t panel = piece / chunks;
       const int64_t chunk = piece % chunks;
+      int64_t i = 0;
+      for (; panel >= cut[i].panels; ++i) {
+        panel -= cut[i].panels;
+      }
+      const Gemm& g = all.each[i];
       // Panels of even width: five vectors are 3 + 2, not 4 + 1.
-      const int64_t n0 = panel * vectors / panels * kLanes;
-      const int64_t n1 = (panel + 1) * vectors / panels * kLanes;
+      const int64_t n0 = panel * cut[i].vectors / cut[i].panels * kLanes;
+      const int64_t n1 = (panel + 1) * cut[i].vectors / cut[i].panels * kLanes;
       multiply_piece(g, chunk * g.m / chunks, (chunk + 1) * g.m / chunks, n0, n1 < g.n ? n1 : g.n);
     }
   });

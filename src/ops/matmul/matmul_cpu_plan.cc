@@ -24,24 +24,35 @@ Gemm product(const View<float>& a, const MatmulWeight<float>& weight, const View
   g.b_stride = weight.inputs();
   g.c = c.data;
   g.c_row = c.rows.outer_stride;
-  g.threads = num_threads();
   return g;
+}
+
+void multiply(const Gemm& g) {
+  gemm({.count = 1, .each = {g}, .threads = num_threads(), .turned = nullptr});
 }
 
 }  // namespace
 
-void matmul_forward::cpu(const Matmul<float>& a, Arena& /*arena*/) {
-  Gemm g = product(a.x, a.weight, a.y);
-  g.bias = a.bias.data;
-  g.accumulate = a.accumulate;
-  gemm(g);
+void matmul_forward::cpu(const Matmuls<float>& a, Arena& arena) {
+  static_assert(kMaxProducts == kMaxMatmuls);
+  Gemms all{.count = a.count, .each = {}, .threads = num_threads(), .turned = nullptr};
+  for (int64_t i = 0; i < a.count; ++i) {
+    Gemm& g = all.each[i] = product(a.each[i].x, a.each[i].weight, a.each[i].y);
+    g.bias = a.each[i].bias.data;
+    g.accumulate = a.each[i].accumulate;
+  }
+  const Gemm& g = all.each[0];
+  if (g.m > 1 && g.m <= kFewRows) {
+    all.turned = arena.empty(Dtype::kF32, {g.k, few_rows(g.m)}).ptr<float>();
+  }
+  gemm(all);
 }
 
 void matmul_grad_input_of::cpu(const MatmulGradInput<float>& a, Arena& /*arena*/) {
   Gemm g = product(a.dy, a.weight, a.out);
   g.b_rows_are_k = true;
   g.accumulate = a.accumulate;
-  gemm(g);
+  multiply(g);
 }
 
 // dy is read by columns, once for every panel of x: turned first, so that the reads follow one
@@ -69,8 +80,7 @@ void matmul_grad_weight_of::cpu(const MatmulGradWeight<float>& a, Arena& arena) 
   g.c = a.out.data;
   g.c_row = a.out.rows.outer_stride;
   g.accumulate = a.accumulate;
-  g.threads = num_threads();
-  gemm(g);
+  multiply(g);
 }
 
 void matmul_grad_bias::cpu(const MatmulGradBias<float>& a, Arena& /*arena*/) {

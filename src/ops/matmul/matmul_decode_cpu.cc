@@ -15,43 +15,59 @@ namespace {
 constexpr int64_t kPrefetchBytes = 512;
 constexpr int64_t kBytesPerPiece = 65536;
 
-// sum[t] += x[t] (span) of a square, for kTokens tokens.
-template <class T, int kTokens>
-inline void multiply_square(const Square<T>& square, const float* const (&x)[kTokens], int64_t p,
-                            vf (&sum)[kTokens]) {
+// turned (k, tokens) = a (m, k) transposed: the values that one weight is multiplied by lie
+// together (rows of a that are a multiple of 4 KiB apart would evict each other). Of fewer rows the
+// last is repeated, computed several times and stored once.
+void turn_tokens(const Gemm& g, int64_t tokens, float* turned) {
+  for (int64_t t = 0; t < tokens; t += kLanes) {
+    const int64_t row = t < g.m ? t : g.m - 1;
+    for (int64_t p = 0; p < g.k; p += kLanes) {
+      const Square<float> square =
+          load_square(g.a + row * g.a_row + p, g.a_row, g.m - row, g.k - p);
+      for (int q = 0; q < kLanes && p + q < g.k; ++q) {
+        vstore_upto(turned + (p + q) * tokens + t, column(square, q), tokens - t);
+      }
+    }
+  }
+}
+
+// Stores the sums of a block of depth at k0 for a vector of outputs of token t.
+inline void finish(const Gemm& g, int64_t k0, int64_t t, int64_t n, int64_t count, vf sum) {
+  float* c = g.c + t * g.c_row + n;
+  const float* add = k0 > 0 || g.accumulate ? c : g.bias == nullptr ? nullptr : g.bias + n;
+  vstore_upto(c, add == nullptr ? sum : sum + vload_upto(add, count), count);
+}
+
+// sum[t] += x[t] (span) of the first `length` columns of a square.
+template <class T, int kStep, int kTokens>
+inline void multiply_square(const Square<T>& square, const float* x, vf (&sum)[kTokens]) {
 #pragma GCC unroll 32
   for (int q = 0; q < kSpan<T>; ++q) {
     const vf w = column(square, q);
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
-      sum[t] += x[t][p + q] * w;
+      sum[t] += x[q * kStep + t] * w;
     }
   }
 }
 
-template <class T, int kTokens>
-inline void multiply_part(const Square<T>& square, const float* const (&x)[kTokens], int64_t p,
-                          int64_t length, vf (&sum)[kTokens]) {
+template <class T, int kStep, int kTokens>
+inline void multiply_part(const Square<T>& square, const float* x, int64_t length,
+                          vf (&sum)[kTokens]) {
   for (int q = 0; q < length; ++q) {
     const vf w = column(square, q);
     for (int t = 0; t < kTokens; ++t) {
-      sum[t] += x[t][p + q] * w;
+      sum[t] += x[q * kStep + t] * w;
     }
   }
 }
 
 // Outputs [n0, n1), a vector of them at a time: two vectors at once would be faster by a quarter
 // for one token and f32 weights of short rows, but rows a multiple of 4 KiB apart then evict each
-// other. Tokens come in groups of kTokens, whose sums fit into registers beside the square; all
-// groups use a square before the next is read.
+// other. Tokens come in groups of kTokens, whose sums fit into registers beside the square.
 template <class T, int kTokens, int kGroups>
-void multiply_outputs(const Gemm& g, int64_t n0, int64_t n1) {
+void multiply_outputs(const Gemm& g, const float* x, int64_t n0, int64_t n1) {
   constexpr int64_t kAhead = kPrefetchBytes / static_cast<int64_t>(sizeof(T));
-  // Of fewer tokens the last is computed several times and stored once.
-  const float* x[kGroups][kTokens];
-  for (int t = 0; t < kGroups * kTokens; ++t) {
-    x[t / kTokens][t % kTokens] = g.a + (t < g.m ? t : g.m - 1) * g.a_row;
-  }
   for (int64_t n = n0; n < n1; n += kLanes) {
     const T* b = static_cast<const T*>(g.b) + n * g.b_stride;
     for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += kGemmDepth) {
@@ -66,51 +82,79 @@ void multiply_outputs(const Gemm& g, int64_t n0, int64_t n1) {
         const Square<T> square = load_square(b + p, g.b_stride, n1 - n, end - p);
 #pragma GCC unroll 2
         for (int i = 0; i < kGroups; ++i) {
+          const float* values = x + p * kGroups * kTokens + i * kTokens;
           if (end - p >= kSpan<T>) {
-            multiply_square<T, kTokens>(square, x[i], p, sum[i]);
+            multiply_square<T, kGroups * kTokens>(square, values, sum[i]);
           } else {
-            multiply_part<T, kTokens>(square, x[i], p, end - p, sum[i]);
+            multiply_part<T, kGroups * kTokens>(square, values, end - p, sum[i]);
           }
         }
       }
       for (int t = 0; t < kGroups * kTokens && t < g.m; ++t) {
-        const vf total = sum[t / kTokens][t % kTokens];
-        float* c = g.c + t * g.c_row + n;
-        const float* add = k0 > 0 || g.accumulate ? c : g.bias == nullptr ? nullptr : g.bias + n;
-        vstore_upto(c, add == nullptr ? total : total + vload_upto(add, n1 - n), n1 - n);
+        finish(g, k0, t, n, n1 - n, sum[t / kTokens][t % kTokens]);
       }
     }
   }
 }
 
-template <class T, int kTokens, int kGroups = 1>
-void multiply(const Gemm& g) {
-  const int64_t bytes = kLanes * g.k * static_cast<int64_t>(sizeof(T));
-  const int64_t grain = (kBytesPerPiece / (bytes + 1) + 1) * kLanes;
-  parallel_for(g.n, grain, [&](int64_t begin, int64_t end) {
-    multiply_outputs<T, kTokens, kGroups>(g, begin, end);
-  });
+// Outputs that a thread takes at once.
+int64_t outputs_per_piece(const Gemm& g) {
+  const int64_t bytes = kLanes * g.k * (g.b_is_bf16 ? 2 : 4);
+  return (kBytesPerPiece / (bytes + 1) + 1) * kLanes;
+}
+int64_t pieces_of(const Gemm& g) {
+  return (g.n + outputs_per_piece(g) - 1) / outputs_per_piece(g);
 }
 
-template <class T>
-void multiply(const Gemm& g) {
-  if (g.m == 1) {
-    multiply<T, 1>(g);
-  } else if (g.m == 2) {
-    multiply<T, 2>(g);
-  } else if (g.m <= 4) {
-    multiply<T, 4>(g);
-  } else if (g.m <= 8) {
-    multiply<T, 8>(g);
-  } else {
-    multiply<T, 8, 2>(g);
+template <int kTokens, int kGroups = 1>
+void multiply(const Gemms& all) {
+  const float* x = all.each[0].a;
+  if (kGroups * kTokens > 1) {
+    turn_tokens(all.each[0], kGroups * kTokens, all.turned);
+    x = all.turned;
   }
+  int64_t pieces = 0;
+  for (int64_t i = 0; i < all.count; ++i) {
+    pieces += pieces_of(all.each[i]);
+  }
+  parallel_for(pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      int64_t local = piece;
+      const Gemm* g = all.each;
+      for (; local >= pieces_of(*g); ++g) {
+        local -= pieces_of(*g);
+      }
+      const int64_t n0 = local * outputs_per_piece(*g);
+      const int64_t next = n0 + outputs_per_piece(*g);
+      const int64_t n1 = next < g->n ? next : g->n;
+      if (g->b_is_bf16) {
+        multiply_outputs<bf16, kTokens, kGroups>(*g, x, n0, n1);
+      } else {
+        multiply_outputs<float, kTokens, kGroups>(*g, x, n0, n1);
+      }
+    }
+  });
 }
 
 }  // namespace
 
-void gemm_few_rows(const Gemm& g) {
-  g.b_is_bf16 ? multiply<bf16>(g) : multiply<float>(g);
+// Tokens are computed in twos, fours, eights, twelves and sixteens: sums that do not fit into the
+// registers come in two groups, and both use a square before the next is read.
+void gemm_few_rows(const Gemms& all) {
+  switch (few_rows(all.each[0].m)) {
+    case 1:
+      return multiply<1>(all);
+    case 2:
+      return multiply<2>(all);
+    case 4:
+      return multiply<4>(all);
+    case 8:
+      return multiply<8>(all);
+    case 12:
+      return multiply<6, 2>(all);
+    default:
+      return multiply<8, 2>(all);
+  }
 }
 
 }  // namespace cambium::CAMBIUM_ISA

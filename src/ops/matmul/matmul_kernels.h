@@ -24,7 +24,16 @@ struct Matmul {
   View<T> y;             // (T, N)
   bool accumulate;       // then without bias
 };
-CAMBIUM_PLANNED_KERNEL(matmul_forward, Matmul)
+
+/// Most products of one x that are computed together.
+inline constexpr int64_t kMaxMatmuls = 4;
+/// Products of one x, whose outputs do not overlap; each has the bits it has by itself.
+template <class T>
+struct Matmuls {
+  int64_t count;
+  Matmul<T> each[kMaxMatmuls];
+};
+CAMBIUM_PLANNED_KERNEL(matmul_forward, Matmuls)
 
 /// out = [out +] dy weight
 template <class T>

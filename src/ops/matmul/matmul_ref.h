@@ -12,21 +12,28 @@ T weight_value(const MatmulWeight<T>& weight, int64_t n, int64_t k) {
                                  : weight.wide.row(n)[k];
 }
 
-}  // namespace reference
-
 template <class T>
-void matmul_forward::reference(const Matmul<T>& a) {
+void matmul(const Matmul<T>& a) {
   for (int64_t t = 0; t < a.x.rows.outer; ++t) {
     for (int64_t n = 0; n < a.y.channels; ++n) {
       T sum = 0;
       for (int64_t k = 0; k < a.x.channels; ++k) {
-        sum += a.x.row(t)[k] * reference::weight_value(a.weight, n, k);
+        sum += a.x.row(t)[k] * weight_value(a.weight, n, k);
       }
       if (a.bias.defined()) {
         sum += a.bias.data[n];
       }
       a.y.row(t)[n] = a.accumulate ? a.y.row(t)[n] + sum : sum;
     }
+  }
+}
+
+}  // namespace reference
+
+template <class T>
+void matmul_forward::reference(const Matmuls<T>& a) {
+  for (int64_t i = 0; i < a.count; ++i) {
+    reference::matmul(a.each[i]);
   }
 }
 

@@ -39,7 +39,9 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Matmul,
                          ::testing::Values(Shape{1, 1, 1}, Shape{1, 64, 64}, Shape{2, 3, 5},
                                            Shape{3, 80, 224}, Shape{4, 17, 33}, Shape{5, 47, 600},
                                            Shape{6, 96, 31}, Shape{7, 130, 257}, Shape{8, 16, 512},
-                                           Shape{13, 65, 80}, Shape{400, 24, 19}),
+                                           Shape{9, 33, 300}, Shape{12, 31, 47}, Shape{13, 65, 80},
+                                           Shape{16, 47, 513}, Shape{17, 47, 64},
+                                           Shape{400, 24, 19}),
                          ::testing::PrintToStringParamName());
 
 TEST(MatmulGradients, MatchDifferences) {
@@ -126,10 +128,75 @@ TEST(MatmulRows, DependNeitherOnOtherRowsNorOnThreads) {
   const auto all = product(most);
   for (const int count : {1, 2, 5}) {
     set_num_threads(count);
-    for (const int64_t t : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31, 200, 450}) {
+    for (const int64_t t : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 31, 200, 450}) {
       const auto some = product(t);
       EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin())) << t << " rows";
     }
+  }
+  set_num_threads(threads);
+}
+
+// Several products of one x: each result and gradient has the bits of a call of its own, whatever
+// the other weights' sizes and types.
+TEST(MatmulEach, EqualsSingleProductsBitForBit) {
+  const std::vector<int64_t> outputs{70, 1, 33};
+  const int64_t k = 300;
+  const CpuIsa best = cpu_isa();
+  const int threads = num_threads();
+  for (const int64_t t : {0, 1, 3, 8, 13, 16, 60, 250}) {
+    const auto values = draw({{{t, k}}, {{70, k}}, {{1, k}}, {{33, k}}, {{70}}, {{t, 70}}});
+    std::vector<std::vector<float>> floats;
+    for (const auto& list : values) {
+      floats.emplace_back(list.begin(), list.end());
+    }
+    std::vector<bf16> narrow;
+    for (const float v : floats[3]) {
+      narrow.push_back(round_to_bf16(v));
+    }
+    const auto run = [&](bool together, bool reference) {
+      Arena arena;
+      Tape tape(arena);
+      Context ctx{.arena = &arena, .tape = &tape, .reference = reference};
+      std::vector<float> dx(floats[0].size());
+      std::vector<std::vector<float>> dw{std::vector<float>(floats[1].size()),
+                                         std::vector<float>(floats[2].size())};
+      std::vector<float> db(70);
+      const Tensor x = Tensor::of(floats[0].data(), {t, k}, dx.data());
+      const std::array<Affine, 3> of{{{Tensor::of(floats[1].data(), {70, k}, dw[0].data()),
+                                       Tensor::of(floats[4].data(), {70}, db.data())},
+                                      {Tensor::of(floats[2].data(), {1, k}, dw[1].data()), {}},
+                                      {Tensor::of(narrow.data(), {33, k}), {}}}};
+      const std::array<Tensor, 3> y =
+          together
+              ? matmul_each(ctx, x, of)
+              : std::array<Tensor, 3>{matmul(ctx, x, of[0].weight, of[0].bias),
+                                      matmul(ctx, x, of[1].weight), matmul(ctx, x, of[2].weight)};
+      std::vector<std::vector<double>> all;
+      for (size_t i = 0; i < 3; ++i) {
+        EXPECT_EQ(y[i].dim(1), outputs[i]);
+        for (int64_t j = 0; j < y[i].numel(); ++j) {
+          y[i].grad_ptr<float>()[j] = floats[5][static_cast<size_t>(j)];
+        }
+        all.push_back(testing::to_doubles(y[i], y[i].data));
+      }
+      tape.backward(ctx);
+      all.emplace_back(dx.begin(), dx.end());
+      all.emplace_back(dw[0].begin(), dw[0].end());
+      all.emplace_back(dw[1].begin(), dw[1].end());
+      all.emplace_back(db.begin(), db.end());
+      return all;
+    };
+    for (int isa = 0; isa <= static_cast<int>(best); ++isa) {
+      set_cpu_isa(static_cast<CpuIsa>(isa));
+      set_num_threads(1);
+      const auto single = run(false, false);
+      for (const int count : {1, 3}) {
+        set_num_threads(count);
+        EXPECT_EQ(run(true, false), single) << t << " rows, " << cpu_isa_name(cpu_isa());
+      }
+    }
+    set_cpu_isa(best);
+    EXPECT_EQ(run(true, true), run(false, true)) << t << " rows, by the definition";
   }
   set_num_threads(threads);
 }
