@@ -22,7 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kBufferBytes = std::size_t{256} << 10;
+constexpr size_t kBufferBytes = size_t{256} << 10;
 constexpr std::string_view kTemporaryMark = ".cambium-tmp-";
 
 [[noreturn]] void fail_errno(std::string_view doing, std::string_view path, int error = errno) {
@@ -57,7 +57,7 @@ int open_retry(const std::string& path, int flags, mode_t mode = 0) {
 }
 
 /// Opens a regular file for reading and tells its size.
-Descriptor open_regular(const std::string& path, std::size_t* size) {
+Descriptor open_regular(const std::string& path, size_t* size) {
   // Not blocking: opening a pipe nobody writes to would wait for ever.
   Descriptor file(open_retry(path, O_RDONLY | O_NONBLOCK));
   if (file.get() < 0) fail_errno("open", path);
@@ -65,7 +65,7 @@ Descriptor open_regular(const std::string& path, std::size_t* size) {
   if (::fstat(file.get(), &status) != 0) fail_errno("read", path);
   if (S_ISDIR(status.st_mode)) fail("cannot read {}: it is a folder, expected a file", path);
   if (!S_ISREG(status.st_mode)) fail("cannot read {}: it is not a regular file", path);
-  *size = static_cast<std::size_t>(status.st_size);
+  *size = static_cast<size_t>(status.st_size);
   return Descriptor(file.take());
 }
 
@@ -83,7 +83,7 @@ void turn_size_signal_into_error() {
 }
 
 /// Returns the errno of a failed write, or 0.
-int write_all(int fd, const std::byte* data, std::size_t size) {
+int write_all(int fd, const std::byte* data, size_t size) {
   while (size > 0) {
     const ssize_t n = ::write(fd, data, size);
     if (n < 0) {
@@ -91,7 +91,7 @@ int write_all(int fd, const std::byte* data, std::size_t size) {
       return errno;
     }
     data += n;
-    size -= static_cast<std::size_t>(n);
+    size -= static_cast<size_t>(n);
   }
   return 0;
 }
@@ -197,29 +197,29 @@ void MappedFile::unmap() {
   data_ = nullptr;
 }
 
-void MappedFile::release(std::size_t offset, std::size_t size) const {
+void MappedFile::release(size_t offset, size_t size) const {
   CAMBIUM_CHECK(offset <= size_ && size <= size_ - offset);
-  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  const std::size_t begin = (offset + page - 1) / page * page;
-  const std::size_t end = (offset + size) / page * page;
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const size_t begin = (offset + page - 1) / page * page;
+  const size_t end = (offset + size) / page * page;
   if (begin < end) {
     ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
   }
 }
 
-std::string read_text_file(const std::string& path, std::size_t max_bytes) {
-  std::size_t size = 0;
+std::string read_text_file(const std::string& path, size_t max_bytes) {
+  size_t size = 0;
   const Descriptor file = open_regular(path, &size);
   expect(size <= max_bytes, "cannot read {}: it has {} bytes, expected at most {}", path, size,
          max_bytes);
   std::string text(size, '\0');
-  std::size_t done = 0;
+  size_t done = 0;
   while (done < size) {
     const ssize_t n = ::read(file.get(), text.data() + done, size - done);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) fail_errno("read", path);
     expect(n > 0, "cannot read {}: it ended after {} of {} bytes", path, done, size);
-    done += static_cast<std::size_t>(n);
+    done += static_cast<size_t>(n);
   }
   return text;
 }
@@ -370,18 +370,18 @@ LineLog::LineLog(std::string path) : path_(std::move(path)) {
   bool found = end == 0;
   while (!found && keep > 0) {
     const off_t begin = std::max<off_t>(0, keep - static_cast<off_t>(sizeof block));
-    const ssize_t n = ::pread(file.get(), block, static_cast<std::size_t>(keep - begin), begin);
+    const ssize_t n = ::pread(file.get(), block, static_cast<size_t>(keep - begin), begin);
     if (n != keep - begin) fail_errno("read", path_);
-    const std::string_view text(block, static_cast<std::size_t>(n));
-    const std::size_t newline = text.rfind('\n');
+    const std::string_view text(block, static_cast<size_t>(n));
+    const size_t newline = text.rfind('\n');
     found = newline != std::string_view::npos;
     keep = found ? begin + static_cast<off_t>(newline) + 1 : begin;
   }
   fd_ = file.take();
   if (keep != end) {
-    truncate(static_cast<std::uint64_t>(keep));
+    truncate(static_cast<uint64_t>(keep));
   } else {
-    size_ = static_cast<std::uint64_t>(end);
+    size_ = static_cast<uint64_t>(end);
   }
 }
 
@@ -401,7 +401,7 @@ void LineLog::append(std::string_view line) {
   size_ += bytes.size();
 }
 
-void LineLog::truncate(std::uint64_t size) {
+void LineLog::truncate(uint64_t size) {
   if (::ftruncate(fd_, static_cast<off_t>(size)) != 0) fail_errno("shorten", path_);
   size_ = size;
 }

@@ -17,7 +17,7 @@ namespace {
 
 constexpr double kRedrawSeconds = 0.1;
 constexpr double kPlainSeconds = 10;
-constexpr std::uint64_t kBarCells = 24;
+constexpr uint64_t kBarCells = 24;
 
 std::atomic<bool> silent{false};
 
@@ -27,7 +27,7 @@ void write_to_stderr(std::string_view text) {
 }
 
 /// Cells in a line of the terminal, 0 where that is not known.
-std::size_t terminal_columns() {
+size_t terminal_columns() {
   winsize size{};
   return ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
@@ -53,7 +53,7 @@ void note_text(const std::string& text) {
   std::fprintf(stderr, "cambium: note: %s\n", text.c_str());
 }
 
-Progress::Progress(std::string label, std::uint64_t total, Options options)
+Progress::Progress(std::string label, uint64_t total, Options options)
     : label_(std::move(label)), total_(total), options_(std::move(options)) {
   if (!options_.write) options_.write = write_to_stderr;
   if (!options_.now) options_.now = steady_seconds;
@@ -65,7 +65,7 @@ Progress::~Progress() {
   if (!finished_ && options_.mode == Mode::kTerminal) options_.write("\n");
 }
 
-void Progress::update(std::uint64_t done, std::string_view note) {
+void Progress::update(uint64_t done, std::string_view note) {
   if (options_.mode == Mode::kSilent || finished_) return;
   done_ = done;
   if (!note.empty()) note_ = note;
@@ -83,8 +83,7 @@ void Progress::finish(std::string_view note) {
 
 std::string Progress::line(double elapsed, bool final) const {
   const auto amount = [&](double n) {
-    return options_.bytes ? human_bytes(static_cast<std::uint64_t>(std::max(0.0, n)))
-                          : human_count(n);
+    return options_.bytes ? human_bytes(static_cast<uint64_t>(std::max(0.0, n))) : human_count(n);
   };
   const std::string unit = options_.unit.empty() ? "" : " " + options_.unit;
   const double done = static_cast<double>(done_);
@@ -92,7 +91,7 @@ std::string Progress::line(double elapsed, bool final) const {
   if (total_ > 0) {
     const double part = std::min(1.0, done / static_cast<double>(total_));
     if (options_.mode == Mode::kTerminal) {
-      const auto cells = static_cast<std::size_t>(part * kBarCells);
+      const auto cells = static_cast<size_t>(part * kBarCells);
       text += "[" + std::string(cells, '#') + std::string(kBarCells - cells, '.') + "] ";
     }
     text += fmt::format("{:3.0f}%  {}/{}{}", std::min(part, final ? 1.0 : 0.99) * 100, amount(done),
@@ -117,10 +116,10 @@ void Progress::draw(double now, bool final) {
     options_.write(text + "\n");
   } else {
     // A line that wraps could not be redrawn.
-    if (const std::size_t columns = terminal_columns(); columns > 1 && text.size() >= columns) {
+    if (const size_t columns = terminal_columns(); columns > 1 && text.size() >= columns) {
       text.resize(columns - 1);
     }
-    const std::size_t width = text.size();
+    const size_t width = text.size();
     if (width < width_) text.append(width_ - width, ' ');  // wipes the end of a longer line
     width_ = width;
     options_.write("\r" + text + (final ? "\n" : ""));

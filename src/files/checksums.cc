@@ -68,7 +68,7 @@ std::optional<FileChecksums> read_checksums(const std::string& folder) {
                       entry["bytes"].is_number_unsigned() && entry["xxh3"].is_string();
     bool parsed = false;
     if (good) {
-      sum.bytes = entry["bytes"].get<std::uint64_t>();
+      sum.bytes = entry["bytes"].get<uint64_t>();
       const auto& text = entry["xxh3"].get_ref<const std::string&>();
       const auto [end, code] =
           std::from_chars(text.data(), text.data() + text.size(), sum.digest, 16);
@@ -83,7 +83,7 @@ std::optional<FileChecksums> read_checksums(const std::string& folder) {
 
 namespace {
 
-std::size_t verify_listed(const std::string& folder, bool tensors) {
+size_t verify_listed(const std::string& folder, bool tensors) {
   const std::optional<FileChecksums> checksums = read_checksums(folder);
   if (!checksums) return 0;
   for (const auto& [name, sum] : *checksums) {
@@ -103,11 +103,11 @@ std::size_t verify_listed(const std::string& folder, bool tensors) {
 
 }  // namespace
 
-std::size_t verify_checksums(const std::string& folder) {
+size_t verify_checksums(const std::string& folder) {
   return verify_listed(folder, true);
 }
 
-std::size_t verify_small_files(const std::string& folder) {
+size_t verify_small_files(const std::string& folder) {
   return verify_listed(folder, false);
 }
 
@@ -152,7 +152,7 @@ void verify_checksum(const FileChecksums& checksums, const std::string& path,
          "{} has {} bytes, {} says {}: the file was cut short or changed; copy it again (or accept "
          "a change that was meant: cambium verify {} --accept)",
          path, bytes.size(), kFileName, sum.bytes, folder_of(path));
-  const std::uint64_t digest = checksum(bytes);
+  const uint64_t digest = checksum(bytes);
   expect(digest == sum.digest,
          "{} has checksum {}, {} says {}: the file is damaged or was changed; copy it again (or "
          "accept a change that was meant: cambium verify {} --accept)",

@@ -86,7 +86,7 @@ RunData::RunData(const DataPlan& d, const EvaluationPlan& e, uint64_t seed, Toke
     const Shares problems = share(size, e.problems > 0 ? e.problems : size, selection.problems,
                                   e.task_path, "problems");
     selection_.problems = problems.selection;
-    const auto border = all.examples.begin() + static_cast<std::ptrdiff_t>(problems.reported);
+    const auto border = all.examples.begin() + static_cast<ptrdiff_t>(problems.reported);
     selection_task_ = {all.name, all.form, {border, all.examples.end()}};
     all.examples.erase(border, all.examples.end());
     task_ = std::move(all);

@@ -132,7 +132,7 @@ TEST(ChatSpans, AreWhatTheBeginningsSay) {
     const RenderedChat chat = render_chat(tokenizer, {messages, "", ""});
     ASSERT_EQ(chat.turns.size(), messages.size() / 2);
     for (size_t i = 0; i < chat.turns.size(); ++i) {
-      Json before(messages.begin(), messages.begin() + static_cast<std::ptrdiff_t>(2 * i + 1));
+      Json before(messages.begin(), messages.begin() + static_cast<ptrdiff_t>(2 * i + 1));
       EXPECT_EQ(chat.turns[i].begin, tokenizer.apply_chat_template(before.dump(), {}, true).size());
       before.push_back(messages[2 * i + 1]);
       EXPECT_EQ(chat.turns[i].end, tokenizer.apply_chat_template(before.dump(), {}, false).size());
