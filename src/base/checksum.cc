@@ -8,7 +8,9 @@
 namespace cambium {
 
 Checksum::Checksum() : state_(XXH3_createState()) {
-  if (state_ == nullptr) throw std::bad_alloc();
+  if (state_ == nullptr) {
+    throw std::bad_alloc();
+  }
   XXH3_64bits_reset(state_.get());
 }
 
@@ -17,7 +19,9 @@ void Checksum::Free::operator()(XXH3_state_s* state) const {
 }
 
 void Checksum::update(std::span<const std::byte> bytes) {
-  if (!bytes.empty()) XXH3_64bits_update(state_.get(), bytes.data(), bytes.size());
+  if (!bytes.empty()) {
+    XXH3_64bits_update(state_.get(), bytes.data(), bytes.size());
+  }
 }
 
 uint64_t Checksum::digest() const {

@@ -39,7 +39,9 @@ double steady_seconds() {
 }  // namespace
 
 Progress::Mode Progress::default_mode() {
-  if (silent) return Mode::kSilent;
+  if (silent) {
+    return Mode::kSilent;
+  }
   const char* terminal = std::getenv("TERM");
   const bool dumb = terminal == nullptr || std::string_view(terminal) == "dumb";
   return ::isatty(STDERR_FILENO) != 0 && !dumb ? Mode::kTerminal : Mode::kPlain;
@@ -55,28 +57,46 @@ void note_text(const std::string& text) {
 
 Progress::Progress(std::string label, uint64_t total, Options options)
     : label_(std::move(label)), total_(total), options_(std::move(options)) {
-  if (!options_.write) options_.write = write_to_stderr;
-  if (!options_.now) options_.now = steady_seconds;
+  if (!options_.write) {
+    options_.write = write_to_stderr;
+  }
+  if (!options_.now) {
+    options_.now = steady_seconds;
+  }
   started_ = drawn_ = options_.now();
-  if (options_.mode == Mode::kTerminal) draw(started_, false);
+  if (options_.mode == Mode::kTerminal) {
+    draw(started_, false);
+  }
 }
 
 Progress::~Progress() {
-  if (!finished_ && options_.mode == Mode::kTerminal) options_.write("\n");
+  if (!finished_ && options_.mode == Mode::kTerminal) {
+    options_.write("\n");
+  }
 }
 
 void Progress::update(uint64_t done, std::string_view note) {
-  if (options_.mode == Mode::kSilent || finished_) return;
+  if (options_.mode == Mode::kSilent || finished_) {
+    return;
+  }
   done_ = done;
-  if (!note.empty()) note_ = note;
+  if (!note.empty()) {
+    note_ = note;
+  }
   const double now = options_.now();
   const double wait = options_.mode == Mode::kTerminal ? kRedrawSeconds : kPlainSeconds;
-  if (now - drawn_ >= wait) draw(now, false);
+  if (now - drawn_ >= wait) {
+    draw(now, false);
+  }
 }
 
 void Progress::finish(std::string_view note) {
-  if (options_.mode == Mode::kSilent || finished_) return;
-  if (!note.empty()) note_ = note;
+  if (options_.mode == Mode::kSilent || finished_) {
+    return;
+  }
+  if (!note.empty()) {
+    note_ = note;
+  }
   draw(options_.now(), true);
   finished_ = true;
 }
@@ -99,14 +119,18 @@ std::string Progress::line(double elapsed, bool final) const {
   } else {
     text += amount(done) + unit;
   }
-  if (elapsed > 0 && done_ > 0) text += fmt::format("  {}/s", amount(done / elapsed));
+  if (elapsed > 0 && done_ > 0) {
+    text += fmt::format("  {}/s", amount(done / elapsed));
+  }
   if (final) {
     text += fmt::format("  in {}", human_duration(elapsed));
   } else if (total_ > done_ && done_ > 0 && elapsed > 0) {
     const double left = static_cast<double>(total_ - done_) * elapsed / done;
     text += fmt::format("  {} left", human_duration(left));
   }
-  if (!note_.empty()) text += "  " + note_;
+  if (!note_.empty()) {
+    text += "  " + note_;
+  }
   return text;
 }
 
@@ -120,7 +144,9 @@ void Progress::draw(double now, bool final) {
       text.resize(columns - 1);
     }
     const size_t width = text.size();
-    if (width < width_) text.append(width_ - width, ' ');  // wipes the end of a longer line
+    if (width < width_) {
+      text.append(width_ - width, ' ');  // wipes the end of a longer line
+    }
     width_ = width;
     options_.write("\r" + text + (final ? "\n" : ""));
   }

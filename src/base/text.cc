@@ -13,8 +13,12 @@ namespace {
 std::string folded(std::string_view name) {
   std::string out(name);
   for (char& c : out) {
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-    if (c == '_') c = '-';
+    if (c >= 'A' && c <= 'Z') {
+      c = static_cast<char>(c - 'A' + 'a');
+    }
+    if (c == '_') {
+      c = '-';
+    }
   }
   return out;
 }
@@ -26,7 +30,9 @@ size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<size_t> before(b.size() + 1);
   std::vector<size_t> last(b.size() + 1);
   std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t j = 0; j <= b.size(); ++j) {
+    row[j] = j;
+  }
   for (size_t i = 1; i <= a.size(); ++i) {
     std::swap(before, last);
     std::swap(last, row);
@@ -50,8 +56,12 @@ std::optional<std::string> nearest_name(std::string_view unknown,
   for (const std::string& candidate : candidates) {
     const size_t distance = edit_distance(wanted, folded(candidate));
     // A name with nothing in common with the candidate is no typo of it.
-    if (distance > allowed || distance >= candidate.size()) continue;
-    if (best && distance == allowed) continue;
+    if (distance > allowed || distance >= candidate.size()) {
+      continue;
+    }
+    if (best && distance == allowed) {
+      continue;
+    }
     best = candidate;
     allowed = distance;
   }
@@ -64,7 +74,9 @@ std::string did_you_mean(std::string_view unknown, std::span<const std::string> 
 }
 
 std::string human_bytes(uint64_t bytes) {
-  if (bytes < 1024) return fmt::format("{} B", bytes);
+  if (bytes < 1024) {
+    return fmt::format("{} B", bytes);
+  }
   constexpr std::array<std::string_view, 6> kUnits{"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
   double value = static_cast<double>(bytes) / 1024;
   size_t unit = 0;
@@ -93,15 +105,27 @@ std::string human_count(double count) {
 }
 
 std::string human_duration(double seconds) {
-  if (!std::isfinite(seconds) || seconds < 0) return "?";
-  if (seconds < 9.95) return fmt::format("{:.1f}s", seconds);
+  if (!std::isfinite(seconds) || seconds < 0) {
+    return "?";
+  }
+  if (seconds < 9.95) {
+    return fmt::format("{:.1f}s", seconds);
+  }
   // Far beyond any run; keeps the conversion to integers defined.
-  if (seconds > 1e12) return "?";
+  if (seconds > 1e12) {
+    return "?";
+  }
   const auto whole = static_cast<uint64_t>(std::llround(seconds));
-  if (whole < 60) return fmt::format("{}s", whole);
-  if (whole < 3600) return fmt::format("{}m {:02}s", whole / 60, whole % 60);
+  if (whole < 60) {
+    return fmt::format("{}s", whole);
+  }
+  if (whole < 3600) {
+    return fmt::format("{}m {:02}s", whole / 60, whole % 60);
+  }
   const uint64_t minutes = (whole + 30) / 60;
-  if (minutes < 24 * 60) return fmt::format("{}h {:02}m", minutes / 60, minutes % 60);
+  if (minutes < 24 * 60) {
+    return fmt::format("{}h {:02}m", minutes / 60, minutes % 60);
+  }
   const uint64_t hours = (minutes + 30) / 60;
   return fmt::format("{}d {:02}h", hours / 24, hours % 24);
 }
@@ -186,7 +210,9 @@ std::string escape_html(std::string_view text) {
 std::string join(std::span<const std::string> parts, std::string_view separator) {
   std::string out;
   for (size_t i = 0; i < parts.size(); ++i) {
-    if (i > 0) out += separator;
+    if (i > 0) {
+      out += separator;
+    }
     out += parts[i];
   }
   return out;
@@ -197,7 +223,9 @@ std::vector<std::string> split(std::string_view text, char separator) {
   for (;;) {
     const size_t at = text.find(separator);
     parts.emplace_back(text.substr(0, at));
-    if (at == std::string_view::npos) return parts;
+    if (at == std::string_view::npos) {
+      return parts;
+    }
     text.remove_prefix(at + 1);
   }
 }

@@ -40,7 +40,9 @@ void write_checksums(const std::string& folder, const FileChecksums& known) {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
-    if (!entry.is_regular_file() || name == kFileName || name.starts_with('.')) continue;
+    if (!entry.is_regular_file() || name == kFileName || name.starts_with('.')) {
+      continue;
+    }
     const auto found = known.find(name);
     all[name] = found != known.end() ? found->second : checksum_of(entry.path().string());
   }
@@ -55,7 +57,9 @@ void write_checksums(const std::string& folder, const FileChecksums& known) {
 
 std::optional<FileChecksums> read_checksums(const std::string& folder) {
   const std::string path = at(folder, kFileName);
-  if (!fs::exists(path)) return std::nullopt;
+  if (!fs::exists(path)) {
+    return std::nullopt;
+  }
   const Json root = try_json<Json>(read_text_file(path));
   const bool known_form = root.is_object() && root.value("algorithm", Json()) == kAlgorithm &&
                           root.contains("files") && root["files"].is_object();
@@ -85,7 +89,9 @@ namespace {
 
 size_t verify_listed(const std::string& folder, bool tensors) {
   const std::optional<FileChecksums> checksums = read_checksums(folder);
-  if (!checksums) return 0;
+  if (!checksums) {
+    return 0;
+  }
   for (const auto& [name, sum] : *checksums) {
     expect(fs::path(name).filename() == name, "{}/{}: '{}' is not the name of a file in the folder",
            folder, kFileName, name);
@@ -94,7 +100,9 @@ size_t verify_listed(const std::string& folder, bool tensors) {
            "{} is missing, but {} lists it; copy the folder again (or accept a change that was "
            "meant: cambium verify {} --accept)",
            path, kFileName, folder);
-    if (!tensors && name.ends_with(".safetensors")) continue;
+    if (!tensors && name.ends_with(".safetensors")) {
+      continue;
+    }
     const MappedFile file(path);
     verify_checksum(*checksums, path, file.bytes());
   }
@@ -146,7 +154,9 @@ void expect_only_written(const std::string& folder) {
 void verify_checksum(const FileChecksums& checksums, const std::string& path,
                      std::span<const std::byte> bytes) {
   const auto found = checksums.find(fs::path(path).filename().string());
-  if (found == checksums.end()) return;
+  if (found == checksums.end()) {
+    return;
+  }
   const FileChecksum& sum = found->second;
   expect(bytes.size() == sum.bytes,
          "{} has {} bytes, {} says {}: the file was cut short or changed; copy it again (or accept "

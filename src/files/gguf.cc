@@ -43,14 +43,18 @@ constexpr std::pair<uint32_t, std::string_view> kOtherTypes[] = {
 
 const GgufBlock* find_block(uint32_t type) {
   for (const GgufBlock& block : kBlocks) {
-    if (static_cast<uint32_t>(block.type) == type) return &block;
+    if (static_cast<uint32_t>(block.type) == type) {
+      return &block;
+    }
   }
   return nullptr;
 }
 
 std::string type_name(uint32_t type) {
   for (const auto& [number, name] : kOtherTypes) {
-    if (number == type) return std::string(name);
+    if (number == type) {
+      return std::string(name);
+    }
   }
   return fmt::format("number {}", type);
 }
@@ -107,9 +111,13 @@ const char* kind_name(const GgufValue& value) {
 }
 
 std::optional<int64_t> as_integer(const GgufValue& value) {
-  if (const auto* i = std::get_if<int64_t>(&value.value)) return *i;
+  if (const auto* i = std::get_if<int64_t>(&value.value)) {
+    return *i;
+  }
   if (const auto* u = std::get_if<uint64_t>(&value.value)) {
-    if (std::in_range<int64_t>(*u)) return static_cast<int64_t>(*u);
+    if (std::in_range<int64_t>(*u)) {
+      return static_cast<int64_t>(*u);
+    }
   }
   return std::nullopt;
 }
@@ -123,7 +131,9 @@ std::optional<double> as_number(const GgufValue& value) {
 }
 
 std::optional<std::string> as_text(const GgufValue& value) {
-  if (const auto* text = std::get_if<std::string>(&value.value)) return *text;
+  if (const auto* text = std::get_if<std::string>(&value.value)) {
+    return *text;
+  }
   return std::nullopt;
 }
 
@@ -158,12 +168,16 @@ std::optional<std::vector<T>> look_up_list(const Gguf& gguf, std::string_view ke
   return look_up<std::vector<T>>(gguf, key, wanted,
                                  [&](const GgufValue& value) -> std::optional<std::vector<T>> {
                                    const auto* list = std::get_if<GgufValue::List>(&value.value);
-                                   if (list == nullptr) return std::nullopt;
+                                   if (list == nullptr) {
+                                     return std::nullopt;
+                                   }
                                    std::vector<T> out;
                                    out.reserve(list->size());
                                    for (const GgufValue& item : *list) {
                                      std::optional<T> one = convert(item);
-                                     if (!one) return std::nullopt;
+                                     if (!one) {
+                                       return std::nullopt;
+                                     }
                                      out.push_back(std::move(*one));
                                    }
                                    return out;
@@ -180,7 +194,9 @@ const GgufBlock& gguf_block(GgufType type) {
 
 int64_t GgufTensor::rows() const {
   int64_t rows = 1;
-  for (size_t axis = 0; axis + 1 < shape.size(); ++axis) rows *= shape[axis];
+  for (size_t axis = 0; axis + 1 < shape.size(); ++axis) {
+    rows *= shape[axis];
+  }
   return rows;
 }
 
@@ -268,7 +284,9 @@ class Gguf::Reader {
     const uint64_t length = count(take<uint64_t>(key), smallest, key);
     GgufValue::List items;
     items.reserve(length);
-    for (uint64_t i = 0; i < length; ++i) items.push_back(value(type, key, nesting + 1));
+    for (uint64_t i = 0; i < length; ++i) {
+      items.push_back(value(type, key, nesting + 1));
+    }
     return items;
   }
 
@@ -409,7 +427,9 @@ void Gguf::read_tensors(Reader& reader, uint64_t count, size_t part, int64_t ali
         "{}: tensor '{}' needs {} bytes from {}, but the file has {}: it is damaged or cut short",
         path, tensor.name, tensor.size, begin + offsets[i], whole);
     tensor.data = file.bytes().data() + begin + offsets[i];
-    if (tensor.size > 0) order.emplace_back(offsets[i], before_this + i);
+    if (tensor.size > 0) {
+      order.emplace_back(offsets[i], before_this + i);
+    }
   }
   std::sort(order.begin(), order.end());
   for (size_t i = 1; i < order.size(); ++i) {
@@ -422,14 +442,18 @@ void Gguf::read_tensors(Reader& reader, uint64_t count, size_t part, int64_t ali
 
 const GgufTensor* Gguf::find(std::string_view name) const {
   for (const GgufTensor& tensor : tensors_) {
-    if (tensor.name == name) return &tensor;
+    if (tensor.name == name) {
+      return &tensor;
+    }
   }
   return nullptr;
 }
 
 std::optional<bool> Gguf::flag(std::string_view key) const {
   return look_up<bool>(*this, key, "a flag", [](const GgufValue& value) -> std::optional<bool> {
-    if (const auto* flag = std::get_if<bool>(&value.value)) return *flag;
+    if (const auto* flag = std::get_if<bool>(&value.value)) {
+      return *flag;
+    }
     return std::nullopt;
   });
 }

@@ -42,12 +42,16 @@ class GgufBuilder {
   void text(std::string_view key, std::string_view value) { raw(key, 8, text_bytes(value)); }
   void texts(std::string_view key, const std::vector<std::string>& values) {
     std::string bytes = bytes_of<uint32_t>(8) + bytes_of<uint64_t>(values.size());
-    for (const std::string& value : values) bytes += text_bytes(value);
+    for (const std::string& value : values) {
+      bytes += text_bytes(value);
+    }
     raw(key, 9, bytes);
   }
   void i32s(std::string_view key, const std::vector<int32_t>& values) {
     std::string bytes = bytes_of<uint32_t>(5) + bytes_of<uint64_t>(values.size());
-    for (const int32_t value : values) bytes += bytes_of(value);
+    for (const int32_t value : values) {
+      bytes += bytes_of(value);
+    }
     raw(key, 9, bytes);
   }
 
@@ -56,7 +60,9 @@ class GgufBuilder {
               std::string_view data, int64_t offset = -1) {
     pad(&data_);
     tensors_ += text_bytes(name) + bytes_of(static_cast<uint32_t>(shape.size()));
-    for (size_t axis = shape.size(); axis-- > 0;) tensors_ += bytes_of(shape[axis]);
+    for (size_t axis = shape.size(); axis-- > 0;) {
+      tensors_ += bytes_of(shape[axis]);
+    }
     tensors_ += bytes_of(type);
     tensors_ +=
         bytes_of(offset < 0 ? static_cast<uint64_t>(data_.size()) : static_cast<uint64_t>(offset));

@@ -42,7 +42,9 @@ void decode_bf16(const Byte* block, float* out) {
 /// d (fp16), 32 signed bytes: x = d q.
 void decode_q8_0(const Byte* block, float* out) {
   const float d = half_at(block);
-  for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(static_cast<int8_t>(block[2 + i]));
+  for (int i = 0; i < 32; ++i) {
+    out[i] = d * static_cast<float>(static_cast<int8_t>(block[2 + i]));
+  }
 }
 
 /// 32 values of 4 bits, or 5 when kHigh: d, [m], [32 high bits], 16 bytes of low halves. The low
@@ -54,7 +56,9 @@ void decode_nibbles(const Byte* block, float* out) {
   const float m = kMinimum ? half_at(block + 2) : 0.0F;
   const Byte* p = block + (kMinimum ? 4 : 2);
   const uint32_t high = kHigh ? word_at(p) : 0;
-  if (kHigh) p += 4;
+  if (kHigh) {
+    p += 4;
+  }
   constexpr int kCentre = kMinimum ? 0 : (kHigh ? 16 : 8);
   for (int i = 0; i < 16; ++i) {
     const auto low_bit = static_cast<int>((high >> i) & 1U);
@@ -96,7 +100,9 @@ void decode_k_nibbles(const Byte* block, float* out) {
     const Byte* p = nibbles + group / 2 * 32;
     for (int i = 0; i < 32; ++i) {
       int q = group % 2 == 0 ? p[i] & 15 : p[i] >> 4;
-      if (kHigh) q += ((high[i] >> group) & 1) * 16;
+      if (kHigh) {
+        q += ((high[i] >> group) & 1) * 16;
+      }
       out[group * 32 + i] = step * static_cast<float>(q) - base;
     }
   }

@@ -153,7 +153,9 @@ TEST_F(GgufTest, WrongKeysAreNamed) {
     const char* message;
   };
   std::string nested = B::bytes_of<uint32_t>(9) + B::bytes_of<uint64_t>(1);
-  for (int depth = 0; depth < 3; ++depth) nested += nested.substr(0, 12);
+  for (int depth = 0; depth < 3; ++depth) {
+    nested += nested.substr(0, 12);
+  }
   const Row rows[] = {
       {13, "12345678", "'bad' has a value of unknown type 13"},
       {9, B::bytes_of<uint32_t>(77) + B::bytes_of<uint64_t>(1),
@@ -252,7 +254,9 @@ TEST_F(GgufTest, DequantisesEveryType) {
   for (const Row& row : rows) {
     const GgufBlock& block = gguf_block(row.type);
     std::string bytes;
-    for (size_t i = 0; i < block.bytes; ++i) bytes += static_cast<char>(i * 37 + 11);
+    for (size_t i = 0; i < block.bytes; ++i) {
+      bytes += static_cast<char>(i * 37 + 11);
+    }
     if (row.type == GgufType::kQ8_K) {
       bytes.replace(0, 4, GgufBuilder::bytes_of(0.5F));
     } else if (row.scales.empty()) {

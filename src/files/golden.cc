@@ -26,7 +26,9 @@ void write_golden(const std::string& folder, const Golden& golden) {
 
 std::optional<Golden> read_golden(const std::string& folder) {
   const std::string path = path_in(folder);
-  if (!std::filesystem::exists(path)) return std::nullopt;
+  if (!std::filesystem::exists(path)) {
+    return std::nullopt;
+  }
   const SafeTensors file = SafeTensors::open(path);
   const TensorEntry& tokens = file.at("tokens");
   const TensorEntry& logits = file.at("logits");

@@ -48,7 +48,9 @@ Json parse_object(std::string_view text, const std::string& path, const char* wh
 
 std::optional<TypeRow> type_row(std::string_view name) {
   for (const TypeRow& row : kTypes) {
-    if (row.name == name) return row;
+    if (row.name == name) {
+      return row;
+    }
   }
   return std::nullopt;
 }
@@ -61,9 +63,13 @@ const TypeRow& type_row(StoredType type) {
 std::optional<uint64_t> bytes_of(std::span<const int64_t> shape, size_t element) {
   uint64_t bytes = element;
   for (const int64_t size : shape) {
-    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(size), &bytes)) return {};
+    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(size), &bytes)) {
+      return {};
+    }
   }
-  if (bytes > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) return {};
+  if (bytes > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+    return {};
+  }
   return bytes;
 }
 
@@ -146,10 +152,14 @@ std::string sibling(const std::string& path, const std::string& name) {
 }
 
 std::string resolve(const std::string& path) {
-  if (!fs::is_directory(path)) return path;
+  if (!fs::is_directory(path)) {
+    return path;
+  }
   for (const char* name : {kSingleName, kIndexName}) {
     std::string file = (fs::path(path) / name).string();
-    if (fs::exists(file)) return file;
+    if (fs::exists(file)) {
+      return file;
+    }
   }
   fail("{}: expected {} or {} in this folder, found neither", path, kSingleName, kIndexName);
 }
@@ -177,7 +187,9 @@ void convert_half(const TensorEntry& entry, float* out) {
 std::string header_of(std::span<const TensorSource> tensors,
                       const std::map<std::string, std::string>& metadata) {
   Json root = Json::object();  // keys come out sorted: deterministic
-  if (!metadata.empty()) root["__metadata__"] = metadata;
+  if (!metadata.empty()) {
+    root["__metadata__"] = metadata;
+  }
   uint64_t at = 0;
   for (const TensorSource& tensor : tensors) {
     const uint64_t end = at + bytes_of(tensor);
@@ -212,7 +224,9 @@ FileChecksum write_file(const std::string& path, std::vector<TensorSource> tenso
       CAMBIUM_CHECK(done <= size, "tensor {}: {} bytes put, expected {}", tensor.name, done, size);
       file.write(bytes);
       *written += bytes.size();
-      if (options.progress) options.progress(*written);
+      if (options.progress) {
+        options.progress(*written);
+      }
     });
     CAMBIUM_CHECK(done == size, "tensor {}: {} bytes put, expected {}", tensor.name, done, size);
   }
@@ -260,7 +274,9 @@ void copy_as_f32(const TensorEntry& entry, std::span<float> out) {
     case StoredType::kF64:
       return convert<double>(entry, out.data());
     case StoredType::kF32:
-      if (entry.size > 0) std::memcpy(out.data(), entry.data, entry.size);
+      if (entry.size > 0) {
+        std::memcpy(out.data(), entry.data, entry.size);
+      }
       return;
     case StoredType::kF16:
       return convert_half<f16_to_f32>(entry, out.data());
@@ -400,15 +416,21 @@ const TensorEntry* SafeTensors::find(std::string_view name) const {
 }
 
 const TensorEntry& SafeTensors::at(std::string_view name) const {
-  if (const TensorEntry* entry = find(name)) return *entry;
+  if (const TensorEntry* entry = find(name)) {
+    return *entry;
+  }
   std::vector<std::string> names;
-  for (const TensorEntry& entry : tensors_) names.push_back(entry.name);
+  for (const TensorEntry& entry : tensors_) {
+    names.push_back(entry.name);
+  }
   fail("{}: there is no tensor '{}'{}", path_, name, did_you_mean(name, names));
 }
 
 uint64_t SafeTensors::total_bytes() const {
   uint64_t bytes = 0;
-  for (const TensorEntry& entry : tensors_) bytes += entry.size;
+  for (const TensorEntry& entry : tensors_) {
+    bytes += entry.size;
+  }
   return bytes;
 }
 
@@ -452,7 +474,9 @@ FileChecksums write_safetensors(const std::string& path, std::vector<TensorSourc
   for (size_t i = 0; i < shards.size(); ++i) {
     const std::string name = fmt::format("{}-{:05}-of-{:05}{}", target.stem().string(), i + 1,
                                          shards.size(), target.extension().string());
-    for (const TensorSource& tensor : shards[i]) map[tensor.name] = name;
+    for (const TensorSource& tensor : shards[i]) {
+      map[tensor.name] = name;
+    }
     checksums[name] = write_file(sibling(path, name), std::move(shards[i]), options, &written);
   }
   // The index comes last: without it the shards are no model.

@@ -31,7 +31,9 @@ std::string file_with(std::string_view header, size_t body_bytes) {
   std::string file(sizeof length, '\0');
   std::memcpy(file.data(), &length, sizeof length);
   file += header;
-  for (size_t i = 0; i < body_bytes; ++i) file += static_cast<char>(i);
+  for (size_t i = 0; i < body_bytes; ++i) {
+    file += static_cast<char>(i);
+  }
   return file;
 }
 
@@ -178,7 +180,9 @@ TEST(SafeTensors, ShardsAndTheirIndex) {
   EXPECT_FALSE(fs::exists(folder.at("model.safetensors")));
   const SafeTensors model = SafeTensors::open(folder.path());
   EXPECT_EQ(model.tensors().size(), 5U);
-  for (const TensorEntry& entry : model.tensors()) EXPECT_EQ(as_f32(entry), values);
+  for (const TensorEntry& entry : model.tensors()) {
+    EXPECT_EQ(as_f32(entry), values);
+  }
   EXPECT_EQ(SafeTensors::open(folder.at("model.safetensors.index.json")).tensors().size(), 5U);
 }
 

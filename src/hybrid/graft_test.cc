@@ -340,7 +340,9 @@ TEST(Graft, LaterStagesStartFromTheTeacherAndKeepTheHybrid) {
   LoadedModel first = convert(*teacher.model, *teacher.model, {1}, options, 7);
   // Training moved everything in the hybrid, layer 4's attention included.
   first.model->visit([](const std::string&, Parameter& p) {
-    for (int64_t i = 0; i < p.numel(); ++i) p.tensor.ptr<float>()[i] += 0.25F;
+    for (int64_t i = 0; i < p.numel(); ++i) {
+      p.tensor.ptr<float>()[i] += 0.25F;
+    }
   });
   LoadedModel second = convert(*first.model, *teacher.model, {4}, options, 7);
   LoadedModel direct = convert(*teacher.model, *teacher.model, {4}, options, 7);

@@ -75,8 +75,12 @@ TEST(Packer, CountsWhatItCutsAndDrops) {
   const auto source = ladder(7);  // 2 to 8 tokens, 1 to 7 rows
   Packer cut(*source, 5, 5, LongDocuments::kCut);
   Packer dropped(*source, 5, 5, LongDocuments::kDrop);
-  while (cut.position().next_sample < 7) cut.next();
-  while (dropped.position().next_sample < 7) dropped.next();
+  while (cut.position().next_sample < 7) {
+    cut.next();
+  }
+  while (dropped.position().next_sample < 7) {
+    dropped.next();
+  }
   EXPECT_GE(cut.position().cut, 1);
   EXPECT_EQ(cut.position().dropped, 0);
   EXPECT_EQ(dropped.position().cut, 0);

@@ -21,7 +21,9 @@ std::string marked(const Tokenizer& tokenizer, const Document& document) {
   bool inside = false;
   for (size_t t = 0; t < document.tokens.size(); ++t) {
     const bool learned = document.learn[t] != 0;
-    if (learned != inside) text += learned ? "[" : "]";
+    if (learned != inside) {
+      text += learned ? "[" : "]";
+    }
     inside = learned;
     text += tokenizer.decode(std::span(&document.tokens[t], 1), false);
   }

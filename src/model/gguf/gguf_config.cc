@@ -198,8 +198,12 @@ constexpr Architecture kArchitectures[] = {{"llama", "llama", true},
 
 double llama3_divisor(const Llama3Rope& parameters, double theta, int64_t i, int64_t count) {
   const double cycles = parameters.original_length * turns(theta, i, count);
-  if (cycles < parameters.low_freq_factor) return parameters.factor;
-  if (cycles > parameters.high_freq_factor) return 1;
+  if (cycles < parameters.low_freq_factor) {
+    return parameters.factor;
+  }
+  if (cycles > parameters.high_freq_factor) {
+    return 1;
+  }
   const double smooth = (cycles - parameters.low_freq_factor) /
                         (parameters.high_freq_factor - parameters.low_freq_factor);
   return 1 / ((1 - smooth) / parameters.factor + smooth);
@@ -217,14 +221,18 @@ std::optional<Llama3Rope> recover_llama3_rope(std::span<const float> divisors, d
   const auto close = [](double a, double b) { return std::abs(a - b) <= kTolerance * b; };
   Llama3Rope parameters;
   parameters.factor = divisors.empty() ? 1 : *std::max_element(divisors.begin(), divisors.end());
-  if (close(parameters.factor, 1)) return std::nullopt;
+  if (close(parameters.factor, 1)) {
+    return std::nullopt;
+  }
   parameters.factor = rounded_if_near(parameters.factor);
 
   double n = 0, sum_f = 0, sum_s = 0, sum_ff = 0, sum_fs = 0;
   const auto count = static_cast<int64_t>(divisors.size());
   for (int64_t i = 0; i < count; ++i) {
     const double divisor = divisors[static_cast<size_t>(i)];
-    if (close(divisor, 1) || close(divisor, parameters.factor)) continue;
+    if (close(divisor, 1) || close(divisor, parameters.factor)) {
+      continue;
+    }
     const double f = turns(theta, i, count);
     const double s = (1 / divisor - 1 / parameters.factor) / (1 - 1 / parameters.factor);
     n += 1;

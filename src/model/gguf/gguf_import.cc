@@ -79,7 +79,9 @@ std::vector<Plan> plan_of(const GgufLlamaConfig& c) {
 std::vector<const GgufTensor*> match(const Gguf& gguf, const std::vector<Plan>& plan,
                                      const std::string& architecture) {
   std::map<std::string_view, const GgufTensor*> left;
-  for (const GgufTensor& tensor : gguf.tensors()) left.emplace(tensor.name, &tensor);
+  for (const GgufTensor& tensor : gguf.tensors()) {
+    left.emplace(tensor.name, &tensor);
+  }
   // These became part of the configuration.
   for (const char* name :
        {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}) {
@@ -103,7 +105,9 @@ std::vector<const GgufTensor*> match(const Gguf& gguf, const std::vector<Plan>& 
 /// The file's row that becomes row `row`: the file holds channel i of the first half at 2i and of
 /// the second half at 2i + 1.
 int64_t source_row(int64_t row, int64_t rows, int64_t rotary_heads) {
-  if (rotary_heads == 0) return row;
+  if (rotary_heads == 0) {
+    return row;
+  }
   const int64_t head_dim = rows / rotary_heads;
   const int64_t head = row / head_dim;
   const int64_t channel = row % head_dim;
@@ -194,7 +198,9 @@ GgufImportSummary import_gguf(const std::string& gguf_path, const std::string& f
   write_file_atomically(at("tokenizer.json"), tokenizer.tokenizer_json);
   write_file_atomically(at("tokenizer_config.json"), tokenizer.tokenizer_config_json);
   write_file_atomically(at("generation_config.json"), tokenizer.generation_config_json);
-  if (options.finish) options.finish(out.path());
+  if (options.finish) {
+    options.finish(out.path());
+  }
   write_checksums(out.path(), checksums);
   out.commit();
   return summary;

@@ -70,12 +70,16 @@ struct Tiny {
     b.i32s("tokenizer.ggml.token_type", types);
     b.texts("tokenizer.ggml.merges", merges);
     b.u32("tokenizer.ggml.bos_token_id", bos);
-    if (says_eos) b.u32("tokenizer.ggml.eos_token_id", 0);
+    if (says_eos) {
+      b.u32("tokenizer.ggml.eos_token_id", 0);
+    }
     b.flag("tokenizer.ggml.add_bos_token", add_bos);
     b.text("tokenizer.chat_template", "{{ messages[0]['content'] }}");
     // Every element tells its row: 100 row + column, which bf16 also holds for small rows.
     const auto tensor = [&](const std::string& name, const std::vector<uint64_t>& shape) {
-      if (name == leave_out) return;
+      if (name == leave_out) {
+        return;
+      }
       std::vector<float> values;
       const uint64_t rows = shape.size() == 2 ? shape[0] : 1;
       for (uint64_t row = 0; row < rows; ++row) {
@@ -96,11 +100,15 @@ struct Tiny {
     tensor("blk.0.ffn_up.weight", {kFeedForward, kHidden});
     tensor("blk.0.ffn_down.weight", {kHidden, kFeedForward});
     tensor("output_norm.weight", {kHidden});
-    if (!tied) tensor("output.weight", {kVocabulary, kHidden});
+    if (!tied) {
+      tensor("output.weight", {kVocabulary, kHidden});
+    }
     if (!rope_divisors.empty()) {
       b.tensor_f32("rope_freqs.weight", {rope_divisors.size()}, rope_divisors);
     }
-    if (more) more(b);
+    if (more) {
+      more(b);
+    }
     return b.file();
   }
 };

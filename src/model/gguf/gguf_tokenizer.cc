@@ -104,7 +104,9 @@ const PreTokenizer& pre_tokenizer(const Gguf& gguf, const std::string& name) {
   std::vector<std::string> known;
   for (const PreTokenizer& row : pre_tokenizers()) {
     for (const char* row_name : row.names) {
-      if (name == row_name) return row;
+      if (name == row_name) {
+        return row;
+      }
       known.emplace_back(row_name);
     }
   }
@@ -325,7 +327,9 @@ Json template_json(const Vocabulary& vocabulary, std::optional<int64_t> bos,
   Json pair = Json::array();
   Json tokens = Json::object();
   const auto add = [&](Json* list, std::optional<int64_t> id, int type) {
-    if (!id) return;
+    if (!id) {
+      return;
+    }
     const std::string& text = vocabulary.tokens[static_cast<size_t>(*id)];
     list->push_back({{"SpecialToken", {{"id", text}, {"type_id", type}}}});
     tokens[text] = {{"id", text}, {"ids", {*id}}, {"tokens", {text}}};
@@ -453,7 +457,9 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, int64_t vocabulary_rows
     const std::string& text = vocabulary.tokens[id];
     const int64_t type = vocabulary.types[id];
     vocab[text] = id;
-    if (type != kControl && type != kUserDefined && type != kUnknown) continue;
+    if (type != kControl && type != kUserDefined && type != kUnknown) {
+      continue;
+    }
     added.push_back({{"id", id},
                      {"content", text},
                      {"single_word", false},
@@ -528,7 +534,9 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, int64_t vocabulary_rows
                  {"add_bos_token", add_bos},
                  {"add_eos_token", add_eos}};
   const auto name_token = [&](const char* key, std::optional<int64_t> id) {
-    if (id) config[key] = vocabulary.tokens[static_cast<size_t>(*id)];
+    if (id) {
+      config[key] = vocabulary.tokens[static_cast<size_t>(*id)];
+    }
   };
   name_token("bos_token", bos);
   name_token("eos_token", eos);
@@ -553,14 +561,18 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, int64_t vocabulary_rows
     files.notes.emplace_back("The file has no chat template; chat needs one.");
   }
   Json generation = Json::object();
-  if (bos) generation["bos_token_id"] = *bos;
+  if (bos) {
+    generation["bos_token_id"] = *bos;
+  }
   const std::vector<int64_t> ends = end_tokens(vocabulary, eos, eot);
   if (ends.size() > 1) {
     generation["eos_token_id"] = ends;
   } else if (!ends.empty()) {
     generation["eos_token_id"] = ends.front();
   }
-  if (padding) generation["pad_token_id"] = *padding;
+  if (padding) {
+    generation["pad_token_id"] = *padding;
+  }
   try {
     files.tokenizer_json = tokenizer.dump(1) + "\n";
     files.tokenizer_config_json = config.dump(2) + "\n";

@@ -150,8 +150,12 @@ class Cached {
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
   out << c.tokens << "_tokens_" << c.heads << "_on_" << c.kv_heads << "_heads_of_" << c.dim;
-  if (c.value_dim != c.dim) out << "_and_" << c.value_dim;
-  if (c.window > 0) out << "_window_" << c.window;
+  if (c.value_dim != c.dim) {
+    out << "_and_" << c.value_dim;
+  }
+  if (c.window > 0) {
+    out << "_window_" << c.window;
+  }
   return out << "_pages_of_" << c.page_size << (c.pages == Dtype::kBF16 ? "_bf16" : "");
 }
 

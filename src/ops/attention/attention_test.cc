@@ -47,10 +47,16 @@ std::vector<Input> inputs_of(const Case& c) {
 }
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
-  for (const int32_t length : c.lengths) out << length << "_";
+  for (const int32_t length : c.lengths) {
+    out << length << "_";
+  }
   out << "tokens_" << c.heads << "_on_" << c.kv_heads << "_heads_of_" << c.dim;
-  if (c.value_dim != c.dim) out << "_and_" << c.value_dim;
-  if (c.window > 0) out << "_window_" << c.window;
+  if (c.value_dim != c.dim) {
+    out << "_and_" << c.value_dim;
+  }
+  if (c.window > 0) {
+    out << "_window_" << c.window;
+  }
   return out;
 }
 
