@@ -49,8 +49,9 @@ def closing(code, at, open_, close):
 
 
 def skip_space(code, at):
-    while at < len(code) and code[at].isspace():
-        at += 1
+    """Past spaces and attributes such as [[unlikely]]."""
+    while at < len(code) and (code[at].isspace() or code.startswith("[[", at)):
+        at = code.index("]]", at) + 2 if code[at] == "[" else at + 1
     return at
 
 
