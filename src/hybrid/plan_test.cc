@@ -268,9 +268,7 @@ sequence_length = 100
 train = "converted"
 [[stage]]
 layers = 1
-place = "mmr"
-[mmr]
-steps = 10
+place = {method = "mmr", probe = {steps = 10}}
 )",
                                {}, "t");
   const std::string text = describe_plan(plan, teacher, 1e9);
