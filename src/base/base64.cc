@@ -31,11 +31,11 @@ std::string to_base64(std::string_view bytes) {
 }
 
 std::string from_base64(std::string_view text, std::string_view what) {
-  static const std::array<int8_t, 256> kValues = [] {
-    std::array<int8_t, 256> values{};
+  static const std::array<int, 256> kValues = [] {
+    std::array<int, 256> values{};
     values.fill(-1);
     for (size_t i = 0; i < kLetters.size(); ++i) {
-      values[static_cast<unsigned char>(kLetters[i])] = static_cast<int8_t>(i);
+      values[static_cast<unsigned char>(kLetters[i])] = static_cast<int>(i);
     }
     return values;
   }();

@@ -45,6 +45,10 @@ int run(const ConvertArgs& args) {
   save.tokenizer_from = args.base;
   save.storage = storage;
   save.replace = args.replace;
+  save.written = [&] {
+    base.weights.release_mapped();
+    original.weights.release_mapped();
+  };
   save_model(*hybrid.model, args.output, save);
   fmt::print("{}  {} of {} layers converted, in {}\n", layer_map(hybrid.model->spec()),
              converted_layers(hybrid.model->spec(), &teacher.spec()).size(),

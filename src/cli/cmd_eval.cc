@@ -91,6 +91,9 @@ int run_eval(const EvalArgs& a) {
   check_applies(a);
   LoadedModel loaded = load_model(a.model, {.storage = MatrixStorage::kStored});
   const Tokenizer tokenizer = Tokenizer::load(a.model);
+  if (a.chat) {
+    tokenizer.expect_chat(a.model, "leave --chat away");
+  }
   if (a.task == "text") {
     ResultFile results(a.output);
     results.write(eval_text(a, *loaded.model, tokenizer).dump(1) + "\n");

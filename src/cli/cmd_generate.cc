@@ -184,6 +184,9 @@ int run_generate(const GenerateArgs& a) {
   expect(a.prompt.empty() != a.input.empty(), "expected one of --prompt and --input");
   LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
+  if (a.chat) {
+    tokenizer.expect_chat(a.model, "leave --chat away");
+  }
   if (!a.input.empty()) {
     return run_batch(a, *loaded.model, tokenizer);
   }
@@ -198,8 +201,7 @@ int run_chat(const GenerateArgs& a) {
   a.sampling.config();
   LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
-  expect(tokenizer.has_chat_template(),
-         "{}: the tokenizer has no chat template; use cambium generate", a.model);
+  tokenizer.expect_chat(a.model, "use cambium generate", a.system);
   EngineConfig config;
   config.max_sequences = 1;
   config.cache_values = parse_cache_values(a.cache);

@@ -36,6 +36,10 @@ int run(const ImportArgs& args) {
   for (const std::string& note : summary.notes) {
     std::printf("note: %s\n", note.c_str());
   }
+  std::fflush(stdout);
+  for (const std::string& warning : summary.warnings) {
+    std::fprintf(stderr, "warning: %s\n", warning.c_str());
+  }
   return 0;
 }
 

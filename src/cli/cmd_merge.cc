@@ -58,10 +58,11 @@ int run(const MergeArgs& args) {
     expect(tokenizer_of(dir) == tokenizer,
            "{} and {} have different tokenizers; a mean of their weights means nothing",
            args.models[0], dir);
-    loaded.push_back(load_model(dir));
+    loaded.push_back(load_model(dir, {.storage = MatrixStorage::kStored}));
     models.push_back(loaded.back().model.get());
   }
   const LoadedModel merged = merge_models(models, weights);
+  loaded.clear();
   SaveOptions save;
   save.tokenizer_from = args.models[0];
   save.storage = args.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;

@@ -334,6 +334,15 @@ TEST(Graft, TheReleasedLayoutIsChosenOnlyWhereItCanExpressTheModel) {
   }
 }
 
+// Attention that does not turn its queries and keys gives way to a mixer that does not either.
+TEST(Graft, RotationFollowsTheAttention) {
+  UnitSpec attention = *teacher_spec().layers[0].mixer();
+  const GraftOptions options{.mixer = "gated_delta_net"};
+  EXPECT_TRUE(graft_spec(attention, 24, options).options.flag("", "rope", false));
+  attention.options.set("rope", false);
+  EXPECT_FALSE(graft_spec(attention, 24, options).options.flag("", "rope", true));
+}
+
 TEST(Graft, LaterStagesStartFromTheTeacherAndKeepTheHybrid) {
   LoadedModel teacher = fresh_model(teacher_spec(), 1);
   const GraftOptions options{.mixer = "mamba2"};

@@ -117,8 +117,7 @@ AccuracyConfig RunData::answers(const EvaluationPlan& plan) const {
   AccuracyConfig config;
   config.max_new_tokens = plan.max_new_tokens;
   config.batch = plan.batch;
-  config.chat = plan.ask == Ask::kTemplate ||
-                (plan.ask == Ask::kAuto && !plan.task.empty() && tokenizer_.has_chat_template());
+  config.chat = asks_by_template(plan, tokenizer_);
   return config;
 }
 

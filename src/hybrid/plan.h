@@ -13,6 +13,8 @@
 
 namespace cambium {
 
+class Tokenizer;
+
 /// Where documents come from: files of JSON lines, or generated problems.
 struct DataPlan {
   std::string train;  // path; empty = generated
@@ -139,6 +141,9 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher);
 /// tasks, a chat template where one is asked for. Loads no weights. A file that is not there is an
 /// Error, or with `missing` an entry of it.
 void check_plan_inputs(const HybridPlan& plan, std::vector<std::string>* missing = nullptr);
+
+/// Whether problems are asked through the chat template.
+bool asks_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer);
 
 /// Tokens at which speed is measured: those given, else 512 and 4096 as far as the teacher reaches.
 std::vector<int64_t> speed_contexts(const EvaluationPlan& evaluate, const ModelSpec& teacher);

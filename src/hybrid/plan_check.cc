@@ -77,6 +77,11 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
   }
 }
 
+bool asks_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer) {
+  return plan.ask == Ask::kTemplate ||
+         (plan.ask == Ask::kAuto && !plan.task.empty() && tokenizer.has_chat_template());
+}
+
 std::vector<int64_t> speed_contexts(const EvaluationPlan& evaluate, const ModelSpec& teacher) {
   if (!evaluate.contexts.empty()) {
     return evaluate.contexts;
@@ -104,6 +109,10 @@ void check_plan_inputs(const HybridPlan& plan, std::vector<std::string>* missing
     expect(plan.evaluate.ask != Ask::kTemplate || tokenizer->has_chat_template(),
            "[evaluate] ask = \"template\": the tokenizer of {} has no chat template",
            plan.teacher.string());
+    if (asks_by_template(plan.evaluate, *tokenizer)) {
+      tokenizer->expect_chat("[evaluate] ask: " + plan.teacher.string(),
+                             "ask = \"plain\" does without it");
+    }
   }
   for (const auto& [path, key] :
        {std::pair{plan.data.train, "data.train"}, std::pair{plan.data.valid, "data.valid"}}) {

@@ -11,8 +11,10 @@
 namespace cambium {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
 
 constexpr const char* kStages = "[[stage]]\nlayers = 1\n[[stage]]\nname = \"all\"\nlayers = 3\n";
 
@@ -275,6 +277,27 @@ place = {method = "mmr", probe = {steps = 10}}
   EXPECT_THAT(text, HasSubstr("mmr: 2 probes of 10 steps"));
   // The new window alone: q, k, v and o.
   EXPECT_THAT(text, HasSubstr("768 parameters trained"));
+}
+
+TEST(HybridPlan, AChatTemplateThatWillBeAskedThroughIsTriedFirst) {
+  const TestFolder folder;
+  const std::string tokenizer = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher/tokenizer.json";
+  std::filesystem::copy_file(tokenizer, folder.at("tokenizer.json"));
+  const auto check = [&](const std::string& ask, const std::string& source) {
+    write_file_atomically(folder.at("chat_template.jinja"), source);
+    HybridPlan plan = read("[evaluate]\nask = \"" + ask + "\"\n[[stage]]\nlayers = 1\n", {}, "t");
+    plan.teacher = folder.path();
+    check_plan_inputs(plan);
+  };
+  check("template", "{{ messages[0].content }}");
+  EXPECT_THAT([&] { check("template", "{% for %}"); },
+              ThrowsMessage<Error>(AllOf(HasSubstr("[evaluate] ask: " + folder.path()),
+                                         HasSubstr("the chat template cannot be used"),
+                                         HasSubstr("ask = \"plain\" does without it"))));
+  check("plain", "{% for %}");
+  check("auto", "{% for %}");  // generated problems are asked plainly
+  EXPECT_THAT([&] { check("auto\"\ntask = \"gsm8k\"\ntask_path = \"none.jsonl", "{% for %}"); },
+              ThrowsMessage<Error>(HasSubstr("the chat template cannot be used")));
 }
 
 TEST(HybridPlan, NamesOfStagesAreNamesOfFolders) {

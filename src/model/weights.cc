@@ -230,6 +230,14 @@ int64_t Weights::bytes() const {
   return sum;
 }
 
+void Weights::release_mapped() const {
+  for (const auto& file : files_) {
+    for (const TensorEntry& entry : file->tensors()) {
+      file->release(entry);
+    }
+  }
+}
+
 LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options) {
   if (options.check_golden) {
     check_files(dir);
@@ -327,13 +335,18 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
     }
   });
   FileChecksums sums = write_safetensors((inside / "model.safetensors").string(), sources);
+  if (options.written) {
+    options.written();
+  }
   add_golden(inside, options.golden_tokens);
   write_checksums(inside.string(), sums);
   folder.commit();
 }
 
 void add_golden(const std::filesystem::path& dir, std::span<const int32_t> prompt) {
-  const LoadedModel written = load_model(dir, {.check_golden = false});
+  // Mapped as stored: the logits are those of widened weights, bit for bit.
+  const LoadedModel written =
+      load_model(dir, {.storage = MatrixStorage::kStored, .check_golden = false});
   const int64_t vocab = written.model->spec().vocab;
   const std::vector<int32_t> tokens = prompt.empty()
                                           ? default_golden_prompt(vocab)

@@ -44,6 +44,9 @@ class Weights {
   void map(const std::string& name, Parameter& p, Dtype dtype, const TensorEntry& entry,
            const std::shared_ptr<const SafeTensors>& file);
   int64_t bytes() const;
+  /// Gives the resident pages of mapped tensors back to the system: they come from the file again
+  /// when they are read. What was written to them is lost.
+  void release_mapped() const;
 
  private:
   std::map<std::string, OwnedTensor> tensors_;  // without data of their own where a file has it
@@ -85,6 +88,9 @@ struct SaveOptions {
   /// More files by name, for example "provenance.json".
   std::map<std::string, std::string> files;
   bool replace = false;
+  /// Called when the weights are written and `model` is not read any more, before what was written
+  /// is read back: the place to give memory back.
+  std::function<void()> written = {};
 };
 
 /// Writes config.json, model.safetensors, tokenizer, golden.safetensors and checksums.json as one

@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "files/golden.h"
 
 namespace cambium {
 namespace {
@@ -108,6 +109,30 @@ TEST(LoadedWeights, AreSavedAsAsked) {
     LoadedModel back = load_model(folder.at("m"), {.storage = MatrixStorage::kStored});
     EXPECT_EQ(logits_of(*back.model), expected);
   }
+}
+
+// The golden logits are those of fp32 copies of the weights, and what a model was made of may be
+// given back before they are computed: it is read from its file again.
+TEST(LoadedWeights, GoldenLogitsDoNotDependOnHowTheyLie) {
+  TestFolder folder;
+  LoadedModel stored = load_model(llama(), {.storage = MatrixStorage::kStored});
+  const std::vector<float> before = logits_of(*stored.model);
+  SaveOptions options;
+  options.storage = MatrixStorage::kStored;
+  options.golden_tokens = {5, 9, 100, 3, 77, 12};
+  bool released = false;
+  options.written = [&] {
+    EXPECT_FALSE(std::filesystem::exists(folder.at("m")));
+    stored.weights.release_mapped();
+    released = true;
+  };
+  save_model(*stored.model, folder.at("m"), options);
+  EXPECT_TRUE(released);
+  EXPECT_EQ(logits_of(*stored.model), before);
+  LoadedModel wide = load_model(folder.at("m"), {.storage = MatrixStorage::kF32});
+  const auto golden = read_golden(folder.at("m"));
+  ASSERT_TRUE(golden.has_value());
+  EXPECT_EQ(golden->logits, logits_of(*wide.model));
 }
 
 // Files of other writers may put a tensor at any byte.

@@ -598,6 +598,21 @@ std::string Tokenizer::apply_chat_template(std::span<const ChatMessage> messages
   return apply_chat_template(list.dump(), {}, add_generation_prompt, {});
 }
 
+void Tokenizer::expect_chat(const std::string& where, const std::string& instead,
+                            const std::string& system) const {
+  expect(has_chat_template(), "{}: the tokenizer has no chat template; {}", where, instead);
+  std::vector<ChatMessage> messages;
+  if (!system.empty()) {
+    messages.push_back({"system", system});
+  }
+  messages.push_back({"user", "Hello"});
+  try {
+    apply_chat_template(messages);
+  } catch (const Error& error) {
+    fail("{}: the chat template cannot be used: {}; {}", where, shortened(error.what()), instead);
+  }
+}
+
 StreamDecoder::StreamDecoder(Tokenizer tokenizer, bool skip_special)
     : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {}
 

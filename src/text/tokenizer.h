@@ -84,6 +84,11 @@ class Tokenizer {
                                   std::string_view kwargs_json = {}) const;
   std::string apply_chat_template(std::span<const ChatMessage> messages,
                                   bool add_generation_prompt = true) const;
+  /// Error unless the chat template can write a question, after a system message where there is
+  /// one: for callers to ask before they begin. The message begins with `where` and ends with
+  /// `instead`, what can be done without a template.
+  void expect_chat(const std::string& where, const std::string& instead,
+                   const std::string& system = {}) const;
 
  private:
   friend class StreamDecoder;

@@ -144,6 +144,27 @@ TEST(CommandLine, ABatchAnswersWhatItCan) {
   EXPECT_THAT(alone.text, HasSubstr(rows[4]["completion"].dump()));
 }
 
+// Not at the first question: a template may also stand in a file of its own.
+TEST(CommandLine, AChatTemplateThatCannotBeUsedIsNamedAtOnce) {
+  const TestFolder folder;
+  const std::string model = folder.at("model");
+  std::filesystem::copy(teacher(), model);
+  write_file_atomically(model + "/chat_template.jinja", "{{ messages | no_such_filter }}");
+  const std::pair<std::string, const char*> rows[] = {
+      {"chat " + model, "use cambium generate"},
+      {"chat " + model + " --system x", "use cambium generate"},
+      {"generate " + model + " --chat -p x", "leave --chat away"},
+      {"eval " + model + " --chat -n 1", "leave --chat away"},
+  };
+  for (const auto& [arguments, instead] : rows) {
+    const Outcome outcome = cambium(arguments);
+    EXPECT_EQ(outcome.status, 1) << arguments << "\n" << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr(model + ": the chat template cannot be used: "));
+    EXPECT_THAT(outcome.text, HasSubstr("no_such_filter"));
+    EXPECT_THAT(outcome.text, HasSubstr(instead));
+  }
+}
+
 TEST(CommandLine, OutputsAreOpenedBeforeTheWork) {
   const TestFolder folder;
   const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";

@@ -18,7 +18,8 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
                  {"key_dim", h.dim},
                  {"value_dim", h.dim},
                  {"conv", int64_t{4}},
-                 {"rope", !options.faithful && h.dim % 2 == 0}}};
+                 {"rope", !options.faithful && h.dim % 2 == 0 &&
+                              attention.options.flag("attention", "rope", true)}}};
   ask_for_biases(unit, attention, "conv_bias");
   return unit;
 }

@@ -171,6 +171,7 @@ GgufImportSummary import_gguf(const std::string& gguf_path, const std::string& f
   GgufImportSummary summary;
   summary.layers = config.layers;
   summary.notes = std::move(tokenizer.notes);
+  summary.warnings = std::move(tokenizer.warnings);
   const StoredType dtype = options.float32 ? StoredType::kF32 : StoredType::kBF16;
   std::vector<TensorSource> sources;
   for (size_t i = 0; i < plan.size(); ++i) {

@@ -38,8 +38,9 @@ struct GgufImportOptions {
 struct GgufImportSummary {
   int64_t layers = 0;
   int64_t parameters = 0;
-  uint64_t bytes = 0;              ///< of tensors written
-  std::vector<std::string> notes;  ///< what the user should know, one sentence each
+  uint64_t bytes = 0;                 ///< of tensors written
+  std::vector<std::string> notes;     ///< what the user should know, one sentence each
+  std::vector<std::string> warnings;  ///< likewise, of what the folder cannot do
 };
 
 /// Writes `folder`, whole or not at all.

@@ -49,6 +49,7 @@ struct Tiny {
   bool says_eos = true;
   bool tied = true;
   std::vector<float> rope_divisors;
+  std::string chat_template = "{{ messages[0]['content'] }}";
   std::string leave_out;                             // a tensor
   std::function<void(GgufBuilder&)> more = nullptr;  // more keys or tensors
 
@@ -74,7 +75,9 @@ struct Tiny {
       b.u32("tokenizer.ggml.eos_token_id", 0);
     }
     b.flag("tokenizer.ggml.add_bos_token", add_bos);
-    b.text("tokenizer.chat_template", "{{ messages[0]['content'] }}");
+    if (!chat_template.empty()) {
+      b.text("tokenizer.chat_template", chat_template);
+    }
     // Every element tells its row: 100 row + column, which bf16 also holds for small rows.
     const auto tensor = [&](const std::string& name, const std::vector<uint64_t>& shape) {
       if (name == leave_out) {
@@ -412,6 +415,61 @@ TEST_F(ImportTest, EveryChatTemplateComesAlong) {
       {{"name", "default"}, {"template", "{{ messages[0]['content'] }}"}},
       {{"name", "tool_use"}, {"template", "tools"}}};
   EXPECT_EQ(json("tokenizer_config.json").at("chat_template"), expected);
+}
+
+// What a template cannot do is said when it is imported, with what is refused for it and how to
+// mend it; the template stays as it was.
+TEST_F(ImportTest, ATemplateThatCannotBeUsedIsWarnedOf) {
+  const auto import_with = [&](const std::string& main, const std::string& tools) {
+    Tiny tiny;
+    tiny.chat_template = main;
+    tiny.more = [&](GgufBuilder& b) {
+      if (!tools.empty()) {
+        b.text("tokenizer.chat_template.tool_use", tools);
+      }
+      b.text("tokenizer.chat_template.rag", "{% for %}");
+    };
+    GgufImportOptions again;
+    again.replace = true;
+    return import(tiny, again);
+  };
+  const std::string good = "{{ messages[0]['content'] }}";
+  const auto only_rag = ElementsAre(HasSubstr("'rag' is kept, but nothing here uses it"));
+  GgufImportSummary summary = import_with(good, good);
+  EXPECT_TRUE(summary.warnings.empty());
+  EXPECT_THAT(summary.notes, only_rag);
+  // Not a template; one that asks for what does not exist; one that refuses a first question.
+  for (const auto& [source, why] :
+       {std::pair{"{% for %}", "line 1"},
+        {"{{ messages | no_such_filter }}", "no_such_filter"},
+        {"{{ raise_exception('only with a system message') }}", "only with a system message"}}) {
+    summary = import_with(source, good);
+    EXPECT_THAT(summary.warnings,
+                ElementsAre(AllOf(HasSubstr("The chat template 'default' cannot be used: "),
+                                  HasSubstr(why), HasSubstr("`cambium chat`, --chat and"),
+                                  HasSubstr("chat_template.jinja"))))
+        << source;
+    EXPECT_EQ(json("tokenizer_config.json").at("chat_template").at(0).at("template"), source);
+    const Tokenizer tokenizer = Tokenizer::load(out_);
+    EXPECT_THAT([&] { tokenizer.expect_chat(out_, "use it plainly"); },
+                ThrowsMessage<Error>(AllOf(HasSubstr(out_ + ": the chat template cannot be used"),
+                                           HasSubstr(why), HasSubstr("; use it plainly"))));
+    summary = import_with(good, source);
+    EXPECT_THAT(summary.warnings,
+                ElementsAre(AllOf(HasSubstr("The chat template 'tool_use' cannot be used: "),
+                                  HasSubstr(why), HasSubstr("Requests with tools"))))
+        << source;
+    EXPECT_NO_THROW(Tokenizer::load(out_).expect_chat(out_, ""));
+  }
+  import_with("{% for %}", "");
+  std::ofstream(out_ + "/chat_template.jinja") << good;
+  EXPECT_NO_THROW(Tokenizer::load(out_).expect_chat(out_, ""));
+  EXPECT_THAT(
+      [&] {
+        import_with("", "");
+        Tokenizer::load(out_).expect_chat(out_, "ask plainly");
+      },
+      ThrowsMessage<Error>(HasSubstr("has no chat template; ask plainly")));
 }
 
 // qwen2 holds rotary pairs as halves already; a llama's biases are turned as its rows are.

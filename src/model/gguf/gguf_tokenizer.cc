@@ -114,6 +114,11 @@ const PreTokenizer& pre_tokenizer(const Gguf& gguf, const std::string& name) {
        gguf.path(), name, join(known, ", "));
 }
 
+/// A request's tools, to try a template with.
+constexpr const char* kSomeTools = R"([{"type": "function", "function": {"name": "add",
+  "description": "adds", "parameters": {"type": "object", "properties":
+  {"a": {"type": "number", "description": "one"}}, "required": ["a"]}}}])";
+
 enum TokenType : int64_t {
   kNormal = 1,
   kUnknown = 2,
@@ -409,6 +414,41 @@ Json chat_templates(const Gguf& gguf) {
   return list.empty() ? Json() : list;
 }
 
+/// Every template is kept as it is; what one of them cannot do is said now and not when it is used.
+void check_templates(const Json& templates, const Json& config, GgufTokenizerFiles* files) {
+  std::vector<std::pair<std::string, std::string>> tokens;
+  for (const char* key : {"bos_token", "eos_token", "unk_token", "pad_token"}) {
+    if (config.contains(key)) {
+      tokens.emplace_back(key, config.at(key).get<std::string>());
+    }
+  }
+  const Json list = templates.is_array()
+                        ? templates
+                        : Json::array({{{"name", "default"}, {"template", templates}}});
+  for (const Json& one : list) {
+    const std::string name = one.at("name").get<std::string>();
+    const bool for_tools = name == "tool_use";
+    if (name != "default" && !for_tools) {
+      files->notes.push_back(fmt::format(
+          "The chat template '{}' is kept, but nothing here uses it.", printable(name)));
+      continue;
+    }
+    try {
+      const ChatTemplate check(one.at("template").get<std::string>());
+      check.render(tokens, R"([{"role": "user", "content": "Hello"}])", for_tools ? kSomeTools : "",
+                   true, "");
+    } catch (const Error& error) {
+      files->warnings.push_back(fmt::format(
+          "The chat template '{}' cannot be used: {}. {} A chat_template.jinja in the folder is "
+          "taken in its place.",
+          name, shortened(error.what()),
+          for_tools ? "Requests with tools will be refused; those without use 'default'."
+                    : "`cambium chat`, --chat and conversations as training data will be refused; "
+                      "`cambium generate` and plain text do without."));
+    }
+  }
+}
+
 }  // namespace
 
 GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, int64_t vocabulary_rows) {
@@ -548,15 +588,7 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, int64_t vocabulary_rows
   }
   if (const Json templates = chat_templates(gguf); !templates.is_null()) {
     config["chat_template"] = templates;
-    for (const Json& one : templates.is_array() ? templates : Json{{{"template", templates}}}) {
-      try {
-        const ChatTemplate check(one.at("template").get<std::string>());
-      } catch (const Error& error) {
-        files.notes.push_back(
-            fmt::format("The chat template cannot be used, the model without it can: {}",
-                        shortened(error.what())));
-      }
-    }
+    check_templates(templates, config, &files);
   } else {
     files.notes.emplace_back("The file has no chat template; chat needs one.");
   }

@@ -14,7 +14,8 @@ struct GgufTokenizerFiles {
   std::string tokenizer_json;
   std::string tokenizer_config_json;
   std::string generation_config_json;
-  std::vector<std::string> notes;  ///< guesses that were made, for the user
+  std::vector<std::string> notes;     ///< guesses that were made, for the user
+  std::vector<std::string> warnings;  ///< what will be refused later, and what to do about it
 };
 
 /// `vocabulary`: rows of the embedding; the tokenizer may have fewer tokens, not more.

@@ -17,6 +17,8 @@ namespace {
 // 24 (or 12) accumulators, a row of the panel and a broadcast value fill the registers.
 constexpr int kTileRows = 6;
 constexpr int kPanelVectors = kLanes == 16 ? 4 : 2;
+// Blocks of the depth that are packed at once.
+constexpr int64_t kBlocks = 2;
 // Packing a panel costs a few rows' worth of products, fewer where it is a copy; pieces of fewer
 // rows than this are not made.
 constexpr int64_t kMinRowsToTranspose = 192;
@@ -155,7 +157,8 @@ void pack(const Gemm& g, int64_t k0, int64_t depth, int64_t n0, int64_t columns,
 // Asks for rows [first, end) of the weight's block at k0, stored as (n, k), to be read soon.
 void prefetch_columns(const Gemm& g, int64_t k0, int64_t first, int64_t end) {
   const int64_t size = g.b_is_bf16 ? 2 : 4;
-  const int64_t depth = g.k - k0 < kGemmDepth ? g.k - k0 : kGemmDepth;
+  const int64_t most = kBlocks * kGemmDepth;
+  const int64_t depth = g.k - k0 < most ? g.k - k0 : most;
   for (int64_t n = first; n < end; ++n) {
     const char* row = static_cast<const char*>(g.b) + (n * g.b_stride + k0) * size;
     for (int64_t byte = 0; byte < depth * size; byte += 64) {
@@ -164,39 +167,52 @@ void prefetch_columns(const Gemm& g, int64_t k0, int64_t first, int64_t end) {
   }
 }
 
-// Rows [m0, m1) and columns [n0, n1) of c; at most one panel of columns.
+// Rows [m0, m1) and columns [n0, n1) of c; at most one panel of columns. Several blocks of the
+// depth are packed at once, so that a tile of c is finished for all of them while it is near.
 void multiply_piece(const Gemm& g, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
-  alignas(64) float panel[kGemmDepth * kPanelVectors * kLanes];
+  alignas(64) float panels[kBlocks][kGemmDepth * kPanelVectors * kLanes];
   const int64_t columns = n1 - n0;
   const int vectors = static_cast<int>((columns + kLanes - 1) / kLanes);
   // Tiles of even height: 8 rows are 4 + 4, not 6 + 2.
   const int64_t tiles = (m1 - m0 + kTileRows - 1) / kTileRows;
-  for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += kGemmDepth) {  // once even when k is 0
-    const int64_t depth = g.k - k0 < kGemmDepth ? g.k - k0 : kGemmDepth;
-    if (g.b_is_bf16) {
-      pack<bf16>(g, k0, depth, n0, columns, panel);
-    } else {
-      pack<float>(g, k0, depth, n0, columns, panel);
+  for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += kBlocks * kGemmDepth) {  // once even when k is 0
+    const int64_t end = g.k - k0 < kBlocks * kGemmDepth ? g.k : k0 + kBlocks * kGemmDepth;
+    for (int64_t k = k0; k < end; k += kGemmDepth) {
+      float* panel = panels[(k - k0) / kGemmDepth];
+      const int64_t depth = end - k < kGemmDepth ? end - k : kGemmDepth;
+      if (g.b_is_bf16) {
+        pack<bf16>(g, k, depth, n0, columns, panel);
+      } else {
+        pack<float>(g, k, depth, n0, columns, panel);
+      }
     }
-    const bool add_c = k0 > 0 || g.accumulate;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = m0 + tile * (m1 - m0) / tiles;
-      const int64_t end = m0 + (tile + 1) * (m1 - m0) / tiles;
-      // While this block is used, the next comes from memory; a share of it per tile.
-      if (!g.b_rows_are_k && k0 + kGemmDepth < g.k) {
-        prefetch_columns(g, k0 + kGemmDepth, n0 + tile * columns / tiles,
-                         n0 + (tile + 1) * columns / tiles);
+      const int64_t last = m0 + (tile + 1) * (m1 - m0) / tiles;
+      // While these blocks are used, the next come from memory; a share of them per tile.
+      if (!g.b_rows_are_k && end < g.k) {
+        prefetch_columns(g, end, n0 + tile * columns / tiles, n0 + (tile + 1) * columns / tiles);
       }
       float* c = g.c + first * g.c_row + n0;
-      Tile t{depth, g.a + first * g.a_row + k0 * g.a_k, g.a_row, g.a_k, panel, c, g.c_row, nullptr,
-             0,     columns - (vectors - 1) * kLanes};
-      if (add_c) {
-        t.add = c;
-        t.add_row = g.c_row;
-      } else if (g.bias != nullptr) {
-        t.add = g.bias + n0;
+      for (int64_t k = k0; k == k0 || k < end; k += kGemmDepth) {
+        Tile t{end - k < kGemmDepth ? end - k : kGemmDepth,
+               g.a + first * g.a_row + k * g.a_k,
+               g.a_row,
+               g.a_k,
+               panels[(k - k0) / kGemmDepth],
+               c,
+               g.c_row,
+               nullptr,
+               0,
+               columns - (vectors - 1) * kLanes};
+        if (k > 0 || g.accumulate) {
+          t.add = c;
+          t.add_row = g.c_row;
+        } else if (g.bias != nullptr) {
+          t.add = g.bias + n0;
+        }
+        multiply_tile(static_cast<int>(last - first), vectors, t);
       }
-      multiply_tile(static_cast<int>(end - first), vectors, t);
     }
   }
 }

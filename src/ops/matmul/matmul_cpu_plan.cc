@@ -7,8 +7,9 @@
 namespace cambium {
 namespace {
 
-// Below this a product is done sooner than its operand is turned.
-constexpr int64_t kTransposeFrom = 32;
+// Of fewer tokens or narrower x a product is done sooner than its operand is turned.
+constexpr int64_t kTurnFromTokens = 32;
+constexpr int64_t kTurnFromWidth = 256;
 
 Gemm product(const View<float>& a, const MatmulWeight<float>& weight, const View<float>& c) {
   const bool narrow = weight.narrow.defined();
@@ -55,8 +56,8 @@ void matmul_grad_input_of::cpu(const MatmulGradInput<float>& a, Arena& /*arena*/
   multiply(g);
 }
 
-// dy is read by columns, once for every panel of x: turned first, so that the reads follow one
-// another in memory.
+// dy is read by columns, once for every panel of x: where there are several, it is turned first, so
+// that the reads follow one another in memory.
 void matmul_grad_weight_of::cpu(const MatmulGradWeight<float>& a, Arena& arena) {
   Gemm g{};
   g.m = a.dy.channels;
@@ -65,7 +66,7 @@ void matmul_grad_weight_of::cpu(const MatmulGradWeight<float>& a, Arena& arena) 
   g.a = a.dy.data;
   g.a_row = 1;
   g.a_k = a.dy.rows.outer_stride;
-  if (g.n >= kTransposeFrom && g.k >= kTransposeFrom) {
+  if (g.n >= kTurnFromWidth && g.k >= kTurnFromTokens) {
     // Rows a few lines further apart than their length: powers of two would evict each other.
     const int64_t step = (g.k + 15) / 16 * 16 + 16;
     float* turned = arena.empty(Dtype::kF32, {g.m, step}).ptr<float>();
