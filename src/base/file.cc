@@ -16,6 +16,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/map_faults.h"
+#include "base/signals.h"
 
 namespace cambium {
 namespace {
@@ -23,6 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kBufferBytes = size_t{256} << 10;
+constexpr int kMostLinks = 40;
 constexpr std::string_view kTemporaryMark = ".cambium-tmp-";
 
 [[noreturn]] void fail_errno(std::string_view doing, std::string_view path, int error = errno) {
@@ -147,6 +150,23 @@ std::string temporary_name(const std::string& target) {
       .string();
 }
 
+/// The file that writing to `path` means: where a link leads, or the path itself. A device, a pipe
+/// or a folder there is an Error: it would be replaced with a file.
+std::string file_to_write(const std::string& path) {
+  std::error_code error;
+  std::string target = path;
+  for (int links = 0; fs::is_symlink(target, error) && links < kMostLinks; ++links) {
+    const fs::path next = fs::read_symlink(target, error);
+    expect(!error, "cannot write {}: the link cannot be followed: {}", path, error.message());
+    target = (fs::path(parent_of(target)) / next).string();
+  }
+  const fs::file_status status = fs::symlink_status(target, error);
+  expect(!fs::exists(status) || fs::is_regular_file(status),
+         "cannot write {}: it is {}, expected a file", path,
+         fs::is_directory(status) ? "a folder" : "a device, a pipe or a link without end");
+  return target;
+}
+
 /// Whoever writes a temporary holds its lock; a free lock means its writer is gone.
 bool lock_is_free(const std::string& path) {
   Descriptor file(open_retry(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
@@ -203,6 +223,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     fail_errno("map", path);
   }
   data_ = static_cast<const std::byte*>(memory);
+  add_map(memory, size_, path_);
 }
 
 MappedFile::~MappedFile() {
@@ -226,6 +247,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 void MappedFile::unmap() {
   if (data_ != nullptr) {
+    remove_map(data_);
     ::munmap(const_cast<std::byte*>(data_), size_);
   }
   data_ = nullptr;
@@ -265,6 +287,7 @@ std::string read_text_file(const std::string& path, size_t max_bytes) {
 AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
   turn_size_signal_into_error();
   expect(!fs::path(path_).filename().empty(), "cannot write '{}': a file name is missing", path_);
+  path_ = file_to_write(path_);
   remove_leftovers_of(path_);
   while (fd_ < 0) {
     temporary_ = temporary_name(path_);
@@ -307,6 +330,7 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 }
 
 void AtomicFile::flush() {
+  stop_point();
   if (const int error = write_all(fd_, buffer_.data(), buffer_.size())) {
     fail_errno("write", path_, error);
   }

@@ -20,7 +20,7 @@ namespace cambium {
 /// Memory map of a whole file. An empty file gives an empty span. The pages are the system's cache:
 /// they are read when touched and given back under pressure. Who owns the map and knows that nobody
 /// else reads it may write to it: written pages become its own, the file never changes. A file that
-/// another program shortens while it is mapped is not guarded against.
+/// another program shortens while it is mapped ends the process (base/map_faults.h).
 class MappedFile {
  public:
   explicit MappedFile(const std::string& path);
@@ -45,7 +45,8 @@ class MappedFile {
 std::string read_text_file(const std::string& path, size_t max_bytes = size_t{1} << 30);
 
 /// Writes a file piece by piece; it appears under its name at commit(). Without commit (an
-/// exception) the temporary file is removed. Replaces an existing file.
+/// exception) the temporary file is removed. Replaces an existing file; of a link, the file that it
+/// leads to. A device or a pipe is an Error, never replaced.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);

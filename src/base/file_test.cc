@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "base/map_faults.h"
 #include "base/test_folder.h"
 
 namespace cambium {
@@ -69,6 +71,28 @@ TEST(ReadTextFile, ReadsAndRefusesTooMuch) {
               ThrowsMessage<Error>(HasSubstr("3 bytes, expected at most 2")));
 }
 
+TEST(MappedFileDeathTest, AFileThatBecomesShorterIsNamed) {
+  const TestFolder folder;
+  const std::string path = folder.at("weights");
+  write_file_atomically(path, std::string(100000, 'x'));
+  EXPECT_EXIT(
+      {
+        explain_map_faults();
+        MappedFile first(path);
+        const MappedFile file(std::move(first));
+        std::filesystem::resize_file(path, 10);
+        volatile std::byte last = file.bytes().back();
+        (void)last;
+      },
+      ::testing::ExitedWithCode(1), "weights became shorter");
+  EXPECT_EXIT(
+      {
+        explain_map_faults();
+        std::raise(SIGBUS);
+      },
+      ::testing::KilledBySignal(SIGBUS), "");
+}
+
 TEST(AtomicFile, AppearsAtCommitWithItsChecksum) {
   const TestFolder folder;
   const std::string big(1 << 20, 'b');
@@ -91,6 +115,31 @@ TEST(AtomicFile, WithoutCommitTheOldFileStays) {
   { AtomicFile(folder.at("a")).write("new"); }
   EXPECT_EQ(read_text_file(folder.at("a")), "old");
   EXPECT_THAT(names_in(folder.path()), UnorderedElementsAre("a"));
+}
+
+// Renaming would put a file in their place.
+TEST(AtomicFile, PipesStayAndLinksLeadOn) {
+  const TestFolder folder;
+  std::filesystem::create_directory(folder.at("d"));
+  const std::string pipe = folder.at("pipe");
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0666), 0);
+  std::filesystem::create_symlink("pipe", folder.at("to-pipe"));
+  std::filesystem::create_symlink("loop", folder.at("loop"));
+  for (const std::string& name : {pipe, folder.at("to-pipe"), folder.at("loop"), folder.at("d")}) {
+    EXPECT_THAT([&] { write_file_atomically(name, "text"); },
+                ::testing::ThrowsMessage<Error>(::testing::HasSubstr("cannot write " + name)));
+  }
+  EXPECT_THROW(const LineLog log(pipe), Error);
+  EXPECT_TRUE(std::filesystem::is_fifo(pipe));
+  write_file_atomically(folder.at("d/file"), "old");
+  std::filesystem::create_symlink("d/file", folder.at("link"));
+  std::filesystem::create_symlink("d/new", folder.at("new-link"));
+  write_file_atomically(folder.at("link"), "text");
+  write_file_atomically(folder.at("new-link"), "text");
+  EXPECT_TRUE(std::filesystem::is_symlink(folder.at("link")));
+  EXPECT_TRUE(std::filesystem::is_symlink(folder.at("new-link")));
+  EXPECT_EQ(read_text_file(folder.at("d/file")), "text");
+  EXPECT_EQ(read_text_file(folder.at("d/new")), "text");
 }
 
 TEST(AtomicFile, MissingFolderIsNamed) {

@@ -51,8 +51,12 @@ void Progress::silence(bool now_silent) {
   silent = now_silent;
 }
 
+void say_text(const std::string& text) {
+  std::fprintf(stderr, "%s\n", printable(text).c_str());
+}
+
 void note_text(const std::string& text) {
-  std::fprintf(stderr, "cambium: note: %s\n", text.c_str());
+  say_text("cambium: note: " + text);
 }
 
 Progress::Progress(std::string label, uint64_t total, Options options)

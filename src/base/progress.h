@@ -14,8 +14,15 @@
 
 namespace cambium {
 
-/// A line for people on standard error, whatever --quiet says: what they should know although the
-/// work goes on.
+/// A line for people on standard error, whatever --quiet says. One that cannot be written is lost;
+/// the work does not depend on it. What a terminal would obey is shown as text.
+void say_text(const std::string& text);
+template <class... Args>
+void say(fmt::format_string<Args...> format, Args&&... args) {
+  say_text(fmt::format(format, std::forward<Args>(args)...));
+}
+
+/// What they should know although the work goes on: "cambium: note: ...".
 void note_text(const std::string& text);
 template <class... Args>
 void note(fmt::format_string<Args...> format, Args&&... args) {

@@ -1,12 +1,14 @@
 #include "base/signals.h"
 
 #include <csignal>
+#include <utility>
 
 namespace cambium {
 namespace {
 
 volatile std::sig_atomic_t g_signal = 0;
 int g_depth = 0;
+const std::string* g_kept = nullptr;  // of the innermost StopAnywhere
 struct sigaction g_before_int {};
 struct sigaction g_before_term {};
 
@@ -37,6 +39,20 @@ StopSignals::~StopSignals() {
   ::sigaction(SIGINT, &g_before_int, nullptr);
   ::sigaction(SIGTERM, &g_before_term, nullptr);
   g_signal = 0;
+}
+
+StopAnywhere::StopAnywhere(std::string kept) : kept_(std::move(kept)), before_(g_kept) {
+  g_kept = &kept_;
+}
+
+StopAnywhere::~StopAnywhere() {
+  g_kept = before_;
+}
+
+void stop_point() {
+  if (g_kept != nullptr && stop_signal() != 0) {
+    stop_if_asked(*g_kept);
+  }
 }
 
 int stop_signal() {

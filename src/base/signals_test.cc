@@ -3,6 +3,10 @@
 #include <gmock/gmock.h>
 
 #include <csignal>
+#include <filesystem>
+
+#include "base/file.h"
+#include "base/test_folder.h"
 
 namespace cambium {
 namespace {
@@ -28,6 +32,25 @@ TEST(StopSignals, MakeASignalAWish) {
     }
   }
   EXPECT_EQ(stop_signal(), 0);
+}
+
+TEST(StopAnywhere, EndsWorkAtItsNextPieceOnlyWhileItLives) {
+  stop_point();
+  const StopSignals signals;
+  std::raise(SIGINT);
+  stop_point();  // asked for by nobody: training writes its checkpoint
+  {
+    const StopAnywhere outer("nothing is written");
+    const StopAnywhere inner("one is written");
+    EXPECT_THAT([] { stop_point(); },
+                ::testing::ThrowsMessage<Interrupted>("stopped by SIGINT; one is written"));
+  }
+  stop_point();
+  const TestFolder folder;
+  const std::string path = folder.at("file");
+  const StopAnywhere stop("nothing is written");
+  EXPECT_THROW(write_file_atomically(path, "text"), Interrupted);
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
 TEST(StopSignalsDeathTest, TheSecondEndsTheProcess) {

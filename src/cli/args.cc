@@ -1,5 +1,7 @@
 #include "cli/args.h"
 
+#include <fcntl.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
@@ -9,6 +11,7 @@
 
 #include "base/cpu.h"
 #include "base/error.h"
+#include "base/map_faults.h"
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "base/signals.h"
@@ -38,16 +41,13 @@ std::vector<std::string> option_names(const CLI::App& app) {
   return names;
 }
 
-// A word that is no number is left to the conversion, which has an error of its own.
+// The library's own conversion also reads nothing as 0, and hexadecimal past any range.
 CLI::Validator in_range(IntRange range) {
   return {[range](const std::string& word) -> std::string {
             int64_t value = 0;
             const char* const end = word.data() + word.size();
             const auto [at, error] = std::from_chars(word.data(), end, value);
-            const bool outside =
-                error == std::errc::result_out_of_range ||
-                (error == std::errc{} && at == end && (value < range.low || value > range.high));
-            if (!outside) {
+            if (error == std::errc{} && at == end && value >= range.low && value <= range.high) {
               return "";
             }
             return range.high == IntRange{}.high
@@ -60,11 +60,12 @@ CLI::Validator in_range(IntRange range) {
 
 CLI::Validator in_range(RealRange range) {
   return {[range](const std::string& word) -> std::string {
-            char* end = nullptr;
-            const double value = std::strtod(word.c_str(), &end);
-            if (end == word.c_str() || *end != '\0' ||
-                ((range.open_low ? value > range.low : value >= range.low) &&
-                 (range.open_high ? value < range.high : value <= range.high))) {
+            double value = 0.0;
+            const char* const end = word.data() + word.size();
+            const auto [at, error] = std::from_chars(word.data(), end, value);
+            if (error == std::errc{} && at == end &&
+                (range.open_low ? value > range.low : value >= range.low) &&
+                (range.open_high ? value < range.high : value <= range.high)) {
               return "";
             }
             return range.high == RealRange{}.high
@@ -93,8 +94,8 @@ std::string help_with(const std::string& help, const std::vector<std::string>& c
 }
 
 int usage_error(const CLI::App& app, const std::string& message) {
-  fmt::print(stderr, "cambium: {}\nTry '{} --help'.\n", printable(message),
-             app.get_parent() == nullptr ? "cambium" : "cambium " + app.get_name());
+  say("cambium: {}\nTry '{} --help'.", message,
+      app.get_parent() == nullptr ? "cambium" : "cambium " + app.get_name());
   return 2;
 }
 
@@ -117,6 +118,16 @@ int left_over(const CLI::App& root, const CLI::App& used) {
     return usage_error(used, fmt::format("unexpected argument '{}'", word));
   }
   return usage_error(used, "unexpected arguments");
+}
+
+// Were one of them closed, the next file that is opened would get its number, and what is printed
+// would go into a checkpoint.
+void open_standard_streams() {
+  for (int fd = 0; fd <= 2; ++fd) {
+    if (::fcntl(fd, F_GETFD) < 0 && ::open("/dev/null", fd == 0 ? O_RDONLY : O_WRONLY) != fd) {
+      std::abort();
+    }
+  }
 }
 
 }  // namespace
@@ -171,6 +182,8 @@ void Args::flag(const std::string& name, const std::string& help, bool* target) 
 }
 
 int run_command_line(int argc, char** argv, const std::vector<Command>& commands) {
+  open_standard_streams();
+  explain_map_faults();
   CLI::App root{
       "Cambium grafts fast token mixers onto a trained language model: score its layers, replace "
       "the attention of those that need it least, heal the hybrid by distillation, measure it and "
@@ -221,20 +234,21 @@ int run_command_line(int argc, char** argv, const std::vector<Command>& commands
         set_num_threads(static_cast<int>(threads));
       }
       Progress::silence(quiet);
-      return actions[i]();
+      const int status = actions[i]();
+      expect(std::fflush(stdout) == 0 && std::ferror(stdout) == 0,
+             "cannot write standard output: the disk is full, or nobody reads it");
+      return status;
     } catch (const std::bad_alloc&) {
       std::fflush(stdout);
-      fmt::print(stderr,
-                 "cambium: error: out of memory; `cambium inspect` says what a model takes\n");
+      say("cambium: error: out of memory; `cambium inspect` says what a model takes");
       return 1;
     } catch (const Interrupted& e) {
       std::fflush(stdout);
-      fmt::print(stderr, "cambium: {}\n", printable(e.what()));
+      say("cambium: {}", e.what());
       return 128 + e.signal();
     } catch (const std::exception& e) {
       std::fflush(stdout);
-      // What comes from files may hold what a terminal obeys.
-      fmt::print(stderr, "cambium: error: {}\n", printable(e.what()));
+      say("cambium: error: {}", e.what());
       return 1;
     }
   }

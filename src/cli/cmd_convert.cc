@@ -1,5 +1,7 @@
 #include <cstdio>
 
+#include "base/checked.h"
+#include "base/signals.h"
 #include "cli/commands.h"
 #include "hybrid/graft.h"
 #include "hybrid/placement.h"
@@ -17,12 +19,14 @@ struct ConvertArgs {
 };
 
 int run(const ConvertArgs& args) {
+  const StopAnywhere stop("nothing is written");
   GraftOptions graft = args.graft;
   graft.from_attention = args.init == "attention";
   check_fields(graft, "convert");
   check_graft_options(graft, "convert");
   std::vector<int64_t> layers = args.layers;
   expect(layers.empty() || args.scores.empty(), "expected --layers or --scores, not both");
+  expect(args.count == 0 || !args.scores.empty(), "--count belongs to --scores");
   if (!args.scores.empty()) {
     layers = place_by_file(args.scores, read_spec(args.base), args.count);
   }
@@ -60,19 +64,19 @@ Action declare(Args& args) {
   auto a = std::make_shared<ConvertArgs>();
   args.positional("base", "the teacher, or a hybrid made from it", &a->base);
   args.option("output,o", "folder of the hybrid", &a->output, true);
-  args.option("layers,l", "layers to convert, from 0: 3,5,6", &a->layers);
+  args.option("layers,l", "layers to convert, from 0: 3,5,6", &a->layers, {0, kMaxLayers - 1});
   args.option("scores", "layer scores of `cambium score`: the lowest --count are converted",
               &a->scores);
-  args.option("count,k", "how many layers, with --scores", &a->count);
-  args.option("mixer", "mamba, mamba2, gated_delta_net or sliding_window", &a->graft.mixer);
+  args.option("count,k", "how many layers, with --scores", &a->count, {0, kMaxLayers});
+  args.choice("mixer", "what takes the place of attention", graft_mixers(), &a->graft.mixer);
   args.option("window", "tokens that sliding_window sees (0 = 128)", &a->graft.window);
   args.option("state", "numbers a channel of mamba (0 = 16 or what divides the head)",
               &a->graft.state);
   args.choice("init", "where new mixers start", {"attention", "random"}, &a->init);
   args.flag("faithful", "the released layout of Apriel-H1, quirks included", &a->graft.faithful);
   args.option("teacher", "the original teacher, when base is a hybrid", &a->teacher);
-  args.option("storage", "f32, bf16 or stored (old matrices as in the base, new ones f32)",
-              &a->storage);
+  args.choice("storage", "of matrices; stored is old ones as in the base, new ones f32",
+              {"f32", "bf16", "stored"}, &a->storage);
   args.option("seed", "of what does not come from attention", &a->seed);
   args.flag("replace", "replace the output folder", &a->replace);
   return [a] { return run(*a); };

@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "base/progress.h"
+#include "base/signals.h"
 #include "cli/commands.h"
 #include "eval/problem_source.h"
 #include "eval/problems/problems.h"
@@ -36,15 +37,19 @@ int run(const DataArgs& args) {
                         format) +
            "\n";
   };
+  const StopAnywhere stop(args.output.empty() ? "what is written so far is whole lines"
+                                              : "nothing is written");
   if (args.output.empty()) {
     for (int64_t i = 0; i < args.count; ++i) {
-      std::fputs(line(i).c_str(), stdout);
+      stop_point();
+      expect(std::fputs(line(i).c_str(), stdout) >= 0, "cannot write standard output");
     }
     return 0;
   }
   AtomicFile file(args.output);
   Progress progress("writing " + args.output, static_cast<uint64_t>(args.count));
   for (int64_t i = 0; i < args.count; ++i) {
+    stop_point();
     file.write(line(i));
     progress.advance(1);
   }

@@ -1,4 +1,5 @@
 #include <cstdio>
+#include <optional>
 
 #include "base/signals.h"
 #include "cli/commands.h"
@@ -43,6 +44,7 @@ int run(const DistillArgs& a) {
   table.expect_all_used();
   check_fields(config, "distill");
   const std::shared_ptr<RunFolder> folder = claim_training_folder(a.output, a.resume, {"model"});
+  std::optional<StopAnywhere> stop("the run has not begun");
   LoadedModel student = load_model(a.student);
   LoadedModel teacher = load_model(a.teacher);
   const Tokenizer tokenizer = Tokenizer::load(a.student);
@@ -60,6 +62,7 @@ int run(const DistillArgs& a) {
       a.data.empty() ? problem_source(tokenizer, problems, Split::kTrain, config.seed)
                      : load_jsonl(a.data, tokenizer);
   Trainer trainer(*student.model, student.weights, config, *source, teacher.model.get());
+  stop.reset();  // from here on the trainer keeps what it has
   const TrainSummary summary = trainer.run();
   student.weights.set_trainable(*student.model, nullptr);
   folder->expect_present();

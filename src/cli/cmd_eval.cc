@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "base/checked.h"
 #include "base/file.h"
 #include "base/progress.h"
 #include "base/signals.h"
@@ -20,6 +21,9 @@ namespace cambium {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+/// Problems or documents that are asked for.
+constexpr int64_t kMost = 10'000'000;
 
 struct EvalArgs {
   std::string model, task = "problems", data, teacher, output;
@@ -89,6 +93,7 @@ void check_applies(const EvalArgs& a) {
 
 int run_eval(const EvalArgs& a) {
   check_applies(a);
+  const StopAnywhere stop("nothing is written: answers are graded when all came");
   LoadedModel loaded = load_model(a.model, {.storage = MatrixStorage::kStored});
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.chat) {
@@ -120,11 +125,10 @@ int run_eval(const EvalArgs& a) {
   if (!a.output.empty()) {
     answers = std::make_unique<ResultFile>(a.output);
   }
-  const StopSignals signals;
   Progress progress(a.task, task.examples.size(), {.unit = "problems"});
   const AccuracyResult result =
       evaluate_accuracy(*loaded.model, tokenizer, task, config, [&](int64_t done) {
-        stop_if_asked("nothing is written: answers are graded when all came");
+        stop_point();
         progress.update(static_cast<uint64_t>(done));
       });
   progress.finish();
@@ -148,12 +152,14 @@ Action declare_eval(Args& args) {
   tasks.insert(tasks.end(), task_forms().begin(), task_forms().end());
   args.choice("task", "", tasks, &a->task);
   args.option("data,d,task-path", "the benchmark's file, or documents for --task text", &a->data);
-  args.option("count,n", "problems or documents (from the start)", &a->count, {1});
+  args.option("count,n", "problems or documents (from the start)", &a->count, {1, kMost});
   args.option("seed", "of generated problems and of sampling", &a->seed);
   args.option("set", "generated problems: word.max_steps=3, ...", &a->set);
   args.option("teacher", "--task text: also the KL divergence to this model", &a->teacher);
-  args.option("max-new-tokens", "tokens of an answer at most", &a->max_new_tokens, {1});
-  args.option("max-tokens", "--task text: tokens of a document at most", &a->max_tokens, {2});
+  args.option("max-new-tokens", "tokens of an answer at most", &a->max_new_tokens,
+              {1, kMaxPositions});
+  args.option("max-tokens", "--task text: tokens of a document at most", &a->max_tokens,
+              {2, kMaxPositions});
   args.option("temperature", "0 = greedy", &a->temperature);
   args.option("batch", "problems at once", &a->batch, {1, 4096});
   args.option("output,o", "file for every question, response and grade, or the losses", &a->output);
@@ -175,6 +181,7 @@ int run_bench(const BenchArgs& a) {
   load.storage = parse_storage(a.storage);
   expect(!a.models.empty() || !a.random.empty(),
          "bench: expected a checkpoint folder, or --random-weights with a configuration");
+  const StopAnywhere stop("nothing is measured to its end");
   std::vector<LoadedModel> loaded;
   std::vector<Model*> models;
   std::vector<std::string> names = a.models;
@@ -233,8 +240,8 @@ Action declare_bench(Args& args) {
               &a->random);
   args.option("contexts", "tokens before the measured ones (512,4096)", &a->contexts, {1});
   args.option("batch", "sequences at once", &a->batch, {1, 4096});
-  args.option("decode", "tokens decoded", &a->decode, {1});
-  args.option("repeats", "rounds; the median and the range are printed", &a->repeats, {1});
+  args.option("decode", "tokens decoded", &a->decode, {1, kMaxPositions});
+  args.option("repeats", "rounds; the median and the range are printed", &a->repeats, {1, 10'000});
   args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &a->cache);
   args.choice("storage", "of matrices in memory; random weights: stored is f32",
               {"stored", "f32", "bf16"}, &a->storage);

@@ -6,8 +6,10 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "base/checked.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/progress.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
@@ -19,13 +21,6 @@
 namespace cambium {
 namespace {
 
-// Set by Ctrl-C during an answer: the answer ends, the conversation does not.
-volatile std::sig_atomic_t interrupted = 0;
-
-void interrupt(int /*signal*/) {
-  interrupted = 1;
-}
-
 struct GenerateArgs {
   std::string model, prompt, input, output, storage = "stored", cache = "bf16", system;
   int64_t max_new_tokens = 256, batch = 16;
@@ -34,7 +29,8 @@ struct GenerateArgs {
 };
 
 void sampling_options(Args& args, GenerateArgs& a) {
-  args.option("max-new-tokens,n", "tokens to generate at most", &a.max_new_tokens, {1});
+  args.option("max-new-tokens,n", "tokens to generate at most", &a.max_new_tokens,
+              {1, kMaxPositions});
   a.sampling.declare(args);
   args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &a.cache);
   args.choice("storage", "how matrices are kept in memory; stored is as in the file",
@@ -71,10 +67,9 @@ std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& token
 }
 
 void report_speed(const GenerationResult& r) {
-  fmt::print(
-      stderr, "{} prompt tokens, {:.0f} tokens/s; {} new tokens, {:.1f} tokens/s\n",
-      r.prompt_tokens, static_cast<double>(r.prompt_tokens) / std::max(r.prefill_seconds, 1e-9),
-      r.tokens.size(), static_cast<double>(r.tokens.size()) / std::max(r.decode_seconds, 1e-9));
+  say("{} prompt tokens, {:.0f} tokens/s; {} new tokens, {:.1f} tokens/s", r.prompt_tokens,
+      static_cast<double>(r.prompt_tokens) / std::max(r.prefill_seconds, 1e-9), r.tokens.size(),
+      static_cast<double>(r.tokens.size()) / std::max(r.decode_seconds, 1e-9));
 }
 
 // Generates with the text streamed to standard output; returns it.
@@ -89,14 +84,18 @@ std::string stream(Engine& engine, const Tokenizer& tokenizer, GenerationRequest
   };
   request.on_token = [&](int32_t token) {
     put(decoder.push(token));
-    return interrupted == 0;
+    return stop_signal() == 0;
   };
   std::vector<GenerationRequest> requests;
   requests.push_back(std::move(request));
-  const GenerationResult result = std::move(engine.generate(std::move(requests)).at(0));
-  put(decoder.finish());
-  std::printf("\n");
-  std::fflush(stdout);
+  GenerationResult result;
+  try {
+    result = std::move(engine.generate(std::move(requests)).at(0));
+    put(decoder.finish() + "\n");
+  } catch (const Interrupted&) {
+    put("\n");
+    throw;
+  }
   if (speed) {
     report_speed(result);
   }
@@ -145,6 +144,7 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
     if (!line.error.empty()) {
       continue;
     }
+    stop_point();
     try {
       GenerationRequest request =
           request_of(a, tokenizer, model.spec(), prompt_tokens(a, tokenizer, line.json["prompt"]));
@@ -154,9 +154,8 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
       line.error = e.what();
     }
   }
-  const StopSignals signals;
   while (engine.step()) {
-    stop_if_asked("nothing is written: results are when every prompt is answered");
+    stop_point();
   }
   std::string out;
   size_t failed = 0;
@@ -173,8 +172,7 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
   }
   results.write(out);
   if (failed > 0) {
-    fmt::print(stderr, "{} of {} prompts were not answered; their lines say why ('error')\n",
-               failed, lines.size());
+    say("{} of {} prompts were not answered; their lines say why ('error')", failed, lines.size());
   }
   return failed > 0 && failed == lines.size() ? 1 : 0;
 }
@@ -182,6 +180,9 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
 int run_generate(const GenerateArgs& a) {
   a.sampling.config();  // an Error before anything is loaded
   expect(a.prompt.empty() != a.input.empty(), "expected one of --prompt and --input");
+  const StopAnywhere stop(a.input.empty()
+                              ? "the text ends where it came"
+                              : "nothing is written: results are when every prompt is answered");
   LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.chat) {
@@ -194,6 +195,7 @@ int run_generate(const GenerateArgs& a) {
   stream(engine, tokenizer,
          request_of(a, tokenizer, loaded.model->spec(), prompt_tokens(a, tokenizer, a.prompt)),
          true);
+  stop_point();
   return 0;
 }
 
@@ -236,8 +238,7 @@ int run_chat(const GenerateArgs& a) {
       continue;
     }
     messages.push_back({"user", line});
-    const auto before = terminal ? std::signal(SIGINT, interrupt) : SIG_DFL;
-    interrupted = 0;
+    const StopSignals signals;  // Ctrl-C ends the answer, not the conversation
     try {
       const std::string prompt = tokenizer.apply_chat_template(messages);
       const std::string answer = stream(
@@ -249,11 +250,11 @@ int run_chat(const GenerateArgs& a) {
         throw;
       }
       // A conversation that outgrew the model: the next one need not.
-      std::fprintf(stderr, "%s\n/reset starts again.\n", e.what());
+      say("{}\n/reset starts again.", e.what());
       messages.pop_back();
     }
-    if (terminal) {
-      std::signal(SIGINT, before);
+    if (!terminal || stop_signal() == SIGTERM) {
+      stop_if_asked("the conversation ends with it");
     }
   }
 }

@@ -34,6 +34,10 @@ void print_table(const RunSummary& run) {
 
 int run(const HybridizeArgs& args) {
   const HybridPlan plan = read_hybrid_plan(args.plan, args.teacher, args.set);
+  if (args.output.empty()) {
+    check_stage_name(plan.name, "the plan's name (or give --output)");
+  }
+  const std::string output = args.output.empty() ? "out/" + plan.name : args.output;
   if (args.dry_run) {
     const ModelSpec teacher = read_spec(plan.teacher);
     check_plan(plan, teacher);
@@ -50,11 +54,7 @@ int run(const HybridizeArgs& args) {
   }
   const StopSignals signals;
   PipelineOptions options;
-  options.folder = args.output;
-  if (args.output.empty()) {
-    check_stage_name(plan.name, "the plan's name (or give --output)");
-    options.folder = "out/" + plan.name;
-  }
+  options.folder = output;
   options.resume = args.resume;
   options.command = join(args.words, " ");
   const RunSummary run = run_pipeline(plan, options);
@@ -92,7 +92,8 @@ Action declare(Args& args) {
               &a->teacher);
   args.option("output,o", "run folder (out/NAME otherwise)", &a->output);
   args.option("set", "change a key of the plan: key=value, may be repeated", &a->set);
-  args.option("flops", "FLOP/s that training reaches, for the times of --dry-run", &a->flops);
+  args.option("flops", "FLOP/s that training reaches, for the times of --dry-run", &a->flops,
+              reals_above(0.0));
   args.flag("resume", "go on with a run that was stopped", &a->resume);
   args.flag("dry-run", "say what the plan would do, take and need; load nothing", &a->dry_run);
   return [a] { return run(*a); };

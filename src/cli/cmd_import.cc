@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "base/progress.h"
+#include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "model/gguf/gguf_import.h"
@@ -16,6 +17,7 @@ struct ImportArgs {
 };
 
 int run(const ImportArgs& args) {
+  const StopAnywhere stop("nothing is written");
   GgufImportOptions options;
   options.float32 = args.float32;
   options.replace = args.replace;

@@ -2,6 +2,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "base/checked.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "model/spec.h"
@@ -30,7 +31,8 @@ int64_t parse_bytes(const std::string& text) {
       {"", 1.0},   {"B", 1.0},      {"KB", 1e3},        {"MB", 1e6},
       {"GB", 1e9}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
   const auto it = units.find(unit);
-  expect(end > 0 && it != units.end() && value > 0,
+  // Up to 2^60 bytes, so that what is computed from it fits.
+  expect(end > 0 && it != units.end() && value > 0 && value * it->second <= 0x1p60,
          "--memory: expected a size such as 24GiB or 80GB, got '{}'", text);
   return static_cast<int64_t>(value * it->second);
 }
@@ -125,7 +127,8 @@ Action declare(Args& args) {
   args.positional("model", "checkpoint folder (only its config.json is read)", &a->model);
   args.option("memory", "what fits into this much: 24GiB, 80GB", &a->memory);
   args.option("cache", "bf16 or f32: how keys and values are kept", &a->cache);
-  args.option("context", "tokens of a sequence (the model's positions otherwise)", &a->context);
+  args.option("context", "tokens of a sequence (the model's positions otherwise)", &a->context,
+              {0, kMaxPositions});
   args.flag("json", "print JSON", &a->json);
   return [a] { return run(*a); };
 }

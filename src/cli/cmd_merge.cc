@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "hybrid/merge.h"
@@ -43,9 +44,8 @@ std::optional<uint64_t> tokenizer_of(const std::filesystem::path& dir) {
 }
 
 int run(const MergeArgs& args) {
+  const StopAnywhere stop("nothing is written");
   expect(args.models.size() >= 2, "expected at least two models, got {}", args.models.size());
-  expect(args.storage == "f32" || args.storage == "bf16",
-         "--storage: expected f32 or bf16, got '{}'", args.storage);
   const std::vector<double> weights = parse_weights(args.weights, args.models.size());
   // The folder is made, and refused, before the models are read.
   const std::filesystem::path output = args.output;
@@ -78,7 +78,7 @@ Action declare(Args& args) {
   args.positionals("models", "checkpoints of the same shape", &a->models);
   args.option("output,o", "folder of the merged model", &a->output, true);
   args.option("weights,w", "one for each model: 0.7,0.3 (all alike otherwise)", &a->weights);
-  args.option("storage", "f32 or bf16", &a->storage);
+  args.choice("storage", "of matrices", {"f32", "bf16"}, &a->storage);
   args.flag("replace", "replace the output folder", &a->replace);
   return [a] { return run(*a); };
 }

@@ -86,7 +86,7 @@ int run_score(const ScoreArgs& args) {
   check_applies(args, probes);
   const ScoreOptions options = score_options(args, method);
   check_scores_path(args.output);
-  const StopSignals signals;
+  const StopAnywhere stop("nothing is scored");
   LoadedModel base = load_model(args.model, {.storage = MatrixStorage::kStored});
   LoadedModel original;
   if (!args.teacher.empty()) {
@@ -134,13 +134,12 @@ Action declare_score(Args& args) {
   args.option("documents", "documents measured a layer", &a->documents, {1});
   args.option("max-tokens", "tokens of a document at most", &a->max_tokens, {1});
   args.option("teacher", "the original teacher, when the model is a hybrid", &a->teacher);
-  args.option("mixer", "mmr: the mixer that is tried (mamba otherwise)", &a->mixer);
+  args.choice("mixer", "mmr: the mixer that is tried (mamba otherwise)", graft_mixers(), &a->mixer);
   args.option("window", "mmr: of sliding_window (128 otherwise)", &a->window);
   args.option("steps", "mmr: training steps a layer (100 otherwise)", &a->steps);
   args.option("sequence", "mmr: tokens a step (1024 otherwise)", &a->sequence);
   args.option("rate", "mmr: learning rate (3e-4 otherwise)", &a->rate);
-  args.option("task", "metric accuracy: gsm8k, math500, ... (generated problems otherwise)",
-              &a->task);
+  args.choice("task", "metric accuracy (generated problems otherwise)", task_forms(), &a->task);
   args.option("task-path", "metric accuracy: the task's file", &a->task_path);
   args.option("problems", "metric accuracy: problems asked (100 otherwise)", &a->problems);
   args.option("max-new-tokens", "metric accuracy: tokens of an answer at most (256 otherwise)",

@@ -1,6 +1,8 @@
 #include <cstdio>
+#include <optional>
 
 #include "base/file.h"
+#include "base/progress.h"
 #include "base/signals.h"
 #include "cli/commands.h"
 #include "eval/problem_source.h"
@@ -53,13 +55,10 @@ void visit_fields(JobPlan& plan, FieldVisitor& visit) {
   });
 }
 
-// The tokenizer a plan asks for: a folder's, or one trained on the first problems. Leaves its files
-// in `folder` either way.
+// A tokenizer trained on the first problems; its files are in `folder` afterwards, and a resumed
+// run takes them from there.
 Tokenizer prepare_tokenizer(const TokenizerPlan& plan, const ProblemSpec& problems, uint64_t seed,
                             const std::filesystem::path& folder) {
-  if (!plan.path.empty()) {
-    return Tokenizer::load(plan.path);
-  }
   if (!std::filesystem::exists(folder / "tokenizer.json")) {
     std::vector<std::string> texts;
     for (int64_t i = 0; i < plan.samples; ++i) {
@@ -99,10 +98,16 @@ int run(const TrainArgs& args) {
   config.folder = folder.string();
   config.resume = args.resume;
   config.run_folder = claim_training_folder(folder, args.resume, {"model", "tokenizer"});
+  std::optional<StopAnywhere> stop("the run has not begun");
+  // Of the model, of an existing folder, or trained here.
+  const std::string& given = !args.model.empty() ? args.model : job.tokenizer.path;
   const std::filesystem::path tokenizer_dir =
-      !args.model.empty() ? std::filesystem::path(args.model) : folder / "tokenizer";
-  const Tokenizer tokenizer = !args.model.empty()
-                                  ? Tokenizer::load(args.model)
+      given.empty() ? folder / "tokenizer" : std::filesystem::path(given);
+  if (!given.empty()) {
+    check_tokenizer_files(given);
+  }
+  const Tokenizer tokenizer = !given.empty()
+                                  ? Tokenizer::load(given)
                                   : prepare_tokenizer(job.tokenizer, problems, seed, tokenizer_dir);
   LoadedModel model = args.model.empty()
                           ? fresh_model(model_spec(shape, tokenizer), seed, shape.init_std)
@@ -112,11 +117,11 @@ int run(const TrainArgs& args) {
           ? problem_source(tokenizer, problems, Split::kTrain, seed, job.learn_whole_every)
           : load_jsonl(job.data, tokenizer);
   Trainer trainer(*model.model, model.weights, config, *source);
-  fmt::print(stderr, "training {} parameters for {}; log in {}/log.jsonl\n",
-             model.model->parameter_count(),
-             config.tokens > 0 ? fmt::format("{} tokens", config.tokens)
-                               : fmt::format("{} steps", config.steps),
-             folder.string());
+  say("training {} parameters for {}; log in {}/log.jsonl", model.model->parameter_count(),
+      config.tokens > 0 ? fmt::format("{} tokens", config.tokens)
+                        : fmt::format("{} steps", config.steps),
+      folder.string());
+  stop.reset();  // from here on the trainer keeps what it has
   int64_t taken = 0;
   const TrainSummary summary = trainer.run(
       [&](const StepReport&) { return args.stop_after == 0 || ++taken < args.stop_after; });

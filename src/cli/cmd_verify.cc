@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "eval/verify.h"
@@ -19,6 +20,7 @@ struct VerifyArgs {
 };
 
 int run_tokenizer(const VerifyArgs& args) {
+  check_tokenizer_files(args.tokenizer);
   const TokenizerReport report = verify_tokenizer(
       args.tokenizer, args.reference.empty()
                           ? (std::filesystem::path(args.tokenizer) / "reference.json").string()
@@ -66,6 +68,7 @@ int run_folder(const std::string& folder) {
 }
 
 int run(const VerifyArgs& args) {
+  const StopAnywhere stop("what came before it was checked, the rest was not");
   expect(args.model.empty() != args.tokenizer.empty(),
          "[verify] expected a checkpoint folder or --tokenizer DIR, {}",
          args.model.empty() ? "got neither" : "got both");

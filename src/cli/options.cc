@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "base/checked.h"
 #include "base/error.h"
 
 namespace cambium {
@@ -28,7 +29,7 @@ void ResultFile::write(std::string_view text) {
 
 void SamplingOptions::declare(Args& args) {
   args.option("temperature", "0 = always the likeliest token", &temperature);
-  args.option("top-k", "choose among the k likeliest (0 = all)", &top_k);
+  args.option("top-k", "choose among the k likeliest (0 = all)", &top_k, {0, kMaxVocab});
   args.option("top-p", "choose among the likeliest that make up this share", &top_p,
               reals_above(0.0, 1.0));
   args.option("min-p", "drop tokens less likely than this times the likeliest", &min_p, {0.0, 1.0});

@@ -215,6 +215,9 @@ TEST(Graders, ProgramsAreRunAgainstTheirTests) {
       {"import sys\nsys.exit(0)", "exit status 0"},
       {"import os\ndef f(x): os._exit(0)", "exit status 0"},
       {"def f(x):\n    raise SystemExit(0)", "exit status 0"},
+      {"import os\nos.remove('tests.py')\nopen('tests.py', 'w').close()\ndef f(x): return x",
+       "exit status 1: AssertionError"},
+      {"import builtins\nbuiltins.exec = print\ndef f(x): return x", "exit status 1: Assertion"},
   };
   for (const Row& row : wrong) {
     const Grade graded = run(row.code);

@@ -101,15 +101,20 @@ Grade grade_python(std::string_view response, std::string_view tests) {
     return out;
   }
   out.answered = true;
-  // Printed after the last test; an early exit of the program's own does not print it.
+  // Printed after the last test; an early exit of the program's own does not print it. The tests
+  // are read before the answer runs, which may write to their file; an answer that looks for the
+  // grader in its own process can fool it, and is not what is guarded against.
   const std::string program = *code + std::string(tests);
   const std::string passed = "passed " + checksum_text(checksum(std::as_bytes(std::span(program))));
   const std::string main =
-      "import sys\nout = sys.stdout\n"
+      "import sys\nout, run = sys.stdout, exec\n"
       "names = {'__name__': 'solution'}\n"
-      "for file in ('solution.py', 'tests.py'):\n"
+      "def read(file):\n"
       "    with open(file) as f:\n"
-      "        exec(compile(f.read(), file, 'exec'), names)\n"
+      "        return f.read()\n"
+      "texts = [(file, read(file)) for file in ('solution.py', 'tests.py')]\n"
+      "for file, text in texts:\n"
+      "    run(compile(text, file, 'exec'), names)\n"
       "print('\\n" +
       passed + "', file=out, flush=True)\n";
   const SandboxLimits limits;

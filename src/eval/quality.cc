@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/signals.h"
 #include "eval/statistics.h"
 #include "serve/engine.h"
 #include "text/prompt_format.h"
@@ -28,6 +29,7 @@ AccuracyResult evaluate_accuracy(Model& model, const Tokenizer& tokenizer, const
   Engine engine(model, engine_config);
   std::vector<Engine::Ticket> tickets;
   for (size_t i = 0; i < task.examples.size(); ++i) {
+    stop_point();
     GenerationRequest request;
     const std::string& question = task.examples[i].question;
     if (config.chat) {
@@ -51,6 +53,7 @@ AccuracyResult evaluate_accuracy(Model& model, const Tokenizer& tokenizer, const
     }
   }
   for (size_t i = 0; i < tickets.size(); ++i) {
+    stop_point();
     const Example& example = task.examples[i];
     const GenerationResult generated = engine.take(tickets[i]);
     const std::string response = tokenizer.decode(generated.tokens, true);

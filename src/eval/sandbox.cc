@@ -5,7 +5,9 @@
 #include <linux/filter.h>
 #include <linux/landlock.h>
 #include <linux/seccomp.h>
+#include <linux/sockios.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -27,6 +29,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "eval/scratch_folder.h"
 
 namespace cambium {
 namespace {
@@ -62,45 +65,6 @@ class Descriptor {
   int fd_;
 };
 
-/// A fresh folder, removed with everything in it.
-class ScratchFolder {
- public:
-  ScratchFolder() {
-    std::string pattern = (fs::temp_directory_path() / "cambium-run-XXXXXX").string();
-    expect(::mkdtemp(pattern.data()) != nullptr, "[sandbox] cannot make a folder like {}: {}",
-           pattern, std::strerror(errno));
-    path_ = pattern;
-    if (::geteuid() == 0) {
-      expect(::chown(path_.c_str(), kNobody, kNobody) == 0,
-             "[sandbox] cannot give {} to nobody: {}", path_.string(), std::strerror(errno));
-    }
-  }
-  ~ScratchFolder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  ScratchFolder(const ScratchFolder&) = delete;
-  ScratchFolder& operator=(const ScratchFolder&) = delete;
-  const fs::path& path() const { return path_; }
-
-  /// Bytes of its files, or more than `enough` as soon as that is passed.
-  int64_t bytes(int64_t enough) const {
-    int64_t sum = 0;
-    std::error_code error;
-    for (auto it = fs::recursive_directory_iterator(path_, error);
-         !error && it != fs::recursive_directory_iterator() && sum <= enough; it.increment(error)) {
-      struct stat info {};
-      if (::lstat(it->path().c_str(), &info) == 0) {
-        sum += std::max<int64_t>(info.st_blocks * 512, 4096);
-      }
-    }
-    return sum;
-  }
-
- private:
-  fs::path path_;
-};
-
 // System calls that a program under test has no business with; each gives EPERM.
 constexpr auto kRefused = std::to_array<long>({
 #ifdef __NR_fork
@@ -134,6 +98,12 @@ constexpr auto kRefused = std::to_array<long>({
     __NR_fchmodat2,
 #endif
     __NR_socket,
+    __NR_memfd_create,  // memory that no limit counts
+    __NR_ioprio_set,
+    __NR_sched_setparam,
+    __NR_process_madvise,
+    __NR_move_pages,
+    __NR_migrate_pages,
     __NR_io_uring_setup,
     __NR_kill,
     __NR_tkill,
@@ -200,7 +170,29 @@ constexpr auto kRefused = std::to_array<long>({
     __NR_sched_setattr,
 });
 
-/// The filter: the list above and new processes are refused, threads and the rest are allowed.
+/// Calls refused for some values of one argument: those by which a program reaches another of the
+/// same user, or outlives this one.
+struct RefusedArgument {
+  long number;
+  unsigned argument;
+  std::vector<uint32_t> values;  // of its low half
+  bool all_but = false;          // every value but these
+};
+
+std::vector<RefusedArgument> refused_arguments() {
+  return {
+      // Limits and processors of others; 0 is the program itself.
+      {__NR_prlimit64, 0, {0}, true},
+      {__NR_sched_setaffinity, 0, {0}, true},
+      // A pipe that signals the process its owner is set to.
+      {__NR_fcntl, 1, {F_SETOWN, 15 /* F_SETOWN_EX */, 10 /* F_SETSIG */}},
+      {__NR_ioctl, 1, {FIOSETOWN, SIOCSPGRP, TIOCSTI}},
+      // Ends with its parent.
+      {__NR_prctl, 0, {PR_SET_PDEATHSIG}},
+  };
+}
+
+/// The filter: the lists above and new processes are refused, threads and the rest are allowed.
 std::vector<sock_filter> make_filter() {
   const auto load = [](size_t offset) {
     return sock_filter{BPF_LD | BPF_W | BPF_ABS, 0, 0, static_cast<uint32_t>(offset)};
@@ -223,6 +215,19 @@ std::vector<sock_filter> make_filter() {
   for (const long number : kRefused) {
     filter.push_back(unless_equal(static_cast<uint32_t>(number)));
     filter.push_back(give(refuse));
+  }
+  for (const RefusedArgument& call : refused_arguments()) {
+    const auto values = static_cast<uint8_t>(call.values.size());
+    // Load the argument; a jump a value; what meets none; what meets one.
+    filter.push_back({BPF_JMP | BPF_JEQ | BPF_K, 0, static_cast<uint8_t>(values + 3),
+                      static_cast<uint32_t>(call.number)});
+    filter.push_back(load(offsetof(seccomp_data, args) + 8 * call.argument));
+    for (uint8_t i = 0; i < values; ++i) {
+      filter.push_back(
+          {BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint8_t>(values - i), 0, call.values[i]});
+    }
+    filter.push_back(give(call.all_but ? refuse : SECCOMP_RET_ALLOW));
+    filter.push_back(give(call.all_but ? SECCOMP_RET_ALLOW : refuse));
   }
   // The flags of clone3 are behind a pointer; the C library falls back to clone.
   filter.push_back(unless_equal(__NR_clone3));
@@ -414,7 +419,7 @@ SandboxResult watch(pid_t child, int output, const ScratchFolder& folder,
     if (seconds_since(begin) > limits.wall_seconds) {
       kill_for(SandboxOutcome::kOutOfTime);
     }
-    if (folder.bytes(limits.written_bytes) > limits.written_bytes) {
+    if (folder.bytes(limits.written_bytes) + unnamed_bytes(child) > limits.written_bytes) {
       kill_for(SandboxOutcome::kTooMuchWritten);
     }
     // What is still in the pipe is read before the end is noticed.
@@ -470,7 +475,7 @@ SandboxResult run_sandboxed(const std::vector<std::string>& command,
   CAMBIUM_CHECK(!command.empty() && kArch != 0, "sandbox of nothing, or on an unknown machine");
   std::vector<std::string> words = command;
   const std::string program = find_program(command[0]);
-  const ScratchFolder folder;
+  const ScratchFolder folder(kNobody);
   for (const SandboxFile& file : files) {
     const fs::path path = folder.path() / file.name;
     std::ofstream out(path, std::ios::binary);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -123,6 +124,69 @@ TEST(Sandbox, MemoryOutputAndFilesAreLimited) {
       "time.sleep(.01)",
       limits);
   EXPECT_EQ(many.outcome, SandboxOutcome::kTooMuchWritten);
+}
+
+TEST(Sandbox, FoldersNestedWithoutEndOrThatCannotBeListedAreCountedAndRemoved) {
+  const TestFolder temporary;
+  std::filesystem::permissions(temporary.path(), std::filesystem::perms(0777));
+  ::setenv("TMPDIR", temporary.path().c_str(), 1);
+  SandboxLimits limits;
+  limits.written_bytes = 1 << 20;
+  limits.wall_seconds = 20;
+  const SandboxResult nested =
+      python("import os\nwhile True:\n  os.mkdir('d')\n  os.chdir('d')\n  open('f', 'w')", limits);
+  EXPECT_EQ(nested.outcome, SandboxOutcome::kTooMuchWritten) << nested.output;
+  const SandboxResult hidden = python(
+      "import os, time\nfor i in range(3):\n  os.mkdir('d', 0o300)\n  os.chdir('d')\n"
+      "for i in range(100):\n  open(f'f{i}', 'wb').write(b'x' * 100000)\ntime.sleep(30)",
+      limits);
+  EXPECT_EQ(hidden.outcome, SandboxOutcome::kTooMuchWritten) << hidden.output;
+  ::unsetenv("TMPDIR");
+  EXPECT_TRUE(std::filesystem::is_empty(temporary.path()));
+}
+
+TEST(Sandbox, FilesWithoutANameAreCounted) {
+  SandboxLimits limits;
+  limits.written_bytes = 1 << 22;
+  const SandboxResult result = python(
+      "import os, time\nheld = []\nfor i in range(20):\n  f = open('f', 'wb', 0)\n"
+      "  os.unlink('f')\n  f.write(b'x' * (1 << 20))\n  held.append(f)\ntime.sleep(30)",
+      limits);
+  EXPECT_EQ(result.outcome, SandboxOutcome::kTooMuchWritten) << result.output;
+  EXPECT_EQ(python("import os\nos.memfd_create('m')").status, 1);
+}
+
+// Ways to another process of the same user that need no kill(): limits, the owner of a pipe's
+// signals, a parent's death that is not waited for.
+TEST(Sandbox, NoWayToOtherProcesses) {
+  for (const char* attempt :
+       {"import resource, os\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (0, 0))",
+        "import os\nos.sched_setaffinity(os.getppid(), {0})",
+        "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())",
+        "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, 10, 9)",
+        "import ctypes\nassert ctypes.CDLL(None, use_errno=True).prctl(1, 0) == 0",
+        "import ctypes\nassert ctypes.CDLL(None, use_errno=True).ioprio_set(1, 0, 0) == 0",
+        "import signal, os\nos.kill(1, signal.SIGKILL)",
+        "import signal, os\nos.killpg(os.getpgid(os.getppid()), signal.SIGKILL)"}) {
+    const SandboxResult result = python(attempt);
+    EXPECT_EQ(result.outcome, SandboxOutcome::kExited) << attempt;
+    EXPECT_EQ(result.status, 1) << attempt << "\n" << result.output;
+  }
+  // Of itself a program may ask all of them.
+  EXPECT_EQ(python("import resource, os, fcntl\nresource.getrlimit(resource.RLIMIT_CPU)\n"
+                   "resource.setrlimit(resource.RLIMIT_CPU, (5, 5))\nos.sched_getaffinity(0)\n"
+                   "os.sched_setaffinity(0, os.sched_getaffinity(0))\nr, w = os.pipe()\n"
+                   "fcntl.fcntl(r, fcntl.F_GETFL)\nprint('ok')")
+                .output,
+            "ok\n");
+}
+
+TEST(Sandbox, ThreadsWithoutEndAreStopped) {
+  const SandboxResult result = python(
+      "import threading, time\nwhile True:\n"
+      "  threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+      short_time(5));
+  EXPECT_NE(result.status, 0);
 }
 
 TEST(Sandbox, WhatCannotStartIsNamed) {

@@ -90,21 +90,28 @@ Example read_asdiv(const json& line) {
   return {body_and_question(field(line, "body"), field(line, "question")), answer, ""};
 }
 
+/// A list of strings, a line each.
+std::string lines_of(const json& line, const char* key) {
+  const auto it = line.find(key);
+  expect(it != line.end() && it->is_array(), "expected '{}', a list of strings", key);
+  std::string text;
+  for (const json& entry : *it) {
+    expect(entry.is_string(), "expected '{}' to hold strings, got {}", key, entry.type_name());
+    text += entry.get_ref<const std::string&>() + "\n";
+  }
+  return text;
+}
+
 /// MBPP, in its sanitized form (prompt, test_imports) and the full one (text, test_setup_code). The
 /// tests show the name and the arguments that the task's text leaves open.
 Example read_mbpp(const json& line) {
-  std::string tests;
   std::string setup;
   if (line.contains("test_imports")) {
-    for (const json& import : line.at("test_imports")) {
-      setup += import.get<std::string>() + "\n";
-    }
+    setup = lines_of(line, "test_imports");
   } else if (line.contains("test_setup_code")) {
     setup = field(line, "test_setup_code") + "\n";
   }
-  for (const json& test : line.at("test_list")) {
-    tests += test.get<std::string>() + "\n";
-  }
+  const std::string tests = lines_of(line, "test_list");
   expect(!tests.empty(), "no tests in 'test_list'");
   const std::string text = field(line, line.contains("prompt") ? "prompt" : "text");
   return {text + "\n\nWrite it in Python so that these tests pass:\n\n```python\n" + tests +

@@ -92,6 +92,12 @@ TEST(Tasks, ReadsProgramsAndTheirTests) {
   EXPECT_EQ(parse_task("mbpp", sanitized, "here", 1).examples.size(), 1U);
   EXPECT_THAT([] { parse_task("mbpp", R"([{"prompt": "x", "code": "y"}])", "here"); },
               ::testing::ThrowsMessage<Error>(::testing::HasSubstr("here entry 1, read as mbpp")));
+  for (const char* list : {"7", "null", "{}", "[7]", "[[]]"}) {
+    const std::string bad =
+        std::string(R"([{"prompt": "x", "code": "y", "test_list": )") + list + "}]";
+    EXPECT_THAT([&] { parse_task("mbpp", bad, "here"); },
+                ::testing::ThrowsMessage<Error>(::testing::HasSubstr("expected 'test_list'")));
+  }
   EXPECT_THAT([] { parse_task("auto", "[1, 2]", "here"); },
               ::testing::ThrowsMessage<Error>(::testing::HasSubstr("entry 1: expected an object")));
 }

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <ctime>
 
+#include "base/checked.h"
 #include "eval/statistics.h"
 #include "serve/cache.h"
 #include "tensor/copy.h"
@@ -113,6 +114,7 @@ std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Mode
   std::vector<std::vector<SpeedSummary>> out(models.size());
   for (const int64_t context : config.contexts) {
     expect(context > 0, "[throughput] expected a context above 0 tokens, got {}", context);
+    in_range("[throughput]", "context", context, 1, kMaxPositions);
     std::vector<std::vector<Sample>> samples(models.size());
     for (int64_t repeat = 0; repeat < config.repeats; ++repeat) {
       for (size_t m = 0; m < models.size(); ++m) {

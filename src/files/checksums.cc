@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/signals.h"
 
 namespace cambium {
 namespace {
@@ -87,7 +88,20 @@ std::optional<FileChecksums> read_checksums(const std::string& folder) {
 
 namespace {
 
-size_t verify_listed(const std::string& folder, bool tensors) {
+void verify_entry(const FileChecksums& checksums, const std::string& folder,
+                  const std::string& name, bool content) {
+  const std::string path = at(folder, name);
+  expect(fs::exists(path),
+         "{} is missing, but {} lists it; copy the folder again (or accept a change that was "
+         "meant: cambium verify {} --accept)",
+         path, kFileName, folder);
+  if (content) {
+    const MappedFile file(path);
+    verify_checksum(checksums, path, file.bytes());
+  }
+}
+
+size_t verify_all(const std::string& folder, bool tensors) {
   const std::optional<FileChecksums> checksums = read_checksums(folder);
   if (!checksums) {
     return 0;
@@ -95,16 +109,7 @@ size_t verify_listed(const std::string& folder, bool tensors) {
   for (const auto& [name, sum] : *checksums) {
     expect(fs::path(name).filename() == name, "{}/{}: '{}' is not the name of a file in the folder",
            folder, kFileName, name);
-    const std::string path = at(folder, name);
-    expect(fs::exists(path),
-           "{} is missing, but {} lists it; copy the folder again (or accept a change that was "
-           "meant: cambium verify {} --accept)",
-           path, kFileName, folder);
-    if (!tensors && name.ends_with(".safetensors")) {
-      continue;
-    }
-    const MappedFile file(path);
-    verify_checksum(*checksums, path, file.bytes());
+    verify_entry(*checksums, folder, name, tensors || !name.ends_with(".safetensors"));
   }
   return checksums->size();
 }
@@ -112,11 +117,20 @@ size_t verify_listed(const std::string& folder, bool tensors) {
 }  // namespace
 
 size_t verify_checksums(const std::string& folder) {
-  return verify_listed(folder, true);
+  return verify_all(folder, true);
 }
 
 size_t verify_small_files(const std::string& folder) {
-  return verify_listed(folder, false);
+  return verify_all(folder, false);
+}
+
+void verify_listed(const std::string& folder, std::span<const char* const> names) {
+  const FileChecksums checksums = read_checksums(folder).value_or(FileChecksums());
+  for (const char* name : names) {
+    if (checksums.contains(name)) {
+      verify_entry(checksums, folder, name, true);
+    }
+  }
 }
 
 std::vector<std::string> unlisted_files(const std::string& folder) {
@@ -157,6 +171,7 @@ void verify_checksum(const FileChecksums& checksums, const std::string& path,
   if (found == checksums.end()) {
     return;
   }
+  stop_point();
   const FileChecksum& sum = found->second;
   expect(bytes.size() == sum.bytes,
          "{} has {} bytes, {} says {}: the file was cut short or changed; copy it again (or accept "

@@ -35,6 +35,10 @@ size_t verify_checksums(const std::string& folder);
 /// checked. Quick enough for every load.
 size_t verify_small_files(const std::string& folder);
 
+/// Compares those of `names` that checksums.json lists, for who reads no more of the folder than
+/// them. Error names the first that is missing or differs.
+void verify_listed(const std::string& folder, std::span<const char* const> names);
+
 /// Files of the folder that its checksums.json does not list, sorted; hidden ones are left out.
 std::vector<std::string> unlisted_files(const std::string& folder);
 

@@ -76,7 +76,8 @@ class Checker {
 
   static std::string golden(const fs::path& folder) {
     if (!fs::exists(folder / "golden.safetensors")) {
-      load_model(folder);
+      const LoadedModel loaded = load_model(folder);
+      expect_numbers(*loaded.model, folder);
       return "loads; there is no golden.safetensors to compare with";
     }
     const LoadedModel loaded = load_model(folder, {.check_golden = false});

@@ -24,6 +24,9 @@ struct GraftOptions {
   bool faithful = false;
 };
 
+/// What can take the place of attention, by name.
+std::vector<std::string> graft_mixers();
+
 /// Error for a mixer that cannot take the place of attention and for options that the chosen one
 /// does not know.
 void check_graft_options(const GraftOptions& options, const std::string& where);

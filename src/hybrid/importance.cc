@@ -111,7 +111,8 @@ Importance read_importance(const std::filesystem::path& path) {
     text = unseal(text, path.string());
   }
   const auto root = parse_json<nlohmann::json>(text, path.string());
-  const JsonFields json(root, path.string() + ": expected the layer scores that `cambium score` writes");
+  const JsonFields json(root,
+                        path.string() + ": expected the layer scores that `cambium score` writes");
   Importance importance =
       parse_importance(json, root.contains("fingerprint") && root["fingerprint"].is_string());
   std::set<int64_t> seen;

@@ -19,7 +19,7 @@ AccuracySummary accuracy(Model& model, const Task& task, const RunData& data,
   Progress progress(label, task.examples.size(), {.unit = "problems"});
   const AccuracyResult result =
       evaluate_accuracy(model, data.tokenizer(), task, data.answers(plan), [&](int64_t done) {
-        stop_if_asked("what was measured before is kept");
+        stop_point();
         progress.update(static_cast<uint64_t>(done));
       });
   progress.finish(fmt::format("{} of {} right", result.summary.correct, result.summary.total));
@@ -145,6 +145,7 @@ ModelSummary summarise_spec(const std::string& name, Model& model, const ModelSp
 
 void measure_quality(ModelSummary& summary, Model& model, Model& teacher, const RunData& data,
                      const EvaluationPlan& plan) {
+  const StopAnywhere stop("what was trained and measured before is kept; go on with --resume");
   const LossSums sums = total(data.held_out().measure(model, &teacher));
   const auto tokens = static_cast<double>(std::max<int64_t>(sums.tokens, 1));
   summary.reverse_kl = sums.reverse_kl / tokens;

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <ctime>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 
 #include "base/checksum.h"
@@ -166,7 +167,6 @@ class Pipeline {
                     const std::vector<int64_t>& layers);
   void add_curves(const StagePlan& stage, int64_t attempts);
   std::string describe_data() const;
-  void say(const std::string& text) const { std::fprintf(stderr, "%s\n", text.c_str()); }
 
   const HybridPlan& plan_;
   const PipelineOptions& options_;
@@ -361,7 +361,7 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
       }
       write_result(s, attempt_folder / "result.json");
     }
-    say(fmt::format("  gate {}: {}", s.gate.passed ? "passed" : "failed", s.gate.reason));
+    say_text(fmt::format("  gate {}: {}", s.gate.passed ? "passed" : "failed", s.gate.reason));
     attempts = attempt;
     if (attempt == 1 || better(s, best)) {
       best = s;
@@ -376,7 +376,7 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
   best.tokens_learned = at.learned;
   best.next_sample = at.next_sample;
   if (best.gate.kept != attempts) {
-    say(fmt::format("  attempt {} of {} was the best and is kept", best.gate.kept, attempts));
+    say_text(fmt::format("  attempt {} of {} was the best and is kept", best.gate.kept, attempts));
   }
   verify_model(folder / "model", best.checksums);
   return best;
@@ -404,9 +404,9 @@ ModelSummary Pipeline::finished_stage(const StagePlan& stage) {
 ModelSummary Pipeline::run_stage(const StagePlan& stage) {
   const fs::path folder = stage_folder(stage.name);
   make_folder(folder.string());
-  say(fmt::format("\nstage {}: {} of {} layers, {}{}", stage.name, stage.layers,
-                  teacher_.model->layer_count(), stage.graft.mixer,
-                  stage.from.empty() ? "" : ", from " + stage.from));
+  say_text(fmt::format("\nstage {}: {} of {} layers, {}{}", stage.name, stage.layers,
+                       teacher_.model->layer_count(), stage.graft.mixer,
+                       stage.from.empty() ? "" : ", from " + stage.from));
   if (fs::exists(folder / "result.json")) {
     return finished_stage(stage);
   }
@@ -428,7 +428,7 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
   const LossSums start = total(data_.held_out().measure(*student.model, teacher_.model.get()));
   const double start_kl =
       start.reverse_kl / static_cast<double>(std::max<int64_t>(start.tokens, 1));
-  say(fmt::format("  {}  held-out reverse KL {:.4f} as converted", map, start_kl));
+  say_text(fmt::format("  {}  held-out reverse KL {:.4f} as converted", map, start_kl));
   ModelSummary s = heal(stage, student, placement.layers);
   s.reverse_kl_converted = start_kl;
   s.from = stage.from;
@@ -488,11 +488,11 @@ RunSummary Pipeline::run() {
   summary_.command = options_.command;
   summary_.plan = plan_.text;
   summary_.task = describe_data();
-  say(summary_.task);
+  say_text(summary_.task);
   const ModelSummary teacher = teacher_summary();
-  say(fmt::format("teacher: {} layers, accuracy {:.1f} %, retrieval {:.1f} %",
-                  teacher_.model->layer_count(), 100 * teacher.accuracy.accuracy.value,
-                  100 * teacher.retrieval.accuracy.value));
+  say_text(fmt::format("teacher: {} layers, accuracy {:.1f} %, retrieval {:.1f} %",
+                       teacher_.model->layer_count(), 100 * teacher.accuracy.accuracy.value,
+                       100 * teacher.retrieval.accuracy.value));
   summary_.models.push_back(teacher);
   for (const StagePlan& stage : plan_.stages) {
     const auto unusable = [&](const std::string& name) {
@@ -501,7 +501,8 @@ RunSummary Pipeline::run() {
     };
     if ((!stage.from.empty() && unusable(stage.from)) ||
         std::any_of(stage.merge.with.begin(), stage.merge.with.end(), unusable)) {
-      say(fmt::format("\nstage {} is left out: it goes on from a stage that did not pass its gate",
+      say_text(
+          fmt::format("\nstage {} is left out: it goes on from a stage that did not pass its gate",
                       stage.name));
       continue;
     }
@@ -509,13 +510,14 @@ RunSummary Pipeline::run() {
     add_curves(stage, s.gate.attempts);
     summary_.models.push_back(s);
     if (!s.gate.passed && plan_.stop_at_failure && !stage.branch) {
-      say(fmt::format("stage {} did not pass its gate; the run ends and ships what was good before",
+      say_text(
+          fmt::format("stage {} did not pass its gate; the run ends and ships what was good before",
                       stage.name));
       break;
     }
   }
   // Speed last and side by side, so that every model meets the same machine.
-  say("\nmeasuring speed");
+  say_text("\nmeasuring speed");
   std::vector<LoadedModel> loaded;
   std::vector<Model*> models{teacher_.model.get()};
   for (size_t i = 1; i < summary_.models.size(); ++i) {
@@ -528,6 +530,7 @@ RunSummary Pipeline::run() {
   speed.contexts = speed_contexts(plan_.evaluate, teacher_.model->spec());
   speed.batch = plan_.evaluate.speed_batch;
   speed.repeats = plan_.evaluate.speed_repeats;
+  const StopAnywhere stop("every stage is kept");
   const auto speeds = measure_throughput(models, speed);
   for (size_t i = 0; i < models.size(); ++i) {
     summary_.models[i].speed = speeds[i];
@@ -571,7 +574,9 @@ RunSummary run_pipeline(const HybridPlan& plan, const PipelineOptions& options) 
   check_plan_inputs(plan);
   check_plan(plan, read_spec(plan.teacher));
   const RunFolder folder(options.folder, {"hybridize", options.resume, run_names(), looks_ours});
+  std::optional<StopAnywhere> stop("nothing has begun");
   Pipeline pipeline(plan, options, folder);
+  stop.reset();  // what follows keeps what it has
   write_file_atomically((options.folder / "plan.toml").string(), plan.text);
   try {
     return pipeline.run();

@@ -105,6 +105,7 @@ void check_plan_inputs(const HybridPlan& plan, std::vector<std::string>* missing
   };
   std::unique_ptr<Tokenizer> tokenizer;
   if (there(plan.teacher / "tokenizer.json", "the teacher's tokenizer")) {
+    check_tokenizer_files(plan.teacher);
     tokenizer = std::make_unique<Tokenizer>(Tokenizer::load(plan.teacher.string()));
     expect(plan.evaluate.ask != Ask::kTemplate || tokenizer->has_chat_template(),
            "[evaluate] ask = \"template\": the tokenizer of {} has no chat template",

@@ -97,7 +97,7 @@ void walk_documents(Model& base, Model* teacher, const std::vector<int64_t>& lay
       if (file.has(layer) || file.partial(layer).groups != first) {
         continue;
       }
-      stop_if_asked(kKept);
+      stop_point();
       const Stopwatch watch;
       walk.advance(layer);
       const LoadedModel without =
@@ -136,10 +136,9 @@ Importance leave_one_out(Model& base, Model& teacher, const ScoreOptions& o, con
     }
     const Stopwatch watch;
     const LoadedModel without = remove_layer(base, layer, o.method == ScoreMethod::kLeaveBlockOut);
-    const AccuracySummary right =
-        evaluate_accuracy(*without.model, *data.tokenizer, *data.problems, data.answers,
-                          [](int64_t) { stop_if_asked(kKept); })
-            .summary;
+    const AccuracySummary right = evaluate_accuracy(*without.model, *data.tokenizer, *data.problems,
+                                                    data.answers, [](int64_t) { stop_point(); })
+                                      .summary;
     const PartialScore& p = file.partial(layer);
     file.add({layer, 1.0 - right.accuracy.value, p.seconds + watch.seconds(), mean(p.sums, true)});
     tell();
@@ -164,7 +163,7 @@ double replace_mixer(Model& base, Model& teacher, int64_t layer, const ScoreOpti
   Trainer trainer(*student.model, student.weights, config, data, &teacher);
   std::vector<double> losses;
   while (!trainer.finished()) {
-    stop_if_asked(kKept);
+    stop_point();
     losses.push_back(trainer.step().loss);
   }
   const size_t last = std::clamp<size_t>(losses.size() / 2, 1, 10);
@@ -191,6 +190,7 @@ std::string model_digest(Model& model) {
 
 Importance score_importance(Model& base, Model& teacher, const ScoreOptions& options,
                             const ScoreData& data, const std::filesystem::path& path) {
+  const StopAnywhere stop(kKept);
   const bool probes = options.method == ScoreMethod::kMixerReplacement;
   expect(!probes || options.probe.has_length(), "mmr: expected steps (or tokens) above 0");
   expect(probes || options.metric != "accuracy" ||

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/signals.h"
 #include "base/text.h"
 #include "ops/embedding/embedding.h"
 #include "ops/matmul/matmul.h"
@@ -85,6 +86,7 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
     const LayerInputs inputs = layer_inputs(i, batch, table, options.states);
     MixerTap* tap = options.taps.empty() ? nullptr : &options.taps[i];
     if (ctx.tape == nullptr) {
+      stop_point();
       // Inference: a layer's activations go as soon as its result is copied over its input.
       MixerTap kept;
       if (tap != nullptr) {

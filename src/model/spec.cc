@@ -1,9 +1,11 @@
 #include "model/spec.h"
 
 #include <algorithm>
+#include <array>
 
 #include "base/file.h"
 #include "base/text.h"
+#include "files/checksums.h"
 #include "files/safetensors.h"
 #include "model/families/config.h"
 
@@ -110,6 +112,9 @@ void take_sizes(ModelSpec& spec, const Family& family, const std::filesystem::pa
 ModelSpec read_spec(const std::filesystem::path& dir) {
   const bool folder = !std::filesystem::is_regular_file(dir);
   const std::string path = (folder ? dir / "config.json" : dir).string();
+  if (folder) {
+    verify_listed(dir.string(), std::array{"config.json"});
+  }
   const std::string text = read_text_file(path);
   const config::Json json = config::parse(text, path);
   if (folder) {  // a configuration alone describes a model whatever its weights are

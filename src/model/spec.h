@@ -71,7 +71,8 @@ bool expresses(const Family& family, const ModelSpec& spec);
 const std::vector<Family>& families();
 const Family& find_family(const std::string& name);
 /// Reads DIR/config.json with the family its model_type names, and from the headers of the weights
-/// beside it what a config.json gets wrong (dt_rank). `dir` may also be a configuration file of any
+/// beside it what a config.json gets wrong (dt_rank). A config.json that is not what the folder's
+/// checksums.json says is an Error. `dir` may also be a configuration file of any
 /// name, which is read alone.
 ModelSpec read_spec(const std::filesystem::path& dir);
 

@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "base/float16.h"
+#include "base/progress.h"
 #include "base/text.h"
 #include "files/checksums.h"
 #include "files/golden.h"
@@ -130,6 +131,15 @@ std::vector<float> run_logits(Model& model, std::span<const int32_t> tokens) {
   return {logits.ptr<float>(), logits.ptr<float>() + logits.numel()};
 }
 
+void expect_finite(const std::vector<float>& logits, const std::filesystem::path& dir) {
+  const auto bad =
+      std::find_if(logits.begin(), logits.end(), [](float x) { return !std::isfinite(x); });
+  expect(bad == logits.end(),
+         "{}: a logit of the golden prompt is {}: the model's weights are broken, or its numbers "
+         "overflow",
+         dir.string(), bad == logits.end() ? 0.0F : *bad);
+}
+
 constexpr const char* kTokenizerFiles[] = {"tokenizer.json",         "tokenizer_config.json",
                                            "chat_template.jinja",    "chat_template.json",
                                            "generation_config.json", "special_tokens_map.json"};
@@ -147,14 +157,17 @@ void check_files(const std::filesystem::path& dir) {
                     std::filesystem::exists(dir / "provenance.json");
   const std::lock_guard lock(mutex);
   if (ours && noted.insert(dir.string()).second) {
-    fmt::print(stderr,
-               "note: {} has no checksums.json, though it was written by cambium: its files are "
-               "not checked; cambium verify {} --accept writes one\n",
-               dir.string(), dir.string());
+    say("note: {} has no checksums.json, though it was written by cambium: its files are not "
+        "checked; cambium verify {} --accept writes one",
+        dir.string(), dir.string());
   }
 }
 
 }  // namespace
+
+void check_tokenizer_files(const std::filesystem::path& dir) {
+  verify_listed(dir.string(), kTokenizerFiles);
+}
 
 MatrixStorage parse_storage(const std::string& name) {
   constexpr std::pair<const char*, MatrixStorage> kNames[] = {{"f32", MatrixStorage::kF32},
@@ -351,8 +364,13 @@ void add_golden(const std::filesystem::path& dir, std::span<const int32_t> promp
   const std::vector<int32_t> tokens = prompt.empty()
                                           ? default_golden_prompt(vocab)
                                           : std::vector<int32_t>(prompt.begin(), prompt.end());
-  write_golden(dir.string(),
-               {{tokens.begin(), tokens.end()}, run_logits(*written.model, tokens), vocab});
+  const std::vector<float> logits = run_logits(*written.model, tokens);
+  expect_finite(logits, dir);
+  write_golden(dir.string(), {{tokens.begin(), tokens.end()}, logits, vocab});
+}
+
+void expect_numbers(Model& model, const std::filesystem::path& dir) {
+  expect_finite(run_logits(model, default_golden_prompt(model.spec().vocab)), dir);
 }
 
 double check_golden(Model& model, const std::filesystem::path& dir, double tolerance,

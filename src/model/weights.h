@@ -73,6 +73,10 @@ struct LoadOptions {
 /// file stays mapped, and replacing it by another (as this program writes) does not change them.
 LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options = {});
 
+/// Compares the files of a tokenizer with the folder's checksums.json, where it lists them: for who
+/// reads the tokenizer of a checkpoint that load_model did not load.
+void check_tokenizer_files(const std::filesystem::path& dir);
+
 /// A model of `spec` with every parameter at its initial rule, drawn from `seed`. Output
 /// projections of mixers and feed-forwards (o_proj, out_proj, down) start smaller by sqrt(2
 /// layers), and matrices with standard deviation `std` (0 = the parameter's own rule).
@@ -102,6 +106,9 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
 /// `prompt` (empty = a fixed one made of small ids). save_model does this itself; an import does it
 /// before its folder takes its name.
 void add_golden(const std::filesystem::path& dir, std::span<const int32_t> prompt = {});
+
+/// Error when a logit of the default golden prompt is not finite; `dir` names the model.
+void expect_numbers(Model& model, const std::filesystem::path& dir);
 
 /// Largest |difference| of the golden prompt's logits over their standard deviation; Error when the
 /// folder's golden prompt is more than `tolerance` away. 0 when there is none. Compares the first

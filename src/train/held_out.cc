@@ -1,10 +1,12 @@
 #include "train/held_out.h"
 
 #include <algorithm>
+#include <cmath>
 #include "base/checksum.h"
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "base/signals.h"
 
 namespace cambium {
 namespace {
@@ -24,6 +26,7 @@ HeldOut::HeldOut(const DocumentSource& source, int64_t documents, int64_t max_to
   int64_t cut_away = 0;
   int64_t nearest = 0;  // place of the first token to learn, the smallest of those cut away
   for (int64_t i = first; i < end; ++i) {
+    stop_point();
     Document document = source.document(static_cast<uint64_t>(i));
     const auto size = std::min<size_t>(document.tokens.size(), static_cast<size_t>(max_tokens));
     const int64_t place = document.learn.empty()
@@ -103,6 +106,13 @@ void HeldOut::add_sums(Context& ctx, const PackedSequence& group, const Model& m
         std::span(group.labels).subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));
     const ArenaScope scope(*ctx.arena);
     sums.push_back(head_loss(ctx, inputs, {.cross_entropy = 1.0F}));
+    const LossSums& sum = sums.back();
+    const double seen = sum.cross_entropy + sum.reverse_kl + sum.forward_kl;
+    expect(
+        std::isfinite(seen),
+        "the loss of a held-out document is {}: the weights of a model are broken, or its numbers "
+        "overflow",
+        seen);
   }
 }
 

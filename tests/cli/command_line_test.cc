@@ -1,6 +1,7 @@
 // The program as its users run it: help, wrong usage, errors, and commands that need no training.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -87,6 +88,20 @@ TEST(CommandLine, ChoicesAndRangesAreCheckedBeforeAnythingIsRead) {
       {"generate x -p y --top-p 0", "expected a number above 0 to 1, got 0"},
       {"generate x -p y --min-p 2", "--min-p"},
       {"bench x --contexts 512,-1", "expected a whole number from 1, got -1"},
+      {"bench x --decode 9223372036854775807", "--decode"},
+      {"bench x --repeats 9223372036854775807", "--repeats"},
+      {"bench x --storage f16", "stored, f32, bf16"},
+      {"inspect x --context 9223372036854775807", "--context"},
+      {"eval x -n 9223372036854775807", "--count"},
+      {"generate x -p y -n 9223372036854775807", "--max-new-tokens"},
+      {"generate x -p y --top-k 9223372036854775807", "--top-k"},
+      {"convert x -o y --layers 9223372036854775807", "--layers"},
+      {"convert x -o y --layers 1 --mixer manba", "did you mean 'mamba'"},
+      {"convert x -o y --layers 1 --storage f16", "f32, bf16, stored"},
+      {"merge x y -o z --storage f16", "f32, bf16, got 'f16'"},
+      {"score x --method mmr --mixer manba", "did you mean 'mamba'"},
+      {"score x --metric accuracy --task gsm", "gsm8k, math500"},
+      {"hybridize x --flops 0", "--flops"},
   };
   for (const auto& row : rows) {
     const Outcome outcome = cambium(row.arguments);
@@ -95,12 +110,36 @@ TEST(CommandLine, ChoicesAndRangesAreCheckedBeforeAnythingIsRead) {
   }
 }
 
+// Standard output and error that are full or closed: what is lost there is said where it can be,
+// and nothing of it goes anywhere else.
+TEST(CommandLine, StreamsThatCannotBeWritten) {
+  const TestFolder folder;
+  const std::string generate = "generate " + teacher() + " -p Tom -n 2";
+  EXPECT_EQ(cambium(generate + " 2>/dev/full").status, 0);
+  EXPECT_EQ(cambium("zzz 2>/dev/full").status, 2);
+  EXPECT_EQ(cambium("inspect /nowhere 2>/dev/full").status, 1);
+  for (const std::string& command :
+       {generate, "inspect " + teacher(), std::string("data problems -n 3"),
+        std::string("data problems -n 1000000000")}) {
+    const Outcome full = cambium(command + " >/dev/full");
+    EXPECT_EQ(full.status, 1) << command;
+    EXPECT_THAT(full.text, HasSubstr("cannot write standard output")) << command;
+  }
+  const std::string prompts = folder.at("in.jsonl");
+  write_file_atomically(prompts, "{\"prompt\": \"Tom\"}\n");
+  const std::string batch =
+      "generate " + teacher() + " -n 2 -i " + prompts + " -o " + folder.at("out.jsonl");
+  EXPECT_EQ(cambium(batch + " >&- 2>&-").status, 0);
+  EXPECT_TRUE(read_text_file(folder.at("out.jsonl")).starts_with("{\"prompt\":\"Tom\""));
+}
+
 TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
   const struct {
     const char* arguments;
     const char* text;
   } rows[] = {
       {"eval x --task gsm8k", "--data"},
+      {"convert x -o y --layers 1 --count 3", "--count belongs to --scores"},
       {"eval x --data y", "--data belongs to"},
       {"eval x --task text --data y --chat", "--chat belongs to"},
       {"eval x --task svamp --data y --teacher z", "--teacher belongs to"},
@@ -169,7 +208,12 @@ TEST(CommandLine, OutputsAreOpenedBeforeTheWork) {
   const TestFolder folder;
   const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
   write_file_atomically(folder.at("in.jsonl"), "{\"prompt\": \"Tom\"}\n");
-  for (const std::string& output : {std::string("/none/x"), folder.path()}) {
+  std::filesystem::create_directory(folder.at("pipes"));
+  const std::string pipe = folder.at("pipes/pipe");
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0666), 0);
+  for (const std::string& output : {std::string("/none/x"), folder.path(), pipe}) {
+    EXPECT_EQ(cambium("data problems -n 1 -o " + output).status, 1);
+    EXPECT_EQ(cambium("score " + model + " -o " + output).status, 1);
     const Outcome eval = cambium("eval " + model + " -n 2000 -o " + output);
     EXPECT_EQ(eval.status, 1);
     EXPECT_THAT(eval.text, HasSubstr("cannot write " + output));
@@ -234,6 +278,53 @@ TEST(CommandLine, AChangedFileOfACheckpointIsNamed) {
   }
 }
 
+// Commands that read one file of a checkpoint compare that one.
+TEST(CommandLine, AChangedFileIsNamedByWhoReadsOnlyIt) {
+  const TestFolder folder;
+  const std::string dir = folder.at("m");
+  std::filesystem::copy(teacher(), dir);
+  std::filesystem::remove(dir + "/model.safetensors");
+  EXPECT_EQ(cambium("inspect " + dir).status, 0);  // not read, not missed
+  const std::string reference = " --reference " + folder.at("reference.json");
+  write_file_atomically(folder.at("reference.json"), R"({"texts": ["a"], "ids": [[1]]})");
+  std::string config = read_text_file(dir + "/config.json");
+  const size_t at = config.find("32768");
+  ASSERT_NE(at, std::string::npos);
+  write_file_atomically(dir + "/config.json", config.replace(at, 5, "32769"));
+  for (const std::string& command :
+       {"inspect " + dir, "place " + dir + " --method uniform --count 2",
+        "bench --random-weights " + dir, "convert " + dir + " -o " + folder.at("h") + " --layers 1",
+        "hybridize '" + std::string(CAMBIUM_SOURCE_DIR) + "/plans/demo.toml' --dry-run -t " +
+            dir}) {
+    const Outcome outcome = cambium(command);
+    EXPECT_EQ(outcome.status, 1) << command << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr("config.json has checksum")) << command;
+  }
+  const std::string verify = "verify --tokenizer " + dir + reference;
+  EXPECT_THAT(cambium(verify).text, ::testing::Not(HasSubstr("checksum")));
+  const std::string train = "train '" + std::string(CAMBIUM_SOURCE_DIR) +
+                            "/plans/teacher.toml' -o " + folder.at("run") +
+                            " --set tokenizer.path='\"" + dir + "\"'";
+  write_file_atomically(dir + "/tokenizer_config.json", "{}");
+  for (const std::string& command : {verify, train}) {
+    const Outcome outcome = cambium(command);
+    EXPECT_EQ(outcome.status, 1) << command << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr("tokenizer_config.json has")) << command;
+  }
+}
+
+// A model trained with the tokenizer of another folder has it beside it.
+TEST(CommandLine, TrainingWithAGivenTokenizerKeepsIt) {
+  const TestFolder folder;
+  const Outcome outcome = cambium(
+      "train '" + std::string(CAMBIUM_SOURCE_DIR) + "/plans/teacher.toml' -o " + folder.at("run") +
+      " --set train.steps=1 --set train.sequence_length=640 --set model.layers=1"
+      " --set tokenizer.path='\"" +
+      teacher() + "\"'");
+  EXPECT_EQ(outcome.status, 0) << outcome.text;
+  EXPECT_EQ(cambium("generate " + folder.at("run/model") + " -p Tom -n 1").status, 0);
+}
+
 TEST(CommandLine, VerifyChecksAFolderAndAcceptsAChange) {
   const TestFolder folder;
   const std::string dir = folder.at("run/stage/m");
@@ -274,6 +365,9 @@ TEST(CommandLine, ErrorsNameWhatIsWrong) {
       {"inspect " + folder.path(), "did you mean 'llama'"},
       {"verify " + fixture("llama") + " --reference /nowhere.safetensors", "/nowhere.safetensors"},
       {"inspect " + fixture("llama") + " --memory lots", "24GiB"},
+      {"inspect " + fixture("llama") + " --memory 1e300GiB", "24GiB"},
+      {"bench " + fixture("llama") + " --contexts 9223372036854775807", "context"},
+      {"inspect " + fixture("llama") + " --memory infGB", "24GiB"},
       {"generate " + fixture("llama") + " -p hello", "tokenizer.json"},
   };
   for (const auto& row : rows) {

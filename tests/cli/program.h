@@ -15,11 +15,11 @@ struct Outcome {
 };
 
 /// Through the shell: `arguments` are its words, `before` what stands before the program ("ulimit
-/// -f 8;").
+/// -f 8;", "timeout 3").
 inline Outcome cambium(const std::string& arguments, const std::string& input = "/dev/null",
                        const std::string& before = "") {
   const std::string command =
-      before + " exec '" + CAMBIUM_BINARY + "' " + arguments + " 2>&1 <'" + input + "'";
+      before + " '" + CAMBIUM_BINARY + "' 2>&1 <'" + input + "' " + arguments;
   FILE* pipe = popen(command.c_str(), "r");
   Outcome outcome;
   std::array<char, 4096> buffer{};

@@ -12,14 +12,21 @@ const std::vector<Graft>& grafts() {
   return table;
 }
 
-const Graft& find_graft(const std::string& mixer) {
+std::vector<std::string> graft_mixers() {
   std::vector<std::string> names;
+  for (const Graft& graft : grafts()) {
+    names.emplace_back(graft.mixer);
+  }
+  return names;
+}
+
+const Graft& find_graft(const std::string& mixer) {
   for (const Graft& graft : grafts()) {
     if (mixer == graft.mixer) {
       return graft;
     }
-    names.emplace_back(graft.mixer);
   }
+  const std::vector<std::string> names = graft_mixers();
   fail("unknown mixer '{}'{}; {} cannot take the place of attention, choose {}", mixer,
        did_you_mean(mixer, names), mixer, join(names, ", "));
 }

@@ -1,0 +1,69 @@
+// Ctrl-C and SIGTERM: the first ends a command at its next piece with a message and leaves nothing
+// half-written, the second ends it as always.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "base/file.h"
+#include "base/test_folder.h"
+#include "program.h"
+
+namespace cambium {
+namespace {
+
+using testing::HasSubstr;
+
+/// The command, sent the signal after so many seconds: long after its start, long before its end.
+Outcome stopped(const std::string& arguments, const std::string& signal, double seconds = 1.5) {
+  return cambium(arguments, "/dev/null",
+                 "timeout --preserve-status -s " + signal + " " + std::to_string(seconds));
+}
+
+TEST(Signals, EndCommandsWithAMessageAndNothingHalfWritten) {
+  const TestFolder folder;
+  std::string prompts;
+  for (int i = 0; i < 20000; ++i) {
+    prompts += "{\"prompt\": \"Tom has " + std::to_string(i) + " shells.\"}\n";
+  }
+  const TestFolder inputs;
+  write_file_atomically(inputs.at("in.jsonl"), prompts);
+  const std::string out = " -o " + folder.at("out");
+  const struct {
+    std::string arguments;
+    const char* text;
+  } rows[] = {
+      {"eval " + teacher() + " -n 20000" + out, "answers are graded when all came"},
+      {"bench " + teacher() + " --repeats 10000", "nothing is measured to its end"},
+      {"data mixed -n 1000000000" + out, "nothing is written"},
+      {"generate " + teacher() + " -i " + inputs.at("in.jsonl") + out, "nothing is written"},
+  };
+  for (const auto& row : rows) {
+    const bool term = &row - rows == 1;
+    const Outcome outcome = stopped(row.arguments, term ? "TERM" : "INT");
+    EXPECT_EQ(outcome.status, term ? 143 : 130) << row.arguments << "\n" << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr(term ? "cambium: stopped by SIGTERM" : "by SIGINT"));
+    EXPECT_THAT(outcome.text, HasSubstr(row.text)) << row.arguments;
+    EXPECT_TRUE(std::filesystem::is_empty(folder.path())) << row.arguments;
+  }
+}
+
+TEST(Signals, ScoresAndTrainingKeepWhatTheyHave) {
+  const TestFolder folder;
+  const Outcome score =
+      stopped("score " + teacher() + " --documents 1000 -o " + folder.at("scores.json"), "INT", 3);
+  EXPECT_EQ(score.status, 130) << score.text;
+  EXPECT_THAT(score.text, HasSubstr("the layers scored so far are kept"));
+  EXPECT_TRUE(std::filesystem::exists(folder.at("scores.json")));
+  const std::string train = "train '" + std::string(CAMBIUM_SOURCE_DIR) +
+                            "/plans/teacher.toml' -o " + folder.at("run") +
+                            " --set train.sequence_length=640 --set tokenizer.samples=100";
+  const Outcome first = stopped(train, "TERM", 3.0);
+  EXPECT_EQ(first.status, 143) << first.text;
+  EXPECT_THAT(first.text, HasSubstr("go on with --resume"));
+  EXPECT_EQ(cambium(train + " --resume --stop-after 1").status, 0);
+  EXPECT_EQ(cambium("verify " + folder.at("run")).status, 0);
+}
+
+}  // namespace
+}  // namespace cambium
