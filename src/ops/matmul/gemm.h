@@ -31,7 +31,7 @@ struct Gemms {
   int64_t count;
   Gemm each[kMaxProducts];
   int64_t threads;  // a hint for cutting the work; the result does not depend on it
-  float* turned;    // (k, few_rows(m)): memory for gemm_few_rows, where m is not 1
+  float* turned;    // (k, few_rows(m)): memory for gemm_few_rows, from 3 rows on
 };
 
 /// Products are summed over blocks of this depth and the sums of blocks added up, everywhere, so

@@ -43,7 +43,7 @@ void matmul_forward::cpu(const Matmuls<float>& a, Arena& arena) {
     g.accumulate = a.each[i].accumulate;
   }
   const Gemm& g = all.each[0];
-  if (g.m > 1 && g.m <= kFewRows) {
+  if (g.m > 2 && g.m <= kFewRows) {
     all.turned = arena.empty(Dtype::kF32, {g.k, few_rows(g.m)}).ptr<float>();
   }
   gemm(all);

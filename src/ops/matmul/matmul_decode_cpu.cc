@@ -20,12 +20,14 @@ constexpr int64_t kBytesPerPiece = 65536;
 // last is repeated, computed several times and stored once.
 void turn_tokens(const Gemm& g, int64_t tokens, float* turned) {
   for (int64_t t = 0; t < tokens; t += kLanes) {
-    const int64_t row = t < g.m ? t : g.m - 1;
     for (int64_t p = 0; p < g.k; p += kLanes) {
-      const Square<float> square =
-          load_square(g.a + row * g.a_row + p, g.a_row, g.m - row, g.k - p);
+      vf square[kLanes] = {};
+      for (int i = 0; i < kLanes && t + i < tokens; ++i) {
+        square[i] = vload_upto(g.a + (t + i < g.m ? t + i : g.m - 1) * g.a_row + p, g.k - p);
+      }
+      transpose_square(square);
       for (int q = 0; q < kLanes && p + q < g.k; ++q) {
-        vstore_upto(turned + (p + q) * tokens + t, column(square, q), tokens - t);
+        vstore_upto(turned + (p + q) * tokens + t, square[q], tokens - t);
       }
     }
   }
@@ -38,26 +40,37 @@ inline void finish(const Gemm& g, int64_t k0, int64_t t, int64_t n, int64_t coun
   vstore_upto(c, add == nullptr ? sum : sum + vload_upto(add, count), count);
 }
 
+// One or two tokens are read as they lie: turning them would cost more than it saves.
+template <int kTokens, int kGroups>
+inline constexpr bool kTurned = kTokens* kGroups > 2;
+
+// Column q of token t: turned, with kStep tokens; or as it lies, where kStep is 0.
+template <int kStep>
+inline float at(const float* x, int64_t x_row, int q, int t) {
+  return kStep > 0 ? x[q * kStep + t] : x[t * x_row + q];
+}
+
 // sum[t] += x[t] (span) of the first `length` columns of a square.
 template <class T, int kStep, int kTokens>
-inline void multiply_square(const Square<T>& square, const float* x, vf (&sum)[kTokens]) {
+inline void multiply_square(const Square<T>& square, const float* x, int64_t x_row,
+                            vf (&sum)[kTokens]) {
 #pragma GCC unroll 32
   for (int q = 0; q < kSpan<T>; ++q) {
     const vf w = column(square, q);
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
-      sum[t] += x[q * kStep + t] * w;
+      sum[t] += at<kStep>(x, x_row, q, t) * w;
     }
   }
 }
 
 template <class T, int kStep, int kTokens>
-inline void multiply_part(const Square<T>& square, const float* x, int64_t length,
+inline void multiply_part(const Square<T>& square, const float* x, int64_t x_row, int64_t length,
                           vf (&sum)[kTokens]) {
   for (int q = 0; q < length; ++q) {
     const vf w = column(square, q);
     for (int t = 0; t < kTokens; ++t) {
-      sum[t] += x[q * kStep + t] * w;
+      sum[t] += at<kStep>(x, x_row, q, t) * w;
     }
   }
 }
@@ -67,6 +80,7 @@ inline void multiply_part(const Square<T>& square, const float* x, int64_t lengt
 // other. Tokens come in groups of kTokens, whose sums fit into registers beside the square.
 template <class T, int kTokens, int kGroups>
 void multiply_outputs(const Gemm& g, const float* x, int64_t n0, int64_t n1) {
+  constexpr int kStep = kTurned<kTokens, kGroups> ? kGroups * kTokens : 0;
   constexpr int64_t kAhead = kPrefetchBytes / static_cast<int64_t>(sizeof(T));
   for (int64_t n = n0; n < n1; n += kLanes) {
     const T* b = static_cast<const T*>(g.b) + n * g.b_stride;
@@ -82,11 +96,11 @@ void multiply_outputs(const Gemm& g, const float* x, int64_t n0, int64_t n1) {
         const Square<T> square = load_square(b + p, g.b_stride, n1 - n, end - p);
 #pragma GCC unroll 2
         for (int i = 0; i < kGroups; ++i) {
-          const float* values = x + p * kGroups * kTokens + i * kTokens;
+          const float* values = x + p * (kStep > 0 ? kStep : 1) + i * kTokens;
           if (end - p >= kSpan<T>) {
-            multiply_square<T, kGroups * kTokens>(square, values, sum[i]);
+            multiply_square<T, kStep>(square, values, g.a_row, sum[i]);
           } else {
-            multiply_part<T, kGroups * kTokens>(square, values, end - p, sum[i]);
+            multiply_part<T, kStep>(square, values, g.a_row, end - p, sum[i]);
           }
         }
       }
@@ -109,7 +123,7 @@ int64_t pieces_of(const Gemm& g) {
 template <int kTokens, int kGroups = 1>
 void multiply(const Gemms& all) {
   const float* x = all.each[0].a;
-  if (kGroups * kTokens > 1) {
+  if (kTurned<kTokens, kGroups>) {
     turn_tokens(all.each[0], kGroups * kTokens, all.turned);
     x = all.turned;
   }

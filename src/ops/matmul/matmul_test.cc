@@ -40,8 +40,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Matmul,
                                            Shape{3, 80, 224}, Shape{4, 17, 33}, Shape{5, 47, 600},
                                            Shape{6, 96, 31}, Shape{7, 130, 257}, Shape{8, 16, 512},
                                            Shape{9, 33, 300}, Shape{12, 31, 47}, Shape{13, 65, 80},
-                                           Shape{16, 47, 513}, Shape{17, 47, 64},
-                                           Shape{400, 24, 19}),
+                                           Shape{16, 47, 513}, Shape{17, 47, 64}, Shape{33, 7, 300},
+                                           Shape{65, 34, 257}, Shape{400, 24, 19}),
                          ::testing::PrintToStringParamName());
 
 TEST(MatmulGradients, MatchDifferences) {
