@@ -110,20 +110,21 @@ class Scan {
 
 }  // namespace
 
+std::string json_problem(const std::exception& error) {
+  // "[json.exception.parse_error.101] parse error at line 1, column 3: syntax error ..."
+  const std::string_view what = error.what();
+  const size_t begin = what.find("] ");
+  return shortened(begin == std::string_view::npos ? what : what.substr(begin + 2));
+}
+
 template <class Json>
 Json parse_json(std::string_view text, const std::string& where, const JsonRules& rules) {
   Scan scan(text, where, rules);
   const std::string_view checked = scan.run();
   try {
     return Json::parse(checked);
-  } catch (const nlohmann::json::parse_error& error) {
-    // "[json.exception.parse_error.101] parse error at line 1, column 3: syntax error ..."
-    const std::string_view what = error.what();
-    const size_t begin = what.find("] ");
-    fail("{} is not valid JSON: {}", where,
-         shortened(begin == std::string_view::npos ? what : what.substr(begin + 2)));
   } catch (const nlohmann::json::exception& error) {
-    fail("{} is not valid JSON: {}", where, shortened(error.what()));
+    fail("{} is not valid JSON: {}", where, json_problem(error));
   }
 }
 

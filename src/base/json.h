@@ -3,6 +3,7 @@
 // the library's own recursions over it (copying, dump, destruction) stay small.
 #pragma once
 
+#include <exception>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
@@ -21,6 +22,9 @@ struct JsonRules {
   /// Ends the Error about depth.
   std::string_view too_deep = "";
 };
+
+/// What the library says is wrong, without its own number for it.
+std::string json_problem(const std::exception& error);
 
 /// Error that names `where`, the line and what is wrong. Json is nlohmann::json or ordered_json.
 template <class Json>

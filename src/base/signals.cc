@@ -1,16 +1,23 @@
 #include "base/signals.h"
 
+#include <array>
 #include <csignal>
 #include <utility>
 
 namespace cambium {
 namespace {
 
+struct Watched {
+  int signal;
+  const char* name;
+  struct sigaction before {};
+  bool taken = false;
+};
+
+std::array<Watched, 3> g_watched = {{{SIGINT, "SIGINT"}, {SIGTERM, "SIGTERM"}, {SIGHUP, "SIGHUP"}}};
 volatile std::sig_atomic_t g_signal = 0;
 int g_depth = 0;
 const std::string* g_kept = nullptr;  // of the innermost StopAnywhere
-struct sigaction g_before_int {};
-struct sigaction g_before_term {};
 
 void on_signal(int signal) {
   g_signal = signal;
@@ -28,16 +35,25 @@ StopSignals::StopSignals() {
   // After the first signal the system's own action is back, so that a second one ends the process.
   action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
   sigemptyset(&action.sa_mask);
-  ::sigaction(SIGINT, &action, &g_before_int);
-  ::sigaction(SIGTERM, &action, &g_before_term);
+  for (Watched& watched : g_watched) {
+    ::sigaction(watched.signal, nullptr, &watched.before);
+    // Who was started with nohup goes on when the terminal goes.
+    watched.taken = watched.signal != SIGHUP || watched.before.sa_handler != SIG_IGN;
+    if (watched.taken) {
+      ::sigaction(watched.signal, &action, nullptr);
+    }
+  }
 }
 
 StopSignals::~StopSignals() {
   if (--g_depth > 0) {
     return;
   }
-  ::sigaction(SIGINT, &g_before_int, nullptr);
-  ::sigaction(SIGTERM, &g_before_term, nullptr);
+  for (const Watched& watched : g_watched) {
+    if (watched.taken) {
+      ::sigaction(watched.signal, &watched.before, nullptr);
+    }
+  }
   g_signal = 0;
 }
 
@@ -60,7 +76,12 @@ int stop_signal() {
 }
 
 const char* signal_name(int signal) {
-  return signal == SIGINT ? "SIGINT" : signal == SIGTERM ? "SIGTERM" : "a signal";
+  for (const Watched& watched : g_watched) {
+    if (watched.signal == signal) {
+      return watched.name;
+    }
+  }
+  return "a signal";
 }
 
 void stop_if_asked(std::string_view kept) {

@@ -1,4 +1,4 @@
-// SIGINT (Ctrl-C) and SIGTERM as a wish that long work asks about: it ends at the next good place,
+// SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is gone) as a wish that long work asks about: it ends at the next good place,
 // keeps what it has and says how to go on. A second signal ends the process as always.
 //
 // Work with good places of its own (a step of training, a layer's score) holds StopSignals and asks
@@ -44,7 +44,7 @@ void stop_point();
 
 /// The signal that came, or 0.
 int stop_signal();
-/// "SIGINT" or "SIGTERM".
+/// "SIGINT", "SIGTERM" or "SIGHUP".
 const char* signal_name(int signal);
 
 /// Work that was stopped by a signal; no Error, so that nobody who makes the best of a damaged file

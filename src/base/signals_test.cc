@@ -12,7 +12,7 @@ namespace cambium {
 namespace {
 
 TEST(StopSignals, MakeASignalAWish) {
-  for (const int signal : {SIGINT, SIGTERM}) {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
     const StopSignals signals;
     EXPECT_EQ(stop_signal(), 0);
     stop_if_asked("nothing is lost");
@@ -32,6 +32,16 @@ TEST(StopSignals, MakeASignalAWish) {
     }
   }
   EXPECT_EQ(stop_signal(), 0);
+}
+
+TEST(StopSignals, WhoIgnoresTheEndOfTheTerminalGoesOnIgnoringIt) {
+  ::signal(SIGHUP, SIG_IGN);
+  {
+    const StopSignals signals;
+    std::raise(SIGHUP);
+    EXPECT_EQ(stop_signal(), 0);
+  }
+  EXPECT_EQ(::signal(SIGHUP, SIG_DFL), SIG_IGN);
 }
 
 TEST(StopAnywhere, EndsWorkAtItsNextPieceOnlyWhileItLives) {

@@ -41,6 +41,10 @@ std::vector<std::string> option_names(const CLI::App& app) {
   return names;
 }
 
+std::string given(const std::string& word) {
+  return word.empty() ? "nothing" : word;
+}
+
 // The library's own conversion also reads nothing as 0, and hexadecimal past any range.
 CLI::Validator in_range(IntRange range) {
   return {[range](const std::string& word) -> std::string {
@@ -51,9 +55,10 @@ CLI::Validator in_range(IntRange range) {
               return "";
             }
             return range.high == IntRange{}.high
-                       ? fmt::format("expected a whole number from {}, got {}", range.low, word)
+                       ? fmt::format("expected a whole number from {}, got {}", range.low,
+                                     given(word))
                        : fmt::format("expected a whole number from {} to {}, got {}", range.low,
-                                     range.high, word);
+                                     range.high, given(word));
           },
           ""};
 }
@@ -70,10 +75,10 @@ CLI::Validator in_range(RealRange range) {
             }
             return range.high == RealRange{}.high
                        ? fmt::format("expected a number {} {}, got {}",
-                                     range.open_low ? "above" : "from", range.low, word)
+                                     range.open_low ? "above" : "from", range.low, given(word))
                        : fmt::format("expected a number {} {} to {}, got {}",
                                      range.open_low ? "above" : "from", range.low, range.high,
-                                     word);
+                                     given(word));
           },
           ""};
 }

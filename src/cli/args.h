@@ -62,7 +62,7 @@ struct Command {
 };
 
 /// Parses and runs. 0 done, 1 an Error or a check that did not pass, 2 wrong usage,
-/// 130 or 143 stopped by Ctrl-C or SIGTERM.
+/// 130, 143 or 129 stopped by Ctrl-C, SIGTERM or the end of the terminal.
 int run_command_line(int argc, char** argv, const std::vector<Command>& commands);
 
 }  // namespace cambium

@@ -184,7 +184,7 @@ Task parse_task(std::string_view form, std::string_view lines, const std::string
     } catch (const Error& error) {
       fail("[tasks] {}, read as {}: {}", where, found->name, error.what());
     } catch (const json::exception& error) {
-      fail("[tasks] {}, read as {}: {}", where, found->name, error.what());
+      fail("[tasks] {}, read as {}: {}", where, found->name, json_problem(error));
     }
     return limit > 0 && static_cast<int64_t>(task.examples.size()) == limit;
   };

@@ -401,7 +401,7 @@ void with_json_errors(const char* what, Body&& body) {
   try {
     body();
   } catch (const json::exception& e) {
-    fail("[tokenizer] {} does not have the expected shape: {}", what, e.what());
+    fail("[tokenizer] {} does not have the expected shape: {}", what, json_problem(e));
   }
 }
 

@@ -114,7 +114,7 @@ TokenizerReport verify_tokenizer(const std::filesystem::path& dir,
     }
   } catch (const json::exception& e) {
     fail("[tokenizer] {} does not have the shape of a reference: {}", reference_file.string(),
-         e.what());
+         json_problem(e));
   }
   return verifier.finish();
 }
