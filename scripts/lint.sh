@@ -34,6 +34,7 @@ if git grep -nE '\b(TODO|FIXME|XXX)\b' -- 'src/*' 'tests/*' 'bench/*' 'scripts/*
 fi
 
 python3 scripts/arrows.py || status=1
+python3 scripts/evenness.py "${sources[@]}" || status=1
 
 # Kernels are compiled once per instruction set; one pass over each file is enough.
 mapfile -t units < <(printf '%s\n' "${sources[@]}" | grep -E '^(src|tests)/.*\.cc$' |

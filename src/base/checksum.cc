@@ -8,7 +8,9 @@
 namespace cambium {
 
 Checksum::Checksum() : state_(XXH3_createState()) {
-  if (state_ == nullptr) throw std::bad_alloc();
+  if (state_ == nullptr) {
+    throw std::bad_alloc();
+  }
   XXH3_64bits_reset(state_.get());
 }
 
@@ -17,18 +19,20 @@ void Checksum::Free::operator()(XXH3_state_s* state) const {
 }
 
 void Checksum::update(std::span<const std::byte> bytes) {
-  if (!bytes.empty()) XXH3_64bits_update(state_.get(), bytes.data(), bytes.size());
+  if (!bytes.empty()) {
+    XXH3_64bits_update(state_.get(), bytes.data(), bytes.size());
+  }
 }
 
-std::uint64_t Checksum::digest() const {
+uint64_t Checksum::digest() const {
   return XXH3_64bits_digest(state_.get());
 }
 
-std::uint64_t checksum(std::span<const std::byte> bytes) {
+uint64_t checksum(std::span<const std::byte> bytes) {
   return XXH3_64bits(bytes.data(), bytes.size());
 }
 
-std::string checksum_text(std::uint64_t digest) {
+std::string checksum_text(uint64_t digest) {
   return fmt::format("{:016x}", digest);
 }
 

@@ -17,7 +17,7 @@ class Checksum {
   Checksum();
   void update(std::span<const std::byte> bytes);
   /// Of everything so far; more may follow.
-  std::uint64_t digest() const;
+  uint64_t digest() const;
 
  private:
   struct Free {
@@ -26,9 +26,9 @@ class Checksum {
   std::unique_ptr<XXH3_state_s, Free> state_;
 };
 
-std::uint64_t checksum(std::span<const std::byte> bytes);
+uint64_t checksum(std::span<const std::byte> bytes);
 
 /// 16 hexadecimal digits.
-std::string checksum_text(std::uint64_t digest);
+std::string checksum_text(uint64_t digest);
 
 }  // namespace cambium

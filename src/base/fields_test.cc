@@ -1,5 +1,6 @@
 // One declaration of fields, and what reads, checks, names and lists them.
 #include "base/fields.h"
+#include "base/testing.h"
 
 #include <gmock/gmock.h>
 
@@ -50,13 +51,10 @@ void visit_fields(Sample& s, FieldVisitor& visit) {
 }
 
 std::string error_of(const std::string& plan) {
-  try {
+  return testing::message_of([&] {
     Sample s;
     read_fields(s, PlanTable::parse(plan, "p.toml"));
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  });
 }
 
 TEST(Fields, AreReadAndTheRestStays) {
@@ -113,12 +111,7 @@ TEST(Fields, BuiltInCodeAreCheckedAlike) {
   const auto error = [](auto&& change) -> std::string {
     Sample s;
     change(s);
-    try {
-      check_fields(s, "score");
-    } catch (const Error& e) {
-      return e.what();
-    }
-    return "no error";
+    return testing::message_of([&] { check_fields(s, "score"); });
   };
   EXPECT_EQ(error([](Sample&) {}), "no error");
   EXPECT_EQ(error([](Sample& s) { s.big = 0; }),

@@ -24,14 +24,18 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kBufferBytes = std::size_t{256} << 10;
+constexpr size_t kBufferBytes = size_t{256} << 10;
 constexpr int kMostLinks = 40;
 constexpr std::string_view kTemporaryMark = ".cambium-tmp-";
 
 [[noreturn]] void fail_errno(std::string_view doing, std::string_view path, int error = errno) {
   const char* advice = "";
-  if (error == ENOSPC || error == EDQUOT) advice = "; free some space and run again";
-  if (error == EFBIG) advice = "; the file size limit (ulimit -f) is reached";
+  if (error == ENOSPC || error == EDQUOT) {
+    advice = "; free some space and run again";
+  }
+  if (error == EFBIG) {
+    advice = "; the file size limit (ulimit -f) is reached";
+  }
   fail("cannot {} {}: {}{}", doing, path, std::generic_category().message(error), advice);
 }
 
@@ -40,7 +44,9 @@ class Descriptor {
  public:
   explicit Descriptor(int fd) : fd_(fd) {}
   ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
+    if (fd_ >= 0) {
+      ::close(fd_);
+    }
   }
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
@@ -60,15 +66,23 @@ int open_retry(const std::string& path, int flags, mode_t mode = 0) {
 }
 
 /// Opens a regular file for reading and tells its size.
-Descriptor open_regular(const std::string& path, std::size_t* size) {
+Descriptor open_regular(const std::string& path, size_t* size) {
   // Not blocking: opening a pipe nobody writes to would wait for ever.
   Descriptor file(open_retry(path, O_RDONLY | O_NONBLOCK));
-  if (file.get() < 0) fail_errno("open", path);
+  if (file.get() < 0) {
+    fail_errno("open", path);
+  }
   struct stat status {};
-  if (::fstat(file.get(), &status) != 0) fail_errno("read", path);
-  if (S_ISDIR(status.st_mode)) fail("cannot read {}: it is a folder, expected a file", path);
-  if (!S_ISREG(status.st_mode)) fail("cannot read {}: it is not a regular file", path);
-  *size = static_cast<std::size_t>(status.st_size);
+  if (::fstat(file.get(), &status) != 0) {
+    fail_errno("read", path);
+  }
+  if (S_ISDIR(status.st_mode)) {
+    fail("cannot read {}: it is a folder, expected a file", path);
+  }
+  if (!S_ISREG(status.st_mode)) {
+    fail("cannot read {}: it is not a regular file", path);
+  }
+  *size = static_cast<size_t>(status.st_size);
   return Descriptor(file.take());
 }
 
@@ -86,24 +100,30 @@ void turn_size_signal_into_error() {
 }
 
 /// Returns the errno of a failed write, or 0.
-int write_all(int fd, const std::byte* data, std::size_t size) {
+int write_all(int fd, const std::byte* data, size_t size) {
   while (size > 0) {
     const ssize_t n = ::write(fd, data, size);
     if (n < 0) {
-      if (errno == EINTR) continue;
+      if (errno == EINTR) {
+        continue;
+      }
       return errno;
     }
     data += n;
-    size -= static_cast<std::size_t>(n);
+    size -= static_cast<size_t>(n);
   }
   return 0;
 }
 
 void sync_path(const std::string& path) {
   Descriptor file(open_retry(path, O_RDONLY));
-  if (file.get() < 0) fail_errno("open", path);
+  if (file.get() < 0) {
+    fail_errno("open", path);
+  }
   // Some file systems cannot sync a folder and say EINVAL; there is nothing more to be done there.
-  if (::fsync(file.get()) != 0 && errno != EINVAL) fail_errno("sync", path);
+  if (::fsync(file.get()) != 0 && errno != EINVAL) {
+    fail_errno("sync", path);
+  }
 }
 
 std::string parent_of(const std::string& path) {
@@ -113,7 +133,9 @@ std::string parent_of(const std::string& path) {
 
 /// "out/run/" names the folder "out/run".
 std::string without_trailing_slash(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  while (path.size() > 1 && path.back() == '/') {
+    path.pop_back();
+  }
   return path;
 }
 
@@ -157,9 +179,13 @@ int remove_temporaries(const std::string& folder, Predicate wanted) {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
-    if (!wanted(name) || !lock_is_free(entry.path().string())) continue;
+    if (!wanted(name) || !lock_is_free(entry.path().string())) {
+      continue;
+    }
     std::error_code ignored;
-    if (fs::remove_all(entry.path(), ignored) > 0) ++removed;
+    if (fs::remove_all(entry.path(), ignored) > 0) {
+      ++removed;
+    }
   }
   return removed;
 }
@@ -179,7 +205,9 @@ bool same_inode(int fd, const std::string& path) {
 }
 
 bool lock(int fd, const std::string& path) {
-  if (::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return false;
+  if (::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    return false;
+  }
   return same_inode(fd, path);
 }
 
@@ -187,9 +215,13 @@ bool lock(int fd, const std::string& path) {
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   const Descriptor file = open_regular(path, &size_);
-  if (size_ == 0) return;
+  if (size_ == 0) {
+    return;
+  }
   void* memory = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE, file.get(), 0);
-  if (memory == MAP_FAILED) fail_errno("map", path);
+  if (memory == MAP_FAILED) {
+    fail_errno("map", path);
+  }
   data_ = static_cast<const std::byte*>(memory);
   add_map(memory, size_, path_);
 }
@@ -221,29 +253,33 @@ void MappedFile::unmap() {
   data_ = nullptr;
 }
 
-void MappedFile::release(std::size_t offset, std::size_t size) const {
+void MappedFile::release(size_t offset, size_t size) const {
   CAMBIUM_CHECK(offset <= size_ && size <= size_ - offset);
-  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  const std::size_t begin = (offset + page - 1) / page * page;
-  const std::size_t end = (offset + size) / page * page;
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const size_t begin = (offset + page - 1) / page * page;
+  const size_t end = (offset + size) / page * page;
   if (begin < end) {
     ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
   }
 }
 
-std::string read_text_file(const std::string& path, std::size_t max_bytes) {
-  std::size_t size = 0;
+std::string read_text_file(const std::string& path, size_t max_bytes) {
+  size_t size = 0;
   const Descriptor file = open_regular(path, &size);
   expect(size <= max_bytes, "cannot read {}: it has {} bytes, expected at most {}", path, size,
          max_bytes);
   std::string text(size, '\0');
-  std::size_t done = 0;
+  size_t done = 0;
   while (done < size) {
     const ssize_t n = ::read(file.get(), text.data() + done, size - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail_errno("read", path);
+    if (n < 0 && errno == EINTR) {
+      continue;
+    }
+    if (n < 0) {
+      fail_errno("read", path);
+    }
     expect(n > 0, "cannot read {}: it ended after {} of {} bytes", path, done, size);
-    done += static_cast<std::size_t>(n);
+    done += static_cast<size_t>(n);
   }
   return text;
 }
@@ -256,15 +292,23 @@ AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
   while (fd_ < 0) {
     temporary_ = temporary_name(path_);
     Descriptor file(open_retry(temporary_, O_WRONLY | O_CREAT | O_EXCL, 0666));
-    if (file.get() < 0 && errno == EEXIST) continue;
-    if (file.get() < 0) fail_errno("write", path_);
-    if (lock(file.get(), temporary_)) fd_ = file.take();
+    if (file.get() < 0 && errno == EEXIST) {
+      continue;
+    }
+    if (file.get() < 0) {
+      fail_errno("write", path_);
+    }
+    if (lock(file.get(), temporary_)) {
+      fd_ = file.take();
+    }
   }
   buffer_.reserve(kBufferBytes);
 }
 
 AtomicFile::~AtomicFile() {
-  if (fd_ < 0) return;
+  if (fd_ < 0) {
+    return;
+  }
   ::unlink(temporary_.c_str());
   ::close(fd_);
 }
@@ -273,7 +317,9 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   CAMBIUM_CHECK(fd_ >= 0, "write after commit to {}", path_);
   checksum_.update(bytes);
   size_ += bytes.size();
-  if (buffer_.size() + bytes.size() > kBufferBytes) flush();
+  if (buffer_.size() + bytes.size() > kBufferBytes) {
+    flush();
+  }
   if (bytes.size() > kBufferBytes) {
     if (const int error = write_all(fd_, bytes.data(), bytes.size())) {
       fail_errno("write", path_, error);
@@ -294,8 +340,12 @@ void AtomicFile::flush() {
 void AtomicFile::commit() {
   CAMBIUM_CHECK(fd_ >= 0, "second commit of {}", path_);
   flush();
-  if (::fsync(fd_) != 0) fail_errno("sync", path_);
-  if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail_errno("write", path_);
+  if (::fsync(fd_) != 0) {
+    fail_errno("sync", path_);
+  }
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
+    fail_errno("write", path_);
+  }
   ::close(std::exchange(fd_, -1));
   sync_path(parent_of(path_));
 }
@@ -325,17 +375,25 @@ AtomicDirectory::AtomicDirectory(std::string target, Existing existing)
   while (lock_ < 0) {
     temporary_ = temporary_name(target_);
     if (::mkdir(temporary_.c_str(), 0777) != 0) {
-      if (errno == EEXIST) continue;
+      if (errno == EEXIST) {
+        continue;
+      }
       fail_errno("write the folder", target_);
     }
     Descriptor folder(open_retry(temporary_, O_RDONLY | O_DIRECTORY));
-    if (folder.get() < 0 && errno != ENOENT) fail_errno("write the folder", target_);
-    if (folder.get() >= 0 && lock(folder.get(), temporary_)) lock_ = folder.take();
+    if (folder.get() < 0 && errno != ENOENT) {
+      fail_errno("write the folder", target_);
+    }
+    if (folder.get() >= 0 && lock(folder.get(), temporary_)) {
+      lock_ = folder.take();
+    }
   }
 }
 
 AtomicDirectory::~AtomicDirectory() {
-  if (lock_ < 0) return;
+  if (lock_ < 0) {
+    return;
+  }
   std::error_code ignored;
   fs::remove_all(temporary_, ignored);
   ::close(lock_);
@@ -358,7 +416,9 @@ void AtomicDirectory::commit() {
         (fs::path(parent) /
          fmt::format("{}.replaced-{}", fs::path(target_).filename().string(), ::getpid()))
             .string();
-    if (::rename(target_.c_str(), aside.c_str()) != 0) fail_errno("replace", target_);
+    if (::rename(target_.c_str(), aside.c_str()) != 0) {
+      fail_errno("replace", target_);
+    }
     if (::rename(temporary_.c_str(), target_.c_str()) != 0) {
       const int error = errno;
       (void)::rename(aside.c_str(), target_.c_str());
@@ -380,34 +440,42 @@ int remove_leftovers(const std::string& folder) {
 void make_folder(const std::string& path) {
   std::error_code error;
   fs::create_directories(path, error);
-  if (error) fail_errno("create the folder", path, error.value());
+  if (error) {
+    fail_errno("create the folder", path, error.value());
+  }
   expect(fs::is_directory(path, error), "cannot create the folder {}: it is a file", path);
 }
 
 LineLog::LineLog(std::string path) : path_(std::move(path)) {
   turn_size_signal_into_error();
   Descriptor file(open_retry(path_, O_RDWR | O_CREAT | O_APPEND, 0666));
-  if (file.get() < 0) fail_errno("write", path_);
+  if (file.get() < 0) {
+    fail_errno("write", path_);
+  }
   const off_t end = ::lseek(file.get(), 0, SEEK_END);
-  if (end < 0) fail_errno("write", path_);
+  if (end < 0) {
+    fail_errno("write", path_);
+  }
   // Walk back to the last newline.
   char block[4096];
   off_t keep = end;
   bool found = end == 0;
   while (!found && keep > 0) {
     const off_t begin = std::max<off_t>(0, keep - static_cast<off_t>(sizeof block));
-    const ssize_t n = ::pread(file.get(), block, static_cast<std::size_t>(keep - begin), begin);
-    if (n != keep - begin) fail_errno("read", path_);
-    const std::string_view text(block, static_cast<std::size_t>(n));
-    const std::size_t newline = text.rfind('\n');
+    const ssize_t n = ::pread(file.get(), block, static_cast<size_t>(keep - begin), begin);
+    if (n != keep - begin) {
+      fail_errno("read", path_);
+    }
+    const std::string_view text(block, static_cast<size_t>(n));
+    const size_t newline = text.rfind('\n');
     found = newline != std::string_view::npos;
     keep = found ? begin + static_cast<off_t>(newline) + 1 : begin;
   }
   fd_ = file.take();
   if (keep != end) {
-    truncate(static_cast<std::uint64_t>(keep));
+    truncate(static_cast<uint64_t>(keep));
   } else {
-    size_ = static_cast<std::uint64_t>(end);
+    size_ = static_cast<uint64_t>(end);
   }
 }
 
@@ -427,13 +495,17 @@ void LineLog::append(std::string_view line) {
   size_ += bytes.size();
 }
 
-void LineLog::truncate(std::uint64_t size) {
-  if (::ftruncate(fd_, static_cast<off_t>(size)) != 0) fail_errno("shorten", path_);
+void LineLog::truncate(uint64_t size) {
+  if (::ftruncate(fd_, static_cast<off_t>(size)) != 0) {
+    fail_errno("shorten", path_);
+  }
   size_ = size;
 }
 
 void LineLog::sync() {
-  if (::fsync(fd_) != 0) fail_errno("sync", path_);
+  if (::fsync(fd_) != 0) {
+    fail_errno("sync", path_);
+  }
   expect(same_inode(fd_, path_), "{} was removed or replaced while it was being written", path_);
 }
 

@@ -31,18 +31,18 @@ class MappedFile {
   const std::string& path() const { return path_; }
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   /// Gives the resident pages of a range back to the system: for one pass over a large file.
-  void release(std::size_t offset, std::size_t size) const;
+  void release(size_t offset, size_t size) const;
 
  private:
   void unmap();
 
   std::string path_;
   const std::byte* data_ = nullptr;
-  std::size_t size_ = 0;
+  size_t size_ = 0;
 };
 
 /// The whole file as a string; refuses one of more than `max_bytes`.
-std::string read_text_file(const std::string& path, std::size_t max_bytes = std::size_t{1} << 30);
+std::string read_text_file(const std::string& path, size_t max_bytes = size_t{1} << 30);
 
 /// Writes a file piece by piece; it appears under its name at commit(). Without commit (an
 /// exception) the temporary file is removed. Replaces an existing file; of a link, the file that it
@@ -57,8 +57,8 @@ class AtomicFile {
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
   /// Bytes written so far, and their checksum.
-  std::uint64_t size() const { return size_; }
-  std::uint64_t checksum() const { return checksum_.digest(); }
+  uint64_t size() const { return size_; }
+  uint64_t checksum() const { return checksum_.digest(); }
   /// Writes out, syncs, renames, syncs the folder. Nothing can be written afterwards.
   void commit();
 
@@ -69,7 +69,7 @@ class AtomicFile {
   std::string temporary_;
   int fd_ = -1;
   std::vector<std::byte> buffer_;
-  std::uint64_t size_ = 0;
+  uint64_t size_ = 0;
   Checksum checksum_;
 };
 
@@ -121,14 +121,14 @@ class LineLog {
   void append(std::string_view line);
   /// Bytes in the log, and going back to an earlier size: a run that resumes from a checkpoint
   /// drops the lines written after it.
-  std::uint64_t size() const { return size_; }
-  void truncate(std::uint64_t size);
+  uint64_t size() const { return size_; }
+  void truncate(uint64_t size);
   void sync();
 
  private:
   std::string path_;
   int fd_ = -1;
-  std::uint64_t size_ = 0;
+  uint64_t size_ = 0;
 };
 
 }  // namespace cambium

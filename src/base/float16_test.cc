@@ -12,17 +12,17 @@ namespace {
 /// A 16-bit format by its definition, for the narrowing tests.
 struct Format {
   const char* name;
-  float (*widen)(std::uint16_t);
-  std::uint16_t (*narrow)(float);
-  std::uint16_t infinity;
+  float (*widen)(uint16_t);
+  uint16_t (*narrow)(float);
+  uint16_t infinity;
 };
 constexpr std::array kFormats{Format{"f16", f16_to_f32, f32_to_f16, 0x7c00},
                               Format{"bf16", bf16_to_f32, f32_to_bf16, 0x7f80}};
 
 TEST(Float16, EveryValueComesBack) {
   for (const Format& format : kFormats) {
-    for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
-      const auto half = static_cast<std::uint16_t>(bits);
+    for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+      const auto half = static_cast<uint16_t>(bits);
       const float wide = format.widen(half);
       if (std::isnan(wide)) {
         EXPECT_TRUE(std::isnan(format.widen(format.narrow(wide)))) << format.name << " " << bits;
@@ -37,11 +37,11 @@ TEST(Float16, EveryValueComesBack) {
 // Between neighbours: the midpoint goes to the even one, a little off the midpoint to the nearer.
 TEST(Float16, RoundsToNearestEven) {
   for (const Format& format : kFormats) {
-    for (std::uint16_t low = 0; low + 1 < format.infinity; ++low) {
-      const auto high = static_cast<std::uint16_t>(low + 1);
+    for (uint16_t low = 0; low + 1 < format.infinity; ++low) {
+      const auto high = static_cast<uint16_t>(low + 1);
       const auto middle = static_cast<float>(
           (static_cast<double>(format.widen(low)) + static_cast<double>(format.widen(high))) / 2);
-      const auto even = static_cast<std::uint16_t>(low % 2 == 0 ? low : high);
+      const auto even = static_cast<uint16_t>(low % 2 == 0 ? low : high);
       const float below = std::nextafter(middle, 0.0F);
       const float above = std::nextafter(middle, std::numeric_limits<float>::infinity());
       ASSERT_EQ(format.narrow(middle), even) << format.name << " " << low;

@@ -12,7 +12,7 @@ namespace cambium {
 namespace {
 
 int64_t line_of(std::string_view text, size_t at) {
-  return 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at), '\n');
+  return 1 + std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(at), '\n');
 }
 
 /// One pass over the text, without recursion: where strings and nesting are. What is not JSON is

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/testing.h"
 
 namespace cambium {
 namespace {
@@ -13,12 +14,7 @@ namespace {
 using nlohmann::json;
 
 std::string message(const std::string& text, const JsonRules& rules = {}) {
-  try {
-    parse_json<json>(text, "file.json", rules);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return testing::message_of([&] { parse_json<json>(text, "file.json", rules); });
 }
 
 std::string nested(const std::string& open, const std::string& inside, const std::string& close,

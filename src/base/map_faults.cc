@@ -13,12 +13,12 @@
 namespace cambium {
 namespace {
 
-constexpr std::size_t kMostMaps = 256;  // more are mapped all the same, and not named
+constexpr size_t kMostMaps = 256;  // more are mapped all the same, and not named
 
 /// Read by a signal handler: whole once `begin` is set, and only then looked at.
 struct Map {
-  std::atomic<std::uintptr_t> begin{0};
-  std::size_t size = 0;
+  std::atomic<uintptr_t> begin{0};
+  size_t size = 0;
   std::array<char, 512> path{};
 };
 
@@ -30,9 +30,9 @@ void say(const char* text) {
 }
 
 void on_fault(int signal, siginfo_t* info, void* /*context*/) {
-  const auto at = reinterpret_cast<std::uintptr_t>(info->si_addr);
+  const auto at = reinterpret_cast<uintptr_t>(info->si_addr);
   for (const Map& map : g_maps) {
-    const std::uintptr_t begin = map.begin.load(std::memory_order_acquire);
+    const uintptr_t begin = map.begin.load(std::memory_order_acquire);
     if (begin != 0 && at >= begin && at - begin < map.size) {
       say("cambium: error: ");
       say(map.path.data());
@@ -58,7 +58,7 @@ void explain_map_faults() {
   ::sigaction(SIGBUS, &action, nullptr);
 }
 
-void add_map(const void* memory, std::size_t size, const std::string& path) {
+void add_map(const void* memory, size_t size, const std::string& path) {
   const std::lock_guard lock(g_mutex);
   const auto free =
       std::find_if(g_maps.begin(), g_maps.end(), [](const Map& map) { return map.begin == 0; });
@@ -66,18 +66,18 @@ void add_map(const void* memory, std::size_t size, const std::string& path) {
     return;
   }
   free->size = size;
-  const std::size_t length = std::min(path.size(), free->path.size() - 1);
+  const size_t length = std::min(path.size(), free->path.size() - 1);
   std::transform(
-      path.begin(), path.begin() + static_cast<std::ptrdiff_t>(length), free->path.begin(),
+      path.begin(), path.begin() + static_cast<ptrdiff_t>(length), free->path.begin(),
       [](unsigned char c) { return static_cast<char>(c < 0x20 || c == 0x7F ? '?' : c); });
   free->path[length] = '\0';
-  free->begin.store(reinterpret_cast<std::uintptr_t>(memory), std::memory_order_release);
+  free->begin.store(reinterpret_cast<uintptr_t>(memory), std::memory_order_release);
 }
 
 void remove_map(const void* memory) {
   const std::lock_guard lock(g_mutex);
   for (Map& map : g_maps) {
-    if (map.begin == reinterpret_cast<std::uintptr_t>(memory)) {
+    if (map.begin == reinterpret_cast<uintptr_t>(memory)) {
       map.begin = 0;
     }
   }

@@ -12,7 +12,7 @@ namespace cambium {
 void explain_map_faults();
 
 /// Files that are mapped, for the message.
-void add_map(const void* memory, std::size_t size, const std::string& path);
+void add_map(const void* memory, size_t size, const std::string& path);
 void remove_map(const void* memory);
 
 }  // namespace cambium

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/testing.h"
 
 namespace cambium {
 namespace {
@@ -69,22 +70,13 @@ TEST_P(Parallel, LoopsInsidePieces) {
 INSTANTIATE_TEST_SUITE_P(Threads, Parallel, ::testing::Values(1, 2, 3, 8),
                          ::testing::PrintToStringParamName());
 
-std::string message_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(ParallelErrors, TheFirstFailedPieceIsTheError) {
   const int before = num_threads();
   for (const int threads : {1, 2, 4, 8}) {
     set_num_threads(threads);
     for (int round = 0; round < 50; ++round) {
       std::atomic<int> ran{0};
-      EXPECT_EQ(message_of([&] {
+      EXPECT_EQ(testing::message_of([&] {
                   parallel_for(64, 1, [&](int64_t begin, int64_t) {
                     ++ran;
                     expect(begin % 7 != 6, "piece {}", begin);
@@ -104,7 +96,7 @@ TEST(ParallelErrors, TheFirstFailedPieceIsTheError) {
 TEST(ParallelErrors, ErrorsOfLoopsInsidePiecesComeOut) {
   const int before = num_threads();
   set_num_threads(4);
-  EXPECT_EQ(message_of([] {
+  EXPECT_EQ(testing::message_of([] {
               parallel_for(8, 1, [](int64_t outer, int64_t) {
                 parallel_for(8, 1, [&](int64_t inner, int64_t) {
                   expect(outer != 3 || inner != 2, "outer {} inner {}", outer, inner);
@@ -128,7 +120,7 @@ TEST(ParallelErrors, ThreadsThatCannotStartAreNamed) {
         getrlimit(RLIMIT_AS, &memory);
         memory.rlim_cur = size_t{256} << 20;
         setrlimit(RLIMIT_AS, &memory);
-        const std::string message = message_of([] { set_num_threads(512); });
+        const std::string message = testing::message_of([] { set_num_threads(512); });
         std::fprintf(stderr, "%s", message.c_str());
         std::_Exit(message.find("of 512 threads") != std::string::npos ? 0 : 1);
       },

@@ -17,7 +17,7 @@ namespace {
 
 constexpr double kRedrawSeconds = 0.1;
 constexpr double kPlainSeconds = 10;
-constexpr std::uint64_t kBarCells = 24;
+constexpr uint64_t kBarCells = 24;
 
 std::atomic<bool> silent{false};
 
@@ -27,7 +27,7 @@ void write_to_stderr(std::string_view text) {
 }
 
 /// Cells in a line of the terminal, 0 where that is not known.
-std::size_t terminal_columns() {
+size_t terminal_columns() {
   winsize size{};
   return ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
@@ -39,7 +39,9 @@ double steady_seconds() {
 }  // namespace
 
 Progress::Mode Progress::default_mode() {
-  if (silent) return Mode::kSilent;
+  if (silent) {
+    return Mode::kSilent;
+  }
   const char* terminal = std::getenv("TERM");
   const bool dumb = terminal == nullptr || std::string_view(terminal) == "dumb";
   return ::isatty(STDERR_FILENO) != 0 && !dumb ? Mode::kTerminal : Mode::kPlain;
@@ -57,38 +59,55 @@ void note_text(const std::string& text) {
   say_text("cambium: note: " + text);
 }
 
-Progress::Progress(std::string label, std::uint64_t total, Options options)
+Progress::Progress(std::string label, uint64_t total, Options options)
     : label_(std::move(label)), total_(total), options_(std::move(options)) {
-  if (!options_.write) options_.write = write_to_stderr;
-  if (!options_.now) options_.now = steady_seconds;
+  if (!options_.write) {
+    options_.write = write_to_stderr;
+  }
+  if (!options_.now) {
+    options_.now = steady_seconds;
+  }
   started_ = drawn_ = options_.now();
-  if (options_.mode == Mode::kTerminal) draw(started_, false);
+  if (options_.mode == Mode::kTerminal) {
+    draw(started_, false);
+  }
 }
 
 Progress::~Progress() {
-  if (!finished_ && options_.mode == Mode::kTerminal) options_.write("\n");
+  if (!finished_ && options_.mode == Mode::kTerminal) {
+    options_.write("\n");
+  }
 }
 
-void Progress::update(std::uint64_t done, std::string_view note) {
-  if (options_.mode == Mode::kSilent || finished_) return;
+void Progress::update(uint64_t done, std::string_view note) {
+  if (options_.mode == Mode::kSilent || finished_) {
+    return;
+  }
   done_ = done;
-  if (!note.empty()) note_ = note;
+  if (!note.empty()) {
+    note_ = note;
+  }
   const double now = options_.now();
   const double wait = options_.mode == Mode::kTerminal ? kRedrawSeconds : kPlainSeconds;
-  if (now - drawn_ >= wait) draw(now, false);
+  if (now - drawn_ >= wait) {
+    draw(now, false);
+  }
 }
 
 void Progress::finish(std::string_view note) {
-  if (options_.mode == Mode::kSilent || finished_) return;
-  if (!note.empty()) note_ = note;
+  if (options_.mode == Mode::kSilent || finished_) {
+    return;
+  }
+  if (!note.empty()) {
+    note_ = note;
+  }
   draw(options_.now(), true);
   finished_ = true;
 }
 
 std::string Progress::line(double elapsed, bool final) const {
   const auto amount = [&](double n) {
-    return options_.bytes ? human_bytes(static_cast<std::uint64_t>(std::max(0.0, n)))
-                          : human_count(n);
+    return options_.bytes ? human_bytes(static_cast<uint64_t>(std::max(0.0, n))) : human_count(n);
   };
   const std::string unit = options_.unit.empty() ? "" : " " + options_.unit;
   const double done = static_cast<double>(done_);
@@ -96,7 +115,7 @@ std::string Progress::line(double elapsed, bool final) const {
   if (total_ > 0) {
     const double part = std::min(1.0, done / static_cast<double>(total_));
     if (options_.mode == Mode::kTerminal) {
-      const auto cells = static_cast<std::size_t>(part * kBarCells);
+      const auto cells = static_cast<size_t>(part * kBarCells);
       text += "[" + std::string(cells, '#') + std::string(kBarCells - cells, '.') + "] ";
     }
     text += fmt::format("{:3.0f}%  {}/{}{}", std::min(part, final ? 1.0 : 0.99) * 100, amount(done),
@@ -104,14 +123,18 @@ std::string Progress::line(double elapsed, bool final) const {
   } else {
     text += amount(done) + unit;
   }
-  if (elapsed > 0 && done_ > 0) text += fmt::format("  {}/s", amount(done / elapsed));
+  if (elapsed > 0 && done_ > 0) {
+    text += fmt::format("  {}/s", amount(done / elapsed));
+  }
   if (final) {
     text += fmt::format("  in {}", human_duration(elapsed));
   } else if (total_ > done_ && done_ > 0 && elapsed > 0) {
     const double left = static_cast<double>(total_ - done_) * elapsed / done;
     text += fmt::format("  {} left", human_duration(left));
   }
-  if (!note_.empty()) text += "  " + note_;
+  if (!note_.empty()) {
+    text += "  " + note_;
+  }
   return text;
 }
 
@@ -121,11 +144,13 @@ void Progress::draw(double now, bool final) {
     options_.write(text + "\n");
   } else {
     // A line that wraps could not be redrawn.
-    if (const std::size_t columns = terminal_columns(); columns > 1 && text.size() >= columns) {
+    if (const size_t columns = terminal_columns(); columns > 1 && text.size() >= columns) {
       text.resize(columns - 1);
     }
-    const std::size_t width = text.size();
-    if (width < width_) text.append(width_ - width, ' ');  // wipes the end of a longer line
+    const size_t width = text.size();
+    if (width < width_) {
+      text.append(width_ - width, ' ');  // wipes the end of a longer line
+    }
     width_ = width;
     options_.write("\r" + text + (final ? "\n" : ""));
   }

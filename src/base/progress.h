@@ -42,16 +42,16 @@ class Progress {
   };
 
   /// `total` 0: the end is not known.
-  Progress(std::string label, std::uint64_t total, Options options);
-  Progress(std::string label, std::uint64_t total) : Progress(std::move(label), total, Options()) {}
+  Progress(std::string label, uint64_t total, Options options);
+  Progress(std::string label, uint64_t total) : Progress(std::move(label), total, Options()) {}
   /// Ends the line if finish() was not reached, so that an error message starts on its own line.
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  void advance(std::uint64_t amount) { update(done_ + amount); }
+  void advance(uint64_t amount) { update(done_ + amount); }
   /// `note` is shown at the end of the line: "loss 1.234".
-  void update(std::uint64_t done, std::string_view note = {});
+  void update(uint64_t done, std::string_view note = {});
   /// Prints the final line with the time it took.
   void finish(std::string_view note = {});
 
@@ -66,13 +66,13 @@ class Progress {
   void draw(double now, bool final);
 
   std::string label_;
-  std::uint64_t total_;
+  uint64_t total_;
   Options options_;
-  std::uint64_t done_ = 0;
+  uint64_t done_ = 0;
   std::string note_;
   double started_;
-  double drawn_;           // when the last line was printed
-  std::size_t width_ = 0;  // of the line that is on the terminal
+  double drawn_;      // when the last line was printed
+  size_t width_ = 0;  // of the line that is on the terminal
   bool finished_ = false;
 };
 

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 
 namespace cambium {
 namespace {
@@ -22,12 +23,7 @@ RunFolderUse use(bool resume, const std::string& kind = "train") {
 }
 
 std::string error_of(const std::string& path, const RunFolderUse& how) {
-  try {
-    const RunFolder folder(path, how);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return testing::message_of([&] { const RunFolder folder(path, how); });
 }
 
 TEST(RunFolder, IsCreatedMarkedAndTakenAgainOnlyToResume) {

@@ -13,26 +13,32 @@ namespace {
 std::string folded(std::string_view name) {
   std::string out(name);
   for (char& c : out) {
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-    if (c == '_') c = '-';
+    if (c >= 'A' && c <= 'Z') {
+      c = static_cast<char>(c - 'A' + 'a');
+    }
+    if (c == '_') {
+      c = '-';
+    }
   }
   return out;
 }
 
 }  // namespace
 
-std::size_t edit_distance(std::string_view a, std::string_view b) {
+size_t edit_distance(std::string_view a, std::string_view b) {
   // Three rows of the table: two letters back (for swaps), one back, this one.
-  std::vector<std::size_t> before(b.size() + 1);
-  std::vector<std::size_t> last(b.size() + 1);
-  std::vector<std::size_t> row(b.size() + 1);
-  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (std::size_t i = 1; i <= a.size(); ++i) {
+  std::vector<size_t> before(b.size() + 1);
+  std::vector<size_t> last(b.size() + 1);
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) {
+    row[j] = j;
+  }
+  for (size_t i = 1; i <= a.size(); ++i) {
     std::swap(before, last);
     std::swap(last, row);
     row[0] = i;
-    for (std::size_t j = 1; j <= b.size(); ++j) {
-      const std::size_t replaced = last[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1);
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = last[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1);
       row[j] = std::min({last[j] + 1, row[j - 1] + 1, replaced});
       if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
         row[j] = std::min(row[j], before[j - 2] + 1);
@@ -45,13 +51,17 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 std::optional<std::string> nearest_name(std::string_view unknown,
                                         std::span<const std::string> candidates) {
   const std::string wanted = folded(unknown);
-  std::size_t allowed = std::max<std::size_t>(1, wanted.size() / 3);
+  size_t allowed = std::max<size_t>(1, wanted.size() / 3);
   std::optional<std::string> best;
   for (const std::string& candidate : candidates) {
-    const std::size_t distance = edit_distance(wanted, folded(candidate));
+    const size_t distance = edit_distance(wanted, folded(candidate));
     // A name with nothing in common with the candidate is no typo of it.
-    if (distance > allowed || distance >= candidate.size()) continue;
-    if (best && distance == allowed) continue;
+    if (distance > allowed || distance >= candidate.size()) {
+      continue;
+    }
+    if (best && distance == allowed) {
+      continue;
+    }
     best = candidate;
     allowed = distance;
   }
@@ -63,11 +73,13 @@ std::string did_you_mean(std::string_view unknown, std::span<const std::string> 
   return nearest ? fmt::format("; did you mean '{}'?", *nearest) : "";
 }
 
-std::string human_bytes(std::uint64_t bytes) {
-  if (bytes < 1024) return fmt::format("{} B", bytes);
+std::string human_bytes(uint64_t bytes) {
+  if (bytes < 1024) {
+    return fmt::format("{} B", bytes);
+  }
   constexpr std::array<std::string_view, 6> kUnits{"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
   double value = static_cast<double>(bytes) / 1024;
-  std::size_t unit = 0;
+  size_t unit = 0;
   while (value >= 1023.5 && unit + 1 < kUnits.size()) {
     value /= 1024;
     ++unit;
@@ -83,7 +95,7 @@ std::string human_count(double count) {
   }
   constexpr std::array<std::string_view, 4> kUnits{"K", "M", "B", "T"};
   double value = count / 1000;
-  std::size_t unit = 0;
+  size_t unit = 0;
   while (std::abs(value) >= 999.5 && unit + 1 < kUnits.size()) {
     value /= 1000;
     ++unit;
@@ -93,29 +105,41 @@ std::string human_count(double count) {
 }
 
 std::string human_duration(double seconds) {
-  if (!std::isfinite(seconds) || seconds < 0) return "?";
-  if (seconds < 9.95) return fmt::format("{:.1f}s", seconds);
+  if (!std::isfinite(seconds) || seconds < 0) {
+    return "?";
+  }
+  if (seconds < 9.95) {
+    return fmt::format("{:.1f}s", seconds);
+  }
   // Far beyond any run; keeps the conversion to integers defined.
-  if (seconds > 1e12) return "?";
-  const auto whole = static_cast<std::uint64_t>(std::llround(seconds));
-  if (whole < 60) return fmt::format("{}s", whole);
-  if (whole < 3600) return fmt::format("{}m {:02}s", whole / 60, whole % 60);
-  const std::uint64_t minutes = (whole + 30) / 60;
-  if (minutes < 24 * 60) return fmt::format("{}h {:02}m", minutes / 60, minutes % 60);
-  const std::uint64_t hours = (minutes + 30) / 60;
+  if (seconds > 1e12) {
+    return "?";
+  }
+  const auto whole = static_cast<uint64_t>(std::llround(seconds));
+  if (whole < 60) {
+    return fmt::format("{}s", whole);
+  }
+  if (whole < 3600) {
+    return fmt::format("{}m {:02}s", whole / 60, whole % 60);
+  }
+  const uint64_t minutes = (whole + 30) / 60;
+  if (minutes < 24 * 60) {
+    return fmt::format("{}h {:02}m", minutes / 60, minutes % 60);
+  }
+  const uint64_t hours = (minutes + 30) / 60;
   return fmt::format("{}d {:02}h", hours / 24, hours % 24);
 }
 
-std::string shortened(std::string_view text, std::size_t most) {
+std::string shortened(std::string_view text, size_t most) {
   if (text.size() <= most) {
     return std::string(text);
   }
   // Not within a character of several bytes.
-  const auto begins = [&](std::size_t i) {
+  const auto begins = [&](size_t i) {
     return (static_cast<unsigned char>(text[i]) & 0xC0U) != 0x80U;
   };
-  std::size_t head = most * 2 / 3;
-  std::size_t tail = text.size() - most / 3;
+  size_t head = most * 2 / 3;
+  size_t tail = text.size() - most / 3;
   while (head > 0 && !begins(head)) {
     --head;
   }
@@ -129,17 +153,17 @@ std::string shortened(std::string_view text, std::size_t most) {
 std::string printable(std::string_view text) {
   std::string out;
   out.reserve(text.size());
-  const auto continues = [&](std::size_t i, std::size_t n) {
-    for (std::size_t k = i + 1; k <= i + n; ++k) {
+  const auto continues = [&](size_t i, size_t n) {
+    for (size_t k = i + 1; k <= i + n; ++k) {
       if (k >= text.size() || (static_cast<unsigned char>(text[k]) & 0xC0U) != 0x80U) {
         return false;
       }
     }
     return true;
   };
-  for (std::size_t i = 0; i < text.size();) {
+  for (size_t i = 0; i < text.size();) {
     const auto c = static_cast<unsigned char>(text[i]);
-    std::size_t more = 0;
+    size_t more = 0;
     bool good = c == '\n' || c == '\t' || (c >= 0x20 && c < 0x7F);
     if (c >= 0xC2 && c < 0xF5) {
       more = c < 0xE0 ? 1 : (c < 0xF0 ? 2 : 3);
@@ -185,8 +209,10 @@ std::string escape_html(std::string_view text) {
 
 std::string join(std::span<const std::string> parts, std::string_view separator) {
   std::string out;
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    if (i > 0) out += separator;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (i > 0) {
+      out += separator;
+    }
     out += parts[i];
   }
   return out;
@@ -195,9 +221,11 @@ std::string join(std::span<const std::string> parts, std::string_view separator)
 std::vector<std::string> split(std::string_view text, char separator) {
   std::vector<std::string> parts;
   for (;;) {
-    const std::size_t at = text.find(separator);
+    const size_t at = text.find(separator);
     parts.emplace_back(text.substr(0, at));
-    if (at == std::string_view::npos) return parts;
+    if (at == std::string_view::npos) {
+      return parts;
+    }
     text.remove_prefix(at + 1);
   }
 }

@@ -12,7 +12,7 @@ namespace cambium {
 
 /// Least number of insertions, deletions, replacements and swaps of neighbours from `a` to `b`
 /// (optimal string alignment), over bytes.
-std::size_t edit_distance(std::string_view a, std::string_view b);
+size_t edit_distance(std::string_view a, std::string_view b);
 
 /// The candidate most likely meant by `unknown`, or nothing when none is near: at most a third of
 /// its letters may differ (but one typo is always allowed). '-' and '_' count as the same letter,
@@ -24,7 +24,7 @@ std::optional<std::string> nearest_name(std::string_view unknown,
 std::string did_you_mean(std::string_view unknown, std::span<const std::string> candidates);
 
 /// 1536 -> "1.5 KiB"
-std::string human_bytes(std::uint64_t bytes);
+std::string human_bytes(uint64_t bytes);
 /// 1500000 -> "1.5M"; below a thousand as it is.
 std::string human_count(double count);
 /// 125 -> "2m 05s", 3725 -> "1h 02m", 0.5 -> "0.5s"
@@ -32,7 +32,7 @@ std::string human_duration(double seconds);
 
 /// Text from a file as a message shows it: at most `most` bytes, the middle left out of longer
 /// ones.
-std::string shortened(std::string_view text, std::size_t most = 200);
+std::string shortened(std::string_view text, size_t most = 200);
 /// Safe to print on a terminal: control characters other than new lines and tabs, and bytes that
 /// are no UTF-8, as \\xNN.
 std::string printable(std::string_view text);

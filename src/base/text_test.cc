@@ -14,7 +14,7 @@ TEST(Text, EditDistance) {
   struct Row {
     const char* a;
     const char* b;
-    std::size_t distance;
+    size_t distance;
   };
   for (const Row& row :
        {Row{"", "", 0}, Row{"", "abc", 3}, Row{"abc", "abc", 0}, Row{"kitten", "sitting", 3},
@@ -48,7 +48,7 @@ TEST(Text, HumanBytes) {
   EXPECT_EQ(human_bytes(1536), "1.5 KiB");
   EXPECT_EQ(human_bytes(512 << 20), "512 MiB");
   EXPECT_EQ(human_bytes((1U << 20) - 1), "1.0 MiB");
-  EXPECT_EQ(human_bytes(std::numeric_limits<std::uint64_t>::max()), "16.0 EiB");
+  EXPECT_EQ(human_bytes(std::numeric_limits<uint64_t>::max()), "16.0 EiB");
 }
 
 TEST(Text, HumanCount) {

@@ -55,7 +55,8 @@ int run(const ConvertArgs& args) {
   };
   save_model(*hybrid.model, args.output, save);
   fmt::print("{}  {} of {} layers converted, in {}\n", layer_map(hybrid.model->spec()),
-             converted_layers(hybrid.model->spec()), hybrid.model->layer_count(), args.output);
+             converted_layers(hybrid.model->spec(), &teacher.spec()).size(),
+             hybrid.model->layer_count(), args.output);
   return 0;
 }
 

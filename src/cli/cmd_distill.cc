@@ -55,13 +55,8 @@ int run(const DistillArgs& a) {
   config.run_folder = folder;
   config.resume = a.resume;
   config.label = "distill";
-  for (size_t i = 0; i < student.model->spec().layers.size(); ++i) {
-    const bool converted =
-        i < teacher.model->spec().layers.size() &&
-        student.model->spec().layers[i].mixers() != teacher.model->spec().layers[i].mixers();
-    if (converted && config.objective == Objective::kAlign && a.layers.empty()) {
-      config.align.layers.push_back(static_cast<int64_t>(i));
-    }
+  if (config.objective == Objective::kAlign && a.layers.empty()) {
+    config.align.layers = converted_layers(student.model->spec(), &teacher.model->spec());
   }
   const std::shared_ptr<DocumentSource> source =
       a.data.empty() ? problem_source(tokenizer, problems, Split::kTrain, config.seed)

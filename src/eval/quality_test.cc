@@ -56,7 +56,9 @@ Task numbers(const std::vector<std::string>& answers) {
 
 std::vector<std::string> responses(const AccuracyResult& result) {
   std::vector<std::string> texts;
-  for (const ExampleResult& e : result.examples) texts.push_back(e.response);
+  for (const ExampleResult& e : result.examples) {
+    texts.push_back(e.response);
+  }
   return texts;
 }
 
@@ -136,7 +138,9 @@ TEST(Accuracy, SamplesBySeedAndProblem) {
   const Tokenizer tokenizer = byte_tokenizer();
   LoadedModel model = scripted({});  // every token equally likely
   Task task = numbers({"1", "1", "1"});
-  for (Example& example : task.examples) example.question = "Again?";
+  for (Example& example : task.examples) {
+    example.question = "Again?";
+  }
   const auto sample = [&](double temperature, uint64_t seed) {
     return responses(
         evaluate_accuracy(*model.model, tokenizer, task,

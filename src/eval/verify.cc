@@ -207,7 +207,8 @@ VerifyRow run(Model& model, Arena& arena, const Way& way, const std::vector<Prom
                         .page_size = config.page_size,
                         .memory_bytes = 0,
                         .max_tokens = most,
-                        .piece_tokens = prompt.size()});
+                        .piece_tokens = prompt.size(),
+                        .values = Dtype::kF32});
     Runner runner(model, arena, way.cached ? &cache : nullptr, prompt.size(), most);
     std::vector<float> logits;
     int64_t begin = 0;

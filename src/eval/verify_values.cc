@@ -89,7 +89,8 @@ ValuesRow run(Model& model, const Case& c, const ValuesConfig& config) {
   Cache cache(model, {.max_sequences = 1,
                       .memory_bytes = 0,
                       .max_tokens = row.tokens + row.greedy_tokens,
-                      .piece_tokens = row.tokens});
+                      .piece_tokens = row.tokens,
+                      .values = Dtype::kF32});
   const int64_t slot = cache.open(row.tokens + row.greedy_tokens);
   CAMBIUM_CHECK(slot >= 0);
   Arena arena;

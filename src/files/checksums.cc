@@ -41,7 +41,9 @@ void write_checksums(const std::string& folder, const FileChecksums& known) {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
-    if (!entry.is_regular_file() || name == kFileName || name.starts_with('.')) continue;
+    if (!entry.is_regular_file() || name == kFileName || name.starts_with('.')) {
+      continue;
+    }
     const auto found = known.find(name);
     all[name] = found != known.end() ? found->second : checksum_of(entry.path().string());
   }
@@ -56,7 +58,9 @@ void write_checksums(const std::string& folder, const FileChecksums& known) {
 
 std::optional<FileChecksums> read_checksums(const std::string& folder) {
   const std::string path = at(folder, kFileName);
-  if (!fs::exists(path)) return std::nullopt;
+  if (!fs::exists(path)) {
+    return std::nullopt;
+  }
   const Json root = try_json<Json>(read_text_file(path));
   const bool known_form = root.is_object() && root.value("algorithm", Json()) == kAlgorithm &&
                           root.contains("files") && root["files"].is_object();
@@ -69,7 +73,7 @@ std::optional<FileChecksums> read_checksums(const std::string& folder) {
                       entry["bytes"].is_number_unsigned() && entry["xxh3"].is_string();
     bool parsed = false;
     if (good) {
-      sum.bytes = entry["bytes"].get<std::uint64_t>();
+      sum.bytes = entry["bytes"].get<uint64_t>();
       const auto& text = entry["xxh3"].get_ref<const std::string&>();
       const auto [end, code] =
           std::from_chars(text.data(), text.data() + text.size(), sum.digest, 16);
@@ -97,9 +101,11 @@ void verify_entry(const FileChecksums& checksums, const std::string& folder,
   }
 }
 
-std::size_t verify_all(const std::string& folder, bool tensors) {
+size_t verify_all(const std::string& folder, bool tensors) {
   const std::optional<FileChecksums> checksums = read_checksums(folder);
-  if (!checksums) return 0;
+  if (!checksums) {
+    return 0;
+  }
   for (const auto& [name, sum] : *checksums) {
     expect(fs::path(name).filename() == name, "{}/{}: '{}' is not the name of a file in the folder",
            folder, kFileName, name);
@@ -110,11 +116,11 @@ std::size_t verify_all(const std::string& folder, bool tensors) {
 
 }  // namespace
 
-std::size_t verify_checksums(const std::string& folder) {
+size_t verify_checksums(const std::string& folder) {
   return verify_all(folder, true);
 }
 
-std::size_t verify_small_files(const std::string& folder) {
+size_t verify_small_files(const std::string& folder) {
   return verify_all(folder, false);
 }
 
@@ -162,14 +168,16 @@ void expect_only_written(const std::string& folder) {
 void verify_checksum(const FileChecksums& checksums, const std::string& path,
                      std::span<const std::byte> bytes) {
   const auto found = checksums.find(fs::path(path).filename().string());
-  if (found == checksums.end()) return;
+  if (found == checksums.end()) {
+    return;
+  }
   stop_point();
   const FileChecksum& sum = found->second;
   expect(bytes.size() == sum.bytes,
          "{} has {} bytes, {} says {}: the file was cut short or changed; copy it again (or accept "
          "a change that was meant: cambium verify {} --accept)",
          path, bytes.size(), kFileName, sum.bytes, folder_of(path));
-  const std::uint64_t digest = checksum(bytes);
+  const uint64_t digest = checksum(bytes);
   expect(digest == sum.digest,
          "{} has checksum {}, {} says {}: the file is damaged or was changed; copy it again (or "
          "accept a change that was meant: cambium verify {} --accept)",

@@ -13,8 +13,8 @@
 namespace cambium {
 
 struct FileChecksum {
-  std::uint64_t bytes = 0;
-  std::uint64_t digest = 0;
+  uint64_t bytes = 0;
+  uint64_t digest = 0;
 };
 
 /// By file name inside the folder ("model.safetensors").
@@ -29,11 +29,11 @@ std::optional<FileChecksums> read_checksums(const std::string& folder);
 
 /// Reads every listed file; Error names the first that is missing or differs. Returns how many were
 /// checked: 0 when the folder has no checksums.json.
-std::size_t verify_checksums(const std::string& folder);
+size_t verify_checksums(const std::string& folder);
 
 /// The same without *.safetensors, which are compared when they are opened; that they are there is
 /// checked. Quick enough for every load.
-std::size_t verify_small_files(const std::string& folder);
+size_t verify_small_files(const std::string& folder);
 
 /// Compares those of `names` that checksums.json lists, for who reads no more of the folder than
 /// them. Error names the first that is missing or differs.

@@ -20,7 +20,7 @@
 namespace cambium {
 
 /// How a tensor's elements are stored, with the file's own numbers.
-enum class GgufType : std::uint32_t {
+enum class GgufType : uint32_t {
   kF32 = 0,
   kF16 = 1,
   kQ4_0 = 2,
@@ -42,32 +42,30 @@ enum class GgufType : std::uint32_t {
 struct GgufBlock {
   GgufType type;
   std::string_view name;
-  std::int64_t elements;  ///< per block
-  std::size_t bytes;      ///< per block
+  int64_t elements;  ///< per block
+  size_t bytes;      ///< per block
 };
 const GgufBlock& gguf_block(GgufType type);
 
 struct GgufTensor {
   std::string name;
   GgufType type = GgufType::kF32;
-  std::vector<std::int64_t>
-      shape;  ///< outermost first, as everywhere in Cambium (the file: reversed)
+  std::vector<int64_t> shape;  ///< outermost first, as everywhere in Cambium (the file: reversed)
   const std::byte* data = nullptr;
-  std::size_t size = 0;  ///< bytes
-  std::size_t part = 0;  ///< which file of a split model holds it
+  size_t size = 0;  ///< bytes
+  size_t part = 0;  ///< which file of a split model holds it
 
-  std::int64_t columns() const { return shape.empty() ? 1 : shape.back(); }
-  std::int64_t rows() const;
+  int64_t columns() const { return shape.empty() ? 1 : shape.back(); }
+  int64_t rows() const;
 };
 
 /// Rows [first, first + count) of a tensor as fp32; out: (count, columns).
-void dequantise_rows(const GgufTensor& tensor, std::int64_t first, std::int64_t count,
-                     std::span<float> out);
+void dequantise_rows(const GgufTensor& tensor, int64_t first, int64_t count, std::span<float> out);
 
 /// A metadata value. Integers of all widths are held as 64 bits, floats as double.
 struct GgufValue {
   using List = std::vector<GgufValue>;
-  std::variant<bool, std::uint64_t, std::int64_t, double, std::string, List> value;
+  std::variant<bool, uint64_t, int64_t, double, std::string, List> value;
 };
 
 using GgufMetadata = std::map<std::string, GgufValue, std::less<>>;
@@ -79,31 +77,31 @@ class Gguf {
   explicit Gguf(const std::string& path);
 
   const std::string& path() const { return files_.front().path(); }
-  std::uint32_t version() const { return version_; }
+  uint32_t version() const { return version_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
   const GgufTensor* find(std::string_view name) const;
   const GgufMetadata& metadata() const { return metadata_; }
 
   // Metadata by key: nothing when the key is absent, Error when the value has another type.
   std::optional<bool> flag(std::string_view key) const;
-  std::optional<std::int64_t> integer(std::string_view key) const;
+  std::optional<int64_t> integer(std::string_view key) const;
   std::optional<double> number(std::string_view key) const;
   std::optional<std::vector<double>> numbers(std::string_view key) const;
   std::optional<std::string> text(std::string_view key) const;
   std::optional<std::vector<std::string>> texts(std::string_view key) const;
-  std::optional<std::vector<std::int64_t>> integers(std::string_view key) const;
+  std::optional<std::vector<int64_t>> integers(std::string_view key) const;
 
   /// Gives the tensor's resident pages back to the system.
   void release(const GgufTensor& tensor) const;
 
  private:
   class Reader;
-  GgufMetadata read_part(std::size_t part);
-  void read_tensors(Reader& reader, std::uint64_t count, std::size_t part, std::int64_t alignment);
+  GgufMetadata read_part(size_t part);
+  void read_tensors(Reader& reader, uint64_t count, size_t part, int64_t alignment);
   void join_parts();
 
   std::vector<MappedFile> files_;  // more than one of a split model
-  std::uint32_t version_ = 0;
+  uint32_t version_ = 0;
   GgufMetadata metadata_;
   std::vector<GgufTensor> tensors_;
 };

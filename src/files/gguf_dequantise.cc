@@ -11,16 +11,16 @@
 namespace cambium {
 namespace {
 
-using Byte = std::uint8_t;
+using Byte = uint8_t;
 
 float half_at(const Byte* p) {
-  std::uint16_t bits;
+  uint16_t bits;
   std::memcpy(&bits, p, sizeof bits);
   return f16_to_f32(bits);
 }
 
-std::uint32_t word_at(const Byte* p) {
-  std::uint32_t word;
+uint32_t word_at(const Byte* p) {
+  uint32_t word;
   std::memcpy(&word, p, sizeof word);
   return word;
 }
@@ -34,7 +34,7 @@ void decode_f16(const Byte* block, float* out) {
 }
 
 void decode_bf16(const Byte* block, float* out) {
-  std::uint16_t bits;
+  uint16_t bits;
   std::memcpy(&bits, block, sizeof bits);
   *out = bf16_to_f32(bits);
 }
@@ -42,8 +42,9 @@ void decode_bf16(const Byte* block, float* out) {
 /// d (fp16), 32 signed bytes: x = d q.
 void decode_q8_0(const Byte* block, float* out) {
   const float d = half_at(block);
-  for (int i = 0; i < 32; ++i)
-    out[i] = d * static_cast<float>(static_cast<std::int8_t>(block[2 + i]));
+  for (int i = 0; i < 32; ++i) {
+    out[i] = d * static_cast<float>(static_cast<int8_t>(block[2 + i]));
+  }
 }
 
 /// 32 values of 4 bits, or 5 when kHigh: d, [m], [32 high bits], 16 bytes of low halves. The low
@@ -54,8 +55,10 @@ void decode_nibbles(const Byte* block, float* out) {
   const float d = half_at(block);
   const float m = kMinimum ? half_at(block + 2) : 0.0F;
   const Byte* p = block + (kMinimum ? 4 : 2);
-  const std::uint32_t high = kHigh ? word_at(p) : 0;
-  if (kHigh) p += 4;
+  const uint32_t high = kHigh ? word_at(p) : 0;
+  if (kHigh) {
+    p += 4;
+  }
   constexpr int kCentre = kMinimum ? 0 : (kHigh ? 16 : 8);
   for (int i = 0; i < 16; ++i) {
     const auto low_bit = static_cast<int>((high >> i) & 1U);
@@ -97,7 +100,9 @@ void decode_k_nibbles(const Byte* block, float* out) {
     const Byte* p = nibbles + group / 2 * 32;
     for (int i = 0; i < 32; ++i) {
       int q = group % 2 == 0 ? p[i] & 15 : p[i] >> 4;
-      if (kHigh) q += ((high[i] >> group) & 1) * 16;
+      if (kHigh) {
+        q += ((high[i] >> group) & 1) * 16;
+      }
       out[group * 32 + i] = step * static_cast<float>(q) - base;
     }
   }
@@ -116,7 +121,7 @@ void decode_q6_k(const Byte* block, float* out) {
         const int nibble = quarter < 2 ? byte & 15 : byte >> 4;
         const int q = (nibble | ((high[i] >> (2 * quarter)) & 3) << 4) - 32;
         const int at = half * 128 + quarter * 32 + i;
-        const auto scale = static_cast<std::int8_t>(block[192 + at / 16]);
+        const auto scale = static_cast<int8_t>(block[192 + at / 16]);
         out[at] = d * static_cast<float>(scale) * static_cast<float>(q);
       }
     }
@@ -160,13 +165,13 @@ void decode_q8_k(const Byte* block, float* out) {
   float d = 0.0F;
   std::memcpy(&d, block, sizeof d);
   for (int i = 0; i < 256; ++i) {
-    out[i] = d * static_cast<float>(static_cast<std::int8_t>(block[4 + i]));
+    out[i] = d * static_cast<float>(static_cast<int8_t>(block[4 + i]));
   }
 }
 
 /// The 16 unevenly spaced levels of the IQ4 kinds.
-constexpr std::array<std::int8_t, 16> kIq4Levels = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                                    1,    13,   25,  38,  53,  69,  89,  113};
+constexpr std::array<int8_t, 16> kIq4Levels = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                               1,    13,   25,  38,  53,  69,  89,  113};
 
 /// 16 bytes of nibbles to 32 levels times `step`: low nibbles the first half.
 void decode_iq4_levels(const Byte* nibbles, float step, float* out) {
@@ -235,18 +240,17 @@ Decode decoder(GgufType type) {
 
 }  // namespace
 
-void dequantise_rows(const GgufTensor& tensor, std::int64_t first, std::int64_t count,
-                     std::span<float> out) {
+void dequantise_rows(const GgufTensor& tensor, int64_t first, int64_t count, std::span<float> out) {
   const GgufBlock& block = gguf_block(tensor.type);
   const Decode decode = decoder(tensor.type);
   CAMBIUM_CHECK(decode != nullptr);
   CAMBIUM_CHECK(first >= 0 && count >= 0 && first + count <= tensor.rows());
-  CAMBIUM_CHECK(static_cast<std::int64_t>(out.size()) == count * tensor.columns());
-  const std::int64_t blocks_per_row = tensor.columns() / block.elements;
+  CAMBIUM_CHECK(static_cast<int64_t>(out.size()) == count * tensor.columns());
+  const int64_t blocks_per_row = tensor.columns() / block.elements;
   const Byte* p = reinterpret_cast<const Byte*>(tensor.data) +
-                  static_cast<std::size_t>(first * blocks_per_row) * block.bytes;
+                  static_cast<size_t>(first * blocks_per_row) * block.bytes;
   float* to = out.data();
-  for (std::int64_t i = 0; i < count * blocks_per_row; ++i) {
+  for (int64_t i = 0; i < count * blocks_per_row; ++i) {
     decode(p, to);
     p += block.bytes;
     to += block.elements;

@@ -38,20 +38,20 @@ class GgufTest : public ::testing::Test {
 /// One file with a key of every type.
 GgufBuilder every_type() {
   GgufBuilder b;
-  b.raw("u8", 0, GgufBuilder::bytes_of<std::uint8_t>(200));
-  b.raw("i8", 1, GgufBuilder::bytes_of<std::int8_t>(-100));
-  b.raw("u16", 2, GgufBuilder::bytes_of<std::uint16_t>(60000));
-  b.raw("i16", 3, GgufBuilder::bytes_of<std::int16_t>(-30000));
+  b.raw("u8", 0, GgufBuilder::bytes_of<uint8_t>(200));
+  b.raw("i8", 1, GgufBuilder::bytes_of<int8_t>(-100));
+  b.raw("u16", 2, GgufBuilder::bytes_of<uint16_t>(60000));
+  b.raw("i16", 3, GgufBuilder::bytes_of<int16_t>(-30000));
   b.u32("u32", 4000000000U);
-  b.raw("i32", 5, GgufBuilder::bytes_of<std::int32_t>(-2000000000));
+  b.raw("i32", 5, GgufBuilder::bytes_of<int32_t>(-2000000000));
   b.f32("f32", 0.5F);
   b.flag("yes", true);
   b.flag("no", false);
   b.text("text", "hello");
   b.texts("texts", {"a", "", "c"});
   b.i32s("i32s", {1, -2});
-  b.raw("u64", 10, GgufBuilder::bytes_of<std::uint64_t>(~0ULL));
-  b.raw("i64", 11, GgufBuilder::bytes_of<std::int64_t>(-5));
+  b.raw("u64", 10, GgufBuilder::bytes_of<uint64_t>(~0ULL));
+  b.raw("i64", 11, GgufBuilder::bytes_of<int64_t>(-5));
   b.raw("f64", 12, GgufBuilder::bytes_of<double>(0.25));
   b.tensor_f32("t", {2, 3}, std::vector<float>{1, 2, 3, 4, 5, 6});
   b.tensor_f32("s", {}, std::vector<float>{7});
@@ -59,7 +59,7 @@ GgufBuilder every_type() {
 }
 
 TEST_F(GgufTest, ReadsEveryType) {
-  for (const std::uint32_t version : {2U, 3U}) {
+  for (const uint32_t version : {2U, 3U}) {
     GgufBuilder b = every_type();
     b.version = version;
     const Gguf gguf = open(b.file());
@@ -103,7 +103,7 @@ TEST_F(GgufTest, ReadsEveryType) {
 // A file cut anywhere before its last tensor byte is an error that names the file.
 TEST_F(GgufTest, EveryTruncationIsFound) {
   const std::string whole = every_type().file();
-  for (std::size_t size = 0; size < whole.size(); ++size) {
+  for (size_t size = 0; size < whole.size(); ++size) {
     EXPECT_THROW(open(whole.substr(0, size)), Error) << size;
   }
   EXPECT_NO_THROW(open(whole));
@@ -113,14 +113,14 @@ TEST_F(GgufTest, EveryTruncationIsFound) {
 // sanitizers watch).
 TEST_F(GgufTest, EveryDamagedByteIsHarmless) {
   const std::string whole = every_type().file();
-  for (std::size_t i = 0; i < whole.size(); ++i) {
+  for (size_t i = 0; i < whole.size(); ++i) {
     for (const char flip : {'\x01', '\x80', '\xff'}) {
       std::string damaged = whole;
       damaged[i] = static_cast<char>(damaged[i] ^ flip);
       try {
         const Gguf gguf = open(damaged);
         for (const GgufTensor& tensor : gguf.tensors()) {
-          std::vector<float> values(static_cast<std::size_t>(tensor.rows() * tensor.columns()));
+          std::vector<float> values(static_cast<size_t>(tensor.rows() * tensor.columns()));
           dequantise_rows(tensor, 0, tensor.rows(), values);
         }
       } catch (const Error&) {
@@ -138,7 +138,7 @@ TEST_F(GgufTest, WrongHeads) {
   b.version = 0x03000000U;
   expect_error(b.file(), "big-endian");
   b.version = 3;
-  b.extra_keys = std::int64_t{1} << 60;
+  b.extra_keys = int64_t{1} << 60;
   expect_error(b.file(), "the key count claims");
   b.extra_keys = 0;
   b.extra_tensors = -1;
@@ -148,19 +148,21 @@ TEST_F(GgufTest, WrongHeads) {
 TEST_F(GgufTest, WrongKeysAreNamed) {
   using B = GgufBuilder;
   struct Row {
-    std::uint32_t type;
+    uint32_t type;
     std::string value;
     const char* message;
   };
-  std::string nested = B::bytes_of<std::uint32_t>(9) + B::bytes_of<std::uint64_t>(1);
-  for (int depth = 0; depth < 3; ++depth) nested += nested.substr(0, 12);
+  std::string nested = B::bytes_of<uint32_t>(9) + B::bytes_of<uint64_t>(1);
+  for (int depth = 0; depth < 3; ++depth) {
+    nested += nested.substr(0, 12);
+  }
   const Row rows[] = {
       {13, "12345678", "'bad' has a value of unknown type 13"},
-      {9, B::bytes_of<std::uint32_t>(77) + B::bytes_of<std::uint64_t>(1),
+      {9, B::bytes_of<uint32_t>(77) + B::bytes_of<uint64_t>(1),
        "'bad' is a list of unknown type 77"},
-      {9, B::bytes_of<std::uint32_t>(4) + B::bytes_of<std::uint64_t>(~0ULL), "bad claims"},
+      {9, B::bytes_of<uint32_t>(4) + B::bytes_of<uint64_t>(~0ULL), "bad claims"},
       {9, nested + nested, "'bad' nests lists"},
-      {8, B::bytes_of<std::uint64_t>(1ULL << 63), "the file ends within bad"},
+      {8, B::bytes_of<uint64_t>(1ULL << 63), "the file ends within bad"},
   };
   for (const Row& row : rows) {
     B b;
@@ -171,7 +173,7 @@ TEST_F(GgufTest, WrongKeysAreNamed) {
   twice.u32("key", 1);
   twice.u32("key", 2);
   expect_error(twice.file(), "'key' stands twice");
-  for (const std::uint32_t alignment : {0U, 24U}) {
+  for (const uint32_t alignment : {0U, 24U}) {
     B b;
     b.u32("general.alignment", alignment);
     expect_error(b.file(), "'general.alignment'");
@@ -192,9 +194,9 @@ TEST_F(GgufTest, OtherAlignment) {
 
 TEST_F(GgufTest, WrongTensorsAreNamed) {
   struct Row {
-    std::uint32_t type;
-    std::vector<std::uint64_t> shape;
-    std::int64_t offset;
+    uint32_t type;
+    std::vector<uint64_t> shape;
+    int64_t offset;
     const char* message;
   };
   const std::string data(256, '\0');
@@ -208,7 +210,7 @@ TEST_F(GgufTest, WrongTensorsAreNamed) {
       {2, {2, 40}, -1, "tensor 'bad': rows of 40 elements cannot be cut into Q4_0 blocks of 32"},
       {0, {1}, 33, "tensor 'bad' begins at 33"},
       {0, {1}, 320, "tensor 'bad' needs 4 bytes"},
-      {0, {1}, std::int64_t{1} << 62, "tensor 'bad' needs 4 bytes"},
+      {0, {1}, int64_t{1} << 62, "tensor 'bad' needs 4 bytes"},
       {0, {65}, -1, "tensor 'bad' needs 260 bytes"},
       {0, {9}, 0, "overlaps tensor"},
   };
@@ -229,7 +231,7 @@ TEST_F(GgufTest, WrongTensorsAreNamed) {
 TEST_F(GgufTest, DequantisesEveryType) {
   struct Row {
     GgufType type;
-    std::vector<std::size_t> scales;  // where the fp16 scales stand in the block
+    std::vector<size_t> scales;  // where the fp16 scales stand in the block
     double first, last, sum;
   };
   const Row rows[] = {
@@ -252,26 +254,28 @@ TEST_F(GgufTest, DequantisesEveryType) {
   for (const Row& row : rows) {
     const GgufBlock& block = gguf_block(row.type);
     std::string bytes;
-    for (std::size_t i = 0; i < block.bytes; ++i) bytes += static_cast<char>(i * 37 + 11);
+    for (size_t i = 0; i < block.bytes; ++i) {
+      bytes += static_cast<char>(i * 37 + 11);
+    }
     if (row.type == GgufType::kQ8_K) {
       bytes.replace(0, 4, GgufBuilder::bytes_of(0.5F));
     } else if (row.scales.empty()) {
       bytes = "\x40\xc1";
     }
     float scale = 0.5F;
-    for (const std::size_t at : row.scales) {
+    for (const size_t at : row.scales) {
       bytes.replace(at, 2, GgufBuilder::bytes_of(f32_to_f16(scale)));
       scale /= 2;
     }
-    const auto columns = static_cast<std::uint64_t>(block.elements);
+    const auto columns = static_cast<uint64_t>(block.elements);
     GgufBuilder b;
-    b.tensor("t", static_cast<std::uint32_t>(row.type), {3, columns}, bytes + bytes + bytes);
+    b.tensor("t", static_cast<uint32_t>(row.type), {3, columns}, bytes + bytes + bytes);
     const Gguf gguf = open(b.file());
     std::vector<float> x(2 * columns);
     dequantise_rows(*gguf.find("t"), 1, 2, x);
-    for (std::size_t r = 0; r < 2; ++r) {
+    for (size_t r = 0; r < 2; ++r) {
       double sum = 0;
-      for (std::size_t i = 0; i < columns; ++i) {
+      for (size_t i = 0; i < columns; ++i) {
         sum += static_cast<double>(x[r * columns + i]) * static_cast<double>(i % 97 + 1);
       }
       EXPECT_EQ(x[r * columns], row.first) << block.name;

@@ -15,8 +15,8 @@ std::string path_in(const std::string& folder) {
 }  // namespace
 
 void write_golden(const std::string& folder, const Golden& golden) {
-  const auto length = static_cast<std::int64_t>(golden.tokens.size());
-  CAMBIUM_CHECK(static_cast<std::int64_t>(golden.logits.size()) == length * golden.vocabulary);
+  const auto length = static_cast<int64_t>(golden.tokens.size());
+  CAMBIUM_CHECK(static_cast<int64_t>(golden.logits.size()) == length * golden.vocabulary);
   write_safetensors(
       path_in(folder),
       {TensorSource::from_memory("tokens", StoredType::kI64, {length}, golden.tokens.data()),
@@ -26,7 +26,9 @@ void write_golden(const std::string& folder, const Golden& golden) {
 
 std::optional<Golden> read_golden(const std::string& folder) {
   const std::string path = path_in(folder);
-  if (!std::filesystem::exists(path)) return std::nullopt;
+  if (!std::filesystem::exists(path)) {
+    return std::nullopt;
+  }
   const SafeTensors file = SafeTensors::open(path);
   const TensorEntry& tokens = file.at("tokens");
   const TensorEntry& logits = file.at("logits");
@@ -38,7 +40,7 @@ std::optional<Golden> read_golden(const std::string& folder) {
          "{}: logits: expected F32 ({}, vocabulary), got {} {}", path, tokens.shape[0],
          stored_type_name(logits.dtype), shape_text(logits.shape));
   Golden golden{as_i64(tokens), as_f32(logits), logits.shape[1]};
-  for (const std::int64_t token : golden.tokens) {
+  for (const int64_t token : golden.tokens) {
     expect(token >= 0 && token < golden.vocabulary, "{}: token {} is outside the vocabulary of {}",
            path, token, golden.vocabulary);
   }

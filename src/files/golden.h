@@ -11,9 +11,9 @@
 namespace cambium {
 
 struct Golden {
-  std::vector<std::int64_t> tokens;  // (T)
-  std::vector<float> logits;         // (T, vocabulary)
-  std::int64_t vocabulary = 0;
+  std::vector<int64_t> tokens;  // (T)
+  std::vector<float> logits;    // (T, vocabulary)
+  int64_t vocabulary = 0;
 };
 
 /// Writes `folder`/golden.safetensors.

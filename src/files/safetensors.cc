@@ -25,7 +25,7 @@ using Json = nlohmann::json;
 struct TypeRow {
   StoredType type;
   std::string_view name;
-  std::size_t size;
+  size_t size;
 };
 constexpr std::array kTypes{
     TypeRow{StoredType::kF64, "F64", 8}, TypeRow{StoredType::kF32, "F32", 4},
@@ -35,7 +35,7 @@ constexpr std::array kTypes{
     TypeRow{StoredType::kU8, "U8", 1},   TypeRow{StoredType::kBool, "BOOL", 1},
 };
 
-constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
+constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 constexpr const char* kSingleName = "model.safetensors";
 constexpr const char* kIndexName = "model.safetensors.index.json";
 
@@ -48,26 +48,32 @@ Json parse_object(std::string_view text, const std::string& path, const char* wh
 
 std::optional<TypeRow> type_row(std::string_view name) {
   for (const TypeRow& row : kTypes) {
-    if (row.name == name) return row;
+    if (row.name == name) {
+      return row;
+    }
   }
   return std::nullopt;
 }
 
 const TypeRow& type_row(StoredType type) {
-  return kTypes[static_cast<std::size_t>(type)];
+  return kTypes[static_cast<size_t>(type)];
 }
 
 /// The bytes of a tensor of this shape, or nothing when they exceed what can be addressed.
-std::optional<std::uint64_t> bytes_of(std::span<const std::int64_t> shape, std::size_t element) {
-  std::uint64_t bytes = element;
-  for (const std::int64_t size : shape) {
-    if (__builtin_mul_overflow(bytes, static_cast<std::uint64_t>(size), &bytes)) return {};
+std::optional<uint64_t> bytes_of(std::span<const int64_t> shape, size_t element) {
+  uint64_t bytes = element;
+  for (const int64_t size : shape) {
+    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(size), &bytes)) {
+      return {};
+    }
   }
-  if (bytes > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) return {};
+  if (bytes > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+    return {};
+  }
   return bytes;
 }
 
-std::uint64_t bytes_of(const TensorSource& tensor) {
+uint64_t bytes_of(const TensorSource& tensor) {
   const auto bytes = bytes_of(tensor.shape, stored_type_size(tensor.dtype));
   CAMBIUM_CHECK(bytes.has_value(), "tensor {}", tensor.name);
   return *bytes;
@@ -75,8 +81,7 @@ std::uint64_t bytes_of(const TensorSource& tensor) {
 
 bool is_size(const Json& value) {
   return value.is_number_unsigned() &&
-         value.get<std::uint64_t>() <=
-             static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+         value.get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
 }
 
 /// Reads one tensor's row of the header; `body` are the bytes after the header.
@@ -98,13 +103,13 @@ TensorEntry parse_entry(const std::string& path, const std::string& name, const 
   need(row["shape"].is_array(), "its shape is not a list");
   for (const Json& size : row["shape"]) {
     need(is_size(size), fmt::format("its shape has {}, which is no size", size.dump()));
-    entry.shape.push_back(size.get<std::int64_t>());
+    entry.shape.push_back(size.get<int64_t>());
   }
   const Json& offsets = row["data_offsets"];
   need(offsets.is_array() && offsets.size() == 2 && is_size(offsets[0]) && is_size(offsets[1]),
        "its data_offsets are not two positions");
-  const auto begin = offsets[0].get<std::uint64_t>();
-  const auto end = offsets[1].get<std::uint64_t>();
+  const auto begin = offsets[0].get<uint64_t>();
+  const auto end = offsets[1].get<uint64_t>();
   need(begin <= end, fmt::format("its bytes end at {} before they begin at {}", end, begin));
   need(end <= body.size(),
        fmt::format("its bytes end at {}, but the file has only {} bytes of tensors: the file is "
@@ -137,7 +142,7 @@ void check_tiling(const std::string& path, std::vector<TensorEntry>& entries,
     at = entry.data + entry.size;
     previous = &entry;
   }
-  const auto used = static_cast<std::size_t>(at - body.data());
+  const auto used = static_cast<size_t>(at - body.data());
   expect(used == body.size(), "{}: {} bytes after the last tensor belong to no tensor", path,
          body.size() - used);
 }
@@ -147,29 +152,33 @@ std::string sibling(const std::string& path, const std::string& name) {
 }
 
 std::string resolve(const std::string& path) {
-  if (!fs::is_directory(path)) return path;
+  if (!fs::is_directory(path)) {
+    return path;
+  }
   for (const char* name : {kSingleName, kIndexName}) {
     std::string file = (fs::path(path) / name).string();
-    if (fs::exists(file)) return file;
+    if (fs::exists(file)) {
+      return file;
+    }
   }
   fail("{}: expected {} or {} in this folder, found neither", path, kSingleName, kIndexName);
 }
 
 template <class From, class To>
 void convert(const TensorEntry& entry, To* out) {
-  const auto count = static_cast<std::size_t>(entry.count());
-  for (std::size_t i = 0; i < count; ++i) {
+  const auto count = static_cast<size_t>(entry.count());
+  for (size_t i = 0; i < count; ++i) {
     From value;
     std::memcpy(&value, entry.data + i * sizeof(From), sizeof(From));
     out[i] = static_cast<To>(value);  // NOLINT(bugprone-signed-char-misuse): I8 is signed
   }
 }
 
-template <float (*widen)(std::uint16_t)>
+template <float (*widen)(uint16_t)>
 void convert_half(const TensorEntry& entry, float* out) {
-  const auto count = static_cast<std::size_t>(entry.count());
-  for (std::size_t i = 0; i < count; ++i) {
-    std::uint16_t bits;
+  const auto count = static_cast<size_t>(entry.count());
+  for (size_t i = 0; i < count; ++i) {
+    uint16_t bits;
     std::memcpy(&bits, entry.data + i * sizeof bits, sizeof bits);
     out[i] = widen(bits);
   }
@@ -178,10 +187,12 @@ void convert_half(const TensorEntry& entry, float* out) {
 std::string header_of(std::span<const TensorSource> tensors,
                       const std::map<std::string, std::string>& metadata) {
   Json root = Json::object();  // keys come out sorted: deterministic
-  if (!metadata.empty()) root["__metadata__"] = metadata;
-  std::uint64_t at = 0;
+  if (!metadata.empty()) {
+    root["__metadata__"] = metadata;
+  }
+  uint64_t at = 0;
   for (const TensorSource& tensor : tensors) {
-    const std::uint64_t end = at + bytes_of(tensor);
+    const uint64_t end = at + bytes_of(tensor);
     root[tensor.name] = {{"dtype", stored_type_name(tensor.dtype)},
                          {"shape", tensor.shape},
                          {"data_offsets", {at, end}}};
@@ -195,25 +206,27 @@ std::string header_of(std::span<const TensorSource> tensors,
 
 /// Writes one file; counts its tensor bytes into `written` and reports them.
 FileChecksum write_file(const std::string& path, std::vector<TensorSource> tensors,
-                        const SafeTensorsOptions& options, std::uint64_t* written) {
+                        const SafeTensorsOptions& options, uint64_t* written) {
   std::stable_sort(tensors.begin(), tensors.end(),
                    [](const TensorSource& a, const TensorSource& b) {
                      return stored_type_size(a.dtype) > stored_type_size(b.dtype);
                    });
   AtomicFile file(path);
   const std::string header = header_of(tensors, options.metadata);
-  const std::uint64_t length = header.size();
+  const uint64_t length = header.size();
   file.write(std::as_bytes(std::span(&length, 1)));
   file.write(header);
   for (const TensorSource& tensor : tensors) {
-    const std::uint64_t size = bytes_of(tensor);
-    std::uint64_t done = 0;
+    const uint64_t size = bytes_of(tensor);
+    uint64_t done = 0;
     tensor.write([&](std::span<const std::byte> bytes) {
       done += bytes.size();
       CAMBIUM_CHECK(done <= size, "tensor {}: {} bytes put, expected {}", tensor.name, done, size);
       file.write(bytes);
       *written += bytes.size();
-      if (options.progress) options.progress(*written);
+      if (options.progress) {
+        options.progress(*written);
+      }
     });
     CAMBIUM_CHECK(done == size, "tensor {}: {} bytes put, expected {}", tensor.name, done, size);
   }
@@ -222,11 +235,11 @@ FileChecksum write_file(const std::string& path, std::vector<TensorSource> tenso
 }
 
 /// Cuts the list, in its order, into files of at most `limit` bytes (or one larger tensor).
-std::vector<std::vector<TensorSource>> cut(std::vector<TensorSource> tensors, std::uint64_t limit) {
+std::vector<std::vector<TensorSource>> cut(std::vector<TensorSource> tensors, uint64_t limit) {
   std::vector<std::vector<TensorSource>> shards(1);
-  std::uint64_t bytes = 0;
+  uint64_t bytes = 0;
   for (TensorSource& tensor : tensors) {
-    const std::uint64_t size = bytes_of(tensor);
+    const uint64_t size = bytes_of(tensor);
     if (limit > 0 && !shards.back().empty() && bytes + size > limit) {
       shards.emplace_back();
       bytes = 0;
@@ -243,25 +256,27 @@ std::string_view stored_type_name(StoredType type) {
   return type_row(type).name;
 }
 
-std::size_t stored_type_size(StoredType type) {
+size_t stored_type_size(StoredType type) {
   return type_row(type).size;
 }
 
-std::int64_t TensorEntry::count() const {
-  return static_cast<std::int64_t>(size / stored_type_size(dtype));
+int64_t TensorEntry::count() const {
+  return static_cast<int64_t>(size / stored_type_size(dtype));
 }
 
-std::string shape_text(std::span<const std::int64_t> shape) {
+std::string shape_text(std::span<const int64_t> shape) {
   return fmt::format("({})", fmt::join(shape, ", "));
 }
 
 void copy_as_f32(const TensorEntry& entry, std::span<float> out) {
-  CAMBIUM_CHECK(static_cast<std::int64_t>(out.size()) == entry.count(), "{}", entry.name);
+  CAMBIUM_CHECK(static_cast<int64_t>(out.size()) == entry.count(), "{}", entry.name);
   switch (entry.dtype) {
     case StoredType::kF64:
       return convert<double>(entry, out.data());
     case StoredType::kF32:
-      if (entry.size > 0) std::memcpy(out.data(), entry.data, entry.size);
+      if (entry.size > 0) {
+        std::memcpy(out.data(), entry.data, entry.size);
+      }
       return;
     case StoredType::kF16:
       return convert_half<f16_to_f32>(entry, out.data());
@@ -273,29 +288,29 @@ void copy_as_f32(const TensorEntry& entry, std::span<float> out) {
 }
 
 std::vector<float> as_f32(const TensorEntry& entry) {
-  std::vector<float> values(static_cast<std::size_t>(entry.count()));
+  std::vector<float> values(static_cast<size_t>(entry.count()));
   copy_as_f32(entry, values);
   return values;
 }
 
-std::vector<std::int64_t> as_i64(const TensorEntry& entry) {
-  std::vector<std::int64_t> values(static_cast<std::size_t>(entry.count()));
+std::vector<int64_t> as_i64(const TensorEntry& entry) {
+  std::vector<int64_t> values(static_cast<size_t>(entry.count()));
   switch (entry.dtype) {
     case StoredType::kI64:
-      convert<std::int64_t>(entry, values.data());
+      convert<int64_t>(entry, values.data());
       break;
     case StoredType::kI32:
-      convert<std::int32_t>(entry, values.data());
+      convert<int32_t>(entry, values.data());
       break;
     case StoredType::kI16:
-      convert<std::int16_t>(entry, values.data());
+      convert<int16_t>(entry, values.data());
       break;
     case StoredType::kI8:
-      convert<std::int8_t>(entry, values.data());
+      convert<int8_t>(entry, values.data());
       break;
     case StoredType::kU8:
     case StoredType::kBool:
-      convert<std::uint8_t>(entry, values.data());
+      convert<uint8_t>(entry, values.data());
       break;
     default:
       fail("tensor '{}' is {}, expected an integer type", entry.name,
@@ -329,7 +344,7 @@ void SafeTensors::add_file(const std::string& path) {
   expect(bytes.size() >= 8,
          "{}: {} bytes are too few for a safetensors file: it is empty or cut short", path,
          bytes.size());
-  std::uint64_t length = 0;
+  uint64_t length = 0;
   std::memcpy(&length, bytes.data(), sizeof length);
   expect(length <= kMaxHeaderBytes,
          "{}: a header of {} bytes is more than the format allows ({}): this is not a safetensors "
@@ -378,7 +393,7 @@ void SafeTensors::add_index(const std::string& index_path) {
   }
   for (const auto& [file, names] : names_of) {
     const std::string path = sibling(index_path, file);
-    const std::size_t before = tensors_.size();
+    const size_t before = tensors_.size();
     add_file(path);
     for (const std::string& name : names) {
       const auto found = places_.find(name);
@@ -386,7 +401,7 @@ void SafeTensors::add_index(const std::string& index_path) {
              "{}: tensor '{}' should be in this file (says {}), but is not", path, name,
              index_path);
     }
-    for (std::size_t i = before; i < tensors_.size(); ++i) {
+    for (size_t i = before; i < tensors_.size(); ++i) {
       const std::string& name = tensors_[i].name;
       expect(map.contains(name) && map[name] == file,
              "{}: tensor '{}' is in this file, but {} does not list it there", path, name,
@@ -401,15 +416,21 @@ const TensorEntry* SafeTensors::find(std::string_view name) const {
 }
 
 const TensorEntry& SafeTensors::at(std::string_view name) const {
-  if (const TensorEntry* entry = find(name)) return *entry;
+  if (const TensorEntry* entry = find(name)) {
+    return *entry;
+  }
   std::vector<std::string> names;
-  for (const TensorEntry& entry : tensors_) names.push_back(entry.name);
+  for (const TensorEntry& entry : tensors_) {
+    names.push_back(entry.name);
+  }
   fail("{}: there is no tensor '{}'{}", path_, name, did_you_mean(name, names));
 }
 
-std::uint64_t SafeTensors::total_bytes() const {
-  std::uint64_t bytes = 0;
-  for (const TensorEntry& entry : tensors_) bytes += entry.size;
+uint64_t SafeTensors::total_bytes() const {
+  uint64_t bytes = 0;
+  for (const TensorEntry& entry : tensors_) {
+    bytes += entry.size;
+  }
   return bytes;
 }
 
@@ -417,14 +438,14 @@ void SafeTensors::release(const TensorEntry& entry) const {
   for (const MappedFile& file : files_) {
     const std::byte* begin = file.bytes().data();
     if (entry.data >= begin && entry.data + entry.size <= begin + file.bytes().size()) {
-      file.release(static_cast<std::size_t>(entry.data - begin), entry.size);
+      file.release(static_cast<size_t>(entry.data - begin), entry.size);
       return;
     }
   }
 }
 
 TensorSource TensorSource::from_memory(std::string name, StoredType dtype,
-                                       std::vector<std::int64_t> shape, const void* data) {
+                                       std::vector<int64_t> shape, const void* data) {
   TensorSource source{std::move(name), dtype, std::move(shape), {}};
   const std::span bytes(static_cast<const std::byte*>(data), bytes_of(source));
   source.write = [bytes](const PutBytes& put) { put(bytes); };
@@ -434,14 +455,14 @@ TensorSource TensorSource::from_memory(std::string name, StoredType dtype,
 FileChecksums write_safetensors(const std::string& path, std::vector<TensorSource> tensors,
                                 const SafeTensorsOptions& options) {
   std::unordered_set<std::string> names;
-  std::uint64_t total = 0;
+  uint64_t total = 0;
   for (const TensorSource& tensor : tensors) {
     CAMBIUM_CHECK(tensor.name != "__metadata__" && !tensor.name.empty());
     CAMBIUM_CHECK(names.insert(tensor.name).second, "tensor {} is written twice", tensor.name);
     total += bytes_of(tensor);
   }
   const fs::path target(path);
-  std::uint64_t written = 0;
+  uint64_t written = 0;
   FileChecksums checksums;
   auto shards = cut(std::move(tensors), options.max_shard_bytes);
   if (shards.size() == 1) {
@@ -450,10 +471,12 @@ FileChecksums write_safetensors(const std::string& path, std::vector<TensorSourc
     return checksums;
   }
   Json map = Json::object();
-  for (std::size_t i = 0; i < shards.size(); ++i) {
+  for (size_t i = 0; i < shards.size(); ++i) {
     const std::string name = fmt::format("{}-{:05}-of-{:05}{}", target.stem().string(), i + 1,
                                          shards.size(), target.extension().string());
-    for (const TensorSource& tensor : shards[i]) map[tensor.name] = name;
+    for (const TensorSource& tensor : shards[i]) {
+      map[tensor.name] = name;
+    }
     checksums[name] = write_file(sibling(path, name), std::move(shards[i]), options, &written);
   }
   // The index comes last: without it the shards are no model.

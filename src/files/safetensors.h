@@ -25,29 +25,29 @@ namespace cambium {
 enum class StoredType { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU8, kBool };
 
 std::string_view stored_type_name(StoredType type);  ///< as in the file: "BF16"
-std::size_t stored_type_size(StoredType type);       ///< bytes
+size_t stored_type_size(StoredType type);            ///< bytes
 
 /// A tensor inside a mapped file, valid as long as the SafeTensors it came from. `data` may lie at
 /// any address: read it by memcpy or by the functions below unless you checked.
 struct TensorEntry {
   std::string name;
   StoredType dtype = StoredType::kF32;
-  std::vector<std::int64_t> shape;
+  std::vector<int64_t> shape;
   const std::byte* data = nullptr;
-  std::size_t size = 0;  ///< bytes
+  size_t size = 0;  ///< bytes
 
-  std::int64_t count() const;  ///< elements
+  int64_t count() const;  ///< elements
   std::span<const std::byte> bytes() const { return {data, size}; }
 };
 
 /// "(2, 3)", for messages.
-std::string shape_text(std::span<const std::int64_t> shape);
+std::string shape_text(std::span<const int64_t> shape);
 
 /// Any float type to fp32 (from F64: rounded). `out` has entry.count() elements.
 void copy_as_f32(const TensorEntry& entry, std::span<float> out);
 std::vector<float> as_f32(const TensorEntry& entry);
 /// Any integer type.
-std::vector<std::int64_t> as_i64(const TensorEntry& entry);
+std::vector<int64_t> as_i64(const TensorEntry& entry);
 
 class SafeTensors {
  public:
@@ -67,7 +67,7 @@ class SafeTensors {
   /// Error with the nearest name when there is none.
   const TensorEntry& at(std::string_view name) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  std::uint64_t total_bytes() const;
+  uint64_t total_bytes() const;
   /// Gives the tensor's resident pages back to the system (it can still be read).
   void release(const TensorEntry& entry) const;
 
@@ -79,7 +79,7 @@ class SafeTensors {
   std::string path_;
   std::vector<MappedFile> files_;
   std::vector<TensorEntry> tensors_;
-  std::unordered_map<std::string, std::size_t> places_;  // name -> index in tensors_
+  std::unordered_map<std::string, size_t> places_;  // name -> index in tensors_
   std::map<std::string, std::string> metadata_;
 };
 
@@ -90,20 +90,20 @@ using PutBytes = std::function<void(std::span<const std::byte>)>;
 struct TensorSource {
   std::string name;
   StoredType dtype = StoredType::kF32;
-  std::vector<std::int64_t> shape;
+  std::vector<int64_t> shape;
   std::function<void(const PutBytes&)> write;
 
   /// Bytes that lie at `data` until the file is written.
-  static TensorSource from_memory(std::string name, StoredType dtype,
-                                  std::vector<std::int64_t> shape, const void* data);
+  static TensorSource from_memory(std::string name, StoredType dtype, std::vector<int64_t> shape,
+                                  const void* data);
 };
 
 struct SafeTensorsOptions {
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
   /// Above this many bytes of tensors the model is cut into several files; 0: never.
-  std::uint64_t max_shard_bytes = 0;
+  uint64_t max_shard_bytes = 0;
   /// Called with the number of tensor bytes written so far.
-  std::function<void(std::uint64_t)> progress = {};
+  std::function<void(uint64_t)> progress = {};
 };
 
 /// Writes `path` (".../model.safetensors") or, when it must be cut,

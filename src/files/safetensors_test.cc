@@ -26,12 +26,14 @@ void put(const std::string& path, std::string_view bytes) {
 }
 
 /// A safetensors file around any header, right or wrong.
-std::string file_with(std::string_view header, std::size_t body_bytes) {
-  const std::uint64_t length = header.size();
+std::string file_with(std::string_view header, size_t body_bytes) {
+  const uint64_t length = header.size();
   std::string file(sizeof length, '\0');
   std::memcpy(file.data(), &length, sizeof length);
   file += header;
-  for (std::size_t i = 0; i < body_bytes; ++i) file += static_cast<char>(i);
+  for (size_t i = 0; i < body_bytes; ++i) {
+    file += static_cast<char>(i);
+  }
   return file;
 }
 
@@ -73,7 +75,7 @@ TEST(SafeTensors, DamagedFilesAreNamed) {
     std::string bytes;
     const char* message;
   };
-  const auto entry = [](const char* text, std::size_t body = 8) { return file_with(text, body); };
+  const auto entry = [](const char* text, size_t body = 8) { return file_with(text, body); };
   std::string huge_length = file_with(kTwo, 11);
   huge_length[7] = '\x7f';
   const Row rows[] = {
@@ -126,7 +128,7 @@ TEST(SafeTensors, DamagedFilesAreNamed) {
 TEST(SafeTensors, EveryTruncationIsFound) {
   const TestFolder folder;
   const std::string whole = file_with(kTwo, 11);
-  for (std::size_t size = 0; size < whole.size(); ++size) {
+  for (size_t size = 0; size < whole.size(); ++size) {
     put(folder.at("m.safetensors"), whole.substr(0, size));
     EXPECT_THROW(SafeTensors::open(folder.at("m.safetensors")), Error) << size;
   }
@@ -136,9 +138,9 @@ TEST(SafeTensors, ConvertsFloatTypes) {
   const TestFolder folder;
   const double f64[] = {1.5, -2};
   const float f32[] = {1.5F, -2};
-  const std::uint16_t f16[] = {f32_to_f16(1.5F), f32_to_f16(-2)};
-  const std::uint16_t bf16[] = {f32_to_bf16(1.5F), f32_to_bf16(-2)};
-  const std::uint8_t odd = 7;
+  const uint16_t f16[] = {f32_to_f16(1.5F), f32_to_f16(-2)};
+  const uint16_t bf16[] = {f32_to_bf16(1.5F), f32_to_bf16(-2)};
+  const uint8_t odd = 7;
   write_safetensors(folder.at("m.safetensors"),
                     {TensorSource::from_memory("odd", StoredType::kU8, {1}, &odd),
                      TensorSource::from_memory("f16", StoredType::kF16, {2}, f16),
@@ -149,7 +151,7 @@ TEST(SafeTensors, ConvertsFloatTypes) {
   for (const char* name : {"f64", "f32", "f16", "bf16"}) {
     const TensorEntry& entry = model.at(name);
     EXPECT_THAT(as_f32(entry), ElementsAre(1.5F, -2.0F)) << name;
-    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(entry.data) % stored_type_size(entry.dtype), 0U);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(entry.data) % stored_type_size(entry.dtype), 0U);
   }
   EXPECT_EQ(model.metadata().at("format"), "pt");
   model.release(model.at("f64"));
@@ -168,17 +170,19 @@ std::vector<TensorSource> five(const std::vector<float>& values) {
 TEST(SafeTensors, ShardsAndTheirIndex) {
   const TestFolder folder;
   const std::vector<float> values{0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
-  std::uint64_t last = 0;
+  uint64_t last = 0;
   const FileChecksums sums =
       write_safetensors(folder.at("model.safetensors"), five(values),
-                        {.max_shard_bytes = 100, .progress = [&](std::uint64_t n) { last = n; }});
+                        {.max_shard_bytes = 100, .progress = [&](uint64_t n) { last = n; }});
   EXPECT_EQ(last, 200U);
   EXPECT_EQ(sums.size(), 4U);  // three shards and the index
   EXPECT_TRUE(fs::exists(folder.at("model-00003-of-00003.safetensors")));
   EXPECT_FALSE(fs::exists(folder.at("model.safetensors")));
   const SafeTensors model = SafeTensors::open(folder.path());
   EXPECT_EQ(model.tensors().size(), 5U);
-  for (const TensorEntry& entry : model.tensors()) EXPECT_EQ(as_f32(entry), values);
+  for (const TensorEntry& entry : model.tensors()) {
+    EXPECT_EQ(as_f32(entry), values);
+  }
   EXPECT_EQ(SafeTensors::open(folder.at("model.safetensors.index.json")).tensors().size(), 5U);
 }
 
@@ -301,7 +305,7 @@ TEST(Golden, ComesBack) {
 
 TEST(Golden, WrongFilesAreNamed) {
   const TestFolder folder;
-  const std::int64_t tokens[] = {0, 5};
+  const int64_t tokens[] = {0, 5};
   const float logits[] = {1, 2, 3, 4, 5, 6};
   const auto t = TensorSource::from_memory("tokens", StoredType::kI64, {2}, tokens);
   struct Row {

@@ -11,10 +11,8 @@
 namespace cambium {
 namespace {
 
-/// What the names of a layer's mixer begin with: "layers.3.mixer.".
 std::string mixer_prefix(const ModelSpec& spec, int64_t layer) {
-  return "layers." + std::to_string(layer) + "." +
-         unit_name(*spec.layers[static_cast<size_t>(layer)].mixer()) + ".";
+  return unit_prefix(layer, *spec.layers[static_cast<size_t>(layer)].mixer());
 }
 
 MixerParameters layer_parameters(Model& model, int64_t layer) {

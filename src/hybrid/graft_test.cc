@@ -8,6 +8,7 @@
 
 #include "base/random.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "hybrid/grafts/graft_table.h"
 #include "hybrid/placement.h"
 
@@ -348,7 +349,9 @@ TEST(Graft, LaterStagesStartFromTheTeacherAndKeepTheHybrid) {
   LoadedModel first = convert(*teacher.model, *teacher.model, {1}, options, 7);
   // Training moved everything in the hybrid, layer 4's attention included.
   first.model->visit([](const std::string&, Parameter& p) {
-    for (int64_t i = 0; i < p.numel(); ++i) p.tensor.ptr<float>()[i] += 0.25F;
+    for (int64_t i = 0; i < p.numel(); ++i) {
+      p.tensor.ptr<float>()[i] += 0.25F;
+    }
   });
   LoadedModel second = convert(*first.model, *teacher.model, {4}, options, 7);
   LoadedModel direct = convert(*teacher.model, *teacher.model, {4}, options, 7);
@@ -407,12 +410,9 @@ TEST(Graft, WrongRequestsAreNamed) {
       {{2}, {.mixer = "sliding_window", .window = -5}, "expected window and state of at least 0"},
   };
   for (const Wrong& wrong : wrongs) {
-    try {
-      convert(*hybrid.model, *teacher.model, wrong.layers, wrong.options, 7);
-      ADD_FAILURE() << wrong.message;
-    } catch (const Error& e) {
-      EXPECT_NE(std::string(e.what()).find(wrong.message), std::string::npos) << e.what();
-    }
+    const std::string message = testing::error_of(
+        [&] { convert(*hybrid.model, *teacher.model, wrong.layers, wrong.options, 7); });
+    EXPECT_NE(message.find(wrong.message), std::string::npos) << message;
   }
 }
 
@@ -429,8 +429,11 @@ TEST(Placement, LowestUniformAndBudgets) {
   EXPECT_EQ(place_uniform(spec, 3), (std::vector<int64_t>{1, 3, 5}));
   EXPECT_EQ(layers_to_convert(spec, 0.5), 3);
   // 2 kv heads x (8 + 8) values x 4 bytes = 128 bytes a token and layer.
-  EXPECT_EQ(layers_for_cache_budget(spec, 6 * 128), 0);
-  EXPECT_EQ(layers_for_cache_budget(spec, 300), 4);
+  EXPECT_EQ(layers_for_cache_budget(spec, 6 * 128, Dtype::kF32), 0);
+  EXPECT_EQ(layers_for_cache_budget(spec, 300, Dtype::kF32), 4);
+  // As served, in bf16: 64.
+  EXPECT_EQ(layers_for_cache_budget(spec, 6 * 64), 0);
+  EXPECT_EQ(layers_for_cache_budget(spec, 300), 2);
 }
 
 TEST(Importance, ResumesPerLayerAndRefusesOtherRuns) {

@@ -86,7 +86,7 @@ RunData::RunData(const DataPlan& d, const EvaluationPlan& e, uint64_t seed, Toke
     const Shares problems = share(size, e.problems > 0 ? e.problems : size, selection.problems,
                                   e.task_path, "problems");
     selection_.problems = problems.selection;
-    const auto border = all.examples.begin() + static_cast<std::ptrdiff_t>(problems.reported);
+    const auto border = all.examples.begin() + static_cast<ptrdiff_t>(problems.reported);
     selection_task_ = {all.name, all.form, {border, all.examples.end()}};
     all.examples.erase(border, all.examples.end());
     task_ = std::move(all);
@@ -121,18 +121,25 @@ AccuracyConfig RunData::answers(const EvaluationPlan& plan) const {
   return config;
 }
 
-ModelSummary summarise_spec(const std::string& name, Model& model) {
+void summarise_cache(ModelSummary& summary, const Model& model, Dtype values) {
+  CacheConfig config;
+  config.values = values;
+  const CachePlan cache(model, config);
+  summary.cache_bytes_per_token = cache.lasting_bytes_per_token();
+  summary.state_bytes_per_sequence = cache.fixed_bytes();
+}
+
+ModelSummary summarise_spec(const std::string& name, Model& model, const ModelSpec* teacher,
+                            Dtype values) {
   ModelSummary s;
   s.name = name;
   s.map = layer_map(model.spec());
   for (const LayerSpec& layer : model.spec().layers) {
     ++s.mixers[layer_kind(layer)];
   }
-  s.converted = converted_layers(model.spec());
+  s.converted = static_cast<int64_t>(converted_layers(model.spec(), teacher).size());
   s.parameters = model.parameter_count();
-  const CachePlan cache(model, {});
-  s.cache_bytes_per_token = cache.lasting_bytes_per_token();
-  s.state_bytes_per_sequence = cache.fixed_bytes();
+  summarise_cache(s, model, values);
   return s;
 }
 

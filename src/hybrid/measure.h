@@ -8,6 +8,7 @@
 #include "eval/quality.h"
 #include "eval/report/summary.h"
 #include "hybrid/plan.h"
+#include "serve/cache_plan.h"
 #include "train/held_out.h"
 
 namespace cambium {
@@ -59,8 +60,15 @@ class RunData {
   Task task_, retrieval_, selection_task_;
 };
 
-/// Name, layers, parameters, cache: what the spec alone says.
-ModelSummary summarise_spec(const std::string& name, Model& model);
+/// Name, layers, parameters, cache: what the spec alone says. Converted layers are those that
+/// differ from the teacher's; without a teacher, those without attention. Cache as served, its keys
+/// and values kept as `values`.
+ModelSummary summarise_spec(const std::string& name, Model& model,
+                            const ModelSpec* teacher = nullptr,
+                            Dtype values = CacheConfig{}.values);
+/// The cache alone, for a summary that was written when other types were served.
+void summarise_cache(ModelSummary& summary, const Model& model,
+                     Dtype values = CacheConfig{}.values);
 
 /// Fills in accuracy, retrieval, and the held-out numbers against `teacher` (which may be the model
 /// itself).

@@ -6,6 +6,8 @@
 #include "base/file.h"
 #include "base/progress.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
+#include "hybrid/placement.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -140,12 +142,9 @@ TEST_F(MeasureTest, WhatChoosesIsNeverReported) {
   disjoint(shared.task(), shared.selection_problems(9));
   // One document cannot do both.
   write_file_atomically(plan.data.valid, "{\"text\": \"alone\"}\n");
-  try {
-    const RunData alone(plan, byte_tokenizer());
-    ADD_FAILURE() << "let through";
-  } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("expected at least 2 documents"));
-  }
+  const std::string message =
+      testing::error_of([&] { const RunData alone(plan, byte_tokenizer()); });
+  EXPECT_THAT(message, HasSubstr("expected at least 2 documents"));
 }
 
 TEST_F(MeasureTest, BenchmarksAreAskedThroughTheChatTemplate) {
@@ -170,7 +169,7 @@ TEST_F(MeasureTest, SpecSaysLayersParametersAndCache) {
       {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
   const UnitSpec attention = testing::attention_mixer();
   LoadedModel model = byte_model({attention, window, attention, mamba}, 1);
-  const ModelSummary summary = summarise_spec("hybrid", *model.model);
+  ModelSummary summary = summarise_spec("hybrid", *model.model, nullptr, Dtype::kF32);
   EXPECT_EQ(summary.name, "hybrid");
   EXPECT_EQ(summary.map, "AWAM");
   EXPECT_EQ(summary.mixers, (std::map<std::string, int64_t>{
@@ -182,6 +181,25 @@ TEST_F(MeasureTest, SpecSaysLayersParametersAndCache) {
   constexpr int64_t kToken = (8 + 8) * 4;
   EXPECT_EQ(summary.cache_bytes_per_token, 2 * kToken);
   EXPECT_EQ(summary.state_bytes_per_sequence, 12 * kToken + (16 * 4 + 16 * 3) * 4);
+  // As served: keys and values in bf16, states in fp32.
+  summarise_cache(summary, *model.model);
+  EXPECT_EQ(summary.cache_bytes_per_token, 2 * kToken / 2);
+  EXPECT_EQ(summary.state_bytes_per_sequence, 12 * kToken / 2 + (16 * 4 + 16 * 3) * 4);
+}
+
+TEST_F(MeasureTest, LayersThatTheTeacherHadAreNotConverted) {
+  const UnitSpec attention = testing::attention_mixer();
+  const UnitSpec mamba = {
+      "mamba",
+      {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
+  LoadedModel teacher = byte_model({mamba, attention, mamba, attention}, 1);
+  LoadedModel hybrid = byte_model({mamba, mamba, mamba, attention}, 1);
+  const ModelSpec& taught = teacher.model->spec();
+  EXPECT_EQ(summarise_spec("teacher", *teacher.model, &taught).converted, 0);
+  EXPECT_EQ(summarise_spec("hybrid", *hybrid.model, &taught).converted, 1);
+  EXPECT_EQ(converted_layers(hybrid.model->spec(), &taught), (std::vector<int64_t>{1}));
+  EXPECT_EQ(layers_to_convert(hybrid.model->spec(), 0.5, &taught), 1);
+  EXPECT_EQ(layers_to_convert(hybrid.model->spec(), 0.5), 0);
 }
 
 TEST_F(MeasureTest, QualityAgainstItselfAndAgainstAnother) {
@@ -231,12 +249,10 @@ TEST_F(MeasureTest, DamageByAccuracyNeedsProblems) {
   plan.evaluate.problems = 0;
   const RunData data(plan, byte_tokenizer());
   LoadedModel model = attention_model(1);
-  try {
+  const std::string message = testing::error_of([&] {
     damage(*model.model, *model.model, data, data.held_out(), "accuracy", plan.evaluate);
-    ADD_FAILURE() << "let through";
-  } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("metric accuracy"));
-  }
+  });
+  EXPECT_THAT(message, HasSubstr("metric accuracy"));
   // Nothing is asked, and the held-out numbers are there all the same.
   ModelSummary summary;
   measure_quality(summary, *model.model, *model.model, data, plan.evaluate);

@@ -113,16 +113,6 @@ void verify_model(const fs::path& dir, const std::string& checksums) {
          dir.string());
 }
 
-std::vector<int64_t> layers_that_differ(const ModelSpec& spec, const ModelSpec& teacher) {
-  std::vector<int64_t> layers;
-  for (size_t i = 0; i < spec.layers.size(); ++i) {
-    if (!(spec.layers[i] == teacher.layers[i])) {
-      layers.push_back(static_cast<int64_t>(i));
-    }
-  }
-  return layers;
-}
-
 // What a run writes directly in its folder.
 std::vector<std::string> run_names() {
   return {"plan.toml",    "inputs.json", "teacher.json", "stages",
@@ -220,9 +210,11 @@ void Pipeline::check_inputs() const {
 ModelSummary Pipeline::teacher_summary() {
   const fs::path path = options_.folder / "teacher.json";
   if (fs::exists(path)) {
-    return read_result(path);
+    ModelSummary kept = read_result(path);
+    summarise_cache(kept, *teacher_.model);  // counted as it is served today
+    return kept;
   }
-  ModelSummary s = summarise_spec("teacher", *teacher_.model);
+  ModelSummary s = summarise_spec("teacher", *teacher_.model, &teacher_.model->spec());
   s.dir = plan_.teacher.string();
   measure_quality(s, *teacher_.model, *teacher_.model, data_, plan_.evaluate);
   s.gate = {true, 0, "the teacher"};
@@ -253,9 +245,10 @@ TrainSummary Pipeline::run_phase(const Phase& phase, LoadedModel& student,
   config.resume = true;
   config.label = phase.name;
   config.first_sample = first_sample;
-  config.converted = layers_that_differ(student.model->spec(), teacher_.model->spec());
+  const ModelSpec& spec = student.model->spec();
+  config.converted = converted_mixers(spec, teacher_.model->spec());
   if (config.objective == Objective::kAlign && config.align.layers.empty()) {
-    config.align.layers = layers.empty() ? config.converted : layers;
+    config.align.layers = layers.empty() ? converted_layers(spec, &teacher_.model->spec()) : layers;
   }
   Trainer trainer(*student.model, student.weights, config, data_.train(),
                   phase.teacher ? teacher_.model.get() : nullptr);
@@ -304,7 +297,7 @@ ModelSummary Pipeline::measure_attempt(const StagePlan& stage, Model& student, i
   expect_only_written(candidate.string());
   save(student, stage, attempt, at, candidate);
   const LoadedModel saved = load_model(candidate);
-  ModelSummary s = summarise_spec(stage.name, *saved.model);
+  ModelSummary s = summarise_spec(stage.name, *saved.model, &teacher_.model->spec());
   measure_quality(s, *saved.model, *teacher_.model, data_, plan_.evaluate);
   s.gate = judge_gate(stage.gate, s, summary_.models[0]);
   s.gate.attempts = attempt;
@@ -357,6 +350,7 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
     ModelSummary s;
     if (fs::exists(attempt_folder / "result.json")) {
       s = read_result(attempt_folder / "result.json");
+      summarise_cache(s, *student.model);
     } else {
       s = measure_attempt(stage, *student.model, attempt, at);
       if (attempt == 1 || better(s, best)) {
@@ -395,6 +389,7 @@ ModelSummary Pipeline::finished_stage(const StagePlan& stage) {
   ModelSummary done = read_result(folder / "result.json");
   verify_stage_files(folder);
   verify_model(folder / "model", done.checksums);
+  summarise_cache(done, Model(read_spec(folder / "model")));
   const std::string path = (folder / "placement.json").string();
   const auto root = parse_json<nlohmann::json>(read_sealed(path), path);
   const JsonFields placed(root, path);

@@ -16,7 +16,7 @@ namespace cambium {
 namespace {
 
 namespace fs = std::filesystem;
-using testing::error_of;
+using testing::message_of;
 using ::testing::HasSubstr;
 using testing::run;
 using testing::weights_in;
@@ -75,7 +75,13 @@ TEST(PipelinePromises, WhatShipsIsWhatTheGateMeasuredAndWhatTheNextStageStartsFr
   const std::vector<float> weights = weights_in(folder.at("run/stages/b/model"));
   fs::remove_all(folder.at("run/stages/b"));
   fs::remove(folder.at("run/summary.json"));
+  // A result of the time when keys and values were served in fp32 is counted anew.
+  RunSummary old;
+  old.models = {result_in(folder.at("run/teacher.json"))};
+  old.models[0].cache_bytes_per_token *= 2;
+  write_sealed(folder.at("run/teacher.json"), summary_json(old));
   const RunSummary resumed = run(folder.path(), "run", true);
+  EXPECT_EQ(resumed.models[0].cache_bytes_per_token, whole.models[0].cache_bytes_per_token);
   EXPECT_EQ(resumed.models[2].reverse_kl, whole.models[2].reverse_kl);
   EXPECT_EQ(weights_in(folder.at("run/stages/b/model")), weights);
 }
@@ -187,11 +193,11 @@ TEST(PipelinePromises, ARunThatWasEditedIsNotContinued) {
     ASSERT_NE(digit, std::string::npos) << file;
     content[digit] = content[digit] == '7' ? '8' : '7';
     write_file_atomically(path, content);
-    EXPECT_THAT(error_of([&] { run(folder.path(), "run", true); }), HasSubstr(path)) << file;
+    EXPECT_THAT(message_of([&] { run(folder.path(), "run", true); }), HasSubstr(path)) << file;
   }
   fs::remove_all(folder.at("run"));
   fs::copy(folder.at("whole"), folder.at("run"), fs::copy_options::recursive);
-  EXPECT_EQ(error_of([&] { run(folder.path(), "run", true); }), "no error");
+  EXPECT_EQ(message_of([&] { run(folder.path(), "run", true); }), "no error");
 }
 
 TEST(PipelinePromises, ARunIsNotContinuedOverOtherInputs) {
@@ -203,7 +209,7 @@ TEST(PipelinePromises, ARunIsNotContinuedOverOtherInputs) {
   save.tokenizer_from = folder.at("tokenizer");
   save.replace = true;
   save_model(*other.model, folder.at("teacher"), save);
-  EXPECT_THAT(error_of([&] { run(folder.path(), "run", true); }),
+  EXPECT_THAT(message_of([&] { run(folder.path(), "run", true); }),
               HasSubstr("was begun with another teacher"));
 }
 
@@ -236,15 +242,15 @@ TEST(PipelinePromises, AFolderInUseOrOfOthersIsRefusedBeforeAnyWork) {
   write_inputs(folder.path(), plan_of("[[stage]]\nname = \"a\"\nlayers = 1\n"));
   make_folder(folder.at("foreign/stages/a/model"));
   write_file_atomically(folder.at("foreign/stages/a/model/precious.txt"), "mine\n");
-  EXPECT_THAT(error_of([&] { run(folder.path(), "foreign"); }), HasSubstr("is in the way"));
+  EXPECT_THAT(message_of([&] { run(folder.path(), "foreign"); }), HasSubstr("is in the way"));
   EXPECT_TRUE(fs::exists(folder.at("foreign/stages/a/model/precious.txt")));
   {
     const RunFolder used(folder.at("run"), {"hybridize", false, {"plan.toml"}, {}});
-    EXPECT_THAT(error_of([&] { run(folder.path(), "run"); }), HasSubstr("in use by another run"));
+    EXPECT_THAT(message_of([&] { run(folder.path(), "run"); }), HasSubstr("in use by another run"));
   }
   write_file_atomically(folder.at("file"), "");
-  EXPECT_NE(error_of([&] { run(folder.path(), "file"); }), "no error");
-  EXPECT_THAT(error_of([&] { run(folder.path(), "file/below"); }), HasSubstr("cannot be written"));
+  EXPECT_NE(message_of([&] { run(folder.path(), "file"); }), "no error");
+  EXPECT_THAT(message_of([&] { run(folder.path(), "file/below"); }), HasSubstr("cannot be written"));
 }
 
 TEST(Merge, IsTheWeightedMeanOfEveryParameter) {
@@ -268,20 +274,20 @@ TEST(Merge, WrongRequestsAreNamed) {
   LoadedModel a = fresh_model(testing::tiny_attention(2), 1);
   LoadedModel b = fresh_model(testing::tiny_attention(3), 1);
   Model* const same = a.model.get();
-  EXPECT_THAT(error_of([&] {
+  EXPECT_THAT(message_of([&] {
                 merge_models({same, b.model.get()}, {});
               }),
               HasSubstr("model 2 is not shaped like the first: layers AA and AAA"));
-  EXPECT_THAT(error_of([&] { merge_models({same, same}, {1.0}); }), HasSubstr("a weight for each"));
-  EXPECT_THAT(error_of([&] {
+  EXPECT_THAT(message_of([&] { merge_models({same, same}, {1.0}); }), HasSubstr("a weight for each"));
+  EXPECT_THAT(message_of([&] {
                 merge_models({same, same}, {0.0, 0.0});
               }),
               HasSubstr("a weight above 0"));
-  EXPECT_THAT(error_of([&] {
+  EXPECT_THAT(message_of([&] {
                 merge_models({same, same}, {1.0, -1.0});
               }),
               HasSubstr("at least 0, got -1"));
-  EXPECT_THAT(error_of([&] { merge_models({same, same}, {1.0, NAN}); }), HasSubstr("got nan"));
+  EXPECT_THAT(message_of([&] { merge_models({same, same}, {1.0, NAN}); }), HasSubstr("got nan"));
 }
 
 TEST(Sealed, NoticesEveryChange) {
@@ -294,7 +300,7 @@ TEST(Sealed, NoticesEveryChange) {
     changed[i] = static_cast<char>(changed[i] ^ 1);
     EXPECT_THROW(unseal(changed, "f"), Error) << i;
   }
-  EXPECT_THAT(error_of([&] { unseal(json, "f"); }), HasSubstr("f has no checksum"));
+  EXPECT_THAT(message_of([&] { unseal(json, "f"); }), HasSubstr("f has no checksum"));
 }
 
 }  // namespace

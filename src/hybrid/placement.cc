@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "hybrid/scoring.h"
-#include "serve/cache_plan.h"
 
 namespace cambium {
 
@@ -30,16 +29,19 @@ std::vector<int64_t> place_uniform(const ModelSpec& spec, int64_t count) {
   return chosen;
 }
 
-int64_t layers_to_convert(const ModelSpec& spec, double fraction) {
+int64_t layers_to_convert(const ModelSpec& spec, double fraction, const ModelSpec* teacher) {
   expect(fraction >= 0.0 && fraction <= 1.0, "expected a fraction from 0 to 1, got {}", fraction);
   const auto target =
       static_cast<int64_t>(std::lround(fraction * static_cast<double>(spec.layers.size())));
-  return std::max<int64_t>(0, target - converted_layers(spec));
+  return std::max<int64_t>(0,
+                           target - static_cast<int64_t>(converted_layers(spec, teacher).size()));
 }
 
-int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token) {
+int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token, Dtype values) {
   const Model model(spec);
-  const CachePlan cache(model, {});
+  CacheConfig config;
+  config.values = values;
+  const CachePlan cache(model, config);
   int64_t total = cache.lasting_bytes_per_token();
   std::vector<int64_t> attention;
   for (const int64_t layer : attention_layers(spec)) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "hybrid/measure.h"
+#include "serve/cache_plan.h"
 
 namespace cambium {
 
@@ -15,12 +16,15 @@ std::vector<int64_t> place_lowest(const Importance& importance, int64_t count);
 /// `count` of the layers that still have attention, spread evenly over the depth of the model.
 std::vector<int64_t> place_uniform(const ModelSpec& spec, int64_t count);
 
-/// How many more layers must be converted until `fraction` of all layers are (rounded to nearest).
-int64_t layers_to_convert(const ModelSpec& spec, double fraction);
+/// How many more layers must be converted until `fraction` of all layers are (rounded to nearest);
+/// without the teacher, as if it had nothing but attention.
+int64_t layers_to_convert(const ModelSpec& spec, double fraction,
+                          const ModelSpec* teacher = nullptr);
 
-/// How many of the attention layers must go until the cache takes at most this many bytes a token
-/// for as long as a sequence lives.
-int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token);
+/// How many of the attention layers must go until the cache, its keys and values kept as `values`,
+/// takes at most this many bytes a token for as long as a sequence lives.
+int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token,
+                                Dtype values = CacheConfig{}.values);
 
 /// The `count` lowest of a file of `cambium score`. Error when it is unfinished, or its scores are
 /// of a model with other layers than `spec`.

@@ -64,7 +64,7 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
       expect(count <= open.size(),
              "stage {}: {} more layers are to be converted, {} still have attention", stage.name,
              count, open.size());
-      chosen.assign(open.begin(), open.begin() + static_cast<std::ptrdiff_t>(count));
+      chosen.assign(open.begin(), open.begin() + static_cast<ptrdiff_t>(count));
     }
     const ModelSpec spec = chosen.empty() ? base : convert_spec(base, teacher, chosen, stage.graft);
     check_can_be_saved(spec, "stage " + stage.name);

@@ -3,6 +3,7 @@
 #include <map>
 
 #include "base/text.h"
+#include "hybrid/importance.h"
 #include "hybrid/plan.h"
 #include "model/model.h"
 #include "serve/cache_plan.h"
@@ -14,25 +15,29 @@ namespace {
 struct Shapes {
   double parameters = 0.0;
   double mixers = 0.0;     // parameters of all mixers
-  double converted = 0.0;  // parameters of the mixers that are no attention
+  double converted = 0.0;  // parameters of the mixers that the teacher does not have
   double added = 0.0;      // parameters of the mixers this stage adds
   double attended = 0.0;   // channels of queries over all attention layers
 
-  explicit Shapes(const ModelSpec& spec) {
+  Shapes(const ModelSpec& spec, const ModelSpec& teacher) {
     Model model(spec);
     parameters = static_cast<double>(model.parameter_count());
+    const std::vector<std::string> other = converted_mixers(spec, teacher);
     for (int64_t i = 0; i < model.layer_count(); ++i) {
-      const LayerSpec& layer = spec.layers[static_cast<size_t>(i)];
-      double count = 0.0;
-      model.layer(i).visit_mixers(
-          [&](const std::string&, Parameter& p) { count += static_cast<double>(p.numel()); });
-      mixers += count;
-      if (layer.mixes_by("attention")) {
-        const Options& options = layer.mixer()->options;
-        attended += static_cast<double>(options.integer("attention", "heads") *
-                                        options.integer("attention", "head_dim"));
-      } else {
-        converted += count;
+      for (const UnitSpec& mixer : spec.layers[static_cast<size_t>(i)].mixers()) {
+        const std::string prefix = unit_prefix(i, mixer);
+        double count = 0.0;
+        model.visit_layer(i, [&](const std::string& name, Parameter& p) {
+          count += name.starts_with(prefix) ? static_cast<double>(p.numel()) : 0.0;
+        });
+        mixers += count;
+        if (std::find(other.begin(), other.end(), prefix) != other.end()) {
+          converted += count;
+        }
+        if (mixer.kind == "attention") {
+          attended += static_cast<double>(mixer.options.integer("attention", "heads") *
+                                          mixer.options.integer("attention", "head_dim"));
+        }
       }
     }
   }
@@ -108,7 +113,7 @@ std::string describe_cache(const ModelSpec& spec) {
 }  // namespace
 
 std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, double flops) {
-  const Shapes taught(teacher);
+  const Shapes taught(teacher, teacher);
   const auto layers = static_cast<int64_t>(teacher.layers.size());
   std::string s;
   s += fmt::format("plan       {}\nteacher    {}: {} parameters, {} layers, width {}\n", plan.name,
@@ -122,7 +127,7 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
   std::map<std::string, ModelSpec> hybrids{{"", teacher}};
   for (const StagePlan& stage : plan.stages) {
     const int64_t before = plan.layers_before(stage);
-    const double converted_before = Shapes(hybrids.at(stage.from)).converted;
+    const double converted_before = Shapes(hybrids.at(stage.from), teacher).converted;
     ModelSpec hybrid = hybrids.at(stage.from);
     s += fmt::format("stage {}: {} of {} layers ({} more) become {}{}{}{}\n", stage.name,
                      stage.layers, layers, stage.layers - before, stage.graft.mixer,
@@ -133,10 +138,11 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     const TrainConfig& probe = stage.place.probe;
     const bool places = stage.layers > before;
     if (places && stage.place.method == "mmr") {
-      const double tokens = static_cast<double>((layers - before) * probe.least_steps() *
+      const auto probes = static_cast<int64_t>(attention_layers(hybrid).size());
+      const double tokens = static_cast<double>(probes * probe.least_steps() *
                                                 probe.sequences_per_step * probe.sequence_length);
-      s += fmt::format(": {} probes of {} steps = {} tokens\n", layers - before,
-                       probe.least_steps(), human_count(tokens));
+      s += fmt::format(": {} probes of {} steps = {} tokens\n", probes, probe.least_steps(),
+                       human_count(tokens));
     } else if (places && stage.place.method.starts_with("leave")) {
       s += fmt::format(" by {} on {}\n", stage.place.metric,
                        stage.place.metric == "accuracy"
@@ -148,13 +154,15 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     } else {
       s += "\n";
     }
-    // Which layers go changes neither cost nor cache: the layers of a teacher are alike.
-    for (int64_t i = before; i < stage.layers; ++i) {
-      const auto at = static_cast<size_t>(i);
+    // Which layers go changes neither cost nor cache: a teacher's layers of attention are alike.
+    std::vector<int64_t> taken = attention_layers(hybrid);
+    taken.resize(std::min(taken.size(), static_cast<size_t>(stage.layers - before)));
+    for (const int64_t layer : taken) {
+      const auto at = static_cast<size_t>(layer);
       *hybrid.layers[at].mixer() =
           graft_spec(*teacher.layers[at].mixer(), teacher.width, stage.graft);
     }
-    Shapes student(hybrid);
+    Shapes student(hybrid, teacher);
     student.added = student.converted - converted_before;
     for (const Phase& phase : stage.phases) {
       const TrainConfig& c = phase.config;

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -25,12 +26,7 @@ HybridPlan read(const std::string& text, const std::vector<std::string>& set = {
 }
 
 std::string error_of(const std::string& text, const std::vector<std::string>& set = {}) {
-  try {
-    check_plan(read(text, set, "t"), testing::tiny_attention(4));
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return testing::message_of([&] { check_plan(read(text, set, "t"), testing::tiny_attention(4)); });
 }
 
 const TrainConfig& config(const StagePlan& stage, const char* phase) {
@@ -256,6 +252,31 @@ distill = {train = "mixers"}
   EXPECT_THAT(text, HasSubstr("3.1K parameters trained"));
   EXPECT_THAT(text, HasSubstr(fmt::format("{:.3g} FLOP",
                                           100.0 * (6 * 8208 + 2 * 4 * 768 + 3200 * (4 + 2 * 1)))));
+}
+
+TEST(HybridPlan, ATeacherMayHaveMixersOfItsOwn) {
+  // Mamba of 16 channels in layers 0 and 2; a stage converts one of the two attentions.
+  const UnitSpec mamba = {
+      "mamba",
+      {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
+  const UnitSpec attention = testing::attention_mixer();
+  const ModelSpec teacher = testing::tiny_spec({mamba, attention, mamba, attention});
+  const HybridPlan plan = read(R"(
+[graft]
+mixer = "sliding_window"
+[distill]
+steps = 1
+sequence_length = 100
+train = "converted"
+[[stage]]
+layers = 1
+place = {method = "mmr", probe = {steps = 10}}
+)",
+                               {}, "t");
+  const std::string text = describe_plan(plan, teacher, 1e9);
+  EXPECT_THAT(text, HasSubstr("mmr: 2 probes of 10 steps"));
+  // The new window alone: q, k, v and o.
+  EXPECT_THAT(text, HasSubstr("768 parameters trained"));
 }
 
 TEST(HybridPlan, AChatTemplateThatWillBeAskedThroughIsTriedFirst) {

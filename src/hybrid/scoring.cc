@@ -151,7 +151,8 @@ Importance leave_one_out(Model& base, Model& teacher, const ScoreOptions& o, con
 double replace_mixer(Model& base, Model& teacher, int64_t layer, const ScoreOptions& o,
                      const DocumentSource& data) {
   LoadedModel student = convert(base, teacher, {layer}, o.graft, o.seed, true);
-  const std::string prefix = "layers." + std::to_string(layer) + ".mixer.";
+  const UnitSpec& mixer = *student.model->spec().layers[static_cast<size_t>(layer)].mixer();
+  const std::string prefix = unit_prefix(layer, mixer);
   TrainConfig config = o.probe;
   config.folder.clear();
   config.trainable = [prefix](const std::string& name, const Parameter&) {

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/progress.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "eval/problem_source.h"
 #include "train/testing.h"
 
@@ -14,15 +15,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 LoadedModel byte_model(uint64_t seed, int layers = 4) {
   ModelSpec spec = testing::tiny_attention(layers);
@@ -131,7 +123,7 @@ TEST_F(Scoring, OldScoresAreNeverGivenForAnotherQuestion) {
     const Importance first = q.ask(path);
     EXPECT_EQ(q.ask(path).order(), first.order()) << "the same question goes on: " << row.named;
     row.change(q);
-    const std::string error = error_of([&] { q.ask(path); });
+    const std::string error = testing::message_of([&] { q.ask(path); });
     EXPECT_THAT(error, HasSubstr("holds scores of something else")) << row.named;
     EXPECT_THAT(error, HasSubstr(std::string("\n  ") + row.named + ": "));
     EXPECT_THAT(error, HasSubstr("--fresh"));
@@ -195,11 +187,13 @@ TEST_F(Scoring, EqualAccuraciesAreToldApartByReverseKl) {
 TEST_F(Scoring, TheOutputIsCheckedBeforeTheWork) {
   const TestFolder folder;
   write_file_atomically(folder.at("precious.json"), "{\"of\": \"someone\"}\n");
-  EXPECT_THAT(error_of([&] { check_scores_path(folder.at("precious.json")); }),
+  EXPECT_THAT(testing::message_of([&] { check_scores_path(folder.at("precious.json")); }),
               HasSubstr("expected the layer scores"));
-  EXPECT_NE(error_of([&] { check_scores_path(folder.at("none/scores.json")); }), "no error");
-  EXPECT_THAT(error_of([&] { check_scores_path(folder.path()); }), HasSubstr("is not a file"));
-  EXPECT_EQ(error_of([&] { check_scores_path(folder.at("new.json")); }), "no error");
+  EXPECT_NE(testing::message_of([&] { check_scores_path(folder.at("none/scores.json")); }),
+            "no error");
+  EXPECT_THAT(testing::message_of([&] { check_scores_path(folder.path()); }),
+              HasSubstr("is not a file"));
+  EXPECT_EQ(testing::message_of([&] { check_scores_path(folder.at("new.json")); }), "no error");
   EXPECT_FALSE(fs::exists(folder.at("new.json")));
   // An earlier version's file is read, and never continued.
   write_file_atomically(folder.at("old.json"),
@@ -207,7 +201,8 @@ TEST_F(Scoring, TheOutputIsCheckedBeforeTheWork) {
                         R"( "layers": [{"layer": 0, "score": 1.5, "seconds": 1}], "order": [0]})");
   EXPECT_EQ(read_importance(folder.at("old.json")).layers.size(), 1U);
   Question q;
-  EXPECT_THAT(error_of([&] { q.ask(folder.at("old.json")); }), HasSubstr("earlier version"));
+  EXPECT_THAT(testing::message_of([&] { q.ask(folder.at("old.json")); }),
+              HasSubstr("earlier version"));
 }
 
 }  // namespace

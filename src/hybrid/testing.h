@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/progress.h"
+#include "base/testing.h"
 #include "hybrid/pipeline.h"
 #include "text/tokenizer_train.h"
 #include "train/testing.h"
@@ -85,15 +86,6 @@ inline RunSummary run(const std::string& folder, const std::string& name, bool r
   const RunSummary summary = run_pipeline(plan, {folder + "/" + name, resume, "test"});
   Progress::silence(false);
   return summary;
-}
-
-inline std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 inline std::vector<float> weights_in(const std::filesystem::path& dir) {

@@ -11,17 +11,44 @@
 
 namespace cambium {
 
-int64_t converted_layers(const ModelSpec& spec, const ModelSpec* teacher) {
-  int64_t n = 0;
+namespace {
+
+/// None where the teacher has no such layer.
+std::vector<UnitSpec> mixers_of(const ModelSpec& teacher, size_t layer) {
+  return layer < teacher.layers.size() ? teacher.layers[layer].mixers() : std::vector<UnitSpec>{};
+}
+
+}  // namespace
+
+std::string unit_prefix(int64_t layer, const UnitSpec& unit) {
+  return "layers." + std::to_string(layer) + "." + unit_name(unit) + ".";
+}
+
+std::vector<int64_t> converted_layers(const ModelSpec& spec, const ModelSpec* teacher) {
+  std::vector<int64_t> converted;
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     const LayerSpec& layer = spec.layers[i];
-    if (teacher == nullptr) {
-      n += layer.removed() || (layer.mixer() != nullptr && !layer.mixes_by("attention")) ? 1 : 0;
-    } else {
-      n += layer.mixers() == teacher->layers.at(i).mixers() ? 0 : 1;
+    const bool other = teacher != nullptr ? layer.mixers() != mixers_of(*teacher, i)
+                                          : layer.removed() || (layer.mixer() != nullptr &&
+                                                                !layer.mixes_by("attention"));
+    if (other) {
+      converted.push_back(static_cast<int64_t>(i));
     }
   }
-  return n;
+  return converted;
+}
+
+std::vector<std::string> converted_mixers(const ModelSpec& spec, const ModelSpec& teacher) {
+  std::vector<std::string> prefixes;
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    const std::vector<UnitSpec> old = mixers_of(teacher, i);
+    for (const UnitSpec& mixer : spec.layers[i].mixers()) {
+      if (std::find(old.begin(), old.end(), mixer) == old.end()) {
+        prefixes.push_back(unit_prefix(static_cast<int64_t>(i), mixer));
+      }
+    }
+  }
+  return prefixes;
 }
 
 std::string layer_map(const ModelSpec& spec) {

@@ -30,9 +30,13 @@ struct ModelSpec {
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
 };
 
+/// What the names of a unit's parameters begin with, such as "layers.3.mixer.".
+std::string unit_prefix(int64_t layer, const UnitSpec& unit);
 /// Layers whose mixers are others than the teacher's in the same place; without a teacher, layers
 /// whose mixer is not full attention, as if the teacher had nothing else.
-int64_t converted_layers(const ModelSpec& spec, const ModelSpec* teacher = nullptr);
+std::vector<int64_t> converted_layers(const ModelSpec& spec, const ModelSpec* teacher = nullptr);
+/// The prefixes of the mixers that the teacher does not have in the same layer.
+std::vector<std::string> converted_mixers(const ModelSpec& spec, const ModelSpec& teacher);
 /// "AAMMG": the letters of the table of units, one a layer: that of its mixer, or of its
 /// feed-forward where it has no mixer, "(2A)" where several mixers stand side by side, - where
 /// nothing is left.

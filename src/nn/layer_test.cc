@@ -1,6 +1,7 @@
 // Layer::forward against loops written out by hand, for every wiring a branch can say.
 #include <gtest/gtest.h>
 
+#include "base/testing.h"
 #include "nn/testing.h"
 
 namespace cambium {
@@ -172,12 +173,7 @@ TEST(Layer, MixersSideBySideKeepStateEach) {
 
 TEST(Layer, ImpossibleOnesAreNamed) {
   const auto error_of = [](const LayerSpec& spec) -> std::string {
-    try {
-      Layer(spec, kWidth);
-    } catch (const Error& e) {
-      return e.what();
-    }
-    return "";
+    return testing::message_of([&] { Layer(spec, kWidth); });
   };
   EXPECT_NE(error_of({{{.units = {swiglu("a"), swiglu("a")}}}}).find("are named 'a'"),
             std::string::npos);

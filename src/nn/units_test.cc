@@ -2,6 +2,7 @@
 // pieces against the whole, parameters, sizes that must be refused.
 #include <gtest/gtest.h>
 
+#include "base/testing.h"
 #include "nn/testing.h"
 
 namespace cambium {
@@ -325,13 +326,47 @@ TEST(Units, WhatIsOnlyDeclaredIsCountedAndRefusedByName) {
   EXPECT_EQ(Layer(twice, kWidth).missing(), std::vector<std::string>{"experts"});
 }
 
-std::string error_of(const UnitSpec& spec, int64_t width = kWidth) {
-  try {
-    Layer({{{.units = {spec}}}}, width);
-  } catch (const Error& e) {
-    return e.what();
+TEST(Units, WhatIsOnlyDeclaredStartsAsItsLikeDoes) {
+  const std::vector<UnitSpec> declared = {
+      {"feed_forward", {{"inner", int64_t{16}}, {"activation", "relu2"}, {"bias", true}}},
+      {"experts",
+       {{"experts", int64_t{8}},
+        {"top", int64_t{2}},
+        {"inner", int64_t{16}},
+        {"router", "sigmoid"},
+        {"router_bias", true},
+        {"shared", int64_t{4}}}},
+      {"latent_attention",
+       {{"heads", int64_t{2}},
+        {"q_rank", int64_t{6}},
+        {"kv_rank", int64_t{8}},
+        {"nope_dim", int64_t{4}},
+        {"rope_dim", int64_t{2}},
+        {"value_dim", int64_t{4}},
+        {"index_heads", int64_t{2}},
+        {"index_dim", int64_t{4}}}},
+      {"lightning", {{"heads", int64_t{2}}, {"head_dim", int64_t{4}}}},
+      {"kimi_delta", {{"heads", int64_t{2}}, {"head_dim", int64_t{4}}}}};
+  for (const UnitSpec& spec : declared) {
+    make_unit(spec, kWidth)->visit([&](const std::string& name, Parameter& p) {
+      const std::string which = spec.kind + " " + name;
+      if (name == "A_log" || name == "dt_bias") {
+        EXPECT_EQ(p.init.kind, name == "A_log" ? InitKind::kLogUniform : InitKind::kStepBias);
+        EXPECT_TRUE(p.keep_fp32) << which;
+      } else if (name.ends_with("norm.weight")) {
+        EXPECT_EQ(p.init.kind, InitKind::kOnes) << which;
+      } else if (name.ends_with("bias")) {
+        EXPECT_EQ(p.init.kind, InitKind::kZeros) << which;
+      } else {
+        EXPECT_EQ(p.init.kind, InitKind::kUniform) << which;
+        EXPECT_EQ(p.init.scale, 1.0 / std::sqrt(static_cast<double>(p.shape.back()))) << which;
+      }
+    });
   }
-  return "";
+}
+
+std::string error_of(const UnitSpec& spec, int64_t width = kWidth) {
+  return testing::message_of([&] { Layer({{{.units = {spec}}}}, width); });
 }
 
 // Counts that would wrap when they are multiplied are refused by the name of their key.

@@ -23,9 +23,13 @@ TEST_P(Stateful, AnySplitAgrees) {
   const StatefulCase& test = GetParam().test;
   std::vector<std::vector<int64_t>> cuts;
   for (const int64_t t : GetParam().cuts) {
-    if (t < test.tokens) cuts.push_back({t});
+    if (t < test.tokens) {
+      cuts.push_back({t});
+    }
   }
-  if (test.tokens > 70) cuts.push_back({3, 20, 64, 70});
+  if (test.tokens > 70) {
+    cuts.push_back({3, 20, 64, 70});
+  }
   for_each_isa([&] { expect_splits_agree<float>(test, cuts, 1e-5); });
   expect_splits_agree<double>(test, cuts, 1e-12);
 }

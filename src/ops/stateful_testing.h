@@ -102,11 +102,15 @@ void expect_splits_agree(const StatefulCase& test, const std::vector<std::vector
     EXPECT_LE(relative_error(run.state, whole.state), tolerance) << name << ", state";
   };
   std::vector<int64_t> steps;
-  for (int64_t t = 1; t < test.tokens; ++t) steps.push_back(t);
+  for (int64_t t = 1; t < test.tokens; ++t) {
+    steps.push_back(t);
+  }
   compare(steps, "token by token");
   for (const auto& at : cuts) {
     std::string name = "cut at";
-    for (const int64_t t : at) name += " " + std::to_string(t);
+    for (const int64_t t : at) {
+      name += " " + std::to_string(t);
+    }
     compare(at, name);
   }
   const OwnedSegments one = packed_segments({test.tokens});
@@ -151,7 +155,9 @@ void expect_packed_equals_separate(const StatefulCase& test, const std::vector<i
     for (size_t i = 0; i < owned.size(); ++i) {
       const std::vector<double> grad = to_doubles(owned[i].view, owned[i].view.grad);
       grads[i].resize(grad.size());
-      for (size_t j = 0; j < grad.size(); ++j) grads[i][j] += grad[j];
+      for (size_t j = 0; j < grad.size(); ++j) {
+        grads[i][j] += grad[j];
+      }
     }
     return to_doubles(y, y.data);
   };

@@ -45,11 +45,15 @@ inline std::vector<std::vector<double>> draw(const std::vector<Input>& inputs, u
   std::vector<std::vector<double>> values;
   for (const Input& input : inputs) {
     int64_t n = 1;
-    for (const int64_t size : input.shape) n *= size;
+    for (const int64_t size : input.shape) {
+      n *= size;
+    }
     std::uniform_real_distribution<double> uniform(input.lo, input.hi);
     auto& v = values.emplace_back(static_cast<size_t>(n));
     // Rounded to float, so that both precisions see the same numbers.
-    for (double& x : v) x = static_cast<float>(uniform(random));
+    for (double& x : v) {
+      x = static_cast<float>(uniform(random));
+    }
   }
   return values;
 }
@@ -66,12 +70,16 @@ inline std::vector<double> to_doubles(const Tensor& t, const void* base) {
   out.reserve(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
     int64_t offset = 0;
-    for (size_t a = 0; a < static_cast<size_t>(t.rank); ++a) offset += index[a] * t.stride[a];
+    for (size_t a = 0; a < static_cast<size_t>(t.rank); ++a) {
+      offset += index[a] * t.stride[a];
+    }
     out.push_back(t.dtype == Dtype::kF64 ? static_cast<const double*>(base)[offset]
                                          : static_cast<const float*>(base)[offset]);
     for (int a = t.rank; a-- > 0;) {
       const auto axis = static_cast<size_t>(a);
-      if (++index[axis] < t.shape[axis]) break;
+      if (++index[axis] < t.shape[axis]) {
+        break;
+      }
       index[axis] = 0;
     }
   }
@@ -115,7 +123,9 @@ inline double relative_error(const std::vector<double>& a, const std::vector<dou
   EXPECT_EQ(a.size(), b.size());
   double worst = 0.0;
   double scale = floor;
-  for (const double x : b) scale = std::max(scale, std::abs(x));
+  for (const double x : b) {
+    scale = std::max(scale, std::abs(x));
+  }
   for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
     const double error = std::abs(a[i] - b[i]);
     worst = std::isfinite(error) ? std::max(worst, error) : INFINITY;
@@ -130,7 +140,9 @@ inline double element_error(const std::vector<double>& a, const std::vector<doub
                             double relative, double floor) {
   EXPECT_EQ(a.size(), b.size());
   double scale = 1e-6;
-  for (const double x : b) scale = std::max(scale, std::abs(x));
+  for (const double x : b) {
+    scale = std::max(scale, std::abs(x));
+  }
   double worst = 0.0;
   for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
     const double error = std::abs(a[i] - b[i]) / (relative * std::abs(b[i]) + floor * scale);
@@ -153,11 +165,15 @@ inline void expect_gradients_match_differences(const Operation& operation,
   const auto loss = [&] {
     const Run run = run_operation<double>(operation, inputs, values, true, false);
     double sum = 0.0;
-    for (size_t i = 0; i < run.output.size(); ++i) sum += loss_weight(i) * run.output[i];
+    for (size_t i = 0; i < run.output.size(); ++i) {
+      sum += loss_weight(i) * run.output[i];
+    }
     return sum;
   };
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!inputs[i].differentiable) continue;
+    if (!inputs[i].differentiable) {
+      continue;
+    }
     std::vector<double> analytic;
     std::vector<double> numeric;
     const size_t n = values[i].size();
@@ -201,7 +217,9 @@ inline void expect_kernels_match_reference(const Operation& operation,
   const Run exact = run_operation<double>(operation, inputs, values, true, any);
   const auto compare = [&](const std::string& name, bool reference) {
     for (const bool with_grad : {false, true}) {
-      if (with_grad && !any) continue;
+      if (with_grad && !any) {
+        continue;
+      }
       const Run run = run_operation<float>(operation, inputs, values, reference, with_grad);
       EXPECT_LE(relative_error(run.output, exact.output), forward_tolerance) << name;
       EXPECT_LE(element_error(run.output, exact.output, kElementTolerance, kElementFloor), 1.0)

@@ -20,8 +20,8 @@ struct CacheConfig {
   int64_t max_tokens = 0;
   /// Most tokens of one sequence in a call: a windowed layer keeps its window and these.
   int64_t piece_tokens = 256;
-  /// Type of keys and values, f32 or bf16.
-  Dtype values = Dtype::kF32;
+  /// Type of keys and values, bf16 or f32. What is compared number by number takes f32.
+  Dtype values = Dtype::kBF16;
 };
 
 /// "bf16" or "f32", as --cache takes it; Error otherwise.

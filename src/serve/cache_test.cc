@@ -34,7 +34,8 @@ ModelSpec spec() {
   return spec;
 }
 
-constexpr CacheConfig kConfig{.max_sequences = 3, .page_size = 8, .piece_tokens = 16};
+constexpr CacheConfig kConfig{
+    .max_sequences = 3, .page_size = 8, .piece_tokens = 16, .values = Dtype::kF32};
 
 bool all_nan(const Tensor& t, int64_t row) {
   const int64_t n = t.numel() / t.dim(0);

@@ -228,7 +228,7 @@ TEST(Engine, CancellingFreesEverything) {
 
 TEST(Engine, ShortMemoryQueuesAndImpossibleRequestsAreErrors) {
   const LoadedModel loaded = mixed_model();
-  const CachePlan plan(*loaded.model, {.piece_tokens = 64});
+  const CachePlan plan(*loaded.model, {.piece_tokens = 64, .values = Dtype::kF32});
   const EngineConfig small{
       .max_sequences = 8, .memory_bytes = 2 * plan.sequence_bytes(160), .prefill_chunk = 64};
   Engine engine(*loaded.model, small);

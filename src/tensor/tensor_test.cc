@@ -48,7 +48,9 @@ TEST(ParallelFor, CoversTheRangeOnceWithAnyNumberOfThreads) {
     for (int repeat = 0; repeat < 200; ++repeat) {
       std::vector<int> hits(1000, 0);
       parallel_for(1000, 7, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) ++hits[static_cast<size_t>(i)];
+        for (int64_t i = begin; i < end; ++i) {
+          ++hits[static_cast<size_t>(i)];
+        }
       });
       EXPECT_EQ(hits, std::vector<int>(1000, 1));
     }

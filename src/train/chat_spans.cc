@@ -209,7 +209,7 @@ class ChatRenderer {
     std::vector<size_t> messages;
     size_t odd = 0;
     for (const size_t i : out.messages) {
-      Json so_far(chat_.messages.begin(), chat_.messages.begin() + static_cast<std::ptrdiff_t>(i));
+      Json so_far(chat_.messages.begin(), chat_.messages.begin() + static_cast<ptrdiff_t>(i));
       const std::string before = render(so_far, true);
       so_far.push_back(chat_.messages[i]);
       const std::string after = render(so_far, false);

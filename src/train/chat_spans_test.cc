@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "base/testing.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -131,7 +132,7 @@ TEST(ChatSpans, AreWhatTheBeginningsSay) {
     const RenderedChat chat = render_chat(tokenizer, {messages, "", ""});
     ASSERT_EQ(chat.turns.size(), messages.size() / 2);
     for (size_t i = 0; i < chat.turns.size(); ++i) {
-      Json before(messages.begin(), messages.begin() + static_cast<std::ptrdiff_t>(2 * i + 1));
+      Json before(messages.begin(), messages.begin() + static_cast<ptrdiff_t>(2 * i + 1));
       EXPECT_EQ(chat.turns[i].begin, tokenizer.apply_chat_template(before.dump(), {}, true).size());
       before.push_back(messages[2 * i + 1]);
       EXPECT_EQ(chat.turns[i].end, tokenizer.apply_chat_template(before.dump(), {}, false).size());
@@ -152,14 +153,12 @@ TEST(ChatSpans, LongConversationsAreRenderedAsAWhole) {
 }
 
 TEST(ChatSpans, TurnsThatAreNotWrittenAreAnError) {
-  try {
+  const std::string message = testing::error_of([&] {
     render_chat(byte_tokenizer("{% for m in messages %}{% if m.role == 'user' or loop.last %}"
                                "{{ m.content }}{% endif %}{% endfor %}"),
                 {turns({{"user", "q"}, {"assistant", "4"}, {"user", "r"}}), "", ""});
-    ADD_FAILURE();
-  } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("writes turn 2 differently"));
-  }
+  });
+  EXPECT_THAT(message, HasSubstr("writes turn 2 differently"));
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/testing.h"
 #include "base/toml.h"
 #include "ops/loss/loss.h"
 #include "train/testing.h"
@@ -74,8 +75,12 @@ TEST(Packer, CountsWhatItCutsAndDrops) {
   const auto source = ladder(7);  // 2 to 8 tokens, 1 to 7 rows
   Packer cut(*source, 5, 5, LongDocuments::kCut);
   Packer dropped(*source, 5, 5, LongDocuments::kDrop);
-  while (cut.position().next_sample < 7) cut.next();
-  while (dropped.position().next_sample < 7) dropped.next();
+  while (cut.position().next_sample < 7) {
+    cut.next();
+  }
+  while (dropped.position().next_sample < 7) {
+    dropped.next();
+  }
   EXPECT_GE(cut.position().cut, 1);
   EXPECT_EQ(cut.position().dropped, 0);
   EXPECT_EQ(dropped.position().cut, 0);
@@ -139,16 +144,6 @@ TEST(Packing, EqualsDocumentsApart) {
   EXPECT_NEAR(loss_of(packed), apart, 1e-4);
 }
 
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(PlanTable, ReadsTypedValuesAndRefusesTheRest) {
   const PlanTable plan = PlanTable::parse(
       "steps = 3\nrate = 1\nname = \"x\"\nlayers = [1, 2]\n[loss]\ntemperature = 2.0\n"
@@ -162,17 +157,18 @@ TEST(PlanTable, ReadsTypedValuesAndRefusesTheRest) {
   ASSERT_EQ(plan.tables("stage").size(), 2U);
   EXPECT_EQ(plan.tables("stage")[1].get_int("k"), 2);
   EXPECT_EQ(plan.tables("stage")[0].get_int("k"), 1);
-  EXPECT_THAT(error_of([&] { plan.get_int("name"); }), HasSubstr("p.toml:3"));
-  EXPECT_THAT(error_of([&] { plan.get_int("none"); }), HasSubstr("none is missing"));
+  EXPECT_THAT(testing::message_of([&] { plan.get_int("name"); }), HasSubstr("p.toml:3"));
+  EXPECT_THAT(testing::message_of([&] { plan.get_int("none"); }), HasSubstr("none is missing"));
   EXPECT_EQ(plan.get_string("name"), "x");
-  EXPECT_EQ(error_of([&] { plan.expect_all_used(); }), "no error");
-  EXPECT_THAT(error_of([&] { PlanTable::parse("a = ", "q.toml"); }), HasSubstr("q.toml:1"));
+  EXPECT_EQ(testing::message_of([&] { plan.expect_all_used(); }), "no error");
+  EXPECT_THAT(testing::message_of([&] { PlanTable::parse("a = ", "q.toml"); }),
+              HasSubstr("q.toml:1"));
 }
 
 TEST(PlanTable, SuggestsTheKeyThatWasMeant) {
   const PlanTable plan = PlanTable::parse("[loss]\ntemperatur = 2.0\n", "p.toml");
   EXPECT_EQ(plan.table("loss").get_real("temperature", 1.0), 1.0);
-  const std::string error = error_of([&] { plan.expect_all_used(); });
+  const std::string error = testing::message_of([&] { plan.expect_all_used(); });
   EXPECT_THAT(error, HasSubstr("p.toml:2"));
   EXPECT_THAT(error, HasSubstr("did you mean 'temperature'"));
 }

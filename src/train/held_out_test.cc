@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include "base/error.h"
+#include "base/testing.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -130,12 +131,9 @@ TEST(HeldOutErrors, NameWhatIsWrong) {
               {4, 1, "got 4 of 1"},
               {4, 20, "no document with anything to learn"}};
   for (const auto& row : rows) {
-    try {
-      const HeldOut held_out(*long_documents(4), row.documents, row.max_tokens);
-      ADD_FAILURE() << row.expected << " was let through";
-    } catch (const Error& error) {
-      EXPECT_THAT(error.what(), HasSubstr(row.expected));
-    }
+    const std::string message = testing::error_of(
+        [&] { const HeldOut held_out(*long_documents(4), row.documents, row.max_tokens); });
+    EXPECT_THAT(message, HasSubstr(row.expected));
   }
 }
 

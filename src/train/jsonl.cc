@@ -30,8 +30,8 @@ class JsonlSource : public DocumentSource {
   }
   int64_t size() const override { return static_cast<int64_t>(starts_.size()) - 1; }
   Document document(uint64_t index) const override {
-    const auto begin = static_cast<std::ptrdiff_t>(starts_[index]);
-    const auto end = static_cast<std::ptrdiff_t>(starts_[index + 1]);
+    const auto begin = static_cast<ptrdiff_t>(starts_[index]);
+    const auto end = static_cast<ptrdiff_t>(starts_[index + 1]);
     return {{tokens_.begin() + begin, tokens_.begin() + end},
             {learn_.begin() + begin, learn_.begin() + end}};
   }

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "train/dataset.h"
 #include "train/held_out.h"
 #include "train/testing.h"
@@ -207,13 +208,9 @@ TEST(HeldOutCut, SaysThatDocumentsWereCutBeforeTheirAnswer) {
   EXPECT_THAT(::testing::internal::GetCapturedStderr(),
               HasSubstr("2 of 3 documents end before anything to learn when cut at 16 tokens"));
   EXPECT_EQ(some.documents(), 1);
-  try {
-    const HeldOut none(*source, 3, 4);
-    ADD_FAILURE();
-  } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("cut at 4 tokens"));
-    EXPECT_THAT(error.what(), HasSubstr("the nearest one begins at token 6"));
-  }
+  const std::string message = testing::error_of([&] { const HeldOut none(*source, 3, 4); });
+  EXPECT_THAT(message, HasSubstr("cut at 4 tokens"));
+  EXPECT_THAT(message, HasSubstr("the nearest one begins at token 6"));
 }
 
 TEST(PackerCut, SaysThatDocumentsWereCutBeforeTheirAnswer) {
@@ -226,13 +223,9 @@ TEST(PackerCut, SaysThatDocumentsWereCutBeforeTheirAnswer) {
       },
       "long prompts", 3);
   Packer packer(*source, 1, 8, LongDocuments::kCut);
-  try {
-    packer.next();
-    ADD_FAILURE();
-  } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("cut before anything to learn"));
-    EXPECT_THAT(error.what(), HasSubstr("sequence_length"));
-  }
+  const std::string message = testing::error_of([&] { packer.next(); });
+  EXPECT_THAT(message, HasSubstr("cut before anything to learn"));
+  EXPECT_THAT(message, HasSubstr("sequence_length"));
   EXPECT_LE(packer.position().dropped, 3);
 }
 

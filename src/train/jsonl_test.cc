@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "train/dataset.h"
 #include "train/testing.h"
 
@@ -20,7 +21,9 @@ std::string marked(const Tokenizer& tokenizer, const Document& document) {
   bool inside = false;
   for (size_t t = 0; t < document.tokens.size(); ++t) {
     const bool learned = document.learn[t] != 0;
-    if (learned != inside) text += learned ? "[" : "]";
+    if (learned != inside) {
+      text += learned ? "[" : "]";
+    }
     inside = learned;
     text += tokenizer.decode(std::span(&document.tokens[t], 1), false);
   }
@@ -103,12 +106,7 @@ TEST(Jsonl, FingerprintNamesContentTokenizerAndWhatIsLearned) {
 }
 
 std::string error_of(const std::string& path, const Tokenizer& tokenizer) {
-  try {
-    load_jsonl(path, tokenizer);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return testing::message_of([&] { load_jsonl(path, tokenizer); });
 }
 
 TEST(JsonlErrors, NameTheFileTheLineAndWhatIsWrong) {

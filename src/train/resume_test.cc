@@ -12,6 +12,7 @@
 #include "base/signals.h"
 #include "base/test_child.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "files/checksums.h"
 #include "train/checkpoint.h"
 #include "train/run_record.h"
@@ -91,12 +92,7 @@ TEST(Resume, PassesOverADamagedCheckpoint) {
 }
 
 std::string error_of(const TrainConfig& config, uint64_t data_seed = 7) {
-  try {
-    run_to_end(config, data_seed);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return testing::message_of([&] { run_to_end(config, data_seed); });
 }
 
 TEST(Resume, RefusesAnotherRun) {

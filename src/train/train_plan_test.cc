@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/testing.h"
 
 namespace cambium {
 namespace {
@@ -16,12 +17,7 @@ TrainConfig read(const std::string& text, const TrainConfig& defaults = {}) {
 }
 
 std::string error_of(const std::string& text) {
-  try {
-    read(text);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return testing::message_of([&] { read(text); });
 }
 
 TEST(TrainPlan, ReadsEveryKindOfKey) {

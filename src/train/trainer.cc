@@ -26,6 +26,11 @@ ForwardOptions with_taps(std::span<MixerTap> taps) {
   return options;
 }
 
+template <class T>
+bool contains(const std::vector<T>& values, const T& value) {
+  return std::find(values.begin(), values.end(), value) != values.end();
+}
+
 }  // namespace
 
 void TrainConfig::scale_length(double factor) {
@@ -55,9 +60,13 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
   config_.steps = config_.least_steps();
   packer_.emplace(data, config_.seed, config_.sequence_length, config_.long_documents);
   packer_->seek({.next_sample = config_.first_sample});
-  weights_.set_trainable(student_, [this](const std::string& name, const Parameter& p) {
-    return is_trained(name, p);
-  });
+  weights_.set_trainable(
+      student_, [this, units = trained_units()](const std::string& name, const Parameter& p) {
+        return config_.optimizer.group(p.group).rate_scale != 0.0 &&
+               std::any_of(units.begin(), units.end(),
+                           [&](const std::string& unit) { return name.starts_with(unit); }) &&
+               (config_.trainable == nullptr || config_.trainable(name, p));
+      });
   optimizer_ = std::make_unique<Optimizer>(student_, config_.optimizer);
   if (!config_.folder.empty()) {
     if (config_.run_folder == nullptr) {
@@ -91,8 +100,8 @@ void Trainer::check_config() const {
   }
   expect(config_.trained != Trained::kConverted || !config_.converted.empty() ||
              (teacher_ != nullptr && teacher_->layer_count() == student_.layer_count()),
-         "training the converted mixers needs a teacher of as many layers, or the list of the "
-         "layers, to tell which they are");
+         "training the converted mixers needs a teacher of as many layers, or the list of "
+         "their names, to tell which they are");
   for (const int64_t layer : config_.align.layers) {
     expect(layer >= 0 && layer < student_.layer_count(),
            "layer {} to align does not exist; the model has layers 0 to {}", layer,
@@ -107,40 +116,36 @@ void Trainer::check_config() const {
   }
 }
 
-bool Trainer::align_layer(int64_t layer) const {
-  const auto& layers = config_.align.layers;
-  return std::find(layers.begin(), layers.end(), layer) != layers.end();
-}
-
-bool Trainer::converted_layer(int64_t layer) const {
-  if (!config_.converted.empty()) {
-    return std::find(config_.converted.begin(), config_.converted.end(), layer) !=
-           config_.converted.end();
-  }
-  const auto at = static_cast<size_t>(layer);
-  return student_.spec().layers[at].mixers() != teacher_->spec().layers[at].mixers();
-}
-
 bool Trainer::finished() const {
   return config_.tokens > 0 ? summary_.tokens >= config_.tokens : next_step_ >= config_.steps;
 }
 
-bool Trainer::is_trained(const std::string& name, const Parameter& p) const {
-  if (config_.optimizer.group(p.group).rate_scale == 0.0) {
-    return false;
+/// What the names of trained parameters may begin with.
+std::vector<std::string> Trainer::trained_units() const {
+  const bool aligns = config_.objective == Objective::kAlign;
+  if (!aligns && config_.trained == Trained::kEverything) {
+    return {""};
   }
-  if (config_.objective == Objective::kAlign || config_.trained != Trained::kEverything) {
-    const std::vector<std::string> parts = split(name, '.');
-    if (parts.size() < 4 || parts[0] != "layers" || parts[2] != "mixer") {
-      return false;
+  std::vector<std::string> converted = config_.converted;
+  if (config_.trained == Trained::kConverted && converted.empty()) {
+    converted = converted_mixers(student_.spec(), teacher_->spec());
+  }
+  std::vector<std::string> units;
+  for (int64_t i = 0; i < student_.layer_count(); ++i) {
+    const LayerSpec& layer = student_.spec().layers[static_cast<size_t>(i)];
+    std::vector<UnitSpec> mixers = layer.mixers();
+    if (aligns) {  // the output of the first alone is compared
+      const bool chosen = contains(config_.align.layers, i);
+      mixers.resize(chosen ? std::min<size_t>(mixers.size(), 1) : 0);
     }
-    const int64_t layer = std::stoll(parts[1]);
-    if ((config_.objective == Objective::kAlign && !align_layer(layer)) ||
-        (config_.trained == Trained::kConverted && !converted_layer(layer))) {
-      return false;
+    for (const UnitSpec& mixer : mixers) {
+      const std::string prefix = unit_prefix(i, mixer);
+      if (config_.trained != Trained::kConverted || contains(converted, prefix)) {
+        units.push_back(prefix);
+      }
     }
   }
-  return config_.trainable == nullptr || config_.trainable(name, p);
+  return units;
 }
 
 double Trainer::rate() const {

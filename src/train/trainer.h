@@ -67,7 +67,9 @@ struct TrainConfig {
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
   Trained trained = Trained::kEverything;
-  std::vector<int64_t> converted;  // layers; for Trained::kConverted without a teacher
+  /// For Trained::kConverted without a teacher: what the names of the mixers' parameters begin with
+  /// (converted_mixers() of model/spec.h).
+  std::vector<std::string> converted;
   /// Further restricts what is trained; null = all. Groups with rate scale 0 are never trained, and
   /// kAlign trains the mixers of its layers only.
   TrainablePredicate trainable;
@@ -143,9 +145,7 @@ class Trainer {
   struct Sums;
   void check_config() const;
   double rate() const;
-  bool is_trained(const std::string& name, const Parameter& p) const;
-  bool align_layer(int64_t layer) const;
-  bool converted_layer(int64_t layer) const;
+  std::vector<std::string> trained_units() const;
   void end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
                   Sums& sums);
   void align_mixers(const PackedSequence& sequence, double scale, Sums& sums);

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -21,16 +22,6 @@ class TrainerTest : public ::testing::Test {
   void SetUp() override { Progress::silence(true); }
   void TearDown() override { Progress::silence(false); }
 };
-
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST_F(TrainerTest, LearnsToCopy) {
   LoadedModel model = fresh_model(tiny_attention(2), 1);
@@ -161,6 +152,56 @@ TEST_F(TrainerTest, AlignsSingleMixers) {
   });
 }
 
+// Layers of two mixers side by side, named as their family names them; the student has another SSM
+// in layer 1, and an attention of its own in layer 2.
+TEST_F(TrainerTest, FindsMixersByTheSpecWhateverTheirNames) {
+  UnitSpec attention = testing::attention_mixer();
+  attention.name = "self_attn";
+  UnitSpec ssm = {
+      "mamba",
+      {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}},
+      1.0F,
+      "ssm"};
+  ModelSpec spec = testing::tiny_spec({ssm, ssm, ssm});
+  for (LayerSpec& layer : spec.layers) {
+    layer.branches[0].units.push_back(attention);
+  }
+  LoadedModel teacher = fresh_model(spec, 1);
+  spec.layers[1].branches[0].units[0].options.set("state", int64_t{8});
+  spec.layers[2].branches[0].units[1].options.set("kv_heads", int64_t{2});
+  const std::vector<std::string> all = {"layers.0.ssm.", "layers.0.self_attn.",
+                                        "layers.1.ssm.", "layers.1.self_attn.",
+                                        "layers.2.ssm.", "layers.2.self_attn."};
+  const std::vector<std::string> converted = {all[2], all[5]};
+  const auto data = copy_task();
+  const auto expect_trained = [&](const TrainConfig& config, Model* from,
+                                  const std::vector<std::string>& wanted, const char* what) {
+    LoadedModel student = fresh_model(spec, 2);
+    Trainer trainer(*student.model, student.weights, config, *data, from);
+    trainer.step();
+    student.model->visit([&](const std::string& name, Parameter& p) {
+      const bool chosen = std::any_of(wanted.begin(), wanted.end(), [&](const std::string& unit) {
+        return name.starts_with(unit);
+      });
+      EXPECT_EQ(p.tensor.has_grad(), chosen) << what << ": " << name;
+    });
+  };
+  TrainConfig config = tiny_config(1);
+  config.trained = Trained::kMixers;
+  expect_trained(config, nullptr, all, "mixers");
+  config.trained = Trained::kConverted;
+  expect_trained(config, teacher.model.get(), converted, "converted");
+  config.converted = converted_mixers(spec, teacher.model->spec());
+  EXPECT_EQ(config.converted, converted);
+  expect_trained(config, nullptr, converted, "converted, as listed");
+  config = tiny_config(1);
+  config.objective = Objective::kAlign;
+  config.align.layers = {0, 1, 2};
+  expect_trained(config, teacher.model.get(), {all[0], all[2], all[4]}, "aligned");
+  config.trained = Trained::kConverted;
+  expect_trained(config, teacher.model.get(), {all[2]}, "aligned and converted");
+}
+
 TEST_F(TrainerTest, NamesStepLayerAndLastCheckpointOfNumbersThatAreNotFinite) {
   const auto data = copy_task();
   struct Case {
@@ -184,7 +225,7 @@ TEST_F(TrainerTest, NamesStepLayerAndLastCheckpointOfNumbersThatAreNotFinite) {
         std::fill_n(p.tensor.ptr<float>(), p.numel(), c.value);
       }
     });
-    const std::string error = error_of([&] { trainer.step(); });
+    const std::string error = testing::message_of([&] { trainer.step(); });
     EXPECT_THAT(error, HasSubstr("step 2"));
     EXPECT_THAT(error, HasSubstr(c.expected));
     EXPECT_THAT(error, HasSubstr("checkpoints/step-000002"));
@@ -197,7 +238,7 @@ TEST_F(TrainerTest, StopsWhenTheLossDiverges) {
   TrainConfig config = tiny_config(60);
   config.divergence = {.factor = 0.01, .window = 10, .patience = 3};
   Trainer trainer(*model.model, model.weights, config, *data);
-  EXPECT_THAT(error_of([&] { trainer.run(); }), HasSubstr("running median"));
+  EXPECT_THAT(testing::message_of([&] { trainer.run(); }), HasSubstr("running median"));
   EXPECT_EQ(trainer.next_step(), 12);
 }
 
@@ -226,7 +267,7 @@ TEST_F(TrainerTest, RefusesImpossibleSettings) {
            {"learning rate", [](TrainConfig& x) { x.schedule.peak = 0.0; }, false}}) {
     TrainConfig config = tiny_config(5);
     c.change(config);
-    EXPECT_THAT(error_of([&] {
+    EXPECT_THAT(testing::message_of([&] {
                   Trainer(*model.model, model.weights, config, *data,
                           c.with_teacher ? teacher.model.get() : nullptr);
                 }),

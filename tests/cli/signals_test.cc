@@ -15,9 +15,12 @@ namespace {
 using testing::HasSubstr;
 
 /// The command, sent the signal after so many seconds: long after its start, long before its end.
+/// In the foreground timeout sends it to the command alone; else to its process group too, and the
+/// command may get it twice.
 Outcome stopped(const std::string& arguments, const std::string& signal, double seconds = 1.5) {
-  return cambium(arguments, "/dev/null",
-                 "timeout --preserve-status -s " + signal + " " + std::to_string(seconds));
+  return cambium(
+      arguments, "/dev/null",
+      "timeout --foreground --preserve-status -s " + signal + " " + std::to_string(seconds));
 }
 
 TEST(Signals, EndCommandsWithAMessageAndNothingHalfWritten) {

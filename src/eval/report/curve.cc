@@ -16,8 +16,8 @@ std::vector<double> thin(const std::vector<double>& values, size_t most = 120) {
   const size_t width = std::max<size_t>(1, (values.size() + most - 1) / most);
   std::vector<double> means;
   for (size_t i = 0; i + width <= values.size(); i += width) {
-    means.push_back(std::accumulate(values.begin() + static_cast<std::ptrdiff_t>(i),
-                                    values.begin() + static_cast<std::ptrdiff_t>(i + width), 0.0) /
+    means.push_back(std::accumulate(values.begin() + static_cast<ptrdiff_t>(i),
+                                    values.begin() + static_cast<ptrdiff_t>(i + width), 0.0) /
                     static_cast<double>(width));
   }
   return means;

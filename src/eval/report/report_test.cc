@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "eval/report/curve.h"
 #include "eval/report/summary.h"
 #include "eval/report/svg.h"
@@ -61,12 +62,8 @@ TEST(Summary, AnotherFileIsNamed) {
   const TestFolder folder;
   const std::string path = folder.path() + "/summary.json";
   write_file_atomically(path, "{\"models\": 3}");
-  try {
-    read_summary(path);
-    FAIL();
-  } catch (const Error& e) {
-    EXPECT_NE(std::string(e.what()).find(path), std::string::npos);
-  }
+  const std::string message = testing::error_of([&] { read_summary(path); });
+  EXPECT_NE(message.find(path), std::string::npos);
 }
 
 // Every value of a summary replaced by others: named, or drawn.

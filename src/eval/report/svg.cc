@@ -148,9 +148,15 @@ std::vector<double> ticks(double low, double high, int count) {
 
 std::string number(double value) {
   const double size = std::abs(value);
-  if (size >= 1e9) return fmt::format("{:.3g}B", value / 1e9);
-  if (size >= 1e6) return fmt::format("{:.3g}M", value / 1e6);
-  if (size >= 1e4) return fmt::format("{:.3g}k", value / 1e3);
+  if (size >= 1e9) {
+    return fmt::format("{:.3g}B", value / 1e9);
+  }
+  if (size >= 1e6) {
+    return fmt::format("{:.3g}M", value / 1e6);
+  }
+  if (size >= 1e4) {
+    return fmt::format("{:.3g}k", value / 1e3);
+  }
   return size >= 1e3 ? fmt::format("{:.0f}", value) : fmt::format("{:.3g}", value);
 }
 
@@ -158,8 +164,12 @@ std::string scatter(const std::vector<Point>& points, const Axis& x, const Axis&
   Range rx;
   Range ry;
   for (const Point& p : points) {
-    for (const double v : {p.x, p.x_low, p.x_high}) rx.add(v);
-    for (const double v : {p.y, p.y_low, p.y_high}) ry.add(v);
+    for (const double v : {p.x, p.x_low, p.x_high}) {
+      rx.add(v);
+    }
+    for (const double v : {p.y, p.y_low, p.y_high}) {
+      ry.add(v);
+    }
   }
   const Scale sx = horizontal(rx, x);
   const Scale sy = vertical(ry, y);
@@ -210,8 +220,12 @@ std::string lines(const std::vector<Series>& series, const Axis& x, const Axis& 
   Range rx;
   Range ry;
   for (const Series& one : series) {
-    for (const double v : one.x) rx.add(v);
-    for (const double v : one.y) ry.add(v);
+    for (const double v : one.x) {
+      rx.add(v);
+    }
+    for (const double v : one.y) {
+      ry.add(v);
+    }
   }
   const Scale sx = horizontal(rx, x);
   const Scale sy = vertical(ry, y);
@@ -242,7 +256,9 @@ std::string bars(const std::vector<double>& values, const std::vector<bool>& mar
                  const Axis& y) {
   Range ry;
   ry.add(0.0);
-  for (const double v : values) ry.add(v);
+  for (const double v : values) {
+    ry.add(v);
+  }
   const Scale sy = vertical(ry, y);
   const auto n = static_cast<double>(std::max<size_t>(values.size(), 1));
   const double step = (kWidth - kRight - kLeft) / n;

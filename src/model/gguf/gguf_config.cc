@@ -17,7 +17,7 @@ namespace {
 constexpr double kTolerance = 1e-3;
 
 /// Rotations per token of frequency i.
-double turns(double theta, std::int64_t i, std::int64_t count) {
+double turns(double theta, int64_t i, int64_t count) {
   return std::pow(theta, -static_cast<double>(i) / static_cast<double>(count)) /
          (2 * std::numbers::pi);
 }
@@ -33,9 +33,9 @@ double shortest(double value) {
 }
 
 bool gives(const Llama3Rope& parameters, std::span<const float> divisors, double theta) {
-  const auto count = static_cast<std::int64_t>(divisors.size());
-  for (std::int64_t i = 0; i < count; ++i) {
-    const double wanted = divisors[static_cast<std::size_t>(i)];
+  const auto count = static_cast<int64_t>(divisors.size());
+  for (int64_t i = 0; i < count; ++i) {
+    const double wanted = divisors[static_cast<size_t>(i)];
     if (!(std::abs(llama3_divisor(parameters, theta, i, count) - wanted) <= kTolerance * wanted)) {
       return false;
     }
@@ -50,13 +50,13 @@ Json llama3_json(const Llama3Rope& rope) {
           {"factor", rope.factor},
           {"low_freq_factor", rope.low_freq_factor},
           {"high_freq_factor", rope.high_freq_factor},
-          {"original_max_position_embeddings", static_cast<std::int64_t>(rope.original_length)}};
+          {"original_max_position_embeddings", static_cast<int64_t>(rope.original_length)}};
 }
 
-std::vector<float> rope_tensor(const Gguf& gguf, const GgufTensor& tensor, std::int64_t count) {
-  expect(tensor.type == GgufType::kF32 && tensor.shape == std::vector<std::int64_t>{count},
+std::vector<float> rope_tensor(const Gguf& gguf, const GgufTensor& tensor, int64_t count) {
+  expect(tensor.type == GgufType::kF32 && tensor.shape == std::vector<int64_t>{count},
          "{}: expected {} to be F32 ({}), half of a head", gguf.path(), tensor.name, count);
-  std::vector<float> values(static_cast<std::size_t>(count));
+  std::vector<float> values(static_cast<size_t>(count));
   dequantise_rows(tensor, 0, 1, values);
   for (const float value : values) {
     expect(std::isfinite(value) && value > 0, "{}: {}: {} is no divisor of a frequency",
@@ -69,7 +69,7 @@ std::vector<float> rope_tensor(const Gguf& gguf, const GgufTensor& tensor, std::
 Json read_rope_scaling(const Gguf& gguf, const GgufLlamaConfig& config) {
   const auto key = [&](const char* name) { return config.architecture + ".rope." + name; };
   const std::string kind = gguf.text(key("scaling.type")).value_or("none");
-  const std::int64_t count = config.head_dim / 2;
+  const int64_t count = config.head_dim / 2;
   const auto positive = [&](const std::string& name) {
     const std::optional<double> value = gguf.number(name);
     expect(!value || *value > 0, "{}: '{}' is {}, expected more than 0", gguf.path(), name,
@@ -196,11 +196,14 @@ constexpr Architecture kArchitectures[] = {{"llama", "llama", true},
 
 }  // namespace
 
-double llama3_divisor(const Llama3Rope& parameters, double theta, std::int64_t i,
-                      std::int64_t count) {
+double llama3_divisor(const Llama3Rope& parameters, double theta, int64_t i, int64_t count) {
   const double cycles = parameters.original_length * turns(theta, i, count);
-  if (cycles < parameters.low_freq_factor) return parameters.factor;
-  if (cycles > parameters.high_freq_factor) return 1;
+  if (cycles < parameters.low_freq_factor) {
+    return parameters.factor;
+  }
+  if (cycles > parameters.high_freq_factor) {
+    return 1;
+  }
   const double smooth = (cycles - parameters.low_freq_factor) /
                         (parameters.high_freq_factor - parameters.low_freq_factor);
   return 1 / ((1 - smooth) / parameters.factor + smooth);
@@ -218,14 +221,18 @@ std::optional<Llama3Rope> recover_llama3_rope(std::span<const float> divisors, d
   const auto close = [](double a, double b) { return std::abs(a - b) <= kTolerance * b; };
   Llama3Rope parameters;
   parameters.factor = divisors.empty() ? 1 : *std::max_element(divisors.begin(), divisors.end());
-  if (close(parameters.factor, 1)) return std::nullopt;
+  if (close(parameters.factor, 1)) {
+    return std::nullopt;
+  }
   parameters.factor = rounded_if_near(parameters.factor);
 
   double n = 0, sum_f = 0, sum_s = 0, sum_ff = 0, sum_fs = 0;
-  const auto count = static_cast<std::int64_t>(divisors.size());
-  for (std::int64_t i = 0; i < count; ++i) {
-    const double divisor = divisors[static_cast<std::size_t>(i)];
-    if (close(divisor, 1) || close(divisor, parameters.factor)) continue;
+  const auto count = static_cast<int64_t>(divisors.size());
+  for (int64_t i = 0; i < count; ++i) {
+    const double divisor = divisors[static_cast<size_t>(i)];
+    if (close(divisor, 1) || close(divisor, parameters.factor)) {
+      continue;
+    }
     const double f = turns(theta, i, count);
     const double s = (1 / divisor - 1 / parameters.factor) / (1 - 1 / parameters.factor);
     n += 1;
@@ -261,10 +268,10 @@ GgufLlamaConfig read_llama_config(const Gguf& gguf) {
   const auto named = [&](const char* key) { return architecture + "." + key; };
   const auto size = [&](const char* name) {
     const std::string key = named(name);
-    const std::optional<std::int64_t> value = gguf.integer(key);
+    const std::optional<int64_t> value = gguf.integer(key);
     expect(value.has_value(), "{}: the key '{}' is missing", path, key);
-    expect(*value > 0 && *value <= std::int64_t{1} << 31, "{}: '{}' is {}, which is no size", path,
-           key, *value);
+    expect(*value > 0 && *value <= int64_t{1} << 31, "{}: '{}' is {}, which is no size", path, key,
+           *value);
     return *value;
   };
   GgufLlamaConfig config;
@@ -272,13 +279,13 @@ GgufLlamaConfig read_llama_config(const Gguf& gguf) {
   config.model_type = row->model_type;
   config.neighbouring_pairs = row->neighbouring_pairs;
   config.layers = size("block_count");
-  expect(config.layers <= static_cast<std::int64_t>(gguf.tensors().size()),
+  expect(config.layers <= static_cast<int64_t>(gguf.tensors().size()),
          "{}: '{}' is {}, but there are only {} tensors", path, named("block_count"), config.layers,
          gguf.tensors().size());
   config.hidden = size("embedding_length");
   config.intermediate = size("feed_forward_length");
   config.heads = size("attention.head_count");
-  const auto size_or = [&](const char* key, std::int64_t otherwise) {
+  const auto size_or = [&](const char* key, int64_t otherwise) {
     return gguf.metadata().contains(named(key)) ? size(key) : otherwise;
   };
   config.kv_heads = size_or("attention.head_count_kv", config.heads);

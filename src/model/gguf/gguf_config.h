@@ -22,8 +22,7 @@ struct Llama3Rope {
 };
 
 /// What `parameters` divide frequency i of `count` by, with base `theta`.
-double llama3_divisor(const Llama3Rope& parameters, double theta, std::int64_t i,
-                      std::int64_t count);
+double llama3_divisor(const Llama3Rope& parameters, double theta, int64_t i, int64_t count);
 
 /// The parameters that give `divisors` (one for each frequency), or nothing when they are all 1.
 /// Only the ratios of original_length and the two factors are in the divisors; they are reported
@@ -36,22 +35,22 @@ struct GgufLlamaConfig {
   bool neighbouring_pairs = false;  ///< rotary pairs are stored at 2i and 2i + 1
   bool qkv_bias = false, output_bias = false, mlp_bias = false;
   bool qk_norm = false;
-  std::int64_t layers = 0;
-  std::int64_t hidden = 0;
-  std::int64_t intermediate = 0;
-  std::int64_t heads = 0;
-  std::int64_t kv_heads = 0;
-  std::int64_t head_dim = 0;
-  std::int64_t vocabulary = 0;
-  std::int64_t context = 0;
+  int64_t layers = 0;
+  int64_t hidden = 0;
+  int64_t intermediate = 0;
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t vocabulary = 0;
+  int64_t context = 0;
   double rms_eps = 1e-5;
   double rope_theta = 10000;
   /// rope_scaling of config.json, as JSON; empty = none
   std::string rope_scaling;
-  std::int64_t sliding_window = 0;  ///< 0 = none
-  bool tied = false;                ///< no output.weight: the embedding is the head
-  std::optional<std::int64_t> bos;
-  std::optional<std::int64_t> eos;
+  int64_t sliding_window = 0;  ///< 0 = none
+  bool tied = false;           ///< no output.weight: the embedding is the head
+  std::optional<int64_t> bos;
+  std::optional<int64_t> eos;
 };
 
 /// Error naming file and key when something is missing, inconsistent or not supported.

@@ -17,26 +17,26 @@
 namespace cambium {
 namespace {
 
-constexpr std::int64_t kChunkElements = 1 << 18;
+constexpr int64_t kChunkElements = 1 << 18;
 
 /// A tensor of the model: where it comes from and what it becomes.
 struct Plan {
   std::string from;
   std::string to;
-  std::vector<std::int64_t> shape;
-  std::int64_t rotary_heads = 0;  ///< above 0: rows are rotary pairs of this many heads
+  std::vector<int64_t> shape;
+  int64_t rotary_heads = 0;  ///< above 0: rows are rotary pairs of this many heads
 };
 
 std::vector<Plan> plan_of(const GgufLlamaConfig& c) {
   std::vector<Plan> plan = {
       {"token_embd.weight", "model.embed_tokens.weight", {c.vocabulary, c.hidden}}};
-  const std::int64_t q = c.heads * c.head_dim;
-  const std::int64_t kv = c.kv_heads * c.head_dim;
-  const std::int64_t q_pairs = c.neighbouring_pairs ? c.heads : 0;
-  const std::int64_t k_pairs = c.neighbouring_pairs ? c.kv_heads : 0;
-  for (std::int64_t layer = 0; layer < c.layers; ++layer) {
-    const auto add = [&](const char* from, const char* to, std::vector<std::int64_t> shape,
-                         std::int64_t rotary_heads = 0, const char* what = "weight") {
+  const int64_t q = c.heads * c.head_dim;
+  const int64_t kv = c.kv_heads * c.head_dim;
+  const int64_t q_pairs = c.neighbouring_pairs ? c.heads : 0;
+  const int64_t k_pairs = c.neighbouring_pairs ? c.kv_heads : 0;
+  for (int64_t layer = 0; layer < c.layers; ++layer) {
+    const auto add = [&](const char* from, const char* to, std::vector<int64_t> shape,
+                         int64_t rotary_heads = 0, const char* what = "weight") {
       plan.push_back({fmt::format("blk.{}.{}.{}", layer, from, what),
                       fmt::format("model.layers.{}.{}.{}", layer, to, what), std::move(shape),
                       rotary_heads});
@@ -79,7 +79,9 @@ std::vector<Plan> plan_of(const GgufLlamaConfig& c) {
 std::vector<const GgufTensor*> match(const Gguf& gguf, const std::vector<Plan>& plan,
                                      const std::string& architecture) {
   std::map<std::string_view, const GgufTensor*> left;
-  for (const GgufTensor& tensor : gguf.tensors()) left.emplace(tensor.name, &tensor);
+  for (const GgufTensor& tensor : gguf.tensors()) {
+    left.emplace(tensor.name, &tensor);
+  }
   // These became part of the configuration.
   for (const char* name :
        {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}) {
@@ -102,43 +104,45 @@ std::vector<const GgufTensor*> match(const Gguf& gguf, const std::vector<Plan>& 
 
 /// The file's row that becomes row `row`: the file holds channel i of the first half at 2i and of
 /// the second half at 2i + 1.
-std::int64_t source_row(std::int64_t row, std::int64_t rows, std::int64_t rotary_heads) {
-  if (rotary_heads == 0) return row;
-  const std::int64_t head_dim = rows / rotary_heads;
-  const std::int64_t head = row / head_dim;
-  const std::int64_t channel = row % head_dim;
-  const std::int64_t half = channel / (head_dim / 2);
+int64_t source_row(int64_t row, int64_t rows, int64_t rotary_heads) {
+  if (rotary_heads == 0) {
+    return row;
+  }
+  const int64_t head_dim = rows / rotary_heads;
+  const int64_t head = row / head_dim;
+  const int64_t channel = row % head_dim;
+  const int64_t half = channel / (head_dim / 2);
   return head * head_dim + 2 * (channel % (head_dim / 2)) + half;
 }
 
 /// Streams a tensor: some rows at a time are decoded, narrowed and handed on.
-void put_tensor(const Gguf& gguf, const GgufTensor& tensor, std::int64_t rotary_heads, bool float32,
+void put_tensor(const Gguf& gguf, const GgufTensor& tensor, int64_t rotary_heads, bool float32,
                 const PutBytes& put) {
   // A vector whose elements are rotary pairs (a bias) is so many rows of one element.
   const bool pairs_in_a_row = rotary_heads > 0 && tensor.shape.size() == 1;
-  const std::int64_t rows = pairs_in_a_row ? 1 : tensor.rows();
-  const std::int64_t columns = tensor.columns();
-  const std::int64_t step = std::clamp<std::int64_t>(kChunkElements / columns, 1, rows);
-  std::vector<float> wide(static_cast<std::size_t>(step * columns));
-  std::vector<std::uint16_t> narrow(float32 ? 0 : wide.size());
-  for (std::int64_t first = 0; first < rows; first += step) {
-    const std::int64_t count = std::min(step, rows - first);
-    const auto elements = static_cast<std::size_t>(count * columns);
+  const int64_t rows = pairs_in_a_row ? 1 : tensor.rows();
+  const int64_t columns = tensor.columns();
+  const int64_t step = std::clamp<int64_t>(kChunkElements / columns, 1, rows);
+  std::vector<float> wide(static_cast<size_t>(step * columns));
+  std::vector<uint16_t> narrow(float32 ? 0 : wide.size());
+  for (int64_t first = 0; first < rows; first += step) {
+    const int64_t count = std::min(step, rows - first);
+    const auto elements = static_cast<size_t>(count * columns);
     const std::span<float> values(wide.data(), elements);
     if (rotary_heads == 0) {
       dequantise_rows(tensor, first, count, values);
     } else if (pairs_in_a_row) {
       std::vector<float> stored(elements);
       dequantise_rows(tensor, 0, 1, stored);
-      for (std::int64_t i = 0; i < columns; ++i) {
-        values[static_cast<std::size_t>(i)] =
-            stored[static_cast<std::size_t>(source_row(i, columns, rotary_heads))];
+      for (int64_t i = 0; i < columns; ++i) {
+        values[static_cast<size_t>(i)] =
+            stored[static_cast<size_t>(source_row(i, columns, rotary_heads))];
       }
     } else {
-      for (std::int64_t i = 0; i < count; ++i) {
-        dequantise_rows(tensor, source_row(first + i, rows, rotary_heads), 1,
-                        values.subspan(static_cast<std::size_t>(i * columns),
-                                       static_cast<std::size_t>(columns)));
+      for (int64_t i = 0; i < count; ++i) {
+        dequantise_rows(
+            tensor, source_row(first + i, rows, rotary_heads), 1,
+            values.subspan(static_cast<size_t>(i * columns), static_cast<size_t>(columns)));
       }
     }
     expect(std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); }),
@@ -170,7 +174,7 @@ GgufImportSummary import_gguf(const std::string& gguf_path, const std::string& f
   summary.warnings = std::move(tokenizer.warnings);
   const StoredType dtype = options.float32 ? StoredType::kF32 : StoredType::kBF16;
   std::vector<TensorSource> sources;
-  for (std::size_t i = 0; i < plan.size(); ++i) {
+  for (size_t i = 0; i < plan.size(); ++i) {
     const GgufTensor* tensor = tensors[i];
     summary.parameters += tensor->rows() * tensor->columns();
     sources.push_back(
@@ -178,14 +182,14 @@ GgufImportSummary import_gguf(const std::string& gguf_path, const std::string& f
          [&gguf, tensor, heads = plan[i].rotary_heads, float32 = options.float32](
              const PutBytes& put) { put_tensor(gguf, *tensor, heads, float32, put); }});
   }
-  summary.bytes = static_cast<std::uint64_t>(summary.parameters) * stored_type_size(dtype);
+  summary.bytes = static_cast<uint64_t>(summary.parameters) * stored_type_size(dtype);
 
   AtomicDirectory out(folder, options.replace ? AtomicDirectory::Existing::kReplace
                                               : AtomicDirectory::Existing::kRefuse);
   SafeTensorsOptions save;
   save.max_shard_bytes = options.max_shard_bytes;
   if (options.progress) {
-    save.progress = [&](std::uint64_t done) { options.progress(done, summary.bytes); };
+    save.progress = [&](uint64_t done) { options.progress(done, summary.bytes); };
   }
   const auto at = [&](const char* name) { return out.path() + "/" + name; };
   const FileChecksums checksums =
@@ -195,7 +199,9 @@ GgufImportSummary import_gguf(const std::string& gguf_path, const std::string& f
   write_file_atomically(at("tokenizer.json"), tokenizer.tokenizer_json);
   write_file_atomically(at("tokenizer_config.json"), tokenizer.tokenizer_config_json);
   write_file_atomically(at("generation_config.json"), tokenizer.generation_config_json);
-  if (options.finish) options.finish(out.path());
+  if (options.finish) {
+    options.finish(out.path());
+  }
   write_checksums(out.path(), checksums);
   out.commit();
   return summary;

@@ -27,18 +27,18 @@ namespace cambium {
 struct GgufImportOptions {
   bool float32 = false;  ///< store fp32 instead of bf16
   bool replace = false;  ///< the folder may exist; it gives way when everything is written
-  std::uint64_t max_shard_bytes = std::uint64_t{5} << 30;
+  uint64_t max_shard_bytes = uint64_t{5} << 30;
   /// Called with bytes written and bytes to write.
-  std::function<void(std::uint64_t done, std::uint64_t total)> progress = {};
+  std::function<void(uint64_t done, uint64_t total)> progress = {};
   /// Called with the still temporary folder when its weights and tokenizer are complete: the place
   /// to add the golden prompt (add_golden in weights.h). An exception leaves nothing behind.
   std::function<void(const std::string& folder)> finish = {};
 };
 
 struct GgufImportSummary {
-  std::int64_t layers = 0;
-  std::int64_t parameters = 0;
-  std::uint64_t bytes = 0;            ///< of tensors written
+  int64_t layers = 0;
+  int64_t parameters = 0;
+  uint64_t bytes = 0;                 ///< of tensors written
   std::vector<std::string> notes;     ///< what the user should know, one sentence each
   std::vector<std::string> warnings;  ///< likewise, of what the folder cannot do
 };

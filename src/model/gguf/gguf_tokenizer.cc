@@ -104,7 +104,9 @@ const PreTokenizer& pre_tokenizer(const Gguf& gguf, const std::string& name) {
   std::vector<std::string> known;
   for (const PreTokenizer& row : pre_tokenizers()) {
     for (const char* row_name : row.names) {
-      if (name == row_name) return row;
+      if (name == row_name) {
+        return row;
+      }
       known.emplace_back(row_name);
     }
   }
@@ -117,7 +119,7 @@ constexpr const char* kSomeTools = R"([{"type": "function", "function": {"name":
   "description": "adds", "parameters": {"type": "object", "properties":
   {"a": {"type": "number", "description": "one"}}, "required": ["a"]}}}])";
 
-enum TokenType : std::int64_t {
+enum TokenType : int64_t {
   kNormal = 1,
   kUnknown = 2,
   kControl = 3,
@@ -128,7 +130,7 @@ enum TokenType : std::int64_t {
 
 constexpr const char* kCharsmapKey = "tokenizer.ggml.precompiled_charsmap";
 
-enum class VocabularyKind : std::uint8_t {
+enum class VocabularyKind : uint8_t {
   kByteLevel,  // "gpt2": byte-level BPE
   kPieces,     // "llama": SentencePiece's BPE, whose merges follow from scores
   kUnigram,    // "t5": SentencePiece's unigram model
@@ -138,12 +140,12 @@ enum class VocabularyKind : std::uint8_t {
 struct Vocabulary {
   VocabularyKind kind;
   std::vector<std::string> tokens;
-  std::vector<std::int64_t> types;
+  std::vector<int64_t> types;
   std::vector<std::string> merges;  // "left right", of byte-level BPE
   std::vector<double> scores;       // of SentencePiece
 };
 
-Vocabulary read_vocabulary(const Gguf& gguf, std::int64_t rows) {
+Vocabulary read_vocabulary(const Gguf& gguf, int64_t rows) {
   const std::string& path = gguf.path();
   const std::string model = gguf.text("tokenizer.ggml.model").value_or("(none)");
   expect(model == "gpt2" || model == "llama" || model == "t5",
@@ -172,11 +174,11 @@ Vocabulary read_vocabulary(const Gguf& gguf, std::int64_t rows) {
     vocabulary.scores = std::move(*scores);
   }
   vocabulary.types = gguf.integers("tokenizer.ggml.token_type")
-                         .value_or(std::vector<std::int64_t>(vocabulary.tokens.size(), kNormal));
+                         .value_or(std::vector<int64_t>(vocabulary.tokens.size(), kNormal));
   expect(vocabulary.types.size() == vocabulary.tokens.size(),
          "{}: 'tokenizer.ggml.token_type' has {} entries for {} tokens", path,
          vocabulary.types.size(), vocabulary.tokens.size());
-  expect(static_cast<std::int64_t>(vocabulary.tokens.size()) <= rows,
+  expect(static_cast<int64_t>(vocabulary.tokens.size()) <= rows,
          "{}: there are {} tokens, but token_embd.weight has only {} rows", path,
          vocabulary.tokens.size(), rows);
   return vocabulary;
@@ -184,16 +186,16 @@ Vocabulary read_vocabulary(const Gguf& gguf, std::int64_t rows) {
 
 /// Token ids by text; BPE over them needs every merge's parts and result.
 void check_vocabulary(const Gguf& gguf, const Vocabulary& vocabulary) {
-  std::unordered_map<std::string_view, std::size_t> ids;
-  for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+  std::unordered_map<std::string_view, size_t> ids;
+  for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
     const auto [found, added] = ids.emplace(vocabulary.tokens[id], id);
     expect(added, "{}: the tokens {} and {} are both '{}'", gguf.path(), found->second, id,
            vocabulary.tokens[id]);
   }
-  for (std::size_t i = 0; i < vocabulary.merges.size(); ++i) {
+  for (size_t i = 0; i < vocabulary.merges.size(); ++i) {
     const std::string_view merge = vocabulary.merges[i];
     // Byte-level tokens have no space in them (byte 32 is spelled 'Ġ').
-    const std::size_t space = merge.find(' ');
+    const size_t space = merge.find(' ');
     const bool two = space != std::string_view::npos && space > 0 && space + 1 < merge.size() &&
                      merge.find(' ', space + 1) == std::string_view::npos;
     expect(two, "{}: merge {} is '{}', expected two tokens and a space between them", gguf.path(),
@@ -209,10 +211,10 @@ void check_vocabulary(const Gguf& gguf, const Vocabulary& vocabulary) {
 }
 
 /// A token that the file names by id ("bos"), or nothing.
-std::optional<std::int64_t> special_id(const Gguf& gguf, const Vocabulary& vocabulary,
-                                       const std::string& key) {
-  const std::optional<std::int64_t> id = gguf.integer(key);
-  expect(!id || (*id >= 0 && *id < static_cast<std::int64_t>(vocabulary.tokens.size())),
+std::optional<int64_t> special_id(const Gguf& gguf, const Vocabulary& vocabulary,
+                                  const std::string& key) {
+  const std::optional<int64_t> id = gguf.integer(key);
+  expect(!id || (*id >= 0 && *id < static_cast<int64_t>(vocabulary.tokens.size())),
          "{}: '{}' is {}, but there are {} tokens", gguf.path(), key, id.value_or(0),
          vocabulary.tokens.size());
   return id;
@@ -236,19 +238,19 @@ Json pre_tokenizer_json(const PreTokenizer& pre) {
 /// SentencePiece joins the neighbours whose whole has the highest score, so every way to join two
 /// pieces into a third is a merge, ranked by the third's score; equal ones by the ids of the parts.
 Json merges_of_pieces(const Vocabulary& vocabulary) {
-  std::unordered_map<std::string_view, std::size_t> ids;
-  for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+  std::unordered_map<std::string_view, size_t> ids;
+  for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
     if (vocabulary.types[id] == kNormal) {
       ids.emplace(vocabulary.tokens[id], id);
     }
   }
   struct Merge {
     double score;
-    std::size_t left, right;
+    size_t left, right;
   };
   std::vector<Merge> merges;
   for (const auto& [piece, id] : ids) {
-    for (std::size_t cut = 1; cut < piece.size(); ++cut) {
+    for (size_t cut = 1; cut < piece.size(); ++cut) {
       const auto left = ids.find(piece.substr(0, cut));
       const auto right = ids.find(piece.substr(cut));
       if (left != ids.end() && right != ids.end()) {
@@ -269,30 +271,29 @@ Json merges_of_pieces(const Vocabulary& vocabulary) {
 /// The unigram vocabulary. What stands for nothing at the end is left out: such tokens fill the
 /// embedding up, and the model would cut text into them. Scores of tokens that are no ordinary
 /// pieces do not lower that of the unknown, which is counted from the lowest.
-Json unigram_model(const Gguf& gguf, const Vocabulary& vocabulary,
-                   std::optional<std::int64_t> unknown) {
-  std::size_t count = vocabulary.tokens.size();
+Json unigram_model(const Gguf& gguf, const Vocabulary& vocabulary, std::optional<int64_t> unknown) {
+  size_t count = vocabulary.tokens.size();
   while (count > 0 && vocabulary.types[count - 1] == kUnused) {
     --count;
   }
   double lowest = std::numeric_limits<double>::infinity();
-  for (std::size_t id = 0; id < count; ++id) {
+  for (size_t id = 0; id < count; ++id) {
     if (vocabulary.types[id] == kNormal) {
       lowest = std::min(lowest, vocabulary.scores[id]);
     }
   }
   Json vocab = Json::array();
-  for (std::size_t id = 0; id < count; ++id) {
+  for (size_t id = 0; id < count; ++id) {
     const double score = vocabulary.scores[id];
     vocab.push_back({vocabulary.tokens[id], vocabulary.types[id] == kNormal || lowest > 0.0
                                                 ? score
                                                 : std::max(score, lowest)});
   }
-  expect(!unknown || *unknown < static_cast<std::int64_t>(count),
+  expect(!unknown || *unknown < static_cast<int64_t>(count),
          "{}: the unknown token {} is one of those that stand for nothing", gguf.path(),
          unknown.value_or(0));
   const bool bytes = std::any_of(vocabulary.types.begin(), vocabulary.types.end(),
-                                 [](std::int64_t type) { return type == kByte; });
+                                 [](int64_t type) { return type == kByte; });
   return {{"type", "Unigram"},
           {"unk_id", unknown ? Json(*unknown) : Json()},
           {"vocab", std::move(vocab)},
@@ -305,7 +306,7 @@ Json unigram_normalizer(const Gguf& gguf) {
   const std::string_view key = kCharsmapKey;
   if (const auto numbers = gguf.integers(key)) {
     std::string blob;
-    for (const std::int64_t number : *numbers) {
+    for (const int64_t number : *numbers) {
       expect(number >= -128 && number <= 255, "{}: '{}' should be a list of bytes, but holds {}",
              gguf.path(), key, number);
       blob += static_cast<char>(number & 0xFF);
@@ -325,14 +326,16 @@ Json unigram_normalizer(const Gguf& gguf) {
 }
 
 /// Puts the begin and end tokens around a text (and around each of a pair).
-Json template_json(const Vocabulary& vocabulary, std::optional<std::int64_t> bos,
-                   std::optional<std::int64_t> eos) {
+Json template_json(const Vocabulary& vocabulary, std::optional<int64_t> bos,
+                   std::optional<int64_t> eos) {
   Json single = Json::array();
   Json pair = Json::array();
   Json tokens = Json::object();
-  const auto add = [&](Json* list, std::optional<std::int64_t> id, int type) {
-    if (!id) return;
-    const std::string& text = vocabulary.tokens[static_cast<std::size_t>(*id)];
+  const auto add = [&](Json* list, std::optional<int64_t> id, int type) {
+    if (!id) {
+      return;
+    }
+    const std::string& text = vocabulary.tokens[static_cast<size_t>(*id)];
     list->push_back({{"SpecialToken", {{"id", text}, {"type_id", type}}}});
     tokens[text] = {{"id", text}, {"ids", {*id}}, {"tokens", {text}}};
   };
@@ -353,8 +356,8 @@ Json template_json(const Vocabulary& vocabulary, std::optional<std::int64_t> bos
 /// The tokens that end an answer: those that the file names by key, and the control tokens whose
 /// names say so. Older files name the end of text alone, while the chat template ends turns with
 /// another token.
-std::vector<std::int64_t> end_tokens(const Vocabulary& vocabulary, std::optional<std::int64_t> eos,
-                                     std::optional<std::int64_t> eot) {
+std::vector<int64_t> end_tokens(const Vocabulary& vocabulary, std::optional<int64_t> eos,
+                                std::optional<int64_t> eot) {
   static const std::set<std::string_view> kNames = {"<|eot_id|>",
                                                     "<|im_end|>",
                                                     "<|end|>",
@@ -370,8 +373,8 @@ std::vector<std::int64_t> end_tokens(const Vocabulary& vocabulary, std::optional
                                                     "<|end_of_turn|>",
                                                     "<end_of_utterance>",
                                                     "<｜end▁of▁sentence｜>"};
-  std::vector<std::int64_t> ids;
-  const auto add = [&](std::int64_t id) {
+  std::vector<int64_t> ids;
+  const auto add = [&](int64_t id) {
     if (std::find(ids.begin(), ids.end(), id) == ids.end()) {
       ids.push_back(id);
     }
@@ -382,10 +385,10 @@ std::vector<std::int64_t> end_tokens(const Vocabulary& vocabulary, std::optional
   if (eot) {
     add(*eot);
   }
-  for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+  for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
     const bool special = vocabulary.types[id] == kControl || vocabulary.types[id] == kUserDefined;
     if (special && kNames.contains(vocabulary.tokens[id])) {
-      add(static_cast<std::int64_t>(id));
+      add(static_cast<int64_t>(id));
     }
   }
   return ids;
@@ -448,7 +451,7 @@ void check_templates(const Json& templates, const Json& config, GgufTokenizerFil
 
 }  // namespace
 
-GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary_rows) {
+GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, int64_t vocabulary_rows) {
   const Vocabulary vocabulary = read_vocabulary(gguf, vocabulary_rows);
   check_vocabulary(gguf, vocabulary);
   GgufTokenizerFiles files;
@@ -471,9 +474,9 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary
 
   const auto bos = special_id(gguf, vocabulary, "tokenizer.ggml.bos_token_id");
   // A unigram vocabulary that does not say so has T5's.
-  const auto or_t5 = [&](const char* key, std::int64_t id) {
+  const auto or_t5 = [&](const char* key, int64_t id) {
     const auto said = special_id(gguf, vocabulary, key);
-    const bool there = id < static_cast<std::int64_t>(vocabulary.tokens.size());
+    const bool there = id < static_cast<int64_t>(vocabulary.tokens.size());
     return !said && unigram && there ? std::optional(id) : said;
   };
   const auto eos = or_t5("tokenizer.ggml.eos_token_id", 1);
@@ -490,11 +493,13 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary
 
   Json added = Json::array();
   Json vocab = Json::object();
-  for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+  for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
     const std::string& text = vocabulary.tokens[id];
-    const std::int64_t type = vocabulary.types[id];
+    const int64_t type = vocabulary.types[id];
     vocab[text] = id;
-    if (type != kControl && type != kUserDefined && type != kUnknown) continue;
+    if (type != kControl && type != kUserDefined && type != kUnknown) {
+      continue;
+    }
     added.push_back({{"id", id},
                      {"content", text},
                      {"single_word", false},
@@ -533,7 +538,7 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary
   if (pieces) {
     const bool prefix = gguf.flag("tokenizer.ggml.add_space_prefix").value_or(true);
     if (unknown) {
-      model["unk_token"] = vocabulary.tokens[static_cast<std::size_t>(*unknown)];
+      model["unk_token"] = vocabulary.tokens[static_cast<size_t>(*unknown)];
     }
     Json steps = Json::array();
     if (prefix) {
@@ -568,8 +573,10 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary
                  {"clean_up_tokenization_spaces", false},
                  {"add_bos_token", add_bos},
                  {"add_eos_token", add_eos}};
-  const auto name_token = [&](const char* key, std::optional<std::int64_t> id) {
-    if (id) config[key] = vocabulary.tokens[static_cast<std::size_t>(*id)];
+  const auto name_token = [&](const char* key, std::optional<int64_t> id) {
+    if (id) {
+      config[key] = vocabulary.tokens[static_cast<size_t>(*id)];
+    }
   };
   name_token("bos_token", bos);
   name_token("eos_token", eos);
@@ -586,14 +593,18 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary
     files.notes.emplace_back("The file has no chat template; chat needs one.");
   }
   Json generation = Json::object();
-  if (bos) generation["bos_token_id"] = *bos;
-  const std::vector<std::int64_t> ends = end_tokens(vocabulary, eos, eot);
+  if (bos) {
+    generation["bos_token_id"] = *bos;
+  }
+  const std::vector<int64_t> ends = end_tokens(vocabulary, eos, eot);
   if (ends.size() > 1) {
     generation["eos_token_id"] = ends;
   } else if (!ends.empty()) {
     generation["eos_token_id"] = ends.front();
   }
-  if (padding) generation["pad_token_id"] = *padding;
+  if (padding) {
+    generation["pad_token_id"] = *padding;
+  }
   try {
     files.tokenizer_json = tokenizer.dump(1) + "\n";
     files.tokenizer_config_json = config.dump(2) + "\n";

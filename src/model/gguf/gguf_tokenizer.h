@@ -19,6 +19,6 @@ struct GgufTokenizerFiles {
 };
 
 /// `vocabulary`: rows of the embedding; the tokenizer may have fewer tokens, not more.
-GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, std::int64_t vocabulary);
+GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, int64_t vocabulary);
 
 }  // namespace cambium

@@ -1,9 +1,11 @@
 // Units that published models have and this build cannot run yet: parameters and state follow from
 // the options, so that their models are built, counted and printed like any other. Making one real
 // is replacing its function here by a file of its own.
+#include <cmath>
 #include <utility>
 
 #include "base/checked.h"
+#include "nn/norm.h"
 #include "nn/units/units.h"
 
 namespace cambium {
@@ -27,23 +29,37 @@ class DeclaredUnit : public Unit {
     }
   }
 
-  void matrix(const char* name, int64_t out, int64_t in) { add(name, {out, in}, group_); }
+  // They start as their like in units that run do (Linear, norm_weight, mamba2).
+  void matrix(const std::string& name, int64_t out, int64_t in) { add(name, {out, in}, in); }
   void matrices(const char* name, int64_t count, int64_t out, int64_t in) {
-    add(name, {count, out, in}, group_);
+    add(name, {count, out, in}, in);
   }
-  void vector(const char* name, int64_t size) { add(name, {size}, ParameterGroup::kNorm); }
+  void norm(const char* name, int64_t size) { parameters_.emplace_back(name, norm_weight(size)); }
+  void bias(const char* name, int64_t size) {
+    parameters_.emplace_back(name, Parameter{.shape = {size}, .group = ParameterGroup::kNorm});
+  }
+  /// Of a recurrence's decay: A_log and dt_bias.
+  void decay(const char* name, int64_t size, InitKind start) {
+    parameters_.emplace_back(
+        name,
+        Parameter{
+            .shape = {size}, .group = ParameterGroup::kNorm, .init = {start}, .keep_fp32 = true});
+  }
   /// The gate, up and down of a SwiGLU, with a prefix such as "shared.".
   void swiglu(const std::string& prefix, int64_t width, int64_t inner) {
-    add(prefix + "gate.weight", {inner, width}, group_);
-    add(prefix + "up.weight", {inner, width}, group_);
-    add(prefix + "down.weight", {width, inner}, group_);
+    matrix(prefix + "gate.weight", inner, width);
+    matrix(prefix + "up.weight", inner, width);
+    matrix(prefix + "down.weight", width, inner);
   }
 
   StateLayout layout;
 
  private:
-  void add(std::string name, std::vector<int64_t> shape, ParameterGroup group) {
-    parameters_.emplace_back(std::move(name), Parameter{.shape = std::move(shape), .group = group});
+  void add(std::string name, std::vector<int64_t> shape, int64_t in) {
+    const double scale = 1.0 / std::sqrt(static_cast<double>(in));
+    parameters_.emplace_back(
+        std::move(name),
+        Parameter{.shape = std::move(shape), .group = group_, .init = {InitKind::kUniform, scale}});
   }
 
   const char* kind_;
@@ -62,8 +78,8 @@ std::unique_ptr<Unit> make_feed_forward(const Options& options, int64_t width) {
   unit->matrix("up.weight", inner, width);
   unit->matrix("down.weight", width, inner);
   if (options.flag(kName, "bias", false)) {
-    unit->vector("up.bias", inner);
-    unit->vector("down.bias", width);
+    unit->bias("up.bias", inner);
+    unit->bias("down.bias", width);
   }
   return unit;
 }
@@ -82,7 +98,7 @@ std::unique_ptr<Unit> make_experts(const Options& options, int64_t width) {
   auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kFeedForward);
   unit->matrix("router.weight", experts, width);
   if (options.flag(kName, "router_bias", false)) {
-    unit->vector("router.bias", experts);
+    unit->bias("router.bias", experts);
   }
   if (activation == "swiglu") {
     unit->matrices("experts.gate.weight", experts, inner, width);
@@ -117,13 +133,13 @@ std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t widt
   auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kMixer);
   if (q_rank > 0) {
     unit->matrix("q_a_proj.weight", q_rank, width);
-    unit->vector("q_a_norm.weight", q_rank);
+    unit->norm("q_a_norm.weight", q_rank);
     unit->matrix("q_b_proj.weight", heads * (nope + rope), q_rank);
   } else {
     unit->matrix("q_proj.weight", heads * (nope + rope), width);
   }
   unit->matrix("kv_a_proj.weight", kv_rank + rope, width);
-  unit->vector("kv_a_norm.weight", kv_rank);
+  unit->norm("kv_a_norm.weight", kv_rank);
   unit->matrix("kv_b_proj.weight", heads * (nope + value), kv_rank);
   unit->matrix("o_proj.weight", width, heads * value);
   unit->layout.pages = {{"latent", {kv_rank}}, {"rope_key", {rope}}};
@@ -132,8 +148,8 @@ std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t widt
     expect(q_rank > 0, "latent_attention: the index of keys reads the query's latent; give q_rank");
     unit->matrix("indexer.q_proj.weight", index * dim, q_rank);
     unit->matrix("indexer.k_proj.weight", dim, width);
-    unit->vector("indexer.k_norm.weight", dim);
-    unit->vector("indexer.k_norm.bias", dim);
+    unit->norm("indexer.k_norm.weight", dim);
+    unit->bias("indexer.k_norm.bias", dim);
     unit->matrix("indexer.weights_proj.weight", index, width);
     unit->layout.pages.push_back({"index_key", {dim}});
   }
@@ -148,7 +164,7 @@ std::unique_ptr<Unit> make_lightning(const Options& options, int64_t width) {
   auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kMixer);
   unit->matrix("qkv_proj.weight", 3 * heads * dim, width);
   unit->matrix("gate_proj.weight", heads * dim, width);
-  unit->vector("norm.weight", heads * dim);
+  unit->norm("norm.weight", heads * dim);
   unit->matrix("out_proj.weight", width, heads * dim);
   unit->layout.slots = {{"state", {heads, dim, dim}}};
   return unit;
@@ -166,12 +182,12 @@ std::unique_ptr<Unit> make_kimi_delta(const Options& options, int64_t width) {
   unit->matrices("conv1d.weight", 3 * inner, 1, conv);
   unit->matrix("decay_a_proj.weight", dim, width);
   unit->matrix("decay_b_proj.weight", inner, dim);
-  unit->vector("A_log", heads);
-  unit->vector("dt_bias", inner);
+  unit->decay("A_log", heads, InitKind::kLogUniform);
+  unit->decay("dt_bias", inner, InitKind::kStepBias);
   unit->matrix("beta_proj.weight", heads, width);
   unit->matrix("gate_a_proj.weight", dim, width);
   unit->matrix("gate_b_proj.weight", inner, dim);
-  unit->vector("norm.weight", dim);
+  unit->norm("norm.weight", dim);
   unit->matrix("out_proj.weight", width, inner);
   unit->layout.slots = {{"conv", {3 * inner, conv - 1}}, {"state", {heads, dim, dim}}};
   return unit;

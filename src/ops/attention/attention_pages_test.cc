@@ -4,6 +4,7 @@
 
 #include "base/float16.h"
 #include "base/parallel.h"
+#include "base/testing.h"
 #include "ops/attention/attention.h"
 #include "ops/testing.h"
 
@@ -149,8 +150,12 @@ class Cached {
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
   out << c.tokens << "_tokens_" << c.heads << "_on_" << c.kv_heads << "_heads_of_" << c.dim;
-  if (c.value_dim != c.dim) out << "_and_" << c.value_dim;
-  if (c.window > 0) out << "_window_" << c.window;
+  if (c.value_dim != c.dim) {
+    out << "_and_" << c.value_dim;
+  }
+  if (c.window > 0) {
+    out << "_window_" << c.window;
+  }
   return out << "_pages_of_" << c.page_size << (c.pages == Dtype::kBF16 ? "_bf16" : "");
 }
 
@@ -290,12 +295,9 @@ TEST(AttentionPagesErrors, NameTheSegmentAndThePage) {
                            const std::vector<int32_t>& table, int32_t at) {
     const std::vector<int32_t> position = {at};
     const KvPages pages = {keys, cache, table, 2};
-    try {
+    return testing::message_of([&] {
       attention(ctx, query, k, k, {start, position, {}}, {}, &pages);
-    } catch (const Error& e) {
-      return std::string(e.what());
-    }
-    return std::string("no error");
+    });
   };
   const Context plain{.arena = &arena};
   EXPECT_EQ(message(plain, q, cache, {2, 0}, 3), "no error");

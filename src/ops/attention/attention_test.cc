@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "base/parallel.h"
+#include "base/testing.h"
 #include "ops/testing.h"
 
 namespace cambium {
@@ -46,10 +47,16 @@ std::vector<Input> inputs_of(const Case& c) {
 }
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
-  for (const int32_t length : c.lengths) out << length << "_";
+  for (const int32_t length : c.lengths) {
+    out << length << "_";
+  }
   out << "tokens_" << c.heads << "_on_" << c.kv_heads << "_heads_of_" << c.dim;
-  if (c.value_dim != c.dim) out << "_and_" << c.value_dim;
-  if (c.window > 0) out << "_window_" << c.window;
+  if (c.value_dim != c.dim) {
+    out << "_and_" << c.value_dim;
+  }
+  if (c.window > 0) {
+    out << "_window_" << c.window;
+  }
   return out;
 }
 
@@ -208,12 +215,7 @@ TEST(AttentionErrors, NameWhatWasExpected) {
   const Tensor k = f32({4, 2, 8});
   const auto message = [&](const Tensor& a, const Tensor& b, const Tensor& c,
                            const Segments& segments, const AttentionConfig& config) {
-    try {
-      attention(ctx, a, b, c, segments, config);
-    } catch (const Error& e) {
-      return std::string(e.what());
-    }
-    return std::string("no error");
+    return testing::message_of([&] { attention(ctx, a, b, c, segments, config); });
   };
   EXPECT_EQ(message(q, k, k, packing.segments(), {}), "no error");
   EXPECT_EQ(message(q, f32({4, 3, 8}), f32({4, 3, 8}), packing.segments(), {}),

@@ -1,12 +1,13 @@
 #include "base/parallel.h"
 #include "base/simd.h"
-#include "ops/conv/conv_rows.h"
+#include "ops/conv/conv_columns.h"
 
 namespace cambium::CAMBIUM_ISA {
 namespace {
 
 constexpr int64_t kTokensPerPiece = 64;
 constexpr int64_t kChannelsPerPiece = 4 * kLanes;
+constexpr int64_t kChannelsPerFewRows = 1024;
 
 // The inputs of channels [c, c + lanes) that stand `back` tokens before token i of segment s.
 vf input(const ConvRows& r, int64_t s, int64_t i, int64_t back, int64_t c, int64_t lanes) {
@@ -78,6 +79,41 @@ void conv_rows_forward(const ConvRows& r) {
         const vf pre = convolve(r, s, i, c, lanes);
         vstore_upto(a.y.at(t, c), a.silu ? vsilu(pre) : pre, lanes);
       });
+    });
+  });
+}
+
+void conv_few_rows_forward(const ConvRows& r) {
+  const ShortConv<float>& a = r.op;
+  const int64_t back = a.taps() - 1;
+  parallel_for(a.channels(), kChannelsPerFewRows, [&](int64_t begin, int64_t end) {
+    for_channels(begin, end, [&](int64_t c, int64_t lanes) {
+      vf weight[kConvFewTaps];
+      load_columns(a.weight.row(c), a.taps(), lanes, weight);
+      const vf bias = a.bias.defined() ? vload_upto(a.bias.data + c, lanes) : vf{};
+      for (int64_t s = 0; s < a.segments.count; ++s) {
+        const int64_t length = a.segments.length(s);
+        float* state =
+            r.state == nullptr ? nullptr : r.state + (r.walk.row(s) * a.channels() + c) * back;
+        vf past[kConvFewTaps] = {};  // the inputs before the token, oldest first
+        if (a.segments.continues(s)) {
+          load_columns(state, back, lanes, past);
+        }
+        for (int64_t i = 0; i < length; ++i) {
+          past[back] = vload_upto(a.x.at(a.segments.begin(s) + i, c), lanes);
+          vf sum = bias;
+          for (int64_t j = 0; j <= back; ++j) {
+            sum += weight[j] * past[j];
+          }
+          vstore_upto(a.y.at(a.segments.begin(s) + i, c), a.silu ? vsilu(sum) : sum, lanes);
+          for (int64_t j = 0; j < back; ++j) {
+            past[j] = past[j + 1];
+          }
+        }
+        if (state != nullptr && length > 0) {
+          store_columns(past, back, lanes, state);
+        }
+      }
     });
   });
 }

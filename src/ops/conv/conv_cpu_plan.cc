@@ -26,6 +26,10 @@ void short_conv_forward::cpu(const ShortConv<float>& a, Arena& arena) {
   if (a.kept != nullptr) {
     keep_initial_state(a.segments, a.state_size(), a.state, static_cast<float*>(a.kept));
   }
+  if (a.x.count() <= kConvFewTokens && a.taps() <= kConvFewTaps) {
+    conv_few_rows_forward({a, nullptr, a.state, a.segments, nullptr});
+    return;
+  }
   conv_rows_forward({a, transposed_weight(a, arena), a.state, a.segments, nullptr});
   leave_conv_state(a);
 }
@@ -35,7 +39,7 @@ void short_conv_backward::cpu(const ShortConv<float>& a, Arena& arena) {
   walk.slot = nullptr;  // the states kept are one for each segment
   float* dpre = arena.empty(Dtype::kF32, {a.x.count(), a.channels()}).ptr<float>();
   conv_rows_backward(
-      {a, transposed_weight(a, arena), static_cast<const float*>(a.kept), walk, dpre});
+      {a, transposed_weight(a, arena), static_cast<float*>(a.kept), walk, dpre});
 }
 
 }  // namespace cambium

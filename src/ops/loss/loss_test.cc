@@ -184,7 +184,9 @@ TEST(HeadLossKl, IsZeroForTheTeacherItself) {
     const LossRun run = run_loss<float>(c, values, false);
     EXPECT_EQ(run.sums.total, 0.0);
     EXPECT_EQ(run.sums.agreement, run.sums.tokens);
-    for (const double g : run.dhidden) EXPECT_NEAR(g, 0.0, 1e-7);
+    for (const double g : run.dhidden) {
+      EXPECT_NEAR(g, 0.0, 1e-7);
+    }
   });
 }
 

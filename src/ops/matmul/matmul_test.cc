@@ -2,6 +2,7 @@
 
 #include "base/float16.h"
 #include "base/parallel.h"
+#include "base/testing.h"
 #include "ops/testing.h"
 
 namespace cambium {
@@ -238,42 +239,33 @@ TEST(MatmulInto, AddsToWhatIsThere) {
   set_cpu_isa(best);
 }
 
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
-
 TEST(MatmulErrors, NameTheShapes) {
   Arena arena;
   Tape tape(arena);
   Context ctx{.arena = &arena, .tape = &tape};
   const Tensor x = arena.empty(Dtype::kF32, {4, 8});
   const Tensor w = arena.empty(Dtype::kF32, {3, 8});
-  EXPECT_EQ(message_of([&] {
+  EXPECT_EQ(testing::message_of([&] {
               matmul(ctx, x, arena.empty(Dtype::kF32, {3, 7}));
             }),
             "[matmul] expected x (rows, 7) f32 or f64 with contiguous rows, got f32 (4, 8)");
-  EXPECT_EQ(message_of([&] {
+  EXPECT_EQ(testing::message_of([&] {
               matmul(ctx, x, arena.empty(Dtype::kF64, {3, 8}));
             }),
             "[matmul] expected a contiguous weight (N, K) of f32 or bf16, got f64 (3, 8)");
-  EXPECT_EQ(message_of([&] { matmul(ctx, x, w, arena.empty(Dtype::kF32, {4})); }),
+  EXPECT_EQ(testing::message_of([&] { matmul(ctx, x, w, arena.empty(Dtype::kF32, {4})); }),
             "[matmul] expected bias f32 (3), got f32 (4)");
-  EXPECT_EQ(message_of([&] { matmul(ctx, x, w.slice(1, 0, 4)); }),
+  EXPECT_EQ(testing::message_of([&] { matmul(ctx, x, w.slice(1, 0, 4)); }),
             "[matmul] expected a contiguous weight (N, K) of f32 or bf16, got f32 (3, 4)");
   Tensor bf16 = arena.empty(Dtype::kBF16, {3, 8});
   bf16.grad = bf16.data;
-  EXPECT_EQ(message_of([&] { matmul(ctx, x, bf16); }),
+  EXPECT_EQ(testing::message_of([&] { matmul(ctx, x, bf16); }),
             "[matmul] a bf16 weight has no gradient; train the f32 weight, got bf16 (3, 8)");
-  EXPECT_EQ(message_of([&] {
+  EXPECT_EQ(testing::message_of([&] {
               matmul_into(ctx, arena.empty(Dtype::kF32, {5, 3}), x, w);
             }),
             "[matmul_into] expected out f32 with 4 rows, got f32 (5, 3)");
-  EXPECT_EQ(message_of([&] {
+  EXPECT_EQ(testing::message_of([&] {
               matmul_grad_weight(ctx, w, arena.empty(Dtype::kF32, {5, 3}), x, true);
             }),
             "[matmul_grad_weight] expected x f32 with 5 rows, got f32 (4, 8)");

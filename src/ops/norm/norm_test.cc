@@ -2,6 +2,7 @@
 
 #include <tuple>
 
+#include "base/testing.h"
 #include "ops/testing.h"
 
 namespace cambium {
@@ -188,23 +189,15 @@ TEST(NormErrors, NameTheShapes) {
   Context ctx{.arena = &arena};
   const Tensor x = arena.empty(Dtype::kF32, {4, 8});
   const Tensor w = arena.empty(Dtype::kF32, {7});
-  const auto message = [](const std::function<void()>& call) {
-    try {
-      call();
-    } catch (const Error& e) {
-      return std::string(e.what());
-    }
-    return std::string("no error");
-  };
-  EXPECT_EQ(message([&] { rms_norm(ctx, x, w, 1e-5F); }),
+  EXPECT_EQ(testing::message_of([&] { rms_norm(ctx, x, w, 1e-5F); }),
             "[rms_norm] expected weight f32 (8), got f32 (7)");
-  EXPECT_EQ(message([&] { gated_rms_norm(ctx, x, x, w, {.group = 4}); }),
+  EXPECT_EQ(testing::message_of([&] { gated_rms_norm(ctx, x, x, w, {.group = 4}); }),
             "[gated_rms_norm] expected weight f32 (8) or (4), got f32 (7)");
-  EXPECT_EQ(message([&] { gated_rms_norm(ctx, x, x, w, {.group = 3}); }),
+  EXPECT_EQ(testing::message_of([&] { gated_rms_norm(ctx, x, x, w, {.group = 3}); }),
             "[gated_rms_norm] expected groups that divide 8 channels, got groups of 3");
-  EXPECT_EQ(message([&] { gated_rms_norm(ctx, x, w, w, {.group = 4}); }),
+  EXPECT_EQ(testing::message_of([&] { gated_rms_norm(ctx, x, w, w, {.group = 4}); }),
             "[gated_rms_norm] expected x and gate (T, C) of one dtype, got f32 (4, 8) and f32 (7)");
-  EXPECT_EQ(message([&] {
+  EXPECT_EQ(testing::message_of([&] {
               l2_norm(ctx, arena.empty(Dtype::kI32, {4, 8}), 1e-6F, 1.0F);
             }),
             "[l2_norm] expected x f32 or f64, got i32 (4, 8)");

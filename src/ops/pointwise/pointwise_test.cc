@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "base/testing.h"
 #include "ops/testing.h"
 
 namespace cambium {
@@ -153,12 +154,8 @@ TEST(ActivationErrors, NameWhatCame) {
        "[repeat_heads] expected x (T, G, N) and times >= 1, got f32 (2, 3, 1) and 0"},
   };
   for (const Case& c : cases) {
-    try {
-      c.call();
-      ADD_FAILURE() << "no error: " << c.message;
-    } catch (const Error& e) {
-      EXPECT_STREQ(e.what(), c.message);
-    }
+    const std::string message = testing::error_of([&] { c.call(); });
+    EXPECT_EQ(message, c.message);
   }
 }
 

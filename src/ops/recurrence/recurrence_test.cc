@@ -22,7 +22,9 @@ struct Case {
 // its mixers make them; without that the state may grow exponentially.
 StatefulCase make(const Case& c) {
   StatefulCase test;
-  for (const int64_t length : c.lengths) test.tokens += length;
+  for (const int64_t length : c.lengths) {
+    test.tokens += length;
+  }
   const int64_t t = test.tokens;
   const double key = c.delta ? 1.0 / std::sqrt(static_cast<double>(c.key_dim)) : 1.0;
   test.inputs = {{{t, c.key_heads, c.key_dim}},
@@ -31,7 +33,9 @@ StatefulCase make(const Case& c) {
                  {{t, c.heads}, c.lowest_log_decay, 0.0},
                  {{t, c.heads}, 0.0, 1.0, c.weight},
                  {{c.heads}, -1.0, 1.0, c.skip}};
-  if (c.per_channel) test.inputs[3].shape.push_back(c.key_dim);
+  if (c.per_channel) {
+    test.inputs[3].shape.push_back(c.key_dim);
+  }
   test.of_tokens = {true, true, true, true, true, false};
   test.state_row = {c.heads, c.key_dim, c.dim};
   test.operation = [c](Context& ctx, const std::vector<Tensor>& in, const Segments& segments,
@@ -91,11 +95,17 @@ TEST(RecurrenceExtremes, LongSequencesAndGatesAtTheirEnds) {
       const double decays[] = {-1e4, 0.0, -1e-6, -0.01, -88.0, -INFINITY, -0.1, 0.0};
       const double weights[] = {0.0, 1.0, 0.5, 1.0, 1.0};
       for (size_t i = 0; i < values[3].size(); ++i) {
-        if (i % 7 < 3) values[3][i] = decays[(i / 7) % 8];
+        if (i % 7 < 3) {
+          values[3][i] = decays[(i / 7) % 8];
+        }
         // A stretch without any decay.
-        if (i > values[3].size() / 2) values[3][i] *= 1e-3;
+        if (i > values[3].size() / 2) {
+          values[3][i] *= 1e-3;
+        }
       }
-      for (size_t i = 0; i < values[4].size(); ++i) values[4][i] = weights[i % 5];
+      for (size_t i = 0; i < values[4].size(); ++i) {
+        values[4][i] = weights[i % 5];
+      }
       const OwnedSegments segments = packed_segments(c.lengths);
       const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
         return test.operation(ctx, in, segments.view(), {});

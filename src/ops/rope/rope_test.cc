@@ -2,6 +2,7 @@
 
 #include <numbers>
 
+#include "base/testing.h"
 #include "ops/testing.h"
 
 namespace cambium {
@@ -202,15 +203,12 @@ TEST(RopeErrors, NameWhatCame) {
   table.ensure(502);
   const auto message = [&](std::initializer_list<int64_t> shape, const Segments& segments,
                            bool beyond = false) {
-    try {
+    return testing::message_of([&] {
       if (beyond) {
         small.turns(ctx, segments);
       }
       rope(ctx, arena.empty(Dtype::kF32, shape), table.turns(ctx, segments));
-    } catch (const Error& e) {
-      return std::string(e.what());
-    }
-    return std::string("no error");
+    });
   };
   EXPECT_EQ(message({7, 1, 6}, kSegments),
             "[rope] expected heads of at least 8 dims (the rotated ones), got f32 (7, 1, 6)");

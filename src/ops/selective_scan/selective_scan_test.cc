@@ -16,7 +16,9 @@ struct Case {
 // Inputs u, dt, b, c, z, a_log, d, dt_bias.
 StatefulCase make(const Case& c) {
   StatefulCase test;
-  for (const int64_t length : c.lengths) test.tokens += length;
+  for (const int64_t length : c.lengths) {
+    test.tokens += length;
+  }
   const int64_t t = test.tokens;
   const double last = std::log(static_cast<double>(c.states) + 1);
   test.inputs = {{{t, c.channels}},
@@ -62,11 +64,15 @@ TEST(SelectiveScanExtremes, LongSequencesAndStepsAtTheirEnds) {
   auto values = draw(test.inputs);
   const double steps[] = {-1e4, 1e4, -80.0, 80.0, 19.9, 20.1, 0.0, 3e3};
   for (size_t i = 0; i < values[1].size(); ++i) {
-    if (i % 11 < 2) values[1][i] = steps[(i / 11) % 8];
+    if (i % 11 < 2) {
+      values[1][i] = steps[(i / 11) % 8];
+    }
   }
   // Huge steps write huge states: keep the inputs there small.
   for (size_t i = 0; i < values[0].size(); ++i) {
-    if (values[1][i] > 10.0) values[0][i] /= values[1][i];
+    if (values[1][i] > 10.0) {
+      values[0][i] /= values[1][i];
+    }
   }
   const OwnedSegments segments = packed_segments(c.lengths);
   const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {

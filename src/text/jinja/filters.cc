@@ -17,7 +17,7 @@ using Values = std::vector<Value>;
 Args with_positional(const Args& args, size_t from) {
   Args rest;
   if (args.positional.size() > from) {
-    rest.positional.assign(args.positional.begin() + static_cast<std::ptrdiff_t>(from),
+    rest.positional.assign(args.positional.begin() + static_cast<ptrdiff_t>(from),
                            args.positional.end());
   }
   rest.named = args.named;

@@ -121,17 +121,39 @@ Value Runtime::attribute(const Value& object, std::string_view name) {
       return at >= 0 && at < size ? loop->items->items[static_cast<size_t>(at)]
                                   : Value::undefined("item beside the loop");
     };
-    if (name == "index") return index + 1;
-    if (name == "index0") return index;
-    if (name == "revindex") return size - index;
-    if (name == "revindex0") return size - index - 1;
-    if (name == "first") return index == 0;
-    if (name == "last") return index + 1 == size;
-    if (name == "length") return size;
-    if (name == "depth") return loop->depth + 1;
-    if (name == "depth0") return loop->depth;
-    if (name == "previtem") return neighbour(index - 1);
-    if (name == "nextitem") return neighbour(index + 1);
+    if (name == "index") {
+      return index + 1;
+    }
+    if (name == "index0") {
+      return index;
+    }
+    if (name == "revindex") {
+      return size - index;
+    }
+    if (name == "revindex0") {
+      return size - index - 1;
+    }
+    if (name == "first") {
+      return index == 0;
+    }
+    if (name == "last") {
+      return index + 1 == size;
+    }
+    if (name == "length") {
+      return size;
+    }
+    if (name == "depth") {
+      return loop->depth + 1;
+    }
+    if (name == "depth0") {
+      return loop->depth;
+    }
+    if (name == "previtem") {
+      return neighbour(index - 1);
+    }
+    if (name == "nextitem") {
+      return neighbour(index + 1);
+    }
   }
   return Value::undefined("attribute " + std::string(name) + " of a " + object.type_name());
 }
