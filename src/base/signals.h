@@ -1,5 +1,6 @@
-// SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is gone) as a wish that long work asks about: it ends at the next good place,
-// keeps what it has and says how to go on. A second signal ends the process as always.
+// SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is gone) as a wish that long work asks about:
+// it ends at the next good place, keeps what it has and says how to go on. A second signal ends the
+// process as always.
 //
 // Work with good places of its own (a step of training, a layer's score) holds StopSignals and asks
 // there. Work whose result appears whole at its end or not at all holds StopAnywhere: the rooms

@@ -16,8 +16,8 @@ namespace cambium {
 namespace {
 
 namespace fs = std::filesystem;
-using testing::message_of;
 using ::testing::HasSubstr;
+using testing::message_of;
 using testing::run;
 using testing::weights_in;
 using testing::write_inputs;
@@ -250,7 +250,8 @@ TEST(PipelinePromises, AFolderInUseOrOfOthersIsRefusedBeforeAnyWork) {
   }
   write_file_atomically(folder.at("file"), "");
   EXPECT_NE(message_of([&] { run(folder.path(), "file"); }), "no error");
-  EXPECT_THAT(message_of([&] { run(folder.path(), "file/below"); }), HasSubstr("cannot be written"));
+  EXPECT_THAT(message_of([&] { run(folder.path(), "file/below"); }),
+              HasSubstr("cannot be written"));
 }
 
 TEST(Merge, IsTheWeightedMeanOfEveryParameter) {
@@ -278,7 +279,10 @@ TEST(Merge, WrongRequestsAreNamed) {
                 merge_models({same, b.model.get()}, {});
               }),
               HasSubstr("model 2 is not shaped like the first: layers AA and AAA"));
-  EXPECT_THAT(message_of([&] { merge_models({same, same}, {1.0}); }), HasSubstr("a weight for each"));
+  EXPECT_THAT(message_of([&] {
+                merge_models({same, same}, {1.0});
+              }),
+              HasSubstr("a weight for each"));
   EXPECT_THAT(message_of([&] {
                 merge_models({same, same}, {0.0, 0.0});
               }),

@@ -38,8 +38,7 @@ void short_conv_backward::cpu(const ShortConv<float>& a, Arena& arena) {
   SegmentWalk walk = a.segments;
   walk.slot = nullptr;  // the states kept are one for each segment
   float* dpre = arena.empty(Dtype::kF32, {a.x.count(), a.channels()}).ptr<float>();
-  conv_rows_backward(
-      {a, transposed_weight(a, arena), static_cast<float*>(a.kept), walk, dpre});
+  conv_rows_backward({a, transposed_weight(a, arena), static_cast<float*>(a.kept), walk, dpre});
 }
 
 }  // namespace cambium
