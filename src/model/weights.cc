@@ -409,8 +409,8 @@ double check_golden(Model& model, const std::filesystem::path& dir, double toler
 }
 
 void copy_values(const Tensor& to, const Tensor& from) {
-  CAMBIUM_CHECK(to.same_shape(from) && to.contiguous() && from.contiguous(), "{} from {}",
-                to.describe(), from.describe());
+  CAMBIUM_CHECK(to.same_shape(from) && to.contiguous() && from.contiguous(), "{} from {}", to,
+                from);
   const auto value = [&](int64_t i) -> double {
     switch (from.dtype) {
       case Dtype::kF64:

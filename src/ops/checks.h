@@ -11,27 +11,27 @@ inline bool is_computed(const Tensor& x) {
          (x.dtype == Dtype::kBF16 && x.device.kind == Device::kCuda);
 }
 inline void expect_computed(const char* operation, const char* name, const Tensor& x) {
-  expect(is_computed(x), "[{}] expected {} f32 or f64, got {}", operation, name, x.describe());
+  expect(is_computed(x), "[{}] expected {} f32 or f64, got {}", operation, name, x);
 }
 
 /// The same, with rows a kernel can walk and, where a rank is given, of that rank.
 inline void expect_rows(const char* operation, const char* name, const Tensor& x, int rank = 0) {
   expect(is_computed(x) && (rank == 0 || x.rank == rank) && x.has_rows(),
-         "[{}] expected {} f32 or f64 with contiguous rows, got {}", operation, name, x.describe());
+         "[{}] expected {} f32 or f64 with contiguous rows, got {}", operation, name, x);
 }
 
 /// `b` lies where `a` does.
 inline void expect_device(const char* operation, const char* name, const Tensor& b,
                           const Tensor& a) {
   expect(b.device == a.device, "[{}] expected {} on {}, got {} on {}", operation, name,
-         a.device.describe(), b.describe(), b.device.describe());
+         a.device.describe(), b, b.device.describe());
 }
 
 /// `b` has the shape, type and device of `a`, and rows.
 inline void expect_like(const char* operation, const char* name, const Tensor& b, const Tensor& a) {
   expect(b.same_shape(a) && b.dtype == a.dtype && b.has_rows(),
          "[{}] expected {} like the first input, {} with contiguous rows, got {}", operation, name,
-         a.describe(), b.describe());
+         a, b);
   expect_device(operation, name, b, a);
 }
 
@@ -39,8 +39,7 @@ inline void expect_like(const char* operation, const char* name, const Tensor& b
 inline void expect_vector(const char* operation, const char* name, const Tensor& w, int64_t size,
                           const Tensor& x) {
   expect(w.rank == 1 && w.dim(0) == size && w.contiguous() && w.dtype == x.dtype,
-         "[{}] expected {} {} ({}), got {}", operation, name, dtype_name(x.dtype), size,
-         w.describe());
+         "[{}] expected {} {} ({}), got {}", operation, name, dtype_name(x.dtype), size, w);
   expect_device(operation, name, w, x);
 }
 

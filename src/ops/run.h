@@ -18,8 +18,7 @@ auto pick_form(const Context& ctx, const Tensor& like, const char* kernel, const
       if (like.dtype == Dtype::kBF16) {
         return f.template operator()<bf16, KernelForm::kCuda>();
       }
-      expect(like.dtype == Dtype::kF32, "[{}] cuda computes f32 and bf16, got {}", kernel,
-             like.describe());
+      expect(like.dtype == Dtype::kF32, "[{}] cuda computes f32 and bf16, got {}", kernel, like);
       return f.template operator()<float, KernelForm::kCuda>();
     } else {
       fail("[{}] this build has no CUDA kernels; move the model to the cpu", kernel);
@@ -28,8 +27,7 @@ auto pick_form(const Context& ctx, const Tensor& like, const char* kernel, const
   if (like.dtype == Dtype::kF64) {
     return f.template operator()<double, KernelForm::kReference>();
   }
-  expect(like.dtype == Dtype::kF32, "[{}] the cpu computes f32 and f64, got {}", kernel,
-         like.describe());
+  expect(like.dtype == Dtype::kF32, "[{}] the cpu computes f32 and f64, got {}", kernel, like);
   return ctx.reference ? f.template operator()<float, KernelForm::kReference>()
                        : f.template operator()<float, KernelForm::kCpu>();
 }

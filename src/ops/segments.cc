@@ -28,8 +28,7 @@ void expect_segments(const char* operation, const Segments& segments, int64_t to
   const Tensor wanted =
       Tensor::of(dtype, state.device, std::span(shape.data(), row_shape.size() + 1), nullptr);
   expect(state.dtype == dtype && state.same_shape(wanted) && state.contiguous(),
-         "[{}] expected a contiguous state {}, got {}", operation, wanted.describe(),
-         state.describe());
+         "[{}] expected a contiguous state {}, got {}", operation, wanted, state);
   expect(segments.slot.size() == count,
          "[{}] expected a state slot for each of {} segments, got {}", operation, count,
          segments.slot.size());

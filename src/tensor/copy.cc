@@ -63,8 +63,7 @@ void expect_rows_of(const char* what, const Tensor& packed, const Tensor& table,
   expect(packed.rank == 2 && table.rank == 2 && packed.contiguous() && table.row_contiguous() &&
              packed.dim(0) == static_cast<int64_t>(rows.size()) && packed.dim(1) == table.dim(1) &&
              packed.dtype == table.dtype,
-         "[{}] expected {} rows of {}, got {}", what, rows.size(), table.describe(),
-         packed.describe());
+         "[{}] expected {} rows of {}, got {}", what, rows.size(), table, packed);
   for (const int64_t row : rows) {
     expect(row >= 0 && row < table.dim(0), "[{}] expected rows in [0, {}), got {}", what,
            table.dim(0), row);
@@ -76,8 +75,7 @@ void expect_rows_of(const char* what, const Tensor& packed, const Tensor& table,
 void copy(const Tensor& to, const Tensor& from) {
   expect_cpu("copy", to);
   expect_cpu("copy", from);
-  expect(to.same_shape(from), "[copy] expected tensors of one shape, got {} to {}", from.describe(),
-         to.describe());
+  expect(to.same_shape(from), "[copy] expected tensors of one shape, got {} to {}", from, to);
   if (to.dtype == from.dtype && to.contiguous() && from.contiguous()) {
     if (to.numel() > 0) {
       std::memmove(to.data, from.data, static_cast<size_t>(to.bytes()));
@@ -85,13 +83,12 @@ void copy(const Tensor& to, const Tensor& from) {
     return;
   }
   if (to.dtype == from.dtype) {
-    expect(to.has_rows() && from.has_rows(), "[copy] expected contiguous rows, got {} to {}",
-           from.describe(), to.describe());
+    expect(to.has_rows() && from.has_rows(), "[copy] expected contiguous rows, got {} to {}", from,
+           to);
     return copy_rows(to, from);
   }
   expect(to.contiguous() && from.contiguous(),
-         "[copy] expected contiguous tensors where the type changes, got {} to {}", from.describe(),
-         to.describe());
+         "[copy] expected contiguous tensors where the type changes, got {} to {}", from, to);
   with_float("copy", to.dtype, [&]<class To>(To*) {
     with_float("copy", from.dtype, [&]<class From>(From*) {
       const From* in = from.ptr<From>();
@@ -105,7 +102,7 @@ void copy(const Tensor& to, const Tensor& from) {
 
 void fill(const Tensor& t, double value) {
   expect_cpu("fill", t);
-  expect(t.contiguous(), "[fill] expected a contiguous tensor, got {}", t.describe());
+  expect(t.contiguous(), "[fill] expected a contiguous tensor, got {}", t);
   if (value == 0.0) {
     std::memset(t.data, 0, static_cast<size_t>(t.bytes()));
     return;
@@ -127,7 +124,7 @@ void gather_rows(const Tensor& out, const Tensor& x, std::span<const int64_t> ro
 void add_rows(const Tensor& y, const Tensor& x, std::span<const int64_t> rows) {
   expect_rows_of("add_rows", x, y, rows);
   expect(y.dtype == Dtype::kF32 || y.dtype == Dtype::kF64, "[add_rows] expected f32 or f64, got {}",
-         y.describe());
+         y);
   y.dtype == Dtype::kF64 ? add_rows_of<double>(y, x, rows) : add_rows_of<float>(y, x, rows);
 }
 

@@ -103,3 +103,12 @@ T* data_of(const Tensor& t) {
 }
 
 }  // namespace cambium
+
+/// As describe() says, made only where a message is needed.
+template <>
+struct fmt::formatter<cambium::Tensor> : fmt::formatter<std::string> {
+  template <class Context>
+  auto format(const cambium::Tensor& t, Context& ctx) const {
+    return fmt::formatter<std::string>::format(t.describe(), ctx);
+  }
+};

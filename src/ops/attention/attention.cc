@@ -10,13 +10,13 @@ namespace {
 void check_tensors(const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments,
                    const AttentionConfig& config) {
   expect(q.rank == 3 && (q.dtype == Dtype::kF32 || q.dtype == Dtype::kF64),
-         "[attention] expected q (T, H, D) in f32 or f64, got {}", q.describe());
+         "[attention] expected q (T, H, D) in f32 or f64, got {}", q);
   expect(k.rank == 3 && k.dtype == q.dtype && k.dim(0) == q.dim(0) && k.dim(2) == q.dim(2),
          "[attention] expected k {} ({}, Hkv, {}) beside q {}, got {}", dtype_name(q.dtype),
-         q.dim(0), q.dim(2), q.describe(), k.describe());
+         q.dim(0), q.dim(2), q, k);
   expect(v.rank == 3 && v.dtype == q.dtype && v.dim(0) == k.dim(0) && v.dim(1) == k.dim(1),
          "[attention] expected v {} ({}, {}, Dv) beside k {}, got {}", dtype_name(q.dtype),
-         k.dim(0), k.dim(1), k.describe(), v.describe());
+         k.dim(0), k.dim(1), k, v);
   expect(k.dim(1) > 0 && q.dim(1) % k.dim(1) == 0,
          "[attention] expected query heads a multiple of key-value heads, got "
          "{} and {}",
@@ -36,15 +36,15 @@ void check_cache(const Tensor& cache, const char* name, const Tensor& rows) {
   expect(cache.rank == 4 && cache.contiguous() && (cache.dtype == rows.dtype || narrow) &&
              cache.dim(2) == rows.dim(1) && cache.dim(3) == rows.dim(2),
          "[attention] expected cached {} {} (pages, page_size, {}, {}), got {}", name,
-         dtype_name(rows.dtype), rows.dim(1), rows.dim(2), cache.describe());
+         dtype_name(rows.dtype), rows.dim(1), rows.dim(2), cache);
 }
 
 /// Every page that a token of a segment writes or reads is in the table.
 void check_pages(const KvPages& pages, const AttentionShape& shape) {
   expect(pages.keys.dim(0) == pages.values.dim(0) && pages.keys.dim(1) == pages.values.dim(1) &&
              pages.keys.dtype == pages.values.dtype,
-         "[attention] expected as many pages of keys as of values, got {} and {}",
-         pages.keys.describe(), pages.values.describe());
+         "[attention] expected as many pages of keys as of values, got {} and {}", pages.keys,
+         pages.values);
   expect(static_cast<int64_t>(pages.table.size()) == shape.segments * pages.pages_per_segment,
          "[attention] expected a page table ({}, {}), got {} entries", shape.segments,
          pages.pages_per_segment, pages.table.size());

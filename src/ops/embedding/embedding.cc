@@ -10,10 +10,9 @@ Tensor embedding(Context& ctx, const Tensor& table, std::span<const int32_t> tok
   expect(
       table.rank == 2 && table.contiguous() &&
           (table.dtype == Dtype::kF32 || table.dtype == Dtype::kF64 || table.dtype == Dtype::kBF16),
-      "[embedding] expected a contiguous table (V, C) of f32, f64 or bf16, got {}",
-      table.describe());
+      "[embedding] expected a contiguous table (V, C) of f32, f64 or bf16, got {}", table);
   expect(table.dtype != Dtype::kBF16 || !table.has_grad(),
-         "[embedding] a bf16 table has no gradient; train the f32 table, got {}", table.describe());
+         "[embedding] a bf16 table has no gradient; train the f32 table, got {}", table);
   for (size_t i = 0; i < tokens.size(); ++i) {
     expect(tokens[i] >= 0 && tokens[i] < table.dim(0),
            "[embedding] expected tokens in [0, {}), got {} at position {}; the text was made with "

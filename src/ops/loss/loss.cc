@@ -16,18 +16,18 @@ void check_head(const char* whose, const Tensor& hidden, const Tensor& head, con
   expect(hidden.rank == 2 && hidden.row_contiguous() && hidden.dtype == like.dtype &&
              hidden.dim(0) == like.dim(0) && is_computed(hidden),
          "[head_loss] expected the {}'s hidden states ({}, C), f32 or f64, got {}", whose,
-         like.dim(0), hidden.describe());
+         like.dim(0), hidden);
   expect(head.rank == 2 && head.contiguous() && head.dim(1) == hidden.dim(1) &&
              (head.dtype == hidden.dtype ||
               (head.dtype == Dtype::kBF16 && hidden.dtype == Dtype::kF32)),
          "[head_loss] expected the {}'s head (V, {}) of {}, got {}", whose, hidden.dim(1),
-         hidden.dtype == Dtype::kF64 ? "f64" : "f32 or bf16", head.describe());
+         hidden.dtype == Dtype::kF64 ? "f64" : "f32 or bf16", head);
 }
 
 void check(const LossInputs& in, const LossConfig& config) {
   check_head("student", in.hidden, in.head, in.hidden);
   expect(in.head.dtype == in.hidden.dtype || !in.head.has_grad(),
-         "[head_loss] a bf16 head has no gradient; train the f32 head, got {}", in.head.describe());
+         "[head_loss] a bf16 head has no gradient; train the f32 head, got {}", in.head);
   expect(static_cast<int64_t>(in.labels.size()) == in.hidden.dim(0),
          "[head_loss] expected a label for each of {} rows, got {}", in.hidden.dim(0),
          in.labels.size());
@@ -157,10 +157,9 @@ LossSums head_loss(Context& ctx, const LossInputs& inputs, const LossConfig& con
 double align_loss(Context& ctx, const Tensor& out, const Tensor& target,
                   std::span<const int32_t> labels, bool squared, double scale) {
   expect(out.rank == 2 && out.row_contiguous() && is_computed(out),
-         "[align_loss] expected out (T, C), f32 or f64, got {}", out.describe());
+         "[align_loss] expected out (T, C), f32 or f64, got {}", out);
   expect(target.same_shape(out) && target.dtype == out.dtype && target.row_contiguous(),
-         "[align_loss] expected a target shaped like out {}, got {}", out.describe(),
-         target.describe());
+         "[align_loss] expected a target shaped like out {}, got {}", out, target);
   expect(labels.empty() || static_cast<int64_t>(labels.size()) == out.dim(0),
          "[align_loss] expected a label for each of {} rows, or none, got {}", out.dim(0),
          labels.size());

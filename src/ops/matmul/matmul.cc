@@ -8,22 +8,25 @@ namespace cambium {
 namespace {
 
 void expect_rows(const char* who, const char* name, const Tensor& t, int64_t columns) {
-  expect(t.rank == 2 && t.row_contiguous() && (columns < 0 || t.dim(1) == columns) &&
-             (t.dtype == Dtype::kF32 || t.dtype == Dtype::kF64),
-         "[{}] expected {} (rows, {}) f32 or f64 with contiguous rows, got {}", who, name,
-         columns < 0 ? std::string("columns") : std::to_string(columns), t.describe());
+  const bool as_expected = t.rank == 2 && t.row_contiguous() &&
+                           (columns < 0 || t.dim(1) == columns) &&
+                           (t.dtype == Dtype::kF32 || t.dtype == Dtype::kF64);
+  if (!as_expected) {
+    fail("[{}] expected {} (rows, {}) f32 or f64 with contiguous rows, got {}", who, name,
+         columns < 0 ? std::string("columns") : std::to_string(columns), t);
+  }
 }
 
 void expect_weight(const char* who, const Tensor& weight, const Tensor& x) {
   expect(weight.rank == 2 && weight.contiguous() &&
              (weight.dtype == x.dtype || (weight.dtype == Dtype::kBF16 && x.dtype == Dtype::kF32)),
          "[{}] expected a contiguous weight (N, K) of {}, got {}", who,
-         x.dtype == Dtype::kF64 ? "f64" : "f32 or bf16", weight.describe());
+         x.dtype == Dtype::kF64 ? "f64" : "f32 or bf16", weight);
 }
 
 void expect_output(const char* who, const Tensor& out, int64_t rows, const Tensor& like) {
   expect(out.dim(0) == rows && out.dtype == like.dtype, "[{}] expected out {} with {} rows, got {}",
-         who, dtype_name(like.dtype), rows, out.describe());
+         who, dtype_name(like.dtype), rows, out);
 }
 
 template <class T>
@@ -68,11 +71,9 @@ void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std:
     expect_rows("matmul", "x", x, weight.dim(1));
     expect(!bias.defined() ||
                (bias.rank == 1 && bias.dim(0) == weight.dim(0) && bias.dtype == x.dtype),
-           "[matmul] expected bias {} ({}), got {}", dtype_name(x.dtype), weight.dim(0),
-           bias.describe());
+           "[matmul] expected bias {} ({}), got {}", dtype_name(x.dtype), weight.dim(0), bias);
     expect(weight.dtype == x.dtype || !weight.has_grad(),
-           "[matmul] a bf16 weight has no gradient; train the f32 weight, got {}",
-           weight.describe());
+           "[matmul] a bf16 weight has no gradient; train the f32 weight, got {}", weight);
     to[i] = ctx.result(x.dtype, {x.dim(0), weight.dim(0)}, ctx.differentiate(x, weight, bias));
   }
   run<matmul_forward>(ctx, x, [&]<class T>() {
@@ -133,7 +134,7 @@ void matmul_grad_weight(const Context& ctx, const Tensor& out, const Tensor& dy,
   expect_output("matmul_grad_weight", out, dy.dim(1), dy);
   expect(x.dim(0) == dy.dim(0) && x.dtype == dy.dtype,
          "[matmul_grad_weight] expected x {} with {} rows, got {}", dtype_name(dy.dtype), dy.dim(0),
-         x.describe());
+         x);
   grad_weight(ctx, out, dy, x, accumulate);
 }
 

@@ -52,15 +52,14 @@ Tensor gated_rms_norm(Context& ctx, const Tensor& x, const Tensor& gate, const T
   expect_computed("gated_rms_norm", "x", x);
   expect_rows("gated_rms_norm", "x", x);
   expect(x.rank == 2 && gate.same_shape(x) && gate.dtype == x.dtype && gate.has_rows(),
-         "[gated_rms_norm] expected x and gate (T, C) of one dtype, got {} and {}", x.describe(),
-         gate.describe());
+         "[gated_rms_norm] expected x and gate (T, C) of one dtype, got {} and {}", x, gate);
   expect(config.group > 0 && x.dim(1) % config.group == 0,
          "[gated_rms_norm] expected groups that divide {} channels, got groups of {}", x.dim(1),
          config.group);
   expect(weight.rank == 1 && weight.contiguous() && weight.dtype == x.dtype &&
              (weight.dim(0) == x.dim(1) || weight.dim(0) == config.group),
          "[gated_rms_norm] expected weight {} ({}) or ({}), got {}", dtype_name(x.dtype), x.dim(1),
-         config.group, weight.describe());
+         config.group, weight);
   const bool differentiate = ctx.differentiate(x, gate, weight);
   const Tensor y = ctx.result_like(x, differentiate);
   const auto args = [=]<class T>(float* rstd) {

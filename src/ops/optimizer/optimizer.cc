@@ -16,21 +16,21 @@ namespace {
 void expect_parameter(const char* operation, const Tensor& p) {
   expect_computed(operation, "p", p);
   expect(p.contiguous() && p.has_grad(), "[{}] expected a contiguous p with a gradient, got {}",
-         operation, p.describe());
+         operation, p);
 }
 
 void expect_state(const char* operation, const char* name, const Tensor& state, const Tensor& p) {
   expect(state.same_shape(p) && state.dtype == p.grad_dtype && state.device == p.device &&
              state.contiguous(),
          "[{}] expected a contiguous {} {} shaped like p {}, got {}", operation, name,
-         dtype_name(p.grad_dtype), p.describe(), state.describe());
+         dtype_name(p.grad_dtype), p, state);
 }
 
 // The sum over blocks of what Kernel finds in each.
 template <class Kernel>
 double sum_blocks(const Context& ctx, const char* operation, const Tensor& x) {
   expect_computed(operation, "x", x);
-  expect(x.contiguous(), "[{}] expected a contiguous x, got {}", operation, x.describe());
+  expect(x.contiguous(), "[{}] expected a contiguous x, got {}", operation, x);
   const ArenaScope scope(*ctx.arena);
   const auto blocks = static_cast<size_t>(Reduction<float>{x.numel(), nullptr, nullptr}.blocks());
   auto* part = ctx.scratch<double>(static_cast<int64_t>(blocks));
@@ -57,7 +57,7 @@ void adamw_update(const Context& ctx, const Tensor& p, const Tensor& m, const Te
 
 void muon_update(const Context& ctx, const Tensor& p, const Tensor& m, const MuonConfig& config) {
   expect_parameter("muon_update", p);
-  expect(p.rank == 2, "[muon_update] expected a matrix p, got {}", p.describe());
+  expect(p.rank == 2, "[muon_update] expected a matrix p, got {}", p);
   expect_state("muon_update", "m", m, p);
   const int64_t rows = p.dim(0);
   const int64_t columns = p.dim(1);

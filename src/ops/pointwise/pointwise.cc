@@ -86,7 +86,7 @@ Tensor log_decay(Context& ctx, const Tensor& x, const Tensor& a_log) {
 Tensor repeat_heads(Context& ctx, const Tensor& x, int64_t times) {
   expect_rows("repeat_heads", "x", x);
   expect(x.rank == 3 && times >= 1,
-         "[repeat_heads] expected x (T, G, N) and times >= 1, got {} and {}", x.describe(), times);
+         "[repeat_heads] expected x (T, G, N) and times >= 1, got {} and {}", x, times);
   const bool differentiate = ctx.differentiate(x);
   const Tensor y = ctx.result(x.dtype, {x.dim(0), x.dim(1) * times, x.dim(2)}, differentiate);
   const auto args = [=]<class T>() { return RepeatHeads<T>{view<T>(x), view<T>(y), times}; };

@@ -22,29 +22,27 @@ bool has_heads(const Tensor& t, const Tensor& like, int64_t heads, int64_t dim) 
 void check(const RecurrenceInputs& in) {
   const Tensor& v = in.v;
   expect(v.rank == 3 && is_computed(v) && has_heads(v, v, v.dim(1), v.dim(2)),
-         "[recurrence] expected v (T, Hv, V), f32 or f64, with heads together, got {}",
-         v.describe());
+         "[recurrence] expected v (T, Hv, V), f32 or f64, with heads together, got {}", v);
   const char* dtype = dtype_name(v.dtype);
   expect(in.q.rank == 3 && has_heads(in.q, v, in.q.dim(1), in.q.dim(2)),
          "[recurrence] expected q {} ({}, Hk, K) with heads together, got {}", dtype, v.dim(0),
-         in.q.describe());
+         in.q);
   const int64_t key_dim = in.q.dim(2);
   expect(has_heads(in.k, v, in.q.dim(1), key_dim),
-         "[recurrence] expected k shaped like q {}, got {}", in.q.describe(), in.k.describe());
+         "[recurrence] expected k shaped like q {}, got {}", in.q, in.k);
   expect(v.dim(1) % in.q.dim(1) == 0,
          "[recurrence] expected a number of key heads that divides {} value heads, got {}",
          v.dim(1), in.q.dim(1));
   expect(has_heads(in.log_decay, v, v.dim(1), in.log_decay.rank == 3 ? key_dim : 0),
          "[recurrence] expected log_decay {} ({}, {}) or ({}, {}, {}), got {}", dtype, v.dim(0),
-         v.dim(1), v.dim(0), v.dim(1), key_dim, in.log_decay.describe());
+         v.dim(1), v.dim(0), v.dim(1), key_dim, in.log_decay);
   expect(!in.weight.defined() || has_heads(in.weight, v, v.dim(1), 0),
-         "[recurrence] expected weight {} ({}, {}), got {}", dtype, v.dim(0), v.dim(1),
-         in.weight.describe());
+         "[recurrence] expected weight {} ({}, {}), got {}", dtype, v.dim(0), v.dim(1), in.weight);
   expect(!in.delta || in.weight.defined(),
          "[recurrence] the delta rule needs a weight (its beta), got none");
   expect(!in.skip.defined() ||
              (in.skip.rank == 1 && in.skip.dim(0) == v.dim(1) && in.skip.dtype == v.dtype),
-         "[recurrence] expected skip {} ({}), got {}", dtype, v.dim(1), in.skip.describe());
+         "[recurrence] expected skip {} ({}), got {}", dtype, v.dim(1), in.skip);
 }
 
 }  // namespace

@@ -140,12 +140,11 @@ Turns RopeTable::turns(const Context& ctx, const Segments& segments,
 
 Tensor rope(Context& ctx, const Tensor& x, const Turns& turns) {
   expect((x.dtype == Dtype::kF32 || x.dtype == Dtype::kF64) && x.rank == 3 && x.has_rows(),
-         "[rope] expected x (T, H, D) f32 or f64 with contiguous heads, got {}", x.describe());
+         "[rope] expected x (T, H, D) f32 or f64 with contiguous heads, got {}", x);
   expect(turns.dim <= x.dim(2),
-         "[rope] expected heads of at least {} dims (the rotated ones), got {}", turns.dim,
-         x.describe());
+         "[rope] expected heads of at least {} dims (the rotated ones), got {}", turns.dim, x);
   expect(turns.tokens == x.dim(0), "[rope] expected {} tokens (those of the segments), got {}",
-         turns.tokens, x.describe());
+         turns.tokens, x);
   const bool differentiate = ctx.differentiate(x);
   const Tensor y = ctx.result_like(x, differentiate);
   const auto args = [=]<class T>() {

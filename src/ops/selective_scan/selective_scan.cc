@@ -11,31 +11,28 @@ namespace {
 void check(const SelectiveScanInputs& in) {
   const Tensor& u = in.u;
   expect(u.rank == 2 && u.row_contiguous() && is_computed(u),
-         "[selective_scan] expected u (T, d), f32 or f64, with contiguous rows, got {}",
-         u.describe());
+         "[selective_scan] expected u (T, d), f32 or f64, with contiguous rows, got {}", u);
   const char* dtype = dtype_name(u.dtype);
   for (const auto& [name, t] : {std::pair{"dt", in.dt}, std::pair{"z", in.z}}) {
     expect(t.same_shape(u) && t.dtype == u.dtype && t.row_contiguous(),
-           "[selective_scan] expected {} shaped like u {}, got {}", name, u.describe(),
-           t.describe());
+           "[selective_scan] expected {} shaped like u {}, got {}", name, u, t);
   }
   expect(in.a_log.rank == 2 && in.a_log.dim(0) == u.dim(1) && in.a_log.dtype == u.dtype &&
              in.a_log.contiguous(),
-         "[selective_scan] expected a_log {} ({}, N), got {}", dtype, u.dim(1),
-         in.a_log.describe());
+         "[selective_scan] expected a_log {} ({}, N), got {}", dtype, u.dim(1), in.a_log);
   const int64_t states = in.a_log.dim(1);
   for (const auto& [name, t] : {std::pair{"b", in.b}, std::pair{"c", in.c}}) {
     expect(t.rank == 3 && t.dim(0) == u.dim(0) && t.dim(2) == states && t.dtype == u.dtype &&
                t.has_rows() && (t.dim(1) == 1 || t.stride[1] == states),
            "[selective_scan] expected {} {} ({}, groups, {}) with groups together, got {}", name,
-           dtype, u.dim(0), states, t.describe());
+           dtype, u.dim(0), states, t);
     expect(t.dim(1) > 0 && u.dim(1) % t.dim(1) == 0,
            "[selective_scan] expected a number of {} groups that divides {} channels, got {}", name,
            u.dim(1), t.dim(1));
   }
   for (const auto& [name, t] : {std::pair{"d", in.d}, std::pair{"dt_bias", in.dt_bias}}) {
     expect(t.rank == 1 && t.dim(0) == u.dim(1) && t.dtype == u.dtype,
-           "[selective_scan] expected {} {} ({}), got {}", name, dtype, u.dim(1), t.describe());
+           "[selective_scan] expected {} {} ({}), got {}", name, dtype, u.dim(1), t);
   }
 }
 
