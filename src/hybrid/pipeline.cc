@@ -199,6 +199,9 @@ void Pipeline::check_inputs() const {
   const auto root = parse_json<nlohmann::json>(read_sealed(path), path.string());
   const JsonFields before(root, path.string());
   for (const auto& [name, value] : inputs.items()) {
+    if (name == "tokenizer's rules" && !before.has(name.c_str())) {
+      continue;  // begun by a version that did not write them down
+    }
     const std::string then = before.has(name.c_str()) ? before.text(name.c_str()) : "nothing";
     expect(then == value.get<std::string>(),
            "{} was begun with another {}: {} then, {} now; give it what it began with, or choose "
