@@ -437,6 +437,22 @@ int remove_leftovers(const std::string& folder) {
   });
 }
 
+void remove_folder(const std::string& path) {
+  remove_leftovers_of(path);
+  const std::string leaving = temporary_name(path);
+  if (::rename(path.c_str(), leaving.c_str()) != 0) {
+    if (errno == ENOENT) {
+      return;
+    }
+    fail_errno("remove the folder", path);
+  }
+  std::error_code error;
+  fs::remove_all(leaving, error);
+  if (error) {
+    fail_errno("remove the folder", path, error.value());
+  }
+}
+
 void make_folder(const std::string& path) {
   std::error_code error;
   fs::create_directories(path, error);

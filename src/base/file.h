@@ -105,6 +105,10 @@ class AtomicDirectory {
 /// name. Returns how many were removed.
 int remove_leftovers(const std::string& folder);
 
+/// Removes a folder with all that is in it; one that is not there is fine. It gets a temporary name
+/// first, so that a killed run leaves it whole or as a leftover, never in part.
+void remove_folder(const std::string& path);
+
 /// Creates `path` and its parents; one that exists already is fine.
 void make_folder(const std::string& path);
 

@@ -245,6 +245,32 @@ TEST(Leftovers, OfKilledWritersGoThoseOfLivingStay) {
   EXPECT_EQ(names_in(folder.path()).size(), 2U);  // the living one and the unrelated file
 }
 
+TEST(RemoveFolder, IsAllOrNothingForWhoComesAfterAKill) {
+  const TestFolder folder;
+  const std::string path = folder.at("model");
+  constexpr int64_t kFiles = 300;
+  for (int64_t round = 0; round < 12; ++round) {
+    make_folder(path);
+    for (int64_t i = 0; i < kFiles; ++i) {
+      put(path + "/" + std::to_string(i), "1");
+    }
+    const pid_t child = ::fork();
+    if (child == 0) {
+      remove_folder(path);
+      ::_exit(0);
+    }
+    ::usleep(static_cast<useconds_t>(200 * round));
+    ::kill(child, SIGKILL);
+    ::waitpid(child, nullptr, 0);
+    if (fs::exists(path)) {
+      EXPECT_EQ(names_in(path).size(), static_cast<size_t>(kFiles));
+    }
+    remove_folder(path);
+    EXPECT_THAT(names_in(folder.path()), IsEmpty()) << "leftovers go too";
+  }
+  remove_folder(path);  // nothing there
+}
+
 TEST(LineLog, GrowsAndDropsAnUnfinishedLine) {
   const TestFolder folder;
   const std::string path = folder.at("log.jsonl");

@@ -358,10 +358,10 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
       s = measure_attempt(stage, *student.model, attempt, at);
       if (attempt == 1 || better(s, best)) {
         expect_only_written((folder / "model").string());
-        fs::remove_all(folder / "model");
+        remove_folder((folder / "model").string());
         fs::rename(folder / "candidate", folder / "model");
       } else {
-        fs::remove_all(folder / "candidate");
+        remove_folder((folder / "candidate").string());
       }
       write_result(s, attempt_folder / "result.json");
     }
