@@ -57,7 +57,8 @@ void append_steps(const json& spec, TokenDecoder& out) {
     const auto pattern = std::make_shared<const Pattern>(Pattern::from_json(spec.at("pattern")));
     out.steps.emplace_back([pattern, content = spec.at("content").get<std::string>()](
                                std::string token) { return pattern->replace(token, content); });
-  } else if (type == "Strip" && spec.value("stop", 0) == 0 && spec.value("start", 0) == 1) {
+  } else if (type == "Strip" && spec.value("stop", json(0)) == 0 &&
+             spec.value("start", json(0)) == 1) {
     out.strip_start = spec.at("content").get<std::string>();
   } else if (type == "Metaspace") {
     const std::string mark = spec.value("replacement", "\u2581");

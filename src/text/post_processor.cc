@@ -9,6 +9,13 @@ namespace {
 
 using nlohmann::json;
 
+int32_t token_id(const json& value) {
+  expect(
+      value.is_number_integer() && value.get<int64_t>() >= 0 && value.get<int64_t>() <= INT32_MAX,
+      "[tokenizer] post_processor: expected the id of a token, got {}", value.dump());
+  return value.get<int32_t>();
+}
+
 PostProcessor from_template(const json& spec) {
   PostProcessor out;
   bool seen_text = false;
@@ -23,7 +30,7 @@ PostProcessor from_template(const json& spec) {
     expect(special.contains(name), "[tokenizer] post_processor names {:?}, not in special_tokens",
            name);
     for (const json& id : special.at(name).at("ids")) {
-      (seen_text ? out.after : out.before).push_back(id.get<int32_t>());
+      (seen_text ? out.after : out.before).push_back(token_id(id));
     }
   }
   expect(seen_text, "[tokenizer] post_processor leaves the text out: {}", spec.dump());
@@ -41,7 +48,7 @@ PostProcessor make_post_processor(const json& spec) {
     return from_template(spec);
   }
   if (type == "BertProcessing" || type == "RobertaProcessing") {
-    return {{spec.at("cls").at(1).get<int32_t>()}, {spec.at("sep").at(1).get<int32_t>()}};
+    return {{token_id(spec.at("cls").at(1))}, {token_id(spec.at("sep").at(1))}};
   }
   if (type == "ByteLevel") {  // only moves offsets
     return {};

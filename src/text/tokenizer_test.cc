@@ -312,6 +312,12 @@ TEST(Tokenizer, NamesAndFingerprint) {
   EXPECT_NE(Tokenizer::parse(file.dump()).fingerprint(), tokenizer.fingerprint());
 }
 
+TEST(Tokenizer, NumbersOfADecoderMayBeOfAnySize) {
+  json file = small_tokenizer();
+  file["decoder"] = {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 4e43}};
+  EXPECT_THROW((void)Tokenizer::parse(file.dump()), Error);
+}
+
 TEST(Tokenizer, TheRulesHaveAFingerprintOfTheirOwn) {
   const json file = small_tokenizer();
   const json config = {{"chat_template", "{{ messages }}"}};
