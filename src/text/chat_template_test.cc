@@ -285,9 +285,9 @@ TEST(ChatTemplate, RefusesWhatIsWrong) {
       {"{{ raise_exception('roles must alternate') }}", "line 1: roles must alternate"},
       {"{{ 9223372036854775807 + 1 }}", "too large"},
   };
-  for (const auto& [source, expected] : rows) {
-    const std::string message = testing::error_of([&] { render(source); });
-    EXPECT_THAT(message, HasSubstr(expected)) << source;
+  for (const Row& row : rows) {
+    const std::string message = testing::error_of([&] { render(row.source); });
+    EXPECT_THAT(message, HasSubstr(row.expected)) << row.source;
   }
 }
 
