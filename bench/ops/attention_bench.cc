@@ -70,7 +70,7 @@ void train(double peak, const Shape& s) {
         attention(ctx, q.view, k.view, v.view, {start, position, {}},
                   {.scale = 1 / std::sqrt(static_cast<float>(s.dim)), .window = s.window});
     forth = std::min(forth, now() - begin);
-    std::memcpy(y.grad, y.data, static_cast<size_t>(y.bytes()));
+    std::memcpy(y.grad_tensor().data, y.data, static_cast<size_t>(y.bytes()));
     const double middle = now();
     tape.backward(ctx);
     back = std::min(back, now() - middle);

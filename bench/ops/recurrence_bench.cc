@@ -97,7 +97,7 @@ void measure(const Problem& p) {
     const ArenaScope scope(arena);
     const Tensor y =
         recurrence(ctx, data.inputs(p, true, 0, tokens), {data.start, data.position, {}});
-    std::memcpy(y.grad, y.data, static_cast<size_t>(y.bytes()));
+    std::memcpy(y.grad_tensor().data, y.data, static_cast<size_t>(y.bytes()));
     tape.backward(ctx);
   });
   const double per_token = 1e9 / static_cast<double>(tokens);

@@ -64,7 +64,7 @@ void measure(int64_t sequences, int64_t length, int64_t channels, int64_t states
   const double train = seconds_of([&] {
     const ArenaScope scope(arena);
     const Tensor y = selective_scan(ctx, in, {start, position, {}});
-    std::memcpy(y.grad, y.data, static_cast<size_t>(y.bytes()));
+    std::memcpy(y.grad_tensor().data, y.data, static_cast<size_t>(y.bytes()));
     tape.backward(ctx);
   });
   const double updates = static_cast<double>(t * channels * states);

@@ -127,7 +127,7 @@ Tensor Model::checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
     plain.tape = nullptr;
     copy(result, made.forward(plain, h.detached(), inputs, nullptr));
   }
-  ctx.record([&made, h, inputs, result](const Context& c) {
+  ctx.record({result}, [&made, h, inputs, result](const Context& c) {
     Tape tape(*c.arena);
     Context again = c;
     again.tape = &tape;
@@ -135,6 +135,8 @@ Tensor Model::checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
     if (!y.has_grad()) {
       return;  // nothing in or below this layer is trained
     }
+    const bool first = y.takes_grad();
+    CAMBIUM_CHECK(first, "{}", y);
     copy(y.grad_tensor(), result.grad_tensor());
     tape.backward(again);
   });

@@ -229,8 +229,7 @@ void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
       copy_values(copy.view, owned.view);
       owned = std::move(copy);
     }
-    owned.grad = wanted ? Buffer(owned.data.bytes()) : Buffer();
-    owned.view.grad = owned.grad.data();
+    owned.want_grad(wanted);
     p.tensor = owned.view;
   });
 }

@@ -71,6 +71,7 @@ StatefulRun run_in_calls(const StatefulCase& test, const std::vector<std::vector
         {0, static_cast<int32_t>(end - begin)}, {static_cast<int32_t>(begin)}, {1}};
     std::vector<Tensor> tensors;
     for (size_t i = 0; i < owned.size(); ++i) {
+      poison_grad(owned.back());
       tensors.push_back(test.of_tokens[i] ? owned[i].view.slice(0, begin, end - begin)
                                           : owned[i].view);
     }
@@ -133,6 +134,7 @@ void expect_packed_equals_separate(const StatefulCase& test, const std::vector<i
                        std::vector<std::vector<double>>& grads) {
     Arena& arena = shared_arena();
     const ArenaScope scope(arena);
+    poison(arena);
     Tape tape(arena);
     Context ctx{.arena = &arena, .tape = &tape};
     std::vector<OwnedTensor> owned;
@@ -147,13 +149,13 @@ void expect_packed_equals_separate(const StatefulCase& test, const std::vector<i
     const Tensor y = test.operation(ctx, tensors, segments.view(), {});
     const int64_t per_token = y.numel() / std::max<int64_t>(y.dim(0), 1);
     for (int64_t i = 0; i < y.numel(); ++i) {
-      static_cast<Real*>(y.grad)[i] =
+      y.grad_ptr<Real>()[i] =
           static_cast<Real>(loss_weight(static_cast<size_t>(begin * per_token + i)));
     }
     tape.backward(ctx);
     grads.resize(owned.size());
     for (size_t i = 0; i < owned.size(); ++i) {
-      const std::vector<double> grad = to_doubles(owned[i].view, owned[i].view.grad);
+      const std::vector<double> grad = to_doubles(owned[i].view, owned[i].view.grad_tensor().data);
       grads[i].resize(grad.size());
       for (size_t j = 0; j < grad.size(); ++j) {
         grads[i][j] += grad[j];

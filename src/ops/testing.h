@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <random>
 #include <string>
@@ -31,6 +32,21 @@ struct Input {
 inline Arena& shared_arena() {
   static Arena arena;
   return arena;
+}
+
+/// Fills the memory the arena gives next with NaN: what is read before it is written shows.
+inline void poison(Arena& arena) {
+  constexpr int64_t kBytes = 4 << 20;
+  const ArenaScope scope(arena);
+  std::memset(arena.allocate(kBytes), 0xff, kBytes);
+}
+
+/// Makes its gradient, if it has one, fresh with NaN in it.
+inline void poison_grad(const OwnedTensor& t) {
+  if (t.view.has_grad()) {
+    std::memset(t.grad.data(), 0xff, static_cast<size_t>(t.grad.bytes()));
+    t.view.forget_grad();
+  }
 }
 
 using Operation = std::function<Tensor(Context&, const std::vector<Tensor>&)>;
@@ -91,6 +107,7 @@ Run run_operation(const Operation& operation, const std::vector<Input>& inputs,
                   const std::vector<std::vector<double>>& values, bool reference, bool with_grad) {
   Arena& arena = shared_arena();
   const ArenaScope scope(arena);
+  poison(arena);
   Tape tape(arena);
   Context ctx{.arena = &arena, .tape = with_grad ? &tape : nullptr, .reference = reference};
   std::vector<OwnedTensor> owned;
@@ -100,6 +117,7 @@ Run run_operation(const Operation& operation, const std::vector<Input>& inputs,
                        with_grad && inputs[i].differentiable);
     std::copy(values[i].begin(), values[i].end(), owned.back().view.template ptr<Real>());
     tensors.push_back(owned.back().view);
+    poison_grad(owned.back());
   }
   const Tensor y = operation(ctx, tensors);
   Run run;
@@ -107,11 +125,12 @@ Run run_operation(const Operation& operation, const std::vector<Input>& inputs,
   if (with_grad) {
     EXPECT_TRUE(y.contiguous()) << "the test sets the gradient of a contiguous result";
     for (size_t i = 0; i < run.output.size(); ++i) {
-      static_cast<Real*>(y.grad)[i] = static_cast<Real>(loss_weight(i));
+      y.grad_ptr<Real>()[i] = static_cast<Real>(loss_weight(i));
     }
     tape.backward(ctx);
     for (const Tensor& t : tensors) {
-      run.grads.push_back(t.has_grad() ? to_doubles(t, t.grad) : std::vector<double>{});
+      run.grads.push_back(t.has_grad() ? to_doubles(t, t.grad_tensor().data)
+                                       : std::vector<double>{});
     }
   }
   return run;

@@ -62,12 +62,18 @@ void* Buffer::data() const {
 
 OwnedTensor::OwnedTensor(Dtype dtype, std::span<const int64_t> shape, bool with_grad, Device device)
     : data(tensor_bytes(dtype, shape), device) {
-  const Dtype grad_dtype = dtype == Dtype::kBF16 ? Dtype::kF32 : dtype;
-  if (with_grad) {
-    grad = Buffer(tensor_bytes(grad_dtype, shape), device);
-  }
-  view = Tensor::of(dtype, device, shape, data.data(), grad.data());
-  view.grad_dtype = grad_dtype;
+  view = Tensor::of(dtype, device, shape, data.data());
+  want_grad(with_grad);
+}
+
+void OwnedTensor::want_grad(bool wanted) {
+  view.grad_dtype = view.dtype == Dtype::kBF16 ? Dtype::kF32 : view.dtype;
+  grad = wanted ? Buffer(view.numel() * dtype_size(view.grad_dtype), view.device) : Buffer();
+  grad_memory = wanted ? std::make_unique<GradientMemory>(
+                             GradientMemory{view.device, grad.data(), grad.bytes(), false})
+                       : nullptr;
+  view.grad = grad.data();
+  view.grad_memory = grad_memory.get();
 }
 
 void* Arena::allocate(int64_t bytes) {

@@ -36,8 +36,12 @@ struct OwnedTensor {
   OwnedTensor(Dtype dtype, std::initializer_list<int64_t> shape, bool with_grad = false,
               Device device = {})
       : OwnedTensor(dtype, std::span(shape.begin(), shape.size()), with_grad, device) {}
+  /// Gives it a zeroed gradient, or takes the one it has away.
+  void want_grad(bool wanted);
+
   Buffer data;
   Buffer grad;
+  std::unique_ptr<GradientMemory> grad_memory;
   Tensor view;
 };
 

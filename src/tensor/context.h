@@ -3,9 +3,13 @@
 //
 // With a tape, an operation whose inputs have gradients gives its output one and records a closure
 // that adds to the inputs' gradients. Without a tape the same call is inference.
+//
+// A result's gradient starts fresh, not zeroed (GradientMemory): a backward step names the tensors
+// whose gradients it reads or adds to, and those still fresh are made zero before it runs. A step
+// that can set a gradient leaves it out of that list and asks Tensor::takes_grad().
 #pragma once
 
-#include <cstring>
+#include <initializer_list>
 #include <new>
 #include <type_traits>
 #include <utility>
@@ -24,35 +28,52 @@ class Tape {
  public:
   explicit Tape(Arena& arena) : arena_(arena) {}
 
-  /// Appends a backward step, called with the context backward() is given. `step` is copied into
-  /// the arena, so it holds views and numbers only.
+  /// Appends a backward step, called with the context backward() is given, over the gradients of
+  /// `touched`. `step` is copied into the arena, so it holds views and numbers only.
   template <class Step>
-  void record(Step step) {
+  void record(std::initializer_list<Tensor> touched, Step step) {
     static_assert(std::is_trivially_destructible_v<Step>,
                   "a backward step lives in the arena: capture views and numbers, not owners");
+    const auto first = touched_.size();
+    for (const Tensor& t : touched) {
+      if (t.grad_memory != nullptr) {
+        touched_.push_back(t.grad_memory);
+      }
+    }
     void* memory = arena_.allocate(sizeof(Step));
-    steps_.push_back({new (memory) Step(std::move(step)), [](void* closure, const Context& ctx) {
+    steps_.push_back({new (memory) Step(std::move(step)),
+                      [](void* closure, const Context& ctx) {
                         if constexpr (std::is_invocable_v<Step&, const Context&>) {
                           (*static_cast<Step*>(closure))(ctx);
                         } else {
                           (*static_cast<Step*>(closure))();
                         }
-                      }});
+                      },
+                      first});
   }
+
+  /// Gives `t`, which has none yet, a fresh gradient in the memory `grad` of its size.
+  void set_fresh_grad(Tensor& t, void* grad);
 
   /// Runs the steps from last to first and forgets them. The caller has set the gradient of the
   /// result. What backward steps allocate in the arena of `ctx` is released step by step.
   void backward(const Context& ctx);
-  void clear() { steps_.clear(); }
+  void clear() {
+    steps_.clear();
+    touched_.clear();
+  }
   size_t size() const { return steps_.size(); }
 
  private:
   struct Entry {
     void* closure;
     void (*run)(void* closure, const Context& ctx);
+    size_t first_touched;
   };
   Arena& arena_;
   std::vector<Entry> steps_;
+  std::vector<GradientMemory*>
+      touched_;  // of all steps, each from its first_touched to the next one's
 };
 
 /// A stream of the CUDA runtime (its cudaStream_t).
@@ -71,7 +92,7 @@ struct Context {
   bool differentiate(const Tensors&... inputs) const {
     return tape != nullptr && (inputs.has_grad() || ...);
   }
-  /// An uninitialised result; with a zeroed gradient if `with_grad`.
+  /// An uninitialised result; with a fresh gradient if `with_grad`.
   Tensor result(Dtype dtype, std::span<const int64_t> shape, bool with_grad) const;
   Tensor result(Dtype dtype, std::initializer_list<int64_t> shape, bool with_grad) const {
     return result(dtype, std::span(shape.begin(), shape.size()), with_grad);
@@ -79,10 +100,11 @@ struct Context {
   Tensor result_like(const Tensor& t, bool with_grad) const {
     return result(t.dtype, std::span(t.shape.data(), static_cast<size_t>(t.rank)), with_grad);
   }
-  /// Adds a backward step to the tape: a function of the context that backward() runs with.
+  /// Adds a backward step to the tape: a function of the context that backward() runs with, which
+  /// reads or adds to the gradients of `touched`.
   template <class Step>
-  void record(Step step) const {
-    tape->record(std::move(step));
+  void record(std::initializer_list<Tensor> touched, Step step) const {
+    tape->record(touched, std::move(step));
   }
   /// Uninitialised memory that lives as long as the results.
   template <class T>

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "tensor/copy.h"
+
 namespace cambium {
 namespace {
 
@@ -128,6 +130,7 @@ Tensor Tensor::reshape(std::initializer_list<int64_t> new_shape) const {
   CAMBIUM_CHECK(contiguous(), "{}", describe());
   Tensor t = of(dtype, device, std::span(new_shape.begin(), new_shape.size()), data, grad);
   t.grad_dtype = grad_dtype;
+  t.grad_memory = grad_memory;
   CAMBIUM_CHECK(t.numel() == numel(), "{} as {}", describe(), t.describe());
   return t;
 }
@@ -171,16 +174,50 @@ Tensor Tensor::slice(int axis, int64_t begin, int64_t length) const {
 
 Tensor Tensor::grad_tensor() const {
   CAMBIUM_CHECK(grad != nullptr, "{}", describe());
-  Tensor t = *this;
+  settle_grad();
+  Tensor t = detached();
   t.dtype = grad_dtype;
   t.data = grad;
-  t.grad = nullptr;
   return t;
+}
+
+void GradientMemory::settle() {
+  if (fresh) {
+    fresh = false;
+    fill(Tensor::of(Dtype::kU8, device, std::array{bytes}, data), 0);
+  }
+}
+
+void Tensor::settle_grad() const {
+  if (grad_memory != nullptr) {
+    grad_memory->settle();
+  }
+}
+
+void Tensor::forget_grad() const {
+  if (grad_memory != nullptr) {
+    grad_memory->fresh = true;
+  } else {
+    fill(grad_tensor(), 0);
+  }
+}
+
+bool Tensor::takes_grad() const {
+  if (grad_memory == nullptr || !grad_memory->fresh) {
+    return false;
+  }
+  const bool whole = contiguous() && numel() * dtype_size(grad_dtype) == grad_memory->bytes;
+  if (!whole) {
+    grad_memory->settle();
+  }
+  grad_memory->fresh = false;
+  return whole;
 }
 
 Tensor Tensor::detached() const {
   Tensor t = *this;
   t.grad = nullptr;
+  t.grad_memory = nullptr;
   return t;
 }
 

@@ -21,6 +21,18 @@ namespace cambium {
 
 inline constexpr int kMaxRank = 4;
 
+/// The memory of a whole gradient. A fresh one holds nothing yet: whoever writes it first either
+/// sets all of it or makes it zero and adds.
+struct GradientMemory {
+  Device device;
+  void* data = nullptr;
+  int64_t bytes = 0;
+  bool fresh = false;
+
+  /// Makes it zero if it is fresh.
+  void settle();
+};
+
 struct Tensor {
   Dtype dtype = Dtype::kF32;
   Dtype grad_dtype = Dtype::kF32;
@@ -29,7 +41,8 @@ struct Tensor {
   std::array<int64_t, kMaxRank> shape{};
   std::array<int64_t, kMaxRank> stride{};  // in elements
   void* data = nullptr;
-  void* grad = nullptr;  // same layout as data, or null when no gradient is wanted
+  void* grad = nullptr;                   // same layout as data, or null when no gradient is wanted
+  GradientMemory* grad_memory = nullptr;  // what grad points into, or null if it is never fresh
 
   /// A contiguous view of `data`.
   static Tensor of(Dtype dtype, Device device, std::span<const int64_t> shape, void* data,
@@ -63,10 +76,10 @@ struct Tensor {
     CAMBIUM_CHECK(DtypeOf<T>::value == dtype, "tensor holds {}", dtype_name(dtype));
     return static_cast<T*>(data);
   }
+  /// The gradient's elements; zero if it was fresh.
   template <class T>
   T* grad_ptr() const {
-    CAMBIUM_CHECK(DtypeOf<T>::value == grad_dtype, "the gradient holds {}", dtype_name(grad_dtype));
-    return static_cast<T*>(grad);
+    return grad_tensor().ptr<T>();
   }
 
   /// Same elements, other shape; the tensor must be contiguous.
@@ -77,8 +90,15 @@ struct Tensor {
   Tensor merge_last() const;
   /// Elements [begin, begin + length) of `axis`.
   Tensor slice(int axis, int64_t begin, int64_t length) const;
-  /// The gradient as a tensor of its own (which has no gradient).
+  /// The gradient as a tensor of its own (which has no gradient); zero if it was fresh.
   Tensor grad_tensor() const;
+  /// Makes a fresh gradient zero, with the parts of it that this view does not show.
+  void settle_grad() const;
+  /// Whether the caller is to set the gradient rather than add to it: it is fresh, and this view is
+  /// all of it. It counts as written from here on.
+  bool takes_grad() const;
+  /// From here on the gradient holds nothing: it is fresh again, or zero where it never is.
+  void forget_grad() const;
   /// The same data without its gradient.
   Tensor detached() const;
 
@@ -87,13 +107,16 @@ struct Tensor {
   std::string describe() const;
 };
 
-/// What kernels see of a tensor that has_rows(); nothing of an undefined one.
+/// What kernels see of a tensor that has_rows(); nothing of an undefined one. The gradient is as it
+/// is: backward steps name those they touch (Tape), and what works outside a tape settles them.
 template <class T, class G = T>
 View<T, G> view(const Tensor& t) {
   if (!t.defined()) {
     return {};
   }
-  return {t.ptr<T>(), t.has_grad() ? t.grad_ptr<G>() : nullptr, t.row_walk(), t.dim(-1)};
+  CAMBIUM_CHECK(!t.has_grad() || DtypeOf<G>::value == t.grad_dtype, "the gradient holds {}",
+                dtype_name(t.grad_dtype));
+  return {t.ptr<T>(), static_cast<G*>(t.grad), t.row_walk(), t.dim(-1)};
 }
 
 /// The elements of a contiguous tensor, or null of an undefined one.

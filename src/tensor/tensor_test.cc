@@ -1,7 +1,10 @@
 #include <gtest/gtest.h>
 
+#include <cstring>
+
 #include "base/parallel.h"
 #include "tensor/context.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -35,11 +38,55 @@ TEST(Tape, RunsBackwardsOnce) {
   std::vector<int> order;
   auto* sink = &order;
   const Context ctx{.arena = &arena, .tape = &tape};
-  ctx.record([sink](const Context&) { sink->push_back(1); });
-  ctx.record([sink](const Context&) { sink->push_back(2); });
+  ctx.record({}, [sink](const Context&) { sink->push_back(1); });
+  ctx.record({}, [sink](const Context&) { sink->push_back(2); });
   tape.backward(ctx);
   tape.backward(ctx);
   EXPECT_EQ(order, (std::vector<int>{2, 1}));
+}
+
+/// A fresh gradient is set by a first writer that writes all of it, else zeroed before it is
+/// touched.
+TEST(Tape, FreshGradientsAreSetOrZeroedBeforeTheyAreTouched) {
+  Arena arena;
+  {
+    const ArenaScope scope(arena);
+    std::memset(arena.allocate(4096), 0xff, 4096);  // NaN
+  }
+  Tape tape(arena);
+  const Context ctx{.arena = &arena, .tape = &tape};
+  const Tensor set = ctx.result(Dtype::kF32, {2, 3}, true);
+  const Tensor added = ctx.result(Dtype::kF32, {2, 3}, true);
+  const Tensor part = ctx.result(Dtype::kF32, {2, 3}, true);
+  const Tensor untouched = ctx.result(Dtype::kF32, {2, 3}, true);
+  ctx.record({}, [=](const Context&) {
+    EXPECT_FALSE(set.takes_grad()) << "it was set by the step before";
+    set.grad_ptr<float>()[1] += 1.0F;
+  });
+  ctx.record({added}, [=](const Context&) {
+    EXPECT_TRUE(set.takes_grad());
+    fill(set.grad_tensor(), 2.0);
+    EXPECT_FALSE(added.takes_grad()) << "a step that names it adds to it";
+    static_cast<float*>(added.grad)[0] += 1.0F;
+    const Tensor row = part.slice(0, 1, 1);
+    EXPECT_FALSE(row.takes_grad()) << "a part cannot set the whole";
+    static_cast<float*>(row.grad)[0] += 1.0F;
+  });
+  tape.backward(ctx);
+  const auto grads = [](const Tensor& t) {
+    const float* g = t.grad_ptr<float>();
+    return std::vector<float>(g, g + t.numel());
+  };
+  EXPECT_EQ(grads(set), (std::vector<float>{2, 3, 2, 2, 2, 2}));
+  EXPECT_EQ(grads(added), (std::vector<float>{1, 0, 0, 0, 0, 0}));
+  EXPECT_EQ(grads(part), (std::vector<float>{0, 0, 0, 1, 0, 0}));
+  EXPECT_EQ(grads(untouched), std::vector<float>(6, 0.0F));
+  set.forget_grad();
+  EXPECT_TRUE(set.reshape({6}).takes_grad());
+  OwnedTensor parameter(Dtype::kF32, {3}, true);
+  EXPECT_FALSE(parameter.view.takes_grad()) << "zeroed, so not fresh";
+  parameter.view.forget_grad();
+  EXPECT_EQ(grads(parameter.view), std::vector<float>(3, 0.0F));
 }
 
 TEST(ParallelFor, CoversTheRangeOnceWithAnyNumberOfThreads) {

@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "ops/optimizer/optimizer.h"
-#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -77,7 +76,7 @@ void Optimizer::step(double rate, double norm) {
 
 void Optimizer::zero_gradients() {
   for (Slot& slot : slots_) {
-    fill(slot.tensor.grad_tensor(), 0.0);
+    slot.tensor.forget_grad();
   }
 }
 

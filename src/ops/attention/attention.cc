@@ -141,7 +141,7 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
   };
   run<attention_forward>(ctx, q, args);
   if (differentiate) {
-    ctx.record([=](const Context& c) { run<attention_backward>(c, q, args); });
+    ctx.record({q, k, v, y}, [=](const Context& c) { run<attention_backward>(c, q, args); });
   }
   return y;
 }

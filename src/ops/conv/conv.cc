@@ -32,7 +32,8 @@ Tensor short_conv(Context& ctx, const Tensor& x, const Tensor& weight, const Ten
   void* kept = keep<short_conv_forward>(ctx, differentiate, x, args, nullptr);
   run<short_conv_forward>(ctx, x, args, kept);
   if (differentiate) {
-    ctx.record([=](const Context& c) { run<short_conv_backward>(c, y, args, kept); });
+    ctx.record({x, weight, bias, y},
+               [=](const Context& c) { run<short_conv_backward>(c, y, args, kept); });
   }
   return y;
 }

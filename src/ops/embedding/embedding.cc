@@ -30,7 +30,7 @@ Tensor embedding(Context& ctx, const Tensor& table, std::span<const int32_t> tok
   };
   run<embedding_forward>(ctx, y, args);
   if (differentiate) {
-    ctx.record([=](const Context& c) { run<embedding_backward>(c, y, args); });
+    ctx.record({table, y}, [=](const Context& c) { run<embedding_backward>(c, y, args); });
   }
   return y;
 }

@@ -91,7 +91,8 @@ void chunk_loss(Context& ctx, const LossInputs& in, const LossConfig& config,
   };
   run<loss_rows>(ctx, hidden, args);
   if (in.head.has_grad()) {
-    matmul_grad_weight(ctx, in.head.grad_tensor(), logits, hidden, true);
+    const bool set = in.head.takes_grad();
+    matmul_grad_weight(ctx, in.head.grad_tensor(), logits, hidden, !set);
   }
   if (in.hidden.has_grad()) {
     const Tensor dhidden = ctx.arena->empty(hidden.dtype, {count, hidden.dim(1)});
@@ -167,6 +168,7 @@ double align_loss(Context& ctx, const Tensor& out, const Tensor& target,
   const std::span<const int64_t> rows = valid_rows(*ctx.arena, out.dim(0), labels);
   auto* result =
       static_cast<double*>(ctx.arena->allocate(static_cast<int64_t>(rows.size() * sizeof(double))));
+  out.settle_grad();
   const auto args = [&]<class T>() {
     return AlignRows<T>{static_cast<int64_t>(rows.size()),
                         rows.data(),

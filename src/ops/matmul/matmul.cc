@@ -87,13 +87,15 @@ void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std:
     if (!to[i].has_grad()) {
       continue;
     }
-    ctx.record([x, y = to[i], f = of[i]](const Context& c) {
+    ctx.record({to[i], of[i].bias}, [x, y = to[i], f = of[i]](const Context& c) {
       const Tensor dy = y.grad_tensor();
       if (x.has_grad()) {
-        grad_input(c, x.grad_tensor(), dy, f.weight, true);
+        const bool set = x.takes_grad();
+        grad_input(c, x.grad_tensor(), dy, f.weight, !set);
       }
       if (f.weight.has_grad()) {
-        grad_weight(c, f.weight.grad_tensor(), dy, x, true);
+        const bool set = f.weight.takes_grad();
+        grad_weight(c, f.weight.grad_tensor(), dy, x, !set);
       }
       if (f.bias.has_grad()) {
         grad_bias(c, f.bias, dy);

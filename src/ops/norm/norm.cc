@@ -18,8 +18,9 @@ Tensor rms_norm(Context& ctx, const Tensor& x, const Tensor& weight, float eps, 
   };
   run<rms_norm_forward>(ctx, x, args, nullptr);
   if (differentiate) {
-    ctx.record(
-        [=](const Context& c) { run<rms_norm_backward>(c, x, args, c.scratch<float>(x.rows())); });
+    ctx.record({x, weight, y}, [=](const Context& c) {
+      run<rms_norm_backward>(c, x, args, c.scratch<float>(x.rows()));
+    });
   }
   return y;
 }
@@ -40,7 +41,7 @@ Tensor layer_norm(Context& ctx, const Tensor& x, const Tensor& weight, const Ten
   };
   run<layer_norm_forward>(ctx, x, args, nullptr, nullptr);
   if (differentiate) {
-    ctx.record([=](const Context& c) {
+    ctx.record({x, weight, bias, y}, [=](const Context& c) {
       run<layer_norm_backward>(c, x, args, c.scratch<float>(x.rows()), c.scratch<float>(x.rows()));
     });
   }
@@ -80,7 +81,7 @@ Tensor gated_rms_norm(Context& ctx, const Tensor& x, const Tensor& gate, const T
   };
   run<gated_norm_forward>(ctx, x, args, nullptr);
   if (differentiate) {
-    ctx.record([=](const Context& c) {
+    ctx.record({x, gate, weight, y}, [=](const Context& c) {
       run<gated_norm_backward>(c, x, args, c.scratch<float>(x.numel() / config.group));
     });
   }
@@ -95,7 +96,7 @@ Tensor l2_norm(Context& ctx, const Tensor& x, float eps, float scale) {
   const auto args = [=]<class T>() { return L2Norm<T>{view<T>(x), view<T>(y), eps, scale}; };
   run<l2_norm_forward>(ctx, x, args);
   if (differentiate) {
-    ctx.record([=](const Context& c) { run<l2_norm_backward>(c, x, args); });
+    ctx.record({x, y}, [=](const Context& c) { run<l2_norm_backward>(c, x, args); });
   }
   return y;
 }

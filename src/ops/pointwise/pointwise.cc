@@ -16,7 +16,7 @@ Tensor pointwise(Context& ctx, const Tensor& a, const Tensor& b) {
   const auto args = [=]<class T>() { return Pointwise<T>{view<T>(a), view<T>(b), view<T>(y)}; };
   run<Forward>(ctx, a, args);
   if (differentiate) {
-    ctx.record([=](const Context& c) { run<Backward>(c, a, args); });
+    ctx.record({a, b, y}, [=](const Context& c) { run<Backward>(c, a, args); });
   }
   return y;
 }
@@ -34,7 +34,7 @@ Tensor per_head(Context& ctx, const char* operation, const Tensor& x, const char
   };
   run<Forward>(ctx, x, args);
   if (differentiate) {
-    ctx.record([=](const Context& c) { run<Backward>(c, x, args); });
+    ctx.record({x, p, y}, [=](const Context& c) { run<Backward>(c, x, args); });
   }
   return y;
 }
@@ -57,7 +57,7 @@ Tensor add_scaled(Context& ctx, float a, const Tensor& x, float b, const Tensor&
   };
   run<add_scaled_forward>(ctx, x, args);
   if (differentiate) {
-    ctx.record([=](const Context& c) { run<add_scaled_backward>(c, x, args); });
+    ctx.record({x, y, sum}, [=](const Context& c) { run<add_scaled_backward>(c, x, args); });
   }
   return sum;
 }
@@ -92,7 +92,7 @@ Tensor repeat_heads(Context& ctx, const Tensor& x, int64_t times) {
   const auto args = [=]<class T>() { return RepeatHeads<T>{view<T>(x), view<T>(y), times}; };
   run<repeat_heads_forward>(ctx, x, args);
   if (differentiate) {
-    ctx.record([=](const Context& c) { run<repeat_heads_backward>(c, x, args); });
+    ctx.record({x, y}, [=](const Context& c) { run<repeat_heads_backward>(c, x, args); });
   }
   return y;
 }

@@ -77,7 +77,8 @@ Tensor recurrence(Context& ctx, const RecurrenceInputs& inputs, const Segments& 
   void* kept = keep<recurrence_forward>(ctx, differentiate, v, args, nullptr);
   run<recurrence_forward>(ctx, v, args, kept);
   if (differentiate) {
-    ctx.record([=](const Context& c) { run<recurrence_backward>(c, y, args, kept); });
+    ctx.record({inputs.q, inputs.k, v, inputs.log_decay, inputs.weight, inputs.skip, y},
+               [=](const Context& c) { run<recurrence_backward>(c, y, args, kept); });
   }
   return y;
 }

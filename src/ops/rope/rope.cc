@@ -153,7 +153,7 @@ Tensor rope(Context& ctx, const Tensor& x, const Turns& turns) {
   };
   run<rope_forward>(ctx, x, args);
   if (differentiate) {
-    ctx.record([=](const Context& c) { run<rope_backward>(c, x, args); });
+    ctx.record({x, y}, [=](const Context& c) { run<rope_backward>(c, x, args); });
   }
   return y;
 }

@@ -68,7 +68,9 @@ Tensor selective_scan(Context& ctx, const SelectiveScanInputs& inputs, const Seg
   void* kept = keep<selective_scan_forward>(ctx, differentiate, u, args, nullptr);
   run<selective_scan_forward>(ctx, u, args, kept);
   if (differentiate) {
-    ctx.record([=](const Context& c) { run<selective_scan_backward>(c, y, args, kept); });
+    ctx.record(
+        {u, inputs.dt, inputs.b, inputs.c, inputs.z, inputs.a_log, inputs.d, inputs.dt_bias, y},
+        [=](const Context& c) { run<selective_scan_backward>(c, y, args, kept); });
   }
   return y;
 }
