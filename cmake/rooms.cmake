@@ -25,11 +25,12 @@ endfunction()
 #   *_test.cc   unit tests, gathered in the executable test_NAME
 #   *_cpu.cc    CPU kernels, compiled once per instruction set (base/simd.h says how they are chosen)
 #   *_cuda.cu   CUDA kernels, when CAMBIUM_CUDA is on
+#   *_cuda.cc   host code that calls CUDA's libraries, likewise
 #   main.cc     the program's entry, not part of the library
 function(cambium_room name)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cc)
   set(kernels ${sources})
-  list(FILTER sources EXCLUDE REGEX "(_test|_cpu|/main)\\.cc$")
+  list(FILTER sources EXCLUDE REGEX "(_test|_cpu|_cuda|/main)\\.cc$")
   list(FILTER kernels INCLUDE REGEX "_cpu\\.cc$")
   if(NOT sources)
     set(sources ${PROJECT_SOURCE_DIR}/cmake/empty.cc)
@@ -41,8 +42,12 @@ function(cambium_room name)
   endforeach()
   cambium_kernels(cambium_${name} ${kernels})
   if(CAMBIUM_CUDA)
-    file(GLOB_RECURSE cuda CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*_cuda.cu)
-    target_sources(cambium_${name} PRIVATE ${cuda})
+    file(GLOB_RECURSE cuda CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*_cuda.cu
+         ${PROJECT_SOURCE_DIR}/src/${name}/*_cuda.cc)
+    if(cuda)
+      target_sources(cambium_${name} PRIVATE ${cuda})
+      target_link_libraries(cambium_${name} PUBLIC CUDA::cudart_static)
+    endif()
   endif()
 endfunction()
 

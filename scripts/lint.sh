@@ -11,7 +11,7 @@ tidy=$(find_tool clang-tidy)
 if [ $# -gt 0 ]; then
   sources=("$@")
 else
-  mapfile -t sources < <(git ls-files '*.h' '*.cc')
+  mapfile -t sources < <(git ls-files '*.h' '*.cc' '*.cu' '*.cuh')
 fi
 status=0
 
@@ -23,7 +23,7 @@ for file in "${sources[@]}"; do
     echo "$file: $lines lines; no file passes 1,000" >&2
     status=1
   fi
-  if [[ $file == *.h ]] && ! grep -q '^#pragma once' "$file"; then
+  if [[ $file == *.h || $file == *.cuh ]] && ! grep -q '^#pragma once' "$file"; then
     echo "$file: expected #pragma once" >&2
     status=1
   fi
@@ -39,6 +39,9 @@ python3 scripts/evenness.py "${sources[@]}" || status=1
 # Kernels are compiled once per instruction set; one pass over each file is enough.
 mapfile -t units < <(printf '%s\n' "${sources[@]}" | grep -E '^(src|tests)/.*\.cc$' |
   grep -v '^tests/fuzz/' || true)  # not part of the build that clang-tidy reads
+if ! grep -q _cuda.cc build/compile_commands.json; then  # a build without CUDA
+  mapfile -t units < <(printf '%s\n' "${units[@]}" | grep -v '_cuda\.cc$' || true)
+fi
 if [ ${#units[@]} -gt 0 ]; then
   printf '%s\0' "${units[@]}" |
     xargs -0 -n 1 -P "$(nproc)" "$tidy" -p build --quiet 2> >(grep -vE 'warnings? (generated|treated)|^Suppressed|^Use -(header|system)' >&2) ||

@@ -35,11 +35,12 @@ inline void expect_like(const char* operation, const char* name, const Tensor& b
   expect_device(operation, name, b, a);
 }
 
-/// `w` is a contiguous vector of `size` elements of the type and on the device of `x`.
+/// `w` is a contiguous vector of `size` elements, on the device of `x` and of the type of its sums.
 inline void expect_vector(const char* operation, const char* name, const Tensor& w, int64_t size,
                           const Tensor& x) {
-  expect(w.rank == 1 && w.dim(0) == size && w.contiguous() && w.dtype == x.dtype,
-         "[{}] expected {} {} ({}), got {}", operation, name, dtype_name(x.dtype), size, w);
+  expect(w.rank == 1 && w.dim(0) == size && w.contiguous() && w.dtype == sum_dtype(x.dtype),
+         "[{}] expected {} {} ({}), got {}", operation, name, dtype_name(sum_dtype(x.dtype)), size,
+         w);
   expect_device(operation, name, w, x);
 }
 

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "base/parallel.h"
 #include "ops/segments.h"
@@ -71,7 +72,6 @@ StatefulRun run_in_calls(const StatefulCase& test, const std::vector<std::vector
         {0, static_cast<int32_t>(end - begin)}, {static_cast<int32_t>(begin)}, {1}};
     std::vector<Tensor> tensors;
     for (size_t i = 0; i < owned.size(); ++i) {
-      poison_grad(owned.back());
       tensors.push_back(test.of_tokens[i] ? owned[i].view.slice(0, begin, end - begin)
                                           : owned[i].view);
     }
@@ -88,6 +88,73 @@ StatefulRun run_in_calls(const StatefulCase& test, const std::vector<std::vector
   }
   run.state = to_doubles(state.view.slice(0, 1, 1), state.view.slice(0, 1, 1).data);
   return run;
+}
+
+/// The same on a CUDA device with activations of f32 or bf16.
+inline StatefulRun run_in_calls_on_cuda(const StatefulCase& test,
+                                        const std::vector<std::vector<double>>& values,
+                                        const std::vector<int64_t>& cuts, Dtype activations) {
+  const Device device{Device::kCuda};
+  const ArenaScope scope(cuda_arena());
+  const ArenaScope host_scope(cuda_host_arena());
+  poison_cuda();
+  Context ctx{.arena = &cuda_arena(), .host = &cuda_host_arena(), .activations = activations};
+  std::vector<OwnedTensor> owned;
+  for (size_t i = 0; i < values.size(); ++i) {
+    owned.emplace_back(test.inputs[i].dtype(activations),
+                       std::span<const int64_t>(test.inputs[i].shape), false, device);
+    put(owned.back().view, values[i]);
+  }
+  std::vector<int64_t> shape{3};
+  shape.insert(shape.end(), test.state_row.begin(), test.state_row.end());
+  const OwnedTensor state(Dtype::kF32, std::span<const int64_t>(shape), false, device);
+  fill_memory(state.view.data, device, 0xff, state.view.bytes());
+  StatefulRun run;
+  int64_t begin = 0;
+  std::vector<int64_t> ends = cuts;
+  ends.push_back(test.tokens);
+  for (const int64_t end : ends) {
+    const OwnedSegments segments{
+        {0, static_cast<int32_t>(end - begin)}, {static_cast<int32_t>(begin)}, {1}};
+    std::vector<Tensor> tensors;
+    for (size_t i = 0; i < owned.size(); ++i) {
+      tensors.push_back(test.of_tokens[i] ? owned[i].view.slice(0, begin, end - begin)
+                                          : owned[i].view);
+    }
+    const std::vector<double> piece =
+        take(test.operation(ctx, tensors, segments.view(), state.view));
+    run.output.insert(run.output.end(), piece.begin(), piece.end());
+    begin = end;
+  }
+  for (const int64_t other : {0, 2}) {
+    for (const double x : take(state.view.slice(0, other, 1))) {
+      EXPECT_TRUE(std::isnan(x)) << "the slot of another sequence was written";
+    }
+  }
+  run.state = take(state.view.slice(0, 1, 1));
+  return run;
+}
+
+/// On a CUDA device: calls cut anywhere == the definition of the whole.
+inline void expect_splits_agree_on_cuda(const StatefulCase& test,
+                                        const std::vector<std::vector<int64_t>>& cuts) {
+  auto values = draw(test.inputs);
+  for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+    SCOPED_TRACE(std::string("cuda ") + dtype_name(type));
+    const bool narrow = type == Dtype::kBF16;
+    for (size_t i = 0; narrow && i < values.size(); ++i) {
+      if (test.inputs[i].dtype(type) == Dtype::kBF16) {
+        std::transform(values[i].begin(), values[i].end(), values[i].begin(), as_bf16);
+      }
+    }
+    const StatefulRun exact = run_in_calls<double>(test, values, {});
+    for (const auto& at : cuts) {
+      const StatefulRun run = run_in_calls_on_cuda(test, values, at, type);
+      const double tolerance = narrow ? kNarrowForward : 2e-5;
+      EXPECT_LE(norm_error(run.output, exact.output), tolerance) << at.size() << " cuts";
+      EXPECT_LE(norm_error(run.state, exact.state), tolerance) << at.size() << " cuts, state";
+    }
+  }
 }
 
 /// One call == a call per token == calls cut anywhere in `cuts`, from slots full of NaN; and the
@@ -113,6 +180,12 @@ void expect_splits_agree(const StatefulCase& test, const std::vector<std::vector
       name += " " + std::to_string(t);
     }
     compare(at, name);
+  }
+  if (on_cuda() && std::is_same_v<Real, float>) {
+    std::vector<std::vector<int64_t>> all = cuts;
+    all.emplace_back();
+    all.push_back(steps);
+    expect_splits_agree_on_cuda(test, all);
   }
   const OwnedSegments one = packed_segments({test.tokens});
   const Run stateless = run_operation<Real>(
@@ -143,6 +216,7 @@ void expect_packed_equals_separate(const StatefulCase& test, const std::vector<i
       owned.emplace_back(DtypeOf<Real>::value, std::span<const int64_t>(test.inputs[i].shape),
                          true);
       std::copy(values[i].begin(), values[i].end(), owned.back().view.template ptr<Real>());
+      poison_grad(owned.back());
       tensors.push_back(test.of_tokens[i] ? owned.back().view.slice(0, begin, length)
                                           : owned.back().view);
     }

@@ -38,13 +38,38 @@ int64_t tensor_bytes(Dtype dtype, std::span<const int64_t> shape) {
 
 }  // namespace
 
-void Buffer::Free::operator()(void* p) const {
-  std::free(p);
+void FreeMemory::operator()(void* p) const {
+  device.kind == Device::kCpu ? std::free(p) : free_memory(device, kind, p);
+}
+
+Buffer Buffer::uninitialised(int64_t bytes, Device device) {
+  if (device.kind == Device::kCpu) {
+    return Buffer(bytes);
+  }
+  Buffer b;
+  b.bytes_ = bytes;
+  b.memory_ = {allocate_memory(device, MemoryKind::kDevice, std::max<int64_t>(bytes, 1)),
+               FreeMemory{device, MemoryKind::kDevice}};
+  return b;
+}
+
+Buffer Buffer::pinned(int64_t bytes, Device device) {
+  if (device.kind == Device::kCpu) {
+    return Buffer(bytes);
+  }
+  Buffer b;
+  b.bytes_ = bytes;
+  b.memory_ = {allocate_memory(device, MemoryKind::kPinned, std::max<int64_t>(bytes, 1)),
+               FreeMemory{device, MemoryKind::kPinned}};
+  return b;
 }
 
 Buffer::Buffer(int64_t bytes, Device device) : bytes_(bytes) {
-  expect(device.kind == Device::kCpu, "[buffer] this build has no memory on {}; take the cpu",
-         device.describe());
+  if (device.kind != Device::kCpu) {
+    *this = uninitialised(bytes, device);
+    fill_memory(data(), device, 0, bytes);
+    return;
+  }
   // Large memory comes as pages that the system zeroes when they are first touched.
   const int64_t size = round_up(std::max<int64_t>(bytes, 1)) + kAlignment;
   memory_.reset(std::calloc(static_cast<size_t>(size), 1));
@@ -67,7 +92,7 @@ OwnedTensor::OwnedTensor(Dtype dtype, std::span<const int64_t> shape, bool with_
 }
 
 void OwnedTensor::want_grad(bool wanted) {
-  view.grad_dtype = view.dtype == Dtype::kBF16 ? Dtype::kF32 : view.dtype;
+  view.grad_dtype = sum_dtype(view.dtype);
   grad = wanted ? Buffer(view.numel() * dtype_size(view.grad_dtype), view.device) : Buffer();
   grad_memory = wanted ? std::make_unique<GradientMemory>(
                              GradientMemory{view.device, grad.data(), grad.bytes(), false})
@@ -83,7 +108,9 @@ void* Arena::allocate(int64_t bytes) {
     offset_ = 0;
   }
   if (block_ == blocks_.size()) {
-    blocks_.emplace_back(std::max(size, kBlockBytes), device_);
+    const int64_t wanted = std::max(size, kBlockBytes);
+    blocks_.push_back(kind_ == MemoryKind::kPinned ? Buffer::pinned(wanted, device_)
+                                                   : Buffer::uninitialised(wanted, device_));
   }
   void* p = static_cast<char*>(blocks_[block_].data()) + offset_;
   offset_ += size;
@@ -100,6 +127,7 @@ void Arena::release(Mark mark) {
 }
 
 Tensor Arena::empty(Dtype dtype, std::span<const int64_t> shape) {
+  CAMBIUM_CHECK(kind_ == MemoryKind::kDevice || device_.kind == Device::kCpu);
   return Tensor::of(dtype, device_, shape, allocate(tensor_bytes(dtype, shape)));
 }
 

@@ -8,23 +8,32 @@
 #include <memory>
 #include <vector>
 
+#include "tensor/device_memory.h"
 #include "tensor/tensor.h"
 
 namespace cambium {
+
+struct FreeMemory {
+  Device device;
+  MemoryKind kind = MemoryKind::kDevice;
+  void operator()(void* p) const;
+};
 
 /// Owns aligned memory; moves, does not copy. Freshly zeroed.
 class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t bytes, Device device = {});
+  /// Memory of the host that kernels of a CUDA device read and write in place; not zeroed. Of the
+  /// CPU it is any memory.
+  static Buffer pinned(int64_t bytes, Device device);
+  /// Not zeroed.
+  static Buffer uninitialised(int64_t bytes, Device device);
   void* data() const;
   int64_t bytes() const { return bytes_; }
 
  private:
-  struct Free {
-    void operator()(void* p) const;
-  };
-  std::unique_ptr<void, Free> memory_;  // data() is its first aligned address
+  std::unique_ptr<void, FreeMemory> memory_;  // data() is its first aligned address
   int64_t bytes_ = 0;
 };
 
@@ -48,6 +57,8 @@ struct OwnedTensor {
 class Arena {
  public:
   explicit Arena(Device device = {}) : device_(device) {}
+  /// For what the host writes and kernels of `device` read, or the other way round: pinned memory.
+  static Arena for_host(Device device) { return Arena(device, MemoryKind::kPinned); }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
@@ -66,13 +77,17 @@ class Arena {
   int64_t used_bytes() const { return used_; }
   Device device() const { return device_; }
 
+  /// Of the arena's device; not of an arena for_host().
   Tensor empty(Dtype dtype, std::span<const int64_t> shape);
   Tensor empty(Dtype dtype, std::initializer_list<int64_t> shape) {
     return empty(dtype, std::span(shape.begin(), shape.size()));
   }
 
  private:
+  Arena(Device device, MemoryKind kind) : device_(device), kind_(kind) {}
+
   Device device_;
+  MemoryKind kind_ = MemoryKind::kDevice;
   std::vector<Buffer> blocks_;
   size_t block_ = 0;    // block in use
   int64_t offset_ = 0;  // next free byte in it

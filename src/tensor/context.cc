@@ -1,5 +1,7 @@
 #include "tensor/context.h"
 
+#include <cstring>
+
 namespace cambium {
 
 void Tape::backward(const Context& ctx) {
@@ -26,6 +28,17 @@ Tensor Context::result(Dtype dtype, std::span<const int64_t> shape, bool with_gr
     tape->set_fresh_grad(t, arena->allocate(t.bytes()));
   }
   return t;
+}
+
+const void* Context::to_device(const void* elements, int64_t bytes) const {
+  if (device().kind == Device::kCpu) {
+    return elements;
+  }
+  void* pinned = host_arena().allocate(bytes);
+  std::memcpy(pinned, elements, static_cast<size_t>(bytes));
+  void* copy = arena->allocate(bytes);
+  copy_from_pinned(copy, device(), pinned, bytes);
+  return copy;
 }
 
 }  // namespace cambium

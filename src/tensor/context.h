@@ -11,6 +11,7 @@
 
 #include <initializer_list>
 #include <new>
+#include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -80,8 +81,14 @@ class Tape {
 using Stream = CUstream_st*;
 
 struct Context {
+  /// The memory of results, on the device the tensors are on.
   Arena* arena = nullptr;
   Tape* tape = nullptr;
+  /// Memory of the host that the device reads and writes in place, released when the device is done
+  /// with it; null: `arena`, on the CPU.
+  Arena* host = nullptr;
+  /// The type of activations, where the model begins; F64 wherever weights are.
+  Dtype activations = Dtype::kF32;
   /// Computes with the naive definitions instead of the fast kernels (they are also what F64 uses).
   bool reference = false;
   /// Where operations on a CUDA device are queued.
@@ -106,11 +113,31 @@ struct Context {
   void record(std::initializer_list<Tensor> touched, Step step) const {
     tape->record(touched, std::move(step));
   }
+  Arena& host_arena() const { return host != nullptr ? *host : *arena; }
+  Device device() const { return arena->device(); }
+  /// The elements where kernels find them: themselves on the CPU, else a copy on the device that
+  /// lives as long as the results.
+  template <class T>
+  const T* to_device(std::span<const T> elements) const {
+    return static_cast<const T*>(
+        to_device(elements.data(), static_cast<int64_t>(elements.size_bytes())));
+  }
+  /// Uninitialised elements that kernels write and the host reads after synchronize(), or the host
+  /// writes before it calls a kernel.
+  template <class T>
+  T* shared_scratch(int64_t count) const {
+    return static_cast<T*>(host_arena().allocate(count * static_cast<int64_t>(sizeof(T))));
+  }
+  /// Waits until the device has done what was queued.
+  void synchronize() const { wait_for(device()); }
   /// Uninitialised memory that lives as long as the results.
   template <class T>
   T* scratch(int64_t count) const {
     return static_cast<T*>(arena->allocate(count * static_cast<int64_t>(sizeof(T))));
   }
+
+ private:
+  const void* to_device(const void* elements, int64_t bytes) const;
 };
 
 }  // namespace cambium

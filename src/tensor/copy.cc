@@ -2,15 +2,37 @@
 
 #include <cstring>
 
+#include "tensor/arena.h"
+#include "tensor/copy_kernels.h"
+
 namespace cambium {
 namespace {
 
-void expect_cpu(const char* what, const Tensor& t) {
-  expect(t.device.kind == Device::kCpu, "[{}] this build has no memory on {}; take the cpu", what,
-         t.device.describe());
+bool on_cpu(const Tensor& t) {
+  return t.device.kind == Device::kCpu;
+}
+// A type that CUDA computes in.
+bool is_on_device(const Tensor& t) {
+  return t.dtype == Dtype::kF32 || t.dtype == Dtype::kBF16;
+}
+
+// Rows between devices of which one at least is not the CPU.
+void copy_rows_on_device(const Tensor& to, const Tensor& from) {
+  const Rows out = to.row_walk();
+  const Rows in = from.row_walk();
+  const int64_t size = dtype_size(to.dtype);
+  for (int64_t i = 0; i < out.inner; ++i) {
+    copy_memory_2d(static_cast<char*>(to.data) + i * out.inner_stride * size, to.device,
+                   out.outer_stride * size,
+                   static_cast<const char*>(from.data) + i * in.inner_stride * size, from.device,
+                   in.outer_stride * size, to.dim(-1) * size, out.outer);
+  }
 }
 
 void copy_rows(const Tensor& to, const Tensor& from) {
+  if (!on_cpu(to) || !on_cpu(from)) {
+    return copy_rows_on_device(to, from);
+  }
   const Rows out = to.row_walk();
   const Rows in = from.row_walk();
   const int64_t size = dtype_size(to.dtype);
@@ -19,6 +41,10 @@ void copy_rows(const Tensor& to, const Tensor& from) {
     std::memmove(static_cast<char*>(to.data) + out.offset(r) * size,
                  static_cast<const char*>(from.data) + in.offset(r) * size, bytes);
   }
+}
+
+std::span<const int64_t> shape_of(const Tensor& t) {
+  return {t.shape.data(), static_cast<size_t>(t.rank)};
 }
 
 template <class To, class From>
@@ -58,8 +84,8 @@ void add_rows_of(const Tensor& y, const Tensor& x, std::span<const int64_t> rows
 
 void expect_rows_of(const char* what, const Tensor& packed, const Tensor& table,
                     std::span<const int64_t> rows) {
-  expect_cpu(what, packed);
-  expect_cpu(what, table);
+  expect(packed.device == table.device, "[{}] expected both on one device, got {} and {}", what,
+         packed.device.describe(), table.device.describe());
   expect(packed.rank == 2 && table.rank == 2 && packed.contiguous() && table.row_contiguous() &&
              packed.dim(0) == static_cast<int64_t>(rows.size()) && packed.dim(1) == table.dim(1) &&
              packed.dtype == table.dtype,
@@ -73,11 +99,11 @@ void expect_rows_of(const char* what, const Tensor& packed, const Tensor& table,
 }  // namespace
 
 void copy(const Tensor& to, const Tensor& from) {
-  expect_cpu("copy", to);
-  expect_cpu("copy", from);
   expect(to.same_shape(from), "[copy] expected tensors of one shape, got {} to {}", from, to);
   if (to.dtype == from.dtype && to.contiguous() && from.contiguous()) {
-    if (to.numel() > 0) {
+    if (!on_cpu(to) || !on_cpu(from)) {
+      copy_memory(to.data, to.device, from.data, from.device, to.bytes());
+    } else if (to.numel() > 0) {
       std::memmove(to.data, from.data, static_cast<size_t>(to.bytes()));
     }
     return;
@@ -89,6 +115,19 @@ void copy(const Tensor& to, const Tensor& from) {
   }
   expect(to.contiguous() && from.contiguous(),
          "[copy] expected contiguous tensors where the type changes, got {} to {}", from, to);
+  if (!on_cpu(to) && !on_cpu(from)) {
+    if constexpr (kCudaBuild) {
+      expect(is_on_device(to) && is_on_device(from),
+             "[copy] cuda converts f32 and bf16, got {} to {}", from, to);
+      cuda::convert_elements(to.data, to.dtype, from.data, from.dtype, to.numel());
+    }
+    return;
+  }
+  if (!on_cpu(to) || !on_cpu(from)) {  // converted on the CPU, in memory beside it
+    const OwnedTensor beside(on_cpu(from) ? to.dtype : from.dtype, shape_of(to));
+    copy(beside.view, from);
+    return copy(to, beside.view);
+  }
   with_float("copy", to.dtype, [&]<class To>(To*) {
     with_float("copy", from.dtype, [&]<class From>(From*) {
       const From* in = from.ptr<From>();
@@ -100,11 +139,27 @@ void copy(const Tensor& to, const Tensor& from) {
   });
 }
 
+std::vector<float> elements_of(const Tensor& t) {
+  std::vector<float> values(static_cast<size_t>(t.numel()));
+  if (!values.empty()) {
+    Tensor here = Tensor::of(Dtype::kF32, Device::kCpu, shape_of(t), values.data());
+    copy(here, t);
+  }
+  return values;
+}
+
 void fill(const Tensor& t, double value) {
-  expect_cpu("fill", t);
   expect(t.contiguous(), "[fill] expected a contiguous tensor, got {}", t);
   if (value == 0.0) {
-    std::memset(t.data, 0, static_cast<size_t>(t.bytes()));
+    on_cpu(t) ? static_cast<void>(std::memset(t.data, 0, static_cast<size_t>(t.bytes())))
+              : fill_memory(t.data, t.device, 0, t.bytes());
+    return;
+  }
+  if (!on_cpu(t)) {
+    if constexpr (kCudaBuild) {
+      expect(is_on_device(t), "[fill] cuda fills f32 and bf16, got {}", t);
+      cuda::fill_elements(t.data, t.dtype, t.numel(), static_cast<float>(value));
+    }
     return;
   }
   with_float("fill", t.dtype,
@@ -113,6 +168,14 @@ void fill(const Tensor& t, double value) {
 
 void gather_rows(const Tensor& out, const Tensor& x, std::span<const int64_t> rows) {
   expect_rows_of("gather_rows", out, x, rows);
+  if (!on_cpu(x)) {
+    if constexpr (kCudaBuild) {
+      const int64_t size = dtype_size(x.dtype);
+      cuda::gather_row_bytes(out.data, x.data, x.row_stride() * size, x.dim(1) * size, rows.data(),
+                             static_cast<int64_t>(rows.size()));
+    }
+    return;
+  }
   const int64_t size = dtype_size(x.dtype);
   const auto bytes = static_cast<size_t>(x.dim(1) * size);
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -123,6 +186,14 @@ void gather_rows(const Tensor& out, const Tensor& x, std::span<const int64_t> ro
 
 void add_rows(const Tensor& y, const Tensor& x, std::span<const int64_t> rows) {
   expect_rows_of("add_rows", x, y, rows);
+  if (!on_cpu(y)) {
+    if constexpr (kCudaBuild) {
+      expect(is_on_device(y), "[add_rows] cuda adds f32 and bf16, got {}", y);
+      cuda::add_row_elements(y.data, y.row_stride(), x.data, x.dim(1), x.dtype, rows.data(),
+                             static_cast<int64_t>(rows.size()));
+    }
+    return;
+  }
   expect(y.dtype == Dtype::kF32 || y.dtype == Dtype::kF64, "[add_rows] expected f32 or f64, got {}",
          y);
   y.dtype == Dtype::kF64 ? add_rows_of<double>(y, x, rows) : add_rows_of<float>(y, x, rows);

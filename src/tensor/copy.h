@@ -4,6 +4,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "tensor/tensor.h"
 
@@ -21,8 +22,11 @@ void fill(const Tensor& t, double value);
 /// one type. A row outside [0, N) is an Error.
 void gather_rows(const Tensor& out, const Tensor& x, std::span<const int64_t> rows);
 
-/// y row rows[i] += x row i, in the order of i.   y (N, C) with contiguous rows, x (rows.size(), C)
-/// contiguous, f32 or f64.
+/// y row rows[i] += x row i, in the order of i; on a CUDA device no row may repeat.   y (N, C) with
+/// contiguous rows, x (rows.size(), C) contiguous, f32 or f64 (on a CUDA device f32 or bf16).
 void add_rows(const Tensor& y, const Tensor& x, std::span<const int64_t> rows);
+
+/// The elements of a contiguous tensor of f32 or bf16, of any device.
+std::vector<float> elements_of(const Tensor& t);
 
 }  // namespace cambium

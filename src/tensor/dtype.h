@@ -48,8 +48,12 @@ template <>
 struct SumOf<double> {
   using type = double;
 };
-/// What sums over elements of T are taken in, and the type of the gradient of a weight held in T.
+/// What sums over elements of T are taken in: the type of norms' weights, gates, states and
+/// weights' gradients beside activations of T.
 template <class T>
 using Sum = typename SumOf<T>::type;
+constexpr Dtype sum_dtype(Dtype dtype) {
+  return dtype == Dtype::kBF16 ? Dtype::kF32 : dtype;
+}
 
 }  // namespace cambium

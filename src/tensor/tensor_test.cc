@@ -1,10 +1,14 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/parallel.h"
+#include "base/testing.h"
 #include "tensor/context.h"
 #include "tensor/copy.h"
+#include "tensor/workspace.h"
 
 namespace cambium {
 namespace {
@@ -87,6 +91,141 @@ TEST(Tape, FreshGradientsAreSetOrZeroedBeforeTheyAreTouched) {
   EXPECT_FALSE(parameter.view.takes_grad()) << "zeroed, so not fresh";
   parameter.view.forget_grad();
   EXPECT_EQ(grads(parameter.view), std::vector<float>(3, 0.0F));
+}
+
+class OnCuda : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (cuda_devices() == 0) {
+      GTEST_SKIP() << why_no_cuda();
+    }
+  }
+
+  static constexpr Device kDevice{Device::kCuda};
+};
+
+TEST_F(OnCuda, TensorsAreOwnedAndZeroed) {
+  const OwnedTensor t(Dtype::kBF16, {4, 12}, true, kDevice);
+  EXPECT_EQ(t.view.device, kDevice);
+  EXPECT_EQ(t.view.grad_tensor().dtype, Dtype::kF32) << "of a weight";
+  EXPECT_EQ(elements_of(t.view), std::vector<float>(48, 0.0F));
+  EXPECT_EQ(elements_of(t.view.grad_tensor()), std::vector<float>(48, 0.0F));
+  const Tensor v = t.view.slice(1, 4, 6).split_last(2, 3).slice(0, 1, 2);
+  EXPECT_EQ(v.device, kDevice);
+  EXPECT_EQ(static_cast<const char*>(v.data) - static_cast<const char*>(t.view.data), 32);
+  EXPECT_EQ(static_cast<const char*>(v.grad) - static_cast<const char*>(t.view.grad), 64);
+  fill(t.view.grad_tensor(), 3);
+  t.view.forget_grad();
+  EXPECT_EQ(elements_of(t.view.grad_tensor()), std::vector<float>(48, 0.0F)) << "fresh again";
+  const OwnedTensor none(Dtype::kF32, {0, 3}, true, kDevice);
+  EXPECT_TRUE(elements_of(none.view).empty());
+}
+
+TEST_F(OnCuda, BuffersMoveAndPinnedOnesAreTheHosts) {
+  Buffer a(1000, kDevice);
+  void* memory = a.data();
+  Buffer b = std::move(a);
+  EXPECT_EQ(b.data(), memory);
+  EXPECT_EQ(b.bytes(), 1000);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(memory) % 256, 0U);
+  const Buffer pinned = Buffer::pinned(16, kDevice);
+  auto* numbers = static_cast<float*>(pinned.data());
+  std::fill_n(numbers, 4, 2.5F);
+  copy_from_pinned(b.data(), kDevice, numbers, 16);
+  EXPECT_EQ(elements_of(Tensor::of(Dtype::kF32, kDevice, std::array<int64_t, 1>{4}, b.data())),
+            std::vector<float>(4, 2.5F));
+}
+
+TEST_F(OnCuda, ArenasReuseMemoryAndKeepTheirPeak) {
+  Arena arena(kDevice);
+  Arena host = Arena::for_host(kDevice);
+  for (Arena* of : {&arena, &host}) {
+    const auto mark = of->mark();
+    void* first = of->allocate(1000);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(first) % 64, 0U);
+    of->allocate(40 << 20);
+    of->release(mark);
+    EXPECT_EQ(of->allocate(10), first);
+    EXPECT_GE(of->peak_bytes(), 40 << 20);
+    EXPECT_EQ(of->used_bytes(), 64);
+    EXPECT_EQ(of->device(), kDevice);
+  }
+  // What lies after another does not touch it.
+  const Tensor a = arena.empty(Dtype::kF32, {5});
+  const Tensor b = arena.empty(Dtype::kF32, {5});
+  fill(a, 1);
+  fill(b, 2);
+  EXPECT_EQ(elements_of(a), std::vector<float>(5, 1.0F));
+  EXPECT_EQ(elements_of(b), std::vector<float>(5, 2.0F));
+}
+
+// And the memory that there is can be had afterwards.
+TEST_F(OnCuda, OutOfMemoryNamesWhatWasAsked) {
+  constexpr int64_t kBytes = int64_t{10} << 40;
+  Arena arena(kDevice);
+  const auto expect_message = [](const std::string& message) {
+    EXPECT_THAT(message, ::testing::StartsWith(
+                             "[cuda:0] out of memory: 10995116277760 bytes were asked for, "));
+    EXPECT_THAT(message, ::testing::HasSubstr(" are free; take fewer or shorter sequences"));
+  };
+  expect_message(testing::error_of([&] { arena.allocate(kBytes); }));
+  EXPECT_EQ(arena.used_bytes(), 0);
+  expect_message(testing::error_of([&] { Buffer(kBytes, kDevice); }));
+  expect_message(testing::error_of([&] { Buffer::uninitialised(kBytes, kDevice); }));
+  expect_message(
+      testing::error_of([&] { OwnedTensor(Dtype::kF32, {kBytes / 4}, false, kDevice); }));
+  const Tensor t = arena.empty(Dtype::kF32, {3});
+  fill(t, 1);
+  EXPECT_EQ(elements_of(t), std::vector<float>(3, 1.0F));
+}
+
+TEST_F(OnCuda, DevicesThatAreNotThereAreNamed) {
+  const Device missing{Device::kCuda, 77};
+  EXPECT_THAT(testing::error_of([&] { Buffer(16, missing); }),
+              ::testing::HasSubstr("CUDA devices, got cuda:77"));
+  const CudaDeviceInfo info = cuda_device_info(kDevice);
+  EXPECT_FALSE(info.name.empty());
+  EXPECT_GT(info.free_bytes, 0);
+  EXPECT_LE(info.free_bytes, info.total_bytes);
+}
+
+// As on the CPU: a fresh gradient, full of what was there, is zeroed before a step adds to it.
+TEST_F(OnCuda, FreshGradientsAreZeroedBeforeTheyAreTouched) {
+  Workspace workspace(kDevice);
+  const WorkspaceScope scope(workspace);
+  {
+    const ArenaScope before(workspace.arena());
+    fill_memory(workspace.arena().allocate(4096), kDevice, 0xff, 4096);  // NaN
+  }
+  Tape tape(workspace.host());
+  const Context ctx = workspace.context(Dtype::kF32, &tape);
+  const Tensor added = ctx.result(Dtype::kF32, {2, 3}, true);
+  const Tensor set = ctx.result(Dtype::kF32, {2, 3}, true);
+  const std::vector<int64_t> rows{1};
+  const Tensor ones = ctx.result(Dtype::kF32, {1, 3}, false);
+  fill(ones, 1);
+  ctx.record({added}, [&](const Context&) {
+    add_rows(added.grad_tensor(), ones, rows);
+    EXPECT_TRUE(set.takes_grad());
+    fill(set.grad_tensor(), 2);
+  });
+  tape.backward(ctx);
+  EXPECT_EQ(elements_of(added.grad_tensor()), (std::vector<float>{0, 0, 0, 1, 1, 1}));
+  EXPECT_EQ(elements_of(set.grad_tensor()), std::vector<float>(6, 2.0F));
+}
+
+TEST_F(OnCuda, HostAndDeviceSeeEachOthersNumbers) {
+  Workspace workspace(kDevice);
+  const Context ctx = workspace.context();
+  const std::vector<float> numbers{1, 2, 3};
+  const float* there = ctx.to_device(std::span(numbers));
+  EXPECT_EQ(elements_of(Tensor::of(Dtype::kF32, kDevice, std::array<int64_t, 1>{3},
+                                   const_cast<float*>(there))),
+            numbers);
+  auto* shared = ctx.shared_scratch<float>(3);
+  copy_memory(shared, {}, there, kDevice, 3 * sizeof(float));
+  ctx.synchronize();
+  EXPECT_EQ(std::vector<float>(shared, shared + 3), numbers);
 }
 
 TEST(ParallelFor, CoversTheRangeOnceWithAnyNumberOfThreads) {

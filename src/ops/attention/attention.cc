@@ -2,6 +2,7 @@
 
 #include "ops/attention/attention_kernels.h"
 #include "ops/attention/attention_ref.h"
+#include "ops/checks.h"
 #include "ops/run.h"
 
 namespace cambium {
@@ -9,8 +10,8 @@ namespace {
 
 void check_tensors(const Tensor& q, const Tensor& k, const Tensor& v, const Segments& segments,
                    const AttentionConfig& config) {
-  expect(q.rank == 3 && (q.dtype == Dtype::kF32 || q.dtype == Dtype::kF64),
-         "[attention] expected q (T, H, D) in f32 or f64, got {}", q);
+  expect(q.rank == 3 && is_computed(q), "[attention] expected q (T, H, D) in f32 or f64, got {}",
+         q);
   expect(k.rank == 3 && k.dtype == q.dtype && k.dim(0) == q.dim(0) && k.dim(2) == q.dim(2),
          "[attention] expected k {} ({}, Hkv, {}) beside q {}, got {}", dtype_name(q.dtype),
          q.dim(0), q.dim(2), q, k);

@@ -7,42 +7,45 @@
 #include "base/testing.h"
 #include "ops/attention/attention.h"
 #include "ops/testing.h"
+#include "tensor/workspace.h"
 
 namespace cambium {
 namespace {
 
+using testing::as_stored;
 using testing::for_each_isa;
-using testing::relative_error;
+using testing::on_cuda;
 
 struct Case {
   int64_t tokens, heads, kv_heads, dim, value_dim, window, page_size;
   Dtype pages = Dtype::kF32;
 };
 
-/// What a page holds of these numbers.
-std::vector<double> as_stored(std::vector<double> values, Dtype pages) {
-  for (double& x : values) {
-    x = pages == Dtype::kBF16 ? widen(round_to_bf16(static_cast<float>(x))) : x;
-  }
-  return values;
-}
-
-/// Sequences with their queries, keys and values, and a cache whose unused memory is NaN.
+/// Sequences with their queries, keys and values, and a cache whose unused memory is NaN; on a CUDA
+/// device with activations of f32 or bf16.
 class Cached {
  public:
-  Cached(const Case& c, int sequences, uint64_t seed)
-      : c_(c), per_sequence_((c.tokens + c.page_size - 1) / c.page_size) {
+  Cached(const Case& c, int sequences, uint64_t seed, Device device = {},
+         Dtype activations = Dtype::kF32)
+      : c_(c),
+        per_sequence_((c.tokens + c.page_size - 1) / c.page_size),
+        device_(device),
+        activations_(activations),
+        workspace_(device) {
     const int64_t t = c.tokens * sequences;
-    const auto values = testing::draw({{{t, c.heads, c.dim}, -2, 2},
-                                       {{t, c.kv_heads, c.dim}, -2, 2},
-                                       {{t, c.kv_heads, c.value_dim}}},
-                                      seed);
+    auto values = testing::draw({{{t, c.heads, c.dim}, -2, 2},
+                                 {{t, c.kv_heads, c.dim}, -2, 2},
+                                 {{t, c.kv_heads, c.value_dim}}},
+                                seed);
+    for (auto& input : values) {
+      input = as_stored(input, activations);
+    }
     fill(q_, {t, c.heads, c.dim}, values[0]);
     fill(k_, {t, c.kv_heads, c.dim}, values[1]);
     fill(v_, {t, c.kv_heads, c.value_dim}, values[2]);
     const int64_t pages = per_sequence_ * sequences + 3;
-    keys_ = OwnedTensor(c.pages, {pages, c.page_size, c.kv_heads, c.dim});
-    values_ = OwnedTensor(c.pages, {pages, c.page_size, c.kv_heads, c.value_dim});
+    keys_ = OwnedTensor(c.pages, {pages, c.page_size, c.kv_heads, c.dim}, false, device);
+    values_ = OwnedTensor(c.pages, {pages, c.page_size, c.kv_heads, c.value_dim}, false, device);
     order_.resize(static_cast<size_t>(pages));
     std::iota(order_.begin(), order_.end(), 0);
     std::shuffle(order_.begin(), order_.end(), std::mt19937_64(seed));
@@ -65,8 +68,10 @@ class Cached {
 
   /// Forgets everything.
   void poison() {
-    std::memset(keys_.view.data, 0xff, static_cast<size_t>(keys_.view.bytes()));  // NaN
-    std::memset(values_.view.data, 0xff, static_cast<size_t>(values_.view.bytes()));
+    const WorkspaceScope scope(workspace_);
+    poison(keys_.view);
+    poison(values_.view);
+    poison(workspace_.arena().empty(Dtype::kU8, {int64_t{1} << 20}));
   }
 
   /// A piece of sequence s: tokens [first, first + count).
@@ -78,8 +83,9 @@ class Cached {
   /// Runs the pieces as one packed call, pages out of reach missing from the table and poisoned,
   /// and returns the largest error.
   double run(const std::vector<Piece>& pieces, bool reference = false) {
-    const ArenaScope scope(arena_);
-    Context ctx{.arena = &arena_, .tape = nullptr, .reference = reference};
+    const WorkspaceScope scope(workspace_);
+    Context ctx = workspace_.context(activations_);
+    ctx.reference = reference;
     std::vector<int32_t> start = {0};
     std::vector<int32_t> position;
     std::vector<int32_t> table;
@@ -94,15 +100,15 @@ class Cached {
             p >= reach / c_.page_size && p * c_.page_size < piece.first + piece.count;
         table.push_back(needed ? page : -1);
         if (!needed) {
-          poison_page(keys_, page);
-          poison_page(values_, page);
+          poison(keys_.view.slice(0, page, 1));
+          poison(values_.view.slice(0, page, 1));
         }
       }
     }
     const int64_t t = start.back();
-    const Tensor q = gather(arena_, q_.view, pieces, t);
-    const Tensor k = gather(arena_, k_.view, pieces, t);
-    const Tensor v = gather(arena_, v_.view, pieces, t);
+    const Tensor q = gather(q_.view, pieces, t);
+    const Tensor k = gather(k_.view, pieces, t);
+    const Tensor v = gather(v_.view, pieces, t);
     const KvPages pages = {keys_.view, values_.view, table, per_sequence_};
     const Tensor y = attention(ctx, q, k, v, {start, position, {}}, config(), &pages);
     std::vector<double> expected;
@@ -111,38 +117,40 @@ class Cached {
       const auto from = expected_.begin() + (piece.s * c_.tokens + piece.first) * row;
       expected.insert(expected.end(), from, from + piece.count * row);
     }
-    last_ = testing::to_doubles(y, y.data);
-    return t == 0 ? 0.0 : relative_error(last_, expected, 1.0);
+    last_ = testing::take(y);
+    return t == 0 ? 0.0 : testing::relative_error(last_, expected, 1.0);
   }
 
   const std::vector<double>& last() const { return last_; }
 
  private:
-  static void poison_page(const OwnedTensor& cache, int32_t page) {
-    const Tensor rows = cache.view.slice(0, page, 1);
-    std::memset(rows.data, 0xff, static_cast<size_t>(rows.bytes()));
+  void poison(const Tensor& t) const {
+    device_.kind == Device::kCpu
+        ? static_cast<void>(std::memset(t.data, 0xff, static_cast<size_t>(t.bytes())))
+        : fill_memory(t.data, device_, 0xff, t.bytes());
   }
-  static void fill(OwnedTensor& t, std::initializer_list<int64_t> shape,
-                   const std::vector<double>& values) {
-    t = OwnedTensor(Dtype::kF32, shape);
-    std::copy(values.begin(), values.end(), t.view.ptr<float>());
+  void fill(OwnedTensor& t, std::initializer_list<int64_t> shape,
+            const std::vector<double>& values) const {
+    t = OwnedTensor(activations_, shape, false, device_);
+    testing::put(t.view, values);
   }
-  Tensor gather(Arena& arena, const Tensor& all, const std::vector<Piece>& pieces,
-                int64_t t) const {
-    const Tensor out = arena.empty(Dtype::kF32, {t, all.dim(1), all.dim(2)});
-    float* to = out.ptr<float>();
-    const int64_t row = all.dim(1) * all.dim(2);
+  Tensor gather(const Tensor& all, const std::vector<Piece>& pieces, int64_t t) {
+    const Tensor out = workspace_.arena().empty(activations_, {t, all.dim(1), all.dim(2)});
+    int64_t at = 0;
     for (const Piece& piece : pieces) {
-      to = std::copy_n(all.ptr<float>() + (piece.s * c_.tokens + piece.first) * row,
-                       piece.count * row, to);
+      copy(out.slice(0, at, piece.count),
+           all.slice(0, piece.s * c_.tokens + piece.first, piece.count));
+      at += piece.count;
     }
     return out;
   }
 
   Case c_;
   int64_t per_sequence_;
+  Device device_;
+  Dtype activations_;
   OwnedTensor q_, k_, v_, keys_, values_;
-  Arena arena_;  // kept: a fresh one for each of thousands of calls is mostly page faults
+  Workspace workspace_;  // kept: a fresh one for each of thousands of calls is mostly page faults
   std::vector<int32_t> order_;
   std::vector<double> expected_;
   std::vector<double> last_;
@@ -162,31 +170,77 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
 class AttentionPages : public ::testing::TestWithParam<Case> {};
 
 constexpr double kTolerance = 5e-6;
+/// On CUDA heads are wider: scores that sum 256 products reach 50, whose rounding in fp32 shows. By
+/// kernels of bf16 a probability and the result, of values up to 1, are each rounded by 2^-9 of
+/// themselves at most; the rest is room.
+constexpr double kCudaTolerance = 2e-5;
+constexpr double kNarrowTolerance = 6e-3;
+
+double tolerance_of(Dtype activations) {
+  return activations == Dtype::kBF16 ? kNarrowTolerance : kCudaTolerance;
+}
+
+void expect_splits_agree(const Case& c, Cached& cached, double tolerance, bool reference) {
+  cached.poison();
+  ASSERT_LE(cached.run({{0, 0, c.tokens}}, reference), tolerance) << "one pass";
+  for (int64_t cut = 1; cut < c.tokens; ++cut) {
+    cached.poison();
+    ASSERT_LE(cached.run({{0, 0, cut}}, reference), tolerance) << "up to " << cut;
+    ASSERT_LE(cached.run({{0, cut, c.tokens - cut}}, reference), tolerance) << "from " << cut;
+  }
+  for (const int64_t step : {1, 3, 17}) {
+    cached.poison();
+    for (int64_t t = 0; t < c.tokens; t += step) {
+      ASSERT_LE(cached.run({{0, t, std::min(step, c.tokens - t)}}, reference), tolerance)
+          << "steps of " << step << " at " << t;
+    }
+  }
+}
+
+/// Calls body(c, activations) for the activations that go with each type of pages on a CUDA device.
+template <class Body>
+void for_each_on_cuda(Case c, const Body& body) {
+  constexpr std::pair<Dtype, Dtype> kTypes[] = {
+      {Dtype::kF32, Dtype::kF32}, {Dtype::kF32, Dtype::kBF16}, {Dtype::kBF16, Dtype::kBF16}};
+  for (const auto& [activations, pages] : kTypes) {
+    SCOPED_TRACE(std::string("cuda ") + dtype_name(activations) + " over pages of " +
+                 dtype_name(pages));
+    c.pages = pages;
+    body(c, activations);
+  }
+}
 
 TEST_P(AttentionPages, EverySplitEqualsOnePass) {
   const Case& c = GetParam();
   Cached cached(c, 1, 7);
-  const auto check = [&](bool reference) {
-    cached.poison();
-    ASSERT_LE(cached.run({{0, 0, c.tokens}}, reference), kTolerance) << "one pass";
-    for (int64_t cut = 1; cut < c.tokens; ++cut) {
-      cached.poison();
-      ASSERT_LE(cached.run({{0, 0, cut}}, reference), kTolerance) << "up to " << cut;
-      ASSERT_LE(cached.run({{0, cut, c.tokens - cut}}, reference), kTolerance) << "from " << cut;
-    }
-    for (const int64_t step : {1, 3, 17}) {
-      cached.poison();
-      for (int64_t t = 0; t < c.tokens; t += step) {
-        ASSERT_LE(cached.run({{0, t, std::min(step, c.tokens - t)}}, reference), kTolerance)
-            << "steps of " << step << " at " << t;
-      }
-    }
-  };
-  for_each_isa([&] { check(false); });
+  for_each_isa([&] { expect_splits_agree(c, cached, kTolerance, false); });
   if (c.tokens <= 50) {
-    check(true);
+    expect_splits_agree(c, cached, kTolerance, true);
   }
 }
+
+class AttentionPagesOnCuda : public ::testing::TestWithParam<Case> {};
+
+TEST_P(AttentionPagesOnCuda, EverySplitEqualsOnePass) {
+  if (!on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  for_each_on_cuda(GetParam(), [](const Case& c, Dtype activations) {
+    Cached cached(c, 1, 7, Device::kCuda, activations);
+    expect_splits_agree(c, cached, tolerance_of(activations), false);
+  });
+}
+
+// Those of the CPU, and the dims and groups that have kernels of their own.
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, AttentionPagesOnCuda,
+    ::testing::Values(Case{40, 4, 2, 16, 16, 0, 16}, Case{70, 4, 2, 16, 16, 0, 64},
+                      Case{70, 4, 2, 32, 16, 20, 16}, Case{80, 3, 1, 64, 64, 9, 1},
+                      Case{45, 6, 2, 7, 5, 1, 5}, Case{66, 18, 1, 24, 40, 0, 7},
+                      Case{100, 8, 2, 64, 64, 0, 16}, Case{70, 4, 1, 96, 96, 0, 16},
+                      Case{70, 8, 2, 128, 128, 33, 32}, Case{66, 16, 1, 128, 64, 0, 16},
+                      Case{40, 2, 1, 256, 256, 0, 16}, Case{40, 2, 2, 192, 128, 0, 16}),
+    ::testing::PrintToStringParamName());
 
 // bf16 pages hold rounded numbers, and every token sees those, however its sequence is cut: beside
 // the definition over rounded keys and values the error is that of fp32 pages.
@@ -205,43 +259,90 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AttentionPages,
                                            Case{66, 18, 1, 24, 40, 0, 7}),
                          ::testing::PrintToStringParamName());
 
+void expect_far_pieces_agree(const Case& c, Cached& cached, double tolerance) {
+  cached.poison();
+  ASSERT_LE(cached.run({{0, 0, 1100}}), tolerance);
+  ASSERT_LE(cached.run({{0, 1100, 300}}), tolerance);
+  for (int64_t t = 1400; t < c.tokens; t += 20) {
+    ASSERT_LE(cached.run({{0, t, 3}}), tolerance);
+    ASSERT_LE(cached.run({{0, t + 3, 1}}), tolerance);
+    ASSERT_LE(cached.run({{0, t + 4, 16}}), tolerance);
+  }
+}
+
 TEST(AttentionPagesLong, DecodeAndPrefillFarIntoASequence) {
   // Many splits, and a window that skips most of them.
   for (const auto& [window, pages] : {std::pair{0, Dtype::kF32}, std::pair{700, Dtype::kF32},
                                       std::pair{0, Dtype::kBF16}, std::pair{700, Dtype::kBF16}}) {
     const Case c = {1500, 3, 1, 16, 16, window, 64, pages};
     Cached cached(c, 1, 3);
-    for_each_isa([&] {
-      cached.poison();
-      ASSERT_LE(cached.run({{0, 0, 1100}}), kTolerance);
-      ASSERT_LE(cached.run({{0, 1100, 300}}), kTolerance);
-      for (int64_t t = 1400; t < c.tokens; t += 20) {
-        ASSERT_LE(cached.run({{0, t, 3}}), kTolerance);
-        ASSERT_LE(cached.run({{0, t + 3, 1}}), kTolerance);
-        ASSERT_LE(cached.run({{0, t + 4, 16}}), kTolerance);
-      }
+    for_each_isa([&] { expect_far_pieces_agree(c, cached, kTolerance); });
+  }
+}
+
+TEST(AttentionPagesLong, OnCuda) {
+  if (!on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  for (const int64_t window : {0, 700}) {
+    for_each_on_cuda({1500, 3, 1, 16, 16, window, 64}, [](const Case& c, Dtype activations) {
+      Cached cached(c, 1, 3, Device::kCuda, activations);
+      expect_far_pieces_agree(c, cached, tolerance_of(activations));
     });
   }
+}
+
+// The dims of models, whose bf16 has kernels of its own.
+TEST(AttentionPagesLong, WideHeadsOnCuda) {
+  if (!on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  for_each_on_cuda({1500, 2, 1, 128, 128, 0, 16}, [](const Case& c, Dtype activations) {
+    Cached cached(c, 1, 3, Device::kCuda, activations);
+    expect_far_pieces_agree(c, cached, tolerance_of(activations));
+  });
+}
+
+/// Prefill, a longer prefill, an empty segment, then chunks beside single steps; returns the
+/// results of the last call and those of its pieces by themselves.
+std::pair<std::vector<double>, std::vector<double>> run_batch(Cached& cached, double tolerance) {
+  cached.poison();
+  EXPECT_LE(cached.run({{0, 0, 100}, {1, 0, 290}, {2, 0, 0}, {3, 0, 5}}), tolerance);
+  EXPECT_LE(cached.run({{0, 100, 150}, {1, 290, 1}, {2, 0, 64}, {3, 5, 1}}), tolerance);
+  const std::vector<Cached::Piece> step = {{0, 250, 1}, {1, 291, 1}, {2, 64, 30}, {3, 6, 2}};
+  EXPECT_LE(cached.run(step), tolerance);
+  const auto together = cached.last();
+  std::vector<double> apart;
+  for (const auto& piece : step) {
+    EXPECT_LE(cached.run({piece}), tolerance);
+    apart.insert(apart.end(), cached.last().begin(), cached.last().end());
+  }
+  EXPECT_LE(cached.run(step), tolerance);
+  EXPECT_EQ(cached.last(), together) << "two runs differ";
+  return {together, apart};
 }
 
 TEST(AttentionPagesBatch, SequencesAtDifferentPlacesTogetherAndApart) {
   const Case c = {300, 4, 2, 16, 16, 0, 16};
   Cached cached(c, 4, 5);
   for_each_isa([&] {
-    cached.poison();
-    // Prefill, a longer prefill, an empty segment, then chunks beside single steps.
-    ASSERT_LE(cached.run({{0, 0, 100}, {1, 0, 290}, {2, 0, 0}, {3, 0, 5}}), kTolerance);
-    ASSERT_LE(cached.run({{0, 100, 150}, {1, 290, 1}, {2, 0, 64}, {3, 5, 1}}), kTolerance);
-    const std::vector<Cached::Piece> step = {{0, 250, 1}, {1, 291, 1}, {2, 64, 30}, {3, 6, 2}};
-    ASSERT_LE(cached.run(step), kTolerance);
-    const auto together = cached.last();
-    std::vector<double> apart;
-    for (const auto& piece : step) {
-      ASSERT_LE(cached.run({piece}), kTolerance);
-      apart.insert(apart.end(), cached.last().begin(), cached.last().end());
-    }
+    const auto [together, apart] = run_batch(cached, kTolerance);
     EXPECT_EQ(together, apart);
   });
+}
+
+TEST(AttentionPagesBatch, OnCuda) {
+  if (!on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  for (const auto& shape : {Case{300, 4, 2, 16, 16, 0, 16}, Case{300, 4, 2, 64, 64, 0, 16},
+                            Case{300, 8, 1, 128, 128, 50, 64}}) {
+    for_each_on_cuda(shape, [](const Case& c, Dtype activations) {
+      Cached cached(c, 4, 5, Device::kCuda, activations);
+      const auto [together, apart] = run_batch(cached, tolerance_of(activations));
+      EXPECT_EQ(together, apart) << "keys are split by the segment alone";
+    });
+  }
 }
 
 TEST(AttentionPagesThreads, ResultsDoNotDependOnTheirNumber) {

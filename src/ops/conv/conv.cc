@@ -12,18 +12,22 @@ Tensor short_conv(Context& ctx, const Tensor& x, const Tensor& weight, const Ten
   expect(x.rank == 2 && x.row_contiguous() && is_computed(x),
          "[short_conv] expected x (T, C), f32 or f64, with contiguous rows, got {}", x);
   expect(weight.rank == 2 && weight.dim(0) == x.dim(1) && weight.dim(1) >= 1 &&
-             weight.dtype == x.dtype && weight.contiguous(),
-         "[short_conv] expected weight {} ({}, K), got {}", dtype_name(x.dtype), x.dim(1), weight);
-  expect(!bias.defined() || (bias.rank == 1 && bias.dim(0) == x.dim(1) && bias.dtype == x.dtype),
-         "[short_conv] expected bias {} ({}), got {}", dtype_name(x.dtype), x.dim(1), bias);
-  expect_segments("short_conv", segments, x.dim(0), state, x.dtype, {x.dim(1), weight.dim(1) - 1});
+             weight.dtype == sum_dtype(x.dtype) && weight.contiguous(),
+         "[short_conv] expected weight {} ({}, K), got {}", dtype_name(sum_dtype(x.dtype)),
+         x.dim(1), weight);
+  expect(!bias.defined() ||
+             (bias.rank == 1 && bias.dim(0) == x.dim(1) && bias.dtype == sum_dtype(x.dtype)),
+         "[short_conv] expected bias {} ({}), got {}", dtype_name(sum_dtype(x.dtype)), x.dim(1),
+         bias);
+  expect_segments("short_conv", segments, x.dim(0), state, sum_dtype(x.dtype),
+                  {x.dim(1), weight.dim(1) - 1});
   const bool differentiate = ctx.differentiate(x, weight, bias);
   const Tensor y = ctx.result_like(x, differentiate);
   const auto args = [=, walk = segments.walk()]<class T>(void* kept) {
     return ShortConv<T>{.segments = walk,
                         .x = view<T>(x),
-                        .weight = view<T, Sum<T>>(weight),
-                        .bias = view<T, Sum<T>>(bias),
+                        .weight = view<Sum<T>>(weight),
+                        .bias = view<Sum<T>>(bias),
                         .silu = silu,
                         .state = data_of<Sum<T>>(state),
                         .y = view<T>(y),

@@ -10,9 +10,9 @@ namespace cambium {
 template <class T>
 struct ShortConv {
   SegmentWalk segments;
-  View<T> x;               // (T, C)
-  View<T, Sum<T>> weight;  // (C, K)
-  View<T, Sum<T>> bias;    // (C), or undefined
+  View<T> x;            // (T, C)
+  View<Sum<T>> weight;  // (C, K)
+  View<Sum<T>> bias;    // (C), or undefined
   bool silu;
   Sum<T>* state;  // (slots, C, K - 1) or null: before the segments; forward leaves those after them
   View<T> y;      // (T, C) contiguous

@@ -26,7 +26,8 @@ StatefulCase make(const Case& c) {
   for (const int64_t length : c.lengths) {
     test.tokens += length;
   }
-  test.inputs = {{{test.tokens, c.channels}}, {{c.channels, c.taps}}, {{c.channels}}};
+  test.inputs = {
+      {{test.tokens, c.channels}}, {{c.channels, c.taps}, -1.0, 1.0, true, true}, {{c.channels}}};
   test.of_tokens = {true, false, false};
   test.state_row = {c.channels, c.taps - 1};
   test.operation = [c](Context& ctx, const std::vector<Tensor>& in, const Segments& segments,
@@ -85,7 +86,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST(ShortConvViews, ColumnsOfAFusedProjection) {
   const OwnedSegments segments = packed_segments({4, 3});
-  const std::vector<Input> inputs = {{{7, 96}}, {{32, 4}}, {{32}}};
+  const std::vector<Input> inputs = {{{7, 96}}, {{32, 4}, -1.0, 1.0, true, true}, {{32}}};
   const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
     return short_conv(ctx, in[0].slice(1, 48, 32), in[1], in[2], true, segments.view());
   };
@@ -99,7 +100,8 @@ TEST(ShortConvState, BackwardUsesTheStateBeforeTheCall) {
   constexpr int64_t kChannels = 5;
   const OwnedSegments whole{{0, 6}, {0}, {}};
   const OwnedSegments rest{{0, 4}, {2}, {0}};
-  const std::vector<Input> inputs = {{{6, kChannels}}, {{kChannels, 4}}, {{kChannels}}};
+  const std::vector<Input> inputs = {
+      {{6, kChannels}}, {{kChannels, 4}, -1.0, 1.0, true, true}, {{kChannels}}};
   const auto values = draw(inputs);
   const testing::Run expected = run_operation<double>(
       [&](Context& ctx, const std::vector<Tensor>& in) {

@@ -20,12 +20,13 @@ Tensor embedding(Context& ctx, const Tensor& table, std::span<const int32_t> tok
            table.dim(0), tokens[i], i);
   }
   const bool differentiate = ctx.differentiate(table);
-  const Tensor y = ctx.result(table.dtype == Dtype::kF64 ? Dtype::kF64 : Dtype::kF32,
+  const Tensor y = ctx.result(table.dtype == Dtype::kF64 ? Dtype::kF64 : ctx.activations,
                               {static_cast<int64_t>(tokens.size()), table.dim(1)}, differentiate);
+  const int32_t* at = ctx.to_device(tokens);
   const auto args = [=]<class T>() {
-    const bool narrow = table.dtype != DtypeOf<T>::value;
-    return Embedding<T>{static_cast<int64_t>(tokens.size()), tokens.data(),
-                        view<T, Sum<T>>(narrow ? Tensor{} : table),
+    const bool narrow = table.dtype == Dtype::kBF16;
+    return Embedding<T>{static_cast<int64_t>(tokens.size()), at,
+                        view<Sum<T>>(narrow ? Tensor{} : table),
                         view<bf16, float>(narrow ? table : Tensor{}), view<T>(y)};
   };
   run<embedding_forward>(ctx, y, args);

@@ -8,8 +8,9 @@
 
 namespace cambium {
 
-/// Rows of table (V, C), F32, F64 or BF16, for the tokens (T) -> (T, C), F32 (F64 for an F64
-/// table). A token outside [0, V) is an Error. `tokens` must outlive the tape.
+/// Rows of table (V, C), F32, F64 or BF16, for the tokens (T) -> (T, C), of the context's type of
+/// activations (F64 for an F64 table). A token outside [0, V) is an Error. `tokens` must outlive
+/// the tape.
 Tensor embedding(Context& ctx, const Tensor& table, std::span<const int32_t> tokens);
 
 }  // namespace cambium

@@ -10,7 +10,7 @@ template <class T>
 struct Embedding {
   int64_t count;
   const int32_t* tokens;     // (count)
-  View<T, Sum<T>> table;     // (V, C)
+  View<Sum<T>> table;        // (V, C)
   View<bf16, float> narrow;  // (V, C) in place of table: bf16 where T is wider
   View<T> y;                 // (count, C) contiguous
 };

@@ -18,8 +18,8 @@ TEST(Embedding, KernelsMatchDefinitionAndGradientsMatchDifferences) {
     return embedding(ctx, in[0], tokens);
   };
   for (const int64_t channels : {1, 7, 80}) {
-    expect_gradients_match_differences(operation, {{{6, channels}}});
-    expect_kernels_match_reference(operation, {{{6, channels}}});
+    expect_gradients_match_differences(operation, {{{6, channels}, -1.0, 1.0, true, true}});
+    expect_kernels_match_reference(operation, {{{6, channels}, -1.0, 1.0, true, true}});
   }
 }
 
@@ -46,10 +46,58 @@ TEST(Embedding, WidensBf16) {
   set_cpu_isa(best);
 }
 
+// A frozen table in bf16 gives its numbers, as they are, in either type of activations.
+TEST(Embedding, GathersBf16OnCuda) {
+  if (!testing::on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < 5000; ++i) {
+    tokens.push_back(i * i % 11);
+  }
+  for (const int64_t channels : {1, 8, 37, 264}) {
+    const auto table = testing::as_stored(testing::draw({{{11, channels}}})[0], Dtype::kBF16);
+    std::vector<double> expected;
+    for (const int32_t token : tokens) {
+      const auto row = table.begin() + token * channels;
+      expected.insert(expected.end(), row, row + channels);
+    }
+    for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+      testing::CudaContext cuda(type);
+      const OwnedTensor there = testing::cuda_tensor(Dtype::kBF16, {11, channels}, table);
+      const Tensor y = embedding(cuda.ctx, there.view, tokens);
+      ASSERT_EQ(y.dtype, type);
+      EXPECT_EQ(testing::take(y), expected) << channels << " channels";
+      const Tensor few = embedding(cuda.ctx, there.view, std::span(tokens).first(3));
+      EXPECT_EQ(testing::take(few),
+                std::vector<double>(expected.begin(), expected.begin() + 3 * channels));
+    }
+  }
+}
+
+// A token that fills most of a text, some that come often, and many that come once or never.
+TEST(Embedding, GradientOfManyTokens) {
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < 5000; ++i) {
+    tokens.push_back(i % 3 != 0 ? 7 : i % 2 == 0 ? i % 40 : i % 900);
+  }
+  const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
+    return embedding(ctx, in[0], tokens);
+  };
+  for (const int64_t channels : {3, 64}) {
+    expect_kernels_match_reference(operation, {{{900, channels}, -1.0, 1.0, true, true}});
+  }
+}
+
 TEST(Embedding, NoTokens) {
   Arena arena;
   Context ctx{.arena = &arena};
   EXPECT_EQ(embedding(ctx, arena.empty(Dtype::kF32, {2, 3}), {}).dim(0), 0);
+  if (testing::on_cuda()) {
+    testing::CudaContext cuda;
+    const OwnedTensor table = testing::cuda_tensor(Dtype::kF32, {2, 3}, std::vector<double>(6));
+    EXPECT_EQ(embedding(cuda.ctx, table.view, {}).dim(0), 0);
+  }
 }
 
 TEST(Embedding, GradientDoesNotDependOnThreads) {

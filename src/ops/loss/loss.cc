@@ -18,15 +18,15 @@ void check_head(const char* whose, const Tensor& hidden, const Tensor& head, con
          "[head_loss] expected the {}'s hidden states ({}, C), f32 or f64, got {}", whose,
          like.dim(0), hidden);
   expect(head.rank == 2 && head.contiguous() && head.dim(1) == hidden.dim(1) &&
-             (head.dtype == hidden.dtype ||
-              (head.dtype == Dtype::kBF16 && hidden.dtype == Dtype::kF32)),
+             (head.dtype == sum_dtype(hidden.dtype) ||
+              (head.dtype == Dtype::kBF16 && hidden.dtype != Dtype::kF64)),
          "[head_loss] expected the {}'s head (V, {}) of {}, got {}", whose, hidden.dim(1),
          hidden.dtype == Dtype::kF64 ? "f64" : "f32 or bf16", head);
 }
 
 void check(const LossInputs& in, const LossConfig& config) {
   check_head("student", in.hidden, in.head, in.hidden);
-  expect(in.head.dtype == in.hidden.dtype || !in.head.has_grad(),
+  expect(in.head.dtype != Dtype::kBF16 || !in.head.has_grad(),
          "[head_loss] a bf16 head has no gradient; train the f32 head, got {}", in.head);
   expect(static_cast<int64_t>(in.labels.size()) == in.hidden.dim(0),
          "[head_loss] expected a label for each of {} rows, got {}", in.hidden.dim(0),
@@ -48,9 +48,12 @@ void check(const LossInputs& in, const LossConfig& config) {
          in.head.dim(0), in.teacher_head.dim(0));
 }
 
-// Tokens whose logits exist at once: about a million of them, and enough rows for good products.
-int64_t default_chunk(int64_t vocabulary) {
-  return std::clamp<int64_t>((int64_t{1} << 20) / vocabulary, 64, 1024);
+// Tokens whose logits exist at once: about a million of them, and enough rows for good products; on
+// a GPU, which is waited for after each chunk, more.
+int64_t default_chunk(int64_t vocabulary, Device device) {
+  return device.kind == Device::kCpu
+             ? std::clamp<int64_t>((int64_t{1} << 20) / vocabulary, 64, 1024)
+             : std::clamp<int64_t>((int64_t{1} << 27) / vocabulary, 64, 8192);
 }
 
 // Rows of t, one after another.
@@ -73,15 +76,15 @@ void chunk_loss(Context& ctx, const LossInputs& in, const LossConfig& config,
     teacher = ctx.arena->empty(hidden.dtype, {count, in.head.dim(0)});
     matmul_into(ctx, teacher, gather(*ctx.arena, in.teacher_hidden, rows), in.teacher_head);
   }
-  const Tensor labels = ctx.arena->empty(Dtype::kI32, {count});
+  auto* labels = ctx.shared_scratch<int32_t>(count);
   for (size_t i = 0; i < rows.size(); ++i) {
-    labels.ptr<int32_t>()[i] = in.labels[static_cast<size_t>(rows[i])];
+    labels[i] = in.labels[static_cast<size_t>(rows[i])];
   }
   const auto args = [&]<class T>() {
     const double kl = in.scale * static_cast<double>(config.temperature);
     return LossRows<T>{.student = view<T>(logits),
                        .teacher = view<T>(teacher),
-                       .label = labels.ptr<int32_t>(),
+                       .label = labels,
                        .gradient = in.hidden.has_grad() || in.head.has_grad(),
                        .cross_entropy = in.scale * static_cast<double>(config.cross_entropy),
                        .forward_kl = kl * static_cast<double>(config.forward_kl),
@@ -102,8 +105,9 @@ void chunk_loss(Context& ctx, const LossInputs& in, const LossConfig& config,
 }
 
 // The rows with labels.
-std::span<const int64_t> valid_rows(Arena& arena, int64_t rows, std::span<const int32_t> labels) {
-  auto* valid = static_cast<int64_t*>(arena.allocate(rows * dtype_size(Dtype::kI64)));
+std::span<const int64_t> valid_rows(const Context& ctx, int64_t rows,
+                                    std::span<const int32_t> labels) {
+  auto* valid = ctx.shared_scratch<int64_t>(rows);
   size_t count = 0;
   for (int64_t t = 0; t < rows; ++t) {
     if (labels.empty() || labels[static_cast<size_t>(t)] >= 0) {
@@ -129,16 +133,19 @@ LossSums& LossSums::operator+=(const LossSums& other) {
 LossSums head_loss(Context& ctx, const LossInputs& inputs, const LossConfig& config) {
   check(inputs, config);
   const ArenaScope scope(*ctx.arena);
-  const std::span<const int64_t> rows = valid_rows(*ctx.arena, inputs.hidden.dim(0), inputs.labels);
-  const auto chunk = static_cast<size_t>(
-      config.chunk_tokens > 0 ? config.chunk_tokens : default_chunk(inputs.head.dim(0)));
+  const ArenaScope host_scope(ctx.host_arena());
+  const std::span<const int64_t> rows = valid_rows(ctx, inputs.hidden.dim(0), inputs.labels);
+  const auto chunk = static_cast<size_t>(config.chunk_tokens > 0
+                                             ? config.chunk_tokens
+                                             : default_chunk(inputs.head.dim(0), ctx.device()));
   LossSums sums;
   for (size_t begin = 0; begin < rows.size(); begin += chunk) {
     const ArenaScope chunk_scope(*ctx.arena);
     const auto part = rows.subspan(begin, std::min(chunk, rows.size() - begin));
-    auto* result = static_cast<LossRow*>(
-        ctx.arena->allocate(static_cast<int64_t>(part.size() * sizeof(LossRow))));
+    const ArenaScope chunk_host_scope(ctx.host_arena());
+    auto* result = ctx.shared_scratch<LossRow>(static_cast<int64_t>(part.size()));
     chunk_loss(ctx, inputs, config, part, result);
+    ctx.synchronize();
     for (const LossRow& row : std::span(result, part.size())) {
       sums.cross_entropy += row.cross_entropy;
       sums.forward_kl += row.forward_kl;
@@ -164,10 +171,9 @@ double align_loss(Context& ctx, const Tensor& out, const Tensor& target,
   expect(labels.empty() || static_cast<int64_t>(labels.size()) == out.dim(0),
          "[align_loss] expected a label for each of {} rows, or none, got {}", out.dim(0),
          labels.size());
-  const ArenaScope scope(*ctx.arena);
-  const std::span<const int64_t> rows = valid_rows(*ctx.arena, out.dim(0), labels);
-  auto* result =
-      static_cast<double*>(ctx.arena->allocate(static_cast<int64_t>(rows.size() * sizeof(double))));
+  const ArenaScope scope(ctx.host_arena());
+  const std::span<const int64_t> rows = valid_rows(ctx, out.dim(0), labels);
+  auto* result = ctx.shared_scratch<double>(static_cast<int64_t>(rows.size()));
   out.settle_grad();
   const auto args = [&]<class T>() {
     return AlignRows<T>{static_cast<int64_t>(rows.size()),
@@ -179,6 +185,7 @@ double align_loss(Context& ctx, const Tensor& out, const Tensor& target,
                         result};
   };
   run<align_rows>(ctx, out, args);
+  ctx.synchronize();
   double sum = 0.0;
   for (size_t i = 0; i < rows.size(); ++i) {
     sum += result[i];

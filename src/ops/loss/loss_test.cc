@@ -73,6 +73,111 @@ LossRun run_loss(const Case& c, const std::vector<std::vector<double>>& values, 
   return run;
 }
 
+/// The head that is trained is f32, that of the teacher and the hidden states are of `type`.
+LossRun run_loss_on_cuda(const Case& c, const std::vector<std::vector<double>>& values, Dtype type,
+                         bool with_grad = true) {
+  CudaContext cuda(type);
+  const auto inputs = make_inputs(c);
+  const auto tensor = [&](size_t i, Dtype dtype) {
+    return cuda_tensor(dtype, inputs[i].shape, values[i], with_grad && i < 2);
+  };
+  const OwnedTensor hidden = tensor(0, type);
+  const OwnedTensor head = tensor(1, Dtype::kF32);
+  const OwnedTensor teacher_hidden = tensor(2, type);
+  const OwnedTensor teacher_head = tensor(3, type);
+  const auto labels = make_labels(c.tokens, c.vocabulary);
+  const int64_t before = cuda_arena().used_bytes();
+  LossRun run;
+  run.sums = head_loss(cuda.ctx,
+                       {.hidden = hidden.view,
+                        .head = head.view,
+                        .teacher_hidden = c.teacher ? teacher_hidden.view : Tensor{},
+                        .teacher_head = c.teacher ? teacher_head.view : Tensor{},
+                        .labels = labels,
+                        .scale = kScale},
+                       c.config);
+  EXPECT_EQ(cuda_arena().used_bytes(), before);
+  if (with_grad) {
+    run.dhidden = take(hidden.view.grad_tensor());
+    run.dhead = take(head.view.grad_tensor());
+  }
+  return run;
+}
+
+// What a row of logits says about its rounding.
+struct LogitRow {
+  double magnitude = 0.0;  // of the largest in size
+  double gap = 0.0;        // of the largest to the next
+};
+
+std::vector<LogitRow> logit_rows(const std::vector<double>& hidden, const std::vector<double>& head,
+                                 int64_t channels, int64_t vocabulary) {
+  const auto width = static_cast<size_t>(channels);
+  std::vector<LogitRow> rows;
+  for (size_t t = 0; t * width < hidden.size(); ++t) {
+    LogitRow row;
+    double largest = -INFINITY;
+    double next = -INFINITY;
+    for (size_t v = 0; v < static_cast<size_t>(vocabulary); ++v) {
+      double logit = 0.0;
+      for (size_t i = 0; i < width; ++i) {
+        logit += hidden[t * width + i] * head[v * width + i];
+      }
+      row.magnitude = std::max(row.magnitude, std::abs(logit));
+      next = std::max(next, std::min(logit, largest));
+      largest = std::max(largest, logit);
+    }
+    row.gap = largest - next;
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+/// What rounding logits to bf16 may cost, summed over the rows that count. A logit is off by at
+/// most e, 2^-9 of the largest and a little for the sum it comes from. A log probability is then
+/// off by d = 2 e / temperature, a probability by a factor within exp(+-d); cross-entropy by 2 e,
+/// and sum_v p (log p - log q) by (exp(d) - 1) sum_v p |log p - log q| + 2 d, where the sum is at
+/// most KL + sqrt(2 KL) (Pinsker).
+struct RoundingBounds {
+  RoundingBounds(const Case& c, const std::vector<std::vector<double>>& values,
+                 const LossSums& exact) {
+    const auto student = logit_rows(values[0], values[1], c.channels, c.vocabulary);
+    const auto teacher = logit_rows(values[2], values[3], c.teacher_channels, c.vocabulary);
+    const auto labels = make_labels(c.tokens, c.vocabulary);
+    double e = 0.0;
+    for (size_t t = 0; t < labels.size(); ++t) {
+      if (labels[t] >= 0) {
+        e = std::max({e, 0x1.02p-9 * student[t].magnitude, 0x1.02p-9 * teacher[t].magnitude});
+      }
+    }
+    for (size_t t = 0; t < labels.size(); ++t) {
+      if (labels[t] >= 0) {
+        const bool close = student[t].gap <= 2 * e;
+        correct += close ? 1 : 0;
+        agreement += close || teacher[t].gap <= 2 * e ? 1 : 0;
+      }
+    }
+    const double temperature = c.config.temperature;
+    const double d = 2 * e / temperature;
+    const auto rows = static_cast<double>(exact.tokens);
+    const auto kl = [&](double sum) {
+      return std::expm1(d) * (sum + std::sqrt(2 * std::max(sum, 0.0) * rows)) + 2 * d * rows;
+    };
+    cross_entropy = 2 * e * rows;
+    forward_kl = kl(exact.forward_kl);
+    reverse_kl = kl(exact.reverse_kl);
+    total = c.config.cross_entropy * cross_entropy +
+            temperature * temperature *
+                (c.config.forward_kl * forward_kl + c.config.reverse_kl * reverse_kl);
+    gradient = kNarrowBackward + std::expm1(2 * e / std::min(1.0, temperature));
+  }
+
+  double cross_entropy, forward_kl, reverse_kl, total;
+  double gradient;  // relative to its norm
+  int64_t agreement = 0;
+  int64_t correct = 0;  // rows whose choice may change
+};
+
 class HeadLoss : public ::testing::TestWithParam<Case> {};
 
 TEST_P(HeadLoss, GradientsMatchDifferences) {
@@ -130,6 +235,58 @@ TEST_P(HeadLoss, KernelsMatchDefinition) {
   });
 }
 
+// f32 is held to what the CPU is held to, bf16 to what rounding its logits may cost.
+TEST_P(HeadLoss, CudaMatchesDefinition) {
+  if (!on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  const Case& c = GetParam();
+  for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+    SCOPED_TRACE(dtype_name(type));
+    const bool narrow = type == Dtype::kBF16;
+    auto values = draw(make_inputs(c));
+    for (auto& input : values) {
+      input = as_stored(input, type);
+    }
+    const LossRun exact = run_loss<double>(c, values, true);
+    const RoundingBounds bounds(c, values, exact.sums);
+    const auto expect_near = [&](double got, double expected, double bound, const char* name) {
+      const double small = 1e-5 * std::max(1.0, std::abs(expected));
+      EXPECT_NEAR(got, expected, narrow ? bound + small : small) << name;
+    };
+    const auto expect_same = [&](const LossRun& run, bool with_grad) {
+      const LossSums& a = run.sums;
+      const LossSums& b = exact.sums;
+      EXPECT_EQ(a.tokens, b.tokens);
+      EXPECT_LE(std::abs(a.agreement - b.agreement), narrow ? bounds.agreement : 0);
+      EXPECT_LE(std::abs(a.correct - b.correct), narrow ? bounds.correct : 0);
+      expect_near(a.cross_entropy, b.cross_entropy, bounds.cross_entropy, "cross-entropy");
+      expect_near(a.forward_kl, b.forward_kl, bounds.forward_kl, "forward KL");
+      expect_near(a.reverse_kl, b.reverse_kl, bounds.reverse_kl, "reverse KL");
+      expect_near(a.total, b.total, bounds.total, "total");
+      if (with_grad && narrow) {
+        EXPECT_LE(norm_error(run.dhidden, exact.dhidden), bounds.gradient);
+        EXPECT_LE(norm_error(run.dhead, exact.dhead), bounds.gradient);
+      } else if (with_grad) {
+        EXPECT_LE(relative_error(run.dhidden, exact.dhidden), 1e-4);
+        EXPECT_LE(relative_error(run.dhead, exact.dhead), 1e-4);
+      }
+    };
+    const LossRun run = run_loss_on_cuda(c, values, type);
+    expect_same(run, true);
+    expect_same(run_loss_on_cuda(c, values, type, false), false);
+    for (const int64_t chunk : {1, 3, 7, 1000}) {
+      Case cut = c;
+      cut.config.chunk_tokens = chunk;
+      expect_same(run_loss_on_cuda(cut, values, type), true);
+    }
+    const LossRun again = run_loss_on_cuda(c, values, type);
+    EXPECT_EQ(again.sums.total, run.sums.total) << "two runs differ";
+    EXPECT_EQ(again.dhidden, run.dhidden) << "two runs differ";
+    EXPECT_EQ(again.dhead, run.dhead) << "two runs differ";
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Cases, HeadLoss,
     ::testing::Values(
@@ -155,7 +312,9 @@ INSTANTIATE_TEST_SUITE_P(
              {.cross_entropy = 0.2F, .forward_kl = 0.3F, .reverse_kl = 0.5F},
              20.0},
         Case{"sharp_reverse", 10, 6, 6, 64, {.reverse_kl = 1.0F}, 20.0},
-        Case{"wide", 3, 4, 4, 5000, {.reverse_kl = 1.0F}}),
+        Case{"wide", 3, 4, 4, 5000, {.reverse_kl = 1.0F}},
+        // Several slices of a row on CUDA, whose last is short and unaligned.
+        Case{"wider", 3, 3, 4, 4501, {.cross_entropy = 0.5F, .forward_kl = 0.5F}}),
     ::testing::PrintToStringParamName());
 
 // Logits hundreds apart: exponentials underflow, the losses stay finite and right.
@@ -172,6 +331,19 @@ TEST(HeadLossExtremes, HugeLogits) {
       EXPECT_LE(relative_error(run.dhidden, exact.dhidden), 1e-3);
       EXPECT_LE(relative_error(run.dhead, exact.dhead), 1e-3);
     });
+    if (on_cuda()) {
+      const LossRun run = run_loss_on_cuda(c, values, Dtype::kF32);
+      EXPECT_NEAR(run.sums.total, exact.sums.total, 1e-5 * exact.sums.total);
+      EXPECT_LE(relative_error(run.dhidden, exact.dhidden), 1e-3);
+      EXPECT_LE(relative_error(run.dhead, exact.dhead), 1e-3);
+      // bf16 cannot tell such logits apart; what comes of them is finite.
+      const LossRun narrow = run_loss_on_cuda(c, values, Dtype::kBF16);
+      EXPECT_TRUE(std::isfinite(narrow.sums.total));
+      for (const auto* gradient : {&narrow.dhidden, &narrow.dhead}) {
+        EXPECT_TRUE(std::all_of(gradient->begin(), gradient->end(),
+                                [](double g) { return std::isfinite(g); }));
+      }
+    }
   }
 }
 
@@ -188,6 +360,21 @@ TEST(HeadLossKl, IsZeroForTheTeacherItself) {
       EXPECT_NEAR(g, 0.0, 1e-7);
     }
   });
+  for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+    if (!on_cuda()) {
+      break;
+    }
+    // Of bf16 the heads hold the same numbers in two types.
+    for (auto& input : values) {
+      input = as_stored(input, type);
+    }
+    const LossRun run = run_loss_on_cuda(c, values, type);
+    EXPECT_NEAR(run.sums.total, 0.0, 1e-5) << dtype_name(type);
+    EXPECT_EQ(run.sums.agreement, run.sums.tokens) << dtype_name(type);
+    for (const double g : run.dhidden) {
+      EXPECT_NEAR(g, 0.0, 1e-4) << dtype_name(type);
+    }
+  }
 }
 
 // A frozen bf16 head gives what the same numbers give in f32, and the hidden states their gradient.
@@ -215,6 +402,24 @@ TEST(HeadLossBf16, FrozenHead) {
     return result;
   };
   for_each_isa([&] { EXPECT_LE(relative_error(run(narrow.view), run(head.view)), 1e-5); });
+  if (!on_cuda()) {
+    return;
+  }
+  const std::vector<double> expected = run(head.view);
+  const auto hidden_values = to_doubles(hidden.view, hidden.view.data);
+  for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+    CudaContext cuda(type);
+    const OwnedTensor there = cuda_tensor(type, {kTokens, kChannels}, hidden_values, true);
+    const OwnedTensor weight =
+        cuda_tensor(Dtype::kBF16, {kVocabulary, kChannels}, to_doubles(head.view, head.view.data));
+    const LossSums sums =
+        head_loss(cuda.ctx, {.hidden = there.view, .head = weight.view, .labels = labels},
+                  {.cross_entropy = 1.0F});
+    auto result = take(there.view.grad_tensor());
+    result.push_back(sums.total);
+    EXPECT_LE(norm_error(result, expected), type == Dtype::kF32 ? 1e-5 : kNarrowBackward)
+        << dtype_name(type);
+  }
 }
 
 TEST(HeadLossMask, NoLabelsNoWork) {
@@ -227,6 +432,19 @@ TEST(HeadLossMask, NoLabelsNoWork) {
                                   {.cross_entropy = 1.0F});
   EXPECT_EQ(sums.tokens, 0);
   EXPECT_EQ(sums.total, 0.0);
+  if (on_cuda()) {
+    const Case c{"", 3, 4, 4, 7, {.cross_entropy = 1.0F}, 1.0, false};
+    CudaContext cuda;
+    const auto values = draw(make_inputs(c));
+    const OwnedTensor there = cuda_tensor(Dtype::kF32, {3, 4}, values[0], true);
+    const OwnedTensor weight = cuda_tensor(Dtype::kF32, {7, 4}, values[1], true);
+    EXPECT_EQ(
+        head_loss(cuda.ctx, {.hidden = there.view, .head = weight.view, .labels = labels}, c.config)
+            .total,
+        0.0);
+    EXPECT_EQ(take(there.view.grad_tensor()), std::vector<double>(12, 0.0));
+    EXPECT_EQ(take(weight.view.grad_tensor()), std::vector<double>(28, 0.0));
+  }
 }
 
 TEST(HeadLossErrors, NameWhatIsWrong) {
@@ -308,12 +526,35 @@ TEST_P(AlignLoss, MatchesDefinitionAndDifferences) {
     EXPECT_NEAR(run.template operator()<float>(false), exact, 1e-5 * exact);
     EXPECT_LE(relative_error(grad, exact_grad), 1e-5);
   });
+  for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+    if (!on_cuda()) {
+      break;
+    }
+    SCOPED_TRACE(std::string("cuda ") + dtype_name(type));
+    for (auto& input : values) {
+      input = as_stored(input, type);
+    }
+    const double expected = run.template operator()<double>(true);
+    const std::vector<double> expected_grad = std::exchange(grad, {});
+    CudaContext cuda(type);
+    const OwnedTensor out = cuda_tensor(type, {tokens, channels}, values[0], true);
+    const OwnedTensor target = cuda_tensor(type, {tokens, channels}, values[1]);
+    const double sum = align_loss(cuda.ctx, out.view, target.view, labels, squared, kScale);
+    EXPECT_NEAR(sum, expected, 1e-5 * expected);
+    const auto once = take(out.view.grad_tensor());
+    EXPECT_LE(norm_error(once, expected_grad), type == Dtype::kF32 ? 1e-5 : kNarrowForward);
+    align_loss(cuda.ctx, out.view, target.view, labels, squared, kScale);
+    auto twice = take(out.view.grad_tensor());
+    std::transform(twice.begin(), twice.end(), twice.begin(), [](double g) { return g / 2; });
+    EXPECT_EQ(twice, once) << "the gradient is added to what is there";
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, AlignLoss,
                          ::testing::Values(AlignCase{4, 7, false, false},
                                            AlignCase{9, 33, true, true},
-                                           AlignCase{9, 64, false, true}),
+                                           AlignCase{9, 64, false, true},
+                                           AlignCase{70, 264, true, true}),
                          ::testing::PrintToStringParamName());
 
 TEST(AlignLossErrors, NameWhatIsWrong) {

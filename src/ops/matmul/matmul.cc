@@ -1,5 +1,6 @@
 #include "ops/matmul/matmul.h"
 
+#include "ops/checks.h"
 #include "ops/matmul/matmul_kernels.h"
 #include "ops/matmul/matmul_ref.h"
 #include "ops/run.h"
@@ -7,10 +8,9 @@
 namespace cambium {
 namespace {
 
-void expect_rows(const char* who, const char* name, const Tensor& t, int64_t columns) {
-  const bool as_expected = t.rank == 2 && t.row_contiguous() &&
-                           (columns < 0 || t.dim(1) == columns) &&
-                           (t.dtype == Dtype::kF32 || t.dtype == Dtype::kF64);
+void expect_matrix(const char* who, const char* name, const Tensor& t, int64_t columns) {
+  const bool as_expected =
+      t.rank == 2 && t.row_contiguous() && (columns < 0 || t.dim(1) == columns) && is_computed(t);
   if (!as_expected) {
     fail("[{}] expected {} (rows, {}) f32 or f64 with contiguous rows, got {}", who, name,
          columns < 0 ? std::string("columns") : std::to_string(columns), t);
@@ -19,26 +19,26 @@ void expect_rows(const char* who, const char* name, const Tensor& t, int64_t col
 
 void expect_weight(const char* who, const Tensor& weight, const Tensor& x) {
   expect(weight.rank == 2 && weight.contiguous() &&
-             (weight.dtype == x.dtype || (weight.dtype == Dtype::kBF16 && x.dtype == Dtype::kF32)),
+             (weight.dtype == sum_dtype(x.dtype) ||
+              (weight.dtype == Dtype::kBF16 && x.dtype != Dtype::kF64)),
          "[{}] expected a contiguous weight (N, K) of {}, got {}", who,
          x.dtype == Dtype::kF64 ? "f64" : "f32 or bf16", weight);
 }
 
-void expect_output(const char* who, const Tensor& out, int64_t rows, const Tensor& like) {
-  expect(out.dim(0) == rows && out.dtype == like.dtype, "[{}] expected out {} with {} rows, got {}",
-         who, dtype_name(like.dtype), rows, out);
+void expect_output(const char* who, const Tensor& out, int64_t rows, Dtype dtype) {
+  expect(out.dim(0) == rows && out.dtype == dtype, "[{}] expected out {} with {} rows, got {}", who,
+         dtype_name(dtype), rows, out);
 }
 
 template <class T>
 MatmulWeight<T> weight_view(const Tensor& weight) {
-  const bool narrow = weight.dtype != DtypeOf<T>::value;
-  return {view<T, Sum<T>>(narrow ? Tensor{} : weight),
-          view<bf16, float>(narrow ? weight : Tensor{})};
+  const bool narrow = weight.dtype == Dtype::kBF16;
+  return {view<Sum<T>>(narrow ? Tensor{} : weight), view<bf16, float>(narrow ? weight : Tensor{})};
 }
 
 template <class T>
 Matmul<T> product(const Tensor& y, const Tensor& x, const Affine& f, bool accumulate) {
-  return {view<T>(x), weight_view<T>(f.weight), view<T, Sum<T>>(f.bias), view<T>(y), accumulate};
+  return {view<T>(x), weight_view<T>(f.weight), view<Sum<T>>(f.bias), view<T>(y), accumulate};
 }
 
 void grad_input(const Context& ctx, const Tensor& out, const Tensor& dy, const Tensor& weight,
@@ -68,11 +68,12 @@ void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std:
   for (size_t i = 0; i < of.size(); ++i) {
     const auto& [weight, bias] = of[i];
     expect_weight("matmul", weight, x);
-    expect_rows("matmul", "x", x, weight.dim(1));
+    expect_matrix("matmul", "x", x, weight.dim(1));
     expect(!bias.defined() ||
-               (bias.rank == 1 && bias.dim(0) == weight.dim(0) && bias.dtype == x.dtype),
-           "[matmul] expected bias {} ({}), got {}", dtype_name(x.dtype), weight.dim(0), bias);
-    expect(weight.dtype == x.dtype || !weight.has_grad(),
+               (bias.rank == 1 && bias.dim(0) == weight.dim(0) && bias.dtype == sum_dtype(x.dtype)),
+           "[matmul] expected bias {} ({}), got {}", dtype_name(sum_dtype(x.dtype)), weight.dim(0),
+           bias);
+    expect(weight.dtype != Dtype::kBF16 || !weight.has_grad(),
            "[matmul] a bf16 weight has no gradient; train the f32 weight, got {}", weight);
     to[i] = ctx.result(x.dtype, {x.dim(0), weight.dim(0)}, ctx.differentiate(x, weight, bias));
   }
@@ -111,9 +112,9 @@ Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor&
 void matmul_into(const Context& ctx, const Tensor& out, const Tensor& x, const Tensor& weight,
                  bool accumulate) {
   expect_weight("matmul_into", weight, x);
-  expect_rows("matmul_into", "x", x, weight.dim(1));
-  expect_rows("matmul_into", "out", out, weight.dim(0));
-  expect_output("matmul_into", out, x.dim(0), x);
+  expect_matrix("matmul_into", "x", x, weight.dim(1));
+  expect_matrix("matmul_into", "out", out, weight.dim(0));
+  expect_output("matmul_into", out, x.dim(0), x.dtype);
   run<matmul_forward>(ctx, x, [&]<class T>() {
     return Matmuls<T>{1, {product<T>(out, x, {weight, {}}, accumulate)}};
   });
@@ -122,18 +123,18 @@ void matmul_into(const Context& ctx, const Tensor& out, const Tensor& x, const T
 void matmul_grad_input(const Context& ctx, const Tensor& out, const Tensor& dy,
                        const Tensor& weight, bool accumulate) {
   expect_weight("matmul_grad_input", weight, dy);
-  expect_rows("matmul_grad_input", "dy", dy, weight.dim(0));
-  expect_rows("matmul_grad_input", "out", out, weight.dim(1));
-  expect_output("matmul_grad_input", out, dy.dim(0), dy);
+  expect_matrix("matmul_grad_input", "dy", dy, weight.dim(0));
+  expect_matrix("matmul_grad_input", "out", out, weight.dim(1));
+  expect_output("matmul_grad_input", out, dy.dim(0), dy.dtype);
   grad_input(ctx, out, dy, weight, accumulate);
 }
 
 void matmul_grad_weight(const Context& ctx, const Tensor& out, const Tensor& dy, const Tensor& x,
                         bool accumulate) {
-  expect_rows("matmul_grad_weight", "dy", dy, -1);
-  expect_rows("matmul_grad_weight", "x", x, -1);
-  expect_rows("matmul_grad_weight", "out", out, x.dim(1));
-  expect_output("matmul_grad_weight", out, dy.dim(1), dy);
+  expect_matrix("matmul_grad_weight", "dy", dy, -1);
+  expect_matrix("matmul_grad_weight", "x", x, -1);
+  expect_matrix("matmul_grad_weight", "out", out, x.dim(1));
+  expect_output("matmul_grad_weight", out, dy.dim(1), sum_dtype(dy.dtype));
   expect(x.dim(0) == dy.dim(0) && x.dtype == dy.dtype,
          "[matmul_grad_weight] expected x {} with {} rows, got {}", dtype_name(dy.dtype), dy.dim(0),
          x);

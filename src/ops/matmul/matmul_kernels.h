@@ -9,7 +9,7 @@ namespace cambium {
 /// A weight (N, K): of the type it is multiplied in, or bf16 where that is wider.
 template <class T>
 struct MatmulWeight {
-  View<T, Sum<T>> wide;
+  View<Sum<T>> wide;
   View<bf16, float> narrow;  // in place of wide
 
   int64_t inputs() const { return narrow.defined() ? narrow.channels : wide.channels; }
@@ -20,9 +20,9 @@ template <class T>
 struct Matmul {
   View<T> x;  // (T, K)
   MatmulWeight<T> weight;
-  View<T, Sum<T>> bias;  // (N), or undefined
-  View<T> y;             // (T, N)
-  bool accumulate;       // then without bias
+  View<Sum<T>> bias;  // (N), or undefined
+  View<T> y;          // (T, N)
+  bool accumulate;    // then without bias
 };
 
 /// Most products of one x that are computed together.

@@ -14,7 +14,7 @@ Tensor rms_norm(Context& ctx, const Tensor& x, const Tensor& weight, float eps, 
   const bool differentiate = ctx.differentiate(x, weight);
   const Tensor y = ctx.result_like(x, differentiate);
   const auto args = [=]<class T>(float* rstd) {
-    return RmsNorm<T>{view<T>(x), view<T, Sum<T>>(weight), view<T>(y), eps, zero_centred, rstd};
+    return RmsNorm<T>{view<T>(x), view<Sum<T>>(weight), view<T>(y), eps, zero_centred, rstd};
   };
   run<rms_norm_forward>(ctx, x, args, nullptr);
   if (differentiate) {
@@ -36,8 +36,8 @@ Tensor layer_norm(Context& ctx, const Tensor& x, const Tensor& weight, const Ten
   const bool differentiate = ctx.differentiate(x, weight, bias);
   const Tensor y = ctx.result_like(x, differentiate);
   const auto args = [=]<class T>(float* mean, float* rstd) {
-    return LayerNorm<T>{
-        view<T>(x), view<T, Sum<T>>(weight), view<T, Sum<T>>(bias), view<T>(y), eps, mean, rstd};
+    return LayerNorm<T>{view<T>(x), view<Sum<T>>(weight), view<Sum<T>>(bias), view<T>(y), eps, mean,
+                        rstd};
   };
   run<layer_norm_forward>(ctx, x, args, nullptr, nullptr);
   if (differentiate) {
@@ -57,10 +57,10 @@ Tensor gated_rms_norm(Context& ctx, const Tensor& x, const Tensor& gate, const T
   expect(config.group > 0 && x.dim(1) % config.group == 0,
          "[gated_rms_norm] expected groups that divide {} channels, got groups of {}", x.dim(1),
          config.group);
-  expect(weight.rank == 1 && weight.contiguous() && weight.dtype == x.dtype &&
+  expect(weight.rank == 1 && weight.contiguous() && weight.dtype == sum_dtype(x.dtype) &&
              (weight.dim(0) == x.dim(1) || weight.dim(0) == config.group),
-         "[gated_rms_norm] expected weight {} ({}) or ({}), got {}", dtype_name(x.dtype), x.dim(1),
-         config.group, weight);
+         "[gated_rms_norm] expected weight {} ({}) or ({}), got {}", dtype_name(sum_dtype(x.dtype)),
+         x.dim(1), config.group, weight);
   const bool differentiate = ctx.differentiate(x, gate, weight);
   const Tensor y = ctx.result_like(x, differentiate);
   const auto args = [=]<class T>(float* rstd) {
@@ -70,7 +70,7 @@ Tensor gated_rms_norm(Context& ctx, const Tensor& x, const Tensor& gate, const T
     };
     return GatedNorm<T>{.x = grouped(x),
                         .gate = grouped(gate),
-                        .weight = view<T, Sum<T>>(weight),
+                        .weight = view<Sum<T>>(weight),
                         .y = grouped(y),
                         .groups = groups,
                         .weight_step = weight.dim(0) == x.dim(1) ? config.group : 0,

@@ -8,9 +8,9 @@ namespace cambium {
 
 template <class T>
 struct RmsNorm {
-  View<T> x;               // (rows, C)
-  View<T, Sum<T>> weight;  // (C)
-  View<T> y;               // (rows, C) contiguous
+  View<T> x;            // (rows, C)
+  View<Sum<T>> weight;  // (C)
+  View<T> y;            // (rows, C) contiguous
   float eps;
   bool zero_centred;  // the weight counts from one: 1 + weight
   float* rstd;        // (rows) scratch of backward
@@ -21,9 +21,9 @@ CAMBIUM_KERNEL(rms_norm_backward, RmsNorm)
 
 template <class T>
 struct LayerNorm {
-  View<T> x;                     // (rows, C)
-  View<T, Sum<T>> weight, bias;  // (C); bias may be undefined
-  View<T> y;                     // (rows, C) contiguous
+  View<T> x;                  // (rows, C)
+  View<Sum<T>> weight, bias;  // (C); bias may be undefined
+  View<T> y;                  // (rows, C) contiguous
   float eps;
   float* mean;  // (rows) scratch of backward
   float* rstd;
@@ -33,9 +33,9 @@ CAMBIUM_KERNEL(layer_norm_backward, LayerNorm)
 
 template <class T>
 struct GatedNorm {
-  View<T> x, gate;         // (T, groups, C): rows are the groups of the tokens
-  View<T, Sum<T>> weight;  // of group g: at g * weight_step
-  View<T> y;               // (T, groups, C) contiguous
+  View<T> x, gate;      // (T, groups, C): rows are the groups of the tokens
+  View<Sum<T>> weight;  // of group g: at g * weight_step
+  View<T> y;            // (T, groups, C) contiguous
   int64_t groups;
   int64_t weight_step;  // C, or 0 when the groups share the weight
   bool gate_first, sigmoid;

@@ -31,10 +31,11 @@ template <class Kernel>
 double sum_blocks(const Context& ctx, const char* operation, const Tensor& x) {
   expect_computed(operation, "x", x);
   expect(x.contiguous(), "[{}] expected a contiguous x, got {}", operation, x);
-  const ArenaScope scope(*ctx.arena);
+  const ArenaScope scope(ctx.host_arena());
   const auto blocks = static_cast<size_t>(Reduction<float>{x.numel(), nullptr, nullptr}.blocks());
-  auto* part = ctx.scratch<double>(static_cast<int64_t>(blocks));
+  auto* part = ctx.shared_scratch<double>(static_cast<int64_t>(blocks));
   run<Kernel>(ctx, x, [&]<class T>() { return Reduction<T>{x.numel(), x.ptr<T>(), part}; });
+  ctx.synchronize();
   double sum = 0.0;
   for (const double p : std::span(part, blocks)) {
     sum += p;

@@ -6,6 +6,7 @@
 #include "base/parallel.h"
 #include "ops/testing.h"
 #include "tensor/copy.h"
+#include "tensor/workspace.h"
 
 namespace cambium {
 namespace {
@@ -18,42 +19,89 @@ using testing::for_each_isa;
 using Update =
     std::function<void(const Context&, const Tensor& p, const Tensor& m, const Tensor& v)>;
 
-std::vector<double> updated(Dtype dtype, bool reference, std::initializer_list<int64_t> shape,
-                            const Update& update) {
-  Arena arena;
-  const Context ctx{.arena = &arena, .reference = reference};
+struct Form {
+  Device device;
+  Dtype dtype;  // of p; the others have that of its sums
+  bool reference = false;
+  int64_t begin = 0;  // where the elements of each begin in their memory
+};
+
+std::vector<std::vector<double>> draw_parts(std::initializer_list<int64_t> shape) {
   const std::vector<int64_t> sizes(shape);
-  const auto values = draw({{sizes}, {sizes}, {sizes}, {sizes, 0, 1}}, 7);
-  const OwnedTensor p(dtype, shape, true);
-  const OwnedTensor m(dtype, shape);
-  const OwnedTensor v(dtype, shape);
-  const Tensor parts[] = {p.view, p.view.grad_tensor(), m.view, v.view};
-  std::vector<double> out;
+  return draw({{sizes}, {sizes}, {sizes}, {sizes, 0, 1}}, 7);
+}
+
+std::vector<std::vector<double>> updated(const Form& form,
+                                         const std::vector<std::vector<double>>& values,
+                                         std::initializer_list<int64_t> shape,
+                                         const Update& update) {
+  Workspace workspace(form.device);
+  Context ctx = workspace.context();
+  ctx.reference = form.reference;
+  const auto count = static_cast<int64_t>(values[0].size());
+  const auto owned = [&](Dtype dtype, bool with_grad) {
+    return OwnedTensor(dtype, {form.begin + count}, with_grad, form.device);
+  };
+  const auto part = [&](const OwnedTensor& t) {
+    return t.view.slice(0, form.begin, count).reshape(shape);
+  };
+  const OwnedTensor p = owned(form.dtype, true);
+  const OwnedTensor m = owned(sum_dtype(form.dtype), false);
+  const OwnedTensor v = owned(sum_dtype(form.dtype), false);
+  const Tensor parts[] = {part(p), part(p).grad_tensor(), part(m), part(v)};
   for (size_t i = 0; i < 4; ++i) {
-    for (size_t j = 0; j < values[i].size(); ++j) {
-      if (dtype == Dtype::kF64) {
-        parts[i].ptr<double>()[j] = values[i][j];
-      } else {
-        parts[i].ptr<float>()[j] = static_cast<float>(values[i][j]);
-      }
-    }
+    testing::put(parts[i], values[i]);
   }
-  update(ctx, p.view, m.view, v.view);
+  update(ctx, parts[0], parts[2], parts[3]);
+  std::vector<std::vector<double>> out;
   for (const Tensor& t : parts) {
-    const auto part = testing::to_doubles(t, t.data);
-    out.insert(out.end(), part.begin(), part.end());
+    out.push_back(testing::take(t));
   }
   return out;
 }
 
+std::vector<double> joined(const std::vector<std::vector<double>>& parts) {
+  std::vector<double> all;
+  for (const auto& part : parts) {
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  return all;
+}
+
+// By CUDA on vectors and off them; of p in bf16 all that stays f32 is as exact.
+void expect_cuda_matches(std::initializer_list<int64_t> shape, const Update& update,
+                         double tolerance) {
+  for (const Dtype dtype : {Dtype::kF32, Dtype::kBF16}) {
+    auto values = draw_parts(shape);
+    values[0] = testing::as_stored(values[0], dtype);
+    const auto exact = updated({{}, Dtype::kF64, true}, values, shape, update);
+    for (const int64_t begin : {0, 1}) {
+      SCOPED_TRACE(fmt::format("cuda {} from element {}", dtype_name(dtype), begin));
+      const Form form{Device::kCuda, dtype, false, begin};
+      auto got = updated(form, values, shape, update);
+      EXPECT_EQ(updated(form, values, shape, update), got) << "two runs differ";
+      if (dtype == Dtype::kBF16) {
+        EXPECT_LE(testing::norm_error(got[0], exact[0]), 0x1p-8);
+        got[0] = exact[0];
+      }
+      EXPECT_LE(testing::relative_error(joined(got), joined(exact)), tolerance);
+    }
+  }
+}
+
 void expect_kernels_match(std::initializer_list<int64_t> shape, const Update& update,
                           double tolerance) {
-  const auto exact = updated(Dtype::kF64, true, shape, update);
-  EXPECT_LE(testing::relative_error(updated(Dtype::kF32, true, shape, update), exact), tolerance);
-  for_each_isa([&] {
-    EXPECT_LE(testing::relative_error(updated(Dtype::kF32, false, shape, update), exact),
-              tolerance);
-  });
+  const auto values = draw_parts(shape);
+  const auto run = [&](Dtype dtype, bool reference) {
+    return joined(updated({{}, dtype, reference}, values, shape, update));
+  };
+  const auto exact = run(Dtype::kF64, true);
+  EXPECT_LE(testing::relative_error(run(Dtype::kF32, true), exact), tolerance);
+  for_each_isa(
+      [&] { EXPECT_LE(testing::relative_error(run(Dtype::kF32, false), exact), tolerance); });
+  if (testing::on_cuda()) {
+    expect_cuda_matches(shape, update, tolerance);
+  }
 }
 
 TEST(Adamw, KernelsMatchDefinition) {
@@ -94,6 +142,8 @@ TEST(Muon, KernelsMatchDefinition) {
   expect_kernels_match({3, 19}, update, 1e-4);
   expect_kernels_match({35, 6}, update, 1e-4);
   expect_kernels_match({17, 17}, update, 1e-4);
+  expect_kernels_match({40, 100}, update, 1e-4);
+  expect_kernels_match({97, 33}, update, 1e-4);
 }
 
 TEST(Muon, UpdateHasSingularValuesNearOne) {
@@ -132,6 +182,21 @@ TEST(SumSquares, OfAnyLengthByAnyIsaAndThreads) {
       set_num_threads(before);
       EXPECT_NEAR(one, exact, 1e-6 * exact);
     });
+    for (const Dtype dtype : {Dtype::kF32, Dtype::kBF16}) {
+      if (!testing::on_cuda()) {
+        break;
+      }
+      // The numbers are exact in bf16 too. From the second element on nothing is aligned.
+      const testing::CudaContext cuda;
+      const OwnedTensor there(dtype, {n + 1}, false, Device::kCuda);
+      for (const int64_t begin : {0, 1}) {
+        const Tensor part = there.view.slice(0, begin, n);
+        copy(part, x.view);
+        const double sum = sum_squares(cuda.ctx, part);
+        EXPECT_NEAR(sum, exact, 1e-6 * exact) << "cuda " << dtype_name(dtype);
+        EXPECT_EQ(sum_squares(cuda.ctx, part), sum) << "two runs differ";
+      }
+    }
   }
 }
 
@@ -153,6 +218,30 @@ TEST(AllFinite, FindsOneAnywhere) {
         }
       }
     });
+  }
+}
+
+TEST(AllFinite, FindsOneAnywhereOnCuda) {
+  if (!testing::on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  const testing::CudaContext cuda;
+  for (const Dtype dtype : {Dtype::kF32, Dtype::kBF16}) {
+    const OwnedTensor x(dtype, {3001}, false, Device::kCuda);
+    for (const int64_t begin : {0, 1}) {
+      const Tensor part = x.view.slice(0, begin, 3000);
+      EXPECT_TRUE(all_finite(cuda.ctx, part));
+      for (const double bad :
+           {std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity(),
+            std::numeric_limits<double>::quiet_NaN()}) {
+        for (const int64_t at : {0, 31, 1023, 1024, 2999}) {
+          testing::put(part.slice(0, at, 1), {bad});
+          EXPECT_FALSE(all_finite(cuda.ctx, part)) << dtype_name(dtype) << " at " << at;
+          testing::put(part.slice(0, at, 1), {3e38});
+          EXPECT_TRUE(all_finite(cuda.ctx, part)) << dtype_name(dtype) << " at " << at;
+        }
+      }
+    }
   }
 }
 

@@ -8,17 +8,10 @@
 namespace cambium {
 namespace {
 
-// A function of one argument (b undefined) or two.
-template <class Forward, class Backward>
-Tensor pointwise(Context& ctx, const Tensor& a, const Tensor& b) {
-  const bool differentiate = ctx.differentiate(a, b);
-  const Tensor y = ctx.result_like(a, differentiate);
-  const auto args = [=]<class T>() { return Pointwise<T>{view<T>(a), view<T>(b), view<T>(y)}; };
-  run<Forward>(ctx, a, args);
-  if (differentiate) {
-    ctx.record({a, b, y}, [=](const Context& c) { run<Backward>(c, a, args); });
-  }
-  return y;
+// A result shaped like t in the type of its sums.
+Tensor gate_like(const Context& ctx, const Tensor& t, bool with_grad) {
+  return ctx.result(sum_dtype(t.dtype), std::span(t.shape.data(), static_cast<size_t>(t.rank)),
+                    with_grad);
 }
 
 // y (T, H) from x (T, H) and a parameter p (H).
@@ -28,9 +21,9 @@ Tensor per_head(Context& ctx, const char* operation, const Tensor& x, const char
   expect_rows(operation, "x (T, H)", x, 2);
   expect_vector(operation, name, p, x.dim(1), x);
   const bool differentiate = ctx.differentiate(x, p);
-  const Tensor y = ctx.result_like(x, differentiate);
+  const Tensor y = gate_like(ctx, x, differentiate);
   const auto args = [=]<class T>() {
-    return PerHead<T>{view<T>(x), view<T, Sum<T>>(p), view<T>(y), lo, hi};
+    return PerHead<T>{view<T>(x), view<Sum<T>>(p), view<Sum<T>>(y), lo, hi};
   };
   run<Forward>(ctx, x, args);
   if (differentiate) {
@@ -65,12 +58,26 @@ Tensor add_scaled(Context& ctx, float a, const Tensor& x, float b, const Tensor&
 Tensor swiglu(Context& ctx, const Tensor& gate, const Tensor& up) {
   expect_rows("swiglu", "gate", gate);
   expect_like("swiglu", "up", up, gate);
-  return pointwise<swiglu_forward, swiglu_backward>(ctx, gate, up);
+  const bool differentiate = ctx.differentiate(gate, up);
+  const Tensor y = ctx.result_like(gate, differentiate);
+  const auto args = [=]<class T>() { return Pointwise<T>{view<T>(gate), view<T>(up), view<T>(y)}; };
+  run<swiglu_forward>(ctx, gate, args);
+  if (differentiate) {
+    ctx.record({gate, up, y}, [=](const Context& c) { run<swiglu_backward>(c, gate, args); });
+  }
+  return y;
 }
 
 Tensor sigmoid(Context& ctx, const Tensor& x) {
   expect_rows("sigmoid", "x", x);
-  return pointwise<sigmoid_forward, sigmoid_backward>(ctx, x, {});
+  const bool differentiate = ctx.differentiate(x);
+  const Tensor y = gate_like(ctx, x, differentiate);
+  const auto args = [=]<class T>() { return Sigmoid<T>{view<T>(x), view<Sum<T>>(y)}; };
+  run<sigmoid_forward>(ctx, x, args);
+  if (differentiate) {
+    ctx.record({x, y}, [=](const Context& c) { run<sigmoid_backward>(c, x, args); });
+  }
+  return y;
 }
 
 Tensor step_size(Context& ctx, const Tensor& raw, const Tensor& bias, float lo, float hi) {

@@ -115,15 +115,15 @@ void swiglu_backward(const Pointwise<float>& p) {
       [](vf gate, vf, vf dy) { return dy * vsilu(gate); });
 }
 
-void sigmoid_forward(const Pointwise<float>& p) {
-  pointwise(p.a, p.b, p.y, [](vf x, vf) { return vsigmoid(x); });
+void sigmoid_forward(const Sigmoid<float>& s) {
+  pointwise(s.x, {}, s.y, [](vf x, vf) { return vsigmoid(x); });
 }
-void sigmoid_backward(const Pointwise<float>& p) {
+void sigmoid_backward(const Sigmoid<float>& s) {
   const auto grad = [](vf x, vf, vf dy) {
-    const vf s = vsigmoid(x);
-    return dy * s * (1.0F - s);
+    const vf y = vsigmoid(x);
+    return dy * y * (1.0F - y);
   };
-  pointwise_grad(p.a, p.b, p.y, grad, grad);
+  pointwise_grad(s.x, {}, s.y, grad, grad);
 }
 
 void step_size_forward(const PerHead<float>& h) {

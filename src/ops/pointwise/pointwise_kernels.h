@@ -14,8 +14,15 @@ struct Pointwise {
 };
 CAMBIUM_KERNEL(swiglu_forward, Pointwise)
 CAMBIUM_KERNEL(swiglu_backward, Pointwise)
-CAMBIUM_KERNEL(sigmoid_forward, Pointwise)
-CAMBIUM_KERNEL(sigmoid_backward, Pointwise)
+
+/// A gate: in the type of sums.
+template <class T>
+struct Sigmoid {
+  View<T> x;       // (rows, C)
+  View<Sum<T>> y;  // (rows, C)
+};
+CAMBIUM_KERNEL(sigmoid_forward, Sigmoid)
+CAMBIUM_KERNEL(sigmoid_backward, Sigmoid)
 
 template <class T>
 struct AddScaled {
@@ -28,12 +35,13 @@ struct AddScaled {
 CAMBIUM_KERNEL(add_scaled_forward, AddScaled)
 CAMBIUM_KERNEL(add_scaled_backward, AddScaled)
 
+/// Gates of the heads of a token, in the type of sums.
 template <class T>
 struct PerHead {
-  View<T> x;          // (T, H)
-  View<T, Sum<T>> p;  // (H): bias or a_log
-  View<T> y;          // (T, H)
-  float lo, hi;       // of step_size
+  View<T> x;       // (T, H)
+  View<Sum<T>> p;  // (H): bias or a_log
+  View<Sum<T>> y;  // (T, H)
+  float lo, hi;    // of step_size
 };
 CAMBIUM_KERNEL(step_size_forward, PerHead)
 CAMBIUM_KERNEL(step_size_backward, PerHead)

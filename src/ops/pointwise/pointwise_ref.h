@@ -68,16 +68,16 @@ void swiglu_backward::reference(const Pointwise<T>& p) {
 }
 
 template <class T>
-void sigmoid_forward::reference(const Pointwise<T>& p) {
-  definition::pointwise(p, [](T x, T) { return definition::sigmoid(x); });
+void sigmoid_forward::reference(const Sigmoid<T>& s) {
+  definition::pointwise(Pointwise<T>{s.x, {}, s.y}, [](T x, T) { return definition::sigmoid(x); });
 }
 template <class T>
-void sigmoid_backward::reference(const Pointwise<T>& p) {
+void sigmoid_backward::reference(const Sigmoid<T>& s) {
   const auto grad = [](T x, T, T dy) {
-    const T s = definition::sigmoid(x);
-    return dy * s * (1 - s);
+    const T y = definition::sigmoid(x);
+    return dy * y * (1 - y);
   };
-  definition::pointwise_grad(p, grad, grad);
+  definition::pointwise_grad(Pointwise<T>{s.x, {}, s.y}, grad, grad);
 }
 
 template <class T>

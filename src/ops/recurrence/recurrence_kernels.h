@@ -17,11 +17,11 @@ struct Recurrence {
   bool decay_per_channel;
   bool delta;
   // The heads of a token and their elements lie together.
-  View<T> q, k;          // (T, key_heads, K)
-  View<T> v;             // (T, heads, V)
-  View<T> log_decay;     // (T, heads) or (T, heads, K)
-  View<T> weight;        // (T, heads), or undefined
-  View<T, Sum<T>> skip;  // (heads), or undefined
+  View<T> q, k;            // (T, key_heads, K)
+  View<T> v;               // (T, heads, V)
+  View<Sum<T>> log_decay;  // (T, heads) or (T, heads, K)
+  View<Sum<T>> weight;     // (T, heads), or undefined
+  View<Sum<T>> skip;       // (heads), or undefined
   Sum<T>* state;  // (slots, heads, K, V): before the segments; forward leaves those after them
   View<T> y;      // (T, heads, V) contiguous
   void* kept;     // from forward to backward

@@ -30,8 +30,8 @@ StatefulCase make(const Case& c) {
   test.inputs = {{{t, c.key_heads, c.key_dim}},
                  {{t, c.key_heads, c.key_dim}, -key, key},
                  {{t, c.heads, c.dim}},
-                 {{t, c.heads}, c.lowest_log_decay, 0.0},
-                 {{t, c.heads}, 0.0, 1.0, c.weight},
+                 {{t, c.heads}, c.lowest_log_decay, 0.0, true, true},
+                 {{t, c.heads}, 0.0, 1.0, c.weight, true},
                  {{c.heads}, -1.0, 1.0, c.skip}};
   if (c.per_channel) {
     test.inputs[3].shape.push_back(c.key_dim);
@@ -125,7 +125,7 @@ TEST(RecurrenceExtremes, LongSequencesAndGatesAtTheirEnds) {
 
 TEST(RecurrenceViews, ColumnsOfAFusedProjection) {
   const OwnedSegments segments = packed_segments({4, 30});
-  const std::vector<Input> inputs = {{{34, 100}}, {{34, 6}, -1.0, 0.0}};
+  const std::vector<Input> inputs = {{{34, 100}}, {{34, 6}, -1.0, 0.0, true, true}};
   const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
     const auto part = [&](int64_t begin, int64_t heads, int64_t dim) {
       return in[0].slice(1, begin, heads * dim).split_last(heads, dim);

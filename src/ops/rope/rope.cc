@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/checks.h"
 #include "ops/rope/rope_kernels.h"
 #include "ops/rope/rope_ref.h"
 #include "ops/run.h"
@@ -96,10 +97,10 @@ Turns RopeTable::turns(const Context& ctx, const Segments& segments,
   CAMBIUM_CHECK(lengths.empty() || static_cast<int64_t>(lengths.size()) == segments.count());
   const int64_t tokens = segments.tokens();
   const int64_t half = config_.dim / 2;
-  float* cos = ctx.scratch<float>(tokens * half);
-  float* sin = ctx.scratch<float>(tokens * half);
-  auto* position = ctx.scratch<int32_t>(tokens);
-  auto* frequency = ctx.scratch<const float*>(tokens);
+  float* cos = ctx.shared_scratch<float>(tokens * half);
+  float* sin = ctx.shared_scratch<float>(tokens * half);
+  auto* position = ctx.shared_scratch<int32_t>(tokens);
+  auto* frequency = ctx.shared_scratch<const float*>(tokens);
   int64_t t = 0;
   for (int64_t s = 0; s < segments.count(); ++s) {
     const int64_t first = segments.position[static_cast<size_t>(s)];
@@ -115,7 +116,7 @@ Turns RopeTable::turns(const Context& ctx, const Segments& segments,
     const bool grown = beyond && config_.scaling == RopeScaling::kDynamic;
     if (grown) {
       const std::vector<float> own = rope_frequencies(config_, length);
-      turned = std::copy(own.begin(), own.end(), ctx.scratch<float>(half)) - half;
+      turned = std::copy(own.begin(), own.end(), ctx.shared_scratch<float>(half)) - half;
     }
     for (int64_t p = first; p < end; ++p, ++t) {
       position[t] = static_cast<int32_t>(p);
@@ -129,8 +130,9 @@ Turns RopeTable::turns(const Context& ctx, const Segments& segments,
       }
     }
   }
-  return {cos,
-          sin,
+  const auto count = static_cast<size_t>(tokens * half);
+  return {ctx.to_device(std::span<const float>(cos, count)),
+          ctx.to_device(std::span<const float>(sin, count)),
           position,
           frequency,
           tokens,
@@ -139,7 +141,7 @@ Turns RopeTable::turns(const Context& ctx, const Segments& segments,
 }
 
 Tensor rope(Context& ctx, const Tensor& x, const Turns& turns) {
-  expect((x.dtype == Dtype::kF32 || x.dtype == Dtype::kF64) && x.rank == 3 && x.has_rows(),
+  expect(is_computed(x) && x.rank == 3 && x.has_rows(),
          "[rope] expected x (T, H, D) f32 or f64 with contiguous heads, got {}", x);
   expect(turns.dim <= x.dim(2),
          "[rope] expected heads of at least {} dims (the rotated ones), got {}", turns.dim, x);

@@ -1,5 +1,7 @@
 #include "ops/sampling/sampling.h"
 
+#include <algorithm>
+
 #include "ops/checks.h"
 #include "ops/run.h"
 #include "ops/sampling/sampling_kernels.h"
@@ -39,10 +41,21 @@ void sample_tokens(const Context& ctx, const Tensor& logits,
   for (size_t r = 0; r < rows; ++r) {
     check(static_cast<size_t>(logits.dim(1)), configs[r], uniforms[r]);
   }
+  const ArenaScope scope(ctx.host_arena());
+  auto* config = ctx.shared_scratch<SamplingConfig>(logits.dim(0));
+  auto* uniform = ctx.shared_scratch<double>(logits.dim(0));
+  auto* token = ctx.shared_scratch<int32_t>(logits.dim(0));
+  auto* log_probability = ctx.shared_scratch<float>(logits.dim(0));
+  std::copy(configs.begin(), configs.end(), config);
+  std::copy(uniforms.begin(), uniforms.end(), uniform);
   run<sample_rows>(ctx, logits, [&]<class T>() {
-    return SampleRows<T>{view<T>(logits), configs.data(), uniforms.data(), tokens.data(),
-                         log_probabilities.data()};
+    return SampleRows<T>{view<T>(logits), config, uniform, token, log_probability};
   });
+  ctx.synchronize();
+  expect(std::all_of(token, token + rows, [](int32_t t) { return t >= 0; }),
+         "[sample_token] every logit is NaN; the model's weights or state are broken");
+  std::copy_n(token, rows, tokens.begin());
+  std::copy_n(log_probability, rows, log_probabilities.begin());
 }
 
 int32_t sample_token(std::span<const float> logits, const SamplingConfig& config, double uniform) {

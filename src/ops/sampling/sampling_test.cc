@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <random>
 #include <vector>
 
 #include "ops/testing.h"
@@ -20,6 +22,85 @@ std::vector<double> shares(const std::vector<float>& logits, const SamplingConfi
     share[static_cast<size_t>(token)] += 1.0 / kDraws;
   }
   return share;
+}
+
+// Rows of logits, a configuration and a uniform for each.
+struct Batch {
+  int64_t vocabulary = 0;
+  std::vector<float> logits{};  // (rows, vocabulary)
+  std::vector<SamplingConfig> configs{};
+  std::vector<double> uniforms{};
+
+  std::span<const float> row(size_t r) const {
+    const auto width = static_cast<size_t>(vocabulary);
+    return std::span(logits).subspan(r * width, width);
+  }
+};
+
+// Whether the definition draws this token of the row where the uniform or a cut moves by as much as
+// sums of weights in fp32 may be off.
+bool is_drawn_nearby(std::span<const float> row, const SamplingConfig& config, double uniform,
+                     int32_t token) {
+  constexpr double kOff = 2e-6;
+  for (const double u : {uniform, uniform - kOff, uniform + kOff}) {
+    for (const double p : {0.0, -kOff, kOff}) {
+      SamplingConfig moved = config;
+      moved.top_p = config.top_p < 1.0F
+                        ? std::clamp(static_cast<float>(config.top_p * (1 + p)), 1e-30F, 1.0F)
+                        : 1.0F;
+      for (const double m : {0.0, -kOff, kOff}) {
+        moved.min_p = std::clamp(static_cast<float>(config.min_p * (1 + m)), 0.0F, 1.0F);
+        if (sample_token(row, moved, std::clamp(u, 0.0, std::nextafter(1.0, 0.0))) == token) {
+          return true;
+        }
+      }
+    }
+  }
+  return false;
+}
+
+// The tokens that the CUDA device draws, of logits in f32 and in bf16, are those of the definition:
+// all but a few where the uniform stands on the border of two tokens, and then one of the two. Log
+// probabilities are those of the definition.
+void expect_cuda_draws_as_defined(const Batch& batch) {
+  const auto rows = static_cast<int64_t>(batch.configs.size());
+  const auto count = batch.configs.size();
+  for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+    SCOPED_TRACE(std::string("cuda ") + dtype_name(type));
+    Batch stored = batch;
+    if (type == Dtype::kBF16) {
+      std::transform(stored.logits.begin(), stored.logits.end(), stored.logits.begin(),
+                     testing::as_bf16);
+    }
+    const testing::CudaContext cuda(type);
+    const OwnedTensor logits(type, {rows, batch.vocabulary}, false, Device::kCuda);
+    copy(logits.view, Tensor::of(stored.logits.data(), {rows, batch.vocabulary}));
+    std::vector<int32_t> tokens(count);
+    std::vector<float> logs(count);
+    sample_tokens(cuda.ctx, logits.view, batch.configs, batch.uniforms, tokens, logs);
+    size_t moved = 0;
+    for (size_t r = 0; r < count; ++r) {
+      const auto row = stored.row(r);
+      ASSERT_TRUE(tokens[r] >= 0 && tokens[r] < batch.vocabulary) << tokens[r] << " in row " << r;
+      const int32_t expected = sample_token(row, batch.configs[r], batch.uniforms[r]);
+      if (tokens[r] != expected) {
+        ++moved;
+        EXPECT_TRUE(is_drawn_nearby(row, batch.configs[r], batch.uniforms[r], tokens[r]))
+            << "row " << r << " gives " << tokens[r] << ", not " << expected;
+      }
+      const double log = token_log_probability(row, tokens[r]);
+      if (std::isnan(log)) {
+        EXPECT_TRUE(std::isnan(logs[r])) << r;
+      } else {
+        EXPECT_NEAR(logs[r], log, 3e-6 * std::max(1.0, std::abs(log))) << r;
+      }
+    }
+    EXPECT_LE(moved, 1 + count / 50);
+    std::vector<int32_t> again(count);
+    std::vector<float> again_logs(count);
+    sample_tokens(cuda.ctx, logits.view, batch.configs, batch.uniforms, again, again_logs);
+    EXPECT_EQ(again, tokens) << "two runs differ";
+  }
 }
 
 struct Row {
@@ -42,6 +123,20 @@ TEST_P(Distribution, IsWhatTheConfigurationSays) {
   for (size_t i = 0; i < share.size(); ++i) {
     EXPECT_NEAR(share[i], GetParam().expected[i], 2e-4) << "token " << i;
   }
+}
+
+TEST_P(Distribution, OnCuda) {
+  if (!testing::on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  constexpr size_t kDraws = 2000;
+  Batch batch{.vocabulary = 4};
+  for (size_t i = 0; i < kDraws; ++i) {
+    batch.logits.insert(batch.logits.end(), kLogits.begin(), kLogits.end());
+    batch.uniforms.push_back((static_cast<double>(i) + 0.5) / kDraws);
+  }
+  batch.configs.assign(kDraws, GetParam().config);
+  expect_cuda_draws_as_defined(batch);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -79,6 +174,46 @@ TEST(Sampling, ExtremeLogits) {
   EXPECT_EQ(sample_token(std::vector<float>{3, 1}, {.temperature = 1e-30F}, 0.5), 0);
   // The last draw below 1 must fall on a token that can be drawn.
   EXPECT_EQ(sample_token(std::vector<float>{0, 0, -inf}, warm, std::nextafter(1.0, 0.0)), 1);
+}
+
+TEST(SamplingCuda, ExtremeLogits) {
+  if (!testing::on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  const float inf = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const SamplingConfig warm = {.temperature = 1};
+  const SamplingConfig two = {.temperature = 1, .top_k = 2};
+  const auto draw = [](const std::vector<float>& logits, const SamplingConfig& config,
+                       double uniform) {
+    expect_cuda_draws_as_defined({.vocabulary = static_cast<int64_t>(logits.size()),
+                                  .logits = logits,
+                                  .configs = {config},
+                                  .uniforms = {uniform}});
+  };
+  for (const double u : {0.0, 0.25, 0.5, 0.9, std::nextafter(1.0, 0.0)}) {
+    draw({2, 2, 2, 2, 2}, {}, u);
+    draw({2, 2, 2, 2, 2}, two, u);
+    draw({2, 2, 2, 2, 2}, {.temperature = 1, .top_p = 0.5F}, u);
+    draw({-1e30F, 1e30F, 0}, warm, u);
+    draw({-inf, -inf, -3}, warm, u);
+    draw({-inf, -inf, -inf}, warm, u);
+    draw({nan, -inf, -inf}, {}, u);
+    draw({1, inf, 2}, warm, u);
+    draw({nan, 1, nan}, warm, u);
+    draw({nan, 1, 3}, two, u);
+    draw({3, 1}, {.temperature = 1e-30F}, u);
+    draw({0, 0, -inf}, warm, u);
+    draw({-0.0F, 0.0F}, {}, u);
+    draw({7}, warm, u);
+  }
+  const testing::CudaContext cuda;
+  const OwnedTensor broken = testing::cuda_tensor(Dtype::kF32, {1, 2}, {nan, nan});
+  std::vector<int32_t> token(1);
+  std::vector<float> log(1);
+  EXPECT_THROW(sample_tokens(cuda.ctx, broken.view, std::vector<SamplingConfig>(1),
+                             std::vector<double>(1), token, log),
+               Error);
 }
 
 TEST(Sampling, LogProbability) {
@@ -132,7 +267,71 @@ TEST(SampleTokens, MatchTheDefinition) {
       }
     }
   });
+  if (testing::on_cuda()) {
+    const float* all = logits.view.ptr<float>();
+    expect_cuda_draws_as_defined({.vocabulary = kVocabulary,
+                                  .logits = {all, all + logits.view.numel()},
+                                  .configs = configs,
+                                  .uniforms = uniforms});
+  }
 }
+
+// Rows of every kind, 2,000 in all.
+struct RandomRows {
+  int64_t vocabulary, rows;
+};
+
+std::ostream& operator<<(std::ostream& out, const RandomRows& c) {
+  return out << c.rows << "_of_" << c.vocabulary;
+}
+
+class SampleRandomRows : public ::testing::TestWithParam<RandomRows> {};
+
+TEST_P(SampleRandomRows, OnCuda) {
+  if (!testing::on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  const auto [vocabulary, rows] = GetParam();
+  std::mt19937_64 random(static_cast<uint64_t>(vocabulary));
+  const auto pick = [&](auto... values) {
+    const std::common_type_t<decltype(values)...> list[] = {values...};
+    return list[random() % sizeof...(values)];
+  };
+  Batch batch{.vocabulary = vocabulary};
+  batch.logits.reserve(static_cast<size_t>(rows * vocabulary));
+  for (int64_t r = 0; r < rows; ++r) {
+    // Flat and steep rows; many equal logits; a share that cannot be drawn; NaN among them.
+    const float spread = pick(0.0F, 1.0F, 6.0F, 20.0F);
+    const bool steps = pick(0, 0, 1) != 0;
+    const float lost = pick(0.0F, 0.0F, 0.7F);
+    const float nothing = pick(0.0F, 0.0F, 0.0F, 0.1F);
+    for (int64_t i = 0; i < vocabulary; ++i) {
+      const uint64_t bits = random();
+      const auto share = [&](int at) {
+        return static_cast<float>(bits >> at & 0xfffffU) * 0x1p-20F;
+      };
+      float x = (2 * share(0) - 1) * spread;
+      x = steps ? std::round(2 * x) / 2 : x;
+      if (i != r % vocabulary) {
+        x = share(20) < lost ? -std::numeric_limits<float>::infinity() : x;
+        x = share(40) < nothing ? std::numeric_limits<float>::quiet_NaN() : x;
+      }
+      batch.logits.push_back(x);
+    }
+    batch.configs.push_back({.temperature = pick(0.0F, 0.3F, 0.8F, 1.0F, 1.5F),
+                             .top_k = pick(0, 0, 1, 40, 1000, 1500, 20000),
+                             .top_p = pick(1.0F, 1.0F, 0.95F, 0.5F, 1e-3F),
+                             .min_p = pick(0.0F, 0.0F, 0.02F, 0.5F)});
+    batch.uniforms.push_back(std::uniform_real_distribution<double>(0.0, 1.0)(random));
+  }
+  expect_cuda_draws_as_defined(batch);
+}
+
+INSTANTIATE_TEST_SUITE_P(Vocabularies, SampleRandomRows,
+                         ::testing::Values(RandomRows{1, 200}, RandomRows{5, 880},
+                                           RandomRows{1000, 800}, RandomRows{32000, 96},
+                                           RandomRows{151936, 24}),
+                         ::testing::PrintToStringParamName());
 
 TEST(SamplingErrors, NameTheOption) {
   const std::vector<float> logits = {1, 2};

@@ -13,13 +13,14 @@ void check(const SelectiveScanInputs& in) {
   expect(u.rank == 2 && u.row_contiguous() && is_computed(u),
          "[selective_scan] expected u (T, d), f32 or f64, with contiguous rows, got {}", u);
   const char* dtype = dtype_name(u.dtype);
+  const char* sums = dtype_name(sum_dtype(u.dtype));
   for (const auto& [name, t] : {std::pair{"dt", in.dt}, std::pair{"z", in.z}}) {
     expect(t.same_shape(u) && t.dtype == u.dtype && t.row_contiguous(),
            "[selective_scan] expected {} shaped like u {}, got {}", name, u, t);
   }
-  expect(in.a_log.rank == 2 && in.a_log.dim(0) == u.dim(1) && in.a_log.dtype == u.dtype &&
-             in.a_log.contiguous(),
-         "[selective_scan] expected a_log {} ({}, N), got {}", dtype, u.dim(1), in.a_log);
+  expect(in.a_log.rank == 2 && in.a_log.dim(0) == u.dim(1) &&
+             in.a_log.dtype == sum_dtype(u.dtype) && in.a_log.contiguous(),
+         "[selective_scan] expected a_log {} ({}, N), got {}", sums, u.dim(1), in.a_log);
   const int64_t states = in.a_log.dim(1);
   for (const auto& [name, t] : {std::pair{"b", in.b}, std::pair{"c", in.c}}) {
     expect(t.rank == 3 && t.dim(0) == u.dim(0) && t.dim(2) == states && t.dtype == u.dtype &&
@@ -31,8 +32,8 @@ void check(const SelectiveScanInputs& in) {
            u.dim(1), t.dim(1));
   }
   for (const auto& [name, t] : {std::pair{"d", in.d}, std::pair{"dt_bias", in.dt_bias}}) {
-    expect(t.rank == 1 && t.dim(0) == u.dim(1) && t.dtype == u.dtype,
-           "[selective_scan] expected {} {} ({}), got {}", name, dtype, u.dim(1), t);
+    expect(t.rank == 1 && t.dim(0) == u.dim(1) && t.dtype == sum_dtype(u.dtype),
+           "[selective_scan] expected {} {} ({}), got {}", name, sums, u.dim(1), t);
   }
 }
 
@@ -42,7 +43,7 @@ Tensor selective_scan(Context& ctx, const SelectiveScanInputs& inputs, const Seg
                       const Tensor& state) {
   check(inputs);
   const Tensor& u = inputs.u;
-  expect_segments("selective_scan", segments, u.dim(0), state, u.dtype,
+  expect_segments("selective_scan", segments, u.dim(0), state, sum_dtype(u.dtype),
                   {u.dim(1), inputs.a_log.dim(1)});
   const bool differentiate = ctx.differentiate(u, inputs.dt, inputs.b, inputs.c, inputs.z,
                                                inputs.a_log, inputs.d, inputs.dt_bias);
@@ -58,9 +59,9 @@ Tensor selective_scan(Context& ctx, const SelectiveScanInputs& inputs, const Seg
                             .z = view<T>(in.z),
                             .b = view<T>(in.b),
                             .c = view<T>(in.c),
-                            .a_log = view<T, Sum<T>>(in.a_log),
-                            .d = view<T, Sum<T>>(in.d),
-                            .dt_bias = view<T, Sum<T>>(in.dt_bias),
+                            .a_log = view<Sum<T>>(in.a_log),
+                            .d = view<Sum<T>>(in.d),
+                            .dt_bias = view<Sum<T>>(in.dt_bias),
                             .state = data_of<Sum<T>>(state),
                             .y = view<T>(y),
                             .kept = kept};

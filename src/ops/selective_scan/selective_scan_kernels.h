@@ -14,11 +14,11 @@ struct SelectiveScan {
   int64_t states;    // N
   int64_t b_groups;
   int64_t c_groups;
-  View<T> u, dt, z;         // (T, d)
-  View<T> b, c;             // (T, groups, N), the groups of a token together
-  View<T, Sum<T>> a_log;    // (d, N)
-  View<T, Sum<T>> d;        // (d)
-  View<T, Sum<T>> dt_bias;  // (d)
+  View<T> u, dt, z;      // (T, d)
+  View<T> b, c;          // (T, groups, N), the groups of a token together
+  View<Sum<T>> a_log;    // (d, N)
+  View<Sum<T>> d;        // (d)
+  View<Sum<T>> dt_bias;  // (d)
   Sum<T>* state;  // (slots, d, N) or null: before the segments; forward leaves those after them
   View<T> y;      // (T, d) contiguous
   void* kept;     // from forward to backward

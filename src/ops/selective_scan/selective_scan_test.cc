@@ -26,7 +26,7 @@ StatefulCase make(const Case& c) {
                  {{t, c.b_groups, c.states}},
                  {{t, c.c_groups, c.states}},
                  {{t, c.channels}},
-                 {{c.channels, c.states}, -1.0, last},
+                 {{c.channels, c.states}, -1.0, last, true, true},
                  {{c.channels}},
                  {{c.channels}, -4.0, 1.0}};
   test.of_tokens = {true, true, true, true, true, false, false, false};
@@ -90,7 +90,8 @@ TEST(SelectiveScanExtremes, LongSequencesAndStepsAtTheirEnds) {
 
 TEST(SelectiveScanViews, ColumnsOfAFusedProjection) {
   const OwnedSegments segments = packed_segments({4, 30});
-  const std::vector<Input> inputs = {{{34, 200}}, {{32, 16}, -1.0, 2.0}, {{32}}, {{32}, -3.0, 0.0}};
+  const std::vector<Input> inputs = {
+      {{34, 200}}, {{32, 16}, -1.0, 2.0, true, true}, {{32}}, {{32}, -3.0, 0.0}};
   const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
     const auto part = [&](int64_t begin, int64_t size) { return in[0].slice(1, begin, size); };
     return selective_scan(ctx,

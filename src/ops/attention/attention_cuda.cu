@@ -1,0 +1,341 @@
+// Attention on CUDA: rows into pages, softmax over tiles of keys with a running maximum in fp32
+// (Milakov & Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135), and the sum of
+// split keys (Flash-Decoding). The kernel here serves every type and dim; bf16 of the dims that
+// suit goes to tensor cores (attention_mma_cuda.cu).
+#include "ops/attention/attention_cuda.cuh"
+
+namespace cambium::cuda {
+namespace attention {
+namespace {
+
+constexpr int kManyRows = 64;
+constexpr int kFewRows = 16;
+
+template <class T, class K>
+struct ForwardArgs {
+  Layout layout;
+  const Tile* tiles;
+  View<T> q;
+  View<K> k, v;
+  View<T> y;
+  float* largest;
+  float* inverse_sum;
+  Partials partials;
+  bool q_vectors, k_vectors, v_vectors;  // whether 4 elements can be read at once
+};
+
+/// Shared memory: q (kRows, stride), then keys and after them values (kKeys, the larger stride),
+/// probabilities (kRows, kKeys + 4), the rows of the keys.
+constexpr size_t forward_shared(int rows, int dim, int value_dim) {
+  const int larger = row_stride(dim > value_dim ? dim : value_dim);
+  const int floats = rows * row_stride(dim) + kKeys * larger + rows * (kKeys + 4);
+  return static_cast<size_t>(floats) * sizeof(float) + kKeys * sizeof(int64_t);
+}
+
+/// Output columns 4 tx + 64 c + e of rows ty kR + i are thread (ty, tx)'s; kColumns = 4 per 64.
+template <class T, class K, int kRows, int kColumns>
+__global__ void __launch_bounds__(kThreads, kColumns == 16 ? 1 : 2)
+    forward_kernel(const ForwardArgs<T, K> a) {
+  constexpr int kR = kRows / 16;
+  constexpr int kC = kKeys / 16;
+  constexpr int kScoreStride = kKeys + 4;
+  extern __shared__ __align__(16) float shared[];
+  const Layout& layout = a.layout;
+  const int kv_head = static_cast<int>(blockIdx.x % layout.kv_heads);
+  const Tile tile = a.tiles[blockIdx.x / layout.kv_heads];
+  const int start = layout.start[tile.segment];
+  const int first_position = layout.position[tile.segment];
+  const int rows = (layout.start[tile.segment + 1] - start) * layout.group;
+  const int dim = layout.head_dim;
+  const int value_dim = layout.value_dim;
+  const int stride = row_stride(dim);
+  const int value_stride = row_stride(value_dim);
+  float* q = shared;
+  float* keys = q + kRows * stride;
+  float* scores = keys + kKeys * max(stride, value_stride);
+  auto* key_rows = reinterpret_cast<int64_t*>(scores + kRows * kScoreStride);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int ty = thread / 16;
+  const int tx = thread % 16;
+
+  load_rows<T>(q, stride, kRows, dim, a.q_vectors, [&](int r) -> const T* {
+    const int row = tile.first_row + r;
+    return row < rows
+               ? a.q.row(start + row / layout.group, kv_head * layout.group + row % layout.group)
+               : nullptr;
+  });
+  int position[kR];
+#pragma unroll
+  for (int i = 0; i < kR; ++i) {
+    position[i] = first_position + (tile.first_row + ty * kR + i) / layout.group;
+  }
+  const float scale = layout.scale * kLog2E;
+  float largest[kR];
+  float sum[kR];  // of this thread's columns
+  float y[kR][kColumns] = {};
+#pragma unroll
+  for (int i = 0; i < kR; ++i) {
+    largest[i] = -INFINITY;
+    sum[i] = 0.0F;
+  }
+  for (int first = tile.first_key / kKeys * kKeys; first < tile.end_key; first += kKeys) {
+    __syncthreads();  // the tile before has been read
+    if (thread < kKeys) {
+      const int p = first + thread;
+      key_rows[thread] =
+          p >= tile.first_key && p < tile.end_key ? layout.key_row(tile.segment, p) : -1;
+    }
+    __syncthreads();
+    load_rows<K>(keys, stride, kKeys, dim, a.k_vectors, [&](int r) -> const K* {
+      return key_rows[r] < 0 ? nullptr : a.k.row(key_rows[r], kv_head);
+    });
+    __syncthreads();
+    float s[kR][kC] = {};
+    add_dots(q, keys, stride, dim, s);
+#pragma unroll
+    for (int i = 0; i < kR; ++i) {
+      const int last_seen = min(position[i], tile.end_key - 1);
+      const int first_seen = max(layout.reach(position[i]), tile.first_key);
+      float most = largest[i];
+#pragma unroll
+      for (int j = 0; j < kC; ++j) {
+        const int p = first + tx + 16 * j;
+        s[i][j] = p >= first_seen && p <= last_seen ? s[i][j] * scale : -INFINITY;
+        most = fmaxf(most, s[i][j]);
+      }
+#pragma unroll
+      for (int lanes = 8; lanes > 0; lanes /= 2) {
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffU, most, lanes));
+      }
+      // Nothing seen yet: any finite number keeps exp2 from -inf - -inf.
+      const float base = most == -INFINITY ? 0.0F : most;
+      const float shrink = exp2f(largest[i] - base);
+      largest[i] = most;
+      sum[i] *= shrink;
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        y[i][c] *= shrink;
+      }
+#pragma unroll
+      for (int j = 0; j < kC; ++j) {
+        const float p = exp2f(s[i][j] - base);
+        sum[i] += p;
+        scores[(ty * kR + i) * kScoreStride + tx + 16 * j] = p;
+      }
+    }
+    __syncthreads();  // scores are written, keys read
+    load_rows<K>(keys, value_stride, kKeys, value_dim, a.v_vectors, [&](int r) -> const K* {
+      return key_rows[r] < 0 ? nullptr : a.v.row(key_rows[r], kv_head);
+    });
+    __syncthreads();
+    add_products<kKeys>(scores, keys, value_stride, value_dim, y);
+  }
+#pragma unroll
+  for (int i = 0; i < kR; ++i) {
+#pragma unroll
+    for (int lanes = 8; lanes > 0; lanes /= 2) {
+      sum[i] += __shfl_xor_sync(0xffffffffU, sum[i], lanes);
+    }
+    const int r = ty * kR + i;
+    const int row = tile.first_row + r;
+    if (row >= rows) {
+      continue;
+    }
+    if (tile.partial >= 0) {
+      const int64_t at = (int64_t{tile.partial} * layout.kv_heads + kv_head) * kRows + r;
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const int column = 4 * tx + 64 * (c / 4) + c % 4;
+        if (column < value_dim) {
+          a.partials.y[at * value_dim + column] = y[i][c];
+        }
+      }
+      if (tx == 0) {
+        a.partials.largest[at] = largest[i];
+        a.partials.sum[at] = sum[i];
+      }
+      continue;
+    }
+    const int64_t token = start + row / layout.group;
+    const int head = kv_head * layout.group + row % layout.group;
+    const float inverse = 1.0F / sum[i];
+    T* out = a.y.row(token, head);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int column = 4 * tx + 64 * (c / 4) + c % 4;
+      if (column < value_dim) {
+        store(out + column, y[i][c] * inverse);
+      }
+    }
+    if (a.largest != nullptr && tx == 0) {
+      a.largest[token * layout.heads + head] = largest[i];
+      a.inverse_sum[token * layout.heads + head] = inverse;
+    }
+  }
+}
+
+template <int kRows, class T, class K>
+void launch_tiles(const Launch& on, const List<Tile>& tiles, ForwardArgs<T, K> a,
+                  const Partials& partials) {
+  a.tiles = tiles.items;
+  a.partials = partials;
+  const int value_dim = a.layout.value_dim;
+  const auto kernel = value_dim <= 64    ? forward_kernel<T, K, kRows, 4>
+                      : value_dim <= 128 ? forward_kernel<T, K, kRows, 8>
+                                         : forward_kernel<T, K, kRows, 16>;
+  launch(on, "attention", kernel, dim3(static_cast<unsigned>(tiles.count * a.layout.kv_heads)),
+         dim3(kThreads), forward_shared(kRows, a.layout.head_dim, value_dim), a);
+}
+
+template <class T, class K>
+void forward(const Attention<T>& a, const View<K>& k, const View<K>& v, const Launch& on) {
+  const DeviceLayout device = layout_of(a.shape, on);
+  const TileLists lists = forward_tiles(a.shape, {kManyRows, kFewRows, a.largest != nullptr}, on);
+  const Partials many = make_partials(lists.many_partials, kManyRows, a.shape, on);
+  const Partials few = make_partials(lists.few_partials, kFewRows, a.shape, on);
+  const ForwardArgs<T, K> args = {device.layout,
+                                  nullptr,
+                                  a.q,
+                                  k,
+                                  v,
+                                  a.y,
+                                  a.largest,
+                                  a.inverse_sum,
+                                  {},
+                                  aligned(a.q, 4 * sizeof(T)),
+                                  aligned(k, 4 * sizeof(K)),
+                                  aligned(v, 4 * sizeof(K))};
+  launch_tiles<kManyRows>(on, lists.many, args, many);
+  launch_tiles<kFewRows>(on, lists.few, args, few);
+  combine(a, device.layout, lists.many_parts, kManyRows, lists.many_parts_rows, many, on);
+  combine(a, device.layout, lists.few_parts, kFewRows, lists.few_parts_rows, few, on);
+}
+
+constexpr int kCombineThreads = 128;
+
+/// One block for each row of a tile and each head. Every thread goes through the parts in the same
+/// order.
+template <class T>
+__global__ void __launch_bounds__(kCombineThreads)
+    combine_kernel(const Layout layout, const Parts* list, int tile_rows, int rows,
+                   const Partials partials, const View<T> y) {
+  const int r = static_cast<int>(blockIdx.x % rows);
+  const int64_t rest = blockIdx.x / rows;
+  const int kv_head = static_cast<int>(rest % layout.kv_heads);
+  const Parts parts = list[rest / layout.kv_heads];
+  const int start = layout.start[parts.segment];
+  const int row = parts.first_row + r;
+  if (row >= (layout.start[parts.segment + 1] - start) * layout.group) {
+    return;
+  }
+  const int64_t step = int64_t{layout.kv_heads} * tile_rows;
+  const int64_t first = (int64_t{parts.first_partial} * layout.kv_heads + kv_head) * tile_rows + r;
+  float largest = -INFINITY;
+  for (int i = 0; i < parts.count; ++i) {
+    largest = fmaxf(largest, partials.largest[first + i * step]);
+  }
+  float sum = 0.0F;
+  for (int i = 0; i < parts.count; ++i) {
+    sum += partials.sum[first + i * step] * exp2f(partials.largest[first + i * step] - largest);
+  }
+  const float inverse = 1.0F / sum;
+  T* out = y.row(start + row / layout.group, kv_head * layout.group + row % layout.group);
+  for (int d = static_cast<int>(threadIdx.x); d < layout.value_dim; d += kCombineThreads) {
+    float total = 0.0F;
+#pragma unroll 8
+    for (int i = 0; i < parts.count; ++i) {
+      const int64_t at = first + i * step;
+      total =
+          fmaf(partials.y[at * layout.value_dim + d], exp2f(partials.largest[at] - largest), total);
+    }
+    store(out + d, total * inverse);
+  }
+}
+
+template <class T>
+void run_forward(const Attention<T>& a, const Launch& on) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (forward_on_tensor_cores(a, on)) {
+      return;
+    }
+  } else if (a.narrow_k.defined()) {
+    return forward(a, a.narrow_k, a.narrow_v, on);
+  }
+  forward(a, a.k, a.v, on);
+}
+
+/// kN elements a thread.
+template <int kN, class T, class K>
+__global__ void __launch_bounds__(kThreads)
+    write_kernel(const int64_t* targets, const View<T> from, const View<K> to, int64_t count) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= count) {
+    return;
+  }
+  const int64_t chunks = from.channels / kN;
+  const int64_t row = i / chunks;
+  const int64_t d = i % chunks * kN;
+  const int64_t token = row / from.rows.inner;
+  const int64_t head = row % from.rows.inner;
+  float x[kN];
+  load_n<kN>(from.row(token, head) + d, x);
+  store_n<kN>(to.row(targets[token], head) + d, x);
+}
+
+template <class T, class K>
+void write(const AttentionWrite<T>& a, const View<K>& to, const Launch& on) {
+  const TokenRows rows = token_rows(a.shape, on);
+  const auto run = [&]<int kN>() {
+    const int64_t count = a.rows.count() * (a.rows.channels / kN);
+    launch(on, "attention", write_kernel<kN, T, K>,
+           dim3(static_cast<unsigned>(ceil_div(count, kThreads))), dim3(kThreads), 0, rows.rows,
+           a.rows, to, count);
+  };
+  constexpr int kWide = 16 / static_cast<int>(sizeof(T));
+  if (aligned(a.rows, 16) && aligned(to, kWide * sizeof(K))) {
+    run.template operator()<kWide>();
+  } else {
+    run.template operator()<1>();
+  }
+}
+
+template <class T>
+void run_write(const AttentionWrite<T>& a, const Launch& on) {
+  if constexpr (!std::is_same_v<T, bf16>) {
+    if (a.narrow.defined()) {
+      return write(a, a.narrow, on);
+    }
+  }
+  write(a, a.pages, on);
+}
+
+}  // namespace
+
+template <class T>
+void combine(const Attention<T>& a, const Layout& layout, const List<Parts>& parts, int tile_rows,
+             int64_t rows, const Partials& partials, const Launch& on) {
+  launch(on, "attention", combine_kernel<T>,
+         dim3(static_cast<unsigned>(parts.count * layout.kv_heads * rows)), dim3(kCombineThreads),
+         0, layout, parts.items, tile_rows, static_cast<int>(rows), partials, a.y);
+}
+template void combine(const Attention<float>&, const Layout&, const List<Parts>&, int, int64_t,
+                      const Partials&, const Launch&);
+template void combine(const Attention<bf16>&, const Layout&, const List<Parts>&, int, int64_t,
+                      const Partials&, const Launch&);
+
+}  // namespace attention
+
+void attention_forward(const Attention<float>& a, const Launch& on) {
+  attention::run_forward(a, on);
+}
+void attention_forward(const Attention<bf16>& a, const Launch& on) {
+  attention::run_forward(a, on);
+}
+void attention_write(const AttentionWrite<float>& a, const Launch& on) {
+  attention::run_write(a, on);
+}
+void attention_write(const AttentionWrite<bf16>& a, const Launch& on) {
+  attention::run_write(a, on);
+}
+
+}  // namespace cambium::cuda

@@ -1,0 +1,242 @@
+// What the CUDA kernels of attention share: how the work is cut, and products of tiles in fp32.
+//
+// The queries that read one key-value head of a segment are numbered as rows: token by token, and
+// for each token the heads of the group. A block of threads has a tile of rows and walks the keys
+// they see in tiles of kKeys, which begin at multiples of kKeys. So the heads of a group share
+// every key and value that is read, and sums do not depend on how a prompt was cut.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "ops/attention/attention_kernels.h"
+#include "ops/cuda.cuh"
+#include "ops/segment_plans.h"
+
+namespace cambium::cuda::attention {
+
+inline constexpr int kKeys = 64;
+inline constexpr float kLog2E = 1.44269504088896341F;
+
+/// AttentionShape as kernels see it: its arrays are of the device.
+struct Layout {
+  const int32_t* start;     // (S + 1)
+  const int32_t* position;  // (S)
+  const int32_t* table;     // (S, pages_per_segment), or null without pages
+  int32_t pages_per_segment;
+  int32_t page_size;
+  int32_t heads;
+  int32_t kv_heads;
+  int32_t group;
+  int32_t head_dim;
+  int32_t value_dim;
+  int32_t window;
+  float scale;
+
+  /// The first position that a token at position p sees.
+  __device__ int reach(int p) const { return window > 0 && p >= window ? p - window + 1 : 0; }
+  /// Row of the keys and values that holds position p.
+  __device__ int64_t key_row(int s, int p) const {
+    return table == nullptr
+               ? int64_t{start[s]} + p
+               : int64_t{table[int64_t{s} * pages_per_segment + p / page_size]} * page_size +
+                     p % page_size;
+  }
+};
+
+/// Rows [first_row, ..) of a segment against the keys at positions [first_key, end_key); the
+/// blocks of a tile are those of its key-value heads.
+struct Tile {
+  int32_t segment;
+  int32_t first_row;
+  int32_t first_key;
+  int32_t end_key;
+  int32_t partial;  // a part of a row tile's keys: which partial result it is; else -1
+};
+
+/// A row tile whose keys were split: the partial results to be added in order.
+struct Parts {
+  int32_t segment;
+  int32_t first_row;
+  int32_t first_partial;
+  int32_t count;
+};
+
+/// How a forward call cuts its segments. Segments of few rows (decode) have tiles of few_rows and
+/// all their keys split; others have tiles of many_rows, and split keys where the tiles alone are
+/// too few for the device. All of it depends on each segment alone.
+struct Cut {
+  int many_rows;
+  int few_rows;
+  bool training;  // no tile of few rows and no splits
+  bool operator==(const Cut&) const = default;
+};
+
+template <class Item>
+struct List {
+  const Item* items = nullptr;  // of the device
+  int64_t count = 0;
+};
+
+struct TileLists {
+  List<Tile> many, few;
+  List<Parts> many_parts, few_parts;
+  int64_t many_partials = 0, few_partials = 0;
+  int64_t many_parts_rows = 0, few_parts_rows = 0;  // the most rows that one of the parts has
+  std::shared_ptr<const void> owner;
+};
+TileLists forward_tiles(const AttentionShape& shape, const Cut& cut, const Launch& on);
+
+/// Tiles of `rows` rows with the keys they see, and tiles of `keys` keys with their first row.
+struct BackwardTiles {
+  List<Tile> rows, keys;
+  std::shared_ptr<const void> owner;
+};
+BackwardTiles backward_tiles(const AttentionShape& shape, int rows, int keys, const Launch& on);
+
+struct DeviceLayout {
+  Layout layout;
+  std::shared_ptr<const void> owner;
+};
+DeviceLayout layout_of(const AttentionShape& shape, const Launch& on);
+
+/// Where the tokens of a call go in the pages.
+struct TokenRows {
+  const int64_t* rows;  // (T); of the device
+  std::shared_ptr<const void> owner;
+};
+TokenRows token_rows(const AttentionShape& shape, const Launch& on);
+
+/// Results of tiles whose keys are split, before they are added: for partial p, key-value head h
+/// and row r of a tile of R rows, the row (p * kv_heads + h) * R + r.
+struct Partials {
+  float* y = nullptr;        // (.., Dv): sums of exp2(score - largest) value
+  float* largest = nullptr;  // (..): of the scores, times log2(e)
+  float* sum = nullptr;      // (..)
+};
+Partials make_partials(int64_t partials, int rows, const AttentionShape& shape, const Launch& on);
+
+/// y from the partial results of `parts`, of tiles of tile_rows of which at most `rows` are there.
+template <class T>
+void combine(const Attention<T>& a, const Layout& layout, const List<Parts>& parts, int tile_rows,
+             int64_t rows, const Partials& partials, const Launch& on);
+
+/// Whether every row begins at a multiple of `bytes`, in a view whose rows are read by `channels`.
+template <class T>
+bool aligned(const View<T>& x, int64_t bytes) {
+  const auto each = static_cast<int64_t>(sizeof(T));
+  const auto at = reinterpret_cast<uintptr_t>(x.data) | reinterpret_cast<uintptr_t>(x.grad);
+  return at % static_cast<uintptr_t>(bytes) == 0 && x.rows.outer_stride * each % bytes == 0 &&
+         x.rows.inner_stride * each % bytes == 0 && x.channels * each % bytes == 0;
+}
+
+/// Forward and backward on tensor cores, for bf16 of the dims that suits; false where not.
+bool forward_on_tensor_cores(const Attention<bf16>& a, const Launch& on);
+bool backward_on_tensor_cores(const Attention<bf16>& a, const float* delta, const Launch& on);
+
+// --- Products of tiles in fp32, by 256 threads as 16 x 16: thread (ty, tx) has rows ty * kR + i
+// and columns tx + 16 j of scores, and columns 4 tx + 64 c of sums over keys. A tile in shared
+// memory has rows of `stride` floats, of which stride / 4 is odd: 16-byte reads of 8 consecutive
+// rows touch all banks once.
+inline constexpr int kThreads = 256;
+
+constexpr int padded(int dim) {
+  return (dim + 3) / 4 * 4;
+}
+constexpr int row_stride(int dim) {
+  return padded(dim) / 4 % 2 == 0 ? padded(dim) + 4 : padded(dim);
+}
+
+/// Rows at(r) of `dim` elements, zeros where at(r) is null and up to a multiple of 4.
+template <class E, class At>
+__device__ __forceinline__ void load_rows(float* to, int stride, int rows, int dim, bool vectors,
+                                          const At& at) {
+  const int chunks = padded(dim) / 4;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < rows * chunks; i += kThreads) {
+    const int r = i / chunks;
+    const int d = i % chunks * 4;
+    const E* from = at(r);
+    float x[4] = {0.0F, 0.0F, 0.0F, 0.0F};
+    if (from != nullptr) {
+      if (vectors) {
+        load_n<4>(from + d, x);
+      } else {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          x[e] = d + e < dim ? load(from + d + e) : 0.0F;
+        }
+      }
+    }
+    *reinterpret_cast<float4*>(to + r * stride + d) = make_float4(x[0], x[1], x[2], x[3]);
+  }
+}
+
+/// s[i][j] += a row (ty kR + i) . b row (tx + 16 j)
+template <int kR, int kC>
+__device__ __forceinline__ void add_dots(const float* a, const float* b, int stride, int dim,
+                                         float (&s)[kR][kC]) {
+  const float* mine = a + static_cast<int>(threadIdx.x) / 16 * kR * stride;
+  const float* theirs = b + static_cast<int>(threadIdx.x) % 16 * stride;
+#pragma unroll 1
+  for (int d = 0; d < dim; d += 4) {
+    float4 y[kC];
+#pragma unroll
+    for (int j = 0; j < kC; ++j) {
+      y[j] = *reinterpret_cast<const float4*>(theirs + 16 * j * stride + d);
+    }
+#pragma unroll
+    for (int i = 0; i < kR; ++i) {
+      const float4 x = *reinterpret_cast<const float4*>(mine + i * stride + d);
+#pragma unroll
+      for (int j = 0; j < kC; ++j) {
+        s[i][j] = fmaf(x.x, y[j].x, s[i][j]);
+        s[i][j] = fmaf(x.y, y[j].y, s[i][j]);
+        s[i][j] = fmaf(x.z, y[j].z, s[i][j]);
+        s[i][j] = fmaf(x.w, y[j].w, s[i][j]);
+      }
+    }
+  }
+}
+
+/// sum[i][4 c + e] += sum over k < kN of p[ty kR + i][k] b[k][4 tx + 64 c + e]; rows of p have
+/// kN + 4 floats.
+template <int kN, int kR, int kColumns>
+__device__ __forceinline__ void add_products(const float* p, const float* b, int stride, int dim,
+                                             float (&sum)[kR][kColumns]) {
+  constexpr int kStride = kN + 4;
+  const float* weights = p + static_cast<int>(threadIdx.x) / 16 * kR * kStride;
+  const int column = static_cast<int>(threadIdx.x) % 16 * 4;
+#pragma unroll 1
+  for (int k = 0; k < kN; k += 4) {
+    float w[kR][4];
+#pragma unroll
+    for (int i = 0; i < kR; ++i) {
+      const float4 x = *reinterpret_cast<const float4*>(weights + i * kStride + k);
+      w[i][0] = x.x;
+      w[i][1] = x.y;
+      w[i][2] = x.z;
+      w[i][3] = x.w;
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+#pragma unroll
+      for (int c = 0; c < kColumns / 4; ++c) {
+        if (column + 64 * c < dim) {
+          const float4 y = *reinterpret_cast<const float4*>(b + (k + e) * stride + column + 64 * c);
+#pragma unroll
+          for (int i = 0; i < kR; ++i) {
+            sum[i][4 * c] = fmaf(w[i][e], y.x, sum[i][4 * c]);
+            sum[i][4 * c + 1] = fmaf(w[i][e], y.y, sum[i][4 * c + 1]);
+            sum[i][4 * c + 2] = fmaf(w[i][e], y.z, sum[i][4 * c + 2]);
+            sum[i][4 * c + 3] = fmaf(w[i][e], y.w, sum[i][4 * c + 3]);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace cambium::cuda::attention

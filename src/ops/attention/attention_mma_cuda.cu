@@ -1,0 +1,409 @@
+// Attention forward in bf16 on tensor cores. Scores and sums are fp32, probabilities are rounded to
+// bf16 for their product with the values. Two kernels over the same tiles:
+//
+// Many rows (training, prefill): each warp has rows of its own and goes through every tile of keys;
+// values of a tile arrive while its scores are computed, keys of the next while its values are
+// added.
+// Few rows (decode): bound by reading keys and values, once for all heads of a group. Warps divide
+// the keys of each tile, several tiles are under way, and the warps' results are added at the end
+// in the order of the warps.
+#include "ops/attention/attention_mma.cuh"
+
+namespace cambium::cuda::attention {
+namespace {
+
+struct Args {
+  Layout layout;
+  const Tile* tiles;
+  View<bf16> q, k, v, y;
+  float* largest;
+  float* inverse_sum;
+  Partials partials;
+};
+
+/// The running softmax of a warp's kM x 16 rows: number m 2 + half is of row 16 m + 8 half + l / 4.
+template <int kDim, int kM>
+struct Softmax {
+  float largest[kM * 2];  // before the scale
+  float sum[kM * 2];      // of this lane's columns
+  float y[kM][kDim / 8][4];
+
+  __device__ __forceinline__ void start() {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      largest[2 * m] = largest[2 * m + 1] = -INFINITY;
+      sum[2 * m] = sum[2 * m + 1] = 0.0F;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          y[m][n][e] = 0.0F;
+        }
+      }
+    }
+  }
+  /// Scores become probabilities, and what was summed is taken relative to the new largest score.
+  /// scale: positive, for powers of two.
+  template <int kN>
+  __device__ __forceinline__ void add_scores(float scale, float (&s)[kM][kN][4]) {
+#pragma unroll
+    for (int i = 0; i < kM * 2; ++i) {
+      const int m = i / 2;
+      const int e = i % 2 * 2;
+      float most = largest[i];
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+        most = fmaxf(most, fmaxf(s[m][n][e], s[m][n][e + 1]));
+      }
+      most = fmaxf(most, __shfl_xor_sync(0xffffffffU, most, 1));
+      most = fmaxf(most, __shfl_xor_sync(0xffffffffU, most, 2));
+      // Nothing seen yet: any finite number keeps exp2 from -inf - -inf.
+      const float base = most == -INFINITY ? 0.0F : most * scale;
+      const float shrink = fast_exp2(fmaf(largest[i], scale, -base));
+      largest[i] = most;
+      float added = 0.0F;
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+        s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale, -base));
+        s[m][n][e + 1] = fast_exp2(fmaf(s[m][n][e + 1], scale, -base));
+        added += s[m][n][e] + s[m][n][e + 1];
+      }
+      sum[i] = fmaf(sum[i], shrink, added);
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        y[m][n][e] *= shrink;
+        y[m][n][e + 1] *= shrink;
+      }
+    }
+  }
+  /// The sums of whole rows, in every lane of a row.
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int i = 0; i < kM * 2; ++i) {
+      sum[i] += __shfl_xor_sync(0xffffffffU, sum[i], 1);
+      sum[i] += __shfl_xor_sync(0xffffffffU, sum[i], 2);
+    }
+  }
+};
+
+template <int kM, int kN>
+__device__ __forceinline__ void negate(float (&s)[kM][kN][4]) {
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        s[m][n][e] = -s[m][n][e];
+      }
+    }
+  }
+}
+
+/// The scale of Softmax::add_scores; not 0, which times -inf would be NaN.
+__device__ __forceinline__ float positive_scale(const Layout& layout) {
+  return fmaxf(fabsf(layout.scale) * kLog2E, 1e-30F);
+}
+
+/// The row of position p, or -1 where the tile does not read it.
+__device__ __forceinline__ int64_t find_key(const Args& a, const Block& b, int p) {
+  return p >= b.tile.first_key && p < b.tile.end_key ? a.layout.key_row(b.segment, p) : -1;
+}
+
+template <int kDim, int kWarps, int kM>
+__global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(const Args a) {
+  constexpr int kThreads = kWarps * 32;
+  constexpr int kRows = kWarps * kM * 16;
+  extern __shared__ __align__(16) bf16 shared[];
+  bf16* q = shared;
+  bf16* keys = q + kRows * shared_row(kDim);
+  bf16* values = keys + kKeys * shared_row(kDim);
+  auto* key_rows = reinterpret_cast<int64_t*>(values + kKeys * shared_row(kDim));  // (2, kKeys)
+  __shared__ int positions[kRows];
+  const Block b = find_block(a.layout, a.tiles);
+  const Tile& tile = b.tile;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % 32;
+  const int warp_row = thread / 32 * kM * 16;
+  const int begin = tile.first_key / kKeys * kKeys;
+
+  static_assert(kRows <= kThreads);
+  find_positions(a.layout, b, kRows, positions);
+  copy_queries<kDim, kThreads>(a.layout, b, tile.first_row, b.rows, kRows, a.q.data, a.q.rows,
+                               a.layout.head_dim, q);
+  if (thread < kKeys) {
+    key_rows[thread] = find_key(a, b, begin + thread);
+  }
+  __syncthreads();
+  copy_keys<kDim, kThreads>(a.k, a.layout.head_dim, b.kv_head, key_rows, kKeys, keys);
+  commit_copies();
+  // Between these positions every row of the tile sees every key.
+  const int sure_end = min(b.first_position + tile.first_row / a.layout.group + 1, tile.end_key);
+  const int last_row = min(tile.first_row + kRows, b.rows) - 1;
+  const int sure_first =
+      max(a.layout.reach(b.first_position + last_row / a.layout.group), tile.first_key);
+  const float scale = positive_scale(a.layout);
+  Softmax<kDim, kM> state;
+  state.start();
+  int half = 0;
+  for (int first = begin; first < tile.end_key; first += kKeys) {
+    const int64_t* rows = key_rows + half * kKeys;
+    int64_t* next_rows = key_rows + (half ^ 1) * kKeys;
+    half ^= 1;
+    wait_for_copies<0>();
+    __syncthreads();  // the keys are here, the values before have been read
+    copy_keys<kDim, kThreads>(a.v, a.layout.value_dim, b.kv_head, rows, kKeys, values);
+    commit_copies();
+    if (thread < kKeys) {
+      next_rows[thread] = find_key(a, b, first + kKeys + thread);
+    }
+    float s[kM][kKeys / 8][4] = {};
+    scores_of<kDim>(q + warp_row * shared_row(kDim), keys, s);
+    wait_for_copies<0>();
+    __syncthreads();  // the values are here, the keys have been read
+    if (first + kKeys < tile.end_key) {
+      copy_keys<kDim, kThreads>(a.k, a.layout.head_dim, b.kv_head, next_rows, kKeys, keys);
+      commit_copies();
+    }
+    if (a.layout.scale < 0.0F) {
+      negate(s);
+    }
+    if (first < sure_first || first + kKeys > sure_end) {
+      mask(a.layout, tile, positions + warp_row, first, s);
+    }
+    state.add_scores(scale, s);
+    add_values<kDim>(s, values, state.y);
+  }
+  state.finish();
+#pragma unroll
+  for (int i = 0; i < kM * 2; ++i) {
+    const int r = warp_row + i * 8 + lane / 4;
+    const int row = tile.first_row + r;
+    if (row >= b.rows) {
+      continue;
+    }
+    const int m = i / 2;
+    const int e = i % 2 * 2;
+    const float largest = state.largest[i] == -INFINITY ? -INFINITY : state.largest[i] * scale;
+    const int value_dim = a.layout.value_dim;
+    if (tile.partial >= 0) {
+      const int64_t at = (int64_t{tile.partial} * a.layout.kv_heads + b.kv_head) * kRows + r;
+      float* out = a.partials.y + at * value_dim + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        if (n * 8 < value_dim) {
+          *reinterpret_cast<float2*>(out + n * 8) =
+              make_float2(state.y[m][n][e], state.y[m][n][e + 1]);
+        }
+      }
+      if (lane % 4 == 0) {
+        a.partials.largest[at] = largest;
+        a.partials.sum[at] = state.sum[i];
+      }
+      continue;
+    }
+    const int64_t token = b.start + row / a.layout.group;
+    const int head = b.kv_head * a.layout.group + row % a.layout.group;
+    const float inverse = 1.0F / state.sum[i];
+    bf16* out = a.y.row(token, head) + lane % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      if (n * 8 < value_dim) {
+        *reinterpret_cast<uint32_t*>(out + n * 8) =
+            pack(state.y[m][n][e] * inverse, state.y[m][n][e + 1] * inverse);
+      }
+    }
+    if (a.largest != nullptr && lane % 4 == 0) {
+      a.largest[token * a.layout.heads + head] = largest;
+      a.inverse_sum[token * a.layout.heads + head] = inverse;
+    }
+  }
+}
+
+constexpr int kFewRows = 16;
+
+/// Shared memory: q (16, row), kStages times keys and values (kWarps 16, row) each, the rows of as
+/// many tiles of keys. At the end the warps' sums (kWarps, 16, kDim + 4) lie over keys and values.
+template <int kDim, int kWarps, int kStages>
+__global__ void __launch_bounds__(kWarps * 32) few_rows(const Args a) {
+  constexpr int kThreads = kWarps * 32;
+  constexpr int kTileKeys = kWarps * 16;
+  constexpr int kTileSize = kTileKeys * shared_row(kDim);
+  constexpr int kSumRow = kDim + 4;
+  extern __shared__ __align__(16) bf16 shared[];
+  bf16* q = shared;
+  bf16* tiles = q + kFewRows * shared_row(kDim);
+  auto* key_rows = reinterpret_cast<int64_t*>(tiles + kStages * 2 * kTileSize);
+  __shared__ int positions[kFewRows];
+  __shared__ float warp_largest[kWarps][kFewRows];
+  __shared__ float warp_sum[kWarps][kFewRows];
+  static_assert(kWarps * kFewRows * kSumRow * sizeof(float) <=
+                kStages * 2 * kTileSize * sizeof(bf16));
+  const Block b = find_block(a.layout, a.tiles);
+  const Tile& tile = b.tile;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % 32;
+  const int warp = thread / 32;
+  const int begin = tile.first_key / kTileKeys * kTileKeys;
+  const int count = (tile.end_key - begin + kTileKeys - 1) / kTileKeys;
+  const auto copy_tile = [&](int i) {
+    if (i < count) {
+      bf16* to = tiles + i % kStages * 2 * kTileSize;
+      const int64_t* rows = key_rows + i % kStages * kTileKeys;
+      copy_keys<kDim, kThreads>(a.k, a.layout.head_dim, b.kv_head, rows, kTileKeys, to);
+      copy_keys<kDim, kThreads>(a.v, a.layout.value_dim, b.kv_head, rows, kTileKeys,
+                                to + kTileSize);
+    }
+    commit_copies();
+  };
+  find_positions(a.layout, b, kFewRows, positions);
+  for (int i = thread; i < kStages * kTileKeys; i += kThreads) {
+    key_rows[i] = find_key(a, b, begin + i);
+  }
+  __syncthreads();
+  copy_queries<kDim, kThreads>(a.layout, b, tile.first_row, b.rows, kFewRows, a.q.data, a.q.rows,
+                               a.layout.head_dim, q);
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) {
+    copy_tile(i);
+  }
+  const int sure_end = min(b.first_position + tile.first_row / a.layout.group + 1, tile.end_key);
+  const int last_row = min(tile.first_row + kFewRows, b.rows) - 1;
+  const int sure_first =
+      max(a.layout.reach(b.first_position + last_row / a.layout.group), tile.first_key);
+  const float scale = positive_scale(a.layout);
+  Softmax<kDim, 1> state;
+  state.start();
+  for (int i = 0; i < count; ++i) {
+    wait_for_copies<kStages - 2>();
+    __syncthreads();  // tile i is here, tile i - 1 has been read
+    copy_tile(i + kStages - 1);
+    const int first = begin + i * kTileKeys;
+    // Looked up here and put in its place after the products, when it has arrived.
+    const int64_t next_row = find_key(a, b, first + kStages * kTileKeys + thread);
+    const bf16* keys = tiles + i % kStages * 2 * kTileSize + warp * 16 * shared_row(kDim);
+    float s[1][2][4] = {};
+    scores_of<kDim>(q, keys, s);
+    if (a.layout.scale < 0.0F) {
+      negate(s);
+    }
+    if (first < sure_first || first + kTileKeys > sure_end) {
+      mask(a.layout, tile, positions, first + warp * 16, s);
+    }
+    state.add_scores(scale, s);
+    add_values<kDim>(s, keys + kTileSize, state.y);
+    if (thread < kTileKeys) {
+      key_rows[i % kStages * kTileKeys + thread] = next_row;
+    }
+  }
+  state.finish();
+  wait_for_copies<0>();
+  __syncthreads();  // keys and values are no longer read
+  auto* sums = reinterpret_cast<float*>(tiles);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int r = i * 8 + lane / 4;
+    float* to = sums + (warp * kFewRows + r) * kSumRow + lane % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      *reinterpret_cast<float2*>(to + n * 8) =
+          make_float2(state.y[0][n][i * 2], state.y[0][n][i * 2 + 1]);
+    }
+    if (lane % 4 == 0) {
+      warp_largest[warp][r] = state.largest[i] == -INFINITY ? -INFINITY : state.largest[i] * scale;
+      warp_sum[warp][r] = state.sum[i];
+    }
+  }
+  __syncthreads();
+  const int value_dim = a.layout.value_dim;
+  for (int r = warp; r < kFewRows; r += kWarps) {
+    const int row = tile.first_row + r;
+    if (row >= b.rows) {
+      break;
+    }
+    float largest = -INFINITY;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      largest = fmaxf(largest, warp_largest[w][r]);
+    }
+    const float base = largest == -INFINITY ? 0.0F : largest;
+    float factor[kWarps];
+    float sum = 0.0F;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      factor[w] = fast_exp2(warp_largest[w][r] - base);
+      sum = fmaf(warp_sum[w][r], factor[w], sum);
+    }
+    const int64_t at = (int64_t{tile.partial} * a.layout.kv_heads + b.kv_head) * kFewRows + r;
+    bf16* out =
+        a.y.row(b.start + row / a.layout.group, b.kv_head * a.layout.group + row % a.layout.group);
+    for (int d = lane; d < value_dim; d += 32) {
+      float total = 0.0F;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        total = fmaf(sums[(w * kFewRows + r) * kSumRow + d], factor[w], total);
+      }
+      if (tile.partial >= 0) {
+        a.partials.y[at * value_dim + d] = total;
+      } else {
+        store(out + d, total / sum);
+      }
+    }
+    if (tile.partial >= 0 && lane == 0) {
+      a.partials.largest[at] = largest;
+      a.partials.sum[at] = sum;
+    }
+  }
+}
+
+constexpr int kManyRows = 128;
+
+template <int kDim>
+void launch_forward(const Attention<bf16>& a, const Launch& on) {
+  constexpr int kManyWarps = kDim <= 128 ? 4 : 8;
+  constexpr int kFewWarps = kDim <= 128 ? 4 : 2;
+  constexpr int kStages = kDim <= 64 ? 4 : 3;
+  constexpr int kFewKeys = kFewWarps * 16;
+  constexpr size_t kManyShared =
+      (kManyRows + 2 * kKeys) * shared_row(kDim) * sizeof(bf16) + 2 * kKeys * sizeof(int64_t);
+  constexpr size_t kFewShared =
+      (kFewRows + kStages * 2 * kFewKeys) * shared_row(kDim) * sizeof(bf16) +
+      kStages * kFewKeys * sizeof(int64_t);
+  const DeviceLayout device = layout_of(a.shape, on);
+  const TileLists lists = forward_tiles(a.shape, {kManyRows, kFewRows, a.largest != nullptr}, on);
+  const Partials many = make_partials(lists.many_partials, kManyRows, a.shape, on);
+  const Partials few = make_partials(lists.few_partials, kFewRows, a.shape, on);
+  Args args = {device.layout, lists.many.items, a.q, a.k, a.v, a.y, a.largest, a.inverse_sum, many};
+  const auto blocks = [&](const List<Tile>& list) {
+    return dim3(static_cast<unsigned>(list.count * a.shape.kv_heads));
+  };
+  launch(on, "attention", many_rows<kDim, kManyWarps, kManyRows / 16 / kManyWarps>,
+         blocks(lists.many), dim3(kManyWarps * 32), kManyShared, args);
+  args.tiles = lists.few.items;
+  args.partials = few;
+  launch(on, "attention", few_rows<kDim, kFewWarps, kStages>, blocks(lists.few),
+         dim3(kFewWarps * 32), kFewShared, args);
+  combine(a, device.layout, lists.many_parts, kManyRows, lists.many_parts_rows, many, on);
+  combine(a, device.layout, lists.few_parts, kFewRows, lists.few_parts_rows, few, on);
+}
+
+}  // namespace
+
+bool forward_on_tensor_cores(const Attention<bf16>& a, const Launch& on) {
+  if (!aligned(a.q, 16) || !aligned(a.k, 16) || !aligned(a.v, 16)) {
+    return false;
+  }
+  const int64_t widest = std::max(a.shape.head_dim, a.shape.value_dim);
+  if (widest <= 64) {
+    launch_forward<64>(a, on);
+  } else if (widest <= 96) {
+    launch_forward<96>(a, on);
+  } else if (widest <= 128) {
+    launch_forward<128>(a, on);
+  } else {
+    launch_forward<256>(a, on);
+  }
+  return true;
+}
+
+}  // namespace cambium::cuda::attention

@@ -1,0 +1,317 @@
+// How attention's work is cut for CUDA: lists of tiles, made from the host's arrays once for all
+// layers of a forward call and copied to the device, as are the segments and the page table.
+#include <algorithm>
+#include <utility>
+
+#include "ops/attention/attention_cuda.cuh"
+
+namespace cambium::cuda::attention {
+namespace {
+
+/// Blocks that fill the largest devices once or twice; where a segment has fewer tiles, keys are
+/// split.
+constexpr int64_t kBlocksWanted = 256;
+/// The fewest keys of a split: below, what it costs to begin and to add parts is felt.
+constexpr int64_t kDecodeSplit = 256;
+constexpr int64_t kPrefillSplit = 1024;
+constexpr int64_t kMaxSplits = 128;
+
+/// Host arrays one after the other in one copy on the device.
+class Upload {
+ public:
+  template <class Item>
+  int64_t add(const Item* items, int64_t count) {
+    static_assert(sizeof(Item) % sizeof(int32_t) == 0);
+    const auto at = static_cast<int64_t>(words_.size());
+    const auto* from = reinterpret_cast<const int32_t*>(items);
+    words_.insert(words_.end(), from,
+                  from + count * static_cast<int64_t>(sizeof(Item) / sizeof(int32_t)));
+    return at;
+  }
+  template <class Item>
+  int64_t add(const std::vector<Item>& items) {
+    return add(items.data(), static_cast<int64_t>(items.size()));
+  }
+  DeviceArray copy(const Launch& on) const {
+    return {words_.data(), static_cast<int64_t>(words_.size() * sizeof(int32_t)), on};
+  }
+
+ private:
+  std::vector<int32_t> words_;
+};
+
+template <class Item>
+List<Item> list_at(const DeviceArray& memory, int64_t at, const std::vector<Item>& items) {
+  return {reinterpret_cast<const Item*>(memory.as<int32_t>() + at),
+          static_cast<int64_t>(items.size())};
+}
+
+int64_t power_of_two_from(int64_t n) {
+  int64_t power = 1;
+  while (power < n) {
+    power *= 2;
+  }
+  return power;
+}
+
+/// The tile of rows [row, row + rows) of a segment with all keys they see.
+Tile whole_tile(const AttentionShape& shape, int64_t s, int64_t row, int64_t rows) {
+  const int64_t last = std::min(row + rows, shape.length(s) * shape.group()) - 1;
+  const int64_t position = shape.first_position(s);
+  return {static_cast<int32_t>(s), static_cast<int32_t>(row),
+          static_cast<int32_t>(shape.reach(position + row / shape.group())),
+          static_cast<int32_t>(position + last / shape.group() + 1), -1};
+}
+
+/// Adds the tile, its keys in parts of `split` (from multiples of it) if they are more than one.
+void add_parts(const Tile& tile, int64_t split, std::vector<Tile>& tiles, std::vector<Parts>& parts,
+               int64_t& partials) {
+  const int64_t first = tile.first_key / split;
+  const int64_t count = ceil_div(tile.end_key, split) - first;
+  if (count == 1) {
+    tiles.push_back(tile);
+    return;
+  }
+  parts.push_back(
+      {tile.segment, tile.first_row, static_cast<int32_t>(partials), static_cast<int32_t>(count)});
+  for (int64_t i = first; i < first + count; ++i) {
+    Tile part = tile;
+    part.first_key = std::max(tile.first_key, static_cast<int32_t>(i * split));
+    part.end_key = static_cast<int32_t>(std::min<int64_t>(tile.end_key, (i + 1) * split));
+    part.partial = static_cast<int32_t>(partials++);
+    tiles.push_back(part);
+  }
+}
+
+/// The longest first, so that none is left to run alone at the end.
+void longest_first(std::vector<Tile>& tiles) {
+  std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) {
+    return a.end_key - a.first_key > b.end_key - b.first_key;
+  });
+}
+
+struct ForwardPlan {
+  struct Key {
+    int64_t heads, kv_heads, window;
+    bool paged;  // else every segment stands at position 0
+    Cut cut;
+    bool operator==(const Key&) const = default;
+  };
+  Key key;
+  DeviceArray memory;
+  TileLists lists;
+};
+
+ForwardPlan forward_plan(const AttentionShape& shape, const ForwardPlan::Key& key,
+                         const Launch& on) {
+  std::vector<Tile> many, few;
+  std::vector<Parts> many_parts, few_parts;
+  ForwardPlan plan{key, {}, {}};
+  const Cut& cut = key.cut;
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    const int64_t rows = shape.length(s) * shape.group();
+    if (rows == 0) {
+      continue;
+    }
+    const bool decodes = !cut.training && (shape.length(s) == 1 || rows <= 2 * cut.few_rows);
+    const int64_t tile_rows = decodes ? cut.few_rows : cut.many_rows;
+    const int64_t end = shape.first_position(s) + shape.length(s);
+    const int64_t keys = end - shape.reach(shape.first_position(s));
+    const int64_t blocks = ceil_div(rows, tile_rows) * shape.kv_heads;
+    const int64_t splits = std::clamp<int64_t>(kBlocksWanted / blocks, 1, kMaxSplits);
+    const int64_t split = cut.training || splits == 1
+                              ? power_of_two_from(end)
+                              : std::max(decodes ? kDecodeSplit : kPrefillSplit,
+                                         power_of_two_from(ceil_div(keys, splits)));
+    for (int64_t row = 0; row < rows; row += tile_rows) {
+      const Tile tile = whole_tile(shape, s, row, tile_rows);
+      if (decodes) {
+        add_parts(tile, split, few, few_parts, plan.lists.few_partials);
+      } else {
+        add_parts(tile, split, many, many_parts, plan.lists.many_partials);
+      }
+    }
+  }
+  longest_first(many);
+  const auto most_rows = [&](const std::vector<Parts>& parts, int64_t tile_rows) {
+    int64_t most = 0;
+    for (const Parts& p : parts) {
+      const int64_t rows = shape.length(p.segment) * shape.group() - p.first_row;
+      most = std::max(most, std::min(rows, tile_rows));
+    }
+    return most;
+  };
+  plan.lists.many_parts_rows = most_rows(many_parts, cut.many_rows);
+  plan.lists.few_parts_rows = most_rows(few_parts, cut.few_rows);
+  Upload upload;
+  const int64_t at[] = {upload.add(many), upload.add(few), upload.add(many_parts),
+                        upload.add(few_parts)};
+  plan.memory = upload.copy(on);
+  plan.lists.many = list_at(plan.memory, at[0], many);
+  plan.lists.few = list_at(plan.memory, at[1], few);
+  plan.lists.many_parts = list_at(plan.memory, at[2], many_parts);
+  plan.lists.few_parts = list_at(plan.memory, at[3], few_parts);
+  return plan;
+}
+
+struct BackwardPlan {
+  struct Key {
+    int64_t heads, kv_heads, window;
+    int rows, keys;
+    bool operator==(const Key&) const = default;
+  };
+  Key key;
+  DeviceArray memory;
+  BackwardTiles tiles;
+};
+
+BackwardPlan backward_plan(const AttentionShape& shape, const BackwardPlan::Key& key,
+                           const Launch& on) {
+  std::vector<Tile> by_rows, by_keys;
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    const int64_t length = shape.length(s);
+    for (int64_t row = 0; row < length * shape.group(); row += key.rows) {
+      by_rows.push_back(whole_tile(shape, s, row, key.rows));
+    }
+    for (int64_t first = 0; first < length; first += key.keys) {
+      by_keys.push_back({static_cast<int32_t>(s), static_cast<int32_t>(first * shape.group()),
+                         static_cast<int32_t>(first),
+                         static_cast<int32_t>(std::min(first + key.keys, length)), -1});
+    }
+  }
+  longest_first(by_rows);
+  // Without a window the first keys are seen by the most queries.
+  std::stable_sort(by_keys.begin(), by_keys.end(), [&](const Tile& a, const Tile& b) {
+    return shape.length(a.segment) - a.first_key > shape.length(b.segment) - b.first_key;
+  });
+  Upload upload;
+  const int64_t rows_at = upload.add(by_rows);
+  const int64_t keys_at = upload.add(by_keys);
+  BackwardPlan plan{key, upload.copy(on), {}};
+  plan.tiles.rows = list_at(plan.memory, rows_at, by_rows);
+  plan.tiles.keys = list_at(plan.memory, keys_at, by_keys);
+  return plan;
+}
+
+/// A page table is known again by what it holds: callers fill the same memory anew.
+struct PagesKey {
+  const int32_t* table;
+  int64_t entries;
+  int64_t page_size;
+  std::vector<int32_t> held;  // by the plan itself
+
+  explicit PagesKey(const AttentionShape& shape)
+      : table(shape.table),
+        entries(table == nullptr ? 0 : shape.segments * shape.pages_per_segment),
+        page_size(shape.page_size) {}
+  void hold() { held.assign(table, table + entries); }
+  bool operator==(const PagesKey& other) const {
+    return entries == other.entries && page_size == other.page_size &&
+           (table == nullptr) == (other.table == nullptr) &&
+           std::equal(held.begin(), held.end(), other.table);
+  }
+};
+
+/// Segments and page table on the device.
+struct LayoutPlan {
+  using Key = PagesKey;
+  Key key;
+  DeviceArray memory;
+  const int32_t* start = nullptr;
+  const int32_t* position = nullptr;
+  const int32_t* table = nullptr;
+};
+
+LayoutPlan layout_plan(const AttentionShape& shape, PagesKey key, const Launch& on) {
+  key.hold();
+  Upload upload;
+  const int32_t zero = 0;
+  const int64_t start =
+      shape.segments == 0 ? upload.add(&zero, 1) : upload.add(shape.start, shape.segments + 1);
+  const std::vector<int32_t> zeros(static_cast<size_t>(shape.segments));
+  const int64_t position =
+      shape.position == nullptr ? upload.add(zeros) : upload.add(shape.position, shape.segments);
+  const int64_t table = upload.add(key.held);
+  LayoutPlan plan{std::move(key), upload.copy(on)};
+  plan.start = plan.memory.as<int32_t>() + start;
+  plan.position = plan.memory.as<int32_t>() + position;
+  plan.table = shape.table == nullptr ? nullptr : plan.memory.as<int32_t>() + table;
+  return plan;
+}
+
+/// The row of the pages of each token.
+struct TokenRowsPlan {
+  using Key = PagesKey;
+  Key key;
+  DeviceArray memory;
+};
+
+TokenRowsPlan token_rows_plan(const AttentionShape& shape, PagesKey key, const Launch& on) {
+  key.hold();
+  std::vector<int64_t> rows;
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    for (int64_t i = 0; i < shape.length(s); ++i) {
+      rows.push_back(shape.key_row(s, shape.first_position(s) + i));
+    }
+  }
+  return {std::move(key), {rows.data(), static_cast<int64_t>(rows.size() * sizeof(int64_t)), on}};
+}
+
+}  // namespace
+
+TileLists forward_tiles(const AttentionShape& shape, const Cut& cut, const Launch& on) {
+  const ForwardPlan::Key key = {shape.heads, shape.kv_heads, shape.window,
+                                shape.position != nullptr, cut};
+  const auto plan =
+      plan_for<ForwardPlan>(shape.plans, key, [&] { return forward_plan(shape, key, on); });
+  TileLists lists = plan->lists;
+  lists.owner = plan;
+  return lists;
+}
+
+BackwardTiles backward_tiles(const AttentionShape& shape, int rows, int keys, const Launch& on) {
+  const BackwardPlan::Key key = {shape.heads, shape.kv_heads, shape.window, rows, keys};
+  const auto plan =
+      plan_for<BackwardPlan>(shape.plans, key, [&] { return backward_plan(shape, key, on); });
+  BackwardTiles tiles = plan->tiles;
+  tiles.owner = plan;
+  return tiles;
+}
+
+DeviceLayout layout_of(const AttentionShape& shape, const Launch& on) {
+  const PagesKey key(shape);
+  const auto plan =
+      plan_for<LayoutPlan>(shape.plans, key, [&] { return layout_plan(shape, key, on); });
+  const auto number = [](int64_t n) { return static_cast<int32_t>(n); };
+  return {{.start = plan->start,
+           .position = plan->position,
+           .table = plan->table,
+           .pages_per_segment = number(shape.pages_per_segment),
+           .page_size = number(shape.page_size),
+           .heads = number(shape.heads),
+           .kv_heads = number(shape.kv_heads),
+           .group = number(shape.group()),
+           .head_dim = number(shape.head_dim),
+           .value_dim = number(shape.value_dim),
+           .window = number(std::min<int64_t>(shape.window, INT32_MAX)),
+           .scale = shape.scale},
+          plan};
+}
+
+TokenRows token_rows(const AttentionShape& shape, const Launch& on) {
+  const PagesKey key(shape);
+  const auto plan =
+      plan_for<TokenRowsPlan>(shape.plans, key, [&] { return token_rows_plan(shape, key, on); });
+  return {plan->memory.as<int64_t>(), plan};
+}
+
+Partials make_partials(int64_t partials, int rows, const AttentionShape& shape, const Launch& on) {
+  const int64_t count = partials * shape.kv_heads * rows;
+  if (count == 0) {
+    return {};
+  }
+  return {scratch<float>(on, count * shape.value_dim), scratch<float>(on, count),
+          scratch<float>(on, count)};
+}
+
+}  // namespace cambium::cuda::attention

@@ -1,0 +1,669 @@
+// A thread takes a few neighbouring channels (16 bytes of them forward where memory allows, two
+// backward, where a channel takes more registers) and a run of tokens, and keeps the taps and the
+// last K - 1 inputs in registers: each input is read once, but for the K - 1 tokens where runs
+// meet. Threads of a block lie along the channels. Three forms:
+//   few tokens a segment (decoding): a thread takes a segment from its state to its state;
+//   many: runs of tokens, then the states, which the runs may have read;
+//   a number of taps without registers of its own: one element a thread.
+// All add the bias and the taps in the same order, so that any split of a sequence gives the same
+// bits.
+#include <algorithm>
+
+#include "ops/conv/conv_kernels.h"
+#include "ops/cuda.cuh"
+
+namespace cambium::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kBatch = 4;  // tokens whose loads are in flight together
+constexpr int64_t kFewTokens = 8;
+constexpr int64_t kForwardRun = 16;
+// Backward: threads of a block along channels and along runs of tokens.
+constexpr int kColumns = 32;
+constexpr int kRuns = 8;
+constexpr int64_t kAnyRun = 256;
+
+/// Where segment s lies, and a walk to the next that has tokens.
+struct Place {
+  int64_t s, begin, end;
+
+  __device__ Place(const SegmentWalk& walk, int64_t segment)
+      : s(segment), begin(walk.begin(segment)), end(begin + walk.length(segment)) {}
+  __device__ void advance(const SegmentWalk& walk) {
+    do {
+      ++s;
+      begin = end;
+      end = begin + walk.length(s);
+    } while (begin == end);
+  }
+};
+
+/// Floats of an access to N in a row that belong to V channels.
+constexpr int float_pack(int channels, int n) {
+  return channels == 1 ? 1 : n % 4 == 0 ? 4 : 2;
+}
+template <int V, int N>
+__device__ __forceinline__ void load_floats(const float* p, float (&out)[N]) {
+  constexpr int kPack = float_pack(V, N);
+#pragma unroll
+  for (int i = 0; i < N; i += kPack) {
+    float pack[kPack];
+    load_n<kPack>(p + i, pack);
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) {
+      out[i + j] = pack[j];
+    }
+  }
+}
+template <int V, int N>
+__device__ __forceinline__ void store_floats(float* p, const float (&in)[N]) {
+  constexpr int kPack = float_pack(V, N);
+#pragma unroll
+  for (int i = 0; i < N; i += kPack) {
+    float pack[kPack];
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) {
+      pack[j] = in[i + j];
+    }
+    store_n<kPack>(p + i, pack);
+  }
+}
+
+/// The weight and the bias of V channels.
+template <int V, int kTaps>
+struct Taps {
+  float weight[kTaps][V];
+  float bias[V];
+
+  template <class T>
+  __device__ __forceinline__ Taps(const ShortConv<T>& a, int64_t c) {
+    float rows[V * kTaps];
+    load_floats<V>(a.weight.data + c * kTaps, rows);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+#pragma unroll
+      for (int j = 0; j < kTaps; ++j) {
+        weight[j][v] = rows[v * kTaps + j];
+      }
+      bias[v] = a.bias.defined() ? a.bias.data[c + v] : 0.0F;
+    }
+  }
+};
+
+/// The inputs before a token, oldest first.
+template <int V, int kTaps>
+struct Past {
+  float value[kTaps - 1][V];
+
+  /// Those before token t of segment `place`; row `row` of `state` has those before the segment.
+  template <class T>
+  __device__ __forceinline__ void load(const ShortConv<T>& a, const float* state, int64_t row,
+                                       const Place& place, int64_t t, int64_t c) {
+    constexpr int kBack = kTaps - 1;
+    const int64_t i = t - place.begin;
+    if (i < kBack && a.segments.continues(place.s)) {
+      float rows[V * kBack];
+      load_floats<V>(state + (row * a.channels() + c) * kBack, rows);
+#pragma unroll
+      for (int j = 0; j < kBack; ++j) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          // Column j + i without an index that only the running program knows.
+          float x = 0.0F;
+#pragma unroll
+          for (int column = 0; column < kBack; ++column) {
+            x = column == j + i ? rows[v * kBack + column] : x;
+          }
+          value[j][v] = x;
+        }
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kBack; ++j) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          value[j][v] = 0.0F;
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kBack; ++j) {
+      if (kBack - j <= i) {
+        load_n<V>(a.x.at(t - (kBack - j), c), value[j]);
+      }
+    }
+  }
+  __device__ __forceinline__ void push(const float (&x)[V]) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+#pragma unroll
+      for (int j = 0; j + 2 < kTaps; ++j) {
+        value[j][v] = value[j + 1][v];
+      }
+      value[kTaps - 2][v] = x[v];
+    }
+  }
+  /// Before the activation, with x the input of the token.
+  __device__ __forceinline__ float sum(const Taps<V, kTaps>& taps, const float (&x)[V],
+                                       int v) const {
+    float sum = taps.bias[v];
+#pragma unroll
+    for (int j = 0; j < kTaps - 1; ++j) {
+      sum = fmaf(taps.weight[j][v], value[j][v], sum);
+    }
+    return fmaf(taps.weight[kTaps - 1][v], x[v], sum);
+  }
+};
+
+template <class T, int V, int kTaps>
+__device__ __forceinline__ void convolve(const ShortConv<T>& a, const Taps<V, kTaps>& taps,
+                                         Past<V, kTaps>& past, const float (&x)[V], int64_t t,
+                                         int64_t c) {
+  float y[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    const float sum = past.sum(taps, x, v);
+    y[v] = a.silu ? silu(sum) : sum;
+  }
+  store_n<V>(a.y.at(t, c), y);
+  past.push(x);
+}
+
+/// A segment a thread.
+template <class T, int V, int kTaps>
+__global__ void __launch_bounds__(kThreads) few_tokens_forward(ShortConv<T> a, int64_t columns) {
+  constexpr int kBack = kTaps - 1;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const Place place(a.segments, min(index / columns, a.segments.count - 1));
+  if (index / columns >= a.segments.count || place.begin == place.end) {
+    return;
+  }
+  const int64_t c = index % columns * V;
+  const int64_t row = a.segments.row(place.s);
+  float x[V];
+  load_n<V>(a.x.at(place.begin, c), x);
+  const Taps<V, kTaps> taps(a, c);
+  Past<V, kTaps> past;
+  past.load(a, a.state, row, place, place.begin, c);
+  float rows[V * kBack];
+  const auto turn = [&] {
+#pragma unroll
+    for (int j = 0; j < kBack; ++j) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        rows[v * kBack + j] = past.value[j][v];
+      }
+    }
+  };
+  if (a.kept != nullptr && a.segments.continues(place.s)) {
+    turn();
+    store_floats<V>(static_cast<float*>(a.kept) + (place.s * a.channels() + c) * kBack, rows);
+  }
+  for (int64_t t = place.begin; t < place.end; ++t) {
+    if (t > place.begin) {
+      load_n<V>(a.x.at(t, c), x);
+    }
+    convolve(a, taps, past, x, t, c);
+  }
+  if (a.state != nullptr) {
+    turn();
+    store_floats<V>(a.state + (row * a.channels() + c) * kBack, rows);
+  }
+}
+
+/// A run of tokens a thread.
+template <class T, int V, int kTaps>
+__global__ void __launch_bounds__(kThreads)
+    runs_forward(ShortConv<T> a, const int32_t* segment, int64_t channel_blocks) {
+  const int64_t c = (blockIdx.x % channel_blocks * kThreads + threadIdx.x) * V;
+  if (c >= a.channels()) {
+    return;
+  }
+  const int64_t begin = blockIdx.x / channel_blocks * kForwardRun;
+  const int64_t end = min(begin + kForwardRun, a.x.count());
+  Place place(a.segments, segment[begin]);
+  const Taps<V, kTaps> taps(a, c);
+  Past<V, kTaps> past;
+  past.load(a, a.state, a.segments.row(place.s), place, begin, c);
+  for (int64_t t = begin; t < end; t += kBatch) {
+    float x[kBatch][V];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      if (t + j < end) {
+        load_n<V>(a.x.at(t + j, c), x[j]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      if (t + j < end) {
+        if (t + j == place.end) {
+          place.advance(a.segments);
+          past.load(a, a.state, a.segments.row(place.s), place, t + j, c);
+        }
+        convolve(a, taps, past, x[j], t + j, c);
+      }
+    }
+  }
+}
+
+/// Runs of `run` tokens; a block sums the gradients of the weight and the bias over its runs into
+/// part (token blocks, taps + 1, channels), the bias last.
+template <class T, int V, int kTaps>
+__global__ void __launch_bounds__(kColumns* kRuns, 2)
+    runs_backward(ShortConv<T> a, const int32_t* segment, int64_t channel_blocks, int64_t run,
+                  float* part) {
+  constexpr int kBack = kTaps - 1;
+  const int64_t token_block = blockIdx.x / channel_blocks;
+  const int column = static_cast<int>(threadIdx.x) % kColumns;
+  const int group = static_cast<int>(threadIdx.x) / kColumns;
+  const int64_t first = blockIdx.x % channel_blocks * kColumns * V;
+  const int64_t c = first + column * V;
+  const int64_t tokens = a.x.count();
+  const int64_t begin = (token_block * kRuns + group) * run;
+  float dweight[kTaps][V] = {};
+  float dbias[V] = {};
+  if (c < a.channels() && begin < tokens) {
+    const auto* initial = static_cast<const float*>(a.kept);
+    const int64_t end = min(begin + run, tokens);
+    const int64_t stop = min(end + kBack, tokens);  // later tokens read the last inputs too
+    Place place(a.segments, segment[begin]);
+    const Taps<V, kTaps> taps(a, c);
+    Past<V, kTaps> past;
+    past.load(a, initial, place.s, place, begin, c);
+    float dx[kTaps][V] = {};  // of the inputs `kBack - j` tokens before the current
+    bool live = true;
+    for (int64_t t = begin; t < end + kBack; t += kBatch) {
+      float x[kBatch][V];
+      float dy[kBatch][V];
+      float grad[kBatch][V];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        if (t + j < stop) {
+          load_n<V>(a.x.at(t + j, c), x[j]);
+          load_n<V>(a.y.grad_at(t + j, c), dy[j]);
+        }
+        const int64_t input = t + j - kBack;
+        if (a.x.grad != nullptr && input >= begin && input < end) {
+          load_n<V>(a.x.grad_at(input, c), grad[j]);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        live = live && t + j < stop;
+        if (live && t + j == place.end) {
+          live = t + j < end;
+          if (live) {
+            place.advance(a.segments);
+            past.load(a, initial, place.s, place, t + j, c);
+          }
+        }
+        if (live) {
+          const int64_t i = t + j - place.begin;
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            const float d = a.silu ? dy[j][v] * silu_grad(past.sum(taps, x[j], v)) : dy[j][v];
+#pragma unroll
+            for (int tap = 0; tap < kTaps; ++tap) {
+              dx[tap][v] = kBack - tap <= i ? fmaf(taps.weight[tap][v], d, dx[tap][v]) : dx[tap][v];
+            }
+            const float own = t + j < end ? d : 0.0F;
+            dbias[v] += own;
+#pragma unroll
+            for (int tap = 0; tap < kBack; ++tap) {
+              dweight[tap][v] = fmaf(own, past.value[tap][v], dweight[tap][v]);
+            }
+            dweight[kBack][v] = fmaf(own, x[j][v], dweight[kBack][v]);
+          }
+          past.push(x[j]);
+        }
+        const int64_t input = t + j - kBack;
+        if (a.x.grad != nullptr && input >= begin && input < end) {
+          float sum[V];
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            sum[v] = grad[j][v] + dx[0][v];
+          }
+          store_n<V>(a.x.grad_at(input, c), sum);
+        }
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+#pragma unroll
+          for (int tap = 0; tap < kBack; ++tap) {
+            dx[tap][v] = dx[tap + 1][v];
+          }
+          dx[kBack][v] = 0.0F;
+        }
+      }
+    }
+  }
+  if (part == nullptr) {
+    return;
+  }
+  __shared__ float sums[kRuns][kTaps + 1][kColumns * V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+#pragma unroll
+    for (int tap = 0; tap < kTaps; ++tap) {
+      sums[group][tap][column * V + v] = dweight[tap][v];
+    }
+    sums[group][kTaps][column * V + v] = dbias[v];
+  }
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < (kTaps + 1) * kColumns * V;
+       i += kColumns * kRuns) {
+    const int tap = i / (kColumns * V);
+    const int channel = i % (kColumns * V);
+    float sum = 0.0F;
+#pragma unroll
+    for (int g = 0; g < kRuns; ++g) {
+      sum += sums[g][tap][channel];
+    }
+    if (first + channel < a.channels()) {
+      part[(token_block * (kTaps + 1) + tap) * a.channels() + first + channel] = sum;
+    }
+  }
+}
+
+/// Adds the parts in the order of the tokens.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    add_weight_gradients(ShortConv<T> a, const float* part, int64_t parts) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t rows = a.taps() + 1;
+  if (index >= rows * a.channels()) {
+    return;
+  }
+  const int64_t tap = index / a.channels();
+  const int64_t c = index % a.channels();
+  float* to = tap < a.taps() ? a.weight.grad == nullptr ? nullptr : a.weight.grad_row(c) + tap
+              : a.bias.grad == nullptr ? nullptr
+                                       : a.bias.grad + c;
+  if (to == nullptr) {
+    return;
+  }
+  float sum = 0.0F;
+#pragma unroll 8
+  for (int64_t p = 0; p < parts; ++p) {
+    sum += part[p * rows * a.channels() + index];
+  }
+  *to += sum;
+}
+
+// --- Any number of taps.
+
+/// Input of channel c, `back` tokens before token i of segment s; row `row` of `state` has those
+/// before the segment.
+template <class T>
+__device__ __forceinline__ float input(const ShortConv<T>& a, const float* state, int64_t row,
+                                       int64_t s, int64_t i, int64_t back, int64_t c) {
+  if (back <= i) {
+    return load(a.x.at(a.segments.begin(s) + i - back, c));
+  }
+  return a.segments.continues(s)
+             ? state[(row * a.channels() + c) * (a.taps() - 1) + a.taps() - 1 - (back - i)]
+             : 0.0F;
+}
+template <class T>
+__device__ __forceinline__ float sum_of_taps(const ShortConv<T>& a, const float* state, int64_t row,
+                                             int64_t s, int64_t i, int64_t c) {
+  float sum = a.bias.defined() ? a.bias.data[c] : 0.0F;
+  for (int64_t j = 0; j < a.taps(); ++j) {
+    sum = fmaf(a.weight.row(c)[j], input(a, state, row, s, i, a.taps() - 1 - j, c), sum);
+  }
+  return sum;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) any_forward(ShortConv<T> a, const int32_t* segment) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t t = index / a.channels();
+  const int64_t c = index % a.channels();
+  if (t < a.x.count()) {
+    const int64_t s = segment[t];
+    const float sum = sum_of_taps(a, a.state, a.segments.row(s), s, t - a.segments.begin(s), c);
+    store(a.y.at(t, c), a.silu ? silu(sum) : sum);
+  }
+}
+
+/// dpre (T, C): the gradient before the activation.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    any_activation_backward(ShortConv<T> a, const int32_t* segment, float* dpre) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t t = index / a.channels();
+  const int64_t c = index % a.channels();
+  if (t < a.x.count()) {
+    const int64_t s = segment[t];
+    float d = load(a.y.grad_at(t, c));
+    if (a.silu) {
+      d *= silu_grad(
+          sum_of_taps(a, static_cast<const float*>(a.kept), s, s, t - a.segments.begin(s), c));
+    }
+    dpre[index] = d;
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    any_input_backward(ShortConv<T> a, const int32_t* segment, const float* dpre) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t t = index / a.channels();
+  const int64_t c = index % a.channels();
+  if (t < a.x.count()) {
+    const Place place(a.segments, segment[t]);
+    const int64_t uses = min(place.end - t, a.taps());
+    float sum = 0.0F;
+    for (int64_t ahead = 0; ahead < uses; ++ahead) {
+      sum = fmaf(a.weight.row(c)[a.taps() - 1 - ahead], dpre[index + ahead * a.channels()], sum);
+    }
+    add_to(a.x.grad_at(t, c), sum);
+  }
+}
+
+/// A channel and kAnyRun tokens a thread; part as in runs_backward.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    any_weight_backward(ShortConv<T> a, const int32_t* segment, const float* dpre, float* part) {
+  const int64_t channels = a.channels();
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t run = index / channels;
+  const int64_t c = index % channels;
+  const int64_t begin = run * kAnyRun;
+  const int64_t end = min(begin + kAnyRun, a.x.count());
+  if (begin >= a.x.count()) {
+    return;
+  }
+  const auto* initial = static_cast<const float*>(a.kept);
+  for (int64_t tap = 0; tap <= a.taps(); ++tap) {
+    Place place(a.segments, segment[begin]);
+    float sum = 0.0F;
+    for (int64_t t = begin; t < end; ++t) {
+      if (t == place.end) {
+        place.advance(a.segments);
+      }
+      const float x = tap == a.taps() ? 1.0F
+                                      : input(a, initial, place.s, place.s, t - place.begin,
+                                              a.taps() - 1 - tap, c);
+      sum = fmaf(dpre[t * channels + c], x, sum);
+    }
+    part[(run * (a.taps() + 1) + tap) * channels + c] = sum;
+  }
+}
+
+// --- States.
+
+/// Keeps the states before the segments for the backward kernel.
+template <class T>
+__global__ void __launch_bounds__(kThreads) keep_states(ShortConv<T> a) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t s = index / a.state_size();
+  if (s < a.segments.count && a.segments.continues(s)) {
+    static_cast<float*>(a.kept)[index] =
+        a.state[a.segments.row(s) * a.state_size() + index % a.state_size()];
+  }
+}
+
+/// Leaves in the state the last K - 1 inputs of each sequence.
+template <class T>
+__global__ void __launch_bounds__(kThreads) leave_states(ShortConv<T> a) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t s = index / a.channels();
+  const int64_t c = index % a.channels();
+  if (s >= a.segments.count || a.segments.length(s) == 0) {
+    return;
+  }
+  const int64_t row = a.segments.row(s);
+  // Column j is read from one that is not yet overwritten: inputs move to the left.
+  for (int64_t j = 0; j < a.taps() - 1; ++j) {
+    a.state[(row * a.channels() + c) * (a.taps() - 1) + j] =
+        input(a, a.state, row, s, a.segments.length(s) - 1, a.taps() - 2 - j, c);
+  }
+}
+
+// --- The host's side.
+
+/// Whether V channels are one access everywhere.
+template <class T>
+bool in_packs(const ShortConv<T>& a, int64_t width) {
+  const size_t bytes = sizeof(T) * static_cast<size_t>(width);
+  return a.channels() % width == 0 && a.x.rows.outer_stride % width == 0 &&
+         aligned(a.x.data, bytes) && aligned(a.x.grad, bytes) && aligned(a.y.data, bytes) &&
+         aligned(a.y.grad, bytes) && aligned(a.weight.data, 16) && aligned(a.state, 16) &&
+         aligned(a.kept, 16);
+}
+
+/// Calls f.operator()<V, kTaps>() for the widest of the widths and the taps; false where no kernel
+/// has so many taps.
+template <int V, class F>
+bool with_taps(int64_t taps, const F& f) {
+  switch (taps) {
+    case 2:
+      f.template operator()<V, 2>();
+      return true;
+    case 3:
+      f.template operator()<V, 3>();
+      return true;
+    case 4:
+      f.template operator()<V, 4>();
+      return true;
+    default:
+      return false;
+  }
+}
+template <int kWide, class T, class F>
+bool pick_kernel(const ShortConv<T>& a, const F& f) {
+  return in_packs(a, kWide) ? with_taps<kWide>(a.taps(), f) : with_taps<1>(a.taps(), f);
+}
+
+/// For one thread each.
+unsigned blocks_of(int64_t threads) {
+  return static_cast<unsigned>(ceil_div(threads, kThreads));
+}
+
+template <class T>
+void run_forward(const ShortConv<T>& args, const Launch& on) {
+  const DeviceSegments segments = on_device(args.segments, on);
+  const bool continues = args.segments.any_continues();
+  ShortConv<T> a = args;
+  a.segments = segments.walk;
+  if (segments.tokens == 0 || a.channels() == 0) {
+    return;
+  }
+  const int64_t count = a.segments.count;
+  if (segments.longest <= kFewTokens && pick_kernel<4>(a, [&]<int V, int kTaps>() {
+        const int64_t columns = a.channels() / V;
+        launch(on, "short_conv", few_tokens_forward<T, V, kTaps>, blocks_of(count * columns),
+               kThreads, 0, a, columns);
+      })) {
+    return;
+  }
+  if (a.kept != nullptr && continues) {
+    launch(on, "short_conv", keep_states<T>, blocks_of(count * a.state_size()), kThreads, 0, a);
+  }
+  const bool runs = pick_kernel<16 / sizeof(T)>(a, [&]<int V, int kTaps>() {
+    const int64_t channel_blocks = ceil_div(a.channels() / V, kThreads);
+    launch(on, "short_conv", runs_forward<T, V, kTaps>,
+           static_cast<unsigned>(ceil_div(segments.tokens, kForwardRun) * channel_blocks), kThreads,
+           0, a, segments.segment, channel_blocks);
+  });
+  if (!runs) {
+    launch(on, "short_conv", any_forward<T>, blocks_of(segments.tokens * a.channels()), kThreads, 0,
+           a, segments.segment);
+  }
+  if (a.state != nullptr && a.taps() > 1) {
+    launch(on, "short_conv", leave_states<T>, blocks_of(count * a.channels()), kThreads, 0, a);
+  }
+}
+
+template <class T>
+void run_backward(const ShortConv<T>& args, const Launch& on) {
+  const DeviceSegments segments = on_device(args.segments, on);
+  ShortConv<T> a = args;
+  a.segments = segments.walk;
+  const int64_t tokens = segments.tokens;
+  if (tokens == 0 || a.channels() == 0) {
+    return;
+  }
+  const bool weights = a.weight.grad != nullptr || a.bias.grad != nullptr;
+  const int64_t part_size = (a.taps() + 1) * a.channels();
+  float* part = nullptr;
+  int64_t parts = 0;
+  const bool runs = pick_kernel<2>(a, [&]<int V, int kTaps>() {
+    // Long runs read fewer inputs twice, short ones fill the GPU.
+    constexpr int64_t kWanted = 1 << 17;
+    const int64_t run =
+        std::clamp<int64_t>(tokens * a.channels() / V / kWanted, kBatch, 8 * kBatch) / kBatch *
+        kBatch;
+    const int64_t channel_blocks = ceil_div(a.channels() / V, kColumns);
+    parts = ceil_div(tokens, run * kRuns);
+    part = weights ? scratch<float>(on, parts * part_size) : nullptr;
+    launch(on, "short_conv_backward", runs_backward<T, V, kTaps>,
+           static_cast<unsigned>(parts * channel_blocks), kColumns * kRuns, 0, a, segments.segment,
+           channel_blocks, run, part);
+  });
+  if (!runs) {
+    float* dpre = scratch<float>(on, tokens * a.channels());
+    launch(on, "short_conv_backward", any_activation_backward<T>, blocks_of(tokens * a.channels()),
+           kThreads, 0, a, segments.segment, dpre);
+    if (a.x.grad != nullptr) {
+      launch(on, "short_conv_backward", any_input_backward<T>, blocks_of(tokens * a.channels()),
+             kThreads, 0, a, segments.segment, dpre);
+    }
+    if (weights) {
+      parts = ceil_div(tokens, kAnyRun);
+      part = scratch<float>(on, parts * part_size);
+      launch(on, "short_conv_backward", any_weight_backward<T>, blocks_of(parts * a.channels()),
+             kThreads, 0, a, segments.segment, dpre, part);
+    }
+  }
+  if (weights) {
+    launch(on, "short_conv_backward", add_weight_gradients<T>, blocks_of(part_size), kThreads, 0, a,
+           part, parts);
+  }
+}
+
+}  // namespace
+
+int64_t short_conv_forward_keeps(const ShortConv<float>& a) {
+  return initial_state_bytes<float>(a.segments, a.state_size());
+}
+int64_t short_conv_forward_keeps(const ShortConv<bf16>& a) {
+  return initial_state_bytes<float>(a.segments, a.state_size());
+}
+
+void short_conv_forward(const ShortConv<float>& a, const Launch& on) {
+  run_forward(a, on);
+}
+void short_conv_forward(const ShortConv<bf16>& a, const Launch& on) {
+  run_forward(a, on);
+}
+
+void short_conv_backward(const ShortConv<float>& a, const Launch& on) {
+  run_backward(a, on);
+}
+void short_conv_backward(const ShortConv<bf16>& a, const Launch& on) {
+  run_backward(a, on);
+}
+
+}  // namespace cambium::cuda

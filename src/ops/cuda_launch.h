@@ -1,0 +1,56 @@
+// The host side of CUDA kernels' launches: errors, and metadata of segments on the device. Free of
+// the CUDA runtime's headers and of fmt, so that .cc and .cu files both include it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "ops/kernel.h"
+#include "ops/segment_walk.h"
+
+namespace cambium::cuda {
+
+struct Extent {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+/// Error that names the operation and its launch where `status` (a cudaError_t) is one.
+void check_launch(const char* operation, Extent blocks, Extent threads, size_t shared, int status);
+
+/// Memory of the device for a plan (ops/segment_plans.h): filled from the host when made.
+class DeviceArray {
+ public:
+  DeviceArray() = default;
+  /// Copies `bytes` from the host in the order of the stream.
+  DeviceArray(const void* host, int64_t bytes, const Launch& on);
+  template <class T>
+  const T* as() const {
+    return static_cast<const T*>(memory_.get());
+  }
+  template <class T>
+  T* as_mutable() const {
+    return static_cast<T*>(memory_.get());
+  }
+
+ private:
+  struct Free {
+    void operator()(void* p) const;
+  };
+  std::unique_ptr<void, Free> memory_;
+};
+
+/// What a kernel wants to know of segments: their arrays on the device, and what the host worked
+/// out of them once a forward call.
+struct DeviceSegments {
+  SegmentWalk walk;                  // its pointers are of the device; for kernels by value
+  const int32_t* segment = nullptr;  // (tokens): the segment of each token; of the device
+  int64_t tokens = 0;
+  int64_t longest = 0;  // the most tokens of a segment
+  std::shared_ptr<const void> owner;
+};
+
+/// The segments on the device: made by the first call of a forward pass, from `segments.plans` for
+/// the others.
+DeviceSegments on_device(const SegmentWalk& segments, const Launch& on);
+
+}  // namespace cambium::cuda

@@ -1,0 +1,511 @@
+// Shapes past every boundary of the CUDA kernels, where the definition would take too long: they
+// are held to the f32 kernels of the CPU, which are tested against it, on the same inputs.
+#include <memory>
+#include <numeric>
+
+#include "ops/attention/attention.h"
+#include "ops/conv/conv.h"
+#include "ops/embedding/embedding.h"
+#include "ops/matmul/matmul.h"
+#include "ops/norm/norm.h"
+#include "ops/pointwise/pointwise.h"
+#include "ops/recurrence/recurrence.h"
+#include "ops/rope/rope.h"
+#include "ops/selective_scan/selective_scan.h"
+#include "ops/stateful_testing.h"
+#include "tensor/workspace.h"
+
+namespace cambium {
+namespace {
+
+using namespace testing;  // NOLINT(google-build-using-namespace)
+
+using In = std::vector<Tensor>;
+
+constexpr Dtype kTypes[] = {Dtype::kF32, Dtype::kBF16};
+/// Of f32: both sides round, and sums over long sequences go in other orders.
+constexpr double kForward = 2e-5;
+constexpr double kBackward = 2e-4;
+
+double forward_tolerance(Dtype type) {
+  return type == Dtype::kBF16 ? kNarrowForward : kForward;
+}
+double backward_tolerance(Dtype type) {
+  return type == Dtype::kBF16 ? kNarrowBackward : kBackward;
+}
+
+/// Values of the inputs as a run with such activations holds them.
+std::vector<std::vector<double>> draw_as(Dtype type, const std::vector<Input>& inputs) {
+  auto values = draw(inputs);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    values[i] = as_stored(std::move(values[i]), inputs[i].dtype(type));
+  }
+  return values;
+}
+
+void expect_cuda_matches_cpu(const Operation& operation, const std::vector<Input>& inputs,
+                             bool with_grad) {
+  for (const Dtype type : kTypes) {
+    SCOPED_TRACE(std::string("cuda ") + dtype_name(type));
+    const auto values = draw_as(type, inputs);
+    const testing::Run exact =
+        run_operation<float>(operation, inputs, values, false, with_grad, type == Dtype::kBF16);
+    const testing::Run run = run_on_cuda(operation, inputs, values, type, with_grad);
+    EXPECT_LE(norm_error(run.output, exact.output), forward_tolerance(type));
+    for (size_t i = 0; i < run.grads.size(); ++i) {
+      EXPECT_LE(norm_error(run.grads[i], exact.grads[i], kNarrowFloor), backward_tolerance(type))
+          << "gradient of input " << i;
+    }
+  }
+}
+
+class CudaShapes : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!on_cuda()) {
+      GTEST_SKIP() << why_no_cuda();
+    }
+  }
+};
+
+// --- Operations over segments.
+
+/// A stateful operation over `tokens`, without its segments.
+struct Mixer {
+  const char* name;
+  StatefulCase (*make)(int64_t tokens);
+};
+
+std::ostream& operator<<(std::ostream& out, const Mixer& m) {
+  return out << m.name;
+}
+
+struct Heads {
+  int64_t key_heads, heads, key_dim, dim;
+};
+
+StatefulCase linear(int64_t tokens, const Heads& h, bool weighted, bool delta, bool per_channel) {
+  // Keys of length 1 at most under the delta rule, without which the state may grow.
+  const double key = delta ? 1.0 / std::sqrt(static_cast<double>(h.key_dim)) : 1.0;
+  StatefulCase test;
+  test.tokens = tokens;
+  test.inputs = {{{tokens, h.key_heads, h.key_dim}},
+                 {{tokens, h.key_heads, h.key_dim}, -key, key},
+                 {{tokens, h.heads, h.dim}},
+                 {{tokens, h.heads}, -0.5, 0.0, true, true},
+                 {{tokens, h.heads}, 0.0, 1.0, weighted, true}};
+  if (per_channel) {
+    test.inputs[3].shape.push_back(h.key_dim);
+  }
+  test.of_tokens = {true, true, true, true, true};
+  test.state_row = {h.heads, h.key_dim, h.dim};
+  test.operation = [=](Context& ctx, const In& in, const Segments& segments, const Tensor& state) {
+    return recurrence(ctx,
+                      {.q = in[0],
+                       .k = in[1],
+                       .v = in[2],
+                       .log_decay = in[3],
+                       .weight = weighted ? in[4] : Tensor{},
+                       .delta = delta},
+                      segments, state);
+  };
+  return test;
+}
+StatefulCase lightning(int64_t tokens, const Heads& h) {
+  return linear(tokens, h, false, false, false);
+}
+StatefulCase mamba2(int64_t tokens, const Heads& h) {
+  return linear(tokens, h, true, false, false);
+}
+StatefulCase gated_delta_net(int64_t tokens, const Heads& h) {
+  return linear(tokens, h, true, true, false);
+}
+StatefulCase kimi_delta(int64_t tokens, const Heads& h) {
+  return linear(tokens, h, true, true, true);
+}
+
+StatefulCase scan(int64_t tokens, int64_t channels, int64_t states) {
+  StatefulCase test;
+  test.tokens = tokens;
+  test.inputs = {{{tokens, channels}},  {{tokens, channels}},
+                 {{tokens, 1, states}}, {{tokens, 2, states}},
+                 {{tokens, channels}},  {{channels, states}, -1.0, 2.0, true, true},
+                 {{channels}},          {{channels}, -4.0, 1.0}};
+  test.of_tokens = {true, true, true, true, true, false, false, false};
+  test.state_row = {channels, states};
+  test.operation = [](Context& ctx, const In& in, const Segments& segments, const Tensor& state) {
+    return selective_scan(ctx, {in[0], in[1], in[2], in[3], in[4], in[5], in[6], in[7]}, segments,
+                          state);
+  };
+  return test;
+}
+
+StatefulCase conv(int64_t tokens, int64_t channels) {
+  StatefulCase test;
+  test.tokens = tokens;
+  test.inputs = {{{tokens, channels}}, {{channels, 4}, -1.0, 1.0, true, true}, {{channels}}};
+  test.of_tokens = {true, false, false};
+  test.state_row = {channels, 3};
+  test.operation = [](Context& ctx, const In& in, const Segments& segments, const Tensor& state) {
+    return short_conv(ctx, in[0], in[1], in[2], true, segments, state);
+  };
+  return test;
+}
+
+int64_t sum(const std::vector<int64_t>& lengths) {
+  return std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+}
+
+void expect_packed_matches_cpu(const StatefulCase& test, const std::vector<int64_t>& lengths) {
+  const OwnedSegments segments = packed_segments(lengths);
+  expect_cuda_matches_cpu(
+      [&](Context& ctx, const In& in) { return test.operation(ctx, in, segments.view(), {}); },
+      test.inputs, true);
+}
+
+struct StateRun {
+  std::vector<double> output, state;
+};
+
+/// One call over segments that go on from `state` (slots, ...), on either device.
+StateRun run_with_state(const StatefulCase& test, const std::vector<std::vector<double>>& values,
+                        const OwnedSegments& segments, const std::vector<double>& state,
+                        Device device, Dtype type) {
+  Workspace workspace(device);
+  const WorkspaceScope scope(workspace);
+  Context ctx = workspace.context(type);
+  std::vector<OwnedTensor> owned;
+  In tensors;
+  for (size_t i = 0; i < values.size(); ++i) {
+    owned.emplace_back(device.kind == Device::kCpu ? Dtype::kF32 : test.inputs[i].dtype(type),
+                       std::span<const int64_t>(test.inputs[i].shape), false, device);
+    put(owned.back().view, values[i]);
+    tensors.push_back(owned.back().view);
+  }
+  std::vector<int64_t> shape = test.state_row;
+  const int64_t row =
+      std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
+  shape.insert(shape.begin(), static_cast<int64_t>(state.size()) / row);
+  const OwnedTensor slots(Dtype::kF32, std::span<const int64_t>(shape), false, device);
+  put(slots.view, state);
+  const Tensor y = test.operation(ctx, tensors, segments.view(), slots.view);
+  return {take(y), take(slots.view)};
+}
+
+/// Segments of these lengths, every other one in the middle of its sequence, whose slots stand in
+/// another order among a few that nobody uses.
+void expect_state_matches_cpu(const StatefulCase& test, const std::vector<int64_t>& lengths) {
+  OwnedSegments segments = packed_segments(lengths);
+  const auto count = static_cast<int32_t>(lengths.size());
+  for (int32_t s = 0; s < count; ++s) {
+    segments.position[static_cast<size_t>(s)] = s % 2 == 0 ? 64 * (s + 1) + s % 5 : 0;
+    segments.slot.push_back(count + 2 - s);
+  }
+  Input state{test.state_row, -0.5, 0.5};
+  state.shape.insert(state.shape.begin(), count + 4);
+  const auto before = draw({state}, 3)[0];
+  for (const Dtype type : kTypes) {
+    SCOPED_TRACE(std::string("cuda ") + dtype_name(type));
+    const auto values = draw_as(type, test.inputs);
+    const StateRun exact = run_with_state(test, values, segments, before, {}, Dtype::kF32);
+    const StateRun run = run_with_state(test, values, segments, before, Device::kCuda, type);
+    EXPECT_LE(norm_error(run.output, exact.output), forward_tolerance(type));
+    EXPECT_LE(norm_error(run.state, exact.state), forward_tolerance(type)) << "state";
+    const size_t row = before.size() / static_cast<size_t>(count + 4);
+    for (const size_t unused : {0, 1, 2, count + 3}) {
+      EXPECT_TRUE(std::equal(before.begin() + static_cast<ptrdiff_t>(unused * row),
+                             before.begin() + static_cast<ptrdiff_t>((unused + 1) * row),
+                             run.state.begin() + static_cast<ptrdiff_t>(unused * row)))
+          << "slot " << unused << " is nobody's";
+    }
+  }
+}
+
+class CudaSegments : public CudaShapes, public ::testing::WithParamInterface<Mixer> {};
+
+// Nothing, one token, around a chunk, and many chunks with one token more, packed together.
+TEST_P(CudaSegments, EveryLengthTogether) {
+  const std::vector<int64_t> lengths{0, 1, 63, 64, 65, 4097, 0};
+  const StatefulCase test = GetParam().make(sum(lengths));
+  expect_packed_matches_cpu(test, lengths);
+  expect_state_matches_cpu(test, lengths);
+}
+
+constexpr Heads kHeads{1, 2, 64, 64};
+constexpr Heads kOddHeads{2, 2, 20, 33};
+
+INSTANTIATE_TEST_SUITE_P(
+    Lengths, CudaSegments,
+    ::testing::Values(
+        Mixer{"lightning", [](int64_t t) { return lightning(t, kHeads); }},
+        Mixer{"mamba2", [](int64_t t) { return mamba2(t, kHeads); }},
+        Mixer{"mamba2_odd", [](int64_t t) { return mamba2(t, kOddHeads); }},
+        Mixer{"gated_delta_net", [](int64_t t) { return gated_delta_net(t, kHeads); }},
+        Mixer{"gated_delta_net_odd", [](int64_t t) { return gated_delta_net(t, kOddHeads); }},
+        Mixer{"kimi_delta", [](int64_t t) { return kimi_delta(t, kHeads); }},
+        Mixer{"kimi_delta_odd", [](int64_t t) { return kimi_delta(t, kOddHeads); }},
+        Mixer{"selective_scan", [](int64_t t) { return scan(t, 20, 16); }},
+        Mixer{"conv", [](int64_t t) { return conv(t, 40); }},
+        Mixer{"conv_odd", [](int64_t t) { return conv(t, 5); }}),
+    ::testing::PrintToStringParamName());
+
+class CudaManySegments : public CudaShapes, public ::testing::WithParamInterface<Mixer> {};
+
+// More sequences of one token than a grid is high.
+TEST_P(CudaManySegments, OfOneToken) {
+  const std::vector<int64_t> lengths(70000, 1);
+  const StatefulCase test = GetParam().make(70000);
+  expect_packed_matches_cpu(test, lengths);
+  expect_state_matches_cpu(test, lengths);
+}
+
+INSTANTIATE_TEST_SUITE_P(Steps, CudaManySegments,
+                         ::testing::Values(Mixer{"lightning",
+                                                 [](int64_t t) {
+                                                   return lightning(t, {1, 1, 4, 4});
+                                                 }},
+                                           Mixer{"gated_delta_net",
+                                                 [](int64_t t) {
+                                                   return gated_delta_net(t, {1, 1, 4, 4});
+                                                 }},
+                                           Mixer{"kimi_delta",
+                                                 [](int64_t t) {
+                                                   return kimi_delta(t, {1, 1, 4, 4});
+                                                 }},
+                                           Mixer{"selective_scan",
+                                                 [](int64_t t) { return scan(t, 2, 4); }},
+                                           Mixer{"conv", [](int64_t t) { return conv(t, 3); }}),
+                         ::testing::PrintToStringParamName());
+
+class CudaHeadDims : public CudaShapes, public ::testing::WithParamInterface<int64_t> {};
+
+TEST_P(CudaHeadDims, OfRecurrences) {
+  const int64_t dim = GetParam();
+  const std::vector<int64_t> lengths{130, 1, 65};
+  for (const auto make : {lightning, mamba2, gated_delta_net, kimi_delta}) {
+    const StatefulCase test = make(sum(lengths), {1, 2, dim, dim});
+    expect_packed_matches_cpu(test, lengths);
+    expect_state_matches_cpu(test, lengths);
+  }
+}
+
+// --- Attention.
+
+struct Shape {
+  std::vector<int64_t> lengths;
+  int64_t heads, kv_heads, dim;
+  int64_t window = 0;
+};
+
+std::vector<Input> attention_inputs(const Shape& s) {
+  const int64_t t = sum(s.lengths);
+  return {{{t, s.heads, s.dim}}, {{t, s.kv_heads, s.dim}}, {{t, s.kv_heads, s.dim}}};
+}
+
+AttentionConfig attention_config(const Shape& s) {
+  return {.scale = 1.0F / std::sqrt(static_cast<float>(s.dim)), .window = s.window};
+}
+
+void expect_attention_matches_cpu(const Shape& s) {
+  SCOPED_TRACE("window " + std::to_string(s.window));
+  const OwnedSegments segments = packed_segments(s.lengths);
+  expect_cuda_matches_cpu(
+      [&](Context& ctx, const In& in) {
+        return attention(ctx, in[0], in[1], in[2], segments.view(), attention_config(s));
+      },
+      attention_inputs(s), true);
+}
+
+/// The call's tokens follow `before` cached ones in each segment, in pages of `page_size` that
+/// stand in another order, with one page more that nobody needs.
+void expect_pages_match_cpu(const Shape& s, int64_t before, int64_t page_size) {
+  OwnedSegments segments = packed_segments(s.lengths);
+  const auto count = static_cast<int64_t>(s.lengths.size());
+  const int64_t longest = *std::max_element(s.lengths.begin(), s.lengths.end());
+  const int64_t of_segment = (before + longest + page_size - 1) / page_size;
+  const int64_t pages = count * of_segment + 1;
+  std::fill(segments.position.begin(), segments.position.end(), static_cast<int32_t>(before));
+  std::vector<int32_t> table(static_cast<size_t>(count * of_segment));
+  for (size_t i = 0; i < table.size(); ++i) {
+    table[i] = static_cast<int32_t>(pages - 1) - static_cast<int32_t>(i);
+  }
+  const std::vector<int64_t> cache{pages, page_size, s.kv_heads, s.dim};
+  const auto run = [&](Device device, Dtype type, Dtype stored,
+                       const std::vector<std::vector<double>>& values) {
+    Workspace workspace(device);
+    const WorkspaceScope scope(workspace);
+    Context ctx = workspace.context(type);
+    const auto inputs = attention_inputs(s);
+    std::vector<OwnedTensor> owned;
+    for (size_t i = 0; i < values.size(); ++i) {
+      owned.emplace_back(i < 3 ? type : stored,
+                         std::span<const int64_t>(i < 3 ? inputs[i].shape : cache), false, device);
+      put(owned.back().view, values[i]);
+    }
+    const KvPages kv = {owned[3].view, owned[4].view, table, of_segment};
+    const Tensor y = attention(ctx, owned[0].view, owned[1].view, owned[2].view, segments.view(),
+                               attention_config(s), &kv);
+    return take(y);
+  };
+  auto inputs = attention_inputs(s);
+  inputs.push_back({cache});
+  inputs.push_back({cache});
+  const auto drawn = draw(inputs);
+  constexpr std::pair<Dtype, Dtype> kPages[] = {
+      {Dtype::kF32, Dtype::kF32}, {Dtype::kF32, Dtype::kBF16}, {Dtype::kBF16, Dtype::kBF16}};
+  for (const auto& [type, stored] : kPages) {
+    SCOPED_TRACE(std::string("cuda ") + dtype_name(type) + " over pages of " + dtype_name(stored));
+    auto values = drawn;
+    for (size_t i = 0; i < values.size(); ++i) {
+      values[i] = as_stored(std::move(values[i]), i < 3 ? type : stored);
+    }
+    EXPECT_LE(
+        norm_error(run(Device::kCuda, type, stored, values), run({}, Dtype::kF32, stored, values)),
+        forward_tolerance(type));
+  }
+}
+
+TEST_F(CudaShapes, AttentionOverEveryLengthTogether) {
+  const std::vector<int64_t> lengths{0, 1, 63, 64, 65, 4097, 0};
+  for (const int64_t window : {0, 100}) {
+    expect_attention_matches_cpu({lengths, 2, 1, 64, window});
+  }
+}
+
+TEST_F(CudaShapes, AttentionOverEveryLengthInPages) {
+  const std::vector<int64_t> lengths{0, 1, 63, 64, 65, 1025, 0};
+  for (const int64_t window : {0, 100}) {
+    expect_pages_match_cpu({lengths, 4, 2, 64, window}, 70, 16);
+    expect_pages_match_cpu({lengths, 4, 2, 20, window}, 70, 16);
+  }
+}
+
+TEST_F(CudaShapes, AttentionOverManySegments) {
+  expect_attention_matches_cpu({std::vector<int64_t>(70000, 1), 2, 1, 4});
+}
+
+TEST_F(CudaShapes, AttentionDecodesManySequences) {
+  expect_pages_match_cpu({std::vector<int64_t>(70000, 1), 2, 1, 4}, 1, 2);
+}
+
+// More pairs of a sequence and a head than a grid is high, by the kernels of models' dims.
+TEST_F(CudaShapes, AttentionDecodesManyHeads) {
+  expect_pages_match_cpu({std::vector<int64_t>(4200, 1), 16, 16, 64}, 1, 2);
+}
+
+TEST_P(CudaHeadDims, OfAttention) {
+  const int64_t dim = GetParam();
+  const std::vector<int64_t> lengths{130, 1, 65};
+  for (const int64_t window : {0, 33}) {
+    expect_attention_matches_cpu({lengths, 4, 2, dim, window});
+    expect_attention_matches_cpu({lengths, 8, 1, dim, window});
+    expect_pages_match_cpu({lengths, 4, 2, dim, window}, 70, 16);
+    expect_pages_match_cpu({{1, 1, 1}, 8, 1, dim, window}, 600, 16);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Dims, CudaHeadDims, ::testing::Values(64, 96, 128, 256),
+                         ::testing::PrintToStringParamName());
+
+// --- A segment of more tokens than a grid is high, twice over and one more.
+
+constexpr int64_t kLong = 2 * 65536 + 1;
+
+struct LongCase {
+  const char* name;
+  std::vector<Input> inputs;
+  Operation operation;
+};
+
+std::ostream& operator<<(std::ostream& out, const LongCase& c) {
+  return out << c.name;
+}
+
+class CudaLongSegment : public CudaShapes, public ::testing::WithParamInterface<LongCase> {};
+
+TEST_P(CudaLongSegment, MatchesCpu) {
+  expect_cuda_matches_cpu(GetParam().operation, GetParam().inputs, true);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Tokens, CudaLongSegment,
+    ::testing::Values(
+        LongCase{"rms_norm",
+                 {{{kLong, 8}}, {{8}}},
+                 [](Context& c, const In& in) { return rms_norm(c, in[0], in[1], 1e-5F); }},
+        LongCase{"rms_norm_of_heads",
+                 {{{kLong, 2, 3}}, {{3}}},
+                 [](Context& c, const In& in) { return rms_norm(c, in[0], in[1], 1e-5F, true); }},
+        LongCase{
+            "layer_norm",
+            {{{kLong, 5}}, {{5}}, {{5}}},
+            [](Context& c, const In& in) { return layer_norm(c, in[0], in[1], in[2], 1e-2F); }},
+        LongCase{"gated_rms_norm",
+                 {{{kLong, 8}}, {{kLong, 8}}, {{8}}},
+                 [](Context& c, const In& in) {
+                   return gated_rms_norm(c, in[0], in[1], in[2], {.group = 4});
+                 }},
+        LongCase{"gated_rms_norm_after",
+                 {{{kLong, 6}}, {{kLong, 6}}, {{3}}},
+                 [](Context& c, const In& in) {
+                   return gated_rms_norm(c, in[0], in[1], in[2],
+                                         {.group = 3, .order = GateOrder::kNormFirst});
+                 }},
+        LongCase{"l2_norm",
+                 {{{kLong, 2, 4}}},
+                 [](Context& c, const In& in) { return l2_norm(c, in[0], 1e-3F, 0.5F); }},
+        LongCase{"add",
+                 {{{kLong, 8}}, {{kLong, 8}}},
+                 [](Context& c, const In& in) { return add(c, in[0], in[1]); }},
+        LongCase{"add_scaled",
+                 {{{kLong, 5}}, {{kLong, 5}}},
+                 [](Context& c, const In& in) { return add_scaled(c, 0.5F, in[0], 2.0F, in[1]); }},
+        LongCase{"swiglu_of_a_projection",
+                 {{{kLong, 10}}},
+                 [](Context& c, const In& in) {
+                   return swiglu(c, in[0].slice(1, 0, 5), in[0].slice(1, 5, 5));
+                 }},
+        LongCase{"sigmoid",
+                 {{{kLong, 8}, -4, 4}},
+                 [](Context& c, const In& in) { return sigmoid(c, in[0]); }},
+        LongCase{"step_size",
+                 {{{kLong, 3}, -3, 3}, {{3}}},
+                 [](Context& c, const In& in) { return step_size(c, in[0], in[1], 0.0F, 1e9F); }},
+        LongCase{"log_decay",
+                 {{{kLong, 3}, 0, 2}, {{3}}},
+                 [](Context& c, const In& in) { return log_decay(c, in[0], in[1]); }},
+        LongCase{"repeat_heads",
+                 {{{kLong, 2, 3}}},
+                 [](Context& c, const In& in) { return repeat_heads(c, in[0], 2); }},
+        LongCase{"matmul",
+                 {{{kLong, 8}}, {{3, 8}, -1.0, 1.0, true, true}, {{3}}},
+                 [](Context& c, const In& in) { return matmul(c, in[0], in[1], in[2]); }}),
+    ::testing::PrintToStringParamName());
+
+TEST_F(CudaShapes, RopeOverALongSegment) {
+  RopeTable table({.dim = 6});
+  table.ensure(kLong);
+  const OwnedSegments segments = packed_segments({kLong});
+  expect_cuda_matches_cpu(
+      [&](Context& ctx, const In& in) {
+        return rope(ctx, in[0], table.turns(ctx, segments.view()));
+      },
+      {{{kLong, 1, 8}}}, true);
+}
+
+TEST_F(CudaShapes, EmbeddingOfALongSegment) {
+  std::vector<int32_t> tokens(kLong);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    tokens[i] = static_cast<int32_t>(i * i % 101);
+  }
+  expect_cuda_matches_cpu([&](Context& ctx, const In& in) { return embedding(ctx, in[0], tokens); },
+                          {{{101, 8}, -1.0, 1.0, true, true}}, true);
+}
+
+TEST_F(CudaShapes, ConvOverALongSegment) {
+  expect_packed_matches_cpu(conv(kLong, 5), {kLong});
+  expect_state_matches_cpu(conv(kLong, 8), {kLong});
+}
+
+}  // namespace
+}  // namespace cambium

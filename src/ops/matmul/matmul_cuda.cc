@@ -1,0 +1,254 @@
+// Products by cuBLASLt, which is loaded when first needed. It thinks in columns: a row-major matrix
+// (R, C) is its column-major (C, R), so y (T, N) = x (T, K) weight (N, K)^T is y' = weight x'.
+#include "ops/matmul/matmul_cuda.cuh"
+
+#include <cublasLt.h>
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "base/error.h"
+#include "ops/cuda_launch.h"
+
+namespace cambium::cuda {
+namespace {
+
+struct Library {
+#define CAMBIUM_CUBLASLT(X)               \
+  X(cublasLtCreate)                       \
+  X(cublasLtMatmul)                       \
+  X(cublasLtMatmulDescCreate)             \
+  X(cublasLtMatmulDescSetAttribute)       \
+  X(cublasLtMatmulDescDestroy)            \
+  X(cublasLtMatrixLayoutCreate)           \
+  X(cublasLtMatrixLayoutDestroy)          \
+  X(cublasLtMatmulPreferenceCreate)       \
+  X(cublasLtMatmulPreferenceSetAttribute) \
+  X(cublasLtMatmulPreferenceDestroy)      \
+  X(cublasLtMatmulAlgoGetHeuristic)
+#define CAMBIUM_MEMBER(name) decltype(&::name) name = nullptr;
+  CAMBIUM_CUBLASLT(CAMBIUM_MEMBER)
+#undef CAMBIUM_MEMBER
+  cublasLtHandle_t handle = nullptr;
+};
+
+void check(const char* what, cublasStatus_t status) {
+  expect(status == CUBLAS_STATUS_SUCCESS, "[matmul] cuBLASLt: {} failed with status {}", what,
+         static_cast<int>(status));
+}
+
+const Library& library() {
+  static const Library loaded = [] {
+    const std::string name = "libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR);
+    void* file = nullptr;
+    for (const std::string& path : {name, "/usr/local/cuda/lib64/" + name,
+                                    "/usr/local/cuda/targets/x86_64-linux/lib/" + name}) {
+      file = file == nullptr ? dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL) : file;
+    }
+    expect(file != nullptr,
+           "[matmul] {} was not found ({}); install CUDA's libraries or name their folder in "
+           "LD_LIBRARY_PATH, or take --device cpu",
+           name, dlerror());
+    Library l;
+#define CAMBIUM_LOAD(function)                                                               \
+  l.function = reinterpret_cast<decltype(l.function)>(dlsym(file, #function));               \
+  expect(l.function != nullptr, "[matmul] {} has no {}; install cuBLAS {}", name, #function, \
+         CUBLAS_VER_MAJOR);
+    CAMBIUM_CUBLASLT(CAMBIUM_LOAD)
+#undef CAMBIUM_LOAD
+    check("its start", l.cublasLtCreate(&l.handle));
+    return l;
+  }();
+  return loaded;
+}
+#undef CAMBIUM_CUBLASLT
+
+constexpr int64_t kWorkspace = 32 << 20;
+
+/// c (m, n) = [c +] op(a) op(b), column-major.
+struct Product {
+  int64_t m, n, k;
+  bool a_transposed, b_transposed;
+  int64_t a_stride, b_stride, c_stride;
+  bool bf16_inputs, bf16_output;
+  int alignment_a, alignment_b, alignment_c;         // of the addresses, in bytes up to 16
+  auto operator<=>(const Product&) const = default;  // NOLINT(modernize-use-nullptr)
+};
+
+int alignment_of(const void* p) {
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  int bytes = 16;
+  while (address % static_cast<uintptr_t>(bytes) != 0) {
+    bytes /= 2;
+  }
+  return bytes;
+}
+
+/// How a product is computed: made once for its sizes.
+class Planned {
+ public:
+  explicit Planned(const Product& p) {
+    const Library& l = library();
+    const cudaDataType input = p.bf16_inputs ? CUDA_R_16BF : CUDA_R_32F;
+    check("a description", l.cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    const auto set = [&](cublasLtMatmulDescAttributes_t what, bool transposed) {
+      const cublasOperation_t value = transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+      check("an attribute",
+            l.cublasLtMatmulDescSetAttribute(operation_, what, &value, sizeof(value)));
+    };
+    set(CUBLASLT_MATMUL_DESC_TRANSA, p.a_transposed);
+    set(CUBLASLT_MATMUL_DESC_TRANSB, p.b_transposed);
+    const auto layout = [&](cublasLtMatrixLayout_t& to, cudaDataType type, int64_t rows,
+                            int64_t columns, int64_t stride) {
+      check("a layout", l.cublasLtMatrixLayoutCreate(&to, type, static_cast<uint64_t>(rows),
+                                                     static_cast<uint64_t>(columns), stride));
+    };
+    layout(a_, input, p.a_transposed ? p.k : p.m, p.a_transposed ? p.m : p.k, p.a_stride);
+    layout(b_, input, p.b_transposed ? p.n : p.k, p.b_transposed ? p.k : p.n, p.b_stride);
+    layout(c_, p.bf16_output ? CUDA_R_16BF : CUDA_R_32F, p.m, p.n, p.c_stride);
+    choose(p);
+  }
+  Planned(const Planned&) = delete;
+  Planned& operator=(const Planned&) = delete;
+  ~Planned() {
+    const Library& l = library();
+    l.cublasLtMatrixLayoutDestroy(a_);
+    l.cublasLtMatrixLayoutDestroy(b_);
+    l.cublasLtMatrixLayoutDestroy(c_);
+    l.cublasLtMatmulDescDestroy(operation_);
+  }
+
+  /// Whether the library knows how.
+  bool found() const { return found_; }
+
+  void run(const void* a, const void* b, void* c, bool accumulate, const Launch& on) const {
+    const float one = 1.0F;
+    const float beta = accumulate ? 1.0F : 0.0F;
+    check("a product", library().cublasLtMatmul(library().handle, operation_, &one, a, a_, b, b_,
+                                                &beta, c, c_, c, c_, &algorithm_,
+                                                on.scratch(kWorkspace), kWorkspace, on.stream));
+  }
+
+ private:
+  void choose(const Product& p) {
+    const Library& l = library();
+    cublasLtMatmulPreference_t preference = nullptr;
+    check("a preference", l.cublasLtMatmulPreferenceCreate(&preference));
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t what, auto value) {
+      check("a preference",
+            l.cublasLtMatmulPreferenceSetAttribute(preference, what, &value, sizeof(value)));
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<size_t>(kWorkspace));
+    // Sums in a fixed order: nothing is reduced in place by whoever comes first.
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+           static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(p.alignment_a));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(p.alignment_b));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(p.alignment_c));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(p.alignment_c));
+    cublasLtMatmulHeuristicResult_t result{};
+    int count = 0;
+    const cublasStatus_t status = l.cublasLtMatmulAlgoGetHeuristic(
+        l.handle, operation_, a_, b_, c_, c_, preference, 1, &result, &count);
+    l.cublasLtMatmulPreferenceDestroy(preference);
+    found_ = status == CUBLAS_STATUS_SUCCESS && count > 0;
+    algorithm_ = result.algo;
+  }
+
+  cublasLtMatmulDesc_t operation_ = nullptr;
+  cublasLtMatrixLayout_t a_ = nullptr;
+  cublasLtMatrixLayout_t b_ = nullptr;
+  cublasLtMatrixLayout_t c_ = nullptr;
+  cublasLtMatmulAlgo_t algorithm_{};
+  bool found_ = false;
+};
+
+const Planned& planned(const Product& p) {
+  static std::mutex mutex;
+  // Never destroyed: the driver may be gone before the program ends.
+  static auto& plans = *new std::map<Product, Planned>;
+  const std::lock_guard lock(mutex);
+  return plans.try_emplace(p, p).first->second;
+}
+
+/// c (m, n) row-major, rows c_row apart: c = [c +] a b. a is (m, k) with rows `a_row` apart, or its
+/// transpose (k, m); b is (k, n), or its transpose (n, k).
+template <class In, class Out>
+void multiply(int64_t m, int64_t n, int64_t k, const In* a, int64_t a_row, bool a_transposed,
+              const In* b, int64_t b_row, bool b_transposed, Out* c, int64_t c_row, bool accumulate,
+              const Launch& on) {
+  if (m == 0 || n == 0) {
+    return;
+  }
+  if (k > 0) {
+    // Column-major: c' (n, m) = b' a'.
+    const Planned& plan =
+        planned({n, m, k, b_transposed, a_transposed, b_row, a_row, c_row, sizeof(In) == 2,
+                 sizeof(Out) == 2, alignment_of(b), alignment_of(a), alignment_of(c)});
+    if (plan.found()) {
+      return plan.run(b, a, c, accumulate, on);
+    }
+  }
+  plain_product<In, Out>({m, n, k, a, a_transposed ? 1 : a_row, a_transposed ? a_row : 1, b,
+                          b_transposed ? 1 : b_row, b_transposed ? b_row : 1, c, c_row, accumulate},
+                         on);
+}
+
+template <class T>
+void forward(const Matmuls<T>& all, const Launch& on) {
+  if (few_rows(all, on)) {
+    return;
+  }
+  for (int64_t i = 0; i < all.count; ++i) {
+    const Matmul<T>& p = all.each[i];
+    const int64_t k = p.weight.inputs();
+    multiply(p.y.count(), p.y.channels, k, p.x.data, p.x.rows.outer_stride, false,
+             weight_as(p.weight, on), k, true, p.y.data, p.y.rows.outer_stride, p.accumulate, on);
+    if (p.bias.defined()) {
+      add_bias(p.y, p.bias.data, on);
+    }
+  }
+}
+
+template <class T>
+void grad_input(const MatmulGradInput<T>& p, const Launch& on) {
+  const int64_t k = p.weight.inputs();
+  multiply(p.out.count(), k, p.dy.channels, p.dy.data, p.dy.rows.outer_stride, false,
+           weight_as(p.weight, on), k, false, p.out.data, p.out.rows.outer_stride, p.accumulate,
+           on);
+}
+
+template <class T>
+void grad_weight(const MatmulGradWeight<T>& p, const Launch& on) {
+  multiply(p.dy.channels, p.x.channels, p.dy.count(), p.dy.data, p.dy.rows.outer_stride, true,
+           p.x.data, p.x.rows.outer_stride, false, p.out.data, p.out.rows.outer_stride,
+           p.accumulate, on);
+}
+
+}  // namespace
+
+void matmul_forward(const Matmuls<float>& a, const Launch& on) {
+  forward(a, on);
+}
+void matmul_forward(const Matmuls<bf16>& a, const Launch& on) {
+  forward(a, on);
+}
+void matmul_grad_input_of(const MatmulGradInput<float>& a, const Launch& on) {
+  grad_input(a, on);
+}
+void matmul_grad_input_of(const MatmulGradInput<bf16>& a, const Launch& on) {
+  grad_input(a, on);
+}
+void matmul_grad_weight_of(const MatmulGradWeight<float>& a, const Launch& on) {
+  grad_weight(a, on);
+}
+void matmul_grad_weight_of(const MatmulGradWeight<bf16>& a, const Launch& on) {
+  grad_weight(a, on);
+}
+
+}  // namespace cambium::cuda

@@ -1,0 +1,487 @@
+// Element by element operations: a thread takes 16 bytes of elements (one element where a view
+// cannot be read so) of every input and writes them. Where all views are contiguous the rows do not
+// matter and an element's number is its offset. The gradient of a parameter of heads is summed by
+// chunks of tokens, whose sums a second kernel adds in order.
+#include "ops/cuda.cuh"
+#include "ops/pointwise/pointwise_kernels.h"
+
+namespace cambium::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// --- The walk over elements.
+
+/// The first of the elements of a thread: of contiguous results, and of a row of the inputs.
+template <bool kFlat>
+struct Place {
+  int64_t element, row, channel;
+
+  __device__ int64_t in(const Rows& rows) const {
+    return kFlat ? element : rows.offset(row) + channel;
+  }
+};
+
+template <int kVec, bool kFlat, class Body>
+__global__ void __launch_bounds__(kThreads)
+    each_element(Body body, int64_t count, int64_t channels) {
+  const int64_t e = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
+  if (e < count) {
+    if constexpr (kFlat) {
+      body.template operator()<kVec>(Place<kFlat>{e, 0, 0});
+    } else {
+      body.template operator()<kVec>(Place<kFlat>{e, e / channels, e % channels});
+    }
+  }
+}
+
+template <class T>
+bool flat(const View<T>& v) {
+  return v.rows.outer_stride == v.rows.inner * v.channels &&
+         (v.rows.inner == 1 || v.rows.inner_stride == v.channels);
+}
+
+/// Runs `body` over the elements of x. `vectors`: 16 bytes of x at a time can be taken; `is_flat`:
+/// all views are contiguous.
+template <class T, class Body>
+void run_each(const Launch& on, const char* operation, const View<T>& x, bool vectors, bool is_flat,
+              const Body& body) {
+  constexpr int kVec = 16 / sizeof(T);
+  const int64_t count = x.count() * x.channels;
+  const auto blocks = static_cast<unsigned>(ceil_div(count, kThreads * (vectors ? kVec : 1)));
+  const auto kernel =
+      vectors ? is_flat ? each_element<kVec, true, Body> : each_element<kVec, false, Body>
+              : each_element<1, false, Body>;
+  launch(on, operation, kernel, blocks, kThreads, 0, body, count, x.channels);
+}
+
+// --- silu(gate) * up
+template <class T>
+struct SwigluForward {
+  Pointwise<T> p;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    float gate[kVec];
+    float up[kVec];
+    load_n<kVec>(p.a.data + at.in(p.a.rows), gate);
+    load_n<kVec>(p.b.data + at.in(p.b.rows), up);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      up[i] *= gate[i] * sigmoid_of<T>(gate[i]);
+    }
+    store_n<kVec>(p.y.data + at.element, up);
+  }
+};
+
+template <class T>
+struct SwigluBackward {
+  Pointwise<T> p;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    const int64_t at_gate = at.in(p.a.rows);
+    const int64_t at_up = at.in(p.b.rows);
+    // The gate and up may be one tensor, whose gradient then takes both parts at once.
+    const bool one_grad = p.a.grad == p.b.grad;
+    const bool wants_up = p.b.grad != nullptr && !one_grad;
+    float gate[kVec];
+    float up[kVec];
+    float dy[kVec];
+    float to_gate[kVec] = {};
+    float to_up[kVec] = {};
+    load_n<kVec>(p.a.data + at_gate, gate);
+    load_n<kVec>(p.b.data + at_up, up);
+    load_n<kVec>(p.y.grad + at.element, dy);
+    if (p.a.grad != nullptr) {
+      load_n<kVec>(p.a.grad + at_gate, to_gate);
+    }
+    if (wants_up) {
+      load_n<kVec>(p.b.grad + at_up, to_up);
+    }
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      const float s = sigmoid_of<T>(gate[i]);
+      to_gate[i] += dy[i] * up[i] * s * (1.0F + gate[i] * (1.0F - s));
+      to_up[i] += dy[i] * gate[i] * s;
+      to_gate[i] += one_grad ? to_up[i] : 0.0F;
+    }
+    if (p.a.grad != nullptr) {
+      store_n<kVec>(p.a.grad + at_gate, to_gate);
+    }
+    if (wants_up) {
+      store_n<kVec>(p.b.grad + at_up, to_up);
+    }
+  }
+};
+
+template <class T, class Body>
+void run_swiglu(const Pointwise<T>& p, const Launch& on, const char* operation, const Body& body) {
+  constexpr int64_t kVec = 16 / sizeof(T);
+  const bool vectors = aligned(p.a, kVec) && aligned(p.b, kVec) && aligned(p.y, kVec);
+  run_each(on, operation, p.a, vectors, flat(p.a) && flat(p.b), body);
+}
+
+// --- 1 / (1 + exp(-x)), in the type of sums
+template <class T>
+struct SigmoidForward {
+  Sigmoid<T> s;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    float x[kVec];
+    load_n<kVec>(s.x.data + at.in(s.x.rows), x);
+#pragma unroll
+    for (float& value : x) {
+      value = sigmoid_of<T>(value);
+    }
+    store_all<kVec>(s.y.data + at.element, x);
+  }
+};
+
+template <class T>
+struct SigmoidBackward {
+  Sigmoid<T> s;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    const int64_t at_x = at.in(s.x.rows);
+    float x[kVec];
+    float dy[kVec];
+    float dx[kVec];
+    load_n<kVec>(s.x.data + at_x, x);
+    load_all<kVec>(s.y.grad + at.element, dy);
+    load_n<kVec>(s.x.grad + at_x, dx);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      const float y = sigmoid_of<T>(x[i]);
+      dx[i] += dy[i] * y * (1.0F - y);
+    }
+    store_n<kVec>(s.x.grad + at_x, dx);
+  }
+};
+
+template <class T, class Body>
+void run_sigmoid(const Sigmoid<T>& s, const Launch& on, const char* operation, const Body& body) {
+  const bool vectors = aligned(s.x, 16 / sizeof(T)) && aligned(s.y.data) && aligned(s.y.grad);
+  run_each(on, operation, s.x, vectors, flat(s.x), body);
+}
+
+// --- a x + b y
+template <class T>
+struct AddScaledForward {
+  AddScaled<T> s;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    float x[kVec];
+    float y[kVec];
+    load_n<kVec>(s.x.data + at.in(s.x.rows), x);
+    load_n<kVec>(s.y.data + at.in(s.y.rows), y);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      x[i] = s.a * x[i] + s.b * y[i];
+    }
+    store_n<kVec>(s.sum.data + at.element, x);
+  }
+};
+
+template <class T>
+struct AddScaledBackward {
+  AddScaled<T> s;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    const int64_t at_x = at.in(s.x.rows);
+    const int64_t at_y = at.in(s.y.rows);
+    // x and y may be one tensor, whose gradient then takes both parts at once.
+    const bool one_grad = s.x.grad == s.y.grad;
+    const bool wants_y = s.y.grad != nullptr && !one_grad;
+    float d[kVec];
+    float dx[kVec] = {};
+    float dy[kVec] = {};
+    load_n<kVec>(s.sum.grad + at.element, d);
+    if (s.x.grad != nullptr) {
+      load_n<kVec>(s.x.grad + at_x, dx);
+    }
+    if (wants_y) {
+      load_n<kVec>(s.y.grad + at_y, dy);
+    }
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      dx[i] += s.a * d[i];
+      dy[i] += s.b * d[i];
+      dx[i] += one_grad ? dy[i] : 0.0F;
+    }
+    if (s.x.grad != nullptr) {
+      store_n<kVec>(s.x.grad + at_x, dx);
+    }
+    if (wants_y) {
+      store_n<kVec>(s.y.grad + at_y, dy);
+    }
+  }
+};
+
+template <class T, class Body>
+void run_add_scaled(const AddScaled<T>& s, const Launch& on, const char* operation,
+                    const Body& body) {
+  constexpr int64_t kVec = 16 / sizeof(T);
+  const bool vectors = aligned(s.x, kVec) && aligned(s.y, kVec) && aligned(s.sum, kVec);
+  run_each(on, operation, s.x, vectors, flat(s.x) && flat(s.y), body);
+}
+
+// --- Gates of heads: y = value(x, p), and the gradients of both as value() and grad() give them.
+struct HeadGrad {
+  float x, p;
+};
+
+struct StepSize {
+  float lo, hi;
+
+  __device__ static float softplus(float x) { return x > 20.0F ? x : log1pf(expf(x)); }
+  __device__ float value(float x, float p) const {
+    const float step = softplus(x + p);
+    return step < lo ? lo : hi < step ? hi : step;  // NaN stays
+  }
+  __device__ HeadGrad grad(float x, float p, float dy) const {
+    const float raw = x + p;
+    const float step = softplus(raw);
+    const float slope = raw > 20.0F ? 1.0F : sigmoid(raw);
+    const float d = step > lo && step < hi ? dy * slope : 0.0F;
+    return {d, d};
+  }
+};
+
+struct LogDecay {
+  __device__ float value(float x, float p) const { return -expf(p) * x; }
+  __device__ HeadGrad grad(float x, float p, float dy) const {
+    const float d = -expf(p) * dy;
+    return {d, d * x};
+  }
+};
+
+template <class T, class Function>
+struct HeadForward {
+  PerHead<T> h;
+  Function f;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    static_assert(kVec == 1);
+    h.y.data[at.element] = f.value(load(h.x.data + at.in(h.x.rows)), h.p.data[at.channel]);
+  }
+};
+
+template <class T, class Function>
+void run_head_forward(const PerHead<T>& h, const Launch& on, const char* operation,
+                      const Function& f) {
+  using Body = HeadForward<T, Function>;
+  const int64_t count = h.x.count() * h.x.channels;
+  launch(on, operation, each_element<1, false, Body>,
+         static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0, Body{h, f}, count,
+         h.x.channels);
+}
+
+constexpr int kHeadColumns = 32;  // heads of a block
+constexpr int kHeadRows = kThreads / kHeadColumns;
+constexpr int64_t kChunks = 264;  // of tokens: a constant, as the order of sums depends on it
+
+/// partial (H, chunks): the sums of dp over chunks of tokens; null where they are not wanted.
+template <class T, class Function>
+__global__ void __launch_bounds__(kThreads)
+    head_backward(PerHead<T> h, Function f, int64_t chunks, int64_t chunk, float* partial) {
+  __shared__ float part[kHeadRows][kHeadColumns];
+  const int64_t piece = blockIdx.x % chunks;
+  const int64_t head = blockIdx.x / chunks * kHeadColumns + threadIdx.x;
+  const int64_t end = (piece + 1) * chunk < h.x.count() ? (piece + 1) * chunk : h.x.count();
+  float sum = 0.0F;
+  if (head < h.x.channels) {
+    const float p = h.p.data[head];
+    for (int64_t t = piece * chunk + threadIdx.y; t < end; t += kHeadRows) {
+      const float dy = h.y.grad[t * h.x.channels + head];
+      const HeadGrad d = f.grad(load(h.x.row(t) + head), p, dy);
+      if (h.x.grad != nullptr) {
+        add_to(h.x.grad_row(t) + head, d.x);
+      }
+      sum += d.p;
+    }
+  }
+  if (partial == nullptr) {
+    return;
+  }
+  part[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y == 0 && head < h.x.channels) {
+    sum = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kHeadRows; ++i) {
+      sum += part[i][threadIdx.x];
+    }
+    partial[head * chunks + piece] = sum;
+  }
+}
+
+/// grad[i] += the sum of partial (count, chunks) over its chunks: a warp each.
+__global__ void __launch_bounds__(kThreads)
+    add_partial_sums(const float* partial, int64_t count, int64_t chunks, float* grad) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  if (i >= count) {
+    return;
+  }
+  float sum = 0.0F;
+#pragma unroll 4
+  for (int64_t k = threadIdx.x % 32; k < chunks; k += 32) {
+    sum += partial[i * chunks + k];
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) {
+    grad[i] += sum;
+  }
+}
+
+template <class T, class Function>
+void run_head_backward(const PerHead<T>& h, const Launch& on, const char* operation,
+                       const Function& f) {
+  const int64_t tokens = h.x.count();
+  const int64_t heads = h.x.channels;
+  if (tokens == 0) {
+    return;
+  }
+  const int64_t chunk = ceil_div(tokens, kChunks) < 32 ? 32 : ceil_div(tokens, kChunks);
+  const int64_t chunks = ceil_div(tokens, chunk);
+  float* partial = h.p.grad == nullptr ? nullptr : scratch<float>(on, heads * chunks);
+  launch(on, operation, head_backward<T, Function>,
+         static_cast<unsigned>(chunks * ceil_div(heads, kHeadColumns)),
+         dim3(kHeadColumns, kHeadRows), 0, h, f, chunks, chunk, partial);
+  if (partial != nullptr) {
+    launch(on, operation, add_partial_sums, static_cast<unsigned>(ceil_div(heads, kThreads / 32)),
+           kThreads, 0, partial, heads, chunks, h.p.grad);
+  }
+}
+
+// --- Copies of heads. A thread takes its elements of a head and all of its copies.
+template <class T>
+struct RepeatForward {
+  RepeatHeads<T> h;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    const auto x = *reinterpret_cast<const Packed<kVec, T>*>(h.x.data + at.in(h.x.rows));
+    T* y = h.y.data + at.row * h.times * h.x.channels + at.channel;
+    for (int64_t i = 0; i < h.times; ++i) {
+      *reinterpret_cast<Packed<kVec, T>*>(y + i * h.x.channels) = x;
+    }
+  }
+};
+
+template <class T>
+struct RepeatBackward {
+  RepeatHeads<T> h;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    T* at_x = h.x.grad + at.in(h.x.rows);
+    const T* at_y = h.y.grad + at.row * h.times * h.x.channels + at.channel;
+    float dx[kVec];
+    load_n<kVec>(at_x, dx);
+#pragma unroll 4
+    for (int64_t i = 0; i < h.times; ++i) {
+      float dy[kVec];
+      load_n<kVec>(at_y + i * h.x.channels, dy);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) {
+        dx[j] += dy[j];
+      }
+    }
+    store_n<kVec>(at_x, dx);
+  }
+};
+
+template <class T, class Body>
+void run_repeat(const RepeatHeads<T>& h, const Launch& on, const char* operation,
+                const Body& body) {
+  constexpr int64_t kVec = 16 / sizeof(T);
+  run_each(on, operation, h.x, aligned(h.x, kVec) && aligned(h.y, kVec), false, body);
+}
+
+}  // namespace
+
+void swiglu_forward(const Pointwise<float>& p, const Launch& on) {
+  run_swiglu(p, on, "swiglu", SwigluForward<float>{p});
+}
+void swiglu_forward(const Pointwise<bf16>& p, const Launch& on) {
+  run_swiglu(p, on, "swiglu", SwigluForward<bf16>{p});
+}
+void swiglu_backward(const Pointwise<float>& p, const Launch& on) {
+  run_swiglu(p, on, "swiglu's gradient", SwigluBackward<float>{p});
+}
+void swiglu_backward(const Pointwise<bf16>& p, const Launch& on) {
+  run_swiglu(p, on, "swiglu's gradient", SwigluBackward<bf16>{p});
+}
+
+void sigmoid_forward(const Sigmoid<float>& s, const Launch& on) {
+  run_sigmoid(s, on, "sigmoid", SigmoidForward<float>{s});
+}
+void sigmoid_forward(const Sigmoid<bf16>& s, const Launch& on) {
+  run_sigmoid(s, on, "sigmoid", SigmoidForward<bf16>{s});
+}
+void sigmoid_backward(const Sigmoid<float>& s, const Launch& on) {
+  run_sigmoid(s, on, "sigmoid's gradient", SigmoidBackward<float>{s});
+}
+void sigmoid_backward(const Sigmoid<bf16>& s, const Launch& on) {
+  run_sigmoid(s, on, "sigmoid's gradient", SigmoidBackward<bf16>{s});
+}
+
+void add_scaled_forward(const AddScaled<float>& s, const Launch& on) {
+  run_add_scaled(s, on, "add_scaled", AddScaledForward<float>{s});
+}
+void add_scaled_forward(const AddScaled<bf16>& s, const Launch& on) {
+  run_add_scaled(s, on, "add_scaled", AddScaledForward<bf16>{s});
+}
+void add_scaled_backward(const AddScaled<float>& s, const Launch& on) {
+  run_add_scaled(s, on, "add_scaled's gradient", AddScaledBackward<float>{s});
+}
+void add_scaled_backward(const AddScaled<bf16>& s, const Launch& on) {
+  run_add_scaled(s, on, "add_scaled's gradient", AddScaledBackward<bf16>{s});
+}
+
+void step_size_forward(const PerHead<float>& h, const Launch& on) {
+  run_head_forward(h, on, "step_size", StepSize{h.lo, h.hi});
+}
+void step_size_forward(const PerHead<bf16>& h, const Launch& on) {
+  run_head_forward(h, on, "step_size", StepSize{h.lo, h.hi});
+}
+void step_size_backward(const PerHead<float>& h, const Launch& on) {
+  run_head_backward(h, on, "step_size's gradient", StepSize{h.lo, h.hi});
+}
+void step_size_backward(const PerHead<bf16>& h, const Launch& on) {
+  run_head_backward(h, on, "step_size's gradient", StepSize{h.lo, h.hi});
+}
+
+void log_decay_forward(const PerHead<float>& h, const Launch& on) {
+  run_head_forward(h, on, "log_decay", LogDecay{});
+}
+void log_decay_forward(const PerHead<bf16>& h, const Launch& on) {
+  run_head_forward(h, on, "log_decay", LogDecay{});
+}
+void log_decay_backward(const PerHead<float>& h, const Launch& on) {
+  run_head_backward(h, on, "log_decay's gradient", LogDecay{});
+}
+void log_decay_backward(const PerHead<bf16>& h, const Launch& on) {
+  run_head_backward(h, on, "log_decay's gradient", LogDecay{});
+}
+
+void repeat_heads_forward(const RepeatHeads<float>& h, const Launch& on) {
+  run_repeat(h, on, "repeat_heads", RepeatForward<float>{h});
+}
+void repeat_heads_forward(const RepeatHeads<bf16>& h, const Launch& on) {
+  run_repeat(h, on, "repeat_heads", RepeatForward<bf16>{h});
+}
+void repeat_heads_backward(const RepeatHeads<float>& h, const Launch& on) {
+  run_repeat(h, on, "repeat_heads's gradient", RepeatBackward<float>{h});
+}
+void repeat_heads_backward(const RepeatHeads<bf16>& h, const Launch& on) {
+  run_repeat(h, on, "repeat_heads's gradient", RepeatBackward<bf16>{h});
+}
+
+}  // namespace cambium::cuda

@@ -1,0 +1,100 @@
+// Rotary position embedding. A thread turns kVec pairs of a head: 16 bytes of its first half and 16
+// of its second, or copies 16 bytes of what is not turned. The cosines and sines of a token come
+// from memory once and from the cache for its other heads.
+#include "ops/cuda.cuh"
+#include "ops/rope/rope_kernels.h"
+
+namespace cambium::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <int kVec>
+__device__ __forceinline__ void load_angles(const float* p, float (&out)[kVec]) {
+  constexpr int kStep = kVec < 4 ? kVec : 4;
+#pragma unroll
+  for (int i = 0; i < kVec; i += kStep) {
+    float part[kStep];
+    load_n<kStep>(p + i, part);
+#pragma unroll
+    for (int j = 0; j < kStep; ++j) {
+      out[i + j] = part[j];
+    }
+  }
+}
+
+template <int kVec, bool kBackward, class T>
+__global__ void __launch_bounds__(kThreads) turn(Rope<T> a, int64_t count) {
+  const int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (unit >= count) {
+    return;
+  }
+  // The units of a head: its pairs, then what is copied.
+  const int64_t units = (a.x.channels - a.half) / kVec;
+  const int64_t row = unit / units;
+  const int64_t c = unit % units * kVec;
+  const T* in = kBackward ? a.y.grad_row(row) : a.x.row(row);
+  T* out = kBackward ? a.x.grad_row(row) : a.y.row(row);
+  // What the result is added to.
+  float y1[kVec] = {};
+  float y2[kVec] = {};
+  float x1[kVec];
+  float x2[kVec];
+  load_n<kVec>(in + a.half + c, x2);
+  if constexpr (kBackward) {
+    load_n<kVec>(out + a.half + c, y2);
+  }
+  if (c >= a.half) {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      y2[i] += x2[i];
+    }
+    store_n<kVec>(out + a.half + c, y2);
+    return;
+  }
+  const int64_t angle = row / a.x.rows.inner * a.half + c;
+  float cos[kVec];
+  float sin[kVec];
+  load_n<kVec>(in + c, x1);
+  if constexpr (kBackward) {
+    load_n<kVec>(out + c, y1);
+  }
+  load_angles(a.cos + angle, cos);
+  load_angles(a.sin + angle, sin);
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) {
+    const float s = kBackward ? -sin[i] : sin[i];
+    y1[i] += x1[i] * cos[i] - x2[i] * s;
+    y2[i] += x2[i] * cos[i] + x1[i] * s;
+  }
+  store_n<kVec>(out + c, y1);
+  store_n<kVec>(out + a.half + c, y2);
+}
+
+template <bool kBackward, class T>
+void run_rope(const Rope<T>& a, const Launch& on) {
+  constexpr int kVec = 16 / sizeof(T);
+  const bool vectors = aligned(a.x, kVec) && aligned(a.y, kVec) && a.half % kVec == 0 &&
+                       aligned(a.cos) && aligned(a.sin);
+  const int64_t count = a.x.count() * ((a.x.channels - a.half) / (vectors ? kVec : 1));
+  launch(on, kBackward ? "rope's gradient" : "rope",
+         vectors ? turn<kVec, kBackward, T> : turn<1, kBackward, T>,
+         static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0, a, count);
+}
+
+}  // namespace
+
+void rope_forward(const Rope<float>& a, const Launch& on) {
+  run_rope<false>(a, on);
+}
+void rope_forward(const Rope<bf16>& a, const Launch& on) {
+  run_rope<false>(a, on);
+}
+void rope_backward(const Rope<float>& a, const Launch& on) {
+  run_rope<true>(a, on);
+}
+void rope_backward(const Rope<bf16>& a, const Launch& on) {
+  run_rope<true>(a, on);
+}
+
+}  // namespace cambium::cuda

@@ -1,0 +1,200 @@
+// What the scan's CUDA kernels share. A thread has kStates states of one channel in registers,
+// kLanes neighbouring threads the states of a channel. What is of a token and channel alone (the
+// step, the gate) is worked out by one of them for some of kTokens tokens and handed to the others;
+// sums over states come back the same way.
+//
+// A segment may be cut into spans, multiples of kKeptTokens, that are scanned beside each other: of
+// each span what it makes of a state of zero and the sum of its steps; from these the states where
+// spans meet, span after span; then all of the span from the state before it.
+#pragma once
+
+#include <memory>
+
+#include "ops/cuda.cuh"
+#include "ops/selective_scan/selective_scan_kernels.h"
+
+namespace cambium::cuda {
+
+inline constexpr int kScanThreads = 128;
+/// Forward keeps the states before every so many tokens.
+inline constexpr int64_t kKeptTokens = 64;
+inline constexpr unsigned kAllLanes = 0xffffffffU;
+
+// --- Spans.
+
+/// Spans as kernels take them. Without arrays every segment is one.
+struct ScanSpans {
+  int64_t count = 0;
+  int64_t tokens = 0;                   // of a span that is not the last of its segment
+  const int32_t* segment = nullptr;     // (count)
+  const int32_t* begin = nullptr;       // (count): the first token, counted in the segment
+  const int32_t* first_span = nullptr;  // (segments + 1)
+  const int32_t* first_kept = nullptr;  // (segments): its first kept state
+};
+
+/// One of them.
+struct ScanSpan {
+  int64_t segment, begin, end;
+  bool last;
+
+  __device__ __forceinline__ ScanSpan(const SegmentWalk& walk, const ScanSpans& spans, int64_t i) {
+    segment = spans.segment == nullptr ? i : spans.segment[i];
+    begin = spans.segment == nullptr ? 0 : spans.begin[i];
+    end = walk.length(segment);
+    last = spans.segment == nullptr || end - begin <= spans.tokens;
+    end = last ? end : begin + spans.tokens;
+  }
+};
+
+struct ScanPlan {
+  struct Key {
+    int64_t tokens;
+    bool operator==(const Key&) const = default;
+  };
+  Key key;
+  DeviceArray memory;
+  ScanSpans spans;
+  bool cut = false;  // whether a segment has more than one
+};
+/// Spans of `tokens` tokens; `segments` is of the host.
+std::shared_ptr<const ScanPlan> scan_plan(const SegmentWalk& segments, int64_t tokens,
+                                          const Launch& on);
+
+/// No cuts: longer than any segment.
+inline constexpr int64_t kWholeSegments = int64_t{1} << 40;
+/// How many tokens a span takes where a span occupies `warps` warps and the GPU has `slots` for
+/// them. Cutting repeats part of the work: not where a third of the slots is taken without.
+int64_t span_tokens(const DeviceSegments& segments, int64_t warps, int64_t slots);
+
+/// Adds up: state before span i + 1 = exp(A sum of steps) state before i + local[i]. `carry`
+/// (spans, d, N) has the local states and gets those before the spans. `initial`: the states before
+/// the segments count; else zero. Backward: of gradients, from the last span to the first.
+template <class T>
+void carry_over_spans(const SelectiveScan<T>& a, const ScanSpans& spans, float* carry,
+                      const float* step_sums, bool backward, const Launch& on);
+
+// --- Arithmetic: for bf16 by the hardware's approximations, whose errors are far below bf16's.
+
+template <class T>
+struct ScanMath {
+  static constexpr float kRateUnit = 1.0F;
+  __device__ __forceinline__ static float rate(float a_log) { return -expf(a_log); }
+  __device__ __forceinline__ static float decay(float x) { return expf(x); }
+  __device__ __forceinline__ static float gate(float x) { return sigmoid(x); }
+  __device__ __forceinline__ static float softplus(float x) {
+    return x > 20.0F ? x : log1pf(expf(x));
+  }
+};
+template <>
+struct ScanMath<bf16> {
+  static constexpr float kRateUnit = 0.693147180559945309F;  // rates are of powers of two
+  __device__ __forceinline__ static float rate(float a_log) {
+    return -1.44269504088896341F * expf(a_log);
+  }
+  __device__ __forceinline__ static float decay(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+  }
+  __device__ __forceinline__ static float gate(float x) {
+    return __fdividef(1.0F, 1.0F + __expf(-x));
+  }
+  __device__ __forceinline__ static float softplus(float x) {
+    const float e = __expf(x);
+    const float series = e * (1.0F - e * (0.5F - e * (0.333333333F - 0.25F * e)));
+    return x > 20.0F ? x : e < 0.03125F ? series : __logf(1.0F + e);
+  }
+};
+
+// --- Rows of states, kStates of N from `first` on; kFull: there are as many, in 16-byte steps.
+
+template <int kStates, bool kFull, class T>
+__device__ __forceinline__ void load_states(const T* row, int64_t first, int64_t n,
+                                            float (&out)[kStates]) {
+  if constexpr (kFull) {
+    constexpr int kWidth =
+        static_cast<int>(16 / sizeof(T)) < kStates ? static_cast<int>(16 / sizeof(T)) : kStates;
+#pragma unroll
+    for (int i = 0; i < kStates; i += kWidth) {
+      float pack[kWidth];
+      load_n<kWidth>(row + first + i, pack);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        out[i + j] = pack[j];
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) {
+      out[i] = first + i < n ? load(row + first + i) : 0.0F;
+    }
+  }
+}
+template <int kStates, bool kFull>
+__device__ __forceinline__ void store_states(float* row, int64_t first, int64_t n,
+                                             const float (&in)[kStates]) {
+#pragma unroll
+  for (int i = 0; i < kStates; i += kFull ? 4 : 1) {
+    if constexpr (kFull) {
+      *reinterpret_cast<float4*>(row + first + i) =
+          make_float4(in[i], in[i + 1], in[i + 2], in[i + 3]);
+    } else if (first + i < n) {
+      row[first + i] = in[i];
+    }
+  }
+}
+/// The rates of a channel's states; zero for those that are not.
+template <int kStates, bool kFull, class T>
+__device__ __forceinline__ void load_rates(const SelectiveScan<T>& a, int64_t channel,
+                                           int64_t first, float (&rate)[kStates]) {
+  load_states<kStates, kFull>(a.a_log.data + channel * a.states, first, a.states, rate);
+#pragma unroll
+  for (int i = 0; i < kStates; ++i) {
+    rate[i] = first + i < a.states ? ScanMath<T>::rate(rate[i]) : 0.0F;
+  }
+}
+
+// --- Between threads.
+
+/// The sums of kValues values over kCount lanes that lie kStride apart, dealt to the lanes: lane q
+/// gets those from q * kValues / kCount on, in the first places.
+template <int kCount, int kStride, int kValues>
+__device__ __forceinline__ void sum_and_deal(float (&v)[kValues], int q) {
+  int held = kValues;
+#pragma unroll
+  for (int bit = kCount / 2; bit > 0; bit /= 2) {
+    if (held > 1) {
+      held /= 2;
+      const bool upper = (q & bit) != 0;
+#pragma unroll
+      for (int i = 0; i < kValues / 2; ++i) {
+        if (i < held) {
+          const float give = upper ? v[i] : v[i + held];
+          const float keep = upper ? v[i + held] : v[i];
+          v[i] = keep + __shfl_xor_sync(kAllLanes, give, bit * kStride);
+        }
+      }
+    } else {
+      v[0] += __shfl_xor_sync(kAllLanes, v[0], bit * kStride);
+    }
+  }
+}
+
+/// How kTokens tokens are dealt to the kLanes lanes of a channel.
+template <int kTokens, int kLanes>
+struct Deal {
+  static constexpr int kOwn = kTokens > kLanes ? kTokens / kLanes : 1;   // tokens of a lane
+  static constexpr int kSame = kLanes > kTokens ? kLanes / kTokens : 1;  // lanes of a token
+  __device__ __forceinline__ static int first(int lane) { return lane / kSame * kOwn; }
+  __device__ __forceinline__ static bool leads(int lane) { return lane % kSame == 0; }
+  /// What the lane of token j found.
+  __device__ __forceinline__ static float of(const float (&x)[kOwn], int j) {
+    if constexpr (kLanes == 1 || kTokens == 1) {
+      return x[j];
+    } else {
+      return __shfl_sync(kAllLanes, x[j % kOwn], j / kOwn * kSame, kLanes);
+    }
+  }
+};
+
+}  // namespace cambium::cuda
