@@ -3,6 +3,7 @@
 
 #include "base/signals.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "eval/problem_source.h"
 #include "train/train_job.h"
 
@@ -15,6 +16,7 @@ struct DistillArgs {
   std::vector<int64_t> layers;
   int64_t steps = 100, sequence = 1024, sequences = 1, warmup = 10, seed = 1, every = 0;
   double rate = 3e-4, reverse_kl = 1.0, forward_kl = 0.0, cross_entropy = 0.0, temperature = 1.0;
+  DeviceOption device;
   bool mixers_only = false, resume = false, checkpoint_layers = false;
 };
 
@@ -43,10 +45,12 @@ int run(const DistillArgs& a) {
   const ProblemSpec problems = read_problem_spec(table.table("problems"));
   table.expect_all_used();
   check_fields(config, "distill");
+  const Device device = a.device.device();
+  activations_of(config.precision, device);
   const std::shared_ptr<RunFolder> folder = claim_training_folder(a.output, a.resume, {"model"});
   std::optional<StopAnywhere> stop("the run has not begun");
-  LoadedModel student = load_model(a.student);
-  LoadedModel teacher = load_model(a.teacher);
+  LoadedModel student = load_model(a.student, load_on(device));
+  LoadedModel teacher = load_model(a.teacher, load_on(device));
   const Tokenizer tokenizer = Tokenizer::load(a.student);
   expect(tokenizer.fingerprint() == Tokenizer::load(a.teacher).fingerprint(),
          "{} and {} have different tokenizers; a student learns from a teacher with the same ids",
@@ -64,9 +68,9 @@ int run(const DistillArgs& a) {
   Trainer trainer(*student.model, student.weights, config, *source, teacher.model.get());
   stop.reset();  // from here on the trainer keeps what it has
   const TrainSummary summary = trainer.run();
-  student.weights.set_trainable(*student.model, nullptr);
   folder->expect_present();
-  save_trained(*student.model, std::filesystem::path(a.output) / "model", a.student,
+  save_trained(*student.model, student.weights, std::filesystem::path(a.output) / "model",
+               a.student,
                {{"student", a.student},
                 {"teacher", a.teacher},
                 {"tokens", summary.tokens},
@@ -97,6 +101,7 @@ Action declare(Args& args) {
   args.option("seed", "order of the data", &a->seed);
   args.option("checkpoint-every", "steps between checkpoints (0 = at the end)", &a->every);
   args.option("set", "train.KEY=value or problems.KEY=value, as in plans", &a->set);
+  a->device.declare(args);
   args.flag("mixers-only", "train the converted layers' mixers only", &a->mixers_only);
   args.flag("checkpoint-layers", "recompute activations: less memory, more time",
             &a->checkpoint_layers);

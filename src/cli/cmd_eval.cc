@@ -30,6 +30,7 @@ struct EvalArgs {
   std::vector<std::string> set;
   int64_t count = 100, seed = 1, batch = 32, max_new_tokens = 256, max_tokens = 512;
   double temperature = 0.0;
+  DeviceOption device;
   bool chat = false, json = false;
 };
 
@@ -38,7 +39,8 @@ Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
   const HeldOut documents(*source, a.count, a.max_tokens);
   LoadedModel teacher;
   if (!a.teacher.empty()) {
-    teacher = load_model(a.teacher, {.storage = MatrixStorage::kStored});
+    teacher =
+        load_model(a.teacher, {.storage = MatrixStorage::kStored, .device = a.device.device()});
   }
   const LossSums sums = total(documents.measure(model, teacher.model.get()));
   const auto tokens = static_cast<double>(sums.tokens);
@@ -94,7 +96,8 @@ void check_applies(const EvalArgs& a) {
 int run_eval(const EvalArgs& a) {
   check_applies(a);
   const StopAnywhere stop("nothing is written: answers are graded when all came");
-  LoadedModel loaded = load_model(a.model, {.storage = MatrixStorage::kStored});
+  LoadedModel loaded =
+      load_model(a.model, {.storage = MatrixStorage::kStored, .device = a.device.device()});
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.chat) {
     tokenizer.expect_chat(a.model, "leave --chat away");
@@ -163,6 +166,7 @@ Action declare_eval(Args& args) {
   args.option("temperature", "0 = greedy", &a->temperature);
   args.option("batch", "problems at once", &a->batch, {1, 4096});
   args.option("output,o", "file for every question, response and grade, or the losses", &a->output);
+  a->device.declare(args);
   args.flag("chat", "ask through the chat template", &a->chat);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run_eval(*a); };
@@ -173,12 +177,14 @@ struct BenchArgs {
   std::vector<int64_t> contexts;
   std::string storage = "stored", cache = "bf16";
   int64_t batch = 1, decode = 32, repeats = 5;
+  DeviceOption device;
   bool json = false;
 };
 
 int run_bench(const BenchArgs& a) {
   LoadOptions load;
   load.storage = parse_storage(a.storage);
+  load.device = a.device.device();
   expect(!a.models.empty() || !a.random.empty(),
          "bench: expected a checkpoint folder, or --random-weights with a configuration");
   const StopAnywhere stop("nothing is measured to its end");
@@ -189,7 +195,7 @@ int run_bench(const BenchArgs& a) {
     loaded.push_back(load_model(dir, load));
   }
   for (const std::string& config : a.random) {
-    loaded.push_back(random_model(read_spec(config), load.storage, 1));
+    loaded.push_back(random_model(read_spec(config), load.storage, 1, load.device));
     names.push_back(config + " (random weights)");
   }
   for (LoadedModel& m : loaded) {
@@ -245,6 +251,7 @@ Action declare_bench(Args& args) {
   args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &a->cache);
   args.choice("storage", "of matrices in memory; random weights: stored is f32",
               {"stored", "f32", "bf16"}, &a->storage);
+  a->device.declare(args);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run_bench(*a); };
 }

@@ -25,6 +25,7 @@ struct GenerateArgs {
   std::string model, prompt, input, output, storage = "stored", cache = "bf16", system;
   int64_t max_new_tokens = 256, batch = 16;
   SamplingOptions sampling;
+  DeviceOption device;
   bool chat = false, question = false;
 };
 
@@ -35,11 +36,13 @@ void sampling_options(Args& args, GenerateArgs& a) {
   args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &a.cache);
   args.choice("storage", "how matrices are kept in memory; stored is as in the file",
               {"stored", "f32", "bf16"}, &a.storage);
+  a.device.declare(args);
 }
 
 LoadedModel load(const GenerateArgs& a) {
   LoadOptions options;
   options.storage = parse_storage(a.storage);
+  options.device = a.device.device();
   return load_model(a.model, options);
 }
 

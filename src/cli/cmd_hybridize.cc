@@ -3,6 +3,7 @@
 #include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "hybrid/pipeline.h"
 
 namespace cambium {
@@ -12,6 +13,7 @@ struct HybridizeArgs {
   std::string plan, teacher, output;
   std::vector<std::string> set, words;
   double flops = 4e14;
+  DeviceOption device;
   bool resume = false;
   bool dry_run = false;
 };
@@ -56,6 +58,7 @@ int run(const HybridizeArgs& args) {
   PipelineOptions options;
   options.folder = output;
   options.resume = args.resume;
+  options.device = args.device.device();
   options.command = join(args.words, " ");
   const RunSummary run = run_pipeline(plan, options);
   print_table(run);
@@ -94,6 +97,7 @@ Action declare(Args& args) {
   args.option("set", "change a key of the plan: key=value, may be repeated", &a->set);
   args.option("flops", "FLOP/s that training reaches, for the times of --dry-run", &a->flops,
               reals_above(0.0));
+  a->device.declare(args);
   args.flag("resume", "go on with a run that was stopped", &a->resume);
   args.flag("dry-run", "say what the plan would do, take and need; load nothing", &a->dry_run);
   return [a] { return run(*a); };

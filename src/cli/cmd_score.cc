@@ -5,6 +5,7 @@
 #include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "hybrid/measure.h"
 #include "hybrid/placement.h"
 #include "hybrid/scoring.h"
@@ -20,6 +21,7 @@ struct ScoreArgs {
   int64_t window = -1, steps = -1, sequence = -1, problems = -1, max_new_tokens = -1;
   double rate = -1.0;
   int64_t documents = 32, max_tokens = 512, seed = 1;
+  DeviceOption device;
   bool fresh = false;
 };
 
@@ -87,10 +89,11 @@ int run_score(const ScoreArgs& args) {
   const ScoreOptions options = score_options(args, method);
   check_scores_path(args.output);
   const StopAnywhere stop("nothing is scored");
-  LoadedModel base = load_model(args.model, {.storage = MatrixStorage::kStored});
+  const LoadOptions load{.storage = MatrixStorage::kStored, .device = args.device.device()};
+  LoadedModel base = load_model(args.model, load);
   LoadedModel original;
   if (!args.teacher.empty()) {
-    original = load_model(args.teacher, {.storage = MatrixStorage::kStored});
+    original = load_model(args.teacher, load);
   }
   Model& teacher = original.model ? *original.model : *base.model;
 
@@ -147,6 +150,7 @@ Action declare_score(Args& args) {
   args.option("seed", "of data and of what starts at random", &a->seed);
   args.option("output,o", "file of scores; goes on with what it holds of the same question",
               &a->output);
+  a->device.declare(args);
   args.flag("fresh", "start anew where the file holds scores of something else", &a->fresh);
   return [a] { return run_score(*a); };
 }

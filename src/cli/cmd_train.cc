@@ -5,6 +5,7 @@
 #include "base/progress.h"
 #include "base/signals.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "eval/problem_source.h"
 #include "eval/quality.h"
 #include "text/tokenizer_train.h"
@@ -17,6 +18,7 @@ struct TrainArgs {
   std::string plan, output, model;
   std::vector<std::string> set;
   int64_t stop_after = 0;
+  DeviceOption device;
   bool resume = false;
 };
 
@@ -95,6 +97,8 @@ int run(const TrainArgs& args) {
   defaults.seed = seed;
   TrainConfig config = read_train_config(plan.table("train"), defaults);
   plan.expect_all_used();
+  const Device device = args.device.device();
+  const Dtype activations = activations_of(config.precision, device);
   config.folder = folder.string();
   config.resume = args.resume;
   config.run_folder = claim_training_folder(folder, args.resume, {"model", "tokenizer"});
@@ -111,15 +115,19 @@ int run(const TrainArgs& args) {
                                   : prepare_tokenizer(job.tokenizer, problems, seed, tokenizer_dir);
   LoadedModel model = args.model.empty()
                           ? fresh_model(model_spec(shape, tokenizer), seed, shape.init_std)
-                          : load_model(args.model);
+                          : load_model(args.model, load_on(device));
+  model.weights.move_to(*model.model, device);
   const std::shared_ptr<DocumentSource> source =
       job.data.empty()
           ? problem_source(tokenizer, problems, Split::kTrain, seed, job.learn_whole_every)
           : load_jsonl(job.data, tokenizer);
   Trainer trainer(*model.model, model.weights, config, *source);
-  say("training {} parameters for {}; log in {}/log.jsonl", model.model->parameter_count(),
+  say("training {} parameters for {}{}; log in {}/log.jsonl", model.model->parameter_count(),
       config.tokens > 0 ? fmt::format("{} tokens", config.tokens)
                         : fmt::format("{} steps", config.steps),
+      device.kind == Device::kCpu
+          ? std::string()
+          : fmt::format(" on {}, activations in {}", device.describe(), dtype_name(activations)),
       folder.string());
   stop.reset();  // from here on the trainer keeps what it has
   int64_t taken = 0;
@@ -133,7 +141,7 @@ int run(const TrainArgs& args) {
   const std::string tokenizer_from =
       std::filesystem::exists(tokenizer_dir / "tokenizer.json") ? tokenizer_dir.string() : "";
   config.run_folder->expect_present();
-  save_trained(*model.model, folder / "model", tokenizer_from,
+  save_trained(*model.model, model.weights, folder / "model", tokenizer_from,
                {{"command", "cambium train " + args.plan},
                 {"seed", seed},
                 {"steps", summary.steps},
@@ -153,6 +161,7 @@ Action declare(Args& args) {
   args.option("set", "change a key of the plan: key=value, may be repeated", &a->set);
   args.option("stop-after", "stop (with a checkpoint) after so many steps; 0 = run to the end",
               &a->stop_after);
+  a->device.declare(args);
   args.flag("resume", "go on from the newest checkpoint of the folder", &a->resume);
   return [a] { return run(*a); };
 }

@@ -5,6 +5,7 @@
 #include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "eval/verify.h"
 #include "eval/verify_values.h"
 #include "hybrid/folder_check.h"
@@ -16,6 +17,7 @@ namespace {
 
 struct VerifyArgs {
   std::string model, tokenizer, reference;
+  DeviceOption device;
   bool accept = false;
 };
 
@@ -88,7 +90,7 @@ int run(const VerifyArgs& args) {
       args.reference.empty()
           ? (std::filesystem::path(args.model) / "reference.safetensors").string()
           : args.reference;
-  LoadedModel loaded = load_model(args.model);
+  LoadedModel loaded = load_model(args.model, {.device = args.device.device()});
   if (reference.ends_with(".json")) {
     return run_values(*loaded.model, reference);
   }
@@ -116,6 +118,7 @@ Action declare(Args& args) {
               "file with tokens.K, logits.K, greedy.K (MODEL/reference.safetensors), or of texts, "
               "ids and chats (DIR/reference.json)",
               &a->reference);
+  a->device.declare(args);
   args.flag("accept", "the files are as they should be: write checksums.json anew", &a->accept);
   return [a] { return run(*a); };
 }

@@ -1,10 +1,13 @@
 #include "cli/options.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/progress.h"
+#include "tensor/device_memory.h"
 
 namespace cambium {
 
@@ -25,6 +28,39 @@ void ResultFile::write(std::string_view text) {
   }
   fmt::print("{}", text);
   std::fflush(stdout);
+}
+
+void DeviceOption::declare(Args& args) {
+  args.option("device", "auto (a GPU where one can be used), cpu, cuda, cuda:N", &name);
+}
+
+Device DeviceOption::device() const {
+  if (name == "cpu") {
+    return Device::kCpu;
+  }
+  if (name == "auto") {
+    if (cuda_devices() > 0) {
+      return Device::kCuda;
+    }
+    static const bool said = [] {
+      if (kCudaBuild) {
+        say("note: the CPU computes: {}", why_no_cuda());
+      }
+      return true;
+    }();
+    static_cast<void>(said);
+    return Device::kCpu;
+  }
+  int64_t index = name == "cuda" ? 0 : -1;
+  if (name.starts_with("cuda:") && name.size() > 5 && name.size() < 8 &&
+      std::all_of(name.begin() + 5, name.end(), [](char c) { return c >= '0' && c <= '9'; })) {
+    index = std::stoi(name.substr(5));
+  }
+  expect(index >= 0, "--device: expected auto, cpu, cuda or cuda:N, got '{}'", name);
+  expect(index<cuda_devices(), "--device: there is no {}: {}", name, cuda_devices()> 0
+             ? fmt::format("the machine has {} of them", cuda_devices())
+             : why_no_cuda());
+  return {Device::kCuda, static_cast<uint8_t>(index)};
 }
 
 void SamplingOptions::declare(Args& args) {

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "cli/args.h"
 #include "ops/sampling/sampling.h"
+#include "tensor/device.h"
 
 namespace cambium {
 
@@ -21,6 +22,15 @@ class ResultFile {
 
  private:
   std::unique_ptr<AtomicFile> file_;
+};
+
+/// --device: auto (a CUDA device where there is one that can be used), cpu, cuda or cuda:N.
+struct DeviceOption {
+  std::string name = "auto";
+
+  void declare(Args& args);
+  /// Error where it is not there. Says once, for auto in a build with CUDA, why the CPU computes.
+  Device device() const;
 };
 
 struct SamplingOptions {

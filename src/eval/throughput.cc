@@ -34,15 +34,26 @@ class Stopwatch {
   std::clock_t cpu_start_ = std::clock();
 };
 
+/// Tokens of a sequence in one call: some 16,384 of all sequences on a GPU.
+int64_t chunk_of(const Model& model, const ThroughputConfig& config) {
+  if (config.prefill_chunk != 0) {
+    return config.prefill_chunk;
+  }
+  return model.device().kind == Device::kCpu
+             ? 256
+             : std::max<int64_t>(64, 16384 / config.batch / 64 * 64);
+}
+
 Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
+  const int64_t chunk = chunk_of(model, config);
   CacheConfig cache_config;
   cache_config.max_sequences = config.batch;
   cache_config.max_tokens = context + config.decode_tokens + 1;
-  cache_config.piece_tokens = config.prefill_chunk;
+  cache_config.piece_tokens = chunk;
   cache_config.values = config.cache_values;
   Cache cache(model, cache_config);
-  Arena arena;
-  Context ctx{.arena = &arena};
+  Workspace workspace(model.device());
+  Context ctx = context_for(model, workspace);
   std::vector<int64_t> slots;
   for (int64_t i = 0; i < config.batch; ++i) {
     slots.push_back(cache.open(cache_config.max_tokens));
@@ -51,9 +62,9 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
   std::vector<int32_t> piece;
   Batch batch;
   const auto call = [&] {
-    const ArenaScope scope(arena);
+    const WorkspaceScope scope(workspace);
     const Tensor hidden = model.forward(ctx, batch, {.states = cache.prepare(batch)});
-    const Tensor last = arena.empty(hidden.dtype, {config.batch, hidden.dim(1)});
+    const Tensor last = ctx.arena->empty(hidden.dtype, {config.batch, hidden.dim(1)});
     std::vector<int64_t> rows;
     for (int64_t s = 0; s < config.batch; ++s) {
       rows.push_back(batch.last_row(s));
@@ -68,8 +79,8 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
   const auto prefilled = static_cast<double>(config.batch * context);
   const auto decoded = static_cast<double>(config.batch * config.decode_tokens);
   const Stopwatch prefill;
-  for (int64_t at = 0; at < context; at += config.prefill_chunk) {
-    const int64_t end = std::min(context, at + config.prefill_chunk);
+  for (int64_t at = 0; at < context; at += chunk) {
+    const int64_t end = std::min(context, at + chunk);
     piece.clear();
     for (int64_t p = at; p < end; ++p) {
       piece.push_back(token(p));

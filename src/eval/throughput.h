@@ -14,7 +14,7 @@ struct ThroughputConfig {
   int64_t batch = 1;                            // sequences at once
   int64_t decode_tokens = 32;                   // steps timed after the context
   int64_t repeats = 3;
-  int64_t prefill_chunk = 256;
+  int64_t prefill_chunk = 0;  // 0: 256, on a GPU as many as fill it
   Dtype cache_values = Dtype::kBF16;
 };
 

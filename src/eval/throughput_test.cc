@@ -65,7 +65,7 @@ TEST(ThroughputErrors, NameWhatIsWrong) {
               {{.decode_tokens = 0}, "batch, repeats and decode tokens above 0"},
               {{.repeats = -1}, "batch, repeats and decode tokens above 0"},
               {{.contexts = {8, 0}}, "context above 0 tokens, got 0"},
-              {{.contexts = {8}, .prefill_chunk = 0}, "piece_tokens above 0"}};
+              {{.contexts = {8}, .prefill_chunk = -1}, "piece_tokens above 0"}};
   for (const auto& row : rows) {
     const std::string message =
         testing::error_of([&] { measure_throughput({model.model.get()}, row.config); });

@@ -8,6 +8,7 @@
 #include "files/safetensors.h"
 #include "ops/recurrence/recurrence.h"
 #include "serve/cache.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -93,8 +94,8 @@ double kl(Row reference, Row ours) {
 class Runner {
  public:
   /// `prompt` is the length of the sequence for rotations that depend on it.
-  Runner(Model& model, Arena& arena, Cache* cache, int64_t prompt, int64_t most)
-      : model_(model), arena_(arena), cache_(cache), prompt_(prompt) {
+  Runner(Model& model, Workspace& workspace, Cache* cache, int64_t prompt, int64_t most)
+      : model_(model), workspace_(workspace), cache_(cache), prompt_(prompt) {
     if (cache_ != nullptr) {
       slot_ = cache_->open(most);
       CAMBIUM_CHECK(slot_ >= 0);
@@ -120,17 +121,18 @@ class Runner {
       batch.add(tokens, before, slot_, prompt_);
       options.states = cache_->prepare(batch);
     }
-    const ArenaScope scope(arena_);
-    Context ctx{.arena = &arena_};
+    const WorkspaceScope scope(workspace_);
+    Context ctx = context_for(model_, workspace_);
     const Tensor hidden = model_.forward(ctx, batch, options);
     const auto n = static_cast<int64_t>(tokens.size());
     const Tensor y = model_.logits(ctx, hidden.slice(0, hidden.dim(0) - n, n));
-    logits.insert(logits.end(), y.ptr<float>(), y.ptr<float>() + y.numel());
+    const std::vector<float> values = elements_of(y);
+    logits.insert(logits.end(), values.begin(), values.end());
   }
 
  private:
   Model& model_;
-  Arena& arena_;
+  Workspace& workspace_;
   Cache* cache_;
   int64_t prompt_;
   int64_t slot_ = -1;
@@ -193,8 +195,8 @@ void compare(const Prompt& prompt, std::span<const float> ours, VerifyRow& row) 
   row.kl = mean <= row.kl ? row.kl : mean;
 }
 
-VerifyRow run(Model& model, Arena& arena, const Way& way, const std::vector<Prompt>& prompts,
-              const VerifyConfig& config) {
+VerifyRow run(Model& model, Workspace& workspace, const Way& way,
+              const std::vector<Prompt>& prompts, const VerifyConfig& config) {
   VerifyRow row{.way = way.name};
   const auto vocab = static_cast<size_t>(model.spec().vocab);
   for (const Prompt& prompt : prompts) {
@@ -208,8 +210,8 @@ VerifyRow run(Model& model, Arena& arena, const Way& way, const std::vector<Prom
                         .memory_bytes = 0,
                         .max_tokens = most,
                         .piece_tokens = prompt.size(),
-                        .values = Dtype::kF32});
-    Runner runner(model, arena, way.cached ? &cache : nullptr, prompt.size(), most);
+                        .values = model.activations()});
+    Runner runner(model, workspace, way.cached ? &cache : nullptr, prompt.size(), most);
     std::vector<float> logits;
     int64_t begin = 0;
     for (const int64_t end : ends) {
@@ -247,9 +249,9 @@ VerifyReport verify_model(Model& model, const std::string& reference_file,
                           const VerifyConfig& config) {
   const std::vector<Prompt> prompts = read_prompts(reference_file, model.spec().vocab);
   VerifyReport report;
-  Arena arena;
+  Workspace workspace(model.device());
   for (const Way& way : ways(config)) {
-    VerifyRow row = run(model, arena, way, prompts, config);
+    VerifyRow row = run(model, workspace, way, prompts, config);
     if (row.prompts > 0) {
       report.rows.push_back(std::move(row));
     }

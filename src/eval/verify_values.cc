@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "serve/cache.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -90,24 +91,25 @@ ValuesRow run(Model& model, const Case& c, const ValuesConfig& config) {
                       .memory_bytes = 0,
                       .max_tokens = row.tokens + row.greedy_tokens,
                       .piece_tokens = row.tokens,
-                      .values = Dtype::kF32});
+                      .values = model.activations()});
   const int64_t slot = cache.open(row.tokens + row.greedy_tokens);
   CAMBIUM_CHECK(slot >= 0);
-  Arena arena;
+  Workspace workspace(model.device());
   const auto worst = [](double& error, double difference) {
     error = std::abs(difference) <= error ? error : std::abs(difference);  // NaN stays
   };
   std::vector<int32_t> piece = c.ids;
   int64_t fed = 0;
   for (size_t next = 0; next <= c.greedy.size(); ++next) {
-    const ArenaScope scope(arena);
-    Context ctx{.arena = &arena};
+    const WorkspaceScope scope(workspace);
+    Context ctx = context_for(model, workspace);
     Batch batch;
     batch.add(piece, fed, slot, row.tokens);
     ForwardOptions options;
     options.states = cache.prepare(batch);
-    const Tensor logits = model.logits(ctx, model.forward(ctx, batch, options));
-    const auto at = [&](size_t t) { return std::span(logits.ptr<float>() + t * vocab, vocab); };
+    const std::vector<float> logits =
+        elements_of(model.logits(ctx, model.forward(ctx, batch, options)));
+    const auto at = [&](size_t t) { return std::span(logits).subspan(t * vocab, vocab); };
     const std::span<const float> last = at(piece.size() - 1);
     if (next == 0) {
       for (size_t t = 0; t < c.nll.size(); ++t) {

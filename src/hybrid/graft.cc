@@ -7,6 +7,7 @@
 
 #include "base/text.h"
 #include "hybrid/grafts/graft_table.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -41,7 +42,7 @@ std::vector<float> dense(const MixerParameters& attention, const std::string& na
   }
   const Parameter& p = *it->second;
   std::vector<float> out(static_cast<size_t>(p.numel()));
-  copy_values(Tensor::of(Dtype::kF32, Device::kCpu, p.shape, out.data()), p.tensor);
+  copy(Tensor::of(Dtype::kF32, Device::kCpu, p.shape, out.data()), p.tensor);
   return out;
 }
 
@@ -65,7 +66,7 @@ AttentionWeights read_attention(Model& teacher, int64_t layer) {
   for (auto [rows, bias, norm] : {std::tuple{&a.q, &a.q_bias, "q_norm.weight"},
                                   std::tuple{&a.k, &a.k_bias, "k_norm.weight"}}) {
     if (const auto it = p.find(norm); it != p.end()) {
-      const float* scale = it->second->tensor.ptr<float>();
+      const std::vector<float> scale = elements_of(it->second->tensor);
       for (size_t i = 0; i < rows->size(); ++i) {
         (*rows)[i] *= offset + scale[i / width % dim];
       }
@@ -111,7 +112,7 @@ void take_parameters(Model& to, Model& from, const std::vector<int64_t>& grafted
     if (share) {
       p.tensor = it->second->tensor.detached();
     } else {
-      copy_values(p.tensor, it->second->tensor);
+      copy(p.tensor, it->second->tensor);
     }
   });
 }
@@ -167,7 +168,7 @@ void graft_layer(Model& student, Model& teacher, int64_t layer, const GraftOptio
   if (graft.keeps_parameters) {
     const MixerParameters from = layer_parameters(teacher, layer);
     for (const auto& [name, p] : mixer.parameters()) {
-      copy_values(p->tensor, from.at(name)->tensor);
+      copy(p->tensor, from.at(name)->tensor);
     }
     return;
   }
@@ -209,6 +210,8 @@ LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& lay
   for (const int64_t layer : layers) {
     graft_layer(*hybrid.model, teacher, layer, options, seed);
   }
+  hybrid.weights.move_to(*hybrid.model, base.device());
+  hybrid.model->set_activations(base.activations());
   return hybrid;
 }
 
@@ -233,6 +236,7 @@ LoadedModel remove_layer(Model& base, int64_t layer, bool whole_block) {
   }
   LoadedModel without{{}, std::make_unique<Model>(spec), {}};
   take_parameters(*without.model, base, {}, true);
+  without.model->set_activations(base.activations());
   return without;
 }
 

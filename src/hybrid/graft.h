@@ -41,7 +41,8 @@ void graft_layer(Model& student, Model& teacher, int64_t layer, const GraftOptio
                  uint64_t seed);
 
 /// A hybrid: `base` (the teacher itself or an earlier hybrid) with the mixers of `layers` replaced.
-/// New mixers start from `teacher`, the original; every other weight comes from `base`.
+/// New mixers start from `teacher`, the original; every other weight comes from `base`. They are
+/// made on the CPU; the hybrid is on the device of `base`.
 /// Errors: a layer out of range, given twice, or that has no attention any more.
 /// With `share`, all but the new mixers is base's own memory: base must outlive the result, and
 /// only the new mixers can be trained.

@@ -28,6 +28,8 @@
 #include "hybrid/placement.h"
 #include "hybrid/scoring.h"
 #include "hybrid/sealed.h"
+#include "tensor/device_memory.h"
+#include "train/train_job.h"
 
 namespace cambium {
 namespace {
@@ -48,7 +50,14 @@ std::string today() {
   return text;
 }
 
-std::string machine_name() {
+const char* device_kind(Device device) {
+  return device.kind == Device::kCpu ? "cpu" : "cuda";
+}
+
+std::string machine_name(Device device) {
+  if (device.kind == Device::kCuda) {
+    return cuda_device_info(device).name;
+  }
   return fmt::format("{} threads, {}", num_threads(), cpu_isa_name(cpu_isa()));
 }
 
@@ -136,7 +145,7 @@ class Pipeline {
       : plan_(plan),
         options_(options),
         folder_(folder),
-        teacher_(load_model(plan.teacher)),
+        teacher_(load_model(plan.teacher, load_on(options.device))),
         data_(plan, Tokenizer::load(plan.teacher.string())) {
     check_plan(plan, teacher_.model->spec());
     expect(data_.tokenizer().vocab_size() <= teacher_.model->spec().vocab,
@@ -179,6 +188,7 @@ class Pipeline {
 // A run goes on only over what it began with.
 void Pipeline::check_inputs() const {
   Json inputs;
+  inputs["device"] = device_kind(options_.device);
   inputs["teacher"] = model_digest(*teacher_.model);
   inputs["tokenizer"] = checksum_text(data_.tokenizer().fingerprint());
   inputs["tokenizer's rules"] = checksum_text(data_.tokenizer().rules_fingerprint());
@@ -202,7 +212,9 @@ void Pipeline::check_inputs() const {
     if (name == "tokenizer's rules" && !before.has(name.c_str())) {
       continue;  // begun by a version that did not write them down
     }
-    const std::string then = before.has(name.c_str()) ? before.text(name.c_str()) : "nothing";
+    // Versions that did not write the device down had the CPU only.
+    const std::string unsaid = name == "device" ? "cpu" : "nothing";
+    const std::string then = before.has(name.c_str()) ? before.text(name.c_str()) : unsaid;
     expect(then == value.get<std::string>(),
            "{} was begun with another {}: {} then, {} now; give it what it began with, or choose "
            "another folder",
@@ -236,7 +248,8 @@ const ModelSummary* Pipeline::result_of(const std::string& stage) const {
 
 LoadedModel Pipeline::load_base(const StagePlan& stage) const {
   const ModelSummary* base = result_of(stage.from);
-  return load_model(base == nullptr ? plan_.teacher : options_.folder / base->dir);
+  return load_model(base == nullptr ? plan_.teacher : options_.folder / base->dir,
+                    load_on(options_.device));
 }
 
 TrainSummary Pipeline::run_phase(const Phase& phase, LoadedModel& student,
@@ -299,7 +312,7 @@ ModelSummary Pipeline::measure_attempt(const StagePlan& stage, Model& student, i
   const fs::path candidate = stage_folder(stage.name) / "candidate";
   expect_only_written(candidate.string());
   save(student, stage, attempt, at, candidate);
-  const LoadedModel saved = load_model(candidate);
+  const LoadedModel saved = load_model(candidate, load_on(options_.device));
   ModelSummary s = summarise_spec(stage.name, *saved.model, &teacher_.model->spec());
   measure_quality(s, *saved.model, *teacher_.model, data_, plan_.evaluate);
   s.gate = judge_gate(stage.gate, s, summary_.models[0]);
@@ -336,6 +349,7 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
     // A retry goes on from where the attempt before it ended, in the weights and in the data.
     const fs::path attempt_folder = folder / ("attempt-" + std::to_string(attempt));
     bool trained = false;
+    student.weights.move_to(*student.model, options_.device);
     for (const Phase& phase : stage.phases) {
       if (!phase.once || attempt == 1) {
         const TrainSummary t =
@@ -349,6 +363,7 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
       break;  // the same model again
     }
     student.weights.set_trainable(*student.model, nullptr);
+    student.weights.move_to(*student.model, Device::kCpu);  // saved and merged there
     make_folder(attempt_folder.string());
     ModelSummary s;
     if (fs::exists(attempt_folder / "result.json")) {
@@ -488,7 +503,7 @@ RunSummary Pipeline::run() {
   check_inputs();
   summary_.name = plan_.name;
   summary_.date = today();
-  summary_.machine = machine_name();
+  summary_.machine = machine_name(options_.device);
   summary_.command = options_.command;
   summary_.plan = plan_.text;
   summary_.task = describe_data();
@@ -525,7 +540,8 @@ RunSummary Pipeline::run() {
   std::vector<LoadedModel> loaded;
   std::vector<Model*> models{teacher_.model.get()};
   for (size_t i = 1; i < summary_.models.size(); ++i) {
-    loaded.push_back(load_model(options_.folder / summary_.models[i].dir));
+    loaded.push_back(
+        load_model(options_.folder / summary_.models[i].dir, load_on(options_.device)));
   }
   for (LoadedModel& m : loaded) {
     models.push_back(m.model.get());
@@ -577,6 +593,12 @@ RunSummary run_pipeline(const HybridPlan& plan, const PipelineOptions& options) 
   check_run_folder(options.folder, plan, options.resume);
   check_plan_inputs(plan);
   check_plan(plan, read_spec(plan.teacher));
+  for (const StagePlan& stage : plan.stages) {
+    activations_of(stage.place.probe.precision, options.device);
+    for (const Phase& phase : stage.phases) {
+      activations_of(phase.config.precision, options.device);
+    }
+  }
   const RunFolder folder(options.folder, {"hybridize", options.resume, run_names(), looks_ours});
   std::optional<StopAnywhere> stop("nothing has begun");
   Pipeline pipeline(plan, options, folder);

@@ -17,6 +17,7 @@ struct PipelineOptions {
   std::filesystem::path folder;
   bool resume = false;
   std::string command;  // as typed, for the report
+  Device device;        // where models are trained and measured
 };
 
 /// Error when `folder` cannot be the folder of a run of this plan: it holds another run, or one

@@ -80,6 +80,31 @@ TEST(Pipeline, GoesThroughItsStagesAndSaysWhatBecameOfEach) {
   EXPECT_GT(two.reverse_kl_converted, 0.0);
 }
 
+// On a device: the same stages, and the numbers of the CPU but for rounding.
+TEST(Pipeline, GoesThroughItsStagesOnACudaDevice) {
+  if (cuda_devices() == 0) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  const TestFolder folder;
+  write_inputs(folder.path());
+  const std::vector<std::string> f32 = {"align.precision=f32", "distill.precision=f32"};
+  const RunSummary expected = run(folder.path(), "cpu", false, f32);
+  const RunSummary summary = run(folder.path(), "cuda", false, f32, Device::kCuda);
+  ASSERT_EQ(summary.models.size(), expected.models.size());
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(summary.models[i].map, expected.models[i].map);
+    EXPECT_EQ(summary.models[i].tokens_trained, expected.models[i].tokens_trained);
+    EXPECT_NEAR(summary.models[i].nll, expected.models[i].nll, 1e-3 * expected.models[i].nll);
+    EXPECT_NEAR(summary.models[i].reverse_kl, expected.models[i].reverse_kl,
+                1e-2 * expected.models[i].reverse_kl + 1e-6);
+  }
+  EXPECT_THAT(error_of([&] { run(folder.path(), "cuda", true, f32); }),
+              HasSubstr("another device: cuda then, cpu now"));
+  const RunSummary narrow = run(folder.path(), "bf16", false, {}, Device::kCuda);
+  EXPECT_EQ(narrow.models.size(), expected.models.size());
+  EXPECT_NEAR(narrow.models[1].nll, expected.models[1].nll, 2e-2 * expected.models[1].nll);
+}
+
 TEST(Pipeline, StopsAtAFailedGateAndShipsWhatWasGoodBefore) {
   const TestFolder folder;
   write_inputs(folder.path());

@@ -42,6 +42,12 @@ Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
   Fingerprint f;
   f["layers"] = layer_map(base.spec());
   f["model"] = model_digest(base);
+  const Dtype activations = o.method == ScoreMethod::kMixerReplacement
+                                ? activations_of(o.probe.precision, base.device())
+                                : base.activations();
+  if (activations != Dtype::kF32) {
+    f["precision"] = dtype_name(activations);
+  }
   if (o.metric != "nll" || o.method == ScoreMethod::kMixerReplacement) {
     f["teacher"] = model_digest(teacher);
   }
@@ -183,8 +189,7 @@ std::string model_digest(Model& model) {
   sum.update(std::as_bytes(std::span(config)));
   model.visit([&](const std::string& name, Parameter& p) {
     sum.update(std::as_bytes(std::span(name)));
-    sum.update(
-        {static_cast<const std::byte*>(p.tensor.data), static_cast<size_t>(p.tensor.bytes())});
+    with_bytes(p.tensor, [&](std::span<const std::byte> bytes) { sum.update(bytes); });
   });
   return checksum_text(sum.digest());
 }

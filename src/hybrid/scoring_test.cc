@@ -82,6 +82,42 @@ TEST_F(Scoring, LeaveOneOutIsTheLossOfTheModelWithoutTheLayer) {
   }
 }
 
+// What models share is on the device with them; what a probe adds is made on the CPU and moved.
+TEST_F(Scoring, ScoresOfACudaDeviceAreThoseOfTheCpu) {
+  if (cuda_devices() == 0) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  const struct {
+    ScoreMethod method;
+    const char* mixer;
+  } rows[] = {{ScoreMethod::kLeaveMixerOut, "mamba"},
+              {ScoreMethod::kLeaveBlockOut, "mamba"},
+              {ScoreMethod::kMixerReplacement, "mamba"},
+              {ScoreMethod::kMixerReplacement, "mamba2"},
+              {ScoreMethod::kMixerReplacement, "gated_delta_net"},
+              {ScoreMethod::kMixerReplacement, "sliding_window"}};
+  for (const auto& row : rows) {
+    Question q;
+    q.options.method = row.method;
+    q.options.graft.mixer = row.mixer;
+    const Importance expected = q.ask();
+    q.model.weights.move_to(*q.model.model, Device::kCuda);
+    q.teacher.weights.move_to(*q.teacher.model, Device::kCuda);
+    for (const bool narrow : {false, true}) {
+      q.model.model->set_activations(narrow ? Dtype::kBF16 : Dtype::kF32);
+      q.options.probe.precision = narrow ? Precision::kBF16 : Precision::kF32;
+      const Importance scores = q.ask();
+      ASSERT_EQ(scores.layers.size(), expected.layers.size());
+      for (size_t i = 0; i < scores.layers.size(); ++i) {
+        const double score = expected.layers[i].score;
+        EXPECT_NEAR(scores.layers[i].score, score, (narrow ? 5e-2 : 1e-3) * score)
+            << score_method_name(row.method) << ", " << row.mixer << " in layer "
+            << scores.layers[i].layer;
+      }
+    }
+  }
+}
+
 TEST_F(Scoring, OldScoresAreNeverGivenForAnotherQuestion) {
   const TestFolder folder;
   const fs::path path = folder.at("scores.json");

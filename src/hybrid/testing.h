@@ -80,10 +80,10 @@ inline void write_inputs(const std::string& folder, const std::string& plan = kP
 }
 
 inline RunSummary run(const std::string& folder, const std::string& name, bool resume = false,
-                      const std::vector<std::string>& set = {}) {
+                      const std::vector<std::string>& set = {}, Device device = {}) {
   const HybridPlan plan = read_hybrid_plan(folder + "/plan.toml", folder + "/teacher", set);
   Progress::silence(true);
-  const RunSummary summary = run_pipeline(plan, {folder + "/" + name, resume, "test"});
+  const RunSummary summary = run_pipeline(plan, {folder + "/" + name, resume, "test", device});
   Progress::silence(false);
   return summary;
 }

@@ -62,7 +62,7 @@ LayerInputs Model::layer_inputs(size_t layer, const Batch& batch, const Turns* r
 
 const Turns* Model::rope_for(const Context& ctx, const Batch& batch) {
   rope_.ensure(batch.positions_end());
-  return new (ctx.arena->allocate(sizeof(Turns)))
+  return new (ctx.host_arena().allocate(sizeof(Turns)))
       Turns(rope_.turns(ctx, batch.segments(), batch.lengths()));
 }
 
@@ -128,7 +128,7 @@ Tensor Model::checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
     copy(result, made.forward(plain, h.detached(), inputs, nullptr));
   }
   ctx.record({result}, [&made, h, inputs, result](const Context& c) {
-    Tape tape(*c.arena);
+    Tape tape(c.host_arena());
     Context again = c;
     again.tape = &tape;
     const Tensor y = made.forward(again, h, inputs, nullptr);

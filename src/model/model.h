@@ -7,6 +7,7 @@
 
 #include "model/spec.h"
 #include "nn/batch.h"
+#include "tensor/workspace.h"
 
 namespace cambium {
 
@@ -50,6 +51,11 @@ class Model {
   const Layer& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
   int64_t layer_count() const { return static_cast<int64_t>(layers_.size()); }
   int64_t parameter_count();
+  /// Where the weights are, and the type that forward computes activations in there.
+  Device device() const { return embed_.tensor.device; }
+  Dtype activations() const { return activations_; }
+  /// F32, or on a CUDA device BF16.
+  void set_activations(Dtype dtype) { activations_ = dtype; }
   /// Of the units that keep state, in order.
   const std::vector<StateLayout>& state_layouts() const { return state_layouts_; }
   /// How the tokens of `batch` turn, in the arena of `ctx`. Forward does this itself; callers that
@@ -64,6 +70,7 @@ class Model {
   LayerInputs layer_inputs(size_t layer, const Batch& batch, const Turns* rope,
                            std::span<const UnitState> states) const;
 
+  Dtype activations_ = Dtype::kF32;
   Parameter embed_, head_;
   Norm norm_;
   std::vector<Layer> layers_;
@@ -71,5 +78,11 @@ class Model {
   std::vector<size_t> first_state_;  // of each layer, in state_layouts_
   RopeTable rope_;
 };
+
+/// The context of a call of `model` that works in `workspace`, which is on its device.
+inline Context context_for(const Model& model, Workspace& workspace, Tape* tape = nullptr) {
+  CAMBIUM_CHECK(workspace.device() == model.device());
+  return workspace.context(model.activations(), tape);
+}
 
 }  // namespace cambium

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "tensor/copy.h"
+
 namespace cambium {
 namespace {
 
@@ -9,9 +11,10 @@ constexpr int64_t kDistinct = int64_t{1} << 20;  // numbers drawn for one parame
 
 }  // namespace
 
-LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t seed) {
+LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t seed,
+                         Device device) {
   LoadedModel made{{}, std::make_unique<Model>(spec), {}};
-  made.weights.allocate(*made.model, nullptr, storage);
+  made.weights.allocate(*made.model, nullptr, storage, Dtype::kF32, device);
   made.model->visit([&](const std::string& name, Parameter& p) {
     Parameter drawn = p;
     if (p.numel() > kDistinct) {
@@ -22,11 +25,17 @@ LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t 
     initialise(drawn, name, seed);
     const Tensor flat = p.tensor.reshape({p.numel()});
     const Tensor from = drawn.tensor.reshape({drawn.numel()});
-    for (int64_t at = 0; at < p.numel(); at += kDistinct) {
-      const int64_t count = std::min(kDistinct, p.numel() - at);
-      copy_values(flat.slice(0, at, count), from.slice(0, 0, count));
+    const int64_t first = std::min(kDistinct, p.numel());
+    copy(flat.slice(0, 0, first), from.slice(0, 0, first));
+    for (int64_t at = first; at < p.numel();) {  // what is there already, again
+      const int64_t count = std::min(at, p.numel() - at);
+      copy(flat.slice(0, at, count), flat.slice(0, 0, count));
+      at += count;
     }
   });
+  if (device.kind == Device::kCuda && storage == MatrixStorage::kBF16) {
+    made.model->set_activations(Dtype::kBF16);
+  }
   return made;
 }
 

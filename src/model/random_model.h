@@ -8,6 +8,7 @@ namespace cambium {
 
 /// A model of `spec` whose matrices are kept as `storage` says. The numbers follow each parameter's
 /// initial rule; those of a large parameter repeat after a million.
-LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t seed);
+LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t seed,
+                         Device device = {});
 
 }  // namespace cambium

@@ -1,4 +1,5 @@
 #include "model/weights.h"
+#include "tensor/copy.h"
 
 #include <algorithm>
 #include <cmath>
@@ -182,20 +183,21 @@ MatrixStorage parse_storage(const std::string& name) {
 }
 
 void Weights::allocate(Model& model, const TrainablePredicate& trainable, MatrixStorage storage,
-                       Dtype real) {
+                       Dtype real, Device device) {
   model.expect_runs();
   model.visit([&](const std::string& name, Parameter& p) {
     if (!p.tensor.defined()) {
       const bool bf16 = storage == MatrixStorage::kBF16 && is_matrix(p);
       const bool with_grad = trainable != nullptr && trainable(name, p);
-      add(name, p, bf16 ? Dtype::kBF16 : real, with_grad);
+      add(name, p, bf16 ? Dtype::kBF16 : real, with_grad, device);
     }
   });
 }
 
-void Weights::add(const std::string& name, Parameter& p, Dtype dtype, bool with_grad) {
+void Weights::add(const std::string& name, Parameter& p, Dtype dtype, bool with_grad,
+                  Device device) {
   CAMBIUM_CHECK(dtype != Dtype::kBF16 || !with_grad, "{}: trained weights are fp32", name);
-  auto [it, fresh] = tensors_.emplace(name, OwnedTensor(dtype, p.shape, with_grad));
+  auto [it, fresh] = tensors_.emplace(name, OwnedTensor(dtype, p.shape, with_grad, device));
   CAMBIUM_CHECK(fresh, "{} is visited twice", name);
   p.tensor = it->second.view;
 }
@@ -225,13 +227,37 @@ void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
     OwnedTensor& owned = it->second;
     const bool in_a_file = owned.data.bytes() == 0;
     if (wanted && (in_a_file || owned.view.dtype == Dtype::kBF16)) {
-      OwnedTensor copy(owned.view.dtype == Dtype::kF64 ? Dtype::kF64 : Dtype::kF32, p.shape);
-      copy_values(copy.view, owned.view);
-      owned = std::move(copy);
+      const Dtype dtype = owned.view.dtype == Dtype::kF64 ? Dtype::kF64 : Dtype::kF32;
+      OwnedTensor master(dtype, p.shape, false, owned.view.device);
+      copy(master.view, owned.view);
+      owned = std::move(master);
     }
     owned.want_grad(wanted);
     p.tensor = owned.view;
   });
+}
+
+void Weights::move_to(Model& model, Device device) {
+  bool narrow = false;
+  model.visit([&](const std::string& name, Parameter& p) {
+    narrow = narrow || p.tensor.dtype == Dtype::kBF16;
+    if (p.tensor.device == device) {
+      return;
+    }
+    const auto it = tensors_.find(name);
+    CAMBIUM_CHECK(it != tensors_.end(), "{} belongs to another model, which is not on {}", name,
+                  device.describe());
+    OwnedTensor& owned = it->second;
+    OwnedTensor moved(owned.view.dtype, p.shape, owned.view.has_grad(), device);
+    copy(moved.view, owned.view);
+    owned = std::move(moved);
+    p.tensor = owned.view;
+  });
+  const bool cuda = device.kind == Device::kCuda;
+  if (cuda) {
+    files_.clear();  // what they held is there now
+  }
+  model.set_activations(narrow && cuda ? Dtype::kBF16 : Dtype::kF32);
 }
 
 int64_t Weights::bytes() const {
@@ -277,6 +303,9 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
   });
   if (options.check_golden) {
     check_golden(model, dir, tolerance, kGoldenTokensAtLoad);
+  }
+  if (options.device.kind != Device::kCpu) {
+    loaded.weights.move_to(model, options.device);
   }
   return loaded;
 }

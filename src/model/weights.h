@@ -34,15 +34,20 @@ class Weights {
   /// definitions. A parameter that already views another model's memory keeps it (and never has a
   /// gradient here): that model must outlive this one.
   void allocate(Model& model, const TrainablePredicate& trainable = nullptr,
-                MatrixStorage storage = MatrixStorage::kF32, Dtype real = Dtype::kF32);
+                MatrixStorage storage = MatrixStorage::kF32, Dtype real = Dtype::kF32,
+                Device device = {});
   /// Takes the gradients of the owned parameters away and gives the chosen ones zeroed gradients;
-  /// those become fp32 in memory of their own.
+  /// those become fp32 in memory of their own, on the device they are on.
   void set_trainable(Model& model, const TrainablePredicate& trainable);
   /// Gives one parameter that has no memory yet zeroed memory.
-  void add(const std::string& name, Parameter& p, Dtype dtype, bool with_grad);
+  void add(const std::string& name, Parameter& p, Dtype dtype, bool with_grad, Device device = {});
   /// Gives it the bytes of a tensor of `file`, which stays mapped as long as these weights live.
   void map(const std::string& name, Parameter& p, Dtype dtype, const TensorEntry& entry,
            const std::shared_ptr<const SafeTensors>& file);
+  /// Moves every parameter's values to the device; gradients that were wanted are zero there. What
+  /// another model's memory holds is to be there already. Its activations become bf16 there if a
+  /// matrix is.
+  void move_to(Model& model, Device device);
   int64_t bytes() const;
   /// Gives the resident pages of mapped tensors back to the system: they come from the file again
   /// when they are read. What was written to them is lost.
@@ -62,6 +67,7 @@ struct LoadedModel {
 struct LoadOptions {
   MatrixStorage storage = MatrixStorage::kF32;
   TrainablePredicate trainable = {};
+  Device device = {};
   /// Compare the files with checksums.json and the logits with golden.safetensors, where there are
   /// such. Weights are compared with their checksum either way.
   bool check_golden = true;

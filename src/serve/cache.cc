@@ -4,12 +4,16 @@
 #include <cstring>
 
 #include "base/text.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
 
 /// Rows [begin, end) of the first axis filled with NaN, whatever the dtype: all bits set.
 void poison_rows(const Tensor& t, int64_t begin, int64_t end) {
+  if (t.device.kind != Device::kCpu) {
+    return;  // a launch for every page; what reads it is tested with poisoned memory
+  }
   const int64_t row = t.bytes() / std::max<int64_t>(t.dim(0), 1);
   std::memset(static_cast<std::byte*>(t.data) + begin * row, 0xFF,
               static_cast<size_t>((end - begin) * row));
@@ -22,14 +26,18 @@ std::vector<int64_t> with_axes(std::vector<int64_t> axes, const Part& part) {
 
 }  // namespace
 
-Cache::Cache(const Model& model, const CacheConfig& config) : plan_(model, config) {
+Cache::Cache(const Model& model, const CacheConfig& config)
+    : plan_(model, config), device_(model.device()) {
+  expect(model.activations() != Dtype::kBF16 || config.values == Dtype::kBF16,
+         "[cache] this model computes in bf16 and keeps keys and values so; take --cache bf16, or "
+         "--storage f32");
   divide_memory();
   for (const StateLayout& layout : plan_.layouts()) {
     Unit& unit = units_.emplace_back();
     unit.pages.resize(layout.pages.size());
     unit.page_views.resize(layout.pages.size());
     for (const Part& part : layout.slots) {
-      unit.slots.emplace_back(part.dtype, with_axes({capacity()}, part));
+      unit.slots.emplace_back(part.dtype, with_axes({capacity()}, part), false, device_);
       unit.slot_views.push_back(unit.slots.back().view);
     }
   }
@@ -158,22 +166,26 @@ int32_t Cache::take_page(Group& group) {
   return page;
 }
 
-// Doubles the pages, up to the limit. Unit by unit, so that little is held twice.
+// Doubles the pages, up to the limit. Unit by unit, so that little is held twice. On a device,
+// where growing stops all work, it begins with more and goes to the limit when that is near.
 void Cache::grow(Group& group) {
   const int64_t before = group.pages;
-  group.pages = std::min(group.limit, std::max<int64_t>(2 * before, 16));
+  const bool cpu = device_.kind == Device::kCpu;
+  const int64_t more = std::max<int64_t>(2 * before, cpu ? 16 : 1024);
+  group.pages = cpu || group.limit > 2 * more ? std::min(group.limit, more) : group.limit;
   CAMBIUM_CHECK(group.pages > before, "more pages are taken than were set aside");
   const int64_t page_size = plan_.config().page_size;
   for (const int64_t place : group.plan.units) {
     const std::vector<Part>& parts = plan_.layouts()[static_cast<size_t>(place)].pages;
     for (size_t i = 0; i < parts.size(); ++i) {
       OwnedTensor& old = unit(place).pages[i];
-      OwnedTensor more(parts[i].dtype, with_axes({group.pages, page_size}, parts[i]));
+      OwnedTensor grown(parts[i].dtype, with_axes({group.pages, page_size}, parts[i]), false,
+                        device_);
       if (before > 0) {
-        std::memcpy(more.view.data, old.view.data, static_cast<size_t>(old.view.bytes()));
+        copy(grown.view.slice(0, 0, before), old.view);
       }
-      poison_rows(more.view, before, group.pages);
-      old = std::move(more);
+      poison_rows(grown.view, before, group.pages);
+      old = std::move(grown);
       unit(place).page_views[i] = old.view;
     }
   }

@@ -67,6 +67,7 @@ class Cache {
   void poison_slot(int64_t slot);
 
   CachePlan plan_;
+  Device device_;
   std::vector<Group> groups_;
   std::vector<Sequence> sequences_;  // by slot
   std::vector<Unit> units_;          // as CachePlan::layouts

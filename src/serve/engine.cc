@@ -16,6 +16,17 @@ double seconds_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
 }
 
+// The configuration with what it leaves to the device.
+EngineConfig completed(EngineConfig config, Device device) {
+  if (config.prefill_chunk == 0) {
+    config.prefill_chunk = device.kind == Device::kCpu ? 256 : 2048;
+  }
+  if (config.prefill_tokens == 0) {
+    config.prefill_tokens = 4 * config.prefill_chunk;
+  }
+  return config;
+}
+
 CacheConfig cache_config(const EngineConfig& config) {
   expect(config.prefill_chunk > 0 && config.prefill_chunk % kRecurrenceChunk == 0,
          "[engine] expected prefill_chunk to be a multiple of {} tokens, got {}", kRecurrenceChunk,
@@ -61,7 +72,10 @@ struct Engine::Job {
 };
 
 Engine::Engine(Model& model, const EngineConfig& config)
-    : model_(model), config_(config), cache_(model, cache_config(config)) {}
+    : model_(model),
+      config_(completed(config, model.device())),
+      cache_(model, cache_config(config_)),
+      workspace_(model.device()) {}
 
 Engine::~Engine() = default;
 
@@ -140,8 +154,8 @@ bool Engine::step() {
     return false;
   }
   plan_step();
-  const ArenaScope scope(arena_);
-  Context ctx{.arena = &arena_};
+  const WorkspaceScope scope(workspace_);
+  Context ctx = context_for(model_, workspace_);
   ForwardOptions options;
   options.states = cache_.prepare(batch_);
   choose_tokens(model_.forward(ctx, batch_, options));
@@ -157,7 +171,7 @@ void Engine::choose_tokens(const Tensor& hidden) {
   if (count == 0) {
     return;
   }
-  Context ctx{.arena = &arena_};
+  Context ctx = context_for(model_, workspace_);
   std::vector<int64_t> last(ready_.size());
   std::vector<SamplingConfig> configs;
   std::vector<double> uniforms;
@@ -169,22 +183,32 @@ void Engine::choose_tokens(const Tensor& hidden) {
         Rng(request.seed, mix_seed(request.stream, static_cast<uint64_t>(ready_[i]->fed)))
             .uniform());
   }
-  const Tensor rows = arena_.empty(hidden.dtype, {count, hidden.dim(1)});  // (R, C)
+  const Tensor rows = ctx.arena->empty(hidden.dtype, {count, hidden.dim(1)});  // (R, C)
   gather_rows(rows, hidden, last);
   const Tensor logits = model_.logits(ctx, rows);  // (R, V)
-  const auto vocab = static_cast<size_t>(logits.dim(1));
-  const auto row = [&](size_t i) { return std::span(logits.ptr<float>() + i * vocab, vocab); };
-  for (size_t i = 0; i < ready_.size(); ++i) {
-    if (ready_[i]->request.on_logits) {
-      ready_[i]->request.on_logits(row(i));
-    }
-  }
+  edit_logits(logits);
   std::vector<int32_t> tokens(ready_.size());
   std::vector<float> log_probabilities(ready_.size());
   sample_tokens(ctx, logits, configs, uniforms, tokens, log_probabilities);
   for (size_t i = 0; i < ready_.size(); ++i) {
     accept(*ready_[i], tokens[i], log_probabilities[i]);
   }
+}
+
+// Lets requests see and change their rows.
+void Engine::edit_logits(const Tensor& logits) const {
+  if (std::none_of(ready_.begin(), ready_.end(),
+                   [](const Job* job) { return static_cast<bool>(job->request.on_logits); })) {
+    return;
+  }
+  const auto vocab = static_cast<size_t>(logits.dim(1));
+  std::vector<float> values = elements_of(logits);
+  for (size_t i = 0; i < ready_.size(); ++i) {
+    if (ready_[i]->request.on_logits) {
+      ready_[i]->request.on_logits(std::span(values).subspan(i * vocab, vocab));
+    }
+  }
+  copy(logits, Tensor::of(values.data(), {logits.dim(0), logits.dim(1)}));
 }
 
 void Engine::accept(Job& job, int32_t token, float log_probability) {

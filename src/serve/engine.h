@@ -26,10 +26,11 @@ struct EngineConfig {
   int64_t page_size = 16;
   /// Keys and values of the cache, bf16 or f32.
   Dtype cache_values = Dtype::kBF16;
-  /// Tokens of a prompt in one call; a multiple of kRecurrenceChunk.
-  int64_t prefill_chunk = 256;
-  /// Tokens of all prompts in one call, beside the decoding sequences; at least prefill_chunk.
-  int64_t prefill_tokens = 1024;
+  /// Tokens of a prompt in one call; a multiple of kRecurrenceChunk. 0 = 256, on a GPU 2,048.
+  int64_t prefill_chunk = 0;
+  /// Tokens of all prompts in one call, beside the decoding sequences; at least prefill_chunk. 0 =
+  /// four times that.
+  int64_t prefill_tokens = 0;
 };
 
 struct GenerationRequest {
@@ -95,13 +96,14 @@ class Engine {
   void admit();
   void plan_step();
   void choose_tokens(const Tensor& hidden);
+  void edit_logits(const Tensor& logits) const;
   void accept(Job& job, int32_t token, float log_probability);
   void finish(Job& job, FinishReason reason);
 
   Model& model_;
   EngineConfig config_;
   Cache cache_;
-  Arena arena_;
+  Workspace workspace_;
   Batch batch_;
   std::deque<std::unique_ptr<Job>> waiting_;
   std::vector<std::unique_ptr<Job>> running_;

@@ -11,6 +11,9 @@
 #include "base/json_fields.h"
 #include "files/checksums.h"
 #include "files/safetensors.h"
+#include "tensor/arena.h"
+#include "tensor/copy.h"
+#include "tensor/device_memory.h"
 
 namespace cambium {
 namespace {
@@ -38,6 +41,22 @@ void remove_checkpoint(const fs::path& folder) {
 }
 
 }  // namespace
+
+std::string describe_device(Device device) {
+  return device.kind == Device::kCpu ? "cpu"
+                                     : fmt::format("cuda ({})", cuda_device_info(device).name);
+}
+
+void with_bytes(const Tensor& t, const std::function<void(std::span<const std::byte>)>& use) {
+  OwnedTensor here;
+  Tensor read = t;
+  if (t.device.kind != Device::kCpu) {
+    here = OwnedTensor(t.dtype, std::span(t.shape.data(), static_cast<size_t>(t.rank)));
+    copy(here.view, t);
+    read = here.view;
+  }
+  use({static_cast<const std::byte*>(read.data), static_cast<size_t>(read.bytes())});
+}
 
 bool is_checkpoint_name(const std::string& name) {
   const std::string_view prefix = kPrefix;
@@ -72,8 +91,8 @@ std::string write_checkpoint(const std::string& run, const CheckpointState& stat
   std::vector<TensorSource> sources;
   for (const auto& [name, tensor] : tensors) {
     CAMBIUM_CHECK(tensor.dtype == Dtype::kF32 && tensor.contiguous(), "{}", name);
-    sources.push_back(
-        TensorSource::from_memory(name, StoredType::kF32, shape_of(tensor), tensor.data));
+    sources.push_back({name, StoredType::kF32, shape_of(tensor),
+                       [t = tensor](const PutBytes& put) { with_bytes(t, put); }});
   }
   const FileChecksums written =
       write_safetensors(folder.path() + "/state.safetensors", std::move(sources));
@@ -90,6 +109,7 @@ std::string write_checkpoint(const std::string& run, const CheckpointState& stat
                      {"first_loss", done.first_loss},
                      {"last_loss", done.last_loss},
                      {"optimizer_steps", state.optimizer_steps},
+                     {"device", state.device},
                      {"recent", state.judge.recent},
                      {"above", state.judge.above},
                      {"fingerprint", state.fingerprint}};
@@ -146,6 +166,7 @@ CheckpointState read_checkpoint_state(const std::string& folder) {
   done.checkpoint = folder;
   state.log_bytes = json.unsigned_whole("log_bytes");
   state.optimizer_steps = json.whole("optimizer_steps");
+  state.device = json.has("device") ? json.text("device") : state.device;
   state.judge.recent = json.reals("recent");
   state.judge.above = json.whole("above");
   state.fingerprint = json.texts_by_name("fingerprint");
@@ -160,7 +181,7 @@ void read_checkpoint_tensors(const std::string& folder, const NamedTensors& tens
     expect(entry.dtype == StoredType::kF32 && entry.shape == shape,
            "{}: tensor {} has shape {}, expected F32 {}", file.path(), name,
            shape_text(entry.shape), shape_text(shape));
-    std::memcpy(tensor.data, entry.data, entry.size);
+    copy(tensor, Tensor::of(Dtype::kF32, Device::kCpu, shape, const_cast<std::byte*>(entry.data)));
   }
   expect(file.tensors().size() == tensors.size(),
          "{}: has {} tensors, expected {}; it belongs to another run", file.path(),

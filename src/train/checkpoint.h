@@ -8,8 +8,10 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -34,12 +36,19 @@ struct CheckpointState {
   TrainSummary summary;  // its checkpoint is the folder itself
   uint64_t log_bytes = 0;
   int64_t optimizer_steps = 0;
+  std::string device = "cpu";  // that the steps were done on, as describe_device() says
   StepJudge::State judge;
   /// What must not change between the parts of a run, by name.
   std::map<std::string, std::string> fingerprint;
 };
 
-/// Tensors of a checkpoint by name.
+/// "cpu", or "cuda (NVIDIA H100 80GB HBM3)": runs on devices of one description go on bit for bit.
+std::string describe_device(Device device);
+
+/// Hands the bytes of a contiguous tensor, of any device, to `use`.
+void with_bytes(const Tensor& t, const std::function<void(std::span<const std::byte>)>& use);
+
+/// Tensors of a checkpoint by name, of any device.
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 
 /// Writes RUN/checkpoints/step-NNNNNN, then removes all but the newest `keep`: of each what we

@@ -77,10 +77,10 @@ std::string HeldOut::fingerprint() const {
 
 std::vector<LossSums> HeldOut::measure(Model& model, Model* teacher) const {
   std::vector<LossSums> sums;
-  Arena arena;
-  Context ctx{.arena = &arena};
+  Workspace workspace(model.device());
+  Context ctx = context_for(model, workspace);
   for (const PackedSequence& group : groups_) {
-    const ArenaScope scope(arena);
+    const WorkspaceScope scope(workspace);
     const Tensor hidden = model.forward(ctx, group.batch);
     const Tensor taught = teacher == nullptr ? Tensor{} : teacher->forward(ctx, group.batch);
     add_sums(ctx, group, model, hidden, teacher, taught, sums);

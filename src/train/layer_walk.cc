@@ -1,27 +1,31 @@
 #include "train/layer_walk.h"
 
 #include "base/error.h"
-#include "model/weights.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
 
 void keep(OwnedTensor& to, const Tensor& from) {
   if (!to.view.defined()) {
-    to = OwnedTensor(from.dtype, {from.dim(0), from.dim(1)});
+    to = OwnedTensor(from.dtype, {from.dim(0), from.dim(1)}, false, from.device);
   }
-  copy_values(to.view, from);
+  copy(to.view, from);
 }
 
 }  // namespace
 
 LayerWalk::LayerWalk(const HeldOut& held_out, Model& base, Model* teacher, int64_t bytes)
-    : held_out_(held_out), base_(base), teacher_(teacher), bytes_(bytes) {}
+    : held_out_(held_out),
+      base_(base),
+      teacher_(teacher),
+      bytes_(bytes),
+      workspace_(base.device()) {}
 
 int64_t LayerWalk::load(int64_t first, int64_t limit) {
   loaded_.clear();
   layer_ = 0;
-  Context ctx{.arena = &arena_};
+  Context ctx = context_for(base_, workspace_);
   int64_t used = 0;
   int64_t at = first;
   for (; at < limit; ++at) {
@@ -32,7 +36,7 @@ int64_t LayerWalk::load(int64_t first, int64_t limit) {
       break;
     }
     used += bytes;
-    const ArenaScope scope(arena_);
+    const WorkspaceScope scope(workspace_);
     Loaded loaded{&group, {}, {}};
     keep(loaded.hidden, base_.forward(ctx, group.batch, {.end_layer = 0}));
     if (teacher_ != nullptr) {
@@ -45,9 +49,9 @@ int64_t LayerWalk::load(int64_t first, int64_t limit) {
 
 void LayerWalk::advance(int64_t layer) {
   CAMBIUM_CHECK(layer >= layer_ && layer <= base_.layer_count());
-  Context ctx{.arena = &arena_};
+  Context ctx = context_for(base_, workspace_);
   for (Loaded& l : loaded_) {
-    const ArenaScope scope(arena_);
+    const WorkspaceScope scope(workspace_);
     keep(l.hidden,
          base_.forward(ctx, l.group->batch,
                        {.start = l.hidden.view, .first_layer = layer_, .end_layer = layer}));
@@ -57,9 +61,9 @@ void LayerWalk::advance(int64_t layer) {
 
 std::vector<LossSums> LayerWalk::measure(Model& model) {
   std::vector<LossSums> sums;
-  Context ctx{.arena = &arena_};
+  Context ctx = context_for(base_, workspace_);
   for (const Loaded& l : loaded_) {
-    const ArenaScope scope(arena_);
+    const WorkspaceScope scope(workspace_);
     const Tensor hidden =
         model.forward(ctx, l.group->batch, {.start = l.hidden.view, .first_layer = layer_});
     HeldOut::add_sums(ctx, *l.group, model, hidden, teacher_, l.taught.view, sums);

@@ -39,7 +39,7 @@ class LayerWalk {
   int64_t bytes_;
   int64_t layer_ = 0;
   std::vector<Loaded> loaded_;
-  Arena arena_;
+  Workspace workspace_;
 };
 
 }  // namespace cambium

@@ -8,12 +8,14 @@ namespace cambium {
 namespace {
 
 OwnedTensor state_like(const Tensor& t) {
-  return OwnedTensor(Dtype::kF32, std::span(t.shape.data(), static_cast<size_t>(t.rank)));
+  return OwnedTensor(Dtype::kF32, std::span(t.shape.data(), static_cast<size_t>(t.rank)), false,
+                     t.device);
 }
 
 }  // namespace
 
-Optimizer::Optimizer(Model& model, const OptimizerConfig& config) : config_(config) {
+Optimizer::Optimizer(Model& model, const OptimizerConfig& config)
+    : config_(config), scratch_(model.device()) {
   expect(config.beta1 >= 0.0 && config.beta1 < 1.0 && config.beta2 >= 0.0 && config.beta2 < 1.0,
          "the optimiser's betas must be in [0, 1), got {} and {}", config.beta1, config.beta2);
   expect(config.epsilon > 0.0, "the optimiser's epsilon must be above zero, got {}",
@@ -38,7 +40,7 @@ Optimizer::Optimizer(Model& model, const OptimizerConfig& config) : config_(conf
 }
 
 double Optimizer::gradient_norm() {
-  const Context ctx{.arena = &scratch_};
+  const Context ctx = scratch_.context();
   double sum = 0.0;
   for (const Slot& slot : slots_) {
     sum += sum_squares(ctx, slot.tensor.grad_tensor());
@@ -51,7 +53,7 @@ void Optimizer::step(double rate, double norm) {
   const double scale =
       config_.clip_norm > 0.0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1.0;
   const auto t = static_cast<double>(steps_);
-  const Context ctx{.arena = &scratch_};
+  const Context ctx = scratch_.context();
   for (const Slot& slot : slots_) {
     const auto slot_rate = static_cast<float>(rate * slot.rate_scale);
     if (slot.orthogonal) {

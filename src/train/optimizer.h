@@ -1,6 +1,6 @@
 // The policy of the optimiser over the parameters of a model that have a gradient: which update,
-// rate and decay each gets (ops/optimizer has the updates). States are F32; a frozen parameter has
-// none.
+// rate and decay each gets (ops/optimizer has the updates). States are F32, on the device of the
+// parameter; a frozen parameter has none.
 #pragma once
 
 #include <array>
@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "model/model.h"
-#include "tensor/arena.h"
+#include "tensor/workspace.h"
 
 namespace cambium {
 
@@ -70,7 +70,7 @@ class Optimizer {
 
   OptimizerConfig config_;
   std::vector<Slot> slots_;
-  Arena scratch_;
+  Workspace scratch_;
   int64_t steps_ = 0;
 };
 

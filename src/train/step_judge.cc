@@ -11,8 +11,8 @@ namespace {
 
 constexpr size_t kLastLosses = 10;
 
-bool finite(Arena& arena, const Tensor& t) {
-  return !t.defined() || all_finite(Context{.arena = &arena}, t);
+bool finite(const Context& ctx, const Tensor& t) {
+  return !t.defined() || all_finite(ctx, t);
 }
 
 double median(std::vector<double> values) {
@@ -53,14 +53,14 @@ double StepJudge::last_loss() const {
 }
 
 std::string largest_gradient(Model& model) {
-  Arena arena;
+  Workspace workspace(model.device());
   std::string where = "no parameter";
   double largest = -1.0;
   model.visit([&](const std::string& name, Parameter& p) {
     if (!p.tensor.has_grad()) {
       return;
     }
-    const double sum = sum_squares(Context{.arena = &arena}, p.tensor.grad_tensor());
+    const double sum = sum_squares(workspace.context(), p.tensor.grad_tensor());
     if (sum > largest) {
       largest = sum;
       where = name;
@@ -70,18 +70,18 @@ std::string largest_gradient(Model& model) {
 }
 
 std::string find_trouble(Model& student, Model* teacher, std::span<const PackedSequence> sequences,
-                         Arena& arena) {
+                         Workspace& workspace, Dtype activations) {
+  Context plain = workspace.context(activations);
   std::string found;
   student.visit([&](const std::string& name, Parameter& p) {
-    if (found.empty() && p.tensor.dtype == Dtype::kF32 && !finite(arena, p.tensor)) {
+    if (found.empty() && p.tensor.dtype == Dtype::kF32 && !finite(plain, p.tensor)) {
       found = fmt::format("the first parameter with a value that is not finite is {}", name);
     }
   });
   const auto layers = static_cast<size_t>(student.layer_count());
   for (size_t s = 0; s < sequences.size() && found.empty(); ++s) {
-    const ArenaScope scope(arena);
-    Context plain{.arena = &arena};
-    if (teacher != nullptr && !finite(arena, teacher->forward(plain, sequences[s].batch))) {
+    const WorkspaceScope scope(workspace);
+    if (teacher != nullptr && !finite(plain, teacher->forward(plain, sequences[s].batch))) {
       return "the teacher's hidden states are not finite";
     }
     std::vector<MixerTap> taps(layers);
@@ -89,17 +89,17 @@ std::string find_trouble(Model& student, Model* teacher, std::span<const PackedS
     options.taps = taps;
     const Tensor hidden = student.forward(plain, sequences[s].batch, options);
     for (size_t i = 0; i < layers && found.empty(); ++i) {
-      if (!finite(arena, taps[i].input)) {
+      if (!finite(plain, taps[i].input)) {
         found = i == 0 ? "the embeddings are the first activations that are not finite"
                        : fmt::format(
                              "layer {}'s feed-forward gives the first activations that are "
                              "not finite",
                              i - 1);
-      } else if (!finite(arena, taps[i].output)) {
+      } else if (!finite(plain, taps[i].output)) {
         found = fmt::format("layer {}'s mixer gives the first activations that are not finite", i);
       }
     }
-    if (found.empty() && !finite(arena, hidden)) {
+    if (found.empty() && !finite(plain, hidden)) {
       found = fmt::format("layer {}'s feed-forward gives the first activations that are not finite",
                           layers - 1);
     }
@@ -109,7 +109,7 @@ std::string find_trouble(Model& student, Model* teacher, std::span<const PackedS
   }
   // Gradients spread downwards: the last parameter of the model that has one is where it began.
   student.visit([&](const std::string& name, Parameter& p) {
-    if (name != "embed.weight" && p.tensor.has_grad() && !finite(arena, p.tensor.grad_tensor())) {
+    if (name != "embed.weight" && p.tensor.has_grad() && !finite(plain, p.tensor.grad_tensor())) {
       found = fmt::format("gradients are not finite from {} downwards", name);
     }
   });

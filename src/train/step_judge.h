@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "model/model.h"
-#include "tensor/arena.h"
+#include "tensor/workspace.h"
 #include "train/dataset.h"
 
 namespace cambium {
@@ -41,9 +41,10 @@ class StepJudge {
 };
 
 /// The first place of a step where numbers are no longer finite: a parameter, a layer's mixer or
-/// feed-forward, the gradients from some parameter downwards. `teacher` may be null.
+/// feed-forward, the gradients from some parameter downwards. `teacher` may be null. Activations
+/// are computed in `activations`, as the step's were.
 std::string find_trouble(Model& student, Model* teacher, std::span<const PackedSequence> sequences,
-                         Arena& arena);
+                         Workspace& workspace, Dtype activations);
 /// "the largest gradient is that of layers.3.mixer.q_proj.weight".
 std::string largest_gradient(Model& model);
 

@@ -7,6 +7,7 @@
 
 #include "base/random.h"
 #include "model/weights.h"
+#include "tensor/copy.h"
 #include "text/tokenizer_train.h"
 #include "train/dataset.h"
 #include "train/trainer.h"
@@ -77,11 +78,12 @@ inline TrainConfig tiny_config(int64_t steps) {
   return config;
 }
 
+/// Of a model on any device.
 inline std::vector<float> all_weights(Model& model) {
   std::vector<float> values;
   model.visit([&](const std::string&, Parameter& p) {
-    const float* w = p.tensor.ptr<float>();
-    values.insert(values.end(), w, w + p.numel());
+    const std::vector<float> w = elements_of(p.tensor);
+    values.insert(values.end(), w.begin(), w.end());
   });
   return values;
 }

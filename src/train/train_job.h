@@ -32,8 +32,13 @@ ModelSpec model_spec(const ModelPlan& plan, const Tokenizer& tokenizer);
 std::shared_ptr<RunFolder> claim_training_folder(const std::filesystem::path& folder, bool resume,
                                                  const std::vector<std::string>& names);
 
+/// How a run loads the models that it trains and measures on `device`. On a CUDA device matrices
+/// stay bf16 where their file has them so; those that are trained become f32.
+LoadOptions load_on(Device device);
+
 /// Saves a trained model with its tokenizer as a checkpoint folder, replacing one that we wrote.
-void save_trained(Model& model, const std::filesystem::path& dir,
+/// The model is on the CPU afterwards, without gradients.
+void save_trained(Model& model, Weights& weights, const std::filesystem::path& dir,
                   const std::filesystem::path& tokenizer_dir,
                   const nlohmann::ordered_json& provenance);
 

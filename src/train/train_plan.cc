@@ -97,6 +97,10 @@ void visit_fields(TrainConfig& c, FieldVisitor& visit) {
         {{"cut", LongDocuments::kCut}, {"drop", LongDocuments::kDrop}});
   visit({"seed", "of the order of the documents; the plan's own unless given"}, c.seed,
         ints_from(0));
+  // bf16 stands in fingerprints as what was computed in.
+  visit({"precision", "of activations; auto is bf16 on a GPU and f32 on the CPU", nullptr, false},
+        c.precision,
+        {{"auto", Precision::kAuto}, {"f32", Precision::kF32}, {"bf16", Precision::kBF16}});
   visit({"checkpoint_layers", "recompute activations: less memory, more time", nullptr, false},
         c.checkpoint_layers);
   visit({"checkpoint_every", "steps between checkpoints; 0 = at the end", nullptr, false},

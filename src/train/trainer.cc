@@ -33,6 +33,13 @@ bool contains(const std::vector<T>& values, const T& value) {
 
 }  // namespace
 
+Dtype activations_of(Precision precision, Device device) {
+  const bool cuda = device.kind == Device::kCuda;
+  expect(cuda || precision != Precision::kBF16,
+         "precision bf16 needs a CUDA device; the CPU trains in f32");
+  return cuda && precision != Precision::kF32 ? Dtype::kBF16 : Dtype::kF32;
+}
+
 void TrainConfig::scale_length(double factor) {
   const auto scaled = [&](int64_t n) {
     return n == 0 ? 0 : std::max<int64_t>(1, std::llround(static_cast<double>(n) * factor));
@@ -54,7 +61,9 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
       config_(std::move(config)),
       data_(data),
       teacher_(teacher),
-      tape_(arena_),
+      workspace_(student.device()),
+      activations_(activations_of(config_.precision, student.device())),
+      tape_(workspace_.host()),
       judge_(config_.divergence) {
   check_config();
   config_.steps = config_.least_steps();
@@ -94,6 +103,9 @@ void Trainer::check_config() const {
   expect(teacher_ != nullptr || (!aligns && !distils),
          "a KL or alignment loss needs a teacher model");
   if (teacher_ != nullptr) {
+    CAMBIUM_CHECK(teacher_->device() == student_.device(),
+                  "the teacher is on {}, the student on {}", teacher_->device().describe(),
+                  student_.device().describe());
     expect(teacher_->spec().vocab == student_.spec().vocab,
            "teacher and student must share their vocabulary, got {} and {} tokens",
            teacher_->spec().vocab, student_.spec().vocab);
@@ -176,7 +188,7 @@ StepReport Trainer::step() {
   Sums sums;
   sums.align.resize(config_.align.layers.size());
   for (const PackedSequence& sequence : sequences) {
-    const ArenaScope scope(arena_);
+    const WorkspaceScope scope(workspace_);
     tape_.clear();
     if (config_.objective == Objective::kAlign) {
       align_mixers(sequence, align_scale, sums);
@@ -199,6 +211,7 @@ StepReport Trainer::step() {
   report.gradient_norm = optimizer_->gradient_norm();
   judge(report, sequences);
   optimizer_->step(report.rate, report.gradient_norm);
+  wait_for(workspace_.device());
   report.seconds = now_seconds() - start;
 
   summary_.first_loss = next_step_ == 0 ? report.loss : summary_.first_loss;
@@ -221,8 +234,8 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
   const auto layers = static_cast<size_t>(student_.layer_count());
   std::vector<MixerTap> teacher_taps(aligns ? layers : 0);
   std::vector<MixerTap> taps(aligns ? layers : 0);
-  Context plain{.arena = &arena_};
-  Context ctx{.arena = &arena_, .tape = &tape_};
+  Context plain = workspace_.context(activations_);
+  Context ctx = workspace_.context(activations_, &tape_);
   LossInputs inputs;
   if (teacher_ != nullptr) {
     inputs.teacher_hidden = teacher_->forward(plain, sequence.batch, with_taps(teacher_taps));
@@ -247,14 +260,14 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
 
 void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& sums) {
   std::vector<MixerTap> taps(static_cast<size_t>(teacher_->layer_count()));
-  Context plain{.arena = &arena_};
+  Context plain = workspace_.context(activations_);
   teacher_->forward(plain, sequence.batch, with_taps(taps));
   const UnitInputs forward{&sequence.batch, student_.rope_for(plain, sequence.batch), nullptr};
   for (size_t i = 0; i < sums.align.size(); ++i) {
-    const ArenaScope scope(arena_);
+    const WorkspaceScope scope(workspace_);
     const int64_t layer = config_.align.layers[i];
     const MixerTap& tap = taps[static_cast<size_t>(layer)];
-    Context ctx{.arena = &arena_, .tape = &tape_};
+    Context ctx = workspace_.context(activations_, &tape_);
     const Tensor out = student_.layer(layer).mixer()->forward(ctx, tap.input, forward);
     sums.align[i] += align_loss(
         ctx, out, tap.output,

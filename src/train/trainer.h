@@ -17,6 +17,7 @@
 #include "base/progress.h"
 #include "model/weights.h"
 #include "ops/loss/loss.h"
+#include "tensor/workspace.h"
 #include "train/checkpoint.h"
 #include "train/dataset.h"
 #include "train/optimizer.h"
@@ -40,6 +41,13 @@ enum class Trained {
   kMixers,     // the mixers of all layers
   kConverted,  // the mixers of TrainConfig::converted; those that differ from the teacher's where
                // it names none
+};
+
+/// Of activations in training; weights and what the optimiser keeps are f32.
+enum class Precision {
+  kAuto,  // bf16 on a CUDA device, f32 on the CPU
+  kF32,
+  kBF16,  // on a CUDA device
 };
 
 struct AlignConfig {
@@ -73,6 +81,7 @@ struct TrainConfig {
   /// Further restricts what is trained; null = all. Groups with rate scale 0 are never trained, and
   /// kAlign trains the mixers of its layers only.
   TrainablePredicate trainable;
+  Precision precision = Precision::kAuto;
   bool checkpoint_layers = false;  // activation checkpointing
   DivergenceConfig divergence;
 
@@ -95,6 +104,9 @@ struct TrainConfig {
   void scale_length(double factor);
 };
 
+/// The type of activations on `device`; Error for one it cannot compute in.
+Dtype activations_of(Precision precision, Device device);
+
 /// What one step did. Losses are means over the step's labels.
 struct StepReport {
   int64_t step = 0;  // 0-based
@@ -115,7 +127,8 @@ struct StepReport {
 
 class Trainer {
  public:
-  /// Everything given must outlive the trainer. Chooses what is trained (Weights::set_trainable).
+  /// Everything given must outlive the trainer; the models are on one device, where the steps are
+  /// done. Chooses what is trained (Weights::set_trainable).
   /// With config.resume it goes on from the newest whole checkpoint of the folder, if there is one.
   Trainer(Model& student, Weights& weights, TrainConfig config, const DocumentSource& data,
           Model* teacher = nullptr);
@@ -139,7 +152,7 @@ class Trainer {
   const TrainSummary& summary() const { return summary_; }
   const Optimizer& optimizer() const { return *optimizer_; }
   /// The most bytes of activations at once so far.
-  int64_t peak_activation_bytes() const { return arena_.peak_bytes(); }
+  int64_t peak_activation_bytes() { return workspace_.arena().peak_bytes(); }
 
  private:
   struct Sums;
@@ -152,6 +165,7 @@ class Trainer {
   void judge(const StepReport& report, const std::vector<PackedSequence>& sequences);
   std::map<std::string, std::string> fingerprint();
   void resume_or_start();
+  void note_device(const std::string& before);
   void accept_earlier_version(const std::map<std::string, std::string>& stored);
   NamedTensors checkpoint_tensors();
   void log_step(const StepReport& report);
@@ -163,7 +177,8 @@ class Trainer {
   const DocumentSource& data_;
   Model* teacher_;
   std::optional<Packer> packer_;
-  Arena arena_;
+  Workspace workspace_;
+  Dtype activations_;
   Tape tape_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<RunRecord> record_;

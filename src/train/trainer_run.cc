@@ -5,6 +5,7 @@
 #include "base/checksum.h"
 #include "base/error.h"
 #include "base/progress.h"
+#include "tensor/copy.h"
 #include "train/checkpoint.h"
 #include "train/train_plan.h"
 #include "train/trainer.h"
@@ -17,13 +18,17 @@ namespace {
 /// ended a run of so many tokens as if every sequence were full.
 constexpr const char* kRunVersion = "2";
 
-/// Of every parameter's name and bytes.
+/// Of every parameter's name and values, those of bf16 as f32 has them.
 std::string weights_digest(Model& model) {
   Checksum sum;
   model.visit([&](const std::string& name, Parameter& p) {
     sum.update(std::as_bytes(std::span(name)));
-    sum.update(
-        {static_cast<const std::byte*>(p.tensor.data), static_cast<size_t>(p.tensor.bytes())});
+    if (p.tensor.dtype == Dtype::kBF16) {
+      const std::vector<float> values = elements_of(p.tensor);
+      sum.update(std::as_bytes(std::span(values)));
+    } else {
+      with_bytes(p.tensor, [&](std::span<const std::byte> bytes) { sum.update(bytes); });
+    }
   });
   return checksum_text(sum.digest());
 }
@@ -45,6 +50,9 @@ std::map<std::string, std::string> Trainer::fingerprint() {
     f.erase("tokens");
   }
   f.emplace("version", kRunVersion);
+  if (activations_ != Dtype::kF32) {
+    f["precision"] = dtype_name(activations_);
+  }
   if (config_.first_sample > 0) {
     f["first sample"] = fmt::format("{}", config_.first_sample);
   }
@@ -77,6 +85,22 @@ NamedTensors Trainer::checkpoint_tensors() {
     tensors.emplace_back("optimizer." + name, state);
   });
   return tensors;
+}
+
+// Where the steps from here on are done: for the log, and the reader where it was elsewhere before.
+void Trainer::note_device(const std::string& before) {
+  const std::string here = describe_device(student_.device());
+  if (here == before) {
+    return;
+  }
+  if (next_step_ > 0) {
+    note(
+        "the run was begun on {} and goes on on {}: it will differ by rounding from one that "
+        "stayed",
+        before, here);
+  }
+  log_event("device",
+            nlohmann::json{{"device", here}, {"precision", dtype_name(activations_)}}.dump());
 }
 
 // A run goes on as it was begun: what newer versions would choose differently stays, and is said.
@@ -112,11 +136,9 @@ void Trainer::accept_earlier_version(const std::map<std::string, std::string>& s
 void Trainer::resume_or_start() {
   record_ = std::make_unique<RunRecord>(config_.run_folder, config_.resume);
   fingerprint_ = fingerprint();
-  if (!config_.resume) {
-    return;
-  }
-  const auto newest = record_->find_checkpoint();
+  const auto newest = config_.resume ? record_->find_checkpoint() : std::nullopt;
   if (!newest) {
+    note_device("cpu");
     return;
   }
   const CheckpointState state = read_checkpoint_state(*newest);
@@ -128,6 +150,7 @@ void Trainer::resume_or_start() {
   next_step_ = state.summary.steps;
   judge_.set_state(state.judge);
   summary_ = state.summary;
+  note_device(state.device);
 }
 
 std::string Trainer::save_checkpoint() {
@@ -136,6 +159,7 @@ std::string Trainer::save_checkpoint() {
   summary_.data = packer_->position();
   CheckpointState state{.summary = summary_,
                         .optimizer_steps = optimizer_->steps_taken(),
+                        .device = describe_device(student_.device()),
                         .judge = judge_.state(),
                         .fingerprint = fingerprint_};
   summary_.checkpoint = record_->save(state, checkpoint_tensors(), config_.keep_checkpoints);
@@ -194,7 +218,7 @@ void Trainer::judge(const StepReport& report, const std::vector<PackedSequence>&
   if (!std::isfinite(report.loss) || !std::isfinite(report.gradient_norm)) {
     stop(fmt::format("the {} is {}, and {}", std::isfinite(report.loss) ? "gradient norm" : "loss",
                      std::isfinite(report.loss) ? report.gradient_norm : report.loss,
-                     find_trouble(student_, teacher_, sequences, arena_)));
+                     find_trouble(student_, teacher_, sequences, workspace_, activations_)));
   }
   if (const std::string why = judge_.diverged(report.loss); !why.empty()) {
     stop(fmt::format("{}, and {}; a lower learning rate or a longer warm-up may help", why,

@@ -9,6 +9,7 @@
 #include "eval/verify.h"
 #include "files/safetensors.h"
 #include "model/weights.h"
+#include "tensor/device_memory.h"
 
 namespace cambium {
 namespace {
@@ -44,6 +45,27 @@ TEST_P(Parity, EveryWayAgreesWithTheReference) {
   }
   EXPECT_EQ(report.rows.front().prompts, 3);
   EXPECT_EQ(report.rows.front().greedy_tokens, 36);
+}
+
+TEST_P(Parity, OnTheGpu) {
+  if (cuda_devices() == 0) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  const std::string dir = fixture(GetParam());
+  const auto report = [&](MatrixStorage storage, const VerifyConfig& config) {
+    const LoadedModel loaded =
+        load_model(dir, {.storage = storage, .device = Device::kCuda, .check_golden = false});
+    return verify_model(*loaded.model, dir + "/reference.safetensors", config);
+  };
+  for (const VerifyRow& row : report(MatrixStorage::kF32, {}).rows) {
+    EXPECT_TRUE(row.ok) << row.way << ": error " << row.error << ", KL " << row.kl;
+    EXPECT_LT(row.error, 1e-4) << row.way;
+  }
+  for (const VerifyRow& row : report(MatrixStorage::kBF16, {}).rows) {
+    EXPECT_LT(row.error, 0.3) << row.way << " in bf16";
+    EXPECT_LT(row.kl, 2e-3) << row.way << " in bf16";
+    EXPECT_GT(row.same_choice, row.tokens * 9 / 10) << row.way << " in bf16";
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, Parity, testing::ValuesIn(fixtures()),
