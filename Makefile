@@ -1,6 +1,6 @@
 # Each target sets up what it needs; a second run touches no network.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint bench asan tsan fuzz install clean
+.PHONY: help setup build demo test test-gpu lint bench asan tsan fuzz install clean
 
 PREFIX ?= /usr/local
 JOBS ?= $(shell nproc)
@@ -11,6 +11,7 @@ help:
 	@echo
 	@echo "  make demo      build, then turn the shipped teacher into hybrids; report in out/demo"
 	@echo "  make test      build, then run the whole test suite"
+	@echo "  make test-gpu  the tests that use a GPU, on a machine that has one"
 	@echo "  make build     the program alone: build/cambium (try build/cambium --help)"
 	@echo "  make bench     benchmarks of operations and of the shipped model"
 	@echo "  make lint      clang-format, clang-tidy and the house rules"
@@ -37,6 +38,10 @@ demo: build
 test: setup build/build.ninja
 	cmake --build build -j $(JOBS)
 	ctest --preset release -j $(JOBS)
+
+test-gpu: setup build/build.ninja
+	cmake --build build -j $(JOBS)
+	scripts/test_gpu.sh
 
 lint: build/build.ninja
 	@scripts/setup.sh lint

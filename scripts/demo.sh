@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rm -rf out/demo
-exec build/cambium hybridize plans/demo.toml -o out/demo "$@"
+exec build/cambium hybridize plans/demo.toml -o out/demo --device cpu "$@"
