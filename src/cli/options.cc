@@ -57,9 +57,9 @@ Device DeviceOption::device() const {
     index = std::stoi(name.substr(5));
   }
   expect(index >= 0, "--device: expected auto, cpu, cuda or cuda:N, got '{}'", name);
-  expect(index<cuda_devices(), "--device: there is no {}: {}", name, cuda_devices()> 0
-             ? fmt::format("the machine has {} of them", cuda_devices())
-             : why_no_cuda());
+  const int count = cuda_devices();
+  expect(index < count, "--device: there is no {}: {}", name,
+         count == 0 ? why_no_cuda() : fmt::format("the machine has {} of them", count));
   return {Device::kCuda, static_cast<uint8_t>(index)};
 }
 

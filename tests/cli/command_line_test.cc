@@ -382,6 +382,19 @@ TEST(CommandLine, ErrorsNameWhatIsWrong) {
   }
 }
 
+TEST(CommandLine, DevicesAreNamedOrRefused) {
+  for (const auto& [name, expected] :
+       {std::pair{"gpu", "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"},
+        std::pair{"cuda:", "--device: expected auto, cpu, cuda or cuda:N, got 'cuda:'"},
+        std::pair{"cuda:-1", "--device: expected auto, cpu, cuda or cuda:N, got 'cuda:-1'"},
+        std::pair{"cuda:77", "--device: there is no cuda:77: "}}) {
+    const Outcome outcome =
+        cambium("verify " + fixture("llama") + " --device " + std::string(name));
+    EXPECT_EQ(outcome.status, 1) << name;
+    EXPECT_THAT(outcome.text, HasSubstr(expected));
+  }
+}
+
 TEST(CommandLine, BenchNeedsNoWeights) {
   TestFolder folder;  // a configuration under another name, without weights
   write_file_atomically(folder.at("sizes.json"), read_text_file(fixture("llama") + "/config.json"));
