@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <tuple>
@@ -168,12 +169,22 @@ class Planned {
   bool found_ = false;
 };
 
-const Planned& planned(const Product& p) {
+/// Products remembered at most: prompts of any length come by in serving.
+constexpr size_t kMostPlans = 4096;
+
+std::shared_ptr<const Planned> planned(const Product& p) {
   static std::mutex mutex;
   // Never destroyed: the driver may be gone before the program ends.
-  static auto& plans = *new std::map<Product, Planned>;
+  static auto& plans = *new std::map<Product, std::shared_ptr<const Planned>>;
   const std::lock_guard lock(mutex);
-  return plans.try_emplace(p, p).first->second;
+  if (plans.size() >= kMostPlans) {
+    plans.clear();
+  }
+  std::shared_ptr<const Planned>& plan = plans[p];
+  if (plan == nullptr) {
+    plan = std::make_shared<const Planned>(p);
+  }
+  return plan;
 }
 
 /// c (m, n) row-major, rows c_row apart: c = [c +] a b. a is (m, k) with rows `a_row` apart, or its
@@ -187,11 +198,11 @@ void multiply(int64_t m, int64_t n, int64_t k, const In* a, int64_t a_row, bool 
   }
   if (k > 0) {
     // Column-major: c' (n, m) = b' a'.
-    const Planned& plan =
+    const std::shared_ptr<const Planned> plan =
         planned({n, m, k, b_transposed, a_transposed, b_row, a_row, c_row, sizeof(In) == 2,
                  sizeof(Out) == 2, alignment_of(b), alignment_of(a), alignment_of(c)});
-    if (plan.found()) {
-      return plan.run(b, a, c, accumulate, on);
+    if (plan->found()) {
+      return plan->run(b, a, c, accumulate, on);
     }
   }
   plain_product<In, Out>({m, n, k, a, a_transposed ? 1 : a_row, a_transposed ? a_row : 1, b,
