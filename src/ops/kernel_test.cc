@@ -68,8 +68,7 @@ TEST(Run, RefusesTypesWithoutKernels) {
     EXPECT_EQ(testing::error_of([] {
                 OwnedTensor(Dtype::kF32, {3}, false, {Device::kCuda, 1});
               }),
-              "[device] this build has no CUDA, got cuda:1; take the cpu, or build where nvcc is "
-              "found");
+              "[buffer] this build has no memory on cuda:1; take the cpu");
   }
 }
 
