@@ -92,19 +92,6 @@ void expect_close(const Steps& got, const Steps& expected, double tolerance) {
   }
 }
 
-/// The log without the fields that say how fast it went.
-std::vector<std::string> curve(const std::string& folder) {
-  std::vector<std::string> lines;
-  std::ifstream file(folder + "/log.jsonl");
-  for (std::string line; std::getline(file, line);) {
-    nlohmann::json json = nlohmann::json::parse(line);
-    json.erase("seconds");
-    json.erase("tokens_per_second");
-    lines.push_back(json.dump());
-  }
-  return lines;
-}
-
 class OnTheCpu : public ::testing::Test {
  protected:
   void SetUp() override { Progress::silence(true); }
@@ -165,7 +152,7 @@ TEST_F(OnTheCpu, SaysThatItGoesOnOnAnotherDevice) {
   run_on(Device::kCpu, config);
   EXPECT_THAT(::testing::internal::GetCapturedStderr(),
               HasSubstr("begun on cuda (of a kind) and goes on on cpu"));
-  EXPECT_THAT(curve(config.folder),
+  EXPECT_THAT(testing::curve(config.folder),
               ::testing::Contains(::testing::AllOf(HasSubstr(R"("event":"device")"),
                                                    HasSubstr(R"("device":"cpu")"))));
 }
@@ -214,7 +201,7 @@ TEST_F(OnCuda, AStoppedRunEqualsAnUninterruptedOneBitForBit) {
     config.folder = folder.at("stopped");
     run_on(Device::kCuda, config, false, 2);
     EXPECT_EQ(run_on(Device::kCuda, config).weights, whole.weights);
-    EXPECT_EQ(curve(config.folder), curve(folder.at("whole")));
+    EXPECT_EQ(testing::curve(config.folder), testing::curve(folder.at("whole")));
   }
 }
 

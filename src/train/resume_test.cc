@@ -45,19 +45,6 @@ std::vector<float> run_to_end(const TrainConfig& config, uint64_t data_seed = 7)
   return testing::all_weights(*model.model);
 }
 
-/// The log without the fields that say how fast it went.
-std::vector<std::string> curve(const std::string& folder) {
-  std::vector<std::string> lines;
-  std::ifstream file(folder + "/log.jsonl");
-  for (std::string line; std::getline(file, line);) {
-    nlohmann::json json = nlohmann::json::parse(line);
-    json.erase("seconds");
-    json.erase("tokens_per_second");
-    lines.push_back(json.dump());
-  }
-  return lines;
-}
-
 // Not a test: what the process that is to be killed runs.
 TEST(Resume, DISABLED_Child) {
   const std::string folder = test_child_folder();
@@ -75,20 +62,20 @@ TEST(Resume, AKilledRunEqualsAnUninterruptedOneBitForBit) {
     ended = run_test_child(kChild, killed, static_cast<int>(rng.between(20, 60 + 40 * round)));
   }
   ASSERT_TRUE(ended || run_test_child(kChild, killed, -1));
-  EXPECT_EQ(curve(killed), curve(folder.at("whole")));
+  EXPECT_EQ(testing::curve(killed), testing::curve(folder.at("whole")));
   EXPECT_EQ(run_to_end(run_config(killed)), whole);  // nothing left to do: loads the last one
 }
 
 TEST(Resume, PassesOverADamagedCheckpoint) {
   const TestFolder folder;
   const std::vector<float> whole = run_to_end(run_config(folder.path()));
-  const std::vector<std::string> lines = curve(folder.path());
+  const std::vector<std::string> lines = testing::curve(folder.path());
   const std::string newest = *newest_checkpoint(folder.path());
   EXPECT_THAT(newest, HasSubstr("step-000040"));
   std::filesystem::resize_file(newest + "/state.safetensors", 1000);
   EXPECT_THAT(*newest_checkpoint(folder.path()), HasSubstr("step-000039"));
   EXPECT_EQ(run_to_end(run_config(folder.path())), whole);
-  EXPECT_EQ(curve(folder.path()), lines);
+  EXPECT_EQ(testing::curve(folder.path()), lines);
 }
 
 std::string error_of(const TrainConfig& config, uint64_t data_seed = 7) {
@@ -207,7 +194,7 @@ TEST(Resume, ASignalEndsARunThatThenGoesOn) {
     Progress::silence(false);
   }
   EXPECT_EQ(run_to_end(run_config(folder.at("stopped"))), whole);
-  EXPECT_EQ(curve(folder.at("stopped")), curve(folder.at("whole")));
+  EXPECT_EQ(testing::curve(folder.at("stopped")), testing::curve(folder.at("whole")));
 }
 
 TEST(Resume, AFolderThatIsRemovedDuringTheRunIsAnError) {

@@ -1,7 +1,10 @@
 // What the tests of training share: small models, a tokenizer of bytes and a toy task.
 #pragma once
 
+#include <nlohmann/json.hpp>
+
 #include <cmath>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -98,6 +101,19 @@ inline std::vector<float> all_gradients(Model& model) {
     }
   });
   return values;
+}
+
+/// The log without the fields that say how fast it went.
+inline std::vector<std::string> curve(const std::string& folder) {
+  std::vector<std::string> lines;
+  std::ifstream file(folder + "/log.jsonl");
+  for (std::string line; std::getline(file, line);) {
+    nlohmann::json json = nlohmann::json::parse(line);
+    json.erase("seconds");
+    json.erase("tokens_per_second");
+    lines.push_back(json.dump());
+  }
+  return lines;
 }
 
 }  // namespace cambium::testing
