@@ -18,7 +18,7 @@ fi
 failed=$(mktemp)
 trap 'rm -f "$failed"' EXIT
 count=0
-for room in tensor ops nn model train serve eval; do
+for room in tensor ops nn model train serve eval hybrid; do
   program=$build/test_$room
   [ -x "$program" ] || continue
   tests=$("$program" --gtest_list_tests 2>/dev/null | sed 's/ *#.*//' |
