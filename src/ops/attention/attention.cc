@@ -121,11 +121,11 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
     check_pages(*pages, shape);
     keys = rows_of(pages->keys);
     values = rows_of(pages->values);
-    for (const auto& [rows, cache] : {std::pair{k, keys}, std::pair{v, values}}) {
-      run<attention_write>(ctx, q, [&, rows = rows, cache = cache]<class T>() {
-        return AttentionWrite<T>{shape, view<T>(rows), wide_view<T>(cache), narrow_view<T>(cache)};
-      });
-    }
+    run<attention_write>(ctx, q, [&]<class T>() {
+      return AttentionWrite<T>{shape,
+                               {{view<T>(k), wide_view<T>(keys), narrow_view<T>(keys)},
+                                {view<T>(v), wide_view<T>(values), narrow_view<T>(values)}}};
+    });
   }
   const Tensor y = ctx.result(q.dtype, {q.dim(0), q.dim(1), v.dim(2)}, differentiate);
   float* kept = differentiate ? ctx.scratch<float>(2 * q.dim(0) * q.dim(1)) : nullptr;
