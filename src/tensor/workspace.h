@@ -14,6 +14,14 @@ class Workspace {
   Arena& arena() { return arena_; }
   /// For what the host and the device both see, and for tapes; on the CPU the same arena.
   Arena& host() { return device().kind == Device::kCpu ? arena_ : host_; }
+  /// Takes memory for `device_bytes` of results, and `host_bytes` that both see, now: steps that
+  /// need no more take nothing from the system. Between steps.
+  void reserve(int64_t device_bytes, int64_t host_bytes) {
+    arena_.reserve(device().kind == Device::kCpu ? device_bytes + host_bytes : device_bytes);
+    if (device().kind != Device::kCpu) {
+      host_.reserve(host_bytes);
+    }
+  }
   Context context(Dtype activations = Dtype::kF32, Tape* tape = nullptr) {
     return {.arena = &arena_, .tape = tape, .host = &host(), .activations = activations};
   }
