@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/test_folder.h"
 #include "files/golden.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -166,6 +167,27 @@ TEST(LoadedWeights, AreRefusedWhenOneBitIsAnother) {
   for (const MatrixStorage storage :
        {MatrixStorage::kF32, MatrixStorage::kBF16, MatrixStorage::kStored}) {
     EXPECT_THROW(load_model(folder.at("m"), {.storage = storage}), Error);
+  }
+}
+
+// Streamed there: the same numbers as in memory of the host, whatever they are converted to.
+TEST(OnCuda, LoadedWeightsAreThoseOfTheHost) {
+  if (cuda_devices() == 0) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  for (const MatrixStorage storage :
+       {MatrixStorage::kF32, MatrixStorage::kBF16, MatrixStorage::kStored}) {
+    LoadedModel here = load_model(llama(), {.storage = storage});
+    LoadedModel there = load_model(llama(), {.storage = storage, .device = Device::kCuda});
+    EXPECT_EQ(there.model->activations(),
+              storage == MatrixStorage::kF32 ? Dtype::kF32 : Dtype::kBF16);
+    std::map<std::string, Tensor> expected;
+    here.model->visit(
+        [&](const std::string& name, Parameter& p) { expected.emplace(name, p.tensor); });
+    there.model->visit([&](const std::string& name, Parameter& p) {
+      EXPECT_EQ(p.tensor.dtype, expected.at(name).dtype) << name;
+      EXPECT_EQ(elements_of(p.tensor), elements_of(expected.at(name))) << name;
+    });
   }
 }
 
