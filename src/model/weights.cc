@@ -286,6 +286,26 @@ void Weights::release_mapped() const {
   }
 }
 
+WeightSizes weight_sizes(const std::filesystem::path& dir, MatrixStorage storage) {
+  Model model(read_spec(dir));
+  std::optional<SafeTensors> file;
+  const bool is_there = std::filesystem::exists(dir / "model.safetensors") ||
+                        std::filesystem::exists(dir / "model.safetensors.index.json");
+  if (is_there) {
+    file = SafeTensors::open(dir.string(), SafeTensors::Check::kHeader);
+    check_spec_and_file_agree(model, *file);
+  }
+  WeightSizes sizes;
+  model.visit([&](const std::string& ours, Parameter& p) {
+    const Dtype dtype =
+        file ? dtype_in_memory(p, *find_stored(*file, model.spec(), ours), storage, false)
+             : (storage == MatrixStorage::kBF16 && is_matrix(p) ? Dtype::kBF16 : Dtype::kF32);
+    sizes.bytes += p.numel() * dtype_size(dtype);
+    sizes.narrow = sizes.narrow || dtype == Dtype::kBF16;
+  });
+  return sizes;
+}
+
 LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options) {
   if (options.check_golden) {
     check_files(dir);

@@ -44,10 +44,16 @@ struct Counted {
 };
 
 Counted& counted(Device device, MemoryKind kind) {
-  static std::array<std::array<Counted, 256>, 4> all;
-  const size_t row =
-      (device.kind == Device::kCpu ? 0U : 2U) + (kind == MemoryKind::kPinned ? 1U : 0U);
+  static std::array<std::array<Counted, 256>, 6> all;
+  const size_t row = 2U * device.kind + (kind == MemoryKind::kPinned ? 1U : 0U);
   return all[row][device.index];
+}
+
+// An address that nobody has memory at and no other buffer of the meta device has.
+void* meta_memory(int64_t bytes) {
+  constexpr int64_t kApart = 4096;
+  static std::atomic<int64_t> next{int64_t{1} << 56};
+  return reinterpret_cast<void*>(next.fetch_add((bytes / kApart + 2) * kApart));
 }
 
 int64_t tensor_bytes(Dtype dtype, std::span<const int64_t> shape) {
@@ -68,7 +74,11 @@ MemoryUse memory_use(Device device, MemoryKind kind) {
 
 void FreeMemory::operator()(void* p) const {
   counted(device, kind).bytes -= bytes;
-  device.kind == Device::kCpu ? std::free(p) : free_memory(device, kind, p);
+  if (device.kind == Device::kCpu) {
+    std::free(p);
+  } else if (device.kind == Device::kCuda) {
+    free_memory(device, kind, p);
+  }
 }
 
 Buffer Buffer::uninitialised(int64_t bytes, Device device) {
@@ -79,7 +89,7 @@ Buffer Buffer::uninitialised(int64_t bytes, Device device) {
 }
 
 Buffer Buffer::pinned(int64_t bytes, Device device) {
-  if (device.kind == Device::kCpu) {
+  if (device.kind != Device::kCuda) {
     return Buffer(bytes);
   }
   return of_device(bytes, device, MemoryKind::kPinned);
@@ -88,7 +98,9 @@ Buffer Buffer::pinned(int64_t bytes, Device device) {
 Buffer Buffer::of_device(int64_t bytes, Device device, MemoryKind kind) {
   Buffer b;
   b.bytes_ = bytes;
-  b.memory_ = {allocate_memory(device, kind, std::max<int64_t>(bytes, 1)),
+  b.memory_ = {device.kind == Device::kMeta
+                   ? meta_memory(bytes)
+                   : allocate_memory(device, kind, std::max<int64_t>(bytes, 1)),
                FreeMemory{device, kind, bytes}};
   counted(device, kind).add(bytes);
   return b;
@@ -97,7 +109,9 @@ Buffer Buffer::of_device(int64_t bytes, Device device, MemoryKind kind) {
 Buffer::Buffer(int64_t bytes, Device device) : bytes_(bytes) {
   if (device.kind != Device::kCpu) {
     *this = uninitialised(bytes, device);
-    fill_memory(data(), device, 0, bytes);
+    if (device.kind == Device::kCuda) {
+      fill_memory(data(), device, 0, bytes);
+    }
     return;
   }
   // Large memory comes as pages that the system zeroes when they are first touched.
@@ -159,6 +173,9 @@ void Arena::release(Mark mark) {
 
 void Arena::reserve(int64_t bytes) {
   CAMBIUM_CHECK(used_ == 0 && bytes >= 0);
+  if (bytes == 0) {
+    return;
+  }
   if (std::any_of(blocks_.begin(), blocks_.end(),
                   [&](const Buffer& block) { return block.bytes() >= bytes; })) {
     return;

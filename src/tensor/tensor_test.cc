@@ -112,7 +112,7 @@ void expect_counted(Device device) {
 // What was reserved is all that is taken, however it is divided.
 void expect_reserved(Device device) {
   Workspace workspace(device);
-  workspace.reserve(int64_t{40} << 20, 1000);
+  workspace.reserve({int64_t{40} << 20, 1000});
   const int64_t before = memory_use(device).allocations;
   for (int step = 0; step < 3; ++step) {
     const WorkspaceScope scope(workspace);
@@ -122,7 +122,7 @@ void expect_reserved(Device device) {
     EXPECT_EQ(reinterpret_cast<uintptr_t>(first) % 64, 0U);
     EXPECT_EQ(memory_use(device).allocations, before);
   }
-  workspace.reserve(int64_t{20} << 20, 10);  // there is more already
+  workspace.reserve({int64_t{20} << 20, 10});  // there is more already
   EXPECT_EQ(memory_use(device).allocations, before);
   workspace.arena().allocate(int64_t{41} << 20);
   EXPECT_EQ(memory_use(device).allocations, before + 1);
