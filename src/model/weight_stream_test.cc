@@ -110,7 +110,7 @@ TEST(WeightStream, FillsEveryTargetWhateverThePiecesAre) {
 TEST(WeightStream, FillsPartsOfATensor) {
   const TestFolder folder;
   const SafeTensors file = SafeTensors::open(write_model(folder));
-  const TensorEntry whole = file.at("b");
+  const TensorEntry& whole = file.at("b");
   const OwnedTensor low(Dtype::kBF16, {20, 13});
   const OwnedTensor high(Dtype::kF32, {20, 13});
   TensorEntry first = whole;
