@@ -2,6 +2,7 @@
 #include "tensor/copy.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <mutex>
@@ -310,6 +311,7 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
   if (options.check_golden) {
     check_files(dir);
   }
+  const auto started = std::chrono::steady_clock::now();
   LoadedModel loaded{dir, std::make_unique<Model>(read_spec(dir)), {}};
   Model& model = *loaded.model;
   model.expect_runs();
@@ -349,6 +351,9 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
     check_golden(model, dir, rounded ? kGoldenToleranceBf16Activations : tolerance,
                  kGoldenTokensAtLoad);
   }
+  loaded.load_bytes = file->total_bytes();
+  loaded.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   return loaded;
 }
 

@@ -38,6 +38,8 @@ TEST(LoadedWeights, GiveTheSameLogitsWhereverTheyLie) {
   LoadedModel stored = load_model(llama(), {.storage = MatrixStorage::kStored});
   EXPECT_EQ(logits_of(*wide.model), logits_of(*stored.model));
   EXPECT_LT(stored.weights.bytes(), wide.weights.bytes() * 6 / 10);
+  EXPECT_GT(stored.load_seconds, 0.0);
+  EXPECT_EQ(stored.load_bytes, SafeTensors::open(llama()).total_bytes());
   stored.model->visit([&](const std::string& name, Parameter& p) {
     EXPECT_EQ(p.tensor.dtype, p.shape.size() == 2 ? Dtype::kBF16 : Dtype::kF32) << name;
   });

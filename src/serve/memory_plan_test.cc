@@ -37,7 +37,24 @@ ModelSpec mixed_spec() {
                                           {"state", int64_t{8}},
                                           {"b_heads", int64_t{2}}}},
                                         48);
-  spec.layers = {whole, mamba, mamba, decoder_layer({"sliding_window", windowed}, 48), whole};
+  spec.layers = {whole,
+                 mamba,
+                 mamba,
+                 decoder_layer({"sliding_window", windowed}, 48),
+                 whole,
+                 decoder_layer({"mamba",
+                                {{"inner", int64_t{32}},
+                                 {"xb", int64_t{16}},
+                                 {"state", int64_t{8}},
+                                 {"dt_rank", int64_t{2}}}},
+                               48),
+                 decoder_layer({"gated_delta_net",
+                                {{"heads", int64_t{4}},
+                                 {"q_heads", int64_t{2}},
+                                 {"k_heads", int64_t{2}},
+                                 {"key_dim", int64_t{8}},
+                                 {"value_dim", int64_t{8}}}},
+                               48)};
   return spec;
 }
 
