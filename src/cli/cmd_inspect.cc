@@ -11,6 +11,7 @@
 #include "model/spec.h"
 #include "serve/cache_plan.h"
 #include "serve/memory_plan.h"
+#include "tensor/device_memory.h"
 
 namespace cambium {
 namespace {
@@ -41,10 +42,9 @@ MemoryPlan plan_of(const InspectArgs& args, const ModelSpec& spec) {
   if (!args.memory_total.empty()) {
     request.total_bytes = parse_bytes("--memory-total", args.memory_total);
   }
-  request.device = args.device.device();
-  if (request.device.kind == Device::kCpu && args.device.name == "auto") {
-    request.device = Device::kMeta;  // of a GPU that is elsewhere
-  }
+  // Without a GPU the plan is that of one elsewhere.
+  const bool elsewhere = args.device.name == "auto" && cuda_devices() == 0;
+  request.device = elsewhere ? Device(Device::kMeta) : args.device.device();
   return plan_memory(request);
 }
 
@@ -151,7 +151,9 @@ int run(const InspectArgs& args) {
 
 Action declare(Args& args) {
   auto a = std::make_shared<InspectArgs>();
-  args.positional("model", "checkpoint folder (only its config.json is read)", &a->model);
+  args.positional("model",
+                  "checkpoint folder (its config.json and the headers of its weights are read)",
+                  &a->model);
   args.flag("memory", "plan the memory of serving it: weights, workspace, cache, what is left",
             &a->memory);
   args.option("memory-total", "the same, for a device with this much: 24GiB, 80GB",

@@ -89,10 +89,8 @@ void expect_nothing_is_allocated(Device device) {
   config.max_sequences = 5;
   config.prefill_chunk = 64;
   config.prefill_tokens = 192;
+  config.cache_values = Dtype::kF32;
   config.workspace = measure_workspace(loaded.model->spec(), false, config, device);
-  if (device.kind == Device::kCuda) {
-    config.cache_values = Dtype::kF32;
-  }
   config.reserve = true;
   Engine engine(*loaded.model, config);
   const int64_t before = memory_use(device).allocations;
