@@ -28,11 +28,13 @@ struct Stored {
   StoredType type;
   int64_t rows, columns;
 };
-// Odd sizes, so that pieces end inside tensors and tensors begin inside pieces.
-constexpr Stored kStored[] = {{"wide", StoredType::kF64, 3, 5}, {"a", StoredType::kF32, 7, 33},
-                              {"none", StoredType::kF32, 0, 4}, {"left", StoredType::kF32, 2, 9},
-                              {"b", StoredType::kBF16, 40, 13}, {"half", StoredType::kF16, 5, 11},
-                              {"c", StoredType::kBF16, 1, 1}};
+// Odd sizes, so that pieces end inside tensors and tensors begin inside pieces; one is longer than
+// the blocks that are rounded at once.
+constexpr Stored kStored[] = {
+    {"wide", StoredType::kF64, 3, 5},  {"a", StoredType::kF32, 7, 33},
+    {"none", StoredType::kF32, 0, 4},  {"large", StoredType::kF32, 90, 101},
+    {"left", StoredType::kF32, 2, 9},  {"b", StoredType::kBF16, 40, 13},
+    {"half", StoredType::kF16, 5, 11}, {"c", StoredType::kBF16, 1, 1}};
 
 // Writes the tensors, several files of them where `shard` says so, with checksums.json.
 std::string write_model(const TestFolder& folder, uint64_t shard = 0) {

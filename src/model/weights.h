@@ -71,8 +71,8 @@ struct LoadedModel {
   std::filesystem::path dir;
   std::unique_ptr<Model> model;
   Weights weights;
-  /// load_model: from its call to a model that can run, and the bytes of the files. On the CPU they
-  /// are mapped, and read from the disk when they are first used.
+  /// From the call to a model that can run, and the bytes of its files (of random weights, in
+  /// memory). On the CPU files are mapped, and read from the disk when they are first used.
   double load_seconds = 0.0;
   uint64_t load_bytes = 0;
 };
