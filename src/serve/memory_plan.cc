@@ -14,10 +14,9 @@ constexpr int64_t kMiB = int64_t{1} << 20;
 // Of the device, for what the driver takes beside our buffers.
 constexpr int64_t kReserveShare = 64;
 constexpr int64_t kReserveLeast = 256 * kMiB;
-// Added to what was measured: scratch that grows with the tokens behind a sequence, of which the
-// steps measured have few.
-constexpr int64_t kBehindShare = 64;
-constexpr int64_t kBehindLeast = 16 * kMiB;
+// Added to what was measured: other divisions of a step than those that were run.
+constexpr int64_t kOtherShare = 64;
+constexpr int64_t kOtherLeast = 16 * kMiB;
 // Added to what was counted: scratch of kernels and of the matrix library.
 constexpr int64_t kKernelShare = 4;
 constexpr int64_t kKernelLeast = 48 * kMiB;
@@ -78,6 +77,114 @@ GenerationRequest request_of(int64_t prompt, int64_t number) {
     request.sampling.top_p = 0.9F;
   }
   return request;
+}
+
+// Steps of an engine: as many sequences as there may be begin at once, and pieces of prompt as
+// large as they come run beside all the others, every row giving a token.
+WorkspaceBytes run_engine(Model& model, const EngineConfig& settings) {
+  const Pieces pieces = largest_pieces(model, settings);
+  Engine engine(model, settings);
+  const int64_t sequences = settings.max_sequences;
+  const int64_t shortest =
+      std::clamp<int64_t>(settings.prefill_tokens / sequences, 1, pieces.tokens);
+  std::vector<Engine::Ticket> tickets;
+  for (int64_t i = 0; i < sequences; ++i) {
+    tickets.push_back(engine.submit(request_of(shortest, i)));
+  }
+  engine.step();
+  for (int64_t i = 0; i < pieces.count; ++i) {
+    if (!engine.finished(tickets[static_cast<size_t>(i)])) {
+      engine.cancel(tickets[static_cast<size_t>(i)]);
+    }
+    engine.submit(request_of(pieces.tokens, i));
+  }
+  engine.step();
+  engine.step();
+  return engine.workspace_peak();
+}
+
+// State of sequences with many tokens behind them, in few pages: all but the last, which a step
+// writes, are the same ones again and again.
+class Borrowed {
+ public:
+  Borrowed(const Model& model, const CacheConfig& config, int64_t tokens)
+      : plan_(model, config),
+        written_((config.piece_tokens + config.page_size - 1) / config.page_size + 1) {
+    const int64_t sequences = config.max_sequences;
+    pages_per_segment_ = (tokens + config.page_size - 1) / config.page_size;
+    const int64_t pages = kShared + sequences * written_;
+    for (int64_t s = 0; s < sequences; ++s) {
+      for (int64_t i = 0; i < pages_per_segment_; ++i) {
+        const int64_t from_end = pages_per_segment_ - 1 - i;
+        table_.push_back(static_cast<int32_t>(
+            from_end < written_ ? kShared + s * written_ + from_end : i % kShared));
+      }
+    }
+    for (const StateLayout& layout : plan_.layouts()) {
+      Unit& unit = units_.emplace_back();
+      for (const Part& part : layout.pages) {
+        unit.add(unit.pages, part, {pages, config.page_size}, model.device());
+      }
+      for (const Part& part : layout.slots) {
+        unit.add(unit.slots, part, {sequences}, model.device());
+      }
+    }
+    for (const Unit& unit : units_) {
+      states_.push_back({unit.pages, unit.slots, table_, pages_per_segment_});
+    }
+  }
+
+  std::span<const UnitState> states() const { return states_; }
+
+ private:
+  static constexpr int64_t kShared = 64;
+
+  struct Unit {
+    void add(std::vector<Tensor>& to, const Part& part, std::vector<int64_t> shape, Device device) {
+      shape.insert(shape.end(), part.shape.begin(), part.shape.end());
+      owned.emplace_back(part.dtype, shape, false, device);
+      to.push_back(owned.back().view);
+    }
+    std::vector<OwnedTensor> owned;
+    std::vector<Tensor> pages, slots;
+  };
+
+  CachePlan plan_;
+  int64_t written_;  // pages of its own that a sequence has at its end
+  int64_t pages_per_segment_ = 0;
+  std::vector<int32_t> table_;
+  std::vector<Unit> units_;
+  std::vector<UnitState> states_;
+};
+
+// The largest pieces of prompt beside tokens of all other sequences, each with `behind` tokens
+// before it: attention cuts long sequences into parts whose results take scratch.
+WorkspaceBytes run_behind(Model& model, const EngineConfig& settings, int64_t behind) {
+  const Pieces pieces = largest_pieces(model, settings);
+  const int64_t end = std::max(behind, pieces.tokens);
+  const Borrowed state(model, cache_config(settings), end);
+  const std::vector<int32_t> tokens(static_cast<size_t>(pieces.tokens));
+  Batch batch;
+  for (int64_t i = 0; i < settings.max_sequences; ++i) {
+    const int64_t length = i < pieces.count ? pieces.tokens : 1;
+    batch.add(std::span(tokens).first(static_cast<size_t>(length)), end - length, i, end);
+  }
+  Workspace workspace(model.device());
+  {
+    const WorkspaceScope scope(workspace);
+    Context ctx = context_for(model, workspace);
+    model.forward(ctx, batch, {.states = state.states()});
+  }
+  return workspace.peak_bytes();
+}
+
+// Tokens that each of all sequences can have at once, if nothing but the cache were beside the
+// weights.
+int64_t most_behind(const MemoryRequest& request, const EngineConfig& settings, int64_t free) {
+  const CachePlan cache(Model(*request.spec), cache_config(settings));
+  const int64_t token = std::max<int64_t>(cache.lasting_bytes_per_token(), 1);
+  const int64_t each = (free - request.weights.bytes) / settings.max_sequences / token;
+  return std::clamp<int64_t>(each, 1, cache.config().max_tokens);
 }
 
 int64_t device_bytes(const MemoryPlan& plan) {
@@ -150,35 +257,17 @@ std::string MemoryPlan::line() const {
                      tokens > 0 ? fmt::format(" of {} tokens in all", tokens) : "", longest);
 }
 
-// Two steps: as many sequences as there may be begin at once, and pieces of prompt as large as they
-// come run beside all the others, every row giving a token.
 WorkspaceBytes measure_workspace(const ModelSpec& spec, bool narrow, const EngineConfig& config,
-                                 Device device) {
+                                 Device device, int64_t behind) {
   Dummy dummy(spec, narrow, device);
   EngineConfig settings = completed(config, device);
   settings.memory_bytes = 0;
   settings.reserve = false;
-  const Pieces pieces = largest_pieces(dummy.model, settings);
-  Engine engine(dummy.model, settings);
-  const int64_t sequences = settings.max_sequences;
-  const int64_t shortest =
-      std::clamp<int64_t>(settings.prefill_tokens / sequences, 1, pieces.tokens);
-  std::vector<Engine::Ticket> tickets;
-  for (int64_t i = 0; i < sequences; ++i) {
-    tickets.push_back(engine.submit(request_of(shortest, i)));
-  }
-  engine.step();
-  for (int64_t i = 0; i < pieces.count; ++i) {
-    if (!engine.finished(tickets[static_cast<size_t>(i)])) {
-      engine.cancel(tickets[static_cast<size_t>(i)]);
-    }
-    engine.submit(request_of(pieces.tokens, i));
-  }
-  engine.step();
-  engine.step();
-  WorkspaceBytes bytes = engine.workspace_peak();
-  bytes.device += std::max(bytes.device / kBehindShare, kBehindLeast);
-  bytes.host += std::max(bytes.host / kBehindShare, kMiB);
+  const WorkspaceBytes engine = run_engine(dummy.model, settings);
+  const WorkspaceBytes deep = run_behind(dummy.model, settings, behind);
+  WorkspaceBytes bytes{std::max(engine.device, deep.device), std::max(engine.host, deep.host)};
+  bytes.device += std::max(bytes.device / kOtherShare, kOtherLeast);
+  bytes.host += std::max(bytes.host / kOtherShare, kMiB);
   return bytes;
 }
 
@@ -216,8 +305,10 @@ MemoryPlan plan_memory(const MemoryRequest& request) {
   plan.weights = request.weights.bytes;
   plan.engine = completed(request.engine, device);
   if (device.kind == Device::kCuda) {
+    ask_device(request, plan);
     plan.measured = true;
-    plan.workspace = measure_workspace(*request.spec, request.weights.narrow, plan.engine, device);
+    plan.workspace = measure_workspace(*request.spec, request.weights.narrow, plan.engine, device,
+                                       most_behind(request, plan.engine, plan.total - plan.taken));
   } else {
     plan.workspace = count_workspace(
         *request.spec, request.weights.narrow && device.kind != Device::kCpu, plan.engine);

@@ -4,10 +4,11 @@
 //
 // The workspace is measured, not worked out: an engine over one layer of each kind, with weights of
 // zeros, runs the largest steps that there are on the device itself, and what its arenas held is
-// the answer. Formulas for every operation's scratch would be a second copy of the kernels that
-// nothing keeps true; this runs the kernels, libraries included, in well under a second. Without
-// the device the same layers go over the meta device, where what operations ask for is counted but
-// the kernels' own scratch is not: a share is added for it, and the plan says "about".
+// the answer. The state of long sequences is there in few pages, used again and again. Formulas for
+// every operation's scratch would be a second copy of the kernels that nothing keeps true; this
+// runs the kernels, libraries included, in well under a second. Without the device the same layers
+// go over the meta device, where what operations ask for is counted but the kernels' own scratch is
+// not: a share is added for it, and the plan says "about".
 #pragma once
 
 #include <filesystem>
@@ -61,9 +62,10 @@ MemoryPlan plan_memory(const MemoryRequest& request);
 EngineConfig planned_engine(const std::filesystem::path& dir, MatrixStorage storage, Device device,
                             const EngineConfig& config);
 
-/// What the largest steps of an engine take on the device.
+/// What the largest steps of an engine take on the device, where each sequence has `behind` tokens
+/// (as many as the cache might hold of all of them).
 WorkspaceBytes measure_workspace(const ModelSpec& spec, bool narrow, const EngineConfig& config,
-                                 Device device);
+                                 Device device, int64_t behind);
 /// The same without the device, by shapes alone.
 WorkspaceBytes count_workspace(const ModelSpec& spec, bool narrow, const EngineConfig& config);
 

@@ -90,7 +90,7 @@ void expect_nothing_is_allocated(Device device) {
   config.prefill_chunk = 64;
   config.prefill_tokens = 192;
   config.cache_values = Dtype::kF32;
-  config.workspace = measure_workspace(loaded.model->spec(), false, config, device);
+  config.workspace = measure_workspace(loaded.model->spec(), false, config, device, 512);
   config.reserve = true;
   Engine engine(*loaded.model, config);
   const int64_t before = memory_use(device).allocations;
@@ -107,7 +107,7 @@ void expect_nothing_is_allocated(Device device) {
   const WorkspaceBytes peak = engine.workspace_peak();
   EXPECT_LE(peak.device, config.workspace.device);
   EXPECT_LE(peak.host, config.workspace.host);
-  // Beside what is added for long sequences.
+  // Beside what is added for other divisions.
   EXPECT_GE(peak.device, (config.workspace.device - 16 * kMiB) / 2);
 }
 
@@ -127,7 +127,7 @@ void expect_ends_when_asked(Device device) {
   const int64_t before = memory_use(device).bytes;
   const StopAnywhere stop("nothing is measured");
   std::raise(SIGINT);
-  EXPECT_THROW(measure_workspace(mixed_spec(), false, {}, device), Interrupted);
+  EXPECT_THROW(measure_workspace(mixed_spec(), false, {}, device, 1), Interrupted);
   EXPECT_EQ(memory_use(device).bytes, before);
 }
 
@@ -234,7 +234,7 @@ TEST(MemoryPlan, CountsWhatAStepTakes) {
   config.prefill_tokens = 1024;
   const int64_t before = memory_use(Device::kCpu).bytes;
   const WorkspaceBytes counted = count_workspace(spec, false, config);
-  const WorkspaceBytes measured = measure_workspace(spec, false, config, Device::kCpu);
+  const WorkspaceBytes measured = measure_workspace(spec, false, config, Device::kCpu, 1);
   EXPECT_EQ(memory_use(Device::kCpu).bytes, before);
   EXPECT_LE(counted.device, measured.device);
   EXPECT_GE(counted.device, (measured.device - 16 * kMiB) / 3);
