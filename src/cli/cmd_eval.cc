@@ -15,6 +15,7 @@
 #include "model/random_model.h"
 #include "model/weights.h"
 #include "serve/cache_plan.h"
+#include "serve/memory_plan.h"
 #include "train/held_out.h"
 
 namespace cambium {
@@ -96,6 +97,11 @@ void check_applies(const EvalArgs& a) {
 int run_eval(const EvalArgs& a) {
   check_applies(a);
   const StopAnywhere stop("nothing is written: answers are graded when all came");
+  EngineConfig engine;
+  engine.max_sequences = a.batch;
+  if (a.task != "text") {
+    engine = planned_engine(a.model, MatrixStorage::kStored, a.device.device(), engine);
+  }
   LoadedModel loaded =
       load_model(a.model, {.storage = MatrixStorage::kStored, .device = a.device.device()});
   const Tokenizer tokenizer = Tokenizer::load(a.model);
@@ -119,7 +125,8 @@ int run_eval(const EvalArgs& a) {
     task = load_task(a.task, a.data, a.count);
   }
   AccuracyConfig config;
-  config.batch = a.batch;
+  config.batch = std::min(a.batch, engine.max_sequences);
+  config.engine = engine;
   config.max_new_tokens = a.max_new_tokens;
   config.chat = a.chat;
   config.temperature = a.temperature;

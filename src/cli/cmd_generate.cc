@@ -15,7 +15,7 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "model/weights.h"
-#include "serve/engine.h"
+#include "serve/memory_plan.h"
 #include "text/prompt_format.h"
 
 namespace cambium {
@@ -37,6 +37,14 @@ void sampling_options(Args& args, GenerateArgs& a) {
   args.choice("storage", "how matrices are kept in memory; stored is as in the file",
               {"stored", "f32", "bf16"}, &a.storage);
   a.device.declare(args);
+}
+
+// Of so many sequences, planned for the device before anything is loaded.
+EngineConfig engine_for(const GenerateArgs& a, int64_t sequences) {
+  EngineConfig config;
+  config.max_sequences = sequences;
+  config.cache_values = parse_cache_values(a.cache);
+  return planned_engine(a.model, parse_storage(a.storage), a.device.device(), config);
 }
 
 LoadedModel load(const GenerateArgs& a) {
@@ -134,13 +142,11 @@ std::vector<BatchLine> read_batch(const std::string& path) {
 }
 
 // A line that cannot be answered says so in its result; the others are answered all the same.
-int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
+int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer,
+              const EngineConfig& config) {
   using Json = nlohmann::ordered_json;
   std::vector<BatchLine> lines = read_batch(a.input);
   ResultFile results(a.output);
-  EngineConfig config;
-  config.max_sequences = a.batch;
-  config.cache_values = parse_cache_values(a.cache);
   Engine engine(model, config);
   for (size_t i = 0; i < lines.size(); ++i) {
     BatchLine& line = lines[i];
@@ -186,15 +192,16 @@ int run_generate(const GenerateArgs& a) {
   const StopAnywhere stop(a.input.empty()
                               ? "the text ends where it came"
                               : "nothing is written: results are when every prompt is answered");
+  const EngineConfig config = engine_for(a, a.input.empty() ? 1 : a.batch);
   LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.chat) {
     tokenizer.expect_chat(a.model, "leave --chat away");
   }
   if (!a.input.empty()) {
-    return run_batch(a, *loaded.model, tokenizer);
+    return run_batch(a, *loaded.model, tokenizer, config);
   }
-  Engine engine(*loaded.model);
+  Engine engine(*loaded.model, config);
   stream(engine, tokenizer,
          request_of(a, tokenizer, loaded.model->spec(), prompt_tokens(a, tokenizer, a.prompt)),
          true);
@@ -204,12 +211,10 @@ int run_generate(const GenerateArgs& a) {
 
 int run_chat(const GenerateArgs& a) {
   a.sampling.config();
+  const EngineConfig config = engine_for(a, 1);
   LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   tokenizer.expect_chat(a.model, "use cambium generate", a.system);
-  EngineConfig config;
-  config.max_sequences = 1;
-  config.cache_values = parse_cache_values(a.cache);
   Engine engine(*loaded.model, config);
   const bool terminal = isatty(STDIN_FILENO) != 0;
   if (terminal) {

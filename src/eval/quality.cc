@@ -24,7 +24,7 @@ AccuracyResult evaluate_accuracy(Model& model, const Tokenizer& tokenizer, const
   for (const int64_t id : model.spec().eos_ids) {
     stops.push_back(static_cast<int32_t>(id));
   }
-  EngineConfig engine_config;
+  EngineConfig engine_config = config.engine;
   engine_config.max_sequences = config.batch;
   Engine engine(model, engine_config);
   std::vector<Engine::Ticket> tickets;

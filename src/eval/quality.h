@@ -9,6 +9,7 @@
 #include "eval/report/summary.h"
 #include "eval/tasks.h"
 #include "model/model.h"
+#include "serve/engine.h"
 #include "text/tokenizer.h"
 
 namespace cambium {
@@ -21,6 +22,8 @@ struct AccuracyConfig {
   /// Greedy unless temperature is above 0.
   double temperature = 0.0;
   uint64_t seed = 0;
+  /// Of the engine, beside max_sequences, which is `batch`.
+  EngineConfig engine{};
 };
 
 struct ExampleResult {

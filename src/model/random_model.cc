@@ -1,6 +1,7 @@
 #include "model/random_model.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "tensor/copy.h"
 
@@ -13,6 +14,7 @@ constexpr int64_t kDistinct = int64_t{1} << 20;  // numbers drawn for one parame
 
 LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t seed,
                          Device device) {
+  const auto started = std::chrono::steady_clock::now();
   LoadedModel made{{}, std::make_unique<Model>(spec), {}};
   made.weights.allocate(*made.model, nullptr, storage, Dtype::kF32, device);
   made.model->visit([&](const std::string& name, Parameter& p) {
@@ -36,6 +38,10 @@ LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t 
   if (device.kind == Device::kCuda && storage == MatrixStorage::kBF16) {
     made.model->set_activations(Dtype::kBF16);
   }
+  wait_for(device);
+  made.load_bytes = static_cast<uint64_t>(made.weights.bytes());
+  made.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   return made;
 }
 

@@ -2,6 +2,7 @@
 #include "tensor/copy.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <mutex>
@@ -16,12 +17,15 @@
 #include "files/checksums.h"
 #include "files/golden.h"
 #include "files/safetensors.h"
+#include "model/weight_stream.h"
 
 namespace cambium {
 namespace {
 
 constexpr double kGoldenTolerance = 1e-3;
 constexpr double kGoldenToleranceBf16 = 5e-2;
+// Where activations are rounded too; weights that do not fit the program are off by about 1.
+constexpr double kGoldenToleranceBf16Activations = 0.25;
 constexpr int64_t kGoldenTokensAtLoad = 8;
 
 bool is_matrix(const Parameter& p) {
@@ -124,12 +128,12 @@ std::vector<int32_t> default_golden_prompt(int64_t vocab) {
 }
 
 std::vector<float> run_logits(Model& model, std::span<const int32_t> tokens) {
-  Arena arena;
-  Context ctx{.arena = &arena};
+  Workspace workspace(model.device());
+  const WorkspaceScope scope(workspace);
+  Context ctx = context_for(model, workspace);
   Batch batch;
   batch.add(tokens);
-  const Tensor logits = model.logits(ctx, model.forward(ctx, batch));
-  return {logits.ptr<float>(), logits.ptr<float>() + logits.numel()};
+  return elements_of(model.logits(ctx, model.forward(ctx, batch)));
 }
 
 void expect_finite(const std::vector<float>& logits, const std::filesystem::path& dir) {
@@ -144,6 +148,16 @@ void expect_finite(const std::vector<float>& logits, const std::filesystem::path
 constexpr const char* kTokenizerFiles[] = {"tokenizer.json",         "tokenizer_config.json",
                                            "chat_template.jinja",    "chat_template.json",
                                            "generation_config.json", "special_tokens_map.json"};
+
+// A device computes in bf16 where a matrix is.
+void choose_activations(Model& model) {
+  bool narrow = false;
+  model.visit([&](const std::string& /*name*/, Parameter& p) {
+    narrow = narrow || p.tensor.dtype == Dtype::kBF16;
+  });
+  const bool cpu = model.device().kind == Device::kCpu;
+  model.set_activations(narrow && !cpu ? Dtype::kBF16 : Dtype::kF32);
+}
 
 // Files beside the weights are compared with checksums.json before anything is read of them.
 // Folders of other programs have no such file and load as they are; one of ours that lost its says
@@ -238,9 +252,7 @@ void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
 }
 
 void Weights::move_to(Model& model, Device device) {
-  bool narrow = false;
   model.visit([&](const std::string& name, Parameter& p) {
-    narrow = narrow || p.tensor.dtype == Dtype::kBF16;
     if (p.tensor.device == device) {
       return;
     }
@@ -253,11 +265,10 @@ void Weights::move_to(Model& model, Device device) {
     owned = std::move(moved);
     p.tensor = owned.view;
   });
-  const bool cuda = device.kind == Device::kCuda;
-  if (cuda) {
+  if (device.kind != Device::kCpu) {
     files_.clear();  // what they held is there now
   }
-  model.set_activations(narrow && cuda ? Dtype::kBF16 : Dtype::kF32);
+  choose_activations(model);
 }
 
 int64_t Weights::bytes() const {
@@ -276,37 +287,73 @@ void Weights::release_mapped() const {
   }
 }
 
+WeightSizes weight_sizes(const std::filesystem::path& dir, MatrixStorage storage) {
+  Model model(read_spec(dir));
+  std::optional<SafeTensors> file;
+  const bool is_there = std::filesystem::exists(dir / "model.safetensors") ||
+                        std::filesystem::exists(dir / "model.safetensors.index.json");
+  if (is_there) {
+    file = SafeTensors::open(dir.string(), SafeTensors::Check::kHeader);
+    check_spec_and_file_agree(model, *file);
+  }
+  WeightSizes sizes;
+  model.visit([&](const std::string& ours, Parameter& p) {
+    const Dtype dtype =
+        file ? dtype_in_memory(p, *find_stored(*file, model.spec(), ours), storage, false)
+             : (storage == MatrixStorage::kBF16 && is_matrix(p) ? Dtype::kBF16 : Dtype::kF32);
+    sizes.bytes += p.numel() * dtype_size(dtype);
+    sizes.narrow = sizes.narrow || dtype == Dtype::kBF16;
+  });
+  return sizes;
+}
+
 LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options) {
   if (options.check_golden) {
     check_files(dir);
   }
+  const auto started = std::chrono::steady_clock::now();
   LoadedModel loaded{dir, std::make_unique<Model>(read_spec(dir)), {}};
   Model& model = *loaded.model;
   model.expect_runs();
-  const auto file = std::make_shared<const SafeTensors>(SafeTensors::open(dir.string()));
+  // On a device the checksums are compared as the weights go by.
+  const bool stream = options.device.kind != Device::kCpu;
+  const auto file = std::make_shared<const SafeTensors>(SafeTensors::open(
+      dir.string(), stream ? SafeTensors::Check::kHeader : SafeTensors::Check::kContents));
   check_spec_and_file_agree(model, *file);
   double tolerance = kGoldenTolerance;
+  std::vector<WeightTarget> targets;
   model.visit([&](const std::string& ours, Parameter& p) {
     const TensorEntry entry = *find_stored(*file, model.spec(), ours);
     const bool trained = options.trainable != nullptr && options.trainable(ours, p);
     const Dtype dtype = dtype_in_memory(p, entry, options.storage, trained);
-    if (!trained && usable_in_place(entry, dtype)) {
-      loaded.weights.map(ours, p, dtype, entry, file);
-      return;
-    }
-    loaded.weights.add(ours, p, dtype, trained);
-    read_into(p.tensor, entry);
-    file->release(entry);
     if (dtype == Dtype::kBF16 && entry.dtype != StoredType::kBF16) {
       tolerance = kGoldenToleranceBf16;  // rounded
     }
+    if (stream) {
+      loaded.weights.add(ours, p, dtype, trained, options.device);
+      targets.push_back({entry, p.tensor});
+    } else if (!trained && usable_in_place(entry, dtype)) {
+      loaded.weights.map(ours, p, dtype, entry, file);
+    } else {
+      loaded.weights.add(ours, p, dtype, trained);
+      read_into(p.tensor, entry);
+      file->release(entry);
+    }
   });
+  if (stream) {
+    wait_for(options.device);  // what makes the memory zero is not in order with the copies
+    stream_weights(*file, std::move(targets), options.device,
+                   {.label = fmt::format("loading {}", dir.string())});
+    choose_activations(model);
+  }
   if (options.check_golden) {
-    check_golden(model, dir, tolerance, kGoldenTokensAtLoad);
+    const bool rounded = model.activations() == Dtype::kBF16;
+    check_golden(model, dir, rounded ? kGoldenToleranceBf16Activations : tolerance,
+                 kGoldenTokensAtLoad);
   }
-  if (options.device.kind != Device::kCpu) {
-    loaded.weights.move_to(model, options.device);
-  }
+  loaded.load_bytes = file->total_bytes();
+  loaded.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   return loaded;
 }
 

@@ -58,10 +58,23 @@ class Weights {
   std::vector<std::shared_ptr<const SafeTensors>> files_;
 };
 
+/// What a model's weights take before they are loaded.
+struct WeightSizes {
+  int64_t bytes = 0;    // in memory
+  bool narrow = false;  // a matrix is bf16: a GPU computes in it
+};
+/// Of the weights beside the configuration, of which the headers alone are read; where there are
+/// none, of a model with random weights (stored is f32).
+WeightSizes weight_sizes(const std::filesystem::path& dir, MatrixStorage storage);
+
 struct LoadedModel {
   std::filesystem::path dir;
   std::unique_ptr<Model> model;
   Weights weights;
+  /// From the call to a model that can run, and the bytes of its files (of random weights, in
+  /// memory). On the CPU files are mapped, and read from the disk when they are first used.
+  double load_seconds = 0.0;
+  uint64_t load_bytes = 0;
 };
 
 struct LoadOptions {

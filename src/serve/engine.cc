@@ -16,7 +16,8 @@ double seconds_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
 }
 
-// The configuration with what it leaves to the device.
+}  // namespace
+
 EngineConfig completed(EngineConfig config, Device device) {
   if (config.prefill_chunk == 0) {
     config.prefill_chunk = device.kind == Device::kCpu ? 256 : 2048;
@@ -37,12 +38,11 @@ CacheConfig cache_config(const EngineConfig& config) {
   return {.max_sequences = config.max_sequences,
           .page_size = config.page_size,
           .memory_bytes = config.memory_bytes,
-          .max_tokens = 0,
+          .max_tokens = config.max_tokens,
           .piece_tokens = config.prefill_chunk,
-          .values = config.cache_values};
+          .values = config.cache_values,
+          .reserve = config.reserve};
 }
-
-}  // namespace
 
 const char* finish_reason_name(FinishReason reason) {
   switch (reason) {
@@ -75,7 +75,11 @@ Engine::Engine(Model& model, const EngineConfig& config)
     : model_(model),
       config_(completed(config, model.device())),
       cache_(model, cache_config(config_)),
-      workspace_(model.device()) {}
+      workspace_(model.device()) {
+  if (config_.reserve) {
+    workspace_.reserve(config_.workspace);
+  }
+}
 
 Engine::~Engine() = default;
 

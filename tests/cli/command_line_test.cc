@@ -368,10 +368,10 @@ TEST(CommandLine, ErrorsNameWhatIsWrong) {
       {"inspect /nowhere", "/nowhere/config.json"},
       {"inspect " + folder.path(), "did you mean 'llama'"},
       {"verify " + fixture("llama") + " --reference /nowhere.safetensors", "/nowhere.safetensors"},
-      {"inspect " + fixture("llama") + " --memory lots", "24GiB"},
-      {"inspect " + fixture("llama") + " --memory 1e300GiB", "24GiB"},
+      {"inspect " + fixture("llama") + " --memory-total lots", "24GiB"},
+      {"inspect " + fixture("llama") + " --memory-total 1e300GiB", "24GiB"},
       {"bench " + fixture("llama") + " --contexts 9223372036854775807", "context"},
-      {"inspect " + fixture("llama") + " --memory infGB", "24GiB"},
+      {"inspect " + fixture("llama") + " --memory-total infGB", "24GiB"},
       {"generate " + fixture("llama") + " -p hello", "tokenizer.json"},
   };
   for (const auto& row : rows) {
@@ -425,19 +425,48 @@ TEST(CommandLine, InspectCountsBeforeAnythingIsLoaded) {
   TestFolder folder;  // a configuration without weights
   write_file_atomically(folder.at("config.json"),
                         read_text_file(fixture("llama") + "/config.json"));
-  const Outcome outcome = cambium("inspect " + folder.path() + " --memory 1MiB --json --cache f32");
+  const std::string inspect = "inspect " + folder.path();
+  const Outcome outcome = cambium(inspect + " --json --cache f32");
   ASSERT_EQ(outcome.status, 0) << outcome.text;
   const auto json = nlohmann::json::parse(outcome.text);
   EXPECT_EQ(json["parameters"], 126400);
   EXPECT_EQ(json["layers"], 3);
   // Three layers of two key-value heads of 16, keys and values, fp32.
   EXPECT_EQ(json["cache_bytes_per_token"], 3 * 2 * 2 * 16 * 4);
-  EXPECT_EQ(json["memory"]["f32"]["sequences"], (1048576 - 126400 * 4) / (512 * 768));
-  const Outcome narrow = cambium("inspect " + folder.path() + " --memory 1MiB --json");
-  const auto halved = nlohmann::json::parse(narrow.text);
-  EXPECT_EQ(halved["cache_bytes_per_token"], 3 * 2 * 2 * 16 * 2);
-  EXPECT_EQ(halved["memory"]["f32"]["sequences"], (1048576 - 126400 * 4) / (512 * 384));
+  EXPECT_FALSE(json.contains("memory"));
+  const Outcome narrow = cambium(inspect + " --json");
+  EXPECT_EQ(nlohmann::json::parse(narrow.text)["cache_bytes_per_token"], 3 * 2 * 2 * 16 * 2);
   EXPECT_THAT(cambium("inspect " + folder.path() + " --cache f16").text, HasSubstr("bf16 or f32"));
+}
+
+// Of a GPU that need not be there: as much of everything as its shapes say.
+TEST(CommandLine, InspectPlansMemory) {
+  TestFolder folder;
+  write_file_atomically(folder.at("config.json"),
+                        read_text_file(fixture("llama") + "/config.json"));
+  const std::string inspect = "inspect " + folder.path() + " --storage bf16";
+  const Outcome outcome = cambium(inspect + " --memory-total 2GiB --max-sequences 7 --json");
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const auto memory = nlohmann::json::parse(outcome.text)["memory"];
+  EXPECT_EQ(memory["total"], int64_t{2} << 30);
+  EXPECT_GT(memory["weights"], 126400 * 2);  // norms are fp32
+  EXPECT_LT(memory["weights"], 126400 * 2 * 11 / 10);
+  EXPECT_EQ(memory["sequences"], 7);
+  EXPECT_EQ(memory["cache_tokens"], 7 * 512);
+  EXPECT_EQ(memory["cache"], 7 * 512 * 384);
+  EXPECT_EQ(memory["total"].get<int64_t>() - memory["left"].get<int64_t>(),
+            memory["weights"].get<int64_t>() + memory["workspace"].get<int64_t>() +
+                memory["cache"].get<int64_t>() + memory["reserve"].get<int64_t>() +
+                memory["in_use"].get<int64_t>());
+  const Outcome table = cambium(inspect + " --memory-total 2GiB --cache-memory 400KiB");
+  EXPECT_EQ(table.status, 0);
+  for (const char* row : {"weights", "workspace", "cache", "reserve", "left"}) {
+    EXPECT_THAT(table.text, HasSubstr(row));
+  }
+  const Outcome small = cambium(inspect + " --memory-total 300MiB");
+  EXPECT_EQ(small.status, 1);
+  EXPECT_THAT(small.text, HasSubstr("a sequence takes at least"));
+  EXPECT_EQ(cambium(inspect + " --memory --device cpu").status, 0);
 }
 
 TEST(CommandLine, BenchMeasuresModelsSideBySide) {
