@@ -23,12 +23,12 @@ struct ChannelShared {
   static constexpr int kRow = kKey + 8;
   union {
     bf16 q[kC * kRow];
-    bf16 v[kC * (kDim + 8)];  // when q is used up
+    float x[kC * kInversePad];  // A, when q is used up
   };
   bf16 k[kC * kRow];  // then -exp(G) k
   union {
-    float sums[kC * kRow];      // G
-    float x[kC * kInversePad];  // A, when G is used up
+    float sums[kC * kRow];    // G
+    bf16 v[kC * (kDim + 8)];  // when G is used up
   };
   float weight[kC];
 };
@@ -119,8 +119,7 @@ __global__ void __launch_bounds__(128, 3)
   bounded = __all_sync(kWholeWarp, bounded) != 0;
   float p[kRowTiles][2][4] = {};
   float r[kRowTiles][2][4] = {};
-  uint32_t started[kDelta ? kKeyTiles : 1][4];  // -exp(G) k
-#pragma unroll
+#pragma unroll 2
   for (int t = 0; t < kKeyTiles; ++t) {
     float from[2][2];  // G_r
     float last[2][2];  // G_last
@@ -150,13 +149,6 @@ __global__ void __launch_bounds__(128, 3)
     }
     scale_tile(q, factor, tile);
     store_tile(parts.queries + (part * kRowTiles + warp) * kKeyTiles + t, tile);
-    if constexpr (kDelta) {
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        factor[e / 4][e % 4] = -factor[e / 4][e % 4];
-      }
-      scale_tile(k, factor, started[t]);
-    }
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       factor[e / 4][e % 4] = fast_exp2(g[e / 4][e % 4] - from[e / 4][e % 2]);
@@ -206,10 +198,7 @@ __global__ void __launch_bounds__(128, 3)
       }
     }
   }
-  __syncthreads();  // q, k and G are used up
-  copy_rows<kDim, 128>(a.v.at(span.token, h * kDim), a.v.rows.outer_stride, span.tokens, thread,
-                       s.v);
-  commit_copies();
+  __syncthreads();  // q is used up
 #pragma unroll
   for (int j = 0; j < kRowTiles; ++j) {
     if (j <= warp) {
@@ -232,20 +221,25 @@ __global__ void __launch_bounds__(128, 3)
     }
   }
   if constexpr (kDelta) {
-#pragma unroll
-    for (int t = 0; t < kKeyTiles; ++t) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        *reinterpret_cast<uint32_t*>(s.k + (16 * warp + tile_row(e % 2 * 2)) * kRow + 16 * t +
-                                     tile_column(e / 2, 0)) = started[t][e];
-      }
+    for (int x = thread; x < kC * kKey / 2; x += 128) {
+      const int at = x / (kKey / 2) * kRow + x % (kKey / 2) * 2;
+      float k[2];
+      float g[2];
+      load_n<2>(s.k + at, k);
+      load_n<2>(s.sums + at, g);
+      *reinterpret_cast<uint32_t*>(s.k + at) =
+          pack(-fast_exp2(g[0]) * k[0], -fast_exp2(g[1]) * k[1]);
     }
   }
-  wait_for_copies<0>();
-  if constexpr (kDelta) {  // with a barrier
+  __syncthreads();  // G is used up
+  copy_rows<kDim, 128>(a.v.at(span.token, h * kDim), a.v.rows.outer_stride, span.tokens, thread,
+                       s.v);
+  commit_copies();
+  if constexpr (kDelta) {
     solve_tiles<kKey, kDim>(s.x, nullptr, s.k, s.v, parts.reads + part * kRowTiles * kKeyTiles,
                             parts.errors + part * kDimTiles * kRowTiles);
   } else {
+    wait_for_copies<0>();
     __syncthreads();
     for (int m = 0; m < kDimTiles; ++m) {
       uint32_t tile[4];

@@ -133,7 +133,6 @@ __global__ void __launch_bounds__(128, 4)
       store_tile(parts.pairs + (part * kRowTiles + warp) * kRowTiles + j, tile);
     }
   }
-  wait_for_copies<0>();  // v; the barrier is in solve_tiles
   solve_tiles<kKey, kDim>(s.x, s.starts, s.k, s.v, parts.reads + part * kRowTiles * kKeyTiles,
                           parts.errors + part * (kDim / 16) * kRowTiles);
 }

@@ -184,14 +184,15 @@ __device__ __forceinline__ void invert_block(float* block) {
 ///
 ///   reads = -T diag(scale) k (scale null: T k, k is negated and scaled)     errors = (T v)'
 ///
-/// T is found by rows, T_ij = -(sum of T_im x_mj, j < m <= i) T_jj: the row of tiles of a warp
-/// never leaves its registers.
+/// v may still be on its way. T is found by rows, T_ij = -(sum of T_im x_mj, j < m <= i) T_jj: the
+/// row of tiles of a warp never leaves its registers.
 template <int kKey, int kDim>
 __device__ __forceinline__ void solve_tiles(float* x, const float* scale, const bf16* k,
                                             const bf16* v, Tile* reads, Tile* errors) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   __syncwarp();
   invert_block(x + 16 * warp * (kInversePad + 1));
+  wait_for_copies<0>();
   __syncthreads();
   float t[kRowTiles][2][4];
 #pragma unroll
