@@ -33,7 +33,7 @@ struct ChannelShared {
   float weight[kC];
 };
 
-// Elements of a tile of G at `p`, rows kRow apart, in the order of widen_tile().
+// Elements of a tile of G at `p`, rows kRow apart, in the order of accumulators.
 template <int kRow>
 __device__ __forceinline__ void load_sums(const float* p, float (&g)[2][4]) {
 #pragma unroll
@@ -48,16 +48,26 @@ __device__ __forceinline__ void load_sums(const float* p, float (&g)[2][4]) {
   }
 }
 
-/// x * factor, rounded.
-__device__ __forceinline__ void scale_tile(const uint32_t (&x)[4], const float (&factor)[2][4],
-                                           uint32_t (&to)[4]) {
-  float wide[2][4];
-  widen_tile(x, wide);
+__device__ __forceinline__ void scale(float (&x)[2][4], const float (&factor)[2][4]) {
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
-    wide[e / 4][e % 4] *= factor[e / 4][e % 4];
+    x[e / 4][e % 4] *= factor[e / 4][e % 4];
   }
-  round_tile(wide, to);
+}
+/// x * factor, rounded: of a left operand, and of a right one.
+__device__ __forceinline__ void scale_left(const uint32_t (&x)[4], const float (&factor)[2][4],
+                                           uint32_t (&to)[4]) {
+  float wide[2][4];
+  widen_left(x, wide);
+  scale(wide, factor);
+  round_left(wide, to);
+}
+__device__ __forceinline__ void scale_right(const uint32_t (&x)[4], const float (&factor)[2][4],
+                                            uint32_t (&to)[4]) {
+  float wide[2][4];
+  widen_right(x, wide);
+  scale(wide, factor);
+  round_right(wide, to);
 }
 
 template <int kKey, int kDim, bool kDelta>
@@ -140,14 +150,14 @@ __global__ void __launch_bounds__(128, 3)
     for (int e = 0; e < 8; ++e) {
       factor[e / 4][e % 4] = fast_exp2(last[e / 4][e % 2] - g[e / 4][e % 4]);
     }
-    scale_tile(k, factor, tile);
-    transpose_tile(tile);
+    scale_left(k, factor, tile);
+    transpose_to_right(tile);
     store_tile(parts.keys + (part * kKeyTiles + t) * kRowTiles + warp, tile);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       factor[e / 4][e % 4] = fast_exp2(g[e / 4][e % 4]);
     }
-    scale_tile(q, factor, tile);
+    scale_left(q, factor, tile);
     store_tile(parts.queries + (part * kRowTiles + warp) * kKeyTiles + t, tile);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
@@ -155,19 +165,19 @@ __global__ void __launch_bounds__(128, 3)
     }
     uint32_t query[4];
     uint32_t key[4];
-    scale_tile(q, factor, query);
-    scale_tile(k, factor, key);
+    scale_left(q, factor, query);
+    scale_left(k, factor, key);
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       if (j < warp || (j == warp && bounded)) {
-        load_left(s.k + 16 * j * kRow + 16 * t, kRow, tile);
+        load_right_of_rows(s.k + 16 * j * kRow + 16 * t, kRow, tile);
         load_sums<kRow>(s.sums + 16 * j * kRow + 16 * t, g);
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
           factor[e / 4][e % 4] = fast_exp2(from[e / 4][e % 2] - g[e / 4][e % 4]);
         }
         uint32_t right[4];
-        scale_tile(tile, factor, right);
+        scale_right(tile, factor, right);
         multiply_tiles(p[j], query, right);
         if constexpr (kDelta) {
           multiply_tiles(r[j], key, right);
@@ -216,7 +226,7 @@ __global__ void __launch_bounds__(128, 3)
         }
       }
       uint32_t tile[4];
-      round_tile(p[j], tile);
+      round_left(p[j], tile);
       store_tile(parts.pairs + (part * kRowTiles + warp) * kRowTiles + j, tile);
     }
   }
@@ -243,7 +253,7 @@ __global__ void __launch_bounds__(128, 3)
     __syncthreads();
     for (int m = 0; m < kDimTiles; ++m) {
       uint32_t tile[4];
-      load_left_transposed(s.v + 16 * warp * (kDim + 8) + 16 * m, kDim + 8, tile);
+      load_right(s.v + 16 * warp * (kDim + 8) + 16 * m, kDim + 8, tile);
       store_tile(parts.errors + (part * kDimTiles + m) * kRowTiles + warp, tile);
     }
   }

@@ -99,14 +99,14 @@ __global__ void __launch_bounds__(128, 4)
     if (first) {
       store_tile(queries + warp * kKeyTiles + t, query);
       uint32_t tile[4] = {key[0], key[1], key[2], key[3]};
-      transpose_tile(tile);
+      transpose_to_right(tile);
       store_tile(keys + t * kRowTiles + warp, tile);
     }
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       if (j <= warp) {
         uint32_t right[4];
-        load_left(s.k + 16 * j * kRow + 16 * t, kRow, right);
+        load_right_of_rows(s.k + 16 * j * kRow + 16 * t, kRow, right);
         multiply_tiles(p[j], query, right);
         multiply_tiles(r[j], key, right);
       }
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(128, 4)
         }
       }
       uint32_t tile[4];
-      round_tile(p[j], tile);
+      round_left(p[j], tile);
       store_tile(parts.pairs + (part * kRowTiles + warp) * kRowTiles + j, tile);
     }
   }

@@ -1,10 +1,10 @@
 // Private to the chunk form on CUDA: what its kernels share, and what they hand on to each other in
 // tiles of 16 x 16 bf16.
 //
-// A tile lies in memory as lanes hold it in registers, 16 bytes each. It is, as it stands, the left
-// operand X of a product, the right operand X', and what two accumulators side by side round to: a
-// kernel's results are operands of the next without a way through shared memory, and every access
-// of a warp is of 512 bytes together.
+// A tile X lies in memory as lanes hold it in registers for a product, 16 bytes each: as the left
+// operand X or as the right operand X', which differ in the order of two registers. Either is also
+// what two accumulators side by side round to, so a kernel's results are operands of the next
+// without a way through shared memory, and every access of a warp is of 512 bytes together.
 #pragma once
 
 #include "ops/recurrence/recurrence_cuda.cuh"
@@ -92,44 +92,53 @@ __device__ __forceinline__ int tile_column(int n, int x) {
 /// c += left right'
 __device__ __forceinline__ void multiply_tiles(float (&c)[2][4], const uint32_t (&left)[4],
                                                const uint32_t (&right)[4]) {
-  mma(c[0], left, right[0], right[2]);
-  mma(c[1], left, right[1], right[3]);
+  mma(c[0], left, right[0], right[1]);
+  mma(c[1], left, right[2], right[3]);
 }
-__device__ __forceinline__ void round_tile(const float (&c)[2][4], uint32_t (&x)[4]) {
+__device__ __forceinline__ void round_left(const float (&c)[2][4], uint32_t (&x)[4]) {
 #pragma unroll
-  for (int n = 0; n < 2; ++n) {
-    x[2 * n] = pack(c[n][0], c[n][1]);
-    x[2 * n + 1] = pack(c[n][2], c[n][3]);
+  for (int i = 0; i < 4; ++i) {
+    x[i] = pack(c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]);
   }
 }
-__device__ __forceinline__ void widen_tile(const uint32_t (&x)[4], float (&c)[2][4]) {
+__device__ __forceinline__ void round_right(const float (&c)[2][4], uint32_t (&x)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[i] = pack(c[i % 2][i / 2 * 2], c[i % 2][i / 2 * 2 + 1]);
+  }
+}
+__device__ __forceinline__ void widen_left(const uint32_t (&x)[4], float (&c)[2][4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     c[i / 2][i % 2 * 2] = __uint_as_float(x[i] << 16);
     c[i / 2][i % 2 * 2 + 1] = __uint_as_float(x[i] & 0xffff0000U);
   }
 }
-__device__ __forceinline__ void transpose_tile(uint32_t (&x)[4]) {
-  uint32_t y[4];
+__device__ __forceinline__ void widen_right(const uint32_t (&x)[4], float (&c)[2][4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    y[i] = transpose_matrix(x[i]);
+    c[i % 2][i / 2 * 2] = __uint_as_float(x[i] << 16);
+    c[i % 2][i / 2 * 2 + 1] = __uint_as_float(x[i] & 0xffff0000U);
   }
-  x[0] = y[0];
-  x[1] = y[2];
-  x[2] = y[1];
-  x[3] = y[3];
+}
+/// The left operand X to the right operand (X')', which multiplies by X.
+__device__ __forceinline__ void transpose_to_right(uint32_t (&x)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[i] = transpose_matrix(x[i]);
+  }
 }
 
 /// What the kernels hand on. Per chunk and head, but queries and keys per chunk and key head where
-/// a head has one decay. Shapes in tiles, then of what a tile's rows and columns are.
+/// a head has one decay. Shapes in tiles, then of what a tile's rows and columns are; left or
+/// right.
 struct ChunkTiles {
-  Tile* queries;  // (4, K / 16), (tokens, key): q; per channel exp(G) q
-  Tile* keys;     // (K / 16, 4), (key, tokens): k; per channel exp(G_last - G) k
-  Tile* pairs;    // (4, 4), (tokens, tokens): P, on and below the diagonal
-  Tile* reads;    // (4, K / 16), (tokens, key): -W, delta only
-  Tile* errors;   // (V / 16, 4), (value, tokens): U, then e
-  Tile* states;   // (V / 16, K / 16), (value, key): the state at the start
+  Tile* queries;  // (4, K / 16), (tokens, key), left: q; per channel exp(G) q
+  Tile* keys;     // (K / 16, 4), (key, tokens), right: k; per channel exp(G_last - G) k
+  Tile* pairs;    // (4, 4), (tokens, tokens), left: P, on and below the diagonal
+  Tile* reads;    // (4, K / 16), (tokens, key), right: -W, delta only
+  Tile* errors;   // (V / 16, 4), (value, tokens), right: U, then e
+  Tile* states;   // (V / 16, K / 16), (value, key), right: the state at the start
   float* ends;    // (kEnds + K): see below
 };
 // Of ends: exp(G_last - G) w (64), per channel w; exp(G) (64), with one decay only; exp(G_last)
@@ -228,7 +237,7 @@ __device__ __forceinline__ void solve_tiles(float* x, const float* scale, const 
 #pragma unroll
   for (int j = 0; j < kRowTiles; ++j) {
     if (j <= warp) {
-      round_tile(t[j], left[j]);
+      round_left(t[j], left[j]);
     }
   }
 #pragma unroll 2
@@ -239,13 +248,12 @@ __device__ __forceinline__ void solve_tiles(float* x, const float* scale, const 
       if (j <= warp) {
         uint32_t b[4];
         load_right(v + 16 * j * (kDim + 8) + 16 * m, kDim + 8, b);
-        mma(u[0], left[j], b[0], b[1]);
-        mma(u[1], left[j], b[2], b[3]);
+        multiply_tiles(u, left[j], b);
       }
     }
     uint32_t tile[4];
-    round_tile(u, tile);
-    transpose_tile(tile);
+    round_left(u, tile);
+    transpose_to_right(tile);
     store_tile(errors + m * kRowTiles + warp, tile);
   }
   if (scale != nullptr) {
@@ -259,7 +267,7 @@ __device__ __forceinline__ void solve_tiles(float* x, const float* scale, const 
             t[j][n][e] *= -scale[16 * j + tile_column(n, e)];
           }
         }
-        round_tile(t[j], left[j]);
+        round_left(t[j], left[j]);
       }
     }
   }
@@ -271,12 +279,11 @@ __device__ __forceinline__ void solve_tiles(float* x, const float* scale, const 
       if (j <= warp) {
         uint32_t b[4];
         load_right(k + 16 * j * (kKey + 8) + 16 * m, kKey + 8, b);
-        mma(w[0], left[j], b[0], b[1]);
-        mma(w[1], left[j], b[2], b[3]);
+        multiply_tiles(w, left[j], b);
       }
     }
     uint32_t tile[4];
-    round_tile(w, tile);
+    round_right(w, tile);
     store_tile(reads + warp * (kKey / 16) + m, tile);
   }
 }

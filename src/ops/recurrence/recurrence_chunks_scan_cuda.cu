@@ -27,8 +27,8 @@ constexpr __host__ __device__ int pair_tile(int i, int j) {
 
 // Per chunk and key head.
 struct SharedTiles {
-  Tile* queries;     // (4, K / 16), (tokens, key)
-  Tile* keys;        // (K / 16, 4), (key, tokens)
+  Tile* queries;     // (4, K / 16), (tokens, key), left
+  Tile* keys;        // (K / 16, 4), (key, tokens), right
   float4* products;  // (10 tiles on and below the diagonal, 2, 32 lanes) q k', as accumulators
 };
 
@@ -65,13 +65,13 @@ __global__ void __launch_bounds__(128)
     load_left(q + 16 * warp * kRow + 16 * t, kRow, query);
     store_tile(queries + warp * kKeyTiles + t, query);
     uint32_t key[4];
-    load_left_transposed(k + 16 * warp * kRow + 16 * t, kRow, key);
+    load_right(k + 16 * warp * kRow + 16 * t, kRow, key);
     store_tile(keys + t * kRowTiles + warp, key);
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       if (j <= warp) {
         uint32_t right[4];
-        load_left(k + 16 * j * kRow + 16 * t, kRow, right);
+        load_right_of_rows(k + 16 * j * kRow + 16 * t, kRow, right);
         multiply_tiles(p[j], query, right);
       }
     }
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
           }
         }
         uint32_t tile[4];
-        round_tile(p, tile);
+        round_left(p, tile);
         store_tile(&s.pairs[buffer][pair_tile(warp, j)], tile);
       }
     }
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
 #pragma unroll
     for (int t = 0; t < kKeyTiles; ++t) {
       uint32_t right[4];
-      round_tile(state[t], right);
+      round_right(state[t], right);
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) {
         uint32_t left[4];
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
     uint32_t values[kRowTiles][4];  // (value, tokens)
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
-      load_left_transposed(stage.v + 16 * j * kValuePad + 16 * warp, kValuePad, values[j]);
+      load_right(stage.v + 16 * j * kValuePad + 16 * warp, kValuePad, values[j]);
     }
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
@@ -275,7 +275,7 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       float written[2][4];
-      widen_tile(values[j], written);
+      widen_right(values[j], written);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         float end[2];
@@ -286,7 +286,7 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
         }
       }
       uint32_t left[4];
-      round_tile(written, left);
+      round_left(written, left);
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
         uint32_t right[4];

@@ -40,16 +40,22 @@ __global__ void __launch_bounds__(128) state_kernel(Recurrence<bf16> a, const in
   const int64_t value_tile = slice * kParts;
   const int key_tile = warp * kOwn;
 
-  const auto part_of = [&](int64_t c) { return (first + c) * a.heads + h; };
-  const auto reads_of = [&](int64_t c) { return parts.reads + part_of(c) * kRowTiles * kKeyTiles; };
-  const auto keys_of = [&](int64_t c) {
-    const int64_t part = kPerChannel ? part_of(c) : (first + c) * a.key_heads + a.key_head(h);
-    return parts.keys + part * kRowTiles * kKeyTiles;
-  };
-  const auto errors_of = [&](int64_t c, int p) {
-    return parts.errors + (part_of(c) * (a.dim / 16) + value_tile + p) * kRowTiles + warp;
-  };
-  const auto ends_of = [&](int64_t c) { return parts.ends + part_of(c) * (kEnds + kKey); };
+  // Of a chunk, and how far that of the next is.
+  const int64_t part = first * a.heads + h;
+  const int64_t key_part = kPerChannel ? part : first * a.key_heads + a.key_head(h);
+  const int64_t key_heads = kPerChannel ? a.heads : a.key_heads;
+  const int64_t dim_tiles = a.dim / 16;
+  const Tile* reads_at = parts.reads + (part * kRowTiles + warp) * kKeyTiles;
+  const int64_t reads_step = a.heads * kRowTiles * kKeyTiles;
+  const Tile* keys_at = parts.keys + (key_part * kKeyTiles + key_tile) * kRowTiles;
+  const int64_t keys_step = key_heads * kRowTiles * kKeyTiles;
+  Tile* errors_at = parts.errors + (part * dim_tiles + value_tile) * kRowTiles + warp;
+  const int64_t errors_step = a.heads * dim_tiles * kRowTiles;
+  Tile* states_at = parts.states + (part * dim_tiles + value_tile) * kKeyTiles + key_tile;
+  const int64_t states_step = a.heads * dim_tiles * kKeyTiles;
+  const float* ends_at = parts.ends + part * (kEnds + kKey);
+  const float* decays_at = ends_at + kEnds;
+  const int64_t ends_step = a.heads * (kEnds + kKey);
 
   // Of the chunk at hand, or the next where this one's are used up.
   uint32_t values[kParts][4];
@@ -57,28 +63,28 @@ __global__ void __launch_bounds__(128) state_kernel(Recurrence<bf16> a, const in
   uint32_t keys[kOwn][kRowTiles][4];
   float end[2][2];  // f of a lane's tokens
   float decay[kOwn][2][2];
-  const auto load_first = [&](int64_t c) {
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      load_tile(errors_of(c, p), values[p]);
-    }
+  const auto load_first = [&](const Tile* errors) {
     if constexpr (kDelta) {
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
-        load_tile(reads_of(c) + warp * kKeyTiles + t, reads[t]);
+        load_tile(reads_at + t, reads[t]);
       }
     }
 #pragma unroll
+    for (int p = 0; p < kParts; ++p) {
+      load_tile(errors + p * kRowTiles, values[p]);
+    }
+#pragma unroll
     for (int n = 0; n < 2; ++n) {
-      load_n<2>(ends_of(c) + 16 * warp + tile_column(n, 0), end[n]);
+      load_n<2>(ends_at + 16 * warp + tile_column(n, 0), end[n]);
     }
   };
-  const auto load_second = [&](int64_t c) {
+  const auto load_second = [&] {
 #pragma unroll
     for (int t = 0; t < kOwn; ++t) {
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
-        load_tile(keys_of(c) + (key_tile + t) * kRowTiles + j, keys[t][j]);
+        load_tile(keys_at + t * kRowTiles + j, keys[t][j]);
       }
     }
 #pragma unroll
@@ -86,24 +92,24 @@ __global__ void __launch_bounds__(128) state_kernel(Recurrence<bf16> a, const in
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         if constexpr (kPerChannel) {
-          load_n<2>(ends_of(c) + kEnds + 16 * (key_tile + t) + tile_column(n, 0), decay[t][n]);
+          load_n<2>(decays_at + 16 * (key_tile + t) + tile_column(n, 0), decay[t][n]);
         } else {
-          decay[t][n][0] = decay[t][n][1] = ends_of(c)[kEnds];
+          decay[t][n][0] = decay[t][n][1] = decays_at[0];
         }
       }
     }
   };
   // A line a thread; the slices of a head share them out.
-  const auto ask = [&](int64_t c) {
-    constexpr int64_t kLine = 128;
-    constexpr int64_t kLines = kRowTiles * kKeyTiles * sizeof(Tile) / kLine;
-    const int64_t line = slice * 128 + thread;
-    if (line < kLines) {
-      ask_into_l2(reinterpret_cast<const char*>(keys_of(c)) + line * kLine);
-    } else if (kDelta && line < 2 * kLines) {
-      ask_into_l2(reinterpret_cast<const char*>(reads_of(c)) + (line - kLines) * kLine);
-    }
-  };
+  constexpr int64_t kLine = 128;
+  constexpr int64_t kLines = kRowTiles * kKeyTiles * sizeof(Tile) / kLine;
+  const int64_t line = slice * 128 + thread;
+  const bool asks = line < kLines || (kDelta && line < 2 * kLines);
+  const int64_t ask_step = (line < kLines ? keys_step : reads_step) * sizeof(Tile);
+  const char* ask_at =
+      (line < kLines
+           ? reinterpret_cast<const char*>(keys_at - key_tile * kRowTiles) + line * kLine
+           : reinterpret_cast<const char*>(reads_at - warp * kKeyTiles) + (line - kLines) * kLine) +
+      kAhead * ask_step;
 
   float s[kParts][kOwn][2][4];
   float* state = a.state_of(segment, h);
@@ -125,29 +131,30 @@ __global__ void __launch_bounds__(128) state_kernel(Recurrence<bf16> a, const in
       }
     }
   }
-  load_first(0);
-  load_second(0);
+  load_first(errors_at);
+  load_second();
   for (int64_t c = 0; c < count; ++c) {
-    const int64_t next = c + 1 < count ? c + 1 : c;
-    if (c + kAhead < count) {
-      ask(c + kAhead);
+    const bool more = c + 1 < count;
+    if (asks && c + kAhead < count) {
+      ask_into_l2(ask_at);
+      ask_at += ask_step;
     }
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
 #pragma unroll
       for (int t = 0; t < kOwn; ++t) {
         uint32_t tile[4];
-        round_tile(s[p][t], tile);
         if constexpr (kDelta) {
+          round_left(s[p][t], tile);
           store_tile(&before[p][key_tile + t], tile);
         }
-        store_tile(
-            parts.states + (part_of(c) * (a.dim / 16) + value_tile + p) * kKeyTiles + key_tile + t,
-            tile);
+        round_right(s[p][t], tile);
+        store_tile(states_at + p * kKeyTiles + t, tile);
       }
     }
+    states_at += states_step;
     if (kept.states != nullptr) {
-      float* to = kept.states + part_of(c) * kKey * a.dim;
+      float* to = kept.states + (part + c * a.heads) * kKey * a.dim;
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
 #pragma unroll
@@ -166,7 +173,7 @@ __global__ void __launch_bounds__(128) state_kernel(Recurrence<bf16> a, const in
     float e[kParts][2][4];
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
-      widen_tile(values[p], e[p]);
+      widen_right(values[p], e[p]);
     }
     if constexpr (kDelta) {
       float odd[kParts][2][4] = {};  // half as long a chain of products
@@ -195,16 +202,22 @@ __global__ void __launch_bounds__(128) state_kernel(Recurrence<bf16> a, const in
         scaled[x / 4][x % 4] = e[p][x / 4][x % 4] * end[x / 4][x % 2];
       }
       uint32_t tile[4];
-      round_tile(scaled, tile);
+      round_left(scaled, tile);
       store_tile(&written[p][warp], tile);
     }
-    load_first(next);
+    Tile* errors_before = errors_at;
+    if (more) {
+      reads_at += reads_step;
+      errors_at += errors_step;
+      ends_at += ends_step;
+      load_first(errors_at);
+    }
     if constexpr (kDelta) {
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
         uint32_t tile[4];
-        round_tile(e[p], tile);
-        store_tile(errors_of(c, p), tile);
+        round_right(e[p], tile);
+        store_tile(errors_before + p * kRowTiles, tile);
       }
       if (kept.errors != nullptr) {
         const int64_t position = a.segments.position[segment];
@@ -251,7 +264,11 @@ __global__ void __launch_bounds__(128) state_kernel(Recurrence<bf16> a, const in
         }
       }
     }
-    load_second(next);
+    if (more) {
+      keys_at += keys_step;
+      decays_at += ends_step;
+      load_second();
+    }
   }
   if (state != nullptr) {
 #pragma unroll
