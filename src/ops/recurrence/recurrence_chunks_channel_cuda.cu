@@ -14,9 +14,7 @@
 namespace cambium::cuda {
 namespace {
 
-constexpr float kLog2E = 1.44269504F;
 constexpr float kMostDecay = 90.0F;  // of exponents of 2, which bf16 and fp32 have up to 127
-constexpr unsigned kWholeWarp = 0xffffffffU;
 
 template <int kKey, int kDim>
 struct ChannelShared {

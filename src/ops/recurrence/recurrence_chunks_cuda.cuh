@@ -18,6 +18,8 @@ inline constexpr int kInversePad = kC + 4;  // row stride of fp32 (64, 64): no b
 
 // Decays below are zero in fp32 in any case, and infinities have no differences.
 inline constexpr float kLowestLogDecay = -120.0F;
+inline constexpr float kLog2E = 1.44269504F;
+inline constexpr unsigned kWholeWarp = 0xffffffffU;
 
 __device__ __forceinline__ bool in_chunks(const SegmentWalk& segments, int64_t segment) {
   return segments.length(segment) >= kLeastChunked;
@@ -58,7 +60,7 @@ __device__ __forceinline__ void sum_decays(const Recurrence<bf16>& a, int64_t to
   float sum = first + second;
 #pragma unroll
   for (int lanes = 1; lanes < 32; lanes *= 2) {
-    const float before = __shfl_up_sync(0xffffffffU, sum, lanes);
+    const float before = __shfl_up_sync(kWholeWarp, sum, lanes);
     sum += lane >= lanes ? before : 0.0F;
   }
   sums[0] = sum - second;

@@ -4,13 +4,13 @@
 //
 //   y = exp(G) q S + P v          S' = S' exp(G_last) + (v' f) k',  f = exp(G_last - G) w
 //
-// 1. pair_kernel, for all chunks and key heads at once: q and k as tiles and q k', which value
-// heads
-//    that share a key head share.
+// 1. product_kernel, for all chunks and key heads at once: q k', which the value heads of a key
+// head
+//    share.
 // 2. scan_kernel, a block for each segment, head and 64 columns of the value, over the chunks in
-//    turn: states never leave registers, so the device's memory sees v and y alone. Four warps have
-//    16 columns each, of the state and of y; four more work one chunk ahead: they fetch q, k and v
-//    into shared memory and make the pairs P of q k' and the decays.
+//    turn: states never leave registers, so of the large the device's memory sees v and y alone.
+//    Four warps have 16 columns each, of the state and of y; four more work ahead: they fetch q, k
+//    and v into shared memory and make the pairs P of q k' and the decays.
 #include "ops/recurrence/recurrence_chunks_cuda.cuh"
 
 namespace cambium::cuda {
@@ -19,24 +19,18 @@ namespace {
 constexpr int kColumns = 64;  // of the value, a block's
 constexpr int kValuePad = kColumns + 8;
 constexpr int kScanStages = 3;
-constexpr int kPairTiles = kRowTiles * (kRowTiles + 1) / 2;
 
+// The tiles of pairs on and below the diagonal.
+constexpr int kPairTiles = kRowTiles * (kRowTiles + 1) / 2;
 constexpr __host__ __device__ int pair_tile(int i, int j) {
   return i * (i + 1) / 2 + j;
 }
 
-// Per chunk and key head.
-struct SharedTiles {
-  Tile* queries;     // (4, K / 16), (tokens, key), left
-  Tile* keys;        // (K / 16, 4), (key, tokens), right
-  float4* products;  // (10 tiles on and below the diagonal, 2, 32 lanes) q k', as accumulators
-};
-
+// products (chunks, key heads, kPairTiles, 2, 32 lanes): accumulators.
 template <int kKey>
 __global__ void __launch_bounds__(128)
-    pair_kernel(Recurrence<bf16> a, const ChunkSpan* spans, SharedTiles parts) {
+    product_kernel(Recurrence<bf16> a, const ChunkSpan* spans, float4* products) {
   constexpr int kRow = kKey + 8;
-  constexpr int kKeyTiles = kKey / 16;
   __shared__ __align__(16) bf16 q[kC * kRow];
   __shared__ __align__(16) bf16 k[kC * kRow];
   const int64_t chunk = blockIdx.x / a.key_heads;
@@ -54,19 +48,11 @@ __global__ void __launch_bounds__(128)
   wait_for_copies<0>();
   __syncthreads();
   const int warp = thread / 32;
-  const int lane = thread % 32;
-  const int64_t part = chunk * a.key_heads + key_head;
-  Tile* queries = parts.queries + part * kRowTiles * kKeyTiles;
-  Tile* keys = parts.keys + part * kRowTiles * kKeyTiles;
   float p[kRowTiles][2][4] = {};
 #pragma unroll
-  for (int t = 0; t < kKeyTiles; ++t) {
+  for (int t = 0; t < kKey / 16; ++t) {
     uint32_t query[4];
     load_left(q + 16 * warp * kRow + 16 * t, kRow, query);
-    store_tile(queries + warp * kKeyTiles + t, query);
-    uint32_t key[4];
-    load_right(k + 16 * warp * kRow + 16 * t, kRow, key);
-    store_tile(keys + t * kRowTiles + warp, key);
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       if (j <= warp) {
@@ -76,13 +62,14 @@ __global__ void __launch_bounds__(128)
       }
     }
   }
+  float4* to =
+      products + (blockIdx.x * int64_t{kPairTiles} + pair_tile(warp, 0)) * 64 + thread % 32;
 #pragma unroll
   for (int j = 0; j < kRowTiles; ++j) {
     if (j <= warp) {
-      float4* to = parts.products + (part * kPairTiles + pair_tile(warp, j)) * 64 + lane;
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        to[32 * n] = make_float4(p[j][n][0], p[j][n][1], p[j][n][2], p[j][n][3]);
+        to[64 * j + 32 * n] = make_float4(p[j][n][0], p[j][n][1], p[j][n][2], p[j][n][3]);
       }
     }
   }
@@ -90,9 +77,10 @@ __global__ void __launch_bounds__(128)
 
 template <int kKey>
 struct ScanShared {
+  static constexpr int kRow = kKey + 8;
   struct Stage {
-    Tile queries[kRowTiles][kKey / 16];
-    Tile keys[kKey / 16][kRowTiles];
+    bf16 q[kC * kRow];
+    bf16 k[kC * kRow];
     bf16 v[kC * kValuePad];
   };
   Stage stage[kScanStages];
@@ -101,15 +89,16 @@ struct ScanShared {
   float starts[2][kC];  // exp(G)
   float ends[2][kC];    // exp(G_last - G) w
   float decay[2];       // exp(G_last)
-  float sums[4][kC];    // G, of each warp that makes pairs
+  float sums[4][kC];    // G in units of log 2, of each warp that makes pairs
 };
 
 template <int kKey>
 __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int32_t* first_chunk,
-                                                   RecurrenceKept kept, SharedTiles parts) {
+                                                   RecurrenceKept kept, const float4* products) {
   extern __shared__ float4 shared[];
   using Shared = ScanShared<kKey>;
   Shared& s = *reinterpret_cast<Shared*>(shared);
+  constexpr int kRow = Shared::kRow;
   constexpr int kKeyTiles = kKey / 16;
   const int64_t slices = a.dim / kColumns;
   const int64_t slice = blockIdx.x % slices;
@@ -123,63 +112,66 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
   const int lane = thread % 32;
   const bool scans = threadIdx.x < 128;
   const int64_t first = first_chunk[segment];
-  const int64_t count = first_chunk[segment + 1] - first;
+  const auto count = static_cast<int>(first_chunk[segment + 1] - first);
   const int64_t begin = a.segments.begin(segment);
   const int64_t length = a.segments.length(segment);
   const int64_t position = a.segments.position[segment];
-  const auto part_of = [&](int64_t c) { return (first + c) * a.key_heads + a.key_head(h); };
-  const auto token_of = [&](int64_t c) { return begin + chunk_begin(position, c); };
-  const auto tokens_of = [&](int64_t c) {
-    return static_cast<int>((c + 1 == count ? length : chunk_begin(position, c + 1)) -
-                            chunk_begin(position, c));
+  const int64_t key_head = a.key_head(h);
+  const int64_t value = slice * kColumns + 16 * warp;  // a scanning warp's first column
+  const auto token_of = [&](int c) { return begin + chunk_begin(position, c); };
+  const auto tokens_of = [&](int c) {
+    const int64_t end = c + 1 == count ? length : chunk_begin(position, c + 1);
+    return static_cast<int>(end - chunk_begin(position, c));
   };
 
   // --- Of the warps that work ahead.
-  const auto fetch = [&](int64_t c) {
+  const auto fetch = [&](int c) {
     if (c < count) {
       auto& stage = s.stage[c % kScanStages];
-      constexpr int kPieces = kRowTiles * kKeyTiles * 32;
-      const Tile* queries = parts.queries + part_of(c) * kRowTiles * kKeyTiles;
-      const Tile* keys = parts.keys + part_of(c) * kRowTiles * kKeyTiles;
-      for (int x = thread; x < kPieces; x += 128) {
-        copy_16(&stage.queries[0][0].lane[0] + x, &queries->lane[0] + x, true);
-        copy_16(&stage.keys[0][0].lane[0] + x, &keys->lane[0] + x, true);
-      }
-      copy_rows<kColumns, 128>(a.v.at(token_of(c), h * a.dim + slice * kColumns),
-                               a.v.rows.outer_stride, tokens_of(c), thread, stage.v);
+      const int64_t token = token_of(c);
+      const int tokens = tokens_of(c);
+      copy_rows<kKey, 128>(a.q.at(token, key_head * kKey), a.q.rows.outer_stride, tokens, thread,
+                           stage.q);
+      copy_rows<kKey, 128>(a.k.at(token, key_head * kKey), a.k.rows.outer_stride, tokens, thread,
+                           stage.k);
+      copy_rows<kColumns, 128>(a.v.at(token, h * a.dim + slice * kColumns), a.v.rows.outer_stride,
+                               tokens, thread, stage.v);
     }
     commit_copies();
   };
-  const auto make_pairs = [&](int64_t c) {
+  const auto make_pairs = [&](int c) {
     const int64_t token = token_of(c);
     const int tokens = tokens_of(c);
-    const float4* products = parts.products + (part_of(c) * kPairTiles + pair_tile(warp, 0)) * 64;
+    const float4* from =
+        products + (((first + c) * a.key_heads + key_head) * kPairTiles + pair_tile(warp, 0)) * 64 +
+        lane;
     float4 product[kRowTiles][2];
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       if (j <= warp) {
-        product[j][0] = products[j * 64 + lane];
-        product[j][1] = products[j * 64 + 32 + lane];
+        product[j][0] = from[64 * j];
+        product[j][1] = from[64 * j + 32];
       }
     }
-    float own[2];
-    sum_decays(a, token, tokens, h, own);
     const float weight[2] = {weight_of(a, token, tokens, 2 * lane, h),
                              weight_of(a, token, tokens, 2 * lane + 1, h)};
-    const float last = __shfl_sync(0xffffffffU, own[1], 31);
+    float own[2];
+    sum_decays(a, token, tokens, h, own);
+    own[0] *= kLog2E;
+    own[1] *= kLog2E;
+    const float last = __shfl_sync(kWholeWarp, own[1], 31);
     float* sums = s.sums[warp];
-    __syncwarp();
     sums[2 * lane] = own[0];
     sums[2 * lane + 1] = own[1];
-    const int64_t buffer = c % 2;
+    const int buffer = c % 2;
     if (warp == 0) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        s.starts[buffer][2 * lane + i] = expf(own[i]);
-        s.ends[buffer][2 * lane + i] = expf(last - own[i]) * weight[i];
+        s.starts[buffer][2 * lane + i] = fast_exp2(own[i]);
+        s.ends[buffer][2 * lane + i] = fast_exp2(last - own[i]) * weight[i];
       }
       if (lane == 0) {
-        s.decay[buffer] = expf(last);
+        s.decay[buffer] = fast_exp2(last);
       }
     }
     __syncwarp();
@@ -190,16 +182,17 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
         float p[2][4];
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          const float4 x = product[j][n];
-          const float of[4] = {x.x, x.y, x.z, x.w};
-          // Column `column` is of lane column / 2.
+          const float of[4] = {product[j][n].x, product[j][n].y, product[j][n].z, product[j][n].w};
           const int column = 16 * j + tile_column(n, 0);
-          const float w[2] = {__shfl_sync(0xffffffffU, weight[0], column / 2),
-                              __shfl_sync(0xffffffffU, weight[1], column / 2)};
+          float sum[2];
+          load_n<2>(sums + column, sum);
+          // Its weight is of lane column / 2.
+          const float w[2] = {__shfl_sync(kWholeWarp, weight[0], column / 2),
+                              __shfl_sync(kWholeWarp, weight[1], column / 2)};
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const bool in = column + e % 2 <= 16 * warp + tile_row(e);
-            p[n][e] = in ? of[e] * expf(row[e / 2] - sums[column + e % 2]) * w[e % 2] : 0.0F;
+            const float x = of[e] * fast_exp2(row[e / 2] - sum[e % 2]) * w[e % 2];
+            p[n][e] = column + e % 2 <= 16 * warp + tile_row(e) ? x : 0.0F;
           }
         }
         uint32_t tile[4];
@@ -207,18 +200,18 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
         store_tile(&s.pairs[buffer][pair_tile(warp, j)], tile);
       }
     }
+    __syncwarp();  // before the sums of the next chunk
   };
 
   // --- Of the warps that scan: S' (16 columns of the value, K).
   float state[kKeyTiles][2][4];
   float* slot = a.state_of(segment, h);
-  const int64_t value = slice * kColumns + 16 * warp;
   const auto at = [&](int t, int n, int e) {
     return (16 * t + tile_column(n, e)) * a.dim + value + tile_row(e);
   };
-  const auto scan = [&](int64_t c) {
+  const auto scan = [&](int c) {
     const auto& stage = s.stage[c % kScanStages];
-    const int64_t buffer = c % 2;
+    const int buffer = c % 2;
     if (kept.states != nullptr) {
       float* to = kept.states + ((first + c) * a.heads + h) * kKey * a.dim;
 #pragma unroll
@@ -237,7 +230,7 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) {
         uint32_t left[4];
-        load_tile(&stage.queries[i][t], left);
+        load_left(stage.q + 16 * i * kRow + 16 * t, kRow, left);
         multiply_tiles(y[i], left, right);
       }
     }
@@ -290,7 +283,7 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
         uint32_t right[4];
-        load_tile(&stage.keys[t][j], right);
+        load_right(stage.k + 16 * j * kRow + 16 * t, kRow, right);
         multiply_tiles(state[t], left, right);
       }
     }
@@ -325,24 +318,19 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
         state[t][x / 4][x % 4] = continues ? slot[at(t, x / 4, x % 4)] : 0.0F;
       }
     }
-  } else {
-    for (int c = 0; c + 1 < kScanStages; ++c) {
-      fetch(c);
-    }
-    make_pairs(0);
   }
-  for (int64_t c = 0; c < count; ++c) {
+  for (int c = 1 - kScanStages; c < count; ++c) {
     if (!scans) {
       wait_for_copies<kScanStages - 2>();
     }
     __syncthreads();  // chunk c is there, chunk c - 1 is done with
-    if (scans) {
-      scan(c);
-    } else {
+    if (!scans) {
       fetch(c + kScanStages - 1);
-      if (c + 1 < count) {
+      if (c + 1 >= 0 && c + 1 < count) {
         make_pairs(c + 1);
       }
+    } else if (c >= 0) {
+      scan(c);
     }
   }
   if (scans && slot != nullptr) {
@@ -360,17 +348,12 @@ template <int kKey>
 void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
          const Launch& on) {
   const int64_t count = chunks.count * a.key_heads;
-  constexpr int64_t kTiles = kRowTiles * kKey / 16;
-  const SharedTiles parts{
-      .queries = scratch<Tile>(on, count * kTiles),
-      .keys = scratch<Tile>(on, count * kTiles),
-      .products = scratch<float4>(on, count * kPairTiles * 64),
-  };
-  launch(on, "recurrence", pair_kernel<kKey>, static_cast<unsigned>(count), 128, 0, a, chunks.span,
-         parts);
+  auto* products = scratch<float4>(on, count * kPairTiles * 64);
+  launch(on, "recurrence", product_kernel<kKey>, static_cast<unsigned>(count), 128, 0, a,
+         chunks.span, products);
   launch(on, "recurrence", scan_kernel<kKey>,
          static_cast<unsigned>(a.segments.count * a.heads * (a.dim / kColumns)), 256,
-         sizeof(ScanShared<kKey>), a, chunks.first, kept, parts);
+         sizeof(ScanShared<kKey>), a, chunks.first, kept, products);
 }
 
 }  // namespace
