@@ -205,26 +205,24 @@ __global__ void __launch_bounds__(128)
     }
   }
   const float skip = a.skip.defined() ? a.skip.data[h] : 0.0F;
+  const int64_t at = h * kDim + 16 * value_tile + tile_column(0, 0);
+  bf16* to = a.y.at(span.token + tile_row(0), at);
+  const bf16* v = a.v.at(span.token + tile_row(0), at);
 #pragma unroll
-  for (int i = 0; i < kRowTiles; ++i) {
+  for (int x = 0; x < 2 * kRowTiles; ++x) {  // 8 rows at a time
+    if (8 * x + tile_row(0) < span.tokens) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int token = 16 * i + tile_row(2 * half);
-      if (token < span.tokens) {
-        const int64_t at = h * kDim + 16 * value_tile + tile_column(0, 0);
-        const bf16* v = a.v.at(span.token + token, at);
-        bf16* to = a.y.at(span.token + token, at);
-#pragma unroll
-        for (int n = 0; n < 2 * kOwn; ++n) {
-          float out[2] = {y[i][n / 2][n % 2][2 * half], y[i][n / 2][n % 2][2 * half + 1]};
-          if (a.skip.defined()) {
-            out[0] = fmaf(skip, load(v + 8 * n), out[0]);
-            out[1] = fmaf(skip, load(v + 8 * n + 1), out[1]);
-          }
-          *reinterpret_cast<uint32_t*>(to + 8 * n) = pack(out[0], out[1]);
+      for (int n = 0; n < 2 * kOwn; ++n) {
+        float out[2] = {y[x / 2][n / 2][n % 2][x % 2 * 2], y[x / 2][n / 2][n % 2][x % 2 * 2 + 1]};
+        if (a.skip.defined()) {
+          out[0] = fmaf(skip, load(v + 8 * n), out[0]);
+          out[1] = fmaf(skip, load(v + 8 * n + 1), out[1]);
         }
+        *reinterpret_cast<uint32_t*>(to + 8 * n) = pack(out[0], out[1]);
       }
     }
+    to += 8 * a.y.rows.outer_stride;
+    v += 8 * a.v.rows.outer_stride;
   }
 }
 

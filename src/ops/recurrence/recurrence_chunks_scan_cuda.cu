@@ -289,23 +289,21 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
     }
     const float skip = a.skip.defined() ? a.skip.data[h] : 0.0F;
     const int tokens = tokens_of(c);
+    bf16* to = a.y.at(token_of(c) + tile_row(0), h * a.dim + value + tile_column(0, 0));
+    const bf16* v = stage.v + tile_row(0) * kValuePad + 16 * warp + tile_column(0, 0);
 #pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
+    for (int x = 0; x < 2 * kRowTiles; ++x) {  // 8 rows at a time
+      if (8 * x + tile_row(0) < tokens) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int token = 16 * i + tile_row(2 * half);
-        if (token < tokens) {
-          bf16* to = a.y.at(token_of(c) + token, h * a.dim + value + tile_column(0, 0));
-          const bf16* v = stage.v + token * kValuePad + 16 * warp + tile_column(0, 0);
-#pragma unroll
-          for (int n = 0; n < 2; ++n) {
-            float x[2];
-            load_n<2>(v + 8 * n, x);
-            *reinterpret_cast<uint32_t*>(to + 8 * n) =
-                pack(fmaf(skip, x[0], y[i][n][2 * half]), fmaf(skip, x[1], y[i][n][2 * half + 1]));
-          }
+        for (int n = 0; n < 2; ++n) {
+          const float* of = &y[x / 2][n][x % 2 * 2];
+          float of_v[2];
+          load_n<2>(v + 8 * x * kValuePad + 8 * n, of_v);
+          *reinterpret_cast<uint32_t*>(to + 8 * n) =
+              pack(fmaf(skip, of_v[0], of[0]), fmaf(skip, of_v[1], of[1]));
         }
       }
+      to += 8 * a.y.rows.outer_stride;
     }
   };
 
