@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(128, 3)
   constexpr int kRow = Shared::kRow;
   constexpr int kKeyTiles = kKey / 16;
   constexpr int kDimTiles = kDim / 16;
-  const int64_t chunk = blockIdx.x / a.heads;
+  const int64_t chunk = last_first(a.heads);
   const int64_t h = blockIdx.x % a.heads;
   const ChunkSpan span = spans[chunk];
   if (!in_chunks(a.segments, span.segment)) {

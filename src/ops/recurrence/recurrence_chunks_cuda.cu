@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(128, 4)
   Shared& s = *reinterpret_cast<Shared*>(shared);
   constexpr int kRow = kKey + 8;
   constexpr int kKeyTiles = kKey / 16;
-  const int64_t chunk = blockIdx.x / a.heads;
+  const int64_t chunk = last_first(a.heads);
   const int64_t h = blockIdx.x % a.heads;
   const ChunkSpan span = spans[chunk];
   if (!in_chunks(a.segments, span.segment)) {
@@ -140,12 +140,12 @@ __global__ void __launch_bounds__(128, 4)
 // A warp has a quarter of the columns of the value for all tokens: it alone reads its part of the
 // state and of e.
 template <int kKey, int kDim, bool kPerChannel>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 3)
     output_kernel(Recurrence<bf16> a, const ChunkSpan* spans, ChunkTiles parts) {
   constexpr int kKeyTiles = kKey / 16;
   constexpr int kDimTiles = kDim / 16;
   constexpr int kOwn = kDimTiles / 4;
-  const int64_t chunk = blockIdx.x / a.heads;
+  const int64_t chunk = last_first(a.heads);
   const int64_t h = blockIdx.x % a.heads;
   const ChunkSpan span = spans[chunk];
   if (!in_chunks(a.segments, span.segment)) {

@@ -25,6 +25,12 @@ __device__ __forceinline__ bool in_chunks(const SegmentWalk& segments, int64_t s
   return segments.length(segment) >= kLeastChunked;
 }
 
+/// The chunk of a block where every chunk has `heads` of them, the last first: the pass over chunks
+/// then finds its first ones in L2, and what follows it finds the last.
+__device__ __forceinline__ int64_t last_first(int64_t heads) {
+  return (gridDim.x - 1 - blockIdx.x) / heads;
+}
+
 /// Rows [0, 64) of `kDim` elements, `from_stride` apart, in the background to rows of kDim + 8,
 /// which have no bank conflicts; those past `rows` are zero. By threads [0, kThreads) of `thread`.
 template <int kDim, int kThreads>
