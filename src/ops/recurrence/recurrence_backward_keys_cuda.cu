@@ -1,0 +1,742 @@
+// The last kernel of the gradients in chunks: for a chunk and head, from the state S at its start
+// and the errors e that forward kept, du, and dS at its end:
+//
+//   dP_ij  = w_j dy_i . e_j, j <= i          dR_ij = -w_i w_j du_i . e_j, j < i
+//   dq_i   = exp(G_i) S dy_i + sum_j dP_ij exp(G_i - G_j) k_j
+//   row_i  = -w_i exp(G_i) S du_i + sum_j dR_ij exp(G_i - G_j) k_j
+//   col_j  = w_j exp(G_last - G_j) dS e_j + sum_i exp(G_i - G_j) (dP_ij q_i + dR_ij k_i)
+//   dk     = row + col       dv = w du + skip dy        dweight_i = du_i . e_i
+//
+// and the gradient by the log decay of token t, channel by channel, or summed over channels:
+//
+//   dg_t = sum_(i >= t) (q_i dq_i + k_i (row_i - col_i)) + sum_j k_j (the part of col_j by dS)
+//          + exp(G_last) (S . dS)
+//
+// A warp has a block of 16 tokens and half of the channels. The sums over blocks are taken block
+// by block, from the far one to the near one, and decay on the way (recurrence_backward_cuda.cuh).
+// Shared memory is used over and over; what lives from one phase to the next is in registers.
+#include "ops/recurrence/recurrence_backward_cuda.cuh"
+
+namespace cambium::cuda {
+namespace {
+
+constexpr const char* kName = "recurrence (backward)";
+constexpr int kThreads = 256;
+
+template <int kKey, int kDim>
+struct InsideShared {
+  static constexpr int kKeyRow = kKey + 8;
+  static constexpr int kDimRow = kDim + 8;
+  union {
+    struct {
+      bf16 dy[kChunkTokens * kDimRow];
+      bf16 du[kDim * kPairRow];  // transposed
+    };
+    bf16 k_after[kChunkTokens * kKeyRow];  // exp(l_last - l) k
+    float rows[kKey / 4][kThreads];        // row_i, a place for each number of each thread
+  };
+  bf16 errors[kChunkTokens * kDimRow];
+  union {
+    bf16 state[kKey * kDimRow];   // S
+    bf16 dstate[kDim * kKeyRow];  // dS transposed
+    struct {
+      bf16 q[kChunkTokens * kKeyRow];  // exp(l) q
+      bf16 k[kChunkTokens * kKeyRow];  // exp(l) k
+    };
+    float change[kChunkTokens * kKeyRow];  // q dq + k (row - col)
+  };
+  bf16 pairs[kChunkTokens * kPairRow];       // dP
+  bf16 read_pairs[kChunkTokens * kPairRow];  // dR
+  float weight[kChunkTokens];
+  float decay[kChunkBlocks][kKey];   // exp(l_last) of the blocks
+  float by_end[kChunkBlocks][kKey];  // sums over the blocks' k col by dS
+  float last[kKey];                  // exp(G_last) (S . dS)
+  float change_part[2][kChunkTokens];
+  int strong[kChunkBlocks];
+};
+
+// A block's place: what all phases know.
+template <int kKey, int kDim>
+struct InsidePlace {
+  int64_t token;
+  int tokens;
+  int64_t h;
+  int64_t part;
+  int64_t key_offset;
+  const float* sums;
+  int warp, lane;
+  int block;   // of 16 tokens
+  int row;     // the first of the lane's two in the chunk, the other is 8 below
+  int column;  // the first of the lane's channels, two in every 8 of kKey / 2
+
+  __device__ __forceinline__ float2 sums_at(const Recurrence<bf16>& a, int i, int c) const {
+    return two_sums(sums, a.decay_per_channel, kKey, i, c);
+  }
+  // Channels c and c + 1 of a token, zero past the chunk's.
+  __device__ __forceinline__ float2 two_keys(const View<bf16>& x, int i, int c) const {
+    if (i >= tokens) {
+      return make_float2(0.0F, 0.0F);
+    }
+    float out[2];
+    load_n<2>(x.at(token + i, key_offset + c), out);
+    return make_float2(out[0], out[1]);
+  }
+};
+
+// Adds two numbers to the gradient by q or k, or leaves them to the sum over heads.
+template <class Place>
+__device__ __forceinline__ void add_keys(const Recurrence<bf16>& a, const View<bf16>& to,
+                                         float* heads, int key, const Place& at, int i, int c,
+                                         float x, float y) {
+  if (to.grad == nullptr || i >= at.tokens) {
+    return;
+  }
+  if (heads != nullptr) {
+    *reinterpret_cast<float2*>(heads + ((at.token + i) * a.heads + at.h) * key + c) =
+        make_float2(x, y);
+    return;
+  }
+  auto* grad = reinterpret_cast<uint32_t*>(to.grad_at(at.token + i, at.key_offset + c));
+  const uint32_t before = *grad;
+  *grad = pack(first_of(before) + x, second_of(before) + y);
+}
+
+// fp32 rows of kDim elements, `from_stride` apart, as bf16; those from `valid` on are zero.
+template <int kDim>
+__device__ __forceinline__ void round_rows(const float* from, int64_t from_stride, int valid,
+                                           int rows, bf16* to) {
+#pragma unroll 8
+  for (int x = static_cast<int>(threadIdx.x); x < rows * (kDim / 4); x += kThreads) {
+    const int row = x / (kDim / 4);
+    const int c = x % (kDim / 4) * 4;
+    float4 f = {0.0F, 0.0F, 0.0F, 0.0F};
+    if (row < valid) {
+      f = *reinterpret_cast<const float4*>(from + row * from_stride + c);
+    }
+    *reinterpret_cast<uint2*>(to + row * (kDim + 8) + c) =
+        make_uint2(pack(f.x, f.y), pack(f.z, f.w));
+  }
+}
+
+// dP, dR and dweight: half of the warps have dy . e, the others du . e.
+template <int kKey, int kDim>
+__device__ __forceinline__ void pair_gradients(const Recurrence<bf16>& a,
+                                               const InsidePlace<kKey, kDim>& at,
+                                               InsideShared<kKey, kDim>& s) {
+  constexpr int kDimRow = kDim + 8;
+  const bool reads = at.warp >= kChunkBlocks;
+  float x[kChunkBlocks][2][4] = {};
+#pragma unroll
+  for (int c = 0; c < kDim; c += 16) {
+    uint32_t left[4];
+    if (reads) {
+      load_left_transposed(s.du + c * kPairRow + at.block * kBlockTokens, kPairRow, left);
+    } else {
+      load_left(s.dy + at.block * kBlockTokens * kDimRow + c, kDimRow, left);
+    }
+#pragma unroll
+    for (int m = 0; m < kChunkBlocks; ++m) {
+      if (m <= at.block && (m == at.block || a.delta || !reads)) {
+        uint32_t b[4];
+        load_right_of_rows(s.errors + m * kBlockTokens * kDimRow + c, kDimRow, b);
+        mma(x[m][0], left, b[0], b[1]);
+        mma(x[m][1], left, b[2], b[3]);
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kChunkBlocks; ++m) {
+    if (m > at.block) {
+      continue;
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int i = at.row + 8 * half;
+        const int j = m * kBlockTokens + 8 * n + at.lane % 4 * 2;
+        const float x0 = x[m][n][2 * half];
+        const float x1 = x[m][n][2 * half + 1];
+        const float w0 = s.weight[j];
+        const float w1 = s.weight[j + 1];
+        if (!reads) {
+          *reinterpret_cast<uint32_t*>(s.pairs + i * kPairRow + j) =
+              pack(j <= i ? w0 * x0 : 0.0F, j + 1 <= i ? w1 * x1 : 0.0F);
+          continue;
+        }
+        const float w = -s.weight[i];
+        *reinterpret_cast<uint32_t*>(s.read_pairs + i * kPairRow + j) =
+            pack(j < i ? w * w0 * x0 : 0.0F, j + 1 < i ? w * w1 * x1 : 0.0F);
+        if (a.weight.grad != nullptr && i / 2 == j / 2 && i < at.tokens) {
+          *a.weight.grad_at(at.token + i, at.h) += i == j ? x0 : x1;
+        }
+      }
+    }
+  }
+}
+
+// Each half of the warps has every other 16 columns.
+template <int kKey, int kDim>
+__device__ __forceinline__ void value_gradients(const Recurrence<bf16>& a,
+                                                const InsidePlace<kKey, kDim>& at,
+                                                InsideShared<kKey, kDim>& s) {
+  constexpr int kDimRow = kDim + 8;
+  const float skip = a.skip.defined() ? a.skip.data[at.h] : 0.0F;
+#pragma unroll
+  for (int c = 0; c < kDim; c += 32) {
+    const int column = c + at.warp / kChunkBlocks * 16;
+    uint32_t du[4];
+    uint32_t dy[4];
+    load_left_transposed(s.du + column * kPairRow + at.block * kBlockTokens, kPairRow, du);
+    load_left(s.dy + at.block * kBlockTokens * kDimRow + column, kDimRow, dy);
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      const int i = at.row + x % 2 * 8;
+      if (i < at.tokens) {
+        auto* grad = reinterpret_cast<uint32_t*>(
+            a.v.grad_at(at.token + i, at.h * kDim + column + x / 2 * 8 + at.lane % 4 * 2));
+        const float w = s.weight[i];
+        const uint32_t before = *grad;
+        *grad = pack(first_of(before) + w * first_of(du[x]) + skip * first_of(dy[x]),
+                     second_of(before) + w * second_of(du[x]) + skip * second_of(dy[x]));
+      }
+    }
+  }
+}
+
+// exp(G_last) (S . dS), over columns of the value. 16 lanes have 8 channels.
+template <int kKey, int kDim>
+__device__ __forceinline__ void state_changes(const BackwardParts& parts,
+                                              const InsidePlace<kKey, kDim>& at,
+                                              InsideShared<kKey, kDim>& s) {
+  constexpr int kDimRow = kDim + 8;
+  for (int group = at.warp * 2; group < kKey / 8; group += 16) {
+    const int c = (group + at.lane / 16) * 8;
+    float sum[8] = {};
+#pragma unroll
+    for (int v = 0; v < kDim; v += 16) {
+      const int column = v + at.lane % 16;
+      float ds[8];
+      load_n<8>(parts.states + (at.part * kDim + column) * kKey + c, ds);
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        sum[n] = fmaf(load(s.state + (c + n) * kDimRow + column), ds[n], sum[n]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int lanes = 8; lanes > 0; lanes /= 2) {
+        sum[n] += __shfl_xor_sync(0xffffffffU, sum[n], lanes);
+      }
+      if (at.lane % 16 == 0) {
+        s.last[c + n] = parts.totals[at.part * kKey + c + n] * sum[n];
+      }
+    }
+  }
+}
+
+// dq and row of the warp's tokens, which come as S dy and -w S du.
+template <int kKey, int kDim>
+__device__ __forceinline__ void add_rows(const Recurrence<bf16>& a,
+                                         const InsidePlace<kKey, kDim>& at,
+                                         const InsideShared<kKey, kDim>& s,
+                                         float (&dq)[kKey / 16][4], float (&row)[kKey / 16][4]) {
+  constexpr int kKeyRow = kKey + 8;
+  const int first = at.block * kBlockTokens;
+  const bool strong = s.strong[at.block] != 0;
+#pragma unroll 1
+  for (int m = 0; m < (strong ? at.block : at.block + 1); ++m) {
+#pragma unroll
+    for (int n = 0; n < kKey / 16; ++n) {
+      const float2 decay = *reinterpret_cast<const float2*>(&s.decay[m][at.column + 8 * n]);
+#pragma unroll
+      for (int x = 0; x < 4; ++x) {
+        dq[n][x] *= x % 2 == 0 ? decay.x : decay.y;
+        row[n][x] *= x % 2 == 0 ? decay.x : decay.y;
+      }
+    }
+    uint32_t by_query[4];
+    uint32_t by_key[4];
+    load_left(s.pairs + first * kPairRow + m * kBlockTokens, kPairRow, by_query);
+    if (a.delta) {
+      load_left(s.read_pairs + first * kPairRow + m * kBlockTokens, kPairRow, by_key);
+    }
+#pragma unroll
+    for (int n = 0; n < kKey / 32; ++n) {
+      uint32_t b[4];
+      load_right(s.k_after + m * kBlockTokens * kKeyRow + at.column - at.lane % 4 * 2 + 16 * n,
+                 kKeyRow, b);
+      mma(dq[2 * n], by_query, b[0], b[1]);
+      mma(dq[2 * n + 1], by_query, b[2], b[3]);
+      if (a.delta) {
+        mma(row[2 * n], by_key, b[0], b[1]);
+        mma(row[2 * n + 1], by_key, b[2], b[3]);
+      }
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kKey / 16; ++n) {
+    const int c = at.column + 8 * n;
+    float2 base = make_float2(0.0F, 0.0F);
+    if (!strong) {
+      base = at.sums_at(a, first + kBlockTokens - 1, c);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = at.row + 8 * half;
+      const float2 sum = at.sums_at(a, i, c);
+      const float decay0 = __expf(sum.x - base.x);
+      const float decay1 = __expf(sum.y - base.y);
+      dq[n][2 * half] *= decay0;
+      dq[n][2 * half + 1] *= decay1;
+      row[n][2 * half] *= decay0;
+      row[n][2 * half + 1] *= decay1;
+      if (strong) {
+#pragma unroll 1
+        for (int j = first; j <= i; ++j) {
+          const float2 before = at.sums_at(a, j, c);
+          const float2 key = at.two_keys(a.k, j, c);
+          const float k0 = __expf(sum.x - before.x) * key.x;
+          const float k1 = __expf(sum.y - before.y) * key.y;
+          const float by_query = load(s.pairs + i * kPairRow + j);
+          dq[n][2 * half] = fmaf(by_query, k0, dq[n][2 * half]);
+          dq[n][2 * half + 1] = fmaf(by_query, k1, dq[n][2 * half + 1]);
+          if (a.delta) {
+            const float by_key = load(s.read_pairs + i * kPairRow + j);
+            row[n][2 * half] = fmaf(by_key, k0, row[n][2 * half]);
+            row[n][2 * half + 1] = fmaf(by_key, k1, row[n][2 * half + 1]);
+          }
+        }
+      }
+    }
+  }
+}
+
+// col of the warp's tokens, which comes as w dS e.
+template <int kKey, int kDim>
+__device__ __forceinline__ void add_columns(const Recurrence<bf16>& a,
+                                            const InsidePlace<kKey, kDim>& at,
+                                            const InsideShared<kKey, kDim>& s,
+                                            float (&col)[kKey / 16][4]) {
+  constexpr int kKeyRow = kKey + 8;
+  const int first = at.block * kBlockTokens;
+  const bool strong = s.strong[at.block] != 0;
+#pragma unroll 1
+  for (int m = kChunkBlocks - 1; m >= (strong ? at.block + 1 : at.block); --m) {
+#pragma unroll
+    for (int n = 0; n < kKey / 16; ++n) {
+      const float2 decay = *reinterpret_cast<const float2*>(&s.decay[m][at.column + 8 * n]);
+#pragma unroll
+      for (int x = 0; x < 4; ++x) {
+        col[n][x] *= x % 2 == 0 ? decay.x : decay.y;
+      }
+    }
+    uint32_t by_query[4];
+    uint32_t by_key[4];
+    load_left_transposed(s.pairs + m * kBlockTokens * kPairRow + first, kPairRow, by_query);
+    if (a.delta) {
+      load_left_transposed(s.read_pairs + m * kBlockTokens * kPairRow + first, kPairRow, by_key);
+    }
+#pragma unroll
+    for (int n = 0; n < kKey / 32; ++n) {
+      const int from = m * kBlockTokens * kKeyRow + at.column - at.lane % 4 * 2 + 16 * n;
+      uint32_t b[4];
+      load_right(s.q + from, kKeyRow, b);
+      mma(col[2 * n], by_query, b[0], b[1]);
+      mma(col[2 * n + 1], by_query, b[2], b[3]);
+      if (a.delta) {
+        load_right(s.k + from, kKeyRow, b);
+        mma(col[2 * n], by_key, b[0], b[1]);
+        mma(col[2 * n + 1], by_key, b[2], b[3]);
+      }
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kKey / 16; ++n) {
+    const int c = at.column + 8 * n;
+    float2 base = make_float2(0.0F, 0.0F);
+    if (strong) {
+      base = at.sums_at(a, first + kBlockTokens - 1, c);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int j = at.row + 8 * half;
+      const float2 sum = at.sums_at(a, j, c);
+      col[n][2 * half] *= __expf(base.x - sum.x);
+      col[n][2 * half + 1] *= __expf(base.y - sum.y);
+      if (strong) {
+#pragma unroll 1
+        for (int i = j; i < first + kBlockTokens; ++i) {
+          const float2 after = at.sums_at(a, i, c);
+          const float2 query = at.two_keys(a.q, i, c);
+          const float by_query = load(s.pairs + i * kPairRow + j);
+          float x0 = by_query * query.x;
+          float x1 = by_query * query.y;
+          if (a.delta) {
+            const float2 key = at.two_keys(a.k, i, c);
+            const float by_key = load(s.read_pairs + i * kPairRow + j);
+            x0 = fmaf(by_key, key.x, x0);
+            x1 = fmaf(by_key, key.y, x1);
+          }
+          col[n][2 * half] = fmaf(__expf(after.x - sum.x), x0, col[n][2 * half]);
+          col[n][2 * half + 1] = fmaf(__expf(after.y - sum.y), x1, col[n][2 * half + 1]);
+        }
+      }
+    }
+  }
+}
+
+// The sums over k col, where col has its part by dS only.
+template <int kKey, int kDim>
+__device__ __forceinline__ void sum_by_end(const Recurrence<bf16>& a,
+                                           const InsidePlace<kKey, kDim>& at,
+                                           InsideShared<kKey, kDim>& s,
+                                           const float (&col)[kKey / 16][4]) {
+#pragma unroll
+  for (int n = 0; n < kKey / 16; ++n) {
+    const int c = at.column + 8 * n;
+    const float2 base = at.sums_at(a, at.block * kBlockTokens + kBlockTokens - 1, c);
+    float sum0 = 0.0F;
+    float sum1 = 0.0F;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int j = at.row + 8 * half;
+      const float2 sum = at.sums_at(a, j, c);
+      const float2 key = at.two_keys(a.k, j, c);
+      sum0 = fmaf(key.x * __expf(base.x - sum.x), col[n][2 * half], sum0);
+      sum1 = fmaf(key.y * __expf(base.y - sum.y), col[n][2 * half + 1], sum1);
+    }
+#pragma unroll
+    for (int lanes = 4; lanes < 32; lanes *= 2) {
+      sum0 += __shfl_xor_sync(0xffffffffU, sum0, lanes);
+      sum1 += __shfl_xor_sync(0xffffffffU, sum1, lanes);
+    }
+    if (at.lane < 4) {
+      for (int m = at.block + 1; m < kChunkBlocks; ++m) {
+        sum0 *= s.decay[m][c];
+        sum1 *= s.decay[m][c + 1];
+      }
+      s.by_end[at.block][c] = sum0;
+      s.by_end[at.block][c + 1] = sum1;
+    }
+  }
+}
+
+// The sum that runs from the end of the chunk, channel by channel; half of the tokens each.
+template <int kKey, int kDim>
+__device__ __forceinline__ void channel_decay_gradients(const Recurrence<bf16>& a,
+                                                        const InsidePlace<kKey, kDim>& at,
+                                                        const InsideShared<kKey, kDim>& s) {
+  constexpr int kHalf = kChunkTokens / 2;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread >= 2 * kKey) {
+    return;
+  }
+  const int c = thread % kKey;
+  const int first = thread / kKey * kHalf;
+  float sum = s.last[c];
+#pragma unroll
+  for (int b = 0; b < kChunkBlocks; ++b) {
+    sum += s.by_end[b][c];
+  }
+  if (first == 0) {
+#pragma unroll 8
+    for (int i = kChunkTokens - 1; i >= kHalf; --i) {
+      sum += s.change[i * (kKey + 8) + c];
+    }
+  }
+  float* grad = a.log_decay.grad_at(at.token, at.h * kKey + c);
+#pragma unroll 8
+  for (int i = first + kHalf - 1; i >= first; --i) {
+    sum += s.change[i * (kKey + 8) + c];
+    if (i < at.tokens) {
+      grad[i * a.log_decay.rows.outer_stride] += sum;
+    }
+  }
+}
+
+// The same summed over channels, by the first warp: change_part has the tokens' sums.
+template <int kKey, int kDim>
+__device__ __forceinline__ void head_decay_gradients(const Recurrence<bf16>& a,
+                                                     const InsidePlace<kKey, kDim>& at,
+                                                     const InsideShared<kKey, kDim>& s) {
+  if (at.warp != 0) {
+    return;
+  }
+  float end = 0.0F;
+  for (int c = at.lane; c < kKey; c += 32) {
+    end += s.last[c];
+#pragma unroll
+    for (int b = 0; b < kChunkBlocks; ++b) {
+      end += s.by_end[b][c];
+    }
+  }
+  end = warp_sum(end);
+  const int i = 2 * at.lane;
+  const float late = s.change_part[0][i + 1] + s.change_part[1][i + 1];
+  const float both = s.change_part[0][i] + s.change_part[1][i] + late;
+  float sum = both;
+#pragma unroll
+  for (int lanes = 1; lanes < 32; lanes *= 2) {
+    const float after = __shfl_down_sync(0xffffffffU, sum, lanes);
+    sum += at.lane + lanes < 32 ? after : 0.0F;
+  }
+  if (i < at.tokens) {
+    *a.log_decay.grad_at(at.token + i, at.h) += end + sum;
+  }
+  if (i + 1 < at.tokens) {
+    *a.log_decay.grad_at(at.token + i + 1, at.h) += end + (sum - both + late);
+  }
+}
+
+template <int kKey, int kDim>
+__global__ void __launch_bounds__(kThreads, 2)
+    inside_kernel(Recurrence<bf16> a, const ChunkSpan* spans, RecurrenceKept kept,
+                  BackwardParts parts) {
+  extern __shared__ float4 shared[];
+  using Shared = InsideShared<kKey, kDim>;
+  Shared& s = *reinterpret_cast<Shared*>(shared);
+  constexpr int kKeyRow = Shared::kKeyRow;
+  constexpr int kDimRow = Shared::kDimRow;
+  constexpr int kTiles = kKey / 16;  // of 8 channels, in a warp
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t chunk = blockIdx.x / a.heads;
+  const ChunkSpan span = spans[chunk];
+  InsidePlace<kKey, kDim> at;
+  at.token = span.token;
+  at.tokens = span.tokens;
+  at.h = blockIdx.x % a.heads;
+  at.part = chunk * a.heads + at.h;
+  at.key_offset = a.key_head(at.h) * kKey;
+  at.sums = parts.sums + at.part * kChunkTokens * (a.decay_per_channel ? kKey : 1);
+  at.warp = thread / 32;
+  at.lane = thread % 32;
+  at.block = at.warp % kChunkBlocks;
+  at.row = at.block * kBlockTokens + at.lane / 4;
+  at.column = at.warp / kChunkBlocks * (kKey / 2) + at.lane % 4 * 2;
+  const int warp_column = at.warp / kChunkBlocks * (kKey / 2);
+
+  copy_rows_to<kDim, kThreads>(a.y.grad_at(at.token, at.h * kDim), a.heads * kDim, at.tokens,
+                               kChunkTokens, s.dy, kDimRow);
+  copy_rows_to<kChunkTokens, kThreads>(parts.du + at.part * kDim * kChunkTokens, kChunkTokens, kDim,
+                                       kDim, s.du, kPairRow);
+  if (!a.delta) {
+    copy_rows_to<kDim, kThreads>(a.v.at(at.token, at.h * kDim), a.v.rows.outer_stride, at.tokens,
+                                 kChunkTokens, s.errors, kDimRow);
+  }
+  commit_copies();
+  if (thread < kChunkTokens) {
+    s.weight[thread] = thread >= at.tokens  ? 0.0F
+                       : a.weight.defined() ? *a.weight.at(at.token + thread, at.h)
+                                            : 1.0F;
+  }
+  if (thread < kChunkBlocks) {
+    s.strong[thread] = 0;
+  }
+  round_rows<kDim>(kept.states + at.part * kKey * kDim, kDim, kKey, kKey, s.state);
+  if (a.delta) {
+    round_rows<kDim>(kept.errors + (at.token * a.heads + at.h) * kDim, a.heads * kDim, at.tokens,
+                     kChunkTokens, s.errors);
+  }
+  wait_for_copies<0>();
+  __syncthreads();
+  for (int x = thread; x < kChunkBlocks * kKey; x += kThreads) {
+    const int b = x / kKey;
+    const int last = b * kBlockTokens + kBlockTokens - 1;
+    const float sum = at.sums[a.decay_per_channel ? last * kKey + x % kKey : last];
+    s.decay[b][x % kKey] = __expf(sum);
+    if (sum < -kStrongDecay) {
+      s.strong[b] = 1;
+    }
+  }
+
+  pair_gradients(a, at, s);
+  if (a.v.grad != nullptr) {
+    value_gradients(a, at, s);
+  }
+  if (a.log_decay.grad != nullptr) {
+    state_changes(parts, at, s);
+  }
+  float dq[kTiles][4] = {};
+  float row[kTiles][4] = {};
+#pragma unroll
+  for (int c = 0; c < kDim; c += 16) {
+    uint32_t dy[4];
+    uint32_t du[4];
+    load_left(s.dy + at.block * kBlockTokens * kDimRow + c, kDimRow, dy);
+    load_left_transposed(s.du + c * kPairRow + at.block * kBlockTokens, kPairRow, du);
+#pragma unroll
+    for (int n = 0; n < kTiles / 2; ++n) {
+      uint32_t b[4];
+      load_right_of_rows(s.state + (warp_column + 16 * n) * kDimRow + c, kDimRow, b);
+      mma(dq[2 * n], dy, b[0], b[1]);
+      mma(dq[2 * n + 1], dy, b[2], b[3]);
+      if (a.delta) {
+        mma(row[2 * n], du, b[0], b[1]);
+        mma(row[2 * n + 1], du, b[2], b[3]);
+      }
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      row[n][x] *= -s.weight[at.row + x / 2 * 8];
+    }
+  }
+  __syncthreads();  // dy, du and the state are done with
+
+  copy_rows_to<kKey, kThreads>(parts.states + at.part * kDim * kKey, kKey, kDim, kDim, s.dstate,
+                               kKeyRow);
+  commit_copies();
+  for (int x = thread; x < kChunkTokens * kKey / 8; x += kThreads) {
+    const int i = x / (kKey / 8);
+    const int c = x % (kKey / 8) * 8;
+    float k[8] = {};
+    if (i < at.tokens) {
+      float sum[8];
+      float last[8];
+      load_n<8>(a.k.at(at.token + i, at.key_offset + c), k);
+      eight_sums(at.sums, a.decay_per_channel, kKey, i, c, sum);
+      eight_sums(at.sums, a.decay_per_channel, kKey, i / kBlockTokens * kBlockTokens + 15, c, last);
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        k[n] *= __expf(last[n] - sum[n]);
+      }
+    }
+    store_n<8>(s.k_after + i * kKeyRow + c, k);
+  }
+  __syncthreads();
+  add_rows(a, at, s, dq, row);
+  float(&change)[kTiles][4] = dq;  // in its place
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    const int c = at.column + 8 * n;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = at.row + 8 * half;
+      add_keys(a, a.q, parts.dq_heads, kKey, at, i, c, dq[n][2 * half], dq[n][2 * half + 1]);
+      const float2 query = at.two_keys(a.q, i, c);
+      const float2 key = at.two_keys(a.k, i, c);
+      change[n][2 * half] = query.x * dq[n][2 * half] + key.x * row[n][2 * half];
+      change[n][2 * half + 1] = query.y * dq[n][2 * half + 1] + key.y * row[n][2 * half + 1];
+    }
+  }
+  wait_for_copies<0>();
+  __syncthreads();  // k_after is done with, dS is there
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      s.rows[4 * n + x][thread] = row[n][x];
+    }
+  }
+
+  float col[kTiles][4] = {};
+#pragma unroll
+  for (int c = 0; c < kDim; c += 16) {
+    uint32_t error[4];
+    load_left(s.errors + at.block * kBlockTokens * kDimRow + c, kDimRow, error);
+#pragma unroll
+    for (int n = 0; n < kTiles / 2; ++n) {
+      uint32_t b[4];
+      load_right(s.dstate + c * kKeyRow + warp_column + 16 * n, kKeyRow, b);
+      mma(col[2 * n], error, b[0], b[1]);
+      mma(col[2 * n + 1], error, b[2], b[3]);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      col[n][x] *= s.weight[at.row + x / 2 * 8];
+    }
+  }
+  if (a.log_decay.grad != nullptr) {
+    sum_by_end(a, at, s, col);
+  }
+  __syncthreads();  // dS is done with
+  for (int x = thread; x < kChunkTokens * kKey / 8; x += kThreads) {
+    const int i = x / (kKey / 8);
+    const int c = x % (kKey / 8) * 8;
+    float q[8] = {};
+    float k[8] = {};
+    if (i < at.tokens) {
+      float sum[8];
+      load_n<8>(a.q.at(at.token + i, at.key_offset + c), q);
+      load_n<8>(a.k.at(at.token + i, at.key_offset + c), k);
+      eight_sums(at.sums, a.decay_per_channel, kKey, i, c, sum);
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        const float decay = __expf(sum[n]);
+        q[n] *= decay;
+        k[n] *= decay;
+      }
+    }
+    store_n<8>(s.q + i * kKeyRow + c, q);
+    store_n<8>(s.k + i * kKeyRow + c, k);
+  }
+  __syncthreads();
+  add_columns(a, at, s, col);
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    const int c = at.column + 8 * n;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = at.row + 8 * half;
+      const float2 key = at.two_keys(a.k, i, c);
+      const float col0 = col[n][2 * half];
+      const float col1 = col[n][2 * half + 1];
+      change[n][2 * half] -= key.x * col0;
+      change[n][2 * half + 1] -= key.y * col1;
+      add_keys(a, a.k, parts.dk_heads, kKey, at, i, c, col0 + s.rows[4 * n + 2 * half][thread],
+               col1 + s.rows[4 * n + 2 * half + 1][thread]);
+    }
+  }
+  if (a.log_decay.grad == nullptr) {
+    return;
+  }
+  if (a.decay_per_channel) {
+    __syncthreads();  // q and k are done with
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        *reinterpret_cast<float2*>(s.change + (at.row + 8 * half) * kKeyRow + at.column + 8 * n) =
+            make_float2(change[n][2 * half], change[n][2 * half + 1]);
+      }
+    }
+    __syncthreads();
+    channel_decay_gradients(a, at, s);
+    return;
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float sum = 0.0F;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      sum += change[n][2 * half] + change[n][2 * half + 1];
+    }
+    sum += __shfl_xor_sync(0xffffffffU, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffU, sum, 2);
+    if (at.lane % 4 == 0) {
+      s.change_part[at.warp / kChunkBlocks][at.row + 8 * half] = sum;
+    }
+  }
+  __syncthreads();
+  head_decay_gradients(a, at, s);
+}
+
+}  // namespace
+
+void recurrence_backward_inside(const Recurrence<bf16>& a, const DeviceChunks& chunks,
+                                const BackwardParts& parts, const Launch& on) {
+  const RecurrenceKept kept = recurrence_kept(a, chunks.count);
+  with_head_dims(a.key_dim, a.dim, [&]<int kKey, int kDim>() {
+    launch(on, kName, inside_kernel<kKey, kDim>, static_cast<unsigned>(chunks.count * a.heads),
+           kThreads, sizeof(InsideShared<kKey, kDim>), a, chunks.span, kept, parts);
+  });
+}
+
+}  // namespace cambium::cuda
