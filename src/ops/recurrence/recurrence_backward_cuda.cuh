@@ -49,28 +49,6 @@ __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, float first, float
   return pack(first_of(pair) * first, second_of(pair) * second);
 }
 
-/// Sums of log decays of row `row` for channels c and c + 1.
-__device__ __forceinline__ float2 two_sums(const float* sums, bool per_channel, int key, int row,
-                                           int c) {
-  if (per_channel) {
-    return *reinterpret_cast<const float2*>(sums + row * key + c);
-  }
-  const float sum = sums[row];
-  return make_float2(sum, sum);
-}
-/// The same for channels c ... c + 7.
-__device__ __forceinline__ void eight_sums(const float* sums, bool per_channel, int key, int row,
-                                           int c, float (&out)[8]) {
-  if (per_channel) {
-    load_all<8>(sums + row * key + c, out);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    out[i] = sums[row];
-  }
-}
-
 /// Copies `rows` rows of kDim elements in the background, `from_stride` apart, to rows `to_stride`
 /// apart; those from `valid` on are zero.
 template <int kDim, int kThreads>

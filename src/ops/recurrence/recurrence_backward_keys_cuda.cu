@@ -12,8 +12,10 @@
 //   dg_t = sum_(i >= t) (q_i dq_i + k_i (row_i - col_i)) + sum_j k_j (the part of col_j by dS)
 //          + exp(G_last) (S . dS)
 //
-// A warp has a block of 16 tokens and half of the channels. The sums over blocks are taken block
-// by block, from the far one to the near one, and decay on the way (recurrence_backward_cuda.cuh).
+// A warp has a block of 16 tokens and half of the channels. With a decay per channel the sums over
+// blocks are taken block by block, from the far one to the near one, and decay on the way
+// (recurrence_backward_cuda.cuh). With one decay per head dP and dR are multiplied by exp(G_i -
+// G_j): then a pair's parts of q dq and of k col are the same number, and cancel where they must.
 // Shared memory is used over and over; what lives from one phase to the next is in registers.
 #include "ops/recurrence/recurrence_backward_cuda.cuh"
 
@@ -32,7 +34,7 @@ struct InsideShared {
       bf16 dy[kChunkTokens * kDimRow];
       bf16 du[kDim * kPairRow];  // transposed
     };
-    bf16 k_after[kChunkTokens * kKeyRow];  // exp(l_last - l) k
+    bf16 k_after[kChunkTokens * kKeyRow];  // exp(l_last - l) k, or k with one decay per head
     float rows[kKey / 4][kThreads];        // row_i, a place for each number of each thread
   };
   bf16 errors[kChunkTokens * kDimRow];
@@ -40,23 +42,25 @@ struct InsideShared {
     bf16 state[kKey * kDimRow];   // S
     bf16 dstate[kDim * kKeyRow];  // dS transposed
     struct {
-      bf16 q[kChunkTokens * kKeyRow];  // exp(l) q
-      bf16 k[kChunkTokens * kKeyRow];  // exp(l) k
+      bf16 q[kChunkTokens * kKeyRow];  // exp(l) q, or q with one decay per head
+      bf16 k[kChunkTokens * kKeyRow];  // the same of k
     };
     float change[kChunkTokens * kKeyRow];  // q dq + k (row - col)
   };
-  bf16 pairs[kChunkTokens * kPairRow];       // dP
-  bf16 read_pairs[kChunkTokens * kPairRow];  // dR
+  bf16 pairs[kChunkTokens * kPairRow];       // dP, with exp(G_i - G_j) for one decay per head
+  bf16 read_pairs[kChunkTokens * kPairRow];  // the same of dR
   float weight[kChunkTokens];
-  float decay[kChunkBlocks][kKey];   // exp(l_last) of the blocks
-  float by_end[kChunkBlocks][kKey];  // sums over the blocks' k col by dS
-  float last[kKey];                  // exp(G_last) (S . dS)
+  float sums[kChunkTokens];              // G of one decay per head
+  float block_sums[kChunkBlocks][kKey];  // l_last of the blocks
+  float decay[kChunkBlocks][kKey];       // exp(l_last)
+  float by_end[kChunkBlocks][kKey];      // sums over the blocks' k col by dS
+  float last[kKey];                      // exp(G_last) (S . dS)
   float change_part[2][kChunkTokens];
   int strong[kChunkBlocks];
 };
 
 // A block's place: what all phases know.
-template <int kKey, int kDim>
+template <int kKey>
 struct InsidePlace {
   int64_t token;
   int tokens;
@@ -68,9 +72,11 @@ struct InsidePlace {
   int block;   // of 16 tokens
   int row;     // the first of the lane's two in the chunk, the other is 8 below
   int column;  // the first of the lane's channels, two in every 8 of kKey / 2
+  int warp_column;
 
-  __device__ __forceinline__ float2 sums_at(const Recurrence<bf16>& a, int i, int c) const {
-    return two_sums(sums, a.decay_per_channel, kKey, i, c);
+  // l of a decay per channel, for channels c and c + 1.
+  __device__ __forceinline__ float2 sums_at(int i, int c) const {
+    return *reinterpret_cast<const float2*>(sums + i * kKey + c);
   }
   // Channels c and c + 1 of a token, zero past the chunk's.
   __device__ __forceinline__ float2 two_keys(const View<bf16>& x, int i, int c) const {
@@ -83,45 +89,75 @@ struct InsidePlace {
   }
 };
 
-// Adds two numbers to the gradient by q or k, or leaves them to the sum over heads.
-template <class Place>
+// Adds the warp's part of the gradient by q or k, or leaves it to the sum over heads.
+template <int kKey>
 __device__ __forceinline__ void add_keys(const Recurrence<bf16>& a, const View<bf16>& to,
-                                         float* heads, int key, const Place& at, int i, int c,
-                                         float x, float y) {
-  if (to.grad == nullptr || i >= at.tokens) {
+                                         float* heads, const InsidePlace<kKey>& at,
+                                         const float (&x)[kKey / 16][4]) {
+  if (to.grad == nullptr) {
     return;
   }
-  if (heads != nullptr) {
-    *reinterpret_cast<float2*>(heads + ((at.token + i) * a.heads + at.h) * key + c) =
-        make_float2(x, y);
-    return;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int i = at.row + 8 * half;
+    if (i >= at.tokens) {
+      continue;
+    }
+    if (heads != nullptr) {
+      float* part = heads + ((at.token + i) * a.heads + at.h) * kKey + at.column;
+#pragma unroll
+      for (int n = 0; n < kKey / 16; ++n) {
+        *reinterpret_cast<float2*>(part + 8 * n) = make_float2(x[n][2 * half], x[n][2 * half + 1]);
+      }
+      continue;
+    }
+    bf16* grad = to.grad_at(at.token + i, at.key_offset + at.column);
+    uint32_t before[kKey / 16];
+#pragma unroll
+    for (int n = 0; n < kKey / 16; ++n) {
+      before[n] = *reinterpret_cast<const uint32_t*>(grad + 8 * n);
+    }
+#pragma unroll
+    for (int n = 0; n < kKey / 16; ++n) {
+      *reinterpret_cast<uint32_t*>(grad + 8 * n) =
+          pack(first_of(before[n]) + x[n][2 * half], second_of(before[n]) + x[n][2 * half + 1]);
+    }
   }
-  auto* grad = reinterpret_cast<uint32_t*>(to.grad_at(at.token + i, at.key_offset + c));
-  const uint32_t before = *grad;
-  *grad = pack(first_of(before) + x, second_of(before) + y);
 }
 
-// fp32 rows of kDim elements, `from_stride` apart, as bf16; those from `valid` on are zero.
-template <int kDim>
+// kRows fp32 rows of kDim elements, `from_stride` apart, as bf16; those from `valid` on are zero.
+template <int kRows, int kDim>
 __device__ __forceinline__ void round_rows(const float* from, int64_t from_stride, int valid,
-                                           int rows, bf16* to) {
-#pragma unroll 8
-  for (int x = static_cast<int>(threadIdx.x); x < rows * (kDim / 4); x += kThreads) {
-    const int row = x / (kDim / 4);
-    const int c = x % (kDim / 4) * 4;
-    float4 f = {0.0F, 0.0F, 0.0F, 0.0F};
-    if (row < valid) {
-      f = *reinterpret_cast<const float4*>(from + row * from_stride + c);
+                                           bf16* to) {
+  constexpr int kPieces = kDim / 4;
+  constexpr int kEach = kRows * kPieces / kThreads;  // pieces of a thread
+  constexpr int kBatch = kEach % 8 == 0 ? 8 : kEach % 6 == 0 ? 6 : kEach;
+  static_assert(kRows * kPieces % kThreads == 0);
+#pragma unroll
+  for (int first = 0; first < kEach; first += kBatch) {
+    float4 piece[kBatch];
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) {
+      const int x = static_cast<int>(threadIdx.x) + (first + n) * kThreads;
+      const int row = x / kPieces;
+      piece[n] = float4{0.0F, 0.0F, 0.0F, 0.0F};
+      if (row < valid) {
+        piece[n] = *reinterpret_cast<const float4*>(from + row * from_stride + x % kPieces * 4);
+      }
     }
-    *reinterpret_cast<uint2*>(to + row * (kDim + 8) + c) =
-        make_uint2(pack(f.x, f.y), pack(f.z, f.w));
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) {
+      const int x = static_cast<int>(threadIdx.x) + (first + n) * kThreads;
+      *reinterpret_cast<uint2*>(to + x / kPieces * (kDim + 8) + x % kPieces * 4) =
+          make_uint2(pack(piece[n].x, piece[n].y), pack(piece[n].z, piece[n].w));
+    }
   }
 }
 
 // dP, dR and dweight: half of the warps have dy . e, the others du . e.
-template <int kKey, int kDim>
+template <int kKey, int kDim, bool kPerChannel>
 __device__ __forceinline__ void pair_gradients(const Recurrence<bf16>& a,
-                                               const InsidePlace<kKey, kDim>& at,
+                                               const InsidePlace<kKey>& at,
                                                InsideShared<kKey, kDim>& s) {
   constexpr int kDimRow = kDim + 8;
   const bool reads = at.warp >= kChunkBlocks;
@@ -157,8 +193,12 @@ __device__ __forceinline__ void pair_gradients(const Recurrence<bf16>& a,
         const int j = m * kBlockTokens + 8 * n + at.lane % 4 * 2;
         const float x0 = x[m][n][2 * half];
         const float x1 = x[m][n][2 * half + 1];
-        const float w0 = s.weight[j];
-        const float w1 = s.weight[j + 1];
+        float w0 = s.weight[j];
+        float w1 = s.weight[j + 1];
+        if constexpr (!kPerChannel) {
+          w0 *= __expf(s.sums[i] - s.sums[j]);
+          w1 *= __expf(s.sums[i] - s.sums[j + 1]);
+        }
         if (!reads) {
           *reinterpret_cast<uint32_t*>(s.pairs + i * kPairRow + j) =
               pack(j <= i ? w0 * x0 : 0.0F, j + 1 <= i ? w1 * x1 : 0.0F);
@@ -178,27 +218,37 @@ __device__ __forceinline__ void pair_gradients(const Recurrence<bf16>& a,
 // Each half of the warps has every other 16 columns.
 template <int kKey, int kDim>
 __device__ __forceinline__ void value_gradients(const Recurrence<bf16>& a,
-                                                const InsidePlace<kKey, kDim>& at,
-                                                InsideShared<kKey, kDim>& s) {
+                                                const InsidePlace<kKey>& at,
+                                                const InsideShared<kKey, kDim>& s) {
   constexpr int kDimRow = kDim + 8;
   const float skip = a.skip.defined() ? a.skip.data[at.h] : 0.0F;
+  const int first = at.warp / kChunkBlocks * 16;
+  bf16* grad = a.v.grad_at(at.token, at.h * kDim + first + at.lane % 4 * 2);
+  const auto row_of = [&](int x) { return at.row + x % 2 * 8; };
+  const auto place = [&](int c, int x) {
+    return reinterpret_cast<uint32_t*>(grad + row_of(x) * a.v.rows.outer_stride + c + x / 2 * 8);
+  };
+  uint32_t before[kDim / 32][4];
 #pragma unroll
   for (int c = 0; c < kDim; c += 32) {
-    const int column = c + at.warp / kChunkBlocks * 16;
-    uint32_t du[4];
-    uint32_t dy[4];
-    load_left_transposed(s.du + column * kPairRow + at.block * kBlockTokens, kPairRow, du);
-    load_left(s.dy + at.block * kBlockTokens * kDimRow + column, kDimRow, dy);
 #pragma unroll
     for (int x = 0; x < 4; ++x) {
-      const int i = at.row + x % 2 * 8;
-      if (i < at.tokens) {
-        auto* grad = reinterpret_cast<uint32_t*>(
-            a.v.grad_at(at.token + i, at.h * kDim + column + x / 2 * 8 + at.lane % 4 * 2));
-        const float w = s.weight[i];
-        const uint32_t before = *grad;
-        *grad = pack(first_of(before) + w * first_of(du[x]) + skip * first_of(dy[x]),
-                     second_of(before) + w * second_of(du[x]) + skip * second_of(dy[x]));
+      before[c / 32][x] = row_of(x) < at.tokens ? *place(c, x) : 0;
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kDim; c += 32) {
+    uint32_t du[4];
+    uint32_t dy[4];
+    load_left_transposed(s.du + (c + first) * kPairRow + at.block * kBlockTokens, kPairRow, du);
+    load_left(s.dy + at.block * kBlockTokens * kDimRow + c + first, kDimRow, dy);
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      if (row_of(x) < at.tokens) {
+        const float w = s.weight[row_of(x)];
+        *place(c, x) = pack(
+            fmaf(skip, first_of(dy[x]), fmaf(w, first_of(du[x]), first_of(before[c / 32][x]))),
+            fmaf(skip, second_of(dy[x]), fmaf(w, second_of(du[x]), second_of(before[c / 32][x]))));
       }
     }
   }
@@ -207,7 +257,7 @@ __device__ __forceinline__ void value_gradients(const Recurrence<bf16>& a,
 // exp(G_last) (S . dS), over columns of the value. 16 lanes have 8 channels.
 template <int kKey, int kDim>
 __device__ __forceinline__ void state_changes(const BackwardParts& parts,
-                                              const InsidePlace<kKey, kDim>& at,
+                                              const InsidePlace<kKey>& at,
                                               InsideShared<kKey, kDim>& s) {
   constexpr int kDimRow = kDim + 8;
   for (int group = at.warp * 2; group < kKey / 8; group += 16) {
@@ -236,25 +286,43 @@ __device__ __forceinline__ void state_changes(const BackwardParts& parts,
   }
 }
 
-// dq and row of the warp's tokens, which come as S dy and -w S du.
-template <int kKey, int kDim>
-__device__ __forceinline__ void add_rows(const Recurrence<bf16>& a,
-                                         const InsidePlace<kKey, kDim>& at,
+// x *= a number per channel.
+template <int kTiles>
+__device__ __forceinline__ void scale_channels(const float* by, float (&x)[kTiles][4]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    const float2 f = *reinterpret_cast<const float2*>(by + 8 * n);
+    x[n][0] *= f.x;
+    x[n][1] *= f.y;
+    x[n][2] *= f.x;
+    x[n][3] *= f.y;
+  }
+}
+template <int kTiles>
+__device__ __forceinline__ void scale_rows(float upper, float lower, float (&x)[kTiles][4]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    x[n][0] *= upper;
+    x[n][1] *= upper;
+    x[n][2] *= lower;
+    x[n][3] *= lower;
+  }
+}
+
+// dq and row of the warp's tokens, which come as S dy and -w S du, times exp(G) for one decay per
+// head.
+template <int kKey, int kDim, bool kPerChannel>
+__device__ __forceinline__ void add_rows(const Recurrence<bf16>& a, const InsidePlace<kKey>& at,
                                          const InsideShared<kKey, kDim>& s,
                                          float (&dq)[kKey / 16][4], float (&row)[kKey / 16][4]) {
   constexpr int kKeyRow = kKey + 8;
   const int first = at.block * kBlockTokens;
-  const bool strong = s.strong[at.block] != 0;
+  const bool strong = kPerChannel && s.strong[at.block] != 0;
 #pragma unroll 1
   for (int m = 0; m < (strong ? at.block : at.block + 1); ++m) {
-#pragma unroll
-    for (int n = 0; n < kKey / 16; ++n) {
-      const float2 decay = *reinterpret_cast<const float2*>(&s.decay[m][at.column + 8 * n]);
-#pragma unroll
-      for (int x = 0; x < 4; ++x) {
-        dq[n][x] *= x % 2 == 0 ? decay.x : decay.y;
-        row[n][x] *= x % 2 == 0 ? decay.x : decay.y;
-      }
+    if constexpr (kPerChannel) {
+      scale_channels(&s.decay[m][at.column], dq);
+      scale_channels(&s.decay[m][at.column], row);
     }
     uint32_t by_query[4];
     uint32_t by_key[4];
@@ -265,8 +333,7 @@ __device__ __forceinline__ void add_rows(const Recurrence<bf16>& a,
 #pragma unroll
     for (int n = 0; n < kKey / 32; ++n) {
       uint32_t b[4];
-      load_right(s.k_after + m * kBlockTokens * kKeyRow + at.column - at.lane % 4 * 2 + 16 * n,
-                 kKeyRow, b);
+      load_right(s.k_after + m * kBlockTokens * kKeyRow + at.warp_column + 16 * n, kKeyRow, b);
       mma(dq[2 * n], by_query, b[0], b[1]);
       mma(dq[2 * n + 1], by_query, b[2], b[3]);
       if (a.delta) {
@@ -275,37 +342,39 @@ __device__ __forceinline__ void add_rows(const Recurrence<bf16>& a,
       }
     }
   }
+  if constexpr (kPerChannel) {
 #pragma unroll
-  for (int n = 0; n < kKey / 16; ++n) {
-    const int c = at.column + 8 * n;
-    float2 base = make_float2(0.0F, 0.0F);
-    if (!strong) {
-      base = at.sums_at(a, first + kBlockTokens - 1, c);
-    }
+    for (int n = 0; n < kKey / 16; ++n) {
+      const int c = at.column + 8 * n;
+      float2 base = make_float2(0.0F, 0.0F);
+      if (!strong) {
+        base = *reinterpret_cast<const float2*>(&s.block_sums[at.block][c]);
+      }
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int i = at.row + 8 * half;
-      const float2 sum = at.sums_at(a, i, c);
-      const float decay0 = __expf(sum.x - base.x);
-      const float decay1 = __expf(sum.y - base.y);
-      dq[n][2 * half] *= decay0;
-      dq[n][2 * half + 1] *= decay1;
-      row[n][2 * half] *= decay0;
-      row[n][2 * half + 1] *= decay1;
-      if (strong) {
+      for (int half = 0; half < 2; ++half) {
+        const int i = at.row + 8 * half;
+        const float2 sum = at.sums_at(i, c);
+        const float decay0 = __expf(sum.x - base.x);
+        const float decay1 = __expf(sum.y - base.y);
+        dq[n][2 * half] *= decay0;
+        dq[n][2 * half + 1] *= decay1;
+        row[n][2 * half] *= decay0;
+        row[n][2 * half + 1] *= decay1;
+        if (strong) {
 #pragma unroll 1
-        for (int j = first; j <= i; ++j) {
-          const float2 before = at.sums_at(a, j, c);
-          const float2 key = at.two_keys(a.k, j, c);
-          const float k0 = __expf(sum.x - before.x) * key.x;
-          const float k1 = __expf(sum.y - before.y) * key.y;
-          const float by_query = load(s.pairs + i * kPairRow + j);
-          dq[n][2 * half] = fmaf(by_query, k0, dq[n][2 * half]);
-          dq[n][2 * half + 1] = fmaf(by_query, k1, dq[n][2 * half + 1]);
-          if (a.delta) {
-            const float by_key = load(s.read_pairs + i * kPairRow + j);
-            row[n][2 * half] = fmaf(by_key, k0, row[n][2 * half]);
-            row[n][2 * half + 1] = fmaf(by_key, k1, row[n][2 * half + 1]);
+          for (int j = first; j <= i; ++j) {
+            const float2 before = at.sums_at(j, c);
+            const float2 key = at.two_keys(a.k, j, c);
+            const float k0 = __expf(sum.x - before.x) * key.x;
+            const float k1 = __expf(sum.y - before.y) * key.y;
+            const float by_query = load(s.pairs + i * kPairRow + j);
+            dq[n][2 * half] = fmaf(by_query, k0, dq[n][2 * half]);
+            dq[n][2 * half + 1] = fmaf(by_query, k1, dq[n][2 * half + 1]);
+            if (a.delta) {
+              const float by_key = load(s.read_pairs + i * kPairRow + j);
+              row[n][2 * half] = fmaf(by_key, k0, row[n][2 * half]);
+              row[n][2 * half + 1] = fmaf(by_key, k1, row[n][2 * half + 1]);
+            }
           }
         }
       }
@@ -313,24 +382,18 @@ __device__ __forceinline__ void add_rows(const Recurrence<bf16>& a,
   }
 }
 
-// col of the warp's tokens, which comes as w dS e.
-template <int kKey, int kDim>
-__device__ __forceinline__ void add_columns(const Recurrence<bf16>& a,
-                                            const InsidePlace<kKey, kDim>& at,
+// col of the warp's tokens, which comes as w dS e, times exp(G_last - G) for one decay per head.
+template <int kKey, int kDim, bool kPerChannel>
+__device__ __forceinline__ void add_columns(const Recurrence<bf16>& a, const InsidePlace<kKey>& at,
                                             const InsideShared<kKey, kDim>& s,
                                             float (&col)[kKey / 16][4]) {
   constexpr int kKeyRow = kKey + 8;
   const int first = at.block * kBlockTokens;
-  const bool strong = s.strong[at.block] != 0;
+  const bool strong = kPerChannel && s.strong[at.block] != 0;
 #pragma unroll 1
   for (int m = kChunkBlocks - 1; m >= (strong ? at.block + 1 : at.block); --m) {
-#pragma unroll
-    for (int n = 0; n < kKey / 16; ++n) {
-      const float2 decay = *reinterpret_cast<const float2*>(&s.decay[m][at.column + 8 * n]);
-#pragma unroll
-      for (int x = 0; x < 4; ++x) {
-        col[n][x] *= x % 2 == 0 ? decay.x : decay.y;
-      }
+    if constexpr (kPerChannel) {
+      scale_channels(&s.decay[m][at.column], col);
     }
     uint32_t by_query[4];
     uint32_t by_key[4];
@@ -340,7 +403,7 @@ __device__ __forceinline__ void add_columns(const Recurrence<bf16>& a,
     }
 #pragma unroll
     for (int n = 0; n < kKey / 32; ++n) {
-      const int from = m * kBlockTokens * kKeyRow + at.column - at.lane % 4 * 2 + 16 * n;
+      const int from = m * kBlockTokens * kKeyRow + at.warp_column + 16 * n;
       uint32_t b[4];
       load_right(s.q + from, kKeyRow, b);
       mma(col[2 * n], by_query, b[0], b[1]);
@@ -352,35 +415,37 @@ __device__ __forceinline__ void add_columns(const Recurrence<bf16>& a,
       }
     }
   }
+  if constexpr (kPerChannel) {
 #pragma unroll
-  for (int n = 0; n < kKey / 16; ++n) {
-    const int c = at.column + 8 * n;
-    float2 base = make_float2(0.0F, 0.0F);
-    if (strong) {
-      base = at.sums_at(a, first + kBlockTokens - 1, c);
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int j = at.row + 8 * half;
-      const float2 sum = at.sums_at(a, j, c);
-      col[n][2 * half] *= __expf(base.x - sum.x);
-      col[n][2 * half + 1] *= __expf(base.y - sum.y);
+    for (int n = 0; n < kKey / 16; ++n) {
+      const int c = at.column + 8 * n;
+      float2 base = make_float2(0.0F, 0.0F);
       if (strong) {
+        base = *reinterpret_cast<const float2*>(&s.block_sums[at.block][c]);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int j = at.row + 8 * half;
+        const float2 sum = at.sums_at(j, c);
+        col[n][2 * half] *= __expf(base.x - sum.x);
+        col[n][2 * half + 1] *= __expf(base.y - sum.y);
+        if (strong) {
 #pragma unroll 1
-        for (int i = j; i < first + kBlockTokens; ++i) {
-          const float2 after = at.sums_at(a, i, c);
-          const float2 query = at.two_keys(a.q, i, c);
-          const float by_query = load(s.pairs + i * kPairRow + j);
-          float x0 = by_query * query.x;
-          float x1 = by_query * query.y;
-          if (a.delta) {
-            const float2 key = at.two_keys(a.k, i, c);
-            const float by_key = load(s.read_pairs + i * kPairRow + j);
-            x0 = fmaf(by_key, key.x, x0);
-            x1 = fmaf(by_key, key.y, x1);
+          for (int i = j; i < first + kBlockTokens; ++i) {
+            const float2 after = at.sums_at(i, c);
+            const float2 query = at.two_keys(a.q, i, c);
+            const float by_query = load(s.pairs + i * kPairRow + j);
+            float x0 = by_query * query.x;
+            float x1 = by_query * query.y;
+            if (a.delta) {
+              const float2 key = at.two_keys(a.k, i, c);
+              const float by_key = load(s.read_pairs + i * kPairRow + j);
+              x0 = fmaf(by_key, key.x, x0);
+              x1 = fmaf(by_key, key.y, x1);
+            }
+            col[n][2 * half] = fmaf(__expf(after.x - sum.x), x0, col[n][2 * half]);
+            col[n][2 * half + 1] = fmaf(__expf(after.y - sum.y), x1, col[n][2 * half + 1]);
           }
-          col[n][2 * half] = fmaf(__expf(after.x - sum.x), x0, col[n][2 * half]);
-          col[n][2 * half + 1] = fmaf(__expf(after.y - sum.y), x1, col[n][2 * half + 1]);
         }
       }
     }
@@ -388,24 +453,27 @@ __device__ __forceinline__ void add_columns(const Recurrence<bf16>& a,
 }
 
 // The sums over k col, where col has its part by dS only.
-template <int kKey, int kDim>
-__device__ __forceinline__ void sum_by_end(const Recurrence<bf16>& a,
-                                           const InsidePlace<kKey, kDim>& at,
+template <int kKey, int kDim, bool kPerChannel>
+__device__ __forceinline__ void sum_by_end(const Recurrence<bf16>& a, const InsidePlace<kKey>& at,
                                            InsideShared<kKey, kDim>& s,
                                            const float (&col)[kKey / 16][4]) {
 #pragma unroll
   for (int n = 0; n < kKey / 16; ++n) {
     const int c = at.column + 8 * n;
-    const float2 base = at.sums_at(a, at.block * kBlockTokens + kBlockTokens - 1, c);
     float sum0 = 0.0F;
     float sum1 = 0.0F;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int j = at.row + 8 * half;
-      const float2 sum = at.sums_at(a, j, c);
-      const float2 key = at.two_keys(a.k, j, c);
-      sum0 = fmaf(key.x * __expf(base.x - sum.x), col[n][2 * half], sum0);
-      sum1 = fmaf(key.y * __expf(base.y - sum.y), col[n][2 * half + 1], sum1);
+      float2 key = at.two_keys(a.k, j, c);
+      if constexpr (kPerChannel) {
+        const float2 base = *reinterpret_cast<const float2*>(&s.block_sums[at.block][c]);
+        const float2 sum = at.sums_at(j, c);
+        key.x *= __expf(base.x - sum.x);
+        key.y *= __expf(base.y - sum.y);
+      }
+      sum0 = fmaf(key.x, col[n][2 * half], sum0);
+      sum1 = fmaf(key.y, col[n][2 * half + 1], sum1);
     }
 #pragma unroll
     for (int lanes = 4; lanes < 32; lanes *= 2) {
@@ -413,7 +481,7 @@ __device__ __forceinline__ void sum_by_end(const Recurrence<bf16>& a,
       sum1 += __shfl_xor_sync(0xffffffffU, sum1, lanes);
     }
     if (at.lane < 4) {
-      for (int m = at.block + 1; m < kChunkBlocks; ++m) {
+      for (int m = at.block + 1; kPerChannel && m < kChunkBlocks; ++m) {
         sum0 *= s.decay[m][c];
         sum1 *= s.decay[m][c + 1];
       }
@@ -426,9 +494,10 @@ __device__ __forceinline__ void sum_by_end(const Recurrence<bf16>& a,
 // The sum that runs from the end of the chunk, channel by channel; half of the tokens each.
 template <int kKey, int kDim>
 __device__ __forceinline__ void channel_decay_gradients(const Recurrence<bf16>& a,
-                                                        const InsidePlace<kKey, kDim>& at,
+                                                        const InsidePlace<kKey>& at,
                                                         const InsideShared<kKey, kDim>& s) {
   constexpr int kHalf = kChunkTokens / 2;
+  constexpr int kBatch = 16;
   const int thread = static_cast<int>(threadIdx.x);
   if (thread >= 2 * kKey) {
     return;
@@ -447,11 +516,20 @@ __device__ __forceinline__ void channel_decay_gradients(const Recurrence<bf16>& 
     }
   }
   float* grad = a.log_decay.grad_at(at.token, at.h * kKey + c);
-#pragma unroll 8
-  for (int i = first + kHalf - 1; i >= first; --i) {
-    sum += s.change[i * (kKey + 8) + c];
-    if (i < at.tokens) {
-      grad[i * a.log_decay.rows.outer_stride] += sum;
+  const int64_t stride = a.log_decay.rows.outer_stride;
+#pragma unroll 1
+  for (int last = first + kHalf - 1; last > first; last -= kBatch) {
+    float before[kBatch];
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) {
+      before[n] = last - n < at.tokens ? grad[(last - n) * stride] : 0.0F;
+    }
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) {
+      sum += s.change[(last - n) * (kKey + 8) + c];
+      if (last - n < at.tokens) {
+        grad[(last - n) * stride] = before[n] + sum;
+      }
     }
   }
 }
@@ -459,7 +537,7 @@ __device__ __forceinline__ void channel_decay_gradients(const Recurrence<bf16>& 
 // The same summed over channels, by the first warp: change_part has the tokens' sums.
 template <int kKey, int kDim>
 __device__ __forceinline__ void head_decay_gradients(const Recurrence<bf16>& a,
-                                                     const InsidePlace<kKey, kDim>& at,
+                                                     const InsidePlace<kKey>& at,
                                                      const InsideShared<kKey, kDim>& s) {
   if (at.warp != 0) {
     return;
@@ -490,7 +568,38 @@ __device__ __forceinline__ void head_decay_gradients(const Recurrence<bf16>& a,
   }
 }
 
-template <int kKey, int kDim>
+// q or k of the chunk times exp(l), or exp(l_last - l) with kToEnd; as they are with one decay per
+// head.
+template <int kKey, int kDim, bool kPerChannel, bool kToEnd>
+__device__ __forceinline__ void stage_keys(const View<bf16>& x, const InsidePlace<kKey>& at,
+                                           const InsideShared<kKey, kDim>& s, bf16* to) {
+  constexpr int kKeyRow = kKey + 8;
+  if constexpr (!kPerChannel) {
+    copy_rows_to<kKey, kThreads>(x.at(at.token, at.key_offset), x.rows.outer_stride, at.tokens,
+                                 kChunkTokens, to, kKeyRow);
+  } else {
+#pragma unroll 2
+    for (int n = 0; n < kKey / 32; ++n) {
+      const int index = static_cast<int>(threadIdx.x) + n * kThreads;
+      const int i = index / (kKey / 8);
+      const int c = index % (kKey / 8) * 8;
+      float out[8] = {};
+      if (i < at.tokens) {
+        float sum[8];
+        load_n<8>(x.at(at.token + i, at.key_offset + c), out);
+        load_all<8>(at.sums + i * kKey + c, sum);
+#pragma unroll
+        for (int m = 0; m < 8; ++m) {
+          const float last = kToEnd ? s.block_sums[i / kBlockTokens][c + m] : 0.0F;
+          out[m] *= __expf(kToEnd ? last - sum[m] : sum[m]);
+        }
+      }
+      store_n<8>(to + i * kKeyRow + c, out);
+    }
+  }
+}
+
+template <int kKey, int kDim, bool kPerChannel>
 __global__ void __launch_bounds__(kThreads, 2)
     inside_kernel(Recurrence<bf16> a, const ChunkSpan* spans, RecurrenceKept kept,
                   BackwardParts parts) {
@@ -503,19 +612,19 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t chunk = blockIdx.x / a.heads;
   const ChunkSpan span = spans[chunk];
-  InsidePlace<kKey, kDim> at;
+  InsidePlace<kKey> at;
   at.token = span.token;
   at.tokens = span.tokens;
   at.h = blockIdx.x % a.heads;
   at.part = chunk * a.heads + at.h;
   at.key_offset = a.key_head(at.h) * kKey;
-  at.sums = parts.sums + at.part * kChunkTokens * (a.decay_per_channel ? kKey : 1);
+  at.sums = parts.sums + at.part * kChunkTokens * (kPerChannel ? kKey : 1);
   at.warp = thread / 32;
   at.lane = thread % 32;
   at.block = at.warp % kChunkBlocks;
   at.row = at.block * kBlockTokens + at.lane / 4;
-  at.column = at.warp / kChunkBlocks * (kKey / 2) + at.lane % 4 * 2;
-  const int warp_column = at.warp / kChunkBlocks * (kKey / 2);
+  at.warp_column = at.warp / kChunkBlocks * (kKey / 2);
+  at.column = at.warp_column + at.lane % 4 * 2;
 
   copy_rows_to<kDim, kThreads>(a.y.grad_at(at.token, at.h * kDim), a.heads * kDim, at.tokens,
                                kChunkTokens, s.dy, kDimRow);
@@ -530,28 +639,38 @@ __global__ void __launch_bounds__(kThreads, 2)
     s.weight[thread] = thread >= at.tokens  ? 0.0F
                        : a.weight.defined() ? *a.weight.at(at.token + thread, at.h)
                                             : 1.0F;
+    if constexpr (!kPerChannel) {
+      float sum = at.sums[thread];
+      for (int m = kBlockTokens - 1; m < thread / kBlockTokens * kBlockTokens; m += kBlockTokens) {
+        sum += at.sums[m];
+      }
+      s.sums[thread] = sum;
+    }
   }
   if (thread < kChunkBlocks) {
     s.strong[thread] = 0;
   }
-  round_rows<kDim>(kept.states + at.part * kKey * kDim, kDim, kKey, kKey, s.state);
+  round_rows<kKey, kDim>(kept.states + at.part * kKey * kDim, kDim, kKey, s.state);
   if (a.delta) {
-    round_rows<kDim>(kept.errors + (at.token * a.heads + at.h) * kDim, a.heads * kDim, at.tokens,
-                     kChunkTokens, s.errors);
+    round_rows<kChunkTokens, kDim>(kept.errors + (at.token * a.heads + at.h) * kDim, a.heads * kDim,
+                                   at.tokens, s.errors);
   }
   wait_for_copies<0>();
   __syncthreads();
-  for (int x = thread; x < kChunkBlocks * kKey; x += kThreads) {
-    const int b = x / kKey;
-    const int last = b * kBlockTokens + kBlockTokens - 1;
-    const float sum = at.sums[a.decay_per_channel ? last * kKey + x % kKey : last];
-    s.decay[b][x % kKey] = __expf(sum);
-    if (sum < -kStrongDecay) {
-      s.strong[b] = 1;
+  if constexpr (kPerChannel) {
+    for (int x = thread; x < kChunkBlocks * kKey; x += kThreads) {
+      const int b = x / kKey;
+      const int c = x % kKey;
+      const float sum = at.sums[(b * kBlockTokens + kBlockTokens - 1) * kKey + c];
+      s.block_sums[b][c] = sum;
+      s.decay[b][c] = __expf(sum);
+      if (sum < -kStrongDecay) {
+        s.strong[b] = 1;
+      }
     }
   }
 
-  pair_gradients(a, at, s);
+  pair_gradients<kKey, kDim, kPerChannel>(a, at, s);
   if (a.v.grad != nullptr) {
     value_gradients(a, at, s);
   }
@@ -569,7 +688,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int n = 0; n < kTiles / 2; ++n) {
       uint32_t b[4];
-      load_right_of_rows(s.state + (warp_column + 16 * n) * kDimRow + c, kDimRow, b);
+      load_right_of_rows(s.state + (at.warp_column + 16 * n) * kDimRow + c, kDimRow, b);
       mma(dq[2 * n], dy, b[0], b[1]);
       mma(dq[2 * n + 1], dy, b[2], b[3]);
       if (a.delta) {
@@ -578,53 +697,38 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
   }
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-    for (int x = 0; x < 4; ++x) {
-      row[n][x] *= -s.weight[at.row + x / 2 * 8];
+  {
+    float upper = 1.0F;
+    float lower = 1.0F;
+    if constexpr (!kPerChannel) {
+      upper = __expf(s.sums[at.row]);
+      lower = __expf(s.sums[at.row + 8]);
+      scale_rows(upper, lower, dq);
     }
+    scale_rows(-s.weight[at.row] * upper, -s.weight[at.row + 8] * lower, row);
   }
   __syncthreads();  // dy, du and the state are done with
 
   copy_rows_to<kKey, kThreads>(parts.states + at.part * kDim * kKey, kKey, kDim, kDim, s.dstate,
                                kKeyRow);
+  stage_keys<kKey, kDim, kPerChannel, true>(a.k, at, s, s.k_after);
   commit_copies();
-  for (int x = thread; x < kChunkTokens * kKey / 8; x += kThreads) {
-    const int i = x / (kKey / 8);
-    const int c = x % (kKey / 8) * 8;
-    float k[8] = {};
-    if (i < at.tokens) {
-      float sum[8];
-      float last[8];
-      load_n<8>(a.k.at(at.token + i, at.key_offset + c), k);
-      eight_sums(at.sums, a.decay_per_channel, kKey, i, c, sum);
-      eight_sums(at.sums, a.decay_per_channel, kKey, i / kBlockTokens * kBlockTokens + 15, c, last);
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        k[n] *= __expf(last[n] - sum[n]);
-      }
-    }
-    store_n<8>(s.k_after + i * kKeyRow + c, k);
-  }
+  wait_for_copies<0>();
   __syncthreads();
-  add_rows(a, at, s, dq, row);
+  add_rows<kKey, kDim, kPerChannel>(a, at, s, dq, row);
+  add_keys(a, a.q, parts.dq_heads, at, dq);
   float(&change)[kTiles][4] = dq;  // in its place
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
-    const int c = at.column + 8 * n;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int i = at.row + 8 * half;
-      add_keys(a, a.q, parts.dq_heads, kKey, at, i, c, dq[n][2 * half], dq[n][2 * half + 1]);
-      const float2 query = at.two_keys(a.q, i, c);
-      const float2 key = at.two_keys(a.k, i, c);
+      const float2 query = at.two_keys(a.q, at.row + 8 * half, at.column + 8 * n);
+      const float2 key = at.two_keys(a.k, at.row + 8 * half, at.column + 8 * n);
       change[n][2 * half] = query.x * dq[n][2 * half] + key.x * row[n][2 * half];
       change[n][2 * half + 1] = query.y * dq[n][2 * half + 1] + key.y * row[n][2 * half + 1];
     }
   }
-  wait_for_copies<0>();
-  __syncthreads();  // k_after is done with, dS is there
+  __syncthreads();  // k_after is done with
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
@@ -641,63 +745,48 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int n = 0; n < kTiles / 2; ++n) {
       uint32_t b[4];
-      load_right(s.dstate + c * kKeyRow + warp_column + 16 * n, kKeyRow, b);
+      load_right(s.dstate + c * kKeyRow + at.warp_column + 16 * n, kKeyRow, b);
       mma(col[2 * n], error, b[0], b[1]);
       mma(col[2 * n + 1], error, b[2], b[3]);
     }
   }
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-    for (int x = 0; x < 4; ++x) {
-      col[n][x] *= s.weight[at.row + x / 2 * 8];
+  {
+    float upper = s.weight[at.row];
+    float lower = s.weight[at.row + 8];
+    if constexpr (!kPerChannel) {
+      upper *= __expf(s.sums[kChunkTokens - 1] - s.sums[at.row]);
+      lower *= __expf(s.sums[kChunkTokens - 1] - s.sums[at.row + 8]);
     }
+    scale_rows(upper, lower, col);
   }
   if (a.log_decay.grad != nullptr) {
-    sum_by_end(a, at, s, col);
+    sum_by_end<kKey, kDim, kPerChannel>(a, at, s, col);
   }
   __syncthreads();  // dS is done with
-  for (int x = thread; x < kChunkTokens * kKey / 8; x += kThreads) {
-    const int i = x / (kKey / 8);
-    const int c = x % (kKey / 8) * 8;
-    float q[8] = {};
-    float k[8] = {};
-    if (i < at.tokens) {
-      float sum[8];
-      load_n<8>(a.q.at(at.token + i, at.key_offset + c), q);
-      load_n<8>(a.k.at(at.token + i, at.key_offset + c), k);
-      eight_sums(at.sums, a.decay_per_channel, kKey, i, c, sum);
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const float decay = __expf(sum[n]);
-        q[n] *= decay;
-        k[n] *= decay;
-      }
-    }
-    store_n<8>(s.q + i * kKeyRow + c, q);
-    store_n<8>(s.k + i * kKeyRow + c, k);
-  }
+  stage_keys<kKey, kDim, kPerChannel, false>(a.q, at, s, s.q);
+  stage_keys<kKey, kDim, kPerChannel, false>(a.k, at, s, s.k);
+  commit_copies();
+  wait_for_copies<0>();
   __syncthreads();
-  add_columns(a, at, s, col);
+  add_columns<kKey, kDim, kPerChannel>(a, at, s, col);
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
-    const int c = at.column + 8 * n;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int i = at.row + 8 * half;
-      const float2 key = at.two_keys(a.k, i, c);
-      const float col0 = col[n][2 * half];
-      const float col1 = col[n][2 * half + 1];
-      change[n][2 * half] -= key.x * col0;
-      change[n][2 * half + 1] -= key.y * col1;
-      add_keys(a, a.k, parts.dk_heads, kKey, at, i, c, col0 + s.rows[4 * n + 2 * half][thread],
-               col1 + s.rows[4 * n + 2 * half + 1][thread]);
+      const float2 key = at.two_keys(a.k, at.row + 8 * half, at.column + 8 * n);
+      change[n][2 * half] -= key.x * col[n][2 * half];
+      change[n][2 * half + 1] -= key.y * col[n][2 * half + 1];
+    }
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      col[n][x] += s.rows[4 * n + x][thread];
     }
   }
+  add_keys(a, a.k, parts.dk_heads, at, col);
   if (a.log_decay.grad == nullptr) {
     return;
   }
-  if (a.decay_per_channel) {
+  if constexpr (kPerChannel) {
     __syncthreads();  // q and k are done with
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
@@ -709,23 +798,23 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     __syncthreads();
     channel_decay_gradients(a, at, s);
-    return;
-  }
+  } else {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float sum = 0.0F;
+    for (int half = 0; half < 2; ++half) {
+      float sum = 0.0F;
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      sum += change[n][2 * half] + change[n][2 * half + 1];
+      for (int n = 0; n < kTiles; ++n) {
+        sum += change[n][2 * half] + change[n][2 * half + 1];
+      }
+      sum += __shfl_xor_sync(0xffffffffU, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffU, sum, 2);
+      if (at.lane % 4 == 0) {
+        s.change_part[at.warp / kChunkBlocks][at.row + 8 * half] = sum;
+      }
     }
-    sum += __shfl_xor_sync(0xffffffffU, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffU, sum, 2);
-    if (at.lane % 4 == 0) {
-      s.change_part[at.warp / kChunkBlocks][at.row + 8 * half] = sum;
-    }
+    __syncthreads();
+    head_decay_gradients(a, at, s);
   }
-  __syncthreads();
-  head_decay_gradients(a, at, s);
 }
 
 }  // namespace
@@ -734,8 +823,16 @@ void recurrence_backward_inside(const Recurrence<bf16>& a, const DeviceChunks& c
                                 const BackwardParts& parts, const Launch& on) {
   const RecurrenceKept kept = recurrence_kept(a, chunks.count);
   with_head_dims(a.key_dim, a.dim, [&]<int kKey, int kDim>() {
-    launch(on, kName, inside_kernel<kKey, kDim>, static_cast<unsigned>(chunks.count * a.heads),
-           kThreads, sizeof(InsideShared<kKey, kDim>), a, chunks.span, kept, parts);
+    const auto blocks = static_cast<unsigned>(chunks.count * a.heads);
+    constexpr size_t kShared = sizeof(InsideShared<kKey, kDim>);
+    static_assert(kShared <= (228 / 2 - 1) * 1024, "two blocks on a multiprocessor");
+    if (a.decay_per_channel) {
+      launch(on, kName, inside_kernel<kKey, kDim, true>, blocks, kThreads, kShared, a, chunks.span,
+             kept, parts);
+    } else {
+      launch(on, kName, inside_kernel<kKey, kDim, false>, blocks, kThreads, kShared, a, chunks.span,
+             kept, parts);
+    }
   });
 }
 
