@@ -43,7 +43,7 @@ struct PrepareShared {
 // l, and what it makes of q and k. A thread has a channel.
 template <int kKey, int kDim>
 __device__ __forceinline__ void apply_channel_decays(const Recurrence<bf16>& a,
-                                                     const ChunkSpan& span, int64_t h, float* sums,
+                                                     const ChunkSpan& span, int h, float* sums,
                                                      float* totals, PrepareShared<kKey, kDim>& s) {
   constexpr int kRow = kKey + 8;
   const int c = static_cast<int>(threadIdx.x);
@@ -89,7 +89,7 @@ __device__ __forceinline__ void apply_channel_decays(const Recurrence<bf16>& a,
 
 template <int kKey, int kDim>
 __device__ __forceinline__ void apply_head_decays(const Recurrence<bf16>& a, const ChunkSpan& span,
-                                                  int64_t h, float* sums, float* totals,
+                                                  int h, float* sums, float* totals,
                                                   PrepareShared<kKey, kDim>& s) {
   constexpr int kRow = kKey + 8;
   const int thread = static_cast<int>(threadIdx.x);
@@ -177,7 +177,7 @@ __device__ __forceinline__ void multiply_split(float (&c)[2][4], const uint32_t 
 // P and w R of the pairs inside a block, one by one; q and k as they came.
 template <int kKey, int kDim>
 __device__ __forceinline__ void pairs_inside(const Recurrence<bf16>& a, const ChunkSpan& span,
-                                             int64_t h, const float* sums,
+                                             int h, const float* sums,
                                              PrepareShared<kKey, kDim>& s) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -208,9 +208,8 @@ __device__ __forceinline__ void pairs_inside(const Recurrence<bf16>& a, const Ch
 
 // P and w R. A warp has a block of rows.
 template <int kKey, int kDim>
-__device__ __forceinline__ void make_pairs(const Recurrence<bf16>& a, const ChunkSpan& span,
-                                           int64_t h, const float* sums,
-                                           PrepareShared<kKey, kDim>& s) {
+__device__ __forceinline__ void make_pairs(const Recurrence<bf16>& a, const ChunkSpan& span, int h,
+                                           const float* sums, PrepareShared<kKey, kDim>& s) {
   constexpr int kRow = kKey + 8;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -302,14 +301,14 @@ __global__ void __launch_bounds__(kThreads)
   Shared& s = *reinterpret_cast<Shared*>(shared);
   constexpr int kRow = Shared::kRow;
   constexpr int kDimRow = kDim + 8;
-  const int64_t chunk = blockIdx.x / a.heads;
-  const int64_t h = blockIdx.x % a.heads;
-  const int64_t part = chunk * a.heads + h;
-  const ChunkSpan span = spans[chunk];
+  const ChunkHead head(a);
+  const ChunkSpan span = spans[head.chunk];
+  const int h = head.head;
+  const int offset = head.key_head * kKey;
+  const int64_t part = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32;
   const int lane = thread % 32;
-  const int64_t offset = a.key_head(h) * kKey;
   copy_rows_to<kKey, kThreads>(a.q.at(span.token, offset), a.q.rows.outer_stride, span.tokens,
                                kChunkTokens, s.q, kRow);
   copy_rows_to<kKey, kThreads>(a.k.at(span.token, offset), a.k.rows.outer_stride, span.tokens,

@@ -49,6 +49,18 @@ __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, float first, float
   return pack(first_of(pair) * first, second_of(pair) * second);
 }
 
+/// What a block of a grid of (chunks, heads) has, in 32 bits: quotients of 64 take long.
+struct ChunkHead {
+  int chunk, head, key_head;
+
+  __device__ explicit ChunkHead(const Recurrence<bf16>& a) {
+    const auto heads = static_cast<unsigned>(a.heads);
+    chunk = static_cast<int>(blockIdx.x / heads);
+    head = static_cast<int>(blockIdx.x % heads);
+    key_head = head / static_cast<int>(heads / static_cast<unsigned>(a.key_heads));
+  }
+};
+
 /// Copies `rows` rows of kDim elements in the background, `from_stride` apart, to rows `to_stride`
 /// apart; those from `valid` on are zero.
 template <int kDim, int kThreads>

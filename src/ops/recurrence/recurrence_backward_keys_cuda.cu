@@ -64,9 +64,8 @@ template <int kKey>
 struct InsidePlace {
   int64_t token;
   int tokens;
-  int64_t h;
-  int64_t part;
-  int64_t key_offset;
+  int h;
+  int key_offset;
   const float* sums;
   int warp, lane;
   int block;   // of 16 tokens
@@ -88,6 +87,18 @@ struct InsidePlace {
     return make_float2(out[0], out[1]);
   }
 };
+
+// q or k of the lane's first or second row, zero past the chunk's tokens.
+template <int kKey>
+__device__ __forceinline__ void load_keys(const View<bf16>& x, const InsidePlace<kKey>& at,
+                                          int half, uint32_t (&out)[kKey / 16]) {
+  const int i = at.row + 8 * half;
+  const bf16* from = x.at(at.token + i, at.key_offset + at.column);
+#pragma unroll
+  for (int n = 0; n < kKey / 16; ++n) {
+    out[n] = i < at.tokens ? *reinterpret_cast<const uint32_t*>(from + 8 * n) : 0;
+  }
+}
 
 // Adds the warp's part of the gradient by q or k, or leaves it to the sum over heads.
 template <int kKey>
@@ -267,7 +278,7 @@ __device__ __forceinline__ void state_changes(const BackwardParts& parts,
     for (int v = 0; v < kDim; v += 16) {
       const int column = v + at.lane % 16;
       float ds[8];
-      load_n<8>(parts.states + (at.part * kDim + column) * kKey + c, ds);
+      load_n<8>(parts.states + (static_cast<int64_t>(blockIdx.x) * kDim + column) * kKey + c, ds);
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
         sum[n] = fmaf(load(s.state + (c + n) * kDimRow + column), ds[n], sum[n]);
@@ -280,7 +291,7 @@ __device__ __forceinline__ void state_changes(const BackwardParts& parts,
         sum[n] += __shfl_xor_sync(0xffffffffU, sum[n], lanes);
       }
       if (at.lane % 16 == 0) {
-        s.last[c + n] = parts.totals[at.part * kKey + c + n] * sum[n];
+        s.last[c + n] = parts.totals[static_cast<int64_t>(blockIdx.x) * kKey + c + n] * sum[n];
       }
     }
   }
@@ -306,6 +317,37 @@ __device__ __forceinline__ void scale_rows(float upper, float lower, float (&x)[
     x[n][1] *= upper;
     x[n][2] *= lower;
     x[n][3] *= lower;
+  }
+}
+
+// The parts of dq and row by the tokens of their own block, pair by pair.
+template <int kKey, int kDim>
+__device__ __forceinline__ void add_rows_inside(const Recurrence<bf16>& a,
+                                                const InsidePlace<kKey>& at,
+                                                const InsideShared<kKey, kDim>& s,
+                                                float (&dq)[kKey / 16][4],
+                                                float (&row)[kKey / 16][4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int i = at.row + 8 * half;
+#pragma unroll 1
+    for (int j = at.block * kBlockTokens; j <= i; ++j) {
+      const float by_query = load(s.pairs + i * kPairRow + j);
+      const float by_key = a.delta ? load(s.read_pairs + i * kPairRow + j) : 0.0F;
+#pragma unroll
+      for (int n = 0; n < kKey / 16; ++n) {
+        const int c = at.column + 8 * n;
+        const float2 sum = at.sums_at(i, c);
+        const float2 before = at.sums_at(j, c);
+        const float2 key = at.two_keys(a.k, j, c);
+        const float k0 = __expf(sum.x - before.x) * key.x;
+        const float k1 = __expf(sum.y - before.y) * key.y;
+        dq[n][2 * half] = fmaf(by_query, k0, dq[n][2 * half]);
+        dq[n][2 * half + 1] = fmaf(by_query, k1, dq[n][2 * half + 1]);
+        row[n][2 * half] = fmaf(by_key, k0, row[n][2 * half]);
+        row[n][2 * half + 1] = fmaf(by_key, k1, row[n][2 * half + 1]);
+      }
+    }
   }
 }
 
@@ -344,39 +386,51 @@ __device__ __forceinline__ void add_rows(const Recurrence<bf16>& a, const Inside
   }
   if constexpr (kPerChannel) {
 #pragma unroll
-    for (int n = 0; n < kKey / 16; ++n) {
-      const int c = at.column + 8 * n;
-      float2 base = make_float2(0.0F, 0.0F);
-      if (!strong) {
-        base = *reinterpret_cast<const float2*>(&s.block_sums[at.block][c]);
-      }
+    for (int half = 0; half < 2; ++half) {
+      const float* sums = at.sums + (at.row + 8 * half) * kKey + at.column;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int i = at.row + 8 * half;
-        const float2 sum = at.sums_at(i, c);
-        const float decay0 = __expf(sum.x - base.x);
-        const float decay1 = __expf(sum.y - base.y);
+      for (int n = 0; n < kKey / 16; ++n) {
+        const float2 sum = *reinterpret_cast<const float2*>(sums + 8 * n);
+        const float2 base =
+            *reinterpret_cast<const float2*>(&s.block_sums[at.block][at.column + 8 * n]);
+        const float decay0 = __expf(strong ? sum.x : sum.x - base.x);
+        const float decay1 = __expf(strong ? sum.y : sum.y - base.y);
         dq[n][2 * half] *= decay0;
         dq[n][2 * half + 1] *= decay1;
         row[n][2 * half] *= decay0;
         row[n][2 * half + 1] *= decay1;
-        if (strong) {
+      }
+    }
+    if (strong) {
+      add_rows_inside(a, at, s, dq, row);
+    }
+  }
+}
+
+// The part of col by the tokens of its own block, pair by pair.
+template <int kKey, int kDim>
+__device__ __forceinline__ void add_columns_inside(const Recurrence<bf16>& a,
+                                                   const InsidePlace<kKey>& at,
+                                                   const InsideShared<kKey, kDim>& s,
+                                                   float (&col)[kKey / 16][4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int j = at.row + 8 * half;
 #pragma unroll 1
-          for (int j = first; j <= i; ++j) {
-            const float2 before = at.sums_at(j, c);
-            const float2 key = at.two_keys(a.k, j, c);
-            const float k0 = __expf(sum.x - before.x) * key.x;
-            const float k1 = __expf(sum.y - before.y) * key.y;
-            const float by_query = load(s.pairs + i * kPairRow + j);
-            dq[n][2 * half] = fmaf(by_query, k0, dq[n][2 * half]);
-            dq[n][2 * half + 1] = fmaf(by_query, k1, dq[n][2 * half + 1]);
-            if (a.delta) {
-              const float by_key = load(s.read_pairs + i * kPairRow + j);
-              row[n][2 * half] = fmaf(by_key, k0, row[n][2 * half]);
-              row[n][2 * half + 1] = fmaf(by_key, k1, row[n][2 * half + 1]);
-            }
-          }
-        }
+    for (int i = j; i < (at.block + 1) * kBlockTokens; ++i) {
+      const float by_query = load(s.pairs + i * kPairRow + j);
+      const float by_key = a.delta ? load(s.read_pairs + i * kPairRow + j) : 0.0F;
+#pragma unroll
+      for (int n = 0; n < kKey / 16; ++n) {
+        const int c = at.column + 8 * n;
+        const float2 sum = at.sums_at(j, c);
+        const float2 after = at.sums_at(i, c);
+        const float2 query = at.two_keys(a.q, i, c);
+        const float2 key = at.two_keys(a.k, i, c);
+        col[n][2 * half] =
+            fmaf(__expf(after.x - sum.x), by_query * query.x + by_key * key.x, col[n][2 * half]);
+        col[n][2 * half + 1] = fmaf(__expf(after.y - sum.y), by_query * query.y + by_key * key.y,
+                                    col[n][2 * half + 1]);
       }
     }
   }
@@ -417,37 +471,19 @@ __device__ __forceinline__ void add_columns(const Recurrence<bf16>& a, const Ins
   }
   if constexpr (kPerChannel) {
 #pragma unroll
-    for (int n = 0; n < kKey / 16; ++n) {
-      const int c = at.column + 8 * n;
-      float2 base = make_float2(0.0F, 0.0F);
-      if (strong) {
-        base = *reinterpret_cast<const float2*>(&s.block_sums[at.block][c]);
-      }
+    for (int half = 0; half < 2; ++half) {
+      const float* sums = at.sums + (at.row + 8 * half) * kKey + at.column;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int j = at.row + 8 * half;
-        const float2 sum = at.sums_at(j, c);
-        col[n][2 * half] *= __expf(base.x - sum.x);
-        col[n][2 * half + 1] *= __expf(base.y - sum.y);
-        if (strong) {
-#pragma unroll 1
-          for (int i = j; i < first + kBlockTokens; ++i) {
-            const float2 after = at.sums_at(i, c);
-            const float2 query = at.two_keys(a.q, i, c);
-            const float by_query = load(s.pairs + i * kPairRow + j);
-            float x0 = by_query * query.x;
-            float x1 = by_query * query.y;
-            if (a.delta) {
-              const float2 key = at.two_keys(a.k, i, c);
-              const float by_key = load(s.read_pairs + i * kPairRow + j);
-              x0 = fmaf(by_key, key.x, x0);
-              x1 = fmaf(by_key, key.y, x1);
-            }
-            col[n][2 * half] = fmaf(__expf(after.x - sum.x), x0, col[n][2 * half]);
-            col[n][2 * half + 1] = fmaf(__expf(after.y - sum.y), x1, col[n][2 * half + 1]);
-          }
-        }
+      for (int n = 0; n < kKey / 16; ++n) {
+        const float2 sum = *reinterpret_cast<const float2*>(sums + 8 * n);
+        const float2 base =
+            *reinterpret_cast<const float2*>(&s.block_sums[at.block][at.column + 8 * n]);
+        col[n][2 * half] *= __expf(strong ? base.x - sum.x : -sum.x);
+        col[n][2 * half + 1] *= __expf(strong ? base.y - sum.y : -sum.y);
       }
+    }
+    if (strong) {
+      add_columns_inside(a, at, s, col);
     }
   }
 }
@@ -610,15 +646,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kDimRow = Shared::kDimRow;
   constexpr int kTiles = kKey / 16;  // of 8 channels, in a warp
   const int thread = static_cast<int>(threadIdx.x);
-  const int64_t chunk = blockIdx.x / a.heads;
-  const ChunkSpan span = spans[chunk];
+  const ChunkHead head(a);
+  const ChunkSpan span = spans[head.chunk];
+  const int64_t part = blockIdx.x;
   InsidePlace<kKey> at;
   at.token = span.token;
   at.tokens = span.tokens;
-  at.h = blockIdx.x % a.heads;
-  at.part = chunk * a.heads + at.h;
-  at.key_offset = a.key_head(at.h) * kKey;
-  at.sums = parts.sums + at.part * kChunkTokens * (kPerChannel ? kKey : 1);
+  at.h = head.head;
+  at.key_offset = head.key_head * kKey;
+  at.sums = parts.sums + part * kChunkTokens * (kPerChannel ? kKey : 1);
   at.warp = thread / 32;
   at.lane = thread % 32;
   at.block = at.warp % kChunkBlocks;
@@ -628,7 +664,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   copy_rows_to<kDim, kThreads>(a.y.grad_at(at.token, at.h * kDim), a.heads * kDim, at.tokens,
                                kChunkTokens, s.dy, kDimRow);
-  copy_rows_to<kChunkTokens, kThreads>(parts.du + at.part * kDim * kChunkTokens, kChunkTokens, kDim,
+  copy_rows_to<kChunkTokens, kThreads>(parts.du + part * kDim * kChunkTokens, kChunkTokens, kDim,
                                        kDim, s.du, kPairRow);
   if (!a.delta) {
     copy_rows_to<kDim, kThreads>(a.v.at(at.token, at.h * kDim), a.v.rows.outer_stride, at.tokens,
@@ -650,7 +686,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (thread < kChunkBlocks) {
     s.strong[thread] = 0;
   }
-  round_rows<kKey, kDim>(kept.states + at.part * kKey * kDim, kDim, kKey, s.state);
+  round_rows<kKey, kDim>(kept.states + part * kKey * kDim, kDim, kKey, s.state);
   if (a.delta) {
     round_rows<kChunkTokens, kDim>(kept.errors + (at.token * a.heads + at.h) * kDim, a.heads * kDim,
                                    at.tokens, s.errors);
@@ -709,7 +745,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   __syncthreads();  // dy, du and the state are done with
 
-  copy_rows_to<kKey, kThreads>(parts.states + at.part * kDim * kKey, kKey, kDim, kDim, s.dstate,
+  copy_rows_to<kKey, kThreads>(parts.states + part * kDim * kKey, kKey, kDim, kDim, s.dstate,
                                kKeyRow);
   stage_keys<kKey, kDim, kPerChannel, true>(a.k, at, s, s.k_after);
   commit_copies();
@@ -719,13 +755,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   add_keys(a, a.q, parts.dq_heads, at, dq);
   float(&change)[kTiles][4] = dq;  // in its place
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int half = 0; half < 2; ++half) {
+    uint32_t query[kTiles];
+    uint32_t key[kTiles];
+    load_keys(a.q, at, half, query);
+    load_keys(a.k, at, half, key);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float2 query = at.two_keys(a.q, at.row + 8 * half, at.column + 8 * n);
-      const float2 key = at.two_keys(a.k, at.row + 8 * half, at.column + 8 * n);
-      change[n][2 * half] = query.x * dq[n][2 * half] + key.x * row[n][2 * half];
-      change[n][2 * half + 1] = query.y * dq[n][2 * half + 1] + key.y * row[n][2 * half + 1];
+    for (int n = 0; n < kTiles; ++n) {
+      const int x = 2 * half;
+      change[n][x] = first_of(query[n]) * dq[n][x] + first_of(key[n]) * row[n][x];
+      change[n][x + 1] = second_of(query[n]) * dq[n][x + 1] + second_of(key[n]) * row[n][x + 1];
     }
   }
   __syncthreads();  // k_after is done with
@@ -770,13 +809,17 @@ __global__ void __launch_bounds__(kThreads, 2)
   __syncthreads();
   add_columns<kKey, kDim, kPerChannel>(a, at, s, col);
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int half = 0; half < 2; ++half) {
+    uint32_t key[kTiles];
+    load_keys(a.k, at, half, key);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float2 key = at.two_keys(a.k, at.row + 8 * half, at.column + 8 * n);
-      change[n][2 * half] -= key.x * col[n][2 * half];
-      change[n][2 * half + 1] -= key.y * col[n][2 * half + 1];
+    for (int n = 0; n < kTiles; ++n) {
+      change[n][2 * half] -= first_of(key[n]) * col[n][2 * half];
+      change[n][2 * half + 1] -= second_of(key[n]) * col[n][2 * half + 1];
     }
+  }
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
     for (int x = 0; x < 4; ++x) {
       col[n][x] += s.rows[4 * n + x][thread];
