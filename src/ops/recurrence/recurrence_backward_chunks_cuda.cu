@@ -50,9 +50,8 @@ __device__ __forceinline__ void apply_channel_decays(const Recurrence<bf16>& a,
   float g[kChunkTokens];
 #pragma unroll
   for (int i = 0; i < kChunkTokens; ++i) {
-    g[i] = c < kKey && i < span.tokens
-               ? fmaxf(*a.log_decay.at(span.token + i, h * kKey + c), kLeastLogDecay)
-               : 0.0F;
+    g[i] = c < kKey && i < span.tokens ? log2_decay(a.log_decay.at(span.token + i, h * kKey + c))
+                                       : 0.0F;
   }
   wait_for_copies<1>();
   __syncthreads();
@@ -72,11 +71,11 @@ __device__ __forceinline__ void apply_channel_decays(const Recurrence<bf16>& a,
     }
 #pragma unroll
     for (int i = kBlockTokens * b; i < kBlockTokens * (b + 1); ++i) {
-      const float decay = __expf(g[i]);
+      const float decay = fast_exp2(g[i]);
       const float k = load(s.k + i * kRow + c);
       store(s.q + i * kRow + c, load(s.q + i * kRow + c) * decay);
       store(s.k + i * kRow + c, k * decay);
-      store(s.after + i * kRow + c, k * __expf(sum - g[i]));
+      store(s.after + i * kRow + c, k * fast_exp2(sum - g[i]));
     }
     base += sum;
     if (sum < -kStrongDecay) {
@@ -84,7 +83,7 @@ __device__ __forceinline__ void apply_channel_decays(const Recurrence<bf16>& a,
     }
   }
   s.bases[kChunkBlocks][c] = base;
-  totals[c] = __expf(base);
+  totals[c] = fast_exp2(base);
 }
 
 template <int kKey, int kDim>
@@ -94,9 +93,7 @@ __device__ __forceinline__ void apply_head_decays(const Recurrence<bf16>& a, con
   constexpr int kRow = kKey + 8;
   const int thread = static_cast<int>(threadIdx.x);
   if (thread < kChunkTokens) {
-    float sum = thread < span.tokens
-                    ? fmaxf(*a.log_decay.at(span.token + thread, h), kLeastLogDecay)
-                    : 0.0F;
+    float sum = thread < span.tokens ? log2_decay(a.log_decay.at(span.token + thread, h)) : 0.0F;
 #pragma unroll
     for (int lanes = 1; lanes < kBlockTokens; lanes *= 2) {
       const float before = __shfl_up_sync(0xffffffffU, sum, lanes);
@@ -118,13 +115,13 @@ __device__ __forceinline__ void apply_head_decays(const Recurrence<bf16>& a, con
       base += s.sums[kBlockTokens * (b + 1) - 1];
     }
     s.bases[kChunkBlocks][thread] = base;
-    totals[thread] = __expf(base);
+    totals[thread] = fast_exp2(base);
   }
   for (int x = thread; x < kChunkTokens * kKey / 8; x += kThreads) {
     const int i = x / (kKey / 8);
     const int at = i * kRow + x % (kKey / 8) * 8;
-    const float decay = __expf(s.sums[i]);
-    const float to_end = __expf(s.sums[i / kBlockTokens * kBlockTokens + 15] - s.sums[i]);
+    const float decay = fast_exp2(s.sums[i]);
+    const float to_end = fast_exp2(s.sums[i / kBlockTokens * kBlockTokens + 15] - s.sums[i]);
     float q[8];
     float k[8];
     float after[8];
@@ -191,7 +188,7 @@ __device__ __forceinline__ void pairs_inside(const Recurrence<bf16>& a, const Ch
       if (j <= i && i < span.tokens) {
         for (int c = lane; c < kKey; c += 32) {
           const float x =
-              load(a.k.at(span.token + j, offset + c)) * __expf(sum_at(i, c) - sum_at(j, c));
+              load(a.k.at(span.token + j, offset + c)) * fast_exp2(sum_at(i, c) - sum_at(j, c));
           p = fmaf(load(a.q.at(span.token + i, offset + c)), x, p);
           r = fmaf(load(a.k.at(span.token + i, offset + c)), x, r);
         }
@@ -232,8 +229,8 @@ __device__ __forceinline__ void make_pairs(const Recurrence<bf16>& a, const Chun
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int at = c + 8 * i + lane % 4 * 2;
-          const float f0 = __expf(s.bases[warp][at] - s.bases[m + 1][at]);
-          const float f1 = __expf(s.bases[warp][at + 1] - s.bases[m + 1][at + 1]);
+          const float f0 = fast_exp2(s.bases[warp][at] - s.bases[m + 1][at]);
+          const float f1 = fast_exp2(s.bases[warp][at + 1] - s.bases[m + 1][at + 1]);
           query[2 * i] = scale_pair(query[2 * i], f0, f1);
           query[2 * i + 1] = scale_pair(query[2 * i + 1], f0, f1);
           key[2 * i] = scale_pair(key[2 * i], f0, f1);
@@ -351,7 +348,7 @@ __global__ void __launch_bounds__(kThreads)
     load_n<8>(s.q + i * kRow + c, rows);
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
-      start[n] = __expf(s.bases[block][c + n]);
+      start[n] = fast_exp2(s.bases[block][c + n]);
       rows[n] *= start[n];
     }
     store_n<8>(parts.queries + to, rows);
@@ -366,7 +363,7 @@ __global__ void __launch_bounds__(kThreads)
     load_n<8>(s.after + i * kRow + c, rows);
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
-      rows[n] *= __expf(s.bases[kChunkBlocks][c + n] - s.bases[block + 1][c + n]);
+      rows[n] *= fast_exp2(s.bases[kChunkBlocks][c + n] - s.bases[block + 1][c + n]);
     }
     store_n<8>(a.delta ? s.after + i * kRow + c : parts.keys + to, rows);
   }

@@ -7,8 +7,9 @@
 //   exp(G_i - G_j) = exp(l_i) exp(B_b - B_(m+1)) exp(l_last - l_j),   i in block b, j in block m
 //
 // per channel. For m < b no factor is above 1. For m = b the second is exp(-l_last), which is taken
-// where it is below exp(kStrongDecay) in all channels: the first and the third take it back. Where
-// a block decays more, its own pairs are taken one by one.
+// where it is below 2^kStrongDecay in all channels: the first and the third take it back. Where a
+// block decays more, its own pairs are taken one by one. Sums of log decays are of base 2 in code:
+// one instruction makes a decay of them.
 #pragma once
 
 #include "ops/recurrence/recurrence_cuda.cuh"
@@ -19,9 +20,14 @@ namespace cambium::cuda {
 inline constexpr int kBlockTokens = 16;
 inline constexpr int kChunkBlocks = kChunkTokens / kBlockTokens;
 inline constexpr int kPairRow = kChunkTokens + 8;  // in shared memory: no bank conflicts
-inline constexpr float kStrongDecay = 60.0F;
+inline constexpr float kStrongDecay = 80.0F;
 // Decays below are zero in fp32 in any case, and infinities have no differences.
 inline constexpr float kLeastLogDecay = -120.0F;
+
+/// A log decay of base 2.
+__device__ __forceinline__ float log2_decay(const float* log_decay) {
+  return fmaxf(*log_decay, kLeastLogDecay) * 1.4426950408889634F;
+}
 
 // Each (chunks, heads, ...).
 struct BackwardParts {

@@ -173,7 +173,7 @@ __device__ __forceinline__ void pair_gradients(const Recurrence<bf16>& a,
   constexpr int kDimRow = kDim + 8;
   const bool reads = at.warp >= kChunkBlocks;
   float x[kChunkBlocks][2][4] = {};
-#pragma unroll
+#pragma unroll 2
   for (int c = 0; c < kDim; c += 16) {
     uint32_t left[4];
     if (reads) {
@@ -191,6 +191,7 @@ __device__ __forceinline__ void pair_gradients(const Recurrence<bf16>& a,
       }
     }
   }
+  float dweight[2] = {};
 #pragma unroll
   for (int m = 0; m < kChunkBlocks; ++m) {
     if (m > at.block) {
@@ -207,8 +208,8 @@ __device__ __forceinline__ void pair_gradients(const Recurrence<bf16>& a,
         float w0 = s.weight[j];
         float w1 = s.weight[j + 1];
         if constexpr (!kPerChannel) {
-          w0 *= __expf(s.sums[i] - s.sums[j]);
-          w1 *= __expf(s.sums[i] - s.sums[j + 1]);
+          w0 *= fast_exp2(s.sums[i] - s.sums[j]);
+          w1 *= fast_exp2(s.sums[i] - s.sums[j + 1]);
         }
         if (!reads) {
           *reinterpret_cast<uint32_t*>(s.pairs + i * kPairRow + j) =
@@ -218,9 +219,19 @@ __device__ __forceinline__ void pair_gradients(const Recurrence<bf16>& a,
         const float w = -s.weight[i];
         *reinterpret_cast<uint32_t*>(s.read_pairs + i * kPairRow + j) =
             pack(j < i ? w * w0 * x0 : 0.0F, j + 1 < i ? w * w1 * x1 : 0.0F);
-        if (a.weight.grad != nullptr && i / 2 == j / 2 && i < at.tokens) {
-          *a.weight.grad_at(at.token + i, at.h) += i == j ? x0 : x1;
+        if (n == half && m == at.block) {
+          dweight[half] = i == j ? x0 : x1;
         }
+      }
+    }
+  }
+  // The lane whose two columns have the diagonal of its rows.
+  if (reads && a.weight.grad != nullptr && at.lane / 4 / 2 == at.lane % 4) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = at.row + 8 * half;
+      if (i < at.tokens) {
+        *a.weight.grad_at(at.token + i, at.h) += dweight[half];
       }
     }
   }
@@ -340,8 +351,8 @@ __device__ __forceinline__ void add_rows_inside(const Recurrence<bf16>& a,
         const float2 sum = at.sums_at(i, c);
         const float2 before = at.sums_at(j, c);
         const float2 key = at.two_keys(a.k, j, c);
-        const float k0 = __expf(sum.x - before.x) * key.x;
-        const float k1 = __expf(sum.y - before.y) * key.y;
+        const float k0 = fast_exp2(sum.x - before.x) * key.x;
+        const float k1 = fast_exp2(sum.y - before.y) * key.y;
         dq[n][2 * half] = fmaf(by_query, k0, dq[n][2 * half]);
         dq[n][2 * half + 1] = fmaf(by_query, k1, dq[n][2 * half + 1]);
         row[n][2 * half] = fmaf(by_key, k0, row[n][2 * half]);
@@ -393,8 +404,8 @@ __device__ __forceinline__ void add_rows(const Recurrence<bf16>& a, const Inside
         const float2 sum = *reinterpret_cast<const float2*>(sums + 8 * n);
         const float2 base =
             *reinterpret_cast<const float2*>(&s.block_sums[at.block][at.column + 8 * n]);
-        const float decay0 = __expf(strong ? sum.x : sum.x - base.x);
-        const float decay1 = __expf(strong ? sum.y : sum.y - base.y);
+        const float decay0 = fast_exp2(strong ? sum.x : sum.x - base.x);
+        const float decay1 = fast_exp2(strong ? sum.y : sum.y - base.y);
         dq[n][2 * half] *= decay0;
         dq[n][2 * half + 1] *= decay1;
         row[n][2 * half] *= decay0;
@@ -428,8 +439,8 @@ __device__ __forceinline__ void add_columns_inside(const Recurrence<bf16>& a,
         const float2 query = at.two_keys(a.q, i, c);
         const float2 key = at.two_keys(a.k, i, c);
         col[n][2 * half] =
-            fmaf(__expf(after.x - sum.x), by_query * query.x + by_key * key.x, col[n][2 * half]);
-        col[n][2 * half + 1] = fmaf(__expf(after.y - sum.y), by_query * query.y + by_key * key.y,
+            fmaf(fast_exp2(after.x - sum.x), by_query * query.x + by_key * key.x, col[n][2 * half]);
+        col[n][2 * half + 1] = fmaf(fast_exp2(after.y - sum.y), by_query * query.y + by_key * key.y,
                                     col[n][2 * half + 1]);
       }
     }
@@ -478,8 +489,8 @@ __device__ __forceinline__ void add_columns(const Recurrence<bf16>& a, const Ins
         const float2 sum = *reinterpret_cast<const float2*>(sums + 8 * n);
         const float2 base =
             *reinterpret_cast<const float2*>(&s.block_sums[at.block][at.column + 8 * n]);
-        col[n][2 * half] *= __expf(strong ? base.x - sum.x : -sum.x);
-        col[n][2 * half + 1] *= __expf(strong ? base.y - sum.y : -sum.y);
+        col[n][2 * half] *= fast_exp2(strong ? base.x - sum.x : -sum.x);
+        col[n][2 * half + 1] *= fast_exp2(strong ? base.y - sum.y : -sum.y);
       }
     }
     if (strong) {
@@ -505,8 +516,8 @@ __device__ __forceinline__ void sum_by_end(const Recurrence<bf16>& a, const Insi
       if constexpr (kPerChannel) {
         const float2 base = *reinterpret_cast<const float2*>(&s.block_sums[at.block][c]);
         const float2 sum = at.sums_at(j, c);
-        key.x *= __expf(base.x - sum.x);
-        key.y *= __expf(base.y - sum.y);
+        key.x *= fast_exp2(base.x - sum.x);
+        key.y *= fast_exp2(base.y - sum.y);
       }
       sum0 = fmaf(key.x, col[n][2 * half], sum0);
       sum1 = fmaf(key.y, col[n][2 * half + 1], sum1);
@@ -627,7 +638,7 @@ __device__ __forceinline__ void stage_keys(const View<bf16>& x, const InsidePlac
 #pragma unroll
         for (int m = 0; m < 8; ++m) {
           const float last = kToEnd ? s.block_sums[i / kBlockTokens][c + m] : 0.0F;
-          out[m] *= __expf(kToEnd ? last - sum[m] : sum[m]);
+          out[m] *= fast_exp2(kToEnd ? last - sum[m] : sum[m]);
         }
       }
       store_n<8>(to + i * kKeyRow + c, out);
@@ -699,7 +710,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int c = x % kKey;
       const float sum = at.sums[(b * kBlockTokens + kBlockTokens - 1) * kKey + c];
       s.block_sums[b][c] = sum;
-      s.decay[b][c] = __expf(sum);
+      s.decay[b][c] = fast_exp2(sum);
       if (sum < -kStrongDecay) {
         s.strong[b] = 1;
       }
@@ -715,7 +726,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   float dq[kTiles][4] = {};
   float row[kTiles][4] = {};
-#pragma unroll
+#pragma unroll 2
   for (int c = 0; c < kDim; c += 16) {
     uint32_t dy[4];
     uint32_t du[4];
@@ -737,8 +748,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     float upper = 1.0F;
     float lower = 1.0F;
     if constexpr (!kPerChannel) {
-      upper = __expf(s.sums[at.row]);
-      lower = __expf(s.sums[at.row + 8]);
+      upper = fast_exp2(s.sums[at.row]);
+      lower = fast_exp2(s.sums[at.row + 8]);
       scale_rows(upper, lower, dq);
     }
     scale_rows(-s.weight[at.row] * upper, -s.weight[at.row + 8] * lower, row);
@@ -777,7 +788,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 
   float col[kTiles][4] = {};
-#pragma unroll
+#pragma unroll 2
   for (int c = 0; c < kDim; c += 16) {
     uint32_t error[4];
     load_left(s.errors + at.block * kBlockTokens * kDimRow + c, kDimRow, error);
@@ -793,8 +804,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     float upper = s.weight[at.row];
     float lower = s.weight[at.row + 8];
     if constexpr (!kPerChannel) {
-      upper *= __expf(s.sums[kChunkTokens - 1] - s.sums[at.row]);
-      lower *= __expf(s.sums[kChunkTokens - 1] - s.sums[at.row + 8]);
+      upper *= fast_exp2(s.sums[kChunkTokens - 1] - s.sums[at.row]);
+      lower *= fast_exp2(s.sums[kChunkTokens - 1] - s.sums[at.row + 8]);
     }
     scale_rows(upper, lower, col);
   }
