@@ -639,19 +639,33 @@ __global__ void __launch_bounds__(256)
   add(a.k, dk_heads);
 }
 
+template <int kKey, int kDim, bool kDelta>
+void walk_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const BackwardParts& parts,
+                 const Launch& on) {
+  constexpr size_t kShared = kStateStages * sizeof(StateStage<kKey, kDelta>);
+  static_assert(kShared <= kBackwardShared);
+  launch(on, kName, state_kernel<kKey, kDim, kDelta>,
+         static_cast<unsigned>(a.segments.count * a.heads * (kDim / kSliceColumns)), 64, kShared, a,
+         chunks.first, parts);
+}
+
 template <int kKey, int kDim>
 void solve_and_walk(const Recurrence<bf16>& a, const DeviceChunks& chunks,
                     const BackwardParts& parts, const Launch& on) {
+  constexpr size_t kShared = sizeof(PrepareShared<kKey, kDim>);
+  static_assert(kShared <= kBackwardShared);
   launch(on, kName, prepare_kernel<kKey, kDim>, static_cast<unsigned>(chunks.count * a.heads),
-         kThreads, sizeof(PrepareShared<kKey, kDim>), a, chunks.span, parts);
-  const auto blocks = static_cast<unsigned>(a.segments.count * a.heads * (kDim / kSliceColumns));
-  if (a.delta) {
-    launch(on, kName, state_kernel<kKey, kDim, true>, blocks, 64,
-           kStateStages * sizeof(StateStage<kKey, true>), a, chunks.first, parts);
-  } else {
-    launch(on, kName, state_kernel<kKey, kDim, false>, blocks, 64,
-           kStateStages * sizeof(StateStage<kKey, false>), a, chunks.first, parts);
-  }
+         kThreads, kShared, a, chunks.span, parts);
+  a.delta ? walk_chunks<kKey, kDim, true>(a, chunks, parts, on)
+          : walk_chunks<kKey, kDim, false>(a, chunks, parts, on);
+}
+
+bool device_has_shared() {
+  int device = 0;
+  int bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes >= kBackwardShared;
 }
 
 bool rows_aligned(const View<bf16>& x) {
@@ -669,7 +683,8 @@ bool recurrence_has_backward_chunks(const Recurrence<bf16>& a) {
   // Segments of a few tokens would be mostly padding.
   const bool long_enough = a.segments.tokens() >= count_chunks(a.segments) * (kChunkTokens / 4);
   return fits(a.key_dim) && fits(a.dim) && apart && long_enough && rows_aligned(a.q) &&
-         rows_aligned(a.k) && rows_aligned(a.v) && aligned(a.y.grad) && aligned(a.kept);
+         rows_aligned(a.k) && rows_aligned(a.v) && aligned(a.y.grad) && aligned(a.kept) &&
+         device_has_shared();
 }
 
 void recurrence_backward_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks,

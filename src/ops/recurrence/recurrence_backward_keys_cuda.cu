@@ -879,6 +879,7 @@ void recurrence_backward_inside(const Recurrence<bf16>& a, const DeviceChunks& c
   with_head_dims(a.key_dim, a.dim, [&]<int kKey, int kDim>() {
     const auto blocks = static_cast<unsigned>(chunks.count * a.heads);
     constexpr size_t kShared = sizeof(InsideShared<kKey, kDim>);
+    static_assert(kShared <= kBackwardShared);
     static_assert(kShared <= (228 / 2 - 1) * 1024, "two blocks on a multiprocessor");
     if (a.decay_per_channel) {
       launch(on, kName, inside_kernel<kKey, kDim, true>, blocks, kThreads, kShared, a, chunks.span,
