@@ -424,9 +424,6 @@ __global__ void __launch_bounds__(kScanThreads)
 unsigned blocks_of(int64_t threads) {
   return static_cast<unsigned>(ceil_div(threads, kScanThreads));
 }
-bool aligned(const void* p) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
-}
 template <class T>
 bool differ(std::initializer_list<const T*> pointers) {
   for (const T* const* p = pointers.begin(); p != pointers.end(); ++p) {

@@ -159,10 +159,6 @@ __global__ void __launch_bounds__(kScanThreads)
   }
 }
 
-bool aligned(const void* p) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
-}
-
 template <class T, int kStates, int kLanes, int kTokens, bool kFull>
 void scan(const SelectiveScan<T>& host, const SelectiveScan<T>& a, const DeviceSegments& segments,
           const Launch& on) {
@@ -194,6 +190,9 @@ void run_forward(const SelectiveScan<T>& host, const Launch& on) {
   SelectiveScan<T> a = host;
   a.segments = segments.walk;
   if (a.segments.count == 0 || a.channels == 0 || a.states == 0) {
+    return;
+  }
+  if (scan_decode(a, segments, on)) {
     return;
   }
   constexpr int64_t kWidth = 16 / sizeof(T);

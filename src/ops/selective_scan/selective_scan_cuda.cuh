@@ -73,6 +73,11 @@ template <class T>
 void carry_over_spans(const SelectiveScan<T>& a, const ScanSpans& spans, float* carry,
                       const float* step_sums, bool backward, const Launch& on);
 
+/// The step of one token each for many sequences, where it has a kernel of its own: returns whether
+/// it was launched. `a` has segments of the device.
+bool scan_decode(const SelectiveScan<float>& a, const DeviceSegments& segments, const Launch& on);
+bool scan_decode(const SelectiveScan<bf16>& a, const DeviceSegments& segments, const Launch& on);
+
 // --- Arithmetic: for bf16 by the hardware's approximations, whose errors are far below bf16's.
 
 template <class T>
