@@ -195,6 +195,11 @@ void run_forward(const SelectiveScan<T>& host, const Launch& on) {
   if (scan_decode(a, segments, on)) {
     return;
   }
+  if constexpr (sizeof(T) == 2) {
+    if (segments.longest > kFewTokens && scan_by_tiles(host, segments, on)) {
+      return;
+    }
+  }
   constexpr int64_t kWidth = 16 / sizeof(T);
   if (a.states == 16 && aligned(a.b.data) && aligned(a.c.data) && aligned(a.a_log.data) &&
       aligned(a.state) && aligned(a.kept) && a.b.rows.outer_stride % kWidth == 0 &&

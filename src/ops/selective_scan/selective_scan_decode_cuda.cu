@@ -5,7 +5,6 @@
 // at once, for kSequences sequences together: as many reads are on their way as the memory needs,
 // and rates are worked out once for all of them. What is of a sequence and channel alone is worked
 // out by one of the four threads, for its sequence.
-#include "ops/cuda_mma.cuh"
 #include "ops/selective_scan/selective_scan_cuda.cuh"
 
 namespace cambium::cuda {
