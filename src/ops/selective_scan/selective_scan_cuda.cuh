@@ -117,9 +117,9 @@ struct ScanMath<bf16> {
   }
   __device__ __forceinline__ static float softplus(float x) {
     const float e = fast_exp2(1.44269504088896341F * x);
-    const float series = e * (1.0F - e * (0.5F - e * (0.333333333F - 0.25F * e)));
+    const float series = e * fmaf(e, fmaf(e, 0.333333333F, -0.5F), 1.0F);
     const float whole = kRateUnit * fast_log2(1.0F + e);
-    return x > 20.0F ? x : e < 0.03125F ? series : whole;
+    return x > 20.0F ? x : e < 0.015625F ? series : whole;
   }
 };
 

@@ -37,10 +37,10 @@ int buffer_words(int slots) {
 }
 
 /// A helper: eight channels of a token of each tile.
-template <bool kLocal>
+template <bool kLocal, int kRows>
 __device__ __forceinline__ void help(const SelectiveScan<bf16>& a, const TileGroups& groups,
                                      const Buffers& buffers, unsigned block_channel, int64_t first,
-                                     int64_t tokens) {
+                                     int tokens) {
   using Math = ScanMath<bf16>;
   const int helper = static_cast<int>(threadIdx.x);
   const int token = helper / kScanWarps;
@@ -54,51 +54,53 @@ __device__ __forceinline__ void help(const SelectiveScan<bf16>& a, const TileGro
     bias[g] = a.dt_bias.data[channel + g];
     skip[g] = a.d.data[channel + g];
   }
+  const bf16* u_at = a.u.at(first + token, channel);
+  const bf16* dt_at = a.dt.at(first + token, channel);
+  const bf16* z_at = a.z.at(first + token, channel);
+  bf16* y_at = a.y.at(first + token, channel);
+  RowsAhead<kRows> rows(a, groups, block_channel, slots, helper, first);
   uint4 u;
   uint4 dt;
-  uint4 z;
-  RowsAhead rows;
-  const auto load_tile = [&](int64_t begin) {
-    const bool exists = begin + token < tokens;
-    const int64_t t = first + begin + token;
-    u = load_octet(a.u.at(t, channel), exists);
-    dt = load_octet(a.dt.at(t, channel), exists);
+  uint4 z = make_uint4(0, 0, 0, 0);
+  const auto load_tile = [&](int left) {  // tokens from it on
+    u = load_octet(u_at, token < left);
+    dt = load_octet(dt_at, token < left, kNoStep);
+    u_at += kTileTokens * a.u.rows.outer_stride;
+    dt_at += kTileTokens * a.dt.rows.outer_stride;
     if constexpr (!kLocal) {
-      z = load_octet(a.z.at(t, channel), exists);
+      z = load_octet(z_at, token < left);
+      z_at += kTileTokens * a.z.rows.outer_stride;
     }
-    rows.load(a, groups, block_channel, slots, helper, first + begin,
-              static_cast<int>(min(tokens - begin, static_cast<int64_t>(kTileTokens))));
+    rows.load(left);
   };
-  const auto finish = [&](int tile, const uint4& its_u, const uint4& its_z) {
+  const auto finish = [&](int tile, bool exists, const uint4& its_u, const uint4& its_z) {
     wait_at(kScanned + tile % 2);
-    const int64_t at = static_cast<int64_t>(tile) * kTileTokens + token;
-    if (kLocal || at >= tokens) {
-      return;
-    }
-    const auto* parts = reinterpret_cast<const float4*>(buffers.parts(tile) + warp * kPartWarp +
-                                                        token * kPartToken);
-    float wide_u[kWarpChannels];
-    float wide_z[kWarpChannels];
-    float y[kWarpChannels];
-    widen(its_u, wide_u);
-    widen(its_z, wide_z);
+    if constexpr (!kLocal) {
+      const auto* parts = reinterpret_cast<const float4*>(buffers.parts(tile) + warp * kPartWarp +
+                                                          token * kPartToken);
+      float wide_u[kWarpChannels];
+      float wide_z[kWarpChannels];
+      float y[kWarpChannels];
+      widen(its_u, wide_u);
+      widen(its_z, wide_z);
 #pragma unroll
-    for (int g = 0; g < kWarpChannels; ++g) {
-      const float4 part = parts[g];
-      const float sum = (part.x + part.y) + (part.z + part.w);
-      y[g] = fmaf(skip[g], wide_u[g], sum) * wide_z[g] * Math::gate(wide_z[g]);
+      for (int g = 0; g < kWarpChannels; ++g) {
+        const float4 part = parts[g];
+        const float sum = (part.x + part.y) + (part.z + part.w);
+        y[g] = fmaf(skip[g], wide_u[g], sum) * (wide_z[g] * Math::gate(wide_z[g]));
+      }
+      if (exists) {
+        store_octet(y_at, y);
+      }
+      y_at += kTileTokens * a.y.rows.outer_stride;
     }
-    store_octet(a.y.at(first + at, channel), y);
   };
 
-  const int tiles = static_cast<int>(ceil_div(tokens, kTileTokens));
   uint4 last_u = make_uint4(0, 0, 0, 0);
   uint4 last_z = last_u;
-  if (tiles > 0) {
-    load_tile(0);
-  }
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int64_t begin = static_cast<int64_t>(tile) * kTileTokens;
+  load_tile(tokens);
+  int tile = 0;
+  for (int left = tokens; left > 0; left -= kTileTokens, ++tile) {
     float wide_u[kWarpChannels];
     float raw[kWarpChannels];
     widen(u, wide_u);
@@ -106,31 +108,28 @@ __device__ __forceinline__ void help(const SelectiveScan<bf16>& a, const TileGro
     float* steps = buffers.steps(tile) + warp * kStepWarp + token / 2 * kStepPair + token % 2 * 2;
 #pragma unroll
     for (int g = 0; g < kWarpChannels; ++g) {
-      // A step of 0 leaves the state as it is.
-      const float step = begin + token < tokens ? Math::softplus(raw[g] + bias[g]) : 0.0F;
+      const float step = Math::softplus(raw[g] + bias[g]);
       *reinterpret_cast<float2*>(steps + g * 4) = make_float2(step, step * wide_u[g]);
     }
     rows.store(buffers.rows(tile), slots, helper);
     pass(kFilled + tile % 2);
     const uint4 this_u = u;
     const uint4 this_z = z;
-    if (tile + 1 < tiles) {
-      load_tile(begin + kTileTokens);
-    }
+    load_tile(left - kTileTokens);
     if (tile > 0) {
-      finish(tile - 1, last_u, last_z);
+      finish(tile - 1, true, last_u, last_z);
     }
     last_u = this_u;
     last_z = this_z;
   }
-  if (tiles > 0) {
-    finish(tiles - 1, last_u, last_z);
+  if (tile > 0) {
+    finish(tile - 1, (tile - 1) * kTileTokens + token < tokens, last_u, last_z);
   }
 }
 
 /// kLocal: from a state of zero, for the state after the span (into carry) and the sum of its
 /// steps; else from the state in carry, or without carry that before the segment.
-template <bool kLocal>
+template <bool kLocal, int kRows>
 __global__ void __launch_bounds__(kTileThreads, 2)
     scan_tiles(SelectiveScan<bf16> a, ScanSpans spans, TileGroups groups, float* carry,
                float* step_sums) {
@@ -142,11 +141,11 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     return;
   }
   const int64_t first = a.segments.begin(span.segment) + span.begin;
-  const int64_t tokens = span.end - span.begin;
+  const auto tokens = static_cast<int>(span.end - span.begin);
   const Buffers buffers{
       memory, kSteps + kParts + (groups.b_slots + (kLocal ? 0 : groups.c_slots)) * kSlotWords};
   if (threadIdx.x < kHelpers) {
-    help<kLocal>(a, groups, buffers, block_channel, first, tokens);
+    help<kLocal, kRows>(a, groups, buffers, block_channel, first, tokens);
     return;
   }
 
@@ -176,19 +175,19 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     kept = static_cast<float*>(a.kept) +
            (spans.first_kept[span.segment] + span.begin / kKeptTokens) * row_size + at;
   }
+  const int b_place = groups.b_slot(warp) * kSlotWords + lane * 4;
+  const int c_place = (groups.b_slots + groups.c_slot(warp)) * kSlotWords + lane * 4;
   float step_sum = 0.0F;
-  const int tiles = static_cast<int>(ceil_div(tokens, kTileTokens));
+  const int tiles = (tokens + kTileTokens - 1) / kTileTokens;
   for (int tile = 0; tile < tiles; ++tile) {
     if (kept != nullptr) {
       store_n<4>(kept + tile * row_size, h);
     }
     const float* steps = buffers.steps(tile) + warp * kStepWarp + g * 4;
-    const float* b_rows = buffers.rows(tile) + groups.b_slot(warp) * kSlotWords + lane * 4;
-    const float* c_rows =
-        buffers.rows(tile) + (groups.b_slots + groups.c_slot(warp)) * kSlotWords + lane * 4;
+    const float* b_rows = buffers.rows(tile) + b_place;
+    const float* c_rows = buffers.rows(tile) + c_place;
     float* parts = buffers.parts(tile) + warp * kPartWarp + g * 4 + lane;
-    const int end = static_cast<int>(
-        min(tokens - static_cast<int64_t>(tile) * kTileTokens, static_cast<int64_t>(kTileTokens)));
+    const int end = min(tokens - tile * kTileTokens, kTileTokens);
     wait_at(kFilled + tile % 2);
     for (int group = 0; group < end; group += 8) {
 #pragma unroll
@@ -255,13 +254,15 @@ bool scan_by_tiles(const SelectiveScan<bf16>& host, const DeviceSegments& segmen
   if (plan != nullptr && plan->cut) {
     carry = scratch<float>(on, spans.count * a.channels * a.states);
     float* step_sums = scratch<float>(on, spans.count * a.channels);
-    launch(on, "selective_scan", scan_tiles<true>, blocks, kTileThreads, bytes(groups.b_slots), a,
-           spans, groups, carry, step_sums);
+    launch(on, "selective_scan", scan_tiles<true, kMaxSlots / 4>, blocks, kTileThreads,
+           bytes(groups.b_slots), a, spans, groups, carry, step_sums);
     carry_over_spans(a, spans, carry, step_sums, false, on);
   }
-  launch(on, "selective_scan", scan_tiles<false>, blocks, kTileThreads,
-         bytes(groups.b_slots + groups.c_slots), a, spans, groups, carry,
-         static_cast<float*>(nullptr));
+  const int slots = groups.b_slots + groups.c_slots;
+  launch(
+      on, "selective_scan",
+      slots <= kMaxSlots / 2 ? scan_tiles<false, kMaxSlots / 4> : scan_tiles<false, kMaxSlots / 2>,
+      blocks, kTileThreads, bytes(slots), a, spans, groups, carry, nullptr);
   return true;
 }
 

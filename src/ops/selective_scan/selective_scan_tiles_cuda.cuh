@@ -68,9 +68,12 @@ __device__ __forceinline__ void pass(int id) {
 
 // --- Eight neighbouring bf16 in registers.
 
-__device__ __forceinline__ uint4 load_octet(const bf16* p, bool exists) {
-  return exists ? *reinterpret_cast<const uint4*>(p) : make_uint4(0, 0, 0, 0);
+__device__ __forceinline__ uint4 load_octet(const bf16* p, bool exists, uint32_t otherwise = 0) {
+  return exists ? *reinterpret_cast<const uint4*>(p)
+                : make_uint4(otherwise, otherwise, otherwise, otherwise);
 }
+/// Two of minus infinity: a raw step that leaves the state as it is.
+inline constexpr uint32_t kNoStep = 0xff80ff80U;
 __device__ __forceinline__ void store_octet(bf16* p, const float (&x)[8]) {
   *reinterpret_cast<uint4*>(p) =
       make_uint4(pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7]));
@@ -90,40 +93,47 @@ __device__ __forceinline__ void widen(const uint4& octet, float (&x)[8]) {
 
 inline constexpr int kSlotWords = kTileTokens * kTileStates;
 
-/// A helper's part of them on the way from memory.
+/// A helper's part of them on the way from memory: eight states of a token of kRows slots.
+template <int kRows>
 struct RowsAhead {
-  static constexpr int kMost = kMaxSlots * kTileTokens * kTileStates / 8 / kHelpers;
-  uint4 octet[kMost];
+  const bf16* from[kRows];
+  int64_t stride[kRows];  // of a tile
+  uint4 octet[kRows];
+  int token;
 
-  /// `first` and `count`: the tile's first token and how many it has.
-  __device__ __forceinline__ void load(const SelectiveScan<bf16>& a, const TileGroups& groups,
-                                       unsigned channel, int slots, int helper, int64_t first,
-                                       int count) {
-    const int token = helper % 64 / 2;
+  /// Of `slots` slots, from the tile that begins at token `first`.
+  __device__ __forceinline__ RowsAhead(const SelectiveScan<bf16>& a, const TileGroups& groups,
+                                       unsigned channel, int slots, int helper, int64_t first)
+      : token(helper % 64 / 2) {
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      const int slot = helper / 64 + 2 * i;
-      if (slot < slots) {
-        const bool of_b = slot < groups.b_slots;
-        const unsigned group = of_b ? channel / groups.b_channels + slot
-                                    : channel / groups.c_channels + slot - groups.b_slots;
-        const View<bf16>& from = of_b ? a.b : a.c;
-        octet[i] =
-            load_octet(from.at(first + token, group * kTileStates + helper % 2 * 8), token < count);
-      }
+    for (int i = 0; i < kRows; ++i) {
+      const int slot = min(helper / 64 + 2 * i, slots - 1);  // some are read by two
+      const bool of_b = slot < groups.b_slots;
+      const unsigned group = of_b ? channel / groups.b_channels + slot
+                                  : channel / groups.c_channels + slot - groups.b_slots;
+      const View<bf16>& rows = of_b ? a.b : a.c;
+      from[i] = rows.at(first + token, group * kTileStates + helper % 2 * 8);
+      stride[i] = kTileTokens * rows.rows.outer_stride;
+    }
+  }
+  /// The next tile, which has `count` tokens; kStep: 1, or -1 from the last tile to the first.
+  template <int kStep = 1>
+  __device__ __forceinline__ void load(int count) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      octet[i] = load_octet(from[i], token < count);
+      from[i] += kStep * stride[i];
     }
   }
   __device__ __forceinline__ void store(float* rows, int slots, int helper) const {
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      const int slot = helper / 64 + 2 * i;
-      if (slot < slots) {
-        float x[8];
-        widen(octet[i], x);
-        auto* to = reinterpret_cast<float4*>(rows + slot * kSlotWords + helper % 64 * 8);
-        to[0] = make_float4(x[0], x[1], x[2], x[3]);
-        to[1] = make_float4(x[4], x[5], x[6], x[7]);
-      }
+    for (int i = 0; i < kRows; ++i) {
+      const int slot = min(helper / 64 + 2 * i, slots - 1);
+      float x[8];
+      widen(octet[i], x);
+      auto* to = reinterpret_cast<float4*>(rows + slot * kSlotWords + helper % 64 * 8);
+      to[0] = make_float4(x[0], x[1], x[2], x[3]);
+      to[1] = make_float4(x[4], x[5], x[6], x[7]);
     }
   }
 };
