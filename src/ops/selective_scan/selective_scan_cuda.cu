@@ -11,7 +11,6 @@
 namespace cambium::cuda {
 namespace {
 
-constexpr int64_t kFewTokens = 8;
 constexpr int64_t kSlots = 132 * 16;  // warps of this kernel that a large GPU holds
 
 /// The sum of a value over the lanes of a channel.

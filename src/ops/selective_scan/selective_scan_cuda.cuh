@@ -8,6 +8,8 @@
 // spans meet, span after span; then all of the span from the state before it.
 #pragma once
 
+#include <algorithm>
+#include <initializer_list>
 #include <memory>
 
 #include "ops/cuda.cuh"
@@ -19,6 +21,8 @@ namespace cambium::cuda {
 inline constexpr int kScanThreads = 128;
 /// Forward keeps the states before every so many tokens.
 inline constexpr int64_t kKeptTokens = 32;
+/// Up to so many, segments are too short for tiles of kKeptTokens.
+inline constexpr int64_t kFewTokens = 8;
 inline constexpr unsigned kAllLanes = 0xffffffffU;
 
 // --- Spans.
@@ -81,6 +85,25 @@ bool scan_decode(const SelectiveScan<bf16>& a, const DeviceSegments& segments, c
 /// The scan of bf16 and 16 states by tiles, where the inputs fit it: returns whether it was
 /// launched. `a` has segments of the host.
 bool scan_by_tiles(const SelectiveScan<bf16>& a, const DeviceSegments& segments, const Launch& on);
+
+/// The same backward.
+bool scan_backward_by_tiles(const SelectiveScan<bf16>& a, const DeviceSegments& segments,
+                            const Launch& on);
+/// Backward: (spans, d, N), the gradients of the states after the spans, in scratch memory.
+const float* carry_gradients(const SelectiveScan<bf16>& a, const ScanSpans& spans,
+                             const Launch& on);
+/// grad (size) += the parts of all units, in order; nothing where grad is null.
+void add_units(float* grad, const float* parts, int64_t size, int64_t units, const Launch& on);
+/// Whether those that are there are different.
+template <class T>
+bool gradients_apart(std::initializer_list<const T*> pointers) {
+  for (const T* const* p = pointers.begin(); p != pointers.end(); ++p) {
+    if (*p != nullptr && std::count(p, pointers.end(), *p) > 1) {
+      return false;
+    }
+  }
+  return true;
+}
 
 // --- Arithmetic: for bf16 by the hardware's approximations, whose errors are far below bf16's.
 

@@ -59,8 +59,9 @@ inline bool fits_tiles(const SelectiveScan<bf16>& a) {
 // --- Barriers of all threads of a block: some wait, the others only say that they are there.
 
 enum TileBarrier { kFilled = 1, kScanned = 3 };  // + the buffer
+template <int kThreads = kTileThreads>
 __device__ __forceinline__ void wait_at(int id) {
-  asm volatile("bar.sync %0, %1;" : : "r"(id), "n"(kTileThreads) : "memory");
+  asm volatile("bar.sync %0, %1;" : : "r"(id), "n"(kThreads) : "memory");
 }
 __device__ __forceinline__ void pass(int id) {
   asm volatile("bar.arrive %0, %1;" : : "r"(id), "n"(kTileThreads) : "memory");
@@ -134,6 +135,14 @@ struct RowsAhead {
       auto* to = reinterpret_cast<float4*>(rows + slot * kSlotWords + helper % 64 * 8);
       to[0] = make_float4(x[0], x[1], x[2], x[3]);
       to[1] = make_float4(x[4], x[5], x[6], x[7]);
+    }
+  }
+  /// As they are: (slots, kTileTokens, kTileStates) bf16.
+  __device__ __forceinline__ void store_narrow(uint4* rows, int slots, int helper) const {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int slot = min(helper / 64 + 2 * i, slots - 1);
+      rows[slot * kSlotWords / 8 + helper % 64] = octet[i];
     }
   }
 };
