@@ -149,7 +149,9 @@ class Helper {
         helper(static_cast<int>(threadIdx.x)),
         token(helper / kScanWarps),
         warp(helper % kScanWarps),
-        channel(first_channel + warp * kWarpChannels) {
+        channel(first_channel + warp * kWarpChannels),
+        b_offset(first_channel / of.groups.b_channels * kTileStates + helper % 4 * 4),
+        c_offset(first_channel / of.groups.c_channels * kTileStates + helper % 4 * 4) {
 #pragma unroll
     for (int g = 0; g < kWarpChannels; ++g) {
       bias[g] = a.dt_bias.data[channel + g];
@@ -305,62 +307,59 @@ class Helper {
     const Helper& of;
     int64_t t;
     bool exists;
+    bf16* straight[2 * kRows];  // where it adds to; null where there is nothing or parts are kept
     uint2 old[2 * kRows];
 
     __device__ __forceinline__ RowGradients(const Helper& helper, int64_t token, bool some)
         : of(helper), t(token), exists(some) {
+      bf16* b = of.work.db == nullptr ? of.a.b.grad_at(t, of.b_offset) : nullptr;
+      bf16* c = of.work.dc == nullptr ? of.a.c.grad_at(t, of.c_offset) : nullptr;
 #pragma unroll
       for (int i = 0; i < 2 * kRows; ++i) {
-        const bf16* from = straight(i);
-        old[i] = from != nullptr ? *reinterpret_cast<const uint2*>(from) : make_uint2(0, 0);
+        const int slot_of_c = i - of.work.groups.b_slots;
+        bf16* first = slot_of_c < 0 ? b : c;
+        straight[i] = exists && i < of.slots && first != nullptr
+                          ? first + (slot_of_c < 0 ? i : slot_of_c) * kTileStates
+                          : nullptr;
+        old[i] = straight[i] != nullptr ? *reinterpret_cast<const uint2*>(straight[i])
+                                        : make_uint2(0, 0);
       }
-    }
-    __device__ __forceinline__ bool of_b(int slot) const {
-      return slot < of.work.groups.b_slots;
-    }
-    /// Where it adds to; null where there is nothing or parts are kept.
-    __device__ __forceinline__ bf16* straight(int slot) const {
-      const View<bf16>& v = of_b(slot) ? of.a.b : of.a.c;
-      const bool parts = (of_b(slot) ? of.work.db : of.work.dc) != nullptr;
-      if (slot >= of.slots || !exists || v.grad == nullptr || parts) {
-        return nullptr;
-      }
-      const TileGroups& groups = of.work.groups;
-      const unsigned group = of_b(slot)
-                                 ? of.block_channel / groups.b_channels + slot
-                                 : of.block_channel / groups.c_channels + slot - groups.b_slots;
-      return v.grad_at(t, group * kTileStates + of.helper % 4 * 4);
     }
     __device__ __forceinline__ void add(const Buffer& buffer) const {
+      const float* from = buffer.row_sums() + of.token * kRowToken + of.helper % 4 * 4;
+      const int64_t row = t * of.work.groups.channel_blocks + of.block_channel / kTileChannels;
 #pragma unroll
       for (int i = 0; i < 2 * kRows; ++i) {
-        if (i >= of.slots || !exists) {
-          continue;
+        if (i >= of.slots) {
+          break;
         }
-        const int slots_of_one = of_b(i) ? of.work.groups.b_slots : of.work.groups.c_slots;
-        const int warps = kScanWarps / slots_of_one;
-        const int first = (of_b(i) ? i : i - of.work.groups.b_slots) * warps;
-        const float* from = buffer.row_sums() + (of_b(i) ? 0 : kRowSums) + first * kRowWarp +
-                            of.token * kRowToken + of.helper % 4 * 4;
+        const int slot_of_c = i - of.work.groups.b_slots;
+        const bool of_b = slot_of_c < 0;
+        const int warps = of_b ? of.work.groups.b_warps : of.work.groups.c_warps;
+        const float* first =
+            from + (of_b ? 0 : kRowSums) + (of_b ? i : slot_of_c) * warps * kRowWarp;
         float sum[4] = {};
-        for (int w = 0; w < warps; ++w) {
-          float part[4];
-          load_n<4>(from + w * kRowWarp, part);
 #pragma unroll
-          for (int n = 0; n < 4; ++n) {
-            sum[n] += part[n];
+        for (int w = 0; w < kScanWarps; ++w) {
+          if (w < warps) {
+            float part[4];
+            load_n<4>(first + w * kRowWarp, part);
+#pragma unroll
+            for (int n = 0; n < 4; ++n) {
+              sum[n] += part[n];
+            }
           }
         }
-        float* parts = of_b(i) ? of.work.db : of.work.dc;
-        if (parts != nullptr) {
-          const int64_t row = t * of.work.groups.channel_blocks + of.block_channel / kTileChannels;
-          store_n<4>(parts + row * kTileStates + of.helper % 4 * 4, sum);
-        } else if (bf16* to = straight(i); to != nullptr) {
+        float* parts = of_b ? of.work.db : of.work.dc;
+        if (straight[i] != nullptr) {
           float before[4];
           widen(old[i].x, before[0], before[1]);
           widen(old[i].y, before[2], before[3]);
-          *reinterpret_cast<uint2*>(to) = make_uint2(pack(before[0] + sum[0], before[1] + sum[1]),
-                                                     pack(before[2] + sum[2], before[3] + sum[3]));
+          *reinterpret_cast<uint2*>(straight[i]) =
+              make_uint2(pack(before[0] + sum[0], before[1] + sum[1]),
+                         pack(before[2] + sum[2], before[3] + sum[3]));
+        } else if (exists && parts != nullptr) {
+          store_n<4>(parts + row * kTileStates + of.helper % 4 * 4, sum);
         }
       }
     }
@@ -372,6 +371,7 @@ class Helper {
   unsigned block_channel;
   int slots, helper, token, warp;
   unsigned channel;
+  unsigned b_offset, c_offset;  // of this helper's states in rows of B and C: of the first slots
   float bias[kWarpChannels];
   float skip[kWarpChannels];
   float dd[kWarpChannels] = {};
@@ -391,6 +391,8 @@ class Scanner {
         memory(shared),
         slots(of.groups.b_slots + of.groups.c_slots),
         warp(static_cast<int>(threadIdx.x - kHelpers) / 32),
+        b_slot(warp / of.groups.b_warps),
+        c_slot(of.groups.b_slots + warp / of.groups.c_warps),
         g(static_cast<int>(threadIdx.x) % 32 / 4),
         q(static_cast<int>(threadIdx.x) % 4),
         row_size(args.channels * kTileStates),
@@ -454,7 +456,6 @@ class Scanner {
 
   __device__ __forceinline__ void scan(const Buffer& buffer, int tokens, float (&h)[4]) {
     const float* steps = buffer.steps() + warp * kStepWarp + g * 4;
-    const int b_slot = work.groups.b_slot(warp);
     const float* b_rows = buffer.rows() + b_slot * kSlotWords + q * 4;
     const int groups = (tokens + kGroup - 1) / kGroup;
     for (int group = 0; group + 1 < groups; ++group) {
@@ -506,14 +507,13 @@ class Scanner {
       }
     }
 
-    const int c_slot = work.groups.b_slots + work.groups.c_slot(warp);
     const float* c_rows = buffer.rows() + c_slot * kSlotWords + q * 4;
     // Of token `first` + g: B and C of this lane's states, dy and step u of channels 2 q, 2 q + 1.
     const auto narrow_row = [&](int slot) {
       return *reinterpret_cast<const uint2*>(buffer.narrow_rows() + slot * kNarrowSlot +
                                              (first + g) * (kTileStates / 2) + q * 2);
     };
-    const uint2 b_of = narrow_row(work.groups.b_slot(warp));
+    const uint2 b_of = narrow_row(b_slot);
     const uint2 c_of = narrow_row(c_slot);
     const int narrow = warp * kNarrowWarp + (first + g) * 4 + q;
     const uint32_t dy_of = __float_as_uint(buffer.dy()[narrow]);
@@ -602,7 +602,7 @@ class Scanner {
   const SelectiveScan<bf16>& a;
   const TileWork& work;
   float* memory;
-  int slots, warp, g, q;
+  int slots, warp, b_slot, c_slot, g, q;
   int64_t row_size, at;
   float4* start;
   uint32_t order[4];

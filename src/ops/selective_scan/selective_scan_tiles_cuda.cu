@@ -175,8 +175,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     kept = static_cast<float*>(a.kept) +
            (spans.first_kept[span.segment] + span.begin / kKeptTokens) * row_size + at;
   }
-  const int b_place = groups.b_slot(warp) * kSlotWords + lane * 4;
-  const int c_place = (groups.b_slots + groups.c_slot(warp)) * kSlotWords + lane * 4;
+  const int b_place = warp / groups.b_warps * kSlotWords + lane * 4;
+  const int c_place = (groups.b_slots + warp / groups.c_warps) * kSlotWords + lane * 4;
   float step_sum = 0.0F;
   const int tiles = (tokens + kTileTokens - 1) / kTileTokens;
   for (int tile = 0; tile < tiles; ++tile) {

@@ -28,13 +28,7 @@ struct TileGroups {
   unsigned channel_blocks;
   unsigned b_channels, c_channels;  // that share B, C
   int b_slots, c_slots;             // different ones in a block
-
-  __device__ __forceinline__ int b_slot(int warp) const {
-    return b_slots == 1 ? 0 : warp * kWarpChannels / static_cast<int>(b_channels);
-  }
-  __device__ __forceinline__ int c_slot(int warp) const {
-    return c_slots == 1 ? 0 : warp * kWarpChannels / static_cast<int>(c_channels);
-  }
+  int b_warps, c_warps;             // scanning warps of one
 };
 
 inline int tile_slots(int64_t channels) {
@@ -45,8 +39,15 @@ inline int tile_slots(int64_t channels) {
 inline TileGroups tile_groups(const SelectiveScan<bf16>& a) {
   const int64_t b_channels = a.channels / a.b_groups;
   const int64_t c_channels = a.channels / a.c_groups;
-  return {static_cast<unsigned>(a.channels / kTileChannels), static_cast<unsigned>(b_channels),
-          static_cast<unsigned>(c_channels), tile_slots(b_channels), tile_slots(c_channels)};
+  const int b_slots = tile_slots(b_channels);
+  const int c_slots = tile_slots(c_channels);
+  return {.channel_blocks = static_cast<unsigned>(a.channels / kTileChannels),
+          .b_channels = static_cast<unsigned>(b_channels),
+          .c_channels = static_cast<unsigned>(c_channels),
+          .b_slots = b_slots,
+          .c_slots = c_slots,
+          .b_warps = kScanWarps / std::max(b_slots, 1),
+          .c_warps = kScanWarps / std::max(c_slots, 1)};
 }
 /// Whether the tile kernels take these inputs (16 bytes at a time).
 inline bool fits_tiles(const SelectiveScan<bf16>& a) {
