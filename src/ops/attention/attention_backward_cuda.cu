@@ -4,6 +4,7 @@
 // walks the keys for dQ, another has tiles of keys and walks the rows for dK and dV: scores are
 // computed twice, and every gradient is one thread's sum in a fixed order.
 #include "ops/attention/attention_cuda.cuh"
+#include "ops/attention/attention_cudnn.h"
 
 namespace cambium::cuda {
 namespace attention {
@@ -270,6 +271,11 @@ void launch_backward(const Attention<T>& a, BackwardArgs<T> args, const Launch& 
 
 template <class T>
 void run_backward(const Attention<T>& a, const Launch& on) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (backward_by_cudnn(a, on)) {
+      return;
+    }
+  }
   const int64_t count = a.y.count();
   auto* delta = scratch<float>(on, count);
   launch(on, "attention backward", delta_kernel<T>,
