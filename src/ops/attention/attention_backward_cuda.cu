@@ -269,6 +269,15 @@ void launch_backward(const Attention<T>& a, BackwardArgs<T> args, const Launch& 
   }
 }
 
+/// Makes a gradient that is to be set zero: these kernels add.
+template <class T>
+void make_zero(const View<T>& x, bool wanted, const Launch& on) {
+  if (wanted) {
+    const auto bytes = static_cast<size_t>(x.count() * x.channels) * sizeof(T);
+    check_launch("attention backward", {}, {}, 0, cudaMemsetAsync(x.grad, 0, bytes, on.stream));
+  }
+}
+
 template <class T>
 void run_backward(const Attention<T>& a, const Launch& on) {
   if constexpr (std::is_same_v<T, bf16>) {
@@ -276,6 +285,9 @@ void run_backward(const Attention<T>& a, const Launch& on) {
       return;
     }
   }
+  make_zero(a.q, a.set_q, on);
+  make_zero(a.k, a.set_k, on);
+  make_zero(a.v, a.set_v, on);
   const int64_t count = a.y.count();
   auto* delta = scratch<float>(on, count);
   launch(on, "attention backward", delta_kernel<T>,

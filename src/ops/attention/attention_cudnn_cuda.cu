@@ -334,8 +334,13 @@ __global__ void __launch_bounds__(kThreads)
   store_n<8>(at, sum);
 }
 
+/// Where the library writes a gradient, which it does not add to: its place, if it is to be set.
+bf16* gradient_of(const View<bf16>& x, bool set, const Launch& on) {
+  return set ? x.grad : scratch<bf16>(on, x.count() * x.channels);
+}
+
 void add_gradient(const bf16* from, const View<bf16>& to, const Launch& on) {
-  if (to.grad == nullptr) {
+  if (to.grad == nullptr || to.grad == from) {
     return;
   }
   const int64_t count = to.count() * (to.channels / 8);
@@ -420,9 +425,9 @@ bool backward_by_cudnn(const Attention<bf16>& a, const Launch& on) {
                            .y = a.y.data,
                            .stats = served.stats,
                            .dy = a.y.grad,
-                           .dq = scratch<bf16>(on, a.q.count() * s.head_dim),
-                           .dk = scratch<bf16>(on, a.k.count() * s.head_dim),
-                           .dv = scratch<bf16>(on, a.v.count() * s.value_dim)};
+                           .dq = gradient_of(a.q, a.set_q, on),
+                           .dk = gradient_of(a.k, a.set_k, on),
+                           .dv = gradient_of(a.v, a.set_v, on)};
   for (size_t i = 0; i < served.plans.size(); ++i) {
     const Run& run = plan->runs[i];
     const RunTokens tokens = run_tokens(a, *plan, run);
@@ -434,7 +439,7 @@ bool backward_by_cudnn(const Attention<bf16>& a, const Launch& on) {
       sdpa_run(*served.plans[i], tensors_of(a, *plan, run, kv_head, all), served.workspace, on);
     }
   }
-  // One after the other: q, k and v may be the same memory.
+  // One after the other, after those that were set: q, k and v may be the same memory.
   add_gradient(all.dq, a.q, on);
   add_gradient(all.dk, a.k, on);
   add_gradient(all.dv, a.v, on);
