@@ -372,8 +372,12 @@ Served serve(const Attention<bf16>& a, const RunPlan& plan, const Launch& on) {
   int64_t stats = 0;
   for (const Run& run : plan.runs) {
     const int64_t kv_heads = plan.key.backward ? heads_together_in(run, a.shape) : a.shape.kv_heads;
+    const int64_t heads = kv_heads * a.shape.group();
+    if (plan.key.backward && run_bytes(true, heads, run.batch, run.length) > kMostGradWorkspace) {
+      return {};
+    }
     auto found = sdpa_plan(shape_of(a, plan, run, kv_heads));
-    if (found == nullptr || sdpa_workspace(*found) > kMostGradWorkspace) {
+    if (found == nullptr) {
       return {};
     }
     workspace = std::max(workspace, sdpa_workspace(*found));
