@@ -63,6 +63,10 @@ Device DeviceOption::device() const {
   return {Device::kCuda, static_cast<uint8_t>(index)};
 }
 
+Device DeviceOption::described() const {
+  return name.starts_with("cuda") && cuda_devices() == 0 ? Device::kCuda : device();
+}
+
 void SamplingOptions::declare(Args& args) {
   args.option("temperature", "0 = always the likeliest token", &temperature);
   args.option("top-k", "choose among the k likeliest (0 = all)", &top_k, {0, kMaxVocab});
