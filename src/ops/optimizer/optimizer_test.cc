@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "base/parallel.h"
+#include "base/random.h"
 #include "ops/testing.h"
 #include "tensor/copy.h"
 #include "tensor/workspace.h"
