@@ -294,10 +294,12 @@ Command eval_command() {
 }
 
 Command bench_command() {
-  return {"bench", "prefill and decode speed of one or more models, side by side",
+  return {"bench",
+          "prefill and decode speed of one or more models, side by side",
           "  cambium bench models/teacher out/demo/stages/60/model --contexts 512,8192\n"
           "  cambium bench --random-weights plans/apriel-15b --storage bf16 --contexts 16",
-          declare_bench};
+          declare_bench,
+          {bench_train_command()}};
 }
 
 Command report_command() {

@@ -83,6 +83,10 @@ int64_t parse_bytes(const char* option, const std::string& text) {
   return static_cast<int64_t>(value * it->second);
 }
 
+Device DeviceOption::described() const {
+  return name.starts_with("cuda") && cuda_devices() == 0 ? Device::kCuda : device();
+}
+
 void SamplingOptions::declare(Args& args) {
   args.option("temperature", "0 = always the likeliest token", &temperature);
   args.option("top-k", "choose among the k likeliest (0 = all)", &top_k, {0, kMaxVocab});

@@ -370,6 +370,10 @@ TEST(CommandLine, ErrorsNameWhatIsWrong) {
       {"verify " + fixture("llama") + " --reference /nowhere.safetensors", "/nowhere.safetensors"},
       {"inspect " + fixture("llama") + " --memory-total lots", "24GiB"},
       {"inspect " + fixture("llama") + " --memory-total 1e300GiB", "24GiB"},
+      {"bench train", "expected --random-weights"},
+      {"bench train --random-weights " + fixture("llama") + " --mode stage-a", "--teacher-random"},
+      {"bench train --random-weights " + fixture("llama") + " --sequence 64 --tokens-per-step 96",
+       "multiple of the 64 tokens"},
       {"bench " + fixture("llama") + " --contexts 9223372036854775807", "context"},
       {"inspect " + fixture("llama") + " --memory-total infGB", "24GiB"},
       {"generate " + fixture("llama") + " -p hello", "tokenizer.json"},
@@ -518,6 +522,28 @@ TEST(CommandLine, MergeWritesAModelThatLoads) {
   EXPECT_THAT(cambium("merge " + model + " " + fixture("qwen3") + " -o " + folder.at("n")).text,
               HasSubstr("error"));
   EXPECT_EQ(cambium("merge " + model + " " + model + " -o " + folder.at("m")).status, 1);
+}
+
+TEST(BenchTrain, SaysSpeedAndMemory) {
+  for (const char* mode : {"train", "distill", "stage-a --convert 1"}) {
+    SCOPED_TRACE(mode);
+    const Outcome outcome =
+        cambium("bench train --random-weights " + fixture("llama") + " --sequence 32 --steps 1 " +
+                "--device cpu --json --mode " + mode);
+    ASSERT_EQ(outcome.status, 0) << outcome.text;
+    const auto json = nlohmann::json::parse(outcome.text);
+    EXPECT_GT(json["tokens_per_second"][0].get<double>(), 0.0);
+    EXPECT_GT(json["matrix_peak_share"].get<double>(), 0.0);
+    EXPECT_EQ(json["optimizer_bytes"], json["planned_bytes"]["optimiser"]);
+    const auto& planned = json["planned_bytes"];
+    EXPECT_EQ(json["weight_and_gradient_bytes"].get<int64_t>(),
+              planned["teacher"].get<int64_t>() + planned["frozen weights"].get<int64_t>() +
+                  planned["trained weights"].get<int64_t>() + planned["gradients"].get<int64_t>());
+  }
+  const Outcome dry =
+      cambium("bench train --random-weights " + fixture("llama") + " --dry-run --device cuda");
+  EXPECT_EQ(dry.status, 0) << dry.text;
+  EXPECT_NE(dry.text.find("planned in all"), std::string::npos) << dry.text;
 }
 
 }  // namespace
