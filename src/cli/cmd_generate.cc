@@ -1,6 +1,7 @@
 // generate and chat.
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <iostream>
@@ -118,6 +119,9 @@ struct BatchLine {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   std::string error;
   Engine::Ticket ticket = -1;
+
+  /// Of messages, which the answer joins as one: a line that training reads as a conversation.
+  bool conversation() const { return json["prompt"].is_array(); }
 };
 
 std::vector<BatchLine> read_batch(const std::string& path) {
@@ -133,12 +137,41 @@ std::vector<BatchLine> read_batch(const std::string& path) {
     if (json.is_object()) {
       line.json = std::move(json);
     }
-    if (!line.json.contains("prompt") || !line.json["prompt"].is_string()) {
-      line.error = fmt::format("{}:{}: expected an object with the string 'prompt'", path, number);
+    const auto prompt = line.json.find("prompt");
+    if (prompt == line.json.end() || !(prompt->is_string() || prompt->is_array())) {
+      line.error = fmt::format(
+          "{}:{}: expected an object with 'prompt', a string or a list of messages", path, number);
     }
     lines.push_back(std::move(line));
   }
   return lines;
+}
+
+std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& tokenizer,
+                                   const BatchLine& line) {
+  const nlohmann::ordered_json& prompt = line.json["prompt"];
+  return line.conversation() ? tokenizer.encode(tokenizer.apply_chat_template(prompt.dump()), false)
+                             : prompt_tokens(a, tokenizer, prompt.get_ref<const std::string&>());
+}
+
+// Runs every request to its end and says how far it is; `generated` is counted as tokens come.
+void run_to_the_end(Engine& engine, const int64_t& generated) {
+  const auto begin = std::chrono::steady_clock::now();
+  const int64_t count = engine.waiting();
+  if (count == 0) {
+    return;
+  }
+  Progress progress("generate", static_cast<uint64_t>(count), {.unit = "prompts"});
+  const auto speed = [&] {
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    return fmt::format("{} tokens, {:.0f} tokens/s", generated,
+                       static_cast<double>(generated) / std::max(taken.count(), 1e-9));
+  };
+  while (engine.step()) {
+    stop_point();
+    progress.update(static_cast<uint64_t>(count - engine.waiting() - engine.running()), speed());
+  }
+  progress.finish(speed());
 }
 
 // A line that cannot be answered says so in its result; the others are answered all the same.
@@ -148,6 +181,7 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer,
   std::vector<BatchLine> lines = read_batch(a.input);
   ResultFile results(a.output);
   Engine engine(model, config);
+  int64_t generated = 0;
   for (size_t i = 0; i < lines.size(); ++i) {
     BatchLine& line = lines[i];
     if (!line.error.empty()) {
@@ -156,22 +190,27 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer,
     stop_point();
     try {
       GenerationRequest request =
-          request_of(a, tokenizer, model.spec(), prompt_tokens(a, tokenizer, line.json["prompt"]));
+          request_of(a, tokenizer, model.spec(), prompt_tokens(a, tokenizer, line));
       request.stream = i;
+      request.on_token = [&generated](int32_t /*token*/) {
+        ++generated;
+        return true;
+      };
       line.ticket = engine.submit(std::move(request));
     } catch (const Error& e) {
       line.error = e.what();
     }
   }
-  while (engine.step()) {
-    stop_point();
-  }
+  run_to_the_end(engine, generated);
   std::string out;
   size_t failed = 0;
   for (BatchLine& line : lines) {
     if (line.error.empty()) {
       const GenerationResult result = engine.take(line.ticket);
-      line.json["completion"] = tokenizer.decode(result.tokens, true);
+      const std::string text = tokenizer.decode(result.tokens, true);
+      line.json["completion"] = line.conversation()
+                                    ? Json::array({{{"role", "assistant"}, {"content", text}}})
+                                    : Json(text);
       line.json["finish_reason"] = finish_reason_name(result.reason);
     } else {
       line.json["error"] = line.error;
@@ -271,7 +310,9 @@ Action declare_generate(Args& args) {
   auto a = std::make_shared<GenerateArgs>();
   args.positional("model", "checkpoint folder", &a->model);
   args.option("prompt,p", "the text to go on from", &a->prompt);
-  args.option("input,i", "JSON lines with 'prompt': generates them all at once", &a->input);
+  args.option("input,i",
+              "JSON lines with 'prompt', a text or a list of messages: answers them all at once",
+              &a->input);
   args.option("output,o", "file for --input's results (standard output otherwise)", &a->output);
   args.flag("chat", "the prompt is a user's message: apply the chat template", &a->chat);
   args.flag("question", "the prompt is a question in the form of generated problems", &a->question);

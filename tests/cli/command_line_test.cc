@@ -148,6 +148,12 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
       {"eval x --task text --data y --chat", "--chat belongs to"},
       {"eval x --task svamp --data y --teacher z", "--teacher belongs to"},
       {"eval x --task svamp --data y --set word.max_steps=3", "--set belongs to"},
+      {"eval", "a checkpoint folder or --answers FILE, got neither"},
+      {"eval x --answers y", "a checkpoint folder or --answers FILE, got both"},
+      {"eval --answers y --chat", "--chat belongs to"},
+      {"eval --answers y --ungraded", "--ungraded belongs to"},
+      {"eval x --task text --data y --ungraded", "--ungraded belongs to"},
+      {"eval x --ungraded", "expected --output"},
   };
   for (const auto& row : rows) {
     const Outcome outcome = cambium(row.arguments);
@@ -185,6 +191,73 @@ TEST(CommandLine, ABatchAnswersWhatItCan) {
   write_file_atomically(folder.at("one.jsonl"), "{\"prompt\": \"Ida\"}\n");
   const Outcome alone = cambium("generate " + model + " -i " + folder.at("one.jsonl") + " -n 2");
   EXPECT_THAT(alone.text, HasSubstr(rows[4]["completion"].dump()));
+}
+
+std::vector<nlohmann::json> rows_of(const std::string& path) {
+  std::istringstream text(read_text_file(path));
+  std::vector<nlohmann::json> rows;
+  for (std::string line; std::getline(text, line);) {
+    rows.push_back(nlohmann::json::parse(line));
+  }
+  return rows;
+}
+
+// Asked as messages, the answer is a message as well: what comes out is what `distill` learns from.
+TEST(CommandLine, ABatchOfConversationsBecomesDocuments) {
+  const TestFolder folder;
+  write_file_atomically(folder.at("in.jsonl"),
+                        R"({"prompt": [{"role": "user", "content": "Tom has 3"}], "split": "a"})"
+                        "\n"
+                        R"({"prompt": []})"
+                        "\n");
+  const std::string generate = "generate " + teacher() + " -n 4 ";
+  const Outcome outcome =
+      cambium(generate + "-i " + folder.at("in.jsonl") + " -o " + folder.at("out.jsonl"));
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  EXPECT_THAT(outcome.text, HasSubstr("tokens/s"));
+  EXPECT_THAT(outcome.text, HasSubstr("1 of 2 prompts were not answered"));
+  const std::vector<nlohmann::json> rows = rows_of(folder.at("out.jsonl"));
+  ASSERT_EQ(rows.size(), 2U);
+  EXPECT_EQ(rows[0]["split"], "a");
+  EXPECT_TRUE(rows[1].contains("error"));
+  ASSERT_TRUE(rows[0]["completion"].is_array());
+  EXPECT_EQ(rows[0]["completion"][0]["role"], "assistant");
+  // The template is applied, with or without --chat.
+  const Outcome plain = cambium(generate + "--chat -p 'Tom has 3'");
+  EXPECT_THAT(plain.text, HasSubstr(rows[0]["completion"][0]["content"].get<std::string>() + "\n"));
+  write_file_atomically(folder.at("documents.jsonl"), rows[0].dump() + "\n");
+  const Outcome learned =
+      cambium("eval " + teacher() + " --task text --data " + folder.at("documents.jsonl"));
+  EXPECT_EQ(learned.status, 0) << learned.text;
+  EXPECT_THAT(learned.text, HasSubstr("\"documents\": 1"));
+}
+
+TEST(CommandLine, AnswersAreGradedElsewhereAsAtOnce) {
+  const TestFolder folder;
+  const std::string answers = folder.at("answers.jsonl");
+  const Outcome now = cambium("eval " + teacher() + " -n 12 -o " + folder.at("graded.jsonl"));
+  ASSERT_EQ(now.status, 0) << now.text;
+  const Outcome later = cambium("eval " + teacher() + " -n 12 --ungraded -o " + answers);
+  ASSERT_EQ(later.status, 0) << later.text;
+  EXPECT_THAT(later.text, HasSubstr("12 answers, not graded"));
+  for (const nlohmann::json& row : rows_of(answers)) {
+    EXPECT_FALSE(row.contains("correct"));
+  }
+  const Outcome graded =
+      cambium("eval -n 12 --answers " + answers + " -o " + folder.at("again.jsonl"));
+  ASSERT_EQ(graded.status, 0) << graded.text;
+  EXPECT_EQ(read_text_file(folder.at("again.jsonl")), read_text_file(folder.at("graded.jsonl")));
+  EXPECT_THAT(now.text, HasSubstr(graded.text));  // "problems: N of 12 right, ..."
+  // Graded answers can be graded again; answers to something else cannot.
+  EXPECT_EQ(cambium("eval -n 12 --answers " + folder.at("graded.jsonl")).text, graded.text);
+  EXPECT_THAT(cambium("eval -n 11 --answers " + answers).text, HasSubstr("each of 11 problems"));
+  EXPECT_THAT(cambium("eval -n 13 --answers " + answers).text,
+              HasSubstr("each of 13 problems, got 12"));
+  const Outcome other = cambium("eval -n 12 --seed 2 --answers " + answers);
+  EXPECT_EQ(other.status, 1);
+  EXPECT_THAT(other.text, HasSubstr("answers.jsonl:1: expected the answer to problem 1"));
+  write_file_atomically(answers, "{\"question\": 3}\n");
+  EXPECT_EQ(cambium("eval -n 1 --answers " + answers).status, 1);
 }
 
 // Not at the first question: a template may also stand in a file of its own.
