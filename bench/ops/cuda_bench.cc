@@ -374,6 +374,7 @@ void recurrence_section(Bench& bench) {
   recurrence_training(bench, {"KDA", 32, 32, 128, 128, true, true}, 8192);
   recurrence_training(bench, {"KDA", 16, 16, 128, 128, true, true}, 32768);
   recurrence_training(bench, {"GDN", 32, 32, 128, 128, true, false}, 8192);
+  recurrence_training(bench, mamba, 8192);
 }
 
 // The scan of Apriel-H1: 4,096 channels of 16 states, B of 64 groups and C of 256, which lie with z

@@ -257,13 +257,19 @@ MatrixStorage parse_storage(const std::string& name) {
 void Weights::allocate(Model& model, const TrainablePredicate& trainable, MatrixStorage storage,
                        Dtype real, Device device) {
   model.expect_runs();
+  std::vector<Request> together;
   model.visit([&](const std::string& name, Parameter& p) {
     if (!p.tensor.defined()) {
       const bool bf16 = storage == MatrixStorage::kBF16 && is_matrix(p);
       const bool with_grad = trainable != nullptr && trainable(name, p);
-      add(name, p, bf16 ? Dtype::kBF16 : real, with_grad, device);
+      if (device.kind == Device::kCuda && !with_grad) {
+        together.push_back({name, &p, bf16 ? Dtype::kBF16 : real});
+      } else {
+        add(name, p, bf16 ? Dtype::kBF16 : real, with_grad, device);
+      }
     }
   });
+  add_together(together, device);
 }
 
 void Weights::add(const std::string& name, Parameter& p, Dtype dtype, bool with_grad,
@@ -272,6 +278,42 @@ void Weights::add(const std::string& name, Parameter& p, Dtype dtype, bool with_
   auto [it, fresh] = tensors_.emplace(name, OwnedTensor(dtype, p.shape, with_grad, device));
   CAMBIUM_CHECK(fresh, "{} is visited twice", name);
   p.tensor = it->second.view;
+}
+
+void Weights::add_together(const std::vector<Request>& requests, Device device) {
+  // By the unit's name: "layers.3.mixer" of "layers.3.mixer.q_proj.weight".
+  std::map<std::pair<std::string, Dtype>, std::vector<const Request*>> units;
+  for (const Request& request : requests) {
+    const size_t last = request.name.rfind('.');
+    const size_t before = last == std::string::npos || last == 0
+                              ? std::string::npos
+                              : request.name.rfind('.', last - 1);
+    units[{request.name.substr(0, before), request.dtype}].push_back(&request);
+  }
+  for (const auto& [key, members] : units) {
+    // Each begins at a multiple of what kernels align to; most matrices end at one.
+    constexpr int64_t kAlign = 256;
+    const auto bytes_of = [&, dtype = key.second](const Request& request) {
+      return (request.parameter->numel() * dtype_size(dtype) + kAlign - 1) / kAlign * kAlign;
+    };
+    int64_t bytes = 0;
+    for (const Request* member : members) {
+      bytes += bytes_of(*member);
+    }
+    const auto block = std::make_shared<const Buffer>(bytes, device);
+    int64_t at = 0;
+    for (const Request* member : members) {
+      Parameter& p = *member->parameter;
+      OwnedTensor owned;
+      owned.view =
+          Tensor::of(member->dtype, device, p.shape, static_cast<std::byte*>(block->data()) + at);
+      owned.block = block;
+      at += bytes_of(*member);
+      p.tensor = owned.view;
+      const bool fresh = tensors_.emplace(member->name, std::move(owned)).second;
+      CAMBIUM_CHECK(fresh, "{} is visited twice", member->name);
+    }
+  }
 }
 
 void Weights::map(const std::string& name, Parameter& p, Dtype dtype, const TensorEntry& entry,
@@ -399,7 +441,8 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
       dir.string(), stream ? SafeTensors::Check::kHeader : SafeTensors::Check::kContents));
   check_spec_and_file_agree(model, *file);
   double tolerance = kGoldenTolerance;
-  std::vector<WeightTarget> targets;
+  std::vector<Weights::Request> together;
+  std::vector<std::pair<TensorEntry, const Parameter*>> streamed;
   const std::map<std::string, Tensor> held_already =
       options.share == nullptr ? std::map<std::string, Tensor>{}
                                : equal_tensors(model, *file, *options.share);
@@ -414,8 +457,12 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
     if (!trained && shared != held_already.end()) {
       loaded.weights.share(ours, p, shared->second);
     } else if (stream) {
-      loaded.weights.add(ours, p, dtype, trained, options.device);
-      targets.push_back({entry, p.tensor});
+      if (trained) {
+        loaded.weights.add(ours, p, dtype, trained, options.device);
+      } else {
+        together.push_back({ours, &p, dtype});
+      }
+      streamed.push_back({entry, &p});
     } else if (!trained && usable_in_place(entry, dtype)) {
       loaded.weights.map(ours, p, dtype, entry, file);
     } else {
@@ -425,6 +472,11 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
     }
   });
   if (stream) {
+    loaded.weights.add_together(together, options.device);
+    std::vector<WeightTarget> targets;
+    for (const auto& [entry, parameter] : streamed) {
+      targets.push_back({entry, parameter->tensor});
+    }
     wait_for(options.device);  // what makes the memory zero is not in order with the copies
     stream_weights(*file, std::move(targets), options.device,
                    {.label = fmt::format("loading {}", dir.string())});

@@ -42,6 +42,14 @@ class Weights {
   void set_trainable(Model& model, const TrainablePredicate& trainable);
   /// Gives one parameter that has no memory yet zeroed memory.
   void add(const std::string& name, Parameter& p, Dtype dtype, bool with_grad, Device device = {});
+  /// The same for many on a device, without gradients. Matrices of one unit and type lie one after
+  /// the other, so that those of one x (q, k and v; gate and up) can be one product.
+  struct Request {
+    std::string name;
+    Parameter* parameter = nullptr;
+    Dtype dtype = Dtype::kF32;
+  };
+  void add_together(const std::vector<Request>& requests, Device device);
   /// Gives it the bytes of a tensor of `file`, which stays mapped as long as these weights live.
   void map(const std::string& name, Parameter& p, Dtype dtype, const TensorEntry& entry,
            const std::shared_ptr<const SafeTensors>& file);

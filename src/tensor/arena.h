@@ -62,6 +62,7 @@ struct OwnedTensor {
   void want_grad(bool wanted);
 
   Buffer data;
+  std::shared_ptr<const Buffer> block;  // in place of data: memory that other tensors lie in too
   Buffer grad;
   std::unique_ptr<GradientMemory> grad_memory;
   Tensor view;

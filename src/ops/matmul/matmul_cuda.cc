@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -327,9 +328,43 @@ void multiply(int64_t m, int64_t n, int64_t k, const In* a, int64_t a_row, bool 
                          on);
 }
 
+/// All products as one, where weights and results lie one after the other; else none.
+template <class T>
+std::optional<Matmul<T>> joined(const Matmuls<T>& all) {
+  Matmul<T> whole = all.each[0];
+  for (int64_t i = 1; i < all.count; ++i) {
+    const Matmul<T>& p = all.each[i];
+    const auto after = [&](const auto& a, const auto& b) {
+      return a.defined() && b.defined() && a.data + a.count() * a.channels == b.data;
+    };
+    if ((!after(whole.weight.narrow, p.weight.narrow) &&
+         !after(whole.weight.wide, p.weight.wide)) ||
+        p.y.data != whole.y.data + whole.y.channels ||
+        p.y.rows.outer_stride != whole.y.rows.outer_stride || p.accumulate != whole.accumulate) {
+      return std::nullopt;
+    }
+    whole.weight.narrow.rows.outer += p.weight.narrow.rows.outer;
+    whole.weight.wide.rows.outer += p.weight.wide.rows.outer;
+    whole.y.channels += p.y.channels;
+  }
+  return whole;
+}
+
 template <class T>
 void forward(const Matmuls<T>& all, const Launch& on) {
   if (few_rows(all, on)) {
+    return;
+  }
+  if (const auto whole = all.count > 1 ? joined(all) : std::nullopt) {
+    const int64_t k = whole->weight.inputs();
+    multiply(whole->y.count(), whole->y.channels, k, whole->x.data, whole->x.rows.outer_stride,
+             false, weight_as(whole->weight, on), k, true, whole->y.data,
+             whole->y.rows.outer_stride, whole->accumulate, on);
+    for (int64_t i = 0; i < all.count; ++i) {
+      if (all.each[i].bias.defined()) {
+        add_bias(all.each[i].y, all.each[i].bias.data, on);
+      }
+    }
     return;
   }
   for (int64_t i = 0; i < all.count; ++i) {
