@@ -69,12 +69,22 @@ void SamplingOptions::declare(Args& args) {
   args.option("top-p", "choose among the likeliest that make up this share", &top_p,
               reals_above(0.0, 1.0));
   args.option("min-p", "drop tokens less likely than this times the likeliest", &min_p, {0.0, 1.0});
+  args.option(
+      "repetition-penalty",
+      "divides logits of tokens of prompt and output (1 = none; negative ones are multiplied)",
+      &repetition, reals_above(0.0, 1e3));
+  args.option("presence-penalty", "taken off logits of tokens of the output", &presence,
+              {-2.0, 2.0});
+  args.option("frequency-penalty", "taken off them for each time they are in the output",
+              &frequency, {-2.0, 2.0});
   args.option("seed", "of the sampling", &seed);
 }
 
 SamplingConfig SamplingOptions::config() const {
-  const SamplingConfig config = {static_cast<float>(temperature), top_k, static_cast<float>(top_p),
-                                 static_cast<float>(min_p)};
+  const SamplingConfig config = {static_cast<float>(temperature), top_k,
+                                 static_cast<float>(top_p),       static_cast<float>(min_p),
+                                 static_cast<float>(repetition),  static_cast<float>(presence),
+                                 static_cast<float>(frequency)};
   check_sampling(config);
   return config;
 }

@@ -35,6 +35,7 @@ struct DeviceOption {
 
 struct SamplingOptions {
   double temperature = 0.0, top_p = 1.0, min_p = 0.0;
+  double repetition = 1.0, presence = 0.0, frequency = 0.0;
   int64_t top_k = 0, seed = 0;
 
   void declare(Args& args);

@@ -5,6 +5,7 @@
 
 #include "base/random.h"
 #include "ops/recurrence/recurrence.h"
+#include "serve/seen_tokens.h"
 #include "tensor/copy.h"
 
 namespace cambium {
@@ -60,6 +61,8 @@ struct Engine::Job {
   Ticket ticket = 0;
   GenerationRequest request;
   GenerationResult result;
+  SeenTokens seen;                     // where the request penalises
+  std::vector<RankedToken> likeliest;  // of the token that is chosen next
   int64_t slot = -1;
   int64_t fed = 0;       // tokens that went through the model
   int64_t last_row = 0;  // of this step's batch
@@ -85,6 +88,9 @@ Engine::Ticket Engine::submit(GenerationRequest request) {
          request.max_new_tokens);
   check_sampling(request.sampling);
   const int64_t vocab = model_.spec().vocab;
+  expect(request.logprobs >= 0 && request.logprobs <= kMostRanked,
+         "[engine] expected logprobs from 0 to {}, got {}", kMostRanked, request.logprobs);
+  request.logprobs = std::min(request.logprobs, vocab);
   for (const int32_t token : request.prompt) {
     expect(token >= 0 && token < vocab,
            "[engine] token {} of the prompt is outside the model's vocabulary of {}", token, vocab);
@@ -94,6 +100,11 @@ Engine::Ticket Engine::submit(GenerationRequest request) {
   job->ticket = next_ticket_;
   job->result.prompt_tokens = job->prompt();
   job->submitted = Clock::now();
+  if (job->request.sampling.penalises()) {
+    for (const int32_t token : job->request.prompt) {
+      job->seen.add(token, false);
+    }
+  }
   // An answer ends where the model's positions do.
   int64_t& most_new = job->request.max_new_tokens;
   most_new = std::min(most_new, cache_.plan().config().max_tokens - job->prompt() + 1);
@@ -189,7 +200,8 @@ void Engine::choose_tokens(const Tensor& hidden) {
   edit_logits(logits);
   std::vector<int32_t> tokens(ready_.size());
   std::vector<float> log_probabilities(ready_.size());
-  sample_tokens(ctx, logits, configs, uniforms, tokens, log_probabilities);
+  sample_tokens(ctx, penalised(ctx, logits, configs), configs, uniforms, tokens, log_probabilities);
+  rank(ctx, logits, tokens, log_probabilities);
   for (size_t i = 0; i < ready_.size(); ++i) {
     accept(*ready_[i], tokens[i], log_probabilities[i]);
   }
@@ -211,6 +223,43 @@ void Engine::edit_logits(const Tensor& logits) const {
   copy(logits, Tensor::of(values.data(), {logits.dim(0), logits.dim(1)}));
 }
 
+// The logits that tokens are chosen from: a copy where a request penalises tokens it has had.
+Tensor Engine::penalised(const Context& ctx, const Tensor& logits,
+                         std::span<const SamplingConfig> configs) const {
+  if (std::none_of(configs.begin(), configs.end(),
+                   [](const SamplingConfig& config) { return config.penalises(); })) {
+    return logits;
+  }
+  std::vector<std::span<const SeenToken>> seen;
+  for (const Job* job : ready_) {
+    seen.push_back(job->seen.tokens());
+  }
+  const Tensor lowered = ctx.arena->empty(logits.dtype, {logits.dim(0), logits.dim(1)});
+  copy(lowered, logits);
+  penalise_tokens(ctx, lowered, configs, seen);
+  return lowered;
+}
+
+// Log-probabilities of requests that want the likeliest tokens, or whose choice was from penalised
+// logits: of the model's own logits.
+void Engine::rank(const Context& ctx, const Tensor& logits, std::span<const int32_t> tokens,
+                  std::span<float> log_probabilities) {
+  std::vector<int32_t> wanted;
+  int32_t most = 0;
+  for (const Job* job : ready_) {
+    const auto logprobs = static_cast<int32_t>(job->request.logprobs);
+    wanted.push_back(logprobs == 0 && !job->request.sampling.penalises() ? -1 : logprobs);
+    most = std::max(most, logprobs);
+  }
+  const auto width = static_cast<size_t>(most);
+  std::vector<RankedToken> likeliest(ready_.size() * width);
+  rank_tokens(ctx, logits, tokens, wanted, log_probabilities, likeliest);
+  for (size_t i = 0; i < ready_.size(); ++i) {
+    const auto first = likeliest.begin() + static_cast<std::ptrdiff_t>(i * width);
+    ready_[i]->likeliest.assign(first, first + ready_[i]->request.logprobs);
+  }
+}
+
 void Engine::accept(Job& job, int32_t token, float log_probability) {
   if (job.result.tokens.empty()) {
     job.first_token = Clock::now();
@@ -223,6 +272,11 @@ void Engine::accept(Job& job, int32_t token, float log_probability) {
   }
   job.result.tokens.push_back(token);
   job.result.log_probabilities.push_back(log_probability);
+  job.result.likeliest.insert(job.result.likeliest.end(), job.likeliest.begin(),
+                              job.likeliest.end());
+  if (job.request.sampling.penalises()) {
+    job.seen.add(token, true);
+  }
   if (job.request.on_token && !job.request.on_token(token)) {
     finish(job, FinishReason::kCancelled);
   } else if (static_cast<int64_t>(job.result.tokens.size()) >= job.request.max_new_tokens) {

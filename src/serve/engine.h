@@ -42,6 +42,8 @@ struct GenerationRequest {
   /// Sampling draws from (seed, stream, position).
   uint64_t seed = 0;
   uint64_t stream = 0;
+  /// Likeliest tokens that are wanted beside each chosen one, 0 to kMostRanked.
+  int64_t logprobs = 0;
   /// Called with each token as it is chosen; false cancels. Callbacks must not throw.
   std::function<bool(int32_t token)> on_token{};
   /// Called with the logits (V) that the next token is chosen from, which it may change.
@@ -53,7 +55,10 @@ const char* finish_reason_name(FinishReason reason);
 
 struct GenerationResult {
   std::vector<int32_t> tokens;
-  std::vector<float> log_probabilities;  // of each token, at temperature 1
+  /// Of each token, at temperature 1, before penalties and cuts.
+  std::vector<float> log_probabilities;
+  /// (tokens, the request's logprobs or the vocabulary): the likeliest first.
+  std::vector<RankedToken> likeliest;
   FinishReason reason = FinishReason::kLength;
   int64_t prompt_tokens = 0;
   double queue_seconds = 0.0;    // waiting for room
@@ -97,6 +102,10 @@ class Engine {
   void plan_step();
   void choose_tokens(const Tensor& hidden);
   void edit_logits(const Tensor& logits) const;
+  Tensor penalised(const Context& ctx, const Tensor& logits,
+                   std::span<const SamplingConfig> configs) const;
+  void rank(const Context& ctx, const Tensor& logits, std::span<const int32_t> tokens,
+            std::span<float> log_probabilities);
   void accept(Job& job, int32_t token, float log_probability);
   void finish(Job& job, FinishReason reason);
 

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <memory>
 
 #include "model/weights.h"
 
@@ -258,6 +260,105 @@ TEST(Engine, AnswersEndWhereThePositionsDo) {
   EXPECT_EQ(results[1].tokens.size(), 1U);
   EXPECT_EQ(results[0].reason, FinishReason::kLength);
   EXPECT_THROW(engine.submit({.prompt = prompt_of(513, 1), .max_new_tokens = 1}), Error);
+}
+
+// The same tokens as of a request that lowers its logits itself, whatever runs beside it; its
+// log-probabilities are those of the model's logits.
+TEST(Engine, TokensThatWereThereArePenalised) {
+  const LoadedModel loaded = mixed_model();
+  const SamplingConfig rows[] = {{.repetition = 1.8F},
+                                 {.presence = 1.5F},
+                                 {.frequency = 0.8F},
+                                 {.temperature = 0.7F, .frequency = -2.0F},
+                                 {.temperature = 0.9F,
+                                  .top_k = 30,
+                                  .min_p = 0.01F,
+                                  .repetition = 0.8F,
+                                  .presence = -0.5F,
+                                  .frequency = 0.3F}};
+  std::vector<GenerationRequest> penalised, plain, by_hand;
+  for (const SamplingConfig& config : rows) {
+    GenerationRequest request{.prompt = prompt_of(30, 5), .max_new_tokens = 40, .stop_ids = {}};
+    request.sampling = config;
+    request.seed = 3;
+    penalised.push_back(request);
+    SamplingConfig& free = request.sampling;
+    free.repetition = 1.0F;
+    free.presence = free.frequency = 0.0F;
+    plain.push_back(request);
+    auto had = std::make_shared<std::vector<int32_t>>(request.prompt);
+    request.on_logits = [=, prompt = request.prompt.size()](std::span<float> logits) {
+      for (int32_t token = 0; token < 96; ++token) {
+        const auto count =
+            std::count(had->begin() + static_cast<std::ptrdiff_t>(prompt), had->end(), token);
+        float& x = logits[static_cast<size_t>(token)];
+        if (std::find(had->begin(), had->end(), token) != had->end()) {
+          x = x > 0 ? x / config.repetition : x * config.repetition;
+        }
+        x -= config.frequency * static_cast<float>(count) + (count > 0 ? config.presence : 0.0F);
+      }
+    };
+    request.on_token = [=](int32_t token) {
+      had->push_back(token);
+      return true;
+    };
+    by_hand.push_back(std::move(request));
+  }
+  Engine engine(*loaded.model, {.prefill_chunk = 64});
+  const auto expected = engine.generate(by_hand);
+  const auto others = engine.generate(plain);
+  std::vector<GenerationRequest> mixed = requests();
+  mixed.insert(mixed.begin() + 3, penalised.begin(), penalised.end());
+  const auto results = engine.generate(mixed);
+  const auto without = engine.generate(requests());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const GenerationResult& result = results[i + 3];
+    EXPECT_EQ(result.tokens, expected[i].tokens) << i;
+    EXPECT_NE(result.tokens, others[i].tokens) << i;
+    const auto logs = full_log_probabilities(*loaded.model, penalised[i].prompt, result.tokens);
+    for (size_t t = 0; t < logs.size(); ++t) {
+      EXPECT_NEAR(result.log_probabilities[t], logs[t], 0.05) << i;
+    }
+  }
+  EXPECT_EQ(results[0].log_probabilities, without[0].log_probabilities);
+  EXPECT_EQ(results.back().tokens, without.back().tokens);
+}
+
+TEST(Engine, GivesTheLikeliestTokensBesideTheChosen) {
+  const LoadedModel loaded = mixed_model();
+  std::vector<GenerationRequest> list = requests();
+  for (size_t i = 0; i < list.size(); ++i) {
+    list[i].logprobs = std::array<int64_t, 4>{0, 1, 5, 20}[i % 4];
+  }
+  Engine engine(*loaded.model, {.prefill_chunk = 64});
+  const auto results = engine.generate(list);
+  const auto without = engine.generate(requests());
+  for (size_t i = 0; i < list.size(); ++i) {
+    const GenerationResult& result = results[i];
+    EXPECT_EQ(result.tokens, without[i].tokens);
+    const auto wanted = static_cast<size_t>(list[i].logprobs);
+    ASSERT_EQ(result.likeliest.size(), result.tokens.size() * wanted);
+    for (size_t t = 0; t < result.tokens.size() && wanted > 0; ++t) {
+      const auto beside = std::span(result.likeliest).subspan(t * wanted, wanted);
+      EXPECT_TRUE(std::is_sorted(beside.begin(), beside.end(), [](const auto& a, const auto& b) {
+        return a.log_probability > b.log_probability;
+      }));
+      EXPECT_NEAR(result.log_probabilities[t], without[i].log_probabilities[t], 1e-5);
+      EXPECT_LE(result.log_probabilities[t], beside[0].log_probability);
+      if (list[i].sampling.temperature == 0.0F) {
+        EXPECT_EQ(result.tokens[t], beside[0].token);
+        EXPECT_EQ(result.log_probabilities[t], beside[0].log_probability);
+      }
+    }
+  }
+  GenerationRequest all{.prompt = {1}, .max_new_tokens = 1, .stop_ids = {}};
+  all.logprobs = kMostRanked + 1;
+  EXPECT_THROW(engine.submit(all), Error);
+  all.logprobs = -1;
+  EXPECT_THROW(engine.submit(all), Error);
+  all.logprobs = 0;
+  all.sampling.repetition = 0.0F;
+  EXPECT_THROW(engine.submit(all), Error);
 }
 
 TEST(Engine, LogitsMayBeSeenAndChanged) {

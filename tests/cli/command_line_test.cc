@@ -91,6 +91,10 @@ TEST(CommandLine, ChoicesAndRangesAreCheckedBeforeAnythingIsRead) {
       {"generate x -p y --temperature inf", "inf"},
       {"generate x -p y --top-p 0", "expected a number above 0 to 1, got 0"},
       {"generate x -p y --min-p 2", "--min-p"},
+      {"generate x -p y --repetition-penalty 0", "expected a number above 0 to 1000, got 0"},
+      {"chat x --presence-penalty 2.1", "expected a number from -2 to 2, got 2.1"},
+      {"generate x -p y --frequency-penalty -3", "expected a number from -2 to 2, got -3"},
+      {"generate x -i y --logprobs 21", "expected a whole number from 0 to 20, got 21"},
       {"bench x --contexts 512,-1", "expected a whole number from 1, got -1"},
       {"bench x --decode 9223372036854775807", "--decode"},
       {"bench x --repeats 9223372036854775807", "--repeats"},
@@ -145,6 +149,7 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
       {"eval x --task gsm8k", "--data"},
       {"convert x -o y --layers 1 --count 3", "--count belongs to --scores"},
       {"eval x --data y", "--data belongs to"},
+      {"generate x -p y --logprobs 3", "--logprobs belongs to --input"},
       {"eval x --task text --data y --chat", "--chat belongs to"},
       {"eval x --task svamp --data y --teacher z", "--teacher belongs to"},
       {"eval x --task svamp --data y --set word.max_steps=3", "--set belongs to"},
@@ -185,6 +190,28 @@ TEST(CommandLine, ABatchAnswersWhatItCan) {
   write_file_atomically(folder.at("one.jsonl"), "{\"prompt\": \"Ida\"}\n");
   const Outcome alone = cambium("generate " + model + " -i " + folder.at("one.jsonl") + " -n 2");
   EXPECT_THAT(alone.text, HasSubstr(rows[4]["completion"].dump()));
+}
+
+TEST(CommandLine, ABatchGivesLogProbabilities) {
+  const TestFolder folder;
+  write_file_atomically(folder.at("in.jsonl"), "{\"prompt\": \"Tom has 3\"}\n");
+  const Outcome outcome =
+      cambium("generate " + std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher -i " +
+              folder.at("in.jsonl") + " -n 4 --logprobs 3 --repetition-penalty 1.1 -o " +
+              folder.at("out.jsonl"));
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const auto line = nlohmann::json::parse(read_text_file(folder.at("out.jsonl")));
+  const auto& content = line["logprobs"]["content"];
+  ASSERT_GT(content.size(), 0U);
+  std::string text;
+  for (const auto& token : content) {
+    text += token["token"];
+    ASSERT_EQ(token["top_logprobs"].size(), 3U);
+    EXPECT_LE(token["logprob"], token["top_logprobs"][0]["logprob"]);
+    EXPECT_LE(token["top_logprobs"][1]["logprob"], token["top_logprobs"][0]["logprob"]);
+    EXPECT_TRUE(token["top_logprobs"][2]["id"].is_number_integer());
+  }
+  EXPECT_EQ(text, line["completion"]);
 }
 
 // Not at the first question: a template may also stand in a file of its own.
