@@ -5,6 +5,7 @@
 #include "base/checked.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "model/spec.h"
 #include "serve/cache_plan.h"
 
@@ -16,26 +17,6 @@ struct InspectArgs {
   int64_t context = 0;
   bool json = false;
 };
-
-// "24GiB", "80GB", "512MiB", "1000000" -> bytes
-int64_t parse_bytes(const std::string& text) {
-  size_t end = 0;
-  double value = 0.0;
-  try {
-    value = std::stod(text, &end);
-  } catch (const std::exception&) {
-    end = 0;
-  }
-  const std::string unit = text.substr(end);
-  const std::map<std::string, double> units = {
-      {"", 1.0},   {"B", 1.0},      {"KB", 1e3},        {"MB", 1e6},
-      {"GB", 1e9}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
-  const auto it = units.find(unit);
-  // Up to 2^60 bytes, so that what is computed from it fits.
-  expect(end > 0 && it != units.end() && value > 0 && value * it->second <= 0x1p60,
-         "--memory: expected a size such as 24GiB or 80GB, got '{}'", text);
-  return static_cast<int64_t>(value * it->second);
-}
 
 struct Row {
   int64_t layers = 0, parameters = 0, token_bytes = 0, sequence_bytes = 0;
@@ -58,7 +39,7 @@ int run(const InspectArgs& args) {
   }
   const int64_t parameters = model.parameter_count();
   const int64_t context = args.context > 0 ? args.context : spec.max_positions;
-  const int64_t memory = args.memory.empty() ? 0 : parse_bytes(args.memory);
+  const int64_t memory = args.memory.empty() ? 0 : parse_bytes("--memory", args.memory);
   struct Fit {
     const char* storage;
     int64_t weights, sequences, longest;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -61,6 +62,25 @@ Device DeviceOption::device() const {
   expect(index < count, "--device: there is no {}: {}", name,
          count == 0 ? why_no_cuda() : fmt::format("the machine has {} of them", count));
   return {Device::kCuda, static_cast<uint8_t>(index)};
+}
+
+int64_t parse_bytes(const char* option, const std::string& text) {
+  size_t end = 0;
+  double value = 0.0;
+  try {
+    value = std::stod(text, &end);
+  } catch (const std::exception&) {
+    end = 0;
+  }
+  const std::string unit = text.substr(end);
+  const std::map<std::string, double> units = {
+      {"", 1.0},   {"B", 1.0},      {"KB", 1e3},        {"MB", 1e6},
+      {"GB", 1e9}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
+  const auto it = units.find(unit);
+  // Up to 2^60 bytes, so that what is computed from it fits.
+  expect(end > 0 && it != units.end() && value > 0 && value * it->second <= 0x1p60,
+         "{}: expected a size such as 24GiB or 80GB, got '{}'", option, text);
+  return static_cast<int64_t>(value * it->second);
 }
 
 void SamplingOptions::declare(Args& args) {

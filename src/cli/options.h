@@ -33,6 +33,9 @@ struct DeviceOption {
   Device device() const;
 };
 
+/// "24GiB", "80GB", "512MiB", "1000000" -> bytes; Error that names the option otherwise.
+int64_t parse_bytes(const char* option, const std::string& text);
+
 struct SamplingOptions {
   double temperature = 0.0, top_p = 1.0, min_p = 0.0;
   double repetition = 1.0, presence = 0.0, frequency = 0.0;

@@ -17,7 +17,8 @@ double seconds_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
 }
 
-// The configuration with what it leaves to the device.
+}  // namespace
+
 EngineConfig completed(EngineConfig config, Device device) {
   if (config.prefill_chunk == 0) {
     config.prefill_chunk = device.kind == Device::kCpu ? 256 : 2048;
@@ -38,12 +39,10 @@ CacheConfig cache_config(const EngineConfig& config) {
   return {.max_sequences = config.max_sequences,
           .page_size = config.page_size,
           .memory_bytes = config.memory_bytes,
-          .max_tokens = 0,
+          .max_tokens = config.max_tokens,
           .piece_tokens = config.prefill_chunk,
           .values = config.cache_values};
 }
-
-}  // namespace
 
 const char* finish_reason_name(FinishReason reason) {
   switch (reason) {

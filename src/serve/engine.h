@@ -24,6 +24,8 @@ struct EngineConfig {
   /// Of the cache; 0 = as much as max_sequences need, allocated as it is needed.
   int64_t memory_bytes = 0;
   int64_t page_size = 16;
+  /// Longest sequence; 0 = the model's positions.
+  int64_t max_tokens = 0;
   /// Keys and values of the cache, bf16 or f32.
   Dtype cache_values = Dtype::kBF16;
   /// Tokens of a prompt in one call; a multiple of kRecurrenceChunk. 0 = 256, on a GPU 2,048.
@@ -32,6 +34,11 @@ struct EngineConfig {
   /// four times that.
   int64_t prefill_tokens = 0;
 };
+
+/// The configuration with what it leaves to the device, and the cache that an engine has by it.
+/// Error for a prefill that cannot be cut so.
+EngineConfig completed(EngineConfig config, Device device);
+CacheConfig cache_config(const EngineConfig& completed);
 
 struct GenerationRequest {
   std::vector<int32_t> prompt;
@@ -94,6 +101,9 @@ class Engine {
   int64_t running() const { return static_cast<int64_t>(running_.size()); }
   Model& model() { return model_; }
   const Cache& cache() const { return cache_; }
+  /// What the last step ran over, and how many rows of it gave a token.
+  const Batch& batch() const { return batch_; }
+  int64_t chosen() const { return static_cast<int64_t>(ready_.size()); }
 
  private:
   struct Job;

@@ -99,6 +99,10 @@ TEST(CommandLine, ChoicesAndRangesAreCheckedBeforeAnythingIsRead) {
       {"bench x --decode 9223372036854775807", "--decode"},
       {"bench x --repeats 9223372036854775807", "--repeats"},
       {"bench x --storage f16", "stored, f32, bf16"},
+      {"bench throughput x --input 0", "expected a whole number from 1"},
+      {"bench throughput x --outptu 3", "did you mean '--output'"},
+      {"bench decode x --batch 0", "expected a whole number from 1 to 4096, got 0"},
+      {"bench prefill x --decode 3", "unknown option '--decode'"},
       {"inspect x --context 9223372036854775807", "--context"},
       {"eval x -n 9223372036854775807", "--count"},
       {"generate x -p y -n 9223372036854775807", "--max-new-tokens"},
@@ -435,6 +439,46 @@ TEST(CommandLine, BenchNeedsNoWeights) {
   const Outcome nothing = cambium("bench");
   EXPECT_EQ(nothing.status, 1);
   EXPECT_THAT(nothing.text, HasSubstr("--random-weights"));
+}
+
+TEST(CommandLine, BenchOfOneKindStandsBesideTheLimits) {
+  const std::string small = " --repeats 1 --contexts 8,300 --batch 2 --device cpu --json";
+  for (const std::string kind : {"decode", "prefill"}) {
+    const Outcome outcome = cambium("bench " + kind + " " + fixture("apriel_h1") + small);
+    ASSERT_EQ(outcome.status, 0) << outcome.text;
+    const auto rows = nlohmann::json::parse(outcome.text);
+    ASSERT_EQ(rows.size(), 2U);
+    for (const auto& row : rows) {
+      EXPECT_GT(row[kind][0], 0.0);
+      EXPECT_GT(row["bytes"], 0.0);
+      EXPECT_GT(row["share"], 0.0);
+      EXPECT_GT(row["limits"]["bytes_per_second"], 0.0);
+    }
+    EXPECT_GT(rows[1]["flops"], rows[0]["flops"]);
+    EXPECT_THAT(cambium("bench " + kind).text, HasSubstr("--random-weights"));
+  }
+  EXPECT_THAT(cambium("bench ops").text, HasSubstr("cuda_bench"));
+  EXPECT_THAT(cambium("bench throughput --help").text, HasSubstr("--sequences"));
+}
+
+TEST(CommandLine, BenchOfThroughputRunsTheEngine) {
+  const std::string bench =
+      "bench throughput --random-weights " + fixture("llama") + " --input 20 --output 5 --batch 3";
+  const Outcome outcome = cambium(bench + " --sequences 7 --device cpu --json");
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const auto rows = nlohmann::json::parse(outcome.text);
+  ASSERT_EQ(rows.size(), 1U);
+  EXPECT_EQ(rows[0]["largest_batch"], 3);
+  EXPECT_GT(rows[0]["output_tokens_per_second"], 0.0);
+  EXPECT_GT(rows[0]["token_ms"]["p99"], 0.0);
+  EXPECT_GT(rows[0]["peak_bytes"], 0);
+  const Outcome table = cambium(bench + " --device cpu");
+  ASSERT_EQ(table.status, 0) << table.text;
+  EXPECT_THAT(table.text, HasSubstr("32 of 20 tokens in and 5 out"));
+  const Outcome small = cambium(bench + " --memory 10 --device cpu");
+  EXPECT_EQ(small.status, 1);
+  EXPECT_THAT(small.text, HasSubstr("a sequence of 24 tokens takes"));
+  EXPECT_THAT(cambium(bench + " --memory lots").text, HasSubstr("24GiB"));
 }
 
 TEST(CommandLine, VerifyTellsByItsStatus) {
