@@ -203,7 +203,7 @@ Action declare_speed(Args& args) {
 struct ThroughputArgs {
   ModelsOption models;
   int64_t input = 1024, output = 128, sequences = 32, batch = 4096, prefill = 0, seed = 1;
-  std::string memory;
+  EngineOptions engine;
 };
 
 Json engine_json(const std::string& model, const ThroughputArgs& a, const EngineSpeed& s,
@@ -215,6 +215,8 @@ Json engine_json(const std::string& model, const ThroughputArgs& a, const Engine
       {"sequences", a.sequences},
       {"largest_batch", s.largest_batch},
       {"steps", s.steps},
+      {"preemptions", s.preemptions},
+      {"recomputed_tokens", s.recomputed_tokens},
       {"seconds", s.seconds},
       {"output_tokens_per_second", s.output_rate},
       {"all_tokens_per_second", static_cast<double>(s.input_tokens + s.output_tokens) / s.seconds},
@@ -254,6 +256,8 @@ void print_engine(const std::string& model, const ThroughputArgs& a, const Engin
   line("a mean step",
        fmt::format("{:.4f} GB, {:.4f} TFLOP", 1e-9 * s.step_bytes, 1e-12 * s.step_flops));
   line("all steps", fmt::format("{:.1f} % of the limit", 100.0 * s.share));
+  line("sent back to wait",
+       fmt::format("{} times, {} tokens computed again", s.preemptions, s.recomputed_tokens));
   line("memory",
        fmt::format("{} at most, {} of it the cache's", bytes(s.peak_bytes), bytes(s.cache_bytes)));
 }
@@ -266,7 +270,7 @@ int run_throughput(const ThroughputArgs& a) {
   config.sequences = a.sequences;
   config.seed = static_cast<uint64_t>(a.seed);
   config.engine.max_sequences = a.batch;
-  config.engine.memory_bytes = a.memory.empty() ? 0 : parse_bytes("--memory", a.memory);
+  a.engine.apply(config.engine);
   config.engine.cache_values = parse_cache_values(a.models.cache);
   config.engine.prefill_tokens = a.prefill;
   const StopAnywhere stop("nothing is measured to its end");
@@ -295,8 +299,7 @@ Action declare_throughput(Args& args) {
   args.option("sequences", "requests, all there from the beginning", &a->sequences, {1, 1'000'000});
   args.option("batch", "sequences at once at most; fewer where memory holds fewer", &a->batch,
               {1, 4096});
-  args.option("memory", "of the cache at most, such as 40GiB (a GPU's free memory otherwise)",
-              &a->memory);
+  a->engine.declare(args);
   args.option("prefill", "tokens of prompts in a step at most (0 = by the device)", &a->prefill,
               {0, kMaxPositions});
   args.option("seed", "of the prompts", &a->seed);

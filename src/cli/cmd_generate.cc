@@ -26,6 +26,7 @@ struct GenerateArgs {
   int64_t max_new_tokens = 256, batch = 16, logprobs = 0;
   SamplingOptions sampling;
   DeviceOption device;
+  EngineOptions engine;
   bool chat = false, question = false;
 };
 
@@ -166,6 +167,7 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
   EngineConfig config;
   config.max_sequences = a.batch;
   config.cache_values = parse_cache_values(a.cache);
+  a.engine.apply(config);
   Engine engine(model, config);
   for (size_t i = 0; i < lines.size(); ++i) {
     BatchLine& line = lines[i];
@@ -305,6 +307,7 @@ Action declare_generate(Args& args) {
               "with --input: each token's log-probability, and as many of the likeliest beside it",
               &a->logprobs, {0, kMostRanked});
   sampling_options(args, *a);
+  a->engine.declare(args);
   return [a] { return run_generate(*a); };
 }
 

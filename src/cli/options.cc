@@ -83,6 +83,23 @@ int64_t parse_bytes(const char* option, const std::string& text) {
   return static_cast<int64_t>(value * it->second);
 }
 
+void EngineOptions::declare(Args& args) {
+  args.option("cache-memory", "of keys, values and states at most, such as 40GiB", &memory);
+  args.choice("admission",
+              "a request begins when there is memory for its longest answer, or for what it has "
+              "(then the youngest waits again where memory runs out)",
+              {"whole", "as-needed"}, &admission);
+  args.flag("deterministic",
+            "answers depend on nothing that runs beside them, to the last bit (on the CPU)",
+            &deterministic);
+}
+
+void EngineOptions::apply(EngineConfig& config) const {
+  config.memory_bytes = memory.empty() ? 0 : parse_bytes("--cache-memory", memory);
+  config.admission = admission == "whole" ? Admission::kWhole : Admission::kAsNeeded;
+  config.deterministic = deterministic;
+}
+
 void SamplingOptions::declare(Args& args) {
   args.option("temperature", "0 = always the likeliest token", &temperature);
   args.option("top-k", "choose among the k likeliest (0 = all)", &top_k, {0, kMaxVocab});

@@ -30,6 +30,14 @@ int64_t memory_in_use(Device device) {
   return int64_t{usage.ru_maxrss} * 1024;
 }
 
+// Bytes of a whole sequence's pages that it does not need to begin.
+int64_t beyond_beginning(const CachePlan& plan, const EngineConfig& engine, int64_t input,
+                         int64_t tokens) {
+  const auto pages = [&](int64_t n) { return (n + engine.page_size - 1) / engine.page_size; };
+  const int64_t first = std::min(tokens, input + engine.reserve_tokens);
+  return (pages(tokens) - pages(first)) * engine.page_size * plan.lasting_bytes_per_token();
+}
+
 // As many sequences as there are requests and as memory holds, and memory for just these.
 EngineConfig fitted(const Model& model, const EngineSpeedConfig& config) {
   const int64_t tokens = config.input + config.output - 1;
@@ -45,14 +53,18 @@ EngineConfig fitted(const Model& model, const EngineSpeedConfig& config) {
   engine.max_sequences = std::min(engine.max_sequences, config.sequences);
   if (memory != 0) {
     const int64_t each = plan.sequence_bytes(tokens);
-    const int64_t fit = plan.sequences_in(memory, tokens);
-    expect(fit > 0 || each == 0,
+    expect(memory >= each || each == 0,
            "[throughput] a sequence of {} tokens takes {} of the cache, and there are {}; take "
            "shorter ones, or weights in bf16",
            tokens, human_bytes(static_cast<uint64_t>(each)),
            human_bytes(static_cast<uint64_t>(std::max<int64_t>(memory, 0))));
+    // The oldest may need all of its tokens, the others what they begin with.
+    const int64_t least = engine.admission == Admission::kWhole
+                              ? each
+                              : each - beyond_beginning(plan, engine, config.input, tokens);
+    const int64_t fit = each == 0 ? 0 : 1 + (memory - each) / least;
     engine.max_sequences = each == 0 ? engine.max_sequences : std::min(engine.max_sequences, fit);
-    engine.memory_bytes = engine.max_sequences * each;
+    engine.memory_bytes = std::min(memory, engine.max_sequences * each);
   }
   return engine;
 }
@@ -118,6 +130,8 @@ EngineSpeed measure_engine(Model& model, const EngineSpeedConfig& config,
   for (size_t s = 0; s < tickets.size(); ++s) {
     const GenerationResult result = engine.take(tickets[s]);
     speed.input_tokens += result.prompt_tokens;
+    speed.preemptions += result.preemptions;
+    speed.recomputed_tokens += result.recomputed_tokens;
     speed.output_tokens += static_cast<int64_t>(result.tokens.size());
     first.push_back(ms_between(start, times[s].front()));
     first_admitted.push_back(1e3 * result.prefill_seconds);

@@ -22,6 +22,7 @@ struct EngineSpeed {
   int64_t largest_batch = 0;  // sequences in one step
   int64_t steps = 0;
   int64_t input_tokens = 0, output_tokens = 0;
+  int64_t preemptions = 0, recomputed_tokens = 0;
   double seconds = 0.0;      // from the first submission to the last token
   double output_rate = 0.0;  // tokens/s
   /// Of the steps that decode the largest batch and nothing else.

@@ -127,6 +127,18 @@ TEST(EngineSpeed, TakesAsManySequencesAsMemoryHolds) {
   EXPECT_EQ(speed.largest_batch, 2);
   EXPECT_EQ(speed.output_tokens, 6 * 5);
   EXPECT_LE(speed.cache_bytes, config.engine.memory_bytes);
+  EXPECT_EQ(speed.preemptions, 0);
+  // With room for what they have at first, more of them begin.
+  config.output = 200;
+  config.engine.memory_bytes = 3 * plan.sequence_bytes(239);
+  EXPECT_EQ(measure_engine(*loaded.model, config, kLimits).largest_batch, 3);
+  config.engine.admission = Admission::kAsNeeded;
+  config.engine.reserve_tokens = 4;
+  const EngineSpeed dense = measure_engine(*loaded.model, config, kLimits);
+  EXPECT_GT(dense.largest_batch, 3);
+  EXPECT_GT(dense.preemptions, 0);
+  EXPECT_GT(dense.recomputed_tokens, 0);
+  EXPECT_EQ(dense.output_tokens, 6 * 200);
   // One token each: there are no gaps between tokens.
   config.output = 1;
   EXPECT_EQ(measure_engine(*loaded.model, config, kLimits).token_p99, 0.0);

@@ -76,9 +76,9 @@ StepCosts::StepCosts(Model& model, Dtype values) {
         }
         if (numbers > 0) {
           const int64_t heads = unit.options.integer(unit.kind, "heads", 1);
-          const int64_t groups = unit.options.integer(unit.kind, "kv_heads", heads);
+          const int64_t sharing = heads / unit.options.integer(unit.kind, "kv_heads", heads);
           pages_.push_back({layout.window, static_cast<double>(numbers * dtype_size(values)),
-                            2.0 * static_cast<double>(numbers * heads / groups)});
+                            2.0 * static_cast<double>(numbers * sharing)});
         }
       }
     }

@@ -101,6 +101,7 @@ TEST(CommandLine, ChoicesAndRangesAreCheckedBeforeAnythingIsRead) {
       {"bench x --storage f16", "stored, f32, bf16"},
       {"bench throughput x --input 0", "expected a whole number from 1"},
       {"bench throughput x --outptu 3", "did you mean '--output'"},
+      {"bench throughput x --admission al", "whole, as-needed, got 'al'"},
       {"bench decode x --batch 0", "expected a whole number from 1 to 4096, got 0"},
       {"bench prefill x --decode 3", "unknown option '--decode'"},
       {"inspect x --context 9223372036854775807", "--context"},
@@ -462,8 +463,8 @@ TEST(CommandLine, BenchOfOneKindStandsBesideTheLimits) {
 }
 
 TEST(CommandLine, BenchOfThroughputRunsTheEngine) {
-  const std::string bench =
-      "bench throughput --random-weights " + fixture("llama") + " --input 20 --output 5 --batch 3";
+  const std::string requests = "bench throughput --random-weights " + fixture("llama");
+  const std::string bench = requests + " --input 20 --output 5 --batch 3";
   const Outcome outcome = cambium(bench + " --sequences 7 --device cpu --json");
   ASSERT_EQ(outcome.status, 0) << outcome.text;
   const auto rows = nlohmann::json::parse(outcome.text);
@@ -475,10 +476,16 @@ TEST(CommandLine, BenchOfThroughputRunsTheEngine) {
   const Outcome table = cambium(bench + " --device cpu");
   ASSERT_EQ(table.status, 0) << table.text;
   EXPECT_THAT(table.text, HasSubstr("32 of 20 tokens in and 5 out"));
-  const Outcome small = cambium(bench + " --memory 10 --device cpu");
+  const Outcome dense =
+      cambium(requests +
+              " --input 20 --output 400 --sequences 9 --cache-memory 330KB --admission as-needed "
+              "--device cpu --json");
+  ASSERT_EQ(dense.status, 0) << dense.text;
+  EXPECT_GT(nlohmann::json::parse(dense.text)[0]["preemptions"], 0);
+  const Outcome small = cambium(bench + " --cache-memory 10 --device cpu");
   EXPECT_EQ(small.status, 1);
   EXPECT_THAT(small.text, HasSubstr("a sequence of 24 tokens takes"));
-  EXPECT_THAT(cambium(bench + " --memory lots").text, HasSubstr("24GiB"));
+  EXPECT_THAT(cambium(bench + " --cache-memory lots").text, HasSubstr("24GiB"));
 }
 
 TEST(CommandLine, VerifyTellsByItsStatus) {
