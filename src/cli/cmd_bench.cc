@@ -11,6 +11,7 @@
 #include "eval/throughput.h"
 #include "model/random_model.h"
 #include "model/weights.h"
+#include "serve/memory_plan.h"
 
 namespace cambium {
 namespace {
@@ -40,16 +41,18 @@ struct ModelsOption {
            "bench: expected a checkpoint folder, or --random-weights with a configuration");
     return all;
   }
+  const std::string& path(size_t i) const {
+    return i < models.size() ? models[i] : random[i - models.size()];
+  }
   std::string name(size_t i) const {
-    return i < models.size() ? models[i] : random[i - models.size()] + " (random weights)";
+    return path(i) + (i < models.size() ? "" : " (random weights)");
   }
   LoadedModel load(size_t i) const {
     LoadOptions options;
     options.storage = parse_storage(storage);
     options.device = device.device();
     return i < models.size() ? load_model(models[i], options)
-                             : random_model(read_spec(random[i - models.size()]), options.storage,
-                                            1, options.device);
+                             : random_model(read_spec(path(i)), options.storage, 1, options.device);
   }
 };
 
@@ -269,13 +272,17 @@ int run_throughput(const ThroughputArgs& a) {
   config.output = a.output;
   config.sequences = a.sequences;
   config.seed = static_cast<uint64_t>(a.seed);
-  config.engine.max_sequences = a.batch;
-  a.engine.apply(config.engine);
-  config.engine.cache_values = parse_cache_values(a.models.cache);
-  config.engine.prefill_tokens = a.prefill;
+  EngineConfig engine;
+  engine.max_sequences = std::min(a.batch, a.sequences);
+  engine.max_tokens = a.input + a.output - 1;
+  a.engine.apply(engine);
+  engine.cache_values = parse_cache_values(a.models.cache);
+  engine.prefill_tokens = a.prefill;
   const StopAnywhere stop("nothing is measured to its end");
   Json json = Json::array();
   for (size_t i = 0; i < count; ++i) {
+    config.engine = planned_engine(a.models.path(i), parse_storage(a.models.storage),
+                                   a.models.device.device(), engine);
     const LoadedModel loaded = a.models.load(i);  // alone: it has all memory
     const MachineLimits limits = measure_limits(*loaded.model);
     const EngineSpeed speed = measure_engine(*loaded.model, config, limits);
@@ -343,6 +350,7 @@ Command bench_command() {
            {"decode", "one token after the other, beside the machine's limits",
             "  cambium bench decode models/teacher --contexts 16,4096 --batch 1",
             declare_speed<Shown::kDecode>},
+           bench_train_command(),
            {"ops", "says which programs measure single operations", "  cambium bench ops",
             declare_ops}}};
 }

@@ -100,6 +100,10 @@ void EngineOptions::apply(EngineConfig& config) const {
   config.deterministic = deterministic;
 }
 
+Device DeviceOption::described() const {
+  return name.starts_with("cuda") && cuda_devices() == 0 ? Device::kCuda : device();
+}
+
 void SamplingOptions::declare(Args& args) {
   args.option("temperature", "0 = always the likeliest token", &temperature);
   args.option("top-k", "choose among the k likeliest (0 = all)", &top_k, {0, kMaxVocab});

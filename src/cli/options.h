@@ -32,6 +32,8 @@ struct DeviceOption {
   void declare(Args& args);
   /// Error where it is not there. Says once, for auto in a build with CUDA, why the CPU computes.
   Device device() const;
+  /// The same for what only tells of a device: one that is named need not be there.
+  Device described() const;
 };
 
 /// "24GiB", "80GB", "512MiB", "1000000" -> bytes; Error that names the option otherwise.

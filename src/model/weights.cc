@@ -2,6 +2,8 @@
 #include "tensor/copy.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <mutex>
@@ -11,17 +13,21 @@
 
 #include "base/file.h"
 #include "base/float16.h"
+#include "base/parallel.h"
 #include "base/progress.h"
 #include "base/text.h"
 #include "files/checksums.h"
 #include "files/golden.h"
 #include "files/safetensors.h"
+#include "model/weight_stream.h"
 
 namespace cambium {
 namespace {
 
 constexpr double kGoldenTolerance = 1e-3;
 constexpr double kGoldenToleranceBf16 = 5e-2;
+// Where activations are rounded too; weights that do not fit the program are off by about 1.
+constexpr double kGoldenToleranceBf16Activations = 0.25;
 constexpr int64_t kGoldenTokensAtLoad = 8;
 
 bool is_matrix(const Parameter& p) {
@@ -115,6 +121,62 @@ void read_into(const Tensor& to, const TensorEntry& entry) {
   }
 }
 
+/// Whether two stored tensors have the same values; of one type, the same bytes.
+bool same_values(const TensorEntry& a, const TensorEntry& b) {
+  if (a.shape != b.shape) {
+    return false;
+  }
+  if (a.dtype == b.dtype && a.data == b.data) {
+    return true;
+  }
+  constexpr int64_t kPiece = int64_t{1} << 20;
+  const int64_t count = a.count();
+  const auto piece_of = [](const TensorEntry& whole, int64_t begin, int64_t end) {
+    TensorEntry piece = whole;
+    const size_t size = stored_type_size(whole.dtype);
+    piece.shape = {end - begin};
+    piece.data += static_cast<size_t>(begin) * size;
+    piece.size = static_cast<size_t>(end - begin) * size;
+    return piece;
+  };
+  std::atomic<bool> same = true;
+  parallel_for((count + kPiece - 1) / kPiece, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last && same; ++i) {
+      const int64_t end = std::min(count, (i + 1) * kPiece);
+      const TensorEntry x = piece_of(a, i * kPiece, end);
+      const TensorEntry y = piece_of(b, i * kPiece, end);
+      if (a.dtype == b.dtype) {
+        same = same && std::memcmp(x.data, y.data, x.size) == 0;
+        continue;
+      }
+      const std::vector<float> wide = as_f32(x);
+      same = same && std::memcmp(wide.data(), as_f32(y).data(), wide.size() * sizeof(float)) == 0;
+    }
+  });
+  return same;
+}
+
+/// The tensors of `other`, by our names, whose values in its files are those in `file`.
+std::map<std::string, Tensor> equal_tensors(Model& model, const SafeTensors& file,
+                                            const LoadedModel& other) {
+  const SafeTensors theirs = SafeTensors::open(other.dir.string(), SafeTensors::Check::kHeader);
+  std::map<std::string, Tensor> held;
+  other.model->visit([&](const std::string& name, Parameter& p) { held[name] = p.tensor; });
+  std::map<std::string, Tensor> equal;
+  model.visit([&](const std::string& name, Parameter& p) {
+    const auto it = held.find(name);
+    if (it == held.end()) {
+      return;
+    }
+    const std::optional<TensorEntry> a = find_stored(file, model.spec(), name);
+    const std::optional<TensorEntry> b = find_stored(theirs, other.model->spec(), name);
+    if (a && b && a->shape == p.shape && same_values(*a, *b)) {
+      equal[name] = it->second.detached();
+    }
+  });
+  return equal;
+}
+
 std::vector<int32_t> default_golden_prompt(int64_t vocab) {
   std::vector<int32_t> tokens;
   for (int64_t i = 0; i < 32; ++i) {
@@ -124,12 +186,12 @@ std::vector<int32_t> default_golden_prompt(int64_t vocab) {
 }
 
 std::vector<float> run_logits(Model& model, std::span<const int32_t> tokens) {
-  Arena arena;
-  Context ctx{.arena = &arena};
+  Workspace workspace(model.device());
+  const WorkspaceScope scope(workspace);
+  Context ctx = context_for(model, workspace);
   Batch batch;
   batch.add(tokens);
-  const Tensor logits = model.logits(ctx, model.forward(ctx, batch));
-  return {logits.ptr<float>(), logits.ptr<float>() + logits.numel()};
+  return elements_of(model.logits(ctx, model.forward(ctx, batch)));
 }
 
 void expect_finite(const std::vector<float>& logits, const std::filesystem::path& dir) {
@@ -144,6 +206,16 @@ void expect_finite(const std::vector<float>& logits, const std::filesystem::path
 constexpr const char* kTokenizerFiles[] = {"tokenizer.json",         "tokenizer_config.json",
                                            "chat_template.jinja",    "chat_template.json",
                                            "generation_config.json", "special_tokens_map.json"};
+
+// A device computes in bf16 where a matrix is.
+void choose_activations(Model& model) {
+  bool narrow = false;
+  model.visit([&](const std::string& /*name*/, Parameter& p) {
+    narrow = narrow || p.tensor.dtype == Dtype::kBF16;
+  });
+  const bool cpu = model.device().kind == Device::kCpu;
+  model.set_activations(narrow && !cpu ? Dtype::kBF16 : Dtype::kF32);
+}
 
 // Files beside the weights are compared with checksums.json before anything is read of them.
 // Folders of other programs have no such file and load as they are; one of ours that lost its says
@@ -220,8 +292,12 @@ void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
   model.visit([&](const std::string& name, Parameter& p) {
     const bool wanted = trainable != nullptr && trainable(name, p);
     const auto it = tensors_.find(name);
-    if (it == tensors_.end()) {
-      CAMBIUM_CHECK(!wanted, "{} belongs to another model", name);
+    if (it == tensors_.end()) {  // another model's, which is not written to
+      if (wanted) {
+        const Tensor theirs = p.tensor;
+        add(name, p, theirs.dtype == Dtype::kF64 ? Dtype::kF64 : Dtype::kF32, true, theirs.device);
+        copy(p.tensor.detached(), theirs);
+      }
       return;
     }
     OwnedTensor& owned = it->second;
@@ -237,10 +313,24 @@ void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
   });
 }
 
-void Weights::move_to(Model& model, Device device) {
-  bool narrow = false;
+void Weights::share(const std::string& name, Parameter& p, const Tensor& with) {
+  p.tensor = with.detached();
+  tensors_.erase(name);
+}
+
+void Weights::take_over(Model& model, Weights&& from) {
   model.visit([&](const std::string& name, Parameter& p) {
-    narrow = narrow || p.tensor.dtype == Dtype::kBF16;
+    const auto theirs = from.tensors_.find(name);
+    if (theirs != from.tensors_.end() && theirs->second.view.data == p.tensor.data) {
+      const bool fresh = tensors_.insert(from.tensors_.extract(theirs)).inserted;
+      CAMBIUM_CHECK(fresh, "{} is owned twice", name);
+    }
+  });
+  files_.insert(files_.end(), from.files_.begin(), from.files_.end());
+}
+
+void Weights::move_to(Model& model, Device device) {
+  model.visit([&](const std::string& name, Parameter& p) {
     if (p.tensor.device == device) {
       return;
     }
@@ -253,11 +343,10 @@ void Weights::move_to(Model& model, Device device) {
     owned = std::move(moved);
     p.tensor = owned.view;
   });
-  const bool cuda = device.kind == Device::kCuda;
-  if (cuda) {
+  if (device.kind != Device::kCpu) {
     files_.clear();  // what they held is there now
   }
-  model.set_activations(narrow && cuda ? Dtype::kBF16 : Dtype::kF32);
+  choose_activations(model);
 }
 
 int64_t Weights::bytes() const {
@@ -276,37 +365,79 @@ void Weights::release_mapped() const {
   }
 }
 
+WeightSizes weight_sizes(const std::filesystem::path& dir, MatrixStorage storage) {
+  Model model(read_spec(dir));
+  std::optional<SafeTensors> file;
+  const bool is_there = std::filesystem::exists(dir / "model.safetensors") ||
+                        std::filesystem::exists(dir / "model.safetensors.index.json");
+  if (is_there) {
+    file = SafeTensors::open(dir.string(), SafeTensors::Check::kHeader);
+    check_spec_and_file_agree(model, *file);
+  }
+  WeightSizes sizes;
+  model.visit([&](const std::string& ours, Parameter& p) {
+    const Dtype dtype =
+        file ? dtype_in_memory(p, *find_stored(*file, model.spec(), ours), storage, false)
+             : (storage == MatrixStorage::kBF16 && is_matrix(p) ? Dtype::kBF16 : Dtype::kF32);
+    sizes.bytes += p.numel() * dtype_size(dtype);
+    sizes.narrow = sizes.narrow || dtype == Dtype::kBF16;
+  });
+  return sizes;
+}
+
 LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options) {
   if (options.check_golden) {
     check_files(dir);
   }
+  const auto started = std::chrono::steady_clock::now();
   LoadedModel loaded{dir, std::make_unique<Model>(read_spec(dir)), {}};
   Model& model = *loaded.model;
   model.expect_runs();
-  const auto file = std::make_shared<const SafeTensors>(SafeTensors::open(dir.string()));
+  // On a device the checksums are compared as the weights go by.
+  const bool stream = options.device.kind != Device::kCpu;
+  const auto file = std::make_shared<const SafeTensors>(SafeTensors::open(
+      dir.string(), stream ? SafeTensors::Check::kHeader : SafeTensors::Check::kContents));
   check_spec_and_file_agree(model, *file);
   double tolerance = kGoldenTolerance;
+  std::vector<WeightTarget> targets;
+  const std::map<std::string, Tensor> held_already =
+      options.share == nullptr ? std::map<std::string, Tensor>{}
+                               : equal_tensors(model, *file, *options.share);
   model.visit([&](const std::string& ours, Parameter& p) {
     const TensorEntry entry = *find_stored(*file, model.spec(), ours);
     const bool trained = options.trainable != nullptr && options.trainable(ours, p);
     const Dtype dtype = dtype_in_memory(p, entry, options.storage, trained);
-    if (!trained && usable_in_place(entry, dtype)) {
-      loaded.weights.map(ours, p, dtype, entry, file);
-      return;
-    }
-    loaded.weights.add(ours, p, dtype, trained);
-    read_into(p.tensor, entry);
-    file->release(entry);
     if (dtype == Dtype::kBF16 && entry.dtype != StoredType::kBF16) {
       tolerance = kGoldenToleranceBf16;  // rounded
     }
+    const auto shared = held_already.find(ours);
+    if (!trained && shared != held_already.end()) {
+      loaded.weights.share(ours, p, shared->second);
+    } else if (stream) {
+      loaded.weights.add(ours, p, dtype, trained, options.device);
+      targets.push_back({entry, p.tensor});
+    } else if (!trained && usable_in_place(entry, dtype)) {
+      loaded.weights.map(ours, p, dtype, entry, file);
+    } else {
+      loaded.weights.add(ours, p, dtype, trained);
+      read_into(p.tensor, entry);
+      file->release(entry);
+    }
   });
+  if (stream) {
+    wait_for(options.device);  // what makes the memory zero is not in order with the copies
+    stream_weights(*file, std::move(targets), options.device,
+                   {.label = fmt::format("loading {}", dir.string())});
+    choose_activations(model);
+  }
   if (options.check_golden) {
-    check_golden(model, dir, tolerance, kGoldenTokensAtLoad);
+    const bool rounded = model.activations() == Dtype::kBF16;
+    check_golden(model, dir, rounded ? kGoldenToleranceBf16Activations : tolerance,
+                 kGoldenTokensAtLoad);
   }
-  if (options.device.kind != Device::kCpu) {
-    loaded.weights.move_to(model, options.device);
-  }
+  loaded.load_bytes = file->total_bytes();
+  loaded.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   return loaded;
 }
 
@@ -352,28 +483,23 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
   model.visit([&](const std::string& ours, Parameter& p) {
     const std::string name = family.tensor_name(spec, ours);
     const Tensor t = p.tensor;
-    const bool as_bf16 = options.storage == MatrixStorage::kBF16 && is_matrix(p);
-    if (t.dtype == Dtype::kF32 && as_bf16) {
-      const auto write = [t](const PutBytes& put) {
-        std::vector<bf16> rounded(static_cast<size_t>(t.numel()));
-        std::transform(t.ptr<float>(), t.ptr<float>() + t.numel(), rounded.begin(),
-                       [](float x) { return round_to_bf16(x); });
-        put(std::as_bytes(std::span(rounded)));
-      };
-      sources.push_back({name, StoredType::kBF16, p.shape, write});
-    } else if (t.dtype == Dtype::kBF16 && options.storage == MatrixStorage::kF32) {
-      const auto write = [t](const PutBytes& put) {
-        const OwnedTensor wide(Dtype::kF32, {t.numel()});
-        copy_values(wide.view, t.reshape({t.numel()}));
-        put({static_cast<const std::byte*>(wide.data.data()),
-             static_cast<size_t>(wide.data.bytes())});
-      };
-      sources.push_back({name, StoredType::kF32, p.shape, write});
-    } else {
-      CAMBIUM_CHECK(t.dtype == Dtype::kF32 || t.dtype == Dtype::kBF16, "{}", name);
-      const auto type = t.dtype == Dtype::kF32 ? StoredType::kF32 : StoredType::kBF16;
+    CAMBIUM_CHECK(t.dtype == Dtype::kF32 || t.dtype == Dtype::kBF16, "{}", name);
+    const bool narrow = options.storage == MatrixStorage::kBF16
+                            ? is_matrix(p) || t.dtype == Dtype::kBF16
+                            : options.storage == MatrixStorage::kStored && t.dtype == Dtype::kBF16;
+    const Dtype dtype = narrow ? Dtype::kBF16 : Dtype::kF32;
+    const auto type = narrow ? StoredType::kBF16 : StoredType::kF32;
+    if (t.dtype == dtype && t.device.kind == Device::kCpu) {
       sources.push_back(TensorSource::from_memory(name, type, p.shape, t.data));
+      return;
     }
+    sources.push_back({name, type, p.shape, [t, dtype](const PutBytes& put) {
+                         const OwnedTensor here(
+                             dtype, std::span(t.shape.data(), static_cast<size_t>(t.rank)));
+                         copy(here.view, t);
+                         put({static_cast<const std::byte*>(here.view.data),
+                              static_cast<size_t>(here.view.bytes())});
+                       }});
   });
   FileChecksums sums = write_safetensors((inside / "model.safetensors").string(), sources);
   if (options.written) {

@@ -43,7 +43,8 @@ CacheConfig cache_config(const EngineConfig& config) {
           .memory_bytes = config.memory_bytes,
           .max_tokens = config.max_tokens,
           .piece_tokens = config.prefill_chunk,
-          .values = config.cache_values};
+          .values = config.cache_values,
+          .reserve = config.reserve};
 }
 
 const char* finish_reason_name(FinishReason reason) {
@@ -87,6 +88,9 @@ Engine::Engine(Model& model, const EngineConfig& config)
          "[engine] deterministic answers are the CPU's: on {} products choose their kernels by the "
          "number of rows; take --device cpu",
          model.device().describe());
+  if (config_.reserve) {
+    workspace_.reserve(config_.workspace);
+  }
 }
 
 Engine::~Engine() = default;

@@ -54,6 +54,10 @@ struct EngineConfig {
   /// kernels of the CPU see to the one, and an answer that is read again is read token by token, as
   /// it was made. An Error on a GPU, whose products choose their kernels by the number of rows.
   bool deterministic = false;
+  /// Takes the cache whole and the workspace when the engine is made (serve/memory_plan.h works
+  /// them out), so that a step allocates nothing.
+  bool reserve = false;
+  WorkspaceBytes workspace{};
 };
 
 /// The configuration with what it leaves to the device, and the cache that an engine has by it.
@@ -127,6 +131,8 @@ class Engine {
   /// What the last step ran over, and how many rows of it gave a token.
   const Batch& batch() const { return batch_; }
   int64_t chosen() const { return static_cast<int64_t>(ready_.size()); }
+  /// The most that its steps had in use at once.
+  WorkspaceBytes workspace_peak() const { return workspace_.peak_bytes(); }
 
  private:
   struct Job;

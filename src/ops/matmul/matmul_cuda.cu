@@ -44,6 +44,31 @@ __device__ __forceinline__ Packed<N, W> load_once(const W* p) {
   return packed;
 }
 
+/// Asks for what this warp reads first of the weight, while the kernel before still works on x: all
+/// warps together for a few megabytes, which the L2 keeps until they are read.
+template <class T, class W>
+__device__ __forceinline__ void prefetch_weights(const FewRows<T, W>& a, int warp, int lane) {
+#if __CUDA_ARCH__ >= 900
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
+  if (group >= a.groups) {
+    return;
+  }
+  int product = 0;
+  while (product + 1 < a.count && group >= a.each[product + 1].first_group) {
+    ++product;
+  }
+  const auto& p = a.each[product];
+  const int64_t first = (group - p.first_group) * kRowsOfWarp;
+  const auto* row = reinterpret_cast<const char*>(p.weight + first * a.k);
+  const int64_t rows = p.n - first < kRowsOfWarp ? p.n - first : kRowsOfWarp;
+  const int64_t bytes = rows * a.k * static_cast<int64_t>(sizeof(W));
+  const int64_t at = lane / 16 * a.k * static_cast<int64_t>(sizeof(W)) + lane % 16 * 128;
+  if (at < bytes) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(row + at));
+  }
+#endif
+}
+
 // Blocks stay until all rows are done: x is brought to shared memory once a block, not once for
 // every few rows.
 template <int kM, class T, class W>
@@ -56,6 +81,8 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(const FewRows<T, W> 
   T* x = reinterpret_cast<T*>(shared);  // (kM, k)
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  prefetch_weights(a, warp, lane);
+  await_inputs();
   for (int64_t i = threadIdx.x; i < a.k; i += kThreads) {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
@@ -160,8 +187,9 @@ void launch_few_rows(const FewRows<T, W>& a, int64_t rows, const Launch& on) {
   const auto with = [&](auto kernel) {
     const int64_t blocks = ceil_div(a.groups, kWarps);
     const int64_t resident = remembered_blocks(kernel, shared);
-    launch(on, "matmul", kernel, dim3(static_cast<unsigned>(blocks < resident ? blocks : resident)),
-           dim3(kThreads), shared, a);
+    launch_ahead(on, "matmul", kernel,
+                 dim3(static_cast<unsigned>(blocks < resident ? blocks : resident)), dim3(kThreads),
+                 shared, a);
   };
   switch (rows) {
     case 1:
@@ -237,6 +265,15 @@ __global__ void convert(To* to, const From* from, int64_t count) {
   }
 }
 
+// A thread for each element: of addresses that cannot be read 16 bytes at a time.
+template <class To, class From>
+__global__ void convert_each(To* to, const From* from, int64_t count) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < count) {
+    store(to + i, load(from + i));
+  }
+}
+
 // A thread for each element of c.
 template <class In, class Out>
 __global__ void plain(PlainProduct<In, Out> p) {
@@ -258,6 +295,7 @@ __global__ void plain(PlainProduct<In, Out> p) {
 template <class T>
 __global__ void bias_rows(View<T> y, const float* bias) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  await_inputs();
   if (i < y.count() * y.channels) {
     const int64_t c = i % y.channels;
     add_to(y.row(i / y.channels) + c, bias[c]);
@@ -339,8 +377,10 @@ const T* weight_as(const MatmulWeight<T>& weight, const Launch& on) {
   const int64_t count = weight.narrow.defined() ? weight.narrow.count() * weight.narrow.channels
                                                 : weight.wide.count() * weight.wide.channels;
   T* to = scratch<T>(on, count);
-  launch(on, "matmul's weight", convert<T, Other>, dim3(blocks_for(ceil_div(count, 8))),
-         dim3(kThreads), 0, to, from, count);
+  const bool vectors = aligned(from);
+  launch(on, "matmul's weight", vectors ? convert<T, Other> : convert_each<T, Other>,
+         dim3(blocks_for(vectors ? ceil_div(count, 8) : count)), dim3(kThreads), 0, to, from,
+         count);
   return to;
 }
 template const float* weight_as(const MatmulWeight<float>&, const Launch&);
@@ -356,8 +396,8 @@ template void plain_product(const PlainProduct<bf16, float>&, const Launch&);
 
 template <class T>
 void add_bias(const View<T>& y, const float* bias, const Launch& on) {
-  launch(on, "matmul's bias", bias_rows<T>, dim3(blocks_for(y.count() * y.channels)),
-         dim3(kThreads), 0, y, bias);
+  launch_ahead(on, "matmul's bias", bias_rows<T>, dim3(blocks_for(y.count() * y.channels)),
+               dim3(kThreads), 0, y, bias);
 }
 template void add_bias(const View<float>&, const float*, const Launch&);
 template void add_bias(const View<bf16>&, const float*, const Launch&);

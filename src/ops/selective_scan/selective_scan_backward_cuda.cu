@@ -406,9 +406,9 @@ __global__ void __launch_bounds__(kScanThreads)
   add_to(to.grad_at(t, group * states + n), sum);
 }
 
-/// grad += the parts of all units, in order: of `size` weights.
+/// An element a thread.
 __global__ void __launch_bounds__(kScanThreads)
-    add_units(float* grad, const float* parts, int64_t size, int64_t units) {
+    sum_units(float* grad, const float* parts, int64_t size, int64_t units) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kScanThreads + threadIdx.x;
   if (index >= size) {
     return;
@@ -424,17 +424,17 @@ __global__ void __launch_bounds__(kScanThreads)
 unsigned blocks_of(int64_t threads) {
   return static_cast<unsigned>(ceil_div(threads, kScanThreads));
 }
-bool aligned(const void* p) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
-}
-template <class T>
-bool differ(std::initializer_list<const T*> pointers) {
-  for (const T* const* p = pointers.begin(); p != pointers.end(); ++p) {
-    if (*p != nullptr && std::count(p, pointers.end(), *p) > 1) {
-      return false;
-    }
-  }
-  return true;
+/// The gradients of the states after spans; see carry_gradients.
+template <class T, int kStates, int kLanes, bool kFull>
+const float* carry_back(const SelectiveScan<T>& a, const ScanSpans& spans, const Launch& on) {
+  float* carry = scratch<float>(on, spans.count * a.channels * a.states);
+  float* step_sums = scratch<float>(on, spans.count * a.channels);
+  const int64_t channel_blocks = ceil_div(a.channels * kLanes, kScanThreads);
+  launch(on, "selective_scan_backward", scan_local_backward<T, kStates, kLanes, kFull>,
+         static_cast<unsigned>(spans.count * channel_blocks), kScanThreads, 0, a, spans,
+         channel_blocks, carry, step_sums);
+  carry_over_spans(a, spans, carry, step_sums, true, on);
+  return carry;
 }
 
 template <class T, int kStates, int kLanes, bool kFull>
@@ -454,18 +454,11 @@ void scan(const SelectiveScan<T>& host, const SelectiveScan<T>& a, const DeviceS
   work.units = std::min(work.spans.count, std::max<int64_t>(4 * kSlots / work.warps, 1));
   const int64_t row_size = a.channels * a.states;
   if (plan->cut) {
-    float* carry = scratch<float>(on, work.spans.count * row_size);
-    float* step_sums = scratch<float>(on, work.spans.count * a.channels);
-    const int64_t channel_blocks = ceil_div(a.channels * kLanes, kScanThreads);
-    launch(on, "selective_scan_backward", scan_local_backward<T, kStates, kLanes, kFull>,
-           static_cast<unsigned>(work.spans.count * channel_blocks), kScanThreads, 0, a, work.spans,
-           channel_blocks, carry, step_sums);
-    carry_over_spans(a, work.spans, carry, step_sums, true, on);
-    work.carry = carry;
+    work.carry = carry_back<T, kStates, kLanes, kFull>(a, work.spans, on);
   }
-  work.distinct = differ<T>({a.u.grad, a.dt.grad, a.z.grad});
+  work.distinct = gradients_apart<T>({a.u.grad, a.dt.grad, a.z.grad});
   // Straight into the gradient where one warp has all channels of a group.
-  const bool apart = differ<T>({a.b.grad, a.c.grad, a.u.grad, a.dt.grad, a.z.grad});
+  const bool apart = gradients_apart<T>({a.b.grad, a.c.grad, a.u.grad, a.dt.grad, a.z.grad});
   const int64_t b_warps = b_channels / work.shared * work.warps_of_shared;
   const int64_t c_warps = c_channels / work.shared * work.warps_of_shared;
   const int64_t parts = segments.tokens * work.warps * a.states;
@@ -487,15 +480,9 @@ void scan(const SelectiveScan<T>& host, const SelectiveScan<T>& a, const DeviceS
            blocks_of(segments.tokens * a.c_groups * a.states), kScanThreads, 0, a.c, work.dc,
            segments.tokens, a.c_groups, a.states, c_warps);
   }
-  const auto add = [&](float* grad, const float* from, int64_t size) {
-    if (grad != nullptr) {
-      launch(on, "selective_scan_backward", add_units, blocks_of(size), kScanThreads, 0, grad, from,
-             size, work.units);
-    }
-  };
-  add(a.a_log.grad, work.da_log, row_size);
-  add(a.d.grad, work.dd, a.channels);
-  add(a.dt_bias.grad, work.ddt_bias, a.channels);
+  add_units(a.a_log.grad, work.da_log, row_size, work.units, on);
+  add_units(a.d.grad, work.dd, a.channels, work.units, on);
+  add_units(a.dt_bias.grad, work.ddt_bias, a.channels, work.units, on);
 }
 
 template <class T>
@@ -505,6 +492,11 @@ void run_backward(const SelectiveScan<T>& host, const Launch& on) {
   a.segments = segments.walk;
   if (segments.tokens == 0 || a.channels == 0 || a.states == 0) {
     return;
+  }
+  if constexpr (sizeof(T) == 2) {
+    if (segments.longest > kFewTokens && scan_backward_by_tiles(host, segments, on)) {
+      return;
+    }
   }
   constexpr int64_t kWidth = 16 / sizeof(T);
   if (a.states == 16 && aligned(a.b.data) && aligned(a.c.data) && aligned(a.a_log.data) &&
@@ -525,6 +517,17 @@ void run_backward(const SelectiveScan<T>& host, const Launch& on) {
 }
 
 }  // namespace
+
+const float* carry_gradients(const SelectiveScan<bf16>& a, const ScanSpans& spans,
+                             const Launch& on) {
+  return carry_back<bf16, 8, 2, true>(a, spans, on);
+}
+void add_units(float* grad, const float* parts, int64_t size, int64_t units, const Launch& on) {
+  if (grad != nullptr) {
+    launch(on, "selective_scan_backward", sum_units, blocks_of(size), kScanThreads, 0, grad, parts,
+           size, units);
+  }
+}
 
 void selective_scan_backward(const SelectiveScan<float>& a, const Launch& on) {
   run_backward(a, on);

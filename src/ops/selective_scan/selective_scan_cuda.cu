@@ -11,7 +11,6 @@
 namespace cambium::cuda {
 namespace {
 
-constexpr int64_t kFewTokens = 8;
 constexpr int64_t kSlots = 132 * 16;  // warps of this kernel that a large GPU holds
 
 /// The sum of a value over the lanes of a channel.
@@ -159,10 +158,6 @@ __global__ void __launch_bounds__(kScanThreads)
   }
 }
 
-bool aligned(const void* p) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
-}
-
 template <class T, int kStates, int kLanes, int kTokens, bool kFull>
 void scan(const SelectiveScan<T>& host, const SelectiveScan<T>& a, const DeviceSegments& segments,
           const Launch& on) {
@@ -195,6 +190,14 @@ void run_forward(const SelectiveScan<T>& host, const Launch& on) {
   a.segments = segments.walk;
   if (a.segments.count == 0 || a.channels == 0 || a.states == 0) {
     return;
+  }
+  if (scan_decode(a, segments, on)) {
+    return;
+  }
+  if constexpr (sizeof(T) == 2) {
+    if (segments.longest > kFewTokens && scan_by_tiles(host, segments, on)) {
+      return;
+    }
   }
   constexpr int64_t kWidth = 16 / sizeof(T);
   if (a.states == 16 && aligned(a.b.data) && aligned(a.c.data) && aligned(a.a_log.data) &&

@@ -8,16 +8,21 @@
 // spans meet, span after span; then all of the span from the state before it.
 #pragma once
 
+#include <algorithm>
+#include <initializer_list>
 #include <memory>
 
 #include "ops/cuda.cuh"
+#include "ops/cuda_mma.cuh"
 #include "ops/selective_scan/selective_scan_kernels.h"
 
 namespace cambium::cuda {
 
 inline constexpr int kScanThreads = 128;
 /// Forward keeps the states before every so many tokens.
-inline constexpr int64_t kKeptTokens = 64;
+inline constexpr int64_t kKeptTokens = 32;
+/// Up to so many, segments are too short for tiles of kKeptTokens.
+inline constexpr int64_t kFewTokens = 8;
 inline constexpr unsigned kAllLanes = 0xffffffffU;
 
 // --- Spans.
@@ -73,7 +78,45 @@ template <class T>
 void carry_over_spans(const SelectiveScan<T>& a, const ScanSpans& spans, float* carry,
                       const float* step_sums, bool backward, const Launch& on);
 
+/// The step of one token each for many sequences, where it has a kernel of its own: returns whether
+/// it was launched. `a` has segments of the device.
+bool scan_decode(const SelectiveScan<float>& a, const DeviceSegments& segments, const Launch& on);
+bool scan_decode(const SelectiveScan<bf16>& a, const DeviceSegments& segments, const Launch& on);
+/// The scan of bf16 and 16 states by tiles, where the inputs fit it: returns whether it was
+/// launched. `a` has segments of the host.
+bool scan_by_tiles(const SelectiveScan<bf16>& a, const DeviceSegments& segments, const Launch& on);
+
+/// The same backward.
+bool scan_backward_by_tiles(const SelectiveScan<bf16>& a, const DeviceSegments& segments,
+                            const Launch& on);
+/// Backward: (spans, d, N), the gradients of the states after the spans, in scratch memory.
+const float* carry_gradients(const SelectiveScan<bf16>& a, const ScanSpans& spans,
+                             const Launch& on);
+/// grad (size) += the parts of all units, in order; nothing where grad is null.
+void add_units(float* grad, const float* parts, int64_t size, int64_t units, const Launch& on);
+/// Whether those that are there are different.
+template <class T>
+bool gradients_apart(std::initializer_list<const T*> pointers) {
+  for (const T* const* p = pointers.begin(); p != pointers.end(); ++p) {
+    if (*p != nullptr && std::count(p, pointers.end(), *p) > 1) {
+      return false;
+    }
+  }
+  return true;
+}
+
 // --- Arithmetic: for bf16 by the hardware's approximations, whose errors are far below bf16's.
+
+__device__ __forceinline__ float fast_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float fast_log2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 template <class T>
 struct ScanMath {
@@ -91,18 +134,15 @@ struct ScanMath<bf16> {
   __device__ __forceinline__ static float rate(float a_log) {
     return -1.44269504088896341F * expf(a_log);
   }
-  __device__ __forceinline__ static float decay(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
+  __device__ __forceinline__ static float decay(float x) { return fast_exp2(x); }
   __device__ __forceinline__ static float gate(float x) {
-    return __fdividef(1.0F, 1.0F + __expf(-x));
+    return fast_reciprocal(1.0F + fast_exp2(-1.44269504088896341F * x));
   }
   __device__ __forceinline__ static float softplus(float x) {
-    const float e = __expf(x);
-    const float series = e * (1.0F - e * (0.5F - e * (0.333333333F - 0.25F * e)));
-    return x > 20.0F ? x : e < 0.03125F ? series : __logf(1.0F + e);
+    const float e = fast_exp2(1.44269504088896341F * x);
+    const float series = e * fmaf(e, fmaf(e, 0.333333333F, -0.5F), 1.0F);
+    const float whole = kRateUnit * fast_log2(1.0F + e);
+    return x > 20.0F ? x : e < 0.015625F ? series : whole;
   }
 };
 

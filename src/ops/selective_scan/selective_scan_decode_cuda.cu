@@ -1,0 +1,119 @@
+// The scan's step of one token for each of many sequences, the loop of generation: nearly all bytes
+// are those of the states, read and written once.
+//
+// Four neighbouring threads share a channel of 16 states, so that a warp reads 512 bytes of a state
+// at once, for kSequences sequences together: as many reads are on their way as the memory needs,
+// and rates are worked out once for all of them. What is of a sequence and channel alone is worked
+// out by one of the four threads, for its sequence.
+#include "ops/selective_scan/selective_scan_cuda.cuh"
+
+namespace cambium::cuda {
+namespace {
+
+constexpr int kSequences = 4;
+constexpr int kLanes = 4;  // of a channel
+constexpr int kOwn = 4;    // states of a thread
+constexpr int kChannels = kScanThreads / kLanes;
+
+struct Step {
+  unsigned channel_blocks;
+  unsigned b_channels, c_channels;  // that share B, C
+};
+
+template <class T>
+__global__ void __launch_bounds__(kScanThreads, 6) scan_step(SelectiveScan<T> a, Step step) {
+  using Math = ScanMath<T>;
+  const unsigned place =
+      blockIdx.x % step.channel_blocks * kChannels + static_cast<unsigned>(threadIdx.x) / kLanes;
+  const bool real = place < static_cast<unsigned>(a.channels);
+  const unsigned channel = real ? place : static_cast<unsigned>(a.channels) - 1;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  // Sequences are tokens: each has one.
+  const auto count = static_cast<unsigned>(a.segments.count);
+  const unsigned first = blockIdx.x / step.channel_blocks * kSequences;
+  const unsigned mine = min(first + static_cast<unsigned>(lane), count - 1);
+  const int64_t slot = a.segments.row(mine);
+  const bool continues = a.segments.continues(mine);
+  const float u = load(a.u.at(mine, channel));
+  const float raw = load(a.dt.at(mine, channel)) + a.dt_bias.data[channel];
+  const float z = load(a.z.at(mine, channel));
+  const unsigned b_offset = channel / step.b_channels * 16 + lane * kOwn;
+  const unsigned c_offset = channel / step.c_channels * 16 + lane * kOwn;
+  const int64_t at = static_cast<int64_t>(channel) * 16 + lane * kOwn;  // in a slot
+  float h[kSequences][kOwn] = {};
+  float b[kSequences][kOwn];
+  float c[kSequences][kOwn];
+  float* state[kSequences];
+#pragma unroll
+  for (int k = 0; k < kSequences; ++k) {
+    const int64_t row = __shfl_sync(kAllLanes, slot, k, kLanes);
+    const bool read = __shfl_sync(kAllLanes, static_cast<int>(continues), k, kLanes) != 0;
+    state[k] = a.state + row * a.channels * 16 + at;
+    if (read) {
+      load_n<kOwn>(state[k], h[k]);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kSequences; ++k) {
+    const unsigned t = min(first + k, count - 1);
+    load_n<kOwn>(a.b.at(t, b_offset), b[k]);
+    load_n<kOwn>(a.c.at(t, c_offset), c[k]);
+  }
+  float rate[kOwn];
+  load_n<kOwn>(a.a_log.data + at, rate);
+#pragma unroll
+  for (float& of_state : rate) {
+    of_state = Math::rate(of_state);
+  }
+  const float size = Math::softplus(raw);
+  const float written = size * u;
+  float y[kSequences];
+#pragma unroll
+  for (int k = 0; k < kSequences; ++k) {
+    const float token_size = __shfl_sync(kAllLanes, size, k, kLanes);
+    const float token_written = __shfl_sync(kAllLanes, written, k, kLanes);
+    y[k] = 0.0F;
+#pragma unroll
+    for (int n = 0; n < kOwn; ++n) {
+      h[k][n] = fmaf(Math::decay(token_size * rate[n]), h[k][n], token_written * b[k][n]);
+      y[k] = fmaf(c[k][n], h[k][n], y[k]);
+    }
+    if (a.state != nullptr && real && first + k < count) {
+      store_n<kOwn>(state[k], h[k]);
+    }
+  }
+  sum_and_deal<kLanes, 1>(y, lane);
+  if (real && first + static_cast<unsigned>(lane) < count) {
+    store(a.y.at(mine, channel), fmaf(a.d.data[channel], u, y[0]) * z * Math::gate(z));
+  }
+}
+
+template <class T>
+bool step_if_fits(const SelectiveScan<T>& a, const DeviceSegments& segments, const Launch& on) {
+  const auto fits = [](const View<T>& v) {
+    return aligned(v.data, kOwn * sizeof(T)) && v.rows.outer_stride % kOwn == 0;
+  };
+  if (a.states != 16 || segments.longest != 1 || segments.tokens != a.segments.count ||
+      a.kept != nullptr || !fits(a.b) || !fits(a.c) || !aligned(a.a_log.data) ||
+      !aligned(a.state)) {
+    return false;
+  }
+  const auto channel_blocks = static_cast<unsigned>(ceil_div(a.channels, kChannels));
+  const Step step{channel_blocks, static_cast<unsigned>(a.channels / a.b_groups),
+                  static_cast<unsigned>(a.channels / a.c_groups)};
+  launch(on, "selective_scan", scan_step<T>,
+         static_cast<unsigned>(ceil_div(a.segments.count, kSequences)) * channel_blocks,
+         kScanThreads, 0, a, step);
+  return true;
+}
+
+}  // namespace
+
+bool scan_decode(const SelectiveScan<float>& a, const DeviceSegments& segments, const Launch& on) {
+  return step_if_fits(a, segments, on);
+}
+bool scan_decode(const SelectiveScan<bf16>& a, const DeviceSegments& segments, const Launch& on) {
+  return step_if_fits(a, segments, on);
+}
+
+}  // namespace cambium::cuda
