@@ -1,4 +1,4 @@
-// eval, bench and report: how good, how fast, and the page that shows both.
+// eval and report: how good, and the page that shows it.
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -11,10 +11,7 @@
 #include "cli/options.h"
 #include "eval/problem_source.h"
 #include "eval/quality.h"
-#include "eval/throughput.h"
-#include "model/random_model.h"
 #include "model/weights.h"
-#include "serve/cache_plan.h"
 #include "serve/memory_plan.h"
 #include "train/held_out.h"
 
@@ -236,90 +233,6 @@ Action declare_eval(Args& args) {
   return [a] { return run_eval(*a); };
 }
 
-struct BenchArgs {
-  std::vector<std::string> models, random;
-  std::vector<int64_t> contexts;
-  std::string storage = "stored", cache = "bf16";
-  int64_t batch = 1, decode = 32, repeats = 5;
-  DeviceOption device;
-  bool json = false;
-};
-
-int run_bench(const BenchArgs& a) {
-  LoadOptions load;
-  load.storage = parse_storage(a.storage);
-  load.device = a.device.device();
-  expect(!a.models.empty() || !a.random.empty(),
-         "bench: expected a checkpoint folder, or --random-weights with a configuration");
-  const StopAnywhere stop("nothing is measured to its end");
-  std::vector<LoadedModel> loaded;
-  std::vector<Model*> models;
-  std::vector<std::string> names = a.models;
-  for (const std::string& dir : a.models) {
-    loaded.push_back(load_model(dir, load));
-  }
-  for (const std::string& config : a.random) {
-    loaded.push_back(random_model(read_spec(config), load.storage, 1, load.device));
-    names.push_back(config + " (random weights)");
-  }
-  for (LoadedModel& m : loaded) {
-    models.push_back(m.model.get());
-  }
-  ThroughputConfig config;
-  config.contexts = a.contexts.empty() ? std::vector<int64_t>{512, 4096} : a.contexts;
-  config.batch = a.batch;
-  config.decode_tokens = a.decode;
-  config.repeats = a.repeats;
-  config.cache_values = parse_cache_values(a.cache);
-  const auto speeds = measure_throughput(models, config);
-  Json json = Json::array();
-  if (!a.json) {
-    fmt::print("{:<28} {:>8} {:>6} {:>24} {:>24} {:>14} {:>14}\n", "model", "context", "batch",
-               "prefill tok/s [range]", "decode tok/s [range]", "CPU ms prefill", "a token decode");
-  }
-  for (size_t i = 0; i < models.size(); ++i) {
-    for (const SpeedSummary& s : speeds[i]) {
-      if (a.json) {
-        json.push_back(
-            {{"model", names[i]},
-             {"context", s.context},
-             {"batch", s.batch},
-             {"prefill", {s.prefill.value, s.prefill.low, s.prefill.high}},
-             {"decode", {s.decode.value, s.decode.low, s.decode.high}},
-             {"prefill_cpu_ms", {s.prefill_cpu.value, s.prefill_cpu.low, s.prefill_cpu.high}},
-             {"decode_cpu_ms", {s.decode_cpu.value, s.decode_cpu.low, s.decode_cpu.high}}});
-      } else {
-        fmt::print(
-            "{:<28} {:>8} {:>6} {:>24} {:>24} {:>14.3f} {:>14.3f}\n", names[i], s.context, s.batch,
-            fmt::format("{:.0f} [{:.0f}, {:.0f}]", s.prefill.value, s.prefill.low, s.prefill.high),
-            fmt::format("{:.1f} [{:.1f}, {:.1f}]", s.decode.value, s.decode.low, s.decode.high),
-            s.prefill_cpu.value, s.decode_cpu.value);
-      }
-    }
-  }
-  if (a.json) {
-    fmt::print("{}\n", json.dump(1));
-  }
-  return 0;
-}
-
-Action declare_bench(Args& args) {
-  auto a = std::make_shared<BenchArgs>();
-  args.positionals("models", "checkpoint folders, measured in turns", &a->models, false);
-  args.option("random-weights", "config.json, or its folder: a model of its sizes, made-up numbers",
-              &a->random);
-  args.option("contexts", "tokens before the measured ones (512,4096)", &a->contexts, {1});
-  args.option("batch", "sequences at once", &a->batch, {1, 4096});
-  args.option("decode", "tokens decoded", &a->decode, {1, kMaxPositions});
-  args.option("repeats", "rounds; the median and the range are printed", &a->repeats, {1, 10'000});
-  args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &a->cache);
-  args.choice("storage", "of matrices in memory; random weights: stored is f32",
-              {"stored", "f32", "bf16"}, &a->storage);
-  a->device.declare(args);
-  args.flag("json", "print JSON", &a->json);
-  return [a] { return run_bench(*a); };
-}
-
 struct ReportArgs {
   std::string run, output;
 };
@@ -350,15 +263,6 @@ Command eval_command() {
           "  cambium eval --task mbpp --data mbpp.json --answers answers.jsonl\n"
           "  cambium eval HYBRID --task text --data text.jsonl --teacher TEACHER",
           declare_eval};
-}
-
-Command bench_command() {
-  return {"bench",
-          "prefill and decode speed of one or more models, side by side",
-          "  cambium bench models/teacher out/demo/stages/60/model --contexts 512,8192\n"
-          "  cambium bench --random-weights plans/apriel-15b --storage bf16 --contexts 16",
-          declare_bench,
-          {bench_train_command()}};
 }
 
 Command report_command() {

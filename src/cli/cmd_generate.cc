@@ -24,9 +24,10 @@ namespace {
 
 struct GenerateArgs {
   std::string model, prompt, input, output, storage = "stored", cache = "bf16", system;
-  int64_t max_new_tokens = 256, batch = 16;
+  int64_t max_new_tokens = 256, batch = 16, logprobs = 0;
   SamplingOptions sampling;
   DeviceOption device;
+  EngineOptions engine;
   bool chat = false, question = false;
 };
 
@@ -45,6 +46,7 @@ EngineConfig engine_for(const GenerateArgs& a, int64_t sequences) {
   EngineConfig config;
   config.max_sequences = sequences;
   config.cache_values = parse_cache_values(a.cache);
+  a.engine.apply(config);
   return planned_engine(a.model, parse_storage(a.storage), a.device.device(), config);
 }
 
@@ -66,6 +68,7 @@ GenerationRequest request_of(const GenerateArgs& a, const Tokenizer& tokenizer,
   }
   request.sampling = a.sampling.config();
   request.seed = static_cast<uint64_t>(a.sampling.seed);
+  request.logprobs = a.logprobs;
   return request;
 }
 
@@ -147,6 +150,30 @@ std::vector<BatchLine> read_batch(const std::string& path) {
   return lines;
 }
 
+// As chat completions have them: each token with its log-probability and the likeliest beside it.
+nlohmann::ordered_json logprobs_json(const GenerationResult& result, const Tokenizer& tokenizer) {
+  using Json = nlohmann::ordered_json;
+  const auto entry = [&](int32_t token, float log_probability) {
+    // Null where a token cannot come: JSON has no infinity.
+    return Json{{"token", tokenizer.decode(std::span(&token, 1), false)},
+                {"id", token},
+                {"logprob", log_probability}};
+  };
+  Json content = Json::array();
+  const size_t count = result.tokens.size();
+  const size_t beside = count == 0 ? 0 : result.likeliest.size() / count;
+  for (size_t i = 0; i < count; ++i) {
+    Json chosen = entry(result.tokens[i], result.log_probabilities[i]);
+    chosen["top_logprobs"] = Json::array();
+    for (size_t j = 0; j < beside; ++j) {
+      const RankedToken& ranked = result.likeliest[i * beside + j];
+      chosen["top_logprobs"].push_back(entry(ranked.token, ranked.log_probability));
+    }
+    content.push_back(std::move(chosen));
+  }
+  return {{"content", std::move(content)}};
+}
+
 std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& tokenizer,
                                    const BatchLine& line) {
   const nlohmann::ordered_json& prompt = line.json["prompt"];
@@ -212,6 +239,9 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer,
                                     ? Json::array({{{"role", "assistant"}, {"content", text}}})
                                     : Json(text);
       line.json["finish_reason"] = finish_reason_name(result.reason);
+      if (a.logprobs > 0) {
+        line.json["logprobs"] = logprobs_json(result, tokenizer);
+      }
     } else {
       line.json["error"] = line.error;
       ++failed;
@@ -228,6 +258,8 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer,
 int run_generate(const GenerateArgs& a) {
   a.sampling.config();  // an Error before anything is loaded
   expect(a.prompt.empty() != a.input.empty(), "expected one of --prompt and --input");
+  expect(a.logprobs == 0 || !a.input.empty(),
+         "--logprobs belongs to --input, whose results are JSON lines");
   const StopAnywhere stop(a.input.empty()
                               ? "the text ends where it came"
                               : "nothing is written: results are when every prompt is answered");
@@ -317,7 +349,11 @@ Action declare_generate(Args& args) {
   args.flag("chat", "the prompt is a user's message: apply the chat template", &a->chat);
   args.flag("question", "the prompt is a question in the form of generated problems", &a->question);
   args.option("batch", "sequences at once, with --input", &a->batch, {1, 4096});
+  args.option("logprobs",
+              "with --input: each token's log-probability, and as many of the likeliest beside it",
+              &a->logprobs, {0, kMostRanked});
   sampling_options(args, *a);
+  a->engine.declare(args);
   return [a] { return run_generate(*a); };
 }
 

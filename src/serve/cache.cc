@@ -101,6 +101,29 @@ int64_t Cache::open(int64_t tokens) {
   return unused - sequences_.begin();
 }
 
+bool Cache::extend(int64_t slot, int64_t tokens) {
+  expect_fits(tokens);
+  Sequence& sequence = sequences_.at(static_cast<size_t>(slot));
+  CAMBIUM_CHECK(sequence.open, "slot {} is not open", slot);
+  if (tokens <= sequence.tokens) {
+    return true;
+  }
+  const auto more = [&](const Group& group) {
+    const CacheConfig& config = plan_.config();
+    return group.plan.pages_for(tokens, config) - group.plan.pages_for(sequence.tokens, config);
+  };
+  if (!std::all_of(groups_.begin(), groups_.end(), [&](const Group& group) {
+        return group.set_aside + more(group) <= group.limit;
+      })) {
+    return false;
+  }
+  for (Group& group : groups_) {
+    group.set_aside += more(group);
+  }
+  sequence.tokens = tokens;
+  return true;
+}
+
 void Cache::close(int64_t slot) {
   Sequence& sequence = sequences_.at(static_cast<size_t>(slot));
   CAMBIUM_CHECK(sequence.open, "slot {} is not open", slot);

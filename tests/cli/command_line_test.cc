@@ -91,10 +91,19 @@ TEST(CommandLine, ChoicesAndRangesAreCheckedBeforeAnythingIsRead) {
       {"generate x -p y --temperature inf", "inf"},
       {"generate x -p y --top-p 0", "expected a number above 0 to 1, got 0"},
       {"generate x -p y --min-p 2", "--min-p"},
+      {"generate x -p y --repetition-penalty 0", "expected a number above 0 to 1000, got 0"},
+      {"chat x --presence-penalty 2.1", "expected a number from -2 to 2, got 2.1"},
+      {"generate x -p y --frequency-penalty -3", "expected a number from -2 to 2, got -3"},
+      {"generate x -i y --logprobs 21", "expected a whole number from 0 to 20, got 21"},
       {"bench x --contexts 512,-1", "expected a whole number from 1, got -1"},
       {"bench x --decode 9223372036854775807", "--decode"},
       {"bench x --repeats 9223372036854775807", "--repeats"},
       {"bench x --storage f16", "stored, f32, bf16"},
+      {"bench throughput x --input 0", "expected a whole number from 1"},
+      {"bench throughput x --outptu 3", "did you mean '--output'"},
+      {"bench throughput x --admission al", "whole, as-needed, got 'al'"},
+      {"bench decode x --batch 0", "expected a whole number from 1 to 4096, got 0"},
+      {"bench prefill x --decode 3", "unknown option '--decode'"},
       {"inspect x --context 9223372036854775807", "--context"},
       {"eval x -n 9223372036854775807", "--count"},
       {"generate x -p y -n 9223372036854775807", "--max-new-tokens"},
@@ -145,6 +154,7 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
       {"eval x --task gsm8k", "--data"},
       {"convert x -o y --layers 1 --count 3", "--count belongs to --scores"},
       {"eval x --data y", "--data belongs to"},
+      {"generate x -p y --logprobs 3", "--logprobs belongs to --input"},
       {"eval x --task text --data y --chat", "--chat belongs to"},
       {"eval x --task svamp --data y --teacher z", "--teacher belongs to"},
       {"eval x --task svamp --data y --set word.max_steps=3", "--set belongs to"},
@@ -191,6 +201,28 @@ TEST(CommandLine, ABatchAnswersWhatItCan) {
   write_file_atomically(folder.at("one.jsonl"), "{\"prompt\": \"Ida\"}\n");
   const Outcome alone = cambium("generate " + model + " -i " + folder.at("one.jsonl") + " -n 2");
   EXPECT_THAT(alone.text, HasSubstr(rows[4]["completion"].dump()));
+}
+
+TEST(CommandLine, ABatchGivesLogProbabilities) {
+  const TestFolder folder;
+  write_file_atomically(folder.at("in.jsonl"), "{\"prompt\": \"Tom has 3\"}\n");
+  const Outcome outcome =
+      cambium("generate " + std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher -i " +
+              folder.at("in.jsonl") + " -n 4 --logprobs 3 --repetition-penalty 1.1 -o " +
+              folder.at("out.jsonl"));
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const auto line = nlohmann::json::parse(read_text_file(folder.at("out.jsonl")));
+  const auto& content = line["logprobs"]["content"];
+  ASSERT_GT(content.size(), 0U);
+  std::string text;
+  for (const auto& token : content) {
+    text += token["token"];
+    ASSERT_EQ(token["top_logprobs"].size(), 3U);
+    EXPECT_LE(token["logprob"], token["top_logprobs"][0]["logprob"]);
+    EXPECT_LE(token["top_logprobs"][1]["logprob"], token["top_logprobs"][0]["logprob"]);
+    EXPECT_TRUE(token["top_logprobs"][2]["id"].is_number_integer());
+  }
+  EXPECT_EQ(text, line["completion"]);
 }
 
 std::vector<nlohmann::json> rows_of(const std::string& path) {
@@ -485,6 +517,52 @@ TEST(CommandLine, BenchNeedsNoWeights) {
   const Outcome nothing = cambium("bench");
   EXPECT_EQ(nothing.status, 1);
   EXPECT_THAT(nothing.text, HasSubstr("--random-weights"));
+}
+
+TEST(CommandLine, BenchOfOneKindStandsBesideTheLimits) {
+  const std::string small = " --repeats 1 --contexts 8,300 --batch 2 --device cpu --json";
+  for (const std::string kind : {"decode", "prefill"}) {
+    const Outcome outcome = cambium("bench " + kind + " " + fixture("apriel_h1") + small);
+    ASSERT_EQ(outcome.status, 0) << outcome.text;
+    const auto rows = nlohmann::json::parse(outcome.text);
+    ASSERT_EQ(rows.size(), 2U);
+    for (const auto& row : rows) {
+      EXPECT_GT(row[kind][0], 0.0);
+      EXPECT_GT(row["bytes"], 0.0);
+      EXPECT_GT(row["share"], 0.0);
+      EXPECT_GT(row["limits"]["bytes_per_second"], 0.0);
+    }
+    EXPECT_GT(rows[1]["flops"], rows[0]["flops"]);
+    EXPECT_THAT(cambium("bench " + kind).text, HasSubstr("--random-weights"));
+  }
+  EXPECT_THAT(cambium("bench ops").text, HasSubstr("cuda_bench"));
+  EXPECT_THAT(cambium("bench throughput --help").text, HasSubstr("--sequences"));
+}
+
+TEST(CommandLine, BenchOfThroughputRunsTheEngine) {
+  const std::string requests = "bench throughput --random-weights " + fixture("llama");
+  const std::string bench = requests + " --input 20 --output 5 --batch 3";
+  const Outcome outcome = cambium(bench + " --sequences 7 --device cpu --json");
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const auto rows = nlohmann::json::parse(outcome.text);
+  ASSERT_EQ(rows.size(), 1U);
+  EXPECT_EQ(rows[0]["largest_batch"], 3);
+  EXPECT_GT(rows[0]["output_tokens_per_second"], 0.0);
+  EXPECT_GT(rows[0]["token_ms"]["p99"], 0.0);
+  EXPECT_GT(rows[0]["peak_bytes"], 0);
+  const Outcome table = cambium(bench + " --device cpu");
+  ASSERT_EQ(table.status, 0) << table.text;
+  EXPECT_THAT(table.text, HasSubstr("32 of 20 tokens in and 5 out"));
+  const Outcome dense =
+      cambium(requests +
+              " --input 20 --output 400 --sequences 9 --cache-memory 330KB --admission as-needed "
+              "--device cpu --json");
+  ASSERT_EQ(dense.status, 0) << dense.text;
+  EXPECT_GT(nlohmann::json::parse(dense.text)[0]["preemptions"], 0);
+  const Outcome small = cambium(bench + " --cache-memory 10 --device cpu");
+  EXPECT_EQ(small.status, 1);
+  EXPECT_THAT(small.text, HasSubstr("a sequence of 24 tokens takes"));
+  EXPECT_THAT(cambium(bench + " --cache-memory lots").text, HasSubstr("24GiB"));
 }
 
 TEST(CommandLine, VerifyTellsByItsStatus) {
