@@ -317,7 +317,7 @@ void Engine::rank(const Context& ctx, const Tensor& logits, std::span<const int3
   std::vector<RankedToken> likeliest(ready_.size() * width);
   rank_tokens(ctx, logits, tokens, wanted, log_probabilities, likeliest);
   for (size_t i = 0; i < ready_.size(); ++i) {
-    const auto first = likeliest.begin() + static_cast<std::ptrdiff_t>(i * width);
+    const auto first = likeliest.begin() + static_cast<ptrdiff_t>(i * width);
     ready_[i]->likeliest.assign(first, first + ready_[i]->request.logprobs);
   }
 }

@@ -404,7 +404,7 @@ TEST(Engine, TokensThatWereThereArePenalised) {
     request.on_logits = [=, prompt = request.prompt.size()](std::span<float> logits) {
       for (int32_t token = 0; token < 96; ++token) {
         const auto count =
-            std::count(had->begin() + static_cast<std::ptrdiff_t>(prompt), had->end(), token);
+            std::count(had->begin() + static_cast<ptrdiff_t>(prompt), had->end(), token);
         float& x = logits[static_cast<size_t>(token)];
         if (std::find(had->begin(), had->end(), token) != had->end()) {
           x = x > 0 ? x / config.repetition : x * config.repetition;

@@ -245,28 +245,39 @@ __device__ void add_parts(const Args& a, const Piece& piece, int kv_head, int st
       largest = fmaxf(largest, __ldcg(a.partials.largest + first + i * step));
     }
     largest = warp_max(largest);
-    float sum = 0.0F;
-    for (int i = 0; i < piece.count; ++i) {
-      sum += __ldcg(a.partials.sum + first + i * step) *
-             fast_exp2(__ldcg(a.partials.largest + first + i * step) - largest);
-    }
-    const float inverse = 1.0F / sum;
     bf16* out =
         a.y.row(start + row / a.layout.group, kv_head * a.layout.group + row % a.layout.group);
-    for (int d = 4 * lane; d < value_dim; d += 128) {
+    for (int first_dim = 0; first_dim < value_dim; first_dim += 128) {
+      // Lane i has the factor of part i of 32, and four numbers of the row.
+      const int d = first_dim + 4 * lane;
+      float sum = 0.0F;
       float4 total = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+      for (int base = 0; base < piece.count; base += 32) {
+        const int count = min(32, piece.count - base);
+        float factor = 0.0F;
+        if (lane < count) {
+          const int64_t at = first + (base + lane) * step;
+          factor = fast_exp2(__ldcg(a.partials.largest + at) - largest);
+          sum = fmaf(__ldcg(a.partials.sum + at), factor, sum);
+        }
 #pragma unroll 8
-      for (int i = 0; i < piece.count; ++i) {
-        const int64_t at = first + i * step;
-        const float4 y = __ldcg(reinterpret_cast<const float4*>(a.partials.y + at * value_dim + d));
-        const float factor = fast_exp2(__ldcg(a.partials.largest + at) - largest);
-        total.x = fmaf(y.x, factor, total.x);
-        total.y = fmaf(y.y, factor, total.y);
-        total.z = fmaf(y.z, factor, total.z);
-        total.w = fmaf(y.w, factor, total.w);
+        for (int i = 0; i < count; ++i) {
+          const float f = __shfl_sync(0xffffffffU, factor, i);
+          if (d < value_dim) {
+            const float4 y = __ldcg(reinterpret_cast<const float4*>(
+                a.partials.y + (first + (base + i) * step) * value_dim + d));
+            total.x = fmaf(y.x, f, total.x);
+            total.y = fmaf(y.y, f, total.y);
+            total.z = fmaf(y.z, f, total.z);
+            total.w = fmaf(y.w, f, total.w);
+          }
+        }
       }
-      *reinterpret_cast<uint2*>(out + d) = make_uint2(pack(total.x * inverse, total.y * inverse),
-                                                      pack(total.z * inverse, total.w * inverse));
+      const float inverse = 1.0F / warp_sum(sum);
+      if (d < value_dim) {
+        *reinterpret_cast<uint2*>(out + d) = make_uint2(pack(total.x * inverse, total.y * inverse),
+                                                        pack(total.z * inverse, total.w * inverse));
+      }
     }
   }
 }

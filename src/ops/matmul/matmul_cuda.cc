@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -347,6 +348,11 @@ std::optional<Matmul<T>> joined(const Matmuls<T>& all) {
     whole.weight.wide.rows.outer += p.weight.wide.rows.outer;
     whole.y.channels += p.y.channels;
   }
+  if (whole.y.count() > 1 && whole.y.rows.outer_stride < whole.y.channels) {
+    return std::nullopt;
+  }
+  // A single row may lie in tensors of its own.
+  whole.y.rows.outer_stride = std::max(whole.y.rows.outer_stride, whole.y.channels);
   return whole;
 }
 

@@ -188,7 +188,8 @@ TEST(RmsNorm, ZeroCentredCountsTheWeightFromOne) {
 class AddRmsNorm : public ::testing::TestWithParam<Shape> {};
 
 TEST_P(AddRmsNorm, AddsAndNorms) {
-  const auto [rows, channels] = GetParam();
+  const int64_t rows = GetParam().rows;
+  const int64_t channels = GetParam().channels;
   const auto drawn = testing::draw({{{rows, channels}}, {{rows, channels}}, {{channels}}});
   const std::vector<double>& stream = drawn[0];
   const std::vector<double>& y = drawn[1];
