@@ -15,8 +15,8 @@ bool on_cpu(const Tensor& t) {
 bool on_meta(const Tensor& t) {
   return t.device.kind == Device::kMeta;
 }
-// A type that CUDA computes in.
-bool is_on_device(const Tensor& t) {
+// A type that CUDA computes in; builds without CUDA do not ask.
+[[maybe_unused]] bool is_on_device(const Tensor& t) {
   return t.dtype == Dtype::kF32 || t.dtype == Dtype::kBF16;
 }
 
