@@ -148,8 +148,21 @@ void OwnedTensor::want_grad(bool wanted) {
   view.grad_memory = grad_memory.get();
 }
 
+// Blocks of a device that came one by one become one, of the most bytes that were in use: a step of
+// other sizes would pass by those that are too small for one of its tensors and take the rest anew.
+void Arena::join_blocks() {
+  if (used_ > 0 || blocks_.size() < 2 || device_.kind == Device::kCpu) {
+    return;
+  }
+  blocks_.clear();  // before, so that the two are never there at once
+  block_ = 0;
+  offset_ = 0;
+  blocks_.push_back(block_of(std::max(peak_, kBlockBytes)));
+}
+
 void* Arena::allocate(int64_t bytes) {
   const int64_t size = round_up(std::max<int64_t>(bytes, 1));
+  join_blocks();
   while (block_ < blocks_.size() && offset_ + size > blocks_[block_].bytes()) {
     ++block_;
     offset_ = 0;

@@ -103,6 +103,7 @@ class Arena {
  private:
   Arena(Device device, MemoryKind kind) : device_(device), kind_(kind) {}
   Buffer block_of(int64_t bytes) const;
+  void join_blocks();
 
   Device device_;
   MemoryKind kind_ = MemoryKind::kDevice;

@@ -25,6 +25,25 @@ TEST(Tensor, ViewsKeepDataAndGradientInStep) {
   EXPECT_FALSE(v.contiguous());
 }
 
+TEST(Arena, OfADeviceHoldsNoMoreThanItsLargestStep) {
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  const Device device{Device::kMeta};
+  const int64_t before = memory_use(device).bytes;
+  Arena arena(device);
+  const auto step = [&](const std::vector<int64_t>& sizes) {
+    const ArenaScope scope(arena);
+    for (const int64_t size : sizes) {
+      arena.allocate(size * kMiB);
+    }
+  };
+  step({12, 12, 12, 12, 100});
+  // No single block of the first step holds 120: all would be passed by.
+  for (int i = 0; i < 3; ++i) {
+    step({120, 12, 12});
+    EXPECT_EQ(memory_use(device).bytes - before, 148 * kMiB);
+  }
+}
+
 TEST(Arena, ReleaseReusesMemoryAndKeepsThePeak) {
   Arena arena;
   const auto mark = arena.mark();

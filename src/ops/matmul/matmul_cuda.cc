@@ -77,6 +77,13 @@ const Library& library() {
 #undef CAMBIUM_CUBLASLT
 
 constexpr int64_t kWorkspace = 32 << 20;
+constexpr int64_t kWorkspaceAlignment = 256;  // that the library asks for
+
+void* aligned_workspace(const Launch& on) {
+  const auto address = reinterpret_cast<uintptr_t>(on.scratch(kWorkspace + kWorkspaceAlignment));
+  return reinterpret_cast<void*>((address + kWorkspaceAlignment - 1) / kWorkspaceAlignment *
+                                 kWorkspaceAlignment);
+}
 
 /// c (m, n) = [c +] op(a) op(b), column-major.
 struct Product {
@@ -174,7 +181,7 @@ class Planned {
   bool found() const { return found_; }
 
   void run(const void* a, const void* b, void* c, bool accumulate, const Launch& on) const {
-    void* workspace = on.scratch(kWorkspace);
+    void* workspace = aligned_workspace(on);
     if (!accumulate && candidates_.size() > 1) {
       const std::lock_guard lock(measuring_);
       if (candidates_.size() > 1) {
