@@ -14,6 +14,7 @@ namespace cambium {
 namespace {
 
 constexpr int64_t kAlignment = 64;
+constexpr int64_t kDeviceAlignment = 256;  // that CUDA's libraries ask of their workspaces
 constexpr int64_t kBlockBytes = int64_t{16} << 20;
 
 constexpr int64_t kHugePagesFrom = int64_t{4} << 20;
@@ -161,7 +162,8 @@ void Arena::join_blocks() {
 }
 
 void* Arena::allocate(int64_t bytes) {
-  const int64_t size = round_up(std::max<int64_t>(bytes, 1));
+  const int64_t to = device_.kind == Device::kCpu ? kAlignment : kDeviceAlignment;
+  const int64_t size = (std::max<int64_t>(bytes, 1) + to - 1) / to * to;
   join_blocks();
   while (block_ < blocks_.size() && offset_ + size > blocks_[block_].bytes()) {
     ++block_;

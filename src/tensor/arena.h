@@ -82,7 +82,8 @@ class Arena {
     int64_t used = 0;
   };
 
-  /// Uninitialised memory, aligned to 64 bytes, valid until a mark before it is released.
+  /// Uninitialised memory, aligned to 64 bytes, on a device to 256, valid until a mark before it is
+  /// released.
   void* allocate(int64_t bytes);
   Mark mark() const { return {block_, offset_, used_}; }
   void release(Mark mark);

@@ -55,9 +55,8 @@ class SdpaPlan;
 /// half a second, then remembered. Null where the library is missing, was not built in, is turned
 /// off or does not serve the shape: cudnn_status() says why.
 std::shared_ptr<const SdpaPlan> sdpa_plan(const SdpaShape& shape);
-/// Bytes of the device that sdpa_run() works in, from an address that kWorkspaceAlignment divides.
+/// Bytes of the device that sdpa_run() works in, from an address as Launch::scratch gives it.
 int64_t sdpa_workspace(const SdpaPlan& plan);
-inline constexpr int64_t kWorkspaceAlignment = 256;
 /// Queues the work. Two runs give the same bits.
 void sdpa_run(const SdpaPlan& plan, const SdpaTensors& tensors, void* workspace, const Launch& on);
 

@@ -385,9 +385,7 @@ Served serve(const Attention<bf16>& a, const RunPlan& plan, const Launch& on) {
     served.plans.push_back(std::move(found));
   }
   served.stats = scratch<float>(on, stats);
-  const auto at = reinterpret_cast<uintptr_t>(scratch<char>(on, workspace + kWorkspaceAlignment));
-  constexpr auto kAlignment = static_cast<uintptr_t>(kWorkspaceAlignment);
-  served.workspace = reinterpret_cast<void*>((at + kAlignment - 1) / kAlignment * kAlignment);
+  served.workspace = scratch<char>(on, workspace);
   return served;
 }
 

@@ -77,14 +77,6 @@ const Library& library() {
 #undef CAMBIUM_CUBLASLT
 
 constexpr int64_t kWorkspace = 32 << 20;
-constexpr int64_t kWorkspaceAlignment = 256;  // that the library asks for
-
-void* aligned_workspace(const Launch& on) {
-  const auto address = reinterpret_cast<uintptr_t>(on.scratch(kWorkspace + kWorkspaceAlignment));
-  return reinterpret_cast<void*>((address + kWorkspaceAlignment - 1) / kWorkspaceAlignment *
-                                 kWorkspaceAlignment);
-}
-
 /// c (m, n) = [c +] op(a) op(b), column-major.
 struct Product {
   int64_t m, n, k;
@@ -181,12 +173,9 @@ class Planned {
   bool found() const { return found_; }
 
   void run(const void* a, const void* b, void* c, bool accumulate, const Launch& on) const {
-    void* workspace = aligned_workspace(on);
+    void* workspace = on.scratch(kWorkspace);
     if (!accumulate && candidates_.size() > 1) {
-      const std::lock_guard lock(measuring_);
-      if (candidates_.size() > 1) {
-        measure(a, b, c, workspace, on);
-      }
+      std::call_once(measured_, [&] { measure(a, b, c, workspace, on); });
     }
     check("a product", multiply(algorithm_, a, b, c, accumulate, workspace, on));
   }
@@ -280,7 +269,6 @@ class Planned {
     if (best > 0.0F) {
       measured_choices().add(key_, choice);
     }
-    candidates_.clear();
   }
 
   cublasLtMatmulDesc_t operation_ = nullptr;
@@ -289,8 +277,8 @@ class Planned {
   cublasLtMatrixLayout_t c_ = nullptr;
   mutable cublasLtMatmulAlgo_t algorithm_{};
   // Where the fastest is yet to be found: the library's proposals, its first first.
-  mutable std::vector<cublasLtMatmulAlgo_t> candidates_;
-  mutable std::mutex measuring_;
+  std::vector<cublasLtMatmulAlgo_t> candidates_;
+  mutable std::once_flag measured_;
   std::string key_;
   bool found_ = false;
 };
