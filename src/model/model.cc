@@ -95,20 +95,19 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
   Residual residual = Residual::stream(ctx, h);
   for (size_t i = first; i < end; ++i) {
     stop_point();
-    infer_layer(ctx, i, residual, inputs(i), tap(i), next_norm(i + 1, end, whole));
+    infer_layer(ctx, i, residual, h, inputs(i), tap(i), next_norm(i + 1, end, whole));
   }
   return whole ? scaled(ctx, spec_.logit_scale, residual.normed(ctx, norm_)) : residual.value(ctx);
 }
 
 // A layer's activations go as soon as its result is in the stream. `next`: the norm that reads the
-// stream next; null where the stream itself is the result.
-void Model::infer_layer(Context& ctx, size_t layer, Residual& residual, const LayerInputs& inputs,
-                        MixerTap* tap, const Norm* next) const {
+// stream next; null where the stream itself is the result. `like` has the activations' shape and
+// type.
+void Model::infer_layer(Context& ctx, size_t layer, Residual& residual, const Tensor& like,
+                        const LayerInputs& inputs, MixerTap* tap, const Norm* next) const {
   MixerTap kept;
   if (tap != nullptr) {
-    const int64_t tokens = inputs.batch->size();
-    kept = {ctx.result(ctx.activations, {tokens, spec_.width}, false),
-            ctx.result(ctx.activations, {tokens, spec_.width}, false)};
+    kept = {ctx.result_like(like, false), ctx.result_like(like, false)};
   }
   const ArenaScope scope(*ctx.arena);
   MixerTap inside;

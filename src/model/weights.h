@@ -98,7 +98,8 @@ struct LoadOptions {
   /// A model that load_model loaded, on `device`: what has its name, shape and values there becomes
   /// a view of its tensor and is held once. It must outlive the result.
   const LoadedModel* share = nullptr;
-  /// Compare the files with checksums.json and the logits with golden.safetensors, where there are
+  /// Compare the files with checksums.json and, where activations are not bf16, the logits with
+  /// golden.safetensors, where there are
   /// such. Weights are compared with their checksum either way.
   bool check_golden = true;
 };
