@@ -8,37 +8,13 @@
 #include <memory>
 
 #include "model/weights.h"
+#include "serve/testing.h"
 
 namespace cambium {
 namespace {
 
-LayerSpec layer(const std::string& kind, const Options& options) {
-  return decoder_layer({kind, options}, 48);
-}
-
-/// Every kind of state in one model: pages with and without a window, slots of each mixer.
 ModelSpec mixed_spec() {
-  ModelSpec spec;
-  spec.family = "cambium";
-  spec.vocab = 96;
-  spec.width = 32;
-  spec.rope = {.dim = 8};
-  spec.max_positions = 512;
-  const Options attention{
-      {"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{8}}};
-  Options windowed = attention;
-  windowed.set("window", int64_t{24});
-  spec.layers = {layer("attention", attention),
-                 layer("mamba", {{"inner", int64_t{32}},
-                                 {"xb", int64_t{16}},
-                                 {"state", int64_t{8}},
-                                 {"dt_rank", int64_t{2}}}),
-                 layer("sliding_window", windowed),
-                 layer("mamba2", {{"heads", int64_t{4}},
-                                  {"head_dim", int64_t{8}},
-                                  {"state", int64_t{8}},
-                                  {"b_heads", int64_t{2}}})};
-  return spec;
+  return testing::mixed_spec({"attention", "mamba", "sliding_window", "mamba2"});
 }
 
 LoadedModel mixed_model() {

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/signals.h"
+#include "serve/testing.h"
 
 namespace cambium {
 namespace {
@@ -20,42 +21,8 @@ constexpr int64_t kMiB = int64_t{1} << 20;
 
 // Every kind of state, and more layers than kinds.
 ModelSpec mixed_spec() {
-  ModelSpec spec;
-  spec.family = "cambium";
-  spec.vocab = 96;
-  spec.width = 32;
-  spec.rope = {.dim = 8};
-  spec.max_positions = 512;
-  const Options attention{
-      {"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{8}}};
-  Options windowed = attention;
-  windowed.set("window", int64_t{24});
-  const LayerSpec whole = decoder_layer({"attention", attention}, 48);
-  const LayerSpec mamba = decoder_layer({"mamba2",
-                                         {{"heads", int64_t{4}},
-                                          {"head_dim", int64_t{8}},
-                                          {"state", int64_t{8}},
-                                          {"b_heads", int64_t{2}}}},
-                                        48);
-  spec.layers = {whole,
-                 mamba,
-                 mamba,
-                 decoder_layer({"sliding_window", windowed}, 48),
-                 whole,
-                 decoder_layer({"mamba",
-                                {{"inner", int64_t{32}},
-                                 {"xb", int64_t{16}},
-                                 {"state", int64_t{8}},
-                                 {"dt_rank", int64_t{2}}}},
-                               48),
-                 decoder_layer({"gated_delta_net",
-                                {{"heads", int64_t{4}},
-                                 {"q_heads", int64_t{2}},
-                                 {"k_heads", int64_t{2}},
-                                 {"key_dim", int64_t{8}},
-                                 {"value_dim", int64_t{8}}}},
-                               48)};
-  return spec;
+  return testing::mixed_spec(
+      {"attention", "mamba2", "mamba2", "sliding_window", "attention", "mamba", "gated_delta_net"});
 }
 
 MemoryRequest request_for(const ModelSpec& spec, int64_t total) {
