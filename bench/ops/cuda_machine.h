@@ -41,7 +41,7 @@ class Event {
   ~Event() { cudaEventDestroy(event_); }
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
-  void record() { check(cudaEventRecord(event_, nullptr)); }
+  void record() { check(cudaEventRecord(event_, compute_stream(kDevice))); }
   double ms_since(const Event& earlier) const {
     float ms = 0.0F;
     check(cudaEventElapsedTime(&ms, earlier.event_, event_));

@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "eval/statistics.h"
 #include "serve/cache.h"
+#include "serve/step_queue.h"
 #include "tensor/copy.h"
 
 namespace cambium {
@@ -52,8 +53,7 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
   cache_config.piece_tokens = chunk;
   cache_config.values = config.cache_values;
   Cache cache(model, cache_config);
-  Workspace workspace(model.device());
-  Context ctx = context_for(model, workspace);
+  StepQueue queue(model, cache.table_entries());
   std::vector<int64_t> slots;
   for (int64_t i = 0; i < config.batch; ++i) {
     slots.push_back(cache.open(cache_config.max_tokens));
@@ -62,15 +62,21 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
   std::vector<int32_t> piece;
   Batch batch;
   const auto call = [&] {
-    const WorkspaceScope scope(workspace);
-    const Tensor hidden = model.forward(ctx, batch, {.states = cache.prepare(batch)});
-    const Tensor last = ctx.arena->empty(hidden.dtype, {config.batch, hidden.dim(1)});
-    std::vector<int64_t> rows;
-    for (int64_t s = 0; s < config.batch; ++s) {
-      rows.push_back(batch.last_row(s));
-    }
-    gather_rows(last, hidden, rows);
-    model.logits(ctx, last);
+    const ForwardOptions options{.states = cache.prepare(batch)};
+    const bool decodes = batch.size() == config.batch;
+    queue.run(batch, decodes, [&](Context& ctx) {
+      const Tensor hidden = model.forward(ctx, batch, options);
+      Tensor last = hidden;
+      if (!decodes) {
+        last = ctx.arena->empty(hidden.dtype, {config.batch, hidden.dim(1)});
+        std::vector<int64_t> rows;
+        for (int64_t s = 0; s < config.batch; ++s) {
+          rows.push_back(batch.last_row(s));
+        }
+        gather_rows(last, hidden, rows);
+      }
+      model.logits(ctx, last);
+    });
   };
   const auto token = [&](int64_t position) {
     return static_cast<int32_t>((position * 37 + 11) % model.spec().vocab);
@@ -90,6 +96,7 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
     }
     call();
   });
+  queue.wait(0);
   sample.prefill_cpu = 1e3 * prefill.cpu_seconds() / prefilled;
   sample.prefill = prefilled / prefill.seconds();
   const Stopwatch decode;
@@ -101,6 +108,7 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
     }
     call();
   }
+  queue.wait(0);
   sample.decode_cpu = 1e3 * decode.cpu_seconds() / decoded;
   sample.decode = decoded / decode.seconds();
   return sample;

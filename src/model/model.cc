@@ -75,9 +75,10 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
   CAMBIUM_CHECK(end <= layers_.size() && options.first_layer >= 0);
   CAMBIUM_CHECK(ctx.tape == nullptr || (whole && !options.start.defined()));
   CAMBIUM_CHECK(options.start.defined() || options.first_layer == 0);
-  Tensor h = options.start.defined() ? options.start
-                                     : scaled(ctx, spec_.embedding_scale,
-                                              embedding(ctx, embed_.tensor, batch.tokens()));
+  Tensor h = options.start.defined()
+                 ? options.start
+                 : scaled(ctx, spec_.embedding_scale,
+                          embedding(ctx, embed_.tensor, batch.tokens(), options.newest));
   const auto first = static_cast<size_t>(options.first_layer);
   const auto inputs = [&](size_t layer) {
     return layer_inputs(layer, batch, table, options.states);

@@ -14,6 +14,9 @@ namespace cambium {
 struct ForwardOptions {
   /// In the order of Model::state_layouts, when sequences keep state; empty in training.
   std::span<const UnitState> states = {};
+  /// Tokens chosen by steps before, I32 on the model's device, for tokens that the batch does not
+  /// hold itself.
+  Tensor newest = {};
   /// With a tape: keep only each layer's input and run the layer again in the backward pass.
   bool checkpoint_layers = false;
   /// One per layer, filled in; empty = not wanted.

@@ -17,10 +17,13 @@ class Batch {
  public:
   /// Adds a piece of a sequence whose first token stands at `position`; `slot` is the sequence's
   /// state slot, or -1 without state. `length` is that of the whole sequence, which some rotations
-  /// depend on (ops/rope/rope.h) and every piece of a sequence says alike; 0 = it ends here.
+  /// depend on (ops/rope/rope.h) and every piece of a sequence says alike; 0 = it ends here. A
+  /// token -1 - i is the i-th of ForwardOptions::newest.
   void add(std::span<const int32_t> tokens, int64_t position = 0, int64_t slot = -1,
            int64_t length = 0);
   void clear();
+  /// Forgets what operations worked out of it: their memory is a step's.
+  void forget_plans() { plans_->clear(); }
 
   std::span<const int32_t> tokens() const { return tokens_; }
   int64_t size() const { return static_cast<int64_t>(tokens_.size()); }

@@ -13,6 +13,7 @@
 #include "ops/segment_walk.h"
 #include "tensor/dtype.h"
 #include "tensor/view.h"
+#include "tensor/work_recorder.h"
 
 namespace cambium::cuda {
 
@@ -213,12 +214,31 @@ void allow_shared(const char* operation, void (*kernel)(Params...), dim3 blocks,
   }
 }
 
+/// Tells a recorder of the launch; true: it is not to be made.
+template <class... Params>
+bool only_compared(const Launch& on, void (*kernel)(Params...), dim3 blocks, dim3 threads,
+                   size_t shared, const Params&... args) {
+  WorkRecorder* recorder = on.recorder;
+  if (recorder == nullptr || !recorder->notes()) {
+    return false;
+  }
+  const uint64_t head[] = {reinterpret_cast<uint64_t>(kernel),      blocks.x,
+                           (uint64_t{blocks.y} << 32) | blocks.z,   threads.x,
+                           (uint64_t{threads.y} << 32) | threads.z, shared};
+  recorder->add(head, sizeof(head));
+  (recorder->add_value(args), ...);
+  return recorder->compares();
+}
+
 /// Launches kernel<<<blocks, threads, shared, stream>>>(args...). Does nothing for no blocks. A
 /// launch that fails is an Error that names `operation` and the sizes given to it.
 template <class... Params, class... Args>
 void launch(const Launch& on, const char* operation, void (*kernel)(Params...), dim3 blocks,
             dim3 threads, size_t shared, Args&&... args) {
   if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) {
+    return;
+  }
+  if (only_compared<Params...>(on, kernel, blocks, threads, shared, Params(args)...)) {
     return;
   }
   allow_shared(operation, kernel, blocks, threads, shared);
@@ -236,6 +256,9 @@ void launch_ahead(const Launch& on, const char* operation, void (*kernel)(Params
     return launch(on, operation, kernel, blocks, threads, shared, std::forward<Args>(args)...);
   }
   if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) {
+    return;
+  }
+  if (only_compared<Params...>(on, kernel, blocks, threads, shared, Params(args)...)) {
     return;
   }
   allow_shared(operation, kernel, blocks, threads, shared);

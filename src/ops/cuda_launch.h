@@ -17,7 +17,14 @@ struct Extent {
 /// Error that names the operation and its launch where `status` (a cudaError_t) is one.
 void check_launch(const char* operation, Extent blocks, Extent threads, size_t shared, int status);
 
-/// Memory of the device for a plan (ops/segment_plans.h): filled from the host when made.
+/// Gives memory back in the order of its stream; null: it is not to be given back.
+struct DeviceFree {
+  CUstream_st* stream = nullptr;
+  void operator()(void* p) const;
+};
+
+/// Memory of the device for a plan (ops/segment_plans.h): filled from the host when made; in a step
+/// that has a recorder it is that step's.
 class DeviceArray {
  public:
   DeviceArray() = default;
@@ -33,10 +40,7 @@ class DeviceArray {
   }
 
  private:
-  struct Free {
-    void operator()(void* p) const;
-  };
-  std::unique_ptr<void, Free> memory_;
+  std::unique_ptr<void, DeviceFree> memory_;
 };
 
 /// What a kernel wants to know of segments: their arrays on the device, and what the host worked

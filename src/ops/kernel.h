@@ -19,6 +19,7 @@ struct CUstream_st;
 namespace cambium {
 
 class Arena;
+class WorkRecorder;
 
 /// What a CUDA kernel's host function gets beside its arguments: its stream, and memory of the
 /// device that it may use until the work it queues is done. (A .cu file cannot include the headers
@@ -26,6 +27,7 @@ class Arena;
 struct Launch {
   CUstream_st* stream = nullptr;
   Arena* arena = nullptr;
+  WorkRecorder* recorder = nullptr;  // tensor/work_recorder.h
 
   void* scratch(int64_t bytes) const;
 };

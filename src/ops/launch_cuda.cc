@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "ops/cuda_launch.h"
 #include "ops/segment_plans.h"
+#include "tensor/work_recorder.h"
 
 namespace cambium::cuda {
 namespace {
@@ -73,6 +74,12 @@ void keep_pool() {
 }
 
 DeviceArray::DeviceArray(const void* host, int64_t bytes, const Launch& on) {
+  if (on.recorder != nullptr) {
+    if (void* uploaded = on.recorder->upload(host, bytes); uploaded != nullptr) {
+      memory_ = {uploaded, DeviceFree{}};
+      return;
+    }
+  }
   static std::once_flag once;
   std::call_once(once, keep_pool);
   void* memory = nullptr;
@@ -80,15 +87,17 @@ DeviceArray::DeviceArray(const void* host, int64_t bytes, const Launch& on) {
   cudaError_t status = cudaMallocAsync(&memory, size, on.stream);
   expect(status == cudaSuccess, "[cuda] {} bytes of metadata could not be allocated: {}", bytes,
          cudaGetErrorString(status));
-  memory_.reset(memory);
+  memory_ = {memory, DeviceFree{on.stream}};
   status =
       cudaMemcpyAsync(memory, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, on.stream);
   expect(status == cudaSuccess, "[cuda] {} bytes of metadata could not be copied: {}", bytes,
          cudaGetErrorString(status));
 }
 
-void DeviceArray::Free::operator()(void* p) const {
-  cudaFreeAsync(p, nullptr);
+void DeviceFree::operator()(void* p) const {
+  if (stream != nullptr) {
+    cudaFreeAsync(p, stream);
+  }
 }
 
 DeviceSegments on_device(const SegmentWalk& segments, const Launch& on) {

@@ -19,6 +19,9 @@ void poison_rows(const Tensor& t, int64_t begin, int64_t end) {
               static_cast<size_t>((end - begin) * row));
 }
 
+/// Pages that a table of a device grows by: steps whose sizes are the same are queued as one.
+constexpr int64_t kTogether = 64;
+
 std::vector<int64_t> with_axes(std::vector<int64_t> axes, const Part& part) {
   axes.insert(axes.end(), part.shape.begin(), part.shape.end());
   return axes;
@@ -232,6 +235,9 @@ std::span<const UnitState> Cache::prepare(const Batch& batch) {
       group.pages_per_segment =
           std::max(group.pages_per_segment, static_cast<int64_t>(sequence.pages[g].size()));
     }
+    if (device_.kind == Device::kCuda) {
+      group.pages_per_segment = (group.pages_per_segment + kTogether - 1) / kTogether * kTogether;
+    }
     group.table.assign(static_cast<size_t>(segments.count() * group.pages_per_segment), -1);
     for (int64_t s = 0; s < segments.count(); ++s) {
       const auto slot = static_cast<size_t>(segments.slot[static_cast<size_t>(s)]);
@@ -257,6 +263,11 @@ int64_t Cache::pages_in_use() const {
     sum += group.pages - static_cast<int64_t>(group.free.size());
   }
   return sum;
+}
+
+int64_t Cache::table_entries() const {
+  const int64_t longest = plan_.config().max_tokens / plan_.config().page_size + kTogether;
+  return static_cast<int64_t>(groups_.size()) * longest * capacity();
 }
 
 int64_t Cache::bytes() const {

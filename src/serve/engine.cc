@@ -68,28 +68,54 @@ struct Engine::Job {
   int64_t slot = -1;
   int64_t room = 0;      // tokens that memory is set aside for
   int64_t fed = 0;       // tokens that went through the model
-  int64_t last_row = 0;  // of this step's batch
+  int64_t expected = 0;  // tokens of steps whose tokens are not taken in yet
   bool done = false;
   Clock::time_point submitted, admitted, first_token;
 
   int64_t prompt() const { return static_cast<int64_t>(request.prompt.size()); }
-  /// Tokens there are, of prompt and answer.
-  int64_t tokens() const { return prompt() + static_cast<int64_t>(result.tokens.size()); }
+  /// Tokens there are and the host knows, of prompt and answer.
+  int64_t known() const { return prompt() + static_cast<int64_t>(result.tokens.size()); }
+  int64_t tokens() const { return known() + expected; }
   /// Most tokens that go through the model: the last one generated does not.
   int64_t most() const { return prompt() + std::max<int64_t>(request.max_new_tokens - 1, 0); }
+  /// Whether the host has to do with the logits that its tokens are chosen from.
+  bool watches_logits() const {
+    return request.on_logits || request.sampling.penalises() || request.logprobs > 0;
+  }
+};
+
+// A step whose tokens are not taken in yet.
+struct Engine::Flight {
+  std::vector<Job*> jobs;  // each of a row that gives a token; null once it is of no use
+  std::vector<int32_t> slots;
+  std::vector<int64_t> rows;
+  std::vector<SamplingConfig> configs;
+  std::vector<double> uniforms;
+  std::vector<float> log_probabilities;  // of watched logits
+  bool repeats = false;                  // one token of each sequence, and nobody watches
+  bool watched = false;                  // a job watches logits
+  const Buffer* fetched = nullptr;       // what the step made of newest_
 };
 
 Engine::Engine(Model& model, const EngineConfig& config)
     : model_(model),
       config_(completed(config, model.device())),
       cache_(model, cache_config(config_)),
-      workspace_(model.device()) {
+      queue_(model, cache_.table_entries()) {
   expect(!config.deterministic || model.device().kind == Device::kCpu,
          "[engine] deterministic answers are the CPU's: on {} products choose their kernels by the "
          "number of rows; take --device cpu",
          model.device().describe());
   if (config_.reserve) {
-    workspace_.reserve(config_.workspace);
+    queue_.reserve(config_.workspace);
+  }
+  const int64_t slots = cache_.capacity();
+  newest_memory_ = OwnedTensor(Dtype::kI32, {2, slots}, false, model.device());
+  auto* tokens = newest_memory_.view.ptr<int32_t>();
+  newest_ = {Tensor::of(Dtype::kI32, model.device(), {&slots, 1}, tokens),
+             Tensor::of(Dtype::kF32, model.device(), {&slots, 1}, tokens + slots)};
+  for (Buffer& buffer : fetched_) {
+    buffer = Buffer::pinned(newest_memory_.view.bytes(), model.device());
   }
 }
 
@@ -164,6 +190,12 @@ void Engine::make_room() {
         room = job.tokens();
         continue;
       }
+      if (!flights_.empty()) {
+        // Some may have ended; and who is sent back knows all its tokens.
+        take_in_all();
+        sweep();
+        return make_room();
+      }
       preempt_youngest();
       if (i == running_.size()) {
         return;  // it was the youngest itself
@@ -185,25 +217,36 @@ void Engine::preempt_youngest() {
   running_.pop_back();
 }
 
-// The tokens that a request feeds next: a piece of its prompt, or its newest token. After an
-// interruption, a piece of the answer that it has, cut as prompts are.
+// The tokens that a request feeds next, of those that the host knows: a piece of its prompt, or its
+// newest token. After an interruption, a piece of the answer that it has, cut as prompts are.
 std::span<const int32_t> Engine::next_piece(const Job& job) const {
   const bool prompt = job.fed < job.prompt();
   const int64_t grid = (job.fed / config_.prefill_chunk + 1) * config_.prefill_chunk;
   const int64_t end = prompt                  ? std::min(grid, job.prompt())
                       : config_.deterministic ? job.fed + 1
-                                              : std::min(grid, job.tokens());
+                                              : std::min(grid, job.known());
   return std::span(prompt ? job.request.prompt : job.result.tokens)
       .subspan(static_cast<size_t>(prompt ? job.fed : job.fed - job.prompt()),
                static_cast<size_t>(end - job.fed));
 }
 
-void Engine::plan_step() {
+bool Engine::may_go_ahead() const {
+  return config_.ahead && model_.device().kind == Device::kCuda &&
+         std::none_of(running_.begin(), running_.end(),
+                      [](const auto& job) { return job->watches_logits(); });
+}
+
+void Engine::plan_step(Flight& flight) {
   batch_.clear();
-  ready_.clear();
   int64_t read = 0;
   for (const auto& job : running_) {
-    const std::span<const int32_t> piece = next_piece(*job);
+    if (job->tokens() - job->prompt() >= job->request.max_new_tokens) {
+      continue;  // its last token is on its way
+    }
+    const bool device_knows = job->fed == job->known();
+    const int32_t reference = static_cast<int32_t>(-1 - job->slot);
+    const std::span<const int32_t> piece =
+        device_knows ? std::span(&reference, 1) : next_piece(*job);
     const auto length = static_cast<int64_t>(piece.size());
     if (job->fed < job->prompt() || length > 1) {
       if (read + length > config_.prefill_tokens) {
@@ -213,116 +256,173 @@ void Engine::plan_step() {
     }
     batch_.add(piece, job->fed, job->slot, job->prompt());
     job->fed += length;
+    flight.watched = flight.watched || job->watches_logits();
     if (job->fed == job->tokens()) {
-      job->last_row = batch_.size() - 1;
-      ready_.push_back(job.get());
+      ++job->expected;
+      flight.jobs.push_back(job.get());
+      flight.slots.push_back(static_cast<int32_t>(job->slot));
+      flight.rows.push_back(batch_.size() - 1);
+      flight.configs.push_back(job->request.sampling);
+      flight.uniforms.push_back(
+          Rng(job->request.seed, mix_seed(job->request.stream, static_cast<uint64_t>(job->fed)))
+              .uniform());
     }
   }
+  flight.repeats = !flight.watched && batch_.size() == batch_.segments().count() &&
+                   batch_.size() == static_cast<int64_t>(flight.jobs.size());
+  chosen_ = static_cast<int64_t>(flight.jobs.size());
 }
 
 bool Engine::step() {
+  const bool ahead = may_go_ahead();
+  if (!ahead) {
+    take_in_all();
+    sweep();
+  }
   make_room();
   admit();
-  if (running_.empty()) {
+  if (running_.empty() && flights_.empty()) {
     return false;
   }
-  plan_step();
-  const WorkspaceScope scope(workspace_);
-  Context ctx = context_for(model_, workspace_);
-  ForwardOptions options;
-  options.states = cache_.prepare(batch_);
-  choose_tokens(model_.forward(ctx, batch_, options));
-  const auto done = std::stable_partition(running_.begin(), running_.end(),
-                                          [](const auto& job) { return !job->done; });
-  std::move(done, running_.end(), std::back_inserter(finished_));
-  running_.erase(done, running_.end());
+  Flight flight;
+  plan_step(flight);
+  if (batch_.size() > 0) {
+    queue_step(flight);
+  }
+  // What was watched has tokens already.
+  while (flights_.size() > (ahead && may_go_ahead() && batch_.size() > 0 ? 1U : 0U)) {
+    take_in_oldest();
+  }
+  sweep();
   return true;
 }
 
-void Engine::choose_tokens(const Tensor& hidden) {
-  const auto count = static_cast<int64_t>(ready_.size());
-  if (count == 0) {
+void Engine::queue_step(Flight& flight) {
+  ForwardOptions options;
+  options.states = cache_.prepare(batch_);
+  options.newest = newest_.tokens;
+  flight.fetched = &fetched_[static_cast<size_t>(queued_++ % 2)];
+  queue_.run(
+      batch_, flight.repeats,
+      [&](Context& ctx) { choose_tokens(ctx, flight, model_.forward(ctx, batch_, options)); },
+      flight.fetched->data(), newest_.tokens.data, newest_memory_.view.bytes());
+  flights_.push_back(std::move(flight));
+}
+
+void Engine::choose_tokens(Context& ctx, Flight& flight, const Tensor& hidden) {
+  if (flight.jobs.empty()) {
     return;
   }
-  Context ctx = context_for(model_, workspace_);
-  std::vector<int64_t> last(ready_.size());
-  std::vector<SamplingConfig> configs;
-  std::vector<double> uniforms;
-  for (size_t i = 0; i < ready_.size(); ++i) {
-    last[i] = ready_[i]->last_row;
-    const GenerationRequest& request = ready_[i]->request;
-    configs.push_back(request.sampling);
-    uniforms.push_back(
-        Rng(request.seed, mix_seed(request.stream, static_cast<uint64_t>(ready_[i]->fed)))
-            .uniform());
+  Tensor rows = hidden;  // (R, C)
+  if (!flight.repeats) {
+    rows =
+        ctx.arena->empty(hidden.dtype, {static_cast<int64_t>(flight.rows.size()), hidden.dim(1)});
+    gather_rows(rows, hidden, flight.rows);
   }
-  const Tensor rows = ctx.arena->empty(hidden.dtype, {count, hidden.dim(1)});  // (R, C)
-  gather_rows(rows, hidden, last);
   const Tensor logits = model_.logits(ctx, rows);  // (R, V)
-  edit_logits(logits);
-  std::vector<int32_t> tokens(ready_.size());
-  std::vector<float> log_probabilities(ready_.size());
-  sample_tokens(ctx, penalised(ctx, logits, configs), configs, uniforms, tokens, log_probabilities);
-  rank(ctx, logits, tokens, log_probabilities);
-  for (size_t i = 0; i < ready_.size(); ++i) {
-    accept(*ready_[i], tokens[i], log_probabilities[i]);
+  if (!flight.watched) {
+    return queue_samples(ctx, logits, flight.configs, flight.uniforms, flight.slots, newest_);
   }
+  edit_logits(flight, logits);
+  queue_samples(ctx, penalised(ctx, flight, logits), flight.configs, flight.uniforms, flight.slots,
+                newest_);
+  rank(ctx, flight, logits);
 }
 
 // Lets requests see and change their rows.
-void Engine::edit_logits(const Tensor& logits) const {
-  if (std::none_of(ready_.begin(), ready_.end(),
+void Engine::edit_logits(const Flight& flight, const Tensor& logits) const {
+  if (std::none_of(flight.jobs.begin(), flight.jobs.end(),
                    [](const Job* job) { return static_cast<bool>(job->request.on_logits); })) {
     return;
   }
   const auto vocab = static_cast<size_t>(logits.dim(1));
   std::vector<float> values = elements_of(logits);
-  for (size_t i = 0; i < ready_.size(); ++i) {
-    if (ready_[i]->request.on_logits) {
-      ready_[i]->request.on_logits(std::span(values).subspan(i * vocab, vocab));
+  for (size_t i = 0; i < flight.jobs.size(); ++i) {
+    if (flight.jobs[i]->request.on_logits) {
+      flight.jobs[i]->request.on_logits(std::span(values).subspan(i * vocab, vocab));
     }
   }
   copy(logits, Tensor::of(values.data(), {logits.dim(0), logits.dim(1)}));
 }
 
 // The logits that tokens are chosen from: a copy where a request penalises tokens it has had.
-Tensor Engine::penalised(const Context& ctx, const Tensor& logits,
-                         std::span<const SamplingConfig> configs) const {
-  if (std::none_of(configs.begin(), configs.end(),
+Tensor Engine::penalised(const Context& ctx, const Flight& flight, const Tensor& logits) const {
+  if (std::none_of(flight.configs.begin(), flight.configs.end(),
                    [](const SamplingConfig& config) { return config.penalises(); })) {
     return logits;
   }
   std::vector<std::span<const SeenToken>> seen;
-  for (const Job* job : ready_) {
+  for (const Job* job : flight.jobs) {
     seen.push_back(job->seen.tokens());
   }
   const Tensor lowered = ctx.arena->empty(logits.dtype, {logits.dim(0), logits.dim(1)});
   copy(lowered, logits);
-  penalise_tokens(ctx, lowered, configs, seen);
+  penalise_tokens(ctx, lowered, flight.configs, seen);
   return lowered;
 }
 
 // Log-probabilities of requests that want the likeliest tokens, or whose choice was from penalised
 // logits: of the model's own logits.
-void Engine::rank(const Context& ctx, const Tensor& logits, std::span<const int32_t> tokens,
-                  std::span<float> log_probabilities) {
+void Engine::rank(const Context& ctx, Flight& flight, const Tensor& logits) {
   std::vector<int32_t> wanted;
   int32_t most = 0;
-  for (const Job* job : ready_) {
+  for (const Job* job : flight.jobs) {
     const auto logprobs = static_cast<int32_t>(job->request.logprobs);
     wanted.push_back(logprobs == 0 && !job->request.sampling.penalises() ? -1 : logprobs);
     most = std::max(most, logprobs);
   }
+  const OwnedTensor tokens(Dtype::kI32, {cache_.capacity()});
+  copy(tokens.view, newest_.tokens);
+  const std::vector<float> of_slots = elements_of(newest_.log_probabilities);
+  std::vector<int32_t> chosen;
+  for (const int32_t slot : flight.slots) {
+    chosen.push_back(tokens.view.ptr<int32_t>()[slot]);
+    expect_chosen(chosen.back());
+    flight.log_probabilities.push_back(of_slots[static_cast<size_t>(slot)]);
+  }
   const auto width = static_cast<size_t>(most);
-  std::vector<RankedToken> likeliest(ready_.size() * width);
-  rank_tokens(ctx, logits, tokens, wanted, log_probabilities, likeliest);
-  for (size_t i = 0; i < ready_.size(); ++i) {
+  std::vector<RankedToken> likeliest(flight.jobs.size() * width);
+  rank_tokens(ctx, logits, chosen, wanted, flight.log_probabilities, likeliest);
+  for (size_t i = 0; i < flight.jobs.size(); ++i) {
     const auto first = likeliest.begin() + static_cast<ptrdiff_t>(i * width);
-    ready_[i]->likeliest.assign(first, first + ready_[i]->request.logprobs);
+    flight.jobs[i]->likeliest.assign(first, first + flight.jobs[i]->request.logprobs);
   }
 }
 
+void Engine::take_in_oldest() {
+  const Flight flight = std::move(flights_.front());
+  flights_.pop_front();
+  queue_.wait(static_cast<int64_t>(flights_.size()));
+  const bool cpu = model_.device().kind == Device::kCpu;
+  const auto* tokens =
+      static_cast<const int32_t*>(cpu ? newest_.tokens.data : flight.fetched->data());
+  const auto* log_probabilities = reinterpret_cast<const float*>(tokens + cache_.capacity());
+  for (size_t i = 0; i < flight.jobs.size(); ++i) {
+    if (flight.jobs[i] != nullptr) {
+      const auto slot = static_cast<size_t>(flight.slots[i]);
+      accept(*flight.jobs[i], tokens[slot],
+             flight.watched ? flight.log_probabilities[i] : log_probabilities[slot]);
+    }
+  }
+}
+
+void Engine::take_in_all() {
+  while (!flights_.empty()) {
+    take_in_oldest();
+  }
+}
+
+// Moves what is done out of the way.
+void Engine::sweep() {
+  const auto done = std::stable_partition(running_.begin(), running_.end(),
+                                          [](const auto& job) { return !job->done; });
+  std::move(done, running_.end(), std::back_inserter(finished_));
+  running_.erase(done, running_.end());
+}
+
 void Engine::accept(Job& job, int32_t token, float log_probability) {
+  --job.expected;
+  expect_chosen(token);
   if (job.result.tokens.empty()) {
     job.first_token = Clock::now();
     job.result.prefill_seconds = seconds_between(job.admitted, job.first_token);
@@ -356,6 +456,9 @@ void Engine::finish(Job& job, FinishReason reason) {
     job.slot = -1;
   }
   job.done = true;
+  for (Flight& flight : flights_) {
+    std::replace(flight.jobs.begin(), flight.jobs.end(), &job, static_cast<Job*>(nullptr));
+  }
 }
 
 void Engine::cancel(Ticket ticket) {

@@ -6,8 +6,13 @@
 // prefill_chunk in absolute position, and random numbers come from (seed, request's stream,
 // position). On the CPU that holds to the last bit; on a GPU products of other shapes may round
 // logits differently.
+//
+// On a GPU the host works one step ahead of the device: the next step is queued before this one's
+// tokens are known, which it finds on the device. A request that ends by its tokens has then been
+// in one step too many, whose token nobody sees.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -17,6 +22,7 @@
 
 #include "ops/sampling/sampling.h"
 #include "serve/cache.h"
+#include "serve/step_queue.h"
 
 namespace cambium {
 
@@ -54,6 +60,8 @@ struct EngineConfig {
   /// kernels of the CPU see to the one, and an answer that is read again is read token by token, as
   /// it was made. An Error on a GPU, whose products choose their kernels by the number of rows.
   bool deterministic = false;
+  /// On a GPU a step is queued before the tokens of the one before are known.
+  bool ahead = true;
   /// Takes the cache whole and the workspace when the engine is made (serve/memory_plan.h works
   /// them out), so that a step allocates nothing.
   bool reserve = false;
@@ -114,7 +122,8 @@ class Engine {
   /// vocabulary, a prompt longer than the model's positions, more tokens than the cache holds,
   /// sampling settings outside their ranges.
   Ticket submit(GenerationRequest request);
-  /// Runs one forward call; false when there was nothing to run.
+  /// Queues one forward call and takes in the tokens of one: the same, or where it works ahead of
+  /// the device the one before. false when there was neither.
   bool step();
   /// Ends a request, wherever it is, at once. Not from inside a callback: return false there.
   void cancel(Ticket ticket);
@@ -130,36 +139,47 @@ class Engine {
   const Cache& cache() const { return cache_; }
   /// What the last step ran over, and how many rows of it gave a token.
   const Batch& batch() const { return batch_; }
-  int64_t chosen() const { return static_cast<int64_t>(ready_.size()); }
+  int64_t chosen() const { return chosen_; }
   /// The most that its steps had in use at once.
-  WorkspaceBytes workspace_peak() const { return workspace_.peak_bytes(); }
+  WorkspaceBytes workspace_peak() const { return queue_.peak_bytes(); }
+  /// How its steps were queued.
+  WorkRecorder::Counts step_counts() const { return queue_.counts(); }
 
  private:
   struct Job;
+  struct Flight;
 
   void admit();
   void make_room();
   void preempt_youngest();
   std::span<const int32_t> next_piece(const Job& job) const;
-  void plan_step();
-  void choose_tokens(const Tensor& hidden);
-  void edit_logits(const Tensor& logits) const;
-  Tensor penalised(const Context& ctx, const Tensor& logits,
-                   std::span<const SamplingConfig> configs) const;
-  void rank(const Context& ctx, const Tensor& logits, std::span<const int32_t> tokens,
-            std::span<float> log_probabilities);
+  bool may_go_ahead() const;
+  void plan_step(Flight& flight);
+  void queue_step(Flight& flight);
+  void choose_tokens(Context& ctx, Flight& flight, const Tensor& hidden);
+  void edit_logits(const Flight& flight, const Tensor& logits) const;
+  Tensor penalised(const Context& ctx, const Flight& flight, const Tensor& logits) const;
+  void rank(const Context& ctx, Flight& flight, const Tensor& logits);
+  void take_in_oldest();
+  void take_in_all();
   void accept(Job& job, int32_t token, float log_probability);
   void finish(Job& job, FinishReason reason);
+  void sweep();
 
   Model& model_;
   EngineConfig config_;
   Cache cache_;
-  Workspace workspace_;
+  StepQueue queue_;
   Batch batch_;
   std::deque<std::unique_ptr<Job>> waiting_;
   std::vector<std::unique_ptr<Job>> running_;
   std::vector<std::unique_ptr<Job>> finished_;
-  std::vector<Job*> ready_;  // whose last row of the batch gives a token
+  int64_t chosen_ = 0;
+  OwnedTensor newest_memory_;  // (2, slots): tokens, log-probabilities
+  ChosenTokens newest_;        // in it: of each slot
+  std::array<Buffer, 2> fetched_;
+  int64_t queued_ = 0;          // steps
+  std::deque<Flight> flights_;  // at most two
   Ticket next_ticket_ = 0;
 };
 

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "tensor/work_recorder.h"
+
 namespace cambium {
 
 void Tape::backward(const Context& ctx) {
@@ -36,6 +38,11 @@ const void* Context::to_device(const void* elements, int64_t bytes) const {
   }
   if (device().kind == Device::kMeta) {
     return arena->allocate(bytes);
+  }
+  if (recorder != nullptr) {
+    if (void* uploaded = recorder->upload(elements, bytes); uploaded != nullptr) {
+      return uploaded;
+    }
   }
   void* pinned = host_arena().allocate(bytes);
   std::memcpy(pinned, elements, static_cast<size_t>(bytes));

@@ -19,10 +19,9 @@
 #include "tensor/arena.h"
 #include "tensor/tensor.h"
 
-struct CUstream_st;
-
 namespace cambium {
 
+class WorkRecorder;
 struct Context;
 
 class Tape {
@@ -77,9 +76,6 @@ class Tape {
       touched_;  // of all steps, each from its first_touched to the next one's
 };
 
-/// A stream of the CUDA runtime (its cudaStream_t).
-using Stream = CUstream_st*;
-
 struct Context {
   /// The memory of results, on the device the tensors are on.
   Arena* arena = nullptr;
@@ -91,8 +87,9 @@ struct Context {
   Dtype activations = Dtype::kF32;
   /// Computes with the naive definitions instead of the fast kernels (they are also what F64 uses).
   bool reference = false;
-  /// Where operations on a CUDA device are queued.
-  Stream stream = nullptr;
+  /// Of steps that may be queued as a whole (tensor/work_recorder.h); null: each operation is
+  /// queued when it is called.
+  WorkRecorder* recorder = nullptr;
 
   /// Whether an operation on these inputs must record its backward step.
   template <class... Tensors>

@@ -126,7 +126,8 @@ void copy(const Tensor& to, const Tensor& from) {
     if constexpr (kCudaBuild) {
       expect(is_on_device(to) && is_on_device(from),
              "[copy] cuda converts f32 and bf16, got {} to {}", from, to);
-      cuda::convert_elements(to.data, to.dtype, from.data, from.dtype, to.numel());
+      cuda::convert_elements(to.data, to.dtype, from.data, from.dtype, to.numel(),
+                             compute_stream(to.device));
     }
     return;
   }
@@ -168,7 +169,8 @@ void fill(const Tensor& t, double value) {
   if (!on_cpu(t)) {
     if constexpr (kCudaBuild) {
       expect(is_on_device(t), "[fill] cuda fills f32 and bf16, got {}", t);
-      cuda::fill_elements(t.data, t.dtype, t.numel(), static_cast<float>(value));
+      cuda::fill_elements(t.data, t.dtype, t.numel(), static_cast<float>(value),
+                          compute_stream(t.device));
     }
     return;
   }
@@ -185,7 +187,7 @@ void gather_rows(const Tensor& out, const Tensor& x, std::span<const int64_t> ro
     if constexpr (kCudaBuild) {
       const int64_t size = dtype_size(x.dtype);
       cuda::gather_row_bytes(out.data, x.data, x.row_stride() * size, x.dim(1) * size, rows.data(),
-                             static_cast<int64_t>(rows.size()));
+                             static_cast<int64_t>(rows.size()), compute_stream(x.device));
     }
     return;
   }
@@ -206,7 +208,7 @@ void add_rows(const Tensor& y, const Tensor& x, std::span<const int64_t> rows) {
     if constexpr (kCudaBuild) {
       expect(is_on_device(y), "[add_rows] cuda adds f32 and bf16, got {}", y);
       cuda::add_row_elements(y.data, y.row_stride(), x.data, x.dim(1), x.dtype, rows.data(),
-                             static_cast<int64_t>(rows.size()));
+                             static_cast<int64_t>(rows.size()), compute_stream(y.device));
     }
     return;
   }

@@ -66,20 +66,21 @@ __global__ void add(T* y, int64_t stride, const T* x, int64_t channels, const in
 // An array of the host on the device, until the work queued now is done.
 class Upload {
  public:
-  Upload(const int64_t* rows, int64_t count) {
+  Upload(const int64_t* rows, int64_t count, CUstream_st* stream) : stream_(stream) {
     const auto bytes = static_cast<size_t>(count) * sizeof(int64_t);
-    if (cudaMallocAsync(&memory_, bytes, nullptr) != cudaSuccess ||
-        cudaMemcpyAsync(memory_, rows, bytes, cudaMemcpyHostToDevice, nullptr) != cudaSuccess) {
+    if (cudaMallocAsync(&memory_, bytes, stream) != cudaSuccess ||
+        cudaMemcpyAsync(memory_, rows, bytes, cudaMemcpyHostToDevice, stream) != cudaSuccess) {
       queue_failed("copying row numbers", cudaGetLastError());
     }
   }
-  ~Upload() { cudaFreeAsync(memory_, nullptr); }
+  ~Upload() { cudaFreeAsync(memory_, stream_); }
   Upload(const Upload&) = delete;
   Upload& operator=(const Upload&) = delete;
   const int64_t* rows() const { return static_cast<const int64_t*>(memory_); }
 
  private:
   void* memory_ = nullptr;
+  CUstream_st* stream_;
 };
 
 void check(const char* what) {
@@ -91,41 +92,42 @@ void check(const char* what) {
 
 }  // namespace
 
-void convert_elements(void* to, Dtype to_type, const void* from, Dtype from_type, int64_t count) {
+void convert_elements(void* to, Dtype to_type, const void* from, Dtype from_type, int64_t count,
+                      CUstream_st* stream) {
   if (count == 0) {
     return;
   }
   if (to_type == Dtype::kBF16) {
-    convert<<<blocks_for(count), kThreads>>>(static_cast<bf16*>(to),
-                                             static_cast<const float*>(from), count);
+    convert<<<blocks_for(count), kThreads, 0, stream>>>(static_cast<bf16*>(to),
+                                                        static_cast<const float*>(from), count);
   } else {
-    convert<<<blocks_for(count), kThreads>>>(static_cast<float*>(to),
-                                             static_cast<const bf16*>(from), count);
+    convert<<<blocks_for(count), kThreads, 0, stream>>>(static_cast<float*>(to),
+                                                        static_cast<const bf16*>(from), count);
   }
   check("converting elements");
 }
 
-void fill_elements(void* to, Dtype type, int64_t count, float value) {
+void fill_elements(void* to, Dtype type, int64_t count, float value, CUstream_st* stream) {
   if (count == 0) {
     return;
   }
   if (type == Dtype::kBF16) {
-    fill<<<blocks_for(count), kThreads>>>(static_cast<bf16*>(to), count, value);
+    fill<<<blocks_for(count), kThreads, 0, stream>>>(static_cast<bf16*>(to), count, value);
   } else {
-    fill<<<blocks_for(count), kThreads>>>(static_cast<float*>(to), count, value);
+    fill<<<blocks_for(count), kThreads, 0, stream>>>(static_cast<float*>(to), count, value);
   }
   check("filling elements");
 }
 
 void gather_row_bytes(void* out, const void* x, int64_t stride, int64_t bytes, const int64_t* rows,
-                      int64_t count) {
+                      int64_t count, CUstream_st* stream) {
   if (count == 0 || bytes == 0) {
     return;
   }
-  const Upload uploaded(rows, count);
+  const Upload uploaded(rows, count, stream);
   const auto run = [&]<class Unit>(Unit*) {
     const int64_t size = sizeof(Unit);
-    gather<<<blocks_for(count * (bytes / size)), kThreads>>>(
+    gather<<<blocks_for(count * (bytes / size)), kThreads, 0, stream>>>(
         static_cast<Unit*>(out), static_cast<const Unit*>(x), stride / size, bytes / size,
         uploaded.rows(), count);
   };
@@ -142,19 +144,19 @@ void gather_row_bytes(void* out, const void* x, int64_t stride, int64_t bytes, c
 }
 
 void add_row_elements(void* y, int64_t stride, const void* x, int64_t channels, Dtype type,
-                      const int64_t* rows, int64_t count) {
+                      const int64_t* rows, int64_t count, CUstream_st* stream) {
   if (count == 0 || channels == 0) {
     return;
   }
-  const Upload uploaded(rows, count);
+  const Upload uploaded(rows, count, stream);
   if (type == Dtype::kBF16) {
-    add<<<blocks_for(count * channels), kThreads>>>(static_cast<bf16*>(y), stride,
-                                                    static_cast<const bf16*>(x), channels,
-                                                    uploaded.rows(), count);
+    add<<<blocks_for(count * channels), kThreads, 0, stream>>>(static_cast<bf16*>(y), stride,
+                                                               static_cast<const bf16*>(x),
+                                                               channels, uploaded.rows(), count);
   } else {
-    add<<<blocks_for(count * channels), kThreads>>>(static_cast<float*>(y), stride,
-                                                    static_cast<const float*>(x), channels,
-                                                    uploaded.rows(), count);
+    add<<<blocks_for(count * channels), kThreads, 0, stream>>>(static_cast<float*>(y), stride,
+                                                               static_cast<const float*>(x),
+                                                               channels, uploaded.rows(), count);
   }
   check("adding rows");
 }

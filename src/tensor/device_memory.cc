@@ -49,6 +49,10 @@ std::unique_ptr<CopyQueue> CopyQueue::on(Device device) {
   return cuda_copy_queue(device);
 }
 
+std::unique_ptr<WorkRecorder> WorkRecorder::on(Device device, int64_t upload_bytes) {
+  return device.kind == Device::kCuda ? cuda_recorder(device, upload_bytes) : nullptr;
+}
+
 }  // namespace cambium
 
 #if !CAMBIUM_CUDA
@@ -91,9 +95,15 @@ void copy_memory_2d(void*, Device to_device, int64_t, const void*, Device, int64
 void queue_failed(const char* what, int status) {
   fail("[cuda] {} failed with status {}", what, status);
 }
+CUstream_st* compute_stream(Device) {
+  return nullptr;
+}
 void wait_for(Device) {}
 std::unique_ptr<CopyQueue> cuda_copy_queue(Device device) {
   no_cuda("copy", device);
+}
+std::unique_ptr<WorkRecorder> cuda_recorder(Device device, int64_t) {
+  no_cuda("recorder", device);
 }
 
 }  // namespace cambium

@@ -48,6 +48,9 @@ void copy_memory_2d(void* to, Device to_device, int64_t to_stride, const void* f
                     Device from_device, int64_t from_stride, int64_t width, int64_t height);
 /// Error: `what` could not be queued; `status` is a cudaError_t.
 [[noreturn]] void queue_failed(const char* what, int status);
+/// The stream of a CUDA device (its cudaStream_t) that all of its work is queued on, in the order
+/// of the calls; null of other devices. It does not wait for the runtime's default stream.
+CUstream_st* compute_stream(Device device);
 /// Waits until everything queued on the device is done.
 void wait_for(Device device);
 

@@ -1,6 +1,9 @@
 #include <cuda_runtime_api.h>
 
+#include <array>
+#include <atomic>
 #include <deque>
+#include <mutex>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -53,7 +56,7 @@ void select(Device device) {
   }
 }
 
-/// Copies on a stream that does not wait for the default one.
+/// Copies on a stream of their own.
 class CudaCopies : public CopyQueue {
  public:
   explicit CudaCopies(Device device) : device_(device) {
@@ -101,7 +104,42 @@ class CudaCopies : public CopyQueue {
   std::deque<cudaEvent_t> events_;
 };
 
+// Whether a recorder has this thread's work: a copy that does not know of it cannot be recorded.
+bool only_recorded() {
+  if (WorkRecorder* recorder = recorder_in_use(); recorder != nullptr) {
+    recorder->refuse();
+    return true;
+  }
+  return false;
+}
+
+// Of the one that is a CUDA device.
+cudaStream_t stream_of_either(Device a, Device b) {
+  return compute_stream(a.kind == Device::kCuda ? a : b);
+}
+
 }  // namespace
+
+CUstream_st* compute_stream(Device device) {
+  if (device.kind != Device::kCuda) {
+    return nullptr;
+  }
+  // Never destroyed: the driver may be gone before the program ends.
+  static std::array<std::atomic<cudaStream_t>, 256> streams;
+  static std::mutex mutex;
+  std::atomic<cudaStream_t>& known = streams[device.index];
+  if (cudaStream_t stream = known.load(std::memory_order_acquire); stream != nullptr) {
+    return stream;
+  }
+  const std::lock_guard lock(mutex);
+  if (known.load() == nullptr) {
+    select(device);
+    cudaStream_t stream = nullptr;
+    check("making a stream", cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    known.store(stream, std::memory_order_release);
+  }
+  return known.load();
+}
 
 std::unique_ptr<CopyQueue> cuda_copy_queue(Device device) {
   return std::make_unique<CudaCopies>(device);
@@ -155,16 +193,20 @@ void free_memory(Device device, MemoryKind kind, void* memory) {
 }
 
 void copy_memory(void* to, Device to_device, const void* from, Device from_device, int64_t bytes) {
-  if (bytes == 0) {
+  if (bytes == 0 || only_recorded()) {
     return;
   }
   select(from_device);
   select(to_device);
   const auto size = static_cast<size_t>(bytes);
   if (to_device.kind == Device::kCuda && from_device.kind == Device::kCuda) {
-    check("copying on the device", cudaMemcpyAsync(to, from, size, cudaMemcpyDeviceToDevice));
+    check("copying on the device",
+          cudaMemcpyAsync(to, from, size, cudaMemcpyDeviceToDevice, compute_stream(to_device)));
   } else {
-    check("copying to or from the device", cudaMemcpy(to, from, size, cudaMemcpyDefault));
+    const cudaStream_t stream = stream_of_either(to_device, from_device);
+    check("copying to or from the device",
+          cudaMemcpyAsync(to, from, size, cudaMemcpyDefault, stream));
+    check("copying to or from the device", cudaStreamSynchronize(stream));
   }
 }
 
@@ -172,31 +214,35 @@ void copy_from_pinned(void* to, Device to_device, const void* from, int64_t byte
   if (bytes > 0) {
     select(to_device);
     check("copying to the device",
-          cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice));
+          cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                          compute_stream(to_device)));
   }
 }
 
 void fill_memory(void* memory, Device device, int byte, int64_t bytes) {
-  if (bytes > 0) {
+  if (bytes > 0 && !only_recorded()) {
     select(device);
-    check("filling memory", cudaMemsetAsync(memory, byte, static_cast<size_t>(bytes)));
+    check("filling memory",
+          cudaMemsetAsync(memory, byte, static_cast<size_t>(bytes), compute_stream(device)));
   }
 }
 
 void copy_memory_2d(void* to, Device to_device, int64_t to_stride, const void* from,
                     Device from_device, int64_t from_stride, int64_t width, int64_t height) {
-  if (width == 0 || height == 0) {
+  if (width == 0 || height == 0 || only_recorded()) {
     return;
   }
   select(from_device);
   select(to_device);
   const auto size = [](int64_t n) { return static_cast<size_t>(n); };
   const bool both = to_device.kind == Device::kCuda && from_device.kind == Device::kCuda;
-  check("copying rows", both
-                            ? cudaMemcpy2DAsync(to, size(to_stride), from, size(from_stride),
-                                                size(width), size(height), cudaMemcpyDeviceToDevice)
-                            : cudaMemcpy2D(to, size(to_stride), from, size(from_stride),
-                                           size(width), size(height), cudaMemcpyDefault));
+  const cudaStream_t stream = stream_of_either(to_device, from_device);
+  check("copying rows",
+        cudaMemcpy2DAsync(to, size(to_stride), from, size(from_stride), size(width), size(height),
+                          both ? cudaMemcpyDeviceToDevice : cudaMemcpyDefault, stream));
+  if (!both) {
+    check("copying rows", cudaStreamSynchronize(stream));
+  }
 }
 
 void queue_failed(const char* what, int status) {

@@ -10,10 +10,10 @@ void embedding_forward(const Embedding<float>& e) {
     for (int64_t t = begin; t < end; ++t) {
       float* y = e.y.row(t);
       if (!e.narrow.defined()) {
-        std::memcpy(y, e.table.row(e.tokens[t]), static_cast<size_t>(channels) * sizeof(float));
+        std::memcpy(y, e.table.row(e.token(t)), static_cast<size_t>(channels) * sizeof(float));
         continue;
       }
-      const bf16* x = e.narrow.row(e.tokens[t]);
+      const bf16* x = e.narrow.row(e.token(t));
       for (int64_t c = 0; c < channels; c += kLanes) {
         vstore_upto(y + c, vload_upto(x + c, channels - c), channels - c);
       }

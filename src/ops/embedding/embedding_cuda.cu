@@ -19,14 +19,15 @@ constexpr int kMostTokens = 8;  // of a block
 
 template <int kVec, class T, class Row>
 __global__ void __launch_bounds__(kThreads)
-    gather(const int32_t* tokens, int64_t count, int of_block, const Row* table, T* y,
-           int64_t channels) {
+    gather(const Embedding<T> e, int of_block, const Row* table) {
   __shared__ int32_t own[kMostTokens];
   const int64_t first = static_cast<int64_t>(blockIdx.x) * of_block;
-  const int n = static_cast<int>(count - first < of_block ? count - first : of_block);
+  const int n = static_cast<int>(e.count - first < of_block ? e.count - first : of_block);
+  T* y = e.y.data;
+  const int64_t channels = e.y.channels;
   await_inputs();
   if (static_cast<int>(threadIdx.x) < n) {
-    own[threadIdx.x] = tokens[first + threadIdx.x];
+    own[threadIdx.x] = static_cast<int32_t>(e.token(first + threadIdx.x));
   }
   __syncthreads();
   for (int64_t c = threadIdx.x * kVec; c < channels; c += kThreads * kVec) {
@@ -46,8 +47,7 @@ void run_gather(const Embedding<T>& e, const Row* table, const Launch& on) {
   const bool vectors = channels % kVec == 0 && aligned(table) && aligned(e.y.data);
   const int of_block = e.count < 2048 ? 1 : kMostTokens;
   launch_ahead(on, "embedding", vectors ? gather<kVec, T, Row> : gather<1, T, Row>,
-               static_cast<unsigned>(ceil_div(e.count, of_block)), kThreads, 0, e.tokens, e.count,
-               of_block, table, e.y.data, channels);
+               static_cast<unsigned>(ceil_div(e.count, of_block)), kThreads, 0, e, of_block, table);
 }
 
 template <class T>

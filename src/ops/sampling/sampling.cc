@@ -21,6 +21,10 @@ void check(size_t logits, const SamplingConfig& config, double uniform) {
 
 }  // namespace
 
+void expect_chosen(int32_t token) {
+  expect(token >= 0, "[sample_token] every logit is NaN; the model's weights or state are broken");
+}
+
 void check_sampling(const SamplingConfig& config) {
   expect(config.temperature >= 0.0F && std::isfinite(config.temperature),
          "[sample_token] expected temperature >= 0, got {}", config.temperature);
@@ -58,13 +62,46 @@ void sample_tokens(const Context& ctx, const Tensor& logits,
   std::copy(configs.begin(), configs.end(), config);
   std::copy(uniforms.begin(), uniforms.end(), uniform);
   run<sample_rows>(ctx, logits, [&]<class T>() {
-    return SampleRows<T>{view<T>(logits), config, uniform, token, log_probability};
+    return SampleRows<T>{view<T>(logits), config, uniform, token, log_probability, nullptr};
   });
   ctx.synchronize();
-  expect(std::all_of(token, token + rows, [](int32_t t) { return t >= 0; }),
-         "[sample_token] every logit is NaN; the model's weights or state are broken");
+  std::for_each(token, token + rows, expect_chosen);
   std::copy_n(token, rows, tokens.begin());
   std::copy_n(log_probability, rows, log_probabilities.begin());
+}
+
+void queue_samples(const Context& ctx, const Tensor& logits,
+                   std::span<const SamplingConfig> configs, std::span<const double> uniforms,
+                   std::span<const int32_t> places, const ChosenTokens& chosen) {
+  expect_rows("queue_samples", "logits (R, V)", logits, 2);
+  const auto rows = static_cast<size_t>(logits.dim(0));
+  const Tensor& tokens = chosen.tokens;
+  const Tensor& log_probabilities = chosen.log_probabilities;
+  expect(configs.size() == rows && uniforms.size() == rows && places.size() == rows,
+         "[queue_samples] expected a configuration, a uniform and a place for each of {} rows",
+         rows);
+  expect(tokens.dtype == Dtype::kI32 && log_probabilities.dtype == Dtype::kF32 &&
+             tokens.rank == 1 && tokens.same_shape(log_probabilities) &&
+             tokens.device == logits.device && log_probabilities.device == logits.device,
+         "[queue_samples] expected tokens (N) i32 and log-probabilities (N) f32 beside {}, got {} "
+         "and {}",
+         logits, tokens, log_probabilities);
+  for (size_t r = 0; r < rows; ++r) {
+    check(static_cast<size_t>(logits.dim(1)), configs[r], uniforms[r]);
+    expect(places[r] >= 0 && places[r] < tokens.dim(0),
+           "[queue_samples] expected places in 0..{}, got {}", tokens.dim(0) - 1, places[r]);
+  }
+  const auto* config = ctx.to_device(configs);
+  const auto* uniform = ctx.to_device(uniforms);
+  const auto* place = ctx.to_device(places);
+  run<sample_rows>(ctx, logits, [&]<class T>() {
+    return SampleRows<T>{view<T>(logits),
+                         config,
+                         uniform,
+                         tokens.ptr<int32_t>(),
+                         log_probabilities.ptr<float>(),
+                         place};
+  });
 }
 
 void penalise_tokens(const Context& ctx, const Tensor& logits,

@@ -19,6 +19,20 @@ void sample_tokens(const Context& ctx, const Tensor& logits,
                    std::span<const SamplingConfig> configs, std::span<const double> uniforms,
                    std::span<int32_t> tokens, std::span<float> log_probabilities);
 
+/// Where chosen tokens are kept: tokens (N), I32, and log softmax(logits)[token] (N), F32.
+struct ChosenTokens {
+  Tensor tokens, log_probabilities;
+};
+
+/// The same without waiting for the device: what is chosen from row r goes to places[r] of
+/// `chosen`, on the device of the logits; a token of -1 where every logit is NaN (on the CPU that
+/// is an Error).
+void queue_samples(const Context& ctx, const Tensor& logits,
+                   std::span<const SamplingConfig> configs, std::span<const double> uniforms,
+                   std::span<const int32_t> places, const ChosenTokens& chosen);
+/// Error where queue_samples() found no token.
+void expect_chosen(int32_t token);
+
 /// Lowers in place logits (R, V) of tokens that were there before, as configs[r] says. seen[r]: the
 /// tokens of row r's prompt and output, each once; empty where nothing is penalised.
 void penalise_tokens(const Context& ctx, const Tensor& logits,

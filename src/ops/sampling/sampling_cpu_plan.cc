@@ -18,11 +18,13 @@ void sample_rows::cpu(const SampleRows<float>& a, Arena& /*arena*/) {
       if (!plain) {
         best = definition::argmax(row);
       }
-      a.token[r] = definition::draw(row, a.config[r], a.uniform[r], best);
-      const auto chosen = static_cast<double>(row[static_cast<size_t>(a.token[r])]);
+      const int32_t token = definition::draw(row, a.config[r], a.uniform[r], best);
+      const int64_t place = a.place(r);
+      a.token[place] = token;
+      const auto chosen = static_cast<double>(row[static_cast<size_t>(token)]);
       const auto largest = static_cast<double>(row[static_cast<size_t>(best)]);
-      a.log_probability[r] = static_cast<float>(
-          plain ? chosen - largest - log_sum : definition::log_probability(row, a.token[r]));
+      a.log_probability[place] = static_cast<float>(
+          plain ? chosen - largest - log_sum : definition::log_probability(row, token));
     }
   });
 }

@@ -413,11 +413,12 @@ __global__ void __launch_bounds__(kThreads) sample(SampleRows<T> a) {
     }
   }
   if (threadIdx.x == 0) {
-    a.token[r] = token;
-    a.log_probability[r] = token < 0
-                               ? NAN
-                               : static_cast<float>(static_cast<double>(load(row.logits + token)) -
-                                                    static_cast<double>(row.largest) - log(sum));
+    const int64_t place = a.place(r);
+    a.token[place] = token;
+    a.log_probability[place] =
+        token < 0 ? NAN
+                  : static_cast<float>(static_cast<double>(load(row.logits + token)) -
+                                       static_cast<double>(row.largest) - log(sum));
   }
 }
 

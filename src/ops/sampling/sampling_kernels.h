@@ -12,8 +12,11 @@ struct SampleRows {
   View<T> logits;                // (R, V)
   const SamplingConfig* config;  // (R)
   const double* uniform;         // (R)
-  int32_t* token;                // (R)
-  float* log_probability;        // (R)
+  int32_t* token;                // row r's at place(r)
+  float* log_probability;
+  const int32_t* places;  // (R); null: r itself
+
+  constexpr int64_t place(int64_t r) const { return places == nullptr ? r : places[r]; }
 };
 CAMBIUM_PLANNED_KERNEL(sample_rows, SampleRows)
 

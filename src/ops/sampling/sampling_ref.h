@@ -144,8 +144,9 @@ template <class T>
 void sample_rows::reference(const SampleRows<T>& a) {
   for (int64_t r = 0; r < a.logits.count(); ++r) {
     const std::span<const T> row(a.logits.row(r), static_cast<size_t>(a.logits.channels));
-    a.token[r] = definition::draw(row, a.config[r], a.uniform[r], definition::argmax(row));
-    a.log_probability[r] = static_cast<float>(definition::log_probability(row, a.token[r]));
+    const int32_t token = definition::draw(row, a.config[r], a.uniform[r], definition::argmax(row));
+    a.token[a.place(r)] = token;
+    a.log_probability[a.place(r)] = static_cast<float>(definition::log_probability(row, token));
   }
 }
 
