@@ -73,6 +73,9 @@ struct Cut {
   int few_rows;
   bool training;   // no tile of few rows and no splits
   int blocks = 0;  // that take the tiles of few rows of a key-value head; 0 = a block for each
+  /// Without the long pieces of prompts that are served elsewhere with so many bytes
+  /// (attention_cudnn.h); 0 = all segments.
+  int64_t gathered = 0;
   bool operator==(const Cut&) const = default;
 };
 
@@ -175,8 +178,9 @@ struct Gather {
 template <class E>
 void gather(const Gather<E>& g, const Launch& on);
 
-/// Forward and backward on tensor cores, for bf16 of the dims that suits; false where not.
-bool forward_on_tensor_cores(const Attention<bf16>& a, const Launch& on);
+/// Forward and backward on tensor cores, for bf16 of the dims that suits; false where not. Forward
+/// without the segments that were served before (Cut::gathered).
+bool forward_on_tensor_cores(const Attention<bf16>& a, int64_t gathered, const Launch& on);
 bool backward_on_tensor_cores(const Attention<bf16>& a, const float* delta, const Launch& on);
 
 // --- Products of tiles in fp32, by 256 threads as 16 x 16: thread (ty, tx) has rows ty * kR + i
