@@ -138,6 +138,7 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
   }
   const Tensor y = ctx.result(q.dtype, {q.dim(0), q.dim(1), v.dim(2)}, differentiate);
   float* kept = differentiate ? ctx.scratch<float>(2 * q.dim(0) * q.dim(1)) : nullptr;
+  const bool same = pages != nullptr && keys.dtype == k.dtype;
   const auto args = [=]<class T>() {
     return Attention<T>{.shape = shape,
                         .q = view<T>(q),
@@ -145,6 +146,8 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
                         .v = wide_view<T>(values),
                         .narrow_k = narrow_view<T>(keys),
                         .narrow_v = narrow_view<T>(values),
+                        .new_k = same ? view<T>(k) : View<T>{},
+                        .new_v = same ? view<T>(v) : View<T>{},
                         .y = view<T>(y),
                         .largest = kept,
                         .inverse_sum = kept == nullptr ? nullptr : kept + q.dim(0) * q.dim(1)};

@@ -49,9 +49,11 @@ struct Attention {
   View<T> v;            // the same of Dv
   View<bf16> narrow_k;  // in place of k and v: pages in bf16 where T is wider
   View<bf16> narrow_v;
-  View<T> y;           // (T, H, Dv) contiguous
-  float* largest;      // (T, H) kept for backward: the largest score, times log2(e);
-                       // null if unwanted
+  View<T> new_k;   // (T, Hkv, D), (T, Hkv, Dv): of this call's tokens, where pages hold the same
+  View<T> new_v;   // numbers; else undefined
+  View<T> y;       // (T, H, Dv) contiguous
+  float* largest;  // (T, H) kept for backward: the largest score, times log2(e);
+                   // null if unwanted
   float* inverse_sum;  // (T, H): 1 / sum of exp(score - largest)
   // On CUDA, backward: that gradient lies together, holds nothing yet and is set, before any that
   // is added to.
