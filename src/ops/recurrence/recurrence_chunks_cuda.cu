@@ -61,8 +61,9 @@ __global__ void __launch_bounds__(128, 4)
                        s.v);
   commit_copies();
   if (thread < 32) {
-    float sums[2];
-    sum_decays(a, span.token, span.tokens, h, sums);
+    float sums[2] = {log_decay_of(a, span.token, span.tokens, 2 * thread, h),
+                     log_decay_of(a, span.token, span.tokens, 2 * thread + 1, h)};
+    sum_decays(sums);
     s.sums[2 * thread] = sums[0];
     s.sums[2 * thread + 1] = sums[1];
   } else if (thread >= kC) {

@@ -37,11 +37,17 @@ template <int kDim, int kThreads>
 __device__ __forceinline__ void copy_rows(const bf16* from, int64_t from_stride, int rows,
                                           int thread, bf16* to) {
   constexpr int kPieces = kDim / 8;
-  for (int x = thread; x < kC * kPieces; x += kThreads) {
-    const int row = x / kPieces;
-    const bool valid = row < rows;
-    copy_16(to + row * (kDim + 8) + x % kPieces * 8,
-            from + (valid ? row * from_stride + x % kPieces * 8 : 0), valid);
+  constexpr int kStep = kThreads / kPieces;  // rows at a time
+  static_assert(kThreads % kPieces == 0 && kC % kStep == 0);
+  const int first = thread / kPieces;
+  const int column = thread % kPieces * 8;
+  const bf16* row = from + first * from_stride + column;
+  to += first * (kDim + 8) + column;
+#pragma unroll
+  for (int i = 0; i < kC; i += kStep) {
+    const bool valid = first + i < rows;
+    copy_16(to + i * (kDim + 8), valid ? row : from, valid);
+    row += kStep * from_stride;
   }
 }
 
@@ -56,21 +62,18 @@ __device__ __forceinline__ float weight_of(const Recurrence<bf16>& a, int64_t to
   return row >= tokens ? 0.0F : a.weight.defined() ? *a.weight.at(token + row, h) : 1.0F;
 }
 
-/// Running sums of the log decays of a chunk, one a head, by a warp: of rows 2 l and 2 l + 1 in
-/// lane l.
-__device__ __forceinline__ void sum_decays(const Recurrence<bf16>& a, int64_t token, int tokens,
-                                           int64_t h, float (&sums)[2]) {
+/// Running sums by a warp, of elements 2 l and 2 l + 1 in lane l.
+__device__ __forceinline__ void sum_decays(float (&x)[2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const float first = log_decay_of(a, token, tokens, 2 * lane, h);
-  const float second = log_decay_of(a, token, tokens, 2 * lane + 1, h);
-  float sum = first + second;
+  const float second = x[1];
+  float sum = x[0] + second;
 #pragma unroll
   for (int lanes = 1; lanes < 32; lanes *= 2) {
     const float before = __shfl_up_sync(kWholeWarp, sum, lanes);
     sum += lane >= lanes ? before : 0.0F;
   }
-  sums[0] = sum - second;
-  sums[1] = sum;
+  x[0] = sum - second;
+  x[1] = sum;
 }
 
 struct Tile {
@@ -134,6 +137,22 @@ __device__ __forceinline__ void transpose_to_right(uint32_t (&x)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     x[i] = transpose_matrix(x[i]);
+  }
+}
+
+/// x[j] of lane i of a quad to x[i] of its lane j.
+__device__ __forceinline__ void transpose_quad(uint32_t (&x)[4]) {
+  const bool odd = threadIdx.x % 2 != 0;
+  const bool upper = threadIdx.x % 4 >= 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t sent = __shfl_xor_sync(kWholeWarp, odd ? x[i] : x[i + 1], 1);
+    (odd ? x[i] : x[i + 1]) = sent;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t sent = __shfl_xor_sync(kWholeWarp, upper ? x[i] : x[i + 2], 2);
+    (upper ? x[i] : x[i + 2]) = sent;
   }
 }
 
