@@ -20,12 +20,6 @@ constexpr int kColumns = 64;  // of the value, a block's
 constexpr int kValuePad = kColumns + 8;
 constexpr int kScanStages = 3;  // of q, k and v; products and gates have one less
 
-// The tiles of pairs on and below the diagonal.
-constexpr int kPairTiles = kRowTiles * (kRowTiles + 1) / 2;
-constexpr __host__ __device__ int pair_tile(int i, int j) {
-  return i * (i + 1) / 2 + j;
-}
-
 // Of a chunk and head.
 struct ScanGates {
   float sums[kC];  // G in units of log 2
@@ -68,6 +62,7 @@ __device__ __forceinline__ void sum_gates(const Recurrence<bf16>& a, const Chunk
 template <int kKey>
 __global__ void __launch_bounds__(128)
     product_kernel(Recurrence<bf16> a, const ChunkSpan* spans, float4* products, ScanGates* gates) {
+  await_inputs();
   constexpr int kRow = kKey + 8;
   __shared__ __align__(16) bf16 q[kC * kRow];
   __shared__ __align__(16) bf16 k[kC * kRow];
@@ -147,6 +142,7 @@ template <int kKey>
 __global__ void __launch_bounds__(256)
     scan_kernel(Recurrence<bf16> a, const int32_t* first_chunk, RecurrenceKept kept,
                 const float4* products, const ScanGates* gates) {
+  await_inputs();
   extern __shared__ float4 shared[];
   using Shared = ScanShared<kKey>;
   Shared& s = *reinterpret_cast<Shared*>(shared);
@@ -400,12 +396,13 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const Recurrence
   const int64_t count = chunks.count * a.key_heads;
   auto* products = scratch<float4>(on, count * kPairTiles * 64);
   auto* gates = scratch<ScanGates>(on, chunks.count * a.heads);
-  launch(on, "recurrence", product_kernel<kKey>,
-         static_cast<unsigned>(count * ceil_div(a.heads / a.key_heads, kGateHeads)), 128, 0, a,
-         chunks.span, products, gates);
-  launch(on, "recurrence", scan_kernel<kKey>,
-         static_cast<unsigned>(a.segments.count * a.heads * (a.dim / kColumns)), 256,
-         sizeof(ScanShared<kKey>), a, chunks.first, kept, products, gates);
+  launch_ahead(on, "recurrence", product_kernel<kKey>,
+               static_cast<unsigned>(count * ceil_div(a.heads / a.key_heads, kGateHeads)), 128, 0,
+               a, chunks.span, products, gates);
+  static_assert(sizeof(ScanShared<kKey>) <= kForwardShared);
+  launch_ahead(on, "recurrence", scan_kernel<kKey>,
+               static_cast<unsigned>(a.segments.count * a.heads * (a.dim / kColumns)), 256,
+               sizeof(ScanShared<kKey>), a, chunks.first, kept, products, gates);
 }
 
 }  // namespace
