@@ -330,8 +330,11 @@ void recurrence_decode(Bench& bench, const Mixer& m, int64_t batch) {
   });
 }
 
-void recurrence_prefill(Bench& bench, const Mixer& m, int64_t tokens) {
-  const std::string shape = fmt::format("{} tokens, {}", tokens, m.describe());
+void recurrence_prefill(Bench& bench, const Mixer& m, int64_t sequences, int64_t length) {
+  const int64_t tokens = sequences * length;
+  const std::string shape =
+      sequences == 1 ? fmt::format("{} tokens, {}", tokens, m.describe())
+                     : fmt::format("{} x {} tokens, {}", sequences, length, m.describe());
   bench.row(fmt::format("{} prefill", m.name), shape, [&](Scene& s) {
     const auto in = std::make_shared<std::vector<RecurrenceInputs>>();
     const double bytes = recurrence_bytes(in->emplace_back(recurrence_inputs(s, m, tokens))) +
@@ -340,8 +343,8 @@ void recurrence_prefill(Bench& bench, const Mixer& m, int64_t tokens) {
     while (static_cast<int64_t>(in->size()) < sets) {
       in->push_back(recurrence_inputs(s, m, tokens));
     }
-    const Tensor state = s.f32({1, m.heads, m.key_dim, m.dim});
-    Packed& packed = s.packed(1, tokens, 0, 0);
+    const Tensor state = s.f32({sequences, m.heads, m.key_dim, m.dim});
+    Packed& packed = s.packed(sequences, length, 0, 0);
     return Work{
         .bytes = bytes + bytes_of({state}), .sets = sets, .call = [=, &s, &packed](int64_t set) {
           recurrence(s.ctx, (*in)[static_cast<size_t>(set)], packed.view(), state);
@@ -381,9 +384,12 @@ void recurrence_section(Bench& bench) {
       recurrence_decode(bench, m, batch);
     }
   }
-  recurrence_prefill(bench, {"GDN", 2, 8, 128, 128, true, false}, 8192);
-  recurrence_prefill(bench, {"KDA", 16, 16, 128, 128, true, true}, 2048);
-  recurrence_prefill(bench, mamba, 8192);
+  recurrence_prefill(bench, {"GDN", 2, 8, 128, 128, true, false}, 1, 8192);
+  recurrence_prefill(bench, {"GDN", 2, 8, 128, 128, true, false}, 8, 4096);
+  recurrence_prefill(bench, {"KDA", 16, 16, 128, 128, true, true}, 1, 2048);
+  recurrence_prefill(bench, {"KDA", 16, 16, 128, 128, true, true}, 8, 4096);
+  recurrence_prefill(bench, mamba, 1, 8192);
+  recurrence_prefill(bench, mamba, 8, 4096);
   recurrence_training(bench, {"KDA", 32, 32, 128, 128, true, true}, 8192);
   recurrence_training(bench, {"KDA", 16, 16, 128, 128, true, true}, 32768);
   recurrence_training(bench, {"GDN", 32, 32, 128, 128, true, false}, 8192);

@@ -88,6 +88,9 @@ bool recurrence_has_backward_chunks(const Recurrence<bf16>& a);
 /// All gradients but that by skip; `a.segments` is the device's, a.y.rows.outer the tokens.
 void recurrence_backward_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks,
                                 const Launch& on);
+/// Its pass over the chunks (recurrence_backward_state_cuda.cu): du and dS.
+void recurrence_backward_walk(const Recurrence<bf16>& a, const DeviceChunks& chunks,
+                              const BackwardParts& parts, const Launch& on);
 /// Its last kernel (recurrence_backward_keys_cuda.cu): from du, dS and the kept states everything
 /// inside the chunks.
 void recurrence_backward_inside(const Recurrence<bf16>& a, const DeviceChunks& chunks,

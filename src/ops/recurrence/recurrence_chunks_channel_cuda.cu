@@ -68,6 +68,20 @@ __device__ __forceinline__ void scale_right(const uint32_t (&x)[4], const float 
   round_right(wide, to);
 }
 
+/// c += the warp's 16 rows of a lower triangle, by the rows of b, `stride` apart.
+__device__ __forceinline__ void multiply_rows(const uint32_t (&left)[kRowTiles][4], const bf16* b,
+                                              int stride, float (&c)[2][4]) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+#pragma unroll
+  for (int j = 0; j < kRowTiles; ++j) {
+    if (j <= warp) {
+      uint32_t right[4];
+      load_right(b + 16 * j * stride, stride, right);
+      multiply_tiles(c, left[j], right);
+    }
+  }
+}
+
 template <int kKey, int kDim, bool kDelta>
 __global__ void __launch_bounds__(128, 3)
     prepare_channels_kernel(Recurrence<bf16> a, const ChunkSpan* spans, ChunkTiles parts) {
@@ -244,8 +258,35 @@ __global__ void __launch_bounds__(128, 3)
                        s.v);
   commit_copies();
   if constexpr (kDelta) {
-    solve_tiles<kKey, kDim>(s.x, nullptr, s.k, s.v, parts.reads + part * kRowTiles * kKeyTiles,
-                            parts.errors + part * kDimTiles * kRowTiles);
+    float t[kRowTiles][2][4];
+    invert_tiles(s.x, t);
+    uint32_t left[kRowTiles][4];
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) {
+      if (j <= warp) {
+        round_left(t[j], left[j]);
+      }
+    }
+    // U = T v, W = T exp(G) k
+    Tile* errors = parts.errors + part * kDimTiles * kRowTiles + warp;
+    Tile* reads = parts.reads + (part * kRowTiles + warp) * kKeyTiles;
+#pragma unroll 2
+    for (int m = 0; m < kDimTiles; ++m) {
+      float u[2][4] = {};
+      multiply_rows(left, s.v + 16 * m, kDim + 8, u);
+      uint32_t tile[4];
+      round_left(u, tile);
+      transpose_to_right(tile);
+      store_tile(errors + m * kRowTiles, tile);
+    }
+#pragma unroll 2
+    for (int m = 0; m < kKeyTiles; ++m) {
+      float w[2][4] = {};
+      multiply_rows(left, s.k + 16 * m, kRow, w);
+      uint32_t tile[4];
+      round_right(w, tile);
+      store_tile(reads + m, tile);
+    }
   } else {
     wait_for_copies<0>();
     __syncthreads();

@@ -15,6 +15,14 @@ namespace cambium::cuda {
 inline constexpr int kC = kChunkTokens;
 inline constexpr int kRowTiles = kC / 16;
 inline constexpr int kInversePad = kC + 4;  // row stride of fp32 (64, 64): no bank conflicts
+// Shared memory that a block of these kernels may take; devices with less walk token by token.
+inline constexpr size_t kForwardShared = 163 * 1024;
+
+// The tiles of pairs on and below the diagonal.
+inline constexpr int kPairTiles = kRowTiles * (kRowTiles + 1) / 2;
+constexpr int pair_tile(int i, int j) {
+  return i * (i + 1) / 2 + j;
+}
 
 // Decays below are zero in fp32 in any case, and infinities have no differences.
 inline constexpr float kLowestLogDecay = -120.0F;
@@ -37,11 +45,17 @@ template <int kDim, int kThreads>
 __device__ __forceinline__ void copy_rows(const bf16* from, int64_t from_stride, int rows,
                                           int thread, bf16* to) {
   constexpr int kPieces = kDim / 8;
-  for (int x = thread; x < kC * kPieces; x += kThreads) {
-    const int row = x / kPieces;
-    const bool valid = row < rows;
-    copy_16(to + row * (kDim + 8) + x % kPieces * 8,
-            from + (valid ? row * from_stride + x % kPieces * 8 : 0), valid);
+  constexpr int kStep = kThreads / kPieces;  // rows at a time
+  static_assert(kThreads % kPieces == 0 && kC % kStep == 0);
+  const int first = thread / kPieces;
+  const int column = thread % kPieces * 8;
+  const bf16* row = from + first * from_stride + column;
+  to += first * (kDim + 8) + column;
+#pragma unroll
+  for (int i = 0; i < kC; i += kStep) {
+    const bool valid = first + i < rows;
+    copy_16(to + i * (kDim + 8), valid ? row : from, valid);
+    row += kStep * from_stride;
   }
 }
 
@@ -56,21 +70,18 @@ __device__ __forceinline__ float weight_of(const Recurrence<bf16>& a, int64_t to
   return row >= tokens ? 0.0F : a.weight.defined() ? *a.weight.at(token + row, h) : 1.0F;
 }
 
-/// Running sums of the log decays of a chunk, one a head, by a warp: of rows 2 l and 2 l + 1 in
-/// lane l.
-__device__ __forceinline__ void sum_decays(const Recurrence<bf16>& a, int64_t token, int tokens,
-                                           int64_t h, float (&sums)[2]) {
+/// Running sums by a warp, of elements 2 l and 2 l + 1 in lane l.
+__device__ __forceinline__ void sum_decays(float (&x)[2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const float first = log_decay_of(a, token, tokens, 2 * lane, h);
-  const float second = log_decay_of(a, token, tokens, 2 * lane + 1, h);
-  float sum = first + second;
+  const float second = x[1];
+  float sum = x[0] + second;
 #pragma unroll
   for (int lanes = 1; lanes < 32; lanes *= 2) {
     const float before = __shfl_up_sync(kWholeWarp, sum, lanes);
     sum += lane >= lanes ? before : 0.0F;
   }
-  sums[0] = sum - second;
-  sums[1] = sum;
+  x[0] = sum - second;
+  x[1] = sum;
 }
 
 struct Tile {
@@ -129,6 +140,12 @@ __device__ __forceinline__ void widen_right(const uint32_t (&x)[4], float (&c)[2
     c[i % 2][i / 2 * 2 + 1] = __uint_as_float(x[i] & 0xffff0000U);
   }
 }
+/// The left operand X to the right operand X'.
+__device__ __forceinline__ void left_to_right(uint32_t (&x)[4]) {
+  const uint32_t second = x[1];
+  x[1] = x[2];
+  x[2] = second;
+}
 /// The left operand X to the right operand (X')', which multiplies by X.
 __device__ __forceinline__ void transpose_to_right(uint32_t (&x)[4]) {
 #pragma unroll
@@ -137,22 +154,57 @@ __device__ __forceinline__ void transpose_to_right(uint32_t (&x)[4]) {
   }
 }
 
-/// What the kernels hand on. Per chunk and head, but queries and keys per chunk and key head where
-/// a head has one decay. Shapes in tiles, then of what a tile's rows and columns are; left or
-/// right.
-struct ChunkTiles {
-  Tile* queries;  // (4, K / 16), (tokens, key), left: q; per channel exp(G) q
-  Tile* keys;     // (K / 16, 4), (key, tokens), right: k; per channel exp(G_last - G) k
-  Tile* pairs;    // (4, 4), (tokens, tokens), left: P, on and below the diagonal
-  Tile* reads;    // (4, K / 16), (tokens, key), right: -W, delta only
-  Tile* errors;   // (V / 16, 4), (value, tokens), right: U, then e
-  Tile* states;   // (V / 16, K / 16), (value, key), right: the state at the start
-  float* ends;    // (kEnds + K): see below
-};
-// Of ends: exp(G_last - G) w (64), per channel w; exp(G) (64), with one decay only; exp(G_last)
-// (K), with one decay the first.
-inline constexpr int kStarts = kC;
-inline constexpr int kEnds = 2 * kC;
+/// Exchanges x[j] of lane i of every four with x[i] of lane j.
+__device__ __forceinline__ void transpose_quad(uint32_t (&x)[4]) {
+  const bool odd = threadIdx.x % 2 != 0;
+  const bool upper = threadIdx.x % 4 >= 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t sent = __shfl_xor_sync(kWholeWarp, odd ? x[i] : x[i + 1], 1);
+    (odd ? x[i] : x[i + 1]) = sent;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t sent = __shfl_xor_sync(kWholeWarp, upper ? x[i] : x[i + 2], 2);
+    (upper ? x[i] : x[i + 2]) = sent;
+  }
+}
+
+/// y of a chunk and head, 16 kOwn columns from `column` on, and what the skip adds to it.
+template <int kOwn>
+__device__ __forceinline__ void store_results(const Recurrence<bf16>& a, int64_t token, int tokens,
+                                              int64_t h, int64_t column,
+                                              const float (&y)[kRowTiles][kOwn][2][4]) {
+  const int quad = static_cast<int>(threadIdx.x) % 4;
+  const int row = tile_row(0) + quad / 2 * 8;
+  bf16* to = a.y.at(token + row, column + quad % 2 * 8);
+  const bool skips = a.skip.defined();
+  const float skip = skips ? a.skip.data[h] : 0.0F;
+#pragma unroll
+  for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+    for (int n = 0; n < kOwn; ++n) {
+      uint32_t part[4];
+#pragma unroll
+      for (int x = 0; x < 4; ++x) {  // the lane's pairs by row, then by columns
+        float out[2] = {y[i][n][x % 2][x / 2 * 2], y[i][n][x % 2][x / 2 * 2 + 1]};
+        const int from = 16 * i + tile_row(x / 2 * 2);
+        if (skips && from < tokens) {
+          float v[2];
+          load_n<2>(a.v.at(token + from, column + 16 * n + tile_column(x % 2, 0)), v);
+          out[0] = fmaf(skip, v[0], out[0]);
+          out[1] = fmaf(skip, v[1], out[1]);
+        }
+        part[x] = pack(out[0], out[1]);
+      }
+      transpose_quad(part);
+      if (16 * i + row < tokens) {
+        *reinterpret_cast<uint4*>(to + 16 * n) = make_uint4(part[0], part[1], part[2], part[3]);
+      }
+    }
+    to += 16 * a.y.rows.outer_stride;
+  }
+}
 
 /// c += left b: left (16, 16) in accumulators, b (16, 16) fp32 in shared memory, rows kInversePad
 /// apart, both rounded to tf32. What the instruction takes as columns l % 4 and l % 4 + 4 of the
@@ -195,23 +247,17 @@ __device__ __forceinline__ void invert_block(float* block) {
   }
 }
 
-/// What of W and U a block of 4 warps finds from x = A (64, 64), strictly lower, rows kInversePad
-/// apart, of which each warp has just written its 16 rows up to the diagonal block. With
-/// T = (I + x)^-1:
-///
-///   reads = -T diag(scale) k (scale null: T k, k is negated and scaled)     errors = (T v)'
-///
-/// v may still be on its way. T is found by rows, T_ij = -(sum of T_im x_mj, j < m <= i) T_jj: the
-/// row of tiles of a warp never leaves its registers.
-template <int kKey, int kDim>
-__device__ __forceinline__ void solve_tiles(float* x, const float* scale, const bf16* k,
-                                            const bf16* v, Tile* reads, Tile* errors) {
+/// By a block of 4 warps, from x = A (64, 64), strictly lower, rows kInversePad apart, of which
+/// each warp has just written its 16 rows up to the diagonal block: t = the warp's rows of (I +
+/// x)^-1, up to the diagonal tile. They are found by t_ij = -(sum of t_im x_mj, j < m <= i) t_jj,
+/// so that they never leave the warp's registers. The barrier in it also ends copies of the
+/// caller's.
+__device__ __forceinline__ void invert_tiles(float* x, float (&t)[kRowTiles][2][4]) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   __syncwarp();
   invert_block(x + 16 * warp * (kInversePad + 1));
   wait_for_copies<0>();
   __syncthreads();
-  float t[kRowTiles][2][4];
 #pragma unroll
   for (int j = kRowTiles - 1; j >= 0; --j) {
     if (j == warp) {
@@ -241,69 +287,34 @@ __device__ __forceinline__ void solve_tiles(float* x, const float* scale, const 
       }
     }
   }
-  uint32_t left[kRowTiles][4];
-#pragma unroll
-  for (int j = 0; j < kRowTiles; ++j) {
-    if (j <= warp) {
-      round_left(t[j], left[j]);
-    }
-  }
-#pragma unroll 2
-  for (int m = 0; m < kDim / 16; ++m) {
-    float u[2][4] = {};
-#pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
-      if (j <= warp) {
-        uint32_t b[4];
-        load_right(v + 16 * j * (kDim + 8) + 16 * m, kDim + 8, b);
-        multiply_tiles(u, left[j], b);
-      }
-    }
-    uint32_t tile[4];
-    round_left(u, tile);
-    transpose_to_right(tile);
-    store_tile(errors + m * kRowTiles + warp, tile);
-  }
-  if (scale != nullptr) {
-#pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
-      if (j <= warp) {
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            t[j][n][e] *= -scale[16 * j + tile_column(n, e)];
-          }
-        }
-        round_left(t[j], left[j]);
-      }
-    }
-  }
-#pragma unroll 2
-  for (int m = 0; m < kKey / 16; ++m) {
-    float w[2][4] = {};
-#pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
-      if (j <= warp) {
-        uint32_t b[4];
-        load_right(k + 16 * j * (kKey + 8) + 16 * m, kKey + 8, b);
-        multiply_tiles(w, left[j], b);
-      }
-    }
-    uint32_t tile[4];
-    round_right(w, tile);
-    store_tile(reads + warp * (kKey / 16) + m, tile);
-  }
 }
 
-/// The first kernel of a call with a decay per channel (recurrence_chunks_channel_cuda.cu).
+/// The whole of a call with one decay a head: with the delta rule (recurrence_chunks_delta_cuda.cu)
+/// and without (recurrence_chunks_scan_cuda.cu).
+void delta_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
+                  const Launch& on);
+void scan_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
+                 const Launch& on);
+
+// --- With a decay per channel.
+/// What the kernels hand on, per chunk and head. Shapes in tiles, then of what a tile's rows and
+/// columns are; left or right.
+struct ChunkTiles {
+  Tile* queries;  // (4, K / 16), (tokens, key), left: exp(G) q
+  Tile* keys;     // (K / 16, 4), (key, tokens), right: exp(G_last - G) k
+  Tile* pairs;    // (4, 4), (tokens, tokens), left: P, on and below the diagonal
+  Tile* reads;    // (4, K / 16), (tokens, key), right: -W, delta only
+  Tile* errors;   // (V / 16, 4), (value, tokens), right: U, then e
+  Tile* states;   // (V / 16, K / 16), (value, key), right: the state at the start
+  float* ends;    // (kEnds + K): w (64), exp(G_last) (K)
+};
+inline constexpr int kEnds = kC;
+
+/// The first kernel (recurrence_chunks_channel_cuda.cu).
 void prepare_channels(const Recurrence<bf16>& a, const DeviceChunks& chunks,
                       const ChunkTiles& parts, const Launch& on);
 /// Through the chunks of each segment in turn: states, and e (recurrence_chunks_state_cuda.cu).
 void pass_states(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
                  const ChunkTiles& parts, const Launch& on);
-/// The whole of a call with one decay a head and no delta rule (recurrence_chunks_scan_cuda.cu).
-void scan_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
-                 const Launch& on);
 
 }  // namespace cambium::cuda

@@ -5,12 +5,12 @@
 //   y = exp(G) q S + P v          S' = S' exp(G_last) + (v' f) k',  f = exp(G_last - G) w
 //
 // 1. product_kernel, for all chunks and key heads at once: q k', which the value heads of a key
-// head
-//    share.
+//    head share, and what their gates come to: of a head's tokens these lie far apart in memory.
 // 2. scan_kernel, a block for each segment, head and 64 columns of the value, over the chunks in
 //    turn: states never leave registers, so of the large the device's memory sees v and y alone.
-//    Four warps have 16 columns each, of the state and of y; four more work ahead: they fetch q, k
-//    and v into shared memory and make the pairs P of q k' and the decays.
+//    Four warps have 16 columns each, of the state and of y; four more work ahead: they fetch into
+//    shared memory all that a chunk takes, and make the pairs P of q k' and the decays. No warp
+//    waits for memory of the device but by a barrier, two chunks after it was asked for.
 #include "ops/recurrence/recurrence_chunks_cuda.cuh"
 
 namespace cambium::cuda {
@@ -18,33 +18,78 @@ namespace {
 
 constexpr int kColumns = 64;  // of the value, a block's
 constexpr int kValuePad = kColumns + 8;
-constexpr int kScanStages = 3;
+constexpr int kScanStages = 3;  // of q, k and v; products and gates have one less
 
-// The tiles of pairs on and below the diagonal.
-constexpr int kPairTiles = kRowTiles * (kRowTiles + 1) / 2;
-constexpr __host__ __device__ int pair_tile(int i, int j) {
-  return i * (i + 1) / 2 + j;
+// Of a chunk and head.
+struct ScanGates {
+  float sums[kC];  // G in units of log 2
+  float weights[kC];
+};
+constexpr int kGateHeads = 16;  // of a block
+
+/// The gates of heads [h, end) of a chunk, kGateHeads at most, by 4 warps.
+__device__ __forceinline__ void sum_gates(const Recurrence<bf16>& a, const ChunkSpan& span,
+                                          int64_t h, int64_t end, ScanGates* gates) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  constexpr int kOwn = kGateHeads / 4;
+  float sums[kOwn][2];
+  float weights[kOwn][2];
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int64_t own = h + warp * kOwn + i;
+    const int64_t head = own < end ? own : end - 1;
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      sums[i][x] = log_decay_of(a, span.token, span.tokens, 2 * lane + x, head);
+      weights[i][x] = weight_of(a, span.token, span.tokens, 2 * lane + x, head);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    sum_decays(sums[i]);
+    const int64_t own = h + warp * kOwn + i;
+    if (own < end) {
+      const float of[2] = {sums[i][0] * kLog2E, sums[i][1] * kLog2E};
+      store_n<2>(gates[own].sums + 2 * lane, of);
+      store_n<2>(gates[own].weights + 2 * lane, weights[i]);
+    }
+  }
 }
 
-// products (chunks, key heads, kPairTiles, 2, 32 lanes): accumulators.
+// products (chunks, key heads, kPairTiles, 2, 32 lanes): accumulators; gates (chunks, heads). For
+// every chunk and key head a block, and more where one has no more than the gates of some heads.
 template <int kKey>
 __global__ void __launch_bounds__(128)
-    product_kernel(Recurrence<bf16> a, const ChunkSpan* spans, float4* products) {
+    product_kernel(Recurrence<bf16> a, const ChunkSpan* spans, float4* products, ScanGates* gates) {
+  await_inputs();
   constexpr int kRow = kKey + 8;
   __shared__ __align__(16) bf16 q[kC * kRow];
   __shared__ __align__(16) bf16 k[kC * kRow];
-  const int64_t chunk = blockIdx.x / a.key_heads;
-  const int64_t key_head = blockIdx.x % a.key_heads;
+  const int64_t group = a.heads / a.key_heads;
+  const int64_t parts = (group + kGateHeads - 1) / kGateHeads;
+  const int64_t part = blockIdx.x % parts;
+  const int64_t index = blockIdx.x / parts;
+  const int64_t chunk = index / a.key_heads;
+  const int64_t key_head = index % a.key_heads;
   const ChunkSpan span = spans[chunk];
   if (!in_chunks(a.segments, span.segment)) {
     return;
   }
   const int thread = static_cast<int>(threadIdx.x);
-  copy_rows<kKey, 128>(a.q.at(span.token, key_head * kKey), a.q.rows.outer_stride, span.tokens,
-                       thread, q);
-  copy_rows<kKey, 128>(a.k.at(span.token, key_head * kKey), a.k.rows.outer_stride, span.tokens,
-                       thread, k);
-  commit_copies();
+  if (part == 0) {
+    copy_rows<kKey, 128>(a.q.at(span.token, key_head * kKey), a.q.rows.outer_stride, span.tokens,
+                         thread, q);
+    copy_rows<kKey, 128>(a.k.at(span.token, key_head * kKey), a.k.rows.outer_stride, span.tokens,
+                         thread, k);
+    commit_copies();
+  }
+  const int64_t first_head = key_head * group + part * kGateHeads;
+  const int64_t end_head = (key_head + 1) * group;
+  sum_gates(a, span, first_head, end_head, gates + chunk * a.heads);
+  if (part != 0) {
+    return;
+  }
   wait_for_copies<0>();
   __syncthreads();
   const int warp = thread / 32;
@@ -62,8 +107,7 @@ __global__ void __launch_bounds__(128)
       }
     }
   }
-  float4* to =
-      products + (blockIdx.x * int64_t{kPairTiles} + pair_tile(warp, 0)) * 64 + thread % 32;
+  float4* to = products + (index * kPairTiles + pair_tile(warp, 0)) * 64 + thread % 32;
 #pragma unroll
   for (int j = 0; j < kRowTiles; ++j) {
     if (j <= warp) {
@@ -84,17 +128,21 @@ struct ScanShared {
     bf16 v[kC * kValuePad];
   };
   Stage stage[kScanStages];
+  // Of two chunks: pairs are made of one while the next is fetched.
+  float4 products[2][kPairTiles * 64];
+  ScanGates gates[2];
   // Of two chunks: one is read while the next is made.
   Tile pairs[2][kPairTiles];
   float starts[2][kC];  // exp(G)
   float ends[2][kC];    // exp(G_last - G) w
   float decay[2];       // exp(G_last)
-  float sums[4][kC];    // G in units of log 2, of each warp that makes pairs
 };
 
 template <int kKey>
-__global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int32_t* first_chunk,
-                                                   RecurrenceKept kept, const float4* products) {
+__global__ void __launch_bounds__(256)
+    scan_kernel(Recurrence<bf16> a, const int32_t* first_chunk, RecurrenceKept kept,
+                const float4* products, const ScanGates* gates) {
+  await_inputs();
   extern __shared__ float4 shared[];
   using Shared = ScanShared<kKey>;
   Shared& s = *reinterpret_cast<Shared*>(shared);
@@ -125,6 +173,22 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
   };
 
   // --- Of the warps that work ahead.
+  const auto fetch_products = [&](int c) {
+    if (c < count) {
+      const float4* from =
+          products + ((first + c) * a.key_heads + key_head) * kPairTiles * 64 + thread;
+      float4* to = s.products[c % 2] + thread;
+#pragma unroll
+      for (int x = 0; x < kPairTiles * 64; x += 128) {
+        copy_16(to + x, from + x, true);
+      }
+      if (thread < 32) {
+        copy_16(reinterpret_cast<float4*>(&s.gates[c % 2]) + thread,
+                reinterpret_cast<const float4*>(&gates[(first + c) * a.heads + h]) + thread, true);
+      }
+    }
+    commit_copies();
+  };
   const auto fetch = [&](int c) {
     if (c < count) {
       auto& stage = s.stage[c % kScanStages];
@@ -140,72 +204,52 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
     commit_copies();
   };
   const auto make_pairs = [&](int c) {
-    const int64_t token = token_of(c);
-    const int tokens = tokens_of(c);
-    const float4* from =
-        products + (((first + c) * a.key_heads + key_head) * kPairTiles + pair_tile(warp, 0)) * 64 +
-        lane;
-    float4 product[kRowTiles][2];
-#pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
-      if (j <= warp) {
-        product[j][0] = from[64 * j];
-        product[j][1] = from[64 * j + 32];
-      }
-    }
-    const float weight[2] = {weight_of(a, token, tokens, 2 * lane, h),
-                             weight_of(a, token, tokens, 2 * lane + 1, h)};
-    float own[2];
-    sum_decays(a, token, tokens, h, own);
-    own[0] *= kLog2E;
-    own[1] *= kLog2E;
-    const float last = __shfl_sync(kWholeWarp, own[1], 31);
-    float* sums = s.sums[warp];
-    sums[2 * lane] = own[0];
-    sums[2 * lane + 1] = own[1];
     const int buffer = c % 2;
-    if (warp == 0) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        s.starts[buffer][2 * lane + i] = fast_exp2(own[i]);
-        s.ends[buffer][2 * lane + i] = fast_exp2(last - own[i]) * weight[i];
-      }
-      if (lane == 0) {
-        s.decay[buffer] = fast_exp2(last);
-      }
+    const ScanGates& of = s.gates[buffer];
+    const float last = of.sums[kC - 1];
+    if (thread < kC) {
+      s.starts[buffer][thread] = fast_exp2(of.sums[thread]);
+    } else {
+      const int token = thread - kC;
+      s.ends[buffer][token] = fast_exp2(last - of.sums[token]) * of.weights[token];
     }
-    __syncwarp();
-    const float row[2] = {sums[16 * warp + tile_row(0)], sums[16 * warp + tile_row(2)]};
+    if (thread == 0) {
+      s.decay[buffer] = fast_exp2(last);
+    }
 #pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
-      if (j <= warp) {
+    for (int first_tile = 0; first_tile < kPairTiles; first_tile += 4) {
+      const int tile = first_tile + warp;
+      if (tile < kPairTiles) {
+        const int i = tile < 1 ? 0 : tile < 3 ? 1 : tile < 6 ? 2 : 3;
+        const int j = tile - pair_tile(i, 0);
+        const float row[2] = {of.sums[16 * i + tile_row(0)], of.sums[16 * i + tile_row(2)]};
         float p[2][4];
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          const float of[4] = {product[j][n].x, product[j][n].y, product[j][n].z, product[j][n].w};
+          const float4 product = s.products[buffer][64 * tile + 32 * n + lane];
+          const float x[4] = {product.x, product.y, product.z, product.w};
           const int column = 16 * j + tile_column(n, 0);
           float sum[2];
-          load_n<2>(sums + column, sum);
-          // Its weight is of lane column / 2.
-          const float w[2] = {__shfl_sync(kWholeWarp, weight[0], column / 2),
-                              __shfl_sync(kWholeWarp, weight[1], column / 2)};
+          float weight[2];
+          load_n<2>(of.sums + column, sum);
+          load_n<2>(of.weights + column, weight);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const float x = of[e] * fast_exp2(row[e / 2] - sum[e % 2]) * w[e % 2];
-            p[n][e] = column + e % 2 <= 16 * warp + tile_row(e) ? x : 0.0F;
+            const float pair = x[e] * fast_exp2(row[e / 2] - sum[e % 2]) * weight[e % 2];
+            p[n][e] = column + e % 2 <= 16 * i + tile_row(e) ? pair : 0.0F;
           }
         }
-        uint32_t tile[4];
-        round_left(p, tile);
-        store_tile(&s.pairs[buffer][pair_tile(warp, j)], tile);
+        uint32_t rounded[4];
+        round_left(p, rounded);
+        store_tile(&s.pairs[buffer][tile], rounded);
       }
     }
-    __syncwarp();  // before the sums of the next chunk
   };
 
   // --- Of the warps that scan: S' (16 columns of the value, K).
   float state[kKeyTiles][2][4];
   float* slot = a.state_of(segment, h);
+  const float skip = a.skip.defined() ? a.skip.data[h] : 0.0F;
   const auto at = [&](int t, int n, int e) {
     return (16 * t + tile_column(n, e)) * a.dim + value + tile_row(e);
   };
@@ -287,23 +331,26 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
         multiply_tiles(state[t], left, right);
       }
     }
-    const float skip = a.skip.defined() ? a.skip.data[h] : 0.0F;
+    // Of the quads of lanes that have rows r and r + 8 of y in parts, each lane stores 16 bytes.
     const int tokens = tokens_of(c);
-    bf16* to = a.y.at(token_of(c) + tile_row(0), h * a.dim + value + tile_column(0, 0));
+    const int row = tile_row(0) + lane % 4 / 2 * 8;
+    bf16* to = a.y.at(token_of(c) + row, h * a.dim + value + lane % 2 * 8);
     const bf16* v = stage.v + tile_row(0) * kValuePad + 16 * warp + tile_column(0, 0);
 #pragma unroll
-    for (int x = 0; x < 2 * kRowTiles; ++x) {  // 8 rows at a time
-      if (8 * x + tile_row(0) < tokens) {
+    for (int i = 0; i < kRowTiles; ++i) {
+      uint32_t part[4];
 #pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          const float* of = &y[x / 2][n][x % 2 * 2];
-          float of_v[2];
-          load_n<2>(v + 8 * x * kValuePad + 8 * n, of_v);
-          *reinterpret_cast<uint32_t*>(to + 8 * n) =
-              pack(fmaf(skip, of_v[0], of[0]), fmaf(skip, of_v[1], of[1]));
-        }
+      for (int x = 0; x < 4; ++x) {  // the lane's pairs by row, then by columns
+        const float* of = &y[i][x % 2][x / 2 * 2];
+        float of_v[2];
+        load_n<2>(v + (16 * i + x / 2 * 8) * kValuePad + x % 2 * 8, of_v);
+        part[x] = pack(fmaf(skip, of_v[0], of[0]), fmaf(skip, of_v[1], of[1]));
       }
-      to += 8 * a.y.rows.outer_stride;
+      transpose_quad(part);
+      if (16 * i + row < tokens) {
+        *reinterpret_cast<uint4*>(to) = make_uint4(part[0], part[1], part[2], part[3]);
+      }
+      to += 16 * a.y.rows.outer_stride;
     }
   };
 
@@ -319,10 +366,11 @@ __global__ void __launch_bounds__(256) scan_kernel(Recurrence<bf16> a, const int
   }
   for (int c = 1 - kScanStages; c < count; ++c) {
     if (!scans) {
-      wait_for_copies<kScanStages - 2>();
+      wait_for_copies<1>();  // all but q, k and v of chunk c + 1
     }
     __syncthreads();  // chunk c is there, chunk c - 1 is done with
     if (!scans) {
+      fetch_products(c + kScanStages - 1);
       fetch(c + kScanStages - 1);
       if (c + 1 >= 0 && c + 1 < count) {
         make_pairs(c + 1);
@@ -347,11 +395,14 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const Recurrence
          const Launch& on) {
   const int64_t count = chunks.count * a.key_heads;
   auto* products = scratch<float4>(on, count * kPairTiles * 64);
-  launch(on, "recurrence", product_kernel<kKey>, static_cast<unsigned>(count), 128, 0, a,
-         chunks.span, products);
-  launch(on, "recurrence", scan_kernel<kKey>,
-         static_cast<unsigned>(a.segments.count * a.heads * (a.dim / kColumns)), 256,
-         sizeof(ScanShared<kKey>), a, chunks.first, kept, products);
+  auto* gates = scratch<ScanGates>(on, chunks.count * a.heads);
+  launch_ahead(on, "recurrence", product_kernel<kKey>,
+               static_cast<unsigned>(count * ceil_div(a.heads / a.key_heads, kGateHeads)), 128, 0,
+               a, chunks.span, products, gates);
+  static_assert(sizeof(ScanShared<kKey>) <= kForwardShared);
+  launch_ahead(on, "recurrence", scan_kernel<kKey>,
+               static_cast<unsigned>(a.segments.count * a.heads * (a.dim / kColumns)), 256,
+               sizeof(ScanShared<kKey>), a, chunks.first, kept, products, gates);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-// The pass of the chunk form over the chunks of a segment in turn, the only part of it that waits
+// The pass with a decay per channel over the chunks of a segment in turn, the only part that waits
 // for the chunk before. In the notation of recurrence_chunks_cuda.cu, with S transposed (V, K):
 //
-//   e' = U' - S' W'          S' = S' exp(G_last) + (e' f) k',  f = exp(G_last - G) w
+//   e' = U' - S' W'          S' = S' exp(G_last) + (w e') exp(G_last - G) k'
 //
 // A block has 16 or 32 columns of the value (rows of S') of a head. Its 4 warps share both
 // products: warp w has 16 tokens of e and a quarter of the keys of S, in fp32 in registers, and
@@ -19,7 +19,7 @@ __device__ __forceinline__ void ask_into_l2(const void* line) {
   asm volatile("prefetch.global.L2 [%0];" : : "l"(__cvta_generic_to_global(line)));
 }
 
-template <int kKey, int kParts, bool kPerChannel, bool kDelta>
+template <int kKey, int kParts, bool kDelta>
 __global__ void __launch_bounds__(128) state_kernel(Recurrence<bf16> a, const int32_t* first_chunk,
                                                     RecurrenceKept kept, ChunkTiles parts) {
   constexpr int kKeyTiles = kKey / 16;
@@ -42,13 +42,11 @@ __global__ void __launch_bounds__(128) state_kernel(Recurrence<bf16> a, const in
 
   // Of a chunk, and how far that of the next is.
   const int64_t part = first * a.heads + h;
-  const int64_t key_part = kPerChannel ? part : first * a.key_heads + a.key_head(h);
-  const int64_t key_heads = kPerChannel ? a.heads : a.key_heads;
   const int64_t dim_tiles = a.dim / 16;
   const Tile* reads_at = parts.reads + (part * kRowTiles + warp) * kKeyTiles;
   const int64_t reads_step = a.heads * kRowTiles * kKeyTiles;
-  const Tile* keys_at = parts.keys + (key_part * kKeyTiles + key_tile) * kRowTiles;
-  const int64_t keys_step = key_heads * kRowTiles * kKeyTiles;
+  const Tile* keys_at = parts.keys + (part * kKeyTiles + key_tile) * kRowTiles;
+  const int64_t keys_step = a.heads * kRowTiles * kKeyTiles;
   Tile* errors_at = parts.errors + (part * dim_tiles + value_tile) * kRowTiles + warp;
   const int64_t errors_step = a.heads * dim_tiles * kRowTiles;
   Tile* states_at = parts.states + (part * dim_tiles + value_tile) * kKeyTiles + key_tile;
@@ -91,11 +89,7 @@ __global__ void __launch_bounds__(128) state_kernel(Recurrence<bf16> a, const in
     for (int t = 0; t < kOwn; ++t) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        if constexpr (kPerChannel) {
-          load_n<2>(decays_at + 16 * (key_tile + t) + tile_column(n, 0), decay[t][n]);
-        } else {
-          decay[t][n][0] = decay[t][n][1] = decays_at[0];
-        }
+        load_n<2>(decays_at + 16 * (key_tile + t) + tile_column(n, 0), decay[t][n]);
       }
     }
   };
@@ -295,12 +289,7 @@ void run(const Recurrence<bf16>& a, const int32_t* first, const RecurrenceKept& 
            static_cast<unsigned>(a.segments.count * a.heads * (a.dim / (16 * kParts))), 128, 0, a,
            first, kept, parts);
   };
-  if (a.decay_per_channel) {
-    a.delta ? pass(state_kernel<kKey, kParts, true, true>)
-            : pass(state_kernel<kKey, kParts, true, false>);
-  } else {
-    pass(state_kernel<kKey, kParts, false, true>);
-  }
+  a.delta ? pass(state_kernel<kKey, kParts, true>) : pass(state_kernel<kKey, kParts, false>);
 }
 
 }  // namespace

@@ -92,13 +92,15 @@ INSTANTIATE_TEST_SUITE_P(
          Case{"wide_channel_decay", {100}, 1, 1, 128, 64, true, false, true, true, -3.0}})),
     ::testing::PrintToStringParamName());
 
-// Head dims of 96, shared keys, and decays about as strong as what CUDA still factors within 16
-// tokens.
+// Head dims of 96, shared keys, more heads than share a block's gates, and decays about as strong
+// as what CUDA still factors within 16 tokens.
 INSTANTIATE_TEST_SUITE_P(
     RecurrenceInChunks, Stateful,
     ::testing::ValuesIn(
         rows({Case{"kda_of_96", {70, 33}, 1, 2, 64, 96, true, true},
               Case{"mamba2_of_96", {130}, 1, 2, 96, 64, false, false, true, true},
+              Case{"mamba2_many_heads", {90}, 1, 20, 64, 64, false, false, true, true},
+              Case{"gdn_of_64", {70, 33, 200}, 1, 3, 64, 64, false, true},
               Case{"channel_decay_shared_keys", {100}, 1, 2, 64, 64, true, false, true, true},
               Case{"medium_channel_decay", {100}, 1, 1, 64, 64, true, true, true, false, -6.0},
               Case{"strong_channel_decay", {100}, 1, 2, 64, 64, true, true, true, false, -30.0}})),
