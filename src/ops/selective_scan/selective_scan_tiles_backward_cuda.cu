@@ -2,9 +2,9 @@
 // (selective_scan_tiles_cuda.cuh); the equations are at the head of
 // selective_scan_backward_cuda.cu.
 //
-// A scanner computes the states of a tile again from the kept one: first those before groups of 8
-// tokens, which it puts by, then group after group, backwards, those within, in registers with
-// their decays. What is left are five sums a token: over the states of a channel, for y, for sum_n
+// The states of a tile are computed again from the kept one: by the helpers those before groups of
+// 8 tokens, by the scanners, group after group, backwards, those within, in registers with their
+// decays. What is left are five sums a token: over the states of a channel, for y, for sum_n
 // dh B and for the gradient of the step through the decays; over channels, for the gradients of B
 // and C. Done by shuffles they would cost more than all else, so tensor cores add: a lane holds
 // four states of a channel, which as bf16 are a fragment of A whose rows are channels (two tokens
@@ -14,8 +14,10 @@
 // columns of its own tokens puts each sum in the column of its token.
 //
 // Bounds, on an H100 at 1.755 GHz, for 8,192 tokens of 4,096 channels: about 0.8 GB read and
-// written, 0.27 ms; 1.75 exponentials a state and 7 a channel, 35 a channel, 0.32 ms; about 75
-// instructions of a scanning warp and 25 of a helping one for each token of 8 channels, 0.47 ms.
+// written, 0.27 ms at 3.0 TB/s; 1.75 exponentials a state and 7 operations of their unit a channel,
+// 0.32 ms; by the compiler's listing a scanning warp issues about 70 instructions for each token of
+// 8 channels and a helping one 45, 0.54 ms at one a clock and scheduler: the floor of this division
+// of the work.
 #include "ops/selective_scan/selective_scan_tiles_cuda.cuh"
 
 namespace cambium::cuda {
@@ -41,9 +43,11 @@ constexpr int kSums = kScanWarps * kSumWarp;
 constexpr int kRowToken = kTileStates + 4;
 constexpr int kRowWarp = kTileTokens * kRowToken;
 constexpr int kRowSums = kScanWarps * kRowWarp;
-constexpr int kFixed = kSteps + 2 * kNarrow + 3 * kSums + 2 * kRowSums;
-// Beside the buffers: states before groups, of each scanner; sums of the helping warps.
-constexpr int kStarts = (kGroups - 1) * (kTileThreads - kHelpers) * 4;
+// (group, scanner, 4 states): states before groups.
+constexpr int kScanners = kTileThreads - kHelpers;
+constexpr int kStarts = kGroups * kScanners * 4;
+constexpr int kFixed = kSteps + 2 * kNarrow + 3 * kSums + 2 * kRowSums + kStarts;
+// Beside the buffers: sums of the helping warps.
 constexpr int kOfChannels = 2 * kHelpers / 32 * kTileChannels;
 /// Rows of B and C as bf16 beside the widened ones.
 constexpr int kNarrowSlot = kSlotWords / 2;
@@ -52,7 +56,7 @@ constexpr int buffer_words(int slots) {
   return kFixed + slots * (kSlotWords + kNarrowSlot);
 }
 constexpr size_t shared_bytes(int slots) {
-  return sizeof(float) * (2 * buffer_words(slots) + kStarts + kOfChannels);
+  return sizeof(float) * (2 * buffer_words(slots) + kOfChannels);
 }
 
 struct TileWork {
@@ -78,7 +82,8 @@ struct Buffer {
   __device__ __forceinline__ float* written() const { return dy() + kNarrow; }
   __device__ __forceinline__ float* sums() const { return written() + kNarrow; }
   __device__ __forceinline__ float* row_sums() const { return sums() + 3 * kSums; }
-  __device__ __forceinline__ float* rows() const { return row_sums() + 2 * kRowSums; }
+  __device__ __forceinline__ float* starts() const { return row_sums() + 2 * kRowSums; }
+  __device__ __forceinline__ float* rows() const { return starts() + kStarts; }
   __device__ __forceinline__ float* narrow_rows() const { return rows() + slots * kSlotWords; }
 };
 
@@ -96,6 +101,39 @@ struct Walk {
     first = segments.begin(segment) + begin;
     tokens = static_cast<int>(span.end - begin);
     tiles = (tokens + kTileTokens - 1) / kTileTokens;
+  }
+};
+
+/// Four states of a channel as a scanner has them: lane (g, q) of channel g and states 4 q to
+/// 4 q + 3.
+struct Place {
+  int warp, b_slot, c_slot, g, q;
+  int64_t row_size, at;  // of a row of states, and in it
+  float rate[4];
+
+  __device__ __forceinline__ Place(const SelectiveScan<bf16>& a, const TileGroups& groups,
+                                   unsigned block_channel, int scanner)
+      : warp(scanner / 32),
+        b_slot(warp / groups.b_warps),
+        c_slot(groups.b_slots + warp / groups.c_warps),
+        g(scanner % 32 / 4),
+        q(scanner % 4),
+        row_size(a.channels * kTileStates),
+        at((static_cast<int64_t>(block_channel) + warp * kWarpChannels + g) * kTileStates + q * 4) {
+    load_n<4>(a.a_log.data + at, rate);
+#pragma unroll
+    for (float& of_state : rate) {
+      of_state = ScanMath<bf16>::rate(of_state);
+    }
+  }
+  __device__ __forceinline__ const float* steps(const Buffer& buffer) const {
+    return buffer.steps() + warp * kStepWarp + g * 4;
+  }
+  __device__ __forceinline__ const float* b_rows(const Buffer& buffer) const {
+    return buffer.rows() + b_slot * kSlotWords + q * 4;
+  }
+  __device__ __forceinline__ const float* c_rows(const Buffer& buffer) const {
+    return buffer.rows() + c_slot * kSlotWords + q * 4;
   }
 };
 
@@ -151,7 +189,8 @@ class Helper {
         warp(helper % kScanWarps),
         channel(first_channel + warp * kWarpChannels),
         b_offset(first_channel / of.groups.b_channels * kTileStates + helper % 4 * 4),
-        c_offset(first_channel / of.groups.c_channels * kTileStates + helper % 4 * 4) {
+        c_offset(first_channel / of.groups.c_channels * kTileStates + helper % 4 * 4),
+        place(args, of.groups, first_channel, helper) {
 #pragma unroll
     for (int g = 0; g < kWarpChannels; ++g) {
       bias[g] = a.dt_bias.data[channel + g];
@@ -170,14 +209,24 @@ class Helper {
     Octets ahead = load(walk, tile);
     rows.template load<-1>(walk.tokens - static_cast<int>(last));
     Octets behind = ahead;
+    const float* kept =
+        static_cast<const float*>(a.kept) +
+        (work.spans.first_kept[walk.segment] + walk.begin / kKeptTokens + tile) * place.row_size +
+        place.at;
+    float state[4];
+    load_n<4>(kept, state);
     for (; tile >= 0; --tile, ++number) {
       const Octets here = ahead;
       const Buffer buffer(memory, number, slots);
       fill(buffer, here);
       rows.store(buffer.rows(), slots, helper);
       rows.store_narrow(reinterpret_cast<uint4*>(buffer.narrow_rows()), slots, helper);
+      wait_at<kHelpers>(kTogether);
+      find_starts(buffer, (min(walk.tokens - tile * kTileTokens, kTileTokens) - 1) / kGroup, state);
       pass(kFilled + number % 2);
       if (tile > 0) {
+        kept -= place.row_size;
+        load_n<4>(kept, state);
         ahead = load(walk, tile - 1);
         rows.template load<-1>(kTileTokens);
       }
@@ -190,7 +239,8 @@ class Helper {
   }
 
   /// The unit's gradients of weights that are a number a channel: over tokens in a fixed order.
-  __device__ __forceinline__ void finish_unit(int64_t unit, float* of_channels) {
+  __device__ __forceinline__ void finish_unit(int64_t unit) {
+    float* of_channels = memory + 2 * buffer_words(slots);
 #pragma unroll
     for (int g = 0; g < kWarpChannels; ++g) {
 #pragma unroll
@@ -204,7 +254,7 @@ class Helper {
         to[kOfChannels / 2] = dbias[g];
       }
     }
-    wait_at<kHelpers>(kSummed);
+    wait_at<kHelpers>(kTogether);
     if (helper < kTileChannels) {
       float of_d = 0.0F;
       float of_bias = 0.0F;
@@ -220,7 +270,7 @@ class Helper {
 
  private:
   using Math = ScanMath<bf16>;
-  static constexpr int kSummed = 5;  // a barrier of helpers
+  static constexpr int kTogether = 5;  // a barrier of helpers
 
   __device__ __forceinline__ Octets load(const Walk& walk, int tile) const {
     const int at = tile * kTileTokens + token;
@@ -253,6 +303,30 @@ class Helper {
     const int place = warp * kNarrowWarp + token * 4;
     store_octet(reinterpret_cast<bf16*>(buffer.dy() + place), dy);
     store_octet(reinterpret_cast<bf16*>(buffer.written() + place), written);
+  }
+
+  /// The states before groups up to the last, from that before the tile.
+  __device__ __forceinline__ void find_starts(const Buffer& buffer, int last_group,
+                                              float (&h)[4]) const {
+    const float* steps = place.steps(buffer);
+    const float* b_rows = place.b_rows(buffer);
+    float* starts = buffer.starts() + helper * 4;
+    store_n<4>(starts, h);
+    for (int group = 0; group < last_group; ++group) {
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j) {
+        const int at = group * kGroup + j;
+        float step[2];  // step, step u
+        float b[4];
+        load_n<2>(steps + at * kStepToken, step);
+        load_n<4>(b_rows + at * kTileStates, b);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          h[n] = fmaf(fast_exp2(step[0] * place.rate[n]), h[n], step[1] * b[n]);
+        }
+      }
+      store_n<4>(starts + (group + 1) * kScanners * 4, h);
+    }
   }
 
   __device__ __forceinline__ void finish(const Walk& walk, int tile, int number, const Octets& x) {
@@ -304,26 +378,36 @@ class Helper {
 
   /// The gradients of B and C at a helper's token: four states of each of their rows.
   struct RowGradients {
+    static constexpr bool kAhead = kRows <= 2;  // else registers do not suffice
     const Helper& of;
     int64_t t;
     bool exists;
-    bf16* straight[2 * kRows];  // where it adds to; null where there is nothing or parts are kept
-    uint2 old[2 * kRows];
+    bf16* b;  // where B has its gradient, of the first slot; null where there is none or parts
+    bf16* c;  // are kept
+    uint2 old[kAhead ? 2 * kRows : 1];
 
     __device__ __forceinline__ RowGradients(const Helper& helper, int64_t token, bool some)
-        : of(helper), t(token), exists(some) {
-      bf16* b = of.work.db == nullptr ? of.a.b.grad_at(t, of.b_offset) : nullptr;
-      bf16* c = of.work.dc == nullptr ? of.a.c.grad_at(t, of.c_offset) : nullptr;
+        : of(helper),
+          t(token),
+          exists(some),
+          b(of.work.db == nullptr ? of.a.b.grad_at(t, of.b_offset) : nullptr),
+          c(of.work.dc == nullptr ? of.a.c.grad_at(t, of.c_offset) : nullptr) {
+      if constexpr (kAhead) {
 #pragma unroll
-      for (int i = 0; i < 2 * kRows; ++i) {
-        const int slot_of_c = i - of.work.groups.b_slots;
-        bf16* first = slot_of_c < 0 ? b : c;
-        straight[i] = exists && i < of.slots && first != nullptr
-                          ? first + (slot_of_c < 0 ? i : slot_of_c) * kTileStates
-                          : nullptr;
-        old[i] = straight[i] != nullptr ? *reinterpret_cast<const uint2*>(straight[i])
-                                        : make_uint2(0, 0);
+        for (int i = 0; i < 2 * kRows; ++i) {
+          old[i] = before(straight(i));
+        }
       }
+    }
+    __device__ __forceinline__ bf16* straight(int slot) const {
+      const int slot_of_c = slot - of.work.groups.b_slots;
+      bf16* first = slot_of_c < 0 ? b : c;
+      return exists && slot < of.slots && first != nullptr
+                 ? first + (slot_of_c < 0 ? slot : slot_of_c) * kTileStates
+                 : nullptr;
+    }
+    __device__ __forceinline__ static uint2 before(const bf16* at) {
+      return at != nullptr ? *reinterpret_cast<const uint2*>(at) : make_uint2(0, 0);
     }
     __device__ __forceinline__ void add(const Buffer& buffer) const {
       const float* from = buffer.row_sums() + of.token * kRowToken + of.helper % 4 * 4;
@@ -351,13 +435,13 @@ class Helper {
           }
         }
         float* parts = of_b ? of.work.db : of.work.dc;
-        if (straight[i] != nullptr) {
-          float before[4];
-          widen(old[i].x, before[0], before[1]);
-          widen(old[i].y, before[2], before[3]);
-          *reinterpret_cast<uint2*>(straight[i]) =
-              make_uint2(pack(before[0] + sum[0], before[1] + sum[1]),
-                         pack(before[2] + sum[2], before[3] + sum[3]));
+        if (bf16* to = straight(i); to != nullptr) {
+          const uint2 from_memory = kAhead ? old[i] : before(to);
+          float x[4];
+          widen(from_memory.x, x[0], x[1]);
+          widen(from_memory.y, x[2], x[3]);
+          *reinterpret_cast<uint2*>(to) =
+              make_uint2(pack(x[0] + sum[0], x[1] + sum[1]), pack(x[2] + sum[2], x[3] + sum[3]));
         } else if (exists && parts != nullptr) {
           store_n<4>(parts + row * kTileStates + of.helper % 4 * 4, sum);
         }
@@ -372,6 +456,7 @@ class Helper {
   int slots, helper, token, warp;
   unsigned channel;
   unsigned b_offset, c_offset;  // of this helper's states in rows of B and C: of the first slots
+  Place place;                  // of the scanner that it works for
   float bias[kWarpChannels];
   float skip[kWarpChannels];
   float dd[kWarpChannels] = {};
@@ -380,35 +465,23 @@ class Helper {
 
 // --- Scanners.
 
-/// Where lane (g, q), of channel g and states 4 q to 4 q + 3, has its values as fragments: these
-/// states are k = 2 q, 2 q + 1, 2 q + 8, 2 q + 9.
+/// The states of a scanner are k = 2 q, 2 q + 1, 2 q + 8, 2 q + 9 of fragments.
 class Scanner {
  public:
   __device__ __forceinline__ Scanner(const SelectiveScan<bf16>& args, const TileWork& of,
-                                     float* shared, float* starts, unsigned first_channel)
+                                     float* shared, unsigned first_channel)
       : a(args),
         work(of),
         memory(shared),
         slots(of.groups.b_slots + of.groups.c_slots),
-        warp(static_cast<int>(threadIdx.x - kHelpers) / 32),
-        b_slot(warp / of.groups.b_warps),
-        c_slot(of.groups.b_slots + warp / of.groups.c_warps),
-        g(static_cast<int>(threadIdx.x) % 32 / 4),
-        q(static_cast<int>(threadIdx.x) % 4),
-        row_size(args.channels * kTileStates),
-        at((static_cast<int64_t>(first_channel) + warp * kWarpChannels + g) * kTileStates + q * 4),
-        start(reinterpret_cast<float4*>(starts) + (threadIdx.x - kHelpers)) {
-    load_n<4>(a.a_log.data + at, rate);
-#pragma unroll
-    for (float& of_state : rate) {
-      of_state = Math::rate(of_state);
-    }
+        scanner(static_cast<int>(threadIdx.x) - kHelpers),
+        place(args, of.groups, first_channel, scanner) {
     // Row m is state m: one in the column of the k that holds it.
     const auto one = [](int state, int m) { return state == m ? 1.0F : 0.0F; };
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int state = q * 4 + i / 2 * 2;
-      const int m = g + i % 2 * 8;
+      const int state = place.q * 4 + i / 2 * 2;
+      const int m = place.g + i % 2 * 8;
       order[i] = pack(one(state, m), one(state + 1, m));
     }
   }
@@ -419,26 +492,15 @@ class Scanner {
       x = 0.0F;
     }
     if (work.carry != nullptr) {
-      load_n<4>(work.carry + index * row_size + at, dh);
-    }
-    const float* kept =
-        static_cast<const float*>(a.kept) +
-        (work.spans.first_kept[walk.segment] + walk.begin / kKeptTokens) * row_size + at;
-    float ahead[4] = {};
-    if (walk.tiles > 0) {
-      load_n<4>(kept + (walk.tiles - 1) * row_size, ahead);
+      load_n<4>(work.carry + index * place.row_size + place.at, dh);
     }
     for (int tile = walk.tiles - 1; tile >= 0; --tile, ++number) {
-      float h[4];
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        h[n] = ahead[n];
-      }
-      if (tile > 0) {
-        load_n<4>(kept + (tile - 1) * row_size, ahead);
-      }
+      const Buffer buffer(memory, number, slots);
+      const int tokens = min(walk.tokens - tile * kTileTokens, kTileTokens);
       wait_at(kFilled + number % 2);
-      scan(Buffer(memory, number, slots), min(walk.tokens - tile * kTileTokens, kTileTokens), h);
+      for (int group = (tokens - 1) / kGroup; group >= 0; --group) {
+        scan_group(buffer, group);
+      }
       pass(kScanned + number % 2);
     }
   }
@@ -446,54 +508,24 @@ class Scanner {
   __device__ __forceinline__ void finish_unit(int64_t unit) {
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      da[n] *= rate[n] * Math::kRateUnit;
+      da[n] *= place.rate[n] * Math::kRateUnit;
     }
-    store_n<4>(work.da_log + unit * row_size + at, da);
+    store_n<4>(work.da_log + unit * place.row_size + place.at, da);
   }
 
  private:
   using Math = ScanMath<bf16>;
 
-  __device__ __forceinline__ void scan(const Buffer& buffer, int tokens, float (&h)[4]) {
-    const float* steps = buffer.steps() + warp * kStepWarp + g * 4;
-    const float* b_rows = buffer.rows() + b_slot * kSlotWords + q * 4;
-    const int groups = (tokens + kGroup - 1) / kGroup;
-    for (int group = 0; group + 1 < groups; ++group) {
-      start[group * (kTileThreads - kHelpers)] = make_float4(h[0], h[1], h[2], h[3]);
-#pragma unroll
-      for (int j = 0; j < kGroup; ++j) {
-        const int token = group * kGroup + j;
-        float step[2];  // step, step u
-        float b[4];
-        load_n<2>(steps + token * kStepToken, step);
-        load_n<4>(b_rows + token * kTileStates, b);
-#pragma unroll
-        for (int n = 0; n < 4; ++n) {
-          h[n] = fmaf(fast_exp2(step[0] * rate[n]), h[n], step[1] * b[n]);
-        }
-      }
-    }
-    for (int group = groups - 1; group >= 0; --group) {
-      if (group + 1 < groups) {
-        const float4 from = start[group * (kTileThreads - kHelpers)];
-        h[0] = from.x;
-        h[1] = from.y;
-        h[2] = from.z;
-        h[3] = from.w;
-      }
-      scan_group(buffer, steps, b_rows, group * kGroup, h);
-    }
-  }
-
-  /// `h`: the state before the group.
-  __device__ __forceinline__ void scan_group(const Buffer& buffer, const float* steps,
-                                             const float* b_rows, int first, float (&h)[4]) {
+  __device__ __forceinline__ void scan_group(const Buffer& buffer, int group) {
+    const int first = group * kGroup;
+    const int g = place.g;
+    const int q = place.q;
+    const float* steps = place.steps(buffer);
+    const float* b_rows = place.b_rows(buffer);
+    const float* c_rows = place.c_rows(buffer);
     float before[kGroup + 1][4];
     float decay[kGroup][4];
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      before[0][n] = h[n];
-    }
+    load_n<4>(buffer.starts() + (group * kScanners + scanner) * 4, before[0]);
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
       float step[2];
@@ -502,20 +534,19 @@ class Scanner {
       load_n<4>(b_rows + (first + j) * kTileStates, b);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        decay[j][n] = fast_exp2(step[0] * rate[n]);
+        decay[j][n] = fast_exp2(step[0] * place.rate[n]);
         before[j + 1][n] = fmaf(decay[j][n], before[j][n], step[1] * b[n]);
       }
     }
 
-    const float* c_rows = buffer.rows() + c_slot * kSlotWords + q * 4;
     // Of token `first` + g: B and C of this lane's states, dy and step u of channels 2 q, 2 q + 1.
     const auto narrow_row = [&](int slot) {
       return *reinterpret_cast<const uint2*>(buffer.narrow_rows() + slot * kNarrowSlot +
                                              (first + g) * (kTileStates / 2) + q * 2);
     };
-    const uint2 b_of = narrow_row(b_slot);
-    const uint2 c_of = narrow_row(c_slot);
-    const int narrow = warp * kNarrowWarp + (first + g) * 4 + q;
+    const uint2 b_of = narrow_row(place.b_slot);
+    const uint2 c_of = narrow_row(place.c_slot);
+    const int narrow = place.warp * kNarrowWarp + (first + g) * 4 + q;
     const uint32_t dy_of = __float_as_uint(buffer.dy()[narrow]);
     const uint32_t written_of = __float_as_uint(buffer.written()[narrow]);
     float y[4] = {};
@@ -550,7 +581,7 @@ class Scanner {
           dh[n] *= decay[j][n];
           change[n] = dh[n] * before[j][n];
           da[n] = fmaf(change[n], step[0], da[n]);
-          change[n] *= rate[n];
+          change[n] *= place.rate[n];
         }
         changes[k] = pack(change[0], change[1]);
         changes[k + 2] = pack(change[2], change[3]);
@@ -568,14 +599,14 @@ class Scanner {
     }
 
     // A lane has token 2 q of the first and 2 q + 1 of the second rows.
-    float* sums = buffer.sums() + warp * kSumWarp + (first + 2 * q) * kSumToken + g;
+    float* sums = buffer.sums() + place.warp * kSumWarp + (first + 2 * q) * kSumToken + g;
     sums[0] = y[0];
     sums[kSumToken] = y[3];
     sums[kSums] = read[0];
     sums[kSums + kSumToken] = read[3];
     sums[2 * kSums] = decays[0];
     sums[2 * kSums + kSumToken] = decays[3];
-    float* rows = buffer.row_sums() + warp * kRowWarp + (first + 2 * q) * kRowToken + g;
+    float* rows = buffer.row_sums() + place.warp * kRowWarp + (first + 2 * q) * kRowToken + g;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int place = i % 2 * kRowToken + i / 2 * 8;
@@ -602,11 +633,9 @@ class Scanner {
   const SelectiveScan<bf16>& a;
   const TileWork& work;
   float* memory;
-  int slots, warp, b_slot, c_slot, g, q;
-  int64_t row_size, at;
-  float4* start;
+  int slots, scanner;
+  Place place;
   uint32_t order[4];
-  float rate[4];
   float dh[4] = {};
   float da[4] = {};
 };
@@ -618,7 +647,6 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   extern __shared__ __align__(16) float memory[];
   const int64_t unit = blockIdx.x / work.groups.channel_blocks;
   const unsigned channel = blockIdx.x % work.groups.channel_blocks * kTileChannels;
-  float* starts = memory + 2 * buffer_words(work.groups.b_slots + work.groups.c_slots);
   const int64_t begin = unit * work.spans.count / work.units;
   const int64_t end = (unit + 1) * work.spans.count / work.units;
   int number = 0;
@@ -627,9 +655,9 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     for (int64_t i = begin; i < end; ++i) {
       helper.span(Walk(a.segments, work.spans, i), number);
     }
-    helper.finish_unit(unit, starts + kStarts);
+    helper.finish_unit(unit);
   } else {
-    Scanner scanner(a, work, memory, starts, channel);
+    Scanner scanner(a, work, memory, channel);
     for (int64_t i = begin; i < end; ++i) {
       scanner.span(Walk(a.segments, work.spans, i), i, number);
     }
