@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the system packages a target needs, on Debian 12 or Ubuntu 24.04. What is there already is
 # left alone: a second run touches no network.
-#   scripts/setup.sh build   compiler, CMake and libraries
+#   scripts/setup.sh build   compiler, CMake and libraries; where nvcc is, cudnn-frontend's headers
 #   scripts/setup.sh lint    the above, clang-format and clang-tidy
 #   scripts/setup.sh fuzz    the first, Clang and its libFuzzer
 set -euo pipefail
@@ -21,8 +21,16 @@ case "${1:-build}" in
   *) echo "setup: expected build, lint or fuzz, got '$1'" >&2; exit 2 ;;
 esac
 
+# The last thing to do: it wants CMake. A failure only leaves cuDNN out of the build.
+fetch_headers() {
+  if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
+    cmake -P "$(dirname "$0")/../cmake/fetch_cudnn_frontend.cmake" || true
+  fi
+}
+
 if ! command -v dpkg-query >/dev/null; then
   echo "setup: this is not a Debian or Ubuntu system; install the equivalents of: ${wanted[*]}" >&2
+  fetch_headers
   exit 0
 fi
 
@@ -31,7 +39,10 @@ for package in "${wanted[@]}"; do
   status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
   [ "$status" = installed ] || missing+=("$package")
 done
-[ ${#missing[@]} -eq 0 ] && exit 0
+if [ ${#missing[@]} -eq 0 ]; then
+  fetch_headers
+  exit 0
+fi
 
 sudo=()
 if [ "$(id -u)" -ne 0 ]; then
@@ -46,3 +57,4 @@ export DEBIAN_FRONTEND=noninteractive
 apt=("${sudo[@]}" apt-get -o DPkg::Lock::Timeout=600)
 "${apt[@]}" update -q
 "${apt[@]}" install -y -q --no-install-recommends "${missing[@]}"
+fetch_headers

@@ -16,6 +16,9 @@
 #include "base/file.h"
 #include "cuda_machine.h"
 #include "ops/attention/attention.h"
+#if CAMBIUM_CUDA
+#include "ops/attention/attention_cudnn.h"
+#endif
 #include "ops/conv/conv.h"
 #include "ops/loss/loss.h"
 #include "ops/loss/loss_kernels.h"
@@ -90,42 +93,89 @@ constexpr int64_t kMostMemory = 40'000'000'000;  // bytes of a cache of keys and
 constexpr int64_t kHeads = 32, kKvHeads = 8, kHeadDim = 128;
 const AttentionConfig kAttention = {.scale = 0.0883883F};
 
+// Who computes attention without pages: cuDNN where it can, or our own kernels alone.
+#if CAMBIUM_CUDA
+using cuda::attention::allow_cudnn;
+using cuda::attention::cudnn_calls;
+using cuda::attention::cudnn_status;
+#else
+void allow_cudnn(bool) {}
+int64_t cudnn_calls() {
+  return 0;
+}
+std::string cudnn_status() {
+  return "no cuDNN: this build has no CUDA";
+}
+#endif
+
 double attention_flops(double tokens) {
   return 4.0 * kHeads * kHeadDim * tokens * (tokens + 1) / 2;
 }
+double attention_flops(const std::vector<int32_t>& lengths) {
+  double sum = 0.0;
+  for (const int32_t n : lengths) {
+    sum += attention_flops(static_cast<double>(n));
+  }
+  return sum;
+}
 
-void attention_forward(Bench& bench, int64_t tokens) {
-  bench.row("attention forward", fmt::format("{} tokens, heads 32/8 of 128", tokens),
-            [&](Scene& s) {
-              const Tensor q = s.bf16({2 * tokens, kHeads, kHeadDim});
-              const Tensor k = s.bf16({2 * tokens, kKvHeads, kHeadDim});
-              const Tensor v = s.bf16({2 * tokens, kKvHeads, kHeadDim});
-              Packed& packed = s.packed(1, tokens, 0);
-              return Work{.flops = attention_flops(static_cast<double>(tokens)),
-                          .sets = 2,
-                          .call = [=, &s, &packed](int64_t set) {
-                            attention(s.ctx, part_of(q, set, tokens), part_of(k, set, tokens),
-                                      part_of(v, set, tokens), packed.view(), kAttention);
-                          }};
-            });
+Packed& packed_lengths(Scene& s, const std::vector<int32_t>& lengths) {
+  Packed& p = s.segments.emplace_back();
+  for (const int32_t n : lengths) {
+    p.start.push_back(p.start.back() + n);
+    p.position.push_back(0);
+  }
+  return p;
+}
+
+/// A row by cuDNN, which says where it was not, and one by our own kernels.
+template <class Make>
+void attention_rows(Bench& bench, const char* name, const std::vector<int32_t>& lengths,
+                    const Make& make) {
+  const std::string shape = fmt::format("{} tokens, heads {}/{} of {}", fmt::join(lengths, " + "),
+                                        kHeads, kKvHeads, kHeadDim);
+  for (const bool cudnn : {true, false}) {
+    allow_cudnn(cudnn);
+    const int64_t before = cudnn_calls();
+    bench.row(fmt::format("attention {}, {}", name, cudnn ? "cuDNN" : "own"), shape, make);
+    if (cudnn && cudnn_calls() == before) {
+      std::printf("  (served by our own kernels: %s)\n", cudnn_status().c_str());
+    }
+  }
+  allow_cudnn(true);
+}
+
+void attention_forward(Bench& bench, const std::vector<int32_t>& lengths) {
+  attention_rows(bench, "forward", lengths, [&](Scene& s) {
+    const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+    const Tensor q = s.bf16({2 * tokens, kHeads, kHeadDim});
+    const Tensor k = s.bf16({2 * tokens, kKvHeads, kHeadDim});
+    const Tensor v = s.bf16({2 * tokens, kKvHeads, kHeadDim});
+    Packed& packed = packed_lengths(s, lengths);
+    return Work{
+        .flops = attention_flops(lengths), .sets = 2, .call = [=, &s, &packed](int64_t set) {
+          attention(s.ctx, part_of(q, set, tokens), part_of(k, set, tokens),
+                    part_of(v, set, tokens), packed.view(), kAttention);
+        }};
+  });
 }
 
 // The backward pass alone, counted as five products for the two of the forward pass.
-void attention_backward(Bench& bench, int64_t tokens) {
-  bench.row(
-      "attention backward", fmt::format("{} tokens, heads 32/8 of 128", tokens), [&](Scene& s) {
-        const Leaf q = s.leaf(s.bf16({tokens, kHeads, kHeadDim}));
-        const Leaf k = s.leaf(s.bf16({tokens, kKvHeads, kHeadDim}));
-        const Leaf v = s.leaf(s.bf16({tokens, kKvHeads, kHeadDim}));
-        Packed& packed = s.packed(1, tokens, 0);
-        Work work{.flops = 2.5 * attention_flops(static_cast<double>(tokens)),
-                  .call = [&s](int64_t) { s.tape.backward(s.recorded); }};
-        work.prepare = [=, &s, &packed](int64_t) {
-          s.set_gradient(
-              attention(s.recorded, s.fresh(q), s.fresh(k), s.fresh(v), packed.view(), kAttention));
-        };
-        return work;
-      });
+void attention_backward(Bench& bench, const std::vector<int32_t>& lengths) {
+  attention_rows(bench, "backward", lengths, [&](Scene& s) {
+    const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+    const Leaf q = s.leaf(s.bf16({tokens, kHeads, kHeadDim}));
+    const Leaf k = s.leaf(s.bf16({tokens, kKvHeads, kHeadDim}));
+    const Leaf v = s.leaf(s.bf16({tokens, kKvHeads, kHeadDim}));
+    Packed& packed = packed_lengths(s, lengths);
+    Work work{.flops = 2.5 * attention_flops(lengths),
+              .call = [&s](int64_t) { s.tape.backward(s.recorded); }};
+    work.prepare = [=, &s, &packed](int64_t) {
+      s.set_gradient(
+          attention(s.recorded, s.fresh(q), s.fresh(k), s.fresh(v), packed.view(), kAttention));
+    };
+    return work;
+  });
 }
 
 /// Keys and values of `sets` times `sequences` in pages that lie in no order.
@@ -194,9 +244,11 @@ void attention_decode(Bench& bench, int64_t batch, int64_t context, int64_t page
 }
 
 void attention_section(Bench& bench) {
-  for (const int64_t tokens : {2048, 8192, 16384}) {
-    attention_forward(bench, tokens);
-    attention_backward(bench, tokens);
+  std::printf("attention without pages: %s\n", cudnn_status().c_str());
+  for (const std::vector<int32_t>& lengths : std::vector<std::vector<int32_t>>{
+           {2048}, {8192}, {16384}, {2048, 2048, 2048, 2048}, {5000, 2000, 1000, 192}}) {
+    attention_forward(bench, lengths);
+    attention_backward(bench, lengths);
   }
   for (const int64_t page : {16, 64}) {
     attention_prefill(bench, 8192, page);
@@ -322,6 +374,7 @@ void recurrence_section(Bench& bench) {
   recurrence_training(bench, {"KDA", 32, 32, 128, 128, true, true}, 8192);
   recurrence_training(bench, {"KDA", 16, 16, 128, 128, true, true}, 32768);
   recurrence_training(bench, {"GDN", 32, 32, 128, 128, true, false}, 8192);
+  recurrence_training(bench, mamba, 8192);
 }
 
 // The scan of Apriel-H1: 4,096 channels of 16 states, B of 64 groups and C of 256, which lie with z

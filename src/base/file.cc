@@ -263,6 +263,39 @@ void MappedFile::release(size_t offset, size_t size) const {
   }
 }
 
+FileReader::FileReader(std::string path) : path_(std::move(path)) {
+  fd_ = open_regular(path_, &size_).take();
+  ::posix_fadvise(fd_, 0, 0, POSIX_FADV_SEQUENTIAL);
+}
+
+FileReader::~FileReader() {
+  if (fd_ >= 0) {
+    ::close(fd_);
+  }
+}
+
+FileReader::FileReader(FileReader&& other) noexcept
+    : path_(std::move(other.path_)),
+      fd_(std::exchange(other.fd_, -1)),
+      size_(std::exchange(other.size_, 0)) {}
+
+void FileReader::read(size_t offset, std::span<std::byte> out) const {
+  size_t done = 0;
+  while (done < out.size()) {
+    const ssize_t n =
+        ::pread(fd_, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) {
+      continue;
+    }
+    if (n < 0) {
+      fail_errno("read", path_);
+    }
+    expect(n > 0, "cannot read {}: it ends after {} of {} bytes: it was changed meanwhile", path_,
+           offset + done, size_);
+    done += static_cast<size_t>(n);
+  }
+}
+
 std::string read_text_file(const std::string& path, size_t max_bytes) {
   size_t size = 0;
   const Descriptor file = open_regular(path, &size);

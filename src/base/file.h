@@ -41,6 +41,26 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+/// A file read at any place by any number of threads, without a map: what is read lands in the
+/// reader's memory alone.
+class FileReader {
+ public:
+  explicit FileReader(std::string path);
+  ~FileReader();
+  FileReader(FileReader&& other) noexcept;
+  FileReader& operator=(FileReader&&) = delete;
+
+  const std::string& path() const { return path_; }
+  size_t size() const { return size_; }
+  /// Error when the file ends before `out` is full.
+  void read(size_t offset, std::span<std::byte> out) const;
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+  size_t size_ = 0;
+};
+
 /// The whole file as a string; refuses one of more than `max_bytes`.
 std::string read_text_file(const std::string& path, size_t max_bytes = size_t{1} << 30);
 

@@ -63,6 +63,22 @@ TEST(MappedFile, NamesWhatIsWrong) {
               ThrowsMessage<Error>(HasSubstr("not a regular file")));
 }
 
+TEST(FileReader, ReadsAtAnyPlaceAndNamesAFileThatIsTooShort) {
+  const TestFolder folder;
+  put(folder.at("a"), "0123456789");
+  FileReader opened(folder.at("a"));
+  const FileReader file = std::move(opened);
+  EXPECT_EQ(file.size(), 10U);
+  std::string text(4, ' ');
+  file.read(3, std::as_writable_bytes(std::span(text)));
+  EXPECT_EQ(text, "3456");
+  file.read(0, std::as_writable_bytes(std::span(text)));
+  EXPECT_EQ(text, "0123");
+  EXPECT_THAT([&] { file.read(7, std::as_writable_bytes(std::span(text))); },
+              ThrowsMessage<Error>(AllOf(HasSubstr(folder.at("a")), HasSubstr("after 10 of 10"))));
+  EXPECT_THAT([&] { FileReader(folder.path()); }, ThrowsMessage<Error>(HasSubstr("is a folder")));
+}
+
 TEST(ReadTextFile, ReadsAndRefusesTooMuch) {
   const TestFolder folder;
   put(folder.at("a"), std::string("x\0y", 3));

@@ -98,9 +98,14 @@ std::string help_with(const std::string& help, const std::vector<std::string>& c
   return fmt::format("{}{}{}", help, help.empty() ? "" : ": ", join(choices, ", "));
 }
 
+// "cambium bench throughput"
+std::string full_name(const CLI::App& app) {
+  return app.get_parent() == nullptr ? "cambium"
+                                     : full_name(*app.get_parent()) + " " + app.get_name();
+}
+
 int usage_error(const CLI::App& app, const std::string& message) {
-  say("cambium: {}\nTry '{} --help'.", message,
-      app.get_parent() == nullptr ? "cambium" : "cambium " + app.get_name());
+  say("cambium: {}\nTry '{} --help'.", message, full_name(app));
   return 2;
 }
 
@@ -123,6 +128,32 @@ int left_over(const CLI::App& root, const CLI::App& used) {
     return usage_error(used, fmt::format("unexpected argument '{}'", word));
   }
   return usage_error(used, "unexpected arguments");
+}
+
+// A command's place in the library, and what to do; those under a command come after it.
+struct Declared {
+  CLI::App* app;
+  Action action;
+};
+
+struct Common {
+  int64_t threads = 0;
+  bool quiet = false;
+};
+
+void declare(CLI::App& parent, const Command& command, const std::vector<std::string>& words,
+             Common& common, std::vector<Declared>& all) {
+  CLI::App* app = parent.add_subcommand(command.name, command.summary);
+  app->footer(std::string("Examples:\n") + command.examples);
+  app->allow_extras();
+  app->add_option("--threads", common.threads, "threads to compute with (0 = all cores)")
+      ->check(in_range(IntRange{0, 1024}));
+  app->add_flag("--quiet", common.quiet, "no progress on standard error");
+  Args args(app, words);
+  all.push_back({app, command.declare(args)});
+  for (const Command& kind : command.kinds) {
+    declare(*app, kind, words, common, all);
+  }
 }
 
 // Were one of them closed, the next file that is opened would get its number, and what is printed
@@ -198,48 +229,41 @@ int run_command_line(int argc, char** argv, const std::vector<Command>& commands
                         fmt::format("cambium {} ({})", kVersion, cpu_isa_name(cpu_isa())));
   root.footer("Each command explains itself: cambium COMMAND --help");
   root.allow_extras();
-  int64_t threads = 0;
-  bool quiet = false;
-  std::vector<Action> actions(commands.size());
-  std::vector<CLI::App*> subs;
-  for (size_t i = 0; i < commands.size(); ++i) {
-    CLI::App* sub = root.add_subcommand(commands[i].name, commands[i].summary);
-    sub->footer(std::string("Examples:\n") + commands[i].examples);
-    sub->allow_extras();
-    sub->add_option("--threads", threads, "threads to compute with (0 = all cores)")
-        ->check(in_range(IntRange{0, 1024}));
-    sub->add_flag("--quiet", quiet, "no progress on standard error");
-    Args args(sub, {argv, argv + argc});
-    actions[i] = commands[i].declare(args);
-    subs.push_back(sub);
+  Common common;
+  std::vector<Declared> declared;
+  for (const Command& command : commands) {
+    declare(root, command, {argv, argv + argc}, common, declared);
   }
   try {
     root.parse(argc, argv);
   } catch (const CLI::Success& e) {
     return root.exit(e);
   } catch (const CLI::ParseError& e) {
-    CLI::App* used = &root;
-    for (CLI::App* sub : subs) {
-      used = sub->parsed() ? sub : used;
+    const CLI::App* used = &root;
+    for (const Declared& d : declared) {
+      used = d.app->parsed() ? d.app : used;
     }
     if (used->remaining_size(true) > 0) {
       return left_over(root, *used);
     }
     return usage_error(*used, e.what());
   }
-  for (size_t i = 0; i < subs.size(); ++i) {
-    if (!subs[i]->parsed()) {
-      continue;
-    }
-    if (subs[i]->remaining_size(true) > 0) {
-      return left_over(root, *subs[i]);
-    }
-    try {
-      if (threads > 0) {
-        set_num_threads(static_cast<int>(threads));
+  const Declared* used = nullptr;
+  for (const Declared& d : declared) {
+    if (d.app->parsed()) {
+      if (d.app->remaining_size() > 0) {
+        return left_over(root, *d.app);
       }
-      Progress::silence(quiet);
-      const int status = actions[i]();
+      used = &d;
+    }
+  }
+  if (used != nullptr) {
+    try {
+      if (common.threads > 0) {
+        set_num_threads(static_cast<int>(common.threads));
+      }
+      Progress::silence(common.quiet);
+      const int status = used->action();
       expect(std::fflush(stdout) == 0 && std::ferror(stdout) == 0,
              "cannot write standard output: the disk is full, or nobody reads it");
       return status;

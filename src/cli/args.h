@@ -59,6 +59,8 @@ struct Command {
   const char* examples;  // shown under --help, one command a line
   /// Declares the arguments and returns what to do with them.
   Action (*declare)(Args& args);
+  /// Commands under it, `cambium NAME KIND`; without one of them it runs itself.
+  std::vector<Command> kinds{};
 };
 
 /// Parses and runs. 0 done, 1 an Error or a check that did not pass, 2 wrong usage,

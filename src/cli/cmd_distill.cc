@@ -49,8 +49,8 @@ int run(const DistillArgs& a) {
   activations_of(config.precision, device);
   const std::shared_ptr<RunFolder> folder = claim_training_folder(a.output, a.resume, {"model"});
   std::optional<StopAnywhere> stop("the run has not begun");
-  LoadedModel student = load_model(a.student, load_on(device));
-  LoadedModel teacher = load_model(a.teacher, load_on(device));
+  const LoadedModel teacher = load_model(a.teacher, load_on(device));
+  LoadedModel student = load_model(a.student, load_on(device, &teacher));
   const Tokenizer tokenizer = Tokenizer::load(a.student);
   expect(tokenizer.fingerprint() == Tokenizer::load(a.teacher).fingerprint(),
          "{} and {} have different tokenizers; a student learns from a teacher with the same ids",

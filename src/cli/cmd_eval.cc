@@ -1,4 +1,4 @@
-// eval, bench and report: how good, how fast, and the page that shows both.
+// eval and report: how good, and the page that shows it.
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -11,10 +11,8 @@
 #include "cli/options.h"
 #include "eval/problem_source.h"
 #include "eval/quality.h"
-#include "eval/throughput.h"
-#include "model/random_model.h"
 #include "model/weights.h"
-#include "serve/cache_plan.h"
+#include "serve/memory_plan.h"
 #include "train/held_out.h"
 
 namespace cambium {
@@ -26,12 +24,12 @@ using Json = nlohmann::ordered_json;
 constexpr int64_t kMost = 10'000'000;
 
 struct EvalArgs {
-  std::string model, task = "problems", data, teacher, output;
+  std::string model, task = "problems", data, teacher, output, answers;
   std::vector<std::string> set;
   int64_t count = 100, seed = 1, batch = 32, max_new_tokens = 256, max_tokens = 512;
   double temperature = 0.0;
   DeviceOption device;
-  bool chat = false, json = false;
+  bool chat = false, json = false, ungraded = false;
 };
 
 Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
@@ -58,22 +56,36 @@ Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
   return json;
 }
 
-// How the answers came to be and how many are right: everything needed to ask again.
-Json accuracy_json(const EvalArgs& a, const Task& task, const AccuracySummary& s) {
+// How the answers came to be and how fast: everything needed to ask again.
+Json answers_json(const EvalArgs& a, const Task& task, const Answers& answers) {
   return {{"task", task.name},
           {"model", a.model},
           {"data", a.data},
-          {"problems", s.total},
+          {"problems", task.examples.size()},
           {"prompt", a.chat ? "chat template" : "question and a new line"},
           {"max_new_tokens", a.max_new_tokens},
           {"temperature", a.temperature},
           {"seed", a.seed},
-          {"correct", s.correct},
-          {"total", s.total},
-          {"accuracy", s.accuracy.value},
-          {"low", s.accuracy.low},
-          {"high", s.accuracy.high},
-          {"interval", "Wilson, 95 %"}};
+          {"batch", a.batch},
+          {"prompt_tokens", answers.prompt_tokens},
+          {"tokens", answers.tokens},
+          {"seconds", answers.seconds},
+          {"tokens_per_second", answers.tokens_per_second()}};
+}
+
+void report_accuracy(const EvalArgs& a, const Task& task, const AccuracySummary& s, Json json) {
+  if (a.json) {
+    json.update({{"correct", s.correct},
+                 {"total", s.total},
+                 {"accuracy", s.accuracy.value},
+                 {"low", s.accuracy.low},
+                 {"high", s.accuracy.high},
+                 {"interval", "Wilson, 95 %"}});
+    fmt::print("{}\n", json.dump(1));
+    return;
+  }
+  fmt::print("{}: {} of {} right, {:.1f} % [{:.1f}, {:.1f}] (95 %)\n", task.name, s.correct,
+             s.total, 100 * s.accuracy.value, 100 * s.accuracy.low, 100 * s.accuracy.high);
 }
 
 // Options that the task at hand would not read are refused, never dropped.
@@ -91,11 +103,59 @@ void check_applies(const EvalArgs& a) {
          "retrieval)");
   expect(text || a.teacher.empty(), "--teacher belongs to --task text");
   expect(!text || !a.chat, "--chat belongs to tasks that are answered, not to --task text");
+  expect(!text || (a.answers.empty() && !a.ungraded),
+         "{} belongs to tasks that are answered, not to --task text",
+         a.ungraded ? "--ungraded" : "--answers");
+  expect(a.model.empty() != a.answers.empty(),
+         "eval: expected a checkpoint folder or --answers FILE, got {}",
+         a.model.empty() ? "neither" : "both");
+  expect(a.answers.empty() || !(a.chat || a.ungraded),
+         "--{} belongs to a model that is asked, not to --answers", a.chat ? "chat" : "ungraded");
+  expect(!a.ungraded || !a.output.empty(),
+         "--ungraded: expected --output, the file that is to be graded with --answers");
+}
+
+Task task_of(const EvalArgs& a) {
+  if (a.task != "problems" && a.task != "retrieval") {
+    return load_task(a.task, a.data, a.count);
+  }
+  PlanTable table = PlanTable::parse("", "--set");
+  table.set_all(a.set);
+  const ProblemSpec spec = read_problem_spec(table);
+  table.expect_all_used();
+  return problem_task(spec, a.task == "problems" ? ProblemKind::kWord : ProblemKind::kRetrieval,
+                      Split::kTest, static_cast<uint64_t>(a.seed), a.count);
+}
+
+// Answers that a model gave before, perhaps on another machine.
+int grade_file(const EvalArgs& a) {
+  const StopAnywhere stop("nothing is written");
+  const Task task = task_of(a);
+  const std::vector<std::string> responses = read_responses(a.answers, task);
+  std::unique_ptr<ResultFile> output;
+  if (!a.output.empty()) {
+    output = std::make_unique<ResultFile>(a.output);
+  }
+  const AccuracyResult result = grade_responses(task, responses);
+  if (output) {
+    output->write(example_lines(result.examples));
+  }
+  report_accuracy(a, task, result.summary,
+                  {{"task", task.name}, {"answers", a.answers}, {"data", a.data}});
+  return 0;
 }
 
 int run_eval(const EvalArgs& a) {
   check_applies(a);
+  if (!a.answers.empty()) {
+    return grade_file(a);
+  }
   const StopAnywhere stop("nothing is written: answers are graded when all came");
+  EngineConfig engine;
+  engine.max_sequences = a.batch;
+  if (a.task != "text") {
+    engine = planned_engine(a.model, MatrixStorage::kStored, a.device.device(), engine);
+  }
   LoadedModel loaded =
       load_model(a.model, {.storage = MatrixStorage::kStored, .device = a.device.device()});
   const Tokenizer tokenizer = Tokenizer::load(a.model);
@@ -107,50 +167,48 @@ int run_eval(const EvalArgs& a) {
     results.write(eval_text(a, *loaded.model, tokenizer).dump(1) + "\n");
     return 0;
   }
-  Task task;
-  if (a.task == "problems" || a.task == "retrieval") {
-    PlanTable table = PlanTable::parse("", "--set");
-    table.set_all(a.set);
-    const ProblemSpec spec = read_problem_spec(table);
-    table.expect_all_used();
-    task = problem_task(spec, a.task == "problems" ? ProblemKind::kWord : ProblemKind::kRetrieval,
-                        Split::kTest, static_cast<uint64_t>(a.seed), a.count);
-  } else {
-    task = load_task(a.task, a.data, a.count);
+  const Task task = task_of(a);
+  if (!a.ungraded) {
+    expect_gradable(task);  // a machine that cannot run programs safely says so now
   }
   AccuracyConfig config;
-  config.batch = a.batch;
+  config.batch = std::min(a.batch, engine.max_sequences);
+  config.engine = engine;
   config.max_new_tokens = a.max_new_tokens;
   config.chat = a.chat;
   config.temperature = a.temperature;
   config.seed = static_cast<uint64_t>(a.seed);
-  std::unique_ptr<ResultFile> answers;
+  std::unique_ptr<ResultFile> output;
   if (!a.output.empty()) {
-    answers = std::make_unique<ResultFile>(a.output);
+    output = std::make_unique<ResultFile>(a.output);
   }
   Progress progress(a.task, task.examples.size(), {.unit = "problems"});
-  const AccuracyResult result =
-      evaluate_accuracy(*loaded.model, tokenizer, task, config, [&](int64_t done) {
+  const Answers answers =
+      answer_examples(*loaded.model, tokenizer, task, config, [&](int64_t done) {
         stop_point();
         progress.update(static_cast<uint64_t>(done));
       });
-  progress.finish();
-  if (answers) {
-    answers->write(example_lines(result.examples));
+  progress.finish(
+      fmt::format("{} tokens, {:.0f} tokens/s", answers.tokens, answers.tokens_per_second()));
+  const Json json = answers_json(a, task, answers);
+  if (a.ungraded) {
+    output->write(ungraded_lines(task, answers.responses));
+    fmt::print("{}\n", a.json ? json.dump(1)
+                              : fmt::format("{}: {} answers, not graded, in {}", task.name,
+                                            answers.responses.size(), a.output));
+    return 0;
   }
-  const AccuracySummary& s = result.summary;
-  if (a.json) {
-    fmt::print("{}\n", accuracy_json(a, task, s).dump(1));
-  } else {
-    fmt::print("{}: {} of {} right, {:.1f} % [{:.1f}, {:.1f}] (95 %)\n", task.name, s.correct,
-               s.total, 100 * s.accuracy.value, 100 * s.accuracy.low, 100 * s.accuracy.high);
+  const AccuracyResult result = grade_responses(task, answers.responses);
+  if (output) {
+    output->write(example_lines(result.examples));
   }
+  report_accuracy(a, task, result.summary, json);
   return 0;
 }
 
 Action declare_eval(Args& args) {
   auto a = std::make_shared<EvalArgs>();
-  args.positional("model", "checkpoint folder", &a->model);
+  args.positional("model", "checkpoint folder", &a->model, false);
   std::vector<std::string> tasks = {"problems", "retrieval", "text"};
   tasks.insert(tasks.end(), task_forms().begin(), task_forms().end());
   args.choice("task", "", tasks, &a->task);
@@ -167,93 +225,12 @@ Action declare_eval(Args& args) {
   args.option("batch", "problems at once", &a->batch, {1, 4096});
   args.option("output,o", "file for every question, response and grade, or the losses", &a->output);
   a->device.declare(args);
+  args.option("answers", "grade the answers in this file (of --output) instead of asking a model",
+              &a->answers);
+  args.flag("ungraded", "only write the answers: another machine grades them", &a->ungraded);
   args.flag("chat", "ask through the chat template", &a->chat);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run_eval(*a); };
-}
-
-struct BenchArgs {
-  std::vector<std::string> models, random;
-  std::vector<int64_t> contexts;
-  std::string storage = "stored", cache = "bf16";
-  int64_t batch = 1, decode = 32, repeats = 5;
-  DeviceOption device;
-  bool json = false;
-};
-
-int run_bench(const BenchArgs& a) {
-  LoadOptions load;
-  load.storage = parse_storage(a.storage);
-  load.device = a.device.device();
-  expect(!a.models.empty() || !a.random.empty(),
-         "bench: expected a checkpoint folder, or --random-weights with a configuration");
-  const StopAnywhere stop("nothing is measured to its end");
-  std::vector<LoadedModel> loaded;
-  std::vector<Model*> models;
-  std::vector<std::string> names = a.models;
-  for (const std::string& dir : a.models) {
-    loaded.push_back(load_model(dir, load));
-  }
-  for (const std::string& config : a.random) {
-    loaded.push_back(random_model(read_spec(config), load.storage, 1, load.device));
-    names.push_back(config + " (random weights)");
-  }
-  for (LoadedModel& m : loaded) {
-    models.push_back(m.model.get());
-  }
-  ThroughputConfig config;
-  config.contexts = a.contexts.empty() ? std::vector<int64_t>{512, 4096} : a.contexts;
-  config.batch = a.batch;
-  config.decode_tokens = a.decode;
-  config.repeats = a.repeats;
-  config.cache_values = parse_cache_values(a.cache);
-  const auto speeds = measure_throughput(models, config);
-  Json json = Json::array();
-  if (!a.json) {
-    fmt::print("{:<28} {:>8} {:>6} {:>24} {:>24} {:>14} {:>14}\n", "model", "context", "batch",
-               "prefill tok/s [range]", "decode tok/s [range]", "CPU ms prefill", "a token decode");
-  }
-  for (size_t i = 0; i < models.size(); ++i) {
-    for (const SpeedSummary& s : speeds[i]) {
-      if (a.json) {
-        json.push_back(
-            {{"model", names[i]},
-             {"context", s.context},
-             {"batch", s.batch},
-             {"prefill", {s.prefill.value, s.prefill.low, s.prefill.high}},
-             {"decode", {s.decode.value, s.decode.low, s.decode.high}},
-             {"prefill_cpu_ms", {s.prefill_cpu.value, s.prefill_cpu.low, s.prefill_cpu.high}},
-             {"decode_cpu_ms", {s.decode_cpu.value, s.decode_cpu.low, s.decode_cpu.high}}});
-      } else {
-        fmt::print(
-            "{:<28} {:>8} {:>6} {:>24} {:>24} {:>14.3f} {:>14.3f}\n", names[i], s.context, s.batch,
-            fmt::format("{:.0f} [{:.0f}, {:.0f}]", s.prefill.value, s.prefill.low, s.prefill.high),
-            fmt::format("{:.1f} [{:.1f}, {:.1f}]", s.decode.value, s.decode.low, s.decode.high),
-            s.prefill_cpu.value, s.decode_cpu.value);
-      }
-    }
-  }
-  if (a.json) {
-    fmt::print("{}\n", json.dump(1));
-  }
-  return 0;
-}
-
-Action declare_bench(Args& args) {
-  auto a = std::make_shared<BenchArgs>();
-  args.positionals("models", "checkpoint folders, measured in turns", &a->models, false);
-  args.option("random-weights", "config.json, or its folder: a model of its sizes, made-up numbers",
-              &a->random);
-  args.option("contexts", "tokens before the measured ones (512,4096)", &a->contexts, {1});
-  args.option("batch", "sequences at once", &a->batch, {1, 4096});
-  args.option("decode", "tokens decoded", &a->decode, {1, kMaxPositions});
-  args.option("repeats", "rounds; the median and the range are printed", &a->repeats, {1, 10'000});
-  args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &a->cache);
-  args.choice("storage", "of matrices in memory; random weights: stored is f32",
-              {"stored", "f32", "bf16"}, &a->storage);
-  a->device.declare(args);
-  args.flag("json", "print JSON", &a->json);
-  return [a] { return run_bench(*a); };
 }
 
 struct ReportArgs {
@@ -282,15 +259,10 @@ Command eval_command() {
   return {"eval", "task accuracy by generation, or the losses on text",
           "  cambium eval models/teacher --task problems -n 200\n"
           "  cambium eval DIR --task gsm8k --data gsm8k/test.jsonl --chat -o answers.jsonl\n"
+          "  cambium eval DIR --task mbpp --data mbpp.json --chat --ungraded -o answers.jsonl\n"
+          "  cambium eval --task mbpp --data mbpp.json --answers answers.jsonl\n"
           "  cambium eval HYBRID --task text --data text.jsonl --teacher TEACHER",
           declare_eval};
-}
-
-Command bench_command() {
-  return {"bench", "prefill and decode speed of one or more models, side by side",
-          "  cambium bench models/teacher out/demo/stages/60/model --contexts 512,8192\n"
-          "  cambium bench --random-weights plans/apriel-15b --storage bf16 --contexts 16",
-          declare_bench};
 }
 
 Command report_command() {

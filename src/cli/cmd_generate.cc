@@ -1,6 +1,7 @@
 // generate and chat.
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <iostream>
@@ -15,7 +16,7 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "model/weights.h"
-#include "serve/engine.h"
+#include "serve/memory_plan.h"
 #include "text/prompt_format.h"
 
 namespace cambium {
@@ -23,9 +24,10 @@ namespace {
 
 struct GenerateArgs {
   std::string model, prompt, input, output, storage = "stored", cache = "bf16", system;
-  int64_t max_new_tokens = 256, batch = 16;
+  int64_t max_new_tokens = 256, batch = 16, logprobs = 0;
   SamplingOptions sampling;
   DeviceOption device;
+  EngineOptions engine;
   bool chat = false, question = false;
 };
 
@@ -37,6 +39,15 @@ void sampling_options(Args& args, GenerateArgs& a) {
   args.choice("storage", "how matrices are kept in memory; stored is as in the file",
               {"stored", "f32", "bf16"}, &a.storage);
   a.device.declare(args);
+}
+
+// Of so many sequences, planned for the device before anything is loaded.
+EngineConfig engine_for(const GenerateArgs& a, int64_t sequences) {
+  EngineConfig config;
+  config.max_sequences = sequences;
+  config.cache_values = parse_cache_values(a.cache);
+  a.engine.apply(config);
+  return planned_engine(a.model, parse_storage(a.storage), a.device.device(), config);
 }
 
 LoadedModel load(const GenerateArgs& a) {
@@ -57,6 +68,7 @@ GenerationRequest request_of(const GenerateArgs& a, const Tokenizer& tokenizer,
   }
   request.sampling = a.sampling.config();
   request.seed = static_cast<uint64_t>(a.sampling.seed);
+  request.logprobs = a.logprobs;
   return request;
 }
 
@@ -110,6 +122,9 @@ struct BatchLine {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   std::string error;
   Engine::Ticket ticket = -1;
+
+  /// Of messages, which the answer joins as one: a line that training reads as a conversation.
+  bool conversation() const { return json["prompt"].is_array(); }
 };
 
 std::vector<BatchLine> read_batch(const std::string& path) {
@@ -125,23 +140,75 @@ std::vector<BatchLine> read_batch(const std::string& path) {
     if (json.is_object()) {
       line.json = std::move(json);
     }
-    if (!line.json.contains("prompt") || !line.json["prompt"].is_string()) {
-      line.error = fmt::format("{}:{}: expected an object with the string 'prompt'", path, number);
+    const auto prompt = line.json.find("prompt");
+    if (prompt == line.json.end() || !(prompt->is_string() || prompt->is_array())) {
+      line.error = fmt::format(
+          "{}:{}: expected an object with 'prompt', a string or a list of messages", path, number);
     }
     lines.push_back(std::move(line));
   }
   return lines;
 }
 
+// As chat completions have them: each token with its log-probability and the likeliest beside it.
+nlohmann::ordered_json logprobs_json(const GenerationResult& result, const Tokenizer& tokenizer) {
+  using Json = nlohmann::ordered_json;
+  const auto entry = [&](int32_t token, float log_probability) {
+    // Null where a token cannot come: JSON has no infinity.
+    return Json{{"token", tokenizer.decode(std::span(&token, 1), false)},
+                {"id", token},
+                {"logprob", log_probability}};
+  };
+  Json content = Json::array();
+  const size_t count = result.tokens.size();
+  const size_t beside = count == 0 ? 0 : result.likeliest.size() / count;
+  for (size_t i = 0; i < count; ++i) {
+    Json chosen = entry(result.tokens[i], result.log_probabilities[i]);
+    chosen["top_logprobs"] = Json::array();
+    for (size_t j = 0; j < beside; ++j) {
+      const RankedToken& ranked = result.likeliest[i * beside + j];
+      chosen["top_logprobs"].push_back(entry(ranked.token, ranked.log_probability));
+    }
+    content.push_back(std::move(chosen));
+  }
+  return {{"content", std::move(content)}};
+}
+
+std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& tokenizer,
+                                   const BatchLine& line) {
+  const nlohmann::ordered_json& prompt = line.json["prompt"];
+  return line.conversation() ? tokenizer.encode(tokenizer.apply_chat_template(prompt.dump()), false)
+                             : prompt_tokens(a, tokenizer, prompt.get_ref<const std::string&>());
+}
+
+// Runs every request to its end and says how far it is; `generated` is counted as tokens come.
+void run_to_the_end(Engine& engine, const int64_t& generated) {
+  const auto begin = std::chrono::steady_clock::now();
+  const int64_t count = engine.waiting();
+  if (count == 0) {
+    return;
+  }
+  Progress progress("generate", static_cast<uint64_t>(count), {.unit = "prompts"});
+  const auto speed = [&] {
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    return fmt::format("{} tokens, {:.0f} tokens/s", generated,
+                       static_cast<double>(generated) / std::max(taken.count(), 1e-9));
+  };
+  while (engine.step()) {
+    stop_point();
+    progress.update(static_cast<uint64_t>(count - engine.waiting() - engine.running()), speed());
+  }
+  progress.finish(speed());
+}
+
 // A line that cannot be answered says so in its result; the others are answered all the same.
-int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
+int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer,
+              const EngineConfig& config) {
   using Json = nlohmann::ordered_json;
   std::vector<BatchLine> lines = read_batch(a.input);
   ResultFile results(a.output);
-  EngineConfig config;
-  config.max_sequences = a.batch;
-  config.cache_values = parse_cache_values(a.cache);
   Engine engine(model, config);
+  int64_t generated = 0;
   for (size_t i = 0; i < lines.size(); ++i) {
     BatchLine& line = lines[i];
     if (!line.error.empty()) {
@@ -150,23 +217,31 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
     stop_point();
     try {
       GenerationRequest request =
-          request_of(a, tokenizer, model.spec(), prompt_tokens(a, tokenizer, line.json["prompt"]));
+          request_of(a, tokenizer, model.spec(), prompt_tokens(a, tokenizer, line));
       request.stream = i;
+      request.on_token = [&generated](int32_t /*token*/) {
+        ++generated;
+        return true;
+      };
       line.ticket = engine.submit(std::move(request));
     } catch (const Error& e) {
       line.error = e.what();
     }
   }
-  while (engine.step()) {
-    stop_point();
-  }
+  run_to_the_end(engine, generated);
   std::string out;
   size_t failed = 0;
   for (BatchLine& line : lines) {
     if (line.error.empty()) {
       const GenerationResult result = engine.take(line.ticket);
-      line.json["completion"] = tokenizer.decode(result.tokens, true);
+      const std::string text = tokenizer.decode(result.tokens, true);
+      line.json["completion"] = line.conversation()
+                                    ? Json::array({{{"role", "assistant"}, {"content", text}}})
+                                    : Json(text);
       line.json["finish_reason"] = finish_reason_name(result.reason);
+      if (a.logprobs > 0) {
+        line.json["logprobs"] = logprobs_json(result, tokenizer);
+      }
     } else {
       line.json["error"] = line.error;
       ++failed;
@@ -183,18 +258,21 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer) {
 int run_generate(const GenerateArgs& a) {
   a.sampling.config();  // an Error before anything is loaded
   expect(a.prompt.empty() != a.input.empty(), "expected one of --prompt and --input");
+  expect(a.logprobs == 0 || !a.input.empty(),
+         "--logprobs belongs to --input, whose results are JSON lines");
   const StopAnywhere stop(a.input.empty()
                               ? "the text ends where it came"
                               : "nothing is written: results are when every prompt is answered");
+  const EngineConfig config = engine_for(a, a.input.empty() ? 1 : a.batch);
   LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.chat) {
     tokenizer.expect_chat(a.model, "leave --chat away");
   }
   if (!a.input.empty()) {
-    return run_batch(a, *loaded.model, tokenizer);
+    return run_batch(a, *loaded.model, tokenizer, config);
   }
-  Engine engine(*loaded.model);
+  Engine engine(*loaded.model, config);
   stream(engine, tokenizer,
          request_of(a, tokenizer, loaded.model->spec(), prompt_tokens(a, tokenizer, a.prompt)),
          true);
@@ -204,12 +282,10 @@ int run_generate(const GenerateArgs& a) {
 
 int run_chat(const GenerateArgs& a) {
   a.sampling.config();
+  const EngineConfig config = engine_for(a, 1);
   LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   tokenizer.expect_chat(a.model, "use cambium generate", a.system);
-  EngineConfig config;
-  config.max_sequences = 1;
-  config.cache_values = parse_cache_values(a.cache);
   Engine engine(*loaded.model, config);
   const bool terminal = isatty(STDIN_FILENO) != 0;
   if (terminal) {
@@ -266,12 +342,18 @@ Action declare_generate(Args& args) {
   auto a = std::make_shared<GenerateArgs>();
   args.positional("model", "checkpoint folder", &a->model);
   args.option("prompt,p", "the text to go on from", &a->prompt);
-  args.option("input,i", "JSON lines with 'prompt': generates them all at once", &a->input);
+  args.option("input,i",
+              "JSON lines with 'prompt', a text or a list of messages: answers them all at once",
+              &a->input);
   args.option("output,o", "file for --input's results (standard output otherwise)", &a->output);
   args.flag("chat", "the prompt is a user's message: apply the chat template", &a->chat);
   args.flag("question", "the prompt is a question in the form of generated problems", &a->question);
   args.option("batch", "sequences at once, with --input", &a->batch, {1, 4096});
+  args.option("logprobs",
+              "with --input: each token's log-probability, and as many of the likeliest beside it",
+              &a->logprobs, {0, kMostRanked});
   sampling_options(args, *a);
+  a->engine.declare(args);
   return [a] { return run_generate(*a); };
 }
 

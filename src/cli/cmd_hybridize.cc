@@ -48,7 +48,7 @@ int run(const HybridizeArgs& args) {
     if (!args.output.empty()) {
       check_run_folder(args.output, plan, args.resume);
     }
-    std::printf("%s", describe_plan(plan, teacher, args.flops).c_str());
+    std::printf("%s", describe_plan(plan, teacher, args.flops, args.device.described()).c_str());
     for (const std::string& what : missing) {
       std::printf("missing    %s\n", what.c_str());
     }

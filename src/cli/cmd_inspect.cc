@@ -1,45 +1,90 @@
+#include <algorithm>
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/checked.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "model/spec.h"
 #include "serve/cache_plan.h"
+#include "serve/memory_plan.h"
+#include "tensor/device_memory.h"
 
 namespace cambium {
 namespace {
 
 struct InspectArgs {
-  std::string model, memory, cache = "bf16";
-  int64_t context = 0;
-  bool json = false;
+  std::string model, memory_total, cache_memory, cache = "bf16", storage = "stored";
+  int64_t context = 0, max_sequences = 0;
+  DeviceOption device;
+  bool memory = false, json = false;
 };
-
-// "24GiB", "80GB", "512MiB", "1000000" -> bytes
-int64_t parse_bytes(const std::string& text) {
-  size_t end = 0;
-  double value = 0.0;
-  try {
-    value = std::stod(text, &end);
-  } catch (const std::exception&) {
-    end = 0;
-  }
-  const std::string unit = text.substr(end);
-  const std::map<std::string, double> units = {
-      {"", 1.0},   {"B", 1.0},      {"KB", 1e3},        {"MB", 1e6},
-      {"GB", 1e9}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
-  const auto it = units.find(unit);
-  // Up to 2^60 bytes, so that what is computed from it fits.
-  expect(end > 0 && it != units.end() && value > 0 && value * it->second <= 0x1p60,
-         "--memory: expected a size such as 24GiB or 80GB, got '{}'", text);
-  return static_cast<int64_t>(value * it->second);
-}
 
 struct Row {
   int64_t layers = 0, parameters = 0, token_bytes = 0, sequence_bytes = 0;
 };
+
+MemoryPlan plan_of(const InspectArgs& args, const ModelSpec& spec) {
+  MemoryRequest request;
+  request.spec = &spec;
+  request.weights = weight_sizes(args.model, parse_storage(args.storage));
+  request.engine.cache_values = parse_cache_values(args.cache);
+  request.engine.max_tokens = args.context;
+  if (args.max_sequences > 0) {
+    request.engine.max_sequences = args.max_sequences;
+  }
+  if (!args.cache_memory.empty()) {
+    request.engine.memory_bytes = parse_bytes("--cache-memory", args.cache_memory);
+  }
+  if (!args.memory_total.empty()) {
+    request.total_bytes = parse_bytes("--memory-total", args.memory_total);
+  }
+  // Without a GPU the plan is that of one elsewhere.
+  const bool elsewhere = args.device.name == "auto" && cuda_devices() == 0;
+  request.device = elsewhere ? Device(Device::kMeta) : args.device.device();
+  return plan_memory(request);
+}
+
+nlohmann::ordered_json memory_json(const MemoryPlan& plan) {
+  return {{"device", plan.device},
+          {"measured", plan.measured},
+          {"total", plan.total},
+          {"in_use", plan.taken},
+          {"weights", plan.weights},
+          {"workspace", plan.workspace.device},
+          {"pinned", plan.workspace.host},
+          {"cache", plan.cache.bytes},
+          {"reserve", plan.reserve},
+          {"left", plan.left()},
+          {"sequences", plan.cache.sequences},
+          {"cache_tokens", plan.cache.pages * plan.engine.page_size},
+          {"longest_sequence", plan.longest}};
+}
+
+void print_plan(const MemoryPlan& plan) {
+  const auto row = [](const char* name, int64_t n, const std::string& note) {
+    fmt::print("  {:<12} {:>10}{}\n", name,
+               human_bytes(static_cast<uint64_t>(std::max(n, int64_t{0}))),
+               note.empty() ? "" : "  " + note);
+  };
+  fmt::print("\nmemory of {}, {}\n", plan.device, human_bytes(static_cast<uint64_t>(plan.total)));
+  if (plan.taken > 0) {
+    row("in use", plan.taken, "by others, and by code that the driver loaded");
+  }
+  row("weights", plan.weights, "");
+  row("workspace", plan.workspace.device,
+      fmt::format("{}: {} tokens of prompts beside {} sequences; {} pinned of the host",
+                  plan.measured ? "measured" : "about", plan.engine.prefill_tokens,
+                  plan.cache.sequences, human_bytes(static_cast<uint64_t>(plan.workspace.host))));
+  row("cache", plan.cache.bytes,
+      fmt::format("{} sequences at once, {} tokens in all, the longest of {}", plan.cache.sequences,
+                  plan.cache.pages * plan.engine.page_size, plan.longest));
+  row("reserve", plan.reserve, "code, graphs, metadata of steps");
+  row("left", plan.left(), "");
+}
 
 int run(const InspectArgs& args) {
   Model model(read_spec(args.model));
@@ -58,18 +103,9 @@ int run(const InspectArgs& args) {
   }
   const int64_t parameters = model.parameter_count();
   const int64_t context = args.context > 0 ? args.context : spec.max_positions;
-  const int64_t memory = args.memory.empty() ? 0 : parse_bytes(args.memory);
-  struct Fit {
-    const char* storage;
-    int64_t weights, sequences, longest;
-  };
-  std::vector<Fit> fits;
-  for (const auto& [storage, bytes] :
-       {std::pair{"f32", int64_t{4}}, std::pair{"bf16", int64_t{2}}}) {
-    const int64_t weights = parameters * bytes;
-    const int64_t left = std::max<int64_t>(0, memory - weights);
-    fits.push_back({storage, weights, cache.sequences_in(left, context),
-                    cache.longest_in(left, spec.max_positions)});
+  std::optional<MemoryPlan> plan;
+  if (args.memory || !args.memory_total.empty()) {
+    plan = plan_of(args, spec);
   }
   if (args.json) {
     nlohmann::ordered_json json;
@@ -84,13 +120,8 @@ int run(const InspectArgs& args) {
                               {"bytes_per_token", row.token_bytes},
                               {"bytes_per_sequence", row.sequence_bytes}};
     }
-    for (const Fit& fit : fits) {
-      if (memory > 0) {
-        json["memory"][fit.storage] = {{"weights", fit.weights},
-                                       {"context", context},
-                                       {"sequences", fit.sequences},
-                                       {"longest_sequence", fit.longest}};
-      }
+    if (plan) {
+      json["memory"] = memory_json(*plan);
     }
     std::printf("%s\n", json.dump(1).c_str());
     return 0;
@@ -110,25 +141,31 @@ int run(const InspectArgs& args) {
   }
   std::printf("\na sequence of %lld tokens takes %s of cache\n", static_cast<long long>(context),
               bytes(cache.sequence_bytes(context)).c_str());
-  for (const Fit& fit : fits) {
-    std::printf("weights in %-5s %s", fit.storage, bytes(fit.weights).c_str());
-    if (memory > 0) {
-      std::printf("; in %s fit %lld sequences of %lld tokens, or one of %lld", args.memory.c_str(),
-                  static_cast<long long>(fit.sequences), static_cast<long long>(context),
-                  static_cast<long long>(fit.longest));
-    }
-    std::printf("\n");
+  std::printf("weights take %s in f32, %s in bf16\n", bytes(4 * parameters).c_str(),
+              bytes(2 * parameters).c_str());
+  if (plan) {
+    print_plan(*plan);
   }
   return 0;
 }
 
 Action declare(Args& args) {
   auto a = std::make_shared<InspectArgs>();
-  args.positional("model", "checkpoint folder (only its config.json is read)", &a->model);
-  args.option("memory", "what fits into this much: 24GiB, 80GB", &a->memory);
+  args.positional("model",
+                  "checkpoint folder (its config.json and the headers of its weights are read)",
+                  &a->model);
+  args.flag("memory", "plan the memory of serving it: weights, workspace, cache, what is left",
+            &a->memory);
+  args.option("memory-total", "the same, for a device with this much: 24GiB, 80GB",
+              &a->memory_total);
+  args.option("cache-memory", "at most this much of it for the cache", &a->cache_memory);
+  args.option("max-sequences", "sequences at once (32)", &a->max_sequences, {1, 65'536});
+  args.choice("storage", "of matrices in memory; without weights, stored is f32",
+              {"stored", "f32", "bf16"}, &a->storage);
   args.option("cache", "bf16 or f32: how keys and values are kept", &a->cache);
   args.option("context", "tokens of a sequence (the model's positions otherwise)", &a->context,
               {0, kMaxPositions});
+  a->device.declare(args);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run(*a); };
 }
@@ -138,7 +175,8 @@ Action declare(Args& args) {
 Command inspect_command() {
   return {"inspect", "layers, mixers, parameters, cache and what fits, before anything is loaded",
           "  cambium inspect models/teacher\n"
-          "  cambium inspect DIR --memory 80GB --context 16384",
+          "  cambium inspect DIR --memory --max-sequences 64\n"
+          "  cambium inspect DIR --memory-total 80GB --context 16384",
           declare};
 }
 

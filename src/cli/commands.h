@@ -16,6 +16,7 @@ Command train_command();
 Command data_command();
 Command eval_command();
 Command bench_command();
+Command bench_train_command();  // a kind of bench
 Command report_command();
 Command inspect_command();
 Command verify_command();

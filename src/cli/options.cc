@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -63,18 +64,68 @@ Device DeviceOption::device() const {
   return {Device::kCuda, static_cast<uint8_t>(index)};
 }
 
+int64_t parse_bytes(const char* option, const std::string& text) {
+  size_t end = 0;
+  double value = 0.0;
+  try {
+    value = std::stod(text, &end);
+  } catch (const std::exception&) {
+    end = 0;
+  }
+  const std::string unit = text.substr(end);
+  const std::map<std::string, double> units = {
+      {"", 1.0},   {"B", 1.0},      {"KB", 1e3},        {"MB", 1e6},
+      {"GB", 1e9}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
+  const auto it = units.find(unit);
+  // Up to 2^60 bytes, so that what is computed from it fits.
+  expect(end > 0 && it != units.end() && value > 0 && value * it->second <= 0x1p60,
+         "{}: expected a size such as 24GiB or 80GB, got '{}'", option, text);
+  return static_cast<int64_t>(value * it->second);
+}
+
+void EngineOptions::declare(Args& args) {
+  args.option("cache-memory", "of keys, values and states at most, such as 40GiB", &memory);
+  args.choice("admission",
+              "a request begins when there is memory for its longest answer, or for what it has "
+              "(then the youngest waits again where memory runs out)",
+              {"whole", "as-needed"}, &admission);
+  args.flag("deterministic",
+            "answers depend on nothing that runs beside them, to the last bit (on the CPU)",
+            &deterministic);
+}
+
+void EngineOptions::apply(EngineConfig& config) const {
+  config.memory_bytes = memory.empty() ? 0 : parse_bytes("--cache-memory", memory);
+  config.admission = admission == "whole" ? Admission::kWhole : Admission::kAsNeeded;
+  config.deterministic = deterministic;
+}
+
+Device DeviceOption::described() const {
+  return name.starts_with("cuda") && cuda_devices() == 0 ? Device::kCuda : device();
+}
+
 void SamplingOptions::declare(Args& args) {
   args.option("temperature", "0 = always the likeliest token", &temperature);
   args.option("top-k", "choose among the k likeliest (0 = all)", &top_k, {0, kMaxVocab});
   args.option("top-p", "choose among the likeliest that make up this share", &top_p,
               reals_above(0.0, 1.0));
   args.option("min-p", "drop tokens less likely than this times the likeliest", &min_p, {0.0, 1.0});
+  args.option(
+      "repetition-penalty",
+      "divides logits of tokens of prompt and output (1 = none; negative ones are multiplied)",
+      &repetition, reals_above(0.0, 1e3));
+  args.option("presence-penalty", "taken off logits of tokens of the output", &presence,
+              {-2.0, 2.0});
+  args.option("frequency-penalty", "taken off them for each time they are in the output",
+              &frequency, {-2.0, 2.0});
   args.option("seed", "of the sampling", &seed);
 }
 
 SamplingConfig SamplingOptions::config() const {
-  const SamplingConfig config = {static_cast<float>(temperature), top_k, static_cast<float>(top_p),
-                                 static_cast<float>(min_p)};
+  const SamplingConfig config = {static_cast<float>(temperature), top_k,
+                                 static_cast<float>(top_p),       static_cast<float>(min_p),
+                                 static_cast<float>(repetition),  static_cast<float>(presence),
+                                 static_cast<float>(frequency)};
   check_sampling(config);
   return config;
 }

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "cli/args.h"
 #include "ops/sampling/sampling.h"
+#include "serve/engine.h"
 #include "tensor/device.h"
 
 namespace cambium {
@@ -31,10 +32,26 @@ struct DeviceOption {
   void declare(Args& args);
   /// Error where it is not there. Says once, for auto in a build with CUDA, why the CPU computes.
   Device device() const;
+  /// The same for what only tells of a device: one that is named need not be there.
+  Device described() const;
+};
+
+/// "24GiB", "80GB", "512MiB", "1000000" -> bytes; Error that names the option otherwise.
+int64_t parse_bytes(const char* option, const std::string& text);
+
+/// --cache-memory and --admission of commands that run an engine for many requests.
+struct EngineOptions {
+  std::string memory, admission = "whole";
+  bool deterministic = false;
+
+  void declare(Args& args);
+  /// Sets what the options say.
+  void apply(EngineConfig& config) const;
 };
 
 struct SamplingOptions {
   double temperature = 0.0, top_p = 1.0, min_p = 0.0;
+  double repetition = 1.0, presence = 0.0, frequency = 0.0;
   int64_t top_k = 0, seed = 0;
 
   void declare(Args& args);

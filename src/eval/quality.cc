@@ -1,7 +1,10 @@
 #include "eval/quality.h"
 
+#include <chrono>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
+#include "base/json_lines.h"
 #include "base/signals.h"
 #include "eval/statistics.h"
 #include "serve/engine.h"
@@ -9,22 +12,48 @@
 
 namespace cambium {
 
-AccuracyResult evaluate_accuracy(Model& model, const Tokenizer& tokenizer, const Task& task,
-                                 const AccuracyConfig& config,
-                                 const std::function<void(int64_t done)>& progress) {
-  AccuracyResult result;
-  if (task.examples.empty()) {
-    return result;
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// Text of a model may be cut inside a character.
+std::string json_line(const Json& line) {
+  return line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+// What `eval` calls response and `generate` completion: there a text, or one message.
+std::string response_of(const Json& line) {
+  const auto response = line.find(line.contains("response") ? "response" : "completion");
+  if (response != line.end() && response->is_string()) {
+    return response->get<std::string>();
   }
+  const bool message = response != line.end() && response->is_array() && response->size() == 1 &&
+                       response->front().is_object() && response->front().contains("content") &&
+                       response->front()["content"].is_string();
+  expect(message, "expected an object with the text 'response' or 'completion'");
+  return response->front()["content"].get<std::string>();
+}
+
+}  // namespace
+
+void expect_gradable(const Task& task) {
   if (task.form == AnswerForm::kPython) {
-    // A machine that cannot run programs safely says so now, not after the answers.
     grade_python("```python\npass\n```", "pass\n");
+  }
+}
+
+Answers answer_examples(Model& model, const Tokenizer& tokenizer, const Task& task,
+                        const AccuracyConfig& config,
+                        const std::function<void(int64_t done)>& progress) {
+  Answers answers;
+  if (task.examples.empty()) {
+    return answers;
   }
   std::vector<int32_t> stops = tokenizer.eos_ids();
   for (const int64_t id : model.spec().eos_ids) {
     stops.push_back(static_cast<int32_t>(id));
   }
-  EngineConfig engine_config;
+  EngineConfig engine_config = config.engine;
   engine_config.max_sequences = config.batch;
   Engine engine(model, engine_config);
   std::vector<Engine::Ticket> tickets;
@@ -47,39 +76,89 @@ AccuracyResult evaluate_accuracy(Model& model, const Tokenizer& tokenizer, const
     tickets.push_back(engine.submit(std::move(request)));
   }
   const auto count = static_cast<int64_t>(tickets.size());
+  const auto begin = std::chrono::steady_clock::now();
   while (engine.step()) {
     if (progress) {
       progress(count - engine.waiting() - engine.running());
     }
   }
-  for (size_t i = 0; i < tickets.size(); ++i) {
+  answers.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  for (const Engine::Ticket ticket : tickets) {
+    const GenerationResult generated = engine.take(ticket);
+    answers.prompt_tokens += generated.prompt_tokens;
+    answers.tokens += std::ssize(generated.tokens);
+    answers.responses.push_back(tokenizer.decode(generated.tokens, true));
+  }
+  return answers;
+}
+
+AccuracyResult grade_responses(const Task& task, const std::vector<std::string>& responses) {
+  CAMBIUM_CHECK(responses.size() == task.examples.size());
+  AccuracyResult result;
+  if (responses.empty()) {
+    return result;
+  }
+  for (size_t i = 0; i < responses.size(); ++i) {
     stop_point();
     const Example& example = task.examples[i];
-    const GenerationResult generated = engine.take(tickets[i]);
-    const std::string response = tokenizer.decode(generated.tokens, true);
-    const Grade graded = grade(task, response, example);
+    const Grade graded = grade(task, responses[i], example);
     result.summary.correct += graded.correct ? 1 : 0;
     result.examples.push_back(
-        {example.question, example.answer, response, graded.given, graded.correct});
+        {example.question, example.answer, responses[i], graded.given, graded.correct});
   }
-  result.summary.total = count;
-  const Estimate estimate = proportion(result.summary.correct, count);
+  result.summary.total = std::ssize(responses);
+  const Estimate estimate = proportion(result.summary.correct, result.summary.total);
   result.summary.accuracy = {estimate.value, estimate.interval.low, estimate.interval.high};
   return result;
 }
 
+AccuracyResult evaluate_accuracy(Model& model, const Tokenizer& tokenizer, const Task& task,
+                                 const AccuracyConfig& config,
+                                 const std::function<void(int64_t done)>& progress) {
+  expect_gradable(task);
+  return grade_responses(task, answer_examples(model, tokenizer, task, config, progress).responses);
+}
+
 std::string example_lines(const std::vector<ExampleResult>& examples) {
-  using Json = nlohmann::ordered_json;
   std::string out;
   for (const ExampleResult& e : examples) {
-    const Json line = {{"question", e.question},
-                       {"expected", e.expected},
-                       {"response", e.response},
-                       {"given", e.given},
-                       {"correct", e.correct}};
-    out += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    out += json_line({{"question", e.question},
+                      {"expected", e.expected},
+                      {"response", e.response},
+                      {"given", e.given},
+                      {"correct", e.correct}});
   }
   return out;
+}
+
+std::string ungraded_lines(const Task& task, const std::vector<std::string>& responses) {
+  CAMBIUM_CHECK(responses.size() == task.examples.size());
+  std::string out;
+  for (size_t i = 0; i < responses.size(); ++i) {
+    const Example& example = task.examples[i];
+    out += json_line(
+        {{"question", example.question}, {"expected", example.answer}, {"response", responses[i]}});
+  }
+  return out;
+}
+
+std::vector<std::string> read_responses(const std::string& path, const Task& task) {
+  std::vector<std::string> responses;
+  each_json_line(path, [&](const Json& line, int64_t /*number*/) {
+    expect(line.is_object(), "expected an object with the text 'response' or 'completion'");
+    expect(responses.size() < task.examples.size(),
+           "expected an answer to each of {} problems and no more", task.examples.size());
+    const std::string& question = task.examples[responses.size()].question;
+    const auto asked = line.find("question");
+    expect(asked == line.end() || *asked == question,
+           "expected the answer to problem {}, '{}', got one to another question",
+           responses.size() + 1, question.substr(0, 80));
+    responses.push_back(response_of(line));
+  });
+  expect(responses.size() == task.examples.size(),
+         "{}: expected an answer to each of {} problems, got {}", path, task.examples.size(),
+         responses.size());
+  return responses;
 }
 
 }  // namespace cambium

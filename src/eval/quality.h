@@ -9,6 +9,7 @@
 #include "eval/report/summary.h"
 #include "eval/tasks.h"
 #include "model/model.h"
+#include "serve/engine.h"
 #include "text/tokenizer.h"
 
 namespace cambium {
@@ -21,6 +22,8 @@ struct AccuracyConfig {
   /// Greedy unless temperature is above 0.
   double temperature = 0.0;
   uint64_t seed = 0;
+  /// Of the engine, beside max_sequences, which is `batch`.
+  EngineConfig engine{};
 };
 
 struct ExampleResult {
@@ -36,12 +39,39 @@ struct AccuracyResult {
   std::vector<ExampleResult> examples;
 };
 
+struct Answers {
+  std::vector<std::string> responses;  // in the order of the examples
+  int64_t prompt_tokens = 0;
+  int64_t tokens = 0;    // of the responses
+  double seconds = 0.0;  // from the first prompt to the last token
+
+  double tokens_per_second() const {
+    return seconds > 0.0 ? static_cast<double>(tokens) / seconds : 0.0;
+  }
+};
+
+/// Generates an answer to every example. `progress` is told how many are done.
+Answers answer_examples(Model& model, const Tokenizer& tokenizer, const Task& task,
+                        const AccuracyConfig& config,
+                        const std::function<void(int64_t done)>& progress = {});
+
+/// Grades one response an example.
+AccuracyResult grade_responses(const Task& task, const std::vector<std::string>& responses);
+
 /// Generates an answer to every example and grades it. `progress` is told how many are done.
 AccuracyResult evaluate_accuracy(Model& model, const Tokenizer& tokenizer, const Task& task,
                                  const AccuracyConfig& config,
                                  const std::function<void(int64_t done)>& progress = {});
 
+/// Error, before any answer is generated, where this machine cannot grade the task's.
+void expect_gradable(const Task& task);
+
 /// {"question", "expected", "response", "given", "correct"}, one line an example.
 std::string example_lines(const std::vector<ExampleResult>& examples);
+/// {"question", "expected", "response"} of answers that are to be graded elsewhere.
+std::string ungraded_lines(const Task& task, const std::vector<std::string>& responses);
+/// The responses in such a file, of either kind or of `cambium generate`. Error naming the line
+/// unless there is one for each example, in their order.
+std::vector<std::string> read_responses(const std::string& path, const Task& task);
 
 }  // namespace cambium

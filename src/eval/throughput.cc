@@ -79,10 +79,9 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
   const auto prefilled = static_cast<double>(config.batch * context);
   const auto decoded = static_cast<double>(config.batch * config.decode_tokens);
   const Stopwatch prefill;
-  for (int64_t at = 0; at < context; at += chunk) {
-    const int64_t end = std::min(context, at + chunk);
+  for_each_call(model, config, context, false, [&](int64_t at, int64_t count) {
     piece.clear();
-    for (int64_t p = at; p < end; ++p) {
+    for (int64_t p = at; p < at + count; ++p) {
       piece.push_back(token(p));
     }
     batch.clear();
@@ -90,7 +89,7 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
       batch.add(piece, at, slot);
     }
     call();
-  }
+  });
   sample.prefill_cpu = 1e3 * prefill.cpu_seconds() / prefilled;
   sample.prefill = prefilled / prefill.seconds();
   const Stopwatch decode;
@@ -117,6 +116,18 @@ Measured summarise(const std::vector<Sample>& samples, double Sample::*value) {
 }
 
 }  // namespace
+
+void for_each_call(const Model& model, const ThroughputConfig& config, int64_t context, bool decode,
+                   const std::function<void(int64_t, int64_t)>& f) {
+  if (decode) {
+    f(context + config.decode_tokens / 2, 1);
+    return;
+  }
+  const int64_t chunk = chunk_of(model, config);
+  for (int64_t at = 0; at < context; at += chunk) {
+    f(at, std::min(context - at, chunk));
+  }
+}
 
 std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Model*>& models,
                                                           const ThroughputConfig& config) {

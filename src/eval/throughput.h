@@ -2,6 +2,7 @@
 // cache and forward.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "eval/report/summary.h"
@@ -23,5 +24,10 @@ struct ThroughputConfig {
 /// arbitrary: what is computed does not depend on them.
 std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Model*>& models,
                                                           const ThroughputConfig& config);
+
+/// Calls f(position, tokens of each sequence) for each call that reads a context, or, of the calls
+/// that decode, for the one in the middle.
+void for_each_call(const Model& model, const ThroughputConfig& config, int64_t context, bool decode,
+                   const std::function<void(int64_t, int64_t)>& f);
 
 }  // namespace cambium

@@ -172,12 +172,18 @@ void verify_checksum(const FileChecksums& checksums, const std::string& path,
     return;
   }
   stop_point();
-  const FileChecksum& sum = found->second;
-  expect(bytes.size() == sum.bytes,
+  expect_bytes(found->second, path, bytes.size());
+  expect_digest(found->second, path, checksum(bytes));
+}
+
+void expect_bytes(const FileChecksum& sum, const std::string& path, uint64_t bytes) {
+  expect(bytes == sum.bytes,
          "{} has {} bytes, {} says {}: the file was cut short or changed; copy it again (or accept "
          "a change that was meant: cambium verify {} --accept)",
-         path, bytes.size(), kFileName, sum.bytes, folder_of(path));
-  const uint64_t digest = checksum(bytes);
+         path, bytes, kFileName, sum.bytes, folder_of(path));
+}
+
+void expect_digest(const FileChecksum& sum, const std::string& path, uint64_t digest) {
   expect(digest == sum.digest,
          "{} has checksum {}, {} says {}: the file is damaged or was changed; copy it again (or "
          "accept a change that was meant: cambium verify {} --accept)",

@@ -49,5 +49,9 @@ void expect_only_written(const std::string& folder);
 /// Compares one file's bytes with its entry; a file that is not listed passes.
 void verify_checksum(const FileChecksums& checksums, const std::string& path,
                      std::span<const std::byte> bytes);
+/// The two halves of it, for who reads the file in pieces: how long it is, and what its bytes sum
+/// to.
+void expect_bytes(const FileChecksum& sum, const std::string& path, uint64_t bytes);
+void expect_digest(const FileChecksum& sum, const std::string& path, uint64_t digest);
 
 }  // namespace cambium

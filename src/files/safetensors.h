@@ -68,6 +68,8 @@ class SafeTensors {
   const TensorEntry& at(std::string_view name) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   uint64_t total_bytes() const;
+  /// The files, in the order of tensors(): an entry's data lies in the bytes of one of them.
+  const std::vector<MappedFile>& files() const { return files_; }
   /// Gives the tensor's resident pages back to the system (it can still be read).
   void release(const TensorEntry& entry) const;
 

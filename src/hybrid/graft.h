@@ -44,8 +44,8 @@ void graft_layer(Model& student, Model& teacher, int64_t layer, const GraftOptio
 /// New mixers start from `teacher`, the original; every other weight comes from `base`. They are
 /// made on the CPU; the hybrid is on the device of `base`.
 /// Errors: a layer out of range, given twice, or that has no attention any more.
-/// With `share`, all but the new mixers is base's own memory: base must outlive the result, and
-/// only the new mixers can be trained.
+/// With `share`, all but the new mixers is base's own memory: base must outlive the result, or the
+/// result take over what base owns (Weights::take_over).
 LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& layers,
                     const GraftOptions& options, uint64_t seed, bool share = false);
 

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 
@@ -40,7 +41,7 @@ LoadedModel merge_models(const std::vector<Model*>& models, const std::vector<do
     std::vector<double> mean(static_cast<size_t>(out.numel()), 0.0);
     OwnedTensor source(Dtype::kF32, p.shape);
     for (size_t i = 0; i < models.size(); ++i) {
-      copy_values(source.view, sources[i][at]);
+      copy(source.view, sources[i][at]);
       const float* x = source.view.ptr<float>();
       for (size_t k = 0; k < mean.size(); ++k) {
         mean[k] += shares[i] / sum * static_cast<double>(x[k]);

@@ -249,7 +249,7 @@ const ModelSummary* Pipeline::result_of(const std::string& stage) const {
 LoadedModel Pipeline::load_base(const StagePlan& stage) const {
   const ModelSummary* base = result_of(stage.from);
   return load_model(base == nullptr ? plan_.teacher : options_.folder / base->dir,
-                    load_on(options_.device));
+                    load_on(options_.device, &teacher_));
 }
 
 TrainSummary Pipeline::run_phase(const Phase& phase, LoadedModel& student,
@@ -312,7 +312,7 @@ ModelSummary Pipeline::measure_attempt(const StagePlan& stage, Model& student, i
   const fs::path candidate = stage_folder(stage.name) / "candidate";
   expect_only_written(candidate.string());
   save(student, stage, attempt, at, candidate);
-  const LoadedModel saved = load_model(candidate, load_on(options_.device));
+  const LoadedModel saved = load_model(candidate, load_on(options_.device, &teacher_));
   ModelSummary s = summarise_spec(stage.name, *saved.model, &teacher_.model->spec());
   measure_quality(s, *saved.model, *teacher_.model, data_, plan_.evaluate);
   s.gate = judge_gate(stage.gate, s, summary_.models[0]);
@@ -349,7 +349,6 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
     // A retry goes on from where the attempt before it ended, in the weights and in the data.
     const fs::path attempt_folder = folder / ("attempt-" + std::to_string(attempt));
     bool trained = false;
-    student.weights.move_to(*student.model, options_.device);
     for (const Phase& phase : stage.phases) {
       if (!phase.once || attempt == 1) {
         const TrainSummary t =
@@ -363,7 +362,6 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
       break;  // the same model again
     }
     student.weights.set_trainable(*student.model, nullptr);
-    student.weights.move_to(*student.model, Device::kCpu);  // saved and merged there
     make_folder(attempt_folder.string());
     ModelSummary s;
     if (fs::exists(attempt_folder / "result.json")) {
@@ -437,7 +435,10 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
                   *teacher_.model, data_, before == nullptr ? 0 : before->next_sample, folder);
   LoadedModel student = std::move(base);
   if (!placement.layers.empty()) {
-    student = convert(*student.model, *teacher_.model, placement.layers, stage.graft, plan_.seed);
+    LoadedModel hybrid =
+        convert(*student.model, *teacher_.model, placement.layers, stage.graft, plan_.seed, true);
+    hybrid.weights.take_over(*hybrid.model, std::move(student.weights));
+    student = std::move(hybrid);
   }
   const std::string map = layer_map(student.model->spec());
   write_sealed(
@@ -541,7 +542,7 @@ RunSummary Pipeline::run() {
   std::vector<Model*> models{teacher_.model.get()};
   for (size_t i = 1; i < summary_.models.size(); ++i) {
     loaded.push_back(
-        load_model(options_.folder / summary_.models[i].dir, load_on(options_.device)));
+        load_model(options_.folder / summary_.models[i].dir, load_on(options_.device, &teacher_)));
   }
   for (LoadedModel& m : loaded) {
     models.push_back(m.model.get());

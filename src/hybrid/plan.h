@@ -149,7 +149,8 @@ bool asks_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer);
 std::vector<int64_t> speed_contexts(const EvaluationPlan& evaluate, const ModelSpec& teacher);
 
 /// What the plan would do, take and need, for people. `flops` is the machine's speed in FLOP/s that
-/// training reaches.
-std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, double flops);
+/// training reaches; memory is that of `device`, which need not be there.
+std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, double flops,
+                          Device device = {});
 
 }  // namespace cambium

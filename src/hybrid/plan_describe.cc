@@ -7,6 +7,7 @@
 #include "hybrid/plan.h"
 #include "model/model.h"
 #include "serve/cache_plan.h"
+#include "train/training_cost.h"
 
 namespace cambium {
 namespace {
@@ -71,23 +72,76 @@ double training_flops(const TrainConfig& c, const Shapes& student, const Shapes&
   return watch + once * (c.checkpoint_layers ? 3.0 : 2.0) + 2.0 * trained;
 }
 
-// Bytes of one sequence's activations: what blocks of this kind keep for the backward pass, about
-// 16 times the width and 4 times the feed-forward of a token in fp32. With checkpointing a block's
-// input alone, and one block at a time in full.
-double activation_bytes(const TrainConfig& c, const ModelSpec& spec) {
-  const auto tokens = static_cast<double>(c.sequence_length);
-  const auto width = static_cast<double>(spec.width);
-  double all = 0.0;
-  double largest = 0.0;
-  for (const LayerSpec& layer : spec.layers) {
-    const UnitSpec* ff = layer.feed_forward();
-    const int64_t inner = ff == nullptr ? 0 : ff->options.integer(ff->kind, "inner", 0);
-    const double block = 16.0 * width + 4.0 * static_cast<double>(inner);
-    all += c.checkpoint_layers ? width : block;
-    largest = std::max(largest, block);
+// How much of a model training has changed: what it has in common with the teacher is held once.
+enum class Changed : uint8_t { kConverted, kMixers, kEverything };
+
+Changed changed_by(const TrainConfig& c) {
+  const bool mixers = c.objective == Objective::kAlign || c.trained != Trained::kEverything;
+  return !mixers                                                             ? Changed::kEverything
+         : c.trained == Trained::kMixers && c.objective != Objective::kAlign ? Changed::kMixers
+                                                                             : Changed::kConverted;
+}
+
+bool begins_with_one(const std::string& name, const std::vector<std::string>& prefixes) {
+  return std::any_of(prefixes.begin(), prefixes.end(),
+                     [&](const std::string& prefix) { return name.starts_with(prefix); });
+}
+
+std::vector<std::string> mixer_prefixes(const ModelSpec& spec) {
+  std::vector<std::string> prefixes;
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    for (const UnitSpec& mixer : spec.layers[i].mixers()) {
+      prefixes.push_back(unit_prefix(static_cast<int64_t>(i), mixer));
+    }
   }
-  const bool one_block = c.checkpoint_layers || c.objective == Objective::kAlign;
-  return 4.0 * tokens * (one_block ? largest + (c.checkpoint_layers ? all : 0.0) : all);
+  return prefixes;
+}
+
+// What a phase takes of `device`; `taken` are the layers its stage converts, `before` what earlier
+// training has changed.
+std::vector<MemoryItem> phase_memory(const Phase& phase, const ModelSpec& hybrid,
+                                     const ModelSpec& teacher, const std::vector<int64_t>& taken,
+                                     Changed before, Device device) {
+  const TrainConfig& c = phase.config;
+  const std::vector<std::string> converted = converted_mixers(hybrid, teacher);
+  const std::vector<std::string> mixers = mixer_prefixes(hybrid);
+  std::vector<std::string> added;
+  for (const int64_t layer : taken) {
+    added.push_back(unit_prefix(layer, *hybrid.layers[static_cast<size_t>(layer)].mixer()));
+  }
+  TrainingShape shape;
+  shape.student = &hybrid;
+  shape.teacher = &teacher;  // held by the run, whether the phase asks it or not
+  shape.activations = activations_of(c.precision, device);
+  shape.bf16_matrices = device.kind == Device::kCuda;
+  shape.trained = [&](const std::string& name) {
+    const std::vector<std::string>& these = c.objective == Objective::kAlign ? added
+                                            : c.trained == Trained::kMixers  ? mixers
+                                                                             : converted;
+    return changed_by(c) == Changed::kEverything || begins_with_one(name, these);
+  };
+  shape.shared = [&](const std::string& name) {
+    return before != Changed::kEverything &&
+           !begins_with_one(name, before == Changed::kMixers ? mixers : converted);
+  };
+  return training_memory(c, shape);
+}
+
+std::string describe_memory(const std::vector<MemoryItem>& items, const std::string& where,
+                            Device device) {
+  const auto bytes = [](int64_t n) { return human_bytes(static_cast<uint64_t>(n)); };
+  std::string s = fmt::format("memory     about {} of {}, in {}:\n", bytes(total_bytes(items)),
+                              device.kind == Device::kCpu ? "the host" : "a GPU", where);
+  for (const MemoryItem& item : items) {
+    if (item.bytes > 0) {
+      s += fmt::format("           {:>10}  {}{}\n", bytes(item.bytes), item.kind,
+                       item.host ? " (the host's)" : "");
+    }
+  }
+  if (device.kind == Device::kCuda) {
+    s += "           matrices in bf16, as files of bf16 are held; files of f32 take twice that\n";
+  }
+  return s;
 }
 
 std::string describe_gate(const GatePlan& gate) {
@@ -112,7 +166,8 @@ std::string describe_cache(const ModelSpec& spec) {
 
 }  // namespace
 
-std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, double flops) {
+std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, double flops,
+                          Device device) {
   const Shapes taught(teacher, teacher);
   const auto layers = static_cast<int64_t>(teacher.layers.size());
   std::string s;
@@ -123,7 +178,9 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
                    plan.data.train.empty() ? "generated problems" : plan.data.train);
   double all_tokens = 0.0;
   double all_flops = 0.0;
-  double memory = 0.0;
+  std::vector<MemoryItem> memory;
+  std::string most;  // where so much is taken
+  std::map<std::string, Changed> changed{{"", Changed::kConverted}};
   std::map<std::string, ModelSpec> hybrids{{"", teacher}};
   for (const StagePlan& stage : plan.stages) {
     const int64_t before = plan.layers_before(stage);
@@ -164,6 +221,7 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     }
     Shapes student(hybrid, teacher);
     student.added = student.converted - converted_before;
+    Changed so_far = changed.at(stage.from);
     for (const Phase& phase : stage.phases) {
       const TrainConfig& c = phase.config;
       const auto tokens = static_cast<double>(c.least_steps() * c.step_tokens());
@@ -171,9 +229,13 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
       const double trained = student.trained(c);
       all_tokens += tokens;
       all_flops += work;
-      // Weights of teacher, last hybrid and student; gradient and two moments of what is trained.
-      memory = std::max(memory, 4.0 * (2.0 * taught.parameters + student.parameters) +
-                                    12.0 * trained + activation_bytes(c, hybrid));
+      const std::vector<MemoryItem> takes =
+          phase_memory(phase, hybrid, teacher, taken, so_far, device);
+      if (total_bytes(takes) > total_bytes(memory)) {
+        memory = takes;
+        most = fmt::format("stage {}'s {}", stage.name, phase.name);
+      }
+      so_far = std::max(so_far, changed_by(c));
       s += fmt::format(
           "  {:<8} {}{} steps of {} x {} tokens = {} tokens{}, rate {:g}, {} warm-up, {} "
           "decay; {} parameters trained; {:.3g} FLOP, {}\n",
@@ -188,15 +250,15 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     s += describe_gate(stage.gate);
     s += fmt::format("  cache    {}\n\n", describe_cache(hybrid));
     hybrids[stage.name] = std::move(hybrid);
+    changed[stage.name] = stage.merge.with.empty() ? so_far : Changed::kEverything;
   }
   s += fmt::format(
       "in all     at most {} tokens, {:.3g} FLOP: {} at {:.3g} FLOP/s (--flops changes it); "
       "probes, retries and measuring come on top\n",
       human_count(all_tokens), all_flops, human_duration(all_flops / flops), flops);
-  s += fmt::format(
-      "memory     about {}: weights in fp32 of teacher, last hybrid and student, "
-      "gradients and two moments of what is trained, one sequence's activations\n",
-      human_bytes(static_cast<uint64_t>(memory)));
+  if (!memory.empty()) {
+    s += describe_memory(memory, most, device);
+  }
   return s;
 }
 

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/test_folder.h"
 #include "base/testing.h"
+#include "base/text.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -14,6 +15,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::ThrowsMessage;
 
 constexpr const char* kStages = "[[stage]]\nlayers = 1\n[[stage]]\nname = \"all\"\nlayers = 3\n";
@@ -252,6 +254,34 @@ distill = {train = "mixers"}
   EXPECT_THAT(text, HasSubstr("3.1K parameters trained"));
   EXPECT_THAT(text, HasSubstr(fmt::format("{:.3g} FLOP",
                                           100.0 * (6 * 8208 + 2 * 4 * 768 + 3200 * (4 + 2 * 1)))));
+}
+
+TEST(HybridPlan, SaysWhatADeviceHolds) {
+  const auto memory = [](const std::string& train, Device device) {
+    const HybridPlan plan = read("[graft]\nmixer = \"sliding_window\"\n[optimizer]\n" + train +
+                                     "\n[distill]\nsteps = 1\nsequence_length = 8\ntrain = "
+                                     "\"converted\"\n[[stage]]\nlayers = 2\n",
+                                 {}, "t");
+    ModelSpec teacher = testing::tiny_attention(64);
+    return describe_plan(plan, teacher, 1e9, device);
+  };
+  // 64 layers of q, k, v, o (768) and a feed-forward (1152), an embedding of 384, norms of 16;
+  // trained are two mixers.
+  const int64_t matrices = 64 * (768 + 1152) + 384;
+  const int64_t norms = 129 * 16;
+  const auto row = [](int64_t bytes, const char* kind) {
+    return fmt::format("{:>10}  {}\n", human_bytes(static_cast<uint64_t>(bytes)), kind);
+  };
+  const std::string on_cuda = memory("", Device::kCuda);
+  EXPECT_THAT(on_cuda, HasSubstr("'s distill:"));
+  EXPECT_THAT(on_cuda, HasSubstr(row(2 * matrices + 4 * norms, "teacher")));
+  EXPECT_THAT(on_cuda, HasSubstr(row(4 * 2 * 768, "trained weights")));
+  EXPECT_THAT(on_cuda, HasSubstr(row(4 * 2 * 768, "gradients")));
+  EXPECT_THAT(on_cuda, HasSubstr(row(8 * 2 * 768, "optimiser")));
+  EXPECT_THAT(on_cuda, Not(HasSubstr("frozen")));
+  EXPECT_THAT(memory("", Device::kCpu), HasSubstr(row(4 * (matrices + norms), "teacher")));
+  EXPECT_THAT(memory("state = \"bf16\"\noffload = true", Device::kCuda),
+              HasSubstr(row(4 * 2 * 768, "optimiser (the host's)")));
 }
 
 TEST(HybridPlan, ATeacherMayHaveMixersOfItsOwn) {

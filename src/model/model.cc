@@ -74,42 +74,60 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
   const size_t end = whole ? layers_.size() : static_cast<size_t>(options.end_layer);
   CAMBIUM_CHECK(end <= layers_.size() && options.first_layer >= 0);
   CAMBIUM_CHECK(ctx.tape == nullptr || (whole && !options.start.defined()));
-  Tensor h;
-  if (options.start.defined()) {
-    h = ctx.result_like(options.start, false);
-    copy(h, options.start);
-  } else {
-    CAMBIUM_CHECK(options.first_layer == 0);
-    h = scaled(ctx, spec_.embedding_scale, embedding(ctx, embed_.tensor, batch.tokens()));
+  CAMBIUM_CHECK(options.start.defined() || options.first_layer == 0);
+  Tensor h = options.start.defined() ? options.start
+                                     : scaled(ctx, spec_.embedding_scale,
+                                              embedding(ctx, embed_.tensor, batch.tokens()));
+  const auto first = static_cast<size_t>(options.first_layer);
+  const auto inputs = [&](size_t layer) {
+    return layer_inputs(layer, batch, table, options.states);
+  };
+  const auto tap = [&](size_t layer) {
+    return options.taps.empty() ? nullptr : &options.taps[layer];
+  };
+  if (ctx.tape != nullptr) {
+    for (size_t i = first; i < end; ++i) {
+      h = options.checkpoint_layers ? checkpointed_layer(ctx, i, h, inputs(i), tap(i))
+                                    : layers_[i].forward(ctx, h, inputs(i), tap(i));
+    }
+    return scaled(ctx, spec_.logit_scale, norm_.forward(ctx, h));
   }
-  for (auto i = static_cast<size_t>(options.first_layer); i < end; ++i) {
-    const LayerInputs inputs = layer_inputs(i, batch, table, options.states);
-    MixerTap* tap = options.taps.empty() ? nullptr : &options.taps[i];
-    if (ctx.tape == nullptr) {
-      stop_point();
-      // Inference: a layer's activations go as soon as its result is copied over its input.
-      MixerTap kept;
-      if (tap != nullptr) {
-        kept = {ctx.result_like(h, false), ctx.result_like(h, false)};
-      }
-      const ArenaScope scope(*ctx.arena);
-      MixerTap inside;
-      const Tensor next = layers_[i].forward(ctx, h, inputs, tap == nullptr ? nullptr : &inside);
-      if (next.data != h.data) {
-        copy(h, next);
-      }
-      if (tap != nullptr && inside.input.defined()) {
-        copy(kept.input, inside.input);
-        copy(kept.output, inside.output);
-        *tap = kept;
-      }
-    } else if (options.checkpoint_layers) {
-      h = checkpointed_layer(ctx, i, h, inputs, tap);
-    } else {
-      h = layers_[i].forward(ctx, h, inputs, tap);
+  Residual residual = Residual::stream(ctx, h);
+  for (size_t i = first; i < end; ++i) {
+    stop_point();
+    infer_layer(ctx, i, residual, h, inputs(i), tap(i), next_norm(i + 1, end, whole));
+  }
+  return whole ? scaled(ctx, spec_.logit_scale, residual.normed(ctx, norm_)) : residual.value(ctx);
+}
+
+// A layer's activations go as soon as its result is in the stream. `next`: the norm that reads the
+// stream next; null where the stream itself is the result. `like` has the activations' shape and
+// type.
+void Model::infer_layer(Context& ctx, size_t layer, Residual& residual, const Tensor& like,
+                        const LayerInputs& inputs, MixerTap* tap, const Norm* next) const {
+  MixerTap kept;
+  if (tap != nullptr) {
+    kept = {ctx.result_like(like, false), ctx.result_like(like, false)};
+  }
+  const ArenaScope scope(*ctx.arena);
+  MixerTap inside;
+  layers_[layer].forward(ctx, residual, inputs, tap == nullptr ? nullptr : &inside);
+  if (tap != nullptr && inside.input.defined()) {
+    copy(kept.input, inside.input);
+    copy(kept.output, inside.output);
+    *tap = kept;
+  }
+  residual.settle(ctx, next);
+}
+
+// That of the layers from `layer` up to `end`, or after them.
+const Norm* Model::next_norm(size_t layer, size_t end, bool whole) const {
+  for (size_t i = layer; i < end; ++i) {
+    if (const Norm* norm = layers_[i].first_norm(); norm != nullptr) {
+      return norm;
     }
   }
-  return whole ? scaled(ctx, spec_.logit_scale, norm_.forward(ctx, h)) : h;
+  return whole ? &norm_ : nullptr;
 }
 
 // Forward without a tape, keeping the result only; backward runs the layer again with a tape of its

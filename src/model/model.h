@@ -63,6 +63,9 @@ class Model {
   const Turns* rope_for(const Context& ctx, const Batch& batch);
 
  private:
+  void infer_layer(Context& ctx, size_t layer, Residual& residual, const Tensor& like,
+                   const LayerInputs& inputs, MixerTap* tap, const Norm* next) const;
+  const Norm* next_norm(size_t layer, size_t end, bool whole) const;
   Tensor checkpointed_layer(Context& ctx, size_t layer, const Tensor& h, const LayerInputs& inputs,
                             MixerTap* tap);
 

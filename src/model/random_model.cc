@@ -1,6 +1,9 @@
 #include "model/random_model.h"
 
 #include <algorithm>
+#include <chrono>
+#include <map>
+#include <span>
 
 #include "tensor/copy.h"
 
@@ -11,11 +14,30 @@ constexpr int64_t kDistinct = int64_t{1} << 20;  // numbers drawn for one parame
 
 }  // namespace
 
-LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t seed,
-                         Device device) {
+LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t seed, Device device,
+                         Model* share) {
+  const auto started = std::chrono::steady_clock::now();
   LoadedModel made{{}, std::make_unique<Model>(spec), {}};
+  std::map<std::string, Tensor> theirs;
+  if (share != nullptr) {
+    share->visit([&](const std::string& name, Parameter& p) { theirs[name] = p.tensor; });
+  }
+  const auto is_shared = [&](const std::string& name, const Parameter& p) {
+    const auto it = theirs.find(name);
+    return it != theirs.end() &&
+           std::ranges::equal(
+               p.shape, std::span(it->second.shape.data(), static_cast<size_t>(it->second.rank)));
+  };
+  made.model->visit([&](const std::string& name, Parameter& p) {
+    if (is_shared(name, p)) {
+      made.weights.share(name, p, theirs.at(name));
+    }
+  });
   made.weights.allocate(*made.model, nullptr, storage, Dtype::kF32, device);
   made.model->visit([&](const std::string& name, Parameter& p) {
+    if (is_shared(name, p)) {
+      return;
+    }
     Parameter drawn = p;
     if (p.numel() > kDistinct) {
       drawn.shape = {kDistinct};
@@ -36,6 +58,10 @@ LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t 
   if (device.kind == Device::kCuda && storage == MatrixStorage::kBF16) {
     made.model->set_activations(Dtype::kBF16);
   }
+  wait_for(device);
+  made.load_bytes = static_cast<uint64_t>(made.weights.bytes());
+  made.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   return made;
 }
 

@@ -7,8 +7,10 @@
 namespace cambium {
 
 /// A model of `spec` whose matrices are kept as `storage` says. The numbers follow each parameter's
-/// initial rule; those of a large parameter repeat after a million.
+/// initial rule; those of a large parameter repeat after a million. What `share`, a model on
+/// `device`, has under the same name and in the same shape is a view of its tensor, as
+/// Weights::share makes it; it must outlive the result.
 LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t seed,
-                         Device device = {});
+                         Device device = {}, Model* share = nullptr);
 
 }  // namespace cambium

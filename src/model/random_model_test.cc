@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 
 namespace cambium {
 namespace {
@@ -32,6 +33,26 @@ TEST(RandomModel, HasTheSizesAndStorageAskedForAndFiniteLogits) {
     EXPECT_TRUE(std::isfinite(square));
     EXPECT_GT(square, 0.0);
   }
+}
+
+// A student of random weights costs the mixers that its teacher does not have.
+TEST(RandomModel, SharesWhatAnotherModelHas) {
+  const ModelSpec attention = read_spec(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/llama");
+  ModelSpec spec = attention;
+  spec.layers[1].mixer()->options.set("heads", int64_t{2});
+  spec.layers[1].mixer()->options.set("kv_heads", int64_t{2});
+  LoadedModel teacher = random_model(attention, MatrixStorage::kF32, 1);
+  LoadedModel student = random_model(spec, MatrixStorage::kF32, 2, {}, teacher.model.get());
+  std::map<std::string, Tensor> theirs;
+  teacher.model->visit([&](const std::string& name, Parameter& p) { theirs[name] = p.tensor; });
+  int64_t own = 0;
+  student.model->visit([&](const std::string& name, Parameter& p) {
+    const bool same = p.tensor.same_shape(theirs.at(name));
+    EXPECT_EQ(p.tensor.data == theirs.at(name).data, same) << name;
+    own += same ? 0 : p.tensor.bytes();
+  });
+  EXPECT_GT(own, 0);
+  EXPECT_EQ(student.weights.bytes(), own);
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 #include "tensor/copy.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <mutex>
@@ -11,11 +13,13 @@
 
 #include "base/file.h"
 #include "base/float16.h"
+#include "base/parallel.h"
 #include "base/progress.h"
 #include "base/text.h"
 #include "files/checksums.h"
 #include "files/golden.h"
 #include "files/safetensors.h"
+#include "model/weight_stream.h"
 
 namespace cambium {
 namespace {
@@ -115,6 +119,62 @@ void read_into(const Tensor& to, const TensorEntry& entry) {
   }
 }
 
+/// Whether two stored tensors have the same values; of one type, the same bytes.
+bool same_values(const TensorEntry& a, const TensorEntry& b) {
+  if (a.shape != b.shape) {
+    return false;
+  }
+  if (a.dtype == b.dtype && a.data == b.data) {
+    return true;
+  }
+  constexpr int64_t kPiece = int64_t{1} << 20;
+  const int64_t count = a.count();
+  const auto piece_of = [](const TensorEntry& whole, int64_t begin, int64_t end) {
+    TensorEntry piece = whole;
+    const size_t size = stored_type_size(whole.dtype);
+    piece.shape = {end - begin};
+    piece.data += static_cast<size_t>(begin) * size;
+    piece.size = static_cast<size_t>(end - begin) * size;
+    return piece;
+  };
+  std::atomic<bool> same = true;
+  parallel_for((count + kPiece - 1) / kPiece, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last && same; ++i) {
+      const int64_t end = std::min(count, (i + 1) * kPiece);
+      const TensorEntry x = piece_of(a, i * kPiece, end);
+      const TensorEntry y = piece_of(b, i * kPiece, end);
+      if (a.dtype == b.dtype) {
+        same = same && std::memcmp(x.data, y.data, x.size) == 0;
+        continue;
+      }
+      const std::vector<float> wide = as_f32(x);
+      same = same && std::memcmp(wide.data(), as_f32(y).data(), wide.size() * sizeof(float)) == 0;
+    }
+  });
+  return same;
+}
+
+/// The tensors of `other`, by our names, whose values in its files are those in `file`.
+std::map<std::string, Tensor> equal_tensors(Model& model, const SafeTensors& file,
+                                            const LoadedModel& other) {
+  const SafeTensors theirs = SafeTensors::open(other.dir.string(), SafeTensors::Check::kHeader);
+  std::map<std::string, Tensor> held;
+  other.model->visit([&](const std::string& name, Parameter& p) { held[name] = p.tensor; });
+  std::map<std::string, Tensor> equal;
+  model.visit([&](const std::string& name, Parameter& p) {
+    const auto it = held.find(name);
+    if (it == held.end()) {
+      return;
+    }
+    const std::optional<TensorEntry> a = find_stored(file, model.spec(), name);
+    const std::optional<TensorEntry> b = find_stored(theirs, other.model->spec(), name);
+    if (a && b && a->shape == p.shape && same_values(*a, *b)) {
+      equal[name] = it->second.detached();
+    }
+  });
+  return equal;
+}
+
 std::vector<int32_t> default_golden_prompt(int64_t vocab) {
   std::vector<int32_t> tokens;
   for (int64_t i = 0; i < 32; ++i) {
@@ -124,12 +184,12 @@ std::vector<int32_t> default_golden_prompt(int64_t vocab) {
 }
 
 std::vector<float> run_logits(Model& model, std::span<const int32_t> tokens) {
-  Arena arena;
-  Context ctx{.arena = &arena};
+  Workspace workspace(model.device());
+  const WorkspaceScope scope(workspace);
+  Context ctx = context_for(model, workspace);
   Batch batch;
   batch.add(tokens);
-  const Tensor logits = model.logits(ctx, model.forward(ctx, batch));
-  return {logits.ptr<float>(), logits.ptr<float>() + logits.numel()};
+  return elements_of(model.logits(ctx, model.forward(ctx, batch)));
 }
 
 void expect_finite(const std::vector<float>& logits, const std::filesystem::path& dir) {
@@ -144,6 +204,16 @@ void expect_finite(const std::vector<float>& logits, const std::filesystem::path
 constexpr const char* kTokenizerFiles[] = {"tokenizer.json",         "tokenizer_config.json",
                                            "chat_template.jinja",    "chat_template.json",
                                            "generation_config.json", "special_tokens_map.json"};
+
+// A device computes in bf16 where a matrix is.
+void choose_activations(Model& model) {
+  bool narrow = false;
+  model.visit([&](const std::string& /*name*/, Parameter& p) {
+    narrow = narrow || p.tensor.dtype == Dtype::kBF16;
+  });
+  const bool cpu = model.device().kind == Device::kCpu;
+  model.set_activations(narrow && !cpu ? Dtype::kBF16 : Dtype::kF32);
+}
 
 // Files beside the weights are compared with checksums.json before anything is read of them.
 // Folders of other programs have no such file and load as they are; one of ours that lost its says
@@ -185,13 +255,19 @@ MatrixStorage parse_storage(const std::string& name) {
 void Weights::allocate(Model& model, const TrainablePredicate& trainable, MatrixStorage storage,
                        Dtype real, Device device) {
   model.expect_runs();
+  std::vector<Request> together;
   model.visit([&](const std::string& name, Parameter& p) {
     if (!p.tensor.defined()) {
       const bool bf16 = storage == MatrixStorage::kBF16 && is_matrix(p);
       const bool with_grad = trainable != nullptr && trainable(name, p);
-      add(name, p, bf16 ? Dtype::kBF16 : real, with_grad, device);
+      if (device.kind == Device::kCuda && !with_grad) {
+        together.push_back({name, &p, bf16 ? Dtype::kBF16 : real});
+      } else {
+        add(name, p, bf16 ? Dtype::kBF16 : real, with_grad, device);
+      }
     }
   });
+  add_together(together, device);
 }
 
 void Weights::add(const std::string& name, Parameter& p, Dtype dtype, bool with_grad,
@@ -200,6 +276,42 @@ void Weights::add(const std::string& name, Parameter& p, Dtype dtype, bool with_
   auto [it, fresh] = tensors_.emplace(name, OwnedTensor(dtype, p.shape, with_grad, device));
   CAMBIUM_CHECK(fresh, "{} is visited twice", name);
   p.tensor = it->second.view;
+}
+
+void Weights::add_together(const std::vector<Request>& requests, Device device) {
+  // By the unit's name: "layers.3.mixer" of "layers.3.mixer.q_proj.weight".
+  std::map<std::pair<std::string, Dtype>, std::vector<const Request*>> units;
+  for (const Request& request : requests) {
+    const size_t last = request.name.rfind('.');
+    const size_t before = last == std::string::npos || last == 0
+                              ? std::string::npos
+                              : request.name.rfind('.', last - 1);
+    units[{request.name.substr(0, before), request.dtype}].push_back(&request);
+  }
+  for (const auto& [key, members] : units) {
+    // Each begins at a multiple of what kernels align to; most matrices end at one.
+    constexpr int64_t kAlign = 256;
+    const auto bytes_of = [&, dtype = key.second](const Request& request) {
+      return (request.parameter->numel() * dtype_size(dtype) + kAlign - 1) / kAlign * kAlign;
+    };
+    int64_t bytes = 0;
+    for (const Request* member : members) {
+      bytes += bytes_of(*member);
+    }
+    const auto block = std::make_shared<const Buffer>(bytes, device);
+    int64_t at = 0;
+    for (const Request* member : members) {
+      Parameter& p = *member->parameter;
+      OwnedTensor owned;
+      owned.view =
+          Tensor::of(member->dtype, device, p.shape, static_cast<std::byte*>(block->data()) + at);
+      owned.block = block;
+      at += bytes_of(*member);
+      p.tensor = owned.view;
+      const bool fresh = tensors_.emplace(member->name, std::move(owned)).second;
+      CAMBIUM_CHECK(fresh, "{} is visited twice", member->name);
+    }
+  }
 }
 
 void Weights::map(const std::string& name, Parameter& p, Dtype dtype, const TensorEntry& entry,
@@ -220,8 +332,12 @@ void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
   model.visit([&](const std::string& name, Parameter& p) {
     const bool wanted = trainable != nullptr && trainable(name, p);
     const auto it = tensors_.find(name);
-    if (it == tensors_.end()) {
-      CAMBIUM_CHECK(!wanted, "{} belongs to another model", name);
+    if (it == tensors_.end()) {  // another model's, which is not written to
+      if (wanted) {
+        const Tensor theirs = p.tensor;
+        add(name, p, theirs.dtype == Dtype::kF64 ? Dtype::kF64 : Dtype::kF32, true, theirs.device);
+        copy(p.tensor.detached(), theirs);
+      }
       return;
     }
     OwnedTensor& owned = it->second;
@@ -237,10 +353,24 @@ void Weights::set_trainable(Model& model, const TrainablePredicate& trainable) {
   });
 }
 
-void Weights::move_to(Model& model, Device device) {
-  bool narrow = false;
+void Weights::share(const std::string& name, Parameter& p, const Tensor& with) {
+  p.tensor = with.detached();
+  tensors_.erase(name);
+}
+
+void Weights::take_over(Model& model, Weights&& from) {
   model.visit([&](const std::string& name, Parameter& p) {
-    narrow = narrow || p.tensor.dtype == Dtype::kBF16;
+    const auto theirs = from.tensors_.find(name);
+    if (theirs != from.tensors_.end() && theirs->second.view.data == p.tensor.data) {
+      const bool fresh = tensors_.insert(from.tensors_.extract(theirs)).inserted;
+      CAMBIUM_CHECK(fresh, "{} is owned twice", name);
+    }
+  });
+  files_.insert(files_.end(), from.files_.begin(), from.files_.end());
+}
+
+void Weights::move_to(Model& model, Device device) {
+  model.visit([&](const std::string& name, Parameter& p) {
     if (p.tensor.device == device) {
       return;
     }
@@ -253,11 +383,10 @@ void Weights::move_to(Model& model, Device device) {
     owned = std::move(moved);
     p.tensor = owned.view;
   });
-  const bool cuda = device.kind == Device::kCuda;
-  if (cuda) {
+  if (device.kind != Device::kCpu) {
     files_.clear();  // what they held is there now
   }
-  model.set_activations(narrow && cuda ? Dtype::kBF16 : Dtype::kF32);
+  choose_activations(model);
 }
 
 int64_t Weights::bytes() const {
@@ -276,37 +405,89 @@ void Weights::release_mapped() const {
   }
 }
 
+WeightSizes weight_sizes(const std::filesystem::path& dir, MatrixStorage storage) {
+  Model model(read_spec(dir));
+  std::optional<SafeTensors> file;
+  const bool is_there = std::filesystem::exists(dir / "model.safetensors") ||
+                        std::filesystem::exists(dir / "model.safetensors.index.json");
+  if (is_there) {
+    file = SafeTensors::open(dir.string(), SafeTensors::Check::kHeader);
+    check_spec_and_file_agree(model, *file);
+  }
+  WeightSizes sizes;
+  model.visit([&](const std::string& ours, Parameter& p) {
+    const Dtype dtype =
+        file ? dtype_in_memory(p, *find_stored(*file, model.spec(), ours), storage, false)
+             : (storage == MatrixStorage::kBF16 && is_matrix(p) ? Dtype::kBF16 : Dtype::kF32);
+    sizes.bytes += p.numel() * dtype_size(dtype);
+    sizes.narrow = sizes.narrow || dtype == Dtype::kBF16;
+  });
+  return sizes;
+}
+
 LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& options) {
   if (options.check_golden) {
     check_files(dir);
   }
+  const auto started = std::chrono::steady_clock::now();
   LoadedModel loaded{dir, std::make_unique<Model>(read_spec(dir)), {}};
   Model& model = *loaded.model;
   model.expect_runs();
-  const auto file = std::make_shared<const SafeTensors>(SafeTensors::open(dir.string()));
+  // On a device the checksums are compared as the weights go by.
+  const bool stream = options.device.kind != Device::kCpu;
+  const auto file = std::make_shared<const SafeTensors>(SafeTensors::open(
+      dir.string(), stream ? SafeTensors::Check::kHeader : SafeTensors::Check::kContents));
   check_spec_and_file_agree(model, *file);
   double tolerance = kGoldenTolerance;
+  std::vector<Weights::Request> together;
+  std::vector<std::pair<TensorEntry, const Parameter*>> streamed;
+  const std::map<std::string, Tensor> held_already =
+      options.share == nullptr ? std::map<std::string, Tensor>{}
+                               : equal_tensors(model, *file, *options.share);
   model.visit([&](const std::string& ours, Parameter& p) {
     const TensorEntry entry = *find_stored(*file, model.spec(), ours);
     const bool trained = options.trainable != nullptr && options.trainable(ours, p);
     const Dtype dtype = dtype_in_memory(p, entry, options.storage, trained);
-    if (!trained && usable_in_place(entry, dtype)) {
-      loaded.weights.map(ours, p, dtype, entry, file);
-      return;
-    }
-    loaded.weights.add(ours, p, dtype, trained);
-    read_into(p.tensor, entry);
-    file->release(entry);
     if (dtype == Dtype::kBF16 && entry.dtype != StoredType::kBF16) {
       tolerance = kGoldenToleranceBf16;  // rounded
     }
+    const auto shared = held_already.find(ours);
+    if (!trained && shared != held_already.end()) {
+      loaded.weights.share(ours, p, shared->second);
+    } else if (stream) {
+      if (trained) {
+        loaded.weights.add(ours, p, dtype, trained, options.device);
+      } else {
+        together.push_back({ours, &p, dtype});
+      }
+      streamed.push_back({entry, &p});
+    } else if (!trained && usable_in_place(entry, dtype)) {
+      loaded.weights.map(ours, p, dtype, entry, file);
+    } else {
+      loaded.weights.add(ours, p, dtype, trained);
+      read_into(p.tensor, entry);
+      file->release(entry);
+    }
   });
-  if (options.check_golden) {
+  if (stream) {
+    loaded.weights.add_together(together, options.device);
+    std::vector<WeightTarget> targets;
+    for (const auto& [entry, parameter] : streamed) {
+      targets.push_back({entry, parameter->tensor});
+    }
+    wait_for(options.device);  // what makes the memory zero is not in order with the copies
+    stream_weights(*file, std::move(targets), options.device,
+                   {.label = fmt::format("loading {}", dir.string())});
+    choose_activations(model);
+  }
+  // Activations in bf16 say little of a golden prompt's logits in fp32: checksums alone tell there
+  // that the weights are those that were written. `verify` compares in fp32.
+  if (options.check_golden && model.activations() != Dtype::kBF16) {
     check_golden(model, dir, tolerance, kGoldenTokensAtLoad);
   }
-  if (options.device.kind != Device::kCpu) {
-    loaded.weights.move_to(model, options.device);
-  }
+  loaded.load_bytes = file->total_bytes();
+  loaded.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   return loaded;
 }
 
@@ -352,28 +533,23 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
   model.visit([&](const std::string& ours, Parameter& p) {
     const std::string name = family.tensor_name(spec, ours);
     const Tensor t = p.tensor;
-    const bool as_bf16 = options.storage == MatrixStorage::kBF16 && is_matrix(p);
-    if (t.dtype == Dtype::kF32 && as_bf16) {
-      const auto write = [t](const PutBytes& put) {
-        std::vector<bf16> rounded(static_cast<size_t>(t.numel()));
-        std::transform(t.ptr<float>(), t.ptr<float>() + t.numel(), rounded.begin(),
-                       [](float x) { return round_to_bf16(x); });
-        put(std::as_bytes(std::span(rounded)));
-      };
-      sources.push_back({name, StoredType::kBF16, p.shape, write});
-    } else if (t.dtype == Dtype::kBF16 && options.storage == MatrixStorage::kF32) {
-      const auto write = [t](const PutBytes& put) {
-        const OwnedTensor wide(Dtype::kF32, {t.numel()});
-        copy_values(wide.view, t.reshape({t.numel()}));
-        put({static_cast<const std::byte*>(wide.data.data()),
-             static_cast<size_t>(wide.data.bytes())});
-      };
-      sources.push_back({name, StoredType::kF32, p.shape, write});
-    } else {
-      CAMBIUM_CHECK(t.dtype == Dtype::kF32 || t.dtype == Dtype::kBF16, "{}", name);
-      const auto type = t.dtype == Dtype::kF32 ? StoredType::kF32 : StoredType::kBF16;
+    CAMBIUM_CHECK(t.dtype == Dtype::kF32 || t.dtype == Dtype::kBF16, "{}", name);
+    const bool narrow = options.storage == MatrixStorage::kBF16
+                            ? is_matrix(p) || t.dtype == Dtype::kBF16
+                            : options.storage == MatrixStorage::kStored && t.dtype == Dtype::kBF16;
+    const Dtype dtype = narrow ? Dtype::kBF16 : Dtype::kF32;
+    const auto type = narrow ? StoredType::kBF16 : StoredType::kF32;
+    if (t.dtype == dtype && t.device.kind == Device::kCpu) {
       sources.push_back(TensorSource::from_memory(name, type, p.shape, t.data));
+      return;
     }
+    sources.push_back({name, type, p.shape, [t, dtype](const PutBytes& put) {
+                         const OwnedTensor here(
+                             dtype, std::span(t.shape.data(), static_cast<size_t>(t.rank)));
+                         copy(here.view, t);
+                         put({static_cast<const std::byte*>(here.view.data),
+                              static_cast<size_t>(here.view.bytes())});
+                       }});
   });
   FileChecksums sums = write_safetensors((inside / "model.safetensors").string(), sources);
   if (options.written) {

@@ -37,13 +37,27 @@ class Weights {
                 MatrixStorage storage = MatrixStorage::kF32, Dtype real = Dtype::kF32,
                 Device device = {});
   /// Takes the gradients of the owned parameters away and gives the chosen ones zeroed gradients;
-  /// those become fp32 in memory of their own, on the device they are on.
+  /// those become fp32 in memory of their own, on the device they are on. So what views another
+  /// model's memory is never written to: a chosen parameter gets its values in memory of its own.
   void set_trainable(Model& model, const TrainablePredicate& trainable);
   /// Gives one parameter that has no memory yet zeroed memory.
   void add(const std::string& name, Parameter& p, Dtype dtype, bool with_grad, Device device = {});
+  /// The same for many on a device, without gradients. Matrices of one unit and type lie one after
+  /// the other, so that those of one x (q, k and v; gate and up) can be one product.
+  struct Request {
+    std::string name;
+    Parameter* parameter = nullptr;
+    Dtype dtype = Dtype::kF32;
+  };
+  void add_together(const std::vector<Request>& requests, Device device);
   /// Gives it the bytes of a tensor of `file`, which stays mapped as long as these weights live.
   void map(const std::string& name, Parameter& p, Dtype dtype, const TensorEntry& entry,
            const std::shared_ptr<const SafeTensors>& file);
+  /// Makes a parameter a view of another model's tensor and gives up its own memory.
+  void share(const std::string& name, Parameter& p, const Tensor& with);
+  /// Takes what `from` owns of the tensors that parameters of `model` view. The model that `from`
+  /// belongs to is not to be used afterwards.
+  void take_over(Model& model, Weights&& from);
   /// Moves every parameter's values to the device; gradients that were wanted are zero there. What
   /// another model's memory holds is to be there already. Its activations become bf16 there if a
   /// matrix is.
@@ -58,17 +72,34 @@ class Weights {
   std::vector<std::shared_ptr<const SafeTensors>> files_;
 };
 
+/// What a model's weights take before they are loaded.
+struct WeightSizes {
+  int64_t bytes = 0;    // in memory
+  bool narrow = false;  // a matrix is bf16: a GPU computes in it
+};
+/// Of the weights beside the configuration, of which the headers alone are read; where there are
+/// none, of a model with random weights (stored is f32).
+WeightSizes weight_sizes(const std::filesystem::path& dir, MatrixStorage storage);
+
 struct LoadedModel {
   std::filesystem::path dir;
   std::unique_ptr<Model> model;
   Weights weights;
+  /// From the call to a model that can run, and the bytes of its files (of random weights, in
+  /// memory). On the CPU files are mapped, and read from the disk when they are first used.
+  double load_seconds = 0.0;
+  uint64_t load_bytes = 0;
 };
 
 struct LoadOptions {
   MatrixStorage storage = MatrixStorage::kF32;
   TrainablePredicate trainable = {};
   Device device = {};
-  /// Compare the files with checksums.json and the logits with golden.safetensors, where there are
+  /// A model that load_model loaded, on `device`: what has its name, shape and values there becomes
+  /// a view of its tensor and is held once. It must outlive the result.
+  const LoadedModel* share = nullptr;
+  /// Compare the files with checksums.json and, where activations are not bf16, the logits with
+  /// golden.safetensors, where there are
   /// such. Weights are compared with their checksum either way.
   bool check_golden = true;
 };
@@ -104,8 +135,8 @@ struct SaveOptions {
 };
 
 /// Writes config.json, model.safetensors, tokenizer, golden.safetensors and checksums.json as one
-/// folder that appears whole or not at all. The golden logits come from what was written, read
-/// back.
+/// folder that appears whole or not at all. The model may be on any device. The golden logits come
+/// from what was written, read back.
 void save_model(Model& model, const std::filesystem::path& dir, const SaveOptions& options);
 
 /// Writes golden.safetensors into a checkpoint folder: the logits of what the folder holds, for

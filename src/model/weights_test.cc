@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/test_folder.h"
 #include "files/golden.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -37,6 +38,8 @@ TEST(LoadedWeights, GiveTheSameLogitsWhereverTheyLie) {
   LoadedModel stored = load_model(llama(), {.storage = MatrixStorage::kStored});
   EXPECT_EQ(logits_of(*wide.model), logits_of(*stored.model));
   EXPECT_LT(stored.weights.bytes(), wide.weights.bytes() * 6 / 10);
+  EXPECT_GT(stored.load_seconds, 0.0);
+  EXPECT_EQ(stored.load_bytes, SafeTensors::open(llama()).total_bytes());
   stored.model->visit([&](const std::string& name, Parameter& p) {
     EXPECT_EQ(p.tensor.dtype, p.shape.size() == 2 ? Dtype::kBF16 : Dtype::kF32) << name;
   });
@@ -166,6 +169,27 @@ TEST(LoadedWeights, AreRefusedWhenOneBitIsAnother) {
   for (const MatrixStorage storage :
        {MatrixStorage::kF32, MatrixStorage::kBF16, MatrixStorage::kStored}) {
     EXPECT_THROW(load_model(folder.at("m"), {.storage = storage}), Error);
+  }
+}
+
+// Streamed there: the same numbers as in memory of the host, whatever they are converted to.
+TEST(OnCuda, LoadedWeightsAreThoseOfTheHost) {
+  if (cuda_devices() == 0) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  for (const MatrixStorage storage :
+       {MatrixStorage::kF32, MatrixStorage::kBF16, MatrixStorage::kStored}) {
+    LoadedModel here = load_model(llama(), {.storage = storage});
+    LoadedModel there = load_model(llama(), {.storage = storage, .device = Device::kCuda});
+    EXPECT_EQ(there.model->activations(),
+              storage == MatrixStorage::kF32 ? Dtype::kF32 : Dtype::kBF16);
+    std::map<std::string, Tensor> expected;
+    here.model->visit(
+        [&](const std::string& name, Parameter& p) { expected.emplace(name, p.tensor); });
+    there.model->visit([&](const std::string& name, Parameter& p) {
+      EXPECT_EQ(p.tensor.dtype, expected.at(name).dtype) << name;
+      EXPECT_EQ(elements_of(p.tensor), elements_of(expected.at(name))) << name;
+    });
   }
 }
 

@@ -4,7 +4,6 @@
 #include <set>
 
 #include "base/checked.h"
-#include "ops/pointwise/pointwise.h"
 
 namespace cambium {
 namespace {
@@ -107,17 +106,33 @@ Layer::Layer(const LayerSpec& spec, int64_t width) {
   }
 }
 
+bool Layer::Branch::runs() const {
+  return std::any_of(pieces.begin(), pieces.end(), [](const Piece& piece) { return piece.runs; });
+}
+
+const Norm* Layer::first_norm() const {
+  const auto first = std::find_if(branches_.begin(), branches_.end(),
+                                  [](const Branch& branch) { return branch.runs(); });
+  return first == branches_.end() ? nullptr : &first->norm;
+}
+
 Tensor Layer::forward(Context& ctx, const Tensor& h, const LayerInputs& inputs,
                       MixerTap* tap) const {
-  Tensor sum = h;
+  Residual residual(h);
+  forward(ctx, residual, inputs, tap);
+  return residual.value(ctx);
+}
+
+void Layer::forward(Context& ctx, Residual& h, const LayerInputs& inputs, MixerTap* tap) const {
   size_t states = 0;
   for (const Branch& branch : branches_) {
-    if (std::none_of(branch.pieces.begin(), branch.pieces.end(),
-                     [](const Piece& piece) { return piece.runs; })) {
+    if (!branch.runs()) {
       continue;
     }
-    const Tensor x = branch.norm.forward(ctx, sum);
-    sum = branch.residual_normed ? x : sum;
+    const Tensor x = h.normed(ctx, branch.norm);
+    if (branch.residual_normed) {
+      h.replace(ctx, x);
+    }
     float keep = branch.keep;
     for (const Piece& piece : branch.pieces) {
       if (!piece.runs) {
@@ -131,11 +146,10 @@ Tensor Layer::forward(Context& ctx, const Tensor& h, const LayerInputs& inputs,
       if (tap != nullptr && piece.unit.get() == mixer_) {
         *tap = {x, y};
       }
-      sum = add_scaled(ctx, keep, sum, piece.out, y);
+      h.add(ctx, keep, piece.out, y);
       keep = 1.0F;
     }
   }
-  return sum;
 }
 
 void Layer::visit(const ParameterVisitor& visitor) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "nn/norm.h"
+#include "nn/residual.h"
 #include "nn/unit.h"
 
 namespace cambium {
@@ -76,6 +77,10 @@ class Layer {
   Layer(const LayerSpec& spec, int64_t width);
   /// h (T, C) -> (T, C)
   Tensor forward(Context& ctx, const Tensor& h, const LayerInputs& inputs, MixerTap* tap) const;
+  /// The same to a stream.
+  void forward(Context& ctx, Residual& h, const LayerInputs& inputs, MixerTap* tap) const;
+  /// The norm that reads the stream first; null where nothing runs.
+  const Norm* first_norm() const;
   /// Visits names such as "input_norm.weight", "mixer.q_proj.weight", "post_norm.weight",
   /// "feed_forward.up.weight". The norms of third and later branches are norm_3, norm_4, ...
   void visit(const ParameterVisitor& visitor);
@@ -106,6 +111,8 @@ class Layer {
     float keep;
     bool residual_normed;
     std::vector<Piece> pieces;
+
+    bool runs() const;
   };
 
   std::vector<Branch> branches_;

@@ -135,6 +135,17 @@ TEST(Layer, EveryWiringIsWhatItsFormulaSays) {
     const Rows got = testing::values_of(layer.forward(ctx, h.view, {&batch, nullptr, {}}, nullptr));
     const Rows expected = wiring.by_hand(ByHand(memory), testing::values_of(h.view));
     EXPECT_LT(testing::largest_difference(got, expected), 1e-12) << wiring.name;
+    // The same to a stream, twice over: what waits after the first time is added with the norm that
+    // begins the second, from memory that outlives the first.
+    Residual stream = Residual::stream(ctx, h.view);
+    for (const Norm* next : {layer.first_norm(), static_cast<const Norm*>(nullptr)}) {
+      const ArenaScope scope(arena);
+      layer.forward(ctx, stream, {&batch, nullptr, {}}, nullptr);
+      stream.settle(ctx, next);
+    }
+    const Rows twice = wiring.by_hand(ByHand(memory), expected);
+    EXPECT_LT(testing::largest_difference(testing::values_of(stream.value(ctx)), twice), 1e-12)
+        << wiring.name;
   }
 }
 

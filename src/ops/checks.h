@@ -8,7 +8,7 @@ namespace cambium {
 /// `x` has a type that its device computes in.
 inline bool is_computed(const Tensor& x) {
   return x.dtype == Dtype::kF32 || x.dtype == Dtype::kF64 ||
-         (x.dtype == Dtype::kBF16 && x.device.kind == Device::kCuda);
+         (x.dtype == Dtype::kBF16 && x.device.kind != Device::kCpu);
 }
 inline void expect_computed(const char* operation, const char* name, const Tensor& x) {
   expect(is_computed(x), "[{}] expected {} f32 or f64, got {}", operation, name, x);

@@ -172,9 +172,45 @@ bool aligned(const View<T>& v, int64_t width = 16 / sizeof(T)) {
          (v.rows.inner == 1 || v.rows.inner_stride % width == 0);
 }
 
+/// Begins a kernel that launch_ahead() launches: what the kernels before it wrote may be read, and
+/// memory they used may be written, only after this. (What no kernel of the forward call writes,
+/// such as weights, may be read before.) The kernel after it may then be brought to the device.
+__device__ __forceinline__ void await_inputs() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// Whether the current device lets a kernel come before the one before it is done.
+inline bool launches_ahead() {
+  thread_local int known_device = -1;
+  thread_local bool known = false;
+  int device = 0;
+  cudaGetDevice(&device);
+  if (device != known_device) {
+    int major = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    known_device = device;
+    known = major >= 9;
+  }
+  return known;
+}
+
 template <class N>
 constexpr int64_t ceil_div(N n, int64_t by) {
   return (static_cast<int64_t>(n) + by - 1) / by;
+}
+
+/// Lets the kernel have `shared` bytes of dynamic shared memory.
+template <class... Params>
+void allow_shared(const char* operation, void (*kernel)(Params...), dim3 blocks, dim3 threads,
+                  size_t shared) {
+  if (shared > 48 * 1024) {
+    check_launch(operation, {blocks.x, blocks.y, blocks.z}, {threads.x, threads.y, threads.z},
+                 shared,
+                 cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(shared)));
+  }
 }
 
 /// Launches kernel<<<blocks, threads, shared, stream>>>(args...). Does nothing for no blocks. A
@@ -185,15 +221,36 @@ void launch(const Launch& on, const char* operation, void (*kernel)(Params...), 
   if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) {
     return;
   }
-  if (shared > 48 * 1024) {
-    check_launch(operation, {blocks.x, blocks.y, blocks.z}, {threads.x, threads.y, threads.z},
-                 shared,
-                 cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shared)));
-  }
+  allow_shared(operation, kernel, blocks, threads, shared);
   kernel<<<blocks, threads, shared, on.stream>>>(std::forward<Args>(args)...);
   check_launch(operation, {blocks.x, blocks.y, blocks.z}, {threads.x, threads.y, threads.z}, shared,
                cudaGetLastError());
+}
+
+/// The same for a kernel that begins with await_inputs(): where the device can (sm_90), it is
+/// brought there while the kernel before it still runs, which hides what a launch costs.
+template <class... Params, class... Args>
+void launch_ahead(const Launch& on, const char* operation, void (*kernel)(Params...), dim3 blocks,
+                  dim3 threads, size_t shared, Args&&... args) {
+  if (!launches_ahead()) {
+    return launch(on, operation, kernel, blocks, threads, shared, std::forward<Args>(args)...);
+  }
+  if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) {
+    return;
+  }
+  allow_shared(operation, kernel, blocks, threads, shared);
+  cudaLaunchAttribute ahead{};
+  ahead.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  ahead.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared;
+  config.stream = on.stream;
+  config.attrs = &ahead;
+  config.numAttrs = 1;
+  check_launch(operation, {blocks.x, blocks.y, blocks.z}, {threads.x, threads.y, threads.z}, shared,
+               cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...));
 }
 
 /// How many blocks of the kernel the device holds at once.

@@ -32,10 +32,13 @@ auto pick_form(const Context& ctx, const Tensor& like, const char* kernel, const
                        : f.template operator()<float, KernelForm::kCpu>();
 }
 
-/// Runs Kernel on the device of `like` in its type. make.operator()<T>(more...) builds the
-/// arguments for elements of T.
+/// Runs Kernel on the device of `like` in its type; nothing on the meta device.
+/// make.operator()<T>(more...) builds the arguments for elements of T.
 template <class Kernel, class Make, class... More>
 void run(const Context& ctx, const Tensor& like, const Make& make, const More&... more) {
+  if (like.device.kind == Device::kMeta) {
+    return;
+  }
   pick_form(ctx, like, Kernel::kName, [&]<class T, KernelForm kForm>() {
     const auto args = make.template operator()<T>(more...);
     if constexpr (kForm == KernelForm::kReference) {

@@ -45,44 +45,22 @@ Cache::Cache(const Model& model, const CacheConfig& config)
     poison_slot(slot);
   }
   states_.resize(units_.size());
+  for (Group& group : groups_) {
+    if (config.reserve && group.limit > 0) {
+      grow(group);
+    }
+  }
 }
 
-// Slots and windowed layers have a fixed size for each sequence; the layers that see everything get
-// the rest. Memory that is short costs sequences first.
 void Cache::divide_memory() {
   const CacheConfig& config = plan_.config();
-  int64_t sequences = config.max_sequences;
-  int64_t fixed = plan_.slot_bytes();
-  int64_t token = 0;  // bytes a page of the layers without a window takes, per token
-  for (const PageGroup& group : plan_.groups()) {
-    groups_.emplace_back().plan = group;
-    if (group.window > 0) {
-      fixed +=
-          group.pages_for(config.max_tokens, config) * config.page_size * group.bytes_per_token;
-    } else {
-      token += group.bytes_per_token;
-    }
-  }
-  int64_t pages = sequences * ((config.max_tokens + config.page_size - 1) / config.page_size);
-  if (config.memory_bytes > 0) {
-    const int64_t page = token * config.page_size;
-    const int64_t least = fixed + page;
-    expect(config.memory_bytes >= least,
-           "[cache] {} hold no sequence of this model: one takes at least {}",
-           human_bytes(static_cast<uint64_t>(config.memory_bytes)),
-           human_bytes(static_cast<uint64_t>(least)));
-    if (least > 0) {
-      sequences = std::min(sequences, config.memory_bytes / least);
-    }
-    if (page > 0) {
-      pages = std::min(pages, (config.memory_bytes - sequences * fixed) / page);
-    }
-  }
-  sequences_.resize(static_cast<size_t>(sequences));
-  for (Group& group : groups_) {
-    group.limit = group.plan.window == 0
-                      ? pages
-                      : sequences * group.plan.pages_for(config.max_tokens, config);
+  const CacheSizes sizes = plan_.sizes();
+  sequences_.resize(static_cast<size_t>(sizes.sequences));
+  for (const PageGroup& plan : plan_.groups()) {
+    Group& group = groups_.emplace_back();
+    group.plan = plan;
+    group.limit = plan.window == 0 ? sizes.pages
+                                   : sizes.sequences * plan.pages_for(config.max_tokens, config);
   }
   for (Sequence& sequence : sequences_) {
     sequence.pages.resize(groups_.size());
@@ -121,6 +99,29 @@ int64_t Cache::open(int64_t tokens) {
   unused->tokens = tokens;
   ++open_;
   return unused - sequences_.begin();
+}
+
+bool Cache::extend(int64_t slot, int64_t tokens) {
+  expect_fits(tokens);
+  Sequence& sequence = sequences_.at(static_cast<size_t>(slot));
+  CAMBIUM_CHECK(sequence.open, "slot {} is not open", slot);
+  if (tokens <= sequence.tokens) {
+    return true;
+  }
+  const auto more = [&](const Group& group) {
+    const CacheConfig& config = plan_.config();
+    return group.plan.pages_for(tokens, config) - group.plan.pages_for(sequence.tokens, config);
+  };
+  if (!std::all_of(groups_.begin(), groups_.end(), [&](const Group& group) {
+        return group.set_aside + more(group) <= group.limit;
+      })) {
+    return false;
+  }
+  for (Group& group : groups_) {
+    group.set_aside += more(group);
+  }
+  sequence.tokens = tokens;
+  return true;
 }
 
 void Cache::close(int64_t slot) {
@@ -166,13 +167,15 @@ int32_t Cache::take_page(Group& group) {
   return page;
 }
 
-// Doubles the pages, up to the limit. Unit by unit, so that little is held twice. On a device,
-// where growing stops all work, it begins with more and goes to the limit when that is near.
+// Doubles the pages, up to the limit; all of them where they are reserved. Unit by unit, so that
+// little is held twice. On a device, where growing stops all work, it begins with more and goes to
+// the limit when that is near.
 void Cache::grow(Group& group) {
   const int64_t before = group.pages;
   const bool cpu = device_.kind == Device::kCpu;
   const int64_t more = std::max<int64_t>(2 * before, cpu ? 16 : 1024);
-  group.pages = cpu || group.limit > 2 * more ? std::min(group.limit, more) : group.limit;
+  const bool step = !plan_.config().reserve && (cpu || group.limit > 2 * more);
+  group.pages = step ? std::min(group.limit, more) : group.limit;
   CAMBIUM_CHECK(group.pages > before, "more pages are taken than were set aside");
   const int64_t page_size = plan_.config().page_size;
   for (const int64_t place : group.plan.units) {

@@ -19,9 +19,12 @@ class Cache {
 
   /// Error when a sequence of `tokens` tokens could never fit, even alone.
   void expect_fits(int64_t tokens) const;
-  /// Opens a sequence that will never have more than `tokens` tokens and sets its memory aside.
-  /// Returns its slot (Batch::add), or -1 while there is no room. Error when it could never fit.
+  /// Opens a sequence and sets memory aside for its first `tokens` tokens. Returns its slot
+  /// (Batch::add), or -1 while there is no room. Error when it could never fit.
   int64_t open(int64_t tokens);
+  /// Sets memory aside for the first `tokens` tokens of an open sequence; false, and nothing
+  /// changes, while there is no room.
+  bool extend(int64_t slot, int64_t tokens);
   /// Gives slot and pages back.
   void close(int64_t slot);
   /// Pages and slots for a batch of open sequences, one UnitState for each of Model::state_layouts,
@@ -54,7 +57,7 @@ class Cache {
   };
   struct Sequence {
     bool open = false;
-    int64_t tokens = 0;                       // at most
+    int64_t tokens = 0;                       // that memory is set aside for
     std::vector<std::vector<int32_t>> pages;  // by group; -1 = not held
   };
 

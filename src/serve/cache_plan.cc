@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/text.h"
+
 namespace cambium {
 namespace {
 
@@ -95,6 +97,44 @@ int64_t CachePlan::sequence_bytes(int64_t tokens) const {
     sum += group.pages_for(tokens, config_) * config_.page_size * group.bytes_per_token;
   }
   return sum;
+}
+
+int64_t CachePlan::windows_and_slots() const {
+  int64_t sum = slot_bytes_;
+  for (const PageGroup& group : groups_) {
+    if (group.window > 0) {
+      sum +=
+          group.pages_for(config_.max_tokens, config_) * config_.page_size * group.bytes_per_token;
+    }
+  }
+  return sum;
+}
+
+int64_t CachePlan::least_bytes() const {
+  return windows_and_slots() + config_.page_size * lasting_bytes_per_token();
+}
+
+// Slots and windowed layers have a fixed size for each sequence; the layers that see everything get
+// the rest. Memory that is short costs sequences first.
+CacheSizes CachePlan::sizes() const {
+  const int64_t fixed = windows_and_slots();
+  const int64_t page = config_.page_size * lasting_bytes_per_token();
+  const int64_t least = least_bytes();
+  const int64_t memory = config_.memory_bytes;
+  CacheSizes sizes{config_.max_sequences, 0, 0};
+  sizes.pages = sizes.sequences * ceil_div(config_.max_tokens, config_.page_size);
+  if (memory > 0) {
+    expect(memory >= least, "[cache] {} hold no sequence of this model: one takes at least {}",
+           human_bytes(static_cast<uint64_t>(memory)), human_bytes(static_cast<uint64_t>(least)));
+    if (least > 0) {
+      sizes.sequences = std::min(sizes.sequences, memory / least);
+    }
+    if (page > 0) {
+      sizes.pages = std::min(sizes.pages, (memory - sizes.sequences * fixed) / page);
+    }
+  }
+  sizes.bytes = sizes.sequences * fixed + sizes.pages * page;
+  return sizes;
 }
 
 int64_t CachePlan::sequences_in(int64_t bytes, int64_t tokens) const {

@@ -22,6 +22,15 @@ struct CacheConfig {
   int64_t piece_tokens = 256;
   /// Type of keys and values, bf16 or f32. What is compared number by number takes f32.
   Dtype values = Dtype::kBF16;
+  /// All pages when the cache is made, so that a step allocates nothing.
+  bool reserve = false;
+};
+
+/// How a cache divides its memory.
+struct CacheSizes {
+  int64_t sequences = 0;  // that can be open at once: slots
+  int64_t pages = 0;      // of the layers without a window; windowed ones have theirs by sequence
+  int64_t bytes = 0;      // when all pages are there
 };
 
 /// "bf16" or "f32", as --cache takes it; Error otherwise.
@@ -63,12 +72,19 @@ class CachePlan {
   int64_t fixed_bytes() const;
   /// Bytes of a sequence of `tokens` tokens, in whole pages.
   int64_t sequence_bytes(int64_t tokens) const;
+  /// Bytes that the least sequence takes: its slots, full windows and one page.
+  int64_t least_bytes() const;
+  /// Of max_sequences of max_tokens, or of as much as memory_bytes hold of them. Error when that is
+  /// not a single sequence.
+  CacheSizes sizes() const;
   /// Sequences of `tokens` tokens that fit into `bytes`.
   int64_t sequences_in(int64_t bytes, int64_t tokens) const;
   /// Longest sequence, at most `most`, that fits into `bytes` alone; 0 if none does.
   int64_t longest_in(int64_t bytes, int64_t most) const;
 
  private:
+  int64_t windows_and_slots() const;
+
   CacheConfig config_;
   std::vector<StateLayout> layouts_;
   std::vector<LayerBytes> layers_;

@@ -147,5 +147,28 @@ TEST(Cache, RoomIsSetAsideForTheWholeSequence) {
   EXPECT_EQ(tight.open(300), -1);
 }
 
+TEST(Cache, RoomGrowsWhileThereIsSome) {
+  const Model model(spec());
+  CacheConfig small = kConfig;
+  const CachePlan plan(model, kConfig);
+  small.memory_bytes = 2 * plan.sequence_bytes(400);
+  Cache cache(model, small);
+  const int64_t a = cache.open(10);
+  const int64_t b = cache.open(300);
+  EXPECT_TRUE(cache.extend(a, 5));  // never less than there was
+  EXPECT_TRUE(cache.extend(a, 400));
+  EXPECT_TRUE(cache.extend(a, 400));
+  EXPECT_FALSE(cache.extend(b, 400));
+  EXPECT_EQ(cache.open(300), -1);
+  cache.close(a);
+  EXPECT_TRUE(cache.extend(b, 400));
+  EXPECT_THROW(cache.extend(b, 401), Error);
+  cache.close(b);
+  // All that was set aside is given back: as much fits as at first, and no more.
+  EXPECT_GE(cache.open(400), 0);
+  EXPECT_GE(cache.open(300), 0);
+  EXPECT_EQ(cache.open(300), -1);
+}
+
 }  // namespace
 }  // namespace cambium

@@ -4,7 +4,8 @@
 //
 // What a request gets does not depend on what runs beside it: prompts are cut at multiples of
 // prefill_chunk in absolute position, and random numbers come from (seed, request's stream,
-// position). Different batches may still round logits differently in the last bits.
+// position). On the CPU that holds to the last bit; on a GPU products of other shapes may round
+// logits differently.
 #pragma once
 
 #include <cstdint>
@@ -19,11 +20,23 @@
 
 namespace cambium {
 
+/// When a waiting request begins.
+enum class Admission : uint8_t {
+  /// Once there is memory for its longest answer: then nothing interrupts it.
+  kWhole,
+  /// Once there is memory for its prompt and a reserve. Where memory runs out later, the youngest
+  /// request gives its own back, waits at the front with the tokens it has, and what the cache held
+  /// of them is computed again.
+  kAsNeeded,
+};
+
 struct EngineConfig {
   int64_t max_sequences = 32;
   /// Of the cache; 0 = as much as max_sequences need, allocated as it is needed.
   int64_t memory_bytes = 0;
   int64_t page_size = 16;
+  /// Longest sequence; 0 = the model's positions.
+  int64_t max_tokens = 0;
   /// Keys and values of the cache, bf16 or f32.
   Dtype cache_values = Dtype::kBF16;
   /// Tokens of a prompt in one call; a multiple of kRecurrenceChunk. 0 = 256, on a GPU 2,048.
@@ -31,7 +44,26 @@ struct EngineConfig {
   /// Tokens of all prompts in one call, beside the decoding sequences; at least prefill_chunk. 0 =
   /// four times that.
   int64_t prefill_tokens = 0;
+  /// kWhole never computes anything twice, and needs nothing said about rounding: keys and states
+  /// of an answer that is read again come from the kernels of prompts, which round differently than
+  /// those of single tokens.
+  Admission admission = Admission::kWhole;
+  /// kAsNeeded: tokens a request has room for beyond those there are.
+  int64_t reserve_tokens = 64;
+  /// Answers depend neither on what runs beside them nor on interruptions, to the last bit: the
+  /// kernels of the CPU see to the one, and an answer that is read again is read token by token, as
+  /// it was made. An Error on a GPU, whose products choose their kernels by the number of rows.
+  bool deterministic = false;
+  /// Takes the cache whole and the workspace when the engine is made (serve/memory_plan.h works
+  /// them out), so that a step allocates nothing.
+  bool reserve = false;
+  WorkspaceBytes workspace{};
 };
+
+/// The configuration with what it leaves to the device, and the cache that an engine has by it.
+/// Error for a prefill that cannot be cut so.
+EngineConfig completed(EngineConfig config, Device device);
+CacheConfig cache_config(const EngineConfig& completed);
 
 struct GenerationRequest {
   std::vector<int32_t> prompt;
@@ -42,6 +74,8 @@ struct GenerationRequest {
   /// Sampling draws from (seed, stream, position).
   uint64_t seed = 0;
   uint64_t stream = 0;
+  /// Likeliest tokens that are wanted beside each chosen one, 0 to kMostRanked.
+  int64_t logprobs = 0;
   /// Called with each token as it is chosen; false cancels. Callbacks must not throw.
   std::function<bool(int32_t token)> on_token{};
   /// Called with the logits (V) that the next token is chosen from, which it may change.
@@ -53,12 +87,17 @@ const char* finish_reason_name(FinishReason reason);
 
 struct GenerationResult {
   std::vector<int32_t> tokens;
-  std::vector<float> log_probabilities;  // of each token, at temperature 1
+  /// Of each token, at temperature 1, before penalties and cuts.
+  std::vector<float> log_probabilities;
+  /// (tokens, the request's logprobs or the vocabulary): the likeliest first.
+  std::vector<RankedToken> likeliest;
   FinishReason reason = FinishReason::kLength;
   int64_t prompt_tokens = 0;
-  double queue_seconds = 0.0;    // waiting for room
-  double prefill_seconds = 0.0;  // from room to the first token
-  double decode_seconds = 0.0;   // from the first token to the last
+  int64_t preemptions = 0;        // times it was sent back to wait
+  int64_t recomputed_tokens = 0;  // of it that the model had seen by then
+  double queue_seconds = 0.0;     // waiting for room
+  double prefill_seconds = 0.0;   // from room to the first token
+  double decode_seconds = 0.0;    // from the first token to the last
 };
 
 class Engine {
@@ -89,14 +128,26 @@ class Engine {
   int64_t running() const { return static_cast<int64_t>(running_.size()); }
   Model& model() { return model_; }
   const Cache& cache() const { return cache_; }
+  /// What the last step ran over, and how many rows of it gave a token.
+  const Batch& batch() const { return batch_; }
+  int64_t chosen() const { return static_cast<int64_t>(ready_.size()); }
+  /// The most that its steps had in use at once.
+  WorkspaceBytes workspace_peak() const { return workspace_.peak_bytes(); }
 
  private:
   struct Job;
 
   void admit();
+  void make_room();
+  void preempt_youngest();
+  std::span<const int32_t> next_piece(const Job& job) const;
   void plan_step();
   void choose_tokens(const Tensor& hidden);
   void edit_logits(const Tensor& logits) const;
+  Tensor penalised(const Context& ctx, const Tensor& logits,
+                   std::span<const SamplingConfig> configs) const;
+  void rank(const Context& ctx, const Tensor& logits, std::span<const int32_t> tokens,
+            std::span<float> log_probabilities);
   void accept(Job& job, int32_t token, float log_probability);
   void finish(Job& job, FinishReason reason);
 

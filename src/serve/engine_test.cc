@@ -3,40 +3,18 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <memory>
 
 #include "model/weights.h"
+#include "serve/testing.h"
 
 namespace cambium {
 namespace {
 
-LayerSpec layer(const std::string& kind, const Options& options) {
-  return decoder_layer({kind, options}, 48);
-}
-
-/// Every kind of state in one model: pages with and without a window, slots of each mixer.
 ModelSpec mixed_spec() {
-  ModelSpec spec;
-  spec.family = "cambium";
-  spec.vocab = 96;
-  spec.width = 32;
-  spec.rope = {.dim = 8};
-  spec.max_positions = 512;
-  const Options attention{
-      {"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{8}}};
-  Options windowed = attention;
-  windowed.set("window", int64_t{24});
-  spec.layers = {layer("attention", attention),
-                 layer("mamba", {{"inner", int64_t{32}},
-                                 {"xb", int64_t{16}},
-                                 {"state", int64_t{8}},
-                                 {"dt_rank", int64_t{2}}}),
-                 layer("sliding_window", windowed),
-                 layer("mamba2", {{"heads", int64_t{4}},
-                                  {"head_dim", int64_t{8}},
-                                  {"state", int64_t{8}},
-                                  {"b_heads", int64_t{2}}})};
-  return spec;
+  return testing::mixed_spec({"attention", "mamba", "sliding_window", "mamba2"});
 }
 
 LoadedModel mixed_model() {
@@ -86,11 +64,11 @@ std::vector<int32_t> greedy_by_full_forward(Model& model, std::vector<int32_t> t
 
 TEST(Engine, ResultsDoNotDependOnWhatRunsBeside) {
   const LoadedModel loaded = mixed_model();
-  std::vector<std::vector<int32_t>> alone;
+  std::vector<GenerationResult> alone;
   for (const GenerationRequest& request : requests()) {
     Engine engine(*loaded.model, {.max_sequences = 1, .prefill_chunk = 64});
-    alone.push_back(engine.generate({request})[0].tokens);
-    EXPECT_EQ(static_cast<int64_t>(alone.back().size()), request.max_new_tokens);
+    alone.push_back(engine.generate({request})[0]);
+    EXPECT_EQ(static_cast<int64_t>(alone.back().tokens.size()), request.max_new_tokens);
   }
   for (const int64_t at_once : {2, 5, 64}) {
     for (const int64_t page : {4, 16}) {
@@ -100,9 +78,12 @@ TEST(Engine, ResultsDoNotDependOnWhatRunsBeside) {
                                     .prefill_tokens = 128});
       const auto results = engine.generate(requests());
       for (size_t i = 0; i < results.size(); ++i) {
-        EXPECT_EQ(results[i].tokens, alone[i]) << "request " << i << ", " << at_once << " at once";
+        EXPECT_EQ(results[i].tokens, alone[i].tokens)
+            << "request " << i << ", " << at_once << " at once";
         EXPECT_EQ(results[i].reason, FinishReason::kLength);
         EXPECT_EQ(results[i].log_probabilities.size(), results[i].tokens.size());
+        // On the CPU to the last bit.
+        EXPECT_EQ(results[i].log_probabilities, alone[i].log_probabilities) << i;
       }
       EXPECT_EQ(engine.cache().open_sequences(), 0);
       EXPECT_EQ(engine.cache().pages_in_use(), 0);
@@ -249,6 +230,117 @@ TEST(Engine, ShortMemoryQueuesAndImpossibleRequestsAreErrors) {
   EXPECT_THROW(Engine(*loaded.model, {.prefill_chunk = 65}), Error);
 }
 
+/// Answers that outgrow a small cache: as long ones as there is room for alone.
+std::vector<GenerationRequest> growing_requests() {
+  std::vector<GenerationRequest> list;
+  for (const int64_t length : {40, 5, 64, 90, 1, 33, 17, 70}) {
+    GenerationRequest request;
+    request.prompt = prompt_of(length, static_cast<int64_t>(list.size()));
+    request.max_new_tokens = 150 - length;
+    request.sampling.temperature = list.size() % 2 == 0 ? 0.0F : 0.9F;
+    request.sampling.frequency = list.size() % 3 == 0 ? 0.2F : 0.0F;
+    request.logprobs = static_cast<int64_t>(list.size()) % 3;
+    request.seed = 5;
+    request.stream = list.size();
+    list.push_back(std::move(request));
+  }
+  return list;
+}
+
+/// Memory for windows and slots of 8 sequences, and for the tokens of `whole` of 150.
+int64_t memory_of(const Model& model, Dtype values, int64_t whole) {
+  const CachePlan plan(model,
+                       {.page_size = 4, .max_tokens = 150, .piece_tokens = 64, .values = values});
+  const int64_t tokens = 152 * plan.lasting_bytes_per_token();  // in whole pages
+  return 8 * (plan.sequence_bytes(150) - tokens) + whole * tokens;
+}
+
+class Preemption : public ::testing::TestWithParam<bool> {};
+
+// Requests begin with room for what they have; the youngest are sent back and read again.
+TEST_P(Preemption, ChangesNoAnswer) {
+  const bool deterministic = GetParam();
+  const LoadedModel loaded = mixed_model();
+  const EngineConfig roomy{.max_sequences = 8,
+                           .page_size = 4,
+                           .max_tokens = 150,
+                           .cache_values = Dtype::kF32,
+                           .prefill_chunk = 64};
+  EngineConfig small = roomy;
+  small.memory_bytes = memory_of(*loaded.model, Dtype::kF32, 3);
+  small.admission = Admission::kAsNeeded;
+  small.reserve_tokens = 6;
+  small.deterministic = deterministic;
+  Engine engine(*loaded.model, small);
+  Engine never(*loaded.model, roomy);
+  std::vector<Engine::Ticket> tickets;
+  for (GenerationRequest& request : growing_requests()) {
+    tickets.push_back(engine.submit(std::move(request)));
+  }
+  int64_t most = 0;
+  int64_t steps = 0;
+  while (engine.step()) {
+    most = std::max(most, engine.running());
+    ASSERT_LT(++steps, 100'000);
+  }
+  EXPECT_GT(most, 3);  // more than there is room for whole
+  const auto expected = never.generate(growing_requests());
+  int64_t preemptions = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const GenerationResult result = engine.take(tickets[i]);
+    preemptions += result.preemptions;
+    EXPECT_EQ(result.preemptions > 0, result.recomputed_tokens > 0);
+    EXPECT_EQ(result.tokens, expected[i].tokens) << i;
+    EXPECT_EQ(result.reason, expected[i].reason);
+    EXPECT_EQ(result.likeliest.size(), expected[i].likeliest.size());
+    EXPECT_EQ(expected[i].preemptions, 0);
+    if (deterministic) {
+      EXPECT_EQ(result.log_probabilities, expected[i].log_probabilities) << i;
+    } else {
+      for (size_t t = 0; t < result.tokens.size(); ++t) {
+        EXPECT_NEAR(result.log_probabilities[t], expected[i].log_probabilities[t], 1e-4) << i;
+      }
+    }
+    if (i == 0) {
+      EXPECT_EQ(result.preemptions, 0);  // the oldest goes on
+    }
+  }
+  EXPECT_GT(preemptions, 0);
+  EXPECT_LE(engine.cache().bytes(), small.memory_bytes);
+  EXPECT_EQ(engine.cache().pages_in_use(), 0);
+  EXPECT_EQ(engine.cache().open_sequences(), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Engine, Preemption, ::testing::Values(false, true),
+                         [](const auto& row) { return row.param ? "deterministic" : "plain"; });
+
+TEST(Engine, WhatIsSentBackCanBeCancelled) {
+  const LoadedModel loaded = mixed_model();
+  Engine engine(*loaded.model, {.max_sequences = 8,
+                                .memory_bytes = memory_of(*loaded.model, Dtype::kBF16, 2),
+                                .page_size = 4,
+                                .max_tokens = 150,
+                                .prefill_chunk = 64,
+                                .admission = Admission::kAsNeeded,
+                                .reserve_tokens = 0});
+  std::vector<Engine::Ticket> tickets;
+  for (GenerationRequest& request : growing_requests()) {
+    tickets.push_back(engine.submit(std::move(request)));
+  }
+  int64_t running = 0;
+  do {
+    running = engine.running();
+    ASSERT_TRUE(engine.step());
+  } while (engine.running() >= running);  // until one is sent back
+  for (const Engine::Ticket ticket : tickets) {
+    engine.cancel(ticket);
+    EXPECT_EQ(engine.take(ticket).reason, FinishReason::kCancelled);
+  }
+  EXPECT_FALSE(engine.step());
+  EXPECT_EQ(engine.cache().pages_in_use(), 0);
+  EXPECT_THROW(Engine(*loaded.model, {.reserve_tokens = -1}), Error);
+}
+
 TEST(Engine, AnswersEndWhereThePositionsDo) {
   const LoadedModel loaded = mixed_model();  // of 512 positions
   Engine engine(*loaded.model);
@@ -258,6 +350,105 @@ TEST(Engine, AnswersEndWhereThePositionsDo) {
   EXPECT_EQ(results[1].tokens.size(), 1U);
   EXPECT_EQ(results[0].reason, FinishReason::kLength);
   EXPECT_THROW(engine.submit({.prompt = prompt_of(513, 1), .max_new_tokens = 1}), Error);
+}
+
+// The same tokens as of a request that lowers its logits itself, whatever runs beside it; its
+// log-probabilities are those of the model's logits.
+TEST(Engine, TokensThatWereThereArePenalised) {
+  const LoadedModel loaded = mixed_model();
+  const SamplingConfig rows[] = {{.repetition = 1.8F},
+                                 {.presence = 1.5F},
+                                 {.frequency = 0.8F},
+                                 {.temperature = 0.7F, .frequency = -2.0F},
+                                 {.temperature = 0.9F,
+                                  .top_k = 30,
+                                  .min_p = 0.01F,
+                                  .repetition = 0.8F,
+                                  .presence = -0.5F,
+                                  .frequency = 0.3F}};
+  std::vector<GenerationRequest> penalised, plain, by_hand;
+  for (const SamplingConfig& config : rows) {
+    GenerationRequest request{.prompt = prompt_of(30, 5), .max_new_tokens = 40, .stop_ids = {}};
+    request.sampling = config;
+    request.seed = 3;
+    penalised.push_back(request);
+    SamplingConfig& free = request.sampling;
+    free.repetition = 1.0F;
+    free.presence = free.frequency = 0.0F;
+    plain.push_back(request);
+    auto had = std::make_shared<std::vector<int32_t>>(request.prompt);
+    request.on_logits = [=, prompt = request.prompt.size()](std::span<float> logits) {
+      for (int32_t token = 0; token < 96; ++token) {
+        const auto count =
+            std::count(had->begin() + static_cast<ptrdiff_t>(prompt), had->end(), token);
+        float& x = logits[static_cast<size_t>(token)];
+        if (std::find(had->begin(), had->end(), token) != had->end()) {
+          x = x > 0 ? x / config.repetition : x * config.repetition;
+        }
+        x -= config.frequency * static_cast<float>(count) + (count > 0 ? config.presence : 0.0F);
+      }
+    };
+    request.on_token = [=](int32_t token) {
+      had->push_back(token);
+      return true;
+    };
+    by_hand.push_back(std::move(request));
+  }
+  Engine engine(*loaded.model, {.prefill_chunk = 64});
+  const auto expected = engine.generate(by_hand);
+  const auto others = engine.generate(plain);
+  std::vector<GenerationRequest> mixed = requests();
+  mixed.insert(mixed.begin() + 3, penalised.begin(), penalised.end());
+  const auto results = engine.generate(mixed);
+  const auto without = engine.generate(requests());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const GenerationResult& result = results[i + 3];
+    EXPECT_EQ(result.tokens, expected[i].tokens) << i;
+    EXPECT_NE(result.tokens, others[i].tokens) << i;
+    const auto logs = full_log_probabilities(*loaded.model, penalised[i].prompt, result.tokens);
+    for (size_t t = 0; t < logs.size(); ++t) {
+      EXPECT_NEAR(result.log_probabilities[t], logs[t], 0.05) << i;
+    }
+  }
+  EXPECT_EQ(results[0].log_probabilities, without[0].log_probabilities);
+  EXPECT_EQ(results.back().tokens, without.back().tokens);
+}
+
+TEST(Engine, GivesTheLikeliestTokensBesideTheChosen) {
+  const LoadedModel loaded = mixed_model();
+  std::vector<GenerationRequest> list = requests();
+  for (size_t i = 0; i < list.size(); ++i) {
+    list[i].logprobs = std::array<int64_t, 4>{0, 1, 5, 20}[i % 4];
+  }
+  Engine engine(*loaded.model, {.prefill_chunk = 64});
+  const auto results = engine.generate(list);
+  const auto without = engine.generate(requests());
+  for (size_t i = 0; i < list.size(); ++i) {
+    const GenerationResult& result = results[i];
+    EXPECT_EQ(result.tokens, without[i].tokens);
+    const auto wanted = static_cast<size_t>(list[i].logprobs);
+    ASSERT_EQ(result.likeliest.size(), result.tokens.size() * wanted);
+    for (size_t t = 0; t < result.tokens.size() && wanted > 0; ++t) {
+      const auto beside = std::span(result.likeliest).subspan(t * wanted, wanted);
+      EXPECT_TRUE(std::is_sorted(beside.begin(), beside.end(), [](const auto& a, const auto& b) {
+        return a.log_probability > b.log_probability;
+      }));
+      EXPECT_NEAR(result.log_probabilities[t], without[i].log_probabilities[t], 1e-5);
+      EXPECT_LE(result.log_probabilities[t], beside[0].log_probability);
+      if (list[i].sampling.temperature == 0.0F) {
+        EXPECT_EQ(result.tokens[t], beside[0].token);
+        EXPECT_EQ(result.log_probabilities[t], beside[0].log_probability);
+      }
+    }
+  }
+  GenerationRequest all{.prompt = {1}, .max_new_tokens = 1, .stop_ids = {}};
+  all.logprobs = kMostRanked + 1;
+  EXPECT_THROW(engine.submit(all), Error);
+  all.logprobs = -1;
+  EXPECT_THROW(engine.submit(all), Error);
+  all.logprobs = 0;
+  all.sampling.repetition = 0.0F;
+  EXPECT_THROW(engine.submit(all), Error);
 }
 
 TEST(Engine, LogitsMayBeSeenAndChanged) {

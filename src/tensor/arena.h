@@ -1,6 +1,7 @@
 // Arena: memory for the tensors of a step. Allocation moves a pointer; mark() and release() free
 // everything since the mark at once. Blocks are kept, so that from the second step on nothing is
-// allocated from the system. Buffer: one owned allocation, for parameters and caches.
+// allocated from the system; after reserve() not in the first either. Buffer: one owned allocation,
+// for parameters and caches.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +17,18 @@ namespace cambium {
 struct FreeMemory {
   Device device;
   MemoryKind kind = MemoryKind::kDevice;
+  int64_t bytes = 0;
   void operator()(void* p) const;
 };
+
+/// What the buffers of this program take of a device, or pinned of the host for it: bytes now and
+/// the most at once, and how many buffers were ever made. Any thread may ask.
+struct MemoryUse {
+  int64_t bytes = 0;
+  int64_t peak_bytes = 0;
+  int64_t allocations = 0;
+};
+MemoryUse memory_use(Device device, MemoryKind kind = MemoryKind::kDevice);
 
 /// Owns aligned memory; moves, does not copy. Freshly zeroed.
 class Buffer {
@@ -33,6 +44,8 @@ class Buffer {
   int64_t bytes() const { return bytes_; }
 
  private:
+  static Buffer of_device(int64_t bytes, Device device, MemoryKind kind);
+
   std::unique_ptr<void, FreeMemory> memory_;  // data() is its first aligned address
   int64_t bytes_ = 0;
 };
@@ -49,6 +62,7 @@ struct OwnedTensor {
   void want_grad(bool wanted);
 
   Buffer data;
+  std::shared_ptr<const Buffer> block;  // in place of data: memory that other tensors lie in too
   Buffer grad;
   std::unique_ptr<GradientMemory> grad_memory;
   Tensor view;
@@ -68,10 +82,14 @@ class Arena {
     int64_t used = 0;
   };
 
-  /// Uninitialised memory, aligned to 64 bytes, valid until a mark before it is released.
+  /// Uninitialised memory, aligned to 64 bytes, on a device to 256, valid until a mark before it is
+  /// released.
   void* allocate(int64_t bytes);
   Mark mark() const { return {block_, offset_, used_}; }
   void release(Mark mark);
+  /// Takes one block now in which `bytes` can be in use at once: what allocates no more than that
+  /// takes nothing from the system. While nothing is in use.
+  void reserve(int64_t bytes);
   /// The most bytes that were in use at once.
   int64_t peak_bytes() const { return peak_; }
   int64_t used_bytes() const { return used_; }
@@ -85,6 +103,8 @@ class Arena {
 
  private:
   Arena(Device device, MemoryKind kind) : device_(device), kind_(kind) {}
+  Buffer block_of(int64_t bytes) const;
+  void join_blocks();
 
   Device device_;
   MemoryKind kind_ = MemoryKind::kDevice;

@@ -34,6 +34,9 @@ const void* Context::to_device(const void* elements, int64_t bytes) const {
   if (device().kind == Device::kCpu) {
     return elements;
   }
+  if (device().kind == Device::kMeta) {
+    return arena->allocate(bytes);
+  }
   void* pinned = host_arena().allocate(bytes);
   std::memcpy(pinned, elements, static_cast<size_t>(bytes));
   void* copy = arena->allocate(bytes);

@@ -11,8 +11,12 @@ namespace {
 bool on_cpu(const Tensor& t) {
   return t.device.kind == Device::kCpu;
 }
-// A type that CUDA computes in.
-bool is_on_device(const Tensor& t) {
+// Nothing is to be done: the meta device has shapes alone.
+bool on_meta(const Tensor& t) {
+  return t.device.kind == Device::kMeta;
+}
+// A type that CUDA computes in; builds without CUDA do not ask.
+[[maybe_unused]] bool is_on_device(const Tensor& t) {
   return t.dtype == Dtype::kF32 || t.dtype == Dtype::kBF16;
 }
 
@@ -100,6 +104,9 @@ void expect_rows_of(const char* what, const Tensor& packed, const Tensor& table,
 
 void copy(const Tensor& to, const Tensor& from) {
   expect(to.same_shape(from), "[copy] expected tensors of one shape, got {} to {}", from, to);
+  if (on_meta(to) || on_meta(from)) {
+    return;
+  }
   if (to.dtype == from.dtype && to.contiguous() && from.contiguous()) {
     if (!on_cpu(to) || !on_cpu(from)) {
       copy_memory(to.data, to.device, from.data, from.device, to.bytes());
@@ -150,6 +157,9 @@ std::vector<float> elements_of(const Tensor& t) {
 
 void fill(const Tensor& t, double value) {
   expect(t.contiguous(), "[fill] expected a contiguous tensor, got {}", t);
+  if (on_meta(t)) {
+    return;
+  }
   if (value == 0.0) {
     on_cpu(t) ? static_cast<void>(std::memset(t.data, 0, static_cast<size_t>(t.bytes())))
               : fill_memory(t.data, t.device, 0, t.bytes());
@@ -168,6 +178,9 @@ void fill(const Tensor& t, double value) {
 
 void gather_rows(const Tensor& out, const Tensor& x, std::span<const int64_t> rows) {
   expect_rows_of("gather_rows", out, x, rows);
+  if (on_meta(x)) {
+    return;
+  }
   if (!on_cpu(x)) {
     if constexpr (kCudaBuild) {
       const int64_t size = dtype_size(x.dtype);
@@ -186,6 +199,9 @@ void gather_rows(const Tensor& out, const Tensor& x, std::span<const int64_t> ro
 
 void add_rows(const Tensor& y, const Tensor& x, std::span<const int64_t> rows) {
   expect_rows_of("add_rows", x, y, rows);
+  if (on_meta(y)) {
+    return;
+  }
   if (!on_cpu(y)) {
     if constexpr (kCudaBuild) {
       expect(is_on_device(y), "[add_rows] cuda adds f32 and bf16, got {}", y);

@@ -7,7 +7,9 @@
 namespace cambium {
 
 struct Device {
-  enum Kind : uint8_t { kCpu, kCuda };
+  /// kMeta has no memory: what is allocated there is counted only and nothing is computed, so a
+  /// forward pass over it says what the same pass takes elsewhere.
+  enum Kind : uint8_t { kCpu, kCuda, kMeta };
 
   Kind kind = kCpu;
   uint8_t index = 0;  // which of the machine's, for cuda
@@ -16,7 +18,7 @@ struct Device {
   // Not explicit: Device::kCpu is a device.
   constexpr Device(Kind kind, uint8_t index = 0) : kind(kind), index(index) {}  // NOLINT
   constexpr bool operator==(const Device&) const = default;
-  /// "cpu", "cuda:1".
+  /// "cpu", "cuda:1", "meta".
   std::string describe() const;
 };
 

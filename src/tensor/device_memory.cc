@@ -1,6 +1,55 @@
 #include "tensor/device_memory.h"
 
+#include <cstring>
+#include <mutex>
+#include <utility>
+
 #include "base/error.h"
+#include "tensor/device_memory_queues.h"
+
+namespace cambium {
+namespace {
+
+class HostCopies : public CopyQueue {
+ public:
+  void copy(void* to, const void* from, int64_t bytes) override {
+    if (bytes > 0) {
+      std::memcpy(to, from, static_cast<size_t>(bytes));
+    }
+  }
+  int64_t mark() override { return 0; }
+  void wait(int64_t /*mark*/) override {}
+};
+
+struct Note {
+  std::mutex mutex;
+  std::string text;
+};
+Note& note() {
+  static Note the_note;
+  return the_note;
+}
+
+}  // namespace
+
+void set_memory_note(std::string text) {
+  const std::lock_guard lock(note().mutex);
+  note().text = std::move(text);
+}
+
+std::string memory_note() {
+  const std::lock_guard lock(note().mutex);
+  return note().text;
+}
+
+std::unique_ptr<CopyQueue> CopyQueue::on(Device device) {
+  if (device.kind == Device::kCpu) {
+    return std::make_unique<HostCopies>();
+  }
+  return cuda_copy_queue(device);
+}
+
+}  // namespace cambium
 
 #if !CAMBIUM_CUDA
 
@@ -43,6 +92,9 @@ void queue_failed(const char* what, int status) {
   fail("[cuda] {} failed with status {}", what, status);
 }
 void wait_for(Device) {}
+std::unique_ptr<CopyQueue> cuda_copy_queue(Device device) {
+  no_cuda("copy", device);
+}
 
 }  // namespace cambium
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "tensor/device.h"
@@ -26,6 +27,11 @@ CudaDeviceInfo cuda_device_info(Device device);
 /// Whose memory, and whether the device reads host memory in place (pinned).
 enum class MemoryKind : uint8_t { kDevice, kPinned };
 
+/// What an error of memory that ran out says of how the memory was to be used: "weights 28.0 GiB,
+/// cache 40.1 GiB". Empty = nothing.
+void set_memory_note(std::string note);
+std::string memory_note();
+
 /// `bytes` of memory aligned to 256 bytes; Error that names what was asked and what is free. Memory
 /// of a CUDA device is not zeroed, pinned memory neither.
 void* allocate_memory(Device device, MemoryKind kind, int64_t bytes);
@@ -44,5 +50,19 @@ void copy_memory_2d(void* to, Device to_device, int64_t to_stride, const void* f
 [[noreturn]] void queue_failed(const char* what, int status);
 /// Waits until everything queued on the device is done.
 void wait_for(Device device);
+
+/// Copies from pinned memory to a device on a stream of their own: they run beside what the device
+/// computes and are not in order with it. On the CPU each is made at once.
+class CopyQueue {
+ public:
+  static std::unique_ptr<CopyQueue> on(Device device);
+  /// Waits for all of them.
+  virtual ~CopyQueue() = default;
+  /// `pinned` stays as it is until the copy is made.
+  virtual void copy(void* to, const void* pinned, int64_t bytes) = 0;
+  /// Names everything queued so far, and waits for it.
+  virtual int64_t mark() = 0;
+  virtual void wait(int64_t mark) = 0;
+};
 
 }  // namespace cambium

@@ -1,13 +1,20 @@
 #include <cuda_runtime_api.h>
 
+#include <deque>
+
 #include "base/error.h"
-#include "tensor/device_memory.h"
+#include "base/text.h"
+#include "tensor/device_memory_queues.h"
 
 namespace cambium {
 namespace {
 
 void check(const char* what, cudaError_t status) {
   expect(status == cudaSuccess, "[cuda] {} failed: {}", what, cudaGetErrorString(status));
+}
+
+std::string human(int64_t bytes) {
+  return human_bytes(static_cast<uint64_t>(bytes));
 }
 
 struct Found {
@@ -46,7 +53,59 @@ void select(Device device) {
   }
 }
 
+/// Copies on a stream that does not wait for the default one.
+class CudaCopies : public CopyQueue {
+ public:
+  explicit CudaCopies(Device device) : device_(device) {
+    select(device);
+    check("making a stream", cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  }
+  CudaCopies(const CudaCopies&) = delete;
+  CudaCopies& operator=(const CudaCopies&) = delete;
+  ~CudaCopies() override {
+    cudaStreamSynchronize(stream_);
+    for (cudaEvent_t event : events_) {
+      cudaEventDestroy(event);
+    }
+    cudaStreamDestroy(stream_);
+  }
+
+  void copy(void* to, const void* pinned, int64_t bytes) override {
+    if (bytes > 0) {
+      select(device_);
+      check("copying to the device", cudaMemcpyAsync(to, pinned, static_cast<size_t>(bytes),
+                                                     cudaMemcpyHostToDevice, stream_));
+    }
+  }
+  int64_t mark() override {
+    select(device_);
+    cudaEvent_t event = nullptr;
+    check("making an event", cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    events_.push_back(event);
+    check("marking a copy", cudaEventRecord(event, stream_));
+    return first_ + static_cast<int64_t>(events_.size()) - 1;
+  }
+  void wait(int64_t mark) override {
+    for (; first_ <= mark && !events_.empty(); ++first_) {
+      const cudaError_t status = cudaEventSynchronize(events_.front());
+      cudaEventDestroy(events_.front());
+      events_.pop_front();
+      check("waiting for a copy", status);
+    }
+  }
+
+ private:
+  Device device_;
+  cudaStream_t stream_ = nullptr;
+  int64_t first_ = 0;  // the mark of the first of these
+  std::deque<cudaEvent_t> events_;
+};
+
 }  // namespace
+
+std::unique_ptr<CopyQueue> cuda_copy_queue(Device device) {
+  return std::make_unique<CudaCopies>(device);
+}
 
 int cuda_devices() {
   return found().count;
@@ -76,11 +135,13 @@ void* allocate_memory(Device device, MemoryKind kind, int64_t bytes) {
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     const CudaDeviceInfo info = cuda_device_info(device);
+    const std::string note = memory_note();
     fail(
-        "[{}] out of memory: {} bytes were asked for{}, {} of {} are free; take fewer or shorter "
-        "sequences, a smaller batch, or weights in bf16",
-        device.describe(), bytes, kind == MemoryKind::kPinned ? " of the host" : "",
-        info.free_bytes, info.total_bytes);
+        "[{}] out of memory: {} were asked for{} ({} bytes), {} of {} are free{}; take fewer or "
+        "shorter sequences, a smaller batch, or weights in bf16",
+        device.describe(), human(bytes), kind == MemoryKind::kPinned ? " of the host" : "", bytes,
+        human(info.free_bytes), human(info.total_bytes),
+        note.empty() ? "" : " (planned: " + note + ")");
   }
   check("allocating memory", status);
   return memory;

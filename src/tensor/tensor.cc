@@ -36,7 +36,7 @@ const char* dtype_name(Dtype dtype) {
 }
 
 std::string Device::describe() const {
-  return kind == kCpu ? "cpu" : "cuda:" + std::to_string(index);
+  return kind == kCpu ? "cpu" : kind == kMeta ? "meta" : "cuda:" + std::to_string(index);
 }
 
 Tensor Tensor::of(Dtype dtype, Device device, std::span<const int64_t> shape, void* data,

@@ -25,6 +25,25 @@ TEST(Tensor, ViewsKeepDataAndGradientInStep) {
   EXPECT_FALSE(v.contiguous());
 }
 
+TEST(Arena, OfADeviceHoldsNoMoreThanItsLargestStep) {
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  const Device device{Device::kMeta};
+  const int64_t before = memory_use(device).bytes;
+  Arena arena(device);
+  const auto step = [&](const std::vector<int64_t>& sizes) {
+    const ArenaScope scope(arena);
+    for (const int64_t size : sizes) {
+      arena.allocate(size * kMiB);
+    }
+  };
+  step({12, 12, 12, 12, 100});
+  // No single block of the first step holds 120: all would be passed by.
+  for (int i = 0; i < 3; ++i) {
+    step({120, 12, 12});
+    EXPECT_EQ(memory_use(device).bytes - before, 148 * kMiB);
+  }
+}
+
 TEST(Arena, ReleaseReusesMemoryAndKeepsThePeak) {
   Arena arena;
   const auto mark = arena.mark();
@@ -91,6 +110,49 @@ TEST(Tape, FreshGradientsAreSetOrZeroedBeforeTheyAreTouched) {
   EXPECT_FALSE(parameter.view.takes_grad()) << "zeroed, so not fresh";
   parameter.view.forget_grad();
   EXPECT_EQ(grads(parameter.view), std::vector<float>(3, 0.0F));
+}
+
+// Each device on its own; the tests of one process run one after the other.
+void expect_counted(Device device) {
+  const MemoryUse before = memory_use(device);
+  {
+    Buffer a(1000, device);
+    EXPECT_EQ(memory_use(device).bytes, before.bytes + 1000);
+    const Buffer b = std::move(a);
+    EXPECT_EQ(memory_use(device).bytes, before.bytes + 1000);
+    EXPECT_GE(memory_use(device).peak_bytes, before.bytes + 1000);
+    a = Buffer(500, device);
+    EXPECT_EQ(memory_use(device).bytes, before.bytes + 1500);
+  }
+  EXPECT_EQ(memory_use(device).bytes, before.bytes);
+  EXPECT_EQ(memory_use(device).allocations, before.allocations + 2);
+}
+
+// What was reserved is all that is taken, however it is divided.
+void expect_reserved(Device device) {
+  Workspace workspace(device);
+  workspace.reserve({int64_t{40} << 20, 1000});
+  const int64_t before = memory_use(device).allocations;
+  for (int step = 0; step < 3; ++step) {
+    const WorkspaceScope scope(workspace);
+    const void* first = workspace.arena().allocate(100);
+    workspace.arena().allocate(int64_t{30} << 20);
+    workspace.arena().allocate(int64_t{9} << 20);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(first) % 64, 0U);
+    EXPECT_EQ(memory_use(device).allocations, before);
+  }
+  workspace.reserve({int64_t{20} << 20, 10});  // there is more already
+  EXPECT_EQ(memory_use(device).allocations, before);
+  workspace.arena().allocate(int64_t{41} << 20);
+  EXPECT_EQ(memory_use(device).allocations, before + 1);
+}
+
+TEST(Memory, IsCounted) {
+  expect_counted(Device::kCpu);
+}
+
+TEST(Memory, ReservedIsEnough) {
+  expect_reserved(Device::kCpu);
 }
 
 class OnCuda : public ::testing::Test {
@@ -164,19 +226,47 @@ TEST_F(OnCuda, OutOfMemoryNamesWhatWasAsked) {
   constexpr int64_t kBytes = int64_t{10} << 40;
   Arena arena(kDevice);
   const auto expect_message = [](const std::string& message) {
-    EXPECT_THAT(message, ::testing::StartsWith(
-                             "[cuda:0] out of memory: 10995116277760 bytes were asked for, "));
-    EXPECT_THAT(message, ::testing::HasSubstr(" are free; take fewer or shorter sequences"));
+    EXPECT_THAT(message, ::testing::StartsWith("[cuda:0] out of memory: 10.0 TiB were asked for "
+                                               "(10995116277760 bytes), "));
+    EXPECT_THAT(message, ::testing::HasSubstr(
+                             " are free (planned: a note); take fewer or shorter sequences"));
   };
+  set_memory_note("a note");
   expect_message(testing::error_of([&] { arena.allocate(kBytes); }));
   EXPECT_EQ(arena.used_bytes(), 0);
   expect_message(testing::error_of([&] { Buffer(kBytes, kDevice); }));
   expect_message(testing::error_of([&] { Buffer::uninitialised(kBytes, kDevice); }));
   expect_message(
       testing::error_of([&] { OwnedTensor(Dtype::kF32, {kBytes / 4}, false, kDevice); }));
+  set_memory_note("");
   const Tensor t = arena.empty(Dtype::kF32, {3});
   fill(t, 1);
   EXPECT_EQ(elements_of(t), std::vector<float>(3, 1.0F));
+}
+
+TEST_F(OnCuda, MemoryIsCountedAndReserved) {
+  expect_counted(kDevice);
+  expect_reserved(kDevice);
+}
+
+// On its own stream: what was copied is there after the wait for its mark.
+TEST_F(OnCuda, CopiesThatAreWaitedForAreThere) {
+  constexpr int64_t kCount = 1 << 20;
+  const Buffer pinned = Buffer::pinned(2 * kCount * 4, kDevice);
+  auto* numbers = static_cast<float*>(pinned.data());
+  const OwnedTensor to(Dtype::kF32, {2, kCount}, false, kDevice);
+  wait_for(kDevice);
+  std::fill_n(numbers, kCount, 1.0F);
+  std::fill_n(numbers + kCount, kCount, 2.0F);
+  const std::unique_ptr<CopyQueue> queue = CopyQueue::on(kDevice);
+  queue->copy(to.data.data(), numbers, kCount * 4);
+  const int64_t first = queue->mark();
+  queue->copy(static_cast<float*>(to.data.data()) + kCount, numbers + kCount, kCount * 4);
+  queue->wait(first);
+  std::fill_n(numbers, kCount, 7.0F);  // its copy was made
+  queue->wait(queue->mark());
+  EXPECT_EQ(elements_of(to.view.slice(0, 0, 1)), std::vector<float>(kCount, 1.0F));
+  EXPECT_EQ(elements_of(to.view.slice(0, 1, 1)), std::vector<float>(kCount, 2.0F));
 }
 
 TEST_F(OnCuda, DevicesThatAreNotThereAreNamed) {

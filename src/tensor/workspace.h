@@ -5,6 +5,12 @@
 
 namespace cambium {
 
+/// What steps take: of the device, and of host memory that both see (on the CPU: of it too).
+struct WorkspaceBytes {
+  int64_t device = 0;
+  int64_t host = 0;
+};
+
 class Workspace {
  public:
   explicit Workspace(Device device = {}) : arena_(device), host_(Arena::for_host(device)) {}
@@ -14,6 +20,13 @@ class Workspace {
   Arena& arena() { return arena_; }
   /// For what the host and the device both see, and for tapes; on the CPU the same arena.
   Arena& host() { return device().kind == Device::kCpu ? arena_ : host_; }
+  /// Takes that much now: steps that need no more take nothing from the system. Between steps.
+  void reserve(const WorkspaceBytes& bytes) {
+    arena_.reserve(bytes.device);
+    host_.reserve(bytes.host);
+  }
+  /// The most that steps had in use at once.
+  WorkspaceBytes peak_bytes() const { return {arena_.peak_bytes(), host_.peak_bytes()}; }
   Context context(Dtype activations = Dtype::kF32, Tape* tape = nullptr) {
     return {.arena = &arena_, .tape = tape, .host = &host(), .activations = activations};
   }

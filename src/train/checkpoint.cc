@@ -27,6 +27,12 @@ std::string checkpoints_of(const std::string& run) {
   return (fs::path(run) / "checkpoints").string();
 }
 
+/// What training changes is f32, or bf16 where the optimiser keeps its state so.
+StoredType type_of(const Tensor& t, const std::string& name) {
+  CAMBIUM_CHECK(t.contiguous() && (t.dtype == Dtype::kF32 || t.dtype == Dtype::kBF16), "{}", name);
+  return t.dtype == Dtype::kF32 ? StoredType::kF32 : StoredType::kBF16;
+}
+
 std::vector<int64_t> shape_of(const Tensor& t) {
   return {t.shape.begin(), t.shape.begin() + t.rank};
 }
@@ -90,8 +96,7 @@ std::string write_checkpoint(const std::string& run, const CheckpointState& stat
   AtomicDirectory folder(target, AtomicDirectory::Existing::kReplace);
   std::vector<TensorSource> sources;
   for (const auto& [name, tensor] : tensors) {
-    CAMBIUM_CHECK(tensor.dtype == Dtype::kF32 && tensor.contiguous(), "{}", name);
-    sources.push_back({name, StoredType::kF32, shape_of(tensor),
+    sources.push_back({name, type_of(tensor, name), shape_of(tensor),
                        [t = tensor](const PutBytes& put) { with_bytes(t, put); }});
   }
   const FileChecksums written =
@@ -178,10 +183,11 @@ void read_checkpoint_tensors(const std::string& folder, const NamedTensors& tens
   for (const auto& [name, tensor] : tensors) {
     const TensorEntry& entry = file.at(name);
     const std::vector<int64_t> shape = shape_of(tensor);
-    expect(entry.dtype == StoredType::kF32 && entry.shape == shape,
-           "{}: tensor {} has shape {}, expected F32 {}", file.path(), name,
-           shape_text(entry.shape), shape_text(shape));
-    copy(tensor, Tensor::of(Dtype::kF32, Device::kCpu, shape, const_cast<std::byte*>(entry.data)));
+    const StoredType type = type_of(tensor, name);
+    expect(entry.dtype == type && entry.shape == shape, "{}: tensor {} is {} {}, expected {} {}",
+           file.path(), name, stored_type_name(entry.dtype), shape_text(entry.shape),
+           stored_type_name(type), shape_text(shape));
+    copy(tensor, Tensor::of(tensor.dtype, Device::kCpu, shape, const_cast<std::byte*>(entry.data)));
   }
   expect(file.tensors().size() == tensors.size(),
          "{}: has {} tensors, expected {}; it belongs to another run", file.path(),

@@ -1,15 +1,26 @@
 #include "train/optimizer.h"
 
 #include <cmath>
+#include <numeric>
 
+#include "base/checksum.h"
+#include "base/random.h"
 #include "ops/optimizer/optimizer.h"
 
 namespace cambium {
 namespace {
 
-OwnedTensor state_like(const Tensor& t) {
-  return OwnedTensor(Dtype::kF32, std::span(t.shape.data(), static_cast<size_t>(t.rank)), false,
-                     t.device);
+OwnedTensor state_like(const Tensor& t, Dtype dtype, bool offload) {
+  const std::span shape(t.shape.data(), static_cast<size_t>(t.rank));
+  if (!offload || t.device.kind == Device::kCpu) {
+    return OwnedTensor(dtype, shape, false, t.device);
+  }
+  OwnedTensor state;
+  const int64_t bytes = t.numel() * dtype_size(dtype);
+  state.data = Buffer::pinned(bytes, t.device);
+  fill_memory(state.data.data(), t.device, 0, bytes);
+  state.view = Tensor::of(dtype, t.device, shape, state.data.data());
+  return state;
 }
 
 }  // namespace
@@ -31,21 +42,25 @@ Optimizer::Optimizer(Model& model, const OptimizerConfig& config)
     const bool orthogonal =
         config.kind == OptimizerKind::kMuon && matrix &&
         (p.group == ParameterGroup::kMixer || p.group == ParameterGroup::kFeedForward);
+    const bool narrow = config.state == OptimizerState::kBF16 && !orthogonal;
+    const auto state = [&] {
+      return state_like(p.tensor, narrow ? Dtype::kBF16 : Dtype::kF32, config.offload);
+    };
     slots_.push_back({name, p.tensor, group.rate_scale, vector ? 0.0 : group.weight_decay,
-                      orthogonal, state_like(p.tensor),
-                      orthogonal ? OwnedTensor() : state_like(p.tensor)});
+                      orthogonal, checksum(std::as_bytes(std::span(name))), state(),
+                      orthogonal ? OwnedTensor() : state()});
   });
   expect(!slots_.empty(),
          "nothing is to be trained: every parameter is frozen or has a rate scale of zero");
 }
 
 double Optimizer::gradient_norm() {
-  const Context ctx = scratch_.context();
-  double sum = 0.0;
+  std::vector<Tensor> gradients;
   for (const Slot& slot : slots_) {
-    sum += sum_squares(ctx, slot.tensor.grad_tensor());
+    gradients.push_back(slot.tensor.grad_tensor());
   }
-  return std::sqrt(sum);
+  const std::vector<double> sums = sums_of_squares(scratch_.context(), gradients);
+  return std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0));
 }
 
 void Optimizer::step(double rate, double norm) {
@@ -64,15 +79,21 @@ void Optimizer::step(double rate, double norm) {
                    .weight_decay = static_cast<float>(slot.weight_decay)});
       continue;
     }
-    adamw_update(ctx, slot.tensor, slot.m.view, slot.v.view,
-                 {.gradient_scale = static_cast<float>(scale),
-                  .rate = slot_rate,
-                  .beta1 = static_cast<float>(config_.beta1),
-                  .beta2 = static_cast<float>(config_.beta2),
-                  .m_correction = static_cast<float>(1.0 / (1.0 - std::pow(config_.beta1, t))),
-                  .v_correction = static_cast<float>(1.0 / (1.0 - std::pow(config_.beta2, t))),
-                  .epsilon = static_cast<float>(config_.epsilon),
-                  .weight_decay = static_cast<float>(slot.weight_decay)});
+    const AdamwConfig update = {
+        .gradient_scale = static_cast<float>(scale),
+        .rate = slot_rate,
+        .beta1 = static_cast<float>(config_.beta1),
+        .beta2 = static_cast<float>(config_.beta2),
+        .m_correction = static_cast<float>(1.0 / (1.0 - std::pow(config_.beta1, t))),
+        .v_correction = static_cast<float>(1.0 / (1.0 - std::pow(config_.beta2, t))),
+        .epsilon = static_cast<float>(config_.epsilon),
+        .weight_decay = static_cast<float>(slot.weight_decay)};
+    if (slot.m.view.dtype == Dtype::kBF16) {
+      const uint64_t key = mix_seed(slot.stream, static_cast<uint64_t>(steps_));
+      adamw_update_narrow(ctx, slot.tensor, slot.m.view, slot.v.view, update, key);
+    } else {
+      adamw_update(ctx, slot.tensor, slot.m.view, slot.v.view, update);
+    }
   }
 }
 
@@ -90,6 +111,10 @@ void Optimizer::visit_state(
       visit(slot.name + ".v", slot.v.view);
     }
   }
+}
+
+int64_t optimizer_state_bytes(const OptimizerConfig& config) {
+  return config.state == OptimizerState::kBF16 ? 4 : 8;
 }
 
 int64_t Optimizer::state_bytes() const {

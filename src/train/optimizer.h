@@ -1,6 +1,6 @@
 // The policy of the optimiser over the parameters of a model that have a gradient: which update,
-// rate and decay each gets (ops/optimizer has the updates). States are F32, on the device of the
-// parameter; a frozen parameter has none.
+// rate and decay each gets (ops/optimizer has the updates). What is kept of each is F32 on its
+// device, or as OptimizerConfig says; a frozen parameter has none.
 #pragma once
 
 #include <array>
@@ -22,6 +22,12 @@ struct GroupConfig {
 /// Muon takes the matrices of mixers and feed-forwards; everything else stays with AdamW.
 enum class OptimizerKind { kAdamW, kMuon };
 
+/// How AdamW's moments are kept; Muon's momentum is F32.
+enum class OptimizerState {
+  kF32,
+  kBF16,  // rounded stochastically, by numbers that the step and the parameter's name decide
+};
+
 struct OptimizerConfig {
   OptimizerKind kind = OptimizerKind::kAdamW;
   double beta1 = 0.9;
@@ -29,6 +35,9 @@ struct OptimizerConfig {
   double epsilon = 1e-8;
   double clip_norm = 1.0;  // 0 = no clipping
   double momentum = 0.95;  // Muon
+  OptimizerState state = OptimizerState::kF32;
+  /// State lies in pinned memory of the host, where a GPU reads and writes it across the bus.
+  bool offload = false;
   /// By ParameterGroup. Vectors (biases, A_log, D, dt_bias) never decay, whatever their group.
   std::array<GroupConfig, kParameterGroups> groups = {GroupConfig{1.0, 0.1}, GroupConfig{1.0, 0.1},
                                                       GroupConfig{1.0, 0.0}, GroupConfig{1.0, 0.0}};
@@ -37,12 +46,16 @@ struct OptimizerConfig {
   const GroupConfig& group(ParameterGroup g) const { return groups[static_cast<size_t>(g)]; }
 };
 
+/// What AdamW keeps of a parameter's element.
+int64_t optimizer_state_bytes(const OptimizerConfig& config);
+
 class Optimizer {
  public:
   /// Takes the parameters of `model` that have gradients now; they must keep their memory.
   Optimizer(Model& model, const OptimizerConfig& config);
 
-  /// Global norm of the gradients, in double precision and a fixed order.
+  /// Global norm of the gradients, in double precision and a fixed order. The device is waited for
+  /// once.
   double gradient_norm();
   /// One update at `rate` with gradients clipped to the configured norm, given their `norm`; then
   /// the gradients are zero.
@@ -64,6 +77,7 @@ class Optimizer {
     double rate_scale;
     double weight_decay;
     bool orthogonal;  // Muon's
+    uint64_t stream;  // of the rounding, from the name
     OwnedTensor m;
     OwnedTensor v;  // no memory where orthogonal
   };

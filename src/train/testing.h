@@ -103,14 +103,18 @@ inline std::vector<float> all_gradients(Model& model) {
   return values;
 }
 
-/// The log without the fields that say how fast it went.
+/// The log without what says how fast it went.
 inline std::vector<std::string> curve(const std::string& folder) {
   std::vector<std::string> lines;
   std::ifstream file(folder + "/log.jsonl");
   for (std::string line; std::getline(file, line);) {
     nlohmann::json json = nlohmann::json::parse(line);
-    json.erase("seconds");
-    json.erase("tokens_per_second");
+    if (json["event"] == "matrix peak") {
+      continue;
+    }
+    for (const char* name : {"seconds", "tokens_per_second", "matrix_peak_share", "device_bytes"}) {
+      json.erase(name);
+    }
     lines.push_back(json.dump());
   }
   return lines;

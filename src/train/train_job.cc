@@ -73,16 +73,17 @@ std::shared_ptr<RunFolder> claim_training_folder(const std::filesystem::path& fo
   return claimed;
 }
 
-LoadOptions load_on(Device device) {
+LoadOptions load_on(Device device, const LoadedModel* share) {
   const bool cuda = device.kind == Device::kCuda;
-  return {.storage = cuda ? MatrixStorage::kStored : MatrixStorage::kF32, .device = device};
+  return {.storage = cuda ? MatrixStorage::kStored : MatrixStorage::kF32,
+          .device = device,
+          .share = share};
 }
 
 void save_trained(Model& model, Weights& weights, const std::filesystem::path& dir,
                   const std::filesystem::path& tokenizer_dir,
                   const nlohmann::ordered_json& provenance) {
   weights.set_trainable(model, nullptr);
-  weights.move_to(model, Device::kCpu);
   expect_only_written(dir.string());
   SaveOptions options;
   options.tokenizer_from = tokenizer_dir;

@@ -33,11 +33,12 @@ std::shared_ptr<RunFolder> claim_training_folder(const std::filesystem::path& fo
                                                  const std::vector<std::string>& names);
 
 /// How a run loads the models that it trains and measures on `device`. On a CUDA device matrices
-/// stay bf16 where their file has them so; those that are trained become f32.
-LoadOptions load_on(Device device);
+/// stay bf16 where their file has them so; those that are trained become f32. What `share` has too
+/// is held once.
+LoadOptions load_on(Device device, const LoadedModel* share = nullptr);
 
 /// Saves a trained model with its tokenizer as a checkpoint folder, replacing one that we wrote.
-/// The model is on the CPU afterwards, without gradients.
+/// The model has no gradients afterwards.
 void save_trained(Model& model, Weights& weights, const std::filesystem::path& dir,
                   const std::filesystem::path& tokenizer_dir,
                   const nlohmann::ordered_json& provenance);

@@ -41,6 +41,10 @@ void visit_optimizer(OptimizerConfig& o, FieldVisitor& visit) {
   visit({"clip_norm", "largest norm of all gradients; 0 = no clipping", "clip"}, o.clip_norm,
         reals_from(0.0, DBL_MAX));
   visit({"momentum", "of muon"}, o.momentum, reals_within(0.0, 1.0));
+  // Stands in fingerprints where it is not what runs of earlier versions had.
+  visit({"state", "how AdamW keeps its moments; bf16 is rounded stochastically", nullptr, false},
+        o.state, {{"f32", OptimizerState::kF32}, {"bf16", OptimizerState::kBF16}});
+  visit({"offload", "the optimiser's state stays in the host's memory", nullptr, false}, o.offload);
   for (int g = 0; g < kParameterGroups; ++g) {
     const auto id = static_cast<ParameterGroup>(g);
     const std::string label = fmt::format("group {}", parameter_group_name(id));

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstring>
+#include <set>
 
 #include "base/error.h"
 #include "base/progress.h"
@@ -11,7 +11,9 @@
 #include "base/text.h"
 #include "ops/loss/loss.h"
 #include "train/checkpoint.h"
+#include "train/matrix_peak.h"
 #include "train/train_plan.h"
+#include "train/training_cost.h"
 
 namespace cambium {
 namespace {
@@ -77,6 +79,17 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
                (config_.trainable == nullptr || config_.trainable(name, p));
       });
   optimizer_ = std::make_unique<Optimizer>(student_, config_.optimizer);
+  std::set<std::string> trained;
+  student_.visit([&](const std::string& name, Parameter& p) {
+    if (p.tensor.has_grad()) {
+      trained.insert(name);
+    }
+  });
+  flops_per_token_ = training_flops(
+      config_, {.student = &student_.spec(),
+                .teacher = teacher_ == nullptr ? nullptr : &teacher_->spec(),
+                .trained = [&](const std::string& name) { return trained.contains(name); },
+                .shared = nullptr});
   if (!config_.folder.empty()) {
     if (config_.run_folder == nullptr) {
       config_.run_folder =
@@ -173,6 +186,8 @@ double Trainer::rate() const {
 StepReport Trainer::step() {
   CAMBIUM_CHECK(!finished());
   const double start = now_seconds();
+  times_ = {};
+  part_began_ = start;
   StepReport report;
   report.step = next_step_;
   std::vector<PackedSequence> sequences;
@@ -208,11 +223,18 @@ StepReport Trainer::step() {
     report.loss += config_.align.weight * s * align_scale;
   }
   report.rate = rate();
+  time_part(&StepTimes::backward);
   report.gradient_norm = optimizer_->gradient_norm();
   judge(report, sequences);
   optimizer_->step(report.rate, report.gradient_norm);
   wait_for(workspace_.device());
   report.seconds = now_seconds() - start;
+  time_part(&StepTimes::optimizer);
+  report.times = times_;
+  const double flops = flops_per_token_ * static_cast<double>(report.tokens) / report.seconds;
+  report.peak_share = config_.matrix_peak > 0.0 ? flops / config_.matrix_peak : 0.0;
+  note_memory();
+  report.device_bytes = device_bytes_;
 
   summary_.first_loss = next_step_ == 0 ? report.loss : summary_.first_loss;
   ++next_step_;
@@ -240,6 +262,7 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
   if (teacher_ != nullptr) {
     inputs.teacher_hidden = teacher_->forward(plain, sequence.batch, with_taps(teacher_taps));
     inputs.teacher_head = teacher_->head().detached();
+    time_part(&StepTimes::teacher);
   }
   ForwardOptions options = with_taps(taps);
   options.checkpoint_layers = config_.checkpoint_layers;
@@ -247,7 +270,9 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
   inputs.head = student_.head();
   inputs.labels = sequence.labels;
   inputs.scale = label_scale;
+  time_part(&StepTimes::forward);
   sums.loss += head_loss(ctx, inputs, config_.loss);
+  time_part(&StepTimes::head);
   for (size_t i = 0; i < sums.align.size(); ++i) {
     const auto layer = static_cast<size_t>(config_.align.layers[i]);
     sums.align[i] += align_loss(
@@ -256,12 +281,14 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
         config_.align.squared, config_.align.weight * align_scale);
   }
   tape_.backward(ctx);
+  time_part(&StepTimes::backward);
 }
 
 void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& sums) {
   std::vector<MixerTap> taps(static_cast<size_t>(teacher_->layer_count()));
   Context plain = workspace_.context(activations_);
   teacher_->forward(plain, sequence.batch, with_taps(taps));
+  time_part(&StepTimes::teacher);
   const UnitInputs forward{&sequence.batch, student_.rope_for(plain, sequence.batch), nullptr};
   for (size_t i = 0; i < sums.align.size(); ++i) {
     const WorkspaceScope scope(workspace_);
@@ -277,6 +304,46 @@ void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& s
   }
 }
 
+void Trainer::time_part(double StepTimes::*part) {
+  if (!config_.time_parts) {
+    return;
+  }
+  wait_for(workspace_.device());
+  const double now = now_seconds();
+  times_.*part += now - part_began_;
+  part_began_ = now;
+}
+
+void Trainer::measure_peak() {
+  if (config_.matrix_peak == 0.0 && student_.device().kind == Device::kCuda) {
+    config_.matrix_peak = measure_matrix_peak(student_.device(), activations_);
+    log_event("matrix peak", fmt::format(R"({{"flops": {:.4g}}})", config_.matrix_peak));
+  }
+}
+
+// Asking takes a moment, and memory of a step is kept for the next: it grows in the first ones.
+void Trainer::note_memory() {
+  constexpr int64_t kGrows = 3;
+  constexpr int64_t kNowAndThen = 32;
+  const int64_t asked = memory_asked_++;
+  if (student_.device().kind == Device::kCuda && (asked < kGrows || asked % kNowAndThen == 0)) {
+    const CudaDeviceInfo info = cuda_device_info(student_.device());
+    device_bytes_ = std::max(device_bytes_, info.total_bytes - info.free_bytes);
+  }
+}
+
+std::string Trainer::describe_speed(const StepReport& report) {
+  std::string text =
+      fmt::format("{} tokens/s", human_count(static_cast<double>(report.tokens) / report.seconds));
+  if (report.peak_share > 0.0) {
+    text += fmt::format("  {:.0f} % of the matrix peak", 100.0 * report.peak_share);
+  }
+  if (report.device_bytes > 0) {
+    text += fmt::format("  {}", human_bytes(static_cast<uint64_t>(report.device_bytes)));
+  }
+  return text;
+}
+
 TrainSummary Trainer::run(const std::function<bool(const StepReport&)>& after_step) {
   const bool by_tokens = config_.tokens > 0;
   const auto done = [&] { return by_tokens ? summary_.tokens : next_step_; };
@@ -284,13 +351,15 @@ TrainSummary Trainer::run(const std::function<bool(const StepReport&)>& after_st
                     static_cast<uint64_t>(by_tokens ? config_.tokens : config_.steps),
                     {.unit = by_tokens ? "tokens" : "steps"});
   progress.update(static_cast<uint64_t>(done()));
+  if (!finished()) {
+    measure_peak();
+  }
   bool go_on = true;
   int64_t saved_at = summary_.checkpoint.empty() ? -1 : next_step_;
   while (!finished() && go_on && stop_signal() == 0) {
     const StepReport report = step();
     progress.update(static_cast<uint64_t>(done()),
-                    fmt::format("loss {:.4f}  {} tokens/s", report.loss,
-                                human_count(static_cast<double>(report.tokens) / report.seconds)));
+                    fmt::format("loss {:.4f}  {}", report.loss, describe_speed(report)));
     if (after_step) {
       go_on = after_step(report);
     }

@@ -92,6 +92,11 @@ struct TrainConfig {
   int64_t keep_checkpoints = 2;
   bool resume = false;
   std::string label = "train";  // of the progress line
+  /// Waits for the device after each part of a step, to say how long it took: for benchmarks.
+  bool time_parts = false;
+  /// FLOP/s of a large product on the device, which steps are compared with; 0 = measured where
+  /// the device is a GPU, before the first step of run().
+  double matrix_peak = 0.0;
 
   bool has_length() const { return steps > 0 || tokens > 0; }
   /// The most tokens a step can have; whole documents rarely fill it.
@@ -106,6 +111,15 @@ struct TrainConfig {
 
 /// The type of activations on `device`; Error for one it cannot compute in.
 Dtype activations_of(Precision precision, Device device);
+
+/// Seconds of the parts of a step, with TrainConfig::time_parts.
+struct StepTimes {
+  double teacher = 0.0;
+  double forward = 0.0;
+  double head = 0.0;  // of the student and, where there is one, the teacher: forward and backward
+  double backward = 0.0;
+  double optimizer = 0.0;
+};
 
 /// What one step did. Losses are means over the step's labels.
 struct StepReport {
@@ -123,6 +137,9 @@ struct StepReport {
   int64_t tokens = 0;
   int64_t learned = 0;
   double seconds = 0.0;
+  StepTimes times;
+  double peak_share = 0.0;   // of the matrix peak, by model FLOP/s; 0 = not measured
+  int64_t device_bytes = 0;  // the most of a GPU's memory seen in use, whoever took it
 };
 
 class Trainer {
@@ -142,6 +159,8 @@ class Trainer {
 
   /// One step: for callers that want the loop for themselves.
   StepReport step();
+  /// As TrainConfig::time_parts, from the next step on.
+  void set_time_parts(bool wanted) { config_.time_parts = wanted; }
   /// Adds a line to the run's log: {"event": name, ...fields}. `fields_json` is an object or empty.
   void log_event(const std::string& name, const std::string& fields_json);
   /// Writes a checkpoint of the current state; returns its folder.
@@ -151,6 +170,8 @@ class Trainer {
   bool finished() const;
   const TrainSummary& summary() const { return summary_; }
   const Optimizer& optimizer() const { return *optimizer_; }
+  /// Model FLOPs of a token (training_flops).
+  double flops_per_token() const { return flops_per_token_; }
   /// The most bytes of activations at once so far.
   int64_t peak_activation_bytes() { return workspace_.arena().peak_bytes(); }
 
@@ -170,6 +191,11 @@ class Trainer {
   NamedTensors checkpoint_tensors();
   void log_step(const StepReport& report);
   std::string last_good() const;
+  void measure_peak();
+  void note_memory();
+  static std::string describe_speed(const StepReport& report);
+  /// Adds to `part` the time since the last call, once the device is done; with time_parts only.
+  void time_part(double StepTimes::*part);
 
   Model& student_;
   Weights& weights_;
@@ -186,6 +212,11 @@ class Trainer {
   int64_t next_step_ = 0;
   TrainSummary summary_;
   StepJudge judge_;
+  double flops_per_token_ = 0.0;
+  int64_t device_bytes_ = 0;
+  int64_t memory_asked_ = 0;
+  StepTimes times_;          // of the step that is running
+  double part_began_ = 0.0;  // of its part that is running
 };
 
 }  // namespace cambium

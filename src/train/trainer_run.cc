@@ -53,6 +53,9 @@ std::map<std::string, std::string> Trainer::fingerprint() {
   if (activations_ != Dtype::kF32) {
     f["precision"] = dtype_name(activations_);
   }
+  if (config_.optimizer.state == OptimizerState::kBF16) {
+    f["optimizer state"] = "bf16";
+  }
   if (config_.first_sample > 0) {
     f["first sample"] = fmt::format("{}", config_.first_sample);
   }
@@ -190,6 +193,12 @@ void Trainer::log_step(const StepReport& r) {
   line["dropped"] = summary_.data.dropped;
   line["seconds"] = rounded(r.seconds, 1e4);
   line["tokens_per_second"] = rounded(static_cast<double>(r.tokens) / r.seconds, 10.0);
+  if (r.peak_share > 0.0) {
+    line["matrix_peak_share"] = rounded(r.peak_share, 1e4);
+  }
+  if (r.device_bytes > 0) {
+    line["device_bytes"] = r.device_bytes;
+  }
   record_->log(line);
 }
 

@@ -91,10 +91,19 @@ TEST(CommandLine, ChoicesAndRangesAreCheckedBeforeAnythingIsRead) {
       {"generate x -p y --temperature inf", "inf"},
       {"generate x -p y --top-p 0", "expected a number above 0 to 1, got 0"},
       {"generate x -p y --min-p 2", "--min-p"},
+      {"generate x -p y --repetition-penalty 0", "expected a number above 0 to 1000, got 0"},
+      {"chat x --presence-penalty 2.1", "expected a number from -2 to 2, got 2.1"},
+      {"generate x -p y --frequency-penalty -3", "expected a number from -2 to 2, got -3"},
+      {"generate x -i y --logprobs 21", "expected a whole number from 0 to 20, got 21"},
       {"bench x --contexts 512,-1", "expected a whole number from 1, got -1"},
       {"bench x --decode 9223372036854775807", "--decode"},
       {"bench x --repeats 9223372036854775807", "--repeats"},
       {"bench x --storage f16", "stored, f32, bf16"},
+      {"bench throughput x --input 0", "expected a whole number from 1"},
+      {"bench throughput x --outptu 3", "did you mean '--output'"},
+      {"bench throughput x --admission al", "whole, as-needed, got 'al'"},
+      {"bench decode x --batch 0", "expected a whole number from 1 to 4096, got 0"},
+      {"bench prefill x --decode 3", "unknown option '--decode'"},
       {"inspect x --context 9223372036854775807", "--context"},
       {"eval x -n 9223372036854775807", "--count"},
       {"generate x -p y -n 9223372036854775807", "--max-new-tokens"},
@@ -145,9 +154,16 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
       {"eval x --task gsm8k", "--data"},
       {"convert x -o y --layers 1 --count 3", "--count belongs to --scores"},
       {"eval x --data y", "--data belongs to"},
+      {"generate x -p y --logprobs 3", "--logprobs belongs to --input"},
       {"eval x --task text --data y --chat", "--chat belongs to"},
       {"eval x --task svamp --data y --teacher z", "--teacher belongs to"},
       {"eval x --task svamp --data y --set word.max_steps=3", "--set belongs to"},
+      {"eval", "a checkpoint folder or --answers FILE, got neither"},
+      {"eval x --answers y", "a checkpoint folder or --answers FILE, got both"},
+      {"eval --answers y --chat", "--chat belongs to"},
+      {"eval --answers y --ungraded", "--ungraded belongs to"},
+      {"eval x --task text --data y --ungraded", "--ungraded belongs to"},
+      {"eval x --ungraded", "expected --output"},
   };
   for (const auto& row : rows) {
     const Outcome outcome = cambium(row.arguments);
@@ -185,6 +201,95 @@ TEST(CommandLine, ABatchAnswersWhatItCan) {
   write_file_atomically(folder.at("one.jsonl"), "{\"prompt\": \"Ida\"}\n");
   const Outcome alone = cambium("generate " + model + " -i " + folder.at("one.jsonl") + " -n 2");
   EXPECT_THAT(alone.text, HasSubstr(rows[4]["completion"].dump()));
+}
+
+TEST(CommandLine, ABatchGivesLogProbabilities) {
+  const TestFolder folder;
+  write_file_atomically(folder.at("in.jsonl"), "{\"prompt\": \"Tom has 3\"}\n");
+  const Outcome outcome =
+      cambium("generate " + std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher -i " +
+              folder.at("in.jsonl") + " -n 4 --logprobs 3 --repetition-penalty 1.1 -o " +
+              folder.at("out.jsonl"));
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const auto line = nlohmann::json::parse(read_text_file(folder.at("out.jsonl")));
+  const auto& content = line["logprobs"]["content"];
+  ASSERT_GT(content.size(), 0U);
+  std::string text;
+  for (const auto& token : content) {
+    text += token["token"];
+    ASSERT_EQ(token["top_logprobs"].size(), 3U);
+    EXPECT_LE(token["logprob"], token["top_logprobs"][0]["logprob"]);
+    EXPECT_LE(token["top_logprobs"][1]["logprob"], token["top_logprobs"][0]["logprob"]);
+    EXPECT_TRUE(token["top_logprobs"][2]["id"].is_number_integer());
+  }
+  EXPECT_EQ(text, line["completion"]);
+}
+
+std::vector<nlohmann::json> rows_of(const std::string& path) {
+  std::istringstream text(read_text_file(path));
+  std::vector<nlohmann::json> rows;
+  for (std::string line; std::getline(text, line);) {
+    rows.push_back(nlohmann::json::parse(line));
+  }
+  return rows;
+}
+
+// Asked as messages, the answer is a message as well: what comes out is what `distill` learns from.
+TEST(CommandLine, ABatchOfConversationsBecomesDocuments) {
+  const TestFolder folder;
+  write_file_atomically(folder.at("in.jsonl"),
+                        R"({"prompt": [{"role": "user", "content": "Tom has 3"}], "split": "a"})"
+                        "\n"
+                        R"({"prompt": []})"
+                        "\n");
+  const std::string generate = "generate " + teacher() + " -n 4 ";
+  const Outcome outcome =
+      cambium(generate + "-i " + folder.at("in.jsonl") + " -o " + folder.at("out.jsonl"));
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  EXPECT_THAT(outcome.text, HasSubstr("tokens/s"));
+  EXPECT_THAT(outcome.text, HasSubstr("1 of 2 prompts were not answered"));
+  const std::vector<nlohmann::json> rows = rows_of(folder.at("out.jsonl"));
+  ASSERT_EQ(rows.size(), 2U);
+  EXPECT_EQ(rows[0]["split"], "a");
+  EXPECT_TRUE(rows[1].contains("error"));
+  ASSERT_TRUE(rows[0]["completion"].is_array());
+  EXPECT_EQ(rows[0]["completion"][0]["role"], "assistant");
+  // The template is applied, with or without --chat.
+  const Outcome plain = cambium(generate + "--chat -p 'Tom has 3'");
+  EXPECT_THAT(plain.text, HasSubstr(rows[0]["completion"][0]["content"].get<std::string>() + "\n"));
+  write_file_atomically(folder.at("documents.jsonl"), rows[0].dump() + "\n");
+  const Outcome learned =
+      cambium("eval " + teacher() + " --task text --data " + folder.at("documents.jsonl"));
+  EXPECT_EQ(learned.status, 0) << learned.text;
+  EXPECT_THAT(learned.text, HasSubstr("\"documents\": 1"));
+}
+
+TEST(CommandLine, AnswersAreGradedElsewhereAsAtOnce) {
+  const TestFolder folder;
+  const std::string answers = folder.at("answers.jsonl");
+  const Outcome now = cambium("eval " + teacher() + " -n 12 -o " + folder.at("graded.jsonl"));
+  ASSERT_EQ(now.status, 0) << now.text;
+  const Outcome later = cambium("eval " + teacher() + " -n 12 --ungraded -o " + answers);
+  ASSERT_EQ(later.status, 0) << later.text;
+  EXPECT_THAT(later.text, HasSubstr("12 answers, not graded"));
+  for (const nlohmann::json& row : rows_of(answers)) {
+    EXPECT_FALSE(row.contains("correct"));
+  }
+  const Outcome graded =
+      cambium("eval -n 12 --answers " + answers + " -o " + folder.at("again.jsonl"));
+  ASSERT_EQ(graded.status, 0) << graded.text;
+  EXPECT_EQ(read_text_file(folder.at("again.jsonl")), read_text_file(folder.at("graded.jsonl")));
+  EXPECT_THAT(now.text, HasSubstr(graded.text));  // "problems: N of 12 right, ..."
+  // Graded answers can be graded again; answers to something else cannot.
+  EXPECT_EQ(cambium("eval -n 12 --answers " + folder.at("graded.jsonl")).text, graded.text);
+  EXPECT_THAT(cambium("eval -n 11 --answers " + answers).text, HasSubstr("each of 11 problems"));
+  EXPECT_THAT(cambium("eval -n 13 --answers " + answers).text,
+              HasSubstr("each of 13 problems, got 12"));
+  const Outcome other = cambium("eval -n 12 --seed 2 --answers " + answers);
+  EXPECT_EQ(other.status, 1);
+  EXPECT_THAT(other.text, HasSubstr("answers.jsonl:1: expected the answer to problem 1"));
+  write_file_atomically(answers, "{\"question\": 3}\n");
+  EXPECT_EQ(cambium("eval -n 1 --answers " + answers).status, 1);
 }
 
 // Not at the first question: a template may also stand in a file of its own.
@@ -368,10 +473,14 @@ TEST(CommandLine, ErrorsNameWhatIsWrong) {
       {"inspect /nowhere", "/nowhere/config.json"},
       {"inspect " + folder.path(), "did you mean 'llama'"},
       {"verify " + fixture("llama") + " --reference /nowhere.safetensors", "/nowhere.safetensors"},
-      {"inspect " + fixture("llama") + " --memory lots", "24GiB"},
-      {"inspect " + fixture("llama") + " --memory 1e300GiB", "24GiB"},
+      {"inspect " + fixture("llama") + " --memory-total lots", "24GiB"},
+      {"inspect " + fixture("llama") + " --memory-total 1e300GiB", "24GiB"},
+      {"bench train", "expected --random-weights"},
+      {"bench train --random-weights " + fixture("llama") + " --mode stage-a", "--teacher-random"},
+      {"bench train --random-weights " + fixture("llama") + " --sequence 64 --tokens-per-step 96",
+       "multiple of the 64 tokens"},
       {"bench " + fixture("llama") + " --contexts 9223372036854775807", "context"},
-      {"inspect " + fixture("llama") + " --memory infGB", "24GiB"},
+      {"inspect " + fixture("llama") + " --memory-total infGB", "24GiB"},
       {"generate " + fixture("llama") + " -p hello", "tokenizer.json"},
   };
   for (const auto& row : rows) {
@@ -410,6 +519,52 @@ TEST(CommandLine, BenchNeedsNoWeights) {
   EXPECT_THAT(nothing.text, HasSubstr("--random-weights"));
 }
 
+TEST(CommandLine, BenchOfOneKindStandsBesideTheLimits) {
+  const std::string small = " --repeats 1 --contexts 8,300 --batch 2 --device cpu --json";
+  for (const std::string kind : {"decode", "prefill"}) {
+    const Outcome outcome = cambium("bench " + kind + " " + fixture("apriel_h1") + small);
+    ASSERT_EQ(outcome.status, 0) << outcome.text;
+    const auto rows = nlohmann::json::parse(outcome.text);
+    ASSERT_EQ(rows.size(), 2U);
+    for (const auto& row : rows) {
+      EXPECT_GT(row[kind][0], 0.0);
+      EXPECT_GT(row["bytes"], 0.0);
+      EXPECT_GT(row["share"], 0.0);
+      EXPECT_GT(row["limits"]["bytes_per_second"], 0.0);
+    }
+    EXPECT_GT(rows[1]["flops"], rows[0]["flops"]);
+    EXPECT_THAT(cambium("bench " + kind).text, HasSubstr("--random-weights"));
+  }
+  EXPECT_THAT(cambium("bench ops").text, HasSubstr("cuda_bench"));
+  EXPECT_THAT(cambium("bench throughput --help").text, HasSubstr("--sequences"));
+}
+
+TEST(CommandLine, BenchOfThroughputRunsTheEngine) {
+  const std::string requests = "bench throughput --random-weights " + fixture("llama");
+  const std::string bench = requests + " --input 20 --output 5 --batch 3";
+  const Outcome outcome = cambium(bench + " --sequences 7 --device cpu --json");
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const auto rows = nlohmann::json::parse(outcome.text);
+  ASSERT_EQ(rows.size(), 1U);
+  EXPECT_EQ(rows[0]["largest_batch"], 3);
+  EXPECT_GT(rows[0]["output_tokens_per_second"], 0.0);
+  EXPECT_GT(rows[0]["token_ms"]["p99"], 0.0);
+  EXPECT_GT(rows[0]["peak_bytes"], 0);
+  const Outcome table = cambium(bench + " --device cpu");
+  ASSERT_EQ(table.status, 0) << table.text;
+  EXPECT_THAT(table.text, HasSubstr("32 of 20 tokens in and 5 out"));
+  const Outcome dense =
+      cambium(requests +
+              " --input 20 --output 400 --sequences 9 --cache-memory 330KB --admission as-needed "
+              "--device cpu --json");
+  ASSERT_EQ(dense.status, 0) << dense.text;
+  EXPECT_GT(nlohmann::json::parse(dense.text)[0]["preemptions"], 0);
+  const Outcome small = cambium(bench + " --cache-memory 10 --device cpu");
+  EXPECT_EQ(small.status, 1);
+  EXPECT_THAT(small.text, HasSubstr("a sequence of 24 tokens takes"));
+  EXPECT_THAT(cambium(bench + " --cache-memory lots").text, HasSubstr("24GiB"));
+}
+
 TEST(CommandLine, VerifyTellsByItsStatus) {
   const Outcome good = cambium("verify " + fixture("qwen3"));
   EXPECT_EQ(good.status, 0) << good.text;
@@ -425,19 +580,48 @@ TEST(CommandLine, InspectCountsBeforeAnythingIsLoaded) {
   TestFolder folder;  // a configuration without weights
   write_file_atomically(folder.at("config.json"),
                         read_text_file(fixture("llama") + "/config.json"));
-  const Outcome outcome = cambium("inspect " + folder.path() + " --memory 1MiB --json --cache f32");
+  const std::string inspect = "inspect " + folder.path();
+  const Outcome outcome = cambium(inspect + " --json --cache f32");
   ASSERT_EQ(outcome.status, 0) << outcome.text;
   const auto json = nlohmann::json::parse(outcome.text);
   EXPECT_EQ(json["parameters"], 126400);
   EXPECT_EQ(json["layers"], 3);
   // Three layers of two key-value heads of 16, keys and values, fp32.
   EXPECT_EQ(json["cache_bytes_per_token"], 3 * 2 * 2 * 16 * 4);
-  EXPECT_EQ(json["memory"]["f32"]["sequences"], (1048576 - 126400 * 4) / (512 * 768));
-  const Outcome narrow = cambium("inspect " + folder.path() + " --memory 1MiB --json");
-  const auto halved = nlohmann::json::parse(narrow.text);
-  EXPECT_EQ(halved["cache_bytes_per_token"], 3 * 2 * 2 * 16 * 2);
-  EXPECT_EQ(halved["memory"]["f32"]["sequences"], (1048576 - 126400 * 4) / (512 * 384));
+  EXPECT_FALSE(json.contains("memory"));
+  const Outcome narrow = cambium(inspect + " --json");
+  EXPECT_EQ(nlohmann::json::parse(narrow.text)["cache_bytes_per_token"], 3 * 2 * 2 * 16 * 2);
   EXPECT_THAT(cambium("inspect " + folder.path() + " --cache f16").text, HasSubstr("bf16 or f32"));
+}
+
+// Of a GPU that need not be there: as much of everything as its shapes say.
+TEST(CommandLine, InspectPlansMemory) {
+  TestFolder folder;
+  write_file_atomically(folder.at("config.json"),
+                        read_text_file(fixture("llama") + "/config.json"));
+  const std::string inspect = "inspect " + folder.path() + " --storage bf16";
+  const Outcome outcome = cambium(inspect + " --memory-total 2GiB --max-sequences 7 --json");
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const auto memory = nlohmann::json::parse(outcome.text)["memory"];
+  EXPECT_EQ(memory["total"], int64_t{2} << 30);
+  EXPECT_GT(memory["weights"], 126400 * 2);  // norms are fp32
+  EXPECT_LT(memory["weights"], 126400 * 2 * 11 / 10);
+  EXPECT_EQ(memory["sequences"], 7);
+  EXPECT_EQ(memory["cache_tokens"], 7 * 512);
+  EXPECT_EQ(memory["cache"], 7 * 512 * 384);
+  EXPECT_EQ(memory["total"].get<int64_t>() - memory["left"].get<int64_t>(),
+            memory["weights"].get<int64_t>() + memory["workspace"].get<int64_t>() +
+                memory["cache"].get<int64_t>() + memory["reserve"].get<int64_t>() +
+                memory["in_use"].get<int64_t>());
+  const Outcome table = cambium(inspect + " --memory-total 2GiB --cache-memory 400KiB");
+  EXPECT_EQ(table.status, 0);
+  for (const char* row : {"weights", "workspace", "cache", "reserve", "left"}) {
+    EXPECT_THAT(table.text, HasSubstr(row));
+  }
+  const Outcome small = cambium(inspect + " --memory-total 300MiB");
+  EXPECT_EQ(small.status, 1);
+  EXPECT_THAT(small.text, HasSubstr("a sequence takes at least"));
+  EXPECT_EQ(cambium(inspect + " --memory --device cpu").status, 0);
 }
 
 TEST(CommandLine, BenchMeasuresModelsSideBySide) {
@@ -489,6 +673,28 @@ TEST(CommandLine, MergeWritesAModelThatLoads) {
   EXPECT_THAT(cambium("merge " + model + " " + fixture("qwen3") + " -o " + folder.at("n")).text,
               HasSubstr("error"));
   EXPECT_EQ(cambium("merge " + model + " " + model + " -o " + folder.at("m")).status, 1);
+}
+
+TEST(BenchTrain, SaysSpeedAndMemory) {
+  for (const char* mode : {"train", "distill", "stage-a --convert 1"}) {
+    SCOPED_TRACE(mode);
+    const Outcome outcome =
+        cambium("bench train --random-weights " + fixture("llama") + " --sequence 32 --steps 1 " +
+                "--device cpu --json --mode " + mode);
+    ASSERT_EQ(outcome.status, 0) << outcome.text;
+    const auto json = nlohmann::json::parse(outcome.text);
+    EXPECT_GT(json["tokens_per_second"][0].get<double>(), 0.0);
+    EXPECT_GT(json["matrix_peak_share"].get<double>(), 0.0);
+    EXPECT_EQ(json["optimizer_bytes"], json["planned_bytes"]["optimiser"]);
+    const auto& planned = json["planned_bytes"];
+    EXPECT_EQ(json["weight_and_gradient_bytes"].get<int64_t>(),
+              planned["teacher"].get<int64_t>() + planned["frozen weights"].get<int64_t>() +
+                  planned["trained weights"].get<int64_t>() + planned["gradients"].get<int64_t>());
+  }
+  const Outcome dry =
+      cambium("bench train --random-weights " + fixture("llama") + " --dry-run --device cuda");
+  EXPECT_EQ(dry.status, 0) << dry.text;
+  EXPECT_NE(dry.text.find("planned in all"), std::string::npos) << dry.text;
 }
 
 }  // namespace

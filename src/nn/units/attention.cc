@@ -55,8 +55,9 @@ class AttentionUnit : public Unit {
     q = q_norm_.forward(ctx, q);
     k = k_norm_.forward(ctx, k);
     if (rope_) {
-      q = rope(ctx, q, *inputs.rope);
-      k = rope(ctx, k, *inputs.rope);
+      const auto turned = rope(ctx, q, k, *inputs.rope);
+      q = turned[0];
+      k = turned[1];
     }
     const AttentionConfig config{scale_, window_};
     KvPages pages;

@@ -101,6 +101,15 @@ View<bf16> narrow_view(const Tensor& x) {
   return x.dtype == DtypeOf<T>::value ? View<bf16>{} : view<bf16>(x);
 }
 
+/// Whether the backward kernel is to set the gradient: those of CUDA can.
+bool sets_grad(const Tensor& t) {
+  if (t.device.kind == Device::kCuda) {
+    return t.takes_grad();
+  }
+  t.settle_grad();
+  return false;
+}
+
 }  // namespace
 
 Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -121,11 +130,11 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
     check_pages(*pages, shape);
     keys = rows_of(pages->keys);
     values = rows_of(pages->values);
-    for (const auto& [rows, cache] : {std::pair{k, keys}, std::pair{v, values}}) {
-      run<attention_write>(ctx, q, [&, rows = rows, cache = cache]<class T>() {
-        return AttentionWrite<T>{shape, view<T>(rows), wide_view<T>(cache), narrow_view<T>(cache)};
-      });
-    }
+    run<attention_write>(ctx, q, [&]<class T>() {
+      return AttentionWrite<T>{shape,
+                               {{view<T>(k), wide_view<T>(keys), narrow_view<T>(keys)},
+                                {view<T>(v), wide_view<T>(values), narrow_view<T>(values)}}};
+    });
   }
   const Tensor y = ctx.result(q.dtype, {q.dim(0), q.dim(1), v.dim(2)}, differentiate);
   float* kept = differentiate ? ctx.scratch<float>(2 * q.dim(0) * q.dim(1)) : nullptr;
@@ -142,7 +151,18 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
   };
   run<attention_forward>(ctx, q, args);
   if (differentiate) {
-    ctx.record({q, k, v, y}, [=](const Context& c) { run<attention_backward>(c, q, args); });
+    ctx.record({y}, [=](const Context& c) {
+      const bool set_q = sets_grad(q);
+      const bool set_k = sets_grad(k);  // not if it is q's, which is set
+      const bool set_v = sets_grad(v);
+      run<attention_backward>(c, q, [=]<class T>() {
+        Attention<T> a = args.template operator()<T>();
+        a.set_q = set_q;
+        a.set_k = set_k;
+        a.set_v = set_v;
+        return a;
+      });
+    });
   }
   return y;
 }

@@ -4,6 +4,7 @@
 // walks the keys for dQ, another has tiles of keys and walks the rows for dK and dV: scores are
 // computed twice, and every gradient is one thread's sum in a fixed order.
 #include "ops/attention/attention_cuda.cuh"
+#include "ops/attention/attention_cudnn.h"
 
 namespace cambium::cuda {
 namespace attention {
@@ -268,8 +269,25 @@ void launch_backward(const Attention<T>& a, BackwardArgs<T> args, const Launch& 
   }
 }
 
+/// Makes a gradient that is to be set zero: these kernels add.
+template <class T>
+void make_zero(const View<T>& x, bool wanted, const Launch& on) {
+  if (wanted) {
+    const auto bytes = static_cast<size_t>(x.count() * x.channels) * sizeof(T);
+    check_launch("attention backward", {}, {}, 0, cudaMemsetAsync(x.grad, 0, bytes, on.stream));
+  }
+}
+
 template <class T>
 void run_backward(const Attention<T>& a, const Launch& on) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (backward_by_cudnn(a, on)) {
+      return;
+    }
+  }
+  make_zero(a.q, a.set_q, on);
+  make_zero(a.k, a.set_k, on);
+  make_zero(a.v, a.set_v, on);
   const int64_t count = a.y.count();
   auto* delta = scratch<float>(on, count);
   launch(on, "attention backward", delta_kernel<T>,

@@ -1,8 +1,10 @@
 // Attention on CUDA: rows into pages, softmax over tiles of keys with a running maximum in fp32
 // (Milakov & Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135), and the sum of
 // split keys (Flash-Decoding). The kernel here serves every type and dim; bf16 of the dims that
-// suit goes to tensor cores (attention_mma_cuda.cu).
+// suit goes to tensor cores (attention_mma_cuda.cu), and long sequences without pages to cuDNN
+// where there is one (attention_cudnn_cuda.cu).
 #include "ops/attention/attention_cuda.cuh"
+#include "ops/attention/attention_cudnn.h"
 
 namespace cambium::cuda {
 namespace attention {
@@ -255,7 +257,7 @@ __global__ void __launch_bounds__(kCombineThreads)
 template <class T>
 void run_forward(const Attention<T>& a, const Launch& on) {
   if constexpr (std::is_same_v<T, bf16>) {
-    if (forward_on_tensor_cores(a, on)) {
+    if (forward_by_cudnn(a, on) || forward_on_tensor_cores(a, on)) {
       return;
     }
   } else if (a.narrow_k.defined()) {
@@ -264,14 +266,27 @@ void run_forward(const Attention<T>& a, const Launch& on) {
   forward(a, a.k, a.v, on);
 }
 
+/// Rows of keys, then rows of values.
+template <class T, class K>
+struct WriteArgs {
+  const int64_t* targets;  // (T): of the tokens
+  View<T> from[2];
+  View<K> to[2];
+  int64_t keys;  // threads for keys
+  int64_t count;
+};
+
 /// kN elements a thread.
 template <int kN, class T, class K>
-__global__ void __launch_bounds__(kThreads)
-    write_kernel(const int64_t* targets, const View<T> from, const View<K> to, int64_t count) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= count) {
+__global__ void __launch_bounds__(kThreads) write_kernel(const WriteArgs<T, K> a) {
+  int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  await_inputs();
+  if (i >= a.count) {
     return;
   }
+  const int part = i < a.keys ? 0 : 1;
+  i -= part * a.keys;
+  const View<T>& from = a.from[part];
   const int64_t chunks = from.channels / kN;
   const int64_t row = i / chunks;
   const int64_t d = i % chunks * kN;
@@ -279,20 +294,27 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t head = row % from.rows.inner;
   float x[kN];
   load_n<kN>(from.row(token, head) + d, x);
-  store_n<kN>(to.row(targets[token], head) + d, x);
+  store_n<kN>(a.to[part].row(a.targets[token], head) + d, x);
 }
 
-template <class T, class K>
-void write(const AttentionWrite<T>& a, const View<K>& to, const Launch& on) {
+template <class T, class K, class To>
+void write(const AttentionWrite<T>& a, const To& to, const Launch& on) {
   const TokenRows rows = token_rows(a.shape, on);
+  WriteArgs<T, K> args{
+      rows.rows, {a.each[0].rows, a.each[1].rows}, {to(a.each[0]), to(a.each[1])}, 0, 0};
   const auto run = [&]<int kN>() {
-    const int64_t count = a.rows.count() * (a.rows.channels / kN);
-    launch(on, "attention", write_kernel<kN, T, K>,
-           dim3(static_cast<unsigned>(ceil_div(count, kThreads))), dim3(kThreads), 0, rows.rows,
-           a.rows, to, count);
+    const auto threads = [&](int i) { return args.from[i].count() * (args.from[i].channels / kN); };
+    args.keys = threads(0);
+    args.count = threads(0) + threads(1);
+    launch_ahead(on, "attention", write_kernel<kN, T, K>,
+                 dim3(static_cast<unsigned>(ceil_div(args.count, kThreads))), dim3(kThreads), 0,
+                 args);
   };
   constexpr int kWide = 16 / static_cast<int>(sizeof(T));
-  if (aligned(a.rows, 16) && aligned(to, kWide * sizeof(K))) {
+  const auto wide = [&](int i) {
+    return aligned(args.from[i], 16) && aligned(args.to[i], kWide * sizeof(K));
+  };
+  if (wide(0) && wide(1)) {
     run.template operator()<kWide>();
   } else {
     run.template operator()<1>();
@@ -302,11 +324,13 @@ void write(const AttentionWrite<T>& a, const View<K>& to, const Launch& on) {
 template <class T>
 void run_write(const AttentionWrite<T>& a, const Launch& on) {
   if constexpr (!std::is_same_v<T, bf16>) {
-    if (a.narrow.defined()) {
-      return write(a, a.narrow, on);
+    if (a.each[0].narrow.defined()) {
+      return write<T, bf16>(
+          a, [](const auto& part) { return part.narrow; }, on);
     }
   }
-  write(a, a.pages, on);
+  write<T, T>(
+      a, [](const auto& part) { return part.pages; }, on);
 }
 
 }  // namespace

@@ -66,12 +66,23 @@ struct Parts {
 
 /// How a forward call cuts its segments. Segments of few rows (decode) have tiles of few_rows and
 /// all their keys split; others have tiles of many_rows, and split keys where the tiles alone are
-/// too few for the device. All of it depends on each segment alone.
+/// too few for the device. All of it depends on each segment alone, except where blocks for the few
+/// rows are named: these then share all keys evenly.
 struct Cut {
   int many_rows;
   int few_rows;
-  bool training;  // no tile of few rows and no splits
+  bool training;   // no tile of few rows and no splits
+  int blocks = 0;  // that take the tiles of few rows of a key-value head; 0 = a block for each
   bool operator==(const Cut&) const = default;
+};
+
+/// A piece of work of a block that shares the keys of few rows with others: a tile, and whose
+/// partial results it adds up if it is the last of its parts to be done.
+struct Piece {
+  Tile tile;
+  int32_t parts;          // its row tile's number among those whose keys were split; else -1
+  int32_t first_partial;  // of these
+  int32_t count;
 };
 
 template <class Item>
@@ -83,6 +94,12 @@ struct List {
 struct TileLists {
   List<Tile> many, few;
   List<Parts> many_parts, few_parts;
+  // Where blocks are named, in place of few and few_parts: the pieces of block b are those from
+  // first_piece[b] up to first_piece[b + 1], and done counts the finished parts, (parts, kv_heads)
+  // of them, each zero before and after.
+  List<Piece> pieces;
+  List<int32_t> first_piece;
+  unsigned* done = nullptr;
   int64_t many_partials = 0, few_partials = 0;
   int64_t many_parts_rows = 0, few_parts_rows = 0;  // the most rows that one of the parts has
   std::shared_ptr<const void> owner;

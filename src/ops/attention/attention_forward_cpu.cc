@@ -212,13 +212,15 @@ void attention_write(const AttentionWrite<float>& a) {
   for (int64_t s = 0; s < shape.segments; ++s) {
     for (int64_t i = 0; i < shape.length(s); ++i) {
       const int64_t to = shape.key_row(s, shape.first_position(s) + i);
-      for (int64_t h = 0; h < shape.kv_heads; ++h) {
-        const float* row = a.rows.row(shape.start[s] + i, h);
-        for (int64_t d = 0; d < a.rows.channels; ++d) {
-          if (a.narrow.defined()) {
-            a.narrow.row(to, h)[d] = round_to_bf16(row[d]);
-          } else {
-            a.pages.row(to, h)[d] = row[d];
+      for (const auto& part : a.each) {
+        for (int64_t h = 0; h < shape.kv_heads; ++h) {
+          const float* row = part.rows.row(shape.start[s] + i, h);
+          for (int64_t d = 0; d < part.rows.channels; ++d) {
+            if (part.narrow.defined()) {
+              part.narrow.row(to, h)[d] = round_to_bf16(row[d]);
+            } else {
+              part.pages.row(to, h)[d] = row[d];
+            }
           }
         }
       }

@@ -53,18 +53,25 @@ struct Attention {
   float* largest;      // (T, H) kept for backward: the largest score, times log2(e);
                        // null if unwanted
   float* inverse_sum;  // (T, H): 1 / sum of exp(score - largest)
+  // On CUDA, backward: that gradient lies together, holds nothing yet and is set, before any that
+  // is added to.
+  bool set_q = false;
+  bool set_k = false;
+  bool set_v = false;
 };
 CAMBIUM_PLANNED_KERNEL(attention_forward, Attention)
-/// Reads y and y.grad; adds to q.grad, k.grad and v.grad. Without pages.
+/// Reads y and y.grad; adds to q.grad, k.grad and v.grad, or sets them. Without pages.
 CAMBIUM_PLANNED_KERNEL(attention_backward, Attention)
 
-/// Copies the rows of new tokens to their places in the pages.
+/// Copies the rows of new tokens, keys and values, to their places in the pages.
 template <class T>
 struct AttentionWrite {
   AttentionShape shape;
-  View<T> rows;       // (T, Hkv, D)
-  View<T> pages;      // (pages * page_size, Hkv, D)
-  View<bf16> narrow;  // in place of pages: rounded to bf16
+  struct {
+    View<T> rows;       // (T, Hkv, D)
+    View<T> pages;      // (pages * page_size, Hkv, D)
+    View<bf16> narrow;  // in place of pages: rounded to bf16
+  } each[2];
 };
 CAMBIUM_KERNEL(attention_write, AttentionWrite)
 

@@ -22,15 +22,19 @@ struct Block {
   Tile tile;
 };
 
-__device__ __forceinline__ Block find_block(const Layout& layout, const Tile* tiles) {
+__device__ __forceinline__ Block block_of(const Layout& layout, const Tile& tile, int kv_head) {
   Block b;
-  b.kv_head = static_cast<int>(blockIdx.x % layout.kv_heads);
-  b.tile = tiles[blockIdx.x / layout.kv_heads];
+  b.kv_head = kv_head;
+  b.tile = tile;
   b.segment = b.tile.segment;
   b.start = layout.start[b.segment];
   b.first_position = layout.position[b.segment];
   b.rows = (layout.start[b.segment + 1] - b.start) * layout.group;
   return b;
+}
+__device__ __forceinline__ Block find_block(const Layout& layout, const Tile* tiles) {
+  return block_of(layout, tiles[blockIdx.x / layout.kv_heads],
+                  static_cast<int>(blockIdx.x % layout.kv_heads));
 }
 
 /// Positions of the tile's rows, in shared memory: masks then need no division.

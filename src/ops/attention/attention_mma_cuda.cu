@@ -6,7 +6,8 @@
 // added.
 // Few rows (decode): bound by reading keys and values, once for all heads of a group. Warps divide
 // the keys of each tile, several tiles are under way, and the warps' results are added at the end
-// in the order of the warps.
+// in the order of the warps. As many blocks as the device holds share all keys evenly, so that none
+// is left to run alone; whoever is done last with a row tile adds up its parts, in their order.
 #include "ops/attention/attention_mma.cuh"
 
 namespace cambium::cuda::attention {
@@ -19,6 +20,9 @@ struct Args {
   float* largest;
   float* inverse_sum;
   Partials partials;
+  const Piece* pieces;  // of few rows
+  const int32_t* first_piece;
+  unsigned* done;
 };
 
 /// The running softmax of a warp's kM x 16 rows: number m 2 + half is of row 16 m + 8 half + l / 4.
@@ -222,24 +226,80 @@ __global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(co
 
 constexpr int kFewRows = 16;
 
+/// The rows of a tile from its partial results, added in the order of the parts.
+template <int kThreads>
+__device__ void add_parts(const Args& a, const Piece& piece, int kv_head, int start, int rows) {
+  const int value_dim = a.layout.value_dim;
+  const int64_t step = int64_t{a.layout.kv_heads} * kFewRows;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int r = warp; r < kFewRows; r += kThreads / 32) {
+    const int row = piece.tile.first_row + r;
+    if (row >= rows) {
+      break;
+    }
+    const int64_t first =
+        (int64_t{piece.first_partial} * a.layout.kv_heads + kv_head) * kFewRows + r;
+    float largest = -INFINITY;
+    for (int i = lane; i < piece.count; i += 32) {
+      largest = fmaxf(largest, __ldcg(a.partials.largest + first + i * step));
+    }
+    largest = warp_max(largest);
+    bf16* out =
+        a.y.row(start + row / a.layout.group, kv_head * a.layout.group + row % a.layout.group);
+    for (int first_dim = 0; first_dim < value_dim; first_dim += 128) {
+      // Lane i has the factor of part i of 32, and four numbers of the row.
+      const int d = first_dim + 4 * lane;
+      float sum = 0.0F;
+      float4 total = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+      for (int base = 0; base < piece.count; base += 32) {
+        const int count = min(32, piece.count - base);
+        float factor = 0.0F;
+        if (lane < count) {
+          const int64_t at = first + (base + lane) * step;
+          factor = fast_exp2(__ldcg(a.partials.largest + at) - largest);
+          sum = fmaf(__ldcg(a.partials.sum + at), factor, sum);
+        }
+#pragma unroll 8
+        for (int i = 0; i < count; ++i) {
+          const float f = __shfl_sync(0xffffffffU, factor, i);
+          if (d < value_dim) {
+            const float4 y = __ldcg(reinterpret_cast<const float4*>(
+                a.partials.y + (first + (base + i) * step) * value_dim + d));
+            total.x = fmaf(y.x, f, total.x);
+            total.y = fmaf(y.y, f, total.y);
+            total.z = fmaf(y.z, f, total.z);
+            total.w = fmaf(y.w, f, total.w);
+          }
+        }
+      }
+      const float inverse = 1.0F / warp_sum(sum);
+      if (d < value_dim) {
+        *reinterpret_cast<uint2*>(out + d) = make_uint2(pack(total.x * inverse, total.y * inverse),
+                                                        pack(total.z * inverse, total.w * inverse));
+      }
+    }
+  }
+}
+
 /// Shared memory: q (16, row), kStages times keys and values (kWarps 16, row) each, the rows of as
 /// many tiles of keys. At the end the warps' sums (kWarps, 16, kDim + 4) lie over keys and values.
 template <int kDim, int kWarps, int kStages>
-__global__ void __launch_bounds__(kWarps * 32) few_rows(const Args a) {
+__device__ void few_rows_piece(const Args& a, const Piece& piece, int kv_head, bf16* shared) {
   constexpr int kThreads = kWarps * 32;
   constexpr int kTileKeys = kWarps * 16;
   constexpr int kTileSize = kTileKeys * shared_row(kDim);
   constexpr int kSumRow = kDim + 4;
-  extern __shared__ __align__(16) bf16 shared[];
   bf16* q = shared;
   bf16* tiles = q + kFewRows * shared_row(kDim);
   auto* key_rows = reinterpret_cast<int64_t*>(tiles + kStages * 2 * kTileSize);
   __shared__ int positions[kFewRows];
   __shared__ float warp_largest[kWarps][kFewRows];
   __shared__ float warp_sum[kWarps][kFewRows];
+  __shared__ bool last;
   static_assert(kWarps * kFewRows * kSumRow * sizeof(float) <=
                 kStages * 2 * kTileSize * sizeof(bf16));
-  const Block b = find_block(a.layout, a.tiles);
+  const Block b = block_of(a.layout, piece.tile, kv_head);
   const Tile& tile = b.tile;
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
@@ -354,6 +414,36 @@ __global__ void __launch_bounds__(kWarps * 32) few_rows(const Args a) {
       a.partials.sum[at] = sum;
     }
   }
+  if (piece.parts < 0) {
+    return;
+  }
+  __threadfence();
+  __syncthreads();
+  if (thread == 0) {
+    // Counts the parts that are done and starts from zero again after the last.
+    const auto parts = static_cast<unsigned>(piece.count);
+    last = atomicInc(a.done + int64_t{piece.parts} * a.layout.kv_heads + kv_head, parts - 1) ==
+           parts - 1;
+  }
+  __syncthreads();
+  if (last) {
+    __threadfence();
+    add_parts<kThreads>(a, piece, kv_head, b.start, b.rows);
+  }
+}
+
+/// Block b of each key-value head takes the pieces of block b.
+template <int kDim, int kWarps, int kStages>
+__global__ void __launch_bounds__(kWarps * 32) few_rows(const Args a) {
+  extern __shared__ __align__(16) bf16 shared[];
+  const int kv_head = static_cast<int>(blockIdx.x % a.layout.kv_heads);
+  const int block = static_cast<int>(blockIdx.x / a.layout.kv_heads);
+  await_inputs();
+  const int end = a.first_piece[block + 1];
+  for (int i = a.first_piece[block]; i < end; ++i) {
+    __syncthreads();  // shared memory is done with the piece before
+    few_rows_piece<kDim, kWarps, kStages>(a, a.pieces[i], kv_head, shared);
+  }
 }
 
 constexpr int kManyRows = 128;
@@ -370,21 +460,38 @@ void launch_forward(const Attention<bf16>& a, const Launch& on) {
       (kFewRows + kStages * 2 * kFewKeys) * shared_row(kDim) * sizeof(bf16) +
       kStages * kFewKeys * sizeof(int64_t);
   const DeviceLayout device = layout_of(a.shape, on);
-  const TileLists lists = forward_tiles(a.shape, {kManyRows, kFewRows, a.largest != nullptr}, on);
+  const auto few_kernel = few_rows<kDim, kFewWarps, kStages>;
+  static const auto resident =
+      static_cast<int64_t>(resident_blocks(few_kernel, kFewWarps * 32, kFewShared));
+  const TileLists lists =
+      forward_tiles(a.shape,
+                    {kManyRows, kFewRows, a.largest != nullptr,
+                     static_cast<int>(std::max<int64_t>(resident / a.shape.kv_heads, 1))},
+                    on);
   const Partials many = make_partials(lists.many_partials, kManyRows, a.shape, on);
   const Partials few = make_partials(lists.few_partials, kFewRows, a.shape, on);
-  Args args = {device.layout, lists.many.items, a.q, a.k, a.v, a.y, a.largest, a.inverse_sum, many};
+  Args args = {device.layout,
+               lists.many.items,
+               a.q,
+               a.k,
+               a.v,
+               a.y,
+               a.largest,
+               a.inverse_sum,
+               many,
+               lists.pieces.items,
+               lists.first_piece.items,
+               lists.done};
   const auto blocks = [&](const List<Tile>& list) {
     return dim3(static_cast<unsigned>(list.count * a.shape.kv_heads));
   };
   launch(on, "attention", many_rows<kDim, kManyWarps, kManyRows / 16 / kManyWarps>,
          blocks(lists.many), dim3(kManyWarps * 32), kManyShared, args);
-  args.tiles = lists.few.items;
   args.partials = few;
-  launch(on, "attention", few_rows<kDim, kFewWarps, kStages>, blocks(lists.few),
-         dim3(kFewWarps * 32), kFewShared, args);
+  launch_ahead(on, "attention", few_kernel,
+               dim3(static_cast<unsigned>((lists.first_piece.count - 1) * a.shape.kv_heads)),
+               dim3(kFewWarps * 32), kFewShared, args);
   combine(a, device.layout, lists.many_parts, kManyRows, lists.many_parts_rows, many, on);
-  combine(a, device.layout, lists.few_parts, kFewRows, lists.few_parts_rows, few, on);
 }
 
 }  // namespace

@@ -90,6 +90,60 @@ void longest_first(std::vector<Tile>& tiles) {
   });
 }
 
+/// A row tile of few rows with its keys.
+struct Shared {
+  std::vector<Piece> pieces;
+  std::vector<int32_t> first_piece{0};
+  int32_t parts = 0;
+};
+
+/// Divides the tiles' keys, in tiles of kKeys, evenly among `blocks` blocks: block after block
+/// takes its share, and a row tile that does not end with the block goes on in the next.
+Shared share_keys(const std::vector<Tile>& tiles, int64_t blocks, int64_t& partials) {
+  const auto units = [](const Tile& t) { return ceil_div(t.end_key, kKeys) - t.first_key / kKeys; };
+  int64_t total = 0;
+  for (const Tile& t : tiles) {
+    total += units(t);
+  }
+  const int64_t share = std::max<int64_t>(ceil_div(total, blocks), 1);
+  Shared all;
+  int64_t left = share;  // of the block in hand
+  for (const Tile& t : tiles) {
+    const int64_t begin = t.first_key / kKeys;
+    const int64_t end = begin + units(t);
+    const size_t first = all.pieces.size();
+    for (int64_t at = begin; at < end;) {
+      const int64_t take = std::min(left, end - at);
+      Piece piece{t, -1, 0, 1};
+      piece.tile.first_key = std::max(t.first_key, static_cast<int32_t>(at * kKeys));
+      piece.tile.end_key = static_cast<int32_t>(std::min<int64_t>(t.end_key, (at + take) * kKeys));
+      all.pieces.push_back(piece);
+      at += take;
+      left -= take;
+      if (left == 0) {
+        all.first_piece.push_back(static_cast<int32_t>(all.pieces.size()));
+        left = share;
+      }
+    }
+    const size_t count = all.pieces.size() - first;
+    if (count > 1) {
+      for (size_t i = first; i < all.pieces.size(); ++i) {
+        all.pieces[i].tile.partial =
+            static_cast<int32_t>(partials + static_cast<int64_t>(i - first));
+        all.pieces[i].parts = all.parts;
+        all.pieces[i].first_partial = static_cast<int32_t>(partials);
+        all.pieces[i].count = static_cast<int32_t>(count);
+      }
+      partials += static_cast<int64_t>(count);
+      ++all.parts;
+    }
+  }
+  if (left != share) {
+    all.first_piece.push_back(static_cast<int32_t>(all.pieces.size()));
+  }
+  return all;
+}
+
 struct ForwardPlan {
   struct Key {
     int64_t heads, kv_heads, window;
@@ -125,7 +179,9 @@ ForwardPlan forward_plan(const AttentionShape& shape, const ForwardPlan::Key& ke
                                          power_of_two_from(ceil_div(keys, splits)));
     for (int64_t row = 0; row < rows; row += tile_rows) {
       const Tile tile = whole_tile(shape, s, row, tile_rows);
-      if (decodes) {
+      if (decodes && cut.blocks > 0) {
+        few.push_back(tile);
+      } else if (decodes) {
         add_parts(tile, split, few, few_parts, plan.lists.few_partials);
       } else {
         add_parts(tile, split, many, many_parts, plan.lists.many_partials);
@@ -143,10 +199,24 @@ ForwardPlan forward_plan(const AttentionShape& shape, const ForwardPlan::Key& ke
   };
   plan.lists.many_parts_rows = most_rows(many_parts, cut.many_rows);
   plan.lists.few_parts_rows = most_rows(few_parts, cut.few_rows);
+  Shared shared;
+  if (cut.blocks > 0) {
+    shared = share_keys(few, cut.blocks, plan.lists.few_partials);
+    few.clear();
+  }
   Upload upload;
-  const int64_t at[] = {upload.add(many), upload.add(few), upload.add(many_parts),
-                        upload.add(few_parts)};
+  const int64_t at[] = {
+      upload.add(many),
+      upload.add(few),
+      upload.add(many_parts),
+      upload.add(few_parts),
+      upload.add(shared.pieces),
+      upload.add(shared.first_piece),
+      upload.add(std::vector<int32_t>(static_cast<size_t>(shared.parts * shape.kv_heads)))};
   plan.memory = upload.copy(on);
+  plan.lists.pieces = list_at(plan.memory, at[4], shared.pieces);
+  plan.lists.first_piece = list_at(plan.memory, at[5], shared.first_piece);
+  plan.lists.done = plan.memory.as_mutable<unsigned>() + at[6];
   plan.lists.many = list_at(plan.memory, at[0], many);
   plan.lists.few = list_at(plan.memory, at[1], few);
   plan.lists.many_parts = list_at(plan.memory, at[2], many_parts);

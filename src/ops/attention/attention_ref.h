@@ -55,13 +55,15 @@ void attention_write::reference(const AttentionWrite<T>& a) {
   for (int64_t s = 0; s < a.shape.segments; ++s) {
     for (int64_t i = 0; i < a.shape.length(s); ++i) {
       const int64_t to = a.shape.key_row(s, a.shape.first_position(s) + i);
-      for (int64_t h = 0; h < a.shape.kv_heads; ++h) {
-        const T* row = a.rows.row(a.shape.start[s] + i, h);
-        for (int64_t d = 0; d < a.rows.channels; ++d) {
-          if (a.narrow.defined()) {
-            a.narrow.row(to, h)[d] = round_to_bf16(static_cast<float>(row[d]));
-          } else {
-            a.pages.row(to, h)[d] = row[d];
+      for (const auto& part : a.each) {
+        for (int64_t h = 0; h < a.shape.kv_heads; ++h) {
+          const T* row = part.rows.row(a.shape.start[s] + i, h);
+          for (int64_t d = 0; d < part.rows.channels; ++d) {
+            if (part.narrow.defined()) {
+              part.narrow.row(to, h)[d] = round_to_bf16(static_cast<float>(row[d]));
+            } else {
+              part.pages.row(to, h)[d] = row[d];
+            }
           }
         }
       }

@@ -175,6 +175,7 @@ template <class T, int V, int kTaps>
 __global__ void __launch_bounds__(kThreads) few_tokens_forward(ShortConv<T> a, int64_t columns) {
   constexpr int kBack = kTaps - 1;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  await_inputs();
   const Place place(a.segments, min(index / columns, a.segments.count - 1));
   if (index / columns >= a.segments.count || place.begin == place.end) {
     return;
@@ -573,8 +574,8 @@ void run_forward(const ShortConv<T>& args, const Launch& on) {
   const int64_t count = a.segments.count;
   if (segments.longest <= kFewTokens && pick_kernel<4>(a, [&]<int V, int kTaps>() {
         const int64_t columns = a.channels() / V;
-        launch(on, "short_conv", few_tokens_forward<T, V, kTaps>, blocks_of(count * columns),
-               kThreads, 0, a, columns);
+        launch_ahead(on, "short_conv", few_tokens_forward<T, V, kTaps>, blocks_of(count * columns),
+                     kThreads, 0, a, columns);
       })) {
     return;
   }

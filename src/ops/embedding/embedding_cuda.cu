@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ int32_t own[kMostTokens];
   const int64_t first = static_cast<int64_t>(blockIdx.x) * of_block;
   const int n = static_cast<int>(count - first < of_block ? count - first : of_block);
+  await_inputs();
   if (static_cast<int>(threadIdx.x) < n) {
     own[threadIdx.x] = tokens[first + threadIdx.x];
   }
@@ -44,9 +45,9 @@ void run_gather(const Embedding<T>& e, const Row* table, const Launch& on) {
   const int64_t channels = e.y.channels;
   const bool vectors = channels % kVec == 0 && aligned(table) && aligned(e.y.data);
   const int of_block = e.count < 2048 ? 1 : kMostTokens;
-  launch(on, "embedding", vectors ? gather<kVec, T, Row> : gather<1, T, Row>,
-         static_cast<unsigned>(ceil_div(e.count, of_block)), kThreads, 0, e.tokens, e.count,
-         of_block, table, e.y.data, channels);
+  launch_ahead(on, "embedding", vectors ? gather<kVec, T, Row> : gather<1, T, Row>,
+               static_cast<unsigned>(ceil_div(e.count, of_block)), kThreads, 0, e.tokens, e.count,
+               of_block, table, e.y.data, channels);
 }
 
 template <class T>

@@ -1,5 +1,8 @@
 #include "ops/matmul/matmul.h"
 
+#include <algorithm>
+#include <numeric>
+
 #include "ops/checks.h"
 #include "ops/matmul/matmul_kernels.h"
 #include "ops/matmul/matmul_ref.h"
@@ -63,8 +66,21 @@ void grad_bias(const Context& ctx, const Tensor& bias, const Tensor& dy) {
 
 }  // namespace
 
+/// Whether a few rows of several results should lie side by side, as columns of one: on a GPU one
+/// product then gives them all where the weights lie together too.
+bool side_by_side(const Context& ctx, const Tensor& x, std::span<const Affine> of) {
+  constexpr int64_t kRows = 512;
+  return of.size() > 1 && x.device.kind == Device::kCuda && x.dim(0) <= kRows &&
+         std::all_of(of.begin(), of.end(), [&](const Affine& f) {
+           return f.weight.dim(0) * dtype_size(x.dtype) % 16 == 0 &&
+                  !ctx.differentiate(x, f.weight, f.bias);
+         });
+}
+
 void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std::span<Tensor> to) {
   CAMBIUM_CHECK(!of.empty() && of.size() <= kMaxMatmuls && to.size() == of.size());
+  Tensor all;
+  int64_t column = 0;
   for (size_t i = 0; i < of.size(); ++i) {
     const auto& [weight, bias] = of[i];
     expect_weight("matmul", weight, x);
@@ -75,7 +91,19 @@ void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std:
            bias);
     expect(weight.dtype != Dtype::kBF16 || !weight.has_grad(),
            "[matmul] a bf16 weight has no gradient; train the f32 weight, got {}", weight);
-    to[i] = ctx.result(x.dtype, {x.dim(0), weight.dim(0)}, ctx.differentiate(x, weight, bias));
+  }
+  if (side_by_side(ctx, x, of)) {
+    const int64_t columns =
+        std::accumulate(of.begin(), of.end(), int64_t{0},
+                        [](int64_t sum, const Affine& f) { return sum + f.weight.dim(0); });
+    all = ctx.result(x.dtype, {x.dim(0), columns}, false);
+  }
+  for (size_t i = 0; i < of.size(); ++i) {
+    const int64_t rows = of[i].weight.dim(0);
+    to[i] = all.defined() ? all.slice(1, column, rows)
+                          : ctx.result(x.dtype, {x.dim(0), rows},
+                                       ctx.differentiate(x, of[i].weight, of[i].bias));
+    column += rows;
   }
   run<matmul_forward>(ctx, x, [&]<class T>() {
     Matmuls<T> all{static_cast<int64_t>(of.size()), {}};

@@ -3,18 +3,23 @@
 #include "ops/matmul/matmul_cuda.cuh"
 
 #include <cublasLt.h>
+#include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "base/error.h"
 #include "ops/cuda_launch.h"
+#include "ops/matmul/matmul_choices.h"
 
 namespace cambium::cuda {
 namespace {
@@ -31,7 +36,9 @@ struct Library {
   X(cublasLtMatmulPreferenceCreate)       \
   X(cublasLtMatmulPreferenceSetAttribute) \
   X(cublasLtMatmulPreferenceDestroy)      \
-  X(cublasLtMatmulAlgoGetHeuristic)
+  X(cublasLtMatmulAlgoGetHeuristic)       \
+  X(cublasLtMatmulAlgoCheck)              \
+  X(cublasLtGetVersion)
 #define CAMBIUM_MEMBER(name) decltype(&::name) name = nullptr;
   CAMBIUM_CUBLASLT(CAMBIUM_MEMBER)
 #undef CAMBIUM_MEMBER
@@ -70,7 +77,6 @@ const Library& library() {
 #undef CAMBIUM_CUBLASLT
 
 constexpr int64_t kWorkspace = 32 << 20;
-
 /// c (m, n) = [c +] op(a) op(b), column-major.
 struct Product {
   int64_t m, n, k;
@@ -88,6 +94,45 @@ int alignment_of(const void* p) {
     bytes /= 2;
   }
   return bytes;
+}
+
+std::string key_of(const Product& p) {
+  return fmt::format("{} {} {} {}{} {} {} {} {}{} {} {} {}", p.m, p.n, p.k,
+                     p.a_transposed ? 't' : 'n', p.b_transposed ? 't' : 'n', p.a_stride, p.b_stride,
+                     p.c_stride, p.bf16_inputs ? 'h' : 'f', p.bf16_output ? 'h' : 'f',
+                     p.alignment_a, p.alignment_b, p.alignment_c);
+}
+
+/// Whether it is worth measuring: products that take long enough to be told apart, of row counts
+/// that come again. (Decode's are few; a prompt's last piece has any.)
+bool worth_measuring(const Product& p) {
+  static const bool wanted = [] {
+    const char* value = std::getenv("CAMBIUM_MEASURE_PRODUCTS");
+    return value == nullptr || std::strcmp(value, "0") != 0;
+  }();
+  constexpr double kLeast = 2e9;  // operations
+  const double operations =
+      2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
+  return wanted && operations >= kLeast && (p.n <= 512 || p.n % 256 == 0);
+}
+
+/// What was measured on this machine's devices with this library.
+ProductChoices& measured_choices() {
+  static auto& choices = *[] {
+    cudaDeviceProp properties{};
+    int device = 0;
+    std::string name = "products";
+    if (cudaGetDevice(&device) == cudaSuccess &&
+        cudaGetDeviceProperties(&properties, device) == cudaSuccess) {
+      name += fmt::format("-{}-{}", properties.name, properties.multiProcessorCount);
+    }
+    for (char& c : name) {
+      c = c == ' ' || c == '/' ? '_' : c;
+    }
+    return new ProductChoices(ProductChoices::cache_file(
+        fmt::format("{}-cublas{}.txt", name, library().cublasLtGetVersion())));
+  }();
+  return choices;
 }
 
 /// How a product is computed: made once for its sizes.
@@ -128,11 +173,11 @@ class Planned {
   bool found() const { return found_; }
 
   void run(const void* a, const void* b, void* c, bool accumulate, const Launch& on) const {
-    const float one = 1.0F;
-    const float beta = accumulate ? 1.0F : 0.0F;
-    check("a product", library().cublasLtMatmul(library().handle, operation_, &one, a, a_, b, b_,
-                                                &beta, c, c_, c, c_, &algorithm_,
-                                                on.scratch(kWorkspace), kWorkspace, on.stream));
+    void* workspace = on.scratch(kWorkspace);
+    if (!accumulate && candidates_.size() > 1) {
+      std::call_once(measured_, [&] { measure(a, b, c, workspace, on); });
+    }
+    check("a product", multiply(algorithm_, a, b, c, accumulate, workspace, on));
   }
 
  private:
@@ -152,20 +197,89 @@ class Planned {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(p.alignment_b));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(p.alignment_c));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(p.alignment_c));
-    cublasLtMatmulHeuristicResult_t result{};
+    constexpr int kCandidates = 6;
+    const bool measured = worth_measuring(p);
+    cublasLtMatmulHeuristicResult_t results[kCandidates] = {};
     int count = 0;
-    const cublasStatus_t status = l.cublasLtMatmulAlgoGetHeuristic(
-        l.handle, operation_, a_, b_, c_, c_, preference, 1, &result, &count);
+    const cublasStatus_t status =
+        l.cublasLtMatmulAlgoGetHeuristic(l.handle, operation_, a_, b_, c_, c_, preference,
+                                         measured ? kCandidates : 1, results, &count);
     l.cublasLtMatmulPreferenceDestroy(preference);
     found_ = status == CUBLAS_STATUS_SUCCESS && count > 0;
-    algorithm_ = result.algo;
+    algorithm_ = results[0].algo;
+    if (!found_ || !measured) {
+      return;
+    }
+    key_ = key_of(p);
+    if (const auto known = measured_choices().find(key_)) {
+      cublasLtMatmulAlgo_t algorithm{};
+      static_assert(sizeof(algorithm) == sizeof(*known));
+      std::memcpy(&algorithm, known->data(), sizeof(algorithm));
+      cublasLtMatmulHeuristicResult_t checked{};
+      if (l.cublasLtMatmulAlgoCheck(l.handle, operation_, a_, b_, c_, c_, &algorithm, &checked) ==
+              CUBLAS_STATUS_SUCCESS &&
+          checked.workspaceSize <= static_cast<size_t>(kWorkspace)) {
+        algorithm_ = algorithm;
+        return;
+      }
+    }
+    for (int i = 0; i < count; ++i) {
+      candidates_.push_back(results[i].algo);
+    }
+  }
+
+  cublasStatus_t multiply(const cublasLtMatmulAlgo_t& algorithm, const void* a, const void* b,
+                          void* c, bool accumulate, void* workspace, const Launch& on) const {
+    const float one = 1.0F;
+    const float beta = accumulate ? 1.0F : 0.0F;
+    return library().cublasLtMatmul(library().handle, operation_, &one, a, a_, b, b_, &beta, c, c_,
+                                    c, c_, &algorithm, workspace, kWorkspace, on.stream);
+  }
+
+  // Takes the fastest of the candidates, if it is faster than the library's first by more than a
+  // measurement errs. c is about to be written: it may hold their results.
+  void measure(const void* a, const void* b, void* c, void* workspace, const Launch& on) const {
+    constexpr int kRuns = 3;
+    constexpr float kFaster = 0.98F;
+    cudaEvent_t begin = nullptr;
+    cudaEvent_t end = nullptr;
+    float best = 0.0F;
+    if (cudaEventCreate(&begin) == cudaSuccess && cudaEventCreate(&end) == cudaSuccess) {
+      for (const cublasLtMatmulAlgo_t& candidate : candidates_) {
+        bool runs = multiply(candidate, a, b, c, false, workspace, on) == CUBLAS_STATUS_SUCCESS;
+        runs = runs && cudaEventRecord(begin, on.stream) == cudaSuccess;
+        for (int i = 0; i < kRuns; ++i) {
+          runs =
+              runs && multiply(candidate, a, b, c, false, workspace, on) == CUBLAS_STATUS_SUCCESS;
+        }
+        float taken = 0.0F;
+        runs = runs && cudaEventRecord(end, on.stream) == cudaSuccess &&
+               cudaEventSynchronize(end) == cudaSuccess &&
+               cudaEventElapsedTime(&taken, begin, end) == cudaSuccess;
+        if (runs && (best == 0.0F || taken < kFaster * best)) {
+          best = taken;
+          algorithm_ = candidate;
+        }
+      }
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    ProductChoices::Choice choice{};
+    std::memcpy(choice.data(), &algorithm_, sizeof(choice));
+    if (best > 0.0F) {
+      measured_choices().add(key_, choice);
+    }
   }
 
   cublasLtMatmulDesc_t operation_ = nullptr;
   cublasLtMatrixLayout_t a_ = nullptr;
   cublasLtMatrixLayout_t b_ = nullptr;
   cublasLtMatrixLayout_t c_ = nullptr;
-  cublasLtMatmulAlgo_t algorithm_{};
+  mutable cublasLtMatmulAlgo_t algorithm_{};
+  // Where the fastest is yet to be found: the library's proposals, its first first.
+  std::vector<cublasLtMatmulAlgo_t> candidates_;
+  mutable std::once_flag measured_;
+  std::string key_;
   bool found_ = false;
 };
 
@@ -210,9 +324,48 @@ void multiply(int64_t m, int64_t n, int64_t k, const In* a, int64_t a_row, bool 
                          on);
 }
 
+/// All products as one, where weights and results lie one after the other; else none.
+template <class T>
+std::optional<Matmul<T>> joined(const Matmuls<T>& all) {
+  Matmul<T> whole = all.each[0];
+  for (int64_t i = 1; i < all.count; ++i) {
+    const Matmul<T>& p = all.each[i];
+    const auto after = [&](const auto& a, const auto& b) {
+      return a.defined() && b.defined() && a.data + a.count() * a.channels == b.data;
+    };
+    if ((!after(whole.weight.narrow, p.weight.narrow) &&
+         !after(whole.weight.wide, p.weight.wide)) ||
+        p.y.data != whole.y.data + whole.y.channels ||
+        p.y.rows.outer_stride != whole.y.rows.outer_stride || p.accumulate != whole.accumulate) {
+      return std::nullopt;
+    }
+    whole.weight.narrow.rows.outer += p.weight.narrow.rows.outer;
+    whole.weight.wide.rows.outer += p.weight.wide.rows.outer;
+    whole.y.channels += p.y.channels;
+  }
+  if (whole.y.count() > 1 && whole.y.rows.outer_stride < whole.y.channels) {
+    return std::nullopt;
+  }
+  // A single row may lie in tensors of its own.
+  whole.y.rows.outer_stride = std::max(whole.y.rows.outer_stride, whole.y.channels);
+  return whole;
+}
+
 template <class T>
 void forward(const Matmuls<T>& all, const Launch& on) {
   if (few_rows(all, on)) {
+    return;
+  }
+  if (const auto whole = all.count > 1 ? joined(all) : std::nullopt) {
+    const int64_t k = whole->weight.inputs();
+    multiply(whole->y.count(), whole->y.channels, k, whole->x.data, whole->x.rows.outer_stride,
+             false, weight_as(whole->weight, on), k, true, whole->y.data,
+             whole->y.rows.outer_stride, whole->accumulate, on);
+    for (int64_t i = 0; i < all.count; ++i) {
+      if (all.each[i].bias.defined()) {
+        add_bias(all.each[i].y, all.each[i].bias.data, on);
+      }
+    }
     return;
   }
   for (int64_t i = 0; i < all.count; ++i) {

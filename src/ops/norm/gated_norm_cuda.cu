@@ -21,6 +21,7 @@ __device__ __forceinline__ Gate gate_of(bool is_sigmoid, float z) {
 template <class Tile, class T, bool kGateFirst>
 __global__ void __launch_bounds__(kThreads) gated_forward(GatedNorm<T> a) {
   constexpr int kVec = Tile::kVec;
+  await_inputs();
   const ForwardRow<Tile> row(a.x.count(), a.x.channels);
   const Held<Tile, T> x_row(a.x.row(row.index), row.channels);
   const Held<Tile, T> gate_row(a.gate.row(row.index), row.channels);
@@ -142,9 +143,9 @@ void with_gated_tile(const GatedNorm<T>& a, const F& f) {
 template <class T>
 void run_forward(const GatedNorm<T>& a, const Launch& on) {
   with_gated_tile(a, [&]<class Tile>(Tile) {
-    launch(on, "gated_rms_norm",
-           a.gate_first ? gated_forward<Tile, T, true> : gated_forward<Tile, T, false>,
-           forward_blocks<Tile>(a.x.count()), kThreads, 0, a);
+    launch_ahead(on, "gated_rms_norm",
+                 a.gate_first ? gated_forward<Tile, T, true> : gated_forward<Tile, T, false>,
+                 forward_blocks<Tile>(a.x.count()), kThreads, 0, a);
   });
 }
 

@@ -25,6 +25,34 @@ Tensor rms_norm(Context& ctx, const Tensor& x, const Tensor& weight, float eps, 
   return y;
 }
 
+void add_rms_norm_into(const Context& ctx, const Tensor& x, const Tensor& stream, float keep,
+                       const Tensor& y, float out, const Tensor& weight, float eps,
+                       bool zero_centred) {
+  expect_rows("add_rms_norm", "y", y, 2);
+  expect(stream.same_shape(y) && stream.dtype == sum_dtype(y.dtype) && stream.contiguous(),
+         "[add_rms_norm] expected a contiguous stream {} ({}, {}), got {}",
+         dtype_name(sum_dtype(y.dtype)), y.dim(0), y.dim(1), stream);
+  expect_device("add_rms_norm", "the stream", stream, y);
+  if (x.defined()) {
+    expect(x.same_shape(y) && x.dtype == y.dtype && x.contiguous(),
+           "[add_rms_norm] expected x like y, {}, and contiguous, got {}", y, x);
+  }
+  if (weight.defined()) {
+    expect_vector("add_rms_norm", "weight", weight, y.dim(1), y);
+  }
+  run<add_rms_norm_forward>(ctx, y, [&]<class T>() {
+    return AddRmsNorm<T>{view<Sum<T>>(stream), keep,       view<T>(y), out,
+                         view<Sum<T>>(weight), view<T>(x), eps,        zero_centred};
+  });
+}
+
+Tensor add_rms_norm(const Context& ctx, const Tensor& stream, float keep, const Tensor& y,
+                    float out, const Tensor& weight, float eps, bool zero_centred) {
+  const Tensor x = ctx.result_like(y, false);
+  add_rms_norm_into(ctx, x, stream, keep, y, out, weight, eps, zero_centred);
+  return x;
+}
+
 Tensor layer_norm(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
                   float eps) {
   expect_computed("layer_norm", "x", x);

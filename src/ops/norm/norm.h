@@ -11,6 +11,18 @@ namespace cambium {
 Tensor rms_norm(Context& ctx, const Tensor& x, const Tensor& weight, float eps,
                 bool zero_centred = false);
 
+/// A residual stream and the norm that reads it, in one pass over the stream: stream = keep stream
+/// + out y in place, and the result is the stream's rms_norm. stream (T, C) contiguous, of the type
+/// of y's sums (fp32 beside bf16: no rounding from layer to layer); where keep is 0 what it held is
+/// not read. y (T, C) with rows. Without a weight the result is the stream itself, in y's type.
+/// Without a tape.
+Tensor add_rms_norm(const Context& ctx, const Tensor& stream, float keep, const Tensor& y,
+                    float out, const Tensor& weight, float eps, bool zero_centred = false);
+/// The same into x (T, C) contiguous of the caller's, or nowhere where x is undefined.
+void add_rms_norm_into(const Context& ctx, const Tensor& x, const Tensor& stream, float keep,
+                       const Tensor& y, float out, const Tensor& weight, float eps,
+                       bool zero_centred = false);
+
 /// y = (x - mean(x)) * rsqrt(mean((x - mean(x))^2) + eps) * weight + bias; bias may be undefined.
 /// x (T, ..., C) with rows, weight, bias (C) -> (T, ..., C).   Ba et al. 2016, arXiv 1607.06450.
 Tensor layer_norm(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,

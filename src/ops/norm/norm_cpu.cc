@@ -180,6 +180,35 @@ void rms_forward(const RmsNorm<float>& a) {
   });
 }
 
+template <bool kZeroCentred>
+void add_rms_forward(const AddRmsNorm<float>& a) {
+  for_rows(a.stream, [&](int64_t r) {
+    float* stream = a.stream.row(r);
+    const float* y = a.y.row(r);
+    vf squares = {};
+    for_columns(a.stream.channels, [&](int64_t c, int64_t n) {
+      vf v = a.out * vload_upto(y + c, n);
+      if (a.keep != 0.0F) {
+        v = a.keep * vload_upto(stream + c, n) + v;
+      }
+      vstore_upto(stream + c, v, n);
+      squares += v * v;
+    });
+    if (!a.x.defined()) {
+      return;
+    }
+    float* x = a.x.row(r);
+    const float rstd = inverse_root(vsum(squares), a.stream.channels, a.eps);
+    for_columns(a.stream.channels, [&](int64_t c, int64_t n) {
+      vf v = vload_upto(stream + c, n);
+      if (a.weight.defined()) {
+        v = v * rstd * rms_weight<kZeroCentred>(a.weight.data + c, n);
+      }
+      vstore_upto(x + c, v, n);
+    });
+  });
+}
+
 // Two loops so that every sum is taken in a fixed order: rows own dx, columns own dweight.
 template <bool kZeroCentred>
 void rms_backward(const RmsNorm<float>& a) {
@@ -238,6 +267,10 @@ inline Statistics layer_statistics(const float* x, int64_t channels, float eps) 
 
 void rms_norm_forward(const RmsNorm<float>& a) {
   a.zero_centred ? rms_forward<true>(a) : rms_forward<false>(a);
+}
+
+void add_rms_norm_forward(const AddRmsNorm<float>& a) {
+  a.zero_centred ? add_rms_forward<true>(a) : add_rms_forward<false>(a);
 }
 
 void rms_norm_backward(const RmsNorm<float>& a) {

@@ -10,6 +10,7 @@ using namespace norm;
 // --- y = x rstd w
 template <class Tile, class T>
 __global__ void __launch_bounds__(kThreads) rms_forward(RmsNorm<T> a) {
+  await_inputs();
   const ForwardRow<Tile> row(a.x.count(), a.x.channels);
   const Held<Tile, T> x_row(a.x.row(row.index), row.channels);
   float x[Tile::kVec];
@@ -34,6 +35,60 @@ __global__ void __launch_bounds__(kThreads) rms_forward(RmsNorm<T> a) {
       x[j] *= rstd * (w[j] + one);
     }
     store_n<Tile::kVec>(y + c, x);
+  });
+}
+
+// stream = keep stream + out y; x = stream rstd w
+template <class Tile, class T>
+__global__ void __launch_bounds__(kThreads) add_rms_forward(AddRmsNorm<T> a) {
+  constexpr int kVec = Tile::kVec;
+  await_inputs();
+  const ForwardRow<Tile> row(a.stream.count(), a.stream.channels);
+  float* stream = a.stream.row(row.index);
+  const T* added = a.y.row(row.index);
+  float held[Tile::kHeld][kVec];
+  float square[1] = {};
+  Tile::each(row.channels, [&](int i, int c) {
+    float y[kVec];
+    load_all<kVec>(added + c, y);
+    if (a.keep != 0.0F) {
+      load_all<kVec>(stream + c, held[i]);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) {
+        held[i][j] = fmaf(a.keep, held[i][j], a.out * y[j]);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) {
+        held[i][j] = a.out * y[j];
+      }
+    }
+    store_all<kVec>(stream + c, held[i]);
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      square[0] += held[i][j] * held[i][j];
+    }
+  });
+  if (!a.x.defined()) {
+    return;
+  }
+  Tile::sum(square);
+  const float rstd = rsqrtf(square[0] / static_cast<float>(a.stream.channels) + a.eps);
+  const float one = a.zero_centred ? 1.0F : 0.0F;
+  T* x = a.x.row(row.index);
+  Tile::each(row.channels, [&](int i, int c) {
+    if constexpr (Tile::kPer == 0) {
+      load_all<kVec>(stream + c, held[i]);
+    }
+    if (a.weight.defined()) {
+      float w[kVec];
+      load_weight(a.weight.data + c, w);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) {
+        held[i][j] *= rstd * (w[j] + one);
+      }
+    }
+    store_all<kVec>(x + c, held[i]);
   });
 }
 
@@ -206,6 +261,7 @@ __global__ void __launch_bounds__(kThreads)
 // --- y = scale x rsqrt(sum(x^2) + eps)
 template <class Tile, class T>
 __global__ void __launch_bounds__(kThreads) l2_forward(L2Norm<T> a) {
+  await_inputs();
   const ForwardRow<Tile> row(a.x.count(), a.x.channels);
   const Held<Tile, T> x_row(a.x.row(row.index), row.channels);
   float x[Tile::kVec];
@@ -273,7 +329,17 @@ template <class T>
 void run_rms_forward(const RmsNorm<T>& a, const Launch& on) {
   const bool vectors = aligned(a.x) && aligned(a.y) && aligned(a.weight.data);
   with_tile<T>(a.x.channels, vectors, [&]<class Tile>(Tile) {
-    launch(on, "rms_norm", rms_forward<Tile, T>, forward_blocks<Tile>(a.x.count()), kThreads, 0, a);
+    launch_ahead(on, "rms_norm", rms_forward<Tile, T>, forward_blocks<Tile>(a.x.count()), kThreads,
+                 0, a);
+  });
+}
+
+template <class T>
+void run_add_rms_forward(const AddRmsNorm<T>& a, const Launch& on) {
+  const bool vectors = aligned(a.stream) && aligned(a.y) && aligned(a.x) && aligned(a.weight.data);
+  with_tile<T>(a.stream.channels, vectors, [&]<class Tile>(Tile) {
+    launch_ahead(on, "add_rms_norm", add_rms_forward<Tile, T>,
+                 forward_blocks<Tile>(a.stream.count()), kThreads, 0, a);
   });
 }
 
@@ -319,7 +385,8 @@ void run_layer_backward(const LayerNorm<T>& a, const Launch& on) {
 template <class T>
 void run_l2_forward(const L2Norm<T>& a, const Launch& on) {
   with_tile<T>(a.x.channels, aligned(a.x) && aligned(a.y), [&]<class Tile>(Tile) {
-    launch(on, "l2_norm", l2_forward<Tile, T>, forward_blocks<Tile>(a.x.count()), kThreads, 0, a);
+    launch_ahead(on, "l2_norm", l2_forward<Tile, T>, forward_blocks<Tile>(a.x.count()), kThreads, 0,
+                 a);
   });
 }
 
@@ -338,6 +405,12 @@ void rms_norm_forward(const RmsNorm<float>& a, const Launch& on) {
 }
 void rms_norm_forward(const RmsNorm<bf16>& a, const Launch& on) {
   run_rms_forward(a, on);
+}
+void add_rms_norm_forward(const AddRmsNorm<float>& a, const Launch& on) {
+  run_add_rms_forward(a, on);
+}
+void add_rms_norm_forward(const AddRmsNorm<bf16>& a, const Launch& on) {
+  run_add_rms_forward(a, on);
 }
 void rms_norm_backward(const RmsNorm<float>& a, const Launch& on) {
   run_rms_backward(a, on);

@@ -19,6 +19,21 @@ CAMBIUM_KERNEL(rms_norm_forward, RmsNorm)
 /// Reads y.grad; adds to x.grad and weight.grad.
 CAMBIUM_KERNEL(rms_norm_backward, RmsNorm)
 
+/// stream = keep stream + out y, and x = the norm of the stream. Where keep is 0 what the stream
+/// held is not read; without a weight x is the stream itself; x may be undefined.
+template <class T>
+struct AddRmsNorm {
+  View<Sum<T>> stream;  // (rows, C) contiguous
+  float keep;
+  View<T> y;  // (rows, C)
+  float out;
+  View<Sum<T>> weight;  // (C)
+  View<T> x;            // (rows, C) contiguous
+  float eps;
+  bool zero_centred;
+};
+CAMBIUM_KERNEL(add_rms_norm_forward, AddRmsNorm)
+
 template <class T>
 struct LayerNorm {
   View<T> x;                  // (rows, C)

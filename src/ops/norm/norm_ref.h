@@ -24,6 +24,30 @@ void rms_norm_forward::reference(const RmsNorm<T>& a) {
   }
 }
 
+template <class T>
+void add_rms_norm_forward::reference(const AddRmsNorm<T>& a) {
+  const int64_t channels = a.stream.channels;
+  for (int64_t r = 0; r < a.stream.count(); ++r) {
+    auto* stream = a.stream.row(r);
+    T square = 0;
+    for (int64_t c = 0; c < channels; ++c) {
+      const T added = static_cast<T>(a.out) * a.y.row(r)[c];
+      stream[c] = a.keep == 0.0F ? added : static_cast<T>(a.keep) * stream[c] + added;
+      square += stream[c] * stream[c];
+    }
+    if (!a.x.defined()) {
+      continue;
+    }
+    const T rstd = 1 / std::sqrt(square / static_cast<T>(channels) + static_cast<T>(a.eps));
+    for (int64_t c = 0; c < channels; ++c) {
+      a.x.row(r)[c] =
+          a.weight.defined()
+              ? stream[c] * rstd * (a.weight.data[c] + static_cast<T>(a.zero_centred ? 1 : 0))
+              : stream[c];
+    }
+  }
+}
+
 /// dx += rstd (t - x^ mean(x^ t)), dweight += dy x^, with t = dy weight and x^ = x rstd.
 template <class T>
 void rms_norm_backward::reference(const RmsNorm<T>& a) {

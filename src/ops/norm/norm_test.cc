@@ -184,6 +184,55 @@ TEST(RmsNorm, ZeroCentredCountsTheWeightFromOne) {
   }
 }
 
+/// The stream after the addition and its norm, in every form; the stream is of the type of sums.
+class AddRmsNorm : public ::testing::TestWithParam<Shape> {};
+
+TEST_P(AddRmsNorm, AddsAndNorms) {
+  const int64_t rows = GetParam().rows;
+  const int64_t channels = GetParam().channels;
+  const auto drawn = testing::draw({{{rows, channels}}, {{rows, channels}}, {{channels}}});
+  const std::vector<double>& stream = drawn[0];
+  const std::vector<double>& y = drawn[1];
+  const std::vector<double>& weight = drawn[2];
+  for (const float keep : {0.0F, 1.0F, 0.5F}) {
+    for (const bool weighted : {true, false}) {
+      const auto run = [&](Context& ctx, Dtype type) {
+        const Device device = ctx.device();
+        const Dtype sums = sum_dtype(type);
+        const OwnedTensor h(sums, {rows, channels}, false, device);
+        const OwnedTensor added(type, {rows, channels}, false, device);
+        const OwnedTensor w(sums, {channels}, false, device);
+        testing::put(h.view, keep == 0.0F ? std::vector<double>(stream.size(), NAN) : stream);
+        testing::put(added.view, y);
+        testing::put(w.view, weight);
+        const Tensor x = add_rms_norm(ctx, h.view, keep, added.view, 0.7F,
+                                      weighted ? w.view : Tensor{}, 1e-5F, true);
+        ctx.synchronize();
+        std::vector<double> out = testing::take(x);
+        const std::vector<double> after = testing::take(h.view);
+        out.insert(out.end(), after.begin(), after.end());
+        return out;
+      };
+      Arena arena;
+      Context plain{.arena = &arena};
+      const std::vector<double> exact = run(plain, Dtype::kF64);
+      EXPECT_LE(testing::relative_error(run(plain, Dtype::kF32), exact), 1e-5);
+      plain.reference = true;
+      EXPECT_LE(testing::relative_error(run(plain, Dtype::kF32), exact), 1e-5);
+      if (testing::on_cuda()) {
+        testing::CudaContext cuda;
+        EXPECT_LE(testing::relative_error(run(cuda.ctx, Dtype::kF32), exact), 1e-5);
+        EXPECT_LE(testing::relative_error(run(cuda.ctx, Dtype::kBF16), exact), 1e-2);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, AddRmsNorm,
+                         ::testing::Values(Shape{1, 2}, Shape{3, 7}, Shape{5, 64}, Shape{3, 5120},
+                                           Shape{2, 20000}),
+                         ::testing::PrintToStringParamName());
+
 TEST(NormErrors, NameTheShapes) {
   Arena arena;
   Context ctx{.arena = &arena};

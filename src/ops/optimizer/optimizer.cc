@@ -1,6 +1,7 @@
 #include "ops/optimizer/optimizer.h"
 
 #include <cmath>
+#include <numeric>
 #include <span>
 #include <utility>
 
@@ -19,28 +20,43 @@ void expect_parameter(const char* operation, const Tensor& p) {
          operation, p);
 }
 
-void expect_state(const char* operation, const char* name, const Tensor& state, const Tensor& p) {
-  expect(state.same_shape(p) && state.dtype == p.grad_dtype && state.device == p.device &&
-             state.contiguous(),
-         "[{}] expected a contiguous {} {} shaped like p {}, got {}", operation, name,
-         dtype_name(p.grad_dtype), p, state);
+void expect_state(const char* operation, const char* name, const Tensor& state, const Tensor& p,
+                  Dtype dtype) {
+  expect(
+      state.same_shape(p) && state.dtype == dtype && state.device == p.device && state.contiguous(),
+      "[{}] expected a contiguous {} {} shaped like p {}, got {}", operation, name,
+      dtype_name(dtype), p, state);
 }
 
-// The sum over blocks of what Kernel finds in each.
+// The sum over blocks of what Kernel finds in each, of each tensor. The device is waited for once.
 template <class Kernel>
-double sum_blocks(const Context& ctx, const char* operation, const Tensor& x) {
-  expect_computed(operation, "x", x);
-  expect(x.contiguous(), "[{}] expected a contiguous x, got {}", operation, x);
+std::vector<double> sum_blocks(const Context& ctx, const char* operation,
+                               std::span<const Tensor> tensors) {
   const ArenaScope scope(ctx.host_arena());
-  const auto blocks = static_cast<size_t>(Reduction<float>{x.numel(), nullptr, nullptr}.blocks());
-  auto* part = ctx.shared_scratch<double>(static_cast<int64_t>(blocks));
-  run<Kernel>(ctx, x, [&]<class T>() { return Reduction<T>{x.numel(), x.ptr<T>(), part}; });
-  ctx.synchronize();
-  double sum = 0.0;
-  for (const double p : std::span(part, blocks)) {
-    sum += p;
+  std::vector<std::span<double>> totals;
+  for (const Tensor& x : tensors) {
+    expect_computed(operation, "x", x);
+    expect(x.contiguous(), "[{}] expected a contiguous x, got {}", operation, x);
+    const int64_t blocks = Reduction<float>{x.numel(), nullptr, nullptr}.blocks();
+    const int64_t groups = FoldParts<float>{blocks, nullptr, nullptr}.groups();
+    totals.emplace_back(ctx.shared_scratch<double>(groups), static_cast<size_t>(groups));
   }
-  return sum;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const Tensor& x = tensors[i];
+    const ArenaScope parts(*ctx.arena);
+    const int64_t blocks = Reduction<float>{x.numel(), nullptr, nullptr}.blocks();
+    auto* part = ctx.scratch<double>(blocks);
+    run<Kernel>(ctx, x, [&]<class T>() { return Reduction<T>{x.numel(), x.ptr<T>(), part}; });
+    run<fold_parts>(ctx, x, [&]<class T>() {
+      return FoldParts<T>{blocks, part, totals[i].data()};
+    });
+  }
+  ctx.synchronize();
+  std::vector<double> sums;
+  for (const std::span<double> total : totals) {
+    sums.push_back(std::accumulate(total.begin(), total.end(), 0.0));
+  }
+  return sums;
 }
 
 }  // namespace
@@ -48,18 +64,29 @@ double sum_blocks(const Context& ctx, const char* operation, const Tensor& x) {
 void adamw_update(const Context& ctx, const Tensor& p, const Tensor& m, const Tensor& v,
                   const AdamwConfig& config) {
   expect_parameter("adamw_update", p);
-  expect_state("adamw_update", "m", m, p);
-  expect_state("adamw_update", "v", v, p);
+  expect_state("adamw_update", "m", m, p, p.grad_dtype);
+  expect_state("adamw_update", "v", v, p, p.grad_dtype);
   run<adamw>(ctx, p, [&]<class T>() {
     return Adamw<T>{p.numel(),       p.ptr<T>(),      p.grad_ptr<Sum<T>>(),
                     m.ptr<Sum<T>>(), v.ptr<Sum<T>>(), config};
   });
 }
 
+void adamw_update_narrow(const Context& ctx, const Tensor& p, const Tensor& m, const Tensor& v,
+                         const AdamwConfig& config, uint64_t key) {
+  expect_parameter("adamw_update_narrow", p);
+  expect_state("adamw_update_narrow", "m", m, p, Dtype::kBF16);
+  expect_state("adamw_update_narrow", "v", v, p, Dtype::kBF16);
+  run<adamw_narrow>(ctx, p, [&]<class T>() {
+    return AdamwNarrow<T>{p.numel(), p.ptr<T>(), p.grad_ptr<Sum<T>>(), m.ptr<bf16>(), v.ptr<bf16>(),
+                          config,    key};
+  });
+}
+
 void muon_update(const Context& ctx, const Tensor& p, const Tensor& m, const MuonConfig& config) {
   expect_parameter("muon_update", p);
   expect(p.rank == 2, "[muon_update] expected a matrix p, got {}", p);
-  expect_state("muon_update", "m", m, p);
+  expect_state("muon_update", "m", m, p, p.grad_dtype);
   const int64_t rows = p.dim(0);
   const int64_t columns = p.dim(1);
   const int64_t small = std::min(rows, columns);
@@ -104,11 +131,15 @@ void muon_update(const Context& ctx, const Tensor& p, const Tensor& m, const Muo
 }
 
 double sum_squares(const Context& ctx, const Tensor& x) {
-  return sum_blocks<block_squares>(ctx, "sum_squares", x);
+  return sum_blocks<block_squares>(ctx, "sum_squares", std::span(&x, 1)).front();
+}
+
+std::vector<double> sums_of_squares(const Context& ctx, std::span<const Tensor> tensors) {
+  return sum_blocks<block_squares>(ctx, "sum_squares", tensors);
 }
 
 bool all_finite(const Context& ctx, const Tensor& x) {
-  return sum_blocks<block_not_finite>(ctx, "all_finite", x) == 0.0;
+  return sum_blocks<block_not_finite>(ctx, "all_finite", std::span(&x, 1)).front() == 0.0;
 }
 
 }  // namespace cambium

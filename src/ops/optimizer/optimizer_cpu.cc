@@ -59,20 +59,45 @@ inline void store_column(float* x, int64_t rows, int64_t r, int64_t c, vf value,
   }
 }
 
+struct Moments {
+  vf m, v;
+};
+
+/// A step of n elements from i on: writes p, zeroes g, and gives the moments to be stored.
+template <class Args>
+Moments adamw_step(const Args& a, int64_t i, int64_t n) {
+  const AdamwConfig& o = a.config;
+  const float keep = 1.0F - o.rate * o.weight_decay;
+  const vf g = vload_upto(a.g + i, n) * o.gradient_scale;
+  const vf m = o.beta1 * vload_upto(a.m + i, n) + (1.0F - o.beta1) * g;
+  const vf v = o.beta2 * vload_upto(a.v + i, n) + (1.0F - o.beta2) * g * g;
+  const vf step = o.rate * (m * o.m_correction) / (root(v * o.v_correction) + o.epsilon);
+  vstore_upto(a.p + i, vload_upto(a.p + i, n) * keep - step, n);
+  vstore_upto(a.g + i, vf{}, n);
+  return {m, v};
+}
+
 }  // namespace
 
 void adamw(const Adamw<float>& a) {
-  const AdamwConfig& o = a.config;
-  const float keep = 1.0F - o.rate * o.weight_decay;
   for_elements(a.n, [&](int64_t i, int64_t n) {
-    const vf g = vload_upto(a.g + i, n) * o.gradient_scale;
-    const vf m = o.beta1 * vload_upto(a.m + i, n) + (1.0F - o.beta1) * g;
-    const vf v = o.beta2 * vload_upto(a.v + i, n) + (1.0F - o.beta2) * g * g;
-    const vf step = o.rate * (m * o.m_correction) / (root(v * o.v_correction) + o.epsilon);
-    vstore_upto(a.p + i, vload_upto(a.p + i, n) * keep - step, n);
+    const auto [m, v] = adamw_step(a, i, n);
     vstore_upto(a.m + i, m, n);
     vstore_upto(a.v + i, v, n);
-    vstore_upto(a.g + i, vf{}, n);
+  });
+}
+
+void adamw_narrow(const AdamwNarrow<float>& a) {
+  for_elements(a.n, [&](int64_t i, int64_t n) {
+    const auto [m, v] = adamw_step(a, i, n);
+    float m_lanes[kLanes];
+    float v_lanes[kLanes];
+    vstore(m_lanes, m);
+    vstore(v_lanes, v);
+    for (int64_t k = 0; k < n; ++k) {
+      a.m[i + k] = rounded_m(a.key, i + k, m_lanes[k]);
+      a.v[i + k] = rounded_v(a.key, i + k, v_lanes[k]);
+    }
   });
 }
 
@@ -143,6 +168,16 @@ void block_not_finite(const Reduction<float>& a) {
       a.part[block] = static_cast<double>(vsum(found));
     }
   });
+}
+
+void fold_parts(const FoldParts<float>& a) {
+  for (int64_t group = 0; group < a.groups(); ++group) {
+    double sum = 0;
+    for (int64_t i = group * kReductionBlock; i < a.end(group); ++i) {
+      sum += a.part[i];
+    }
+    a.total[group] = sum;
+  }
 }
 
 }  // namespace cambium::CAMBIUM_ISA

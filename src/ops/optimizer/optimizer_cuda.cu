@@ -35,14 +35,28 @@ void run_each(const Launch& on, const char* operation, int64_t count, bool vecto
          kThreads, 0, body, count, vectors);
 }
 
+/// Moves kN elements of a parameter and of its moments by their gradients.
+template <int kN>
+__device__ __forceinline__ void adamw_step(const AdamwConfig& o, float (&p)[kN], float (&g)[kN],
+                                           float (&m)[kN], float (&v)[kN]) {
+  const float keep = 1.0F - o.rate * o.weight_decay;
+#pragma unroll
+  for (int k = 0; k < kN; ++k) {
+    g[k] *= o.gradient_scale;
+    m[k] = o.beta1 * m[k] + (1.0F - o.beta1) * g[k];
+    v[k] = o.beta2 * v[k] + (1.0F - o.beta2) * g[k] * g[k];
+    p[k] =
+        p[k] * keep - o.rate * (m[k] * o.m_correction) / (sqrtf(v[k] * o.v_correction) + o.epsilon);
+    g[k] = 0.0F;
+  }
+}
+
 template <class T>
 struct AdamwBody {
   Adamw<T> a;
 
   template <int kN>
   __device__ void operator()(int64_t i) const {
-    const AdamwConfig& o = a.config;
-    const float keep = 1.0F - o.rate * o.weight_decay;
     float p[kN];
     float g[kN];
     float m[kN];
@@ -51,15 +65,7 @@ struct AdamwBody {
     load_n<kN>(a.g + i, g);
     load_n<kN>(a.m + i, m);
     load_n<kN>(a.v + i, v);
-#pragma unroll
-    for (int k = 0; k < kN; ++k) {
-      g[k] *= o.gradient_scale;
-      m[k] = o.beta1 * m[k] + (1.0F - o.beta1) * g[k];
-      v[k] = o.beta2 * v[k] + (1.0F - o.beta2) * g[k] * g[k];
-      p[k] = p[k] * keep -
-             o.rate * (m[k] * o.m_correction) / (sqrtf(v[k] * o.v_correction) + o.epsilon);
-      g[k] = 0.0F;
-    }
+    adamw_step(a.config, p, g, m, v);
     store_n<kN>(a.p + i, p);
     store_n<kN>(a.m + i, m);
     store_n<kN>(a.v + i, v);
@@ -70,6 +76,40 @@ struct AdamwBody {
 template <class T>
 void run_adamw(const Adamw<T>& a, const Launch& on) {
   run_each(on, "adamw_update", a.n, all_aligned(a.p, a.g, a.m, a.v), AdamwBody<T>{a});
+}
+
+template <class T>
+struct AdamwNarrowBody {
+  AdamwNarrow<T> a;
+
+  template <int kN>
+  __device__ void operator()(int64_t i) const {
+    float p[kN];
+    float g[kN];
+    float m[kN];
+    float v[kN];
+    load_n<kN>(a.p + i, p);
+    load_n<kN>(a.g + i, g);
+    load_n<kN>(a.m + i, m);
+    load_n<kN>(a.v + i, v);
+    adamw_step(a.config, p, g, m, v);
+    store_n<kN>(a.p + i, p);
+    store_n<kN>(a.g + i, g);
+    Packed<kN, bf16> m_next;
+    Packed<kN, bf16> v_next;
+#pragma unroll
+    for (int k = 0; k < kN; ++k) {
+      m_next.value[k] = rounded_m(a.key, i + k, m[k]);
+      v_next.value[k] = rounded_v(a.key, i + k, v[k]);
+    }
+    *reinterpret_cast<Packed<kN, bf16>*>(a.m + i) = m_next;
+    *reinterpret_cast<Packed<kN, bf16>*>(a.v + i) = v_next;
+  }
+};
+
+template <class T>
+void run_adamw_narrow(const AdamwNarrow<T>& a, const Launch& on) {
+  run_each(on, "adamw_update", a.n, all_aligned(a.p, a.g, a.m, a.v), AdamwNarrowBody<T>{a});
 }
 
 template <class T>
@@ -310,6 +350,31 @@ __global__ void __launch_bounds__(kThreads) reduce_blocks(Reduction<T> a, Functi
   }
 }
 
+/// A group a warp.
+__global__ void __launch_bounds__(kThreads) fold(FoldParts<float> a) {
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (group >= a.groups()) {
+    return;
+  }
+  const int64_t end = a.end(group);
+  double sum = 0.0;
+  for (int64_t i = group * kReductionBlock + threadIdx.x % 32; i < end; i += 32) {
+    sum += a.part[i];
+  }
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    sum += __shfl_xor_sync(0xffffffffU, sum, lanes);
+  }
+  if (threadIdx.x % 32 == 0) {
+    a.total[group] = sum;
+  }
+}
+
+void run_fold(const FoldParts<float>& a, const Launch& on) {
+  launch(on, "sum_squares", fold, static_cast<unsigned>(ceil_div(a.groups(), kWarps)), kThreads, 0,
+         a);
+}
+
 template <class T, class Function>
 void run_reduction(const Reduction<T>& a, const Launch& on, const char* operation, Function f) {
   const auto kernel =
@@ -325,6 +390,20 @@ void adamw(const Adamw<float>& a, const Launch& on) {
 }
 void adamw(const Adamw<bf16>& a, const Launch& on) {
   run_adamw(a, on);
+}
+
+void adamw_narrow(const AdamwNarrow<float>& a, const Launch& on) {
+  run_adamw_narrow(a, on);
+}
+void adamw_narrow(const AdamwNarrow<bf16>& a, const Launch& on) {
+  run_adamw_narrow(a, on);
+}
+
+void fold_parts(const FoldParts<float>& a, const Launch& on) {
+  run_fold(a, on);
+}
+void fold_parts(const FoldParts<bf16>& a, const Launch& on) {
+  run_fold({a.n, a.part, a.total}, on);
 }
 
 void muon_momentum(const MuonMomentum<float>& a, const Launch& on) {

@@ -22,6 +22,25 @@ void adamw::reference(const Adamw<T>& a) {
   }
 }
 
+template <class T>
+void adamw_narrow::reference(const AdamwNarrow<T>& a) {
+  const AdamwConfig& c = a.config;
+  const auto rate = static_cast<T>(c.rate);
+  for (int64_t i = 0; i < a.n; ++i) {
+    const T g = a.g[i] * static_cast<T>(c.gradient_scale);
+    const T m =
+        static_cast<T>(c.beta1) * static_cast<T>(widen(a.m[i])) + (1 - static_cast<T>(c.beta1)) * g;
+    const T v = static_cast<T>(c.beta2) * static_cast<T>(widen(a.v[i])) +
+                (1 - static_cast<T>(c.beta2)) * g * g;
+    const T step = m * static_cast<T>(c.m_correction) /
+                   (std::sqrt(v * static_cast<T>(c.v_correction)) + static_cast<T>(c.epsilon));
+    a.p[i] = a.p[i] * (1 - rate * static_cast<T>(c.weight_decay)) - rate * step;
+    a.m[i] = rounded_m(a.key, i, static_cast<float>(m));
+    a.v[i] = rounded_v(a.key, i, static_cast<float>(v));
+    a.g[i] = 0;
+  }
+}
+
 /// Where element (r, c) of a matrix lies in one that is as large and never taller than wide.
 constexpr int64_t wide_index(int64_t rows, int64_t columns, int64_t r, int64_t c) {
   return rows <= columns ? r * columns + c : c * rows + r;
@@ -89,6 +108,17 @@ void block_not_finite::reference(const Reduction<T>& a) {
       count += std::isfinite(a.x[i]) ? 0 : 1;
     }
     a.part[block] = count;
+  }
+}
+
+template <class T>
+void fold_parts::reference(const FoldParts<T>& a) {
+  for (int64_t group = 0; group < a.groups(); ++group) {
+    double sum = 0;
+    for (int64_t i = group * kReductionBlock; i < a.end(group); ++i) {
+      sum += a.part[i];
+    }
+    a.total[group] = sum;
   }
 }
 

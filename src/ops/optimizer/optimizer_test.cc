@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "base/parallel.h"
+#include "base/random.h"
 #include "ops/testing.h"
 #include "tensor/copy.h"
 #include "tensor/workspace.h"
@@ -200,6 +201,140 @@ TEST(SumSquares, OfAnyLengthByAnyIsaAndThreads) {
   }
 }
 
+// Several tensors with one wait, some of more than a group of blocks.
+TEST(SumSquares, OfManyAreThoseOfEach) {
+  Arena arena;
+  const Context ctx{.arena = &arena};
+  std::vector<OwnedTensor> owned;
+  std::vector<Tensor> tensors;
+  for (const int64_t n : {int64_t{3}, int64_t{1} << 21, int64_t{1025}, (int64_t{1} << 20) + 7}) {
+    owned.emplace_back(Dtype::kF32, std::initializer_list<int64_t>{n});
+    for (int64_t i = 0; i < n; ++i) {
+      owned.back().view.ptr<float>()[i] = static_cast<float>(i % 13) - 6.0F;
+    }
+    tensors.push_back(owned.back().view);
+  }
+  const std::vector<double> sums = sums_of_squares(ctx, tensors);
+  ASSERT_EQ(sums.size(), tensors.size());
+  for (size_t i = 0; i < sums.size(); ++i) {
+    double exact = 0.0;
+    for (int64_t k = 0; k < tensors[i].numel(); ++k) {
+      exact += std::pow(static_cast<double>(k % 13) - 6.0, 2);
+    }
+    EXPECT_EQ(sums[i], exact);  // small whole numbers
+    EXPECT_EQ(sums[i], sum_squares(ctx, tensors[i]));
+  }
+  EXPECT_TRUE(sums_of_squares(ctx, {}).empty());
+  if (testing::on_cuda()) {
+    const testing::CudaContext cuda;
+    std::vector<OwnedTensor> there;
+    std::vector<Tensor> views;
+    for (const Tensor& t : tensors) {
+      there.emplace_back(Dtype::kF32, std::initializer_list<int64_t>{t.numel()}, false,
+                         Device::kCuda);
+      copy(there.back().view, t);
+      views.push_back(there.back().view);
+    }
+    EXPECT_EQ(sums_of_squares(cuda.ctx, views), sums);
+  }
+}
+
+// A parameter with moments in bf16, of which one update is done.
+struct Narrow {
+  OwnedTensor p, m, v;
+
+  explicit Narrow(int64_t n, Device device = {})
+      : p(Dtype::kF32, {n}, true, device),
+        m(Dtype::kBF16, {n}, false, device),
+        v(Dtype::kBF16, {n}, false, device) {
+    const OwnedTensor drawn(Dtype::kF32, {n});
+    uint64_t stream = 0;
+    for (const Tensor& t : {p.view.detached(), p.view.grad_tensor(), m.view, v.view}) {
+      Rng rng(3, ++stream);
+      for (int64_t i = 0; i < n; ++i) {
+        drawn.view.ptr<float>()[i] = std::abs(rng.normal());
+      }
+      copy(t, drawn.view);
+    }
+  }
+};
+
+constexpr AdamwConfig kNarrowUpdate = {.gradient_scale = 0.5F,
+                                       .rate = 1e-2F,
+                                       .m_correction = 1.5F,
+                                       .v_correction = 1.25F,
+                                       .weight_decay = 0.1F};
+
+// The exact moments lie between the kept one and its neighbour, the parameter is the usual one.
+TEST(AdamwNarrow, RoundsToNeighboursAndIsRightOnAverage) {
+  constexpr int64_t kN = 100003;
+  for (const bool cuda : {false, true}) {
+    if (cuda && !testing::on_cuda()) {
+      continue;
+    }
+    const Device device = cuda ? Device::kCuda : Device::kCpu;
+    Arena arena;
+    const Context here{.arena = &arena};
+    const std::optional<testing::CudaContext> there =
+        cuda ? std::optional<testing::CudaContext>(std::in_place) : std::nullopt;
+    const Context& ctx = cuda ? there->ctx : here;
+    const auto check = [&] {
+      const Narrow before(kN);
+      const Narrow after(kN, device);
+      adamw_update_narrow(ctx, after.p.view, after.m.view, after.v.view, kNarrowUpdate, 77);
+      const std::vector<float> p = elements_of(after.p.view.detached());
+      const std::vector<float> m = elements_of(after.m.view);
+      const std::vector<float> v = elements_of(after.v.view);
+      const std::vector<float> m_before = elements_of(before.m.view);
+      const std::vector<float> v_before = elements_of(before.v.view);
+      const std::vector<float> g = elements_of(before.p.view.grad_tensor());
+      const std::vector<float> p_before = elements_of(before.p.view.detached());
+      double bias = 0.0;
+      double spread = 0.0;
+      for (size_t i = 0; i < p.size(); ++i) {
+        const AdamwConfig& c = kNarrowUpdate;
+        const double grad = static_cast<double>(g[i]) * 0.5;
+        const double b1 = static_cast<double>(c.beta1);
+        const double b2 = static_cast<double>(c.beta2);
+        const double exact_m = b1 * static_cast<double>(m_before[i]) + (1 - b1) * grad;
+        const double exact_v = b2 * static_cast<double>(v_before[i]) + (1 - b2) * grad * grad;
+        // bf16 has 8 bits of mantissa: neighbours are at most 2^-7 of the value apart.
+        ASSERT_NEAR(static_cast<double>(m[i]), exact_m, exact_m * 0x1p-7) << i;
+        ASSERT_NEAR(static_cast<double>(v[i]), exact_v, exact_v * 0x1p-7) << i;
+        const double step =
+            exact_m * 1.5 / (std::sqrt(exact_v * 1.25) + static_cast<double>(c.epsilon));
+        const double rate = static_cast<double>(c.rate);
+        const double expected =
+            static_cast<double>(p_before[i]) * (1 - rate * static_cast<double>(c.weight_decay)) -
+            rate * step;
+        ASSERT_NEAR(static_cast<double>(p[i]), expected, 1e-5 * std::abs(expected) + 1e-6) << i;
+        const double error = (static_cast<double>(v[i]) - exact_v) / exact_v;
+        bias += error;
+        spread += error * error;
+      }
+      EXPECT_GT(spread, 0.0);
+      EXPECT_LT(std::abs(bias), 5.0 * std::sqrt(spread));  // of a sum of independent errors
+      for (const float x : elements_of(after.p.view.grad_tensor())) {
+        ASSERT_EQ(x, 0.0F);
+      }
+    };
+    cuda ? check() : for_each_isa(check);
+  }
+}
+
+TEST(AdamwNarrow, TheKeyDecidesTheRounding) {
+  Arena arena;
+  const Context ctx{.arena = &arena};
+  const auto moments = [&](uint64_t key) {
+    const Narrow t(4099);
+    adamw_update_narrow(ctx, t.p.view, t.m.view, t.v.view, kNarrowUpdate, key);
+    return std::pair(elements_of(t.m.view), elements_of(t.v.view));
+  };
+  EXPECT_EQ(moments(1), moments(1));
+  EXPECT_NE(moments(1).first, moments(2).first);
+  EXPECT_NE(moments(1).second, moments(2).second);
+}
+
 TEST(AllFinite, FindsOneAnywhere) {
   Arena arena;
   const OwnedTensor x(Dtype::kF32, {3000});
@@ -255,6 +390,9 @@ TEST(OptimizerErrors, NameWhatCame) {
             "[adamw_update] expected a contiguous p with a gradient, got f32 (2, 3)");
   EXPECT_EQ(error_of([&] { adamw_update(ctx, p.view, m.view, wrong.view, {}); }),
             "[adamw_update] expected a contiguous v f32 shaped like p f32 (2, 3), got f32 (3, 2)");
+  EXPECT_EQ(error_of([&] { adamw_update_narrow(ctx, p.view, m.view, m.view, {}, 1); }),
+            "[adamw_update_narrow] expected a contiguous m bf16 shaped like p f32 (2, 3), got f32 "
+            "(2, 3)");
   EXPECT_EQ(error_of([&] { muon_update(ctx, p.view.reshape({6}), m.view, {}); }),
             "[muon_update] expected a matrix p, got f32 (6)");
   EXPECT_EQ(error_of([&] { all_finite(ctx, p.view.slice(1, 0, 2)); }),

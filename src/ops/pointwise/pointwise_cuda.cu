@@ -26,6 +26,7 @@ template <int kVec, bool kFlat, class Body>
 __global__ void __launch_bounds__(kThreads)
     each_element(Body body, int64_t count, int64_t channels) {
   const int64_t e = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
+  await_inputs();
   if (e < count) {
     if constexpr (kFlat) {
       body.template operator()<kVec>(Place<kFlat>{e, 0, 0});
@@ -52,7 +53,7 @@ void run_each(const Launch& on, const char* operation, const View<T>& x, bool ve
   const auto kernel =
       vectors ? is_flat ? each_element<kVec, true, Body> : each_element<kVec, false, Body>
               : each_element<1, false, Body>;
-  launch(on, operation, kernel, blocks, kThreads, 0, body, count, x.channels);
+  launch_ahead(on, operation, kernel, blocks, kThreads, 0, body, count, x.channels);
 }
 
 // --- silu(gate) * up

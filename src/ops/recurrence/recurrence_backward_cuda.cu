@@ -1,4 +1,5 @@
-// The gradients, token by token, for any dims and types. With dS the gradient by S_t of all that
+// The gradients, token by token, for any dims and types (bf16 of the usual dims has a form in
+// chunks, recurrence_backward_chunks_cuda.cu). With dS the gradient by S_t of all that
 // reads it, dy_t included, and e, w e what token t wrote (recurrence.h):
 //
 //   du = dS' k      dv = w du + skip dy      dweight = du . e
@@ -16,7 +17,9 @@
 //    up along a sequence.
 //
 // Every part has its own place in scratch memory and is summed in a fixed order.
-#include "ops/recurrence/recurrence_cuda.cuh"
+#include <type_traits>
+
+#include "ops/recurrence/recurrence_backward_cuda.cuh"
 
 namespace cambium::cuda {
 namespace {
@@ -454,6 +457,20 @@ __global__ void __launch_bounds__(128)
 }
 
 template <class T>
+void add_skip_gradient(const Recurrence<T>& a, const Launch& on) {
+  if (a.skip.grad == nullptr) {
+    return;
+  }
+  const int64_t tokens = a.y.rows.outer;
+  const int64_t shares = ceil_div(tokens, 128) < 64 ? ceil_div(tokens, 128) : 64;
+  auto* part = scratch<float>(on, a.heads * shares);
+  launch(on, kName, skip_kernel<T>, static_cast<unsigned>(a.heads * shares), 256, 0, a, shares,
+         part);
+  launch(on, kName, add_skip_kernel, static_cast<unsigned>(ceil_div(a.heads, 128)), 128, 0, part,
+         shares, a.heads, a.skip.grad);
+}
+
+template <class T>
 void add_gradients(const Recurrence<T>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
                    const KeyParts& parts, const Launch& on) {
   const int64_t tokens = a.y.rows.outer;
@@ -470,14 +487,6 @@ void add_gradients(const Recurrence<T>& a, const DeviceChunks& chunks, const Rec
     launch(on, kName, values_kernel<T>, static_cast<unsigned>(ceil_div(tokens * a.heads, 8)), 256,
            0, a, kept, parts.du);
   }
-  if (a.skip.grad != nullptr) {
-    const int64_t shares = ceil_div(tokens, 128) < 64 ? ceil_div(tokens, 128) : 64;
-    auto* part = scratch<float>(on, a.heads * shares);
-    launch(on, kName, skip_kernel<T>, static_cast<unsigned>(a.heads * shares), 256, 0, a, shares,
-           part);
-    launch(on, kName, add_skip_kernel, static_cast<unsigned>(ceil_div(a.heads, 128)), 128, 0, part,
-           shares, a.heads, a.skip.grad);
-  }
 }
 
 template <class T>
@@ -491,6 +500,13 @@ void backward(const Recurrence<T>& args, const Launch& on) {
   Recurrence<T> a = args;
   a.segments = segments.walk;
   a.y.rows.outer = tokens;
+  add_skip_gradient(a, on);
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (recurrence_has_backward_chunks(args)) {
+      recurrence_backward_chunks(a, chunks, on);
+      return;
+    }
+  }
   const RecurrenceKept kept = recurrence_kept(a, chunks.count);
   const int64_t slices = ceil_div(a.dim, kStepColumns);
   const int64_t keys = slices * tokens * a.heads * a.key_dim;

@@ -1,5 +1,10 @@
-// Private to the chunk form on CUDA: what its kernels hand on to each other, and what the preparing
-// kernels share.
+// Private to the chunk form on CUDA: what its kernels share, and what they hand on to each other in
+// tiles of 16 x 16 bf16.
+//
+// A tile X lies in memory as lanes hold it in registers for a product, 16 bytes each: as the left
+// operand X or as the right operand X', which differ in the order of two registers. Either is also
+// what two accumulators side by side round to, so a kernel's results are operands of the next
+// without a way through shared memory, and every access of a warp is of 512 bytes together.
 #pragma once
 
 #include "ops/recurrence/recurrence_cuda.cuh"
@@ -8,60 +13,31 @@
 namespace cambium::cuda {
 
 inline constexpr int kC = kChunkTokens;
-inline constexpr int kPairPad = kC + 8;  // row stride in shared memory: no bank conflicts
-inline constexpr int kStateColumns = 32;
-inline constexpr int kStages = 3;
+inline constexpr int kRowTiles = kC / 16;
+inline constexpr int kInversePad = kC + 4;  // row stride of fp32 (64, 64): no bank conflicts
 
 // Decays below are zero in fp32 in any case, and infinities have no differences.
 inline constexpr float kLowestLogDecay = -120.0F;
-
-// Between the kernels, each (chunks, heads, ...), bf16.
-struct ChunkParts {
-  bf16* pairs;   // (64, 64) P
-  bf16* errors;  // (V, 64) U transposed, then e
-  bf16* reads;   // (64, K) -W, delta only
-  bf16* states;  // (V, K) the state at the start, transposed
-  float* ends;   // (64 + K) fp32: exp(G_last - G) w, then exp(G_last). Per channel w, then
-                 // exp(G_last); with one decay only the first of K counts
-  // With a decay per channel only; else q and k are read anew.
-  bf16* queries = nullptr;  // (64, K) exp(G) q
-  bf16* keys = nullptr;     // (64, K) exp(G_last - G) k
-};
+inline constexpr float kLog2E = 1.44269504F;
+inline constexpr unsigned kWholeWarp = 0xffffffffU;
 
 __device__ __forceinline__ bool in_chunks(const SegmentWalk& segments, int64_t segment) {
   return segments.length(segment) >= kLeastChunked;
 }
 
-// Running sums of the log decays of a chunk, by the first warp; rows past its tokens add nothing.
-__device__ __forceinline__ void sum_decays(const Recurrence<bf16>& a, int64_t token, int tokens,
-                                           int64_t h, float* sums) {
-  const int lane = static_cast<int>(threadIdx.x);
-  if (lane >= 32) {
-    return;
-  }
-  float x[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = 2 * lane + i;
-    x[i] = row < tokens ? fmaxf(*a.log_decay.at(token + row, h), kLowestLogDecay) : 0.0F;
-  }
-  float sum = x[0] + x[1];
-#pragma unroll
-  for (int lanes = 1; lanes < 32; lanes *= 2) {
-    const float before = __shfl_up_sync(0xffffffffU, sum, lanes);
-    sum += lane >= lanes ? before : 0.0F;
-  }
-  sums[2 * lane] = sum - x[1];
-  sums[2 * lane + 1] = sum;
+/// The chunk of a block where every chunk has `heads` of them, the last first: the pass over chunks
+/// then finds its first ones in L2, and what follows it finds the last.
+__device__ __forceinline__ int64_t last_first(int64_t heads) {
+  return (gridDim.x - 1 - blockIdx.x) / heads;
 }
 
-// Rows [0, 64) of `kDim` elements, `from_stride` apart, to rows of kDim + 8; those past `rows` are
-// zero.
+/// Rows [0, 64) of `kDim` elements, `from_stride` apart, in the background to rows of kDim + 8,
+/// which have no bank conflicts; those past `rows` are zero. By threads [0, kThreads) of `thread`.
 template <int kDim, int kThreads>
 __device__ __forceinline__ void copy_rows(const bf16* from, int64_t from_stride, int rows,
-                                          int count, bf16* to) {
+                                          int thread, bf16* to) {
   constexpr int kPieces = kDim / 8;
-  for (int x = static_cast<int>(threadIdx.x); x < count * kPieces; x += kThreads) {
+  for (int x = thread; x < kC * kPieces; x += kThreads) {
     const int row = x / kPieces;
     const bool valid = row < rows;
     copy_16(to + row * (kDim + 8) + x % kPieces * 8,
@@ -69,130 +45,265 @@ __device__ __forceinline__ void copy_rows(const bf16* from, int64_t from_stride,
   }
 }
 
-// x (64, 64) strictly lower, row stride kInversePad: (I + x)^-1 in its place, without the diagonal.
-// Blocks of 16 by substitution, then twice the blocks of two on the diagonal: the part below is
-// -T22 x21 T11.
-inline constexpr int kInversePad = kC + 4;
-__device__ __forceinline__ void multiply_blocks(int size, bool unit_left, const float* left,
-                                                bool unit_right, const float* right, float sign,
-                                                float* to, int to_stride, int part, int threads) {
-  for (int x = part; x < size * size; x += threads) {
-    const int i = x / size;
-    const int j = x % size;
-    float sum = 0.0F;
-    if (unit_left) {
-      sum = right[i * kInversePad + j];  // right is full
-      for (int m = 0; m < i; ++m) {
-        sum = fmaf(left[i * kInversePad + m], right[m * kInversePad + j], sum);
-      }
-    } else if (unit_right) {
-      sum = left[i * kInversePad + j];
-      for (int m = j + 1; m < size; ++m) {
-        sum = fmaf(left[i * kInversePad + m], right[m * kInversePad + j], sum);
-      }
-    }
-    to[i * to_stride + j] = sign * sum;
+/// Log decay of a row of a chunk; rows past its tokens decay nothing.
+__device__ __forceinline__ float log_decay_of(const Recurrence<bf16>& a, int64_t token, int tokens,
+                                              int row, int64_t offset) {
+  return row < tokens ? fmaxf(*a.log_decay.at(token + row, offset), kLowestLogDecay) : 0.0F;
+}
+/// What a row of a chunk writes; those past its tokens nothing.
+__device__ __forceinline__ float weight_of(const Recurrence<bf16>& a, int64_t token, int tokens,
+                                           int row, int64_t h) {
+  return row >= tokens ? 0.0F : a.weight.defined() ? *a.weight.at(token + row, h) : 1.0F;
+}
+
+/// Running sums of the log decays of a chunk, one a head, by a warp: of rows 2 l and 2 l + 1 in
+/// lane l.
+__device__ __forceinline__ void sum_decays(const Recurrence<bf16>& a, int64_t token, int tokens,
+                                           int64_t h, float (&sums)[2]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float first = log_decay_of(a, token, tokens, 2 * lane, h);
+  const float second = log_decay_of(a, token, tokens, 2 * lane + 1, h);
+  float sum = first + second;
+#pragma unroll
+  for (int lanes = 1; lanes < 32; lanes *= 2) {
+    const float before = __shfl_up_sync(kWholeWarp, sum, lanes);
+    sum += lane >= lanes ? before : 0.0F;
+  }
+  sums[0] = sum - second;
+  sums[1] = sum;
+}
+
+struct Tile {
+  uint4 lane[32];
+};
+
+__device__ __forceinline__ void load_tile(const Tile* from, uint32_t (&x)[4]) {
+  const uint4 part = from->lane[threadIdx.x % 32];
+  x[0] = part.x;
+  x[1] = part.y;
+  x[2] = part.z;
+  x[3] = part.w;
+}
+__device__ __forceinline__ void store_tile(Tile* to, const uint32_t (&x)[4]) {
+  to->lane[threadIdx.x % 32] = make_uint4(x[0], x[1], x[2], x[3]);
+}
+
+// Accumulators c[n] hold columns [8 n, 8 n + 8) of a tile: element x of lane l is that of row
+// l / 4 + x / 2 * 8 and column 8 n + 2 (l % 4) + x % 2.
+__device__ __forceinline__ int tile_row(int x) {
+  return static_cast<int>(threadIdx.x) % 32 / 4 + x / 2 * 8;
+}
+__device__ __forceinline__ int tile_column(int n, int x) {
+  return 8 * n + static_cast<int>(threadIdx.x) % 4 * 2 + x % 2;
+}
+
+/// c += left right'
+__device__ __forceinline__ void multiply_tiles(float (&c)[2][4], const uint32_t (&left)[4],
+                                               const uint32_t (&right)[4]) {
+  mma(c[0], left, right[0], right[1]);
+  mma(c[1], left, right[2], right[3]);
+}
+__device__ __forceinline__ void round_left(const float (&c)[2][4], uint32_t (&x)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[i] = pack(c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]);
   }
 }
-__device__ __forceinline__ void invert(float* x, float* part) {
-  const int thread = static_cast<int>(threadIdx.x);
-  if (thread < kC) {  // a column of a diagonal block each
-    float* block = x + (thread / 16 * 16) * (kInversePad + 1);
-    const int j = thread % 16;
-    float column[16];
+__device__ __forceinline__ void round_right(const float (&c)[2][4], uint32_t (&x)[4]) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      float sum = i > j ? -block[i * kInversePad + j] : 0.0F;
-#pragma unroll
-      for (int m = 0; m < i; ++m) {
-        sum = m > j ? fmaf(-block[i * kInversePad + m], column[m], sum) : sum;
-      }
-      column[i] = sum;
-    }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      if (i > j) {
-        block[i * kInversePad + j] = column[i];
-      }
-    }
+  for (int i = 0; i < 4; ++i) {
+    x[i] = pack(c[i % 2][i / 2 * 2], c[i % 2][i / 2 * 2 + 1]);
   }
-  __syncthreads();
-  for (int size = 16; size < kC; size *= 2) {
-    const int pairs = kC / (2 * size);
-    const int threads = 128 / pairs;
-    float* first = x + thread / threads * 2 * size * (kInversePad + 1);
-    float* below = first + size * kInversePad;
-    float* product = part + thread / threads * size * kInversePad;
-    multiply_blocks(size, false, below, true, first, 1.0F, product, kInversePad, thread % threads,
-                    threads);
-    __syncthreads();
-    multiply_blocks(size, true, below + size, false, product, -1.0F, below, kInversePad,
-                    thread % threads, threads);
-    __syncthreads();
+}
+__device__ __forceinline__ void widen_left(const uint32_t (&x)[4], float (&c)[2][4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    c[i / 2][i % 2 * 2] = __uint_as_float(x[i] << 16);
+    c[i / 2][i % 2 * 2 + 1] = __uint_as_float(x[i] & 0xffff0000U);
+  }
+}
+__device__ __forceinline__ void widen_right(const uint32_t (&x)[4], float (&c)[2][4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    c[i % 2][i / 2 * 2] = __uint_as_float(x[i] << 16);
+    c[i % 2][i / 2 * 2 + 1] = __uint_as_float(x[i] & 0xffff0000U);
+  }
+}
+/// The left operand X to the right operand (X')', which multiplies by X.
+__device__ __forceinline__ void transpose_to_right(uint32_t (&x)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[i] = transpose_matrix(x[i]);
   }
 }
 
-/// errors (kDim, 64) = v' solve', 16 columns of the value at a time; a block of 4 warps.
-template <int kDim>
-__device__ __forceinline__ void solve_values(const bf16* v, const bf16* solve, bf16* errors) {
-  constexpr int kDimStride = kDim + 8;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+/// What the kernels hand on. Per chunk and head, but queries and keys per chunk and key head where
+/// a head has one decay. Shapes in tiles, then of what a tile's rows and columns are; left or
+/// right.
+struct ChunkTiles {
+  Tile* queries;  // (4, K / 16), (tokens, key), left: q; per channel exp(G) q
+  Tile* keys;     // (K / 16, 4), (key, tokens), right: k; per channel exp(G_last - G) k
+  Tile* pairs;    // (4, 4), (tokens, tokens), left: P, on and below the diagonal
+  Tile* reads;    // (4, K / 16), (tokens, key), right: -W, delta only
+  Tile* errors;   // (V / 16, 4), (value, tokens), right: U, then e
+  Tile* states;   // (V / 16, K / 16), (value, key), right: the state at the start
+  float* ends;    // (kEnds + K): see below
+};
+// Of ends: exp(G_last - G) w (64), per channel w; exp(G) (64), with one decay only; exp(G_last)
+// (K), with one decay the first.
+inline constexpr int kStarts = kC;
+inline constexpr int kEnds = 2 * kC;
+
+/// c += left b: left (16, 16) in accumulators, b (16, 16) fp32 in shared memory, rows kInversePad
+/// apart, both rounded to tf32. What the instruction takes as columns l % 4 and l % 4 + 4 of the
+/// left are columns 2 (l % 4) and the next here, and rows of b likewise.
+__device__ __forceinline__ void multiply_fine(float (&c)[2][4], const float (&left)[2][4],
+                                              const float* b) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int m = warp; m < kDim / 16; m += 4) {
-    float u[kC / 8][4] = {};
 #pragma unroll
-    for (int c = 0; c < kC; c += 16) {
-      uint32_t value[4];
-      load_left_transposed(v + c * kDimStride + 16 * m, kDimStride, value);
+  for (int m = 0; m < 2; ++m) {
+    const uint32_t x[4] = {to_tf32(left[m][0]), to_tf32(left[m][2]), to_tf32(left[m][1]),
+                           to_tf32(left[m][3])};
+    const float* row = b + (8 * m + lane % 4 * 2) * kInversePad + lane / 4;
 #pragma unroll
-      for (int n = c / 16; n < kC / 16; ++n) {
-        uint32_t b[4];
-        load_right_of_rows(solve + 16 * n * kPairPad + c, kPairPad, b);
-        mma(u[2 * n], value, b[0], b[1]);
-        mma(u[2 * n + 1], value, b[2], b[3]);
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < kC / 8; ++n) {
-      bf16* to = errors + (16 * m + lane / 4) * kC + 8 * n + lane % 4 * 2;
-      *reinterpret_cast<uint32_t*>(to) = pack(u[n][0], u[n][1]);
-      *reinterpret_cast<uint32_t*>(to + 8 * kC) = pack(u[n][2], u[n][3]);
+    for (int n = 0; n < 2; ++n) {
+      mma_tf32(c[n], x, to_tf32(row[8 * n]), to_tf32(row[kInversePad + 8 * n]));
     }
   }
 }
-/// reads (64, kKey) = solve k; a warp of 4 has 16 tokens.
-template <int kKey>
-__device__ __forceinline__ void solve_keys(const bf16* k, const bf16* solve, bf16* reads) {
-  constexpr int kKeyStride = kKey + 8;
+
+/// A 16 x 16 block I + x, x strictly lower, rows kInversePad apart in shared memory: its inverse in
+/// its place, by a warp, in fp32.
+__device__ __forceinline__ void invert_block(float* block) {
+  const int column = static_cast<int>(threadIdx.x) % 16;
+  float x[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    float sum = i == column ? 1.0F : 0.0F;
+#pragma unroll
+    for (int m = 0; m < i; ++m) {
+      sum = fmaf(-block[i * kInversePad + m], x[m], sum);
+    }
+    x[i] = sum;
+  }
+  __syncwarp();
+  if (threadIdx.x % 32 < 16) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      block[i * kInversePad + column] = x[i];
+    }
+  }
+}
+
+/// What of W and U a block of 4 warps finds from x = A (64, 64), strictly lower, rows kInversePad
+/// apart, of which each warp has just written its 16 rows up to the diagonal block. With
+/// T = (I + x)^-1:
+///
+///   reads = -T diag(scale) k (scale null: T k, k is negated and scaled)     errors = (T v)'
+///
+/// v may still be on its way. T is found by rows, T_ij = -(sum of T_im x_mj, j < m <= i) T_jj: the
+/// row of tiles of a warp never leaves its registers.
+template <int kKey, int kDim>
+__device__ __forceinline__ void solve_tiles(float* x, const float* scale, const bf16* k,
+                                            const bf16* v, Tile* reads, Tile* errors) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int row = 16 * warp + lane / 4;
-  float w[kKey / 8][4] = {};
+  __syncwarp();
+  invert_block(x + 16 * warp * (kInversePad + 1));
+  wait_for_copies<0>();
+  __syncthreads();
+  float t[kRowTiles][2][4];
 #pragma unroll
-  for (int c = 0; c < kC; c += 16) {
-    if (c <= 16 * warp) {
-      uint32_t left[4];
-      load_left(solve + 16 * warp * kPairPad + c, kPairPad, left);
+  for (int j = kRowTiles - 1; j >= 0; --j) {
+    if (j == warp) {
 #pragma unroll
-      for (int n = 0; n < kKey / 16; ++n) {
-        uint32_t b[4];
-        load_right(k + c * kKeyStride + 16 * n, kKeyStride, b);
-        mma(w[2 * n], left, b[0], b[1]);
-        mma(w[2 * n + 1], left, b[2], b[3]);
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          t[j][n][e] = x[(16 * j + tile_row(e)) * kInversePad + 16 * j + tile_column(n, e)];
+        }
+      }
+    } else if (j < warp) {
+      float sum[2][4] = {};
+#pragma unroll
+      for (int m = j + 1; m < kRowTiles; ++m) {
+        if (m <= warp) {
+          multiply_fine(sum, t[m], x + 16 * m * kInversePad + 16 * j);
+        }
+      }
+      float found[2][4] = {};
+      multiply_fine(found, sum, x + 16 * j * (kInversePad + 1));
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          t[j][n][e] = -found[n][e];
+        }
       }
     }
   }
+  uint32_t left[kRowTiles][4];
 #pragma unroll
-  for (int n = 0; n < kKey / 8; ++n) {
-    bf16* to = reads + row * kKey + 8 * n + lane % 4 * 2;
-    *reinterpret_cast<uint32_t*>(to) = pack(w[n][0], w[n][1]);
-    *reinterpret_cast<uint32_t*>(to + 8 * kKey) = pack(w[n][2], w[n][3]);
+  for (int j = 0; j < kRowTiles; ++j) {
+    if (j <= warp) {
+      round_left(t[j], left[j]);
+    }
+  }
+#pragma unroll 2
+  for (int m = 0; m < kDim / 16; ++m) {
+    float u[2][4] = {};
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) {
+      if (j <= warp) {
+        uint32_t b[4];
+        load_right(v + 16 * j * (kDim + 8) + 16 * m, kDim + 8, b);
+        multiply_tiles(u, left[j], b);
+      }
+    }
+    uint32_t tile[4];
+    round_left(u, tile);
+    transpose_to_right(tile);
+    store_tile(errors + m * kRowTiles + warp, tile);
+  }
+  if (scale != nullptr) {
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) {
+      if (j <= warp) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            t[j][n][e] *= -scale[16 * j + tile_column(n, e)];
+          }
+        }
+        round_left(t[j], left[j]);
+      }
+    }
+  }
+#pragma unroll 2
+  for (int m = 0; m < kKey / 16; ++m) {
+    float w[2][4] = {};
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) {
+      if (j <= warp) {
+        uint32_t b[4];
+        load_right(k + 16 * j * (kKey + 8) + 16 * m, kKey + 8, b);
+        multiply_tiles(w, left[j], b);
+      }
+    }
+    uint32_t tile[4];
+    round_right(w, tile);
+    store_tile(reads + warp * (kKey / 16) + m, tile);
   }
 }
 
 /// The first kernel of a call with a decay per channel (recurrence_chunks_channel_cuda.cu).
 void prepare_channels(const Recurrence<bf16>& a, const DeviceChunks& chunks,
-                      const ChunkParts& parts, const Launch& on);
+                      const ChunkTiles& parts, const Launch& on);
+/// Through the chunks of each segment in turn: states, and e (recurrence_chunks_state_cuda.cu).
+void pass_states(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
+                 const ChunkTiles& parts, const Launch& on);
+/// The whole of a call with one decay a head and no delta rule (recurrence_chunks_scan_cuda.cu).
+void scan_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
+                 const Launch& on);
 
 }  // namespace cambium::cuda

@@ -4,7 +4,11 @@
 //   recurrence_steps_cuda.cu           forward token by token: any dims, any T; decode
 //   recurrence_chunks_cuda.cu          forward in chunks on tensor cores: bf16, dims 64 or 128
 //   recurrence_chunks_channel_cuda.cu  what it needs first where each channel has its decay
+//   recurrence_chunks_state_cuda.cu    its pass over the chunks in turn
+//   recurrence_chunks_scan_cuda.cu     the whole of it with one decay and no delta rule
 //   recurrence_backward_cuda.cu        backward token by token
+//   recurrence_backward_chunks_cuda.cu backward in chunks: bf16, dims 64, 96 or 128
+//   recurrence_backward_keys_cuda.cu   what it does last, inside all chunks at once
 //
 // Chunks are cut at multiples of kRecurrenceChunk of absolute position. A recorded forward call
 // keeps the states at chunk starts (chunks, heads, K, V) and, under the delta rule, the errors

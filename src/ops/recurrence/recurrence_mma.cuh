@@ -32,4 +32,28 @@ __device__ __forceinline__ void load_right(const bf16* p, int stride, uint32_t (
   load_matrices_transposed(b, p + lane % 16 * stride + lane / 16 * 8);
 }
 
+/// The transpose of a matrix of 8 x 8 16-bit numbers, of which lane l has row l / 4, columns
+/// 2 (l % 4) and the next.
+__device__ __forceinline__ uint32_t transpose_matrix(uint32_t x) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
+/// c += a b in tf32: a (16, 8), b (8, 8), c (16, 8). Lane l has a at rows l / 4 and l / 4 + 8 of
+/// column l % 4, then of column l % 4 + 4, and b at rows l % 4 and l % 4 + 4 of column l / 4.
+__device__ __forceinline__ void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 }  // namespace cambium::cuda

@@ -17,6 +17,7 @@ __global__ void __launch_bounds__(kStepThreads, kRows <= 16 ? 3 : 1)
   float* decay = k + kStepTokens<kRows> * kKeyPad<kRows>;
   float* v = decay + kStepTokens<kRows> * kKeyPad<kRows>;
   float* weight = v + kStepTokens<kRows> * kStepColumns;
+  await_inputs();
   const int64_t slices = (a.dim + kStepColumns - 1) / kStepColumns;
   const int64_t slice = blockIdx.x % slices;
   const int64_t h = blockIdx.x / slices % a.heads;
@@ -131,8 +132,8 @@ void recurrence_steps(const Recurrence<T>& a, const DeviceSegments& segments,
   with_key_rows("recurrence", a.key_dim, [&]<int kRows>() {
     constexpr size_t kShared =
         sizeof(float) * kStepTokens<kRows> * (3 * kKeyPad<kRows> + kStepColumns + 1);
-    launch(on, "recurrence", steps_kernel<T, kRows>, static_cast<unsigned>(blocks), kStepThreads,
-           kShared, on_device, chunks.first, kept, end, wide);
+    launch_ahead(on, "recurrence", steps_kernel<T, kRows>, static_cast<unsigned>(blocks),
+                 kStepThreads, kShared, on_device, chunks.first, kept, end, wide);
   });
 }
 

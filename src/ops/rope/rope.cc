@@ -140,23 +140,57 @@ Turns RopeTable::turns(const Context& ctx, const Segments& segments,
           static_cast<float>(config_.attention_factor)};
 }
 
-Tensor rope(Context& ctx, const Tensor& x, const Turns& turns) {
-  expect(is_computed(x) && x.rank == 3 && x.has_rows(),
-         "[rope] expected x (T, H, D) f32 or f64 with contiguous heads, got {}", x);
-  expect(turns.dim <= x.dim(2),
-         "[rope] expected heads of at least {} dims (the rotated ones), got {}", turns.dim, x);
-  expect(turns.tokens == x.dim(0), "[rope] expected {} tokens (those of the segments), got {}",
-         turns.tokens, x);
-  const bool differentiate = ctx.differentiate(x);
-  const Tensor y = ctx.result_like(x, differentiate);
-  const auto args = [=]<class T>() {
-    return Rope<T>{view<T>(x), view<T>(y),     turns.dim / 2,   turns.cos,
-                   turns.sin,  turns.position, turns.frequency, turns.amplitude};
-  };
-  run<rope_forward>(ctx, x, args);
-  if (differentiate) {
-    ctx.record({x, y}, [=](const Context& c) { run<rope_backward>(c, x, args); });
+namespace {
+
+// y[i] = x[i] turned.
+void turn_all(Context& ctx, std::span<const Tensor> x, std::span<Tensor> y, const Turns& turns) {
+  Tensor in[2];
+  Tensor out[2];
+  bool recorded = false;
+  for (size_t i = 0; i < x.size(); ++i) {
+    expect(is_computed(x[i]) && x[i].dtype == x[0].dtype && x[i].rank == 3 && x[i].has_rows(),
+           "[rope] expected x (T, H, D) f32 or f64 with contiguous heads, got {}", x[i]);
+    expect(turns.dim <= x[i].dim(2),
+           "[rope] expected heads of at least {} dims (the rotated ones), got {}", turns.dim, x[i]);
+    expect(turns.tokens == x[i].dim(0), "[rope] expected {} tokens (those of the segments), got {}",
+           turns.tokens, x[i]);
+    y[i] = ctx.result_like(x[i], ctx.differentiate(x[i]));
+    recorded = recorded || y[i].has_grad();
+    in[i] = x[i];
+    out[i] = y[i];
   }
+  const auto args = [count = x.size(), a = in[0], b = in[1], to_a = out[0], to_b = out[1],
+                     turns]<class T>() {
+    const auto of = [&](const Tensor& from, const Tensor& to) {
+      return Rope<T>{view<T>(from), view<T>(to),    turns.dim / 2,   turns.cos,
+                     turns.sin,     turns.position, turns.frequency, turns.amplitude};
+    };
+    Ropes<T> all{static_cast<int64_t>(count), {of(a, to_a), {}}};
+    if (count > 1) {
+      all.each[1] = of(b, to_b);
+    }
+    return all;
+  };
+  run<rope_forward>(ctx, in[0], args);
+  if (recorded) {
+    const Tensor like = in[0];
+    ctx.record({in[0], in[1], out[0], out[1]},
+               [=](const Context& c) { run<rope_backward>(c, like, args); });
+  }
+}
+
+}  // namespace
+
+Tensor rope(Context& ctx, const Tensor& x, const Turns& turns) {
+  Tensor y;
+  turn_all(ctx, {&x, 1}, {&y, 1}, turns);
+  return y;
+}
+
+std::array<Tensor, 2> rope(Context& ctx, const Tensor& q, const Tensor& k, const Turns& turns) {
+  const Tensor x[] = {q, k};
+  std::array<Tensor, 2> y;
+  turn_all(ctx, x, y, turns);
   return y;
 }
 

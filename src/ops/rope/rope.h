@@ -3,6 +3,7 @@
 // transformers' modeling_rope_utils; f_i = theta^(-2i/dim).
 #pragma once
 
+#include <array>
 #include <span>
 #include <vector>
 
@@ -92,5 +93,7 @@ class RopeTable {
 
 /// Rotates x (T, H, D), heads contiguous, D >= turns.dim -> (T, H, D).
 Tensor rope(Context& ctx, const Tensor& x, const Turns& turns);
+/// The same for queries and keys of the same tokens, as one piece of work.
+std::array<Tensor, 2> rope(Context& ctx, const Tensor& q, const Tensor& k, const Turns& turns);
 
 }  // namespace cambium

@@ -45,13 +45,23 @@ void for_each_head(const Rope<float>& a, const Head& head) {
 
 }  // namespace
 
-void rope_forward(const Rope<float>& a) {
-  for_each_head(a, [&](int64_t t, int64_t h) { turn<false>(a, t, a.x.row(t, h), a.y.row(t, h)); });
+void rope_forward(const Ropes<float>& all) {
+  for (int64_t i = 0; i < all.count; ++i) {
+    const Rope<float>& a = all.each[i];
+    for_each_head(a,
+                  [&](int64_t t, int64_t h) { turn<false>(a, t, a.x.row(t, h), a.y.row(t, h)); });
+  }
 }
 
-void rope_backward(const Rope<float>& a) {
-  for_each_head(
-      a, [&](int64_t t, int64_t h) { turn<true>(a, t, a.y.grad_row(t, h), a.x.grad_row(t, h)); });
+void rope_backward(const Ropes<float>& all) {
+  for (int64_t i = 0; i < all.count; ++i) {
+    const Rope<float>& a = all.each[i];
+    if (a.x.grad != nullptr) {
+      for_each_head(a, [&](int64_t t, int64_t h) {
+        turn<true>(a, t, a.y.grad_row(t, h), a.x.grad_row(t, h));
+      });
+    }
+  }
 }
 
 }  // namespace cambium::CAMBIUM_ISA

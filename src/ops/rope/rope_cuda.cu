@@ -23,12 +23,16 @@ __device__ __forceinline__ void load_angles(const float* p, float (&out)[kVec]) 
   }
 }
 
+/// Units of the first tensor, then those of the second.
 template <int kVec, bool kBackward, class T>
-__global__ void __launch_bounds__(kThreads) turn(Rope<T> a, int64_t count) {
-  const int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+__global__ void __launch_bounds__(kThreads) turn(const Ropes<T> all, int64_t first, int64_t count) {
+  int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  await_inputs();
   if (unit >= count) {
     return;
   }
+  const Rope<T>& a = unit < first ? all.each[0] : all.each[1];
+  unit -= unit < first ? 0 : first;
   // The units of a head: its pairs, then what is copied.
   const int64_t units = (a.x.channels - a.half) / kVec;
   const int64_t row = unit / units;
@@ -72,28 +76,42 @@ __global__ void __launch_bounds__(kThreads) turn(Rope<T> a, int64_t count) {
 }
 
 template <bool kBackward, class T>
-void run_rope(const Rope<T>& a, const Launch& on) {
+void run_rope(const Ropes<T>& all, const Launch& on) {
   constexpr int kVec = 16 / sizeof(T);
-  const bool vectors = aligned(a.x, kVec) && aligned(a.y, kVec) && a.half % kVec == 0 &&
-                       aligned(a.cos) && aligned(a.sin);
-  const int64_t count = a.x.count() * ((a.x.channels - a.half) / (vectors ? kVec : 1));
-  launch(on, kBackward ? "rope's gradient" : "rope",
-         vectors ? turn<kVec, kBackward, T> : turn<1, kBackward, T>,
-         static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0, a, count);
+  bool vectors = true;
+  Ropes<T> wanted;
+  for (int64_t i = 0; i < all.count; ++i) {
+    const Rope<T>& a = all.each[i];
+    vectors = vectors && aligned(a.x, kVec) && aligned(a.y, kVec) && a.half % kVec == 0 &&
+              aligned(a.cos) && aligned(a.sin);
+    if (!kBackward || a.x.grad != nullptr) {
+      wanted.each[wanted.count++] = a;
+    }
+  }
+  int64_t units[2] = {};
+  for (int64_t i = 0; i < wanted.count; ++i) {
+    const Rope<T>& a = wanted.each[i];
+    units[i] = a.x.count() * ((a.x.channels - a.half) / (vectors ? kVec : 1));
+  }
+  const int64_t count = units[0] + units[1];
+  launch_ahead(on, kBackward ? "rope's gradient" : "rope",
+               vectors ? turn<kVec, kBackward, T> : turn<1, kBackward, T>,
+               static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0, wanted, units[0],
+               count);
 }
 
 }  // namespace
 
-void rope_forward(const Rope<float>& a, const Launch& on) {
+void rope_forward(const Ropes<float>& a, const Launch& on) {
   run_rope<false>(a, on);
 }
-void rope_forward(const Rope<bf16>& a, const Launch& on) {
+void rope_forward(const Ropes<bf16>& a, const Launch& on) {
   run_rope<false>(a, on);
 }
-void rope_backward(const Rope<float>& a, const Launch& on) {
+void rope_backward(const Ropes<float>& a, const Launch& on) {
   run_rope<true>(a, on);
 }
-void rope_backward(const Rope<bf16>& a, const Launch& on) {
+void rope_backward(const Ropes<bf16>& a, const Launch& on) {
   run_rope<true>(a, on);
 }
 

@@ -22,7 +22,13 @@ struct Rope {
   float amplitude = 1.0F;
 };
 
-CAMBIUM_KERNEL(rope_forward, Rope)
-CAMBIUM_KERNEL(rope_backward, Rope)
+/// Tensors of the same tokens: queries and keys.
+template <class T>
+struct Ropes {
+  int64_t count = 0;
+  Rope<T> each[2];
+};
+CAMBIUM_KERNEL(rope_forward, Ropes)
+CAMBIUM_KERNEL(rope_backward, Ropes)
 
 }  // namespace cambium

@@ -24,16 +24,22 @@ void turn_head(const Rope<T>& a, int64_t t, double direction, bool add, const T*
 }
 
 template <class T>
-void rope_forward::reference(const Rope<T>& a) {
-  for (int64_t r = 0; r < a.x.count(); ++r) {
-    turn_head(a, r / a.x.rows.inner, 1.0, false, a.x.row(r), a.y.row(r));
+void rope_forward::reference(const Ropes<T>& all) {
+  for (int64_t i = 0; i < all.count; ++i) {
+    const Rope<T>& a = all.each[i];
+    for (int64_t r = 0; r < a.x.count(); ++r) {
+      turn_head(a, r / a.x.rows.inner, 1.0, false, a.x.row(r), a.y.row(r));
+    }
   }
 }
 
 template <class T>
-void rope_backward::reference(const Rope<T>& a) {
-  for (int64_t r = 0; r < a.x.count(); ++r) {
-    turn_head(a, r / a.x.rows.inner, -1.0, true, a.y.grad_row(r), a.x.grad_row(r));
+void rope_backward::reference(const Ropes<T>& all) {
+  for (int64_t i = 0; i < all.count; ++i) {
+    const Rope<T>& a = all.each[i];
+    for (int64_t r = 0; r < a.x.count() && a.x.grad != nullptr; ++r) {
+      turn_head(a, r / a.x.rows.inner, -1.0, true, a.y.grad_row(r), a.x.grad_row(r));
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 #include <numbers>
 
 #include "base/testing.h"
+#include "ops/pointwise/pointwise.h"
 #include "ops/testing.h"
 
 namespace cambium {
@@ -45,6 +46,13 @@ TEST_P(Rope, KernelsMatchDefinitionAndGradientsMatchDifferences) {
   };
   expect_gradients_match_differences(slice, {{{7, width + 9}}});
   expect_kernels_match_reference(slice, {{{7, width + 9}}});
+  // Queries and keys as one piece of work; keys of other heads.
+  const auto both = [&](Context& ctx, const std::vector<Tensor>& in) {
+    const auto [q, k] = rope(ctx, in[0], in[1], table.turns(ctx, kSegments));
+    return add(ctx, q, repeat_heads(ctx, k, c.heads));
+  };
+  expect_gradients_match_differences(both, {{{7, c.heads, c.channels}}, {{7, 1, c.channels}}});
+  expect_kernels_match_reference(both, {{{7, c.heads, c.channels}}, {{7, 1, c.channels}}});
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -19,6 +19,19 @@ void sample_tokens(const Context& ctx, const Tensor& logits,
                    std::span<const SamplingConfig> configs, std::span<const double> uniforms,
                    std::span<int32_t> tokens, std::span<float> log_probabilities);
 
+/// Lowers in place logits (R, V) of tokens that were there before, as configs[r] says. seen[r]: the
+/// tokens of row r's prompt and output, each once; empty where nothing is penalised.
+void penalise_tokens(const Context& ctx, const Tensor& logits,
+                     std::span<const SamplingConfig> configs,
+                     std::span<const std::span<const SeenToken>> seen);
+
+/// Of the rows of logits (R, V) whose wanted[r] is not -1: log softmax(logits)[tokens[r]], and the
+/// wanted[r] likeliest tokens with theirs, at likeliest[r * (likeliest.size() / R)] and after it.
+/// Larger logits come first, the lower index among equals, NaN last.
+void rank_tokens(const Context& ctx, const Tensor& logits, std::span<const int32_t> tokens,
+                 std::span<const int32_t> wanted, std::span<float> log_probabilities,
+                 std::span<RankedToken> likeliest);
+
 /// One token from logits (V) in host memory. `uniform` in [0, 1) decides; the caller draws it from
 /// (seed, position).
 int32_t sample_token(std::span<const float> logits, const SamplingConfig& config, double uniform);

@@ -27,4 +27,33 @@ void sample_rows::cpu(const SampleRows<float>& a, Arena& /*arena*/) {
   });
 }
 
+void penalise_rows::cpu(const PenaliseRows<float>& a, Arena& /*arena*/) {
+  reference(a);  // a few tokens of each row
+}
+
+void rank_rows::cpu(const RankRows<float>& a, Arena& /*arena*/) {
+  parallel_for(a.logits.count(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (a.wanted[r] < 0) {
+        continue;
+      }
+      const std::span<const float> row(a.logits.row(r), static_cast<size_t>(a.logits.channels));
+      int32_t best = -1;
+      double log_sum = 0.0;
+      read_logit_row({a.logits.channels, row.data(), &best, &log_sum});
+      // Without a finite largest logit there are no probabilities.
+      const double shift =
+          best >= 0 ? static_cast<double>(row[static_cast<size_t>(best)]) + log_sum : NAN;
+      const auto log_probability = [&](int32_t token) {
+        return static_cast<float>(static_cast<double>(row[static_cast<size_t>(token)]) - shift);
+      };
+      a.log_probability[r] = log_probability(a.token[r]);
+      RankedToken* ranked = a.likeliest + r * a.most;
+      for (const int32_t token : definition::likeliest(row, a.wanted[r])) {
+        *ranked++ = {token, log_probability(token)};
+      }
+    }
+  });
+}
+
 }  // namespace cambium

@@ -11,21 +11,15 @@
 // is found by its bits, eight at a time, from histograms over the row.
 #include <cfloat>
 
-#include "ops/cuda.cuh"
-#include "ops/sampling/sampling_kernels.h"
+#include "ops/sampling/sampling_cuda.cuh"
 
 namespace cambium::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
-constexpr int kWarps = kThreads / 32;
 constexpr int kListed = 2048;  // tokens that can be sorted
 constexpr int kNucleus = 512;  // of the threads' largest logits, where only the nucleus is cut
 constexpr int kFew = 512;      // tokens left that are drawn from by comparing each with each
 constexpr float kLeastLog = -745.13F;  // below, e^x is 0 in double precision
-constexpr unsigned kAll = 0xffffffffU;
-
-using Units = unsigned long long;
 
 /// Of the row in hand.
 struct Shared {
@@ -41,60 +35,6 @@ struct Shared {
   int32_t found;
 };
 
-/// Floats in their order as whole numbers; NaN below all.
-__device__ __forceinline__ uint32_t order(float x) {
-  const uint32_t bits = __float_as_uint(x + 0.0F);  // no negative zero
-  return isnan(x) ? 0 : (bits >> 31) != 0 ? ~bits : bits | 0x80000000U;
-}
-__device__ __forceinline__ float from_order(uint32_t key) {
-  return __uint_as_float((key >> 31) != 0 ? key & 0x7fffffffU : ~key);
-}
-__device__ __forceinline__ uint64_t listed_token(float x, int64_t i) {
-  return static_cast<uint64_t>(order(x)) << 32 | static_cast<uint32_t>(~i);
-}
-__device__ __forceinline__ uint32_t key_of(uint64_t token) {
-  return static_cast<uint32_t>(token >> 32);
-}
-__device__ __forceinline__ int32_t index_of(uint64_t token) {
-  return static_cast<int32_t>(~static_cast<uint32_t>(token));
-}
-
-template <class N>
-__device__ __forceinline__ N warp_total(N x) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    x += __shfl_xor_sync(kAll, x, lanes);
-  }
-  return x;
-}
-/// The sum over the block in every thread, in a fixed order; `part` (kWarps) is shared.
-template <class N>
-__device__ __forceinline__ N block_total(N x, N* part) {
-  x = warp_total(x);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) {
-    part[threadIdx.x / 32] = x;
-  }
-  __syncthreads();
-  return warp_total(part[threadIdx.x % 32]);
-}
-__device__ __forceinline__ uint64_t block_largest(uint64_t x, Units* part) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    x = max(x, __shfl_xor_sync(kAll, x, lanes));
-  }
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) {
-    part[threadIdx.x / 32] = x;
-  }
-  __syncthreads();
-  x = part[threadIdx.x % 32];
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    x = max(x, __shfl_xor_sync(kAll, x, lanes));
-  }
-  return x;
-}
 /// The sum over this thread and those before it.
 __device__ __forceinline__ Units block_scan(Units x, Units* part) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -145,25 +85,10 @@ struct Row {
   uint32_t last_key = 0;
   int64_t last_index = INT64_MAX;
 
-  /// Calls f(logit, index) for the share of `thread` of `threads` in [begin, end).
   template <class F>
   __device__ __forceinline__ void visit(int64_t begin, int64_t end, int thread, int threads,
                                         const F& f) const {
-    for (int64_t i = begin + static_cast<int64_t>(thread) * V; i < end;
-         i += static_cast<int64_t>(threads) * V) {
-      if (i + V <= end) {
-        float x[V];
-        load_n<V>(logits + i, x);
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          f(x[v], i + v);
-        }
-      } else {
-        for (int64_t j = i; j < end; ++j) {
-          f(load(logits + j), j);
-        }
-      }
-    }
+    visit_row<V>(logits, begin, end, thread, threads, f);
   }
   template <class F>
   __device__ __forceinline__ void visit(const F& f) const {
@@ -171,9 +96,7 @@ struct Row {
   }
 
   /// Of one thread: e^((x - largest) / temperature).
-  __device__ __forceinline__ float weight(float x) const {
-    return expf((x - largest) * inverse);
-  }
+  __device__ __forceinline__ float weight(float x) const { return expf((x - largest) * inverse); }
   __device__ __forceinline__ static Units units(float weight) {
     return __float2ull_rn(weight * 0x1p44F);
   }
@@ -450,19 +373,12 @@ __global__ void __launch_bounds__(kThreads) sample(SampleRows<T> a) {
     row.min_p = shared.min_p;
   }
 
-  double sum = 0.0;
+  ExpSum exps;
   Units total = 0;
   Units candidates = 0;
-  float pack_sum = 0.0F;
-  int in_pack = 0;
   row.visit([&](float x, int64_t) {
     const float plain = expf(x - row.largest);
-    pack_sum += plain;
-    if (++in_pack == 8) {
-      sum += static_cast<double>(pack_sum);
-      pack_sum = 0.0F;
-      in_pack = 0;
-    }
+    exps.add(plain);
     if (draws) {
       const float weight = row.inverse == 1.0F ? plain : row.weight(x);
       if (row.candidate(x, weight)) {
@@ -471,7 +387,7 @@ __global__ void __launch_bounds__(kThreads) sample(SampleRows<T> a) {
       }
     }
   });
-  sum = block_total(sum + static_cast<double>(pack_sum), shared.part_double);
+  const double sum = block_total(exps.total(), shared.part_double);
 
   if (draws) {
     total = block_total(total, shared.part);
@@ -509,10 +425,7 @@ template <class T>
 void run_sample(const SampleRows<T>& a, const Launch& on) {
   constexpr int kWidth = 16 / sizeof(T);
   const auto rows = static_cast<unsigned>(a.logits.count());
-  const bool packs = reinterpret_cast<uintptr_t>(a.logits.data) % 16 == 0 &&
-                     a.logits.rows.outer_stride % kWidth == 0 &&
-                     a.logits.rows.inner_stride % kWidth == 0;
-  if (packs) {
+  if (rows_are_packs(a.logits)) {
     launch(on, "sample_rows", sample<T, kWidth>, rows, kThreads, 0, a);
   } else {
     launch(on, "sample_rows", sample<T, 1>, rows, kThreads, 0, a);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -114,6 +115,29 @@ double log_probability(std::span<const T> logits, int32_t token) {
   return static_cast<double>(logits[static_cast<size_t>(token)]) - largest - std::log(sum);
 }
 
+template <class T>
+T penalised(T logit, const SamplingConfig& config, int32_t generated) {
+  const T repetition = config.repetition;
+  const T scaled = logit > 0 ? logit / repetition : logit * repetition;
+  return generated > 0 ? scaled - static_cast<T>(config.frequency) * static_cast<T>(generated) -
+                             static_cast<T>(config.presence)
+                       : scaled;
+}
+
+/// The `count` likeliest tokens: larger logits first, the lower index among equals, NaN last.
+template <class T>
+std::vector<int32_t> likeliest(std::span<const T> logits, int64_t count) {
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
+    const T x = logits[static_cast<size_t>(a)];
+    const T y = logits[static_cast<size_t>(b)];
+    return std::isnan(x) != std::isnan(y) ? std::isnan(y) : x > y || (!(y > x) && a < b);
+  });
+  order.resize(static_cast<size_t>(count));
+  return order;
+}
+
 }  // namespace definition
 
 template <class T>
@@ -122,6 +146,35 @@ void sample_rows::reference(const SampleRows<T>& a) {
     const std::span<const T> row(a.logits.row(r), static_cast<size_t>(a.logits.channels));
     a.token[r] = definition::draw(row, a.config[r], a.uniform[r], definition::argmax(row));
     a.log_probability[r] = static_cast<float>(definition::log_probability(row, a.token[r]));
+  }
+}
+
+template <class T>
+void penalise_rows::reference(const PenaliseRows<T>& a) {
+  for (int64_t r = 0; r < a.logits.count(); ++r) {
+    T* row = a.logits.row(r);
+    for (int64_t i = a.start[r]; i < a.start[r + 1]; ++i) {
+      T& logit = row[a.seen[i].token];
+      logit = definition::penalised(logit, a.config[r], a.seen[i].generated);
+    }
+  }
+}
+
+template <class T>
+void rank_rows::reference(const RankRows<T>& a) {
+  for (int64_t r = 0; r < a.logits.count(); ++r) {
+    if (a.wanted[r] < 0) {
+      continue;
+    }
+    const std::span<const T> row(a.logits.row(r), static_cast<size_t>(a.logits.channels));
+    const auto log_probability = [&](int32_t token) {
+      return static_cast<float>(definition::log_probability(row, token));
+    };
+    a.log_probability[r] = log_probability(a.token[r]);
+    const std::vector<int32_t> tokens = definition::likeliest(row, a.wanted[r]);
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      a.likeliest[r * a.most + static_cast<int64_t>(i)] = {tokens[i], log_probability(tokens[i])};
+    }
   }
 }
 

@@ -1,6 +1,6 @@
 #include "ops/sampling/sampling.h"
 
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 
 #include <algorithm>
 #include <cmath>
@@ -332,6 +332,201 @@ INSTANTIATE_TEST_SUITE_P(Vocabularies, SampleRandomRows,
                                            RandomRows{1000, 800}, RandomRows{32000, 96},
                                            RandomRows{151936, 24}),
                          ::testing::PrintToStringParamName());
+
+// Logits that were there before: 0 in the prompt alone, 1 once in the output, 2 three times.
+TEST(Penalties, AreWhatTheConfigurationSays) {
+  const std::vector<float> logits = {2, -2, 4, 1};
+  const std::vector<SeenToken> seen = {{0, 0}, {1, 1}, {2, 3}};
+  const struct {
+    SamplingConfig config;
+    std::vector<float> expected;
+  } rows[] = {{{}, {2, -2, 4, 1}},
+              {{.repetition = 2}, {1, -4, 2, 1}},
+              {{.repetition = 0.5F}, {4, -1, 8, 1}},
+              {{.presence = 0.5F}, {2, -2.5F, 3.5F, 1}},
+              {{.frequency = 0.25F}, {2, -2.25F, 3.25F, 1}},
+              {{.frequency = -0.25F}, {2, -1.75F, 4.75F, 1}},
+              {{.repetition = 2, .presence = 1, .frequency = 0.5F}, {1, -5.5F, -0.5F, 1}}};
+  std::vector<SamplingConfig> configs;
+  std::vector<float> all, expected;
+  for (const auto& row : rows) {
+    configs.push_back(row.config);
+    all.insert(all.end(), logits.begin(), logits.end());
+    expected.insert(expected.end(), row.expected.begin(), row.expected.end());
+  }
+  const auto count = static_cast<int64_t>(configs.size());
+  const std::vector<std::span<const SeenToken>> lists(configs.size(), seen);
+  Arena arena;
+  for (const bool reference : {false, true}) {
+    std::vector<float> values = all;
+    penalise_tokens({.arena = &arena, .reference = reference},
+                    Tensor::of(values.data(), {count, 4}), configs, lists);
+    EXPECT_EQ(values, expected);
+  }
+  if (testing::on_cuda()) {
+    for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {  // bf16 holds these numbers
+      const testing::CudaContext cuda(type);
+      const OwnedTensor on_device(type, {count, 4}, false, Device::kCuda);
+      copy(on_device.view, Tensor::of(all.data(), {count, 4}));
+      penalise_tokens(cuda.ctx, on_device.view, configs, lists);
+      EXPECT_EQ(elements_of(on_device.view), expected);
+    }
+  }
+}
+
+// Long lists, empty ones among them, of logits in any form.
+TEST(Penalties, OnCudaAreTheDefinitions) {
+  if (!testing::on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  constexpr int64_t kRows = 5;
+  constexpr int64_t kVocabulary = 4099;
+  const auto drawn = testing::draw({{{kRows, kVocabulary}, -6, 6}})[0];
+  std::vector<float> values(drawn.begin(), drawn.end());
+  std::vector<std::vector<SeenToken>> lists(kRows);
+  for (const auto& [row, length] : {std::pair{0, 4099}, {1, 1}, {3, 511}, {4, 513}}) {
+    for (int32_t i = 0; i < length; ++i) {
+      lists[static_cast<size_t>(row)].push_back({(i * 7 + row) % int32_t{kVocabulary}, i % 5});
+    }
+  }
+  const std::vector<std::span<const SeenToken>> seen(lists.begin(), lists.end());
+  const std::vector<SamplingConfig> configs(
+      kRows, {.repetition = 1.3F, .presence = 0.7F, .frequency = -0.2F});
+  const testing::CudaContext cuda;
+  const OwnedTensor on_device(Dtype::kF32, {kRows, kVocabulary}, false, Device::kCuda);
+  copy(on_device.view, Tensor::of(values.data(), {kRows, kVocabulary}));
+  penalise_tokens(cuda.ctx, on_device.view, configs, seen);
+  const std::vector<float> found = elements_of(on_device.view);
+  Arena arena;
+  penalise_tokens({.arena = &arena}, Tensor::of(values.data(), {kRows, kVocabulary}), configs,
+                  seen);
+  for (size_t i = 0; i < values.size(); ++i) {
+    ASSERT_NEAR(found[i], values[i], 1e-6) << i;
+  }
+}
+
+struct Ranks {
+  std::vector<float> log_probabilities;
+  std::vector<RankedToken> likeliest;
+};
+
+Ranks rank_rows_of(const Context& ctx, const Tensor& logits, const std::vector<int32_t>& tokens,
+                   const std::vector<int32_t>& wanted) {
+  constexpr RankedToken kUntouched{-7, -7.0F};
+  Ranks ranks{std::vector<float>(tokens.size(), -7.0F),
+              std::vector<RankedToken>(tokens.size() * kMostRanked, kUntouched)};
+  rank_tokens(ctx, logits, tokens, wanted, ranks.log_probabilities, ranks.likeliest);
+  return ranks;
+}
+
+void expect_near(float found, float expected, size_t row) {
+  if (std::isfinite(expected)) {
+    EXPECT_NEAR(found, expected, 3e-6 * std::max(1.0F, std::abs(expected))) << row;
+  } else {
+    EXPECT_TRUE(found == expected || (std::isnan(found) && std::isnan(expected)))
+        << found << " is not " << expected << " in row " << row;
+  }
+}
+
+void expect_same(const Ranks& found, const Ranks& expected) {
+  for (size_t r = 0; r < expected.log_probabilities.size(); ++r) {
+    expect_near(found.log_probabilities[r], expected.log_probabilities[r], r);
+    for (size_t i = r * kMostRanked; i < (r + 1) * kMostRanked; ++i) {
+      ASSERT_EQ(found.likeliest[i].token, expected.likeliest[i].token)
+          << "row " << r << ", rank " << i % kMostRanked;
+      expect_near(found.likeliest[i].log_probability, expected.likeliest[i].log_probability, r);
+    }
+  }
+}
+
+TEST(RankTokens, GivesTheLikeliestFirst) {
+  std::vector<float> logits = kLogits;
+  Arena arena;
+  const Ranks ranks = rank_rows_of({.arena = &arena}, Tensor::of(logits.data(), {1, 4}), {0}, {3});
+  EXPECT_NEAR(ranks.log_probabilities[0], std::log(0.1), 1e-6);
+  const std::pair<int32_t, double> expected[] = {{1, 0.4}, {3, 0.3}, {2, 0.2}};
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(ranks.likeliest[i].token, expected[i].first);
+    EXPECT_NEAR(ranks.likeliest[i].log_probability, std::log(expected[i].second), 1e-6);
+  }
+  EXPECT_EQ(ranks.likeliest[3].token, -7);  // no more than wanted
+}
+
+// Rows of every kind by the definition, every instruction set and CUDA.
+class RankRandomRows : public ::testing::TestWithParam<int64_t> {};
+
+TEST_P(RankRandomRows, MatchTheDefinition) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr size_t kRows = 9;
+  const int64_t vocabulary = GetParam();
+  const auto width = static_cast<size_t>(vocabulary);
+  const auto drawn = testing::draw({{{int64_t{kRows}, vocabulary}, -6, 6}})[0];
+  std::vector<float> values;
+  for (const double x : drawn) {
+    values.push_back(testing::as_bf16(x));  // the same in both types, with equals among them
+  }
+  for (size_t i = 0; i < width; ++i) {
+    values[1 * width + i] = 2.0F;
+    values[2 * width + i] = i % 3 == 1 ? values[2 * width + i] : -kInf;
+    values[3 * width + i] = i % 2 == 0 ? kNan : values[3 * width + i];
+    values[4 * width + i] = -kInf;
+    values[5 * width + i] = kNan;
+  }
+  values[6 * width] = kInf;
+  values[7 * width + width / 2] = -0.0F;
+  const auto most = static_cast<int32_t>(std::min(vocabulary, kMostRanked));
+  const std::vector<int32_t> wanted = {most, most, most, most, most, most, 1, 0, -1};
+  std::vector<int32_t> tokens;
+  for (size_t r = 0; r < kRows; ++r) {
+    tokens.push_back(static_cast<int32_t>(r * 37 % width));
+  }
+  Arena arena;
+  const Tensor logits = Tensor::of(values.data(), {int64_t{kRows}, vocabulary});
+  const Ranks expected = rank_rows_of({.arena = &arena, .reference = true}, logits, tokens, wanted);
+  EXPECT_EQ(expected.likeliest[kMostRanked].token, 0);
+  EXPECT_EQ(expected.log_probabilities[8], -7.0F);
+  testing::for_each_isa(
+      [&] { expect_same(rank_rows_of({.arena = &arena}, logits, tokens, wanted), expected); });
+  if (testing::on_cuda()) {
+    for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+      SCOPED_TRACE(std::string("cuda ") + dtype_name(type));
+      const testing::CudaContext cuda(type);
+      const OwnedTensor on_device(type, {int64_t{kRows}, vocabulary}, false, Device::kCuda);
+      copy(on_device.view, logits);
+      expect_same(rank_rows_of(cuda.ctx, on_device.view, tokens, wanted), expected);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Vocabularies, RankRandomRows,
+                         ::testing::Values(1, 5, 19, 1000, 4099, 151936));
+
+TEST(SamplingErrors, OfPenaltiesAndRanksNameWhatIsWrong) {
+  std::vector<float> logits = {1, 2, 3};
+  const Tensor row = Tensor::of(logits.data(), {1, 3});
+  Arena arena;
+  const Context ctx{.arena = &arena};
+  const auto penalise = [&](const SamplingConfig& config, SeenToken token) {
+    const std::vector<SeenToken> seen = {token};
+    const std::vector<std::span<const SeenToken>> lists = {seen};
+    return testing::error_of([&] { penalise_tokens(ctx, row, std::span(&config, 1), lists); });
+  };
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THAT(penalise({.repetition = 0}, {0, 0}), ::testing::HasSubstr("repetition penalty"));
+  EXPECT_THAT(penalise({.repetition = nan}, {0, 0}), ::testing::HasSubstr("repetition penalty"));
+  EXPECT_THAT(penalise({.presence = 2.5F}, {0, 0}), ::testing::HasSubstr("presence penalty"));
+  EXPECT_THAT(penalise({.frequency = nan}, {0, 0}), ::testing::HasSubstr("frequency penalty"));
+  EXPECT_THAT(penalise({}, {3, 0}), ::testing::HasSubstr("expected tokens in 0..2, got 3"));
+  EXPECT_THAT(penalise({}, {-1, 0}), ::testing::HasSubstr("expected tokens in 0..2, got -1"));
+  EXPECT_EQ(logits, std::vector<float>({1, 2, 3}));
+  const auto rank = [&](int32_t token, int32_t wanted) {
+    return testing::error_of([&] { rank_rows_of(ctx, row, {token}, {wanted}); });
+  };
+  EXPECT_THAT(rank(0, 4), ::testing::HasSubstr("expected 0 to 3 likeliest tokens"));
+  EXPECT_THAT(rank(0, -2), ::testing::HasSubstr("expected 0 to 3 likeliest tokens"));
+  EXPECT_THAT(rank(3, 1), ::testing::HasSubstr("expected a token in 0..2, got 3"));
+}
 
 TEST(SamplingErrors, NameTheOption) {
   const std::vector<float> logits = {1, 2};

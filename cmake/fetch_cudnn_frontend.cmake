@@ -1,0 +1,33 @@
+# Fetches cudnn-frontend (NVIDIA, Apache-2.0), the headers through which attention asks cuDNN, from
+# the wheel they are published in, pinned by its hash: cmake -P cmake/fetch_cudnn_frontend.cmake. What
+# is there already is left alone. Without the headers the build goes without cuDNN.
+set(version 1.32.0)
+set(sha256 c6006556017a4d1c914c52a556c71b1267f2d6a0500f742e7b4edef539878df0)
+set(wheel nvidia_cudnn_frontend-${version}-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl)
+set(url https://files.pythonhosted.org/packages/11/02/660e2dd9f9d9f940e1641443771730612c3aadaafbc5ef7a93cc313d519d/${wheel})
+get_filename_component(folder ${CMAKE_CURRENT_LIST_DIR}/../third_party/cudnn-frontend ABSOLUTE)
+
+if(EXISTS ${folder}/${version})
+  return()
+endif()
+message("setup: fetching cudnn-frontend ${version}")
+set(fetched ${folder}.tmp)
+file(REMOVE_RECURSE ${fetched})
+file(DOWNLOAD ${url} ${fetched}/${wheel} STATUS status TIMEOUT 60 TLS_VERIFY ON)
+list(POP_FRONT status code reason)
+if(NOT code EQUAL 0)
+  file(REMOVE_RECURSE ${fetched})
+  message("setup: ${url} could not be fetched (${reason}); the build goes without cuDNN")
+  return()
+endif()
+file(SHA256 ${fetched}/${wheel} found)
+if(NOT found STREQUAL sha256)
+  file(REMOVE_RECURSE ${fetched})
+  message(FATAL_ERROR "setup: expected ${wheel} with SHA-256 ${sha256}, got ${found}")
+endif()
+file(ARCHIVE_EXTRACT INPUT ${fetched}/${wheel} DESTINATION ${fetched}
+     PATTERNS include/* *.dist-info/licenses/*)
+file(REMOVE ${fetched}/${wheel})
+file(WRITE ${fetched}/${version} "${sha256}\n")
+file(REMOVE_RECURSE ${folder})
+file(RENAME ${fetched} ${folder})
