@@ -695,14 +695,6 @@ __global__ void __launch_bounds__(kScanThreads)
   }
 }
 
-bool has_shared_memory(size_t bytes) {
-  int device = 0;
-  int most = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return bytes <= static_cast<size_t>(most);
-}
-
 }  // namespace
 
 bool scan_backward_by_tiles(const SelectiveScan<bf16>& host, const DeviceSegments& segments,
