@@ -31,22 +31,22 @@ constexpr float kStateUnit = kLn2 / 2.0F;
 constexpr float kSumUnit = kStateUnit * kCut;
 
 constexpr int kQuad = 4;  // tokens that a scanner takes at once
-constexpr int kQuads = kTileTokens / kQuad;
-constexpr int kHalf = kQuads / 2;  // quads of a half tile
+constexpr int kHalfTokens = kTileTokens / 2;
+constexpr int kQuads = kHalfTokens / kQuad;
 /// Of the first of a lane's four states, the decays of so many tokens of a quad by polynomial.
 constexpr int kPolynomials = 3;
 
-// Places in a buffer, padded so that lanes meet in few banks.
+// Places in a half tile, padded so that lanes meet in few banks.
 // (warp, quad, channel, token) of steps.
 constexpr int kStepQuad = kWarpChannels * kQuad + 4;
-constexpr int kStepWarp = kQuads * kStepQuad + 8;
+constexpr int kStepWarp = kQuads * kStepQuad + 24;
 constexpr int kSteps = kScanWarps * kStepWarp;
 // (warp, pair of tokens, half of states, channel, token): what is a row of a product that gives the
 // first eight states of a channel and what is a row of one that gives the second: step u as two
 // bf16 and zero, or zero and step u.
 constexpr int kWrittenHalf = kWarpChannels * 4;
 constexpr int kWrittenPair = 2 * kWrittenHalf + 4;
-constexpr int kWrittenWarp = kTileTokens / 2 * kWrittenPair + 16;
+constexpr int kWrittenWarp = kHalfTokens / 2 * kWrittenPair + 16;
 constexpr int kWritten = kScanWarps * kWrittenWarp;
 // (slot, quad, state, token) of B as two equal bf16, the second eight states after a gap.
 constexpr int kUpper = kTileStates / 2 * kQuad + 16;
@@ -54,10 +54,12 @@ constexpr int kBQuad = 2 * kUpper + 4;
 constexpr int kBSlot = kQuads * kBQuad;
 // (slot, token, state) of C.
 constexpr int kCQuad = kQuad * kTileStates;
-// (warp, token, channel) of sums over states, in a buffer of their own.
-constexpr int kSumWarp = kTileTokens * kWarpChannels + 4;
+constexpr int kCSlot = kQuads * kCQuad;
+constexpr int kHalves = 4;  // that there is room for
+// (warp, token, channel) of sums over states of a half tile, which have a buffer of their own.
+constexpr int kSumWarp = kHalfTokens * kWarpChannels + 4;
 constexpr int kSums = kScanWarps * kSumWarp;
-constexpr int kSumBuffers = 3;
+constexpr int kSumHalves = 6;
 /// Tiles that copies from memory fill; a helper has its own places in them.
 constexpr int kStages = 6;
 
@@ -67,25 +69,22 @@ struct TileMemory {
   int b_slots, c_slots;
 
   static constexpr int words(int b_slots, int c_slots) {
-    return kSteps + kWritten + b_slots * kBSlot + c_slots * kSlotWords;
+    return kSteps + kWritten + b_slots * kBSlot + c_slots * kCSlot;
   }
   static constexpr size_t bytes(int b_slots, int c_slots, int octets) {
-    return sizeof(float) * (2 * words(b_slots, c_slots) + kSumBuffers * kSums) +
+    return sizeof(float) * (kHalves * words(b_slots, c_slots) + kSumHalves * kSums) +
            sizeof(uint4) * kStages * kHelpers * octets;
   }
-  __device__ __forceinline__ float* steps(int tile) const {
-    return at + tile % 2 * words(b_slots, c_slots);
+  __device__ __forceinline__ float* half(int i) const {
+    return at + i % kHalves * words(b_slots, c_slots);
   }
-  __device__ __forceinline__ float* written(int tile) const { return steps(tile) + kSteps; }
-  __device__ __forceinline__ float* b_rows(int tile) const { return written(tile) + kWritten; }
-  __device__ __forceinline__ float* c_rows(int tile) const {
-    return b_rows(tile) + b_slots * kBSlot;
-  }
-  __device__ __forceinline__ float* sums(int buffer) const {
-    return at + 2 * words(b_slots, c_slots) + buffer * kSums;
-  }
+  // In a half tile.
+  static constexpr int b_rows() { return kSteps + kWritten; }
+  __device__ __forceinline__ int c_rows() const { return b_rows() + b_slots * kBSlot; }
+
+  __device__ __forceinline__ float* sums() const { return at + kHalves * words(b_slots, c_slots); }
   __device__ __forceinline__ uint4* stages() const {
-    return reinterpret_cast<uint4*>(sums(kSumBuffers));
+    return reinterpret_cast<uint4*>(sums() + kSumHalves * kSums);
   }
 };
 
@@ -157,7 +156,7 @@ class Helper {
 #pragma unroll
     for (int g = 0; g < kWarpChannels; ++g) {
       bias[g] = a.dt_bias.data[channel + g] * kLog2E;
-      skip[g] = a.d.data[channel + g] / kSumUnit;
+      skip[g] = a.d.data[channel + g] * (1.0F / kSumUnit);
     }
     const auto follow = [&](int i, const View<bf16>& v) {
       from[i] = v.at(first + token, channel);
@@ -191,7 +190,9 @@ class Helper {
       fill(filled, filled);
     }
     int stage = 0;
-    int sums = 0;
+    const float* sums = memory.sums() + token / kHalfTokens * kSums + warp * kSumWarp +
+                        token % kHalfTokens * kWarpChannels;
+    int left = kSumHalves / 2;  // tiles until sums are in the first buffer again
     for (int tile = 0; tile < tiles; ++tile) {
       wait_at(kScanned + tile % 2);
       if (filled < tiles) {
@@ -202,7 +203,9 @@ class Helper {
       finish(tile, stage, sums);
       fetch(stage);
       stage = stage + 1 < kStages ? stage + 1 : 0;
-      sums = sums + 1 < kSumBuffers ? sums + 1 : 0;
+      --left;
+      sums += left > 0 ? 2 * kSums : (2 - kSumHalves) * kSums;
+      left = left > 0 ? left : kSumHalves / 2;
     }
   }
 
@@ -223,18 +226,24 @@ class Helper {
     fetched += kTileTokens;
   }
 
+  /// Of this helper's token.
   __device__ __forceinline__ float* written_at(int tile) const {
-    return memory.written(tile) + warp * kWrittenWarp + token / 2 * kWrittenPair + token % 2 * 2;
+    return memory.half(tile * 2 + token / kHalfTokens) + kSteps + warp * kWrittenWarp +
+           token % kHalfTokens / 2 * kWrittenPair + token % 2 * 2;
   }
 
   __device__ __forceinline__ void fill(int tile, int stage) const {
     const uint4* in = own + stage * kStageSize;
+    uint4 dt = in[kHelpers];
+    if (tile * kTileTokens + token >= tokens) {
+      dt = make_uint4(kNoStep, kNoStep, kNoStep, kNoStep);
+    }
     float u[kWarpChannels];
     float raw[kWarpChannels];
     widen(in[0], u);
-    widen(in[kHelpers], raw);
-    float* steps =
-        memory.steps(tile) + warp * kStepWarp + token / kQuad * kStepQuad + token % kQuad;
+    widen(dt, raw);
+    float* steps = memory.half(tile * 2 + token / kHalfTokens) + warp * kStepWarp +
+                   token % kHalfTokens / kQuad * kStepQuad + token % kQuad;
     float* written = written_at(tile);
 #pragma unroll
     for (int g = 0; g < kWarpChannels; ++g) {
@@ -244,31 +253,27 @@ class Helper {
       written[g * 4] = both;
       written[g * 4 + kWrittenHalf + 1] = both;
     }
-    if (tile * kTileTokens + token >= tokens) {
-      // A step of 0 leaves the state as it is. (u is zero already.)
-#pragma unroll
-      for (int g = 0; g < kWarpChannels; ++g) {
-        steps[g * kQuad] = 0.0F;
-      }
-    }
+    float* half = memory.half(tile * 2 + rows.token / kHalfTokens);
+    const int row = rows.token % kHalfTokens;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int slot = rows.slot(i, slots, helper);
       const uint4 octet = in[(kArrays + i) * kHelpers];
       if (slot < memory.b_slots) {
-        float* to = memory.b_rows(tile) + slot * kBSlot + rows.token / kQuad * kBQuad +
-                    helper % 2 * kUpper + rows.token % kQuad;
+        float* to = half + memory.b_rows() + slot * kBSlot + row / kQuad * kBQuad +
+                    helper % 2 * kUpper + row % kQuad;
         const uint32_t pairs[] = {octet.x, octet.y, octet.z, octet.w};
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
-          to[2 * n * kQuad] = __uint_as_float(pairs[n] << 16 | (pairs[n] & 0xffffU));
-          to[(2 * n + 1) * kQuad] = __uint_as_float((pairs[n] & 0xffff0000U) | pairs[n] >> 16);
+          to[2 * n * kQuad] = __uint_as_float(__byte_perm(pairs[n], 0, 0x1010));
+          to[(2 * n + 1) * kQuad] = __uint_as_float(__byte_perm(pairs[n], 0, 0x3232));
         }
       } else {
         float x[8];
         widen(octet, x);
-        auto* to = reinterpret_cast<float4*>(
-            memory.c_rows(tile) + (slot - memory.b_slots) * kSlotWords + helper % 64 * 8);
+        auto* to =
+            reinterpret_cast<float4*>(half + memory.c_rows() + (slot - memory.b_slots) * kCSlot +
+                                      row * kTileStates + helper % 2 * 8);
         to[0] = make_float4(x[0], x[1], x[2], x[3]);
         to[1] = make_float4(x[4], x[5], x[6], x[7]);
       }
@@ -276,13 +281,13 @@ class Helper {
     pass(kFilled + tile % 2);
   }
 
-  __device__ __forceinline__ void finish(int tile, int stage, int sums) {
+  __device__ __forceinline__ void finish(int tile, int stage, const float* sums) {
     if constexpr (!kLocal) {
       const uint4* in = own + stage * kStageSize;
       float y[kWarpChannels];
       float u[kWarpChannels];
       float z[kWarpChannels];
-      load_all<kWarpChannels>(memory.sums(sums) + warp * kSumWarp + token * kWarpChannels, y);
+      load_all<kWarpChannels>(sums, y);
       widen(in[0], u);
       widen(in[2 * kHelpers], z);
 #pragma unroll
@@ -325,8 +330,10 @@ class Scanner {
         warp(static_cast<int>(threadIdx.x - kHelpers) / 32),
         g(static_cast<int>(threadIdx.x) % 32 / 4),
         q(static_cast<int>(threadIdx.x) % 4),
-        b_place(warp / groups.b_warps * kBSlot + q % 2 * kUpper + g * kQuad),
-        c_place(warp / groups.c_warps * kSlotWords + (g * 4 + q) * 2),
+        steps_at(warp * kStepWarp + g * kQuad),
+        written_at(kSteps + warp * kWrittenWarp + q % 2 * kWrittenHalf + g * 4),
+        b_at(shared.b_rows() + warp / groups.b_warps * kBSlot + q % 2 * kUpper + g * kQuad),
+        c_at(shared.c_rows() + warp / groups.c_warps * kCSlot + (g * 4 + q) * 2),
         channel(static_cast<int64_t>(block_channel) + warp * kWarpChannels + g),
         row_size(a.channels * kTileStates) {
     load_pairs(a.a_log.data, rate);
@@ -364,39 +371,41 @@ class Scanner {
     }
     float step[2][kQuad];
     Quad quads[2];
-    int sums = 0;
+    float* sums = memory.sums() + warp * kSumWarp + q * kWarpChannels + g;
+    int left = kSumHalves;  // halves until sums are in the first buffer again
+    const bool keeps = kept != nullptr;
     wait_at(kFilled);
-    Cursor next = cursor(0);
-    load_n<kQuad>(next.steps, step[0]);
-    load_n<kQuad>(next.steps + kStepQuad, step[1]);
+    const float* next = memory.half(0);
+    load_n<kQuad>(next + steps_at, step[0]);
+    load_n<kQuad>(next + steps_at + kStepQuad, step[1]);
     load(quads[0], next, 0);
     find_decays(quads[0], step[0], true);
     for (int half = 0; half < halves; ++half) {
       const int tile = half / 2;
       const bool upper = half % 2 != 0;
-      if (!upper && kept != nullptr) {
+      if (keeps && !upper) {
         store_state(kept);
         kept += row_size;
       }
       if (upper && half + 1 < halves) {
         wait_at(kFilled + (tile + 1) % 2);
       }
-      const Cursor here = next;
-      next = cursor(half + 1);  // after the last what is there is read, not used
-      float* y = memory.sums(sums) + warp * kSumWarp +
-                 ((upper ? kHalf * kQuad : 0) + q) * kWarpChannels + g;
+      const float* here = next;
+      next = memory.half(half + 1);  // after the last what is there is read, not used
 #pragma unroll
-      for (int i = 0; i < kHalf; ++i) {
+      for (int i = 0; i < kQuads; ++i) {
         Quad& ahead = quads[(i + 1) % 2];
-        load(ahead, i + 1 < kHalf ? here : next, (i + 1) % kHalf);
-        find_decays(ahead, step[(i + 1) % 2], i + 1 < kHalf || half + 1 < halves);
-        load_n<kQuad>((i + 2 < kHalf ? here : next).steps + (i + 2) % kHalf * kStepQuad,
+        load(ahead, i + 1 < kQuads ? here : next, (i + 1) % kQuads);
+        find_decays(ahead, step[(i + 1) % 2], i + 1 < kQuads || half + 1 < halves);
+        load_n<kQuad>((i + 2 < kQuads ? here : next) + steps_at + (i + 2) % kQuads * kStepQuad,
                       step[i % 2]);
-        scan(quads[i % 2], y + i * kQuad * kWarpChannels);
+        scan(quads[i % 2], sums + i * kQuad * kWarpChannels);
       }
+      --left;
+      sums += left > 0 ? kSums : (1 - kSumHalves) * kSums;
+      left = left > 0 ? left : kSumHalves;
       if (upper || half + 1 == halves) {
         pass(kScanned + tile % 2);
-        sums = sums + 1 < kSumBuffers ? sums + 1 : 0;
       }
     }
   }
@@ -411,11 +420,6 @@ class Scanner {
     float2 c;  // of token g / 2
     float decay[kQuad][4];
   };
-  /// Where the quads of a half tile begin.
-  struct Cursor {
-    const float *steps, *written, *b, *c;
-  };
-
   /// This lane's states, from rows (d, N).
   __device__ __forceinline__ void load_pairs(const float* row, float (&x)[4]) const {
     const float* from = row + channel * kTileStates + q * 2;
@@ -427,25 +431,15 @@ class Scanner {
     x[3] = high.y;
   }
 
-  __device__ __forceinline__ Cursor cursor(int half) const {
-    const int tile = half / 2;
-    const int quad = half % 2 * kHalf;
-    return {memory.steps(tile) + warp * kStepWarp + g * kQuad + quad * kStepQuad,
-            memory.written(tile) + warp * kWrittenWarp + q % 2 * kWrittenHalf + g * 4 +
-                quad * 2 * kWrittenPair,
-            memory.b_rows(tile) + b_place + quad * kBQuad,
-            memory.c_rows(tile) + c_place + quad * kCQuad};
-  }
-
-  __device__ __forceinline__ void load(Quad& quad, const Cursor& from, int i) const {
+  __device__ __forceinline__ void load(Quad& quad, const float* half, int i) const {
 #pragma unroll
     for (int pair = 0; pair < kQuad / 2; ++pair) {
-      quad.written[pair] =
-          *reinterpret_cast<const uint4*>(from.written + (i * kQuad / 2 + pair) * kWrittenPair);
+      quad.written[pair] = *reinterpret_cast<const uint4*>(half + written_at +
+                                                           (i * kQuad / 2 + pair) * kWrittenPair);
     }
-    quad.b = *reinterpret_cast<const uint4*>(from.b + i * kBQuad);
+    quad.b = *reinterpret_cast<const uint4*>(half + b_at + i * kBQuad);
     if constexpr (!kLocal) {
-      quad.c = *reinterpret_cast<const float2*>(from.c + i * kCQuad);
+      quad.c = *reinterpret_cast<const float2*>(half + c_at + i * kCQuad);
     }
   }
 
@@ -496,7 +490,7 @@ class Scanner {
 
   TileMemory memory;
   int warp, g, q;
-  int b_place, c_place;
+  int steps_at, written_at, b_at, c_at;  // of this lane in a half tile
   int64_t channel, row_size;
   float rate[4];    // of steps in units of ln 2
   float most_step;  // for polynomials, whose result is 2^-126 from it on
