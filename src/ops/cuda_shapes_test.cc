@@ -267,11 +267,21 @@ TEST_F(CudaShapes, SelectiveScanOverManyShortSegments) {
   expect_state_matches_cpu(test, lengths);
 }
 
-// More channels than fill a large GPU, so that no sequence is cut.
+// More channels than fill a large GPU, so that no sequence is cut: more tiles than a block has room
+// for, and sequences that end in either half of one.
 TEST_F(CudaShapes, SelectiveScanOfManyChannels) {
-  const std::vector<int64_t> lengths{70, 33};
+  const std::vector<int64_t> lengths{430, 33, 0, 16, 49};
   const StatefulCase test = scan(sum(lengths), 4096, 16, 64, 256);
   expect_packed_matches_cpu(test, lengths);
+  expect_state_matches_cpu(test, lengths);
+}
+
+// Steps after which nothing is left of a state, beside steps of nothing.
+TEST_F(CudaShapes, SelectiveScanOfExtremeSteps) {
+  const std::vector<int64_t> lengths{40, 100};
+  StatefulCase test = scan(sum(lengths), 64, 16, 1, 4);
+  test.inputs[1].lo = -200.0;
+  test.inputs[1].hi = 200.0;
   expect_state_matches_cpu(test, lengths);
 }
 

@@ -154,8 +154,8 @@ struct RowsAhead {
     for (int i = 0; i < kRows; ++i) {
       float x[8];
       widen(octet[i], x);
-      auto* to = reinterpret_cast<float4*>(rows + slot(i, slots, helper) * kSlotWords +
-                                           helper % 64 * 8);
+      auto* to =
+          reinterpret_cast<float4*>(rows + slot(i, slots, helper) * kSlotWords + helper % 64 * 8);
       to[0] = make_float4(x[0], x[1], x[2], x[3]);
       to[1] = make_float4(x[4], x[5], x[6], x[7]);
     }
