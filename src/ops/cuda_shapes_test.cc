@@ -124,13 +124,18 @@ StatefulCase kimi_delta(int64_t tokens, const Heads& h) {
   return linear(tokens, h, true, true, true);
 }
 
-StatefulCase scan(int64_t tokens, int64_t channels, int64_t states) {
+StatefulCase scan(int64_t tokens, int64_t channels, int64_t states, int64_t b_groups = 1,
+                  int64_t c_groups = 2) {
   StatefulCase test;
   test.tokens = tokens;
-  test.inputs = {{{tokens, channels}},  {{tokens, channels}},
-                 {{tokens, 1, states}}, {{tokens, 2, states}},
-                 {{tokens, channels}},  {{channels, states}, -1.0, 2.0, true, true},
-                 {{channels}},          {{channels}, -4.0, 1.0}};
+  test.inputs = {{{tokens, channels}},
+                 {{tokens, channels}},
+                 {{tokens, b_groups, states}},
+                 {{tokens, c_groups, states}},
+                 {{tokens, channels}},
+                 {{channels, states}, -1.0, 2.0, true, true},
+                 {{channels}},
+                 {{channels}, -4.0, 1.0}};
   test.of_tokens = {true, true, true, true, true, false, false, false};
   test.state_row = {channels, states};
   test.operation = [](Context& ctx, const In& in, const Segments& segments, const Tensor& state) {
@@ -245,9 +250,68 @@ INSTANTIATE_TEST_SUITE_P(
         Mixer{"kimi_delta", [](int64_t t) { return kimi_delta(t, kHeads); }},
         Mixer{"kimi_delta_odd", [](int64_t t) { return kimi_delta(t, kOddHeads); }},
         Mixer{"selective_scan", [](int64_t t) { return scan(t, 20, 16); }},
+        Mixer{"selective_scan_tiles", [](int64_t t) { return scan(t, 64, 16, 1, 4); }},
+        Mixer{"selective_scan_tiles_8", [](int64_t t) { return scan(t, 32, 16, 4, 4); }},
         Mixer{"conv", [](int64_t t) { return conv(t, 40); }},
         Mixer{"conv_odd", [](int64_t t) { return conv(t, 5); }}),
     ::testing::PrintToStringParamName());
+
+// The tiles of the scan: many short sequences, none of a whole tile, in units of several.
+TEST_F(CudaShapes, SelectiveScanOverManyShortSegments) {
+  std::vector<int64_t> lengths;
+  for (int64_t s = 0; s < 900; ++s) {
+    lengths.push_back(s * 7 % 41);
+  }
+  const StatefulCase test = scan(sum(lengths), 64, 16, 2, 4);
+  expect_packed_matches_cpu(test, lengths);
+  expect_state_matches_cpu(test, lengths);
+}
+
+// More channels than fill a large GPU, so that no sequence is cut: more tiles than a block has room
+// for, and sequences that end in either half of one.
+TEST_F(CudaShapes, SelectiveScanOfManyChannels) {
+  const std::vector<int64_t> lengths{430, 33, 0, 16, 49};
+  const StatefulCase test = scan(sum(lengths), 4096, 16, 64, 256);
+  expect_packed_matches_cpu(test, lengths);
+  expect_state_matches_cpu(test, lengths);
+}
+
+// Steps after which nothing is left of a state, beside steps of nothing.
+TEST_F(CudaShapes, SelectiveScanOfExtremeSteps) {
+  const std::vector<int64_t> lengths{40, 100};
+  StatefulCase test = scan(sum(lengths), 64, 16, 1, 4);
+  test.inputs[1].lo = -200.0;
+  test.inputs[1].hi = 200.0;
+  expect_state_matches_cpu(test, lengths);
+}
+
+// Gradients that are one memory get what both inputs add.
+TEST_F(CudaShapes, SelectiveScanOfOneTensorTwice) {
+  const StatefulCase test = scan(100, 64, 16, 2, 2);
+  const OwnedSegments segments = packed_segments({60, 40});
+  expect_cuda_matches_cpu(
+      [&](Context& ctx, const In& in) {
+        return selective_scan(ctx, {in[0], in[1], in[2], in[2], in[0], in[5], in[6], in[7]},
+                              segments.view());
+      },
+      test.inputs, true);
+}
+
+TEST_F(CudaShapes, SelectiveScanTwiceGivesTheSameBits) {
+  const std::vector<int64_t> lengths{300, 1, 77};
+  const StatefulCase test = scan(sum(lengths), 128, 16, 1, 8);
+  const OwnedSegments segments = packed_segments(lengths);
+  const Operation operation = [&](Context& ctx, const In& in) {
+    return test.operation(ctx, in, segments.view(), {});
+  };
+  for (const Dtype type : kTypes) {
+    const auto values = draw_as(type, test.inputs);
+    const testing::Run one = run_on_cuda(operation, test.inputs, values, type, true);
+    const testing::Run two = run_on_cuda(operation, test.inputs, values, type, true);
+    EXPECT_EQ(one.output, two.output);
+    EXPECT_EQ(one.grads, two.grads);
+  }
+}
 
 class CudaManySegments : public CudaShapes, public ::testing::WithParamInterface<Mixer> {};
 
@@ -259,23 +323,24 @@ TEST_P(CudaManySegments, OfOneToken) {
   expect_state_matches_cpu(test, lengths);
 }
 
-INSTANTIATE_TEST_SUITE_P(Steps, CudaManySegments,
-                         ::testing::Values(Mixer{"lightning",
-                                                 [](int64_t t) {
-                                                   return lightning(t, {1, 1, 4, 4});
-                                                 }},
-                                           Mixer{"gated_delta_net",
-                                                 [](int64_t t) {
-                                                   return gated_delta_net(t, {1, 1, 4, 4});
-                                                 }},
-                                           Mixer{"kimi_delta",
-                                                 [](int64_t t) {
-                                                   return kimi_delta(t, {1, 1, 4, 4});
-                                                 }},
-                                           Mixer{"selective_scan",
-                                                 [](int64_t t) { return scan(t, 2, 4); }},
-                                           Mixer{"conv", [](int64_t t) { return conv(t, 3); }}),
-                         ::testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(
+    Steps, CudaManySegments,
+    ::testing::Values(Mixer{"lightning",
+                            [](int64_t t) {
+                              return lightning(t, {1, 1, 4, 4});
+                            }},
+                      Mixer{"gated_delta_net",
+                            [](int64_t t) {
+                              return gated_delta_net(t, {1, 1, 4, 4});
+                            }},
+                      Mixer{"kimi_delta",
+                            [](int64_t t) {
+                              return kimi_delta(t, {1, 1, 4, 4});
+                            }},
+                      Mixer{"selective_scan", [](int64_t t) { return scan(t, 2, 4); }},
+                      Mixer{"selective_scan_16", [](int64_t t) { return scan(t, 12, 16); }},
+                      Mixer{"conv", [](int64_t t) { return conv(t, 3); }}),
+    ::testing::PrintToStringParamName());
 
 class CudaHeadDims : public CudaShapes, public ::testing::WithParamInterface<int64_t> {};
 

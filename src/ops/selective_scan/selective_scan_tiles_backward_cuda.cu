@@ -2,9 +2,9 @@
 // (selective_scan_tiles_cuda.cuh); the equations are at the head of
 // selective_scan_backward_cuda.cu.
 //
-// A scanner computes the states of a tile again from the kept one: first those before groups of 8
-// tokens, which it puts by, then group after group, backwards, those within, in registers with
-// their decays. What is left are five sums a token: over the states of a channel, for y, for sum_n
+// The states of a tile are computed again from the kept one: by the helpers those before groups of
+// 8 tokens, by the scanners, group after group, backwards, those within, in registers with their
+// decays. What is left are five sums a token: over the states of a channel, for y, for sum_n
 // dh B and for the gradient of the step through the decays; over channels, for the gradients of B
 // and C. Done by shuffles they would cost more than all else, so tensor cores add: a lane holds
 // four states of a channel, which as bf16 are a fragment of A whose rows are channels (two tokens
@@ -14,401 +14,37 @@
 // columns of its own tokens puts each sum in the column of its token.
 //
 // Bounds, on an H100 at 1.755 GHz, for 8,192 tokens of 4,096 channels: about 0.8 GB read and
-// written, 0.27 ms; 1.75 exponentials a state and 7 a channel, 35 a channel, 0.32 ms; about 75
-// instructions of a scanning warp and 25 of a helping one for each token of 8 channels, 0.47 ms.
-#include "ops/selective_scan/selective_scan_tiles_cuda.cuh"
+// written, 0.27 ms at 3.0 TB/s; 1.75 exponentials a state and 7 operations of their unit a channel,
+// 0.32 ms; by the compiler's listing a scanning warp issues about 70 instructions for each token of
+// 8 channels and a helping one 45, 0.54 ms at one a clock and scheduler: the floor of this division
+// of the work.
+#include "ops/selective_scan/selective_scan_tiles_backward_cuda.cuh"
 
 namespace cambium::cuda {
+namespace scan_backward {
 namespace {
 
 constexpr int64_t kSlots = 132;  // blocks that a large GPU holds
-constexpr int kGroup = 8;        // tokens
-constexpr int kGroups = kTileTokens / kGroup;
-
-// Places in a buffer, padded so that lanes meet in no bank.
-// (warp, token, channel) of (step, step u, dy, gate).
-constexpr int kStepToken = kWarpChannels * 4 + 4;
-constexpr int kStepWarp = kTileTokens * kStepToken + 8;
-constexpr int kSteps = kScanWarps * kStepWarp;
-// (warp, token, channel) of dy, and of step u, as bf16.
-constexpr int kNarrowWarp = kTileTokens * 4 + 8;
-constexpr int kNarrow = kScanWarps * kNarrowWarp;
-// (warp, token, channel) of sums over states: of C h, of dh B, of the decays.
-constexpr int kSumToken = kWarpChannels + 4;
-constexpr int kSumWarp = kTileTokens * kSumToken + 8;
-constexpr int kSums = kScanWarps * kSumWarp;
-// (warp, token, state) of sums over channels: dB, dC.
-constexpr int kRowToken = kTileStates + 4;
-constexpr int kRowWarp = kTileTokens * kRowToken;
-constexpr int kRowSums = kScanWarps * kRowWarp;
-constexpr int kFixed = kSteps + 2 * kNarrow + 3 * kSums + 2 * kRowSums;
-// Beside the buffers: states before groups, of each scanner; sums of the helping warps.
-constexpr int kStarts = (kGroups - 1) * (kTileThreads - kHelpers) * 4;
-constexpr int kOfChannels = 2 * kHelpers / 32 * kTileChannels;
-/// Rows of B and C as bf16 beside the widened ones.
-constexpr int kNarrowSlot = kSlotWords / 2;
-
-constexpr int buffer_words(int slots) {
-  return kFixed + slots * (kSlotWords + kNarrowSlot);
-}
-constexpr size_t shared_bytes(int slots) {
-  return sizeof(float) * (2 * buffer_words(slots) + kStarts + kOfChannels);
-}
-
-struct TileWork {
-  ScanSpans spans;
-  int64_t units;
-  TileGroups groups;
-  const float* carry;  // (spans, d, N): the gradients of the states after the spans; or null: zero
-  float* db;           // (T, channel_blocks, N) parts; null: straight into the gradient, if any
-  float* dc;
-  float* da_log;    // (units, d, N)
-  float* dd;        // (units, d)
-  float* ddt_bias;  // (units, d)
-};
-
-struct Buffer {
-  float* at;
-  int slots;
-
-  __device__ __forceinline__ Buffer(float* memory, int number, int count)
-      : at(memory + number % 2 * buffer_words(count)), slots(count) {}
-  __device__ __forceinline__ float* steps() const { return at; }
-  __device__ __forceinline__ float* dy() const { return at + kSteps; }
-  __device__ __forceinline__ float* written() const { return dy() + kNarrow; }
-  __device__ __forceinline__ float* sums() const { return written() + kNarrow; }
-  __device__ __forceinline__ float* row_sums() const { return sums() + 3 * kSums; }
-  __device__ __forceinline__ float* rows() const { return row_sums() + 2 * kRowSums; }
-  __device__ __forceinline__ float* narrow_rows() const { return rows() + slots * kSlotWords; }
-};
-
-/// A span as a block walks over it.
-struct Walk {
-  int64_t segment, first;  // its first token
-  int64_t begin;           // that token, counted in the segment
-  int tokens, tiles;
-
-  __device__ __forceinline__ Walk(const SegmentWalk& segments, const ScanSpans& spans,
-                                  int64_t index) {
-    const ScanSpan span(segments, spans, index);
-    segment = span.segment;
-    begin = span.begin;
-    first = segments.begin(segment) + begin;
-    tokens = static_cast<int>(span.end - begin);
-    tiles = (tokens + kTileTokens - 1) / kTileTokens;
-  }
-};
-
-/// y = a b
-__device__ __forceinline__ void product(float (&y)[4], const uint32_t (&a)[4], uint32_t b0,
-                                        uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%10, %10, %10, %10};"
-      : "=f"(y[0]), "=f"(y[1]), "=f"(y[2]), "=f"(y[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0F));
-}
-
-// --- Helpers.
-
-/// Adds to the gradient of eight neighbouring channels.
-struct OctetGradient {
-  bf16* at;
-  uint4 old;
-
-  __device__ __forceinline__ OctetGradient(const View<bf16>& v, int64_t t, unsigned channel,
-                                           bool exists)
-      : at(exists ? v.grad_at(t, channel) : nullptr), old(load_octet(at, at != nullptr)) {}
-  __device__ __forceinline__ void add(const float (&change)[8]) const {
-    if (at != nullptr) {
-      float x[8];
-      widen(old, x);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        x[i] += change[i];
-      }
-      store_octet(at, x);
-    }
-  }
-};
-
-/// What a helper has of a tile: eight channels of a token.
-struct Octets {
-  uint4 u, dt, z, dout;
-};
-
-template <int kRows>
-class Helper {
- public:
-  __device__ __forceinline__ Helper(const SelectiveScan<bf16>& args, const TileWork& of,
-                                    float* shared, unsigned first_channel)
-      : a(args),
-        work(of),
-        memory(shared),
-        block_channel(first_channel),
-        slots(of.groups.b_slots + of.groups.c_slots),
-        helper(static_cast<int>(threadIdx.x)),
-        token(helper / kScanWarps),
-        warp(helper % kScanWarps),
-        channel(first_channel + warp * kWarpChannels),
-        b_offset(first_channel / of.groups.b_channels * kTileStates + helper % 4 * 4),
-        c_offset(first_channel / of.groups.c_channels * kTileStates + helper % 4 * 4) {
-#pragma unroll
-    for (int g = 0; g < kWarpChannels; ++g) {
-      bias[g] = a.dt_bias.data[channel + g];
-      skip[g] = a.d.data[channel + g];
-    }
-  }
-
-  /// `number` counts the block's tiles.
-  __device__ __forceinline__ void span(const Walk& walk, int& number) {
-    if (walk.tiles == 0) {
-      return;
-    }
-    int tile = walk.tiles - 1;
-    const int64_t last = static_cast<int64_t>(tile) * kTileTokens;
-    RowsAhead<kRows> rows(a, work.groups, block_channel, slots, helper, walk.first + last);
-    Octets ahead = load(walk, tile);
-    rows.template load<-1>(walk.tokens - static_cast<int>(last));
-    Octets behind = ahead;
-    for (; tile >= 0; --tile, ++number) {
-      const Octets here = ahead;
-      const Buffer buffer(memory, number, slots);
-      fill(buffer, here);
-      rows.store(buffer.rows(), slots, helper);
-      rows.store_narrow(reinterpret_cast<uint4*>(buffer.narrow_rows()), slots, helper);
-      pass(kFilled + number % 2);
-      if (tile > 0) {
-        ahead = load(walk, tile - 1);
-        rows.template load<-1>(kTileTokens);
-      }
-      if (tile + 1 < walk.tiles) {
-        finish(walk, tile + 1, number - 1, behind);
-      }
-      behind = here;
-    }
-    finish(walk, 0, number - 1, behind);
-  }
-
-  /// The unit's gradients of weights that are a number a channel: over tokens in a fixed order.
-  __device__ __forceinline__ void finish_unit(int64_t unit, float* of_channels) {
-#pragma unroll
-    for (int g = 0; g < kWarpChannels; ++g) {
-#pragma unroll
-      for (int lanes = kScanWarps; lanes < 32; lanes *= 2) {
-        dd[g] += __shfl_xor_sync(kAllLanes, dd[g], lanes);
-        dbias[g] += __shfl_xor_sync(kAllLanes, dbias[g], lanes);
-      }
-      if (helper % 32 < kScanWarps) {
-        float* to = of_channels + helper / 32 * kTileChannels + warp * kWarpChannels + g;
-        to[0] = dd[g];
-        to[kOfChannels / 2] = dbias[g];
-      }
-    }
-    wait_at<kHelpers>(kSummed);
-    if (helper < kTileChannels) {
-      float of_d = 0.0F;
-      float of_bias = 0.0F;
-#pragma unroll
-      for (int i = 0; i < kHelpers / 32; ++i) {
-        of_d += of_channels[i * kTileChannels + helper];
-        of_bias += of_channels[kOfChannels / 2 + i * kTileChannels + helper];
-      }
-      work.dd[unit * a.channels + block_channel + helper] = of_d;
-      work.ddt_bias[unit * a.channels + block_channel + helper] = of_bias;
-    }
-  }
-
- private:
-  using Math = ScanMath<bf16>;
-  static constexpr int kSummed = 5;  // a barrier of helpers
-
-  __device__ __forceinline__ Octets load(const Walk& walk, int tile) const {
-    const int at = tile * kTileTokens + token;
-    const bool exists = at < walk.tokens;
-    const int64_t t = walk.first + at;
-    return {load_octet(a.u.at(t, channel), exists),
-            load_octet(a.dt.at(t, channel), exists, kNoStep),
-            load_octet(a.z.at(t, channel), exists), load_octet(a.y.grad_at(t, channel), exists)};
-  }
-
-  __device__ __forceinline__ void fill(const Buffer& buffer, const Octets& x) const {
-    float u[kWarpChannels];
-    float raw[kWarpChannels];
-    float z[kWarpChannels];
-    float dy[kWarpChannels];
-    float written[kWarpChannels];
-    widen(x.u, u);
-    widen(x.dt, raw);
-    widen(x.z, z);
-    widen(x.dout, dy);
-    auto* steps = reinterpret_cast<float4*>(buffer.steps() + warp * kStepWarp + token * kStepToken);
-#pragma unroll
-    for (int g = 0; g < kWarpChannels; ++g) {
-      const float step = Math::softplus(raw[g] + bias[g]);
-      const float gate = Math::gate(z[g]);
-      written[g] = step * u[g];
-      dy[g] *= z[g] * gate;
-      steps[g] = make_float4(step, written[g], dy[g], gate);
-    }
-    const int place = warp * kNarrowWarp + token * 4;
-    store_octet(reinterpret_cast<bf16*>(buffer.dy() + place), dy);
-    store_octet(reinterpret_cast<bf16*>(buffer.written() + place), written);
-  }
-
-  __device__ __forceinline__ void finish(const Walk& walk, int tile, int number, const Octets& x) {
-    const Buffer buffer(memory, number, slots);
-    const int at = tile * kTileTokens + token;
-    const bool exists = at < walk.tokens;
-    const int64_t t = walk.first + at;
-    const OctetGradient to_u(a.u, t, channel, exists);
-    const OctetGradient to_dt(a.dt, t, channel, exists);
-    const OctetGradient to_z(a.z, t, channel, exists);
-    RowGradients to_rows(*this, t, exists);
-    wait_at(kScanned + number % 2);
-    const auto* steps =
-        reinterpret_cast<const float4*>(buffer.steps() + warp * kStepWarp + token * kStepToken);
-    const float* sums = buffer.sums() + warp * kSumWarp + token * kSumToken;
-    float y[kWarpChannels];
-    float read[kWarpChannels];
-    float decays[kWarpChannels];
-    load_all<kWarpChannels>(sums, y);
-    load_all<kWarpChannels>(sums + kSums, read);
-    load_all<kWarpChannels>(sums + 2 * kSums, decays);
-    float u[kWarpChannels];
-    float raw[kWarpChannels];
-    float z[kWarpChannels];
-    float dout[kWarpChannels];
-    widen(x.u, u);
-    widen(x.dt, raw);
-    widen(x.z, z);
-    widen(x.dout, dout);
-    float du[kWarpChannels];
-    float ddt[kWarpChannels];
-    float dz[kWarpChannels];
-#pragma unroll
-    for (int g = 0; g < kWarpChannels; ++g) {
-      const float4 of_step = steps[g];
-      const float gate = of_step.w;
-      const float dy = of_step.z;
-      du[g] = fmaf(of_step.x, read[g], skip[g] * dy);
-      ddt[g] = fmaf(u[g], read[g], decays[g] * Math::kRateUnit) * Math::gate(raw[g] + bias[g]);
-      dz[g] = dout[g] * fmaf(skip[g], u[g], y[g]) * (gate * fmaf(z[g], 1.0F - gate, 1.0F));
-      dd[g] = fmaf(dy, u[g], dd[g]);
-      dbias[g] += exists ? ddt[g] : 0.0F;  // of groups without tokens nothing was left
-    }
-    to_u.add(du);
-    to_dt.add(ddt);
-    to_z.add(dz);
-    to_rows.add(buffer);
-  }
-
-  /// The gradients of B and C at a helper's token: four states of each of their rows.
-  struct RowGradients {
-    const Helper& of;
-    int64_t t;
-    bool exists;
-    bf16* straight[2 * kRows];  // where it adds to; null where there is nothing or parts are kept
-    uint2 old[2 * kRows];
-
-    __device__ __forceinline__ RowGradients(const Helper& helper, int64_t token, bool some)
-        : of(helper), t(token), exists(some) {
-      bf16* b = of.work.db == nullptr ? of.a.b.grad_at(t, of.b_offset) : nullptr;
-      bf16* c = of.work.dc == nullptr ? of.a.c.grad_at(t, of.c_offset) : nullptr;
-#pragma unroll
-      for (int i = 0; i < 2 * kRows; ++i) {
-        const int slot_of_c = i - of.work.groups.b_slots;
-        bf16* first = slot_of_c < 0 ? b : c;
-        straight[i] = exists && i < of.slots && first != nullptr
-                          ? first + (slot_of_c < 0 ? i : slot_of_c) * kTileStates
-                          : nullptr;
-        old[i] = straight[i] != nullptr ? *reinterpret_cast<const uint2*>(straight[i])
-                                        : make_uint2(0, 0);
-      }
-    }
-    __device__ __forceinline__ void add(const Buffer& buffer) const {
-      const float* from = buffer.row_sums() + of.token * kRowToken + of.helper % 4 * 4;
-      const int64_t row = t * of.work.groups.channel_blocks + of.block_channel / kTileChannels;
-#pragma unroll
-      for (int i = 0; i < 2 * kRows; ++i) {
-        if (i >= of.slots) {
-          break;
-        }
-        const int slot_of_c = i - of.work.groups.b_slots;
-        const bool of_b = slot_of_c < 0;
-        const int warps = of_b ? of.work.groups.b_warps : of.work.groups.c_warps;
-        const float* first =
-            from + (of_b ? 0 : kRowSums) + (of_b ? i : slot_of_c) * warps * kRowWarp;
-        float sum[4] = {};
-#pragma unroll
-        for (int w = 0; w < kScanWarps; ++w) {
-          if (w < warps) {
-            float part[4];
-            load_n<4>(first + w * kRowWarp, part);
-#pragma unroll
-            for (int n = 0; n < 4; ++n) {
-              sum[n] += part[n];
-            }
-          }
-        }
-        float* parts = of_b ? of.work.db : of.work.dc;
-        if (straight[i] != nullptr) {
-          float before[4];
-          widen(old[i].x, before[0], before[1]);
-          widen(old[i].y, before[2], before[3]);
-          *reinterpret_cast<uint2*>(straight[i]) =
-              make_uint2(pack(before[0] + sum[0], before[1] + sum[1]),
-                         pack(before[2] + sum[2], before[3] + sum[3]));
-        } else if (exists && parts != nullptr) {
-          store_n<4>(parts + row * kTileStates + of.helper % 4 * 4, sum);
-        }
-      }
-    }
-  };
-
-  const SelectiveScan<bf16>& a;
-  const TileWork& work;
-  float* memory;
-  unsigned block_channel;
-  int slots, helper, token, warp;
-  unsigned channel;
-  unsigned b_offset, c_offset;  // of this helper's states in rows of B and C: of the first slots
-  float bias[kWarpChannels];
-  float skip[kWarpChannels];
-  float dd[kWarpChannels] = {};
-  float dbias[kWarpChannels] = {};
-};
 
 // --- Scanners.
 
-/// Where lane (g, q), of channel g and states 4 q to 4 q + 3, has its values as fragments: these
-/// states are k = 2 q, 2 q + 1, 2 q + 8, 2 q + 9.
+/// The states of a scanner are k = 2 q, 2 q + 1, 2 q + 8, 2 q + 9 of fragments.
 class Scanner {
  public:
   __device__ __forceinline__ Scanner(const SelectiveScan<bf16>& args, const TileWork& of,
-                                     float* shared, float* starts, unsigned first_channel)
+                                     float* shared, unsigned first_channel)
       : a(args),
         work(of),
         memory(shared),
         slots(of.groups.b_slots + of.groups.c_slots),
-        warp(static_cast<int>(threadIdx.x - kHelpers) / 32),
-        b_slot(warp / of.groups.b_warps),
-        c_slot(of.groups.b_slots + warp / of.groups.c_warps),
-        g(static_cast<int>(threadIdx.x) % 32 / 4),
-        q(static_cast<int>(threadIdx.x) % 4),
-        row_size(args.channels * kTileStates),
-        at((static_cast<int64_t>(first_channel) + warp * kWarpChannels + g) * kTileStates + q * 4),
-        start(reinterpret_cast<float4*>(starts) + (threadIdx.x - kHelpers)) {
-    load_n<4>(a.a_log.data + at, rate);
-#pragma unroll
-    for (float& of_state : rate) {
-      of_state = Math::rate(of_state);
-    }
+        scanner(static_cast<int>(threadIdx.x) - kHelpers),
+        place(args, of.groups, first_channel, scanner) {
     // Row m is state m: one in the column of the k that holds it.
     const auto one = [](int state, int m) { return state == m ? 1.0F : 0.0F; };
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int state = q * 4 + i / 2 * 2;
-      const int m = g + i % 2 * 8;
+      const int state = place.q * 4 + i / 2 * 2;
+      const int m = place.g + i % 2 * 8;
       order[i] = pack(one(state, m), one(state + 1, m));
     }
   }
@@ -419,26 +55,15 @@ class Scanner {
       x = 0.0F;
     }
     if (work.carry != nullptr) {
-      load_n<4>(work.carry + index * row_size + at, dh);
-    }
-    const float* kept =
-        static_cast<const float*>(a.kept) +
-        (work.spans.first_kept[walk.segment] + walk.begin / kKeptTokens) * row_size + at;
-    float ahead[4] = {};
-    if (walk.tiles > 0) {
-      load_n<4>(kept + (walk.tiles - 1) * row_size, ahead);
+      load_n<4>(work.carry + index * place.row_size + place.at, dh);
     }
     for (int tile = walk.tiles - 1; tile >= 0; --tile, ++number) {
-      float h[4];
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        h[n] = ahead[n];
-      }
-      if (tile > 0) {
-        load_n<4>(kept + (tile - 1) * row_size, ahead);
-      }
+      const Buffer buffer(memory, number, slots);
+      const int tokens = min(walk.tokens - tile * kTileTokens, kTileTokens);
       wait_at(kFilled + number % 2);
-      scan(Buffer(memory, number, slots), min(walk.tokens - tile * kTileTokens, kTileTokens), h);
+      for (int group = (tokens - 1) / kGroup; group >= 0; --group) {
+        scan_group(buffer, group);
+      }
       pass(kScanned + number % 2);
     }
   }
@@ -446,54 +71,24 @@ class Scanner {
   __device__ __forceinline__ void finish_unit(int64_t unit) {
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      da[n] *= rate[n] * Math::kRateUnit;
+      da[n] *= place.rate[n] * Math::kRateUnit;
     }
-    store_n<4>(work.da_log + unit * row_size + at, da);
+    store_n<4>(work.da_log + unit * place.row_size + place.at, da);
   }
 
  private:
   using Math = ScanMath<bf16>;
 
-  __device__ __forceinline__ void scan(const Buffer& buffer, int tokens, float (&h)[4]) {
-    const float* steps = buffer.steps() + warp * kStepWarp + g * 4;
-    const float* b_rows = buffer.rows() + b_slot * kSlotWords + q * 4;
-    const int groups = (tokens + kGroup - 1) / kGroup;
-    for (int group = 0; group + 1 < groups; ++group) {
-      start[group * (kTileThreads - kHelpers)] = make_float4(h[0], h[1], h[2], h[3]);
-#pragma unroll
-      for (int j = 0; j < kGroup; ++j) {
-        const int token = group * kGroup + j;
-        float step[2];  // step, step u
-        float b[4];
-        load_n<2>(steps + token * kStepToken, step);
-        load_n<4>(b_rows + token * kTileStates, b);
-#pragma unroll
-        for (int n = 0; n < 4; ++n) {
-          h[n] = fmaf(fast_exp2(step[0] * rate[n]), h[n], step[1] * b[n]);
-        }
-      }
-    }
-    for (int group = groups - 1; group >= 0; --group) {
-      if (group + 1 < groups) {
-        const float4 from = start[group * (kTileThreads - kHelpers)];
-        h[0] = from.x;
-        h[1] = from.y;
-        h[2] = from.z;
-        h[3] = from.w;
-      }
-      scan_group(buffer, steps, b_rows, group * kGroup, h);
-    }
-  }
-
-  /// `h`: the state before the group.
-  __device__ __forceinline__ void scan_group(const Buffer& buffer, const float* steps,
-                                             const float* b_rows, int first, float (&h)[4]) {
+  __device__ __forceinline__ void scan_group(const Buffer& buffer, int group) {
+    const int first = group * kGroup;
+    const int g = place.g;
+    const int q = place.q;
+    const float* steps = place.steps(buffer);
+    const float* b_rows = place.b_rows(buffer);
+    const float* c_rows = place.c_rows(buffer);
     float before[kGroup + 1][4];
     float decay[kGroup][4];
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      before[0][n] = h[n];
-    }
+    load_n<4>(buffer.starts() + (group * kScanners + scanner) * 4, before[0]);
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
       float step[2];
@@ -502,20 +97,19 @@ class Scanner {
       load_n<4>(b_rows + (first + j) * kTileStates, b);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        decay[j][n] = fast_exp2(step[0] * rate[n]);
+        decay[j][n] = fast_exp2(step[0] * place.rate[n]);
         before[j + 1][n] = fmaf(decay[j][n], before[j][n], step[1] * b[n]);
       }
     }
 
-    const float* c_rows = buffer.rows() + c_slot * kSlotWords + q * 4;
     // Of token `first` + g: B and C of this lane's states, dy and step u of channels 2 q, 2 q + 1.
     const auto narrow_row = [&](int slot) {
       return *reinterpret_cast<const uint2*>(buffer.narrow_rows() + slot * kNarrowSlot +
                                              (first + g) * (kTileStates / 2) + q * 2);
     };
-    const uint2 b_of = narrow_row(b_slot);
-    const uint2 c_of = narrow_row(c_slot);
-    const int narrow = warp * kNarrowWarp + (first + g) * 4 + q;
+    const uint2 b_of = narrow_row(place.b_slot);
+    const uint2 c_of = narrow_row(place.c_slot);
+    const int narrow = place.warp * kNarrowWarp + (first + g) * 4 + q;
     const uint32_t dy_of = __float_as_uint(buffer.dy()[narrow]);
     const uint32_t written_of = __float_as_uint(buffer.written()[narrow]);
     float y[4] = {};
@@ -550,7 +144,7 @@ class Scanner {
           dh[n] *= decay[j][n];
           change[n] = dh[n] * before[j][n];
           da[n] = fmaf(change[n], step[0], da[n]);
-          change[n] *= rate[n];
+          change[n] *= place.rate[n];
         }
         changes[k] = pack(change[0], change[1]);
         changes[k + 2] = pack(change[2], change[3]);
@@ -568,14 +162,14 @@ class Scanner {
     }
 
     // A lane has token 2 q of the first and 2 q + 1 of the second rows.
-    float* sums = buffer.sums() + warp * kSumWarp + (first + 2 * q) * kSumToken + g;
+    float* sums = buffer.sums() + place.warp * kSumWarp + (first + 2 * q) * kSumToken + g;
     sums[0] = y[0];
     sums[kSumToken] = y[3];
     sums[kSums] = read[0];
     sums[kSums + kSumToken] = read[3];
     sums[2 * kSums] = decays[0];
     sums[2 * kSums + kSumToken] = decays[3];
-    float* rows = buffer.row_sums() + warp * kRowWarp + (first + 2 * q) * kRowToken + g;
+    float* rows = buffer.row_sums() + place.warp * kRowWarp + (first + 2 * q) * kRowToken + g;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int place = i % 2 * kRowToken + i / 2 * 8;
@@ -602,11 +196,9 @@ class Scanner {
   const SelectiveScan<bf16>& a;
   const TileWork& work;
   float* memory;
-  int slots, warp, b_slot, c_slot, g, q;
-  int64_t row_size, at;
-  float4* start;
+  int slots, scanner;
+  Place place;
   uint32_t order[4];
-  float rate[4];
   float dh[4] = {};
   float da[4] = {};
 };
@@ -618,7 +210,6 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   extern __shared__ __align__(16) float memory[];
   const int64_t unit = blockIdx.x / work.groups.channel_blocks;
   const unsigned channel = blockIdx.x % work.groups.channel_blocks * kTileChannels;
-  float* starts = memory + 2 * buffer_words(work.groups.b_slots + work.groups.c_slots);
   const int64_t begin = unit * work.spans.count / work.units;
   const int64_t end = (unit + 1) * work.spans.count / work.units;
   int number = 0;
@@ -627,9 +218,9 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     for (int64_t i = begin; i < end; ++i) {
       helper.span(Walk(a.segments, work.spans, i), number);
     }
-    helper.finish_unit(unit, starts + kStarts);
+    helper.finish_unit(unit);
   } else {
-    Scanner scanner(a, work, memory, starts, channel);
+    Scanner scanner(a, work, memory, channel);
     for (int64_t i = begin; i < end; ++i) {
       scanner.span(Walk(a.segments, work.spans, i), i, number);
     }
@@ -667,18 +258,7 @@ __global__ void __launch_bounds__(kScanThreads)
   }
 }
 
-bool has_shared_memory(size_t bytes) {
-  int device = 0;
-  int most = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return bytes <= static_cast<size_t>(most);
-}
-
-}  // namespace
-
-bool scan_backward_by_tiles(const SelectiveScan<bf16>& host, const DeviceSegments& segments,
-                            const Launch& on) {
+bool run(const SelectiveScan<bf16>& host, const DeviceSegments& segments, const Launch& on) {
   SelectiveScan<bf16> a = host;
   a.segments = segments.walk;
   if (!fits_tiles(a) ||
@@ -730,6 +310,14 @@ bool scan_backward_by_tiles(const SelectiveScan<bf16>& host, const DeviceSegment
   add_units(a.d.grad, work.dd, a.channels, work.units, on);
   add_units(a.dt_bias.grad, work.ddt_bias, a.channels, work.units, on);
   return true;
+}
+
+}  // namespace
+}  // namespace scan_backward
+
+bool scan_backward_by_tiles(const SelectiveScan<bf16>& a, const DeviceSegments& segments,
+                            const Launch& on) {
+  return scan_backward::run(a, segments, on);
 }
 
 }  // namespace cambium::cuda

@@ -57,6 +57,15 @@ inline bool fits_tiles(const SelectiveScan<bf16>& a) {
          aligned(a.y) && aligned(a.a_log.data) && aligned(a.state) && aligned(a.kept);
 }
 
+/// Whether a block can have so much shared memory.
+inline bool has_shared_memory(size_t bytes) {
+  int device = 0;
+  int most = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes <= static_cast<size_t>(most);
+}
+
 // --- Barriers of all threads of a block: some wait, the others only say that they are there.
 
 enum TileBarrier { kFilled = 1, kScanned = 3 };  // + the buffer
@@ -103,16 +112,21 @@ struct RowsAhead {
   uint4 octet[kRows];
   int token;
 
+  /// The slot of the i-th row; some are read by two.
+  __device__ __forceinline__ static int slot(int i, int slots, int helper) {
+    return min(helper / 64 + 2 * i, slots - 1);
+  }
+
   /// Of `slots` slots, from the tile that begins at token `first`.
   __device__ __forceinline__ RowsAhead(const SelectiveScan<bf16>& a, const TileGroups& groups,
                                        unsigned channel, int slots, int helper, int64_t first)
       : token(helper % 64 / 2) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int slot = min(helper / 64 + 2 * i, slots - 1);  // some are read by two
-      const bool of_b = slot < groups.b_slots;
-      const unsigned group = of_b ? channel / groups.b_channels + slot
-                                  : channel / groups.c_channels + slot - groups.b_slots;
+      const int row = slot(i, slots, helper);
+      const bool of_b = row < groups.b_slots;
+      const unsigned group = of_b ? channel / groups.b_channels + row
+                                  : channel / groups.c_channels + row - groups.b_slots;
       const View<bf16>& rows = of_b ? a.b : a.c;
       from[i] = rows.at(first + token, group * kTileStates + helper % 2 * 8);
       stride[i] = kTileTokens * rows.rows.outer_stride;
@@ -127,13 +141,21 @@ struct RowsAhead {
       from[i] += kStep * stride[i];
     }
   }
+  /// The next tile in the background, to places kHelpers apart.
+  __device__ __forceinline__ void copy(uint4* to, int count) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      copy_16(to + i * kHelpers, from[i], token < count);
+      from[i] += stride[i];
+    }
+  }
   __device__ __forceinline__ void store(float* rows, int slots, int helper) const {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int slot = min(helper / 64 + 2 * i, slots - 1);
       float x[8];
       widen(octet[i], x);
-      auto* to = reinterpret_cast<float4*>(rows + slot * kSlotWords + helper % 64 * 8);
+      auto* to =
+          reinterpret_cast<float4*>(rows + slot(i, slots, helper) * kSlotWords + helper % 64 * 8);
       to[0] = make_float4(x[0], x[1], x[2], x[3]);
       to[1] = make_float4(x[4], x[5], x[6], x[7]);
     }
@@ -142,8 +164,7 @@ struct RowsAhead {
   __device__ __forceinline__ void store_narrow(uint4* rows, int slots, int helper) const {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int slot = min(helper / 64 + 2 * i, slots - 1);
-      rows[slot * kSlotWords / 8 + helper % 64] = octet[i];
+      rows[slot(i, slots, helper) * kSlotWords / 8 + helper % 64] = octet[i];
     }
   }
 };
