@@ -26,6 +26,7 @@ class Arena;
 struct Launch {
   CUstream_st* stream = nullptr;
   Arena* arena = nullptr;
+  bool batch_invariant = false;  // as Context's
 
   void* scratch(int64_t bytes) const;
 };

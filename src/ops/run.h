@@ -48,7 +48,7 @@ void run(const Context& ctx, const Tensor& like, const Make& make, const More&..
       if constexpr (kForm == KernelForm::kCpu) {
         Kernel::cpu(args, *ctx.arena);
       } else {
-        Kernel::cuda(args, Launch{ctx.stream, ctx.arena});
+        Kernel::cuda(args, Launch{ctx.stream, ctx.arena, ctx.batch_invariant});
       }
     }
   });

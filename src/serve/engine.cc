@@ -84,10 +84,6 @@ Engine::Engine(Model& model, const EngineConfig& config)
       config_(completed(config, model.device())),
       cache_(model, cache_config(config_)),
       workspace_(model.device()) {
-  expect(!config.deterministic || model.device().kind == Device::kCpu,
-         "[engine] deterministic answers are the CPU's: on {} products choose their kernels by the "
-         "number of rows; take --device cpu",
-         model.device().describe());
   if (config_.reserve) {
     workspace_.reserve(config_.workspace);
   }
@@ -229,6 +225,7 @@ bool Engine::step() {
   plan_step();
   const WorkspaceScope scope(workspace_);
   Context ctx = context_for(model_, workspace_);
+  ctx.batch_invariant = config_.deterministic;
   ForwardOptions options;
   options.states = cache_.prepare(batch_);
   choose_tokens(model_.forward(ctx, batch_, options));
@@ -245,6 +242,7 @@ void Engine::choose_tokens(const Tensor& hidden) {
     return;
   }
   Context ctx = context_for(model_, workspace_);
+  ctx.batch_invariant = config_.deterministic;
   std::vector<int64_t> last(ready_.size());
   std::vector<SamplingConfig> configs;
   std::vector<double> uniforms;

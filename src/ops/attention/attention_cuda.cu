@@ -257,7 +257,8 @@ __global__ void __launch_bounds__(kCombineThreads)
 template <class T>
 void run_forward(const Attention<T>& a, const Launch& on) {
   if constexpr (std::is_same_v<T, bf16>) {
-    if (forward_by_cudnn(a, on) || forward_on_tensor_cores(a, on)) {
+    // The library's plans depend on the lengths of all segments.
+    if ((!on.batch_invariant && forward_by_cudnn(a, on)) || forward_on_tensor_cores(a, on)) {
       return;
     }
   } else if (a.narrow_k.defined()) {

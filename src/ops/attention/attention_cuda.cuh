@@ -67,12 +67,13 @@ struct Parts {
 /// How a forward call cuts its segments. Segments of few rows (decode) have tiles of few_rows and
 /// all their keys split; others have tiles of many_rows, and split keys where the tiles alone are
 /// too few for the device. All of it depends on each segment alone, except where blocks for the few
-/// rows are named: these then share all keys evenly.
+/// rows are named: these then share all keys evenly, unless parts are fixed.
 struct Cut {
   int many_rows;
   int few_rows;
   bool training;   // no tile of few rows and no splits
   int blocks = 0;  // that take the tiles of few rows of a key-value head; 0 = a block for each
+  bool fixed_parts = false;  // what blocks take of a row tile does not depend on the others
   bool operator==(const Cut&) const = default;
 };
 
