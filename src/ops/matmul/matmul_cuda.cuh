@@ -14,8 +14,8 @@ inline constexpr int64_t kFewRows = 4;
 template <class T>
 bool few_rows(const Matmuls<T>& all, const Launch& on);
 
-/// All products of one x, an element's sum over k in an order that depends on k alone: a row has the
-/// same bits whatever number of rows there is (matmul_invariant_cuda.cu).
+/// All products of one x, an element's sum over k in an order that depends on k alone: a row has
+/// the same bits whatever number of rows there is (matmul_invariant_cuda.cu).
 template <class T>
 void batch_invariant_products(const Matmuls<T>& all, const Launch& on);
 
