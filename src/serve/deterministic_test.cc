@@ -1,6 +1,9 @@
-// A deterministic engine on a CUDA device: tokens and log-probabilities of a request are the same
-// bits alone, in any batch, and after it was sent back to wait.
+// A deterministic engine: tokens and log-probabilities of a request are the same bits alone, in any
+// batch, and after it was sent back to wait.
 #include <gtest/gtest.h>
+
+#include <array>
+#include <utility>
 
 #include "model/random_model.h"
 #include "serve/engine.h"
@@ -77,20 +80,22 @@ struct Family {
   const char* name;
   std::vector<std::string> kinds;
   MatrixStorage storage;
+  Device device;
 };
 
 std::ostream& operator<<(std::ostream& out, const Family& family) {
-  return out << family.name << (family.storage == MatrixStorage::kBF16 ? "_bf16" : "_f32");
+  return out << family.name << (family.device.kind == Device::kCpu ? "_cpu" : "_cuda")
+             << (family.storage == MatrixStorage::kBF16 ? "_bf16" : "_f32");
 }
 
 class Deterministic : public ::testing::TestWithParam<Family> {
  protected:
   void SetUp() override {
-    if (cuda_devices() == 0) {
+    const Family& family = GetParam();
+    if (family.device.kind == Device::kCuda && cuda_devices() == 0) {
       GTEST_SKIP() << why_no_cuda();
     }
-    const Family& family = GetParam();
-    loaded_ = random_model(spec_of(family.kinds), family.storage, 7, Device::kCuda);
+    loaded_ = random_model(spec_of(family.kinds), family.storage, 7, family.device);
     config_.cache_values = family.storage == MatrixStorage::kBF16 ? Dtype::kBF16 : Dtype::kF32;
     config_.page_size = 4;
     config_.prefill_chunk = 128;
@@ -166,18 +171,21 @@ TEST_P(Deterministic, InterruptionsChangeNoBit) {
   EXPECT_GT(preemptions, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Families, Deterministic,
-    ::testing::Values(
-        Family{"attention", {"attention", "sliding_window", "attention"}, MatrixStorage::kF32},
-        Family{"attention", {"attention", "sliding_window", "attention"}, MatrixStorage::kBF16},
-        Family{"mamba", {"mamba", "attention", "mamba"}, MatrixStorage::kF32},
-        Family{"mamba", {"mamba", "attention", "mamba"}, MatrixStorage::kBF16},
-        Family{"mamba2", {"mamba2", "attention"}, MatrixStorage::kF32},
-        Family{"mamba2", {"mamba2", "attention"}, MatrixStorage::kBF16},
-        Family{"gated_delta_net", {"gated_delta_net", "attention"}, MatrixStorage::kF32},
-        Family{"gated_delta_net", {"gated_delta_net", "attention"}, MatrixStorage::kBF16}),
-    ::testing::PrintToStringParamName());
+std::vector<Family> families() {
+  std::vector<Family> rows;
+  for (const auto& [name, kinds] : std::vector<std::pair<const char*, std::vector<std::string>>>{
+           {"attention", {"attention", "sliding_window", "attention"}},
+           {"mamba", {"mamba", "attention", "mamba"}},
+           {"mamba2", {"mamba2", "attention"}},
+           {"gated_delta_net", {"gated_delta_net", "attention"}}}) {
+    rows.push_back({name, kinds, MatrixStorage::kF32, Device::kCpu});
+    rows.push_back({name, kinds, MatrixStorage::kF32, Device::kCuda});
+    rows.push_back({name, kinds, MatrixStorage::kBF16, Device::kCuda});
+  }
+  return rows;
+}
+INSTANTIATE_TEST_SUITE_P(Families, Deterministic, ::testing::ValuesIn(families()),
+                         ::testing::PrintToStringParamName());
 
 }  // namespace
 }  // namespace cambium
