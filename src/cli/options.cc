@@ -90,7 +90,8 @@ void EngineOptions::declare(Args& args) {
               "(then the youngest waits again where memory runs out)",
               {"whole", "as-needed"}, &admission);
   args.flag("deterministic",
-            "answers depend on nothing that runs beside them, to the last bit (on the CPU)",
+            "answers depend on nothing that runs beside them, to the last bit; on a GPU slower "
+            "kernels see to it",
             &deterministic);
 }
 

@@ -175,10 +175,11 @@ struct StateRun {
 /// One call over segments that go on from `state` (slots, ...), on either device.
 StateRun run_with_state(const StatefulCase& test, const std::vector<std::vector<double>>& values,
                         const OwnedSegments& segments, const std::vector<double>& state,
-                        Device device, Dtype type) {
+                        Device device, Dtype type, bool batch_invariant = false) {
   Workspace workspace(device);
   const WorkspaceScope scope(workspace);
   Context ctx = workspace.context(type);
+  ctx.batch_invariant = batch_invariant;
   std::vector<OwnedTensor> owned;
   In tensors;
   for (size_t i = 0; i < values.size(); ++i) {
@@ -312,6 +313,77 @@ TEST_F(CudaShapes, SelectiveScanTwiceGivesTheSameBits) {
     EXPECT_EQ(one.grads, two.grads);
   }
 }
+
+/// Numbers [first, first + count) of rows of `row` numbers.
+std::vector<double> rows_of(const std::vector<double>& all, int64_t row, int64_t first,
+                            int64_t count) {
+  return {all.begin() + first * row, all.begin() + (first + count) * row};
+}
+
+class CudaBatchInvariant : public CudaShapes, public ::testing::WithParamInterface<Mixer> {};
+
+// Single tokens, a few and pieces of prompts in one call: every segment's results and state are the
+// bits that it gets by itself.
+TEST_P(CudaBatchInvariant, ASegmentIsTheSameBesideOthers) {
+  const std::vector<int64_t> lengths{1, 70, 1, 5, 300, 1, 33, 8, 1, 0, 9, 64, 2, 31, 32, 1};
+  const auto count = static_cast<int64_t>(lengths.size());
+  const StatefulCase test = GetParam().make(sum(lengths));
+  OwnedSegments segments = packed_segments(lengths);
+  for (int64_t s = 0; s < count; ++s) {
+    segments.position[static_cast<size_t>(s)] = static_cast<int32_t>(s % 3 == 0 ? 0 : 61 * s);
+    segments.slot.push_back(static_cast<int32_t>(count - 1 - s));
+  }
+  Input state{test.state_row, -0.5, 0.5};
+  state.shape.insert(state.shape.begin(), count);
+  const auto before = draw({state}, 3)[0];
+  const auto state_row = static_cast<int64_t>(before.size()) / count;
+  for (const Dtype type : kTypes) {
+    SCOPED_TRACE(std::string("cuda ") + dtype_name(type));
+    const auto values = draw_as(type, test.inputs);
+    const StateRun exact = run_with_state(test, values, segments, before, {}, Dtype::kF32);
+    const StateRun together =
+        run_with_state(test, values, segments, before, Device::kCuda, type, true);
+    EXPECT_LE(norm_error(together.output, exact.output), forward_tolerance(type));
+    EXPECT_LE(norm_error(together.state, exact.state), forward_tolerance(type)) << "state";
+    for (int64_t s = 0; s < count; ++s) {
+      const int64_t length = lengths[static_cast<size_t>(s)];
+      const int64_t begin = segments.start[static_cast<size_t>(s)];
+      const StatefulCase one = GetParam().make(length);
+      std::vector<std::vector<double>> own;
+      for (size_t i = 0; i < values.size(); ++i) {
+        const auto row = static_cast<int64_t>(values[i].size()) / test.tokens;
+        own.push_back(test.of_tokens[i] ? rows_of(values[i], row, begin, length) : values[i]);
+      }
+      const OwnedSegments alone{{0, static_cast<int32_t>(length)},
+                                {segments.position[static_cast<size_t>(s)]},
+                                {segments.slot[static_cast<size_t>(s)]}};
+      const StateRun run = run_with_state(one, own, alone, before, Device::kCuda, type, true);
+      const auto row = static_cast<int64_t>(together.output.size()) / test.tokens;
+      EXPECT_EQ(run.output, rows_of(together.output, row, begin, length)) << "segment " << s;
+      const int64_t slot = count - 1 - s;
+      if (length > 0) {
+        EXPECT_EQ(rows_of(run.state, state_row, slot, 1),
+                  rows_of(together.state, state_row, slot, 1))
+            << "state of segment " << s;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Mixers, CudaBatchInvariant,
+    ::testing::Values(
+        Mixer{"lightning", [](int64_t t) { return lightning(t, kHeads); }},
+        Mixer{"mamba2", [](int64_t t) { return mamba2(t, kHeads); }},
+        Mixer{"gated_delta_net", [](int64_t t) { return gated_delta_net(t, kHeads); }},
+        Mixer{"gated_delta_net_odd", [](int64_t t) { return gated_delta_net(t, kOddHeads); }},
+        Mixer{"kimi_delta", [](int64_t t) { return kimi_delta(t, kHeads); }},
+        Mixer{"selective_scan", [](int64_t t) { return scan(t, 64, 16); }},
+        Mixer{"selective_scan_odd", [](int64_t t) { return scan(t, 20, 16); }},
+        Mixer{"selective_scan_of_few_states", [](int64_t t) { return scan(t, 20, 5); }},
+        Mixer{"conv", [](int64_t t) { return conv(t, 40); }},
+        Mixer{"conv_odd", [](int64_t t) { return conv(t, 5); }}),
+    ::testing::PrintToStringParamName());
 
 class CudaManySegments : public CudaShapes, public ::testing::WithParamInterface<Mixer> {};
 

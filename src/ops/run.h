@@ -48,7 +48,8 @@ void run(const Context& ctx, const Tensor& like, const Make& make, const More&..
       if constexpr (kForm == KernelForm::kCpu) {
         Kernel::cpu(args, *ctx.arena);
       } else {
-        Kernel::cuda(args, Launch{compute_stream(ctx.device()), ctx.arena, ctx.recorder});
+        Kernel::cuda(args, Launch{compute_stream(ctx.device()), ctx.arena, ctx.recorder,
+                                  ctx.batch_invariant});
       }
     }
   });

@@ -101,11 +101,7 @@ Engine::Engine(Model& model, const EngineConfig& config)
     : model_(model),
       config_(completed(config, model.device())),
       cache_(model, cache_config(config_)),
-      queue_(model, cache_.table_entries()) {
-  expect(!config.deterministic || model.device().kind == Device::kCpu,
-         "[engine] deterministic answers are the CPU's: on {} products choose their kernels by the "
-         "number of rows; take --device cpu",
-         model.device().describe());
+      queue_(model, cache_.table_entries(), config_.deterministic) {
   if (config_.reserve) {
     queue_.reserve(config_.workspace);
   }

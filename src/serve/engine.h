@@ -4,8 +4,9 @@
 //
 // What a request gets does not depend on what runs beside it: prompts are cut at multiples of
 // prefill_chunk in absolute position, and random numbers come from (seed, request's stream,
-// position). On the CPU that holds to the last bit; on a GPU products of other shapes may round
-// logits differently.
+// position). On the CPU that holds to the last bit; on a GPU it does where the engine is
+// deterministic, while by default kernels are chosen by all rows of a step and may round logits
+// differently.
 //
 // On a GPU the host works one step ahead of the device: the next step is queued before this one's
 // tokens are known, which it finds on the device. A request that ends by its tokens has then been
@@ -57,8 +58,8 @@ struct EngineConfig {
   /// kAsNeeded: tokens a request has room for beyond those there are.
   int64_t reserve_tokens = 64;
   /// Answers depend neither on what runs beside them nor on interruptions, to the last bit: the
-  /// kernels of the CPU see to the one, and an answer that is read again is read token by token, as
-  /// it was made. An Error on a GPU, whose products choose their kernels by the number of rows.
+  /// kernels of the CPU and the batch-invariant ones of a GPU (Context::batch_invariant) see to the
+  /// one, and an answer that is read again is read token by token, as it was made.
   bool deterministic = false;
   /// On a GPU a step is queued before the tokens of the one before are known.
   bool ahead = true;

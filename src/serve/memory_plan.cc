@@ -175,6 +175,7 @@ WorkspaceBytes run_behind(Model& model, const EngineConfig& settings, int64_t be
   {
     const WorkspaceScope scope(workspace);
     Context ctx = context_for(model, workspace);
+    ctx.batch_invariant = settings.deterministic;
     model.forward(ctx, batch, {.states = state.states()});
   }
   return workspace.peak_bytes();

@@ -11,14 +11,15 @@ constexpr int64_t kMostUploads = int64_t{128} << 20;
 
 }  // namespace
 
-StepQueue::StepQueue(const Model& model, int64_t table_entries)
+StepQueue::StepQueue(const Model& model, int64_t table_entries, bool batch_invariant)
     : model_(model),
       arena_(model.device()),
       hosts_{Arena::for_host(model.device()), Arena::for_host(model.device())},
       recorder_(WorkRecorder::on(
           model.device(),
           std::min(kMostUploads,
-                   kOtherUploads + 4 * table_entries * static_cast<int64_t>(sizeof(int32_t))))) {}
+                   kOtherUploads + 4 * table_entries * static_cast<int64_t>(sizeof(int32_t))))),
+      batch_invariant_(batch_invariant) {}
 
 StepQueue::~StepQueue() = default;
 
@@ -31,7 +32,8 @@ void StepQueue::run(Batch& batch, bool repeats, const std::function<void(Context
   Context ctx{.arena = &arena_,
               .host = &host(),
               .activations = model_.activations(),
-              .recorder = recorder_.get()};
+              .recorder = recorder_.get(),
+              .batch_invariant = batch_invariant_};
   const auto begin = [&] {
     batch.forget_plans();
     const ArenaScope results(arena_);

@@ -15,8 +15,8 @@ namespace cambium {
 class StepQueue {
  public:
   /// `table_entries`: page table entries of the largest step, which are what most of its uploads
-  /// are; steps with more are queued all the same.
-  explicit StepQueue(const Model& model, int64_t table_entries = 0);
+  /// are; steps with more are queued all the same. `batch_invariant` as Context's.
+  explicit StepQueue(const Model& model, int64_t table_entries = 0, bool batch_invariant = false);
   /// Waits for what was queued.
   ~StepQueue();
   StepQueue(const StepQueue&) = delete;
@@ -44,6 +44,7 @@ class StepQueue {
   Arena arena_;
   std::array<Arena, 2> hosts_;
   std::unique_ptr<WorkRecorder> recorder_;
+  bool batch_invariant_;
   int64_t steps_ = 0;
 };
 

@@ -90,6 +90,10 @@ struct Context {
   /// Of steps that may be queued as a whole (tensor/work_recorder.h); null: each operation is
   /// queued when it is called.
   WorkRecorder* recorder = nullptr;
+  /// A sequence's results have the same bits whatever else is in the call: no kernel is chosen, and
+  /// no sum cut, by the rows or segments beside it. The kernels of the CPU need no telling; those of
+  /// CUDA are slower so (docs/architecture.md). Forward calls only.
+  bool batch_invariant = false;
 
   /// Whether an operation on these inputs must record its backward step.
   template <class... Tensors>

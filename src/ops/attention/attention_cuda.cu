@@ -258,7 +258,9 @@ __global__ void __launch_bounds__(kCombineThreads)
 template <class T>
 void run_forward(const Attention<T>& a, const Launch& on) {
   if constexpr (std::is_same_v<T, bf16>) {
-    if (forward_by_cudnn(a, on) || forward_on_tensor_cores(a, prefill_by_cudnn(a, on), on)) {
+    // The library's plans depend on the lengths of all segments.
+    if ((!on.batch_invariant && forward_by_cudnn(a, on)) ||
+        forward_on_tensor_cores(a, on.batch_invariant ? 0 : prefill_by_cudnn(a, on), on)) {
       return;
     }
   } else if (a.narrow_k.defined()) {

@@ -67,7 +67,7 @@ struct Parts {
 /// How a forward call cuts its segments. Segments of few rows (decode) have tiles of few_rows and
 /// all their keys split; others have tiles of many_rows, and split keys where the tiles alone are
 /// too few for the device. All of it depends on each segment alone, except where blocks for the few
-/// rows are named: these then share all keys evenly.
+/// rows are named: these then share all keys evenly, unless parts are fixed.
 struct Cut {
   int many_rows;
   int few_rows;
@@ -76,6 +76,7 @@ struct Cut {
   /// Without the long pieces of prompts that are served elsewhere with so many bytes
   /// (attention_cudnn.h); 0 = all segments.
   int64_t gathered = 0;
+  bool fixed_parts = false;  // what blocks take of a row tile does not depend on the others
   bool operator==(const Cut&) const = default;
 };
 

@@ -23,6 +23,7 @@
 
 #include "base/error.h"
 #include "ops/cuda_launch.h"
+#include "tensor/work_recorder.h"
 
 #define CAMBIUM_CUDNN_FUNCTIONS(X) \
   X(cudnnBackendCreateDescriptor)  \
@@ -412,6 +413,10 @@ void sdpa_run(const SdpaPlan& plan, const SdpaTensors& t, void* workspace, const
       {kOffsets + kDk, pointer(t.dk_at)},
       {kOffsets + kDv, pointer(t.dv_at)},
   };
+  if (on.recorder != nullptr && on.recorder->notes()) {
+    on.recorder->refuse();
+    return;
+  }
   State& s = state();
   const std::lock_guard lock(s.mutex);  // the handle has one stream at a time
   cudnnHandle_t handle = handle_of(s, current_device());

@@ -7,7 +7,8 @@
 // Few rows (decode): bound by reading keys and values, once for all heads of a group. Warps divide
 // the keys of each tile, several tiles are under way, and the warps' results are added at the end
 // in the order of the warps. As many blocks as the device holds share all keys evenly, so that none
-// is left to run alone; whoever is done last with a row tile adds up its parts, in their order.
+// is left to run alone (batch-invariant: parts of fixed keys, dealt to them); whoever is done last
+// with a row tile adds up its parts, in their order.
 #include "ops/attention/attention_mma.cuh"
 
 namespace cambium::cuda::attention {
@@ -466,7 +467,8 @@ void launch_forward(const Attention<bf16>& a, int64_t gathered, const Launch& on
   const TileLists lists =
       forward_tiles(a.shape,
                     {kManyRows, kFewRows, a.largest != nullptr,
-                     static_cast<int>(std::max<int64_t>(resident / a.shape.kv_heads, 1)), gathered},
+                     static_cast<int>(std::max<int64_t>(resident / a.shape.kv_heads, 1)), gathered,
+                     on.batch_invariant},
                     on);
   const Partials many = make_partials(lists.many_partials, kManyRows, a.shape, on);
   const Partials few = make_partials(lists.few_partials, kFewRows, a.shape, on);

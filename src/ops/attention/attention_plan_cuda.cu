@@ -16,6 +16,9 @@ constexpr int64_t kBlocksWanted = 256;
 constexpr int64_t kDecodeSplit = 256;
 constexpr int64_t kPrefillSplit = 1024;
 constexpr int64_t kMaxSplits = 128;
+/// Keys of a part where parts are fixed: enough that adding them up is not felt, and few enough
+/// that a long sequence alone is taken by many blocks.
+constexpr int64_t kFixedSplit = 512;
 
 /// Host arrays one after the other in one copy on the device.
 class Upload {
@@ -96,22 +99,54 @@ struct Shared {
   std::vector<Piece> pieces;
   std::vector<int32_t> first_piece{0};
   int32_t parts = 0;
+
+  /// Makes sizes those of all steps over as many row tiles, so that they are queued alike: blocks
+  /// with no piece, and more places for partial results than there are parts.
+  void same_sizes(size_t tiles, int64_t blocks, int64_t& partials) {
+    constexpr int64_t kTogether = 128;
+    if (pieces.empty()) {
+      return;
+    }
+    first_piece.resize(static_cast<size_t>(blocks) + 1, first_piece.back());
+    parts = static_cast<int32_t>(tiles);
+    partials = ceil_div(std::max<int64_t>(partials, 1), kTogether) * kTogether;
+  }
 };
+
+int64_t units_of(const Tile& t) {
+  return ceil_div(t.end_key, kKeys) - t.first_key / kKeys;
+}
+
+/// Makes the pieces from number `first` on, which have the keys of a row tile, its parts: they are
+/// added up where they are more than one.
+void join_pieces(Shared& all, size_t first, int64_t& partials) {
+  const auto count = static_cast<int64_t>(all.pieces.size() - first);
+  if (count <= 1) {
+    return;
+  }
+  for (size_t i = first; i < all.pieces.size(); ++i) {
+    all.pieces[i].tile.partial = static_cast<int32_t>(partials + static_cast<int64_t>(i - first));
+    all.pieces[i].parts = all.parts;
+    all.pieces[i].first_partial = static_cast<int32_t>(partials);
+    all.pieces[i].count = static_cast<int32_t>(count);
+  }
+  partials += count;
+  ++all.parts;
+}
 
 /// Divides the tiles' keys, in tiles of kKeys, evenly among `blocks` blocks: block after block
 /// takes its share, and a row tile that does not end with the block goes on in the next.
 Shared share_keys(const std::vector<Tile>& tiles, int64_t blocks, int64_t& partials) {
-  const auto units = [](const Tile& t) { return ceil_div(t.end_key, kKeys) - t.first_key / kKeys; };
   int64_t total = 0;
   for (const Tile& t : tiles) {
-    total += units(t);
+    total += units_of(t);
   }
   const int64_t share = std::max<int64_t>(ceil_div(total, blocks), 1);
   Shared all;
   int64_t left = share;  // of the block in hand
   for (const Tile& t : tiles) {
     const int64_t begin = t.first_key / kKeys;
-    const int64_t end = begin + units(t);
+    const int64_t end = begin + units_of(t);
     const size_t first = all.pieces.size();
     for (int64_t at = begin; at < end;) {
       const int64_t take = std::min(left, end - at);
@@ -126,21 +161,45 @@ Shared share_keys(const std::vector<Tile>& tiles, int64_t blocks, int64_t& parti
         left = share;
       }
     }
-    const size_t count = all.pieces.size() - first;
-    if (count > 1) {
-      for (size_t i = first; i < all.pieces.size(); ++i) {
-        all.pieces[i].tile.partial =
-            static_cast<int32_t>(partials + static_cast<int64_t>(i - first));
-        all.pieces[i].parts = all.parts;
-        all.pieces[i].first_partial = static_cast<int32_t>(partials);
-        all.pieces[i].count = static_cast<int32_t>(count);
-      }
-      partials += static_cast<int64_t>(count);
-      ++all.parts;
-    }
+    join_pieces(all, first, partials);
   }
   if (left != share) {
     all.first_piece.push_back(static_cast<int32_t>(all.pieces.size()));
+  }
+  return all;
+}
+
+/// Cuts every tile's keys where its sequence alone says, at multiples of kFixedSplit, and deals the
+/// pieces in their order to `blocks` blocks: who takes a piece does not change its results.
+Shared fix_parts(const std::vector<Tile>& tiles, int64_t blocks, int64_t& partials) {
+  Shared all;
+  int64_t total = 0;
+  for (const Tile& t : tiles) {
+    const size_t first = all.pieces.size();
+    for (int64_t at = t.first_key; at < t.end_key;) {
+      const int64_t end = std::min<int64_t>(t.end_key, (at / kFixedSplit + 1) * kFixedSplit);
+      Piece piece{t, -1, 0, 1};
+      piece.tile.first_key = static_cast<int32_t>(at);
+      piece.tile.end_key = static_cast<int32_t>(end);
+      all.pieces.push_back(piece);
+      total += units_of(piece.tile);
+      at = end;
+    }
+    join_pieces(all, first, partials);
+  }
+  const auto count = static_cast<int64_t>(all.pieces.size());
+  int64_t before = 0;  // of what the pieces before have
+  int64_t block = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t own = count <= blocks ? i : before * blocks / total;
+    if (own > block) {
+      all.first_piece.push_back(static_cast<int32_t>(i));
+      block = own;
+    }
+    before += units_of(all.pieces[static_cast<size_t>(i)].tile);
+  }
+  if (count > 0) {
+    all.first_piece.push_back(static_cast<int32_t>(count));
   }
   return all;
 }
@@ -202,7 +261,9 @@ ForwardPlan forward_plan(const AttentionShape& shape, const ForwardPlan::Key& ke
   plan.lists.few_parts_rows = most_rows(few_parts, cut.few_rows);
   Shared shared;
   if (cut.blocks > 0) {
-    shared = share_keys(few, cut.blocks, plan.lists.few_partials);
+    shared = cut.fixed_parts ? fix_parts(few, cut.blocks, plan.lists.few_partials)
+                             : share_keys(few, cut.blocks, plan.lists.few_partials);
+    shared.same_sizes(few.size(), cut.blocks, plan.lists.few_partials);
     few.clear();
   }
   Upload upload;
@@ -211,13 +272,13 @@ ForwardPlan forward_plan(const AttentionShape& shape, const ForwardPlan::Key& ke
       upload.add(few),
       upload.add(many_parts),
       upload.add(few_parts),
-      upload.add(shared.pieces),
+      upload.add(std::vector<int32_t>(static_cast<size_t>(shared.parts * shape.kv_heads))),
       upload.add(shared.first_piece),
-      upload.add(std::vector<int32_t>(static_cast<size_t>(shared.parts * shape.kv_heads)))};
+      upload.add(shared.pieces)};
   plan.memory = upload.copy(on);
-  plan.lists.pieces = list_at(plan.memory, at[4], shared.pieces);
+  plan.lists.pieces = list_at(plan.memory, at[6], shared.pieces);
   plan.lists.first_piece = list_at(plan.memory, at[5], shared.first_piece);
-  plan.lists.done = plan.memory.as_mutable<unsigned>() + at[6];
+  plan.lists.done = plan.memory.as_mutable<unsigned>() + at[4];
   plan.lists.many = list_at(plan.memory, at[0], many);
   plan.lists.few = list_at(plan.memory, at[1], few);
   plan.lists.many_parts = list_at(plan.memory, at[2], many_parts);

@@ -6,7 +6,7 @@
 //   many: runs of tokens, then the states, which the runs may have read;
 //   a number of taps without registers of its own: one element a thread.
 // All add the bias and the taps in the same order, so that any split of a sequence gives the same
-// bits.
+// bits. Batch-invariant, the form of a segment is that for its own length even so.
 #include <algorithm>
 
 #include "ops/conv/conv_kernels.h"
@@ -170,14 +170,16 @@ __device__ __forceinline__ void convolve(const ShortConv<T>& a, const Taps<V, kT
   past.push(x);
 }
 
-/// A segment a thread.
+/// A segment a thread; those of more than `most` tokens are left out.
 template <class T, int V, int kTaps>
-__global__ void __launch_bounds__(kThreads) few_tokens_forward(ShortConv<T> a, int64_t columns) {
+__global__ void __launch_bounds__(kThreads)
+    few_tokens_forward(ShortConv<T> a, int64_t columns, int64_t most) {
   constexpr int kBack = kTaps - 1;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   await_inputs();
   const Place place(a.segments, min(index / columns, a.segments.count - 1));
-  if (index / columns >= a.segments.count || place.begin == place.end) {
+  if (index / columns >= a.segments.count || place.begin == place.end ||
+      place.end - place.begin > most) {
     return;
   }
   const int64_t c = index % columns * V;
@@ -213,10 +215,10 @@ __global__ void __launch_bounds__(kThreads) few_tokens_forward(ShortConv<T> a, i
   }
 }
 
-/// A run of tokens a thread.
+/// A run of tokens a thread; those of segments of fewer than `least` tokens are left out.
 template <class T, int V, int kTaps>
 __global__ void __launch_bounds__(kThreads)
-    runs_forward(ShortConv<T> a, const int32_t* segment, int64_t channel_blocks) {
+    runs_forward(ShortConv<T> a, const int32_t* segment, int64_t channel_blocks, int64_t least) {
   const int64_t c = (blockIdx.x % channel_blocks * kThreads + threadIdx.x) * V;
   if (c >= a.channels()) {
     return;
@@ -242,7 +244,9 @@ __global__ void __launch_bounds__(kThreads)
           place.advance(a.segments);
           past.load(a, a.state, a.segments.row(place.s), place, t + j, c);
         }
-        convolve(a, taps, past, x[j], t + j, c);
+        if (place.end - place.begin >= least) {
+          convolve(a, taps, past, x[j], t + j, c);
+        }
       }
     }
   }
@@ -505,13 +509,14 @@ __global__ void __launch_bounds__(kThreads) keep_states(ShortConv<T> a) {
   }
 }
 
-/// Leaves in the state the last K - 1 inputs of each sequence.
+/// Leaves in the state the last K - 1 inputs of each sequence with at least `least` tokens here, at
+/// least 1.
 template <class T>
-__global__ void __launch_bounds__(kThreads) leave_states(ShortConv<T> a) {
+__global__ void __launch_bounds__(kThreads) leave_states(ShortConv<T> a, int64_t least) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t s = index / a.channels();
   const int64_t c = index % a.channels();
-  if (s >= a.segments.count || a.segments.length(s) == 0) {
+  if (s >= a.segments.count || a.segments.length(s) < least) {
     return;
   }
   const int64_t row = a.segments.row(s);
@@ -572,12 +577,17 @@ void run_forward(const ShortConv<T>& args, const Launch& on) {
     return;
   }
   const int64_t count = a.segments.count;
-  if (segments.longest <= kFewTokens && pick_kernel<4>(a, [&]<int V, int kTaps>() {
+  const bool each = on.batch_invariant && a.kept == nullptr;
+  int64_t least = 1;  // tokens of the segments that are left for runs
+  if ((segments.longest <= kFewTokens || each) && pick_kernel<4>(a, [&]<int V, int kTaps>() {
         const int64_t columns = a.channels() / V;
         launch_ahead(on, "short_conv", few_tokens_forward<T, V, kTaps>, blocks_of(count * columns),
-                     kThreads, 0, a, columns);
+                     kThreads, 0, a, columns, kFewTokens);
       })) {
-    return;
+    if (segments.longest <= kFewTokens) {
+      return;
+    }
+    least = kFewTokens + 1;
   }
   if (a.kept != nullptr && continues) {
     launch(on, "short_conv", keep_states<T>, blocks_of(count * a.state_size()), kThreads, 0, a);
@@ -586,14 +596,15 @@ void run_forward(const ShortConv<T>& args, const Launch& on) {
     const int64_t channel_blocks = ceil_div(a.channels() / V, kThreads);
     launch(on, "short_conv", runs_forward<T, V, kTaps>,
            static_cast<unsigned>(ceil_div(segments.tokens, kForwardRun) * channel_blocks), kThreads,
-           0, a, segments.segment, channel_blocks);
+           0, a, segments.segment, channel_blocks, least);
   });
   if (!runs) {
     launch(on, "short_conv", any_forward<T>, blocks_of(segments.tokens * a.channels()), kThreads, 0,
            a, segments.segment);
   }
   if (a.state != nullptr && a.taps() > 1) {
-    launch(on, "short_conv", leave_states<T>, blocks_of(count * a.channels()), kThreads, 0, a);
+    launch(on, "short_conv", leave_states<T>, blocks_of(count * a.channels()), kThreads, 0, a,
+           least);
   }
 }
 

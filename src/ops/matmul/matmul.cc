@@ -67,11 +67,12 @@ void grad_bias(const Context& ctx, const Tensor& bias, const Tensor& dy) {
 }  // namespace
 
 /// Whether a few rows of several results should lie side by side, as columns of one: on a GPU one
-/// product then gives them all where the weights lie together too.
+/// product then gives them all where the weights lie together too. (Its batch-invariant product
+/// takes them as they lie.)
 bool side_by_side(const Context& ctx, const Tensor& x, std::span<const Affine> of) {
   constexpr int64_t kRows = 512;
   return of.size() > 1 && x.device.kind == Device::kCuda && x.dim(0) <= kRows &&
-         std::all_of(of.begin(), of.end(), [&](const Affine& f) {
+         !ctx.batch_invariant && std::all_of(of.begin(), of.end(), [&](const Affine& f) {
            return f.weight.dim(0) * dtype_size(x.dtype) % 16 == 0 &&
                   !ctx.differentiate(x, f.weight, f.bias);
          });

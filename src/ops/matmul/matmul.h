@@ -12,7 +12,8 @@ namespace cambium {
 /// -> (T, N). x is F32 or F64; weight has x's dtype, or is BF16 with x F32 (products accumulate in
 /// fp32; no gradient for a BF16 weight). Backward: dx += dy weight, dweight += dy^T x, dbias += sum
 /// dy. Results depend neither on the number of threads nor on the other rows of x: on one
-/// instruction set a token gets the same bits in any batch.
+/// instruction set a token gets the same bits in any batch (on CUDA where the context is
+/// batch_invariant).
 Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias = {});
 
 /// A weight (N, K) and its bias (N) or none.

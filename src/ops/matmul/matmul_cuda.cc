@@ -368,6 +368,9 @@ std::optional<Matmul<T>> joined(const Matmuls<T>& all) {
 
 template <class T>
 void forward(const Matmuls<T>& all, const Launch& on) {
+  if (on.batch_invariant) {
+    return batch_invariant_products(all, on);
+  }
   if (few_rows(all, on)) {
     return;
   }

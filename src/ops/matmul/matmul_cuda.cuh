@@ -1,5 +1,5 @@
 // Private to the operation's CUDA half: what the host code over cuBLASLt (matmul_cuda.cc) asks of
-// the kernels (matmul_cuda.cu).
+// the kernels (matmul_cuda.cu, matmul_invariant_cuda.cu).
 #pragma once
 
 #include "ops/matmul/matmul_kernels.h"
@@ -13,6 +13,11 @@ inline constexpr int64_t kFewRows = 4;
 /// the rows or the addresses do not suit it.
 template <class T>
 bool few_rows(const Matmuls<T>& all, const Launch& on);
+
+/// All products of one x, an element's sum over k in an order that depends on k alone: a row has
+/// the same bits whatever number of rows there is (matmul_invariant_cuda.cu).
+template <class T>
+void batch_invariant_products(const Matmuls<T>& all, const Launch& on);
 
 /// The elements of a weight in the type of the product, which may be the weight's own memory.
 template <class T>

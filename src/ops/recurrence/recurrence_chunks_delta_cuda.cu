@@ -614,7 +614,8 @@ void delta_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const R
                   const Launch& on) {
   // With 32 columns what a chunk takes is loaded half as often; with 16 a step is shorter, which
   // is what counts while those that walk leave room for those who read.
-  const bool wide = a.segments.count * a.heads * a.dim > kFewBlocks * 16;
+  // Batch-invariant: always the one.
+  const bool wide = on.batch_invariant || a.segments.count * a.heads * a.dim > kFewBlocks * 16;
   const auto with_dims = [&]<int kKey, int kDim>() {
     wide ? run<kKey, kDim, 2>(a, chunks, kept, on) : run<kKey, kDim, 1>(a, chunks, kept, on);
   };

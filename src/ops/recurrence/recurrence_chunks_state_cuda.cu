@@ -297,8 +297,8 @@ void run(const Recurrence<bf16>& a, const int32_t* first, const RecurrenceKept& 
 void pass_states(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
                  const ChunkTiles& parts, const Launch& on) {
   // With 32 columns a tile of W and k is loaded half as often; with 16 twice the blocks have less
-  // to do each, which is faster while the device is not full.
-  const bool wide = a.segments.count * a.heads * a.dim >= 64 * 32;
+  // to do each, which is faster while the device is not full. Batch-invariant: one of them.
+  const bool wide = on.batch_invariant || a.segments.count * a.heads * a.dim >= 64 * 32;
   if (a.key_dim == 64) {
     wide ? run<64, 2>(a, chunks.first, kept, parts, on)
          : run<64, 1>(a, chunks.first, kept, parts, on);

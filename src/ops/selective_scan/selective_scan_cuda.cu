@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kScanThreads, 4)
   using Math = ScanMath<T>;
   const int64_t index = blockIdx.x / channel_blocks;
   const ScanSpan span(a.segments, spans, index);
-  if (kLocal && span.last) {
+  if (!span.taken || (kLocal && span.last)) {
     return;
   }
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
@@ -158,18 +158,20 @@ __global__ void __launch_bounds__(kScanThreads)
   }
 }
 
+/// The scan of the segments of `lengths`.
 template <class T, int kStates, int kLanes, int kTokens, bool kFull>
 void scan(const SelectiveScan<T>& host, const SelectiveScan<T>& a, const DeviceSegments& segments,
-          const Launch& on) {
+          unsigned lengths, const Launch& on) {
   const int64_t channel_blocks = ceil_div(a.channels * kLanes, kScanThreads);
   const int64_t warps = channel_blocks * kScanThreads / 32;
-  const int64_t tokens = span_tokens(segments, warps, kSlots);
+  const int64_t tokens = on.batch_invariant ? kWholeSegments : span_tokens(segments, warps, kSlots);
   ScanSpans spans{.count = a.segments.count, .tokens = tokens};
   std::shared_ptr<const ScanPlan> plan;
   if (a.kept != nullptr || tokens != kWholeSegments) {
     plan = scan_plan(host.segments, tokens, on);
     spans = plan->spans;
   }
+  spans.lengths = lengths;
   const auto blocks = static_cast<unsigned>(spans.count * channel_blocks);
   float* carry = nullptr;
   if (plan != nullptr && plan->cut) {
@@ -183,6 +185,53 @@ void scan(const SelectiveScan<T>& host, const SelectiveScan<T>& a, const DeviceS
          kScanThreads, 0, a, spans, channel_blocks, carry, nullptr);
 }
 
+/// The form that suits the segments of `lengths`: few tokens or more.
+template <class T>
+void scan_lengths(const SelectiveScan<T>& host, const SelectiveScan<T>& a,
+                  const DeviceSegments& segments, unsigned lengths, bool few, const Launch& on) {
+  if constexpr (sizeof(T) == 2) {
+    if (!few && scan_by_tiles(host, segments, lengths, on)) {
+      return;
+    }
+  }
+  constexpr int64_t kWidth = 16 / sizeof(T);
+  if (a.states == 16 && aligned(a.b.data) && aligned(a.c.data) && aligned(a.a_log.data) &&
+      aligned(a.state) && aligned(a.kept) && a.b.rows.outer_stride % kWidth == 0 &&
+      a.c.rows.outer_stride % kWidth == 0) {
+    few ? scan<T, 4, 4, 1, true>(host, a, segments, lengths, on)
+        : scan<T, 16, 1, 4, true>(host, a, segments, lengths, on);
+  } else if (a.states <= 8) {
+    scan<T, 8, 1, 4, false>(host, a, segments, lengths, on);
+  } else if (a.states <= 16) {
+    scan<T, 16, 1, 4, false>(host, a, segments, lengths, on);
+  } else if (a.states <= 64) {
+    scan<T, 16, 4, 4, false>(host, a, segments, lengths, on);
+  } else {
+    check_launch("selective_scan of more than 256 states a channel", {}, {}, 0,
+                 a.states <= 256 ? cudaSuccess : cudaErrorInvalidValue);
+    scan<T, 16, 16, 4, false>(host, a, segments, lengths, on);
+  }
+}
+
+/// Batch-invariant: every segment is taken by the form for its own length.
+template <class T>
+void scan_each(const SelectiveScan<T>& host, const SelectiveScan<T>& a,
+               const DeviceSegments& segments, const Launch& on) {
+  unsigned there = 0;
+  for (int64_t s = 0; s < host.segments.count; ++s) {
+    there |= length_kind(host.segments.length(s));
+  }
+  if ((there & kOneToken) != 0 && scan_decode(a, segments, on)) {
+    there &= ~kOneToken;
+  }
+  if ((there & (kOneToken | kFew)) != 0) {
+    scan_lengths(host, a, segments, there & (kOneToken | kFew), true, on);
+  }
+  if ((there & kMany) != 0) {
+    scan_lengths(host, a, segments, kMany, false, on);
+  }
+}
+
 template <class T>
 void run_forward(const SelectiveScan<T>& host, const Launch& on) {
   const DeviceSegments segments = on_device(host.segments, on);
@@ -191,30 +240,10 @@ void run_forward(const SelectiveScan<T>& host, const Launch& on) {
   if (a.segments.count == 0 || a.channels == 0 || a.states == 0) {
     return;
   }
-  if (scan_decode(a, segments, on)) {
-    return;
-  }
-  if constexpr (sizeof(T) == 2) {
-    if (segments.longest > kFewTokens && scan_by_tiles(host, segments, on)) {
-      return;
-    }
-  }
-  constexpr int64_t kWidth = 16 / sizeof(T);
-  if (a.states == 16 && aligned(a.b.data) && aligned(a.c.data) && aligned(a.a_log.data) &&
-      aligned(a.state) && aligned(a.kept) && a.b.rows.outer_stride % kWidth == 0 &&
-      a.c.rows.outer_stride % kWidth == 0) {
-    segments.longest <= kFewTokens ? scan<T, 4, 4, 1, true>(host, a, segments, on)
-                                   : scan<T, 16, 1, 4, true>(host, a, segments, on);
-  } else if (a.states <= 8) {
-    scan<T, 8, 1, 4, false>(host, a, segments, on);
-  } else if (a.states <= 16) {
-    scan<T, 16, 1, 4, false>(host, a, segments, on);
-  } else if (a.states <= 64) {
-    scan<T, 16, 4, 4, false>(host, a, segments, on);
-  } else {
-    check_launch("selective_scan of more than 256 states a channel", {}, {}, 0,
-                 a.states <= 256 ? cudaSuccess : cudaErrorInvalidValue);
-    scan<T, 16, 16, 4, false>(host, a, segments, on);
+  if (on.batch_invariant) {
+    scan_each(host, a, segments, on);
+  } else if (!scan_decode(a, segments, on)) {
+    scan_lengths(host, a, segments, kAnyLength, segments.longest <= kFewTokens, on);
   }
 }
 

@@ -27,6 +27,16 @@ inline constexpr unsigned kAllLanes = 0xffffffffU;
 
 // --- Spans.
 
+/// Lengths of segments that have forms of their own where a segment's form must not depend on the
+/// others: bits.
+inline constexpr unsigned kOneToken = 1;
+inline constexpr unsigned kFew = 2;  // up to kFewTokens, or none
+inline constexpr unsigned kMany = 4;
+inline constexpr unsigned kAnyLength = kOneToken | kFew | kMany;
+__host__ __device__ constexpr unsigned length_kind(int64_t length) {
+  return length == 1 ? kOneToken : length <= kFewTokens ? kFew : kMany;
+}
+
 /// Spans as kernels take them. Without arrays every segment is one.
 struct ScanSpans {
   int64_t count = 0;
@@ -35,17 +45,20 @@ struct ScanSpans {
   const int32_t* begin = nullptr;       // (count): the first token, counted in the segment
   const int32_t* first_span = nullptr;  // (segments + 1)
   const int32_t* first_kept = nullptr;  // (segments): its first kept state
+  unsigned lengths = kAnyLength;        // of the segments that are taken
 };
 
 /// One of them.
 struct ScanSpan {
   int64_t segment, begin, end;
   bool last;
+  bool taken;
 
   __device__ __forceinline__ ScanSpan(const SegmentWalk& walk, const ScanSpans& spans, int64_t i) {
     segment = spans.segment == nullptr ? i : spans.segment[i];
     begin = spans.segment == nullptr ? 0 : spans.begin[i];
     end = walk.length(segment);
+    taken = (spans.lengths & length_kind(end)) != 0;
     last = spans.segment == nullptr || end - begin <= spans.tokens;
     end = last ? end : begin + spans.tokens;
   }
@@ -79,12 +92,14 @@ void carry_over_spans(const SelectiveScan<T>& a, const ScanSpans& spans, float* 
                       const float* step_sums, bool backward, const Launch& on);
 
 /// The step of one token each for many sequences, where it has a kernel of its own: returns whether
-/// it was launched. `a` has segments of the device.
+/// it was launched. `a` has segments of the device. Batch-invariant it leaves out segments of other
+/// lengths; else it is not for calls that have some.
 bool scan_decode(const SelectiveScan<float>& a, const DeviceSegments& segments, const Launch& on);
 bool scan_decode(const SelectiveScan<bf16>& a, const DeviceSegments& segments, const Launch& on);
 /// The scan of bf16 and 16 states by tiles, where the inputs fit it: returns whether it was
-/// launched. `a` has segments of the host.
-bool scan_by_tiles(const SelectiveScan<bf16>& a, const DeviceSegments& segments, const Launch& on);
+/// launched. `a` has segments of the host, of which those of `lengths` are taken.
+bool scan_by_tiles(const SelectiveScan<bf16>& a, const DeviceSegments& segments, unsigned lengths,
+                   const Launch& on);
 
 /// The same backward.
 bool scan_backward_by_tiles(const SelectiveScan<bf16>& a, const DeviceSegments& segments,

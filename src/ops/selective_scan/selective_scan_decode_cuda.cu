@@ -20,7 +20,8 @@ struct Step {
   unsigned b_channels, c_channels;  // that share B, C
 };
 
-template <class T>
+/// kAmong: segments of other lengths are among those of one token, and left out.
+template <class T, bool kAmong>
 __global__ void __launch_bounds__(kScanThreads, 6) scan_step(SelectiveScan<T> a, Step step) {
   using Math = ScanMath<T>;
   const unsigned place =
@@ -28,15 +29,21 @@ __global__ void __launch_bounds__(kScanThreads, 6) scan_step(SelectiveScan<T> a,
   const bool real = place < static_cast<unsigned>(a.channels);
   const unsigned channel = real ? place : static_cast<unsigned>(a.channels) - 1;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  // Sequences are tokens: each has one.
   const auto count = static_cast<unsigned>(a.segments.count);
   const unsigned first = blockIdx.x / step.channel_blocks * kSequences;
   const unsigned mine = min(first + static_cast<unsigned>(lane), count - 1);
+  // Alone, sequences are tokens: each has one. What is left out reads some token and writes
+  // nothing.
+  const bool taken =
+      first + static_cast<unsigned>(lane) < count && (!kAmong || a.segments.length(mine) == 1);
+  const unsigned token = !kAmong ? mine
+                         : taken ? static_cast<unsigned>(a.segments.begin(mine))
+                                 : 0U;
   const int64_t slot = a.segments.row(mine);
-  const bool continues = a.segments.continues(mine);
-  const float u = load(a.u.at(mine, channel));
-  const float raw = load(a.dt.at(mine, channel)) + a.dt_bias.data[channel];
-  const float z = load(a.z.at(mine, channel));
+  const bool continues = (!kAmong || taken) && a.segments.continues(mine);
+  const float u = load(a.u.at(token, channel));
+  const float raw = load(a.dt.at(token, channel)) + a.dt_bias.data[channel];
+  const float z = load(a.z.at(token, channel));
   const unsigned b_offset = channel / step.b_channels * 16 + lane * kOwn;
   const unsigned c_offset = channel / step.c_channels * 16 + lane * kOwn;
   const int64_t at = static_cast<int64_t>(channel) * 16 + lane * kOwn;  // in a slot
@@ -55,7 +62,8 @@ __global__ void __launch_bounds__(kScanThreads, 6) scan_step(SelectiveScan<T> a,
   }
 #pragma unroll
   for (int k = 0; k < kSequences; ++k) {
-    const unsigned t = min(first + k, count - 1);
+    const unsigned t =
+        kAmong ? __shfl_sync(kAllLanes, token, k, kLanes) : min(first + k, count - 1);
     load_n<kOwn>(a.b.at(t, b_offset), b[k]);
     load_n<kOwn>(a.c.at(t, c_offset), c[k]);
   }
@@ -78,13 +86,15 @@ __global__ void __launch_bounds__(kScanThreads, 6) scan_step(SelectiveScan<T> a,
       h[k][n] = fmaf(Math::decay(token_size * rate[n]), h[k][n], token_written * b[k][n]);
       y[k] = fmaf(c[k][n], h[k][n], y[k]);
     }
-    if (a.state != nullptr && real && first + k < count) {
+    const bool wanted = kAmong ? __shfl_sync(kAllLanes, static_cast<int>(taken), k, kLanes) != 0
+                               : first + k < count;
+    if (a.state != nullptr && real && wanted) {
       store_n<kOwn>(state[k], h[k]);
     }
   }
   sum_and_deal<kLanes, 1>(y, lane);
-  if (real && first + static_cast<unsigned>(lane) < count) {
-    store(a.y.at(mine, channel), fmaf(a.d.data[channel], u, y[0]) * z * Math::gate(z));
+  if (real && taken) {
+    store(a.y.at(token, channel), fmaf(a.d.data[channel], u, y[0]) * z * Math::gate(z));
   }
 }
 
@@ -93,15 +103,15 @@ bool step_if_fits(const SelectiveScan<T>& a, const DeviceSegments& segments, con
   const auto fits = [](const View<T>& v) {
     return aligned(v.data, kOwn * sizeof(T)) && v.rows.outer_stride % kOwn == 0;
   };
-  if (a.states != 16 || segments.longest != 1 || segments.tokens != a.segments.count ||
-      a.kept != nullptr || !fits(a.b) || !fits(a.c) || !aligned(a.a_log.data) ||
-      !aligned(a.state)) {
+  const bool alone = segments.longest == 1 && segments.tokens == a.segments.count;
+  if (a.states != 16 || (!alone && !on.batch_invariant) || a.kept != nullptr || !fits(a.b) ||
+      !fits(a.c) || !aligned(a.a_log.data) || !aligned(a.state)) {
     return false;
   }
   const auto channel_blocks = static_cast<unsigned>(ceil_div(a.channels, kChannels));
   const Step step{channel_blocks, static_cast<unsigned>(a.channels / a.b_groups),
                   static_cast<unsigned>(a.channels / a.c_groups)};
-  launch(on, "selective_scan", scan_step<T>,
+  launch(on, "selective_scan", on.batch_invariant ? scan_step<T, true> : scan_step<T, false>,
          static_cast<unsigned>(ceil_div(a.segments.count, kSequences)) * channel_blocks,
          kScanThreads, 0, a, step);
   return true;

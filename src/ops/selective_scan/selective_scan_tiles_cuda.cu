@@ -509,7 +509,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int64_t index = blockIdx.x / groups.channel_blocks;
   const unsigned block_channel = blockIdx.x % groups.channel_blocks * kTileChannels;
   const ScanSpan span(a.segments, spans, index);
-  if (kLocal && span.last) {
+  if (!span.taken || (kLocal && span.last)) {
     return;
   }
   const auto tokens = static_cast<int>(span.end - span.begin);
@@ -547,7 +547,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 }  // namespace
 
 bool scan_by_tiles(const SelectiveScan<bf16>& host, const DeviceSegments& segments,
-                   const Launch& on) {
+                   unsigned lengths, const Launch& on) {
   SelectiveScan<bf16> a = host;
   a.segments = segments.walk;
   if (!fits_tiles(a)) {
@@ -561,13 +561,15 @@ bool scan_by_tiles(const SelectiveScan<bf16>& host, const DeviceSegments& segmen
   if (!has_shared_memory(bytes)) {
     return false;
   }
-  const int64_t span = span_tokens(segments, groups.channel_blocks, kSlots);
+  const int64_t span =
+      on.batch_invariant ? kWholeSegments : span_tokens(segments, groups.channel_blocks, kSlots);
   ScanSpans spans{.count = a.segments.count, .tokens = span};
   std::shared_ptr<const ScanPlan> plan;
   if (a.kept != nullptr || span != kWholeSegments) {
     plan = scan_plan(host.segments, span, on);
     spans = plan->spans;
   }
+  spans.lengths = lengths;
   const auto blocks = static_cast<unsigned>(spans.count * groups.channel_blocks);
   float* carry = nullptr;
   if (plan != nullptr && plan->cut) {

@@ -1,0 +1,191 @@
+// A deterministic engine: tokens and log-probabilities of a request are the same bits alone, in any
+// batch, and after it was sent back to wait.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <utility>
+
+#include "model/random_model.h"
+#include "serve/engine.h"
+
+namespace cambium {
+namespace {
+
+/// Layers as wide as the kernels for models want them.
+ModelSpec spec_of(const std::vector<std::string>& kinds) {
+  ModelSpec spec;
+  spec.family = "cambium";
+  spec.vocab = 200;
+  spec.width = 128;
+  spec.rope = {.dim = 64};
+  spec.max_positions = 1024;
+  for (const std::string& kind : kinds) {
+    Options options{{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{64}}};
+    if (kind == "sliding_window") {
+      options.set("window", int64_t{40});
+    } else if (kind == "mamba") {
+      options = {{"inner", int64_t{128}},
+                 {"xb", int64_t{64}},
+                 {"state", int64_t{16}},
+                 {"dt_rank", int64_t{8}}};
+    } else if (kind == "mamba2") {
+      options = {{"heads", int64_t{4}},
+                 {"head_dim", int64_t{64}},
+                 {"state", int64_t{64}},
+                 {"b_heads", int64_t{2}}};
+    } else if (kind == "gated_delta_net") {
+      options = {{"heads", int64_t{4}},
+                 {"q_heads", int64_t{2}},
+                 {"k_heads", int64_t{2}},
+                 {"key_dim", int64_t{64}},
+                 {"value_dim", int64_t{64}}};
+    }
+    spec.layers.push_back(decoder_layer({kind, options}, 320));
+  }
+  return spec;
+}
+
+GenerationRequest request_of(int64_t length, int64_t answer, size_t number) {
+  GenerationRequest request;
+  for (int64_t i = 0; i < length; ++i) {
+    request.prompt.push_back(
+        static_cast<int32_t>((static_cast<int64_t>(number) * 31 + i * i * 7 + i * 13) % 200));
+  }
+  request.max_new_tokens = answer;
+  request.sampling.temperature = number % 2 == 0 ? 0.0F : 0.9F;
+  request.sampling.frequency = number % 5 == 0 ? 0.2F : 0.0F;
+  request.logprobs = static_cast<int64_t>(number) % 3;
+  request.seed = 11;
+  request.stream = number;
+  return request;
+}
+
+/// 37 of them: prompts on both sides of chunks and pages, and a few that are long beside answers of
+/// others.
+std::vector<GenerationRequest> requests() {
+  std::vector<GenerationRequest> list;
+  for (size_t i = 0; i < 37; ++i) {
+    const auto n = static_cast<int64_t>(i);
+    const int64_t length = i == 5    ? 700
+                           : i == 17 ? 505
+                           : i == 30
+                               ? 930
+                               : std::array<int64_t, 8>{1, 15, 31, 32, 64, 65, 90, 129}[i % 8];
+    list.push_back(request_of(length, 10 + n % 17, i));
+  }
+  return list;
+}
+
+struct Family {
+  const char* name;
+  std::vector<std::string> kinds;
+  MatrixStorage storage;
+  Device device;
+};
+
+std::ostream& operator<<(std::ostream& out, const Family& family) {
+  return out << family.name << (family.device.kind == Device::kCpu ? "_cpu" : "_cuda")
+             << (family.storage == MatrixStorage::kBF16 ? "_bf16" : "_f32");
+}
+
+class Deterministic : public ::testing::TestWithParam<Family> {
+ protected:
+  void SetUp() override {
+    const Family& family = GetParam();
+    if (family.device.kind == Device::kCuda && cuda_devices() == 0) {
+      GTEST_SKIP() << why_no_cuda();
+    }
+    loaded_ = random_model(spec_of(family.kinds), family.storage, 7, family.device);
+    config_.cache_values = family.storage == MatrixStorage::kBF16 ? Dtype::kBF16 : Dtype::kF32;
+    config_.page_size = 4;
+    config_.prefill_chunk = 128;
+    config_.prefill_tokens = 256;
+    config_.deterministic = true;
+  }
+
+  EngineConfig config_of(int64_t sequences) const {
+    EngineConfig config = config_;
+    config.max_sequences = sequences;
+    return config;
+  }
+  std::vector<GenerationResult> alone(const std::vector<GenerationRequest>& all) {
+    std::vector<GenerationResult> results;
+    Engine engine(*loaded_.model, config_of(1));
+    for (const GenerationRequest& request : all) {
+      results.push_back(engine.generate({request})[0]);
+    }
+    return results;
+  }
+
+  LoadedModel loaded_;
+  EngineConfig config_;
+};
+
+void expect_same(const GenerationResult& result, const GenerationResult& expected, size_t i) {
+  EXPECT_EQ(result.tokens, expected.tokens) << "request " << i;
+  EXPECT_EQ(result.log_probabilities, expected.log_probabilities) << "request " << i;
+  ASSERT_EQ(result.likeliest.size(), expected.likeliest.size());
+  for (size_t t = 0; t < result.likeliest.size(); ++t) {
+    EXPECT_EQ(result.likeliest[t].token, expected.likeliest[t].token) << "request " << i;
+    EXPECT_EQ(result.likeliest[t].log_probability, expected.likeliest[t].log_probability)
+        << "request " << i;
+  }
+}
+
+TEST_P(Deterministic, AnswersAreThoseOfRequestsAlone) {
+  const auto expected = alone(requests());
+  for (const int64_t at_once : {3, 37}) {
+    SCOPED_TRACE(fmt::format("{} at once", at_once));
+    Engine engine(*loaded_.model, config_of(at_once));
+    const auto results = engine.generate(requests());
+    for (size_t i = 0; i < results.size(); ++i) {
+      EXPECT_EQ(static_cast<int64_t>(results[i].tokens.size()), requests()[i].max_new_tokens);
+      expect_same(results[i], expected[i], i);
+    }
+  }
+}
+
+TEST_P(Deterministic, InterruptionsChangeNoBit) {
+  constexpr int64_t kTokens = 150;  // of the longest
+  std::vector<GenerationRequest> all;
+  for (const int64_t length : {40, 5, 64, 90, 1, 33, 17, 70}) {
+    all.push_back(request_of(length, kTokens - length, all.size()));
+  }
+  const auto count = static_cast<int64_t>(all.size());
+  const auto expected = alone(all);
+  EngineConfig config = config_of(count);
+  config.max_tokens = kTokens;
+  config.admission = Admission::kAsNeeded;
+  config.reserve_tokens = 6;
+  // What does not grow for all of them, and whole sequences' tokens for three.
+  const CachePlan plan(*loaded_.model, cache_config(config));
+  const int64_t tokens = 152 * plan.lasting_bytes_per_token();  // in whole pages
+  config.memory_bytes = count * (plan.sequence_bytes(kTokens) - tokens) + 3 * tokens;
+  Engine engine(*loaded_.model, config);
+  const auto results = engine.generate(all);
+  int64_t preemptions = 0;
+  for (size_t i = 0; i < results.size(); ++i) {
+    preemptions += results[i].preemptions;
+    expect_same(results[i], expected[i], i);
+  }
+  EXPECT_GT(preemptions, 0);
+}
+
+std::vector<Family> families() {
+  std::vector<Family> rows;
+  for (const auto& [name, kinds] : std::vector<std::pair<const char*, std::vector<std::string>>>{
+           {"attention", {"attention", "sliding_window", "attention"}},
+           {"mamba", {"mamba", "attention", "mamba"}},
+           {"mamba2", {"mamba2", "attention"}},
+           {"gated_delta_net", {"gated_delta_net", "attention"}}}) {
+    rows.push_back({name, kinds, MatrixStorage::kF32, Device::kCpu});
+    rows.push_back({name, kinds, MatrixStorage::kF32, Device::kCuda});
+    rows.push_back({name, kinds, MatrixStorage::kBF16, Device::kCuda});
+  }
+  return rows;
+}
+INSTANTIATE_TEST_SUITE_P(Families, Deterministic, ::testing::ValuesIn(families()),
+                         ::testing::PrintToStringParamName());
+
+}  // namespace
+}  // namespace cambium
