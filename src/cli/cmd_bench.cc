@@ -5,66 +5,17 @@
 #include "base/checked.h"
 #include "base/signals.h"
 #include "base/text.h"
+#include "cli/bench_models.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "eval/engine_speed.h"
 #include "eval/throughput.h"
-#include "model/random_model.h"
-#include "model/weights.h"
 #include "serve/memory_plan.h"
 
 namespace cambium {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-// The models of every kind of bench, and how they are kept.
-struct ModelsOption {
-  std::vector<std::string> models, random;
-  std::string storage = "stored", cache = "bf16";
-  DeviceOption device;
-  bool json = false;
-
-  void declare(Args& args) {
-    args.positionals("models", "checkpoint folders, measured in turns", &models, false);
-    args.option("random-weights",
-                "config.json, or its folder: a model of its sizes, made-up numbers", &random);
-    args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &cache);
-    args.choice("storage", "of matrices in memory; random weights: stored is f32",
-                {"stored", "f32", "bf16"}, &storage);
-    device.declare(args);
-    args.flag("json", "print JSON", &json);
-  }
-  size_t count() const {
-    const size_t all = models.size() + random.size();
-    expect(all > 0,
-           "bench: expected a checkpoint folder, or --random-weights with a configuration");
-    return all;
-  }
-  const std::string& path(size_t i) const {
-    return i < models.size() ? models[i] : random[i - models.size()];
-  }
-  std::string name(size_t i) const {
-    return path(i) + (i < models.size() ? "" : " (random weights)");
-  }
-  LoadedModel load(size_t i) const {
-    LoadOptions options;
-    options.storage = parse_storage(storage);
-    options.device = device.device();
-    return i < models.size() ? load_model(models[i], options)
-                             : random_model(read_spec(path(i)), options.storage, 1, options.device);
-  }
-};
-
-Json limits_json(const MachineLimits& limits) {
-  return {{"bytes_per_second", limits.bytes_per_second},
-          {"flops_per_second", limits.flops_per_second}};
-}
-
-void print_limits(const std::string& model, const MachineLimits& limits) {
-  fmt::print("{}: the machine copies {:.1f} GB/s and multiplies at {:.3f} TFLOP/s\n", model,
-             1e-9 * limits.bytes_per_second, 1e-12 * limits.flops_per_second);
-}
 
 Json measured_json(const Measured& m) {
   return {m.value, m.low, m.high};
@@ -313,23 +264,6 @@ Action declare_throughput(Args& args) {
   return [a] { return run_throughput(*a); };
 }
 
-// --- bench ops
-Action declare_ops(Args& /*args*/) {
-  return [] {
-    fmt::print(
-        "Operations are measured one by one by programs of their own, built with\n"
-        "  ninja -C build bench_ops\n"
-        "build/cuda_bench [matmul attention recurrence scan pointwise loss] [--quick] [--json "
-        "FILE]\n"
-        "  the CUDA kernels at the sizes of real models, each beside a copy and a product "
-        "measured\n"
-        "  in the same run\n"
-        "build/matmul_bench, attention_bench, recurrence_bench, scan_bench, loss_bench\n"
-        "  the same operations on the CPU\n");
-    return 0;
-  };
-}
-
 }  // namespace
 
 Command bench_command() {
@@ -351,8 +285,7 @@ Command bench_command() {
             "  cambium bench decode models/teacher --contexts 16,4096 --batch 1",
             declare_speed<Shown::kDecode>},
            bench_train_command(),
-           {"ops", "says which programs measure single operations", "  cambium bench ops",
-            declare_ops}}};
+           bench_ops_command()}};
 }
 
 }  // namespace cambium

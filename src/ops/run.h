@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/kernel.h"
+#include "ops/op_timer.h"
 #include "tensor/context.h"
 
 namespace cambium {
@@ -41,6 +42,10 @@ void run(const Context& ctx, const Tensor& like, const Make& make, const More&..
   }
   pick_form(ctx, like, Kernel::kName, [&]<class T, KernelForm kForm>() {
     const auto args = make.template operator()<T>(more...);
+    const OpCall call{Kernel::kName, typeid(args), &args, ctx.stream};
+    if (ctx.timer != nullptr) {
+      ctx.timer->begin(call);
+    }
     if constexpr (kForm == KernelForm::kReference) {
       Kernel::reference(args);
     } else {
@@ -50,6 +55,9 @@ void run(const Context& ctx, const Tensor& like, const Make& make, const More&..
       } else {
         Kernel::cuda(args, Launch{ctx.stream, ctx.arena});
       }
+    }
+    if (ctx.timer != nullptr) {
+      ctx.timer->end(call);
     }
   });
 }

@@ -23,6 +23,7 @@ struct CUstream_st;
 
 namespace cambium {
 
+class OpTimer;
 struct Context;
 
 class Tape {
@@ -93,6 +94,8 @@ struct Context {
   bool reference = false;
   /// Where operations on a CUDA device are queued.
   Stream stream = nullptr;
+  /// Told of every kernel that is called (ops/op_timer.h); null: nobody is.
+  OpTimer* timer = nullptr;
 
   /// Whether an operation on these inputs must record its backward step.
   template <class... Tensors>

@@ -535,8 +535,42 @@ TEST(CommandLine, BenchOfOneKindStandsBesideTheLimits) {
     EXPECT_GT(rows[1]["flops"], rows[0]["flops"]);
     EXPECT_THAT(cambium("bench " + kind).text, HasSubstr("--random-weights"));
   }
-  EXPECT_THAT(cambium("bench ops").text, HasSubstr("cuda_bench"));
   EXPECT_THAT(cambium("bench throughput --help").text, HasSubstr("--sequences"));
+}
+
+TEST(CommandLine, BenchOfOperationsTakesStepsApart) {
+  const std::string bench =
+      "bench ops --random-weights " + fixture("apriel_h1") + " --repeats 1 --device cpu";
+  const Outcome outcome = cambium(bench + " --sequences 3 --context 20 --tokens 30 --json");
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const auto models = nlohmann::json::parse(outcome.text);
+  ASSERT_EQ(models.size(), 1U);
+  EXPECT_GT(models[0]["limits"]["bytes_per_second"], 0.0);
+  const auto& steps = models[0]["steps"];
+  ASSERT_EQ(steps.size(), 2U);
+  EXPECT_EQ(steps[0]["step"], "decode");
+  EXPECT_EQ(steps[0]["tokens"], 3);
+  EXPECT_EQ(steps[1]["step"], "prefill");
+  EXPECT_EQ(steps[1]["tokens"], 30);
+  for (const auto& step : steps) {
+    EXPECT_TRUE(step["finite"]);
+    EXPECT_GT(step["step_ms"], 0.0);
+    std::vector<std::string> names;
+    for (const auto& op : step["operations"]) {
+      names.push_back(op["operation"]);
+      EXPECT_GT(op["bytes"], 0.0) << op;
+    }
+    for (const char* name : {"matmul", "attention", "selective_scan", "short_conv"}) {
+      EXPECT_THAT(names, testing::Contains(name));
+    }
+  }
+  const Outcome table = cambium(bench + " --step decode");
+  ASSERT_EQ(table.status, 0) << table.text;
+  EXPECT_THAT(table.text, HasSubstr("decode, 1 sequences at 1024 tokens"));
+  EXPECT_THAT(table.text, HasSubstr("all operations"));
+  EXPECT_THAT(table.text, testing::Not(HasSubstr("prefill,")));
+  EXPECT_THAT(cambium("bench ops").text, HasSubstr("--random-weights"));
+  EXPECT_THAT(cambium("bench ops x --step decod").text, HasSubstr("did you mean 'decode'"));
 }
 
 TEST(CommandLine, BenchOfThroughputRunsTheEngine) {
