@@ -2,6 +2,7 @@
 
 #include <cstdio>
 
+#include "base/progress.h"
 #include "model/random_model.h"
 
 namespace cambium {
@@ -37,6 +38,15 @@ LoadedModel ModelsOption::load(size_t i) const {
   options.device = device.device();
   return i < models.size() ? load_model(models[i], options)
                            : random_model(read_spec(path(i)), options.storage, 1, options.device);
+}
+
+void note_unless_finite(const std::string& model, bool finite) {
+  if (!finite) {
+    note(
+        "{}: its logits are not finite numbers, so its weights or what computes them are broken; "
+        "the times may not be those of a sound model",
+        model);
+  }
 }
 
 nlohmann::ordered_json limits_json(const MachineLimits& limits) {

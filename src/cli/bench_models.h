@@ -25,6 +25,10 @@ struct ModelsOption {
   LoadedModel load(size_t i) const;
 };
 
+/// Says so where a model's logits were not numbers: what was measured may then not be what a sound
+/// model takes.
+void note_unless_finite(const std::string& model, bool finite);
+
 nlohmann::ordered_json limits_json(const MachineLimits& limits);
 void print_limits(const std::string& model, const MachineLimits& limits);
 

@@ -1,4 +1,5 @@
 // bench: how fast models run, beside what the machine can do.
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -46,7 +47,8 @@ void print_both(const std::vector<std::string>& names,
                         {"prefill", measured_json(s.prefill)},
                         {"decode", measured_json(s.decode)},
                         {"prefill_cpu_ms", measured_json(s.prefill_cpu)},
-                        {"decode_cpu_ms", measured_json(s.decode_cpu)}});
+                        {"decode_cpu_ms", measured_json(s.decode_cpu)},
+                        {"finite", s.finite}});
       } else {
         fmt::print(
             "{:<28} {:>8} {:>6} {:>24} {:>24} {:>14.3f} {:>14.3f}\n", names[i], s.context, s.batch,
@@ -97,6 +99,7 @@ void print_one(const std::vector<std::string>& names, const std::vector<Model*>&
                         {"flops", cost.flops},
                         {"least_ms", least},
                         {"share", least / ms},
+                        {"finite", s.finite},
                         {"limits", limits_json(limits)}});
       } else {
         fmt::print("{:>8} {:>6} {:>26} {:>10.3f} {:>10.4f} {:>10.4f} {:>10.3f} {:>8.1f}%\n",
@@ -129,6 +132,10 @@ int run_speed(const SpeedArgs& a, Shown shown) {
   config.repeats = a.repeats;
   config.cache_values = parse_cache_values(a.models.cache);
   const auto speeds = measure_throughput(models, config);
+  for (size_t i = 0; i < count; ++i) {
+    note_unless_finite(names[i], std::all_of(speeds[i].begin(), speeds[i].end(),
+                                             [](const SpeedSummary& s) { return s.finite; }));
+  }
   if (shown == Shown::kBoth) {
     print_both(names, speeds, a.models.json);
   } else {
@@ -182,6 +189,7 @@ Json engine_json(const std::string& model, const ThroughputArgs& a, const Engine
       {"step_flops", s.step_flops},
       {"share", s.share},
       {"steady_share", s.steady_share},
+      {"finite", s.finite},
       {"cache_bytes", s.cache_bytes},
       {"peak_bytes", s.peak_bytes},
       {"limits", limits_json(limits)}};
@@ -237,6 +245,7 @@ int run_throughput(const ThroughputArgs& a) {
     const LoadedModel loaded = a.models.load(i);  // alone: it has all memory
     const MachineLimits limits = measure_limits(*loaded.model);
     const EngineSpeed speed = measure_engine(*loaded.model, config, limits);
+    note_unless_finite(a.models.name(i), speed.finite);
     if (a.models.json) {
       json.push_back(engine_json(a.models.name(i), a, speed, limits));
     } else {

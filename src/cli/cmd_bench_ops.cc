@@ -1,9 +1,9 @@
 // bench ops: where the time of a model's step goes, operation by operation.
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "base/checked.h"
-#include "base/progress.h"
 #include "base/signals.h"
 #include "cli/bench_models.h"
 #include "cli/commands.h"
@@ -108,12 +108,10 @@ int run_ops(const OpsArgs& a) {
     if (!a.models.json) {
       print_limits(name, limits);
     }
+    note_unless_finite(name, std::all_of(steps.begin(), steps.end(),
+                                         [](const StepProfile& step) { return step.finite; }));
     Json of_steps = Json::array();
     for (const StepProfile& step : steps) {
-      if (!step.finite) {
-        note("{}: its logits are not numbers; what is measured may not be what a sound model takes",
-             name);
-      }
       if (a.models.json) {
         of_steps.push_back(step_json(step));
       } else {

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
@@ -106,6 +107,33 @@ TEST(Bench, OfThroughputRunsTheEngine) {
   EXPECT_EQ(small.status, 1);
   EXPECT_THAT(small.text, HasSubstr("a sequence of 24 tokens takes"));
   EXPECT_THAT(cambium(bench + " --cache-memory lots").text, HasSubstr("24GiB"));
+}
+
+// A checkpoint of which every number of the last norm is NaN is measured, and said to be broken.
+TEST(Bench, SaysThatLogitsAreNotNumbers) {
+  const TestFolder folder;
+  std::string weights = read_text_file(fixture("llama") + "/model.safetensors");
+  uint64_t header = 0;
+  std::memcpy(&header, weights.data(), sizeof(header));
+  const auto json = nlohmann::json::parse(weights.substr(8, header));
+  const auto& place = json["model.norm.weight"]["data_offsets"];
+  const auto begin = place[0].get<size_t>();
+  weights.replace(8 + header + begin, place[1].get<size_t>() - begin,
+                  place[1].get<size_t>() - begin, '\xff');
+  write_file_atomically(folder.at("model.safetensors"), weights);
+  write_file_atomically(folder.at("config.json"),
+                        read_text_file(fixture("llama") + "/config.json"));
+  const std::string model = " " + folder.path() + " --device cpu";
+  const std::string few = model + " --contexts 4 --repeats 1";
+  for (const std::string& arguments :
+       {few, " decode" + few, " prefill" + few, " ops --context 4 --tokens 4" + model}) {
+    const Outcome outcome = cambium("bench" + arguments);
+    EXPECT_EQ(outcome.status, 0) << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr("its logits are not finite numbers")) << arguments;
+  }
+  const Outcome engine = cambium("bench throughput --input 4 --output 2 --sequences 2" + model);
+  EXPECT_EQ(engine.status, 1);
+  EXPECT_THAT(engine.text, HasSubstr("every logit is NaN"));
 }
 
 TEST(Bench, MeasuresModelsSideBySide) {
