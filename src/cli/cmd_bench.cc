@@ -1,70 +1,22 @@
 // bench: how fast models run, beside what the machine can do.
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "base/checked.h"
 #include "base/signals.h"
 #include "base/text.h"
+#include "cli/bench_models.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "eval/engine_speed.h"
 #include "eval/throughput.h"
-#include "model/random_model.h"
-#include "model/weights.h"
 #include "serve/memory_plan.h"
 
 namespace cambium {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-// The models of every kind of bench, and how they are kept.
-struct ModelsOption {
-  std::vector<std::string> models, random;
-  std::string storage = "stored", cache = "bf16";
-  DeviceOption device;
-  bool json = false;
-
-  void declare(Args& args) {
-    args.positionals("models", "checkpoint folders, measured in turns", &models, false);
-    args.option("random-weights",
-                "config.json, or its folder: a model of its sizes, made-up numbers", &random);
-    args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &cache);
-    args.choice("storage", "of matrices in memory; random weights: stored is f32",
-                {"stored", "f32", "bf16"}, &storage);
-    device.declare(args);
-    args.flag("json", "print JSON", &json);
-  }
-  size_t count() const {
-    const size_t all = models.size() + random.size();
-    expect(all > 0,
-           "bench: expected a checkpoint folder, or --random-weights with a configuration");
-    return all;
-  }
-  const std::string& path(size_t i) const {
-    return i < models.size() ? models[i] : random[i - models.size()];
-  }
-  std::string name(size_t i) const {
-    return path(i) + (i < models.size() ? "" : " (random weights)");
-  }
-  LoadedModel load(size_t i) const {
-    LoadOptions options;
-    options.storage = parse_storage(storage);
-    options.device = device.device();
-    return i < models.size() ? load_model(models[i], options)
-                             : random_model(read_spec(path(i)), options.storage, 1, options.device);
-  }
-};
-
-Json limits_json(const MachineLimits& limits) {
-  return {{"bytes_per_second", limits.bytes_per_second},
-          {"flops_per_second", limits.flops_per_second}};
-}
-
-void print_limits(const std::string& model, const MachineLimits& limits) {
-  fmt::print("{}: the machine copies {:.1f} GB/s and multiplies at {:.3f} TFLOP/s\n", model,
-             1e-9 * limits.bytes_per_second, 1e-12 * limits.flops_per_second);
-}
 
 Json measured_json(const Measured& m) {
   return {m.value, m.low, m.high};
@@ -95,7 +47,8 @@ void print_both(const std::vector<std::string>& names,
                         {"prefill", measured_json(s.prefill)},
                         {"decode", measured_json(s.decode)},
                         {"prefill_cpu_ms", measured_json(s.prefill_cpu)},
-                        {"decode_cpu_ms", measured_json(s.decode_cpu)}});
+                        {"decode_cpu_ms", measured_json(s.decode_cpu)},
+                        {"finite", s.finite}});
       } else {
         fmt::print(
             "{:<28} {:>8} {:>6} {:>24} {:>24} {:>14.3f} {:>14.3f}\n", names[i], s.context, s.batch,
@@ -146,6 +99,7 @@ void print_one(const std::vector<std::string>& names, const std::vector<Model*>&
                         {"flops", cost.flops},
                         {"least_ms", least},
                         {"share", least / ms},
+                        {"finite", s.finite},
                         {"limits", limits_json(limits)}});
       } else {
         fmt::print("{:>8} {:>6} {:>26} {:>10.3f} {:>10.4f} {:>10.4f} {:>10.3f} {:>8.1f}%\n",
@@ -178,6 +132,10 @@ int run_speed(const SpeedArgs& a, Shown shown) {
   config.repeats = a.repeats;
   config.cache_values = parse_cache_values(a.models.cache);
   const auto speeds = measure_throughput(models, config);
+  for (size_t i = 0; i < count; ++i) {
+    note_unless_finite(names[i], std::all_of(speeds[i].begin(), speeds[i].end(),
+                                             [](const SpeedSummary& s) { return s.finite; }));
+  }
   if (shown == Shown::kBoth) {
     print_both(names, speeds, a.models.json);
   } else {
@@ -231,6 +189,7 @@ Json engine_json(const std::string& model, const ThroughputArgs& a, const Engine
       {"step_flops", s.step_flops},
       {"share", s.share},
       {"steady_share", s.steady_share},
+      {"finite", s.finite},
       {"cache_bytes", s.cache_bytes},
       {"peak_bytes", s.peak_bytes},
       {"limits", limits_json(limits)}};
@@ -286,6 +245,7 @@ int run_throughput(const ThroughputArgs& a) {
     const LoadedModel loaded = a.models.load(i);  // alone: it has all memory
     const MachineLimits limits = measure_limits(*loaded.model);
     const EngineSpeed speed = measure_engine(*loaded.model, config, limits);
+    note_unless_finite(a.models.name(i), speed.finite);
     if (a.models.json) {
       json.push_back(engine_json(a.models.name(i), a, speed, limits));
     } else {
@@ -313,23 +273,6 @@ Action declare_throughput(Args& args) {
   return [a] { return run_throughput(*a); };
 }
 
-// --- bench ops
-Action declare_ops(Args& /*args*/) {
-  return [] {
-    fmt::print(
-        "Operations are measured one by one by programs of their own, built with\n"
-        "  ninja -C build bench_ops\n"
-        "build/cuda_bench [matmul attention recurrence scan pointwise loss] [--quick] [--json "
-        "FILE]\n"
-        "  the CUDA kernels at the sizes of real models, each beside a copy and a product "
-        "measured\n"
-        "  in the same run\n"
-        "build/matmul_bench, attention_bench, recurrence_bench, scan_bench, loss_bench\n"
-        "  the same operations on the CPU\n");
-    return 0;
-  };
-}
-
 }  // namespace
 
 Command bench_command() {
@@ -351,8 +294,7 @@ Command bench_command() {
             "  cambium bench decode models/teacher --contexts 16,4096 --batch 1",
             declare_speed<Shown::kDecode>},
            bench_train_command(),
-           {"ops", "says which programs measure single operations", "  cambium bench ops",
-            declare_ops}}};
+           bench_ops_command()}};
 }
 
 }  // namespace cambium

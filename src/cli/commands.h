@@ -17,6 +17,7 @@ Command data_command();
 Command eval_command();
 Command bench_command();
 Command bench_train_command();  // a kind of bench
+Command bench_ops_command();
 Command report_command();
 Command inspect_command();
 Command verify_command();

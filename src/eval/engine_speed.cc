@@ -2,7 +2,9 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 
 #include "base/random.h"
 #include "base/text.h"
@@ -133,6 +135,9 @@ EngineSpeed measure_engine(Model& model, const EngineSpeedConfig& config,
     speed.preemptions += result.preemptions;
     speed.recomputed_tokens += result.recomputed_tokens;
     speed.output_tokens += static_cast<int64_t>(result.tokens.size());
+    speed.finite = speed.finite &&
+                   std::all_of(result.log_probabilities.begin(), result.log_probabilities.end(),
+                               [](float p) { return std::isfinite(p); });
     first.push_back(ms_between(start, times[s].front()));
     first_admitted.push_back(1e3 * result.prefill_seconds);
     for (size_t t = 1; t < times[s].size(); ++t) {

@@ -35,7 +35,8 @@ struct EngineSpeed {
   double token_median = 0.0, token_p99 = 0.0;
   double step_bytes = 0.0, step_flops = 0.0;  // of a mean step
   double share = 0.0;                         // of the limits, over all steps
-  int64_t cache_bytes = 0;                    // allocated
+  bool finite = true;       // whether all chosen tokens had a probability that is a number
+  int64_t cache_bytes = 0;  // allocated
   /// On a GPU what is in use at the end (nothing is given back before); on the CPU the process's
   /// largest resident memory.
   int64_t peak_bytes = 0;

@@ -3,6 +3,8 @@
 
 #include <gmock/gmock.h>
 
+#include <limits>
+
 #include "base/testing.h"
 #include "train/testing.h"
 
@@ -155,6 +157,16 @@ TEST(EngineSpeedErrors, NameWhatIsWrong) {
   EngineSpeedConfig small;
   small.engine.memory_bytes = 100;
   EXPECT_THAT(error(small), HasSubstr("a sequence of 1151 tokens takes"));
+}
+
+TEST(EngineSpeed, SaysThatLogitsAreNotNumbers) {
+  const EngineSpeedConfig config{.input = 5, .output = 3, .sequences = 2};
+  const MachineLimits limits{1e9, 1e9};
+  LoadedModel model = fresh_model(mixed(), 1);
+  EXPECT_TRUE(measure_engine(*model.model, config, limits).finite);
+  fill(model.model->head().slice(0, 23, 1).slice(1, 3, 1),
+       std::numeric_limits<double>::quiet_NaN());
+  EXPECT_FALSE(measure_engine(*model.model, config, limits).finite);
 }
 
 }  // namespace

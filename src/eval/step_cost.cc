@@ -12,14 +12,6 @@
 namespace cambium {
 namespace {
 
-// Keys that tokens [position, position + tokens) see, each itself and at most window - 1 before it.
-double keys_seen(int64_t position, int64_t tokens, int64_t window) {
-  const int64_t growing = window == 0 ? tokens : std::clamp<int64_t>(window - position, 0, tokens);
-  const auto p = static_cast<double>(position);
-  const auto n = static_cast<double>(growing);
-  return n * p + n * (n + 1) / 2 + static_cast<double>((tokens - growing) * window);
-}
-
 // Seconds of a call, the median of five times as many calls as take 20 ms.
 template <class F>
 double seconds_of(Device device, const F& call) {
@@ -43,6 +35,13 @@ double seconds_of(Device device, const F& call) {
 }
 
 }  // namespace
+
+double keys_seen(int64_t position, int64_t tokens, int64_t window) {
+  const int64_t growing = window == 0 ? tokens : std::clamp<int64_t>(window - position, 0, tokens);
+  const auto p = static_cast<double>(position);
+  const auto n = static_cast<double>(growing);
+  return n * p + n * (n + 1) / 2 + static_cast<double>((tokens - growing) * window);
+}
 
 StepCosts::StepCosts(Model& model, Dtype values) {
   const ModelSpec& spec = model.spec();

@@ -23,6 +23,10 @@ struct StepCost {
   }
 };
 
+/// Keys that tokens [position, position + tokens) see: each itself and, in a window (0 = none), at
+/// most window - 1 before it.
+double keys_seen(int64_t position, int64_t tokens, int64_t window);
+
 class StepCosts {
  public:
   /// The model has its weights. `values` is the type of keys and values in the cache.

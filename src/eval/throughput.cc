@@ -6,6 +6,7 @@
 
 #include "base/checked.h"
 #include "eval/statistics.h"
+#include "ops/optimizer/optimizer.h"
 #include "serve/cache.h"
 #include "serve/step_queue.h"
 #include "tensor/copy.h"
@@ -18,6 +19,7 @@ struct Sample {
   double decode = 0.0;
   double prefill_cpu = 0.0;  // milliseconds a token
   double decode_cpu = 0.0;
+  bool finite = true;
 };
 
 /// Time by the clock on the wall and by what all threads of this process computed.
@@ -45,7 +47,8 @@ int64_t chunk_of(const Model& model, const ThroughputConfig& config) {
              : std::max<int64_t>(64, 16384 / config.batch / 64 * 64);
 }
 
-Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
+// `look`: one step more, not timed, to see whether its logits are numbers.
+Sample run_once(Model& model, int64_t context, const ThroughputConfig& config, bool look) {
   const int64_t chunk = chunk_of(model, config);
   CacheConfig cache_config;
   cache_config.max_sequences = config.batch;
@@ -61,10 +64,11 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
   }
   std::vector<int32_t> piece;
   Batch batch;
-  const auto call = [&] {
+  const auto call = [&](bool look) {
     const ForwardOptions options{.states = cache.prepare(batch)};
     const bool decodes = batch.size() == config.batch;
-    queue.run(batch, decodes, [&](Context& ctx) {
+    bool finite = true;
+    queue.run(batch, decodes && !look, [&](Context& ctx) {
       const Tensor hidden = model.forward(ctx, batch, options);
       Tensor last = hidden;
       if (!decodes) {
@@ -75,8 +79,10 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
         }
         gather_rows(last, hidden, rows);
       }
-      model.logits(ctx, last);
+      const Tensor logits = model.logits(ctx, last);
+      finite = !look || all_finite(ctx, logits);
     });
+    return finite;
   };
   const auto token = [&](int64_t position) {
     return static_cast<int32_t>((position * 37 + 11) % model.spec().vocab);
@@ -94,23 +100,27 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config) {
     for (const int64_t slot : slots) {
       batch.add(piece, at, slot);
     }
-    call();
+    call(false);
   });
   queue.wait(0);
   sample.prefill_cpu = 1e3 * prefill.cpu_seconds() / prefilled;
   sample.prefill = prefilled / prefill.seconds();
   const Stopwatch decode;
-  for (int64_t i = 0; i < config.decode_tokens; ++i) {
-    const int32_t next = token(context + i);
+  const auto step = [&](int64_t position, bool look) {
+    const int32_t next = token(position);
     batch.clear();
     for (const int64_t slot : slots) {
-      batch.add(std::span(&next, 1), context + i, slot);
+      batch.add(std::span(&next, 1), position, slot);
     }
-    call();
+    return call(look);
+  };
+  for (int64_t i = 0; i < config.decode_tokens; ++i) {
+    step(context + i, false);
   }
   queue.wait(0);
   sample.decode_cpu = 1e3 * decode.cpu_seconds() / decoded;
   sample.decode = decoded / decode.seconds();
+  sample.finite = !look || step(context + config.decode_tokens, true);
   return sample;
 }
 
@@ -148,13 +158,14 @@ std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Mode
     std::vector<std::vector<Sample>> samples(models.size());
     for (int64_t repeat = 0; repeat < config.repeats; ++repeat) {
       for (size_t m = 0; m < models.size(); ++m) {
-        samples[m].push_back(run_once(*models[m], context, config));
+        samples[m].push_back(run_once(*models[m], context, config, repeat == 0));
       }
     }
     for (size_t m = 0; m < models.size(); ++m) {
       const auto of = [&](double Sample::*value) { return summarise(samples[m], value); };
       out[m].push_back({context, config.batch, of(&Sample::prefill), of(&Sample::decode),
-                        of(&Sample::prefill_cpu), of(&Sample::decode_cpu)});
+                        of(&Sample::prefill_cpu), of(&Sample::decode_cpu),
+                        samples[m].front().finite});
     }
   }
   return out;

@@ -3,6 +3,8 @@
 
 #include <gmock/gmock.h>
 
+#include <limits>
+
 #include "base/error.h"
 #include "base/testing.h"
 #include "train/testing.h"
@@ -42,6 +44,21 @@ TEST(Throughput, GivesARowForEveryModelAndContext) {
         EXPECT_LE(speed.value, speed.high);
       }
     }
+  }
+}
+
+TEST(Throughput, SaysThatLogitsAreNotNumbers) {
+  LoadedModel sound = fresh_model(testing::tiny_attention(1), 1);
+  LoadedModel broken = fresh_model(testing::tiny_attention(1), 1);
+  // One number of the head: the logits of one token.
+  fill(broken.model->head().slice(0, 7, 1).slice(1, 3, 1),
+       std::numeric_limits<double>::quiet_NaN());
+  const auto speeds =
+      measure_throughput({sound.model.get(), broken.model.get()},
+                         {.contexts = {3, 40}, .batch = 2, .decode_tokens = 1, .repeats = 2});
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_TRUE(speeds.at(0).at(i).finite);
+    EXPECT_FALSE(speeds.at(1).at(i).finite);
   }
 }
 

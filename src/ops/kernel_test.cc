@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "ops/device_clock.h"
 #include "ops/norm/norm.h"
 #include "ops/pointwise/pointwise.h"
 #include "ops/run.h"
@@ -49,6 +50,47 @@ TEST(Run, PicksTheFormByTypeAndContext) {
   EXPECT_EQ(called(Dtype::kF32, true), "reference f32");
   EXPECT_EQ(called(Dtype::kF64, false), "reference f64");
   EXPECT_EQ(arena.used_bytes(), 0) << "what a kernel takes goes when it returns";
+}
+
+TEST(Run, TellsATimerOfEveryCall) {
+  class Told : public OpTimer {
+   public:
+    void begin(const OpCall& call) override {
+      EXPECT_EQ(call.as<Twice<double>>(), nullptr);
+      ASSERT_NE(call.as<Twice<float>>(), nullptr);
+      events.push_back(fmt::format("begin {} {}", call.kernel, *call.as<Twice<float>>()->x));
+      Probe::called() = "nothing";
+    }
+    void end(const OpCall& call) override {
+      events.push_back(fmt::format("end {} after {}", call.kernel, Probe::called()));
+    }
+    std::vector<std::string> events;
+  };
+  Arena arena;
+  Told timer;
+  float x = 3.0F;
+  const Context ctx{.arena = &arena, .timer = &timer};
+  const auto args = [&]<class T>() { return Twice<T>{reinterpret_cast<T*>(&x)}; };
+  const std::array<int64_t, 1> one = {1};
+  run<Probe>(ctx, Tensor::of(Dtype::kF32, {}, one, nullptr), args);
+  run<Probe>(ctx, Tensor::of(Dtype::kF32, Device::kMeta, one, nullptr), args);  // not a call
+  EXPECT_EQ(timer.events, (std::vector<std::string>{"begin probe 3", "end probe after cpu f32"}));
+}
+
+TEST(DeviceClock, TellsTimesBetweenMarks) {
+  for (const Device device :
+       testing::on_cuda() ? std::vector<Device>{{}, {Device::kCuda}} : std::vector<Device>{{}}) {
+    const auto clock = DeviceClock::on(device);
+    for (int round = 0; round < 2; ++round) {
+      clock->clear();
+      EXPECT_EQ(clock->mark(nullptr), 0);
+      EXPECT_EQ(clock->mark(nullptr), 1);
+      EXPECT_EQ(clock->mark(nullptr), 2);
+      wait_for(device);
+      EXPECT_GE(clock->seconds(0, 1), 0.0);
+      EXPECT_LE(clock->seconds(0, 1), clock->seconds(0, 2) + 1e-6);
+    }
+  }
 }
 
 TEST(Run, RefusesTypesWithoutKernels) {

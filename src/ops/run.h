@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/kernel.h"
+#include "ops/op_timer.h"
 #include "tensor/context.h"
 
 namespace cambium {
@@ -41,6 +42,10 @@ void run(const Context& ctx, const Tensor& like, const Make& make, const More&..
   }
   pick_form(ctx, like, Kernel::kName, [&]<class T, KernelForm kForm>() {
     const auto args = make.template operator()<T>(more...);
+    const OpCall call{Kernel::kName, typeid(args), &args, compute_stream(ctx.device())};
+    if (ctx.timer != nullptr) {
+      ctx.timer->begin(call);
+    }
     if constexpr (kForm == KernelForm::kReference) {
       Kernel::reference(args);
     } else {
@@ -51,6 +56,9 @@ void run(const Context& ctx, const Tensor& like, const Make& make, const More&..
         Kernel::cuda(args, Launch{compute_stream(ctx.device()), ctx.arena, ctx.recorder,
                                   ctx.batch_invariant});
       }
+    }
+    if (ctx.timer != nullptr) {
+      ctx.timer->end(call);
     }
   });
 }

@@ -22,6 +22,7 @@
 namespace cambium {
 
 class WorkRecorder;
+class OpTimer;
 struct Context;
 
 class Tape {
@@ -91,9 +92,11 @@ struct Context {
   /// queued when it is called.
   WorkRecorder* recorder = nullptr;
   /// A sequence's results have the same bits whatever else is in the call: no kernel is chosen, and
-  /// no sum cut, by the rows or segments beside it. The kernels of the CPU need no telling; those of
-  /// CUDA are slower so (docs/architecture.md). Forward calls only.
+  /// no sum cut, by the rows or segments beside it. The kernels of the CPU need no telling; those
+  /// of CUDA are slower so (docs/architecture.md). Forward calls only.
   bool batch_invariant = false;
+  /// Told of every kernel that is called (ops/op_timer.h); null: nobody is.
+  OpTimer* timer = nullptr;
 
   /// Whether an operation on these inputs must record its backward step.
   template <class... Tensors>

@@ -18,31 +18,10 @@ namespace cambium {
 namespace {
 
 using testing::all_weights;
+using testing::every_mixer;
 using ::testing::HasSubstr;
 
 constexpr int64_t kSteps = 5;
-
-/// One layer of every kind of mixer.
-ModelSpec every_mixer() {
-  UnitSpec window = testing::attention_mixer();
-  window.kind = "sliding_window";
-  window.options.set("window", int64_t{3});
-  return testing::tiny_spec(
-      {testing::attention_mixer(),
-       window,
-       {"mamba",
-        {{"inner", int64_t{16}},
-         {"xb", int64_t{8}},
-         {"state", int64_t{4}},
-         {"dt_rank", int64_t{2}}}},
-       {"mamba2",
-        {{"heads", int64_t{2}},
-         {"head_dim", int64_t{8}},
-         {"state", int64_t{4}},
-         {"b_heads", int64_t{1}}}},
-       {"gated_delta_net",
-        {{"heads", int64_t{2}}, {"key_dim", int64_t{4}}, {"value_dim", int64_t{8}}}}});
-}
 
 TrainConfig device_config(Precision precision) {
   TrainConfig config = testing::tiny_config(kSteps);

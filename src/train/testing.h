@@ -41,6 +41,27 @@ inline ModelSpec tiny_attention(int layers) {
   return tiny_spec(std::vector<UnitSpec>(static_cast<size_t>(layers), attention_mixer()));
 }
 
+/// One layer of every kind of mixer.
+inline ModelSpec every_mixer() {
+  UnitSpec window = attention_mixer();
+  window.kind = "sliding_window";
+  window.options.set("window", int64_t{3});
+  return tiny_spec({attention_mixer(),
+                    window,
+                    {"mamba",
+                     {{"inner", int64_t{16}},
+                      {"xb", int64_t{8}},
+                      {"state", int64_t{4}},
+                      {"dt_rank", int64_t{2}}}},
+                    {"mamba2",
+                     {{"heads", int64_t{2}},
+                      {"head_dim", int64_t{8}},
+                      {"state", int64_t{4}},
+                      {"b_heads", int64_t{1}}}},
+                    {"gated_delta_net",
+                     {{"heads", int64_t{2}}, {"key_dim", int64_t{4}}, {"value_dim", int64_t{8}}}}});
+}
+
 inline constexpr const char* kChatTemplate =
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}";

@@ -345,83 +345,6 @@ TEST(CommandLine, ErrorsPrintNoControlCharacters) {
   EXPECT_THAT(outcome.text, ::testing::Not(HasSubstr("\x07")));
 }
 
-// Every file of a checkpoint, one character changed or gone: named wherever the folder is loaded,
-// until it is accepted.
-TEST(CommandLine, AChangedFileOfACheckpointIsNamed) {
-  const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
-  const struct {
-    const char* file;
-    const char* from;
-    const char* to;  // null: the file goes
-  } rows[] = {
-      {"config.json", "1e-06", "1e-05"},          {"tokenizer.json", "<|end|>", "<|enx|>"},
-      {"tokenizer_config.json", "user", "usr"},   {"provenance.json", "7000", "8000"},
-      {"golden.safetensors", "logits", "logits"}, {"golden.safetensors", "", nullptr},
-      {"model.safetensors", "", nullptr},         {"tokenizer_config.json", "", nullptr},
-  };
-  for (const auto& row : rows) {
-    const TestFolder folder;
-    const std::string dir = folder.at("m");
-    std::filesystem::copy(model, dir);
-    const std::string path = dir + "/" + row.file;
-    if (row.to == nullptr) {
-      std::filesystem::remove(path);
-    } else {
-      std::string bytes = read_text_file(path);
-      const size_t at = bytes.find(row.from);
-      if (std::string(row.from) == row.to) {
-        bytes.back() = static_cast<char>(bytes.back() ^ 1);
-      } else if (at == std::string::npos) {
-        bytes += " ";
-      } else {
-        bytes.replace(at, std::string(row.from).size(), row.to);
-      }
-      write_file_atomically(path, bytes);
-    }
-    for (const std::string& command : {"generate " + dir + " -p Tom -n 1", "verify " + dir}) {
-      const Outcome outcome = cambium(command);
-      EXPECT_EQ(outcome.status, 1) << command << "\n" << outcome.text;
-      EXPECT_THAT(outcome.text, HasSubstr(row.file)) << command;
-      EXPECT_THAT(outcome.text, HasSubstr("verify " + dir + " --accept")) << command;
-    }
-  }
-}
-
-// Commands that read one file of a checkpoint compare that one.
-TEST(CommandLine, AChangedFileIsNamedByWhoReadsOnlyIt) {
-  const TestFolder folder;
-  const std::string dir = folder.at("m");
-  std::filesystem::copy(teacher(), dir);
-  std::filesystem::remove(dir + "/model.safetensors");
-  EXPECT_EQ(cambium("inspect " + dir).status, 0);  // not read, not missed
-  const std::string reference = " --reference " + folder.at("reference.json");
-  write_file_atomically(folder.at("reference.json"), R"({"texts": ["a"], "ids": [[1]]})");
-  std::string config = read_text_file(dir + "/config.json");
-  const size_t at = config.find("32768");
-  ASSERT_NE(at, std::string::npos);
-  write_file_atomically(dir + "/config.json", config.replace(at, 5, "32769"));
-  for (const std::string& command :
-       {"inspect " + dir, "place " + dir + " --method uniform --count 2",
-        "bench --random-weights " + dir, "convert " + dir + " -o " + folder.at("h") + " --layers 1",
-        "hybridize '" + std::string(CAMBIUM_SOURCE_DIR) + "/plans/demo.toml' --dry-run -t " +
-            dir}) {
-    const Outcome outcome = cambium(command);
-    EXPECT_EQ(outcome.status, 1) << command << outcome.text;
-    EXPECT_THAT(outcome.text, HasSubstr("config.json has checksum")) << command;
-  }
-  const std::string verify = "verify --tokenizer " + dir + reference;
-  EXPECT_THAT(cambium(verify).text, ::testing::Not(HasSubstr("checksum")));
-  const std::string train = "train '" + std::string(CAMBIUM_SOURCE_DIR) +
-                            "/plans/teacher.toml' -o " + folder.at("run") +
-                            " --set tokenizer.path='\"" + dir + "\"'";
-  write_file_atomically(dir + "/tokenizer_config.json", "{}");
-  for (const std::string& command : {verify, train}) {
-    const Outcome outcome = cambium(command);
-    EXPECT_EQ(outcome.status, 1) << command << outcome.text;
-    EXPECT_THAT(outcome.text, HasSubstr("tokenizer_config.json has")) << command;
-  }
-}
-
 // A model trained with the tokenizer of another folder has it beside it.
 TEST(CommandLine, TrainingWithAGivenTokenizerKeepsIt) {
   const TestFolder folder;
@@ -432,35 +355,6 @@ TEST(CommandLine, TrainingWithAGivenTokenizerKeepsIt) {
       teacher() + "\"'");
   EXPECT_EQ(outcome.status, 0) << outcome.text;
   EXPECT_EQ(cambium("generate " + folder.at("run/model") + " -p Tom -n 1").status, 0);
-}
-
-TEST(CommandLine, VerifyChecksAFolderAndAcceptsAChange) {
-  const TestFolder folder;
-  const std::string dir = folder.at("run/stage/m");
-  std::filesystem::create_directories(folder.at("run/stage"));
-  std::filesystem::copy(std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher", dir);
-  for (const std::string& good : {dir, folder.at("run")}) {
-    const Outcome outcome = cambium("verify " + good);
-    EXPECT_EQ(outcome.status, 0) << outcome.text;
-    EXPECT_THAT(outcome.text, HasSubstr("files are as written"));
-    EXPECT_THAT(outcome.text, HasSubstr("golden prompt"));
-  }
-  write_file_atomically(dir + "/provenance.json", "{\"by\": \"hand\"}\n");
-  EXPECT_EQ(cambium("verify " + folder.at("run")).status, 1);
-  EXPECT_EQ(cambium("verify " + dir + " --accept").status, 0);
-  EXPECT_EQ(cambium("verify " + folder.at("run")).status, 0);
-  // What lost its checksums says so, and loads.
-  std::filesystem::remove(dir + "/checksums.json");
-  const Outcome note = cambium("generate " + dir + " -p Tom -n 1");
-  EXPECT_EQ(note.status, 0) << note.text;
-  EXPECT_THAT(note.text, HasSubstr("note: " + dir + " has no checksums.json"));
-  // A folder of another program never had any.
-  const Outcome foreign = cambium("verify " + fixture("llama"));
-  EXPECT_EQ(foreign.status, 0);
-  EXPECT_THAT(foreign.text, ::testing::Not(HasSubstr("checksums.json")));
-  std::filesystem::create_directories(folder.at("empty"));
-  EXPECT_THAT(cambium("verify " + folder.at("empty")).text,
-              HasSubstr("nothing that can be checked"));
 }
 
 TEST(CommandLine, ErrorsNameWhatIsWrong) {
@@ -502,67 +396,6 @@ TEST(CommandLine, DevicesAreNamedOrRefused) {
     EXPECT_EQ(outcome.status, 1) << name;
     EXPECT_THAT(outcome.text, HasSubstr(expected));
   }
-}
-
-TEST(CommandLine, BenchNeedsNoWeights) {
-  TestFolder folder;  // a configuration under another name, without weights
-  write_file_atomically(folder.at("sizes.json"), read_text_file(fixture("llama") + "/config.json"));
-  const Outcome outcome = cambium("bench --random-weights " + folder.at("sizes.json") +
-                                  " --contexts 4 --decode 2 --repeats 1 --device cpu --json");
-  ASSERT_EQ(outcome.status, 0) << outcome.text;
-  const auto rows = nlohmann::json::parse(outcome.text);
-  ASSERT_EQ(rows.size(), 1U);
-  EXPECT_GT(rows[0]["prefill"][0], 0.0);
-  EXPECT_GE(rows[0]["decode_cpu_ms"][0], 0.0);
-  const Outcome nothing = cambium("bench");
-  EXPECT_EQ(nothing.status, 1);
-  EXPECT_THAT(nothing.text, HasSubstr("--random-weights"));
-}
-
-TEST(CommandLine, BenchOfOneKindStandsBesideTheLimits) {
-  const std::string small = " --repeats 1 --contexts 8,300 --batch 2 --device cpu --json";
-  for (const std::string kind : {"decode", "prefill"}) {
-    const Outcome outcome = cambium("bench " + kind + " " + fixture("apriel_h1") + small);
-    ASSERT_EQ(outcome.status, 0) << outcome.text;
-    const auto rows = nlohmann::json::parse(outcome.text);
-    ASSERT_EQ(rows.size(), 2U);
-    for (const auto& row : rows) {
-      EXPECT_GT(row[kind][0], 0.0);
-      EXPECT_GT(row["bytes"], 0.0);
-      EXPECT_GT(row["share"], 0.0);
-      EXPECT_GT(row["limits"]["bytes_per_second"], 0.0);
-    }
-    EXPECT_GT(rows[1]["flops"], rows[0]["flops"]);
-    EXPECT_THAT(cambium("bench " + kind).text, HasSubstr("--random-weights"));
-  }
-  EXPECT_THAT(cambium("bench ops").text, HasSubstr("cuda_bench"));
-  EXPECT_THAT(cambium("bench throughput --help").text, HasSubstr("--sequences"));
-}
-
-TEST(CommandLine, BenchOfThroughputRunsTheEngine) {
-  const std::string requests = "bench throughput --random-weights " + fixture("llama");
-  const std::string bench = requests + " --input 20 --output 5 --batch 3";
-  const Outcome outcome = cambium(bench + " --sequences 7 --device cpu --json");
-  ASSERT_EQ(outcome.status, 0) << outcome.text;
-  const auto rows = nlohmann::json::parse(outcome.text);
-  ASSERT_EQ(rows.size(), 1U);
-  EXPECT_EQ(rows[0]["largest_batch"], 3);
-  EXPECT_GT(rows[0]["output_tokens_per_second"], 0.0);
-  EXPECT_GT(rows[0]["token_ms"]["p99"], 0.0);
-  EXPECT_GT(rows[0]["peak_bytes"], 0);
-  const Outcome table = cambium(bench + " --device cpu");
-  ASSERT_EQ(table.status, 0) << table.text;
-  EXPECT_THAT(table.text, HasSubstr("32 of 20 tokens in and 5 out"));
-  const Outcome dense =
-      cambium(requests +
-              " --input 20 --output 400 --sequences 9 --cache-memory 330KB --admission as-needed "
-              "--device cpu --json");
-  ASSERT_EQ(dense.status, 0) << dense.text;
-  EXPECT_GT(nlohmann::json::parse(dense.text)[0]["preemptions"], 0);
-  const Outcome small = cambium(bench + " --cache-memory 10 --device cpu");
-  EXPECT_EQ(small.status, 1);
-  EXPECT_THAT(small.text, HasSubstr("a sequence of 24 tokens takes"));
-  EXPECT_THAT(cambium(bench + " --cache-memory lots").text, HasSubstr("24GiB"));
 }
 
 TEST(CommandLine, VerifyTellsByItsStatus) {
@@ -624,14 +457,6 @@ TEST(CommandLine, InspectPlansMemory) {
   EXPECT_EQ(cambium(inspect + " --memory --device cpu").status, 0);
 }
 
-TEST(CommandLine, BenchMeasuresModelsSideBySide) {
-  const Outcome outcome = cambium("bench " + fixture("llama") + " " + fixture("apriel_h1") +
-                                  " --contexts 64 --repeats 1 --json");
-  ASSERT_EQ(outcome.status, 0) << outcome.text;
-  EXPECT_THAT(outcome.text, HasSubstr("prefill"));
-  EXPECT_THAT(outcome.text, HasSubstr("apriel_h1"));
-}
-
 // Scores of another question are never given, whatever was changed; D1 of what was found once.
 TEST(CommandLine, ScoresAreNeverStale) {
   const TestFolder folder;
@@ -673,28 +498,6 @@ TEST(CommandLine, MergeWritesAModelThatLoads) {
   EXPECT_THAT(cambium("merge " + model + " " + fixture("qwen3") + " -o " + folder.at("n")).text,
               HasSubstr("error"));
   EXPECT_EQ(cambium("merge " + model + " " + model + " -o " + folder.at("m")).status, 1);
-}
-
-TEST(BenchTrain, SaysSpeedAndMemory) {
-  for (const char* mode : {"train", "distill", "stage-a --convert 1"}) {
-    SCOPED_TRACE(mode);
-    const Outcome outcome =
-        cambium("bench train --random-weights " + fixture("llama") + " --sequence 32 --steps 1 " +
-                "--device cpu --json --mode " + mode);
-    ASSERT_EQ(outcome.status, 0) << outcome.text;
-    const auto json = nlohmann::json::parse(outcome.text);
-    EXPECT_GT(json["tokens_per_second"][0].get<double>(), 0.0);
-    EXPECT_GT(json["matrix_peak_share"].get<double>(), 0.0);
-    EXPECT_EQ(json["optimizer_bytes"], json["planned_bytes"]["optimiser"]);
-    const auto& planned = json["planned_bytes"];
-    EXPECT_EQ(json["weight_and_gradient_bytes"].get<int64_t>(),
-              planned["teacher"].get<int64_t>() + planned["frozen weights"].get<int64_t>() +
-                  planned["trained weights"].get<int64_t>() + planned["gradients"].get<int64_t>());
-  }
-  const Outcome dry =
-      cambium("bench train --random-weights " + fixture("llama") + " --dry-run --device cuda");
-  EXPECT_EQ(dry.status, 0) << dry.text;
-  EXPECT_NE(dry.text.find("planned in all"), std::string::npos) << dry.text;
 }
 
 }  // namespace

@@ -32,6 +32,8 @@ struct SpeedSummary {
   /// of a run's summary.json.
   Measured prefill_cpu{};
   Measured decode_cpu{};
+  /// Whether the logits at its end were numbers, for all sequences. Not part of summary.json.
+  bool finite = true;
 };
 
 struct GateSummary {

@@ -1,0 +1,205 @@
+// Attention of cuda_bench: whole sequences by cuDNN and by our own kernels, pages, decode.
+#include <cstdio>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "cuda_machine.h"
+#include "cuda_sections.h"
+#include "ops/attention/attention.h"
+#if CAMBIUM_CUDA
+#include "ops/attention/attention_cudnn.h"
+#endif
+
+namespace cambium {
+namespace {
+
+constexpr int64_t kMostMemory = 40'000'000'000;  // bytes of a cache of keys and values
+constexpr int64_t kHeads = 32, kKvHeads = 8, kHeadDim = 128;
+const AttentionConfig kAttention = {.scale = 0.0883883F};
+
+// Who computes attention over whole sequences and pieces of prompts: cuDNN where it can, or our own
+// kernels alone.
+#if CAMBIUM_CUDA
+using cuda::attention::allow_cudnn;
+using cuda::attention::cudnn_calls;
+using cuda::attention::cudnn_status;
+#else
+void allow_cudnn(bool) {}
+int64_t cudnn_calls() {
+  return 0;
+}
+std::string cudnn_status() {
+  return "no cuDNN: this build has no CUDA";
+}
+#endif
+
+double attention_flops(double tokens) {
+  return 4.0 * kHeads * kHeadDim * tokens * (tokens + 1) / 2;
+}
+double attention_flops(const std::vector<int32_t>& lengths) {
+  double sum = 0.0;
+  for (const int32_t n : lengths) {
+    sum += attention_flops(static_cast<double>(n));
+  }
+  return sum;
+}
+
+Packed& packed_lengths(Scene& s, const std::vector<int32_t>& lengths) {
+  Packed& p = s.segments.emplace_back();
+  for (const int32_t n : lengths) {
+    p.start.push_back(p.start.back() + n);
+    p.position.push_back(0);
+  }
+  return p;
+}
+
+/// A row by cuDNN, which says where it was not, and one by our own kernels.
+template <class Make>
+void attention_rows(Bench& bench, const char* name, const std::string& shape, const Make& make) {
+  for (const bool cudnn : {true, false}) {
+    allow_cudnn(cudnn);
+    const int64_t before = cudnn_calls();
+    bench.row(fmt::format("attention {}, {}", name, cudnn ? "cuDNN" : "own"), shape, make);
+    if (cudnn && cudnn_calls() == before) {
+      std::printf("  (served by our own kernels: %s)\n", cudnn_status().c_str());
+    }
+  }
+  allow_cudnn(true);
+}
+
+std::string shape_of(const std::vector<int32_t>& lengths) {
+  return fmt::format("{} tokens, heads {}/{} of {}", fmt::join(lengths, " + "), kHeads, kKvHeads,
+                     kHeadDim);
+}
+
+void attention_of_sequences(Bench& bench, const std::vector<int32_t>& lengths) {
+  attention_rows(bench, "forward", shape_of(lengths), [&](Scene& s) {
+    const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+    const Tensor q = s.bf16({2 * tokens, kHeads, kHeadDim});
+    const Tensor k = s.bf16({2 * tokens, kKvHeads, kHeadDim});
+    const Tensor v = s.bf16({2 * tokens, kKvHeads, kHeadDim});
+    Packed& packed = packed_lengths(s, lengths);
+    return Work{
+        .flops = attention_flops(lengths), .sets = 2, .call = [=, &s, &packed](int64_t set) {
+          attention(s.ctx, part_of(q, set, tokens), part_of(k, set, tokens),
+                    part_of(v, set, tokens), packed.view(), kAttention);
+        }};
+  });
+}
+
+// The backward pass alone, counted as five products for the two of the forward pass.
+void attention_backward_of_sequences(Bench& bench, const std::vector<int32_t>& lengths) {
+  attention_rows(bench, "backward", shape_of(lengths), [&](Scene& s) {
+    const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+    const Leaf q = s.leaf(s.bf16({tokens, kHeads, kHeadDim}));
+    const Leaf k = s.leaf(s.bf16({tokens, kKvHeads, kHeadDim}));
+    const Leaf v = s.leaf(s.bf16({tokens, kKvHeads, kHeadDim}));
+    Packed& packed = packed_lengths(s, lengths);
+    Work work{.flops = 2.5 * attention_flops(lengths),
+              .call = [&s](int64_t) { s.tape.backward(s.recorded); }};
+    work.prepare = [=, &s, &packed](int64_t) {
+      s.set_gradient(
+          attention(s.recorded, s.fresh(q), s.fresh(k), s.fresh(v), packed.view(), kAttention));
+    };
+    return work;
+  });
+}
+
+/// Keys and values of `sets` times `sequences` in pages that lie in no order.
+struct Cache {
+  Tensor keys, values;
+  std::vector<int32_t> table;  // (sets, sequences, per_sequence)
+  int64_t per_sequence;
+
+  Cache(Scene& s, int64_t sets, int64_t sequences, int64_t context, int64_t page)
+      : per_sequence((context + page - 1) / page) {
+    const int64_t pages = sets * sequences * per_sequence;
+    keys = s.bf16({pages, page, kKvHeads, kHeadDim});
+    values = s.bf16({pages, page, kKvHeads, kHeadDim});
+    table.resize(static_cast<size_t>(pages));
+    std::iota(table.begin(), table.end(), 0);
+    Rng(1, 0).shuffle(std::span(table));
+  }
+  KvPages of(int64_t set, int64_t sequences) const {
+    const auto entries = static_cast<size_t>(sequences * per_sequence);
+    return {keys, values, std::span(table).subspan(static_cast<size_t>(set) * entries, entries),
+            per_sequence};
+  }
+};
+
+/// `count` pieces of `tokens` each, whose sequences have `behind` tokens before them.
+void attention_prefill(Bench& bench, int64_t count, int64_t tokens, int64_t behind, int64_t page) {
+  const auto n = static_cast<double>(tokens);
+  const std::string shape =
+      fmt::format("{} x {} at {}, heads 32/8 of 128, pages of {}", count, tokens, behind, page);
+  attention_rows(bench, "prefill, paged", shape, [&](Scene& s) {
+    const Tensor q = s.bf16({2 * count * tokens, kHeads, kHeadDim});
+    const Tensor k = s.bf16({2 * count * tokens, kKvHeads, kHeadDim});
+    const auto cache = std::make_shared<Cache>(s, 2, count, behind + tokens, page);
+    Packed* packed[] = {&s.packed(count, tokens, behind), &s.packed(count, tokens, behind)};
+    return Work{
+        .flops = static_cast<double>(count) *
+                 (attention_flops(n) + 4.0 * kHeads * kHeadDim * n * static_cast<double>(behind)),
+        .sets = 2,
+        .call = [=, &s](int64_t set) {
+          const Tensor kv = part_of(k, set, count * tokens);
+          const KvPages pages = cache->of(set, count);
+          attention(s.ctx, part_of(q, set, count * tokens), kv, kv, packed[set]->view(), kAttention,
+                    &pages);
+        }};
+  });
+}
+
+void attention_decode(Bench& bench, int64_t batch, int64_t context, int64_t page) {
+  const double bytes = 4.0 * kHeadDim * static_cast<double>(batch * (context * kKvHeads + kHeads));
+  if (bytes > static_cast<double>(kMostMemory)) {
+    return;
+  }
+  const std::string shape =
+      fmt::format("batch {} at {}, heads 32/8 of 128, pages of {}", batch, context, page);
+  bench.row("attention decode", shape, [&](Scene& s) {
+    const int64_t sets = bytes > 2 * kBeyondCaches ? 1 : sets_for(bytes);
+    const Tensor q = s.bf16({sets * batch, kHeads, kHeadDim});
+    const Tensor k = s.bf16({sets * batch, kKvHeads, kHeadDim});
+    const Tensor v = s.bf16({sets * batch, kKvHeads, kHeadDim});
+    const auto cache = std::make_shared<Cache>(s, sets, batch, context, page);
+    for (int64_t set = 0; set < sets; ++set) {
+      s.packed(batch, 1, context - 1);
+    }
+    return Work{.bytes = bytes, .sets = sets, .call = [=, &s](int64_t set) {
+                  const KvPages pages = cache->of(set, batch);
+                  attention(s.ctx, part_of(q, set, batch), part_of(k, set, batch),
+                            part_of(v, set, batch), s.segments[static_cast<size_t>(set)].view(),
+                            kAttention, &pages);
+                }};
+  });
+}
+
+}  // namespace
+
+void attention_section(Bench& bench) {
+  std::printf("attention: %s\n", cudnn_status().c_str());
+  for (const std::vector<int32_t>& lengths : std::vector<std::vector<int32_t>>{
+           {2048}, {8192}, {16384}, {2048, 2048, 2048, 2048}, {5000, 2000, 1000, 192}}) {
+    attention_of_sequences(bench, lengths);
+    attention_backward_of_sequences(bench, lengths);
+  }
+  for (const int64_t page : {16, 64}) {
+    attention_prefill(bench, 8, 4096, 0, page);
+    attention_prefill(bench, 4, 2048, 14336, page);
+    attention_prefill(bench, 1, 2048, 14336, page);
+    attention_prefill(bench, 1, 256, 14336, page);
+    attention_prefill(bench, 16, 256, 0, page);
+    attention_prefill(bench, 16, 512, 2048, page);
+    for (const int64_t batch : {1, 8, 43, 64}) {
+      for (const int64_t context : {1024, 5120, 16384, 131072}) {
+        if (!bench.quick || context <= 16384) {
+          attention_decode(bench, batch, context, page);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace cambium

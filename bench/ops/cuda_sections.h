@@ -1,0 +1,14 @@
+// The sections of cuda_bench that stand in files of their own.
+#pragma once
+
+namespace cambium {
+
+class Bench;
+
+void attention_section(Bench& bench);   // cuda_attention.cc
+void recurrence_section(Bench& bench);  // cuda_mixers.cc
+void scan_section(Bench& bench);
+void pointwise_section(Bench& bench);  // cuda_elements.cc
+void loss_section(Bench& bench);
+
+}  // namespace cambium
