@@ -76,7 +76,8 @@ class StepTimer : public OpTimer {
     OpWork work;
   };
 
-  explicit StepTimer(Device device) : clock_(DeviceClock::on(device)) {}
+  explicit StepTimer(Device device)
+      : clock_(DeviceClock::on(device)), stream_(compute_stream(device)) {}
   void start(Mode mode) {
     mode_ = mode;
     at_ = 0;
@@ -111,12 +112,13 @@ class StepTimer : public OpTimer {
   /// Marks with nothing between the two of a pair.
   void mark_nothing(int pairs) {
     for (int i = 0; i < 2 * pairs; ++i) {
-      marks_.push_back(clock_->mark(nullptr));
+      marks_.push_back(clock_->mark(stream_));
     }
   }
 
  private:
   std::unique_ptr<DeviceClock> clock_;
+  CUstream_st* stream_;
   Mode mode_ = Mode::kDescribe;
   std::vector<Call> calls_;
   size_t at_ = 0;

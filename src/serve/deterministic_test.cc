@@ -2,6 +2,7 @@
 // batch, and after it was sent back to wait.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -169,6 +170,68 @@ TEST_P(Deterministic, InterruptionsChangeNoBit) {
     expect_same(results[i], expected[i], i);
   }
   EXPECT_GT(preemptions, 0);
+}
+
+// Steps are queued before the tokens of those before are known, most as graphs: what was in a step
+// too many, by its tokens, by who heard of them, or because it was sent back, leaves no trace.
+TEST_P(Deterministic, WorkingAheadChangesNoBit) {
+  std::vector<GenerationRequest> all = requests();
+  std::vector<size_t> heard(all.size());
+  for (size_t i = 0; i < all.size(); ++i) {
+    all[i].sampling.frequency = 0.0F;
+    all[i].logprobs = 0;
+    all[i].max_new_tokens += 40;
+    all[i].stop_ids = {static_cast<int32_t>(3 * i), static_cast<int32_t>(3 * i + 50)};
+    if (i % 6 == 1) {
+      all[i].on_token = [&count = heard[i]](int32_t) { return ++count < 9; };
+    }
+  }
+  EngineConfig config = config_of(9);
+  config.ahead = false;
+  const auto expected = Engine(*loaded_.model, config).generate(all);
+  config.ahead = true;
+  for (const Admission admission : {Admission::kWhole, Admission::kAsNeeded}) {
+    std::fill(heard.begin(), heard.end(), 0);
+    config.admission = admission;
+    config.reserve_tokens = 3;
+    Engine engine(*loaded_.model, config);
+    const auto results = engine.generate(all);
+    int64_t ends[3] = {};
+    for (size_t i = 0; i < results.size(); ++i) {
+      expect_same(results[i], expected[i], i);
+      EXPECT_EQ(results[i].reason, expected[i].reason) << "request " << i;
+      ++ends[static_cast<size_t>(results[i].reason)];
+    }
+    EXPECT_GT(*std::min_element(ends, ends + 3), 0) << "not every way to end was seen";
+    if (GetParam().device.kind == Device::kCuda) {
+      EXPECT_GT(engine.step_counts().launched, engine.step_counts().made);
+      EXPECT_GT(engine.step_counts().made, 0);
+    }
+  }
+}
+
+// A request that watches its logits, beside others and while steps are in the air.
+TEST_P(Deterministic, WatchersMayComeAndGo) {
+  std::vector<GenerationRequest> all = requests();
+  all.resize(12);
+  const auto expected = alone(all);  // some of them watch
+  Engine engine(*loaded_.model, config_of(12));
+  std::vector<Engine::Ticket> tickets;
+  for (size_t i = 0; i < all.size(); ++i) {
+    tickets.push_back(engine.submit(all[i]));
+    engine.step();
+  }
+  const Engine::Ticket leaves = engine.submit(request_of(30, 50, 40));
+  engine.step();
+  engine.step();
+  engine.cancel(leaves);
+  while (engine.step()) {
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    expect_same(engine.take(tickets[i]), expected[i], i);
+  }
+  EXPECT_EQ(engine.take(leaves).reason, FinishReason::kCancelled);
+  EXPECT_FALSE(engine.step());
 }
 
 std::vector<Family> families() {
