@@ -21,7 +21,8 @@ using Json = nlohmann::ordered_json;
 // The models of every kind of bench, and how they are kept.
 struct ModelsOption {
   std::vector<std::string> models, random;
-  std::string storage = "stored", cache = "bf16";
+  std::string storage = "stored";
+  CacheOption cache;
   DeviceOption device;
   bool json = false;
 
@@ -29,7 +30,7 @@ struct ModelsOption {
     args.positionals("models", "checkpoint folders, measured in turns", &models, false);
     args.option("random-weights",
                 "config.json, or its folder: a model of its sizes, made-up numbers", &random);
-    args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &cache);
+    cache.declare(args);
     args.choice("storage", "of matrices in memory; random weights: stored is f32",
                 {"stored", "f32", "bf16"}, &storage);
     device.declare(args);
@@ -176,7 +177,7 @@ int run_speed(const SpeedArgs& a, Shown shown) {
   config.batch = a.batch;
   config.decode_tokens = shown == Shown::kPrefill ? 1 : a.decode;
   config.repeats = a.repeats;
-  config.cache_values = parse_cache_values(a.models.cache);
+  config.cache_values = a.models.cache.values();
   const auto speeds = measure_throughput(models, config);
   if (shown == Shown::kBoth) {
     print_both(names, speeds, a.models.json);
@@ -276,7 +277,7 @@ int run_throughput(const ThroughputArgs& a) {
   engine.max_sequences = std::min(a.batch, a.sequences);
   engine.max_tokens = a.input + a.output - 1;
   a.engine.apply(engine);
-  engine.cache_values = parse_cache_values(a.models.cache);
+  engine.cache_values = a.models.cache.values();
   engine.prefill_tokens = a.prefill;
   const StopAnywhere stop("nothing is measured to its end");
   Json json = Json::array();

@@ -28,6 +28,7 @@ struct EvalArgs {
   std::vector<std::string> set;
   int64_t count = 100, seed = 1, batch = 32, max_new_tokens = 256, max_tokens = 512;
   double temperature = 0.0;
+  CacheOption cache;
   DeviceOption device;
   bool chat = false, json = false, ungraded = false;
 };
@@ -67,6 +68,7 @@ Json answers_json(const EvalArgs& a, const Task& task, const Answers& answers) {
           {"temperature", a.temperature},
           {"seed", a.seed},
           {"batch", a.batch},
+          {"cache", a.cache.name},
           {"prompt_tokens", answers.prompt_tokens},
           {"tokens", answers.tokens},
           {"seconds", answers.seconds},
@@ -101,6 +103,9 @@ void check_applies(const EvalArgs& a) {
   expect(generated || a.set.empty(),
          "--set belongs to generated problems (--task problems or "
          "retrieval)");
+  expect(!text || a.cache.name == "bf16",
+         "--cache belongs to tasks that are answered, not to --task text, which reads whole "
+         "documents");
   expect(text || a.teacher.empty(), "--teacher belongs to --task text");
   expect(!text || !a.chat, "--chat belongs to tasks that are answered, not to --task text");
   expect(!text || (a.answers.empty() && !a.ungraded),
@@ -153,6 +158,7 @@ int run_eval(const EvalArgs& a) {
   const StopAnywhere stop("nothing is written: answers are graded when all came");
   EngineConfig engine;
   engine.max_sequences = a.batch;
+  engine.cache_values = a.cache.values();
   if (a.task != "text") {
     engine = planned_engine(a.model, MatrixStorage::kStored, a.device.device(), engine);
   }
@@ -224,6 +230,7 @@ Action declare_eval(Args& args) {
   args.option("temperature", "0 = greedy", &a->temperature);
   args.option("batch", "problems at once", &a->batch, {1, 4096});
   args.option("output,o", "file for every question, response and grade, or the losses", &a->output);
+  a->cache.declare(args);
   a->device.declare(args);
   args.option("answers", "grade the answers in this file (of --output) instead of asking a model",
               &a->answers);

@@ -591,7 +591,10 @@ TEST(CommandLine, InspectCountsBeforeAnythingIsLoaded) {
   EXPECT_FALSE(json.contains("memory"));
   const Outcome narrow = cambium(inspect + " --json");
   EXPECT_EQ(nlohmann::json::parse(narrow.text)["cache_bytes_per_token"], 3 * 2 * 2 * 16 * 2);
-  EXPECT_THAT(cambium("inspect " + folder.path() + " --cache f16").text, HasSubstr("bf16 or f32"));
+  // In fp8, and for each of the heads a scale in bf16.
+  const Outcome least = cambium(inspect + " --json --cache f8");
+  EXPECT_EQ(nlohmann::json::parse(least.text)["cache_bytes_per_token"], 3 * 2 * 2 * (16 + 2));
+  EXPECT_THAT(cambium(inspect + " --cache f16").text, HasSubstr("bf16, f32, f8"));
 }
 
 // Of a GPU that need not be there: as much of everything as its shapes say.
