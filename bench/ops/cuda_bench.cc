@@ -93,7 +93,8 @@ constexpr int64_t kMostMemory = 40'000'000'000;  // bytes of a cache of keys and
 constexpr int64_t kHeads = 32, kKvHeads = 8, kHeadDim = 128;
 const AttentionConfig kAttention = {.scale = 0.0883883F};
 
-// Who computes attention without pages: cuDNN where it can, or our own kernels alone.
+// Who computes attention over whole sequences and pieces of prompts: cuDNN where it can, or our own
+// kernels alone.
 #if CAMBIUM_CUDA
 using cuda::attention::allow_cudnn;
 using cuda::attention::cudnn_calls;
@@ -130,10 +131,7 @@ Packed& packed_lengths(Scene& s, const std::vector<int32_t>& lengths) {
 
 /// A row by cuDNN, which says where it was not, and one by our own kernels.
 template <class Make>
-void attention_rows(Bench& bench, const char* name, const std::vector<int32_t>& lengths,
-                    const Make& make) {
-  const std::string shape = fmt::format("{} tokens, heads {}/{} of {}", fmt::join(lengths, " + "),
-                                        kHeads, kKvHeads, kHeadDim);
+void attention_rows(Bench& bench, const char* name, const std::string& shape, const Make& make) {
   for (const bool cudnn : {true, false}) {
     allow_cudnn(cudnn);
     const int64_t before = cudnn_calls();
@@ -145,8 +143,13 @@ void attention_rows(Bench& bench, const char* name, const std::vector<int32_t>& 
   allow_cudnn(true);
 }
 
+std::string shape_of(const std::vector<int32_t>& lengths) {
+  return fmt::format("{} tokens, heads {}/{} of {}", fmt::join(lengths, " + "), kHeads, kKvHeads,
+                     kHeadDim);
+}
+
 void attention_forward(Bench& bench, const std::vector<int32_t>& lengths) {
-  attention_rows(bench, "forward", lengths, [&](Scene& s) {
+  attention_rows(bench, "forward", shape_of(lengths), [&](Scene& s) {
     const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
     const Tensor q = s.bf16({2 * tokens, kHeads, kHeadDim});
     const Tensor k = s.bf16({2 * tokens, kKvHeads, kHeadDim});
@@ -162,7 +165,7 @@ void attention_forward(Bench& bench, const std::vector<int32_t>& lengths) {
 
 // The backward pass alone, counted as five products for the two of the forward pass.
 void attention_backward(Bench& bench, const std::vector<int32_t>& lengths) {
-  attention_rows(bench, "backward", lengths, [&](Scene& s) {
+  attention_rows(bench, "backward", shape_of(lengths), [&](Scene& s) {
     const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
     const Leaf q = s.leaf(s.bf16({tokens, kHeads, kHeadDim}));
     const Leaf k = s.leaf(s.bf16({tokens, kKvHeads, kHeadDim}));
@@ -200,21 +203,26 @@ struct Cache {
   }
 };
 
-void attention_prefill(Bench& bench, int64_t tokens, int64_t page) {
-  const std::string shape = fmt::format("{} tokens, heads 32/8 of 128, pages of {}", tokens, page);
-  bench.row("attention prefill, paged", shape, [&](Scene& s) {
-    const Tensor q = s.bf16({2 * tokens, kHeads, kHeadDim});
-    const Tensor k = s.bf16({2 * tokens, kKvHeads, kHeadDim});
-    const auto cache = std::make_shared<Cache>(s, 2, 1, tokens, page);
-    Packed* packed[] = {&s.packed(1, tokens, 0), &s.packed(1, tokens, 0)};
-    return Work{.flops = attention_flops(static_cast<double>(tokens)),
-                .sets = 2,
-                .call = [=, &s](int64_t set) {
-                  const Tensor kv = part_of(k, set, tokens);
-                  const KvPages pages = cache->of(set, 1);
-                  attention(s.ctx, part_of(q, set, tokens), kv, kv, packed[set]->view(), kAttention,
-                            &pages);
-                }};
+/// `count` pieces of `tokens` each, whose sequences have `behind` tokens before them.
+void attention_prefill(Bench& bench, int64_t count, int64_t tokens, int64_t behind, int64_t page) {
+  const auto n = static_cast<double>(tokens);
+  const std::string shape =
+      fmt::format("{} x {} at {}, heads 32/8 of 128, pages of {}", count, tokens, behind, page);
+  attention_rows(bench, "prefill, paged", shape, [&](Scene& s) {
+    const Tensor q = s.bf16({2 * count * tokens, kHeads, kHeadDim});
+    const Tensor k = s.bf16({2 * count * tokens, kKvHeads, kHeadDim});
+    const auto cache = std::make_shared<Cache>(s, 2, count, behind + tokens, page);
+    Packed* packed[] = {&s.packed(count, tokens, behind), &s.packed(count, tokens, behind)};
+    return Work{
+        .flops = static_cast<double>(count) *
+                 (attention_flops(n) + 4.0 * kHeads * kHeadDim * n * static_cast<double>(behind)),
+        .sets = 2,
+        .call = [=, &s](int64_t set) {
+          const Tensor kv = part_of(k, set, count * tokens);
+          const KvPages pages = cache->of(set, count);
+          attention(s.ctx, part_of(q, set, count * tokens), kv, kv, packed[set]->view(), kAttention,
+                    &pages);
+        }};
   });
 }
 
@@ -244,14 +252,19 @@ void attention_decode(Bench& bench, int64_t batch, int64_t context, int64_t page
 }
 
 void attention_section(Bench& bench) {
-  std::printf("attention without pages: %s\n", cudnn_status().c_str());
+  std::printf("attention: %s\n", cudnn_status().c_str());
   for (const std::vector<int32_t>& lengths : std::vector<std::vector<int32_t>>{
            {2048}, {8192}, {16384}, {2048, 2048, 2048, 2048}, {5000, 2000, 1000, 192}}) {
     attention_forward(bench, lengths);
     attention_backward(bench, lengths);
   }
   for (const int64_t page : {16, 64}) {
-    attention_prefill(bench, 8192, page);
+    attention_prefill(bench, 8, 4096, 0, page);
+    attention_prefill(bench, 4, 2048, 14336, page);
+    attention_prefill(bench, 1, 2048, 14336, page);
+    attention_prefill(bench, 1, 256, 14336, page);
+    attention_prefill(bench, 16, 256, 0, page);
+    attention_prefill(bench, 16, 512, 2048, page);
     for (const int64_t batch : {1, 8, 43, 64}) {
       for (const int64_t context : {1024, 5120, 16384, 131072}) {
         if (!bench.quick || context <= 16384) {

@@ -55,16 +55,17 @@ struct Dummy {
   Weights weights;
 };
 
-// Tokens of a piece of prompt, and how many such pieces a step has.
+// Tokens of a piece of prompt, how many such pieces a step has, and tokens of the longest sequence.
 struct Pieces {
-  int64_t tokens = 0, count = 0;
+  int64_t tokens = 0, count = 0, longest = 0;
 };
 
 Pieces largest_pieces(const Model& model, const EngineConfig& config) {
   const int64_t longest =
       config.max_tokens > 0 ? config.max_tokens : std::max<int64_t>(model.spec().max_positions, 1);
   const int64_t tokens = std::min(config.prefill_chunk, longest);
-  return {tokens, std::clamp<int64_t>(config.prefill_tokens / tokens, 1, config.max_sequences)};
+  return {tokens, std::clamp<int64_t>(config.prefill_tokens / tokens, 1, config.max_sequences),
+          longest};
 }
 
 GenerationRequest request_of(int64_t prompt, int64_t number) {
@@ -158,10 +159,11 @@ class Borrowed {
 };
 
 // The largest pieces of prompt beside tokens of all other sequences, each with `behind` tokens
-// before it: attention cuts long sequences into parts whose results take scratch.
+// before it: attention cuts long sequences into parts whose results take scratch, and gathers keys
+// of pieces that do not begin their sequences.
 WorkspaceBytes run_behind(Model& model, const EngineConfig& settings, int64_t behind) {
   const Pieces pieces = largest_pieces(model, settings);
-  const int64_t end = std::max(behind, pieces.tokens);
+  const int64_t end = std::max(behind, std::min(pieces.tokens + 1, pieces.longest));
   const Borrowed state(model, cache_config(settings), end);
   const std::vector<int32_t> tokens(static_cast<size_t>(pieces.tokens));
   Batch batch;

@@ -164,6 +164,7 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
   }
   const Tensor y = ctx.result(q.dtype, {q.dim(0), q.dim(1), v.dim(2)}, differentiate);
   float* kept = differentiate ? ctx.scratch<float>(2 * q.dim(0) * q.dim(1)) : nullptr;
+  const bool same = pages != nullptr && keys.dtype == k.dtype;
   const auto args = [=]<class T>() {
     return Attention<T>{.shape = shape,
                         .q = view<T>(q),
@@ -173,6 +174,8 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
                         .narrow_v = narrow_view<T>(values),
                         .scaled_k = scaled_rows(keys, key_scales),
                         .scaled_v = scaled_rows(values, value_scales),
+                        .new_k = same ? view<T>(k) : View<T>{},
+                        .new_v = same ? view<T>(v) : View<T>{},
                         .y = view<T>(y),
                         .largest = kept,
                         .inverse_sum = kept == nullptr ? nullptr : kept + q.dim(0) * q.dim(1)};

@@ -73,6 +73,9 @@ struct Cut {
   int few_rows;
   bool training;   // no tile of few rows and no splits
   int blocks = 0;  // that take the tiles of few rows of a key-value head; 0 = a block for each
+  /// Without the long pieces of prompts that are served elsewhere with so many bytes
+  /// (attention_cudnn.h); 0 = all segments.
+  int64_t gathered = 0;
   bool operator==(const Cut&) const = default;
 };
 
@@ -149,8 +152,35 @@ bool aligned(const View<T>& x, int64_t bytes) {
          x.rows.inner_stride * each % bytes == 0 && x.channels * each % bytes == 0;
 }
 
-/// Forward and backward on tensor cores, for bf16 of the dims that suits; false where not.
-bool forward_on_tensor_cores(const Attention<bf16>& a, const Launch& on);
+/// Rows of a segment that one block copies from pages: keys at positions [first, first + keys) go
+/// to rows [to, to + keys), and zeros to those after them up to to + rows.
+inline constexpr int kGatherRows = 32;
+struct GatherTile {
+  int32_t segment;
+  int32_t first;
+  int32_t keys;
+  int32_t to;
+  int32_t rows;  // up to kGatherRows
+};
+
+/// Keys and values of some heads from pages of E into rows that lie together.
+template <class E>
+struct Gather {
+  Layout layout;
+  List<GatherTile> tiles;
+  View<E> from[2];             // keys (pages * page_size, Hkv, D), values (.., Hkv, Dv): the heads
+                               // of a token together, D and Dv multiples of 16
+  const float* scale[2] = {};  // (Hkv): what stored numbers are to be times; null: 1
+  bf16* to[2];                 // (rows, heads, D), (rows, heads, Dv)
+  int32_t first_head;          // of the key-value heads that are copied
+  int32_t heads;
+};
+template <class E>
+void gather(const Gather<E>& g, const Launch& on);
+
+/// Forward and backward on tensor cores, for bf16 of the dims that suits; false where not. Forward
+/// without the segments that were served before (Cut::gathered).
+bool forward_on_tensor_cores(const Attention<bf16>& a, int64_t gathered, const Launch& on);
 bool backward_on_tensor_cores(const Attention<bf16>& a, const float* delta, const Launch& on);
 
 // --- Products of tiles in fp32, by 256 threads as 16 x 16: thread (ty, tx) has rows ty * kR + i

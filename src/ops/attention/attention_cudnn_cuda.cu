@@ -1,5 +1,6 @@
-// When cuDNN computes attention, and how a call becomes calls of it. It serves whole sequences in
-// bf16 without pages (training, and scoring without a cache), where they are long enough to pay.
+// When cuDNN computes attention without pages, and how a call becomes calls of it: whole sequences
+// in bf16 (training, and scoring without a cache), where they are long enough to pay. Over pages
+// see attention_prefill_cuda.cu.
 //
 // Its plans are made for fixed sizes and take half a second each, so sizes are few: segments of one
 // length that is a multiple of kEvenLength are taken as they are; others are packed in its ragged
@@ -17,7 +18,6 @@
 namespace cambium::cuda::attention {
 namespace {
 
-constexpr int64_t kFewestTokens = 256;  // of the longest segment
 constexpr int64_t kEvenLength = 128;
 constexpr int64_t kStatsWorkspace = int64_t{256} << 20;
 constexpr int64_t kGradWorkspace = int64_t{1} << 30;
@@ -152,22 +152,16 @@ RunPlan make_runs(const AttentionShape& shape, const RunPlan::Key& key, const La
   return plan;
 }
 
-/// Whether heads lie together in every token.
-bool heads_together(const View<bf16>& x) {
-  return x.rows.inner == 1 || x.rows.inner_stride == x.channels;
-}
-
 bool suits(const Attention<bf16>& a) {
   const AttentionShape& s = a.shape;
-  if (s.table != nullptr || s.segments == 0 || s.scale <= 0.0F) {
+  if (s.table != nullptr || s.segments == 0) {
     return false;
   }
   int64_t longest = 0;
   for (int64_t i = 0; i < s.segments; ++i) {
     longest = std::max(longest, s.length(i));
   }
-  const auto dim_suits = [](int64_t dim) { return dim >= 64 && dim <= 256 && dim % 16 == 0; };
-  if (longest < kFewestTokens || !dim_suits(s.head_dim) || !dim_suits(s.value_dim)) {
+  if (longest < kFewestTokens || !dims_suit(s)) {
     return false;
   }
   // Offsets are 32 bits wide.
@@ -198,8 +192,11 @@ SdpaShape shape_of(const Attention<bf16>& a, const RunPlan& plan, const Run& run
   const AttentionShape& s = a.shape;
   SdpaShape shape{.backward = plan.key.backward,
                   .ragged = plan.ragged,
+                  .continues = false,
+                  .stats = true,
                   .batch = run.batch,
                   .length = run.length,
+                  .key_length = run.length,
                   .heads = kv_heads * s.group(),
                   .kv_heads = kv_heads,
                   .head_dim = s.head_dim,
@@ -243,6 +240,7 @@ SdpaTensors tensors_of(const Attention<bf16>& a, const RunPlan& plan, const Run&
   if (plan.ragged) {
     const int32_t* numbers = plan.memory.as<int32_t>() + run.numbers;
     t.lengths = numbers + run.batch;
+    t.key_lengths = t.lengths;
     const SdpaOffsets offsets = numbers + 2 * run.batch;
     const int64_t each = run.batch + 1;
     t.q_at = offsets;

@@ -183,14 +183,16 @@ class Builder {
 
   void forward() {
     auto attributes = with_masks(fe::graph::SDPA_attributes().set_name("attention"));
-    attributes.set_generate_stats(true);
-    auto [y, stats] = graph_.sdpa(rows(kQ, s_.heads, s_.head_dim, s_.q_row),
-                                  rows(kK, s_.kv_heads, s_.head_dim, s_.k_row),
-                                  rows(kV, s_.kv_heads, s_.value_dim, s_.v_row), attributes);
-    place(*y, kY, s_.heads, s_.value_dim, s_.y_row);
+    attributes.set_generate_stats(s_.stats);
+    auto [y, stats] =
+        graph_.sdpa(queries(kQ, s_.head_dim, s_.q_row), keys(kK, s_.head_dim, s_.k_row),
+                    keys(kV, s_.value_dim, s_.v_row), attributes);
+    place_queries(*y, kY, s_.value_dim, s_.y_row);
     y->set_output(true);
-    place_stats(*stats);
-    stats->set_output(true);
+    if (s_.stats) {
+      place_stats(*stats);
+      stats->set_output(true);
+    }
   }
 
   void backward() {
@@ -199,12 +201,12 @@ class Builder {
     fe::graph::Tensor_attributes stats;
     place_stats(stats);
     auto [dq, dk, dv] = graph_.sdpa_backward(
-        rows(kQ, s_.heads, s_.head_dim, s_.q_row), rows(kK, s_.kv_heads, s_.head_dim, s_.k_row),
-        rows(kV, s_.kv_heads, s_.value_dim, s_.v_row), rows(kY, s_.heads, s_.value_dim, s_.y_row),
-        rows(kDy, s_.heads, s_.value_dim, s_.y_row), graph_.tensor(stats), attributes);
-    place(*dq, kDq, s_.heads, s_.head_dim, s_.dq_row);
-    place(*dk, kDk, s_.kv_heads, s_.head_dim, s_.dk_row);
-    place(*dv, kDv, s_.kv_heads, s_.value_dim, s_.dv_row);
+        queries(kQ, s_.head_dim, s_.q_row), keys(kK, s_.head_dim, s_.k_row),
+        keys(kV, s_.value_dim, s_.v_row), queries(kY, s_.value_dim, s_.y_row),
+        queries(kDy, s_.value_dim, s_.y_row), graph_.tensor(stats), attributes);
+    place_queries(*dq, kDq, s_.head_dim, s_.dq_row);
+    place_keys(*dk, kDk, s_.head_dim, s_.dk_row);
+    place_keys(*dv, kDv, s_.value_dim, s_.dv_row);
     for (const Tensor& gradient : {dq, dk, dv}) {
       gradient->set_output(true);
     }
@@ -219,19 +221,30 @@ class Builder {
                              .set_data_type(fe::DataType_t::INT32));
   }
   /// (batch, heads, length, dim), as the library orders axes.
-  void place(fe::graph::Tensor_attributes& t, int64_t uid, int64_t heads, int64_t dim,
-             int64_t row) {
+  void place(fe::graph::Tensor_attributes& t, int64_t uid, int64_t heads, int64_t length,
+             int64_t dim, int64_t row) {
     t.set_uid(uid)
-        .set_dim({s_.batch, heads, s_.length, dim})
-        .set_stride({s_.length * row, dim, row, 1})
+        .set_dim({s_.batch, heads, length, dim})
+        .set_stride({length * row, dim, row, 1})
         .set_data_type(fe::DataType_t::BFLOAT16);
     if (s_.ragged) {
       t.set_ragged_offset(numbers(kOffsets + uid, s_.batch + 1));
     }
   }
-  Tensor rows(int64_t uid, int64_t heads, int64_t dim, int64_t row) {
+  void place_queries(fe::graph::Tensor_attributes& t, int64_t uid, int64_t dim, int64_t row) {
+    place(t, uid, s_.heads, s_.length, dim, row);
+  }
+  void place_keys(fe::graph::Tensor_attributes& t, int64_t uid, int64_t dim, int64_t row) {
+    place(t, uid, s_.kv_heads, s_.key_length, dim, row);
+  }
+  Tensor queries(int64_t uid, int64_t dim, int64_t row) {
     fe::graph::Tensor_attributes t;
-    place(t, uid, heads, dim, row);
+    place_queries(t, uid, dim, row);
+    return graph_.tensor(t);
+  }
+  Tensor keys(int64_t uid, int64_t dim, int64_t row) {
+    fe::graph::Tensor_attributes t;
+    place_keys(t, uid, dim, row);
     return graph_.tensor(t);
   }
   void place_stats(fe::graph::Tensor_attributes& t) const {
@@ -240,13 +253,15 @@ class Builder {
         .set_stride({s_.heads * s_.length, s_.length, 1, 1})
         .set_data_type(fe::DataType_t::FLOAT);
   }
-  /// Row i sees columns i - window + 1 to i.
+  /// Row i sees columns i - window + 1 to i, both counted from the first or, where queries are the
+  /// last tokens of keys, from the last of each segment.
   template <class Attributes>
   Attributes with_masks(Attributes attributes) {
     attributes.set_attn_scale(s_.scale)
-        .set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
+        .set_diagonal_alignment(s_.continues ? fe::DiagonalAlignment_t::BOTTOM_RIGHT
+                                             : fe::DiagonalAlignment_t::TOP_LEFT)
         .set_diagonal_band_right_bound(0);
-    if (s_.window > 0 && s_.window < s_.length) {
+    if (s_.window > 0 && s_.window < s_.key_length) {
       attributes.set_diagonal_band_left_bound(static_cast<int>(s_.window));
     }
     if (s_.ragged) {
@@ -270,7 +285,8 @@ struct State {
   explicit State(const std::string& library) : missing(load(library)) {
     if (!missing.empty() && library != "none") {
       note(
-          "attention is computed by this program's own kernels, which train slower: {}; install "
+          "attention is computed by this program's own kernels, which train and read prompts "
+          "slower: {}; install "
           "cuDNN {}, name its folder in LD_LIBRARY_PATH or its file in CAMBIUM_CUDNN_LIBRARY "
           "(none: without it, and without this note)",
           missing, CUDNN_MAJOR);
@@ -386,7 +402,7 @@ void sdpa_run(const SdpaPlan& plan, const SdpaTensors& t, void* workspace, const
       {kDk, pointer(t.dk)},
       {kDv, pointer(t.dv)},
       {kQueryLengths, pointer(t.lengths)},
-      {kKeyLengths, pointer(t.lengths)},
+      {kKeyLengths, pointer(t.key_lengths)},
       {kOffsets + kQ, pointer(t.q_at)},
       {kOffsets + kK, pointer(t.k_at)},
       {kOffsets + kV, pointer(t.v_at)},
@@ -440,7 +456,8 @@ std::shared_ptr<const SdpaPlan> sdpa_plan(const SdpaShape&) {
   static std::once_flag once;
   std::call_once(once, [] {
     note(
-        "attention is computed by this program's own kernels, which train slower: it was built "
+        "attention is computed by this program's own kernels, which train and read prompts slower: "
+        "it was built "
         "without cuDNN");
   });
   return nullptr;

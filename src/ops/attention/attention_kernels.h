@@ -62,9 +62,11 @@ struct Attention {
   View<bf16> narrow_v;
   ScaledRows scaled_k;  // in place of them: pages in fp8
   ScaledRows scaled_v;
-  View<T> y;           // (T, H, Dv) contiguous
-  float* largest;      // (T, H) kept for backward: the largest score, times log2(e);
-                       // null if unwanted
+  View<T> new_k;   // (T, Hkv, D), (T, Hkv, Dv): of this call's tokens, where pages hold the same
+  View<T> new_v;   // numbers; else undefined
+  View<T> y;       // (T, H, Dv) contiguous
+  float* largest;  // (T, H) kept for backward: the largest score, times log2(e);
+                   // null if unwanted
   float* inverse_sum;  // (T, H): 1 / sum of exp(score - largest)
   // On CUDA, backward: that gradient lies together, holds nothing yet and is set, before any that
   // is added to.

@@ -449,7 +449,7 @@ __global__ void __launch_bounds__(kWarps * 32) few_rows(const Args a) {
 constexpr int kManyRows = 128;
 
 template <int kDim>
-void launch_forward(const Attention<bf16>& a, const Launch& on) {
+void launch_forward(const Attention<bf16>& a, int64_t gathered, const Launch& on) {
   constexpr int kManyWarps = kDim <= 128 ? 4 : 8;
   constexpr int kFewWarps = kDim <= 128 ? 4 : 2;
   constexpr int kStages = kDim <= 64 ? 4 : 3;
@@ -466,7 +466,7 @@ void launch_forward(const Attention<bf16>& a, const Launch& on) {
   const TileLists lists =
       forward_tiles(a.shape,
                     {kManyRows, kFewRows, a.largest != nullptr,
-                     static_cast<int>(std::max<int64_t>(resident / a.shape.kv_heads, 1))},
+                     static_cast<int>(std::max<int64_t>(resident / a.shape.kv_heads, 1)), gathered},
                     on);
   const Partials many = make_partials(lists.many_partials, kManyRows, a.shape, on);
   const Partials few = make_partials(lists.few_partials, kFewRows, a.shape, on);
@@ -496,19 +496,19 @@ void launch_forward(const Attention<bf16>& a, const Launch& on) {
 
 }  // namespace
 
-bool forward_on_tensor_cores(const Attention<bf16>& a, const Launch& on) {
+bool forward_on_tensor_cores(const Attention<bf16>& a, int64_t gathered, const Launch& on) {
   if (!aligned(a.q, 16) || !aligned(a.k, 16) || !aligned(a.v, 16)) {
     return false;
   }
   const int64_t widest = std::max(a.shape.head_dim, a.shape.value_dim);
   if (widest <= 64) {
-    launch_forward<64>(a, on);
+    launch_forward<64>(a, gathered, on);
   } else if (widest <= 96) {
-    launch_forward<96>(a, on);
+    launch_forward<96>(a, gathered, on);
   } else if (widest <= 128) {
-    launch_forward<128>(a, on);
+    launch_forward<128>(a, gathered, on);
   } else {
-    launch_forward<256>(a, on);
+    launch_forward<256>(a, gathered, on);
   }
   return true;
 }

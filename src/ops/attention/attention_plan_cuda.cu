@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "ops/attention/attention_cuda.cuh"
+#include "ops/attention/attention_cudnn.h"
 
 namespace cambium::cuda::attention {
 namespace {
@@ -164,7 +165,7 @@ ForwardPlan forward_plan(const AttentionShape& shape, const ForwardPlan::Key& ke
   const Cut& cut = key.cut;
   for (int64_t s = 0; s < shape.segments; ++s) {
     const int64_t rows = shape.length(s) * shape.group();
-    if (rows == 0) {
+    if (rows == 0 || (cut.gathered > 0 && is_long_piece(shape, s, cut.gathered))) {
       continue;
     }
     const bool decodes = !cut.training && (shape.length(s) == 1 || rows <= 2 * cut.few_rows);
