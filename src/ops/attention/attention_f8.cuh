@@ -1,45 +1,10 @@
-// Keys and values in fp8 (base/float8.h) for attention's CUDA kernels: widened to the bf16 numbers
-// they stand for, and as fragments of products straight from their rows in shared memory.
-//
-// A number of 8 bits moved to the places that its sign, exponent and mantissa have in a bf16 is
-// 2^-120 of its value, for subnormal ones too; one product with 2^120 times the row's scale gives
-// the number, rounded once, as the definition has it. That is four instructions for two numbers on
-// every device from sm_80 on. (The conversions that sm_89 and newer have lead to f16, and from
-// there to bf16 by way of two floats.)
+// Keys and values in fp8 for attention's kernels on tensor cores: copied as bf16, or as they lie
+// and then made fragments of products straight from their rows in shared memory.
 #pragma once
 
 #include "ops/attention/attention_mma.cuh"
 
 namespace cambium::cuda::attention {
-
-/// 2^120 times the scale, as two bf16. It is finite for every scale that is not NaN.
-__device__ __forceinline__ uint32_t factor_of(bf16 scale) {
-  const uint32_t bits = scale.bits;
-  const uint32_t factor = (bits & 0x7fffU) > 0x7f80U ? 0x7fffU : bits + (120U << 7);
-  return factor | factor << 16;
-}
-
-/// Numbers kLow and kHigh of the eight in a and b (those of a first), each times its half of
-/// `factor`, as two bf16.
-template <int kLow, int kHigh>
-__device__ __forceinline__ uint32_t widen_two(uint32_t a, uint32_t b, uint32_t factor) {
-  // Bytes from the lowest: any; kLow; the sign of kLow in all its bits; kHigh. Moved right by four,
-  // every bit of both numbers is in its place, kLow's sign coming from the byte above it.
-  constexpr uint32_t kSelect = kLow | kLow << 4 | (8 | kLow) << 8 | kHigh << 12;
-  uint32_t bytes;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "n"(kSelect));
-  const uint32_t moved = static_cast<uint32_t>(static_cast<int32_t>(bytes) >> 4) & 0x87f087f0U;
-  uint32_t widened;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;"
-      : "=r"(widened)
-      : "r"(moved), "r"(factor), "r"(0x80008000U));  // plus -0: nothing
-  return widened;
-}
-
-/// The four numbers of a word, times the row's factor.
-__device__ __forceinline__ uint2 widen_four(uint32_t word, uint32_t factor) {
-  return make_uint2(widen_two<0, 1>(word, word, factor), widen_two<2, 3>(word, word, factor));
-}
 
 /// Copies the rows of keys or values (-1: none, zeros) to shared memory as bf16: what copy_keys()
 /// does of bf16 pages, but that it is done on return.
@@ -117,7 +82,7 @@ struct Factors {
   uint32_t value[2];  // of values 2 (lane % 4) and the next, and of those 8 after
 
   /// mine: in lane l < 16 the factor of key l, in lane 16 + l that of value l.
-  __device__ __forceinline__ explicit Factors(uint32_t mine) {
+  __device__ __forceinline__ void set(uint32_t mine) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
