@@ -9,6 +9,7 @@
 #include "base/signals.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "eval/cached_losses.h"
 #include "eval/problem_source.h"
 #include "eval/quality.h"
 #include "model/weights.h"
@@ -28,7 +29,7 @@ struct EvalArgs {
   std::vector<std::string> set;
   int64_t count = 100, seed = 1, batch = 32, max_new_tokens = 256, max_tokens = 512;
   double temperature = 0.0;
-  CacheOption cache;
+  CacheOption cache{""};
   DeviceOption device;
   bool chat = false, json = false, ungraded = false;
 };
@@ -41,9 +42,13 @@ Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
     teacher =
         load_model(a.teacher, {.storage = MatrixStorage::kStored, .device = a.device.device()});
   }
-  const LossSums sums = total(documents.measure(model, teacher.model.get()));
+  const bool cached = !a.cache.name.empty();
+  const LossSums sums =
+      total(cached ? measure_cached(documents, model, teacher.model.get(), a.cache.values())
+                   : documents.measure(model, teacher.model.get()));
   const auto tokens = static_cast<double>(sums.tokens);
   Json json = {{"task", "text"},
+               {"cache", cached ? a.cache.name : "none"},
                {"documents", documents.documents()},
                {"tokens", sums.tokens},
                {"nll", sums.cross_entropy / tokens},
@@ -68,7 +73,7 @@ Json answers_json(const EvalArgs& a, const Task& task, const Answers& answers) {
           {"temperature", a.temperature},
           {"seed", a.seed},
           {"batch", a.batch},
-          {"cache", a.cache.name},
+          {"cache", dtype_name(a.cache.values())},
           {"prompt_tokens", answers.prompt_tokens},
           {"tokens", answers.tokens},
           {"seconds", answers.seconds},
@@ -103,9 +108,6 @@ void check_applies(const EvalArgs& a) {
   expect(generated || a.set.empty(),
          "--set belongs to generated problems (--task problems or "
          "retrieval)");
-  expect(!text || a.cache.name == "bf16",
-         "--cache belongs to tasks that are answered, not to --task text, which reads whole "
-         "documents");
   expect(text || a.teacher.empty(), "--teacher belongs to --task text");
   expect(!text || !a.chat, "--chat belongs to tasks that are answered, not to --task text");
   expect(!text || (a.answers.empty() && !a.ungraded),
@@ -116,6 +118,8 @@ void check_applies(const EvalArgs& a) {
          a.model.empty() ? "neither" : "both");
   expect(a.answers.empty() || !(a.chat || a.ungraded),
          "--{} belongs to a model that is asked, not to --answers", a.chat ? "chat" : "ungraded");
+  expect(a.answers.empty() || a.cache.name.empty(),
+         "--cache belongs to a model that is asked, not to --answers");
   expect(!a.ungraded || !a.output.empty(),
          "--ungraded: expected --output, the file that is to be graded with --answers");
 }
@@ -268,7 +272,8 @@ Command eval_command() {
           "  cambium eval DIR --task gsm8k --data gsm8k/test.jsonl --chat -o answers.jsonl\n"
           "  cambium eval DIR --task mbpp --data mbpp.json --chat --ungraded -o answers.jsonl\n"
           "  cambium eval --task mbpp --data mbpp.json --answers answers.jsonl\n"
-          "  cambium eval HYBRID --task text --data text.jsonl --teacher TEACHER",
+          "  cambium eval HYBRID --task text --data text.jsonl --teacher TEACHER\n"
+          "  cambium eval DIR --task text --data text.jsonl --teacher DIR --cache f8",
           declare_eval};
 }
 

@@ -70,7 +70,7 @@ void CacheOption::declare(Args& args) {
 }
 
 Dtype CacheOption::values() const {
-  return parse_cache_values(name);
+  return name.empty() ? CacheConfig{}.values : parse_cache_values(name);
 }
 
 int64_t parse_bytes(const char* option, const std::string& text) {

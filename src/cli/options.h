@@ -38,7 +38,7 @@ struct DeviceOption {
 
 /// --cache: how keys and values are kept.
 struct CacheOption {
-  std::string name = "bf16";
+  std::string name = "bf16";  // empty: was not given, and is the cache's default
 
   void declare(Args& args);
   Dtype values() const;

@@ -163,6 +163,7 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
       {"eval --answers y --chat", "--chat belongs to"},
       {"eval --answers y --ungraded", "--ungraded belongs to"},
       {"eval x --task text --data y --ungraded", "--ungraded belongs to"},
+      {"eval --task gsm8k --data y --answers z --cache f8", "--cache belongs to"},
       {"eval x --ungraded", "expected --output"},
   };
   for (const auto& row : rows) {
@@ -262,6 +263,13 @@ TEST(CommandLine, ABatchOfConversationsBecomesDocuments) {
       cambium("eval " + teacher() + " --task text --data " + folder.at("documents.jsonl"));
   EXPECT_EQ(learned.status, 0) << learned.text;
   EXPECT_THAT(learned.text, HasSubstr("\"documents\": 1"));
+  EXPECT_THAT(learned.text, HasSubstr("\"cache\": \"none\""));
+  const Outcome cached = cambium("eval " + teacher() + " --teacher " + teacher() +
+                                 " --task text --cache f8 --data " + folder.at("documents.jsonl"));
+  ASSERT_EQ(cached.status, 0) << cached.text;
+  EXPECT_THAT(cached.text, HasSubstr("\"cache\": \"f8\""));
+  EXPECT_GT(nlohmann::json::parse(cached.text)["forward_kl"], 1e-8);
+  EXPECT_LT(nlohmann::json::parse(cached.text)["forward_kl"], 0.2);
 }
 
 TEST(CommandLine, AnswersAreGradedElsewhereAsAtOnce) {
