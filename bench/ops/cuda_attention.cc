@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <memory>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "cuda_machine.h"
@@ -106,37 +107,63 @@ void attention_backward_of_sequences(Bench& bench, const std::vector<int32_t>& l
   });
 }
 
-/// Keys and values of `sets` times `sequences` in pages that lie in no order.
+/// Keys and values of `sets` times `sequences` in pages that lie in no order; in f8 of any codes.
 struct Cache {
-  Tensor keys, values;
+  Tensor keys, values, key_scales, value_scales;
   std::vector<int32_t> table;  // (sets, sequences, per_sequence)
   int64_t per_sequence;
 
-  Cache(Scene& s, int64_t sets, int64_t sequences, int64_t context, int64_t page)
+  Cache(Scene& s, int64_t sets, int64_t sequences, int64_t context, int64_t page, Dtype stored)
       : per_sequence((context + page - 1) / page) {
     const int64_t pages = sets * sequences * per_sequence;
-    keys = s.bf16({pages, page, kKvHeads, kHeadDim});
-    values = s.bf16({pages, page, kKvHeads, kHeadDim});
+    const auto rows = [&] {
+      if (stored == Dtype::kBF16) {
+        return s.bf16({pages, page, kKvHeads, kHeadDim});
+      }
+      const Tensor t = s.bf16({pages, page, kKvHeads, kHeadDim / 2});
+      const int64_t shape[] = {pages, page, kKvHeads, kHeadDim};
+      return Tensor::of(stored, t.device, shape, t.data);
+    };
+    keys = rows();
+    values = rows();
+    if (stored == Dtype::kF8E4M3) {
+      key_scales = s.bf16({pages, page, kKvHeads}, 0.002, 0.003);
+      value_scales = s.bf16({pages, page, kKvHeads}, 0.002, 0.003);
+    }
     table.resize(static_cast<size_t>(pages));
     std::iota(table.begin(), table.end(), 0);
     Rng(1, 0).shuffle(std::span(table));
   }
   KvPages of(int64_t set, int64_t sequences) const {
     const auto entries = static_cast<size_t>(sequences * per_sequence);
-    return {keys, values, std::span(table).subspan(static_cast<size_t>(set) * entries, entries),
-            per_sequence};
+    return {keys,
+            values,
+            std::span(table).subspan(static_cast<size_t>(set) * entries, entries),
+            per_sequence,
+            key_scales,
+            value_scales};
+  }
+  /// "pages of 16", "pages of 16 in f8".
+  static std::string describe(int64_t page, Dtype stored) {
+    return fmt::format("pages of {}{}", page, stored == Dtype::kF8E4M3 ? " in f8" : "");
+  }
+  /// Of the keys and values of a token.
+  static double token_bytes(Dtype stored) {
+    const int64_t row = kHeadDim * dtype_size(stored) + (stored == Dtype::kF8E4M3 ? 2 : 0);
+    return static_cast<double>(2 * kKvHeads * row);
   }
 };
 
 /// `count` pieces of `tokens` each, whose sequences have `behind` tokens before them.
-void attention_prefill(Bench& bench, int64_t count, int64_t tokens, int64_t behind, int64_t page) {
+void attention_prefill(Bench& bench, int64_t count, int64_t tokens, int64_t behind, int64_t page,
+                       Dtype stored) {
   const auto n = static_cast<double>(tokens);
-  const std::string shape =
-      fmt::format("{} x {} at {}, heads 32/8 of 128, pages of {}", count, tokens, behind, page);
+  const std::string shape = fmt::format("{} x {} at {}, heads 32/8 of 128, {}", count, tokens,
+                                        behind, Cache::describe(page, stored));
   attention_rows(bench, "prefill, paged", shape, [&](Scene& s) {
     const Tensor q = s.bf16({2 * count * tokens, kHeads, kHeadDim});
     const Tensor k = s.bf16({2 * count * tokens, kKvHeads, kHeadDim});
-    const auto cache = std::make_shared<Cache>(s, 2, count, behind + tokens, page);
+    const auto cache = std::make_shared<Cache>(s, 2, count, behind + tokens, page, stored);
     Packed* packed[] = {&s.packed(count, tokens, behind), &s.packed(count, tokens, behind)};
     return Work{
         .flops = static_cast<double>(count) *
@@ -151,19 +178,21 @@ void attention_prefill(Bench& bench, int64_t count, int64_t tokens, int64_t behi
   });
 }
 
-void attention_decode(Bench& bench, int64_t batch, int64_t context, int64_t page) {
-  const double bytes = 4.0 * kHeadDim * static_cast<double>(batch * (context * kKvHeads + kHeads));
+void attention_decode(Bench& bench, int64_t batch, int64_t context, int64_t page, Dtype stored) {
+  const double bytes =
+      static_cast<double>(batch) * (static_cast<double>(context) * Cache::token_bytes(stored) +
+                                    4.0 * kHeadDim * static_cast<double>(kHeads));
   if (bytes > static_cast<double>(kMostMemory)) {
     return;
   }
-  const std::string shape =
-      fmt::format("batch {} at {}, heads 32/8 of 128, pages of {}", batch, context, page);
+  const std::string shape = fmt::format("batch {} at {}, heads 32/8 of 128, {}", batch, context,
+                                        Cache::describe(page, stored));
   bench.row("attention decode", shape, [&](Scene& s) {
     const int64_t sets = bytes > 2 * kBeyondCaches ? 1 : sets_for(bytes);
     const Tensor q = s.bf16({sets * batch, kHeads, kHeadDim});
     const Tensor k = s.bf16({sets * batch, kKvHeads, kHeadDim});
     const Tensor v = s.bf16({sets * batch, kKvHeads, kHeadDim});
-    const auto cache = std::make_shared<Cache>(s, sets, batch, context, page);
+    const auto cache = std::make_shared<Cache>(s, sets, batch, context, page, stored);
     for (int64_t set = 0; set < sets; ++set) {
       s.packed(batch, 1, context - 1);
     }
@@ -185,17 +214,18 @@ void attention_section(Bench& bench) {
     attention_of_sequences(bench, lengths);
     attention_backward_of_sequences(bench, lengths);
   }
-  for (const int64_t page : {16, 64}) {
-    attention_prefill(bench, 8, 4096, 0, page);
-    attention_prefill(bench, 4, 2048, 14336, page);
-    attention_prefill(bench, 1, 2048, 14336, page);
-    attention_prefill(bench, 1, 256, 14336, page);
-    attention_prefill(bench, 16, 256, 0, page);
-    attention_prefill(bench, 16, 512, 2048, page);
+  for (const auto& [page, stored] :
+       {std::pair{16, Dtype::kBF16}, std::pair{64, Dtype::kBF16}, std::pair{16, Dtype::kF8E4M3}}) {
+    attention_prefill(bench, 8, 4096, 0, page, stored);
+    attention_prefill(bench, 4, 2048, 14336, page, stored);
+    attention_prefill(bench, 1, 2048, 14336, page, stored);
+    attention_prefill(bench, 1, 256, 14336, page, stored);
+    attention_prefill(bench, 16, 256, 0, page, stored);
+    attention_prefill(bench, 16, 512, 2048, page, stored);
     for (const int64_t batch : {1, 8, 43, 64}) {
       for (const int64_t context : {1024, 5120, 16384, 131072}) {
         if (!bench.quick || context <= 16384) {
-          attention_decode(bench, batch, context, page);
+          attention_decode(bench, batch, context, page, stored);
         }
       }
     }

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "base/float16.h"
+#include "base/float8.h"
 #if defined(__AVX2__)
 #include <immintrin.h>  // masked loads and stores
 #endif
@@ -31,6 +31,7 @@ typedef float vf __attribute__((vector_size(kLanes * 4)));
 typedef int32_t vi __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t vu __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
+typedef uint8_t vb __attribute__((vector_size(kLanes)));
 
 static inline vf vload(const float* p) {
   vf v;
@@ -79,6 +80,20 @@ static inline vf vload(const bf16* p) {
   std::memcpy(&h, p, sizeof h);
   const vu wide = __builtin_convertvector(h, vu) << 16;
   return reinterpret_cast<vf>(wide);
+}
+/// The same of fp8 (exact), but for its NaN: its bits, moved to where floats have them, stand for
+/// 2^-120 of it.
+static inline vf vload(const f8e4m3* p) {
+  vb b;
+  std::memcpy(&b, p, sizeof b);
+  const vu wide = __builtin_convertvector(b, vu);
+  const vu moved = ((wide & 0x7fU) << 20) | ((wide & 0x80U) << 24);
+  return reinterpret_cast<vf>(moved) * 0x1p120F;
+}
+/// Rounded to the nearest bf16, ties to even. Of NaN those whose low half is 0.
+static inline vf vround_to_bf16(vf x) {
+  const vu bits = reinterpret_cast<vu>(x);
+  return reinterpret_cast<vf>((bits + 0x7fffU + ((bits >> 16) & 1U)) & 0xffff0000U);
 }
 static inline vf vload_part(const bf16* p, int64_t n) {
   vh h = {};

@@ -11,7 +11,7 @@ void ModelsOption::declare(Args& args) {
   args.positionals("models", "checkpoint folders, measured in turns", &models, false);
   args.option("random-weights", "config.json, or its folder: a model of its sizes, made-up numbers",
               &random);
-  args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &cache);
+  cache.declare(args);
   args.choice("storage", "of matrices in memory; random weights: stored is f32",
               {"stored", "f32", "bf16"}, &storage);
   device.declare(args);

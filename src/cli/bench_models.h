@@ -13,7 +13,8 @@ namespace cambium {
 
 struct ModelsOption {
   std::vector<std::string> models, random;
-  std::string storage = "stored", cache = "bf16";
+  std::string storage = "stored";
+  CacheOption cache;
   DeviceOption device;
   bool json = false;
 

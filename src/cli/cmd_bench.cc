@@ -130,7 +130,7 @@ int run_speed(const SpeedArgs& a, Shown shown) {
   config.batch = a.batch;
   config.decode_tokens = shown == Shown::kPrefill ? 1 : a.decode;
   config.repeats = a.repeats;
-  config.cache_values = parse_cache_values(a.models.cache);
+  config.cache_values = a.models.cache.values();
   const auto speeds = measure_throughput(models, config);
   for (size_t i = 0; i < count; ++i) {
     note_unless_finite(names[i], std::all_of(speeds[i].begin(), speeds[i].end(),
@@ -235,7 +235,7 @@ int run_throughput(const ThroughputArgs& a) {
   engine.max_sequences = std::min(a.batch, a.sequences);
   engine.max_tokens = a.input + a.output - 1;
   a.engine.apply(engine);
-  engine.cache_values = parse_cache_values(a.models.cache);
+  engine.cache_values = a.models.cache.values();
   engine.prefill_tokens = a.prefill;
   const StopAnywhere stop("nothing is measured to its end");
   Json json = Json::array();

@@ -90,7 +90,7 @@ int run_ops(const OpsArgs& a) {
   config.context = a.context;
   config.tokens = a.tokens;
   config.repeats = a.repeats;
-  config.cache_values = parse_cache_values(a.models.cache);
+  config.cache_values = a.models.cache.values();
   const StopAnywhere stop("nothing is measured to its end");
   Json json = Json::array();
   for (size_t i = 0; i < count; ++i) {

@@ -9,6 +9,7 @@
 #include "base/signals.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "eval/cached_losses.h"
 #include "eval/problem_source.h"
 #include "eval/quality.h"
 #include "model/weights.h"
@@ -28,6 +29,7 @@ struct EvalArgs {
   std::vector<std::string> set;
   int64_t count = 100, seed = 1, batch = 32, max_new_tokens = 256, max_tokens = 512;
   double temperature = 0.0;
+  CacheOption cache{""};
   DeviceOption device;
   bool chat = false, json = false, ungraded = false;
 };
@@ -40,9 +42,13 @@ Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
     teacher =
         load_model(a.teacher, {.storage = MatrixStorage::kStored, .device = a.device.device()});
   }
-  const LossSums sums = total(documents.measure(model, teacher.model.get()));
+  const bool cached = !a.cache.name.empty();
+  const LossSums sums =
+      total(cached ? measure_cached(documents, model, teacher.model.get(), a.cache.values())
+                   : documents.measure(model, teacher.model.get()));
   const auto tokens = static_cast<double>(sums.tokens);
   Json json = {{"task", "text"},
+               {"cache", cached ? a.cache.name : "none"},
                {"documents", documents.documents()},
                {"tokens", sums.tokens},
                {"nll", sums.cross_entropy / tokens},
@@ -67,6 +73,7 @@ Json answers_json(const EvalArgs& a, const Task& task, const Answers& answers) {
           {"temperature", a.temperature},
           {"seed", a.seed},
           {"batch", a.batch},
+          {"cache", dtype_name(a.cache.values())},
           {"prompt_tokens", answers.prompt_tokens},
           {"tokens", answers.tokens},
           {"seconds", answers.seconds},
@@ -111,6 +118,8 @@ void check_applies(const EvalArgs& a) {
          a.model.empty() ? "neither" : "both");
   expect(a.answers.empty() || !(a.chat || a.ungraded),
          "--{} belongs to a model that is asked, not to --answers", a.chat ? "chat" : "ungraded");
+  expect(a.answers.empty() || a.cache.name.empty(),
+         "--cache belongs to a model that is asked, not to --answers");
   expect(!a.ungraded || !a.output.empty(),
          "--ungraded: expected --output, the file that is to be graded with --answers");
 }
@@ -153,6 +162,7 @@ int run_eval(const EvalArgs& a) {
   const StopAnywhere stop("nothing is written: answers are graded when all came");
   EngineConfig engine;
   engine.max_sequences = a.batch;
+  engine.cache_values = a.cache.values();
   if (a.task != "text") {
     engine = planned_engine(a.model, MatrixStorage::kStored, a.device.device(), engine);
   }
@@ -224,6 +234,7 @@ Action declare_eval(Args& args) {
   args.option("temperature", "0 = greedy", &a->temperature);
   args.option("batch", "problems at once", &a->batch, {1, 4096});
   args.option("output,o", "file for every question, response and grade, or the losses", &a->output);
+  a->cache.declare(args);
   a->device.declare(args);
   args.option("answers", "grade the answers in this file (of --output) instead of asking a model",
               &a->answers);
@@ -261,7 +272,8 @@ Command eval_command() {
           "  cambium eval DIR --task gsm8k --data gsm8k/test.jsonl --chat -o answers.jsonl\n"
           "  cambium eval DIR --task mbpp --data mbpp.json --chat --ungraded -o answers.jsonl\n"
           "  cambium eval --task mbpp --data mbpp.json --answers answers.jsonl\n"
-          "  cambium eval HYBRID --task text --data text.jsonl --teacher TEACHER",
+          "  cambium eval HYBRID --task text --data text.jsonl --teacher TEACHER\n"
+          "  cambium eval DIR --task text --data text.jsonl --teacher DIR --cache f8",
           declare_eval};
 }
 

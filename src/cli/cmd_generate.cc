@@ -23,10 +23,11 @@ namespace cambium {
 namespace {
 
 struct GenerateArgs {
-  std::string model, prompt, input, output, storage = "stored", cache = "bf16", system;
+  std::string model, prompt, input, output, storage = "stored", system;
   int64_t max_new_tokens = 256, batch = 16, logprobs = 0;
   SamplingOptions sampling;
   DeviceOption device;
+  CacheOption cache;
   EngineOptions engine;
   bool chat = false, question = false;
 };
@@ -35,7 +36,7 @@ void sampling_options(Args& args, GenerateArgs& a) {
   args.option("max-new-tokens,n", "tokens to generate at most", &a.max_new_tokens,
               {1, kMaxPositions});
   a.sampling.declare(args);
-  args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &a.cache);
+  a.cache.declare(args);
   args.choice("storage", "how matrices are kept in memory; stored is as in the file",
               {"stored", "f32", "bf16"}, &a.storage);
   a.device.declare(args);
@@ -45,7 +46,7 @@ void sampling_options(Args& args, GenerateArgs& a) {
 EngineConfig engine_for(const GenerateArgs& a, int64_t sequences) {
   EngineConfig config;
   config.max_sequences = sequences;
-  config.cache_values = parse_cache_values(a.cache);
+  config.cache_values = a.cache.values();
   a.engine.apply(config);
   return planned_engine(a.model, parse_storage(a.storage), a.device.device(), config);
 }

@@ -17,8 +17,9 @@ namespace cambium {
 namespace {
 
 struct InspectArgs {
-  std::string model, memory_total, cache_memory, cache = "bf16", storage = "stored";
+  std::string model, memory_total, cache_memory, storage = "stored";
   int64_t context = 0, max_sequences = 0;
+  CacheOption cache;
   DeviceOption device;
   bool memory = false, json = false;
 };
@@ -31,7 +32,7 @@ MemoryPlan plan_of(const InspectArgs& args, const ModelSpec& spec) {
   MemoryRequest request;
   request.spec = &spec;
   request.weights = weight_sizes(args.model, parse_storage(args.storage));
-  request.engine.cache_values = parse_cache_values(args.cache);
+  request.engine.cache_values = args.cache.values();
   request.engine.max_tokens = args.context;
   if (args.max_sequences > 0) {
     request.engine.max_sequences = args.max_sequences;
@@ -90,7 +91,7 @@ int run(const InspectArgs& args) {
   Model model(read_spec(args.model));
   const ModelSpec& spec = model.spec();
   CacheConfig cache_config;
-  cache_config.values = parse_cache_values(args.cache);
+  cache_config.values = args.cache.values();
   const CachePlan cache(model, cache_config);
   std::map<std::string, Row> rows;
   for (int64_t i = 0; i < model.layer_count(); ++i) {
@@ -162,7 +163,7 @@ Action declare(Args& args) {
   args.option("max-sequences", "sequences at once (32)", &a->max_sequences, {1, 65'536});
   args.choice("storage", "of matrices in memory; without weights, stored is f32",
               {"stored", "f32", "bf16"}, &a->storage);
-  args.option("cache", "bf16 or f32: how keys and values are kept", &a->cache);
+  a->cache.declare(args);
   args.option("context", "tokens of a sequence (the model's positions otherwise)", &a->context,
               {0, kMaxPositions});
   a->device.declare(args);

@@ -156,21 +156,21 @@ Action declare_score(Args& args) {
 }
 
 struct PlaceArgs {
-  std::string model, scores, method = "lowest", values = "bf16";
+  std::string model, scores, method = "lowest";
   int64_t count = 0, cache = 0;
   double fraction = 0.0;
+  CacheOption values;
 };
 
 int run_place(const PlaceArgs& args) {
   const ModelSpec spec = read_spec(args.model);
   expect((args.count > 0) + (args.fraction > 0) + (args.cache > 0) == 1,
          "expected one of --count, --fraction and --cache-per-token");
-  refuse(args.values != "bf16" && args.cache == 0, "--cache", "--cache-per-token");
-  const int64_t count =
-      args.count > 0 ? args.count
-      : args.fraction > 0
-          ? layers_to_convert(spec, args.fraction)
-          : layers_for_cache_budget(spec, args.cache, parse_cache_values(args.values));
+  refuse(args.values.name != "bf16" && args.cache == 0, "--cache", "--cache-per-token");
+  const int64_t count = args.count > 0 ? args.count
+                        : args.fraction > 0
+                            ? layers_to_convert(spec, args.fraction)
+                            : layers_for_cache_budget(spec, args.cache, args.values.values());
   expect(args.method == "uniform" || !args.scores.empty(),
          "--method lowest: expected --scores, a file of `cambium score`");
   std::vector<int64_t> layers;
@@ -197,7 +197,7 @@ Action declare_place(Args& args) {
   args.option("fraction", "share of all layers that are to be converted in the end", &a->fraction,
               {0.0, 1.0});
   args.option("cache-per-token", "bytes the cache may take a token", &a->cache);
-  args.choice("cache", "how keys and values are kept", {"bf16", "f32"}, &a->values);
+  a->values.declare(args);
   return [a] { return run_place(*a); };
 }
 

@@ -64,6 +64,15 @@ Device DeviceOption::device() const {
   return {Device::kCuda, static_cast<uint8_t>(index)};
 }
 
+void CacheOption::declare(Args& args) {
+  args.choice("cache", "how keys and values are kept (f8: e4m3, a scale a token and head)",
+              {"bf16", "f32", "f8"}, &name);
+}
+
+Dtype CacheOption::values() const {
+  return name.empty() ? CacheConfig{}.values : parse_cache_values(name);
+}
+
 int64_t parse_bytes(const char* option, const std::string& text) {
   size_t end = 0;
   double value = 0.0;

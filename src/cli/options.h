@@ -36,6 +36,14 @@ struct DeviceOption {
   Device described() const;
 };
 
+/// --cache: how keys and values are kept.
+struct CacheOption {
+  std::string name = "bf16";  // empty: was not given, and is the cache's default
+
+  void declare(Args& args);
+  Dtype values() const;
+};
+
 /// "24GiB", "80GB", "512MiB", "1000000" -> bytes; Error that names the option otherwise.
 int64_t parse_bytes(const char* option, const std::string& text);
 

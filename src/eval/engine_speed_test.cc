@@ -29,6 +29,7 @@ TEST(StepCosts, CountWeightsKeysAndStates) {
   LoadedModel loaded = fresh_model(mixed(), 1);
   Model& model = *loaded.model;
   const StepCosts costs(model, Dtype::kBF16);
+  const StepCosts in_f8(model, Dtype::kF8E4M3);
   double weights = 0.0, flops = 0.0, head = 0.0, head_flops = 0.0, row = 0.0;
   model.visit([&](const std::string& name, Parameter& p) {
     const auto bytes = static_cast<double>(p.tensor.bytes());
@@ -47,6 +48,7 @@ TEST(StepCosts, CountWeightsKeysAndStates) {
   const Options options = testing::attention_mixer().options;
   const auto heads = options.integer("", "heads");
   const auto numbers = 2 * options.integer("", "kv_heads", heads) * options.integer("", "head_dim");
+  const auto rows = 2 * options.integer("", "kv_heads", heads);  // with a scale each, in f8
   const double key_flops = 4.0 * static_cast<double>(heads * options.integer("", "head_dim"));
   double slots = 0.0;
   for (const StateLayout& layout : model.state_layouts()) {
@@ -67,6 +69,8 @@ TEST(StepCosts, CountWeightsKeysAndStates) {
     EXPECT_EQ(cost.bytes, weights + head + tokens * row + 2 * slots +
                               2.0 * static_cast<double>(numbers) * (read + 2 * tokens))
         << position << " " << tokens;
+    EXPECT_EQ(cost.bytes - in_f8.of(1, position, tokens).bytes,
+              static_cast<double>(numbers - 2 * rows) * (read + 2 * tokens));
     EXPECT_EQ(cost.flops, tokens * flops + head_flops + key_flops * keys);
     // The same as a segment of a batch, and three times what is not shared in one of three.
     const std::vector<int32_t> piece(static_cast<size_t>(tokens), 1);

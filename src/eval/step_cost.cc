@@ -76,7 +76,8 @@ StepCosts::StepCosts(Model& model, Dtype values) {
         if (numbers > 0) {
           const int64_t heads = unit.options.integer(unit.kind, "heads", 1);
           const int64_t sharing = heads / unit.options.integer(unit.kind, "kv_heads", heads);
-          pages_.push_back({layout.window, static_cast<double>(numbers * dtype_size(values)),
+          pages_.push_back({layout.window,
+                            static_cast<double>(layout.kept_in(values).bytes_per_token()),
                             2.0 * static_cast<double>(numbers * sharing)});
         }
       }

@@ -29,4 +29,18 @@ int64_t StateLayout::bytes_per_sequence() const {
   return bytes_of(slots);
 }
 
+StateLayout StateLayout::kept_in(Dtype values) const {
+  StateLayout kept = *this;
+  for (Part& part : kept.pages) {
+    part.dtype = values;
+  }
+  if (values == Dtype::kF8E4M3) {
+    for (const Part& part : pages) {
+      kept.pages.push_back(
+          {part.name + " scales", {part.shape.begin(), part.shape.end() - 1}, Dtype::kBF16});
+    }
+  }
+  return kept;
+}
+
 }  // namespace cambium

@@ -33,6 +33,9 @@ struct StateLayout {
   int64_t bytes_per_token() const;
   /// Bytes a sequence takes in slots whatever its length.
   int64_t bytes_per_sequence() const;
+  /// The same with pages in this type. In f8 rows (last axes) have scales in bf16: a part more for
+  /// each of the pages, after them and in their order.
+  StateLayout kept_in(Dtype values) const;
 };
 
 /// A unit's state for one batch, as its cache lays it out: tensors in the order of the layout,

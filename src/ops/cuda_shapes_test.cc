@@ -453,6 +453,15 @@ void expect_attention_matches_cpu(const Shape& s) {
       attention_inputs(s), true);
 }
 
+/// Fills pages in f8 with the codes of these numbers times 300.
+void put_codes(const Tensor& pages, const std::vector<double>& values) {
+  const OwnedTensor here(pages.dtype,
+                         std::span(pages.shape.data(), static_cast<size_t>(pages.rank)));
+  std::transform(values.begin(), values.end(), here.view.ptr<f8e4m3>(),
+                 [](double x) { return to_scaled(static_cast<float>(x), 300.0F); });
+  copy(pages, here.view);
+}
+
 /// The call's tokens follow `before` cached ones in each segment, in pages of `page_size` that
 /// stand in another order, with one page more that nobody needs.
 void expect_pages_match_cpu(const Shape& s, int64_t before, int64_t page_size) {
@@ -474,12 +483,26 @@ void expect_pages_match_cpu(const Shape& s, int64_t before, int64_t page_size) {
     Context ctx = workspace.context(type);
     const auto inputs = attention_inputs(s);
     std::vector<OwnedTensor> owned;
+    const bool scaled = stored == Dtype::kF8E4M3;
     for (size_t i = 0; i < values.size(); ++i) {
       owned.emplace_back(i < 3 ? type : stored,
                          std::span<const int64_t>(i < 3 ? inputs[i].shape : cache), false, device);
-      put(owned.back().view, values[i]);
+      if (i >= 3 && scaled) {
+        put_codes(owned.back().view, values[i]);
+      } else {
+        put(owned.back().view, values[i]);
+      }
     }
-    const KvPages kv = {owned[3].view, owned[4].view, table, of_segment};
+    for (int i = 0; scaled && i < 2; ++i) {
+      owned.emplace_back(Dtype::kBF16, std::span(cache).first(3), false, device);
+      fill(owned.back().view, 0.003);
+    }
+    const KvPages kv = {owned[3].view,
+                        owned[4].view,
+                        table,
+                        of_segment,
+                        scaled ? owned[5].view : Tensor{},
+                        scaled ? owned[6].view : Tensor{}};
     const Tensor y = attention(ctx, owned[0].view, owned[1].view, owned[2].view, segments.view(),
                                attention_config(s), &kv);
     return take(y);
@@ -488,8 +511,11 @@ void expect_pages_match_cpu(const Shape& s, int64_t before, int64_t page_size) {
   inputs.push_back({cache});
   inputs.push_back({cache});
   const auto drawn = draw(inputs);
-  constexpr std::pair<Dtype, Dtype> kPages[] = {
-      {Dtype::kF32, Dtype::kF32}, {Dtype::kF32, Dtype::kBF16}, {Dtype::kBF16, Dtype::kBF16}};
+  constexpr std::pair<Dtype, Dtype> kPages[] = {{Dtype::kF32, Dtype::kF32},
+                                                {Dtype::kF32, Dtype::kBF16},
+                                                {Dtype::kF32, Dtype::kF8E4M3},
+                                                {Dtype::kBF16, Dtype::kBF16},
+                                                {Dtype::kBF16, Dtype::kF8E4M3}};
   for (const auto& [type, stored] : kPages) {
     SCOPED_TRACE(std::string("cuda ") + dtype_name(type) + " over pages of " + dtype_name(stored));
     auto values = drawn;

@@ -215,6 +215,23 @@ inline std::vector<double> as_stored(std::vector<double> values, Dtype dtype) {
   }
   return values;
 }
+/// Rows of `dim` numbers as pages of this type hold them: in f8 each with its scale.
+inline std::vector<double> as_paged(std::vector<double> values, int64_t dim, Dtype dtype) {
+  if (dtype != Dtype::kF8E4M3) {
+    return as_stored(std::move(values), dtype);
+  }
+  for (auto row = values.begin(); row != values.end(); row += dim) {
+    uint32_t largest = 0;
+    for (auto x = row; x != row + dim; ++x) {
+      largest = std::max(largest, magnitude_bits(static_cast<float>(*x)));
+    }
+    const bf16 scale = e4m3_scale(largest);
+    std::transform(row, row + dim, row, [&](double x) {
+      return widen(from_scaled(to_scaled(static_cast<float>(x), 1.0F / widen(scale)), scale));
+    });
+  }
+  return values;
+}
 /// A tensor of the CUDA device with these elements; with a gradient of its own type, fresh and full
 /// of NaN, if wanted.
 inline OwnedTensor cuda_tensor(Dtype dtype, std::span<const int64_t> shape,

@@ -31,9 +31,9 @@ std::vector<int64_t> with_axes(std::vector<int64_t> axes, const Part& part) {
 
 Cache::Cache(const Model& model, const CacheConfig& config)
     : plan_(model, config), device_(model.device()) {
-  expect(model.activations() != Dtype::kBF16 || config.values == Dtype::kBF16,
-         "[cache] this model computes in bf16 and keeps keys and values so; take --cache bf16, or "
-         "--storage f32");
+  expect(model.activations() != Dtype::kBF16 || config.values != Dtype::kF32,
+         "[cache] this model computes in bf16 and keeps keys and values so, or in f8; take --cache "
+         "bf16 or f8, or --storage f32");
   divide_memory();
   for (const StateLayout& layout : plan_.layouts()) {
     Unit& unit = units_.emplace_back();

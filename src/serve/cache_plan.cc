@@ -14,8 +14,9 @@ int64_t ceil_div(int64_t a, int64_t b) {
 }  // namespace
 
 Dtype parse_cache_values(const std::string& name) {
-  expect(name == "bf16" || name == "f32", "--cache: expected bf16 or f32, got '{}'", name);
-  return name == "bf16" ? Dtype::kBF16 : Dtype::kF32;
+  expect(name == "bf16" || name == "f32" || name == "f8",
+         "--cache: expected bf16, f32 or f8, got '{}'", name);
+  return name == "bf16" ? Dtype::kBF16 : name == "f32" ? Dtype::kF32 : Dtype::kF8E4M3;
 }
 
 int64_t PageGroup::pages_for(int64_t tokens, const CacheConfig& config) const {
@@ -33,15 +34,14 @@ CachePlan::CachePlan(const Model& model, const CacheConfig& config)
              config.memory_bytes >= 0 && config.max_tokens >= 0,
          "[cache] expected max_sequences, page_size and piece_tokens above 0, got {}, {} and {}",
          config.max_sequences, config.page_size, config.piece_tokens);
-  expect(config.values == Dtype::kF32 || config.values == Dtype::kBF16,
-         "[cache] expected keys and values in f32 or bf16, got {}", dtype_name(config.values));
+  expect(config.values == Dtype::kF32 || config.values == Dtype::kBF16 ||
+             config.values == Dtype::kF8E4M3,
+         "[cache] expected keys and values in f32, bf16 or f8, got {}", dtype_name(config.values));
   if (config_.max_tokens == 0) {
     config_.max_tokens = std::max<int64_t>(model.spec().max_positions, 1);
   }
   for (size_t i = 0; i < layouts_.size(); ++i) {
-    for (Part& part : layouts_[i].pages) {
-      part.dtype = config_.values;
-    }
+    layouts_[i] = layouts_[i].kept_in(config_.values);
     const StateLayout& layout = layouts_[i];
     slot_bytes_ += layout.bytes_per_sequence();
     if (layout.pages.empty()) {

@@ -20,7 +20,8 @@ struct CacheConfig {
   int64_t max_tokens = 0;
   /// Most tokens of one sequence in a call: a windowed layer keeps its window and these.
   int64_t piece_tokens = 256;
-  /// Type of keys and values, bf16 or f32. What is compared number by number takes f32.
+  /// Type of keys and values: bf16, f32, or f8 (e4m3, each head's row of a token with a scale in
+  /// bf16). What is compared number by number takes f32.
   Dtype values = Dtype::kBF16;
   /// All pages when the cache is made, so that a step allocates nothing.
   bool reserve = false;
@@ -33,7 +34,7 @@ struct CacheSizes {
   int64_t bytes = 0;      // when all pages are there
 };
 
-/// "bf16" or "f32", as --cache takes it; Error otherwise.
+/// "bf16", "f32" or "f8", as --cache takes it; Error otherwise.
 Dtype parse_cache_values(const std::string& name);
 
 /// What a layer's units keep.

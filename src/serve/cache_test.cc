@@ -5,7 +5,6 @@
 
 #include <cmath>
 
-#include "base/float16.h"
 #include "model/weights.h"
 
 namespace cambium {
@@ -39,6 +38,10 @@ constexpr CacheConfig kConfig{
 
 bool all_nan(const Tensor& t, int64_t row) {
   const int64_t n = t.numel() / t.dim(0);
+  if (t.dtype == Dtype::kF8E4M3) {
+    const f8e4m3* p = t.ptr<f8e4m3>() + row * n;
+    return std::all_of(p, p + n, [](f8e4m3 x) { return std::isnan(widen(x)); });
+  }
   if (t.dtype == Dtype::kBF16) {
     const bf16* p = t.ptr<bf16>() + row * n;
     return std::all_of(p, p + n, [](bf16 x) { return std::isnan(widen(x)); });
@@ -73,6 +76,11 @@ TEST(CachePlan, CountsTheBytesOfTheTypeAsked) {
   const CachePlan halved(model, narrow);
   EXPECT_EQ(halved.bytes_per_token(), wide.bytes_per_token() / 2);
   EXPECT_EQ(halved.slot_bytes(), wide.slot_bytes());  // states stay fp32
+  narrow.values = Dtype::kF8E4M3;
+  const CachePlan least(model, narrow);
+  // Half as much again, and a scale of two bytes for each row of a key or value.
+  EXPECT_EQ(least.bytes_per_token(), halved.bytes_per_token() / 2 + 2 * 2 * 2);
+  EXPECT_EQ(least.slot_bytes(), wide.slot_bytes());
   narrow.values = Dtype::kF64;
   EXPECT_THROW(CachePlan(model, narrow), Error);
 }
@@ -123,7 +131,8 @@ TEST_P(CachePages, AreTakenGivenBackAndPoisoned) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, CachePages, ::testing::Values(Dtype::kF32, Dtype::kBF16),
+INSTANTIATE_TEST_SUITE_P(Types, CachePages,
+                         ::testing::Values(Dtype::kF32, Dtype::kBF16, Dtype::kF8E4M3),
                          [](const auto& row) { return dtype_name(row.param); });
 
 TEST(Cache, RoomIsSetAsideForTheWholeSequence) {

@@ -44,7 +44,7 @@ struct EngineConfig {
   int64_t page_size = 16;
   /// Longest sequence; 0 = the model's positions.
   int64_t max_tokens = 0;
-  /// Keys and values of the cache, bf16 or f32.
+  /// Keys and values of the cache: bf16, f32 or f8 (CacheConfig::values).
   Dtype cache_values = Dtype::kBF16;
   /// Tokens of a prompt in one call; a multiple of kRecurrenceChunk. 0 = 256, on a GPU 2,048.
   int64_t prefill_chunk = 0;

@@ -3,13 +3,13 @@
 
 #include <cstdint>
 
-#include "base/float16.h"
+#include "base/float8.h"
 
 namespace cambium {
 
 /// F64 exists for the reference path: every operation computes F64 tensors with its naive
 /// definition in double precision.
-enum class Dtype : uint8_t { kF32, kBF16, kF64, kF16, kI32, kI64, kU8 };
+enum class Dtype : uint8_t { kF32, kBF16, kF64, kF16, kI32, kI64, kU8, kF8E4M3 };
 int64_t dtype_size(Dtype dtype);
 const char* dtype_name(Dtype dtype);
 
@@ -26,6 +26,10 @@ struct DtypeOf<double> {
 template <>
 struct DtypeOf<bf16> {
   static constexpr Dtype value = Dtype::kBF16;
+};
+template <>
+struct DtypeOf<f8e4m3> {
+  static constexpr Dtype value = Dtype::kF8E4M3;
 };
 template <>
 struct DtypeOf<int32_t> {

@@ -25,13 +25,14 @@ int64_t dtype_size(Dtype dtype) {
     case Dtype::kF16:
       return 2;
     case Dtype::kU8:
+    case Dtype::kF8E4M3:
       return 1;
   }
   return 0;
 }
 
 const char* dtype_name(Dtype dtype) {
-  constexpr const char* kNames[] = {"f32", "bf16", "f64", "f16", "i32", "i64", "u8"};
+  constexpr const char* kNames[] = {"f32", "bf16", "f64", "f16", "i32", "i64", "u8", "f8"};
   return kNames[static_cast<int>(dtype)];
 }
 

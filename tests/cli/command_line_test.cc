@@ -163,6 +163,7 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
       {"eval --answers y --chat", "--chat belongs to"},
       {"eval --answers y --ungraded", "--ungraded belongs to"},
       {"eval x --task text --data y --ungraded", "--ungraded belongs to"},
+      {"eval --task gsm8k --data y --answers z --cache f8", "--cache belongs to"},
       {"eval x --ungraded", "expected --output"},
   };
   for (const auto& row : rows) {
@@ -262,6 +263,13 @@ TEST(CommandLine, ABatchOfConversationsBecomesDocuments) {
       cambium("eval " + teacher() + " --task text --data " + folder.at("documents.jsonl"));
   EXPECT_EQ(learned.status, 0) << learned.text;
   EXPECT_THAT(learned.text, HasSubstr("\"documents\": 1"));
+  EXPECT_THAT(learned.text, HasSubstr("\"cache\": \"none\""));
+  const Outcome cached = cambium("eval " + teacher() + " --teacher " + teacher() +
+                                 " --task text --cache f8 --data " + folder.at("documents.jsonl"));
+  ASSERT_EQ(cached.status, 0) << cached.text;
+  EXPECT_THAT(cached.text, HasSubstr("\"cache\": \"f8\""));
+  EXPECT_GT(nlohmann::json::parse(cached.text)["forward_kl"], 1e-8);
+  EXPECT_LT(nlohmann::json::parse(cached.text)["forward_kl"], 0.2);
 }
 
 TEST(CommandLine, AnswersAreGradedElsewhereAsAtOnce) {
@@ -424,7 +432,10 @@ TEST(CommandLine, InspectCountsBeforeAnythingIsLoaded) {
   EXPECT_FALSE(json.contains("memory"));
   const Outcome narrow = cambium(inspect + " --json");
   EXPECT_EQ(nlohmann::json::parse(narrow.text)["cache_bytes_per_token"], 3 * 2 * 2 * 16 * 2);
-  EXPECT_THAT(cambium("inspect " + folder.path() + " --cache f16").text, HasSubstr("bf16 or f32"));
+  // In fp8, and for each of the heads a scale in bf16.
+  const Outcome least = cambium(inspect + " --json --cache f8");
+  EXPECT_EQ(nlohmann::json::parse(least.text)["cache_bytes_per_token"], 3 * 2 * 2 * (16 + 2));
+  EXPECT_THAT(cambium(inspect + " --cache f16").text, HasSubstr("bf16, f32, f8"));
 }
 
 // Of a GPU that need not be there: as much of everything as its shapes say.

@@ -64,6 +64,10 @@ class AttentionUnit : public Unit {
     if (inputs.state != nullptr) {
       pages = {inputs.page(kKeys), inputs.page(kValues), inputs.state->table,
                inputs.state->pages_per_segment};
+      if (pages.keys.dtype == Dtype::kF8E4M3) {
+        pages.key_scales = inputs.page(kKeyScales);
+        pages.value_scales = inputs.page(kValueScales);
+      }
     }
     const Tensor y =
         attention(ctx, q, k, v, segments, config, inputs.state == nullptr ? nullptr : &pages);
@@ -90,7 +94,7 @@ class AttentionUnit : public Unit {
   }
 
  private:
-  enum Pages { kKeys, kValues };
+  enum Pages { kKeys, kValues, kKeyScales, kValueScales };  // scales where kept in f8
 
   int64_t heads_, kv_heads_, head_dim_, window_;
   bool rope_, gate_;

@@ -33,11 +33,26 @@ void check_tensors(const Tensor& q, const Tensor& k, const Tensor& v, const Segm
 }
 
 void check_cache(const Tensor& cache, const char* name, const Tensor& rows) {
-  const bool narrow = cache.dtype == Dtype::kBF16 && rows.dtype == Dtype::kF32;
+  const bool narrow =
+      (cache.dtype == Dtype::kBF16 && rows.dtype == Dtype::kF32) || cache.dtype == Dtype::kF8E4M3;
   expect(cache.rank == 4 && cache.contiguous() && (cache.dtype == rows.dtype || narrow) &&
              cache.dim(2) == rows.dim(1) && cache.dim(3) == rows.dim(2),
          "[attention] expected cached {} {} (pages, page_size, {}, {}), got {}", name,
          dtype_name(rows.dtype), rows.dim(1), rows.dim(2), cache);
+}
+
+/// The scales that go with keys or values in f8, and none with others.
+void check_scales(const Tensor& scales, const char* name, const Tensor& cache) {
+  if (cache.dtype != Dtype::kF8E4M3) {
+    expect(!scales.defined(), "[attention] cached {} in {} have no scales, got {}", name,
+           dtype_name(cache.dtype), scales);
+    return;
+  }
+  expect(scales.rank == 3 && scales.contiguous() && scales.dtype == Dtype::kBF16 &&
+             scales.dim(0) == cache.dim(0) && scales.dim(1) == cache.dim(1) &&
+             scales.dim(2) == cache.dim(2),
+         "[attention] expected scales bf16 ({}, {}, {}) of cached {} in f8, got {}", cache.dim(0),
+         cache.dim(1), cache.dim(2), name, scales.defined() ? scales.describe() : "none");
 }
 
 /// Every page that a token of a segment writes or reads is in the table.
@@ -98,7 +113,11 @@ View<T> wide_view(const Tensor& x) {
 }
 template <class T>
 View<bf16> narrow_view(const Tensor& x) {
-  return x.dtype == DtypeOf<T>::value ? View<bf16>{} : view<bf16>(x);
+  return x.dtype == DtypeOf<T>::value || x.dtype != Dtype::kBF16 ? View<bf16>{} : view<bf16>(x);
+}
+/// The same of those that lie in f8.
+ScaledRows scaled_rows(const Tensor& x, const Tensor& scales) {
+  return x.dtype == Dtype::kF8E4M3 ? ScaledRows{view<f8e4m3>(x), scales.ptr<bf16>()} : ScaledRows{};
 }
 
 /// Whether the backward kernel is to set the gradient: those of CUDA can.
@@ -119,10 +138,13 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
   const bool differentiate = ctx.differentiate(q, k, v);
   Tensor keys = k;
   Tensor values = v;
+  Tensor key_scales, value_scales;
   if (pages != nullptr) {
     expect(!differentiate, "[attention] cached keys and values have no gradient; train without");
     check_cache(pages->keys, "keys", k);
     check_cache(pages->values, "values", v);
+    check_scales(pages->key_scales, "keys", pages->keys);
+    check_scales(pages->value_scales, "values", pages->values);
     shape.position = segments.position.data();
     shape.table = pages->table.data();
     shape.pages_per_segment = pages->pages_per_segment;
@@ -130,10 +152,14 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
     check_pages(*pages, shape);
     keys = rows_of(pages->keys);
     values = rows_of(pages->values);
+    key_scales = pages->key_scales;
+    value_scales = pages->value_scales;
     run<attention_write>(ctx, q, [&]<class T>() {
-      return AttentionWrite<T>{shape,
-                               {{view<T>(k), wide_view<T>(keys), narrow_view<T>(keys)},
-                                {view<T>(v), wide_view<T>(values), narrow_view<T>(values)}}};
+      return AttentionWrite<T>{
+          shape,
+          {{view<T>(k), wide_view<T>(keys), narrow_view<T>(keys), scaled_rows(keys, key_scales)},
+           {view<T>(v), wide_view<T>(values), narrow_view<T>(values),
+            scaled_rows(values, value_scales)}}};
     });
   }
   const Tensor y = ctx.result(q.dtype, {q.dim(0), q.dim(1), v.dim(2)}, differentiate);
@@ -146,6 +172,8 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
                         .v = wide_view<T>(values),
                         .narrow_k = narrow_view<T>(keys),
                         .narrow_v = narrow_view<T>(values),
+                        .scaled_k = scaled_rows(keys, key_scales),
+                        .scaled_v = scaled_rows(values, value_scales),
                         .new_k = same ? view<T>(k) : View<T>{},
                         .new_v = same ? view<T>(v) : View<T>{},
                         .y = view<T>(y),

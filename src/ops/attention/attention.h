@@ -19,18 +19,21 @@ struct AttentionConfig {
 /// page_size of page table[s * pages_per_segment + p / page_size]; entries of pages no token in
 /// reach needs may be -1.
 struct KvPages {
-  Tensor keys;                     // (pages, page_size, Hkv, D), of the type of k, or bf16
+  Tensor keys;                     // (pages, page_size, Hkv, D), of the type of k, or bf16, or f8
   Tensor values;                   // (pages, page_size, Hkv, Dv), as keys
   std::span<const int32_t> table;  // (S, pages_per_segment)
   int64_t pages_per_segment = 0;
+  Tensor key_scales{};  // (pages, page_size, Hkv) bf16: of keys and values in f8, whose rows (of a
+  Tensor value_scales{};  // token and head) are each times their own; written with them
 };
 
 /// softmax(q k^T scale, causal) v per head; query head h reads key-value head h / (H / Hkv).
 /// Softmax in fp32.   q (T, H, D), k (T, Hkv, D), v (T, Hkv, Dv), heads and head dims contiguous
 /// together, rows evenly spaced -> (T, H, Dv). With pages, k and v are first written to the cache,
 /// and a segment also attends to the tokens of its sequence before it; no gradient then. All keys
-/// and values are then read from the pages, those of this call too: with bf16 pages every token
-/// sees the same rounded numbers however its sequence is cut into calls. Keys come already rotated.
+/// and values are then read from the pages, those of this call too: with bf16 or f8 pages every
+/// token sees the same rounded numbers however its sequence is cut into calls. Keys come already
+/// rotated.
 Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                  const Segments& segments, const AttentionConfig& config,
                  const KvPages* pages = nullptr);

@@ -20,6 +20,8 @@ struct ForwardArgs {
   const Tile* tiles;
   View<T> q;
   View<K> k, v;
+  const bf16* k_scales;  // of fp8, as ScaledRows has them
+  const bf16* v_scales;
   View<T> y;
   float* largest;
   float* inverse_sum;
@@ -81,6 +83,9 @@ __global__ void __launch_bounds__(kThreads, kColumns == 16 ? 1 : 2)
     largest[i] = -INFINITY;
     sum[i] = 0.0F;
   }
+  const auto factors = [&](const bf16* scales) {
+    return [=](int r) { return factor_of(scales[key_rows[r] * layout.kv_heads + kv_head]); };
+  };
   for (int first = tile.first_key / kKeys * kKeys; first < tile.end_key; first += kKeys) {
     __syncthreads();  // the tile before has been read
     if (thread < kKeys) {
@@ -89,9 +94,12 @@ __global__ void __launch_bounds__(kThreads, kColumns == 16 ? 1 : 2)
           p >= tile.first_key && p < tile.end_key ? layout.key_row(tile.segment, p) : -1;
     }
     __syncthreads();
-    load_rows<K>(keys, stride, kKeys, dim, a.k_vectors, [&](int r) -> const K* {
-      return key_rows[r] < 0 ? nullptr : a.k.row(key_rows[r], kv_head);
-    });
+    load_rows<K>(
+        keys, stride, kKeys, dim, a.k_vectors,
+        [&](int r) -> const K* {
+          return key_rows[r] < 0 ? nullptr : a.k.row(key_rows[r], kv_head);
+        },
+        factors(a.k_scales));
     __syncthreads();
     float s[kR][kC] = {};
     add_dots(q, keys, stride, dim, s);
@@ -127,9 +135,12 @@ __global__ void __launch_bounds__(kThreads, kColumns == 16 ? 1 : 2)
       }
     }
     __syncthreads();  // scores are written, keys read
-    load_rows<K>(keys, value_stride, kKeys, value_dim, a.v_vectors, [&](int r) -> const K* {
-      return key_rows[r] < 0 ? nullptr : a.v.row(key_rows[r], kv_head);
-    });
+    load_rows<K>(
+        keys, value_stride, kKeys, value_dim, a.v_vectors,
+        [&](int r) -> const K* {
+          return key_rows[r] < 0 ? nullptr : a.v.row(key_rows[r], kv_head);
+        },
+        factors(a.v_scales));
     __syncthreads();
     add_products<kKeys>(scores, keys, value_stride, value_dim, y);
   }
@@ -201,6 +212,8 @@ void forward(const Attention<T>& a, const View<K>& k, const View<K>& v, const La
                                   a.q,
                                   k,
                                   v,
+                                  a.scaled_k.scales,
+                                  a.scaled_v.scales,
                                   a.y,
                                   a.largest,
                                   a.inverse_sum,
@@ -266,6 +279,9 @@ void run_forward(const Attention<T>& a, const Launch& on) {
   } else if (a.narrow_k.defined()) {
     return forward(a, a.narrow_k, a.narrow_v, on);
   }
+  if (a.scaled_k.defined()) {
+    return forward(a, a.scaled_k.rows, a.scaled_v.rows, on);
+  }
   forward(a, a.k, a.v, on);
 }
 
@@ -324,8 +340,106 @@ void write(const AttentionWrite<T>& a, const To& to, const Launch& on) {
   }
 }
 
+/// Rows of keys, then rows of values, into fp8.
+template <class T>
+struct WriteScaledArgs {
+  const int64_t* targets;  // (T): of the tokens
+  View<T> from[2];
+  ScaledRows to[2];
+  int64_t keys;  // rows of them
+  int64_t count;
+};
+
+constexpr int kRowThreads = 8;
+constexpr int kMostNumbers = static_cast<int>(kMaxHeadDim) / kRowThreads;
+
+/// kRowThreads threads a row, kN elements of each at a time.
+template <int kN, class T>
+__global__ void __launch_bounds__(kThreads) write_scaled_kernel(const WriteScaledArgs<T> a) {
+  constexpr int kTimes = kMostNumbers / kN;
+  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kRowThreads;
+  const int thread = static_cast<int>(threadIdx.x) % kRowThreads;
+  await_inputs();
+  const bool exists = i < a.count;
+  const int part = i < a.keys ? 0 : 1;
+  const View<T>& from = a.from[part];
+  const int64_t r = exists ? i - part * a.keys : 0;
+  const int64_t token = r / from.rows.inner;
+  const int64_t head = r % from.rows.inner;
+  const auto dim = exists ? static_cast<int>(from.channels) : 0;
+  const T* row = from.row(token, head);
+  float x[kTimes][kN];
+  uint32_t largest = 0;
+#pragma unroll
+  for (int j = 0; j < kTimes; ++j) {
+    const int d = (j * kRowThreads + thread) * kN;
+    if (d < dim) {
+      load_n<kN>(row + d, x[j]);
+#pragma unroll
+      for (int e = 0; e < kN; ++e) {
+        largest = max(largest, magnitude_bits(x[j][e]));
+      }
+    }
+  }
+#pragma unroll
+  for (int lanes = kRowThreads / 2; lanes > 0; lanes /= 2) {
+    largest = max(largest, __shfl_xor_sync(0xffffffffU, largest, lanes));
+  }
+  if (!exists) {
+    return;
+  }
+  const bf16 scale = e4m3_scale(largest);
+  const float inverse = 1.0F / widen(scale);
+  const ScaledRows& to = a.to[part];
+  const int64_t target = a.targets[token];
+  if (thread == 0) {
+    *to.scale(target, head) = scale;
+  }
+  f8e4m3* out = to.rows.row(target, head);
+#pragma unroll
+  for (int j = 0; j < kTimes; ++j) {
+    const int d = (j * kRowThreads + thread) * kN;
+    if (d < dim) {
+      Packed<kN, f8e4m3> packed;
+#pragma unroll
+      for (int e = 0; e < kN; ++e) {
+        packed.value[e] = to_scaled(x[j][e], inverse);
+      }
+      *reinterpret_cast<Packed<kN, f8e4m3>*>(out + d) = packed;
+    }
+  }
+}
+
+template <class T>
+void write_scaled(const AttentionWrite<T>& a, const Launch& on) {
+  const TokenRows rows = token_rows(a.shape, on);
+  const int64_t keys = a.each[0].rows.count();
+  const WriteScaledArgs<T> args{rows.rows,
+                                {a.each[0].rows, a.each[1].rows},
+                                {a.each[0].scaled, a.each[1].scaled},
+                                keys,
+                                keys + a.each[1].rows.count()};
+  const auto run = [&]<int kN>() {
+    launch_ahead(on, "attention", write_scaled_kernel<kN, T>,
+                 dim3(static_cast<unsigned>(ceil_div(args.count * kRowThreads, kThreads))),
+                 dim3(kThreads), 0, args);
+  };
+  constexpr int kWide = 16 / static_cast<int>(sizeof(T));
+  const auto wide = [&](int i) {
+    return aligned(args.from[i], 16) && aligned(args.to[i].rows, kWide);
+  };
+  if (wide(0) && wide(1)) {
+    run.template operator()<kWide>();
+  } else {
+    run.template operator()<1>();
+  }
+}
+
 template <class T>
 void run_write(const AttentionWrite<T>& a, const Launch& on) {
+  if (a.each[0].scaled.defined()) {
+    return write_scaled(a, on);
+  }
   if constexpr (!std::is_same_v<T, bf16>) {
     if (a.each[0].narrow.defined()) {
       return write<T, bf16>(

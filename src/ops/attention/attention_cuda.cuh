@@ -171,7 +171,7 @@ struct Gather {
   List<GatherTile> tiles;
   View<E> from[2];             // keys (pages * page_size, Hkv, D), values (.., Hkv, Dv): the heads
                                // of a token together, D and Dv multiples of 16
-  const float* scale[2] = {};  // (Hkv): what stored numbers are to be times; null: 1
+  const bf16* scales[2] = {};  // (pages * page_size, Hkv): of the rows in fp8
   bf16* to[2];                 // (rows, heads, D), (rows, heads, Dv)
   int32_t first_head;          // of the key-value heads that are copied
   int32_t heads;
@@ -183,6 +183,42 @@ void gather(const Gather<E>& g, const Launch& on);
 /// without the segments that were served before (Cut::gathered).
 bool forward_on_tensor_cores(const Attention<bf16>& a, int64_t gathered, const Launch& on);
 bool backward_on_tensor_cores(const Attention<bf16>& a, const float* delta, const Launch& on);
+
+// --- Keys and values in fp8 (base/float8.h), widened to the bf16 numbers they stand for. A number
+// of 8 bits moved to the places that its sign, exponent and mantissa have in a bf16 is 2^-120 of
+// its value, for subnormal ones too; one product with 2^120 times the row's scale gives the number,
+// rounded once, as the definition has it. That is four instructions for two numbers on every device
+// from sm_80 on. (The conversions that sm_89 and newer have lead to f16, and from there to bf16 by
+// way of two floats.)
+
+/// 2^120 times the scale, as two bf16. It is finite for every scale that is not NaN.
+__device__ __forceinline__ uint32_t factor_of(bf16 scale) {
+  const uint32_t bits = scale.bits;
+  const uint32_t factor = (bits & 0x7fffU) > 0x7f80U ? 0x7fffU : bits + (120U << 7);
+  return factor | factor << 16;
+}
+
+/// Numbers kLow and kHigh of the eight in a and b (those of a first), each times its half of
+/// `factor`, as two bf16.
+template <int kLow, int kHigh>
+__device__ __forceinline__ uint32_t widen_two(uint32_t a, uint32_t b, uint32_t factor) {
+  // Bytes from the lowest: any; kLow; the sign of kLow in all its bits; kHigh. Moved right by four,
+  // every bit of both numbers is in its place, kLow's sign coming from the byte above it.
+  constexpr uint32_t kSelect = kLow | kLow << 4 | (8 | kLow) << 8 | kHigh << 12;
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "n"(kSelect));
+  const uint32_t moved = static_cast<uint32_t>(static_cast<int32_t>(bytes) >> 4) & 0x87f087f0U;
+  uint32_t widened;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+      : "=r"(widened)
+      : "r"(moved), "r"(factor), "r"(0x80008000U));  // plus -0: nothing
+  return widened;
+}
+
+/// The four numbers of a word, times the row's factor.
+__device__ __forceinline__ uint2 widen_four(uint32_t word, uint32_t factor) {
+  return make_uint2(widen_two<0, 1>(word, word, factor), widen_two<2, 3>(word, word, factor));
+}
 
 // --- Products of tiles in fp32, by 256 threads as 16 x 16: thread (ty, tx) has rows ty * kR + i
 // and columns tx + 16 j of scores, and columns 4 tx + 64 c of sums over keys. A tile in shared
@@ -197,10 +233,16 @@ constexpr int row_stride(int dim) {
   return padded(dim) / 4 % 2 == 0 ? padded(dim) + 4 : padded(dim);
 }
 
-/// Rows at(r) of `dim` elements, zeros where at(r) is null and up to a multiple of 4.
-template <class E, class At>
+/// No row has a factor.
+struct NoFactors {
+  __device__ uint32_t operator()(int /*r*/) const { return 0; }
+};
+
+/// Rows at(r) of `dim` elements, zeros where at(r) is null and up to a multiple of 4; those of fp8
+/// times factor(r).
+template <class E, class At, class Factor = NoFactors>
 __device__ __forceinline__ void load_rows(float* to, int stride, int rows, int dim, bool vectors,
-                                          const At& at) {
+                                          const At& at, const Factor& factor = {}) {
   const int chunks = padded(dim) / 4;
 #pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < rows * chunks; i += kThreads) {
@@ -209,7 +251,22 @@ __device__ __forceinline__ void load_rows(float* to, int stride, int rows, int d
     const E* from = at(r);
     float x[4] = {0.0F, 0.0F, 0.0F, 0.0F};
     if (from != nullptr) {
-      if (vectors) {
+      if constexpr (sizeof(E) == 1) {
+        uint32_t word = 0;
+        if (vectors) {
+          word = *reinterpret_cast<const uint32_t*>(from + d);
+        } else {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            word |= d + e < dim ? uint32_t{from[d + e].bits} << 8 * e : 0U;
+          }
+        }
+        const uint2 wide = widen_four(word, factor(r));
+        x[0] = __uint_as_float(wide.x << 16);
+        x[1] = __uint_as_float(wide.x & 0xffff0000U);
+        x[2] = __uint_as_float(wide.y << 16);
+        x[3] = __uint_as_float(wide.y & 0xffff0000U);
+      } else if (vectors) {
         load_n<4>(from + d, x);
       } else {
 #pragma unroll

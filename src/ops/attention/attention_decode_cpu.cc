@@ -34,7 +34,7 @@ struct Tile {
   const T* values[kTile];
 };
 
-/// Rows of heads whose dims are no multiple of a vector, padded.
+/// Rows of heads whose dims are no multiple of a vector, padded, and those of fp8 pages, widened.
 template <class T>
 struct PaddedRows {
   alignas(64) T keys[kTile * kMaxHeadDim];
@@ -61,6 +61,17 @@ void move_tile(const AttentionShape& shape, const AttentionSplit& split, int64_t
 }
 
 template <class T>
+const T* head_row(const View<T>& rows, int64_t row, int64_t head, int64_t step, T* to) {
+  const T* from = rows.row(row, head);
+  return rows.channels % kLanes == 0 ? from : pad(from, rows.channels, step, to);
+}
+const float* head_row(const ScaledRows& rows, int64_t row, int64_t head, int64_t step, float* to) {
+  copy_scaled(rows.rows.row(row, head), *rows.scale(row, head), rows.rows.channels, step, to);
+  return to;
+}
+
+/// T: what the rows of a tile are; Stored: what the pages hold.
+template <class Stored, class T>
 void find_heads(const Attention<float>& in, int64_t kv_head, Tile<T>& tile, PaddedRows<T>& padded) {
   static constexpr T kZeros[kMaxHeadDim] = {};
   const AttentionShape& shape = in.shape;
@@ -73,24 +84,19 @@ void find_heads(const Attention<float>& in, int64_t kv_head, Tile<T>& tile, Padd
       tile.values[j] = kZeros;
       continue;
     }
-    tile.keys[j] = keys_of(in, T{}).row(tile.rows[j], kv_head);
-    tile.values[j] = values_of(in, T{}).row(tile.rows[j], kv_head);
-    if (shape.head_dim % kLanes != 0) {
-      tile.keys[j] = pad(tile.keys[j], shape.head_dim, key_step, padded.keys + j * key_step);
-    }
-    if (shape.value_dim % kLanes != 0) {
-      tile.values[j] =
-          pad(tile.values[j], shape.value_dim, value_step, padded.values + j * value_step);
-    }
+    tile.keys[j] = head_row(keys_of(in, Stored{}), tile.rows[j], kv_head, key_step,
+                            padded.keys + j * key_step);
+    tile.values[j] = head_row(values_of(in, Stored{}), tile.rows[j], kv_head, value_step,
+                              padded.values + j * value_step);
   }
 }
 
 /// Asks for one head's keys and values of a tile.
-template <class T>
+template <class Stored, class T>
 void prefetch_heads(const Attention<float>& in, int64_t kv_head, const Tile<T>& tile) {
   for (int64_t j = tile.begin - tile.first; j < tile.end - tile.first; ++j) {
-    prefetch(keys_of(in, T{}).row(tile.rows[j], kv_head), in.shape.head_dim);
-    prefetch(values_of(in, T{}).row(tile.rows[j], kv_head), in.shape.value_dim);
+    prefetch(rows_of(keys_of(in, Stored{})).row(tile.rows[j], kv_head), in.shape.head_dim);
+    prefetch(rows_of(values_of(in, Stored{})).row(tile.rows[j], kv_head), in.shape.value_dim);
   }
 }
 
@@ -232,7 +238,7 @@ void add_token(const AttentionShape& shape, const Tile<T>& tile, int64_t positio
   }
 }
 
-template <class T>
+template <class Stored, class T = Stored>
 void run_split(const AttentionSplits& work, const AttentionSplit& split) {
   constexpr float kLog2E = 1.44269504088896341F;
   const Attention<float>& a = work.in;
@@ -259,8 +265,8 @@ void run_split(const AttentionSplits& work, const AttentionSplit& split) {
     Tile<T>& next = tiles[1 - now];
     move_tile(shape, split, first + kTile, next);
     for (int64_t kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
-      prefetch_heads(a, kv_head, next);
-      find_heads(a, kv_head, tile, padded);
+      prefetch_heads<Stored>(a, kv_head, next);
+      find_heads<Stored>(a, kv_head, tile, padded);
       for (int64_t t = 0; t < tokens; ++t) {
         add_token(shape, tile, shape.first_position(split.segment) + t, partials,
                   t * shape.heads + kv_head * shape.group());
@@ -302,7 +308,9 @@ void combine(const AttentionSplits& a, int64_t first, int64_t end) {
 void attention_splits(const AttentionSplits& a) {
   parallel_for(a.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      if (a.in.narrow_k.defined()) {
+      if (a.in.scaled_k.defined()) {
+        run_split<f8e4m3, float>(a, a.splits[i]);
+      } else if (a.in.narrow_k.defined()) {
         run_split<bf16>(a, a.splits[i]);
       } else {
         run_split<float>(a, a.splits[i]);

@@ -24,6 +24,15 @@ struct Tile {
   alignas(64) float values[kTile * kMaxHeadDim];  // (kTile, value_step)
 };
 
+/// Row (row, head) of keys or values, widened.
+template <class T>
+void copy_row(const View<T>& rows, int64_t row, int64_t head, int64_t padded, float* to) {
+  copy_padded(rows.row(row, head), rows.channels, padded, to);
+}
+void copy_row(const ScaledRows& rows, int64_t row, int64_t head, int64_t padded, float* to) {
+  copy_scaled(rows.rows.row(row, head), *rows.scale(row, head), rows.rows.channels, padded, to);
+}
+
 /// Keys and values at positions [first, first + kTile); zeros outside [lo, hi].
 template <class T>
 void load_tile(const Attention<float>& in, int64_t segment, int64_t kv_head, int64_t lo, int64_t hi,
@@ -34,12 +43,15 @@ void load_tile(const Attention<float>& in, int64_t segment, int64_t kv_head, int
   int64_t rows[kTile];
   find_key_rows(shape, segment, tile.first + begin, tile.first + end, rows + begin);
   for (int64_t j = 0; j < kTile; ++j) {
-    const bool exists = j >= begin && j < end;
-    const T* key = exists ? keys_of(in, T{}).row(rows[j], kv_head) : nullptr;
-    const T* value = exists ? values_of(in, T{}).row(rows[j], kv_head) : nullptr;
-    copy_padded(key, exists ? shape.head_dim : 0, tile.key_step, tile.keys + j * tile.key_step);
-    copy_padded(value, exists ? shape.value_dim : 0, tile.value_step,
-                tile.values + j * tile.value_step);
+    float* key = tile.keys + j * tile.key_step;
+    float* value = tile.values + j * tile.value_step;
+    if (j >= begin && j < end) {
+      copy_row(keys_of(in, T{}), rows[j], kv_head, tile.key_step, key);
+      copy_row(values_of(in, T{}), rows[j], kv_head, tile.value_step, value);
+    } else {
+      copy_padded<float>(nullptr, 0, tile.key_step, key);
+      copy_padded<float>(nullptr, 0, tile.value_step, value);
+    }
   }
 }
 
@@ -50,8 +62,8 @@ void prefetch_keys(const Attention<float>& in, int64_t segment, int64_t kv_head,
   int64_t rows[kTile];
   find_key_rows(in.shape, segment, begin, end, rows);
   for (int64_t j = 0; j < end - begin; ++j) {
-    prefetch(keys_of(in, T{}).row(rows[j], kv_head), in.shape.head_dim);
-    prefetch(values_of(in, T{}).row(rows[j], kv_head), in.shape.value_dim);
+    prefetch(rows_of(keys_of(in, T{})).row(rows[j], kv_head), in.shape.head_dim);
+    prefetch(rows_of(values_of(in, T{})).row(rows[j], kv_head), in.shape.value_dim);
   }
 }
 
@@ -146,9 +158,9 @@ void finish(const Attention<float>& a, State& state) {
   from_columns<false>(state.y, shape.value_dim, inverse, state.block.count, rows);
 }
 
+/// Tiles are widened as they are loaded, so that one loop over them serves every type of pages.
+template <class T>
 void run_block(const Attention<float>& a, const AttentionBlock& piece) {
-  // Tiles are widened as they are loaded, so that one loop over them serves every type of pages.
-  const bool narrow = a.narrow_k.defined();
   const AttentionShape& shape = a.shape;
   alignas(64) float q[kRowsPerBlock * kMaxHeadDim];
   alignas(64) float y[kRowsPerBlock * kMaxHeadDim];
@@ -169,21 +181,12 @@ void run_block(const Attention<float>& a, const AttentionBlock& piece) {
   const int64_t hi = states[blocks - 1].block.last_position;
   // Tiles begin at multiples of kTile, so that sums do not depend on how a prompt was cut.
   for (tile.first = lo / kTile * kTile; tile.first <= hi; tile.first += kTile) {
-    if (narrow) {
-      load_tile<bf16>(a, piece.segment, piece.kv_head, lo, hi, tile);
-    } else {
-      load_tile<float>(a, piece.segment, piece.kv_head, lo, hi, tile);
-    }
+    load_tile<T>(a, piece.segment, piece.kv_head, lo, hi, tile);
     for (int64_t b = 0; b < blocks; ++b) {
       // A share of the next tile arrives while this block is computed.
       constexpr int64_t kShare = kTile / kBlocks;
       const int64_t next = tile.first + kTile + b * kShare;
-      const int64_t end_next = min64(next + kShare, hi + 1);
-      if (narrow) {
-        prefetch_keys<bf16>(a, piece.segment, piece.kv_head, next, end_next);
-      } else {
-        prefetch_keys<float>(a, piece.segment, piece.kv_head, next, end_next);
-      }
+      prefetch_keys<T>(a, piece.segment, piece.kv_head, next, min64(next + kShare, hi + 1));
       const QueryBlock& block = states[b].block;
       if (tile.first <= block.last_position &&
           tile.first + kTile > shape.reach(block.first_position)) {
@@ -202,10 +205,35 @@ void run_block(const Attention<float>& a, const AttentionBlock& piece) {
 void attention_blocks(const AttentionBlocks& a) {
   parallel_for(a.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      run_block(a.in, a.blocks[i]);
+      if (a.in.scaled_k.defined()) {
+        run_block<f8e4m3>(a.in, a.blocks[i]);
+      } else if (a.in.narrow_k.defined()) {
+        run_block<bf16>(a.in, a.blocks[i]);
+      } else {
+        run_block<float>(a.in, a.blocks[i]);
+      }
     }
   });
 }
+
+namespace {
+
+void write_scaled(const float* from, const ScaledRows& scaled, int64_t to, int64_t head) {
+  f8e4m3* row = scaled.rows.row(to, head);
+  uint32_t largest = 0;
+  for (int64_t d = 0; d < scaled.rows.channels; ++d) {
+    const uint32_t bits = magnitude_bits(from[d]);
+    largest = bits > largest ? bits : largest;
+  }
+  const bf16 scale = e4m3_scale(largest);
+  const float inverse = 1.0F / widen(scale);
+  *scaled.scale(to, head) = scale;
+  for (int64_t d = 0; d < scaled.rows.channels; ++d) {
+    row[d] = to_scaled(from[d], inverse);
+  }
+}
+
+}  // namespace
 
 void attention_write(const AttentionWrite<float>& a) {
   const AttentionShape& shape = a.shape;
@@ -215,6 +243,10 @@ void attention_write(const AttentionWrite<float>& a) {
       for (const auto& part : a.each) {
         for (int64_t h = 0; h < shape.kv_heads; ++h) {
           const float* row = part.rows.row(shape.start[s] + i, h);
+          if (part.scaled.defined()) {
+            write_scaled(row, part.scaled, to, h);
+            continue;
+          }
           for (int64_t d = 0; d < part.rows.channels; ++d) {
             if (part.narrow.defined()) {
               part.narrow.row(to, h)[d] = round_to_bf16(row[d]);

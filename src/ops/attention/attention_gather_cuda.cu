@@ -9,19 +9,17 @@ namespace {
 
 constexpr int kLoads = 4;
 
-/// Stored numbers as bf16, times their head's scale where they have one.
-template <int N, class E>
-__device__ __forceinline__ void store_widened(const Packed<N, E>& from, float scale, bf16* to) {
-  if constexpr (std::is_same_v<E, bf16>) {
-    *reinterpret_cast<Packed<N, E>*>(to) = from;
-  } else {
-    float x[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      x[i] = load(&from.value[i]) * scale;
-    }
-    store_all<N>(to, x);
-  }
+/// 16 bytes of stored numbers as bf16; those of fp8 times the factor of their row.
+__device__ __forceinline__ void store_widened(const uint4& from, uint32_t /*factor*/, bf16* to,
+                                              bf16 /*type*/) {
+  *reinterpret_cast<uint4*>(to) = from;
+}
+__device__ __forceinline__ void store_widened(const uint4& from, uint32_t factor, bf16* to,
+                                              f8e4m3 /*type*/) {
+  const uint2 x[4] = {widen_four(from.x, factor), widen_four(from.y, factor),
+                      widen_four(from.z, factor), widen_four(from.w, factor)};
+  reinterpret_cast<uint4*>(to)[0] = make_uint4(x[0].x, x[0].y, x[1].x, x[1].y);
+  reinterpret_cast<uint4*>(to)[1] = make_uint4(x[2].x, x[2].y, x[3].x, x[3].y);
 }
 
 template <class E>
@@ -38,29 +36,33 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(const Gather<E> g) {
   }
   __syncthreads();
   const View<E>& from = g.from[part];
-  const float* scale = g.scale[part];
+  const bf16* scales = g.scales[part];
   const auto dim = static_cast<int>(from.channels);
   const int chunks = g.heads * dim / kN;  // of a row
   const int count = tile.rows * chunks;
   bf16* to = g.to[part] + int64_t{tile.to} * g.heads * dim;
   for (int first = thread; first < count; first += kLoads * kThreads) {
-    Packed<kN, E> x[kLoads];
+    uint4 x[kLoads];
+    bf16 scale[kLoads];
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
       const int i = first + j * kThreads;
       const int64_t row = i < count ? key_rows[i / chunks] : -1;
-      x[j] = {};
+      x[j] = make_uint4(0, 0, 0, 0);
+      scale[j] = {0};
       if (row >= 0) {
-        x[j] =
-            *reinterpret_cast<const Packed<kN, E>*>(from.row(row, g.first_head) + i % chunks * kN);
+        const int at = i % chunks * kN;
+        x[j] = *reinterpret_cast<const uint4*>(from.row(row, g.first_head) + at);
+        if constexpr (sizeof(E) == 1) {
+          scale[j] = scales[row * from.rows.inner + g.first_head + at / dim];
+        }
       }
     }
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
       const int i = first + j * kThreads;
       if (i < count) {
-        const int head = g.first_head + i % chunks * kN / dim;
-        store_widened(x[j], scale == nullptr ? 1.0F : scale[head], to + int64_t{i} * kN);
+        store_widened(x[j], factor_of(scale[j]), to + int64_t{i} * kN, E{});
       }
     }
   }
@@ -74,5 +76,6 @@ void gather(const Gather<E>& g, const Launch& on) {
                dim3(kThreads), 0, g);
 }
 template void gather(const Gather<bf16>&, const Launch&);
+template void gather(const Gather<f8e4m3>&, const Launch&);
 
 }  // namespace cambium::cuda::attention

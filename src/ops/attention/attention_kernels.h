@@ -41,6 +41,17 @@ struct AttentionShape {
 /// The kernels keep a head in buffers of this many numbers.
 inline constexpr int64_t kMaxHeadDim = 256;
 
+/// Pages in fp8: each row of a token and head with a scale of its own (base/float8.h).
+struct ScaledRows {
+  View<f8e4m3> rows;       // (pages * page_size, Hkv, D)
+  bf16* scales = nullptr;  // (pages * page_size, Hkv)
+
+  constexpr bool defined() const { return rows.defined(); }
+  constexpr bf16* scale(int64_t row, int64_t head) const {
+    return scales + row * rows.rows.inner + head;
+  }
+};
+
 template <class T>
 struct Attention {
   AttentionShape shape;
@@ -49,6 +60,8 @@ struct Attention {
   View<T> v;            // the same of Dv
   View<bf16> narrow_k;  // in place of k and v: pages in bf16 where T is wider
   View<bf16> narrow_v;
+  ScaledRows scaled_k;  // in place of them: pages in fp8
+  ScaledRows scaled_v;
   View<T> new_k;   // (T, Hkv, D), (T, Hkv, Dv): of this call's tokens, where pages hold the same
   View<T> new_v;   // numbers; else undefined
   View<T> y;       // (T, H, Dv) contiguous
@@ -73,6 +86,7 @@ struct AttentionWrite {
     View<T> rows;       // (T, Hkv, D)
     View<T> pages;      // (pages * page_size, Hkv, D)
     View<bf16> narrow;  // in place of pages: rounded to bf16
+    ScaledRows scaled;  // in place of pages: in fp8
   } each[2];
 };
 CAMBIUM_KERNEL(attention_write, AttentionWrite)

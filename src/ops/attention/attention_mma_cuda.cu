@@ -9,15 +9,32 @@
 // in the order of the warps. As many blocks as the device holds share all keys evenly, so that none
 // is left to run alone (batch-invariant: parts of fixed keys, dealt to them); whoever is done last
 // with a row tile adds up its parts, in their order.
-#include "ops/attention/attention_mma.cuh"
+//
+// Pages in fp8 are widened to bf16 on the way: by many rows as they come to shared memory, by few
+// rows as they leave it, so that half the bytes are under way.
+#include "ops/attention/attention_f8.cuh"
 
 namespace cambium::cuda::attention {
 namespace {
 
+/// Keys and values as kernels read them: in bf16, or in fp8 with scales.
+template <class E>
+struct Stored {
+  using Rows = View<bf16>;
+};
+template <>
+struct Stored<f8e4m3> {
+  using Rows = ScaledRows;
+};
+
+/// E: of the keys and values.
+template <class E>
 struct Args {
   Layout layout;
   const Tile* tiles;
-  View<bf16> q, k, v, y;
+  View<bf16> q;
+  typename Stored<E>::Rows k, v;
+  View<bf16> y;
   float* largest;
   float* inverse_sum;
   Partials partials;
@@ -111,12 +128,12 @@ __device__ __forceinline__ float positive_scale(const Layout& layout) {
 }
 
 /// The row of position p, or -1 where the tile does not read it.
-__device__ __forceinline__ int64_t find_key(const Args& a, const Block& b, int p) {
-  return p >= b.tile.first_key && p < b.tile.end_key ? a.layout.key_row(b.segment, p) : -1;
+__device__ __forceinline__ int64_t find_key(const Layout& layout, const Block& b, int p) {
+  return p >= b.tile.first_key && p < b.tile.end_key ? layout.key_row(b.segment, p) : -1;
 }
 
-template <int kDim, int kWarps, int kM>
-__global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(const Args a) {
+template <int kDim, int kWarps, int kM, class E>
+__global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(const Args<E> a) {
   constexpr int kThreads = kWarps * 32;
   constexpr int kRows = kWarps * kM * 16;
   extern __shared__ __align__(16) bf16 shared[];
@@ -137,7 +154,7 @@ __global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(co
   copy_queries<kDim, kThreads>(a.layout, b, tile.first_row, b.rows, kRows, a.q.data, a.q.rows,
                                a.layout.head_dim, q);
   if (thread < kKeys) {
-    key_rows[thread] = find_key(a, b, begin + thread);
+    key_rows[thread] = find_key(a.layout, b, begin + thread);
   }
   __syncthreads();
   copy_keys<kDim, kThreads>(a.k, a.layout.head_dim, b.kv_head, key_rows, kKeys, keys);
@@ -160,7 +177,7 @@ __global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(co
     copy_keys<kDim, kThreads>(a.v, a.layout.value_dim, b.kv_head, rows, kKeys, values);
     commit_copies();
     if (thread < kKeys) {
-      next_rows[thread] = find_key(a, b, first + kKeys + thread);
+      next_rows[thread] = find_key(a.layout, b, first + kKeys + thread);
     }
     float s[kM][kKeys / 8][4] = {};
     scores_of<kDim>(q + warp_row * shared_row(kDim), keys, s);
@@ -228,8 +245,8 @@ __global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(co
 constexpr int kFewRows = 16;
 
 /// The rows of a tile from its partial results, added in the order of the parts.
-template <int kThreads>
-__device__ void add_parts(const Args& a, const Piece& piece, int kv_head, int start, int rows) {
+template <int kThreads, class E>
+__device__ void add_parts(const Args<E>& a, const Piece& piece, int kv_head, int start, int rows) {
   const int value_dim = a.layout.value_dim;
   const int64_t step = int64_t{a.layout.kv_heads} * kFewRows;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -283,23 +300,126 @@ __device__ void add_parts(const Args& a, const Piece& piece, int kv_head, int st
   }
 }
 
+/// Numbers from row to row of keys and values in shared memory.
+template <class E>
+constexpr int stored_row(int dim) {
+  return sizeof(E) == 1 ? shared_row_f8(dim) : shared_row(dim);
+}
+
+template <int kDim, int kThreads>
+__device__ __forceinline__ void copy_stored(const View<bf16>& from, int dim, int kv_head,
+                                            const int64_t* key_rows, int keys, bf16* to) {
+  copy_keys<kDim, kThreads>(from, dim, kv_head, key_rows, keys, to);
+}
+template <int kDim, int kThreads>
+__device__ __forceinline__ void copy_stored(const ScaledRows& from, int dim, int kv_head,
+                                            const int64_t* key_rows, int keys, f8e4m3* to) {
+  copy_codes<kDim, kThreads>(from.rows, dim, kv_head, key_rows, keys, to);
+}
+
+/// The products of 16 queries with the 16 keys of a warp in a tile. For those of fp8 the queries
+/// are kept in registers, and each lane reads the scale of one key or value of the tiles to come.
+template <int kDim, class E>
+struct Products;
+
+template <int kDim>
+struct Products<kDim, bf16> {
+  const bf16* q;
+
+  __device__ __forceinline__ void start(const Args<bf16>& /*a*/, int /*kv_head*/,
+                                        const bf16* queries, const int64_t* /*rows*/,
+                                        const int64_t* /*next_rows*/) {
+    q = queries;
+  }
+  __device__ __forceinline__ void begin_tile(const Args<bf16>& /*a*/, int /*kv_head*/,
+                                             const int64_t* /*rows_after_next*/) {}
+  __device__ __forceinline__ void scores(const bf16* keys, float (&s)[1][2][4]) const {
+    scores_of<kDim>(q, keys, s);
+  }
+  __device__ __forceinline__ void add(const float (&p)[1][2][4], const bf16* values,
+                                      float (&y)[1][kDim / 8][4]) const {
+    add_values<kDim>(p, values, y);
+  }
+};
+
+template <int kDim>
+struct Products<kDim, f8e4m3> {
+  Queries<kDim> q;
+  bf16 next, after_next;  // scales
+  Factors factors;        // of the tile in hand
+
+  /// rows, next_rows: of the warp's keys in the first two tiles.
+  __device__ __forceinline__ void start(const Args<f8e4m3>& a, int kv_head, const bf16* queries,
+                                        const int64_t* rows, const int64_t* next_rows) {
+    q.load(queries);
+    next = scale(a, kv_head, rows);
+    after_next = scale(a, kv_head, next_rows);
+  }
+  __device__ __forceinline__ void begin_tile(const Args<f8e4m3>& a, int kv_head,
+                                             const int64_t* rows_after_next) {
+    factors.set(factor_of(next));
+    next = after_next;
+    after_next = scale(a, kv_head, rows_after_next);
+  }
+  /// Of key l of the rows in lane l < 16, of value l in lane 16 + l; of one that is not there, any.
+  __device__ __forceinline__ static bf16 scale(const Args<f8e4m3>& a, int kv_head,
+                                               const int64_t* rows) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int64_t row = rows[lane % 16];
+    return row < 0 ? bf16{0} : *(lane < 16 ? a.k : a.v).scale(row, kv_head);
+  }
+  __device__ __forceinline__ void scores(const f8e4m3* keys, float (&s)[1][2][4]) const {
+    scores_of<kDim>(q, keys, factors, s);
+  }
+  __device__ __forceinline__ void add(const float (&p)[1][2][4], const f8e4m3* values,
+                                      float (&y)[1][kDim / 8][4]) const {
+    add_values<kDim>(p, values, factors, y);
+  }
+};
+
+/// Columns of the sums of one row to where they belong: numbers 2 e and 2 e + 1 of y[0][n].
+template <int kDim>
+__device__ __forceinline__ void store_sums(const float (&y)[1][kDim / 8][4], int half, float* to,
+                                           bf16 /*type*/) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int n = 0; n < kDim / 8; ++n) {
+    *reinterpret_cast<float2*>(to + n * 8 + lane % 4 * 2) =
+        make_float2(y[0][n][half * 2], y[0][n][half * 2 + 1]);
+  }
+}
+template <int kDim>
+__device__ __forceinline__ void store_sums(const float (&y)[1][kDim / 8][4], int half, float* to,
+                                           f8e4m3 /*type*/) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int k = 0; k < kDim / 32; ++k) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int i = half * 2 + e;
+      *reinterpret_cast<float4*>(to + 32 * k + 4 * (lane % 4 * 2 + e)) =
+          make_float4(y[0][4 * k][i], y[0][4 * k + 1][i], y[0][4 * k + 2][i], y[0][4 * k + 3][i]);
+    }
+  }
+}
+
 /// Shared memory: q (16, row), kStages times keys and values (kWarps 16, row) each, the rows of as
 /// many tiles of keys. At the end the warps' sums (kWarps, 16, kDim + 4) lie over keys and values.
-template <int kDim, int kWarps, int kStages>
-__device__ void few_rows_piece(const Args& a, const Piece& piece, int kv_head, bf16* shared) {
+template <int kDim, int kWarps, int kStages, class E>
+__device__ void few_rows_piece(const Args<E>& a, const Piece& piece, int kv_head, bf16* shared) {
   constexpr int kThreads = kWarps * 32;
   constexpr int kTileKeys = kWarps * 16;
-  constexpr int kTileSize = kTileKeys * shared_row(kDim);
+  constexpr int kTileSize = kTileKeys * stored_row<E>(kDim);
   constexpr int kSumRow = kDim + 4;
   bf16* q = shared;
-  bf16* tiles = q + kFewRows * shared_row(kDim);
+  auto* tiles = reinterpret_cast<E*>(q + kFewRows * shared_row(kDim));
   auto* key_rows = reinterpret_cast<int64_t*>(tiles + kStages * 2 * kTileSize);
   __shared__ int positions[kFewRows];
   __shared__ float warp_largest[kWarps][kFewRows];
   __shared__ float warp_sum[kWarps][kFewRows];
   __shared__ bool last;
-  static_assert(kWarps * kFewRows * kSumRow * sizeof(float) <=
-                kStages * 2 * kTileSize * sizeof(bf16));
+  static_assert(kWarps * kFewRows * kSumRow * sizeof(float) <= kStages * 2 * kTileSize * sizeof(E));
+  static_assert(kStages >= 3);  // tiles whose rows are known when one begins
   const Block b = block_of(a.layout, piece.tile, kv_head);
   const Tile& tile = b.tile;
   const int thread = static_cast<int>(threadIdx.x);
@@ -309,17 +429,17 @@ __device__ void few_rows_piece(const Args& a, const Piece& piece, int kv_head, b
   const int count = (tile.end_key - begin + kTileKeys - 1) / kTileKeys;
   const auto copy_tile = [&](int i) {
     if (i < count) {
-      bf16* to = tiles + i % kStages * 2 * kTileSize;
+      E* to = tiles + i % kStages * 2 * kTileSize;
       const int64_t* rows = key_rows + i % kStages * kTileKeys;
-      copy_keys<kDim, kThreads>(a.k, a.layout.head_dim, b.kv_head, rows, kTileKeys, to);
-      copy_keys<kDim, kThreads>(a.v, a.layout.value_dim, b.kv_head, rows, kTileKeys,
-                                to + kTileSize);
+      copy_stored<kDim, kThreads>(a.k, a.layout.head_dim, b.kv_head, rows, kTileKeys, to);
+      copy_stored<kDim, kThreads>(a.v, a.layout.value_dim, b.kv_head, rows, kTileKeys,
+                                  to + kTileSize);
     }
     commit_copies();
   };
   find_positions(a.layout, b, kFewRows, positions);
   for (int i = thread; i < kStages * kTileKeys; i += kThreads) {
-    key_rows[i] = find_key(a, b, begin + i);
+    key_rows[i] = find_key(a.layout, b, begin + i);
   }
   __syncthreads();
   copy_queries<kDim, kThreads>(a.layout, b, tile.first_row, b.rows, kFewRows, a.q.data, a.q.rows,
@@ -335,16 +455,23 @@ __device__ void few_rows_piece(const Args& a, const Piece& piece, int kv_head, b
   const float scale = positive_scale(a.layout);
   Softmax<kDim, 1> state;
   state.start();
+  if constexpr (sizeof(E) == 1) {
+    wait_for_copies<kStages - 2>();
+    __syncthreads();  // the queries are here
+  }
+  Products<kDim, E> products;
+  products.start(a, kv_head, q, key_rows + warp * 16, key_rows + kTileKeys + warp * 16);
   for (int i = 0; i < count; ++i) {
     wait_for_copies<kStages - 2>();
     __syncthreads();  // tile i is here, tile i - 1 has been read
     copy_tile(i + kStages - 1);
+    products.begin_tile(a, kv_head, key_rows + (i + 2) % kStages * kTileKeys + warp * 16);
     const int first = begin + i * kTileKeys;
     // Looked up here and put in its place after the products, when it has arrived.
-    const int64_t next_row = find_key(a, b, first + kStages * kTileKeys + thread);
-    const bf16* keys = tiles + i % kStages * 2 * kTileSize + warp * 16 * shared_row(kDim);
+    const int64_t next_row = find_key(a.layout, b, first + kStages * kTileKeys + thread);
+    const E* keys = tiles + i % kStages * 2 * kTileSize + warp * 16 * stored_row<E>(kDim);
     float s[1][2][4] = {};
-    scores_of<kDim>(q, keys, s);
+    products.scores(keys, s);
     if (a.layout.scale < 0.0F) {
       negate(s);
     }
@@ -352,7 +479,7 @@ __device__ void few_rows_piece(const Args& a, const Piece& piece, int kv_head, b
       mask(a.layout, tile, positions, first + warp * 16, s);
     }
     state.add_scores(scale, s);
-    add_values<kDim>(s, keys + kTileSize, state.y);
+    products.add(s, keys + kTileSize, state.y);
     if (thread < kTileKeys) {
       key_rows[i % kStages * kTileKeys + thread] = next_row;
     }
@@ -364,12 +491,7 @@ __device__ void few_rows_piece(const Args& a, const Piece& piece, int kv_head, b
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int r = i * 8 + lane / 4;
-    float* to = sums + (warp * kFewRows + r) * kSumRow + lane % 4 * 2;
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-      *reinterpret_cast<float2*>(to + n * 8) =
-          make_float2(state.y[0][n][i * 2], state.y[0][n][i * 2 + 1]);
-    }
+    store_sums<kDim>(state.y, i, sums + (warp * kFewRows + r) * kSumRow, E{});
     if (lane % 4 == 0) {
       warp_largest[warp][r] = state.largest[i] == -INFINITY ? -INFINITY : state.largest[i] * scale;
       warp_sum[warp][r] = state.sum[i];
@@ -434,8 +556,8 @@ __device__ void few_rows_piece(const Args& a, const Piece& piece, int kv_head, b
 }
 
 /// Block b of each key-value head takes the pieces of block b.
-template <int kDim, int kWarps, int kStages>
-__global__ void __launch_bounds__(kWarps * 32) few_rows(const Args a) {
+template <int kDim, int kWarps, int kStages, class E>
+__global__ void __launch_bounds__(kWarps * 32) few_rows(const Args<E> a) {
   extern __shared__ __align__(16) bf16 shared[];
   const int kv_head = static_cast<int>(blockIdx.x % a.layout.kv_heads);
   const int block = static_cast<int>(blockIdx.x / a.layout.kv_heads);
@@ -449,19 +571,20 @@ __global__ void __launch_bounds__(kWarps * 32) few_rows(const Args a) {
 
 constexpr int kManyRows = 128;
 
-template <int kDim>
-void launch_forward(const Attention<bf16>& a, int64_t gathered, const Launch& on) {
+template <int kDim, class E>
+void launch_forward(const Attention<bf16>& a, const typename Stored<E>::Rows& k,
+                    const typename Stored<E>::Rows& v, int64_t gathered, const Launch& on) {
   constexpr int kManyWarps = kDim <= 128 ? 4 : 8;
   constexpr int kFewWarps = kDim <= 128 ? 4 : 2;
   constexpr int kStages = kDim <= 64 ? 4 : 3;
   constexpr int kFewKeys = kFewWarps * 16;
   constexpr size_t kManyShared =
       (kManyRows + 2 * kKeys) * shared_row(kDim) * sizeof(bf16) + 2 * kKeys * sizeof(int64_t);
-  constexpr size_t kFewShared =
-      (kFewRows + kStages * 2 * kFewKeys) * shared_row(kDim) * sizeof(bf16) +
-      kStages * kFewKeys * sizeof(int64_t);
+  constexpr size_t kFewShared = kFewRows * shared_row(kDim) * sizeof(bf16) +
+                                kStages * 2 * kFewKeys * stored_row<E>(kDim) * sizeof(E) +
+                                kStages * kFewKeys * sizeof(int64_t);
   const DeviceLayout device = layout_of(a.shape, on);
-  const auto few_kernel = few_rows<kDim, kFewWarps, kStages>;
+  const auto few_kernel = few_rows<kDim, kFewWarps, kStages, E>;
   static const auto resident =
       static_cast<int64_t>(resident_blocks(few_kernel, kFewWarps * 32, kFewShared));
   const TileLists lists =
@@ -472,22 +595,22 @@ void launch_forward(const Attention<bf16>& a, int64_t gathered, const Launch& on
                     on);
   const Partials many = make_partials(lists.many_partials, kManyRows, a.shape, on);
   const Partials few = make_partials(lists.few_partials, kFewRows, a.shape, on);
-  Args args = {device.layout,
-               lists.many.items,
-               a.q,
-               a.k,
-               a.v,
-               a.y,
-               a.largest,
-               a.inverse_sum,
-               many,
-               lists.pieces.items,
-               lists.first_piece.items,
-               lists.done};
+  Args<E> args = {device.layout,
+                  lists.many.items,
+                  a.q,
+                  k,
+                  v,
+                  a.y,
+                  a.largest,
+                  a.inverse_sum,
+                  many,
+                  lists.pieces.items,
+                  lists.first_piece.items,
+                  lists.done};
   const auto blocks = [&](const List<Tile>& list) {
     return dim3(static_cast<unsigned>(list.count * a.shape.kv_heads));
   };
-  launch(on, "attention", many_rows<kDim, kManyWarps, kManyRows / 16 / kManyWarps>,
+  launch(on, "attention", many_rows<kDim, kManyWarps, kManyRows / 16 / kManyWarps, E>,
          blocks(lists.many), dim3(kManyWarps * 32), kManyShared, args);
   args.partials = few;
   launch_ahead(on, "attention", few_kernel,
@@ -496,22 +619,35 @@ void launch_forward(const Attention<bf16>& a, int64_t gathered, const Launch& on
   combine(a, device.layout, lists.many_parts, kManyRows, lists.many_parts_rows, many, on);
 }
 
+template <class E>
+void forward_by_dim(const Attention<bf16>& a, const typename Stored<E>::Rows& k,
+                    const typename Stored<E>::Rows& v, int64_t gathered, const Launch& on) {
+  const int64_t widest = std::max(a.shape.head_dim, a.shape.value_dim);
+  if (widest <= 64) {
+    launch_forward<64, E>(a, k, v, gathered, on);
+  } else if (widest <= 96) {
+    launch_forward<96, E>(a, k, v, gathered, on);
+  } else if (widest <= 128) {
+    launch_forward<128, E>(a, k, v, gathered, on);
+  } else {
+    launch_forward<256, E>(a, k, v, gathered, on);
+  }
+}
+
 }  // namespace
 
 bool forward_on_tensor_cores(const Attention<bf16>& a, int64_t gathered, const Launch& on) {
   if (!aligned(a.q, 16) || !aligned(a.k, 16) || !aligned(a.v, 16)) {
     return false;
   }
-  const int64_t widest = std::max(a.shape.head_dim, a.shape.value_dim);
-  if (widest <= 64) {
-    launch_forward<64>(a, gathered, on);
-  } else if (widest <= 96) {
-    launch_forward<96>(a, gathered, on);
-  } else if (widest <= 128) {
-    launch_forward<128>(a, gathered, on);
-  } else {
-    launch_forward<256>(a, gathered, on);
+  if (!a.scaled_k.defined()) {
+    forward_by_dim<bf16>(a, a.k, a.v, gathered, on);
+    return true;
   }
+  if (!aligned(a.scaled_k.rows, 16) || !aligned(a.scaled_v.rows, 16)) {
+    return false;
+  }
+  forward_by_dim<f8e4m3>(a, a.scaled_k, a.scaled_v, gathered, on);
   return true;
 }
 

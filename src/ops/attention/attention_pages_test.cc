@@ -1,6 +1,7 @@
 // Attention over cached keys and values: every way to cut a sequence gives what one pass gives.
 #include <cstring>
 #include <numeric>
+#include <tuple>
 
 #include "base/float16.h"
 #include "base/parallel.h"
@@ -16,6 +17,7 @@
 namespace cambium {
 namespace {
 
+using testing::as_paged;
 using testing::as_stored;
 using testing::for_each_isa;
 using testing::on_cuda;
@@ -52,6 +54,10 @@ class Cached {
     const int64_t pages = per_sequence_ * sequences + 3;
     keys_ = OwnedTensor(c.pages, {pages, c.page_size, c.kv_heads, c.dim}, false, device);
     values_ = OwnedTensor(c.pages, {pages, c.page_size, c.kv_heads, c.value_dim}, false, device);
+    if (c.pages == Dtype::kF8E4M3) {
+      key_scales_ = OwnedTensor(Dtype::kBF16, {pages, c.page_size, c.kv_heads}, false, device);
+      value_scales_ = OwnedTensor(Dtype::kBF16, {pages, c.page_size, c.kv_heads}, false, device);
+    }
     order_.resize(static_cast<size_t>(pages));
     std::iota(order_.begin(), order_.end(), 0);
     std::shuffle(order_.begin(), order_.end(), std::mt19937_64(seed));
@@ -69,7 +75,9 @@ class Cached {
               return attention(ctx, in[0], in[1], in[2], {start, position, {}}, config());
             },
             {{{t, c.heads, c.dim}}, {{t, c.kv_heads, c.dim}}, {{t, c.kv_heads, c.value_dim}}},
-            {values[0], as_stored(values[1], c.pages), as_stored(values[2], c.pages)}, true, false)
+            {values[0], as_paged(values[1], c.dim, c.pages),
+             as_paged(values[2], c.value_dim, c.pages)},
+            true, false)
             .output;
   }
 
@@ -78,8 +86,7 @@ class Cached {
   /// Forgets everything.
   void poison() {
     const WorkspaceScope scope(workspace_);
-    poison(keys_.view);
-    poison(values_.view);
+    for_each_part([&](const Tensor& part) { poison(part); });
     poison(workspace_.arena().empty(Dtype::kU8, {poisoned_scratch_}));
   }
 
@@ -110,8 +117,7 @@ class Cached {
             p >= reach / c_.page_size && p * c_.page_size < piece.first + piece.count;
         table.push_back(needed ? page : -1);
         if (!needed) {
-          poison(keys_.view.slice(0, page, 1));
-          poison(values_.view.slice(0, page, 1));
+          for_each_part([&](const Tensor& part) { poison(part.slice(0, page, 1)); });
         }
       }
     }
@@ -119,7 +125,8 @@ class Cached {
     const Tensor q = gather(q_.view, pieces, t);
     const Tensor k = gather(k_.view, pieces, t);
     const Tensor v = gather(v_.view, pieces, t);
-    const KvPages pages = {keys_.view, values_.view, table, per_sequence_};
+    const KvPages pages = {keys_.view,    values_.view,     table,
+                           per_sequence_, key_scales_.view, value_scales_.view};
     const Tensor y = attention(ctx, q, k, v, {start, position, {}}, config(), &pages);
     last_ = testing::take(y);
     if (batch_invariant_) {
@@ -139,6 +146,14 @@ class Cached {
   void poison_scratch(int64_t bytes) { poisoned_scratch_ = bytes; }
 
  private:
+  template <class F>
+  void for_each_part(const F& f) const {
+    for (const OwnedTensor* part : {&keys_, &values_, &key_scales_, &value_scales_}) {
+      if (part->view.defined()) {
+        f(part->view);
+      }
+    }
+  }
   void poison(const Tensor& t) const {
     device_.kind == Device::kCpu
         ? static_cast<void>(std::memset(t.data, 0xff, static_cast<size_t>(t.bytes())))
@@ -165,7 +180,7 @@ class Cached {
   Device device_;
   Dtype activations_;
   bool batch_invariant_;
-  OwnedTensor q_, k_, v_, keys_, values_;
+  OwnedTensor q_, k_, v_, keys_, values_, key_scales_, value_scales_;
   Workspace workspace_;  // kept: a fresh one for each of thousands of calls is mostly page faults
   std::vector<int32_t> order_;
   std::vector<double> expected_;
@@ -181,7 +196,10 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
   if (c.window > 0) {
     out << "_window_" << c.window;
   }
-  return out << "_pages_of_" << c.page_size << (c.pages == Dtype::kBF16 ? "_bf16" : "");
+  return out << "_pages_of_" << c.page_size
+             << (c.pages == Dtype::kBF16     ? "_bf16"
+                 : c.pages == Dtype::kF8E4M3 ? "_f8"
+                                             : "");
 }
 
 class AttentionPages : public ::testing::TestWithParam<Case> {};
@@ -217,8 +235,11 @@ void expect_splits_agree(const Case& c, Cached& cached, double tolerance, bool r
 /// Calls body(c, activations) for the activations that go with each type of pages on a CUDA device.
 template <class Body>
 void for_each_on_cuda(Case c, const Body& body) {
-  constexpr std::pair<Dtype, Dtype> kTypes[] = {
-      {Dtype::kF32, Dtype::kF32}, {Dtype::kF32, Dtype::kBF16}, {Dtype::kBF16, Dtype::kBF16}};
+  constexpr std::pair<Dtype, Dtype> kTypes[] = {{Dtype::kF32, Dtype::kF32},
+                                                {Dtype::kF32, Dtype::kBF16},
+                                                {Dtype::kF32, Dtype::kF8E4M3},
+                                                {Dtype::kBF16, Dtype::kBF16},
+                                                {Dtype::kBF16, Dtype::kF8E4M3}};
   for (const auto& [activations, pages] : kTypes) {
     SCOPED_TRACE(std::string("cuda ") + dtype_name(activations) + " over pages of " +
                  dtype_name(pages));
@@ -259,13 +280,20 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{40, 2, 1, 256, 256, 0, 16}, Case{40, 2, 2, 192, 128, 0, 16}),
     ::testing::PrintToStringParamName());
 
-// bf16 pages hold rounded numbers, and every token sees those, however its sequence is cut: beside
-// the definition over rounded keys and values the error is that of fp32 pages.
+// bf16 and f8 pages hold rounded numbers, and every token sees those, however its sequence is cut:
+// beside the definition over rounded keys and values the error is that of fp32 pages.
 INSTANTIATE_TEST_SUITE_P(Bf16, AttentionPages,
                          ::testing::Values(Case{40, 4, 2, 16, 16, 0, 16, Dtype::kBF16},
                                            Case{70, 4, 2, 32, 16, 20, 16, Dtype::kBF16},
                                            Case{45, 6, 2, 7, 5, 1, 5, Dtype::kBF16},
                                            Case{66, 18, 1, 24, 40, 0, 7, Dtype::kBF16}),
+                         ::testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(F8, AttentionPages,
+                         ::testing::Values(Case{40, 4, 2, 16, 16, 0, 16, Dtype::kF8E4M3},
+                                           Case{70, 4, 2, 32, 16, 20, 16, Dtype::kF8E4M3},
+                                           Case{45, 6, 2, 7, 5, 1, 5, Dtype::kF8E4M3},
+                                           Case{66, 18, 1, 24, 40, 0, 7, Dtype::kF8E4M3},
+                                           Case{80, 3, 1, 64, 64, 9, 1, Dtype::kF8E4M3}),
                          ::testing::PrintToStringParamName());
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionPages,
@@ -289,8 +317,10 @@ void expect_far_pieces_agree(const Case& c, Cached& cached, double tolerance) {
 
 TEST(AttentionPagesLong, DecodeAndPrefillFarIntoASequence) {
   // Many splits, and a window that skips most of them.
-  for (const auto& [window, pages] : {std::pair{0, Dtype::kF32}, std::pair{700, Dtype::kF32},
-                                      std::pair{0, Dtype::kBF16}, std::pair{700, Dtype::kBF16}}) {
+  for (const auto& [window, pages] :
+       {std::pair{0, Dtype::kF32}, std::pair{700, Dtype::kF32}, std::pair{0, Dtype::kBF16},
+        std::pair{700, Dtype::kBF16}, std::pair{0, Dtype::kF8E4M3},
+        std::pair{700, Dtype::kF8E4M3}}) {
     const Case c = {1500, 3, 1, 16, 16, window, 64, pages};
     Cached cached(c, 1, 3);
     for_each_isa([&] { expect_far_pieces_agree(c, cached, kTolerance); });
@@ -572,6 +602,129 @@ TEST(AttentionPagesRounding, StaysWithinItsBound) {
   EXPECT_GT(worst, 0.0);
 }
 
+/// Tokens of one sequence whose rows in f8 hold every code, with a largest number so far above the
+/// others that many are subnormal and yet decide the scores; queries do not see that number.
+struct Codes {
+  int64_t tokens, heads, kv_heads, dim;
+  std::vector<double> q, k, v;
+
+  Codes(int64_t t, int64_t h, int64_t kv, int64_t d) : tokens(t), heads(h), kv_heads(kv), dim(d) {
+    auto drawn = testing::draw({{{t, h, d}, -0.2, 0.2}, {{t, kv, d}, -3, 3}}, 5);
+    q = as_stored(drawn[0], Dtype::kBF16);
+    k = as_stored(drawn[1], Dtype::kBF16);
+    for (int64_t i = 0; i < t * h; ++i) {
+      q[static_cast<size_t>(i * d)] = 0.0;
+    }
+    for (int64_t row = 0; row < t * kv; ++row) {
+      k[static_cast<size_t>(row * d)] = 448.0 * 255;
+      for (int64_t i = 0; i < d; ++i) {
+        const auto code = static_cast<uint8_t>(i == 0 ? 0x7e : row * d + i);
+        const f8e4m3 number{(code & 0x7f) == 0x7f ? uint8_t{0x80} : code};
+        v.push_back(widen(from_scaled(number, round_to_bf16(row % 2 == 0 ? 0.37F : 1e-9F))));
+      }
+    }
+  }
+
+  std::vector<double> run(Device device, Dtype activations, bool reference = false) const {
+    constexpr int64_t kPage = 16;
+    const int64_t pages = (tokens + kPage - 1) / kPage;
+    Workspace workspace(device);
+    const WorkspaceScope scope(workspace);
+    Context ctx = workspace.context(activations);
+    ctx.reference = reference;
+    const auto input = [&](int64_t rows, const std::vector<double>& values) {
+      OwnedTensor t(activations, {tokens, rows, dim}, false, device);
+      testing::put(t.view, values);
+      return t;
+    };
+    const OwnedTensor in[] = {input(heads, q), input(kv_heads, k), input(kv_heads, v)};
+    const OwnedTensor keys(Dtype::kF8E4M3, {pages, kPage, kv_heads, dim}, false, device);
+    const OwnedTensor values(Dtype::kF8E4M3, {pages, kPage, kv_heads, dim}, false, device);
+    const OwnedTensor key_scales(Dtype::kBF16, {pages, kPage, kv_heads}, false, device);
+    const OwnedTensor value_scales(Dtype::kBF16, {pages, kPage, kv_heads}, false, device);
+    std::vector<int32_t> table(static_cast<size_t>(pages));
+    std::iota(table.begin(), table.end(), 0);
+    const KvPages kv = {keys.view, values.view, table, pages, key_scales.view, value_scales.view};
+    // The first half together, then token by token.
+    std::vector<double> all;
+    for (int64_t t = 0; t < tokens;) {
+      const int64_t count = t == 0 ? tokens / 2 : 1;
+      const std::vector<int32_t> start = {0, static_cast<int32_t>(count)};
+      const std::vector<int32_t> position = {static_cast<int32_t>(t)};
+      const auto part = [&](const OwnedTensor& x) { return x.view.slice(0, t, count); };
+      const auto y = testing::take(attention(ctx, part(in[0]), part(in[1]), part(in[2]),
+                                             {start, position, {}}, {.scale = 0.5F}, &kv));
+      all.insert(all.end(), y.begin(), y.end());
+      t += count;
+    }
+    return all;
+  }
+
+  /// Over the numbers that the pages hold, in double precision and without pages.
+  std::vector<double> expected() const {
+    return testing::run_operation<double>(
+               [&](Context& ctx, const std::vector<Tensor>& x) {
+                 const std::vector<int32_t> start = {0, static_cast<int32_t>(tokens)};
+                 const std::vector<int32_t> position = {0};
+                 return attention(ctx, x[0], x[1], x[2], {start, position, {}}, {.scale = 0.5F});
+               },
+               {{{tokens, heads, dim}}, {{tokens, kv_heads, dim}}, {{tokens, kv_heads, dim}}},
+               {q, as_paged(k, dim, Dtype::kF8E4M3), v}, true, false)
+        .output;
+  }
+};
+
+TEST(AttentionPagesF8, EveryCodeComesBackAndDecides) {
+  for (const auto& [heads, kv_heads, dim] :
+       {std::tuple{2, 1, 16}, std::tuple{4, 2, 64}, std::tuple{3, 3, 80}, std::tuple{7, 1, 128}}) {
+    SCOPED_TRACE(dim);
+    const Codes codes(40, heads, kv_heads, dim);
+    EXPECT_EQ(as_paged(codes.v, dim, Dtype::kF8E4M3), codes.v) << "the scale is not the intended";
+    const auto expected = codes.expected();
+    for_each_isa([&] {
+      EXPECT_LE(testing::relative_error(codes.run({}, Dtype::kF32), expected), kTolerance);
+    });
+    EXPECT_LE(testing::relative_error(codes.run({}, Dtype::kF32, true), expected), kTolerance);
+  }
+}
+
+TEST(AttentionPagesF8, OnCuda) {
+  if (!on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  for (const auto& [heads, kv_heads, dim] :
+       {std::tuple{2, 1, 16}, std::tuple{4, 2, 64}, std::tuple{6, 3, 96}, std::tuple{3, 3, 80},
+        std::tuple{7, 1, 128}, std::tuple{2, 2, 256}, std::tuple{2, 1, 20}}) {
+    SCOPED_TRACE(dim);
+    const Codes codes(150, heads, kv_heads, dim);
+    const auto expected = codes.expected();
+    for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+      EXPECT_LE(testing::relative_error(codes.run(Device::kCuda, type), expected),
+                tolerance_of(type))
+          << dtype_name(type);
+    }
+    // A token by itself is the row of values that it wrote.
+    const Codes one(1, heads, kv_heads, dim);
+    for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+      EXPECT_EQ(one.run(Device::kCuda, type), one.run({}, Dtype::kF32)) << dtype_name(type);
+    }
+  }
+}
+
+TEST(AttentionPagesF8, ARowThatIsNotFiniteIsNan) {
+  Codes codes(2, 2, 1, 16);
+  codes.v[3] = INFINITY;
+  const auto check = [&](const std::vector<double>& y) {
+    EXPECT_TRUE(std::all_of(y.begin(), y.end(), [](double x) { return std::isnan(x); }));
+  };
+  for_each_isa([&] { check(codes.run({}, Dtype::kF32)); });
+  check(codes.run({}, Dtype::kF32, true));
+  if (on_cuda()) {
+    check(codes.run(Device::kCuda, Dtype::kF32));
+    check(codes.run(Device::kCuda, Dtype::kBF16));
+  }
+}
+
 TEST(AttentionPagesErrors, NameTheSegmentAndThePage) {
   Arena arena;
   Tape tape(arena);
@@ -597,6 +750,8 @@ TEST(AttentionPagesErrors, NameTheSegmentAndThePage) {
             "[attention] segment 0 needs page 0 of its table, which names 3 of 3 pages");
   EXPECT_EQ(message(plain, q, cache, {2}, 0),
             "[attention] expected a page table (1, 2), got 1 entries");
+  EXPECT_EQ(message(plain, q, arena.empty(Dtype::kF8E4M3, {3, 4, 1, 8}), {2, 0}, 0),
+            "[attention] expected scales bf16 (3, 4, 1) of cached keys in f8, got none");
   EXPECT_EQ(message(plain, q, arena.empty(Dtype::kF32, {3, 4, 2, 8}), {2, 0}, 0),
             "[attention] expected cached keys f32 (pages, page_size, 1, 8), got f32 (3, 4, 2, 8)");
   EXPECT_EQ(message(plain, q, arena.empty(Dtype::kF32, {3, 5, 1, 8}), {2, 0}, 0),

@@ -291,7 +291,8 @@ bool suits(const Attention<bf16>& a, int64_t gathered) {
   const int64_t widest = std::max({a.q.rows.outer_stride, a.new_k.rows.outer_stride,
                                    a.new_v.rows.outer_stride, a.y.rows.outer_stride});
   return s.start[s.segments] * widest < int64_t{1} << 31 && readable(a.q) && readable(a.k) &&
-         readable(a.v) && readable(a.new_k) && readable(a.new_v) && readable(a.y);
+         readable(a.v) && readable(a.new_k) && readable(a.new_v) && readable(a.y) &&
+         (!a.scaled_k.defined() || (aligned(a.scaled_k.rows, 16) && aligned(a.scaled_v.rows, 16)));
 }
 
 std::shared_ptr<const PrefillPlan> plan_of(const Attention<bf16>& a, int64_t gathered,
@@ -369,13 +370,21 @@ int64_t prefill_by_cudnn(const Attention<bf16>& a, const Launch& on) {
       const auto* tiles =
           reinterpret_cast<const GatherTile*>(plan->memory.as<int32_t>() + run.tiles);
       bf16* values = keys + run.tile_count * kGatherRows * run.kv_heads * s.head_dim;
-      gather<bf16>({.layout = device.layout,
-                    .tiles = {tiles, run.tile_count},
-                    .from = {a.k, a.v},
-                    .to = {keys, values},
-                    .first_head = static_cast<int32_t>(run.first_head),
-                    .heads = static_cast<int32_t>(run.kv_heads)},
-                   on);
+      const auto gather_from = [&]<class E>(const View<E>& from_k, const View<E>& from_v) {
+        gather<E>({.layout = device.layout,
+                   .tiles = {tiles, run.tile_count},
+                   .from = {from_k, from_v},
+                   .scales = {a.scaled_k.scales, a.scaled_v.scales},
+                   .to = {keys, values},
+                   .first_head = static_cast<int32_t>(run.first_head),
+                   .heads = static_cast<int32_t>(run.kv_heads)},
+                  on);
+      };
+      if (a.scaled_k.defined()) {
+        gather_from(a.scaled_k.rows, a.scaled_v.rows);
+      } else {
+        gather_from(a.k, a.v);
+      }
       k = keys;
       v = values;
     }

@@ -11,11 +11,30 @@
 namespace cambium {
 namespace reference {
 
-/// Number d of row (row, head): of the narrow tensor where it is there.
+/// Number d of row (row, head): of the narrow or the scaled tensor where it is there.
 template <class T>
-T attention_value(const View<T>& x, const View<bf16>& narrow, int64_t row, int64_t head,
-                  int64_t d) {
+T attention_value(const View<T>& x, const View<bf16>& narrow, const ScaledRows& scaled, int64_t row,
+                  int64_t head, int64_t d) {
+  if (scaled.defined()) {
+    return static_cast<T>(
+        widen(from_scaled(scaled.rows.row(row, head)[d], *scaled.scale(row, head))));
+  }
   return narrow.defined() ? static_cast<T>(widen(narrow.row(row, head)[d])) : x.row(row, head)[d];
+}
+
+/// Row (to, head) from `from`, with its scale.
+template <class T>
+void attention_write_scaled(const T* from, const ScaledRows& scaled, int64_t to, int64_t head) {
+  const int64_t dim = scaled.rows.channels;
+  uint32_t largest = 0;
+  for (int64_t d = 0; d < dim; ++d) {
+    largest = std::max(largest, magnitude_bits(static_cast<float>(from[d])));
+  }
+  const bf16 scale = e4m3_scale(largest);
+  *scaled.scale(to, head) = scale;
+  for (int64_t d = 0; d < dim; ++d) {
+    scaled.rows.row(to, head)[d] = to_scaled(static_cast<float>(from[d]), 1.0F / widen(scale));
+  }
 }
 
 /// The probabilities of positions first .. p for the query head h of token t, which stands at
@@ -31,8 +50,8 @@ int64_t attention_probabilities(const Attention<T>& a, int64_t s, int64_t t, int
   for (int64_t j = first; j <= p; ++j) {
     T dot = 0;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
-      dot += a.q.row(t, h)[d] *
-             attention_value(a.k, a.narrow_k, shape.key_row(s, j), h / shape.group(), d);
+      dot += a.q.row(t, h)[d] * attention_value(a.k, a.narrow_k, a.scaled_k, shape.key_row(s, j),
+                                                h / shape.group(), d);
     }
     probability.push_back(dot * static_cast<T>(shape.scale));
     largest = std::max(largest, probability.back());
@@ -58,6 +77,10 @@ void attention_write::reference(const AttentionWrite<T>& a) {
       for (const auto& part : a.each) {
         for (int64_t h = 0; h < a.shape.kv_heads; ++h) {
           const T* row = part.rows.row(a.shape.start[s] + i, h);
+          if (part.scaled.defined()) {
+            reference::attention_write_scaled(row, part.scaled, to, h);
+            continue;
+          }
           for (int64_t d = 0; d < part.rows.channels; ++d) {
             if (part.narrow.defined()) {
               part.narrow.row(to, h)[d] = round_to_bf16(static_cast<float>(row[d]));
@@ -84,8 +107,8 @@ void attention_forward::reference(const Attention<T>& a) {
         for (size_t j = 0; j < probability.size(); ++j) {
           const int64_t row = shape.key_row(s, first + static_cast<int64_t>(j));
           for (int64_t d = 0; d < shape.value_dim; ++d) {
-            out[d] += probability[j] *
-                      reference::attention_value(a.v, a.narrow_v, row, h / shape.group(), d);
+            out[d] += probability[j] * reference::attention_value(a.v, a.narrow_v, a.scaled_v, row,
+                                                                  h / shape.group(), d);
           }
         }
       }

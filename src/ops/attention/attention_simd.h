@@ -92,18 +92,47 @@ static inline vf sum_step(const vf* r) {
   }
 }
 
-/// Keys and values as they lie: those of the batch and fp32 pages, or bf16 pages.
+/// Keys and values as they lie: those of the batch and fp32 pages, or bf16 or fp8 pages.
 static inline const View<float>& keys_of(const Attention<float>& in, float /*type*/) {
   return in.k;
 }
 static inline const View<bf16>& keys_of(const Attention<float>& in, bf16 /*type*/) {
   return in.narrow_k;
 }
+static inline const ScaledRows& keys_of(const Attention<float>& in, f8e4m3 /*type*/) {
+  return in.scaled_k;
+}
 static inline const View<float>& values_of(const Attention<float>& in, float /*type*/) {
   return in.v;
 }
 static inline const View<bf16>& values_of(const Attention<float>& in, bf16 /*type*/) {
   return in.narrow_v;
+}
+static inline const ScaledRows& values_of(const Attention<float>& in, f8e4m3 /*type*/) {
+  return in.scaled_v;
+}
+template <class T>
+static inline const View<T>& rows_of(const View<T>& rows) {
+  return rows;
+}
+static inline const View<f8e4m3>& rows_of(const ScaledRows& rows) {
+  return rows.rows;
+}
+
+/// Copies n numbers of a row in fp8, times its scale, and fills up to `padded` with zeros.
+static inline void copy_scaled(const f8e4m3* from, bf16 scale, int64_t n, int64_t padded,
+                               float* to) {
+  const vf factor = vset(widen(scale));
+  int64_t d = 0;
+  for (; d + kLanes <= n; d += kLanes) {
+    vstore(to + d, vround_to_bf16(vload(from + d) * factor));
+  }
+  for (; d < n; ++d) {
+    to[d] = widen(from_scaled(from[d], scale));
+  }
+  for (; d < padded; ++d) {
+    to[d] = 0.0F;
+  }
 }
 
 /// Copies n numbers, widened, and fills up to `padded` with zeros.
