@@ -75,12 +75,15 @@ OpWork describe(const Attention<T>& a) {
     work.shape += fmt::format(", window {}", shape.window);
   }
   const int64_t dims = shape.head_dim + shape.value_dim;
-  const int64_t element = a.narrow_k.defined() ? sizeof(bf16) : sizeof(T);
+  // Of a key and its value.
+  const int64_t pair = a.scaled_k.defined()   ? dims + 2 * static_cast<int64_t>(sizeof(bf16))
+                       : a.narrow_k.defined() ? dims * static_cast<int64_t>(sizeof(bf16))
+                                              : dims * static_cast<int64_t>(sizeof(T));
   work.cost.bytes = bytes_of(a.q, a.y);
   for (int64_t s = 0; s < shape.segments; ++s) {
     const int64_t position = shape.first_position(s);
     const int64_t keys = position + shape.length(s) - shape.reach(position);
-    work.cost.bytes += product({keys, shape.kv_heads, dims, element});
+    work.cost.bytes += product({keys, shape.kv_heads, pair});
     work.cost.flops +=
         2.0 * product({shape.heads, dims}) * keys_seen(position, shape.length(s), shape.window);
   }
@@ -91,8 +94,11 @@ template <class T>
 OpWork describe(const AttentionWrite<T>& a) {
   const auto& [keys, values] = a.each;
   const auto written = [&](const auto& part) {
-    return bytes_of(part.rows) / static_cast<double>(sizeof(T)) *
-           static_cast<double>(part.narrow.defined() ? sizeof(bf16) : sizeof(T));
+    const double numbers = bytes_of(part.rows) / static_cast<double>(sizeof(T));
+    if (part.scaled.defined()) {
+      return numbers + numbers / static_cast<double>(part.rows.channels) * sizeof(bf16);
+    }
+    return numbers * static_cast<double>(part.narrow.defined() ? sizeof(bf16) : sizeof(T));
   };
   return {fmt::format("{}, {} heads of {}", segments_shape(a.shape, a.shape.segments),
                       a.shape.kv_heads, a.shape.head_dim),

@@ -648,7 +648,7 @@ struct Codes {
     // The first half together, then token by token.
     std::vector<double> all;
     for (int64_t t = 0; t < tokens;) {
-      const int64_t count = t == 0 ? tokens / 2 : 1;
+      const int64_t count = t == 0 ? (tokens + 1) / 2 : 1;
       const std::vector<int32_t> start = {0, static_cast<int32_t>(count)};
       const std::vector<int32_t> position = {static_cast<int32_t>(t)};
       const auto part = [&](const OwnedTensor& x) { return x.view.slice(0, t, count); };

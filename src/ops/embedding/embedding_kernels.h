@@ -9,11 +9,11 @@ namespace cambium {
 template <class T>
 struct Embedding {
   int64_t count;
-  const int32_t* tokens;     // (count); below 0: newest[-1 - token]
-  View<Sum<T>> table;        // (V, C)
-  View<bf16, float> narrow;  // (V, C) in place of table: bf16 where T is wider
-  View<T> y;                 // (count, C) contiguous
-  const int32_t* newest;     // may be null where no token is below 0
+  const int32_t* tokens;            // (count); below 0: newest[-1 - token]
+  View<Sum<T>> table;               // (V, C)
+  View<bf16, float> narrow;         // (V, C) in place of table: bf16 where T is wider
+  View<T> y;                        // (count, C) contiguous
+  const int32_t* newest = nullptr;  // may be null where no token is below 0
 
   /// A token that could not be chosen (-1: its logits were NaN, which its chooser tells) reads row
   /// 0.

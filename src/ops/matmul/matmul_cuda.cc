@@ -368,7 +368,7 @@ std::optional<Matmul<T>> joined(const Matmuls<T>& all) {
 
 template <class T>
 void forward(const Matmuls<T>& all, const Launch& on) {
-  if (on.batch_invariant) {
+  if (on.batch_invariant && all.each[0].weight.inputs() > 0) {
     return batch_invariant_products(all, on);
   }
   if (few_rows(all, on)) {

@@ -14,7 +14,7 @@ struct SampleRows {
   const double* uniform;         // (R)
   int32_t* token;                // row r's at place(r)
   float* log_probability;
-  const int32_t* places;  // (R); null: r itself
+  const int32_t* places = nullptr;  // (R); null: r itself
 
   constexpr int64_t place(int64_t r) const { return places == nullptr ? r : places[r]; }
 };
