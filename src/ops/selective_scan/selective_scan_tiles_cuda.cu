@@ -4,8 +4,9 @@
 // and result at 3.0 TB/s are 0.117 ms. A state a token needs one exponential; with two for the step
 // and two for the gate that are 671 million, at 16 a clock and multiprocessor 0.181 ms; with three
 // of a scanner's sixteen by a polynomial instead, 0.154 ms. Instructions, at one a clock and
-// scheduler: a scanning warp issues about 23 for each token of 8 channels, helpers about 9: 0.15
-// ms. So both must be kept busy all the time, and there is one scanning warp a scheduler:
+// scheduler, by the compiler's listing: a scanning warp issues 25 for each token of 8 channels, a
+// helping one 11, 0.16 ms. So both must be kept busy all the time, by the one scanning and the one
+// helping warp that a scheduler has:
 //  - no exponential is computed twice, and what is of a token and channel alone is not done by
 //    scanners;
 //  - step u times B, and the sum over states of C h, are products on tensor cores: one instruction
@@ -21,7 +22,7 @@
 namespace cambium::cuda {
 namespace {
 
-constexpr int64_t kSlots = 132 * 2;  // blocks that keep a large GPU busy
+constexpr int64_t kSlots = 132;  // blocks that a large GPU holds
 constexpr float kLn2 = 0.693147180559945309F;
 constexpr float kLog2E = 1.44269504088896341F;
 /// Tensor cores cut states to TF32: they lose 0.72 half units of the last of 11 bits on average.
@@ -501,7 +502,7 @@ class Scanner {
 /// kLocal: from a state of zero, for the state after the span (into carry) and the sum of its
 /// steps; else from the state in carry, or without carry that before the segment.
 template <bool kLocal, int kRows>
-__global__ void __launch_bounds__(kTileThreads, 2)
+__global__ void __launch_bounds__(kTileThreads, 1)
     scan_tiles(const __grid_constant__ SelectiveScan<bf16> a,
                const __grid_constant__ ScanSpans spans, const __grid_constant__ TileGroups groups,
                float* carry, float* step_sums) {
