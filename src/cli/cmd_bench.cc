@@ -131,6 +131,7 @@ int run_speed(const SpeedArgs& a, Shown shown) {
   config.decode_tokens = shown == Shown::kPrefill ? 1 : a.decode;
   config.repeats = a.repeats;
   config.cache_values = a.models.cache.values();
+  config.prefill = shown != Shown::kDecode;
   const auto speeds = measure_throughput(models, config);
   for (size_t i = 0; i < count; ++i) {
     note_unless_finite(names[i], std::all_of(speeds[i].begin(), speeds[i].end(),

@@ -17,6 +17,9 @@ struct ThroughputConfig {
   int64_t repeats = 3;
   int64_t prefill_chunk = 0;  // 0: 256, on a GPU as many as fill it
   Dtype cache_values = Dtype::kBF16;
+  /// false: nothing is prefilled; what sequences have behind them is zeros, which steps take as
+  /// long with, and the first steps, that prepare the others, are not timed.
+  bool prefill = true;
 };
 
 /// For each model and context: the median of `repeats`, with the least and the largest. The models

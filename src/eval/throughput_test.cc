@@ -62,6 +62,25 @@ TEST(Throughput, SaysThatLogitsAreNotNumbers) {
   }
 }
 
+// Behind zeros: nothing is read before, whatever a layer keeps.
+TEST(Throughput, DecodesAtAContextThatNobodyRead) {
+  UnitSpec window = testing::attention_mixer();
+  window.kind = "sliding_window";
+  window.options.set("window", int64_t{8});
+  const UnitSpec mamba = {
+      "mamba",
+      {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
+  LoadedModel mixed =
+      fresh_model(testing::tiny_spec({mamba, window, testing::attention_mixer()}), 1);
+  const auto speeds = measure_throughput(
+      {mixed.model.get()},
+      {.contexts = {1, 100}, .batch = 3, .decode_tokens = 2, .repeats = 1, .prefill = false});
+  for (const SpeedSummary& speed : speeds.at(0)) {
+    EXPECT_GT(speed.decode.value, 0.0);
+    EXPECT_TRUE(speed.finite);
+  }
+}
+
 TEST(Throughput, OfOneRepeatHasNoSpread) {
   LoadedModel model = fresh_model(testing::tiny_attention(1), 1);
   const auto speeds =

@@ -214,7 +214,7 @@ void Cache::reach(Group& group, std::vector<int32_t>& pages, int64_t begin, int6
   }
   const auto needed = static_cast<size_t>((end + page_size - 1) / page_size);
   while (pages.size() < needed) {
-    pages.push_back(take_page(group));
+    pages.push_back(static_cast<int64_t>(pages.size()) < first ? -1 : take_page(group));
   }
 }
 
@@ -263,6 +263,18 @@ int64_t Cache::pages_in_use() const {
     sum += group.pages - static_cast<int64_t>(group.free.size());
   }
   return sum;
+}
+
+void Cache::clear() {
+  for (const Unit& unit : units_) {
+    for (const auto* views : {&unit.page_views, &unit.slot_views}) {
+      for (const Tensor& part : *views) {
+        if (part.defined()) {
+          fill(part, 0);
+        }
+      }
+    }
+  }
 }
 
 int64_t Cache::table_entries() const {

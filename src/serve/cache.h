@@ -37,6 +37,8 @@ class Cache {
   int64_t open_sequences() const { return open_; }
   /// Pages that open sequences hold, over all groups.
   int64_t pages_in_use() const;
+  /// Sets all that the cache holds to zeros: for those who measure and need no text.
+  void clear();
   /// Entries of all page tables of the largest batch.
   int64_t table_entries() const;
   /// Bytes allocated by now.
