@@ -398,18 +398,18 @@ using cuda::attention::cudnn_calls;
 using cuda::attention::cudnn_status;
 using cuda::attention::limit_gathered;
 
-/// A cache for bf16, everything in it poisoned.
+/// A cache for activations in bf16, everything in it poisoned.
 class PrefillCache : public Cached {
  public:
-  PrefillCache(const Case& c, int sequences)
-      : Cached(in_bf16(c), sequences, 13, Device::kCuda, Dtype::kBF16) {
+  PrefillCache(const Case& c, int sequences, Dtype pages = Dtype::kBF16)
+      : Cached(with_pages(c, pages), sequences, 13, Device::kCuda, Dtype::kBF16) {
     poison_scratch(int64_t{80} << 20);
     poison();
   }
 
  private:
-  static Case in_bf16(Case c) {
-    c.pages = Dtype::kBF16;
+  static Case with_pages(Case c, Dtype pages) {
+    c.pages = pages;
     return c;
   }
 };
@@ -442,34 +442,40 @@ class AttentionPrefill : public ::testing::Test {
   bool served_ = false;
 };
 
-class AttentionPrefillShapes : public AttentionPrefill,
-                               public ::testing::WithParamInterface<Case> {};
+class AttentionPrefillShapes : public AttentionPrefill, public ::testing::WithParamInterface<Case> {
+ protected:
+  void expect_splits_right(const Case& c, Dtype pages) {
+    PrefillCache cached(c, 1, pages);
+    expect_right(cached, {{0, 0, c.tokens}}, 1);
+    // Cuts on and beside the ends of pages and of tiles, and of what is served.
+    for (const int64_t cut : {1, 128, 255, 256, 257, 300, 512, 513, 640, 721}) {
+      SCOPED_TRACE(cut);
+      for (const bool allowed : {true, false}) {
+        allow_cudnn(allowed);
+        cached.poison();
+        expect_right(cached, {{0, 0, cut}}, allowed && cut >= 256 ? 1 : 0);
+        expect_right(cached, {{0, cut, c.tokens - cut}}, allowed && c.tokens - cut >= 256 ? 1 : 0);
+      }
+      allow_cudnn(true);
+    }
+    for (const int64_t step : {256, 300}) {
+      SCOPED_TRACE(step);
+      cached.poison();
+      for (int64_t t = 0; t < c.tokens; t += step) {
+        const int64_t count = std::min(step, c.tokens - t);
+        expect_right(cached, {{0, t, count}}, count >= 256 ? 1 : 0);
+        const auto once = cached.last();
+        expect_right(cached, {{0, t, count}}, count >= 256 ? 1 : 0);
+        EXPECT_EQ(cached.last(), once) << "two runs differ";
+      }
+    }
+  }
+};
 
 TEST_P(AttentionPrefillShapes, EverySplitEqualsOnePass) {
-  const Case& c = GetParam();
-  PrefillCache cached(c, 1);
-  expect_right(cached, {{0, 0, c.tokens}}, 1);
-  // Cuts on and beside the ends of pages and of tiles, and of what is served.
-  for (const int64_t cut : {1, 128, 255, 256, 257, 300, 512, 513, 640, 721}) {
-    SCOPED_TRACE(cut);
-    for (const bool allowed : {true, false}) {
-      allow_cudnn(allowed);
-      cached.poison();
-      expect_right(cached, {{0, 0, cut}}, allowed && cut >= 256 ? 1 : 0);
-      expect_right(cached, {{0, cut, c.tokens - cut}}, allowed && c.tokens - cut >= 256 ? 1 : 0);
-    }
-    allow_cudnn(true);
-  }
-  for (const int64_t step : {256, 300}) {
-    SCOPED_TRACE(step);
-    cached.poison();
-    for (int64_t t = 0; t < c.tokens; t += step) {
-      const int64_t count = std::min(step, c.tokens - t);
-      expect_right(cached, {{0, t, count}}, count >= 256 ? 1 : 0);
-      const auto once = cached.last();
-      expect_right(cached, {{0, t, count}}, count >= 256 ? 1 : 0);
-      EXPECT_EQ(cached.last(), once) << "two runs differ";
-    }
+  for (const Dtype pages : {Dtype::kBF16, Dtype::kF8E4M3}) {
+    SCOPED_TRACE(dtype_name(pages));
+    expect_splits_right(GetParam(), pages);
   }
 }
 
