@@ -28,7 +28,7 @@ struct Launch {
   CUstream_st* stream = nullptr;
   Arena* arena = nullptr;
   WorkRecorder* recorder = nullptr;  // tensor/work_recorder.h
-  bool batch_invariant = false;  // as Context's
+  bool batch_invariant = false;      // as Context's
 
   void* scratch(int64_t bytes) const;
 };

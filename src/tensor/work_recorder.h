@@ -69,13 +69,17 @@ class WorkRecorder {
   template <class T>
   void add_value(T value) {
     static_assert(std::is_trivially_copyable_v<T>);
+#if !defined(__clang__) || __has_builtin(__builtin_clear_padding)
     if constexpr (std::is_class_v<T>) {
       __builtin_clear_padding(&value);
     }
+#endif
     add(&value, sizeof(value));
   }
   /// Called, while it compares, by work that cannot be recorded.
-  void refuse() { refused_ = true; }
+  void refuse() {
+    refused_ = true;
+  }
   /// Where kernels find a copy of the host's bytes, as long as the step's work runs; null where the
   /// room for uploads is full.
   virtual void* upload(const void* bytes, int64_t count) = 0;
