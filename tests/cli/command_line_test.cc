@@ -268,8 +268,10 @@ TEST(CommandLine, ABatchOfConversationsBecomesDocuments) {
                                  " --task text --cache f8 --data " + folder.at("documents.jsonl"));
   ASSERT_EQ(cached.status, 0) << cached.text;
   EXPECT_THAT(cached.text, HasSubstr("\"cache\": \"f8\""));
-  EXPECT_GT(nlohmann::json::parse(cached.text)["forward_kl"], 1e-8);
-  EXPECT_LT(nlohmann::json::parse(cached.text)["forward_kl"], 0.2);
+  // Notes may stand before it.
+  const double kl = nlohmann::json::parse(cached.text.substr(cached.text.find('{')))["forward_kl"];
+  EXPECT_GT(kl, 1e-8);
+  EXPECT_LT(kl, 0.2);
 }
 
 TEST(CommandLine, AnswersAreGradedElsewhereAsAtOnce) {
