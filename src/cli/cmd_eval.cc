@@ -80,10 +80,12 @@ Json answers_json(const EvalArgs& a, const Task& task, const Answers& answers) {
           {"tokens_per_second", answers.tokens_per_second()}};
 }
 
-void report_accuracy(const EvalArgs& a, const Task& task, const AccuracySummary& s, Json json) {
+void report_accuracy(const EvalArgs& a, const Task& task, const AccuracyResult& result, Json json) {
+  const AccuracySummary& s = result.summary;
   if (a.json) {
     json.update({{"correct", s.correct},
                  {"total", s.total},
+                 {"unanswered", result.unanswered},
                  {"accuracy", s.accuracy.value},
                  {"low", s.accuracy.low},
                  {"high", s.accuracy.high},
@@ -91,8 +93,10 @@ void report_accuracy(const EvalArgs& a, const Task& task, const AccuracySummary&
     fmt::print("{}\n", json.dump(1));
     return;
   }
-  fmt::print("{}: {} of {} right, {:.1f} % [{:.1f}, {:.1f}] (95 %)\n", task.name, s.correct,
-             s.total, 100 * s.accuracy.value, 100 * s.accuracy.low, 100 * s.accuracy.high);
+  fmt::print(
+      "{}: {} of {} right, {:.1f} % [{:.1f}, {:.1f}] (95 %){}\n", task.name, s.correct, s.total,
+      100 * s.accuracy.value, 100 * s.accuracy.low, 100 * s.accuracy.high,
+      result.unanswered == 0 ? "" : fmt::format("; {} not answered: too long", result.unanswered));
 }
 
 // Options that the task at hand would not read are refused, never dropped.
@@ -140,7 +144,7 @@ Task task_of(const EvalArgs& a) {
 int grade_file(const EvalArgs& a) {
   const StopAnywhere stop("nothing is written");
   const Task task = task_of(a);
-  const std::vector<std::string> responses = read_responses(a.answers, task);
+  const std::vector<Response> responses = read_responses(a.answers, task);
   std::unique_ptr<ResultFile> output;
   if (!a.output.empty()) {
     output = std::make_unique<ResultFile>(a.output);
@@ -149,8 +153,7 @@ int grade_file(const EvalArgs& a) {
   if (output) {
     output->write(example_lines(result.examples));
   }
-  report_accuracy(a, task, result.summary,
-                  {{"task", task.name}, {"answers", a.answers}, {"data", a.data}});
+  report_accuracy(a, task, result, {{"task", task.name}, {"answers", a.answers}, {"data", a.data}});
   return 0;
 }
 
@@ -212,7 +215,7 @@ int run_eval(const EvalArgs& a) {
   if (output) {
     output->write(example_lines(result.examples));
   }
-  report_accuracy(a, task, result.summary, json);
+  report_accuracy(a, task, result, json);
   return 0;
 }
 

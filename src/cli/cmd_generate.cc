@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/checked.h"
 #include "base/file.h"
@@ -283,11 +284,14 @@ int run_generate(const GenerateArgs& a) {
 
 int run_chat(const GenerateArgs& a) {
   a.sampling.config();
+  std::optional<StopAnywhere> stop("the conversation has not begun");
   const EngineConfig config = engine_for(a, 1);
   LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   tokenizer.expect_chat(a.model, "use cambium generate", a.system);
   Engine engine(*loaded.model, config);
+  stop_point();
+  stop.reset();
   const bool terminal = isatty(STDIN_FILENO) != 0;
   if (terminal) {
     fmt::print("{}: {}\n/reset forgets the conversation, /quit ends it.\n", a.model,

@@ -1,10 +1,13 @@
 #include "eval/quality.h"
 
+#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/error.h"
 #include "base/json_lines.h"
+#include "base/progress.h"
 #include "base/signals.h"
 #include "eval/statistics.h"
 #include "serve/engine.h"
@@ -34,6 +37,38 @@ std::string response_of(const Json& line) {
   return response->front()["content"].get<std::string>();
 }
 
+// Empty, or the reason of a line whose problem was never asked.
+std::string unanswered_of(const Json& line) {
+  const auto unanswered = line.find("unanswered");
+  if (unanswered == line.end()) {
+    return {};
+  }
+  expect(unanswered->is_string(), "expected the reason 'unanswered' as text");
+  return unanswered->get<std::string>();
+}
+
+void add_unanswered(Json& line, const std::string& unanswered) {
+  if (!unanswered.empty()) {
+    line["unanswered"] = unanswered;
+  }
+}
+
+// Why the engine can never take such a request; empty where it can.
+std::string misfit(const Engine& engine, int64_t prompt, int64_t max_new) {
+  const int64_t longest = engine.cache().plan().config().max_tokens;
+  if (prompt > longest) {
+    return fmt::format("a prompt of {} tokens can never fit: the longest sequence is {} tokens",
+                       prompt, longest);
+  }
+  try {
+    // The last token of an answer is never read.
+    engine.cache().expect_fits(std::min(prompt + max_new - 1, longest));
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return {};
+}
+
 }  // namespace
 
 void expect_gradable(const Task& task) {
@@ -56,7 +91,8 @@ Answers answer_examples(Model& model, const Tokenizer& tokenizer, const Task& ta
   EngineConfig engine_config = config.engine;
   engine_config.max_sequences = config.batch;
   Engine engine(model, engine_config);
-  std::vector<Engine::Ticket> tickets;
+  std::vector<std::optional<Engine::Ticket>> tickets;
+  bool asked = false;
   for (size_t i = 0; i < task.examples.size(); ++i) {
     stop_point();
     GenerationRequest request;
@@ -68,13 +104,24 @@ Answers answer_examples(Model& model, const Tokenizer& tokenizer, const Task& ta
     } else {
       request.prompt = question_tokens(tokenizer, question);
     }
+    Response& response = answers.responses.emplace_back();
+    response.unanswered = misfit(engine, std::ssize(request.prompt), config.max_new_tokens);
+    if (!response.unanswered.empty()) {
+      note("{}: problem {} is not asked and counts as not answered: {}", task.name, i + 1,
+           response.unanswered);
+      tickets.emplace_back();
+      continue;
+    }
+    asked = true;
     request.max_new_tokens = config.max_new_tokens;
     request.stop_ids = stops;
     request.sampling.temperature = static_cast<float>(config.temperature);
     request.seed = config.seed;
     request.stream = i;
-    tickets.push_back(engine.submit(std::move(request)));
+    tickets.emplace_back(engine.submit(std::move(request)));
   }
+  expect(asked, "{}: none of {} problems can be asked; the first: {}", task.name,
+         task.examples.size(), answers.responses.front().unanswered);
   const auto count = static_cast<int64_t>(tickets.size());
   const auto begin = std::chrono::steady_clock::now();
   while (engine.step()) {
@@ -83,16 +130,19 @@ Answers answer_examples(Model& model, const Tokenizer& tokenizer, const Task& ta
     }
   }
   answers.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  for (const Engine::Ticket ticket : tickets) {
-    const GenerationResult generated = engine.take(ticket);
+  for (size_t i = 0; i < tickets.size(); ++i) {
+    if (!tickets[i]) {
+      continue;
+    }
+    const GenerationResult generated = engine.take(*tickets[i]);
     answers.prompt_tokens += generated.prompt_tokens;
     answers.tokens += std::ssize(generated.tokens);
-    answers.responses.push_back(tokenizer.decode(generated.tokens, true));
+    answers.responses[i].text = tokenizer.decode(generated.tokens, true);
   }
   return answers;
 }
 
-AccuracyResult grade_responses(const Task& task, const std::vector<std::string>& responses) {
+AccuracyResult grade_responses(const Task& task, const std::vector<Response>& responses) {
   CAMBIUM_CHECK(responses.size() == task.examples.size());
   AccuracyResult result;
   if (responses.empty()) {
@@ -101,10 +151,13 @@ AccuracyResult grade_responses(const Task& task, const std::vector<std::string>&
   for (size_t i = 0; i < responses.size(); ++i) {
     stop_point();
     const Example& example = task.examples[i];
-    const Grade graded = grade(task, responses[i], example);
+    const Response& response = responses[i];
+    const bool asked = response.unanswered.empty();
+    const Grade graded = asked ? grade(task, response.text, example) : Grade{};
     result.summary.correct += graded.correct ? 1 : 0;
-    result.examples.push_back(
-        {example.question, example.answer, responses[i], graded.given, graded.correct});
+    result.unanswered += asked ? 0 : 1;
+    result.examples.push_back({example.question, example.answer, response.text, graded.given,
+                               graded.correct, response.unanswered});
   }
   result.summary.total = std::ssize(responses);
   const Estimate estimate = proportion(result.summary.correct, result.summary.total);
@@ -122,28 +175,33 @@ AccuracyResult evaluate_accuracy(Model& model, const Tokenizer& tokenizer, const
 std::string example_lines(const std::vector<ExampleResult>& examples) {
   std::string out;
   for (const ExampleResult& e : examples) {
-    out += json_line({{"question", e.question},
-                      {"expected", e.expected},
-                      {"response", e.response},
-                      {"given", e.given},
-                      {"correct", e.correct}});
+    Json line = {{"question", e.question},
+                 {"expected", e.expected},
+                 {"response", e.response},
+                 {"given", e.given},
+                 {"correct", e.correct}};
+    add_unanswered(line, e.unanswered);
+    out += json_line(line);
   }
   return out;
 }
 
-std::string ungraded_lines(const Task& task, const std::vector<std::string>& responses) {
+std::string ungraded_lines(const Task& task, const std::vector<Response>& responses) {
   CAMBIUM_CHECK(responses.size() == task.examples.size());
   std::string out;
   for (size_t i = 0; i < responses.size(); ++i) {
     const Example& example = task.examples[i];
-    out += json_line(
-        {{"question", example.question}, {"expected", example.answer}, {"response", responses[i]}});
+    Json line = {{"question", example.question},
+                 {"expected", example.answer},
+                 {"response", responses[i].text}};
+    add_unanswered(line, responses[i].unanswered);
+    out += json_line(line);
   }
   return out;
 }
 
-std::vector<std::string> read_responses(const std::string& path, const Task& task) {
-  std::vector<std::string> responses;
+std::vector<Response> read_responses(const std::string& path, const Task& task) {
+  std::vector<Response> responses;
   each_json_line(path, [&](const Json& line, int64_t /*number*/) {
     expect(line.is_object(), "expected an object with the text 'response' or 'completion'");
     expect(responses.size() < task.examples.size(),
@@ -153,7 +211,7 @@ std::vector<std::string> read_responses(const std::string& path, const Task& tas
     expect(asked == line.end() || *asked == question,
            "expected the answer to problem {}, '{}', got one to another question",
            responses.size() + 1, question.substr(0, 80));
-    responses.push_back(response_of(line));
+    responses.push_back({response_of(line), unanswered_of(line)});
   });
   expect(responses.size() == task.examples.size(),
          "{}: expected an answer to each of {} problems, got {}", path, task.examples.size(),

@@ -32,15 +32,23 @@ struct ExampleResult {
   std::string response;
   std::string given;  // the answer found in the response; empty = none
   bool correct = false;
+  std::string unanswered{};  // why the model was not asked; empty = it was
 };
 
 struct AccuracyResult {
   AccuracySummary summary;  // with the 95 % interval of Wilson
   std::vector<ExampleResult> examples;
+  int64_t unanswered = 0;  // of them: not right
+};
+
+struct Response {
+  std::string text;
+  /// Why the model was not asked: the problem is too long for it or for the cache.
+  std::string unanswered{};
 };
 
 struct Answers {
-  std::vector<std::string> responses;  // in the order of the examples
+  std::vector<Response> responses;  // in the order of the examples
   int64_t prompt_tokens = 0;
   int64_t tokens = 0;    // of the responses
   double seconds = 0.0;  // from the first prompt to the last token
@@ -50,13 +58,14 @@ struct Answers {
   }
 };
 
-/// Generates an answer to every example. `progress` is told how many are done.
+/// Generates an answer to every example that the engine can take; a note says which it cannot.
+/// Error where that is none. `progress` is told how many are done.
 Answers answer_examples(Model& model, const Tokenizer& tokenizer, const Task& task,
                         const AccuracyConfig& config,
                         const std::function<void(int64_t done)>& progress = {});
 
-/// Grades one response an example.
-AccuracyResult grade_responses(const Task& task, const std::vector<std::string>& responses);
+/// Grades one response an example; one that was not answered is not right.
+AccuracyResult grade_responses(const Task& task, const std::vector<Response>& responses);
 
 /// Generates an answer to every example and grades it. `progress` is told how many are done.
 AccuracyResult evaluate_accuracy(Model& model, const Tokenizer& tokenizer, const Task& task,
@@ -66,12 +75,14 @@ AccuracyResult evaluate_accuracy(Model& model, const Tokenizer& tokenizer, const
 /// Error, before any answer is generated, where this machine cannot grade the task's.
 void expect_gradable(const Task& task);
 
-/// {"question", "expected", "response", "given", "correct"}, one line an example.
+/// {"question", "expected", "response", "given", "correct"}, one line an example, and the reason
+/// "unanswered" where the model was not asked.
 std::string example_lines(const std::vector<ExampleResult>& examples);
-/// {"question", "expected", "response"} of answers that are to be graded elsewhere.
-std::string ungraded_lines(const Task& task, const std::vector<std::string>& responses);
+/// {"question", "expected", "response"} of answers that are to be graded elsewhere, and
+/// "unanswered" as above.
+std::string ungraded_lines(const Task& task, const std::vector<Response>& responses);
 /// The responses in such a file, of either kind or of `cambium generate`. Error naming the line
 /// unless there is one for each example, in their order.
-std::vector<std::string> read_responses(const std::string& path, const Task& task);
+std::vector<Response> read_responses(const std::string& path, const Task& task);
 
 }  // namespace cambium

@@ -6,6 +6,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
+#include "base/file.h"
+#include "base/test_folder.h"
 #include "eval/statistics.h"
 #include "train/testing.h"
 
@@ -14,6 +17,7 @@ namespace {
 
 using testing::byte_tokenizer;
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
 /// A model that answers with `next[last token]`: mixers and feed-forwards add nothing, and the
 /// head's row of the next token is the embedding of the one before it.
@@ -150,6 +154,47 @@ TEST(Accuracy, SamplesBySeedAndProblem) {
   EXPECT_NE(sample(1.0, 5), sample(1.0, 6));
   EXPECT_NE(sample(1.0, 5)[0], sample(1.0, 5)[1]);
   EXPECT_EQ(sample(0.0, 5), sample(0.0, 6));
+}
+
+// One problem that is too long for the model or the cache is not answered; the others are.
+TEST(Accuracy, ATooLongProblemIsNamedAndTheRunGoesOn) {
+  const Tokenizer tokenizer = byte_tokenizer();
+  const int32_t seven = id(tokenizer, "7");
+  LoadedModel model = scripted({{id(tokenizer, "\n"), seven}, {seven, id(tokenizer, "<|stop|>")}});
+  const int64_t positions = model.model->spec().max_positions;
+  Task task = numbers({"7", "7", "7"});
+  const auto asked = [&](const AccuracyConfig& config) {
+    return evaluate_accuracy(*model.model, tokenizer, task, config);
+  };
+  EngineConfig small;
+  small.max_tokens = 64;
+  for (const auto& [length, engine] :
+       {std::pair{positions + 1, EngineConfig{}}, std::pair{int64_t{100}, small}}) {
+    task.examples[1].question = std::string(static_cast<size_t>(length), 'x');
+    const AccuracyResult result = asked({.max_new_tokens = 8, .engine = engine});
+    EXPECT_THAT(responses(result), ElementsAre("7", "", "7"));
+    EXPECT_EQ(result.summary.correct, 2);
+    EXPECT_EQ(result.summary.total, 3);
+    EXPECT_EQ(result.unanswered, 1);
+    EXPECT_EQ(result.examples[0].unanswered, "");
+    EXPECT_THAT(result.examples[1].unanswered, HasSubstr("can never fit"));
+    const std::string lines = example_lines(result.examples);
+    EXPECT_EQ(lines.find("unanswered"), lines.rfind("unanswered"));
+    EXPECT_NE(lines.find("unanswered"), std::string::npos);
+  }
+  // Graded elsewhere, it is still one that was not answered, whatever the grader finds in "".
+  const std::vector<Response> given = {{"7"}, {"7", "too long"}, {"7"}};
+  const TestFolder folder;
+  write_file_atomically(folder.at("answers.jsonl"), ungraded_lines(task, given));
+  const AccuracyResult graded =
+      grade_responses(task, read_responses(folder.at("answers.jsonl"), task));
+  EXPECT_EQ(graded.summary.correct, 2);
+  EXPECT_EQ(graded.examples[1].unanswered, "too long");
+  for (Example& example : task.examples) {
+    example.question = std::string(100, 'x');
+  }
+  EXPECT_THAT([&] { asked({.engine = small}); },
+              ::testing::ThrowsMessage<Error>(HasSubstr("none of 3 problems can be asked")));
 }
 
 TEST(Accuracy, OfNoProblemsIsNothing) {

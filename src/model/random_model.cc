@@ -5,6 +5,7 @@
 #include <map>
 #include <span>
 
+#include "base/signals.h"
 #include "tensor/copy.h"
 
 namespace cambium {
@@ -38,6 +39,7 @@ LoadedModel random_model(const ModelSpec& spec, MatrixStorage storage, uint64_t 
     if (is_shared(name, p)) {
       return;
     }
+    stop_point();
     Parameter drawn = p;
     if (p.numel() > kDistinct) {
       drawn.shape = {kDistinct};

@@ -15,6 +15,7 @@
 #include "base/float16.h"
 #include "base/parallel.h"
 #include "base/progress.h"
+#include "base/signals.h"
 #include "base/text.h"
 #include "files/checksums.h"
 #include "files/golden.h"
@@ -464,6 +465,7 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
     } else if (!trained && usable_in_place(entry, dtype)) {
       loaded.weights.map(ours, p, dtype, entry, file);
     } else {
+      stop_point();
       loaded.weights.add(ours, p, dtype, trained);
       read_into(p.tensor, entry);
       file->release(entry);

@@ -99,6 +99,39 @@ void damage(const std::filesystem::path& checkpoint) {
   std::filesystem::resize_file(checkpoint / "state.safetensors", 1000);
 }
 
+// The rows are known by what they say, not by the name of their file.
+TEST(Resume, RowsOfAFileGoOnBitForBitAndOtherRowsAreRefused) {
+  const TestFolder folder;
+  const auto write_rows = [&](const std::string& name, const std::string& last) {
+    std::string lines;
+    for (int i = 0; i < 12; ++i) {
+      lines += R"({"prompt": "a)" + std::to_string(i) + R"(", "completion": "b)" +
+               std::to_string(7 * i) + "\"}\n";
+    }
+    write_file_atomically(folder.at(name), lines + "{\"text\": \"" + last + "\"}\n");
+  };
+  write_rows("rows.jsonl", "c");
+  write_rows("moved.jsonl", "c");
+  write_rows("other.jsonl", "d");
+  ModelSpec spec = testing::tiny_attention(2);
+  spec.vocab = testing::byte_tokenizer().vocab_size();
+  const auto run = [&](const char* run_folder, const char* file, int64_t stop_after) {
+    LoadedModel model = fresh_model(spec, 1);
+    const auto data = load_jsonl(folder.at(file), testing::byte_tokenizer());
+    Trainer trainer(*model.model, model.weights, run_config(folder.at(run_folder)), *data);
+    trainer.run([&](const StepReport& report) { return report.step + 1 < stop_after; });
+    return testing::all_weights(*model.model);
+  };
+  Progress::silence(true);
+  const std::vector<float> whole = run("whole", "rows.jsonl", kSteps);
+  run("halted", "rows.jsonl", 17);  // in the middle of a pass over the rows
+  EXPECT_THAT(testing::message_of([&] { run("halted", "other.jsonl", kSteps); }),
+              HasSubstr("data: was jsonl"));
+  EXPECT_EQ(run("halted", "moved.jsonl", kSteps), whole);
+  EXPECT_EQ(testing::curve(folder.at("halted")), testing::curve(folder.at("whole")));
+  Progress::silence(false);
+}
+
 TEST(Resume, SaysWhichCheckpointItTakesAndRefusesWhenNoneIsWhole) {
   const TestFolder folder;
   run_to_end(run_config(folder.path()));

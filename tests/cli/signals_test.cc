@@ -51,6 +51,33 @@ TEST(Signals, EndCommandsWithAMessageAndNothingHalfWritten) {
   }
 }
 
+// A model that takes long to make, so that the signal comes while it does, and then long to run.
+TEST(Signals, EndLoadingAndBenchesOfRandomModels) {
+  const TestFolder folder;
+  write_file_atomically(
+      folder.at("config.json"),
+      R"({"model_type": "llama", "vocab_size": 4096, "hidden_size": 1024, "num_hidden_layers": 24,
+          "num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 4096,
+          "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+          "hidden_act": "silu", "tie_word_embeddings": true, "eos_token_id": 1})");
+  const std::string model = "--random-weights '" + folder.path() + "' --storage bf16";
+  const std::string many = "--input 64 --output 64 --sequences 100000";
+  const struct {
+    std::string arguments;
+    double seconds;
+  } rows[] = {
+      {"bench throughput " + model + " " + many, 0.4},
+      {"bench " + model + " --repeats 10000", 0.4},
+      {"bench decode " + teacher() + " --repeats 10000", 1.5},
+      {"bench throughput " + teacher() + " " + many, 1.5},
+  };
+  for (const auto& row : rows) {
+    const Outcome outcome = stopped(row.arguments, "INT", row.seconds);
+    EXPECT_EQ(outcome.status, 130) << row.arguments << "\n" << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr("stopped by SIGINT; nothing is measured to its end"));
+  }
+}
+
 TEST(Signals, ScoresAndTrainingKeepWhatTheyHave) {
   const TestFolder folder;
   const Outcome score =
