@@ -115,7 +115,15 @@ Engine::Engine(Model& model, const EngineConfig& config)
   }
 }
 
-Engine::~Engine() = default;
+// The device may still be writing what is destroyed here. What went wrong there can be told no
+// more.
+Engine::~Engine() {
+  try {
+    queue_.wait(0);
+  } catch (const std::exception&) {
+    return;
+  }
+}
 
 Engine::Ticket Engine::submit(GenerationRequest request) {
   expect(!request.prompt.empty(), "[engine] expected a prompt of at least one token");
