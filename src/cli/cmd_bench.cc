@@ -299,7 +299,7 @@ Command bench_command() {
            {"prefill", "reading prompts, beside the machine's limits",
             "  cambium bench prefill models/teacher --contexts 512,4096 --batch 4",
             declare_speed<Shown::kPrefill>},
-           {"decode", "one token after the other, beside the machine's limits",
+           {"decode", "one token after the other behind zeros, beside the machine's limits",
             "  cambium bench decode models/teacher --contexts 16,4096 --batch 1",
             declare_speed<Shown::kDecode>},
            bench_train_command(),
