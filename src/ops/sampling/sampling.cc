@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "ops/checks.h"
 #include "ops/run.h"
 #include "ops/sampling/sampling_kernels.h"
 #include "ops/sampling/sampling_ref.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -42,34 +44,6 @@ void check_sampling(const SamplingConfig& config) {
          "[sample_token] expected a frequency penalty from -2 to 2, got {}", config.frequency);
 }
 
-void sample_tokens(const Context& ctx, const Tensor& logits,
-                   std::span<const SamplingConfig> configs, std::span<const double> uniforms,
-                   std::span<int32_t> tokens, std::span<float> log_probabilities) {
-  expect_rows("sample_tokens", "logits (R, V)", logits, 2);
-  const auto rows = static_cast<size_t>(logits.dim(0));
-  expect(configs.size() == rows && uniforms.size() == rows && tokens.size() == rows &&
-             log_probabilities.size() == rows,
-         "[sample_tokens] expected a configuration, a uniform and two results for each of {} rows",
-         rows);
-  for (size_t r = 0; r < rows; ++r) {
-    check(static_cast<size_t>(logits.dim(1)), configs[r], uniforms[r]);
-  }
-  const ArenaScope scope(ctx.host_arena());
-  auto* config = ctx.shared_scratch<SamplingConfig>(logits.dim(0));
-  auto* uniform = ctx.shared_scratch<double>(logits.dim(0));
-  auto* token = ctx.shared_scratch<int32_t>(logits.dim(0));
-  auto* log_probability = ctx.shared_scratch<float>(logits.dim(0));
-  std::copy(configs.begin(), configs.end(), config);
-  std::copy(uniforms.begin(), uniforms.end(), uniform);
-  run<sample_rows>(ctx, logits, [&]<class T>() {
-    return SampleRows<T>{view<T>(logits), config, uniform, token, log_probability, nullptr};
-  });
-  ctx.synchronize();
-  std::for_each(token, token + rows, expect_chosen);
-  std::copy_n(token, rows, tokens.begin());
-  std::copy_n(log_probability, rows, log_probabilities.begin());
-}
-
 void queue_samples(const Context& ctx, const Tensor& logits,
                    std::span<const SamplingConfig> configs, std::span<const double> uniforms,
                    std::span<const int32_t> places, const ChosenTokens& chosen) {
@@ -102,6 +76,25 @@ void queue_samples(const Context& ctx, const Tensor& logits,
                          log_probabilities.ptr<float>(),
                          place};
   });
+}
+
+void sample_tokens(const Context& ctx, const Tensor& logits,
+                   std::span<const SamplingConfig> configs, std::span<const double> uniforms,
+                   std::span<int32_t> tokens, std::span<float> log_probabilities) {
+  const int64_t rows = logits.dim(0);
+  expect(tokens.size() == static_cast<size_t>(rows) && log_probabilities.size() == tokens.size(),
+         "[sample_tokens] expected two results for each of {} rows", rows);
+  const ArenaScope scope(*ctx.arena);
+  const ArenaScope shared(ctx.host_arena());
+  std::vector<int32_t> places(tokens.size());
+  std::iota(places.begin(), places.end(), 0);
+  const ChosenTokens chosen{ctx.arena->empty(Dtype::kI32, {rows}),
+                            ctx.arena->empty(Dtype::kF32, {rows})};
+  queue_samples(ctx, logits, configs, uniforms, places, chosen);
+  copy(Tensor::of(Dtype::kI32, Device::kCpu, {&rows, 1}, tokens.data()), chosen.tokens);
+  copy(Tensor::of(Dtype::kF32, Device::kCpu, {&rows, 1}, log_probabilities.data()),
+       chosen.log_probabilities);
+  std::for_each(tokens.begin(), tokens.end(), expect_chosen);
 }
 
 void penalise_tokens(const Context& ctx, const Tensor& logits,
