@@ -13,8 +13,8 @@ constexpr int64_t kMostUploads = int64_t{128} << 20;
 
 StepQueue::StepQueue(const Model& model, int64_t table_entries, bool batch_invariant)
     : model_(model),
-      arena_(model.device()),
-      hosts_{Arena::for_host(model.device()), Arena::for_host(model.device())},
+      workspace_(model.device()),
+      other_host_(Arena::for_host(model.device())),
       recorder_(WorkRecorder::on(
           model.device(),
           std::min(kMostUploads,
@@ -24,19 +24,19 @@ StepQueue::StepQueue(const Model& model, int64_t table_entries, bool batch_invar
 StepQueue::~StepQueue() = default;
 
 Arena& StepQueue::host() {
-  return model_.device().kind == Device::kCpu ? arena_ : hosts_[static_cast<size_t>(steps_ % 2)];
+  const bool other = model_.device().kind != Device::kCpu && steps_ % 2 == 1;
+  return other ? other_host_ : workspace_.host();
 }
 
 void StepQueue::run(Batch& batch, bool repeats, const std::function<void(Context& ctx)>& work,
                     void* to, const void* fetched, int64_t bytes) {
-  Context ctx{.arena = &arena_,
-              .host = &host(),
-              .activations = model_.activations(),
-              .recorder = recorder_.get(),
-              .batch_invariant = batch_invariant_};
+  Context ctx = context_for(model_, workspace_);
+  ctx.host = &host();
+  ctx.recorder = recorder_.get();
+  ctx.batch_invariant = batch_invariant_;
   const auto begin = [&] {
     batch.forget_plans();
-    const ArenaScope results(arena_);
+    const ArenaScope results(workspace_.arena());
     const ArenaScope shared(host());  // of the CPU the same arena: released twice to one mark
     work(ctx);
   };
@@ -55,17 +55,16 @@ void StepQueue::wait(int64_t running) {
 }
 
 void StepQueue::reserve(const WorkspaceBytes& bytes) {
-  arena_.reserve(bytes.device);
-  for (Arena& arena : hosts_) {
-    arena.reserve(bytes.host);
+  workspace_.reserve(bytes);
+  if (model_.device().kind != Device::kCpu) {
+    other_host_.reserve(bytes.host);
   }
 }
 
 WorkspaceBytes StepQueue::peak_bytes() const {
-  if (model_.device().kind == Device::kCpu) {
-    return {arena_.peak_bytes(), 0};
-  }
-  return {arena_.peak_bytes(), std::max(hosts_[0].peak_bytes(), hosts_[1].peak_bytes())};
+  WorkspaceBytes peak = workspace_.peak_bytes();
+  peak.host = std::max(peak.host, other_host_.peak_bytes());
+  return peak;
 }
 
 WorkRecorder::Counts StepQueue::counts() const {

@@ -3,7 +3,6 @@
 // but one begins, and the device's memory is used again at once, as its work is done in order.
 #pragma once
 
-#include <array>
 #include <functional>
 #include <memory>
 
@@ -41,8 +40,8 @@ class StepQueue {
   Arena& host();
 
   const Model& model_;
-  Arena arena_;
-  std::array<Arena, 2> hosts_;
+  Workspace workspace_;  // of all steps; its memory of the host, of every second one
+  Arena other_host_;     // of those between
   std::unique_ptr<WorkRecorder> recorder_;
   bool batch_invariant_;
   int64_t steps_ = 0;
