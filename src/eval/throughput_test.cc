@@ -14,15 +14,22 @@ namespace {
 
 using ::testing::HasSubstr;
 
-TEST(Throughput, GivesARowForEveryModelAndContext) {
+UnitSpec window() {
   UnitSpec window = testing::attention_mixer();
   window.kind = "sliding_window";
   window.options.set("window", int64_t{8});
-  const UnitSpec mamba = {
+  return window;
+}
+
+UnitSpec mamba() {
+  return {
       "mamba",
       {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
+}
+
+TEST(Throughput, GivesARowForEveryModelAndContext) {
   LoadedModel attention = fresh_model(testing::tiny_attention(2), 1);
-  LoadedModel mixed = fresh_model(testing::tiny_spec({mamba, window}), 1);
+  LoadedModel mixed = fresh_model(testing::tiny_spec({mamba(), window()}), 1);
   // Contexts below, at and beyond the chunk, not multiples of it, and longer than the positions
   // that the model was made for.
   const ThroughputConfig config{.contexts = {1, 32, 45, 300},
@@ -64,14 +71,8 @@ TEST(Throughput, SaysThatLogitsAreNotNumbers) {
 
 // Behind zeros: nothing is read before, whatever a layer keeps.
 TEST(Throughput, DecodesAtAContextThatNobodyRead) {
-  UnitSpec window = testing::attention_mixer();
-  window.kind = "sliding_window";
-  window.options.set("window", int64_t{8});
-  const UnitSpec mamba = {
-      "mamba",
-      {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
   LoadedModel mixed =
-      fresh_model(testing::tiny_spec({mamba, window, testing::attention_mixer()}), 1);
+      fresh_model(testing::tiny_spec({mamba(), window(), testing::attention_mixer()}), 1);
   const auto speeds = measure_throughput(
       {mixed.model.get()},
       {.contexts = {1, 100}, .batch = 3, .decode_tokens = 2, .repeats = 1, .prefill = false});
