@@ -159,8 +159,11 @@ __global__ void __launch_bounds__(128)
 
 // --- The walk. Four warps walk: S' (value, key), with a quarter of the keys each, and e of 16
 // tokens each, in fp32 in registers; what the others multiply next they give them, rounded, through
-// shared memory. Four more fetch what chunks take, some chunks ahead.
+// shared memory. Four more fetch what chunks take, some chunks ahead. One more tells those who read
+// how far the walk is: that takes a fence of the whole device, which lasts as long as a chunk and
+// longer, so that nobody whom the walk waits for may stand at it.
 constexpr int kStages = 5;
+constexpr int kWalkThreads = 288;
 constexpr int kFewBlocks = 66;  // half as many as an H100 has multiprocessors
 
 template <int kKey, int kParts>
@@ -185,6 +188,21 @@ __device__ __forceinline__ void sync_threads(int id, int count) {
 /// What this thread and those it met at a barrier wrote is there for who finds the number.
 __device__ __forceinline__ void publish(int32_t* at, int32_t x) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" : : "l"(at), "r"(x) : "memory");
+}
+/// The same within a block, and how its counterpart finds the number.
+__device__ __forceinline__ void publish_in_block(int32_t* at, int32_t x) {
+  asm volatile("st.release.cta.shared.s32 [%0], %1;"
+               :
+               : "r"(shared_address(at)), "r"(x)
+               : "memory");
+}
+__device__ __forceinline__ int32_t find_in_block(const int32_t* at) {
+  int32_t x;
+  asm volatile("ld.acquire.cta.shared.s32 %0, [%1];"
+               : "=r"(x)
+               : "r"(shared_address(at))
+               : "memory");
+  return x;
 }
 __device__ __forceinline__ void await_more_than(const int32_t* at, int32_t x) {
   for (;;) {
@@ -220,11 +238,29 @@ struct WalkPlace {
   }
 };
 
-/// The warps that fetch, and tell those who read how far the walk is. Barriers are those of walk().
+/// Barrier of the warps that walk and those that fetch.
+__device__ __forceinline__ void sync_walk() {
+  sync_threads(2, 256);
+}
+
+/// The thread that tells those who read how far the walk is: `done` chunks of `count`. Where it
+/// comes late it leaves numbers out.
+__device__ __forceinline__ void tell_walked(const int32_t* done, int count, int32_t* walked) {
+  for (int32_t told = 0; told < count;) {
+    const int32_t found = find_in_block(done);
+    if (found > told) {
+      told = found;
+      publish(walked, told);
+    } else {
+      __nanosleep(100);
+    }
+  }
+}
+
+/// The warps that fetch. Barriers are those of walk().
 template <int kKey, int kParts>
 __device__ __forceinline__ void fetch_chunks(const Recurrence<bf16>& a, const DeltaParts& parts,
-                                             const WalkPlace& at, int32_t* walked,
-                                             WalkShared<kKey, kParts>& s) {
+                                             const WalkPlace& at, WalkShared<kKey, kParts>& s) {
   const int thread = static_cast<int>(threadIdx.x) - 128;
   const bf16* k = a.k.at(0, a.key_head(at.h) * kKey);
   const bf16* v = a.v.at(0, at.h * a.dim + at.slice * 16 * kParts);
@@ -257,24 +293,17 @@ __device__ __forceinline__ void fetch_chunks(const Recurrence<bf16>& a, const De
     fetch(c);
   }
   wait_for_copies<kStages - 2>();
-  __syncthreads();
+  sync_walk();
   for (int c = 0; c < at.count; ++c) {
     wait_for_copies<kStages - 3>();  // chunk c + 1 is there
-    __syncthreads();
-    if (thread == 0) {
-      publish(walked, c);
-    }
+    sync_walk();
     fetch(c + kStages - 1);
-  }
-  __syncthreads();
-  if (thread == 0) {
-    publish(walked, at.count);
   }
 }
 
 template <int kKey, int kParts>
 __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const RecurrenceKept& kept,
-                                     const DeltaParts& parts, const WalkPlace& at,
+                                     const DeltaParts& parts, const WalkPlace& at, int32_t* done,
                                      WalkShared<kKey, kParts>& s) {
   using Shared = WalkShared<kKey, kParts>;
   constexpr int kRow = Shared::kRow;
@@ -307,7 +336,7 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
     }
   };
   each([&](float& x, int64_t i) { x = continues ? slot[i] : 0.0F; });
-  __syncthreads();
+  sync_walk();
   for (int c = 0; c < at.count; ++c) {
     const auto& stage = s.stage[c % kStages];
     uint32_t keys[kKeyTiles][4];  // of the warp's tokens
@@ -345,7 +374,7 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       float* to = kept.states + (part + c * a.heads) * kKey * a.dim;
       each([&](float x, int64_t i) { to[i] = x; });
     }
-    __syncthreads();  // states are there, and the next chunk's stage
+    sync_walk();  // states are there, and the next chunk's stage
     float e[kParts][2][4];
     {
       float read[2][kParts][2][4] = {};  // two chains of products are half as long
@@ -382,6 +411,9 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       }
     }
     sync_threads(1, 128);
+    if (threadIdx.x == 0) {
+      publish_in_block(done, c);
+    }
     {
       float odd[kParts][2][4] = {};
 #pragma unroll
@@ -447,7 +479,10 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       }
     }
   }
-  __syncthreads();
+  sync_threads(1, 128);
+  if (threadIdx.x == 0) {
+    publish_in_block(done, at.count);
+  }
   if (slot != nullptr) {
     each([&](float x, int64_t i) { slot[i] = x; });
   }
@@ -551,13 +586,15 @@ constexpr size_t kWalkBytes = sizeof(WalkShared<kKey, kParts>) > 2 * sizeof(Read
                                   : 2 * sizeof(ReadShared<kKey>);
 
 template <int kKey, int kDim, int kParts>
-__global__ void __launch_bounds__(256, 1)
+__global__ void __launch_bounds__(kWalkThreads, 1)
     walk_kernel(Recurrence<bf16> a, const ChunkSpan* spans, const int32_t* first, int64_t count,
                 RecurrenceKept kept, DeltaParts parts) {
   await_inputs();
   extern __shared__ float4 shared[];
   __shared__ int32_t turn;
+  __shared__ int32_t done;
   if (threadIdx.x == 0) {
+    done = 0;
     turn = atomicAdd(parts.turn, 1);
   }
   __syncthreads();
@@ -570,11 +607,13 @@ __global__ void __launch_bounds__(256, 1)
       return;
     }
     if (threadIdx.x < 128) {
-      walk<kKey, kParts>(a, kept, parts, at, s);
-    } else {
-      fetch_chunks<kKey, kParts>(a, parts, at, parts.walked + turn, s);
+      walk<kKey, kParts>(a, kept, parts, at, &done, s);
+    } else if (threadIdx.x < 256) {
+      fetch_chunks<kKey, kParts>(a, parts, at, s);
+    } else if (threadIdx.x == 256) {
+      tell_walked(&done, at.count, parts.walked + turn);
     }
-  } else {
+  } else if (threadIdx.x < 256) {
     auto* s = reinterpret_cast<ReadShared<kKey>*>(shared);
     const int half = static_cast<int>(threadIdx.x) / 128;
     const int64_t part = 2 * (turn - walks) + half;
@@ -603,7 +642,7 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const Recurrence
   launch_ahead(on, "recurrence", prepare_kernel<kKey>, static_cast<unsigned>(count), 128,
                sizeof(PrepareShared<kKey>), a, chunks.span, chunks.first, kSlices, parts);
   launch_ahead(on, "recurrence", walk_kernel<kKey, kDim, kParts>,
-               static_cast<unsigned>(walks + ceil_div(count, 2)), 256,
+               static_cast<unsigned>(walks + ceil_div(count, 2)), kWalkThreads,
                kWalkBytes<kKey, kDim, kParts>, a, chunks.span, chunks.first, chunks.count, kept,
                parts);
 }

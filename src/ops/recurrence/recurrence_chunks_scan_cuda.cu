@@ -8,9 +8,13 @@
 //    head share, and what their gates come to: of a head's tokens these lie far apart in memory.
 // 2. scan_kernel, a block for each segment, head and 64 columns of the value, over the chunks in
 //    turn: states never leave registers, so of the large the device's memory sees v and y alone.
-//    Four warps have 16 columns each, of the state and of y; four more work ahead: they fetch into
+//    Four warps have 16 columns each, of the state and of y, and where the device can (sm_90a)
+//    multiply as a warpgroup, which reads q, k and P of shared memory once for all four, y' then
+//    being a product from the left like the state; four more work ahead: they fetch into
 //    shared memory all that a chunk takes, and make the pairs P of q k' and the decays. No warp
 //    waits for memory of the device but by a barrier, two chunks after it was asked for.
+#include <algorithm>
+
 #include "ops/recurrence/recurrence_chunks_cuda.cuh"
 
 namespace cambium::cuda {
@@ -119,34 +123,113 @@ __global__ void __launch_bounds__(128)
   }
 }
 
-template <int kKey>
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr bool kByWarpgroup = true;
+#else
+constexpr bool kByWarpgroup = false;
+#endif
+
+// --- What compute capability 9.0 has: products of a warpgroup, m64n64k16, the left operand in
+// registers, the right one in shared memory in rows of 128 bytes, whose pieces of 16 bytes are
+// swizzled by the row.
+constexpr int kSwizzledRow = 64;              // elements
+constexpr int kSwizzled = kC * kSwizzledRow;  // of 64 rows
+
+/// Of (n, k) with k together, or with kTransposed of (k, n) with n together.
+[[maybe_unused]] __device__ __forceinline__ uint64_t describe(const bf16* p) {
+  return static_cast<uint64_t>((shared_address(p) & 0x3ffffU) >> 4) | uint64_t{1024 / 16} << 16 |
+         uint64_t{1024 / 16} << 32 | uint64_t{1} << 62;
+}
+/// d, four tiles side by side, += a b.
+template <int kTransposed>
+__device__ __forceinline__ void multiply_async(float (*d)[2][4], const uint32_t (&a)[4],
+                                               uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+      "%27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, 1, 1, 1, %37;"
+      : "+f"(d[0][0][0]), "+f"(d[0][0][1]), "+f"(d[0][0][2]), "+f"(d[0][0][3]), "+f"(d[0][1][0]),
+        "+f"(d[0][1][1]), "+f"(d[0][1][2]), "+f"(d[0][1][3]), "+f"(d[1][0][0]), "+f"(d[1][0][1]),
+        "+f"(d[1][0][2]), "+f"(d[1][0][3]), "+f"(d[1][1][0]), "+f"(d[1][1][1]), "+f"(d[1][1][2]),
+        "+f"(d[1][1][3]), "+f"(d[2][0][0]), "+f"(d[2][0][1]), "+f"(d[2][0][2]), "+f"(d[2][0][3]),
+        "+f"(d[2][1][0]), "+f"(d[2][1][1]), "+f"(d[2][1][2]), "+f"(d[2][1][3]), "+f"(d[3][0][0]),
+        "+f"(d[3][0][1]), "+f"(d[3][0][2]), "+f"(d[3][0][3]), "+f"(d[3][1][0]), "+f"(d[3][1][1]),
+        "+f"(d[3][1][2]), "+f"(d[3][1][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kTransposed));
+}
+/// The compiler moves no use of the tiles across.
+template <int kTiles>
+__device__ __forceinline__ void pin(float (&x)[kTiles][2][4]) {
+#pragma unroll
+  for (int i = 0; i < 8 * kTiles; ++i) {
+    asm volatile("" : "+f"(x[i / 8][i / 4 % 2][i % 4]) : : "memory");
+  }
+}
+[[maybe_unused]] __device__ __forceinline__ void begin_products() {
+  asm volatile("wgmma.fence.sync.aligned;" : : : "memory");
+}
+[[maybe_unused]] __device__ __forceinline__ void commit_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
+}
+template <int kLeft>
+__device__ __forceinline__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(kLeft) : "memory");
+}
+/// What this thread wrote to shared memory is there for products, once others met it at a barrier.
+[[maybe_unused]] __device__ __forceinline__ void publish_to_products() {
+  asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
+}
+/// As copy_rows, to kDim / 64 parts of kSwizzled elements.
+template <int kDim>
+__device__ __forceinline__ void copy_swizzled(const bf16* from, int64_t from_stride, int rows,
+                                              int thread, bf16* to) {
+  constexpr int kPieces = kDim / 8;
+  constexpr int kStep = 128 / kPieces;
+  static_assert(kStep % 8 == 0);
+  const int first = thread / kPieces;
+  const int piece = thread % kPieces;
+  const bf16* row = from + first * from_stride + piece * 8;
+  to += piece / 8 * kSwizzled + first * kSwizzledRow + ((piece % 8) ^ (first % 8)) * 8;
+#pragma unroll
+  for (int i = 0; i < kC; i += kStep) {
+    const bool valid = first + i < rows;
+    copy_16(to + i * kSwizzledRow, valid ? row : from, valid);
+    row += kStep * from_stride;
+  }
+}
+
+template <int kKey, bool kWarpgroup>
 struct ScanShared {
   static constexpr int kRow = kKey + 8;
-  struct Stage {
-    bf16 q[kC * kRow];
-    bf16 k[kC * kRow];
+  static constexpr int kKeys = kWarpgroup ? kC * kKey : kC * kRow;
+  struct alignas(kWarpgroup ? 1024 : 16) Stage {
+    bf16 q[kKeys];
+    bf16 k[kKeys];
     bf16 v[kC * kValuePad];
   };
   Stage stage[kScanStages];
+  // Of two chunks: one is read while the next is made.
+  bf16 square[kWarpgroup ? 2 : 1][kWarpgroup ? kSwizzled : 8];  // P, zero above the diagonal
+  Tile pairs[kWarpgroup ? 1 : 2][kWarpgroup ? 1 : kPairTiles];  // or its tiles
   // Of two chunks: pairs are made of one while the next is fetched.
   float4 products[2][kPairTiles * 64];
   ScanGates gates[2];
-  // Of two chunks: one is read while the next is made.
-  Tile pairs[2][kPairTiles];
   float starts[2][kC];  // exp(G)
   float ends[2][kC];    // exp(G_last - G) w
   float decay[2];       // exp(G_last)
 };
+template <int kKey>
+constexpr size_t kScanBytes = std::max(sizeof(ScanShared<kKey, false>),
+                                       sizeof(ScanShared<kKey, true>));
 
 template <int kKey>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 1)
     scan_kernel(Recurrence<bf16> a, const int32_t* first_chunk, RecurrenceKept kept,
                 const float4* products, const ScanGates* gates) {
   await_inputs();
-  extern __shared__ float4 shared[];
-  using Shared = ScanShared<kKey>;
+  extern __shared__ __align__(1024) float4 shared[];
+  using Shared = ScanShared<kKey, kByWarpgroup>;
   Shared& s = *reinterpret_cast<Shared*>(shared);
-  constexpr int kRow = Shared::kRow;
   constexpr int kKeyTiles = kKey / 16;
   const int64_t slices = a.dim / kColumns;
   const int64_t slice = blockIdx.x % slices;
@@ -158,7 +241,8 @@ __global__ void __launch_bounds__(256)
   const int thread = static_cast<int>(threadIdx.x) % 128;
   const int warp = thread / 32;
   const int lane = thread % 32;
-  const bool scans = threadIdx.x < 128;
+  // The same for a warp, and known to be: products of a warpgroup are not to diverge.
+  const bool scans = __shfl_sync(kWholeWarp, threadIdx.x, 0) < 128;
   const int64_t first = first_chunk[segment];
   const auto count = static_cast<int>(first_chunk[segment + 1] - first);
   const int64_t begin = a.segments.begin(segment);
@@ -194,10 +278,15 @@ __global__ void __launch_bounds__(256)
       auto& stage = s.stage[c % kScanStages];
       const int64_t token = token_of(c);
       const int tokens = tokens_of(c);
-      copy_rows<kKey, 128>(a.q.at(token, key_head * kKey), a.q.rows.outer_stride, tokens, thread,
-                           stage.q);
-      copy_rows<kKey, 128>(a.k.at(token, key_head * kKey), a.k.rows.outer_stride, tokens, thread,
-                           stage.k);
+      const bf16* q = a.q.at(token, key_head * kKey);
+      const bf16* k = a.k.at(token, key_head * kKey);
+      if constexpr (kByWarpgroup) {
+        copy_swizzled<kKey>(q, a.q.rows.outer_stride, tokens, thread, stage.q);
+        copy_swizzled<kKey>(k, a.k.rows.outer_stride, tokens, thread, stage.k);
+      } else {
+        copy_rows<kKey, 128>(q, a.q.rows.outer_stride, tokens, thread, stage.q);
+        copy_rows<kKey, 128>(k, a.k.rows.outer_stride, tokens, thread, stage.k);
+      }
       copy_rows<kColumns, 128>(a.v.at(token, h * a.dim + slice * kColumns), a.v.rows.outer_stride,
                                tokens, thread, stage.v);
     }
@@ -239,9 +328,22 @@ __global__ void __launch_bounds__(256)
             p[n][e] = column + e % 2 <= 16 * i + tile_row(e) ? pair : 0.0F;
           }
         }
-        uint32_t rounded[4];
-        round_left(p, rounded);
-        store_tile(&s.pairs[buffer][tile], rounded);
+        if constexpr (kByWarpgroup) {
+#pragma unroll
+          for (int n = 0; n < 2; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; e += 2) {
+              const int of_row = 16 * i + tile_row(e);
+              bf16* to = s.square[buffer] + of_row * kSwizzledRow +
+                         ((2 * j + n) ^ (of_row % 8)) * 8 + tile_column(0, 0);
+              *reinterpret_cast<uint32_t*>(to) = pack(p[n][e], p[n][e + 1]);
+            }
+          }
+        } else {
+          uint32_t rounded[4];
+          round_left(p, rounded);
+          store_tile(&s.pairs[buffer][tile], rounded);
+        }
       }
     }
   };
@@ -266,91 +368,179 @@ __global__ void __launch_bounds__(256)
         }
       }
     }
-    float y[kRowTiles][2][4] = {};
+    float y[kRowTiles][2][4];
+    uint32_t parts[kRowTiles][4];     // of y, the lane's pairs by row, then by columns
+    if constexpr (kByWarpgroup) {     // y' (value, tokens)
+      uint32_t states[kKeyTiles][4];  // (value, key)
 #pragma unroll
-    for (int t = 0; t < kKeyTiles; ++t) {
-      uint32_t right[4];
-      round_right(state[t], right);
-#pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) {
-        uint32_t left[4];
-        load_left(stage.q + 16 * i * kRow + 16 * t, kRow, left);
-        multiply_tiles(y[i], left, right);
+      for (int t = 0; t < kKeyTiles; ++t) {
+        round_left(state[t], states[t]);
       }
-    }
-    uint32_t values[kRowTiles][4];  // (value, tokens)
+      uint32_t values[kRowTiles][4];     // (value, tokens)
+      uint32_t written[kRowTiles][4];    // the same times what is left of it at the end
+      float read[kRowTiles][2][4] = {};  // (value, tokens): of the state
 #pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
-      load_right(stage.v + 16 * j * kValuePad + 16 * warp, kValuePad, values[j]);
-    }
+      for (int j = 0; j < kRowTiles; ++j) {
+        load_right(stage.v + 16 * j * kValuePad + 16 * warp, kValuePad, values[j]);
+        float v[2][4];
+        widen_right(values[j], v);
+        left_to_right(values[j]);
 #pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
-      const float start[2] = {s.starts[buffer][16 * i + tile_row(0)],
-                              s.starts[buffer][16 * i + tile_row(2)]};
+        for (int n = 0; n < 2; ++n) {
+          float end[2];
+          load_n<2>(&s.ends[buffer][16 * j + tile_column(n, 0)], end);
 #pragma unroll
-      for (int x = 0; x < 8; ++x) {
-        y[i][x / 4][x % 4] *= start[x % 4 / 2];
+          for (int e = 0; e < 4; ++e) {
+            y[j][n][e] = skip * v[n][e];
+            v[n][e] *= end[e % 2];
+          }
+        }
+        round_left(v, written[j]);
       }
-    }
+      const float decay = s.decay[buffer];
 #pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
+      for (int t = 0; t < kKeyTiles; ++t) {
 #pragma unroll
-      for (int i = j; i < kRowTiles; ++i) {
-        uint32_t left[4];
-        load_tile(&s.pairs[buffer][pair_tile(i, j)], left);
-        multiply_tiles(y[i], left, values[j]);
-      }
-    }
-    const float decay = s.decay[buffer];
-#pragma unroll
-    for (int t = 0; t < kKeyTiles; ++t) {
-#pragma unroll
-      for (int x = 0; x < 8; ++x) {
-        state[t][x / 4][x % 4] *= decay;
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
-      float written[2][4];
-      widen_right(values[j], written);
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        float end[2];
-        load_n<2>(&s.ends[buffer][16 * j + tile_column(n, 0)], end);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          written[n][e] *= end[e % 2];
+        for (int x = 0; x < 8; ++x) {
+          state[t][x / 4][x % 4] *= decay;
         }
       }
-      uint32_t left[4];
-      round_left(written, left);
+      pin(state);
+      pin(read);
+      pin(y);
+      begin_products();
+#pragma unroll
+      for (int t = 0; t < kKeyTiles; ++t) {
+        multiply_async<0>(read, states[t], describe(stage.q + t / 4 * kSwizzled + t % 4 * 16));
+      }
+#pragma unroll
+      for (int j = 0; j < kRowTiles; ++j) {
+        multiply_async<0>(y, values[j], describe(s.square[buffer] + 16 * j));
+      }
+      commit_products();
+#pragma unroll
+      for (int j = 0; j < kRowTiles; ++j) {
+#pragma unroll
+        for (int part = 0; part < kKey / 64; ++part) {
+          multiply_async<1>(state + 4 * part, written[j],
+                            describe(stage.k + part * kSwizzled + 16 * j * kSwizzledRow));
+        }
+      }
+      commit_products();
+      wait_for_products<1>();
+      pin(read);
+      pin(y);
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          float start[2];
+          load_n<2>(&s.starts[buffer][16 * i + tile_column(n, 0)], start);
+#pragma unroll
+          for (int x = 0; x < 2; ++x) {
+            parts[i][2 * n + x] =
+                transpose_matrix(pack(fmaf(start[0], read[i][n][2 * x], y[i][n][2 * x]),
+                                      fmaf(start[1], read[i][n][2 * x + 1], y[i][n][2 * x + 1])));
+          }
+        }
+      }
+    } else {
+#pragma unroll
+      for (int x = 0; x < 8 * kRowTiles; ++x) {
+        y[x / 8][x / 4 % 2][x % 4] = 0.0F;
+      }
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
         uint32_t right[4];
-        load_right(stage.k + 16 * j * kRow + 16 * t, kRow, right);
-        multiply_tiles(state[t], left, right);
+        round_right(state[t], right);
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+          uint32_t left[4];
+          load_left(stage.q + 16 * i * Shared::kRow + 16 * t, Shared::kRow, left);
+          multiply_tiles(y[i], left, right);
+        }
+      }
+      uint32_t values[kRowTiles][4];  // (value, tokens)
+#pragma unroll
+      for (int j = 0; j < kRowTiles; ++j) {
+        load_right(stage.v + 16 * j * kValuePad + 16 * warp, kValuePad, values[j]);
+      }
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) {
+        const float start[2] = {s.starts[buffer][16 * i + tile_row(0)],
+                                s.starts[buffer][16 * i + tile_row(2)]};
+#pragma unroll
+        for (int x = 0; x < 8; ++x) {
+          y[i][x / 4][x % 4] *= start[x % 4 / 2];
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kRowTiles; ++j) {
+#pragma unroll
+        for (int i = j; i < kRowTiles; ++i) {
+          uint32_t left[4];
+          load_tile(&s.pairs[buffer][pair_tile(i, j)], left);
+          multiply_tiles(y[i], left, values[j]);
+        }
+      }
+      const float decay = s.decay[buffer];
+#pragma unroll
+      for (int t = 0; t < kKeyTiles; ++t) {
+#pragma unroll
+        for (int x = 0; x < 8; ++x) {
+          state[t][x / 4][x % 4] *= decay;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kRowTiles; ++j) {
+        float written[2][4];
+        widen_right(values[j], written);
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          float end[2];
+          load_n<2>(&s.ends[buffer][16 * j + tile_column(n, 0)], end);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            written[n][e] *= end[e % 2];
+          }
+        }
+        uint32_t left[4];
+        round_left(written, left);
+#pragma unroll
+        for (int t = 0; t < kKeyTiles; ++t) {
+          uint32_t right[4];
+          load_right(stage.k + 16 * j * Shared::kRow + 16 * t, Shared::kRow, right);
+          multiply_tiles(state[t], left, right);
+        }
+      }
+      const bf16* v = stage.v + tile_row(0) * kValuePad + 16 * warp + tile_column(0, 0);
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+        for (int x = 0; x < 4; ++x) {
+          const float* of = &y[i][x % 2][x / 2 * 2];
+          float of_v[2];
+          load_n<2>(v + (16 * i + x / 2 * 8) * kValuePad + x % 2 * 8, of_v);
+          parts[i][x] = pack(fmaf(skip, of_v[0], of[0]), fmaf(skip, of_v[1], of[1]));
+        }
       }
     }
     // Of the quads of lanes that have rows r and r + 8 of y in parts, each lane stores 16 bytes.
     const int tokens = tokens_of(c);
     const int row = tile_row(0) + lane % 4 / 2 * 8;
     bf16* to = a.y.at(token_of(c) + row, h * a.dim + value + lane % 2 * 8);
-    const bf16* v = stage.v + tile_row(0) * kValuePad + 16 * warp + tile_column(0, 0);
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
-      uint32_t part[4];
-#pragma unroll
-      for (int x = 0; x < 4; ++x) {  // the lane's pairs by row, then by columns
-        const float* of = &y[i][x % 2][x / 2 * 2];
-        float of_v[2];
-        load_n<2>(v + (16 * i + x / 2 * 8) * kValuePad + x % 2 * 8, of_v);
-        part[x] = pack(fmaf(skip, of_v[0], of[0]), fmaf(skip, of_v[1], of[1]));
-      }
-      transpose_quad(part);
+      transpose_quad(parts[i]);
       if (16 * i + row < tokens) {
-        *reinterpret_cast<uint4*>(to) = make_uint4(part[0], part[1], part[2], part[3]);
+        *reinterpret_cast<uint4*>(to) =
+            make_uint4(parts[i][0], parts[i][1], parts[i][2], parts[i][3]);
       }
       to += 16 * a.y.rows.outer_stride;
+    }
+    if constexpr (kByWarpgroup) {
+      wait_for_products<0>();
+      pin(state);
     }
   };
 
@@ -364,19 +554,33 @@ __global__ void __launch_bounds__(256)
       }
     }
   }
-  for (int c = 1 - kScanStages; c < count; ++c) {
+  if constexpr (kByWarpgroup) {
     if (!scans) {
-      wait_for_copies<1>();  // all but q, k and v of chunk c + 1
+      for (int x = thread; x < 2 * kSwizzled / 8; x += 128) {
+        reinterpret_cast<uint4*>(s.square)[x] = make_uint4(0, 0, 0, 0);
+      }
     }
-    __syncthreads();  // chunk c is there, chunk c - 1 is done with
-    if (!scans) {
+    __syncthreads();
+  }
+  if (scans) {
+    for (int c = 1 - kScanStages; c < count; ++c) {
+      __syncthreads();  // chunk c is there
+      if (c >= 0) {
+        scan(c);
+      }
+    }
+  } else {
+    for (int c = 1 - kScanStages; c < count; ++c) {
+      wait_for_copies<1>();  // all but q, k and v of chunk c + 1
+      if constexpr (kByWarpgroup) {
+        publish_to_products();
+      }
+      __syncthreads();  // chunk c - 1 is done with
       fetch_products(c + kScanStages - 1);
       fetch(c + kScanStages - 1);
       if (c + 1 >= 0 && c + 1 < count) {
         make_pairs(c + 1);
       }
-    } else if (c >= 0) {
-      scan(c);
     }
   }
   if (scans && slot != nullptr) {
@@ -399,10 +603,10 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const Recurrence
   launch_ahead(on, "recurrence", product_kernel<kKey>,
                static_cast<unsigned>(count * ceil_div(a.heads / a.key_heads, kGateHeads)), 128, 0,
                a, chunks.span, products, gates);
-  static_assert(sizeof(ScanShared<kKey>) <= kForwardShared);
+  static_assert(kScanBytes<kKey> <= kForwardShared);
   launch_ahead(on, "recurrence", scan_kernel<kKey>,
                static_cast<unsigned>(a.segments.count * a.heads * (a.dim / kColumns)), 256,
-               sizeof(ScanShared<kKey>), a, chunks.first, kept, products, gates);
+               kScanBytes<kKey>, a, chunks.first, kept, products, gates);
 }
 
 }  // namespace
