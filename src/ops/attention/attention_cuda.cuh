@@ -80,9 +80,10 @@ struct Cut {
   bool operator==(const Cut&) const = default;
 };
 
-/// Whether a segment has tiles of few_rows, outside of training.
-inline bool is_few(const AttentionShape& shape, int64_t s, int64_t few_rows) {
-  return shape.length(s) == 1 || shape.length(s) * shape.group() <= 2 * few_rows;
+/// Whether a segment has tiles of few rows, outside of training.
+inline bool is_few(const AttentionShape& shape, int64_t s) {
+  constexpr int64_t kMostRows = 32;
+  return shape.length(s) == 1 || shape.length(s) * shape.group() <= kMostRows;
 }
 
 /// A piece of work of a block that shares the keys of few rows with others: a tile, and whose

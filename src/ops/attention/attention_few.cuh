@@ -29,13 +29,14 @@ class FewRows {
   /// How many blocks take the pieces of a key-value head (Cut::blocks).
   int blocks_per_head() const { return blocks_per_head_; }
   /// Rows of a tile (Cut::few_rows).
-  int tile_rows() const { return dim_ == 256 ? 8 : kFewRows; }
+  int tile_rows() const { return tile_rows_; }
   /// With `blocks` blocks for each key-value head.
   void launch(const FewArgs<E>& args, int64_t blocks, const Launch& on) const;
 
  private:
-  int dim_;      // that heads are padded to
-  int queries_;  // rows that a product takes: 8 or 16
+  int dim_;        // that heads are padded to
+  int tile_rows_;  // 8 or 16
+  int queries_;    // rows that a product takes: 8 or 16
   int blocks_per_head_;
 };
 

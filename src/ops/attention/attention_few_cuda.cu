@@ -325,7 +325,8 @@ struct Softmax {
         grows = grows || most != largest[t][e];
         // Nothing seen yet: any finite number keeps exp2 from -inf - -inf.
         const float base = most == -INFINITY ? 0.0F : most * scale;
-        shrink[t][e] = fast_exp2(fmaf(largest[t][e], scale, -base));
+        // Exactly 1 where nothing changes: what other rows do is then of no effect.
+        shrink[t][e] = most == largest[t][e] ? 1.0F : fast_exp2(fmaf(largest[t][e], scale, -base));
         largest[t][e] = most;
         float added = 0.0F;
 #pragma unroll
@@ -614,6 +615,8 @@ const Kernel<typename F::E>& kernel_of() {
   return kernel;
 }
 
+// What suits was measured. A row tile's results are the same in all forms of a dim, so that they do
+// not depend on what else is in a batch: those of 16 queries differ in kQ alone.
 const Kernel<bf16>& find_kernel(int dim, int queries, bf16 /*type*/) {
   const bool eight = queries == 8;
   switch (dim) {
@@ -627,21 +630,17 @@ const Kernel<bf16>& find_kernel(int dim, int queries, bf16 /*type*/) {
       return eight ? kernel_of<Form<bf16, 128, 1, 4, 3, 1, 2>>()
                    : kernel_of<Form<bf16, 128, 2, 4, 3, 1, 2>>();
     default:
-      return kernel_of<Form<bf16, 256, 1, 4, 2, 1, 1>>();
+      return kernel_of<Form<bf16, 256, 1, 2, 3, 1, 2>>();
   }
 }
-const Kernel<f8e4m3>& find_kernel(int dim, int queries, f8e4m3 /*type*/) {
-  const bool eight = queries == 8;
+const Kernel<f8e4m3>& find_kernel(int dim, int /*queries*/, f8e4m3 /*type*/) {
   switch (dim) {
     case 64:
-      return eight ? kernel_of<Form<f8e4m3, 64, 1, 4, 3, 2, 3>>()
-                   : kernel_of<Form<f8e4m3, 64, 2, 4, 3, 2, 2>>();
+      return kernel_of<Form<f8e4m3, 64, 1, 4, 4, 1, 4>>();
     case 96:
-      return eight ? kernel_of<Form<f8e4m3, 96, 1, 4, 3, 2, 2>>()
-                   : kernel_of<Form<f8e4m3, 96, 2, 4, 3, 2, 2>>();
+      return kernel_of<Form<f8e4m3, 96, 1, 4, 3, 1, 4>>();
     case 128:
-      return eight ? kernel_of<Form<f8e4m3, 128, 1, 4, 2, 1, 4>>()
-                   : kernel_of<Form<f8e4m3, 128, 2, 4, 3, 2, 2>>();
+      return kernel_of<Form<f8e4m3, 128, 1, 4, 2, 1, 4>>();
     default:
       return kernel_of<Form<f8e4m3, 256, 1, 4, 3, 1, 2>>();
   }
@@ -653,10 +652,13 @@ template <class E>
 FewRows<E>::FewRows(const AttentionShape& shape) {
   const int64_t widest = std::max(shape.head_dim, shape.value_dim);
   dim_ = widest <= 64 ? 64 : widest <= 96 ? 96 : widest <= 128 ? 128 : 256;
+  // Keys of fp8 are half the bytes to read again for the next eight rows, and 16 sums of 256 dims
+  // are too many for a warp.
+  tile_rows_ = sizeof(E) == 1 || dim_ == 256 ? 8 : kFewRows;
   queries_ = 8;
-  for (int64_t s = 0; s < shape.segments; ++s) {
-    if (dim_ < 256 && is_few(shape, s, kFewRows) && shape.length(s) * shape.group() > 8) {
-      queries_ = kFewRows;
+  for (int64_t s = 0; s < shape.segments && tile_rows_ > 8; ++s) {
+    if (is_few(shape, s) && shape.length(s) * shape.group() > 8) {
+      queries_ = tile_rows_;
       break;
     }
   }

@@ -136,14 +136,15 @@ void join_pieces(Shared& all, size_t first, int64_t& partials) {
 
 /// Divides the tiles' keys, in tiles of kKeys, evenly among `blocks` blocks: block after block
 /// takes its share, and a row tile that does not end with the block goes on in the
-/// next. But a cut costs about what kKeys keys do: where the end of a row tile is as near, a block
-/// ends there.
+/// next. But a cut costs about what kKeys keys do: where the end of a row tile is as near, and
+/// shares are larger by far, a block ends there.
 Shared share_keys(const std::vector<Tile>& tiles, int64_t blocks, int64_t& partials) {
   int64_t rest = 0;
   for (const Tile& t : tiles) {
     rest += units_of(t);
   }
   const int64_t share = ceil_div(rest, blocks);
+  const int64_t slack = share >= 8 ? 1 : 0;
   Shared all;
   int64_t left = 0;  // of the share of the block in hand; 0: the next begins
   const auto done = [&] { return static_cast<int64_t>(all.first_piece.size()) - 1; };
@@ -155,7 +156,7 @@ Shared share_keys(const std::vector<Tile>& tiles, int64_t blocks, int64_t& parti
       if (left == 0) {
         left = std::max(share, ceil_div(rest, blocks_left));
       }
-      const int64_t take = end - at <= left + 1 ? end - at : left;
+      const int64_t take = end - at <= left + slack ? end - at : left;
       Piece piece{t, -1, 0, 1};
       piece.tile.first_key = std::max(t.first_key, static_cast<int32_t>(at * kKeys));
       piece.tile.end_key = static_cast<int32_t>(std::min<int64_t>(t.end_key, (at + take) * kKeys));
@@ -163,7 +164,7 @@ Shared share_keys(const std::vector<Tile>& tiles, int64_t blocks, int64_t& parti
       at += take;
       rest -= take;
       left -= take;
-      if (left <= 0 || (at == end && left == 1 && blocks_left > 1)) {
+      if (left <= 0 || (at == end && left <= slack && blocks_left > 1)) {
         all.first_piece.push_back(static_cast<int32_t>(all.pieces.size()));
         left = 0;
       }
@@ -234,7 +235,7 @@ ForwardPlan forward_plan(const AttentionShape& shape, const ForwardPlan::Key& ke
     if (rows == 0 || (cut.gathered > 0 && is_long_piece(shape, s, cut.gathered))) {
       continue;
     }
-    const bool decodes = !cut.training && is_few(shape, s, cut.few_rows);
+    const bool decodes = !cut.training && is_few(shape, s);
     const int64_t tile_rows = decodes ? cut.few_rows : cut.many_rows;
     const int64_t end = shape.first_position(s) + shape.length(s);
     const int64_t keys = end - shape.reach(shape.first_position(s));
