@@ -96,6 +96,15 @@ void recurrence_backward_walk(const Recurrence<bf16>& a, const DeviceChunks& chu
 void recurrence_backward_inside(const Recurrence<bf16>& a, const DeviceChunks& chunks,
                                 const BackwardParts& parts, const Launch& on);
 
+/// Whether it has a form of its own (recurrence_backward_scan_cuda.cu): one decay a head, no delta
+/// rule, dims of Mamba-2. Of the form in chunks it is one.
+bool recurrence_has_backward_scan(const Recurrence<bf16>& a);
+/// In how many parts (T, key heads, shares, K) that leaves the gradients by q and k where there is
+/// more than one; else `dq_parts` and `dk_parts` are null.
+int64_t recurrence_backward_shares(const Recurrence<bf16>& a, const DeviceChunks& chunks);
+void recurrence_backward_scan(const Recurrence<bf16>& a, const DeviceChunks& chunks, int64_t shares,
+                              float* dq_parts, float* dk_parts, const Launch& on);
+
 /// Calls f.operator()<K, V>() for the dims of a head.
 template <class F>
 void with_head_dims(int64_t key_dim, int64_t dim, const F& f) {
