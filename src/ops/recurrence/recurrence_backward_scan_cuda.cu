@@ -161,6 +161,7 @@ struct HeadsShared {
   float row_pairs[kC];                // sums over the pairs' q . k dP, by i
   float column_pairs[kRowTiles][kC];  // by blocks of i, and j
   float change[kRowTiles];            // exp(G_last) (S . dS), in parts
+  float by_skip[kRowTiles];           // v . dy, by blocks
 };
 
 /// The left operand X to the left operand X'.
@@ -235,6 +236,7 @@ __device__ __forceinline__ void make_pairs(int block, HeadsShared<kKey>& s) {
   }
   const float row_sums[2] = {s.sums[16 * block + tile_row(0)], s.sums[16 * block + tile_row(2)]};
   float by_row[2] = {};
+  float by_skip = 0.0F;
 #pragma unroll 1
   for (int m = 0; m <= block; ++m) {
     const int tile = pair_tile(block, m);
@@ -258,6 +260,7 @@ __device__ __forceinline__ void make_pairs(int block, HeadsShared<kKey>& s) {
                                 ? fast_exp2(row_sums[e / 2] - s.sums[column])
                                 : 0.0F;
         p[n][e] = decay * products[e];
+        by_skip += m == block && tile_column(n, e) == tile_row(e) ? x[n][e] : 0.0F;
         x[n][e] *= decay * s.weight[column];
         const float both = x[n][e] * products[e];
         by_row[e / 2] += both;
@@ -301,7 +304,9 @@ __device__ __forceinline__ void make_pairs(int block, HeadsShared<kKey>& s) {
     }
   }
   change = warp_sum(change);
+  by_skip = warp_sum(by_skip);
   if (lane == 0) {
+    s.by_skip[block] = by_skip;
     s.change[block] = change * fast_exp2(s.sums[kC - 1]);
   }
 }
@@ -311,7 +316,7 @@ template <int kKey>
 __device__ __forceinline__ void begin_values(int block, const HeadsShared<kKey>& s,
                                              float (&du)[kDimTiles][2][4]) {
   constexpr int kRow = HeadsShared<kKey>::kRow;
-#pragma unroll
+#pragma unroll 2
   for (int t = 0; t < kKey / 16; ++t) {
     uint32_t left[4];
     load_left(s.k + 16 * block * kRow + 16 * t, kRow, left);
@@ -339,18 +344,16 @@ template <int kKey>
 __device__ __forceinline__ void end_values(const Recurrence<bf16>& a, const ChunkSpan& span,
                                            int64_t h, int block, const HeadsShared<kKey>& s,
                                            float (&du)[kDimTiles][2][4]) {
+#pragma unroll 1
+  for (int m = block; m < kRowTiles; ++m) {
+    uint32_t left[4];
+    load_tile(&s.pairs[pair_tile(m, block)], left);
+    transpose_left(left);
 #pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) {
-    if (m >= block) {
-      uint32_t left[4];
-      load_tile(&s.pairs[pair_tile(m, block)], left);
-      transpose_left(left);
-#pragma unroll
-      for (int n = 0; n < kDimTiles; ++n) {
-        uint32_t right[4];
-        load_right(s.dy + 16 * m * kDimRow + 16 * n, kDimRow, right);
-        multiply_tiles(du[n], left, right);
-      }
+    for (int n = 0; n < kDimTiles; ++n) {
+      uint32_t right[4];
+      load_right(s.dy + 16 * m * kDimRow + 16 * n, kDimRow, right);
+      multiply_tiles(du[n], left, right);
     }
   }
   const float skip = a.skip.defined() ? a.skip.data[h] : 0.0F;
@@ -517,7 +520,8 @@ __device__ __forceinline__ void add_key_gradients(const View<bf16>& to, const Ch
 template <int kKey>
 __global__ void __launch_bounds__(kHeadsThreads, 2)
     heads_kernel(Recurrence<bf16> a, const ChunkSpan* spans, const float* states, const float* sums,
-                 const Tile* dstates, int64_t shares, float* dq_parts, float* dk_parts) {
+                 const Tile* dstates, int64_t shares, float* dq_parts, float* dk_parts,
+                 float* dskip) {
   extern __shared__ float4 shared[];
   auto& s = *reinterpret_cast<HeadsShared<kKey>*>(shared);
   constexpr int kRow = HeadsShared<kKey>::kRow;
@@ -585,39 +589,55 @@ __global__ void __launch_bounds__(kHeadsThreads, 2)
     }
     add_states<kKey>(s.dy, s.states, starts, s.q, block, half, s.by_query[half], dq);
     add_states<kKey>(s.v, s.dstates, ends, s.k, block, half, s.by_key[half], dk);
+#pragma unroll 1
+    for (int m = 0; m <= block; ++m) {
+      uint32_t left[4];
+      load_tile(&s.dpairs[pair_tile(block, m)], left);
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-      if (m <= block) {
-        uint32_t left[4];
-        load_tile(&s.dpairs[pair_tile(block, m)], left);
-#pragma unroll
-        for (int n = 0; n < kOwn; ++n) {
-          uint32_t right[4];
-          load_right(s.k + 16 * m * kRow + 16 * (half * kOwn + n), kRow, right);
-          multiply_tiles(dq[n], left, right);
-        }
+      for (int n = 0; n < kOwn; ++n) {
+        uint32_t right[4];
+        load_right(s.k + 16 * m * kRow + 16 * (half * kOwn + n), kRow, right);
+        multiply_tiles(dq[n], left, right);
       }
-      if (m >= block) {
-        uint32_t left[4];
-        load_tile(&s.dpairs[pair_tile(m, block)], left);
-        transpose_left(left);
+    }
+#pragma unroll 1
+    for (int m = block; m < kRowTiles; ++m) {
+      uint32_t left[4];
+      load_tile(&s.dpairs[pair_tile(m, block)], left);
+      transpose_left(left);
 #pragma unroll
-        for (int n = 0; n < kOwn; ++n) {
-          uint32_t right[4];
-          load_right(s.q + 16 * m * kRow + 16 * (half * kOwn + n), kRow, right);
-          multiply_tiles(dk[n], left, right);
-        }
+      for (int n = 0; n < kOwn; ++n) {
+        uint32_t right[4];
+        load_right(s.q + 16 * m * kRow + 16 * (half * kOwn + n), kRow, right);
+        multiply_tiles(dk[n], left, right);
       }
     }
     __syncthreads();
     if (warp == 0 && a.log_decay.grad != nullptr) {
       add_decay_gradients(a, span, h, s);
     }
+    if (thread == 32 && dskip != nullptr) {
+      dskip[part] = s.by_skip[0] + s.by_skip[1] + s.by_skip[2] + s.by_skip[3];
+    }
   }
   add_key_gradients<kKey>(a.q, span, key_head, a.key_heads, share, shares, dq_parts, block, half,
                           dq);
   add_key_gradients<kKey>(a.k, span, key_head, a.key_heads, share, shares, dk_parts, block, half,
                           dk);
+}
+
+// The gradient by skip of its parts (chunks, heads): a warp has a head.
+__global__ void __launch_bounds__(32)
+    skip_parts_kernel(const float* dskip, int64_t chunks, int64_t heads, float* grad) {
+  const int64_t h = blockIdx.x;
+  float sum = 0.0F;
+  for (int64_t chunk = threadIdx.x; chunk < chunks; chunk += 32) {
+    sum += dskip[chunk * heads + h];
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x == 0) {
+    grad[h] += sum;
+  }
 }
 
 }  // namespace
@@ -637,6 +657,7 @@ void recurrence_backward_scan(const Recurrence<bf16>& a, const DeviceChunks& chu
   const int64_t count = chunks.count * a.heads;
   auto* sums = scratch<float>(on, count * kC);
   auto* dstates = scratch<Tile>(on, count * (a.key_dim / 16) * kDimTiles);
+  auto* dskip = a.skip.grad != nullptr ? scratch<float>(on, count) : nullptr;
   const RecurrenceKept kept = recurrence_kept(a, chunks.count);
   launch(on, kName, sums_kernel, static_cast<unsigned>(ceil_div(count, 8)), 256, 0, a, chunks.span,
          count, sums);
@@ -649,9 +670,13 @@ void recurrence_backward_scan(const Recurrence<bf16>& a, const DeviceChunks& chu
            kChainThreads, kChainShared, a, chunks.span, chunks.first, sums, dstates);
     launch(on, kName, heads_kernel<kKey>,
            static_cast<unsigned>(chunks.count * a.key_heads * shares), kHeadsThreads, kHeadsShared,
-           a, chunks.span, kept.states, sums, dstates, shares, dq_parts, dk_parts);
+           a, chunks.span, kept.states, sums, dstates, shares, dq_parts, dk_parts, dskip);
   };
   a.key_dim == 64 ? with_key.template operator()<64>() : with_key.template operator()<128>();
+  if (dskip != nullptr) {
+    launch(on, kName, skip_parts_kernel, static_cast<unsigned>(a.heads), 32, 0, dskip, chunks.count,
+           a.heads, a.skip.grad);
+  }
 }
 
 }  // namespace cambium::cuda
