@@ -22,6 +22,7 @@ constexpr int kDim = 64;
 constexpr int kDimTiles = kDim / 16;
 constexpr int kDimRow = kDim + 8;
 constexpr int64_t kBlocksWanted = 6 * 132;  // three rounds of two on each multiprocessor of an H100
+constexpr int64_t kHeadsWanted = 3;         // of a block: for fewer q and k are not worth reading
 
 // --- G of all chunks and heads, in units of log 2: (chunks, heads, 64). A warp has a chunk and
 // head.
@@ -648,8 +649,8 @@ bool recurrence_has_backward_scan(const Recurrence<bf16>& a) {
 
 int64_t recurrence_backward_shares(const Recurrence<bf16>& a, const DeviceChunks& chunks) {
   const int64_t wanted = ceil_div(kBlocksWanted, chunks.count * a.key_heads);
-  const int64_t group = a.heads / a.key_heads;
-  return wanted < group ? wanted : group;
+  const int64_t most = ceil_div(a.heads / a.key_heads, kHeadsWanted);
+  return wanted < most ? wanted : most;
 }
 
 void recurrence_backward_scan(const Recurrence<bf16>& a, const DeviceChunks& chunks, int64_t shares,
