@@ -1,9 +1,9 @@
 // Attention on CUDA: rows into pages, softmax over tiles of keys with a running maximum in fp32
 // (Milakov & Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135), and the sum of
 // split keys (Flash-Decoding). The kernel here serves every type and dim; bf16 of the dims that
-// suit goes to tensor cores (attention_mma_cuda.cu), and where there is cuDNN, long sequences
-// without pages (attention_cudnn_cuda.cu) and long pieces of prompts over pages
-// (attention_prefill_cuda.cu) go to it.
+// suit goes to tensor cores (attention_mma_cuda.cu; decode: attention_few_cuda.cu), and where there
+// is cuDNN, long sequences without pages (attention_cudnn_cuda.cu) and long pieces of prompts over
+// pages (attention_prefill_cuda.cu) go to it.
 #include "ops/attention/attention_cuda.cuh"
 #include "ops/attention/attention_cudnn.h"
 

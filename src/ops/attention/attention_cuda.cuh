@@ -80,6 +80,12 @@ struct Cut {
   bool operator==(const Cut&) const = default;
 };
 
+/// Whether a segment has tiles of few rows, outside of training.
+inline bool is_few(const AttentionShape& shape, int64_t s) {
+  constexpr int64_t kMostRows = 32;
+  return shape.length(s) == 1 || shape.length(s) * shape.group() <= kMostRows;
+}
+
 /// A piece of work of a block that shares the keys of few rows with others: a tile, and whose
 /// partial results it adds up if it is the last of its parts to be done.
 struct Piece {

@@ -119,7 +119,8 @@ TEST(AttentionPagesF8, OnCuda) {
   }
   for (const auto& [heads, kv_heads, dim] :
        {std::tuple{2, 1, 16}, std::tuple{4, 2, 64}, std::tuple{6, 3, 96}, std::tuple{3, 3, 80},
-        std::tuple{7, 1, 128}, std::tuple{2, 2, 256}, std::tuple{2, 1, 20}}) {
+        std::tuple{7, 1, 128}, std::tuple{12, 1, 64}, std::tuple{2, 2, 256},
+        std::tuple{2, 1, 20}}) {
     SCOPED_TRACE(dim);
     const Codes codes(150, heads, kv_heads, dim);
     const auto expected = codes.expected();
@@ -132,6 +133,27 @@ TEST(AttentionPagesF8, OnCuda) {
     const Codes one(1, heads, kv_heads, dim);
     for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
       EXPECT_EQ(one.run(Device::kCuda, type), one.run({}, Dtype::kF32)) << dtype_name(type);
+    }
+  }
+}
+
+// Queries beyond the range of f16, over keys that are as much smaller.
+TEST(AttentionPagesF8, LargeQueriesOnCuda) {
+  if (!on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  const Codes codes(90, 4, 2, 64);
+  for (const int power : {18, 40}) {
+    SCOPED_TRACE(power);
+    Codes moved = codes;
+    for (double& x : moved.q) {
+      x = std::ldexp(x, power);
+    }
+    for (double& x : moved.k) {
+      x = std::ldexp(x, -power);
+    }
+    for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+      EXPECT_EQ(moved.run(Device::kCuda, type), codes.run(Device::kCuda, type)) << dtype_name(type);
     }
   }
 }

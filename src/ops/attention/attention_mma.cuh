@@ -12,6 +12,21 @@ constexpr int shared_row(int dim) {
   return dim + 8;
 }
 
+/// Keys and values as kernels read them: in bf16, or in fp8 with scales.
+template <class E>
+struct Stored {
+  using Rows = View<bf16>;
+};
+template <>
+struct Stored<f8e4m3> {
+  using Rows = ScaledRows;
+};
+
+/// What scores are times before powers of two are taken; not 0, which times -inf would be NaN.
+__device__ __forceinline__ float positive_scale(const Layout& layout) {
+  return fmaxf(fabsf(layout.scale) * kLog2E, 1e-30F);
+}
+
 /// What a block computes.
 struct Block {
   int segment;

@@ -1,31 +1,14 @@
 // Attention forward in bf16 on tensor cores. Scores and sums are fp32, probabilities are rounded to
-// bf16 for their product with the values. Two kernels over the same tiles:
-//
-// Many rows (training, prefill): each warp has rows of its own and goes through every tile of keys;
-// values of a tile arrive while its scores are computed, keys of the next while its values are
-// added.
-// Few rows (decode): bound by reading keys and values, once for all heads of a group. Warps divide
-// the keys of each tile, several tiles are under way, and the warps' results are added at the end
-// in the order of the warps. As many blocks as the device holds share all keys evenly, so that none
-// is left to run alone (batch-invariant: parts of fixed keys, dealt to them); whoever is done last
-// with a row tile adds up its parts, in their order.
-//
-// Pages in fp8 are widened to bf16 on the way: by many rows as they come to shared memory, by few
-// rows as they leave it, so that half the bytes are under way.
+// bf16 for their product with the values. Segments of few rows (decode) have a kernel of their own
+// (attention_few_cuda.cu). In that of many rows (training, prefill) each warp has rows of its own
+// and goes through every tile of keys; values of a tile arrive while its scores are computed, keys
+// of the next while its values are added. Pages in fp8 are widened to bf16 as they come to shared
+// memory.
 #include "ops/attention/attention_f8.cuh"
+#include "ops/attention/attention_few.cuh"
 
 namespace cambium::cuda::attention {
 namespace {
-
-/// Keys and values as kernels read them: in bf16, or in fp8 with scales.
-template <class E>
-struct Stored {
-  using Rows = View<bf16>;
-};
-template <>
-struct Stored<f8e4m3> {
-  using Rows = ScaledRows;
-};
 
 /// E: of the keys and values.
 template <class E>
@@ -38,9 +21,6 @@ struct Args {
   float* largest;
   float* inverse_sum;
   Partials partials;
-  const Piece* pieces;  // of few rows
-  const int32_t* first_piece;
-  unsigned* done;
 };
 
 /// The running softmax of a warp's kM x 16 rows: number m 2 + half is of row 16 m + 8 half + l / 4.
@@ -120,11 +100,6 @@ __device__ __forceinline__ void negate(float (&s)[kM][kN][4]) {
       }
     }
   }
-}
-
-/// The scale of Softmax::add_scores; not 0, which times -inf would be NaN.
-__device__ __forceinline__ float positive_scale(const Layout& layout) {
-  return fmaxf(fabsf(layout.scale) * kLog2E, 1e-30F);
 }
 
 /// The row of position p, or -1 where the tile does not read it.
@@ -242,380 +217,30 @@ __global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(co
   }
 }
 
-constexpr int kFewRows = 16;
-
-/// The rows of a tile from its partial results, added in the order of the parts.
-template <int kThreads, class E>
-__device__ void add_parts(const Args<E>& a, const Piece& piece, int kv_head, int start, int rows) {
-  const int value_dim = a.layout.value_dim;
-  const int64_t step = int64_t{a.layout.kv_heads} * kFewRows;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int r = warp; r < kFewRows; r += kThreads / 32) {
-    const int row = piece.tile.first_row + r;
-    if (row >= rows) {
-      break;
-    }
-    const int64_t first =
-        (int64_t{piece.first_partial} * a.layout.kv_heads + kv_head) * kFewRows + r;
-    float largest = -INFINITY;
-    for (int i = lane; i < piece.count; i += 32) {
-      largest = fmaxf(largest, __ldcg(a.partials.largest + first + i * step));
-    }
-    largest = warp_max(largest);
-    bf16* out =
-        a.y.row(start + row / a.layout.group, kv_head * a.layout.group + row % a.layout.group);
-    for (int first_dim = 0; first_dim < value_dim; first_dim += 128) {
-      // Lane i has the factor of part i of 32, and four numbers of the row.
-      const int d = first_dim + 4 * lane;
-      float sum = 0.0F;
-      float4 total = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-      for (int base = 0; base < piece.count; base += 32) {
-        const int count = min(32, piece.count - base);
-        float factor = 0.0F;
-        if (lane < count) {
-          const int64_t at = first + (base + lane) * step;
-          factor = fast_exp2(__ldcg(a.partials.largest + at) - largest);
-          sum = fmaf(__ldcg(a.partials.sum + at), factor, sum);
-        }
-#pragma unroll 8
-        for (int i = 0; i < count; ++i) {
-          const float f = __shfl_sync(0xffffffffU, factor, i);
-          if (d < value_dim) {
-            const float4 y = __ldcg(reinterpret_cast<const float4*>(
-                a.partials.y + (first + (base + i) * step) * value_dim + d));
-            total.x = fmaf(y.x, f, total.x);
-            total.y = fmaf(y.y, f, total.y);
-            total.z = fmaf(y.z, f, total.z);
-            total.w = fmaf(y.w, f, total.w);
-          }
-        }
-      }
-      const float inverse = 1.0F / warp_sum(sum);
-      if (d < value_dim) {
-        *reinterpret_cast<uint2*>(out + d) = make_uint2(pack(total.x * inverse, total.y * inverse),
-                                                        pack(total.z * inverse, total.w * inverse));
-      }
-    }
-  }
-}
-
-/// Numbers from row to row of keys and values in shared memory.
-template <class E>
-constexpr int stored_row(int dim) {
-  return sizeof(E) == 1 ? shared_row_f8(dim) : shared_row(dim);
-}
-
-template <int kDim, int kThreads>
-__device__ __forceinline__ void copy_stored(const View<bf16>& from, int dim, int kv_head,
-                                            const int64_t* key_rows, int keys, bf16* to) {
-  copy_keys<kDim, kThreads>(from, dim, kv_head, key_rows, keys, to);
-}
-template <int kDim, int kThreads>
-__device__ __forceinline__ void copy_stored(const ScaledRows& from, int dim, int kv_head,
-                                            const int64_t* key_rows, int keys, f8e4m3* to) {
-  copy_codes<kDim, kThreads>(from.rows, dim, kv_head, key_rows, keys, to);
-}
-
-/// The products of 16 queries with the 16 keys of a warp in a tile. For those of fp8 the queries
-/// are kept in registers, and each lane reads the scale of one key or value of the tiles to come.
-template <int kDim, class E>
-struct Products;
-
-template <int kDim>
-struct Products<kDim, bf16> {
-  const bf16* q;
-
-  __device__ __forceinline__ void start(const Args<bf16>& /*a*/, int /*kv_head*/,
-                                        const bf16* queries, const int64_t* /*rows*/,
-                                        const int64_t* /*next_rows*/) {
-    q = queries;
-  }
-  __device__ __forceinline__ void begin_tile(const Args<bf16>& /*a*/, int /*kv_head*/,
-                                             const int64_t* /*rows_after_next*/) {}
-  __device__ __forceinline__ void scores(const bf16* keys, float (&s)[1][2][4]) const {
-    scores_of<kDim>(q, keys, s);
-  }
-  __device__ __forceinline__ void add(const float (&p)[1][2][4], const bf16* values,
-                                      float (&y)[1][kDim / 8][4]) const {
-    add_values<kDim>(p, values, y);
-  }
-};
-
-template <int kDim>
-struct Products<kDim, f8e4m3> {
-  Queries<kDim> q;
-  bf16 next, after_next;  // scales
-  Factors factors;        // of the tile in hand
-
-  /// rows, next_rows: of the warp's keys in the first two tiles.
-  __device__ __forceinline__ void start(const Args<f8e4m3>& a, int kv_head, const bf16* queries,
-                                        const int64_t* rows, const int64_t* next_rows) {
-    q.load(queries);
-    next = scale(a, kv_head, rows);
-    after_next = scale(a, kv_head, next_rows);
-  }
-  __device__ __forceinline__ void begin_tile(const Args<f8e4m3>& a, int kv_head,
-                                             const int64_t* rows_after_next) {
-    factors.set(factor_of(next));
-    next = after_next;
-    after_next = scale(a, kv_head, rows_after_next);
-  }
-  /// Of key l of the rows in lane l < 16, of value l in lane 16 + l; of one that is not there, any.
-  __device__ __forceinline__ static bf16 scale(const Args<f8e4m3>& a, int kv_head,
-                                               const int64_t* rows) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int64_t row = rows[lane % 16];
-    return row < 0 ? bf16{0} : *(lane < 16 ? a.k : a.v).scale(row, kv_head);
-  }
-  __device__ __forceinline__ void scores(const f8e4m3* keys, float (&s)[1][2][4]) const {
-    scores_of<kDim>(q, keys, factors, s);
-  }
-  __device__ __forceinline__ void add(const float (&p)[1][2][4], const f8e4m3* values,
-                                      float (&y)[1][kDim / 8][4]) const {
-    add_values<kDim>(p, values, factors, y);
-  }
-};
-
-/// Columns of the sums of one row to where they belong: numbers 2 e and 2 e + 1 of y[0][n].
-template <int kDim>
-__device__ __forceinline__ void store_sums(const float (&y)[1][kDim / 8][4], int half, float* to,
-                                           bf16 /*type*/) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-  for (int n = 0; n < kDim / 8; ++n) {
-    *reinterpret_cast<float2*>(to + n * 8 + lane % 4 * 2) =
-        make_float2(y[0][n][half * 2], y[0][n][half * 2 + 1]);
-  }
-}
-template <int kDim>
-__device__ __forceinline__ void store_sums(const float (&y)[1][kDim / 8][4], int half, float* to,
-                                           f8e4m3 /*type*/) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-  for (int k = 0; k < kDim / 32; ++k) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int i = half * 2 + e;
-      *reinterpret_cast<float4*>(to + 32 * k + 4 * (lane % 4 * 2 + e)) =
-          make_float4(y[0][4 * k][i], y[0][4 * k + 1][i], y[0][4 * k + 2][i], y[0][4 * k + 3][i]);
-    }
-  }
-}
-
-/// Shared memory: q (16, row), kStages times keys and values (kWarps 16, row) each, the rows of as
-/// many tiles of keys. At the end the warps' sums (kWarps, 16, kDim + 4) lie over keys and values.
-template <int kDim, int kWarps, int kStages, class E>
-__device__ void few_rows_piece(const Args<E>& a, const Piece& piece, int kv_head, bf16* shared) {
-  constexpr int kThreads = kWarps * 32;
-  constexpr int kTileKeys = kWarps * 16;
-  constexpr int kTileSize = kTileKeys * stored_row<E>(kDim);
-  constexpr int kSumRow = kDim + 4;
-  bf16* q = shared;
-  auto* tiles = reinterpret_cast<E*>(q + kFewRows * shared_row(kDim));
-  auto* key_rows = reinterpret_cast<int64_t*>(tiles + kStages * 2 * kTileSize);
-  __shared__ int positions[kFewRows];
-  __shared__ float warp_largest[kWarps][kFewRows];
-  __shared__ float warp_sum[kWarps][kFewRows];
-  __shared__ bool last;
-  static_assert(kWarps * kFewRows * kSumRow * sizeof(float) <= kStages * 2 * kTileSize * sizeof(E));
-  static_assert(kStages >= 3);  // tiles whose rows are known when one begins
-  const Block b = block_of(a.layout, piece.tile, kv_head);
-  const Tile& tile = b.tile;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int lane = thread % 32;
-  const int warp = thread / 32;
-  const int begin = tile.first_key / kTileKeys * kTileKeys;
-  const int count = (tile.end_key - begin + kTileKeys - 1) / kTileKeys;
-  const auto copy_tile = [&](int i) {
-    if (i < count) {
-      E* to = tiles + i % kStages * 2 * kTileSize;
-      const int64_t* rows = key_rows + i % kStages * kTileKeys;
-      copy_stored<kDim, kThreads>(a.k, a.layout.head_dim, b.kv_head, rows, kTileKeys, to);
-      copy_stored<kDim, kThreads>(a.v, a.layout.value_dim, b.kv_head, rows, kTileKeys,
-                                  to + kTileSize);
-    }
-    commit_copies();
-  };
-  find_positions(a.layout, b, kFewRows, positions);
-  for (int i = thread; i < kStages * kTileKeys; i += kThreads) {
-    key_rows[i] = find_key(a.layout, b, begin + i);
-  }
-  __syncthreads();
-  copy_queries<kDim, kThreads>(a.layout, b, tile.first_row, b.rows, kFewRows, a.q.data, a.q.rows,
-                               a.layout.head_dim, q);
-#pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) {
-    copy_tile(i);
-  }
-  const int sure_end = min(b.first_position + tile.first_row / a.layout.group + 1, tile.end_key);
-  const int last_row = min(tile.first_row + kFewRows, b.rows) - 1;
-  const int sure_first =
-      max(a.layout.reach(b.first_position + last_row / a.layout.group), tile.first_key);
-  const float scale = positive_scale(a.layout);
-  Softmax<kDim, 1> state;
-  state.start();
-  if constexpr (sizeof(E) == 1) {
-    wait_for_copies<kStages - 2>();
-    __syncthreads();  // the queries are here
-  }
-  Products<kDim, E> products;
-  products.start(a, kv_head, q, key_rows + warp * 16, key_rows + kTileKeys + warp * 16);
-  for (int i = 0; i < count; ++i) {
-    wait_for_copies<kStages - 2>();
-    __syncthreads();  // tile i is here, tile i - 1 has been read
-    copy_tile(i + kStages - 1);
-    products.begin_tile(a, kv_head, key_rows + (i + 2) % kStages * kTileKeys + warp * 16);
-    const int first = begin + i * kTileKeys;
-    // Looked up here and put in its place after the products, when it has arrived.
-    const int64_t next_row = find_key(a.layout, b, first + kStages * kTileKeys + thread);
-    const E* keys = tiles + i % kStages * 2 * kTileSize + warp * 16 * stored_row<E>(kDim);
-    float s[1][2][4] = {};
-    products.scores(keys, s);
-    if (a.layout.scale < 0.0F) {
-      negate(s);
-    }
-    if (first < sure_first || first + kTileKeys > sure_end) {
-      mask(a.layout, tile, positions, first + warp * 16, s);
-    }
-    state.add_scores(scale, s);
-    products.add(s, keys + kTileSize, state.y);
-    if (thread < kTileKeys) {
-      key_rows[i % kStages * kTileKeys + thread] = next_row;
-    }
-  }
-  state.finish();
-  wait_for_copies<0>();
-  __syncthreads();  // keys and values are no longer read
-  auto* sums = reinterpret_cast<float*>(tiles);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int r = i * 8 + lane / 4;
-    store_sums<kDim>(state.y, i, sums + (warp * kFewRows + r) * kSumRow, E{});
-    if (lane % 4 == 0) {
-      warp_largest[warp][r] = state.largest[i] == -INFINITY ? -INFINITY : state.largest[i] * scale;
-      warp_sum[warp][r] = state.sum[i];
-    }
-  }
-  __syncthreads();
-  const int value_dim = a.layout.value_dim;
-  for (int r = warp; r < kFewRows; r += kWarps) {
-    const int row = tile.first_row + r;
-    if (row >= b.rows) {
-      break;
-    }
-    float largest = -INFINITY;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      largest = fmaxf(largest, warp_largest[w][r]);
-    }
-    const float base = largest == -INFINITY ? 0.0F : largest;
-    float factor[kWarps];
-    float sum = 0.0F;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      factor[w] = fast_exp2(warp_largest[w][r] - base);
-      sum = fmaf(warp_sum[w][r], factor[w], sum);
-    }
-    const int64_t at = (int64_t{tile.partial} * a.layout.kv_heads + b.kv_head) * kFewRows + r;
-    bf16* out =
-        a.y.row(b.start + row / a.layout.group, b.kv_head * a.layout.group + row % a.layout.group);
-    for (int d = lane; d < value_dim; d += 32) {
-      float total = 0.0F;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        total = fmaf(sums[(w * kFewRows + r) * kSumRow + d], factor[w], total);
-      }
-      if (tile.partial >= 0) {
-        a.partials.y[at * value_dim + d] = total;
-      } else {
-        store(out + d, total / sum);
-      }
-    }
-    if (tile.partial >= 0 && lane == 0) {
-      a.partials.largest[at] = largest;
-      a.partials.sum[at] = sum;
-    }
-  }
-  if (piece.parts < 0) {
-    return;
-  }
-  __threadfence();
-  __syncthreads();
-  if (thread == 0) {
-    // Counts the parts that are done and starts from zero again after the last.
-    const auto parts = static_cast<unsigned>(piece.count);
-    last = atomicInc(a.done + int64_t{piece.parts} * a.layout.kv_heads + kv_head, parts - 1) ==
-           parts - 1;
-  }
-  __syncthreads();
-  if (last) {
-    __threadfence();
-    add_parts<kThreads>(a, piece, kv_head, b.start, b.rows);
-  }
-}
-
-/// Block b of each key-value head takes the pieces of block b.
-template <int kDim, int kWarps, int kStages, class E>
-__global__ void __launch_bounds__(kWarps * 32) few_rows(const Args<E> a) {
-  extern __shared__ __align__(16) bf16 shared[];
-  const int kv_head = static_cast<int>(blockIdx.x % a.layout.kv_heads);
-  const int block = static_cast<int>(blockIdx.x / a.layout.kv_heads);
-  await_inputs();
-  const int end = a.first_piece[block + 1];
-  for (int i = a.first_piece[block]; i < end; ++i) {
-    __syncthreads();  // shared memory is done with the piece before
-    few_rows_piece<kDim, kWarps, kStages>(a, a.pieces[i], kv_head, shared);
-  }
-}
-
 constexpr int kManyRows = 128;
 
 template <int kDim, class E>
 void launch_forward(const Attention<bf16>& a, const typename Stored<E>::Rows& k,
                     const typename Stored<E>::Rows& v, int64_t gathered, const Launch& on) {
   constexpr int kManyWarps = kDim <= 128 ? 4 : 8;
-  constexpr int kFewWarps = kDim <= 128 ? 4 : 2;
-  constexpr int kStages = kDim <= 64 ? 4 : 3;
-  constexpr int kFewKeys = kFewWarps * 16;
   constexpr size_t kManyShared =
       (kManyRows + 2 * kKeys) * shared_row(kDim) * sizeof(bf16) + 2 * kKeys * sizeof(int64_t);
-  constexpr size_t kFewShared = kFewRows * shared_row(kDim) * sizeof(bf16) +
-                                kStages * 2 * kFewKeys * stored_row<E>(kDim) * sizeof(E) +
-                                kStages * kFewKeys * sizeof(int64_t);
   const DeviceLayout device = layout_of(a.shape, on);
-  const auto few_kernel = few_rows<kDim, kFewWarps, kStages, E>;
-  static const auto resident =
-      static_cast<int64_t>(resident_blocks(few_kernel, kFewWarps * 32, kFewShared));
-  const TileLists lists =
-      forward_tiles(a.shape,
-                    {kManyRows, kFewRows, a.largest != nullptr,
-                     static_cast<int>(std::max<int64_t>(resident / a.shape.kv_heads, 1)), gathered,
-                     on.batch_invariant},
-                    on);
+  const FewRows<E> few(a.shape);
+  const TileLists lists = forward_tiles(a.shape,
+                                        {kManyRows, few.tile_rows(), a.largest != nullptr,
+                                         few.blocks_per_head(), gathered, on.batch_invariant},
+                                        on);
   const Partials many = make_partials(lists.many_partials, kManyRows, a.shape, on);
-  const Partials few = make_partials(lists.few_partials, kFewRows, a.shape, on);
-  Args<E> args = {device.layout,
-                  lists.many.items,
-                  a.q,
-                  k,
-                  v,
-                  a.y,
-                  a.largest,
-                  a.inverse_sum,
-                  many,
-                  lists.pieces.items,
-                  lists.first_piece.items,
-                  lists.done};
-  const auto blocks = [&](const List<Tile>& list) {
-    return dim3(static_cast<unsigned>(list.count * a.shape.kv_heads));
-  };
+  const Args<E> args = {device.layout, lists.many.items, a.q,           k,   v,
+                        a.y,           a.largest,        a.inverse_sum, many};
   launch(on, "attention", many_rows<kDim, kManyWarps, kManyRows / 16 / kManyWarps, E>,
-         blocks(lists.many), dim3(kManyWarps * 32), kManyShared, args);
-  args.partials = few;
-  launch_ahead(on, "attention", few_kernel,
-               dim3(static_cast<unsigned>((lists.first_piece.count - 1) * a.shape.kv_heads)),
-               dim3(kFewWarps * 32), kFewShared, args);
+         dim3(static_cast<unsigned>(lists.many.count * a.shape.kv_heads)), dim3(kManyWarps * 32),
+         kManyShared, args);
+  few.launch(
+      {device.layout, a.q, k, v, a.y, make_partials(lists.few_partials, kFewRows, a.shape, on),
+       lists.pieces.items, lists.first_piece.items, lists.done},
+      lists.first_piece.count - 1, on);
   combine(a, device.layout, lists.many_parts, kManyRows, lists.many_parts_rows, many, on);
 }
 
@@ -637,7 +262,10 @@ void forward_by_dim(const Attention<bf16>& a, const typename Stored<E>::Rows& k,
 }  // namespace
 
 bool forward_on_tensor_cores(const Attention<bf16>& a, int64_t gathered, const Launch& on) {
-  if (!aligned(a.q, 16) || !aligned(a.k, 16) || !aligned(a.v, 16)) {
+  const auto rows = [](const auto& x) { return x.rows.outer; };
+  const int64_t most =
+      std::max({rows(a.k), rows(a.v), rows(a.scaled_k.rows), rows(a.scaled_v.rows)});
+  if (most > INT32_MAX || !aligned(a.q, 16) || !aligned(a.k, 16) || !aligned(a.v, 16)) {
     return false;
   }
   if (!a.scaled_k.defined()) {

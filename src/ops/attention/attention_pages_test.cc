@@ -391,6 +391,25 @@ TEST(AttentionPagesBatch, OnCuda) {
   }
 }
 
+// So many heads that a block takes several sequences, and some of the last one's keys.
+TEST(AttentionPagesBatch, BlocksOfManySequencesOnCuda) {
+  if (!on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  for (const Dtype pages : {Dtype::kBF16, Dtype::kF8E4M3}) {
+    SCOPED_TRACE(dtype_name(pages));
+    Cached cached({330, 150, 150, 16, 16, 0, 16, pages}, 3, 5, Device::kCuda, Dtype::kBF16);
+    const double tolerance = tolerance_of(Dtype::kBF16);
+    cached.poison();
+    EXPECT_LE(cached.run({{0, 0, 329}, {1, 0, 317}, {2, 0, 200}}), tolerance);
+    const std::vector<Cached::Piece> step = {{0, 329, 1}, {1, 317, 1}, {2, 200, 1}};
+    EXPECT_LE(cached.run(step), tolerance);
+    const auto first = cached.last();
+    EXPECT_LE(cached.run(step), tolerance);
+    EXPECT_EQ(cached.last(), first) << "two runs differ";
+  }
+}
+
 #if CAMBIUM_CUDA
 using cuda::attention::allow_cudnn;
 using cuda::attention::cudnn_calls;

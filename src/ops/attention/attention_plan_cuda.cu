@@ -135,35 +135,43 @@ void join_pieces(Shared& all, size_t first, int64_t& partials) {
 }
 
 /// Divides the tiles' keys, in tiles of kKeys, evenly among `blocks` blocks: block after block
-/// takes its share, and a row tile that does not end with the block goes on in the next.
+/// takes its share, and a row tile that does not end with the block goes on in the
+/// next. But a cut costs about what kKeys keys do: where the end of a row tile is as near, and
+/// shares are larger by far, a block ends there.
 Shared share_keys(const std::vector<Tile>& tiles, int64_t blocks, int64_t& partials) {
-  int64_t total = 0;
+  int64_t rest = 0;
   for (const Tile& t : tiles) {
-    total += units_of(t);
+    rest += units_of(t);
   }
-  const int64_t share = std::max<int64_t>(ceil_div(total, blocks), 1);
+  const int64_t share = ceil_div(rest, blocks);
+  const int64_t slack = share >= 8 ? 1 : 0;
   Shared all;
-  int64_t left = share;  // of the block in hand
+  int64_t left = 0;  // of the share of the block in hand; 0: the next begins
+  const auto done = [&] { return static_cast<int64_t>(all.first_piece.size()) - 1; };
   for (const Tile& t : tiles) {
-    const int64_t begin = t.first_key / kKeys;
-    const int64_t end = begin + units_of(t);
+    const int64_t end = t.first_key / kKeys + units_of(t);
     const size_t first = all.pieces.size();
-    for (int64_t at = begin; at < end;) {
-      const int64_t take = std::min(left, end - at);
+    for (int64_t at = t.first_key / kKeys; at < end;) {
+      const int64_t blocks_left = blocks - done();
+      if (left == 0) {
+        left = std::max(share, ceil_div(rest, blocks_left));
+      }
+      const int64_t take = end - at <= left + slack ? end - at : left;
       Piece piece{t, -1, 0, 1};
       piece.tile.first_key = std::max(t.first_key, static_cast<int32_t>(at * kKeys));
       piece.tile.end_key = static_cast<int32_t>(std::min<int64_t>(t.end_key, (at + take) * kKeys));
       all.pieces.push_back(piece);
       at += take;
+      rest -= take;
       left -= take;
-      if (left == 0) {
+      if (left <= 0 || (at == end && left <= slack && blocks_left > 1)) {
         all.first_piece.push_back(static_cast<int32_t>(all.pieces.size()));
-        left = share;
+        left = 0;
       }
     }
     join_pieces(all, first, partials);
   }
-  if (left != share) {
+  if (left > 0) {
     all.first_piece.push_back(static_cast<int32_t>(all.pieces.size()));
   }
   return all;
@@ -227,7 +235,7 @@ ForwardPlan forward_plan(const AttentionShape& shape, const ForwardPlan::Key& ke
     if (rows == 0 || (cut.gathered > 0 && is_long_piece(shape, s, cut.gathered))) {
       continue;
     }
-    const bool decodes = !cut.training && (shape.length(s) == 1 || rows <= 2 * cut.few_rows);
+    const bool decodes = !cut.training && is_few(shape, s);
     const int64_t tile_rows = decodes ? cut.few_rows : cut.many_rows;
     const int64_t end = shape.first_position(s) + shape.length(s);
     const int64_t keys = end - shape.reach(shape.first_position(s));

@@ -1,0 +1,680 @@
+// Attention forward of few rows (decode) in bf16 on tensor cores: bound by reading keys and values,
+// once for all heads of a group. As many blocks as the device holds share all keys evenly, so that
+// none is left to run alone (batch-invariant: parts of fixed keys, dealt to them). A block takes
+// pieces of row tiles one after the other; its warps divide the keys of a piece by chunks of a few
+// keys, and each has a ring of chunks of its own in shared memory: warps wait for each other only
+// where their results are added, in their order, at the end of a piece. The ring goes on across
+// pieces: while one is finished the keys of the next are on their way. Whoever is done last with a
+// row tile adds up its parts, in their order.
+#include <algorithm>
+
+#include "ops/attention/attention_few_products.cuh"
+
+namespace cambium::cuda::attention {
+namespace {
+
+/// How a block is made: its warps, the chunks of a ring, kG x 16 keys of a chunk, and the blocks
+/// that a multiprocessor is to hold. Q x 8: the queries of a tile.
+template <class Element, int kDimOf, int kQOf, int kWarpsOf, int kStagesOf, int kGOf, int kBlocksOf>
+struct Form {
+  using E = Element;
+  static constexpr int kDim = kDimOf;
+  static constexpr int kQ = kQOf;
+  static constexpr int kQueries = kQ * 8;
+  static constexpr int kWarps = kWarpsOf;
+  static constexpr int kThreads = kWarps * 32;
+  static constexpr int kStages = kStagesOf;
+  static constexpr int kG = kGOf;
+  static constexpr int kBlocks = kBlocksOf;
+  static constexpr int kChunkKeys = kG * 16;
+  static constexpr int kStep = kWarps * kChunkKeys;  // keys that the warps take together
+  using Keys = Chunk<kDim, kChunkKeys, E>;
+  static constexpr int kShared = kWarps * kStages * Keys::kBytes;
+};
+
+/// The number of the warp, known to be the same in all its lanes.
+__device__ __forceinline__ int warp_number() {
+  return __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
+}
+
+/// The power of two that a page's size is, or -1.
+__device__ __forceinline__ int find_page_bits(int size) {
+  return (size & (size - 1)) == 0 ? 31 - __clz(size) : -1;
+}
+
+/// Which chunks a warp copies, one after the other through all pieces of its block: a step ahead,
+/// so that the page table's entries have arrived when their rows are copied.
+template <class F>
+class Walk {
+ public:
+  /// For pieces [piece, end).
+  __device__ __forceinline__ Walk(const Layout& layout, const Piece* pieces, int piece, int end)
+      : layout_(layout),
+        pieces_(pieces),
+        piece_(piece),
+        end_(end),
+        page_size_(layout.page_size),
+        page_bits_(find_page_bits(page_size_)) {
+    if (piece_ < end_) {
+      begin_piece();
+    }
+    step();
+  }
+  /// Whether there is a chunk, and the row of key l % kChunkKeys of it: -1 where it is not read.
+  __device__ __forceinline__ bool any() const { return piece_ < end_; }
+  __device__ __forceinline__ int row() const { return exists_ ? page_ * page_size_ + offset_ : -1; }
+  /// To the next chunk.
+  __device__ __forceinline__ void step() {
+    while (piece_ < end_ && position_ >= end_key_) {
+      if (++piece_ < end_) {
+        begin_piece();
+      }
+    }
+    const int p = position_ + static_cast<int>(threadIdx.x) % F::kChunkKeys;
+    exists_ = piece_ < end_ && p >= first_key_ && p < end_key_;
+    if (table_ == nullptr) {
+      offset_ = start_ + p;
+    } else if (exists_) {
+      const int page = page_bits_ >= 0 ? p >> page_bits_ : p / page_size_;
+      offset_ = p - page * page_size_;
+      page_ = table_[page];  // nothing waits for it before row()
+    }
+    position_ += F::kStep;
+  }
+
+ private:
+  __device__ __forceinline__ void begin_piece() {
+    const Tile& tile = pieces_[piece_].tile;
+    first_key_ = tile.first_key;
+    end_key_ = tile.end_key;
+    position_ = first_key_ / F::kStep * F::kStep + warp_number() * F::kChunkKeys;
+    start_ = layout_.start[tile.segment];
+    table_ = layout_.table == nullptr
+                 ? nullptr
+                 : layout_.table + int64_t{tile.segment} * layout_.pages_per_segment;
+  }
+
+  const Layout& layout_;
+  const Piece* pieces_;
+  int piece_, end_;
+  int page_size_;
+  int page_bits_;     // -1: the size of a page is no power of two
+  int position_ = 0;  // of the chunk after the one whose row is known
+  int first_key_ = 0, end_key_ = 0;
+  int start_ = 0;
+  const int32_t* table_ = nullptr;
+  bool exists_ = false;
+  int page_ = 0, offset_ = 0;  // of the key of this lane
+};
+
+/// Where a lane finds its 16 bytes of each row of a head.
+template <class F>
+struct Source {
+  using E = typename F::E;
+  static constexpr int kNumbers = 16 / static_cast<int>(sizeof(E));
+  // Lanes for a row: a power of two, so that a lane has the same place in all of its rows.
+  static constexpr int kLanes = F::kDim / kNumbers <= 4    ? 4
+                                : F::kDim / kNumbers <= 8  ? 8
+                                : F::kDim / kNumbers <= 16 ? 16
+                                                           : 32;
+
+  const char* at;
+  uint32_t stride;  // bytes from row to row
+  bool exists;      // else: zeros
+
+  /// at + row * stride
+  __device__ __forceinline__ const char* row(int row) const {
+    const char* p;
+    asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(p) : "r"(row), "r"(stride), "l"(at));
+    return p;
+  }
+  __device__ __forceinline__ static int number() {
+    return static_cast<int>(threadIdx.x) % kLanes * kNumbers;
+  }
+  __device__ __forceinline__ Source(const View<E>& rows, int dim, int kv_head)
+      : at(reinterpret_cast<const char*>(rows.data + kv_head * rows.rows.inner_stride + number())),
+        stride(static_cast<uint32_t>(rows.rows.outer_stride) * static_cast<uint32_t>(sizeof(E))),
+        exists(number() < dim) {
+    asm volatile("" : "+l"(at));  // worked out once, not for every chunk
+  }
+};
+
+/// Begins to copy the keys and values of the rows that lanes 0 .. kChunkKeys - 1 have (-1: zeros).
+template <class F>
+__device__ __forceinline__ void copy_chunk(const Source<F>& k, const Source<F>& v, int mine,
+                                           const typename F::Keys& to) {
+  using S = Source<F>;
+  constexpr int kRows = 32 / S::kLanes;  // at a time
+  const int first = static_cast<int>(threadIdx.x) % 32 / S::kLanes;
+  auto* key = to.key(first) + S::number();
+  auto* value = to.value(first) + S::number();
+#pragma unroll
+  for (int i = 0; i < F::kChunkKeys; i += kRows) {
+    const int row = __shfl_sync(0xffffffffU, mine, i + first);
+    if (S::kLanes * S::kNumbers == F::kDim || S::number() < F::kDim) {
+      copy_16(key + i * F::Keys::kRow, k.row(row), row >= 0 && k.exists);
+      copy_16(value + i * F::Keys::kRow, v.row(row), row >= 0 && v.exists);
+    }
+  }
+}
+
+/// The scales of a chunk that is being copied: read when it begins, put in their places a chunk
+/// later, when they have arrived.
+template <int kKeys, class E>
+struct Scales {
+  template <class Keys>
+  __device__ __forceinline__ void put(const Keys& /*to*/) const {}
+  __device__ __forceinline__ void read(const FewArgs<E>& /*a*/, int /*kv_head*/, int /*row*/) {}
+};
+template <int kKeys>
+struct Scales<kKeys, f8e4m3> {
+  bf16 key{0}, value{0};
+
+  template <class Keys>
+  __device__ __forceinline__ void put(const Keys& to) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (lane < kKeys) {
+      to.key_scales()[lane] = key;
+      to.value_scales()[lane] = value;
+    }
+  }
+  __device__ __forceinline__ void read(const FewArgs<f8e4m3>& a, int kv_head, int row) {
+    key = value = bf16{0};
+    if (row >= 0) {
+      const uint64_t at = static_cast<uint64_t>(static_cast<uint32_t>(row)) *
+                              static_cast<uint32_t>(a.layout.kv_heads) +
+                          static_cast<uint32_t>(kv_head);
+      key = a.k.scales[at];
+      value = a.v.scales[at];
+    }
+  }
+};
+
+__device__ __forceinline__ const View<bf16>& rows_of(const View<bf16>& x) {
+  return x;
+}
+__device__ __forceinline__ const View<f8e4m3>& rows_of(const ScaledRows& x) {
+  return x.rows;
+}
+
+/// A row tile whose keys were split: where its partial results and its rows are.
+struct Split {
+  int first_partial, count;
+  int start, first_row, rows;
+
+  __device__ __forceinline__ void set(const Piece& piece, const Block& b) {
+    first_partial = piece.first_partial;
+    count = piece.count;
+    start = b.start;
+    first_row = b.tile.first_row;
+    rows = b.rows;
+  }
+};
+
+/// The rows of a tile from its partial results, added in the order of the parts.
+template <class F>
+__device__ void add_parts(const FewArgs<typename F::E>& a, const Split& split, int kv_head) {
+  constexpr int kTogether = 8;  // parts whose sums are on their way together
+  const int value_dim = a.layout.value_dim;
+  const int64_t step = int64_t{a.layout.kv_heads} * kFewRows;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int r = static_cast<int>(threadIdx.x) / 32; r < F::kQueries; r += F::kWarps) {
+    const int row = split.first_row + r;
+    if (row >= split.rows) {
+      break;
+    }
+    const int64_t first =
+        (int64_t{split.first_partial} * a.layout.kv_heads + kv_head) * kFewRows + r;
+    float largest = -INFINITY;
+    for (int i = lane; i < split.count; i += 32) {
+      largest = fmaxf(largest, __ldcg(a.partials.largest + first + i * step));
+    }
+    largest = warp_max(largest);
+    bf16* out = a.y.row(split.start + row / a.layout.group,
+                        kv_head * a.layout.group + row % a.layout.group);
+    for (int first_dim = 0; first_dim < value_dim; first_dim += 128) {
+      // Lane i has the factor of part i of 32, and four numbers of the row.
+      const int d = first_dim + 4 * lane;
+      float sum = 0.0F;
+      float4 total = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+      for (int base = 0; base < split.count; base += 32) {
+        const int count = min(32, split.count - base);
+        float factor = 0.0F;
+        if (lane < count) {
+          const int64_t at = first + (base + lane) * step;
+          factor = fast_exp2(__ldcg(a.partials.largest + at) - largest);
+          sum = fmaf(__ldcg(a.partials.sum + at), factor, sum);
+        }
+        for (int i = 0; i < count; i += kTogether) {
+          float4 y[kTogether];
+#pragma unroll
+          for (int j = 0; j < kTogether; ++j) {
+            y[j] = i + j < count && d < value_dim
+                       ? __ldcg(reinterpret_cast<const float4*>(
+                             a.partials.y + (first + (base + i + j) * step) * value_dim + d))
+                       : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+          }
+#pragma unroll
+          for (int j = 0; j < kTogether; ++j) {
+            const float f = __shfl_sync(0xffffffffU, factor, i + j);
+            total.x = fmaf(y[j].x, f, total.x);
+            total.y = fmaf(y[j].y, f, total.y);
+            total.z = fmaf(y[j].z, f, total.z);
+            total.w = fmaf(y[j].w, f, total.w);
+          }
+        }
+      }
+      const float inverse = 1.0F / warp_sum(sum);
+      if (d < value_dim) {
+        *reinterpret_cast<uint2*>(out + d) = make_uint2(pack(total.x * inverse, total.y * inverse),
+                                                        pack(total.z * inverse, total.w * inverse));
+      }
+    }
+  }
+}
+
+/// Makes what the block has written known to those who read the counter after this, and the other
+/// way round. One thread calls, after a barrier of the block or before one.
+__device__ __forceinline__ void fence() {
+  asm volatile("fence.acq_rel.gpu;" : : : "memory");
+}
+
+/// The running softmax of a warp over its keys: number e % 2 of tile t is of query
+/// 8 t + 2 (l % 4) + e % 2.
+template <int kDim, int kQ, int kG>
+struct Softmax {
+  float largest[kQ][2];  // before the scale
+  float sum[kQ][2];      // of this lane's keys
+  float y[kQ][kDim / 16][4];
+
+  __device__ __forceinline__ void start() {
+#pragma unroll
+    for (int t = 0; t < kQ; ++t) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        largest[t][e] = -INFINITY;
+        sum[t][e] = 0.0F;
+      }
+#pragma unroll
+      for (int m = 0; m < kDim / 16; ++m) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          y[t][m][e] = 0.0F;
+        }
+      }
+    }
+  }
+  /// Scores become probabilities, and what was summed is taken relative to the new largest score.
+  /// scale: positive, for powers of two.
+  __device__ __forceinline__ void add_scores(float scale, float (&s)[kG][kQ][4]) {
+    float shrink[kQ][2];
+    bool grows = false;
+#pragma unroll
+    for (int t = 0; t < kQ; ++t) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float most = largest[t][e];
+#pragma unroll
+        for (int g = 0; g < kG; ++g) {
+          most = fmaxf(most, fmaxf(s[g][t][e], s[g][t][e + 2]));
+        }
+#pragma unroll
+        for (int lanes = 4; lanes < 32; lanes *= 2) {
+          most = fmaxf(most, __shfl_xor_sync(0xffffffffU, most, lanes));
+        }
+        grows = grows || most != largest[t][e];
+        // Nothing seen yet: any finite number keeps exp2 from -inf - -inf.
+        const float base = most == -INFINITY ? 0.0F : most * scale;
+        // Exactly 1 where nothing changes: what other rows do is then of no effect.
+        shrink[t][e] = most == largest[t][e] ? 1.0F : fast_exp2(fmaf(largest[t][e], scale, -base));
+        largest[t][e] = most;
+        float added = 0.0F;
+#pragma unroll
+        for (int g = 0; g < kG; ++g) {
+          s[g][t][e] = fast_exp2(fmaf(s[g][t][e], scale, -base));
+          s[g][t][e + 2] = fast_exp2(fmaf(s[g][t][e + 2], scale, -base));
+          added += s[g][t][e] + s[g][t][e + 2];
+        }
+        sum[t][e] = fmaf(sum[t][e], shrink[t][e], added);
+      }
+    }
+    if (__any_sync(0xffffffffU, grows)) {
+#pragma unroll
+      for (int t = 0; t < kQ; ++t) {
+#pragma unroll
+        for (int m = 0; m < kDim / 16; ++m) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            y[t][m][e] *= shrink[t][e % 2];
+          }
+        }
+      }
+    }
+  }
+};
+
+/// Which keys the queries of a lane see, and between which positions all of the tile's do.
+template <int kQ>
+struct Sight {
+  int first[kQ][2], last[kQ][2];
+  int sure_first, sure_end;
+
+  __device__ __forceinline__ Sight(const Layout& layout, const Block& b) {
+    const Tile& tile = b.tile;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int t = 0; t < kQ; ++t) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int row = tile.first_row + t * 8 + lane % 4 * 2 + e;
+        const int position = b.first_position + row / layout.group;
+        first[t][e] = max(layout.reach(position), tile.first_key);
+        last[t][e] = min(position, tile.end_key - 1);
+      }
+    }
+    const int last_row = min(tile.first_row + kQ * 8, b.rows) - 1;
+    sure_end = min(b.first_position + tile.first_row / layout.group + 1, tile.end_key);
+    sure_first = max(layout.reach(b.first_position + last_row / layout.group), tile.first_key);
+  }
+  /// Scores of keys that a query does not see become -inf; `begin` is the position of the first.
+  template <int kG>
+  __device__ __forceinline__ void mask(int begin, float (&s)[kG][kQ][4]) const {
+    if (begin >= sure_first && begin + kG * 16 <= sure_end) {
+      return;
+    }
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int g = 0; g < kG; ++g) {
+#pragma unroll
+      for (int t = 0; t < kQ; ++t) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int p = begin + g * 16 + lane / 4 + e / 2 * 8;
+          const bool seen = p >= first[t][e % 2] && p <= last[t][e % 2];
+          s[g][t][e] = seen ? s[g][t][e] : -INFINITY;
+        }
+      }
+    }
+  }
+};
+
+/// What warps tell each other of their results at the end of a piece.
+template <int kQueries, int kWarps>
+struct Results {
+  float largest[kWarps][kQueries];  // times log2(e)
+  float sum[kWarps][kQueries];
+  const float* y[kWarps];  // (queries, kDim + 4)
+  bool last;               // of the parts of a row tile
+};
+
+/// Adds the results of the warps, in their order, to the rows of the piece or to its partial
+/// results.
+template <class F>
+__device__ __forceinline__ void add_warps(const FewArgs<typename F::E>& a, const Block& b,
+                                          const Results<F::kQueries, F::kWarps>& results) {
+  constexpr int kWarps = F::kWarps;
+  const int value_dim = a.layout.value_dim;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int r = static_cast<int>(threadIdx.x) / 32; r < F::kQueries; r += kWarps) {
+    const int row = b.tile.first_row + r;
+    if (row >= b.rows) {
+      break;
+    }
+    float largest = -INFINITY;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      largest = fmaxf(largest, results.largest[w][r]);
+    }
+    const float base = largest == -INFINITY ? 0.0F : largest;
+    float factor[kWarps];
+    float sum = 0.0F;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      factor[w] = fast_exp2(results.largest[w][r] - base);
+      sum = fmaf(results.sum[w][r], factor[w], sum);
+    }
+    const float inverse = 1.0F / sum;
+    const int64_t at = (int64_t{b.tile.partial} * a.layout.kv_heads + b.kv_head) * kFewRows + r;
+    bf16* out =
+        a.y.row(b.start + row / a.layout.group, b.kv_head * a.layout.group + row % a.layout.group);
+    for (int d = 4 * lane; d < value_dim; d += 128) {
+      float4 total = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const float4 y = *reinterpret_cast<const float4*>(results.y[w] + r * (F::kDim + 4) + d);
+        total.x = fmaf(y.x, factor[w], total.x);
+        total.y = fmaf(y.y, factor[w], total.y);
+        total.z = fmaf(y.z, factor[w], total.z);
+        total.w = fmaf(y.w, factor[w], total.w);
+      }
+      if (b.tile.partial >= 0) {
+        *reinterpret_cast<float4*>(a.partials.y + at * value_dim + d) = total;
+      } else {
+        *reinterpret_cast<uint2*>(out + d) = make_uint2(pack(total.x * inverse, total.y * inverse),
+                                                        pack(total.z * inverse, total.w * inverse));
+      }
+    }
+    if (b.tile.partial >= 0 && lane == 0) {
+      a.partials.largest[at] = largest;
+      a.partials.sum[at] = sum;
+    }
+  }
+}
+
+/// Block b of each key-value head takes the pieces of block b.
+template <class F>
+__global__ void __launch_bounds__(F::kThreads, F::kBlocks)
+    few_rows(const FewArgs<typename F::E> a) {
+  using E = typename F::E;
+  using Keys = typename F::Keys;
+  constexpr int kDim = F::kDim;
+  constexpr int kQ = F::kQ;
+  constexpr int kG = F::kG;
+  constexpr int kStages = F::kStages;
+  constexpr int kQueries = F::kQueries;
+  static_assert(kQueries * (kDim + 4) * sizeof(float) <= Keys::kBytes);
+  extern __shared__ __align__(16) unsigned char shared[];
+  __shared__ Results<kQueries, F::kWarps> results;
+  const Layout& layout = a.layout;
+  const int kv_head = static_cast<int>(blockIdx.x % layout.kv_heads);
+  const int block = static_cast<int>(blockIdx.x / layout.kv_heads);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = warp_number();
+  const auto chunk = [&](int i) {
+    return Keys{reinterpret_cast<E*>(shared + (warp * kStages + i) * Keys::kBytes)};
+  };
+  // What the host made of the segments is there since before the kernels that came before.
+  const int end_piece = a.first_piece[block + 1];
+  const int first_piece = a.first_piece[block];
+  Walk<F> walk(layout, a.pieces, first_piece, end_piece);
+  await_inputs();
+  Scales<F::kChunkKeys, E> scales;
+  const Source<F> k(rows_of(a.k), layout.head_dim, kv_head);
+  const Source<F> v(rows_of(a.v), layout.value_dim, kv_head);
+  const auto copy_next = [&](int i) {
+    if (walk.any()) {
+      scales.read(a, kv_head, walk.row());
+      copy_chunk<F>(k, v, walk.row(), chunk(i));
+      walk.step();
+    }
+    commit_copies();
+  };
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) {
+    if (i > 0) {
+      scales.put(chunk(i - 1));
+    }
+    copy_next(i);
+  }
+  const float scale = positive_scale(layout);
+  bool pending = false;  // the piece before is a part of a row tile, whose count is on its way
+  Split split;
+  const auto add_pending = [&] {
+    if (pending) {
+      __syncthreads();
+      if (results.last) {
+        add_parts<F>(a, split, kv_head);
+      }
+      pending = false;
+    }
+  };
+  int next = 0;  // the chunk that is read next; the one before it in the ring is free
+  const auto before = [](int i) { return i == 0 ? kStages - 1 : i - 1; };
+  for (int i = first_piece; i < end_piece; ++i) {
+    const Piece& piece = a.pieces[i];
+    const Block b = block_of(layout, piece.tile, kv_head);
+    Products<kDim, kQ, kG, E> products;
+    products.load_queries(a.q, layout, b);
+    const Sight<kQ> sight(layout, b);
+    Softmax<kDim, kQ, kG> state;
+    state.start();
+    for (int p = b.tile.first_key / F::kStep * F::kStep + warp * F::kChunkKeys; p < b.tile.end_key;
+         p += F::kStep) {
+      scales.put(chunk(before(before(next))));
+      wait_for_copies<kStages - 2>();
+      __syncwarp();  // this chunk is here, the one before has been read
+      copy_next(before(next));
+      float s[kG][kQ][4] = {};
+      products.scores(chunk(next), s);
+      if (layout.scale < 0.0F) {
+#pragma unroll
+        for (int g = 0; g < kG; ++g) {
+#pragma unroll
+          for (int t = 0; t < kQ; ++t) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              s[g][t][e] = -s[g][t][e];
+            }
+          }
+        }
+      }
+      sight.mask(p, s);
+      state.add_scores(scale, s);
+      products.add(chunk(next), s, state.y);
+      next = next + 1 == kStages ? 0 : next + 1;
+    }
+    products.finish(state.y);
+    auto* sums = reinterpret_cast<float*>(chunk(before(next)).rows);
+    __syncwarp();
+#pragma unroll
+    for (int t = 0; t < kQ; ++t) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int r = t * 8 + lane % 4 * 2 + e;
+        float sum = state.sum[t][e];
+#pragma unroll
+        for (int lanes = 4; lanes < 32; lanes *= 2) {
+          sum += __shfl_xor_sync(0xffffffffU, sum, lanes);
+        }
+        if (b.tile.first_row + r < b.rows) {
+          products.store(state.y[t], e, sums + r * (kDim + 4));
+        }
+        if (lane < 4) {
+          const float largest = state.largest[t][e];
+          results.largest[warp][r] = largest == -INFINITY ? -INFINITY : largest * scale;
+          results.sum[warp][r] = sum;
+        }
+      }
+    }
+    if (lane == 0) {
+      results.y[warp] = sums;
+    }
+    add_pending();
+    __syncthreads();
+    add_warps<F>(a, b, results);
+    __syncthreads();
+    if (piece.parts >= 0) {
+      if (threadIdx.x == 0) {
+        // Counts the parts that are done and starts from zero again after the last. The other warps
+        // ask for it at the end of the next piece.
+        fence();
+        const auto parts = static_cast<unsigned>(piece.count);
+        results.last = atomicInc(a.done + int64_t{piece.parts} * layout.kv_heads + kv_head,
+                                 parts - 1) == parts - 1;
+        fence();
+      }
+      pending = true;
+      split.set(piece, b);
+    }
+  }
+  add_pending();
+}
+
+template <class E>
+struct Kernel {
+  void (*kernel)(FewArgs<E>);
+  int threads;
+  size_t shared;
+  int64_t resident;
+};
+
+template <class F>
+const Kernel<typename F::E>& kernel_of() {
+  static const Kernel<typename F::E> kernel = {
+      few_rows<F>, F::kThreads, F::kShared, resident_blocks(few_rows<F>, F::kThreads, F::kShared)};
+  return kernel;
+}
+
+// What suits was measured. A row tile's results are the same in all forms of a dim, so that they do
+// not depend on what else is in a batch: those of 16 queries differ in kQ alone.
+const Kernel<bf16>& find_kernel(int dim, int queries, bf16 /*type*/) {
+  const bool eight = queries == 8;
+  switch (dim) {
+    case 64:
+      return eight ? kernel_of<Form<bf16, 64, 1, 4, 4, 1, 2>>()
+                   : kernel_of<Form<bf16, 64, 2, 4, 4, 1, 2>>();
+    case 96:
+      return eight ? kernel_of<Form<bf16, 96, 1, 4, 4, 1, 2>>()
+                   : kernel_of<Form<bf16, 96, 2, 4, 4, 1, 2>>();
+    case 128:
+      return eight ? kernel_of<Form<bf16, 128, 1, 4, 3, 1, 2>>()
+                   : kernel_of<Form<bf16, 128, 2, 4, 3, 1, 2>>();
+    default:
+      return kernel_of<Form<bf16, 256, 1, 2, 3, 1, 2>>();
+  }
+}
+const Kernel<f8e4m3>& find_kernel(int dim, int /*queries*/, f8e4m3 /*type*/) {
+  switch (dim) {
+    case 64:
+      return kernel_of<Form<f8e4m3, 64, 1, 4, 4, 1, 4>>();
+    case 96:
+      return kernel_of<Form<f8e4m3, 96, 1, 4, 3, 1, 4>>();
+    case 128:
+      return kernel_of<Form<f8e4m3, 128, 1, 4, 2, 1, 4>>();
+    default:
+      return kernel_of<Form<f8e4m3, 256, 1, 4, 3, 1, 2>>();
+  }
+}
+
+}  // namespace
+
+template <class E>
+FewRows<E>::FewRows(const AttentionShape& shape) {
+  const int64_t widest = std::max(shape.head_dim, shape.value_dim);
+  dim_ = widest <= 64 ? 64 : widest <= 96 ? 96 : widest <= 128 ? 128 : 256;
+  // Keys of fp8 are half the bytes to read again for the next eight rows, and 16 sums of 256 dims
+  // are too many for a warp.
+  tile_rows_ = sizeof(E) == 1 || dim_ == 256 ? 8 : kFewRows;
+  queries_ = 8;
+  for (int64_t s = 0; s < shape.segments && tile_rows_ > 8; ++s) {
+    if (is_few(shape, s) && shape.length(s) * shape.group() > 8) {
+      queries_ = tile_rows_;
+      break;
+    }
+  }
+  blocks_per_head_ = static_cast<int>(
+      std::max<int64_t>(find_kernel(dim_, queries_, E{}).resident / shape.kv_heads, 1));
+}
+
+template <class E>
+void FewRows<E>::launch(const FewArgs<E>& args, int64_t blocks, const Launch& on) const {
+  const Kernel<E>& kernel = find_kernel(dim_, queries_, E{});
+  launch_ahead(on, "attention", kernel.kernel,
+               dim3(static_cast<unsigned>(blocks * args.layout.kv_heads)),
+               dim3(static_cast<unsigned>(kernel.threads)), kernel.shared, args);
+}
+
+template class FewRows<bf16>;
+template class FewRows<f8e4m3>;
+
+}  // namespace cambium::cuda::attention
