@@ -167,6 +167,12 @@ std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Mode
     expect(context > 0, "[throughput] expected a context above 0 tokens, got {}", context);
     in_range("[throughput]", "context", context, 1, kMaxPositions);
     std::vector<std::vector<Sample>> samples(models.size());
+    for (Model* model : models) {
+      // A GPU chooses the algorithms of each size when it first meets it.
+      if (config.prefill && model->device().kind != Device::kCpu) {
+        run_once(*model, context, config, false);
+      }
+    }
     for (int64_t repeat = 0; repeat < config.repeats; ++repeat) {
       for (size_t m = 0; m < models.size(); ++m) {
         samples[m].push_back(run_once(*models[m], context, config, repeat == 0));

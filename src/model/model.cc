@@ -150,7 +150,9 @@ Tensor Model::checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
     Tape tape(c.host_arena());
     Context again = c;
     again.tape = &tape;
-    const Tensor y = made.forward(again, h, inputs, nullptr);
+    LayerInputs unread = inputs;
+    unread.unread = true;
+    const Tensor y = made.forward(again, h, unread, nullptr);
     if (!y.has_grad()) {
       return;  // nothing in or below this layer is trained
     }

@@ -125,10 +125,13 @@ Tensor Layer::forward(Context& ctx, const Tensor& h, const LayerInputs& inputs,
 
 void Layer::forward(Context& ctx, Residual& h, const LayerInputs& inputs, MixerTap* tap) const {
   size_t states = 0;
+  const auto last = std::find_if(branches_.rbegin(), branches_.rend(),
+                                 [](const Branch& branch) { return branch.runs(); });
   for (const Branch& branch : branches_) {
     if (!branch.runs()) {
       continue;
     }
+    const bool unread = inputs.unread && &branch == &*last;
     const Tensor x = h.normed(ctx, branch.norm);
     if (branch.residual_normed) {
       h.replace(ctx, x);
@@ -142,7 +145,7 @@ void Layer::forward(Context& ctx, Residual& h, const LayerInputs& inputs, MixerT
       if (piece.has_state && !inputs.states.empty()) {
         state = &inputs.states[states++];
       }
-      const Tensor y = piece.unit->forward(ctx, x, {inputs.batch, inputs.rope, state});
+      const Tensor y = piece.unit->forward(ctx, x, {inputs.batch, inputs.rope, state, unread});
       if (tap != nullptr && piece.unit.get() == mixer_) {
         *tap = {x, y};
       }

@@ -70,6 +70,8 @@ struct LayerInputs {
   const Batch* batch = nullptr;
   const Turns* rope = nullptr;
   std::span<const UnitState> states;
+  /// The layer is run again for its backward steps: nothing reads the values of its result.
+  bool unread = false;
 };
 
 class Layer {

@@ -30,6 +30,10 @@ Tensor Linear::forward(Context& ctx, const Tensor& x) const {
   return matmul(ctx, x, weight.tensor, bias.tensor);
 }
 
+Tensor Linear::forward_unread(Context& ctx, const Tensor& x) const {
+  return matmul_unread(ctx, x, weight.tensor, bias.tensor);
+}
+
 void Linear::visit(const std::string& prefix, const ParameterVisitor& visitor) {
   visitor(prefix + ".weight", weight);
   if (!bias.shape.empty()) {

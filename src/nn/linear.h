@@ -17,6 +17,8 @@ struct Linear {
   /// The same with named blocks of output rows.
   Linear(int64_t in, std::vector<RowBlock> blocks, ParameterGroup group, bool with_bias = false);
   Tensor forward(Context& ctx, const Tensor& x) const;
+  /// The same where nothing reads the values of the result: only its backward step is recorded.
+  Tensor forward_unread(Context& ctx, const Tensor& x) const;
   /// Visits prefix + ".weight" and, if there is one, prefix + ".bias".
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
 

@@ -53,6 +53,8 @@ struct UnitInputs {
   const Batch* batch = nullptr;
   const Turns* rope = nullptr;
   const UnitState* state = nullptr;  // null in training
+  /// The unit is run again for its backward steps: nothing reads the values of its result.
+  bool unread = false;
 
   Segments segments() const {
     Segments s = batch->segments();

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "ops/loss/loss.h"
+
 namespace cambium {
 namespace {
 
@@ -162,8 +164,7 @@ std::vector<MemoryItem> training_memory(const TrainConfig& config, const Trainin
                                                   : 2 * all;
   const int64_t ends = (shape.teacher != nullptr ? 3 : 2) * 2 * spec.width;
   const bool cuda = shape.activations == Dtype::kBF16 || shape.bf16_matrices;
-  const int64_t rows =
-      std::clamp<int64_t>((int64_t{1} << (cuda ? 27 : 20)) / spec.vocab, 64, cuda ? 8192 : 1024);
+  const int64_t rows = head_loss_rows(spec.vocab, Device{cuda ? Device::kCuda : Device::kCpu});
   const int64_t logits =
       std::min(rows, tokens) * spec.vocab * element * (shape.teacher != nullptr ? 2 : 1);
   const bool narrow = shape.activations == Dtype::kBF16;

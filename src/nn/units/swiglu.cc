@@ -23,12 +23,13 @@ class SwigluUnit : public Unit {
     down_ = Linear(inner, width, ParameterGroup::kFeedForward, bias);
   }
 
-  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& /*inputs*/) override {
+  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     auto [gate, up] = forward_each(ctx, x, gate_, up_);
     if (gate_scale_ != 1.0F) {
       gate = add_scaled(ctx, gate_scale_, gate, 0.0F, gate);
     }
-    return down_.forward(ctx, swiglu(ctx, gate, up));
+    const Tensor inner = swiglu(ctx, gate, up);
+    return inputs.unread ? down_.forward_unread(ctx, inner) : down_.forward(ctx, inner);
   }
 
   void visit(const ParameterVisitor& visitor) override {

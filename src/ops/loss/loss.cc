@@ -48,14 +48,6 @@ void check(const LossInputs& in, const LossConfig& config) {
          in.head.dim(0), in.teacher_head.dim(0));
 }
 
-// Tokens whose logits exist at once: about a million of them, and enough rows for good products; on
-// a GPU, which is waited for after each chunk, more.
-int64_t default_chunk(int64_t vocabulary, Device device) {
-  return device.kind == Device::kCpu
-             ? std::clamp<int64_t>((int64_t{1} << 20) / vocabulary, 64, 1024)
-             : std::clamp<int64_t>((int64_t{1} << 27) / vocabulary, 64, 8192);
-}
-
 // Rows of t, one after another.
 Tensor gather(Arena& arena, const Tensor& t, std::span<const int64_t> rows) {
   const Tensor out = arena.empty(t.dtype, {static_cast<int64_t>(rows.size()), t.dim(1)});
@@ -63,14 +55,15 @@ Tensor gather(Arena& arena, const Tensor& t, std::span<const int64_t> rows) {
   return out;
 }
 
-// The losses of rows that all have labels; adds their gradients.
-void chunk_loss(Context& ctx, const LossInputs& in, const LossConfig& config,
+// The losses of rows that all have labels; adds their gradients. `head`: the values of in.head, in
+// the type that products take.
+void chunk_loss(Context& ctx, const LossInputs& in, const Tensor& head, const LossConfig& config,
                 std::span<const int64_t> rows, LossRow* result) {
   const ArenaScope scope(*ctx.arena);
   const auto count = static_cast<int64_t>(rows.size());
   const Tensor hidden = gather(*ctx.arena, in.hidden, rows);
   const Tensor logits = ctx.arena->empty(hidden.dtype, {count, in.head.dim(0)});
-  matmul_into(ctx, logits, hidden, in.head);
+  matmul_into(ctx, logits, hidden, head);
   Tensor teacher;
   if (in.teacher_hidden.defined()) {
     teacher = ctx.arena->empty(hidden.dtype, {count, in.head.dim(0)});
@@ -99,7 +92,7 @@ void chunk_loss(Context& ctx, const LossInputs& in, const LossConfig& config,
   }
   if (in.hidden.has_grad()) {
     const Tensor dhidden = ctx.arena->empty(hidden.dtype, {count, hidden.dim(1)});
-    matmul_grad_input(ctx, dhidden, logits, in.head, false);
+    matmul_grad_input(ctx, dhidden, logits, head, false);
     add_rows(in.hidden.grad_tensor(), dhidden, rows);
   }
 }
@@ -130,6 +123,15 @@ LossSums& LossSums::operator+=(const LossSums& other) {
   return *this;
 }
 
+int64_t head_loss_rows(int64_t vocabulary, Device device) {
+  if (device.kind == Device::kCpu) {
+    return std::clamp<int64_t>((int64_t{1} << 20) / vocabulary, 64, 1024);
+  }
+  constexpr int64_t kTile = 256;
+  const int64_t rows = std::clamp<int64_t>((int64_t{1} << 27) / vocabulary, 64, 8192);
+  return rows < kTile ? rows : rows / kTile * kTile;
+}
+
 LossSums head_loss(Context& ctx, const LossInputs& inputs, const LossConfig& config) {
   check(inputs, config);
   const ArenaScope scope(*ctx.arena);
@@ -137,14 +139,20 @@ LossSums head_loss(Context& ctx, const LossInputs& inputs, const LossConfig& con
   const std::span<const int64_t> rows = valid_rows(ctx, inputs.hidden.dim(0), inputs.labels);
   const auto chunk = static_cast<size_t>(config.chunk_tokens > 0
                                              ? config.chunk_tokens
-                                             : default_chunk(inputs.head.dim(0), ctx.device()));
+                                             : head_loss_rows(inputs.head.dim(0), ctx.device()));
+  Tensor head = inputs.head;
+  if (inputs.hidden.dtype == Dtype::kBF16 && head.dtype != Dtype::kBF16) {
+    // Rounded once, not for every product of every chunk.
+    head = ctx.arena->empty(Dtype::kBF16, {head.dim(0), head.dim(1)});
+    copy(head, inputs.head);
+  }
   LossSums sums;
   for (size_t begin = 0; begin < rows.size(); begin += chunk) {
     const ArenaScope chunk_scope(*ctx.arena);
     const auto part = rows.subspan(begin, std::min(chunk, rows.size() - begin));
     const ArenaScope chunk_host_scope(ctx.host_arena());
     auto* result = ctx.shared_scratch<LossRow>(static_cast<int64_t>(part.size()));
-    chunk_loss(ctx, inputs, config, part, result);
+    chunk_loss(ctx, inputs, head, config, part, result);
     ctx.synchronize();
     for (const LossRow& row : std::span(result, part.size())) {
       sums.cross_entropy += row.cross_entropy;

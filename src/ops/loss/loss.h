@@ -45,6 +45,11 @@ struct LossSums {
   LossSums& operator+=(const LossSums& other);
 };
 
+/// Rows whose logits head_loss() holds at once unless told: about a million logits, and enough rows
+/// for good products; on a GPU, which is waited for after each chunk, more, and whole tiles of its
+/// products.
+int64_t head_loss_rows(int64_t vocabulary, Device device);
+
 /// Computes the sums; where hidden or head has a gradient, adds d(scale * total) to it. With a
 /// teacher both KL sums are reported whatever their weights.
 LossSums head_loss(Context& ctx, const LossInputs& inputs, const LossConfig& config);

@@ -64,6 +64,38 @@ void grad_bias(const Context& ctx, const Tensor& bias, const Tensor& dy) {
   });
 }
 
+void expect_affine(const Tensor& x, const Affine& of) {
+  const auto& [weight, bias] = of;
+  expect_weight("matmul", weight, x);
+  expect_matrix("matmul", "x", x, weight.dim(1));
+  expect(!bias.defined() ||
+             (bias.rank == 1 && bias.dim(0) == weight.dim(0) && bias.dtype == sum_dtype(x.dtype)),
+         "[matmul] expected bias {} ({}), got {}", dtype_name(sum_dtype(x.dtype)), weight.dim(0),
+         bias);
+  expect(weight.dtype != Dtype::kBF16 || !weight.has_grad(),
+         "[matmul] a bf16 weight has no gradient; train the f32 weight, got {}", weight);
+}
+
+void record_step(const Context& ctx, const Tensor& y, const Tensor& x, const Affine& of) {
+  if (!y.has_grad()) {
+    return;
+  }
+  ctx.record({y, of.bias}, [x, y, f = of](const Context& c) {
+    const Tensor dy = y.grad_tensor();
+    if (x.has_grad()) {
+      const bool set = x.takes_grad();
+      grad_input(c, x.grad_tensor(), dy, f.weight, !set);
+    }
+    if (f.weight.has_grad()) {
+      const bool set = f.weight.takes_grad();
+      grad_weight(c, f.weight.grad_tensor(), dy, x, !set);
+    }
+    if (f.bias.has_grad()) {
+      grad_bias(c, f.bias, dy);
+    }
+  });
+}
+
 }  // namespace
 
 /// Whether a few rows of several results should lie side by side, as columns of one: on a GPU one
@@ -82,16 +114,8 @@ void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std:
   CAMBIUM_CHECK(!of.empty() && of.size() <= kMaxMatmuls && to.size() == of.size());
   Tensor all;
   int64_t column = 0;
-  for (size_t i = 0; i < of.size(); ++i) {
-    const auto& [weight, bias] = of[i];
-    expect_weight("matmul", weight, x);
-    expect_matrix("matmul", "x", x, weight.dim(1));
-    expect(!bias.defined() ||
-               (bias.rank == 1 && bias.dim(0) == weight.dim(0) && bias.dtype == sum_dtype(x.dtype)),
-           "[matmul] expected bias {} ({}), got {}", dtype_name(sum_dtype(x.dtype)), weight.dim(0),
-           bias);
-    expect(weight.dtype != Dtype::kBF16 || !weight.has_grad(),
-           "[matmul] a bf16 weight has no gradient; train the f32 weight, got {}", weight);
+  for (const Affine& one : of) {
+    expect_affine(x, one);
   }
   if (side_by_side(ctx, x, of)) {
     const int64_t columns =
@@ -114,28 +138,21 @@ void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std:
     return all;
   });
   for (size_t i = 0; i < of.size(); ++i) {
-    if (!to[i].has_grad()) {
-      continue;
-    }
-    ctx.record({to[i], of[i].bias}, [x, y = to[i], f = of[i]](const Context& c) {
-      const Tensor dy = y.grad_tensor();
-      if (x.has_grad()) {
-        const bool set = x.takes_grad();
-        grad_input(c, x.grad_tensor(), dy, f.weight, !set);
-      }
-      if (f.weight.has_grad()) {
-        const bool set = f.weight.takes_grad();
-        grad_weight(c, f.weight.grad_tensor(), dy, x, !set);
-      }
-      if (f.bias.has_grad()) {
-        grad_bias(c, f.bias, dy);
-      }
-    });
+    record_step(ctx, to[i], x, of[i]);
   }
 }
 
 Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias) {
   return matmul_each<1>(ctx, x, {{{weight, bias}}})[0];
+}
+
+Tensor matmul_unread(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const Affine of{weight, bias};
+  expect_affine(x, of);
+  const Tensor y =
+      ctx.result(x.dtype, {x.dim(0), weight.dim(0)}, ctx.differentiate(x, weight, bias));
+  record_step(ctx, y, x, of);
+  return y;
 }
 
 void matmul_into(const Context& ctx, const Tensor& out, const Tensor& x, const Tensor& weight,

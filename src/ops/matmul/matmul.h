@@ -16,6 +16,9 @@ namespace cambium {
 /// batch_invariant).
 Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias = {});
 
+/// matmul for its backward step alone, which does not read y: y is not computed.
+Tensor matmul_unread(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias = {});
+
 /// A weight (N, K) and its bias (N) or none.
 struct Affine {
   Tensor weight;

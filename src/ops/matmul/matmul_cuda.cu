@@ -335,6 +335,11 @@ bool few_rows(const Matmuls<T>& all, const Launch& on) {
   if (first.x.count() == 0 || first.x.count() > kFewRows || first.x.channels == 0) {
     return false;
   }
+  if constexpr (sizeof(T) == sizeof(bf16)) {
+    if (first.x.count() <= kStreamedRows && stream_rows(all, on)) {
+      return true;
+    }
+  }
   return first.weight.narrow.defined() ? few_rows_of<bf16>(all, on) : few_rows_of<float>(all, on);
 }
 template bool few_rows(const Matmuls<float>&, const Launch&);

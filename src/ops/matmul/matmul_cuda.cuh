@@ -14,6 +14,11 @@ inline constexpr int64_t kFewRows = 4;
 template <class T>
 bool few_rows(const Matmuls<T>& all, const Launch& on);
 
+/// Most rows that stream_rows() multiplies; with more, tensor cores are faster.
+inline constexpr int64_t kStreamedRows = 2;
+/// The same for weights of bf16 that stream through shared memory (matmul_stream_cuda.cu).
+bool stream_rows(const Matmuls<bf16>& all, const Launch& on);
+
 /// All products of one x, an element's sum over k in an order that depends on k alone: a row has
 /// the same bits whatever number of rows there is (matmul_invariant_cuda.cu).
 template <class T>

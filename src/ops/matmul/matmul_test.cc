@@ -432,6 +432,77 @@ INSTANTIATE_TEST_SUITE_P(Shapes, MatmulCuda,
                          ::testing::PrintToStringParamName());
 
 // Products of one x by weights of two types, with a bias and without, forward and backward.
+// Weights large enough to be streamed: every team of warps, shares that end within a tile, several
+// weights at once, a bias, and sums into what is there.
+TEST(MatmulCudaStream, FewRowsMatchDefinition) {
+  if (!on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  for (const int64_t k : {256, 264, 896, 1536, 2056, 4096, 5120, 8200, 14336, 16384, 16392}) {
+    const std::array<int64_t, 3> sizes = {700000 / k + 133, 7, 300};
+    const int64_t all = sizes[0] + sizes[1] + sizes[2];
+    for (const int64_t t : {1, 2, 3, 4}) {
+      SCOPED_TRACE(fmt::format("{} rows of {}", t, k));
+      auto values = draw({{{t, k}}, {{all, k}}, {{all}}, {{t, all}}}, static_cast<uint64_t>(k + t));
+      for (const size_t i : {0, 1, 3}) {
+        values[i] = as_stored(values[i], Dtype::kBF16);
+      }
+      const auto run = [&](Context& ctx, const std::vector<Tensor>& in) {
+        std::array<Affine, 3> of;
+        int64_t row = 0;
+        for (size_t i = 0; i < of.size(); ++i) {
+          of[i] = {in[1].slice(0, row, sizes[i]),
+                   i == 1 ? Tensor{} : in[2].slice(0, row, sizes[i])};
+          row += sizes[i];
+        }
+        std::vector<std::vector<double>> results;
+        for (const Tensor& y : matmul_each<3>(ctx, in[0], of)) {
+          results.push_back(take(y));
+        }
+        matmul_into(ctx, in[3], in[0], in[1], true);
+        results.push_back(take(in[3]));
+        return results;
+      };
+      CudaContext cuda(Dtype::kBF16);
+      const std::vector<OwnedTensor> there = [&] {
+        std::vector<OwnedTensor> tensors;
+        tensors.push_back(cuda_tensor(Dtype::kBF16, {t, k}, values[0], false));
+        tensors.push_back(cuda_tensor(Dtype::kBF16, {all, k}, values[1], false));
+        tensors.push_back(cuda_tensor(Dtype::kF32, {all}, values[2], false));
+        tensors.push_back(cuda_tensor(Dtype::kBF16, {t, all}, values[3], false));
+        return tensors;
+      }();
+      const auto got = run(cuda.ctx, {there[0].view, there[1].view, there[2].view, there[3].view});
+      std::vector<double> exact(static_cast<size_t>(t * all));
+      for (int64_t i = 0; i < t; ++i) {
+        for (int64_t n = 0; n < all; ++n) {
+          for (int64_t c = 0; c < k; ++c) {
+            exact[static_cast<size_t>(i * all + n)] += values[0][static_cast<size_t>(i * k + c)] *
+                                                       values[1][static_cast<size_t>(n * k + c)];
+          }
+        }
+      }
+      int64_t row = 0;
+      for (size_t part = 0; part < sizes.size(); ++part) {
+        for (int64_t i = 0; i < t; ++i) {
+          for (int64_t n = 0; n < sizes[part]; ++n) {
+            const double want = exact[static_cast<size_t>(i * all + row + n)] +
+                                (part == 1 ? 0.0 : values[2][static_cast<size_t>(row + n)]);
+            const double had = got[part][static_cast<size_t>(i * sizes[part] + n)];
+            ASSERT_NEAR(had, want, 0.01 * std::abs(want) + 2e-3 * std::sqrt(double(k)) / 16)
+                << "weight " << part << " row " << i << " output " << n;
+          }
+        }
+        row += sizes[part];
+      }
+      for (size_t i = 0; i < exact.size(); ++i) {
+        const double want = exact[i] + values[3][i];
+        ASSERT_NEAR(got[3][i], want, 0.01 * std::abs(want) + 2e-3 * std::sqrt(double(k)) / 16) << i;
+      }
+    }
+  }
+}
+
 TEST(MatmulCudaEach, MatchesDefinition) {
   if (!on_cuda()) {
     GTEST_SKIP() << why_no_cuda();

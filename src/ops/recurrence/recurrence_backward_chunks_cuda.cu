@@ -467,9 +467,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The value heads of a key head in order. A thread has two channels; q and k may be one tensor.
+// Sums the parts (T, key heads, sharing, K) of the gradients by q and k, in order. A thread has two
+// channels; q and k may be one tensor.
 __global__ void __launch_bounds__(256)
-    sum_heads_kernel(Recurrence<bf16> a, const float* dq_heads, const float* dk_heads) {
+    sum_parts_kernel(Recurrence<bf16> a, int64_t sharing, const float* dq_parts,
+                     const float* dk_parts) {
   const int64_t index = 2 * (static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x);
   const int64_t row = a.key_heads * a.key_dim;
   if (index >= a.y.rows.outer * row) {
@@ -477,13 +479,12 @@ __global__ void __launch_bounds__(256)
   }
   const int64_t t = index / row;
   const int64_t offset = index % row;
-  const int64_t sharing = a.heads / a.key_heads;
-  const auto add = [&](const View<bf16>& to, const float* heads) {
+  const auto add = [&](const View<bf16>& to, const float* parts) {
     if (to.grad == nullptr) {
       return;
     }
     const float* from =
-        heads + (t * a.heads + offset / a.key_dim * sharing) * a.key_dim + offset % a.key_dim;
+        parts + (t * a.key_heads + offset / a.key_dim) * sharing * a.key_dim + offset % a.key_dim;
     float sum[2];
     load_n<2>(to.grad_at(t, offset), sum);
     for (int64_t i = 0; i < sharing; ++i) {
@@ -494,8 +495,17 @@ __global__ void __launch_bounds__(256)
     }
     store_n<2>(to.grad_at(t, offset), sum);
   };
-  add(a.q, dq_heads);
-  add(a.k, dk_heads);
+  add(a.q, dq_parts);
+  add(a.k, dk_parts);
+}
+
+void sum_parts(const Recurrence<bf16>& a, int64_t sharing, const float* dq_parts,
+               const float* dk_parts, const Launch& on) {
+  if (a.q.grad != nullptr || a.k.grad != nullptr) {
+    launch(on, kName, sum_parts_kernel,
+           static_cast<unsigned>(ceil_div(a.y.rows.outer * a.key_heads * a.key_dim / 2, 256)), 256,
+           0, a, sharing, dq_parts, dk_parts);
+  }
 }
 
 template <int kKey, int kDim>
@@ -539,6 +549,17 @@ bool recurrence_has_backward_chunks(const Recurrence<bf16>& a) {
 
 void recurrence_backward_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks,
                                 const Launch& on) {
+  if (recurrence_has_backward_scan(a)) {
+    const int64_t shares = recurrence_backward_shares(a, chunks);
+    const int64_t parts = a.y.rows.outer * a.key_heads * shares * a.key_dim;
+    auto* dq_parts = shares > 1 ? scratch<float>(on, parts) : nullptr;
+    auto* dk_parts = shares > 1 ? scratch<float>(on, parts) : nullptr;
+    recurrence_backward_scan(a, chunks, shares, dq_parts, dk_parts, on);
+    if (shares > 1) {
+      sum_parts(a, shares, dq_parts, dk_parts, on);
+    }
+    return;
+  }
   const int64_t count = chunks.count * a.heads;
   const bool shared_keys = a.heads != a.key_heads;
   const int64_t keys = count * kChunkTokens * a.key_dim;
@@ -560,10 +581,8 @@ void recurrence_backward_chunks(const Recurrence<bf16>& a, const DeviceChunks& c
                  [&]<int kKey, int kDim>() { solve<kKey, kDim>(a, chunks, parts, on); });
   recurrence_backward_walk(a, chunks, parts, on);
   recurrence_backward_inside(a, chunks, parts, on);
-  if (shared_keys && (a.q.grad != nullptr || a.k.grad != nullptr)) {
-    launch(on, kName, sum_heads_kernel,
-           static_cast<unsigned>(ceil_div(a.y.rows.outer * a.key_heads * a.key_dim / 2, 256)), 256,
-           0, a, parts.dq_heads, parts.dk_heads);
+  if (shared_keys) {
+    sum_parts(a, a.heads / a.key_heads, parts.dq_heads, parts.dk_heads, on);
   }
 }
 

@@ -500,13 +500,16 @@ void backward(const Recurrence<T>& args, const Launch& on) {
   Recurrence<T> a = args;
   a.segments = segments.walk;
   a.y.rows.outer = tokens;
-  add_skip_gradient(a, on);
   if constexpr (std::is_same_v<T, bf16>) {
     if (recurrence_has_backward_chunks(args)) {
+      if (!recurrence_has_backward_scan(args)) {
+        add_skip_gradient(a, on);
+      }
       recurrence_backward_chunks(a, chunks, on);
       return;
     }
   }
+  add_skip_gradient(a, on);
   const RecurrenceKept kept = recurrence_kept(a, chunks.count);
   const int64_t slices = ceil_div(a.dim, kStepColumns);
   const int64_t keys = slices * tokens * a.heads * a.key_dim;

@@ -85,7 +85,8 @@ __device__ __forceinline__ void copy_rows_to(const bf16* from, int64_t from_stri
 
 /// Whether the backward of `a` has the form in chunks; `a.segments` is the host's.
 bool recurrence_has_backward_chunks(const Recurrence<bf16>& a);
-/// All gradients but that by skip; `a.segments` is the device's, a.y.rows.outer the tokens.
+/// All gradients, but that by skip where it has no form of its own; `a.segments` is the device's,
+/// a.y.rows.outer the tokens.
 void recurrence_backward_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks,
                                 const Launch& on);
 /// Its pass over the chunks (recurrence_backward_state_cuda.cu): du and dS.
@@ -95,6 +96,15 @@ void recurrence_backward_walk(const Recurrence<bf16>& a, const DeviceChunks& chu
 /// inside the chunks.
 void recurrence_backward_inside(const Recurrence<bf16>& a, const DeviceChunks& chunks,
                                 const BackwardParts& parts, const Launch& on);
+
+/// Whether it has a form of its own (recurrence_backward_scan_cuda.cu): one decay a head, no delta
+/// rule, dims of Mamba-2. Of the form in chunks it is one.
+bool recurrence_has_backward_scan(const Recurrence<bf16>& a);
+/// All gradients, that by skip too. In how many parts (T, key heads, shares, K) that leaves the
+/// gradients by q and k where there is more than one; else `dq_parts` and `dk_parts` are null.
+int64_t recurrence_backward_shares(const Recurrence<bf16>& a, const DeviceChunks& chunks);
+void recurrence_backward_scan(const Recurrence<bf16>& a, const DeviceChunks& chunks, int64_t shares,
+                              float* dq_parts, float* dk_parts, const Launch& on);
 
 /// Calls f.operator()<K, V>() for the dims of a head.
 template <class F>

@@ -1,7 +1,7 @@
 // Private to the operation on CUDA: its forms, the chunks of a call, and how tokens of a head are
 // staged in shared memory.
 //
-//   recurrence_steps_cuda.cu           forward token by token: any dims, any T; decode
+//   recurrence_steps_cuda.cu           forward token by token: decode, and any dims, any T
 //   recurrence_chunks_cuda.cu          forward in chunks on tensor cores: bf16, dims 64 or 128; the
 //                                      form with a decay per channel
 //   recurrence_chunks_channel_cuda.cu  what that needs first

@@ -1,7 +1,12 @@
-// The recurrence token by token, for any dims and types: one block per segment, head and 64 columns
-// of the value, the state in registers from the segment's first token to its last. It is what
-// decodes (the state is read and written once, 16 bytes a thread, all its loads in flight at once)
-// and what computes where the chunk form does not.
+// The recurrence token by token: one block per segment, head and 64 columns of the value, the state
+// in registers from the segment's first token to its last.
+//
+// token_kernel is for segments of one token, which is to say decoding, with the key dims that
+// models have: the state is read and written once, 16 bytes a thread, a row by neighbours, all its
+// loads in flight at once. Nobody reads a state again before the
+// next step, and so it goes first from the L2: reads and writes then take 89 % of a copy's speed,
+// without it 83. steps_kernel is for any dims and lengths: it computes where the chunk form does
+// not.
 #include "ops/recurrence/recurrence_cuda.cuh"
 
 namespace cambium::cuda {
@@ -10,7 +15,7 @@ namespace {
 template <class T, int kRows>
 __global__ void __launch_bounds__(kStepThreads, kRows <= 16 ? 3 : 1)
     steps_kernel(Recurrence<T> a, const int32_t* first_chunk, RecurrenceKept kept, int64_t end,
-                 bool wide) {
+                 bool wide, bool tokens_elsewhere) {
   extern __shared__ float4 shared[];
   auto* q = reinterpret_cast<float*>(shared);
   float* k = q + kStepTokens<kRows> * kKeyPad<kRows>;
@@ -25,7 +30,7 @@ __global__ void __launch_bounds__(kStepThreads, kRows <= 16 ? 3 : 1)
   const StepLane<kRows> at(slice);
   const int64_t begin = a.segments.begin(segment);
   const int64_t length = a.segments.length(segment);
-  if (length >= end) {
+  if (length >= end || (tokens_elsewhere && length == 1)) {
     return;
   }
   const int64_t position = a.segments.position[segment];
@@ -118,6 +123,182 @@ __global__ void __launch_bounds__(kStepThreads, kRows <= 16 ? 3 : 1)
   }
 }
 
+// --- One token.
+constexpr int kTokenRows = 16;  // of the state, a thread
+constexpr int kMostTokenKeys = 128;
+constexpr int kGroups = kMostTokenKeys / kTokenRows;  // most that share a column
+constexpr int kTokenLanes = kStepColumns / 4;         // of a group
+
+__device__ __forceinline__ uint64_t first_to_go() {
+  uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 800
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+__device__ __forceinline__ void load_once(const float* from, uint64_t policy, float (&to)[4]) {
+  asm volatile("ld.global.L2::cache_hint.v4.f32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
+               : "l"(from), "l"(policy));
+}
+__device__ __forceinline__ void store_once(float* to, uint64_t policy, const float (&from)[4]) {
+  asm volatile("st.global.L2::cache_hint.v4.f32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(to),
+               "f"(from[0]), "f"(from[1]), "f"(from[2]), "f"(from[3]), "l"(policy)
+               : "memory");
+}
+
+// Groups of sixteen lanes have 16 rows each. Every group takes S' k, S' q and k q of its rows from
+// the decayed state; from their sums, in the groups' order, each knows what is written, and the
+// first one y = S' q + (k q) written. Threads: a row of the state each.
+template <class T>
+__global__ void __launch_bounds__(kMostTokenKeys, 4) token_kernel(Recurrence<T> a) {
+  __shared__ __align__(16) float q[kMostTokenKeys];
+  __shared__ __align__(16) float k[kMostTokenKeys];
+  __shared__ __align__(16) float decay[kMostTokenKeys];
+  __shared__ __align__(16) float v[kStepColumns];
+  __shared__ __align__(16) float reads[kGroups][kStepColumns];
+  __shared__ __align__(16) float results[kGroups][kStepColumns];
+  __shared__ float products[kGroups];
+  __shared__ float weight;
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int group = thread / kTokenLanes;
+  const int lane = thread % kTokenLanes;
+  const int first_row = group * kTokenRows;
+  const uint64_t policy = first_to_go();
+  await_inputs();
+  const int64_t slices = a.dim / kStepColumns;
+  const int64_t slice = blockIdx.x % slices;
+  const int64_t h = blockIdx.x / slices % a.heads;
+  const int64_t segment = blockIdx.x / slices / a.heads;
+  const int64_t t = a.segments.begin(segment);
+  const int64_t length = a.segments.length(segment);
+  const bool continues = a.segments.position[segment] > 0;
+  if (length > 1 || (length == 0 && continues)) {
+    return;
+  }
+  float* state = a.state_of(segment, h);
+  if (state != nullptr) {
+    state += first_row * a.dim + slice * kStepColumns + lane * 4;
+  }
+  float s[kTokenRows][4] = {};
+  if (length == 1 && continues && state != nullptr) {
+#pragma unroll
+    for (int r = 0; r < kTokenRows; ++r) {
+      load_once(state + r * a.dim, policy, s[r]);
+    }
+  }
+  if (length == 1) {
+    const int64_t key = a.key_head(h) * a.key_dim + thread;
+    q[thread] = load(a.q.at(t, key));
+    k[thread] = load(a.k.at(t, key));
+    decay[thread] = expf(*a.log_decay.at(t, a.decay_per_channel ? h * a.key_dim + thread : h));
+    if (thread < kStepColumns) {
+      v[thread] = load(a.v.at(t, h * a.dim + slice * kStepColumns + thread));
+    }
+    if (thread == 0) {
+      weight = a.weight.defined() ? *a.weight.at(t, h) : 1.0F;
+    }
+    __syncthreads();
+    float read[4] = {};
+    float y[4] = {};
+    float product = 0.0F;
+#pragma unroll
+    for (int r = 0; r < kTokenRows; r += 4) {
+      float query[4];
+      float keys[4];
+      float d[4];
+      load_n<4>(q + first_row + r, query);
+      load_n<4>(k + first_row + r, keys);
+      load_n<4>(decay + first_row + r, d);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        product = fmaf(query[i], keys[i], product);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          s[r + i][c] *= d[i];
+          read[c] = fmaf(s[r + i][c], keys[i], read[c]);
+          y[c] = fmaf(s[r + i][c], query[i], y[c]);
+        }
+      }
+    }
+    store_n<4>(reads[group] + lane * 4, read);
+    store_n<4>(results[group] + lane * 4, y);
+    if (lane == 0) {
+      products[group] = product;
+    }
+    __syncthreads();
+    const int groups = static_cast<int>(a.key_dim) / kTokenRows;
+    float value[4];
+    float written[4];
+    load_n<4>(v + lane * 4, value);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      written[c] = value[c];
+    }
+    if (a.delta) {
+      float all[4] = {};
+      for (int g = 0; g < groups; ++g) {
+        load_n<4>(reads[g] + lane * 4, read);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          all[c] += read[c];
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        written[c] -= all[c];
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      written[c] *= weight;
+    }
+    if (group == 0) {
+      float all[4] = {};
+      float kq = 0.0F;
+      for (int g = 0; g < groups; ++g) {
+        load_n<4>(results[g] + lane * 4, y);
+        kq += products[g];
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          all[c] += y[c];
+        }
+      }
+      const float skip = a.skip.defined() ? a.skip.data[h] : 0.0F;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        all[c] = fmaf(skip, value[c], fmaf(kq, written[c], all[c]));
+      }
+      store_n<4>(a.y.at(t, h * a.dim + slice * kStepColumns + lane * 4), all);
+    }
+#pragma unroll
+    for (int r = 0; r < kTokenRows; r += 4) {
+      float keys[4];
+      load_n<4>(k + first_row + r, keys);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          s[r + i][c] = fmaf(keys[i], written[c], s[r + i][c]);
+        }
+      }
+    }
+  }
+  if (state != nullptr) {
+#pragma unroll
+    for (int r = 0; r < kTokenRows; ++r) {
+      store_once(state + r * a.dim, policy, s[r]);
+    }
+  }
+}
+
+/// Whether token_kernel computes this call's segments of one token.
+template <class T>
+bool takes_tokens(const Recurrence<T>& a) {
+  return a.kept == nullptr && (a.key_dim == 64 || a.key_dim == kMostTokenKeys) &&
+         a.dim % kStepColumns == 0 && aligned(a.state) && aligned(a.y, 4);
+}
+
 }  // namespace
 
 template <class T>
@@ -125,15 +306,24 @@ void recurrence_steps(const Recurrence<T>& a, const DeviceSegments& segments,
                       const DeviceChunks& chunks, int64_t end, const Launch& on) {
   Recurrence<T> on_device = a;
   on_device.segments = segments.walk;
+  const int64_t blocks = a.segments.count * a.heads * ceil_div(a.dim, kStepColumns);
+  // A segment of one token goes the same way whatever else is in the call.
+  const bool tokens = takes_tokens(a);
+  if (tokens) {
+    launch_ahead(on, "recurrence", token_kernel<T>, static_cast<unsigned>(blocks),
+                 static_cast<unsigned>(a.key_dim), 0, on_device);
+    if (segments.longest <= 1) {
+      return;
+    }
+  }
   const RecurrenceKept kept = recurrence_kept(a, chunks.count);
   const bool wide =
       a.dim % 4 == 0 && aligned(a.state, 16) && aligned(a.y.data, 16) && aligned(a.kept, 16);
-  const int64_t blocks = a.segments.count * a.heads * ceil_div(a.dim, kStepColumns);
   with_key_rows("recurrence", a.key_dim, [&]<int kRows>() {
     constexpr size_t kShared =
         sizeof(float) * kStepTokens<kRows> * (3 * kKeyPad<kRows> + kStepColumns + 1);
     launch_ahead(on, "recurrence", steps_kernel<T, kRows>, static_cast<unsigned>(blocks),
-                 kStepThreads, kShared, on_device, chunks.first, kept, end, wide);
+                 kStepThreads, kShared, on_device, chunks.first, kept, end, wide, tokens);
   });
 }
 

@@ -100,6 +100,7 @@ INSTANTIATE_TEST_SUITE_P(
         rows({Case{"kda_of_96", {70, 33}, 1, 2, 64, 96, true, true},
               Case{"mamba2_of_96", {130}, 1, 2, 96, 64, false, false, true, true},
               Case{"mamba2_many_heads", {90}, 1, 20, 64, 64, false, false, true, true},
+              Case{"mamba2_shared_keys", {100, 33}, 2, 8, 128, 64, false, false, true, true},
               Case{"gdn_of_64", {70, 33, 200}, 1, 3, 64, 64, false, true},
               Case{"channel_decay_shared_keys", {100}, 1, 2, 64, 64, true, false, true, true},
               Case{"medium_channel_decay", {100}, 1, 1, 64, 64, true, true, true, false, -6.0},

@@ -1,0 +1,294 @@
+// Products of one or two rows of bf16 with bf16 weights where the device copies in the background
+// (sm_90): one block on each multiprocessor has an even share of the weights' rows and streams them
+// through a ring of tiles in shared memory. Nothing but memory limits such a product, so what
+// counts is that loads never pause: the ring is filled before the kernels before it are done, as no
+// kernel of a step writes weights, and so the small kernels between two products cost next to
+// nothing.
+//
+// Sixteen warps multiply: a team of them a row of the tile, every lane with its columns of x in
+// registers. One more warp brings tiles, adds the warps' parts in their order and writes y.
+#include <cstdint>
+
+#include "ops/cuda.cuh"
+#include "ops/cuda_bulk.cuh"
+#include "ops/matmul/matmul_cuda.cuh"
+
+namespace cambium::cuda {
+namespace {
+
+constexpr int kWarps = 16;  // that multiply
+constexpr int kBringer = kWarps;
+constexpr int kFinisher = kWarps + 1;
+constexpr int kThreads = (kWarps + 2) * 32;
+constexpr int kVectors = 4;  // of 16 bytes of a row, a lane
+constexpr int kVector = 8;   // columns
+constexpr int64_t kMostColumns = kWarps * 32 * kVectors * kVector;
+constexpr int kMostStages = 8;
+constexpr int64_t kRingBytes = 160 * 1024;
+/// So much shared memory that no two blocks share a multiprocessor, whatever else is on the others.
+constexpr size_t kLeastShared = 116 * 1024;
+/// Less is done before streaming has begun.
+constexpr int64_t kLeastBytes = 256 * 1024;
+
+struct StreamProduct {
+  const bf16* weight;
+  const float* bias;
+  bf16* y;
+  int64_t y_stride;
+  int32_t first_row;  // of all products' rows
+  int32_t accumulate;
+};
+struct StreamRows {
+  const bf16* x;
+  int64_t x_stride;
+  int32_t rows;  // of all weights
+  int32_t k;
+  int32_t count;
+  int32_t team_bits;  // a row's warps are 1 << team_bits
+  int32_t stages;
+  int32_t before_inputs;  // whether weights may be read before the kernels before this one are done
+  StreamProduct each[kMaxMatmuls];
+};
+
+/// Tiles of a block's share: as many rows as there are teams, of one weight.
+struct Tile {
+  int row;
+  int end;
+  int product = 0;
+  int rows = 0;
+
+  __device__ Tile(const StreamRows& a, int64_t first, int64_t last)
+      : row(static_cast<int>(first)), end(static_cast<int>(last)) {
+    find(a);
+  }
+  __device__ bool exists() const { return rows > 0; }
+  __device__ void next(const StreamRows& a) {
+    row += rows;
+    find(a);
+  }
+
+ private:
+  __device__ void find(const StreamRows& a) {
+    while (product + 1 < a.count && row >= a.each[product + 1].first_row) {
+      ++product;
+    }
+    const int last = product + 1 < a.count ? min(end, a.each[product + 1].first_row) : end;
+    rows = max(0, min(last - row, kWarps >> a.team_bits));
+  }
+};
+
+__device__ __forceinline__ float low(uint32_t pair) {
+  return __uint_as_float(pair << 16);
+}
+__device__ __forceinline__ float high(uint32_t pair) {
+  return __uint_as_float(pair & 0xffff0000U);
+}
+__device__ __forceinline__ float dot(const uint4& w, const uint4& x, float sum) {
+  sum = fmaf(low(w.x), low(x.x), sum);
+  sum = fmaf(high(w.x), high(x.x), sum);
+  sum = fmaf(low(w.y), low(x.y), sum);
+  sum = fmaf(high(w.y), high(x.y), sum);
+  sum = fmaf(low(w.z), low(x.z), sum);
+  sum = fmaf(high(w.z), high(x.z), sum);
+  sum = fmaf(low(w.w), low(x.w), sum);
+  return fmaf(high(w.w), high(x.w), sum);
+}
+
+template <int kM>
+__global__ void __launch_bounds__(kThreads) stream_kernel(const __grid_constant__ StreamRows a) {
+  extern __shared__ __align__(128) uint4 ring[];
+  __shared__ uint64_t full[kMostStages];   // the tile is there
+  __shared__ uint64_t ready[kMostStages];  // its parts are
+  __shared__ uint64_t empty[kMostStages];  // and have been read
+  __shared__ __align__(16) float parts[kMostStages][kM][kWarps];
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int vectors = a.k / kVector;  // of a row
+  const int tile_vectors = vectors * (kWarps >> a.team_bits);
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < a.stages; ++s) {
+      init_barrier(&full[s], 1);
+      init_barrier(&ready[s], kWarps);
+      init_barrier(&empty[s], 1);
+    }
+    barriers_ready();
+  }
+  __syncthreads();
+  const int64_t rows = a.rows;
+  Tile tile(a, rows * blockIdx.x / gridDim.x, rows * (blockIdx.x + 1) / gridDim.x);
+  int stage = 0;
+  uint32_t parity = 0;
+  const auto advance = [&] {
+    if (++stage == a.stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  };
+
+  if (warp == kBringer) {
+    if (lane > 0) {
+      return;
+    }
+    if (a.before_inputs == 0) {
+      await_inputs();
+    }
+    for (int brought = 0; tile.exists(); tile.next(a), ++brought, advance()) {
+      if (brought >= a.stages) {
+        await_phase(&empty[stage], parity ^ 1);
+      }
+      const StreamProduct& p = a.each[tile.product];
+      const auto bytes = static_cast<uint32_t>(tile.rows * vectors * sizeof(uint4));
+      arrive_expecting(&full[stage], bytes);
+      copy_bulk_once(ring + stage * tile_vectors,
+                     p.weight + static_cast<int64_t>(tile.row - p.first_row) * a.k, bytes,
+                     &full[stage]);
+    }
+    return;
+  }
+
+  await_inputs();
+  if (warp == kFinisher) {
+    const int team_warps = 1 << a.team_bits;
+    const int teams = kWarps >> a.team_bits;
+    const int row = lane & (teams - 1);
+    const int m = lane >> (4 - a.team_bits);
+    for (; tile.exists(); tile.next(a), advance()) {
+      const StreamProduct& p = a.each[tile.product];
+      const int n = tile.row - p.first_row + row;
+      const bool exists = row < tile.rows;
+      const float bias = exists && p.bias != nullptr ? p.bias[n] : 0.0F;
+      await_phase(&ready[stage], parity);
+      // Lane by lane a row of the tile and one of x.
+      float sum = 0.0F;
+      if (m < kM) {
+        const float* part = &parts[stage][m][row << a.team_bits];
+#pragma unroll 4
+        for (int w = 0; w < team_warps; ++w) {
+          sum += part[w];
+        }
+      }
+      __syncwarp();
+      if (lane == 0) {
+        arrive(&empty[stage]);
+      }
+      if (m < kM && exists) {
+        bf16* y = p.y + m * p.y_stride + n;
+        store(y, (p.accumulate != 0 ? load(y) : 0.0F) + bias + sum);
+      }
+    }
+    return;
+  }
+
+  const int team = warp >> a.team_bits;
+  const int step = 32 << a.team_bits;
+  const int first = threadIdx.x & (step - 1);
+  uint4 x[kM][kVectors];
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      x[m][v] =
+          first + v * step < vectors
+              ? *reinterpret_cast<const uint4*>(a.x + m * a.x_stride + (first + v * step) * kVector)
+              : uint4{};
+    }
+  }
+  for (; tile.exists(); tile.next(a), advance()) {
+    await_phase(&full[stage], parity);
+    if (team < tile.rows) {
+      const uint4* row = ring + stage * tile_vectors + team * vectors;
+      float sum[kM] = {};
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        if (first + v * step < vectors) {
+          const uint4 w = row[first + v * step];
+#pragma unroll
+          for (int m = 0; m < kM; ++m) {
+            sum[m] = dot(w, x[m][v], sum[m]);
+          }
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        sum[m] = warp_sum(sum[m]);
+        if (lane == 0) {
+          parts[stage][m][warp] = sum[m];
+        }
+      }
+    }
+    __syncwarp();
+    if (lane == 0) {
+      arrive(&ready[stage]);
+    }
+  }
+}
+
+/// Blocks of the kernel: one on each multiprocessor, none without a row.
+int64_t blocks_for(int64_t rows) {
+  thread_local int known_device = -1;
+  thread_local int multiprocessors = 1;
+  int device = 0;
+  cudaGetDevice(&device);
+  if (device != known_device) {
+    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    known_device = device;
+  }
+  return rows < multiprocessors ? rows : multiprocessors;
+}
+
+}  // namespace
+
+bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
+  static_assert(kStreamedRows == 2 && 2 * kWarps == 32, "a lane finishes one element");
+  const Matmul<bf16>& first = all.each[0];
+  StreamRows a{};
+  const int64_t k = first.weight.inputs();
+  a.x = first.x.data;
+  a.x_stride = first.x.rows.outer_stride;
+  a.before_inputs = on.recorder != nullptr ? 1 : 0;
+  if (!launches_ahead() || k % kVector != 0 || k > kMostColumns || !aligned(first.x)) {
+    return false;
+  }
+  int64_t rows = 0;
+  for (int64_t i = 0; i < all.count; ++i) {
+    const Matmul<bf16>& p = all.each[i];
+    const bf16* weight = p.weight.narrow.data;
+    if (weight == nullptr || !aligned(weight)) {
+      return false;
+    }
+    a.each[i] = {weight,
+                 p.bias.data,
+                 p.y.data,
+                 p.y.rows.outer_stride,
+                 static_cast<int32_t>(rows),
+                 p.accumulate ? 1 : 0};
+    rows += p.y.channels;
+  }
+  const int64_t row_bytes = k * static_cast<int64_t>(sizeof(bf16));
+  if (rows * row_bytes < kLeastBytes || rows > INT32_MAX) {
+    return false;
+  }
+  a.rows = static_cast<int32_t>(rows);
+  a.k = static_cast<int32_t>(k);
+  a.count = static_cast<int32_t>(all.count);
+  while ((32 * kVectors * kVector << a.team_bits) < k) {
+    ++a.team_bits;
+  }
+  const int64_t tile_bytes = (kWarps >> a.team_bits) * row_bytes;
+  const int64_t stages = kRingBytes / tile_bytes;
+  a.stages = static_cast<int32_t>(stages < kMostStages ? stages : kMostStages);
+  const size_t ring = static_cast<size_t>(a.stages * tile_bytes);
+  const size_t shared = ring < kLeastShared ? kLeastShared : ring;
+  const auto with = [&](auto kernel) {
+    launch_ahead(on, "matmul", kernel, dim3(static_cast<unsigned>(blocks_for(a.rows))),
+                 dim3(kThreads), shared, a);
+  };
+  if (first.x.count() == 1) {
+    with(stream_kernel<1>);
+  } else {
+    with(stream_kernel<2>);
+  }
+  return true;
+}
+
+}  // namespace cambium::cuda
