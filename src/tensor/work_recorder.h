@@ -40,7 +40,8 @@ class WorkRecorder {
   /// Queues what `work` does, and then copies `fetched` (bytes of the device) to `to` (pinned).
   /// Where `repeats` says that more steps like it will come, `work` may be called twice, from the
   /// same beginning: it takes the same memory and makes the same uploads each time, and reads
-  /// nothing from the device. What an earlier step but one uploaded is done with: it waits for
+  /// nothing from the device. It writes no weights: its kernels may read them before those ahead of
+  /// them are done. What an earlier step but one uploaded is done with: it waits for
   /// that.
   virtual void step(bool repeats, const std::function<void()>& work, void* to, const void* fetched,
                     int64_t bytes) = 0;
