@@ -1,11 +1,11 @@
 // The recurrence token by token: one block per segment, head and 64 columns of the value, the state
 // in registers from the segment's first token to its last.
 //
-// token_kernel is for segments of one token, which is to say decoding, with the key dims that models
-// have: the state is read and written once, 16 bytes a thread, a row by neighbours, all its loads in
-// flight at once. Nobody reads a state again before the next step, and so it is the first to leave
-// the L2, where it would be in the way of the next reads. steps_kernel is for any dims and lengths:
-// it computes where the chunk form does not.
+// token_kernel is for segments of one token, which is to say decoding, with the key dims that
+// models have: the state is read and written once, 16 bytes a thread, a row by neighbours, all its
+// loads in flight at once. Nobody reads a state again before the next step, and so it is the first
+// to leave the L2, where it would be in the way of the next reads. steps_kernel is for any dims and
+// lengths: it computes where the chunk form does not.
 #include "ops/recurrence/recurrence_cuda.cuh"
 
 namespace cambium::cuda {
