@@ -12,6 +12,7 @@
 //   recurrence_backward_chunks_cuda.cu backward in chunks: bf16, dims 64, 96 or 128
 //   recurrence_backward_state_cuda.cu  its pass over the chunks in turn
 //   recurrence_backward_keys_cuda.cu   what it does last, inside all chunks at once
+//   recurrence_backward_scan_cuda.cu   all of it with one decay a head, no delta rule and V = 64
 //
 // Chunks are cut at multiples of kRecurrenceChunk of absolute position. A recorded forward call
 // keeps the states at chunk starts (chunks, heads, K, V) and, under the delta rule, the errors
