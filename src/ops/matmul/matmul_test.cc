@@ -431,7 +431,6 @@ INSTANTIATE_TEST_SUITE_P(Shapes, MatmulCuda,
                                            Shape{65, 34, 257}),
                          ::testing::PrintToStringParamName());
 
-// Products of one x by weights of two types, with a bias and without, forward and backward.
 // Weights large enough to be streamed: every team of warps, shares that end within a tile, several
 // weights at once, a bias, and sums into what is there.
 TEST(MatmulCudaStream, FewRowsMatchDefinition) {
@@ -503,6 +502,7 @@ TEST(MatmulCudaStream, FewRowsMatchDefinition) {
   }
 }
 
+// Products of one x by weights of two types, with a bias and without, forward and backward.
 TEST(MatmulCudaEach, MatchesDefinition) {
   if (!on_cuda()) {
     GTEST_SKIP() << why_no_cuda();
