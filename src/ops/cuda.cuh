@@ -6,6 +6,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <tuple>
 #include <utility>
 
 #include "ops/cuda_launch.h"
@@ -276,20 +278,27 @@ void launch_ahead(const Launch& on, const char* operation, void (*kernel)(Params
                cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...));
 }
 
-/// How many blocks of the kernel the device holds at once.
+/// How many blocks of the kernel the device holds at once. The driver is asked once for each
+/// device, kernel and size.
 template <class Kernel>
 int64_t resident_blocks(Kernel kernel, int threads, size_t shared) {
+  thread_local std::map<std::tuple<int, Kernel, int, size_t>, int64_t> known;
+  int device = 0;
+  cudaGetDevice(&device);
+  const auto [at, is_new] = known.try_emplace({device, kernel, threads, shared}, 0);
+  if (!is_new) {
+    return at->second;
+  }
   if (shared > 48 * 1024) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(shared));
   }
-  int device = 0;
   int multiprocessors = 1;
   int blocks = 1;
-  cudaGetDevice(&device);
   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared);
-  return static_cast<int64_t>(multiprocessors) * (blocks > 0 ? blocks : 1);
+  at->second = static_cast<int64_t>(multiprocessors) * (blocks > 0 ? blocks : 1);
+  return at->second;
 }
 
 /// Scratch memory of the device for `count` elements, until the kernel's host function returns

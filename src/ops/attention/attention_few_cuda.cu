@@ -605,19 +605,18 @@ struct Kernel {
   void (*kernel)(FewArgs<E>);
   int threads;
   size_t shared;
-  int64_t resident;
+
+  int64_t resident() const { return resident_blocks(kernel, threads, shared); }
 };
 
 template <class F>
-const Kernel<typename F::E>& kernel_of() {
-  static const Kernel<typename F::E> kernel = {
-      few_rows<F>, F::kThreads, F::kShared, resident_blocks(few_rows<F>, F::kThreads, F::kShared)};
-  return kernel;
+Kernel<typename F::E> kernel_of() {
+  return {few_rows<F>, F::kThreads, F::kShared};
 }
 
 // What suits was measured. A row tile's results are the same in all forms of a dim, so that they do
 // not depend on what else is in a batch: those of 16 queries differ in kQ alone.
-const Kernel<bf16>& find_kernel(int dim, int queries, bf16 /*type*/) {
+Kernel<bf16> find_kernel(int dim, int queries, bf16 /*type*/) {
   const bool eight = queries == 8;
   switch (dim) {
     case 64:
@@ -633,7 +632,7 @@ const Kernel<bf16>& find_kernel(int dim, int queries, bf16 /*type*/) {
       return kernel_of<Form<bf16, 256, 1, 2, 3, 1, 2>>();
   }
 }
-const Kernel<f8e4m3>& find_kernel(int dim, int /*queries*/, f8e4m3 /*type*/) {
+Kernel<f8e4m3> find_kernel(int dim, int /*queries*/, f8e4m3 /*type*/) {
   switch (dim) {
     case 64:
       return kernel_of<Form<f8e4m3, 64, 1, 4, 4, 1, 4>>();
@@ -663,7 +662,7 @@ FewRows<E>::FewRows(const AttentionShape& shape) {
     }
   }
   blocks_per_head_ = static_cast<int>(
-      std::max<int64_t>(find_kernel(dim_, queries_, E{}).resident / shape.kv_heads, 1));
+      std::max<int64_t>(find_kernel(dim_, queries_, E{}).resident() / shape.kv_heads, 1));
 }
 
 template <class E>

@@ -2,8 +2,6 @@
 // lane, a warp for two rows of the weight, x in shared memory in fp32), the sums of a bias's
 // gradient, and a plain product for what the library has no algorithm for.
 #include <cstring>
-#include <map>
-#include <tuple>
 #include <type_traits>
 
 #include "ops/cuda.cuh"
@@ -141,25 +139,12 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(const FewRows<T, W> 
 /// Most shared memory x may take: two blocks of it fit on a multiprocessor.
 constexpr int64_t kSharedBytes = 112 * 1024;
 
-/// As resident_blocks(), asked of the driver once for each kernel and size.
-template <class Kernel>
-int64_t remembered_blocks(Kernel kernel, size_t shared) {
-  thread_local std::map<std::tuple<int, Kernel, size_t>, int64_t> known;
-  int device = 0;
-  cudaGetDevice(&device);
-  const auto [at, is_new] = known.try_emplace({device, kernel, shared}, 0);
-  if (is_new) {
-    at->second = resident_blocks(kernel, kThreads, shared);
-  }
-  return at->second;
-}
-
 template <class T, class W>
 void launch_few_rows(const FewRows<T, W>& a, int64_t rows, const Launch& on) {
   const auto shared = static_cast<size_t>(rows * a.k) * sizeof(T);
   const auto with = [&](auto kernel) {
     const int64_t blocks = ceil_div(a.groups, kWarps);
-    const int64_t resident = remembered_blocks(kernel, shared);
+    const int64_t resident = resident_blocks(kernel, kThreads, shared);
     // Not ahead: beside what is left of the kernel before, blocks come to lie unevenly (measured 10
     // % slower).
     launch(on, "matmul", kernel, dim3(static_cast<unsigned>(blocks < resident ? blocks : resident)),

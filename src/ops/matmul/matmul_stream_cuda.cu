@@ -78,21 +78,15 @@ struct Tile {
   }
 };
 
-__device__ __forceinline__ float low(uint32_t pair) {
-  return __uint_as_float(pair << 16);
-}
-__device__ __forceinline__ float high(uint32_t pair) {
-  return __uint_as_float(pair & 0xffff0000U);
-}
 __device__ __forceinline__ float dot(const uint4& w, const uint4& x, float sum) {
-  sum = fmaf(low(w.x), low(x.x), sum);
-  sum = fmaf(high(w.x), high(x.x), sum);
-  sum = fmaf(low(w.y), low(x.y), sum);
-  sum = fmaf(high(w.y), high(x.y), sum);
-  sum = fmaf(low(w.z), low(x.z), sum);
-  sum = fmaf(high(w.z), high(x.z), sum);
-  sum = fmaf(low(w.w), low(x.w), sum);
-  return fmaf(high(w.w), high(x.w), sum);
+  sum = fmaf(first_of(w.x), first_of(x.x), sum);
+  sum = fmaf(second_of(w.x), second_of(x.x), sum);
+  sum = fmaf(first_of(w.y), first_of(x.y), sum);
+  sum = fmaf(second_of(w.y), second_of(x.y), sum);
+  sum = fmaf(first_of(w.z), first_of(x.z), sum);
+  sum = fmaf(second_of(w.z), second_of(x.z), sum);
+  sum = fmaf(first_of(w.w), first_of(x.w), sum);
+  return fmaf(second_of(w.w), second_of(x.w), sum);
 }
 
 template <int kM>
@@ -224,19 +218,6 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(const __grid_constant_
   }
 }
 
-/// Blocks of the kernel: one on each multiprocessor, none without a row.
-int64_t blocks_for(int64_t rows) {
-  thread_local int known_device = -1;
-  thread_local int multiprocessors = 1;
-  int device = 0;
-  cudaGetDevice(&device);
-  if (device != known_device) {
-    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    known_device = device;
-  }
-  return rows < multiprocessors ? rows : multiprocessors;
-}
-
 }  // namespace
 
 bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
@@ -281,8 +262,10 @@ bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
   const size_t ring = static_cast<size_t>(a.stages * tile_bytes);
   const size_t shared = ring < kLeastShared ? kLeastShared : ring;
   const auto with = [&](auto kernel) {
-    launch_ahead(on, "matmul", kernel, dim3(static_cast<unsigned>(blocks_for(a.rows))),
-                 dim3(kThreads), shared, a);
+    const int64_t resident = resident_blocks(kernel, kThreads, shared);
+    launch_ahead(on, "matmul", kernel,
+                 dim3(static_cast<unsigned>(rows < resident ? rows : resident)), dim3(kThreads),
+                 shared, a);
   };
   if (first.x.count() == 1) {
     with(stream_kernel<1>);
