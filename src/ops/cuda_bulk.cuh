@@ -1,7 +1,7 @@
-// Copies of whole ranges between global and shared memory in the background, and the barriers in
-// shared memory that say when they are there (sm_90 and newer; PTX ISA, "cp.async.bulk" and
-// "mbarrier"). Addresses and sizes are multiples of 16 bytes. On older devices nothing here may be
-// called: hosts ask launches_ahead().
+// Copies of whole ranges from global to shared memory in the background, and the barriers in shared
+// memory that say when they are there (sm_90 and newer; PTX ISA, "cp.async.bulk" and "mbarrier").
+// Addresses and sizes are multiples of 16 bytes. On older devices none of this may be called, but
+// first_to_leave(): hosts ask launches_ahead().
 #pragma once
 
 #include <cstdint>
@@ -52,16 +52,24 @@ __device__ __forceinline__ void await_phase(uint64_t* barrier, uint32_t parity) 
 #endif
 }
 
+/// For accesses to what nobody reads again soon: it is the first to leave the L2.
+__device__ __forceinline__ uint64_t first_to_leave() {
+  uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 800
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+
 /// Begins to copy to shared memory what nobody reads again soon; the barrier learns of its bytes.
 __device__ __forceinline__ void copy_bulk_once(void* to, const void* from, uint32_t bytes,
                                                uint64_t* barrier) {
 #if __CUDA_ARCH__ >= 900
-  uint64_t policy = 0;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
       "[%1], %2, [%3], %4;" ::"r"(shared_address(to)),
-      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier)),
+      "l"(first_to_leave())
       : "memory");
 #endif
 }

@@ -60,6 +60,13 @@ __device__ __forceinline__ uint32_t pack(float first, float second) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
   return packed;
 }
+/// Of such a pair.
+__device__ __forceinline__ float first_of(uint32_t pair) {
+  return __uint_as_float(pair << 16);
+}
+__device__ __forceinline__ float second_of(uint32_t pair) {
+  return __uint_as_float(pair & 0xffff0000U);
+}
 
 __device__ __forceinline__ float fast_exp2(float x) {
   float y;

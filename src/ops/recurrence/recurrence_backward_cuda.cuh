@@ -47,14 +47,23 @@ struct BackwardParts {
   float* dk_heads;
 };
 
-__device__ __forceinline__ float first_of(uint32_t pair) {
-  return __uint_as_float(pair << 16);
-}
-__device__ __forceinline__ float second_of(uint32_t pair) {
-  return __uint_as_float(pair & 0xffff0000U);
-}
 __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, float first, float second) {
   return pack(first_of(pair) * first, second_of(pair) * second);
+}
+/// Adds pair(n) to columns 8 n and the next of a row, n < kPairs.
+template <int kPairs, class Pair>
+__device__ __forceinline__ void add_pairs(bf16* row, const Pair& pair) {
+  uint32_t before[kPairs];
+#pragma unroll
+  for (int n = 0; n < kPairs; ++n) {
+    before[n] = *reinterpret_cast<const uint32_t*>(row + 8 * n);
+  }
+#pragma unroll
+  for (int n = 0; n < kPairs; ++n) {
+    const float2 more = pair(n);
+    *reinterpret_cast<uint32_t*>(row + 8 * n) =
+        pack(first_of(before[n]) + more.x, second_of(before[n]) + more.y);
+  }
 }
 
 /// What a block of a grid of (chunks, heads) has, in 32 bits: quotients of 64 take long.

@@ -107,16 +107,8 @@ __device__ __forceinline__ void add_keys(const Recurrence<bf16>& a, const View<b
       continue;
     }
     bf16* grad = to.grad_at(at.token + i, at.key_offset + at.column);
-    uint32_t before[kKey / 16];
-#pragma unroll
-    for (int n = 0; n < kKey / 16; ++n) {
-      before[n] = *reinterpret_cast<const uint32_t*>(grad + 8 * n);
-    }
-#pragma unroll
-    for (int n = 0; n < kKey / 16; ++n) {
-      *reinterpret_cast<uint32_t*>(grad + 8 * n) =
-          pack(first_of(before[n]) + x[n][2 * half], second_of(before[n]) + x[n][2 * half + 1]);
-    }
+    add_pairs<kKey / 16>(grad,
+                         [&](int n) { return make_float2(x[n][2 * half], x[n][2 * half + 1]); });
   }
 }
 

@@ -104,10 +104,7 @@ __global__ void __launch_bounds__(kChainThreads)
         uint32_t tile[4];
         round_left(ds[t][n], tile);
         store_tile(to + (key_tile + t) * kDimTiles + dim_tile + n, tile);
-#pragma unroll
-        for (int x = 0; x < 8; ++x) {
-          ds[t][n][x / 4][x % 4] *= total;
-        }
+        scale_tile(ds[t][n], total);
       }
     }
 #pragma unroll
@@ -340,23 +337,31 @@ __device__ __forceinline__ void begin_values(int block, const HeadsShared<kKey>&
   }
 }
 
+/// sum += X' rows: X the pairs' tiles of column `block`, from the diagonal down; rows of kCount
+/// tiles, `stride` apart.
+template <int kCount>
+__device__ __forceinline__ void add_column(const Tile* pairs, const bf16* rows, int stride,
+                                           int block, float (&sum)[kCount][2][4]) {
+#pragma unroll 1
+  for (int m = block; m < kRowTiles; ++m) {
+    uint32_t left[4];
+    load_tile(&pairs[pair_tile(m, block)], left);
+    transpose_left(left);
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+      uint32_t right[4];
+      load_right(rows + 16 * m * stride + 16 * n, stride, right);
+      multiply_tiles(sum[n], left, right);
+    }
+  }
+}
+
 /// The rest of it, and the gradients by v and weight.
 template <int kKey>
 __device__ __forceinline__ void end_values(const Recurrence<bf16>& a, const ChunkSpan& span,
                                            int64_t h, int block, const HeadsShared<kKey>& s,
                                            float (&du)[kDimTiles][2][4]) {
-#pragma unroll 1
-  for (int m = block; m < kRowTiles; ++m) {
-    uint32_t left[4];
-    load_tile(&s.pairs[pair_tile(m, block)], left);
-    transpose_left(left);
-#pragma unroll
-    for (int n = 0; n < kDimTiles; ++n) {
-      uint32_t right[4];
-      load_right(s.dy + 16 * m * kDimRow + 16 * n, kDimRow, right);
-      multiply_tiles(du[n], left, right);
-    }
-  }
+  add_column<kDimTiles>(s.pairs, s.dy, kDimRow, block, du);
   const float skip = a.skip.defined() ? a.skip.data[h] : 0.0F;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -505,16 +510,8 @@ __device__ __forceinline__ void add_key_gradients(const View<bf16>& to, const Ch
       continue;
     }
     bf16* grad = to.grad_at(span.token + i, key_head * kKey + column);
-    uint32_t before[kKey / 16];
-#pragma unroll
-    for (int n = 0; n < kKey / 16; ++n) {
-      before[n] = *reinterpret_cast<const uint32_t*>(grad + 8 * n);
-    }
-#pragma unroll
-    for (int n = 0; n < kKey / 16; ++n) {
-      *reinterpret_cast<uint32_t*>(grad + 8 * n) = pack(
-          first_of(before[n]) + x[n / 2][n % 2][e], second_of(before[n]) + x[n / 2][n % 2][e + 1]);
-    }
+    add_pairs<kKey / 16>(
+        grad, [&](int n) { return make_float2(x[n / 2][n % 2][e], x[n / 2][n % 2][e + 1]); });
   }
 }
 
@@ -601,18 +598,7 @@ __global__ void __launch_bounds__(kHeadsThreads, 2)
         multiply_tiles(dq[n], left, right);
       }
     }
-#pragma unroll 1
-    for (int m = block; m < kRowTiles; ++m) {
-      uint32_t left[4];
-      load_tile(&s.dpairs[pair_tile(m, block)], left);
-      transpose_left(left);
-#pragma unroll
-      for (int n = 0; n < kOwn; ++n) {
-        uint32_t right[4];
-        load_right(s.q + 16 * m * kRow + 16 * (half * kOwn + n), kRow, right);
-        multiply_tiles(dk[n], left, right);
-      }
-    }
+    add_column<kOwn>(s.dpairs, s.q + 16 * half * kOwn, kRow, block, dk);
     __syncthreads();
     if (warp == 0 && a.log_decay.grad != nullptr) {
       add_decay_gradients(a, span, h, s);

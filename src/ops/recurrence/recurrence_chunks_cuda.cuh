@@ -114,6 +114,13 @@ __device__ __forceinline__ void multiply_tiles(float (&c)[2][4], const uint32_t 
   mma(c[0], left, right[0], right[1]);
   mma(c[1], left, right[2], right[3]);
 }
+/// c *= factor
+__device__ __forceinline__ void scale_tile(float (&c)[2][4], float factor) {
+#pragma unroll
+  for (int x = 0; x < 8; ++x) {
+    c[x / 4][x % 4] *= factor;
+  }
+}
 __device__ __forceinline__ void round_left(const float (&c)[2][4], uint32_t (&x)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {

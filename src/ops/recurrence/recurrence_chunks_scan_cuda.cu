@@ -400,10 +400,7 @@ __global__ void __launch_bounds__(256, 1)
       const float decay = s.decay[buffer];
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
-#pragma unroll
-        for (int x = 0; x < 8; ++x) {
-          state[t][x / 4][x % 4] *= decay;
-        }
+        scale_tile(state[t], decay);
       }
       pin(state);
       pin(read);
@@ -486,10 +483,7 @@ __global__ void __launch_bounds__(256, 1)
       const float decay = s.decay[buffer];
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
-#pragma unroll
-        for (int x = 0; x < 8; ++x) {
-          state[t][x / 4][x % 4] *= decay;
-        }
+        scale_tile(state[t], decay);
       }
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {

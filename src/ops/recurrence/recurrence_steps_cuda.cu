@@ -6,6 +6,7 @@
 // loads in flight at once. Nobody reads a state again before the next step, and so it is the first
 // to leave the L2, where it would be in the way of the next reads. steps_kernel is for any dims and
 // lengths: it computes where the chunk form does not.
+#include "ops/cuda_bulk.cuh"
 #include "ops/recurrence/recurrence_cuda.cuh"
 
 namespace cambium::cuda {
@@ -128,13 +129,6 @@ constexpr int kMostTokenKeys = 128;
 constexpr int kGroups = kMostTokenKeys / kTokenRows;  // most that share a column
 constexpr int kTokenLanes = kStepColumns / 4;         // of a group
 
-__device__ __forceinline__ uint64_t first_to_go() {
-  uint64_t policy = 0;
-#if __CUDA_ARCH__ >= 800
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-#endif
-  return policy;
-}
 __device__ __forceinline__ void load_once(const float* from, uint64_t policy, float (&to)[4]) {
   asm volatile("ld.global.L2::cache_hint.v4.f32 {%0, %1, %2, %3}, [%4], %5;"
                : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
@@ -163,7 +157,7 @@ __global__ void __launch_bounds__(kMostTokenKeys, 4) token_kernel(Recurrence<T> 
   const int group = thread / kTokenLanes;
   const int lane = thread % kTokenLanes;
   const int first_row = group * kTokenRows;
-  const uint64_t policy = first_to_go();
+  const uint64_t policy = first_to_leave();
   await_inputs();
   const int64_t slices = a.dim / kStepColumns;
   const int64_t slice = blockIdx.x % slices;
