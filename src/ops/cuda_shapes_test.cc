@@ -414,6 +414,43 @@ INSTANTIATE_TEST_SUITE_P(
                       Mixer{"conv", [](int64_t t) { return conv(t, 3); }}),
     ::testing::PrintToStringParamName());
 
+class CudaTokens : public CudaShapes, public ::testing::WithParamInterface<Mixer> {};
+
+// Decoding with the heads of real models: one token or none, new sequences and old, beside none and
+// beside one of a few tokens.
+TEST_P(CudaTokens, OfRealHeads) {
+  std::vector<int64_t> lengths;
+  for (int64_t s = 0; s < 37; ++s) {
+    lengths.push_back(s % 5 == 2 ? 0 : 1);
+  }
+  expect_state_matches_cpu(GetParam().make(sum(lengths)), lengths);
+  lengths.push_back(6);
+  expect_state_matches_cpu(GetParam().make(sum(lengths)), lengths);
+}
+
+INSTANTIATE_TEST_SUITE_P(Heads, CudaTokens,
+                         ::testing::Values(Mixer{"lightning",
+                                                 [](int64_t t) {
+                                                   return lightning(t, {2, 2, 128, 64});
+                                                 }},
+                                           Mixer{"mamba2_shared_keys",
+                                                 [](int64_t t) {
+                                                   return mamba2(t, {1, 4, 128, 64});
+                                                 }},
+                                           Mixer{"gated_delta_net",
+                                                 [](int64_t t) {
+                                                   return gated_delta_net(t, {2, 4, 128, 128});
+                                                 }},
+                                           Mixer{"gated_delta_net_wide_values",
+                                                 [](int64_t t) {
+                                                   return gated_delta_net(t, {1, 2, 64, 256});
+                                                 }},
+                                           Mixer{"kimi_delta",
+                                                 [](int64_t t) {
+                                                   return kimi_delta(t, {3, 3, 128, 128});
+                                                 }}),
+                         ::testing::PrintToStringParamName());
+
 class CudaHeadDims : public CudaShapes, public ::testing::WithParamInterface<int64_t> {};
 
 TEST_P(CudaHeadDims, OfRecurrences) {
