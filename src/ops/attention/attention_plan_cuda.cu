@@ -135,9 +135,9 @@ void join_pieces(Shared& all, size_t first, int64_t& partials) {
 }
 
 /// Divides the tiles' keys, in tiles of kKeys, evenly among `blocks` blocks: block after block
-/// takes its share, and a row tile that does not end with the block goes on in the
-/// next. But a cut costs about what kKeys keys do: where the end of a row tile is as near, and
-/// shares are larger by far, a block ends there.
+/// takes its share, and a row tile that does not end with the block goes on in the next. But a cut
+/// costs about what kKeys keys do: where the end of a row tile is as near, and shares are larger by
+/// far, a block ends there.
 Shared share_keys(const std::vector<Tile>& tiles, int64_t blocks, int64_t& partials) {
   int64_t rest = 0;
   for (const Tile& t : tiles) {
