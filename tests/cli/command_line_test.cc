@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 #include <vector>
 
@@ -154,7 +155,11 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
       {"eval x --task gsm8k", "--data"},
       {"convert x -o y --layers 1 --count 3", "--count belongs to --scores"},
       {"eval x --data y", "--data belongs to"},
-      {"generate x -p y --logprobs 3", "--logprobs belongs to --input"},
+      {"generate x -p y --logprobs 3", "--logprobs and --samples belong to --input"},
+      {"generate x -i y --samples 3", "give --temperature"},
+      {"generate x -i y --task gsm8k -d z", "one of --prompt, --input and --task"},
+      {"generate x --task gsm8k", "--task and --data belong together"},
+      {"generate x -i y -d z", "--task and --data belong together"},
       {"eval x --task text --data y --chat", "--chat belongs to"},
       {"eval x --task svamp --data y --teacher z", "--teacher belongs to"},
       {"eval x --task svamp --data y --set word.max_steps=3", "--set belongs to"},
@@ -272,6 +277,41 @@ TEST(CommandLine, ABatchOfConversationsBecomesDocuments) {
   const double kl = nlohmann::json::parse(cached.text.substr(cached.text.find('{')))["forward_kl"];
   EXPECT_GT(kl, 1e-8);
   EXPECT_LT(kl, 0.2);
+}
+
+TEST(CommandLine, RightAnswersBecomeDocuments) {
+  const TestFolder folder;
+  const std::string questions = folder.at("questions.jsonl");
+  ASSERT_EQ(
+      cambium("data problems -n 6 --split test --set word.min_steps=3 -o " + questions).status, 0);
+  const std::string generate = "generate " + teacher() + " --task gsm8k --samples 3 " +
+                               "--temperature 1.5 --seed 4 -n 60 -d ";
+  const std::string all = folder.at("all.jsonl");
+  const Outcome outcome = cambium(generate + questions + " --keep all -o " + all);
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const std::vector<nlohmann::json> rows = rows_of(all);
+  ASSERT_EQ(rows.size(), 18U);
+  std::vector<nlohmann::json> good;
+  std::set<std::string> texts;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_EQ(rows[i]["sample"], i % 3);
+    EXPECT_EQ(rows[i]["prompt"], rows[i / 3 * 3]["prompt"]);
+    const std::string text = rows[i]["completion"][0]["content"];
+    texts.insert(text);
+    const std::string marked = "#### " + rows[i]["expected"].get<std::string>();
+    EXPECT_EQ(rows[i]["correct"], text.find(marked + "\n") != std::string::npos ||
+                                      (text.size() >= marked.size() && text.ends_with(marked)))
+        << text;
+    if (rows[i]["correct"] && rows[i]["finish_reason"] == "stop") {
+      good.push_back(rows[i]);
+    }
+  }
+  EXPECT_GT(good.size(), 0U);
+  EXPECT_LT(good.size(), rows.size());
+  EXPECT_GT(texts.size(), 6U);  // samples of a question are not all the same
+  const Outcome kept = cambium(generate + questions + " -o " + folder.at("right.jsonl"));
+  EXPECT_EQ(rows_of(folder.at("right.jsonl")), good);
+  EXPECT_THAT(kept.text, HasSubstr(std::to_string(good.size()) + " right ones that did"));
 }
 
 TEST(CommandLine, AnswersAreGradedElsewhereAsAtOnce) {
