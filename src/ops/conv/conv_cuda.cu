@@ -1,7 +1,7 @@
-// A thread takes a few neighbouring channels (16 bytes of them forward where memory allows, two
-// backward, where a channel takes more registers) and a run of tokens, and keeps the taps and the
-// last K - 1 inputs in registers: each input is read once, but for the K - 1 tokens where runs
-// meet. Threads of a block lie along the channels. Three forms:
+// A thread takes a few neighbouring channels (four forward where memory allows, two backward, where
+// a channel takes more registers) and a run of tokens, and keeps the taps and the last K - 1 inputs
+// in registers: each input is read once, but for the K - 1 tokens where runs meet. Threads of a
+// block lie along the channels. Three forms:
 //   few tokens a segment (decoding): a thread takes a segment from its state to its state;
 //   many: runs of tokens, then the states, which the runs may have read;
 //   a number of taps without registers of its own: one element a thread.
@@ -599,7 +599,7 @@ void run_forward(const ShortConv<T>& args, const Launch& on) {
   if (a.kept != nullptr && continues) {
     launch(on, "short_conv", keep_states<T>, blocks_of(count * a.state_size()), kThreads, 0, a);
   }
-  const bool runs = pick_kernel<16 / sizeof(T)>(a, [&]<int V, int kTaps>() {
+  const bool runs = pick_kernel<4>(a, [&]<int V, int kTaps>() {
     const int64_t channel_blocks = ceil_div(a.channels() / V, kThreads);
     launch(on, "short_conv", runs_forward<T, V, kTaps>,
            static_cast<unsigned>(ceil_div(segments.tokens, kForwardRun) * channel_blocks), kThreads,
