@@ -356,7 +356,7 @@ TEST(AttentionPagesLong, OnCuda) {
   if (!on_cuda()) {
     GTEST_SKIP() << why_no_cuda();
   }
-  for (const auto& [window, sinks] : {std::pair{0, 0}, {700, 0}, {300, 10}, {60, 300}}) {
+  for (const auto& [window, sinks] : {std::pair{0, 0}, {700, 0}, {60, 300}}) {
     for_each_on_cuda({1500, 3, 1, 16, 16, window, 64, {}, sinks},
                      [](const Case& c, Dtype activations) {
                        Cached cached(c, 1, 3, Device::kCuda, activations);
@@ -370,7 +370,7 @@ TEST(AttentionPagesLong, WideHeadsOnCuda) {
   if (!on_cuda()) {
     GTEST_SKIP() << why_no_cuda();
   }
-  for (const auto& [window, sinks] : {std::pair{0, 0}, {300, 10}, {60, 300}}) {
+  for (const auto& [window, sinks] : {std::pair{0, 0}, {300, 10}}) {
     for_each_on_cuda({1500, 2, 1, 128, 128, window, 16, {}, sinks},
                      [](const Case& c, Dtype activations) {
                        Cached cached(c, 1, 3, Device::kCuda, activations);
