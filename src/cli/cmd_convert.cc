@@ -70,6 +70,7 @@ Action declare(Args& args) {
   args.option("count,k", "how many layers, with --scores", &a->count, {0, kMaxLayers});
   args.choice("mixer", "what takes the place of attention", graft_mixers(), &a->graft.mixer);
   args.option("window", "tokens that sliding_window sees (0 = 128)", &a->graft.window);
+  args.option("sinks", "first tokens of the text that sliding_window sees too", &a->graft.sinks);
   args.option("state", "numbers a channel of mamba (0 = 16 or what divides the head)",
               &a->graft.state);
   args.choice("init", "where new mixers start", {"attention", "random"}, &a->init);

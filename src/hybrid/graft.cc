@@ -123,6 +123,7 @@ void check_graft_options(const GraftOptions& options, const std::string& where) 
   const Graft& graft = find_graft(options.mixer);
   const GraftOptions unset;
   const std::pair<const char*, bool> given[] = {{"window", options.window != unset.window},
+                                                {"sinks", options.sinks != unset.sinks},
                                                 {"state", options.state != unset.state},
                                                 {"faithful", options.faithful != unset.faithful}};
   for (const auto& [name, is_given] : given) {
@@ -138,9 +139,9 @@ void check_graft_options(const GraftOptions& options, const std::string& where) 
     }
     fail("{}: {} belongs to {}, not to {}", where, name, join(others, " and "), options.mixer);
   }
-  expect(options.window >= 0 && options.state >= 0,
-         "{}: expected window and state of at least 0, got {} and {}", where, options.window,
-         options.state);
+  expect(options.window >= 0 && options.sinks >= 0 && options.state >= 0,
+         "{}: expected window, sinks and state of at least 0, got {}, {} and {}", where,
+         options.window, options.sinks, options.state);
 }
 
 UnitSpec graft_spec(const UnitSpec& from, int64_t width, const GraftOptions& options) {

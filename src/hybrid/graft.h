@@ -19,6 +19,7 @@ namespace cambium {
 struct GraftOptions {
   std::string mixer = "mamba";  // mamba, mamba2, gated_delta_net, sliding_window
   int64_t window = 0;           // sliding_window: tokens; 0 = 128
+  int64_t sinks = 0;            // sliding_window: first tokens that stay visible
   int64_t state = 0;            // mamba: numbers a channel; 0 = 16, or what divides the head
   bool from_attention = true;   // false: random
   bool faithful = false;

@@ -531,6 +531,7 @@ TEST(CommandLine, ScoresAreNeverStale) {
   EXPECT_EQ(cambium(first + data + " --method leave-block-out").status, 1);
   // What does nothing is refused, and an output that cannot be written before the work.
   EXPECT_THAT(cambium(first + data + " --window 4").text, HasSubstr("--window belongs to"));
+  EXPECT_THAT(cambium(first + data + " --sinks 4").text, HasSubstr("--sinks belongs to"));
   EXPECT_THAT(cambium(first + data + " --problems 4").text, HasSubstr("--problems belongs to"));
   EXPECT_EQ(cambium("score " + model + data + " -o /none/s.json").status, 1);
 }
