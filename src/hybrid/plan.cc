@@ -302,6 +302,17 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
   visit({"init", "what the new mixers start from"}, init,
         {{"attention", Init::kAttention}, {"random", Init::kRandom}});
   graft.from_attention = init == Init::kAttention;
+  // Probes of mmr start without these: they stand in no fingerprint of scores.
+  visit({"rope", "gated_delta_net: q and k turn by position as the attention's", nullptr, false},
+        graft.rope);
+  visit({"calibrate", "documents that the start is calibrated by; 0 = it is not", nullptr, false},
+        graft.calibrate, ints_from(0, kMaxCount));
+  visit({"calibrate_tokens", "of each of them at most", nullptr, false}, graft.calibrate_tokens,
+        ints_from(2, kMaxTokens));
+  visit(
+      {"fit", "steps of fitting the new mixers to their attention; -1 = 300 with calibrate, else 0",
+       nullptr, false},
+      graft.fit, ints_from(-1, kMaxCount));
 }
 
 void visit_fields(EvaluationPlan& e, FieldVisitor& visit) {
