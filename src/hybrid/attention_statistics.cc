@@ -32,58 +32,6 @@ void attention_row(const float* q, const float* k, int64_t key_stride, int64_t d
   }
 }
 
-/// Sum over i of a[i] b[i], in one order.
-double dot(const std::vector<double>& a, const std::vector<double>& b) {
-  double sum = 0.0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    sum += a[i] * b[i];
-  }
-  return sum;
-}
-
-constexpr int64_t kRows = 64;      // of x, a piece
-constexpr int64_t kChannels = 16;  // of x, a piece
-
-/// y = X p, a number a row.
-std::vector<double> times(const std::vector<Tensor>& inputs, const std::vector<double>& p) {
-  std::vector<double> y;
-  for (const Tensor& x : inputs) {
-    const int64_t channels = x.dim(1);
-    const auto* rows = x.ptr<float>();
-    const size_t begin = y.size();
-    y.resize(begin + static_cast<size_t>(x.dim(0)));
-    parallel_for(x.dim(0), kRows, [&](int64_t from, int64_t to) {
-      for (int64_t t = from; t < to; ++t) {
-        double sum = 0.0;
-        for (int64_t c = 0; c < channels; ++c) {
-          sum += p[static_cast<size_t>(c)] * rows[t * channels + c];
-        }
-        y[begin + static_cast<size_t>(t)] = sum;
-      }
-    });
-  }
-  return y;
-}
-
-/// X^T y, a number a channel.
-std::vector<double> transposed_times(const std::vector<Tensor>& inputs,
-                                     const std::vector<double>& y) {
-  const int64_t channels = inputs[0].dim(1);
-  std::vector<double> out(static_cast<size_t>(channels));
-  parallel_for(channels, kChannels, [&](int64_t from, int64_t to) {
-    size_t row = 0;
-    for (const Tensor& x : inputs) {
-      const auto* rows = x.ptr<float>();
-      for (int64_t t = 0; t < x.dim(0); ++t, ++row) {
-        for (int64_t c = from; c < to; ++c) {
-          out[static_cast<size_t>(c)] += y[row] * rows[t * channels + c];
-        }
-      }
-    }
-  });
-  return out;
-}
-
 }  // namespace
 
 void AttentionRows::add(const Tensor& q, const Tensor& k, const Segments& segments,
@@ -145,33 +93,6 @@ std::vector<HeadStatistics> AttentionRows::heads() const {
     out.push_back(head);
   }
   return out;
-}
-
-std::vector<float> constant_direction(const std::vector<Tensor>& inputs, int64_t steps) {
-  CAMBIUM_CHECK(!inputs.empty());
-  std::vector<double> u(static_cast<size_t>(inputs[0].dim(1)));
-  std::vector<double> residual(times(inputs, u).size(), 1.0);  // 1 - X u
-  std::vector<double> gradient = transposed_times(inputs, residual);
-  std::vector<double> direction = gradient;
-  double size = dot(gradient, gradient);
-  const double enough = 1e-12 * size;
-  for (int64_t step = 0; step < steps && size > enough; ++step) {
-    const std::vector<double> along = times(inputs, direction);
-    const double length = size / dot(along, along);
-    for (size_t i = 0; i < u.size(); ++i) {
-      u[i] += length * direction[i];
-    }
-    for (size_t i = 0; i < residual.size(); ++i) {
-      residual[i] -= length * along[i];
-    }
-    gradient = transposed_times(inputs, residual);
-    const double next = dot(gradient, gradient);
-    for (size_t i = 0; i < u.size(); ++i) {
-      direction[i] = gradient[i] + next / size * direction[i];
-    }
-    size = next;
-  }
-  return {u.begin(), u.end()};
 }
 
 }  // namespace cambium

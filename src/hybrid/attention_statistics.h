@@ -41,9 +41,4 @@ class AttentionRows {
   int64_t count_ = 0;
 };
 
-/// u (C) with u.x as near to 1 as can be in the mean square over the rows x (T, C) of all `inputs`,
-/// by `steps` of conjugate gradients from 0, which also keep it small. A weight row c u gives about
-/// the constant c: a bias, for a projection that has none.
-std::vector<float> constant_direction(const std::vector<Tensor>& inputs, int64_t steps = 16);
-
 }  // namespace cambium

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <nlohmann/json.hpp>
 
 #include "base/signals.h"
 #include "hybrid/grafts/graft_table.h"
+#include "hybrid/least_squares.h"
 #include "nn/norm.h"
 #include "ops/matmul/matmul.h"
 #include "ops/norm/norm.h"
@@ -206,8 +206,8 @@ AttentionStatistics statistics_of(Model& model, const HostAttention& attention,
 }
 
 /// Scales the columns of out_proj, so that what they add is as near as can be to the attention's.
-void fit_output(Model& student, const NewMixer& mixer, Unit& unit, HostAttention& attention,
-                const std::vector<int64_t>& channels, const std::vector<Sample>& samples) {
+void scale_output(Model& student, const NewMixer& mixer, Unit& unit, HostAttention& attention,
+                  const std::vector<int64_t>& channels, const std::vector<Sample>& samples) {
   constexpr double kLeastCosine = 0.1;
   Parameter& out = mixer.at("out_proj.weight");
   const auto count = static_cast<size_t>(out.shape[1]);
@@ -246,6 +246,32 @@ void fit_output(Model& student, const NewMixer& mixer, Unit& unit, HostAttention
           static_cast<float>(std::sqrt(aa[c] / yy[c]) * std::max(cosine, kLeastCosine));
     }
   }
+}
+
+/// Then the rest of out_proj: what of the errors that are left its inputs explain.
+void solve_output(Model& student, const NewMixer& mixer, Unit& unit,
+                  const std::vector<Sample>& samples) {
+  constexpr double kRidge = 0.1;
+  Parameter& out = mixer.at("out_proj.weight");
+  const OwnedTensor gram(Dtype::kF32, {out.shape[1], out.shape[1]});
+  const OwnedTensor cross(Dtype::kF32, {out.shape[0], out.shape[1]});
+  Workspace workspace;
+  for (const Sample& s : samples) {
+    stop_point();
+    const WorkspaceScope scope(workspace);
+    Context ctx = workspace.context();
+    const UnitInputs inputs{&s.group->batch, student.rope_for(ctx, s.group->batch), nullptr};
+    const Tensor error = unit.forward(ctx, s.input.view, inputs);
+    const float* target = s.output.view.ptr<float>();
+    for (int64_t i = 0; i < error.numel(); ++i) {
+      error.ptr<float>()[i] = target[i] - error.ptr<float>()[i];
+    }
+    const Unprojected of_mixer(mixer.parameters(), "out_proj");
+    const Tensor y = unit.forward(ctx, s.input.view, inputs);
+    matmul_grad_weight(ctx, gram.view, y, y, true);
+    matmul_grad_weight(ctx, cross.view, error, y, true);
+  }
+  add_ridge_solution(out.tensor, gram.view, cross.view, kRidge);
 }
 
 /// Sums of a MixerAgreement.
@@ -358,7 +384,8 @@ std::vector<LayerCalibration> calibrate(Model& student, Model& teacher,
       const std::vector<int64_t> channels = graft.output_channels == nullptr
                                                 ? std::vector<int64_t>{}
                                                 : graft.output_channels(spec, from.shape);
-      fit_output(student, mixer, unit, attention, channels, samples);
+      scale_output(student, mixer, unit, attention, channels, samples);
+      solve_output(student, mixer, unit, samples);
       for (const HeadStatistics& head : statistics.heads) {
         found.half_lives.push_back(half_life(head));
       }
@@ -405,61 +432,6 @@ TrainConfig fit_config(int64_t steps, const std::vector<int64_t>& layers, uint64
   config.checkpoint_every = 50;
   config.label = "fit";
   return config;
-}
-
-std::string describe_calibration(const std::vector<LayerCalibration>& layers,
-                                 const std::vector<MixerAgreement>& fitted) {
-  std::string s =
-      "layer  look back, median of its heads  half-lives  concentration    R^2 and cosine as "
-      "started, calibrated";
-  s += fitted.empty() ? "\n" : ", fitted\n";
-  const auto pair = [](const MixerAgreement& a) {
-    return fmt::format("  {:7.3f} {:6.3f}", a.explained, a.cosine);
-  };
-  for (size_t i = 0; i < layers.size(); ++i) {
-    const LayerCalibration& l = layers[i];
-    std::vector<double> back;
-    double concentration = 0.0;
-    for (const HeadStatistics& head : l.heads) {
-      back.push_back(head.look_back);
-      concentration += head.concentration / static_cast<double>(l.heads.size());
-    }
-    std::sort(back.begin(), back.end());
-    const auto [least, most] = std::minmax_element(l.half_lives.begin(), l.half_lives.end());
-    s += fmt::format(
-        "{:5}  {:31.1f}  {:>10}  {:13.2f}  ", l.layer, back[back.size() / 2],
-        l.half_lives.empty() ? "as it was" : fmt::format("{:.1f}-{:.1f}", *least, *most),
-        concentration);
-    s += pair(l.start) + (l.half_lives.empty() ? "  nothing to calibrate" : pair(l.calibrated));
-    s += fitted.empty() ? "\n" : pair(fitted[i]) + "\n";
-  }
-  return s;
-}
-
-std::string calibration_json(const std::vector<LayerCalibration>& layers,
-                             const std::vector<MixerAgreement>& fitted) {
-  using Json = nlohmann::ordered_json;
-  const auto agreement_json = [](const MixerAgreement& a) {
-    return Json{{"explained", a.explained}, {"cosine", a.cosine}, {"error", a.error}};
-  };
-  Json list = Json::array();
-  for (size_t i = 0; i < layers.size(); ++i) {
-    const LayerCalibration& l = layers[i];
-    Json entry = {{"layer", l.layer}};
-    for (const HeadStatistics& head : l.heads) {
-      entry["look_back"].push_back(head.look_back);
-      entry["half_distance"].push_back(head.half_distance);
-      entry["concentration"].push_back(head.concentration);
-    }
-    entry["half_lives"] = l.half_lives;
-    entry["start"] = agreement_json(l.start);
-    entry["calibrated"] = agreement_json(l.calibrated);
-    if (!fitted.empty()) {
-      entry["fitted"] = agreement_json(fitted[i]);
-    }
-    list.push_back(std::move(entry));
-  }
-  return Json{{"layers", list}}.dump(1) + "\n";
 }
 
 }  // namespace cambium

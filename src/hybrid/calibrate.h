@@ -4,13 +4,15 @@
 //
 //   1. its heads' look-back distance and concentration are measured (attention_statistics.h), and
 //      the graft's row sets decay, gates and sizes by them (grafts/graft_table.h),
-//   2. every channel that out_proj reads is scaled by least squares to the attention's: the new
-//      mixer's y and the attention's a of the same inputs give the factor rms(a) / rms(y) times the
-//      larger of their cosine and a tenth, so that no channel starts closed.
+//   2. every channel that out_proj reads is scaled to the attention's: the new mixer's y and the
+//      attention's a of the same inputs give the factor rms(a) / rms(y) times the larger of their
+//      cosine (least squares) and a tenth, so that no channel starts closed,
+//   3. out_proj is changed by ridge regression towards the attention's outputs.
 //
-// After "Taylor-Calibrate", whose output gate of 1 % of the values is replaced by one that is open:
-// the constant direction of the layer's inputs (constant_direction) serves as the gate's bias. All
-// of it is computed on the CPU from the inputs that the teacher's device gives.
+// 1 is "Taylor-Calibrate", whose output gate of 1 % of the values is replaced by one that is open:
+// the constant direction of the layer's inputs (least_squares.h) serves as the gate's bias. Step 3
+// wants some times more tokens than out_proj has inputs. All of it is computed on the CPU, from the
+// inputs that the teacher's device gives.
 #pragma once
 
 #include "base/progress.h"

@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "hybrid/calibrate.h"
 
 namespace cambium {
 namespace {
@@ -260,6 +261,9 @@ StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defau
   check_stage_name(stage.name, entry.where());
   stage.gate = read_gate(entry.table("gate"), defaults.gate);
   stage.merge = read_merge(entry.table("merge"));
+  if (stage.graft.fit_steps() > 0 && stage.layers > before) {
+    stage.phases.push_back({"fit", fit_config(stage.graft.fit_steps(), {}, plan.seed), true, true});
+  }
   for (const Phase& known : defaults.phases) {
     const bool own = entry.has(known.name);
     if (own || table.has(known.name)) {

@@ -8,7 +8,7 @@ namespace cambium {
 namespace {
 
 constexpr double kStep = 0.1;
-constexpr double kSmall = 0.25;
+constexpr double kSmall = 0.1;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
   const int64_t q_heads = options.faithful ? h.kv_heads : h.heads;

@@ -1,5 +1,6 @@
 // Apriel-H1's "MIL": q, k, v, o -> C, B, x, out (Wang et al. 2024, arXiv 2408.15237).
 #include <algorithm>
+#include <tuple>
 
 #include "hybrid/grafts/graft_table.h"
 
@@ -7,7 +8,7 @@ namespace cambium {
 namespace {
 
 constexpr double kStep = 0.1;
-constexpr double kSmall = 1.0;
+constexpr double kSmall = 0.1;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
   int64_t state = options.state > 0 ? options.state : 16;
@@ -89,11 +90,14 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
   }
 }
 
+// Values small, so that the SiLU after the convolution halves them and does little else. The gate
+// is open, nothing passes the state by, and the step hardly goes with the token.
 void calibrate(const NewMixer& mixer, const AttentionWeights& a, const AttentionStatistics& s) {
   const AttentionShape& h = a.shape;
   const int64_t n = mixer.spec().options.integer("mamba", "state");
-  for (const auto& [block, rms] : {std::pair{"B", &s.k_rms}, std::pair{"x", &s.v_rms}}) {
-    const std::vector<float> factors = resized(*rms, kSmall);
+  for (const auto& [block, rms, size] :
+       {std::tuple{"B", &s.k_rms, 1.0}, std::tuple{"x", &s.v_rms, kSmall}}) {
+    const std::vector<float> factors = resized(*rms, size);
     mixer.scale("in_proj.weight", block, factors);
     if (!a.q_bias.empty()) {
       mixer.scale("in_proj.bias", block, factors);

@@ -1,6 +1,7 @@
 // q, k, v, o -> C, B, x, out; heads keep their width and grouping.
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "hybrid/grafts/graft_table.h"
 
@@ -45,10 +46,14 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
   }
 }
 
+// Values small, so that the SiLU after the convolution halves them and does little else; the norm
+// of a head takes their length away, and that of B and C. The gate is open, and nothing passes the
+// state by.
 void calibrate(const NewMixer& mixer, const AttentionWeights& a, const AttentionStatistics& s) {
-  for (const auto& [block, rms] :
-       {std::pair{"C", &s.q_rms}, std::pair{"B", &s.k_rms}, std::pair{"x", &s.v_rms}}) {
-    const std::vector<float> factors = resized(*rms, kSmall);
+  for (const auto& [block, rms, size] :
+       {std::tuple{"C", &s.q_rms, 1.0}, std::tuple{"B", &s.k_rms, 1.0},
+        std::tuple{"x", &s.v_rms, kSmall}}) {
+    const std::vector<float> factors = resized(*rms, size);
     mixer.scale("in_proj.weight", block, factors);
     if (!a.q_bias.empty()) {
       mixer.scale("conv1d.bias", block, factors);
