@@ -29,14 +29,15 @@ struct ConvertArgs {
 /// The documents that starts are calibrated by and fitted on.
 struct Documents {
   Tokenizer tokenizer;
-  std::unique_ptr<DocumentSource> train, valid;
-  bool one_file;
+  std::shared_ptr<DocumentSource> train, valid;
 
   Documents(const std::string& model, const std::string& file, uint64_t seed)
-      : tokenizer(Tokenizer::load(model)), one_file(!file.empty()) {
-    for (const auto& [source, split] :
-         {std::pair{&train, Split::kTrain}, std::pair{&valid, Split::kValid}}) {
-      *source = one_file ? load_jsonl(file, tokenizer) : problem_source(tokenizer, {}, split, seed);
+      : tokenizer(Tokenizer::load(model)) {
+    if (file.empty()) {
+      train = problem_source(tokenizer, {}, Split::kTrain, seed);
+      valid = problem_source(tokenizer, {}, Split::kValid, seed);
+    } else {
+      train = valid = load_jsonl(file, tokenizer);
     }
   }
 };
@@ -48,8 +49,13 @@ void fit(LoadedModel& hybrid, Model& teacher, const std::vector<int64_t>& layers
   TrainConfig config = fit_config(graft.fit_steps(), layers, seed);
   config.folder = folder;
   config.resume = true;
-  Trainer trainer(*hybrid.model, hybrid.weights, config, *documents.train, &teacher);
-  trainer.run();
+  try {
+    Trainer(*hybrid.model, hybrid.weights, config, *documents.train, &teacher).run();
+  } catch (const Interrupted& e) {
+    throw Interrupted(e.signal(), fmt::format("no hybrid is written; the fit so far is kept in {}, "
+                                              "and the same command goes on with it",
+                                              folder));
+  }
   hybrid.weights.set_trainable(*hybrid.model, nullptr);
 }
 
@@ -83,9 +89,12 @@ int run(const ConvertArgs& args) {
   std::optional<CalibrationData> calibration;
   const auto seed = static_cast<uint64_t>(args.seed);
   if (runs) {
+    expect(args.replace || !std::filesystem::exists(args.output),
+           "{} exists already; choose another folder, or --replace", args.output);
     documents.emplace(args.base, args.data, seed);
     if (graft.calibrate > 0) {
-      calibration.emplace(*documents->train, *documents->valid, documents->one_file, graft);
+      calibration.emplace(*documents->train, *documents->valid,
+                          documents->train == documents->valid, graft);
     }
   }
   // What the graft leaves alone is written from the base's own memory, mapped where it can be.
