@@ -57,6 +57,9 @@ Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
     for (const auto& [name, value] : fingerprint_fields(o.graft)) {
       f["graft " + name] = value;
     }
+    if (!o.graft.rope) {
+      f["graft rope"] = "false";
+    }
     for (const auto& [name, value] : fingerprint_fields(o.probe)) {
       f["probe " + name] = value;
     }

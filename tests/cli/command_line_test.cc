@@ -112,6 +112,7 @@ TEST(CommandLine, ChoicesAndRangesAreCheckedBeforeAnythingIsRead) {
       {"convert x -o y --layers 9223372036854775807", "--layers"},
       {"convert x -o y --layers 1 --mixer manba", "did you mean 'mamba'"},
       {"convert x -o y --layers 1 --storage f16", "f32, bf16, stored"},
+      {"convert x -o y --layers 1 --calibrate 8 --calibrate-tokens 1", "--calibrate-tokens"},
       {"merge x y -o z --storage f16", "f32, bf16, got 'f16'"},
       {"score x --method mmr --mixer manba", "did you mean 'mamba'"},
       {"score x --metric accuracy --task gsm", "gsm8k, math500"},
@@ -154,6 +155,8 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
   } rows[] = {
       {"eval x --task gsm8k", "--data"},
       {"convert x -o y --layers 1 --count 3", "--count belongs to --scores"},
+      {"convert x -o y --layers 1 --calibrate 0", "--calibrate: expected at least 1 document"},
+      {"convert x -o y --layers 1 --calibrate 4 --init random", "not go with a random start"},
       {"eval x --data y", "--data belongs to"},
       {"generate x -p y --logprobs 3", "--logprobs and --samples belong to --input"},
       {"generate x -i y --samples 3", "give --temperature"},
