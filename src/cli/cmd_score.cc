@@ -1,4 +1,4 @@
-// score and place: which layers need their attention least.
+// score: which layers need their attention least.
 #include <algorithm>
 #include <cstdio>
 
@@ -7,7 +7,6 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "hybrid/measure.h"
-#include "hybrid/placement.h"
 #include "hybrid/scoring.h"
 
 namespace cambium {
@@ -155,52 +154,6 @@ Action declare_score(Args& args) {
   return [a] { return run_score(*a); };
 }
 
-struct PlaceArgs {
-  std::string model, scores, method = "lowest";
-  int64_t count = 0, cache = 0;
-  double fraction = 0.0;
-  CacheOption values;
-};
-
-int run_place(const PlaceArgs& args) {
-  const ModelSpec spec = read_spec(args.model);
-  expect((args.count > 0) + (args.fraction > 0) + (args.cache > 0) == 1,
-         "expected one of --count, --fraction and --cache-per-token");
-  refuse(args.values.name != "bf16" && args.cache == 0, "--cache", "--cache-per-token");
-  const int64_t count = args.count > 0 ? args.count
-                        : args.fraction > 0
-                            ? layers_to_convert(spec, args.fraction)
-                            : layers_for_cache_budget(spec, args.cache, args.values.values());
-  expect(args.method == "uniform" || !args.scores.empty(),
-         "--method lowest: expected --scores, a file of `cambium score`");
-  std::vector<int64_t> layers;
-  if (args.method == "uniform") {
-    refuse(!args.scores.empty(), "--scores", "--method lowest");
-    layers = place_uniform(spec, count);
-  } else {
-    layers = place_by_file(args.scores, spec, count);
-  }
-  std::vector<std::string> names;
-  for (const int64_t layer : layers) {
-    names.push_back(std::to_string(layer));
-  }
-  fmt::print("{}\n", join(names, ","));
-  return 0;
-}
-
-Action declare_place(Args& args) {
-  auto a = std::make_shared<PlaceArgs>();
-  args.positional("model", "the model (only its config.json is read)", &a->model);
-  args.option("scores", "layer scores of `cambium score`", &a->scores);
-  args.choice("method", "by score, or by depth", {"lowest", "uniform"}, &a->method);
-  args.option("count,k", "layers to convert", &a->count);
-  args.option("fraction", "share of all layers that are to be converted in the end", &a->fraction,
-              {0.0, 1.0});
-  args.option("cache-per-token", "bytes the cache may take a token", &a->cache);
-  a->values.declare(args);
-  return [a] { return run_place(*a); };
-}
-
 }  // namespace
 
 Command score_command() {
@@ -209,14 +162,6 @@ Command score_command() {
           "  cambium score MODEL --data text.jsonl --method leave-block-out --metric nll\n"
           "  cambium score HYBRID --teacher MODEL --method mmr --mixer mamba --steps 100",
           declare_score};
-}
-
-Command place_command() {
-  return {"place", "chooses the layers to convert, by score or evenly",
-          "  cambium place models/teacher --scores scores.json --count 10\n"
-          "  cambium place models/teacher --method uniform --fraction 0.6\n"
-          "  cambium place models/teacher --scores scores.json --cache-per-token 1024",
-          declare_place};
 }
 
 }  // namespace cambium

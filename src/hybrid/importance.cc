@@ -53,7 +53,8 @@ Importance parse_importance(const JsonFields& json, bool old_fingerprint) {
   return importance;
 }
 
-// What one has that the other has not, a line each.
+}  // namespace
+
 std::string differences(const Fingerprint& stored, const Fingerprint& ours) {
   std::string text;
   Fingerprint all = stored;
@@ -69,8 +70,6 @@ std::string differences(const Fingerprint& stored, const Fingerprint& ours) {
   }
   return text;
 }
-
-}  // namespace
 
 const char* score_method_name(ScoreMethod method) {
   return method_names()[static_cast<size_t>(method)].c_str();

@@ -43,6 +43,8 @@ struct PartialScore {
 
 /// What decides the scores, by name.
 using Fingerprint = std::map<std::string, std::string>;
+/// What one has that the other has not, a line each: "\n  data: 3 in the file, 4 now".
+std::string differences(const Fingerprint& stored, const Fingerprint& ours);
 
 struct Importance {
   std::string method;

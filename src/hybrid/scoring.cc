@@ -25,17 +25,6 @@ class Stopwatch {
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
-std::string digest(const Task& task) {
-  Checksum sum;
-  for (const Example& e : task.examples) {
-    for (const std::string& text : {e.question, e.answer}) {
-      sum.update(std::as_bytes(std::span(text)));
-      sum.update(std::as_bytes(std::span("\0", 1)));
-    }
-  }
-  return fmt::format("{} of {} ({})", task.examples.size(), task.name, checksum_text(sum.digest()));
-}
-
 // All that decides the scores, and nothing else.
 Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
                            const ScoreData& data) {
@@ -182,6 +171,17 @@ double replace_mixer(Model& base, Model& teacher, int64_t layer, const ScoreOpti
 }
 
 }  // namespace
+
+std::string digest(const Task& task) {
+  Checksum sum;
+  for (const Example& e : task.examples) {
+    for (const std::string& text : {e.question, e.answer}) {
+      sum.update(std::as_bytes(std::span(text)));
+      sum.update(std::as_bytes(std::span("\0", 1)));
+    }
+  }
+  return fmt::format("{} of {} ({})", task.examples.size(), task.name, checksum_text(sum.digest()));
+}
 
 std::string model_digest(Model& model) {
   Checksum sum;

@@ -43,6 +43,8 @@ struct ScoreData {
 Importance score_importance(Model& base, Model& teacher, const ScoreOptions& options,
                             const ScoreData& data, const std::filesystem::path& path);
 
+/// "20 of gsm8k (...)": how many problems, and of their texts.
+std::string digest(const Task& task);
 /// Of a model's configuration and weights.
 std::string model_digest(Model& model);
 
