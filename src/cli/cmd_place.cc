@@ -24,7 +24,8 @@ struct PlaceArgs {
   std::string metric, cost, output, trace, data, task, task_path;
   double share = 0.0, speedup = 0.0, budget = 0.0, retrieval_share = -1.0;
   int64_t context = -1, batch = -1, repeats = -1, evaluations = -1, reach = -1, beam = -1,
-          documents = -1, max_tokens = -1, problems = -1, max_new_tokens = -1, seed = -1;
+          documents = -1, max_tokens = -1, problems = -1, max_new_tokens = -1, seed = -1,
+          data_seed = -1;
   DeviceOption device;
   bool fresh = false;
 };
@@ -66,6 +67,7 @@ void check_applies(const PlaceArgs& a) {
                                                     {"--problems", a.problems >= 0},
                                                     {"--max-new-tokens", a.max_new_tokens >= 0},
                                                     {"--seed", a.seed >= 0},
+                                                    {"--data-seed", a.data_seed >= 0},
                                                     {"--fresh", a.fresh}};
   for (const auto& [option, given] : of_search) {
     refuse(given && !search, option, searching);
@@ -212,10 +214,10 @@ int run_search(const PlaceArgs& a) {
   const StopAnywhere stop("nothing is measured");
   LoadedModel teacher =
       load_model(a.model, {.storage = MatrixStorage::kStored, .device = a.device.device()});
-  MixerBank bank(teacher);
+  MixerBank bank(*teacher.model);
   for (const std::string& text : a.banks) {
     const auto [kind, dir] = parse_bank(text);
-    bank.add(kind, std::filesystem::path(dir));
+    bank.add(kind, load_bank(teacher, dir), dir);
   }
 
   DataPlan files;
@@ -234,7 +236,8 @@ int run_search(const PlaceArgs& a) {
   evaluate.max_new_tokens = or_else(a.max_new_tokens, evaluate.max_new_tokens);
   evaluate.retrieval = options.metric == "retrieval" ? problems : 0;
   check_fields(evaluate, "place");
-  const RunData data(files, evaluate, options.seed, Tokenizer::load(a.model),
+  const auto seed = static_cast<uint64_t>(or_else(a.data_seed, 1));
+  const RunData data(files, evaluate, seed, Tokenizer::load(a.model),
                      {documents, accuracy ? problems : 0});
   const HeldOut chosen_by = data.selection_documents(documents);
   const Task asked = accuracy ? data.selection_problems(problems)
@@ -334,7 +337,9 @@ Action declare(Args& args) {
               &a->max_new_tokens, {1});
   args.option("compare", "search: layer scores whose placements are measured beside the chosen one",
               &a->compared);
-  args.option("seed", "search: of data and of what is drawn (1 otherwise)", &a->seed);
+  args.option("seed", "search: of what is drawn (1 otherwise)", &a->seed);
+  args.option("data-seed", "search: of generated documents and problems (1 otherwise)",
+              &a->data_seed);
   args.option("output,o", "search: file of the placement", &a->output);
   args.option("trace", "search: file of what was measured, for any budget (OUTPUT.trace otherwise)",
               &a->trace);

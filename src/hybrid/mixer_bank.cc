@@ -51,9 +51,15 @@ Choices parse_placement(const std::string& text, size_t layers, size_t kinds,
   return choices;
 }
 
-MixerBank::MixerBank(LoadedModel& teacher)
+LoadedModel load_bank(const LoadedModel& teacher, const std::filesystem::path& dir) {
+  LoadOptions load{.storage = MatrixStorage::kStored, .device = teacher.model->device()};
+  load.share = &teacher;
+  return load_model(dir, load);
+}
+
+MixerBank::MixerBank(Model& teacher)
     : teacher_(teacher),
-      layers_(attention_layers(teacher.model->spec())),
+      layers_(attention_layers(teacher.spec())),
       kinds_{kAttentionKind},
       digests_{""},
       sources_{""},
@@ -61,15 +67,9 @@ MixerBank::MixerBank(LoadedModel& teacher)
   expect(!layers_.empty(),
          "the model has no attention layer that could be replaced: its layers "
          "are {}",
-         layer_map(teacher.model->spec()));
-  teacher.model->visit(
+         layer_map(teacher.spec()));
+  teacher.visit(
       [&](const std::string& name, Parameter& p) { tensors_[0][name] = p.tensor.detached(); });
-}
-
-void MixerBank::add(const std::string& kind, const std::filesystem::path& dir) {
-  LoadOptions load{.storage = MatrixStorage::kStored, .device = teacher().device()};
-  load.share = &teacher_;
-  add(kind, load_model(dir, load), dir.string());
 }
 
 void MixerBank::add(const std::string& kind, LoadedModel model, const std::string& where) {

@@ -19,17 +19,16 @@ inline constexpr const char* kAttentionKind = "attention";
 
 class MixerBank {
  public:
-  /// The teacher must outlive the bank. Error where it has no attention layer.
-  explicit MixerBank(LoadedModel& teacher);
+  /// The teacher, or a hybrid some of whose attention is left, must outlive the bank. Error where
+  /// it has no attention layer.
+  explicit MixerBank(Model& teacher);
 
-  /// Reads the conversion in `dir`. Error unless it is the teacher but for the mixers of its
-  /// attention layers, at least one of which is another; attention that is left there is only not
-  /// to be had as this kind.
-  void add(const std::string& kind, const std::filesystem::path& dir);
-  /// The same of a model at hand.
+  /// Adds a conversion, which came from `where`. Error unless it is the teacher but for the mixers
+  /// of its attention layers, at least one of which is another; attention that is left there is
+  /// only not to be had as this kind.
   void add(const std::string& kind, LoadedModel model, const std::string& where);
 
-  Model& teacher() const { return *teacher_.model; }
+  Model& teacher() const { return teacher_; }
   /// "attention" first.
   const std::vector<std::string>& kinds() const { return kinds_; }
   /// The teacher's attention layers: what a placement is about.
@@ -49,12 +48,15 @@ class MixerBank {
   Choices all(int kind) const;
 
  private:
-  LoadedModel& teacher_;
+  Model& teacher_;
   std::vector<int64_t> layers_;
   std::vector<std::string> kinds_, digests_, sources_;
   std::vector<LoadedModel> banks_;                      // of kind k at k - 1
   std::vector<std::map<std::string, Tensor>> tensors_;  // of kind k; of kind 0, all of the teacher
 };
+
+/// The conversion in `dir`, what it has in common with the teacher held once.
+LoadedModel load_bank(const LoadedModel& teacher, const std::filesystem::path& dir);
 
 /// "0012": the kinds of a placement, a character each (0-9, a-z), as files have them.
 std::string placement_text(const Choices& choices);

@@ -87,6 +87,7 @@ std::map<std::string, std::string> stage_files(const fs::path& folder) {
     }
   };
   add(folder / "scores.json");
+  add(folder / "search.json");
   add(folder / "placement.json");
   for (int64_t attempt = 1; fs::exists(folder / fmt::format("attempt-{}", attempt)); ++attempt) {
     const fs::path at = folder / fmt::format("attempt-{}", attempt);

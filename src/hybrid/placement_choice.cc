@@ -14,9 +14,13 @@
 namespace cambium {
 namespace {
 
-Fingerprint question_of(const MixerBank& bank, const std::string& metric, const std::string& data) {
+Fingerprint question_of(const MixerBank& bank, const std::string& metric, const std::string& data,
+                        Model* teacher) {
   Fingerprint f;
-  f["teacher"] = model_digest(bank.teacher());
+  f["model"] = model_digest(bank.teacher());
+  if (teacher != nullptr && metric == "reverse-kl") {
+    f["teacher"] = model_digest(*teacher);
+  }
   f["layers"] = layer_map(bank.teacher().spec());
   f["metric"] = metric;
   f["data"] = data;
@@ -128,8 +132,8 @@ ChosenPlacement choose_placement(const MixerBank& bank, const ChoiceOptions& o,
   expect((o.share > 0.0) + (o.budget > 0.0) == 1,
          "search: expected one budget: a share of the teacher's cost, or a cost");
   PlacementJudge judge(bank.teacher(), o.metric, choosing);
-  PlacementTrace trace(question_of(bank, o.metric, judge.fingerprint()), bank.kinds(),
-                       bank.layers().size(), o.trace, o.fresh);
+  PlacementTrace trace(question_of(bank, o.metric, judge.fingerprint(), choosing.teacher),
+                       bank.kinds(), bank.layers().size(), o.trace, o.fresh);
   const Fingerprint asked = cost_question(bank, o.cost);
   if (trace.find_costs(o.cost.kind, asked) == nullptr) {
     if (o.cost.kind != CostKind::kCache) {
@@ -190,6 +194,9 @@ ChosenPlacement choose_placement(const MixerBank& bank, const ChoiceOptions& o,
   chosen.chosen_on = judge.fingerprint();
   progress.finish(fmt::format("best {:.5g}", best.value.value));
 
+  if (reported.documents == nullptr && reported.problems == nullptr) {
+    return chosen;
+  }
   PlacementJudge other(bank.teacher(), o.metric, reported);
   chosen.reported_on = other.fingerprint();
   const auto losses = [&](const Choices& choices) {

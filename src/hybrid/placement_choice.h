@@ -32,8 +32,9 @@ struct ChoiceOptions {
   std::string command;          // for the file
 };
 
-/// `choosing` decides; `reported` is what the chosen and the compared placements are measured on
-/// after it. Error where the budget cannot be kept or a kind is not known.
+/// `choosing` decides; `reported` (of nothing: no report) is what the chosen and the compared
+/// placements are measured on after it. Error where the budget cannot be kept or a kind is not
+/// known.
 ChosenPlacement choose_placement(const MixerBank& bank, const ChoiceOptions& options,
                                  const JudgeData& choosing, const JudgeData& reported);
 

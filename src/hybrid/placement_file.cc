@@ -232,12 +232,13 @@ MixerBank bank_for(const PlacementRecipe& recipe, LoadedModel& teacher,
            "--bank {}: {} places no such kind", text, where);
     folders[kind] = dir;
   }
-  MixerBank bank(teacher);
+  MixerBank bank(*teacher.model);
   expect(bank.layers() == recipe.layers, "{}: its open layers are not the teacher's", where);
   for (size_t k = 1; k < recipe.kinds.size(); ++k) {
     const PlacedKind& kind = recipe.kinds[k];
     const auto it = folders.find(kind.name);
-    bank.add(kind.name, it == folders.end() ? kind.source : it->second);
+    const std::string& dir = it == folders.end() ? kind.source : it->second;
+    bank.add(kind.name, load_bank(teacher, dir), dir);
     expect(bank.digest(static_cast<int>(k)) == kind.digest,
            "bank {}={}: its mixers are not those that {} was searched with", kind.name,
            bank.source(static_cast<int>(k)), where);

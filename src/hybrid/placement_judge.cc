@@ -57,15 +57,16 @@ bool metric_asks(const std::string& metric) {
   return metric == "accuracy" || metric == "retrieval";
 }
 
-PlacementJudge::PlacementJudge(Model& teacher, std::string metric, const JudgeData& data,
+PlacementJudge::PlacementJudge(Model& base, std::string metric, const JudgeData& data,
                                int64_t stored_bytes)
-    : teacher_(teacher), metric_(std::move(metric)), data_(data) {
+    : metric_(std::move(metric)), data_(data) {
   if (metric_asks(metric_)) {
     expect(data_.problems != nullptr && !data_.problems->examples.empty(),
            "metric {}: there are no problems to be asked", metric_);
   } else {
-    walk_ = std::make_unique<LayerWalk>(
-        *data_.documents, teacher_, metric_ == "reverse-kl" ? &teacher_ : nullptr, stored_bytes);
+    Model* const teacher = data_.teacher == nullptr ? &base : data_.teacher;
+    walk_ = std::make_unique<LayerWalk>(*data_.documents, base,
+                                        metric_ == "reverse-kl" ? teacher : nullptr, stored_bytes);
   }
 }
 

@@ -35,13 +35,14 @@ struct JudgeData {
   const Task* problems = nullptr;        // accuracy, retrieval
   const Tokenizer* tokenizer = nullptr;  // of them
   AccuracyConfig answers{};
+  Model* teacher = nullptr;  // of reverse-kl; null = the model that placements change
 };
 
 class PlacementJudge {
  public:
-  /// Everything given must outlive it. The teacher's hidden states of the documents are kept where
-  /// `stored_bytes` hold them.
-  PlacementJudge(Model& teacher, std::string metric, const JudgeData& data,
+  /// Of the models that a placement makes of `base`. Everything given must outlive it. The
+  /// teacher's hidden states of the documents are kept where `stored_bytes` hold them.
+  PlacementJudge(Model& base, std::string metric, const JudgeData& data,
                  int64_t stored_bytes = int64_t{1} << 30);
   /// Smaller = better.
   Losses judge(Model& model);
@@ -49,7 +50,6 @@ class PlacementJudge {
   std::string fingerprint() const;
 
  private:
-  Model& teacher_;
   std::string metric_;
   JudgeData data_;
   std::unique_ptr<LayerWalk> walk_;

@@ -37,11 +37,14 @@ class Search {
         shape_{options.limits.layers(), options.limits.kinds(), options.reach} {}
 
   SearchResult run() {
+    if (placements() <= static_cast<double>(o_.evaluations)) {
+      everything();
+      return result();
+    }
     start();
     front();
     while (!full()) {
       const int64_t before = count();
-      // Every second quarter of what is left ends with a check.
       const int64_t until =
           o_.beam > 0 ? std::min(o_.evaluations, count() + check_every()) : o_.evaluations;
       while (count() < until && by_regret()) {
@@ -77,7 +80,9 @@ class Search {
     if (progress_) {
       progress_(count(), best_ < 0 ? kNone : steps_[static_cast<size_t>(best_)].value.value);
     }
-    fit();
+    if (std::string_view(by) != "all") {
+      fit();
+    }
   }
 
   // Strengths and scale are looked for anew when there is a quarter more to tell them by.
@@ -100,6 +105,40 @@ class Search {
     }
   }
 
+  double placements() const {
+    double product = 1.0;
+    for (size_t l = 0; l < o_.limits.cost.size(); ++l) {
+      int kinds = 0;
+      for (int kind = 0; kind < shape_.kinds; ++kind) {
+        kinds += possible(l, kind) ? 1 : 0;
+      }
+      product *= kinds;
+    }
+    return product;
+  }
+
+  // All placements, the last layer's kind changing first.
+  void everything() {
+    Choices choices(o_.limits.cost.size(), 0);
+    for (;;) {
+      add(choices, "all");
+      size_t l = choices.size();
+      for (; l > 0; --l) {
+        int& kind = choices[l - 1];
+        do {
+          ++kind;
+        } while (kind < shape_.kinds && !possible(l - 1, kind));
+        if (kind < shape_.kinds) {
+          break;
+        }
+        kind = 0;
+      }
+      if (l == 0) {
+        return;
+      }
+    }
+  }
+
   bool possible(size_t layer, int kind) const {
     return std::isfinite(o_.limits.cost[layer][static_cast<size_t>(kind)]);
   }
@@ -115,7 +154,6 @@ class Search {
         add(one, "start");
       }
     }
-    // Of a small space there may not be so many.
     const int64_t wanted = std::max<int64_t>(o_.evaluations / 4, 2);
     for (uint64_t i = 0; count() < wanted && !full() && i < 20 * static_cast<uint64_t>(wanted);
          ++i) {
@@ -264,6 +302,9 @@ class Search {
 
   SearchResult result() {
     CAMBIUM_CHECK(best_ >= 0);
+    if (!surrogate_) {
+      fit();
+    }
     SearchResult r;
     r.best = static_cast<size_t>(best_);
     std::vector<Choices> others;

@@ -7,8 +7,10 @@
 //   3. the rest by regret: of the optima of the mean and of draws and of the neighbours of the best
 //      ones found (one layer's kind changed, or those of two layers exchanged), the placement whose
 //      measurement is expected to lower the best value most
-//   4. between, a check by real measurements: beam search from the best ones found over their
-//      neighbours, until a round finds nothing better
+//   4. after every eighth, a check by real measurements: beam search from the best ones found over
+//      their neighbours, until a round finds nothing better
+//
+// Where there are no more placements than evaluations, all are measured instead.
 //
 // What is measured next follows from the options and the values alone, so that a search whose
 // values are kept goes on as if it had never stopped.
@@ -37,7 +39,7 @@ struct SearchStep {
   Choices choices;
   Measured value;
   double predicted = 0.0;  // before it was measured; NaN where nothing was
-  std::string by;          // "start", "front", "regret" or "beam"
+  std::string by;          // "start", "front", "regret", "beam" or "all"
 };
 
 struct SearchResult {

@@ -117,7 +117,7 @@ struct World {
     spec.max_positions = 2048;
     spec.eos_ids = {0};
     teacher = fresh_model(spec, 1, 0.3);
-    bank = std::make_unique<MixerBank>(teacher);
+    bank = std::make_unique<MixerBank>(*teacher.model);
   }
   LoadedModel all(const char* mixer, std::vector<int64_t> layers = {0, 1, 2, 3}) {
     return convert(*teacher.model, *teacher.model, layers, {.mixer = mixer}, 1, true);
@@ -246,9 +246,9 @@ TEST_F(Placing, ThePlacementsFileBuildsItAgain) {
   save_model(*w.all("sliding_window").model, folder.at("win"), {});
   save_model(*w.all("gated_delta_net").model, folder.at("gdn"), {});
   LoadedModel teacher = load_model(folder.at("teacher"));
-  MixerBank bank(teacher);
-  bank.add("window", fs::path(folder.at("win")));
-  bank.add("gdn", fs::path(folder.at("gdn")));
+  MixerBank bank(*teacher.model);
+  bank.add("window", load_bank(teacher, folder.at("win")), folder.at("win"));
+  bank.add("gdn", load_bank(teacher, folder.at("gdn")), folder.at("gdn"));
   const ChosenPlacement chosen =
       choose_placement(bank, half_the_cache(), {&w.choosing}, {&w.reported});
   const fs::path file = folder.at("placement.json");

@@ -143,25 +143,40 @@ Importance leave_one_out(Model& base, Model& teacher, const ScoreOptions& o, con
   return file.scores();
 }
 
-double replace_mixer(Model& base, Model& teacher, int64_t layer, const ScoreOptions& o,
-                     const DocumentSource& data) {
-  LoadedModel student = convert(base, teacher, {layer}, o.graft, o.seed, true);
-  const UnitSpec& mixer = *student.model->spec().layers[static_cast<size_t>(layer)].mixer();
-  const std::string prefix = unit_prefix(layer, mixer);
-  TrainConfig config = o.probe;
+// Trains the mixers of `layers` alone; the losses of the steps.
+std::vector<double> train_mixers(LoadedModel& student, Model& teacher,
+                                 const std::vector<int64_t>& layers, TrainConfig config,
+                                 const DocumentSource& data,
+                                 const std::function<void(int64_t)>& progress) {
+  std::vector<std::string> prefixes;
+  for (const int64_t layer : layers) {
+    const UnitSpec& mixer = *student.model->spec().layers[static_cast<size_t>(layer)].mixer();
+    prefixes.push_back(unit_prefix(layer, mixer));
+  }
   config.folder.clear();
-  config.trainable = [prefix](const std::string& name, const Parameter&) {
-    return name.starts_with(prefix);
+  config.trainable = [&prefixes](const std::string& name, const Parameter&) {
+    return std::any_of(prefixes.begin(), prefixes.end(),
+                       [&](const std::string& prefix) { return name.starts_with(prefix); });
   };
   if (config.objective == Objective::kAlign) {
-    config.align.layers = {layer};
+    config.align.layers = layers;
   }
   Trainer trainer(*student.model, student.weights, config, data, &teacher);
   std::vector<double> losses;
   while (!trainer.finished()) {
     stop_point();
     losses.push_back(trainer.step().loss);
+    if (progress) {
+      progress(static_cast<int64_t>(losses.size()));
+    }
   }
+  return losses;
+}
+
+double replace_mixer(Model& base, Model& teacher, int64_t layer, const ScoreOptions& o,
+                     const DocumentSource& data) {
+  LoadedModel student = convert(base, teacher, {layer}, o.graft, o.seed, true);
+  const std::vector<double> losses = train_mixers(student, teacher, {layer}, o.probe, data, {});
   const size_t last = std::clamp<size_t>(losses.size() / 2, 1, 10);
   double sum = 0.0;
   for (size_t i = losses.size() - last; i < losses.size(); ++i) {
@@ -192,6 +207,18 @@ std::string model_digest(Model& model) {
     with_bytes(p.tensor, [&](std::span<const std::byte> bytes) { sum.update(bytes); });
   });
   return checksum_text(sum.digest());
+}
+
+void align_mixers(LoadedModel& student, Model& teacher, const std::vector<int64_t>& layers,
+                  TrainConfig config, const DocumentSource& data, uint64_t first_sample,
+                  const std::string& label) {
+  const StopAnywhere stop("nothing is kept of the alignment before a search");
+  config.first_sample = first_sample;
+  Progress progress(label + ": align", static_cast<uint64_t>(config.least_steps()),
+                    {.unit = "steps"});
+  train_mixers(student, teacher, layers, std::move(config), data,
+               [&](int64_t steps) { progress.update(static_cast<uint64_t>(steps)); });
+  progress.finish();
 }
 
 Importance score_importance(Model& base, Model& teacher, const ScoreOptions& options,

@@ -43,6 +43,12 @@ struct ScoreData {
 Importance score_importance(Model& base, Model& teacher, const ScoreOptions& options,
                             const ScoreData& data, const std::filesystem::path& path);
 
+/// Trains the mixers of `layers` alone, as a phase "align" does, from `first_sample` of the data
+/// on.
+void align_mixers(LoadedModel& student, Model& teacher, const std::vector<int64_t>& layers,
+                  TrainConfig config, const DocumentSource& data, uint64_t first_sample,
+                  const std::string& label);
+
 /// "20 of gsm8k (...)": how many problems, and of their texts.
 std::string digest(const Task& task);
 /// Of a model's configuration and weights.
