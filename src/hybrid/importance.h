@@ -16,9 +16,16 @@
 
 namespace cambium {
 
-enum class ScoreMethod { kLeaveMixerOut, kLeaveBlockOut, kMixerReplacement };
+enum class ScoreMethod {
+  kLeaveMixerOut,
+  kLeaveBlockOut,
+  kMixerReplacement,
+  kWindowSwap,
+  kRestoreOne
+};
 const char* score_method_name(ScoreMethod method);
-/// Of "leave-mixer-out", "leave-block-out", "mmr"; Error with the nearest otherwise.
+const std::vector<std::string>& score_method_names();
+/// Of score_method_names(); Error with the nearest otherwise.
 ScoreMethod parse_score_method(const std::string& name);
 
 /// What a score of this metric is, for headings: "wrong answers, share of the problems".

@@ -6,6 +6,7 @@
 #include "base/checksum.h"
 #include "base/progress.h"
 #include "base/signals.h"
+#include "hybrid/placement_judge.h"
 #include "hybrid/plan.h"
 #include "train/layer_walk.h"
 
@@ -52,7 +53,13 @@ Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
     return f;
   }
   f["data"] = data.documents->fingerprint();
-  if (o.metric == "accuracy") {
+  if (o.method == ScoreMethod::kWindowSwap) {
+    f["window"] = fmt::format("{}", o.graft.window);
+  }
+  if (o.method == ScoreMethod::kRestoreOne) {
+    f["student"] = data.bank->digest(1);
+  }
+  if (metric_asks(o.metric)) {
     f["problems"] = digest(*data.problems);
     f["answers"] = fmt::format("at most {} tokens, {}, {} at once", data.answers.max_new_tokens,
                                data.answers.chat ? "chat template" : "plain", data.answers.batch);
@@ -67,12 +74,23 @@ double mean(const LossSums& sums, bool kl) {
          static_cast<double>(std::max<int64_t>(sums.tokens, 1));
 }
 
-// Leaves every layer out in turn, over as many documents at once as memory holds: `file` has the
-// sums of all layers in `partial` afterwards, or passes them to `done` as soon as they are whole.
-void walk_documents(Model& base, Model* teacher, const std::vector<int64_t>& layers,
+/// Models that are one but for a layer, and how their damage becomes that layer's score.
+struct Variants {
+  Model& common;
+  std::function<LoadedModel(int64_t layer)> make;
+  double from = 0.0;
+  double sign = 1.0;
+
+  double score(double damage) const { return from + sign * damage; }
+};
+
+// Measures every layer's variant in turn, over as many documents at once as memory holds: `file`
+// has the sums of all layers in `partial` afterwards, or passes them to `done` as soon as they are
+// whole.
+void walk_documents(const Variants& variants, Model* teacher, const std::vector<int64_t>& layers,
                     const ScoreOptions& o, const HeldOut& documents, ScoreFile& file,
                     const std::function<void(const PartialScore&)>& done) {
-  LayerWalk walk(documents, base, teacher, o.stored_bytes);
+  LayerWalk walk(documents, variants.common, teacher, o.stored_bytes);
   const int64_t groups = walk.groups();
   for (;;) {
     // From the group that the layer furthest behind comes to next, up to the next one's.
@@ -96,10 +114,9 @@ void walk_documents(Model& base, Model* teacher, const std::vector<int64_t>& lay
       stop_point();
       const Stopwatch watch;
       walk.advance(layer);
-      const LoadedModel without =
-          remove_layer(base, layer, o.method == ScoreMethod::kLeaveBlockOut);
+      const LoadedModel variant = variants.make(layer);
       PartialScore& score = file.partial(layer);
-      for (const LossSums& sums : walk.measure(*without.model)) {
+      for (const LossSums& sums : walk.measure(*variant.model)) {
         score.sums += sums;
       }
       score.groups = end;
@@ -113,34 +130,59 @@ void walk_documents(Model& base, Model* teacher, const std::vector<int64_t>& lay
   }
 }
 
-Importance leave_one_out(Model& base, Model& teacher, const ScoreOptions& o, const ScoreData& data,
-                         ScoreFile& file, const std::vector<int64_t>& layers) {
+double wrong_answers(Model& model, const ScoreData& data) {
+  return 1.0 - evaluate_accuracy(model, *data.tokenizer, *data.problems, data.answers, [](int64_t) {
+                 stop_point();
+               }).summary.accuracy.value;
+}
+
+Importance score_variants(const Variants& variants, Model& teacher, const ScoreOptions& o,
+                          const ScoreData& data, ScoreFile& file,
+                          const std::vector<int64_t>& layers) {
   const bool kl = o.metric != "nll";
   Progress progress(o.label, layers.size(), {.unit = "layers"});
   const auto tell = [&] { progress.update(static_cast<uint64_t>(file.scores().layers.size())); };
   std::function<void(const PartialScore&)> done;
-  if (o.metric != "accuracy") {
+  if (!metric_asks(o.metric)) {
     done = [&](const PartialScore& p) {
-      file.add({p.layer, mean(p.sums, kl), p.seconds});
+      file.add({p.layer, variants.score(mean(p.sums, kl)), p.seconds});
       tell();
     };
   }
-  walk_documents(base, kl ? &teacher : nullptr, layers, o, *data.documents, file, done);
+  walk_documents(variants, kl ? &teacher : nullptr, layers, o, *data.documents, file, done);
   for (const int64_t layer : layers) {
     if (file.has(layer)) {
       continue;
     }
     const Stopwatch watch;
-    const LoadedModel without = remove_layer(base, layer, o.method == ScoreMethod::kLeaveBlockOut);
-    const AccuracySummary right = evaluate_accuracy(*without.model, *data.tokenizer, *data.problems,
-                                                    data.answers, [](int64_t) { stop_point(); })
-                                      .summary;
+    const LoadedModel variant = variants.make(layer);
+    const double wrong = wrong_answers(*variant.model, data);
     const PartialScore& p = file.partial(layer);
-    file.add({layer, 1.0 - right.accuracy.value, p.seconds + watch.seconds(), mean(p.sums, true)});
+    file.add({layer, variants.score(wrong), p.seconds + watch.seconds(),
+              variants.sign * mean(p.sums, true)});
     tell();
   }
   progress.finish();
   return file.scores();
+}
+
+// The student with all but one layer converted, against itself.
+Importance restore_one(Model& teacher, const ScoreOptions& o, const ScoreData& data,
+                       ScoreFile& file, const std::vector<int64_t>& layers) {
+  const MixerBank& bank = *data.bank;
+  const LoadedModel student = bank.build(bank.all(1));
+  const bool kl = o.metric != "nll";
+  const double damage =
+      metric_asks(o.metric)
+          ? wrong_answers(*student.model, data)
+          : mean(total(data.documents->measure(*student.model, kl ? &teacher : nullptr)), kl);
+  const auto make = [&](int64_t layer) {
+    Choices choices = bank.all(1);
+    const auto place = std::find(bank.layers().begin(), bank.layers().end(), layer);
+    choices[static_cast<size_t>(place - bank.layers().begin())] = 0;
+    return bank.build(choices);
+  };
+  return score_variants({*student.model, make, damage, -1.0}, teacher, o, data, file, layers);
 }
 
 // Trains the mixers of `layers` alone; the losses of the steps.
@@ -226,17 +268,30 @@ Importance score_importance(Model& base, Model& teacher, const ScoreOptions& opt
   const StopAnywhere stop(kKept);
   const bool probes = options.method == ScoreMethod::kMixerReplacement;
   expect(!probes || options.probe.has_length(), "mmr: expected steps (or tokens) above 0");
-  expect(probes || options.metric != "accuracy" ||
+  expect(probes || !metric_asks(options.metric) ||
              (data.problems != nullptr && !data.problems->examples.empty()),
-         "metric accuracy: there are no problems to be asked");
+         "metric {}: there are no problems to be asked", options.metric);
+  const bool restores = options.method == ScoreMethod::kRestoreOne;
+  expect(!restores || (data.bank != nullptr && data.bank->kinds().size() == 2),
+         "restore-one: expected the student with every layer converted");
   const std::vector<int64_t> layers = attention_layers(base.spec());
   ScoreFile file({score_method_name(options.method),
                   probes ? "loss after the probe" : options.metric,
                   fingerprint_of(base, teacher, options, data),
                   {}},
                  layers, path, options.fresh);
+  if (restores) {
+    return restore_one(teacher, options, data, file, layers);
+  }
   if (!probes) {
-    return leave_one_out(base, teacher, options, data, file, layers);
+    const auto make = [&](int64_t layer) {
+      return options.method == ScoreMethod::kWindowSwap
+                 ? convert(base, base, {layer},
+                           {.mixer = "sliding_window", .window = options.graft.window},
+                           options.seed, true)
+                 : remove_layer(base, layer, options.method == ScoreMethod::kLeaveBlockOut);
+    };
+    return score_variants({base, make}, teacher, options, data, file, layers);
   }
   Progress progress(options.label, layers.size(), {.unit = "layers"});
   for (const int64_t layer : layers) {
