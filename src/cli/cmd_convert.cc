@@ -9,6 +9,7 @@
 #include "cli/options.h"
 #include "hybrid/calibrate.h"
 #include "hybrid/placement.h"
+#include "hybrid/placement_file.h"
 #include "hybrid/plan.h"
 #include "train/train_job.h"
 
@@ -16,7 +17,8 @@ namespace cambium {
 namespace {
 
 struct ConvertArgs {
-  std::string base, output, teacher, init = "attention", storage = "f32", scores, data;
+  std::string base, output, teacher, init = "attention", storage = "f32", scores, data, placement;
+  std::vector<std::string> banks;
   std::vector<int64_t> layers;
   GraftOptions graft;
   // As in GraftOptions where they were not given.
@@ -59,7 +61,38 @@ void fit(LoadedModel& hybrid, Model& teacher, const std::vector<int64_t>& layers
   hybrid.weights.set_trainable(*hybrid.model, nullptr);
 }
 
+SaveOptions save_options(const ConvertArgs& args) {
+  SaveOptions save;
+  save.tokenizer_from = args.base;
+  save.storage = parse_storage(args.storage);
+  save.replace = args.replace;
+  return save;
+}
+
+// The hybrid of a search: each layer's mixer is the one that was measured there.
+int run_placement(const ConvertArgs& args) {
+  expect(args.layers.empty() && args.scores.empty() && args.count == 0 && args.teacher.empty(),
+         "--placement says which layers get what: expected no --layers, --scores, --count or "
+         "--teacher beside it");
+  const StopAnywhere stop("nothing is written");
+  const PlacementRecipe recipe = read_placement(args.placement);
+  LoadedModel teacher = load_model(args.base, {.storage = MatrixStorage::kStored});
+  const MixerBank bank = bank_for(recipe, teacher, args.banks, args.placement);
+  const LoadedModel hybrid = bank.build(recipe.choices);
+  check_can_be_saved(hybrid.model->spec(), "convert");
+  SaveOptions save = save_options(args);
+  save_model(*hybrid.model, args.output, save);
+  fmt::print("{}  {} of {} layers converted, in {}\n", layer_map(hybrid.model->spec()),
+             converted_layers(hybrid.model->spec(), &teacher.model->spec()).size(),
+             hybrid.model->layer_count(), args.output);
+  return 0;
+}
+
 int run(const ConvertArgs& args) {
+  if (!args.placement.empty()) {
+    return run_placement(args);
+  }
+  expect(args.banks.empty(), "--bank belongs to --placement");
   const StopSignals signals;
   std::optional<StopAnywhere> stop("nothing is written");
   GraftOptions graft = args.graft;
@@ -77,12 +110,12 @@ int run(const ConvertArgs& args) {
   if (!args.scores.empty()) {
     layers = place_by_file(args.scores, read_spec(args.base), args.count);
   }
-  expect(!layers.empty(), "expected --layers, or --scores with --count");
+  expect(!layers.empty(), "expected --layers, --scores with --count, or --placement");
   check_can_be_saved(
       convert_spec(read_spec(args.base), read_spec(args.teacher.empty() ? args.base : args.teacher),
                    layers, graft),
       "convert");
-  const MatrixStorage storage = parse_storage(args.storage);
+  SaveOptions save = save_options(args);
   const bool runs = graft.calibrate > 0 || graft.fit_steps() > 0;
   expect(runs || args.data.empty(), "--data belongs to --calibrate and --fit");
   std::optional<Documents> documents;
@@ -119,10 +152,6 @@ int run(const ConvertArgs& args) {
       fitted = measure_mixers(*hybrid.model, teacher, layers, calibration->checked);
     }
   }
-  SaveOptions save;
-  save.tokenizer_from = args.base;
-  save.storage = storage;
-  save.replace = args.replace;
   save.written = [&] {
     base.weights.release_mapped();
     original.weights.release_mapped();
@@ -151,6 +180,8 @@ Action declare(Args& args) {
   args.option("scores", "layer scores of `cambium score`: the lowest --count are converted",
               &a->scores);
   args.option("count,k", "how many layers, with --scores", &a->count, {0, kMaxLayers});
+  args.option("placement", "a placement of `cambium place --method search`", &a->placement);
+  args.option("bank", "placement: KIND=DIR, where a bank now is (as it was otherwise)", &a->banks);
   args.choice("mixer", "what takes the place of attention", graft_mixers(), &a->graft.mixer);
   args.option("window", "tokens that sliding_window sees (0 = 128)", &a->graft.window);
   args.option("sinks", "first tokens of the text that sliding_window sees too", &a->graft.sinks);
@@ -185,7 +216,8 @@ Command convert_command() {
       "  cambium convert models/teacher -o out/h --layers 3,5,8 --mixer gated_delta_net\n"
       "  cambium convert models/teacher -o out/h --layers 3,5,8 --mixer mamba2 --calibrate 16\n"
       "  cambium convert TEACHER -o H1 --scores scores.json --count 25 --mixer mamba --faithful\n"
-      "  cambium convert H1 -o H2 --teacher TEACHER --layers 3,5 --mixer mamba",
+      "  cambium convert H1 -o H2 --teacher TEACHER --layers 3,5 --mixer mamba\n"
+      "  cambium convert TEACHER -o H --placement placement.json",
       declare};
 }
 

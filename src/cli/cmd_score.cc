@@ -1,4 +1,4 @@
-// score and place: which layers need their attention least.
+// score: which layers need their attention least.
 #include <algorithm>
 #include <cstdio>
 
@@ -7,7 +7,7 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "hybrid/measure.h"
-#include "hybrid/placement.h"
+#include "hybrid/placement_judge.h"
 #include "hybrid/scoring.h"
 
 namespace cambium {
@@ -15,7 +15,7 @@ namespace {
 
 struct ScoreArgs {
   std::string model, teacher, data, output = "scores.json", method = "leave-mixer-out",
-                                    metric = "reverse-kl", task, task_path;
+                                    metric = "reverse-kl", task, task_path, student;
   // Of some methods and metrics only; as they are here where they were not given.
   std::string mixer;
   int64_t window = -1, sinks = -1, steps = -1, sequence = -1, problems = -1, max_new_tokens = -1;
@@ -34,26 +34,35 @@ void take(T given, T* value) {
   *value = given < 0 ? *value : given;
 }
 
-void check_applies(const ScoreArgs& args, bool probes) {
+void check_applies(const ScoreArgs& args, ScoreMethod method) {
+  const bool probes = method == ScoreMethod::kMixerReplacement;
+  const bool asks = metric_asks(args.metric);
   if (!probes) {
     const char* const what = "--method mmr";
     refuse(!args.mixer.empty(), "--mixer", what);
-    refuse(args.window >= 0, "--window", what);
-    refuse(args.sinks >= 0, "--sinks", what);
+    refuse(args.window >= 0 && method != ScoreMethod::kWindowSwap, "--window",
+           "--method mmr and window-swap");
+    refuse(args.sinks >= 0 && method != ScoreMethod::kWindowSwap, "--sinks",
+           "--method mmr and window-swap");
     refuse(args.steps >= 0, "--steps", what);
     refuse(args.sequence >= 0, "--sequence", what);
     refuse(args.rate >= 0, "--rate", what);
     refuse(!args.teacher.empty() && args.metric == "nll", "--teacher",
-           "the metrics reverse-kl and accuracy and to --method mmr");
+           "the metrics reverse-kl, accuracy and retrieval and to --method mmr");
   }
-  if (probes || args.metric != "accuracy") {
-    const char* const what = "--metric accuracy of leave-one-out";
-    refuse(!args.task.empty(), "--task", what);
-    refuse(!args.task_path.empty(), "--task-path", what);
-    refuse(args.problems >= 0, "--problems", what);
-    refuse(args.max_new_tokens >= 0, "--max-new-tokens", what);
-  }
-  refuse(probes && args.metric != "reverse-kl", "--metric", "leave-one-out");
+  const bool restores = method == ScoreMethod::kRestoreOne;
+  refuse(!restores && !args.student.empty(), "--student", "--method restore-one");
+  refuse(restores && !args.teacher.empty(), "--teacher",
+         "scores of a hybrid; of restore-one the model is the teacher");
+  expect(
+      !restores || !args.student.empty(),
+      "--method restore-one: expected --student, the model with every attention layer converted");
+  refuse(probes && args.metric != "reverse-kl", "--metric", "the methods but mmr");
+  const char* const asking = "the metrics accuracy and retrieval, of all methods but mmr";
+  refuse(!asks && args.problems >= 0, "--problems", asking);
+  refuse(!asks && args.max_new_tokens >= 0, "--max-new-tokens", asking);
+  refuse(args.metric != "accuracy" && !args.task.empty(), "--task", "--metric accuracy");
+  refuse(args.metric != "accuracy" && !args.task_path.empty(), "--task-path", "--metric accuracy");
   expect(args.task.empty() == args.task_path.empty(), "expected both --task and --task-path");
 }
 
@@ -86,8 +95,7 @@ ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
 
 int run_score(const ScoreArgs& args) {
   const ScoreMethod method = parse_score_method(args.method);
-  const bool probes = method == ScoreMethod::kMixerReplacement;
-  check_applies(args, probes);
+  check_applies(args, method);
   const ScoreOptions options = score_options(args, method);
   check_scores_path(args.output);
   const StopAnywhere stop("nothing is scored");
@@ -107,20 +115,30 @@ int run_score(const ScoreArgs& args) {
   evaluate.held_out_tokens = args.max_tokens;
   evaluate.task = args.task;
   evaluate.task_path = args.task_path;
-  evaluate.problems = args.metric != "accuracy" ? 0 : args.problems < 0 ? 100 : args.problems;
+  const bool asks = metric_asks(args.metric);
+  const int64_t problems = !asks ? 0 : args.problems < 0 ? 100 : args.problems;
+  evaluate.problems = args.metric == "accuracy" ? problems : 0;
+  evaluate.retrieval = args.metric == "retrieval" ? problems : 0;
   take(args.max_new_tokens, &evaluate.max_new_tokens);
   check_fields(evaluate, "score");
-  expect(args.metric != "accuracy" || evaluate.problems > 0, "--problems: expected at least 1");
+  expect(!asks || problems > 0, "--problems: expected at least 1");
   const RunData data(files, evaluate, options.seed, Tokenizer::load(args.model));
   ScoreData scored;
   scored.tokenizer = &data.tokenizer();
   scored.train = &data.train();
   scored.documents = &data.held_out();
-  scored.problems = &data.task();
+  scored.problems = args.metric == "retrieval" ? &data.retrieval() : &data.task();
   scored.answers = data.answers(evaluate);
+  std::unique_ptr<MixerBank> bank;
+  if (!args.student.empty()) {
+    bank = std::make_unique<MixerBank>(*base.model);
+    bank->add("student", load_bank(base, args.student), args.student);
+    scored.bank = bank.get();
+  }
   const Importance importance =
       score_importance(*base.model, teacher, options, scored, args.output);
-  fmt::print("layer  {} (larger = needed more)\n", score_heading(importance.metric));
+  fmt::print("layer  {}{} (larger = needed more)\n", bank ? "what its attention saves: " : "",
+             score_heading(importance.metric));
   for (const int64_t layer : importance.order()) {
     const auto it = std::find_if(importance.layers.begin(), importance.layers.end(),
                                  [&](const LayerScore& s) { return s.layer == layer; });
@@ -133,22 +151,37 @@ int run_score(const ScoreArgs& args) {
 Action declare_score(Args& args) {
   auto a = std::make_shared<ScoreArgs>();
   args.positional("model", "the model whose layers are scored", &a->model);
-  args.choice("method", "", {"leave-mixer-out", "leave-block-out", "mmr"}, &a->method);
-  args.choice("metric", "for leave-one-out", {"reverse-kl", "nll", "accuracy"}, &a->metric);
+  args.choice(
+      "method",
+      "what is asked: how the model does without the layer's mixer or the whole layer; how a "
+      "new mixer there heals (mmr); with a window there; what its attention gains a student "
+      "with all layers converted",
+      score_method_names(), &a->method);
+  args.choice("metric",
+              "of all methods but mmr; nll of the teacher's own answers (--data) is the "
+              "likelihood of its traces",
+              placement_metrics(), &a->metric);
   args.option("data,d", "documents, JSON lines (generated problems otherwise)", &a->data);
   args.option("documents", "documents measured a layer", &a->documents, {1});
   args.option("max-tokens", "tokens of a document at most", &a->max_tokens, {1});
   args.option("teacher", "the original teacher, when the model is a hybrid", &a->teacher);
+  args.option("student", "restore-one: the model with every attention layer converted",
+              &a->student);
   args.choice("mixer", "mmr: the mixer that is tried (mamba otherwise)", graft_mixers(), &a->mixer);
-  args.option("window", "mmr: of sliding_window (128 otherwise)", &a->window);
-  args.option("sinks", "mmr: of sliding_window (0 otherwise)", &a->sinks);
+  args.option("window", "window-swap, and mmr of sliding_window: its tokens (128 otherwise)",
+              &a->window);
+  args.option("sinks",
+              "window-swap, and mmr of sliding_window: first tokens seen too (0 otherwise)",
+              &a->sinks);
   args.option("steps", "mmr: training steps a layer (100 otherwise)", &a->steps);
   args.option("sequence", "mmr: tokens a step (1024 otherwise)", &a->sequence);
   args.option("rate", "mmr: learning rate (3e-4 otherwise)", &a->rate);
   args.choice("task", "metric accuracy (generated problems otherwise)", task_forms(), &a->task);
   args.option("task-path", "metric accuracy: the task's file", &a->task_path);
-  args.option("problems", "metric accuracy: problems asked (100 otherwise)", &a->problems);
-  args.option("max-new-tokens", "metric accuracy: tokens of an answer at most (256 otherwise)",
+  args.option("problems", "metrics accuracy and retrieval: problems asked (100 otherwise)",
+              &a->problems);
+  args.option("max-new-tokens",
+              "accuracy and retrieval: tokens of an answer at most (256 otherwise)",
               &a->max_new_tokens);
   args.option("seed", "of data and of what starts at random", &a->seed);
   args.option("output,o", "file of scores; goes on with what it holds of the same question",
@@ -158,68 +191,17 @@ Action declare_score(Args& args) {
   return [a] { return run_score(*a); };
 }
 
-struct PlaceArgs {
-  std::string model, scores, method = "lowest";
-  int64_t count = 0, cache = 0;
-  double fraction = 0.0;
-  CacheOption values;
-};
-
-int run_place(const PlaceArgs& args) {
-  const ModelSpec spec = read_spec(args.model);
-  expect((args.count > 0) + (args.fraction > 0) + (args.cache > 0) == 1,
-         "expected one of --count, --fraction and --cache-per-token");
-  refuse(args.values.name != "bf16" && args.cache == 0, "--cache", "--cache-per-token");
-  const int64_t count = args.count > 0 ? args.count
-                        : args.fraction > 0
-                            ? layers_to_convert(spec, args.fraction)
-                            : layers_for_cache_budget(spec, args.cache, args.values.values());
-  expect(args.method == "uniform" || !args.scores.empty(),
-         "--method lowest: expected --scores, a file of `cambium score`");
-  std::vector<int64_t> layers;
-  if (args.method == "uniform") {
-    refuse(!args.scores.empty(), "--scores", "--method lowest");
-    layers = place_uniform(spec, count);
-  } else {
-    layers = place_by_file(args.scores, spec, count);
-  }
-  std::vector<std::string> names;
-  for (const int64_t layer : layers) {
-    names.push_back(std::to_string(layer));
-  }
-  fmt::print("{}\n", join(names, ","));
-  return 0;
-}
-
-Action declare_place(Args& args) {
-  auto a = std::make_shared<PlaceArgs>();
-  args.positional("model", "the model (only its config.json is read)", &a->model);
-  args.option("scores", "layer scores of `cambium score`", &a->scores);
-  args.choice("method", "by score, or by depth", {"lowest", "uniform"}, &a->method);
-  args.option("count,k", "layers to convert", &a->count);
-  args.option("fraction", "share of all layers that are to be converted in the end", &a->fraction,
-              {0.0, 1.0});
-  args.option("cache-per-token", "bytes the cache may take a token", &a->cache);
-  a->values.declare(args);
-  return [a] { return run_place(*a); };
-}
-
 }  // namespace
 
 Command score_command() {
   return {"score", "scores how much a model needs each layer's attention",
           "  cambium score models/teacher -o scores.json\n"
           "  cambium score MODEL --data text.jsonl --method leave-block-out --metric nll\n"
-          "  cambium score HYBRID --teacher MODEL --method mmr --mixer mamba --steps 100",
+          "  cambium score HYBRID --teacher MODEL --method mmr --mixer mamba --steps 100\n"
+          "  cambium score TEACHER --method window-swap --window 64 --metric retrieval\n"
+          "  cambium score TEACHER --method restore-one --student ALL_CONVERTED -d traces.jsonl "
+          "--metric nll",
           declare_score};
-}
-
-Command place_command() {
-  return {"place", "chooses the layers to convert, by score or evenly",
-          "  cambium place models/teacher --scores scores.json --count 10\n"
-          "  cambium place models/teacher --method uniform --fraction 0.6\n"
-          "  cambium place models/teacher --scores scores.json --cache-per-token 1024",
-          declare_place};
 }
 
 }  // namespace cambium

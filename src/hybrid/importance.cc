@@ -18,11 +18,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-const std::vector<std::string>& method_names() {
-  static const std::vector<std::string> names = {"leave-mixer-out", "leave-block-out", "mmr"};
-  return names;
-}
-
 Importance parse_importance(const JsonFields& json, bool old_fingerprint) {
   Importance importance{json.text("method"), json.text("metric"), {}, {}};
   if (old_fingerprint) {
@@ -53,7 +48,8 @@ Importance parse_importance(const JsonFields& json, bool old_fingerprint) {
   return importance;
 }
 
-// What one has that the other has not, a line each.
+}  // namespace
+
 std::string differences(const Fingerprint& stored, const Fingerprint& ours) {
   std::string text;
   Fingerprint all = stored;
@@ -70,27 +66,31 @@ std::string differences(const Fingerprint& stored, const Fingerprint& ours) {
   return text;
 }
 
-}  // namespace
+const std::vector<std::string>& score_method_names() {
+  static const std::vector<std::string> names = {"leave-mixer-out", "leave-block-out", "mmr",
+                                                 "window-swap", "restore-one"};
+  return names;
+}
 
 const char* score_method_name(ScoreMethod method) {
-  return method_names()[static_cast<size_t>(method)].c_str();
+  return score_method_names()[static_cast<size_t>(method)].c_str();
 }
 
 ScoreMethod parse_score_method(const std::string& name) {
-  for (size_t i = 0; i < method_names().size(); ++i) {
-    if (method_names()[i] == name) {
+  for (size_t i = 0; i < score_method_names().size(); ++i) {
+    if (score_method_names()[i] == name) {
       return static_cast<ScoreMethod>(i);
     }
   }
-  fail("unknown score method '{}'{}; known: {}", name, did_you_mean(name, method_names()),
-       join(method_names(), ", "));
+  fail("unknown score method '{}'{}; known: {}", name, did_you_mean(name, score_method_names()),
+       join(score_method_names(), ", "));
 }
 
 std::string score_heading(const std::string& metric) {
-  return metric == "accuracy"     ? "wrong answers, share of the problems"
-         : metric == "nll"        ? "negative log-likelihood, nats a token"
-         : metric == "reverse-kl" ? "reverse KL, nats a token"
-                                  : metric;
+  return metric == "accuracy" || metric == "retrieval" ? "wrong answers, share of the problems"
+         : metric == "nll"                             ? "negative log-likelihood, nats a token"
+         : metric == "reverse-kl"                      ? "reverse KL, nats a token"
+                                                       : metric;
 }
 
 std::vector<int64_t> Importance::order() const {

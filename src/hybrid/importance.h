@@ -16,9 +16,16 @@
 
 namespace cambium {
 
-enum class ScoreMethod { kLeaveMixerOut, kLeaveBlockOut, kMixerReplacement };
+enum class ScoreMethod {
+  kLeaveMixerOut,
+  kLeaveBlockOut,
+  kMixerReplacement,
+  kWindowSwap,
+  kRestoreOne
+};
 const char* score_method_name(ScoreMethod method);
-/// Of "leave-mixer-out", "leave-block-out", "mmr"; Error with the nearest otherwise.
+const std::vector<std::string>& score_method_names();
+/// Of score_method_names(); Error with the nearest otherwise.
 ScoreMethod parse_score_method(const std::string& name);
 
 /// What a score of this metric is, for headings: "wrong answers, share of the problems".
@@ -43,6 +50,8 @@ struct PartialScore {
 
 /// What decides the scores, by name.
 using Fingerprint = std::map<std::string, std::string>;
+/// What one has that the other has not, a line each: "\n  data: 3 in the file, 4 now".
+std::string differences(const Fingerprint& stored, const Fingerprint& ours);
 
 struct Importance {
   std::string method;

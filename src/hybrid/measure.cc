@@ -53,7 +53,7 @@ Shares share(int64_t size, int64_t reported, int64_t selection, const std::strin
 SelectionSizes selection_sizes(const HybridPlan& plan) {
   SelectionSizes sizes;
   for (const StagePlan& stage : plan.stages) {
-    if (stage.place.method.starts_with("leave") || stage.gate.retries > 0) {
+    if (stage.place.measures() || stage.gate.retries > 0) {
       sizes.documents = std::max(sizes.documents, stage.place.documents);
     }
     if (stage.place.asks()) {

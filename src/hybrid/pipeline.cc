@@ -88,6 +88,7 @@ std::map<std::string, std::string> stage_files(const fs::path& folder) {
     }
   };
   add(folder / "scores.json");
+  add(folder / "search.json");
   add(folder / "placement.json");
   add(folder / "calibration.json");
   for (int64_t attempt = 1; fs::exists(folder / fmt::format("attempt-{}", attempt)); ++attempt) {

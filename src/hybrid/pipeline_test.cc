@@ -116,6 +116,23 @@ TEST(Pipeline, GoesThroughItsStagesAndSaysWhatBecameOfEach) {
 }
 
 // On a device: the same stages, and the numbers of the CPU but for rounding.
+TEST(Pipeline, AStageMaySearchForItsLayers) {
+  const TestFolder folder;
+  std::string plan = testing::kPlan;
+  const std::string after = "[place]\n";
+  plan.insert(plan.find(after) + after.size(), "method = \"search\"\nevaluations = 8\n");
+  write_inputs(folder.path(), plan);
+  const RunSummary summary = run(folder.path(), "run");
+  ASSERT_EQ(summary.models.size(), 4);
+  EXPECT_EQ(summary.models[1].converted, 1);
+  EXPECT_EQ(summary.models[2].converted, 2);
+  EXPECT_TRUE(fs::exists(folder.at("run/stages/one/search.json")));
+  // What it chose by is kept with the stage: edited, it is refused.
+  const std::string trace = folder.at("run/stages/one/search.json");
+  write_file_atomically(trace, read_text_file(trace) + " ");
+  EXPECT_THAT(error_of([&] { run(folder.path(), "run", true); }), HasSubstr("search.json"));
+}
+
 TEST(Pipeline, GoesThroughItsStagesOnACudaDevice) {
   if (cuda_devices() == 0) {
     GTEST_SKIP() << why_no_cuda();

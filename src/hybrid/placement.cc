@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
+#include "hybrid/placement_choice.h"
 #include "hybrid/scoring.h"
 
 namespace cambium {
@@ -104,6 +106,74 @@ ImportanceSummary shown_placement(const StagePlan& stage, const ModelSpec& teach
   return shown;
 }
 
+namespace {
+
+/// What a stage's choice looks at; none of it is reported.
+struct StageData {
+  std::unique_ptr<HeldOut> documents;
+  Task problems;
+  AccuracyConfig answers;
+  std::string described;
+};
+
+StageData choosing_data(const HybridPlan& plan, const PlacePlan& place, const RunData& data) {
+  StageData chosen;
+  chosen.documents = std::make_unique<HeldOut>(data.selection_documents(place.documents));
+  chosen.described = fmt::format("{} documents", chosen.documents->documents());
+  if (place.asks()) {
+    chosen.problems =
+        data.selection_problems(place.problems > 0 ? place.problems : plan.evaluate.problems);
+    chosen.answers = data.answers(plan.evaluate);
+    if (place.max_new_tokens > 0) {
+      chosen.answers.max_new_tokens = place.max_new_tokens;
+    }
+    const bool alone = place.method == "search";
+    chosen.described =
+        fmt::format("{} problems{}", chosen.problems.examples.size(),
+                    alone ? "" : fmt::format(", equal shares by {}", chosen.described));
+  }
+  chosen.described += ", none of those that are reported";
+  return chosen;
+}
+
+// A trial conversion of all attention that is left, aligned as the stage's own will be, and the
+// search for the layers in which it does the least harm.
+std::vector<int64_t> search_layers(const HybridPlan& plan, const StagePlan& stage, int64_t count,
+                                   Model& base, Model& teacher, const RunData& data,
+                                   uint64_t first_sample, const StageData& chosen_by,
+                                   const std::filesystem::path& folder) {
+  const std::vector<int64_t> open = attention_layers(base.spec());
+  LoadedModel trial = convert(base, teacher, open, stage.graft, plan.seed, true);
+  const std::string label = fmt::format("stage {}: search", stage.name);
+  if (const Phase* align = stage.phase("align"); align != nullptr) {
+    align_mixers(trial, teacher, open, align->config, data.train(), first_sample, label);
+  }
+  MixerBank bank(base);
+  bank.add(stage.graft.mixer, std::move(trial), "stage " + stage.name);
+  ChoiceOptions options;
+  options.metric = stage.place.metric;
+  // Each layer of this mixer costs the same: its number is the budget.
+  options.budget = std::numeric_limits<double>::infinity();
+  options.at_least[stage.graft.mixer] = count;
+  options.at_most[stage.graft.mixer] = count;
+  options.evaluations = stage.place.evaluations;
+  options.seed = plan.seed;
+  options.trace = folder / "search.json";
+  options.label = label;
+  JudgeData choosing{chosen_by.documents.get(), &chosen_by.problems, &data.tokenizer(),
+                     chosen_by.answers, &teacher};
+  const Choices choices = choose_placement(bank, options, choosing, {}).choices;
+  std::vector<int64_t> layers;
+  for (size_t i = 0; i < choices.size(); ++i) {
+    if (choices[i] != 0) {
+      layers.push_back(open[i]);
+    }
+  }
+  return layers;
+}
+
+}  // namespace
+
 Placement place_stage(const HybridPlan& plan, const StagePlan& stage, int64_t count, Model& base,
                       Model& teacher, const RunData& data, uint64_t first_sample,
                       const std::filesystem::path& folder) {
@@ -121,40 +191,26 @@ Placement place_stage(const HybridPlan& plan, const StagePlan& stage, int64_t co
   } else if (place.method == "uniform") {
     placement.layers = place_uniform(base.spec(), count);
   } else {
-    ScoreOptions options;
-    options.method = parse_score_method(place.method);
-    options.metric = place.metric;
-    options.graft = stage.graft;
-    options.probe = place.probe;
-    options.probe.first_sample = first_sample;
-    options.seed = plan.seed;
-    options.label = fmt::format("stage {}: {}", stage.name, place.method);
-    ScoreData scored;
-    scored.tokenizer = &data.tokenizer();
-    std::unique_ptr<HeldOut> documents;
-    Task problems;
-    if (options.method == ScoreMethod::kMixerReplacement) {
-      scored.train = &data.train();
-      scored_on = "training documents";
+    const bool trains = place.method == "mmr";
+    const StageData chosen_by = trains ? StageData{} : choosing_data(plan, place, data);
+    scored_on = trains ? "training documents" : chosen_by.described;
+    if (place.method == "search") {
+      placement.layers =
+          search_layers(plan, stage, count, base, teacher, data, first_sample, chosen_by, folder);
     } else {
-      documents = std::make_unique<HeldOut>(data.selection_documents(place.documents));
-      scored.documents = documents.get();
-      scored_on = fmt::format("{} documents", documents->documents());
-      if (place.asks()) {
-        problems =
-            data.selection_problems(place.problems > 0 ? place.problems : plan.evaluate.problems);
-        scored.problems = &problems;
-        scored.answers = data.answers(plan.evaluate);
-        if (place.max_new_tokens > 0) {
-          scored.answers.max_new_tokens = place.max_new_tokens;
-        }
-        scored_on =
-            fmt::format("{} problems, equal shares by {}", problems.examples.size(), scored_on);
-      }
-      scored_on += ", none of those that are reported";
+      ScoreOptions options;
+      options.method = parse_score_method(place.method);
+      options.metric = place.metric;
+      options.graft = stage.graft;
+      options.probe = place.probe;
+      options.probe.first_sample = first_sample;
+      options.seed = plan.seed;
+      options.label = fmt::format("stage {}: {}", stage.name, place.method);
+      const ScoreData scored{&data.tokenizer(), &data.train(), chosen_by.documents.get(),
+                             &chosen_by.problems, chosen_by.answers};
+      placement.layers = place_lowest(
+          score_importance(base, teacher, options, scored, folder / "scores.json"), count);
     }
-    placement.layers = place_lowest(
-        score_importance(base, teacher, options, scored, folder / "scores.json"), count);
   }
   placement.shown = shown_placement(stage, teacher.spec(), placement.layers, scored_on, folder);
   return placement;

@@ -84,7 +84,8 @@ bool place_uses(const PlacePlan& place, const std::string& key) {
          : key == "list"                                ? place.method == "list"
          : key == "probe"                               ? place.method == "mmr"
          : key == "problems" || key == "max_new_tokens" ? place.asks()
-                                                        : place.method.starts_with("leave");
+         : key == "evaluations"                         ? place.method == "search"
+                                                        : place.measures();
 }
 
 GatePlan read_gate(const PlanTable& table, GatePlan gate) {
@@ -220,7 +221,7 @@ void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPla
   for (const std::string& key : entry.table("place").keys()) {
     expect(place_uses(stage.place, key), "{}: '{}' does nothing with method \"{}\"{}",
            entry.table("place").where(), key, stage.place.method,
-           stage.place.method.starts_with("leave") ? " and this metric" : "");
+           stage.place.measures() ? " and this metric" : "");
   }
   // A stage that only trains on must say from where.
   const bool trains_on = entry.has("from") || stage.branch;
@@ -347,14 +348,16 @@ void visit_fields(EvaluationPlan& e, FieldVisitor& visit) {
 
 void visit_fields(PlacePlan& p, FieldVisitor& visit) {
   visit({"method", "how the layers to convert are chosen"}, p.method,
-        {"leave-mixer-out", "leave-block-out", "mmr", "uniform", "list"});
-  visit({"metric", "of leave-one-out"}, p.metric, {"reverse-kl", "nll", "accuracy"});
-  visit({"documents", "documents leave-one-out measures; none of those that are reported"},
-        p.documents, ints_from(1, kMaxCount));
+        {"leave-mixer-out", "leave-block-out", "mmr", "search", "uniform", "list"});
+  visit({"metric", "of leave-one-out and search"}, p.metric, {"reverse-kl", "nll", "accuracy"});
+  visit(
+      {"documents", "documents leave-one-out and search measure; none of those that are reported"},
+      p.documents, ints_from(1, kMaxCount));
   visit({"problems", "metric accuracy: problems asked, none of the reported; 0 = as many"},
         p.problems, ints_from(0, kMaxCount));
   visit({"max_new_tokens", "metric accuracy: tokens of an answer; 0 = as [evaluate] says"},
         p.max_new_tokens, ints_from(0, kMaxTokens));
+  visit({"evaluations", "search: placements measured"}, p.evaluations, ints_from(4, kMaxCount));
   visit({"list", "method list: the layers"}, p.list, ints_from(0, kMaxLayers));
 }
 

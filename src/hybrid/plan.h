@@ -47,17 +47,20 @@ struct EvaluationPlan {
 };
 
 struct PlacePlan {
-  /// leave-mixer-out, leave-block-out, mmr, uniform, or list.
+  /// leave-mixer-out, leave-block-out, mmr, search, uniform, or list.
   std::string method = "leave-mixer-out";
   std::string metric = "reverse-kl";  // or nll, accuracy
-  int64_t documents = 32;             // for leave-one-out
+  int64_t documents = 32;             // for leave-one-out and search
   int64_t problems = 0;               // for accuracy; 0 = as many as are reported
   int64_t max_new_tokens = 0;         // for accuracy; 0 = as in the evaluation
+  int64_t evaluations = 200;          // for search
   TrainConfig probe;                  // for mmr
   std::vector<int64_t> list;
 
   bool scores() const { return method.starts_with("leave") || method == "mmr"; }
-  bool asks() const { return method.starts_with("leave") && metric == "accuracy"; }
+  /// Measures models on documents or problems that choose.
+  bool measures() const { return method.starts_with("leave") || method == "search"; }
+  bool asks() const { return measures() && metric == "accuracy"; }
 };
 
 struct GatePlan {

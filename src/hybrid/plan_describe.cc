@@ -200,14 +200,20 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
                                                 probe.sequences_per_step * probe.sequence_length);
       s += fmt::format(": {} probes of {} steps = {} tokens\n", probes, probe.least_steps(),
                        human_count(tokens));
-    } else if (places && stage.place.method.starts_with("leave")) {
-      s += fmt::format(" by {} on {}\n", stage.place.metric,
-                       stage.place.metric == "accuracy"
-                           ? fmt::format("{} problems, equal shares by reverse KL on {} documents",
-                                         stage.place.problems > 0 ? stage.place.problems
-                                                                  : plan.evaluate.problems,
-                                         stage.place.documents)
-                           : fmt::format("{} documents", stage.place.documents));
+    } else if (places && stage.place.measures()) {
+      const bool search = stage.place.method == "search";
+      const std::string documents = fmt::format("{} documents", stage.place.documents);
+      s += fmt::format(
+          " by {} on {}{}\n", stage.place.metric,
+          !stage.place.asks()
+              ? documents
+              : fmt::format(
+                    "{} problems{}",
+                    stage.place.problems > 0 ? stage.place.problems : plan.evaluate.problems,
+                    search ? "" : ", equal shares by reverse KL on " + documents),
+          search ? fmt::format(", {} placements of all of it converted and aligned",
+                               stage.place.evaluations)
+                 : "");
     } else {
       s += "\n";
     }

@@ -164,6 +164,8 @@ TEST(HybridPlan, SaysWhatIsWrong) {
       {"[[stage]]\nlayers = 1\nplace = {method = \"uniform\", list = [1]}\n",
        "'list' does nothing with method \"uniform\""},
       {"[[stage]]\nlayers = 1\nplace = {probe = {steps = 1}}\n", "'probe' does nothing"},
+      {"[[stage]]\nlayers = 1\nplace = {evaluations = 9}\n", "'evaluations' does nothing"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"search\", evaluations = 1}\n", "from 4 to"},
       {"[[stage]]\nlayers = 1\nsft = {steps = 1, loss = {reverse_kl = 1.0}}\n",
        "learns from the data alone"},
       {"[[stage]]\nlayers = 1\nsft = {steps = 1, loss = {cross_entropy = 0.0}}\n",

@@ -6,6 +6,7 @@
 #include "base/checksum.h"
 #include "base/progress.h"
 #include "base/signals.h"
+#include "hybrid/placement_judge.h"
 #include "hybrid/plan.h"
 #include "train/layer_walk.h"
 
@@ -24,17 +25,6 @@ class Stopwatch {
  private:
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
-
-std::string digest(const Task& task) {
-  Checksum sum;
-  for (const Example& e : task.examples) {
-    for (const std::string& text : {e.question, e.answer}) {
-      sum.update(std::as_bytes(std::span(text)));
-      sum.update(std::as_bytes(std::span("\0", 1)));
-    }
-  }
-  return fmt::format("{} of {} ({})", task.examples.size(), task.name, checksum_text(sum.digest()));
-}
 
 // All that decides the scores, and nothing else.
 Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
@@ -66,7 +56,14 @@ Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
     return f;
   }
   f["data"] = data.documents->fingerprint();
-  if (o.metric == "accuracy") {
+  if (o.method == ScoreMethod::kWindowSwap) {
+    f["window"] = fmt::format("{}", o.graft.window);
+    f["sinks"] = fmt::format("{}", o.graft.sinks);
+  }
+  if (o.method == ScoreMethod::kRestoreOne) {
+    f["student"] = data.bank->digest(1);
+  }
+  if (metric_asks(o.metric)) {
     f["problems"] = digest(*data.problems);
     f["answers"] = fmt::format("at most {} tokens, {}, {} at once", data.answers.max_new_tokens,
                                data.answers.chat ? "chat template" : "plain", data.answers.batch);
@@ -81,12 +78,23 @@ double mean(const LossSums& sums, bool kl) {
          static_cast<double>(std::max<int64_t>(sums.tokens, 1));
 }
 
-// Leaves every layer out in turn, over as many documents at once as memory holds: `file` has the
-// sums of all layers in `partial` afterwards, or passes them to `done` as soon as they are whole.
-void walk_documents(Model& base, Model* teacher, const std::vector<int64_t>& layers,
+/// Models that are one but for a layer, and how their damage becomes that layer's score.
+struct Variants {
+  Model& common;
+  std::function<LoadedModel(int64_t layer)> make;
+  double from = 0.0;
+  double sign = 1.0;
+
+  double score(double damage) const { return from + sign * damage; }
+};
+
+// Measures every layer's variant in turn, over as many documents at once as memory holds: `file`
+// has the sums of all layers in `partial` afterwards, or passes them to `done` as soon as they are
+// whole.
+void walk_documents(const Variants& variants, Model* teacher, const std::vector<int64_t>& layers,
                     const ScoreOptions& o, const HeldOut& documents, ScoreFile& file,
                     const std::function<void(const PartialScore&)>& done) {
-  LayerWalk walk(documents, base, teacher, o.stored_bytes);
+  LayerWalk walk(documents, variants.common, teacher, o.stored_bytes);
   const int64_t groups = walk.groups();
   for (;;) {
     // From the group that the layer furthest behind comes to next, up to the next one's.
@@ -110,10 +118,9 @@ void walk_documents(Model& base, Model* teacher, const std::vector<int64_t>& lay
       stop_point();
       const Stopwatch watch;
       walk.advance(layer);
-      const LoadedModel without =
-          remove_layer(base, layer, o.method == ScoreMethod::kLeaveBlockOut);
+      const LoadedModel variant = variants.make(layer);
       PartialScore& score = file.partial(layer);
-      for (const LossSums& sums : walk.measure(*without.model)) {
+      for (const LossSums& sums : walk.measure(*variant.model)) {
         score.sums += sums;
       }
       score.groups = end;
@@ -127,55 +134,95 @@ void walk_documents(Model& base, Model* teacher, const std::vector<int64_t>& lay
   }
 }
 
-Importance leave_one_out(Model& base, Model& teacher, const ScoreOptions& o, const ScoreData& data,
-                         ScoreFile& file, const std::vector<int64_t>& layers) {
+double wrong_answers(Model& model, const ScoreData& data) {
+  return 1.0 - evaluate_accuracy(model, *data.tokenizer, *data.problems, data.answers, [](int64_t) {
+                 stop_point();
+               }).summary.accuracy.value;
+}
+
+Importance score_variants(const Variants& variants, Model& teacher, const ScoreOptions& o,
+                          const ScoreData& data, ScoreFile& file,
+                          const std::vector<int64_t>& layers) {
   const bool kl = o.metric != "nll";
   Progress progress(o.label, layers.size(), {.unit = "layers"});
   const auto tell = [&] { progress.update(static_cast<uint64_t>(file.scores().layers.size())); };
   std::function<void(const PartialScore&)> done;
-  if (o.metric != "accuracy") {
+  if (!metric_asks(o.metric)) {
     done = [&](const PartialScore& p) {
-      file.add({p.layer, mean(p.sums, kl), p.seconds});
+      file.add({p.layer, variants.score(mean(p.sums, kl)), p.seconds});
       tell();
     };
   }
-  walk_documents(base, kl ? &teacher : nullptr, layers, o, *data.documents, file, done);
+  walk_documents(variants, kl ? &teacher : nullptr, layers, o, *data.documents, file, done);
   for (const int64_t layer : layers) {
     if (file.has(layer)) {
       continue;
     }
     const Stopwatch watch;
-    const LoadedModel without = remove_layer(base, layer, o.method == ScoreMethod::kLeaveBlockOut);
-    const AccuracySummary right = evaluate_accuracy(*without.model, *data.tokenizer, *data.problems,
-                                                    data.answers, [](int64_t) { stop_point(); })
-                                      .summary;
+    const LoadedModel variant = variants.make(layer);
+    const double wrong = wrong_answers(*variant.model, data);
     const PartialScore& p = file.partial(layer);
-    file.add({layer, 1.0 - right.accuracy.value, p.seconds + watch.seconds(), mean(p.sums, true)});
+    file.add({layer, variants.score(wrong), p.seconds + watch.seconds(),
+              variants.sign * mean(p.sums, true)});
     tell();
   }
   progress.finish();
   return file.scores();
 }
 
-double replace_mixer(Model& base, Model& teacher, int64_t layer, const ScoreOptions& o,
-                     const DocumentSource& data) {
-  LoadedModel student = convert(base, teacher, {layer}, o.graft, o.seed, true);
-  const UnitSpec& mixer = *student.model->spec().layers[static_cast<size_t>(layer)].mixer();
-  const std::string prefix = unit_prefix(layer, mixer);
-  TrainConfig config = o.probe;
+// The student with all but one layer converted, against itself.
+Importance restore_one(Model& teacher, const ScoreOptions& o, const ScoreData& data,
+                       ScoreFile& file, const std::vector<int64_t>& layers) {
+  const MixerBank& bank = *data.bank;
+  const LoadedModel student = bank.build(bank.all(1));
+  const bool kl = o.metric != "nll";
+  const double damage =
+      metric_asks(o.metric)
+          ? wrong_answers(*student.model, data)
+          : mean(total(data.documents->measure(*student.model, kl ? &teacher : nullptr)), kl);
+  const auto make = [&](int64_t layer) {
+    Choices choices = bank.all(1);
+    const auto place = std::find(bank.layers().begin(), bank.layers().end(), layer);
+    choices[static_cast<size_t>(place - bank.layers().begin())] = 0;
+    return bank.build(choices);
+  };
+  return score_variants({*student.model, make, damage, -1.0}, teacher, o, data, file, layers);
+}
+
+// Trains the mixers of `layers` alone; the losses of the steps.
+std::vector<double> train_mixers(LoadedModel& student, Model& teacher,
+                                 const std::vector<int64_t>& layers, TrainConfig config,
+                                 const DocumentSource& data,
+                                 const std::function<void(int64_t)>& progress) {
+  std::vector<std::string> prefixes;
+  for (const int64_t layer : layers) {
+    const UnitSpec& mixer = *student.model->spec().layers[static_cast<size_t>(layer)].mixer();
+    prefixes.push_back(unit_prefix(layer, mixer));
+  }
   config.folder.clear();
-  config.trainable = [prefix](const std::string& name, const Parameter&) {
-    return name.starts_with(prefix);
+  config.trainable = [&prefixes](const std::string& name, const Parameter&) {
+    return std::any_of(prefixes.begin(), prefixes.end(),
+                       [&](const std::string& prefix) { return name.starts_with(prefix); });
   };
   if (config.objective == Objective::kAlign) {
-    config.align.layers = {layer};
+    config.align.layers = layers;
   }
   Trainer trainer(*student.model, student.weights, config, data, &teacher);
   std::vector<double> losses;
   while (!trainer.finished()) {
     stop_point();
     losses.push_back(trainer.step().loss);
+    if (progress) {
+      progress(static_cast<int64_t>(losses.size()));
+    }
   }
+  return losses;
+}
+
+double replace_mixer(Model& base, Model& teacher, int64_t layer, const ScoreOptions& o,
+                     const DocumentSource& data) {
+  LoadedModel student = convert(base, teacher, {layer}, o.graft, o.seed, true);
+  const std::vector<double> losses = train_mixers(student, teacher, {layer}, o.probe, data, {});
   const size_t last = std::clamp<size_t>(losses.size() / 2, 1, 10);
   double sum = 0.0;
   for (size_t i = losses.size() - last; i < losses.size(); ++i) {
@@ -185,6 +232,17 @@ double replace_mixer(Model& base, Model& teacher, int64_t layer, const ScoreOpti
 }
 
 }  // namespace
+
+std::string digest(const Task& task) {
+  Checksum sum;
+  for (const Example& e : task.examples) {
+    for (const std::string& text : {e.question, e.answer}) {
+      sum.update(std::as_bytes(std::span(text)));
+      sum.update(std::as_bytes(std::span("\0", 1)));
+    }
+  }
+  return fmt::format("{} of {} ({})", task.examples.size(), task.name, checksum_text(sum.digest()));
+}
 
 std::string model_digest(Model& model) {
   Checksum sum;
@@ -197,22 +255,49 @@ std::string model_digest(Model& model) {
   return checksum_text(sum.digest());
 }
 
+void align_mixers(LoadedModel& student, Model& teacher, const std::vector<int64_t>& layers,
+                  TrainConfig config, const DocumentSource& data, uint64_t first_sample,
+                  const std::string& label) {
+  const StopAnywhere stop("nothing is kept of the alignment before a search");
+  config.first_sample = first_sample;
+  Progress progress(label + ": align", static_cast<uint64_t>(config.least_steps()),
+                    {.unit = "steps"});
+  train_mixers(student, teacher, layers, std::move(config), data,
+               [&](int64_t steps) { progress.update(static_cast<uint64_t>(steps)); });
+  progress.finish();
+}
+
 Importance score_importance(Model& base, Model& teacher, const ScoreOptions& options,
                             const ScoreData& data, const std::filesystem::path& path) {
   const StopAnywhere stop(kKept);
   const bool probes = options.method == ScoreMethod::kMixerReplacement;
   expect(!probes || options.probe.has_length(), "mmr: expected steps (or tokens) above 0");
-  expect(probes || options.metric != "accuracy" ||
+  expect(probes || !metric_asks(options.metric) ||
              (data.problems != nullptr && !data.problems->examples.empty()),
-         "metric accuracy: there are no problems to be asked");
+         "metric {}: there are no problems to be asked", options.metric);
+  const bool restores = options.method == ScoreMethod::kRestoreOne;
+  expect(!restores || (data.bank != nullptr && data.bank->kinds().size() == 2),
+         "restore-one: expected the student with every layer converted");
   const std::vector<int64_t> layers = attention_layers(base.spec());
   ScoreFile file({score_method_name(options.method),
                   probes ? "loss after the probe" : options.metric,
                   fingerprint_of(base, teacher, options, data),
                   {}},
                  layers, path, options.fresh);
+  if (restores) {
+    return restore_one(teacher, options, data, file, layers);
+  }
   if (!probes) {
-    return leave_one_out(base, teacher, options, data, file, layers);
+    const auto make = [&](int64_t layer) {
+      return options.method == ScoreMethod::kWindowSwap
+                 ? convert(base, base, {layer},
+                           {.mixer = "sliding_window",
+                            .window = options.graft.window,
+                            .sinks = options.graft.sinks},
+                           options.seed, true)
+                 : remove_layer(base, layer, options.method == ScoreMethod::kLeaveBlockOut);
+    };
+    return score_variants({base, make}, teacher, options, data, file, layers);
   }
   Progress progress(options.label, layers.size(), {.unit = "layers"});
   for (const int64_t layer : layers) {

@@ -35,6 +35,7 @@ struct Question {
   Task problems = problem_task({}, ProblemKind::kWord, Split::kTest, 1, 3);
   ScoreOptions options;
   AccuracyConfig answers;
+  const MixerBank* bank = nullptr;
 
   Question() {
     answers.max_new_tokens = 2;
@@ -45,7 +46,7 @@ struct Question {
   }
   Importance ask(const fs::path& path = {}) {
     return score_importance(*model.model, *teacher.model, options,
-                            {&tokenizer, source.get(), &documents, &problems, answers}, path);
+                            {&tokenizer, source.get(), &documents, &problems, answers, bank}, path);
   }
 };
 
@@ -80,6 +81,55 @@ TEST_F(Scoring, LeaveOneOutIsTheLossOfTheModelWithoutTheLayer) {
       }
     }
   }
+}
+
+TEST_F(Scoring, WindowSwapIsTheLossWithAWindowInTheLayer) {
+  Question q;
+  q.options.method = ScoreMethod::kWindowSwap;
+  q.options.graft.window = 5;
+  for (const char* metric : {"reverse-kl", "nll"}) {
+    q.options.metric = metric;
+    for (const LayerScore& s : q.ask().layers) {
+      const LoadedModel swapped = convert(*q.model.model, *q.model.model, {s.layer},
+                                          {.mixer = "sliding_window", .window = 5}, 1);
+      const LossSums sums = total(q.documents.measure(*swapped.model, q.teacher.model.get()));
+      const double expected = q.options.metric == "nll" ? sums.cross_entropy : sums.reverse_kl;
+      EXPECT_EQ(s.score, expected / static_cast<double>(sums.tokens));
+    }
+  }
+}
+
+TEST_F(Scoring, RestoreOneIsWhatALayersAttentionSavesTheStudent) {
+  Question q;
+  q.options.method = ScoreMethod::kRestoreOne;
+  EXPECT_THAT(testing::message_of([&] { q.ask(); }),
+              HasSubstr("restore-one: expected the student"));
+  Model& teacher = *q.model.model;
+  MixerBank bank(teacher);
+  bank.add("student",
+           convert(teacher, teacher, {0, 1, 2, 3}, {.mixer = "gated_delta_net"}, 3, true),
+           "student");
+  q.bank = &bank;
+  const auto damage = [&](const std::vector<int64_t>& converted) {
+    const LoadedModel model = convert(teacher, teacher, converted, {.mixer = "gated_delta_net"}, 3);
+    const LossSums sums = total(q.documents.measure(*model.model, q.teacher.model.get()));
+    return sums.reverse_kl / static_cast<double>(sums.tokens);
+  };
+  const double all = damage({0, 1, 2, 3});
+  const Importance scores = q.ask();
+  ASSERT_EQ(scores.layers.size(), 4U);
+  for (const LayerScore& s : scores.layers) {
+    std::vector<int64_t> others = {0, 1, 2, 3};
+    std::erase(others, s.layer);
+    EXPECT_EQ(s.score, all - damage(others));
+  }
+  // Wrong answers are all alike here: what tells layers apart is the gain in reverse KL.
+  q.options.metric = "retrieval";
+  const Importance answered = q.ask();
+  for (const LayerScore& s : answered.layers) {
+    EXPECT_EQ(s.score, 0.0);
+  }
+  EXPECT_EQ(answered.order(), scores.order());
 }
 
 // What models share is on the device with them; what a probe adds is made on the CPU and moved.
@@ -137,6 +187,7 @@ TEST_F(Scoring, OldScoresAreNeverGivenForAnotherQuestion) {
        [](Question& q) { q.options.metric = "reverse-kl"; }},
       {"method", ScoreMethod::kLeaveMixerOut, "nll",
        [](Question& q) { q.options.method = ScoreMethod::kLeaveBlockOut; }},
+      {"window", ScoreMethod::kWindowSwap, "nll", [](Question& q) { q.options.graft.window = 9; }},
       {"problems", ScoreMethod::kLeaveMixerOut, "accuracy",
        [](Question& q) { q.problems.examples[1].answer += "1"; }},
       {"answers", ScoreMethod::kLeaveMixerOut, "accuracy",

@@ -1,0 +1,188 @@
+#include "hybrid/mixer_bank.h"
+
+#include <algorithm>
+
+#include "base/checksum.h"
+#include "base/text.h"
+#include "hybrid/importance.h"
+#include "hybrid/plan.h"
+#include "tensor/copy.h"
+#include "train/checkpoint.h"
+
+namespace cambium {
+namespace {
+
+constexpr std::string_view kDigits = "0123456789abcdefghijklmnopqrstuvwxyz";
+
+void take_mixers_out(LayerSpec& layer) {
+  for (BranchSpec& branch : layer.branches) {
+    std::erase_if(branch.units, [](const UnitSpec& unit) {
+      return find_unit_kind(unit.kind).role == UnitRole::kMixer;
+    });
+  }
+}
+
+LayerSpec without_mixers(LayerSpec layer) {
+  take_mixers_out(layer);
+  return layer;
+}
+
+}  // namespace
+
+std::string placement_text(const Choices& choices) {
+  std::string text;
+  for (const int kind : choices) {
+    text += kDigits[static_cast<size_t>(kind)];
+  }
+  return text;
+}
+
+Choices parse_placement(const std::string& text, size_t layers, size_t kinds,
+                        const std::string& where) {
+  expect(text.size() == layers, "{}: expected a kind for each of {} layers, got '{}'", where,
+         layers, text);
+  Choices choices;
+  for (const char c : text) {
+    const size_t kind = kDigits.find(c);
+    expect(kind < kinds, "{}: expected kinds from 0 to {}, got '{}'", where, kDigits[kinds - 1],
+           text);
+    choices.push_back(static_cast<int>(kind));
+  }
+  return choices;
+}
+
+LoadedModel load_bank(const LoadedModel& teacher, const std::filesystem::path& dir) {
+  LoadOptions load{.storage = MatrixStorage::kStored, .device = teacher.model->device()};
+  load.share = &teacher;
+  return load_model(dir, load);
+}
+
+MixerBank::MixerBank(Model& teacher)
+    : teacher_(teacher),
+      layers_(attention_layers(teacher.spec())),
+      kinds_{kAttentionKind},
+      digests_{""},
+      sources_{""},
+      tensors_(1) {
+  expect(!layers_.empty(),
+         "the model has no attention layer that could be replaced: its layers "
+         "are {}",
+         layer_map(teacher.spec()));
+  teacher.visit(
+      [&](const std::string& name, Parameter& p) { tensors_[0][name] = p.tensor.detached(); });
+}
+
+void MixerBank::add(const std::string& kind, LoadedModel model, const std::string& where) {
+  const std::string at = fmt::format("bank {}={}", kind, where);
+  check_stage_name(kind, at);
+  expect(std::find(kinds_.begin(), kinds_.end(), kind) == kinds_.end(), "{}: {} is {}", at, kind,
+         kind == kAttentionKind ? "what the teacher itself brings; name the bank's mixers otherwise"
+                                : "given twice");
+  expect(kinds_.size() < kDigits.size(), "{}: expected at most {} kinds", at, kDigits.size());
+  const ModelSpec& spec = model.model->spec();
+  const ModelSpec& ours = teacher().spec();
+  expect(spec.layers.size() == ours.layers.size() && spec.width == ours.width &&
+             spec.vocab == ours.vocab,
+         "{}: was not made from this teacher: it has {} layers, width {} and a vocabulary of {}, "
+         "the teacher {}, {} and {}",
+         at, spec.layers.size(), spec.width, spec.vocab, ours.layers.size(), ours.width,
+         ours.vocab);
+  std::vector<std::string> prefixes;
+  for (size_t l = 0; l < spec.layers.size(); ++l) {
+    const auto layer = static_cast<int64_t>(l);
+    const bool open = std::find(layers_.begin(), layers_.end(), layer) != layers_.end();
+    const bool same = spec.layers[l] == ours.layers[l];
+    expect(same || (open && without_mixers(spec.layers[l]) == without_mixers(ours.layers[l])),
+           "{}: layer {} differs from the teacher's in more than its mixer; a bank is the teacher "
+           "with other mixers in place of attention",
+           at, layer);
+    if (!same) {
+      prefixes.push_back(unit_prefix(layer, *spec.layers[l].mixer()));
+    }
+  }
+  expect(!prefixes.empty(),
+         "{}: all of its attention is the teacher's; expected a conversion of its layers, as "
+         "`cambium convert` writes it",
+         at);
+  Checksum sum;
+  std::map<std::string, Tensor> mixers;
+  const std::string config = find_family("cambium").write_config(spec);
+  sum.update(std::as_bytes(std::span(config)));
+  model.model->visit([&](const std::string& name, Parameter& p) {
+    if (std::any_of(prefixes.begin(), prefixes.end(),
+                    [&](const std::string& prefix) { return name.starts_with(prefix); })) {
+      mixers[name] = p.tensor.detached();
+      sum.update(std::as_bytes(std::span(name)));
+      with_bytes(p.tensor, [&](std::span<const std::byte> bytes) { sum.update(bytes); });
+      return;
+    }
+    const Tensor& old = tensors_[0].at(name);
+    expect(p.tensor.data == old.data || elements_of(p.tensor) == elements_of(old),
+           "{}: {} is not the teacher's: its hybrids would not be of one model; train the bank's "
+           "mixers alone (distill --objective align)",
+           at, name);
+  });
+  kinds_.push_back(kind);
+  digests_.push_back(checksum_text(sum.digest()));
+  sources_.push_back(where);
+  tensors_.push_back(std::move(mixers));
+  banks_.push_back(std::move(model));
+}
+
+bool MixerBank::has(int64_t place, int kind) const {
+  const auto layer = static_cast<size_t>(layers_[static_cast<size_t>(place)]);
+  return kind == 0 || !(banks_[static_cast<size_t>(kind) - 1].model->spec().layers[layer] ==
+                        teacher().spec().layers[layer]);
+}
+
+ModelSpec MixerBank::spec(const Choices& choices) const {
+  CAMBIUM_CHECK(choices.size() == layers_.size());
+  ModelSpec spec = teacher().spec();
+  for (size_t i = 0; i < choices.size(); ++i) {
+    const auto layer = static_cast<size_t>(layers_[i]);
+    if (choices[i] != 0) {
+      spec.family = "cambium";
+    }
+    if (choices[i] < 0) {
+      // The branches stay, so that the other parameters keep their names.
+      take_mixers_out(spec.layers[layer]);
+    } else if (choices[i] > 0) {
+      *spec.layers[layer].mixer() =
+          *banks_[static_cast<size_t>(choices[i]) - 1].model->spec().layers[layer].mixer();
+    }
+  }
+  return spec;
+}
+
+LoadedModel MixerBank::build(const Choices& choices) const {
+  LoadedModel hybrid{{}, std::make_unique<Model>(spec(choices)), {}};
+  hybrid.model->visit([&](const std::string& name, Parameter& p) {
+    if (const auto it = tensors_[0].find(name); it != tensors_[0].end()) {
+      p.tensor = it->second;
+    }
+  });
+  for (size_t i = 0; i < choices.size(); ++i) {
+    if (choices[i] > 0) {
+      const auto& mixers = tensors_[static_cast<size_t>(choices[i])];
+      const std::string prefix = unit_prefix(
+          layers_[i], *hybrid.model->spec().layers[static_cast<size_t>(layers_[i])].mixer());
+      hybrid.model->visit_layer(layers_[i], [&](const std::string& name, Parameter& p) {
+        if (name.starts_with(prefix)) {
+          p.tensor = mixers.at(name);
+        }
+      });
+    }
+  }
+  hybrid.model->set_activations(teacher().activations());
+  return hybrid;
+}
+
+Choices MixerBank::all(int kind) const {
+  Choices choices;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    choices.push_back(kind > 0 && !has(static_cast<int64_t>(i), kind) ? 0 : kind);
+  }
+  return choices;
+}
+
+}  // namespace cambium
