@@ -25,7 +25,7 @@ using Json = nlohmann::ordered_json;
 constexpr int64_t kMost = 10'000'000;
 
 struct EvalArgs {
-  std::string model, task = "problems", data, teacher, output, answers;
+  std::string model, task = "problems", data, teacher, output, answers, extract = "own";
   std::vector<std::string> set;
   int64_t count = 100, seed = 1, batch = 32, max_new_tokens = 256, max_tokens = 512;
   double temperature = 0.0;
@@ -130,7 +130,9 @@ void check_applies(const EvalArgs& a) {
 
 Task task_of(const EvalArgs& a) {
   if (a.task != "problems" && a.task != "retrieval") {
-    return load_task(a.task, a.data, a.count);
+    Task task = load_task(a.task, a.data, a.count, static_cast<uint64_t>(a.seed));
+    task.extraction = parse_extraction(a.extract, task.form);
+    return task;
   }
   PlanTable table = PlanTable::parse("", "--set");
   table.set_all(a.set);
@@ -230,6 +232,10 @@ Action declare_eval(Args& args) {
   args.option("seed", "of generated problems and of sampling", &a->seed);
   args.option("set", "generated problems: word.max_steps=3, ...", &a->set);
   args.option("teacher", "--task text: also the KL divergence to this model", &a->teacher);
+  args.choice("extract",
+              "how an answer is found and compared: own, or as lm-evaluation-harness does it "
+              "(gsm8k strict or flexible, hendrycks_math, minerva_math)",
+              extraction_names(), &a->extract);
   args.option("max-new-tokens", "tokens of an answer at most", &a->max_new_tokens,
               {1, kMaxPositions});
   args.option("max-tokens", "--task text: tokens of a document at most", &a->max_tokens,
