@@ -178,7 +178,10 @@ std::optional<std::string> math_answer(std::string_view response) {
       line = trim(line.substr(0, line.size() - kHope.size()));
     }
     // "$12$ because ...": the formula is the answer.
-    const size_t end = line.starts_with('$') ? line.find('$', 1) : std::string_view::npos;
+    size_t end = line.starts_with('$') ? line.find('$', 1) : std::string_view::npos;
+    while (end != std::string_view::npos && line[end - 1] == '\\') {  // "\$18.90"
+      end = line.find('$', end + 1);
+    }
     if (end != std::string_view::npos) {
       return std::string(line.substr(1, end - 1));
     }
@@ -420,6 +423,7 @@ std::string normalise_math(std::string_view latex) {
     }
   }
   replace_all(text, "{,}", ",");
+  replace_all(text, "+\\infty", "\\infty");
   for (const std::string_view gone : {"\\!", "\\,", "\\;", "\\:", "\\(", "\\)", "\\$", "$", "\\%",
                                       "%", "^\\circ", "^{\\circ}", "\\degree"}) {
     replace_all(text, gone, "");
