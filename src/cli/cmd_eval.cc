@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -14,6 +15,7 @@
 #include "cli/options.h"
 #include "eval/cached_losses.h"
 #include "eval/likelihood.h"
+#include "eval/mt_bench.h"
 #include "eval/paired.h"
 #include "eval/problem_source.h"
 #include "eval/problems/long_context.h"
@@ -33,7 +35,7 @@ constexpr int64_t kMost = 10'000'000;
 
 struct EvalArgs {
   std::string model, task = "problems", data, teacher, output, answers, extract = "own";
-  std::string words = "plain", by, shots_data, against;
+  std::string words = "plain", by, shots_data, against, judge, judge_model = "judge";
   std::vector<std::string> set;
   std::vector<int64_t> lengths;
   int64_t count = 100, seed = 1, batch = 32, max_new_tokens = 256, max_tokens = 512;
@@ -353,6 +355,74 @@ int eval_choices(const EvalArgs& a, Model& model, const Tokenizer& tokenizer, co
   return 0;
 }
 
+// The judge is a checkpoint folder or an address.
+MtResult judged_here_or_there(const EvalArgs& a, Model& model, const Tokenizer& tokenizer,
+                              EngineConfig engine) {
+  const MtBench bench = load_mt_bench(a.data, a.count);
+  engine.max_sequences = std::min(a.batch, engine.max_sequences);
+  const Asker asked =
+      ask_model(model, tokenizer, engine, a.max_new_tokens, static_cast<uint64_t>(a.seed));
+  if (a.judge.starts_with("http")) {
+    const char* key = std::getenv("CAMBIUM_JUDGE_KEY");
+    constexpr double kSeconds = 600;  // a judge on a busy server may take minutes
+    return run_mt_bench(
+        bench, asked,
+        ask_address(a.judge, a.judge_model, key == nullptr ? "" : key, a.max_new_tokens, kSeconds));
+  }
+  LoadedModel judge =
+      load_model(a.judge, {.storage = MatrixStorage::kStored, .device = a.device.device()});
+  const Tokenizer words = Tokenizer::load(a.judge);
+  words.expect_chat(a.judge, "a judge needs one");
+  EngineConfig judging;
+  judging.max_sequences = a.batch;
+  return run_mt_bench(bench, asked, ask_model(*judge.model, words, judging, a.max_new_tokens, 0));
+}
+
+int eval_mt_bench(const EvalArgs& a, Model& model, const Tokenizer& tokenizer,
+                  const EngineConfig& engine) {
+  std::unique_ptr<ResultFile> output;
+  if (!a.output.empty()) {
+    output = std::make_unique<ResultFile>(a.output);
+  }
+  const MtResult result = judged_here_or_there(a, model, tokenizer, engine);
+  if (output) {
+    std::string lines;
+    for (const MtAnswer& answer : result.answers) {
+      const Json line = {{"question_id", answer.id},    {"category", answer.category},
+                         {"turn", answer.turn + 1},     {"question", answer.question},
+                         {"response", answer.response}, {"judgement", answer.judgement},
+                         {"rating", answer.rating}};
+      lines += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    }
+    output->write(lines);
+  }
+  expect(result.unrated < std::ssize(result.answers),
+         "the judge gave no rating ([[1]] to [[10]]) to any of {} answers; the first judgement: {}",
+         result.answers.size(), shortened(result.answers.front().judgement));
+  const Json json = {{"task", a.task},
+                     {"model", a.model},
+                     {"judge", a.judge},
+                     {"judge_model", a.judge_model},
+                     {"score", interval_json(result.score)},
+                     {"interval", "bootstrap over questions, 95 %"},
+                     {"turns", {result.turns[0], result.turns[1]}},
+                     {"categories", result.categories},
+                     {"unrated", result.unrated}};
+  if (a.json) {
+    fmt::print("{}\n", json.dump(1));
+    return 0;
+  }
+  fmt::print(
+      "mt-bench: {:.2f} [{:.2f}, {:.2f}] of 10; first turn {:.2f}, second {:.2f}; {} of {} not "
+      "rated\n",
+      result.score.value, result.score.low, result.score.high, result.turns[0], result.turns[1],
+      result.unrated, result.answers.size());
+  for (const auto& [category, score] : result.categories) {
+    fmt::print("  {:<12} {:.2f}\n", category, score);
+  }
+  return 0;
+}
+
 // Options that the task at hand would not read are refused, never dropped.
 void check_applies(const EvalArgs& a) {
   const bool text = a.task == "text";
@@ -489,6 +559,10 @@ int run_eval(EvalArgs a) {
   LoadedModel loaded =
       load_model(a.model, {.storage = MatrixStorage::kStored, .device = a.device.device()});
   const Tokenizer tokenizer = Tokenizer::load(a.model);
+  if (a.task == "mt-bench") {
+    tokenizer.expect_chat(a.model, "mt-bench asks in turns");
+    return eval_mt_bench(a, *loaded.model, tokenizer, engine);
+  }
   if (a.chat) {
     tokenizer.expect_chat(a.model, "leave --chat away");
   }
@@ -551,8 +625,10 @@ Action declare_eval(Args& args) {
   std::vector<std::string> tasks = {"problems", "retrieval", "text"};
   tasks.insert(tasks.end(), long_task_names().begin(), long_task_names().end());
   tasks.insert(tasks.end(), task_forms().begin(), task_forms().end());
+  tasks.push_back("mt-bench");
   args.choice("task", "", tasks, &a->task);
-  args.option("data,d,task-path", "the benchmark's file, or documents for --task text", &a->data);
+  args.option("data,d,task-path",
+              "the benchmark's file (mt-bench: folder), or documents for --task text", &a->data);
   args.option("count,n", "problems or documents (from the start)", &a->count, {1, kMost});
   args.option("seed", "of generated problems and of sampling", &a->seed);
   args.option("set", "generated problems: word.max_steps=3, ...", &a->set);
@@ -590,6 +666,11 @@ Action declare_eval(Args& args) {
               &a->depths, {1, 100});
   args.option("against", "compare with the graded answers in this file (of --output), in pairs",
               &a->against);
+  args.option("judge",
+              "mt-bench: http://HOST:PORT/v1 of an OpenAI-compatible server (its key in "
+              "CAMBIUM_JUDGE_KEY), or a checkpoint folder",
+              &a->judge);
+  args.option("judge-model", "the judge's name on that server", &a->judge_model);
   args.option("batch", "problems at once", &a->batch, {1, 4096});
   args.option("output,o", "file for every question, response and grade, or the losses", &a->output);
   a->cache.declare(args);
@@ -617,6 +698,8 @@ Command eval_command() {
           "  cambium eval HYBRID --task math500 --data test.jsonl --chat --against teacher.jsonl\n"
           "  cambium eval DIR --task mmlu --data mmlu.jsonl --rotations\n"
           "  cambium eval DIR --task gpqa --data gpqa_diamond.csv --chat --by generation\n"
+          "  cambium eval DIR --task mt-bench --data mt_bench --judge http://127.0.0.1:8000/v1 "
+          "--max-new-tokens 1024\n"
           "  cambium eval DIR --task passkey --length 1024,4096,16384 --depths 5 -n 10\n"
           "  cambium eval HYBRID --task text --data text.jsonl --teacher TEACHER\n"
           "  cambium eval DIR --task text --data text.jsonl --teacher DIR --cache f8",
