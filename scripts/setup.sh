@@ -13,6 +13,13 @@ build=(build-essential cmake ninja-build ccache ca-certificates
 lint=(clang-format-14 clang-tidy-14)
 fuzz=(clang-14 libclang-rt-14-dev)
 
+# Boost.Beast and Asio, headers alone: Debian's default, 1.74, is too old for today's C++20.
+boost=libboost1.81-dev
+if grep -q '^ID=ubuntu' /etc/os-release 2>/dev/null; then
+  boost=libboost1.83-dev
+fi
+build+=("$boost")
+
 wanted=("${build[@]}")
 case "${1:-build}" in
   build) ;;

@@ -1,17 +1,26 @@
-// eval and report: how good, and the page that shows it.
+// eval: how good a model is, and how sure that is.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "base/checked.h"
 #include "base/file.h"
 #include "base/progress.h"
 #include "base/signals.h"
+#include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "eval/cached_losses.h"
+#include "eval/likelihood.h"
+#include "eval/mt_bench.h"
+#include "eval/paired.h"
 #include "eval/problem_source.h"
+#include "eval/problems/long_context.h"
 #include "eval/quality.h"
+#include "eval/statistics.h"
 #include "model/weights.h"
 #include "serve/memory_plan.h"
 #include "train/held_out.h"
@@ -25,14 +34,61 @@ using Json = nlohmann::ordered_json;
 constexpr int64_t kMost = 10'000'000;
 
 struct EvalArgs {
-  std::string model, task = "problems", data, teacher, output, answers;
+  std::string model, task = "problems", data, teacher, output, answers, extract = "own";
+  std::string words = "plain", by, shots_data, against, judge, judge_model = "judge";
   std::vector<std::string> set;
+  std::vector<int64_t> lengths;
   int64_t count = 100, seed = 1, batch = 32, max_new_tokens = 256, max_tokens = 512;
-  double temperature = 0.0;
+  int64_t samples = 1, top_k = 0, shots = 0, depths = 5;
+  double temperature = 0.0, top_p = 1.0;
   CacheOption cache{""};
   DeviceOption device;
-  bool chat = false, json = false, ungraded = false;
+  bool chat = false, json = false, ungraded = false, rotations = false;
+
+  bool is_long() const {
+    const auto& names = long_task_names();
+    return std::find(names.begin(), names.end(), task) != names.end();
+  }
+  bool has_options() const {
+    for (const char* name : {"gpqa", "arc", "hellaswag", "mmlu", "choices"}) {
+      if (task == name) {
+        return true;
+      }
+    }
+    return false;
+  }
+  bool by_likelihood() const { return has_options() && by != "generation" && answers.empty(); }
+  PromptWords prompt_words() const {
+    return words == "harness" ? PromptWords::kHarness : PromptWords::kPlain;
+  }
 };
+
+Json interval_json(const Measured& m) {
+  return {{"value", m.value}, {"low", m.low}, {"high", m.high}};
+}
+
+std::string percent(const Measured& m) {
+  return fmt::format("{:.1f} % [{:.1f}, {:.1f}]", 100 * m.value, 100 * m.low, 100 * m.high);
+}
+
+// Of each document, the bytes of the tokens that are predicted.
+std::vector<double> label_bytes(const HeldOut& documents, const Tokenizer& tokenizer) {
+  std::vector<double> out;
+  for (const PackedSequence& group : documents.groups()) {
+    const Segments segments = group.batch.segments();
+    for (int64_t s = 0; s < segments.count(); ++s) {
+      const auto begin = static_cast<size_t>(segments.start[static_cast<size_t>(s)]);
+      out.push_back(0.0);
+      for (size_t t = begin; t < begin + static_cast<size_t>(segments.length(s)); ++t) {
+        const int32_t label = group.labels[t];
+        if (label >= 0 && !tokenizer.is_special(label)) {
+          out.back() += static_cast<double>(tokenizer.token_bytes(label).size());
+        }
+      }
+    }
+  }
+  return out;
+}
 
 Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
   const auto source = load_jsonl(a.data, tokenizer);
@@ -43,16 +99,32 @@ Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
         load_model(a.teacher, {.storage = MatrixStorage::kStored, .device = a.device.device()});
   }
   const bool cached = !a.cache.name.empty();
-  const LossSums sums =
-      total(cached ? measure_cached(documents, model, teacher.model.get(), a.cache.values())
-                   : documents.measure(model, teacher.model.get()));
+  const std::vector<LossSums> each =
+      cached ? measure_cached(documents, model, teacher.model.get(), a.cache.values())
+             : documents.measure(model, teacher.model.get());
+  const LossSums sums = total(each);
   const auto tokens = static_cast<double>(sums.tokens);
+  const std::vector<double> lengths = label_bytes(documents, tokenizer);
+  const double bytes = std::accumulate(lengths.begin(), lengths.end(), 0.0);
+  std::vector<double> losses;
+  std::vector<double> counts;
+  for (const LossSums& one : each) {
+    losses.push_back(one.cross_entropy);
+    counts.push_back(static_cast<double>(one.tokens));
+  }
+  const Interval nll = bootstrap_ratio(losses, counts, 1).interval;
   Json json = {{"task", "text"},
                {"cache", cached ? a.cache.name : "none"},
                {"documents", documents.documents()},
                {"tokens", sums.tokens},
                {"nll", sums.cross_entropy / tokens},
                {"perplexity", std::exp(sums.cross_entropy / tokens)},
+               {"perplexity_low", std::exp(nll.low)},
+               {"perplexity_high", std::exp(nll.high)},
+               {"interval", "bootstrap over documents, 95 %"},
+               {"bytes", bytes},
+               {"byte_perplexity", std::exp(sums.cross_entropy / bytes)},
+               {"bits_per_byte", sums.cross_entropy / bytes / std::log(2.0)},
                {"token_accuracy", static_cast<double>(sums.correct) / tokens}};
   if (teacher.model) {
     json["reverse_kl"] = sums.reverse_kl / tokens;
@@ -68,9 +140,16 @@ Json answers_json(const EvalArgs& a, const Task& task, const Answers& answers) {
           {"model", a.model},
           {"data", a.data},
           {"problems", task.examples.size()},
-          {"prompt", a.chat ? "chat template" : "question and a new line"},
+          {"prompt", a.chat                 ? "chat template"
+                     : a.words == "harness" ? "as lm-evaluation-harness asks"
+                                            : "question and a new line"},
+          {"shots", a.shots},
+          {"samples", a.samples},
+          {"extraction", a.extract},
           {"max_new_tokens", a.max_new_tokens},
           {"temperature", a.temperature},
+          {"top_p", a.top_p},
+          {"top_k", a.top_k},
           {"seed", a.seed},
           {"batch", a.batch},
           {"cache", dtype_name(a.cache.values())},
@@ -80,36 +159,281 @@ Json answers_json(const EvalArgs& a, const Task& task, const Answers& answers) {
           {"tokens_per_second", answers.tokens_per_second()}};
 }
 
+// Depths are even from the beginning to the end; a single one is the middle.
+double depth_of(const EvalArgs& a, int64_t column) {
+  return a.depths == 1 ? 0.5 : static_cast<double>(column) / static_cast<double>(a.depths - 1);
+}
+
+// The same questions answered by another model: who is better, and how sure that is.
+Json against_json(const EvalArgs& a, const AccuracyResult& result, double seconds) {
+  const StoredGrades ours = grades_of(result);
+  const StoredGrades theirs = read_grades(a.against);
+  const PairedResult paired = compare_grades(ours, theirs, a.against);
+  Json json = {
+      {"file", a.against},
+      {"accuracy", mean(theirs.scores).value},
+      {"difference", interval_json({paired.difference.value, paired.difference.interval.low,
+                                    paired.difference.interval.high})},
+      {"interval", "paired bootstrap over questions, 95 %"},
+      {"only_this", paired.only_first},
+      {"only_that", paired.only_second},
+      {"p", paired.p},
+      {"test", paired.exact ? "McNemar, exact" : "sign flips of the differences"}};
+  if (theirs.mean_tokens > 0 && ours.mean_tokens > 0) {
+    json["length_ratio"] = ours.mean_tokens / theirs.mean_tokens;
+  }
+  if (seconds > 0) {
+    json["seconds"] = seconds;
+  }
+  return json;
+}
+
+void print_against(const Json& j) {
+  const Json& d = j["difference"];
+  fmt::print(
+      "against {}: {:+.1f} points [{:+.1f}, {:+.1f}], alone right {} here, {} there; p = {:.3g} "
+      "({})\n",
+      j["file"].get<std::string>(), 100 * d["value"].get<double>(), 100 * d["low"].get<double>(),
+      100 * d["high"].get<double>(), j["only_this"].get<int64_t>(), j["only_that"].get<int64_t>(),
+      j["p"].get<double>(), j["test"].get<std::string>());
+  if (j.contains("length_ratio")) {
+    fmt::print("  answers are {:.2f} times as long\n", j["length_ratio"].get<double>());
+  }
+}
+
+// Rows of lengths, columns of depths.
+Json cells_json(const EvalArgs& a, const AccuracyResult& result) {
+  Json cells = Json::array();
+  const auto each = static_cast<size_t>(a.count * a.samples);
+  for (size_t at = 0; at < result.examples.size(); at += each) {
+    const auto cell = static_cast<int64_t>(at / each);
+    int64_t right = 0;
+    for (size_t i = at; i < at + each; ++i) {
+      right += result.examples[i].correct ? 1 : 0;
+    }
+    const Estimate share = proportion(right, static_cast<int64_t>(each));
+    cells.push_back({{"length", a.lengths[static_cast<size_t>(cell / a.depths)]},
+                     {"depth", depth_of(a, cell % a.depths)},
+                     {"correct", right},
+                     {"total", each},
+                     {"low", share.interval.low},
+                     {"high", share.interval.high}});
+  }
+  return cells;
+}
+
+void print_cells(const EvalArgs& a, const Json& cells) {
+  fmt::print("{:>9} tokens, depth", "");
+  for (int64_t d = 0; d < a.depths; ++d) {
+    fmt::print(" {:>6.0f}%", 100 * depth_of(a, d));
+  }
+  for (size_t i = 0; i < cells.size(); ++i) {
+    if (i % static_cast<size_t>(a.depths) == 0) {
+      fmt::print("\n{:>9}              ", cells[i]["length"].get<int64_t>());
+    }
+    fmt::print(" {:>6.0f}%",
+               100 * cells[i]["correct"].get<double>() / cells[i]["total"].get<double>());
+  }
+  fmt::print("\n");
+}
+
 void report_accuracy(const EvalArgs& a, const Task& task, const AccuracyResult& result, Json json) {
   const AccuracySummary& s = result.summary;
+  const double seconds = json.contains("seconds") ? json["seconds"].get<double>() : 0.0;
+  const Json against = a.against.empty() ? Json() : against_json(a, result, seconds);
+  const Json cells = a.is_long() ? cells_json(a, result) : Json();
   if (a.json) {
-    json.update({{"correct", s.correct},
-                 {"total", s.total},
-                 {"unanswered", result.unanswered},
-                 {"accuracy", s.accuracy.value},
-                 {"low", s.accuracy.low},
-                 {"high", s.accuracy.high},
-                 {"interval", "Wilson, 95 %"}});
+    json.update(
+        {{"correct", s.correct},
+         {"total", s.total},
+         {"samples", result.samples},
+         {"unanswered", result.unanswered},
+         {"no_answer_found", result.no_answer},
+         {"truncated", result.truncated},
+         {"mean_tokens", result.mean_tokens()},
+         {"accuracy", s.accuracy.value},
+         {"low", s.accuracy.low},
+         {"high", s.accuracy.high},
+         {"interval", result.samples == 1 ? "Wilson, 95 %" : "bootstrap over problems, 95 %"}});
+    if (seconds > 0) {
+      json["right_per_second"] = static_cast<double>(s.correct) / seconds;
+    }
+    if (!cells.is_null()) {
+      json["cells"] = cells;
+    }
+    if (!against.is_null()) {
+      json["against"] = against;
+    }
     fmt::print("{}\n", json.dump(1));
     return;
   }
   fmt::print(
-      "{}: {} of {} right, {:.1f} % [{:.1f}, {:.1f}] (95 %){}\n", task.name, s.correct, s.total,
-      100 * s.accuracy.value, 100 * s.accuracy.low, 100 * s.accuracy.high,
+      "{}: {} of {} right, {} (95 %){}\n", task.name, s.correct, s.total, percent(s.accuracy),
       result.unanswered == 0 ? "" : fmt::format("; {} not answered: too long", result.unanswered));
+  if (result.samples > 1) {
+    fmt::print("  pass@1 as the mean of {} answers to each of {} problems\n", result.samples,
+               task.examples.size());
+  }
+  if (result.measured > 0) {
+    const double all = static_cast<double>(s.total);
+    fmt::print(
+        "  {} cut off at the limit of tokens ({:.1f} %), {} without an answer that could be found; "
+        "{:.1f} tokens an answer\n",
+        result.truncated, 100 * static_cast<double>(result.truncated) / all, result.no_answer,
+        result.mean_tokens());
+  }
+  if (!cells.is_null()) {
+    print_cells(a, cells);
+  }
+  if (seconds > 0) {
+    fmt::print("  {:.2f} right answers a second\n", static_cast<double>(s.correct) / seconds);
+  }
+  if (!against.is_null()) {
+    print_against(against);
+  }
+}
+
+// Questions with options by likelihood.
+int eval_choices(const EvalArgs& a, Model& model, const Tokenizer& tokenizer, const Task& task,
+                 std::vector<Example> shots) {
+  const ChoiceConfig config{a.chat, a.rotations, std::move(shots)};
+  const int64_t turns = rotations_of(task, config);
+  std::unique_ptr<ResultFile> output;
+  if (!a.output.empty()) {
+    output = std::make_unique<ResultFile>(a.output);
+  }
+  int64_t all = 0;
+  for (const Example& example : task.examples) {
+    all += std::ssize(example.choice.options) * turns;
+  }
+  Progress progress(a.task, static_cast<uint64_t>(all), {.unit = "options"});
+  const std::vector<ChoiceResult> results =
+      evaluate_choices(model, tokenizer, task, config,
+                       [&](int64_t done) { progress.update(static_cast<uint64_t>(done)); });
+  progress.finish("");
+  if (output) {
+    std::string lines;
+    for (size_t i = 0; i < results.size(); ++i) {
+      const Example& example = task.examples[i / static_cast<size_t>(turns)];
+      const Json line = {{"question", example.choice.stem},
+                         {"expected", choice_letter(results[i].correct)},
+                         {"given", choice_letter(results[i].chosen)},
+                         {"correct", results[i].chosen == results[i].correct},
+                         {"sample", static_cast<int64_t>(i) % turns},
+                         {"log_probabilities", results[i].log_probabilities}};
+      lines += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    }
+    output->write(lines);
+  }
+  const ChoiceSummary s = summarise_choices(results, turns);
+  Json json = {{"task", task.name},
+               {"model", a.model},
+               {"data", a.data},
+               {"by", "likelihood"},
+               {"questions", task.examples.size()},
+               {"rotations", turns},
+               {"shots", a.shots},
+               {"acc", interval_json(s.by_sum.accuracy)},
+               {"acc_norm", interval_json(s.by_length.accuracy)},
+               {"margin", interval_json(s.margin)},
+               {"letters", s.letters}};
+  if (turns > 1) {
+    json["sticky"] = interval_json(s.sticky.accuracy);
+  }
+  if (a.json) {
+    fmt::print("{}\n", json.dump(1));
+    return 0;
+  }
+  fmt::print("{}: acc {}, acc_norm {} (95 %) of {} questions\n", task.name,
+             percent(s.by_sum.accuracy), percent(s.by_length.accuracy), task.examples.size());
+  fmt::print("  margin {:+.3f} [{:+.3f}, {:+.3f}]: log p of the right option less the best other\n",
+             s.margin.value, s.margin.low, s.margin.high);
+  if (turns > 1) {
+    fmt::print("  sticky {}: the same letter in all {} rotations of the options\n",
+               percent(s.sticky.accuracy), turns);
+  }
+  return 0;
+}
+
+// The judge is a checkpoint folder or an address.
+MtResult judged_here_or_there(const EvalArgs& a, Model& model, const Tokenizer& tokenizer,
+                              EngineConfig engine) {
+  const MtBench bench = load_mt_bench(a.data, a.count);
+  engine.max_sequences = std::min(a.batch, engine.max_sequences);
+  const Asker asked =
+      ask_model(model, tokenizer, engine, a.max_new_tokens, static_cast<uint64_t>(a.seed));
+  if (a.judge.starts_with("http")) {
+    const char* key = std::getenv("CAMBIUM_JUDGE_KEY");
+    constexpr double kSeconds = 600;  // a judge on a busy server may take minutes
+    return run_mt_bench(
+        bench, asked,
+        ask_address(a.judge, a.judge_model, key == nullptr ? "" : key, a.max_new_tokens, kSeconds));
+  }
+  LoadedModel judge =
+      load_model(a.judge, {.storage = MatrixStorage::kStored, .device = a.device.device()});
+  const Tokenizer words = Tokenizer::load(a.judge);
+  words.expect_chat(a.judge, "a judge needs one");
+  EngineConfig judging;
+  judging.max_sequences = a.batch;
+  return run_mt_bench(bench, asked, ask_model(*judge.model, words, judging, a.max_new_tokens, 0));
+}
+
+int eval_mt_bench(const EvalArgs& a, Model& model, const Tokenizer& tokenizer,
+                  const EngineConfig& engine) {
+  std::unique_ptr<ResultFile> output;
+  if (!a.output.empty()) {
+    output = std::make_unique<ResultFile>(a.output);
+  }
+  const MtResult result = judged_here_or_there(a, model, tokenizer, engine);
+  if (output) {
+    std::string lines;
+    for (const MtAnswer& answer : result.answers) {
+      const Json line = {{"question_id", answer.id},    {"category", answer.category},
+                         {"turn", answer.turn + 1},     {"question", answer.question},
+                         {"response", answer.response}, {"judgement", answer.judgement},
+                         {"rating", answer.rating}};
+      lines += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    }
+    output->write(lines);
+  }
+  expect(result.unrated < std::ssize(result.answers),
+         "the judge gave no rating ([[1]] to [[10]]) to any of {} answers; the first judgement: {}",
+         result.answers.size(), shortened(result.answers.front().judgement));
+  const Json json = {{"task", a.task},
+                     {"model", a.model},
+                     {"judge", a.judge},
+                     {"judge_model", a.judge_model},
+                     {"score", interval_json(result.score)},
+                     {"interval", "bootstrap over questions, 95 %"},
+                     {"turns", {result.turns[0], result.turns[1]}},
+                     {"categories", result.categories},
+                     {"unrated", result.unrated}};
+  if (a.json) {
+    fmt::print("{}\n", json.dump(1));
+    return 0;
+  }
+  fmt::print(
+      "mt-bench: {:.2f} [{:.2f}, {:.2f}] of 10; first turn {:.2f}, second {:.2f}; {} of {} not "
+      "rated\n",
+      result.score.value, result.score.low, result.score.high, result.turns[0], result.turns[1],
+      result.unrated, result.answers.size());
+  for (const auto& [category, score] : result.categories) {
+    fmt::print("  {:<12} {:.2f}\n", category, score);
+  }
+  return 0;
 }
 
 // Options that the task at hand would not read are refused, never dropped.
 void check_applies(const EvalArgs& a) {
   const bool text = a.task == "text";
-  const bool generated = a.task == "problems" || a.task == "retrieval";
+  const bool generated = a.task == "problems" || a.task == "retrieval" || a.is_long();
   expect(generated || !a.data.empty(), "--task {}: expected --data, {}", a.task,
          text ? "a file of JSON lines" : "the task's file");
   expect(!generated || a.data.empty(),
          "--task {}: its problems are generated; --data belongs to "
          "text and the benchmarks",
          a.task);
-  expect(generated || a.set.empty(),
+  expect((generated && !a.is_long()) || a.set.empty(),
          "--set belongs to generated problems (--task problems or "
          "retrieval)");
   expect(text || a.teacher.empty(), "--teacher belongs to --task text");
@@ -124,13 +448,73 @@ void check_applies(const EvalArgs& a) {
          "--{} belongs to a model that is asked, not to --answers", a.chat ? "chat" : "ungraded");
   expect(a.answers.empty() || a.cache.name.empty(),
          "--cache belongs to a model that is asked, not to --answers");
+  expect(a.is_long() || a.lengths.empty(), "--length belongs to --task {}",
+         join(long_task_names(), ", "));
+  expect(a.answers.empty() || !a.is_long(),
+         "--task {}: its problems are made for a model's tokenizer; ask the model", a.task);
+  expect(!a.rotations || a.by_likelihood(),
+         "--rotations belongs to questions with options, asked by likelihood");
+  expect(a.by.empty() || a.has_options(),
+         "--by belongs to questions with options (gpqa, arc, hellaswag, mmlu, choices)");
+  expect(!a.by_likelihood() || (a.samples == 1 && !a.ungraded && a.against.empty()),
+         "--samples, --ungraded and --against belong to answers in words: add --by generation");
+  expect(a.samples == 1 || a.temperature > 0,
+         "--samples {}: greedy answers are all the same; add --temperature 0.6", a.samples);
+  expect(
+      (a.shots == 0) == a.shots_data.empty(),
+      "expected --shots K and --shots-data FILE together, the examples and where they come from");
+  expect(!text || (a.against.empty() && a.shots == 0), "--{} belongs to tasks that are answered",
+         a.shots > 0 ? "shots" : "against");
   expect(!a.ungraded || !a.output.empty(),
          "--ungraded: expected --output, the file that is to be graded with --answers");
 }
 
+// All lengths and depths of a retrieval task as one, so that the engine is asked once.
+Task long_task(const EvalArgs& a, const Tokenizer& tokenizer) {
+  Task task{a.task, AnswerForm::kWords, {}};
+  const auto& names = long_task_names();
+  LongSpec spec;
+  spec.task = static_cast<LongTask>(std::find(names.begin(), names.end(), a.task) - names.begin());
+  const auto count = [&](const std::string& text) {
+    stop_point();
+    return std::ssize(tokenizer.encode(text, true));
+  };
+  for (const int64_t length : a.lengths) {
+    spec.length = length;
+    for (int64_t column = 0; column < a.depths; ++column) {
+      spec.depth = depth_of(a, column);
+      for (int64_t i = 0; i < a.count; ++i) {
+        // The same facts at every depth.
+        task.examples.push_back(
+            long_example(spec, static_cast<uint64_t>(a.seed), static_cast<uint64_t>(i), count));
+      }
+    }
+  }
+  return task;
+}
+
+std::vector<Example> shots_of(const EvalArgs& a, const Task& task) {
+  if (a.shots == 0) {
+    return {};
+  }
+  Task shots = load_task(a.task, a.shots_data, a.shots, static_cast<uint64_t>(a.seed));
+  expect(std::ssize(shots.examples) == a.shots, "{}: expected {} examples for --shots, got {}",
+         a.shots_data, a.shots, shots.examples.size());
+  for (const Example& example : task.examples) {
+    for (const Example& shot : shots.examples) {
+      expect(example.question != shot.question,
+             "{}: '{}' is also asked: worked examples must not come from the test's own questions",
+             a.shots_data, shortened(shot.question, 60));
+    }
+  }
+  return shots.examples;
+}
+
 Task task_of(const EvalArgs& a) {
   if (a.task != "problems" && a.task != "retrieval") {
-    return load_task(a.task, a.data, a.count);
+    Task task = load_task(a.task, a.data, a.count, static_cast<uint64_t>(a.seed));
+    task.extraction = parse_extraction(a.extract, task.form);
+    return task;
   }
   PlanTable table = PlanTable::parse("", "--set");
   table.set_all(a.set);
@@ -157,7 +541,10 @@ int grade_file(const EvalArgs& a) {
   return 0;
 }
 
-int run_eval(const EvalArgs& a) {
+int run_eval(EvalArgs a) {
+  if (a.is_long() && a.lengths.empty()) {
+    a.lengths = {4096};
+  }
   check_applies(a);
   if (!a.answers.empty()) {
     return grade_file(a);
@@ -166,12 +553,16 @@ int run_eval(const EvalArgs& a) {
   EngineConfig engine;
   engine.max_sequences = a.batch;
   engine.cache_values = a.cache.values();
-  if (a.task != "text") {
+  if (a.task != "text" && !a.by_likelihood()) {
     engine = planned_engine(a.model, MatrixStorage::kStored, a.device.device(), engine);
   }
   LoadedModel loaded =
       load_model(a.model, {.storage = MatrixStorage::kStored, .device = a.device.device()});
   const Tokenizer tokenizer = Tokenizer::load(a.model);
+  if (a.task == "mt-bench") {
+    tokenizer.expect_chat(a.model, "mt-bench asks in turns");
+    return eval_mt_bench(a, *loaded.model, tokenizer, engine);
+  }
   if (a.chat) {
     tokenizer.expect_chat(a.model, "leave --chat away");
   }
@@ -180,7 +571,10 @@ int run_eval(const EvalArgs& a) {
     results.write(eval_text(a, *loaded.model, tokenizer).dump(1) + "\n");
     return 0;
   }
-  const Task task = task_of(a);
+  const Task task = a.is_long() ? long_task(a, tokenizer) : task_of(a);
+  if (a.by_likelihood()) {
+    return eval_choices(a, *loaded.model, tokenizer, task, shots_of(a, task));
+  }
   if (!a.ungraded) {
     expect_gradable(task);  // a machine that cannot run programs safely says so now
   }
@@ -189,13 +583,19 @@ int run_eval(const EvalArgs& a) {
   config.engine = engine;
   config.max_new_tokens = a.max_new_tokens;
   config.chat = a.chat;
+  config.words = a.prompt_words();
+  config.shots = shots_of(a, task);
   config.temperature = a.temperature;
+  config.top_p = a.top_p;
+  config.top_k = a.top_k;
+  config.samples = a.samples;
   config.seed = static_cast<uint64_t>(a.seed);
   std::unique_ptr<ResultFile> output;
   if (!a.output.empty()) {
     output = std::make_unique<ResultFile>(a.output);
   }
-  Progress progress(a.task, task.examples.size(), {.unit = "problems"});
+  Progress progress(a.task, task.examples.size() * static_cast<size_t>(a.samples),
+                    {.unit = "answers"});
   const Answers answers =
       answer_examples(*loaded.model, tokenizer, task, config, [&](int64_t done) {
         stop_point();
@@ -223,18 +623,54 @@ Action declare_eval(Args& args) {
   auto a = std::make_shared<EvalArgs>();
   args.positional("model", "checkpoint folder", &a->model, false);
   std::vector<std::string> tasks = {"problems", "retrieval", "text"};
+  tasks.insert(tasks.end(), long_task_names().begin(), long_task_names().end());
   tasks.insert(tasks.end(), task_forms().begin(), task_forms().end());
+  tasks.push_back("mt-bench");
   args.choice("task", "", tasks, &a->task);
-  args.option("data,d,task-path", "the benchmark's file, or documents for --task text", &a->data);
+  args.option("data,d,task-path",
+              "the benchmark's file (mt-bench: folder), or documents for --task text", &a->data);
   args.option("count,n", "problems or documents (from the start)", &a->count, {1, kMost});
   args.option("seed", "of generated problems and of sampling", &a->seed);
   args.option("set", "generated problems: word.max_steps=3, ...", &a->set);
   args.option("teacher", "--task text: also the KL divergence to this model", &a->teacher);
+  args.choice("extract",
+              "how an answer is found and compared: own, or as lm-evaluation-harness does it "
+              "(gsm8k strict or flexible, hendrycks_math, minerva_math)",
+              extraction_names(), &a->extract);
   args.option("max-new-tokens", "tokens of an answer at most", &a->max_new_tokens,
               {1, kMaxPositions});
   args.option("max-tokens", "--task text: tokens of a document at most", &a->max_tokens,
               {2, kMaxPositions});
   args.option("temperature", "0 = greedy", &a->temperature);
+  args.option("top-p", "sampling: the likeliest tokens that make up this share (1 = all)",
+              &a->top_p, reals_from(0.0, 1.0));
+  args.option("top-k", "sampling: among the k likeliest tokens (0 = all)", &a->top_k);
+  args.option("samples", "answers to each problem; the score is the mean of all (pass@1)",
+              &a->samples, {1, 10'000});
+  args.option("shots", "worked examples before each question", &a->shots, {0, 1000});
+  args.option("shots-data", "their file, of the task's form: the first K of it", &a->shots_data);
+  args.choice("words",
+              "how a model without chat template is asked: plain (the question and a new line), "
+              "harness (as lm-evaluation-harness asks)",
+              {"plain", "harness"}, &a->words);
+  args.choice("by",
+              "questions with options: likelihood (which option is likeliest; acc and acc_norm), "
+              "generation (an answer in words)",
+              {"likelihood", "generation"}, &a->by);
+  args.flag("rotations",
+            "questions with options: every order of them by turning; says how sticky letters are",
+            &a->rotations);
+  args.option("length", "passkey, keyvalue, variables: tokens of a question (1024,8192,...)",
+              &a->lengths, {16, kMaxPositions});
+  args.option("depths", "and places in it, even from the start to the end; -n problems at each",
+              &a->depths, {1, 100});
+  args.option("against", "compare with the graded answers in this file (of --output), in pairs",
+              &a->against);
+  args.option("judge",
+              "mt-bench: http://HOST:PORT/v1 of an OpenAI-compatible server (its key in "
+              "CAMBIUM_JUDGE_KEY), or a checkpoint folder",
+              &a->judge);
+  args.option("judge-model", "the judge's name on that server", &a->judge_model);
   args.option("batch", "problems at once", &a->batch, {1, 4096});
   args.option("output,o", "file for every question, response and grade, or the losses", &a->output);
   a->cache.declare(args);
@@ -247,26 +683,6 @@ Action declare_eval(Args& args) {
   return [a] { return run_eval(*a); };
 }
 
-struct ReportArgs {
-  std::string run, output;
-};
-
-int run_report(const ReportArgs& a) {
-  const RunSummary summary = read_summary(std::filesystem::path(a.run) / "summary.json");
-  const std::string folder = a.output.empty() ? a.run : a.output;
-  make_folder(folder);
-  write_report(summary, folder);
-  fmt::print("{}/report.html\n", folder);
-  return 0;
-}
-
-Action declare_report(Args& args) {
-  auto a = std::make_shared<ReportArgs>();
-  args.positional("run", "run folder of `cambium hybridize`", &a->run);
-  args.option("output,o", "folder of report.html and frontier.svg (RUN otherwise)", &a->output);
-  return [a] { return run_report(*a); };
-}
-
 }  // namespace
 
 Command eval_command() {
@@ -275,14 +691,19 @@ Command eval_command() {
           "  cambium eval DIR --task gsm8k --data gsm8k/test.jsonl --chat -o answers.jsonl\n"
           "  cambium eval DIR --task mbpp --data mbpp.json --chat --ungraded -o answers.jsonl\n"
           "  cambium eval --task mbpp --data mbpp.json --answers answers.jsonl\n"
+          "  cambium eval DIR --task gsm8k --data test.jsonl --words harness --shots 5 "
+          "--shots-data train.jsonl --extract strict\n"
+          "  cambium eval DIR --task aime --data aime24.jsonl --chat --samples 16 "
+          "--temperature 0.6 --top-p 0.95 --max-new-tokens 32768\n"
+          "  cambium eval HYBRID --task math500 --data test.jsonl --chat --against teacher.jsonl\n"
+          "  cambium eval DIR --task mmlu --data mmlu.jsonl --rotations\n"
+          "  cambium eval DIR --task gpqa --data gpqa_diamond.csv --chat --by generation\n"
+          "  cambium eval DIR --task mt-bench --data mt_bench --judge http://127.0.0.1:8000/v1 "
+          "--max-new-tokens 1024\n"
+          "  cambium eval DIR --task passkey --length 1024,4096,16384 --depths 5 -n 10\n"
           "  cambium eval HYBRID --task text --data text.jsonl --teacher TEACHER\n"
           "  cambium eval DIR --task text --data text.jsonl --teacher DIR --cache f8",
           declare_eval};
-}
-
-Command report_command() {
-  return {"report", "draws a run's report page again from its summary.json",
-          "  cambium report out/demo", declare_report};
 }
 
 }  // namespace cambium

@@ -8,33 +8,13 @@
 #include <initializer_list>
 #include <vector>
 
+#include "eval/text_edit.h"
+
 namespace cambium {
 namespace {
 
-bool is_digit(char c) {
-  return c >= '0' && c <= '9';
-}
-bool is_letter(char c) {
-  return std::isalpha(static_cast<unsigned char>(c)) != 0;
-}
 bool is_space(char c) {
   return std::isspace(static_cast<unsigned char>(c)) != 0;
-}
-
-std::string_view trim(std::string_view text) {
-  while (!text.empty() && is_space(text.front())) {
-    text.remove_prefix(1);
-  }
-  while (!text.empty() && is_space(text.back())) {
-    text.remove_suffix(1);
-  }
-  return text;
-}
-
-void replace_all(std::string& text, std::string_view from, std::string_view to) {
-  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) {
-    text.replace(at, from.size(), to);
-  }
 }
 
 /// The index after the brace that closes the one at `open`; npos when none does.
@@ -165,32 +145,6 @@ void unwrap_text(std::string& text) {
   }
 }
 
-/// Cuts at commas outside all brackets.
-std::vector<std::string_view> elements(std::string_view list) {
-  std::vector<std::string_view> out;
-  int depth = 0;
-  size_t from = 0;
-  for (size_t i = 0; i < list.size(); ++i) {
-    const char c = list[i];
-    depth += c == '(' || c == '[' || c == '{' ? 1 : c == ')' || c == ']' || c == '}' ? -1 : 0;
-    if (c == ',' && depth == 0) {
-      out.push_back(list.substr(from, i - from));
-      from = i + 1;
-    }
-  }
-  out.push_back(list.substr(from));
-  return out;
-}
-
-bool same_value(std::string_view a, std::string_view b) {
-  if (a == b) {
-    return true;
-  }
-  const std::optional<double> x = number_value(a);
-  const std::optional<double> y = number_value(b);
-  return x && y && std::abs(*x - *y) <= 1e-9 * std::max(1.0, std::abs(*y));
-}
-
 /// Letters and digits only, in lower case: how words are compared.
 std::string plain_words(std::string_view text) {
   std::string out;
@@ -216,6 +170,21 @@ std::optional<std::string> math_answer(std::string_view response) {
   const size_t phrase = line.rfind("answer is");
   if (phrase != std::string_view::npos) {
     line = trim(line.substr(phrase + 9));
+    if (line.starts_with(':')) {
+      line = trim(line.substr(1));
+    }
+    constexpr std::string_view kHope = "I hope it is correct.";  // Minerva's last words
+    if (line.ends_with(kHope)) {
+      line = trim(line.substr(0, line.size() - kHope.size()));
+    }
+    // "$12$ because ...": the formula is the answer.
+    size_t end = line.starts_with('$') ? line.find('$', 1) : std::string_view::npos;
+    while (end != std::string_view::npos && line[end - 1] == '\\') {  // "\$18.90"
+      end = line.find('$', end + 1);
+    }
+    if (end != std::string_view::npos) {
+      return std::string(line.substr(1, end - 1));
+    }
     if (line.ends_with('.')) {
       line.remove_suffix(1);
     }
@@ -240,6 +209,95 @@ Grade grade_words(std::string_view response, std::string_view expected) {
   const std::string got = plain_words(out.given);
   out.correct = !want.empty() && (marked ? got == want : got.ends_with(want));
   return out;
+}
+
+/// Whether `word` stands in the text as a word of its own; letters of either case are alike.
+bool has_word(std::string_view text, std::string_view word) {
+  const auto same = [](char a, char b) {
+    return std::tolower(static_cast<unsigned char>(a)) ==
+           std::tolower(static_cast<unsigned char>(b));
+  };
+  for (auto at = text.begin();; ++at) {
+    at = std::search(at, text.end(), word.begin(), word.end(), same);
+    if (at == text.end()) {
+      return false;
+    }
+    const auto end = at + static_cast<int64_t>(word.size());
+    if ((at == text.begin() || !is_word(at[-1])) && (end == text.end() || !is_word(*end))) {
+      return true;
+    }
+  }
+}
+
+Grade grade_all_words(std::string_view response, std::string_view expected) {
+  Grade out;
+  size_t wanted = 0;
+  size_t found = 0;
+  while (!(expected = trim(expected)).empty()) {
+    const std::string_view word = expected.substr(0, expected.find(' '));
+    expected.remove_prefix(word.size());
+    ++wanted;
+    if (has_word(response, word)) {
+      ++found;
+      out.given += (out.given.empty() ? "" : " ") + std::string(word);
+    }
+  }
+  out.answered = !trim(response).empty();
+  out.correct = wanted > 0 && found == wanted;
+  return out;
+}
+
+/// The letter of an option: in a box, after the last "answer" ("Answer: (B)", "the answer is
+/// **B**"), in the last brackets, or all that there is.
+std::optional<std::string> letter_answer(std::string_view response) {
+  constexpr std::string_view kAround = " \t\n*:($\"'[{`.";
+  const auto alone = [](std::string_view text) -> std::optional<std::string> {
+    if (text.empty() || text[0] < 'A' || text[0] > 'Z' || (text.size() > 1 && is_word(text[1]))) {
+      return std::nullopt;
+    }
+    return std::string(text.substr(0, 1));
+  };
+  const auto inside = [&](std::string_view text) {
+    for (const std::string_view command : kTextCommands) {
+      const size_t at = text.find(command);
+      text.remove_prefix(at == std::string_view::npos ? 0 : at + command.size());
+    }
+    return alone(text.substr(std::min(text.find_first_not_of(kAround), text.size())));
+  };
+  if (const std::optional<std::string> marked = marked_answer(response)) {
+    return inside(*marked);
+  }
+  std::string lower(response);
+  std::transform(lower.begin(), lower.end(), lower.begin(), [](char c) {
+    return static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  });
+  for (size_t at = lower.rfind("answer"); at != std::string::npos;
+       at = at == 0 ? std::string::npos : lower.rfind("answer", at - 1)) {
+    std::string_view rest = response.substr(at + 6);
+    size_t skipped = std::min(rest.find_first_not_of(kAround), rest.size());
+    for (const std::string_view word : {"is", "option", "choice"}) {
+      if (rest.substr(skipped).starts_with(word)) {
+        skipped += word.size();
+        skipped += std::min(rest.substr(skipped).find_first_not_of(kAround), rest.size() - skipped);
+      }
+    }
+    if (std::optional<std::string> letter = inside(rest.substr(skipped))) {
+      return letter;
+    }
+  }
+  for (size_t at = response.rfind('('); at != std::string_view::npos;
+       at = at == 0 ? std::string_view::npos : response.rfind('(', at - 1)) {
+    if (at + 2 < response.size() && response[at + 2] == ')' && response[at + 1] >= 'A' &&
+        response[at + 1] <= 'Z') {
+      return std::string(response.substr(at + 1, 1));
+    }
+  }
+  const std::string_view all = trim(response);
+  const std::optional<std::string> letter = inside(all);
+  // "A triangle ..." begins with a word, "B" and "B. Paris" with a letter.
+  const size_t begin = std::min(all.find_first_not_of(kAround), all.size());
+  const std::string_view after = all.substr(std::min(begin + 1, all.size()));
+  return letter && (after.empty() || after[0] != ' ') ? letter : std::nullopt;
 }
 
 }  // namespace
@@ -364,6 +422,8 @@ std::string normalise_math(std::string_view latex) {
       }
     }
   }
+  replace_all(text, "{,}", ",");
+  replace_all(text, "+\\infty", "\\infty");
   for (const std::string_view gone : {"\\!", "\\,", "\\;", "\\:", "\\(", "\\)", "\\$", "$", "\\%",
                                       "%", "^\\circ", "^{\\circ}", "\\degree"}) {
     replace_all(text, gone, "");
@@ -402,53 +462,21 @@ std::string normalise_math(std::string_view latex) {
   return without_thousands(text);
 }
 
-bool same_math(std::string_view a, std::string_view b) {
-  const std::string x = normalise_math(a);
-  const std::string y = normalise_math(b);
-  if (x.empty() || y.empty()) {
-    return x == y;
+Grade grade(AnswerForm form, std::string_view response, std::string_view expected,
+            Extraction extraction) {
+  if (extraction != Extraction::kOwn) {
+    return grade_like_harness(extraction, response, expected);
   }
-  if (same_value(x, y)) {
-    return true;
+  if (form == AnswerForm::kLetter) {
+    Grade out;
+    out.given = letter_answer(response).value_or("");
+    out.answered = !out.given.empty();
+    out.correct = out.answered && out.given == expected;
+    return out;
   }
-  const auto bracketed = [](std::string_view text) {
-    return text.size() > 2 && (text.front() == '(' || text.front() == '[') &&
-           (text.back() == ')' || text.back() == ']');
-  };
-  std::string_view inside_x = x;
-  std::string_view inside_y = y;
-  const bool ordered = bracketed(x);
-  if (ordered != bracketed(y)) {
-    return false;
+  if (form == AnswerForm::kWords) {
+    return grade_all_words(response, expected);
   }
-  if (ordered) {
-    if (x.front() != y.front() || x.back() != y.back()) {
-      return false;
-    }
-    inside_x = inside_x.substr(1, x.size() - 2);
-    inside_y = inside_y.substr(1, y.size() - 2);
-  }
-  const std::vector<std::string_view> left = elements(inside_x);
-  std::vector<std::string_view> right = elements(inside_y);
-  if (left.size() != right.size() || left.size() < 2) {
-    return false;
-  }
-  if (ordered) {
-    return std::equal(left.begin(), left.end(), right.begin(), same_value);
-  }
-  for (const std::string_view element : left) {
-    const auto twin = std::find_if(right.begin(), right.end(), [&](std::string_view other) {
-      return same_value(element, other);
-    });
-    if (twin == right.end()) {
-      return false;
-    }
-    right.erase(twin);
-  }
-  return true;
-}
-
-Grade grade(AnswerForm form, std::string_view response, std::string_view expected) {
   if (form == AnswerForm::kPython) {
     return grade_python(response, expected);
   }

@@ -2,9 +2,11 @@
 // expected one as a number, as mathematics or as words.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace cambium {
 
@@ -14,7 +16,22 @@ enum class AnswerForm {
   kInteger,  // a whole number, leading zeros allowed (AIME)
   kMath,     // mathematics written in LaTeX (MATH)
   kPython,   // a program; what is expected are the tests it must pass (MBPP)
+  kLetter,   // of an option, as a capital (GPQA, MMLU)
+  kWords,    // all of the expected words, anywhere in the response (RULER)
 };
+
+/// How an answer is found and compared. Everything but kOwn is what a reference harness does, for
+/// numbers that are to stand beside its own.
+enum class Extraction : uint8_t {
+  kOwn,        // "####", \boxed, "the answer is", then the last number; compared by value
+  kStrict,     // lm-evaluation-harness gsm8k strict-match: the first "#### 42"
+  kFlexible,   // and flexible-extract: the last number
+  kHendrycks,  // hendrycks_math: between the first and the last $, equal after strip_string
+  kMinerva,    // minerva_math: "Final Answer: The final answer is X. I hope it is correct."
+};
+const std::vector<std::string>& extraction_names();
+/// Error unless it is one of extraction_names() and goes with answers of the form.
+Extraction parse_extraction(std::string_view name, AnswerForm form);
 
 struct Grade {
   bool correct = false;
@@ -24,7 +41,12 @@ struct Grade {
 
 /// Compares the response's final answer with `expected`. kPython: runs the response's code and then
 /// the statements of `expected` in a sandbox (sandbox.h), `given` is "passed" or what went wrong.
-Grade grade(AnswerForm form, std::string_view response, std::string_view expected);
+Grade grade(AnswerForm form, std::string_view response, std::string_view expected,
+            Extraction extraction = Extraction::kOwn);
+
+/// The same as a reference harness does it; not kOwn.
+Grade grade_like_harness(Extraction extraction, std::string_view response,
+                         std::string_view expected);
 
 /// Runs the response's code, then `tests` (Python statements), each as a file of its own.
 Grade grade_python(std::string_view response, std::string_view tests);
@@ -49,8 +71,9 @@ std::optional<double> number_value(std::string_view text);
 /// \frac and \sqrt with braces; without a leading "x=". Idempotent.
 std::string normalise_math(std::string_view latex);
 
-/// Equal as numbers, in writing after normalise_math, or element by element as tuples, intervals
-/// and (in any order) bare lists. Non-goal: algebra; "x+1" and "1+x" differ.
+/// Equal in writing after normalise_math, as formulas (math_expression.h), or part by part: tuples
+/// and intervals in order, sets and bare lists in any, unions, matrices by their cells, both values
+/// of \pm, equations up to a factor, inequalities as intervals.
 bool same_math(std::string_view a, std::string_view b);
 
 }  // namespace cambium

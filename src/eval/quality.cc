@@ -47,10 +47,55 @@ std::string unanswered_of(const Json& line) {
   return unanswered->get<std::string>();
 }
 
-void add_unanswered(Json& line, const std::string& unanswered) {
-  if (!unanswered.empty()) {
-    line["unanswered"] = unanswered;
+int64_t tokens_of(const Json& line) {
+  const auto tokens = line.find("tokens");
+  if (tokens == line.end()) {
+    return -1;
   }
+  expect(tokens->is_number_integer() && tokens->get<int64_t>() >= 0,
+         "expected 'tokens', a number of 0 or more");
+  return tokens->get<int64_t>();
+}
+
+bool truncated_of(const Json& line) {
+  const auto truncated = line.find("truncated");
+  expect(truncated == line.end() || truncated->is_boolean(), "expected 'truncated', true or false");
+  return truncated != line.end() && truncated->get<bool>();
+}
+
+void add_how(Json& line, const ExampleResult& e, bool sampled) {
+  if (sampled) {
+    line["sample"] = e.sample;
+  }
+  if (!e.prompt.empty()) {
+    line["prompt"] = e.prompt;
+  }
+  if (e.tokens >= 0) {
+    line["tokens"] = e.tokens;
+    line["truncated"] = e.truncated;
+  }
+  if (!e.unanswered.empty()) {
+    line["unanswered"] = e.unanswered;
+  }
+}
+
+/// Where the first of the stops begins in the text; its size where there is none.
+size_t first_stop(const std::string& text, const std::vector<std::string>& stops) {
+  size_t at = text.size();
+  for (const std::string& stop : stops) {
+    at = std::min(at, text.find(stop));
+  }
+  return at;
+}
+
+/// Mean over problems of the share of right answers, with the bootstrap's interval over problems.
+Estimate over_problems(const std::vector<ExampleResult>& examples, int64_t samples) {
+  std::vector<double> shares(examples.size() / static_cast<size_t>(samples));
+  for (size_t i = 0; i < examples.size(); ++i) {
+    shares[i / static_cast<size_t>(samples)] +=
+        examples[i].correct ? 1.0 / static_cast<double>(samples) : 0.0;
+  }
+  return bootstrap_mean(shares, 1);
 }
 
 // Why the engine can never take such a request; empty where it can.
@@ -90,35 +135,45 @@ Answers answer_examples(Model& model, const Tokenizer& tokenizer, const Task& ta
   }
   EngineConfig engine_config = config.engine;
   engine_config.max_sequences = config.batch;
+  const PromptConfig prompts{config.chat, config.words, config.shots};
+  expect_promptable(task, prompts);
+  const std::vector<std::string> stop_at = stop_texts(task, prompts);
   Engine engine(model, engine_config);
   std::vector<std::optional<Engine::Ticket>> tickets;
   bool asked = false;
+  const auto samples = static_cast<size_t>(config.samples);
   for (size_t i = 0; i < task.examples.size(); ++i) {
     stop_point();
     GenerationRequest request;
-    const std::string& question = task.examples[i].question;
-    if (config.chat) {
-      const ChatMessage message{"user", question};
-      request.prompt =
-          tokenizer.encode(tokenizer.apply_chat_template(std::span(&message, 1)), false);
-    } else {
-      request.prompt = question_tokens(tokenizer, question);
-    }
-    Response& response = answers.responses.emplace_back();
+    Response response;
+    response.prompt = prompt_text(tokenizer, task, task.examples[i], prompts);
+    request.prompt = prompt_tokens(tokenizer, response.prompt, prompts);
     response.unanswered = misfit(engine, std::ssize(request.prompt), config.max_new_tokens);
+    answers.responses.insert(answers.responses.end(), samples, response);
     if (!response.unanswered.empty()) {
       note("{}: problem {} is not asked and counts as not answered: {}", task.name, i + 1,
            response.unanswered);
-      tickets.emplace_back();
+      tickets.insert(tickets.end(), samples, std::nullopt);
       continue;
     }
     asked = true;
     request.max_new_tokens = config.max_new_tokens;
     request.stop_ids = stops;
     request.sampling.temperature = static_cast<float>(config.temperature);
+    request.sampling.top_p = static_cast<float>(config.top_p);
+    request.sampling.top_k = config.top_k;
     request.seed = config.seed;
-    request.stream = i;
-    tickets.emplace_back(engine.submit(std::move(request)));
+    for (size_t sample = 0; sample < samples; ++sample) {
+      request.stream = i * samples + sample;
+      if (!stop_at.empty()) {
+        request.on_token = [decoder = StreamDecoder(tokenizer), text = std::string(),
+                            &stop_at](int32_t token) mutable {
+          text += decoder.push(token);
+          return first_stop(text, stop_at) == text.size();
+        };
+      }
+      tickets.emplace_back(engine.submit(request));
+    }
   }
   expect(asked, "{}: none of {} problems can be asked; the first: {}", task.name,
          task.examples.size(), answers.responses.front().unanswered);
@@ -137,30 +192,44 @@ Answers answer_examples(Model& model, const Tokenizer& tokenizer, const Task& ta
     const GenerationResult generated = engine.take(*tickets[i]);
     answers.prompt_tokens += generated.prompt_tokens;
     answers.tokens += std::ssize(generated.tokens);
-    answers.responses[i].text = tokenizer.decode(generated.tokens, true);
+    Response& response = answers.responses[i];
+    response.text = tokenizer.decode(generated.tokens, true);
+    response.text.resize(first_stop(response.text, stop_at));
+    response.tokens = std::ssize(generated.tokens);
+    response.truncated = generated.reason == FinishReason::kLength;
   }
   return answers;
 }
 
 AccuracyResult grade_responses(const Task& task, const std::vector<Response>& responses) {
-  CAMBIUM_CHECK(responses.size() == task.examples.size());
   AccuracyResult result;
-  if (responses.empty()) {
+  if (task.examples.empty() && responses.empty()) {
     return result;
   }
+  const size_t problems = task.examples.size();
+  CAMBIUM_CHECK(problems > 0 && !responses.empty() && responses.size() % problems == 0);
+  const size_t samples = responses.size() / problems;
+  result.samples = static_cast<int64_t>(samples);
   for (size_t i = 0; i < responses.size(); ++i) {
     stop_point();
-    const Example& example = task.examples[i];
+    const Example& example = task.examples[i / samples];
     const Response& response = responses[i];
     const bool asked = response.unanswered.empty();
     const Grade graded = asked ? grade(task, response.text, example) : Grade{};
     result.summary.correct += graded.correct ? 1 : 0;
     result.unanswered += asked ? 0 : 1;
+    result.no_answer += asked && !graded.answered ? 1 : 0;
+    result.truncated += response.truncated ? 1 : 0;
+    result.tokens += std::max<int64_t>(response.tokens, 0);
+    result.measured += response.tokens >= 0 ? 1 : 0;
     result.examples.push_back({example.question, example.answer, response.text, graded.given,
-                               graded.correct, response.unanswered});
+                               graded.correct, response.unanswered, response.prompt,
+                               static_cast<int64_t>(i % samples), response.tokens,
+                               response.truncated});
   }
   result.summary.total = std::ssize(responses);
-  const Estimate estimate = proportion(result.summary.correct, result.summary.total);
+  const Estimate estimate = samples == 1 ? proportion(result.summary.correct, result.summary.total)
+                                         : over_problems(result.examples, result.samples);
   result.summary.accuracy = {estimate.value, estimate.interval.low, estimate.interval.high};
   return result;
 }
@@ -173,6 +242,8 @@ AccuracyResult evaluate_accuracy(Model& model, const Tokenizer& tokenizer, const
 }
 
 std::string example_lines(const std::vector<ExampleResult>& examples) {
+  const bool sampled = std::any_of(examples.begin(), examples.end(),
+                                   [](const ExampleResult& e) { return e.sample > 0; });
   std::string out;
   for (const ExampleResult& e : examples) {
     Json line = {{"question", e.question},
@@ -180,42 +251,62 @@ std::string example_lines(const std::vector<ExampleResult>& examples) {
                  {"response", e.response},
                  {"given", e.given},
                  {"correct", e.correct}};
-    add_unanswered(line, e.unanswered);
+    add_how(line, e, sampled);
     out += json_line(line);
   }
   return out;
 }
 
 std::string ungraded_lines(const Task& task, const std::vector<Response>& responses) {
-  CAMBIUM_CHECK(responses.size() == task.examples.size());
+  CAMBIUM_CHECK(!task.examples.empty() && responses.size() % task.examples.size() == 0);
+  const size_t samples = responses.size() / task.examples.size();
   std::string out;
   for (size_t i = 0; i < responses.size(); ++i) {
-    const Example& example = task.examples[i];
-    Json line = {{"question", example.question},
-                 {"expected", example.answer},
-                 {"response", responses[i].text}};
-    add_unanswered(line, responses[i].unanswered);
+    const Example& example = task.examples[i / samples];
+    const Response& r = responses[i];
+    Json line = {
+        {"question", example.question}, {"expected", example.answer}, {"response", r.text}};
+    add_how(line,
+            {"", "", "", "", false, r.unanswered, r.prompt, static_cast<int64_t>(i % samples),
+             r.tokens, r.truncated},
+            samples > 1);
     out += json_line(line);
   }
   return out;
 }
 
 std::vector<Response> read_responses(const std::string& path, const Task& task) {
+  struct Asked {
+    std::optional<std::string> question;
+    int64_t line = 0;
+  };
   std::vector<Response> responses;
-  each_json_line(path, [&](const Json& line, int64_t /*number*/) {
+  std::vector<Asked> asked;
+  each_json_line(path, [&](const Json& line, int64_t number) {
     expect(line.is_object(), "expected an object with the text 'response' or 'completion'");
-    expect(responses.size() < task.examples.size(),
-           "expected an answer to each of {} problems and no more", task.examples.size());
-    const std::string& question = task.examples[responses.size()].question;
-    const auto asked = line.find("question");
-    expect(asked == line.end() || *asked == question,
-           "expected the answer to problem {}, '{}', got one to another question",
-           responses.size() + 1, question.substr(0, 80));
-    responses.push_back({response_of(line), unanswered_of(line)});
+    const auto question = line.find("question");
+    asked.push_back({std::nullopt, number});
+    if (question != line.end()) {
+      expect(question->is_string(), "expected 'question', a text");
+      asked.back().question = question->get<std::string>();
+    }
+    const auto prompt = line.find("prompt");
+    responses.push_back(
+        {response_of(line), unanswered_of(line),
+         prompt != line.end() && prompt->is_string() ? prompt->get<std::string>() : std::string(),
+         tokens_of(line), truncated_of(line)});
   });
-  expect(responses.size() == task.examples.size(),
-         "{}: expected an answer to each of {} problems, got {}", path, task.examples.size(),
-         responses.size());
+  const size_t problems = task.examples.size();
+  expect(!responses.empty() && responses.size() % problems == 0,
+         "{}: expected an answer to each of {} problems, or as many to each, got {}", path,
+         problems, responses.size());
+  const size_t samples = responses.size() / problems;
+  for (size_t i = 0; i < responses.size(); ++i) {
+    const std::string& question = task.examples[i / samples].question;
+    expect(!asked[i].question || *asked[i].question == question,
+           "{}:{}: expected the answer to problem {}, '{}', got one to another question", path,
+           asked[i].line, i / samples + 1, question.substr(0, 80));
+  }
   return responses;
 }
 

@@ -156,6 +156,74 @@ TEST(Accuracy, SamplesBySeedAndProblem) {
   EXPECT_EQ(sample(0.0, 5), sample(0.0, 6));
 }
 
+// Several answers to a problem: all count, the interval is over problems, and files keep them.
+TEST(Accuracy, SamplesAreAveragedAndKept) {
+  const Tokenizer tokenizer = byte_tokenizer();
+  LoadedModel model = scripted({});
+  const Task task = numbers({"1", "2", "3"});
+  const Answers answers = answer_examples(
+      *model.model, tokenizer, task,
+      {.max_new_tokens = 40, .temperature = 1.0, .top_k = 60, .samples = 4, .seed = 3});
+  ASSERT_EQ(answers.responses.size(), 12U);
+  EXPECT_NE(answers.responses[0].text, answers.responses[1].text);
+  EXPECT_EQ(answers.responses[3].prompt, "What is 0?\n");
+  EXPECT_EQ(answers.responses[4].prompt, "What is 1?\n");
+  int64_t truncated = 0;
+  for (const Response& response : answers.responses) {
+    EXPECT_EQ(response.truncated, response.tokens == 40);
+    truncated += response.truncated ? 1 : 0;
+  }
+  const TestFolder folder;
+  write_file_atomically(folder.at("a.jsonl"), ungraded_lines(task, answers.responses));
+  const AccuracyResult now = grade_responses(task, answers.responses);
+  const AccuracyResult later = grade_responses(task, read_responses(folder.at("a.jsonl"), task));
+  EXPECT_EQ(example_lines(now.examples), example_lines(later.examples));
+  EXPECT_EQ(now.samples, 4);
+  EXPECT_EQ(now.truncated, truncated);
+  EXPECT_EQ(now.tokens, answers.tokens);
+  EXPECT_EQ(now.examples[5].sample, 1);
+  const std::vector<Response> known = {{"1"}, {"1"}, {"2"}, {"0"}, {"0"}, {"0"}};
+  const AccuracyResult half = grade_responses(task, known);
+  EXPECT_DOUBLE_EQ(half.summary.accuracy.value, 0.5);
+  EXPECT_EQ(half.summary.accuracy.low, 0.0);  // all three problems may be the third
+  EXPECT_EQ(half.summary.accuracy.high, 1.0);
+  write_file_atomically(folder.at("b.jsonl"), R"({"response": "1", "tokens": -3})");
+  EXPECT_THAT([&] { read_responses(folder.at("b.jsonl"), task); },
+              ::testing::ThrowsMessage<Error>(HasSubstr("b.jsonl:1: expected 'tokens'")));
+}
+
+// The harness's words end an answer where the next question would begin.
+TEST(Accuracy, AsksAsTheHarnessAsksAndStopsWhereItStops) {
+  const Tokenizer tokenizer = byte_tokenizer();
+  Task task = numbers({"7"});
+  PromptConfig config{.words = PromptWords::kHarness, .shots = {{"One?", "1", "It is 1.\n#### 1"}}};
+  EXPECT_EQ(prompt_text(tokenizer, task, task.examples[0], config),
+            "Question: One?\nAnswer: It is 1.\n#### 1\n\nQuestion: What is 0?\nAnswer:");
+  task.form = AnswerForm::kMath;
+  EXPECT_EQ(
+      prompt_text(tokenizer, task, task.examples[0], config),
+      "Problem:\nOne?\n\nSolution: It is 1.\n#### 1\nFinal Answer: The final answer is $1$. I "
+      "hope it is correct.\n\nProblem:\nWhat is 0?\n\nSolution:");
+  EXPECT_THAT(stop_texts(task, config), ElementsAre("Problem:"));
+  config.words = PromptWords::kPlain;
+  EXPECT_THAT([&] { expect_promptable(task, config); },
+              ::testing::ThrowsMessage<Error>(HasSubstr("add --words harness, or --chat")));
+  // "...:" is followed by "7" and then by "Question: " for ever.
+  task.form = AnswerForm::kNumber;
+  std::map<int32_t, int32_t> chain;
+  const std::string loop = ":7Question";
+  for (size_t i = 0; i < loop.size(); ++i) {
+    chain[id(tokenizer, loop.substr(i, 1).c_str())] =
+        id(tokenizer, loop.substr((i + 1) % loop.size(), 1).c_str());
+  }
+  LoadedModel model = scripted(chain);
+  const AccuracyResult result = evaluate_accuracy(
+      *model.model, tokenizer, task, {.max_new_tokens = 60, .words = PromptWords::kHarness});
+  EXPECT_THAT(responses(result), ElementsAre("7"));
+  EXPECT_EQ(result.truncated, 0);
+  EXPECT_LT(result.tokens, 60);
+}
+
 // One problem that is too long for the model or the cache is not answered; the others are.
 TEST(Accuracy, ATooLongProblemIsNamedAndTheRunGoesOn) {
   const Tokenizer tokenizer = byte_tokenizer();

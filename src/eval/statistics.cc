@@ -63,6 +63,28 @@ Estimate bootstrap_median(std::span<const double> values, uint64_t seed, int res
   return bootstrap(values, seed, resamples, median);
 }
 
+Estimate bootstrap_ratio(std::span<const double> values, std::span<const double> weights,
+                         uint64_t seed, int resamples) {
+  CAMBIUM_CHECK(values.size() == weights.size() && !values.empty() && resamples > 0);
+  const auto n = static_cast<int64_t>(values.size());
+  std::vector<double> found;
+  for (int k = 0; k < resamples; ++k) {
+    Rng rng(seed, static_cast<uint64_t>(k));
+    double above = 0;
+    double below = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto pick = static_cast<size_t>(rng.below(n));
+      above += values[pick];
+      below += weights[pick];
+    }
+    if (below > 0) {
+      found.push_back(above / below);
+    }
+  }
+  return {plain_mean(values) / plain_mean(weights),
+          {quantile(found, 0.025), quantile(found, 0.975)}};
+}
+
 double deviation(std::span<const double> values) {
   CAMBIUM_CHECK(!values.empty());
   if (values.size() == 1) {

@@ -31,6 +31,11 @@ Estimate mean(std::span<const double> values, double z = kZ95);
 /// Deterministic by seed. Not empty.
 Estimate bootstrap_mean(std::span<const double> values, uint64_t seed, int resamples = 2000);
 
+/// Sum of the values over the sum of the weights, with the bootstrap's interval over their pairs: a
+/// loss a token over documents of different lengths. As many weights as values, some above 0.
+Estimate bootstrap_ratio(std::span<const double> values, std::span<const double> weights,
+                         uint64_t seed, int resamples = 2000);
+
 /// Sample standard deviation (n-1); 0 for one value. Not empty.
 double deviation(std::span<const double> values);
 

@@ -114,9 +114,23 @@ Example read_mbpp(const json& line) {
   const std::string tests = lines_of(line, "test_list");
   expect(!tests.empty(), "no tests in 'test_list'");
   const std::string text = field(line, line.contains("prompt") ? "prompt" : "text");
-  return {text + "\n\nWrite it in Python so that these tests pass:\n\n```python\n" + tests +
-              "```\n\nGive the code alone, in one ```python block.",
-          setup + tests, field(line, "code")};
+  Example out{text + "\n\nWrite it in Python so that these tests pass:\n\n```python\n" + tests +
+                  "```\n\nGive the code alone, in one ```python block.",
+              setup + tests, field(line, "code")};
+  out.harness = "You are an expert Python programmer, and here is your task: " + text +
+                " Your code should pass these tests:\n\n" + tests + "[BEGIN]\n";
+  return out;
+}
+
+Example with_options(ChoiceQuestion choice) {
+  Example out{lettered_question(choice), choice_letter(choice.correct), ""};
+  out.choice = std::move(choice);
+  return out;
+}
+
+template <ChoiceQuestion (*read)(const json&)>
+Example read_with_options(const json& line) {
+  return with_options(read(line));
 }
 
 struct Form {
@@ -124,6 +138,7 @@ struct Form {
   AnswerForm answers;
   std::vector<const char*> keys;  // those that tell this form from the ones above it
   Example (*read)(const json&);
+  ChoiceStyle style = ChoiceStyle::kOptions;
 };
 
 const std::vector<Form>& forms() {
@@ -134,6 +149,24 @@ const std::vector<Form>& forms() {
       {"svamp", AnswerForm::kNumber, {"Body", "Question", "Answer"}, read_svamp},
       {"mawps", AnswerForm::kNumber, {"input", "target"}, read_mawps},
       {"asdiv", AnswerForm::kNumber, {"body", "question", "answer"}, read_asdiv},
+      {"arc",
+       AnswerForm::kLetter,
+       {"question", "choices", "answerKey"},
+       read_with_options<read_arc>},
+      {"hellaswag",
+       AnswerForm::kLetter,
+       {"endings", "label"},
+       read_with_options<read_hellaswag>,
+       ChoiceStyle::kEndings},
+      {"mmlu",
+       AnswerForm::kLetter,
+       {"question", "choices", "answer", "subject"},
+       read_with_options<read_choices>,
+       ChoiceStyle::kLetters},
+      {"choices",
+       AnswerForm::kLetter,
+       {"question", "choices", "answer"},
+       read_with_options<read_choices>},
       {"gsm8k", AnswerForm::kNumber, {"question", "answer"}, read_gsm8k},
       {"gsm8k", AnswerForm::kNumber, {"messages"}, read_gsm8k},
   };
@@ -163,21 +196,31 @@ const Form& find_form(std::string_view name, const json& first, const std::strin
 }  // namespace
 
 const std::vector<std::string>& task_forms() {
-  static const std::vector<std::string> kNames = {"gsm8k", "math500", "aime", "svamp",
-                                                  "mawps", "asdiv",   "mbpp"};
+  static const std::vector<std::string> kNames = {"gsm8k", "math500",   "aime", "svamp",
+                                                  "mawps", "asdiv",     "mbpp", "gpqa",
+                                                  "arc",   "hellaswag", "mmlu", "choices"};
   return kNames;
 }
 
 Task parse_task(std::string_view form, std::string_view lines, const std::string& origin,
-                int64_t limit) {
+                int64_t limit, uint64_t seed) {
   expect(limit >= 0, "[tasks] expected a limit of 0 (all) or more, got {}", limit);
   Task task;
+  if (form == "gpqa") {
+    task = {"gpqa", AnswerForm::kLetter, {}};
+    task.style = ChoiceStyle::kParentheses;
+    for (ChoiceQuestion& question : read_gpqa(lines, origin, seed, limit)) {
+      task.examples.push_back(with_options(std::move(question)));
+    }
+    return task;
+  }
   const Form* found = nullptr;
   const auto add = [&](const json& line, const std::string& where) {
     if (found == nullptr) {
       found = &find_form(form, line, origin);
       task.name = found->name;
       task.form = found->answers;
+      task.style = found->style;
     }
     try {
       task.examples.push_back(found->read(line));
@@ -219,12 +262,12 @@ Task parse_task(std::string_view form, std::string_view lines, const std::string
   return task;
 }
 
-Task load_task(std::string_view form, const std::string& path, int64_t limit) {
-  return parse_task(form, read_text_file(path), path, limit);
+Task load_task(std::string_view form, const std::string& path, int64_t limit, uint64_t seed) {
+  return parse_task(form, read_text_file(path), path, limit, seed);
 }
 
 Grade grade(const Task& task, std::string_view response, const Example& example) {
-  return grade(task.form, response, example.answer);
+  return grade(task.form, response, example.answer, task.extraction);
 }
 
 }  // namespace cambium

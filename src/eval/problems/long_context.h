@@ -1,0 +1,34 @@
+// Retrieval from texts of any length, the synthetic tasks by which long context is measured: one
+// fact at one depth of a text of so many tokens. The words are ours, the tasks those of
+//   passkey    Mohtashami and Jaggi, "Landmark attention" (2023); RULER's niah_single
+//   keyvalue   Arora et al., "Zoology" (2023), MQAR, as text: many pairs, one is asked for
+//   variables  Hsieh et al., "RULER" (2024), variable tracking: chains of assignments
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "eval/tasks.h"
+
+namespace cambium {
+
+enum class LongTask : uint8_t { kPasskey, kKeyValue, kVariables };
+
+/// "passkey", "keyvalue", "variables".
+const std::vector<std::string>& long_task_names();
+
+struct LongSpec {
+  LongTask task = LongTask::kPasskey;
+  int64_t length = 4096;  // tokens of the question, at most; nearly reached
+  double depth = 0.5;     // 0..1: where what is asked for stands, of all sentences
+  int64_t hops = 4;       // of kVariables: assignments after the first
+  int64_t chains = 2;     // of kVariables: of which one is asked for
+};
+
+/// Problem `index` of the seed. `count_tokens` says how long a text is for the model that is asked.
+/// Error where not even the facts fit into the length.
+Example long_example(const LongSpec& spec, uint64_t seed, uint64_t index,
+                     const std::function<int64_t(const std::string&)>& count_tokens);
+
+}  // namespace cambium
