@@ -183,8 +183,14 @@ Action declare(Args& args) {
   args.option("placement", "a placement of `cambium place --method search`", &a->placement);
   args.option("bank", "placement: KIND=DIR, where a bank now is (as it was otherwise)", &a->banks);
   args.choice("mixer", "what takes the place of attention", graft_mixers(), &a->graft.mixer);
-  args.option("window", "tokens that sliding_window sees (0 = 128)", &a->graft.window);
+  args.option("window", "tokens that sliding_window and parallel see (0 = 128)", &a->graft.window);
   args.option("sinks", "first tokens of the text that sliding_window sees too", &a->graft.sinks);
+  args.option("recurrent",
+              "parallel: the mixer beside the window: gated_delta_net, kimi_delta, mamba2 or "
+              "lightning",
+              &a->graft.recurrent);
+  args.option("window-dropout", "parallel: share of documents trained without their window",
+              &a->graft.window_dropout);
   args.option("state", "numbers a channel of mamba (0 = 16 or what divides the head)",
               &a->graft.state);
   args.choice("init", "where new mixers start", {"attention", "random"}, &a->init);

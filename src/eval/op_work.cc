@@ -199,6 +199,11 @@ OpWork describe(const RepeatHeads<T>& a) {
 }
 
 template <class T>
+OpWork describe(const MixHeads<T>& a) {
+  return {rows_shape(a.a), {}, {bytes_of(a.a, a.b, a.gate, a.y), 0.0}};
+}
+
+template <class T>
 OpWork describe(const Recurrence<T>& a) {
   const double size = product({a.state_size()});
   return {fmt::format("{}, {}/{} heads of {} x {}", segments_shape(a.segments, a.segments.count),
@@ -261,7 +266,7 @@ OpWork first_of(const OpCall& call) {
 OpWork work_of(const OpCall& call) {
   return first_of<Matmuls, AddRmsNorm, RmsNorm, LayerNorm, GatedNorm, L2Norm, Attention,
                   AttentionWrite, Ropes, Pointwise, ShortConv, Recurrence, SelectiveScan, Sigmoid,
-                  PerHead, AddScaled, RepeatHeads, Embedding, SampleRows>(call);
+                  PerHead, AddScaled, RepeatHeads, MixHeads, Embedding, SampleRows>(call);
 }
 
 }  // namespace cambium

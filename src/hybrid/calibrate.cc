@@ -370,7 +370,7 @@ std::vector<LayerCalibration> calibrate(Model& student, Model& teacher,
     const UnitSpec& spec = *student.spec().layers[static_cast<size_t>(layer)].mixer();
     Unit& unit = *student.layer(layer).mixer();
     const NewMixer mixer(spec, layer_parameters(student, layer));
-    const AttentionWeights from = read_attention(teacher, layer);
+    const AttentionWeights from = read_attention(teacher, layer, graft);
     HostAttention attention(teacher, layer);
     const std::vector<Sample> samples = fitted.of(layer);
     const std::vector<Sample> others = checked.of(layer);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <map>
 #include <set>
-#include <tuple>
 
 #include "base/text.h"
 #include "hybrid/calibrate.h"
@@ -50,7 +49,7 @@ MixerParameters layer_parameters(Model& model, int64_t layer) {
   return parameters;
 }
 
-AttentionWeights read_attention(Model& teacher, int64_t layer) {
+AttentionWeights read_attention(Model& teacher, int64_t layer, const Graft& graft) {
   const MixerParameters p = layer_parameters(teacher, layer);
   const UnitSpec& attention = *teacher.spec().layers[static_cast<size_t>(layer)].mixer();
   AttentionWeights a{.shape = attention_shape(attention, teacher.spec().width),
@@ -61,23 +60,11 @@ AttentionWeights read_attention(Model& teacher, int64_t layer) {
                      .q_bias = dense(p, "q_proj.bias"),
                      .k_bias = dense(p, "k_proj.bias"),
                      .v_bias = dense(p, "v_proj.bias"),
-                     .o_bias = dense(p, "o_proj.bias")};
-  const bool zero_centred = find_norm_kind(attention.options.text("attention", "qk_norm", "rms")) ==
-                            NormKind::kZeroCentred;
-  const float offset = zero_centred ? 1.0F : 0.0F;
-  const auto dim = static_cast<size_t>(a.shape.dim);
-  const auto width = static_cast<size_t>(a.shape.width);
-  for (auto [rows, bias, norm] : {std::tuple{&a.q, &a.q_bias, "q_norm.weight"},
-                                  std::tuple{&a.k, &a.k_bias, "k_norm.weight"}}) {
-    if (const auto it = p.find(norm); it != p.end()) {
-      const std::vector<float> scale = elements_of(it->second->tensor);
-      for (size_t i = 0; i < rows->size(); ++i) {
-        (*rows)[i] *= offset + scale[i / width % dim];
-      }
-      for (size_t i = 0; i < bias->size(); ++i) {
-        (*bias)[i] *= offset + scale[i % dim];
-      }
-    }
+                     .o_bias = dense(p, "o_proj.bias"),
+                     .q_norm = dense(p, "q_norm.weight"),
+                     .k_norm = dense(p, "k_norm.weight")};
+  if (!graft.keeps_qk_norms) {
+    put_norms_on_rows(a, attention.options);
   }
   return a;
 }
@@ -128,11 +115,14 @@ void take_parameters(Model& to, Model& from, const std::vector<int64_t>& grafted
 void check_graft_options(const GraftOptions& options, const std::string& where) {
   const Graft& graft = find_graft(options.mixer);
   const GraftOptions unset;
-  const std::pair<const char*, bool> given[] = {{"window", options.window != unset.window},
-                                                {"sinks", options.sinks != unset.sinks},
-                                                {"state", options.state != unset.state},
-                                                {"faithful", options.faithful != unset.faithful},
-                                                {"rope", options.rope != unset.rope}};
+  const std::pair<const char*, bool> given[] = {
+      {"window", options.window != unset.window},
+      {"sinks", options.sinks != unset.sinks},
+      {"state", options.state != unset.state},
+      {"recurrent", options.recurrent != unset.recurrent},
+      {"window_dropout", options.window_dropout != unset.window_dropout},
+      {"faithful", options.faithful != unset.faithful},
+      {"rope", options.rope != unset.rope}};
   for (const auto& [name, is_given] : given) {
     if (!is_given ||
         std::find(graft.options.begin(), graft.options.end(), name) != graft.options.end()) {
@@ -146,6 +136,8 @@ void check_graft_options(const GraftOptions& options, const std::string& where) 
     }
     fail("{}: {} belongs to {}, not to {}", where, name, join(others, " and "), options.mixer);
   }
+  expect(options.window_dropout >= 0.0 && options.window_dropout <= 1.0,
+         "{}: expected window_dropout from 0 to 1, got {}", where, options.window_dropout);
   expect(options.window >= 0 && options.sinks >= 0 && options.state >= 0,
          "{}: expected window, sinks and state of at least 0, got {}, {} and {}", where,
          options.window, options.sinks, options.state);
@@ -187,7 +179,7 @@ void graft_layer(Model& student, Model& teacher, int64_t layer, const GraftOptio
     }
     return;
   }
-  graft.start(mixer, read_attention(teacher, layer), options);
+  graft.start(mixer, read_attention(teacher, layer, graft), options);
 }
 
 ModelSpec convert_spec(const ModelSpec& base, const ModelSpec& teacher,

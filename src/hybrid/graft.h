@@ -17,10 +17,12 @@ namespace cambium {
 /// What a person may choose of the new mixers; everything else follows from the attention they
 /// replace.
 struct GraftOptions {
-  std::string mixer = "mamba";  // mamba, mamba2, gated_delta_net, sliding_window
-  int64_t window = 0;           // sliding_window: tokens; 0 = 128
+  std::string mixer = "mamba";  // one of graft_mixers()
+  int64_t window = 0;           // sliding_window, parallel: tokens; 0 = 128
   int64_t sinks = 0;            // sliding_window: first tokens that stay visible
   int64_t state = 0;            // mamba: numbers a channel; 0 = 16, or what divides the head
+  std::string recurrent{};      // parallel: the mixer beside the window; empty = gated_delta_net
+  double window_dropout = 0.1;  // parallel: share of documents trained without their window
   bool from_attention = true;   // false: random
   bool faithful = false;
   bool rope = true;  // gated_delta_net: q and k turn by position where those of the attention do

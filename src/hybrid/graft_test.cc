@@ -136,7 +136,12 @@ std::vector<Start> starts() {
           {"mamba, faithful", {.mixer = "mamba", .faithful = true}},
           {"mamba2", {.mixer = "mamba2"}},
           {"gated_delta_net", {.mixer = "gated_delta_net"}},
-          {"gated_delta_net, faithful", {.mixer = "gated_delta_net", .faithful = true}}};
+          {"gated_delta_net, faithful", {.mixer = "gated_delta_net", .faithful = true}},
+          {"kimi_delta", {.mixer = "kimi_delta"}},
+          {"lightning", {.mixer = "lightning"}},
+          {"parallel", {.mixer = "parallel"}},
+          {"parallel, mamba2", {.mixer = "parallel", .recurrent = "mamba2"}},
+          {"parallel, lightning", {.mixer = "parallel", .recurrent = "lightning"}}};
 }
 
 // A bias is the weight of an input that is always 1. Two teachers say the same attention both ways;
@@ -180,6 +185,10 @@ TEST(Graft, ABiasStartsAsTheWeightOfAConstantInputDoes) {
         LoadedModel& hybrid = hybrids[as_biases ? 1 : 0];
         hybrid = convert(*teacher.model, *teacher.model, {0}, start.options, 7);
         // A gate that starts closed would hide the rest.
+        const std::string mixer = start.options.mixer;
+        if (mixer == "kimi_delta" || mixer == "lightning" || mixer == "parallel") {
+          continue;  // theirs are open
+        }
         Parameter& in = parameter(*hybrid.model, "layers.0.mixer.in_proj.weight");
         const RowRange gate = rows_of(in, "z");
         std::fill_n(in.tensor.ptr<float>() + gate.begin * spec.width, gate.count * spec.width,
@@ -209,6 +218,12 @@ TEST(Graft, TheBiasOfTheOutputStays) {
   }
 }
 
+std::vector<std::pair<std::string, OptionValue>> sorted(const Options& options) {
+  auto values = options.values();
+  std::sort(values.begin(), values.end());
+  return values;
+}
+
 // A mixer asks for biases where the attention had them: what is made of other teachers stays as it
 // was, down to the names in its configuration.
 TEST(Graft, BiasesAreAskedForWhereTheAttentionHasThem) {
@@ -220,13 +235,24 @@ TEST(Graft, BiasesAreAskedForWhereTheAttentionHasThem) {
           graft_spec(*teacher_spec().layers[0].mixer(), teacher.width, start.options);
       UnitSpec expected = plain;
       const std::string mixer = start.options.mixer;
-      if (biases != Biases::kNone && mixer != "mamba2") {
-        expected.options.set(mixer == "mamba" ? "in_bias" : "conv_bias", true);
+      const bool pair = mixer == "parallel";
+      const std::string recurrent = !pair                             ? mixer
+                                    : start.options.recurrent.empty() ? "gated_delta_net"
+                                                                      : start.options.recurrent;
+      const std::string prefix = pair ? "recurrent." : "";
+      if (biases != Biases::kNone && pair) {
+        expected.options.set("qkv_bias", true);
+      }
+      if (biases != Biases::kNone && recurrent != "mamba2") {
+        expected.options.set(prefix + (recurrent == "mamba"       ? "in_bias"
+                                       : recurrent == "lightning" ? "qkv_bias"
+                                                                  : "conv_bias"),
+                             true);
       }
       if (biases == Biases::kOfAll) {
         expected.options.set("out_bias", true);
       }
-      EXPECT_EQ(unit, expected) << start.name;
+      EXPECT_EQ(sorted(unit.options), sorted(expected.options)) << start.name;
       EXPECT_FALSE(plain.options.has("in_bias") || plain.options.has("out_bias")) << start.name;
       EXPECT_EQ(plain.options.has("conv_bias"), mixer == "mamba") << start.name;
     }
@@ -274,7 +300,8 @@ TEST(Graft, EveryMixerGivesAFiniteModelThatCanBeSavedAndLoaded) {
 // What a query head reads must come from its own key-value head, as in the attention: with all but
 // one query head silenced, another key-value head's values can change nothing.
 TEST(Graft, PairsHeadsAsGroupedQueryAttentionDid) {
-  for (const char* mixer : {"mamba", "mamba2", "gated_delta_net"}) {
+  for (const char* mixer :
+       {"mamba", "mamba2", "gated_delta_net", "kimi_delta", "lightning", "parallel"}) {
     for (int64_t head = 0; head < 4; ++head) {
       LoadedModel teacher = fresh_model(teacher_spec(), 1);
       float* o = parameter(*teacher.model, "layers.2.mixer.o_proj.weight").tensor.ptr<float>();
@@ -354,11 +381,39 @@ TEST(Graft, TheReleasedLayoutIsChosenOnlyWhereItCanExpressTheModel) {
 
 // Attention that does not turn its queries and keys gives way to a mixer that does not either.
 TEST(Graft, RotationFollowsTheAttention) {
-  UnitSpec attention = *teacher_spec().layers[0].mixer();
-  const GraftOptions options{.mixer = "gated_delta_net"};
-  EXPECT_TRUE(graft_spec(attention, 24, options).options.flag("", "rope", false));
-  attention.options.set("rope", false);
-  EXPECT_FALSE(graft_spec(attention, 24, options).options.flag("", "rope", true));
+  for (const char* mixer : {"gated_delta_net", "kimi_delta", "lightning"}) {
+    UnitSpec attention = *teacher_spec().layers[0].mixer();
+    const GraftOptions options{.mixer = mixer};
+    EXPECT_TRUE(graft_spec(attention, 24, options).options.flag("", "rope", false)) << mixer;
+    attention.options.set("rope", false);
+    EXPECT_FALSE(graft_spec(attention, 24, options).options.flag("", "rope", true)) << mixer;
+  }
+}
+
+// The norms of q and k stay what they are, in the attention's own kind.
+TEST(Graft, LightningKeepsTheNormsOfQueriesAndKeys) {
+  ModelSpec spec = teacher_spec();
+  Options& attention = spec.layers[2].mixer()->options;
+  EXPECT_EQ(graft_spec(*spec.layers[2].mixer(), 24, {.mixer = "lightning"})
+                .options.real("", "qk_norm_eps", 0.0),
+            1e-6);
+  attention.set("qk_norm_eps", 1e-4);
+  attention.set("qk_norm", "zero_centred");
+  LoadedModel teacher = fresh_model(spec, 1);
+  float* norm = parameter(*teacher.model, "layers.2.mixer.k_norm.weight").tensor.ptr<float>();
+  norm[3] = 0.5F;
+  norm[5] = -1.0F;  // a factor of zero
+  LoadedModel hybrid = convert(*teacher.model, *teacher.model, {2}, {.mixer = "lightning"}, 7);
+  const Options& made = hybrid.model->spec().layers[2].mixer()->options;
+  EXPECT_EQ(made.text("", "qk_norm"), "zero_centred");
+  EXPECT_EQ(made.real("", "qk_norm_eps", 0.0), 1e-4);
+  const Parameter& kept = parameter(*hybrid.model, "layers.2.mixer.k_norm.weight");
+  EXPECT_TRUE(std::equal(norm, norm + 8, kept.tensor.ptr<float>()));
+  const Parameter& rows = parameter(*hybrid.model, "layers.2.mixer.qkv_proj.weight");
+  EXPECT_TRUE(std::equal(
+      parameter(*teacher.model, "layers.2.mixer.k_proj.weight").tensor.ptr<float>(),
+      parameter(*teacher.model, "layers.2.mixer.k_proj.weight").tensor.ptr<float>() + 16 * 24,
+      rows.tensor.ptr<float>() + rows_of(rows, "k").begin * 24));
 }
 
 TEST(Graft, LaterStagesStartFromTheTeacherAndKeepTheHybrid) {
@@ -426,6 +481,14 @@ TEST(Graft, WrongRequestsAreNamed) {
       {{2}, {.mixer = "gated_delta_net", .window = 7}, "window belongs to sliding_window"},
       {{2}, {.mixer = "mamba", .sinks = 4}, "sinks belongs to sliding_window"},
       {{2}, {.mixer = "sliding_window", .state = 7}, "state belongs to mamba"},
+      {{2}, {.mixer = "kimi_delta", .faithful = true}, "faithful belongs to"},
+      {{2}, {.mixer = "mamba2", .recurrent = "mamba2"}, "recurrent belongs to parallel"},
+      {{2}, {.mixer = "lightning", .window_dropout = 0.2}, "window_dropout belongs to parallel"},
+      {{2}, {.mixer = "parallel", .window_dropout = 1.2}, "expected window_dropout from 0 to 1"},
+      {{2},
+       {.mixer = "parallel", .recurrent = "kimi_delt"},
+       "expected recurrent to be one of gated_delta_net, kimi_delta, mamba2, lightning, got "
+       "'kimi_delt'; did you mean 'kimi_delta'?"},
       {{2},
        {.mixer = "sliding_window", .window = -5},
        "expected window, sinks and state of at least 0"},

@@ -300,9 +300,13 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
   enum class Init { kAttention, kRandom };
   Init init = graft.from_attention ? Init::kAttention : Init::kRandom;
   visit({"mixer", "what takes the place of attention"}, graft.mixer);
-  visit({"window", "sliding_window: tokens; 0 = 128"}, graft.window, ints_from(0, 1 << 30));
+  visit({"window", "sliding_window and parallel: tokens; 0 = 128"}, graft.window,
+        ints_from(0, 1 << 30));
   visit({"sinks", "sliding_window: first tokens that stay visible"}, graft.sinks,
         ints_from(0, 1 << 30));
+  visit({"recurrent", "parallel: the mixer beside the window"}, graft.recurrent);
+  visit({"window_dropout", "parallel: share of documents trained without their window"},
+        graft.window_dropout, reals_from(0.0, 1.0));
   visit({"state", "mamba: numbers a channel; 0 = 16, or what divides the head"}, graft.state,
         ints_from(0, 1 << 20));
   visit({"faithful", "the released layouts to the row"}, graft.faithful);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/random.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "ops/embedding/embedding.h"
@@ -54,10 +55,18 @@ void Model::expect_runs() const {
          join(missing, ", "), missing.size() == 1 ? "is" : "are");
 }
 
+uint64_t layer_noise(uint64_t noise, int64_t layer) {
+  return noise == 0 ? 0 : mix_seed(noise, static_cast<uint64_t>(layer));
+}
+
 LayerInputs Model::layer_inputs(size_t layer, const Batch& batch, const Turns* rope,
-                                std::span<const UnitState> states) const {
+                                const ForwardOptions& options) const {
   const size_t count = layers_[layer].state_layouts().size();
-  return {&batch, rope, states.empty() ? states : states.subspan(first_state_[layer], count)};
+  const std::span<const UnitState>& states = options.states;
+  return {.batch = &batch,
+          .rope = rope,
+          .states = states.empty() ? states : states.subspan(first_state_[layer], count),
+          .noise = layer_noise(options.noise, static_cast<int64_t>(layer))};
 }
 
 const Turns* Model::rope_for(const Context& ctx, const Batch& batch) {
@@ -80,9 +89,7 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
                  : scaled(ctx, spec_.embedding_scale,
                           embedding(ctx, embed_.tensor, batch.tokens(), options.newest));
   const auto first = static_cast<size_t>(options.first_layer);
-  const auto inputs = [&](size_t layer) {
-    return layer_inputs(layer, batch, table, options.states);
-  };
+  const auto inputs = [&](size_t layer) { return layer_inputs(layer, batch, table, options); };
   const auto tap = [&](size_t layer) {
     return options.taps.empty() ? nullptr : &options.taps[layer];
   };

@@ -19,6 +19,8 @@ struct ForwardOptions {
   Tensor newest = {};
   /// With a tape: keep only each layer's input and run the layer again in the backward pass.
   bool checkpoint_layers = false;
+  /// What the layers draw at random is named by; 0 = nothing is drawn (UnitInputs::noise).
+  uint64_t noise = 0;
   /// One per layer, filled in; empty = not wanted.
   std::span<MixerTap> taps = {};
   /// Part of the way, without a tape: from the input of `first_layer`, which is `start` (T, C) in
@@ -74,7 +76,7 @@ class Model {
 
   ModelSpec spec_;
   LayerInputs layer_inputs(size_t layer, const Batch& batch, const Turns* rope,
-                           std::span<const UnitState> states) const;
+                           const ForwardOptions& options) const;
 
   Dtype activations_ = Dtype::kF32;
   Parameter embed_, head_;
@@ -84,6 +86,9 @@ class Model {
   std::vector<size_t> first_state_;  // of each layer, in state_layouts_
   RopeTable rope_;
 };
+
+/// UnitInputs::noise of a layer of a call that has this noise.
+uint64_t layer_noise(uint64_t noise, int64_t layer);
 
 /// The context of a call of `model` that works in `workspace`, which is on its device.
 inline Context context_for(const Model& model, Workspace& workspace, Tape* tape = nullptr) {

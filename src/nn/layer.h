@@ -72,6 +72,7 @@ struct LayerInputs {
   std::span<const UnitState> states;
   /// The layer is run again for its backward steps: nothing reads the values of its result.
   bool unread = false;
+  uint64_t noise = 0;  // as UnitInputs'
 };
 
 class Layer {

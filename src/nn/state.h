@@ -59,6 +59,9 @@ struct UnitInputs {
   const UnitState* state = nullptr;  // null in training
   /// The unit is run again for its backward steps: nothing reads the values of its result.
   bool unread = false;
+  /// Names the stream that a unit draws from while it is trained (base/random.h); 0 = nothing is
+  /// drawn.
+  uint64_t noise = 0;
 
   Segments segments() const {
     Segments s = batch->segments();

@@ -102,6 +102,7 @@ struct PackedSequence {
   Batch batch;
   std::vector<int32_t> labels;  // (T): the next token, or -1
   int64_t learned = 0;          // labels that are not -1
+  uint64_t noise = 0;           // ForwardOptions::noise
 };
 
 class Packer {

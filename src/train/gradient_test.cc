@@ -32,6 +32,31 @@ UnitSpec delta_mixer() {
           {{"heads", int64_t{2}}, {"key_dim", int64_t{4}}, {"value_dim", int64_t{8}}}};
 }
 
+UnitSpec kimi_mixer() {
+  return {"kimi_delta", {{"heads", int64_t{2}}, {"head_dim", int64_t{4}}}};
+}
+
+UnitSpec lightning_mixer() {
+  return {"lightning",
+          {{"heads", int64_t{2}},
+           {"kv_heads", int64_t{1}},
+           {"head_dim", int64_t{8}},
+           {"rope", true},
+           {"qk_norm_eps", 1e-6}}};
+}
+
+UnitSpec parallel_mixer() {
+  UnitSpec mixer = window_mixer();
+  mixer.kind = "parallel";
+  mixer.options.set("window_dropout", 0.5);
+  mixer.options.set("recurrent", "gated_delta_net");
+  const UnitSpec delta = delta_mixer();
+  for (const auto& [key, value] : delta.options.values()) {
+    mixer.options.set("recurrent." + key, value);
+  }
+  return mixer;
+}
+
 UnitSpec with_biases(UnitSpec mixer, std::initializer_list<const char*> biases) {
   for (const char* bias : biases) {
     mixer.options.set(bias, true);
@@ -66,6 +91,7 @@ double loss_of(Model& student, Model& teacher, const PackedSequence& sequence, b
   inputs.teacher_head = teacher.head().detached();
   ForwardOptions options;
   options.checkpoint_layers = checkpointed;
+  options.noise = 5;
   inputs.hidden = student.forward(ctx, sequence.batch, options);
   inputs.head = backward ? student.head() : student.head().detached();
   inputs.labels = sequence.labels;
@@ -88,6 +114,8 @@ TEST(WholeModelGradient, EqualsFiniteDifferences) {
            {testing::attention_mixer(), mamba_mixer()},
            {window_mixer(), mamba2_mixer()},
            {delta_mixer(), testing::attention_mixer()},
+           {kimi_mixer(), lightning_mixer()},
+           {parallel_mixer()},
            {with_biases(mamba_mixer(), {"in_bias", "out_bias"}),
             with_biases(mamba2_mixer(), {"out_bias"})},
            {with_biases(delta_mixer(), {"conv_bias", "out_bias"}),

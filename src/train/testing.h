@@ -46,20 +46,23 @@ inline ModelSpec every_mixer() {
   UnitSpec window = attention_mixer();
   window.kind = "sliding_window";
   window.options.set("window", int64_t{3});
-  return tiny_spec({attention_mixer(),
-                    window,
-                    {"mamba",
-                     {{"inner", int64_t{16}},
-                      {"xb", int64_t{8}},
-                      {"state", int64_t{4}},
-                      {"dt_rank", int64_t{2}}}},
-                    {"mamba2",
-                     {{"heads", int64_t{2}},
-                      {"head_dim", int64_t{8}},
-                      {"state", int64_t{4}},
-                      {"b_heads", int64_t{1}}}},
-                    {"gated_delta_net",
-                     {{"heads", int64_t{2}}, {"key_dim", int64_t{4}}, {"value_dim", int64_t{8}}}}});
+  return tiny_spec(
+      {attention_mixer(),
+       window,
+       {"mamba",
+        {{"inner", int64_t{16}},
+         {"xb", int64_t{8}},
+         {"state", int64_t{4}},
+         {"dt_rank", int64_t{2}}}},
+       {"mamba2",
+        {{"heads", int64_t{2}},
+         {"head_dim", int64_t{8}},
+         {"state", int64_t{4}},
+         {"b_heads", int64_t{1}}}},
+       {"gated_delta_net",
+        {{"heads", int64_t{2}}, {"key_dim", int64_t{4}}, {"value_dim", int64_t{8}}}},
+       {"kimi_delta", {{"heads", int64_t{2}}, {"head_dim", int64_t{8}}}},
+       {"lightning", {{"heads", int64_t{2}}, {"kv_heads", int64_t{1}}, {"head_dim", int64_t{8}}}}});
 }
 
 inline constexpr const char* kChatTemplate =

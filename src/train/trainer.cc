@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "base/random.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "ops/loss/loss.h"
@@ -193,6 +194,8 @@ StepReport Trainer::step() {
   std::vector<PackedSequence> sequences;
   for (int64_t i = 0; i < config_.sequences_per_step; ++i) {
     sequences.push_back(packer_->next());
+    sequences.back().noise = mix_seed(mix_seed(config_.seed, static_cast<uint64_t>(next_step_)),
+                                      static_cast<uint64_t>(i) + 1);
     report.tokens += sequences.back().batch.size();
     report.learned += sequences.back().learned;
   }
@@ -266,6 +269,7 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
   }
   ForwardOptions options = with_taps(taps);
   options.checkpoint_layers = config_.checkpoint_layers;
+  options.noise = sequence.noise;
   inputs.hidden = student_.forward(ctx, sequence.batch, options);
   inputs.head = student_.head();
   inputs.labels = sequence.labels;
@@ -289,12 +293,13 @@ void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& s
   Context plain = workspace_.context(activations_);
   teacher_->forward(plain, sequence.batch, with_taps(taps));
   time_part(&StepTimes::teacher);
-  const UnitInputs forward{&sequence.batch, student_.rope_for(plain, sequence.batch), nullptr};
+  UnitInputs forward{&sequence.batch, student_.rope_for(plain, sequence.batch), nullptr};
   for (size_t i = 0; i < sums.align.size(); ++i) {
     const WorkspaceScope scope(workspace_);
     const int64_t layer = config_.align.layers[i];
     const MixerTap& tap = taps[static_cast<size_t>(layer)];
     Context ctx = workspace_.context(activations_, &tape_);
+    forward.noise = layer_noise(sequence.noise, layer);
     const Tensor out = student_.layer(layer).mixer()->forward(ctx, tap.input, forward);
     sums.align[i] += align_loss(
         ctx, out, tap.output,

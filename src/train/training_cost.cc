@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "nn/units/units.h"
 #include "ops/loss/loss.h"
 
 namespace cambium {
@@ -14,7 +15,7 @@ bool is_matrix(const Parameter& p) {
 
 /// Channels of queries times the positions each sees on average, causally.
 double attended(const UnitSpec& mixer, int64_t sequence) {
-  if (mixer.kind != "attention" && mixer.kind != "sliding_window") {
+  if (mixer.kind != "attention" && mixer.kind != "sliding_window" && mixer.kind != "parallel") {
     return 0.0;
   }
   const Options& o = mixer.options;
@@ -63,6 +64,10 @@ int64_t unit_channels(const UnitSpec& unit, int64_t width) {
   const auto size = [&](const char* key, int64_t fallback = 0) {
     return o.integer(who, key, fallback);
   };
+  if (unit.kind == "parallel") {
+    const UnitSpec window{"sliding_window", unit.options};
+    return unit_channels(window, width) + unit_channels(recurrent_part(unit.options), width);
+  }
   if (unit.kind == "attention" || unit.kind == "sliding_window") {
     const int64_t q = size("heads") * size("head_dim");
     const int64_t k = size("kv_heads", size("heads")) * size("head_dim");
@@ -81,6 +86,14 @@ int64_t unit_channels(const UnitSpec& unit, int64_t width) {
     const int64_t keys = size("k_heads", heads) * size("key_dim");
     const int64_t values = heads * size("value_dim");
     return 8 * keys + 6 * values + width;
+  }
+  if (unit.kind == "kimi_delta") {
+    const int64_t inner = size("heads") * size("head_dim");
+    return 16 * inner + width;
+  }
+  if (unit.kind == "lightning") {
+    const int64_t inner = size("heads") * size("head_dim");
+    return 8 * inner + 4 * size("kv_heads", size("heads")) * size("head_dim") + width;
   }
   if (unit.kind == "swiglu") {
     return 3 * size("inner") + width;

@@ -63,16 +63,7 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
     start_faithful(mixer, a);
     return;
   }
-  mixer.put("in_proj.weight", "q", a.q);
-  mixer.put("in_proj.weight", "k", a.k);
-  mixer.put("in_proj.weight", "v", a.v);
-  pass_through(mixer.at("conv1d.weight"), 1.0F);
-  if (!a.q_bias.empty()) {
-    // The convolution passes the token on and adds the bias that the projection would have added.
-    mixer.put("conv1d.bias", "q", a.q_bias);
-    mixer.put("conv1d.bias", "k", a.k_bias);
-    mixer.put("conv1d.bias", "v", a.v_bias);
-  }
+  put_delta_heads(mixer, a);
   const int64_t heads = a.shape.heads;
   for (int64_t i = 0; i < heads; ++i) {
     // decay e^(-A softplus(dt_bias)) with softplus(dt_bias) = kStep

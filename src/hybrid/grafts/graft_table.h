@@ -23,11 +23,13 @@ struct AttentionShape {
 };
 
 /// Its weights as dense fp32 rows of `width`. The norm of q and k per head (Qwen3) leaves its
-/// weight on the rows and the biases, whose length the new mixer normalises or learns.
+/// weight on the rows and the biases, whose length the new mixer normalises or learns; or it stays
+/// apart (Graft::keeps_qk_norms).
 struct AttentionWeights {
   AttentionShape shape;
   std::vector<float> q, k, v, o;                      // (H D, C), (Hkv D, C), (Hkv D, C), (C, H D)
   std::vector<float> q_bias, k_bias, v_bias, o_bias;  // empty = the projection has none
+  std::vector<float> q_norm, k_norm;  // (D) as they are kept; empty = none, or on the rows
 };
 
 /// What the attention does with the documents of a calibration.
@@ -50,7 +52,6 @@ inline constexpr float kOpenGate = 1.2785F;
 
 AttentionShape attention_shape(const UnitSpec& attention, int64_t width);
 MixerParameters layer_parameters(Model& model, int64_t layer);
-AttentionWeights read_attention(Model& teacher, int64_t layer);
 
 /// The new mixer while it is filled: parameters by name, rows by the name of their block.
 class NewMixer {
@@ -61,6 +62,7 @@ class NewMixer {
   const UnitSpec& spec() const { return spec_; }
   const MixerParameters& parameters() const { return parameters_; }
   Parameter& at(const std::string& name) const;
+  bool has(const std::string& name) const { return parameters_.contains(name); }
   float* values(const std::string& name) const { return at(name).tensor.ptr<float>(); }
   /// Fills the block's rows with `rows`, all of them; those of a bias are single numbers.
   void put(const std::string& name, std::string_view block, const std::vector<float>& rows) const;
@@ -91,6 +93,8 @@ struct Graft {
   void (*start)(const NewMixer& mixer, const AttentionWeights& from, const GraftOptions& options);
   /// Instead, where the mixer has the attention's own parameters: they are copied as they are.
   bool keeps_parameters = false;
+  /// The mixer has norms of q and k like the attention's.
+  bool keeps_qk_norms = false;
   /// Changes what `start` made by what the attention does with texts: decay, gates, sizes; null =
   /// nothing of it is calibrated. Which scale the output has is not its business: the columns of
   /// out_proj are fitted afterwards (hybrid/calibrate.h).
@@ -102,6 +106,10 @@ struct Graft {
                                           const AttentionShape& shape) = nullptr;
 };
 
+/// The weights of the layer's attention; norms of q and k are on the rows unless the graft keeps
+/// them apart.
+AttentionWeights read_attention(Model& teacher, int64_t layer, const Graft& graft);
+
 const std::vector<Graft>& grafts();
 /// Error that suggests or lists the mixers that can take the place of attention.
 const Graft& find_graft(const std::string& mixer);
@@ -110,13 +118,21 @@ const Graft& find_graft(const std::string& mixer);
 Graft mamba_graft();
 Graft mamba2_graft();
 Graft gated_delta_net_graft();
+Graft kimi_delta_graft();
+Graft lightning_graft();
 Graft sliding_window_graft();
+Graft parallel_graft();
 
 /// Sets the option `qkv` (null = the mixer has a bias in any case) and out_bias of `mixer` where
 /// the attention has such biases, and neither where it has none.
 void ask_for_biases(UnitSpec& mixer, const UnitSpec& attention, const char* qkv);
-/// out_proj as the attention's o, with its bias.
+/// Multiplies the rows and biases of q and k by the norms' weights, which are then none.
+void put_norms_on_rows(AttentionWeights& a, const Options& attention);
+/// out_proj as the attention's o, with its bias; nothing where the mixer shares another's.
 void put_output(const NewMixer& mixer, const AttentionWeights& from);
+/// The q, k and v rows of in_proj as the attention's, behind a convolution that passes the token on
+/// and adds the biases that the projections would have added (nn/units/delta_heads.h).
+void put_delta_heads(const NewMixer& mixer, const AttentionWeights& from);
 /// A convolution that starts by passing the current token alone, times `last_tap`.
 void pass_through(Parameter& conv, float last_tap);
 float inverse_softplus(double y);

@@ -1,15 +1,18 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <tuple>
 
 #include "base/text.h"
 #include "hybrid/grafts/graft_table.h"
+#include "nn/norm.h"
 
 namespace cambium {
 
 const std::vector<Graft>& grafts() {
-  static const std::vector<Graft> table = {mamba_graft(), mamba2_graft(), gated_delta_net_graft(),
-                                           sliding_window_graft()};
+  static const std::vector<Graft> table = {
+      mamba_graft(),     mamba2_graft(),         gated_delta_net_graft(), kimi_delta_graft(),
+      lightning_graft(), sliding_window_graft(), parallel_graft()};
   return table;
 }
 
@@ -117,10 +120,43 @@ void ask_for_biases(UnitSpec& mixer, const UnitSpec& attention, const char* qkv)
   }
 }
 
+void put_norms_on_rows(AttentionWeights& a, const Options& attention) {
+  const bool zero_centred =
+      find_norm_kind(attention.text("attention", "qk_norm", "rms")) == NormKind::kZeroCentred;
+  const float offset = zero_centred ? 1.0F : 0.0F;
+  const auto dim = static_cast<size_t>(a.shape.dim);
+  const auto width = static_cast<size_t>(a.shape.width);
+  for (auto [rows, bias, norm] :
+       {std::tuple{&a.q, &a.q_bias, &a.q_norm}, std::tuple{&a.k, &a.k_bias, &a.k_norm}}) {
+    for (size_t i = 0; !norm->empty() && i < rows->size(); ++i) {
+      (*rows)[i] *= offset + (*norm)[i / width % dim];
+    }
+    for (size_t i = 0; !norm->empty() && i < bias->size(); ++i) {
+      (*bias)[i] *= offset + (*norm)[i % dim];
+    }
+    norm->clear();
+  }
+}
+
 void put_output(const NewMixer& mixer, const AttentionWeights& from) {
+  if (!mixer.has("out_proj.weight")) {
+    return;
+  }
   std::copy(from.o.begin(), from.o.end(), mixer.values("out_proj.weight"));
   if (!from.o_bias.empty()) {
     std::copy(from.o_bias.begin(), from.o_bias.end(), mixer.values("out_proj.bias"));
+  }
+}
+
+void put_delta_heads(const NewMixer& mixer, const AttentionWeights& from) {
+  mixer.put("in_proj.weight", "q", from.q);
+  mixer.put("in_proj.weight", "k", from.k);
+  mixer.put("in_proj.weight", "v", from.v);
+  pass_through(mixer.at("conv1d.weight"), 1.0F);
+  if (!from.q_bias.empty()) {
+    mixer.put("conv1d.bias", "q", from.q_bias);
+    mixer.put("conv1d.bias", "k", from.k_bias);
+    mixer.put("conv1d.bias", "v", from.v_bias);
   }
 }
 

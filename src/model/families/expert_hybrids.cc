@@ -57,6 +57,7 @@ ModelSpec read_minimax_m1(const std::string& text, const std::string& where) {
                                : UnitSpec{"lightning",
                                           {{"heads", sizes.heads},
                                            {"head_dim", sizes.head_dim},
+                                           {"rows_by_head", true},
                                            {"layer_of_slopes", i},
                                            {"layers", sizes.layers}}};
     spec.layers.push_back({{branch(unit, full ? "full_attention" : "linear_attention"), experts}});

@@ -3,15 +3,15 @@
 #include <cmath>
 
 #include "base/checked.h"
-#include "nn/linear.h"
 #include "nn/norm.h"
+#include "nn/units/head_mixer.h"
 #include "nn/units/units.h"
 #include "ops/rope/rope.h"
 
 namespace cambium {
 namespace {
 
-class AttentionUnit : public Unit {
+class AttentionUnit : public HeadMixer {
  public:
   AttentionUnit(const Options& options, int64_t width, const char* owner, bool sliding)
       : heads_(options.size(owner, "heads", kMaxHeads)),
@@ -42,8 +42,8 @@ class AttentionUnit : public Unit {
     q_ = Linear(width, (gate_ ? 2 : 1) * heads_ * head_dim_, ParameterGroup::kMixer, bias);
     k_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer, bias);
     v_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer, bias);
-    o_ = Linear(heads_ * head_dim_, width, ParameterGroup::kMixer,
-                options.flag(owner, "out_bias", false));
+    out_ = Linear(heads_ * head_dim_, width, ParameterGroup::kMixer,
+                  options.flag(owner, "out_bias", false));
     if (const double eps = options.real(owner, "qk_norm_eps", 0.0); eps > 0.0) {
       const NormKind kind = find_norm_kind(options.text(owner, "qk_norm", "rms"));
       q_norm_ = k_norm_ = Norm(
@@ -51,7 +51,7 @@ class AttentionUnit : public Unit {
     }
   }
 
-  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
+  Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     const auto [queries, keys, values] = forward_each(ctx, x, q_, k_, v_);
     Tensor q = queries.split_last(heads_, head_dim_);
@@ -76,8 +76,10 @@ class AttentionUnit : public Unit {
     }
     const Tensor y =
         attention(ctx, q, k, v, segments, config, inputs.state == nullptr ? nullptr : &pages);
-    return o_.forward(ctx, y.merge_last());
+    return y.merge_last();
   }
+
+  int64_t head_count() const override { return heads_; }
 
   StateLayout state_layout() const override {
     return {.pages = {{"keys", {kv_heads_, head_dim_}}, {"values", {kv_heads_, head_dim_}}},
@@ -94,7 +96,7 @@ class AttentionUnit : public Unit {
     q_.visit("q_proj", visitor);
     k_.visit("k_proj", visitor);
     v_.visit("v_proj", visitor);
-    o_.visit("o_proj", visitor);
+    out_.visit("o_proj", visitor);
     q_norm_.visit("q_norm", visitor);
     k_norm_.visit("k_norm", visitor);
   }
@@ -105,7 +107,7 @@ class AttentionUnit : public Unit {
   int64_t heads_, kv_heads_, head_dim_, window_, sinks_;
   bool rope_, gate_;
   float scale_ = 1.0F;
-  Linear q_, k_, v_, o_;
+  Linear q_, k_, v_;
   Norm q_norm_, k_norm_;  // per head; none where qk_norm_eps is 0
 };
 

@@ -38,13 +38,6 @@ class DeclaredUnit : public Unit {
   void bias(const char* name, int64_t size) {
     parameters_.emplace_back(name, Parameter{.shape = {size}, .group = ParameterGroup::kNorm});
   }
-  /// Of a recurrence's decay: A_log and dt_bias.
-  void decay(const char* name, int64_t size, InitKind start) {
-    parameters_.emplace_back(
-        name,
-        Parameter{
-            .shape = {size}, .group = ParameterGroup::kNorm, .init = {start}, .keep_fp32 = true});
-  }
   /// The gate, up and down of a SwiGLU, with a prefix such as "shared.".
   void swiglu(const std::string& prefix, int64_t width, int64_t inner) {
     matrix(prefix + "gate.weight", inner, width);
@@ -153,43 +146,6 @@ std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t widt
     unit->matrix("indexer.weights_proj.weight", index, width);
     unit->layout.pages.push_back({"index_key", {dim}});
   }
-  return unit;
-}
-
-std::unique_ptr<Unit> make_lightning(const Options& options, int64_t width) {
-  constexpr const char* kName = "lightning";
-  options.expect_only(kName, {"heads", "head_dim", "norm_eps", "layer_of_slopes", "layers"});
-  const int64_t heads = options.size(kName, "heads", kMaxHeads);
-  const int64_t dim = options.size(kName, "head_dim", kMaxHeadDim);
-  auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kMixer);
-  unit->matrix("qkv_proj.weight", 3 * heads * dim, width);
-  unit->matrix("gate_proj.weight", heads * dim, width);
-  unit->norm("norm.weight", heads * dim);
-  unit->matrix("out_proj.weight", width, heads * dim);
-  unit->layout.slots = {{"state", {heads, dim, dim}}};
-  return unit;
-}
-
-std::unique_ptr<Unit> make_kimi_delta(const Options& options, int64_t width) {
-  constexpr const char* kName = "kimi_delta";
-  options.expect_only(kName, {"heads", "head_dim", "conv", "norm_eps"});
-  const int64_t heads = options.size(kName, "heads", kMaxHeads);
-  const int64_t dim = options.size(kName, "head_dim", kMaxHeadDim);
-  const int64_t conv = options.size_or(kName, "conv", 4, kMaxConv, 2);
-  const int64_t inner = heads * dim;
-  auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kMixer);
-  unit->matrix("in_proj.weight", 3 * inner, width);  // q, k, v
-  unit->matrices("conv1d.weight", 3 * inner, 1, conv);
-  unit->matrix("decay_a_proj.weight", dim, width);
-  unit->matrix("decay_b_proj.weight", inner, dim);
-  unit->decay("A_log", heads, InitKind::kLogUniform);
-  unit->decay("dt_bias", inner, InitKind::kStepBias);
-  unit->matrix("beta_proj.weight", heads, width);
-  unit->matrix("gate_a_proj.weight", dim, width);
-  unit->matrix("gate_b_proj.weight", inner, dim);
-  unit->norm("norm.weight", dim);
-  unit->matrix("out_proj.weight", width, inner);
-  unit->layout.slots = {{"conv", {3 * inner, conv - 1}}, {"state", {heads, dim, dim}}};
   return unit;
 }
 

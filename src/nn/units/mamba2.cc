@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "base/checked.h"
-#include "nn/linear.h"
 #include "nn/norm.h"
+#include "nn/units/head_mixer.h"
 #include "nn/units/units.h"
 #include "ops/conv/conv.h"
 #include "ops/norm/norm.h"
@@ -17,7 +17,7 @@ namespace {
 
 constexpr const char* kName = "mamba2";
 
-class Mamba2Unit : public Unit {
+class Mamba2Unit : public HeadMixer {
  public:
   Mamba2Unit(const Options& options, int64_t width)
       : heads_(options.size(kName, "heads", kMaxHeads)),
@@ -70,7 +70,7 @@ class Mamba2Unit : public Unit {
     }
   }
 
-  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
+  Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     const Tensor rows = in_.forward(ctx, x);
     const Tensor z = part(rows, in_.weight, "z");
@@ -95,8 +95,10 @@ class Mamba2Unit : public Unit {
         recurrence(ctx, {c, b, v, decay, dt, false, d_.tensor}, segments, inputs.slot(kState));
     const GatedNormConfig norm{norm_eps_, norm_group_, GateOrder::kGateFirst,
                                GateActivation::kSilu};
-    return out_.forward(ctx, gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm));
+    return gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm);
   }
+
+  int64_t head_count() const override { return heads_; }
 
   StateLayout state_layout() const override {
     StateLayout layout;
@@ -130,7 +132,7 @@ class Mamba2Unit : public Unit {
   int64_t heads_, head_dim_, state_, x_heads_, b_heads_, c_heads_, conv_, norm_group_;
   float norm_eps_;
   bool has_norm_, scaled_;
-  Linear in_, out_;
+  Linear in_;
   Parameter conv_weight_, conv_bias_, dt_bias_, a_log_, d_, norm_;
 };
 

@@ -20,6 +20,8 @@ const std::vector<UnitKind>& unit_kinds() {
        make_lightning},
       {"kimi_delta", kMixer, 'K', "Kimi Delta Attention: delta rule with decay per channel",
        make_kimi_delta},
+      {"parallel", kMixer, 'P', "a window beside a recurrence, mixed by a gate per head",
+       make_parallel},
       {"swiglu", kFeedForward, 'F', "down(silu(gate x) * up x)", make_swiglu},
       {"feed_forward", kFeedForward, 'f', "down(activation(up x))", make_feed_forward},
       {"experts", kFeedForward, 'E', "mixture of experts", make_experts},

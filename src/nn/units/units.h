@@ -25,6 +25,22 @@ std::unique_ptr<Unit> make_mamba2(const Options& options, int64_t width);
 /// Gated DeltaNet: heads, q_heads, k_heads, v_heads, key_dim, value_dim, conv, rope, norm_eps;
 /// conv_bias and out_bias (false).
 std::unique_ptr<Unit> make_gated_delta_net(const Options& options, int64_t width);
+/// Kimi Delta Attention: heads, q_heads, k_heads, v_heads, head_dim, conv, rope, norm_eps;
+/// gate_rank (default head_dim; 0 = full) of the decay and of the output gate; conv_bias and
+/// out_bias (false).
+std::unique_ptr<Unit> make_kimi_delta(const Options& options, int64_t width);
+/// Lightning attention: heads, kv_heads, head_dim; layer_of_slopes of `layers` (0 = the slopes of
+/// no layer), silu (of q, k and v, default true), rope (false), qk_norm and qk_norm_eps as
+/// attention's, norm_group (default all channels) and norm_eps of the output's norm; rows_by_head
+/// (false: rows of qkv_proj are q, k, v; true: those of a head stand together, as in MiniMax's
+/// checkpoints); qkv_bias and out_bias (false).
+std::unique_ptr<Unit> make_lightning(const Options& options, int64_t width);
+/// A window of attention beside a recurrence: the options of sliding_window; recurrent
+/// (gated_delta_net, kimi_delta, mamba2 or lightning) and "recurrent." before each of its options;
+/// window_dropout (0: share of documents that train without their window).
+std::unique_ptr<Unit> make_parallel(const Options& options, int64_t width);
+/// The recurrence in the options of a parallel unit.
+UnitSpec recurrent_part(const Options& parallel);
 /// SwiGLU feed-forward: inner; bias (of all three projections, default false), gate_scale (1).
 std::unique_ptr<Unit> make_swiglu(const Options& options, int64_t width);
 
@@ -38,9 +54,5 @@ std::unique_ptr<Unit> make_experts(const Options& options, int64_t width);
 /// Attention on a latent of keys and values (MLA): heads, q_rank (0 = full), kv_rank, nope_dim,
 /// rope_dim, value_dim, rope, scale, norm_eps; index_heads, index_dim, index_top (DSA).
 std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t width);
-/// Lightning attention of MiniMax: heads, head_dim, norm_eps; layer_of_slopes of `layers`.
-std::unique_ptr<Unit> make_lightning(const Options& options, int64_t width);
-/// Kimi Delta Attention: heads, head_dim, conv, norm_eps.
-std::unique_ptr<Unit> make_kimi_delta(const Options& options, int64_t width);
 
 }  // namespace cambium

@@ -68,6 +68,18 @@ Tensor swiglu(Context& ctx, const Tensor& gate, const Tensor& up) {
   return y;
 }
 
+Tensor silu(Context& ctx, const Tensor& x) {
+  expect_rows("silu", "x", x);
+  const bool differentiate = ctx.differentiate(x);
+  const Tensor y = ctx.result_like(x, differentiate);
+  const auto args = [=]<class T>() { return Pointwise<T>{view<T>(x), {}, view<T>(y)}; };
+  run<silu_forward>(ctx, x, args);
+  if (differentiate) {
+    ctx.record({x, y}, [=](const Context& c) { run<silu_backward>(c, x, args); });
+  }
+  return y;
+}
+
 Tensor sigmoid(Context& ctx, const Tensor& x) {
   expect_rows("sigmoid", "x", x);
   const bool differentiate = ctx.differentiate(x);
@@ -100,6 +112,33 @@ Tensor repeat_heads(Context& ctx, const Tensor& x, int64_t times) {
   run<repeat_heads_forward>(ctx, x, args);
   if (differentiate) {
     ctx.record({x, y}, [=](const Context& c) { run<repeat_heads_backward>(c, x, args); });
+  }
+  return y;
+}
+
+Tensor mix_heads(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& gate,
+                 const uint8_t* closed) {
+  expect_rows("mix_heads", "a (T, H * D)", a, 2);
+  expect_like("mix_heads", "b", b, a);
+  const int64_t heads = gate.rank == 2 ? gate.dim(1) : 0;
+  expect(gate.rank == 2 && gate.dtype == a.dtype && gate.device == a.device && gate.has_rows() &&
+             gate.dim(0) == a.dim(0) && heads > 0 && a.dim(1) % heads == 0,
+         "[mix_heads] expected gate {} ({}, H), H a divisor of {} channels, got {}",
+         dtype_name(a.dtype), a.dim(0), a.dim(1), gate);
+  const int64_t dim = a.dim(1) / heads;
+  const bool differentiate = ctx.differentiate(a, b, gate);
+  const Tensor y = ctx.result_like(a, differentiate);
+  const auto args = [=]<class T>() {
+    return MixHeads<T>{view<T>(a.split_last(heads, dim)),
+                       view<T>(b.split_last(heads, dim)),
+                       view<T>(gate.split_last(heads, 1)),
+                       view<T>(y.split_last(heads, dim)),
+                       heads,
+                       closed};
+  };
+  run<mix_heads_forward>(ctx, a, args);
+  if (differentiate) {
+    ctx.record({a, b, gate, y}, [=](const Context& c) { run<mix_heads_backward>(c, a, args); });
   }
   return y;
 }

@@ -11,6 +11,8 @@ Tensor add(Context& ctx, const Tensor& a, const Tensor& b);
 Tensor add_scaled(Context& ctx, float a, const Tensor& x, float b, const Tensor& y);
 /// silu(gate) * up, the inside of a SwiGLU feed-forward (Shazeer 2020, arXiv 2002.05202).
 Tensor swiglu(Context& ctx, const Tensor& gate, const Tensor& up);
+/// x / (1 + exp(-x))
+Tensor silu(Context& ctx, const Tensor& x);
 /// 1 / (1 + exp(-x))
 Tensor sigmoid(Context& ctx, const Tensor& x);
 
@@ -23,5 +25,11 @@ Tensor log_decay(Context& ctx, const Tensor& x, const Tensor& a_log);
 /// Repeats heads: x (T, G, N) -> (T, G * times, N), each head `times` times in a row (group-query
 /// order: output head h is input head h / times). Backward sums the copies.
 Tensor repeat_heads(Context& ctx, const Tensor& x, int64_t times);
+
+/// y = s a + (1 - s) b with s = sigmoid(gate) of each head: a, b (T, H * D), gate (T, H) -> (T, H *
+/// D). `closed` (T), bytes where the kernels find them, or null: s is 0 where a token's is not 0,
+/// and its gate gets no gradient.
+Tensor mix_heads(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& gate,
+                 const uint8_t* closed = nullptr);
 
 }  // namespace cambium

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "base/parallel.h"
 #include "base/simd.h"
 #include "ops/pointwise/pointwise_kernels.h"
@@ -115,6 +117,14 @@ void swiglu_backward(const Pointwise<float>& p) {
       [](vf gate, vf, vf dy) { return dy * vsilu(gate); });
 }
 
+void silu_forward(const Pointwise<float>& p) {
+  pointwise(p.a, {}, p.y, [](vf x, vf) { return vsilu(x); });
+}
+void silu_backward(const Pointwise<float>& p) {
+  const auto grad = [](vf x, vf, vf dy) { return dy * vsilu_grad(x); };
+  pointwise_grad(p.a, {}, p.y, grad, grad);
+}
+
 void sigmoid_forward(const Sigmoid<float>& s) {
   pointwise(s.x, {}, s.y, [](vf x, vf) { return vsigmoid(x); });
 }
@@ -179,6 +189,55 @@ void repeat_heads_backward(const RepeatHeads<float>& h) {
                    }
                  }
                });
+}
+
+namespace {
+
+inline float open_share(const MixHeads<float>& h, int64_t r) {
+  return h.is_closed(r) ? 0.0F : 1.0F / (1.0F + std::exp(-*h.gate.row(r)));
+}
+
+}  // namespace
+
+void mix_heads_forward(const MixHeads<float>& h) {
+  const int64_t dim = h.a.channels;
+  parallel_for(h.a.count(), rows_per_piece(dim), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const vf s = vset(open_share(h, r));
+      for (int64_t c = 0; c < dim; c += kLanes) {
+        const int64_t n = dim - c;
+        const vf a = vload_upto(h.a.row(r) + c, n);
+        const vf b = vload_upto(h.b.row(r) + c, n);
+        vstore_upto(h.y.row(r) + c, s * a + (1.0F - s) * b, n);
+      }
+    }
+  });
+}
+void mix_heads_backward(const MixHeads<float>& h) {
+  const int64_t dim = h.a.channels;
+  parallel_for(h.a.count(), rows_per_piece(dim), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float share = open_share(h, r);
+      const vf s = vset(share);
+      vf sum = {};
+      for (int64_t c = 0; c < dim; c += kLanes) {
+        const int64_t n = dim - c;
+        const vf dy = vload_upto(h.y.grad_row(r) + c, n);
+        sum += dy * (vload_upto(h.a.row(r) + c, n) - vload_upto(h.b.row(r) + c, n));
+        if (h.a.grad != nullptr) {
+          float* da = h.a.grad_row(r) + c;
+          vstore_upto(da, vload_upto(da, n) + s * dy, n);
+        }
+        if (h.b.grad != nullptr) {
+          float* db = h.b.grad_row(r) + c;
+          vstore_upto(db, vload_upto(db, n) + (1.0F - s) * dy, n);
+        }
+      }
+      if (h.gate.grad != nullptr) {
+        *h.gate.grad_row(r) += share * (1.0F - share) * vsum(sum);
+      }
+    }
+  });
 }
 
 }  // namespace cambium::CAMBIUM_ISA

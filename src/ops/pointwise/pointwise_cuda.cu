@@ -123,6 +123,51 @@ void run_swiglu(const Pointwise<T>& p, const Launch& on, const char* operation, 
   run_each(on, operation, p.a, vectors, flat(p.a) && flat(p.b), body);
 }
 
+// --- silu(x)
+template <class T>
+struct SiluForward {
+  Pointwise<T> p;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    float x[kVec];
+    load_n<kVec>(p.a.data + at.in(p.a.rows), x);
+#pragma unroll
+    for (float& value : x) {
+      value *= sigmoid_of<T>(value);
+    }
+    store_n<kVec>(p.y.data + at.element, x);
+  }
+};
+
+template <class T>
+struct SiluBackward {
+  Pointwise<T> p;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    const int64_t at_x = at.in(p.a.rows);
+    float x[kVec];
+    float dy[kVec];
+    float dx[kVec];
+    load_n<kVec>(p.a.data + at_x, x);
+    load_n<kVec>(p.y.grad + at.element, dy);
+    load_n<kVec>(p.a.grad + at_x, dx);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      const float s = sigmoid_of<T>(x[i]);
+      dx[i] += dy[i] * s * (1.0F + x[i] * (1.0F - s));
+    }
+    store_n<kVec>(p.a.grad + at_x, dx);
+  }
+};
+
+template <class T, class Body>
+void run_silu(const Pointwise<T>& p, const Launch& on, const char* operation, const Body& body) {
+  constexpr int64_t kVec = 16 / sizeof(T);
+  run_each(on, operation, p.a, aligned(p.a, kVec) && aligned(p.y, kVec), flat(p.a), body);
+}
+
 // --- 1 / (1 + exp(-x)), in the type of sums
 template <class T>
 struct SigmoidForward {
@@ -405,6 +450,72 @@ void run_repeat(const RepeatHeads<T>& h, const Launch& on, const char* operation
   run_each(on, operation, h.x, aligned(h.x, kVec) && aligned(h.y, kVec), false, body);
 }
 
+// --- Heads of two mixers, mixed by a gate each.
+template <class T>
+__device__ float open_share(const MixHeads<T>& h, int64_t row) {
+  return h.is_closed(row) ? 0.0F : sigmoid(load(h.gate.row(row)));
+}
+
+template <class T>
+struct MixForward {
+  MixHeads<T> h;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    const float s = open_share(h, at.row);
+    float a[kVec];
+    float b[kVec];
+    load_n<kVec>(h.a.data + at.in(h.a.rows), a);
+    load_n<kVec>(h.b.data + at.in(h.b.rows), b);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      a[i] = s * a[i] + (1.0F - s) * b[i];
+    }
+    store_n<kVec>(h.y.data + at.element, a);
+  }
+};
+
+/// A warp takes a head of a token.
+template <class T>
+__global__ void __launch_bounds__(kThreads) mix_backward(MixHeads<T> h) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  if (row >= h.a.count()) {
+    return;
+  }
+  const float s = open_share(h, row);
+  const T* a = h.a.row(row);
+  const T* b = h.b.row(row);
+  const T* y = h.y.grad_row(row);
+  float sum = 0.0F;
+  for (int64_t c = threadIdx.x % 32; c < h.a.channels; c += 32) {
+    const float dy = load(y + c);
+    sum += dy * (load(a + c) - load(b + c));
+    if (h.a.grad != nullptr) {
+      add_to(h.a.grad_row(row) + c, s * dy);
+    }
+    if (h.b.grad != nullptr) {
+      add_to(h.b.grad_row(row) + c, (1.0F - s) * dy);
+    }
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0 && h.gate.grad != nullptr) {
+    add_to(h.gate.grad_row(row), s * (1.0F - s) * sum);
+  }
+}
+
+template <class T>
+void run_mix_forward(const MixHeads<T>& h, const Launch& on) {
+  constexpr int64_t kVec = 16 / sizeof(T);
+  const bool vectors = aligned(h.a, kVec) && aligned(h.b, kVec) && aligned(h.y, kVec);
+  run_each(on, "mix_heads", h.a, vectors, false, MixForward<T>{h});
+}
+
+template <class T>
+void run_mix_backward(const MixHeads<T>& h, const Launch& on) {
+  launch(on, "mix_heads's gradient", mix_backward<T>,
+         static_cast<unsigned>(ceil_div(h.a.count(), kThreads / 32)), kThreads, 0, h);
+}
+
 }  // namespace
 
 void swiglu_forward(const Pointwise<float>& p, const Launch& on) {
@@ -418,6 +529,19 @@ void swiglu_backward(const Pointwise<float>& p, const Launch& on) {
 }
 void swiglu_backward(const Pointwise<bf16>& p, const Launch& on) {
   run_swiglu(p, on, "swiglu's gradient", SwigluBackward<bf16>{p});
+}
+
+void silu_forward(const Pointwise<float>& p, const Launch& on) {
+  run_silu(p, on, "silu", SiluForward<float>{p});
+}
+void silu_forward(const Pointwise<bf16>& p, const Launch& on) {
+  run_silu(p, on, "silu", SiluForward<bf16>{p});
+}
+void silu_backward(const Pointwise<float>& p, const Launch& on) {
+  run_silu(p, on, "silu's gradient", SiluBackward<float>{p});
+}
+void silu_backward(const Pointwise<bf16>& p, const Launch& on) {
+  run_silu(p, on, "silu's gradient", SiluBackward<bf16>{p});
 }
 
 void sigmoid_forward(const Sigmoid<float>& s, const Launch& on) {
@@ -483,6 +607,19 @@ void repeat_heads_backward(const RepeatHeads<float>& h, const Launch& on) {
 }
 void repeat_heads_backward(const RepeatHeads<bf16>& h, const Launch& on) {
   run_repeat(h, on, "repeat_heads's gradient", RepeatBackward<bf16>{h});
+}
+
+void mix_heads_forward(const MixHeads<float>& h, const Launch& on) {
+  run_mix_forward(h, on);
+}
+void mix_heads_forward(const MixHeads<bf16>& h, const Launch& on) {
+  run_mix_forward(h, on);
+}
+void mix_heads_backward(const MixHeads<float>& h, const Launch& on) {
+  run_mix_backward(h, on);
+}
+void mix_heads_backward(const MixHeads<bf16>& h, const Launch& on) {
+  run_mix_backward(h, on);
 }
 
 }  // namespace cambium::cuda

@@ -14,6 +14,8 @@ struct Pointwise {
 };
 CAMBIUM_KERNEL(swiglu_forward, Pointwise)
 CAMBIUM_KERNEL(swiglu_backward, Pointwise)
+CAMBIUM_KERNEL(silu_forward, Pointwise)
+CAMBIUM_KERNEL(silu_backward, Pointwise)
 
 /// A gate: in the type of sums.
 template <class T>
@@ -56,5 +58,19 @@ struct RepeatHeads {
 };
 CAMBIUM_KERNEL(repeat_heads_forward, RepeatHeads)
 CAMBIUM_KERNEL(repeat_heads_backward, RepeatHeads)
+
+template <class T>
+struct MixHeads {
+  View<T> a, b;  // (T, H, D)
+  View<T> gate;  // (T, H, 1)
+  View<T> y;     // (T, H, D)
+  int64_t heads;
+  const uint8_t* closed;  // (T), or null
+
+  /// Whether the token of row r, counted over tokens and heads, has its gate closed.
+  constexpr bool is_closed(int64_t r) const { return closed != nullptr && closed[r / heads] != 0; }
+};
+CAMBIUM_KERNEL(mix_heads_forward, MixHeads)
+CAMBIUM_KERNEL(mix_heads_backward, MixHeads)
 
 }  // namespace cambium

@@ -68,6 +68,19 @@ void swiglu_backward::reference(const Pointwise<T>& p) {
 }
 
 template <class T>
+void silu_forward::reference(const Pointwise<T>& p) {
+  definition::pointwise(p, [](T x, T) { return x * definition::sigmoid(x); });
+}
+template <class T>
+void silu_backward::reference(const Pointwise<T>& p) {
+  const auto grad = [](T x, T, T dy) {
+    const T s = definition::sigmoid(x);
+    return dy * s * (1 + x * (1 - s));
+  };
+  definition::pointwise_grad(p, grad, grad);
+}
+
+template <class T>
 void sigmoid_forward::reference(const Sigmoid<T>& s) {
   definition::pointwise(Pointwise<T>{s.x, {}, s.y}, [](T x, T) { return definition::sigmoid(x); });
 }
@@ -168,6 +181,36 @@ void repeat_heads_backward::reference(const RepeatHeads<T>& h) {
   for (int64_t r = 0; r < h.y.count(); ++r) {
     for (int64_t c = 0; c < h.x.channels; ++c) {
       h.x.grad_row(r / h.times)[c] += h.y.grad_row(r)[c];
+    }
+  }
+}
+
+template <class T>
+void mix_heads_forward::reference(const MixHeads<T>& h) {
+  for (int64_t r = 0; r < h.a.count(); ++r) {
+    const T s = h.is_closed(r) ? 0 : definition::sigmoid(*h.gate.row(r));
+    for (int64_t c = 0; c < h.a.channels; ++c) {
+      h.y.row(r)[c] = s * h.a.row(r)[c] + (1 - s) * h.b.row(r)[c];
+    }
+  }
+}
+template <class T>
+void mix_heads_backward::reference(const MixHeads<T>& h) {
+  for (int64_t r = 0; r < h.a.count(); ++r) {
+    const T s = h.is_closed(r) ? 0 : definition::sigmoid(*h.gate.row(r));
+    T to_gate = 0;
+    for (int64_t c = 0; c < h.a.channels; ++c) {
+      const T dy = h.y.grad_row(r)[c];
+      to_gate += dy * (h.a.row(r)[c] - h.b.row(r)[c]);
+      if (h.a.grad != nullptr) {
+        h.a.grad_row(r)[c] += s * dy;
+      }
+      if (h.b.grad != nullptr) {
+        h.b.grad_row(r)[c] += (1 - s) * dy;
+      }
+    }
+    if (h.gate.grad != nullptr) {
+      *h.gate.grad_row(r) += s * (1 - s) * to_gate;
     }
   }
 }

@@ -36,58 +36,79 @@ using In = std::vector<Tensor>;
 
 INSTANTIATE_TEST_SUITE_P(
     Table, Activation,
-    ::testing::Values(Row{"add",
-                          [](Context& c, const In& in) { return add(c, in[0], in[1]); },
-                          {{{3, 21}}, {{3, 21}}}},
-                      Row{"add_to_itself",
-                          [](Context& c, const In& in) { return add(c, in[0], in[0]); },
-                          {{{3, 21}}}},
-                      Row{"add_heads_of_a_slice",
-                          [](Context& c, const In& in) {
-                            return add(c, in[0].slice(1, 8, 24).split_last(4, 6), in[1]);
-                          },
-                          {{{5, 40}}, {{5, 4, 6}}}},
-                      Row{"add_many_pieces",
-                          [](Context& c, const In& in) { return add(c, in[0], in[1]); },
-                          {{{300, 70}}, {{300, 70}}}},
-                      Row{"add_scaled",
-                          [](Context& c, const In& in) {
-                            return add_scaled(c, 0.25F, in[0].slice(1, 8, 24).split_last(4, 6),
-                                              -3.0F, in[1]);
-                          },
-                          {{{5, 40}}, {{5, 4, 6}}}},
-                      Row{"swiglu",
-                          [](Context& c, const In& in) { return swiglu(c, in[0], in[1]); },
-                          {{{4, 35}, -12, 12}, {{4, 35}}}},
-                      Row{"swiglu_halves_of_one_product",
-                          [](Context& c, const In& in) {
-                            return swiglu(c, in[0].slice(1, 0, 17), in[0].slice(1, 17, 17));
-                          },
-                          {{{6, 34}, -4, 4}}},
-                      Row{"sigmoid",
-                          [](Context& c, const In& in) { return sigmoid(c, in[0]); },
-                          {{{4, 19}, -9, 9}}},
-                      Row{"step_size",
-                          [](Context& c, const In& in) {
-                            return step_size(c, in[0], in[1], 0, kInfinity);
-                          },
-                          {{{9, 20}, -15, 25}, {{20}}}},
-                      Row{"step_size_clamped_slice",
-                          [](Context& c, const In& in) {
-                            return step_size(c, in[0].slice(1, 3, 5), in[1], 0.3F, 1.7F);
-                          },
-                          {{{40, 9}, -3, 3}, {{5}}}},
-                      Row{"log_decay",
-                          [](Context& c, const In& in) { return log_decay(c, in[0], in[1]); },
-                          {{{7, 18}, 0, 2}, {{18}, -3, 3}}},
-                      Row{"repeat_heads",
-                          [](Context& c, const In& in) { return repeat_heads(c, in[0], 3); },
-                          {{{4, 2, 19}}}},
-                      Row{"repeat_heads_of_a_slice",
-                          [](Context& c, const In& in) {
-                            return repeat_heads(c, in[0].slice(1, 4, 12).split_last(2, 6), 2);
-                          },
-                          {{{5, 20}}}}),
+    ::testing::Values(
+        Row{"add",
+            [](Context& c, const In& in) { return add(c, in[0], in[1]); },
+            {{{3, 21}}, {{3, 21}}}},
+        Row{"add_to_itself",
+            [](Context& c, const In& in) { return add(c, in[0], in[0]); },
+            {{{3, 21}}}},
+        Row{"add_heads_of_a_slice",
+            [](Context& c, const In& in) {
+              return add(c, in[0].slice(1, 8, 24).split_last(4, 6), in[1]);
+            },
+            {{{5, 40}}, {{5, 4, 6}}}},
+        Row{"add_many_pieces",
+            [](Context& c, const In& in) { return add(c, in[0], in[1]); },
+            {{{300, 70}}, {{300, 70}}}},
+        Row{"add_scaled",
+            [](Context& c, const In& in) {
+              return add_scaled(c, 0.25F, in[0].slice(1, 8, 24).split_last(4, 6), -3.0F, in[1]);
+            },
+            {{{5, 40}}, {{5, 4, 6}}}},
+        Row{"swiglu",
+            [](Context& c, const In& in) { return swiglu(c, in[0], in[1]); },
+            {{{4, 35}, -12, 12}, {{4, 35}}}},
+        Row{"swiglu_halves_of_one_product",
+            [](Context& c, const In& in) {
+              return swiglu(c, in[0].slice(1, 0, 17), in[0].slice(1, 17, 17));
+            },
+            {{{6, 34}, -4, 4}}},
+        Row{"silu", [](Context& c, const In& in) { return silu(c, in[0]); }, {{{4, 19}, -12, 12}}},
+        Row{"silu_of_heads_that_lie_apart",
+            [](Context& c, const In& in) {
+              return silu(c, in[0].split_last(3, 24).slice(2, 8, 8));
+            },
+            {{{5, 72}, -4, 4}}},
+        Row{"sigmoid",
+            [](Context& c, const In& in) { return sigmoid(c, in[0]); },
+            {{{4, 19}, -9, 9}}},
+        Row{"step_size",
+            [](Context& c, const In& in) { return step_size(c, in[0], in[1], 0, kInfinity); },
+            {{{9, 20}, -15, 25}, {{20}}}},
+        Row{"step_size_clamped_slice",
+            [](Context& c, const In& in) {
+              return step_size(c, in[0].slice(1, 3, 5), in[1], 0.3F, 1.7F);
+            },
+            {{{40, 9}, -3, 3}, {{5}}}},
+        Row{"log_decay",
+            [](Context& c, const In& in) { return log_decay(c, in[0], in[1]); },
+            {{{7, 18}, 0, 2}, {{18}, -3, 3}}},
+        Row{"mix_heads",
+            [](Context& c, const In& in) { return mix_heads(c, in[0], in[1], in[2]); },
+            {{{5, 40}}, {{5, 40}}, {{5, 2}, -4, 4}}},
+        Row{"mix_heads_of_slices",
+            [](Context& c, const In& in) {
+              return mix_heads(c, in[0].slice(1, 3, 9), in[0].slice(1, 12, 9),
+                               in[1].slice(1, 1, 3));
+            },
+            {{{7, 21}}, {{7, 5}, -4, 4}}},
+        Row{"mix_heads_some_of_them_closed",
+            [](Context& c, const In& in) {
+              auto* closed = c.shared_scratch<uint8_t>(5);
+              for (int64_t t = 0; t < 5; ++t) {
+                closed[t] = static_cast<uint8_t>(t % 2);
+              }
+              return mix_heads(c, in[0], in[1], in[2], closed);
+            },
+            {{{5, 32}}, {{5, 32}}, {{5, 4}, -4, 4}}},
+        Row{"repeat_heads",
+            [](Context& c, const In& in) { return repeat_heads(c, in[0], 3); },
+            {{{4, 2, 19}}}},
+        Row{"repeat_heads_of_a_slice",
+            [](Context& c,
+               const In& in) { return repeat_heads(c, in[0].slice(1, 4, 12).split_last(2, 6), 2); },
+            {{{5, 20}}}}),
     ::testing::PrintToStringParamName());
 
 TEST(AddScaled, WithoutScalesIsTheSum) {
@@ -110,6 +131,18 @@ TEST(RepeatHeads, CopiesStandTogether) {
   const Tensor y = repeat_heads(ctx, Tensor::of(x.data(), {1, 2, 1}), 3);
   EXPECT_EQ(y.dim(1), 6);
   EXPECT_EQ(testing::to_doubles(y, y.data), (std::vector<double>{1, 1, 1, 2, 2, 2}));
+}
+
+TEST(MixHeads, AClosedGateLeavesTheSecond) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  std::vector<float> a{1, 2, 3, 4, 5, 6};
+  std::vector<float> b{10, 20, 30, 40, 50, 60};
+  std::vector<float> gate{0, 0, 0};
+  const uint8_t closed[] = {0, 1, 0};
+  const Tensor y = mix_heads(ctx, Tensor::of(a.data(), {3, 2}), Tensor::of(b.data(), {3, 2}),
+                             Tensor::of(gate.data(), {3, 1}), closed);
+  EXPECT_EQ(testing::to_doubles(y, y.data), (std::vector<double>{5.5, 11, 30, 40, 27.5, 33}));
 }
 
 TEST(ActivationErrors, NameWhatCame) {
@@ -148,6 +181,10 @@ TEST(ActivationErrors, NameWhatCame) {
          log_decay(ctx, tensor({2, 3, 1}), tensor({3}));
        },
        "[log_decay] expected x (T, H) f32 or f64 with contiguous rows, got f32 (2, 3, 1)"},
+      {[&] {
+         mix_heads(ctx, tensor({2, 6}), tensor({2, 6}), tensor({2, 4}));
+       },
+       "[mix_heads] expected gate f32 (2, H), H a divisor of 6 channels, got f32 (2, 4)"},
       {[&] {
          repeat_heads(ctx, tensor({2, 3, 1}), 0);
        },

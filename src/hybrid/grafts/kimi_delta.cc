@@ -1,0 +1,48 @@
+// q, k, v, o -> q, k, v, out, as for Gated DeltaNet: heads keep their width and grouping.
+#include <algorithm>
+#include <cmath>
+
+#include "hybrid/grafts/graft_table.h"
+
+namespace cambium {
+namespace {
+
+UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& /*options*/) {
+  UnitSpec unit{"kimi_delta",
+                {{"heads", h.heads},
+                 {"q_heads", h.heads},
+                 {"k_heads", h.kv_heads},
+                 {"v_heads", h.kv_heads},
+                 {"head_dim", h.dim},
+                 {"conv", int64_t{4}},
+                 {"rope", h.dim % 2 == 0 && attention.options.flag("attention", "rope", true)}}};
+  ask_for_biases(unit, attention, "conv_bias");
+  return unit;
+}
+
+// All channels of a head fade alike at first, whatever the token; half of what is new is written.
+// The output gate keeps its initial rule: about a half.
+void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& /*options*/) {
+  put_output(mixer, a);
+  put_delta_heads(mixer, a);
+  const auto zero = [&](const char* name) {
+    Parameter& p = mixer.at(name);
+    std::fill_n(p.tensor.ptr<float>(), p.numel(), 0.0F);
+  };
+  zero("beta_proj.weight");
+  zero("decay_b_proj.weight");
+  // decay e^(-A softplus(dt_bias)) with softplus(dt_bias) = 0.1
+  const AttentionShape& h = a.shape;
+  for (int64_t i = 0; i < h.heads; ++i) {
+    mixer.values("A_log")[i] = static_cast<float>(std::log(head_rate(i, h.heads) / 0.1));
+  }
+  std::fill_n(mixer.values("dt_bias"), h.heads * h.dim, inverse_softplus(0.1));
+}
+
+}  // namespace
+
+Graft kimi_delta_graft() {
+  return {.mixer = "kimi_delta", .options = {}, .released_as = "", .spec = spec, .start = start};
+}
+
+}  // namespace cambium

@@ -1,0 +1,27 @@
+// Mixers that end in one projection of what their heads give: before it, the heads of two of them
+// can be mixed (nn/units/parallel.cc).
+#pragma once
+
+#include "nn/linear.h"
+#include "nn/unit.h"
+
+namespace cambium {
+
+class HeadMixer : public Unit {
+ public:
+  /// x (T, C) -> (T, H * D): what is projected.
+  virtual Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) = 0;
+  virtual int64_t head_count() const = 0;
+  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) final {
+    return project(ctx, heads(ctx, x, inputs));
+  }
+  /// (T, H * D) -> (T, C)
+  Tensor project(Context& ctx, const Tensor& y) const { return out_.forward(ctx, y); }
+  /// H * D
+  int64_t inner() const { return out_.weight.shape[1]; }
+
+ protected:
+  Linear out_;
+};
+
+}  // namespace cambium
