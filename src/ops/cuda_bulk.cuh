@@ -61,6 +61,18 @@ __device__ __forceinline__ uint64_t first_to_leave() {
   return policy;
 }
 
+/// Four numbers by one access of such a policy; addresses are multiples of 16 bytes.
+__device__ __forceinline__ void load_once(const float* from, uint64_t policy, float (&to)[4]) {
+  asm volatile("ld.global.L2::cache_hint.v4.f32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
+               : "l"(from), "l"(policy));
+}
+__device__ __forceinline__ void store_once(float* to, uint64_t policy, const float (&from)[4]) {
+  asm volatile("st.global.L2::cache_hint.v4.f32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(to),
+               "f"(from[0]), "f"(from[1]), "f"(from[2]), "f"(from[3]), "l"(policy)
+               : "memory");
+}
+
 /// Begins to copy to shared memory what nobody reads again soon; the barrier learns of its bytes.
 __device__ __forceinline__ void copy_bulk_once(void* to, const void* from, uint32_t bytes,
                                                uint64_t* barrier) {

@@ -129,17 +129,6 @@ constexpr int kMostTokenKeys = 128;
 constexpr int kGroups = kMostTokenKeys / kTokenRows;  // most that share a column
 constexpr int kTokenLanes = kStepColumns / 4;         // of a group
 
-__device__ __forceinline__ void load_once(const float* from, uint64_t policy, float (&to)[4]) {
-  asm volatile("ld.global.L2::cache_hint.v4.f32 {%0, %1, %2, %3}, [%4], %5;"
-               : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
-               : "l"(from), "l"(policy));
-}
-__device__ __forceinline__ void store_once(float* to, uint64_t policy, const float (&from)[4]) {
-  asm volatile("st.global.L2::cache_hint.v4.f32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(to),
-               "f"(from[0]), "f"(from[1]), "f"(from[2]), "f"(from[3]), "l"(policy)
-               : "memory");
-}
-
 // Groups of sixteen lanes have 16 rows each. Every group takes S' k, S' q and k q of its rows from
 // the decayed state; from their sums, in the groups' order, each knows what is written, and the
 // first one y = S' q + (k q) written. Threads: a row of the state each.

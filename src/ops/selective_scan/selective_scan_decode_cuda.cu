@@ -1,10 +1,12 @@
 // The scan's step of one token for each of many sequences, the loop of generation: nearly all bytes
-// are those of the states, read and written once.
+// are those of the states, read and written once. Nobody reads them again before the next step, and
+// so they are the first to leave the L2.
 //
 // Four neighbouring threads share a channel of 16 states, so that a warp reads 512 bytes of a state
 // at once, for kSequences sequences together: as many reads are on their way as the memory needs,
 // and rates are worked out once for all of them. What is of a sequence and channel alone is worked
 // out by one of the four threads, for its sequence.
+#include "ops/cuda_bulk.cuh"
 #include "ops/selective_scan/selective_scan_cuda.cuh"
 
 namespace cambium::cuda {
@@ -31,25 +33,28 @@ __global__ void __launch_bounds__(kScanThreads, 6) scan_step(SelectiveScan<T> a,
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const auto count = static_cast<unsigned>(a.segments.count);
   const unsigned first = blockIdx.x / step.channel_blocks * kSequences;
-  const unsigned mine = min(first + static_cast<unsigned>(lane), count - 1);
+  const int64_t at = static_cast<int64_t>(channel) * 16 + lane * kOwn;  // in a slot
+  const uint64_t policy = first_to_leave();
+  float rate[kOwn];
+  load_n<kOwn>(a.a_log.data + at, rate);
+#pragma unroll
+  for (float& of_state : rate) {
+    of_state = Math::rate(of_state);
+  }
+  const float bias = a.dt_bias.data[channel];
+  const float skip = a.d.data[channel];
+  await_inputs();
   // Alone, sequences are tokens: each has one. What is left out reads some token and writes
   // nothing.
-  const bool taken =
-      first + static_cast<unsigned>(lane) < count && (!kAmong || a.segments.length(mine) == 1);
+  const unsigned own = first + static_cast<unsigned>(lane);
+  const unsigned mine = min(own, count - 1);
+  const bool taken = own < count && (!kAmong || a.segments.length(mine) == 1);
   const unsigned token = !kAmong ? mine
                          : taken ? static_cast<unsigned>(a.segments.begin(mine))
                                  : 0U;
   const int64_t slot = a.segments.row(mine);
-  const bool continues = (!kAmong || taken) && a.segments.continues(mine);
-  const float u = load(a.u.at(token, channel));
-  const float raw = load(a.dt.at(token, channel)) + a.dt_bias.data[channel];
-  const float z = load(a.z.at(token, channel));
-  const unsigned b_offset = channel / step.b_channels * 16 + lane * kOwn;
-  const unsigned c_offset = channel / step.c_channels * 16 + lane * kOwn;
-  const int64_t at = static_cast<int64_t>(channel) * 16 + lane * kOwn;  // in a slot
+  const bool continues = taken && a.segments.continues(mine);
   float h[kSequences][kOwn] = {};
-  float b[kSequences][kOwn];
-  float c[kSequences][kOwn];
   float* state[kSequences];
 #pragma unroll
   for (int k = 0; k < kSequences; ++k) {
@@ -57,23 +62,23 @@ __global__ void __launch_bounds__(kScanThreads, 6) scan_step(SelectiveScan<T> a,
     const bool read = __shfl_sync(kAllLanes, static_cast<int>(continues), k, kLanes) != 0;
     state[k] = a.state + row * a.channels * 16 + at;
     if (read) {
-      load_n<kOwn>(state[k], h[k]);
+      load_once(state[k], policy, h[k]);
     }
   }
+  const unsigned b_offset = channel / step.b_channels * 16 + lane * kOwn;
+  const unsigned c_offset = channel / step.c_channels * 16 + lane * kOwn;
+  Packed<kOwn, T> b[kSequences];
+  Packed<kOwn, T> c[kSequences];
 #pragma unroll
   for (int k = 0; k < kSequences; ++k) {
     const unsigned t =
         kAmong ? __shfl_sync(kAllLanes, token, k, kLanes) : min(first + k, count - 1);
-    load_n<kOwn>(a.b.at(t, b_offset), b[k]);
-    load_n<kOwn>(a.c.at(t, c_offset), c[k]);
+    b[k] = *reinterpret_cast<const Packed<kOwn, T>*>(a.b.at(t, b_offset));
+    c[k] = *reinterpret_cast<const Packed<kOwn, T>*>(a.c.at(t, c_offset));
   }
-  float rate[kOwn];
-  load_n<kOwn>(a.a_log.data + at, rate);
-#pragma unroll
-  for (float& of_state : rate) {
-    of_state = Math::rate(of_state);
-  }
-  const float size = Math::softplus(raw);
+  const float u = load(a.u.at(token, channel));
+  const float z = load(a.z.at(token, channel));
+  const float size = Math::softplus(load(a.dt.at(token, channel)) + bias);
   const float written = size * u;
   float y[kSequences];
 #pragma unroll
@@ -83,18 +88,19 @@ __global__ void __launch_bounds__(kScanThreads, 6) scan_step(SelectiveScan<T> a,
     y[k] = 0.0F;
 #pragma unroll
     for (int n = 0; n < kOwn; ++n) {
-      h[k][n] = fmaf(Math::decay(token_size * rate[n]), h[k][n], token_written * b[k][n]);
-      y[k] = fmaf(c[k][n], h[k][n], y[k]);
+      h[k][n] =
+          fmaf(Math::decay(token_size * rate[n]), h[k][n], token_written * load(&b[k].value[n]));
+      y[k] = fmaf(load(&c[k].value[n]), h[k][n], y[k]);
     }
     const bool wanted = kAmong ? __shfl_sync(kAllLanes, static_cast<int>(taken), k, kLanes) != 0
                                : first + k < count;
     if (a.state != nullptr && real && wanted) {
-      store_n<kOwn>(state[k], h[k]);
+      store_once(state[k], policy, h[k]);
     }
   }
   sum_and_deal<kLanes, 1>(y, lane);
   if (real && taken) {
-    store(a.y.at(token, channel), fmaf(a.d.data[channel], u, y[0]) * z * Math::gate(z));
+    store(a.y.at(token, channel), fmaf(skip, u, y[0]) * z * Math::gate(z));
   }
 }
 
@@ -111,9 +117,9 @@ bool step_if_fits(const SelectiveScan<T>& a, const DeviceSegments& segments, con
   const auto channel_blocks = static_cast<unsigned>(ceil_div(a.channels, kChannels));
   const Step step{channel_blocks, static_cast<unsigned>(a.channels / a.b_groups),
                   static_cast<unsigned>(a.channels / a.c_groups)};
-  launch(on, "selective_scan", on.batch_invariant ? scan_step<T, true> : scan_step<T, false>,
-         static_cast<unsigned>(ceil_div(a.segments.count, kSequences)) * channel_blocks,
-         kScanThreads, 0, a, step);
+  launch_ahead(on, "selective_scan", on.batch_invariant ? scan_step<T, true> : scan_step<T, false>,
+               static_cast<unsigned>(ceil_div(a.segments.count, kSequences)) * channel_blocks,
+               kScanThreads, 0, a, step);
   return true;
 }
 
