@@ -599,9 +599,8 @@ TEST(AttentionPagesBatch, InvariantOnCuda) {
     GTEST_SKIP() << why_no_cuda();
   }
   for (const auto& shape :
-       {Case{1300, 16, 8, 64, 64, 0, 16}, Case{1300, 8, 8, 128, 128, 700, 64},
-        Case{1300, 12, 4, 16, 16, 0, 16}, Case{1300, 16, 8, 64, 64, 600, 16, {}, 10},
-        Case{1300, 12, 4, 16, 16, 100, 16, {}, 70}}) {
+       {Case{1300, 16, 8, 64, 64, 0, 16}, Case{1300, 8, 8, 128, 128, 700, 64, {}, 10},
+        Case{1300, 12, 4, 16, 16, 0, 16}, Case{1300, 12, 4, 16, 16, 100, 16, {}, 70}}) {
     SCOPED_TRACE(fmt::format("heads of {}", shape.dim));
     for_each_on_cuda(shape, [](const Case& c, Dtype activations) {
       constexpr int kSequences = 12;
