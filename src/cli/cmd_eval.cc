@@ -465,6 +465,13 @@ void check_applies(const EvalArgs& a) {
       "expected --shots K and --shots-data FILE together, the examples and where they come from");
   expect(!text || (a.against.empty() && a.shots == 0), "--{} belongs to tasks that are answered",
          a.shots > 0 ? "shots" : "against");
+  const bool mt = a.task == "mt-bench";
+  expect(!mt || !a.judge.empty(), "--task mt-bench: expected --judge, an address or a checkpoint");
+  expect(mt || a.judge.empty(), "--judge belongs to --task mt-bench");
+  expect(!mt || (a.answers.empty() && a.against.empty() && !a.ungraded && a.samples == 1 &&
+                 a.shots == 0 && a.temperature == 0.0),
+         "--task mt-bench asks each question once, at its category's temperature: leave --answers, "
+         "--against, --ungraded, --samples, --shots and --temperature away");
   expect(!a.ungraded || !a.output.empty(),
          "--ungraded: expected --output, the file that is to be graded with --answers");
 }

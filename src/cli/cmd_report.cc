@@ -1,4 +1,7 @@
 // report: the pages and pictures that show what runs gave.
+#include <filesystem>
+
+#include "base/error.h"
 #include "base/file.h"
 #include "cli/commands.h"
 #include "eval/report/summary.h"
@@ -7,30 +10,51 @@ namespace cambium {
 namespace {
 
 struct ReportArgs {
-  std::string run, output;
+  std::vector<std::string> runs;
+  std::string output;
 };
 
 int run_report(const ReportArgs& a) {
-  const RunSummary summary = read_summary(std::filesystem::path(a.run) / "summary.json");
-  const std::string folder = a.output.empty() ? a.run : a.output;
+  std::vector<RunSummary> summaries;
+  for (const std::string& run : a.runs) {
+    summaries.push_back(read_summary(std::filesystem::path(run) / "summary.json"));
+  }
+  const bool several = summaries.size() > 1;
+  expect(!several || !a.output.empty(),
+         "report: expected --output, the folder of the picture of {} runs", summaries.size());
+  const std::filesystem::path folder = a.output.empty() ? a.runs.front() : a.output;
+  if (!several) {
+    make_folder(folder);
+    write_report(summaries.front(), folder);
+    fmt::print("{}\n", (folder / "report.html").string());
+    return 0;
+  }
+  const std::string picture = render_frontiers(summaries);
   make_folder(folder);
-  write_report(summary, folder);
-  fmt::print("{}/report.html\n", folder);
+  write_file_atomically(folder / "frontier.svg", picture);
+  write_file_atomically(folder / "frontier.csv", frontier_csv(summaries));
+  fmt::print("{}\n{}\n", (folder / "frontier.svg").string(), (folder / "frontier.csv").string());
   return 0;
 }
 
 Action declare_report(Args& args) {
   auto a = std::make_shared<ReportArgs>();
-  args.positional("run", "run folder of `cambium hybridize`", &a->run);
-  args.option("output,o", "folder of report.html and frontier.svg (RUN otherwise)", &a->output);
+  args.positionals("run", "run folders of `cambium hybridize`; several make one picture", &a->runs);
+  args.option(
+      "output,o",
+      "folder of report.html, frontier.svg and frontier.csv (RUN otherwise); other forms of "
+      "the picture are made from the SVG (rsvg-convert frontier.svg -o frontier.png)",
+      &a->output);
   return [a] { return run_report(*a); };
 }
 
 }  // namespace
 
 Command report_command() {
-  return {"report", "draws a run's report page again from its summary.json",
-          "  cambium report out/demo", declare_report};
+  return {"report", "draws a run's report page again, or several runs in one picture",
+          "  cambium report out/demo\n"
+          "  cambium report out/gdn out/mamba2 -o out/compared",
+          declare_report};
 }
 
 }  // namespace cambium

@@ -129,7 +129,7 @@ ChoiceQuestion read_hellaswag(const json& line) {
   for (const std::string& ending : texts_of(line, "endings")) {
     out.options.push_back(without_wikihow_marks(ending, true));
   }
-  expect(line.contains("label") && line["label"] != "",
+  expect(line.contains("label") && line["label"].dump() != R"("")",
          "expected 'label', the right ending; the published test split has none, use validation");
   out.correct = option_of(line["label"], out.options, "label");
   check(out);

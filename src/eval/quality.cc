@@ -298,8 +298,8 @@ std::vector<Response> read_responses(const std::string& path, const Task& task) 
   });
   const size_t problems = task.examples.size();
   expect(!responses.empty() && responses.size() % problems == 0,
-         "{}: expected an answer to each of {} problems, or as many to each, got {}", path,
-         problems, responses.size());
+         "{}: expected an answer to each of {} problems, got {} (several are as many to each)",
+         path, problems, responses.size());
   const size_t samples = responses.size() / problems;
   for (size_t i = 0; i < responses.size(); ++i) {
     const std::string& question = task.examples[i / samples].question;

@@ -128,7 +128,7 @@ void verify_model(const fs::path& dir, const std::string& checksums) {
 // What a run writes directly in its folder.
 std::vector<std::string> run_names() {
   return {"plan.toml",    "inputs.json", "teacher.json", "stages",
-          "summary.json", "report.html", "frontier.svg"};
+          "summary.json", "report.html", "frontier.svg", "frontier.csv"};
 }
 
 bool looks_ours(const fs::path& folder) {

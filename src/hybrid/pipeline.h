@@ -2,8 +2,8 @@
 //
 // A run folder holds plan.toml, inputs.json, teacher.json, stages/NAME/ (scores.json,
 // placement.json, attempt-K/{align,distill,sft}/, attempt-K/result.json, model/, files.json,
-// result.json), summary.json, report.html and frontier.svg. Every one of them appears whole: a run
-// that was killed goes on from what is there, and refuses what is not as it was written.
+// result.json), summary.json, report.html, frontier.svg and .csv. Every one of them appears whole:
+// a run that was killed goes on from what is there, and refuses what is not as it was written.
 #pragma once
 
 #include <filesystem>

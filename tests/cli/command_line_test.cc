@@ -345,6 +345,56 @@ TEST(CommandLine, AnswersAreGradedElsewhereAsAtOnce) {
   EXPECT_EQ(cambium("eval -n 1 --answers " + answers).status, 1);
 }
 
+TEST(CommandLine, EvalRefusesWhatItWouldNotRead) {
+  struct Row {
+    const char* arguments;
+    const char* message;
+  };
+  const Row rows[] = {
+      {"--task mt-bench --data x", "expected --judge, an address or a checkpoint"},
+      {"--judge http://a", "--judge belongs to --task mt-bench"},
+      {"--samples 4", "greedy answers are all the same"},
+      {"--shots 2", "expected --shots K and --shots-data FILE together"},
+      {"--rotations", "--rotations belongs to questions with options"},
+      {"--by generation", "--by belongs to questions with options"},
+      {"--length 100", "--length belongs to --task passkey, keyvalue, variables"},
+      {"--task mmlu --data x --samples 2 --temperature 1", "add --by generation"},
+      {"--against nothing.jsonl -n 1", "nothing.jsonl"},
+      {"--task passkey --length 16 -n 1", "the question alone has"},
+  };
+  for (const Row& row : rows) {
+    const Outcome outcome = cambium("eval " + teacher() + " " + row.arguments);
+    EXPECT_EQ(outcome.status, 1) << row.arguments;
+    EXPECT_THAT(outcome.text, HasSubstr(row.message)) << row.arguments;
+  }
+}
+
+// Stored answers are compared question by question, and lengths and depths make one table.
+TEST(CommandLine, EvalComparesAnswersAndTabulatesLengths) {
+  const TestFolder folder;
+  const std::string first = folder.at("first.jsonl");
+  ASSERT_EQ(cambium("eval " + teacher() + " -n 6 -o " + first).status, 0);
+  const nlohmann::json row = rows_of(first).front();
+  EXPECT_GT(row["tokens"], 3);
+  EXPECT_EQ(row["truncated"], false);
+  EXPECT_EQ(row["prompt"], row["question"].get<std::string>() + "\n");
+  const Outcome same = cambium("eval " + teacher() + " -n 6 --against " + first);
+  EXPECT_THAT(same.text, HasSubstr("+0.0 points [+0.0, +0.0], alone right 0 here, 0 there; p = 1"));
+  EXPECT_THAT(same.text, HasSubstr("answers are 1.00 times as long"));
+  const Outcome cut = cambium("eval " + teacher() + " -n 6 --max-new-tokens 3 --against " + first);
+  EXPECT_THAT(cut.text, HasSubstr("6 cut off at the limit of tokens (100.0 %)"));
+  EXPECT_THAT(cut.text, HasSubstr("alone right 0 here"));
+  const Outcome table = cambium("eval " + teacher() +
+                                " --task keyvalue --length 150,200 --depths 2 -n 2 --json "
+                                "--max-new-tokens 4");
+  ASSERT_EQ(table.status, 0) << table.text;
+  const auto cells = nlohmann::json::parse(table.text.substr(table.text.find('{')))["cells"];
+  ASSERT_EQ(cells.size(), 4U);
+  EXPECT_EQ(cells[3]["length"], 200);
+  EXPECT_EQ(cells[3]["depth"], 1.0);
+  EXPECT_EQ(cells[3]["total"], 2);
+}
+
 // Not at the first question: a template may also stand in a file of its own.
 TEST(CommandLine, AChatTemplateThatCannotBeUsedIsNamedAtOnce) {
   const TestFolder folder;

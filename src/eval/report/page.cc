@@ -302,6 +302,7 @@ std::string render_report(const RunSummary& run) {
 
 void write_report(const RunSummary& run, const std::filesystem::path& folder) {
   write_file_atomically((folder / "report.html").string(), render_report(run));
+  write_file_atomically((folder / "frontier.csv").string(), frontier_csv({run}));
   if (const std::string picture = render_frontier(run); !picture.empty()) {
     write_file_atomically((folder / "frontier.svg").string(), picture);
   }

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/test_folder.h"
 #include "base/testing.h"
+#include "eval/csv.h"
 #include "eval/report/curve.h"
 #include "eval/report/summary.h"
 #include "eval/report/svg.h"
@@ -130,6 +131,40 @@ TEST(Report, ThePictureStandsAlone) {
   write_report(run, folder.path());
   EXPECT_EQ(read_text_file(folder.at("frontier.svg")), picture);
   EXPECT_EQ(read_text_file(folder.at("report.html")), render_report(run));
+  EXPECT_EQ(read_text_file(folder.at("frontier.csv")), frontier_csv({run}));
+}
+
+// Several runs in one picture: only where all were measured alike.
+TEST(Report, SeveralRunsShareAPicture) {
+  const RunSummary run = example();
+  RunSummary other = run;
+  other.name = "=second, \"quoted\"";
+  const std::string picture = render_frontiers({run, other});
+  EXPECT_NE(picture.find("at 4096 tokens"), std::string::npos);
+  size_t lines = 0;
+  for (size_t at = picture.find("class=\"frontier\""); at != std::string::npos;
+       at = picture.find("class=\"frontier\"", at + 1)) {
+    ++lines;
+  }
+  EXPECT_EQ(lines, 2U);
+  EXPECT_NE(picture.find("demo &lt;one&gt;: "), std::string::npos);
+  for (ModelSummary& model : other.models) {
+    for (SpeedSummary& speed : model.speed) {
+      speed.batch += 1;
+    }
+  }
+  EXPECT_NE(testing::message_of([&] {
+              render_frontiers({run, other});
+            }).find("share no context and batch"),
+            std::string::npos);
+  const std::vector<CsvRow> rows = parse_csv(frontier_csv({run, other}), "frontier.csv");
+  size_t places = 0;
+  for (const ModelSummary& model : run.models) {
+    places += model.speed.size();
+  }
+  ASSERT_EQ(rows.size(), 1 + 2 * places);
+  EXPECT_EQ(rows[1].fields[0], run.name);
+  EXPECT_EQ(rows.back().fields[0], "'=second, \"quoted\"");
 }
 
 TEST(Ticks, AreRoundAndInside) {

@@ -112,7 +112,13 @@ std::string render_report(const RunSummary& summary);
 /// The page's first picture as an SVG file of its own: accuracy against decode speed at the longest
 /// context. Empty where no speed was measured.
 std::string render_frontier(const RunSummary& summary);
-/// Writes report.html and, where there is one, frontier.svg into a run's folder.
+/// One picture of several runs, at the longest context and batch at which all were measured; each
+/// run's models are joined by a line of their own. Error where there is no such place.
+std::string render_frontiers(const std::vector<RunSummary>& runs);
+/// The numbers of the pictures, a line for each model and context, with a first line of names.
+std::string frontier_csv(const std::vector<RunSummary>& runs);
+/// Writes report.html, frontier.csv and, where speed was measured, frontier.svg into a run's
+/// folder.
 void write_report(const RunSummary& summary, const std::filesystem::path& folder);
 
 }  // namespace cambium

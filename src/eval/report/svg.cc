@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -177,11 +178,14 @@ std::string scatter(const std::vector<Point>& points, const Axis& x, const Axis&
   std::stable_sort(sorted.begin(), sorted.end(),
                    [](const Point& a, const Point& b) { return a.x < b.x; });
   std::string s = open() + frame(sx, sy, x, y);
-  std::string path;
+  std::map<int, std::string> paths;
   for (const Point& p : sorted) {
+    std::string& path = paths[p.series];
     path += fmt::format("{}{:.1f} {:.1f}", path.empty() ? "M" : " L", sx.at(p.x), sy.at(p.y));
   }
-  s += fmt::format("<path class=\"frontier\" d=\"{}\"/>\n", path);
+  for (const auto& [series, path] : paths) {
+    s += fmt::format("<path class=\"frontier\" d=\"{}\"/>\n", path);
+  }
   for (const Point& p : sorted) {
     const double cx = sx.at(p.x);
     const double cy = sy.at(p.y);

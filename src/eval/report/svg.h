@@ -19,6 +19,7 @@ struct Point {
   double y, y_low, y_high;
   std::string label;
   bool reference = false;  // the teacher: drawn apart
+  int series = 0;          // points of one series are joined
 };
 
 struct Axis {
@@ -28,7 +29,7 @@ struct Axis {
   bool zero = false;  // starts at 0
 };
 
-/// Points joined in order of x, with error bars and labels beside them.
+/// Points, those of a series joined in order of x, with error bars and labels beside them.
 std::string scatter(const std::vector<Point>& points, const Axis& x, const Axis& y);
 
 /// A chart as a file of its own: the page's colours, on white.
