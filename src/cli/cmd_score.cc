@@ -138,7 +138,7 @@ Action declare_score(Args& args) {
   args.option("max-tokens", "tokens of a document at most", &a->max_tokens, {1});
   args.option("teacher", "the original teacher, when the model is a hybrid", &a->teacher);
   args.choice("mixer", "mmr: the mixer that is tried (mamba otherwise)", graft_mixers(), &a->mixer);
-  args.option("window", "mmr: of sliding_window (128 otherwise)", &a->window);
+  args.option("window", "mmr: of sliding_window and parallel (128 otherwise)", &a->window);
   args.option("steps", "mmr: training steps a layer (100 otherwise)", &a->steps);
   args.option("sequence", "mmr: tokens a step (1024 otherwise)", &a->sequence);
   args.option("rate", "mmr: learning rate (3e-4 otherwise)", &a->rate);
