@@ -168,7 +168,8 @@ Action declare_score(Args& args) {
   args.option("student", "restore-one: the model with every attention layer converted",
               &a->student);
   args.choice("mixer", "mmr: the mixer that is tried (mamba otherwise)", graft_mixers(), &a->mixer);
-  args.option("window", "window-swap, and mmr of sliding_window: its tokens (128 otherwise)",
+  args.option("window",
+              "window-swap, and mmr of sliding_window and parallel: its tokens (128 otherwise)",
               &a->window);
   args.option("sinks",
               "window-swap, and mmr of sliding_window: first tokens seen too (0 otherwise)",

@@ -41,6 +41,13 @@ ModelSpec spec_of(const std::vector<std::string>& kinds) {
                  {"k_heads", int64_t{2}},
                  {"key_dim", int64_t{64}},
                  {"value_dim", int64_t{64}}};
+    } else if (kind == "kimi_delta") {
+      options = {{"heads", int64_t{4}}, {"head_dim", int64_t{64}}, {"conv", int64_t{4}}};
+    } else if (kind == "parallel") {
+      options.set("window", int64_t{40});
+      options.set("recurrent", "lightning");
+      options.set("recurrent.heads", int64_t{4});
+      options.set("recurrent.head_dim", int64_t{64});
     }
     spec.layers.push_back(decoder_layer({kind, options}, 320));
   }
@@ -241,7 +248,9 @@ std::vector<Family> families() {
            {"attention", {"attention", "sliding_window", "attention"}},
            {"mamba", {"mamba", "attention", "mamba"}},
            {"mamba2", {"mamba2", "attention"}},
-           {"gated_delta_net", {"gated_delta_net", "attention"}}}) {
+           {"gated_delta_net", {"gated_delta_net", "attention"}},
+           {"kimi_delta", {"kimi_delta", "attention"}},
+           {"parallel", {"parallel", "attention"}}}) {
     rows.push_back({name, kinds, MatrixStorage::kF32, Device::kCpu});
     rows.push_back({name, kinds, MatrixStorage::kF32, Device::kCuda});
     rows.push_back({name, kinds, MatrixStorage::kBF16, Device::kCuda});
