@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--mixers", default="gated_delta_net,mamba2,mamba")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, of one thread each")
-    parser.add_argument("--kl", type=float, default=0.1, help="of training, nats a token")
+    parser.add_argument("--kl", type=float, default=0.3, help="of training, nats a token")
     args = parser.parse_args()
     seeds = args.seeds.split(",")
     arms = [(mixer, start) for mixer in args.mixers.split(",") for start in STARTS]

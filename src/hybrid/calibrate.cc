@@ -157,7 +157,8 @@ class SizeOfHeads {
       const double value = y.ptr<float>()[i];
       squares_[static_cast<size_t>(i % count / (count / heads))] += value * value;
     }
-    numbers_ += static_cast<double>(y.numel() / heads);
+    const int64_t of_a_head = y.numel() / heads;
+    numbers_ += static_cast<double>(of_a_head);
   }
   std::vector<float> rms() const {
     std::vector<float> out;
