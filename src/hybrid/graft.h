@@ -22,6 +22,7 @@ struct GraftOptions {
   int64_t state = 0;            // mamba: numbers a channel; 0 = 16, or what divides the head
   bool from_attention = true;   // false: random
   bool faithful = false;
+  friend bool operator==(const GraftOptions&, const GraftOptions&) = default;
 };
 
 /// What can take the place of attention, by name.
