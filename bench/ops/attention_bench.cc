@@ -15,8 +15,12 @@ namespace {
 using namespace cambium;
 
 struct Shape {
-  int64_t segments, length, heads, kv_heads, dim, window;
+  int64_t segments, length, heads, kv_heads, dim, window, sinks = 0;
 };
+
+AttentionConfig config_of(const Shape& s) {
+  return {.scale = 1 / std::sqrt(static_cast<float>(s.dim)), .window = s.window, .sinks = s.sinks};
+}
 
 OwnedTensor filled(std::initializer_list<int64_t> shape, bool with_grad) {
   OwnedTensor t(Dtype::kF32, shape, with_grad);
@@ -28,10 +32,10 @@ OwnedTensor filled(std::initializer_list<int64_t> shape, bool with_grad) {
 }
 
 /// Scores of tokens [first, first + length) of one head.
-double scores(int64_t first, int64_t length, int64_t window) {
+double scores(int64_t first, const Shape& s) {
   double sum = 0;
-  for (int64_t p = first; p < first + length; ++p) {
-    sum += static_cast<double>(window > 0 ? std::min(window, p + 1) : p + 1);
+  for (int64_t p = first; p < first + s.length; ++p) {
+    sum += static_cast<double>(s.window > 0 ? std::min(s.window + s.sinks, p + 1) : p + 1);
   }
   return sum;
 }
@@ -45,10 +49,10 @@ std::vector<int32_t> starts(int64_t segments, int64_t length) {
 }
 
 void print_shape(const Shape& s) {
-  std::printf(
-      "%4ld x %5ld tokens, heads %2ld/%ld x %3ld, window %4ld:", static_cast<long>(s.segments),
-      static_cast<long>(s.length), static_cast<long>(s.heads), static_cast<long>(s.kv_heads),
-      static_cast<long>(s.dim), static_cast<long>(s.window));
+  std::printf("%4ld x %5ld tokens, heads %2ld/%ld x %3ld, window %4ld, sinks %3ld:",
+              static_cast<long>(s.segments), static_cast<long>(s.length),
+              static_cast<long>(s.heads), static_cast<long>(s.kv_heads), static_cast<long>(s.dim),
+              static_cast<long>(s.window), static_cast<long>(s.sinks));
 }
 
 void train(double peak, const Shape& s) {
@@ -66,17 +70,14 @@ void train(double peak, const Shape& s) {
   seconds_of([&] {
     const ArenaScope scope(arena);
     const double begin = now();
-    const Tensor y =
-        attention(ctx, q.view, k.view, v.view, {start, position, {}},
-                  {.scale = 1 / std::sqrt(static_cast<float>(s.dim)), .window = s.window});
+    const Tensor y = attention(ctx, q.view, k.view, v.view, {start, position, {}}, config_of(s));
     forth = std::min(forth, now() - begin);
     std::memcpy(y.grad_tensor().data, y.data, static_cast<size_t>(y.bytes()));
     const double middle = now();
     tape.backward(ctx);
     back = std::min(back, now() - middle);
   });
-  const double work = 4.0 * scores(0, s.length, s.window) *
-                      static_cast<double>(s.segments * s.heads * s.dim) * 1e-9;
+  const double work = 4.0 * scores(0, s) * static_cast<double>(s.segments * s.heads * s.dim) * 1e-9;
   print_shape(s);
   std::printf(" forward %8.3f ms %6.1f GFLOP/s (%2.0f%%), backward %8.3f ms %6.1f (%2.0f%%)\n",
               forth * 1e3, work / forth, 100 * work / forth / peak, back * 1e3, 2.5 * work / back,
@@ -108,13 +109,12 @@ void cached(double limit, bool bytes, Dtype pages_type, const Shape& s, int64_t 
   Context ctx{.arena = &arena};
   const double seconds = seconds_of([&] {
     const ArenaScope scope(arena);
-    attention(ctx, q.view, k.view, k.view, {start, position, {}},
-              {.scale = 1 / std::sqrt(static_cast<float>(s.dim)), .window = s.window}, &cache);
+    attention(ctx, q.view, k.view, k.view, {start, position, {}}, config_of(s), &cache);
   });
   print_shape(s);
   std::printf(" %s at %5ld %9.3f ms", dtype_name(pages_type), static_cast<long>(first),
               seconds * 1e3);
-  const double seen = scores(first, s.length, s.window);
+  const double seen = scores(first, s);
   if (bytes) {
     const double read = seen / static_cast<double>(s.length) * 2e-9 *
                         static_cast<double>(dtype_size(pages_type)) *
@@ -140,7 +140,8 @@ int main(int argc, char** argv) {
     std::printf("packed training (of peak)\n");
     for (const Shape& s :
          {Shape{20, 200, 4, 2, 16, 0}, Shape{40, 100, 4, 2, 16, 0}, Shape{20, 200, 4, 2, 32, 0},
-          Shape{20, 200, 4, 2, 32, 64}, Shape{4, 512, 9, 3, 64, 0}, Shape{1, 2048, 9, 3, 64, 0}}) {
+          Shape{20, 200, 4, 2, 32, 64}, Shape{4, 512, 9, 3, 64, 0}, Shape{1, 2048, 9, 3, 64, 0},
+          Shape{1, 8192, 9, 3, 64, 512}, Shape{1, 8192, 9, 3, 64, 512, 64}}) {
       train(peak, s);
     }
   }
@@ -152,6 +153,7 @@ int main(int argc, char** argv) {
       cached(peak, false, type, {1, 8192, 9, 3, 64, 0}, 0);
       cached(peak, false, type, {1, 512, 9, 3, 64, 0}, 16384);
       cached(peak, false, type, {1, 8192, 9, 3, 64, 1024}, 0);
+      cached(peak, false, type, {1, 8192, 9, 3, 64, 1024, 64}, 0);
       cached(peak, false, type, {1, 512, 32, 8, 128, 0}, 4096);
     }
   }
@@ -170,6 +172,7 @@ int main(int argc, char** argv) {
       cached(stream, true, type, {16, 1, 9, 3, 64, 0}, 4096);
       cached(stream, true, type, {1, 4, 9, 3, 64, 0}, 16384);
       cached(stream, true, type, {1, 1, 9, 3, 64, 1024}, 32768);
+      cached(stream, true, type, {1, 1, 9, 3, 64, 1024, 64}, 32768);
     }
   }
   return 0;

@@ -28,7 +28,7 @@ enum class Shown { kBoth, kPrefill, kDecode };
 struct SpeedArgs {
   ModelsOption models;
   std::vector<int64_t> contexts;
-  int64_t batch = 1, decode = 32, repeats = 5;
+  int64_t batch = 1, piece = 0, decode = 32, repeats = 5;
 };
 
 void print_both(const std::vector<std::string>& names,
@@ -133,6 +133,7 @@ int run_speed(const SpeedArgs& a, Shown shown) {
   config.repeats = a.repeats;
   config.cache_values = a.models.cache.values();
   config.prefill = shown != Shown::kDecode;
+  config.prefill_chunk = a.piece;
   // Before: a copy measured just after 75 GB of a GPU were given back took 17 % longer.
   std::vector<MachineLimits> limits;
   for (const Model* model : models) {
@@ -162,6 +163,10 @@ Action declare_speed(Args& args) {
                                         : "tokens before the measured ones (512,4096)",
               &a->contexts, {1});
   args.option("batch", "sequences at once", &a->batch, {1, 4096});
+  if constexpr (kShown != Shown::kDecode) {
+    args.option("piece", "tokens of a prompt in one call (0 = by the device)", &a->piece,
+                {0, kMaxPositions});
+  }
   if constexpr (kShown != Shown::kPrefill) {
     args.option("decode", "tokens decoded", &a->decode, {1, kMaxPositions});
   }

@@ -1,6 +1,7 @@
 // generate and chat.
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -16,6 +17,8 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "eval/quality.h"
+#include "eval/statistics.h"
 #include "model/weights.h"
 #include "serve/memory_plan.h"
 #include "text/prompt_format.h"
@@ -25,12 +28,15 @@ namespace {
 
 struct GenerateArgs {
   std::string model, prompt, input, output, storage = "stored", system;
-  int64_t max_new_tokens = 256, batch = 16, logprobs = 0;
+  std::string task, data, keep = "right";
+  int64_t max_new_tokens = 256, batch = 16, logprobs = 0, samples = 1;
   SamplingOptions sampling;
   DeviceOption device;
   CacheOption cache;
   EngineOptions engine;
   bool chat = false, question = false;
+
+  bool many() const { return !input.empty() || !task.empty(); }
 };
 
 void sampling_options(Args& args, GenerateArgs& a) {
@@ -119,11 +125,11 @@ std::string stream(Engine& engine, const Tokenizer& tokenizer, GenerationRequest
   return text;
 }
 
-// One line of --input: what came, and its request or why there is none.
+// One line of --input, or a question of --task: what came, and its requests or why there are none.
 struct BatchLine {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   std::string error;
-  Engine::Ticket ticket = -1;
+  std::vector<Engine::Ticket> tickets;  // one for each sample
 
   /// Of messages, which the answer joins as one: a line that training reads as a conversation.
   bool conversation() const { return json["prompt"].is_array(); }
@@ -147,6 +153,19 @@ std::vector<BatchLine> read_batch(const std::string& path) {
       line.error = fmt::format(
           "{}:{}: expected an object with 'prompt', a string or a list of messages", path, number);
     }
+    lines.push_back(std::move(line));
+  }
+  return lines;
+}
+
+// As `cambium eval --chat` asks them.
+std::vector<BatchLine> questions_of(const Task& task) {
+  using Json = nlohmann::ordered_json;
+  std::vector<BatchLine> lines;
+  for (const Example& example : task.examples) {
+    BatchLine line;
+    line.json["prompt"] = Json::array({{{"role", "user"}, {"content", example.question}}});
+    line.json["expected"] = example.answer;
     lines.push_back(std::move(line));
   }
   return lines;
@@ -203,76 +222,166 @@ void run_to_the_end(Engine& engine, const int64_t& generated) {
   progress.finish(speed());
 }
 
-// A line that cannot be answered says so in its result; the others are answered all the same.
-int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer,
-              const EngineConfig& config) {
-  using Json = nlohmann::ordered_json;
-  std::vector<BatchLine> lines = read_batch(a.input);
-  ResultFile results(a.output);
-  Engine engine(model, config);
-  int64_t generated = 0;
-  for (size_t i = 0; i < lines.size(); ++i) {
-    BatchLine& line = lines[i];
+std::string first_error(const std::vector<BatchLine>& lines) {
+  const auto found = std::find_if(lines.begin(), lines.end(),
+                                  [](const BatchLine& line) { return !line.error.empty(); });
+  return found == lines.end() ? "" : found->error;
+}
+
+// Submits --samples requests for each line; one that cannot be asked says why.
+void submit(const GenerateArgs& a, Engine& engine, const Tokenizer& tokenizer,
+            const ModelSpec& spec, std::vector<BatchLine>& lines, int64_t& generated) {
+  uint64_t stream = 0;
+  for (BatchLine& line : lines) {
+    const uint64_t first = stream;
+    stream += static_cast<uint64_t>(a.samples);
     if (!line.error.empty()) {
       continue;
     }
     stop_point();
     try {
-      GenerationRequest request =
-          request_of(a, tokenizer, model.spec(), prompt_tokens(a, tokenizer, line));
-      request.stream = i;
-      request.on_token = [&generated](int32_t /*token*/) {
-        ++generated;
-        return true;
-      };
-      line.ticket = engine.submit(std::move(request));
+      const std::vector<int32_t> prompt = prompt_tokens(a, tokenizer, line);
+      for (int64_t k = 0; k < a.samples; ++k) {
+        GenerationRequest request = request_of(a, tokenizer, spec, prompt);
+        request.stream = first + static_cast<uint64_t>(k);
+        request.on_token = [&generated](int32_t /*token*/) {
+          ++generated;
+          return true;
+        };
+        line.tickets.push_back(engine.submit(std::move(request)));
+      }
     } catch (const Error& e) {
       line.error = e.what();
     }
   }
+}
+
+// How the answers to a task's questions were, and which are worth learning from.
+class Traces {
+ public:
+  explicit Traces(const Task& task) : task_(task) {}
+
+  /// Grades an answer to question i, says so in its line, and whether it is kept: a right one that
+  /// came to its end.
+  bool keep(size_t i, const std::string& text, FinishReason reason, nlohmann::ordered_json& line) {
+    const bool whole = reason == FinishReason::kStop;
+    const bool right = grade(task_, text, task_.examples[i]).correct;
+    line["correct"] = right;
+    ++answers_;
+    right_ += right ? 1 : 0;
+    cut_ += whole ? 0 : 1;
+    if (!right || !whole) {
+      return false;
+    }
+    ++kept_;
+    if (last_ != i + 1) {
+      ++answered_;
+      last_ = i + 1;
+    }
+    return true;
+  }
+  void report() const {
+    if (answers_ == 0) {
+      return;
+    }
+    const Estimate share = proportion(right_, answers_);
+    say("{}: {} of {} answers are right, {:.1f} % [{:.1f}, {:.1f}]; {} did not come to an end; "
+        "{} right ones that did, to {} of {} questions",
+        task_.name, right_, answers_, 100.0 * share.value, 100.0 * share.interval.low,
+        100.0 * share.interval.high, cut_, kept_, answered_, task_.examples.size());
+  }
+
+ private:
+  const Task& task_;
+  int64_t answers_ = 0, right_ = 0, cut_ = 0, kept_ = 0, answered_ = 0;
+  size_t last_ = 0;  // the question of the last answer that was kept, from 1 on
+};
+
+// A line that cannot be answered says so in its result; the others are answered all the same.
+int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer,
+              const EngineConfig& config, const Task& task) {
+  using Json = nlohmann::ordered_json;
+  const bool graded = !a.task.empty();
+  std::vector<BatchLine> lines = graded ? questions_of(task) : read_batch(a.input);
+  ResultFile results(a.output);
+  Engine engine(model, config);
+  int64_t generated = 0;
+  submit(a, engine, tokenizer, model.spec(), lines, generated);
   run_to_the_end(engine, generated);
   std::string out;
+  const auto write = [&](const Json& line) {
+    out += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+  };
+  Traces traces(task);
   size_t failed = 0;
-  for (BatchLine& line : lines) {
-    if (line.error.empty()) {
-      const GenerationResult result = engine.take(line.ticket);
+  for (size_t i = 0; i < lines.size(); ++i) {
+    BatchLine& line = lines[i];
+    for (size_t k = 0; k < line.tickets.size(); ++k) {
+      const GenerationResult result = engine.take(line.tickets[k]);
       const std::string text = tokenizer.decode(result.tokens, true);
-      line.json["completion"] = line.conversation()
-                                    ? Json::array({{{"role", "assistant"}, {"content", text}}})
-                                    : Json(text);
-      line.json["finish_reason"] = finish_reason_name(result.reason);
-      if (a.logprobs > 0) {
-        line.json["logprobs"] = logprobs_json(result, tokenizer);
+      Json json = line.json;
+      json["completion"] = line.conversation()
+                               ? Json::array({{{"role", "assistant"}, {"content", text}}})
+                               : Json(text);
+      if (a.samples > 1) {
+        json["sample"] = k;
       }
-    } else {
+      json["finish_reason"] = finish_reason_name(result.reason);
+      if (a.logprobs > 0) {
+        json["logprobs"] = logprobs_json(result, tokenizer);
+      }
+      stop_point();
+      if (!graded || traces.keep(i, text, result.reason, json) || a.keep == "all") {
+        write(json);
+      }
+    }
+    if (!line.error.empty()) {
       line.json["error"] = line.error;
       ++failed;
+      if (!graded || a.keep == "all") {
+        write(line.json);
+      }
     }
-    out += line.json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
   }
   results.write(out);
+  traces.report();
   if (failed > 0) {
-    say("{} of {} prompts were not answered; their lines say why ('error')", failed, lines.size());
+    say("{} of {} prompts were not answered; {}", failed, lines.size(),
+        graded && a.keep == "right" ? "the first: " + first_error(lines)
+                                    : "their lines say why ('error')");
   }
   return failed > 0 && failed == lines.size() ? 1 : 0;
 }
 
 int run_generate(const GenerateArgs& a) {
   a.sampling.config();  // an Error before anything is loaded
-  expect(a.prompt.empty() != a.input.empty(), "expected one of --prompt and --input");
-  expect(a.logprobs == 0 || !a.input.empty(),
-         "--logprobs belongs to --input, whose results are JSON lines");
-  const StopAnywhere stop(a.input.empty()
-                              ? "the text ends where it came"
-                              : "nothing is written: results are when every prompt is answered");
-  const EngineConfig config = engine_for(a, a.input.empty() ? 1 : a.batch);
+  expect((a.prompt.empty() ? 0 : 1) + (a.input.empty() ? 0 : 1) + (a.task.empty() ? 0 : 1) == 1,
+         "expected one of --prompt, --input and --task");
+  expect(a.task.empty() == a.data.empty(),
+         "--task and --data belong together: a form and the file that has it");
+  expect(a.many() || (a.logprobs == 0 && a.samples == 1),
+         "--logprobs and --samples belong to --input and --task, whose results are JSON lines");
+  expect(a.samples == 1 || a.sampling.temperature > 0.0,
+         "{} samples of the likeliest token are {} times the same; give --temperature", a.samples,
+         a.samples);
+  Task task;
+  if (!a.task.empty()) {
+    task = load_task(a.task, a.data);
+    expect_gradable(task);
+  }
+  const StopAnywhere stop(a.many() ? "nothing is written: results are when every prompt is answered"
+                                   : "the text ends where it came");
+  const EngineConfig config = engine_for(a, a.many() ? a.batch : 1);
   LoadedModel loaded = load(a);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.chat) {
     tokenizer.expect_chat(a.model, "leave --chat away");
   }
-  if (!a.input.empty()) {
-    return run_batch(a, *loaded.model, tokenizer, config);
+  if (!a.task.empty()) {
+    tokenizer.expect_chat(a.model, "give --input with prompts in the model's own form");
+  }
+  if (a.many()) {
+    return run_batch(a, *loaded.model, tokenizer, config, task);
   }
   Engine engine(*loaded.model, config);
   stream(engine, tokenizer,
@@ -350,12 +459,19 @@ Action declare_generate(Args& args) {
   args.option("input,i",
               "JSON lines with 'prompt', a text or a list of messages: answers them all at once",
               &a->input);
-  args.option("output,o", "file for --input's results (standard output otherwise)", &a->output);
+  args.choice("task", "asks the questions of --data instead, and grades the answers", task_forms(),
+              &a->task);
+  args.option("data,d", "the task's file", &a->data);
+  args.choice("keep", "with --task: the right answers that came to an end, or all",
+              {"right", "all"}, &a->keep);
+  args.option("samples", "answers to each prompt", &a->samples, {1, 4096});
+  args.option("output,o", "file for the results of --input and --task (standard output otherwise)",
+              &a->output);
   args.flag("chat", "the prompt is a user's message: apply the chat template", &a->chat);
   args.flag("question", "the prompt is a question in the form of generated problems", &a->question);
-  args.option("batch", "sequences at once, with --input", &a->batch, {1, 4096});
+  args.option("batch", "sequences at once, with --input and --task", &a->batch, {1, 4096});
   args.option("logprobs",
-              "with --input: each token's log-probability, and as many of the likeliest beside it",
+              "in JSON lines: each token's log-probability, and as many of the likeliest beside it",
               &a->logprobs, {0, kMostRanked});
   sampling_options(args, *a);
   a->engine.declare(args);
@@ -377,7 +493,9 @@ Command generate_command() {
           "  cambium generate DIR -p \"Once upon a time\" --temperature 0.8\n"
           "  cambium generate models/teacher --question -p \"Tom has 7 books. Ida has 3 books "
           "fewer than Tom. Zoe has twice as many books as Ida. How many books does Zoe have?\"\n"
-          "  cambium generate DIR --chat -i prompts.jsonl -o answers.jsonl",
+          "  cambium generate DIR --chat -i prompts.jsonl -o answers.jsonl\n"
+          "  cambium generate DIR --task gsm8k -d gsm8k/train.jsonl --samples 4 --temperature 0.7 "
+          "--batch 256 -o traces.jsonl   # right answers, for cambium distill and train",
           declare_generate};
 }
 

@@ -18,7 +18,7 @@ struct ScoreArgs {
                                     metric = "reverse-kl", task, task_path, student;
   // Of some methods and metrics only; as they are here where they were not given.
   std::string mixer;
-  int64_t window = -1, steps = -1, sequence = -1, problems = -1, max_new_tokens = -1;
+  int64_t window = -1, sinks = -1, steps = -1, sequence = -1, problems = -1, max_new_tokens = -1;
   double rate = -1.0;
   int64_t documents = 32, max_tokens = 512, seed = 1;
   DeviceOption device;
@@ -40,8 +40,9 @@ void check_applies(const ScoreArgs& args, ScoreMethod method) {
   if (!probes) {
     const char* const what = "--method mmr";
     refuse(!args.mixer.empty(), "--mixer", what);
-    refuse(args.window >= 0 && method != ScoreMethod::kWindowSwap, "--window",
-           "--method mmr and window-swap");
+    const bool swaps = method == ScoreMethod::kWindowSwap;
+    refuse(args.window >= 0 && !swaps, "--window", "--method mmr and window-swap");
+    refuse(args.sinks >= 0 && !swaps, "--sinks", "--method mmr and window-swap");
     refuse(args.steps >= 0, "--steps", what);
     refuse(args.sequence >= 0, "--sequence", what);
     refuse(args.rate >= 0, "--rate", what);
@@ -73,6 +74,7 @@ ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
   options.label = args.method;
   options.graft.mixer = args.mixer.empty() ? options.graft.mixer : args.mixer;
   take(args.window, &options.graft.window);
+  take(args.sinks, &options.graft.sinks);
   TrainConfig& probe = options.probe;
   probe.loss = {};
   probe.loss.reverse_kl = 1.0F;
@@ -167,6 +169,8 @@ Action declare_score(Args& args) {
   args.choice("mixer", "mmr: the mixer that is tried (mamba otherwise)", graft_mixers(), &a->mixer);
   args.option("window", "window-swap, and mmr of sliding_window: its tokens (128 otherwise)",
               &a->window);
+  args.option("sinks", "the same: first tokens of the text that it sees too (0 otherwise)",
+              &a->sinks);
   args.option("steps", "mmr: training steps a layer (100 otherwise)", &a->steps);
   args.option("sequence", "mmr: tokens a step (1024 otherwise)", &a->sequence);
   args.option("rate", "mmr: learning rate (3e-4 otherwise)", &a->rate);

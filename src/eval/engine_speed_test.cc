@@ -13,11 +13,12 @@ namespace {
 
 using ::testing::HasSubstr;
 
-/// Attention, a window of 8 and Apriel's Mamba.
+/// Attention, a window of 8 behind 3 sinks and Apriel's Mamba.
 ModelSpec mixed() {
   UnitSpec window = testing::attention_mixer();
   window.kind = "sliding_window";
   window.options.set("window", int64_t{8});
+  window.options.set("sinks", int64_t{3});
   const UnitSpec mamba = {
       "mamba",
       {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
@@ -61,9 +62,9 @@ TEST(StepCosts, CountWeightsKeysAndStates) {
     for (const int window : {0, 8}) {
       const auto first = [&](int at) { return window == 0 ? 0 : std::max(0, at - window + 1); };
       for (int t = position; t < position + tokens; ++t) {
-        keys += t - first(t) + 1;
+        keys += t - first(t) + 1 + std::min(first(t), 3);
       }
-      read += position + tokens - first(position);
+      read += position + tokens - first(position) + std::min(first(position), 3);
     }
     const StepCost cost = costs.of(1, position, tokens);
     EXPECT_EQ(cost.bytes, weights + head + tokens * row + 2 * slots +

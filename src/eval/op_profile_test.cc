@@ -90,6 +90,7 @@ TEST(OpProfile, CountsTheOperationsOfAStep) {
   UnitSpec window = testing::attention_mixer();
   window.kind = "sliding_window";
   window.options.set("window", int64_t{6});
+  window.options.set("sinks", int64_t{2});
   LoadedModel loaded = fresh_model(testing::tiny_spec({testing::attention_mixer(), window}), 1);
   const StepCosts costs(*loaded.model, Dtype::kBF16);
   for (const int64_t context : {0, 1, 5, 40}) {

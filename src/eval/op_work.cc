@@ -74,6 +74,9 @@ OpWork describe(const Attention<T>& a) {
   if (shape.window > 0) {
     work.shape += fmt::format(", window {}", shape.window);
   }
+  if (shape.sinks > 0) {
+    work.shape += fmt::format(", {} sinks", shape.sinks);
+  }
   const int64_t dims = shape.head_dim + shape.value_dim;
   // Of a key and its value.
   const int64_t pair = a.scaled_k.defined()   ? dims + 2 * static_cast<int64_t>(sizeof(bf16))
@@ -82,10 +85,9 @@ OpWork describe(const Attention<T>& a) {
   work.cost.bytes = bytes_of(a.q, a.y);
   for (int64_t s = 0; s < shape.segments; ++s) {
     const int64_t position = shape.first_position(s);
-    const int64_t keys = position + shape.length(s) - shape.reach(position);
-    work.cost.bytes += product({keys, shape.kv_heads, pair});
-    work.cost.flops +=
-        2.0 * product({shape.heads, dims}) * keys_seen(position, shape.length(s), shape.window);
+    work.cost.bytes += product({shape.seen_keys(s).count(), shape.kv_heads, pair});
+    work.cost.flops += 2.0 * product({shape.heads, dims}) *
+                       keys_seen(position, shape.length(s), shape.window, shape.sinks);
   }
   return work;
 }

@@ -36,11 +36,13 @@ double seconds_of(Device device, const F& call) {
 
 }  // namespace
 
-double keys_seen(int64_t position, int64_t tokens, int64_t window) {
-  const int64_t growing = window == 0 ? tokens : std::clamp<int64_t>(window - position, 0, tokens);
+double keys_seen(int64_t position, int64_t tokens, int64_t window, int64_t sinks) {
+  // As many as there are, up to those of the window and all sinks.
+  const int64_t most = window + sinks;
+  const int64_t growing = window == 0 ? tokens : std::clamp<int64_t>(most - position, 0, tokens);
   const auto p = static_cast<double>(position);
   const auto n = static_cast<double>(growing);
-  return n * p + n * (n + 1) / 2 + static_cast<double>((tokens - growing) * window);
+  return n * p + n * (n + 1) / 2 + static_cast<double>((tokens - growing) * most);
 }
 
 StepCosts::StepCosts(Model& model, Dtype values) {
@@ -76,7 +78,7 @@ StepCosts::StepCosts(Model& model, Dtype values) {
         if (numbers > 0) {
           const int64_t heads = unit.options.integer(unit.kind, "heads", 1);
           const int64_t sharing = heads / unit.options.integer(unit.kind, "kv_heads", heads);
-          pages_.push_back({layout.window,
+          pages_.push_back({layout.window, layout.sinks,
                             static_cast<double>(layout.kept_in(values).bytes_per_token()),
                             2.0 * static_cast<double>(numbers * sharing)});
         }
@@ -91,8 +93,9 @@ void StepCosts::add_segment(StepCost& cost, int64_t position, int64_t tokens) co
   cost.flops += count * token_flops_;
   for (const Pages& pages : pages_) {
     const int64_t first = pages.window == 0 ? 0 : std::max<int64_t>(0, position - pages.window + 1);
-    cost.bytes += pages.token_bytes * (static_cast<double>(position - first) + 2.0 * count);
-    cost.flops += pages.key_flops * keys_seen(position, tokens, pages.window);
+    const int64_t before = position - first + std::min(first, pages.sinks);
+    cost.bytes += pages.token_bytes * (static_cast<double>(before) + 2.0 * count);
+    cost.flops += pages.key_flops * keys_seen(position, tokens, pages.window, pages.sinks);
   }
 }
 

@@ -24,8 +24,8 @@ struct StepCost {
 };
 
 /// Keys that tokens [position, position + tokens) see: each itself and, in a window (0 = none), at
-/// most window - 1 before it.
-double keys_seen(int64_t position, int64_t tokens, int64_t window);
+/// most window - 1 before it and the sinks that it would not see so.
+double keys_seen(int64_t position, int64_t tokens, int64_t window, int64_t sinks);
 
 class StepCosts {
  public:
@@ -41,6 +41,7 @@ class StepCosts {
  private:
   struct Pages {
     int64_t window = 0;  // 0 = everything before
+    int64_t sinks = 0;
     double token_bytes = 0.0;
     double key_flops = 0.0;  // of a token and a key
   };

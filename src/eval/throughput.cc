@@ -37,14 +37,14 @@ class Stopwatch {
   std::clock_t cpu_start_ = std::clock();
 };
 
-/// Tokens of a sequence in one call: some 16,384 of all sequences on a GPU.
+/// Tokens of a sequence in one call: some 8,192 of all sequences on a GPU.
 int64_t chunk_of(const Model& model, const ThroughputConfig& config) {
   if (config.prefill_chunk != 0) {
     return config.prefill_chunk;
   }
   return model.device().kind == Device::kCpu
              ? 256
-             : std::max<int64_t>(64, 16384 / config.batch / 64 * 64);
+             : std::max<int64_t>(64, 8192 / config.batch / 64 * 64);
 }
 
 // `look`: one step more, not timed, to see whether its logits are numbers.

@@ -6,32 +6,23 @@
 #include <tuple>
 
 #include "base/text.h"
+#include "hybrid/calibrate.h"
 #include "hybrid/grafts/graft_table.h"
 #include "tensor/copy.h"
 
 namespace cambium {
-namespace {
 
-std::string mixer_prefix(const ModelSpec& spec, int64_t layer) {
-  return unit_prefix(layer, *spec.layers[static_cast<size_t>(layer)].mixer());
-}
-
-MixerParameters layer_parameters(Model& model, int64_t layer) {
-  const std::string prefix = mixer_prefix(model.spec(), layer);
-  MixerParameters parameters;
-  model.visit_layer(layer, [&](const std::string& name, Parameter& p) {
-    if (name.starts_with(prefix)) {
-      parameters[name.substr(prefix.size())] = &p;
-    }
-  });
-  return parameters;
-}
-
-AttentionShape shape_of(const UnitSpec& attention, int64_t width) {
+AttentionShape attention_shape(const UnitSpec& attention, int64_t width) {
   const Options& o = attention.options;
   const int64_t heads = o.integer("attention", "heads");
   return {heads, o.integer("attention", "kv_heads", heads), o.integer("attention", "head_dim"),
           width};
+}
+
+namespace {
+
+std::string mixer_prefix(const ModelSpec& spec, int64_t layer) {
+  return unit_prefix(layer, *spec.layers[static_cast<size_t>(layer)].mixer());
 }
 
 /// Empty where the attention has no such parameter.
@@ -46,10 +37,23 @@ std::vector<float> dense(const MixerParameters& attention, const std::string& na
   return out;
 }
 
+}  // namespace
+
+MixerParameters layer_parameters(Model& model, int64_t layer) {
+  const std::string prefix = mixer_prefix(model.spec(), layer);
+  MixerParameters parameters;
+  model.visit_layer(layer, [&](const std::string& name, Parameter& p) {
+    if (name.starts_with(prefix)) {
+      parameters[name.substr(prefix.size())] = &p;
+    }
+  });
+  return parameters;
+}
+
 AttentionWeights read_attention(Model& teacher, int64_t layer) {
   const MixerParameters p = layer_parameters(teacher, layer);
   const UnitSpec& attention = *teacher.spec().layers[static_cast<size_t>(layer)].mixer();
-  AttentionWeights a{.shape = shape_of(attention, teacher.spec().width),
+  AttentionWeights a{.shape = attention_shape(attention, teacher.spec().width),
                      .q = dense(p, "q_proj.weight"),
                      .k = dense(p, "k_proj.weight"),
                      .v = dense(p, "v_proj.weight"),
@@ -77,6 +81,8 @@ AttentionWeights read_attention(Model& teacher, int64_t layer) {
   }
   return a;
 }
+
+namespace {
 
 void check_layers(const ModelSpec& base, const std::vector<int64_t>& layers) {
   std::set<int64_t> seen;
@@ -123,8 +129,10 @@ void check_graft_options(const GraftOptions& options, const std::string& where) 
   const Graft& graft = find_graft(options.mixer);
   const GraftOptions unset;
   const std::pair<const char*, bool> given[] = {{"window", options.window != unset.window},
+                                                {"sinks", options.sinks != unset.sinks},
                                                 {"state", options.state != unset.state},
-                                                {"faithful", options.faithful != unset.faithful}};
+                                                {"faithful", options.faithful != unset.faithful},
+                                                {"rope", options.rope != unset.rope}};
   for (const auto& [name, is_given] : given) {
     if (!is_given ||
         std::find(graft.options.begin(), graft.options.end(), name) != graft.options.end()) {
@@ -138,15 +146,22 @@ void check_graft_options(const GraftOptions& options, const std::string& where) 
     }
     fail("{}: {} belongs to {}, not to {}", where, name, join(others, " and "), options.mixer);
   }
-  expect(options.window >= 0 && options.state >= 0,
-         "{}: expected window and state of at least 0, got {} and {}", where, options.window,
-         options.state);
+  expect(options.window >= 0 && options.sinks >= 0 && options.state >= 0,
+         "{}: expected window, sinks and state of at least 0, got {}, {} and {}", where,
+         options.window, options.sinks, options.state);
+  expect(options.rope || !options.faithful,
+         "{}: the released layout has no positions; leave rope out", where);
+  expect(options.calibrate == 0 || (options.from_attention && !options.faithful),
+         "{}: calibrate changes the start from attention; it does not go with {}", where,
+         options.faithful ? "faithful, which is that of a released layout" : "a random start");
+  expect(options.calibrate > 0 || options.calibrate_tokens == unset.calibrate_tokens,
+         "{}: calibrate_tokens does nothing without calibrate", where);
 }
 
 UnitSpec graft_spec(const UnitSpec& from, int64_t width, const GraftOptions& options) {
   expect(from.kind == "attention", "a graft replaces attention, not {}", from.kind);
   check_graft_options(options, "graft");
-  UnitSpec spec = find_graft(options.mixer).spec(from, shape_of(from, width), options);
+  UnitSpec spec = find_graft(options.mixer).spec(from, attention_shape(from, width), options);
   // What the layer asks of its mixer, whichever it is.
   spec.out = from.out;
   spec.name = from.name;
@@ -197,7 +212,8 @@ ModelSpec convert_spec(const ModelSpec& base, const ModelSpec& teacher,
 }
 
 LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& layers,
-                    const GraftOptions& options, uint64_t seed, bool share) {
+                    const GraftOptions& options, uint64_t seed, bool share,
+                    const CalibrationData* calibration, std::vector<LayerCalibration>* found) {
   const ModelSpec spec = convert_spec(base.spec(), teacher.spec(), layers, options);
   LoadedModel hybrid{{}, std::make_unique<Model>(spec), {}};
   if (share) {
@@ -209,6 +225,9 @@ LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& lay
   }
   for (const int64_t layer : layers) {
     graft_layer(*hybrid.model, teacher, layer, options, seed);
+  }
+  if (calibration != nullptr) {
+    *found = calibrate(*hybrid.model, teacher, layers, options, *calibration);
   }
   hybrid.weights.move_to(*hybrid.model, base.device());
   hybrid.model->set_activations(base.activations());

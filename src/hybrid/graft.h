@@ -19,9 +19,21 @@ namespace cambium {
 struct GraftOptions {
   std::string mixer = "mamba";  // mamba, mamba2, gated_delta_net, sliding_window
   int64_t window = 0;           // sliding_window: tokens; 0 = 128
+  int64_t sinks = 0;            // sliding_window: first tokens that stay visible
   int64_t state = 0;            // mamba: numbers a channel; 0 = 16, or what divides the head
   bool from_attention = true;   // false: random
   bool faithful = false;
+  bool rope = true;  // gated_delta_net: q and k turn by position where those of the attention do
+  /// Documents that the start is calibrated by (hybrid/calibrate.h), and tokens of each at most; no
+  /// documents: it is not.
+  int64_t calibrate = 0;
+  int64_t calibrate_tokens = 512;
+  /// Steps of fitting the new mixers to their attention; -1 = kFitSteps where the start is
+  /// calibrated, else none.
+  int64_t fit = -1;
+
+  static constexpr int64_t kFitSteps = 300;
+  int64_t fit_steps() const { return fit >= 0 ? fit : calibrate > 0 ? kFitSteps : 0; }
   friend bool operator==(const GraftOptions&, const GraftOptions&) = default;
 };
 
@@ -41,14 +53,20 @@ UnitSpec graft_spec(const UnitSpec& from, int64_t width, const GraftOptions& opt
 void graft_layer(Model& student, Model& teacher, int64_t layer, const GraftOptions& options,
                  uint64_t seed);
 
+struct CalibrationData;
+struct LayerCalibration;
+
 /// A hybrid: `base` (the teacher itself or an earlier hybrid) with the mixers of `layers` replaced.
 /// New mixers start from `teacher`, the original; every other weight comes from `base`. They are
 /// made on the CPU; the hybrid is on the device of `base`.
 /// Errors: a layer out of range, given twice, or that has no attention any more.
 /// With `share`, all but the new mixers is base's own memory: base must outlive the result, or the
 /// result take over what base owns (Weights::take_over).
+/// With `calibration` the new mixers are calibrated by it, and `found` says what was found.
 LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& layers,
-                    const GraftOptions& options, uint64_t seed, bool share = false);
+                    const GraftOptions& options, uint64_t seed, bool share = false,
+                    const CalibrationData* calibration = nullptr,
+                    std::vector<LayerCalibration>* found = nullptr);
 
 /// The spec `convert` builds, without weights.
 ModelSpec convert_spec(const ModelSpec& base, const ModelSpec& teacher,

@@ -106,6 +106,24 @@ TEST(Graft, AWindowLongerThanTheTextChangesNothing) {
   }
 }
 
+TEST(Graft, SinksAreWhatTheWindowIsGivenBesides) {
+  LoadedModel teacher = make_teacher(teacher_spec(kAllBiases[0]));
+  const auto with_sinks = [&](int64_t sinks) {
+    return convert(*teacher.model, *teacher.model, {1, 4},
+                   {.mixer = "sliding_window", .window = 2, .sinks = sinks}, 7);
+  };
+  LoadedModel none = with_sinks(0);
+  LoadedModel some = with_sinks(3);
+  const auto option = [](const LoadedModel& model) {
+    return model.model->spec().layers[4].mixer()->options.integer("", "sinks", -1);
+  };
+  EXPECT_EQ(option(none), -1);  // written where they were asked for
+  EXPECT_EQ(option(some), 3);
+  EXPECT_NE(logits(*some.model), logits(*none.model));
+  // More than the text has: nothing is out of sight.
+  EXPECT_EQ(logits(*with_sinks(64).model), logits(*teacher.model));
+}
+
 struct Start {
   const char* name;
   GraftOptions options;
@@ -406,8 +424,14 @@ TEST(Graft, WrongRequestsAreNamed) {
        "faithful belongs to mamba and gated_delta_net, not to mamba2"},
       {{2}, {.mixer = "sliding_window", .faithful = true}, "faithful belongs to"},
       {{2}, {.mixer = "gated_delta_net", .window = 7}, "window belongs to sliding_window"},
+      {{2}, {.mixer = "mamba", .sinks = 4}, "sinks belongs to sliding_window"},
       {{2}, {.mixer = "sliding_window", .state = 7}, "state belongs to mamba"},
-      {{2}, {.mixer = "sliding_window", .window = -5}, "expected window and state of at least 0"},
+      {{2},
+       {.mixer = "sliding_window", .window = -5},
+       "expected window, sinks and state of at least 0"},
+      {{2},
+       {.mixer = "sliding_window", .sinks = -1},
+       "expected window, sinks and state of at least 0"},
   };
   for (const Wrong& wrong : wrongs) {
     const std::string message = testing::error_of(

@@ -22,6 +22,7 @@
 #include "eval/report/curve.h"
 #include "eval/throughput.h"
 #include "files/checksums.h"
+#include "hybrid/calibrate.h"
 #include "hybrid/gate.h"
 #include "hybrid/measure.h"
 #include "hybrid/merge.h"
@@ -89,10 +90,11 @@ std::map<std::string, std::string> stage_files(const fs::path& folder) {
   add(folder / "scores.json");
   add(folder / "search.json");
   add(folder / "placement.json");
+  add(folder / "calibration.json");
   for (int64_t attempt = 1; fs::exists(folder / fmt::format("attempt-{}", attempt)); ++attempt) {
     const fs::path at = folder / fmt::format("attempt-{}", attempt);
     add(at / "result.json");
-    for (const char* phase : {"align", "distill", "sft"}) {
+    for (const char* phase : {"fit", "align", "distill", "sft"}) {
       add(at / phase / "log.jsonl");
     }
   }
@@ -436,8 +438,17 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
                   *teacher_.model, data_, before == nullptr ? 0 : before->next_sample, folder);
   LoadedModel student = std::move(base);
   if (!placement.layers.empty()) {
-    LoadedModel hybrid =
-        convert(*student.model, *teacher_.model, placement.layers, stage.graft, plan_.seed, true);
+    std::optional<CalibrationData> calibration;
+    if (stage.graft.calibrate > 0) {
+      calibration.emplace(data_.train(), data_.valid(), false, stage.graft);
+    }
+    std::vector<LayerCalibration> found;
+    LoadedModel hybrid = convert(*student.model, *teacher_.model, placement.layers, stage.graft,
+                                 plan_.seed, true, calibration ? &*calibration : nullptr, &found);
+    if (calibration) {
+      write_sealed(folder / "calibration.json", calibration_json(found, {}));
+      say_text(describe_calibration(found, {}));
+    }
     hybrid.weights.take_over(*hybrid.model, std::move(student.weights));
     student = std::move(hybrid);
   }

@@ -25,6 +25,41 @@ using testing::run;
 using testing::weights_in;
 using testing::write_inputs;
 
+TEST(Pipeline, ACalibratedStartIsAPhaseBeforeTheOthers) {
+  const TestFolder folder;
+  write_inputs(folder.path(), R"(
+name = "tiny"
+[evaluate]
+held_out_documents = 4
+held_out_tokens = 320
+problems = 0
+contexts = [8]
+speed_repeats = 1
+[graft]
+mixer = "mamba2"
+calibrate = 4
+fit = 2
+[place]
+method = "uniform"
+[[stage]]
+name = "one"
+layers = 2
+)");
+  const RunSummary summary = run(folder.path(), "run");
+  ASSERT_EQ(summary.curves.size(), 1);
+  EXPECT_EQ(summary.curves[0].phase, "fit");
+  EXPECT_EQ(summary.curves[0].loss.size(), 2);
+  EXPECT_GT(summary.models[1].tokens_trained, 0);
+  const std::string stage = folder.at("run") + "/stages/one";
+  EXPECT_THAT(read_text_file(stage + "/calibration.json"), HasSubstr("look_back"));
+  EXPECT_THAT(read_text_file(stage + "/files.json"), HasSubstr("calibration.json"));
+  // Random weights look back evenly; what is asked of the start decides it, and a fit alone may be.
+  const RunSummary plain = run(folder.path(), "plain", false, {"graft.calibrate=0", "graft.fit=1"});
+  EXPECT_EQ(plain.curves[0].loss.size(), 1);
+  EXPECT_NE(plain.models[1].reverse_kl_converted, summary.models[1].reverse_kl_converted);
+  EXPECT_FALSE(fs::exists(folder.at("plain") + "/stages/one/calibration.json"));
+}
+
 TEST(Pipeline, GoesThroughItsStagesAndSaysWhatBecameOfEach) {
   const TestFolder folder;
   write_inputs(folder.path());

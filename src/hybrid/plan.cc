@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "hybrid/calibrate.h"
 
 namespace cambium {
 namespace {
@@ -261,6 +262,9 @@ StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defau
   check_stage_name(stage.name, entry.where());
   stage.gate = read_gate(entry.table("gate"), defaults.gate);
   stage.merge = read_merge(entry.table("merge"));
+  if (stage.graft.fit_steps() > 0 && stage.layers > before) {
+    stage.phases.push_back({"fit", fit_config(stage.graft.fit_steps(), {}, plan.seed), true, true});
+  }
   for (const Phase& known : defaults.phases) {
     const bool own = entry.has(known.name);
     if (own || table.has(known.name)) {
@@ -297,12 +301,25 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
   Init init = graft.from_attention ? Init::kAttention : Init::kRandom;
   visit({"mixer", "what takes the place of attention"}, graft.mixer);
   visit({"window", "sliding_window: tokens; 0 = 128"}, graft.window, ints_from(0, 1 << 30));
+  visit({"sinks", "sliding_window: first tokens that stay visible"}, graft.sinks,
+        ints_from(0, 1 << 30));
   visit({"state", "mamba: numbers a channel; 0 = 16, or what divides the head"}, graft.state,
         ints_from(0, 1 << 20));
   visit({"faithful", "the released layouts to the row"}, graft.faithful);
   visit({"init", "what the new mixers start from"}, init,
         {{"attention", Init::kAttention}, {"random", Init::kRandom}});
   graft.from_attention = init == Init::kAttention;
+  // Probes of mmr start without these: they stand in no fingerprint of scores.
+  visit({"rope", "gated_delta_net: q and k turn by position as the attention's", nullptr, false},
+        graft.rope);
+  visit({"calibrate", "documents that the start is calibrated by; 0 = it is not", nullptr, false},
+        graft.calibrate, ints_from(0, kMaxCount));
+  visit({"calibrate_tokens", "of each of them at most", nullptr, false}, graft.calibrate_tokens,
+        ints_from(2, kMaxTokens));
+  visit(
+      {"fit", "steps of fitting the new mixers to their attention; -1 = 300 with calibrate, else 0",
+       nullptr, false},
+      graft.fit, ints_from(-1, kMaxCount));
 }
 
 void visit_fields(EvaluationPlan& e, FieldVisitor& visit) {

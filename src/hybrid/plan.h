@@ -73,7 +73,7 @@ struct GatePlan {
 
 /// One kind of training in a stage.
 struct Phase {
-  std::string name;  // align, distill or sft: its table, and its folder in the run
+  std::string name;  // align, distill or sft: its table, and its folder in the run; or fit
   TrainConfig config;
   bool teacher = true;  // false: learns from the data alone
   bool once = false;    // in the first attempt only

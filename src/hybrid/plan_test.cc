@@ -68,7 +68,7 @@ train = "mixers"
 layers = 1
 [[stage]]
 layers = 2
-graft = {mixer = "sliding_window", window = 7}
+graft = {mixer = "sliding_window", window = 7, sinks = 4}
 gate = {retries = 0}
 align = {steps = 20}
 distill = {steps = 5}
@@ -85,6 +85,7 @@ sft = {steps = 4}
   EXPECT_EQ(a.graft.mixer, "gated_delta_net");
   EXPECT_EQ(b.graft.mixer, "sliding_window");
   EXPECT_EQ(b.graft.window, 7);
+  EXPECT_EQ(b.graft.sinks, 4);
   EXPECT_EQ(c.graft.mixer, "gated_delta_net");
   EXPECT_EQ(a.gate.retries, 2);
   EXPECT_EQ(b.gate.retries, 0);
@@ -153,6 +154,8 @@ TEST(HybridPlan, SaysWhatIsWrong) {
        "faithful belongs to mamba and gated_delta_net"},
       {"[[stage]]\nlayers = 1\ngraft = {mixer = \"mamba\", window = 5}\n",
        "window belongs to sliding_window"},
+      {"[[stage]]\nlayers = 1\ngraft = {mixer = \"mamba\", sinks = 5}\n",
+       "sinks belongs to sliding_window"},
       {"[[stage]]\nlayers = 1\ngraft = {mixer = \"mamba2\", state = 5}\n",
        "state belongs to mamba"},
       {"[[stage]]\nlayers = 1\ngate = {max_reverse_kl = inf}\n", "max_reverse_kl"},

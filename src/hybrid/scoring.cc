@@ -47,6 +47,9 @@ Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
     for (const auto& [name, value] : fingerprint_fields(o.graft)) {
       f["graft " + name] = value;
     }
+    if (!o.graft.rope) {
+      f["graft rope"] = "false";
+    }
     for (const auto& [name, value] : fingerprint_fields(o.probe)) {
       f["probe " + name] = value;
     }
@@ -55,6 +58,7 @@ Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
   f["data"] = data.documents->fingerprint();
   if (o.method == ScoreMethod::kWindowSwap) {
     f["window"] = fmt::format("{}", o.graft.window);
+    f["sinks"] = fmt::format("{}", o.graft.sinks);
   }
   if (o.method == ScoreMethod::kRestoreOne) {
     f["student"] = data.bank->digest(1);
@@ -287,7 +291,9 @@ Importance score_importance(Model& base, Model& teacher, const ScoreOptions& opt
     const auto make = [&](int64_t layer) {
       return options.method == ScoreMethod::kWindowSwap
                  ? convert(base, base, {layer},
-                           {.mixer = "sliding_window", .window = options.graft.window},
+                           {.mixer = "sliding_window",
+                            .window = options.graft.window,
+                            .sinks = options.graft.sinks},
                            options.seed, true)
                  : remove_layer(base, layer, options.method == ScoreMethod::kLeaveBlockOut);
     };

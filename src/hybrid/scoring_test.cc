@@ -196,6 +196,8 @@ TEST_F(Scoring, OldScoresAreNeverGivenForAnotherQuestion) {
        [](Question& q) { q.tokenizer = testing::byte_tokenizer("{{ messages[0].content }}"); }},
       {"graft window", ScoreMethod::kMixerReplacement, "reverse-kl",
        [](Question& q) { q.options.graft.window = 9; }},
+      {"graft sinks", ScoreMethod::kMixerReplacement, "reverse-kl",
+       [](Question& q) { q.options.graft.sinks = 2; }},
       {"probe schedule", ScoreMethod::kMixerReplacement, "reverse-kl",
        [](Question& q) { q.options.probe.schedule.peak *= 2; }},
       {"seed", ScoreMethod::kMixerReplacement, "reverse-kl",

@@ -19,7 +19,7 @@
 namespace cambium {
 namespace {
 
-constexpr int kMostReaders = 4;
+constexpr int kMostReaders = 8;
 constexpr int64_t kProgressFrom = int64_t{1} << 30;  // bytes; less is there before it is read
 
 /// Some elements of a tensor inside a piece.

@@ -19,7 +19,7 @@ struct WeightTarget {
 
 struct WeightStreamOptions {
   int64_t piece_bytes = int64_t{32} << 20;
-  int readers = 0;  // threads; 0 = up to 4
+  int readers = 0;  // threads; 0 = up to 8
   /// Compares the files with checksums.json beside them, as SafeTensors::open() would have.
   bool verify = true;
   std::string label = "loading";

@@ -34,7 +34,7 @@ void check_sizes(const std::string& name, Unit& unit, const StateLayout& layout)
       }
     }
   }
-  checked_product(name, "the window's state", {layout.window, layout.bytes_per_token()});
+  checked_product(name, "the window's state", {layout.most_tokens(), layout.bytes_per_token()});
 }
 
 }  // namespace

@@ -27,6 +27,10 @@ struct StateLayout {
   std::vector<Part> pages;
   std::vector<Part> slots;
   int64_t window = 0;  // pages further back than this many tokens are given back; 0 = none are
+  int64_t sinks = 0;   // but those of the first tokens are kept
+
+  /// Most tokens that stay in reach; 0 = all.
+  int64_t most_tokens() const { return window == 0 ? 0 : window + sinks; }
 
   bool empty() const { return pages.empty() && slots.empty(); }
   /// Bytes a token adds while it is in reach.

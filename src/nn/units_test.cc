@@ -52,6 +52,9 @@ std::vector<Case> cases() {
        {"attention", with(attention, {{"qkv_bias", true}, {"out_bias", true}})},
        biased},
       {"sliding window", {"sliding_window", with(attention, {{"window", int64_t{5}}})}, plain},
+      {"sliding window with sinks",
+       {"sliding_window", with(attention, {{"window", int64_t{5}}, {"sinks", int64_t{2}}})},
+       plain},
       {"mamba",
        {"mamba",
         {{"inner", int64_t{16}},
@@ -398,6 +401,11 @@ TEST(Units, UnknownKindsAndOptionsAreNamed) {
             std::string::npos);
   EXPECT_NE(error_of({"swiglu", {{"inner", int64_t{4}}, {"iner", int64_t{4}}}}).find("'iner'"),
             std::string::npos);
+  // Sinks are the window's mixer's alone: no family's configuration could say them.
+  const Options full{{"heads", int64_t{2}}, {"head_dim", int64_t{4}}, {"window", int64_t{5}}};
+  const Options sinks = with(full, {{"sinks", int64_t{2}}});
+  EXPECT_EQ(error_of({"sliding_window", sinks}), "no error");
+  EXPECT_NE(error_of({"attention", sinks}).find("'sinks'"), std::string::npos);
   EXPECT_NE(error_of({"swiglu", {{"inner", "many"}}}).find("'inner' to be a whole number"),
             std::string::npos);
 }

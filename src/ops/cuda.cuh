@@ -153,11 +153,13 @@ __device__ __forceinline__ float sigmoid_of(float x) {
     return sigmoid(x);
   }
 }
-__device__ __forceinline__ float silu(float x) {
-  return x * sigmoid(x);
+template <class T>
+__device__ __forceinline__ float silu_of(float x) {
+  return x * sigmoid_of<T>(x);
 }
-__device__ __forceinline__ float silu_grad(float x) {
-  const float s = sigmoid(x);
+template <class T>
+__device__ __forceinline__ float silu_grad_of(float x) {
+  const float s = sigmoid_of<T>(x);
   return s * (1.0F + x * (1.0F - s));
 }
 

@@ -469,6 +469,7 @@ struct Shape {
   std::vector<int64_t> lengths;
   int64_t heads, kv_heads, dim;
   int64_t window = 0;
+  int64_t sinks = 0;
 };
 
 std::vector<Input> attention_inputs(const Shape& s) {
@@ -477,11 +478,12 @@ std::vector<Input> attention_inputs(const Shape& s) {
 }
 
 AttentionConfig attention_config(const Shape& s) {
-  return {.scale = 1.0F / std::sqrt(static_cast<float>(s.dim)), .window = s.window};
+  return {
+      .scale = 1.0F / std::sqrt(static_cast<float>(s.dim)), .window = s.window, .sinks = s.sinks};
 }
 
 void expect_attention_matches_cpu(const Shape& s) {
-  SCOPED_TRACE("window " + std::to_string(s.window));
+  SCOPED_TRACE("window " + std::to_string(s.window) + " sinks " + std::to_string(s.sinks));
   const OwnedSegments segments = packed_segments(s.lengths);
   expect_cuda_matches_cpu(
       [&](Context& ctx, const In& in) {
@@ -567,16 +569,16 @@ void expect_pages_match_cpu(const Shape& s, int64_t before, int64_t page_size) {
 
 TEST_F(CudaShapes, AttentionOverEveryLengthTogether) {
   const std::vector<int64_t> lengths{0, 1, 63, 64, 65, 4097, 0};
-  for (const int64_t window : {0, 100}) {
-    expect_attention_matches_cpu({lengths, 2, 1, 64, window});
+  for (const auto& [window, sinks] : {std::pair{0, 0}, {100, 0}, {100, 10}, {20, 200}}) {
+    expect_attention_matches_cpu({lengths, 2, 1, 64, window, sinks});
   }
 }
 
 TEST_F(CudaShapes, AttentionOverEveryLengthInPages) {
   const std::vector<int64_t> lengths{0, 1, 63, 64, 65, 1025, 0};
-  for (const int64_t window : {0, 100}) {
-    expect_pages_match_cpu({lengths, 4, 2, 64, window}, 70, 16);
-    expect_pages_match_cpu({lengths, 4, 2, 20, window}, 70, 16);
+  for (const auto& [window, sinks] : {std::pair{0, 0}, {100, 0}, {100, 10}, {20, 200}}) {
+    expect_pages_match_cpu({lengths, 4, 2, 64, window, sinks}, 70, 16);
+    expect_pages_match_cpu({lengths, 4, 2, 20, window, sinks}, 70, 16);
   }
 }
 
@@ -596,11 +598,11 @@ TEST_F(CudaShapes, AttentionDecodesManyHeads) {
 TEST_P(CudaHeadDims, OfAttention) {
   const int64_t dim = GetParam();
   const std::vector<int64_t> lengths{130, 1, 65};
-  for (const int64_t window : {0, 33}) {
-    expect_attention_matches_cpu({lengths, 4, 2, dim, window});
-    expect_attention_matches_cpu({lengths, 8, 1, dim, window});
-    expect_pages_match_cpu({lengths, 4, 2, dim, window}, 70, 16);
-    expect_pages_match_cpu({{1, 1, 1}, 8, 1, dim, window}, 600, 16);
+  for (const auto& [window, sinks] : {std::pair{0, 0}, {33, 0}, {33, 9}, {5, 64}}) {
+    expect_attention_matches_cpu({lengths, 4, 2, dim, window, sinks});
+    expect_attention_matches_cpu({lengths, 8, 1, dim, window, sinks});
+    expect_pages_match_cpu({lengths, 4, 2, dim, window, sinks}, 70, 16);
+    expect_pages_match_cpu({{1, 1, 1}, 8, 1, dim, window, sinks}, 600, 16);
   }
 }
 

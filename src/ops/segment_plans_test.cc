@@ -72,10 +72,11 @@ TEST(SegmentPlans, ThreadsThatAskAtOnceGetTheSame) {
 }
 
 struct Shape {
-  int64_t heads, kv_heads, window;
+  int64_t heads, kv_heads, window, sinks = 0;
 };
 // Each differs from the first in one number that the lists depend on.
-const std::vector<Shape> kShapes = {{4, 2, 0}, {8, 2, 0}, {4, 1, 0}, {4, 2, 300}, {4, 2, 9}};
+const std::vector<Shape> kShapes = {{4, 2, 0},   {8, 2, 0}, {4, 1, 0},
+                                    {4, 2, 300}, {4, 2, 9}, {4, 2, 9, 5}};
 
 /// Attention over drawn inputs: its result and, in training, the gradients.
 std::vector<std::vector<double>> attend(const Shape& shape, const Segments& segments, bool training,
@@ -86,7 +87,7 @@ std::vector<std::vector<double>> attend(const Shape& shape, const Segments& segm
   const auto run = testing::run_operation<float>(
       [&](Context& ctx, const std::vector<Tensor>& in) {
         return attention(ctx, in[0], in[1], in[2], segments,
-                         {.scale = 0.3F, .window = shape.window}, pages);
+                         {.scale = 0.3F, .window = shape.window, .sinks = shape.sinks}, pages);
       },
       inputs, testing::draw(inputs), false, training);
   std::vector<std::vector<double>> results = run.grads;

@@ -205,7 +205,8 @@ void Cache::reach(Group& group, std::vector<int32_t>& pages, int64_t begin, int6
   const int64_t page_size = plan_.config().page_size;
   const int64_t window = group.plan.window;
   const int64_t first = window > 0 && begin >= window ? (begin - window + 1) / page_size : 0;
-  for (int64_t i = 0; i < std::min<int64_t>(first, static_cast<int64_t>(pages.size())); ++i) {
+  const int64_t sinks = (group.plan.sinks + page_size - 1) / page_size;  // pages with any
+  for (int64_t i = sinks; i < std::min<int64_t>(first, static_cast<int64_t>(pages.size())); ++i) {
     int32_t& page = pages[static_cast<size_t>(i)];
     if (page >= 0) {
       give_back(group, page);
@@ -214,7 +215,8 @@ void Cache::reach(Group& group, std::vector<int32_t>& pages, int64_t begin, int6
   }
   const auto needed = static_cast<size_t>((end + page_size - 1) / page_size);
   while (pages.size() < needed) {
-    pages.push_back(static_cast<int64_t>(pages.size()) < first ? -1 : take_page(group));
+    const auto i = static_cast<int64_t>(pages.size());
+    pages.push_back(i >= sinks && i < first ? -1 : take_page(group));
   }
 }
 

@@ -1,7 +1,7 @@
 // Cache: the state that a model keeps for its sequences. Of each unit, the parts that grow with the
-// tokens live in pages that are taken as a sequence grows and, behind a window, given back; the
-// parts of fixed size live in one slot a sequence. What is given back is filled with NaN, so that
-// whatever still read it would show.
+// tokens live in pages that are taken as a sequence grows and, behind a window and its sinks, given
+// back; the parts of fixed size live in one slot a sequence. What is given back is filled with NaN,
+// so that whatever still read it would show.
 #pragma once
 
 #include <span>

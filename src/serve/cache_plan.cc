@@ -24,8 +24,10 @@ int64_t PageGroup::pages_for(int64_t tokens, const CacheConfig& config) const {
   if (window == 0) {
     return all;
   }
-  // Its own tokens and window - 1 before the first of them, which may start anywhere in a page.
-  return std::min(all, ceil_div(window - 1 + config.piece_tokens, config.page_size) + 1);
+  // Its own tokens and window - 1 before the first of them, which may start anywhere in a page, and
+  // the sinks.
+  return std::min(all, ceil_div(window - 1 + config.piece_tokens, config.page_size) + 1 +
+                           ceil_div(sinks, config.page_size));
 }
 
 CachePlan::CachePlan(const Model& model, const CacheConfig& config)
@@ -47,10 +49,11 @@ CachePlan::CachePlan(const Model& model, const CacheConfig& config)
     if (layout.pages.empty()) {
       continue;
     }
-    auto group = std::find_if(groups_.begin(), groups_.end(),
-                              [&](const PageGroup& g) { return g.window == layout.window; });
+    auto group = std::find_if(groups_.begin(), groups_.end(), [&](const PageGroup& g) {
+      return g.window == layout.window && g.sinks == layout.sinks;
+    });
     if (group == groups_.end()) {
-      groups_.push_back({.window = layout.window, .units = {}});
+      groups_.push_back({.window = layout.window, .sinks = layout.sinks, .units = {}});
       group = groups_.end() - 1;
     }
     group->units.push_back(static_cast<int64_t>(i));
@@ -62,7 +65,8 @@ CachePlan::CachePlan(const Model& model, const CacheConfig& config)
     for (size_t i = 0; i < model.layer(layer).state_layouts().size(); ++i) {
       const StateLayout& layout = layouts_[unit++];
       bytes.per_token += layout.window > 0 ? 0 : layout.bytes_per_token();
-      bytes.per_sequence += layout.bytes_per_sequence() + layout.window * layout.bytes_per_token();
+      bytes.per_sequence +=
+          layout.bytes_per_sequence() + layout.most_tokens() * layout.bytes_per_token();
     }
   }
 }

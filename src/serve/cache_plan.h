@@ -43,9 +43,10 @@ struct LayerBytes {
   int64_t per_sequence = 0;  // slots, and what windows hold once they are full
 };
 
-/// Units with one window: their pages have the same indices and share one table.
+/// Units with one window and sinks: their pages have the same indices and share one table.
 struct PageGroup {
   int64_t window = 0;           // 0 = everything before
+  int64_t sinks = 0;            // first tokens that are kept behind the window
   std::vector<int64_t> units;   // places in CachePlan::layouts
   int64_t bytes_per_token = 0;  // of all its units
 

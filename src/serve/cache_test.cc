@@ -4,14 +4,15 @@
 #include <algorithm>
 
 #include <cmath>
+#include <set>
 
 #include "model/weights.h"
 
 namespace cambium {
 namespace {
 
-/// Attention, a window of 20 and Mamba-2.
-ModelSpec spec() {
+/// Attention, a window of 20 behind so many sinks, and Mamba-2.
+ModelSpec spec(int64_t sinks = 0) {
   ModelSpec spec;
   spec.family = "cambium";
   spec.vocab = 40;
@@ -22,6 +23,7 @@ ModelSpec spec() {
       {"heads", int64_t{2}}, {"kv_heads", int64_t{1}}, {"head_dim", int64_t{8}}};
   Options windowed = attention;
   windowed.set("window", int64_t{20});
+  windowed.set("sinks", sinks);
   spec.layers = {decoder_layer({"attention", attention}, 16),
                  decoder_layer({"sliding_window", windowed}, 16),
                  decoder_layer({"mamba2",
@@ -66,6 +68,26 @@ TEST(CachePlan, CountsBytesBeforeAnythingIsLoaded) {
   EXPECT_EQ(plan.sequences_in(10 * plan.sequence_bytes(100) + 5, 100), 10);
   EXPECT_EQ(plan.longest_in(plan.sequence_bytes(200), 400), 200);
   EXPECT_EQ(plan.longest_in(plan.slot_bytes(), 400), 0);
+}
+
+TEST(CachePlan, CountsThePagesOfSinks) {
+  const CachePlan without(Model(spec()), kConfig);
+  for (const auto& [sinks, pages] : {std::pair{1, 1}, {8, 1}, {9, 2}, {64, 8}}) {
+    SCOPED_TRACE(sinks);
+    const CachePlan plan(Model(spec(sinks)), kConfig);
+    const int64_t page = 8 * 16 * 4;
+    // The pages of a sequence that is all within the window are those it has anyway.
+    EXPECT_EQ(plan.sequence_bytes(40), without.sequence_bytes(40));
+    EXPECT_EQ(plan.sequence_bytes(400), without.sequence_bytes(400) + pages * page);
+    EXPECT_EQ(plan.fixed_bytes(), without.fixed_bytes() + sinks * 16 * 4);
+    EXPECT_EQ(plan.lasting_bytes_per_token(), without.lasting_bytes_per_token());
+    EXPECT_EQ(plan.sizes().bytes, without.sizes().bytes + 3 * pages * page);
+  }
+  // Windows with and without sinks have tables of their own.
+  ModelSpec both = spec(4);
+  both.layers.push_back(spec().layers[1]);
+  both.layers.push_back(spec(4).layers[1]);
+  EXPECT_EQ(CachePlan(Model(both), kConfig).groups().size(), 3U);
 }
 
 TEST(CachePlan, CountsTheBytesOfTheTypeAsked) {
@@ -127,6 +149,74 @@ TEST_P(CachePages, AreTakenGivenBackAndPoisoned) {
       for (int64_t page = 0; page < t.dim(0); ++page) {
         EXPECT_TRUE(all_nan(t, page)) << layer << " " << page;
       }
+    }
+  }
+}
+
+/// The pages that a table of one sequence names, in the order of its tokens.
+std::vector<int32_t> row_of(const UnitState& state) {
+  return {state.table.begin(), state.table.begin() + state.pages_per_segment};
+}
+
+// Sinks within a page, a whole page and more; pieces of a page, of no whole number of pages and of
+// one token.
+TEST_P(CachePages, OfSinksStayWhileThoseBehindThemGoToOthers) {
+  for (const int64_t sinks : {3, 8, 9, 30}) {
+    for (const int64_t piece : {1, 8, 13}) {
+      SCOPED_TRACE(fmt::format("{} sinks, pieces of {}", sinks, piece));
+      const LoadedModel loaded = fresh_model(spec(sinks), 1);
+      CacheConfig config = kConfig;
+      config.values = GetParam();
+      Cache cache(*loaded.model, config);
+      Arena arena;
+      const int64_t sink_pages = (sinks + 7) / 8;
+      const int64_t slot = cache.open(120);
+      const int64_t other = cache.open(120);
+      std::vector<int32_t> first;
+      std::set<int32_t> held;
+      for (int64_t position = 0; position + piece <= 120; position += piece) {
+        Batch batch;
+        batch.add(std::vector<int32_t>(static_cast<size_t>(piece), 3), position, slot);
+        const ArenaScope scope(arena);
+        Context ctx{.arena = &arena};
+        ForwardOptions options;
+        options.states = cache.prepare(batch);
+        const Tensor hidden = loaded.model->forward(ctx, batch, options);
+        for (int64_t i = 0; i < hidden.numel(); ++i) {
+          ASSERT_TRUE(std::isfinite(hidden.ptr<float>()[i])) << position;
+        }
+        const std::vector<int32_t> row = row_of(options.states[1]);
+        const int64_t reach = std::max<int64_t>(0, position - 19) / 8;
+        for (int64_t p = 0; p * 8 < position + piece; ++p) {
+          const int32_t page = row[static_cast<size_t>(p)];
+          EXPECT_EQ(page >= 0, p < sink_pages || p >= reach) << position << " page " << p;
+          held.insert(page);
+        }
+        if (position == 0) {
+          first = row;
+        }
+        EXPECT_EQ(row.front(), first.front());
+      }
+      // Another sequence takes what was given back, and nothing of the first.
+      const std::vector<int32_t> mine = row_of(cache.prepare([&] {
+        Batch last;
+        last.add(std::vector<int32_t>{3}, 119, slot);
+        return last;
+      }())[1]);
+      std::set<int32_t> kept(mine.begin(), mine.end());
+      kept.erase(-1);
+      Batch batch;
+      batch.add(std::vector<int32_t>(16, 3), 0, other);
+      const std::vector<int32_t> theirs = row_of(cache.prepare(batch)[1]);
+      bool again = false;
+      for (const int32_t page : theirs) {
+        EXPECT_EQ(kept.count(page), 0U);
+        again = again || (page >= 0 && held.count(page) > 0);
+      }
+      EXPECT_TRUE(again);
+      cache.close(slot);
+      cache.close(other);
+      EXPECT_EQ(cache.pages_in_use(), 0);
     }
   }
 }

@@ -24,6 +24,7 @@ ModelSpec spec_of(const std::vector<std::string>& kinds) {
     Options options{{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{64}}};
     if (kind == "sliding_window") {
       options.set("window", int64_t{40});
+      options.set("sinks", int64_t{9});
     } else if (kind == "mamba") {
       options = {{"inner", int64_t{128}},
                  {"xb", int64_t{64}},

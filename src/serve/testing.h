@@ -8,7 +8,8 @@
 
 namespace cambium::testing {
 
-/// Layers whose mixers are of these kinds: pages with and without a window, slots of each mixer.
+/// Layers whose mixers are of these kinds: pages with and without a window and sinks, slots of each
+/// mixer.
 inline ModelSpec mixed_spec(const std::vector<std::string>& kinds) {
   ModelSpec spec;
   spec.family = "cambium";
@@ -22,6 +23,7 @@ inline ModelSpec mixed_spec(const std::vector<std::string>& kinds) {
     Options options = attention;
     if (kind == "sliding_window") {
       options.set("window", int64_t{24});
+      options.set("sinks", int64_t{5});
     } else if (kind == "mamba") {
       options = {{"inner", int64_t{32}},
                  {"xb", int64_t{16}},

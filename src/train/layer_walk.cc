@@ -59,6 +59,21 @@ void LayerWalk::advance(int64_t layer) {
   layer_ = layer;
 }
 
+void LayerWalk::pass(
+    const std::function<void(const PackedSequence& group, const MixerTap& tap)>& see) {
+  CAMBIUM_CHECK(layer_ < base_.layer_count());
+  Context ctx = context_for(base_, workspace_);
+  std::vector<MixerTap> taps(static_cast<size_t>(base_.layer_count()));
+  for (Loaded& l : loaded_) {
+    const WorkspaceScope scope(workspace_);
+    ForwardOptions options{
+        .taps = taps, .start = l.hidden.view, .first_layer = layer_, .end_layer = layer_ + 1};
+    keep(l.hidden, base_.forward(ctx, l.group->batch, options));
+    see(*l.group, taps[static_cast<size_t>(layer_)]);
+  }
+  ++layer_;
+}
+
 std::vector<LossSums> LayerWalk::measure(Model& model) {
   std::vector<LossSums> sums;
   Context ctx = context_for(base_, workspace_);

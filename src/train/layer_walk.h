@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "tensor/arena.h"
@@ -23,6 +24,9 @@ class LayerWalk {
   int64_t load(int64_t first, int64_t limit);
   /// Walks the loaded documents up to the input of `layer`, which is not below where they are.
   void advance(int64_t layer);
+  /// Walks them through the layer they stand at, and shows what its mixer reads and gives for each
+  /// group of documents. The tensors live as long as the call of `see`.
+  void pass(const std::function<void(const PackedSequence& group, const MixerTap& tap)>& see);
   /// Sums of each loaded document of `model`, which is `base` below the layer they stand at.
   std::vector<LossSums> measure(Model& model);
 

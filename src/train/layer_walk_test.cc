@@ -71,6 +71,27 @@ TEST(LayerWalk, GivesTheNumbersOfWholeForwardsBitForBit) {
   }
 }
 
+TEST(LayerWalk, ShowsWhatMixersReadAndGive) {
+  LoadedModel base = fresh_model(testing::tiny_attention(3), 1, 0.3);
+  const HeldOut held_out(*testing::copy_task(), 20, 48);
+  LayerWalk walk(held_out, *base.model, nullptr, int64_t{1} << 30);
+  walk.load(0, walk.groups());
+  Workspace workspace;
+  for (const int64_t layer : {0, 2}) {
+    walk.advance(layer);
+    int64_t groups = 0;
+    walk.pass([&](const PackedSequence& group, const MixerTap& tap) {
+      std::vector<MixerTap> taps(3);
+      Context ctx = workspace.context();
+      base.model->forward(ctx, group.batch, {.taps = taps});
+      EXPECT_EQ(elements_of(tap.input), elements_of(taps[static_cast<size_t>(layer)].input));
+      EXPECT_EQ(elements_of(tap.output), elements_of(taps[static_cast<size_t>(layer)].output));
+      ++groups;
+    });
+    EXPECT_EQ(groups, walk.groups());
+  }
+}
+
 TEST(HeldOut, FingerprintIsOfTheContents) {
   const auto print = [](uint64_t seed, int64_t documents, int64_t tokens) {
     return HeldOut(*testing::copy_task(seed), documents, tokens).fingerprint();

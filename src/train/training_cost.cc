@@ -20,8 +20,9 @@ double attended(const UnitSpec& mixer, int64_t sequence) {
   const Options& o = mixer.options;
   const double seen = static_cast<double>(sequence) / 2.0;
   const int64_t window = o.integer(mixer.kind, "window", 0);
+  const int64_t most = window + o.integer(mixer.kind, "sinks", 0);
   return static_cast<double>(o.integer(mixer.kind, "heads") * o.integer(mixer.kind, "head_dim")) *
-         (window > 0 ? std::min(seen, static_cast<double>(window)) : seen);
+         (window > 0 ? std::min(seen, static_cast<double>(most)) : seen);
 }
 
 struct LayerWork {

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 #include <vector>
 
@@ -111,6 +112,7 @@ TEST(CommandLine, ChoicesAndRangesAreCheckedBeforeAnythingIsRead) {
       {"convert x -o y --layers 9223372036854775807", "--layers"},
       {"convert x -o y --layers 1 --mixer manba", "did you mean 'mamba'"},
       {"convert x -o y --layers 1 --storage f16", "f32, bf16, stored"},
+      {"convert x -o y --layers 1 --calibrate 8 --calibrate-tokens 1", "--calibrate-tokens"},
       {"merge x y -o z --storage f16", "f32, bf16, got 'f16'"},
       {"score x --method mmr --mixer manba", "did you mean 'mamba'"},
       {"score x --metric accuracy --task gsm", "gsm8k, math500"},
@@ -153,6 +155,8 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
   } rows[] = {
       {"eval x --task gsm8k", "--data"},
       {"convert x -o y --layers 1 --count 3", "--count belongs to --scores"},
+      {"convert x -o y --layers 1 --calibrate 0", "--calibrate: expected at least 1 document"},
+      {"convert x -o y --layers 1 --calibrate 4 --init random", "not go with a random start"},
       {"convert x -o y --layers 1 --bank a=b", "--bank belongs to --placement"},
       {"convert x -o y --placement p --layers 1", "--placement says which layers"},
       {"convert x -o y --placement p --mixer mamba2", "--placement says which layers"},
@@ -166,7 +170,11 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
       {"score x --method restore-one", "expected --student"},
       {"score x --student y", "--student belongs to --method restore-one"},
       {"eval x --data y", "--data belongs to"},
-      {"generate x -p y --logprobs 3", "--logprobs belongs to --input"},
+      {"generate x -p y --logprobs 3", "--logprobs and --samples belong to --input"},
+      {"generate x -i y --samples 3", "give --temperature"},
+      {"generate x -i y --task gsm8k -d z", "one of --prompt, --input and --task"},
+      {"generate x --task gsm8k", "--task and --data belong together"},
+      {"generate x -i y -d z", "--task and --data belong together"},
       {"eval x --task text --data y --chat", "--chat belongs to"},
       {"eval x --task svamp --data y --teacher z", "--teacher belongs to"},
       {"eval x --task svamp --data y --set word.max_steps=3", "--set belongs to"},
@@ -284,6 +292,41 @@ TEST(CommandLine, ABatchOfConversationsBecomesDocuments) {
   const double kl = nlohmann::json::parse(cached.text.substr(cached.text.find('{')))["forward_kl"];
   EXPECT_GT(kl, 1e-8);
   EXPECT_LT(kl, 0.2);
+}
+
+TEST(CommandLine, RightAnswersBecomeDocuments) {
+  const TestFolder folder;
+  const std::string questions = folder.at("questions.jsonl");
+  ASSERT_EQ(
+      cambium("data problems -n 6 --split test --set word.min_steps=3 -o " + questions).status, 0);
+  const std::string generate = "generate " + teacher() + " --task gsm8k --samples 3 " +
+                               "--temperature 1.5 --seed 4 -n 60 -d ";
+  const std::string all = folder.at("all.jsonl");
+  const Outcome outcome = cambium(generate + questions + " --keep all -o " + all);
+  ASSERT_EQ(outcome.status, 0) << outcome.text;
+  const std::vector<nlohmann::json> rows = rows_of(all);
+  ASSERT_EQ(rows.size(), 18U);
+  std::vector<nlohmann::json> good;
+  std::set<std::string> texts;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_EQ(rows[i]["sample"], i % 3);
+    EXPECT_EQ(rows[i]["prompt"], rows[i / 3 * 3]["prompt"]);
+    const std::string text = rows[i]["completion"][0]["content"];
+    texts.insert(text);
+    const std::string marked = "#### " + rows[i]["expected"].get<std::string>();
+    EXPECT_EQ(rows[i]["correct"], text.find(marked + "\n") != std::string::npos ||
+                                      (text.size() >= marked.size() && text.ends_with(marked)))
+        << text;
+    if (rows[i]["correct"] && rows[i]["finish_reason"] == "stop") {
+      good.push_back(rows[i]);
+    }
+  }
+  EXPECT_GT(good.size(), 0U);
+  EXPECT_LT(good.size(), rows.size());
+  EXPECT_GT(texts.size(), 6U);  // samples of a question are not all the same
+  const Outcome kept = cambium(generate + questions + " -o " + folder.at("right.jsonl"));
+  EXPECT_EQ(rows_of(folder.at("right.jsonl")), good);
+  EXPECT_THAT(kept.text, HasSubstr(std::to_string(good.size()) + " right ones that did"));
 }
 
 TEST(CommandLine, AnswersAreGradedElsewhereAsAtOnce) {
@@ -503,6 +546,7 @@ TEST(CommandLine, ScoresAreNeverStale) {
   EXPECT_EQ(cambium(first + data + " --method leave-block-out").status, 1);
   // What does nothing is refused, and an output that cannot be written before the work.
   EXPECT_THAT(cambium(first + data + " --window 4").text, HasSubstr("--window belongs to"));
+  EXPECT_THAT(cambium(first + data + " --sinks 4").text, HasSubstr("--sinks belongs to"));
   EXPECT_THAT(cambium(first + data + " --problems 4").text, HasSubstr("--problems belongs to"));
   EXPECT_EQ(cambium("score " + model + data + " -o /none/s.json").status, 1);
 }

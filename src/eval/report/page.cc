@@ -219,7 +219,7 @@ std::string importance(const RunSummary& run) {
 
 std::string curves(const RunSummary& run) {
   std::string s;
-  for (const char* phase : {"align", "distill", "sft"}) {
+  for (const char* phase : {"fit", "align", "distill", "sft"}) {
     std::vector<svg::Series> series;
     for (const CurveSummary& c : run.curves) {
       if (c.phase == phase) {
@@ -228,9 +228,10 @@ std::string curves(const RunSummary& run) {
     }
     if (!series.empty()) {
       const std::string name = phase;
+      const bool mixers = name == "fit" || name == "align";
       s += figure(svg::lines(series, {.title = "tokens of the stage"},
-                             {.title = name == "align" ? "alignment loss" : "loss", .log = true}),
-                  name == "align"     ? "Mixer outputs against the teacher's, a curve a stage."
+                             {.title = mixers ? "alignment loss" : "loss", .log = true}),
+                  mixers              ? "Mixer outputs against the teacher's, a curve a stage."
                   : name == "distill" ? "End-to-end distillation, a curve a stage."
                                       : "Supervised fine-tuning, a curve a stage.");
     }

@@ -7,6 +7,9 @@
 namespace cambium {
 namespace {
 
+constexpr double kStep = 0.1;
+constexpr double kSmall = 0.1;
+
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
   const int64_t q_heads = options.faithful ? h.kv_heads : h.heads;
   const int64_t v_heads = options.faithful ? h.heads : h.kv_heads;
@@ -18,7 +21,7 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
                  {"key_dim", h.dim},
                  {"value_dim", h.dim},
                  {"conv", int64_t{4}},
-                 {"rope", !options.faithful && h.dim % 2 == 0 &&
+                 {"rope", options.rope && !options.faithful && h.dim % 2 == 0 &&
                               attention.options.flag("attention", "rope", true)}}};
   ask_for_biases(unit, attention, "conv_bias");
   return unit;
@@ -72,20 +75,43 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
   }
   const int64_t heads = a.shape.heads;
   for (int64_t i = 0; i < heads; ++i) {
-    // decay e^(-A softplus(dt_bias)) with softplus(dt_bias) = 0.1
-    mixer.values("A_log")[i] = static_cast<float>(std::log(head_rate(i, heads) / 0.1));
-    mixer.values("dt_bias")[i] = inverse_softplus(0.1);
+    // decay e^(-A softplus(dt_bias)) with softplus(dt_bias) = kStep
+    mixer.values("A_log")[i] = static_cast<float>(std::log(head_rate(i, heads) / kStep));
+    mixer.values("dt_bias")[i] = inverse_softplus(kStep);
   }
+}
+
+// Queries, keys and values small, so that the SiLU after the convolution halves them and does
+// little else: their lengths do not matter here, q and k are normalised and so is the output of a
+// head. The gate of the output is open, SiLU(z) = 1.
+void calibrate(const NewMixer& mixer, const AttentionWeights& a, const AttentionStatistics& s) {
+  for (const auto& [block, rms] :
+       {std::pair{"q", &s.q_rms}, std::pair{"k", &s.k_rms}, std::pair{"v", &s.v_rms}}) {
+    const std::vector<float> factors = resized(*rms, kSmall);
+    mixer.scale("in_proj.weight", block, factors);
+    if (!a.q_bias.empty()) {
+      mixer.scale("conv1d.bias", block, factors);
+    }
+  }
+  mixer.put_multiples("in_proj.weight", "z", {kOpenGate}, s.constant);
+  std::vector<float> beta;
+  for (const HeadStatistics& head : s.heads) {
+    beta.push_back(write_gate(head));
+  }
+  mixer.put_multiples("ba_proj.weight", "beta", beta, s.constant);
+  const std::vector<float> rates = calibrated_log_rates(s, kStep);
+  std::copy(rates.begin(), rates.end(), mixer.values("A_log"));
 }
 
 }  // namespace
 
 Graft gated_delta_net_graft() {
   return {.mixer = "gated_delta_net",
-          .options = {"faithful"},
+          .options = {"faithful", "rope"},
           .released_as = "",
           .spec = spec,
-          .start = start};
+          .start = start,
+          .calibrate = calibrate};
 }
 
 }  // namespace cambium

@@ -9,9 +9,12 @@
 #include <string_view>
 #include <vector>
 
+#include "hybrid/attention_statistics.h"
 #include "hybrid/graft.h"
 
 namespace cambium {
+
+using MixerParameters = std::map<std::string, Parameter*>;
 
 /// The sizes of the attention that is replaced.
 struct AttentionShape {
@@ -27,7 +30,27 @@ struct AttentionWeights {
   std::vector<float> q_bias, k_bias, v_bias, o_bias;  // empty = the projection has none
 };
 
-using MixerParameters = std::map<std::string, Parameter*>;
+/// What the attention does with the documents of a calibration.
+struct AttentionStatistics {
+  std::vector<HeadStatistics> heads;  // (H)
+  /// (C) u: u.x is about 1 for every token's input x (constant_direction).
+  std::vector<float> constant;
+  /// Root mean square, a head, of what the rows of AttentionWeights with their biases give.
+  std::vector<float> q_rms, k_rms, v_rms;  // (H), (Hkv), (Hkv)
+};
+
+/// Tokens after which half of a head's state is left, when it starts by what its attention did.
+double half_life(const HeadStatistics& head);
+
+/// logit(0.3 + 0.4 concentration), as Taylor-Calibrate's write gate: heads that choose sharply
+/// write more.
+float write_gate(const HeadStatistics& head);
+/// z with SiLU(z) = 1, about.
+inline constexpr float kOpenGate = 1.2785F;
+
+AttentionShape attention_shape(const UnitSpec& attention, int64_t width);
+MixerParameters layer_parameters(Model& model, int64_t layer);
+AttentionWeights read_attention(Model& teacher, int64_t layer);
 
 /// The new mixer while it is filled: parameters by name, rows by the name of their block.
 class NewMixer {
@@ -44,6 +67,12 @@ class NewMixer {
   /// Row `row` of the block.
   float* row(const std::string& name, std::string_view block, int64_t row) const;
   void fill(const std::string& name, std::string_view block, float value) const;
+  /// Multiplies the block's rows, in equal parts, by one factor each.
+  void scale(const std::string& name, std::string_view block,
+             const std::vector<float>& factors) const;
+  /// Row i of the block = values[i] times `direction`; one value serves all rows.
+  void put_multiples(const std::string& name, std::string_view block,
+                     const std::vector<float>& values, const std::vector<float>& direction) const;
 
  private:
   const UnitSpec& spec_;
@@ -62,6 +91,15 @@ struct Graft {
   void (*start)(const NewMixer& mixer, const AttentionWeights& from, const GraftOptions& options);
   /// Instead, where the mixer has the attention's own parameters: they are copied as they are.
   bool keeps_parameters = false;
+  /// Changes what `start` made by what the attention does with texts: decay, gates, sizes; null =
+  /// nothing of it is calibrated. Which scale the output has is not its business: the columns of
+  /// out_proj are fitted afterwards (hybrid/calibrate.h).
+  void (*calibrate)(const NewMixer& mixer, const AttentionWeights& from,
+                    const AttentionStatistics& statistics) = nullptr;
+  /// Which channel of the attention's heads, side by side, each column of out_proj stands for; null
+  /// = the same.
+  std::vector<int64_t> (*output_channels)(const UnitSpec& mixer,
+                                          const AttentionShape& shape) = nullptr;
 };
 
 const std::vector<Graft>& grafts();
@@ -85,5 +123,9 @@ float inverse_softplus(double y);
 /// Heads remember over time scales spread evenly in logarithm from a few tokens to hundreds: with
 /// rate 1 / scale a state fades by e over `scale` tokens.
 double head_rate(int64_t head, int64_t heads);
+/// log of the A with which a head whose steps are `step` forgets by its half_life.
+std::vector<float> calibrated_log_rates(const AttentionStatistics& statistics, double step);
+/// Factors that bring heads of these sizes to the size `to`.
+std::vector<float> resized(const std::vector<float>& rms, double to);
 
 }  // namespace cambium

@@ -1,10 +1,14 @@
 // Apriel-H1's "MIL": q, k, v, o -> C, B, x, out (Wang et al. 2024, arXiv 2408.15237).
 #include <algorithm>
+#include <tuple>
 
 #include "hybrid/grafts/graft_table.h"
 
 namespace cambium {
 namespace {
+
+constexpr double kStep = 0.1;
+constexpr double kSmall = 0.1;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
   int64_t state = options.state > 0 ? options.state : 16;
@@ -28,6 +32,25 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
   return unit;
 }
 
+// Scan head j reads group j / share of B and x: slice s of key-value head k. Giving it slice s of
+// query head k * share + m pairs the same dimensions that the attention's dot product paired. Its n
+// channels and those of C are then so many of the attention's from here on.
+int64_t first_channel(int64_t j, int64_t n, const AttentionShape& h) {
+  const int64_t slices = h.dim / n;
+  const int64_t group = j / h.share();
+  const int64_t query = group / slices * h.share() + j % h.share();
+  return query * h.dim + group % slices * n;
+}
+
+std::vector<int64_t> output_channels(const UnitSpec& mixer, const AttentionShape& h) {
+  const int64_t n = mixer.options.integer("mamba", "state");
+  std::vector<int64_t> channels;
+  for (int64_t i = 0; i < h.heads * h.dim; ++i) {
+    channels.push_back(first_channel(i / n, n, h) + i % n);
+  }
+  return channels;
+}
+
 void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& options) {
   const AttentionShape& h = a.shape;
   const int64_t inner = mixer.spec().options.integer("mamba", "inner");
@@ -46,13 +69,8 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
     return;
   }
   float* out = mixer.values("out_proj.weight");
-  // Scan head j reads group j / share of B and x: slice s of key-value head k. Giving it slice s of
-  // query head k * share + m pairs the same dimensions that the attention's dot product paired.
-  const int64_t slices = h.dim / n;
   for (int64_t j = 0; j < inner / n; ++j) {
-    const int64_t group = j / h.share();
-    const int64_t query = group / slices * h.share() + j % h.share();
-    const int64_t first = query * h.dim + group % slices * n;
+    const int64_t first = first_channel(j, n, h);
     for (int64_t i = 0; i < n; ++i) {
       std::copy_n(a.q.begin() + (first + i) * h.width, h.width,
                   mixer.row("in_proj.weight", "C", j * n + i));
@@ -72,6 +90,35 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
   }
 }
 
+// Values small, so that the SiLU after the convolution halves them and does little else. The gate
+// is open, nothing passes the state by, and the step hardly goes with the token.
+void calibrate(const NewMixer& mixer, const AttentionWeights& a, const AttentionStatistics& s) {
+  const AttentionShape& h = a.shape;
+  const int64_t n = mixer.spec().options.integer("mamba", "state");
+  for (const auto& [block, rms, size] :
+       {std::tuple{"B", &s.k_rms, 1.0}, std::tuple{"x", &s.v_rms, kSmall}}) {
+    const std::vector<float> factors = resized(*rms, size);
+    mixer.scale("in_proj.weight", block, factors);
+    if (!a.q_bias.empty()) {
+      mixer.scale("in_proj.bias", block, factors);
+    }
+  }
+  mixer.put_multiples("in_proj.weight", "z", {kOpenGate}, s.constant);
+  float* bias = mixer.values("dt_proj.bias");
+  float* rates = mixer.values("A_log");
+  const std::vector<float> of_heads = calibrated_log_rates(s, kStep);
+  for (int64_t i = 0; i < h.heads * h.dim; ++i) {
+    bias[i] = 0.5F * inverse_softplus(kStep);  // it acts twice
+    const int64_t head = (first_channel(i / n, n, h) + i % n) / h.dim;
+    std::fill_n(rates + i * n, n, of_heads[static_cast<size_t>(head)]);
+  }
+  Parameter& low_rank = mixer.at("dt_proj.weight");
+  for (int64_t i = 0; i < low_rank.numel(); ++i) {
+    low_rank.tensor.ptr<float>()[i] *= 0.1F;
+  }
+  std::fill_n(mixer.values("D"), h.heads * h.dim, 0.0F);
+}
+
 }  // namespace
 
 Graft mamba_graft() {
@@ -79,7 +126,9 @@ Graft mamba_graft() {
           .options = {"state", "faithful"},
           .released_as = "apriel_h",
           .spec = spec,
-          .start = start};
+          .start = start,
+          .calibrate = calibrate,
+          .output_channels = output_channels};
 }
 
 }  // namespace cambium

@@ -1,10 +1,15 @@
 // q, k, v, o -> C, B, x, out; heads keep their width and grouping.
+#include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "hybrid/grafts/graft_table.h"
 
 namespace cambium {
 namespace {
+
+constexpr double kStep = 0.1;
+constexpr double kSmall = 0.25;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& /*options*/) {
   UnitSpec unit{"mamba2",
@@ -32,19 +37,43 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
     mixer.put("conv1d.bias", "B", a.k_bias);
     mixer.put("conv1d.bias", "C", a.q_bias);
   }
-  // Step 0.1 everywhere, decay per token e^(-0.1 A) = e^-rate.
+  // Step kStep everywhere, decay per token e^(-kStep A) = e^-rate.
   mixer.fill("in_proj.weight", "dt", 0.0F);
   const int64_t heads = a.shape.heads;
   for (int64_t i = 0; i < heads; ++i) {
-    mixer.values("dt_bias")[i] = inverse_softplus(0.1);
-    mixer.values("A_log")[i] = static_cast<float>(std::log(head_rate(i, heads) / 0.1));
+    mixer.values("dt_bias")[i] = inverse_softplus(kStep);
+    mixer.values("A_log")[i] = static_cast<float>(std::log(head_rate(i, heads) / kStep));
   }
+}
+
+// Values small, so that the SiLU after the convolution halves them and does little else; the norm
+// of a head takes their length away, and that of B and C. The gate is open, and nothing passes the
+// state by.
+void calibrate(const NewMixer& mixer, const AttentionWeights& a, const AttentionStatistics& s) {
+  for (const auto& [block, rms, size] :
+       {std::tuple{"C", &s.q_rms, 1.0}, std::tuple{"B", &s.k_rms, 1.0},
+        std::tuple{"x", &s.v_rms, kSmall}}) {
+    const std::vector<float> factors = resized(*rms, size);
+    mixer.scale("in_proj.weight", block, factors);
+    if (!a.q_bias.empty()) {
+      mixer.scale("conv1d.bias", block, factors);
+    }
+  }
+  mixer.put_multiples("in_proj.weight", "z", {kOpenGate}, s.constant);
+  const std::vector<float> rates = calibrated_log_rates(s, kStep);
+  std::copy(rates.begin(), rates.end(), mixer.values("A_log"));
+  std::fill_n(mixer.values("D"), s.heads.size(), 0.0F);
 }
 
 }  // namespace
 
 Graft mamba2_graft() {
-  return {.mixer = "mamba2", .options = {}, .released_as = "", .spec = spec, .start = start};
+  return {.mixer = "mamba2",
+          .options = {},
+          .released_as = "",
+          .spec = spec,
+          .start = start,
+          .calibrate = calibrate};
 }
 
 }  // namespace cambium

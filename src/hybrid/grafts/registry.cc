@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "base/text.h"
 #include "hybrid/grafts/graft_table.h"
@@ -54,6 +55,57 @@ void NewMixer::put(const std::string& name, std::string_view block,
 void NewMixer::fill(const std::string& name, std::string_view block, float value) const {
   const Parameter& p = at(name);
   std::fill_n(row(name, block, 0), rows_of(p, block).count * (p.numel() / p.shape[0]), value);
+}
+
+void NewMixer::scale(const std::string& name, std::string_view block,
+                     const std::vector<float>& factors) const {
+  const Parameter& p = at(name);
+  const int64_t count = rows_of(p, block).count * (p.numel() / p.shape[0]);
+  const auto parts = static_cast<int64_t>(factors.size());
+  CAMBIUM_CHECK(count % parts == 0, "{} {}", name, block);
+  float* values = row(name, block, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    values[i] *= factors[static_cast<size_t>(i / (count / parts))];
+  }
+}
+
+void NewMixer::put_multiples(const std::string& name, std::string_view block,
+                             const std::vector<float>& values,
+                             const std::vector<float>& direction) const {
+  const int64_t rows = rows_of(at(name), block).count;
+  CAMBIUM_CHECK(values.size() == 1 || static_cast<int64_t>(values.size()) == rows, "{} {}", name,
+                block);
+  for (int64_t i = 0; i < rows; ++i) {
+    const float value = values[values.size() == 1 ? 0 : static_cast<size_t>(i)];
+    std::transform(direction.begin(), direction.end(), row(name, block, i),
+                   [=](float x) { return value * x; });
+  }
+}
+
+double half_life(const HeadStatistics& head) {
+  constexpr double kLeast = 0.5;
+  return std::max(kLeast, std::numbers::ln2 * head.look_back);
+}
+
+float write_gate(const HeadStatistics& head) {
+  const double beta = 0.3 + 0.4 * std::clamp(head.concentration, 0.0, 1.0);
+  return static_cast<float>(std::log(beta / (1.0 - beta)));
+}
+
+std::vector<float> calibrated_log_rates(const AttentionStatistics& statistics, double step) {
+  std::vector<float> rates;
+  for (const HeadStatistics& head : statistics.heads) {
+    rates.push_back(static_cast<float>(std::log(std::numbers::ln2 / half_life(head) / step)));
+  }
+  return rates;
+}
+
+std::vector<float> resized(const std::vector<float>& rms, double to) {
+  std::vector<float> factors;
+  for (const float size : rms) {
+    factors.push_back(size > 0.0F ? static_cast<float>(to / size) : 1.0F);
+  }
+  return factors;
 }
 
 void ask_for_biases(UnitSpec& mixer, const UnitSpec& attention, const char* qkv) {

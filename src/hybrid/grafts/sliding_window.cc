@@ -1,4 +1,4 @@
-// The same attention with a window: every parameter stays.
+// The same attention with a window and, if asked for, sinks: every parameter stays.
 #include "hybrid/grafts/graft_table.h"
 
 namespace cambium {
@@ -9,6 +9,9 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& /*shape*/,
   UnitSpec unit = attention;
   unit.kind = "sliding_window";
   unit.options.set("window", options.window > 0 ? options.window : int64_t{128});
+  if (options.sinks > 0) {
+    unit.options.set("sinks", options.sinks);
+  }
   return unit;
 }
 
@@ -16,7 +19,7 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& /*shape*/,
 
 Graft sliding_window_graft() {
   return {.mixer = "sliding_window",
-          .options = {"window"},
+          .options = {"window", "sinks"},
           .released_as = "",
           .spec = spec,
           .start = nullptr,

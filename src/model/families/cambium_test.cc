@@ -16,9 +16,10 @@ TEST(CambiumFamily, ReadsItsLayersAmongAnyNumberOfOtherKeys) {
   const Json attention = {{"mixer", "attention"},
                           {"options", {{"heads", 2}, {"kv_heads", 1}, {"head_dim", 4}}},
                           {"intermediate_size", 12}};
-  const Json window = {{"mixer", "sliding_window"},
-                       {"options", {{"heads", 2}, {"kv_heads", 1}, {"head_dim", 4}, {"window", 5}}},
-                       {"intermediate_size", 16}};
+  const Json window = {
+      {"mixer", "sliding_window"},
+      {"options", {{"heads", 2}, {"kv_heads", 1}, {"head_dim", 4}, {"window", 5}, {"sinks", 3}}},
+      {"intermediate_size", 16}};
   const TestFolder folder;
   for (int more = 0; more < 40; ++more) {
     Json config = {{"model_type", "cambium"},
@@ -34,6 +35,7 @@ TEST(CambiumFamily, ReadsItsLayersAmongAnyNumberOfOtherKeys) {
     ASSERT_EQ(layer_map(spec), "AWA") << more;
     EXPECT_EQ(spec.layers[1].feed_forward()->options.integer("swiglu", "inner"), 16);
     EXPECT_EQ(spec.layers[1].mixer()->options.integer("window", "window"), 5);
+    EXPECT_EQ(spec.layers[1].mixer()->options.integer("window", "sinks"), 3);
   }
 }
 

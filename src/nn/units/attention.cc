@@ -13,16 +13,21 @@ namespace {
 
 class AttentionUnit : public Unit {
  public:
-  AttentionUnit(const Options& options, int64_t width, const char* owner)
+  AttentionUnit(const Options& options, int64_t width, const char* owner, bool sliding)
       : heads_(options.size(owner, "heads", kMaxHeads)),
         kv_heads_(options.size_or(owner, "kv_heads", heads_, kMaxHeads, 1)),
         head_dim_(options.size(owner, "head_dim", kMaxHeadDim)),
         window_(options.size_or(owner, "window", 0, kMaxPositions)),
+        sinks_(options.size_or(owner, "sinks", 0, kMaxPositions)),
         rope_(options.flag(owner, "rope", true)),
         gate_(options.flag(owner, "gate", false)) {
-    options.expect_only(
-        owner, {"heads", "kv_heads", "head_dim", "window", "rope", "scale", "key_scale", "qk_norm",
-                "qk_norm_eps", "qkv_bias", "out_bias", "gate"});
+    std::vector<std::string> known = {"heads",       "kv_heads", "head_dim",  "window",
+                                      "rope",        "scale",    "key_scale", "qk_norm",
+                                      "qk_norm_eps", "qkv_bias", "out_bias",  "gate"};
+    if (sliding) {
+      known.emplace_back("sinks");
+    }
+    options.expect_only(owner, known);
     expect(heads_ % kv_heads_ == 0,
            "{}: expected kv_heads to divide heads, got heads={} kv_heads={}", owner, heads_,
            kv_heads_);
@@ -59,7 +64,7 @@ class AttentionUnit : public Unit {
       q = turned[0];
       k = turned[1];
     }
-    const AttentionConfig config{scale_, window_};
+    const AttentionConfig config{scale_, window_, sinks_};
     KvPages pages;
     if (inputs.state != nullptr) {
       pages = {inputs.page(kKeys), inputs.page(kValues), inputs.state->table,
@@ -77,7 +82,8 @@ class AttentionUnit : public Unit {
   StateLayout state_layout() const override {
     return {.pages = {{"keys", {kv_heads_, head_dim_}}, {"values", {kv_heads_, head_dim_}}},
             .slots = {},
-            .window = window_};
+            .window = window_,
+            .sinks = sinks_};
   }
 
   std::string missing() const override {
@@ -96,7 +102,7 @@ class AttentionUnit : public Unit {
  private:
   enum Pages { kKeys, kValues, kKeyScales, kValueScales };  // scales where kept in f8
 
-  int64_t heads_, kv_heads_, head_dim_, window_;
+  int64_t heads_, kv_heads_, head_dim_, window_, sinks_;
   bool rope_, gate_;
   float scale_ = 1.0F;
   Linear q_, k_, v_, o_;
@@ -106,12 +112,12 @@ class AttentionUnit : public Unit {
 }  // namespace
 
 std::unique_ptr<Unit> make_attention(const Options& options, int64_t width) {
-  return std::make_unique<AttentionUnit>(options, width, "attention");
+  return std::make_unique<AttentionUnit>(options, width, "attention", false);
 }
 
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width) {
   options.size("sliding_window", "window", kMaxPositions);
-  return std::make_unique<AttentionUnit>(options, width, "sliding_window");
+  return std::make_unique<AttentionUnit>(options, width, "sliding_window", true);
 }
 
 }  // namespace cambium

@@ -8,7 +8,8 @@ const std::vector<UnitKind>& unit_kinds() {
   constexpr UnitRole kFeedForward = UnitRole::kFeedForward;
   static const std::vector<UnitKind> kinds = {
       {"attention", kMixer, 'A', "full causal attention, grouped key-value heads", make_attention},
-      {"sliding_window", kMixer, 'W', "attention to the last `window` tokens", make_sliding_window},
+      {"sliding_window", kMixer, 'W',
+       "attention to the last `window` tokens and `sinks` first ones", make_sliding_window},
       {"mamba", kMixer, 'M', "Mamba-1 scan with grouped x and B, as in Apriel-H1", make_mamba},
       {"mamba2", kMixer, '2', "Mamba-2 (SSD): matrix state, scalar decay per head", make_mamba2},
       {"gated_delta_net", kMixer, 'G', "Gated DeltaNet: delta rule with scalar decay",

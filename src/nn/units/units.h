@@ -13,7 +13,7 @@ inline constexpr int64_t kMaxConv = 64;
 /// qk_norm ("rms" or "zero_centred"), qkv_bias and out_bias (false), gate (false: a sigmoid gate of
 /// the output, whose rows follow the query's in q_proj).
 std::unique_ptr<Unit> make_attention(const Options& options, int64_t width);
-/// Attention that must have a window.
+/// Attention that must have a window; sinks (0): the first tokens, which stay visible behind it.
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width);
 /// Apriel-H1's grouped Mamba: inner, xb, state, dt_rank, conv, repeat_before_conv, conv_bias
 /// (default true), in_bias and out_bias (false).

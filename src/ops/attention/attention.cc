@@ -30,6 +30,10 @@ void check_tensors(const Tensor& q, const Tensor& k, const Tensor& v, const Segm
          q.dim(0), segments.tokens());
   expect(config.window >= 0, "[attention] expected a window of at least 1 (0 = none), got {}",
          config.window);
+  expect(config.sinks == 0 || (config.sinks > 0 && config.window > 0),
+         "[attention] expected sinks of at least 0 and none without a window, got {} and a window "
+         "of {}",
+         config.sinks, config.window);
 }
 
 void check_cache(const Tensor& cache, const char* name, const Tensor& rows) {
@@ -74,7 +78,10 @@ void check_pages(const KvPages& pages, const AttentionShape& shape) {
            "[attention] segment {} reaches position {}, its page table covers "
            "0..{}",
            s, last, pages.pages_per_segment * shape.page_size - 1);
-    for (int64_t p = shape.reach(first) / shape.page_size; p <= last / shape.page_size; ++p) {
+    const SeenKeys seen = shape.seen_keys(s);
+    for (int64_t key = seen.first_tile(shape.page_size); key <= last;
+         key = seen.next_tile(key, shape.page_size)) {
+      const int64_t p = key / shape.page_size;
       const int32_t page = shape.table[s * pages.pages_per_segment + p];
       expect(page >= 0 && page < pages.keys.dim(0),
              "[attention] segment {} needs page {} of its table, which names "
@@ -98,6 +105,7 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v, const
           .value_dim = v.dim(2),
           .scale = config.scale,
           .window = config.window,
+          .sinks = config.sinks,
           .plans = segments.plans};
 }
 

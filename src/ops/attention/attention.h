@@ -13,11 +13,14 @@ struct AttentionConfig {
   float scale = 1.0F;
   /// A token sees itself and the window - 1 tokens before it; 0 = all before it.
   int64_t window = 0;
+  /// With a window: the first tokens of the sequence that every later token sees too (Xiao et al.
+  /// 2023, arXiv 2309.17453).
+  int64_t sinks = 0;
 };
 
 /// Where keys and values of earlier tokens live. Token at position p of segment s is row p %
-/// page_size of page table[s * pages_per_segment + p / page_size]; entries of pages no token in
-/// reach needs may be -1.
+/// page_size of page table[s * pages_per_segment + p / page_size]; entries of pages that no token
+/// of the call sees may be -1.
 struct KvPages {
   Tensor keys;                     // (pages, page_size, Hkv, D), of the type of k, or bf16, or f8
   Tensor values;                   // (pages, page_size, Hkv, Dv), as keys

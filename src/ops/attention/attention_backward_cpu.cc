@@ -236,13 +236,21 @@ void run_pair(const AttentionPairs& a, const AttentionPair& pair) {
   const int64_t end_row = min64(first_token + kTokensPerChunk, shape.length(pair.segment)) * group;
   for (int64_t row = first_token * group; row < end_row; row += kBlock) {
     locate(shape, pair.segment, pair.kv_head, row, end_row, queries.block);
-    const int64_t lo = max64(shape.reach(queries.block.first_position), keys.first) - keys.first;
-    const int64_t hi = min64(queries.block.last_position + 1, keys.end) - keys.first;
-    if (lo >= hi) {
+    const SeenKeys seen =
+        shape.seen_keys(queries.block.first_position, queries.block.last_position);
+    const int64_t sinks = min64(seen.sinks, keys.end) - keys.first;
+    const int64_t lo = max64(seen.first, keys.first) - keys.first;
+    const int64_t hi = min64(seen.end, keys.end) - keys.first;
+    if (sinks <= 0 && lo >= hi) {
       continue;
     }
     load_queries(a, queries);
-    for (int64_t j = lo / kPanel * kPanel; j < hi; j += kTile) {
+    for (int64_t j = 0; j < sinks; j += kTile) {
+      add_tile(a, keys, j, min64(kTile, round_up(sinks - j, kPanel)), queries);
+    }
+    // A panel with sinks and keys of the window is done.
+    const int64_t done = sinks > 0 ? round_up(sinks, kPanel) : 0;
+    for (int64_t j = max64(lo / kPanel * kPanel, done); j < hi; j += kTile) {
       add_tile(a, keys, j, min64(kTile, round_up(hi - j, kPanel)), queries);
     }
     if (a.in.q.grad != nullptr) {

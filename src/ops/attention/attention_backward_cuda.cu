@@ -130,7 +130,8 @@ __global__ void __launch_bounds__(kThreads, 1) query_grad_kernel(const BackwardA
   const int tx = static_cast<int>(threadIdx.x) % 16;
   load_row_tile<kTile>(a, kv_head, start, rows, tile.first_row, own);
   float dq[kR][kColumns] = {};
-  for (int first = tile.first_key / kTile * kTile; first < tile.end_key; first += kTile) {
+  for (int first = tile.template first_tile<kTile>(); first < tile.end_key;
+       first = tile.template next_tile<kTile>(first)) {
     __syncthreads();  // the tile before has been read
     load_key_tile<kTile>(a, kv_head, start, first, tile.end_key, keys, values);
     __syncthreads();
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 1) query_grad_kernel(const BackwardA
 #pragma unroll
       for (int j = 0; j < kR; ++j) {
         const int p = first + tx + 16 * j;
-        const bool seen = p <= position && p >= layout.reach(position) && p < tile.end_key;
+        const bool seen = layout.sees(position, p) && p < tile.end_key;
         const float probability =
             exp2f(s[i][j] * (layout.scale * kLog2E) - own.largest[r]) * own.inverse_sum[r];
         weights[r * (kTile + 4) + tx + 16 * j] =
@@ -190,11 +191,7 @@ __global__ void __launch_bounds__(kThreads, 1) key_grad_kernel(const BackwardArg
   const int ty = static_cast<int>(threadIdx.x) / 16;
   const int tx = static_cast<int>(threadIdx.x) % 16;
   load_key_tile<kTile>(a, kv_head, start, tile.first_key, tile.end_key, keys, values);
-  // Tokens from the first key on see it; with a window, up to window - 1 after the last.
-  const int end_token = layout.window > 0 && layout.window < length - tile.end_key + 1
-                            ? tile.end_key - 1 + layout.window
-                            : length;
-  const int end_row = end_token * layout.group;
+  const int end_row = layout.end_token(tile, length) * layout.group;
   float dk[kR][kColumns] = {};
   float dv[kR][kColumns] = {};
   for (int first = tile.first_row; first < end_row; first += kTile) {
@@ -212,8 +209,7 @@ __global__ void __launch_bounds__(kThreads, 1) key_grad_kernel(const BackwardArg
 #pragma unroll
       for (int i = 0; i < kR; ++i) {
         const int p = tile.first_key + ty * kR + i;
-        const bool seen =
-            p <= position && p >= layout.reach(position) && p < tile.end_key && first + r < end_row;
+        const bool seen = layout.sees(position, p) && p < tile.end_key && first + r < end_row;
         const float probability =
             exp2f(s[i][j] * (layout.scale * kLog2E) - theirs.largest[r]) * theirs.inverse_sum[r];
         s[i][j] = seen ? probability : 0.0F;

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kWarps * 32) query_grads(const Args a) {
   const Tile& tile = b.tile;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * kM * 16;
-  const int begin = tile.first_key / kTileKeys * kTileKeys;
+  const int begin = tile.first_tile<kTileKeys>();
   const auto copy_tile = [&](int first, bf16* to) {
     copy_segment_keys<kDim, kThreads>(a.k, b, first, kTileKeys, a.layout.head_dim, to);
     copy_segment_keys<kDim, kThreads>(a.v, b, first, kTileKeys, a.layout.value_dim, to + kTileSize);
@@ -89,11 +89,13 @@ __global__ void __launch_bounds__(kWarps * 32) query_grads(const Args a) {
   const float scale = a.layout.scale * kLog2E;
   float dq[kM][kDim / 8][4] = {};
   int stage = 0;
-  for (int first = begin; first < tile.end_key; first += kTileKeys, stage ^= 1) {
+  int next = 0;
+  for (int first = begin; first < tile.end_key; first = next, stage ^= 1) {
+    next = tile.next_tile<kTileKeys>(first);
     wait_for_copies<0>();
     __syncthreads();  // this tile is here, the one before has been read
-    if (first + kTileKeys < tile.end_key) {
-      copy_tile(first + kTileKeys, stages + (stage ^ 1) * 2 * kTileSize);
+    if (next < tile.end_key) {
+      copy_tile(next, stages + (stage ^ 1) * 2 * kTileSize);
     }
     const bf16* keys = stages + stage * 2 * kTileSize;
     float s[kM][kTileKeys / 8][4] = {};
@@ -163,11 +165,7 @@ __global__ void __launch_bounds__(kWarps * 32) key_grads(const Args a) {
   const int lane = thread % 32;
   const int warp_key = thread / 32 * 16;
   const int length = b.rows / a.layout.group;
-  // Tokens from the first key on see it; with a window, up to window - 1 after the last.
-  const int end_token = a.layout.window > 0 && a.layout.window < length - tile.end_key + 1
-                            ? tile.end_key - 1 + a.layout.window
-                            : length;
-  const int end_row = end_token * a.layout.group;
+  const int end_row = a.layout.end_token(tile, length) * a.layout.group;
   const auto copy_tile = [&](int first, int stage) {
     bf16* to = stages + stage * 2 * kTileSize;
     copy_queries<kDim, kThreads>(a.layout, b, first, end_row, kTileRows, a.q.data, a.q.rows,
@@ -213,7 +211,7 @@ __global__ void __launch_bounds__(kWarps * 32) key_grads(const Args a) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int p = tile.first_key + warp_key + i * 8 + lane / 4;
-          const bool seen = all_seen || (p <= position && p >= a.layout.reach(position));
+          const bool seen = all_seen || a.layout.sees(position, p);
           float& x = s[0][n][i * 2 + e];
           x = seen ? fast_exp2(fmaf(x, scale, -log_sum)) : 0.0F;
         }

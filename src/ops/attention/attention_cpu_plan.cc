@@ -24,14 +24,15 @@ int64_t ceil_div(int64_t a, int64_t b) {
 /// What the lists depend on beside the segments.
 struct PlanKey {
   int64_t heads, kv_heads;
-  int64_t window;
+  int64_t window, sinks;
   bool paged;  // else every segment stands at position 0
   bool training;
   bool operator==(const PlanKey&) const = default;
 };
 
 PlanKey key_of(const AttentionShape& shape, bool training) {
-  return {shape.heads, shape.kv_heads, shape.window, shape.position != nullptr, training};
+  return {shape.heads, shape.kv_heads, shape.window, shape.sinks, shape.position != nullptr,
+          training};
 }
 
 struct ForwardPlan {
@@ -64,11 +65,13 @@ void add_splits(const AttentionShape& shape, ForwardPlan& plan) {
     if (first == end || !decodes(shape, s)) {
       continue;
     }
-    const int64_t reach = shape.reach(first);
-    for (int64_t i = reach / kPositionsPerSplit; i < ceil_div(end, kPositionsPerSplit); ++i) {
-      plan.splits.push_back({static_cast<int32_t>(s), std::max(i * kPositionsPerSplit, reach),
-                             std::min((i + 1) * kPositionsPerSplit, end), plan.partials});
-      plan.partials += shape.length(s) * shape.heads;
+    for (const KeyRange& keys : shape.key_ranges(first, end - 1)) {
+      for (int64_t i = keys.first / kPositionsPerSplit; i * kPositionsPerSplit < keys.end; ++i) {
+        plan.splits.push_back({static_cast<int32_t>(s),
+                               std::max(i * kPositionsPerSplit, keys.first),
+                               std::min((i + 1) * kPositionsPerSplit, keys.end), plan.partials});
+        plan.partials += shape.length(s) * shape.heads;
+      }
     }
   }
 }
@@ -96,7 +99,9 @@ BackwardPlan backward_plan(const AttentionShape& shape, const PlanKey& key) {
   // The last query chunk that sees a key of chunk c.
   const auto last_query_chunk = [&](int64_t s, int64_t c) {
     const int64_t seen = (c + 1) * kTokensPerChunk - 1 + shape.window - 1;
-    return shape.window == 0 ? chunks(s) - 1 : std::min(chunks(s) - 1, seen / kTokensPerChunk);
+    return shape.window == 0 || c * kTokensPerChunk < shape.sinks
+               ? chunks(s) - 1
+               : std::min(chunks(s) - 1, seen / kTokensPerChunk);
   };
   int64_t steps = 0;
   for (int64_t s = 0; s < shape.segments; ++s) {

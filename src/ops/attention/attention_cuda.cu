@@ -86,12 +86,12 @@ __global__ void __launch_bounds__(kThreads, kColumns == 16 ? 1 : 2)
   const auto factors = [&](const bf16* scales) {
     return [=](int r) { return factor_of(scales[key_rows[r] * layout.kv_heads + kv_head]); };
   };
-  for (int first = tile.first_key / kKeys * kKeys; first < tile.end_key; first += kKeys) {
+  for (int first = tile.first_tile<kKeys>(); first < tile.end_key;
+       first = tile.next_tile<kKeys>(first)) {
     __syncthreads();  // the tile before has been read
     if (thread < kKeys) {
       const int p = first + thread;
-      key_rows[thread] =
-          p >= tile.first_key && p < tile.end_key ? layout.key_row(tile.segment, p) : -1;
+      key_rows[thread] = tile.has(p) ? layout.key_row(tile.segment, p) : -1;
     }
     __syncthreads();
     load_rows<K>(
@@ -111,7 +111,8 @@ __global__ void __launch_bounds__(kThreads, kColumns == 16 ? 1 : 2)
 #pragma unroll
       for (int j = 0; j < kC; ++j) {
         const int p = first + tx + 16 * j;
-        s[i][j] = p >= first_seen && p <= last_seen ? s[i][j] * scale : -INFINITY;
+        const bool seen = (p >= first_seen || p < layout.sinks) && p <= last_seen;
+        s[i][j] = seen ? s[i][j] * scale : -INFINITY;
         most = fmaxf(most, s[i][j]);
       }
 #pragma unroll

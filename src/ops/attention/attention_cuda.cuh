@@ -20,6 +20,31 @@ namespace cambium::cuda::attention {
 inline constexpr int kKeys = 64;
 inline constexpr float kLog2E = 1.44269504088896341F;
 
+/// Rows [first_row, ..) of a segment against the keys at positions [0, sinks) and
+/// [first_key, end_key); the blocks of a tile are those of its key-value heads.
+struct Tile {
+  int32_t segment;
+  int32_t first_row;
+  int32_t first_key;
+  int32_t end_key;
+  int32_t partial;  // a part of a row tile's keys: which partial result it is; else -1
+  int32_t sinks;    // before first_key (SeenKeys); 0 in tiles of few rows and of keys
+
+  /// The tiles of kSize keys, which begin at multiples of it, as SeenKeys has them.
+  template <int kSize>
+  __device__ __forceinline__ int first_tile() const {
+    return sinks > 0 ? 0 : first_key / kSize * kSize;
+  }
+  template <int kSize>
+  __device__ __forceinline__ int next_tile(int p) const {
+    p += kSize;
+    return p >= sinks ? max(p, first_key / kSize * kSize) : p;
+  }
+  __device__ __forceinline__ bool has(int p) const {
+    return p < sinks || (p >= first_key && p < end_key);
+  }
+};
+
 /// AttentionShape as kernels see it: its arrays are of the device.
 struct Layout {
   const int32_t* start;     // (S + 1)
@@ -33,10 +58,21 @@ struct Layout {
   int32_t head_dim;
   int32_t value_dim;
   int32_t window;
+  int32_t sinks;
   float scale;
 
-  /// The first position that a token at position p sees.
+  /// The first position of the window of a token at position p.
   __device__ int reach(int p) const { return window > 0 && p >= window ? p - window + 1 : 0; }
+  __device__ bool sees(int position, int p) const {
+    return p <= position && (p >= reach(position) || p < sinks);
+  }
+  /// The token of a segment of so many after the last that sees keys of the tile: with a window,
+  /// those up to window - 1 after the last key.
+  __device__ int end_token(const Tile& tile, int length) const {
+    return window > 0 && tile.first_key >= sinks && window < length - tile.end_key + 1
+               ? tile.end_key - 1 + window
+               : length;
+  }
   /// Row of the keys and values that holds position p.
   __device__ int64_t key_row(int s, int p) const {
     return table == nullptr
@@ -44,16 +80,6 @@ struct Layout {
                : int64_t{table[int64_t{s} * pages_per_segment + p / page_size]} * page_size +
                      p % page_size;
   }
-};
-
-/// Rows [first_row, ..) of a segment against the keys at positions [first_key, end_key); the
-/// blocks of a tile are those of its key-value heads.
-struct Tile {
-  int32_t segment;
-  int32_t first_row;
-  int32_t first_key;
-  int32_t end_key;
-  int32_t partial;  // a part of a row tile's keys: which partial result it is; else -1
 };
 
 /// A row tile whose keys were split: the partial results to be added in order.

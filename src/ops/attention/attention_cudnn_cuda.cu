@@ -161,7 +161,8 @@ bool suits(const Attention<bf16>& a) {
   for (int64_t i = 0; i < s.segments; ++i) {
     longest = std::max(longest, s.length(i));
   }
-  if (longest < kFewestTokens || !dims_suit(s)) {
+  // Its bands have no sinks.
+  if (longest < kFewestTokens || !dims_suit(s) || s.uses_sinks(longest - 1)) {
     return false;
   }
   // Offsets are 32 bits wide.

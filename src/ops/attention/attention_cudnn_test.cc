@@ -29,7 +29,7 @@ using testing::Run;
 
 struct Case {
   std::vector<int32_t> lengths;
-  int64_t heads, kv_heads, dim, value_dim, window;
+  int64_t heads, kv_heads, dim, value_dim, window, sinks = 0;
 
   int64_t tokens() const { return std::accumulate(lengths.begin(), lengths.end(), int64_t{0}); }
   std::vector<Input> inputs() const {
@@ -43,7 +43,7 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
     out << length << "_";
   }
   return out << "tokens_" << c.heads << "_on_" << c.kv_heads << "_heads_of_" << c.dim << "_and_"
-             << c.value_dim << "_window_" << c.window;
+             << c.value_dim << "_window_" << c.window << "_sinks_" << c.sinks;
 }
 
 /// Segments that own their numbers.
@@ -59,7 +59,8 @@ struct Packing {
 };
 
 AttentionConfig config_of(const Case& c) {
-  return {.scale = 1.0F / std::sqrt(static_cast<float>(c.dim)), .window = c.window};
+  return {
+      .scale = 1.0F / std::sqrt(static_cast<float>(c.dim)), .window = c.window, .sinks = c.sinks};
 }
 
 Operation operation_of(const Case& c, const Packing& packing) {
@@ -150,12 +151,14 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{{257, 1, 0, 500, 64}, 4, 2, 128, 128, 0},
                       Case{{0, 700, 3, 0}, 2, 1, 96, 96, 0}, Case{{512}, 4, 2, 128, 64, 0},
                       Case{{512}, 4, 2, 128, 128, 100}, Case{{300, 450}, 2, 1, 64, 64, 33},
-                      Case{{256, 256}, 2, 1, 256, 256, 0}, Case{{400}, 2, 1, 192, 128, 0}),
+                      Case{{256, 256}, 2, 1, 256, 256, 0}, Case{{400}, 2, 1, 192, 128, 0},
+                      Case{{300, 400}, 2, 1, 64, 64, 400, 10}),
     ::testing::PrintToStringParamName());
 
 TEST_F(AttentionCudnn, WhatItDoesNotServeIsOurs) {
   for (const Case& c :
-       {Case{{255}, 2, 1, 64, 64, 0}, Case{{300}, 2, 1, 32, 32, 0}, Case{{300}, 2, 1, 72, 72, 0}}) {
+       {Case{{255}, 2, 1, 64, 64, 0}, Case{{300}, 2, 1, 32, 32, 0}, Case{{300}, 2, 1, 72, 72, 0},
+        Case{{300, 400}, 2, 1, 64, 64, 399, 10}, Case{{500, 90}, 4, 2, 128, 128, 40, 70}}) {
     const Packing packing(c.lengths);
     expect_definition(operation_of(c, packing), c.inputs(), 0);
   }

@@ -209,7 +209,9 @@ float* partials_of(const AttentionSplits& a, const AttentionSplit& split) {
 template <class T>
 void add_token(const AttentionShape& shape, const Tile<T>& tile, int64_t position, float* partial,
                int64_t first_query) {
-  const int64_t begin = max64(tile.begin, shape.reach(position)) - tile.first;
+  // Of sinks every key is seen.
+  const int64_t reach = tile.end <= shape.sinks ? 0 : shape.reach(position);
+  const int64_t begin = max64(tile.begin, reach) - tile.first;
   const int64_t end = min64(tile.end, position + 1) - tile.first;
   if (begin >= end) {
     return;

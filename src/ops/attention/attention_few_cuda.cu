@@ -353,7 +353,8 @@ struct Softmax {
   }
 };
 
-/// Which keys the queries of a lane see, and between which positions all of the tile's do.
+/// Which keys the queries of a lane see, and between which positions all of the tile's do. A tile's
+/// keys are one of AttentionShape::key_ranges or of its parts.
 template <int kQ>
 struct Sight {
   int first[kQ][2], last[kQ][2];
@@ -362,19 +363,22 @@ struct Sight {
   __device__ __forceinline__ Sight(const Layout& layout, const Block& b) {
     const Tile& tile = b.tile;
     const int lane = static_cast<int>(threadIdx.x) % 32;
+    const auto first_of = [&](int position) {
+      return max(tile.end_key <= layout.sinks ? 0 : layout.reach(position), tile.first_key);
+    };
 #pragma unroll
     for (int t = 0; t < kQ; ++t) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int row = tile.first_row + t * 8 + lane % 4 * 2 + e;
         const int position = b.first_position + row / layout.group;
-        first[t][e] = max(layout.reach(position), tile.first_key);
+        first[t][e] = first_of(position);
         last[t][e] = min(position, tile.end_key - 1);
       }
     }
     const int last_row = min(tile.first_row + kQ * 8, b.rows) - 1;
     sure_end = min(b.first_position + tile.first_row / layout.group + 1, tile.end_key);
-    sure_first = max(layout.reach(b.first_position + last_row / layout.group), tile.first_key);
+    sure_first = first_of(b.first_position + last_row / layout.group);
   }
   /// Scores of keys that a query does not see become -inf; `begin` is the position of the first.
   template <int kG>

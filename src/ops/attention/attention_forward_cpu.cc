@@ -33,19 +33,17 @@ void copy_row(const ScaledRows& rows, int64_t row, int64_t head, int64_t padded,
   copy_scaled(rows.rows.row(row, head), *rows.scale(row, head), rows.rows.channels, padded, to);
 }
 
-/// Keys and values at positions [first, first + kTile); zeros outside [lo, hi].
+/// Keys and values at positions [first, first + kTile); zeros where they are not seen.
 template <class T>
-void load_tile(const Attention<float>& in, int64_t segment, int64_t kv_head, int64_t lo, int64_t hi,
+void load_tile(const Attention<float>& in, int64_t segment, int64_t kv_head, const SeenKeys& seen,
                Tile& tile) {
   const AttentionShape& shape = in.shape;
-  const int64_t begin = max64(lo, tile.first) - tile.first;
-  const int64_t end = min64(hi + 1, tile.first + kTile) - tile.first;
   int64_t rows[kTile];
-  find_key_rows(shape, segment, tile.first + begin, tile.first + end, rows + begin);
+  find_key_rows(shape, segment, tile.first, min64(seen.end, tile.first + kTile), rows);
   for (int64_t j = 0; j < kTile; ++j) {
     float* key = tile.keys + j * tile.key_step;
     float* value = tile.values + j * tile.value_step;
-    if (j >= begin && j < end) {
+    if (seen.has(tile.first + j)) {
       copy_row(keys_of(in, T{}), rows[j], kv_head, tile.key_step, key);
       copy_row(values_of(in, T{}), rows[j], kv_head, tile.value_step, value);
     } else {
@@ -55,13 +53,16 @@ void load_tile(const Attention<float>& in, int64_t segment, int64_t kv_head, int
   }
 }
 
-/// Asks for the keys and values at positions [begin, end).
+/// Asks for what is seen of the keys and values at positions [begin, end).
 template <class T>
-void prefetch_keys(const Attention<float>& in, int64_t segment, int64_t kv_head, int64_t begin,
-                   int64_t end) {
+void prefetch_keys(const Attention<float>& in, int64_t segment, int64_t kv_head,
+                   const SeenKeys& seen, int64_t begin, int64_t end) {
   int64_t rows[kTile];
-  find_key_rows(in.shape, segment, begin, end, rows);
+  find_key_rows(in.shape, segment, begin, min64(end, seen.end), rows);
   for (int64_t j = 0; j < end - begin; ++j) {
+    if (!seen.has(begin + j)) {
+      continue;
+    }
     prefetch(rows_of(keys_of(in, T{})).row(rows[j], kv_head), in.shape.head_dim);
     prefetch(rows_of(values_of(in, T{})).row(rows[j], kv_head), in.shape.value_dim);
   }
@@ -177,19 +178,21 @@ void run_block(const Attention<float>& a, const AttentionBlock& piece) {
     state.y = y + blocks * tile.value_step * kBlock;
     start(a, state);
   }
-  const int64_t lo = shape.reach(states[0].block.first_position);
-  const int64_t hi = states[blocks - 1].block.last_position;
+  const SeenKeys seen =
+      shape.seen_keys(states[0].block.first_position, states[blocks - 1].block.last_position);
   // Tiles begin at multiples of kTile, so that sums do not depend on how a prompt was cut.
-  for (tile.first = lo / kTile * kTile; tile.first <= hi; tile.first += kTile) {
-    load_tile<T>(a, piece.segment, piece.kv_head, lo, hi, tile);
+  int64_t next_tile = 0;
+  for (tile.first = seen.first_tile(kTile); tile.first < seen.end; tile.first = next_tile) {
+    next_tile = seen.next_tile(tile.first, kTile);
+    load_tile<T>(a, piece.segment, piece.kv_head, seen, tile);
     for (int64_t b = 0; b < blocks; ++b) {
       // A share of the next tile arrives while this block is computed.
       constexpr int64_t kShare = kTile / kBlocks;
-      const int64_t next = tile.first + kTile + b * kShare;
-      prefetch_keys<T>(a, piece.segment, piece.kv_head, next, min64(next + kShare, hi + 1));
+      const int64_t next = next_tile + b * kShare;
+      prefetch_keys<T>(a, piece.segment, piece.kv_head, seen, next, next + kShare);
       const QueryBlock& block = states[b].block;
       if (tile.first <= block.last_position &&
-          tile.first + kTile > shape.reach(block.first_position)) {
+          (tile.first < shape.sinks || tile.first + kTile > shape.reach(block.first_position))) {
         add_tile(shape, tile, min64(kTile, round_up(block.last_position - tile.first + 1, kPanel)),
                  states[b]);
       }

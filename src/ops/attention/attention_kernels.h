@@ -1,12 +1,39 @@
 // Private to the operation: what its definition and its kernels are given.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
 #include "ops/kernel.h"
 #include "tensor/view.h"
 
 namespace cambium {
 
 class SegmentPlans;
+
+/// Positions [0, sinks) and [first, end), with at least one between them where there are sinks.
+struct SeenKeys {
+  int64_t sinks;
+  int64_t first;
+  int64_t end;
+
+  int64_t count() const { return sinks + end - first; }
+  bool has(int64_t p) const { return p < sinks || (p >= first && p < end); }
+  /// The first of the tiles of `size` positions, which begin at multiples of it.
+  int64_t first_tile(int64_t size) const { return sinks > 0 ? 0 : first / size * size; }
+  /// The tile after the one at p: those between the sinks and the window are left out.
+  int64_t next_tile(int64_t p, int64_t size) const {
+    p += size;
+    const int64_t window = first / size * size;
+    return p >= sinks && p < window ? window : p;
+  }
+};
+
+/// Positions [first, end).
+struct KeyRange {
+  int64_t first;
+  int64_t end;
+};
 
 /// Which tokens see which. The keys of segment s stand at positions 0 .. last; without pages
 /// position 0 is the segment's own first token, and its key rows are the segment's rows.
@@ -23,13 +50,36 @@ struct AttentionShape {
   int64_t value_dim;  // of v
   float scale;
   int64_t window;                 // 0 = unbounded
+  int64_t sinks;                  // positions that all see, where there is a window
   SegmentPlans* plans = nullptr;  // of these segments (ops/segment_plans.h), or null
 
   int64_t group() const { return heads / kv_heads; }
   int64_t length(int64_t s) const { return start[s + 1] - start[s]; }
   int64_t first_position(int64_t s) const { return position == nullptr ? 0 : position[s]; }
-  /// The first position that a token at position p sees.
+  /// The first position of the window of a token at position p.
   int64_t reach(int64_t p) const { return window > 0 && p >= window ? p - window + 1 : 0; }
+  /// Whether that token sees keys as sinks only.
+  bool uses_sinks(int64_t p) const { return sinks > 0 && reach(p) > 0; }
+  /// What tokens at positions [p, last] see.
+  SeenKeys seen_keys(int64_t p, int64_t last) const {
+    const int64_t first = reach(p);
+    return sinks < first ? SeenKeys{sinks, first, last + 1} : SeenKeys{0, 0, last + 1};
+  }
+  SeenKeys seen_keys(int64_t s) const {
+    return seen_keys(first_position(s), first_position(s) + length(s) - 1);
+  }
+  /// The same in ranges for kernels of few rows. Of a range that ends within the sinks a token sees
+  /// all up to itself; of any other, what is in its window.
+  std::vector<KeyRange> key_ranges(int64_t p, int64_t last) const {
+    if (!uses_sinks(last)) {
+      return {{reach(p), last + 1}};
+    }
+    const int64_t middle = std::max(sinks, reach(p));
+    if (middle > last) {
+      return {{0, last + 1}};
+    }
+    return {{0, sinks}, {middle, last + 1}};
+  }
   /// Row of the key (or value) tensor that holds position p.
   int64_t key_row(int64_t s, int64_t p) const {
     return table == nullptr

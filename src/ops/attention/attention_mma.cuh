@@ -172,7 +172,7 @@ __device__ __forceinline__ void mask(const Layout& layout, const Tile& tile, con
       for (int e = 0; e < 2; ++e) {
         const int p = key + n * 8 + lane % 4 * 2 + e;
         float& score = s[i / 2][n][i % 2 * 2 + e];
-        score = p >= first && p <= last ? score : -INFINITY;
+        score = (p >= first || p < layout.sinks) && p <= last ? score : -INFINITY;
       }
     }
   }

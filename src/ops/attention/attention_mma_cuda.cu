@@ -104,7 +104,7 @@ __device__ __forceinline__ void negate(float (&s)[kM][kN][4]) {
 
 /// The row of position p, or -1 where the tile does not read it.
 __device__ __forceinline__ int64_t find_key(const Layout& layout, const Block& b, int p) {
-  return p >= b.tile.first_key && p < b.tile.end_key ? layout.key_row(b.segment, p) : -1;
+  return b.tile.has(p) ? layout.key_row(b.segment, p) : -1;
 }
 
 template <int kDim, int kWarps, int kM, class E>
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(co
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp_row = thread / 32 * kM * 16;
-  const int begin = tile.first_key / kKeys * kKeys;
+  const int begin = tile.first_tile<kKeys>();
 
   static_assert(kRows <= kThreads);
   find_positions(a.layout, b, kRows, positions);
@@ -143,7 +143,9 @@ __global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(co
   Softmax<kDim, kM> state;
   state.start();
   int half = 0;
-  for (int first = begin; first < tile.end_key; first += kKeys) {
+  int next = 0;
+  for (int first = begin; first < tile.end_key; first = next) {
+    next = tile.next_tile<kKeys>(first);
     const int64_t* rows = key_rows + half * kKeys;
     int64_t* next_rows = key_rows + (half ^ 1) * kKeys;
     half ^= 1;
@@ -152,13 +154,13 @@ __global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(co
     copy_keys<kDim, kThreads>(a.v, a.layout.value_dim, b.kv_head, rows, kKeys, values);
     commit_copies();
     if (thread < kKeys) {
-      next_rows[thread] = find_key(a.layout, b, first + kKeys + thread);
+      next_rows[thread] = find_key(a.layout, b, next + thread);
     }
     float s[kM][kKeys / 8][4] = {};
     scores_of<kDim>(q + warp_row * shared_row(kDim), keys, s);
     wait_for_copies<0>();
     __syncthreads();  // the values are here, the keys have been read
-    if (first + kKeys < tile.end_key) {
+    if (next < tile.end_key) {
       copy_keys<kDim, kThreads>(a.k, a.layout.head_dim, b.kv_head, next_rows, kKeys, keys);
       commit_copies();
     }

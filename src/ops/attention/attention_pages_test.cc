@@ -24,6 +24,7 @@ using testing::on_cuda;
 struct Case {
   int64_t tokens, heads, kv_heads, dim, value_dim, window, page_size;
   Dtype pages = Dtype::kF32;
+  int64_t sinks = 0;
 };
 
 /// Sequences with their queries, keys and values, and a cache whose unused memory is NaN; on a CUDA
@@ -80,7 +81,7 @@ class Cached {
             .output;
   }
 
-  AttentionConfig config() const { return {.scale = 0.5F, .window = c_.window}; }
+  AttentionConfig config() const { return {.scale = 0.5F, .window = c_.window, .sinks = c_.sinks}; }
 
   /// Forgets everything.
   void poison() {
@@ -112,8 +113,8 @@ class Cached {
           c_.window > 0 ? std::max<int64_t>(0, piece.first - c_.window + 1) : int64_t{0};
       for (int64_t p = 0; p < per_sequence_; ++p) {
         const auto page = order_[static_cast<size_t>(piece.s * per_sequence_ + p)];
-        const bool needed =
-            p >= reach / c_.page_size && p * c_.page_size < piece.first + piece.count;
+        const bool seen = p >= reach / c_.page_size || p * c_.page_size < c_.sinks;
+        const bool needed = seen && p * c_.page_size < piece.first + piece.count;
         table.push_back(needed ? page : -1);
         if (!needed) {
           for_each_part([&](const Tensor& part) { poison(part.slice(0, page, 1)); });
@@ -194,6 +195,9 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
   }
   if (c.window > 0) {
     out << "_window_" << c.window;
+  }
+  if (c.sinks > 0) {
+    out << "_sinks_" << c.sinks;
   }
   return out << "_pages_of_" << c.page_size
              << (c.pages == Dtype::kBF16     ? "_bf16"
@@ -278,6 +282,16 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{70, 8, 2, 128, 128, 33, 32}, Case{66, 16, 1, 128, 64, 0, 16},
                       Case{40, 2, 1, 256, 256, 0, 16}, Case{40, 2, 2, 192, 128, 0, 16}),
     ::testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(Sinks, AttentionPagesOnCuda,
+                         ::testing::Values(Case{70, 4, 2, 32, 16, 20, 16, {}, 5},
+                                           Case{90, 8, 2, 64, 64, 20, 16, {}, 16},
+                                           Case{80, 3, 1, 64, 64, 9, 1, {}, 3},
+                                           Case{45, 6, 2, 7, 5, 1, 5, {}, 100},
+                                           Case{90, 8, 2, 128, 128, 10, 32, {}, 30},
+                                           Case{100, 16, 1, 128, 64, 7, 16, {}, 1},
+                                           Case{70, 4, 1, 96, 96, 30, 16, {}, 17},
+                                           Case{60, 2, 1, 256, 256, 12, 16, {}, 20}),
+                         ::testing::PrintToStringParamName());
 
 // bf16 and f8 pages hold rounded numbers, and every token sees those, however its sequence is cut:
 // beside the definition over rounded keys and values the error is that of fp32 pages.
@@ -303,6 +317,19 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AttentionPages,
                                            Case{66, 18, 1, 24, 40, 0, 7}),
                          ::testing::PrintToStringParamName());
 
+// Sinks within a page, a whole page, more than the window, more than the sequence, in pages of one
+// token; those of the middle are given away while later tokens are computed.
+INSTANTIATE_TEST_SUITE_P(Sinks, AttentionPages,
+                         ::testing::Values(Case{70, 4, 2, 32, 16, 20, 16, Dtype::kF32, 5},
+                                           Case{70, 4, 2, 16, 16, 20, 16, Dtype::kF32, 16},
+                                           Case{70, 4, 2, 16, 16, 9, 7, Dtype::kF32, 30},
+                                           Case{45, 6, 2, 7, 5, 1, 5, Dtype::kF32, 100},
+                                           Case{80, 3, 1, 64, 64, 9, 1, Dtype::kF32, 1},
+                                           Case{66, 18, 1, 24, 40, 8, 7, Dtype::kBF16, 3},
+                                           Case{45, 6, 2, 7, 5, 4, 5, Dtype::kBF16, 5},
+                                           Case{70, 4, 2, 32, 16, 20, 16, Dtype::kF8E4M3, 17}),
+                         ::testing::PrintToStringParamName());
+
 void expect_far_pieces_agree(const Case& c, Cached& cached, double tolerance) {
   cached.poison();
   ASSERT_LE(cached.run({{0, 0, 1100}}), tolerance);
@@ -315,14 +342,13 @@ void expect_far_pieces_agree(const Case& c, Cached& cached, double tolerance) {
 }
 
 TEST(AttentionPagesLong, DecodeAndPrefillFarIntoASequence) {
-  // Many splits, and a window that skips most of them.
-  for (const auto& [window, pages] :
-       {std::pair{0, Dtype::kF32}, std::pair{700, Dtype::kF32}, std::pair{0, Dtype::kBF16},
-        std::pair{700, Dtype::kBF16}, std::pair{0, Dtype::kF8E4M3},
-        std::pair{700, Dtype::kF8E4M3}}) {
-    const Case c = {1500, 3, 1, 16, 16, window, 64, pages};
-    Cached cached(c, 1, 3);
-    for_each_isa([&] { expect_far_pieces_agree(c, cached, kTolerance); });
+  // Many splits, a window that skips most of them, and sinks that are in some.
+  for (const Dtype pages : {Dtype::kF32, Dtype::kBF16, Dtype::kF8E4M3}) {
+    for (const auto& [window, sinks] : {std::pair{0, 0}, {700, 0}, {300, 10}, {60, 300}}) {
+      const Case c = {1500, 3, 1, 16, 16, window, 64, pages, sinks};
+      Cached cached(c, 1, 3);
+      for_each_isa([&] { expect_far_pieces_agree(c, cached, kTolerance); });
+    }
   }
 }
 
@@ -330,11 +356,12 @@ TEST(AttentionPagesLong, OnCuda) {
   if (!on_cuda()) {
     GTEST_SKIP() << why_no_cuda();
   }
-  for (const int64_t window : {0, 700}) {
-    for_each_on_cuda({1500, 3, 1, 16, 16, window, 64}, [](const Case& c, Dtype activations) {
-      Cached cached(c, 1, 3, Device::kCuda, activations);
-      expect_far_pieces_agree(c, cached, tolerance_of(activations));
-    });
+  for (const auto& [window, sinks] : {std::pair{0, 0}, {700, 0}, {60, 300}}) {
+    for_each_on_cuda({1500, 3, 1, 16, 16, window, 64, {}, sinks},
+                     [](const Case& c, Dtype activations) {
+                       Cached cached(c, 1, 3, Device::kCuda, activations);
+                       expect_far_pieces_agree(c, cached, tolerance_of(activations));
+                     });
   }
 }
 
@@ -343,10 +370,13 @@ TEST(AttentionPagesLong, WideHeadsOnCuda) {
   if (!on_cuda()) {
     GTEST_SKIP() << why_no_cuda();
   }
-  for_each_on_cuda({1500, 2, 1, 128, 128, 0, 16}, [](const Case& c, Dtype activations) {
-    Cached cached(c, 1, 3, Device::kCuda, activations);
-    expect_far_pieces_agree(c, cached, tolerance_of(activations));
-  });
+  for (const auto& [window, sinks] : {std::pair{0, 0}, {300, 10}}) {
+    for_each_on_cuda({1500, 2, 1, 128, 128, window, 16, {}, sinks},
+                     [](const Case& c, Dtype activations) {
+                       Cached cached(c, 1, 3, Device::kCuda, activations);
+                       expect_far_pieces_agree(c, cached, tolerance_of(activations));
+                     });
+  }
 }
 
 /// Prefill, a longer prefill, an empty segment, then chunks beside single steps; returns the
@@ -369,20 +399,23 @@ std::pair<std::vector<double>, std::vector<double>> run_batch(Cached& cached, do
 }
 
 TEST(AttentionPagesBatch, SequencesAtDifferentPlacesTogetherAndApart) {
-  const Case c = {300, 4, 2, 16, 16, 0, 16};
-  Cached cached(c, 4, 5);
-  for_each_isa([&] {
-    const auto [together, apart] = run_batch(cached, kTolerance);
-    EXPECT_EQ(together, apart);
-  });
+  for (const Case& c :
+       {Case{300, 4, 2, 16, 16, 0, 16}, Case{300, 4, 2, 16, 16, 50, 16, Dtype::kF32, 20}}) {
+    Cached cached(c, 4, 5);
+    for_each_isa([&] {
+      const auto [together, apart] = run_batch(cached, kTolerance);
+      EXPECT_EQ(together, apart);
+    });
+  }
 }
 
 TEST(AttentionPagesBatch, OnCuda) {
   if (!on_cuda()) {
     GTEST_SKIP() << why_no_cuda();
   }
-  for (const auto& shape : {Case{300, 4, 2, 16, 16, 0, 16}, Case{300, 4, 2, 64, 64, 0, 16},
-                            Case{300, 8, 1, 128, 128, 50, 64}}) {
+  for (const auto& shape :
+       {Case{300, 4, 2, 16, 16, 0, 16}, Case{300, 4, 2, 64, 64, 0, 16},
+        Case{300, 8, 1, 128, 128, 50, 64}, Case{300, 4, 2, 64, 64, 50, 16, {}, 20}}) {
     for_each_on_cuda(shape, [](const Case& c, Dtype activations) {
       Cached cached(c, 4, 5, Device::kCuda, activations);
       const auto [together, apart] = run_batch(cached, tolerance_of(activations));
@@ -532,6 +565,15 @@ TEST_F(AttentionPrefill, WhatIsNotServedIsOurs) {
   }
 }
 
+// It has no sinks: it serves the pieces whose tokens all have them in their window.
+TEST_F(AttentionPrefill, PiecesBeyondTheWindowOfSinksAreOurs) {
+  PrefillCache cached({900, 4, 2, 64, 64, 400, 16, {}, 9}, 1);
+  expect_right(cached, {{0, 0, 400}}, 1);
+  expect_right(cached, {{0, 400, 500}}, 0);
+  cached.poison();
+  expect_right(cached, {{0, 0, 401}}, 0);
+}
+
 TEST_F(AttentionPrefill, GathersNoMoreThanItsLimitAtATime) {
   const Case c = {900, 8, 4, 64, 64, 0, 16};
   PrefillCache cached(c, 3);
@@ -556,8 +598,10 @@ TEST(AttentionPagesBatch, InvariantOnCuda) {
   if (!on_cuda()) {
     GTEST_SKIP() << why_no_cuda();
   }
-  for (const auto& shape : {Case{1300, 16, 8, 64, 64, 0, 16}, Case{1300, 8, 8, 128, 128, 700, 64},
-                            Case{1300, 12, 4, 16, 16, 0, 16}}) {
+  for (const auto& shape :
+       {Case{1300, 16, 8, 64, 64, 0, 16}, Case{1300, 8, 8, 128, 128, 700, 64},
+        Case{1300, 12, 4, 16, 16, 0, 16}, Case{1300, 16, 8, 64, 64, 600, 16, {}, 10},
+        Case{1300, 12, 4, 16, 16, 100, 16, {}, 70}}) {
     SCOPED_TRACE(fmt::format("heads of {}", shape.dim));
     for_each_on_cuda(shape, [](const Case& c, Dtype activations) {
       constexpr int kSequences = 12;

@@ -58,16 +58,39 @@ int64_t power_of_two_from(int64_t n) {
   return power;
 }
 
-/// The tile of rows [row, row + rows) of a segment with all keys they see.
-Tile whole_tile(const AttentionShape& shape, int64_t s, int64_t row, int64_t rows) {
-  const int64_t last = std::min(row + rows, shape.length(s) * shape.group()) - 1;
-  const int64_t position = shape.first_position(s);
-  return {static_cast<int32_t>(s), static_cast<int32_t>(row),
-          static_cast<int32_t>(shape.reach(position + row / shape.group())),
-          static_cast<int32_t>(position + last / shape.group() + 1), -1};
+int32_t narrow(int64_t n) {
+  return static_cast<int32_t>(n);
 }
 
-/// Adds the tile, its keys in parts of `split` (from multiples of it) if they are more than one.
+/// The positions of the first and of the last of rows [row, row + rows) of a segment.
+std::pair<int64_t, int64_t> positions_of(const AttentionShape& shape, int64_t s, int64_t row,
+                                         int64_t rows) {
+  const int64_t last = std::min(row + rows, shape.length(s) * shape.group()) - 1;
+  const int64_t position = shape.first_position(s);
+  return {position + row / shape.group(), position + last / shape.group()};
+}
+
+/// The tile of rows [row, row + rows) of a segment with all keys they see.
+Tile whole_tile(const AttentionShape& shape, int64_t s, int64_t row, int64_t rows) {
+  const auto [first, last] = positions_of(shape, s, row, rows);
+  const SeenKeys seen = shape.seen_keys(first, last);
+  return {narrow(s), narrow(row), narrow(seen.first), narrow(seen.end), -1, narrow(seen.sinks)};
+}
+
+/// The same for the kernel of few rows, a tile for each range of keys.
+void add_ranges(const AttentionShape& shape, int64_t s, int64_t row, int64_t rows,
+                std::vector<Tile>& tiles) {
+  const auto [first, last] = positions_of(shape, s, row, rows);
+  for (const KeyRange& keys : shape.key_ranges(first, last)) {
+    tiles.push_back({narrow(s), narrow(row), narrow(keys.first), narrow(keys.end), -1, 0});
+  }
+}
+bool same_rows(const Tile& a, const Tile& b) {
+  return a.segment == b.segment && a.first_row == b.first_row;
+}
+
+/// Adds the tile, its keys in parts of `split` (from multiples of it) if they are more than one;
+/// the first has the sinks.
 void add_parts(const Tile& tile, int64_t split, std::vector<Tile>& tiles, std::vector<Parts>& parts,
                int64_t& partials) {
   const int64_t first = tile.first_key / split;
@@ -83,6 +106,7 @@ void add_parts(const Tile& tile, int64_t split, std::vector<Tile>& tiles, std::v
     part.first_key = std::max(tile.first_key, static_cast<int32_t>(i * split));
     part.end_key = static_cast<int32_t>(std::min<int64_t>(tile.end_key, (i + 1) * split));
     part.partial = static_cast<int32_t>(partials++);
+    part.sinks = i == first ? tile.sinks : 0;
     tiles.push_back(part);
   }
 }
@@ -90,11 +114,11 @@ void add_parts(const Tile& tile, int64_t split, std::vector<Tile>& tiles, std::v
 /// The longest first, so that none is left to run alone at the end.
 void longest_first(std::vector<Tile>& tiles) {
   std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) {
-    return a.end_key - a.first_key > b.end_key - b.first_key;
+    return a.sinks + a.end_key - a.first_key > b.sinks + b.end_key - b.first_key;
   });
 }
 
-/// A row tile of few rows with its keys.
+/// The keys of row tiles of few rows, for the blocks that share them.
 struct Shared {
   std::vector<Piece> pieces;
   std::vector<int32_t> first_piece{0};
@@ -117,26 +141,30 @@ int64_t units_of(const Tile& t) {
   return ceil_div(t.end_key, kKeys) - t.first_key / kKeys;
 }
 
-/// Makes the pieces from number `first` on, which have the keys of a row tile, its parts: they are
-/// added up where they are more than one.
-void join_pieces(Shared& all, size_t first, int64_t& partials) {
-  const auto count = static_cast<int64_t>(all.pieces.size() - first);
-  if (count <= 1) {
-    return;
+/// Makes the pieces of a row tile, which follow each other, its parts: they are added up where they
+/// are more than one.
+void join_pieces(Shared& all, int64_t& partials) {
+  for (size_t first = 0; first < all.pieces.size();) {
+    size_t end = first + 1;
+    while (end < all.pieces.size() && same_rows(all.pieces[first].tile, all.pieces[end].tile)) {
+      ++end;
+    }
+    const auto count = static_cast<int64_t>(end - first);
+    for (size_t i = first; count > 1 && i < end; ++i) {
+      all.pieces[i].tile.partial = narrow(partials + static_cast<int64_t>(i - first));
+      all.pieces[i].parts = all.parts;
+      all.pieces[i].first_partial = narrow(partials);
+      all.pieces[i].count = narrow(count);
+    }
+    partials += count > 1 ? count : 0;
+    all.parts += count > 1 ? 1 : 0;
+    first = end;
   }
-  for (size_t i = first; i < all.pieces.size(); ++i) {
-    all.pieces[i].tile.partial = static_cast<int32_t>(partials + static_cast<int64_t>(i - first));
-    all.pieces[i].parts = all.parts;
-    all.pieces[i].first_partial = static_cast<int32_t>(partials);
-    all.pieces[i].count = static_cast<int32_t>(count);
-  }
-  partials += count;
-  ++all.parts;
 }
 
 /// Divides the tiles' keys, in tiles of kKeys, evenly among `blocks` blocks: block after block
-/// takes its share, and a row tile that does not end with the block goes on in the next. But a cut
-/// costs about what kKeys keys do: where the end of a row tile is as near, and shares are larger by
+/// takes its share, and a tile that does not end with the block goes on in the next. But a cut
+/// costs about what kKeys keys do: where the end of a tile is as near, and shares are larger by
 /// far, a block ends there.
 Shared share_keys(const std::vector<Tile>& tiles, int64_t blocks, int64_t& partials) {
   int64_t rest = 0;
@@ -150,7 +178,6 @@ Shared share_keys(const std::vector<Tile>& tiles, int64_t blocks, int64_t& parti
   const auto done = [&] { return static_cast<int64_t>(all.first_piece.size()) - 1; };
   for (const Tile& t : tiles) {
     const int64_t end = t.first_key / kKeys + units_of(t);
-    const size_t first = all.pieces.size();
     for (int64_t at = t.first_key / kKeys; at < end;) {
       const int64_t blocks_left = blocks - done();
       if (left == 0) {
@@ -169,11 +196,11 @@ Shared share_keys(const std::vector<Tile>& tiles, int64_t blocks, int64_t& parti
         left = 0;
       }
     }
-    join_pieces(all, first, partials);
   }
   if (left > 0) {
     all.first_piece.push_back(static_cast<int32_t>(all.pieces.size()));
   }
+  join_pieces(all, partials);
   return all;
 }
 
@@ -183,7 +210,6 @@ Shared fix_parts(const std::vector<Tile>& tiles, int64_t blocks, int64_t& partia
   Shared all;
   int64_t total = 0;
   for (const Tile& t : tiles) {
-    const size_t first = all.pieces.size();
     for (int64_t at = t.first_key; at < t.end_key;) {
       const int64_t end = std::min<int64_t>(t.end_key, (at / kFixedSplit + 1) * kFixedSplit);
       Piece piece{t, -1, 0, 1};
@@ -193,8 +219,8 @@ Shared fix_parts(const std::vector<Tile>& tiles, int64_t blocks, int64_t& partia
       total += units_of(piece.tile);
       at = end;
     }
-    join_pieces(all, first, partials);
   }
+  join_pieces(all, partials);
   const auto count = static_cast<int64_t>(all.pieces.size());
   int64_t before = 0;  // of what the pieces before have
   int64_t block = 0;
@@ -214,7 +240,7 @@ Shared fix_parts(const std::vector<Tile>& tiles, int64_t blocks, int64_t& partia
 
 struct ForwardPlan {
   struct Key {
-    int64_t heads, kv_heads, window;
+    int64_t heads, kv_heads, window, sinks;
     bool paged;  // else every segment stands at position 0
     Cut cut;
     bool operator==(const Key&) const = default;
@@ -238,7 +264,7 @@ ForwardPlan forward_plan(const AttentionShape& shape, const ForwardPlan::Key& ke
     const bool decodes = !cut.training && is_few(shape, s);
     const int64_t tile_rows = decodes ? cut.few_rows : cut.many_rows;
     const int64_t end = shape.first_position(s) + shape.length(s);
-    const int64_t keys = end - shape.reach(shape.first_position(s));
+    const int64_t keys = shape.seen_keys(s).count();
     const int64_t blocks = ceil_div(rows, tile_rows) * shape.kv_heads;
     const int64_t splits = std::clamp<int64_t>(kBlocksWanted / blocks, 1, kMaxSplits);
     const int64_t split = cut.training || splits == 1
@@ -246,10 +272,12 @@ ForwardPlan forward_plan(const AttentionShape& shape, const ForwardPlan::Key& ke
                               : std::max(decodes ? kDecodeSplit : kPrefillSplit,
                                          power_of_two_from(ceil_div(keys, splits)));
     for (int64_t row = 0; row < rows; row += tile_rows) {
-      const Tile tile = whole_tile(shape, s, row, tile_rows);
       if (decodes && cut.blocks > 0) {
-        few.push_back(tile);
-      } else if (decodes) {
+        add_ranges(shape, s, row, tile_rows, few);
+        continue;
+      }
+      const Tile tile = whole_tile(shape, s, row, tile_rows);
+      if (decodes) {
         add_parts(tile, split, few, few_parts, plan.lists.few_partials);
       } else {
         add_parts(tile, split, many, many_parts, plan.lists.many_partials);
@@ -296,7 +324,7 @@ ForwardPlan forward_plan(const AttentionShape& shape, const ForwardPlan::Key& ke
 
 struct BackwardPlan {
   struct Key {
-    int64_t heads, kv_heads, window;
+    int64_t heads, kv_heads, window, sinks;
     int rows, keys;
     bool operator==(const Key&) const = default;
   };
@@ -314,9 +342,8 @@ BackwardPlan backward_plan(const AttentionShape& shape, const BackwardPlan::Key&
       by_rows.push_back(whole_tile(shape, s, row, key.rows));
     }
     for (int64_t first = 0; first < length; first += key.keys) {
-      by_keys.push_back({static_cast<int32_t>(s), static_cast<int32_t>(first * shape.group()),
-                         static_cast<int32_t>(first),
-                         static_cast<int32_t>(std::min(first + key.keys, length)), -1});
+      by_keys.push_back({narrow(s), narrow(first * shape.group()), narrow(first),
+                         narrow(std::min(first + key.keys, length)), -1, 0});
     }
   }
   longest_first(by_rows);
@@ -400,8 +427,8 @@ TokenRowsPlan token_rows_plan(const AttentionShape& shape, PagesKey key, const L
 }  // namespace
 
 TileLists forward_tiles(const AttentionShape& shape, const Cut& cut, const Launch& on) {
-  const ForwardPlan::Key key = {shape.heads, shape.kv_heads, shape.window,
-                                shape.position != nullptr, cut};
+  const ForwardPlan::Key key = {
+      shape.heads, shape.kv_heads, shape.window, shape.sinks, shape.position != nullptr, cut};
   const auto plan =
       plan_for<ForwardPlan>(shape.plans, key, [&] { return forward_plan(shape, key, on); });
   TileLists lists = plan->lists;
@@ -410,7 +437,8 @@ TileLists forward_tiles(const AttentionShape& shape, const Cut& cut, const Launc
 }
 
 BackwardTiles backward_tiles(const AttentionShape& shape, int rows, int keys, const Launch& on) {
-  const BackwardPlan::Key key = {shape.heads, shape.kv_heads, shape.window, rows, keys};
+  const BackwardPlan::Key key = {shape.heads, shape.kv_heads, shape.window,
+                                 shape.sinks, rows,           keys};
   const auto plan =
       plan_for<BackwardPlan>(shape.plans, key, [&] { return backward_plan(shape, key, on); });
   BackwardTiles tiles = plan->tiles;
@@ -422,18 +450,18 @@ DeviceLayout layout_of(const AttentionShape& shape, const Launch& on) {
   const PagesKey key(shape);
   const auto plan =
       plan_for<LayoutPlan>(shape.plans, key, [&] { return layout_plan(shape, key, on); });
-  const auto number = [](int64_t n) { return static_cast<int32_t>(n); };
   return {{.start = plan->start,
            .position = plan->position,
            .table = plan->table,
-           .pages_per_segment = number(shape.pages_per_segment),
-           .page_size = number(shape.page_size),
-           .heads = number(shape.heads),
-           .kv_heads = number(shape.kv_heads),
-           .group = number(shape.group()),
-           .head_dim = number(shape.head_dim),
-           .value_dim = number(shape.value_dim),
-           .window = number(std::min<int64_t>(shape.window, INT32_MAX)),
+           .pages_per_segment = narrow(shape.pages_per_segment),
+           .page_size = narrow(shape.page_size),
+           .heads = narrow(shape.heads),
+           .kv_heads = narrow(shape.kv_heads),
+           .group = narrow(shape.group()),
+           .head_dim = narrow(shape.head_dim),
+           .value_dim = narrow(shape.value_dim),
+           .window = narrow(std::min<int64_t>(shape.window, INT32_MAX)),
+           .sinks = narrow(std::min<int64_t>(shape.sinks, INT32_MAX)),
            .scale = shape.scale},
           plan};
 }

@@ -1,8 +1,9 @@
 // Pieces of prompts over pages by cuDNN. It reads keys and values that lie together: those of
 // pieces that begin their sequences are the call's own, those of others, with the tokens before
 // them, are gathered from the pages. That moves each once and is soon paid: a query head reads
-// every key for each of its tokens. Segments of few tokens (decode, ends of prompts) are left to
-// our own kernels. Which segment goes where depends on the segment alone.
+// every key for each of its tokens. Segments of few tokens (decode, ends of prompts) and those
+// whose tokens see keys as sinks are left to our own kernels. Which segment goes where depends on
+// the segment alone.
 //
 // A call's pieces go in runs, each one call of the library, that gather no more than a limit at a
 // time; of a sequence beyond it the key-value heads go in groups. Plans take long to make, so their
@@ -99,7 +100,7 @@ struct RowSizes {
 /// offsets of q, k, v and y (batch + 1) each; its tiles.
 struct PrefillPlan {
   struct Key {
-    int64_t heads, kv_heads, head_dim, value_dim, window;
+    int64_t heads, kv_heads, head_dim, value_dim, window, sinks;
     float scale;
     RowSizes rows;
     int64_t gathered;  // at most
@@ -303,6 +304,7 @@ std::shared_ptr<const PrefillPlan> plan_of(const Attention<bf16>& a, int64_t gat
                                 s.head_dim,
                                 s.value_dim,
                                 s.window,
+                                s.sinks,
                                 s.scale,
                                 {a.q.rows.outer_stride, a.new_k.rows.outer_stride,
                                  a.new_v.rows.outer_stride, a.y.rows.outer_stride},
@@ -340,6 +342,7 @@ void limit_gathered(int64_t bytes) {
 
 bool is_long_piece(const AttentionShape& shape, int64_t s, int64_t most_gathered) {
   return shape.length(s) >= kFewestTokens &&
+         !shape.uses_sinks(shape.first_position(s) + shape.length(s) - 1) &&
          rounded_rows(keys_of(shape, s).count) * head_bytes(shape) <= most_gathered;
 }
 

@@ -37,21 +37,25 @@ void attention_write_scaled(const T* from, const ScaledRows& scaled, int64_t to,
   }
 }
 
-/// The probabilities of positions first .. p for the query head h of token t, which stands at
-/// position p of segment s; returns first.
+/// The rows of the keys that token t of segment s sees, and the probabilities of them for its query
+/// head h.
 template <class T>
-int64_t attention_probabilities(const Attention<T>& a, int64_t s, int64_t t, int64_t h,
-                                std::vector<T>& probability) {
+void attention_probabilities(const Attention<T>& a, int64_t s, int64_t t, int64_t h,
+                             std::vector<int64_t>& rows, std::vector<T>& probability) {
   const AttentionShape& shape = a.shape;
   const int64_t p = shape.first_position(s) + t - shape.start[s];
-  const int64_t first = shape.reach(p);
+  rows.clear();
   probability.clear();
   T largest = -INFINITY;
-  for (int64_t j = first; j <= p; ++j) {
+  for (int64_t j = 0; j <= p; ++j) {
+    if (shape.window > 0 && j <= p - shape.window && j >= shape.sinks) {
+      continue;
+    }
+    rows.push_back(shape.key_row(s, j));
     T dot = 0;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
-      dot += a.q.row(t, h)[d] * attention_value(a.k, a.narrow_k, a.scaled_k, shape.key_row(s, j),
-                                                h / shape.group(), d);
+      dot += a.q.row(t, h)[d] *
+             attention_value(a.k, a.narrow_k, a.scaled_k, rows.back(), h / shape.group(), d);
     }
     probability.push_back(dot * static_cast<T>(shape.scale));
     largest = std::max(largest, probability.back());
@@ -64,7 +68,6 @@ int64_t attention_probabilities(const Attention<T>& a, int64_t s, int64_t t, int
   for (T& x : probability) {
     x /= sum;
   }
-  return first;
 }
 
 }  // namespace reference
@@ -97,18 +100,18 @@ void attention_write::reference(const AttentionWrite<T>& a) {
 template <class T>
 void attention_forward::reference(const Attention<T>& a) {
   const AttentionShape& shape = a.shape;
+  std::vector<int64_t> rows;
   std::vector<T> probability;
   for (int64_t s = 0; s < shape.segments; ++s) {
     for (int64_t t = shape.start[s]; t < shape.start[s + 1]; ++t) {
       for (int64_t h = 0; h < shape.heads; ++h) {
-        const int64_t first = reference::attention_probabilities(a, s, t, h, probability);
+        reference::attention_probabilities(a, s, t, h, rows, probability);
         T* out = a.y.row(t, h);
         std::fill(out, out + shape.value_dim, T{0});
         for (size_t j = 0; j < probability.size(); ++j) {
-          const int64_t row = shape.key_row(s, first + static_cast<int64_t>(j));
           for (int64_t d = 0; d < shape.value_dim; ++d) {
-            out[d] += probability[j] * reference::attention_value(a.v, a.narrow_v, a.scaled_v, row,
-                                                                  h / shape.group(), d);
+            out[d] += probability[j] * reference::attention_value(a.v, a.narrow_v, a.scaled_v,
+                                                                  rows[j], h / shape.group(), d);
           }
         }
       }
@@ -121,26 +124,27 @@ void attention_forward::reference(const Attention<T>& a) {
 template <class T>
 void attention_backward::reference(const Attention<T>& a) {
   const AttentionShape& shape = a.shape;
+  std::vector<int64_t> rows;
   std::vector<T> probability;
   std::vector<T> dp;
   for (int64_t s = 0; s < shape.segments; ++s) {
     for (int64_t t = shape.start[s]; t < shape.start[s + 1]; ++t) {
       for (int64_t h = 0; h < shape.heads; ++h) {
         const int64_t kv_head = h / shape.group();
-        const int64_t first = reference::attention_probabilities(a, s, t, h, probability);
+        reference::attention_probabilities(a, s, t, h, rows, probability);
         const T* q = a.q.row(t, h);
         const T* dy = a.y.grad_row(t, h);
         T mean = 0;
         dp.assign(probability.size(), T{0});
         for (size_t j = 0; j < dp.size(); ++j) {
-          const T* v = a.v.row(shape.key_row(s, first + static_cast<int64_t>(j)), kv_head);
+          const T* v = a.v.row(rows[j], kv_head);
           for (int64_t d = 0; d < shape.value_dim; ++d) {
             dp[j] += dy[d] * v[d];
           }
           mean += probability[j] * dp[j];
         }
         for (size_t j = 0; j < dp.size(); ++j) {
-          const int64_t row = shape.key_row(s, first + static_cast<int64_t>(j));
+          const int64_t row = rows[j];
           const T ds = probability[j] * (dp[j] - mean) * static_cast<T>(shape.scale);
           for (int64_t d = 0; a.q.grad != nullptr && d < shape.head_dim; ++d) {
             a.q.grad_row(t, h)[d] += ds * a.k.row(row, kv_head)[d];

@@ -296,9 +296,10 @@ static inline void mask(const AttentionShape& shape, const QueryBlock& block, in
                         vf (&scores)[kPanel][kVectors]) {
   const auto window = static_cast<int32_t>(shape.window > 0 ? shape.window : INT32_MAX);
   for (int r = 0; r < kPanel; ++r) {
+    const int32_t near = first_key + r < shape.sinks ? INT32_MAX : window;
     for (int v = 0; v < kVectors; ++v) {
       const vi distance = block.position[v] - static_cast<int32_t>(first_key + r);
-      const vi seen = (distance >= 0) & (distance < window);
+      const vi seen = (distance >= 0) & (distance < near);
       scores[r][v] = seen ? scores[r][v] : vset(kMasked);
     }
   }

@@ -33,6 +33,7 @@ struct Case {
   std::vector<int32_t> lengths;
   int64_t heads, kv_heads, dim, value_dim, window;
   double range = 1.0;
+  int64_t sinks = 0;
 };
 
 int64_t tokens(const std::vector<int32_t>& lengths) {
@@ -57,6 +58,9 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
   if (c.window > 0) {
     out << "_window_" << c.window;
   }
+  if (c.sinks > 0) {
+    out << "_sinks_" << c.sinks;
+  }
   return out;
 }
 
@@ -65,8 +69,8 @@ class AttentionCases : public ::testing::TestWithParam<Case> {};
 TEST_P(AttentionCases, KernelsMatchDefinitionAndGradientsMatchDifferences) {
   const Case& c = GetParam();
   const Packing packing(c.lengths);
-  const AttentionConfig config = {.scale = 1.0F / std::sqrt(static_cast<float>(c.dim)),
-                                  .window = c.window};
+  const AttentionConfig config = {
+      .scale = 1.0F / std::sqrt(static_cast<float>(c.dim)), .window = c.window, .sinks = c.sinks};
   const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
     return attention(ctx, in[0], in[1], in[2], packing.segments(), config);
   };
@@ -88,6 +92,51 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{{600, 30, 257}, 1, 1, 8, 8, 0}, Case{{700}, 2, 1, 4, 6, 300},
                       Case{{530}, 1, 1, 16, 4, 7}),
     ::testing::PrintToStringParamName());
+
+// Sinks beside the window and behind it, more than the window, more than the sequence, in more than
+// one chunk of the backward pass, and up to one key before the window.
+INSTANTIATE_TEST_SUITE_P(
+    Sinks, AttentionCases,
+    ::testing::Values(Case{{12, 20}, 4, 2, 16, 16, 6, 1.0, 3}, Case{{33}, 6, 2, 7, 11, 2, 1.0, 5},
+                      Case{{9, 1, 0, 7}, 3, 1, 5, 3, 4, 1.0, 20}, Case{{40}, 2, 1, 8, 8, 1, 1.0, 1},
+                      Case{{129, 65}, 2, 2, 24, 40, 50, 1.0, 64},
+                      Case{{700}, 2, 1, 4, 6, 300, 1.0, 10}, Case{{530}, 1, 1, 16, 4, 7, 1.0, 70},
+                      Case{{900}, 1, 1, 8, 8, 20, 1.0, 300}),
+    ::testing::PrintToStringParamName());
+
+TEST(AttentionSinks, NothingBetweenThemAndTheWindowIsRead) {
+  const Case shape = {{400}, 2, 1, 8, 8, 30, 1.0, 5};
+  const Packing packing(shape.lengths);
+  const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
+    return attention(ctx, in[0], in[1], in[2], packing.segments(),
+                     {.scale = 0.3F, .window = shape.window, .sinks = shape.sinks});
+  };
+  auto values = testing::draw(inputs_of(shape));
+  const auto run = [&] {
+    return testing::run_operation<float>(operation, inputs_of(shape), values, false, false).output;
+  };
+  const std::vector<double> before = run();
+  for (size_t i = 0; i < 8; ++i) {
+    values[1][static_cast<size_t>(5 * 8) + i] += 3.0;   // the first key that is no sink
+    values[2][static_cast<size_t>(5 * 8) + i] += 3.0;   // and its value
+    values[2][static_cast<size_t>(4 * 8) + i] += 1e-3;  // the last that is one
+  }
+  const std::vector<double> after = run();
+  const auto moved = [&](int64_t token) {
+    double most = 0.0;
+    for (int64_t i = token * 16; i < (token + 1) * 16; ++i) {
+      most =
+          std::max(most, std::abs(after[static_cast<size_t>(i)] - before[static_cast<size_t>(i)]));
+    }
+    return most;
+  };
+  EXPECT_EQ(moved(3), 0.0);
+  EXPECT_GT(moved(34), 1e-3);  // the last token with the key in its window
+  for (const int64_t token : {35, 36, 200, 399}) {
+    EXPECT_GT(moved(token), 0.0) << token;
+    EXPECT_LT(moved(token), 1e-3) << token;
+  }
+}
 
 TEST(AttentionViews, HeadsOfAFusedProjection) {
   // q, k and v are column slices of one tensor, and so are their gradients.
@@ -228,6 +277,12 @@ TEST(AttentionErrors, NameWhatWasExpected) {
             "[attention] expected segments over 4 tokens, got 3");
   EXPECT_EQ(message(q, k, k, packing.segments(), {.window = -1}),
             "[attention] expected a window of at least 1 (0 = none), got -1");
+  EXPECT_EQ(message(q, k, k, packing.segments(), {.window = 2, .sinks = -1}),
+            "[attention] expected sinks of at least 0 and none without a window, got -1 and a "
+            "window of 2");
+  EXPECT_EQ(message(q, k, k, packing.segments(), {.sinks = 3}),
+            "[attention] expected sinks of at least 0 and none without a window, got 3 and a "
+            "window of 0");
   EXPECT_EQ(message(f32({4, 1, 300}), f32({4, 1, 300}), f32({4, 1, 8}), packing.segments(), {}),
             "[attention] expected head dims up to 256, got 300 and 8");
 }

@@ -61,7 +61,8 @@ struct AttentionPairs {
   float* value_grads;  // (Hkv, scratch_rows, padded Dv)
 };
 
-/// Positions [first, last) of a segment, read for all its queries.
+/// Positions [first, last) of a segment, within one of AttentionShape::key_ranges and read for all
+/// its queries.
 inline constexpr int64_t kPositionsPerSplit = 256;
 struct AttentionSplit {
   int32_t segment;

@@ -1,7 +1,7 @@
-// A thread takes a few neighbouring channels (16 bytes of them forward where memory allows, two
-// backward, where a channel takes more registers) and a run of tokens, and keeps the taps and the
-// last K - 1 inputs in registers: each input is read once, but for the K - 1 tokens where runs
-// meet. Threads of a block lie along the channels. Three forms:
+// A thread takes a few neighbouring channels (four forward where memory allows, two backward, where
+// a channel takes more registers) and a run of tokens, and keeps the taps and the last K - 1 inputs
+// in registers: each input is read once, but for the K - 1 tokens where runs meet. Threads of a
+// block lie along the channels. Three forms:
 //   few tokens a segment (decoding): a thread takes a segment from its state to its state;
 //   many: runs of tokens, then the states, which the runs may have read;
 //   a number of taps without registers of its own: one element a thread.
@@ -164,7 +164,7 @@ __device__ __forceinline__ void convolve(const ShortConv<T>& a, const Taps<V, kT
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     const float sum = past.sum(taps, x, v);
-    y[v] = a.silu ? silu(sum) : sum;
+    y[v] = a.silu ? silu_of<T>(sum) : sum;
   }
   store_n<V>(a.y.at(t, c), y);
   past.push(x);
@@ -227,27 +227,34 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t end = min(begin + kForwardRun, a.x.count());
   Place place(a.segments, segment[begin]);
   const Taps<V, kTaps> taps(a, c);
-  Past<V, kTaps> past;
-  past.load(a, a.state, a.segments.row(place.s), place, begin, c);
-  for (int64_t t = begin; t < end; t += kBatch) {
-    float x[kBatch][V];
+  for (int64_t t = begin; t < end;) {
+    if (t == place.end) {
+      place.advance(a.segments);
+    }
+    const int64_t stop = min(end, place.end);  // of what the segment has of the run
+    if (place.end - place.begin < least) {
+      t = stop;
+      continue;
+    }
+    Past<V, kTaps> past;
+    past.load(a, a.state, a.segments.row(place.s), place, t, c);
+    const auto take = [&]<int kTokens>() {
+      float x[kTokens][V];
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      if (t + j < end) {
+      for (int j = 0; j < kTokens; ++j) {
         load_n<V>(a.x.at(t + j, c), x[j]);
       }
-    }
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      if (t + j < end) {
-        if (t + j == place.end) {
-          place.advance(a.segments);
-          past.load(a, a.state, a.segments.row(place.s), place, t + j, c);
-        }
-        if (place.end - place.begin >= least) {
-          convolve(a, taps, past, x[j], t + j, c);
-        }
+      for (int j = 0; j < kTokens; ++j) {
+        convolve(a, taps, past, x[j], t + j, c);
       }
+      t += kTokens;
+    };
+    while (t + kBatch <= stop) {
+      take.template operator()<kBatch>();
+    }
+    while (t < stop) {
+      take.template operator()<1>();
     }
   }
 }
@@ -307,7 +314,7 @@ __global__ void __launch_bounds__(kColumns* kRuns, 2)
           const int64_t i = t + j - place.begin;
 #pragma unroll
           for (int v = 0; v < V; ++v) {
-            const float d = a.silu ? dy[j][v] * silu_grad(past.sum(taps, x[j], v)) : dy[j][v];
+            const float d = a.silu ? dy[j][v] * silu_grad_of<T>(past.sum(taps, x[j], v)) : dy[j][v];
 #pragma unroll
             for (int tap = 0; tap < kTaps; ++tap) {
               dx[tap][v] = kBack - tap <= i ? fmaf(taps.weight[tap][v], d, dx[tap][v]) : dx[tap][v];
@@ -427,7 +434,7 @@ __global__ void __launch_bounds__(kThreads) any_forward(ShortConv<T> a, const in
   if (t < a.x.count()) {
     const int64_t s = segment[t];
     const float sum = sum_of_taps(a, a.state, a.segments.row(s), s, t - a.segments.begin(s), c);
-    store(a.y.at(t, c), a.silu ? silu(sum) : sum);
+    store(a.y.at(t, c), a.silu ? silu_of<T>(sum) : sum);
   }
 }
 
@@ -442,7 +449,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t s = segment[t];
     float d = load(a.y.grad_at(t, c));
     if (a.silu) {
-      d *= silu_grad(
+      d *= silu_grad_of<T>(
           sum_of_taps(a, static_cast<const float*>(a.kept), s, s, t - a.segments.begin(s), c));
     }
     dpre[index] = d;
@@ -592,7 +599,7 @@ void run_forward(const ShortConv<T>& args, const Launch& on) {
   if (a.kept != nullptr && continues) {
     launch(on, "short_conv", keep_states<T>, blocks_of(count * a.state_size()), kThreads, 0, a);
   }
-  const bool runs = pick_kernel<16 / sizeof(T)>(a, [&]<int V, int kTaps>() {
+  const bool runs = pick_kernel<4>(a, [&]<int V, int kTaps>() {
     const int64_t channel_blocks = ceil_div(a.channels() / V, kThreads);
     launch(on, "short_conv", runs_forward<T, V, kTaps>,
            static_cast<unsigned>(ceil_div(segments.tokens, kForwardRun) * channel_blocks), kThreads,

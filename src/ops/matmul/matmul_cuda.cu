@@ -251,13 +251,24 @@ __global__ void plain(PlainProduct<In, Out> p) {
   store(c, (p.accumulate ? load(c) : 0.0F) + sum);
 }
 
-template <class T>
+// A thread for V neighbouring columns of a row.
+template <class T, int V>
 __global__ void bias_rows(View<T> y, const float* bias) {
+  const int64_t packs = y.channels / V;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   await_inputs();
-  if (i < y.count() * y.channels) {
-    const int64_t c = i % y.channels;
-    add_to(y.row(i / y.channels) + c, bias[c]);
+  if (i < y.count() * packs) {
+    const int64_t c = i % packs * V;
+    T* to = y.row(i / packs) + c;
+    float sum[V];
+    float added[V];
+    load_n<V>(to, sum);
+    load_all<V>(bias + c, added);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      sum[v] += added[v];
+    }
+    store_n<V>(to, sum);
   }
 }
 
@@ -360,8 +371,13 @@ template void plain_product(const PlainProduct<bf16, float>&, const Launch&);
 
 template <class T>
 void add_bias(const View<T>& y, const float* bias, const Launch& on) {
-  launch_ahead(on, "matmul's bias", bias_rows<T>, dim3(blocks_for(y.count() * y.channels)),
-               dim3(kThreads), 0, y, bias);
+  constexpr int kWide = 16 / sizeof(T);
+  const bool packs = y.channels % kWide == 0 && y.rows.outer_stride % kWide == 0 &&
+                     (y.rows.inner == 1 || y.rows.inner_stride % kWide == 0) && aligned(y.data) &&
+                     aligned(bias);
+  launch_ahead(on, "matmul's bias", packs ? bias_rows<T, kWide> : bias_rows<T, 1>,
+               dim3(blocks_for(y.count() * y.channels / (packs ? kWide : 1))), dim3(kThreads), 0, y,
+               bias);
 }
 template void add_bias(const View<float>&, const float*, const Launch&);
 template void add_bias(const View<bf16>&, const float*, const Launch&);

@@ -189,16 +189,17 @@ __device__ __forceinline__ void sync_threads(int id, int count) {
 __device__ __forceinline__ void publish(int32_t* at, int32_t x) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" : : "l"(at), "r"(x) : "memory");
 }
-/// The same within a block, and how its counterpart finds the number.
+/// The same within a block, of numbers that grow, and how its counterpart finds them: atomically, as
+/// no barrier lies between the two.
 __device__ __forceinline__ void publish_in_block(int32_t* at, int32_t x) {
-  asm volatile("st.release.cta.shared.s32 [%0], %1;"
+  asm volatile("red.release.cta.shared.max.s32 [%0], %1;"
                :
                : "r"(shared_address(at)), "r"(x)
                : "memory");
 }
-__device__ __forceinline__ int32_t find_in_block(const int32_t* at) {
+__device__ __forceinline__ int32_t find_in_block(int32_t* at) {
   int32_t x;
-  asm volatile("ld.acquire.cta.shared.s32 %0, [%1];"
+  asm volatile("atom.acquire.cta.shared.or.b32 %0, [%1], 0;"
                : "=r"(x)
                : "r"(shared_address(at))
                : "memory");
@@ -245,7 +246,7 @@ __device__ __forceinline__ void sync_walk() {
 
 /// The thread that tells those who read how far the walk is: `done` chunks of `count`. Where it
 /// comes late it leaves numbers out.
-__device__ __forceinline__ void tell_walked(const int32_t* done, int count, int32_t* walked) {
+__device__ __forceinline__ void tell_walked(int32_t* done, int count, int32_t* walked) {
   for (int32_t told = 0; told < count;) {
     const int32_t found = find_in_block(done);
     if (found > told) {
