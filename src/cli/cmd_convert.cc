@@ -71,9 +71,12 @@ SaveOptions save_options(const ConvertArgs& args) {
 
 // The hybrid of a search: each layer's mixer is the one that was measured there.
 int run_placement(const ConvertArgs& args) {
-  expect(args.layers.empty() && args.scores.empty() && args.count == 0 && args.teacher.empty(),
-         "--placement says which layers get what: expected no --layers, --scores, --count or "
-         "--teacher beside it");
+  const ConvertArgs unset;
+  expect(args.layers.empty() && args.scores.empty() && args.count == 0 && args.teacher.empty() &&
+             args.graft == unset.graft && args.init == unset.init && !args.no_rope &&
+             args.calibrate < 0 && args.calibrate_tokens < 0 && args.data.empty(),
+         "--placement says which layers get what: expected no --layers, --scores, --count, "
+         "--teacher, --init, --data or options of a mixer beside it");
   const StopAnywhere stop("nothing is written");
   const PlacementRecipe recipe = read_placement(args.placement);
   LoadedModel teacher = load_model(args.base, {.storage = MatrixStorage::kStored});

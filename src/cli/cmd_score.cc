@@ -40,10 +40,9 @@ void check_applies(const ScoreArgs& args, ScoreMethod method) {
   if (!probes) {
     const char* const what = "--method mmr";
     refuse(!args.mixer.empty(), "--mixer", what);
-    refuse(args.window >= 0 && method != ScoreMethod::kWindowSwap, "--window",
-           "--method mmr and window-swap");
-    refuse(args.sinks >= 0 && method != ScoreMethod::kWindowSwap, "--sinks",
-           "--method mmr and window-swap");
+    const bool swaps = method == ScoreMethod::kWindowSwap;
+    refuse(args.window >= 0 && !swaps, "--window", "--method mmr and window-swap");
+    refuse(args.sinks >= 0 && !swaps, "--sinks", "--method mmr and window-swap");
     refuse(args.steps >= 0, "--steps", what);
     refuse(args.sequence >= 0, "--sequence", what);
     refuse(args.rate >= 0, "--rate", what);

@@ -36,6 +36,7 @@ struct GraftOptions {
 
   static constexpr int64_t kFitSteps = 300;
   int64_t fit_steps() const { return fit >= 0 ? fit : calibrate > 0 ? kFitSteps : 0; }
+  friend bool operator==(const GraftOptions&, const GraftOptions&) = default;
 };
 
 /// What can take the place of attention, by name.

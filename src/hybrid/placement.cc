@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
+#include "hybrid/calibrate.h"
 #include "hybrid/placement_choice.h"
 #include "hybrid/scoring.h"
 
@@ -143,7 +145,13 @@ std::vector<int64_t> search_layers(const HybridPlan& plan, const StagePlan& stag
                                    uint64_t first_sample, const StageData& chosen_by,
                                    const std::filesystem::path& folder) {
   const std::vector<int64_t> open = attention_layers(base.spec());
-  LoadedModel trial = convert(base, teacher, open, stage.graft, plan.seed, true);
+  std::optional<CalibrationData> calibration;
+  if (stage.graft.calibrate > 0) {
+    calibration.emplace(data.train(), data.valid(), false, stage.graft);
+  }
+  std::vector<LayerCalibration> found;
+  LoadedModel trial = convert(base, teacher, open, stage.graft, plan.seed, true,
+                              calibration ? &*calibration : nullptr, &found);
   const std::string label = fmt::format("stage {}: search", stage.name);
   if (const Phase* align = stage.phase("align"); align != nullptr) {
     align_mixers(trial, teacher, open, align->config, data.train(), first_sample, label);

@@ -226,11 +226,11 @@ MixerBank bank_for(const PlacementRecipe& recipe, LoadedModel& teacher,
          "{} was searched for another teacher: its configuration or weights differ", where);
   std::map<std::string, std::string> folders;
   for (const std::string& text : given) {
-    const auto [kind, dir] = parse_bank(text);
+    const std::pair<std::string, std::string> bank = parse_bank(text);
     expect(std::any_of(recipe.kinds.begin(), recipe.kinds.end(),
-                       [&](const PlacedKind& k) { return k.name == kind; }),
+                       [&](const PlacedKind& k) { return k.name == bank.first; }),
            "--bank {}: {} places no such kind", text, where);
-    folders[kind] = dir;
+    folders.insert_or_assign(bank.first, bank.second);
   }
   MixerBank bank(*teacher.model);
   expect(bank.layers() == recipe.layers, "{}: its open layers are not the teacher's", where);

@@ -17,6 +17,9 @@ namespace {
 
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
+/// Measurements that the surrogate is fitted to at most.
+constexpr size_t kMostFitted = 400;
+
 // Streams of random numbers, each a name of its own beside the seed.
 enum Stream : uint64_t { kStart = 1, kFront = 2, kRegret = 3 };
 
@@ -90,11 +93,12 @@ class Search {
     if (count() < 2) {
       return;
     }
+    const std::vector<size_t> used = fitted_on();
     std::vector<Choices> placements;
     std::vector<double> values;
-    for (const SearchStep& step : steps_) {
-      placements.push_back(step.choices);
-      values.push_back(step.value.value);
+    for (const size_t i : used) {
+      placements.push_back(steps_[i].choices);
+      values.push_back(steps_[i].value.value);
     }
     if (surrogate_ && count() < fitted_ + std::max<int64_t>(fitted_ / 4, 4)) {
       surrogate_ = std::make_unique<Surrogate>(shape_, std::move(placements), std::move(values),
@@ -103,6 +107,19 @@ class Search {
       surrogate_ = std::make_unique<Surrogate>(shape_, std::move(placements), std::move(values));
       fitted_ = count();
     }
+  }
+
+  // All steps, or the best of them: fitting takes the third power of their number.
+  std::vector<size_t> fitted_on() const {
+    std::vector<size_t> order(steps_.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    if (order.size() > kMostFitted) {
+      std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+        return steps_[a].value.value < steps_[b].value.value;
+      });
+      order.resize(kMostFitted);
+    }
+    return order;
   }
 
   double placements() const {
@@ -309,7 +326,7 @@ class Search {
     r.best = static_cast<size_t>(best_);
     std::vector<Choices> others;
     std::vector<double> values;
-    for (size_t i = 0; i < steps_.size(); ++i) {
+    for (const size_t i : fitted_on()) {
       if (i != r.best) {
         others.push_back(steps_[i].choices);
         values.push_back(steps_[i].value.value);

@@ -88,6 +88,20 @@ TEST(PlacementSearch, OfASmallSpaceEverythingIsMeasuredOnce) {
   EXPECT_EQ(r.steps[r.best].value.value, 0.0) << "the teacher itself is within this budget";
 }
 
+// More measurements than the surrogate is fitted to.
+TEST(PlacementSearch, AllPlacementsAreMeasuredWhereThatIsAsked) {
+  SearchOptions o;
+  o.limits = {std::vector<std::vector<double>>(6, {1.0, 0.2, 0.1}), 3.0, {0, 0, 0}, {6, 6, 6}};
+  o.evaluations = 729;
+  const SearchResult r = search_placement(o, planted);
+  ASSERT_EQ(r.steps.size(), 729U);
+  for (const SearchStep& step : r.steps) {
+    EXPECT_TRUE(!o.limits.allow(step.choices) || step.value.value >= r.steps[r.best].value.value);
+  }
+  EXPECT_GT(r.rank, 0.9);
+  EXPECT_GT(r.predicted.high, r.steps[r.best].value.value);
+}
+
 TEST(PlacementSearch, ABudgetThatCannotBeKeptIsSaidSo) {
   SearchOptions o = small_search();
   o.limits.budget = 0.8;

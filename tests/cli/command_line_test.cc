@@ -157,6 +157,18 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
       {"convert x -o y --layers 1 --count 3", "--count belongs to --scores"},
       {"convert x -o y --layers 1 --calibrate 0", "--calibrate: expected at least 1 document"},
       {"convert x -o y --layers 1 --calibrate 4 --init random", "not go with a random start"},
+      {"convert x -o y --layers 1 --bank a=b", "--bank belongs to --placement"},
+      {"convert x -o y --placement p --layers 1", "--placement says which layers"},
+      {"convert x -o y --placement p --mixer mamba2", "--placement says which layers"},
+      {"place x --method uniform --count 2 --speedup 2", "--speedup belongs to --method search"},
+      {"place x --method search --count 2", "--count belongs to"},
+      {"place x --method search", "expected --bank KIND=DIR"},
+      {"place x --method search --bank a=b -o y", "expected one of --budget, --speedup"},
+      {"place x --method search --bank a=b -o y --speedup 0.5", "at least 1, got 0.5"},
+      {"place x --method search --bank a=b -o y --speedup 2 --at-most gdn", "such as attention=5"},
+      {"place x --method search --bank a=b -o y --speedup 2 --problems 3", "--problems belongs to"},
+      {"score x --method restore-one", "expected --student"},
+      {"score x --student y", "--student belongs to --method restore-one"},
       {"eval x --data y", "--data belongs to"},
       {"generate x -p y --logprobs 3", "--logprobs and --samples belong to --input"},
       {"generate x -i y --samples 3", "give --temperature"},
@@ -587,6 +599,39 @@ TEST(CommandLine, ScoresAreNeverStale) {
   EXPECT_THAT(cambium(first + data + " --sinks 4").text, HasSubstr("--sinks belongs to"));
   EXPECT_THAT(cambium(first + data + " --problems 4").text, HasSubstr("--problems belongs to"));
   EXPECT_EQ(cambium("score " + model + data + " -o /none/s.json").status, 1);
+}
+
+// From banks to a hybrid that loads, twice the same, by what is kept.
+TEST(CommandLine, APlacementIsSearchedAndBuilt) {
+  const TestFolder folder;
+  const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  const std::string bank = folder.at("win");
+  ASSERT_EQ(cambium("convert " + model + " -o " + bank +
+                    " --layers 3,4,5,6 --mixer sliding_window --window 16")
+                .status,
+            0);
+  const std::string output = folder.at("p.json");
+  const std::string search = "place " + model + " --method search --bank win=" + bank +
+                             " --cost cache --context 2048 --documents 2 --evaluations 12 -o " +
+                             output + " --budget ";
+  const Outcome first = cambium(search + "0.9");
+  ASSERT_EQ(first.status, 0) << first.text;
+  EXPECT_THAT(first.text, HasSubstr("worse than the chosen one by"));
+  const std::string placed = read_text_file(output);
+  EXPECT_EQ(cambium(search + "0.9").status, 0);
+  EXPECT_EQ(read_text_file(output), placed) << "what was measured is kept, and decides";
+  EXPECT_THAT(cambium(search + "0.1").text, HasSubstr("the budget cannot be kept"));
+  const std::string hybrid = folder.at("hybrid");
+  const Outcome built = cambium("convert " + model + " -o " + hybrid + " --placement " + output);
+  EXPECT_EQ(built.status, 0) << built.text;
+  EXPECT_THAT(cambium("inspect " + hybrid).text, HasSubstr("sliding_window"));
+  // Layers of the bank that are the teacher's are told from a bank of another model.
+  EXPECT_THAT(cambium("convert " + bank + " -o " + folder.at("x") + " --placement " + output).text,
+              HasSubstr("another teacher"));
+  EXPECT_THAT(cambium("place " + model + " --method search --bank win=" + model +
+                      " --cost cache --budget 0.9 -o " + folder.at("y"))
+                  .text,
+              HasSubstr("all of its attention is the teacher's"));
 }
 
 TEST(CommandLine, MergeWritesAModelThatLoads) {

@@ -85,6 +85,18 @@ TEST(Signals, ScoresAndTrainingKeepWhatTheyHave) {
   EXPECT_EQ(score.status, 130) << score.text;
   EXPECT_THAT(score.text, HasSubstr("the layers scored so far are kept"));
   EXPECT_TRUE(std::filesystem::exists(folder.at("scores.json")));
+  ASSERT_EQ(cambium("convert " + teacher() + " -o " + folder.at("win") +
+                    " --layers 1,2,3,4,5,6,7,8 --mixer sliding_window")
+                .status,
+            0);
+  const Outcome place = stopped(
+      "place " + teacher() + " --method search --bank win=" + folder.at("win") +
+          " --cost cache --budget 0.7 --evaluations 200 --documents 200 -o " + folder.at("p.json"),
+      "INT", 3);
+  EXPECT_EQ(place.status, 130) << place.text;
+  EXPECT_THAT(place.text, HasSubstr("the placements measured so far are kept"));
+  EXPECT_TRUE(std::filesystem::exists(folder.at("p.json.trace")));
+  EXPECT_FALSE(std::filesystem::exists(folder.at("p.json")));
   const std::string train = "train '" + std::string(CAMBIUM_SOURCE_DIR) +
                             "/plans/teacher.toml' -o " + folder.at("run") +
                             " --set train.sequence_length=640 --set tokenizer.samples=100";
