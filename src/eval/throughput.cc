@@ -42,9 +42,8 @@ int64_t chunk_of(const Model& model, const ThroughputConfig& config) {
   if (config.prefill_chunk != 0) {
     return config.prefill_chunk;
   }
-  return model.device().kind == Device::kCpu
-             ? 256
-             : std::max<int64_t>(64, 8192 / config.batch / 64 * 64);
+  return model.device().kind == Device::kCpu ? 256
+                                             : std::max<int64_t>(64, 8192 / config.batch / 64 * 64);
 }
 
 // `look`: one step more, not timed, to see whether its logits are numbers.

@@ -7,7 +7,7 @@
 
 #include "base/parallel.h"
 #include "base/text.h"
-#include "hybrid/cholesky.h"
+#include "hybrid/least_squares.h"
 #include "serve/cache_plan.h"
 
 namespace cambium {

@@ -1,20 +1,13 @@
 #include "hybrid/least_squares.h"
 
 #include <cmath>
+#include <numeric>
 
+#include "base/error.h"
 #include "base/parallel.h"
 
 namespace cambium {
 namespace {
-
-/// Sum over i of a[i] b[i], in one order.
-double dot(const std::vector<double>& a, const std::vector<double>& b) {
-  double sum = 0.0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    sum += a[i] * b[i];
-  }
-  return sum;
-}
 
 constexpr int64_t kRows = 64;      // of x, a piece
 constexpr int64_t kChannels = 16;  // of x, a piece
@@ -59,48 +52,87 @@ std::vector<double> transposed_times(const std::vector<Tensor>& inputs,
   return out;
 }
 
-/// L of g + ridge = L L^T, g (n, n) symmetric; below the diagonal of the result, and on it.
-std::vector<double> cholesky(const float* g, int64_t n, double ridge) {
-  std::vector<double> l(static_cast<size_t>(n * n));
-  for (int64_t j = 0; j < n; ++j) {
-    const double* above = l.data() + j * n;
-    const auto rest = [&](int64_t i) {
-      double sum = g[i * n + j] + (i == j ? ridge : 0.0);
-      const double* row = l.data() + i * n;
-      for (int64_t k = 0; k < j; ++k) {
-        sum -= row[k] * above[k];
-      }
-      return sum;
-    };
-    const double corner = std::sqrt(std::max(rest(j), ridge));
-    parallel_for(n - j, kRows, [&](int64_t from, int64_t to) {
-      for (int64_t i = j + from; i < j + to; ++i) {
-        l[static_cast<size_t>(i * n + j)] = i == j ? corner : rest(i) / corner;
+}  // namespace
+
+double dot(std::span<const double> a, std::span<const double> b) {
+  return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+}
+
+Cholesky::Cholesky(std::vector<double> matrix, int64_t n) : n_(n), lower_(std::move(matrix)) {
+  CAMBIUM_CHECK(static_cast<int64_t>(lower_.size()) == n * n, "{} numbers, n = {}", lower_.size(),
+                n);
+  const auto size = static_cast<size_t>(n);
+  const auto row = [&](size_t i, size_t count) {
+    return std::span<const double>(lower_).subspan(i * size, count);
+  };
+  for (size_t j = 0; j < size; ++j) {
+    double& diagonal = lower_[j * size + j];
+    const double square = diagonal - dot(row(j, j), row(j, j));
+    // What is left of the diagonal by rounding alone is not a pivot.
+    if (!(square > 1e-13 * std::abs(diagonal))) {
+      ok_ = false;
+      return;
+    }
+    diagonal = std::sqrt(square);
+    parallel_for(n - static_cast<int64_t>(j) - 1, kRows, [&](int64_t from, int64_t to) {
+      for (size_t i = j + 1 + static_cast<size_t>(from); i < j + 1 + static_cast<size_t>(to); ++i) {
+        double& at = lower_[i * size + j];
+        at = (at - dot(row(i, j), row(j, j))) / diagonal;
       }
     });
   }
-  return l;
 }
 
-/// x with L L^T x = b, in place of b.
-void solve(const std::vector<double>& l, int64_t n, std::vector<double>& b) {
-  for (int64_t i = 0; i < n; ++i) {
-    double sum = b[static_cast<size_t>(i)];
-    for (int64_t k = 0; k < i; ++k) {
-      sum -= l[static_cast<size_t>(i * n + k)] * b[static_cast<size_t>(k)];
-    }
-    b[static_cast<size_t>(i)] = sum / l[static_cast<size_t>(i * n + i)];
+std::vector<double> Cholesky::forward(std::vector<double> b) const {
+  CAMBIUM_CHECK(ok_ && static_cast<int64_t>(b.size()) == n_);
+  const auto size = static_cast<size_t>(n_);
+  for (size_t i = 0; i < size; ++i) {
+    const std::span<const double> row = std::span(lower_).subspan(i * size, i);
+    b[i] = (b[i] - dot(row, std::span(b).first(i))) / lower_[i * size + i];
   }
-  for (int64_t i = n - 1; i >= 0; --i) {
-    double sum = b[static_cast<size_t>(i)];
-    for (int64_t k = i + 1; k < n; ++k) {
-      sum -= l[static_cast<size_t>(k * n + i)] * b[static_cast<size_t>(k)];
-    }
-    b[static_cast<size_t>(i)] = sum / l[static_cast<size_t>(i * n + i)];
-  }
+  return b;
 }
 
-}  // namespace
+std::vector<double> Cholesky::solve(std::vector<double> b) const {
+  b = forward(std::move(b));
+  const auto size = static_cast<size_t>(n_);
+  for (size_t i = size; i-- > 0;) {
+    b[i] /= lower_[i * size + i];
+    for (size_t j = 0; j < i; ++j) {
+      b[j] -= lower_[i * size + j] * b[i];
+    }
+  }
+  return b;
+}
+
+double Cholesky::log_determinant() const {
+  CAMBIUM_CHECK(ok_);
+  double sum = 0.0;
+  for (int64_t i = 0; i < n_; ++i) {
+    sum += 2.0 * std::log(lower_[static_cast<size_t>(i * n_ + i)]);
+  }
+  return sum;
+}
+
+std::vector<double> least_squares(std::span<const double> rows, std::span<const double> values,
+                                  int64_t unknowns) {
+  const auto n = static_cast<size_t>(unknowns);
+  CAMBIUM_CHECK(rows.size() == values.size() * n);
+  std::vector<double> normal(n * n, 0.0);
+  std::vector<double> right(n, 0.0);
+  for (size_t r = 0; r < values.size(); ++r) {
+    const double* row = rows.data() + r * n;
+    for (size_t i = 0; i < n; ++i) {
+      right[i] += row[i] * values[r];
+      for (size_t j = 0; j < n; ++j) {
+        normal[i * n + j] += row[i] * row[j];
+      }
+    }
+  }
+  const Cholesky factor(std::move(normal), unknowns);
+  expect(factor.ok(), "{} measurements do not tell {} unknowns apart", values.size(), unknowns);
+  return factor.solve(std::move(right));
+}
 
 std::vector<float> constant_direction(const std::vector<Tensor>& inputs, int64_t steps) {
   CAMBIUM_CHECK(!inputs.empty());
@@ -141,12 +173,16 @@ void add_ridge_solution(const Tensor& weight, const Tensor& gram, const Tensor& 
   if (!(trace > 0.0)) {
     return;  // y is zero: no weight does better than another
   }
-  const std::vector<double> l = cholesky(g, n, ridge * trace / static_cast<double>(n));
+  std::vector<double> matrix(g, g + n * n);
+  for (int64_t i = 0; i < n; ++i) {
+    matrix[static_cast<size_t>(i * n + i)] += ridge * trace / static_cast<double>(n);
+  }
+  const Cholesky factor(std::move(matrix), n);
+  CAMBIUM_CHECK(factor.ok(), "a ridge of {}", ridge);
   parallel_for(cross.dim(0), 1, [&](int64_t from, int64_t to) {
     for (int64_t r = from; r < to; ++r) {
       const float* b = cross.ptr<float>() + r * n;
-      std::vector<double> x(b, b + n);
-      solve(l, n, x);
+      const std::vector<double> x = factor.solve({b, b + n});
       for (int64_t i = 0; i < n; ++i) {
         weight.ptr<float>()[r * n + i] += static_cast<float>(x[static_cast<size_t>(i)]);
       }

@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "base/random.h"
-#include "hybrid/cholesky.h"
+#include "hybrid/least_squares.h"
 
 namespace cambium {
 

@@ -189,8 +189,8 @@ __device__ __forceinline__ void sync_threads(int id, int count) {
 __device__ __forceinline__ void publish(int32_t* at, int32_t x) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" : : "l"(at), "r"(x) : "memory");
 }
-/// The same within a block, of numbers that grow, and how its counterpart finds them: atomically, as
-/// no barrier lies between the two.
+/// The same within a block, of numbers that grow, and how its counterpart finds them: atomically,
+/// as no barrier lies between the two.
 __device__ __forceinline__ void publish_in_block(int32_t* at, int32_t x) {
   asm volatile("red.release.cta.shared.max.s32 [%0], %1;"
                :
