@@ -8,7 +8,6 @@ namespace cambium {
 namespace {
 
 constexpr double kStep = 0.1;
-constexpr double kSmall = 0.1;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
   const int64_t q_heads = options.faithful ? h.kv_heads : h.heads;
@@ -72,18 +71,9 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
   }
 }
 
-// Queries, keys and values small, so that the SiLU after the convolution halves them and does
-// little else: their lengths do not matter here, q and k are normalised and so is the output of a
-// head. The gate of the output is open, SiLU(z) = 1.
+// The gate of the output is open, SiLU(z) = 1.
 void calibrate(const NewMixer& mixer, const AttentionWeights& a, const AttentionStatistics& s) {
-  for (const auto& [block, rms] :
-       {std::pair{"q", &s.q_rms}, std::pair{"k", &s.k_rms}, std::pair{"v", &s.v_rms}}) {
-    const std::vector<float> factors = resized(*rms, kSmall);
-    mixer.scale("in_proj.weight", block, factors);
-    if (!a.q_bias.empty()) {
-      mixer.scale("conv1d.bias", block, factors);
-    }
-  }
+  shrink_delta_heads(mixer, a, s);
   mixer.put_multiples("in_proj.weight", "z", {kOpenGate}, s.constant);
   std::vector<float> beta;
   for (const HeadStatistics& head : s.heads) {

@@ -133,6 +133,11 @@ void put_output(const NewMixer& mixer, const AttentionWeights& from);
 /// The q, k and v rows of in_proj as the attention's, behind a convolution that passes the token on
 /// and adds the biases that the projections would have added (nn/units/delta_heads.h).
 void put_delta_heads(const NewMixer& mixer, const AttentionWeights& from);
+/// Of a calibrated start: queries, keys and values small, so that the SiLU after the convolution
+/// halves them and does little else. Their lengths do not matter there: q and k are normalised, and
+/// so is what a head gives.
+void shrink_delta_heads(const NewMixer& mixer, const AttentionWeights& from,
+                        const AttentionStatistics& statistics);
 /// A convolution that starts by passing the current token alone, times `last_tap`.
 void pass_through(Parameter& conv, float last_tap);
 float inverse_softplus(double y);

@@ -7,6 +7,8 @@
 namespace cambium {
 namespace {
 
+constexpr double kStep = 0.1;
+
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& /*options*/) {
   UnitSpec unit{"kimi_delta",
                 {{"heads", h.heads},
@@ -31,18 +33,36 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
   };
   zero("beta_proj.weight");
   zero("decay_b_proj.weight");
-  // decay e^(-A softplus(dt_bias)) with softplus(dt_bias) = 0.1
+  // decay e^(-A softplus(dt_bias)) with softplus(dt_bias) = kStep
   const AttentionShape& h = a.shape;
   for (int64_t i = 0; i < h.heads; ++i) {
-    mixer.values("A_log")[i] = static_cast<float>(std::log(head_rate(i, h.heads) / 0.1));
+    mixer.values("A_log")[i] = static_cast<float>(std::log(head_rate(i, h.heads) / kStep));
   }
-  std::fill_n(mixer.values("dt_bias"), h.heads * h.dim, inverse_softplus(0.1));
+  std::fill_n(mixer.values("dt_bias"), h.heads * h.dim, inverse_softplus(kStep));
+}
+
+// As for Gated DeltaNet; the output gate stays about half open, which out_proj makes good.
+void calibrate(const NewMixer& mixer, const AttentionWeights& a, const AttentionStatistics& s) {
+  shrink_delta_heads(mixer, a, s);
+  float* beta = mixer.values("beta_proj.weight");
+  for (const HeadStatistics& head : s.heads) {
+    const float gate = write_gate(head);
+    beta = std::transform(s.constant.begin(), s.constant.end(), beta,
+                          [=](float x) { return gate * x; });
+  }
+  const std::vector<float> rates = calibrated_log_rates(s, kStep);
+  std::copy(rates.begin(), rates.end(), mixer.values("A_log"));
 }
 
 }  // namespace
 
 Graft kimi_delta_graft() {
-  return {.mixer = "kimi_delta", .options = {}, .released_as = "", .spec = spec, .start = start};
+  return {.mixer = "kimi_delta",
+          .options = {},
+          .released_as = "",
+          .spec = spec,
+          .start = start,
+          .calibrate = calibrate};
 }
 
 }  // namespace cambium

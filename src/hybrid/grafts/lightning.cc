@@ -41,6 +41,10 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
   std::copy(a.k_norm.begin(), a.k_norm.end(), mixer.values("k_norm.weight"));
 }
 
+// Its rates are fixed and nothing bends q, k and v: out_proj alone is fitted.
+void calibrate(const NewMixer& /*mixer*/, const AttentionWeights& /*from*/,
+               const AttentionStatistics& /*statistics*/) {}
+
 }  // namespace
 
 Graft lightning_graft() {
@@ -49,7 +53,8 @@ Graft lightning_graft() {
           .released_as = "",
           .spec = spec,
           .start = start,
-          .keeps_qk_norms = true};
+          .keeps_qk_norms = true,
+          .calibrate = calibrate};
 }
 
 }  // namespace cambium

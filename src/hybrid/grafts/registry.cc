@@ -160,6 +160,20 @@ void put_delta_heads(const NewMixer& mixer, const AttentionWeights& from) {
   }
 }
 
+void shrink_delta_heads(const NewMixer& mixer, const AttentionWeights& from,
+                        const AttentionStatistics& statistics) {
+  constexpr double kSmall = 0.1;
+  for (const auto& [block, rms] :
+       {std::pair{"q", &statistics.q_rms}, std::pair{"k", &statistics.k_rms},
+        std::pair{"v", &statistics.v_rms}}) {
+    const std::vector<float> factors = resized(*rms, kSmall);
+    mixer.scale("in_proj.weight", block, factors);
+    if (!from.q_bias.empty()) {
+      mixer.scale("conv1d.bias", block, factors);
+    }
+  }
+}
+
 void pass_through(Parameter& conv, float last_tap) {
   float* w = conv.tensor.ptr<float>();
   const int64_t taps = conv.shape.back();
