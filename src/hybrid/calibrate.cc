@@ -256,23 +256,26 @@ void solve_output(Model& student, const NewMixer& mixer, Unit& unit,
   Parameter& out = mixer.at("out_proj.weight");
   const OwnedTensor gram(Dtype::kF32, {out.shape[1], out.shape[1]});
   const OwnedTensor cross(Dtype::kF32, {out.shape[0], out.shape[1]});
+  const Tensor weight = out.tensor;
+  const auto found = mixer.parameters().find("out_proj.bias");
+  const Tensor bias = found == mixer.parameters().end() ? Tensor{} : found->second->tensor;
+  const Unprojected of_mixer(mixer.parameters(), "out_proj");
   Workspace workspace;
   for (const Sample& s : samples) {
     stop_point();
     const WorkspaceScope scope(workspace);
     Context ctx = workspace.context();
     const UnitInputs inputs{&s.group->batch, student.rope_for(ctx, s.group->batch), nullptr};
-    const Tensor error = unit.forward(ctx, s.input.view, inputs);
+    const Tensor y = unit.forward(ctx, s.input.view, inputs);
+    const Tensor error = matmul(ctx, y, weight, bias);
     const float* target = s.output.view.ptr<float>();
     for (int64_t i = 0; i < error.numel(); ++i) {
       error.ptr<float>()[i] = target[i] - error.ptr<float>()[i];
     }
-    const Unprojected of_mixer(mixer.parameters(), "out_proj");
-    const Tensor y = unit.forward(ctx, s.input.view, inputs);
     matmul_grad_weight(ctx, gram.view, y, y, true);
     matmul_grad_weight(ctx, cross.view, error, y, true);
   }
-  add_ridge_solution(out.tensor, gram.view, cross.view, kRidge);
+  add_ridge_solution(weight, gram.view, cross.view, kRidge);
 }
 
 /// Sums of a MixerAgreement.

@@ -80,8 +80,7 @@ void calibrate(const NewMixer& mixer, const AttentionWeights& a, const Attention
     beta.push_back(write_gate(head));
   }
   mixer.put_multiples("ba_proj.weight", "beta", beta, s.constant);
-  const std::vector<float> rates = calibrated_log_rates(s, kStep);
-  std::copy(rates.begin(), rates.end(), mixer.values("A_log"));
+  put_calibrated_rates(mixer, s, kStep);
 }
 
 }  // namespace

@@ -146,7 +146,12 @@ float inverse_softplus(double y);
 double head_rate(int64_t head, int64_t heads);
 /// log of the A with which a head whose steps are `step` forgets by its half_life.
 std::vector<float> calibrated_log_rates(const AttentionStatistics& statistics, double step);
-/// Factors that bring heads of these sizes to the size `to`.
-std::vector<float> resized(const std::vector<float>& rms, double to);
+/// Puts them where the mixer has one A a head.
+void put_calibrated_rates(const NewMixer& mixer, const AttentionStatistics& statistics,
+                          double step);
+/// Brings the heads of in_proj's block, which give numbers of the sizes `rms`, to the size `to`; so
+/// its rows of `bias`, where the attention has biases.
+void resize_heads(const NewMixer& mixer, const AttentionWeights& from, const std::string& bias,
+                  std::string_view block, const std::vector<float>& rms, double to);
 
 }  // namespace cambium

@@ -50,8 +50,7 @@ void calibrate(const NewMixer& mixer, const AttentionWeights& a, const Attention
     beta = std::transform(s.constant.begin(), s.constant.end(), beta,
                           [=](float x) { return gate * x; });
   }
-  const std::vector<float> rates = calibrated_log_rates(s, kStep);
-  std::copy(rates.begin(), rates.end(), mixer.values("A_log"));
+  put_calibrated_rates(mixer, s, kStep);
 }
 
 }  // namespace

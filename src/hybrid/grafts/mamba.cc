@@ -97,11 +97,7 @@ void calibrate(const NewMixer& mixer, const AttentionWeights& a, const Attention
   const int64_t n = mixer.spec().options.integer("mamba", "state");
   for (const auto& [block, rms, size] :
        {std::tuple{"B", &s.k_rms, 1.0}, std::tuple{"x", &s.v_rms, kSmall}}) {
-    const std::vector<float> factors = resized(*rms, size);
-    mixer.scale("in_proj.weight", block, factors);
-    if (!a.q_bias.empty()) {
-      mixer.scale("in_proj.bias", block, factors);
-    }
+    resize_heads(mixer, a, "in_proj.bias", block, *rms, size);
   }
   mixer.put_multiples("in_proj.weight", "z", {kOpenGate}, s.constant);
   float* bias = mixer.values("dt_proj.bias");

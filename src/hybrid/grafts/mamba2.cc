@@ -53,15 +53,10 @@ void calibrate(const NewMixer& mixer, const AttentionWeights& a, const Attention
   for (const auto& [block, rms, size] :
        {std::tuple{"C", &s.q_rms, 1.0}, std::tuple{"B", &s.k_rms, 1.0},
         std::tuple{"x", &s.v_rms, kSmall}}) {
-    const std::vector<float> factors = resized(*rms, size);
-    mixer.scale("in_proj.weight", block, factors);
-    if (!a.q_bias.empty()) {
-      mixer.scale("conv1d.bias", block, factors);
-    }
+    resize_heads(mixer, a, "conv1d.bias", block, *rms, size);
   }
   mixer.put_multiples("in_proj.weight", "z", {kOpenGate}, s.constant);
-  const std::vector<float> rates = calibrated_log_rates(s, kStep);
-  std::copy(rates.begin(), rates.end(), mixer.values("A_log"));
+  put_calibrated_rates(mixer, s, kStep);
   std::fill_n(mixer.values("D"), s.heads.size(), 0.0F);
 }
 

@@ -103,12 +103,28 @@ std::vector<float> calibrated_log_rates(const AttentionStatistics& statistics, d
   return rates;
 }
 
-std::vector<float> resized(const std::vector<float>& rms, double to) {
+/// Factors that bring heads of these sizes to the size `to`.
+static std::vector<float> resized(const std::vector<float>& rms, double to) {
   std::vector<float> factors;
   for (const float size : rms) {
     factors.push_back(size > 0.0F ? static_cast<float>(to / size) : 1.0F);
   }
   return factors;
+}
+
+void resize_heads(const NewMixer& mixer, const AttentionWeights& from, const std::string& bias,
+                  std::string_view block, const std::vector<float>& rms, double to) {
+  const std::vector<float> factors = resized(rms, to);
+  mixer.scale("in_proj.weight", block, factors);
+  if (!from.q_bias.empty()) {
+    mixer.scale(bias, block, factors);
+  }
+}
+
+void put_calibrated_rates(const NewMixer& mixer, const AttentionStatistics& statistics,
+                          double step) {
+  const std::vector<float> rates = calibrated_log_rates(statistics, step);
+  std::copy(rates.begin(), rates.end(), mixer.values("A_log"));
 }
 
 void ask_for_biases(UnitSpec& mixer, const UnitSpec& attention, const char* qkv) {
@@ -166,11 +182,7 @@ void shrink_delta_heads(const NewMixer& mixer, const AttentionWeights& from,
   for (const auto& [block, rms] :
        {std::pair{"q", &statistics.q_rms}, std::pair{"k", &statistics.k_rms},
         std::pair{"v", &statistics.v_rms}}) {
-    const std::vector<float> factors = resized(*rms, kSmall);
-    mixer.scale("in_proj.weight", block, factors);
-    if (!from.q_bias.empty()) {
-      mixer.scale("conv1d.bias", block, factors);
-    }
+    resize_heads(mixer, from, "conv1d.bias", block, *rms, kSmall);
   }
 }
 
