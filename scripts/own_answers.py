@@ -7,7 +7,8 @@
 
 Held out are questions, never answers: the last GSM8K ones of the training file and MBPP's own
 validation questions. They come first in prompts.jsonl, the others after them in a fixed random
-order, so that its first lines are a fair share of the whole. MBPP's tasks 11 to 510, its test
+order, so that its first lines are a fair share of the whole. `--also` adds the questions of other
+files to train on, of ASDiv, SVAMP or MAWPS for instance. MBPP's tasks 11 to 510, its test
 questions, are in neither; `own_answers.py mbpp-test` writes them to a file for `cambium eval`.
 """
 import argparse
@@ -44,6 +45,12 @@ def prompts(args):
     def row(split, question):
         return {"prompt": [{"role": "user", "content": question}], "split": split}
 
+    def question(line):
+        """Of GSM8K, ASDiv, SVAMP (where a text comes before it) and MAWPS."""
+        line = {key.lower(): value for key, value in line.items()}
+        asked = line.get("question") or line["input"]
+        return f"{line['body'].strip().rstrip('.')}. {asked}" if line.get("body") else asked
+
     gsm8k = [line["question"] for line in read_lines(args.gsm8k)]
     cut = len(gsm8k) - args.held_out
     if cut <= 0:
@@ -51,7 +58,8 @@ def prompts(args):
                          f"got {len(gsm8k)}; give --held-out a smaller number")
     mbpp = [mbpp_question(task) for task in mbpp_tasks(args.mbpp, MBPP_TRAIN)]
     valid = gsm8k[cut:] + [mbpp_question(task) for task in mbpp_tasks(args.mbpp, MBPP_VALID)]
-    train = gsm8k[:cut] + mbpp * args.mbpp_answers
+    also = [question(line) for path in args.also for line in read_lines(path)]
+    train = gsm8k[:cut] + also + mbpp * args.mbpp_answers
     shuffle = random.Random(1).shuffle
     shuffle(valid)
     shuffle(train)
@@ -88,6 +96,7 @@ def main():
     p = commands.add_parser("prompts", help="questions for cambium generate")
     p.add_argument("--gsm8k", required=True, help="GSM8K's training file")
     p.add_argument("--mbpp", required=True, help="sanitized-mbpp.json")
+    p.add_argument("--also", nargs="*", default=[], help="more questions to train on")
     p.add_argument("--held-out", type=int, default=240, help="GSM8K questions to hold out")
     p.add_argument("--mbpp-answers", type=int, default=8, help="answers to each MBPP question")
     p.add_argument("-o", "--output", required=True)
