@@ -221,7 +221,8 @@ Action declare_score(Args& args) {
               "window-swap, and mmr of sliding_window and parallel: its tokens (128 otherwise)",
               &a->window);
   args.option("sinks",
-              "window-swap, and mmr of sliding_window: first tokens seen too (0 otherwise)",
+              "window-swap, and mmr of sliding_window and parallel: first tokens seen too (0 "
+              "otherwise)",
               &a->sinks);
   args.option("steps", "mmr: training steps a layer (100 otherwise); gates: steps (200 otherwise)",
               &a->steps);
