@@ -86,7 +86,9 @@ ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
   options.seed = static_cast<uint64_t>(args.seed);
   options.fresh = args.fresh;
   options.label = args.method;
-  options.graft.mixer = args.mixer.empty() ? options.graft.mixer : args.mixer;
+  options.graft.mixer = method == ScoreMethod::kWindowSwap ? "sliding_window"
+                        : args.mixer.empty()               ? options.graft.mixer
+                                                           : args.mixer;
   take(args.window, &options.graft.window);
   take(args.sinks, &options.graft.sinks);
   TrainConfig& probe = options.probe;
