@@ -74,8 +74,8 @@ void check_applies(const ScoreArgs& args, ScoreMethod method) {
 /// How gates are learned unless told: fewer numbers than layers of a model, so in large steps.
 void gate_defaults(ScoreOptions& options) {
   TrainConfig& probe = options.probe;
-  probe.steps = 200;
-  probe.schedule.peak = 0.1;
+  probe.steps = 150;
+  probe.schedule.peak = 0.2;
   probe.align.all_tokens = true;
 }
 
@@ -226,12 +226,14 @@ Action declare_score(Args& args) {
               "window-swap, and mmr of sliding_window and parallel: first tokens seen too (0 "
               "otherwise)",
               &a->sinks);
-  args.option("steps", "mmr: training steps a layer (100 otherwise); gates: steps (200 otherwise)",
+  args.option("steps", "mmr: training steps a layer (100 otherwise); gates: steps (150 otherwise)",
               &a->steps);
   args.option("sequence", "mmr and gates: tokens a step (1024 otherwise)", &a->sequence);
-  args.option("rate", "mmr: learning rate (3e-4 otherwise); gates: of their logits (0.1 otherwise)",
+  args.option("rate", "mmr: learning rate (3e-4 otherwise); gates: of their logits (0.2 otherwise)",
               &a->rate);
-  args.option("price", "gates: of attention in all layers, in nats (0.1 otherwise)", &a->price);
+  args.option("price",
+              "gates: highest price of attention in all layers, in nats a token (10 otherwise)",
+              &a->price);
   args.option("hidden", "gates: weight of agreement in hidden states (1 otherwise)", &a->hidden);
   args.option("retrieval-share", "gates: of generated retrieval among documents (0.5 otherwise)",
               &a->retrieval_share);

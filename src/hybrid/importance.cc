@@ -50,6 +50,7 @@ Importance parse_importance(const JsonFields& json, bool old_fingerprint) {
     g.logits = gates.reals("logits");
     g.first = gates.reals("first");
     g.second = gates.reals("second");
+    g.sums = gates.reals("sums");
     g.seconds = gates.real("seconds");
   }
   if (json.has("unscored")) {
@@ -155,8 +156,9 @@ void write_importance(const Importance& importance, const std::filesystem::path&
     }
   }
   if (const PartialGates& g = importance.gates; !g.logits.empty()) {
-    json["gates"] = {{"steps", g.steps}, {"next_sample", g.next_sample}, {"logits", g.logits},
-                     {"first", g.first}, {"second", g.second},           {"seconds", g.seconds}};
+    json["gates"] = {{"steps", g.steps},    {"next_sample", g.next_sample}, {"logits", g.logits},
+                     {"first", g.first},    {"second", g.second},           {"sums", g.sums},
+                     {"seconds", g.seconds}};
   }
   if (!importance.unscored.empty()) {
     json["unscored"] = importance.unscored;

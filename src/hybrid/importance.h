@@ -54,6 +54,7 @@ struct PartialGates {
   int64_t steps = 0;
   uint64_t next_sample = 0;                   // of the data
   std::vector<double> logits, first, second;  // and their moments
+  std::vector<double> sums;                   // of the gates after each step
   double seconds = 0.0;
 };
 

@@ -1,14 +1,19 @@
 #include "hybrid/relaxation.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <numeric>
 
 #include "base/signals.h"
 #include "tensor/copy.h"
 
 namespace cambium {
 namespace {
+
+/// Of the highest price: the first.
+constexpr double kFirstPrice = 0.01;
+/// Gates stay between 0.05 and 0.95.
+constexpr double kMaxLogit = 3.0;
 
 /// Units end in a projection of this name (fresh_model starts them smaller by it).
 bool of_output(const std::string& name) {
@@ -73,10 +78,13 @@ class GateTrainer {
       state_.logits.resize(layers);
       state_.first.resize(layers);
       state_.second.resize(layers);
+      state_.sums.resize(layers);
     }
-    expect(state_.logits.size() == layers && state_.first.size() == layers &&
-               state_.second.size() == layers,
-           "expected gates of {} layers, got {}", layers, state_.logits.size());
+    for (const std::vector<double>* of : {&state_.first, &state_.second, &state_.sums}) {
+      expect(state_.logits.size() == layers && of->size() == layers,
+             "expected the gates of {} layers, got {} and {}", layers, state_.logits.size(),
+             of->size());
+    }
     packer_.seek({.next_sample = state_.next_sample});
   }
 
@@ -133,8 +141,8 @@ class GateTrainer {
     const TrainConfig& c = config_.train;
     const auto step = static_cast<double>(state_.steps);
     const auto steps = static_cast<double>(c.steps);
-    const double price =
-        config_.price * (step + 1.0) / steps / static_cast<double>(gradients.size());
+    const double price = config_.price * std::pow(kFirstPrice, 1.0 - (step + 1.0) / steps) /
+                         static_cast<double>(gradients.size());
     const double rate = learning_rate(c.schedule, step, steps);
     const double m_correction = 1.0 / (1.0 - std::pow(c.optimizer.beta1, step + 1.0));
     const double v_correction = 1.0 / (1.0 - std::pow(c.optimizer.beta2, step + 1.0));
@@ -145,8 +153,10 @@ class GateTrainer {
       double& v = state_.second[i];
       m = c.optimizer.beta1 * m + (1.0 - c.optimizer.beta1) * g;
       v = c.optimizer.beta2 * v + (1.0 - c.optimizer.beta2) * g * g;
-      state_.logits[i] -=
+      const double move =
           rate * m * m_correction / (std::sqrt(v * v_correction) + c.optimizer.epsilon);
+      state_.logits[i] = std::clamp(state_.logits[i] - move, -kMaxLogit, kMaxLogit);
+      state_.sums[i] += sigmoid(state_.logits[i]);
     }
     ++state_.steps;
   }
@@ -245,7 +255,11 @@ std::vector<double> learn_gates(const MixerBank& bank, const RelaxationConfig& c
     state.seconds += taken.count();
     keep();
   }
-  return gates_of(state.logits);
+  std::vector<double> means;
+  for (const double sum : state.sums) {
+    means.push_back(sum / static_cast<double>(state.steps));
+  }
+  return means;
 }
 
 }  // namespace cambium

@@ -4,9 +4,14 @@
 //   h = h + out (g attention(x) + (1 - g) mixer(x)),   g = sigmoid(s),
 //
 // and the logits s alone are learned: the teacher's predictions and final hidden states at a price
-// a layer of attention (FlashMorph, arXiv 2606.30562, describes it in words). All layers are judged
-// at once, so one that stands in for another is not counted twice, and it costs one training of as
+// of attention (FlashMorph, arXiv 2606.30562, describes it in words). All layers are judged at
+// once, so one that stands in for another is not counted twice, and it costs one training of as
 // many numbers as there are layers.
+//
+// One price tells apart the layers of about one number of open gates: above it all are open, below
+// it shut. So the price rises from a hundredth to the highest in equal factors, and the layer whose
+// gate was open longest on that way, by the mean over all steps, is needed most. Gates stay off
+// their ends, from where they would come back too slowly.
 #pragma once
 
 #include <vector>
@@ -21,8 +26,7 @@ struct RelaxationConfig {
   /// Steps, sequences, schedule and betas of Adam. Losses: loss.reverse_kl, and align.weight of the
   /// final hidden states' distance, in lengths of the teacher's, over tokens with a label or all.
   TrainConfig train;
-  double price = 0.1;  // of attention in all layers, in nats; its share is paid from the first step
-                       // to the last in equal rises
+  double price = 10.0;  // the highest, of attention in all layers, in nats a token
 };
 
 /// A bank's attention and its kind 1 in one model, which views their memory but for the output
@@ -55,7 +59,7 @@ class GatedMixers {
 };
 
 /// Learns the gates of the bank's layers from where `state` stands, which `keep` is told of after
-/// each step; the gates at the end.
+/// each step; the mean of each gate over all steps.
 std::vector<double> learn_gates(const MixerBank& bank, const RelaxationConfig& config,
                                 const DocumentSource& data, PartialGates& state,
                                 const std::function<void()>& keep);

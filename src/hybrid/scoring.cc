@@ -322,7 +322,7 @@ Importance score_importance(Model& base, Model& teacher, const ScoreOptions& opt
   const std::vector<int64_t> layers = attention_layers(base.spec());
   ScoreFile file({score_method_name(options.method),
                   probes    ? "loss after the probe"
-                  : relaxes ? "how far the gate of attention is open"
+                  : relaxes ? "mean opening of the gate of attention"
                             : options.metric,
                   fingerprint_of(base, teacher, options, data),
                   {}},

@@ -26,7 +26,7 @@ struct ScoreOptions {
   std::string metric = "reverse-kl";  // of all but mmr: one of placement_metrics()
   GraftOptions graft;                 // mmr and window-swap: what is tried
   TrainConfig probe;                  // mmr and gates: how
-  double price = 0.1;                 // gates: RelaxationConfig's
+  double price = 10.0;                // gates: RelaxationConfig's
   uint64_t seed = 1;                  // of what starts at random
   bool fresh = false;                 // start anew where the file answers another question
   std::string label = "score";        // of the progress line
@@ -47,7 +47,7 @@ struct ScoreData {
 /// Scores every attention layer of `base` (the teacher itself or a hybrid made from it), kept in
 /// `path` (empty = nowhere). Leave-one-out and window swap, larger = worse than `teacher` so;
 /// restore-one, by how much the student with the layer's attention is better; gates, how far the
-/// gate of its attention is open in the end; MMR, the mean loss of
+/// gate of its attention was open on the way; MMR, the mean loss of
 /// the last steps (at most ten and at most half) of `base` with the layer's mixer swapped and
 /// trained alone. Error when `path` holds the answer to another question: other weights, data or
 /// options.
