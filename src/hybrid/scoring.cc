@@ -16,6 +16,8 @@ namespace {
 
 constexpr const char* kKept =
     "the layers scored so far are kept; the same command goes on with the others";
+constexpr const char* kGatesKept =
+    "the gates as they are so far are kept; the same command goes on with them";
 
 class Stopwatch {
  public:
@@ -308,9 +310,9 @@ void align_mixers(LoadedModel& student, Model& teacher, const std::vector<int64_
 
 Importance score_importance(Model& base, Model& teacher, const ScoreOptions& options,
                             const ScoreData& data, const std::filesystem::path& path) {
-  const StopAnywhere stop(kKept);
-  const bool probes = options.method == ScoreMethod::kMixerReplacement;
   const bool relaxes = options.method == ScoreMethod::kGates;
+  const StopAnywhere stop(relaxes ? kGatesKept : kKept);
+  const bool probes = options.method == ScoreMethod::kMixerReplacement;
   expect(!probes || options.probe.has_length(), "mmr: expected steps (or tokens) above 0");
   expect(!relaxes || options.probe.steps > 0, "gates: expected steps above 0");
   expect(trains(options.method) || !metric_asks(options.metric) ||
