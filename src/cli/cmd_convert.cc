@@ -187,7 +187,7 @@ Action declare(Args& args) {
   args.option("bank", "placement: KIND=DIR, where a bank now is (as it was otherwise)", &a->banks);
   args.choice("mixer", "what takes the place of attention", graft_mixers(), &a->graft.mixer);
   args.option("window", "tokens that sliding_window and parallel see (0 = 128)", &a->graft.window);
-  args.option("sinks", "first tokens of the text that sliding_window sees too", &a->graft.sinks);
+  args.option("sinks", "first tokens of the text that sliding_window and parallel see too", &a->graft.sinks);
   args.option("recurrent",
               "parallel: the mixer beside the window: gated_delta_net, kimi_delta, mamba2 or "
               "lightning",

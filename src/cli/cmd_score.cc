@@ -6,6 +6,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "eval/problem_source.h"
 #include "hybrid/measure.h"
 #include "hybrid/placement_judge.h"
 #include "hybrid/scoring.h"
@@ -19,7 +20,8 @@ struct ScoreArgs {
   // Of some methods and metrics only; as they are here where they were not given.
   std::string mixer;
   int64_t window = -1, sinks = -1, steps = -1, sequence = -1, problems = -1, max_new_tokens = -1;
-  double rate = -1.0;
+  double rate = -1.0, price = -1.0, hidden = -1.0, retrieval_share = -1.0;
+  int64_t retrieval_chars = -1;
   int64_t documents = 32, max_tokens = 512, seed = 1;
   DeviceOption device;
   bool fresh = false;
@@ -36,33 +38,45 @@ void take(T given, T* value) {
 
 void check_applies(const ScoreArgs& args, ScoreMethod method) {
   const bool probes = method == ScoreMethod::kMixerReplacement;
+  const bool swaps = method == ScoreMethod::kWindowSwap;
+  const bool relaxes = method == ScoreMethod::kGates;
   const bool asks = metric_asks(args.metric);
-  if (!probes) {
-    const char* const what = "--method mmr";
-    refuse(!args.mixer.empty(), "--mixer", what);
-    const bool swaps = method == ScoreMethod::kWindowSwap;
-    refuse(args.window >= 0 && !swaps, "--window", "--method mmr and window-swap");
-    refuse(args.sinks >= 0 && !swaps, "--sinks", "--method mmr and window-swap");
-    refuse(args.steps >= 0, "--steps", what);
-    refuse(args.sequence >= 0, "--sequence", what);
-    refuse(args.rate >= 0, "--rate", what);
-    refuse(!args.teacher.empty() && args.metric == "nll", "--teacher",
-           "the metrics reverse-kl, accuracy and retrieval and to --method mmr");
-  }
-  const bool restores = method == ScoreMethod::kRestoreOne;
-  refuse(!restores && !args.student.empty(), "--student", "--method restore-one");
-  refuse(restores && !args.teacher.empty(), "--teacher",
-         "scores of a hybrid; of restore-one the model is the teacher");
-  expect(
-      !restores || !args.student.empty(),
-      "--method restore-one: expected --student, the model with every attention layer converted");
-  refuse(probes && args.metric != "reverse-kl", "--metric", "the methods but mmr");
-  const char* const asking = "the metrics accuracy and retrieval, of all methods but mmr";
+  const char* const training = "--method mmr and gates";
+  refuse(!args.mixer.empty() && !probes, "--mixer", "--method mmr");
+  refuse(args.window >= 0 && !probes && !swaps, "--window", "--method mmr and window-swap");
+  refuse(args.sinks >= 0 && !probes && !swaps, "--sinks", "--method mmr and window-swap");
+  refuse(args.steps >= 0 && !probes && !relaxes, "--steps", training);
+  refuse(args.sequence >= 0 && !probes && !relaxes, "--sequence", training);
+  refuse(args.rate >= 0 && !probes && !relaxes, "--rate", training);
+  refuse(args.price >= 0 && !relaxes, "--price", "--method gates");
+  refuse(args.hidden >= 0 && !relaxes, "--hidden", "--method gates");
+  refuse(args.retrieval_share >= 0 && !relaxes, "--retrieval-share", "--method gates");
+  refuse(args.retrieval_chars >= 0 && !relaxes, "--retrieval-chars", "--method gates");
+  const bool students = method == ScoreMethod::kRestoreOne || relaxes;
+  refuse(!students && !args.student.empty(), "--student", "--method restore-one and gates");
+  refuse(students && !args.teacher.empty(), "--teacher",
+         "scores of a hybrid; of restore-one and gates the model is the teacher");
+  refuse(!probes && !args.teacher.empty() && args.metric == "nll", "--teacher",
+         "the metrics reverse-kl, accuracy and retrieval and to --method mmr");
+  expect(!students || !args.student.empty(),
+         "--method {}: expected --student, the model with every attention layer converted",
+         args.method);
+  refuse((probes || relaxes) && args.metric != "reverse-kl", "--metric",
+         "the methods but mmr and gates");
+  const char* const asking = "the metrics accuracy and retrieval, of all methods but mmr and gates";
   refuse(!asks && args.problems >= 0, "--problems", asking);
   refuse(!asks && args.max_new_tokens >= 0, "--max-new-tokens", asking);
   refuse(args.metric != "accuracy" && !args.task.empty(), "--task", "--metric accuracy");
   refuse(args.metric != "accuracy" && !args.task_path.empty(), "--task-path", "--metric accuracy");
   expect(args.task.empty() == args.task_path.empty(), "expected both --task and --task-path");
+}
+
+/// How gates are learned unless told: fewer numbers than layers of a model, so in large steps.
+void gate_defaults(ScoreOptions& options) {
+  TrainConfig& probe = options.probe;
+  probe.steps = 150;
+  probe.schedule.peak = 0.2;
+  probe.align.all_tokens = true;
 }
 
 ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
@@ -72,7 +86,9 @@ ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
   options.seed = static_cast<uint64_t>(args.seed);
   options.fresh = args.fresh;
   options.label = args.method;
-  options.graft.mixer = args.mixer.empty() ? options.graft.mixer : args.mixer;
+  options.graft.mixer = method == ScoreMethod::kWindowSwap ? "sliding_window"
+                        : args.mixer.empty()               ? options.graft.mixer
+                                                           : args.mixer;
   take(args.window, &options.graft.window);
   take(args.sinks, &options.graft.sinks);
   TrainConfig& probe = options.probe;
@@ -83,13 +99,43 @@ ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
   probe.schedule.peak = 3e-4;
   probe.schedule.decay = Decay::kConstant;
   probe.seed = options.seed;
+  if (method == ScoreMethod::kGates) {
+    gate_defaults(options);
+  }
   take(args.steps, &probe.steps);
   take(args.sequence, &probe.sequence_length);
   take(args.rate, &probe.schedule.peak);
+  take(args.price, &options.price);
+  take(args.hidden, &probe.align.weight);
   check_fields(options.graft, "score");
   check_graft_options(options.graft, "score");
   check_fields(probe, "score");
   return options;
+}
+
+/// What gates are learned on: the documents, and generated retrieval among them.
+std::shared_ptr<DocumentSource> with_retrieval(const ScoreArgs& args, const Tokenizer& tokenizer) {
+  const double share = args.retrieval_share < 0 ? 0.5 : args.retrieval_share;
+  expect(share <= 1.0, "--retrieval-share: expected 0 to 1, got {}", share);
+  ProblemSpec problems;
+  const auto seed = static_cast<uint64_t>(args.seed);
+  std::vector<std::shared_ptr<DocumentSource>> sources;
+  std::vector<double> weights;
+  if (share < 1.0) {
+    sources.push_back(args.data.empty() ? problem_source(tokenizer, problems, Split::kTrain, seed)
+                                        : load_jsonl(args.data, tokenizer));
+    weights.push_back(1.0 - share);
+  }
+  problems.retrieval_share = 1.0;
+  if (args.retrieval_chars >= 0) {
+    problems.retrieval.max_chars = static_cast<int>(args.retrieval_chars);
+    problems.retrieval.min_chars = problems.retrieval.max_chars / 4;
+  }
+  if (share > 0.0) {
+    sources.push_back(problem_source(tokenizer, problems, Split::kTrain, seed));
+    weights.push_back(share);
+  }
+  return mixed_source(std::move(sources), std::move(weights), seed);
 }
 
 int run_score(const ScoreArgs& args) {
@@ -124,7 +170,11 @@ int run_score(const ScoreArgs& args) {
   const RunData data(files, evaluate, options.seed, Tokenizer::load(args.model));
   ScoreData scored;
   scored.tokenizer = &data.tokenizer();
-  scored.train = &data.train();
+  std::shared_ptr<DocumentSource> mixed;
+  if (method == ScoreMethod::kGates) {
+    mixed = with_retrieval(args, data.tokenizer());
+  }
+  scored.train = mixed ? mixed.get() : &data.train();
   scored.documents = &data.held_out();
   scored.problems = args.metric == "retrieval" ? &data.retrieval() : &data.task();
   scored.answers = data.answers(evaluate);
@@ -136,7 +186,8 @@ int run_score(const ScoreArgs& args) {
   }
   const Importance importance =
       score_importance(*base.model, teacher, options, scored, args.output);
-  fmt::print("layer  {}{} (larger = needed more)\n", bank ? "what its attention saves: " : "",
+  fmt::print("layer  {}{} (larger = needed more)\n",
+             method == ScoreMethod::kRestoreOne ? "what its attention saves: " : "",
              score_heading(importance.metric));
   for (const int64_t layer : importance.order()) {
     const auto it = std::find_if(importance.layers.begin(), importance.layers.end(),
@@ -154,28 +205,39 @@ Action declare_score(Args& args) {
       "method",
       "what is asked: how the model does without the layer's mixer or the whole layer; how a "
       "new mixer there heals (mmr); with a window there; what its attention gains a student "
-      "with all layers converted",
+      "with all layers converted; how far gates between a student's mixers and all attention "
+      "stay open for it",
       score_method_names(), &a->method);
   args.choice("metric",
-              "of all methods but mmr; nll of the teacher's own answers (--data) is the "
+              "of all methods but mmr and gates; nll of the teacher's own answers (--data) is the "
               "likelihood of its traces",
               placement_metrics(), &a->metric);
   args.option("data,d", "documents, JSON lines (generated problems otherwise)", &a->data);
   args.option("documents", "documents measured a layer", &a->documents, {1});
   args.option("max-tokens", "tokens of a document at most", &a->max_tokens, {1});
   args.option("teacher", "the original teacher, when the model is a hybrid", &a->teacher);
-  args.option("student", "restore-one: the model with every attention layer converted",
+  args.option("student", "restore-one and gates: the model with every attention layer converted",
               &a->student);
   args.choice("mixer", "mmr: the mixer that is tried (mamba otherwise)", graft_mixers(), &a->mixer);
   args.option("window",
               "window-swap, and mmr of sliding_window and parallel: its tokens (128 otherwise)",
               &a->window);
   args.option("sinks",
-              "window-swap, and mmr of sliding_window: first tokens seen too (0 otherwise)",
+              "window-swap, and mmr of sliding_window and parallel: first tokens seen too (0 "
+              "otherwise)",
               &a->sinks);
-  args.option("steps", "mmr: training steps a layer (100 otherwise)", &a->steps);
-  args.option("sequence", "mmr: tokens a step (1024 otherwise)", &a->sequence);
-  args.option("rate", "mmr: learning rate (3e-4 otherwise)", &a->rate);
+  args.option("steps", "mmr: training steps a layer (100 otherwise); gates: steps (150 otherwise)",
+              &a->steps);
+  args.option("sequence", "mmr and gates: tokens a step (1024 otherwise)", &a->sequence);
+  args.option("rate", "mmr: learning rate (3e-4 otherwise); gates: of their logits (0.2 otherwise)",
+              &a->rate);
+  args.option("price",
+              "gates: highest price of attention in all layers, in nats a token (10 otherwise)",
+              &a->price);
+  args.option("hidden", "gates: weight of agreement in hidden states (1 otherwise)", &a->hidden);
+  args.option("retrieval-share", "gates: of generated retrieval among documents (0.5 otherwise)",
+              &a->retrieval_share);
+  args.option("retrieval-chars", "gates: longest text of it (600 otherwise)", &a->retrieval_chars);
   args.choice("task", "metric accuracy (generated problems otherwise)", task_forms(), &a->task);
   args.option("task-path", "metric accuracy: the task's file", &a->task_path);
   args.option("problems", "metrics accuracy and retrieval: problems asked (100 otherwise)",
@@ -200,7 +262,8 @@ Command score_command() {
           "  cambium score HYBRID --teacher MODEL --method mmr --mixer mamba --steps 100\n"
           "  cambium score TEACHER --method window-swap --window 64 --metric retrieval\n"
           "  cambium score TEACHER --method restore-one --student ALL_CONVERTED -d traces.jsonl "
-          "--metric nll",
+          "--metric nll\n"
+          "  cambium score TEACHER --method gates --student ALL_CONVERTED -o gates.json",
           declare_score};
 }
 

@@ -19,7 +19,7 @@ namespace cambium {
 struct GraftOptions {
   std::string mixer = "mamba";  // one of graft_mixers()
   int64_t window = 0;           // sliding_window, parallel: tokens; 0 = 128
-  int64_t sinks = 0;            // sliding_window: first tokens that stay visible
+  int64_t sinks = 0;            // sliding_window, parallel: first tokens that stay visible
   int64_t state = 0;            // mamba: numbers a channel; 0 = 16, or what divides the head
   std::string recurrent{};      // parallel: the mixer beside the window; empty = gated_delta_net
   double window_dropout = 0.1;  // parallel: share of documents trained without their window

@@ -108,9 +108,9 @@ TEST(Graft, AWindowLongerThanTheTextChangesNothing) {
 
 TEST(Graft, SinksAreWhatTheWindowIsGivenBesides) {
   LoadedModel teacher = make_teacher(teacher_spec(kAllBiases[0]));
-  const auto with_sinks = [&](int64_t sinks) {
+  const auto with_sinks = [&](int64_t sinks, const char* mixer = "sliding_window") {
     return convert(*teacher.model, *teacher.model, {1, 4},
-                   {.mixer = "sliding_window", .window = 2, .sinks = sinks}, 7);
+                   {.mixer = mixer, .window = 2, .sinks = sinks}, 7);
   };
   LoadedModel none = with_sinks(0);
   LoadedModel some = with_sinks(3);
@@ -122,6 +122,14 @@ TEST(Graft, SinksAreWhatTheWindowIsGivenBesides) {
   EXPECT_NE(logits(*some.model), logits(*none.model));
   // More than the text has: nothing is out of sight.
   EXPECT_EQ(logits(*with_sinks(64).model), logits(*teacher.model));
+  // The same of a window that has a recurrence beside it.
+  LoadedModel beside = with_sinks(3, "parallel");
+  EXPECT_EQ(option(beside), 3);
+  EXPECT_EQ(option(with_sinks(0, "parallel")), -1);
+  EXPECT_NE(logits(*beside.model), logits(*with_sinks(0, "parallel").model));
+  LoadedModel wide =
+      convert(*teacher.model, *teacher.model, {1, 4}, {.mixer = "parallel", .window = 64}, 7);
+  EXPECT_EQ(logits(*with_sinks(64, "parallel").model), logits(*wide.model));
 }
 
 struct Start {
@@ -479,7 +487,7 @@ TEST(Graft, WrongRequestsAreNamed) {
        "faithful belongs to mamba and gated_delta_net, not to mamba2"},
       {{2}, {.mixer = "sliding_window", .faithful = true}, "faithful belongs to"},
       {{2}, {.mixer = "gated_delta_net", .window = 7}, "window belongs to sliding_window"},
-      {{2}, {.mixer = "mamba", .sinks = 4}, "sinks belongs to sliding_window"},
+      {{2}, {.mixer = "mamba", .sinks = 4}, "sinks belongs to sliding_window and parallel"},
       {{2}, {.mixer = "sliding_window", .state = 7}, "state belongs to mamba"},
       {{2}, {.mixer = "kimi_delta", .faithful = true}, "faithful belongs to"},
       {{2}, {.mixer = "mamba2", .recurrent = "mamba2"}, "recurrent belongs to parallel"},

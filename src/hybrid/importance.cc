@@ -42,6 +42,17 @@ Importance parse_importance(const JsonFields& json, bool old_fingerprint) {
       importance.partial.push_back(p);
     }
   }
+  if (json.has("gates")) {
+    const JsonFields gates = json.object("gates");
+    PartialGates& g = importance.gates;
+    g.steps = gates.whole("steps");
+    g.next_sample = gates.unsigned_whole("next_sample");
+    g.logits = gates.reals("logits");
+    g.first = gates.reals("first");
+    g.second = gates.reals("second");
+    g.sums = gates.reals("sums");
+    g.seconds = gates.real("seconds");
+  }
   if (json.has("unscored")) {
     importance.unscored = json.wholes("unscored", 0, kMaxLayers);
   }
@@ -68,7 +79,7 @@ std::string differences(const Fingerprint& stored, const Fingerprint& ours) {
 
 const std::vector<std::string>& score_method_names() {
   static const std::vector<std::string> names = {"leave-mixer-out", "leave-block-out", "mmr",
-                                                 "window-swap", "restore-one"};
+                                                 "window-swap",     "restore-one",     "gates"};
   return names;
 }
 
@@ -144,6 +155,11 @@ void write_importance(const Importance& importance, const std::filesystem::path&
                                  {"seconds", p.seconds}});
     }
   }
+  if (const PartialGates& g = importance.gates; !g.logits.empty()) {
+    json["gates"] = {{"steps", g.steps},    {"next_sample", g.next_sample}, {"logits", g.logits},
+                     {"first", g.first},    {"second", g.second},           {"sums", g.sums},
+                     {"seconds", g.seconds}};
+  }
   if (!importance.unscored.empty()) {
     json["unscored"] = importance.unscored;
   }
@@ -177,6 +193,7 @@ ScoreFile::ScoreFile(Importance start, const std::vector<int64_t>& layers,
              path_.string(), differences(stored, ours));
       scores_.layers = std::move(earlier.layers);
       scores_.partial = std::move(earlier.partial);
+      scores_.gates = std::move(earlier.gates);
     }
   }
   const auto wanted = [&](int64_t layer) {
@@ -213,6 +230,9 @@ void ScoreFile::add(const LayerScore& score) {
   scores_.layers.push_back(score);
   std::sort(scores_.layers.begin(), scores_.layers.end(),
             [](const LayerScore& a, const LayerScore& b) { return a.layer < b.layer; });
+  if (scores_.unscored.empty()) {
+    scores_.gates = {};
+  }
   save();
 }
 

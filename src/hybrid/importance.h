@@ -21,7 +21,8 @@ enum class ScoreMethod {
   kLeaveBlockOut,
   kMixerReplacement,
   kWindowSwap,
-  kRestoreOne
+  kRestoreOne,
+  kGates
 };
 const char* score_method_name(ScoreMethod method);
 const std::vector<std::string>& score_method_names();
@@ -48,6 +49,15 @@ struct PartialScore {
   double seconds = 0.0;
 };
 
+/// Gates that have been learned for some steps (hybrid/relaxation.h), one a layer.
+struct PartialGates {
+  int64_t steps = 0;
+  uint64_t next_sample = 0;                   // of the data
+  std::vector<double> logits, first, second;  // and their moments
+  std::vector<double> sums;                   // of the gates after each step
+  double seconds = 0.0;
+};
+
 /// What decides the scores, by name.
 using Fingerprint = std::map<std::string, std::string>;
 /// What one has that the other has not, a line each: "\n  data: 3 in the file, 4 now".
@@ -59,6 +69,7 @@ struct Importance {
   Fingerprint fingerprint;
   std::vector<LayerScore> layers;  // in layer order
   std::vector<PartialScore> partial = {};
+  PartialGates gates = {};             // without layers where none are being learned
   std::vector<int64_t> unscored = {};  // layers that are still to be scored
 
   /// Layers by score, the least needed first; equal scores by `tie`, then by layer.
@@ -83,6 +94,7 @@ class ScoreFile {
 
   bool has(int64_t layer) const;
   PartialScore& partial(int64_t layer);
+  PartialGates& gates() { return scores_.gates; }
   /// The layer is done.
   void add(const LayerScore& score);
   void save() const;

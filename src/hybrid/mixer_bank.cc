@@ -154,27 +154,66 @@ ModelSpec MixerBank::spec(const Choices& choices) const {
   return spec;
 }
 
-LoadedModel MixerBank::build(const Choices& choices) const {
-  LoadedModel hybrid{{}, std::make_unique<Model>(spec(choices)), {}};
+// A model of `spec` with what it has in common with the teacher.
+LoadedModel MixerBank::views(ModelSpec spec) const {
+  LoadedModel hybrid{{}, std::make_unique<Model>(std::move(spec)), {}};
   hybrid.model->visit([&](const std::string& name, Parameter& p) {
     if (const auto it = tensors_[0].find(name); it != tensors_[0].end()) {
       p.tensor = it->second;
     }
   });
-  for (size_t i = 0; i < choices.size(); ++i) {
-    if (choices[i] > 0) {
-      const auto& mixers = tensors_[static_cast<size_t>(choices[i])];
-      const std::string prefix = unit_prefix(
-          layers_[i], *hybrid.model->spec().layers[static_cast<size_t>(layers_[i])].mixer());
-      hybrid.model->visit_layer(layers_[i], [&](const std::string& name, Parameter& p) {
-        if (name.starts_with(prefix)) {
-          p.tensor = mixers.at(name);
-        }
-      });
-    }
-  }
   hybrid.model->set_activations(teacher().activations());
   return hybrid;
+}
+
+// Gives the unit `as` of the model's layer the parameters of the kind's mixer there.
+void MixerBank::take_mixer(Model& model, int64_t layer, int kind, const UnitSpec& as) const {
+  const ModelSpec& bank = banks_[static_cast<size_t>(kind) - 1].model->spec();
+  const std::string theirs = unit_prefix(layer, *bank.layers[static_cast<size_t>(layer)].mixer());
+  const std::string ours = unit_prefix(layer, as);
+  model.visit_layer(layer, [&](const std::string& name, Parameter& p) {
+    if (name.starts_with(ours)) {
+      p.tensor = tensors_[static_cast<size_t>(kind)].at(theirs + name.substr(ours.size()));
+    }
+  });
+}
+
+LoadedModel MixerBank::build(const Choices& choices) const {
+  LoadedModel hybrid = views(spec(choices));
+  for (size_t i = 0; i < choices.size(); ++i) {
+    if (choices[i] > 0) {
+      const LayerSpec& layer = hybrid.model->spec().layers[static_cast<size_t>(layers_[i])];
+      take_mixer(*hybrid.model, layers_[i], choices[i], *layer.mixer());
+    }
+  }
+  return hybrid;
+}
+
+LoadedModel MixerBank::build_beside(int kind) const {
+  ModelSpec spec = teacher().spec();
+  spec.family = "cambium";
+  std::vector<UnitSpec> mixers;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    CAMBIUM_CHECK(has(static_cast<int64_t>(i), kind));
+    const auto layer = static_cast<size_t>(layers_[i]);
+    UnitSpec mixer = *banks_[static_cast<size_t>(kind) - 1].model->spec().layers[layer].mixer();
+    mixer.name = kBeside;
+    for (BranchSpec& branch : spec.layers[layer].branches) {
+      const auto attention =
+          std::find_if(branch.units.begin(), branch.units.end(),
+                       [](const UnitSpec& unit) { return unit.kind == "attention"; });
+      if (attention != branch.units.end()) {
+        branch.units.insert(attention + 1, mixer);
+        break;
+      }
+    }
+    mixers.push_back(std::move(mixer));
+  }
+  LoadedModel both = views(std::move(spec));
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    take_mixer(*both.model, layers_[i], kind, mixers[i]);
+  }
+  return both;
 }
 
 Choices MixerBank::all(int kind) const {

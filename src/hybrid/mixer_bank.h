@@ -16,6 +16,8 @@ namespace cambium {
 
 /// The name of kind 0.
 inline constexpr const char* kAttentionKind = "attention";
+/// What a mixer that stands beside attention is named within its layer.
+inline constexpr const char* kBeside = "beside";
 
 class MixerBank {
  public:
@@ -44,10 +46,17 @@ class MixerBank {
   ModelSpec spec(const Choices& choices) const;
   /// The hybrid, all of it views of the teacher's and the banks' memory, which must outlive it.
   LoadedModel build(const Choices& choices) const;
+  /// The teacher with the kind's mixers beside its attention in the open layers: units of the name
+  /// kBeside, whose outputs are added to attention's. Views, as build's. Every open layer has the
+  /// kind.
+  LoadedModel build_beside(int kind) const;
   /// All open layers of one kind, as far as it is to be had.
   Choices all(int kind) const;
 
  private:
+  LoadedModel views(ModelSpec spec) const;
+  void take_mixer(Model& model, int64_t layer, int kind, const UnitSpec& as) const;
+
   Model& teacher_;
   std::vector<int64_t> layers_;
   std::vector<std::string> kinds_, digests_, sources_;

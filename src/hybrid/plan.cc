@@ -302,7 +302,7 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
   visit({"mixer", "what takes the place of attention"}, graft.mixer);
   visit({"window", "sliding_window and parallel: tokens; 0 = 128"}, graft.window,
         ints_from(0, 1 << 30));
-  visit({"sinks", "sliding_window: first tokens that stay visible"}, graft.sinks,
+  visit({"sinks", "sliding_window and parallel: first tokens that stay visible"}, graft.sinks,
         ints_from(0, 1 << 30));
   visit({"recurrent", "parallel: the mixer beside the window"}, graft.recurrent);
   visit({"window_dropout", "parallel: share of documents trained without their window"},

@@ -155,7 +155,7 @@ TEST(HybridPlan, SaysWhatIsWrong) {
       {"[[stage]]\nlayers = 1\ngraft = {mixer = \"mamba\", window = 5}\n",
        "window belongs to sliding_window"},
       {"[[stage]]\nlayers = 1\ngraft = {mixer = \"mamba\", sinks = 5}\n",
-       "sinks belongs to sliding_window"},
+       "sinks belongs to sliding_window and parallel"},
       {"[[stage]]\nlayers = 1\ngraft = {mixer = \"mamba2\", state = 5}\n",
        "state belongs to mamba"},
       {"[[stage]]\nlayers = 1\ngate = {max_reverse_kl = inf}\n", "max_reverse_kl"},

@@ -8,6 +8,7 @@
 #include "base/signals.h"
 #include "hybrid/placement_judge.h"
 #include "hybrid/plan.h"
+#include "hybrid/relaxation.h"
 #include "train/layer_walk.h"
 
 namespace cambium {
@@ -15,6 +16,8 @@ namespace {
 
 constexpr const char* kKept =
     "the layers scored so far are kept; the same command goes on with the others";
+constexpr const char* kGatesKept =
+    "the gates as they are so far are kept; the same command goes on with them";
 
 class Stopwatch {
  public:
@@ -26,23 +29,44 @@ class Stopwatch {
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
+/// Reads documents to train on, not held-out ones.
+bool trains(ScoreMethod method) {
+  return method == ScoreMethod::kMixerReplacement || method == ScoreMethod::kGates;
+}
+
+/// Asks of a student with every layer converted.
+bool has_student(ScoreMethod method) {
+  return method == ScoreMethod::kRestoreOne || method == ScoreMethod::kGates;
+}
+
 // All that decides the scores, and nothing else.
 Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
                            const ScoreData& data) {
   Fingerprint f;
   f["layers"] = layer_map(base.spec());
   f["model"] = model_digest(base);
-  const Dtype activations = o.method == ScoreMethod::kMixerReplacement
-                                ? activations_of(o.probe.precision, base.device())
-                                : base.activations();
+  const Dtype activations =
+      trains(o.method) ? activations_of(o.probe.precision, base.device()) : base.activations();
   if (activations != Dtype::kF32) {
     f["precision"] = dtype_name(activations);
   }
-  if (o.metric != "nll" || o.method == ScoreMethod::kMixerReplacement) {
+  if (o.metric != "nll" || trains(o.method)) {
     f["teacher"] = model_digest(teacher);
   }
-  if (o.method == ScoreMethod::kMixerReplacement) {
+  if (has_student(o.method)) {
+    f["student"] = data.bank->digest(1);
+  }
+  if (trains(o.method)) {
     f["data"] = data.train->fingerprint();
+    for (const auto& [name, value] : fingerprint_fields(o.probe)) {
+      f["probe " + name] = value;
+    }
+  }
+  if (o.method == ScoreMethod::kGates) {
+    f["price"] = fmt::format("{}", o.price);
+    return f;
+  }
+  if (o.method == ScoreMethod::kMixerReplacement) {
     f["seed"] = fmt::format("{}", o.seed);
     for (const auto& [name, value] : fingerprint_fields(o.graft)) {
       f["graft " + name] = value;
@@ -50,18 +74,12 @@ Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
     if (!o.graft.rope) {
       f["graft rope"] = "false";
     }
-    for (const auto& [name, value] : fingerprint_fields(o.probe)) {
-      f["probe " + name] = value;
-    }
     return f;
   }
   f["data"] = data.documents->fingerprint();
   if (o.method == ScoreMethod::kWindowSwap) {
     f["window"] = fmt::format("{}", o.graft.window);
     f["sinks"] = fmt::format("{}", o.graft.sinks);
-  }
-  if (o.method == ScoreMethod::kRestoreOne) {
-    f["student"] = data.bank->digest(1);
   }
   if (metric_asks(o.metric)) {
     f["problems"] = digest(*data.problems);
@@ -231,6 +249,29 @@ double replace_mixer(Model& base, Model& teacher, int64_t layer, const ScoreOpti
   return sum / static_cast<double>(last);
 }
 
+Importance relax(const ScoreOptions& o, const ScoreData& data, ScoreFile& file) {
+  const std::vector<int64_t>& layers = data.bank->layers();
+  if (std::all_of(layers.begin(), layers.end(), [&](int64_t layer) { return file.has(layer); })) {
+    return file.scores();
+  }
+  PartialGates& state = file.gates();
+  Progress progress(o.label, static_cast<uint64_t>(o.probe.steps), {.unit = "steps"});
+  const std::vector<double> gates =
+      learn_gates(*data.bank, {o.probe, o.price}, *data.train, state, [&] {
+        progress.update(static_cast<uint64_t>(state.steps));
+        file.save();
+      });
+  progress.finish();
+  const double seconds = state.seconds / static_cast<double>(layers.size());
+  const std::vector<double> logits = state.logits;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (!file.has(layers[i])) {
+      file.add({layers[i], gates[i], seconds, logits[i]});
+    }
+  }
+  return file.scores();
+}
+
 }  // namespace
 
 std::string digest(const Task& task) {
@@ -269,21 +310,28 @@ void align_mixers(LoadedModel& student, Model& teacher, const std::vector<int64_
 
 Importance score_importance(Model& base, Model& teacher, const ScoreOptions& options,
                             const ScoreData& data, const std::filesystem::path& path) {
-  const StopAnywhere stop(kKept);
+  const bool relaxes = options.method == ScoreMethod::kGates;
+  const StopAnywhere stop(relaxes ? kGatesKept : kKept);
   const bool probes = options.method == ScoreMethod::kMixerReplacement;
   expect(!probes || options.probe.has_length(), "mmr: expected steps (or tokens) above 0");
-  expect(probes || !metric_asks(options.metric) ||
+  expect(!relaxes || options.probe.steps > 0, "gates: expected steps above 0");
+  expect(trains(options.method) || !metric_asks(options.metric) ||
              (data.problems != nullptr && !data.problems->examples.empty()),
          "metric {}: there are no problems to be asked", options.metric);
   const bool restores = options.method == ScoreMethod::kRestoreOne;
-  expect(!restores || (data.bank != nullptr && data.bank->kinds().size() == 2),
-         "restore-one: expected the student with every layer converted");
+  expect(!has_student(options.method) || (data.bank != nullptr && data.bank->kinds().size() == 2),
+         "{}: expected the student with every layer converted", score_method_name(options.method));
   const std::vector<int64_t> layers = attention_layers(base.spec());
   ScoreFile file({score_method_name(options.method),
-                  probes ? "loss after the probe" : options.metric,
+                  probes    ? "loss after the probe"
+                  : relaxes ? "mean opening of the gate of attention"
+                            : options.metric,
                   fingerprint_of(base, teacher, options, data),
                   {}},
                  layers, path, options.fresh);
+  if (relaxes) {
+    return relax(options, data, file);
+  }
   if (restores) {
     return restore_one(teacher, options, data, file, layers);
   }

@@ -25,7 +25,8 @@ struct ScoreOptions {
   ScoreMethod method = ScoreMethod::kLeaveMixerOut;
   std::string metric = "reverse-kl";  // of all but mmr: one of placement_metrics()
   GraftOptions graft;                 // mmr and window-swap: what is tried
-  TrainConfig probe;                  // mmr: how
+  TrainConfig probe;                  // mmr and gates: how
+  double price = 10.0;                // gates: RelaxationConfig's
   uint64_t seed = 1;                  // of what starts at random
   bool fresh = false;                 // start anew where the file answers another question
   std::string label = "score";        // of the progress line
@@ -36,16 +37,17 @@ struct ScoreOptions {
 /// What is scored on. Only what the method and metric look at is used.
 struct ScoreData {
   const Tokenizer* tokenizer = nullptr;
-  const DocumentSource* train = nullptr;  // mmr
-  const HeldOut* documents = nullptr;     // all but mmr; with problems they decide between equals
+  const DocumentSource* train = nullptr;  // mmr and gates
+  const HeldOut* documents = nullptr;     // the others; with problems they decide between equals
   const Task* problems = nullptr;         // accuracy and retrieval
   AccuracyConfig answers;                 // how problems are asked
-  const MixerBank* bank = nullptr;        // restore-one: of `base`, whose kind 1 is the student
+  const MixerBank* bank = nullptr;  // restore-one, gates: of `base`, whose kind 1 is the student
 };
 
 /// Scores every attention layer of `base` (the teacher itself or a hybrid made from it), kept in
 /// `path` (empty = nowhere). Leave-one-out and window swap, larger = worse than `teacher` so;
-/// restore-one, by how much the student with the layer's attention is better; MMR, the mean loss of
+/// restore-one, by how much the student with the layer's attention is better; gates, how far the
+/// gate of its attention was open on the way; MMR, the mean loss of
 /// the last steps (at most ten and at most half) of `base` with the layer's mixer swapped and
 /// trained alone. Error when `path` holds the answer to another question: other weights, data or
 /// options.

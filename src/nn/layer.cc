@@ -177,6 +177,18 @@ void Layer::visit_mixers(const ParameterVisitor& visitor) {
   }
 }
 
+void Layer::set_out(const std::string& unit, float out) {
+  for (Branch& branch : branches_) {
+    for (Piece& piece : branch.pieces) {
+      if (piece.name == unit) {
+        piece.out = out;
+        return;
+      }
+    }
+  }
+  CAMBIUM_CHECK(false, "no unit {}", unit);
+}
+
 std::vector<std::string> Layer::missing() const {
   std::vector<std::string> all;
   const auto add = [&](const std::string& what) {

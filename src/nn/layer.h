@@ -89,6 +89,8 @@ class Layer {
   void visit(const ParameterVisitor& visitor);
   /// Visits the parameters of all its mixers, with the same names.
   void visit_mixers(const ParameterVisitor& visitor);
+  /// The factor of the unit whose parameters have this name (unit_name); the spec's until then.
+  void set_out(const std::string& unit, float out);
 
   /// The first mixer that runs, or null.
   Unit* mixer() const { return mixer_; }

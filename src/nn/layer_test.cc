@@ -149,6 +149,26 @@ TEST(Layer, EveryWiringIsWhatItsFormulaSays) {
   }
 }
 
+TEST(Layer, FactorsThatAreSetAreThoseOfTheUnitsOfTheirNames) {
+  const auto result = [](const LayerSpec& spec, float a, float b, bool set) {
+    Layer layer(spec, kWidth);
+    const testing::Memory memory(layer, Dtype::kF64);
+    if (set) {
+      layer.set_out("a", a);
+      layer.set_out("b", b);
+    }
+    const OwnedTensor h = testing::random_rows(kTokens, kWidth, Dtype::kF64);
+    Arena arena;
+    Context ctx{.arena = &arena};
+    const Batch batch = testing::piece(kTokens);
+    return testing::values_of(layer.forward(ctx, h.view, {&batch, nullptr, {}}, nullptr));
+  };
+  const LayerSpec plain{{{.units = {swiglu("a")}}, {.units = {swiglu("b", 0.5F)}}}};
+  const LayerSpec scaled{{{.units = {swiglu("a", 0.25F)}}, {.units = {swiglu("b", -2.0F)}}}};
+  EXPECT_EQ(result(plain, 0.25F, -2.0F, true), result(scaled, 0, 0, false));
+  EXPECT_NE(result(plain, 0, 0, false), result(scaled, 0, 0, false));
+}
+
 TEST(Layer, MixersSideBySideKeepStateEach) {
   const UnitSpec attention{
       "attention", {{"heads", int64_t{2}}, {"head_dim", int64_t{4}}, {"rope", false}}, 0.5F, "one"};

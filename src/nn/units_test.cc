@@ -215,6 +215,7 @@ std::vector<Case> cases() {
         {"recurrent.norm.weight", {24}}}},
       {"a window beside lightning",
        {"parallel", with(attention, {{"window", int64_t{5}},
+                                     {"sinks", int64_t{2}},
                                      {"window_dropout", 0.5},
                                      {"recurrent", "lightning"},
                                      {"recurrent.heads", int64_t{4}},

@@ -168,7 +168,11 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
       {"place x --method search --bank a=b -o y --speedup 2 --at-most gdn", "such as attention=5"},
       {"place x --method search --bank a=b -o y --speedup 2 --problems 3", "--problems belongs to"},
       {"score x --method restore-one", "expected --student"},
-      {"score x --student y", "--student belongs to --method restore-one"},
+      {"score x --student y", "--student belongs to --method restore-one and gates"},
+      {"score x --method gates", "--method gates: expected --student"},
+      {"score x --method gates --student y --metric nll", "--metric belongs to"},
+      {"score x --price 2", "--price belongs to --method gates"},
+      {"score x --method mmr --retrieval-share 0.5", "--retrieval-share belongs to --method gates"},
       {"eval x --data y", "--data belongs to"},
       {"generate x -p y --logprobs 3", "--logprobs and --samples belong to --input"},
       {"generate x -i y --samples 3", "give --temperature"},
@@ -594,6 +598,7 @@ TEST(CommandLine, ScoresAreNeverStale) {
   EXPECT_EQ(cambium(first + data + " --fresh").status, 0);
   EXPECT_EQ(cambium(first + data + " --metric nll").status, 1);
   EXPECT_EQ(cambium(first + data + " --method leave-block-out").status, 1);
+  EXPECT_EQ(cambium(first + data + " --method window-swap --window 4 --fresh").status, 0);
   // What does nothing is refused, and an output that cannot be written before the work.
   EXPECT_THAT(cambium(first + data + " --window 4").text, HasSubstr("--window belongs to"));
   EXPECT_THAT(cambium(first + data + " --sinks 4").text, HasSubstr("--sinks belongs to"));

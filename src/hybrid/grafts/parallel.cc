@@ -18,6 +18,9 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
   UnitSpec unit = attention;
   unit.kind = "parallel";
   unit.options.set("window", options.window > 0 ? options.window : int64_t{128});
+  if (options.sinks > 0) {
+    unit.options.set("sinks", options.sinks);
+  }
   unit.options.set("window_dropout", options.window_dropout);
   unit.options.set("recurrent", mixer);
   const UnitSpec recurrent = find_graft(mixer).spec(attention, h, {.mixer = mixer});
@@ -69,7 +72,7 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
 
 Graft parallel_graft() {
   return {.mixer = "parallel",
-          .options = {"window", "recurrent", "window_dropout"},
+          .options = {"window", "sinks", "recurrent", "window_dropout"},
           .released_as = "",
           .spec = spec,
           .start = start,
