@@ -10,6 +10,7 @@
 #include "base/testing.h"
 #include "eval/csv.h"
 #include "eval/report/curve.h"
+#include "eval/report/png.h"
 #include "eval/report/summary.h"
 #include "eval/report/svg.h"
 
@@ -132,6 +133,39 @@ TEST(Report, ThePictureStandsAlone) {
   EXPECT_EQ(read_text_file(folder.at("frontier.svg")), picture);
   EXPECT_EQ(read_text_file(folder.at("report.html")), render_report(run));
   EXPECT_EQ(read_text_file(folder.at("frontier.csv")), frontier_csv({run}));
+}
+
+// rsvg-convert as one that copies, one that fails, and none.
+TEST(Report, APngIsWholeOrAbsent) {
+  const TestFolder folder;
+  write_file_atomically(folder.at("a.svg"), "<svg/>");
+  const std::string path = std::getenv("PATH");
+  const auto with = [&](std::string_view script) {
+    write_file_atomically(folder.at("rsvg-convert"), "#!/bin/sh\n" + std::string(script));
+    std::filesystem::permissions(folder.at("rsvg-convert"), std::filesystem::perms::owner_all);
+    setenv("PATH", (std::string(folder.path()) + ":" + path).c_str(), 1);
+  };
+  with(
+      "for a; do case $a in --output=*) out=${a#--output=};; *.svg) svg=$a;; esac; done\n"
+      "cp \"$svg\" \"$out\"\n");
+  write_png(folder.at("a.svg"), folder.at("a.png"));
+  EXPECT_EQ(read_text_file(folder.at("a.png")), "<svg/>");
+  with("exit 3\n");
+  EXPECT_NE(testing::error_of([&] {
+              write_png(folder.at("a.svg"), folder.at("b.png"));
+            }).find("exit status 3"),
+            std::string::npos);
+  setenv("PATH", folder.at("nothing").c_str(), 1);
+  EXPECT_NE(testing::error_of([&] {
+              write_png(folder.at("a.svg"), folder.at("b.png"));
+            }).find("librsvg2-bin"),
+            std::string::npos);
+  setenv("PATH", path.c_str(), 1);
+  int files = 0;
+  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(folder.path())) {
+    ++files;
+  }
+  EXPECT_EQ(files, 3) << "a.svg, a.png, rsvg-convert";
 }
 
 // Several runs in one picture: only where all were measured alike.
