@@ -33,19 +33,21 @@ if git grep -nE '\b(TODO|FIXME|XXX)\b' -- 'src/*' 'tests/*' 'bench/*' 'scripts/*
   status=1
 fi
 
+if git grep -nE '^ *# *include.*\.(c|cc|cpp|cxx|cu)[">]' -- 'src/*' 'tests/*' 'bench/*' >&2; then
+  echo "lint: the lines above include a translation unit" >&2
+  status=1
+fi
+
 python3 scripts/arrows.py || status=1
 python3 scripts/evenness.py "${sources[@]}" || status=1
 
-# Kernels are compiled once per instruction set; one pass over each file is enough.
 mapfile -t units < <(printf '%s\n' "${sources[@]}" | grep -E '^(src|tests)/.*\.cc$' |
   grep -v '^tests/fuzz/' || true)  # not part of the build that clang-tidy reads
 if ! grep -q _cuda.cc build/compile_commands.json; then  # a build without CUDA
   mapfile -t units < <(printf '%s\n' "${units[@]}" | grep -v '_cuda\.cc$' || true)
 fi
 if [ ${#units[@]} -gt 0 ]; then
-  printf '%s\0' "${units[@]}" |
-    xargs -0 -n 1 -P "$(nproc)" "$tidy" -p build --quiet 2> >(grep -vE 'warnings? (generated|treated)|^Suppressed|^Use -(header|system)' >&2) ||
-    status=1
+  python3 scripts/tidy.py "$tidy" "${units[@]}" >&2 || status=1
 fi
 
 if [ $status -eq 0 ]; then
