@@ -328,13 +328,16 @@ void grad_bias(const MatmulGradBias<T>& a, const Launch& on) {
 template <class T>
 bool few_rows(const Matmuls<T>& all, const Launch& on) {
   const Matmul<T>& first = all.each[0];
-  if (first.x.count() == 0 || first.x.count() > kFewRows || first.x.channels == 0) {
+  if (first.x.count() == 0 || first.x.channels == 0) {
     return false;
   }
   if constexpr (sizeof(T) == sizeof(bf16)) {
     if (first.x.count() <= kStreamedRows && stream_rows(all, on)) {
       return true;
     }
+  }
+  if (first.x.count() > kFewRows) {
+    return false;
   }
   return first.weight.narrow.defined() ? few_rows_of<bf16>(all, on) : few_rows_of<float>(all, on);
 }

@@ -6,17 +6,18 @@
 
 namespace cambium::cuda {
 
-/// Most rows of x that few_rows() multiplies; more go to cuBLASLt.
+/// Most rows of x that few_rows() multiplies in any case; more go to cuBLASLt.
 inline constexpr int64_t kFewRows = 4;
 
-/// All products of one x with at most kFewRows rows, in one launch. False, and nothing done, where
-/// the rows or the addresses do not suit it.
+/// All products of one x with at most kFewRows rows, or kStreamedRows where the weights stream, in
+/// one launch. False, and nothing done, where the rows or the addresses do not suit it.
 template <class T>
 bool few_rows(const Matmuls<T>& all, const Launch& on);
 
-/// Most rows that stream_rows() multiplies; with more, tensor cores are faster.
-inline constexpr int64_t kStreamedRows = 2;
-/// The same for weights of bf16 that stream through shared memory (matmul_stream_cuda.cu).
+/// Most rows that stream_rows() multiplies.
+inline constexpr int64_t kStreamedRows = 8;
+/// The same for weights of bf16 that stream through shared memory (matmul_stream_cuda.cu,
+/// matmul_stream_tensor_cuda.cu).
 bool stream_rows(const Matmuls<bf16>& all, const Launch& on);
 
 /// All products of one x, an element's sum over k in an order that depends on k alone: a row has

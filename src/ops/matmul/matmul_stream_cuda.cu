@@ -1,82 +1,27 @@
-// Products of one or two rows of bf16 with bf16 weights where the device copies in the background
-// (sm_90): one block on each multiprocessor has an even share of the weights' rows and streams them
-// through a ring of tiles in shared memory. Nothing but memory limits such a product, so what
-// counts is that loads never pause: the ring is filled before the kernels before it are done, as no
-// kernel of a step writes weights, and so the small kernels between two products cost next to
-// nothing.
+// Products of one or two rows of bf16 with bf16 weights (with more: matmul_stream_tensor_cuda.cu)
+// where the device copies in the background (sm_90): one block on each multiprocessor has an even
+// share of the weights' rows and streams them through a ring of tiles in shared memory. Nothing but
+// memory limits such a product, so what counts is that loads never pause: the ring is filled before
+// the kernels before it are done, as no kernel of a step writes weights, and so the small kernels
+// between two products cost next to nothing.
 //
 // Sixteen warps multiply: a team of them a row of the tile, every lane with its columns of x in
 // registers. One more brings tiles, and another adds the warps' parts in their order and writes y:
 // a warp that did both took longer over a tile than memory does.
-#include <cstdint>
-
-#include "ops/cuda.cuh"
-#include "ops/cuda_bulk.cuh"
-#include "ops/matmul/matmul_cuda.cuh"
+#include "ops/matmul/matmul_stream_cuda.cuh"
 
 namespace cambium::cuda {
 namespace {
 
-constexpr int kWarps = 16;  // that multiply
-constexpr int kBringer = kWarps;
-constexpr int kFinisher = kWarps + 1;
-constexpr int kThreads = (kWarps + 2) * 32;
-constexpr int kVectors = 4;  // of 16 bytes of a row, a lane
-constexpr int kVector = 8;   // columns
-constexpr int64_t kMostColumns = kWarps * 32 * kVectors * kVector;
+constexpr int64_t kSummedRows = 2;  // of x; more are multiplied by tensor cores
+constexpr int kVectors = 4;         // of 16 bytes of a row, a lane
+constexpr int64_t kMostColumns = kStreamWarps * 32 * kVectors * kVector;
 constexpr int kMostStages = 8;
 constexpr int64_t kRingBytes = 160 * 1024;
 /// So much shared memory that no two blocks share a multiprocessor, whatever else is on the others.
 constexpr size_t kLeastShared = 116 * 1024;
 /// Less is done before streaming has begun.
 constexpr int64_t kLeastBytes = 256 * 1024;
-
-struct StreamProduct {
-  const bf16* weight;
-  const float* bias;
-  bf16* y;
-  int64_t y_stride;
-  int32_t first_row;  // of all products' rows
-  int32_t accumulate;
-};
-struct StreamRows {
-  const bf16* x;
-  int64_t x_stride;
-  int32_t rows;  // of all weights
-  int32_t k;
-  int32_t count;
-  int32_t team_bits;  // a row's warps are 1 << team_bits
-  int32_t stages;
-  int32_t before_inputs;  // whether weights may be read before the kernels before this one are done
-  StreamProduct each[kMaxMatmuls];
-};
-
-/// Tiles of a block's share: as many rows as there are teams, of one weight.
-struct Tile {
-  int row;
-  int end;
-  int product = 0;
-  int rows = 0;
-
-  __device__ Tile(const StreamRows& a, int64_t first, int64_t last)
-      : row(static_cast<int>(first)), end(static_cast<int>(last)) {
-    find(a);
-  }
-  __device__ bool exists() const { return rows > 0; }
-  __device__ void next(const StreamRows& a) {
-    row += rows;
-    find(a);
-  }
-
- private:
-  __device__ void find(const StreamRows& a) {
-    while (product + 1 < a.count && row >= a.each[product + 1].first_row) {
-      ++product;
-    }
-    const int last = product + 1 < a.count ? min(end, a.each[product + 1].first_row) : end;
-    rows = max(0, min(last - row, kWarps >> a.team_bits));
-  }
-};
 
 __device__ __forceinline__ float dot(const uint4& w, const uint4& x, float sum) {
   sum = fmaf(first_of(w.x), first_of(x.x), sum);
@@ -90,27 +35,27 @@ __device__ __forceinline__ float dot(const uint4& w, const uint4& x, float sum) 
 }
 
 template <int kM>
-__global__ void __launch_bounds__(kThreads) stream_kernel(const __grid_constant__ StreamRows a) {
+__global__ void __launch_bounds__(kStreamThreads)
+    stream_kernel(const __grid_constant__ StreamRows a) {
   extern __shared__ __align__(128) uint4 ring[];
   __shared__ uint64_t full[kMostStages];   // the tile is there
   __shared__ uint64_t ready[kMostStages];  // its parts are
   __shared__ uint64_t empty[kMostStages];  // and have been read
-  __shared__ __align__(16) float parts[kMostStages][kM][kWarps];
+  __shared__ __align__(16) float parts[kMostStages][kM][kStreamWarps];
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int vectors = a.k / kVector;  // of a row
-  const int tile_vectors = vectors * (kWarps >> a.team_bits);
+  const int tile_vectors = vectors * (kStreamWarps >> a.team_bits);
   if (threadIdx.x == 0) {
     for (int s = 0; s < a.stages; ++s) {
       init_barrier(&full[s], 1);
-      init_barrier(&ready[s], kWarps);
+      init_barrier(&ready[s], kStreamWarps);
       init_barrier(&empty[s], 1);
     }
     barriers_ready();
   }
   __syncthreads();
-  const int64_t rows = a.rows;
-  Tile tile(a, rows * blockIdx.x / gridDim.x, rows * (blockIdx.x + 1) / gridDim.x);
+  Tile tile(a);
   int stage = 0;
   uint32_t parity = 0;
   const auto advance = [&] {
@@ -144,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(const __grid_constant_
   await_inputs();
   if (warp == kFinisher) {
     const int team_warps = 1 << a.team_bits;
-    const int teams = kWarps >> a.team_bits;
+    const int teams = kStreamWarps >> a.team_bits;
     const int row = lane & (teams - 1);
     const int m = lane >> (4 - a.team_bits);
     for (; tile.exists(); tile.next(a), advance()) {
@@ -221,7 +166,7 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(const __grid_constant_
 }  // namespace
 
 bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
-  static_assert(kStreamedRows == 2 && 2 * kWarps == 32, "a lane finishes one element");
+  static_assert(kSummedRows * kStreamWarps == 32, "a lane finishes one element");
   const Matmul<bf16>& first = all.each[0];
   StreamRows a{};
   const int64_t k = first.weight.inputs();
@@ -253,19 +198,22 @@ bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
   a.rows = static_cast<int32_t>(rows);
   a.k = static_cast<int32_t>(k);
   a.count = static_cast<int32_t>(all.count);
+  if (first.x.count() > kSummedRows) {
+    return stream_by_tensor_cores(a, first.x.count(), on);
+  }
   while ((32 * kVectors * kVector << a.team_bits) < k) {
     ++a.team_bits;
   }
-  const int64_t tile_bytes = (kWarps >> a.team_bits) * row_bytes;
+  const int64_t tile_bytes = (kStreamWarps >> a.team_bits) * row_bytes;
   const int64_t stages = kRingBytes / tile_bytes;
   a.stages = static_cast<int32_t>(stages < kMostStages ? stages : kMostStages);
   const size_t ring = static_cast<size_t>(a.stages * tile_bytes);
   const size_t shared = ring < kLeastShared ? kLeastShared : ring;
   const auto with = [&](auto kernel) {
-    const int64_t resident = resident_blocks(kernel, kThreads, shared);
+    const int64_t resident = resident_blocks(kernel, kStreamThreads, shared);
     launch_ahead(on, "matmul", kernel,
-                 dim3(static_cast<unsigned>(rows < resident ? rows : resident)), dim3(kThreads),
-                 shared, a);
+                 dim3(static_cast<unsigned>(rows < resident ? rows : resident)),
+                 dim3(kStreamThreads), shared, a);
   };
   if (first.x.count() == 1) {
     with(stream_kernel<1>);

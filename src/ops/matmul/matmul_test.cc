@@ -440,7 +440,10 @@ TEST(MatmulCudaStream, FewRowsMatchDefinition) {
   for (const int64_t k : {256, 264, 896, 1536, 2056, 4096, 5120, 8200, 14336, 16384, 16392}) {
     const std::array<int64_t, 3> sizes = {700000 / k + 133, 7, 300};
     const int64_t all = sizes[0] + sizes[1] + sizes[2];
-    for (const int64_t t : {1, 2, 3, 4}) {
+    for (const int64_t t : {1, 2, 3, 4, 5, 8}) {
+      if (t > 4 && k % 32 != 0) {
+        continue;  // by the library, which rounds before the bias is added
+      }
       SCOPED_TRACE(fmt::format("{} rows of {}", t, k));
       auto values = draw({{{t, k}}, {{all, k}}, {{all}}, {{t, all}}}, static_cast<uint64_t>(k + t));
       for (const size_t i : {0, 1, 3}) {
