@@ -120,6 +120,29 @@ ActiveUnits units_of_labels(const ModelSpec& spec, std::span<const std::string> 
   return active;
 }
 
+std::set<std::string> resting_units(const ModelSpec& spec) {
+  std::set<std::string> resting;
+  for (const int64_t layer : choice_layers(spec)) {
+    const BranchSpec& choice = *choice_of(spec, static_cast<size_t>(layer));
+    for (size_t i = 0; i < choice.units.size(); ++i) {
+      if (!choice.runs(i)) {
+        const std::string prefix = unit_prefix(layer, choice.units[i]);
+        resting.insert(prefix.substr(0, prefix.size() - 1));
+      }
+    }
+  }
+  return resting;
+}
+
+std::string unit_of(const std::string& parameter) {
+  if (!parameter.starts_with("layers.")) {
+    return parameter;
+  }
+  const size_t layer = parameter.find('.');
+  const size_t unit = parameter.find('.', layer + 1);
+  return parameter.substr(0, unit == std::string::npos ? unit : parameter.find('.', unit + 1));
+}
+
 const Preset& find_preset(const ModelSpec& spec, const std::string& name,
                           const std::string& where) {
   std::vector<std::string> known;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <functional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -35,6 +36,11 @@ std::vector<std::string> active_labels(const ModelSpec& spec, std::span<const in
 /// The reverse. Error that names `where` for a label that a layer does not have.
 ActiveUnits units_of_labels(const ModelSpec& spec, std::span<const std::string> labels,
                             const std::string& where);
+
+/// The units that do not run: what their parameters' names begin with, without the last dot.
+std::set<std::string> resting_units(const ModelSpec& spec);
+/// "layers.3.mixer" of "layers.3.mixer.q_proj.weight": a layer's unit or norm; else the name.
+std::string unit_of(const std::string& parameter);
 
 /// Error, with the presets that there are, where there is none of this name.
 const Preset& find_preset(const ModelSpec& spec, const std::string& name, const std::string& where);
