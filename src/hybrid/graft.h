@@ -46,6 +46,11 @@ std::vector<std::string> graft_mixers();
 /// does not know.
 void check_graft_options(const GraftOptions& options, const std::string& where);
 
+/// For several mixers of one command: `options` with `mixer` in place, and without those that it
+/// does not know. Error for options that none of `mixers` knows.
+GraftOptions options_of_one(const GraftOptions& options, const std::string& mixer,
+                            const std::vector<std::string>& mixers);
+
 /// The mixer of `options` for a model of this width in place of the attention `from`.
 /// Error where that cannot be, naming why.
 UnitSpec graft_spec(const UnitSpec& from, int64_t width, const GraftOptions& options);

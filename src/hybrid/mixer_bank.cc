@@ -63,13 +63,11 @@ MixerBank::MixerBank(Model& teacher)
       kinds_{kAttentionKind},
       digests_{""},
       sources_{""},
-      tensors_(1) {
+      tensors_{tensors_of(teacher)} {
   expect(!layers_.empty(),
          "the model has no attention layer that could be replaced: its layers "
          "are {}",
          layer_map(teacher.spec()));
-  teacher.visit(
-      [&](const std::string& name, Parameter& p) { tensors_[0][name] = p.tensor.detached(); });
 }
 
 void MixerBank::add(const std::string& kind, LoadedModel model, const std::string& where) {
@@ -155,26 +153,71 @@ ModelSpec MixerBank::spec(const Choices& choices) const {
 }
 
 LoadedModel MixerBank::build(const Choices& choices) const {
-  LoadedModel hybrid{{}, std::make_unique<Model>(spec(choices)), {}};
-  hybrid.model->visit([&](const std::string& name, Parameter& p) {
-    if (const auto it = tensors_[0].find(name); it != tensors_[0].end()) {
-      p.tensor = it->second;
-    }
-  });
+  const ModelSpec hybrid = spec(choices);
+  std::map<std::string, int> kinds;  // of the mixers that are not the teacher's, by unit
   for (size_t i = 0; i < choices.size(); ++i) {
     if (choices[i] > 0) {
-      const auto& mixers = tensors_[static_cast<size_t>(choices[i])];
-      const std::string prefix = unit_prefix(
-          layers_[i], *hybrid.model->spec().layers[static_cast<size_t>(layers_[i])].mixer());
-      hybrid.model->visit_layer(layers_[i], [&](const std::string& name, Parameter& p) {
-        if (name.starts_with(prefix)) {
-          p.tensor = mixers.at(name);
-        }
-      });
+      kinds[unit_of(unit_prefix(
+          layers_[i], *hybrid.layers[static_cast<size_t>(layers_[i])].mixer()))] = choices[i];
     }
   }
-  hybrid.model->set_activations(teacher().activations());
-  return hybrid;
+  return view_model(hybrid, teacher(), [&](const std::string& name) {
+    const auto it = kinds.find(unit_of(name));
+    return tensors_[it == kinds.end() ? 0 : static_cast<size_t>(it->second)].at(name);
+  });
+}
+
+LoadedModel MixerBank::supernet() const {
+  ModelSpec spec = teacher().spec();
+  spec.family = "cambium";
+  std::map<std::string, std::pair<size_t, std::string>> from;  // of a unit: kind, its unit there
+  for (size_t place = 0; place < layers_.size(); ++place) {
+    const int64_t layer = layers_[place];
+    for (BranchSpec& branch : spec.layers[static_cast<size_t>(layer)].branches) {
+      if (branch.units.empty() || find_unit_kind(branch.units[0].kind).role != UnitRole::kMixer) {
+        continue;
+      }
+      expect(branch.units.size() == 1 && branch.units[0].name.empty(),
+             "layer {}: its attention stands beside other units or has a name of its own; a "
+             "supernet chooses in place of the only mixer of a layer",
+             layer);
+      const std::string plain = unit_of(unit_prefix(layer, branch.units[0]));
+      for (size_t kind = 1; kind < kinds_.size(); ++kind) {
+        if (has(static_cast<int64_t>(place), static_cast<int>(kind))) {
+          UnitSpec unit =
+              *banks_[kind - 1].model->spec().layers[static_cast<size_t>(layer)].mixer();
+          unit.name = mixer_unit_name(kinds_[kind]);
+          from[unit_of(unit_prefix(layer, unit))] = {kind, plain};
+          branch.units.push_back(unit);
+          branch.active = 0;
+        }
+      }
+      break;
+    }
+  }
+  return view_model(spec, teacher(), [&](const std::string& name) {
+    const std::string unit = unit_of(name);
+    const auto it = from.find(unit);
+    return it == from.end()
+               ? tensors_[0].at(name)
+               : tensors_[it->second.first].at(it->second.second + name.substr(unit.size()));
+  });
+}
+
+LoadedModel attention_of(Model& supernet, const std::string& where) {
+  expect(is_supernet(supernet.spec()), "{}: expected a supernet, got a plain model ({})", where,
+         layer_map(supernet.spec()));
+  return view_hybrid(supernet, uniform_units(supernet.spec(), kAttentionKind));
+}
+
+MixerBank bank_of(Model& supernet, LoadedModel& teacher, const std::string& where) {
+  MixerBank bank(*teacher.model);
+  for (const std::string& label : mixer_labels(supernet.spec())) {
+    if (label != kAttentionKind) {
+      bank.add(label, view_hybrid(supernet, uniform_units(supernet.spec(), label)), where);
+    }
+  }
+  return bank;
 }
 
 Choices MixerBank::all(int kind) const {

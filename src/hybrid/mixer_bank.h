@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "hybrid/surrogate.h"
-#include "model/weights.h"
+#include "model/supernet.h"
 
 namespace cambium {
 
@@ -44,6 +44,10 @@ class MixerBank {
   ModelSpec spec(const Choices& choices) const;
   /// The hybrid, all of it views of the teacher's and the banks' memory, which must outlive it.
   LoadedModel build(const Choices& choices) const;
+  /// All of it as one model (model/supernet.h): each open layer chooses among the kinds it can
+  /// have, where that is more than attention, which runs. Views as well. Error where a mixer has a
+  /// name of its own.
+  LoadedModel supernet() const;
   /// All open layers of one kind, as far as it is to be had.
   Choices all(int kind) const;
 
@@ -54,6 +58,11 @@ class MixerBank {
   std::vector<LoadedModel> banks_;                      // of kind k at k - 1
   std::vector<std::map<std::string, Tensor>> tensors_;  // of kind k; of kind 0, all of the teacher
 };
+
+/// A bank of a supernet: its mixers as kinds. `teacher` is its hybrid of attention alone
+/// (attention_of), and both views must be outlived by the supernet.
+MixerBank bank_of(Model& supernet, LoadedModel& teacher, const std::string& where);
+LoadedModel attention_of(Model& supernet, const std::string& where);
 
 /// The conversion in `dir`, what it has in common with the teacher held once.
 LoadedModel load_bank(const LoadedModel& teacher, const std::filesystem::path& dir);

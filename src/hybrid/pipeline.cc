@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <ctime>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
@@ -42,24 +41,8 @@ double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-std::string today() {
-  const std::time_t now = std::time(nullptr);
-  std::tm tm{};
-  gmtime_r(&now, &tm);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M UTC", &tm);
-  return text;
-}
-
 const char* device_kind(Device device) {
   return device.kind == Device::kCpu ? "cpu" : "cuda";
-}
-
-std::string machine_name(Device device) {
-  if (device.kind == Device::kCuda) {
-    return cuda_device_info(device).name;
-  }
-  return fmt::format("{} threads, {}", num_threads(), cpu_isa_name(cpu_isa()));
 }
 
 // A result is a summary of one model; it is kept in the summary's own form.
@@ -178,7 +161,6 @@ class Pipeline {
   ModelSummary heal(const StagePlan& stage, LoadedModel& student,
                     const std::vector<int64_t>& layers);
   void add_curves(const StagePlan& stage, int64_t attempts);
-  std::string describe_data() const;
 
   const HybridPlan& plan_;
   const PipelineOptions& options_;
@@ -490,27 +472,6 @@ void Pipeline::add_curves(const StagePlan& stage, int64_t attempts) {
   }
 }
 
-std::string Pipeline::describe_data() const {
-  std::string text = fmt::format(
-      "Accuracy: {} held-out problems answered by greedy generation{}{}. Held-out KL and NLL: {} "
-      "completion tokens of {} documents.",
-      data_.task().examples.size(),
-      data_.answers(plan_.evaluate).chat ? " through the chat template" : "",
-      data_.retrieval().examples.empty()
-          ? std::string()
-          : fmt::format("; retrieval: {} texts of {} to {} characters",
-                        data_.retrieval().examples.size(), plan_.evaluate.retrieval_spec.min_chars,
-                        plan_.evaluate.retrieval_spec.max_chars),
-      data_.held_out().labels(), data_.held_out().documents());
-  const SelectionSizes& selection = data_.selection();
-  if (selection.documents > 0) {
-    text += fmt::format(" Chosen by others: {} documents{}.", selection.documents,
-                        selection.problems > 0 ? fmt::format(" and {} problems", selection.problems)
-                                               : std::string());
-  }
-  return text;
-}
-
 RunSummary Pipeline::run() {
   const double begin = now_seconds();
   check_inputs();
@@ -519,7 +480,7 @@ RunSummary Pipeline::run() {
   summary_.machine = machine_name(options_.device);
   summary_.command = options_.command;
   summary_.plan = plan_.text;
-  summary_.task = describe_data();
+  summary_.task = describe_data(data_, plan_.evaluate);
   say_text(summary_.task);
   const ModelSummary teacher = teacher_summary();
   say_text(fmt::format("teacher: {} layers, accuracy {:.1f} %, retrieval {:.1f} %",
