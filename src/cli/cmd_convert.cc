@@ -256,15 +256,15 @@ int run(const ConvertArgs& args) {
   expect(!layers.empty(), "expected --layers, --scores with --count, or --placement");
   expect(!is_supernet(base_spec),
          "{} is a supernet already; convert the teacher, or a preset of it (--preset)", args.base);
-  std::vector<GraftOptions> grafts;
-  for (const std::string& mixer : args.mixers) {
-    grafts.push_back(options_of_one(asked, mixer, args.mixers));
-    check_graft_options(grafts.back(), "convert");
-    expect(!args.supernet || !grafts.back().faithful,
+  asked.mixer = args.mixers.front();
+  asked.beside.assign(args.mixers.begin() + 1, args.mixers.end());
+  const std::vector<GraftOptions> grafts = grafts_of(asked, "convert");
+  for (const GraftOptions& graft : grafts) {
+    expect(!args.supernet || !graft.faithful,
            "--supernet has Cambium's own layout; --faithful is that of a released one");
     check_can_be_saved(
         convert_spec(base_spec, read_spec(args.teacher.empty() ? args.base : args.teacher), layers,
-                     grafts.back()),
+                     graft),
         "convert");
   }
   SaveOptions save = save_options(args);
@@ -299,16 +299,11 @@ int run(const ConvertArgs& args) {
     for (size_t i = 0; i < started.size(); ++i) {
       bank->add(grafts[i].mixer, std::move(started[i].hybrid), args.output);
     }
-    whole = bank->supernet();
-    if (!args.added.empty()) {
-      ModelSpec spec = whole.model->spec();
+    whole = bank->supernet([&](ModelSpec& spec) {
       for (const std::string& text : args.added) {
         put_preset(spec, parse_preset(text, spec));
       }
-      const std::map<std::string, Tensor> tensors = tensors_of(*whole.model);
-      whole =
-          view_model(spec, *base.model, [&](const std::string& name) { return tensors.at(name); });
-    }
+    });
   }
   Model& hybrid = args.supernet ? *whole.model : *started.front().hybrid.model;
   save.written = [&] {

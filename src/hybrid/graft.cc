@@ -145,19 +145,28 @@ bool knows(const Graft& graft, const char* option) {
 
 }  // namespace
 
-GraftOptions options_of_one(const GraftOptions& options, const std::string& mixer,
-                            const std::vector<std::string>& mixers) {
-  GraftOptions own = options;
-  own.mixer = mixer;
-  for (const OwnOption& option : own_options()) {
-    const bool known = std::any_of(mixers.begin(), mixers.end(), [&](const std::string& name) {
-      return knows(find_graft(name), option.name);
-    });
-    if (known && !knows(find_graft(mixer), option.name)) {
-      option.unset(own);
+std::vector<GraftOptions> grafts_of(const GraftOptions& options, const std::string& where) {
+  std::vector<std::string> mixers = {options.mixer};
+  mixers.insert(mixers.end(), options.beside.begin(), options.beside.end());
+  std::vector<GraftOptions> all;
+  for (const std::string& mixer : mixers) {
+    GraftOptions own = options;
+    own.mixer = mixer;
+    own.beside.clear();
+    for (const OwnOption& option : own_options()) {
+      const bool known = std::any_of(mixers.begin(), mixers.end(), [&](const std::string& name) {
+        return knows(find_graft(name), option.name);
+      });
+      if (known && !knows(find_graft(mixer), option.name)) {
+        option.unset(own);
+      }
     }
+    check_graft_options(own, where);
+    expect(mixers.size() == 1 || !own.faithful,
+           "{}: a supernet has Cambium's own layout; faithful is that of a released one", where);
+    all.push_back(own);
   }
-  return own;
+  return all;
 }
 
 void check_graft_options(const GraftOptions& options, const std::string& where) {

@@ -167,7 +167,7 @@ LoadedModel MixerBank::build(const Choices& choices) const {
   });
 }
 
-LoadedModel MixerBank::supernet() const {
+LoadedModel MixerBank::supernet(const std::function<void(ModelSpec& spec)>& edit) const {
   ModelSpec spec = teacher().spec();
   spec.family = "cambium";
   std::map<std::string, std::pair<size_t, std::string>> from;  // of a unit: kind, its unit there
@@ -194,6 +194,9 @@ LoadedModel MixerBank::supernet() const {
       }
       break;
     }
+  }
+  if (edit) {
+    edit(spec);
   }
   return view_model(spec, teacher(), [&](const std::string& name) {
     const std::string unit = unit_of(name);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -45,9 +46,9 @@ class MixerBank {
   /// The hybrid, all of it views of the teacher's and the banks' memory, which must outlive it.
   LoadedModel build(const Choices& choices) const;
   /// All of it as one model (model/supernet.h): each open layer chooses among the kinds it can
-  /// have, where that is more than attention, which runs. Views as well. Error where a mixer has a
-  /// name of its own.
-  LoadedModel supernet() const;
+  /// have, where that is more than attention, which runs. Views as well. `edit` may add presets and
+  /// choose what is active. Error where a mixer has a name of its own.
+  LoadedModel supernet(const std::function<void(ModelSpec& spec)>& edit = {}) const;
   /// All open layers of one kind, as far as it is to be had.
   Choices all(int kind) const;
 

@@ -25,6 +25,7 @@
 #include "hybrid/gate.h"
 #include "hybrid/measure.h"
 #include "hybrid/merge.h"
+#include "hybrid/mixer_bank.h"
 #include "hybrid/placement.h"
 #include "hybrid/scoring.h"
 #include "hybrid/sealed.h"
@@ -74,6 +75,9 @@ std::map<std::string, std::string> stage_files(const fs::path& folder) {
   add(folder / "search.json");
   add(folder / "placement.json");
   add(folder / "calibration.json");
+  for (const std::string& mixer : graft_mixers()) {
+    add(folder / ("calibration-" + mixer + ".json"));
+  }
   for (int64_t attempt = 1; fs::exists(folder / fmt::format("attempt-{}", attempt)); ++attempt) {
     const fs::path at = folder / fmt::format("attempt-{}", attempt);
     add(at / "result.json");
@@ -149,6 +153,8 @@ class Pipeline {
   ModelSummary teacher_summary();
   LoadedModel load_base(const StagePlan& stage) const;
   const ModelSummary* result_of(const std::string& stage) const;
+  LoadedModel graft(Model& base, const std::vector<int64_t>& layers, const GraftOptions& options,
+                    const fs::path& found_file);
   ModelSummary run_stage(const StagePlan& stage);
   ModelSummary finished_stage(const StagePlan& stage);
   TrainSummary run_phase(const Phase& phase, LoadedModel& student,
@@ -248,6 +254,9 @@ TrainSummary Pipeline::run_phase(const Phase& phase, LoadedModel& student,
   config.first_sample = first_sample;
   const ModelSpec& spec = student.model->spec();
   config.converted = converted_mixers(spec, teacher_.model->spec());
+  if (is_supernet(spec) && config.supernet.sampling == PlacementSampling::kNone) {
+    config.supernet.sampling = PlacementSampling::kUniform;
+  }
   if (config.objective == Objective::kAlign && config.align.layers.empty()) {
     config.align.layers = layers.empty() ? converted_layers(spec, &teacher_.model->spec()) : layers;
   }
@@ -403,6 +412,24 @@ ModelSummary Pipeline::finished_stage(const StagePlan& stage) {
   return done;
 }
 
+// `base` with new mixers in these layers, all else views of it. What a calibration found is in
+// `found_file`.
+LoadedModel Pipeline::graft(Model& base, const std::vector<int64_t>& layers,
+                            const GraftOptions& options, const fs::path& found_file) {
+  std::optional<CalibrationData> calibration;
+  if (options.calibrate > 0) {
+    calibration.emplace(data_.train(), data_.valid(), false, options);
+  }
+  std::vector<LayerCalibration> found;
+  LoadedModel hybrid = convert(base, *teacher_.model, layers, options, plan_.seed, true,
+                               calibration ? &*calibration : nullptr, &found);
+  if (calibration) {
+    write_sealed(found_file, calibration_json(found, {}));
+    say_text(describe_calibration(found, {}));
+  }
+  return hybrid;
+}
+
 ModelSummary Pipeline::run_stage(const StagePlan& stage) {
   const fs::path folder = stage_folder(stage.name);
   make_folder(folder.string());
@@ -419,18 +446,32 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
       place_stage(plan_, stage, stage.layers - plan_.layers_before(stage), *base.model,
                   *teacher_.model, data_, before == nullptr ? 0 : before->next_sample, folder);
   LoadedModel student = std::move(base);
-  if (!placement.layers.empty()) {
-    std::optional<CalibrationData> calibration;
-    if (stage.graft.calibrate > 0) {
-      calibration.emplace(data_.train(), data_.valid(), false, stage.graft);
+  const fs::path found_file = folder / "calibration.json";
+  LoadedModel under;              // a supernet: what it views, beside
+  std::optional<MixerBank> bank;  // its new mixers
+  if (stage.makes_supernet()) {
+    under = std::move(student);
+    bank.emplace(*under.model);
+    bank->add(stage.graft.mixer, graft(*under.model, placement.layers, stage.graft, found_file),
+              "");
+    for (const GraftOptions& beside : stage.beside) {
+      bank->add(beside.mixer,
+                graft(*under.model, placement.layers, beside,
+                      folder / ("calibration-" + beside.mixer + ".json")),
+                "");
     }
-    std::vector<LayerCalibration> found;
-    LoadedModel hybrid = convert(*student.model, *teacher_.model, placement.layers, stage.graft,
-                                 plan_.seed, true, calibration ? &*calibration : nullptr, &found);
-    if (calibration) {
-      write_sealed(folder / "calibration.json", calibration_json(found, {}));
-      say_text(describe_calibration(found, {}));
-    }
+    student = bank->supernet([&](ModelSpec& spec) {
+      for (const std::string& mixer : bank->kinds()) {
+        put_preset(spec, {mixer, uniform_units(spec, mixer)});
+      }
+      const ActiveUnits active = uniform_units(spec, stage.graft.mixer);
+      for (const int64_t layer : choice_layers(spec)) {
+        const auto at = static_cast<size_t>(layer);
+        spec.layers[at].choice()->active = active[at];
+      }
+    });
+  } else if (!placement.layers.empty()) {
+    LoadedModel hybrid = graft(*student.model, placement.layers, stage.graft, found_file);
     hybrid.weights.take_over(*hybrid.model, std::move(student.weights));
     student = std::move(hybrid);
   }

@@ -82,18 +82,14 @@ TEST_F(SupernetOfBanks, RefusesMixersWithNames) {
 
 // Options of several mixers: each takes those it knows.
 TEST(GraftOptions, AreSharedOut) {
-  GraftOptions both;
-  both.window = 64;
-  both.rope = false;
-  const std::vector<std::string> mixers = {kDelta, kWindow};
-  EXPECT_EQ(options_of_one(both, kWindow, mixers).window, 64);
-  EXPECT_TRUE(options_of_one(both, kWindow, mixers).rope);
-  EXPECT_EQ(options_of_one(both, kDelta, mixers).window, 0);
-  EXPECT_FALSE(options_of_one(both, kDelta, mixers).rope);
+  GraftOptions both{.mixer = kDelta, .beside = {kWindow}, .window = 64, .rope = false};
+  const std::vector<GraftOptions> grafts = grafts_of(both, "convert");
+  ASSERT_EQ(grafts.size(), 2U);
+  EXPECT_EQ(grafts[0], (GraftOptions{.mixer = kDelta, .rope = false}));
+  EXPECT_EQ(grafts[1], (GraftOptions{.mixer = kWindow, .window = 64}));
   both.state = 8;
-  EXPECT_THAT(
-      error_of([&] { check_graft_options(options_of_one(both, kDelta, mixers), "convert"); }),
-      HasSubstr("state belongs to mamba, not to gated_delta_net"));
+  EXPECT_THAT(error_of([&] { grafts_of(both, "convert"); }),
+              HasSubstr("state belongs to mamba, not to gated_delta_net"));
 }
 
 }  // namespace

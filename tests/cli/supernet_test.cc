@@ -23,6 +23,13 @@ std::string done(const std::string& command, int status = 0) {
   return outcome.text;
 }
 
+/// The text that a model goes on with, without how fast it was.
+std::string told(const std::string& model) {
+  const std::string text =
+      done("generate " + model + " -n 8 --temperature 0 -p 'Tom has 7 books.'");
+  return text.substr(0, text.find("prompt tokens"));
+}
+
 TEST(Supernets, FromTheTeacherToAPlainHybrid) {
   const TestFolder folder;
   const std::string start = folder.at("start");
@@ -47,13 +54,10 @@ TEST(Supernets, FromTheTeacherToAPlainHybrid) {
   EXPECT_THAT(done("inspect " + super + " --preset fsat", 1), HasSubstr("did you mean 'fast'"));
 
   done("convert " + super + " -o " + folder.at("fast") + " --preset fast");
-  const std::string ask = " -n 8 --temperature 0 -p 'Tom has 7 books.'";
-  EXPECT_EQ(done("generate " + folder.at("fast") + ask),
-            done("generate " + super + " --preset fast" + ask));
+  EXPECT_EQ(told(folder.at("fast")), told(super + " --preset fast"));
   EXPECT_THAT(done("convert " + super + " -o " + folder.at("thin") + " --thin --drop-preset mixed"),
               HasSubstr("1 presets"));
-  EXPECT_EQ(done("generate " + folder.at("thin") + " --preset fast" + ask),
-            done("generate " + folder.at("fast") + ask));
+  EXPECT_EQ(told(folder.at("thin") + " --preset fast"), told(folder.at("fast")));
   EXPECT_THAT(done("verify " + folder.at("thin")), HasSubstr("the folder is what was written"));
 
   EXPECT_THAT(done("report " + super + " --teacher " + teacher() + " -o " + folder.at("page") +
