@@ -246,6 +246,9 @@ int run(const ConvertArgs& args) {
   asked.calibrate_tokens =
       args.calibrate_tokens < 0 ? asked.calibrate_tokens : args.calibrate_tokens;
   check_fields(asked, "convert");
+  asked.mixer = args.mixers.front();
+  asked.beside.assign(args.mixers.begin() + 1, args.mixers.end());
+  const std::vector<GraftOptions> grafts = grafts_of(asked, "convert");
   std::vector<int64_t> layers = args.layers;
   expect(layers.empty() || args.scores.empty(), "expected --layers or --scores, not both");
   expect(args.count == 0 || !args.scores.empty(), "--count belongs to --scores");
@@ -256,9 +259,6 @@ int run(const ConvertArgs& args) {
   expect(!layers.empty(), "expected --layers, --scores with --count, or --placement");
   expect(!is_supernet(base_spec),
          "{} is a supernet already; convert the teacher, or a preset of it (--preset)", args.base);
-  asked.mixer = args.mixers.front();
-  asked.beside.assign(args.mixers.begin() + 1, args.mixers.end());
-  const std::vector<GraftOptions> grafts = grafts_of(asked, "convert");
   for (const GraftOptions& graft : grafts) {
     expect(!args.supernet || !graft.faithful,
            "--supernet has Cambium's own layout; --faithful is that of a released one");

@@ -1,5 +1,6 @@
 // place: which layers get which mixer.
 #include <cstdio>
+#include <filesystem>
 
 #include "base/checked.h"
 #include "base/signals.h"
@@ -194,12 +195,11 @@ void print_choice(const ChosenPlacement& p) {
 }
 
 int run_search(const PlaceArgs& a) {
-  const bool supernet = is_supernet(read_spec(a.model));
+  const bool is_there = std::filesystem::exists(std::filesystem::path(a.model) / "config.json");
+  const bool supernet = a.banks.empty() && is_there && is_supernet(read_spec(a.model));
   expect(!a.banks.empty() || supernet,
          "--method search: expected --bank KIND=DIR, the teacher with every attention layer "
          "converted, or a supernet as the model");
-  expect(a.banks.empty() || !supernet, "--bank: {} is a supernet, whose mixers are placed",
-         a.model);
   expect(!a.output.empty(), "--method search: expected --output, the file of the placement");
   ChoiceOptions options = choice_options(a);
   check_placement_path(a.output, kPlacementFile);
@@ -217,6 +217,8 @@ int run_search(const PlaceArgs& a) {
   const StopAnywhere stop("nothing is measured");
   LoadedModel loaded =
       load_model(a.model, {.storage = MatrixStorage::kStored, .device = a.device.device()});
+  expect(supernet || !is_supernet(loaded.model->spec()),
+         "--bank: {} is a supernet, whose own mixers are placed; leave --bank out", a.model);
   LoadedModel attention = supernet ? attention_of(*loaded.model, a.model) : LoadedModel();
   LoadedModel& teacher = supernet ? attention : loaded;
   MixerBank bank = supernet ? bank_of(*loaded.model, attention, a.model) : MixerBank(*loaded.model);
