@@ -194,6 +194,14 @@ void Args::choice(const std::string& name, const std::string& help,
       ->check(one_of(choices))
       ->capture_default_str();
 }
+void Args::some_of(const std::string& name, const std::string& help,
+                   const std::vector<std::string>& choices, std::vector<std::string>* target) {
+  app_->add_option(dashed(name), *target, help_with(help, choices))
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(one_of(choices))
+      ->capture_default_str();
+}
 void Args::positional_choice(const std::string& name, const std::string& help,
                              const std::vector<std::string>& choices, std::string* target,
                              bool required) {

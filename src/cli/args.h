@@ -36,6 +36,9 @@ class Args {
   /// One of `choices`; anything else is wrong usage that lists them. The help ends with them.
   void choice(const std::string& name, const std::string& help,
               const std::vector<std::string>& choices, std::string* target);
+  /// Some of `choices`, with commas.
+  void some_of(const std::string& name, const std::string& help,
+               const std::vector<std::string>& choices, std::vector<std::string>* target);
   void positional_choice(const std::string& name, const std::string& help,
                          const std::vector<std::string>& choices, std::string* target,
                          bool required = true);

@@ -9,6 +9,8 @@ namespace cambium {
 
 void ModelsOption::declare(Args& args) {
   args.positionals("models", "checkpoint folders, measured in turns", &models, false);
+  args.option("preset", "of the models, which are supernets: each of these placements is measured",
+              &presets);
   args.option("random-weights", "config.json, or its folder: a model of its sizes, made-up numbers",
               &random);
   cache.declare(args);
@@ -19,25 +21,33 @@ void ModelsOption::declare(Args& args) {
 }
 
 size_t ModelsOption::count() const {
-  const size_t all = models.size() + random.size();
+  const size_t all = stored() + random.size();
   expect(all > 0, "bench: expected a checkpoint folder, or --random-weights with a configuration");
   return all;
 }
 
 const std::string& ModelsOption::path(size_t i) const {
-  return i < models.size() ? models[i] : random[i - models.size()];
+  return i < stored() ? models[i / std::max<size_t>(presets.size(), 1)] : random[i - stored()];
+}
+
+const std::string& ModelsOption::preset(size_t i) const {
+  static const std::string kNone;
+  return i < stored() && !presets.empty() ? presets[i % presets.size()] : kNone;
 }
 
 std::string ModelsOption::name(size_t i) const {
-  return path(i) + (i < models.size() ? "" : " (random weights)");
+  return path(i) + (i >= stored()     ? " (random weights)"
+                    : presets.empty() ? ""
+                                      : " (" + preset(i) + ")");
 }
 
 LoadedModel ModelsOption::load(size_t i) const {
   LoadOptions options;
   options.storage = parse_storage(storage);
   options.device = device.device();
-  return i < models.size() ? load_model(models[i], options)
-                           : random_model(read_spec(path(i)), options.storage, 1, options.device);
+  options.preset = preset(i);
+  return i < stored() ? load_model(path(i), options)
+                      : random_model(read_spec(path(i)), options.storage, 1, options.device);
 }
 
 void note_unless_finite(const std::string& model, bool finite) {

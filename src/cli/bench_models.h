@@ -1,6 +1,7 @@
 // What the kinds of bench share: which models, how they are kept, and what the machine can do.
 #pragma once
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -12,7 +13,7 @@
 namespace cambium {
 
 struct ModelsOption {
-  std::vector<std::string> models, random;
+  std::vector<std::string> models, presets, random;
   std::string storage = "stored";
   CacheOption cache;
   DeviceOption device;
@@ -22,8 +23,13 @@ struct ModelsOption {
   /// How many there are; Error where there is none.
   size_t count() const;
   const std::string& path(size_t i) const;
+  /// Of the supernet at path(i); empty = none.
+  const std::string& preset(size_t i) const;
   std::string name(size_t i) const;
   LoadedModel load(size_t i) const;
+
+ private:
+  size_t stored() const { return models.size() * std::max<size_t>(presets.size(), 1); }
 };
 
 /// Says so where a model's logits were not numbers: what was measured may then not be what a sound

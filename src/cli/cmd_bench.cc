@@ -255,7 +255,7 @@ int run_throughput(const ThroughputArgs& a) {
   Json json = Json::array();
   for (size_t i = 0; i < count; ++i) {
     config.engine = planned_engine(a.models.path(i), parse_storage(a.models.storage),
-                                   a.models.device.device(), engine);
+                                   a.models.device.device(), engine, a.models.preset(i));
     const LoadedModel loaded = a.models.load(i);  // alone: it has all memory
     const MachineLimits limits = measure_limits(*loaded.model);
     const EngineSpeed speed = measure_engine(*loaded.model, config, limits);

@@ -1,10 +1,11 @@
+#include <algorithm>
 #include <cstdio>
-
 #include <filesystem>
 #include <optional>
 
 #include "base/checked.h"
 #include "base/signals.h"
+#include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "hybrid/calibrate.h"
@@ -18,14 +19,23 @@ namespace {
 
 struct ConvertArgs {
   std::string base, output, teacher, init = "attention", storage = "f32", scores, data, placement;
-  std::vector<std::string> banks;
+  std::string preset;
+  std::vector<std::string> banks, mixers = {"mamba"}, added, dropped;
   std::vector<int64_t> layers;
   GraftOptions graft;
   // As in GraftOptions where they were not given.
   int64_t calibrate = -1, calibrate_tokens = -1;
   int64_t count = 0, seed = 1;
   DeviceOption device;
-  bool replace = false, no_rope = false;
+  bool replace = false, no_rope = false, supernet = false, thin = false;
+
+  /// A hybrid or a view of what `base` has, in which no new mixer is started.
+  bool starts_nothing() const {
+    const ConvertArgs unset;
+    return layers.empty() && scores.empty() && count == 0 && teacher.empty() &&
+           graft == unset.graft && mixers == unset.mixers && init == unset.init && !no_rope &&
+           calibrate < 0 && calibrate_tokens < 0 && data.empty() && !supernet;
+  }
 };
 
 /// The documents that starts are calibrated by and fitted on.
@@ -71,10 +81,7 @@ SaveOptions save_options(const ConvertArgs& args) {
 
 // The hybrid of a search: each layer's mixer is the one that was measured there.
 int run_placement(const ConvertArgs& args) {
-  const ConvertArgs unset;
-  expect(args.layers.empty() && args.scores.empty() && args.count == 0 && args.teacher.empty() &&
-             args.graft == unset.graft && args.init == unset.init && !args.no_rope &&
-             args.calibrate < 0 && args.calibrate_tokens < 0 && args.data.empty(),
+  expect(args.starts_nothing() && args.added.empty(),
          "--placement says which layers get what: expected no --layers, --scores, --count, "
          "--teacher, --init, --data or options of a mixer beside it");
   const StopAnywhere stop("nothing is written");
@@ -91,48 +98,180 @@ int run_placement(const ConvertArgs& args) {
   return 0;
 }
 
+/// "NAME=PLACEMENT": a placement of `cambium place --method search` on this supernet, one mixer for
+/// all layers, or a mixer's number for each layer that has a choice, as files have it.
+Preset parse_preset(const std::string& text, const ModelSpec& spec) {
+  const size_t at = text.find('=');
+  expect(at != std::string::npos && at + 1 < text.size(),
+         "--add-preset: expected NAME=PLACEMENT, got '{}'", text);
+  const std::string placement = text.substr(at + 1);
+  const std::vector<std::string> labels = mixer_labels(spec);
+  const std::vector<int64_t> choices = choice_layers(spec);
+  const std::string where = "--add-preset " + text;
+  if (std::find(labels.begin(), labels.end(), placement) != labels.end()) {
+    return {text.substr(0, at), uniform_units(spec, placement)};
+  }
+  // A layer without attention was not open to a search.
+  std::vector<std::string> chosen = active_labels(spec, uniform_units(spec, kAttentionKind));
+  if (std::filesystem::exists(placement)) {
+    const PlacementRecipe recipe = read_placement(placement);
+    for (size_t i = 0; i < recipe.layers.size(); ++i) {
+      const auto layer = static_cast<size_t>(recipe.layers[i]);
+      const bool here = layer < chosen.size() && spec.layers[layer].choice() != nullptr;
+      expect(here || recipe.choices[i] == 0,
+             "{}: layer {} has no choice here, and {} is to stand there", where, layer,
+             recipe.kinds[static_cast<size_t>(recipe.choices[i])].name);
+      if (here) {
+        chosen[layer] = recipe.kinds[static_cast<size_t>(recipe.choices[i])].name;
+      }
+    }
+  } else {
+    const Choices kinds = parse_placement(placement, choices.size(), labels.size(), where);
+    for (size_t i = 0; i < kinds.size(); ++i) {
+      chosen[static_cast<size_t>(choices[i])] = labels[static_cast<size_t>(kinds[i])];
+    }
+  }
+  return {text.substr(0, at), units_of_labels(spec, chosen, where)};
+}
+
+// A supernet with other presets, a thin one, or the plain hybrid that a preset is.
+int run_presets(const ConvertArgs& args) {
+  expect(
+      args.starts_nothing(),
+      "--preset, --thin, --add-preset and --drop-preset take a supernet as it is: expected no "
+      "--layers, --scores, --count, --teacher, --init, --data or options of a mixer beside them");
+  expect(args.preset.empty() || (!args.thin && args.added.empty() && args.dropped.empty()),
+         "--preset writes one hybrid: expected no --thin, --add-preset or --drop-preset beside it");
+  const StopAnywhere stop("nothing is written");
+  LoadedModel base =
+      load_model(args.base, {.storage = MatrixStorage::kStored, .preset = args.preset});
+  SaveOptions save = save_options(args);
+  if (!args.preset.empty()) {
+    save_model(*base.model, args.output, save);
+    fmt::print("{}  preset {} as a plain hybrid, in {}\n", layer_map(base.model->spec()),
+               args.preset, args.output);
+    return 0;
+  }
+  ModelSpec spec = base.model->spec();
+  expect(is_supernet(spec), "{}: is no supernet, which has presets; its layers are {}", args.base,
+         layer_map(spec));
+  for (const std::string& name : args.dropped) {
+    find_preset(spec, name, args.base);
+    std::erase_if(spec.presets, [&](const Preset& preset) { return preset.name == name; });
+  }
+  for (const std::string& text : args.added) {
+    put_preset(spec, parse_preset(text, spec));
+  }
+  spec = args.thin ? thinned(spec, args.base) : spec;
+  const std::map<std::string, Tensor> tensors = tensors_of(*base.model);
+  LoadedModel view =
+      view_model(spec, *base.model, [&](const std::string& name) { return tensors.at(name); });
+  save_model(*view.model, args.output, save);
+  fmt::print("{} of {} parameters, {} presets, in {}\n",
+             human_count(static_cast<double>(view.model->parameter_count())),
+             human_count(static_cast<double>(base.model->parameter_count())), spec.presets.size(),
+             args.output);
+  return 0;
+}
+
+struct Started {
+  LoadedModel hybrid;
+  std::vector<LayerCalibration> found;
+  std::vector<MixerAgreement> fitted;
+};
+
+/// A conversion of `layers` to one mixer, started, calibrated and fitted as asked. All but the new
+/// mixers are views of the base.
+class Starter {
+ public:
+  Starter(const ConvertArgs& args, Model& base, Model& teacher, std::vector<int64_t> layers)
+      : args_(args), base_(base), teacher_(teacher), layers_(std::move(layers)) {}
+
+  /// `fit_folder`: where the fit is kept until the hybrid is written.
+  Started start(const GraftOptions& graft, const std::string& fit_folder,
+                std::optional<StopAnywhere>& stop) {
+    const auto seed = static_cast<uint64_t>(args_.seed);
+    std::optional<CalibrationData> calibration;
+    if (!documents_ && (graft.calibrate > 0 || graft.fit_steps() > 0)) {
+      documents_.emplace(args_.base, args_.data, seed);
+    }
+    if (graft.calibrate > 0) {
+      calibration.emplace(*documents_->train, *documents_->valid,
+                          documents_->train == documents_->valid, graft);
+    }
+    Started started;
+    started.hybrid = convert(base_, teacher_, layers_, graft, seed, true,
+                             calibration ? &*calibration : nullptr, &started.found);
+    if (graft.fit_steps() > 0) {
+      stop.reset();  // from here on the trainer keeps what it has
+      fit(started.hybrid, teacher_, layers_, graft, *documents_, seed, fit_folder);
+      stop.emplace("nothing is written; the fit is kept in " + fit_folder);
+      if (calibration) {
+        started.fitted =
+            measure_mixers(*started.hybrid.model, teacher_, layers_, calibration->checked);
+      }
+    }
+    return started;
+  }
+
+ private:
+  const ConvertArgs& args_;
+  Model& base_;
+  Model& teacher_;
+  std::vector<int64_t> layers_;
+  std::optional<Documents> documents_;
+};
+
 int run(const ConvertArgs& args) {
   if (!args.placement.empty()) {
     return run_placement(args);
   }
   expect(args.banks.empty(), "--bank belongs to --placement");
+  if (!args.supernet &&
+      (!args.preset.empty() || args.thin || !args.added.empty() || !args.dropped.empty())) {
+    return run_presets(args);
+  }
+  expect(args.preset.empty() && !args.thin && args.dropped.empty(),
+         "--supernet makes a supernet: expected no --preset, --thin or --drop-preset beside it");
+  expect(args.supernet || args.mixers.size() == 1,
+         "--mixer: expected one mixer, got {}; with --supernet all of them stand side by side",
+         args.mixers.size());
   const StopSignals signals;
   std::optional<StopAnywhere> stop("nothing is written");
-  GraftOptions graft = args.graft;
-  graft.from_attention = args.init == "attention";
-  graft.rope = !args.no_rope;
+  GraftOptions asked = args.graft;
+  asked.from_attention = args.init == "attention";
+  asked.rope = !args.no_rope;
   expect(args.calibrate != 0, "--calibrate: expected at least 1 document, got 0");
-  graft.calibrate = std::max<int64_t>(args.calibrate, 0);
-  graft.calibrate_tokens =
-      args.calibrate_tokens < 0 ? graft.calibrate_tokens : args.calibrate_tokens;
-  check_fields(graft, "convert");
-  check_graft_options(graft, "convert");
+  asked.calibrate = std::max<int64_t>(args.calibrate, 0);
+  asked.calibrate_tokens =
+      args.calibrate_tokens < 0 ? asked.calibrate_tokens : args.calibrate_tokens;
+  check_fields(asked, "convert");
+  asked.mixer = args.mixers.front();
+  asked.beside.assign(args.mixers.begin() + 1, args.mixers.end());
+  const std::vector<GraftOptions> grafts = grafts_of(asked, "convert");
   std::vector<int64_t> layers = args.layers;
   expect(layers.empty() || args.scores.empty(), "expected --layers or --scores, not both");
   expect(args.count == 0 || !args.scores.empty(), "--count belongs to --scores");
+  const ModelSpec base_spec = read_spec(args.base);
   if (!args.scores.empty()) {
-    layers = place_by_file(args.scores, read_spec(args.base), args.count);
+    layers = place_by_file(args.scores, base_spec, args.count);
   }
   expect(!layers.empty(), "expected --layers, --scores with --count, or --placement");
-  check_can_be_saved(
-      convert_spec(read_spec(args.base), read_spec(args.teacher.empty() ? args.base : args.teacher),
-                   layers, graft),
-      "convert");
-  SaveOptions save = save_options(args);
-  const bool runs = graft.calibrate > 0 || graft.fit_steps() > 0;
-  expect(runs || args.data.empty(), "--data belongs to --calibrate and --fit");
-  std::optional<Documents> documents;
-  std::optional<CalibrationData> calibration;
-  const auto seed = static_cast<uint64_t>(args.seed);
-  if (runs) {
-    expect(args.replace || !std::filesystem::exists(args.output),
-           "{} exists already; choose another folder, or --replace", args.output);
-    documents.emplace(args.base, args.data, seed);
-    if (graft.calibrate > 0) {
-      calibration.emplace(*documents->train, *documents->valid,
-                          documents->train == documents->valid, graft);
-    }
+  expect(!is_supernet(base_spec),
+         "{} is a supernet already; convert the teacher, or a preset of it (--preset)", args.base);
+  for (const GraftOptions& graft : grafts) {
+    expect(!args.supernet || !graft.faithful,
+           "--supernet has Cambium's own layout; --faithful is that of a released one");
+    check_can_be_saved(
+        convert_spec(base_spec, read_spec(args.teacher.empty() ? args.base : args.teacher), layers,
+                     graft),
+        "convert");
   }
+  SaveOptions save = save_options(args);
+  const bool runs = asked.calibrate > 0 || asked.fit_steps() > 0;
+  expect(runs || args.data.empty(), "--data belongs to --calibrate and --fit");
+  expect(!runs || args.replace || !std::filesystem::exists(args.output),
+         "{} exists already; choose another folder, or --replace", args.output);
   // What the graft leaves alone is written from the base's own memory, mapped where it can be.
   const LoadOptions load{.storage = MatrixStorage::kStored,
                          .device = runs ? args.device.device() : Device{}};
@@ -142,36 +281,54 @@ int run(const ConvertArgs& args) {
     original = load_model(args.teacher, load);
   }
   Model& teacher = original.model ? *original.model : *base.model;
-  std::vector<LayerCalibration> found;
-  LoadedModel hybrid = convert(*base.model, teacher, layers, graft, seed, true,
-                               calibration ? &*calibration : nullptr, &found);
-  const std::string fit_folder = args.output + ".fit";
-  std::vector<MixerAgreement> fitted;
-  if (graft.fit_steps() > 0) {
-    stop.reset();  // from here on the trainer keeps what it has
-    fit(hybrid, teacher, layers, graft, *documents, seed, fit_folder);
-    stop.emplace("nothing is written; the fit is kept in " + fit_folder);
-    if (calibration) {
-      fitted = measure_mixers(*hybrid.model, teacher, layers, calibration->checked);
+  Starter starter(args, *base.model, teacher, layers);
+  std::vector<Started> started;
+  std::vector<std::string> fit_folders;
+  for (const GraftOptions& graft : grafts) {
+    fit_folders.push_back(args.output + ".fit" + (args.supernet ? "-" + graft.mixer : ""));
+    Started& made = started.emplace_back(starter.start(graft, fit_folders.back(), stop));
+    if (graft.calibrate > 0) {
+      const std::string of = args.supernet ? "calibration-" + graft.mixer : "calibration";
+      save.files[of + ".json"] = calibration_json(made.found, made.fitted);
     }
   }
+  std::optional<MixerBank> bank;
+  LoadedModel whole;
+  if (args.supernet) {
+    bank.emplace(*base.model);
+    for (size_t i = 0; i < started.size(); ++i) {
+      bank->add(grafts[i].mixer, std::move(started[i].hybrid), args.output);
+    }
+    whole = bank->supernet([&](ModelSpec& spec) {
+      for (const std::string& text : args.added) {
+        put_preset(spec, parse_preset(text, spec));
+      }
+    });
+  }
+  Model& hybrid = args.supernet ? *whole.model : *started.front().hybrid.model;
   save.written = [&] {
     base.weights.release_mapped();
     original.weights.release_mapped();
   };
-  if (calibration) {
-    save.files["calibration.json"] = calibration_json(found, fitted);
+  save_model(hybrid, args.output, save);
+  for (size_t i = 0; i < grafts.size(); ++i) {
+    if (grafts[i].fit_steps() > 0) {
+      std::filesystem::remove_all(fit_folders[i]);
+    }
+    if (grafts[i].calibrate > 0) {
+      fmt::print("{}{}", args.supernet ? grafts[i].mixer + "\n" : "",
+                 describe_calibration(started[i].found, started[i].fitted));
+    }
   }
-  save_model(*hybrid.model, args.output, save);
-  if (graft.fit_steps() > 0) {
-    std::filesystem::remove_all(fit_folder);
+  if (args.supernet) {
+    fmt::print("{} layers choose among {}, {} presets, in {}\n",
+               choice_layers(hybrid.spec()).size(), join(mixer_labels(hybrid.spec()), ", "),
+               hybrid.spec().presets.size(), args.output);
+  } else {
+    fmt::print("{}  {} of {} layers converted, in {}\n", layer_map(hybrid.spec()),
+               converted_layers(hybrid.spec(), &teacher.spec()).size(), hybrid.layer_count(),
+               args.output);
   }
-  if (calibration) {
-    fmt::print("{}", describe_calibration(found, fitted));
-  }
-  fmt::print("{}  {} of {} layers converted, in {}\n", layer_map(hybrid.model->spec()),
-             converted_layers(hybrid.model->spec(), &teacher.spec()).size(),
-             hybrid.model->layer_count(), args.output);
   return 0;
 }
 
@@ -185,7 +342,17 @@ Action declare(Args& args) {
   args.option("count,k", "how many layers, with --scores", &a->count, {0, kMaxLayers});
   args.option("placement", "a placement of `cambium place --method search`", &a->placement);
   args.option("bank", "placement: KIND=DIR, where a bank now is (as it was otherwise)", &a->banks);
-  args.choice("mixer", "what takes the place of attention", graft_mixers(), &a->graft.mixer);
+  args.some_of("mixer", "what takes the place of attention; several with --supernet",
+               graft_mixers(), &a->mixers);
+  args.flag("supernet", "attention stays: each layer chooses among it and the mixers",
+            &a->supernet);
+  args.option("add-preset",
+              "supernet: NAME=PLACEMENT, a file of `cambium place --method search`, a mixer for "
+              "all layers, or the number of a mixer for each: fast=gated_delta_net, mid=0110",
+              &a->added);
+  args.option("drop-preset", "supernet: NAME of a preset that goes", &a->dropped);
+  args.flag("thin", "supernet: keep the mixers that its presets use", &a->thin);
+  args.option("preset", "supernet: write the plain hybrid that this preset is", &a->preset);
   args.option("window", "tokens that sliding_window and parallel see (0 = 128)", &a->graft.window);
   args.option("sinks", "first tokens of the text that sliding_window and parallel see too", &a->graft.sinks);
   args.option("recurrent",
@@ -226,7 +393,11 @@ Command convert_command() {
       "  cambium convert models/teacher -o out/h --layers 3,5,8 --mixer mamba2 --calibrate 16\n"
       "  cambium convert TEACHER -o H1 --scores scores.json --count 25 --mixer mamba --faithful\n"
       "  cambium convert H1 -o H2 --teacher TEACHER --layers 3,5 --mixer mamba\n"
-      "  cambium convert TEACHER -o H --placement placement.json",
+      "  cambium convert TEACHER -o H --placement placement.json\n"
+      "  cambium convert TEACHER -o S --layers 3,5 --mixer gated_delta_net,sliding_window "
+      "--supernet\n"
+      "  cambium convert S -o S2 --add-preset fast=gated_delta_net --thin\n"
+      "  cambium convert S2 -o H --preset fast",
       declare};
 }
 

@@ -17,6 +17,8 @@ struct DistillArgs {
   int64_t steps = 100, sequence = 1024, sequences = 1, warmup = 10, seed = 1, every = 0;
   double rate = 3e-4, reverse_kl = 1.0, forward_kl = 0.0, cross_entropy = 0.0, temperature = 1.0;
   DeviceOption device;
+  PresetOption preset;
+  bool supernet = false;
   bool mixers_only = false, resume = false, checkpoint_layers = false;
 };
 
@@ -40,6 +42,7 @@ int run(const DistillArgs& a) {
   config.checkpoint_layers = a.checkpoint_layers;
   config.checkpoint_every = a.every;
   config.align.layers = a.layers;
+  config.supernet.sampling = a.supernet ? PlacementSampling::kUniform : PlacementSampling::kNone;
   config.trained = a.mixers_only ? Trained::kConverted : Trained::kEverything;
   config = read_train_config(table.table("train"), config);
   const ProblemSpec problems = read_problem_spec(table.table("problems"));
@@ -50,7 +53,9 @@ int run(const DistillArgs& a) {
   const std::shared_ptr<RunFolder> folder = claim_training_folder(a.output, a.resume, {"model"});
   std::optional<StopAnywhere> stop("the run has not begun");
   const LoadedModel teacher = load_model(a.teacher, load_on(device));
-  LoadedModel student = load_model(a.student, load_on(device, &teacher));
+  LoadOptions of_student = load_on(device, &teacher);
+  of_student.preset = a.preset.name;
+  LoadedModel student = load_model(a.student, of_student);
   const Tokenizer tokenizer = Tokenizer::load(a.student);
   expect(tokenizer.fingerprint() == Tokenizer::load(a.teacher).fingerprint(),
          "{} and {} have different tokenizers; a student learns from a teacher with the same ids",
@@ -102,6 +107,11 @@ Action declare(Args& args) {
   args.option("checkpoint-every", "steps between checkpoints (0 = at the end)", &a->every);
   args.option("set", "train.KEY=value or problems.KEY=value, as in plans", &a->set);
   a->device.declare(args);
+  a->preset.declare(args);
+  args.flag("supernet",
+            "the student is a supernet: each step draws the mixers that run (as "
+            "train.supernet.sampling says, otherwise uniform)",
+            &a->supernet);
   args.flag("mixers-only", "train the converted layers' mixers only", &a->mixers_only);
   args.flag("checkpoint-layers", "recompute activations: less memory, more time",
             &a->checkpoint_layers);
@@ -116,6 +126,7 @@ Command distill_command() {
       "  cambium distill HYBRID -t TEACHER -o out/heal --steps 200 --rate 1e-3\n"
       "  cambium distill HYBRID -t TEACHER -o out/align --objective align --steps 100\n"
       "  cambium distill HYBRID -t TEACHER -o out/heal --data traces.jsonl --mixers-only\n"
+      "  cambium distill SUPERNET -t TEACHER -o out/super --supernet --mixers-only\n"
       "Keys for --set:\n" +
       fields_help(list_fields<TrainConfig>(), "train.");
   return {"distill", "heals a hybrid against its teacher, one stage", examples.c_str(), declare};

@@ -43,7 +43,13 @@ struct EvalArgs {
   double temperature = 0.0, top_p = 1.0;
   CacheOption cache{""};
   DeviceOption device;
+  PresetOption preset;
   bool chat = false, json = false, ungraded = false, rotations = false;
+
+  /// In results.
+  std::string model_name() const {
+    return preset.name.empty() ? model : fmt::format("{} ({})", model, preset.name);
+  }
 
   bool is_long() const {
     const auto& names = long_task_names();
@@ -137,7 +143,7 @@ Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
 // How the answers came to be and how fast: everything needed to ask again.
 Json answers_json(const EvalArgs& a, const Task& task, const Answers& answers) {
   return {{"task", task.name},
-          {"model", a.model},
+          {"model", a.model_name()},
           {"data", a.data},
           {"problems", task.examples.size()},
           {"prompt", a.chat                 ? "chat template"
@@ -327,7 +333,7 @@ int eval_choices(const EvalArgs& a, Model& model, const Tokenizer& tokenizer, co
   }
   const ChoiceSummary s = summarise_choices(results, turns);
   Json json = {{"task", task.name},
-               {"model", a.model},
+               {"model", a.model_name()},
                {"data", a.data},
                {"by", "likelihood"},
                {"questions", task.examples.size()},
@@ -400,7 +406,7 @@ int eval_mt_bench(const EvalArgs& a, Model& model, const Tokenizer& tokenizer,
          "the judge gave no rating ([[1]] to [[10]]) to any of {} answers; the first judgement: {}",
          result.answers.size(), shortened(result.answers.front().judgement));
   const Json json = {{"task", a.task},
-                     {"model", a.model},
+                     {"model", a.model_name()},
                      {"judge", a.judge},
                      {"judge_model", a.judge_model},
                      {"score", interval_json(result.score)},
@@ -561,10 +567,12 @@ int run_eval(EvalArgs a) {
   engine.max_sequences = a.batch;
   engine.cache_values = a.cache.values();
   if (a.task != "text" && !a.by_likelihood()) {
-    engine = planned_engine(a.model, MatrixStorage::kStored, a.device.device(), engine);
+    engine =
+        planned_engine(a.model, MatrixStorage::kStored, a.device.device(), engine, a.preset.name);
   }
-  LoadedModel loaded =
-      load_model(a.model, {.storage = MatrixStorage::kStored, .device = a.device.device()});
+  LoadedModel loaded = load_model(
+      a.model,
+      {.storage = MatrixStorage::kStored, .device = a.device.device(), .preset = a.preset.name});
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.task == "mt-bench") {
     tokenizer.expect_chat(a.model, "mt-bench asks in turns");
@@ -681,6 +689,7 @@ Action declare_eval(Args& args) {
   args.option("batch", "problems at once", &a->batch, {1, 4096});
   args.option("output,o", "file for every question, response and grade, or the losses", &a->output);
   a->cache.declare(args);
+  a->preset.declare(args);
   a->device.declare(args);
   args.option("answers", "grade the answers in this file (of --output) instead of asking a model",
               &a->answers);

@@ -32,6 +32,7 @@ struct GenerateArgs {
   int64_t max_new_tokens = 256, batch = 16, logprobs = 0, samples = 1;
   SamplingOptions sampling;
   DeviceOption device;
+  PresetOption preset;
   CacheOption cache;
   EngineOptions engine;
   bool chat = false, question = false;
@@ -46,6 +47,7 @@ void sampling_options(Args& args, GenerateArgs& a) {
   a.cache.declare(args);
   args.choice("storage", "how matrices are kept in memory; stored is as in the file",
               {"stored", "f32", "bf16"}, &a.storage);
+  a.preset.declare(args);
   a.device.declare(args);
 }
 
@@ -55,13 +57,15 @@ EngineConfig engine_for(const GenerateArgs& a, int64_t sequences) {
   config.max_sequences = sequences;
   config.cache_values = a.cache.values();
   a.engine.apply(config);
-  return planned_engine(a.model, parse_storage(a.storage), a.device.device(), config);
+  return planned_engine(a.model, parse_storage(a.storage), a.device.device(), config,
+                        a.preset.name);
 }
 
 LoadedModel load(const GenerateArgs& a) {
   LoadOptions options;
   options.storage = parse_storage(a.storage);
   options.device = a.device.device();
+  options.preset = a.preset.name;
   return load_model(a.model, options);
 }
 

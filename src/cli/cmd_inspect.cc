@@ -8,7 +8,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
-#include "model/spec.h"
+#include "model/supernet.h"
 #include "serve/cache_plan.h"
 #include "serve/memory_plan.h"
 #include "tensor/device_memory.h"
@@ -21,6 +21,7 @@ struct InspectArgs {
   int64_t context = 0, max_sequences = 0;
   CacheOption cache;
   DeviceOption device;
+  PresetOption preset;
   bool memory = false, json = false;
 };
 
@@ -31,7 +32,7 @@ struct Row {
 MemoryPlan plan_of(const InspectArgs& args, const ModelSpec& spec) {
   MemoryRequest request;
   request.spec = &spec;
-  request.weights = weight_sizes(args.model, parse_storage(args.storage));
+  request.weights = weight_sizes(args.model, parse_storage(args.storage), args.preset.name);
   request.engine.cache_values = args.cache.values();
   request.engine.max_tokens = args.context;
   if (args.max_sequences > 0) {
@@ -88,7 +89,7 @@ void print_plan(const MemoryPlan& plan) {
 }
 
 int run(const InspectArgs& args) {
-  Model model(read_spec(args.model));
+  Model model(read_spec(args.model, args.preset.name));
   const ModelSpec& spec = model.spec();
   CacheConfig cache_config;
   cache_config.values = args.cache.values();
@@ -113,6 +114,12 @@ int run(const InspectArgs& args) {
     json["family"] = spec.family;
     json["layers"] = model.layer_count();
     json["layer_map"] = layer_map(spec);
+    if (is_supernet(spec)) {
+      json["choices"] = {{"layers", choice_layers(spec)}, {"mixers", mixer_labels(spec)}};
+      for (const Preset& preset : spec.presets) {
+        json["presets"][preset.name] = layer_map(unwrapped(spec, preset.active));
+      }
+    }
     json["parameters"] = parameters;
     json["cache_bytes_per_token"] = cache.lasting_bytes_per_token();
     for (const auto& [kind, row] : rows) {
@@ -133,6 +140,14 @@ int run(const InspectArgs& args) {
               human_count(static_cast<double>(parameters)).c_str(),
               static_cast<long long>(model.layer_count()), static_cast<long long>(spec.width),
               static_cast<long long>(spec.vocab), layer_map(spec).c_str());
+  if (is_supernet(spec)) {
+    fmt::print("a supernet: {} layers choose among {}; below, those that are active\n",
+               choice_layers(spec).size(), join(mixer_labels(spec), ", "));
+    for (const Preset& preset : spec.presets) {
+      fmt::print("  preset {:<16} {}\n", preset.name, layer_map(unwrapped(spec, preset.active)));
+    }
+    fmt::print("\n");
+  }
   std::printf("%-18s %7s %12s %14s %18s\n", "mixer", "layers", "parameters", "cache / token",
               "cache / sequence");
   for (const auto& [kind, row] : rows) {
@@ -166,6 +181,7 @@ Action declare(Args& args) {
   a->cache.declare(args);
   args.option("context", "tokens of a sequence (the model's positions otherwise)", &a->context,
               {0, kMaxPositions});
+  a->preset.declare(args);
   a->device.declare(args);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run(*a); };

@@ -1,5 +1,6 @@
 // place: which layers get which mixer.
 #include <cstdio>
+#include <filesystem>
 
 #include "base/checked.h"
 #include "base/signals.h"
@@ -194,9 +195,11 @@ void print_choice(const ChosenPlacement& p) {
 }
 
 int run_search(const PlaceArgs& a) {
-  expect(!a.banks.empty(),
+  const bool is_there = std::filesystem::exists(std::filesystem::path(a.model) / "config.json");
+  const bool supernet = a.banks.empty() && is_there && is_supernet(read_spec(a.model));
+  expect(!a.banks.empty() || supernet,
          "--method search: expected --bank KIND=DIR, the teacher with every attention layer "
-         "converted");
+         "converted, or a supernet as the model");
   expect(!a.output.empty(), "--method search: expected --output, the file of the placement");
   ChoiceOptions options = choice_options(a);
   check_placement_path(a.output, kPlacementFile);
@@ -212,9 +215,13 @@ int run_search(const PlaceArgs& a) {
   expect(a.task.empty() == a.task_path.empty(), "expected both --task and --task-path");
 
   const StopAnywhere stop("nothing is measured");
-  LoadedModel teacher =
+  LoadedModel loaded =
       load_model(a.model, {.storage = MatrixStorage::kStored, .device = a.device.device()});
-  MixerBank bank(*teacher.model);
+  expect(supernet || !is_supernet(loaded.model->spec()),
+         "--bank: {} is a supernet, whose own mixers are placed; leave --bank out", a.model);
+  LoadedModel attention = supernet ? attention_of(*loaded.model, a.model) : LoadedModel();
+  LoadedModel& teacher = supernet ? attention : loaded;
+  MixerBank bank = supernet ? bank_of(*loaded.model, attention, a.model) : MixerBank(*loaded.model);
   for (const std::string& text : a.banks) {
     const auto [kind, dir] = parse_bank(text);
     bank.add(kind, load_bank(teacher, dir), dir);
@@ -250,8 +257,10 @@ int run_search(const PlaceArgs& a) {
   const ChosenPlacement placement = choose_placement(bank, options, choosing, reported);
   write_placement(placement, a.output);
   print_choice(placement);
-  fmt::print("written to {}; cambium convert {} --placement {} -o HYBRID builds it\n", a.output,
-             a.model, a.output);
+  const std::string next = supernet
+                               ? fmt::format("--add-preset NAME={} -o SUPERNET keeps", a.output)
+                               : fmt::format("--placement {} -o HYBRID builds", a.output);
+  fmt::print("written to {}; cambium convert {} {} it\n", a.output, a.model, next);
   return 0;
 }
 
@@ -357,7 +366,8 @@ Command place_command() {
       "  cambium place models/teacher --method uniform --fraction 0.6\n"
       "  cambium place models/teacher --scores scores.json --cache-per-token 1024\n"
       "  cambium place TEACHER --method search --bank gdn=GDN --bank window=WIN --speedup 2 \\\n"
-      "      --context 8192 --at-most attention=6 -o placement.json",
+      "      --context 8192 --at-most attention=6 -o placement.json\n"
+      "  cambium place SUPERNET --method search --budget 0.5 -o placement.json",
       declare};
 }
 

@@ -3,16 +3,24 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/text.h"
 #include "cli/commands.h"
+#include "cli/options.h"
+#include "eval/problem_source.h"
 #include "eval/report/png.h"
 #include "eval/report/summary.h"
+#include "hybrid/plan.h"
+#include "hybrid/preset_report.h"
 
 namespace cambium {
 namespace {
 
 struct ReportArgs {
   std::vector<std::string> runs;
-  std::string output;
+  std::string output, teacher;
+  std::vector<std::string> set;
+  int64_t seed = 1;
+  DeviceOption device;
   bool png = false;
 };
 
@@ -23,7 +31,56 @@ void draw_png(const std::filesystem::path& folder) {
   fmt::print("{}\n", (folder / "frontier.png").string());
 }
 
+// The presets of a supernet, measured now.
+int run_presets(const ReportArgs& args) {
+  expect(args.runs.size() == 1 && !args.output.empty(),
+         "report: with --teacher expected one supernet and --output, the folder of its page");
+  PlanTable table = PlanTable::parse("", "--set");
+  table.set_all(args.set);
+  PresetReportOptions options;
+  read_fields(options.evaluate, table.table("evaluate"));
+  DataPlan files;
+  const PlanTable data_table = table.table("data");
+  files.problems = read_problem_spec(data_table.table("problems"));
+  table.expect_all_used();
+  const std::string supernet_dir = args.runs.front();
+  options.name = supernet_dir;
+  options.teacher = args.teacher;
+  options.command =
+      fmt::format("cambium report {} --teacher {} -o {}", supernet_dir, args.teacher, args.output);
+  for (const std::string& word : args.set) {
+    options.command += " --set " + word;
+  }
+  make_folder(args.output);
+  LoadOptions load{.storage = MatrixStorage::kStored, .device = args.device.device()};
+  LoadedModel teacher = load_model(args.teacher, load);
+  load.share = &teacher;
+  LoadedModel supernet = load_model(supernet_dir, load);
+  const RunData data(files, options.evaluate, static_cast<uint64_t>(args.seed),
+                     Tokenizer::load(supernet_dir));
+  const RunSummary summary = measure_presets(supernet, teacher, data, options);
+  const std::filesystem::path folder = args.output;
+  write_summary(summary, folder / "summary.json");
+  write_report(summary, folder);
+  fmt::print("{:<16} {:>10} {:>12} {:>12} {:>16}\n", "preset", "accuracy", "reverse KL",
+             "agreement", "cache / token");
+  for (const ModelSummary& model : summary.models) {
+    fmt::print("{:<16} {:>8.1f} % {:>12.5f} {:>10.1f} % {:>16}  {}\n", model.name,
+               100 * model.accuracy.accuracy.value, model.reverse_kl, 100 * model.agreement,
+               human_bytes(static_cast<uint64_t>(model.cache_bytes_per_token)), model.map);
+  }
+  fmt::print("{}\n", (folder / "report.html").string());
+  if (args.png) {
+    draw_png(folder);
+  }
+  return 0;
+}
+
 int run_report(const ReportArgs& a) {
+  if (!a.teacher.empty()) {
+    return run_presets(a);
+  }
+  expect(a.set.empty(), "--set belongs to --teacher: a run's numbers are there already");
   std::vector<RunSummary> summaries;
   for (const std::string& run : a.runs) {
     summaries.push_back(read_summary(std::filesystem::path(run) / "summary.json"));
@@ -54,7 +111,14 @@ int run_report(const ReportArgs& a) {
 
 Action declare_report(Args& args) {
   auto a = std::make_shared<ReportArgs>();
-  args.positionals("run", "run folders of `cambium hybridize`; several make one picture", &a->runs);
+  args.positionals("run",
+                   "run folders of `cambium hybridize`; several make one picture. Or a supernet",
+                   &a->runs);
+  args.option("teacher", "of a supernet: measures its presets beside this model", &a->teacher);
+  args.option("set", "with --teacher: evaluate.KEY=value or data.problems.KEY=value, as in plans",
+              &a->set);
+  args.option("seed", "with --teacher: of generated problems", &a->seed);
+  a->device.declare(args);
   args.option("output,o", "folder of report.html, frontier.svg and frontier.csv (RUN otherwise)",
               &a->output);
   args.flag("png", "also frontier.png, drawn by rsvg-convert (Debian's librsvg2-bin)", &a->png);
@@ -64,9 +128,11 @@ Action declare_report(Args& args) {
 }  // namespace
 
 Command report_command() {
-  return {"report", "draws a run's report page again, or several runs in one picture",
+  return {"report",
+          "draws a run's report page again, several runs in one picture, or a supernet's presets",
           "  cambium report out/demo\n"
-          "  cambium report out/gdn out/mamba2 -o out/compared --png",
+          "  cambium report out/gdn out/mamba2 -o out/compared --png\n"
+          "  cambium report SUPERNET --teacher TEACHER -o out/presets",
           declare_report};
 }
 

@@ -19,7 +19,7 @@ struct TrainArgs {
   std::vector<std::string> set;
   int64_t stop_after = 0;
   DeviceOption device;
-  bool resume = false;
+  bool resume = false, supernet = false;
 };
 
 struct TokenizerPlan {
@@ -95,6 +95,8 @@ int run(const TrainArgs& args) {
   const StopSignals signals;
   TrainConfig defaults;
   defaults.seed = seed;
+  defaults.supernet.sampling =
+      args.supernet ? PlacementSampling::kUniform : PlacementSampling::kNone;
   TrainConfig config = read_train_config(plan.table("train"), defaults);
   plan.expect_all_used();
   const Device device = args.device.device();
@@ -162,6 +164,10 @@ Action declare(Args& args) {
   args.option("stop-after", "stop (with a checkpoint) after so many steps; 0 = run to the end",
               &a->stop_after);
   a->device.declare(args);
+  args.flag("supernet",
+            "the model is a supernet: each step draws the mixers that run (as "
+            "train.supernet.sampling says, otherwise uniform)",
+            &a->supernet);
   args.flag("resume", "go on from the newest checkpoint of the folder", &a->resume);
   return [a] { return run(*a); };
 }

@@ -18,6 +18,7 @@ namespace {
 struct VerifyArgs {
   std::string model, tokenizer, reference;
   DeviceOption device;
+  PresetOption preset;
   bool accept = false;
 };
 
@@ -84,13 +85,16 @@ int run(const VerifyArgs& args) {
   }
   if (args.reference.empty() &&
       !std::filesystem::exists(std::filesystem::path(args.model) / "reference.safetensors")) {
+    expect(args.preset.name.empty(),
+           "--preset belongs to a reference; a folder is checked with all of its presets");
     return run_folder(args.model);
   }
   const std::string reference =
       args.reference.empty()
           ? (std::filesystem::path(args.model) / "reference.safetensors").string()
           : args.reference;
-  LoadedModel loaded = load_model(args.model, {.device = args.device.device()});
+  LoadedModel loaded =
+      load_model(args.model, {.device = args.device.device(), .preset = args.preset.name});
   if (reference.ends_with(".json")) {
     return run_values(*loaded.model, reference);
   }
@@ -118,6 +122,7 @@ Action declare(Args& args) {
               "file with tokens.K, logits.K, greedy.K (MODEL/reference.safetensors), or of texts, "
               "ids and chats (DIR/reference.json)",
               &a->reference);
+  a->preset.declare(args);
   a->device.declare(args);
   args.flag("accept", "the files are as they should be: write checksums.json anew", &a->accept);
   return [a] { return run(*a); };

@@ -64,6 +64,11 @@ Device DeviceOption::device() const {
   return {Device::kCuda, static_cast<uint8_t>(index)};
 }
 
+void PresetOption::declare(Args& args) {
+  args.option("preset", "of a supernet: the placement with this name (its attention otherwise)",
+              &name);
+}
+
 void CacheOption::declare(Args& args) {
   args.choice("cache", "how keys and values are kept (f8: e4m3, a scale a token and head)",
               {"bf16", "f32", "f8"}, &name);

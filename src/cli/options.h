@@ -36,6 +36,13 @@ struct DeviceOption {
   Device described() const;
 };
 
+/// --preset: of a supernet, which of its placements is meant; empty = the mixers that are active.
+struct PresetOption {
+  std::string name;
+
+  void declare(Args& args);
+};
+
 /// --cache: how keys and values are kept.
 struct CacheOption {
   std::string name = "bf16";  // empty: was not given, and is the cache's default

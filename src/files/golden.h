@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@ struct Golden {
   std::vector<int64_t> tokens;  // (T)
   std::vector<float> logits;    // (T, vocabulary)
   int64_t vocabulary = 0;
+  std::map<std::string, std::vector<float>> presets{};  // of a supernet, by name: their logits
 };
 
 /// Writes `folder`/golden.safetensors.

@@ -112,29 +112,78 @@ void take_parameters(Model& to, Model& from, const std::vector<int64_t>& grafted
 
 }  // namespace
 
+namespace {
+
+/// The options that belong to some mixers only: whether one was given, and how it is taken back.
+struct OwnOption {
+  const char* name;
+  bool (*given)(const GraftOptions& options);
+  void (*unset)(GraftOptions& options);
+};
+
+template <auto kMember>
+OwnOption own_option(const char* name) {
+  return {name, [](const GraftOptions& o) { return o.*kMember != GraftOptions{}.*kMember; },
+          [](GraftOptions& o) { o.*kMember = GraftOptions{}.*kMember; }};
+}
+
+const std::vector<OwnOption>& own_options() {
+  static const std::vector<OwnOption> all = {
+      own_option<&GraftOptions::window>("window"),
+      own_option<&GraftOptions::sinks>("sinks"),
+      own_option<&GraftOptions::state>("state"),
+      own_option<&GraftOptions::recurrent>("recurrent"),
+      own_option<&GraftOptions::window_dropout>("window_dropout"),
+      own_option<&GraftOptions::faithful>("faithful"),
+      own_option<&GraftOptions::rope>("rope")};
+  return all;
+}
+
+bool knows(const Graft& graft, const char* option) {
+  return std::find(graft.options.begin(), graft.options.end(), option) != graft.options.end();
+}
+
+}  // namespace
+
+std::vector<GraftOptions> grafts_of(const GraftOptions& options, const std::string& where) {
+  std::vector<std::string> mixers = {options.mixer};
+  mixers.insert(mixers.end(), options.beside.begin(), options.beside.end());
+  std::vector<GraftOptions> all;
+  for (const std::string& mixer : mixers) {
+    GraftOptions own = options;
+    own.mixer = mixer;
+    own.beside.clear();
+    for (const OwnOption& option : own_options()) {
+      const bool known = std::any_of(mixers.begin(), mixers.end(), [&](const std::string& name) {
+        return knows(find_graft(name), option.name);
+      });
+      if (known && !knows(find_graft(mixer), option.name)) {
+        option.unset(own);
+      }
+    }
+    check_graft_options(own, where);
+    expect(mixers.size() == 1 || !own.faithful,
+           "{}: a supernet has Cambium's own layout; faithful is that of a released one", where);
+    all.push_back(own);
+  }
+  return all;
+}
+
 void check_graft_options(const GraftOptions& options, const std::string& where) {
   const Graft& graft = find_graft(options.mixer);
   const GraftOptions unset;
-  const std::pair<const char*, bool> given[] = {
-      {"window", options.window != unset.window},
-      {"sinks", options.sinks != unset.sinks},
-      {"state", options.state != unset.state},
-      {"recurrent", options.recurrent != unset.recurrent},
-      {"window_dropout", options.window_dropout != unset.window_dropout},
-      {"faithful", options.faithful != unset.faithful},
-      {"rope", options.rope != unset.rope}};
-  for (const auto& [name, is_given] : given) {
-    if (!is_given ||
-        std::find(graft.options.begin(), graft.options.end(), name) != graft.options.end()) {
+  for (const OwnOption& option : own_options()) {
+    if (!option.given(options) || knows(graft, option.name)) {
       continue;
     }
     std::vector<std::string> others;
     for (const Graft& other : grafts()) {
-      if (std::find(other.options.begin(), other.options.end(), name) != other.options.end()) {
+      if (knows(other, option.name)) {
         others.emplace_back(other.mixer);
       }
     }
-    fail("{}: {} belongs to {}, not to {}", where, name, join(others, " and "), options.mixer);
+    fail("{}: {} belongs to {}, not to {}", where, option.name, join(others, " and "),
+         options.mixer);
   }
   expect(options.window_dropout >= 0.0 && options.window_dropout <= 1.0,
          "{}: expected window_dropout from 0 to 1, got {}", where, options.window_dropout);

@@ -18,6 +18,8 @@ namespace cambium {
 /// replace.
 struct GraftOptions {
   std::string mixer = "mamba";  // one of graft_mixers()
+  /// A supernet: other mixers that each layer may choose beside its attention and `mixer`.
+  std::vector<std::string> beside{};
   int64_t window = 0;           // sliding_window, parallel: tokens; 0 = 128
   int64_t sinks = 0;            // sliding_window, parallel: first tokens that stay visible
   int64_t state = 0;            // mamba: numbers a channel; 0 = 16, or what divides the head
@@ -45,6 +47,11 @@ std::vector<std::string> graft_mixers();
 /// Error for a mixer that cannot take the place of attention and for options that the chosen one
 /// does not know.
 void check_graft_options(const GraftOptions& options, const std::string& where);
+
+/// A supernet's mixers: one for `mixer` and one for each of `beside`, with nothing beside them and
+/// the options that it knows. Error, by `where`, for options that none of them knows, as
+/// check_graft_options has it.
+std::vector<GraftOptions> grafts_of(const GraftOptions& options, const std::string& where);
 
 /// The mixer of `options` for a model of this width in place of the attention `from`.
 /// Error where that cannot be, naming why.

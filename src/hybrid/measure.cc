@@ -2,11 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <ctime>
 
+#include "base/cpu.h"
+#include "base/parallel.h"
 #include "base/progress.h"
 #include "base/signals.h"
 #include "eval/quality.h"
 #include "serve/cache_plan.h"
+#include "tensor/device_memory.h"
 
 namespace cambium {
 namespace {
@@ -153,6 +157,42 @@ void measure_quality(ModelSummary& summary, Model& model, Model& teacher, const 
   summary.agreement = static_cast<double>(sums.agreement) / tokens;
   summary.accuracy = accuracy(model, data.task(), data, plan, summary.name + ": problems");
   summary.retrieval = accuracy(model, data.retrieval(), data, plan, summary.name + ": retrieval");
+}
+
+std::string today() {
+  const std::time_t now = std::time(nullptr);
+  std::tm tm{};
+  gmtime_r(&now, &tm);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M UTC", &tm);
+  return text;
+}
+
+std::string machine_name(Device device) {
+  if (device.kind == Device::kCuda) {
+    return cuda_device_info(device).name;
+  }
+  return fmt::format("{} threads, {}", num_threads(), cpu_isa_name(cpu_isa()));
+}
+
+std::string describe_data(const RunData& data, const EvaluationPlan& plan) {
+  std::string text = fmt::format(
+      "Accuracy: {} held-out problems answered by greedy generation{}{}. Held-out KL and NLL: {} "
+      "completion tokens of {} documents.",
+      data.task().examples.size(), data.answers(plan).chat ? " through the chat template" : "",
+      data.retrieval().examples.empty()
+          ? std::string()
+          : fmt::format("; retrieval: {} texts of {} to {} characters",
+                        data.retrieval().examples.size(), plan.retrieval_spec.min_chars,
+                        plan.retrieval_spec.max_chars),
+      data.held_out().labels(), data.held_out().documents());
+  const SelectionSizes& selection = data.selection();
+  if (selection.documents > 0) {
+    text += fmt::format(" Chosen by others: {} documents{}.", selection.documents,
+                        selection.problems > 0 ? fmt::format(" and {} problems", selection.problems)
+                                               : std::string());
+  }
+  return text;
 }
 
 double damage(Model& model, Model& teacher, const RunData& data, const HeldOut& documents,

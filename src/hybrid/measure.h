@@ -75,6 +75,13 @@ void summarise_cache(ModelSummary& summary, const Model& model,
 void measure_quality(ModelSummary& summary, Model& model, Model& teacher, const RunData& data,
                      const EvaluationPlan& plan);
 
+/// What the numbers are of, in words, for a report.
+std::string describe_data(const RunData& data, const EvaluationPlan& plan);
+/// "2026-11-29 08:05 UTC".
+std::string today();
+/// The GPU's name, or threads and instruction set of the CPU.
+std::string machine_name(Device device);
+
 /// What leave-one-out scores, by its definition (hybrid/scoring.h has a quicker way): larger =
 /// worse than `teacher`.
 double damage(Model& model, Model& teacher, const RunData& data, const HeldOut& documents,

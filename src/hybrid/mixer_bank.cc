@@ -63,13 +63,11 @@ MixerBank::MixerBank(Model& teacher)
       kinds_{kAttentionKind},
       digests_{""},
       sources_{""},
-      tensors_(1) {
+      tensors_{tensors_of(teacher)} {
   expect(!layers_.empty(),
          "the model has no attention layer that could be replaced: its layers "
          "are {}",
          layer_map(teacher.spec()));
-  teacher.visit(
-      [&](const std::string& name, Parameter& p) { tensors_[0][name] = p.tensor.detached(); });
 }
 
 void MixerBank::add(const std::string& kind, LoadedModel model, const std::string& where) {
@@ -154,66 +152,108 @@ ModelSpec MixerBank::spec(const Choices& choices) const {
   return spec;
 }
 
-// A model of `spec` with what it has in common with the teacher.
-LoadedModel MixerBank::views(ModelSpec spec) const {
-  LoadedModel hybrid{{}, std::make_unique<Model>(std::move(spec)), {}};
-  hybrid.model->visit([&](const std::string& name, Parameter& p) {
-    if (const auto it = tensors_[0].find(name); it != tensors_[0].end()) {
-      p.tensor = it->second;
-    }
-  });
-  hybrid.model->set_activations(teacher().activations());
-  return hybrid;
-}
-
-// Gives the unit `as` of the model's layer the parameters of the kind's mixer there.
-void MixerBank::take_mixer(Model& model, int64_t layer, int kind, const UnitSpec& as) const {
-  const ModelSpec& bank = banks_[static_cast<size_t>(kind) - 1].model->spec();
-  const std::string theirs = unit_prefix(layer, *bank.layers[static_cast<size_t>(layer)].mixer());
-  const std::string ours = unit_prefix(layer, as);
-  model.visit_layer(layer, [&](const std::string& name, Parameter& p) {
-    if (name.starts_with(ours)) {
-      p.tensor = tensors_[static_cast<size_t>(kind)].at(theirs + name.substr(ours.size()));
-    }
-  });
-}
-
 LoadedModel MixerBank::build(const Choices& choices) const {
-  LoadedModel hybrid = views(spec(choices));
+  const ModelSpec hybrid = spec(choices);
+  std::map<std::string, int> kinds;  // of the mixers that are not the teacher's, by unit
   for (size_t i = 0; i < choices.size(); ++i) {
     if (choices[i] > 0) {
-      const LayerSpec& layer = hybrid.model->spec().layers[static_cast<size_t>(layers_[i])];
-      take_mixer(*hybrid.model, layers_[i], choices[i], *layer.mixer());
+      kinds[unit_of(unit_prefix(
+          layers_[i], *hybrid.layers[static_cast<size_t>(layers_[i])].mixer()))] = choices[i];
     }
   }
-  return hybrid;
+  return view_model(hybrid, teacher(), [&](const std::string& name) {
+    const auto it = kinds.find(unit_of(name));
+    return tensors_[it == kinds.end() ? 0 : static_cast<size_t>(it->second)].at(name);
+  });
+}
+
+LoadedModel MixerBank::supernet(const std::function<void(ModelSpec& spec)>& edit) const {
+  ModelSpec spec = teacher().spec();
+  spec.family = "cambium";
+  std::map<std::string, std::pair<size_t, std::string>> from;  // of a unit: kind, its unit there
+  for (size_t place = 0; place < layers_.size(); ++place) {
+    const int64_t layer = layers_[place];
+    for (BranchSpec& branch : spec.layers[static_cast<size_t>(layer)].branches) {
+      if (branch.units.empty() || find_unit_kind(branch.units[0].kind).role != UnitRole::kMixer) {
+        continue;
+      }
+      expect(branch.units.size() == 1 && branch.units[0].name.empty(),
+             "layer {}: its attention stands beside other units or has a name of its own; a "
+             "supernet chooses in place of the only mixer of a layer",
+             layer);
+      const std::string plain = unit_of(unit_prefix(layer, branch.units[0]));
+      for (size_t kind = 1; kind < kinds_.size(); ++kind) {
+        if (has(static_cast<int64_t>(place), static_cast<int>(kind))) {
+          UnitSpec unit =
+              *banks_[kind - 1].model->spec().layers[static_cast<size_t>(layer)].mixer();
+          unit.name = mixer_unit_name(kinds_[kind]);
+          from[unit_of(unit_prefix(layer, unit))] = {kind, plain};
+          branch.units.push_back(unit);
+          branch.active = 0;
+        }
+      }
+      break;
+    }
+  }
+  if (edit) {
+    edit(spec);
+  }
+  return view_model(spec, teacher(), [&](const std::string& name) {
+    const std::string unit = unit_of(name);
+    const auto it = from.find(unit);
+    return it == from.end()
+               ? tensors_[0].at(name)
+               : tensors_[it->second.first].at(it->second.second + name.substr(unit.size()));
+  });
 }
 
 LoadedModel MixerBank::build_beside(int kind) const {
   ModelSpec spec = teacher().spec();
   spec.family = "cambium";
-  std::vector<UnitSpec> mixers;
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    CAMBIUM_CHECK(has(static_cast<int64_t>(i), kind));
-    const auto layer = static_cast<size_t>(layers_[i]);
-    UnitSpec mixer = *banks_[static_cast<size_t>(kind) - 1].model->spec().layers[layer].mixer();
+  std::map<std::string, std::string> from;  // of a unit beside attention: its unit in the bank
+  for (size_t place = 0; place < layers_.size(); ++place) {
+    CAMBIUM_CHECK(has(static_cast<int64_t>(place), kind));
+    const int64_t layer = layers_[place];
+    UnitSpec mixer = *banks_[static_cast<size_t>(kind) - 1]
+                          .model->spec()
+                          .layers[static_cast<size_t>(layer)]
+                          .mixer();
+    const std::string plain = unit_of(unit_prefix(layer, mixer));
     mixer.name = kBeside;
-    for (BranchSpec& branch : spec.layers[layer].branches) {
+    from[unit_of(unit_prefix(layer, mixer))] = plain;
+    for (BranchSpec& branch : spec.layers[static_cast<size_t>(layer)].branches) {
       const auto attention =
           std::find_if(branch.units.begin(), branch.units.end(),
                        [](const UnitSpec& unit) { return unit.kind == "attention"; });
       if (attention != branch.units.end()) {
-        branch.units.insert(attention + 1, mixer);
+        branch.units.insert(attention + 1, std::move(mixer));
         break;
       }
     }
-    mixers.push_back(std::move(mixer));
   }
-  LoadedModel both = views(std::move(spec));
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    take_mixer(*both.model, layers_[i], kind, mixers[i]);
+  return view_model(spec, teacher(), [&](const std::string& name) {
+    const std::string unit = unit_of(name);
+    const auto it = from.find(unit);
+    return it == from.end()
+               ? tensors_[0].at(name)
+               : tensors_[static_cast<size_t>(kind)].at(it->second + name.substr(unit.size()));
+  });
+}
+
+LoadedModel attention_of(Model& supernet, const std::string& where) {
+  expect(is_supernet(supernet.spec()), "{}: expected a supernet, got a plain model ({})", where,
+         layer_map(supernet.spec()));
+  return view_hybrid(supernet, uniform_units(supernet.spec(), kAttentionKind));
+}
+
+MixerBank bank_of(Model& supernet, LoadedModel& teacher, const std::string& where) {
+  MixerBank bank(*teacher.model);
+  for (const std::string& label : mixer_labels(supernet.spec())) {
+    if (label != kAttentionKind) {
+      bank.add(label, view_hybrid(supernet, uniform_units(supernet.spec(), label)), where);
+    }
   }
-  return both;
+  return bank;
 }
 
 Choices MixerBank::all(int kind) const {

@@ -5,12 +5,13 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "hybrid/surrogate.h"
-#include "model/weights.h"
+#include "model/supernet.h"
 
 namespace cambium {
 
@@ -50,19 +51,25 @@ class MixerBank {
   /// kBeside, whose outputs are added to attention's. Views, as build's. Every open layer has the
   /// kind.
   LoadedModel build_beside(int kind) const;
+  /// All of it as one model (model/supernet.h): each open layer chooses among the kinds it can
+  /// have, where that is more than attention, which runs. Views as well. `edit` may add presets and
+  /// choose what is active. Error where a mixer has a name of its own.
+  LoadedModel supernet(const std::function<void(ModelSpec& spec)>& edit = {}) const;
   /// All open layers of one kind, as far as it is to be had.
   Choices all(int kind) const;
 
  private:
-  LoadedModel views(ModelSpec spec) const;
-  void take_mixer(Model& model, int64_t layer, int kind, const UnitSpec& as) const;
-
   Model& teacher_;
   std::vector<int64_t> layers_;
   std::vector<std::string> kinds_, digests_, sources_;
   std::vector<LoadedModel> banks_;                      // of kind k at k - 1
   std::vector<std::map<std::string, Tensor>> tensors_;  // of kind k; of kind 0, all of the teacher
 };
+
+/// A bank of a supernet: its mixers as kinds. `teacher` is its hybrid of attention alone
+/// (attention_of), and both views must be outlived by the supernet.
+MixerBank bank_of(Model& supernet, LoadedModel& teacher, const std::string& where);
+LoadedModel attention_of(Model& supernet, const std::string& where);
 
 /// The conversion in `dir`, what it has in common with the teacher held once.
 LoadedModel load_bank(const LoadedModel& teacher, const std::filesystem::path& dir);

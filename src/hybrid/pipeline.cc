@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <ctime>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
@@ -26,6 +25,7 @@
 #include "hybrid/gate.h"
 #include "hybrid/measure.h"
 #include "hybrid/merge.h"
+#include "hybrid/mixer_bank.h"
 #include "hybrid/placement.h"
 #include "hybrid/scoring.h"
 #include "hybrid/sealed.h"
@@ -42,24 +42,8 @@ double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-std::string today() {
-  const std::time_t now = std::time(nullptr);
-  std::tm tm{};
-  gmtime_r(&now, &tm);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M UTC", &tm);
-  return text;
-}
-
 const char* device_kind(Device device) {
   return device.kind == Device::kCpu ? "cpu" : "cuda";
-}
-
-std::string machine_name(Device device) {
-  if (device.kind == Device::kCuda) {
-    return cuda_device_info(device).name;
-  }
-  return fmt::format("{} threads, {}", num_threads(), cpu_isa_name(cpu_isa()));
 }
 
 // A result is a summary of one model; it is kept in the summary's own form.
@@ -91,6 +75,9 @@ std::map<std::string, std::string> stage_files(const fs::path& folder) {
   add(folder / "search.json");
   add(folder / "placement.json");
   add(folder / "calibration.json");
+  for (const std::string& mixer : graft_mixers()) {
+    add(folder / ("calibration-" + mixer + ".json"));
+  }
   for (int64_t attempt = 1; fs::exists(folder / fmt::format("attempt-{}", attempt)); ++attempt) {
     const fs::path at = folder / fmt::format("attempt-{}", attempt);
     add(at / "result.json");
@@ -166,6 +153,8 @@ class Pipeline {
   ModelSummary teacher_summary();
   LoadedModel load_base(const StagePlan& stage) const;
   const ModelSummary* result_of(const std::string& stage) const;
+  LoadedModel graft(Model& base, const std::vector<int64_t>& layers, const GraftOptions& options,
+                    const fs::path& found_file);
   ModelSummary run_stage(const StagePlan& stage);
   ModelSummary finished_stage(const StagePlan& stage);
   TrainSummary run_phase(const Phase& phase, LoadedModel& student,
@@ -178,7 +167,6 @@ class Pipeline {
   ModelSummary heal(const StagePlan& stage, LoadedModel& student,
                     const std::vector<int64_t>& layers);
   void add_curves(const StagePlan& stage, int64_t attempts);
-  std::string describe_data() const;
 
   const HybridPlan& plan_;
   const PipelineOptions& options_;
@@ -266,6 +254,9 @@ TrainSummary Pipeline::run_phase(const Phase& phase, LoadedModel& student,
   config.first_sample = first_sample;
   const ModelSpec& spec = student.model->spec();
   config.converted = converted_mixers(spec, teacher_.model->spec());
+  if (is_supernet(spec) && config.supernet.sampling == PlacementSampling::kNone) {
+    config.supernet.sampling = PlacementSampling::kUniform;
+  }
   if (config.objective == Objective::kAlign && config.align.layers.empty()) {
     config.align.layers = layers.empty() ? converted_layers(spec, &teacher_.model->spec()) : layers;
   }
@@ -421,6 +412,24 @@ ModelSummary Pipeline::finished_stage(const StagePlan& stage) {
   return done;
 }
 
+// `base` with new mixers in these layers, all else views of it. What a calibration found is in
+// `found_file`.
+LoadedModel Pipeline::graft(Model& base, const std::vector<int64_t>& layers,
+                            const GraftOptions& options, const fs::path& found_file) {
+  std::optional<CalibrationData> calibration;
+  if (options.calibrate > 0) {
+    calibration.emplace(data_.train(), data_.valid(), false, options);
+  }
+  std::vector<LayerCalibration> found;
+  LoadedModel hybrid = convert(base, *teacher_.model, layers, options, plan_.seed, true,
+                               calibration ? &*calibration : nullptr, &found);
+  if (calibration) {
+    write_sealed(found_file, calibration_json(found, {}));
+    say_text(describe_calibration(found, {}));
+  }
+  return hybrid;
+}
+
 ModelSummary Pipeline::run_stage(const StagePlan& stage) {
   const fs::path folder = stage_folder(stage.name);
   make_folder(folder.string());
@@ -437,18 +446,32 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
       place_stage(plan_, stage, stage.layers - plan_.layers_before(stage), *base.model,
                   *teacher_.model, data_, before == nullptr ? 0 : before->next_sample, folder);
   LoadedModel student = std::move(base);
-  if (!placement.layers.empty()) {
-    std::optional<CalibrationData> calibration;
-    if (stage.graft.calibrate > 0) {
-      calibration.emplace(data_.train(), data_.valid(), false, stage.graft);
+  const fs::path found_file = folder / "calibration.json";
+  LoadedModel under;              // a supernet: what it views, beside
+  std::optional<MixerBank> bank;  // its new mixers
+  if (stage.makes_supernet()) {
+    under = std::move(student);
+    bank.emplace(*under.model);
+    bank->add(stage.graft.mixer, graft(*under.model, placement.layers, stage.graft, found_file),
+              "");
+    for (const GraftOptions& beside : stage.beside) {
+      bank->add(beside.mixer,
+                graft(*under.model, placement.layers, beside,
+                      folder / ("calibration-" + beside.mixer + ".json")),
+                "");
     }
-    std::vector<LayerCalibration> found;
-    LoadedModel hybrid = convert(*student.model, *teacher_.model, placement.layers, stage.graft,
-                                 plan_.seed, true, calibration ? &*calibration : nullptr, &found);
-    if (calibration) {
-      write_sealed(folder / "calibration.json", calibration_json(found, {}));
-      say_text(describe_calibration(found, {}));
-    }
+    student = bank->supernet([&](ModelSpec& spec) {
+      for (const std::string& mixer : bank->kinds()) {
+        put_preset(spec, {mixer, uniform_units(spec, mixer)});
+      }
+      const ActiveUnits active = uniform_units(spec, stage.graft.mixer);
+      for (const int64_t layer : choice_layers(spec)) {
+        const auto at = static_cast<size_t>(layer);
+        spec.layers[at].choice()->active = active[at];
+      }
+    });
+  } else if (!placement.layers.empty()) {
+    LoadedModel hybrid = graft(*student.model, placement.layers, stage.graft, found_file);
     hybrid.weights.take_over(*hybrid.model, std::move(student.weights));
     student = std::move(hybrid);
   }
@@ -490,27 +513,6 @@ void Pipeline::add_curves(const StagePlan& stage, int64_t attempts) {
   }
 }
 
-std::string Pipeline::describe_data() const {
-  std::string text = fmt::format(
-      "Accuracy: {} held-out problems answered by greedy generation{}{}. Held-out KL and NLL: {} "
-      "completion tokens of {} documents.",
-      data_.task().examples.size(),
-      data_.answers(plan_.evaluate).chat ? " through the chat template" : "",
-      data_.retrieval().examples.empty()
-          ? std::string()
-          : fmt::format("; retrieval: {} texts of {} to {} characters",
-                        data_.retrieval().examples.size(), plan_.evaluate.retrieval_spec.min_chars,
-                        plan_.evaluate.retrieval_spec.max_chars),
-      data_.held_out().labels(), data_.held_out().documents());
-  const SelectionSizes& selection = data_.selection();
-  if (selection.documents > 0) {
-    text += fmt::format(" Chosen by others: {} documents{}.", selection.documents,
-                        selection.problems > 0 ? fmt::format(" and {} problems", selection.problems)
-                                               : std::string());
-  }
-  return text;
-}
-
 RunSummary Pipeline::run() {
   const double begin = now_seconds();
   check_inputs();
@@ -519,7 +521,7 @@ RunSummary Pipeline::run() {
   summary_.machine = machine_name(options_.device);
   summary_.command = options_.command;
   summary_.plan = plan_.text;
-  summary_.task = describe_data();
+  summary_.task = describe_data(data_, plan_.evaluate);
   say_text(summary_.task);
   const ModelSummary teacher = teacher_summary();
   say_text(fmt::format("teacher: {} layers, accuracy {:.1f} %, retrieval {:.1f} %",

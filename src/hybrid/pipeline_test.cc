@@ -219,5 +219,37 @@ TEST(Pipeline, ARunKilledAnywhereEndsAsOneThatWasNot) {
   }
 }
 
+// A stage whose layers choose: its gate sees the mixer that is active, its folder has them all.
+TEST(Pipeline, MakesASupernet) {
+  const TestFolder folder;
+  std::string plan = testing::kPlan;
+  plan = plan.substr(0, plan.find("[[stage]]")) + R"(
+[[stage]]
+name = "super"
+layers = 2
+graft = {beside = ["sliding_window"], window = 8}
+distill = {supernet = {sampling = "composition"}}
+)";
+  testing::write_inputs(folder.path(), plan);
+  const RunSummary summary = testing::run(folder.path(), "run");
+  ASSERT_EQ(summary.models.size(), 2U);
+  EXPECT_EQ(std::count(summary.models[1].map.begin(), summary.models[1].map.end(), 'G'), 2);
+  const std::string dir = folder.at("run") + "/stages/super/model";
+  const ModelSpec spec = read_spec(dir);
+  EXPECT_EQ(choice_layers(spec).size(), 2U);
+  EXPECT_EQ(layer_map(read_spec(dir, "attention")), "AAAA");
+  EXPECT_EQ(layer_map(read_spec(dir, "gated_delta_net")), summary.models[1].map);
+  EXPECT_EQ(layer_map(spec), summary.models[1].map);
+  const std::string log =
+      read_text_file(folder.at("run") + "/stages/super/attempt-1/align/log.jsonl");
+  EXPECT_NE(log.find("placement"), std::string::npos);
+  // Nothing can go on from it.
+  testing::write_inputs(folder.at("next"), plan + "[[stage]]\nname = \"next\"\nlayers = 3\n");
+  EXPECT_NE(testing::error_of([&] {
+              testing::run(folder.at("next"), "run");
+            }).find("goes on from stage super, which makes a supernet"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace cambium

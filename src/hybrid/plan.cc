@@ -230,6 +230,17 @@ void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPla
          before);
   expect(stage.layers > before || !stage.phases.empty() || !stage.merge.with.empty(),
          "{}: converts nothing, trains nothing and merges nothing", where);
+  const StagePlan* base = find_stage(plan.stages, stage.from);
+  expect(
+      base == nullptr || !base->makes_supernet(),
+      "{}: goes on from stage {}, which makes a supernet; give a supernet's stage branch = true, "
+      "or put it last",
+      where, stage.from);
+  expect(
+      !stage.makes_supernet() || (stage.layers > before && stage.merge.with.empty()),
+      "{}: graft.beside makes a supernet of the layers that are converted: expected more layers, "
+      "and no merge",
+      where);
   for (const std::string& name : stage.merge.with) {
     const StagePlan* other = find_stage(plan.stages, name);
     expect(other != nullptr, "{}: merge.with: \"{}\" is no earlier stage", where, name);
@@ -244,8 +255,10 @@ void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPla
 StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defaults& defaults,
                      const HybridPlan& plan) {
   StagePlan stage;
-  stage.graft = read_graft(entry.table("graft"), defaults.graft);
-  check_graft_options(stage.graft, entry.where() + " graft");
+  stage.beside =
+      grafts_of(read_graft(entry.table("graft"), defaults.graft), entry.where() + " graft");
+  stage.graft = stage.beside.front();
+  stage.beside.erase(stage.beside.begin());
   stage.place = read_place(entry.table("place"), defaults.place);
   read_base(entry, stage, plan);
   const int64_t before = plan.layers_before(stage);
@@ -300,6 +313,9 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
   enum class Init { kAttention, kRandom };
   Init init = graft.from_attention ? Init::kAttention : Init::kRandom;
   visit({"mixer", "what takes the place of attention"}, graft.mixer);
+  visit({"beside", "a supernet: mixers that each layer may choose beside attention and it", nullptr,
+         false},
+        graft.beside);
   visit({"window", "sliding_window and parallel: tokens; 0 = 128"}, graft.window,
         ints_from(0, 1 << 30));
   visit({"sinks", "sliding_window and parallel: first tokens that stay visible"}, graft.sinks,

@@ -91,12 +91,17 @@ struct StagePlan {
   std::string from;     // the stage it starts from; empty = the teacher
   bool branch = false;  // later stages do not go on from it unless they say so
   GraftOptions graft;
+  /// With these mixers beside attention and that of `graft`, the stage makes a supernet. Its
+  /// presets have the names of the mixers, each of them in all layers that choose; `graft`'s is
+  /// active, and so what the gate sees.
+  std::vector<GraftOptions> beside;
   PlacePlan place;
   std::vector<int64_t> list;  // the layers to convert, of place method "list"
   std::vector<Phase> phases;
   GatePlan gate;
   MergePlan merge;
 
+  bool makes_supernet() const { return !beside.empty(); }
   /// Null where the stage has no such phase.
   const Phase* phase(const std::string& name) const;
 };

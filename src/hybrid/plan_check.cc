@@ -55,6 +55,9 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
     for (const int64_t layer : attention_layers(base)) {
       const auto at = static_cast<size_t>(layer);
       make_unit(graft_spec(*teacher.layers[at].mixer(), teacher.width, stage.graft), teacher.width);
+      for (const GraftOptions& graft : stage.beside) {
+        make_unit(graft_spec(*teacher.layers[at].mixer(), teacher.width, graft), teacher.width);
+      }
     }
     // Which layers a scored stage takes is not known; those of a teacher are alike.
     std::vector<int64_t> chosen = stage.list;

@@ -30,11 +30,32 @@ Model::Model(ModelSpec spec) : spec_(std::move(spec)), rope_(spec_.rope) {
   }
   layers_.reserve(spec_.layers.size());
   for (const LayerSpec& layer : spec_.layers) {
-    const Layer& made = layers_.emplace_back(layer, spec_.width);
-    first_state_.push_back(state_layouts_.size());
-    state_layouts_.insert(state_layouts_.end(), made.state_layouts().begin(),
-                          made.state_layouts().end());
+    layers_.emplace_back(layer, spec_.width);
   }
+  note_states();
+}
+
+void Model::note_states() {
+  first_state_.clear();
+  state_layouts_.clear();
+  for (const Layer& layer : layers_) {
+    first_state_.push_back(state_layouts_.size());
+    state_layouts_.insert(state_layouts_.end(), layer.state_layouts().begin(),
+                          layer.state_layouts().end());
+  }
+}
+
+void Model::activate(std::span<const int> active) {
+  CAMBIUM_CHECK(active.size() == layers_.size(), "{} of {}", active.size(), layers_.size());
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    BranchSpec* choice = spec_.layers[i].choice();
+    CAMBIUM_CHECK((choice == nullptr) == (active[i] < 0), "layer {}", i);
+    if (choice != nullptr && choice->active != active[i]) {
+      choice->active = active[i];
+      layers_[i].activate(active[i]);
+    }
+  }
+  note_states();
 }
 
 void Model::expect_runs() const {

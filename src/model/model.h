@@ -34,6 +34,10 @@ class Model {
  public:
   /// Parameters have shapes but no memory yet (see weights.h).
   explicit Model(ModelSpec spec);
+  /// Makes other units of the choices run: `active` has one for each layer, -1 where it has no
+  /// choice. Nothing is loaded or moved; what a sequence has kept of the units before is of no use
+  /// to the others.
+  void activate(std::span<const int> active);
   /// Error that names every unit, norm or wiring of the spec that this build cannot run; such a
   /// model can be described and counted only.
   void expect_runs() const;
@@ -73,6 +77,8 @@ class Model {
   const Norm* next_norm(size_t layer, size_t end, bool whole) const;
   Tensor checkpointed_layer(Context& ctx, size_t layer, const Tensor& h, const LayerInputs& inputs,
                             MixerTap* tap);
+
+  void note_states();
 
   ModelSpec spec_;
   LayerInputs layer_inputs(size_t layer, const Batch& batch, const Turns* rope,

@@ -8,6 +8,7 @@
 #include "files/checksums.h"
 #include "files/safetensors.h"
 #include "model/families/config.h"
+#include "model/supernet.h"
 
 namespace cambium {
 
@@ -15,7 +16,8 @@ namespace {
 
 /// None where the teacher has no such layer.
 std::vector<UnitSpec> mixers_of(const ModelSpec& teacher, size_t layer) {
-  return layer < teacher.layers.size() ? teacher.layers[layer].mixers() : std::vector<UnitSpec>{};
+  return layer < teacher.layers.size() ? teacher.layers[layer].all_mixers()
+                                       : std::vector<UnitSpec>{};
 }
 
 }  // namespace
@@ -28,7 +30,7 @@ std::vector<int64_t> converted_layers(const ModelSpec& spec, const ModelSpec* te
   std::vector<int64_t> converted;
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     const LayerSpec& layer = spec.layers[i];
-    const bool other = teacher != nullptr ? layer.mixers() != mixers_of(*teacher, i)
+    const bool other = teacher != nullptr ? layer.all_mixers() != mixers_of(*teacher, i)
                                           : layer.removed() || (layer.mixer() != nullptr &&
                                                                 !layer.mixes_by("attention"));
     if (other) {
@@ -42,7 +44,7 @@ std::vector<std::string> converted_mixers(const ModelSpec& spec, const ModelSpec
   std::vector<std::string> prefixes;
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     const std::vector<UnitSpec> old = mixers_of(teacher, i);
-    for (const UnitSpec& mixer : spec.layers[i].mixers()) {
+    for (const UnitSpec& mixer : spec.layers[i].all_mixers()) {
       if (std::find(old.begin(), old.end(), mixer) == old.end()) {
         prefixes.push_back(unit_prefix(static_cast<int64_t>(i), mixer));
       }
@@ -109,7 +111,7 @@ void take_sizes(ModelSpec& spec, const Family& family, const std::filesystem::pa
 
 }  // namespace
 
-ModelSpec read_spec(const std::filesystem::path& dir) {
+static ModelSpec read_whole_spec(const std::filesystem::path& dir) {
   const bool folder = !std::filesystem::is_regular_file(dir);
   const std::string path = (folder ? dir / "config.json" : dir).string();
   if (folder) {
@@ -138,6 +140,11 @@ ModelSpec read_spec(const std::filesystem::path& dir) {
   }
   fail("{}: unknown model_type '{}'{}; this build reads {}", path, type, did_you_mean(type, known),
        join(known, ", "));
+}
+
+ModelSpec read_spec(const std::filesystem::path& dir, const std::string& preset) {
+  const ModelSpec spec = read_whole_spec(dir);
+  return preset.empty() ? spec : unwrapped(spec, find_preset(spec, preset, dir.string()).active);
 }
 
 }  // namespace cambium

@@ -13,6 +13,13 @@
 
 namespace cambium {
 
+/// A placement of a supernet with a name (model/supernet.h).
+struct Preset {
+  std::string name;
+  std::vector<int> active;  // of each layer the unit of its choice that runs, -1 = it has no choice
+  friend bool operator==(const Preset&, const Preset&) = default;
+};
+
 struct ModelSpec {
   std::string family;  // row of the table of families (families/registry.cc)
   int64_t vocab = 0;
@@ -27,6 +34,7 @@ struct ModelSpec {
   int64_t max_positions = 0;
   int64_t bos_id = -1;
   std::vector<int64_t> eos_ids;
+  std::vector<Preset> presets{};
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
 };
 
@@ -36,6 +44,7 @@ std::string unit_prefix(int64_t layer, const UnitSpec& unit);
 /// whose mixer is not full attention, as if the teacher had nothing else.
 std::vector<int64_t> converted_layers(const ModelSpec& spec, const ModelSpec* teacher = nullptr);
 /// The prefixes of the mixers that the teacher does not have in the same layer.
+/// Those of a choice are all meant, whichever runs.
 std::vector<std::string> converted_mixers(const ModelSpec& spec, const ModelSpec& teacher);
 /// "AAMMG": the letters of the table of units, one a layer: that of its mixer, or of its
 /// feed-forward where it has no mixer, "(2A)" where several mixers stand side by side, - where
@@ -73,7 +82,7 @@ const Family& find_family(const std::string& name);
 /// Reads DIR/config.json with the family its model_type names, and from the headers of the weights
 /// beside it what a config.json gets wrong (dt_rank). A config.json that is not what the folder's
 /// checksums.json says is an Error. `dir` may also be a configuration file of any
-/// name, which is read alone.
-ModelSpec read_spec(const std::filesystem::path& dir);
+/// name, which is read alone. With a preset's name, the plain hybrid that the preset is.
+ModelSpec read_spec(const std::filesystem::path& dir, const std::string& preset = {});
 
 }  // namespace cambium

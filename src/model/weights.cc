@@ -20,6 +20,7 @@
 #include "files/checksums.h"
 #include "files/golden.h"
 #include "files/safetensors.h"
+#include "model/supernet.h"
 #include "model/weight_stream.h"
 
 namespace cambium {
@@ -59,6 +60,28 @@ std::optional<TensorEntry> find_stored(const SafeTensors& file, const ModelSpec&
   }
   return std::nullopt;
 }
+
+/// What a folder holds, of which a model may be one preset.
+class StoredModel {
+ public:
+  StoredModel(const std::filesystem::path& dir, const std::string& preset)
+      : whole_(read_spec(dir)) {
+    if (!preset.empty()) {
+      active_ = find_preset(whole_, preset, dir.string()).active;
+    }
+  }
+
+  const ModelSpec& whole() const { return whole_; }
+  ModelSpec spec() const { return active_.empty() ? whole_ : unwrapped(whole_, active_); }
+  /// The stored tensor of a parameter of spec().
+  std::optional<TensorEntry> find(const SafeTensors& file, const std::string& ours) const {
+    return find_stored(file, whole_, supernet_name(whole_, active_, ours));
+  }
+
+ private:
+  ModelSpec whole_;
+  ActiveUnits active_;  // empty: all of it
+};
 
 void check_spec_and_file_agree(Model& model, const SafeTensors& file) {
   const ModelSpec& spec = model.spec();
@@ -156,8 +179,9 @@ bool same_values(const TensorEntry& a, const TensorEntry& b) {
 }
 
 /// The tensors of `other`, by our names, whose values in its files are those in `file`.
-std::map<std::string, Tensor> equal_tensors(Model& model, const SafeTensors& file,
-                                            const LoadedModel& other) {
+std::map<std::string, Tensor> equal_tensors(Model& model, const StoredModel& stored,
+                                            const SafeTensors& file, const LoadedModel& other) {
+  const StoredModel stored_theirs(other.dir, other.preset);
   const SafeTensors theirs = SafeTensors::open(other.dir.string(), SafeTensors::Check::kHeader);
   std::map<std::string, Tensor> held;
   other.model->visit([&](const std::string& name, Parameter& p) { held[name] = p.tensor; });
@@ -167,8 +191,8 @@ std::map<std::string, Tensor> equal_tensors(Model& model, const SafeTensors& fil
     if (it == held.end()) {
       return;
     }
-    const std::optional<TensorEntry> a = find_stored(file, model.spec(), name);
-    const std::optional<TensorEntry> b = find_stored(theirs, other.model->spec(), name);
+    const std::optional<TensorEntry> a = stored.find(file, name);
+    const std::optional<TensorEntry> b = stored_theirs.find(theirs, name);
     if (a && b && a->shape == p.shape && same_values(*a, *b)) {
       equal[name] = it->second.detached();
     }
@@ -406,19 +430,22 @@ void Weights::release_mapped() const {
   }
 }
 
-WeightSizes weight_sizes(const std::filesystem::path& dir, MatrixStorage storage) {
-  Model model(read_spec(dir));
+WeightSizes weight_sizes(const std::filesystem::path& dir, MatrixStorage storage,
+                         const std::string& preset) {
+  const StoredModel stored(dir, preset);
+  Model model(stored.spec());
   std::optional<SafeTensors> file;
   const bool is_there = std::filesystem::exists(dir / "model.safetensors") ||
                         std::filesystem::exists(dir / "model.safetensors.index.json");
   if (is_there) {
     file = SafeTensors::open(dir.string(), SafeTensors::Check::kHeader);
-    check_spec_and_file_agree(model, *file);
+    Model whole(stored.whole());
+    check_spec_and_file_agree(whole, *file);
   }
   WeightSizes sizes;
   model.visit([&](const std::string& ours, Parameter& p) {
     const Dtype dtype =
-        file ? dtype_in_memory(p, *find_stored(*file, model.spec(), ours), storage, false)
+        file ? dtype_in_memory(p, *stored.find(*file, ours), storage, false)
              : (storage == MatrixStorage::kBF16 && is_matrix(p) ? Dtype::kBF16 : Dtype::kF32);
     sizes.bytes += p.numel() * dtype_size(dtype);
     sizes.narrow = sizes.narrow || dtype == Dtype::kBF16;
@@ -431,22 +458,25 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
     check_files(dir);
   }
   const auto started = std::chrono::steady_clock::now();
-  LoadedModel loaded{dir, std::make_unique<Model>(read_spec(dir)), {}};
+  const StoredModel stored(dir, options.preset);
+  LoadedModel loaded{dir, std::make_unique<Model>(stored.spec()), {}};
+  loaded.preset = options.preset;
   Model& model = *loaded.model;
   model.expect_runs();
   // On a device the checksums are compared as the weights go by.
   const bool stream = options.device.kind != Device::kCpu;
   const auto file = std::make_shared<const SafeTensors>(SafeTensors::open(
       dir.string(), stream ? SafeTensors::Check::kHeader : SafeTensors::Check::kContents));
-  check_spec_and_file_agree(model, *file);
+  Model whole(stored.whole());
+  check_spec_and_file_agree(whole, *file);
   double tolerance = kGoldenTolerance;
   std::vector<Weights::Request> together;
   std::vector<std::pair<TensorEntry, const Parameter*>> streamed;
   const std::map<std::string, Tensor> held_already =
       options.share == nullptr ? std::map<std::string, Tensor>{}
-                               : equal_tensors(model, *file, *options.share);
+                               : equal_tensors(model, stored, *file, *options.share);
   model.visit([&](const std::string& ours, Parameter& p) {
-    const TensorEntry entry = *find_stored(*file, model.spec(), ours);
+    const TensorEntry entry = *stored.find(*file, ours);
     const bool trained = options.trainable != nullptr && options.trainable(ours, p);
     const Dtype dtype = dtype_in_memory(p, entry, options.storage, trained);
     if (dtype == Dtype::kBF16 && entry.dtype != StoredType::kBF16) {
@@ -485,7 +515,7 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
   // Activations in bf16 say little of a golden prompt's logits in fp32: checksums alone tell there
   // that the weights are those that were written. `verify` compares in fp32.
   if (options.check_golden && model.activations() != Dtype::kBF16) {
-    check_golden(model, dir, tolerance, kGoldenTokensAtLoad);
+    check_golden(model, dir, tolerance, kGoldenTokensAtLoad, options.preset);
   }
   loaded.load_bytes = file->total_bytes();
   loaded.load_seconds =
@@ -570,17 +600,50 @@ void add_golden(const std::filesystem::path& dir, std::span<const int32_t> promp
   const std::vector<int32_t> tokens = prompt.empty()
                                           ? default_golden_prompt(vocab)
                                           : std::vector<int32_t>(prompt.begin(), prompt.end());
-  const std::vector<float> logits = run_logits(*written.model, tokens);
-  expect_finite(logits, dir);
-  write_golden(dir.string(), {{tokens.begin(), tokens.end()}, logits, vocab});
+  const auto run = [&](Model& model) {
+    std::vector<float> logits = run_logits(model, tokens);
+    expect_finite(logits, dir);
+    return logits;
+  };
+  Golden golden{{tokens.begin(), tokens.end()}, run(*written.model), vocab};
+  for (const Preset& preset : written.model->spec().presets) {
+    golden.presets[preset.name] = run(*view_hybrid(*written.model, preset.active).model);
+  }
+  write_golden(dir.string(), golden);
 }
 
 void expect_numbers(Model& model, const std::filesystem::path& dir) {
   expect_finite(run_logits(model, default_golden_prompt(model.spec().vocab)), dir);
 }
 
+/// Error where the logits of `prompt`, the first of what `golden` was made of, are not `expected`.
+static double compare_golden(Model& model, std::span<const int32_t> prompt,
+                             std::span<const float> expected, double tolerance,
+                             const std::string& where) {
+  const std::vector<float> logits = run_logits(model, prompt);
+  double mean = 0.0;
+  double square = 0.0;
+  double worst = 0.0;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const double golden = expected[i];
+    mean += golden;
+    square += golden * golden;
+    const double error = std::abs(logits[i] - golden);
+    worst = error <= worst ? worst : error;  // NaN counts as worst
+  }
+  const auto n = static_cast<double>(logits.size());
+  const double deviation = std::sqrt(std::max(square / n - mean / n * mean / n, 1e-30));
+  const double error = worst / deviation;
+  expect(
+      error <= tolerance,
+      "{}: the golden prompt's logits differ by {:.2e} standard deviations from those stored "
+      "with the checkpoint (at most {:.0e} is rounding); weights and program do not fit together",
+      where, error, tolerance);
+  return error;
+}
+
 double check_golden(Model& model, const std::filesystem::path& dir, double tolerance,
-                    int64_t tokens) {
+                    int64_t tokens, const std::string& preset) {
   const auto golden = read_golden(dir.string());
   if (!golden) {
     return 0.0;
@@ -592,25 +655,21 @@ double check_golden(Model& model, const std::filesystem::path& dir, double toler
   if (tokens > 0 && tokens < static_cast<int64_t>(prompt.size())) {
     prompt.resize(static_cast<size_t>(tokens));
   }
-  const std::vector<float> logits = run_logits(model, prompt);
-  double mean = 0.0;
-  double square = 0.0;
-  double worst = 0.0;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const double expected = golden->logits[i];
-    mean += expected;
-    square += expected * expected;
-    const double error = std::abs(logits[i] - expected);
-    worst = error <= worst ? worst : error;  // NaN counts as worst
+  const auto compare_preset = [&](Model& hybrid, const std::string& name) {
+    const auto it = golden->presets.find(name);
+    expect(it != golden->presets.end(),
+           "{}: golden.safetensors has no logits of preset {}, which config.json names",
+           dir.string(), name);
+    return compare_golden(hybrid, prompt, it->second, tolerance,
+                          fmt::format("{}, preset {}", dir.string(), name));
+  };
+  if (!preset.empty()) {
+    return compare_preset(model, preset);
   }
-  const auto n = static_cast<double>(logits.size());
-  const double deviation = std::sqrt(std::max(square / n - mean / n * mean / n, 1e-30));
-  const double error = worst / deviation;
-  expect(
-      error <= tolerance,
-      "{}: the golden prompt's logits differ by {:.2e} standard deviations from those stored "
-      "with the checkpoint (at most {:.0e} is rounding); weights and program do not fit together",
-      dir.string(), error, tolerance);
+  double error = compare_golden(model, prompt, golden->logits, tolerance, dir.string());
+  for (const Preset& other : model.spec().presets) {
+    error = std::max(error, compare_preset(*view_hybrid(model, other.active).model, other.name));
+  }
   return error;
 }
 

@@ -78,8 +78,9 @@ struct WeightSizes {
   bool narrow = false;  // a matrix is bf16: a GPU computes in it
 };
 /// Of the weights beside the configuration, of which the headers alone are read; where there are
-/// none, of a model with random weights (stored is f32).
-WeightSizes weight_sizes(const std::filesystem::path& dir, MatrixStorage storage);
+/// none, of a model with random weights (stored is f32). With a preset's name, of its hybrid.
+WeightSizes weight_sizes(const std::filesystem::path& dir, MatrixStorage storage,
+                         const std::string& preset = {});
 
 struct LoadedModel {
   std::filesystem::path dir;
@@ -89,6 +90,7 @@ struct LoadedModel {
   /// memory). On the CPU files are mapped, and read from the disk when they are first used.
   double load_seconds = 0.0;
   uint64_t load_bytes = 0;
+  std::string preset{};  // LoadOptions::preset
 };
 
 struct LoadOptions {
@@ -98,6 +100,8 @@ struct LoadOptions {
   /// A model that load_model loaded, on `device`: what has its name, shape and values there becomes
   /// a view of its tensor and is held once. It must outlive the result.
   const LoadedModel* share = nullptr;
+  /// Of a supernet: load the plain hybrid that this preset is, and nothing of the other mixers.
+  std::string preset{};
   /// Compare the files with checksums.json and, where activations are not bf16, the logits with
   /// golden.safetensors, where there are
   /// such. Weights are compared with their checksum either way.
@@ -139,9 +143,9 @@ struct SaveOptions {
 /// from what was written, read back.
 void save_model(Model& model, const std::filesystem::path& dir, const SaveOptions& options);
 
-/// Writes golden.safetensors into a checkpoint folder: the logits of what the folder holds, for
-/// `prompt` (empty = a fixed one made of small ids). save_model does this itself; an import does it
-/// before its folder takes its name.
+/// Writes golden.safetensors into a checkpoint folder: the logits of what the folder holds, and of
+/// each of its presets, for `prompt` (empty = a fixed one made of small ids). save_model does this
+/// itself; an import does it before its folder takes its name.
 void add_golden(const std::filesystem::path& dir, std::span<const int32_t> prompt = {});
 
 /// Error when a logit of the default golden prompt is not finite; `dir` names the model.
@@ -150,9 +154,9 @@ void expect_numbers(Model& model, const std::filesystem::path& dir);
 /// Largest |difference| of the golden prompt's logits over their standard deviation; Error when the
 /// folder's golden prompt is more than `tolerance` away. 0 when there is none. Compares the first
 /// `tokens` tokens of the prompt, 0 = all: load_model takes a few, which cost one pass over the
-/// weights.
+/// weights. Of a supernet every preset is compared too; with `preset`, `model` is that hybrid.
 double check_golden(Model& model, const std::filesystem::path& dir, double tolerance,
-                    int64_t tokens = 0);
+                    int64_t tokens = 0, const std::string& preset = {});
 
 /// Copies a float tensor of any of F32, BF16, F64 over another of the same shape.
 void copy_values(const Tensor& to, const Tensor& from);

@@ -50,16 +50,35 @@ const UnitSpec* LayerSpec::find(UnitRole role) const {
   return nullptr;
 }
 
-std::vector<UnitSpec> LayerSpec::mixers() const {
+namespace {
+
+std::vector<UnitSpec> mixers_in(const std::vector<BranchSpec>& branches, bool only_running) {
   std::vector<UnitSpec> found;
   for (const BranchSpec& branch : branches) {
     for (size_t i = 0; i < branch.units.size(); ++i) {
-      if (branch.runs(i) && find_unit_kind(branch.units[i].kind).role == UnitRole::kMixer) {
+      if ((!only_running || branch.runs(i)) &&
+          find_unit_kind(branch.units[i].kind).role == UnitRole::kMixer) {
         found.push_back(branch.units[i]);
       }
     }
   }
   return found;
+}
+
+}  // namespace
+
+std::vector<UnitSpec> LayerSpec::mixers() const {
+  return mixers_in(branches, true);
+}
+
+std::vector<UnitSpec> LayerSpec::all_mixers() const {
+  return mixers_in(branches, false);
+}
+
+const BranchSpec* LayerSpec::choice() const {
+  const auto it = std::find_if(branches.begin(), branches.end(),
+                               [](const BranchSpec& branch) { return branch.active >= 0; });
+  return it == branches.end() ? nullptr : &*it;
 }
 
 LayerSpec decoder_layer(UnitSpec mixer, int64_t inner, const NormSpec& norm) {
@@ -81,6 +100,7 @@ Layer::Layer(const LayerSpec& spec, int64_t width) {
                                                  Norm(branch.norm, width),
                                                  branch.keep,
                                                  branch.residual_normed,
+                                                 branch.active >= 0,
                                                  {}});
     for (size_t i = 0; i < branch.units.size(); ++i) {
       const UnitSpec& unit = branch.units[i];
@@ -90,20 +110,43 @@ Layer::Layer(const LayerSpec& spec, int64_t width) {
       Piece piece{name,  find_unit_kind(unit.kind).role, unit.out, branch.runs(i),
                   false, make_unit(unit, width)};
       check_sizes(unit.kind, *piece.unit, piece.unit->state_layout());
-      if (piece.runs) {
-        passes_ = false;
-        if (piece.role == UnitRole::kMixer && mixer_ == nullptr) {
-          mixer_ = piece.unit.get();
-        }
-        const StateLayout layout = piece.unit->state_layout();
-        piece.has_state = !layout.empty();
-        if (piece.has_state) {
-          state_layouts_.push_back(layout);
-        }
-      }
+      piece.has_state = !piece.unit->state_layout().empty();
       made.pieces.push_back(std::move(piece));
     }
   }
+  note_what_runs();
+}
+
+void Layer::note_what_runs() {
+  passes_ = true;
+  mixer_ = nullptr;
+  state_layouts_.clear();
+  for (const Branch& branch : branches_) {
+    for (const Piece& piece : branch.pieces) {
+      if (!piece.runs) {
+        continue;
+      }
+      passes_ = false;
+      if (piece.role == UnitRole::kMixer && mixer_ == nullptr) {
+        mixer_ = piece.unit.get();
+      }
+      if (piece.has_state) {
+        state_layouts_.push_back(piece.unit->state_layout());
+      }
+    }
+  }
+}
+
+void Layer::activate(int unit) {
+  const auto branch = std::find_if(branches_.begin(), branches_.end(),
+                                   [](const Branch& candidate) { return candidate.chooses; });
+  CAMBIUM_CHECK(
+      branch != branches_.end() && unit >= 0 && static_cast<size_t>(unit) < branch->pieces.size(),
+      "unit {}", unit);
+  for (size_t i = 0; i < branch->pieces.size(); ++i) {
+    branch->pieces[i].runs = i == static_cast<size_t>(unit);
+  }
+  note_what_runs();
 }
 
 bool Layer::Branch::runs() const {
@@ -199,9 +242,7 @@ std::vector<std::string> Layer::missing() const {
   for (const Branch& branch : branches_) {
     add(branch.norm.missing());
     for (const Piece& piece : branch.pieces) {
-      if (piece.runs) {
-        add(piece.unit->missing());
-      }
+      add(piece.unit->missing());
     }
   }
   return all;

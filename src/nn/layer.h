@@ -41,6 +41,11 @@ struct LayerSpec {
   const UnitSpec* feed_forward() const { return find(UnitRole::kFeedForward); }
   /// All mixers that run.
   std::vector<UnitSpec> mixers() const;
+  /// All mixers, also those of a choice that do not run.
+  std::vector<UnitSpec> all_mixers() const;
+  /// The first branch of which one unit runs, or null: where a supernet chooses.
+  const BranchSpec* choice() const;
+  BranchSpec* choice() { return const_cast<BranchSpec*>(std::as_const(*this).choice()); }
   UnitSpec* mixer() { return const_cast<UnitSpec*>(std::as_const(*this).mixer()); }
   /// Whether its mixer is of this kind.
   bool mixes_by(std::string_view kind) const {
@@ -82,6 +87,8 @@ class Layer {
   Tensor forward(Context& ctx, const Tensor& h, const LayerInputs& inputs, MixerTap* tap) const;
   /// The same to a stream.
   void forward(Context& ctx, Residual& h, const LayerInputs& inputs, MixerTap* tap) const;
+  /// Unit `unit` of the branch of LayerSpec::choice() runs from now on, and no other of it.
+  void activate(int unit);
   /// The norm that reads the stream first; null where nothing runs.
   const Norm* first_norm() const;
   /// Visits names such as "input_norm.weight", "mixer.q_proj.weight", "post_norm.weight",
@@ -98,7 +105,7 @@ class Layer {
   bool passes() const { return passes_; }
   /// Of the units that run and keep state.
   const std::vector<StateLayout>& state_layouts() const { return state_layouts_; }
-  /// What this build lacks to run the layer, each thing once.
+  /// What this build lacks to run the layer, each thing once; any unit of a choice may be to run.
   std::vector<std::string> missing() const;
 
  private:
@@ -115,10 +122,13 @@ class Layer {
     Norm norm;
     float keep;
     bool residual_normed;
+    bool chooses;
     std::vector<Piece> pieces;
 
     bool runs() const;
   };
+
+  void note_what_runs();
 
   std::vector<Branch> branches_;
   std::vector<StateLayout> state_layouts_;

@@ -326,12 +326,13 @@ MemoryPlan plan_memory(const MemoryRequest& request) {
 }
 
 EngineConfig planned_engine(const std::filesystem::path& dir, MatrixStorage storage, Device device,
-                            const EngineConfig& config) {
+                            const EngineConfig& config, const std::string& preset) {
   if (device.kind != Device::kCuda) {
     return config;
   }
-  const ModelSpec spec = read_spec(dir);
-  const MemoryPlan plan = plan_memory({&spec, weight_sizes(dir, storage), config, device, 0});
+  const ModelSpec spec = read_spec(dir, preset);
+  const MemoryPlan plan =
+      plan_memory({&spec, weight_sizes(dir, storage, preset), config, device, 0});
   say("{}", plan.line());
   set_memory_note(plan.parts());
   return plan.engine;

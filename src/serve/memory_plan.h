@@ -58,9 +58,10 @@ MemoryPlan plan_memory(const MemoryRequest& request);
 
 /// For commands: the plan for the model in `dir` (a checkpoint folder, or a configuration for
 /// random weights) on a CUDA device, said on standard error and by errors of memory that runs out;
-/// returns what to make the engine of. On the CPU, where memory is taken as it is needed, `config`.
+/// returns what to make the engine of; `preset` of a supernet. On the CPU, where memory is taken as
+/// it is needed, `config`.
 EngineConfig planned_engine(const std::filesystem::path& dir, MatrixStorage storage, Device device,
-                            const EngineConfig& config);
+                            const EngineConfig& config, const std::string& preset = {});
 
 /// What the largest steps of an engine take on the device, where each sequence has `behind` tokens
 /// (as many as the cache might hold of all of them).

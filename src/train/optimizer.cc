@@ -54,22 +54,47 @@ Optimizer::Optimizer(Model& model, const OptimizerConfig& config)
          "nothing is to be trained: every parameter is frozen or has a rate scale of zero");
 }
 
+void Optimizer::rest(const std::function<bool(const std::string& name)>& rests) {
+  for (Slot& slot : slots_) {
+    slot.rests = rests(slot.name);
+  }
+}
+
+void Optimizer::count_step() {
+  ++steps_;
+  for (Slot& slot : slots_) {
+    slot.steps += slot.rests ? 0 : 1;
+  }
+}
+
+void Optimizer::set_steps_taken(int64_t steps) {
+  steps_ = steps;
+  for (Slot& slot : slots_) {
+    slot.steps = steps;
+  }
+}
+
 double Optimizer::gradient_norm() {
   std::vector<Tensor> gradients;
   for (const Slot& slot : slots_) {
-    gradients.push_back(slot.tensor.grad_tensor());
+    if (!slot.rests) {
+      gradients.push_back(slot.tensor.grad_tensor());
+    }
   }
   const std::vector<double> sums = sums_of_squares(scratch_.context(), gradients);
   return std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0));
 }
 
 void Optimizer::step(double rate, double norm) {
-  ++steps_;
+  count_step();
   const double scale =
       config_.clip_norm > 0.0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1.0;
-  const auto t = static_cast<double>(steps_);
   const Context ctx = scratch_.context();
   for (const Slot& slot : slots_) {
+    if (slot.rests) {
+      continue;
+    }
+    const auto t = static_cast<double>(slot.steps);
     const auto slot_rate = static_cast<float>(rate * slot.rate_scale);
     if (slot.orthogonal) {
       muon_update(ctx, slot.tensor, slot.m.view,

@@ -54,6 +54,11 @@ class Optimizer {
   /// Takes the parameters of `model` that have gradients now; they must keep their memory.
   Optimizer(Model& model, const OptimizerConfig& config);
 
+  /// Parameters of these names rest until the next call: they have no gradients, and step() neither
+  /// changes them nor what is kept of them. Each is corrected for the steps it took part in.
+  void rest(const std::function<bool(const std::string& name)>& rests);
+  /// As step() counts one.
+  void count_step();
   /// Global norm of the gradients, in double precision and a fixed order. The device is waited for
   /// once.
   double gradient_norm();
@@ -65,7 +70,8 @@ class Optimizer {
   /// Visits what must be kept to go on: names such as "layers.0.mixer.q_proj.weight.m".
   void visit_state(const std::function<void(const std::string& name, const Tensor& state)>& visit);
   int64_t steps_taken() const { return steps_; }
-  void set_steps_taken(int64_t steps) { steps_ = steps; }
+  /// By every parameter.
+  void set_steps_taken(int64_t steps);
 
   int64_t state_bytes() const;
   int64_t trained_parameters() const;
@@ -79,7 +85,9 @@ class Optimizer {
     bool orthogonal;  // Muon's
     uint64_t stream;  // of the rounding, from the name
     OwnedTensor m;
-    OwnedTensor v;  // no memory where orthogonal
+    OwnedTensor v;      // no memory where orthogonal
+    int64_t steps = 0;  // that it took part in
+    bool rests = false;
   };
 
   OptimizerConfig config_;

@@ -80,6 +80,22 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
                (config_.trainable == nullptr || config_.trainable(name, p));
       });
   optimizer_ = std::make_unique<Optimizer>(student_, config_.optimizer);
+  if (is_supernet(student_.spec()) || config_.supernet.sampling != PlacementSampling::kNone) {
+    sampler_.emplace(student_.spec(), config_.supernet, config_.seed);
+  }
+  count_flops();
+  if (!config_.folder.empty()) {
+    if (config_.run_folder == nullptr) {
+      config_.run_folder =
+          std::make_shared<RunFolder>(config_.folder, training_folder_use(config_.resume));
+    }
+    resume_or_start();
+  }
+}
+
+Trainer::~Trainer() = default;
+
+void Trainer::count_flops() {
   std::set<std::string> trained;
   student_.visit([&](const std::string& name, Parameter& p) {
     if (p.tensor.has_grad()) {
@@ -91,16 +107,14 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
                 .teacher = teacher_ == nullptr ? nullptr : &teacher_->spec(),
                 .trained = [&](const std::string& name) { return trained.contains(name); },
                 .shared = nullptr});
-  if (!config_.folder.empty()) {
-    if (config_.run_folder == nullptr) {
-      config_.run_folder =
-          std::make_shared<RunFolder>(config_.folder, training_folder_use(config_.resume));
-    }
-    resume_or_start();
-  }
 }
 
-Trainer::~Trainer() = default;
+// Makes the mixers of the step run, and the optimiser leave the others alone.
+void Trainer::choose_mixers(int64_t step) {
+  student_.activate(sampler_->draw(step));
+  const std::set<std::string> resting = resting_units(student_.spec());
+  optimizer_->rest([&](const std::string& name) { return resting.contains(unit_of(name)); });
+}
 
 void Trainer::check_config() const {
   expect(config_.has_length(), "steps must be above zero (or tokens), got {}", config_.steps);
@@ -159,10 +173,12 @@ std::vector<std::string> Trainer::trained_units() const {
   std::vector<std::string> units;
   for (int64_t i = 0; i < student_.layer_count(); ++i) {
     const LayerSpec& layer = student_.spec().layers[static_cast<size_t>(i)];
-    std::vector<UnitSpec> mixers = layer.mixers();
-    if (aligns) {  // the output of the first alone is compared
+    std::vector<UnitSpec> mixers = layer.all_mixers();
+    if (aligns) {  // the output of the first alone is compared, of a choice that of each in its
+                   // turn
       const bool chosen = contains(config_.align.layers, i);
-      mixers.resize(chosen ? std::min<size_t>(mixers.size(), 1) : 0);
+      const size_t compared = layer.choice() != nullptr ? mixers.size() : 1;
+      mixers.resize(chosen ? std::min(mixers.size(), compared) : 0);
     }
     for (const UnitSpec& mixer : mixers) {
       const std::string prefix = unit_prefix(i, mixer);
@@ -191,6 +207,14 @@ StepReport Trainer::step() {
   part_began_ = start;
   StepReport report;
   report.step = next_step_;
+  const ActiveUnits before = active_units(student_.spec());
+  if (sampler_) {
+    choose_mixers(next_step_);
+    report.placement = layer_map(student_.spec());
+    if (config_.matrix_peak > 0.0) {
+      count_flops();
+    }
+  }
   std::vector<PackedSequence> sequences;
   for (int64_t i = 0; i < config_.sequences_per_step; ++i) {
     sequences.push_back(packer_->next());
@@ -238,6 +262,7 @@ StepReport Trainer::step() {
   report.peak_share = config_.matrix_peak > 0.0 ? flops / config_.matrix_peak : 0.0;
   note_memory();
   report.device_bytes = device_bytes_;
+  student_.activate(before);
 
   summary_.first_loss = next_step_ == 0 ? report.loss : summary_.first_loss;
   ++next_step_;
@@ -279,6 +304,9 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
   time_part(&StepTimes::head);
   for (size_t i = 0; i < sums.align.size(); ++i) {
     const auto layer = static_cast<size_t>(config_.align.layers[i]);
+    if (!taps[layer].output.has_grad()) {
+      continue;  // of a supernet: a frozen mixer, with nothing trained before it
+    }
     sums.align[i] += align_loss(
         ctx, taps[layer].output, teacher_taps[layer].output,
         config_.align.all_tokens ? std::span<const int32_t>{} : std::span(sequence.labels),
@@ -301,6 +329,9 @@ void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& s
     Context ctx = workspace_.context(activations_, &tape_);
     forward.noise = layer_noise(sequence.noise, layer);
     const Tensor out = student_.layer(layer).mixer()->forward(ctx, tap.input, forward);
+    if (!out.has_grad()) {
+      continue;  // of a supernet: a mixer that is not trained
+    }
     sums.align[i] += align_loss(
         ctx, out, tap.output,
         config_.align.all_tokens ? std::span<const int32_t>{} : std::span(sequence.labels),

@@ -24,6 +24,7 @@
 #include "train/run_record.h"
 #include "train/schedule.h"
 #include "train/step_judge.h"
+#include "train/supernet_sampling.h"
 
 namespace cambium {
 
@@ -38,7 +39,7 @@ enum class Objective {
 /// What a stage may change; the rest is frozen and costs neither gradients nor moments.
 enum class Trained {
   kEverything,
-  kMixers,     // the mixers of all layers
+  kMixers,     // the mixers of all layers; of a choice, all
   kConverted,  // the mixers of TrainConfig::converted; those that differ from the teacher's where
                // it names none
 };
@@ -72,6 +73,9 @@ struct TrainConfig {
   uint64_t first_sample = 0;
   LossConfig loss{.cross_entropy = 1.0F};
   AlignConfig align;  // used by kAlign, and as a term of kEndToEnd where it names layers
+  /// Where the student is a supernet. What does not run in a step has no gradients then; its
+  /// weights and what the optimiser keeps of them stay as they are.
+  SupernetConfig supernet;
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
   Trained trained = Trained::kEverything;
@@ -138,6 +142,7 @@ struct StepReport {
   int64_t learned = 0;
   double seconds = 0.0;
   StepTimes times;
+  std::string placement;     // of a supernet: the map of what ran
   double peak_share = 0.0;   // of the matrix peak, by model FLOP/s; 0 = not measured
   int64_t device_bytes = 0;  // the most of a GPU's memory seen in use, whoever took it
 };
@@ -186,6 +191,8 @@ class Trainer {
   void judge(const StepReport& report, const std::vector<PackedSequence>& sequences);
   std::map<std::string, std::string> fingerprint();
   void resume_or_start();
+  void choose_mixers(int64_t step);
+  void count_flops();
   void note_device(const std::string& before);
   void accept_earlier_version(const std::map<std::string, std::string>& stored);
   NamedTensors checkpoint_tensors();
@@ -207,6 +214,7 @@ class Trainer {
   Dtype activations_;
   Tape tape_;
   std::unique_ptr<Optimizer> optimizer_;
+  std::optional<PlacementSampler> sampler_;  // of a supernet
   std::unique_ptr<RunRecord> record_;
   std::map<std::string, std::string> fingerprint_;
   int64_t next_step_ = 0;

@@ -49,6 +49,9 @@ std::map<std::string, std::string> Trainer::fingerprint() {
   if (config_.tokens == 0) {
     f.erase("tokens");
   }
+  if (!sampler_) {
+    f.erase("supernet");
+  }
   f.emplace("version", kRunVersion);
   if (activations_ != Dtype::kF32) {
     f["precision"] = dtype_name(activations_);
@@ -148,7 +151,13 @@ void Trainer::resume_or_start() {
   accept_earlier_version(state.fingerprint);
   expect_same_run(*newest, state.fingerprint, fingerprint_);
   record_->restore(*newest, state, checkpoint_tensors());
-  optimizer_->set_steps_taken(state.optimizer_steps);
+  optimizer_->set_steps_taken(sampler_ ? 0 : state.optimizer_steps);
+  const ActiveUnits before = active_units(student_.spec());
+  for (int64_t step = 0; sampler_ && step < state.optimizer_steps; ++step) {
+    choose_mixers(step);
+    optimizer_->count_step();
+  }
+  student_.activate(before);
   packer_->seek(state.summary.data);
   next_step_ = state.summary.steps;
   judge_.set_state(state.judge);
@@ -183,6 +192,9 @@ void Trainer::log_step(const StepReport& r) {
   if (!r.align_layers.empty()) {
     line["align"] = r.align;
     line["align_layers"] = r.align_layers;
+  }
+  if (!r.placement.empty()) {
+    line["placement"] = r.placement;
   }
   line["rate"] = r.rate;
   line["gradient_norm"] = r.gradient_norm;

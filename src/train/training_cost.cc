@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 
+#include "model/supernet.h"
 #include "nn/units/units.h"
 #include "ops/loss/loss.h"
 
@@ -36,11 +38,12 @@ struct LayerWork {
 std::vector<LayerWork> work_of(const ModelSpec& spec, int64_t sequence,
                                const std::function<bool(const std::string&)>& trained) {
   Model model(spec);
+  const std::set<std::string> resting = resting_units(spec);
   std::vector<LayerWork> work(spec.layers.size() + 1);
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     LayerWork& layer = work[i];
     model.visit_layer(static_cast<int64_t>(i), [&](const std::string& name, Parameter& p) {
-      if (p.shape.size() == 2) {
+      if (p.shape.size() == 2 && !resting.contains(unit_of(name))) {
         const auto count = static_cast<double>(p.numel());
         layer.matrices += count;
         layer.trained += trained && trained(name) ? count : 0.0;
@@ -106,7 +109,11 @@ int64_t layer_channels(const LayerSpec& layer, int64_t width) {
   int64_t channels = 0;
   for (const BranchSpec& branch : layer.branches) {
     channels += branch.units.empty() ? 0 : width;
-    for (const UnitSpec& unit : branch.units) {
+    for (size_t i = 0; i < branch.units.size(); ++i) {
+      if (!branch.runs(i)) {
+        continue;
+      }
+      const UnitSpec& unit = branch.units[i];
       channels += unit_channels(unit, width) + width;
     }
   }

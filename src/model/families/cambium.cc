@@ -2,12 +2,14 @@
 // A layer of a mixer and a SwiGLU is {"mixer", "options", "intermediate_size"}; any other is
 // {"branches": [{"norm", "norm_eps", "active", "keep", "residual_normed", "units": [{"kind",
 // "options", "out", "name"}]}]}, where what is absent is as in BranchSpec, and the norm as in the
-// model.
+// model. The presets of a supernet are "presets": [{"name", "mixers": [the label of the mixer of
+// each layer that has a choice, "" of any other]}].
 #include <algorithm>
 
 #include "base/checked.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
+#include "model/supernet.h"
 
 namespace cambium {
 namespace {
@@ -79,6 +81,9 @@ BranchSpec read_branch(const Json& json, const NormSpec& norm, const std::string
                             config::text_or(unit, "name", "", inside)});
     find_unit_kind(branch.units.back().kind);
   });
+  expect(branch.active < static_cast<int>(branch.units.size()),
+         "{}: expected 'active' below {}, the number of its units, got {}", where,
+         branch.units.size(), branch.active);
   return branch;
 }
 
@@ -128,6 +133,14 @@ ModelSpec read(const std::string& text, const std::string& where) {
     }
     each(layers[i], "branches", inside, [&](const Json& branch, const std::string& place) {
       layer.branches.push_back(read_branch(branch, spec.norm, place));
+    });
+  }
+  if (config.contains("presets")) {
+    each(config, "presets", where, [&](const Json& preset, const std::string& inside) {
+      const std::vector<std::string> labels =
+          config::texts(preset, "mixers", layers.size(), inside);
+      put_preset(spec, {config::text_or(preset, "name", "", inside),
+                        units_of_labels(spec, labels, inside)});
     });
   }
   return spec;
@@ -203,6 +216,10 @@ std::string write(const ModelSpec& spec) {
     layers.push_back(write_layer(layer, spec.norm));
   }
   config["layers"] = layers;
+  for (const Preset& preset : spec.presets) {
+    config["presets"].push_back(
+        {{"name", preset.name}, {"mixers", active_labels(spec, preset.active)}});
+  }
   return config.dump(1);
 }
 

@@ -1,0 +1,108 @@
+// A supernet from the command line: made, trained, placed, and its presets used.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "base/test_folder.h"
+#include "program.h"
+
+namespace cambium {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+/// What the command prints; a failure where its status is another.
+std::string done(const std::string& command, int status = 0) {
+  const Outcome outcome = cambium(command);
+  EXPECT_EQ(outcome.status, status) << command << "\n" << outcome.text;
+  return outcome.text;
+}
+
+/// The text that a model goes on with, without how fast it was.
+std::string told(const std::string& model) {
+  const std::string text =
+      done("generate " + model + " -n 8 --temperature 0 -p 'Tom has 7 books.'");
+  return text.substr(0, text.find("prompt tokens"));
+}
+
+TEST(Supernets, FromTheTeacherToAPlainHybrid) {
+  const TestFolder folder;
+  const std::string start = folder.at("start");
+  EXPECT_THAT(done("convert " + teacher() + " -o " + start +
+                   " --layers 3,5 --supernet --mixer gated_delta_net,sliding_window --window 24"
+                   " --add-preset fast=gated_delta_net --add-preset mixed=21"),
+              HasSubstr("2 layers choose among attention, gated_delta_net, sliding_window, 2 pre"));
+
+  const std::string distill = "distill " + start + " -t " + teacher() + " --sequence 640";
+  EXPECT_THAT(done(distill + " -o " + folder.at("none") + " --steps 1", 1),
+              HasSubstr("the student is a supernet: expected supernet.sampling"));
+  done(distill + " -o " + folder.at("run") +
+       " --steps 2 --supernet --mixers-only --set train.supernet.sampling=composition");
+  const std::string log = read_text_file(folder.at("run") + "/log.jsonl");
+  EXPECT_THAT(log, HasSubstr(R"("placement":")"));
+  const std::string super = folder.at("run") + "/model";
+
+  EXPECT_THAT(done("inspect " + super), AllOf(HasSubstr("2 layers choose among attention, gated_d"),
+                                              HasSubstr("preset mixed"), HasSubstr("AAAWAG")));
+  EXPECT_THAT(done("inspect " + super + " --preset fast"),
+              AllOf(HasSubstr("AAAGAG"), Not(HasSubstr("choose among"))));
+  EXPECT_THAT(done("inspect " + super + " --preset fsat", 1), HasSubstr("did you mean 'fast'"));
+
+  done("convert " + super + " -o " + folder.at("fast") + " --preset fast");
+  EXPECT_EQ(told(folder.at("fast")), told(super + " --preset fast"));
+  EXPECT_THAT(done("convert " + super + " -o " + folder.at("thin") + " --thin --drop-preset mixed"),
+              HasSubstr("1 presets"));
+  EXPECT_EQ(told(folder.at("thin") + " --preset fast"), told(folder.at("fast")));
+  EXPECT_THAT(done("verify " + folder.at("thin")), HasSubstr("the folder is what was written"));
+
+  EXPECT_THAT(done("report " + super + " --teacher " + teacher() + " -o " + folder.at("page") +
+                   " --set evaluate.problems=2 --set evaluate.held_out_documents=2"
+                   " --set evaluate.contexts=[8] --set evaluate.speed_repeats=1"),
+              AllOf(HasSubstr("fast"), HasSubstr("mixed"), HasSubstr("report.html")));
+  const auto summary = nlohmann::json::parse(read_text_file(folder.at("page") + "/summary.json"));
+  EXPECT_EQ(summary["models"].size(), 3U);
+  EXPECT_THAT(read_text_file(folder.at("page") + "/frontier.csv"), HasSubstr("mixed"));
+
+  const std::string placement = folder.at("placement.json");
+  done("place " + super + " --method search --cost cache --context 512 --budget 0.97 -o " +
+       placement + " --evaluations 6 --documents 2 --max-tokens 64 --beam 0");
+  done("convert " + super + " -o " + folder.at("kept") + " --add-preset found=" + placement);
+  EXPECT_THAT(done("inspect " + folder.at("kept") + " --json"), HasSubstr(R"("found")"));
+}
+
+TEST(Supernets, WrongUseIsNamed) {
+  const struct {
+    const char* arguments;
+    const char* text;
+  } rows[] = {
+      {"-l 1 --mixer mamba,mamba2", "--mixer: expected one mixer, got 2"},
+      {"-l 1 --supernet --mixer mamba --faithful", "--supernet has Cambium's own layout"},
+      {"-l 1 --supernet --thin", "--supernet makes a supernet"},
+      {"-l 1 --supernet --mixer mamba,mamba", "given twice"},
+      {"-l 1 --supernet --add-preset fast", "expected NAME=PLACEMENT, got 'fast'"},
+      {"-l 1 --supernet --add-preset fast=012", "expected a kind for each of 1 layers"},
+      {"-l 1 --supernet --add-preset fast=7", "expected kinds from 0 to 1"},
+      {"-l 1 --supernet --add-preset a/b=mamba", "got 'a/b'"},
+      {"--preset fast", "is no supernet and has no presets"},
+      {"--thin", "is no supernet, which has presets"},
+      {"--preset fast --thin", "--preset writes one hybrid"},
+      {"--preset fast --layers 3", "take a supernet as it is"},
+  };
+  const TestFolder folder;
+  for (const auto& row : rows) {
+    const std::string text =
+        done("convert " + teacher() + " -o " + folder.at("s") + " " + row.arguments, 1);
+    EXPECT_THAT(text, HasSubstr(row.text)) << row.arguments;
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder.at("s")));
+  EXPECT_THAT(done("generate " + teacher() + " --preset fast -p x", 1),
+              HasSubstr("is no supernet and has no presets, so no preset 'fast'"));
+}
+
+}  // namespace
+}  // namespace cambium
