@@ -17,7 +17,7 @@ struct DistillArgs {
   int64_t steps = 100, sequence = 1024, sequences = 1, warmup = 10, seed = 1, every = 0;
   double rate = 3e-4, reverse_kl = 1.0, forward_kl = 0.0, cross_entropy = 0.0, temperature = 1.0;
   DeviceOption device;
-  bool mixers_only = false, resume = false, checkpoint_layers = false;
+  bool mixers_only = false, freeze_attention = false, resume = false, checkpoint_layers = false;
 };
 
 int run(const DistillArgs& a) {
@@ -41,6 +41,7 @@ int run(const DistillArgs& a) {
   config.checkpoint_every = a.every;
   config.align.layers = a.layers;
   config.trained = a.mixers_only ? Trained::kConverted : Trained::kEverything;
+  config.freeze_attention = a.freeze_attention;
   config = read_train_config(table.table("train"), config);
   const ProblemSpec problems = read_problem_spec(table.table("problems"));
   table.expect_all_used();
@@ -103,6 +104,7 @@ Action declare(Args& args) {
   args.option("set", "train.KEY=value or problems.KEY=value, as in plans", &a->set);
   a->device.declare(args);
   args.flag("mixers-only", "train the converted layers' mixers only", &a->mixers_only);
+  args.flag("freeze-attention", "leave the remaining attention as it is", &a->freeze_attention);
   args.flag("checkpoint-layers", "recompute activations: less memory, more time",
             &a->checkpoint_layers);
   args.flag("resume", "go on from the newest checkpoint", &a->resume);
@@ -115,7 +117,7 @@ Command distill_command() {
   static const std::string examples =
       "  cambium distill HYBRID -t TEACHER -o out/heal --steps 200 --rate 1e-3\n"
       "  cambium distill HYBRID -t TEACHER -o out/align --objective align --steps 100\n"
-      "  cambium distill HYBRID -t TEACHER -o out/heal --data traces.jsonl --mixers-only\n"
+      "  cambium distill HYBRID -t TEACHER -o out/heal --data traces.jsonl --freeze-attention\n"
       "Keys for --set:\n" +
       fields_help(list_fields<TrainConfig>(), "train.");
   return {"distill", "heals a hybrid against its teacher, one stage", examples.c_str(), declare};

@@ -154,6 +154,13 @@ class Pipeline {
     expect(data_.tokenizer().vocab_size() <= teacher_.model->spec().vocab,
            "{}: the tokenizer has {} tokens, the model only {}; they do not belong together",
            plan.teacher.string(), data_.tokenizer().vocab_size(), teacher_.model->spec().vocab);
+    for (const StagePlan& stage : plan.stages) {
+      for (const Phase& phase : stage.phases) {
+        if (!phase.data.empty() && !own_data_.contains(phase.data)) {
+          own_data_[phase.data] = load_jsonl(phase.data, data_.tokenizer());
+        }
+      }
+    }
   }
 
   RunSummary run();
@@ -179,12 +186,16 @@ class Pipeline {
                     const std::vector<int64_t>& layers);
   void add_curves(const StagePlan& stage, int64_t attempts);
   std::string describe_data() const;
+  const DocumentSource& documents_of(const Phase& phase) const {
+    return phase.data.empty() ? data_.train() : *own_data_.at(phase.data);
+  }
 
   const HybridPlan& plan_;
   const PipelineOptions& options_;
   const RunFolder& folder_;
   LoadedModel teacher_;
   RunData data_;
+  std::map<std::string, std::unique_ptr<DocumentSource>> own_data_;  // by path: of single phases
   RunSummary summary_;
 };
 
@@ -199,6 +210,9 @@ void Pipeline::check_inputs() const {
   inputs["held-out data"] = data_.held_out().fingerprint();
   if (data_.selection().documents > 0) {
     inputs["selection data"] = data_.selection_documents(data_.selection().documents).fingerprint();
+  }
+  for (const auto& [path, documents] : own_data_) {
+    inputs["data of " + path] = documents->fingerprint();
   }
   const fs::path path = options_.folder / "inputs.json";
   if (!fs::exists(path)) {
@@ -269,7 +283,7 @@ TrainSummary Pipeline::run_phase(const Phase& phase, LoadedModel& student,
   if (config.objective == Objective::kAlign && config.align.layers.empty()) {
     config.align.layers = layers.empty() ? converted_layers(spec, &teacher_.model->spec()) : layers;
   }
-  Trainer trainer(*student.model, student.weights, config, data_.train(),
+  Trainer trainer(*student.model, student.weights, config, documents_of(phase),
                   phase.teacher ? teacher_.model.get() : nullptr);
   return trainer.run();
 }
@@ -348,16 +362,20 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
   }
   ModelSummary best;
   int64_t attempts = 0;
+  std::map<std::string, uint64_t> own_next;  // in the files of single phases
   for (int64_t attempt = 1; attempt <= 1 + stage.gate.retries; ++attempt) {
     // A retry goes on from where the attempt before it ended, in the weights and in the data.
     const fs::path attempt_folder = folder / ("attempt-" + std::to_string(attempt));
     bool trained = false;
     for (const Phase& phase : stage.phases) {
       if (!phase.once || attempt == 1) {
+        uint64_t& next = phase.data.empty() ? at.next_sample : own_next[phase.data];
         const TrainSummary t =
             run_phase(phase, student, layers, attempt_folder,
-                      attempt == 1 ? 1.0 : stage.gate.retry_steps, at.next_sample);
-        at = {at.tokens + t.tokens, at.learned + t.learned, t.data.next_sample};
+                      attempt == 1 ? 1.0 : stage.gate.retry_steps, next);
+        at.tokens += t.tokens;
+        at.learned += t.learned;
+        next = t.data.next_sample;
         trained = true;
       }
     }

@@ -113,6 +113,7 @@ std::vector<Phase> known_phases(const OptimizerConfig& optimizer, uint64_t seed)
 Phase read_phase(const PlanTable& table, const Phase& defaults, bool own) {
   Phase phase = defaults;
   phase.config = read_train_config(table, defaults.config, true);
+  phase.data = table.get_string("data", defaults.data);
   const TrainConfig& c = phase.config;
   if (!own || !c.has_length()) {
     return phase;
@@ -131,6 +132,9 @@ Phase read_phase(const PlanTable& table, const Phase& defaults, bool own) {
            table.where());
     expect(!table.has("train"),
            "{}: objective align trains the converted mixers; leave 'train' out", table.where());
+    expect(!c.freeze_attention,
+           "{}: objective align trains the converted mixers; leave 'freeze_attention' out",
+           table.where());
   } else {
     expect(kl || c.loss.cross_entropy != 0.0F || !c.align.layers.empty(),
            "{}: every loss has weight zero; give cross_entropy, forward_kl or reverse_kl a weight",

@@ -75,8 +75,9 @@ struct GatePlan {
 struct Phase {
   std::string name;  // align, distill or sft: its table, and its folder in the run; or fit
   TrainConfig config;
-  bool teacher = true;  // false: learns from the data alone
-  bool once = false;    // in the first attempt only
+  bool teacher = true;    // false: learns from the data alone
+  bool once = false;      // in the first attempt only
+  std::string data = "";  // a file of its own, from its first document on; empty = [data] train
 };
 
 /// The stage's result becomes a weighted mean of itself and of earlier stages' models.

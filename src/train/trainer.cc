@@ -73,10 +73,10 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
   packer_.emplace(data, config_.seed, config_.sequence_length, config_.long_documents);
   packer_->seek({.next_sample = config_.first_sample});
   weights_.set_trainable(
-      student_, [this, units = trained_units()](const std::string& name, const Parameter& p) {
-        return config_.optimizer.group(p.group).rate_scale != 0.0 &&
-               std::any_of(units.begin(), units.end(),
-                           [&](const std::string& unit) { return name.starts_with(unit); }) &&
+      student_, [this, units = trained_units(), frozen = frozen_units()](const std::string& name,
+                                                                         const Parameter& p) {
+        return config_.optimizer.group(p.group).rate_scale != 0.0 && starts_with_one(name, units) &&
+               !starts_with_one(name, frozen) &&
                (config_.trainable == nullptr || config_.trainable(name, p));
       });
   optimizer_ = std::make_unique<Optimizer>(student_, config_.optimizer);
@@ -124,6 +124,8 @@ void Trainer::check_config() const {
            "teacher and student must share their vocabulary, got {} and {} tokens",
            teacher_->spec().vocab, student_.spec().vocab);
   }
+  expect(!config_.freeze_attention || config_.objective != Objective::kAlign,
+         "alignment trains the mixers of its layers alone; leave freeze_attention out");
   expect(config_.trained != Trained::kConverted || !config_.converted.empty() ||
              (teacher_ != nullptr && teacher_->layer_count() == student_.layer_count()),
          "training the converted mixers needs a teacher of as many layers, or the list of "
@@ -172,6 +174,11 @@ std::vector<std::string> Trainer::trained_units() const {
     }
   }
   return units;
+}
+
+/// What the names of parameters that stay as they are begin with.
+std::vector<std::string> Trainer::frozen_units() const {
+  return config_.freeze_attention ? attention_mixers(student_.spec()) : std::vector<std::string>{};
 }
 
 double Trainer::rate() const {

@@ -75,6 +75,7 @@ struct TrainConfig {
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
   Trained trained = Trained::kEverything;
+  bool freeze_attention = false;  // whatever else is trained, mixers of full attention are not
   /// For Trained::kConverted without a teacher: what the names of the mixers' parameters begin with
   /// (converted_mixers() of model/spec.h).
   std::vector<std::string> converted;
@@ -180,6 +181,7 @@ class Trainer {
   void check_config() const;
   double rate() const;
   std::vector<std::string> trained_units() const;
+  std::vector<std::string> frozen_units() const;
   void end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
                   Sums& sums);
   void align_mixers(const PackedSequence& sequence, double scale, Sums& sums);
