@@ -27,6 +27,8 @@
 
 namespace cambium {
 
+class StoredLogits;
+
 enum class Objective {
   /// The losses at the output head (and alignment as a further term), backward through the whole.
   kEndToEnd,
@@ -82,6 +84,8 @@ struct TrainConfig {
   /// Further restricts what is trained; null = all. Groups with rate scale 0 are never trained, and
   /// kAlign trains the mixers of its layers only.
   TrainablePredicate trainable;
+  /// The teacher's logits from a file, in place of a teacher: losses at the head, at temperature 1.
+  const StoredLogits* logits = nullptr;
   Precision precision = Precision::kAuto;
   bool checkpoint_layers = false;  // activation checkpointing
   DivergenceConfig divergence;
