@@ -94,7 +94,7 @@ std::map<std::string, std::string> stage_files(const fs::path& folder) {
   for (int64_t attempt = 1; fs::exists(folder / fmt::format("attempt-{}", attempt)); ++attempt) {
     const fs::path at = folder / fmt::format("attempt-{}", attempt);
     add(at / "result.json");
-    for (const char* phase : {"fit", "align", "distill", "sft"}) {
+    for (const char* phase : {"fit", "align", "distill", "sft", "on_policy"}) {
       add(at / phase / "log.jsonl");
     }
   }
@@ -156,8 +156,10 @@ class Pipeline {
            plan.teacher.string(), data_.tokenizer().vocab_size(), teacher_.model->spec().vocab);
     for (const StagePlan& stage : plan.stages) {
       for (const Phase& phase : stage.phases) {
-        if (!phase.data.empty() && !own_data_.contains(phase.data)) {
-          own_data_[phase.data] = load_jsonl(phase.data, data_.tokenizer());
+        std::unique_ptr<DocumentSource>& own = own_data_[{phase.on_policy.has_value(), phase.data}];
+        if (!phase.data.empty() && own == nullptr) {
+          own = phase.on_policy ? load_prompts(phase.data, data_.tokenizer())
+                                : load_jsonl(phase.data, data_.tokenizer());
         }
       }
     }
@@ -187,7 +189,8 @@ class Pipeline {
   void add_curves(const StagePlan& stage, int64_t attempts);
   std::string describe_data() const;
   const DocumentSource& documents_of(const Phase& phase) const {
-    return phase.data.empty() ? data_.train() : *own_data_.at(phase.data);
+    return phase.data.empty() ? data_.train()
+                              : *own_data_.at({phase.on_policy.has_value(), phase.data});
   }
 
   const HybridPlan& plan_;
@@ -195,7 +198,8 @@ class Pipeline {
   const RunFolder& folder_;
   LoadedModel teacher_;
   RunData data_;
-  std::map<std::string, std::unique_ptr<DocumentSource>> own_data_;  // by path: of single phases
+  /// Of single phases: by whether they are prompts, and path; null where that is empty.
+  std::map<std::pair<bool, std::string>, std::unique_ptr<DocumentSource>> own_data_;
   RunSummary summary_;
 };
 
@@ -211,8 +215,10 @@ void Pipeline::check_inputs() const {
   if (data_.selection().documents > 0) {
     inputs["selection data"] = data_.selection_documents(data_.selection().documents).fingerprint();
   }
-  for (const auto& [path, documents] : own_data_) {
-    inputs["data of " + path] = documents->fingerprint();
+  for (const auto& [key, documents] : own_data_) {
+    if (documents != nullptr) {
+      inputs[(key.first ? "prompts of " : "data of ") + key.second] = documents->fingerprint();
+    }
   }
   const fs::path path = options_.folder / "inputs.json";
   if (!fs::exists(path)) {
@@ -282,6 +288,10 @@ TrainSummary Pipeline::run_phase(const Phase& phase, LoadedModel& student,
   config.converted = converted_mixers(spec, teacher_.model->spec());
   if (config.objective == Objective::kAlign && config.align.layers.empty()) {
     config.align.layers = layers.empty() ? converted_layers(spec, &teacher_.model->spec()) : layers;
+  }
+  if (phase.on_policy) {
+    return run_on_policy(student, config, *phase.on_policy, documents_of(phase), data_.tokenizer(),
+                         *teacher_.model);
   }
   Trainer trainer(*student.model, student.weights, config, documents_of(phase),
                   phase.teacher ? teacher_.model.get() : nullptr);
@@ -370,9 +380,8 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
     for (const Phase& phase : stage.phases) {
       if (!phase.once || attempt == 1) {
         uint64_t& next = phase.data.empty() ? at.next_sample : own_next[phase.data];
-        const TrainSummary t =
-            run_phase(phase, student, layers, attempt_folder,
-                      attempt == 1 ? 1.0 : stage.gate.retry_steps, next);
+        const TrainSummary t = run_phase(phase, student, layers, attempt_folder,
+                                         attempt == 1 ? 1.0 : stage.gate.retry_steps, next);
         at.tokens += t.tokens;
         at.learned += t.learned;
         next = t.data.next_sample;

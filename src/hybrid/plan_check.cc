@@ -119,7 +119,8 @@ void check_plan_inputs(const HybridPlan& plan, std::vector<std::string>* missing
                                            {plan.data.valid, "data.valid"}};
   for (const StagePlan& stage : plan.stages) {
     for (const Phase& phase : stage.phases) {
-      files.emplace(phase.data, fmt::format("stage {}: {}.data", stage.name, phase.name));
+      files.emplace(phase.data, fmt::format("stage {}: {}.{}", stage.name, phase.name,
+                                            phase.on_policy ? "prompts" : "data"));
     }
   }
   for (const auto& [path, key] : files) {

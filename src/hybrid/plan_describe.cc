@@ -249,8 +249,10 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
           phase.name, c.tokens > 0 ? "at least " : "", c.least_steps(), c.sequences_per_step,
           c.sequence_length, human_count(tokens), c.tokens > 0 ? "" : " at most", c.schedule.peak,
           c.schedule.warmup_steps, decay_name(c.schedule.decay), human_count(trained),
-          phase.data.empty() ? "" : " on " + phase.data, work,
-          human_duration(work / flops));
+          !phase.data.empty() ? " on " + phase.data
+          : phase.on_policy   ? " on its own answers"
+                              : "",
+          work, human_duration(work / flops));
     }
     if (!stage.merge.with.empty()) {
       s += fmt::format("  merge    with {}\n", join(stage.merge.with, ", "));

@@ -56,11 +56,9 @@ TEST(HybridPlan, APhaseMayHaveItsOwnDocuments) {
   EXPECT_THAT(described, HasSubstr("parameters trained on traces.jsonl"));
   std::vector<std::string> missing;
   check_plan_inputs(plan, &missing);
-  EXPECT_THAT(missing,
-              ::testing::Contains("traces.jsonl (stage traces: distill.data)"));
-  EXPECT_THAT(testing::message_of([&] {
-                read_plan(text + "[stage.align]\nsteps = 1\nfreeze_attention = true\n");
-              }),
+  EXPECT_THAT(missing, ::testing::Contains("traces.jsonl (stage traces: distill.data)"));
+  EXPECT_THAT(testing::message_of(
+                  [&] { read_plan(text + "[stage.align]\nsteps = 1\nfreeze_attention = true\n"); }),
               HasSubstr("leave 'freeze_attention' out"));
 }
 
