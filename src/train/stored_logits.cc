@@ -171,18 +171,18 @@ std::string StoredLogits::fingerprint() const {
 void StoredLogits::expect_same(const char* what, const std::string& stored,
                                const std::string& given) const {
   expect(stored == given,
-         "{} holds logits of another {}: {} there, {} here; store them anew with `cambium logits`",
-         path(), what, stored, given);
+         "{} holds logits of {}: {} there, {} here; store them anew with `cambium logits`", path(),
+         what, stored, given);
 }
 
 void StoredLogits::expect_data(const std::string& given) const {
-  expect_same("data", info_.data, given);
+  expect_same("other data", info_.data, given);
 }
 void StoredLogits::expect_tokenizer(const std::string& given) const {
-  expect_same("tokenizer", info_.tokenizer, given);
+  expect_same("another tokenizer", info_.tokenizer, given);
 }
 void StoredLogits::expect_teacher(const std::string& given) const {
-  expect_same("teacher", info_.teacher, given);
+  expect_same("another teacher", info_.teacher, given);
 }
 
 void StoredLogits::read_row(int64_t row, int32_t* tokens, float* log_p) const {

@@ -125,7 +125,7 @@ TEST_F(StoredLogitsTest, RefusesWhatItIsNotOf) {
   config.logits = &stored;
   const auto other = copy_task(8);
   EXPECT_THAT(message_of([&] { Trainer trainer(*student.model, student.weights, config, *other); }),
-              HasSubstr("logits of another data: copy task 7 there, copy task 8 here"));
+              HasSubstr("logits of other data: copy task 7 there, copy task 8 here"));
   config.loss.temperature = 2.0F;
   EXPECT_THAT(message_of([&] { Trainer trainer(*student.model, student.weights, config, *data_); }),
               HasSubstr("temperature 1, got temperature 2"));
