@@ -12,6 +12,7 @@ Command place_command();
 Command convert_command();
 Command merge_command();
 Command distill_command();
+Command logits_command();
 Command train_command();
 Command data_command();
 Command eval_command();

@@ -81,7 +81,7 @@ std::map<std::string, std::string> stage_files(const fs::path& folder) {
   for (int64_t attempt = 1; fs::exists(folder / fmt::format("attempt-{}", attempt)); ++attempt) {
     const fs::path at = folder / fmt::format("attempt-{}", attempt);
     add(at / "result.json");
-    for (const char* phase : {"fit", "align", "distill", "sft"}) {
+    for (const char* phase : {"fit", "align", "distill", "sft", "on_policy"}) {
       add(at / phase / "log.jsonl");
     }
   }
@@ -141,6 +141,15 @@ class Pipeline {
     expect(data_.tokenizer().vocab_size() <= teacher_.model->spec().vocab,
            "{}: the tokenizer has {} tokens, the model only {}; they do not belong together",
            plan.teacher.string(), data_.tokenizer().vocab_size(), teacher_.model->spec().vocab);
+    for (const StagePlan& stage : plan.stages) {
+      for (const Phase& phase : stage.phases) {
+        std::unique_ptr<DocumentSource>& own = own_data_[{phase.on_policy.has_value(), phase.data}];
+        if (!phase.data.empty() && own == nullptr) {
+          own = phase.on_policy ? load_prompts(phase.data, data_.tokenizer())
+                                : load_jsonl(phase.data, data_.tokenizer());
+        }
+      }
+    }
   }
 
   RunSummary run();
@@ -167,12 +176,18 @@ class Pipeline {
   ModelSummary heal(const StagePlan& stage, LoadedModel& student,
                     const std::vector<int64_t>& layers);
   void add_curves(const StagePlan& stage, int64_t attempts);
+  const DocumentSource& documents_of(const Phase& phase) const {
+    return phase.data.empty() ? data_.train()
+                              : *own_data_.at({phase.on_policy.has_value(), phase.data});
+  }
 
   const HybridPlan& plan_;
   const PipelineOptions& options_;
   const RunFolder& folder_;
   LoadedModel teacher_;
   RunData data_;
+  /// Of single phases: by whether they are prompts, and path; null where that is empty.
+  std::map<std::pair<bool, std::string>, std::unique_ptr<DocumentSource>> own_data_;
   RunSummary summary_;
 };
 
@@ -187,6 +202,11 @@ void Pipeline::check_inputs() const {
   inputs["held-out data"] = data_.held_out().fingerprint();
   if (data_.selection().documents > 0) {
     inputs["selection data"] = data_.selection_documents(data_.selection().documents).fingerprint();
+  }
+  for (const auto& [key, documents] : own_data_) {
+    if (documents != nullptr) {
+      inputs[(key.first ? "prompts of " : "data of ") + key.second] = documents->fingerprint();
+    }
   }
   const fs::path path = options_.folder / "inputs.json";
   if (!fs::exists(path)) {
@@ -260,7 +280,11 @@ TrainSummary Pipeline::run_phase(const Phase& phase, LoadedModel& student,
   if (config.objective == Objective::kAlign && config.align.layers.empty()) {
     config.align.layers = layers.empty() ? converted_layers(spec, &teacher_.model->spec()) : layers;
   }
-  Trainer trainer(*student.model, student.weights, config, data_.train(),
+  if (phase.on_policy) {
+    return run_on_policy(student, config, *phase.on_policy, documents_of(phase), data_.tokenizer(),
+                         *teacher_.model);
+  }
+  Trainer trainer(*student.model, student.weights, config, documents_of(phase),
                   phase.teacher ? teacher_.model.get() : nullptr);
   return trainer.run();
 }
@@ -339,16 +363,19 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
   }
   ModelSummary best;
   int64_t attempts = 0;
+  std::map<std::string, uint64_t> own_next;  // in the files of single phases
   for (int64_t attempt = 1; attempt <= 1 + stage.gate.retries; ++attempt) {
     // A retry goes on from where the attempt before it ended, in the weights and in the data.
     const fs::path attempt_folder = folder / ("attempt-" + std::to_string(attempt));
     bool trained = false;
     for (const Phase& phase : stage.phases) {
       if (!phase.once || attempt == 1) {
-        const TrainSummary t =
-            run_phase(phase, student, layers, attempt_folder,
-                      attempt == 1 ? 1.0 : stage.gate.retry_steps, at.next_sample);
-        at = {at.tokens + t.tokens, at.learned + t.learned, t.data.next_sample};
+        uint64_t& next = phase.data.empty() ? at.next_sample : own_next[phase.data];
+        const TrainSummary t = run_phase(phase, student, layers, attempt_folder,
+                                         attempt == 1 ? 1.0 : stage.gate.retry_steps, next);
+        at.tokens += t.tokens;
+        at.learned += t.learned;
+        next = t.data.next_sample;
         trained = true;
       }
     }

@@ -106,13 +106,20 @@ std::vector<Phase> known_phases(const OptimizerConfig& optimizer, uint64_t seed)
   distill.config.loss.reverse_kl = 1.0F;
   Phase sft{"sft", config, false, false};
   sft.config.loss.cross_entropy = 1.0F;
-  return {align, distill, sft};
+  Phase on_policy{"on_policy", config, true, false};
+  on_policy.config.loss = on_policy_loss();
+  on_policy.on_policy.emplace();
+  return {align, distill, sft, on_policy};
 }
 
 // Phase `defaults` as table [name] of a stage has it; `own` = that table itself, not its defaults.
 Phase read_phase(const PlanTable& table, const Phase& defaults, bool own) {
   Phase phase = defaults;
   phase.config = read_train_config(table, defaults.config, true);
+  phase.data = table.get_string(phase.on_policy ? "prompts" : "data", defaults.data);
+  if (phase.on_policy) {
+    read_fields(*phase.on_policy, table);
+  }
   const TrainConfig& c = phase.config;
   if (!own || !c.has_length()) {
     return phase;
@@ -124,6 +131,8 @@ Phase read_phase(const PlanTable& table, const Phase& defaults, bool own) {
            "teacher (distill)",
            table.where());
     expect(c.loss.cross_entropy != 0.0F, "{}: expected a cross_entropy above 0", table.where());
+  } else if (phase.on_policy) {
+    check_on_policy(c, table.where());
   } else if (c.objective == Objective::kAlign) {
     expect(!table.has("loss"),
            "{}: objective align has no loss at the head; leave [loss] out, or give objective = "
@@ -131,6 +140,9 @@ Phase read_phase(const PlanTable& table, const Phase& defaults, bool own) {
            table.where());
     expect(!table.has("train"),
            "{}: objective align trains the converted mixers; leave 'train' out", table.where());
+    expect(!c.freeze_attention,
+           "{}: objective align trains the converted mixers; leave 'freeze_attention' out",
+           table.where());
   } else {
     expect(kl || c.loss.cross_entropy != 0.0F || !c.align.layers.empty(),
            "{}: every loss has weight zero; give cross_entropy, forward_kl or reverse_kl a weight",

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "eval/problem_source.h"
 #include "hybrid/graft.h"
 #include "hybrid/importance.h"
+#include "hybrid/on_policy.h"
 #include "train/train_plan.h"
 
 namespace cambium {
@@ -73,10 +75,14 @@ struct GatePlan {
 
 /// One kind of training in a stage.
 struct Phase {
-  std::string name;  // align, distill or sft: its table, and its folder in the run; or fit
+  /// align, distill, sft or on_policy: its table, and its folder in the run; or fit
+  std::string name;
   TrainConfig config;
-  bool teacher = true;  // false: learns from the data alone
-  bool once = false;    // in the first attempt only
+  bool teacher = true;    // false: learns from the data alone
+  bool once = false;      // in the first attempt only
+  std::string data = "";  // a file of its own, from its first document on; empty = [data] train
+  /// The student answers the prompts of those documents itself.
+  std::optional<OnPolicyConfig> on_policy = std::nullopt;
 };
 
 /// The stage's result becomes a weighted mean of itself and of earlier stages' models.

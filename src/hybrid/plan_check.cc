@@ -118,8 +118,15 @@ void check_plan_inputs(const HybridPlan& plan, std::vector<std::string>* missing
                              "ask = \"plain\" does without it");
     }
   }
-  for (const auto& [path, key] :
-       {std::pair{plan.data.train, "data.train"}, std::pair{plan.data.valid, "data.valid"}}) {
+  std::map<std::string, std::string> files{{plan.data.train, "data.train"},
+                                           {plan.data.valid, "data.valid"}};
+  for (const StagePlan& stage : plan.stages) {
+    for (const Phase& phase : stage.phases) {
+      files.emplace(phase.data, fmt::format("stage {}: {}.{}", stage.name, phase.name,
+                                            phase.on_policy ? "prompts" : "data"));
+    }
+  }
+  for (const auto& [path, key] : files) {
     if (!path.empty() && there(path, key)) {
       expect(std::filesystem::is_regular_file(path), "{} = {}: expected a file of JSON lines", key,
              path);

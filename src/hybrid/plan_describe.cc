@@ -17,6 +17,7 @@ struct Shapes {
   double parameters = 0.0;
   double mixers = 0.0;     // parameters of all mixers
   double converted = 0.0;  // parameters of the mixers that the teacher does not have
+  double attention = 0.0;  // parameters of the mixers of full attention
   double added = 0.0;      // parameters of the mixers this stage adds
   double attended = 0.0;   // channels of queries over all attention layers
 
@@ -36,6 +37,7 @@ struct Shapes {
           converted += count;
         }
         if (mixer.kind == "attention") {
+          attention += count;
           attended += static_cast<double>(mixer.options.integer("attention", "heads") *
                                           mixer.options.integer("attention", "head_dim"));
         }
@@ -47,9 +49,11 @@ struct Shapes {
     if (c.objective == Objective::kAlign) {
       return added;
     }
-    return c.trained == Trained::kMixers      ? mixers
+    // Converted mixers are none of full attention.
+    const double frozen = c.freeze_attention ? attention : 0.0;
+    return c.trained == Trained::kMixers      ? mixers - frozen
            : c.trained == Trained::kConverted ? converted
-                                              : parameters;
+                                              : parameters - frozen;
   }
 
   // FLOPs of one token's forward pass: two for each parameter, and queries and values against half
@@ -82,11 +86,6 @@ Changed changed_by(const TrainConfig& c) {
                                                                              : Changed::kConverted;
 }
 
-bool begins_with_one(const std::string& name, const std::vector<std::string>& prefixes) {
-  return std::any_of(prefixes.begin(), prefixes.end(),
-                     [&](const std::string& prefix) { return name.starts_with(prefix); });
-}
-
 std::vector<std::string> mixer_prefixes(const ModelSpec& spec) {
   std::vector<std::string> prefixes;
   for (size_t i = 0; i < spec.layers.size(); ++i) {
@@ -105,6 +104,7 @@ std::vector<MemoryItem> phase_memory(const Phase& phase, const ModelSpec& hybrid
   const TrainConfig& c = phase.config;
   const std::vector<std::string> converted = converted_mixers(hybrid, teacher);
   const std::vector<std::string> mixers = mixer_prefixes(hybrid);
+  const std::vector<std::string> attention = attention_mixers(hybrid);
   std::vector<std::string> added;
   for (const int64_t layer : taken) {
     added.push_back(unit_prefix(layer, *hybrid.layers[static_cast<size_t>(layer)].mixer()));
@@ -118,11 +118,12 @@ std::vector<MemoryItem> phase_memory(const Phase& phase, const ModelSpec& hybrid
     const std::vector<std::string>& these = c.objective == Objective::kAlign ? added
                                             : c.trained == Trained::kMixers  ? mixers
                                                                              : converted;
-    return changed_by(c) == Changed::kEverything || begins_with_one(name, these);
+    return (changed_by(c) == Changed::kEverything || starts_with_one(name, these)) &&
+           !(c.freeze_attention && starts_with_one(name, attention));
   };
   shape.shared = [&](const std::string& name) {
     return before != Changed::kEverything &&
-           !begins_with_one(name, before == Changed::kMixers ? mixers : converted);
+           !starts_with_one(name, before == Changed::kMixers ? mixers : converted);
   };
   return training_memory(c, shape);
 }
@@ -244,11 +245,14 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
       so_far = std::max(so_far, changed_by(c));
       s += fmt::format(
           "  {:<8} {}{} steps of {} x {} tokens = {} tokens{}, rate {:g}, {} warm-up, {} "
-          "decay; {} parameters trained; {:.3g} FLOP, {}\n",
+          "decay; {} parameters trained{}; {:.3g} FLOP, {}\n",
           phase.name, c.tokens > 0 ? "at least " : "", c.least_steps(), c.sequences_per_step,
           c.sequence_length, human_count(tokens), c.tokens > 0 ? "" : " at most", c.schedule.peak,
-          c.schedule.warmup_steps, decay_name(c.schedule.decay), human_count(trained), work,
-          human_duration(work / flops));
+          c.schedule.warmup_steps, decay_name(c.schedule.decay), human_count(trained),
+          !phase.data.empty() ? " on " + phase.data
+          : phase.on_policy   ? " on its own answers"
+                              : "",
+          work, human_duration(work / flops));
     }
     if (!stage.merge.with.empty()) {
       s += fmt::format("  merge    with {}\n", join(stage.merge.with, ", "));

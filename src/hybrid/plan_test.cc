@@ -35,6 +35,33 @@ const TrainConfig& config(const StagePlan& stage, const char* phase) {
   return stage.phase(phase)->config;
 }
 
+// Phases with documents of their own, attention frozen in them; what stands nowhere is an error.
+TEST(HybridPlan, APhaseMayHaveItsOwnDocuments) {
+  const TestFolder folder;
+  const std::string text =
+      "teacher = \"t\"\n[graft]\nmixer = \"gated_delta_net\"\n[place]\nmethod = \"uniform\"\n"
+      "[[stage]]\nname = \"text\"\nlayers = 2\ndistill = {steps = 3}\n"
+      "[[stage]]\nname = \"traces\"\nlayers = 2\nfrom = \"text\"\n"
+      "distill = {steps = 2, data = \"traces.jsonl\", freeze_attention = true}\n";
+  const auto read_plan = [&](const std::string& plan) {
+    write_file_atomically(folder.at("p.toml"), plan);
+    return read_hybrid_plan(folder.at("p.toml"), "", {});
+  };
+  const HybridPlan plan = read_plan(text);
+  EXPECT_EQ(plan.stages[0].phases.at(0).data, "");
+  EXPECT_EQ(plan.stages[1].phases.at(0).data, "traces.jsonl");
+  EXPECT_FALSE(plan.stages[0].phases.at(0).config.freeze_attention);
+  EXPECT_TRUE(plan.stages[1].phases.at(0).config.freeze_attention);
+  const std::string described = describe_plan(plan, testing::tiny_attention(4), 1e9);
+  EXPECT_THAT(described, HasSubstr("parameters trained on traces.jsonl"));
+  std::vector<std::string> missing;
+  check_plan_inputs(plan, &missing);
+  EXPECT_THAT(missing, ::testing::Contains("traces.jsonl (stage traces: distill.data)"));
+  EXPECT_THAT(testing::message_of(
+                  [&] { read_plan(text + "[stage.align]\nsteps = 1\nfreeze_attention = true\n"); }),
+              HasSubstr("leave 'freeze_attention' out"));
+}
+
 TEST(HybridPlan, HasDefaultsForAllButTeacherAndStages) {
   const HybridPlan plan = read(std::string("teacher = \"dir\"\n") + kStages);
   EXPECT_EQ(plan.name, "p");

@@ -53,6 +53,23 @@ std::vector<std::string> converted_mixers(const ModelSpec& spec, const ModelSpec
   return prefixes;
 }
 
+std::vector<std::string> attention_mixers(const ModelSpec& spec) {
+  std::vector<std::string> prefixes;
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    for (const UnitSpec& mixer : spec.layers[i].mixers()) {
+      if (mixer.kind == "attention") {
+        prefixes.push_back(unit_prefix(static_cast<int64_t>(i), mixer));
+      }
+    }
+  }
+  return prefixes;
+}
+
+bool starts_with_one(const std::string& name, const std::vector<std::string>& prefixes) {
+  return std::any_of(prefixes.begin(), prefixes.end(),
+                     [&](const std::string& prefix) { return name.starts_with(prefix); });
+}
+
 std::string layer_map(const ModelSpec& spec) {
   std::string map;
   for (const LayerSpec& layer : spec.layers) {

@@ -46,6 +46,10 @@ std::vector<int64_t> converted_layers(const ModelSpec& spec, const ModelSpec* te
 /// The prefixes of the mixers that the teacher does not have in the same layer.
 /// Those of a choice are all meant, whichever runs.
 std::vector<std::string> converted_mixers(const ModelSpec& spec, const ModelSpec& teacher);
+/// The prefixes of the mixers of full attention.
+std::vector<std::string> attention_mixers(const ModelSpec& spec);
+/// Whether a parameter's name begins with one of the prefixes.
+bool starts_with_one(const std::string& name, const std::vector<std::string>& prefixes);
 /// "AAMMG": the letters of the table of units, one a layer: that of its mixer, or of its
 /// feed-forward where it has no mixer, "(2A)" where several mixers stand side by side, - where
 /// nothing is left.

@@ -121,7 +121,8 @@ Packer::Packer(const DocumentSource& source, uint64_t seed, int64_t sequence_len
 PackedSequence Packer::next() {
   PackedSequence sequence;
   for (int64_t dropped = 0;; ++position_.next_sample) {
-    Document document = source_.document(document_at(source_, seed_, position_.next_sample));
+    const uint64_t index = document_at(source_, seed_, position_.next_sample);
+    Document document = source_.document(index);
     CAMBIUM_CHECK(document.tokens.size() == document.learn.size());
     bool cut = false;
     if (static_cast<int64_t>(document.tokens.size()) > length_ + 1 &&
@@ -141,6 +142,7 @@ PackedSequence Packer::next() {
       return sequence;
     }
     add_document(sequence, document);
+    sequence.documents.push_back(index);
     ++position_.documents;
     position_.cut += cut ? 1 : 0;
     dropped = 0;

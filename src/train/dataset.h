@@ -73,6 +73,12 @@ Document text_document(const Tokenizer& tokenizer, std::string_view text);
 std::unique_ptr<DocumentSource> load_jsonl(const std::string& path, const Tokenizer& tokenizer,
                                            LearnWhat learn = LearnWhat::kCompletion);
 
+/// The prompts of such a file, as documents of which nothing is learned: what stands before the
+/// answer ("prompt", "question"; "messages" up to the last turn, where that is the assistant's),
+/// through the chat template where it is a conversation. A "prompt" needs no "completion" here.
+/// Error with the line for plain text.
+std::unique_ptr<DocumentSource> load_prompts(const std::string& path, const Tokenizer& tokenizer);
+
 /// Documents made on demand. `make` must give the same document for the same index at every call.
 std::unique_ptr<DocumentSource> generated_source(std::function<Document(uint64_t index)> make,
                                                  std::string fingerprint, int64_t size = 0);
@@ -100,9 +106,10 @@ enum class LongDocuments { kCut, kDrop };
 /// A packed sequence: a batch of whole documents and what each token should predict.
 struct PackedSequence {
   Batch batch;
-  std::vector<int32_t> labels;  // (T): the next token, or -1
-  int64_t learned = 0;          // labels that are not -1
-  uint64_t noise = 0;           // ForwardOptions::noise
+  std::vector<int32_t> labels;      // (T): the next token, or -1
+  int64_t learned = 0;              // labels that are not -1
+  std::vector<uint64_t> documents;  // (S): which of the source; filled in by the packer
+  uint64_t noise = 0;               // ForwardOptions::noise
 };
 
 class Packer {

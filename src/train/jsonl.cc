@@ -10,6 +10,7 @@
 #include "base/json_lines.h"
 #include "base/progress.h"
 #include "base/text.h"
+#include "text/prompt_format.h"
 #include "train/chat_spans.h"
 #include "train/dataset.h"
 #include "train/token_spans.h"
@@ -177,11 +178,13 @@ Document conversation_document(const Tokenizer& tokenizer, const Conversation& c
 
 class RowReader {
  public:
-  RowReader(const Tokenizer& tokenizer, LearnWhat learn) : tokenizer_(tokenizer), learn_(learn) {}
+  /// `prompts`: what stands before the answers alone.
+  RowReader(const Tokenizer& tokenizer, LearnWhat learn, bool prompts)
+      : tokenizer_(tokenizer), learn_(learn), prompts_(prompts) {}
 
   Document read(const Json& json) {
     Row row(json);
-    Document document = read_kind(row);
+    Document document = prompts_ ? read_prompt(row) : read_kind(row);
     for (const std::string& name : row.unused()) {
       ++unused_[name];
     }
@@ -202,7 +205,8 @@ class RowReader {
   bool tools_unwritten() const { return tools_unwritten_; }
 
  private:
-  Document read_kind(Row& row) {
+  /// The messages of a conversation; null where the row is none.
+  static Json messages_of(Row& row) {
     for (const char* name : {"messages", "conversations", "conversation"}) {
       if (const Json* messages = row.find(name)) {
         expect(messages->is_array() && !messages->empty(), "'{}' must be an array of messages",
@@ -213,10 +217,58 @@ class RowReader {
           for (const Json& turn : *messages) {
             list.push_back(message_of_turn(turn));
           }
-          return read_conversation(row, std::move(list), 0);
+          return list;
         }
-        return read_conversation(row, *messages, 0);
+        return *messages;
       }
+    }
+    return nullptr;
+  }
+
+  Document read_prompt(Row& row) {
+    for (const char* unread : {"answer", "completion"}) {
+      row.find(unread);
+    }
+    Json messages = messages_of(row);
+    const Json* prompt = row.find("prompt");
+    if (messages.is_null() && prompt != nullptr && prompt->is_array()) {
+      messages = *prompt;
+    }
+    Document document;
+    if (!messages.is_null()) {
+      document.append(conversation_prompt(row, std::move(messages)), false);
+    } else if (row.find("question") != nullptr) {
+      document.append(tokenizer_.encode(question_prompt(row.text("question")), true), false);
+    } else {
+      expect(prompt != nullptr,
+             "expected a prompt: one of \"prompt\", \"messages\", \"conversations\", "
+             "\"question\"; the row has the columns {}",
+             row.names());
+      document.append(tokenizer_.encode(row.text("prompt"), true), false);
+    }
+    expect(!document.tokens.empty(), "the prompt is empty");
+    return document;
+  }
+
+  std::vector<int32_t> conversation_prompt(Row& row, Json messages) {
+    Conversation conversation = conversation_of(row, std::move(messages));
+    if (conversation.messages.back()["role"] == "assistant") {
+      conversation.messages.erase(conversation.messages.size() - 1);
+    }
+    expect(!conversation.messages.empty(), "the conversation has no turn before the assistant's");
+    try {
+      return tokenizer_.encode(
+          tokenizer_.apply_chat_template(conversation.messages.dump(), conversation.tools, true,
+                                         conversation.variables),
+          false);
+    } catch (const Error& error) {
+      throw UnusableRow(error.what());
+    }
+  }
+
+  Document read_kind(Row& row) {
+    if (Json messages = messages_of(row); !messages.is_null()) {
+      return read_conversation(row, std::move(messages), 0);
     }
     has_parts_ = true;
     if (row.find("question") != nullptr) {
@@ -247,6 +299,20 @@ class RowReader {
   }
 
   Document read_conversation(Row& row, Json messages, size_t first) {
+    const size_t given = messages.size();
+    const Conversation conversation = conversation_of(row, std::move(messages));
+    first += conversation.messages.size() - given;
+    try {
+      note_unwritten_tools(conversation);
+      return conversation_document(tokenizer_, conversation, first, learn_);
+    } catch (const Error& error) {
+      throw UnusableRow(error.what());
+    }
+  }
+
+  /// With the row's system message before the others.
+  Conversation conversation_of(Row& row, Json messages) {
+    expect(!messages.empty(), "the conversation has no messages");
     check_messages(messages);
     has_parts_ = true;
     has_conversations_ = true;
@@ -257,16 +323,9 @@ class RowReader {
              "the row has a column 'system' and a system message as well; keep one of them");
       if (!system->get_ref<const std::string&>().empty()) {
         messages.insert(messages.begin(), Json{{"role", "system"}, {"content", *system}});
-        ++first;
       }
     }
-    Conversation conversation{std::move(messages), tools_of(row), variables_of(row)};
-    try {
-      note_unwritten_tools(conversation);
-      return conversation_document(tokenizer_, conversation, first, learn_);
-    } catch (const Error& error) {
-      throw UnusableRow(error.what());
-    }
+    return {std::move(messages), tools_of(row), variables_of(row)};
   }
 
   static std::string tools_of(Row& row) {
@@ -313,6 +372,7 @@ class RowReader {
   const Tokenizer& tokenizer_;
   LearnWhat learn_;
   std::map<std::string, int64_t> unused_;
+  bool prompts_;
   bool has_parts_ = false;
   bool has_conversations_ = false;
   bool tools_looked_at_ = false;
@@ -324,6 +384,49 @@ struct LeftOut {
   int64_t rows = 0;
   std::string first;  // "line 7: why"
 };
+
+std::unique_ptr<DocumentSource> load_rows(const std::string& path, const Tokenizer& tokenizer,
+                                          LearnWhat learn, bool prompts) {
+  auto source = std::make_unique<JsonlSource>();
+  RowReader reader(tokenizer, learn, prompts);
+  LeftOut left_out;
+  int64_t rows = 0;
+  const uint64_t digest = each_json_line(path, [&](const Json& json, int64_t number) {
+    ++rows;
+    try {
+      source->add(reader.read(json));
+    } catch (const UnusableRow& error) {
+      if (left_out.rows++ == 0) {
+        left_out.first = fmt::format("{}:{}: {}", path, number, error.what());
+      }
+    }
+  });
+  expect(rows > 0, "{}: the file has no documents", path);
+  expect(source->size() > 0, "{}{}", left_out.first,
+         rows > 1 ? fmt::format(" (and so with all {} rows of the file)", rows) : "");
+  if (left_out.rows > 0) {
+    note("{} of {} rows are left out; the first is {}", left_out.rows, rows, left_out.first);
+  }
+  if (const std::string unused = reader.unused(); !unused.empty()) {
+    note("{}: columns that are not used: {}", path, unused);
+  }
+  if (reader.tools_unwritten()) {
+    note("{}: the chat template does not write the column tools", path);
+  }
+  // Files of plain text are named as they always were.
+  source->set_fingerprint(fmt::format(
+      "jsonl {} tokenizer {} learn {}{}{}", checksum_text(digest),
+      checksum_text(tokenizer.fingerprint()),
+      prompts                    ? "prompts"
+      : learn == LearnWhat::kAll ? "all"
+                                 : "completion",
+      reader.has_parts() ? " rows 2" : "",
+      reader.has_conversations()
+          ? " template " +
+                checksum_text(checksum(std::as_bytes(std::span(tokenizer.chat_template()))))
+          : ""));
+  return source;
+}
 
 }  // namespace
 
@@ -354,42 +457,11 @@ Document chat_document(const Tokenizer& tokenizer, std::string_view messages_jso
 
 std::unique_ptr<DocumentSource> load_jsonl(const std::string& path, const Tokenizer& tokenizer,
                                            LearnWhat learn) {
-  auto source = std::make_unique<JsonlSource>();
-  RowReader reader(tokenizer, learn);
-  LeftOut left_out;
-  int64_t rows = 0;
-  const uint64_t digest = each_json_line(path, [&](const Json& json, int64_t number) {
-    ++rows;
-    try {
-      source->add(reader.read(json));
-    } catch (const UnusableRow& error) {
-      if (left_out.rows++ == 0) {
-        left_out.first = fmt::format("{}:{}: {}", path, number, error.what());
-      }
-    }
-  });
-  expect(rows > 0, "{}: the file has no documents", path);
-  expect(source->size() > 0, "{}{}", left_out.first,
-         rows > 1 ? fmt::format(" (and so with all {} rows of the file)", rows) : "");
-  if (left_out.rows > 0) {
-    note("{} of {} rows are left out; the first is {}", left_out.rows, rows, left_out.first);
-  }
-  if (const std::string unused = reader.unused(); !unused.empty()) {
-    note("{}: columns that are not used: {}", path, unused);
-  }
-  if (reader.tools_unwritten()) {
-    note("{}: the chat template does not write the column tools", path);
-  }
-  // Files of plain text are named as they always were.
-  source->set_fingerprint(fmt::format(
-      "jsonl {} tokenizer {} learn {}{}{}", checksum_text(digest),
-      checksum_text(tokenizer.fingerprint()), learn == LearnWhat::kAll ? "all" : "completion",
-      reader.has_parts() ? " rows 2" : "",
-      reader.has_conversations()
-          ? " template " +
-                checksum_text(checksum(std::as_bytes(std::span(tokenizer.chat_template()))))
-          : ""));
-  return source;
+  return load_rows(path, tokenizer, learn, false);
+}
+
+std::unique_ptr<DocumentSource> load_prompts(const std::string& path, const Tokenizer& tokenizer) {
+  return load_rows(path, tokenizer, LearnWhat::kCompletion, true);
 }
 
 }  // namespace cambium

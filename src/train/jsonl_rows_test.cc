@@ -229,5 +229,49 @@ TEST(PackerCut, SaysThatDocumentsWereCutBeforeTheirAnswer) {
   EXPECT_LE(packer.position().dropped, 3);
 }
 
+TEST(JsonlRows, PromptsAreWhatStandsBeforeTheAnswer) {
+  const TestFolder folder;
+  const Tokenizer tokenizer = byte_tokenizer();
+  const auto prompt_in = [&](const std::string& line) {
+    write_file_atomically(folder.at("p.jsonl"), line + "\n");
+    const auto source = load_prompts(folder.at("p.jsonl"), tokenizer);
+    EXPECT_EQ(source->document(0).labels(), 0);
+    return marked(tokenizer, source->document(0));
+  };
+  const std::string user = R"({"role": "user", "content": "q"})";
+  const std::string reply = R"({"role": "assistant", "content": "a"})";
+  const struct {
+    std::string line, expected;
+  } rows[] = {
+      {R"({"prompt": "2+2="})", "2+2="},
+      {R"({"prompt": "2+2=", "completion": "4"})", "2+2="},
+      {R"({"question": "how?", "answer": "so"})", "how?\n"},
+      {"{\"prompt\": [" + user + "]}", "<|user|>q<|end|><|assistant|>"},
+      {"{\"prompt\": [" + user + "], \"completion\": [" + reply + "]}",
+       "<|user|>q<|end|><|assistant|>"},
+      {"{\"messages\": [" + user + "," + reply + "]}", "<|user|>q<|end|><|assistant|>"},
+      {"{\"messages\": [" + user + "], \"system\": \"s\"}",
+       "<|system|>s<|end|><|user|>q<|end|><|assistant|>"},
+      {R"({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]})",
+       "<|user|>q<|end|><|assistant|>"},
+  };
+  for (const auto& row : rows) {
+    EXPECT_EQ(prompt_in(row.line), row.expected) << row.line;
+  }
+  const struct {
+    std::string line, error;
+  } wrong[] = {
+      {R"({"text": "a"})", "expected a prompt"},
+      {R"({"prompt": ""})", "the prompt is empty"},
+      {R"({"prompt": 3})", "'prompt' is missing or not a string"},
+      {R"({"prompt": []})", "has no messages"},
+      {"{\"messages\": [" + reply + "]}", "no turn before the assistant's"},
+  };
+  for (const auto& row : wrong) {
+    EXPECT_THAT(testing::message_of([&] { prompt_in(row.line); }), HasSubstr(row.error))
+        << row.line;
+  }
+}
+
 }  // namespace
 }  // namespace cambium

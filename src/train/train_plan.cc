@@ -90,6 +90,8 @@ void visit_fields(TrainConfig& c, FieldVisitor& visit) {
         {{"everything", Trained::kEverything},
          {"mixers", Trained::kMixers},
          {"converted", Trained::kConverted}});
+  visit({"freeze_attention", "mixers of full attention stay as they are", nullptr, false},
+        c.freeze_attention);
   visit({"steps", "updates of the weights"}, c.steps, ints_from(0, kMaxSteps));
   visit({"tokens", "instead of steps: tokens to run through the model, padding not counted"},
         c.tokens, ints_from(0, kMaxTokens));

@@ -13,6 +13,7 @@
 #include "ops/loss/loss.h"
 #include "train/checkpoint.h"
 #include "train/matrix_peak.h"
+#include "train/stored_logits.h"
 #include "train/train_plan.h"
 #include "train/training_cost.h"
 
@@ -72,13 +73,12 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
   config_.steps = config_.least_steps();
   packer_.emplace(data, config_.seed, config_.sequence_length, config_.long_documents);
   packer_->seek({.next_sample = config_.first_sample});
-  weights_.set_trainable(
-      student_, [this, units = trained_units()](const std::string& name, const Parameter& p) {
-        return config_.optimizer.group(p.group).rate_scale != 0.0 &&
-               std::any_of(units.begin(), units.end(),
-                           [&](const std::string& unit) { return name.starts_with(unit); }) &&
-               (config_.trainable == nullptr || config_.trainable(name, p));
-      });
+  weights_.set_trainable(student_, [this, units = trained_units(), frozen = frozen_units()](
+                                       const std::string& name, const Parameter& p) {
+    return config_.optimizer.group(p.group).rate_scale != 0.0 && starts_with_one(name, units) &&
+           !starts_with_one(name, frozen) &&
+           (config_.trainable == nullptr || config_.trainable(name, p));
+  });
   optimizer_ = std::make_unique<Optimizer>(student_, config_.optimizer);
   if (is_supernet(student_.spec()) || config_.supernet.sampling != PlacementSampling::kNone) {
     sampler_.emplace(student_.spec(), config_.supernet, config_.seed);
@@ -128,8 +128,18 @@ void Trainer::check_config() const {
          "alignment needs the list of layers to align");
   expect(config_.objective == Objective::kAlign || distils || loss.cross_entropy != 0.0F || aligns,
          "every loss has weight zero; give cross_entropy, forward_kl or reverse_kl a weight");
-  expect(teacher_ != nullptr || (!aligns && !distils),
+  expect(teacher_ != nullptr || (!aligns && (!distils || config_.logits != nullptr)),
          "a KL or alignment loss needs a teacher model");
+  if (config_.logits != nullptr) {
+    CAMBIUM_CHECK(teacher_ == nullptr, "stored logits stand in place of a teacher");
+    expect(loss.temperature == 1.0F,
+           "stored logits are those at temperature 1, got temperature {}; leave it out",
+           loss.temperature);
+    expect(config_.logits->info().vocabulary == student_.spec().vocab,
+           "{} holds logits over {} tokens, the student has {}", config_.logits->path(),
+           config_.logits->info().vocabulary, student_.spec().vocab);
+    config_.logits->expect_data(data_.fingerprint());
+  }
   if (teacher_ != nullptr) {
     CAMBIUM_CHECK(teacher_->device() == student_.device(),
                   "the teacher is on {}, the student on {}", teacher_->device().describe(),
@@ -138,6 +148,8 @@ void Trainer::check_config() const {
            "teacher and student must share their vocabulary, got {} and {} tokens",
            teacher_->spec().vocab, student_.spec().vocab);
   }
+  expect(!config_.freeze_attention || config_.objective != Objective::kAlign,
+         "alignment trains the mixers of its layers alone; leave freeze_attention out");
   expect(config_.trained != Trained::kConverted || !config_.converted.empty() ||
              (teacher_ != nullptr && teacher_->layer_count() == student_.layer_count()),
          "training the converted mixers needs a teacher of as many layers, or the list of "
@@ -188,6 +200,11 @@ std::vector<std::string> Trainer::trained_units() const {
     }
   }
   return units;
+}
+
+/// What the names of parameters that stay as they are begin with.
+std::vector<std::string> Trainer::frozen_units() const {
+  return config_.freeze_attention ? attention_mixers(student_.spec()) : std::vector<std::string>{};
 }
 
 double Trainer::rate() const {
@@ -297,6 +314,11 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
   options.noise = sequence.noise;
   inputs.hidden = student_.forward(ctx, sequence.batch, options);
   inputs.head = student_.head();
+  StoredRows stored;
+  if (config_.logits != nullptr) {
+    stored = config_.logits->rows_of(sequence);
+    inputs.stored = stored.view();
+  }
   inputs.labels = sequence.labels;
   inputs.scale = label_scale;
   time_part(&StepTimes::forward);

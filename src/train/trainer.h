@@ -28,6 +28,8 @@
 
 namespace cambium {
 
+class StoredLogits;
+
 enum class Objective {
   /// The losses at the output head (and alignment as a further term), backward through the whole.
   kEndToEnd,
@@ -79,12 +81,15 @@ struct TrainConfig {
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
   Trained trained = Trained::kEverything;
+  bool freeze_attention = false;  // whatever else is trained, mixers of full attention are not
   /// For Trained::kConverted without a teacher: what the names of the mixers' parameters begin with
   /// (converted_mixers() of model/spec.h).
   std::vector<std::string> converted;
   /// Further restricts what is trained; null = all. Groups with rate scale 0 are never trained, and
   /// kAlign trains the mixers of its layers only.
   TrainablePredicate trainable;
+  /// The teacher's logits from a file, in place of a teacher: losses at the head, at temperature 1.
+  const StoredLogits* logits = nullptr;
   Precision precision = Precision::kAuto;
   bool checkpoint_layers = false;  // activation checkpointing
   DivergenceConfig divergence;
@@ -185,6 +190,7 @@ class Trainer {
   void check_config() const;
   double rate() const;
   std::vector<std::string> trained_units() const;
+  std::vector<std::string> frozen_units() const;
   void end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
                   Sums& sums);
   void align_mixers(const PackedSequence& sequence, double scale, Sums& sums);

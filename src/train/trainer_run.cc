@@ -7,6 +7,7 @@
 #include "base/progress.h"
 #include "tensor/copy.h"
 #include "train/checkpoint.h"
+#include "train/stored_logits.h"
 #include "train/train_plan.h"
 #include "train/trainer.h"
 
@@ -67,6 +68,9 @@ std::map<std::string, std::string> Trainer::fingerprint() {
   f["start weights"] = weights_digest(student_);
   if (teacher_ != nullptr) {
     f["teacher weights"] = weights_digest(*teacher_);
+  }
+  if (config_.logits != nullptr) {
+    f["stored logits"] = config_.logits->fingerprint();
   }
   Checksum trained;
   int64_t count = 0;

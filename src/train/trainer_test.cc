@@ -93,6 +93,46 @@ TEST_F(TrainerTest, FrozenGroupsStayAndCostNothing) {
   EXPECT_EQ(model.weights.bytes() - bytes_before, trained * 4);
 }
 
+// Of a hybrid with attention in its first layer only: what is trained beside it and what is not.
+TEST_F(TrainerTest, FrozenAttentionStaysWhateverElseIsTrained) {
+  const struct {
+    Trained trained;
+    bool freeze, others;  // whether attention stays; whether feed-forwards, norms and so on change
+  } rows[] = {{Trained::kEverything, true, true},
+              {Trained::kEverything, false, true},
+              {Trained::kMixers, true, false},
+              {Trained::kMixers, false, false}};
+  const auto data = copy_task();
+  for (const auto& row : rows) {
+    LoadedModel model = fresh_model(testing::every_mixer(), 1);
+    LoadedModel before = fresh_model(testing::every_mixer(), 1);
+    TrainConfig config = tiny_config(2);
+    config.trained = row.trained;
+    config.freeze_attention = row.freeze;
+    Trainer trainer(*model.model, model.weights, config, *data);
+    trainer.run();
+    std::map<std::string, std::vector<float>> old;
+    before.model->visit(
+        [&](const std::string& name, Parameter& p) { old[name] = elements_of(p.tensor); });
+    model.model->visit([&](const std::string& name, Parameter& p) {
+      const bool attention = name.starts_with("layers.0.mixer.");
+      const bool changes =
+          attention ? !row.freeze : name.find(".mixer.") != std::string::npos || row.others;
+      EXPECT_EQ(p.tensor.has_grad(), changes) << name;
+      EXPECT_TRUE(changes || elements_of(p.tensor) == old[name]) << name;
+    });
+  }
+  LoadedModel model = fresh_model(testing::every_mixer(), 1);
+  TrainConfig config = tiny_config(2);
+  config.objective = Objective::kAlign;
+  config.align.layers = {1};
+  config.freeze_attention = true;
+  EXPECT_THAT(testing::message_of([&] {
+                Trainer trainer(*model.model, model.weights, config, *data, model.model.get());
+              }),
+              HasSubstr("leave freeze_attention out"));
+}
+
 TEST_F(TrainerTest, DistillingFromItselfHasNoLossAndNoGradient) {
   LoadedModel student = fresh_model(tiny_attention(2), 1);
   LoadedModel teacher = fresh_model(tiny_attention(2), 1);

@@ -24,6 +24,25 @@ void check_head(const char* whose, const Tensor& hidden, const Tensor& head, con
          hidden.dtype == Dtype::kF64 ? "f64" : "f32 or bf16", head);
 }
 
+void check_stored(const LossInputs& in, const LossConfig& config) {
+  const int64_t rows = in.hidden.dim(0);
+  const int64_t vocabulary = in.head.dim(0);
+  const StoredTeacher& stored = in.stored;
+  expect(!in.teacher_hidden.defined(), "[head_loss] expected a teacher or a stored one, not both");
+  expect(config.temperature == 1.0F,
+         "[head_loss] a stored teacher is known at temperature 1 alone, got temperature {}",
+         config.temperature);
+  expect(stored.k <= vocabulary && static_cast<int64_t>(stored.tokens.size()) == rows * stored.k &&
+             static_cast<int64_t>(stored.log_p.size()) == rows * (stored.k + 1),
+         "[head_loss] expected {} rows of k <= {} stored tokens and k + 1 log-probabilities, got "
+         "k={} with {} and {}",
+         rows, vocabulary, stored.k, stored.tokens.size(), stored.log_p.size());
+  for (const int32_t token : stored.tokens) {
+    expect(token >= 0 && token < vocabulary,
+           "[head_loss] expected stored tokens below the vocabulary {}, got {}", vocabulary, token);
+  }
+}
+
 void check(const LossInputs& in, const LossConfig& config) {
   check_head("student", in.hidden, in.head, in.hidden);
   expect(in.head.dtype != Dtype::kBF16 || !in.head.has_grad(),
@@ -37,6 +56,10 @@ void check(const LossInputs& in, const LossConfig& config) {
   }
   expect(config.temperature > 0.0F, "[head_loss] expected a temperature above 0, got {}",
          config.temperature);
+  if (in.stored.k > 0) {
+    check_stored(in, config);
+    return;
+  }
   if (!in.teacher_hidden.defined()) {
     expect(config.forward_kl == 0.0F && config.reverse_kl == 0.0F,
            "[head_loss] the KL terms need a teacher; give its hidden states and head");
@@ -53,6 +76,36 @@ Tensor gather(Arena& arena, const Tensor& t, std::span<const int64_t> rows) {
   const Tensor out = arena.empty(t.dtype, {static_cast<int64_t>(rows.size()), t.dim(1)});
   gather_rows(out, t, rows);
   return out;
+}
+
+// The kernel of a stored teacher: what is stored of the rows goes where the device reads it.
+void run_stored(Context& ctx, const LossInputs& in, const LossConfig& config,
+                std::span<const int64_t> rows, const Tensor& logits, const int32_t* labels,
+                LossRow* result) {
+  const int64_t k = in.stored.k;
+  const auto count = static_cast<int64_t>(rows.size());
+  auto* tokens = ctx.shared_scratch<int32_t>(count * k);
+  auto* log_p = ctx.shared_scratch<float>(count * (k + 1));
+  auto* taken = ctx.shared_scratch<float>(count * k);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = rows[static_cast<size_t>(i)];
+    std::copy_n(in.stored.tokens.data() + row * k, k, tokens + i * k);
+    std::copy_n(in.stored.log_p.data() + row * (k + 1), k + 1, log_p + i * (k + 1));
+  }
+  const auto args = [&]<class T>() {
+    return StoredLossRows<T>{.student = view<T>(logits),
+                             .token = tokens,
+                             .log_p = log_p,
+                             .logit = taken,
+                             .k = k,
+                             .label = labels,
+                             .gradient = in.hidden.has_grad() || in.head.has_grad(),
+                             .cross_entropy = in.scale * static_cast<double>(config.cross_entropy),
+                             .forward_kl = in.scale * static_cast<double>(config.forward_kl),
+                             .reverse_kl = in.scale * static_cast<double>(config.reverse_kl),
+                             .result = result};
+  };
+  run<stored_loss_rows>(ctx, logits, args);
 }
 
 // The losses of rows that all have labels; adds their gradients. `head`: the values of in.head, in
@@ -85,7 +138,11 @@ void chunk_loss(Context& ctx, const LossInputs& in, const Tensor& head, const Lo
                        .temperature = static_cast<double>(config.temperature),
                        .result = result};
   };
-  run<loss_rows>(ctx, hidden, args);
+  if (in.stored.k > 0) {
+    run_stored(ctx, in, config, rows, logits, labels, result);
+  } else {
+    run<loss_rows>(ctx, hidden, args);
+  }
   if (in.head.has_grad()) {
     const bool set = in.head.takes_grad();
     matmul_grad_weight(ctx, in.head.grad_tensor(), logits, hidden, !set);

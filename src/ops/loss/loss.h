@@ -19,11 +19,22 @@ struct LossConfig {
   int64_t chunk_tokens = 0;  // tokens whose logits exist at once; 0 chooses by vocabulary
 };
 
+/// A teacher known by the k likeliest tokens of each row, likeliest first, and the rest together.
+/// The KL terms are those of k + 1 outcomes, the tokens and the rest: at k = V the whole KL, else
+/// that less what the shape of the rest would add.
+struct StoredTeacher {
+  int64_t k = 0;                         // 0 = there is none
+  std::span<const int32_t> tokens = {};  // (T, k), of a row each once
+  /// (T, k + 1): log-probabilities, the last that of all other tokens. A row's sum to one.
+  std::span<const float> log_p = {};
+};
+
 struct LossInputs {
   Tensor hidden;               // (T, C) student's final hidden states
   Tensor head;                 // (V, C) student's output head
   Tensor teacher_hidden = {};  // (T, Ct), for the KL terms
   Tensor teacher_head = {};    // (V, Ct)
+  StoredTeacher stored = {};   // in place of those; at temperature 1
   /// (T): the token each row should predict; a negative label leaves the row out of every term.
   std::span<const int32_t> labels = {};
   /// Every token's loss and gradient is multiplied by this: 1 / valid tokens of the global batch.

@@ -171,7 +171,88 @@ void loss_row(const LossRows<float>& a, int64_t row) {
   }
 }
 
+// The logits of the k tokens are taken out of the row (kNothing stands for them), so that what is
+// left is the rest: its gradient is its exponentials times one number.
+void stored_loss_row(const StoredLossRows<float>& a, int64_t row) {
+  const int64_t n = a.vocabulary();
+  float* s = a.student.row(row);
+  const int32_t* token = a.token + row * a.k;
+  const float* log_p = a.log_p + row * (a.k + 1);
+  float* logit = a.logit + row * a.k;
+  const int32_t label = a.label[row];
+  const auto label_logit = static_cast<double>(s[label]);
+  const Largest choice = find_largest(s, n);
+  const auto largest = static_cast<double>(choice.value);
+  double total = 0.0;  // of exponentials relative to the largest
+  for (int64_t i = 0; i < a.k; ++i) {
+    logit[i] = s[token[i]];
+    s[token[i]] = kNothing;
+    total += __builtin_exp(static_cast<double>(logit[i]) - largest);
+  }
+  const bool rest = a.k < n;
+  double rest_sum = 1.0;    // of exponentials relative to its own largest
+  double log_rest = -1e30;  // of its exponentials relative to the row's largest
+  if (rest) {
+    const float rest_largest = find_largest(s, n).value;
+    rest_sum = 0.0;
+    for (int64_t block = 0; block < n; block += kBlock) {
+      const int64_t end = block + kBlock < n ? block + kBlock : n;
+      vf sum = {};
+      for (int64_t i = block; i < end; i += kLanes) {
+        const vf e = vexp(load_or(s + i, n - i, kNothing) - rest_largest);
+        sum += e;
+        vstore_upto(s + i, e, n - i);
+      }
+      rest_sum += static_cast<double>(vsum(sum));
+    }
+    log_rest = static_cast<double>(rest_largest) - largest + __builtin_log(rest_sum);
+    total += __builtin_exp(log_rest);
+  }
+  const double log_total = __builtin_log(total);
+  double forward = 0.0;
+  double reverse = 0.0;
+  for (int64_t c = 0; c < (rest ? a.k + 1 : a.k); ++c) {
+    const double log_q = (c < a.k ? static_cast<double>(logit[c]) - largest : log_rest) - log_total;
+    const auto p = static_cast<double>(log_p[c]);
+    forward += __builtin_exp(p) * (p - log_q);
+    reverse += __builtin_exp(log_q) * (log_q - p);
+  }
+  a.result[row] = {.cross_entropy = log_total - (label_logit - largest),
+                   .forward_kl = forward,
+                   .reverse_kl = reverse,
+                   .agreement = choice.index == token[0],
+                   .correct = choice.index == label};
+  if (!a.gradient) {
+    return;
+  }
+  const auto by_logits = [&](double log_q, double p) {
+    const double q = __builtin_exp(log_q);
+    return a.cross_entropy * q + a.forward_kl * (q - __builtin_exp(p)) +
+           a.reverse_kl * q * (log_q - p - reverse);
+  };
+  if (rest) {
+    const auto factor = static_cast<float>(
+        by_logits(log_rest - log_total, static_cast<double>(log_p[a.k])) / rest_sum);
+    for (int64_t i = 0; i < n; i += kLanes) {
+      vstore_upto(s + i, factor * vload_upto(s + i, n - i), n - i);
+    }
+  }
+  for (int64_t i = 0; i < a.k; ++i) {
+    s[token[i]] = static_cast<float>(by_logits(static_cast<double>(logit[i]) - largest - log_total,
+                                               static_cast<double>(log_p[i])));
+  }
+  s[label] -= static_cast<float>(a.cross_entropy);
+}
+
 }  // namespace
+
+void stored_loss_rows(const StoredLossRows<float>& a) {
+  parallel_for(a.student.count(), 1 + 16384 / a.vocabulary(), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      stored_loss_row(a, row);
+    }
+  });
+}
 
 void loss_rows(const LossRows<float>& a) {
   const int64_t grain = 1 + 16384 / a.vocabulary();

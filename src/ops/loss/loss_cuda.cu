@@ -312,6 +312,97 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/// A row a block: the logits of its k tokens are taken out of it (-infinity stands for them), so
+/// that what is left is the rest, whose gradient is its exponentials times one number.
+template <class T>
+__global__ void __launch_bounds__(kThreads) stored_loss(StoredLossRows<T> a) {
+  const int64_t row = blockIdx.x;
+  const int64_t n = a.vocabulary();
+  const int64_t k = a.k;
+  const auto thread = static_cast<int64_t>(threadIdx.x);
+  T* s = a.student.row(row);
+  const int32_t* token = a.token + row * k;
+  const float* log_p = a.log_p + row * (k + 1);
+  float* logit = a.logit + row * k;
+  const int32_t label = a.label[row];
+  const float label_logit = load(s + label);
+  const auto find_largest = [&] {
+    uint64_t best = 0;
+    for (int64_t v = thread; v < n; v += kThreads) {
+      best = max(best, pack_largest(load(s + v), static_cast<int32_t>(v)));
+    }
+    return block_largest(best);
+  };
+  const uint64_t choice = find_largest();
+  const float largest = largest_value(choice);
+  float head = 0.0F;
+  for (int64_t i = thread; i < k; i += kThreads) {
+    logit[i] = load(s + token[i]);
+    head += exponential<T>(logit[i] - largest);
+  }
+  double total = block_sum<kThreads>(head);
+  for (int64_t i = thread; i < k; i += kThreads) {
+    store(s + token[i], -INFINITY);
+  }
+  __syncthreads();
+  const bool rest = k < n;
+  float rest_largest = 0.0F;
+  double rest_sum = 1.0;
+  double log_rest = -1e30;
+  if (rest) {
+    rest_largest = largest_value(find_largest());
+    float sum = 0.0F;
+    for (int64_t v = thread; v < n; v += kThreads) {
+      sum += exponential<T>(load(s + v) - rest_largest);
+    }
+    rest_sum = block_sum<kThreads>(sum);
+    log_rest = static_cast<double>(rest_largest - largest) + log(rest_sum);
+    total += exp(log_rest);
+  }
+  const double log_total = log(total);
+  float forward_part = 0.0F;
+  float reverse_part = 0.0F;
+  for (int64_t c = thread; c < (rest ? k + 1 : k); c += kThreads) {
+    const double log_q = (c < k ? static_cast<double>(logit[c] - largest) : log_rest) - log_total;
+    const auto p = static_cast<double>(log_p[c]);
+    forward_part += static_cast<float>(exp(p) * (p - log_q));
+    reverse_part += static_cast<float>(exp(log_q) * (log_q - p));
+  }
+  const double forward = block_sum<kThreads>(forward_part);
+  const double reverse = block_sum<kThreads>(reverse_part);
+  if (thread == 0) {
+    LossRow result{};
+    result.cross_entropy = log_total - static_cast<double>(label_logit - largest);
+    result.forward_kl = forward;
+    result.reverse_kl = reverse;
+    result.agreement = largest_index(choice) == token[0];
+    result.correct = largest_index(choice) == label;
+    a.result[row] = result;
+  }
+  if (!a.gradient) {
+    return;
+  }
+  const auto by_logits = [&](double log_q, double p) {
+    const double q = exp(log_q);
+    return a.cross_entropy * q + a.forward_kl * (q - exp(p)) +
+           a.reverse_kl * q * (log_q - p - reverse);
+  };
+  if (rest) {
+    const auto factor = static_cast<float>(
+        by_logits(log_rest - log_total, static_cast<double>(log_p[k])) / rest_sum);
+    for (int64_t v = thread; v < n; v += kThreads) {
+      const float e = exponential<T>(load(s + v) - rest_largest);
+      store(s + v, factor * e - (v == label ? static_cast<float>(a.cross_entropy) : 0.0F));
+    }
+  }
+  __syncthreads();
+  for (int64_t i = thread; i < k; i += kThreads) {
+    const double g = by_logits(static_cast<double>(logit[i] - largest) - log_total,
+                               static_cast<double>(log_p[i]));
+    store(s + token[i], static_cast<float>(token[i] == label ? g - a.cross_entropy : g));
+  }
+}
+
 /// A row a block.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) align(AlignRows<T> a) {
@@ -408,6 +499,15 @@ void loss_rows(const LossRows<float>& a, const Launch& on) {
 }
 void loss_rows(const LossRows<bf16>& a, const Launch& on) {
   run_loss(a, on);
+}
+
+void stored_loss_rows(const StoredLossRows<float>& a, const Launch& on) {
+  launch(on, "stored_loss_rows", stored_loss<float>, static_cast<unsigned>(a.student.count()),
+         kThreads, 0, a);
+}
+void stored_loss_rows(const StoredLossRows<bf16>& a, const Launch& on) {
+  launch(on, "stored_loss_rows", stored_loss<bf16>, static_cast<unsigned>(a.student.count()),
+         kThreads, 0, a);
 }
 
 void align_rows(const AlignRows<float>& a, const Launch& on) {

@@ -33,6 +33,23 @@ struct LossRows {
 };
 CAMBIUM_KERNEL(loss_rows, LossRows)
 
+/// The same with a stored teacher, at temperature 1.
+template <class T>
+struct StoredLossRows {
+  View<T> student;       // (rows, V) logits; becomes their gradient if `gradient`, else scratch
+  const int32_t* token;  // (rows, k): of each row once, the likeliest first
+  const float* log_p;    // (rows, k + 1): of these, and of all others together
+  float* logit;          // (rows, k): scratch
+  int64_t k;
+  const int32_t* label;  // (rows)
+  bool gradient;
+  double cross_entropy, forward_kl, reverse_kl;  // as those of LossRows
+  LossRow* result;                               // (rows)
+
+  constexpr int64_t vocabulary() const { return student.channels; }
+};
+CAMBIUM_KERNEL(stored_loss_rows, StoredLossRows)
+
 template <class T>
 struct AlignRows {
   int64_t rows;
