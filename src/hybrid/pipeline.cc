@@ -142,6 +142,12 @@ struct Progressed {
   uint64_t next_sample = 0;
 };
 
+// What a calibrated start was made by and what it found; no data where it was not calibrated.
+struct CalibratedStart {
+  std::optional<CalibrationData> data;
+  std::vector<LayerCalibration> found;
+};
+
 class Pipeline {
  public:
   Pipeline(const HybridPlan& plan, const PipelineOptions& options, const RunFolder& folder)
@@ -175,8 +181,10 @@ class Pipeline {
                                const Progressed& at);
   void save(Model& student, const StagePlan& stage, int64_t attempt, const Progressed& at,
             const fs::path& dir) const;
+  FitSummary measure_fit(const StagePlan& stage, LoadedModel& student,
+                         const std::vector<int64_t>& layers, const CalibratedStart& start) const;
   ModelSummary heal(const StagePlan& stage, LoadedModel& student,
-                    const std::vector<int64_t>& layers);
+                    const std::vector<int64_t>& layers, const CalibratedStart& start);
   void add_curves(const StagePlan& stage, int64_t attempts);
   std::string describe_data() const;
 
@@ -339,14 +347,36 @@ bool better(const ModelSummary& a, const ModelSummary& b) {
                                         : a.selection_reverse_kl < b.selection_reverse_kl;
 }
 
+// What the fit made of a calibrated start; it is added to the stage's calibration.json.
+FitSummary Pipeline::measure_fit(const StagePlan& stage, LoadedModel& student,
+                                 const std::vector<int64_t>& layers,
+                                 const CalibratedStart& start) const {
+  student.weights.set_trainable(*student.model, nullptr);
+  const std::vector<MixerAgreement> fitted =
+      measure_mixers(*student.model, *teacher_.model, layers, start.data->checked);
+  write_sealed(stage_folder(stage.name) / "calibration.json",
+               calibration_json(start.found, fitted));
+  say_text(describe_calibration(start.found, fitted));
+  FitSummary fit{std::ssize(layers)};
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const LayerCalibration& layer = start.found[i];
+    fit.before += (layer.half_lives.empty() ? layer.start : layer.calibrated).explained;
+    fit.after += fitted[i].explained;
+  }
+  fit.before /= static_cast<double>(fit.layers);
+  fit.after /= static_cast<double>(fit.layers);
+  return fit;
+}
+
 ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
-                            const std::vector<int64_t>& layers) {
+                            const std::vector<int64_t>& layers, const CalibratedStart& start) {
   const fs::path folder = stage_folder(stage.name);
   Progressed at;
   if (const ModelSummary* base = result_of(stage.from)) {
     at = {base->tokens_trained, base->tokens_learned, base->next_sample};
   }
   ModelSummary best;
+  FitSummary fit;
   int64_t attempts = 0;
   for (int64_t attempt = 1; attempt <= 1 + stage.gate.retries; ++attempt) {
     // A retry goes on from where the attempt before it ended, in the weights and in the data.
@@ -359,6 +389,9 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
                       attempt == 1 ? 1.0 : stage.gate.retry_steps, at.next_sample);
         at = {at.tokens + t.tokens, at.learned + t.learned, t.data.next_sample};
         trained = true;
+        if (phase.name == "fit" && start.data) {
+          fit = measure_fit(stage, student, layers, start);
+        }
       }
     }
     if (attempt > 1 && !trained) {
@@ -391,6 +424,7 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
     }
   }
   best.gate.attempts = attempts;
+  best.fit = fit;
   // What was spent, whichever attempt is kept; the next stage sees none of it again.
   best.tokens_trained = at.tokens;
   best.tokens_learned = at.learned;
@@ -437,17 +471,19 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
       place_stage(plan_, stage, stage.layers - plan_.layers_before(stage), *base.model,
                   *teacher_.model, data_, before == nullptr ? 0 : before->next_sample, folder);
   LoadedModel student = std::move(base);
+  CalibratedStart start;
   if (!placement.layers.empty()) {
-    std::optional<CalibrationData> calibration;
     if (stage.graft.calibrate > 0) {
-      calibration.emplace(data_.train(), data_.valid(), false, stage.graft);
+      start.data.emplace(data_.train(), data_.valid(), false, stage.graft);
     }
-    std::vector<LayerCalibration> found;
-    LoadedModel hybrid = convert(*student.model, *teacher_.model, placement.layers, stage.graft,
-                                 plan_.seed, true, calibration ? &*calibration : nullptr, &found);
-    if (calibration) {
-      write_sealed(folder / "calibration.json", calibration_json(found, {}));
-      say_text(describe_calibration(found, {}));
+    LoadedModel hybrid =
+        convert(*student.model, *teacher_.model, placement.layers, stage.graft, plan_.seed, true,
+                start.data ? &*start.data : nullptr, &start.found);
+    if (start.data) {
+      write_sealed(folder / "calibration.json", calibration_json(start.found, {}));
+      if (stage.phase("fit") == nullptr) {  // else the table comes with the fit's column
+        say_text(describe_calibration(start.found, {}));
+      }
     }
     hybrid.weights.take_over(*hybrid.model, std::move(student.weights));
     student = std::move(hybrid);
@@ -457,11 +493,11 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
       folder / "placement.json",
       Json{{"layers", placement.layers}, {"map", map}, {"data", placement.shown.data}}.dump(1) +
           "\n");
-  const LossSums start = total(data_.held_out().measure(*student.model, teacher_.model.get()));
+  const LossSums converted = total(data_.held_out().measure(*student.model, teacher_.model.get()));
   const double start_kl =
-      start.reverse_kl / static_cast<double>(std::max<int64_t>(start.tokens, 1));
+      converted.reverse_kl / static_cast<double>(std::max<int64_t>(converted.tokens, 1));
   say_text(fmt::format("  {}  held-out reverse KL {:.4f} as converted", map, start_kl));
-  ModelSummary s = heal(stage, student, placement.layers);
+  ModelSummary s = heal(stage, student, placement.layers, start);
   s.reverse_kl_converted = start_kl;
   s.from = stage.from;
   s.dir = (fs::path("stages") / stage.name / "model").string();

@@ -54,6 +54,12 @@ EvaluationPlan read_evaluation(const PlanTable& table, const DataPlan& data) {
   ProblemSpec retrieval = data.problems;
   retrieval.retrieval = e.retrieval_spec;
   retrieval.validate();
+  expect(e.retrieval_lengths.empty() || e.retrieval > 0,
+         "{}: retrieval_lengths does nothing without 'retrieval', the texts of each length",
+         table.where());
+  for (const int64_t length : e.retrieval_lengths) {
+    at_length(retrieval, length).validate();
+  }
   expect(e.held_out_documents > 0 && e.held_out_tokens > 1, "{}: expected counts above 0",
          table.where());
   expect(e.task.empty() || !e.task_path.empty(), "{}: expected 'task_path', the file of task '{}'",
@@ -218,6 +224,15 @@ void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPla
          "{}: mmr needs [place.probe] 'steps' above 0", where);
   expect(stage.gate.min_accuracy_kept == 0.0 || plan.evaluate.problems > 0,
          "{}: a gate on accuracy needs problems: give [evaluate] 'task' and 'task_path'", where);
+  expect(stage.gate.min_retrieval_kept == 0.0 || plan.evaluate.retrieval > 0,
+         "{}: a gate on retrieval needs texts: give [evaluate] 'retrieval'", where);
+  expect(stage.gate.max_answer_length_ratio == 0.0 || plan.evaluate.problems > 0,
+         "{}: a gate on the length of answers needs problems: give [evaluate] 'task' and "
+         "'task_path'",
+         where);
+  expect(stage.gate.max_sticky == 0.0 || !plan.evaluate.task.empty(),
+         "{}: max_sticky needs questions with options: give [evaluate] 'task' and 'task_path'",
+         where);
   for (const std::string& key : entry.table("place").keys()) {
     expect(place_uses(stage.place, key), "{}: '{}' does nothing with method \"{}\"{}",
            entry.table("place").where(), key, stage.place.method,
@@ -346,6 +361,8 @@ void visit_fields(EvaluationPlan& e, FieldVisitor& visit) {
   visit({"speed_batch", "sequences at once in speeds"}, e.speed_batch, ints_from(1, 1 << 20));
   visit({"speed_repeats", "speeds are the median of so many"}, e.speed_repeats,
         ints_from(1, 100'000));
+  visit({"retrieval_lengths", "texts of so many characters are asked too, 'retrieval' of each"},
+        e.retrieval_lengths, ints_from(100, kMaxCount));
   visit.table({"retrieval_text", "as [data.problems.retrieval], for the retrieval that is asked"},
               [&] { visit_fields(e.retrieval_spec, visit); });
 }
@@ -370,6 +387,14 @@ void visit_fields(GatePlan& g, FieldVisitor& visit) {
         reals_from(0.0, 1e6));
   visit({"min_accuracy_kept", "of the teacher's; 0 = not asked"}, g.min_accuracy_kept,
         reals_from(0.0, 1e6));
+  visit({"min_retrieval_kept", "of the teacher's, at each length; 0 = not asked"},
+        g.min_retrieval_kept, reals_from(0.0, 1e6));
+  visit({"max_answer_length_ratio", "mean tokens of an answer over the teacher's; 0 = not asked"},
+        g.max_answer_length_ratio, reals_from(0.0, 1e6));
+  visit({"max_sticky", "share of questions with one letter in all rotations; 0 = not asked"},
+        g.max_sticky, reals_from(0.0, 1.0));
+  visit({"cached_equals_uncached", "texts read through a cache, in pieces, are the same"},
+        g.cached_equals_uncached);
   visit({"lower_bound", "the lower end of the interval must pass"}, g.lower_bound);
   visit({"retries", "further attempts; the best one is kept"}, g.retries, ints_from(0, 1000));
   visit({"retry_steps", "length of a retry, times the stage's"}, g.retry_steps,
