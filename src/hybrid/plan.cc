@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "hybrid/calibrate.h"
+#include "hybrid/grafts/graft_table.h"
 
 namespace cambium {
 namespace {
@@ -15,6 +16,8 @@ namespace {
 constexpr int64_t kMaxCount = 100'000'000;
 constexpr int64_t kMaxTokens = int64_t{1} << 24;
 constexpr int64_t kMaxLayers = 1'000'000;
+// Of a plan that does not say by how many documents starts are calibrated.
+constexpr int64_t kCalibrateDocuments = 64;
 
 // Names come from files: what a terminal would act on is shown as '?'.
 std::string printable(std::string text) {
@@ -76,6 +79,10 @@ GraftOptions read_graft(const PlanTable& table, GraftOptions graft) {
   }
   read_fields(graft, table);
   return graft;
+}
+
+bool can_be_calibrated(const GraftOptions& graft) {
+  return graft.from_attention && !graft.faithful && find_graft(graft.mixer).calibrate != nullptr;
 }
 
 PlacePlan read_place(const PlanTable& table, PlacePlan place) {
@@ -260,6 +267,10 @@ StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defau
                      const HybridPlan& plan) {
   StagePlan stage;
   stage.graft = read_graft(entry.table("graft"), defaults.graft);
+  if (!table.table("graft").has("calibrate") && !entry.table("graft").has("calibrate") &&
+      can_be_calibrated(stage.graft)) {
+    stage.graft.calibrate = kCalibrateDocuments;
+  }
   check_graft_options(stage.graft, entry.where() + " graft");
   stage.place = read_place(entry.table("place"), defaults.place);
   read_base(entry, stage, plan);
@@ -331,7 +342,8 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
   // Probes of mmr start without these: they stand in no fingerprint of scores.
   visit({"rope", "gated_delta_net: q and k turn by position as the attention's", nullptr, false},
         graft.rope);
-  visit({"calibrate", "documents that the start is calibrated by; 0 = it is not", nullptr, false},
+  visit({"calibrate", "documents that the start is calibrated by; 0 = it is not; 64 unless given",
+         nullptr, false},
         graft.calibrate, ints_from(0, kMaxCount));
   visit({"calibrate_tokens", "of each of them at most", nullptr, false}, graft.calibrate_tokens,
         ints_from(2, kMaxTokens));

@@ -45,7 +45,8 @@ TEST(HybridPlan, HasDefaultsForAllButTeacherAndStages) {
   EXPECT_EQ(plan.stages[1].name, "all");
   EXPECT_EQ(plan.stages[0].graft.mixer, "mamba");
   EXPECT_EQ(plan.stages[0].place.method, "leave-mixer-out");
-  EXPECT_TRUE(plan.stages[0].phases.empty());
+  ASSERT_EQ(plan.stages[0].phases.size(), 1);  // of the calibrated start
+  EXPECT_EQ(plan.stages[0].phases[0].name, "fit");
   EXPECT_EQ(read(kStages, {}, "other").teacher, "other");
 }
 
@@ -106,6 +107,36 @@ sft = {steps = 4}
   EXPECT_EQ(b.place.probe.steps, 3);
   EXPECT_EQ(c.layers, 4);  // the list's two more
   EXPECT_THAT(c.place.list, ElementsAre(0, 3));
+}
+
+// What can be calibrated is, unless the plan says otherwise: [graft], the documents, and the fit's
+// steps.
+TEST(HybridPlan, AStartIsCalibratedWhereItCanBe) {
+  const struct {
+    const char* graft;
+    int64_t documents;
+    int64_t fit;
+  } rows[] = {{"mixer = \"gated_delta_net\"", 64, 300},
+              {"mixer = \"lightning\"\nfit = 7", 64, 7},
+              {"mixer = \"gated_delta_net\"\ncalibrate = 0", 0, 0},
+              {"mixer = \"gated_delta_net\"\ncalibrate = 5", 5, 300},
+              {"mixer = \"mamba\"\nfaithful = true", 0, 0},
+              {"mixer = \"mamba2\"\ninit = \"random\"", 0, 0},
+              {"mixer = \"sliding_window\"", 0, 0}};
+  for (const auto& row : rows) {
+    const HybridPlan plan =
+        read(std::string("[graft]\n") + row.graft + "\n[[stage]]\nlayers = 1\n", {}, "t");
+    const StagePlan& stage = plan.stages[0];
+    EXPECT_EQ(stage.graft.calibrate, row.documents) << row.graft;
+    EXPECT_EQ(stage.phase("fit") == nullptr ? 0 : config(stage, "fit").steps, row.fit) << row.graft;
+  }
+  // A stage's own word holds for that stage.
+  const HybridPlan plan = read(
+      "[graft]\nmixer = \"gated_delta_net\"\n[[stage]]\nlayers = 1\n[[stage]]\nlayers = 2\n"
+      "graft = {calibrate = 0}\n",
+      {}, "t");
+  EXPECT_EQ(plan.stages[0].graft.calibrate, 64);
+  EXPECT_EQ(plan.stages[1].graft.calibrate, 0);
 }
 
 TEST(HybridPlan, SetChangesOneKeyAndTheTextKeepsIt) {
