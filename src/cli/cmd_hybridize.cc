@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 
 #include "base/signals.h"
@@ -19,18 +20,24 @@ struct HybridizeArgs {
 };
 
 void print_table(const RunSummary& run) {
-  std::printf("\n%-10s %8s %18s %10s %10s %14s %12s\n", "model", "layers", "accuracy (95 %)",
-              "retrieval", "KL", "decode tok/s", "cache/token");
+  const bool fitted = std::any_of(run.models.begin(), run.models.end(),
+                                  [](const ModelSummary& m) { return m.fit.layers > 0; });
+  std::printf("\n%-10s %8s %18s %10s %10s %7s %8s %14s %12s%s\n", "model", "layers",
+              "accuracy (95 %)", "retrieval", "KL", "tokens", "right/s", "decode tok/s",
+              "cache/token", fitted ? "  R^2, fitted" : "");
   for (const ModelSummary& m : run.models) {
     const Measured& a = m.accuracy.accuracy;
     std::string decode;
     for (const SpeedSummary& s : m.speed) {
       decode += fmt::format("{}{:.0f}", decode.empty() ? "" : " / ", s.decode.value);
     }
-    std::printf("%-10s %4lld/%-3zu %6.1f [%.1f, %.1f] %9.1f%% %10.4f %14s %12s\n", m.name.c_str(),
-                static_cast<long long>(m.converted), m.map.size(), 100 * a.value, 100 * a.low,
-                100 * a.high, 100 * m.retrieval.accuracy.value, m.reverse_kl, decode.c_str(),
-                human_bytes(static_cast<uint64_t>(m.cache_bytes_per_token)).c_str());
+    const std::string fit =
+        m.fit.layers == 0 ? "" : fmt::format("  {:.2f} -> {:.2f}", m.fit.before, m.fit.after);
+    std::printf("%-10s %4lld/%-3zu %6.1f [%.1f, %.1f] %9.1f%% %10.4f %7.1f %8.2f %14s %12s%s\n",
+                m.name.c_str(), static_cast<long long>(m.converted), m.map.size(), 100 * a.value,
+                100 * a.low, 100 * a.high, 100 * m.retrieval.accuracy.value, m.reverse_kl,
+                m.answer_tokens, right_answers_per_second(m), decode.c_str(),
+                human_bytes(static_cast<uint64_t>(m.cache_bytes_per_token)).c_str(), fit.c_str());
   }
 }
 

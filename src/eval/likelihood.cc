@@ -163,6 +163,14 @@ ChoiceSummary summarise_choices(const std::vector<ChoiceResult>& results, int64_
   return out;
 }
 
+bool rotatable(const Task& task) {
+  return !task.examples.empty() &&
+         std::all_of(task.examples.begin(), task.examples.end(), [&](const Example& e) {
+           return e.choice.options.size() > 1 &&
+                  e.choice.options.size() == task.examples.front().choice.options.size();
+         });
+}
+
 int64_t rotations_of(const Task& task, const ChoiceConfig& config) {
   return config.rotations ? std::ssize(task.examples.front().choice.options) : 1;
 }

@@ -70,6 +70,9 @@ std::vector<ChoiceResult> evaluate_choices(Model& model, const Tokenizer& tokeni
                                            const Task& task, const ChoiceConfig& config,
                                            const std::function<void(int64_t done)>& progress = {});
 
+/// Whether every question of the task has options, all as many: those can be asked in rotations.
+bool rotatable(const Task& task);
+
 /// How often each question of the task is asked.
 int64_t rotations_of(const Task& task, const ChoiceConfig& config);
 

@@ -238,6 +238,22 @@ VerifyRow run(Model& model, Workspace& workspace, const Way& way,
   return row;
 }
 
+VerifyReport run_ways(Model& model, const std::vector<Prompt>& prompts, bool cached,
+                      const VerifyConfig& config) {
+  VerifyReport report;
+  Workspace workspace(model.device());
+  for (const Way& way : ways(config)) {
+    if (cached && !way.cached) {
+      continue;
+    }
+    VerifyRow row = run(model, workspace, way, prompts, config);
+    if (row.prompts > 0) {
+      report.rows.push_back(std::move(row));
+    }
+  }
+  return report;
+}
+
 }  // namespace
 
 bool VerifyReport::ok() const {
@@ -247,16 +263,21 @@ bool VerifyReport::ok() const {
 
 VerifyReport verify_model(Model& model, const std::string& reference_file,
                           const VerifyConfig& config) {
-  const std::vector<Prompt> prompts = read_prompts(reference_file, model.spec().vocab);
-  VerifyReport report;
+  return run_ways(model, read_prompts(reference_file, model.spec().vocab), false, config);
+}
+
+VerifyReport verify_cached(Model& model, const std::vector<std::vector<int32_t>>& texts,
+                           const VerifyConfig& config) {
+  std::vector<Prompt> prompts;
   Workspace workspace(model.device());
-  for (const Way& way : ways(config)) {
-    VerifyRow row = run(model, workspace, way, prompts, config);
-    if (row.prompts > 0) {
-      report.rows.push_back(std::move(row));
-    }
+  for (const std::vector<int32_t>& text : texts) {
+    Prompt prompt;
+    prompt.tokens = text;
+    Runner(model, workspace, nullptr, prompt.size(), prompt.size()).feed(text, prompt.logits);
+    prompt.deviation = standard_deviation(prompt.logits);
+    prompts.push_back(std::move(prompt));
   }
-  return report;
+  return run_ways(model, prompts, true, config);
 }
 
 }  // namespace cambium

@@ -38,4 +38,9 @@ struct VerifyReport {
 VerifyReport verify_model(Model& model, const std::string& reference_file,
                           const VerifyConfig& config = {});
 
+/// Whether a cache changes what the model says: its own logits of each text, read at once and
+/// without one, are the reference for the same text through a cache by the same ways.
+VerifyReport verify_cached(Model& model, const std::vector<std::vector<int32_t>>& texts,
+                           const VerifyConfig& config = {});
+
 }  // namespace cambium

@@ -3,20 +3,31 @@
 #include <algorithm>
 #include <cmath>
 #include <ctime>
+#include <limits>
 
 #include "base/cpu.h"
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "base/signals.h"
+#include "eval/likelihood.h"
 #include "eval/quality.h"
+#include "eval/verify.h"
 #include "serve/cache_plan.h"
 #include "tensor/device_memory.h"
 
 namespace cambium {
 namespace {
 
-AccuracySummary accuracy(Model& model, const Task& task, const RunData& data,
-                         const EvaluationPlan& plan, const std::string& label) {
+// A cache is tried on the beginnings of a few texts: longer ones would take logits of many
+// gigabytes at large vocabularies, and these cross the borders of pages, chunks and pieces.
+constexpr int64_t kCachedTexts = 2;
+constexpr int64_t kCachedTokens = 160;
+// KL of what rounding alone makes different: fixtures in f32 stay below 1e-10, in bf16 below 2e-3.
+constexpr double kCachedLimitF32 = 1e-5;
+constexpr double kCachedLimitBF16 = 1e-2;
+
+AccuracyResult accuracy(Model& model, const Task& task, const RunData& data,
+                        const EvaluationPlan& plan, const std::string& label) {
   if (task.examples.empty()) {
     return {};
   }
@@ -27,7 +38,39 @@ AccuracySummary accuracy(Model& model, const Task& task, const RunData& data,
         progress.update(static_cast<uint64_t>(done));
       });
   progress.finish(fmt::format("{} of {} right", result.summary.correct, result.summary.total));
-  return result.summary;
+  return result;
+}
+
+AccuracySummary stickiness(Model& model, const RunData& data, const std::string& label) {
+  const ChoiceConfig config{.rotations = true};
+  const auto turns = static_cast<uint64_t>(rotations_of(data.task(), config));
+  Progress progress(label, data.task().examples.size() * turns * turns, {.unit = "answers"});
+  const ChoiceSummary summary =
+      summarise_choices(evaluate_choices(model, data.tokenizer(), data.task(), config,
+                                         [&](int64_t done) {
+                                           stop_point();
+                                           progress.update(static_cast<uint64_t>(done));
+                                         }),
+                        rotations_of(data.task(), config));
+  progress.finish(fmt::format("{} of {} the same letter in all rotations", summary.sticky.correct,
+                              summary.sticky.total));
+  return summary.sticky;
+}
+
+double cached_kl(Model& model, const HeldOut& documents) {
+  std::vector<std::vector<int32_t>> texts;
+  for (const PackedSequence& group : documents.groups()) {
+    const Segments segments = group.batch.segments();
+    for (int64_t s = 0; s < segments.count() && std::ssize(texts) < kCachedTexts; ++s) {
+      const auto begin = group.batch.tokens().begin() + segments.start[static_cast<size_t>(s)];
+      texts.emplace_back(begin, begin + std::min(segments.length(s), kCachedTokens));
+    }
+  }
+  double worst = 0.0;
+  for (const VerifyRow& row : verify_cached(model, texts).rows) {
+    worst = row.kl <= worst ? worst : row.kl;  // NaN stays
+  }
+  return std::isfinite(worst) ? std::max(worst, 0.0) : std::numeric_limits<double>::max();
 }
 
 struct Shares {
@@ -103,6 +146,10 @@ RunData::RunData(const DataPlan& d, const EvaluationPlan& e, uint64_t seed, Toke
     ProblemSpec spec = d.problems;
     spec.retrieval = e.retrieval_spec;
     retrieval_ = problem_task(spec, ProblemKind::kRetrieval, Split::kTest, seed, e.retrieval);
+    for (const int64_t characters : e.retrieval_lengths) {
+      retrieval_at_[characters] = problem_task(at_length(spec, characters), ProblemKind::kRetrieval,
+                                               Split::kTest, seed, e.retrieval);
+    }
   }
 }
 
@@ -155,8 +202,21 @@ void measure_quality(ModelSummary& summary, Model& model, Model& teacher, const 
   summary.reverse_kl = sums.reverse_kl / tokens;
   summary.nll = sums.cross_entropy / tokens;
   summary.agreement = static_cast<double>(sums.agreement) / tokens;
-  summary.accuracy = accuracy(model, data.task(), data, plan, summary.name + ": problems");
-  summary.retrieval = accuracy(model, data.retrieval(), data, plan, summary.name + ": retrieval");
+  const AccuracyResult answers =
+      accuracy(model, data.task(), data, plan, summary.name + ": problems");
+  summary.accuracy = answers.summary;
+  summary.answer_tokens = answers.mean_tokens();
+  summary.retrieval =
+      accuracy(model, data.retrieval(), data, plan, summary.name + ": retrieval").summary;
+  for (const auto& [characters, task] : data.retrieval_at()) {
+    const std::string label = fmt::format("{}: retrieval at {}", summary.name, characters);
+    summary.retrieval_at[characters] = accuracy(model, task, data, plan, label).summary;
+  }
+  if (rotatable(data.task())) {
+    summary.sticky = stickiness(model, data, summary.name + ": rotations");
+  }
+  summary.cached_kl = cached_kl(model, data.held_out());
+  summary.cached_limit = model.activations() == Dtype::kF32 ? kCachedLimitF32 : kCachedLimitBF16;
 }
 
 std::string today() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 
 #include "eval/problem_source.h"
@@ -40,6 +41,8 @@ class RunData {
   /// Test problems that are reported; no examples where the plan asks none.
   const Task& task() const { return task_; }
   const Task& retrieval() const { return retrieval_; }
+  /// Retrieval problems by the characters of their texts.
+  const std::map<int64_t, Task>& retrieval_at() const { return retrieval_at_; }
 
   /// So many of the documents and problems that choose, or as many as there are.
   HeldOut selection_documents(int64_t documents) const;
@@ -58,6 +61,7 @@ class RunData {
   std::unique_ptr<DocumentSource> train_, valid_;
   std::unique_ptr<HeldOut> held_out_;
   Task task_, retrieval_, selection_task_;
+  std::map<int64_t, Task> retrieval_at_;
 };
 
 /// Name, layers, parameters, cache: what the spec alone says. Converted layers are those that
@@ -70,8 +74,8 @@ ModelSummary summarise_spec(const std::string& name, Model& model,
 void summarise_cache(ModelSummary& summary, const Model& model,
                      Dtype values = CacheConfig{}.values);
 
-/// Fills in accuracy, retrieval, and the held-out numbers against `teacher` (which may be the model
-/// itself).
+/// Fills in accuracy, length of answers, retrieval, stickiness of letters, what a cache changes,
+/// and the held-out numbers against `teacher` (which may be the model itself).
 void measure_quality(ModelSummary& summary, Model& model, Model& teacher, const RunData& data,
                      const EvaluationPlan& plan);
 

@@ -205,6 +205,7 @@ TEST_F(MeasureTest, LayersThatTheTeacherHadAreNotConverted) {
 TEST_F(MeasureTest, QualityAgainstItselfAndAgainstAnother) {
   HybridPlan plan = small_plan();
   plan.evaluate.retrieval = 2;
+  plan.evaluate.retrieval_lengths = {150, 400};
   const RunData data(plan, byte_tokenizer());
   LoadedModel teacher = attention_model(1);
   LoadedModel student = attention_model(2);
@@ -214,6 +215,15 @@ TEST_F(MeasureTest, QualityAgainstItselfAndAgainstAnother) {
   EXPECT_EQ(same.agreement, 1.0);
   EXPECT_EQ(same.accuracy.total, 5);
   EXPECT_EQ(same.retrieval.total, 2);
+  ASSERT_EQ(same.retrieval_at.size(), 2U);
+  EXPECT_EQ(same.retrieval_at[400].total, 2);
+  EXPECT_GT(data.retrieval_at().at(400).examples[1].question.size(),
+            data.retrieval_at().at(150).examples[1].question.size() + 150);
+  EXPECT_GT(same.answer_tokens, 0.0);
+  EXPECT_LE(same.answer_tokens, 4.0);
+  EXPECT_GE(same.cached_kl, 0.0);
+  EXPECT_LT(same.cached_kl, same.cached_limit / 100);
+  EXPECT_EQ(same.sticky.total, 0);  // the problems have no options
   ModelSummary apart = summarise_spec("student", *student.model);
   measure_quality(apart, *student.model, *teacher.model, data, plan.evaluate);
   const LossSums sums = total(data.held_out().measure(*student.model, teacher.model.get()));
@@ -223,6 +233,30 @@ TEST_F(MeasureTest, QualityAgainstItselfAndAgainstAnother) {
   EXPECT_DOUBLE_EQ(apart.agreement, static_cast<double>(sums.agreement) / tokens);
   EXPECT_GT(apart.reverse_kl, 0.1);
   EXPECT_LT(apart.agreement, 0.5);
+}
+
+TEST_F(MeasureTest, QuestionsWithOptionsAreAskedInAllRotations) {
+  const TestFolder folder;
+  HybridPlan plan = small_plan();
+  plan.evaluate.task = "choices";
+  plan.evaluate.task_path = folder.at("choices.jsonl");
+  const auto write = [&](const char* more) {
+    write_file_atomically(
+        plan.evaluate.task_path,
+        std::string(R"({"question": "Two?", "choices": ["no", "yes"], "answer": 1})") + "\n" +
+            R"({"question": "One?", "choices": ["no", "yes")" + more + "], \"answer\": 0}\n");
+  };
+  LoadedModel model = attention_model(1);
+  const auto asked = [&] {
+    const RunData data(plan, byte_tokenizer());
+    ModelSummary summary;
+    measure_quality(summary, *model.model, *model.model, data, plan.evaluate);
+    return summary.sticky.total;
+  };
+  write("");
+  EXPECT_EQ(asked(), 2);
+  write(", \"so\"");
+  EXPECT_EQ(asked(), 0);  // turned, two options and three are no like questions
 }
 
 TEST_F(MeasureTest, DamageByEveryMetric) {

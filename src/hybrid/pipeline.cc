@@ -129,6 +129,12 @@ struct Progressed {
   uint64_t next_sample = 0;
 };
 
+// What a calibrated start was made by and what it found; no data where it was not calibrated.
+struct CalibratedStart {
+  std::optional<CalibrationData> data;
+  std::vector<LayerCalibration> found;
+};
+
 class Pipeline {
  public:
   Pipeline(const HybridPlan& plan, const PipelineOptions& options, const RunFolder& folder)
@@ -163,7 +169,7 @@ class Pipeline {
   LoadedModel load_base(const StagePlan& stage) const;
   const ModelSummary* result_of(const std::string& stage) const;
   LoadedModel graft(Model& base, const std::vector<int64_t>& layers, const GraftOptions& options,
-                    const fs::path& found_file);
+                    const fs::path& found_file, bool fit_next, CalibratedStart& start);
   ModelSummary run_stage(const StagePlan& stage);
   ModelSummary finished_stage(const StagePlan& stage);
   TrainSummary run_phase(const Phase& phase, LoadedModel& student,
@@ -173,8 +179,10 @@ class Pipeline {
                                const Progressed& at);
   void save(Model& student, const StagePlan& stage, int64_t attempt, const Progressed& at,
             const fs::path& dir) const;
+  FitSummary measure_fit(const StagePlan& stage, LoadedModel& student,
+                         const std::vector<int64_t>& layers, const CalibratedStart& start) const;
   ModelSummary heal(const StagePlan& stage, LoadedModel& student,
-                    const std::vector<int64_t>& layers);
+                    const std::vector<int64_t>& layers, const CalibratedStart& start);
   void add_curves(const StagePlan& stage, int64_t attempts);
   const DocumentSource& documents_of(const Phase& phase) const {
     return phase.data.empty() ? data_.train()
@@ -354,14 +362,36 @@ bool better(const ModelSummary& a, const ModelSummary& b) {
                                         : a.selection_reverse_kl < b.selection_reverse_kl;
 }
 
+// What the fit made of a calibrated start; it is added to the stage's calibration.json.
+FitSummary Pipeline::measure_fit(const StagePlan& stage, LoadedModel& student,
+                                 const std::vector<int64_t>& layers,
+                                 const CalibratedStart& start) const {
+  student.weights.set_trainable(*student.model, nullptr);
+  const std::vector<MixerAgreement> fitted =
+      measure_mixers(*student.model, *teacher_.model, layers, start.data->checked);
+  write_sealed(stage_folder(stage.name) / "calibration.json",
+               calibration_json(start.found, fitted));
+  say_text(describe_calibration(start.found, fitted));
+  FitSummary fit{std::ssize(layers)};
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const LayerCalibration& layer = start.found[i];
+    fit.before += (layer.half_lives.empty() ? layer.start : layer.calibrated).explained;
+    fit.after += fitted[i].explained;
+  }
+  fit.before /= static_cast<double>(fit.layers);
+  fit.after /= static_cast<double>(fit.layers);
+  return fit;
+}
+
 ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
-                            const std::vector<int64_t>& layers) {
+                            const std::vector<int64_t>& layers, const CalibratedStart& start) {
   const fs::path folder = stage_folder(stage.name);
   Progressed at;
   if (const ModelSummary* base = result_of(stage.from)) {
     at = {base->tokens_trained, base->tokens_learned, base->next_sample};
   }
   ModelSummary best;
+  FitSummary fit;
   int64_t attempts = 0;
   std::map<std::string, uint64_t> own_next;  // in the files of single phases
   for (int64_t attempt = 1; attempt <= 1 + stage.gate.retries; ++attempt) {
@@ -377,6 +407,9 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
         at.learned += t.learned;
         next = t.data.next_sample;
         trained = true;
+        if (phase.name == "fit" && start.data) {
+          fit = measure_fit(stage, student, layers, start);
+        }
       }
     }
     if (attempt > 1 && !trained) {
@@ -409,6 +442,7 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
     }
   }
   best.gate.attempts = attempts;
+  best.fit = fit;
   // What was spent, whichever attempt is kept; the next stage sees none of it again.
   best.tokens_trained = at.tokens;
   best.tokens_learned = at.learned;
@@ -442,17 +476,18 @@ ModelSummary Pipeline::finished_stage(const StagePlan& stage) {
 // `base` with new mixers in these layers, all else views of it. What a calibration found is in
 // `found_file`.
 LoadedModel Pipeline::graft(Model& base, const std::vector<int64_t>& layers,
-                            const GraftOptions& options, const fs::path& found_file) {
-  std::optional<CalibrationData> calibration;
+                            const GraftOptions& options, const fs::path& found_file, bool fit_next,
+                            CalibratedStart& start) {
   if (options.calibrate > 0) {
-    calibration.emplace(data_.train(), data_.valid(), false, options);
+    start.data.emplace(data_.train(), data_.valid(), false, options);
   }
-  std::vector<LayerCalibration> found;
   LoadedModel hybrid = convert(base, *teacher_.model, layers, options, plan_.seed, true,
-                               calibration ? &*calibration : nullptr, &found);
-  if (calibration) {
-    write_sealed(found_file, calibration_json(found, {}));
-    say_text(describe_calibration(found, {}));
+                               start.data ? &*start.data : nullptr, &start.found);
+  if (start.data) {
+    write_sealed(found_file, calibration_json(start.found, {}));
+    if (!fit_next) {  // else the table comes with the fit's column
+      say_text(describe_calibration(start.found, {}));
+    }
   }
   return hybrid;
 }
@@ -474,18 +509,20 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
                   *teacher_.model, data_, before == nullptr ? 0 : before->next_sample, folder);
   LoadedModel student = std::move(base);
   const fs::path found_file = folder / "calibration.json";
+  CalibratedStart start;
   LoadedModel under;              // a supernet: what it views, beside
   std::optional<MixerBank> bank;  // its new mixers
   if (stage.makes_supernet()) {
     under = std::move(student);
     bank.emplace(*under.model);
-    bank->add(stage.graft.mixer, graft(*under.model, placement.layers, stage.graft, found_file),
-              "");
-    for (const GraftOptions& beside : stage.beside) {
-      bank->add(beside.mixer,
-                graft(*under.model, placement.layers, beside,
-                      folder / ("calibration-" + beside.mixer + ".json")),
+    const auto add = [&](const GraftOptions& options, const fs::path& file) {
+      CalibratedStart own;
+      bank->add(options.mixer, graft(*under.model, placement.layers, options, file, false, own),
                 "");
+    };
+    add(stage.graft, found_file);
+    for (const GraftOptions& beside : stage.beside) {
+      add(beside, folder / ("calibration-" + beside.mixer + ".json"));
     }
     student = bank->supernet([&](ModelSpec& spec) {
       for (const std::string& mixer : bank->kinds()) {
@@ -498,7 +535,8 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
       }
     });
   } else if (!placement.layers.empty()) {
-    LoadedModel hybrid = graft(*student.model, placement.layers, stage.graft, found_file);
+    LoadedModel hybrid = graft(*student.model, placement.layers, stage.graft, found_file,
+                               stage.phase("fit") != nullptr, start);
     hybrid.weights.take_over(*hybrid.model, std::move(student.weights));
     student = std::move(hybrid);
   }
@@ -507,11 +545,11 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
       folder / "placement.json",
       Json{{"layers", placement.layers}, {"map", map}, {"data", placement.shown.data}}.dump(1) +
           "\n");
-  const LossSums start = total(data_.held_out().measure(*student.model, teacher_.model.get()));
+  const LossSums converted = total(data_.held_out().measure(*student.model, teacher_.model.get()));
   const double start_kl =
-      start.reverse_kl / static_cast<double>(std::max<int64_t>(start.tokens, 1));
+      converted.reverse_kl / static_cast<double>(std::max<int64_t>(converted.tokens, 1));
   say_text(fmt::format("  {}  held-out reverse KL {:.4f} as converted", map, start_kl));
-  ModelSummary s = heal(stage, student, placement.layers);
+  ModelSummary s = heal(stage, student, placement.layers, start);
   s.reverse_kl_converted = start_kl;
   s.from = stage.from;
   s.dir = (fs::path("stages") / stage.name / "model").string();

@@ -50,12 +50,17 @@ layers = 2
   EXPECT_EQ(summary.curves[0].phase, "fit");
   EXPECT_EQ(summary.curves[0].loss.size(), 2);
   EXPECT_GT(summary.models[1].tokens_trained, 0);
+  const FitSummary& fit = summary.models[1].fit;
+  EXPECT_EQ(fit.layers, 2);
+  EXPECT_NE(fit.after, fit.before);
   const std::string stage = folder.at("run") + "/stages/one";
   EXPECT_THAT(read_text_file(stage + "/calibration.json"), HasSubstr("look_back"));
+  EXPECT_THAT(read_text_file(stage + "/calibration.json"), HasSubstr("fitted"));
   EXPECT_THAT(read_text_file(stage + "/files.json"), HasSubstr("calibration.json"));
   // Random weights look back evenly; what is asked of the start decides it, and a fit alone may be.
   const RunSummary plain = run(folder.path(), "plain", false, {"graft.calibrate=0", "graft.fit=1"});
   EXPECT_EQ(plain.curves[0].loss.size(), 1);
+  EXPECT_EQ(plain.models[1].fit.layers, 0);
   EXPECT_NE(plain.models[1].reverse_kl_converted, summary.models[1].reverse_kl_converted);
   EXPECT_FALSE(fs::exists(folder.at("plain") + "/stages/one/calibration.json"));
 }
@@ -155,6 +160,35 @@ TEST(Pipeline, GoesThroughItsStagesOnACudaDevice) {
   const RunSummary narrow = run(folder.path(), "bf16", false, {}, Device::kCuda);
   EXPECT_EQ(narrow.models.size(), expected.models.size());
   EXPECT_NEAR(narrow.models[1].nll, expected.models[1].nll, 2e-2 * expected.models[1].nll);
+}
+
+// Each gate by itself fails a run that the others let pass, and says what was expected and what
+// came.
+TEST(Pipeline, EveryGateOfTruthCanFail) {
+  const TestFolder folder;
+  std::string plan = testing::kPlan;
+  plan.resize(plan.find("[[stage]]\nname = \"two\""));
+  write_inputs(folder.path(), plan);
+  const RunSummary passed =
+      run(folder.path(), "passed", false, {"evaluate.retrieval_lengths=[150]"});
+  const ModelSummary& one = passed.models[1];
+  ASSERT_TRUE(one.gate.passed) << one.gate.reason;
+  EXPECT_THAT(one.gate.reason, HasSubstr("without and through a cache"));
+  EXPECT_EQ(one.retrieval_at.at(150).total, 2);
+  EXPECT_GT(one.answer_tokens, 0.0);
+  const std::string page = read_text_file(folder.at("passed/report.html"));
+  EXPECT_THAT(page, HasSubstr("of 150 characters"));
+  EXPECT_THAT(page, HasSubstr("without and through a cache"));
+  // Random weights answer nothing right; of answers the length is what it is.
+  const RunSummary failed =
+      run(folder.path(), "failed", false, {"gate.max_answer_length_ratio=0.01"});
+  EXPECT_FALSE(failed.models[1].gate.passed);
+  EXPECT_THAT(failed.models[1].gate.reason, HasSubstr("at most 0.01 times asked: FAILED"));
+  EXPECT_THAT(read_text_file(folder.at("failed/summary.json")),
+              HasSubstr("at most 0.01 times asked: FAILED"));
+  const RunSummary lost = run(folder.path(), "lost", false, {"gate.min_retrieval_kept=0.5"});
+  EXPECT_FALSE(lost.models[1].gate.passed);
+  EXPECT_THAT(lost.models[1].gate.reason, HasSubstr("retrieval 0.0 % is 0.0 % of the teacher's"));
 }
 
 TEST(Pipeline, StopsAtAFailedGateAndShipsWhatWasGoodBefore) {

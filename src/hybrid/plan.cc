@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "hybrid/calibrate.h"
+#include "hybrid/grafts/graft_table.h"
 
 namespace cambium {
 namespace {
@@ -15,6 +16,8 @@ namespace {
 constexpr int64_t kMaxCount = 100'000'000;
 constexpr int64_t kMaxTokens = int64_t{1} << 24;
 constexpr int64_t kMaxLayers = 1'000'000;
+// Of a plan that does not say by how many documents starts are calibrated.
+constexpr int64_t kCalibrateDocuments = 64;
 
 // Names come from files: what a terminal would act on is shown as '?'.
 std::string printable(std::string text) {
@@ -54,6 +57,12 @@ EvaluationPlan read_evaluation(const PlanTable& table, const DataPlan& data) {
   ProblemSpec retrieval = data.problems;
   retrieval.retrieval = e.retrieval_spec;
   retrieval.validate();
+  expect(e.retrieval_lengths.empty() || e.retrieval > 0,
+         "{}: retrieval_lengths does nothing without 'retrieval', the texts of each length",
+         table.where());
+  for (const int64_t length : e.retrieval_lengths) {
+    at_length(retrieval, length).validate();
+  }
   expect(e.held_out_documents > 0 && e.held_out_tokens > 1, "{}: expected counts above 0",
          table.where());
   expect(e.task.empty() || !e.task_path.empty(), "{}: expected 'task_path', the file of task '{}'",
@@ -70,6 +79,10 @@ GraftOptions read_graft(const PlanTable& table, GraftOptions graft) {
   }
   read_fields(graft, table);
   return graft;
+}
+
+bool can_be_calibrated(const GraftOptions& graft) {
+  return graft.from_attention && !graft.faithful && find_graft(graft.mixer).calibrate != nullptr;
 }
 
 PlacePlan read_place(const PlanTable& table, PlacePlan place) {
@@ -230,6 +243,15 @@ void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPla
          "{}: mmr needs [place.probe] 'steps' above 0", where);
   expect(stage.gate.min_accuracy_kept == 0.0 || plan.evaluate.problems > 0,
          "{}: a gate on accuracy needs problems: give [evaluate] 'task' and 'task_path'", where);
+  expect(stage.gate.min_retrieval_kept == 0.0 || plan.evaluate.retrieval > 0,
+         "{}: a gate on retrieval needs texts: give [evaluate] 'retrieval'", where);
+  expect(stage.gate.max_answer_length_ratio == 0.0 || plan.evaluate.problems > 0,
+         "{}: a gate on the length of answers needs problems: give [evaluate] 'task' and "
+         "'task_path'",
+         where);
+  expect(stage.gate.max_sticky == 0.0 || !plan.evaluate.task.empty(),
+         "{}: max_sticky needs questions with options: give [evaluate] 'task' and 'task_path'",
+         where);
   for (const std::string& key : entry.table("place").keys()) {
     expect(place_uses(stage.place, key), "{}: '{}' does nothing with method \"{}\"{}",
            entry.table("place").where(), key, stage.place.method,
@@ -271,6 +293,10 @@ StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defau
       grafts_of(read_graft(entry.table("graft"), defaults.graft), entry.where() + " graft");
   stage.graft = stage.beside.front();
   stage.beside.erase(stage.beside.begin());
+  if (!table.table("graft").has("calibrate") && !entry.table("graft").has("calibrate") &&
+      stage.beside.empty() && can_be_calibrated(stage.graft)) {
+    stage.graft.calibrate = kCalibrateDocuments;
+  }
   stage.place = read_place(entry.table("place"), defaults.place);
   read_base(entry, stage, plan);
   const int64_t before = plan.layers_before(stage);
@@ -344,7 +370,8 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
   // Probes of mmr start without these: they stand in no fingerprint of scores.
   visit({"rope", "gated_delta_net: q and k turn by position as the attention's", nullptr, false},
         graft.rope);
-  visit({"calibrate", "documents that the start is calibrated by; 0 = it is not", nullptr, false},
+  visit({"calibrate", "documents that the start is calibrated by; 0 = it is not; 64 unless given",
+         nullptr, false},
         graft.calibrate, ints_from(0, kMaxCount));
   visit({"calibrate_tokens", "of each of them at most", nullptr, false}, graft.calibrate_tokens,
         ints_from(2, kMaxTokens));
@@ -374,6 +401,8 @@ void visit_fields(EvaluationPlan& e, FieldVisitor& visit) {
   visit({"speed_batch", "sequences at once in speeds"}, e.speed_batch, ints_from(1, 1 << 20));
   visit({"speed_repeats", "speeds are the median of so many"}, e.speed_repeats,
         ints_from(1, 100'000));
+  visit({"retrieval_lengths", "texts of so many characters are asked too, 'retrieval' of each"},
+        e.retrieval_lengths, ints_from(100, kMaxCount));
   visit.table({"retrieval_text", "as [data.problems.retrieval], for the retrieval that is asked"},
               [&] { visit_fields(e.retrieval_spec, visit); });
 }
@@ -398,6 +427,14 @@ void visit_fields(GatePlan& g, FieldVisitor& visit) {
         reals_from(0.0, 1e6));
   visit({"min_accuracy_kept", "of the teacher's; 0 = not asked"}, g.min_accuracy_kept,
         reals_from(0.0, 1e6));
+  visit({"min_retrieval_kept", "of the teacher's, at each length; 0 = not asked"},
+        g.min_retrieval_kept, reals_from(0.0, 1e6));
+  visit({"max_answer_length_ratio", "mean tokens of an answer over the teacher's; 0 = not asked"},
+        g.max_answer_length_ratio, reals_from(0.0, 1e6));
+  visit({"max_sticky", "share of questions with one letter in all rotations; 0 = not asked"},
+        g.max_sticky, reals_from(0.0, 1.0));
+  visit({"cached_equals_uncached", "texts read through a cache, in pieces, are the same"},
+        g.cached_equals_uncached);
   visit({"lower_bound", "the lower end of the interval must pass"}, g.lower_bound);
   visit({"retries", "further attempts; the best one is kept"}, g.retries, ints_from(0, 1000));
   visit({"retry_steps", "length of a retry, times the stage's"}, g.retry_steps,

@@ -46,6 +46,8 @@ struct EvaluationPlan {
   int64_t speed_batch = 1;
   int64_t speed_repeats = 3;
   RetrievalSpec retrieval_spec;
+  /// Characters of texts; at each length as many are asked as `retrieval` says.
+  std::vector<int64_t> retrieval_lengths = {};
 };
 
 struct PlacePlan {
@@ -66,11 +68,19 @@ struct PlacePlan {
 };
 
 struct GatePlan {
-  double max_reverse_kl = 0.0;     // 0 = not asked
-  double min_accuracy_kept = 0.0;  // of the teacher's accuracy; 0 = not asked
-  bool lower_bound = false;        // the interval's lower end must pass, not the value
-  int64_t retries = 0;             // further attempts
-  double retry_steps = 1.0;        // each trains this many times the stage's steps on top
+  double max_reverse_kl = 0.0;      // 0 = not asked
+  double min_accuracy_kept = 0.0;   // of the teacher's accuracy; 0 = not asked
+  double min_retrieval_kept = 0.0;  // of the teacher's, at each length; 0 = not asked
+  /// Mean tokens of an answer over the teacher's: a model that thinks longer loses by it what it
+  /// won in speed. 0 = not asked.
+  double max_answer_length_ratio = 0.0;
+  /// Of questions with options, the share answered with the same letter in all rotations of them;
+  /// 0 = not asked.
+  double max_sticky = 0.0;
+  bool cached_equals_uncached = true;
+  bool lower_bound = false;  // the interval's lower end must pass, not the value
+  int64_t retries = 0;       // further attempts
+  double retry_steps = 1.0;  // each trains this many times the stage's steps on top
 };
 
 /// One kind of training in a stage.
@@ -161,6 +171,9 @@ bool asks_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer);
 
 /// Tokens at which speed is measured: those given, else 512 and 4096 as far as the teacher reaches.
 std::vector<int64_t> speed_contexts(const EvaluationPlan& evaluate, const ModelSpec& teacher);
+
+/// The problems of texts of so many characters.
+ProblemSpec at_length(ProblemSpec problems, int64_t characters);
 
 /// What the plan would do, take and need, for people. `flops` is the machine's speed in FLOP/s that
 /// training reaches; memory is that of `device`, which need not be there.

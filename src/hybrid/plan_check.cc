@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "eval/likelihood.h"
 #include "eval/tasks.h"
 #include "hybrid/plan.h"
 #include "text/tokenizer.h"
@@ -85,6 +86,12 @@ bool asks_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer) {
          (plan.ask == Ask::kAuto && !plan.task.empty() && tokenizer.has_chat_template());
 }
 
+ProblemSpec at_length(ProblemSpec problems, int64_t characters) {
+  problems.retrieval.min_chars = static_cast<int>(characters);
+  problems.retrieval.max_chars = static_cast<int>(characters);
+  return problems;
+}
+
 std::vector<int64_t> speed_contexts(const EvaluationPlan& evaluate, const ModelSpec& teacher) {
   if (!evaluate.contexts.empty()) {
     return evaluate.contexts;
@@ -135,7 +142,14 @@ void check_plan_inputs(const HybridPlan& plan, std::vector<std::string>* missing
     }
   }
   if (!plan.evaluate.task.empty() && there(plan.evaluate.task_path, "evaluate.task_path")) {
-    load_task(plan.evaluate.task, plan.evaluate.task_path, plan.evaluate.problems);
+    const Task task =
+        load_task(plan.evaluate.task, plan.evaluate.task_path, plan.evaluate.problems);
+    const auto stage = std::find_if(plan.stages.begin(), plan.stages.end(),
+                                    [](const StagePlan& s) { return s.gate.max_sticky > 0.0; });
+    expect(stage == plan.stages.end() || rotatable(task),
+           "stage {}: max_sticky needs questions with as many options each; task '{}' has other "
+           "ones",
+           stage == plan.stages.end() ? "" : stage->name, plan.evaluate.task);
   }
 }
 

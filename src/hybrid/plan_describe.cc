@@ -154,6 +154,22 @@ std::string describe_gate(const GatePlan& gate) {
     asks.push_back(
         fmt::format("at least {:.0f} % of the teacher's accuracy", 100.0 * gate.min_accuracy_kept));
   }
+  if (gate.min_retrieval_kept > 0) {
+    asks.push_back(fmt::format("at least {:.0f} % of the teacher's retrieval at each length",
+                               100.0 * gate.min_retrieval_kept));
+  }
+  if (gate.max_answer_length_ratio > 0) {
+    asks.push_back(fmt::format("answers of at most {:g} times the teacher's length",
+                               gate.max_answer_length_ratio));
+  }
+  if (gate.max_sticky > 0) {
+    asks.push_back(
+        fmt::format("at most {:.0f} % of questions with the same letter in all rotations",
+                    100.0 * gate.max_sticky));
+  }
+  if (gate.cached_equals_uncached) {
+    asks.emplace_back("the same through a cache");
+  }
   return fmt::format("  gate     {}; {} retries\n", asks.empty() ? "none" : join(asks, " and "),
                      gate.retries);
 }

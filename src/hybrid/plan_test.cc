@@ -72,7 +72,8 @@ TEST(HybridPlan, HasDefaultsForAllButTeacherAndStages) {
   EXPECT_EQ(plan.stages[1].name, "all");
   EXPECT_EQ(plan.stages[0].graft.mixer, "mamba");
   EXPECT_EQ(plan.stages[0].place.method, "leave-mixer-out");
-  EXPECT_TRUE(plan.stages[0].phases.empty());
+  ASSERT_EQ(plan.stages[0].phases.size(), 1);  // of the calibrated start
+  EXPECT_EQ(plan.stages[0].phases[0].name, "fit");
   EXPECT_EQ(read(kStages, {}, "other").teacher, "other");
 }
 
@@ -135,6 +136,36 @@ sft = {steps = 4}
   EXPECT_THAT(c.place.list, ElementsAre(0, 3));
 }
 
+// What can be calibrated is, unless the plan says otherwise: [graft], the documents, and the fit's
+// steps.
+TEST(HybridPlan, AStartIsCalibratedWhereItCanBe) {
+  const struct {
+    const char* graft;
+    int64_t documents;
+    int64_t fit;
+  } rows[] = {{"mixer = \"gated_delta_net\"", 64, 300},
+              {"mixer = \"lightning\"\nfit = 7", 64, 7},
+              {"mixer = \"gated_delta_net\"\ncalibrate = 0", 0, 0},
+              {"mixer = \"gated_delta_net\"\ncalibrate = 5", 5, 300},
+              {"mixer = \"mamba\"\nfaithful = true", 0, 0},
+              {"mixer = \"mamba2\"\ninit = \"random\"", 0, 0},
+              {"mixer = \"sliding_window\"", 0, 0}};
+  for (const auto& row : rows) {
+    const HybridPlan plan =
+        read(std::string("[graft]\n") + row.graft + "\n[[stage]]\nlayers = 1\n", {}, "t");
+    const StagePlan& stage = plan.stages[0];
+    EXPECT_EQ(stage.graft.calibrate, row.documents) << row.graft;
+    EXPECT_EQ(stage.phase("fit") == nullptr ? 0 : config(stage, "fit").steps, row.fit) << row.graft;
+  }
+  // A stage's own word holds for that stage.
+  const HybridPlan plan = read(
+      "[graft]\nmixer = \"gated_delta_net\"\n[[stage]]\nlayers = 1\n[[stage]]\nlayers = 2\n"
+      "graft = {calibrate = 0}\n",
+      {}, "t");
+  EXPECT_EQ(plan.stages[0].graft.calibrate, 64);
+  EXPECT_EQ(plan.stages[1].graft.calibrate, 0);
+}
+
 TEST(HybridPlan, SetChangesOneKeyAndTheTextKeepsIt) {
   const HybridPlan plan =
       read(kStages, {"name=\"x\"", "distill.steps=7", "gate.max_reverse_kl=0.25"}, "t");
@@ -166,6 +197,16 @@ TEST(HybridPlan, SaysWhatIsWrong) {
        "metric accuracy needs problems"},
       {"[[stage]]\nlayers = 1\ngate = {min_accuracy_kept = 0.9}\n[evaluate]\nproblems = 0\n",
        "a gate on accuracy needs problems"},
+      {"[[stage]]\nlayers = 1\ngate = {min_retrieval_kept = 0.9}\n",
+       "a gate on retrieval needs texts"},
+      {"[[stage]]\nlayers = 1\ngate = {max_answer_length_ratio = 1.2}\n[evaluate]\nproblems = 0\n",
+       "a gate on the length of answers needs problems"},
+      {"[[stage]]\nlayers = 1\ngate = {max_sticky = 0.5}\n", "needs questions with options"},
+      {"[[stage]]\nlayers = 1\ngate = {max_sticky = 1.5}\n", "max_sticky"},
+      {"[[stage]]\nlayers = 1\n[evaluate]\nretrieval_lengths = [200]\n",
+       "retrieval_lengths does nothing without 'retrieval'"},
+      {"[[stage]]\nlayers = 1\n[evaluate]\nretrieval = 2\nretrieval_lengths = [20]\n",
+       "retrieval_lengths"},
       {"after_failed_gate = \"halt\"\n[[stage]]\nlayers = 1\n", "one of stop, continue"},
       {"[data]\ntrain = \"a.jsonl\"\n[[stage]]\nlayers = 1\n", "both 'train' and 'valid'"},
       {"[evaluate]\ntask = \"gsm8k\"\n[[stage]]\nlayers = 1\n", "task_path"},

@@ -32,6 +32,7 @@ contexts = [8]
 speed_repeats = 1
 [graft]
 mixer = "gated_delta_net"
+calibrate = 0
 [place]
 documents = 2
 [align]

@@ -15,6 +15,7 @@ constexpr int64_t kMaxPositions = int64_t{1} << 30;
 }  // namespace
 
 void visit_fields(ModelPlan& plan, FieldVisitor& visit) {
+  visit({"config", "a config.json or its folder: its layers with random weights"}, plan.config);
   visit({"layers", "of attention and feed-forward"}, plan.layers, ints_from(1, kMaxLayers));
   visit({"width", "channels of the residual stream"}, plan.width, ints_from(1, kMaxWidth));
   visit({"heads", "query heads"}, plan.heads, ints_from(1, kMaxHeads));
@@ -32,6 +33,14 @@ void visit_fields(ModelPlan& plan, FieldVisitor& visit) {
 ModelPlan read_model_plan(const PlanTable& table) {
   ModelPlan plan;
   read_fields(plan, table);
+  if (!plan.config.empty()) {
+    for (const std::string& key : table.keys()) {
+      expect(key == "config" || key == "init_std",
+             "{}: config says the model's shape: leave {} out, or leave config out", table.where(),
+             key);
+    }
+    return plan;
+  }
   for (const char* key : {"layers", "width", "heads", "feed_forward"}) {
     expect(table.has(key), "{}: {} is missing; it must be a whole number from 1", table.where(),
            key);
@@ -44,6 +53,14 @@ ModelPlan read_model_plan(const PlanTable& table) {
 }
 
 ModelSpec model_spec(const ModelPlan& plan, const Tokenizer& tokenizer) {
+  if (!plan.config.empty()) {
+    const ModelSpec given = read_spec(plan.config);
+    expect(tokenizer.vocab_size() <= given.vocab,
+           "[model] config: {} has {} tokens, the tokenizer {}; give the model's own as "
+           "tokenizer.path",
+           plan.config, given.vocab, tokenizer.vocab_size());
+    return given;
+  }
   ModelSpec spec;
   spec.family = "llama";
   spec.vocab = tokenizer.vocab_size();

@@ -8,8 +8,10 @@
 
 namespace cambium {
 
-/// [model] of a plan: a model trained from scratch, of layers of attention, alike.
+/// [model] of a plan: a model trained from scratch, of layers of attention, alike, or of the layers
+/// that a config.json says.
 struct ModelPlan {
+  std::string config;  // that file, or its folder; nothing else but init_std goes with it
   int64_t layers = 0;
   int64_t width = 0;
   int64_t heads = 0;
@@ -24,7 +26,8 @@ struct ModelPlan {
 void visit_fields(ModelPlan& plan, FieldVisitor& visit);
 
 ModelPlan read_model_plan(const PlanTable& table);
-/// Vocabulary and end tokens are the tokenizer's.
+/// Vocabulary and end tokens are the tokenizer's, or those of `config`, into which the tokenizer
+/// must fit.
 ModelSpec model_spec(const ModelPlan& plan, const Tokenizer& tokenizer);
 
 /// Claims the folder of a run: `names` are what it writes there beside log and checkpoints. Error

@@ -476,6 +476,31 @@ TEST(CommandLine, TrainingWithAGivenTokenizerKeepsIt) {
   EXPECT_EQ(cambium("generate " + folder.at("run/model") + " -p Tom -n 1").status, 0);
 }
 
+// The layers of a hybrid, with weights of their own.
+TEST(CommandLine, AHybridIsTrainedFromScratchByItsConfig) {
+  const TestFolder folder;
+  ASSERT_EQ(cambium("convert " + teacher() + " -o " + folder.at("h") +
+                    " --layers 1,3 --mixer gated_delta_net")
+                .status,
+            0);
+  const std::string plan = "[model]\nconfig = \"" + folder.at("h/config.json") +
+                           "\"\n[tokenizer]\npath = \"" + teacher() +
+                           "\"\n[train]\nsteps = 1\nsequence_length = 640\n";
+  write_file_atomically(folder.at("plan.toml"), plan);
+  const std::string train = "train " + folder.at("plan.toml") + " -o " + folder.at("run");
+  const Outcome outcome = cambium(train);
+  EXPECT_EQ(outcome.status, 0) << outcome.text;
+  EXPECT_THAT(cambium("inspect " + folder.at("run/model")).text, HasSubstr("AGAGAA"));
+  const Outcome both = cambium(train + "x --set model.width=64");
+  EXPECT_EQ(both.status, 1);
+  EXPECT_THAT(both.text, HasSubstr("config says the model's shape: leave width out"));
+  // A tokenizer of more tokens than the model has does not fit.
+  write_file_atomically(folder.at("plan.toml"), plan.substr(0, plan.find("[tokenizer]")) +
+                                                    "[tokenizer]\nvocabulary = 700\n" +
+                                                    plan.substr(plan.find("[train]")));
+  EXPECT_THAT(cambium(train + "y").text, HasSubstr("has 640 tokens, the tokenizer 700"));
+}
+
 TEST(CommandLine, ErrorsNameWhatIsWrong) {
   TestFolder folder;
   write_file_atomically(folder.at("config.json"), "{\"model_type\": \"lama\"}");

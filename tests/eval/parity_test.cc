@@ -47,6 +47,21 @@ TEST_P(Parity, EveryWayAgreesWithTheReference) {
   EXPECT_EQ(report.rows.front().greedy_tokens, 36);
 }
 
+TEST_P(Parity, ACacheChangesNothing) {
+  const LoadedModel loaded = load_model(fixture(GetParam()));
+  std::vector<int32_t> text;
+  for (int32_t i = 0; i < 130; ++i) {
+    text.push_back(i * 37 % static_cast<int32_t>(loaded.model->spec().vocab));
+  }
+  const VerifyReport report = verify_cached(*loaded.model, {text, {3, 1, 2}});
+  EXPECT_TRUE(report.ok());
+  ASSERT_GE(report.rows.size(), 14U);
+  EXPECT_EQ(report.rows.front().way, "prefill at once");
+  EXPECT_EQ(report.rows.front().tokens, 133);
+  // Not because anything passes: pieces round differently than the whole.
+  EXPECT_FALSE(verify_cached(*loaded.model, {text}, {.max_error = 0.0}).ok());
+}
+
 TEST_P(Parity, OnTheGpu) {
   if (cuda_devices() == 0) {
     GTEST_SKIP() << why_no_cuda();

@@ -132,30 +132,56 @@ std::string frontier(const RunSummary& run) {
   return out;
 }
 
+std::string known(bool is, double value) {
+  return "<td>" + (is ? svg::number(value) : "–") + "</td>";
+}
+
 std::string table(const RunSummary& run) {
   std::string s =
       "<div class=\"wide\"><table><tr><th>model</th><th>layers</th><th>gate</th><th>accuracy</th>"
-      "<th>retrieval</th><th>reverse KL</th>";
+      "<th>retrieval</th>";
+  for (const auto& [characters, found] : run.models.front().retrieval_at) {
+    s += fmt::format("<th>of {} characters</th>", characters);
+  }
+  s += "<th>answer tokens</th><th>right answers / s</th>";
+  const bool options = run.models.front().sticky.total > 0;
+  s += options ? "<th>same letter in all rotations</th>" : "";
+  s += "<th>reverse KL</th><th>KL through a cache</th>";
   for (const SpeedSummary& speed : run.models.front().speed) {
     s += fmt::format("<th>decode @{}</th>", speed.context);
   }
   for (const SpeedSummary& speed : run.models.front().speed) {
     s += fmt::format("<th>prefill @{}</th>", speed.context);
   }
+  const bool fitted = std::any_of(run.models.begin(), run.models.end(),
+                                  [](const ModelSummary& m) { return m.fit.layers > 0; });
+  s += fitted ? "<th>R² of new mixers, fitted</th>" : "";
   s += "<th>cache / token</th><th>state / sequence</th><th>NLL</th><th>same choice</th>"
        "<th>tokens trained</th></tr>\n";
   for (const ModelSummary& m : run.models) {
-    s += fmt::format(
-        "<tr><td>{}</td><td>{}/{}</td><td class=\"{}\">{}</td><td>{}</td><td>{}</td>"
-        "<td>{:.4f}</td>",
-        escape_html(m.name), m.converted, m.map.size(), m.gate.passed ? "yes" : "no",
-        m.converted == 0 ? "–" : (m.gate.passed ? "passed" : "failed"), interval(m.accuracy),
-        interval(m.retrieval), m.reverse_kl);
+    s += fmt::format("<tr><td>{}</td><td>{}/{}</td><td class=\"{}\">{}</td><td>{}</td><td>{}</td>",
+                     escape_html(m.name), m.converted, m.map.size(), m.gate.passed ? "yes" : "no",
+                     m.converted == 0 ? "–" : (m.gate.passed ? "passed" : "failed"),
+                     interval(m.accuracy), interval(m.retrieval));
+    for (const auto& [characters, unused] : run.models.front().retrieval_at) {
+      const auto at = m.retrieval_at.find(characters);
+      s += "<td>" + (at == m.retrieval_at.end() ? "–" : interval(at->second)) + "</td>";
+    }
+    s += known(m.answer_tokens > 0.0, m.answer_tokens);
+    const double right = right_answers_per_second(m);
+    s += known(right > 0.0, right);
+    s += options ? "<td>" + interval(m.sticky) + "</td>" : "";
+    s += fmt::format("<td>{:.4f}</td><td>{}</td>", m.reverse_kl,
+                     m.cached_kl < 0.0 ? "–" : fmt::format("{:.1e}", m.cached_kl));
     for (const SpeedSummary& speed : m.speed) {
       s += fmt::format("<td>{}</td>", svg::number(speed.decode.value));
     }
     for (const SpeedSummary& speed : m.speed) {
       s += fmt::format("<td>{}</td>", svg::number(speed.prefill.value));
+    }
+    if (fitted) {
+      s += m.fit.layers == 0 ? "<td>–</td>"
+                             : fmt::format("<td>{:.2f} → {:.2f}</td>", m.fit.before, m.fit.after);
     }
     s += fmt::format("<td>{}</td><td>{}</td><td>{:.4f}</td><td>{}</td><td>{}</td></tr>\n",
                      human_bytes(static_cast<uint64_t>(m.cache_bytes_per_token)),

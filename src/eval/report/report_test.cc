@@ -32,6 +32,10 @@ RunSummary example() {
     m.reverse_kl = 0.01 * i;
     m.speed = {{512, 1, {1000, 900, 1100}, {100.0 + i, 90, 120}},
                {4096, 1, {800, 700, 900}, {40.0 + 20 * i, 30, 90}}};
+    m.retrieval_at = {{600, {9, 10, {0.9, 0.6, 0.98}}}};
+    m.sticky = {1, 10, {0.1, 0.02, 0.4}};
+    m.answer_tokens = 25.0 * (1 + i);
+    m.cached_kl = 1e-8;
     m.gate = {i != 2, 1, "held-out KL 0.01 is at most 0.02"};
     m.cache_bytes_per_token = 400 - 100 * i;
     run.models.push_back(m);
@@ -57,6 +61,9 @@ TEST(Summary, RoundTrips) {
   EXPECT_DOUBLE_EQ(back.models[2].speed[1].decode.value, 80.0);
   EXPECT_TRUE(std::isnan(back.importance[0].scores[1]));
   EXPECT_EQ(back.curves[0].reverse_kl[1], 0.2);
+  EXPECT_EQ(back.models[1].retrieval_at.at(600).correct, 9);
+  EXPECT_EQ(back.models[1].sticky.total, 10);
+  EXPECT_EQ(back.models[1].cached_kl, 1e-8);
   EXPECT_EQ(render_report(back), render_report(run));
 }
 
@@ -119,6 +126,18 @@ TEST(Report, IsSelfContainedAndEscaped) {
   EXPECT_EQ(page.find("nan"), std::string::npos);
   // Kept and won are those of the furthest hybrid that shipped.
   EXPECT_NE(page.find("layers converted (stage 2)"), std::string::npos);
+}
+
+// A model that answers at twice the length gets half as much done at the same speed.
+TEST(Report, CountsRightAnswersASecond) {
+  RunSummary run = example();
+  EXPECT_DOUBLE_EQ(right_answers_per_second(run.models[0]), 0.9 * 40 / 25);
+  EXPECT_DOUBLE_EQ(right_answers_per_second(run.models[1]), 0.89 * 60 / 50);
+  EXPECT_NE(render_report(run).find("of 600 characters"), std::string::npos);
+  run.models[0].answer_tokens = 0.0;
+  EXPECT_EQ(right_answers_per_second(run.models[0]), 0.0);
+  run.models[0].retrieval_at.clear();
+  EXPECT_EQ(render_report(run).find("of 600 characters"), std::string::npos);
 }
 
 TEST(Report, ThePictureStandsAlone) {

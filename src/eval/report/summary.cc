@@ -49,6 +49,12 @@ Json to_json(const ModelSummary& m) {
                      {"prefill_tokens_per_second", to_json(s.prefill)},
                      {"decode_tokens_per_second", to_json(s.decode)}});
   }
+  Json lengths = Json::array();
+  for (const auto& [characters, found] : m.retrieval_at) {
+    Json entry = to_json(found);
+    entry["characters"] = characters;
+    lengths.push_back(std::move(entry));
+  }
   return {{"name", m.name},
           {"dir", m.dir},
           {"layers_converted", m.converted},
@@ -63,12 +69,19 @@ Json to_json(const ModelSummary& m) {
           {"seconds", m.seconds},
           {"accuracy", to_json(m.accuracy)},
           {"retrieval", to_json(m.retrieval)},
+          {"retrieval_at", lengths},
+          {"sticky", to_json(m.sticky)},
+          {"answer_tokens", m.answer_tokens},
+          {"right_answers_per_second", right_answers_per_second(m)},
+          {"cached_kl", m.cached_kl},
+          {"cached_limit", m.cached_limit},
           {"held_out",
            {{"reverse_kl", m.reverse_kl},
             {"reverse_kl_converted", m.reverse_kl_converted},
             {"selection_reverse_kl", m.selection_reverse_kl},
             {"nll", m.nll},
             {"agreement", m.agreement}}},
+          {"fit", {{"layers", m.fit.layers}, {"before", m.fit.before}, {"after", m.fit.after}}},
           {"speed", speed},
           {"cache_bytes_per_token", m.cache_bytes_per_token},
           {"state_bytes_per_sequence", m.state_bytes_per_sequence},
@@ -99,6 +112,15 @@ ModelSummary model(const JsonFields& j) {
   m.seconds = j.real("seconds");
   m.accuracy = accuracy(j.object("accuracy"));
   m.retrieval = accuracy(j.object("retrieval"));
+  if (j.has("retrieval_at")) {
+    for (const JsonFields& length : j.objects("retrieval_at")) {
+      m.retrieval_at[length.whole("characters")] = accuracy(length);
+    }
+  }
+  m.sticky = j.has("sticky") ? accuracy(j.object("sticky")) : AccuracySummary{};
+  m.answer_tokens = j.has("answer_tokens") ? j.real("answer_tokens") : 0.0;
+  m.cached_kl = j.has("cached_kl") ? j.real("cached_kl") : -1.0;
+  m.cached_limit = j.has("cached_limit") ? j.real("cached_limit") : 0.0;
   const JsonFields held_out = j.object("held_out");
   m.reverse_kl = held_out.real("reverse_kl");
   m.reverse_kl_converted = held_out.real("reverse_kl_converted");
@@ -106,6 +128,10 @@ ModelSummary model(const JsonFields& j) {
       held_out.has("selection_reverse_kl") ? held_out.real("selection_reverse_kl") : 0.0;
   m.nll = held_out.real("nll");
   m.agreement = held_out.real("agreement");
+  if (j.has("fit")) {
+    const JsonFields fit = j.object("fit");
+    m.fit = {fit.whole("layers"), fit.real("before"), fit.real("after")};
+  }
   for (const JsonFields& s : j.objects("speed")) {
     m.speed.push_back({s.whole("context"), s.whole("batch"),
                        measured(s.object("prefill_tokens_per_second")),
@@ -121,6 +147,13 @@ ModelSummary model(const JsonFields& j) {
 }
 
 }  // namespace
+
+double right_answers_per_second(const ModelSummary& model) {
+  return model.speed.empty() || model.answer_tokens <= 0.0
+             ? 0.0
+             : model.accuracy.accuracy.value * model.speed.back().decode.value /
+                   model.answer_tokens;
+}
 
 std::string summary_json(const RunSummary& s) {
   Json json;

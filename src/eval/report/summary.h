@@ -43,6 +43,14 @@ struct GateSummary {
   int64_t kept = 0;    // the attempt whose model it is, from 1; 0 = not known
 };
 
+/// How near the new mixers of a calibrated start are to their attention, before and after the fit:
+/// the mean of R^2 over those layers.
+struct FitSummary {
+  int64_t layers = 0;  // 0 = there was no calibration
+  double before = 0.0;
+  double after = 0.0;
+};
+
 struct ModelSummary {
   std::string name;
   std::string dir;
@@ -58,6 +66,13 @@ struct ModelSummary {
   double seconds = 0.0;        // of the stage that made it
   AccuracySummary accuracy;
   AccuracySummary retrieval;
+  std::map<int64_t, AccuracySummary> retrieval_at;  // by the characters of the texts
+  AccuracySummary sticky;      // of questions with options: the same letter in every rotation
+  double answer_tokens = 0.0;  // mean length of the answers to the problems; 0 = not known
+  /// Mean KL a token between texts read at once without a cache and through one, in the worst of
+  /// the ways that serving takes; below 0 = not measured.
+  double cached_kl = -1.0;
+  double cached_limit = 0.0;          // what rounding alone may make of it
   double reverse_kl = 0.0;            // against the teacher, held out, per completion token
   double reverse_kl_converted = 0.0;  // the same before the stage's training
   double selection_reverse_kl = 0.0;  // on documents that are not reported; 0 = not measured
@@ -66,9 +81,14 @@ struct ModelSummary {
   std::vector<SpeedSummary> speed;
   int64_t cache_bytes_per_token = 0;
   int64_t state_bytes_per_sequence = 0;
+  FitSummary fit;
   GateSummary gate;
   bool shipped = true;
 };
+
+/// Right answers a second: accuracy times the decode speed at the longest context over the mean
+/// length of an answer. 0 where one of them is not known.
+double right_answers_per_second(const ModelSummary& model);
 
 struct ImportanceSummary {
   std::string stage;
