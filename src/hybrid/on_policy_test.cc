@@ -163,6 +163,7 @@ contexts = [8]
 speed_repeats = 1
 [graft]
 mixer = "gated_delta_net"
+calibrate = 0
 [place]
 method = "uniform"
 [[stage]]
