@@ -354,7 +354,8 @@ Action declare(Args& args) {
   args.flag("thin", "supernet: keep the mixers that its presets use", &a->thin);
   args.option("preset", "supernet: write the plain hybrid that this preset is", &a->preset);
   args.option("window", "tokens that sliding_window and parallel see (0 = 128)", &a->graft.window);
-  args.option("sinks", "first tokens of the text that sliding_window and parallel see too", &a->graft.sinks);
+  args.option("sinks", "first tokens of the text that sliding_window and parallel see too",
+              &a->graft.sinks);
   args.option("recurrent",
               "parallel: the mixer beside the window: gated_delta_net, kimi_delta, mamba2 or "
               "lightning",
