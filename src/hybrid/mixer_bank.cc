@@ -173,26 +173,18 @@ LoadedModel MixerBank::supernet(const std::function<void(ModelSpec& spec)>& edit
   std::map<std::string, std::pair<size_t, std::string>> from;  // of a unit: kind, its unit there
   for (size_t place = 0; place < layers_.size(); ++place) {
     const int64_t layer = layers_[place];
-    for (BranchSpec& branch : spec.layers[static_cast<size_t>(layer)].branches) {
-      if (branch.units.empty() || find_unit_kind(branch.units[0].kind).role != UnitRole::kMixer) {
-        continue;
+    std::vector<UnitSpec> units = {*spec.layers[static_cast<size_t>(layer)].mixer()};
+    const std::string plain = unit_of(unit_prefix(layer, units[0]));
+    for (size_t kind = 1; kind < kinds_.size(); ++kind) {
+      if (has(static_cast<int64_t>(place), static_cast<int>(kind))) {
+        UnitSpec unit = *banks_[kind - 1].model->spec().layers[static_cast<size_t>(layer)].mixer();
+        unit.name = mixer_unit_name(kinds_[kind]);
+        from[unit_of(unit_prefix(layer, unit))] = {kind, plain};
+        units.push_back(unit);
       }
-      expect(branch.units.size() == 1 && branch.units[0].name.empty(),
-             "layer {}: its attention stands beside other units or has a name of its own; a "
-             "supernet chooses in place of the only mixer of a layer",
-             layer);
-      const std::string plain = unit_of(unit_prefix(layer, branch.units[0]));
-      for (size_t kind = 1; kind < kinds_.size(); ++kind) {
-        if (has(static_cast<int64_t>(place), static_cast<int>(kind))) {
-          UnitSpec unit =
-              *banks_[kind - 1].model->spec().layers[static_cast<size_t>(layer)].mixer();
-          unit.name = mixer_unit_name(kinds_[kind]);
-          from[unit_of(unit_prefix(layer, unit))] = {kind, plain};
-          branch.units.push_back(unit);
-          branch.active = 0;
-        }
-      }
-      break;
+    }
+    if (units.size() > 1) {
+      add_choice(spec, layer, std::move(units), 0);
     }
   }
   if (edit) {

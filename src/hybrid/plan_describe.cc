@@ -6,17 +6,21 @@
 #include "hybrid/importance.h"
 #include "hybrid/plan.h"
 #include "model/model.h"
+#include "model/supernet.h"
 #include "serve/cache_plan.h"
 #include "train/training_cost.h"
 
 namespace cambium {
 namespace {
 
-// What training one stage's model costs, from shapes.
+// What training one stage's model costs, from shapes. Of a supernet's mixers one of each choice
+// runs in a step, on average as much as the mean of them.
 struct Shapes {
   double parameters = 0.0;
+  double running = 0.0;    // of them, those that a step reads
   double mixers = 0.0;     // parameters of all mixers
   double converted = 0.0;  // parameters of the mixers that the teacher does not have
+  double converted_running = 0.0;
   double attention = 0.0;  // parameters of the mixers of full attention
   double added = 0.0;      // parameters of the mixers this stage adds
   double attended = 0.0;   // channels of queries over all attention layers
@@ -25,21 +29,27 @@ struct Shapes {
     Model model(spec);
     parameters = static_cast<double>(model.parameter_count());
     const std::vector<std::string> other = converted_mixers(spec, teacher);
+    running = parameters;
     for (int64_t i = 0; i < model.layer_count(); ++i) {
-      for (const UnitSpec& mixer : spec.layers[static_cast<size_t>(i)].mixers()) {
+      const LayerSpec& layer = spec.layers[static_cast<size_t>(i)];
+      const double share =
+          layer.choice() == nullptr ? 1.0 : 1.0 / static_cast<double>(layer.choice()->units.size());
+      for (const UnitSpec& mixer : layer.all_mixers()) {
         const std::string prefix = unit_prefix(i, mixer);
         double count = 0.0;
         model.visit_layer(i, [&](const std::string& name, Parameter& p) {
           count += name.starts_with(prefix) ? static_cast<double>(p.numel()) : 0.0;
         });
         mixers += count;
+        running -= count * (1.0 - share);
         if (std::find(other.begin(), other.end(), prefix) != other.end()) {
           converted += count;
+          converted_running += count * share;
         }
         if (mixer.kind == "attention") {
           attention += count;
-          attended += static_cast<double>(mixer.options.integer("attention", "heads") *
-                                          mixer.options.integer("attention", "head_dim"));
+          attended += share * static_cast<double>(mixer.options.integer("attention", "heads") *
+                                                  mixer.options.integer("attention", "head_dim"));
         }
       }
     }
@@ -59,7 +69,7 @@ struct Shapes {
   // FLOPs of one token's forward pass: two for each parameter, and queries and values against half
   // the sequence on average.
   double forward(int64_t sequence) const {
-    return 2.0 * parameters + 2.0 * attended * static_cast<double>(sequence);
+    return 2.0 * running + 2.0 * attended * static_cast<double>(sequence);
   }
 };
 
@@ -67,7 +77,10 @@ struct Shapes {
 // (of what is trained); activation checkpointing runs the forward pass twice.
 double training_flops(const TrainConfig& c, const Shapes& student, const Shapes& teacher) {
   const double taught = teacher.forward(c.sequence_length);
-  const double trained = student.trained(c);
+  const double resting = student.trained(c) == student.converted
+                             ? student.converted - student.converted_running
+                             : student.parameters - student.running;
+  const double trained = student.trained(c) - resting;
   if (c.objective == Objective::kAlign) {
     return taught + 6.0 * trained;
   }
@@ -89,7 +102,7 @@ Changed changed_by(const TrainConfig& c) {
 std::vector<std::string> mixer_prefixes(const ModelSpec& spec) {
   std::vector<std::string> prefixes;
   for (size_t i = 0; i < spec.layers.size(); ++i) {
-    for (const UnitSpec& mixer : spec.layers[i].mixers()) {
+    for (const UnitSpec& mixer : spec.layers[i].all_mixers()) {
       prefixes.push_back(unit_prefix(static_cast<int64_t>(i), mixer));
     }
   }
@@ -203,11 +216,15 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     const int64_t before = plan.layers_before(stage);
     const double converted_before = Shapes(hybrids.at(stage.from), teacher).converted;
     ModelSpec hybrid = hybrids.at(stage.from);
-    s += fmt::format("stage {}: {} of {} layers ({} more) become {}{}{}{}\n", stage.name,
-                     stage.layers, layers, stage.layers - before, stage.graft.mixer,
-                     stage.graft.faithful ? ", the released layout" : "",
-                     stage.from.empty() ? "" : ", from " + stage.from,
-                     stage.branch ? ", a branch" : "");
+    std::vector<std::string> kinds = {stage.graft.mixer};
+    for (const GraftOptions& beside : stage.beside) {
+      kinds.push_back(beside.mixer);
+    }
+    s += fmt::format(
+        "stage {}: {} of {} layers ({} more) {} {}{}{}{}\n", stage.name, stage.layers, layers,
+        stage.layers - before, stage.makes_supernet() ? "choose among attention," : "become",
+        join(kinds, ", "), stage.graft.faithful ? ", the released layout" : "",
+        stage.from.empty() ? "" : ", from " + stage.from, stage.branch ? ", a branch" : "");
     s += fmt::format("  place    {}", stage.layers > before ? stage.place.method : "nothing");
     const TrainConfig& probe = stage.place.probe;
     const bool places = stage.layers > before;
@@ -239,8 +256,20 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     taken.resize(std::min(taken.size(), static_cast<size_t>(stage.layers - before)));
     for (const int64_t layer : taken) {
       const auto at = static_cast<size_t>(layer);
-      *hybrid.layers[at].mixer() =
-          graft_spec(*teacher.layers[at].mixer(), teacher.width, stage.graft);
+      UnitSpec& mixer = *hybrid.layers[at].mixer();
+      const UnitSpec attention = *teacher.layers[at].mixer();
+      if (!stage.makes_supernet()) {
+        mixer = graft_spec(attention, teacher.width, stage.graft);
+        continue;
+      }
+      std::vector<UnitSpec> units = {attention, graft_spec(attention, teacher.width, stage.graft)};
+      for (const GraftOptions& beside : stage.beside) {
+        units.push_back(graft_spec(attention, teacher.width, beside));
+      }
+      for (size_t i = 1; i < units.size(); ++i) {
+        units[i].name = mixer_unit_name(kinds[i - 1]);
+      }
+      add_choice(hybrid, layer, std::move(units), 1);
     }
     Shapes student(hybrid, teacher);
     student.added = student.converted - converted_before;

@@ -301,6 +301,44 @@ TEST(HybridPlan, TheShippedPlansAreWhole) {
   EXPECT_THAT(text, HasSubstr("5000 steps of 768 x 4096 tokens = 15.7B tokens"));
 }
 
+TEST(HybridPlan, OfASupernetOneMixerOfALayerRuns) {
+  const std::string source = CAMBIUM_SOURCE_DIR;
+  const HybridPlan plan = read_hybrid_plan(source + "/plans/super-apriel.toml", "", {});
+  const ModelSpec teacher = read_spec(source + "/plans/apriel-1.6-15b");
+  check_plan(plan, teacher);
+  EXPECT_TRUE(plan.stages[0].makes_supernet());
+  EXPECT_THAT(describe_plan(plan, teacher, 4e14),
+              HasSubstr("48 of 48 layers (48 more) choose among attention, gated_delta_net, "
+                        "kimi_delta, sliding_window"));
+  const HybridPlan small = read(R"(
+[graft]
+mixer = "sliding_window"
+window = 8
+[[stage]]
+layers = 4
+graft = {beside = ["gated_delta_net"]}
+distill = {steps = 1, sequence_length = 100, train = "converted"}
+)",
+                                {}, "t");
+  // Of the 8208 parameters 4 x 768 are attention's, and as many the windows'. Each of three mixers
+  // runs in a third of the steps; the new ones alone are trained.
+  const ModelSpec tiny = testing::tiny_attention(4);
+  ModelSpec all_delta = tiny;
+  GraftOptions delta;
+  delta.mixer = "gated_delta_net";
+  for (LayerSpec& layer : all_delta.layers) {
+    *layer.mixer() = graft_spec(*layer.mixer(), tiny.width, delta);
+  }
+  const double rest = 8208 - 4 * 768;
+  const double net = static_cast<double>(Model(all_delta).parameter_count()) - rest;
+  const double runs = rest + (2 * 4 * 768 + net) / 3;
+  const double forward = 2 * runs + 3200 * 4.0 / 3;
+  const double flops = 2 * 8208 + 3200 * 4 + 2 * forward + 2 * (4 * 768 + net) / 3;
+  const std::string text = describe_plan(small, tiny, 1e9);
+  EXPECT_THAT(text, HasSubstr("choose among attention, sliding_window, gated_delta_net"));
+  EXPECT_THAT(text, HasSubstr(fmt::format("{:.3g} FLOP", 100.0 * flops)));
+}
+
 TEST(HybridPlan, CountsWhatTrainingCosts) {
   // 4 layers of 16 channels: q and o 16 x 16, k and v 8 x 16; feed-forward 3 x 24 x 16.
   const HybridPlan plan = read(R"(

@@ -30,6 +30,22 @@ UnitSpec nameless(UnitSpec unit) {
 
 }  // namespace
 
+void add_choice(ModelSpec& spec, int64_t layer, std::vector<UnitSpec> units, int active) {
+  for (BranchSpec& branch : spec.layers[static_cast<size_t>(layer)].branches) {
+    if (branch.units.empty() || find_unit_kind(branch.units[0].kind).role != UnitRole::kMixer) {
+      continue;
+    }
+    expect(branch.units.size() == 1 && branch.units[0].name.empty(),
+           "layer {}: its attention stands beside other units or has a name of its own; a supernet "
+           "chooses in place of the only mixer of a layer",
+           layer);
+    branch.units = std::move(units);
+    branch.active = active;
+    return;
+  }
+  fail("layer {}: has no mixer; a supernet chooses in place of the only mixer of a layer", layer);
+}
+
 bool is_supernet(const ModelSpec& spec) {
   return !choice_layers(spec).empty();
 }

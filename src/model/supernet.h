@@ -14,6 +14,9 @@
 
 namespace cambium {
 
+/// Puts the units in the place of the layer's only mixer, as a choice of which `active` runs. Error
+/// where the mixer stands beside other units or has a name of its own.
+void add_choice(ModelSpec& spec, int64_t layer, std::vector<UnitSpec> units, int active);
 /// Whether a layer has a choice.
 bool is_supernet(const ModelSpec& spec);
 /// What people call a mixer of a choice: its own name, without the "mixer_" that tells it from
