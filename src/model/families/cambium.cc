@@ -184,7 +184,11 @@ Json write_layer(const LayerSpec& layer, const NormSpec& norm) {
             {"intermediate_size", 0},
             {"removed", true}};
   }
-  if (config::is_decoder_layer(layer, norm)) {
+  // Without biases in the feed-forward and a name of the mixer's own, which that form has no place
+  // for.
+  const UnitSpec* mixer = layer.mixer();
+  if (config::is_decoder_layer(layer, norm) &&
+      layer == decoder_layer({mixer->kind, mixer->options}, config::inner_of(layer), norm)) {
     return {{"mixer", layer.mixer()->kind},
             {"options", write_options(layer.mixer()->options)},
             {"intermediate_size", config::inner_of(layer)}};

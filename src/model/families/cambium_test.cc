@@ -39,5 +39,28 @@ TEST(CambiumFamily, ReadsItsLayersAmongAnyNumberOfOtherKeys) {
   }
 }
 
+// The short form of a layer has a place for neither: such layers are written by branches.
+TEST(CambiumFamily, BiasesOfTheFeedForwardAndNamesOfMixersAreKept) {
+  const Family& family = find_family("llama");
+  ModelSpec spec = family.read_config(Json({{"model_type", "llama"},
+                                            {"vocab_size", 30},
+                                            {"hidden_size", 8},
+                                            {"intermediate_size", 12},
+                                            {"num_hidden_layers", 3},
+                                            {"num_attention_heads", 2},
+                                            {"num_key_value_heads", 1},
+                                            {"max_position_embeddings", 64},
+                                            {"attention_bias", true},
+                                            {"mlp_bias", true}})
+                                          .dump(),
+                                      "here");
+  ASSERT_TRUE(spec.layers[0].feed_forward()->options.flag("swiglu", "bias", false));
+  spec.layers[1].mixer()->name = "mixer_of_old";
+  spec.family = "cambium";
+  const Family& own = find_family("cambium");
+  const ModelSpec back = own.read_config(own.write_config(spec), "here");
+  EXPECT_EQ(back.layers, spec.layers);
+}
+
 }  // namespace
 }  // namespace cambium
