@@ -289,14 +289,14 @@ void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPla
 StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defaults& defaults,
                      const HybridPlan& plan) {
   StagePlan stage;
-  stage.beside =
-      grafts_of(read_graft(entry.table("graft"), defaults.graft), entry.where() + " graft");
+  GraftOptions graft = read_graft(entry.table("graft"), defaults.graft);
+  if (!table.table("graft").has("calibrate") && !entry.table("graft").has("calibrate") &&
+      graft.beside.empty() && can_be_calibrated(graft)) {
+    graft.calibrate = kCalibrateDocuments;
+  }
+  stage.beside = grafts_of(graft, entry.where() + " graft");
   stage.graft = stage.beside.front();
   stage.beside.erase(stage.beside.begin());
-  if (!table.table("graft").has("calibrate") && !entry.table("graft").has("calibrate") &&
-      stage.beside.empty() && can_be_calibrated(stage.graft)) {
-    stage.graft.calibrate = kCalibrateDocuments;
-  }
   stage.place = read_place(entry.table("place"), defaults.place);
   read_base(entry, stage, plan);
   const int64_t before = plan.layers_before(stage);

@@ -147,6 +147,7 @@ TEST(HybridPlan, AStartIsCalibratedWhereItCanBe) {
               {"mixer = \"lightning\"\nfit = 7", 64, 7},
               {"mixer = \"gated_delta_net\"\ncalibrate = 0", 0, 0},
               {"mixer = \"gated_delta_net\"\ncalibrate = 5", 5, 300},
+              {"mixer = \"gated_delta_net\"\ncalibrate_tokens = 9\nfit = 7", 64, 7},
               {"mixer = \"mamba\"\nfaithful = true", 0, 0},
               {"mixer = \"mamba2\"\ninit = \"random\"", 0, 0},
               {"mixer = \"sliding_window\"", 0, 0}};
