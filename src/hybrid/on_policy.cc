@@ -10,6 +10,7 @@
 #include "base/progress.h"
 #include "base/random.h"
 #include "hybrid/sealed.h"
+#include "model/supernet.h"
 #include "serve/engine.h"
 
 namespace cambium {
@@ -97,15 +98,10 @@ class OnPolicySource : public DocumentSource {
   std::vector<Document> sample_round() const {
     std::vector<Document> documents(static_cast<size_t>(answers()));
     // The engine serves a model without gradients: this one views the student's weights.
-    Model served(student_.spec());
-    Weights views;
-    std::map<std::string, Tensor> tensors;
-    student_.visit(
-        [&](const std::string& name, Parameter& p) { tensors.emplace(name, p.tensor.detached()); });
-    served.visit(
-        [&](const std::string& name, Parameter& p) { views.share(name, p, tensors.at(name)); });
-    served.set_activations(student_.activations());
-    Engine engine(served,
+    const std::map<std::string, Tensor> tensors = tensors_of(student_);
+    const LoadedModel served = view_model(
+        student_.spec(), student_, [&](const std::string& name) { return tensors.at(name); });
+    Engine engine(*served.model,
                   {.max_sequences = std::min(config_.batch, answers()), .deterministic = true});
     std::vector<Engine::Ticket> tickets(documents.size(), -1);
     for (int64_t i = 0; i < answers(); ++i) {

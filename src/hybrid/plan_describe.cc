@@ -66,6 +66,13 @@ struct Shapes {
                                               : parameters - frozen;
   }
 
+  // Of the trained parameters, those that a step leaves alone.
+  double resting(const TrainConfig& c) const {
+    return c.objective == Objective::kAlign || c.trained == Trained::kConverted
+               ? converted - converted_running
+               : parameters - running;
+  }
+
   // FLOPs of one token's forward pass: two for each parameter, and queries and values against half
   // the sequence on average.
   double forward(int64_t sequence) const {
@@ -77,10 +84,7 @@ struct Shapes {
 // (of what is trained); activation checkpointing runs the forward pass twice.
 double training_flops(const TrainConfig& c, const Shapes& student, const Shapes& teacher) {
   const double taught = teacher.forward(c.sequence_length);
-  const double resting = student.trained(c) == student.converted
-                             ? student.converted - student.converted_running
-                             : student.parameters - student.running;
-  const double trained = student.trained(c) - resting;
+  const double trained = student.trained(c) - student.resting(c);
   if (c.objective == Objective::kAlign) {
     return taught + 6.0 * trained;
   }
@@ -216,9 +220,11 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     const int64_t before = plan.layers_before(stage);
     const double converted_before = Shapes(hybrids.at(stage.from), teacher).converted;
     ModelSpec hybrid = hybrids.at(stage.from);
-    std::vector<std::string> kinds = {stage.graft.mixer};
-    for (const GraftOptions& beside : stage.beside) {
-      kinds.push_back(beside.mixer);
+    std::vector<GraftOptions> grafts = {stage.graft};
+    grafts.insert(grafts.end(), stage.beside.begin(), stage.beside.end());
+    std::vector<std::string> kinds;
+    for (const GraftOptions& graft : grafts) {
+      kinds.push_back(graft.mixer);
     }
     s += fmt::format(
         "stage {}: {} of {} layers ({} more) {} {}{}{}{}\n", stage.name, stage.layers, layers,
@@ -256,18 +262,15 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     taken.resize(std::min(taken.size(), static_cast<size_t>(stage.layers - before)));
     for (const int64_t layer : taken) {
       const auto at = static_cast<size_t>(layer);
-      UnitSpec& mixer = *hybrid.layers[at].mixer();
       const UnitSpec attention = *teacher.layers[at].mixer();
       if (!stage.makes_supernet()) {
-        mixer = graft_spec(attention, teacher.width, stage.graft);
+        *hybrid.layers[at].mixer() = graft_spec(attention, teacher.width, stage.graft);
         continue;
       }
-      std::vector<UnitSpec> units = {attention, graft_spec(attention, teacher.width, stage.graft)};
-      for (const GraftOptions& beside : stage.beside) {
-        units.push_back(graft_spec(attention, teacher.width, beside));
-      }
-      for (size_t i = 1; i < units.size(); ++i) {
-        units[i].name = mixer_unit_name(kinds[i - 1]);
+      std::vector<UnitSpec> units = {attention};
+      for (const GraftOptions& graft : grafts) {
+        units.push_back(graft_spec(attention, teacher.width, graft));
+        units.back().name = mixer_unit_name(graft.mixer);
       }
       add_choice(hybrid, layer, std::move(units), 1);
     }
