@@ -110,10 +110,6 @@ void take_parameters(Model& to, Model& from, const std::vector<int64_t>& grafted
   });
 }
 
-}  // namespace
-
-namespace {
-
 /// The options that belong to some mixers only: whether one was given, and how it is taken back.
 struct OwnOption {
   const char* name;
