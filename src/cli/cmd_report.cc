@@ -51,6 +51,9 @@ int run_presets(const ReportArgs& args) {
   for (const std::string& word : args.set) {
     options.command += " --set " + word;
   }
+  if (args.seed != ReportArgs{}.seed) {
+    options.command += fmt::format(" --seed {}", args.seed);
+  }
   make_folder(args.output);
   LoadOptions load{.storage = MatrixStorage::kStored, .device = args.device.device()};
   LoadedModel teacher = load_model(args.teacher, load);
