@@ -14,6 +14,22 @@ Tensor gate_like(const Context& ctx, const Tensor& t, bool with_grad) {
                     with_grad);
 }
 
+// x with a function of the gate as its factor.
+template <class Forward, class Backward>
+Tensor gated(Context& ctx, const char* operation, const Tensor& gate, const char* name,
+             const Tensor& x) {
+  expect_rows(operation, "gate", gate);
+  expect_like(operation, name, x, gate);
+  const bool differentiate = ctx.differentiate(gate, x);
+  const Tensor y = ctx.result_like(gate, differentiate);
+  const auto args = [=]<class T>() { return Pointwise<T>{view<T>(gate), view<T>(x), view<T>(y)}; };
+  run<Forward>(ctx, gate, args);
+  if (differentiate) {
+    ctx.record({gate, x, y}, [=](const Context& c) { run<Backward>(c, gate, args); });
+  }
+  return y;
+}
+
 // y (T, H) from x (T, H) and a parameter p (H).
 template <class Forward, class Backward>
 Tensor per_head(Context& ctx, const char* operation, const Tensor& x, const char* name,
@@ -56,16 +72,11 @@ Tensor add_scaled(Context& ctx, float a, const Tensor& x, float b, const Tensor&
 }
 
 Tensor swiglu(Context& ctx, const Tensor& gate, const Tensor& up) {
-  expect_rows("swiglu", "gate", gate);
-  expect_like("swiglu", "up", up, gate);
-  const bool differentiate = ctx.differentiate(gate, up);
-  const Tensor y = ctx.result_like(gate, differentiate);
-  const auto args = [=]<class T>() { return Pointwise<T>{view<T>(gate), view<T>(up), view<T>(y)}; };
-  run<swiglu_forward>(ctx, gate, args);
-  if (differentiate) {
-    ctx.record({gate, up, y}, [=](const Context& c) { run<swiglu_backward>(c, gate, args); });
-  }
-  return y;
+  return gated<swiglu_forward, swiglu_backward>(ctx, "swiglu", gate, "up", up);
+}
+
+Tensor sigmoid_gate(Context& ctx, const Tensor& gate, const Tensor& x) {
+  return gated<sigmoid_gate_forward, sigmoid_gate_backward>(ctx, "sigmoid_gate", gate, "x", x);
 }
 
 Tensor silu(Context& ctx, const Tensor& x) {

@@ -11,6 +11,8 @@ Tensor add(Context& ctx, const Tensor& a, const Tensor& b);
 Tensor add_scaled(Context& ctx, float a, const Tensor& x, float b, const Tensor& y);
 /// silu(gate) * up, the inside of a SwiGLU feed-forward (Shazeer 2020, arXiv 2002.05202).
 Tensor swiglu(Context& ctx, const Tensor& gate, const Tensor& up);
+/// sigmoid(gate) * x: a gate of every number.
+Tensor sigmoid_gate(Context& ctx, const Tensor& gate, const Tensor& x);
 /// x / (1 + exp(-x))
 Tensor silu(Context& ctx, const Tensor& x);
 /// 1 / (1 + exp(-x))

@@ -56,9 +56,19 @@ void run_each(const Launch& on, const char* operation, const View<T>& x, bool ve
   launch_ahead(on, operation, kernel, blocks, kThreads, 0, body, count, x.channels);
 }
 
-// --- silu(gate) * up
-template <class T>
-struct SwigluForward {
+// --- A factor of `up` that depends on the gate: silu(gate) or sigmoid(gate), and its slope. s is
+// the gate's sigmoid.
+struct SiluFactor {
+  static __device__ float value(float gate, float s) { return gate * s; }
+  static __device__ float slope(float gate, float s) { return s * (1.0F + gate * (1.0F - s)); }
+};
+struct SigmoidFactor {
+  static __device__ float value(float /*gate*/, float s) { return s; }
+  static __device__ float slope(float /*gate*/, float s) { return s * (1.0F - s); }
+};
+
+template <class Factor, class T>
+struct GatedForward {
   Pointwise<T> p;
 
   template <int kVec, class At>
@@ -69,14 +79,14 @@ struct SwigluForward {
     load_n<kVec>(p.b.data + at.in(p.b.rows), up);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      up[i] *= gate[i] * sigmoid_of<T>(gate[i]);
+      up[i] *= Factor::value(gate[i], sigmoid_of<T>(gate[i]));
     }
     store_n<kVec>(p.y.data + at.element, up);
   }
 };
 
-template <class T>
-struct SwigluBackward {
+template <class Factor, class T>
+struct GatedBackward {
   Pointwise<T> p;
 
   template <int kVec, class At>
@@ -103,8 +113,8 @@ struct SwigluBackward {
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       const float s = sigmoid_of<T>(gate[i]);
-      to_gate[i] += dy[i] * up[i] * s * (1.0F + gate[i] * (1.0F - s));
-      to_up[i] += dy[i] * gate[i] * s;
+      to_gate[i] += dy[i] * up[i] * Factor::slope(gate[i], s);
+      to_up[i] += dy[i] * Factor::value(gate[i], s);
       to_gate[i] += one_grad ? to_up[i] : 0.0F;
     }
     if (p.a.grad != nullptr) {
@@ -117,7 +127,7 @@ struct SwigluBackward {
 };
 
 template <class T, class Body>
-void run_swiglu(const Pointwise<T>& p, const Launch& on, const char* operation, const Body& body) {
+void run_gated(const Pointwise<T>& p, const Launch& on, const char* operation, const Body& body) {
   constexpr int64_t kVec = 16 / sizeof(T);
   const bool vectors = aligned(p.a, kVec) && aligned(p.b, kVec) && aligned(p.y, kVec);
   run_each(on, operation, p.a, vectors, flat(p.a) && flat(p.b), body);
@@ -519,16 +529,29 @@ void run_mix_backward(const MixHeads<T>& h, const Launch& on) {
 }  // namespace
 
 void swiglu_forward(const Pointwise<float>& p, const Launch& on) {
-  run_swiglu(p, on, "swiglu", SwigluForward<float>{p});
+  run_gated(p, on, "swiglu", GatedForward<SiluFactor, float>{p});
 }
 void swiglu_forward(const Pointwise<bf16>& p, const Launch& on) {
-  run_swiglu(p, on, "swiglu", SwigluForward<bf16>{p});
+  run_gated(p, on, "swiglu", GatedForward<SiluFactor, bf16>{p});
 }
 void swiglu_backward(const Pointwise<float>& p, const Launch& on) {
-  run_swiglu(p, on, "swiglu's gradient", SwigluBackward<float>{p});
+  run_gated(p, on, "swiglu's gradient", GatedBackward<SiluFactor, float>{p});
 }
 void swiglu_backward(const Pointwise<bf16>& p, const Launch& on) {
-  run_swiglu(p, on, "swiglu's gradient", SwigluBackward<bf16>{p});
+  run_gated(p, on, "swiglu's gradient", GatedBackward<SiluFactor, bf16>{p});
+}
+
+void sigmoid_gate_forward(const Pointwise<float>& p, const Launch& on) {
+  run_gated(p, on, "sigmoid_gate", GatedForward<SigmoidFactor, float>{p});
+}
+void sigmoid_gate_forward(const Pointwise<bf16>& p, const Launch& on) {
+  run_gated(p, on, "sigmoid_gate", GatedForward<SigmoidFactor, bf16>{p});
+}
+void sigmoid_gate_backward(const Pointwise<float>& p, const Launch& on) {
+  run_gated(p, on, "sigmoid_gate's gradient", GatedBackward<SigmoidFactor, float>{p});
+}
+void sigmoid_gate_backward(const Pointwise<bf16>& p, const Launch& on) {
+  run_gated(p, on, "sigmoid_gate's gradient", GatedBackward<SigmoidFactor, bf16>{p});
 }
 
 void silu_forward(const Pointwise<float>& p, const Launch& on) {
