@@ -34,6 +34,8 @@ std::vector<Case> cases() {
                                                              {"o_proj.weight", {12, 24}}};
   auto normed = plain;
   normed.insert({{"q_norm.weight", {6}}, {"k_norm.weight", {6}}});
+  auto gated = plain;
+  gated["q_proj.weight"] = {48, 12};
   auto biased = plain;
   biased.insert(
       {{"q_proj.bias", {24}}, {"k_proj.bias", {12}}, {"v_proj.bias", {12}}, {"o_proj.bias", {12}}});
@@ -52,6 +54,10 @@ std::vector<Case> cases() {
       {"attention with biases",
        {"attention", with(attention, {{"qkv_bias", true}, {"out_bias", true}})},
        biased},
+      {"attention with an output gate", {"attention", with(attention, {{"gate", true}})}, gated},
+      {"attention with an output gate, without rope",
+       {"attention", with(attention, {{"gate", true}, {"rope", false}})},
+       gated},
       {"sliding window", {"sliding_window", with(attention, {{"window", int64_t{5}}})}, plain},
       {"sliding window with sinks",
        {"sliding_window", with(attention, {{"window", int64_t{5}}, {"sinks", int64_t{2}}})},

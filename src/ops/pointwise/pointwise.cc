@@ -16,6 +16,22 @@ Tensor gate_like(const Context& ctx, const Tensor& t, bool with_grad) {
                     with_grad);
 }
 
+// x with the gate, or a function of it, as its factor.
+template <class Forward, class Backward>
+Tensor gated(Context& ctx, const char* operation, const Tensor& gate, const char* name,
+             const Tensor& x) {
+  expect_rows(operation, "gate", gate);
+  expect_like(operation, name, x, gate);
+  const bool differentiate = ctx.differentiate(gate, x);
+  const Tensor y = ctx.result_like(gate, differentiate);
+  const auto args = [=]<class T>() { return Pointwise<T>{view<T>(gate), view<T>(x), view<T>(y)}; };
+  run<Forward>(ctx, gate, args);
+  if (differentiate) {
+    ctx.record({gate, x, y}, [=](const Context& c) { run<Backward>(c, gate, args); });
+  }
+  return y;
+}
+
 // y (T, H) from x (T, H), a parameter p (H) and perhaps another, q.
 template <class Forward, class Backward>
 Tensor per_head(Context& ctx, const char* operation, const Tensor& x, const char* name,
@@ -58,16 +74,7 @@ Tensor add_scaled(Context& ctx, float a, const Tensor& x, float b, const Tensor&
 }
 
 Tensor multiply(Context& ctx, const Tensor& a, const Tensor& b) {
-  expect_rows("multiply", "a", a);
-  expect_like("multiply", "b", b, a);
-  const bool differentiate = ctx.differentiate(a, b);
-  const Tensor y = ctx.result_like(a, differentiate);
-  const auto args = [=]<class T>() { return Pointwise<T>{view<T>(a), view<T>(b), view<T>(y)}; };
-  run<multiply_forward>(ctx, a, args);
-  if (differentiate) {
-    ctx.record({a, b, y}, [=](const Context& c) { run<multiply_backward>(c, a, args); });
-  }
-  return y;
+  return gated<multiply_forward, multiply_backward>(ctx, "multiply", a, "b", b);
 }
 
 Tensor scale_blocks(Context& ctx, const Tensor& x, std::span<const ColumnBlock> blocks) {
@@ -100,16 +107,11 @@ Tensor scale_blocks(Context& ctx, const Tensor& x, std::span<const ColumnBlock> 
 }
 
 Tensor swiglu(Context& ctx, const Tensor& gate, const Tensor& up) {
-  expect_rows("swiglu", "gate", gate);
-  expect_like("swiglu", "up", up, gate);
-  const bool differentiate = ctx.differentiate(gate, up);
-  const Tensor y = ctx.result_like(gate, differentiate);
-  const auto args = [=]<class T>() { return Pointwise<T>{view<T>(gate), view<T>(up), view<T>(y)}; };
-  run<swiglu_forward>(ctx, gate, args);
-  if (differentiate) {
-    ctx.record({gate, up, y}, [=](const Context& c) { run<swiglu_backward>(c, gate, args); });
-  }
-  return y;
+  return gated<swiglu_forward, swiglu_backward>(ctx, "swiglu", gate, "up", up);
+}
+
+Tensor sigmoid_gate(Context& ctx, const Tensor& gate, const Tensor& x) {
+  return gated<sigmoid_gate_forward, sigmoid_gate_backward>(ctx, "sigmoid_gate", gate, "x", x);
 }
 
 Tensor silu(Context& ctx, const Tensor& x) {

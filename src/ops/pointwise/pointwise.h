@@ -23,6 +23,8 @@ struct ColumnBlock {
 Tensor scale_blocks(Context& ctx, const Tensor& x, std::span<const ColumnBlock> blocks);
 /// silu(gate) * up, the inside of a SwiGLU feed-forward (Shazeer 2020, arXiv 2002.05202).
 Tensor swiglu(Context& ctx, const Tensor& gate, const Tensor& up);
+/// sigmoid(gate) * x: a gate of every number.
+Tensor sigmoid_gate(Context& ctx, const Tensor& gate, const Tensor& x);
 /// x / (1 + exp(-x))
 Tensor silu(Context& ctx, const Tensor& x);
 /// scale / (1 + exp(-x))

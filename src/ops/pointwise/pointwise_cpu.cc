@@ -171,6 +171,19 @@ void swiglu_backward(const Pointwise<float>& p) {
       [](vf gate, vf, vf dy) { return dy * vsilu(gate); });
 }
 
+void sigmoid_gate_forward(const Pointwise<float>& p) {
+  pointwise(p.a, p.b, p.y, [](vf gate, vf x) { return vsigmoid(gate) * x; });
+}
+void sigmoid_gate_backward(const Pointwise<float>& p) {
+  pointwise_grad(
+      p.a, p.b, p.y,
+      [](vf gate, vf x, vf dy) {
+        const vf s = vsigmoid(gate);
+        return dy * x * s * (1.0F - s);
+      },
+      [](vf gate, vf, vf dy) { return dy * vsigmoid(gate); });
+}
+
 void silu_forward(const Pointwise<float>& p) {
   pointwise(p.a, {}, p.y, [](vf x, vf) { return vsilu(x); });
 }

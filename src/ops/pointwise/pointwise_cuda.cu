@@ -56,65 +56,6 @@ void run_each(const Launch& on, const char* operation, const View<T>& x, bool ve
   launch_ahead(on, operation, kernel, blocks, kThreads, 0, body, count, x.channels);
 }
 
-// --- a * b
-template <class T>
-struct MultiplyForward {
-  Pointwise<T> p;
-
-  template <int kVec, class At>
-  __device__ void operator()(const At& at) const {
-    float a[kVec];
-    float b[kVec];
-    load_n<kVec>(p.a.data + at.in(p.a.rows), a);
-    load_n<kVec>(p.b.data + at.in(p.b.rows), b);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      a[i] *= b[i];
-    }
-    store_n<kVec>(p.y.data + at.element, a);
-  }
-};
-
-template <class T>
-struct MultiplyBackward {
-  Pointwise<T> p;
-
-  template <int kVec, class At>
-  __device__ void operator()(const At& at) const {
-    const int64_t at_a = at.in(p.a.rows);
-    const int64_t at_b = at.in(p.b.rows);
-    // a and b may be one tensor, whose gradient then takes both parts at once.
-    const bool one_grad = p.a.grad == p.b.grad;
-    const bool wants_b = p.b.grad != nullptr && !one_grad;
-    float a[kVec];
-    float b[kVec];
-    float dy[kVec];
-    float to_a[kVec] = {};
-    float to_b[kVec] = {};
-    load_n<kVec>(p.a.data + at_a, a);
-    load_n<kVec>(p.b.data + at_b, b);
-    load_n<kVec>(p.y.grad + at.element, dy);
-    if (p.a.grad != nullptr) {
-      load_n<kVec>(p.a.grad + at_a, to_a);
-    }
-    if (wants_b) {
-      load_n<kVec>(p.b.grad + at_b, to_b);
-    }
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      to_a[i] += dy[i] * b[i];
-      to_b[i] += dy[i] * a[i];
-      to_a[i] += one_grad ? to_b[i] : 0.0F;
-    }
-    if (p.a.grad != nullptr) {
-      store_n<kVec>(p.a.grad + at_a, to_a);
-    }
-    if (wants_b) {
-      store_n<kVec>(p.b.grad + at_b, to_b);
-    }
-  }
-};
-
 // --- Blocks of columns times constants
 template <class T>
 struct ScaleBlocksForward {
@@ -158,9 +99,23 @@ void run_scale_blocks(const ScaleBlocks<T>& s, const Launch& on, const char* ope
   run_each(on, operation, s.x, aligned(s.x, kVec) && aligned(s.y, kVec), false, body);
 }
 
-// --- silu(gate) * up
-template <class T>
-struct SwigluForward {
+// --- A factor of `up` that depends on the gate: silu(gate), sigmoid(gate) or the gate itself, and
+// its slope. s is the gate's sigmoid.
+struct SiluFactor {
+  static __device__ float value(float gate, float s) { return gate * s; }
+  static __device__ float slope(float gate, float s) { return s * (1.0F + gate * (1.0F - s)); }
+};
+struct SigmoidFactor {
+  static __device__ float value(float /*gate*/, float s) { return s; }
+  static __device__ float slope(float /*gate*/, float s) { return s * (1.0F - s); }
+};
+struct PlainFactor {
+  static __device__ float value(float gate, float /*s*/) { return gate; }
+  static __device__ float slope(float /*gate*/, float /*s*/) { return 1.0F; }
+};
+
+template <class Factor, class T>
+struct GatedForward {
   Pointwise<T> p;
 
   template <int kVec, class At>
@@ -171,14 +126,14 @@ struct SwigluForward {
     load_n<kVec>(p.b.data + at.in(p.b.rows), up);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      up[i] *= gate[i] * sigmoid_of<T>(gate[i]);
+      up[i] *= Factor::value(gate[i], sigmoid_of<T>(gate[i]));
     }
     store_n<kVec>(p.y.data + at.element, up);
   }
 };
 
-template <class T>
-struct SwigluBackward {
+template <class Factor, class T>
+struct GatedBackward {
   Pointwise<T> p;
 
   template <int kVec, class At>
@@ -205,8 +160,8 @@ struct SwigluBackward {
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       const float s = sigmoid_of<T>(gate[i]);
-      to_gate[i] += dy[i] * up[i] * s * (1.0F + gate[i] * (1.0F - s));
-      to_up[i] += dy[i] * gate[i] * s;
+      to_gate[i] += dy[i] * up[i] * Factor::slope(gate[i], s);
+      to_up[i] += dy[i] * Factor::value(gate[i], s);
       to_gate[i] += one_grad ? to_up[i] : 0.0F;
     }
     if (p.a.grad != nullptr) {
@@ -219,7 +174,7 @@ struct SwigluBackward {
 };
 
 template <class T, class Body>
-void run_two(const Pointwise<T>& p, const Launch& on, const char* operation, const Body& body) {
+void run_gated(const Pointwise<T>& p, const Launch& on, const char* operation, const Body& body) {
   constexpr int64_t kVec = 16 / sizeof(T);
   const bool vectors = aligned(p.a, kVec) && aligned(p.b, kVec) && aligned(p.y, kVec);
   run_each(on, operation, p.a, vectors, flat(p.a) && flat(p.b), body);
@@ -651,16 +606,16 @@ void run_mix_backward(const MixHeads<T>& h, const Launch& on) {
 }  // namespace
 
 void multiply_forward(const Pointwise<float>& p, const Launch& on) {
-  run_two(p, on, "multiply", MultiplyForward<float>{p});
+  run_gated(p, on, "multiply", GatedForward<PlainFactor, float>{p});
 }
 void multiply_forward(const Pointwise<bf16>& p, const Launch& on) {
-  run_two(p, on, "multiply", MultiplyForward<bf16>{p});
+  run_gated(p, on, "multiply", GatedForward<PlainFactor, bf16>{p});
 }
 void multiply_backward(const Pointwise<float>& p, const Launch& on) {
-  run_two(p, on, "multiply's gradient", MultiplyBackward<float>{p});
+  run_gated(p, on, "multiply's gradient", GatedBackward<PlainFactor, float>{p});
 }
 void multiply_backward(const Pointwise<bf16>& p, const Launch& on) {
-  run_two(p, on, "multiply's gradient", MultiplyBackward<bf16>{p});
+  run_gated(p, on, "multiply's gradient", GatedBackward<PlainFactor, bf16>{p});
 }
 
 void scale_blocks_forward(const ScaleBlocks<float>& s, const Launch& on) {
@@ -677,16 +632,29 @@ void scale_blocks_backward(const ScaleBlocks<bf16>& s, const Launch& on) {
 }
 
 void swiglu_forward(const Pointwise<float>& p, const Launch& on) {
-  run_two(p, on, "swiglu", SwigluForward<float>{p});
+  run_gated(p, on, "swiglu", GatedForward<SiluFactor, float>{p});
 }
 void swiglu_forward(const Pointwise<bf16>& p, const Launch& on) {
-  run_two(p, on, "swiglu", SwigluForward<bf16>{p});
+  run_gated(p, on, "swiglu", GatedForward<SiluFactor, bf16>{p});
 }
 void swiglu_backward(const Pointwise<float>& p, const Launch& on) {
-  run_two(p, on, "swiglu's gradient", SwigluBackward<float>{p});
+  run_gated(p, on, "swiglu's gradient", GatedBackward<SiluFactor, float>{p});
 }
 void swiglu_backward(const Pointwise<bf16>& p, const Launch& on) {
-  run_two(p, on, "swiglu's gradient", SwigluBackward<bf16>{p});
+  run_gated(p, on, "swiglu's gradient", GatedBackward<SiluFactor, bf16>{p});
+}
+
+void sigmoid_gate_forward(const Pointwise<float>& p, const Launch& on) {
+  run_gated(p, on, "sigmoid_gate", GatedForward<SigmoidFactor, float>{p});
+}
+void sigmoid_gate_forward(const Pointwise<bf16>& p, const Launch& on) {
+  run_gated(p, on, "sigmoid_gate", GatedForward<SigmoidFactor, bf16>{p});
+}
+void sigmoid_gate_backward(const Pointwise<float>& p, const Launch& on) {
+  run_gated(p, on, "sigmoid_gate's gradient", GatedBackward<SigmoidFactor, float>{p});
+}
+void sigmoid_gate_backward(const Pointwise<bf16>& p, const Launch& on) {
+  run_gated(p, on, "sigmoid_gate's gradient", GatedBackward<SigmoidFactor, bf16>{p});
 }
 
 void silu_forward(const Pointwise<float>& p, const Launch& on) {

@@ -95,6 +95,21 @@ void swiglu_backward::reference(const Pointwise<T>& p) {
 }
 
 template <class T>
+void sigmoid_gate_forward::reference(const Pointwise<T>& p) {
+  definition::pointwise(p, [](T gate, T x) { return definition::sigmoid(gate) * x; });
+}
+template <class T>
+void sigmoid_gate_backward::reference(const Pointwise<T>& p) {
+  definition::pointwise_grad(
+      p,
+      [](T gate, T x, T dy) {
+        const T s = definition::sigmoid(gate);
+        return dy * x * s * (1 - s);
+      },
+      [](T gate, T, T dy) { return dy * definition::sigmoid(gate); });
+}
+
+template <class T>
 void silu_forward::reference(const Pointwise<T>& p) {
   definition::pointwise(p, [](T x, T) { return x * definition::sigmoid(x); });
 }

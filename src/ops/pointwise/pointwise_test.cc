@@ -87,6 +87,18 @@ INSTANTIATE_TEST_SUITE_P(
               return swiglu(c, in[0].slice(1, 0, 17), in[0].slice(1, 17, 17));
             },
             {{{6, 34}, -4, 4}}},
+        Row{"sigmoid_gate",
+            [](Context& c, const In& in) { return sigmoid_gate(c, in[0], in[1]); },
+            {{{4, 35}, -12, 12}, {{4, 35}}}},
+        Row{"sigmoid_gate_of_heads_beside_it",
+            [](Context& c, const In& in) {
+              const Tensor heads = in[0].split_last(3, 16);
+              return sigmoid_gate(c, heads.slice(2, 8, 8), in[1]);
+            },
+            {{{5, 48}, -4, 4}, {{5, 3, 8}}}},
+        Row{"sigmoid_gate_of_itself",
+            [](Context& c, const In& in) { return sigmoid_gate(c, in[0], in[0]); },
+            {{{3, 21}, -4, 4}}},
         Row{"silu", [](Context& c, const In& in) { return silu(c, in[0]); }, {{{4, 19}, -12, 12}}},
         Row{"silu_of_heads_that_lie_apart",
             [](Context& c, const In& in) {
@@ -201,6 +213,11 @@ TEST(ActivationErrors, NameWhatCame) {
        },
        "[swiglu] expected up like the first input, f32 (2, 3) with contiguous rows, got f64 (2, "
        "3)"},
+      {[&] {
+         sigmoid_gate(ctx, tensor({2, 3}), tensor({2, 4}));
+       },
+       "[sigmoid_gate] expected x like the first input, f32 (2, 3) with contiguous rows, got f32 "
+       "(2, 4)"},
       {[&] {
          sigmoid(ctx, tensor({2, 3}, Dtype::kI32));
        },
