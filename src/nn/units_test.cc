@@ -34,6 +34,11 @@ std::vector<Case> cases() {
                                                              {"o_proj.weight", {12, 24}}};
   auto normed = plain;
   normed.insert({{"q_norm.weight", {6}}, {"k_norm.weight", {6}}});
+  auto normed_width = plain;
+  normed_width.insert({{"q_norm.weight", {24}},
+                       {"q_norm.bias", {24}},
+                       {"k_norm.weight", {12}},
+                       {"k_norm.bias", {12}}});
   auto gated = plain;
   gated["q_proj.weight"] = {48, 12};
   auto biased = plain;
@@ -51,6 +56,10 @@ std::vector<Case> cases() {
       {"attention with zero-centred norms",
        {"attention", with(attention, {{"qk_norm_eps", 1e-6}, {"qk_norm", "zero_centred"}})},
        normed},
+      {"attention with norms over the width",
+       {"attention",
+        with(attention, {{"qk_norm_eps", 1e-6}, {"qk_norm_over", "width"}, {"qk_norm", "layer"}})},
+       normed_width},
       {"attention with biases",
        {"attention", with(attention, {{"qkv_bias", true}, {"out_bias", true}})},
        biased},
