@@ -245,6 +245,9 @@ std::string write(const ModelSpec& spec) {
     if (rope.scaling != RopeScaling::kNone) {
       entry["rope_scaling"] = config::write_rope_scaling(rope);
     }
+    if (rope.interleaved) {
+      entry["rope_interleave"] = true;
+    }
   }
   Json layers = Json::array();
   for (const LayerSpec& layer : spec.layers) {

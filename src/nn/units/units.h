@@ -13,7 +13,8 @@ inline constexpr int64_t kMaxConv = 64;
 /// qk_norm ("rms", "zero_centred" or "layer") over each "head" or all the "width" (qk_norm_over,
 /// "head"), qkv_bias and out_bias (false), gate (false: a sigmoid gate of
 /// the heads' results before out_proj; in q_proj the rows of a head are its query's, then its
-/// gate's).
+/// gate's), softcap of the scores (0 = none), sink_logits (false: a learned score of each head that
+/// joins the softmax and has no value).
 std::unique_ptr<Unit> make_attention(const Options& options, int64_t width);
 /// Attention that must have a window; sinks (0): the first tokens, which stay visible behind it.
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width);
