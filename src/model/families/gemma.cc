@@ -165,7 +165,8 @@ Family gemma2_family() {
 
 Family gemma3_family() {
   std::vector<std::string> ignored = config::decoder_ignored();
-  for (const char* images : {"*vision_tower.*", "*multi_modal_projector.*"}) {
+  for (const char* images : {"vision_tower.*", "multi_modal_projector.*", "model.vision_tower.*",
+                             "model.multi_modal_projector.*"}) {
     ignored.emplace_back(images);
   }
   return {"gemma3",
