@@ -11,6 +11,7 @@
 #include "base/testing.h"
 #include "hybrid/grafts/graft_table.h"
 #include "hybrid/placement.h"
+#include "train/testing.h"
 
 namespace cambium {
 namespace {
@@ -302,6 +303,53 @@ TEST(Graft, EveryMixerGivesAFiniteModelThatCanBeSavedAndLoaded) {
         EXPECT_EQ(logits(*loaded.model), direct) << mixer;
       }
     }
+  }
+}
+
+/// Norms of outputs in place of inputs, norms of q and k over all heads, two rotations, GeGLU and
+/// a soft cap of the logits.
+ModelSpec post_norm_spec() {
+  ModelSpec spec = teacher_spec();
+  spec.family = "cambium";
+  spec.logit_cap = 2.0F;
+  spec.more_ropes = {{.theta = 500.0, .dim = 8}};
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    LayerSpec& layer = spec.layers[i];
+    layer.rope = i % 3 == 0 ? 1 : 0;
+    for (BranchSpec& branch : layer.branches) {
+      branch.out_norm = {NormKind::kZeroCentred, 1e-6F};
+      branch.norm = {NormKind::kNone};
+    }
+    layer.mixer()->options.set("qk_norm_eps", 1e-6);
+    layer.mixer()->options.set("qk_norm_over", "width");
+    layer.branches[1].units[0].options.set("activation", "gelu_tanh");
+  }
+  return spec;
+}
+
+TEST(Graft, PostNormTeachersAreConvertedSavedAndDistilled) {
+  for (const Graft& graft : grafts()) {
+    LoadedModel teacher = make_teacher(post_norm_spec());
+    LoadedModel hybrid =
+        convert(*teacher.model, *teacher.model, {0, 4}, {.mixer = graft.mixer, .window = 0}, 7);
+    const std::vector<float> direct = logits(*hybrid.model);
+    EXPECT_TRUE(std::all_of(direct.begin(), direct.end(), [](float x) {
+      return std::abs(x) <= 2.0F;
+    })) << graft.mixer;
+    const TestFolder folder;
+    save_model(*hybrid.model, folder.at("m"), {});
+    const LoadedModel loaded = load_model(folder.at("m"));
+    EXPECT_EQ(loaded.model->spec(), hybrid.model->spec()) << graft.mixer;
+    EXPECT_EQ(logits(*loaded.model), direct) << graft.mixer;
+    if (std::string(graft.mixer) != "gated_delta_net") {
+      continue;
+    }
+    TrainConfig config = testing::tiny_config(12);
+    config.loss = {.reverse_kl = 1.0F};
+    const auto data = testing::copy_task();
+    Trainer trainer(*hybrid.model, hybrid.weights, config, *data, teacher.model.get());
+    const TrainSummary summary = trainer.run();
+    EXPECT_LT(summary.last_loss, 0.8 * summary.first_loss);
   }
 }
 

@@ -74,7 +74,8 @@ int64_t unit_channels(const UnitSpec& unit, int64_t width) {
   if (unit.kind == "attention" || unit.kind == "sliding_window") {
     const int64_t q = size("heads") * size("head_dim");
     const int64_t k = size("kv_heads", size("heads")) * size("head_dim");
-    return 3 * q + 3 * k + width;  // before and after the rotation, v, what is attended to, out
+    // Before and after the rotation, v, what is attended to, out; q and k before their norms.
+    return 3 * q + 3 * k + width + (o.has("qk_norm_eps") ? q + k : 0);
   }
   if (unit.kind == "mamba") {
     return 6 * size("inner") + 2 * size("xb") + size("dt_rank") + width;
@@ -101,6 +102,9 @@ int64_t unit_channels(const UnitSpec& unit, int64_t width) {
   if (unit.kind == "swiglu") {
     return 3 * size("inner") + width;
   }
+  if (unit.kind == "feed_forward") {
+    return 2 * size("inner") + width;
+  }
   return 8 * width;
 }
 
@@ -115,6 +119,7 @@ int64_t layer_channels(const LayerSpec& layer, int64_t width) {
       }
       const UnitSpec& unit = branch.units[i];
       channels += unit_channels(unit, width) + width;
+      channels += branch.out_norm.kind == NormKind::kNone ? 0 : width;
     }
   }
   return channels;
@@ -186,8 +191,8 @@ std::vector<MemoryItem> training_memory(const TrainConfig& config, const Trainin
   const int64_t ends = (shape.teacher != nullptr ? 3 : 2) * 2 * spec.width;
   const bool cuda = shape.activations == Dtype::kBF16 || shape.bf16_matrices;
   const int64_t rows = head_loss_rows(spec.vocab, Device{cuda ? Device::kCuda : Device::kCpu});
-  const int64_t logits =
-      std::min(rows, tokens) * spec.vocab * element * (shape.teacher != nullptr ? 2 : 1);
+  const int64_t logits = std::min(rows, tokens) * spec.vocab * element *
+                         ((shape.teacher != nullptr ? 2 : 1) + (spec.logit_cap > 0.0F ? 1 : 0));
   const bool narrow = shape.activations == Dtype::kBF16;
   const bool offload = cuda && config.optimizer.offload;
   return {{"teacher", teacher},

@@ -10,6 +10,14 @@ Family mistral_family();
 Family ministral_family();
 Family qwen2_family();
 Family qwen3_family();
+Family gemma2_family();
+Family gemma3_family();
+Family olmo2_family();
+Family olmo3_family();
+Family phi3_family();
+Family granite_family();
+Family smollm3_family();
+Family apertus_family();
 Family apriel_h_family();
 Family bamba_family();
 /// Described by their config.json: their units or tensors are not all built yet.
