@@ -354,8 +354,8 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     }
     const std::string counts =
         stage.layers == kAnyLayers
-            ? fmt::format("{} of {} layers", added == 0 ? "as many" : "as many as the search takes",
-                          layers)
+            ? fmt::format("{} of {} layers",
+                          added == 0 ? "as many as before" : "as many as the search takes", layers)
             : fmt::format("{} of {} layers ({} more)", stage.layers, layers, added);
     s += fmt::format("stage {}: {} {} {}{}{}{}\n", stage.name, counts,
                      stage.makes_supernet() ? "choose among attention," : "become",
