@@ -159,7 +159,8 @@ std::vector<GraftOptions> grafts_of(const GraftOptions& options, const std::stri
     }
     check_graft_options(own, where);
     expect(mixers.size() == 1 || !own.faithful,
-           "{}: a supernet has Cambium's own layout; faithful is that of a released one", where);
+           "{}: several mixers have Cambium's own layout; faithful is that of a released one",
+           where);
     all.push_back(own);
   }
   return all;

@@ -1,6 +1,7 @@
 #include "ops/loss/loss.h"
 
 #include "base/float16.h"
+#include "ops/loss/loss_testing.h"
 #include "ops/stateful_testing.h"
 
 namespace cambium {
@@ -19,14 +20,6 @@ struct Case {
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
   return out << c.name;
-}
-
-std::vector<int32_t> make_labels(int64_t tokens, int64_t vocabulary) {
-  std::vector<int32_t> labels;
-  for (int64_t t = 0; t < tokens; ++t) {
-    labels.push_back(t % 3 == 1 ? -100 : static_cast<int32_t>((7 * t + 2) % vocabulary));
-  }
-  return labels;
 }
 
 std::vector<Input> make_inputs(const Case& c) {
