@@ -24,8 +24,8 @@ std::unique_ptr<Unit> make_mamba(const Options& options, int64_t width);
 /// norm_group, norm_eps, out_bias (false); in_scale of its input and row_scales of z, x, B, C and
 /// dt (Falcon-H1).
 std::unique_ptr<Unit> make_mamba2(const Options& options, int64_t width);
-/// Gated DeltaNet: heads, q_heads, k_heads, v_heads, key_dim, value_dim, conv, rope, norm_eps;
-/// conv_bias and out_bias (false).
+/// Gated DeltaNet: heads, q_heads, k_heads, v_heads, key_dim, value_dim, conv, rope, norm_eps,
+/// out_gate ("silu" or "sigmoid"); conv_bias and out_bias (false).
 std::unique_ptr<Unit> make_gated_delta_net(const Options& options, int64_t width);
 /// Kimi Delta Attention: heads, q_heads, k_heads, v_heads, head_dim, conv, rope, norm_eps;
 /// gate_rank (default head_dim; 0 = full) of the decay and of the output gate; conv_bias and
