@@ -189,8 +189,13 @@ OpWork describe(const AddScaled<T>& a) {
 }
 
 template <class T>
+OpWork describe(const ScaleBlocks<T>& a) {
+  return {rows_shape(a.x), {}, {bytes_of(a.x, a.y), 0.0}};
+}
+
+template <class T>
 OpWork describe(const PerHead<T>& a) {
-  return {rows_shape(a.x), {a.p.data}, {bytes_of(a.x, a.p, a.y), 0.0}};
+  return {rows_shape(a.x), {a.p.data}, {bytes_of(a.x, a.p, a.q, a.y), 0.0}};
 }
 
 template <class T>
@@ -266,7 +271,8 @@ OpWork first_of(const OpCall& call) {
 OpWork work_of(const OpCall& call) {
   return first_of<Matmuls, AddRmsNorm, RmsNorm, LayerNorm, GatedNorm, L2Norm, Attention,
                   AttentionWrite, Ropes, Pointwise, ShortConv, Recurrence, SelectiveScan, Sigmoid,
-                  PerHead, AddScaled, RepeatHeads, MixHeads, Embedding, SampleRows>(call);
+                  PerHead, AddScaled, ScaleBlocks, RepeatHeads, MixHeads, Embedding, SampleRows>(
+      call);
 }
 
 }  // namespace cambium
