@@ -19,15 +19,22 @@ std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width)
 /// Apriel-H1's grouped Mamba: inner, xb, state, dt_rank, conv, repeat_before_conv, conv_bias
 /// (default true), in_bias and out_bias (false).
 std::unique_ptr<Unit> make_mamba(const Options& options, int64_t width);
+/// Mamba-1: inner, state, dt_rank, conv, conv_bias (default true), norm_eps of dt, B and C (0 =
+/// they have no norms).
+std::unique_ptr<Unit> make_mamba1(const Options& options, int64_t width);
+/// LFM2's gated short convolution: conv (3), bias (of its projections too, default false).
+std::unique_ptr<Unit> make_short_conv(const Options& options, int64_t width);
 /// Mamba-2: heads, head_dim, state, x_heads, b_heads, c_heads, conv, norm (default true),
 /// norm_group, norm_eps, out_bias (false); in_scale of its input and row_scales of z, x, B, C and
 /// dt (Falcon-H1).
 std::unique_ptr<Unit> make_mamba2(const Options& options, int64_t width);
 /// Gated DeltaNet: heads, q_heads, k_heads, v_heads, key_dim, value_dim, conv, rope, norm_eps;
+/// allow_neg_eigval (false: how much of the new is written lies in (0, 1); true: in (0, 2)),
 /// conv_bias and out_bias (false).
 std::unique_ptr<Unit> make_gated_delta_net(const Options& options, int64_t width);
 /// Kimi Delta Attention: heads, q_heads, k_heads, v_heads, head_dim, conv, rope, norm_eps;
-/// gate_rank (default head_dim; 0 = full) of the decay and of the output gate; conv_bias and
+/// gate_rank (default head_dim; 0 = full) of the decay and of the output gate; decay ("softplus",
+/// or "sigmoid", which stays above lower_bound, -5 by default); allow_neg_eigval, conv_bias and
 /// out_bias (false).
 std::unique_ptr<Unit> make_kimi_delta(const Options& options, int64_t width);
 /// Lightning attention: heads, kv_heads, head_dim; layer_of_slopes of `layers` (0 = the slopes of
