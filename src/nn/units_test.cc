@@ -386,6 +386,18 @@ std::vector<Case> cases() {
         {"gate.bias", {20}},
         {"up.bias", {20}},
         {"down.bias", {12}}}},
+      {"swiglu with gelu",
+       {"swiglu", {{"inner", int64_t{20}}, {"activation", "gelu_tanh"}}},
+       {{"gate.weight", {20, 12}}, {"up.weight", {20, 12}}, {"down.weight", {12, 20}}}},
+      {"feed forward",
+       {"feed_forward", {{"inner", int64_t{20}}, {"activation", "relu2"}, {"bias", true}}},
+       {{"up.weight", {20, 12}},
+        {"up.bias", {20}},
+        {"down.weight", {12, 20}},
+        {"down.bias", {12}}}},
+      {"feed forward with xIELU",
+       {"feed_forward", {{"inner", int64_t{20}}, {"activation", "xielu"}}},
+       {{"up.weight", {20, 12}}, {"down.weight", {12, 20}}, {"alpha_p", {1}}, {"alpha_n", {1}}}},
   };
 }
 
@@ -810,7 +822,6 @@ TEST(Units, WhatIsOnlyDeclaredIsCountedAndRefusedByName) {
 
 TEST(Units, WhatIsOnlyDeclaredStartsAsItsLikeDoes) {
   const std::vector<UnitSpec> declared = {
-      {"feed_forward", {{"inner", int64_t{16}}, {"activation", "relu2"}, {"bias", true}}},
       {"experts",
        {{"experts", int64_t{8}},
         {"top", int64_t{2}},

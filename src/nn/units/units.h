@@ -49,12 +49,14 @@ std::unique_ptr<Unit> make_lightning(const Options& options, int64_t width);
 std::unique_ptr<Unit> make_parallel(const Options& options, int64_t width);
 /// The recurrence in the options of a parallel unit.
 UnitSpec recurrent_part(const Options& parallel);
-/// SwiGLU feed-forward: inner; bias (of all three projections, default false), gate_scale (1).
+/// Gated feed-forward: inner; activation ("silu": SwiGLU, "gelu_tanh": GeGLU, "gelu", "relu2"),
+/// bias (of all three projections, default false), gate_scale (1).
 std::unique_ptr<Unit> make_swiglu(const Options& options, int64_t width);
+/// down(activation(up x)): inner, activation ("relu2", "gelu", "gelu_tanh", "silu", or "xielu" with
+/// its two learned numbers), bias (false).
+std::unique_ptr<Unit> make_feed_forward(const Options& options, int64_t width);
 
 /// Described, not yet run (declared.cc).
-/// down(activation(up x)): inner, activation ("relu2", "gelu", ...), bias.
-std::unique_ptr<Unit> make_feed_forward(const Options& options, int64_t width);
 /// Mixture of experts: experts, top, inner, router ("softmax", "topk_softmax", "sigmoid"),
 /// router_bias, groups, group_top, renormalise, scale; shared (inner of the shared expert, 0 =
 /// none), shared_gate; activation ("swiglu", or of two matrices: "relu2").
