@@ -189,6 +189,11 @@ OpWork describe(const Xielu<T>& a) {
 }
 
 template <class T>
+OpWork describe(const SoftCap<T>& a) {
+  return {rows_shape(a.x), {}, {2.0 * bytes_of(a.x) + bytes_of(a.y), 0.0}};
+}
+
+template <class T>
 OpWork describe(const Sigmoid<T>& a) {
   return {rows_shape(a.x), {}, {bytes_of(a.x, a.y), 0.0}};
 }
@@ -281,7 +286,7 @@ OpWork first_of(const OpCall& call) {
 
 OpWork work_of(const OpCall& call) {
   return first_of<Matmuls, AddRmsNorm, RmsNorm, LayerNorm, GatedNorm, L2Norm, Attention,
-                  AttentionWrite, Ropes, Pointwise, Activate, Xielu, ShortConv, Recurrence, SelectiveScan, Sigmoid,
+                  AttentionWrite, Ropes, Pointwise, Activate, Xielu, SoftCap, ShortConv, Recurrence, SelectiveScan, Sigmoid,
                   PerHead, AddScaled, ScaleBlocks, RepeatHeads, MixHeads, Embedding, SampleRows>(
       call);
 }
