@@ -228,6 +228,11 @@ OpWork describe(const Xielu<T>& a) {
 }
 
 template <class T>
+OpWork describe(const SoftCap<T>& a) {
+  return {rows_shape(a.x), {}, {2.0 * bytes_of(a.x) + bytes_of(a.y), 0.0}};
+}
+
+template <class T>
 OpWork describe(const Sigmoid<T>& a) {
   return {rows_shape(a.x), {}, {bytes_of(a.x, a.y), 0.0}};
 }
@@ -319,9 +324,9 @@ OpWork first_of(const OpCall& call) {
 }  // namespace
 
 OpWork work_of(const OpCall& call) {
-  return first_of<Matmuls, Route, Dispatch, ExpertsMatmul, Combine, ClampedSwiglu, AddRmsNorm,
-                  RmsNorm, LayerNorm, GatedNorm, L2Norm, Attention, AttentionWrite, Ropes,
-                  Pointwise, Activate, Xielu, ShortConv, Recurrence, SelectiveScan, Sigmoid,
+  return first_of<Matmuls, AddRmsNorm, RmsNorm, LayerNorm, GatedNorm, L2Norm, Attention,
+                  AttentionWrite, Ropes, Pointwise, Activate, Xielu, SoftCap, ShortConv, Recurrence,
+                  SelectiveScan, Route, Dispatch, ExpertsMatmul, Combine, ClampedSwiglu, Sigmoid,
                   PerHead, AddScaled, ScaleBlocks, RepeatHeads, MixHeads, Embedding, SampleRows>(
       call);
 }

@@ -93,4 +93,21 @@ Tensor xielu(Context& ctx, const Tensor& x, const Tensor& alpha_p, const Tensor&
   return y;
 }
 
+static void run_soft_cap(const Context& ctx, const char* operation, const Tensor& x,
+                         const Tensor& y, float cap) {
+  expect_rows(operation, "x", x);
+  expect(x.contiguous() && cap > 0.0F,
+         "[{}] expected contiguous x and a cap above 0, got {} and {}", operation, x, cap);
+  run<soft_cap_rows>(ctx, x, [&]<class T>() { return SoftCap<T>{view<T>(x), view<T>(y), cap}; });
+}
+
+void soft_cap(const Context& ctx, const Tensor& x, float cap) {
+  run_soft_cap(ctx, "soft_cap", x, {}, cap);
+}
+
+void soft_cap_grad(const Context& ctx, const Tensor& grad, const Tensor& y, float cap) {
+  expect_like("soft_cap_grad", "y", y, grad);
+  run_soft_cap(ctx, "soft_cap_grad", grad, y, cap);
+}
+
 }  // namespace cambium

@@ -28,4 +28,9 @@ Tensor clamped_swiglu(Context& ctx, const Tensor& gate, const Tensor& up, float 
 Tensor xielu(Context& ctx, const Tensor& x, const Tensor& alpha_p, const Tensor& alpha_n,
              float beta, float eps);
 
+/// x = cap tanh(x / cap) in place, x contiguous: logits that stay below cap (Gemma 2). Without a
+/// tape; soft_cap_grad() turns the gradient of a capped y (in place) into that of what was capped.
+void soft_cap(const Context& ctx, const Tensor& x, float cap);
+void soft_cap_grad(const Context& ctx, const Tensor& grad, const Tensor& y, float cap);
+
 }  // namespace cambium

@@ -139,6 +139,16 @@ struct XieluNumbers {
   float beta, eps, p, n;
 };
 
+/// tanh(x). Near 0 by its series: 1 - 2 / (exp(2x) + 1) would take the digits.
+inline vf vtanh(vf x) {
+  const vf square = x * x;
+  vf p = vset(-17.0F / 315.0F);
+  p = p * square + 2.0F / 15.0F;
+  p = p * square - 1.0F / 3.0F;
+  p = p * square + 1.0F;
+  return square < vset(0.04F) ? x * p : 1.0F - 2.0F / (vexp(2.0F * x) + 1.0F);
+}
+
 }  // namespace
 
 void activation_forward(const Activate<float>& a) {
@@ -241,6 +251,24 @@ void xielu_backward(const Xielu<float>& a) {
   if (a.alpha_n.grad != nullptr) {
     a.alpha_n.grad[0] += dn * slope(a.alpha_n.data[0]);
   }
+}
+
+void soft_cap_rows(const SoftCap<float>& a) {
+  parallel_for(a.x.count(), rows_per_piece(a.x.channels), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* x = a.x.row(r);
+      for (int64_t c = 0; c < a.x.channels; c += kLanes) {
+        const int64_t n = a.x.channels - c;
+        const vf v = vload_upto(x + c, n);
+        if (a.y.defined()) {
+          const vf y = vload_upto(a.y.row(r) + c, n) / a.cap;
+          vstore_upto(x + c, v * (1.0F - y * y), n);
+        } else {
+          vstore_upto(x + c, a.cap * vtanh(v / a.cap), n);
+        }
+      }
+    }
+  });
 }
 
 }  // namespace cambium::CAMBIUM_ISA

@@ -302,6 +302,40 @@ void run_xielu_backward(const Xielu<T>& a, const Launch& on) {
   launch(on, kName, xielu_sums<T>, a.x.count() == 0 ? 0U : 2U, kThreads, 0, a);
 }
 
+// --- cap tanh(x / cap), and the gradient through it
+template <class T>
+struct SoftCapBody {
+  SoftCap<T> a;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    float x[kVec];
+    load_n<kVec>(a.x.data + at.element, x);
+    if (a.y.defined()) {
+      float y[kVec];
+      load_n<kVec>(a.y.data + at.element, y);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        y[i] /= a.cap;
+        x[i] *= 1.0F - y[i] * y[i];
+      }
+    } else {
+#pragma unroll
+      for (float& v : x) {
+        v = a.cap * tanhf(v / a.cap);
+      }
+    }
+    store_n<kVec>(a.x.data + at.element, x);
+  }
+};
+
+template <class T>
+void run_soft_cap(const SoftCap<T>& a, const Launch& on) {
+  constexpr int64_t kVec = 16 / sizeof(T);
+  run_each(on, "soft_cap", a.x, aligned(a.x, kVec) && (!a.y.defined() || aligned(a.y, kVec)), true,
+           SoftCapBody<T>{a});
+}
+
 }  // namespace
 
 void activation_forward(const Activate<float>& a, const Launch& on) {
@@ -339,6 +373,13 @@ void xielu_backward(const Xielu<float>& a, const Launch& on) {
 }
 void xielu_backward(const Xielu<bf16>& a, const Launch& on) {
   run_xielu_backward(a, on);
+}
+
+void soft_cap_rows(const SoftCap<float>& a, const Launch& on) {
+  run_soft_cap(a, on);
+}
+void soft_cap_rows(const SoftCap<bf16>& a, const Launch& on) {
+  run_soft_cap(a, on);
 }
 
 }  // namespace cambium::cuda

@@ -37,4 +37,13 @@ struct Xielu {
 CAMBIUM_KERNEL(xielu_forward, Xielu)
 CAMBIUM_KERNEL(xielu_backward, Xielu)
 
+/// x = cap tanh(x / cap), or, with y the result of that, x = x (1 - (y / cap)^2).
+template <class T>
+struct SoftCap {
+  View<T> x;  // (rows, C) contiguous
+  View<T> y;  // likewise, or undefined
+  float cap;
+};
+CAMBIUM_KERNEL(soft_cap_rows, SoftCap)
+
 }  // namespace cambium

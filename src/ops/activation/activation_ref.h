@@ -160,4 +160,20 @@ void xielu_backward::reference(const Xielu<T>& a) {
   }
 }
 
+template <class T>
+void soft_cap_rows::reference(const SoftCap<T>& a) {
+  const T cap = static_cast<T>(a.cap);
+  for (int64_t r = 0; r < a.x.count(); ++r) {
+    for (int64_t c = 0; c < a.x.channels; ++c) {
+      T& x = a.x.row(r)[c];
+      if (a.y.defined()) {
+        const T y = a.y.row(r)[c] / cap;
+        x *= 1 - y * y;
+      } else {
+        x = cap * std::tanh(x / cap);
+      }
+    }
+  }
+}
+
 }  // namespace cambium
