@@ -150,7 +150,7 @@ TEST(Graft, NewScoresOfSinksStartQuiet) {
   const std::vector<float> expected = mixer_output(*teacher.model, 1);
   const double moved = difference(mixer_output(*hybrid.model, 1), expected);
   EXPECT_GT(moved, 0.0);
-  EXPECT_LT(moved, 4e-3 * difference(expected, std::vector<float>(expected.size())));
+  EXPECT_LT(moved, 1e-2 * difference(expected, std::vector<float>(expected.size())));
 }
 
 TEST(Graft, AGateGoesWithItsHeadOrIsRefused) {
