@@ -46,6 +46,8 @@ class CambiumConfig(PretrainedConfig):
         parameters["rope_type"] = parameters.get("rope_type", parameters.get("type", "default"))
         parameters.setdefault("rope_theta", rope_theta)
         self.rope_parameters = parameters
+        # transformers asks for them where it checks rotations; layers say their own.
+        self.num_attention_heads, self.head_dim = 1, rope_dim
         self.embedding_scale = embedding_scale
         self.logit_scale = logit_scale
         self.max_position_embeddings = max_position_embeddings
@@ -54,4 +56,6 @@ class CambiumConfig(PretrainedConfig):
         self.preset = preset
         self.use_cache = use_cache
         kwargs["num_hidden_layers"] = len(self.layers)
+        for name in ("num_attention_heads", "head_dim"):
+            kwargs.pop(name, None)
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
