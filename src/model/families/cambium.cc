@@ -245,7 +245,10 @@ Family cambium_family() {
           .tensors = tensors,
           .ignored = config::decoder_ignored(),
           .code = {{"configuration_cambium.py", configuration_cambium_py},
-                   {"modeling_cambium.py", modeling_cambium_py}}};
+                   {"feed_forwards_cambium.py", feed_forwards_cambium_py},
+                   {"mixers_cambium.py", mixers_cambium_py},
+                   {"modeling_cambium.py", modeling_cambium_py},
+                   {"sequences_cambium.py", sequences_cambium_py}}};
 }
 
 }  // namespace cambium

@@ -7,9 +7,9 @@ class CambiumConfig(PretrainedConfig):
     """What config.json says of a model with any mixer in any layer.
 
     `layers` has an entry a layer: {"mixer", "options", "intermediate_size"}, {"removed": true}, or
-    {"branches": [{"norm", "norm_eps", "active", "keep", "residual_normed", "units": [{"kind",
-    "options", "out", "name"}]}]}. `preset` names one of `presets` (a supernet's placements): then
-    its mixers run in place of the active ones.
+    {"branches": [{"norm", "norm_eps", "out_norm", "out_norm_eps", "active", "keep",
+    "residual_normed", "units": [{"kind", "options", "out", "name"}]}], "rope"}. `preset` names one
+    of `presets` (a supernet's placements): then its mixers run in place of the active ones.
     """
 
     model_type = "cambium"
@@ -28,6 +28,9 @@ class CambiumConfig(PretrainedConfig):
         rope_parameters=None,
         embedding_scale=1.0,
         logit_scale=1.0,
+        logit_cap=0.0,
+        more_ropes=None,
+        rope_interleave=False,
         max_position_embeddings=2048,
         presets=None,
         preset=None,
@@ -50,6 +53,9 @@ class CambiumConfig(PretrainedConfig):
         self.num_attention_heads, self.head_dim = 1, rope_dim
         self.embedding_scale = embedding_scale
         self.logit_scale = logit_scale
+        self.logit_cap = logit_cap
+        self.more_ropes = more_ropes if more_ropes is not None else []
+        self.rope_interleave = rope_interleave
         self.max_position_embeddings = max_position_embeddings
         if presets:
             self.presets = presets
