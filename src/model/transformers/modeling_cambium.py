@@ -123,8 +123,13 @@ class CambiumPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["CambiumLayer"]
     _supports_sdpa = True
     _is_stateful = True
-    # Their sums run over many tokens.
-    _keep_in_fp32_modules_strict = {"A_log", "dt_bias", "D"}
+
+    def post_init(self):
+        # Decays, whose products run over many tokens, stay fp32. Some versions of transformers refuse
+        # the name of a parameter that is not there.
+        names = {name.rsplit(".", 1)[-1] for name, _ in self.named_parameters()}
+        self._keep_in_fp32_modules_strict = {"A_log", "dt_bias", "D"} & names or None
+        super().post_init()
 
 
 class CambiumModel(CambiumPreTrainedModel):
