@@ -312,7 +312,7 @@ def check_supernet(program, folder):
 
 
 # What the program says of units and options that it does not have.
-NOT_BUILT = ("this build cannot run", "unknown unit", "unknown option")
+NOT_BUILT = ("this build cannot run", "unknown unit", "unknown option", "is not supported")
 
 
 def main():
