@@ -66,6 +66,12 @@ std::string layer_map(const ModelSpec& spec);
 /// mixer, or "removed".
 std::string layer_kind(const LayerSpec& layer);
 
+/// A file that stands beside config.json, the same in every checkpoint of its family.
+struct CodeFile {
+  const char* name;
+  const char* text;
+};
+
 /// A family of checkpoints: how its config.json and tensors map to ours.
 struct Family {
   const char* name;
@@ -79,6 +85,8 @@ struct Family {
   std::vector<std::string> ignored{};
   std::vector<SizeRule> sizes{};
   std::vector<ConstantRule> constants{};
+  /// Files that are written beside config.json: the code by which other programs run it.
+  std::vector<CodeFile> code{};
 
   /// The tensor that our parameter is written to, for example "layers.0.mixer.q_proj.weight" ->
   /// "model.layers.0.self_attn.q_proj.weight".

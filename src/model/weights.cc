@@ -425,6 +425,9 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
                                                        : AtomicDirectory::Existing::kRefuse);
   const std::filesystem::path inside = folder.path();
   write_file_atomically((inside / "config.json").string(), family.write_config(spec) + "\n");
+  for (const CodeFile& file : family.code) {
+    write_file_atomically((inside / file.name).string(), file.text);
+  }
   for (const auto& [name, text] : options.files) {
     write_file_atomically((inside / name).string(), text);
   }

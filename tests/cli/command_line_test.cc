@@ -18,9 +18,9 @@ namespace {
 
 using testing::HasSubstr;
 
-const char* const kCommands[] = {"hybridize", "score",  "place",    "convert", "distill", "logits",
-                                 "train",     "data",   "eval",     "bench",   "report",  "inspect",
-                                 "verify",    "import", "generate", "chat"};
+const char* const kCommands[] = {"hybridize", "score",  "place",  "convert",  "distill", "logits",
+                                 "train",     "data",   "eval",   "bench",    "report",  "inspect",
+                                 "verify",    "import", "export", "generate", "chat"};
 
 TEST(CommandLine, AloneItShowsWhatThereIs) {
   const Outcome outcome = cambium("");

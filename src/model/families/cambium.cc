@@ -5,13 +5,15 @@
 // is as in BranchSpec, and the norm as in the model. "rope" of a layer counts the model's
 // rotations: 0 is the one that rope_dim, rope_theta and rope_scaling say, and "more_ropes" lists
 // others by the same keys. The presets of a supernet are "presets": [{"name", "mixers": [the label
-// of the mixer of each layer that has a choice, "" of any other]}].
+// of the mixer of each layer that has a choice, "" of any other]}]. By auto_map transformers finds
+// the code that travels with it (model/transformers/).
 #include <algorithm>
 
 #include "base/checked.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
 #include "model/supernet.h"
+#include "model/transformers/code.h"
 
 namespace cambium {
 namespace {
@@ -225,6 +227,9 @@ std::string write(const ModelSpec& spec) {
   Json config;
   config["architectures"] = Json::array({"CambiumForCausalLM"});
   config["model_type"] = "cambium";
+  config["auto_map"] = {{"AutoConfig", "configuration_cambium.CambiumConfig"},
+                        {"AutoModel", "modeling_cambium.CambiumModel"},
+                        {"AutoModelForCausalLM", "modeling_cambium.CambiumForCausalLM"}};
   config.update(config::write_common(spec));
   if (spec.norm.kind != NormKind::kRms) {
     config["norm"] = norm_kind_name(spec.norm.kind);
@@ -267,7 +272,17 @@ Family cambium_family() {
   std::vector<TensorRule> tensors =
       config::decoder_tensors({{"layers.*.mixer.*", "model.layers.*.mixer.*"}});
   tensors.push_back({"*", "model.*"});  // units with names of their own
-  return {"cambium", {"cambium"}, read, write, tensors, config::decoder_ignored()};
+  return {.name = "cambium",
+          .model_types = {"cambium"},
+          .read_config = read,
+          .write_config = write,
+          .tensors = tensors,
+          .ignored = config::decoder_ignored(),
+          .code = {{"configuration_cambium.py", configuration_cambium_py},
+                   {"feed_forwards_cambium.py", feed_forwards_cambium_py},
+                   {"mixers_cambium.py", mixers_cambium_py},
+                   {"modeling_cambium.py", modeling_cambium_py},
+                   {"sequences_cambium.py", sequences_cambium_py}}};
 }
 
 }  // namespace cambium
