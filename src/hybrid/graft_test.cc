@@ -126,6 +126,17 @@ LoadedModel make_gated_teacher(bool bends) {
   return teacher;
 }
 
+TEST(Graft, AWindowIsNeverWiderThanTheAttentionsOwn) {
+  UnitSpec attention = *teacher_spec().layers[0].mixer();
+  attention.options.set("window", int64_t{32});
+  for (const auto& [asked, expected] : {std::pair<int64_t, int64_t>{0, 32}, {64, 32}, {8, 8}}) {
+    for (const char* mixer : {"sliding_window", "parallel"}) {
+      const UnitSpec unit = graft_spec(attention, 24, {.mixer = mixer, .window = asked});
+      EXPECT_EQ(unit.options.integer(mixer, "window", 0), expected) << mixer;
+    }
+  }
+}
+
 TEST(Graft, AWindowKeepsGatesSoftCapsAndSinksScores) {
   LoadedModel teacher = make_gated_teacher(true);
   LoadedModel hybrid =

@@ -126,6 +126,8 @@ Graft lightning_graft();
 Graft sliding_window_graft();
 Graft parallel_graft();
 
+/// The window that is asked for, or 128; never wider than the attention's own.
+int64_t window_of(const UnitSpec& attention, const GraftOptions& options);
 /// Whether the attention has a gate of its output.
 bool has_gate(const UnitSpec& attention);
 /// Error for attention whose output has a gate where `mixer` has no place for it, or, where it has,

@@ -17,7 +17,7 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
          did_you_mean(mixer, known));
   UnitSpec unit = attention;
   unit.kind = "parallel";
-  unit.options.set("window", options.window > 0 ? options.window : int64_t{128});
+  unit.options.set("window", window_of(attention, options));
   if (options.sinks > 0) {
     unit.options.set("sinks", options.sinks);
   }

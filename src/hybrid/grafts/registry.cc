@@ -127,6 +127,12 @@ void put_calibrated_rates(const NewMixer& mixer, const AttentionStatistics& stat
   std::copy(rates.begin(), rates.end(), mixer.values("A_log"));
 }
 
+int64_t window_of(const UnitSpec& attention, const GraftOptions& options) {
+  const int64_t asked = options.window > 0 ? options.window : 128;
+  const int64_t own = attention.options.integer("attention", "window", 0);
+  return own > 0 ? std::min(own, asked) : asked;
+}
+
 bool has_gate(const UnitSpec& attention) {
   return attention.options.flag("attention", "gate", false);
 }

@@ -9,7 +9,7 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& /*shape*/,
               const GraftOptions& options) {
   UnitSpec unit = attention;
   unit.kind = "sliding_window";
-  unit.options.set("window", options.window > 0 ? options.window : int64_t{128});
+  unit.options.set("window", window_of(attention, options));
   if (options.sinks > 0) {
     unit.options.set("sinks", options.sinks);
   }
