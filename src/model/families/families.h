@@ -12,6 +12,9 @@ Family qwen2_family();
 Family qwen3_family();
 Family apriel_h_family();
 Family bamba_family();
+Family jamba_family();
+Family lfm2_family();
+Family olmo_hybrid_family();
 /// Described by their config.json: their units or tensors are not all built yet.
 Family granite_hybrid_family();
 Family nemotron_h_family();
@@ -20,6 +23,8 @@ Family minimax_m1_family();
 Family qwen3_next_family();
 Family deepseek_family();
 Family kimi_linear_family();
+/// Why models of this model_type are known and not read; empty for all others.
+std::string why_refused(const std::string& model_type);
 /// Our own layout: any mixer in any layer.
 Family cambium_family();
 
