@@ -399,6 +399,72 @@ std::vector<Case> cases() {
         {"norm.weight", {5}},
         {"out_proj.weight", {12, 20}},
         {"out_proj.bias", {12}}}},
+      {"experts",
+       {"experts",
+        {{"experts", int64_t{6}},
+         {"top", int64_t{2}},
+         {"inner", int64_t{7}},
+         {"router", "topk_softmax"}}},
+       {{"router.weight", {6, 12}},
+        {"experts.gate.weight", {6, 7, 12}},
+        {"experts.up.weight", {6, 7, 12}},
+        {"experts.down.weight", {6, 12, 7}}}},
+      {"experts beside a shared one with a gate",
+       {"experts",
+        {{"experts", int64_t{6}},
+         {"top", int64_t{3}},
+         {"inner", int64_t{7}},
+         {"router", "softmax"},
+         {"renormalise", true},
+         {"shared", int64_t{9}},
+         {"shared_gate", true}}},
+       {{"router.weight", {6, 12}},
+        {"experts.gate.weight", {6, 7, 12}},
+        {"experts.up.weight", {6, 7, 12}},
+        {"experts.down.weight", {6, 12, 7}},
+        {"shared.gate.weight", {9, 12}},
+        {"shared.up.weight", {9, 12}},
+        {"shared.down.weight", {12, 9}},
+        {"shared_gate.weight", {1, 12}}}},
+      {"experts of two matrices in a latent width, by groups",
+       {"experts",
+        {{"experts", int64_t{8}},
+         {"top", int64_t{2}},
+         {"inner", int64_t{7}},
+         {"router", "sigmoid"},
+         {"router_bias", true},
+         {"groups", int64_t{4}},
+         {"group_top", int64_t{2}},
+         {"renormalise", true},
+         {"scale", 2.5},
+         {"shared", int64_t{10}},
+         {"activation", "relu2"},
+         {"latent", int64_t{5}}}},
+       {{"router.weight", {8, 12}},
+        {"router.bias", {8}},
+        {"latent_in.weight", {5, 12}},
+        {"experts.up.weight", {8, 7, 5}},
+        {"experts.down.weight", {8, 5, 7}},
+        {"latent_out.weight", {12, 5}},
+        {"shared.up.weight", {10, 12}},
+        {"shared.down.weight", {12, 10}}}},
+      {"experts with biases and a clamped SwiGLU",
+       {"experts",
+        {{"experts", int64_t{4}},
+         {"top", int64_t{2}},
+         {"inner", int64_t{7}},
+         {"router", "topk_softmax"},
+         {"bias", true},
+         {"activation", "clamped_swiglu"},
+         {"limit", 0.5}}},
+       {{"router.weight", {4, 12}},
+        {"router.bias", {4}},
+        {"experts.gate.weight", {4, 7, 12}},
+        {"experts.gate.bias", {4, 7}},
+        {"experts.up.weight", {4, 7, 12}},
+        {"experts.up.bias", {4, 7}},
+        {"experts.down.weight", {4, 12, 7}},
+        {"experts.down.bias", {4, 12}}}},
       {"swiglu",
        {"swiglu", {{"inner", int64_t{20}}, {"gate_scale", 0.6}, {"bias", true}}},
        {{"gate.weight", {20, 12}},
@@ -814,31 +880,45 @@ TEST(Units, TheirLettersAndNamesDiffer) {
 }
 
 TEST(Units, WhatIsOnlyDeclaredIsCountedAndRefusedByName) {
-  const UnitSpec experts{"experts",
-                         {{"experts", int64_t{8}},
-                          {"top", int64_t{2}},
-                          {"inner", int64_t{16}},
-                          {"router", "sigmoid"},
-                          {"shared", int64_t{4}}}};
-  const auto unit = make_unit(experts, kWidth);
+  const UnitSpec latent{"latent_attention",
+                        {{"heads", int64_t{2}},
+                         {"kv_rank", int64_t{8}},
+                         {"nope_dim", int64_t{4}},
+                         {"rope_dim", int64_t{2}},
+                         {"value_dim", int64_t{4}}}};
+  const auto unit = make_unit(latent, kWidth);
   int64_t count = 0;
   unit->visit([&](const std::string&, Parameter& p) { count += p.numel(); });
-  EXPECT_EQ(count, 8 * 12 + 8 * 3 * 16 * 12 + 3 * 4 * 12);
-  EXPECT_EQ(unit->missing(), "experts");
-  const auto latent = make_unit({"latent_attention",
-                                 {{"heads", int64_t{2}},
-                                  {"kv_rank", int64_t{8}},
-                                  {"nope_dim", int64_t{4}},
-                                  {"rope_dim", int64_t{2}},
-                                  {"value_dim", int64_t{4}}}},
-                                kWidth);
-  EXPECT_EQ(latent->state_layout().bytes_per_token(), (8 + 2) * 4);
-  LayerSpec layer{{{.units = {experts}}, {.units = {{"swiglu", {{"inner", int64_t{8}}}}}}}};
+  EXPECT_EQ(count, 12 * 12 + 10 * 12 + 8 + 16 * 8 + 12 * 8);
+  EXPECT_EQ(unit->missing(), "latent_attention");
+  EXPECT_EQ(unit->state_layout().bytes_per_token(), (8 + 2) * 4);
+  LayerSpec layer{{{.units = {latent}}, {.units = {{"swiglu", {{"inner", int64_t{8}}}}}}}};
   layer.branches[0].units[0].name = "first";
   LayerSpec twice = layer;
-  twice.branches[1].units[0] = experts;
-  EXPECT_EQ(Layer(layer, kWidth).missing(), std::vector<std::string>{"experts"});
-  EXPECT_EQ(Layer(twice, kWidth).missing(), std::vector<std::string>{"experts"});
+  twice.branches[1].units[0] = latent;
+  EXPECT_EQ(Layer(layer, kWidth).missing(), std::vector<std::string>{"latent_attention"});
+  EXPECT_EQ(Layer(twice, kWidth).missing(), std::vector<std::string>{"latent_attention"});
+}
+
+TEST(Units, ExpertsSayWhatTheyCannotBe) {
+  const Options options = {
+      {"experts", int64_t{8}}, {"top", int64_t{3}}, {"inner", int64_t{5}}, {"router", "sigmoid"}};
+  const auto error = [&](std::initializer_list<std::pair<std::string, OptionValue>> more) {
+    return testing::error_of([&] { make_unit({"experts", with(options, more)}, kWidth); });
+  };
+  EXPECT_EQ(error({{"router", "hash"}}),
+            "experts: expected router softmax, topk_softmax or sigmoid, got 'hash'");
+  EXPECT_EQ(error({{"top", int64_t{9}}}), "experts: expected top of at most 8 experts, got 9");
+  EXPECT_EQ(
+      error({{"groups", int64_t{4}}, {"group_top", int64_t{1}}}),
+      "experts: expected groups that divide 8 experts, of which group_top hold the top 3, got "
+      "4 groups and group_top 1");
+  EXPECT_EQ(error({{"bias", true}, {"router_bias", true}}),
+            "experts: expected one bias of the router, of its logits (bias) or of its choice "
+            "(router_bias)");
+  EXPECT_EQ(error({{"shared_gate", true}}),
+            "experts: expected a shared expert, whose gate shared_gate is");
+  EXPECT_NE(error({{"activation", "tanh"}}).find("unknown activation 'tanh'"), std::string::npos);
 }
 
 TEST(Units, WhatIsOnlyDeclaredStartsAsItsLikeDoes) {

@@ -57,12 +57,15 @@ std::unique_ptr<Unit> make_swiglu(const Options& options, int64_t width);
 /// down(activation(up x)): inner, activation ("relu2", "gelu", "gelu_tanh", "silu", or "xielu" with
 /// its two learned numbers), bias (false).
 std::unique_ptr<Unit> make_feed_forward(const Options& options, int64_t width);
+/// Mixture of experts: experts, top, inner; router ("softmax", "topk_softmax" of the chosen,
+/// "sigmoid"), router_bias (of the choice alone), groups and group_top (1), renormalise (false),
+/// renormalise_eps (0), scale (1); shared (inner of the shared expert, 0 = none), shared_gate;
+/// activation ("swiglu", "clamped_swiglu" with its limit, 7, or of two matrices: "relu2" and the
+/// like); bias (false: of the router's logits and of the experts' matrices); latent (0 = none: the
+/// narrower width that the routed experts work in).
+std::unique_ptr<Unit> make_experts(const Options& options, int64_t width);
 
 /// Described, not yet run (declared.cc).
-/// Mixture of experts: experts, top, inner, router ("softmax", "topk_softmax", "sigmoid"),
-/// router_bias, groups, group_top, renormalise, scale; shared (inner of the shared expert, 0 =
-/// none), shared_gate; activation ("swiglu", or of two matrices: "relu2").
-std::unique_ptr<Unit> make_experts(const Options& options, int64_t width);
 /// Attention on a latent of keys and values (MLA): heads, q_rank (0 = full), kv_rank, nope_dim,
 /// rope_dim, value_dim, rope, scale, norm_eps; index_heads, index_dim, index_top (DSA).
 std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t width);

@@ -18,6 +18,10 @@ Tensor activation(Context& ctx, const Tensor& x, ActivationKind kind);
 /// f(gate) * up, the inside of a gated feed-forward (Shazeer 2020, arXiv 2002.05202).
 Tensor gated_activation(Context& ctx, const Tensor& gate, const Tensor& up, ActivationKind kind);
 
+/// (up + 1) gate sigmoid(1.702 gate) with gate at most `limit` and up within +-limit: the inside of
+/// gpt-oss's experts. No gradient passes where a limit acts.
+Tensor clamped_swiglu(Context& ctx, const Tensor& gate, const Tensor& up, float limit);
+
 /// xIELU (Huang & Schlag 2024, arXiv 2411.13010), with p = softplus(alpha_p) and n = beta +
 /// softplus(alpha_n): p x^2 + beta x for x > 0, else n (expm1(min(x, eps)) - x) + beta x. alpha_p,
 /// alpha_n: (1), of the type of sums.

@@ -17,6 +17,16 @@ struct Activate {
 CAMBIUM_KERNEL(activation_forward, Activate)
 CAMBIUM_KERNEL(activation_backward, Activate)
 
+/// The factor inside the sigmoid of clamped_swiglu.
+inline constexpr float kClampedSlope = 1.702F;
+template <class T>
+struct ClampedSwiglu {
+  View<T> gate, up, y;  // (rows, C)
+  float limit;
+};
+CAMBIUM_KERNEL(clamped_swiglu_forward, ClampedSwiglu)
+CAMBIUM_KERNEL(clamped_swiglu_backward, ClampedSwiglu)
+
 template <class T>
 struct Xielu {
   View<T> x, y;                   // (rows, C)

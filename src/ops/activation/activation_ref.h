@@ -73,6 +73,40 @@ void activation_backward::reference(const Activate<T>& a) {
   }
 }
 
+template <class T>
+void clamped_swiglu_forward::reference(const ClampedSwiglu<T>& a) {
+  const T limit = static_cast<T>(a.limit);
+  for (int64_t r = 0; r < a.y.count(); ++r) {
+    for (int64_t c = 0; c < a.y.channels; ++c) {
+      const T gate = std::min(a.gate.row(r)[c], limit);
+      const T up = std::clamp(a.up.row(r)[c], -limit, limit);
+      a.y.row(r)[c] = (up + 1) * gate / (1 + std::exp(-static_cast<T>(kClampedSlope) * gate));
+    }
+  }
+}
+
+template <class T>
+void clamped_swiglu_backward::reference(const ClampedSwiglu<T>& a) {
+  const T limit = static_cast<T>(a.limit);
+  const T slope = static_cast<T>(kClampedSlope);
+  for (int64_t r = 0; r < a.y.count(); ++r) {
+    for (int64_t c = 0; c < a.y.channels; ++c) {
+      const T raw_gate = a.gate.row(r)[c];
+      const T raw_up = a.up.row(r)[c];
+      const T gate = std::min(raw_gate, limit);
+      const T up = std::clamp(raw_up, -limit, limit);
+      const T s = 1 / (1 + std::exp(-slope * gate));
+      const T dy = a.y.grad_row(r)[c];
+      if (a.gate.grad != nullptr && raw_gate <= limit) {
+        a.gate.grad_row(r)[c] += dy * (up + 1) * s * (1 + slope * gate * (1 - s));
+      }
+      if (a.up.grad != nullptr && raw_up == up) {
+        a.up.grad_row(r)[c] += dy * gate * s;
+      }
+    }
+  }
+}
+
 namespace definition {
 
 template <class T>
