@@ -52,6 +52,11 @@ TEST(Hybrids, WhatIsWrittenReadsBack) {
        {{"layer_types", {"conv", "conv", "conv", "conv", "full_attention"}},
         {"tie_embedding", false},
         {"conv_bias", true}}},
+      {"lfm2_moe", "CCAC", Json::object()},
+      {"jamba", "11A11", Json::object()},
+      {"jamba", "1111A", {{"attn_layer_period", 8}, {"attn_layer_offset", 4}, {"num_experts", 1}}},
+      {"nemotron_h_moe", "2E2AE2E", Json::object()},
+      {"nemotron_h_latent", "2E2AE", Json::object()},
       {"olmo_hybrid", "GGGA", Json::object()},
       {"olmo_hybrid", "GGGA", {{"rope_parameters", nullptr}, {"linear_allow_neg_eigval", false}}},
       {"nemotron_h", "2f2f2Af2f2f", Json::object()},
@@ -99,8 +104,8 @@ TEST(Hybrids, WhatAFamilyCannotExpressIsNamed) {
 }
 
 TEST(Hybrids, OurLayoutSaysAllOfThem) {
-  for (const char* fixture :
-       {"bamba", "granite_hybrid", "falcon_h1", "nemotron_h", "lfm2", "olmo_hybrid"}) {
+  for (const char* fixture : {"bamba", "granite_hybrid", "falcon_h1", "nemotron_h", "lfm2",
+                              "lfm2_moe", "jamba", "nemotron_h_latent", "olmo_hybrid"}) {
     EXPECT_TRUE(expresses(find_family("cambium"), read(config_of(fixture)))) << fixture;
   }
 }
