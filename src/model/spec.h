@@ -78,6 +78,7 @@ struct Family {
   /// Patterns of tensors that hold nothing a config does not say.
   std::vector<std::string> ignored{};
   std::vector<SizeRule> sizes{};
+  std::vector<ConstantRule> constants{};
 
   /// The tensor that our parameter is written to, for example "layers.0.mixer.q_proj.weight" ->
   /// "model.layers.0.self_attn.q_proj.weight".

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <unordered_map>
 
@@ -93,6 +94,26 @@ bool same_elements(const TensorEntry& a, const TensorEntry& b) {
     }
   });
   return same;
+}
+
+/// Whether the tensor is one of the family's constants; Error where it has another value.
+bool is_constant(const Family& family, const TensorEntry& entry, const std::string& path) {
+  for (const ConstantRule& constant : family.constants) {
+    if (match_pattern(constant.theirs, entry.name)) {
+      const double value = entry.count() == 1 ? static_cast<double>(as_f32(entry)[0]) : NAN;
+      expect(std::abs(value - constant.value) <= 0.01 * std::abs(constant.value),  // it may be bf16
+             "{}: tensor {} {} is expected to be {}, as in every published {} model", path,
+             entry.name, shape_text(entry.shape), constant.value, family.name);
+      return true;
+    }
+  }
+  return false;
+}
+
+TensorSource constant_source(const std::string& name, double value) {
+  return {name, StoredType::kF32, {}, [number = static_cast<float>(value)](const PutBytes& put) {
+            put(std::as_bytes(std::span(&number, 1)));
+          }};
 }
 
 ParametersByName parameters_of(Model& model) {
@@ -268,7 +289,7 @@ void StoredModel::expect_fits(const SafeTensors& file) const {
         (spec.tied_head && entry.name == family.tensor_name(spec, "head.weight")) ||
         std::any_of(family.ignored.begin(), family.ignored.end(),
                     [&](const std::string& pattern) { return match_pattern(pattern, entry.name); });
-    expect(ignorable || found != used.end(),
+    expect(ignorable || found != used.end() || is_constant(family, entry, file.path()),
            "{}: tensor {} {} belongs to no parameter of this {} model; config.json and weights do "
            "not fit together",
            file.path(), entry.name, shape_text(entry.shape), spec.family);
@@ -337,7 +358,8 @@ std::optional<std::vector<WeightTarget>> stream_targets(const StoredParameter& f
 
 std::vector<TensorSource> tensor_sources(Model& model,
                                          const std::function<bool(const Parameter&)>& narrow) {
-  const std::vector<TensorRule>& rules = find_family(model.spec().family).tensors;
+  const Family& family = find_family(model.spec().family);
+  const std::vector<TensorRule>& rules = family.tensors;
   const ParametersByName parameters = parameters_of(model);
   std::vector<Joined> tensors;
   std::unordered_map<std::string, size_t> places;
@@ -356,6 +378,14 @@ std::vector<TensorSource> tensor_sources(Model& model,
     }
   });
   std::vector<TensorSource> sources;
+  for (const ConstantRule& constant : family.constants) {
+    for (const auto& [ours, parameter] : parameters) {
+      std::vector<std::string_view> captures;
+      if (match_pattern(constant.ours, ours, &captures)) {
+        sources.push_back(constant_source(fill_pattern(constant.theirs, captures), constant.value));
+      }
+    }
+  }
   for (const Joined& joined : tensors) {
     int64_t count = 0;
     for (const Joined::Member& member : joined.members) {

@@ -8,20 +8,6 @@
 namespace cambium {
 namespace {
 
-std::string fill(std::string_view pattern, const std::vector<std::string_view>& captures) {
-  std::string text;
-  size_t next = 0;
-  for (const char c : pattern) {
-    if (c == '*') {
-      CAMBIUM_CHECK(next < captures.size(), "{} has more stars than its rule", pattern);
-      text += captures[next++];
-    } else {
-      text += c;
-    }
-  }
-  return text;
-}
-
 /// Layer of "layers.N....".
 const LayerSpec* layer_of(const ModelSpec& spec, std::string_view ours) {
   std::vector<std::string_view> captures;
@@ -108,7 +94,7 @@ RowRange rows_in(const Parameter& p, std::string_view block, size_t axis) {
 StoredForm place(const TensorRule& rule, size_t index, const ModelSpec& spec,
                  const ParametersByName& parameters,
                  const std::vector<std::string_view>& captures) {
-  const std::string theirs = fill(rule.theirs, captures);
+  const std::string theirs = fill_pattern(rule.theirs, captures);
   const bool numbers = theirs.find('#') != std::string::npos;
   const size_t axis = rule.stacked || numbers ? 1 : 0;
   int64_t total = 0;
@@ -119,7 +105,7 @@ StoredForm place(const TensorRule& rule, size_t index, const ModelSpec& spec,
   const std::vector<std::string_view> parts = parts_of(rule);
   for (size_t i = 0; i < parts.size(); ++i) {
     const auto [pattern, block] = split_block(parts[i]);
-    const std::string name = fill(pattern, captures);
+    const std::string name = fill_pattern(pattern, captures);
     const auto it = parameters.find(name);
     CAMBIUM_CHECK(it != parameters.end() && it->second->shape.size() > axis,
                   "{} has rows of {}, which the model has not", theirs, name);
@@ -181,6 +167,20 @@ StoredForm place(const TensorRule& rule, size_t index, const ModelSpec& spec,
 
 }  // namespace
 
+std::string fill_pattern(std::string_view pattern, const std::vector<std::string_view>& captures) {
+  std::string text;
+  size_t next = 0;
+  for (const char c : pattern) {
+    if (c == '*') {
+      CAMBIUM_CHECK(next < captures.size(), "{} has more stars than its rule", pattern);
+      text += captures[next++];
+    } else {
+      text += c;
+    }
+  }
+  return text;
+}
+
 bool match_pattern(std::string_view pattern, std::string_view text,
                    std::vector<std::string_view>* captures) {
   while (!pattern.empty()) {
@@ -222,7 +222,7 @@ std::vector<std::string> stored_names(const std::vector<TensorRule>& rules, cons
     for (const std::string_view part : parts_of(rule)) {
       std::vector<std::string_view> captures;
       if (match_pattern(split_block(part).first, ours, &captures) && holds(rule, spec, ours)) {
-        names.push_back(numbered(fill(rule.theirs, captures), 0));
+        names.push_back(numbered(fill_pattern(rule.theirs, captures), 0));
       }
     }
   }

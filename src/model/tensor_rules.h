@@ -29,7 +29,7 @@ inline constexpr std::string_view kEveryRow = "*";
 struct TensorRule {
   const char* ours = "";
   /// `#` counts the entries of a stacked parameter, each of which is a tensor of its own.
-  const char* theirs = "";
+  std::string theirs{};
   /// Only in layers whose mixer is of this kind; empty = in all.
   std::string_view mixer{};
   /// Only where the output head is the embedding.
@@ -50,6 +50,14 @@ struct SizeRule {
   const char* mixer;
   const char* option;
   const char* parameter;  // relative to the layer
+};
+
+/// A tensor of one number that the family's programs look for and no configuration changes: it is
+/// checked where it is read, and written beside the parameter `ours`.
+struct ConstantRule {
+  const char* ours;
+  const char* theirs;
+  double value;
 };
 
 /// One loop over elements, with the steps it takes in our parameter and in their tensor.
@@ -79,6 +87,9 @@ using ParametersByName = std::map<std::string, const Parameter*>;
 /// What `*` of the pattern matched, or false.
 bool match_pattern(std::string_view pattern, std::string_view text,
                    std::vector<std::string_view>* captures = nullptr);
+
+/// The pattern with its stars filled.
+std::string fill_pattern(std::string_view pattern, const std::vector<std::string_view>& captures);
 
 /// The tensors that may hold our parameter, or some of its rows, by the rows of the table in order.
 std::vector<std::string> stored_names(const std::vector<TensorRule>& rules, const ModelSpec& spec,

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/spec.h"
@@ -36,6 +38,9 @@ void refuse_quantised(const Json& config, const std::string& where);
 /// Rotations of heads of `head_dim`; max_positions where the original length is not said.
 RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions,
                      const std::string& where);
+/// Rotations by kind of layer, as newer files of some families say them in rope_parameters: the
+/// configuration with those of full layers alone, and those of windowed layers where they are said.
+std::pair<Json, std::optional<Json>> split_ropes(const Json& config);
 /// rope_scaling, with the attention factor as it is.
 Json write_rope_scaling(const RopeConfig& rope);
 
@@ -69,6 +74,15 @@ ModelSpec read_decoder(const Json& config, const std::string& family, const std:
 /// from `full_below` on.
 void set_windows(ModelSpec& spec, const Json& config, int64_t window, int64_t full_below,
                  const std::string& where);
+/// The configuration with a list of layer_types where it has none: each `every`th layer is full.
+Json with_layer_types(Json config, int64_t every, const std::string& where);
+/// layer_types and sliding_window (null where no layer has one) of layers of attention; Error for
+/// several windows.
+void write_layer_types(const ModelSpec& spec, Json& config);
+/// What decoders of attention spell alike, from the first layer: read_model's keys, sizes, the part
+/// of a head that turns. For writers that end in expressed().
+Json write_attention_decoder(const ModelSpec& spec, const char* architecture,
+                             const char* model_type);
 /// The same keys written, from a spec of layers that differ in their windows at most; Error where
 /// the traits cannot express it.
 Json write_decoder(const ModelSpec& spec, const char* architecture, const char* model_type,
@@ -85,6 +99,9 @@ Json write_common(const ModelSpec& spec);
 
 /// The names of Llama's checkpoints, after the family's own `more`, which win.
 std::vector<TensorRule> decoder_tensors(std::vector<TensorRule> more = {});
+/// The rows, and after them those of the same tensors in a file with other modalities beside the
+/// text: under "language_model." or, as newer files have them, "model.language_model.".
+std::vector<TensorRule> composite_tensors(const std::vector<TensorRule>& text);
 /// Buffers of older files.
 std::vector<std::string> decoder_ignored();
 /// A family whose config.json is read and not written, with our names for its tensors.

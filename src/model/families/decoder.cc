@@ -149,6 +149,62 @@ void set_windows(ModelSpec& spec, const Json& config, int64_t window, int64_t fu
   }
 }
 
+Json with_layer_types(Json config, int64_t every, const std::string& where) {
+  if (!has(config, "layer_types")) {
+    const int64_t layers = integer(config, "num_hidden_layers", 1, kMaxLayers, where);
+    Json types = Json::array();
+    for (int64_t i = 0; i < layers; ++i) {
+      types.push_back((i + 1) % every == 0 ? "full_attention" : "sliding_attention");
+    }
+    config["layer_types"] = types;
+  }
+  return config;
+}
+
+void write_layer_types(const ModelSpec& spec, Json& config) {
+  Json types = Json::array();
+  Json window;
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    const UnitSpec* mixer = spec.layers[i].mixer();
+    const int64_t own = mixer == nullptr ? 0 : mixer->options.integer("attention", "window", 0);
+    expect(own == 0 || window.is_null() || window == own,
+           "a {} config.json has one sliding window for all its layers, and layer {} has another; "
+           "write the cambium layout instead",
+           spec.family, i);
+    if (own > 0) {
+      window = own;
+    }
+    types.push_back(own > 0 ? "sliding_attention" : "full_attention");
+  }
+  config["sliding_window"] = window;
+  config["layer_types"] = types;
+}
+
+Json write_attention_decoder(const ModelSpec& spec, const char* architecture,
+                             const char* model_type) {
+  expect(!spec.layers.empty() && spec.layers.front().mixes_by("attention") &&
+             spec.layers.front().feed_forward() != nullptr &&
+             spec.layers.front().feed_forward()->options.has("inner"),
+         "a {} config.json cannot express layer 0 ({}); write the cambium layout instead",
+         model_type, spec.layers.empty() ? "none" : layer_kind(spec.layers.front()));
+  Json config;
+  config["architectures"] = Json::array({architecture});
+  config["model_type"] = model_type;
+  config.update(write_common(spec));
+  const Options& attention = spec.layers.front().mixer()->options;
+  const int64_t head_dim = attention.integer("attention", "head_dim");
+  config["intermediate_size"] = inner_of(spec.layers.front());
+  config["num_attention_heads"] = attention.integer("attention", "heads");
+  config["num_key_value_heads"] = attention.integer("attention", "kv_heads");
+  config["head_dim"] = head_dim;
+  if (spec.rope.dim != head_dim) {
+    config["partial_rotary_factor"] =
+        static_cast<double>(spec.rope.dim) / static_cast<double>(head_dim);
+  }
+  config["torch_dtype"] = "float32";
+  return config;
+}
+
 bool is_decoder_layer(const LayerSpec& layer, const NormSpec& norm) {
   const UnitSpec* mixer = layer.mixer();
   const UnitSpec* feed_forward = layer.feed_forward();
@@ -245,6 +301,19 @@ std::vector<TensorRule> decoder_tensors(std::vector<TensorRule> more) {
   };
   more.insert(more.end(), common.begin(), common.end());
   return more;
+}
+
+std::vector<TensorRule> composite_tensors(const std::vector<TensorRule>& text) {
+  std::vector<TensorRule> rules = text;
+  for (const TensorRule& row : text) {
+    TensorRule& released = rules.emplace_back(row);
+    released.theirs = "language_model." + row.theirs;
+    if (row.theirs.starts_with("model.")) {
+      TensorRule& newer = rules.emplace_back(row);
+      newer.theirs = "model.language_model." + row.theirs.substr(6);
+    }
+  }
+  return rules;
 }
 
 std::vector<std::string> decoder_ignored() {

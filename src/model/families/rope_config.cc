@@ -59,6 +59,19 @@ std::vector<double> factors(const Json& scaling, const char* key, int64_t count,
 
 }  // namespace
 
+std::pair<Json, std::optional<Json>> split_ropes(const Json& config) {
+  Json full = config;
+  std::optional<Json> local;
+  const auto it = config.find("rope_parameters");
+  if (it != config.end() && it->is_object() && it->contains("full_attention")) {
+    full["rope_parameters"] = it->at("full_attention");
+    if (it->contains("sliding_attention")) {
+      local = Json{{"rope_parameters", it->at("sliding_attention")}};
+    }
+  }
+  return {full, local};
+}
+
 RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions,
                      const std::string& where) {
   RopeConfig rope;
@@ -68,6 +81,8 @@ RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
     if (const auto it = config.find(key); it != config.end() && it->is_object()) {
       scaling = *it;
+      expect(!has(scaling, "full_attention"),
+             "{}: '{}' says rotations by kind of layer, which this family has not", where, key);
       rope.theta = real_or(scaling, "rope_theta", rope.theta, where);
       partial = real_or(scaling, "partial_rotary_factor", partial, where);
     }

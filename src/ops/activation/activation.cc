@@ -27,8 +27,8 @@ ActivationKind find_activation(const std::string& name) {
     }
     names.emplace_back(known);
   }
-  fail("unknown activation '{}'{}; known activations: {}", name, did_you_mean(name, names),
-       join(names, ", "));
+  fail("[activation] expected one of {}, got '{}'{}", join(names, ", "), name,
+       did_you_mean(name, names));
 }
 
 static Tensor activate(Context& ctx, const Tensor& x, const Tensor& up, ActivationKind kind) {

@@ -84,6 +84,44 @@ INSTANTIATE_TEST_SUITE_P(
             {{{70, 24}, -0.4, 0.1}, {{1}, 20.5, 21}, {{1}, -3, -2}}}),
     ::testing::PrintToStringParamName());
 
+std::vector<double> capped(Context& ctx, Dtype type, const std::vector<double>& logits,
+                           const std::vector<double>& grad) {
+  const OwnedTensor x(type, {7, 19}, false, ctx.device());
+  const OwnedTensor d(type, {7, 19}, false, ctx.device());
+  testing::put(x.view, logits);
+  testing::put(d.view, grad);
+  soft_cap(ctx, x.view, 3.0F);
+  soft_cap_grad(ctx, d.view, x.view, 3.0F);
+  ctx.synchronize();
+  std::vector<double> all = testing::take(x.view);
+  const std::vector<double> grads = testing::take(d.view);
+  all.insert(all.end(), grads.begin(), grads.end());
+  return all;
+}
+
+TEST(SoftCap, IsItsFormulaAndSoIsItsGradient) {
+  const auto drawn = testing::draw({{{7, 19}, -9, 9}, {{7, 19}}});
+  std::vector<double> exact;
+  for (const double x : drawn[0]) {
+    exact.push_back(3.0 * std::tanh(x / 3.0));
+  }
+  for (size_t i = 0; i < drawn[0].size(); ++i) {
+    const double slope = 1.0 / std::pow(std::cosh(drawn[0][i] / 3.0), 2.0);
+    exact.push_back(drawn[1][i] * slope);
+  }
+  Arena arena;
+  Context ctx{.arena = &arena};
+  EXPECT_LE(testing::relative_error(capped(ctx, Dtype::kF64, drawn[0], drawn[1]), exact), 1e-12);
+  EXPECT_LE(testing::relative_error(capped(ctx, Dtype::kF32, drawn[0], drawn[1]), exact), 1e-5);
+  if (testing::on_cuda()) {
+    testing::CudaContext cuda;
+    EXPECT_LE(testing::relative_error(capped(cuda.ctx, Dtype::kF32, drawn[0], drawn[1]), exact),
+              1e-5);
+    EXPECT_LE(testing::relative_error(capped(cuda.ctx, Dtype::kBF16, drawn[0], drawn[1]), exact),
+              2e-2);
+  }
+}
+
 TEST(FeedForwardFunction, WhatIsWrongIsNamed) {
   Arena arena;
   Context ctx{.arena = &arena};
@@ -91,8 +129,8 @@ TEST(FeedForwardFunction, WhatIsWrongIsNamed) {
   const Tensor other = ctx.result(Dtype::kF32, {2, 4}, false);
   const Tensor one = ctx.result(Dtype::kF32, {1}, false);
   EXPECT_EQ(error_of([&] { find_activation("gelu_tan"); }),
-            "unknown activation 'gelu_tan'; did you mean 'gelu_tanh'?; known activations: silu, "
-            "relu2, gelu, gelu_tanh");
+            "[activation] expected one of silu, relu2, gelu, gelu_tanh, got 'gelu_tan'; did you "
+            "mean 'gelu_tanh'?");
   EXPECT_EQ(
       error_of([&] { gated_activation(ctx, x, other, ActivationKind::kGelu); }),
       "[gated_activation] expected up like the first input, f32 (2, 3) with contiguous rows, got "
