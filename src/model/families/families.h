@@ -12,11 +12,15 @@ Family qwen2_family();
 Family qwen3_family();
 Family apriel_h_family();
 Family bamba_family();
+Family mixtral_family();
+Family qwen3_moe_family();
+Family minimax_family();
+Family minimax_m1_family();
+Family minimax_m2_family();
 /// Described by their config.json: their units or tensors are not all built yet.
 Family granite_hybrid_family();
 Family nemotron_h_family();
 Family falcon_h1_family();
-Family minimax_m1_family();
 Family qwen3_next_family();
 Family deepseek_family();
 Family kimi_linear_family();

@@ -113,9 +113,6 @@ UnitSpec nemotron_experts(const Json& config, const std::string& where) {
       config::integer_or(config, "n_shared_experts", 0, 0, kMaxExperts, where) > 0
           ? config::integer(config, "moe_shared_expert_intermediate_size", 1, kMaxInner, where)
           : 0;
-  expect(!config::has(config, "moe_latent_size"),
-         "{}: 'moe_latent_size' puts the experts behind a narrower width, which is not supported",
-         where);
   return {"experts",
           {{"experts", config::integer(config, "n_routed_experts", 1, kMaxExperts, where)},
            {"top", config::integer(config, "num_experts_per_tok", 1, kMaxExperts, where)},
@@ -125,9 +122,11 @@ UnitSpec nemotron_experts(const Json& config, const std::string& where) {
            {"groups", config::integer_or(config, "n_group", 1, 1, kMaxExperts, where)},
            {"group_top", config::integer_or(config, "topk_group", 1, 1, kMaxExperts, where)},
            {"renormalise", config::flag_or(config, "norm_topk_prob", true, where)},
+           {"renormalise_eps", 1e-20},
            {"scale", config::real_or(config, "routed_scaling_factor", 1.0, where)},
            {"shared", shared},
-           {"activation", std::string("relu2")}}};
+           {"activation", config::text_or(config, "mlp_hidden_act", "relu2", where)},
+           {"latent", config::integer_or(config, "moe_latent_size", 0, 0, kMaxWidth, where)}}};
 }
 
 /// A letter a layer: M Mamba-2, * attention, - feed-forward, E experts. Newer files have words.
@@ -217,6 +216,23 @@ std::string write_nemotron_h(const ModelSpec& spec) {
   if (const UnitSpec* dense = find_unit(spec, "feed_forward"); dense != nullptr) {
     config["intermediate_size"] = dense->options.integer("feed_forward", "inner");
     config["mlp_hidden_act"] = dense->options.text("feed_forward", "activation");
+  }
+  if (const UnitSpec* experts = find_unit(spec, "experts"); experts != nullptr) {
+    const Options& o = experts->options;
+    const auto integer = [&](const char* key) { return o.integer("experts", key, 0); };
+    config["n_routed_experts"] = integer("experts");
+    config["num_experts_per_tok"] = integer("top");
+    config["moe_intermediate_size"] = integer("inner");
+    config["n_group"] = o.integer("experts", "groups", 1);
+    config["topk_group"] = o.integer("experts", "group_top", 1);
+    config["norm_topk_prob"] = o.flag("experts", "renormalise", false);
+    config["routed_scaling_factor"] = o.real("experts", "scale", 1.0);
+    config["n_shared_experts"] = integer("shared") > 0 ? 1 : 0;
+    config["moe_shared_expert_intermediate_size"] = integer("shared");
+    config["mlp_hidden_act"] = o.text("experts", "activation", "relu2");
+    if (integer("latent") > 0) {
+      config["moe_latent_size"] = integer("latent");
+    }
   }
   return config::expressed(config, spec, read_nemotron_h);
 }
@@ -398,24 +414,43 @@ std::string write_bamba(const ModelSpec& spec) {
 
 Family nemotron_h_family() {
   // The library saves `model.` where NVIDIA's files have `backbone.`.
-  return {"nemotron_h",
-          {"nemotron_h"},
-          read_nemotron_h,
-          write_nemotron_h,
-          {{"embed.weight", "backbone.embeddings.weight"},
-           {"embed.weight", "model.embeddings.weight"},
-           {"head.weight", "lm_head.weight"},
-           {"norm.*", "backbone.norm_f.*"},
-           {"norm.*", "model.norm_f.*"},
-           {"layers.*.input_norm.*", "backbone.layers.*.norm.*"},
-           {"layers.*.input_norm.*", "model.layers.*.norm.*"},
-           {"layers.*.feed_forward.up.*", "backbone.layers.*.mixer.up_proj.*"},
-           {"layers.*.feed_forward.up.*", "model.layers.*.mixer.up_proj.*"},
-           {"layers.*.feed_forward.down.*", "backbone.layers.*.mixer.down_proj.*"},
-           {"layers.*.feed_forward.down.*", "model.layers.*.mixer.down_proj.*"},
-           {"layers.*.mixer.*", "backbone.layers.*.mixer.*"},
-           {"layers.*.mixer.*", "model.layers.*.mixer.*"}},
-          {}};
+  return {
+      "nemotron_h",
+      {"nemotron_h"},
+      read_nemotron_h,
+      write_nemotron_h,
+      {{"embed.weight", "backbone.embeddings.weight"},
+       {"embed.weight", "model.embeddings.weight"},
+       {"head.weight", "lm_head.weight"},
+       {"norm.*", "backbone.norm_f.*"},
+       {"norm.*", "model.norm_f.*"},
+       {"layers.*.input_norm.*", "backbone.layers.*.norm.*"},
+       {"layers.*.input_norm.*", "model.layers.*.norm.*"},
+       {"layers.*.feed_forward.up.*", "backbone.layers.*.mixer.up_proj.*"},
+       {"layers.*.feed_forward.up.*", "model.layers.*.mixer.up_proj.*"},
+       {"layers.*.feed_forward.down.*", "backbone.layers.*.mixer.down_proj.*"},
+       {"layers.*.feed_forward.down.*", "model.layers.*.mixer.down_proj.*"},
+       {"layers.*.feed_forward.router.weight", "backbone.layers.*.mixer.gate.weight"},
+       {"layers.*.feed_forward.router.weight", "model.layers.*.mixer.gate.weight"},
+       {"layers.*.feed_forward.router.bias",
+        "backbone.layers.*.mixer.gate.e_score_correction_bias"},
+       {"layers.*.feed_forward.router.bias", "model.layers.*.mixer.gate.e_score_correction_bias"},
+       {"layers.*.feed_forward.experts.up.*", "backbone.layers.*.mixer.experts.#.up_proj.*"},
+       {"layers.*.feed_forward.experts.up.*", "model.layers.*.mixer.experts.#.up_proj.*"},
+       {"layers.*.feed_forward.experts.down.*", "backbone.layers.*.mixer.experts.#.down_proj.*"},
+       {"layers.*.feed_forward.experts.down.*", "model.layers.*.mixer.experts.#.down_proj.*"},
+       {"layers.*.feed_forward.shared.up.*", "backbone.layers.*.mixer.shared_experts.up_proj.*"},
+       {"layers.*.feed_forward.shared.up.*", "model.layers.*.mixer.shared_experts.up_proj.*"},
+       {"layers.*.feed_forward.shared.down.*",
+        "backbone.layers.*.mixer.shared_experts.down_proj.*"},
+       {"layers.*.feed_forward.shared.down.*", "model.layers.*.mixer.shared_experts.down_proj.*"},
+       {"layers.*.feed_forward.latent_in.*", "backbone.layers.*.mixer.fc1_latent_proj.*"},
+       {"layers.*.feed_forward.latent_in.*", "model.layers.*.mixer.fc1_latent_proj.*"},
+       {"layers.*.feed_forward.latent_out.*", "backbone.layers.*.mixer.fc2_latent_proj.*"},
+       {"layers.*.feed_forward.latent_out.*", "model.layers.*.mixer.fc2_latent_proj.*"},
+       {"layers.*.mixer.*", "backbone.layers.*.mixer.*"},
+       {"layers.*.mixer.*", "model.layers.*.mixer.*"}},
+      {}};
 }
 
 Family falcon_h1_family() {

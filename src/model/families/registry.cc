@@ -8,7 +8,8 @@ const std::vector<Family>& families() {
       llama_family(),      mistral_family(),     ministral_family(),  qwen2_family(),
       qwen3_family(),      apriel_h_family(),    bamba_family(),      granite_hybrid_family(),
       nemotron_h_family(), falcon_h1_family(),   minimax_m1_family(), qwen3_next_family(),
-      deepseek_family(),   kimi_linear_family(), cambium_family()};
+      deepseek_family(),   kimi_linear_family(), mixtral_family(),    qwen3_moe_family(),
+      minimax_family(),    minimax_m2_family(),  cambium_family()};
   return table;
 }
 
