@@ -26,8 +26,12 @@ Family falcon_h1_family();
 Family jamba_family();
 Family lfm2_family();
 Family olmo_hybrid_family();
-/// Described by their config.json: their units or tensors are not all built yet.
+Family mixtral_family();
+Family qwen3_moe_family();
+Family minimax_family();
 Family minimax_m1_family();
+Family minimax_m2_family();
+/// Described by their config.json: their units or tensors are not all built yet.
 Family qwen3_next_family();
 Family deepseek_family();
 Family kimi_linear_family();

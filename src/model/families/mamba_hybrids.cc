@@ -414,7 +414,8 @@ std::vector<TensorRule> nemotron_tensors() {
 }  // namespace
 
 Family nemotron_h_family() {
-  return {"nemotron_h", {"nemotron_h"}, read_nemotron_h, write_nemotron_h, nemotron_tensors(), {}};
+  return {"nemotron_h",     {"nemotron_h"},     read_nemotron_h,
+          write_nemotron_h, nemotron_tensors(), {"mtp.*"}};  // predict tokens more
 }
 
 Family falcon_h1_family() {
