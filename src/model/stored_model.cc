@@ -58,19 +58,48 @@ void read_elements(const Tensor& to, int64_t at, const TensorEntry& from) {
   }
 }
 
+void store_number(float* to, float x) {
+  *to = x;
+}
+void store_number(bf16* to, float x) {
+  *to = round_to_bf16(x);
+}
+
 /// Where neighbours of ours are not neighbours over there: one element at a time.
 template <class T>
-void gather(T* to, const StoredPiece& piece, const std::vector<float>& from) {
+void gather(T* to, const StoredPiece& piece, const PackedTensor& from) {
   const PieceLoop& last = piece.loops.back();
   each_run(piece, [&](int64_t ours, int64_t theirs) {
     for (int64_t i = 0; i < last.count; ++i) {
-      const float x = from[static_cast<size_t>(theirs + i * last.theirs)];
-      if constexpr (std::is_same_v<T, float>) {
-        to[ours + i * last.ours] = x;
+      float x = 0.0F;
+      if (from.is_packed()) {
+        from.unpack(theirs + i * last.theirs, std::span(&x, 1));
       } else {
-        to[ours + i * last.ours] = round_to_bf16(x);
+        copy_as_f32(elements(from.values, theirs + i * last.theirs, 1), std::span(&x, 1));
       }
+      store_number(to + ours + i * last.ours, x);
     }
+  });
+}
+
+/// `count` numbers from `theirs` on, to `to` and on.
+template <class T>
+void unpack_run(T* to, const PackedTensor& from, int64_t theirs, int64_t count) {
+  constexpr int64_t kStep = int64_t{1} << 16;
+  parallel_for(count, kStep, [&](int64_t begin, int64_t end) {
+    std::vector<float> numbers(static_cast<size_t>(end - begin));
+    from.unpack(theirs + begin, numbers);
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      store_number(to + begin + static_cast<int64_t>(i), numbers[i]);
+    }
+  });
+}
+
+template <class T>
+void read_packed(T* to, const StoredParameter::Source& source) {
+  const int64_t count = source.piece.loops.back().count;
+  each_run(source.piece, [&](int64_t ours, int64_t theirs) {
+    unpack_run(to + ours, source.packed, theirs, count);
   });
 }
 
@@ -114,6 +143,14 @@ TensorSource constant_source(const std::string& name, double value) {
   return {name, StoredType::kF32, {}, [number = static_cast<float>(value)](const PutBytes& put) {
             put(std::as_bytes(std::span(&number, 1)));
           }};
+}
+
+int64_t count_of(const std::vector<int64_t>& shape) {
+  int64_t n = 1;
+  for (const int64_t size : shape) {
+    n *= size;
+  }
+  return n;
 }
 
 ParametersByName parameters_of(Model& model) {
@@ -209,19 +246,22 @@ TensorSource source_of(const Joined& joined) {
 }  // namespace
 
 StoredType StoredParameter::dtype() const {
-  const bool narrow = std::all_of(sources.begin(), sources.end(), [](const Source& source) {
-    return source.entry.dtype == StoredType::kBF16;
-  });
-  const StoredType first = sources.front().entry.dtype;
-  return narrow || first != StoredType::kBF16 ? first : StoredType::kF32;
+  const auto is_narrow = [](const Source& source) {
+    return source.packed.is_packed() || source.entry().dtype == StoredType::kBF16;
+  };
+  if (std::all_of(sources.begin(), sources.end(), is_narrow)) {
+    return StoredType::kBF16;
+  }
+  return is_narrow(sources.front()) ? StoredType::kF32 : sources.front().entry().dtype;
 }
 
 std::optional<TensorEntry> StoredParameter::run() const {
-  if (sources.size() != 1 || !sources.front().piece.is_one_run()) {
+  if (sources.size() != 1 || !sources.front().piece.is_one_run() ||
+      sources.front().packed.is_packed()) {
     return std::nullopt;
   }
-  const auto& [piece, entry] = sources.front();
-  TensorEntry result = elements(entry, piece.theirs, piece.count());
+  const StoredPiece& piece = sources.front().piece;
+  TensorEntry result = elements(sources.front().entry(), piece.theirs, piece.count());
   result.shape = shape;
   return result;
 }
@@ -243,14 +283,14 @@ std::optional<StoredParameter> StoredModel::find_whole(const SafeTensors& file,
        stored_forms(find_family(whole().family).tensors, whole(), parameters_, ours)) {
     StoredParameter stored{{}, parameters_.at(ours)->shape};
     for (StoredPiece& piece : form) {
-      const TensorEntry* entry = file.find(piece.tensor);
-      if (entry == nullptr) {
+      std::optional<PackedTensor> found = find_packed(file, piece.tensor);
+      if (!found) {
         break;
       }
-      expect(same_shape(entry->shape, piece.shape),
-             "{}: tensor {} has shape {}, expected {} by config.json", file.path(), entry->name,
-             shape_text(entry->shape), shape_text(piece.shape));
-      stored.sources.push_back({std::move(piece), *entry});
+      expect(same_shape(found->shape, piece.shape),
+             "{}: tensor {} has shape {}, expected {} by config.json", file.path(),
+             found->values.name, shape_text(found->shape), shape_text(piece.shape));
+      stored.sources.push_back({std::move(piece), *std::move(found)});
     }
     if (stored.sources.size() == form.size()) {
       return stored;
@@ -267,7 +307,8 @@ std::optional<StoredParameter> StoredModel::find(const SafeTensors& file,
 void StoredModel::expect_fits(const SafeTensors& file) const {
   const ModelSpec& spec = whole();
   const Family& family = find_family(spec.family);
-  std::unordered_map<std::string, int64_t> used;  // elements of each tensor
+  std::unordered_map<std::string, int64_t> used;    // numbers of each tensor
+  std::unordered_map<std::string, int64_t> wanted;  // those it has
   std::vector<std::string> missing;
   model_->visit([&](const std::string& ours, Parameter& /*p*/) {
     const std::optional<StoredParameter> stored = find_whole(file, ours);
@@ -275,17 +316,22 @@ void StoredModel::expect_fits(const SafeTensors& file) const {
       missing.push_back(family.tensor_name(spec, ours));
       return;
     }
-    for (const auto& [piece, entry] : stored->sources) {
-      used[entry.name] += piece.count();
+    for (const auto& [piece, packed] : stored->sources) {
+      for (const std::string& part : packed.parts) {
+        used[part] += part == packed.values.name ? piece.count() : 0;
+      }
+      wanted[packed.values.name] = count_of(packed.shape);
     }
   });
   expect(missing.empty(), "{}: {} of the model's tensors are missing, the first is {}", file.path(),
          missing.size(), missing.empty() ? "" : missing.front());
   for (const TensorEntry& entry : file.tensors()) {
     const auto found = used.find(entry.name);
-    CAMBIUM_CHECK(found == used.end() || found->second == entry.count(),
+    const auto all = wanted.find(entry.name);
+    CAMBIUM_CHECK(all == wanted.end() || found->second == all->second,
                   "{} elements of {} are asked for", found->second, entry.name);
     const bool ignorable =
+        is_activation_scale(entry.name) ||
         (spec.tied_head && entry.name == family.tensor_name(spec, "head.weight")) ||
         std::any_of(family.ignored.begin(), family.ignored.end(),
                     [&](const std::string& pattern) { return match_pattern(pattern, entry.name); });
@@ -298,17 +344,40 @@ void StoredModel::expect_fits(const SafeTensors& file) const {
 
 void read_into(const Tensor& to, const StoredParameter& from) {
   CAMBIUM_CHECK(to.contiguous() && to.device.kind == Device::kCpu, "{}", to);
-  for (const auto& [piece, entry] : from.sources) {
-    if (piece.has_runs()) {
-      each_run(piece,
-               [&, &whole = entry, count = piece.loops.back().count](int64_t ours, int64_t theirs) {
-                 read_elements(to, ours, elements(whole, theirs, count));
-               });
-    } else if (to.dtype == Dtype::kF32) {
-      gather(to.ptr<float>(), piece, as_f32(entry));
+  for (const StoredParameter::Source& source : from.sources) {
+    const StoredPiece& piece = source.piece;
+    const bool is_f32 = to.dtype == Dtype::kF32;
+    if (!piece.has_runs()) {
+      is_f32 ? gather(to.ptr<float>(), piece, source.packed)
+             : gather(to.ptr<bf16>(), piece, source.packed);
+    } else if (source.packed.is_packed()) {
+      is_f32 ? read_packed(to.ptr<float>(), source) : read_packed(to.ptr<bf16>(), source);
     } else {
-      gather(to.ptr<bf16>(), piece, as_f32(entry));
+      each_run(piece, [&, count = piece.loops.back().count](int64_t ours, int64_t theirs) {
+        read_elements(to, ours, elements(source.entry(), theirs, count));
+      });
     }
+  }
+}
+
+void read_to_device(const Tensor& to, const StoredParameter& from) {
+  const Tensor flat = to.detached().reshape({to.numel()});
+  const bool in_pieces =
+      std::all_of(from.sources.begin(), from.sources.end(),
+                  [](const StoredParameter::Source& s) { return s.piece.is_one_run(); });
+  if (!in_pieces) {
+    const OwnedTensor here(to.dtype, from.shape);
+    read_into(here.view, from);
+    copy(to.detached(), here.view);
+    return;
+  }
+  for (const StoredParameter::Source& source : from.sources) {
+    const int64_t count = source.piece.count();
+    StoredParameter one{{source}, {count}};
+    one.sources.front().piece.ours = 0;
+    const OwnedTensor here(to.dtype, {count});
+    read_into(here.view, one);
+    copy(flat.slice(0, source.piece.ours, count), here.view);
   }
 }
 
@@ -336,8 +405,8 @@ bool same_values(const StoredParameter& a, const StoredParameter& b) {
 std::optional<std::vector<WeightTarget>> stream_targets(const StoredParameter& from,
                                                         const Tensor& to) {
   int64_t runs = 0;
-  for (const auto& [piece, entry] : from.sources) {
-    if (!piece.has_runs()) {
+  for (const auto& [piece, packed] : from.sources) {
+    if (!piece.has_runs() || packed.is_packed()) {
       return std::nullopt;
     }
     runs += piece.count() / piece.loops.back().count;
@@ -347,11 +416,11 @@ std::optional<std::vector<WeightTarget>> stream_targets(const StoredParameter& f
   }
   const Tensor flat = to.detached().reshape({to.numel()});
   std::vector<WeightTarget> targets;
-  for (const auto& [piece, entry] : from.sources) {
-    each_run(piece,
-             [&, &whole = entry, count = piece.loops.back().count](int64_t ours, int64_t theirs) {
-               targets.push_back({elements(whole, theirs, count), flat.slice(0, ours, count)});
-             });
+  for (const auto& [piece, packed] : from.sources) {
+    each_run(piece, [&, &whole = packed.values, count = piece.loops.back().count](int64_t ours,
+                                                                                  int64_t theirs) {
+      targets.push_back({elements(whole, theirs, count), flat.slice(0, ours, count)});
+    });
   }
   return targets;
 }

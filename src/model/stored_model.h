@@ -10,6 +10,7 @@
 
 #include "files/safetensors.h"
 #include "model/model.h"
+#include "model/packed_tensor.h"
 #include "model/supernet.h"
 #include "model/weight_stream.h"
 
@@ -19,12 +20,14 @@ namespace cambium {
 struct StoredParameter {
   struct Source {
     StoredPiece piece;
-    TensorEntry entry;  // the whole tensor
+    PackedTensor packed;  // the whole tensor
+
+    const TensorEntry& entry() const { return packed.values; }
   };
   std::vector<Source> sources;
   std::vector<int64_t> shape;  // of the parameter
 
-  /// bf16 where all of it is, else that of the first.
+  /// bf16 where all of it is, or is packed in less; else that of the first.
   StoredType dtype() const;
   /// The parameter as a tensor of its own, where its elements lie one after the other.
   std::optional<TensorEntry> run() const;
@@ -50,6 +53,8 @@ class StoredModel {
   ActiveUnits active_;  // empty: all of it
 };
 
+/// Fills a contiguous tensor of a device, f32 or bf16, by way of the host: one piece at a time.
+void read_to_device(const Tensor& to, const StoredParameter& from);
 /// Fills a contiguous tensor of the host, f32 or bf16.
 void read_into(const Tensor& to, const StoredParameter& from);
 /// Whether two stored parameters have the same values; of one type, the same bytes.

@@ -366,7 +366,7 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
       loaded.weights.add(ours, p, dtype, trained);
       read_into(p.tensor, found);
       for (const StoredParameter::Source& source : found.sources) {
-        file->release(source.entry);
+        file->release(source.entry());
       }
     }
   });
@@ -379,9 +379,7 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
         targets.insert(targets.end(), some->begin(), some->end());
         continue;
       }
-      const OwnedTensor here(parameter->tensor.dtype, parameter->shape);
-      read_into(here.view, found);
-      copy(parameter->tensor.detached(), here.view);
+      read_to_device(parameter->tensor, found);
     }
     stream_weights(*file, std::move(targets), options.device,
                    {.label = fmt::format("loading {}", dir.string())});

@@ -32,7 +32,8 @@ std::string text_or(const Json& config, const char* key, const char* fallback,
 /// A list of `count` strings.
 std::vector<std::string> texts(const Json& config, const char* key, size_t count,
                                const std::string& where);
-/// Error for a checkpoint whose quantization_config says that its weights are not numbers to read.
+/// Error for a checkpoint whose quantization_config says that its weights are none that
+/// model/packed_tensor.h reads.
 void refuse_quantised(const Json& config, const std::string& where);
 
 /// Rotations of heads of `head_dim`; max_positions where the original length is not said.

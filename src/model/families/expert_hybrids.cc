@@ -1,4 +1,4 @@
-// Families of experts behind linear, latent or gated attention: MiniMax-M1, DeepSeek-V3 and V3.2,
+// Families of experts behind latent attention: DeepSeek-V3 and V3.2,
 // Kimi-Linear. Described by their config.json; their tensors have no rules yet.
 #include <algorithm>
 
@@ -13,56 +13,6 @@ using config::Json;
 
 std::string or_softmax(const Json& config, const char* key, const std::string& where) {
   return config::text_or(config, key, "softmax", where);
-}
-
-ModelSpec read_minimax_m1(const std::string& text, const std::string& where) {
-  const Json config = config::parse(text, where);
-  ModelSpec spec = config::read_model(config, "minimax_m1", where);
-  const config::Sizes sizes = config::read_sizes(config, where);
-  spec.rope.theta = config::real_or(config, "rope_theta", 1e6, where);
-  spec.rope.dim =
-      config::integer_or(config, "rotary_dim", sizes.head_dim, 2, sizes.head_dim, where);
-  expect(config::flag_or(config, "postnorm", false, where) &&
-             config::integer_or(config, "shared_intermediate_size", 0, 0, kMaxInner, where) == 0,
-         "{}: expected postnorm true and no shared expert, as in every published model", where);
-  const auto branch = [&](const UnitSpec& unit, const std::string& kind) {
-    const auto factor = [&](const char* which) {
-      const std::string key = "layernorm_" + kind + "_" + which;
-      return static_cast<float>(config::real_or(config, key.c_str(), 1.0, where));
-    };
-    BranchSpec made{.norm = spec.norm, .units = {unit}, .keep = factor("alpha")};
-    made.units.front().out = factor("beta");
-    made.residual_normed = true;
-    return made;
-  };
-  const BranchSpec experts =
-      branch({"experts",
-              {{"experts", config::integer(config, "num_local_experts", 1, kMaxExperts, where)},
-               {"top", config::integer(config, "num_experts_per_tok", 1, kMaxExperts, where)},
-               {"inner", config::integer(config, "intermediate_size", 1, kMaxInner, where)},
-               {"router", std::string("softmax")},
-               {"renormalise", true}}},
-             "mlp");
-  const auto kinds = config.find("attn_type_list");
-  expect(kinds != config.end() && kinds->is_array() && std::ssize(*kinds) == sizes.layers,
-         "{}: expected the list 'attn_type_list' of {} numbers, one a layer", where, sizes.layers);
-  for (int64_t i = 0; i < sizes.layers; ++i) {
-    const Json& entry = (*kinds)[static_cast<size_t>(i)];
-    const bool full =
-        config::integer(Json{{"attn_type_list", entry}}, "attn_type_list", 0, 1, where) == 1;
-    const UnitSpec unit = full ? UnitSpec{"attention",
-                                          {{"heads", sizes.heads},
-                                           {"kv_heads", sizes.kv_heads},
-                                           {"head_dim", sizes.head_dim}}}
-                               : UnitSpec{"lightning",
-                                          {{"heads", sizes.heads},
-                                           {"head_dim", sizes.head_dim},
-                                           {"rows_by_head", true},
-                                           {"layer_of_slopes", i},
-                                           {"layers", sizes.layers}}};
-    spec.layers.push_back({{branch(unit, full ? "full_attention" : "linear_attention"), experts}});
-  }
-  return spec;
 }
 
 /// The attention on latents of DeepSeek-V2 and later.
@@ -171,10 +121,6 @@ ModelSpec read_kimi_linear(const std::string& text, const std::string& where) {
 }
 
 }  // namespace
-
-Family minimax_m1_family() {
-  return config::described_family("minimax_m1", {"minimax_m1", "minimax_text_01"}, read_minimax_m1);
-}
 
 Family deepseek_family() {
   return config::described_family("deepseek_v3", {"deepseek_v3", "deepseek_v32"}, read_deepseek);

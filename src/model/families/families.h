@@ -28,13 +28,21 @@ Family qwen3_5_text_family();
 Family qwen3_5_moe_family();
 Family qwen3_5_moe_text_family();
 Family gpt_oss_family();
-/// Described by their config.json: their units or tensors are not all built yet.
 Family granite_hybrid_family();
 Family nemotron_h_family();
 Family falcon_h1_family();
+Family jamba_family();
+Family lfm2_family();
+Family olmo_hybrid_family();
+Family mixtral_family();
+Family qwen3_moe_family();
+Family minimax_family();
 Family minimax_m1_family();
+Family minimax_m2_family();
 Family deepseek_family();
 Family kimi_linear_family();
+/// Why models of this model_type are known and not read; empty for all others.
+std::string why_refused(const std::string& model_type);
 /// Our own layout: any mixer in any layer.
 Family cambium_family();
 
