@@ -79,8 +79,9 @@ class HostAttention {
   AttentionConfig config() const {
     const double scale =
         spec_.options.real("attention", "scale", 1.0 / std::sqrt(static_cast<double>(shape_.dim)));
-    return {static_cast<float>(scale * spec_.options.real("attention", "key_scale", 1.0)),
-            spec_.options.integer("attention", "window", 0)};
+    return {.scale = static_cast<float>(scale * spec_.options.real("attention", "key_scale", 1.0)),
+            .window = spec_.options.integer("attention", "window", 0),
+            .softcap = static_cast<float>(spec_.options.real("attention", "softcap", 0.0))};
   }
   /// q (T, H, D) or k (T, Hkv, D) of x, as scores are made of them.
   Tensor heads(Context& ctx, const std::string& which, int64_t heads, const Tensor& x,
@@ -88,6 +89,12 @@ class HostAttention {
     const auto bias = parameters_.find(which + "_proj.bias");
     Tensor y = matmul(ctx, x, parameters_.at(which + "_proj.weight")->tensor,
                       bias == parameters_.end() ? Tensor{} : bias->second->tensor);
+    if (which == "q" && has_gate(spec_)) {
+      const Tensor queries = y.split_last(heads, 2 * shape_.dim).slice(2, 0, shape_.dim);
+      y = ctx.result(Dtype::kF32, {x.dim(0), heads, shape_.dim}, false);
+      copy(y, queries);
+      y = y.merge_last();
+    }
     const bool whole = spec_.options.text("attention", "qk_norm_over", "head") == "width";
     y = whole ? y : y.split_last(heads, shape_.dim);
     if (const auto norm = parameters_.find(which + "_norm.weight"); norm != parameters_.end()) {
@@ -97,7 +104,11 @@ class HostAttention {
                    kind == NormKind::kZeroCentred);
     }
     y = whole ? y.split_last(heads, shape_.dim) : y;
-    return spec_.options.flag("attention", "rope", true) ? rope(ctx, y, turns) : y;
+    if (!spec_.options.flag("attention", "rope", true)) {
+      return y;
+    }
+    // Beside keys queries are scaled too, where the rotation says so.
+    return which == "q" ? rope(ctx, y, y, turns)[0] : rope(ctx, y, turns);
   }
 
  private:

@@ -9,6 +9,7 @@ namespace cambium {
 namespace {
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& /*options*/) {
+  check_gate(attention, "lightning", true);
   const Options& o = attention.options;
   const double eps = o.real("attention", "qk_norm_eps", 0.0);
   UnitSpec unit{"lightning",
@@ -40,6 +41,9 @@ void start(const NewMixer& mixer, const AttentionWeights& from, const GraftOptio
     mixer.put("qkv_proj.bias", "q", a.q_bias);
     mixer.put("qkv_proj.bias", "k", a.k_bias);
     mixer.put("qkv_proj.bias", "v", a.v_bias);
+  }
+  if (!a.gate.empty()) {
+    std::copy(a.gate.begin(), a.gate.end(), mixer.values("gate_proj.weight"));
   }
   std::copy(a.q_norm.begin(), a.q_norm.end(), mixer.values("q_norm.weight"));
   std::copy(a.k_norm.begin(), a.k_norm.end(), mixer.values("k_norm.weight"));

@@ -127,6 +127,23 @@ void put_calibrated_rates(const NewMixer& mixer, const AttentionStatistics& stat
   std::copy(rates.begin(), rates.end(), mixer.values("A_log"));
 }
 
+bool has_gate(const UnitSpec& attention) {
+  return attention.options.flag("attention", "gate", false);
+}
+
+void check_gate(const UnitSpec& attention, const char* mixer, bool has_place) {
+  if (!has_gate(attention)) {
+    return;
+  }
+  expect(has_place,
+         "{} cannot take the place of attention whose output has a gate, for which it has no "
+         "place; choose gated_delta_net, lightning, sliding_window or parallel",
+         mixer);
+  expect(!attention.options.flag("attention", "qkv_bias", false),
+         "{} has no place for the bias of an attention's output gate; choose sliding_window",
+         mixer);
+}
+
 void ask_for_biases(UnitSpec& mixer, const UnitSpec& attention, const char* qkv) {
   if (qkv != nullptr && attention.options.flag("attention", "qkv_bias", false)) {
     mixer.options.set(qkv, true);

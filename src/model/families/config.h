@@ -47,6 +47,18 @@ enum class Windows : uint8_t {
   kByLayer,     // sliding_window and layer_types
 };
 
+/// Puts what write_common wrote of the rotation into rope_parameters, with partial_rotary_factor.
+void move_rope_to_parameters(Json& config, const RopeConfig& rope, int64_t head_dim);
+
+/// The text model's part of a composite configuration (images and text), with what is said outside
+/// of it: tie_word_embeddings, and the ids of tokens that it does not name.
+Json text_config(const Json& config, const std::string& where);
+/// The reverse, without a model of images.
+Json composite_config(Json text, const char* architecture, const char* model_type);
+/// The rules with names that begin with `from` beginning with `to` instead.
+std::vector<TensorRule> tensors_under(std::vector<TensorRule> rules, std::string_view from,
+                                      std::string_view to);
+
 /// What differs between decoders of the Llama kind.
 struct DecoderTraits {
   bool qkv_bias = false;        // q, k and v have biases whatever the config says
@@ -77,6 +89,9 @@ Json write_decoder(const ModelSpec& spec, const char* architecture, const char* 
 /// Whether a layer is {norm, any mixer}, {norm, swiglu} with this norm and no factor: what decoder
 /// configurations express.
 bool is_decoder_layer(const LayerSpec& layer, const NormSpec& norm);
+/// The first unit of the kind, or null; first_unit: an Error that says that the family needs one.
+const UnitSpec* find_unit(const ModelSpec& spec, std::string_view kind);
+const UnitSpec& first_unit(const ModelSpec& spec, std::string_view kind);
 /// x as the shortest decimal that reads back as the same float.
 double shortest(float x);
 /// Channels inside the feed-forward of a layer that has one.

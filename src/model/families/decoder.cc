@@ -161,6 +161,27 @@ int64_t inner_of(const LayerSpec& layer) {
   return layer.feed_forward()->options.integer("feed-forward", "inner");
 }
 
+const UnitSpec* find_unit(const ModelSpec& spec, std::string_view kind) {
+  for (const LayerSpec& layer : spec.layers) {
+    for (const BranchSpec& branch : layer.branches) {
+      const auto unit = std::find_if(branch.units.begin(), branch.units.end(),
+                                     [&](const UnitSpec& one) { return one.kind == kind; });
+      if (unit != branch.units.end()) {
+        return &*unit;
+      }
+    }
+  }
+  return nullptr;
+}
+
+const UnitSpec& first_unit(const ModelSpec& spec, std::string_view kind) {
+  const UnitSpec* unit = find_unit(spec, kind);
+  expect(unit != nullptr,
+         "a {} config.json needs a unit of kind {}; write the cambium layout instead", spec.family,
+         kind);
+  return *unit;
+}
+
 double shortest(float x) {
   return std::stod(fmt::format("{}", x));
 }

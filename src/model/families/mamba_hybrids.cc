@@ -9,6 +9,8 @@
 namespace cambium {
 namespace {
 
+using config::find_unit;
+using config::first_unit;
 using config::Json;
 
 /// A Mamba-2 of `heads` x `dim` channels whose norm goes by groups.
@@ -51,28 +53,6 @@ void write_mamba2(Json& config, const Options& mamba) {
   config["mamba_d_conv"] = mamba.integer("mamba2", "conv");
   config["mamba_conv_bias"] = true;
   config["mamba_proj_bias"] = false;
-}
-
-/// The first unit of a kind, which stands for all of it; null where the model has none.
-const UnitSpec* find_unit(const ModelSpec& spec, std::string_view kind) {
-  for (const LayerSpec& layer : spec.layers) {
-    for (const BranchSpec& branch : layer.branches) {
-      const auto unit = std::find_if(branch.units.begin(), branch.units.end(),
-                                     [&](const UnitSpec& one) { return one.kind == kind; });
-      if (unit != branch.units.end()) {
-        return &*unit;
-      }
-    }
-  }
-  return nullptr;
-}
-
-const UnitSpec& first_unit(const ModelSpec& spec, std::string_view kind) {
-  const UnitSpec* unit = find_unit(spec, kind);
-  expect(unit != nullptr,
-         "a {} config.json needs a unit of kind {}; write the cambium layout instead", spec.family,
-         kind);
-  return *unit;
 }
 
 void write_attention(Json& config, const Options& attention) {

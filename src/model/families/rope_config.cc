@@ -170,4 +170,17 @@ Json write_rope_scaling(const RopeConfig& rope) {
   return scaling;
 }
 
+void move_rope_to_parameters(Json& config, const RopeConfig& rope, int64_t head_dim) {
+  Json parameters =
+      has(config, "rope_scaling") ? config["rope_scaling"] : Json{{"rope_type", "default"}};
+  parameters["rope_theta"] = rope.theta;
+  if (rope.dim != head_dim) {
+    parameters["partial_rotary_factor"] =
+        static_cast<double>(rope.dim) / static_cast<double>(head_dim);
+  }
+  config.erase("rope_scaling");
+  config.erase("rope_theta");
+  config["rope_parameters"] = parameters;
+}
+
 }  // namespace cambium::config

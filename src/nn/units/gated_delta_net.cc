@@ -23,7 +23,12 @@ class GatedDeltaNetUnit : public HeadMixer {
       : heads_(options, kName, options.size(kName, "key_dim", kMaxHeadDim),
                options.size(kName, "value_dim", kMaxHeadDim)),
         norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-6))) {
-    options.expect_only(kName, DeltaHeads::known({"key_dim", "value_dim", "norm_eps", "out_bias"}));
+    options.expect_only(
+        kName, DeltaHeads::known({"key_dim", "value_dim", "norm_eps", "out_bias", "out_gate"}));
+    const std::string gate = options.text(kName, "out_gate", "silu");
+    expect(gate == "silu" || gate == "sigmoid",
+           "gated_delta_net: expected out_gate silu or sigmoid, got '{}'", gate);
+    gate_ = gate == "silu" ? GateActivation::kSilu : GateActivation::kSigmoid;
     const int64_t heads = heads_.heads();
     std::vector<RowBlock> rows = heads_.blocks();
     rows.push_back({"z", heads_.inner()});
@@ -53,8 +58,7 @@ class GatedDeltaNetUnit : public HeadMixer {
     const Tensor decay = log_decay(ctx, step, a_log_.tensor);
     const Tensor y =
         recurrence(ctx, {q, k, v, decay, beta, true, {}}, inputs.segments(), inputs.slot(kState));
-    const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst,
-                               GateActivation::kSilu};
+    const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst, gate_};
     return gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm);
   }
 
@@ -81,6 +85,7 @@ class GatedDeltaNetUnit : public HeadMixer {
 
   DeltaHeads heads_;
   float norm_eps_;
+  GateActivation gate_ = GateActivation::kSilu;
   Linear in_, ba_;
   Parameter a_log_, dt_bias_, norm_;
 };

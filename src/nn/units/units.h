@@ -31,8 +31,8 @@ std::unique_ptr<Unit> make_short_conv(const Options& options, int64_t width);
 /// dt (Falcon-H1).
 std::unique_ptr<Unit> make_mamba2(const Options& options, int64_t width);
 /// Gated DeltaNet: heads, q_heads, k_heads, v_heads, key_dim, value_dim, conv, rope, norm_eps;
-/// allow_neg_eigval (false: how much of the new is written lies in (0, 1); true: in (0, 2)),
-/// conv_bias and out_bias (false).
+/// out_gate ("silu" or "sigmoid"), allow_neg_eigval (false: how much of the new is written lies in
+/// (0, 1); true: in (0, 2)), conv_bias and out_bias (false).
 std::unique_ptr<Unit> make_gated_delta_net(const Options& options, int64_t width);
 /// Kimi Delta Attention: heads, q_heads, k_heads, v_heads, head_dim, conv, rope, norm_eps;
 /// gate_rank (default head_dim; 0 = full) of the decay and of the output gate; decay ("softplus",
