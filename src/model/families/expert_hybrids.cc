@@ -1,5 +1,5 @@
-// Families of experts behind latent attention: DeepSeek-V3 and V3.2,
-// Kimi-Linear. Described by their config.json; their tensors have no rules yet.
+// Families of experts behind latent attention: DeepSeek-V3 and V3.2, and Kimi-Linear.
+// Described by their config.json; their tensors have no rules yet.
 #include <algorithm>
 
 #include "base/checked.h"

@@ -91,6 +91,15 @@ Family gpt_oss_family() {
        .theirs = "model.layers.*.mlp.experts.down_proj",
        .stacked = true,
        .transposed = true},
+      // Released files are MXFP4, whose rows are not turned.
+      {.theirs = "model.layers.*.mlp.experts.gate_up_proj_blocks",
+       .rows = {"layers.*.feed_forward.experts.gate.weight",
+                "layers.*.feed_forward.experts.up.weight"},
+       .groups = kEveryRow,
+       .stacked = true},
+      {.ours = "layers.*.feed_forward.experts.down.weight",
+       .theirs = "model.layers.*.mlp.experts.down_proj_blocks",
+       .stacked = true},
       {"layers.*.feed_forward.experts.down.bias", "model.layers.*.mlp.experts.down_proj_bias"},
       {"layers.*.feed_forward.router.*", "model.layers.*.mlp.router.*"},
   });
