@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "ops/activation/activation_kernels.h"
 #include "ops/attention/attention_kernels.h"
 #include "ops/conv/conv_kernels.h"
 #include "ops/embedding/embedding_kernels.h"
@@ -178,6 +179,16 @@ OpWork describe(const Pointwise<T>& a) {
 }
 
 template <class T>
+OpWork describe(const Activate<T>& a) {
+  return {rows_shape(a.y), {}, {bytes_of(a.x, a.up, a.y), 0.0}};
+}
+
+template <class T>
+OpWork describe(const Xielu<T>& a) {
+  return {rows_shape(a.y), {}, {bytes_of(a.x, a.y), 0.0}};
+}
+
+template <class T>
 OpWork describe(const Sigmoid<T>& a) {
   return {rows_shape(a.x), {}, {bytes_of(a.x, a.y), 0.0}};
 }
@@ -189,8 +200,13 @@ OpWork describe(const AddScaled<T>& a) {
 }
 
 template <class T>
+OpWork describe(const ScaleBlocks<T>& a) {
+  return {rows_shape(a.x), {}, {bytes_of(a.x, a.y), 0.0}};
+}
+
+template <class T>
 OpWork describe(const PerHead<T>& a) {
-  return {rows_shape(a.x), {a.p.data}, {bytes_of(a.x, a.p, a.y), 0.0}};
+  return {rows_shape(a.x), {a.p.data}, {bytes_of(a.x, a.p, a.q, a.y), 0.0}};
 }
 
 template <class T>
@@ -265,8 +281,9 @@ OpWork first_of(const OpCall& call) {
 
 OpWork work_of(const OpCall& call) {
   return first_of<Matmuls, AddRmsNorm, RmsNorm, LayerNorm, GatedNorm, L2Norm, Attention,
-                  AttentionWrite, Ropes, Pointwise, ShortConv, Recurrence, SelectiveScan, Sigmoid,
-                  PerHead, AddScaled, RepeatHeads, MixHeads, Embedding, SampleRows>(call);
+                  AttentionWrite, Ropes, Pointwise, Activate, Xielu, ShortConv, Recurrence, SelectiveScan, Sigmoid,
+                  PerHead, AddScaled, ScaleBlocks, RepeatHeads, MixHeads, Embedding, SampleRows>(
+      call);
 }
 
 }  // namespace cambium

@@ -74,7 +74,7 @@ struct Family {
   /// The tensor that our parameter is written to, for example "layers.0.mixer.q_proj.weight" ->
   /// "model.layers.0.self_attn.q_proj.weight".
   std::string tensor_name(const ModelSpec& spec, const std::string& ours) const {
-    return stored_names(tensors, spec, ours).front().tensor;
+    return stored_names(tensors, spec, ours).front();
   }
 };
 

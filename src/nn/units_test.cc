@@ -34,6 +34,8 @@ std::vector<Case> cases() {
                                                              {"o_proj.weight", {12, 24}}};
   auto normed = plain;
   normed.insert({{"q_norm.weight", {6}}, {"k_norm.weight", {6}}});
+  auto gated = plain;
+  gated["q_proj.weight"] = {48, 12};
   auto biased = plain;
   biased.insert(
       {{"q_proj.bias", {24}}, {"k_proj.bias", {12}}, {"v_proj.bias", {12}}, {"o_proj.bias", {12}}});
@@ -52,6 +54,10 @@ std::vector<Case> cases() {
       {"attention with biases",
        {"attention", with(attention, {{"qkv_bias", true}, {"out_bias", true}})},
        biased},
+      {"attention with an output gate", {"attention", with(attention, {{"gate", true}})}, gated},
+      {"attention with an output gate, without rope",
+       {"attention", with(attention, {{"gate", true}, {"rope", false}})},
+       gated},
       {"sliding window", {"sliding_window", with(attention, {{"window", int64_t{5}}})}, plain},
       {"sliding window with sinks",
        {"sliding_window", with(attention, {{"window", int64_t{5}}, {"sinks", int64_t{2}}})},
@@ -103,6 +109,22 @@ std::vector<Case> cases() {
         {"A_log", {4}},
         {"D", {4}},
         {"norm.weight", {24}},
+        {"out_proj.weight", {12, 24}}}},
+      {"mamba2 without a norm, its rows scaled",
+       {"mamba2",
+        {{"heads", int64_t{4}},
+         {"head_dim", int64_t{6}},
+         {"state", int64_t{5}},
+         {"b_heads", int64_t{2}},
+         {"norm", false},
+         {"in_scale", 1.25},
+         {"row_scales", std::vector<double>{0.35, 1.5, 0.5, 2.0, 0.3}}}},
+       {{"in_proj.weight", {24 + 24 + 10 + 10 + 4, 12}},
+        {"conv1d.weight", {44, 1, 4}},
+        {"conv1d.bias", {44}},
+        {"dt_bias", {4}},
+        {"A_log", {4}},
+        {"D", {4}},
         {"out_proj.weight", {12, 24}}}},
       {"gated delta net",
        {"gated_delta_net",
@@ -293,6 +315,18 @@ std::vector<Case> cases() {
         {"gate.bias", {20}},
         {"up.bias", {20}},
         {"down.bias", {12}}}},
+      {"swiglu with gelu",
+       {"swiglu", {{"inner", int64_t{20}}, {"activation", "gelu_tanh"}}},
+       {{"gate.weight", {20, 12}}, {"up.weight", {20, 12}}, {"down.weight", {12, 20}}}},
+      {"feed forward",
+       {"feed_forward", {{"inner", int64_t{20}}, {"activation", "relu2"}, {"bias", true}}},
+       {{"up.weight", {20, 12}},
+        {"up.bias", {20}},
+        {"down.weight", {12, 20}},
+        {"down.bias", {12}}}},
+      {"feed forward with xIELU",
+       {"feed_forward", {{"inner", int64_t{20}}, {"activation", "xielu"}}},
+       {{"up.weight", {20, 12}}, {"down.weight", {12, 20}}, {"alpha_p", {1}}, {"alpha_n", {1}}}},
   };
 }
 
@@ -717,7 +751,6 @@ TEST(Units, WhatIsOnlyDeclaredIsCountedAndRefusedByName) {
 
 TEST(Units, WhatIsOnlyDeclaredStartsAsItsLikeDoes) {
   const std::vector<UnitSpec> declared = {
-      {"feed_forward", {{"inner", int64_t{16}}, {"activation", "relu2"}, {"bias", true}}},
       {"experts",
        {{"experts", int64_t{8}},
         {"top", int64_t{2}},

@@ -248,6 +248,22 @@ std::vector<std::string> decoder_ignored() {
   return {"*rotary_emb.inv_freq"};
 }
 
+std::string expressed(const Json& config, const ModelSpec& spec,
+                      ModelSpec (*read)(const std::string& text, const std::string& where)) {
+  const std::string text = config.dump(1);
+  const ModelSpec again = read(text, spec.family + " config.json");
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    expect(i < again.layers.size() && again.layers[i] == spec.layers[i],
+           "a {} config.json cannot express layer {} ({}); write the cambium layout instead",
+           spec.family, i, layer_kind(spec.layers[i]));
+  }
+  expect(again == spec,
+         "a {} config.json cannot express what surrounds the layers of this model; write the "
+         "cambium layout instead",
+         spec.family);
+  return text;
+}
+
 std::string not_written(const ModelSpec& spec) {
   fail("config.json of a {} model can be read, not written; write the cambium layout instead",
        spec.family);

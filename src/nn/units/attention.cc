@@ -6,6 +6,7 @@
 #include "nn/norm.h"
 #include "nn/units/head_mixer.h"
 #include "nn/units/units.h"
+#include "ops/pointwise/pointwise.h"
 #include "ops/rope/rope.h"
 
 namespace cambium {
@@ -54,7 +55,9 @@ class AttentionUnit : public HeadMixer {
   Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
     const auto [queries, keys, values] = forward_each(ctx, x, q_, k_, v_);
-    Tensor q = queries.split_last(heads_, head_dim_);
+    // The rows of a head are its query's, then its gate's.
+    const Tensor rows = queries.split_last(heads_, (gate_ ? 2 : 1) * head_dim_);
+    Tensor q = gate_ ? rows.slice(2, 0, head_dim_) : rows;
     Tensor k = keys.split_last(kv_heads_, head_dim_);
     const Tensor v = values.split_last(kv_heads_, head_dim_);
     q = q_norm_.forward(ctx, q);
@@ -74,8 +77,11 @@ class AttentionUnit : public HeadMixer {
         pages.value_scales = inputs.page(kValueScales);
       }
     }
-    const Tensor y =
+    Tensor y =
         attention(ctx, q, k, v, segments, config, inputs.state == nullptr ? nullptr : &pages);
+    if (gate_) {
+      y = sigmoid_gate(ctx, rows.slice(2, head_dim_, head_dim_), y);
+    }
     return y.merge_last();
   }
 
@@ -88,9 +94,7 @@ class AttentionUnit : public HeadMixer {
             .sinks = sinks_};
   }
 
-  std::string missing() const override {
-    return gate_ ? "the output gate of attention" : q_norm_.missing();
-  }
+  std::string missing() const override { return q_norm_.missing(); }
 
   void visit(const ParameterVisitor& visitor) override {
     q_.visit("q_proj", visitor);

@@ -62,21 +62,6 @@ class DeclaredUnit : public Unit {
 
 }  // namespace
 
-std::unique_ptr<Unit> make_feed_forward(const Options& options, int64_t width) {
-  constexpr const char* kName = "feed_forward";
-  options.expect_only(kName, {"inner", "activation", "bias"});
-  const int64_t inner = options.size(kName, "inner", kMaxInner);
-  options.text(kName, "activation");
-  auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kFeedForward);
-  unit->matrix("up.weight", inner, width);
-  unit->matrix("down.weight", width, inner);
-  if (options.flag(kName, "bias", false)) {
-    unit->bias("up.bias", inner);
-    unit->bias("down.bias", width);
-  }
-  return unit;
-}
-
 std::unique_ptr<Unit> make_experts(const Options& options, int64_t width) {
   constexpr const char* kName = "experts";
   options.expect_only(kName,

@@ -22,7 +22,7 @@ const std::vector<UnitKind>& unit_kinds() {
        make_kimi_delta},
       {"parallel", kMixer, 'P', "a window beside a recurrence, mixed by a gate per head",
        make_parallel},
-      {"swiglu", kFeedForward, 'F', "down(silu(gate x) * up x)", make_swiglu},
+      {"swiglu", kFeedForward, 'F', "down(f(gate x) * up x), f = silu unless said", make_swiglu},
       {"feed_forward", kFeedForward, 'f', "down(activation(up x))", make_feed_forward},
       {"experts", kFeedForward, 'E', "mixture of experts", make_experts},
   };

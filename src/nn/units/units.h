@@ -11,7 +11,8 @@ inline constexpr int64_t kMaxConv = 64;
 /// Softmax attention: heads, kv_heads, head_dim; window (0 = full), rope (default true), scale of
 /// the scores (default head_dim^-1/2), key_scale (1), qk_norm_eps (0 = no norm of q and k) and
 /// qk_norm ("rms" or "zero_centred"), qkv_bias and out_bias (false), gate (false: a sigmoid gate of
-/// the output, whose rows follow the query's in q_proj).
+/// the heads' results before out_proj; in q_proj the rows of a head are its query's, then its
+/// gate's).
 std::unique_ptr<Unit> make_attention(const Options& options, int64_t width);
 /// Attention that must have a window; sinks (0): the first tokens, which stay visible behind it.
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width);
@@ -41,12 +42,14 @@ std::unique_ptr<Unit> make_lightning(const Options& options, int64_t width);
 std::unique_ptr<Unit> make_parallel(const Options& options, int64_t width);
 /// The recurrence in the options of a parallel unit.
 UnitSpec recurrent_part(const Options& parallel);
-/// SwiGLU feed-forward: inner; bias (of all three projections, default false), gate_scale (1).
+/// Gated feed-forward: inner; activation ("silu": SwiGLU, "gelu_tanh": GeGLU, "gelu", "relu2"),
+/// bias (of all three projections, default false), gate_scale (1).
 std::unique_ptr<Unit> make_swiglu(const Options& options, int64_t width);
+/// down(activation(up x)): inner, activation ("relu2", "gelu", "gelu_tanh", "silu", or "xielu" with
+/// its two learned numbers), bias (false).
+std::unique_ptr<Unit> make_feed_forward(const Options& options, int64_t width);
 
 /// Described, not yet run (declared.cc).
-/// down(activation(up x)): inner, activation ("relu2", "gelu", ...), bias.
-std::unique_ptr<Unit> make_feed_forward(const Options& options, int64_t width);
 /// Mixture of experts: experts, top, inner, router ("softmax", "topk_softmax", "sigmoid"),
 /// router_bias, groups, group_top, renormalise, scale; shared (inner of the shared expert, 0 =
 /// none), shared_gate; activation ("swiglu", or of two matrices: "relu2").

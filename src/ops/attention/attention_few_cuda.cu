@@ -230,8 +230,8 @@ __device__ void add_parts(const FewArgs<typename F::E>& a, const Split& split, i
       largest = fmaxf(largest, __ldcg(a.partials.largest + first + i * step));
     }
     largest = warp_max(largest);
-    bf16* out = a.y.row(split.start + row / a.layout.group,
-                        kv_head * a.layout.group + row % a.layout.group);
+    const int head = kv_head * a.layout.group + row % a.layout.group;
+    bf16* out = a.y.row(split.start + row / a.layout.group, head);
     for (int first_dim = 0; first_dim < value_dim; first_dim += 128) {
       // Lane i has the factor of part i of 32, and four numbers of the row.
       const int d = first_dim + 4 * lane;
@@ -264,10 +264,10 @@ __device__ void add_parts(const FewArgs<typename F::E>& a, const Split& split, i
           }
         }
       }
-      const float inverse = 1.0F / warp_sum(sum);
+      const float f = total_of(a.layout, head, largest, warp_sum(sum)).factor;
       if (d < value_dim) {
-        *reinterpret_cast<uint2*>(out + d) = make_uint2(pack(total.x * inverse, total.y * inverse),
-                                                        pack(total.z * inverse, total.w * inverse));
+        *reinterpret_cast<uint2*>(out + d) =
+            make_uint2(pack(total.x * f, total.y * f), pack(total.z * f, total.w * f));
       }
     }
   }
@@ -437,10 +437,10 @@ __device__ __forceinline__ void add_warps(const FewArgs<typename F::E>& a, const
       factor[w] = fast_exp2(results.largest[w][r] - base);
       sum = fmaf(results.sum[w][r], factor[w], sum);
     }
-    const float inverse = 1.0F / sum;
+    const int head = b.kv_head * a.layout.group + row % a.layout.group;
+    const float f = total_of(a.layout, head, base, sum).factor;
     const int64_t at = (int64_t{b.tile.partial} * a.layout.kv_heads + b.kv_head) * kFewRows + r;
-    bf16* out =
-        a.y.row(b.start + row / a.layout.group, b.kv_head * a.layout.group + row % a.layout.group);
+    bf16* out = a.y.row(b.start + row / a.layout.group, head);
     for (int d = 4 * lane; d < value_dim; d += 128) {
       float4 total = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
 #pragma unroll
@@ -454,8 +454,8 @@ __device__ __forceinline__ void add_warps(const FewArgs<typename F::E>& a, const
       if (b.tile.partial >= 0) {
         *reinterpret_cast<float4*>(a.partials.y + at * value_dim + d) = total;
       } else {
-        *reinterpret_cast<uint2*>(out + d) = make_uint2(pack(total.x * inverse, total.y * inverse),
-                                                        pack(total.z * inverse, total.w * inverse));
+        *reinterpret_cast<uint2*>(out + d) =
+            make_uint2(pack(total.x * f, total.y * f), pack(total.z * f, total.w * f));
       }
     }
     if (b.tile.partial >= 0 && lane == 0) {
