@@ -36,6 +36,8 @@ std::vector<Case> cases() {
   normed.insert({{"q_norm.weight", {6}}, {"k_norm.weight", {6}}});
   auto gated = plain;
   gated["q_proj.weight"] = {48, 12};
+  auto with_sinks = plain;
+  with_sinks["sinks"] = {4};
   auto biased = plain;
   biased.insert(
       {{"q_proj.bias", {24}}, {"k_proj.bias", {12}}, {"v_proj.bias", {12}}, {"o_proj.bias", {12}}});
@@ -55,6 +57,16 @@ std::vector<Case> cases() {
        {"attention", with(attention, {{"qkv_bias", true}, {"out_bias", true}})},
        biased},
       {"attention with an output gate", {"attention", with(attention, {{"gate", true}})}, gated},
+      {"attention with a soft cap", {"attention", with(attention, {{"softcap", 0.3}})}, plain},
+      {"attention with sinks' scores",
+       {"attention", with(attention, {{"sink_logits", true}})},
+       with_sinks},
+      {"sliding window with everything",
+       {"sliding_window", with(attention, {{"window", int64_t{5}},
+                                           {"sinks", int64_t{2}},
+                                           {"softcap", 0.5},
+                                           {"sink_logits", true}})},
+       with_sinks},
       {"attention with an output gate, without rope",
        {"attention", with(attention, {{"gate", true}, {"rope", false}})},
        gated},

@@ -175,6 +175,9 @@ Json write_common(const ModelSpec& spec) {
   if (spec.rope.scaling != RopeScaling::kNone) {
     config["rope_scaling"] = write_rope_scaling(spec.rope);
   }
+  if (spec.rope.interleaved) {
+    config["rope_interleave"] = true;
+  }
   config["max_position_embeddings"] = spec.max_positions;
   config["tie_word_embeddings"] = spec.tied_head;
   if (spec.bos_id >= 0) {

@@ -12,6 +12,10 @@
 namespace cambium {
 namespace {
 
+/// A sink's score where nothing else is known: beside a score of 0 its share is 1/400, which is
+/// next to nothing and yet has a gradient.
+constexpr double kQuietSink = -6.0;
+
 class AttentionUnit : public HeadMixer {
  public:
   AttentionUnit(const Options& options, int64_t width, const char* owner, bool sliding)
@@ -21,10 +25,12 @@ class AttentionUnit : public HeadMixer {
         window_(options.size_or(owner, "window", 0, kMaxPositions)),
         sinks_(options.size_or(owner, "sinks", 0, kMaxPositions)),
         rope_(options.flag(owner, "rope", true)),
-        gate_(options.flag(owner, "gate", false)) {
-    std::vector<std::string> known = {"heads",       "kv_heads", "head_dim",  "window",
-                                      "rope",        "scale",    "key_scale", "qk_norm",
-                                      "qk_norm_eps", "qkv_bias", "out_bias",  "gate"};
+        gate_(options.flag(owner, "gate", false)),
+        softcap_(static_cast<float>(
+            in_range(owner, "softcap", options.real(owner, "softcap", 0.0), 0.0, 1e6))) {
+    std::vector<std::string> known = {
+        "heads",   "kv_heads",    "head_dim", "window",   "rope", "scale",   "key_scale",
+        "qk_norm", "qk_norm_eps", "qkv_bias", "out_bias", "gate", "softcap", "sink_logits"};
     if (sliding) {
       known.emplace_back("sinks");
     }
@@ -45,6 +51,12 @@ class AttentionUnit : public HeadMixer {
     v_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer, bias);
     out_ = Linear(heads_ * head_dim_, width, ParameterGroup::kMixer,
                   options.flag(owner, "out_bias", false));
+    if (options.flag(owner, "sink_logits", false)) {
+      sink_logits_ = {.shape = {heads_},
+                      .group = ParameterGroup::kNorm,
+                      .init = {InitKind::kConstant, kQuietSink},
+                      .keep_fp32 = true};
+    }
     if (const double eps = options.real(owner, "qk_norm_eps", 0.0); eps > 0.0) {
       const NormKind kind = find_norm_kind(options.text(owner, "qk_norm", "rms"));
       q_norm_ = k_norm_ = Norm(
@@ -67,7 +79,7 @@ class AttentionUnit : public HeadMixer {
       q = turned[0];
       k = turned[1];
     }
-    const AttentionConfig config{scale_, window_, sinks_};
+    const AttentionConfig config{scale_, window_, sinks_, softcap_, sink_logits_.tensor};
     KvPages pages;
     if (inputs.state != nullptr) {
       pages = {inputs.page(kKeys), inputs.page(kValues), inputs.state->table,
@@ -103,6 +115,9 @@ class AttentionUnit : public HeadMixer {
     out_.visit("o_proj", visitor);
     q_norm_.visit("q_norm", visitor);
     k_norm_.visit("k_norm", visitor);
+    if (!sink_logits_.shape.empty()) {
+      visitor("sinks", sink_logits_);
+    }
   }
 
  private:
@@ -110,9 +125,11 @@ class AttentionUnit : public HeadMixer {
 
   int64_t heads_, kv_heads_, head_dim_, window_, sinks_;
   bool rope_, gate_;
+  float softcap_;
   float scale_ = 1.0F;
   Linear q_, k_, v_;
   Norm q_norm_, k_norm_;  // per head; none where qk_norm_eps is 0
+  Parameter sink_logits_;
 };
 
 }  // namespace

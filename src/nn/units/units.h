@@ -12,7 +12,8 @@ inline constexpr int64_t kMaxConv = 64;
 /// the scores (default head_dim^-1/2), key_scale (1), qk_norm_eps (0 = no norm of q and k) and
 /// qk_norm ("rms" or "zero_centred"), qkv_bias and out_bias (false), gate (false: a sigmoid gate of
 /// the heads' results before out_proj; in q_proj the rows of a head are its query's, then its
-/// gate's).
+/// gate's), softcap of the scores (0 = none), sink_logits (false: a learned score of each head that
+/// joins the softmax and has no value).
 std::unique_ptr<Unit> make_attention(const Options& options, int64_t width);
 /// Attention that must have a window; sinks (0): the first tokens, which stay visible behind it.
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width);
