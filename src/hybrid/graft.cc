@@ -286,7 +286,7 @@ LoadedModel remove_layer(Model& base, int64_t layer, bool whole_block) {
         return find_unit_kind(unit.kind).role == UnitRole::kMixer;
       });
       if (branch.units.empty()) {
-        branch = {.norm = branch.norm, .units = {}};
+        branch = {.norm = branch.norm, .units = {}, .out_norm = branch.out_norm};
       }
     }
   }

@@ -31,16 +31,12 @@ constexpr double kGoldenTolerance = 1e-3;
 constexpr double kGoldenToleranceBf16 = 5e-2;
 constexpr int64_t kGoldenTokensAtLoad = 8;
 
-bool is_matrix(const Parameter& p) {
-  return p.shape.size() == 2 && !p.keep_fp32;
-}
-
 /// How a parameter is kept in memory. What is trained is fp32.
 Dtype dtype_in_memory(const Parameter& p, StoredType stored, MatrixStorage storage, bool trained) {
   const bool stored_bf16 = stored == StoredType::kBF16 && !trained;
   const bool bf16 =
       storage == MatrixStorage::kBF16 || (storage == MatrixStorage::kStored && stored_bf16);
-  return bf16 && is_matrix(p) ? Dtype::kBF16 : Dtype::kF32;
+  return bf16 && p.is_matrix() ? Dtype::kBF16 : Dtype::kF32;
 }
 
 /// Whether the bytes in the file are those wanted in memory, and where numbers may lie.
@@ -155,7 +151,7 @@ void Weights::allocate(Model& model, const TrainablePredicate& trainable, Matrix
   std::vector<Request> together;
   model.visit([&](const std::string& name, Parameter& p) {
     if (!p.tensor.defined()) {
-      const bool bf16 = storage == MatrixStorage::kBF16 && is_matrix(p);
+      const bool bf16 = storage == MatrixStorage::kBF16 && p.is_matrix();
       const bool with_grad = trainable != nullptr && trainable(name, p);
       if (device.kind == Device::kCuda && !with_grad) {
         together.push_back({name, &p, bf16 ? Dtype::kBF16 : real});
@@ -317,7 +313,7 @@ WeightSizes weight_sizes(const std::filesystem::path& dir, MatrixStorage storage
   model.visit([&](const std::string& ours, Parameter& p) {
     const Dtype dtype =
         file ? dtype_in_memory(p, stored.find(*file, ours)->dtype(), storage, false)
-             : (storage == MatrixStorage::kBF16 && is_matrix(p) ? Dtype::kBF16 : Dtype::kF32);
+             : (storage == MatrixStorage::kBF16 && p.is_matrix() ? Dtype::kBF16 : Dtype::kF32);
     sizes.bytes += p.numel() * dtype_size(dtype);
     sizes.narrow = sizes.narrow || dtype == Dtype::kBF16;
   });
@@ -409,11 +405,11 @@ LoadedModel fresh_model(const ModelSpec& spec, uint64_t seed, double std) {
   const double depth = std::sqrt(2.0 * static_cast<double>(model.layer_count()));
   model.visit([&](const std::string& name, Parameter& p) {
     const Init rule = p.init;
-    if (std > 0.0 && is_matrix(p)) {
+    if (std > 0.0 && p.is_matrix()) {
       p.init = {InitKind::kNormal, std};
     }
     if (name.ends_with("o_proj.weight") || name.ends_with("out_proj.weight") ||
-        name.ends_with("feed_forward.down.weight")) {
+        name.ends_with("down.weight")) {
       p.init.scale /= depth;
     }
     initialise(p, name, seed);
@@ -443,7 +439,7 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
   std::vector<TensorSource> sources = tensor_sources(model, [&](const Parameter& p) {
     const bool is_narrow = p.tensor.dtype == Dtype::kBF16;
     return options.storage == MatrixStorage::kBF16
-               ? is_matrix(p) || is_narrow
+               ? p.is_matrix() || is_narrow
                : options.storage == MatrixStorage::kStored && is_narrow;
   });
   FileChecksums sums =

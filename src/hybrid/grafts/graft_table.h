@@ -29,7 +29,8 @@ struct AttentionWeights {
   AttentionShape shape;
   std::vector<float> q, k, v, o;                      // (H D, C), (Hkv D, C), (Hkv D, C), (C, H D)
   std::vector<float> q_bias, k_bias, v_bias, o_bias;  // empty = the projection has none
-  std::vector<float> q_norm, k_norm;  // (D) as they are kept; empty = none, or on the rows
+  /// (D), or (H D) and (Hkv D), as they are kept; empty = none, or on the rows.
+  std::vector<float> q_norm, k_norm;
 };
 
 /// What the attention does with the documents of a calibration.

@@ -27,7 +27,11 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
   return unit;
 }
 
-void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& /*options*/) {
+void start(const NewMixer& mixer, const AttentionWeights& from, const GraftOptions& /*options*/) {
+  AttentionWeights a = from;
+  if (std::ssize(a.q_norm) > a.shape.dim) {  // of all heads together, and its norms are a head's
+    put_norms_on_rows(a, mixer.spec().options);
+  }
   put_output(mixer, a);
   mixer.put("qkv_proj.weight", "q", a.q);
   mixer.put("qkv_proj.weight", "k", a.k);

@@ -140,15 +140,14 @@ void put_norms_on_rows(AttentionWeights& a, const Options& attention) {
   const bool zero_centred =
       find_norm_kind(attention.text("attention", "qk_norm", "rms")) == NormKind::kZeroCentred;
   const float offset = zero_centred ? 1.0F : 0.0F;
-  const auto dim = static_cast<size_t>(a.shape.dim);
   const auto width = static_cast<size_t>(a.shape.width);
   for (auto [rows, bias, norm] :
        {std::tuple{&a.q, &a.q_bias, &a.q_norm}, std::tuple{&a.k, &a.k_bias, &a.k_norm}}) {
     for (size_t i = 0; !norm->empty() && i < rows->size(); ++i) {
-      (*rows)[i] *= offset + (*norm)[i / width % dim];
+      (*rows)[i] *= offset + (*norm)[i / width % norm->size()];
     }
     for (size_t i = 0; !norm->empty() && i < bias->size(); ++i) {
-      (*bias)[i] *= offset + (*norm)[i % dim];
+      (*bias)[i] *= offset + (*norm)[i % norm->size()];
     }
     norm->clear();
   }

@@ -1,5 +1,6 @@
 // Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464): the delta rule with a learned decay per
-// head.
+// head. Where how much is written may pass 1 (Grazzi et al. 2024, arXiv 2411.12537), a state can
+// turn its sign.
 #include <cmath>
 
 #include "base/checked.h"
@@ -46,7 +47,7 @@ class GatedDeltaNetUnit : public HeadMixer {
     const Tensor z = part(rows, in_.weight, "z");
     const auto [q, k, v] =
         heads_.forward(ctx, part(rows, in_.weight, "q", "v"), inputs, inputs.slot(kConv));
-    const Tensor beta = sigmoid(ctx, part(ba, ba_.weight, "beta"));
+    const Tensor beta = heads_.write_strength(ctx, part(ba, ba_.weight, "beta"));
     const Tensor step =
         step_size(ctx, part(ba, ba_.weight, "decay"), dt_bias_.tensor, 0.0F, INFINITY);
     const Tensor decay = log_decay(ctx, step, a_log_.tensor);

@@ -55,6 +55,23 @@ Tensor gated_activation(Context& ctx, const Tensor& gate, const Tensor& up, Acti
   return activate(ctx, gate, up, kind);
 }
 
+Tensor clamped_swiglu(Context& ctx, const Tensor& gate, const Tensor& up, float limit) {
+  expect_rows("clamped_swiglu", "gate", gate);
+  expect_like("clamped_swiglu", "up", up, gate);
+  expect(limit > 0.0F, "[clamped_swiglu] expected a limit above 0, got {}", limit);
+  const bool differentiate = ctx.differentiate(gate, up);
+  const Tensor y = ctx.result_like(gate, differentiate);
+  const auto args = [=]<class T>() {
+    return ClampedSwiglu<T>{view<T>(gate), view<T>(up), view<T>(y), limit};
+  };
+  run<clamped_swiglu_forward>(ctx, gate, args);
+  if (differentiate) {
+    ctx.record({gate, up, y},
+               [=](const Context& c) { run<clamped_swiglu_backward>(c, gate, args); });
+  }
+  return y;
+}
+
 Tensor xielu(Context& ctx, const Tensor& x, const Tensor& alpha_p, const Tensor& alpha_n,
              float beta, float eps) {
   expect_rows("xielu", "x", x);
@@ -74,6 +91,23 @@ Tensor xielu(Context& ctx, const Tensor& x, const Tensor& alpha_p, const Tensor&
     });
   }
   return y;
+}
+
+static void run_soft_cap(const Context& ctx, const char* operation, const Tensor& x,
+                         const Tensor& y, float cap) {
+  expect_rows(operation, "x", x);
+  expect(x.contiguous() && cap > 0.0F,
+         "[{}] expected contiguous x and a cap above 0, got {} and {}", operation, x, cap);
+  run<soft_cap_rows>(ctx, x, [&]<class T>() { return SoftCap<T>{view<T>(x), view<T>(y), cap}; });
+}
+
+void soft_cap(const Context& ctx, const Tensor& x, float cap) {
+  run_soft_cap(ctx, "soft_cap", x, {}, cap);
+}
+
+void soft_cap_grad(const Context& ctx, const Tensor& grad, const Tensor& y, float cap) {
+  expect_like("soft_cap_grad", "y", y, grad);
+  run_soft_cap(ctx, "soft_cap_grad", grad, y, cap);
 }
 
 }  // namespace cambium

@@ -139,6 +139,16 @@ struct XieluNumbers {
   float beta, eps, p, n;
 };
 
+/// tanh(x). Near 0 by its series: 1 - 2 / (exp(2x) + 1) would take the digits.
+inline vf vtanh(vf x) {
+  const vf square = x * x;
+  vf p = vset(-17.0F / 315.0F);
+  p = p * square + 2.0F / 15.0F;
+  p = p * square - 1.0F / 3.0F;
+  p = p * square + 1.0F;
+  return square < vset(0.04F) ? x * p : 1.0F - 2.0F / (vexp(2.0F * x) + 1.0F);
+}
+
 }  // namespace
 
 void activation_forward(const Activate<float>& a) {
@@ -146,6 +156,46 @@ void activation_forward(const Activate<float>& a) {
 }
 void activation_backward(const Activate<float>& a) {
   with_kind(a.kind, [&]<class F>(F) { backward<F>(a); });
+}
+
+void clamped_swiglu_forward(const ClampedSwiglu<float>& a) {
+  const vf limit = vset(a.limit);
+  parallel_for(a.y.count(), rows_per_piece(a.y.channels), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t c = 0; c < a.y.channels; c += kLanes) {
+        const int64_t n = a.y.channels - c;
+        const vf gate = vmin(limit, vload_upto(a.gate.row(r) + c, n));
+        const vf up = vmax(-limit, vmin(limit, vload_upto(a.up.row(r) + c, n)));
+        vstore_upto(a.y.row(r) + c, (up + 1.0F) * gate * vsigmoid(kClampedSlope * gate), n);
+      }
+    }
+  });
+}
+
+void clamped_swiglu_backward(const ClampedSwiglu<float>& a) {
+  const vf limit = vset(a.limit);
+  parallel_for(a.y.count(), rows_per_piece(a.y.channels), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t c = 0; c < a.y.channels; c += kLanes) {
+        const int64_t n = a.y.channels - c;
+        const vf raw_gate = vload_upto(a.gate.row(r) + c, n);
+        const vf raw_up = vload_upto(a.up.row(r) + c, n);
+        const vf gate = vmin(limit, raw_gate);
+        const vf up = vmax(-limit, vmin(limit, raw_up));
+        const vf s = vsigmoid(kClampedSlope * gate);
+        const vf dy = vload_upto(a.y.grad_row(r) + c, n);
+        if (a.gate.grad != nullptr) {
+          float* to = a.gate.grad_row(r) + c;
+          const vf d = dy * (up + 1.0F) * s * (1.0F + kClampedSlope * gate * (1.0F - s));
+          vstore_upto(to, vload_upto(to, n) + (raw_gate <= limit ? d : vf{}), n);
+        }
+        if (a.up.grad != nullptr) {
+          float* to = a.up.grad_row(r) + c;
+          vstore_upto(to, vload_upto(to, n) + (raw_up == up ? dy * gate * s : vf{}), n);
+        }
+      }
+    }
+  });
 }
 
 void xielu_forward(const Xielu<float>& a) {
@@ -201,6 +251,24 @@ void xielu_backward(const Xielu<float>& a) {
   if (a.alpha_n.grad != nullptr) {
     a.alpha_n.grad[0] += dn * slope(a.alpha_n.data[0]);
   }
+}
+
+void soft_cap_rows(const SoftCap<float>& a) {
+  parallel_for(a.x.count(), rows_per_piece(a.x.channels), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* x = a.x.row(r);
+      for (int64_t c = 0; c < a.x.channels; c += kLanes) {
+        const int64_t n = a.x.channels - c;
+        const vf v = vload_upto(x + c, n);
+        if (a.y.defined()) {
+          const vf y = vload_upto(a.y.row(r) + c, n) / a.cap;
+          vstore_upto(x + c, v * (1.0F - y * y), n);
+        } else {
+          vstore_upto(x + c, a.cap * vtanh(v / a.cap), n);
+        }
+      }
+    }
+  });
 }
 
 }  // namespace cambium::CAMBIUM_ISA

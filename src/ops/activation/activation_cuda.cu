@@ -135,6 +135,76 @@ void run_activation(const Activate<T>& a, const Launch& on, const char* operatio
             [&]<class F>(F) { run_each(on, operation, a.x, vectors, is_flat, Body<T, F>{a}); });
 }
 
+// --- Clamped SwiGLU
+template <class T>
+struct ClampedForward {
+  ClampedSwiglu<T> a;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    float gate[kVec];
+    float up[kVec];
+    load_n<kVec>(a.gate.data + at.in(a.gate.rows), gate);
+    load_n<kVec>(a.up.data + at.in(a.up.rows), up);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      const float g = gate[i] > a.limit ? a.limit : gate[i];
+      const float u = up[i] > a.limit ? a.limit : up[i] < -a.limit ? -a.limit : up[i];
+      gate[i] = (u + 1.0F) * g * sigmoid_of<T>(kClampedSlope * g);
+    }
+    store_n<kVec>(a.y.data + at.element, gate);
+  }
+};
+
+/// Two inputs, whose gradients are memories of their own.
+template <class T>
+struct ClampedBackward {
+  ClampedSwiglu<T> a;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    const int64_t at_gate = at.in(a.gate.rows);
+    const int64_t at_up = at.in(a.up.rows);
+    float gate[kVec];
+    float up[kVec];
+    float dy[kVec];
+    float dgate[kVec] = {};
+    float dup[kVec] = {};
+    load_n<kVec>(a.gate.data + at_gate, gate);
+    load_n<kVec>(a.up.data + at_up, up);
+    load_n<kVec>(a.y.grad + at.element, dy);
+    if (a.gate.grad != nullptr) {
+      load_n<kVec>(a.gate.grad + at_gate, dgate);
+    }
+    if (a.up.grad != nullptr) {
+      load_n<kVec>(a.up.grad + at_up, dup);
+    }
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      const float g = gate[i] > a.limit ? a.limit : gate[i];
+      const float u = up[i] > a.limit ? a.limit : up[i] < -a.limit ? -a.limit : up[i];
+      const float s = sigmoid_of<T>(kClampedSlope * g);
+      const float slope = s * (1.0F + kClampedSlope * g * (1.0F - s));
+      dgate[i] += gate[i] <= a.limit ? dy[i] * (u + 1.0F) * slope : 0.0F;
+      dup[i] += up[i] == u ? dy[i] * g * s : 0.0F;
+    }
+    if (a.gate.grad != nullptr) {
+      store_n<kVec>(a.gate.grad + at_gate, dgate);
+    }
+    if (a.up.grad != nullptr) {
+      store_n<kVec>(a.up.grad + at_up, dup);
+    }
+  }
+};
+
+template <template <class> class Body, class T>
+void run_clamped(const ClampedSwiglu<T>& a, const Launch& on, const char* operation) {
+  constexpr int64_t kVec = 16 / sizeof(T);
+  run_each(on, operation, a.gate,
+           aligned(a.gate, kVec) && aligned(a.up, kVec) && aligned(a.y, kVec),
+           flat(a.gate) && flat(a.up), Body<T>{a});
+}
+
 // --- xIELU
 __device__ float softplus(float x) {
   return x > 20.0F ? x : log1pf(expf(x));
@@ -232,6 +302,40 @@ void run_xielu_backward(const Xielu<T>& a, const Launch& on) {
   launch(on, kName, xielu_sums<T>, a.x.count() == 0 ? 0U : 2U, kThreads, 0, a);
 }
 
+// --- cap tanh(x / cap), and the gradient through it
+template <class T>
+struct SoftCapBody {
+  SoftCap<T> a;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    float x[kVec];
+    load_n<kVec>(a.x.data + at.element, x);
+    if (a.y.defined()) {
+      float y[kVec];
+      load_n<kVec>(a.y.data + at.element, y);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        y[i] /= a.cap;
+        x[i] *= 1.0F - y[i] * y[i];
+      }
+    } else {
+#pragma unroll
+      for (float& v : x) {
+        v = a.cap * tanhf(v / a.cap);
+      }
+    }
+    store_n<kVec>(a.x.data + at.element, x);
+  }
+};
+
+template <class T>
+void run_soft_cap(const SoftCap<T>& a, const Launch& on) {
+  constexpr int64_t kVec = 16 / sizeof(T);
+  run_each(on, "soft_cap", a.x, aligned(a.x, kVec) && (!a.y.defined() || aligned(a.y, kVec)), true,
+           SoftCapBody<T>{a});
+}
+
 }  // namespace
 
 void activation_forward(const Activate<float>& a, const Launch& on) {
@@ -246,6 +350,18 @@ void activation_backward(const Activate<float>& a, const Launch& on) {
 void activation_backward(const Activate<bf16>& a, const Launch& on) {
   run_activation<ActivateBackward>(a, on, "activation's gradient");
 }
+void clamped_swiglu_forward(const ClampedSwiglu<float>& a, const Launch& on) {
+  run_clamped<ClampedForward>(a, on, "clamped_swiglu");
+}
+void clamped_swiglu_forward(const ClampedSwiglu<bf16>& a, const Launch& on) {
+  run_clamped<ClampedForward>(a, on, "clamped_swiglu");
+}
+void clamped_swiglu_backward(const ClampedSwiglu<float>& a, const Launch& on) {
+  run_clamped<ClampedBackward>(a, on, "clamped_swiglu's gradient");
+}
+void clamped_swiglu_backward(const ClampedSwiglu<bf16>& a, const Launch& on) {
+  run_clamped<ClampedBackward>(a, on, "clamped_swiglu's gradient");
+}
 void xielu_forward(const Xielu<float>& a, const Launch& on) {
   run_xielu_forward(a, on);
 }
@@ -257,6 +373,13 @@ void xielu_backward(const Xielu<float>& a, const Launch& on) {
 }
 void xielu_backward(const Xielu<bf16>& a, const Launch& on) {
   run_xielu_backward(a, on);
+}
+
+void soft_cap_rows(const SoftCap<float>& a, const Launch& on) {
+  run_soft_cap(a, on);
+}
+void soft_cap_rows(const SoftCap<bf16>& a, const Launch& on) {
+  run_soft_cap(a, on);
 }
 
 }  // namespace cambium::cuda

@@ -17,6 +17,16 @@ struct Activate {
 CAMBIUM_KERNEL(activation_forward, Activate)
 CAMBIUM_KERNEL(activation_backward, Activate)
 
+/// The factor inside the sigmoid of clamped_swiglu.
+inline constexpr float kClampedSlope = 1.702F;
+template <class T>
+struct ClampedSwiglu {
+  View<T> gate, up, y;  // (rows, C)
+  float limit;
+};
+CAMBIUM_KERNEL(clamped_swiglu_forward, ClampedSwiglu)
+CAMBIUM_KERNEL(clamped_swiglu_backward, ClampedSwiglu)
+
 template <class T>
 struct Xielu {
   View<T> x, y;                   // (rows, C)
@@ -26,5 +36,14 @@ struct Xielu {
 };
 CAMBIUM_KERNEL(xielu_forward, Xielu)
 CAMBIUM_KERNEL(xielu_backward, Xielu)
+
+/// x = cap tanh(x / cap), or, with y the result of that, x = x (1 - (y / cap)^2).
+template <class T>
+struct SoftCap {
+  View<T> x;  // (rows, C) contiguous
+  View<T> y;  // likewise, or undefined
+  float cap;
+};
+CAMBIUM_KERNEL(soft_cap_rows, SoftCap)
 
 }  // namespace cambium

@@ -73,6 +73,40 @@ void activation_backward::reference(const Activate<T>& a) {
   }
 }
 
+template <class T>
+void clamped_swiglu_forward::reference(const ClampedSwiglu<T>& a) {
+  const T limit = static_cast<T>(a.limit);
+  for (int64_t r = 0; r < a.y.count(); ++r) {
+    for (int64_t c = 0; c < a.y.channels; ++c) {
+      const T gate = std::min(a.gate.row(r)[c], limit);
+      const T up = std::clamp(a.up.row(r)[c], -limit, limit);
+      a.y.row(r)[c] = (up + 1) * gate / (1 + std::exp(-static_cast<T>(kClampedSlope) * gate));
+    }
+  }
+}
+
+template <class T>
+void clamped_swiglu_backward::reference(const ClampedSwiglu<T>& a) {
+  const T limit = static_cast<T>(a.limit);
+  const T slope = static_cast<T>(kClampedSlope);
+  for (int64_t r = 0; r < a.y.count(); ++r) {
+    for (int64_t c = 0; c < a.y.channels; ++c) {
+      const T raw_gate = a.gate.row(r)[c];
+      const T raw_up = a.up.row(r)[c];
+      const T gate = std::min(raw_gate, limit);
+      const T up = std::clamp(raw_up, -limit, limit);
+      const T s = 1 / (1 + std::exp(-slope * gate));
+      const T dy = a.y.grad_row(r)[c];
+      if (a.gate.grad != nullptr && raw_gate <= limit) {
+        a.gate.grad_row(r)[c] += dy * (up + 1) * s * (1 + slope * gate * (1 - s));
+      }
+      if (a.up.grad != nullptr && raw_up == up) {
+        a.up.grad_row(r)[c] += dy * gate * s;
+      }
+    }
+  }
+}
+
 namespace definition {
 
 template <class T>
@@ -123,6 +157,22 @@ void xielu_backward::reference(const Xielu<T>& a) {
   }
   if (a.alpha_n.grad != nullptr) {
     a.alpha_n.grad[0] += dn * slope(static_cast<T>(a.alpha_n.data[0]));
+  }
+}
+
+template <class T>
+void soft_cap_rows::reference(const SoftCap<T>& a) {
+  const T cap = static_cast<T>(a.cap);
+  for (int64_t r = 0; r < a.x.count(); ++r) {
+    for (int64_t c = 0; c < a.x.channels; ++c) {
+      T& x = a.x.row(r)[c];
+      if (a.y.defined()) {
+        const T y = a.y.row(r)[c] / cap;
+        x *= 1 - y * y;
+      } else {
+        x = cap * std::tanh(x / cap);
+      }
+    }
   }
 }
 

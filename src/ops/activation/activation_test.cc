@@ -66,6 +66,14 @@ INSTANTIATE_TEST_SUITE_P(
               return gated_activation(c, in[0], in[0], ActivationKind::kGelu);
             },
             {{{6, 34}, -2, 2}}},
+        Row{"clamped_swiglu",
+            [](Context& c, const In& in) { return clamped_swiglu(c, in[0], in[1], 1.5F); },
+            {{{4, 35}, -4, 4}, {{4, 35}, -3, 3}}},
+        Row{"clamped_swiglu_of_halves",
+            [](Context& c, const In& in) {
+              return clamped_swiglu(c, in[0].slice(1, 0, 16), in[0].slice(1, 16, 16), 7.0F);
+            },
+            {{{6, 32}, -4, 9}}},
         Row{"xielu",
             [](Context& c, const In& in) { return xielu(c, in[0], in[1], in[2], 0.5F, -1e-6F); },
             {{{9, 35}, -4, 4}, {{1}, -1, 1}, {{1}, -1, 1}}},
