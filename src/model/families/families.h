@@ -12,6 +12,9 @@ Family qwen2_family();
 Family qwen3_family();
 Family apriel_h_family();
 Family bamba_family();
+Family jamba_family();
+Family lfm2_family();
+Family olmo_hybrid_family();
 /// Latent attention before routed experts (latent.cc).
 Family deepseek_family();
 Family deepseek_v32_family();
@@ -24,6 +27,8 @@ Family nemotron_h_family();
 Family falcon_h1_family();
 Family minimax_m1_family();
 Family qwen3_next_family();
+/// Why models of this model_type are known and not read; empty for all others.
+std::string why_refused(const std::string& model_type);
 /// Our own layout: any mixer in any layer.
 Family cambium_family();
 

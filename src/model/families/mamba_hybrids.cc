@@ -5,6 +5,7 @@
 #include "base/checked.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
+#include "model/families/hybrid_config.h"
 
 namespace cambium {
 namespace {
@@ -53,57 +54,6 @@ void write_mamba2(Json& config, const Options& mamba) {
   config["mamba_proj_bias"] = false;
 }
 
-/// The first unit of a kind, which stands for all of it; null where the model has none.
-const UnitSpec* find_unit(const ModelSpec& spec, std::string_view kind) {
-  for (const LayerSpec& layer : spec.layers) {
-    for (const BranchSpec& branch : layer.branches) {
-      const auto unit = std::find_if(branch.units.begin(), branch.units.end(),
-                                     [&](const UnitSpec& one) { return one.kind == kind; });
-      if (unit != branch.units.end()) {
-        return &*unit;
-      }
-    }
-  }
-  return nullptr;
-}
-
-const UnitSpec& first_unit(const ModelSpec& spec, std::string_view kind) {
-  const UnitSpec* unit = find_unit(spec, kind);
-  expect(unit != nullptr,
-         "a {} config.json needs a unit of kind {}; write the cambium layout instead", spec.family,
-         kind);
-  return *unit;
-}
-
-void write_attention(Json& config, const Options& attention) {
-  config["num_attention_heads"] = attention.integer("attention", "heads");
-  config["num_key_value_heads"] = attention.integer("attention", "kv_heads");
-  config["head_dim"] = attention.integer("attention", "head_dim");
-  config["attention_bias"] = false;
-}
-
-/// What read_model reads, with the names of the family.
-Json begin_config(const ModelSpec& spec, const char* architecture, const char* model_type) {
-  Json config;
-  config["architectures"] = Json::array({architecture});
-  config["model_type"] = model_type;
-  config.update(config::write_common(spec));
-  return config;
-}
-
-UnitSpec attention(const config::Sizes& sizes) {
-  return {"attention",
-          {{"heads", sizes.heads}, {"kv_heads", sizes.kv_heads}, {"head_dim", sizes.head_dim}}};
-}
-
-void refuse_biases(const Json& config, std::initializer_list<const char*> keys,
-                   const std::string& where) {
-  for (const char* key : keys) {
-    expect(!config::flag_or(config, key, false, where), "{}: '{}' is true, which is not supported",
-           where, key);
-  }
-}
-
 float real(const Json& config, const char* key, double fallback, const std::string& where) {
   return static_cast<float>(config::real_or(config, key, fallback, where));
 }
@@ -113,21 +63,41 @@ UnitSpec nemotron_experts(const Json& config, const std::string& where) {
       config::integer_or(config, "n_shared_experts", 0, 0, kMaxExperts, where) > 0
           ? config::integer(config, "moe_shared_expert_intermediate_size", 1, kMaxInner, where)
           : 0;
-  expect(!config::has(config, "moe_latent_size"),
-         "{}: 'moe_latent_size' puts the experts behind a narrower width, which is not supported",
-         where);
-  return {"experts",
-          {{"experts", config::integer(config, "n_routed_experts", 1, kMaxExperts, where)},
-           {"top", config::integer(config, "num_experts_per_tok", 1, kMaxExperts, where)},
-           {"inner", config::integer(config, "moe_intermediate_size", 1, kMaxInner, where)},
-           {"router", std::string("sigmoid")},
-           {"router_bias", true},
-           {"groups", config::integer_or(config, "n_group", 1, 1, kMaxExperts, where)},
-           {"group_top", config::integer_or(config, "topk_group", 1, 1, kMaxExperts, where)},
-           {"renormalise", config::flag_or(config, "norm_topk_prob", true, where)},
-           {"scale", config::real_or(config, "routed_scaling_factor", 1.0, where)},
-           {"shared", shared},
-           {"activation", std::string("relu2")}}};
+  UnitSpec experts{
+      "experts",
+      {{"experts", config::integer(config, "n_routed_experts", 1, kMaxExperts, where)},
+       {"top", config::integer(config, "num_experts_per_tok", 1, kMaxExperts, where)},
+       {"inner", config::integer(config, "moe_intermediate_size", 1, kMaxInner, where)},
+       {"router", std::string("sigmoid")},
+       {"router_bias", true},
+       {"groups", config::integer_or(config, "n_group", 1, 1, kMaxExperts, where)},
+       {"group_top", config::integer_or(config, "topk_group", 1, 1, kMaxExperts, where)},
+       {"renormalise", config::flag_or(config, "norm_topk_prob", true, where)},
+       {"renormalise_eps", 1e-20},
+       {"scale", config::real_or(config, "routed_scaling_factor", 1.0, where)},
+       {"shared", shared},
+       {"activation", config::text_or(config, "mlp_hidden_act", "relu2", where)}}};
+  if (config::has(config, "moe_latent_size")) {
+    experts.options.set("latent", config::integer(config, "moe_latent_size", 1, kMaxWidth, where));
+  }
+  return experts;
+}
+
+void write_nemotron_experts(Json& config, const Options& experts) {
+  const int64_t shared = experts.integer("experts", "shared", 0);
+  config["n_routed_experts"] = experts.integer("experts", "experts");
+  config["num_experts_per_tok"] = experts.integer("experts", "top");
+  config["moe_intermediate_size"] = experts.integer("experts", "inner");
+  config["n_group"] = experts.integer("experts", "groups", 1);
+  config["topk_group"] = experts.integer("experts", "group_top", 1);
+  config["norm_topk_prob"] = experts.flag("experts", "renormalise", false);
+  config["routed_scaling_factor"] = experts.real("experts", "scale", 1.0);
+  config["n_shared_experts"] = shared > 0 ? 1 : 0;
+  config["moe_shared_expert_intermediate_size"] = shared;
+  config["mlp_hidden_act"] = experts.text("experts", "activation", "relu2");
+  if (const int64_t latent = experts.integer("experts", "latent", 0); latent > 0) {
+    config["moe_latent_size"] = latent;
+  }
 }
 
 /// A letter a layer: M Mamba-2, * attention, - feed-forward, E experts. Newer files have words.
@@ -161,9 +131,10 @@ ModelSpec read_nemotron_h(const std::string& text, const std::string& where) {
   spec.norm.eps = real(config, "layer_norm_epsilon",
                        config::has(config, "rms_norm_eps") ? spec.norm.eps : 1e-5F, where);
   spec.rope.dim = sizes.head_dim;  // no layer rotates
-  refuse_biases(config, {"use_bias", "mlp_bias", "attention_bias", "mamba_proj_bias"}, where);
+  config::refuse_flags(config, {"use_bias", "mlp_bias", "attention_bias", "mamba_proj_bias"},
+                       where);
   const std::string pattern = nemotron_pattern(config, sizes.layers, where);
-  UnitSpec attends = attention(sizes);
+  UnitSpec attends = config::attention_of(sizes);
   attends.options.set("rope", false);
   const int64_t groups = config::integer(config, "n_groups", 1, kMaxHeads, where);
   const UnitSpec mamba = mamba2(config::integer(config, "mamba_num_heads", 1, kMaxHeads, where),
@@ -198,7 +169,7 @@ ModelSpec read_nemotron_h(const std::string& text, const std::string& where) {
 }
 
 std::string write_nemotron_h(const ModelSpec& spec) {
-  Json config = begin_config(spec, "NemotronHForCausalLM", "nemotron_h");
+  Json config = config::begin_config(spec, "NemotronHForCausalLM", "nemotron_h");
   config["layer_norm_epsilon"] = config["rms_norm_eps"];
   std::string pattern;
   for (const LayerSpec& layer : spec.layers) {
@@ -206,17 +177,20 @@ std::string write_nemotron_h(const ModelSpec& spec) {
     pattern += kind == "mamba2" ? 'M' : kind == "attention" ? '*' : kind == "experts" ? 'E' : '-';
   }
   config["hybrid_override_pattern"] = pattern;
-  write_attention(config, first_unit(spec, "attention").options);
-  const Options& mamba = first_unit(spec, "mamba2").options;
+  config::write_attention(config, config::first_unit(spec, "attention").options);
+  const Options& mamba = config::first_unit(spec, "mamba2").options;
   config["mamba_num_heads"] = mamba.integer("mamba2", "heads");
   config["mamba_head_dim"] = mamba.integer("mamba2", "head_dim");
   config["ssm_state_size"] = mamba.integer("mamba2", "state");
   config["n_groups"] = mamba.integer("mamba2", "b_heads");
   config["conv_kernel"] = mamba.integer("mamba2", "conv");
   config["use_conv_bias"] = true;
-  if (const UnitSpec* dense = find_unit(spec, "feed_forward"); dense != nullptr) {
+  if (const UnitSpec* dense = config::find_unit(spec, "feed_forward"); dense != nullptr) {
     config["intermediate_size"] = dense->options.integer("feed_forward", "inner");
     config["mlp_hidden_act"] = dense->options.text("feed_forward", "activation");
+  }
+  if (const UnitSpec* experts = config::find_unit(spec, "experts"); experts != nullptr) {
+    write_nemotron_experts(config, experts->options);
   }
   return config::expressed(config, spec, read_nemotron_h);
 }
@@ -243,7 +217,7 @@ ModelSpec read_falcon_h1(const std::string& text, const std::string& where) {
   spec.rope = config::read_rope(config, sizes.head_dim, spec.max_positions, where);
   spec.embedding_scale = real(config, "embedding_multiplier", 1.0, where);
   spec.logit_scale = real(config, "lm_head_multiplier", 1.0, where);
-  refuse_biases(config, {"attention_bias", "mlp_bias", "projectors_bias"}, where);
+  config::refuse_flags(config, {"attention_bias", "mlp_bias", "projectors_bias"}, where);
   UnitSpec mamba = read_mamba2(config, spec.norm.eps, true, where);
   mamba.name = "mamba";
   mamba.out = real(config, "ssm_out_multiplier", 1.0, where);
@@ -254,7 +228,7 @@ ModelSpec read_falcon_h1(const std::string& text, const std::string& where) {
          "{}: expected attention_in_multiplier 1, as in every published model", where);
   expect(!config::flag_or(config, "mamba_norm_before_gate", false, where),
          "{}: expected mamba_norm_before_gate false, as in every published model", where);
-  UnitSpec attends = attention(sizes);
+  UnitSpec attends = config::attention_of(sizes);
   attends.name = "self_attn";
   attends.out = real(config, "attention_out_multiplier", 1.0, where);
   attends.options.set("key_scale", config::real_or(config, "key_multiplier", 1.0, where));
@@ -271,12 +245,12 @@ ModelSpec read_falcon_h1(const std::string& text, const std::string& where) {
 }
 
 std::string write_falcon_h1(const ModelSpec& spec) {
-  Json config = begin_config(spec, "FalconH1ForCausalLM", "falcon_h1");
-  const UnitSpec& mamba = first_unit(spec, "mamba2");
-  const UnitSpec& attends = first_unit(spec, "attention");
-  const UnitSpec& feed_forward = first_unit(spec, "swiglu");
+  Json config = config::begin_config(spec, "FalconH1ForCausalLM", "falcon_h1");
+  const UnitSpec& mamba = config::first_unit(spec, "mamba2");
+  const UnitSpec& attends = config::first_unit(spec, "attention");
+  const UnitSpec& feed_forward = config::first_unit(spec, "swiglu");
   config["intermediate_size"] = feed_forward.options.integer("swiglu", "inner");
-  write_attention(config, attends.options);
+  config::write_attention(config, attends.options);
   write_mamba2(config, mamba.options);
   config["mamba_d_ssm"] =
       mamba.options.integer("mamba2", "heads") * mamba.options.integer("mamba2", "head_dim");
@@ -302,9 +276,9 @@ ModelSpec read_granite_hybrid(const std::string& text, const std::string& where)
   spec.rope = config::read_rope(config, sizes.head_dim, spec.max_positions, where);
   spec.embedding_scale = real(config, "embedding_multiplier", 1.0, where);
   spec.logit_scale = 1.0F / real(config, "logits_scaling", 1.0, where);
-  refuse_biases(config, {"attention_bias"}, where);
+  config::refuse_flags(config, {"attention_bias"}, where);
   const float residual = real(config, "residual_multiplier", 1.0, where);
-  UnitSpec attends = attention(sizes);
+  UnitSpec attends = config::attention_of(sizes);
   attends.options.set("scale", config::real_or(config, "attention_multiplier", 1.0, where));
   attends.options.set("rope",
                       config::text_or(config, "position_embedding_type", "nope", where) == "rope");
@@ -317,7 +291,7 @@ ModelSpec read_granite_hybrid(const std::string& text, const std::string& where)
                     {{"experts", experts},
                      {"top", config::integer(config, "num_experts_per_tok", 1, kMaxExperts, where)},
                      {"inner", config::integer(config, "intermediate_size", 1, kMaxInner, where)},
-                     {"router", std::string("softmax of the chosen")},
+                     {"router", std::string("topk_softmax")},
                      {"shared", shared}}};
   }
   attends.out = mamba.out = feed_forward.out = residual;
@@ -332,19 +306,26 @@ ModelSpec read_granite_hybrid(const std::string& text, const std::string& where)
 }
 
 std::string write_granite_hybrid(const ModelSpec& spec) {
-  Json config = begin_config(spec, "GraniteMoeHybridForCausalLM", "granitemoehybrid");
-  const UnitSpec& attends = first_unit(spec, "attention");
-  const int64_t inner = first_unit(spec, "swiglu").options.integer("swiglu", "inner");
-  config["intermediate_size"] = inner;
-  config["shared_intermediate_size"] = inner;
-  config["num_local_experts"] = 0;
-  config["num_experts_per_tok"] = 0;
+  Json config = config::begin_config(spec, "GraniteMoeHybridForCausalLM", "granitemoehybrid");
+  const UnitSpec& attends = config::first_unit(spec, "attention");
+  if (const UnitSpec* experts = config::find_unit(spec, "experts"); experts != nullptr) {
+    config["num_local_experts"] = experts->options.integer("experts", "experts");
+    config["num_experts_per_tok"] = experts->options.integer("experts", "top");
+    config["intermediate_size"] = experts->options.integer("experts", "inner");
+    config["shared_intermediate_size"] = experts->options.integer("experts", "shared", 0);
+  } else {
+    const int64_t inner = config::first_unit(spec, "swiglu").options.integer("swiglu", "inner");
+    config["num_local_experts"] = 0;
+    config["num_experts_per_tok"] = 0;
+    config["intermediate_size"] = inner;
+    config["shared_intermediate_size"] = inner;
+  }
   config["layer_types"] = Json::array();
   for (const LayerSpec& layer : spec.layers) {
     config["layer_types"].push_back(layer.mixes_by("attention") ? "attention" : "mamba");
   }
-  write_attention(config, attends.options);
-  write_mamba2(config, first_unit(spec, "mamba2").options);
+  config::write_attention(config, attends.options);
+  write_mamba2(config, config::first_unit(spec, "mamba2").options);
   config["position_embedding_type"] =
       attends.options.flag("attention", "rope", true) ? "rope" : "nope";
   config["attention_multiplier"] = attends.options.real("attention", "scale", 1.0);
@@ -363,7 +344,7 @@ ModelSpec read_bamba(const std::string& text, const std::string& where) {
     rope["partial_rotary_factor"] = 0.5;  // the default of transformers' BambaConfig
   }
   spec.rope = config::read_rope(rope, sizes.head_dim, spec.max_positions, where);
-  refuse_biases(config, {"attention_bias", "mlp_bias"}, where);
+  config::refuse_flags(config, {"attention_bias", "mlp_bias"}, where);
   const UnitSpec mamba = read_mamba2(config, spec.norm.eps, false, where);
   const int64_t inner = config::integer(config, "intermediate_size", 1, kMaxInner, where);
   spec.layers.assign(static_cast<size_t>(sizes.layers), decoder_layer(mamba, inner, spec.norm));
@@ -372,50 +353,68 @@ ModelSpec read_bamba(const std::string& text, const std::string& where) {
   for (const Json& index : *it) {
     const int64_t i = config::integer(Json{{"attn_layer_indices", index}}, "attn_layer_indices", 0,
                                       sizes.layers - 1, where);
-    spec.layers[static_cast<size_t>(i)] = decoder_layer(attention(sizes), inner, spec.norm);
+    spec.layers[static_cast<size_t>(i)] =
+        decoder_layer(config::attention_of(sizes), inner, spec.norm);
   }
   return spec;
 }
 
 std::string write_bamba(const ModelSpec& spec) {
-  Json config = begin_config(spec, "BambaForCausalLM", "bamba");
-  const Options& attends = first_unit(spec, "attention").options;
+  Json config = config::begin_config(spec, "BambaForCausalLM", "bamba");
+  const Options& attends = config::first_unit(spec, "attention").options;
   config["attn_layer_indices"] = Json::array();
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     if (spec.layers[i].mixes_by("attention")) {
       config["attn_layer_indices"].push_back(i);
     }
   }
-  config["intermediate_size"] = first_unit(spec, "swiglu").options.integer("swiglu", "inner");
-  write_attention(config, attends);
-  write_mamba2(config, first_unit(spec, "mamba2").options);
+  config["intermediate_size"] =
+      config::first_unit(spec, "swiglu").options.integer("swiglu", "inner");
+  config::write_attention(config, attends);
+  write_mamba2(config, config::first_unit(spec, "mamba2").options);
   config["partial_rotary_factor"] = static_cast<double>(spec.rope.dim) /
                                     static_cast<double>(attends.integer("attention", "head_dim"));
   return config::expressed(config, spec, read_bamba);
 }
 
+/// NVIDIA's names, and those of transformers, which saves `model.` in place of `backbone.`.
+std::vector<TensorRule> nemotron_tensors() {
+  static const std::pair<const char*, std::string> kNames[] = {
+      {"embed.weight", "embeddings.weight"},
+      {"norm.*", "norm_f.*"},
+      {"layers.*.input_norm.*", "layers.*.norm.*"},
+      {"layers.*.feed_forward.up.*", "layers.*.mixer.up_proj.*"},
+      {"layers.*.feed_forward.down.*", "layers.*.mixer.down_proj.*"},
+      {"layers.*.feed_forward.router.weight", "layers.*.mixer.gate.weight"},
+      {"layers.*.feed_forward.router.bias", "layers.*.mixer.gate.e_score_correction_bias"},
+      {"layers.*.feed_forward.experts.up.*", "layers.*.mixer.experts.#.up_proj.*"},
+      {"layers.*.feed_forward.experts.down.*", "layers.*.mixer.experts.#.down_proj.*"},
+      {"layers.*.feed_forward.shared.up.*", "layers.*.mixer.shared_experts.up_proj.*"},
+      {"layers.*.feed_forward.shared.down.*", "layers.*.mixer.shared_experts.down_proj.*"},
+      {"layers.*.feed_forward.latent_in.*", "layers.*.mixer.fc1_latent_proj.*"},
+      {"layers.*.feed_forward.latent_out.*", "layers.*.mixer.fc2_latent_proj.*"},
+      {"layers.*.mixer.*", "layers.*.mixer.*"}};
+  static const auto kWith = [](const std::string& prefix) {
+    std::vector<std::string> names;
+    for (const auto& [ours, theirs] : kNames) {
+      names.push_back(prefix + theirs);
+    }
+    return names;
+  };
+  static const std::vector<std::string> kPrefixed[] = {kWith("backbone."), kWith("model.")};
+  std::vector<TensorRule> rules = {{"head.weight", "lm_head.weight"}};
+  for (const std::vector<std::string>& names : kPrefixed) {
+    for (size_t i = 0; i < names.size(); ++i) {
+      rules.push_back({.ours = kNames[i].first, .theirs = names[i].c_str()});
+    }
+  }
+  return rules;
+}
+
 }  // namespace
 
 Family nemotron_h_family() {
-  // The library saves `model.` where NVIDIA's files have `backbone.`.
-  return {"nemotron_h",
-          {"nemotron_h"},
-          read_nemotron_h,
-          write_nemotron_h,
-          {{"embed.weight", "backbone.embeddings.weight"},
-           {"embed.weight", "model.embeddings.weight"},
-           {"head.weight", "lm_head.weight"},
-           {"norm.*", "backbone.norm_f.*"},
-           {"norm.*", "model.norm_f.*"},
-           {"layers.*.input_norm.*", "backbone.layers.*.norm.*"},
-           {"layers.*.input_norm.*", "model.layers.*.norm.*"},
-           {"layers.*.feed_forward.up.*", "backbone.layers.*.mixer.up_proj.*"},
-           {"layers.*.feed_forward.up.*", "model.layers.*.mixer.up_proj.*"},
-           {"layers.*.feed_forward.down.*", "backbone.layers.*.mixer.down_proj.*"},
-           {"layers.*.feed_forward.down.*", "model.layers.*.mixer.down_proj.*"},
-           {"layers.*.mixer.*", "backbone.layers.*.mixer.*"},
-           {"layers.*.mixer.*", "model.layers.*.mixer.*"}},
-          {}};
+  return {"nemotron_h", {"nemotron_h"}, read_nemotron_h, write_nemotron_h, nemotron_tensors(), {}};
 }
 
 Family falcon_h1_family() {
@@ -436,17 +435,27 @@ Family falcon_h1_family() {
 }
 
 Family granite_hybrid_family() {
-  return {"granite_hybrid",
-          {"granitemoehybrid"},
-          read_granite_hybrid,
-          write_granite_hybrid,
-          config::decoder_tensors({
-              {.theirs = "model.layers.*.shared_mlp.input_linear.*",
-               .rows = {"layers.*.feed_forward.gate.*", "layers.*.feed_forward.up.*"}},
-              {"layers.*.feed_forward.down.*", "model.layers.*.shared_mlp.output_linear.*"},
-              {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mamba.*", .mixer = "mamba2"},
-          }),
-          config::decoder_ignored()};
+  return {
+      "granite_hybrid",
+      {"granitemoehybrid"},
+      read_granite_hybrid,
+      write_granite_hybrid,
+      config::decoder_tensors({
+          {.theirs = "model.layers.*.shared_mlp.input_linear.*",
+           .rows = {"layers.*.feed_forward.gate.*", "layers.*.feed_forward.up.*"}},
+          {"layers.*.feed_forward.down.*", "model.layers.*.shared_mlp.output_linear.*"},
+          {.theirs = "model.layers.*.shared_mlp.input_linear.*",
+           .rows = {"layers.*.feed_forward.shared.gate.*", "layers.*.feed_forward.shared.up.*"}},
+          {"layers.*.feed_forward.shared.down.*", "model.layers.*.shared_mlp.output_linear.*"},
+          {.theirs = "model.layers.*.block_sparse_moe.input_linear.*",
+           .rows = {"layers.*.feed_forward.experts.gate.*", "layers.*.feed_forward.experts.up.*"},
+           .stacked = true},
+          {"layers.*.feed_forward.experts.down.*",
+           "model.layers.*.block_sparse_moe.output_linear.*"},
+          {"layers.*.feed_forward.router.*", "model.layers.*.block_sparse_moe.router.layer.*"},
+          {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mamba.*", .mixer = "mamba2"},
+      }),
+      config::decoder_ignored()};
 }
 
 Family bamba_family() {

@@ -110,7 +110,6 @@ class LightningUnit : public HeadMixer {
     return layout;
   }
 
-
   void visit(const ParameterVisitor& visitor) override {
     qkv_.visit("qkv_proj", visitor);
     q_norm_.visit("q_norm", visitor);

@@ -139,16 +139,6 @@ struct XieluNumbers {
   float beta, eps, p, n;
 };
 
-/// tanh(x). Near 0 by its series: 1 - 2 / (exp(2x) + 1) would take the digits.
-inline vf vtanh(vf x) {
-  const vf square = x * x;
-  vf p = vset(-17.0F / 315.0F);
-  p = p * square + 2.0F / 15.0F;
-  p = p * square - 1.0F / 3.0F;
-  p = p * square + 1.0F;
-  return square < vset(0.04F) ? x * p : 1.0F - 2.0F / (vexp(2.0F * x) + 1.0F);
-}
-
 }  // namespace
 
 void activation_forward(const Activate<float>& a) {
