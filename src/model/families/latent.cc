@@ -293,6 +293,11 @@ std::vector<TensorRule> kimi_linear_tensors() {
       {"layers.*.mixer.conv1d.weight:q", "model.layers.*.self_attn.q_conv1d.weight", kDelta},
       {"layers.*.mixer.conv1d.weight:k", "model.layers.*.self_attn.k_conv1d.weight", kDelta},
       {"layers.*.mixer.conv1d.weight:v", "model.layers.*.self_attn.v_conv1d.weight", kDelta},
+      {.ours = "layers.*.mixer.A_log",
+       .theirs = "model.layers.*.self_attn.A_log",
+       .mixer = kDelta,
+       .ones_before = 2,
+       .ones_after = 1},
       {"layers.*.mixer.decay_*", "model.layers.*.self_attn.f_*", kDelta},
       {"layers.*.mixer.gate_*", "model.layers.*.self_attn.g_*", kDelta},
       {"layers.*.mixer.beta_proj.*", "model.layers.*.self_attn.b_proj.*", kDelta},
@@ -430,6 +435,13 @@ std::vector<TensorRule> bailing_tensors() {
   return own;
 }
 
+/// Layers that predict a token more come after the model's own; they are neither run nor kept.
+std::vector<std::string> ignored() {
+  std::vector<std::string> patterns = config::decoder_ignored();
+  patterns.emplace_back("model.layers.#.*");
+  return patterns;
+}
+
 /// Of DeepSeek's kind, by the name that its config.json gives as model_type.
 template <const char* kFamily>
 Family deepseek() {
@@ -440,7 +452,7 @@ Family deepseek() {
           },
           write_deepseek,
           deepseek_tensors(),
-          config::decoder_ignored()};
+          ignored()};
 }
 
 constexpr char kV3[] = "deepseek_v3";
@@ -463,12 +475,12 @@ Family kimi_k2_family() {
 
 Family kimi_linear_family() {
   return {"kimi_linear",     {"kimi_linear"},       read_kimi_linear,
-          write_kimi_linear, kimi_linear_tensors(), config::decoder_ignored()};
+          write_kimi_linear, kimi_linear_tensors(), ignored()};
 }
 
 Family bailing_hybrid_family() {
   return {"bailing_hybrid", {"bailing_hybrid"}, read_bailing,
-          write_bailing,    bailing_tensors(),  config::decoder_ignored()};
+          write_bailing,    bailing_tensors(),  ignored()};
 }
 
 }  // namespace cambium

@@ -206,12 +206,12 @@ void forward(const LatentAttention<T>& a, const Launch& on) {
                                                         : forward_kernel<T, 4>;
   launch(on, "latent_attention", kernel,
          dim3(static_cast<unsigned>(head_blocks), count, static_cast<unsigned>(partials.parts)),
-         dim3(kThreads), forward_shared(static_cast<int>(shape.head_dim)), a, layout.layout,
-         tokens.segment, tokens.single, partials);
+         dim3(kThreads), forward_shared(static_cast<int>(shape.head_dim)), for_device(a),
+         layout.layout, tokens.segment, tokens.single, partials);
   if (partials.parts > 1) {
     launch(on, "latent_attention", add_parts_kernel<T>,
-           dim3(static_cast<unsigned>(shape.heads), count), dim3(kThreads), 0, a, tokens.single,
-           partials);
+           dim3(static_cast<unsigned>(shape.heads), count), dim3(kThreads), 0, for_device(a),
+           tokens.single, partials);
   }
 }
 

@@ -12,6 +12,14 @@ inline constexpr int kHeads = 8;
 /// Keys of a tile, a lane each.
 inline constexpr int kTile = 32;
 
+/// The arguments without what is the host's: the same bytes in every step that is queued alike.
+template <class Args>
+Args for_device(Args args) {
+  args.shape.start = args.shape.position = args.shape.table = nullptr;
+  args.shape.plans = nullptr;
+  return args;
+}
+
 /// Number d of a row, in fp32.
 template <class T>
 __device__ __forceinline__ float number(const KeyRows<T>& keys, int64_t row, int d) {

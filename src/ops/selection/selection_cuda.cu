@@ -184,10 +184,10 @@ void choose(const ChooseTokens<T>& a, const Launch& on) {
     const auto count = static_cast<unsigned>(std::min(each, all - first));
     launch(on, "choose_tokens", score_kernel<T>,
            dim3(static_cast<unsigned>(ceil_div(capacity, kKeys)), count), dim3(kKeys),
-           score_shared(static_cast<int>(shape.heads), static_cast<int>(shape.head_dim)), a,
-           layout.layout, tokens.segment, first, capacity, scores);
-    launch(on, "choose_tokens", choose_kernel<T>, dim3(count), dim3(kThreads), 0, a, layout.layout,
-           tokens.segment, first, capacity, scores);
+           score_shared(static_cast<int>(shape.heads), static_cast<int>(shape.head_dim)),
+           latent::for_device(a), layout.layout, tokens.segment, first, capacity, scores);
+    launch(on, "choose_tokens", choose_kernel<T>, dim3(count), dim3(kThreads), 0,
+           latent::for_device(a), layout.layout, tokens.segment, first, capacity, scores);
   }
 }
 
