@@ -911,25 +911,25 @@ TEST(Units, TheirLettersAndNamesDiffer) {
   }
 }
 
-TEST(Units, WhatIsOnlyDeclaredIsCountedAndRefusedByName) {
-  const UnitSpec latent{"latent_attention",
-                        {{"heads", int64_t{2}},
-                         {"kv_rank", int64_t{8}},
-                         {"nope_dim", int64_t{4}},
-                         {"rope_dim", int64_t{2}},
-                         {"value_dim", int64_t{4}}}};
-  const auto unit = make_unit(latent, kWidth);
-  int64_t count = 0;
-  unit->visit([&](const std::string&, Parameter& p) { count += p.numel(); });
-  EXPECT_EQ(count, 12 * 12 + 10 * 12 + 8 + 16 * 8 + 12 * 8);
-  EXPECT_EQ(unit->missing(), "latent_attention");
-  EXPECT_EQ(unit->state_layout().bytes_per_token(), (8 + 2) * 4);
-  LayerSpec layer{{{.units = {latent}}, {.units = {{"swiglu", {{"inner", int64_t{8}}}}}}}};
-  layer.branches[0].units[0].name = "first";
-  LayerSpec twice = layer;
-  twice.branches[1].units[0] = latent;
-  EXPECT_EQ(Layer(layer, kWidth).missing(), std::vector<std::string>{"latent_attention"});
-  EXPECT_EQ(Layer(twice, kWidth).missing(), std::vector<std::string>{"latent_attention"});
+TEST(Units, LatentAttentionKeepsItsLatentAndSaysWhatItCannotBe) {
+  const Options options = {{"heads", int64_t{2}},
+                           {"kv_rank", int64_t{8}},
+                           {"nope_dim", int64_t{4}},
+                           {"rope_dim", int64_t{2}},
+                           {"value_dim", int64_t{4}}};
+  EXPECT_EQ(make_unit({"latent_attention", options}, kWidth)->state_layout().bytes_per_token(),
+            (8 + 2) * 4);
+  const auto error = [&](std::initializer_list<std::pair<std::string, OptionValue>> more) {
+    return testing::error_of([&] { make_unit({"latent_attention", with(options, more)}, kWidth); });
+  };
+  EXPECT_EQ(error({{"rope_dim", int64_t{3}}}),
+            "latent_attention: expected an even rope_dim, got 3");
+  EXPECT_EQ(error({{"kv_rank", int64_t{1024}}}),
+            "latent_attention: expected kv_rank and rope_dim of at most 1024 together, got 1024 "
+            "and 2");
+  EXPECT_EQ(
+      error({{"index_heads", int64_t{2}}, {"index_dim", int64_t{4}}, {"index_top", int64_t{5}}}),
+      "latent_attention: the index of keys reads the query's latent; give q_rank");
 }
 
 TEST(Units, ExpertsSayWhatTheyCannotBe) {
@@ -953,8 +953,8 @@ TEST(Units, ExpertsSayWhatTheyCannotBe) {
   EXPECT_NE(error({{"activation", "tanh"}}).find("unknown activation 'tanh'"), std::string::npos);
 }
 
-TEST(Units, WhatIsOnlyDeclaredStartsAsItsLikeDoes) {
-  const std::vector<UnitSpec> declared = {
+TEST(Units, MatricesStartAsLinearsDo) {
+  const std::vector<UnitSpec> specs = {
       {"experts",
        {{"experts", int64_t{8}},
         {"top", int64_t{2}},
@@ -970,9 +970,10 @@ TEST(Units, WhatIsOnlyDeclaredStartsAsItsLikeDoes) {
         {"rope_dim", int64_t{2}},
         {"value_dim", int64_t{4}},
         {"index_heads", int64_t{2}},
-        {"index_dim", int64_t{4}}}},
+        {"index_dim", int64_t{4}},
+        {"index_top", int64_t{5}}}},
       {"lightning", {{"heads", int64_t{2}}, {"head_dim", int64_t{4}}}}};
-  for (const UnitSpec& spec : declared) {
+  for (const UnitSpec& spec : specs) {
     make_unit(spec, kWidth)->visit([&](const std::string& name, Parameter& p) {
       const std::string which = spec.kind + " " + name;
       if (name.ends_with("norm.weight")) {

@@ -202,11 +202,10 @@ const Json kFalcon34b = {{"model_type", "falcon_h1"},
 // Falcon-H1-34B 33.6B, Kimi-Linear-48B 49.1B, Qwen3-Next-80B (without MTP) 79.7B.
 const std::vector<Published>& published() {
   static const std::vector<Published> table = {
-      {"minimax_m1", kMinimax, 912210767872.0 / 2, "NNNNNNNANNNNNNNA", 10 * 2 * 8 * 128 * 2,
-       "experts"},
+      {"minimax_m1", kMinimax, 912210767872.0 / 2, "NNNNNNNANNNNNNNA", 10 * 2 * 8 * 128 * 2, ""},
       {"nemotron_nano_9b_v2", kNemotron9b, 8888227328.0, "2f2f2f22f2f2f2Af", 4 * 2 * 8 * 128 * 2,
        ""},
-      {"qwen3_next_80b", kQwen3Next, 79674391296.0, "GGGAGGGA", 12 * 2 * 2 * 256 * 2, "experts"},
+      {"qwen3_next_80b", kQwen3Next, 79674391296.0, "GGGAGGGA", 12 * 2 * 2 * 256 * 2, ""},
       {"deepseek_v3", kDeepseekV3, 671.03e9, "LLLL", 61 * (512 + 64) * 2, ""},
       {"deepseek_v32", kDeepseekV32, 671.03e9 + 61 * 13959424.0, "LLLL", 61 * (512 + 64 + 128) * 2,
        ""},
