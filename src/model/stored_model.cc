@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <unordered_map>
@@ -162,6 +163,24 @@ ParametersByName parameters_of(Model& model) {
 /// A number may be stored as one of no axes or of one.
 bool same_shape(const std::vector<int64_t>& stored, const std::vector<int64_t>& expected) {
   return stored == expected || (stored.empty() && expected == std::vector<int64_t>{1});
+}
+
+/// Whether a pattern of Family::ignored means this tensor. Its `#` is the number of a layer after
+/// the model's last: one that predicts a token more (MTP).
+bool ignores(std::string pattern, const std::string& tensor, size_t layers) {
+  const size_t mark = pattern.find('#');
+  if (mark == std::string::npos) {
+    return match_pattern(pattern, tensor);
+  }
+  pattern[mark] = '*';
+  std::vector<std::string_view> captures;
+  if (!match_pattern(pattern, tensor, &captures)) {
+    return false;
+  }
+  size_t number = 0;
+  const std::string_view text = captures[0];
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc() && end == text.data() + text.size() && number >= layers;
 }
 
 /// One of the model's tensors on the host, in this type.
@@ -333,8 +352,9 @@ void StoredModel::expect_fits(const SafeTensors& file) const {
     const bool ignorable =
         is_activation_scale(entry.name) ||
         (spec.tied_head && entry.name == family.tensor_name(spec, "head.weight")) ||
-        std::any_of(family.ignored.begin(), family.ignored.end(),
-                    [&](const std::string& pattern) { return match_pattern(pattern, entry.name); });
+        std::any_of(family.ignored.begin(), family.ignored.end(), [&](const std::string& pattern) {
+          return ignores(pattern, entry.name, spec.layers.size());
+        });
     expect(ignorable || found != used.end() || is_constant(family, entry, file.path()),
            "{}: tensor {} {} belongs to no parameter of this {} model; config.json and weights do "
            "not fit together",

@@ -143,6 +143,8 @@ StoredForm place(const TensorRule& rule, size_t index, const ModelSpec& spec,
     piece.shape.insert(piece.shape.end(), p->shape.begin() + static_cast<ptrdiff_t>(axis) + 1,
                        p->shape.end());
   }
+  piece.shape.insert(piece.shape.begin(), static_cast<size_t>(rule.ones_before), 1);
+  piece.shape.insert(piece.shape.end(), static_cast<size_t>(rule.ones_after), 1);
   // Steps from a row to the next and from a column to the next, over there.
   const int64_t row = rule.transposed ? 1 : columns;
   const int64_t column = rule.transposed ? total : 1;

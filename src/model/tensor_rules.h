@@ -43,6 +43,9 @@ struct TensorRule {
   bool stacked = false;
   /// Theirs has its last two axes the other way round: (..., columns, rows).
   bool transposed = false;
+  /// Theirs has so many axes of one before and after ours: (1, 1, H, 1).
+  int ones_before = 0;
+  int ones_after = 0;
 };
 
 /// An option of a mixer that its tensor's first axis says better than config.json does.

@@ -32,6 +32,11 @@ std::vector<Case> cases() {
                                                              {"k_proj.weight", {12, 12}},
                                                              {"v_proj.weight", {12, 12}},
                                                              {"o_proj.weight", {12, 24}}};
+  const Options latent = {{"heads", int64_t{3}},
+                          {"kv_rank", int64_t{8}},
+                          {"nope_dim", int64_t{5}},
+                          {"rope_dim", int64_t{6}},
+                          {"value_dim", int64_t{4}}};
   auto normed = plain;
   normed.insert({{"q_norm.weight", {6}}, {"k_norm.weight", {6}}});
   auto normed_width = plain;
@@ -83,6 +88,33 @@ std::vector<Case> cases() {
       {"sliding window with sinks",
        {"sliding_window", with(attention, {{"window", int64_t{5}}, {"sinks", int64_t{2}}})},
        plain},
+      {"latent attention",
+       {"latent_attention", latent},
+       {{"q_proj.weight", {33, 12}},
+        {"kv_a_proj.weight", {14, 12}},
+        {"kv_a_norm.weight", {8}},
+        {"kv_b_proj.weight", {27, 8}},
+        {"o_proj.weight", {12, 12}}}},
+      {"latent attention with an index, a gate and a latent of queries",
+       {"latent_attention", with(latent, {{"q_rank", int64_t{10}},
+                                          {"gate", true},
+                                          {"scale", 0.4},
+                                          {"index_heads", int64_t{2}},
+                                          {"index_dim", int64_t{7}},
+                                          {"index_top", int64_t{6}}})},
+       {{"q_a_proj.weight", {10, 12}},
+        {"q_a_norm.weight", {10}},
+        {"q_b_proj.weight", {33, 10}},
+        {"kv_a_proj.weight", {14, 12}},
+        {"kv_a_norm.weight", {8}},
+        {"kv_b_proj.weight", {27, 8}},
+        {"indexer.q_proj.weight", {14, 10}},
+        {"indexer.k_proj.weight", {7, 12}},
+        {"indexer.k_norm.weight", {7}},
+        {"indexer.k_norm.bias", {7}},
+        {"indexer.weights_proj.weight", {2, 12}},
+        {"gate_proj.weight", {3, 12}},
+        {"o_proj.weight", {12, 12}}}},
       {"mamba",
        {"mamba",
         {{"inner", int64_t{16}},
@@ -879,25 +911,25 @@ TEST(Units, TheirLettersAndNamesDiffer) {
   }
 }
 
-TEST(Units, WhatIsOnlyDeclaredIsCountedAndRefusedByName) {
-  const UnitSpec latent{"latent_attention",
-                        {{"heads", int64_t{2}},
-                         {"kv_rank", int64_t{8}},
-                         {"nope_dim", int64_t{4}},
-                         {"rope_dim", int64_t{2}},
-                         {"value_dim", int64_t{4}}}};
-  const auto unit = make_unit(latent, kWidth);
-  int64_t count = 0;
-  unit->visit([&](const std::string&, Parameter& p) { count += p.numel(); });
-  EXPECT_EQ(count, 12 * 12 + 10 * 12 + 8 + 16 * 8 + 12 * 8);
-  EXPECT_EQ(unit->missing(), "latent_attention");
-  EXPECT_EQ(unit->state_layout().bytes_per_token(), (8 + 2) * 4);
-  LayerSpec layer{{{.units = {latent}}, {.units = {{"swiglu", {{"inner", int64_t{8}}}}}}}};
-  layer.branches[0].units[0].name = "first";
-  LayerSpec twice = layer;
-  twice.branches[1].units[0] = latent;
-  EXPECT_EQ(Layer(layer, kWidth).missing(), std::vector<std::string>{"latent_attention"});
-  EXPECT_EQ(Layer(twice, kWidth).missing(), std::vector<std::string>{"latent_attention"});
+TEST(Units, LatentAttentionKeepsItsLatentAndSaysWhatItCannotBe) {
+  const Options options = {{"heads", int64_t{2}},
+                           {"kv_rank", int64_t{8}},
+                           {"nope_dim", int64_t{4}},
+                           {"rope_dim", int64_t{2}},
+                           {"value_dim", int64_t{4}}};
+  EXPECT_EQ(make_unit({"latent_attention", options}, kWidth)->state_layout().bytes_per_token(),
+            (8 + 2) * 4);
+  const auto error = [&](std::initializer_list<std::pair<std::string, OptionValue>> more) {
+    return testing::error_of([&] { make_unit({"latent_attention", with(options, more)}, kWidth); });
+  };
+  EXPECT_EQ(error({{"rope_dim", int64_t{3}}}),
+            "latent_attention: expected an even rope_dim, got 3");
+  EXPECT_EQ(error({{"kv_rank", int64_t{1024}}}),
+            "latent_attention: expected kv_rank and rope_dim of at most 1024 together, got 1024 "
+            "and 2");
+  EXPECT_EQ(
+      error({{"index_heads", int64_t{2}}, {"index_dim", int64_t{4}}, {"index_top", int64_t{5}}}),
+      "latent_attention: the index of keys reads the query's latent; give q_rank");
 }
 
 TEST(Units, ExpertsSayWhatTheyCannotBe) {
@@ -921,8 +953,8 @@ TEST(Units, ExpertsSayWhatTheyCannotBe) {
   EXPECT_NE(error({{"activation", "tanh"}}).find(", got 'tanh'"), std::string::npos);
 }
 
-TEST(Units, WhatIsOnlyDeclaredStartsAsItsLikeDoes) {
-  const std::vector<UnitSpec> declared = {
+TEST(Units, MatricesStartAsLinearsDo) {
+  const std::vector<UnitSpec> specs = {
       {"experts",
        {{"experts", int64_t{8}},
         {"top", int64_t{2}},
@@ -938,9 +970,10 @@ TEST(Units, WhatIsOnlyDeclaredStartsAsItsLikeDoes) {
         {"rope_dim", int64_t{2}},
         {"value_dim", int64_t{4}},
         {"index_heads", int64_t{2}},
-        {"index_dim", int64_t{4}}}},
+        {"index_dim", int64_t{4}},
+        {"index_top", int64_t{5}}}},
       {"lightning", {{"heads", int64_t{2}}, {"head_dim", int64_t{4}}}}};
-  for (const UnitSpec& spec : declared) {
+  for (const UnitSpec& spec : specs) {
     make_unit(spec, kWidth)->visit([&](const std::string& name, Parameter& p) {
       const std::string which = spec.kind + " " + name;
       if (name.ends_with("norm.weight")) {

@@ -206,10 +206,10 @@ const std::vector<Published>& published() {
       {"nemotron_nano_9b_v2", kNemotron9b, 8888227328.0, "2f2f2f22f2f2f2Af", 4 * 2 * 8 * 128 * 2,
        ""},
       {"qwen3_next_80b", kQwen3Next, 79674391296.0, "GGGAGGGA", 12 * 2 * 2 * 256 * 2, ""},
-      {"deepseek_v3", kDeepseekV3, 671.03e9, "LLLL", 61 * (512 + 64) * 2, "latent_attention"},
+      {"deepseek_v3", kDeepseekV3, 671.03e9, "LLLL", 61 * (512 + 64) * 2, ""},
       {"deepseek_v32", kDeepseekV32, 671.03e9 + 61 * 13959424.0, "LLLL", 61 * (512 + 64 + 128) * 2,
-       "latent_attention"},
-      {"kimi_linear_48b", kKimi, 49122681728.0, "KKKLKKKL", 7 * (512 + 64) * 2, "latent_attention"},
+       ""},
+      {"kimi_linear_48b", kKimi, 49122681728.0, "KKKLKKKL", 7 * (512 + 64) * 2, ""},
       {"falcon_h1_34b", kFalcon34b, 33642516224.0, "(2A)(2A)", 72 * 2 * 4 * 128 * 2, ""}};
   return table;
 }

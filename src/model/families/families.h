@@ -28,19 +28,22 @@ Family qwen3_5_text_family();
 Family qwen3_5_moe_family();
 Family qwen3_5_moe_text_family();
 Family gpt_oss_family();
-Family granite_hybrid_family();
-Family nemotron_h_family();
-Family falcon_h1_family();
 Family jamba_family();
 Family lfm2_family();
 Family olmo_hybrid_family();
+Family deepseek_family();
+Family deepseek_v32_family();
+Family kimi_k2_family();
+Family kimi_linear_family();
+Family bailing_hybrid_family();
+Family granite_hybrid_family();
+Family nemotron_h_family();
+Family falcon_h1_family();
 Family mixtral_family();
 Family qwen3_moe_family();
 Family minimax_family();
 Family minimax_m1_family();
 Family minimax_m2_family();
-Family deepseek_family();
-Family kimi_linear_family();
 /// Why models of this model_type are known and not read; empty for all others.
 std::string why_refused(const std::string& model_type);
 /// Our own layout: any mixer in any layer.

@@ -65,9 +65,11 @@ std::unique_ptr<Unit> make_feed_forward(const Options& options, int64_t width);
 /// narrower width that the routed experts work in).
 std::unique_ptr<Unit> make_experts(const Options& options, int64_t width);
 
-/// Described, not yet run (declared.cc).
 /// Attention on a latent of keys and values (MLA): heads, q_rank (0 = full), kv_rank, nope_dim,
-/// rope_dim, value_dim, rope, scale, norm_eps; index_heads, index_dim, index_top (DSA).
+/// rope_dim, value_dim, rope (default true), scale of the scores (default (nope_dim +
+/// rope_dim)^-1/2), norm_eps (1e-6) of the latents' norms, gate (false: a sigmoid factor of each
+/// head's result); index_heads, index_dim, index_top (DSA) and index_interleaved (false: the pairs
+/// of its rotation).
 std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t width);
 
 }  // namespace cambium

@@ -275,7 +275,7 @@ void attention_write(const AttentionWrite<float>& a) {
     for (int64_t i = 0; i < shape.length(s); ++i) {
       const int64_t to = shape.key_row(s, shape.first_position(s) + i);
       for (const auto& part : a.each) {
-        for (int64_t h = 0; h < shape.kv_heads; ++h) {
+        for (int64_t h = 0; h < part.rows.rows.inner; ++h) {
           const float* row = part.rows.row(shape.start[s] + i, h);
           if (part.scaled.defined()) {
             write_scaled(row, part.scaled, to, h);

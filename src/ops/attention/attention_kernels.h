@@ -131,15 +131,16 @@ CAMBIUM_PLANNED_KERNEL(attention_forward, Attention)
 /// sink_logits.grad. Without pages.
 CAMBIUM_PLANNED_KERNEL(attention_backward, Attention)
 
-/// Copies the rows of new tokens, keys and values, to their places in the pages.
+/// Copies the rows of new tokens, keys and values, to their places in the pages. Each part has as
+/// many rows a token as its view says; one that is undefined has none.
 template <class T>
 struct AttentionWrite {
   AttentionShape shape;
   struct {
-    View<T> rows;       // (T, Hkv, D)
-    View<T> pages;      // (pages * page_size, Hkv, D)
-    View<bf16> narrow;  // in place of pages: rounded to bf16
-    ScaledRows scaled;  // in place of pages: in fp8
+    View<T> rows{};       // (T, Hkv, D)
+    View<T> pages{};      // (pages * page_size, Hkv, D)
+    View<bf16> narrow{};  // in place of pages: rounded to bf16
+    ScaledRows scaled{};  // in place of pages: in fp8
   } each[2];
 };
 CAMBIUM_KERNEL(attention_write, AttentionWrite)

@@ -98,7 +98,7 @@ void attention_write::reference(const AttentionWrite<T>& a) {
     for (int64_t i = 0; i < a.shape.length(s); ++i) {
       const int64_t to = a.shape.key_row(s, a.shape.first_position(s) + i);
       for (const auto& part : a.each) {
-        for (int64_t h = 0; h < a.shape.kv_heads; ++h) {
+        for (int64_t h = 0; h < part.rows.rows.inner; ++h) {
           const T* row = part.rows.row(a.shape.start[s] + i, h);
           if (part.scaled.defined()) {
             reference::attention_write_scaled(row, part.scaled, to, h);

@@ -104,8 +104,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{{33}, 6, 2, 7, 11, 2}, Case{{70, 131, 40}, 4, 2, 16, 16, 0},
                       Case{{100, 41}, 9, 3, 64, 64, 0}, Case{{129, 65}, 2, 2, 24, 40, 50},
                       Case{{20}, 16, 1, 128, 128, 0}, Case{{6}, 1, 1, 256, 256, 0},
-                      Case{{600, 30, 257}, 1, 1, 8, 8, 0}, Case{{700}, 2, 1, 4, 6, 300},
-                      Case{{530}, 1, 1, 16, 4, 7}),
+                      Case{{70, 9}, 2, 2, 192, 128, 0}, Case{{600, 30, 257}, 1, 1, 8, 8, 0},
+                      Case{{700}, 2, 1, 4, 6, 300}, Case{{530}, 1, 1, 16, 4, 7}),
     ::testing::PrintToStringParamName());
 
 // Sinks beside the window and behind it, more than the window, more than the sequence, in more than
@@ -199,6 +199,18 @@ TEST(AttentionSinks, NothingBetweenThemAndTheWindowIsRead) {
     EXPECT_GT(moved(token), 0.0) << token;
     EXPECT_LT(moved(token), 1e-3) << token;
   }
+}
+
+TEST(AttentionViews, ValuesBesidePartsOfKeysInEachHead) {
+  const Packing packing({19, 30});
+  const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
+    const Tensor both = in[1].split_last(3, 24);  // of keys 8, of values 16
+    return attention(ctx, in[0], both.slice(2, 0, 8), both.slice(2, 8, 16), packing.segments(),
+                     {.scale = 0.4F});
+  };
+  const std::vector<Input> inputs = {{{49, 3, 8}}, {{49, 72}}};
+  expect_gradients_match_differences(operation, inputs, 1e-6, 12);
+  expect_kernels_match_reference(operation, inputs);
 }
 
 TEST(AttentionViews, HeadsOfAFusedProjection) {
