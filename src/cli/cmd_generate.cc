@@ -45,6 +45,7 @@ void sampling_options(Args& args, GenerateArgs& a) {
               {1, kMaxPositions});
   a.sampling.declare(args);
   a.cache.declare(args);
+  a.cache.declare_page_size(args);
   args.choice("storage", "how matrices are kept in memory; stored is as in the file",
               {"stored", "f32", "bf16"}, &a.storage);
   a.preset.declare(args);
@@ -56,6 +57,7 @@ EngineConfig engine_for(const GenerateArgs& a, int64_t sequences) {
   EngineConfig config;
   config.max_sequences = sequences;
   config.cache_values = a.cache.values();
+  config.page_size = a.cache.page_size;
   a.engine.apply(config);
   return planned_engine(a.model, parse_storage(a.storage), a.device.device(), config,
                         a.preset.name);
