@@ -643,8 +643,8 @@ Kernel<bf16> find_kernel(int dim, int queries, bf16 /*type*/) {
   const bool eight = queries == 8;
   switch (dim) {
     case 64:
-      return eight ? kernel_of<Form<bf16, 64, 1, 4, 4, 1, 2>>()
-                   : kernel_of<Form<bf16, 64, 2, 4, 4, 1, 2>>();
+      return eight ? kernel_of<Form<bf16, 64, 1, 4, 3, 2, 2>>()
+                   : kernel_of<Form<bf16, 64, 2, 4, 3, 2, 2>>();
     case 96:
       return eight ? kernel_of<Form<bf16, 96, 1, 4, 4, 1, 2>>()
                    : kernel_of<Form<bf16, 96, 2, 4, 4, 1, 2>>();
