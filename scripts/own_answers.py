@@ -4,16 +4,23 @@
   own_answers.py prompts --gsm8k train.jsonl --mbpp sanitized-mbpp.json -o prompts.jsonl
   cambium generate MODEL -i prompts.jsonl -o answers.jsonl -n 512 --temperature 0.7 --batch 1024
   own_answers.py split answers.jsonl --train train.jsonl --valid valid.jsonl
+  own_answers.py long train.jsonl --documents 3000 --tokens 8192 --seed 1 -o long.jsonl
 
 Held out are questions, never answers: the last GSM8K ones of the training file and MBPP's own
 validation questions. They come first in prompts.jsonl, the others after them in a fixed random
 order, so that its first lines are a fair share of the whole. `--also` adds the questions of other
 files to train on, of ASDiv, SVAMP or MAWPS for instance. MBPP's tasks 11 to 510, its test
 questions, are in neither; `own_answers.py mbpp-test` writes them to a file for `cambium eval`.
+
+`long` makes documents that can only be answered by looking far back: lists with questions about
+their rows, numbered passages to be written again, and conversations that come back to an earlier
+question. No wording is that of the retrieval tasks of `cambium eval`. They come first in the
+output, or among the short documents in a random order with `--among`.
 """
 import argparse
 import json
 import random
+import re
 
 MBPP_TEST, MBPP_VALID, MBPP_TRAIN = (11, 510), (511, 600), (601, 974)
 
@@ -82,6 +89,115 @@ def split(args):
           f"{cut} left out: cut off or empty")
 
 
+NAMES = """Ada Bruno Chloe Dario Elena Farid Greta Hamid Iris Jonas Kemal Lotte Mateo Nadia Oskar
+Petra Quinn Renzo Salma Tariq Ulla Viktor Wanda Xenia Yusuf Zelda""".split()
+FAMILIES = """Abel Brandt Cruz Dorn Engel Fuchs Gallo Hansen Ivanov Jansen Keller Lorenz Moreau Novak
+Olsen Peters Quist Rossi Silva Toth Unger Vargas Weber Young Zorn""".split()
+TOWNS = """Arles Bergen Cadiz Delft Exeter Faro Gdansk Hobart Ithaca Jena Kyoto Lima Malmo Nantes Oslo
+Porto Quito Riga Split Turin Utrecht Verona Warsaw York Zagreb""".split()
+
+
+def number(rng, digits):
+    return str(rng.randrange(10 ** (digits - 1), 10**digits))
+
+
+def code(rng):
+    return "".join(rng.choice("BCDFGHJKLMNPQRSTVWXZ") for _ in range(3)) + "-" + number(rng, 3)
+
+
+def person(rng):
+    return f"{rng.choice(NAMES)} {rng.choice(FAMILIES)}"
+
+
+# What a list is of: how a key and a value are drawn, a row, a question and its answer.
+LISTS = [
+    ("Here are the lockers of our members.", person, lambda rng: number(rng, 4),
+     "{k} uses locker {v}.", "Which locker does {k} use?", "{v}"),
+    ("Orders and where they go:", lambda rng: number(rng, 6), lambda rng: rng.choice(TOWNS),
+     "| {k} | {v} |", "Where does order {k} go?", "{v}"),
+    ("The stock of a shop, as JSON:", code, lambda rng: number(rng, 3),
+     '"{k}": {v},', "What number stands at {k}?", "{v}"),
+    ("Phone book:", person, lambda rng: number(rng, 7), "{k}: {v}", "What is the number of {k}?",
+     "{v}"),
+    ("Codes given out today:", lambda rng: number(rng, 5), code, "Visitor {k} got code {v}.",
+     "Which code did visitor {k} get?", "Code {v}."),
+]
+
+
+def estimated_tokens(text):
+    """More rather than fewer: digits and signs one each, words by their length."""
+    return sum(1 if len(part) == 1 else -(-len(part) // 4)
+               for part in re.findall(r"\d|[^\W\d_]+|[^\w\s]|_|\n", text))
+
+
+def turns(pairs):
+    return {"messages": [{"role": role, "content": text} for pair in pairs
+                         for role, text in zip(("user", "assistant"), pair)]}
+
+
+def list_document(rng, tokens, _):
+    title, key, value, row, question, answer = rng.choice(LISTS)
+    asked = rng.randint(4, 16)
+    rows, used = {}, asked * 40
+    while used < tokens:
+        k = key(rng)
+        if k in rows:
+            continue
+        rows[k] = value(rng)
+        used += estimated_tokens(row.format(k=k, v=rows[k])) + 1
+    text = title + "\n\n" + "\n".join(row.format(k=k, v=v) for k, v in rows.items()) + "\n\n"
+    pairs = [(question.format(k=k), answer.format(v=rows[k]))
+             for k in rng.sample(sorted(rows), min(asked, len(rows)))]
+    return turns([(text + pairs[0][0], pairs[0][1])] + pairs[1:])
+
+
+def question_and_answer(row):
+    return row["prompt"][-1]["content"], row["completion"][0]["content"]
+
+
+def passage_document(rng, tokens, rows):
+    passages, used = [], 0
+    while used < tokens * 0.75 or len(passages) < 2:
+        passages.append(rng.choice(question_and_answer(rng.choice(rows))))
+        used += estimated_tokens(passages[-1]) + 6
+    text = "\n\n".join(f"Passage {i + 1}\n{p}" for i, p in enumerate(passages))
+    pairs, room = [], tokens - used
+    for i in rng.sample(range(len(passages)), len(passages)):
+        room -= estimated_tokens(passages[i]) + 30
+        if pairs and room < 0:
+            break
+        pairs.append((f"Write passage {i + 1} again, word for word.", passages[i]))
+    return turns([(text + "\n\n" + pairs[0][0], pairs[0][1])] + pairs[1:])
+
+
+def conversation(rng, tokens, rows):
+    pairs, used = [], 0
+    while used < tokens * 0.8 or len(pairs) < 2:
+        pairs.append(question_and_answer(rng.choice(rows)))
+        used += estimated_tokens("".join(pairs[-1])) + 12
+    back = []
+    for i in rng.sample(range(len(pairs)), len(pairs)):
+        used += estimated_tokens(pairs[i][0]) + 30
+        if back and used > tokens:
+            break
+        back.append((f"What was my question number {i + 1}? Say it word for word.", pairs[i][0]))
+    return turns(pairs + back)
+
+
+def long(args):
+    rng = random.Random(args.seed)
+    rows = read_lines(args.answers)
+    made = []
+    for _ in range(args.documents):
+        tokens = int(args.tokens * 0.9 * 8 ** (rng.random() - 1))  # as many of each octave
+        made.append(rng.choice((list_document, passage_document, conversation))(rng, tokens, rows))
+    if args.among:
+        made += rows
+        rng.shuffle(made)
+    write_lines(args.output, made)
+    print(f"{args.output}: {len(made)} documents, {args.documents} of them long")
+
+
 def mbpp_test(args):
     tasks = mbpp_tasks(args.mbpp, MBPP_TEST)
     with open(args.output, "w", encoding="utf-8") as f:
@@ -106,6 +222,14 @@ def main():
     p.add_argument("--train", required=True)
     p.add_argument("--valid", required=True)
     p.set_defaults(run=split)
+    p = commands.add_parser("long", help="documents that ask for what stands far back")
+    p.add_argument("answers", help="short documents of `split`, which they are made of")
+    p.add_argument("--documents", type=int, default=3000)
+    p.add_argument("--tokens", type=int, default=8192, help="of the longest; the shortest an eighth")
+    p.add_argument("--among", action="store_true", help="the short documents too, in random order")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("-o", "--output", required=True)
+    p.set_defaults(run=long)
     p = commands.add_parser("mbpp-test", help="MBPP's test questions alone")
     p.add_argument("--mbpp", required=True, help="sanitized-mbpp.json")
     p.add_argument("-o", "--output", required=True)
