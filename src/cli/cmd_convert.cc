@@ -356,6 +356,9 @@ Action declare(Args& args) {
   args.option("window", "tokens that sliding_window and parallel see (0 = 128)", &a->graft.window);
   args.option("sinks", "first tokens of the text that sliding_window and parallel see too",
               &a->graft.sinks);
+  args.flag("sink-logits",
+            "each head of sliding_window and parallel gets a sink's learned score without a value",
+            &a->graft.sink_logits);
   args.option("recurrent",
               "parallel: the mixer beside the window: gated_delta_net, kimi_delta, mamba2 or "
               "lightning",

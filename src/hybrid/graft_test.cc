@@ -106,6 +106,95 @@ TEST(Graft, AWindowLongerThanTheTextChangesNothing) {
   }
 }
 
+/// A teacher whose attention has a gate of its output, a soft cap and sinks' scores, some of each.
+LoadedModel make_gated_teacher(bool bends) {
+  ModelSpec spec = teacher_spec();
+  for (LayerSpec& layer : spec.layers) {
+    layer.mixer()->options.set("gate", true);
+    if (bends) {
+      layer.mixer()->options.set("softcap", 0.5);
+      layer.mixer()->options.set("sink_logits", true);
+    }
+  }
+  LoadedModel teacher = make_teacher(spec);
+  teacher.model->visit([](const std::string& name, Parameter& p) {
+    for (int64_t i = 0; name.ends_with(".sinks") && i < p.numel(); ++i) {
+      p.tensor.ptr<float>()[i] = static_cast<float>(i) - 1.0F;
+    }
+  });
+  return teacher;
+}
+
+TEST(Graft, AWindowKeepsGatesSoftCapsAndSinksScores) {
+  LoadedModel teacher = make_gated_teacher(true);
+  LoadedModel hybrid =
+      convert(*teacher.model, *teacher.model, {1, 4}, {.mixer = "sliding_window", .window = 64}, 7);
+  EXPECT_EQ(logits(*hybrid.model), logits(*teacher.model));
+  LoadedModel pair =
+      convert(*teacher.model, *teacher.model, {1, 4}, {.mixer = "parallel", .window = 64}, 7);
+  for (const char* name : {"q_proj.weight", "sinks"}) {
+    const std::string full = std::string("layers.1.mixer.") + name;
+    Parameter& from = parameter(*teacher.model, full);
+    Parameter& to = parameter(*pair.model, full);
+    EXPECT_TRUE(std::equal(from.tensor.ptr<float>(), from.tensor.ptr<float>() + from.numel(),
+                           to.tensor.ptr<float>()))
+        << name;
+  }
+}
+
+// Scores of sinks that a window gets change nearly nothing until they have learned.
+TEST(Graft, NewScoresOfSinksStartQuiet) {
+  LoadedModel teacher = make_teacher(teacher_spec());
+  LoadedModel hybrid = convert(*teacher.model, *teacher.model, {1, 4},
+                               {.mixer = "sliding_window", .window = 64, .sink_logits = true}, 7);
+  const std::vector<float> expected = mixer_output(*teacher.model, 1);
+  const double moved = difference(mixer_output(*hybrid.model, 1), expected);
+  EXPECT_GT(moved, 0.0);
+  EXPECT_LT(moved, 4e-3 * difference(expected, std::vector<float>(expected.size())));
+}
+
+TEST(Graft, AGateGoesWithItsHeadOrIsRefused) {
+  LoadedModel teacher = make_gated_teacher(false);
+  const UnitSpec& attention = *teacher.model->spec().layers[1].mixer();
+  const AttentionShape shape = attention_shape(attention, teacher.model->spec().width);
+  const Parameter& q = parameter(*teacher.model, "layers.1.mixer.q_proj.weight");
+  const auto expect_rows = [&](const float* rows, bool gate) {
+    for (int64_t row = 0; row < shape.heads * shape.dim; ++row) {
+      const int64_t from = (row / shape.dim * 2 + (gate ? 1 : 0)) * shape.dim + row % shape.dim;
+      ASSERT_TRUE(std::equal(rows + row * shape.width, rows + (row + 1) * shape.width,
+                             q.tensor.ptr<float>() + from * shape.width))
+          << row;
+    }
+  };
+  LoadedModel delta = convert(*teacher.model, *teacher.model, {1}, {.mixer = "gated_delta_net"}, 7);
+  Parameter& in = parameter(*delta.model, "layers.1.mixer.in_proj.weight");
+  const auto block = [&](const char* name) {
+    return in.tensor.ptr<float>() + rows_of(in, name).begin * shape.width;
+  };
+  expect_rows(block("z"), true);
+  expect_rows(block("q"), false);
+  EXPECT_EQ(delta.model->spec().layers[1].mixer()->options.text("", "out_gate"), "sigmoid");
+  LoadedModel lightning = convert(*teacher.model, *teacher.model, {1}, {.mixer = "lightning"}, 7);
+  expect_rows(parameter(*lightning.model, "layers.1.mixer.gate_proj.weight").tensor.ptr<float>(),
+              true);
+  for (const GraftOptions& options :
+       {GraftOptions{.mixer = "mamba"}, GraftOptions{.mixer = "mamba2"},
+        GraftOptions{.mixer = "kimi_delta"},
+        GraftOptions{.mixer = "parallel", .recurrent = "mamba2"},
+        GraftOptions{.mixer = "gated_delta_net", .faithful = true}}) {
+    EXPECT_NE(testing::error_of([&] {
+                graft_spec(attention, shape.width, options);
+              }).find("whose output has a gate"),
+              std::string::npos)
+        << options.mixer;
+  }
+  UnitSpec biased = attention;
+  biased.options.set("qkv_bias", true);
+  EXPECT_EQ(testing::error_of([&] { graft_spec(biased, shape.width, {.mixer = "lightning"}); }),
+            "lightning has no place for the bias of an attention's output gate; choose "
+            "sliding_window");
+}
+
 TEST(Graft, SinksAreWhatTheWindowIsGivenBesides) {
   LoadedModel teacher = make_teacher(teacher_spec(kAllBiases[0]));
   const auto with_sinks = [&](int64_t sinks, const char* mixer = "sliding_window") {

@@ -358,6 +358,10 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
         ints_from(0, 1 << 30));
   visit({"sinks", "sliding_window and parallel: first tokens that stay visible"}, graft.sinks,
         ints_from(0, 1 << 30));
+  visit({"sink_logits",
+         "sliding_window and parallel: each head gets a sink's learned score without a value",
+         nullptr, false},
+        graft.sink_logits);
   visit({"recurrent", "parallel: the mixer beside the window"}, graft.recurrent);
   visit({"window_dropout", "parallel: share of documents trained without their window"},
         graft.window_dropout, reals_from(0.0, 1.0));

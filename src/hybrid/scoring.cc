@@ -74,6 +74,9 @@ Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
     if (!o.graft.rope) {
       f["graft rope"] = "false";
     }
+    if (o.graft.sink_logits) {
+      f["graft sink_logits"] = "true";
+    }
     return f;
   }
   f["data"] = data.documents->fingerprint();

@@ -29,13 +29,21 @@ struct ModelSpec {
   /// Factors of the embedding and of what the head reads.
   float embedding_scale = 1.0F;
   float logit_scale = 1.0F;
+  /// Logits are cap tanh(logits / cap); 0 = as they are.
+  float logit_cap = 0.0F;
   RopeConfig rope{};
+  /// Those that LayerSpec::rope counts from 1 on.
+  std::vector<RopeConfig> more_ropes{};
   bool tied_head = false;  // the output head is the embedding
   int64_t max_positions = 0;
   int64_t bos_id = -1;
   std::vector<int64_t> eos_ids;
   std::vector<Preset> presets{};
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
+
+  const RopeConfig& rope_of(const LayerSpec& layer) const {
+    return layer.rope == 0 ? rope : more_ropes.at(static_cast<size_t>(layer.rope) - 1);
+  }
 };
 
 /// What the names of a unit's parameters begin with, such as "layers.3.mixer.".
@@ -74,7 +82,7 @@ struct Family {
   /// The tensor that our parameter is written to, for example "layers.0.mixer.q_proj.weight" ->
   /// "model.layers.0.self_attn.q_proj.weight".
   std::string tensor_name(const ModelSpec& spec, const std::string& ours) const {
-    return stored_names(tensors, spec, ours).front().tensor;
+    return stored_names(tensors, spec, ours).front();
   }
 };
 

@@ -11,10 +11,6 @@
 namespace cambium {
 namespace {
 
-bool is_matrix(const Parameter& p) {
-  return p.shape.size() == 2 && !p.keep_fp32;
-}
-
 /// Channels of queries times the positions each sees on average, causally.
 double attended(const UnitSpec& mixer, int64_t sequence) {
   if (mixer.kind != "attention" && mixer.kind != "sliding_window" && mixer.kind != "parallel") {
@@ -43,8 +39,8 @@ std::vector<LayerWork> work_of(const ModelSpec& spec, int64_t sequence,
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     LayerWork& layer = work[i];
     model.visit_layer(static_cast<int64_t>(i), [&](const std::string& name, Parameter& p) {
-      if (p.shape.size() == 2 && !resting.contains(unit_of(name))) {
-        const auto count = static_cast<double>(p.numel());
+      if (p.is_matrix() && !resting.contains(unit_of(name))) {
+        const auto count = static_cast<double>(p.active());
         layer.matrices += count;
         layer.trained += trained && trained(name) ? count : 0.0;
       }
@@ -151,7 +147,7 @@ double training_flops(const TrainConfig& config, const TrainingShape& shape) {
 
 std::vector<MemoryItem> training_memory(const TrainConfig& config, const TrainingShape& shape) {
   const auto stored = [&](const Parameter& p) {
-    return p.numel() * (shape.bf16_matrices && is_matrix(p) ? 2 : 4);
+    return p.numel() * (shape.bf16_matrices && p.is_matrix() ? 2 : 4);
   };
   int64_t teacher = 0;
   if (shape.teacher != nullptr) {
@@ -163,7 +159,7 @@ std::vector<MemoryItem> training_memory(const TrainConfig& config, const Trainin
   Model(*shape.student).visit([&](const std::string& name, Parameter& p) {
     if (shape.trained && shape.trained(name)) {
       trained += p.numel();
-      largest = is_matrix(p) ? std::max(largest, p.numel()) : largest;
+      largest = p.is_matrix() ? std::max(largest, p.numel()) : largest;
     } else if (!shape.shared || !shape.shared(name)) {
       frozen += stored(p);
     }

@@ -46,6 +46,18 @@ enum class Windows : uint8_t {
   kByLayer,     // sliding_window and layer_types
 };
 
+/// Puts what write_common wrote of the rotation into rope_parameters, with partial_rotary_factor.
+void move_rope_to_parameters(Json& config, const RopeConfig& rope, int64_t head_dim);
+
+/// The text model's part of a composite configuration (images and text), with what is said outside
+/// of it: tie_word_embeddings, and the ids of tokens that it does not name.
+Json text_config(const Json& config, const std::string& where);
+/// The reverse, without a model of images.
+Json composite_config(Json text, const char* architecture, const char* model_type);
+/// The rules with names that begin with `from` beginning with `to` instead.
+std::vector<TensorRule> tensors_under(std::vector<TensorRule> rules, std::string_view from,
+                                      std::string_view to);
+
 /// What differs between decoders of the Llama kind.
 struct DecoderTraits {
   bool qkv_bias = false;        // q, k and v have biases whatever the config says
@@ -76,6 +88,9 @@ Json write_decoder(const ModelSpec& spec, const char* architecture, const char* 
 /// Whether a layer is {norm, any mixer}, {norm, swiglu} with this norm and no factor: what decoder
 /// configurations express.
 bool is_decoder_layer(const LayerSpec& layer, const NormSpec& norm);
+/// The first unit of the kind, or null; first_unit: an Error that says that the family needs one.
+const UnitSpec* find_unit(const ModelSpec& spec, std::string_view kind);
+const UnitSpec& first_unit(const ModelSpec& spec, std::string_view kind);
 /// x as the shortest decimal that reads back as the same float.
 double shortest(float x);
 /// Channels inside the feed-forward of a layer that has one.
@@ -90,6 +105,10 @@ std::vector<std::string> decoder_ignored();
 /// A family whose config.json is read and not written, with our names for its tensors.
 Family described_family(const char* name, std::vector<std::string> model_types,
                         ModelSpec (*read)(const std::string& text, const std::string& where));
+/// The text of a configuration that says all of the spec: where `read` makes another spec of it, an
+/// Error that names the first layer that the family cannot express.
+std::string expressed(const Json& config, const ModelSpec& spec,
+                      ModelSpec (*read)(const std::string& text, const std::string& where));
 /// Error: the family's config.json is read only.
 std::string not_written(const ModelSpec& spec);
 

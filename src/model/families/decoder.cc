@@ -161,6 +161,27 @@ int64_t inner_of(const LayerSpec& layer) {
   return layer.feed_forward()->options.integer("feed-forward", "inner");
 }
 
+const UnitSpec* find_unit(const ModelSpec& spec, std::string_view kind) {
+  for (const LayerSpec& layer : spec.layers) {
+    for (const BranchSpec& branch : layer.branches) {
+      const auto unit = std::find_if(branch.units.begin(), branch.units.end(),
+                                     [&](const UnitSpec& one) { return one.kind == kind; });
+      if (unit != branch.units.end()) {
+        return &*unit;
+      }
+    }
+  }
+  return nullptr;
+}
+
+const UnitSpec& first_unit(const ModelSpec& spec, std::string_view kind) {
+  const UnitSpec* unit = find_unit(spec, kind);
+  expect(unit != nullptr,
+         "a {} config.json needs a unit of kind {}; write the cambium layout instead", spec.family,
+         kind);
+  return *unit;
+}
+
 double shortest(float x) {
   return std::stod(fmt::format("{}", x));
 }
@@ -174,6 +195,9 @@ Json write_common(const ModelSpec& spec) {
   config["rope_theta"] = spec.rope.theta;
   if (spec.rope.scaling != RopeScaling::kNone) {
     config["rope_scaling"] = write_rope_scaling(spec.rope);
+  }
+  if (spec.rope.interleaved) {
+    config["rope_interleave"] = true;
   }
   config["max_position_embeddings"] = spec.max_positions;
   config["tie_word_embeddings"] = spec.tied_head;
@@ -246,6 +270,22 @@ std::vector<TensorRule> decoder_tensors(std::vector<TensorRule> more) {
 
 std::vector<std::string> decoder_ignored() {
   return {"*rotary_emb.inv_freq"};
+}
+
+std::string expressed(const Json& config, const ModelSpec& spec,
+                      ModelSpec (*read)(const std::string& text, const std::string& where)) {
+  const std::string text = config.dump(1);
+  const ModelSpec again = read(text, spec.family + " config.json");
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    expect(i < again.layers.size() && again.layers[i] == spec.layers[i],
+           "a {} config.json cannot express layer {} ({}); write the cambium layout instead",
+           spec.family, i, layer_kind(spec.layers[i]));
+  }
+  expect(again == spec,
+         "a {} config.json cannot express what surrounds the layers of this model; write the "
+         "cambium layout instead",
+         spec.family);
+  return text;
 }
 
 std::string not_written(const ModelSpec& spec) {

@@ -177,7 +177,8 @@ TEST(RopeConfigs, AreReadInEverySpelling) {
            {{"rope_type", "linear"}, {"factor", 0.0}},
            {{"rope_type", "unknown"}, {"factor", 2.0}},
            {{"rope_type", "yarn"}, {"type", "linear"}, {"factor", 2.0}},
-           {{"rope_type", "yarn"}, {"factor", 2.0}, {"llama_4_scaling_beta", 0.1}},
+           {{"rope_type", "yarn"}, {"factor", 2.0}, {"llama_4_scaling_beta", -0.1}},
+           {{"rope_type", "default"}, {"llama_4_scaling_beta", 0.1}},
            {{"rope_type", "longrope"}, {"short_factor", {1.0}}, {"long_factor", {1.0}}}}) {
     EXPECT_THROW(rope(bad), Error) << bad.dump();
   }

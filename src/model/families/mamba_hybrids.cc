@@ -1,5 +1,6 @@
 // Families of Mamba-2 and attention: Nemotron-H (one unit a layer), Falcon-H1 (both side by side),
 // Granite 4 hybrid and Bamba (one or the other, then a feed-forward).
+#include <algorithm>
 
 #include "base/checked.h"
 #include "model/families/config.h"
@@ -8,6 +9,8 @@
 namespace cambium {
 namespace {
 
+using config::find_unit;
+using config::first_unit;
 using config::Json;
 
 /// A Mamba-2 of `heads` x `dim` channels whose norm goes by groups.
@@ -40,6 +43,32 @@ UnitSpec read_mamba2(const Json& config, double eps, bool norm_by_groups,
                 config::integer(config, "mamba_d_state", 1, kMaxHeadDim, where), groups,
                 config::integer_or(config, "mamba_d_conv", 4, 2, 64, where),
                 norm_by_groups ? groups : 1, eps, where);
+}
+
+void write_mamba2(Json& config, const Options& mamba) {
+  config["mamba_n_heads"] = mamba.integer("mamba2", "heads");
+  config["mamba_d_head"] = mamba.integer("mamba2", "head_dim");
+  config["mamba_d_state"] = mamba.integer("mamba2", "state");
+  config["mamba_n_groups"] = mamba.integer("mamba2", "b_heads");
+  config["mamba_d_conv"] = mamba.integer("mamba2", "conv");
+  config["mamba_conv_bias"] = true;
+  config["mamba_proj_bias"] = false;
+}
+
+void write_attention(Json& config, const Options& attention) {
+  config["num_attention_heads"] = attention.integer("attention", "heads");
+  config["num_key_value_heads"] = attention.integer("attention", "kv_heads");
+  config["head_dim"] = attention.integer("attention", "head_dim");
+  config["attention_bias"] = false;
+}
+
+/// What read_model reads, with the names of the family.
+Json begin_config(const ModelSpec& spec, const char* architecture, const char* model_type) {
+  Json config;
+  config["architectures"] = Json::array({architecture});
+  config["model_type"] = model_type;
+  config.update(config::write_common(spec));
+  return config;
 }
 
 UnitSpec attention(const config::Sizes& sizes) {
@@ -81,17 +110,39 @@ UnitSpec nemotron_experts(const Json& config, const std::string& where) {
            {"activation", std::string("relu2")}}};
 }
 
+/// A letter a layer: M Mamba-2, * attention, - feed-forward, E experts. Newer files have words.
+std::string nemotron_pattern(const Json& config, int64_t layers, const std::string& where) {
+  if (!config::has(config, "layers_block_type")) {
+    const std::string pattern = config::text_or(config, "hybrid_override_pattern", "", where);
+    expect(std::ssize(pattern) == layers,
+           "{}: expected {} letters in hybrid_override_pattern (num_hidden_layers), got {}", where,
+           layers, pattern.size());
+    return pattern;
+  }
+  constexpr std::pair<const char*, char> kWords[] = {
+      {"mamba", 'M'}, {"attention", '*'},        {"mlp", '-'},
+      {"moe", 'E'},   {"linear_attention", 'M'}, {"full_attention", '*'}};
+  std::string pattern;
+  for (const std::string& word :
+       config::texts(config, "layers_block_type", static_cast<size_t>(layers), where)) {
+    const auto* known = std::find_if(std::begin(kWords), std::end(kWords),
+                                     [&](const auto& row) { return word == row.first; });
+    expect(known != std::end(kWords),
+           "{}: expected mamba, attention, mlp or moe in layers_block_type, got '{}'", where, word);
+    pattern += known->second;
+  }
+  return pattern;
+}
+
 ModelSpec read_nemotron_h(const std::string& text, const std::string& where) {
   const Json config = config::parse(text, where);
   ModelSpec spec = config::read_model(config, "nemotron_h", where);
   const config::Sizes sizes = config::read_sizes(config, where);
-  spec.norm.eps = real(config, "layer_norm_epsilon", spec.norm.eps, where);
+  spec.norm.eps = real(config, "layer_norm_epsilon",
+                       config::has(config, "rms_norm_eps") ? spec.norm.eps : 1e-5F, where);
   spec.rope.dim = sizes.head_dim;  // no layer rotates
   refuse_biases(config, {"use_bias", "mlp_bias", "attention_bias", "mamba_proj_bias"}, where);
-  const std::string pattern = config::text_or(config, "hybrid_override_pattern", "", where);
-  expect(std::ssize(pattern) == sizes.layers,
-         "{}: expected {} letters in hybrid_override_pattern (num_hidden_layers), got {}", where,
-         sizes.layers, pattern.size());
+  const std::string pattern = nemotron_pattern(config, sizes.layers, where);
   UnitSpec attends = attention(sizes);
   attends.options.set("rope", false);
   const int64_t groups = config::integer(config, "n_groups", 1, kMaxHeads, where);
@@ -124,6 +175,30 @@ ModelSpec read_nemotron_h(const std::string& text, const std::string& where) {
     spec.layers.push_back({{{.norm = spec.norm, .units = {unit}}}});
   }
   return spec;
+}
+
+std::string write_nemotron_h(const ModelSpec& spec) {
+  Json config = begin_config(spec, "NemotronHForCausalLM", "nemotron_h");
+  config["layer_norm_epsilon"] = config["rms_norm_eps"];
+  std::string pattern;
+  for (const LayerSpec& layer : spec.layers) {
+    const std::string kind = layer_kind(layer);
+    pattern += kind == "mamba2" ? 'M' : kind == "attention" ? '*' : kind == "experts" ? 'E' : '-';
+  }
+  config["hybrid_override_pattern"] = pattern;
+  write_attention(config, first_unit(spec, "attention").options);
+  const Options& mamba = first_unit(spec, "mamba2").options;
+  config["mamba_num_heads"] = mamba.integer("mamba2", "heads");
+  config["mamba_head_dim"] = mamba.integer("mamba2", "head_dim");
+  config["ssm_state_size"] = mamba.integer("mamba2", "state");
+  config["n_groups"] = mamba.integer("mamba2", "b_heads");
+  config["conv_kernel"] = mamba.integer("mamba2", "conv");
+  config["use_conv_bias"] = true;
+  if (const UnitSpec* dense = find_unit(spec, "feed_forward"); dense != nullptr) {
+    config["intermediate_size"] = dense->options.integer("feed_forward", "inner");
+    config["mlp_hidden_act"] = dense->options.text("feed_forward", "activation");
+  }
+  return config::expressed(config, spec, read_nemotron_h);
 }
 
 std::vector<double> multipliers(const Json& config, const char* key, size_t count,
@@ -175,6 +250,31 @@ ModelSpec read_falcon_h1(const std::string& text, const std::string& where) {
   return spec;
 }
 
+std::string write_falcon_h1(const ModelSpec& spec) {
+  Json config = begin_config(spec, "FalconH1ForCausalLM", "falcon_h1");
+  const UnitSpec& mamba = first_unit(spec, "mamba2");
+  const UnitSpec& attends = first_unit(spec, "attention");
+  const UnitSpec& feed_forward = first_unit(spec, "swiglu");
+  config["intermediate_size"] = feed_forward.options.integer("swiglu", "inner");
+  write_attention(config, attends.options);
+  write_mamba2(config, mamba.options);
+  config["mamba_d_ssm"] =
+      mamba.options.integer("mamba2", "heads") * mamba.options.integer("mamba2", "head_dim");
+  config["mamba_rms_norm"] = mamba.options.flag("mamba2", "norm", true);
+  config["mamba_norm_before_gate"] = false;
+  config["embedding_multiplier"] = config::shortest(spec.embedding_scale);
+  config["lm_head_multiplier"] = config::shortest(spec.logit_scale);
+  config["attention_in_multiplier"] = 1.0;
+  config["attention_out_multiplier"] = config::shortest(attends.out);
+  config["key_multiplier"] = attends.options.real("attention", "key_scale", 1.0);
+  config["ssm_in_multiplier"] = mamba.options.real("mamba2", "in_scale", 1.0);
+  config["ssm_multipliers"] = mamba.options.reals("mamba2", "row_scales");
+  config["ssm_out_multiplier"] = config::shortest(mamba.out);
+  config["mlp_multipliers"] = {feed_forward.options.real("swiglu", "gate_scale", 1.0),
+                               config::shortest(feed_forward.out)};
+  return config::expressed(config, spec, read_falcon_h1);
+}
+
 ModelSpec read_granite_hybrid(const std::string& text, const std::string& where) {
   const Json config = config::parse(text, where);
   ModelSpec spec = config::read_model(config, "granite_hybrid", where);
@@ -211,6 +311,29 @@ ModelSpec read_granite_hybrid(const std::string& text, const std::string& where)
   return spec;
 }
 
+std::string write_granite_hybrid(const ModelSpec& spec) {
+  Json config = begin_config(spec, "GraniteMoeHybridForCausalLM", "granitemoehybrid");
+  const UnitSpec& attends = first_unit(spec, "attention");
+  const int64_t inner = first_unit(spec, "swiglu").options.integer("swiglu", "inner");
+  config["intermediate_size"] = inner;
+  config["shared_intermediate_size"] = inner;
+  config["num_local_experts"] = 0;
+  config["num_experts_per_tok"] = 0;
+  config["layer_types"] = Json::array();
+  for (const LayerSpec& layer : spec.layers) {
+    config["layer_types"].push_back(layer.mixes_by("attention") ? "attention" : "mamba");
+  }
+  write_attention(config, attends.options);
+  write_mamba2(config, first_unit(spec, "mamba2").options);
+  config["position_embedding_type"] =
+      attends.options.flag("attention", "rope", true) ? "rope" : "nope";
+  config["attention_multiplier"] = attends.options.real("attention", "scale", 1.0);
+  config["embedding_multiplier"] = config::shortest(spec.embedding_scale);
+  config["logits_scaling"] = config::shortest(1.0F / spec.logit_scale);
+  config["residual_multiplier"] = config::shortest(attends.out);
+  return config::expressed(config, spec, read_granite_hybrid);
+}
+
 ModelSpec read_bamba(const std::string& text, const std::string& where) {
   const Json config = config::parse(text, where);
   ModelSpec spec = config::read_model(config, "bamba", where);
@@ -234,30 +357,72 @@ ModelSpec read_bamba(const std::string& text, const std::string& where) {
   return spec;
 }
 
+std::string write_bamba(const ModelSpec& spec) {
+  Json config = begin_config(spec, "BambaForCausalLM", "bamba");
+  const Options& attends = first_unit(spec, "attention").options;
+  config["attn_layer_indices"] = Json::array();
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    if (spec.layers[i].mixes_by("attention")) {
+      config["attn_layer_indices"].push_back(i);
+    }
+  }
+  config["intermediate_size"] = first_unit(spec, "swiglu").options.integer("swiglu", "inner");
+  write_attention(config, attends);
+  write_mamba2(config, first_unit(spec, "mamba2").options);
+  config["partial_rotary_factor"] = static_cast<double>(spec.rope.dim) /
+                                    static_cast<double>(attends.integer("attention", "head_dim"));
+  return config::expressed(config, spec, read_bamba);
+}
+
 }  // namespace
 
 Family nemotron_h_family() {
-  return config::described_family("nemotron_h", {"nemotron_h"}, read_nemotron_h);
+  // The library saves `model.` where NVIDIA's files have `backbone.`.
+  return {"nemotron_h",
+          {"nemotron_h"},
+          read_nemotron_h,
+          write_nemotron_h,
+          {{"embed.weight", "backbone.embeddings.weight"},
+           {"embed.weight", "model.embeddings.weight"},
+           {"head.weight", "lm_head.weight"},
+           {"norm.*", "backbone.norm_f.*"},
+           {"norm.*", "model.norm_f.*"},
+           {"layers.*.input_norm.*", "backbone.layers.*.norm.*"},
+           {"layers.*.input_norm.*", "model.layers.*.norm.*"},
+           {"layers.*.feed_forward.up.*", "backbone.layers.*.mixer.up_proj.*"},
+           {"layers.*.feed_forward.up.*", "model.layers.*.mixer.up_proj.*"},
+           {"layers.*.feed_forward.down.*", "backbone.layers.*.mixer.down_proj.*"},
+           {"layers.*.feed_forward.down.*", "model.layers.*.mixer.down_proj.*"},
+           {"layers.*.mixer.*", "backbone.layers.*.mixer.*"},
+           {"layers.*.mixer.*", "model.layers.*.mixer.*"}},
+          {}};
 }
 
 Family falcon_h1_family() {
-  return config::described_family("falcon_h1", {"falcon_h1"}, read_falcon_h1);
+  return {"falcon_h1",
+          {"falcon_h1"},
+          read_falcon_h1,
+          write_falcon_h1,
+          config::decoder_tensors({
+              {"norm.*", "model.final_layernorm.*"},
+              {"layers.*.post_norm.*", "model.layers.*.pre_ff_layernorm.*"},
+              {"layers.*.feed_forward.gate.*", "model.layers.*.feed_forward.gate_proj.*"},
+              {"layers.*.feed_forward.up.*", "model.layers.*.feed_forward.up_proj.*"},
+              {"layers.*.feed_forward.down.*", "model.layers.*.feed_forward.down_proj.*"},
+              {"layers.*.mamba.*", "model.layers.*.mamba.*"},
+              {"layers.*.self_attn.*", "model.layers.*.self_attn.*"},
+          }),
+          config::decoder_ignored()};
 }
 
 Family granite_hybrid_family() {
   return {"granite_hybrid",
           {"granitemoehybrid"},
           read_granite_hybrid,
-          config::not_written,
+          write_granite_hybrid,
           config::decoder_tensors({
-              {.ours = "layers.*.feed_forward.gate.*",
-               .theirs = "model.layers.*.shared_mlp.input_linear.*",
-               .part = 0,
-               .parts = 2},
-              {.ours = "layers.*.feed_forward.up.*",
-               .theirs = "model.layers.*.shared_mlp.input_linear.*",
-               .part = 1,
-               .parts = 2},
+              {.theirs = "model.layers.*.shared_mlp.input_linear.*",
+               .rows = {"layers.*.feed_forward.gate.*", "layers.*.feed_forward.up.*"}},
               {"layers.*.feed_forward.down.*", "model.layers.*.shared_mlp.output_linear.*"},
               {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mamba.*", .mixer = "mamba2"},
           }),
@@ -268,7 +433,7 @@ Family bamba_family() {
   return {"bamba",
           {"bamba"},
           read_bamba,
-          config::not_written,
+          write_bamba,
           config::decoder_tensors({
               {"norm.*", "model.final_layernorm.*"},
               {"layers.*.post_norm.*", "model.layers.*.pre_ff_layernorm.*"},

@@ -84,10 +84,13 @@ RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions
   }
   expect(row != nullptr, "{}: rope scaling of type '{}' is not supported; this build knows {}",
          where, kind, names);
-  expect(!has(scaling, "llama_4_scaling_beta"),
-         "{}: 'llama_4_scaling_beta' scales queries by their position, which is not supported",
-         where);
+  rope.interleaved = flag_or(config, "rope_interleave", false, where);
+  rope.query_beta = in_range(where, "llama_4_scaling_beta",
+                             real_or(scaling, "llama_4_scaling_beta", 0.0, where), 0.0, kMaxFactor);
   rope.scaling = row->scaling;
+  expect(rope.query_beta == 0.0 || rope.scaling != RopeScaling::kNone,
+         "{}: 'llama_4_scaling_beta' counts original lengths; expected a rope scaling beside it",
+         where);
   if (rope.scaling == RopeScaling::kNone) {
     return rope;
   }
@@ -158,10 +161,26 @@ Json write_rope_scaling(const RopeConfig& rope) {
     scaling["long_factor"] = rope.long_factors;
     scaling["attention_factor"] = rope.attention_factor;
   }
+  if (rope.query_beta != 0.0) {
+    scaling["llama_4_scaling_beta"] = rope.query_beta;
+  }
   if (rope.scaling != RopeScaling::kLinear && rope.scaling != RopeScaling::kDynamic) {
     scaling["original_max_position_embeddings"] = rope.original_length;
   }
   return scaling;
+}
+
+void move_rope_to_parameters(Json& config, const RopeConfig& rope, int64_t head_dim) {
+  Json parameters =
+      has(config, "rope_scaling") ? config["rope_scaling"] : Json{{"rope_type", "default"}};
+  parameters["rope_theta"] = rope.theta;
+  if (rope.dim != head_dim) {
+    parameters["partial_rotary_factor"] =
+        static_cast<double>(rope.dim) / static_cast<double>(head_dim);
+  }
+  config.erase("rope_scaling");
+  config.erase("rope_theta");
+  config["rope_parameters"] = parameters;
 }
 
 }  // namespace cambium::config

@@ -62,56 +62,6 @@ class DeclaredUnit : public Unit {
 
 }  // namespace
 
-std::unique_ptr<Unit> make_feed_forward(const Options& options, int64_t width) {
-  constexpr const char* kName = "feed_forward";
-  options.expect_only(kName, {"inner", "activation", "bias"});
-  const int64_t inner = options.size(kName, "inner", kMaxInner);
-  options.text(kName, "activation");
-  auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kFeedForward);
-  unit->matrix("up.weight", inner, width);
-  unit->matrix("down.weight", width, inner);
-  if (options.flag(kName, "bias", false)) {
-    unit->bias("up.bias", inner);
-    unit->bias("down.bias", width);
-  }
-  return unit;
-}
-
-std::unique_ptr<Unit> make_experts(const Options& options, int64_t width) {
-  constexpr const char* kName = "experts";
-  options.expect_only(kName,
-                      {"experts", "top", "inner", "router", "router_bias", "groups", "group_top",
-                       "renormalise", "scale", "shared", "shared_gate", "activation"});
-  const int64_t experts = options.size(kName, "experts", kMaxExperts);
-  const int64_t inner = options.size(kName, "inner", kMaxInner);
-  const int64_t top = options.size(kName, "top", kMaxExperts);
-  expect(top <= experts, "experts: expected top of at most {} experts, got {}", experts, top);
-  options.text(kName, "router");
-  const std::string activation = options.text(kName, "activation", "swiglu");
-  auto unit = std::make_unique<DeclaredUnit>(kName, UnitRole::kFeedForward);
-  unit->matrix("router.weight", experts, width);
-  if (options.flag(kName, "router_bias", false)) {
-    unit->bias("router.bias", experts);
-  }
-  if (activation == "swiglu") {
-    unit->matrices("experts.gate.weight", experts, inner, width);
-  }
-  unit->matrices("experts.up.weight", experts, inner, width);
-  unit->matrices("experts.down.weight", experts, width, inner);
-  if (const int64_t shared = options.size_or(kName, "shared", 0, kMaxInner); shared > 0) {
-    if (activation == "swiglu") {
-      unit->swiglu("shared.", width, shared);
-    } else {
-      unit->matrix("shared.up.weight", shared, width);
-      unit->matrix("shared.down.weight", width, shared);
-    }
-  }
-  if (options.flag(kName, "shared_gate", false)) {
-    unit->matrix("shared_gate.weight", 1, width);
-  }
-  return unit;
-}
-
 std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t width) {
   constexpr const char* kName = "latent_attention";
   options.expect_only(

@@ -1,6 +1,7 @@
 #include "ops/attention/attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "ops/attention/attention_kernels.h"
@@ -37,6 +38,11 @@ void check_tensors(const Tensor& q, const Tensor& k, const Tensor& v, const Segm
          "[attention] expected sinks of at least 0 and none without a window, got {} and a window "
          "of {}",
          config.sinks, config.window);
+  expect(config.softcap >= 0.0F && std::isfinite(config.softcap),
+         "[attention] expected a softcap above 0 (0 = none), got {}", config.softcap);
+  if (config.sink_logits.defined()) {
+    expect_vector("attention", "sink_logits", config.sink_logits, q.dim(1), q);
+  }
 }
 
 void check_cache(const Tensor& cache, const char* name, const Tensor& rows) {
@@ -132,6 +138,7 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v, const
           .scale = config.scale,
           .window = config.window,
           .sinks = config.sinks,
+          .softcap = config.softcap,
           .plans = segments.plans};
 }
 
@@ -169,7 +176,8 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
                  const Segments& segments, const AttentionConfig& config, const KvPages* pages) {
   check_tensors(q, k, v, segments, config);
   AttentionShape shape = shape_of(q, k, v, segments, config);
-  const bool differentiate = ctx.differentiate(q, k, v);
+  const Tensor sink_logits = config.sink_logits;
+  const bool differentiate = ctx.differentiate(q, k, v, sink_logits);
   Tensor keys = k;
   Tensor values = v;
   Tensor key_scales, value_scales;
@@ -211,12 +219,13 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
                         .new_k = same ? view<T>(k) : View<T>{},
                         .new_v = same ? view<T>(v) : View<T>{},
                         .y = view<T>(y),
+                        .sink_logits = view<Sum<T>>(sink_logits),
                         .largest = kept,
                         .inverse_sum = kept == nullptr ? nullptr : kept + q.dim(0) * q.dim(1)};
   };
   run<attention_forward>(ctx, q, args);
   if (differentiate) {
-    ctx.record({y}, [=](const Context& c) {
+    ctx.record({y, sink_logits}, [=](const Context& c) {
       const bool set_q = sets_grad(q);
       const bool set_k = sets_grad(k);  // not if it is q's, which is set
       const bool set_v = sets_grad(v);

@@ -280,13 +280,13 @@ __device__ void add_parts(const FewArgs<typename F::E>& a, const Split& split, i
       for (int lanes = 1; lanes < kLanes; lanes *= 2) {
         sum += __shfl_xor_sync(0xffffffffU, sum, lanes);
       }
-      const float inverse = 1.0F / sum;
       if (exists && d < value_dim) {
         const int row = split.first_row + r;
-        bf16* out = a.y.row(split.start + row / a.layout.group,
-                            kv_head * a.layout.group + row % a.layout.group);
-        *reinterpret_cast<uint2*>(out + d) = make_uint2(pack(total.x * inverse, total.y * inverse),
-                                                        pack(total.z * inverse, total.w * inverse));
+        const int head = kv_head * a.layout.group + row % a.layout.group;
+        const float f = total_of(a.layout, head, largest, sum).factor;
+        bf16* out = a.y.row(split.start + row / a.layout.group, head);
+        *reinterpret_cast<uint2*>(out + d) =
+            make_uint2(pack(total.x * f, total.y * f), pack(total.z * f, total.w * f));
       }
     }
   }
@@ -456,10 +456,10 @@ __device__ __forceinline__ void add_warps(const FewArgs<typename F::E>& a, const
       factor[w] = fast_exp2(results.largest[w][r] - base);
       sum = fmaf(results.sum[w][r], factor[w], sum);
     }
-    const float inverse = 1.0F / sum;
+    const int head = b.kv_head * a.layout.group + row % a.layout.group;
+    const float f = total_of(a.layout, head, base, sum).factor;
     const int64_t at = (int64_t{b.tile.partial} * a.layout.kv_heads + b.kv_head) * kFewRows + r;
-    bf16* out =
-        a.y.row(b.start + row / a.layout.group, b.kv_head * a.layout.group + row % a.layout.group);
+    bf16* out = a.y.row(b.start + row / a.layout.group, head);
     for (int d = 4 * lane; d < value_dim; d += 128) {
       float4 total = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
 #pragma unroll
@@ -473,8 +473,8 @@ __device__ __forceinline__ void add_warps(const FewArgs<typename F::E>& a, const
       if (b.tile.partial >= 0) {
         *reinterpret_cast<float4*>(a.partials.y + at * value_dim + d) = total;
       } else {
-        *reinterpret_cast<uint2*>(out + d) = make_uint2(pack(total.x * inverse, total.y * inverse),
-                                                        pack(total.z * inverse, total.w * inverse));
+        *reinterpret_cast<uint2*>(out + d) =
+            make_uint2(pack(total.x * f, total.y * f), pack(total.z * f, total.w * f));
       }
     }
     if (b.tile.partial >= 0 && lane == 0) {

@@ -462,7 +462,7 @@ BackwardTiles backward_tiles(const AttentionShape& shape, int rows, int keys, co
   return tiles;
 }
 
-DeviceLayout layout_of(const AttentionShape& shape, const Launch& on) {
+DeviceLayout layout_of(const AttentionShape& shape, const Launch& on, const float* sink_logits) {
   const PagesKey key(shape);
   const auto plan =
       plan_for<LayoutPlan>(shape.plans, key, [&] { return layout_plan(shape, key, on); });
@@ -478,7 +478,9 @@ DeviceLayout layout_of(const AttentionShape& shape, const Launch& on) {
            .value_dim = narrow(shape.value_dim),
            .window = narrow(std::min<int64_t>(shape.window, INT32_MAX)),
            .sinks = narrow(std::min<int64_t>(shape.sinks, INT32_MAX)),
-           .scale = shape.scale},
+           .scale = shape.scale,
+           .softcap = shape.softcap,
+           .sink_logits = sink_logits},
           plan};
 }
 
