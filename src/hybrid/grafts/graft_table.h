@@ -31,8 +31,8 @@ struct AttentionWeights {
   std::vector<float> q_bias, k_bias, v_bias, o_bias;  // empty = the projection has none
   /// (D), or (H D) and (Hkv D), as they are kept; empty = none, or on the rows.
   std::vector<float> q_norm, k_norm;
-  std::vector<float> gate, gate_bias;  // (H D, C), (H D): of the output; empty = none
-  std::vector<float> sinks;            // (H): scores without values; empty = none
+  std::vector<float> gate{}, gate_bias{};  // (H D, C), (H D): of the output; empty = none
+  std::vector<float> sinks{};              // (H): scores without values; empty = none
 };
 
 /// What the attention does with the documents of a calibration.
