@@ -15,6 +15,7 @@ void AnsweringModel::declare(Args& args) {
               {1, kMaxPositions});
   sampling.declare(args);
   cache.declare(args);
+  cache.declare_page_size(args);
   args.choice("storage", "how matrices are kept in memory; stored is as in the file",
               {"stored", "f32", "bf16"}, &storage);
   preset.declare(args);
@@ -25,6 +26,7 @@ EngineConfig AnsweringModel::config(int64_t sequences) const {
   EngineConfig config;
   config.max_sequences = sequences;
   config.cache_values = cache.values();
+  config.page_size = cache.page_size;
   engine.apply(config);
   return config;
 }

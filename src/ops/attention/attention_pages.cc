@@ -1,5 +1,8 @@
 #include "ops/attention/attention_pages.h"
 
+#include <algorithm>
+#include <cstdint>
+
 #include "ops/attention/attention_ref.h"
 #include "ops/checks.h"
 #include "ops/run.h"
@@ -21,6 +24,34 @@ void check_scales(const char* operation, const char* name, const PagedRows& page
          "[{}] expected scales bf16 ({}, {}, {}) of cached {} in f8, got {}", operation,
          cache.dim(0), cache.dim(1), cache.dim(2), name,
          scales.defined() ? scales.describe() : "none");
+}
+
+/// Entries [first, end) of a segment's table name pages. Tables of long sequences have very many
+/// entries, and every layer comes here: sixteen are looked at together, without a branch.
+void check_range(const char* operation, const int32_t* table, int64_t first, int64_t end,
+                 int64_t segment, int64_t pages) {
+  constexpr int kTogether = 16;
+  const auto greatest = static_cast<uint32_t>(std::min<int64_t>(pages, INT32_MAX) - 1);
+  // The highest bit is set where an entry is negative or greater.
+  const auto look = [&](int64_t p) {
+    const auto page = static_cast<uint32_t>(table[p]);
+    return page | (greatest - page);
+  };
+  uint32_t seen = 0;
+  int64_t p = first;
+  for (; p + kTogether <= end; p += kTogether) {
+    for (int i = 0; i < kTogether; ++i) {
+      seen |= look(p + i);
+    }
+  }
+  for (; p < end; ++p) {
+    seen |= look(p);
+  }
+  for (p = first; seen >> 31U != 0 && p < end; ++p) {
+    expect(look(p) >> 31U == 0,
+           "[{}] segment {} needs page {} of its table, which names {} of {} pages", operation,
+           segment, p, table[p], pages);
+  }
 }
 
 }  // namespace
@@ -57,15 +88,11 @@ void use_pages(const char* operation, AttentionShape& shape, const Segments& seg
            "0..{}",
            operation, s, last, pages_per_segment * shape.page_size - 1);
     const SeenKeys seen = shape.seen_keys(s);
-    for (int64_t key = seen.first_tile(shape.page_size); key <= last;
-         key = seen.next_tile(key, shape.page_size)) {
-      const int64_t p = key / shape.page_size;
-      const int32_t page = shape.table[s * pages_per_segment + p];
-      expect(page >= 0 && page < pages.dim(0),
-             "[{}] segment {} needs page {} of its table, which names "
-             "{} of {} pages",
-             operation, s, p, page, pages.dim(0));
-    }
+    const int32_t* of_segment = shape.table + s * pages_per_segment;
+    check_range(operation, of_segment, 0, (seen.sinks + shape.page_size - 1) / shape.page_size, s,
+                pages.dim(0));
+    check_range(operation, of_segment, seen.first / shape.page_size, last / shape.page_size + 1, s,
+                pages.dim(0));
   }
 }
 

@@ -301,7 +301,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{45, 6, 2, 7, 5, 1, 5}, Case{66, 18, 1, 24, 40, 0, 7},
                       Case{100, 8, 2, 64, 64, 0, 16}, Case{70, 4, 1, 96, 96, 0, 16},
                       Case{70, 8, 2, 128, 128, 33, 32}, Case{66, 16, 1, 128, 64, 0, 16},
-                      Case{40, 2, 1, 256, 256, 0, 16}, Case{40, 2, 2, 192, 128, 0, 16}),
+                      Case{40, 2, 1, 256, 256, 0, 16}, Case{40, 2, 2, 192, 128, 0, 16},
+                      Case{150, 14, 2, 64, 64, 0, 128}, Case{70, 14, 2, 64, 64, 20, 256}),
     ::testing::PrintToStringParamName());
 INSTANTIATE_TEST_SUITE_P(Sinks, AttentionPagesOnCuda,
                          ::testing::Values(Case{70, 4, 2, 32, 16, 20, 16, {}, 5},
@@ -330,13 +331,13 @@ INSTANTIATE_TEST_SUITE_P(F8, AttentionPages,
                                            Case{80, 3, 1, 64, 64, 9, 1, Dtype::kF8E4M3}),
                          ::testing::PrintToStringParamName());
 
-INSTANTIATE_TEST_SUITE_P(Shapes, AttentionPages,
-                         ::testing::Values(Case{40, 4, 2, 16, 16, 0, 16},
-                                           Case{70, 4, 2, 16, 16, 0, 64},
-                                           Case{70, 4, 2, 32, 16, 20, 16},
-                                           Case{80, 3, 1, 64, 64, 9, 1}, Case{45, 6, 2, 7, 5, 1, 5},
-                                           Case{66, 18, 1, 24, 40, 0, 7}),
-                         ::testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, AttentionPages,
+    ::testing::Values(Case{40, 4, 2, 16, 16, 0, 16}, Case{70, 4, 2, 16, 16, 0, 64},
+                      Case{70, 4, 2, 32, 16, 20, 16}, Case{80, 3, 1, 64, 64, 9, 1},
+                      Case{45, 6, 2, 7, 5, 1, 5}, Case{66, 18, 1, 24, 40, 0, 7},
+                      Case{40, 14, 2, 64, 64, 0, 128}, Case{40, 4, 2, 16, 16, 9, 256}),
+    ::testing::PrintToStringParamName());
 
 // Sinks within a page, a whole page, more than the window, more than the sequence, in pages of one
 // token; those of the middle are given away while later tokens are computed.
