@@ -16,27 +16,6 @@ void write_attention(Json& config, const Options& attention) {
   config["attention_bias"] = false;
 }
 
-const UnitSpec* find_unit(const ModelSpec& spec, std::string_view kind) {
-  for (const LayerSpec& layer : spec.layers) {
-    for (const BranchSpec& branch : layer.branches) {
-      const auto unit = std::find_if(branch.units.begin(), branch.units.end(),
-                                     [&](const UnitSpec& one) { return one.kind == kind; });
-      if (unit != branch.units.end()) {
-        return &*unit;
-      }
-    }
-  }
-  return nullptr;
-}
-
-const UnitSpec& first_unit(const ModelSpec& spec, std::string_view kind) {
-  const UnitSpec* unit = find_unit(spec, kind);
-  expect(unit != nullptr,
-         "a {} config.json needs a unit of kind {}; write the cambium layout instead", spec.family,
-         kind);
-  return *unit;
-}
-
 Json begin_config(const ModelSpec& spec, const char* architecture, const char* model_type) {
   Json config;
   config["architectures"] = Json::array({architecture});

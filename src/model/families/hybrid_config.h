@@ -9,10 +9,6 @@ namespace cambium::config {
 UnitSpec attention_of(const Sizes& sizes);
 /// Its keys: heads, key-value heads, head_dim; no biases.
 void write_attention(Json& config, const Options& attention);
-/// The first unit of a kind, which stands for all of it; null where the model has none.
-const UnitSpec* find_unit(const ModelSpec& spec, std::string_view kind);
-/// The same; Error where the model has none.
-const UnitSpec& first_unit(const ModelSpec& spec, std::string_view kind);
 /// What read_model reads, with the names of the family.
 Json begin_config(const ModelSpec& spec, const char* architecture, const char* model_type);
 /// Error where one of the flags is true.

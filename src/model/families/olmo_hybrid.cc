@@ -1,5 +1,5 @@
-// OLMo Hybrid: Gated DeltaNet before whose branches a norm stands, and attention without positions
-// whose branches are normed after, as OLMo 2's.
+// OLMo Hybrid: Gated DeltaNet before whose branches a norm stands, and attention, often without
+// positions, whose branches are normed after, as OLMo 2's.
 #include <algorithm>
 
 #include "base/checked.h"
@@ -17,11 +17,11 @@ ModelSpec read(const std::string& text, const std::string& where) {
   ModelSpec spec = config::read_model(config, "olmo_hybrid", where);
   const config::Sizes sizes = config::read_sizes(config, where);
   config::refuse_flags(config, {"attention_bias"}, where);
-  // The released models have no positions: rope_parameters is null, or the theta in it is.
-  const bool rotates =
-      config::has(config, "rope_theta") ||
-      (config::has(config, "rope_parameters") && config["rope_parameters"].is_object() &&
-       config::has(config["rope_parameters"], "rope_theta"));
+  // Models without positions say {"rope_theta": null}; where nothing is said there are some.
+  const auto parameters = config.find("rope_parameters");
+  const bool rotates = parameters == config.end() || !parameters->is_object() ||
+                       !parameters->contains("rope_theta") ||
+                       config::has(*parameters, "rope_theta");
   if (rotates) {
     spec.rope = config::read_rope(config, sizes.head_dim, spec.max_positions, where);
   } else {
@@ -77,7 +77,7 @@ std::string write(const ModelSpec& spec) {
   config::write_attention(config, attends);
   if (!attends.flag("attention", "rope", true)) {
     config.erase("rope_theta");
-    config["rope_parameters"] = nullptr;
+    config["rope_parameters"] = {{"rope_theta", nullptr}};
   }
   config["layer_types"] = Json::array();
   for (const LayerSpec& layer : spec.layers) {
