@@ -20,12 +20,25 @@ function(cambium_kernels target)
   endforeach()
 endfunction()
 
+# cambium_text(TARGET FILE): the file's text as the constant cambium::NAME_EXTENSION of the target, for
+# a header to declare: extern const char NAME_EXTENSION[].
+function(cambium_text target file)
+  get_filename_component(name ${file} NAME)
+  string(MAKE_C_IDENTIFIER ${name} name)
+  file(READ ${file} text)
+  file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/texts/${name}.cc @ONLY CONTENT
+    "// Made of ${file}.\nnamespace cambium {\nextern const char @name@[];\nconst char @name@[] = R\"text(@text@)text\";\n}  // namespace cambium\n")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
+  target_sources(${target} PRIVATE ${CMAKE_BINARY_DIR}/texts/${name}.cc)
+endfunction()
+
 # cambium_room(NAME DEPS...): a static library cambium_NAME of every source under src/NAME, by rules
 # that file names carry, so that a new file never needs a line here:
 #   *_test.cc   unit tests, gathered in the executable test_NAME
 #   *_cpu.cc    CPU kernels, compiled once per instruction set (base/simd.h says how they are chosen)
 #   *_cuda.cu   CUDA kernels, when CAMBIUM_CUDA is on
 #   *_cuda.cc   host code that calls CUDA's libraries, likewise
+#   *.py        what checkpoints carry for other programs, as texts: NAME.py is cambium::NAME_py
 #   main.cc     the program's entry, not part of the library
 function(cambium_room name)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cc)
@@ -41,6 +54,10 @@ function(cambium_room name)
     target_link_libraries(cambium_${name} PUBLIC cambium_${dep})
   endforeach()
   cambium_kernels(cambium_${name} ${kernels})
+  file(GLOB_RECURSE texts CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.py)
+  foreach(text ${texts})
+    cambium_text(cambium_${name} ${text})
+  endforeach()
   if(CAMBIUM_CUDA)
     file(GLOB_RECURSE cuda CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*_cuda.cu
          ${PROJECT_SOURCE_DIR}/src/${name}/*_cuda.cc)

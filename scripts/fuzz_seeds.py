@@ -134,6 +134,22 @@ for plan in (top / "plans").glob("*.toml"):
 put("plan", "train", "[train]\nsteps = 10\nsequence_length = 64\n[train.schedule]\nrate = 1e-3\nwarmup = 0.1\n"
     "[train.loss]\nreverse_kl = 1.0\n")
 
+def stored_logits(top_k, vocabulary, counts):
+    """Without the checksum that ends the file: the target adds it."""
+    bits, rows = max(1, (vocabulary - 1).bit_length()), sum(counts)
+    header = json.dumps({"version": 1, "top_k": top_k, "vocabulary": vocabulary, "documents": len(counts),
+                         "max_tokens": 8, "rows": rows, "data": "d", "tokenizer": "t", "teacher": "m",
+                         "teacher_name": "dir"}).encode()
+    starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
+    row = struct.pack(f"<{top_k + 1}e", *[-1.0] * (top_k + 1)) + bytes((top_k * bits + 7) // 8)
+    return (b"CAMLOGIT" + struct.pack("<Q", len(header)) + header +
+            b"".join(struct.pack("<Q", s) for s in starts) + row * rows)
+
+
+put("logits", "small", stored_logits(2, 24, [3, 0, 2]))
+put("logits", "all", stored_logits(5, 5, [3]))
+put("logits", "none", stored_logits(1, 1, []))
+
 rows = [{"text": "one two"}, {"question": "1 + 1?", "answer": "2"}, {"prompt": "a", "completion": " b"},
         {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes", "weight": 0},
                       {"role": "assistant", "content": "no"}], "tools": None},

@@ -1,4 +1,5 @@
 // Attention of cuda_bench: whole sequences by cuDNN and by our own kernels, pages, decode.
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <numeric>
@@ -107,28 +108,38 @@ void attention_backward_of_sequences(Bench& bench, const std::vector<int32_t>& l
   });
 }
 
+/// Heads of queries, of keys and values, and their numbers.
+struct Heads {
+  int64_t q, kv, dim;
+
+  std::string describe() const { return fmt::format("heads {}/{} of {}", q, kv, dim); }
+};
+constexpr Heads kWide{kHeads, kKvHeads, kHeadDim};
+constexpr Heads kNarrow{14, 2, 64};  // of a model of 0.5B
+
 /// Keys and values of `sets` times `sequences` in pages that lie in no order; in f8 of any codes.
 struct Cache {
   Tensor keys, values, key_scales, value_scales;
   std::vector<int32_t> table;  // (sets, sequences, per_sequence)
   int64_t per_sequence;
 
-  Cache(Scene& s, int64_t sets, int64_t sequences, int64_t context, int64_t page, Dtype stored)
+  Cache(Scene& s, const Heads& heads, int64_t sets, int64_t sequences, int64_t context,
+        int64_t page, Dtype stored)
       : per_sequence((context + page - 1) / page) {
     const int64_t pages = sets * sequences * per_sequence;
     const auto rows = [&] {
       if (stored == Dtype::kBF16) {
-        return s.bf16({pages, page, kKvHeads, kHeadDim});
+        return s.bf16({pages, page, heads.kv, heads.dim});
       }
-      const Tensor t = s.bf16({pages, page, kKvHeads, kHeadDim / 2});
-      const int64_t shape[] = {pages, page, kKvHeads, kHeadDim};
+      const Tensor t = s.bf16({pages, page, heads.kv, heads.dim / 2});
+      const int64_t shape[] = {pages, page, heads.kv, heads.dim};
       return Tensor::of(stored, t.device, shape, t.data);
     };
     keys = rows();
     values = rows();
     if (stored == Dtype::kF8E4M3) {
-      key_scales = s.bf16({pages, page, kKvHeads}, 0.002, 0.003);
-      value_scales = s.bf16({pages, page, kKvHeads}, 0.002, 0.003);
+      key_scales = s.bf16({pages, page, heads.kv}, 0.002, 0.003);
+      value_scales = s.bf16({pages, page, heads.kv}, 0.002, 0.003);
     }
     table.resize(static_cast<size_t>(pages));
     std::iota(table.begin(), table.end(), 0);
@@ -148,9 +159,9 @@ struct Cache {
     return fmt::format("pages of {}{}", page, stored == Dtype::kF8E4M3 ? " in f8" : "");
   }
   /// Of the keys and values of a token.
-  static double token_bytes(Dtype stored) {
-    const int64_t row = kHeadDim * dtype_size(stored) + (stored == Dtype::kF8E4M3 ? 2 : 0);
-    return static_cast<double>(2 * kKvHeads * row);
+  static double token_bytes(const Heads& heads, Dtype stored) {
+    const int64_t row = heads.dim * dtype_size(stored) + (stored == Dtype::kF8E4M3 ? 2 : 0);
+    return static_cast<double>(2 * heads.kv * row);
   }
 };
 
@@ -163,7 +174,7 @@ void attention_prefill(Bench& bench, int64_t count, int64_t tokens, int64_t behi
   attention_rows(bench, "prefill, paged", shape, [&](Scene& s) {
     const Tensor q = s.bf16({2 * count * tokens, kHeads, kHeadDim});
     const Tensor k = s.bf16({2 * count * tokens, kKvHeads, kHeadDim});
-    const auto cache = std::make_shared<Cache>(s, 2, count, behind + tokens, page, stored);
+    const auto cache = std::make_shared<Cache>(s, kWide, 2, count, behind + tokens, page, stored);
     Packed* packed[] = {&s.packed(count, tokens, behind), &s.packed(count, tokens, behind)};
     return Work{
         .flops = static_cast<double>(count) *
@@ -178,29 +189,31 @@ void attention_prefill(Bench& bench, int64_t count, int64_t tokens, int64_t behi
   });
 }
 
-void attention_decode(Bench& bench, int64_t batch, int64_t context, int64_t page, Dtype stored) {
-  const double bytes =
-      static_cast<double>(batch) * (static_cast<double>(context) * Cache::token_bytes(stored) +
-                                    4.0 * kHeadDim * static_cast<double>(kHeads));
+void attention_decode(Bench& bench, const Heads& heads, int64_t batch, int64_t context,
+                      int64_t page, Dtype stored) {
+  const double bytes = static_cast<double>(batch) *
+                       (static_cast<double>(context) * Cache::token_bytes(heads, stored) +
+                        4.0 * static_cast<double>(heads.dim * heads.q));
   if (bytes > static_cast<double>(kMostMemory)) {
     return;
   }
-  const std::string shape = fmt::format("batch {} at {}, heads 32/8 of 128, {}", batch, context,
+  const std::string shape = fmt::format("batch {} at {}, {}, {}", batch, context, heads.describe(),
                                         Cache::describe(page, stored));
   bench.row("attention decode", shape, [&](Scene& s) {
     const int64_t sets = bytes > 2 * kBeyondCaches ? 1 : sets_for(bytes);
-    const Tensor q = s.bf16({sets * batch, kHeads, kHeadDim});
-    const Tensor k = s.bf16({sets * batch, kKvHeads, kHeadDim});
-    const Tensor v = s.bf16({sets * batch, kKvHeads, kHeadDim});
-    const auto cache = std::make_shared<Cache>(s, sets, batch, context, page, stored);
+    const Tensor q = s.bf16({sets * batch, heads.q, heads.dim});
+    const Tensor k = s.bf16({sets * batch, heads.kv, heads.dim});
+    const Tensor v = s.bf16({sets * batch, heads.kv, heads.dim});
+    const auto cache = std::make_shared<Cache>(s, heads, sets, batch, context, page, stored);
     for (int64_t set = 0; set < sets; ++set) {
       s.packed(batch, 1, context - 1);
     }
+    const AttentionConfig config{.scale = static_cast<float>(1.0 / std::sqrt(heads.dim))};
     return Work{.bytes = bytes, .sets = sets, .call = [=, &s](int64_t set) {
                   const KvPages pages = cache->of(set, batch);
                   attention(s.ctx, part_of(q, set, batch), part_of(k, set, batch),
                             part_of(v, set, batch), s.segments[static_cast<size_t>(set)].view(),
-                            kAttention, &pages);
+                            config, &pages);
                 }};
   });
 }
@@ -225,9 +238,19 @@ void attention_section(Bench& bench) {
     for (const int64_t batch : {1, 8, 43, 64}) {
       for (const int64_t context : {1024, 5120, 16384, 131072}) {
         if (!bench.quick || context <= 16384) {
-          attention_decode(bench, batch, context, page, stored);
+          attention_decode(bench, kWide, batch, context, page, stored);
         }
       }
+    }
+  }
+}
+
+// Two heads of keys: long sequences take many pages and few bytes, and the host's part shows.
+void narrow_section(Bench& bench) {
+  for (const int64_t page : {16, 128}) {
+    for (const auto& [batch, context] : std::vector<std::pair<int64_t, int64_t>>{
+             {1, 1024}, {1, 8192}, {1, 32704}, {32, 32704}, {188, 32704}}) {
+      attention_decode(bench, kNarrow, batch, context, page, Dtype::kBF16);
     }
   }
 }

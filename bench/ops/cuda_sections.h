@@ -5,7 +5,8 @@ namespace cambium {
 
 class Bench;
 
-void attention_section(Bench& bench);   // cuda_attention.cc
+void attention_section(Bench& bench);  // cuda_attention.cc
+void narrow_section(Bench& bench);
 void recurrence_section(Bench& bench);  // cuda_mixers.cc
 void scan_section(Bench& bench);
 void pointwise_section(Bench& bench);  // cuda_elements.cc

@@ -215,6 +215,20 @@ static inline vf vsilu_grad(vf x) {
   const vf s = vsigmoid(x);
   return s * (1.0F + x * (1.0F - s));
 }
+/// Relative error below 3e-7; NaN stays NaN.
+static inline vf vtanh(vf x) {
+  const vf a = vmax(-x, x);
+  const vf z = x * x;
+  // tanh x = x + x^3 q(x^2) up to 0.625 (Cephes, tanhf).
+  vf q = vset(-5.70498872745e-3F);
+  q = q * z + 2.06390887954e-2F;
+  q = q * z - 5.37397155531e-2F;
+  q = q * z + 1.33314422036e-1F;
+  q = q * z - 3.33332819422e-1F;
+  const vf far = 1.0F - 2.0F / (1.0F + vexp(2.0F * a));
+  const vf signed_far = x < vset(0.0F) ? -far : far;
+  return a < vset(0.625F) ? x + x * z * q : signed_far;
+}
 /// Natural logarithm of a positive normal float; relative error below 2e-7. NaN for NaN; what other
 /// numbers give is not defined.
 static inline vf vlog(vf x) {

@@ -14,6 +14,7 @@ void ModelsOption::declare(Args& args) {
   args.option("random-weights", "config.json, or its folder: a model of its sizes, made-up numbers",
               &random);
   cache.declare(args);
+  cache.declare_page_size(args);
   args.choice("storage", "of matrices in memory; random weights: stored is f32",
               {"stored", "f32", "bf16"}, &storage);
   device.declare(args);

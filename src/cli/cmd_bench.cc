@@ -132,6 +132,7 @@ int run_speed(const SpeedArgs& a, Shown shown) {
   config.decode_tokens = shown == Shown::kPrefill ? 1 : a.decode;
   config.repeats = a.repeats;
   config.cache_values = a.models.cache.values();
+  config.page_size = a.models.cache.page_size;
   config.prefill = shown != Shown::kDecode;
   config.prefill_chunk = a.piece;
   // Before: a copy measured just after 75 GB of a GPU were given back took 17 % longer.
@@ -250,6 +251,7 @@ int run_throughput(const ThroughputArgs& a) {
   engine.max_tokens = a.input + a.output - 1;
   a.engine.apply(engine);
   engine.cache_values = a.models.cache.values();
+  engine.page_size = a.models.cache.page_size;
   engine.prefill_tokens = a.prefill;
   const StopAnywhere stop("nothing is measured to its end");
   Json json = Json::array();

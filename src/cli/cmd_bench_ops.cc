@@ -91,6 +91,7 @@ int run_ops(const OpsArgs& a) {
   config.tokens = a.tokens;
   config.repeats = a.repeats;
   config.cache_values = a.models.cache.values();
+  config.page_size = a.models.cache.page_size;
   const StopAnywhere stop("nothing is measured to its end");
   Json json = Json::array();
   for (size_t i = 0; i < count; ++i) {

@@ -19,7 +19,7 @@ namespace {
 
 struct ConvertArgs {
   std::string base, output, teacher, init = "attention", storage = "f32", scores, data, placement;
-  std::string preset;
+  std::string preset, joins;
   std::vector<std::string> banks, mixers = {"mamba"}, added, dropped;
   std::vector<int64_t> layers;
   GraftOptions graft;
@@ -222,7 +222,113 @@ class Starter {
   std::optional<Documents> documents_;
 };
 
+/// What was asked of the new mixers.
+GraftOptions asked_graft(const ConvertArgs& args) {
+  GraftOptions asked = args.graft;
+  asked.from_attention = args.init == "attention";
+  asked.rope = !args.no_rope;
+  expect(args.calibrate != 0, "--calibrate: expected at least 1 document, got 0");
+  asked.calibrate = std::max<int64_t>(args.calibrate, 0);
+  asked.calibrate_tokens =
+      args.calibrate_tokens < 0 ? asked.calibrate_tokens : args.calibrate_tokens;
+  check_fields(asked, "convert");
+  return asked;
+}
+
+/// Error, before any work, where starts that take some could not be written or have no data to use.
+bool check_runs(const ConvertArgs& args, const GraftOptions& asked) {
+  const bool runs = asked.calibrate > 0 || asked.fit_steps() > 0;
+  expect(runs || args.data.empty(), "--data belongs to --calibrate and --fit");
+  expect(!runs || args.replace || !std::filesystem::exists(args.output),
+         "{} exists already; choose another folder, or --replace", args.output);
+  return runs;
+}
+
+/// The layers whose choice has attention, from which a mixer starts.
+std::vector<int64_t> layers_with_attention(const ModelSpec& spec) {
+  std::vector<int64_t> layers;
+  for (const int64_t layer : choice_layers(spec)) {
+    const std::vector<UnitSpec>& units = spec.layers[static_cast<size_t>(layer)].choice()->units;
+    if (std::any_of(units.begin(), units.end(),
+                    [](const UnitSpec& unit) { return mixer_label(unit) == kAttentionKind; })) {
+      layers.push_back(layer);
+    }
+  }
+  return layers;
+}
+
+// A supernet with one mixer more; the others stay as they are, bit for bit.
+int run_add_mixer(const ConvertArgs& args) {
+  expect(
+      args.scores.empty() && args.count == 0 && args.preset.empty() && !args.thin &&
+          args.dropped.empty() && args.mixers == ConvertArgs{}.mixers && !args.graft.faithful,
+      "--add-mixer takes --layers, --teacher, --add-preset and the options of that mixer's start: "
+      "expected no --mixer, --scores, --count, --faithful, --preset, --thin or --drop-preset "
+      "beside it");
+  const StopSignals signals;
+  std::optional<StopAnywhere> stop("nothing is written");
+  const size_t at = args.joins.find('=');
+  const std::string label = args.joins.substr(0, at);
+  GraftOptions graft = asked_graft(args);
+  graft.mixer = at == std::string::npos ? label : args.joins.substr(at + 1);
+  check_stage_name(label, "--add-mixer " + args.joins);
+  check_graft_options(graft, "convert");
+  const ModelSpec spec = read_spec(args.base);
+  expect(is_supernet(spec), "{}: is no supernet, which a mixer could join; its layers are {}",
+         args.base, layer_map(spec));
+  const std::vector<int64_t> open = layers_with_attention(spec);
+  const std::vector<int64_t>& layers = args.layers.empty() ? open : args.layers;
+  for (const int64_t layer : layers) {
+    expect(std::find(open.begin(), open.end(), layer) != open.end(),
+           "--layers: layer {} has no choice with attention, from which the mixer would start",
+           layer);
+  }
+  expect(!layers.empty(), "{}: no layer has its attention any more, from which a mixer starts",
+         args.base);
+  const bool runs = check_runs(args, graft);
+  const LoadOptions load{.storage = MatrixStorage::kStored,
+                         .device = runs ? args.device.device() : Device{}};
+  LoadedModel supernet = load_model(args.base, load);
+  LoadedModel original;
+  if (!args.teacher.empty()) {
+    original = load_model(args.teacher, load);
+  }
+  const LoadedModel attention = attention_of(*supernet.model, args.base);
+  Model& teacher = original.model ? *original.model : *attention.model;
+  const std::string fit_folder = args.output + ".fit-" + label;
+  Starter starter(args, *attention.model, teacher, layers);
+  Started started = starter.start(graft, fit_folder, stop);
+  const LoadedModel whole =
+      add_mixer(*supernet.model, *started.hybrid.model, layers, label, [&](ModelSpec& edited) {
+        for (const std::string& text : args.added) {
+          put_preset(edited, parse_preset(text, edited));
+        }
+      });
+  SaveOptions save = save_options(args);
+  if (graft.calibrate > 0) {
+    save.files["calibration-" + label + ".json"] = calibration_json(started.found, started.fitted);
+    fmt::print("{}", describe_calibration(started.found, started.fitted));
+  }
+  save.written = [&] {
+    supernet.weights.release_mapped();
+    original.weights.release_mapped();
+  };
+  save_model(*whole.model, args.output, save);
+  if (graft.fit_steps() > 0) {
+    std::filesystem::remove_all(fit_folder);
+  }
+  fmt::print("{} joins in {} layers, which choose among {}; {} presets, in {}\n", label,
+             layers.size(), join(mixer_labels(whole.model->spec()), ", "),
+             whole.model->spec().presets.size(), args.output);
+  return 0;
+}
+
 int run(const ConvertArgs& args) {
+  expect(args.joins.empty() || (!args.supernet && args.placement.empty() && args.banks.empty()),
+         "--add-mixer changes a supernet: expected no --supernet, --placement or --bank beside it");
+  if (!args.joins.empty()) {
+    return run_add_mixer(args);
+  }
   if (!args.placement.empty()) {
     return run_placement(args);
   }
@@ -238,14 +344,7 @@ int run(const ConvertArgs& args) {
          args.mixers.size());
   const StopSignals signals;
   std::optional<StopAnywhere> stop("nothing is written");
-  GraftOptions asked = args.graft;
-  asked.from_attention = args.init == "attention";
-  asked.rope = !args.no_rope;
-  expect(args.calibrate != 0, "--calibrate: expected at least 1 document, got 0");
-  asked.calibrate = std::max<int64_t>(args.calibrate, 0);
-  asked.calibrate_tokens =
-      args.calibrate_tokens < 0 ? asked.calibrate_tokens : args.calibrate_tokens;
-  check_fields(asked, "convert");
+  GraftOptions asked = asked_graft(args);
   asked.mixer = args.mixers.front();
   asked.beside.assign(args.mixers.begin() + 1, args.mixers.end());
   const std::vector<GraftOptions> grafts = grafts_of(asked, "convert");
@@ -257,8 +356,10 @@ int run(const ConvertArgs& args) {
     layers = place_by_file(args.scores, base_spec, args.count);
   }
   expect(!layers.empty(), "expected --layers, --scores with --count, or --placement");
-  expect(!is_supernet(base_spec),
-         "{} is a supernet already; convert the teacher, or a preset of it (--preset)", args.base);
+  expect(
+      !is_supernet(base_spec),
+      "{} is a supernet already; --add-mixer gives it another mixer, --preset makes a hybrid of it",
+      args.base);
   for (const GraftOptions& graft : grafts) {
     expect(!args.supernet || !graft.faithful,
            "--supernet has Cambium's own layout; --faithful is that of a released one");
@@ -268,10 +369,7 @@ int run(const ConvertArgs& args) {
         "convert");
   }
   SaveOptions save = save_options(args);
-  const bool runs = asked.calibrate > 0 || asked.fit_steps() > 0;
-  expect(runs || args.data.empty(), "--data belongs to --calibrate and --fit");
-  expect(!runs || args.replace || !std::filesystem::exists(args.output),
-         "{} exists already; choose another folder, or --replace", args.output);
+  const bool runs = check_runs(args, asked);
   // What the graft leaves alone is written from the base's own memory, mapped where it can be.
   const LoadOptions load{.storage = MatrixStorage::kStored,
                          .device = runs ? args.device.device() : Device{}};
@@ -346,6 +444,10 @@ Action declare(Args& args) {
                graft_mixers(), &a->mixers);
   args.flag("supernet", "attention stays: each layer chooses among it and the mixers",
             &a->supernet);
+  args.option("add-mixer",
+              "supernet: MIXER, or NAME=MIXER, joins the choice of its layers (or of --layers) and "
+              "starts from their attention; the others stay as they are",
+              &a->joins);
   args.option("add-preset",
               "supernet: NAME=PLACEMENT, a file of `cambium place --method search`, a mixer for "
               "all layers, or the number of a mixer for each: fast=gated_delta_net, mid=0110",
@@ -356,6 +458,9 @@ Action declare(Args& args) {
   args.option("window", "tokens that sliding_window and parallel see (0 = 128)", &a->graft.window);
   args.option("sinks", "first tokens of the text that sliding_window and parallel see too",
               &a->graft.sinks);
+  args.flag("sink-logits",
+            "each head of sliding_window and parallel gets a sink's learned score without a value",
+            &a->graft.sink_logits);
   args.option("recurrent",
               "parallel: the mixer beside the window: gated_delta_net, kimi_delta, mamba2 or "
               "lightning",
@@ -397,6 +502,7 @@ Command convert_command() {
       "  cambium convert TEACHER -o H --placement placement.json\n"
       "  cambium convert TEACHER -o S --layers 3,5 --mixer gated_delta_net,sliding_window "
       "--supernet\n"
+      "  cambium convert S -o S1 --add-mixer wide=sliding_window --window 1024\n"
       "  cambium convert S -o S2 --add-preset fast=gated_delta_net --thin\n"
       "  cambium convert S2 -o H --preset fast",
       declare};

@@ -1,10 +1,8 @@
 // eval: how good a model is, and how sure that is.
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "base/checked.h"
 #include "base/file.h"
@@ -16,11 +14,10 @@
 #include "eval/cached_losses.h"
 #include "eval/likelihood.h"
 #include "eval/mt_bench.h"
-#include "eval/paired.h"
 #include "eval/problem_source.h"
 #include "eval/problems/long_context.h"
 #include "eval/quality.h"
-#include "eval/statistics.h"
+#include "eval/score_report.h"
 #include "model/weights.h"
 #include "serve/memory_plan.h"
 #include "train/held_out.h"
@@ -69,33 +66,6 @@ struct EvalArgs {
   }
 };
 
-Json interval_json(const Measured& m) {
-  return {{"value", m.value}, {"low", m.low}, {"high", m.high}};
-}
-
-std::string percent(const Measured& m) {
-  return fmt::format("{:.1f} % [{:.1f}, {:.1f}]", 100 * m.value, 100 * m.low, 100 * m.high);
-}
-
-// Of each document, the bytes of the tokens that are predicted.
-std::vector<double> label_bytes(const HeldOut& documents, const Tokenizer& tokenizer) {
-  std::vector<double> out;
-  for (const PackedSequence& group : documents.groups()) {
-    const Segments segments = group.batch.segments();
-    for (int64_t s = 0; s < segments.count(); ++s) {
-      const auto begin = static_cast<size_t>(segments.start[static_cast<size_t>(s)]);
-      out.push_back(0.0);
-      for (size_t t = begin; t < begin + static_cast<size_t>(segments.length(s)); ++t) {
-        const int32_t label = group.labels[t];
-        if (label >= 0 && !tokenizer.is_special(label)) {
-          out.back() += static_cast<double>(tokenizer.token_bytes(label).size());
-        }
-      }
-    }
-  }
-  return out;
-}
-
 Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
   const auto source = load_jsonl(a.data, tokenizer);
   const HeldOut documents(*source, a.count, a.max_tokens);
@@ -108,36 +78,8 @@ Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
   const std::vector<LossSums> each =
       cached ? measure_cached(documents, model, teacher.model.get(), a.cache.values())
              : documents.measure(model, teacher.model.get());
-  const LossSums sums = total(each);
-  const auto tokens = static_cast<double>(sums.tokens);
-  const std::vector<double> lengths = label_bytes(documents, tokenizer);
-  const double bytes = std::accumulate(lengths.begin(), lengths.end(), 0.0);
-  std::vector<double> losses;
-  std::vector<double> counts;
-  for (const LossSums& one : each) {
-    losses.push_back(one.cross_entropy);
-    counts.push_back(static_cast<double>(one.tokens));
-  }
-  const Interval nll = bootstrap_ratio(losses, counts, 1).interval;
-  Json json = {{"task", "text"},
-               {"cache", cached ? a.cache.name : "none"},
-               {"documents", documents.documents()},
-               {"tokens", sums.tokens},
-               {"nll", sums.cross_entropy / tokens},
-               {"perplexity", std::exp(sums.cross_entropy / tokens)},
-               {"perplexity_low", std::exp(nll.low)},
-               {"perplexity_high", std::exp(nll.high)},
-               {"interval", "bootstrap over documents, 95 %"},
-               {"bytes", bytes},
-               {"byte_perplexity", std::exp(sums.cross_entropy / bytes)},
-               {"bits_per_byte", sums.cross_entropy / bytes / std::log(2.0)},
-               {"token_accuracy", static_cast<double>(sums.correct) / tokens}};
-  if (teacher.model) {
-    json["reverse_kl"] = sums.reverse_kl / tokens;
-    json["forward_kl"] = sums.forward_kl / tokens;
-    json["agreement"] = static_cast<double>(sums.agreement) / tokens;
-  }
-  return json;
+  return text_json(documents, each, tokenizer, teacher.model != nullptr,
+                   cached ? a.cache.name : "none");
 }
 
 // How the answers came to be and how fast: everything needed to ask again.
@@ -165,137 +107,20 @@ Json answers_json(const EvalArgs& a, const Task& task, const Answers& answers) {
           {"tokens_per_second", answers.tokens_per_second()}};
 }
 
-// Depths are even from the beginning to the end; a single one is the middle.
-double depth_of(const EvalArgs& a, int64_t column) {
-  return a.depths == 1 ? 0.5 : static_cast<double>(column) / static_cast<double>(a.depths - 1);
-}
-
-// The same questions answered by another model: who is better, and how sure that is.
-Json against_json(const EvalArgs& a, const AccuracyResult& result, double seconds) {
-  const StoredGrades ours = grades_of(result);
-  const StoredGrades theirs = read_grades(a.against);
-  const PairedResult paired = compare_grades(ours, theirs, a.against);
-  Json json = {
-      {"file", a.against},
-      {"accuracy", mean(theirs.scores).value},
-      {"difference", interval_json({paired.difference.value, paired.difference.interval.low,
-                                    paired.difference.interval.high})},
-      {"interval", "paired bootstrap over questions, 95 %"},
-      {"only_this", paired.only_first},
-      {"only_that", paired.only_second},
-      {"p", paired.p},
-      {"test", paired.exact ? "McNemar, exact" : "sign flips of the differences"}};
-  if (theirs.mean_tokens > 0 && ours.mean_tokens > 0) {
-    json["length_ratio"] = ours.mean_tokens / theirs.mean_tokens;
+// `settings`: what was asked, and how.
+void report_scores(const EvalArgs& a, const Task& task, const AccuracyResult& result,
+                   Json settings) {
+  ScoreReport report{task.name, std::ssize(task.examples), &result};
+  report.seconds = settings.contains("seconds") ? settings["seconds"].get<double>() : 0.0;
+  report.against = a.against;
+  if (a.is_long()) {
+    report.grid = {a.lengths, a.depths, a.count * a.samples};
   }
-  if (seconds > 0) {
-    json["seconds"] = seconds;
-  }
-  return json;
-}
-
-void print_against(const Json& j) {
-  const Json& d = j["difference"];
-  fmt::print(
-      "against {}: {:+.1f} points [{:+.1f}, {:+.1f}], alone right {} here, {} there; p = {:.3g} "
-      "({})\n",
-      j["file"].get<std::string>(), 100 * d["value"].get<double>(), 100 * d["low"].get<double>(),
-      100 * d["high"].get<double>(), j["only_this"].get<int64_t>(), j["only_that"].get<int64_t>(),
-      j["p"].get<double>(), j["test"].get<std::string>());
-  if (j.contains("length_ratio")) {
-    fmt::print("  answers are {:.2f} times as long\n", j["length_ratio"].get<double>());
-  }
-}
-
-// Rows of lengths, columns of depths.
-Json cells_json(const EvalArgs& a, const AccuracyResult& result) {
-  Json cells = Json::array();
-  const auto each = static_cast<size_t>(a.count * a.samples);
-  for (size_t at = 0; at < result.examples.size(); at += each) {
-    const auto cell = static_cast<int64_t>(at / each);
-    int64_t right = 0;
-    for (size_t i = at; i < at + each; ++i) {
-      right += result.examples[i].correct ? 1 : 0;
-    }
-    const Estimate share = proportion(right, static_cast<int64_t>(each));
-    cells.push_back({{"length", a.lengths[static_cast<size_t>(cell / a.depths)]},
-                     {"depth", depth_of(a, cell % a.depths)},
-                     {"correct", right},
-                     {"total", each},
-                     {"low", share.interval.low},
-                     {"high", share.interval.high}});
-  }
-  return cells;
-}
-
-void print_cells(const EvalArgs& a, const Json& cells) {
-  fmt::print("{:>9} tokens, depth", "");
-  for (int64_t d = 0; d < a.depths; ++d) {
-    fmt::print(" {:>6.0f}%", 100 * depth_of(a, d));
-  }
-  for (size_t i = 0; i < cells.size(); ++i) {
-    if (i % static_cast<size_t>(a.depths) == 0) {
-      fmt::print("\n{:>9}              ", cells[i]["length"].get<int64_t>());
-    }
-    fmt::print(" {:>6.0f}%",
-               100 * cells[i]["correct"].get<double>() / cells[i]["total"].get<double>());
-  }
-  fmt::print("\n");
-}
-
-void report_accuracy(const EvalArgs& a, const Task& task, const AccuracyResult& result, Json json) {
-  const AccuracySummary& s = result.summary;
-  const double seconds = json.contains("seconds") ? json["seconds"].get<double>() : 0.0;
-  const Json against = a.against.empty() ? Json() : against_json(a, result, seconds);
-  const Json cells = a.is_long() ? cells_json(a, result) : Json();
   if (a.json) {
-    json.update(
-        {{"correct", s.correct},
-         {"total", s.total},
-         {"samples", result.samples},
-         {"unanswered", result.unanswered},
-         {"no_answer_found", result.no_answer},
-         {"truncated", result.truncated},
-         {"mean_tokens", result.mean_tokens()},
-         {"accuracy", s.accuracy.value},
-         {"low", s.accuracy.low},
-         {"high", s.accuracy.high},
-         {"interval", result.samples == 1 ? "Wilson, 95 %" : "bootstrap over problems, 95 %"}});
-    if (seconds > 0) {
-      json["right_per_second"] = static_cast<double>(s.correct) / seconds;
-    }
-    if (!cells.is_null()) {
-      json["cells"] = cells;
-    }
-    if (!against.is_null()) {
-      json["against"] = against;
-    }
-    fmt::print("{}\n", json.dump(1));
-    return;
-  }
-  fmt::print(
-      "{}: {} of {} right, {} (95 %){}\n", task.name, s.correct, s.total, percent(s.accuracy),
-      result.unanswered == 0 ? "" : fmt::format("; {} not answered: too long", result.unanswered));
-  if (result.samples > 1) {
-    fmt::print("  pass@1 as the mean of {} answers to each of {} problems\n", result.samples,
-               task.examples.size());
-  }
-  if (result.measured > 0) {
-    const double all = static_cast<double>(s.total);
-    fmt::print(
-        "  {} cut off at the limit of tokens ({:.1f} %), {} without an answer that could be found; "
-        "{:.1f} tokens an answer\n",
-        result.truncated, 100 * static_cast<double>(result.truncated) / all, result.no_answer,
-        result.mean_tokens());
-  }
-  if (!cells.is_null()) {
-    print_cells(a, cells);
-  }
-  if (seconds > 0) {
-    fmt::print("  {:.2f} right answers a second\n", static_cast<double>(s.correct) / seconds);
-  }
-  if (!against.is_null()) {
-    print_against(against);
+    settings.update(score_json(report));
+    fmt::print("{}\n", settings.dump(1));
+  } else {
+    fmt::print("{}", score_text(report));
   }
 }
 
@@ -332,31 +157,14 @@ int eval_choices(const EvalArgs& a, Model& model, const Tokenizer& tokenizer, co
     output->write(lines);
   }
   const ChoiceSummary s = summarise_choices(results, turns);
-  Json json = {{"task", task.name},
-               {"model", a.model_name()},
-               {"data", a.data},
-               {"by", "likelihood"},
-               {"questions", task.examples.size()},
-               {"rotations", turns},
-               {"shots", a.shots},
-               {"acc", interval_json(s.by_sum.accuracy)},
-               {"acc_norm", interval_json(s.by_length.accuracy)},
-               {"margin", interval_json(s.margin)},
-               {"letters", s.letters}};
-  if (turns > 1) {
-    json["sticky"] = interval_json(s.sticky.accuracy);
-  }
+  Json json = {{"task", task.name},  {"model", a.model_name()},           {"data", a.data},
+               {"by", "likelihood"}, {"questions", task.examples.size()}, {"rotations", turns},
+               {"shots", a.shots}};
   if (a.json) {
+    json.update(choices_json(s, turns));
     fmt::print("{}\n", json.dump(1));
-    return 0;
-  }
-  fmt::print("{}: acc {}, acc_norm {} (95 %) of {} questions\n", task.name,
-             percent(s.by_sum.accuracy), percent(s.by_length.accuracy), task.examples.size());
-  fmt::print("  margin {:+.3f} [{:+.3f}, {:+.3f}]: log p of the right option less the best other\n",
-             s.margin.value, s.margin.low, s.margin.high);
-  if (turns > 1) {
-    fmt::print("  sticky {}: the same letter in all {} rotations of the options\n",
-               percent(s.sticky.accuracy), turns);
+  } else {
+    fmt::print("{}", choices_text(s, turns, task.name, task.examples.size()));
   }
   return 0;
 }
@@ -405,26 +213,15 @@ int eval_mt_bench(const EvalArgs& a, Model& model, const Tokenizer& tokenizer,
   expect(result.unrated < std::ssize(result.answers),
          "the judge gave no rating ([[1]] to [[10]]) to any of {} answers; the first judgement: {}",
          result.answers.size(), shortened(result.answers.front().judgement));
-  const Json json = {{"task", a.task},
-                     {"model", a.model_name()},
-                     {"judge", a.judge},
-                     {"judge_model", a.judge_model},
-                     {"score", interval_json(result.score)},
-                     {"interval", "bootstrap over questions, 95 %"},
-                     {"turns", {result.turns[0], result.turns[1]}},
-                     {"categories", result.categories},
-                     {"unrated", result.unrated}};
   if (a.json) {
+    Json json = {{"task", a.task},
+                 {"model", a.model_name()},
+                 {"judge", a.judge},
+                 {"judge_model", a.judge_model}};
+    json.update(mt_bench_json(result));
     fmt::print("{}\n", json.dump(1));
-    return 0;
-  }
-  fmt::print(
-      "mt-bench: {:.2f} [{:.2f}, {:.2f}] of 10; first turn {:.2f}, second {:.2f}; {} of {} not "
-      "rated\n",
-      result.score.value, result.score.low, result.score.high, result.turns[0], result.turns[1],
-      result.unrated, result.answers.size());
-  for (const auto& [category, score] : result.categories) {
-    fmt::print("  {:<12} {:.2f}\n", category, score);
+  } else {
+    fmt::print("{}", mt_bench_text(result));
   }
   return 0;
 }
@@ -495,7 +292,7 @@ Task long_task(const EvalArgs& a, const Tokenizer& tokenizer) {
   for (const int64_t length : a.lengths) {
     spec.length = length;
     for (int64_t column = 0; column < a.depths; ++column) {
-      spec.depth = depth_of(a, column);
+      spec.depth = depth_of(column, a.depths);
       for (int64_t i = 0; i < a.count; ++i) {
         // The same facts at every depth.
         task.examples.push_back(
@@ -550,7 +347,7 @@ int grade_file(const EvalArgs& a) {
   if (output) {
     output->write(example_lines(result.examples));
   }
-  report_accuracy(a, task, result, {{"task", task.name}, {"answers", a.answers}, {"data", a.data}});
+  report_scores(a, task, result, {{"task", task.name}, {"answers", a.answers}, {"data", a.data}});
   return 0;
 }
 
@@ -630,7 +427,7 @@ int run_eval(EvalArgs a) {
   if (output) {
     output->write(example_lines(result.examples));
   }
-  report_accuracy(a, task, result, json);
+  report_scores(a, task, result, json);
   return 0;
 }
 

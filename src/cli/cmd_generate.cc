@@ -1,88 +1,33 @@
-// generate and chat.
-#include <unistd.h>
-
+// generate: text from a prompt, or from a file of prompts.
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
-#include <iostream>
 #include <nlohmann/json.hpp>
-#include <optional>
 
-#include "base/checked.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/progress.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/generation.h"
 #include "cli/options.h"
 #include "eval/quality.h"
 #include "eval/statistics.h"
 #include "model/weights.h"
-#include "serve/memory_plan.h"
 #include "text/prompt_format.h"
 
 namespace cambium {
 namespace {
 
-struct GenerateArgs {
-  std::string model, prompt, input, output, storage = "stored", system;
+struct GenerateArgs : AnsweringModel {
+  std::string prompt, input, output;
   std::string task, data, keep = "right";
-  int64_t max_new_tokens = 256, batch = 16, logprobs = 0, samples = 1;
-  SamplingOptions sampling;
-  DeviceOption device;
-  PresetOption preset;
-  CacheOption cache;
-  EngineOptions engine;
+  int64_t batch = 16, logprobs = 0, samples = 1;
   bool chat = false, question = false;
 
   bool many() const { return !input.empty() || !task.empty(); }
 };
-
-void sampling_options(Args& args, GenerateArgs& a) {
-  args.option("max-new-tokens,n", "tokens to generate at most", &a.max_new_tokens,
-              {1, kMaxPositions});
-  a.sampling.declare(args);
-  a.cache.declare(args);
-  args.choice("storage", "how matrices are kept in memory; stored is as in the file",
-              {"stored", "f32", "bf16"}, &a.storage);
-  a.preset.declare(args);
-  a.device.declare(args);
-}
-
-// Of so many sequences, planned for the device before anything is loaded.
-EngineConfig engine_for(const GenerateArgs& a, int64_t sequences) {
-  EngineConfig config;
-  config.max_sequences = sequences;
-  config.cache_values = a.cache.values();
-  a.engine.apply(config);
-  return planned_engine(a.model, parse_storage(a.storage), a.device.device(), config,
-                        a.preset.name);
-}
-
-LoadedModel load(const GenerateArgs& a) {
-  LoadOptions options;
-  options.storage = parse_storage(a.storage);
-  options.device = a.device.device();
-  options.preset = a.preset.name;
-  return load_model(a.model, options);
-}
-
-GenerationRequest request_of(const GenerateArgs& a, const Tokenizer& tokenizer,
-                             const ModelSpec& spec, std::vector<int32_t> prompt) {
-  GenerationRequest request;
-  request.prompt = std::move(prompt);
-  request.max_new_tokens = a.max_new_tokens;
-  request.stop_ids = tokenizer.eos_ids();
-  for (const int64_t id : spec.eos_ids) {
-    request.stop_ids.push_back(static_cast<int32_t>(id));
-  }
-  request.sampling = a.sampling.config();
-  request.seed = static_cast<uint64_t>(a.sampling.seed);
-  request.logprobs = a.logprobs;
-  return request;
-}
 
 std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& tokenizer,
                                    const std::string& text) {
@@ -91,42 +36,6 @@ std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& token
     return tokenizer.encode(tokenizer.apply_chat_template(std::span(&message, 1)), false);
   }
   return a.question ? question_tokens(tokenizer, text) : tokenizer.encode(text, true);
-}
-
-void report_speed(const GenerationResult& r) {
-  say("{} prompt tokens, {:.0f} tokens/s; {} new tokens, {:.1f} tokens/s", r.prompt_tokens,
-      static_cast<double>(r.prompt_tokens) / std::max(r.prefill_seconds, 1e-9), r.tokens.size(),
-      static_cast<double>(r.tokens.size()) / std::max(r.decode_seconds, 1e-9));
-}
-
-// Generates with the text streamed to standard output; returns it.
-std::string stream(Engine& engine, const Tokenizer& tokenizer, GenerationRequest request,
-                   bool speed) {
-  StreamDecoder decoder(tokenizer);
-  std::string text;
-  const auto put = [&](const std::string& piece) {
-    text += piece;
-    std::fputs(piece.c_str(), stdout);
-    std::fflush(stdout);
-  };
-  request.on_token = [&](int32_t token) {
-    put(decoder.push(token));
-    return stop_signal() == 0;
-  };
-  std::vector<GenerationRequest> requests;
-  requests.push_back(std::move(request));
-  GenerationResult result;
-  try {
-    result = std::move(engine.generate(std::move(requests)).at(0));
-    put(decoder.finish() + "\n");
-  } catch (const Interrupted&) {
-    put("\n");
-    throw;
-  }
-  if (speed) {
-    report_speed(result);
-  }
-  return text;
 }
 
 // One line of --input, or a question of --task: what came, and its requests or why there are none.
@@ -246,7 +155,8 @@ void submit(const GenerateArgs& a, Engine& engine, const Tokenizer& tokenizer,
     try {
       const std::vector<int32_t> prompt = prompt_tokens(a, tokenizer, line);
       for (int64_t k = 0; k < a.samples; ++k) {
-        GenerationRequest request = request_of(a, tokenizer, spec, prompt);
+        GenerationRequest request = a.request(tokenizer, spec, prompt);
+        request.logprobs = a.logprobs;
         request.stream = first + static_cast<uint64_t>(k);
         request.on_token = [&generated](int32_t /*token*/) {
           ++generated;
@@ -375,8 +285,8 @@ int run_generate(const GenerateArgs& a) {
   }
   const StopAnywhere stop(a.many() ? "nothing is written: results are when every prompt is answered"
                                    : "the text ends where it came");
-  const EngineConfig config = engine_for(a, a.many() ? a.batch : 1);
-  LoadedModel loaded = load(a);
+  const EngineConfig config = a.planned(a.many() ? a.batch : 1);
+  LoadedModel loaded = load_model(a.model, a.load_options());
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.chat) {
     tokenizer.expect_chat(a.model, "leave --chat away");
@@ -388,72 +298,11 @@ int run_generate(const GenerateArgs& a) {
     return run_batch(a, *loaded.model, tokenizer, config, task);
   }
   Engine engine(*loaded.model, config);
-  stream(engine, tokenizer,
-         request_of(a, tokenizer, loaded.model->spec(), prompt_tokens(a, tokenizer, a.prompt)),
-         true);
+  stream_answer(engine, tokenizer,
+                a.request(tokenizer, loaded.model->spec(), prompt_tokens(a, tokenizer, a.prompt)),
+                true);
   stop_point();
   return 0;
-}
-
-int run_chat(const GenerateArgs& a) {
-  a.sampling.config();
-  std::optional<StopAnywhere> stop("the conversation has not begun");
-  const EngineConfig config = engine_for(a, 1);
-  LoadedModel loaded = load(a);
-  const Tokenizer tokenizer = Tokenizer::load(a.model);
-  tokenizer.expect_chat(a.model, "use cambium generate", a.system);
-  Engine engine(*loaded.model, config);
-  stop_point();
-  stop.reset();
-  const bool terminal = isatty(STDIN_FILENO) != 0;
-  if (terminal) {
-    fmt::print("{}: {}\n/reset forgets the conversation, /quit ends it.\n", a.model,
-               layer_map(loaded.model->spec()));
-  }
-  std::vector<ChatMessage> messages;
-  const auto reset = [&] {
-    messages.clear();
-    if (!a.system.empty()) {
-      messages.push_back({"system", a.system});
-    }
-  };
-  reset();
-  std::string line;
-  for (;;) {
-    if (terminal) {
-      std::printf("\n> ");
-      std::fflush(stdout);
-    }
-    if (!std::getline(std::cin, line) || line == "/quit") {
-      return 0;
-    }
-    if (line == "/reset") {
-      reset();
-      continue;
-    }
-    if (line.empty()) {
-      continue;
-    }
-    messages.push_back({"user", line});
-    const StopSignals signals;  // Ctrl-C ends the answer, not the conversation
-    try {
-      const std::string prompt = tokenizer.apply_chat_template(messages);
-      const std::string answer = stream(
-          engine, tokenizer,
-          request_of(a, tokenizer, loaded.model->spec(), tokenizer.encode(prompt, false)), false);
-      messages.push_back({"assistant", answer});
-    } catch (const Error& e) {
-      if (!terminal) {
-        throw;
-      }
-      // A conversation that outgrew the model: the next one need not.
-      say("{}\n/reset starts again.", e.what());
-      messages.pop_back();
-    }
-    if (!terminal || stop_signal() == SIGTERM) {
-      stop_if_asked("the conversation ends with it");
-    }
-  }
 }
 
 Action declare_generate(Args& args) {
@@ -477,17 +326,9 @@ Action declare_generate(Args& args) {
   args.option("logprobs",
               "in JSON lines: each token's log-probability, and as many of the likeliest beside it",
               &a->logprobs, {0, kMostRanked});
-  sampling_options(args, *a);
+  a->declare(args);
   a->engine.declare(args);
   return [a] { return run_generate(*a); };
-}
-
-Action declare_chat(Args& args) {
-  auto a = std::make_shared<GenerateArgs>();
-  args.positional("model", "checkpoint folder with a chat template", &a->model);
-  args.option("system", "system message", &a->system);
-  sampling_options(args, *a);
-  return [a] { return run_chat(*a); };
 }
 
 }  // namespace
@@ -501,13 +342,6 @@ Command generate_command() {
           "  cambium generate DIR --task gsm8k -d gsm8k/train.jsonl --samples 4 --temperature 0.7 "
           "--batch 256 -o traces.jsonl   # right answers, for cambium distill and train",
           declare_generate};
-}
-
-Command chat_command() {
-  return {"chat", "talks to a model in the terminal",
-          "  cambium chat models/teacher\n"
-          "  echo \"Why is the sky blue?\" | cambium chat DIR --temperature 0.7",
-          declare_chat};
 }
 
 }  // namespace cambium

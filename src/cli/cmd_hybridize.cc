@@ -22,7 +22,12 @@ struct HybridizeArgs {
 void print_table(const RunSummary& run) {
   const bool fitted = std::any_of(run.models.begin(), run.models.end(),
                                   [](const ModelSummary& m) { return m.fit.layers > 0; });
-  std::printf("\n%-10s %8s %18s %10s %10s %7s %8s %14s %12s%s\n", "model", "layers",
+  size_t width = 10;
+  for (const ModelSummary& m : run.models) {
+    width = std::max(width, m.name.size());
+  }
+  const int wide = static_cast<int>(width);
+  std::printf("\n%-*s %8s %18s %10s %10s %7s %8s %14s %12s%s\n", wide, "model", "layers",
               "accuracy (95 %)", "retrieval", "KL", "tokens", "right/s", "decode tok/s",
               "cache/token", fitted ? "  R^2, fitted" : "");
   for (const ModelSummary& m : run.models) {
@@ -33,10 +38,10 @@ void print_table(const RunSummary& run) {
     }
     const std::string fit =
         m.fit.layers == 0 ? "" : fmt::format("  {:.2f} -> {:.2f}", m.fit.before, m.fit.after);
-    std::printf("%-10s %4lld/%-3zu %6.1f [%.1f, %.1f] %9.1f%% %10.4f %7.1f %8.2f %14s %12s%s\n",
-                m.name.c_str(), static_cast<long long>(m.converted), m.map.size(), 100 * a.value,
-                100 * a.low, 100 * a.high, 100 * m.retrieval.accuracy.value, m.reverse_kl,
-                m.answer_tokens, right_answers_per_second(m), decode.c_str(),
+    std::printf("%-*s %4lld/%-3zu %6.1f [%.1f, %.1f] %9.1f%% %10.4f %7.1f %8.2f %14s %12s%s\n",
+                wide, m.name.c_str(), static_cast<long long>(m.converted), m.map.size(),
+                100 * a.value, 100 * a.low, 100 * a.high, 100 * m.retrieval.accuracy.value,
+                m.reverse_kl, m.answer_tokens, right_answers_per_second(m), decode.c_str(),
                 human_bytes(static_cast<uint64_t>(m.cache_bytes_per_token)).c_str(), fit.c_str());
   }
 }
@@ -72,7 +77,8 @@ int run(const HybridizeArgs& args) {
   const ModelSummary& teacher = run.models.front();
   const ModelSummary* best = nullptr;
   for (const ModelSummary& m : run.models) {
-    best = m.converted > 0 && m.gate.passed ? &m : best;
+    // A supernet's presets are no attempts at anything; its stage is.
+    best = m.converted > 0 && m.gate.attempts > 0 && m.gate.passed ? &m : best;
   }
   std::printf("\nreport: %s/report.html\n", options.folder.c_str());
   if (best == nullptr) {

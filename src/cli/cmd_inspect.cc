@@ -34,6 +34,7 @@ MemoryPlan plan_of(const InspectArgs& args, const ModelSpec& spec) {
   request.spec = &spec;
   request.weights = weight_sizes(args.model, parse_storage(args.storage), args.preset.name);
   request.engine.cache_values = args.cache.values();
+  request.engine.page_size = args.cache.page_size;
   request.engine.max_tokens = args.context;
   if (args.max_sequences > 0) {
     request.engine.max_sequences = args.max_sequences;
@@ -63,6 +64,7 @@ nlohmann::ordered_json memory_json(const MemoryPlan& plan) {
           {"left", plan.left()},
           {"sequences", plan.cache.sequences},
           {"cache_tokens", plan.cache.pages * plan.engine.page_size},
+          {"page_size", plan.engine.page_size},
           {"longest_sequence", plan.longest}};
 }
 
@@ -82,8 +84,9 @@ void print_plan(const MemoryPlan& plan) {
                   plan.measured ? "measured" : "about", plan.engine.prefill_tokens,
                   plan.cache.sequences, human_bytes(static_cast<uint64_t>(plan.workspace.host))));
   row("cache", plan.cache.bytes,
-      fmt::format("{} sequences at once, {} tokens in all, the longest of {}", plan.cache.sequences,
-                  plan.cache.pages * plan.engine.page_size, plan.longest));
+      fmt::format("{} sequences at once, {} tokens in all, the longest of {}, in pages of {}",
+                  plan.cache.sequences, plan.cache.pages * plan.engine.page_size, plan.longest,
+                  plan.engine.page_size));
   row("reserve", plan.reserve, "code, graphs, metadata of steps");
   row("left", plan.left(), "");
 }
@@ -93,6 +96,7 @@ int run(const InspectArgs& args) {
   const ModelSpec& spec = model.spec();
   CacheConfig cache_config;
   cache_config.values = args.cache.values();
+  cache_config.page_size = args.cache.page_size;
   const CachePlan cache(model, cache_config);
   std::map<std::string, Row> rows;
   for (int64_t i = 0; i < model.layer_count(); ++i) {
@@ -179,6 +183,7 @@ Action declare(Args& args) {
   args.choice("storage", "of matrices in memory; without weights, stored is f32",
               {"stored", "f32", "bf16"}, &a->storage);
   a->cache.declare(args);
+  a->cache.declare_page_size(args);
   args.option("context", "tokens of a sequence (the model's positions otherwise)", &a->context,
               {0, kMaxPositions});
   a->preset.declare(args);

@@ -24,7 +24,8 @@ int run(const LogitsArgs& a) {
   table.set_all(a.set);
   const ProblemSpec problems = read_problem_spec(table.table("problems"));
   table.expect_all_used();
-  const StopAnywhere stop("nothing is written: the file appears when it is whole");
+  const StopAnywhere stop(fmt::format(
+      "what is stored so far is kept in {}.part; the same command goes on with it", a.output));
   const LoadedModel teacher = load_model(a.teacher, load_on(a.device.device()));
   const Tokenizer tokenizer = Tokenizer::load(a.teacher);
   const std::shared_ptr<DocumentSource> source =
@@ -62,7 +63,9 @@ Action declare(Args& args) {
 }  // namespace
 
 Command logits_command() {
-  return {"logits", "stores a teacher's logits, for distill without the teacher",
+  return {"logits",
+          "stores a teacher's logits, for distill without the teacher; stopped, the same command "
+          "goes on where it was",
           "  cambium logits TEACHER -o text.logits -d text.jsonl --top-k 32\n"
           "  cambium distill HYBRID --logits text.logits -o out/heal --data text.jsonl",
           declare};

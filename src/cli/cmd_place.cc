@@ -80,23 +80,6 @@ void check_applies(const PlaceArgs& a) {
   refuse(search && a.cache > 0, "--cache-per-token", others);
 }
 
-std::map<std::string, int64_t> parse_counts(const char* option,
-                                            const std::vector<std::string>& texts) {
-  std::map<std::string, int64_t> counts;
-  for (const std::string& text : texts) {
-    const size_t at = text.rfind('=');
-    int64_t count = -1;
-    if (at != std::string::npos && at > 0 && at + 1 < text.size() && text.size() - at < 9 &&
-        text.find_first_not_of("0123456789", at + 1) == std::string::npos) {
-      count = std::stoll(text.substr(at + 1));
-    }
-    expect(count >= 0, "{}: expected KIND=LAYERS, such as attention=5, got '{}'", option, text);
-    expect(counts.emplace(text.substr(0, at), count).second, "{}: {} is given twice", option,
-           text.substr(0, at));
-  }
-  return counts;
-}
-
 // What was asked, in the file of the answer.
 std::string command_of(const PlaceArgs& a, const ChoiceOptions& o) {
   std::string text = "cambium place " + a.model + " --method search";
@@ -133,8 +116,8 @@ ChoiceOptions choice_options(const PlaceArgs& a) {
   expect(a.speedup == 0 || a.speedup >= 1, "--speedup: expected at least 1, got {}", a.speedup);
   o.share = a.speedup > 0 ? 1.0 / a.speedup : a.share;
   o.budget = a.budget;
-  o.at_least = parse_counts("--at-least", a.at_least);
-  o.at_most = parse_counts("--at-most", a.at_most);
+  o.at_least = parse_layer_counts("--at-least", a.at_least);
+  o.at_most = parse_layer_counts("--at-most", a.at_most);
   o.evaluations = or_else(a.evaluations, o.evaluations);
   o.reach = or_else(a.reach, o.reach);
   o.beam = or_else(a.beam, o.beam);

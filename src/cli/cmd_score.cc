@@ -6,7 +6,6 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
-#include "eval/problem_source.h"
 #include "hybrid/measure.h"
 #include "hybrid/placement_judge.h"
 #include "hybrid/scoring.h"
@@ -71,14 +70,6 @@ void check_applies(const ScoreArgs& args, ScoreMethod method) {
   expect(args.task.empty() == args.task_path.empty(), "expected both --task and --task-path");
 }
 
-/// How gates are learned unless told: fewer numbers than layers of a model, so in large steps.
-void gate_defaults(ScoreOptions& options) {
-  TrainConfig& probe = options.probe;
-  probe.steps = 150;
-  probe.schedule.peak = 0.2;
-  probe.align.all_tokens = true;
-}
-
 ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
   ScoreOptions options;
   options.method = method;
@@ -92,15 +83,11 @@ ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
   take(args.window, &options.graft.window);
   take(args.sinks, &options.graft.sinks);
   TrainConfig& probe = options.probe;
-  probe.loss = {};
-  probe.loss.reverse_kl = 1.0F;
-  probe.steps = 100;
-  probe.sequence_length = 1024;
-  probe.schedule.peak = 3e-4;
-  probe.schedule.decay = Decay::kConstant;
-  probe.seed = options.seed;
-  if (method == ScoreMethod::kGates) {
-    gate_defaults(options);
+  probe = gate_probe(options.seed);
+  if (method != ScoreMethod::kGates) {
+    probe.steps = 100;
+    probe.schedule.peak = 3e-4;
+    probe.align.all_tokens = false;
   }
   take(args.steps, &probe.steps);
   take(args.sequence, &probe.sequence_length);
@@ -111,31 +98,6 @@ ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
   check_graft_options(options.graft, "score");
   check_fields(probe, "score");
   return options;
-}
-
-/// What gates are learned on: the documents, and generated retrieval among them.
-std::shared_ptr<DocumentSource> with_retrieval(const ScoreArgs& args, const Tokenizer& tokenizer) {
-  const double share = args.retrieval_share < 0 ? 0.5 : args.retrieval_share;
-  expect(share <= 1.0, "--retrieval-share: expected 0 to 1, got {}", share);
-  ProblemSpec problems;
-  const auto seed = static_cast<uint64_t>(args.seed);
-  std::vector<std::shared_ptr<DocumentSource>> sources;
-  std::vector<double> weights;
-  if (share < 1.0) {
-    sources.push_back(args.data.empty() ? problem_source(tokenizer, problems, Split::kTrain, seed)
-                                        : load_jsonl(args.data, tokenizer));
-    weights.push_back(1.0 - share);
-  }
-  problems.retrieval_share = 1.0;
-  if (args.retrieval_chars >= 0) {
-    problems.retrieval.max_chars = static_cast<int>(args.retrieval_chars);
-    problems.retrieval.min_chars = problems.retrieval.max_chars / 4;
-  }
-  if (share > 0.0) {
-    sources.push_back(problem_source(tokenizer, problems, Split::kTrain, seed));
-    weights.push_back(share);
-  }
-  return mixed_source(std::move(sources), std::move(weights), seed);
 }
 
 int run_score(const ScoreArgs& args) {
@@ -172,7 +134,10 @@ int run_score(const ScoreArgs& args) {
   scored.tokenizer = &data.tokenizer();
   std::shared_ptr<DocumentSource> mixed;
   if (method == ScoreMethod::kGates) {
-    mixed = with_retrieval(args, data.tokenizer());
+    const double share = args.retrieval_share < 0 ? 0.5 : args.retrieval_share;
+    expect(share <= 1.0, "--retrieval-share: expected 0 to 1, got {}", share);
+    mixed = with_retrieval(data.shared_train(), data.tokenizer(), share,
+                           std::max<int64_t>(args.retrieval_chars, 0), options.seed);
   }
   scored.train = mixed ? mixed.get() : &data.train();
   scored.documents = &data.held_out();

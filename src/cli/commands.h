@@ -23,6 +23,7 @@ Command report_command();
 Command inspect_command();
 Command verify_command();
 Command import_command();
+Command export_command();
 Command generate_command();
 Command chat_command();
 

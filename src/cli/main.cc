@@ -7,5 +7,5 @@ int main(int argc, char** argv) {
       {hybridize_command(), score_command(), place_command(), convert_command(), merge_command(),
        distill_command(), logits_command(), train_command(), data_command(), eval_command(),
        bench_command(), report_command(), inspect_command(), verify_command(), import_command(),
-       generate_command(), chat_command()});
+       export_command(), generate_command(), chat_command()});
 }

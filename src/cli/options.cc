@@ -74,6 +74,13 @@ void CacheOption::declare(Args& args) {
               {"bf16", "f32", "f8"}, &name);
 }
 
+void CacheOption::declare_page_size(Args& args) {
+  args.option("page-size",
+              "tokens of a page of the cache (0 = 16, or a larger power of two that makes a "
+              "layer's page 64 KiB)",
+              &page_size, {0, kMostPageAsked});
+}
+
 Dtype CacheOption::values() const {
   return name.empty() ? CacheConfig{}.values : parse_cache_values(name);
 }

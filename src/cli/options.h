@@ -43,11 +43,14 @@ struct PresetOption {
   void declare(Args& args);
 };
 
-/// --cache: how keys and values are kept.
+/// --cache and --page-size: how keys and values are kept.
 struct CacheOption {
   std::string name = "bf16";  // empty: was not given, and is the cache's default
+  int64_t page_size = 0;      // tokens; 0: as the cache chooses (CacheConfig::page_size)
 
   void declare(Args& args);
+  /// --page-size, of commands that make a cache.
+  void declare_page_size(Args& args);
   Dtype values() const;
 };
 

@@ -35,9 +35,10 @@ int64_t memory_in_use(Device device) {
 // Bytes of a whole sequence's pages that it does not need to begin.
 int64_t beyond_beginning(const CachePlan& plan, const EngineConfig& engine, int64_t input,
                          int64_t tokens) {
-  const auto pages = [&](int64_t n) { return (n + engine.page_size - 1) / engine.page_size; };
+  const int64_t page_size = plan.config().page_size;
+  const auto pages = [&](int64_t n) { return (n + page_size - 1) / page_size; };
   const int64_t first = std::min(tokens, input + engine.reserve_tokens);
-  return (pages(tokens) - pages(first)) * engine.page_size * plan.lasting_bytes_per_token();
+  return (pages(tokens) - pages(first)) * page_size * plan.lasting_bytes_per_token();
 }
 
 // As many sequences as there are requests and as memory holds, and memory for just these.

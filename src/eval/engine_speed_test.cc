@@ -128,7 +128,8 @@ TEST(EngineSpeed, TakesAsManySequencesAsMemoryHolds) {
   LoadedModel loaded = fresh_model(mixed(), 1);
   EngineSpeedConfig config{.input = 40, .output = 5, .sequences = 6};
   config.engine.max_sequences = 100;
-  const CachePlan plan(*loaded.model, {.max_tokens = 44, .piece_tokens = 256});
+  config.engine.page_size = 16;  // a sequence of this model would be a single page
+  const CachePlan plan(*loaded.model, {.page_size = 16, .max_tokens = 44, .piece_tokens = 256});
   config.engine.memory_bytes = 2 * plan.sequence_bytes(44) + plan.sequence_bytes(44) / 2;
   const EngineSpeed speed = measure_engine(*loaded.model, config, kLimits);
   EXPECT_EQ(speed.largest_batch, 2);

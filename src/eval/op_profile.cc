@@ -11,7 +11,6 @@
 #include "base/signals.h"
 #include "base/text.h"
 #include "eval/statistics.h"
-#include "eval/throughput.h"
 #include "ops/device_clock.h"
 #include "ops/optimizer/optimizer.h"
 #include "ops/sampling/sampling.h"
@@ -172,6 +171,8 @@ class Steps {
       piece_.push_back(static_cast<int32_t>((p * 37 + 11) % model_.spec().vocab));
     }
   }
+  /// What sequences have behind them becomes zeros.
+  void clear() { cache_.clear(); }
   /// Runs it, and gives the seconds that the host took until all but the choice was queued.
   double call(OpTimer* timer, bool sample) {
     const auto start = Clock::now();
@@ -341,23 +342,16 @@ void check(const OpProfileConfig& config) {
 StepProfile profile_decode(Model& model, const OpProfileConfig& config,
                            const MachineLimits& limits) {
   check(config);
-  std::vector<std::pair<int64_t, int64_t>> pieces;  // position and tokens
   CacheConfig cache;
   cache.piece_tokens = 1;
-  for_each_call(model, {.batch = config.sequences}, config.context, false,
-                [&](int64_t position, int64_t count) {
-                  pieces.emplace_back(position, count);
-                  cache.piece_tokens = std::max(cache.piece_tokens, count);
-                });
   cache.max_sequences = config.sequences;
   cache.max_tokens = config.context + 1;
   cache.values = config.cache_values;
+  cache.page_size = config.page_size;
   Steps steps(model, cache);
-  for (const auto& [position, count] : pieces) {
-    steps.set_piece(position, count);
-    steps.call(nullptr, false);
-  }
   steps.set_piece(config.context, 1);
+  steps.call(nullptr, false);  // takes all pages; its own results are of no use
+  steps.clear();
   StepProfile out = profile(model, steps, limits, config.repeats);
   out.decode = true;
   out.sequences = config.sequences;
@@ -374,6 +368,7 @@ StepProfile profile_prefill(Model& model, const OpProfileConfig& config,
   cache.max_tokens = config.tokens;
   cache.piece_tokens = config.tokens;
   cache.values = config.cache_values;
+  cache.page_size = config.page_size;
   Steps steps(model, cache);
   steps.set_piece(0, config.tokens);
   StepProfile out = profile(model, steps, limits, config.repeats);

@@ -17,6 +17,7 @@ struct OpProfileConfig {
   int64_t tokens = 512;    // of a prefill, of one sequence in one call
   int64_t repeats = 10;    // steps of each kind of measurement
   Dtype cache_values = Dtype::kBF16;
+  int64_t page_size = 0;  // CacheConfig::page_size
 };
 
 /// The calls of a step that are alike: one kernel, one shape, and the same weights of other layers.
@@ -46,10 +47,10 @@ struct StepProfile {
   bool finite = true;
 };
 
-/// A step that decodes and a prefill, with the head and a greedy choice of tokens. Each is run
-/// `repeats` times as it is, between two marks, and with every operation between marks of its own,
-/// in turns; times are medians. On a GPU the device first copies memory for as long as the host
-/// takes to queue the step, and what a pair of marks takes by itself is taken off.
+/// A step that decodes, behind zeros, and a prefill, with the head and a greedy choice of tokens.
+/// Each is run `repeats` times as it is, between two marks, and with every operation between marks
+/// of its own, in turns; times are medians. On a GPU the device first copies memory for as long as
+/// the host takes to queue the step, and what a pair of marks takes by itself is taken off.
 StepProfile profile_decode(Model& model, const OpProfileConfig& config,
                            const MachineLimits& limits);
 StepProfile profile_prefill(Model& model, const OpProfileConfig& config,

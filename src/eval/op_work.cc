@@ -2,15 +2,21 @@
 
 #include <fmt/format.h>
 
+#include "ops/activation/activation_kernels.h"
 #include "ops/attention/attention_kernels.h"
 #include "ops/conv/conv_kernels.h"
 #include "ops/embedding/embedding_kernels.h"
+#include "ops/experts/experts_kernels.h"
+#include "ops/head_matmul/head_matmul_kernels.h"
+#include "ops/join_heads/join_heads_kernels.h"
+#include "ops/latent_attention/latent_attention_kernels.h"
 #include "ops/matmul/matmul_kernels.h"
 #include "ops/norm/norm_kernels.h"
 #include "ops/pointwise/pointwise_kernels.h"
 #include "ops/recurrence/recurrence_kernels.h"
 #include "ops/rope/rope_kernels.h"
 #include "ops/sampling/sampling_kernels.h"
+#include "ops/selection/selection_kernels.h"
 #include "ops/selective_scan/selective_scan_kernels.h"
 
 namespace cambium {
@@ -109,6 +115,58 @@ OpWork describe(const AttentionWrite<T>& a) {
 }
 
 template <class T>
+OpWork describe(const LatentAttention<T>& a) {
+  const AttentionShape& shape = a.shape;
+  OpWork work;
+  work.shape =
+      fmt::format("{}, {} heads on latents of {} + {}", segments_shape(shape, shape.segments),
+                  shape.heads, shape.value_dim, shape.head_dim - shape.value_dim);
+  work.cost.bytes = bytes_of(a.q, a.y);
+  const int64_t key = a.latent.bytes() + a.rope_key.bytes();
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    const int64_t position = shape.first_position(s);
+    double keys = 0.0;  // of all tokens
+    for (int64_t i = 0; i < shape.length(s); ++i) {
+      keys += static_cast<double>(a.chosen.count(position + i));
+    }
+    // What is chosen may be anything before: at least once each, at most all of them.
+    work.cost.bytes += std::min(keys, product({position + shape.length(s)})) * product({key});
+    work.cost.flops += 2.0 * product({shape.heads, shape.head_dim + shape.value_dim}) * keys;
+  }
+  return work;
+}
+
+template <class T>
+OpWork describe(const ChooseTokens<T>& a) {
+  const AttentionShape& shape = a.shape;
+  OpWork work;
+  work.shape = fmt::format("{}, {} heads of {} choose {}", segments_shape(shape, shape.segments),
+                           shape.heads, shape.head_dim, a.budget);
+  work.cost.bytes = bytes_of(a.q, a.weight);
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    const int64_t position = shape.first_position(s);
+    work.cost.bytes += product({position + shape.length(s), a.keys.bytes()});
+    work.cost.flops +=
+        2.0 * product({shape.heads, shape.head_dim}) * keys_seen(position, shape.length(s), 0, 0);
+  }
+  return work;
+}
+
+template <class T>
+OpWork describe(const JoinHeads<T>& a) {
+  return {rows_shape(a.y), {}, {bytes_of(a.a, a.b, a.y), 0.0}};
+}
+
+template <class T>
+OpWork describe(const HeadMatmul<T>& a) {
+  const auto& [wide, narrow] = a.weight;
+  return {
+      fmt::format("{} x {} heads, {} -> {}", a.tokens(), a.heads(), a.x.channels, a.y.channels),
+      {narrow.defined() ? static_cast<const void*>(narrow.data) : wide.data},
+      {bytes_of(a.x, wide, narrow, a.y), 2.0 * product({a.x.count(), a.x.channels, a.y.channels})}};
+}
+
+template <class T>
 OpWork describe(const ShortConv<T>& a) {
   return {fmt::format("{}, {} channels, {} taps", segments_shape(a.segments, a.segments.count),
                       a.channels(), a.taps()),
@@ -145,6 +203,44 @@ OpWork describe(const Matmuls<T>& a) {
 }
 
 template <class T>
+OpWork describe(const Route<T>& a) {
+  return {fmt::format("{}, the best {}", rows_shape(a.logits), a.lists.top),
+          {},
+          {bytes_of(a.logits, a.choice_bias, a.weight) + product({3 * a.lists.rows(), 4}), 0.0}};
+}
+
+template <class T>
+OpWork describe(const Dispatch<T>& a) {
+  return {rows_shape(a.x) + fmt::format(" -> {} rows", a.y.count()), {}, {bytes_of(a.x, a.y), 0.0}};
+}
+
+template <class T>
+OpWork describe(const Combine<T>& a) {
+  return {fmt::format("{} rows -> {}", a.x.count(), rows_shape(a.y)),
+          {},
+          {bytes_of(a.x, a.weight, a.y), 0.0}};
+}
+
+// Which experts the tokens chose only the device knows: as many as even chances would meet.
+template <class T>
+OpWork describe(const ExpertsMatmul<T>& a) {
+  const auto& [wide, narrow] = a.weight;
+  const ExpertLists& lists = a.lists;
+  const double met = experts_met(static_cast<double>(lists.tokens), lists.top, lists.experts) /
+                     static_cast<double>(lists.experts);
+  return {fmt::format("{} -> {}, {} of {} experts", rows_shape(a.x), a.y.channels, lists.top,
+                      lists.experts),
+          {narrow.defined() ? static_cast<const void*>(narrow.data) : wide.data},
+          {bytes_of(a.x, a.y) + met * bytes_of(wide, narrow, a.bias),
+           2.0 * product({a.x.count(), a.x.channels, a.y.channels})}};
+}
+
+template <class T>
+OpWork describe(const ClampedSwiglu<T>& a) {
+  return {rows_shape(a.gate), {}, {bytes_of(a.gate, a.up, a.y), 0.0}};
+}
+
+template <class T>
 OpWork describe(const RmsNorm<T>& a) {
   return {rows_shape(a.x), {a.weight.data}, {bytes_of(a.x, a.weight, a.y), 0.0}};
 }
@@ -178,6 +274,21 @@ OpWork describe(const Pointwise<T>& a) {
 }
 
 template <class T>
+OpWork describe(const Activate<T>& a) {
+  return {rows_shape(a.y), {}, {bytes_of(a.x, a.up, a.y), 0.0}};
+}
+
+template <class T>
+OpWork describe(const Xielu<T>& a) {
+  return {rows_shape(a.y), {}, {bytes_of(a.x, a.y), 0.0}};
+}
+
+template <class T>
+OpWork describe(const SoftCap<T>& a) {
+  return {rows_shape(a.x), {}, {2.0 * bytes_of(a.x) + bytes_of(a.y), 0.0}};
+}
+
+template <class T>
 OpWork describe(const Sigmoid<T>& a) {
   return {rows_shape(a.x), {}, {bytes_of(a.x, a.y), 0.0}};
 }
@@ -189,8 +300,13 @@ OpWork describe(const AddScaled<T>& a) {
 }
 
 template <class T>
+OpWork describe(const ScaleBlocks<T>& a) {
+  return {rows_shape(a.x), {}, {bytes_of(a.x, a.y), 0.0}};
+}
+
+template <class T>
 OpWork describe(const PerHead<T>& a) {
-  return {rows_shape(a.x), {a.p.data}, {bytes_of(a.x, a.p, a.y), 0.0}};
+  return {rows_shape(a.x), {a.p.data}, {bytes_of(a.x, a.p, a.q, a.y), 0.0}};
 }
 
 template <class T>
@@ -265,8 +381,10 @@ OpWork first_of(const OpCall& call) {
 
 OpWork work_of(const OpCall& call) {
   return first_of<Matmuls, AddRmsNorm, RmsNorm, LayerNorm, GatedNorm, L2Norm, Attention,
-                  AttentionWrite, Ropes, Pointwise, ShortConv, Recurrence, SelectiveScan, Sigmoid,
-                  PerHead, AddScaled, RepeatHeads, MixHeads, Embedding, SampleRows>(call);
+                  AttentionWrite, Ropes, Pointwise, Activate, Xielu, SoftCap, ShortConv, Recurrence,
+                  SelectiveScan, Route, Dispatch, ExpertsMatmul, Combine, ClampedSwiglu, Sigmoid,
+                  PerHead, AddScaled, ScaleBlocks, RepeatHeads, MixHeads, Embedding, SampleRows,
+                  LatentAttention, ChooseTokens, JoinHeads, HeadMatmul>(call);
 }
 
 }  // namespace cambium

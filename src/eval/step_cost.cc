@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "base/parallel.h"
 #include "eval/statistics.h"
@@ -36,6 +38,11 @@ double seconds_of(Device device, const F& call) {
 
 }  // namespace
 
+double experts_met(double tokens, int64_t top, int64_t experts) {
+  const auto all = static_cast<double>(experts);
+  return all * (1.0 - std::pow(1.0 - static_cast<double>(top) / all, tokens));
+}
+
 double keys_seen(int64_t position, int64_t tokens, int64_t window, int64_t sinks) {
   // As many as there are, up to those of the window and all sinks.
   const int64_t most = window + sinks;
@@ -49,7 +56,7 @@ StepCosts::StepCosts(Model& model, Dtype values) {
   const ModelSpec& spec = model.spec();
   model.visit([&](const std::string& name, Parameter& p) {
     const auto bytes = static_cast<double>(p.tensor.bytes());
-    const double flops = p.shape.size() == 2 ? 2.0 * static_cast<double>(p.numel()) : 0.0;
+    const double flops = p.is_matrix() ? 2.0 * static_cast<double>(p.active()) : 0.0;
     const bool embedding = name == "embed.weight";
     if (embedding) {
       row_bytes_ = bytes / static_cast<double>(spec.vocab);
@@ -58,7 +65,10 @@ StepCosts::StepCosts(Model& model, Dtype values) {
       head_bytes_ = bytes;
       head_flops_ = flops;
     } else if (!embedding) {
-      weight_bytes_ += bytes;
+      weight_bytes_ += p.used > 0 ? 0.0 : bytes;
+      if (p.used > 0) {
+        experts_.push_back({p.used, p.shape.front(), bytes});
+      }
       token_flops_ += flops;
     }
   });
@@ -99,9 +109,16 @@ void StepCosts::add_segment(StepCost& cost, int64_t position, int64_t tokens) co
   }
 }
 
+double StepCosts::expert_bytes(double tokens) const {
+  return std::accumulate(experts_.begin(), experts_.end(), 0.0, [&](double sum, const Experts& e) {
+    return sum + e.bytes * experts_met(tokens, e.top, e.experts) / static_cast<double>(e.experts);
+  });
+}
+
 StepCost StepCosts::of(const Segments& segments, int64_t logit_rows) const {
   StepCost cost{.bytes = weight_bytes_ + (logit_rows > 0 ? head_bytes_ : 0.0),
                 .flops = static_cast<double>(logit_rows) * head_flops_};
+  cost.bytes += expert_bytes(static_cast<double>(segments.tokens()));
   for (int64_t s = 0; s < segments.count(); ++s) {
     add_segment(cost, segments.position[static_cast<size_t>(s)], segments.length(s));
   }
@@ -111,6 +128,7 @@ StepCost StepCosts::of(const Segments& segments, int64_t logit_rows) const {
 StepCost StepCosts::of(int64_t sequences, int64_t position, int64_t tokens) const {
   StepCost cost{.bytes = weight_bytes_ + head_bytes_,
                 .flops = static_cast<double>(sequences) * head_flops_};
+  cost.bytes += expert_bytes(static_cast<double>(sequences * tokens));
   for (int64_t s = 0; s < sequences; ++s) {
     add_segment(cost, position, tokens);
   }

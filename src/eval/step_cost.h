@@ -9,9 +9,10 @@
 
 namespace cambium {
 
-/// Bytes: weights once, the keys and values in reach, those written, states read and written.
-/// Activations stay in caches and are not counted. Operations: two for each number of a matrix and
-/// token, and for each number of a key and of a value that a query head meets.
+/// Bytes: weights once, of experts those that the tokens would meet by even chances, the keys and
+/// values in reach, those written, states read and written. Activations stay in caches and are not
+/// counted. Operations: two for each number of a matrix and token, and for each number of a key and
+/// of a value that a query head meets.
 struct StepCost {
   double bytes = 0.0;
   double flops = 0.0;
@@ -22,6 +23,9 @@ struct StepCost {
     return *this;
   }
 };
+
+/// Experts that `tokens` tokens meet which go to `top` of them each by even chances.
+double experts_met(double tokens, int64_t top, int64_t experts);
 
 /// Keys that tokens [position, position + tokens) see: each itself and, in a window (0 = none), at
 /// most window - 1 before it and the sinks that it would not see so.
@@ -45,7 +49,13 @@ class StepCosts {
     double token_bytes = 0.0;
     double key_flops = 0.0;  // of a token and a key
   };
+  struct Experts {
+    int64_t top = 0;
+    int64_t experts = 0;
+    double bytes = 0.0;  // of all of them
+  };
   void add_segment(StepCost& cost, int64_t position, int64_t tokens) const;
+  double expert_bytes(double tokens) const;
 
   double weight_bytes_ = 0.0;  // without embedding and head
   double head_bytes_ = 0.0;
@@ -54,6 +64,7 @@ class StepCosts {
   double head_flops_ = 0.0;  // a row of logits
   double slot_bytes_ = 0.0;  // of a sequence
   std::vector<Pages> pages_;
+  std::vector<Experts> experts_;
 };
 
 struct MachineLimits {

@@ -54,6 +54,7 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config, b
   cache_config.max_tokens = context + config.decode_tokens + 1;
   cache_config.piece_tokens = chunk;
   cache_config.values = config.cache_values;
+  cache_config.page_size = config.page_size;
   Cache cache(model, cache_config);
   StepQueue queue(model, cache.table_entries());
   std::vector<int64_t> slots;

@@ -17,6 +17,7 @@ struct ThroughputConfig {
   int64_t repeats = 3;
   int64_t prefill_chunk = 0;  // 0: 256, on a GPU as many as fill it
   Dtype cache_values = Dtype::kBF16;
+  int64_t page_size = 0;  // CacheConfig::page_size
   /// false: nothing is prefilled; what sequences have behind them is zeros, which steps take as
   /// long with, and the first steps, that prepare the others, are not timed.
   bool prefill = true;

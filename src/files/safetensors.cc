@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/float16.h"
+#include "base/float8.h"
 #include "base/json.h"
 #include "base/text.h"
 
@@ -28,11 +29,12 @@ struct TypeRow {
   size_t size;
 };
 constexpr std::array kTypes{
-    TypeRow{StoredType::kF64, "F64", 8}, TypeRow{StoredType::kF32, "F32", 4},
-    TypeRow{StoredType::kF16, "F16", 2}, TypeRow{StoredType::kBF16, "BF16", 2},
-    TypeRow{StoredType::kI64, "I64", 8}, TypeRow{StoredType::kI32, "I32", 4},
-    TypeRow{StoredType::kI16, "I16", 2}, TypeRow{StoredType::kI8, "I8", 1},
-    TypeRow{StoredType::kU8, "U8", 1},   TypeRow{StoredType::kBool, "BOOL", 1},
+    TypeRow{StoredType::kF64, "F64", 8},        TypeRow{StoredType::kF32, "F32", 4},
+    TypeRow{StoredType::kF16, "F16", 2},        TypeRow{StoredType::kBF16, "BF16", 2},
+    TypeRow{StoredType::kF8E4M3, "F8_E4M3", 1}, TypeRow{StoredType::kI64, "I64", 8},
+    TypeRow{StoredType::kI32, "I32", 4},        TypeRow{StoredType::kI16, "I16", 2},
+    TypeRow{StoredType::kI8, "I8", 1},          TypeRow{StoredType::kU8, "U8", 1},
+    TypeRow{StoredType::kBool, "BOOL", 1},
 };
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
@@ -282,6 +284,10 @@ void copy_as_f32(const TensorEntry& entry, std::span<float> out) {
       return convert_half<f16_to_f32>(entry, out.data());
     case StoredType::kBF16:
       return convert_half<bf16_to_f32>(entry, out.data());
+    case StoredType::kF8E4M3:
+      std::transform(entry.data, entry.data + entry.size, out.data(),
+                     [](std::byte x) { return e4m3_to_f32(std::to_integer<uint8_t>(x)); });
+      return;
     default:
       fail("tensor '{}' is {}, expected a float type", entry.name, stored_type_name(entry.dtype));
   }

@@ -22,7 +22,7 @@
 namespace cambium {
 
 /// Element types as files store them.
-enum class StoredType { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU8, kBool };
+enum class StoredType { kF64, kF32, kF16, kBF16, kF8E4M3, kI64, kI32, kI16, kI8, kU8, kBool };
 
 std::string_view stored_type_name(StoredType type);  ///< as in the file: "BF16"
 size_t stored_type_size(StoredType type);            ///< bytes

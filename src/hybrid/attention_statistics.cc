@@ -9,8 +9,9 @@ namespace cambium {
 namespace {
 
 /// softmax of the scores of query row `t` against key rows [first, t].
-void attention_row(const float* q, const float* k, int64_t key_stride, int64_t dim, float scale,
-                   int64_t first, int64_t t, std::vector<double>& row) {
+void attention_row(const float* q, const float* k, int64_t key_stride, int64_t dim,
+                   const AttentionConfig& config, int64_t first, int64_t t,
+                   std::vector<double>& row) {
   row.resize(static_cast<size_t>(t - first + 1));
   double most = -INFINITY;
   for (int64_t s = first; s <= t; ++s) {
@@ -19,7 +20,10 @@ void attention_row(const float* q, const float* k, int64_t key_stride, int64_t d
       dot += static_cast<double>(q[i]) * k[s * key_stride + i];
     }
     double& score = row[static_cast<size_t>(s - first)];
-    score = dot * scale;
+    score = dot * config.scale;
+    if (config.softcap > 0.0F) {
+      score = config.softcap * std::tanh(score / config.softcap);
+    }
     most = std::max(most, score);
   }
   double sum = 0.0;
@@ -58,7 +62,7 @@ void AttentionRows::add(const Tensor& q, const Tensor& k, const Segments& segmen
           const int64_t first = config.window > 0 ? std::max<int64_t>(0, t - config.window + 1) : 0;
           attention_row(queries + ((begin + t) * heads + h) * dim,
                         keys + (begin * kv_heads + h / (heads / kv_heads)) * dim, kv_heads * dim,
-                        dim, config.scale, first, t, row);
+                        dim, config, first, t, row);
           sums.mass.resize(std::max(sums.mass.size(), row.size()));
           double entropy = 0.0;
           for (int64_t key = first; key <= t; ++key) {

@@ -23,7 +23,8 @@ class AttentionRows {
   explicit AttentionRows(int64_t heads) : heads_(static_cast<size_t>(heads)) {}
 
   /// Adds up to `rows` queries of each segment, spaced evenly and the last among them; those that
-  /// see one token only say nothing and are left out. Keys come already rotated; query head h
+  /// see one token only say nothing and are left out, and so are sinks' scores: what is measured is
+  /// how what is attended to lies. Keys come already rotated; query head h
   /// reads key head h / (H / Hkv).   q (T, H, D), k (T, Hkv, D), F32 on the CPU, contiguous.
   void add(const Tensor& q, const Tensor& k, const Segments& segments,
            const AttentionConfig& config, int64_t rows);

@@ -22,6 +22,7 @@ constexpr int64_t kRows = 64;  // queries of a document whose attention is looke
 /// A group of documents at one layer: what the mixer reads and gives, (T, C) each, on the CPU.
 struct Sample {
   const PackedSequence* group = nullptr;
+  int64_t layer = 0;
   OwnedTensor input, output;
 };
 
@@ -47,7 +48,7 @@ class Samples {
     walk_.advance(layer);
     std::vector<Sample> samples;
     walk_.pass([&](const PackedSequence& group, const MixerTap& tap) {
-      samples.push_back({&group, on_host(tap.input), on_host(tap.output)});
+      samples.push_back({&group, layer, on_host(tap.input), on_host(tap.output)});
     });
     return samples;
   }
@@ -78,23 +79,36 @@ class HostAttention {
   AttentionConfig config() const {
     const double scale =
         spec_.options.real("attention", "scale", 1.0 / std::sqrt(static_cast<double>(shape_.dim)));
-    return {static_cast<float>(scale * spec_.options.real("attention", "key_scale", 1.0)),
-            spec_.options.integer("attention", "window", 0)};
+    return {.scale = static_cast<float>(scale * spec_.options.real("attention", "key_scale", 1.0)),
+            .window = spec_.options.integer("attention", "window", 0),
+            .softcap = static_cast<float>(spec_.options.real("attention", "softcap", 0.0))};
   }
   /// q (T, H, D) or k (T, Hkv, D) of x, as scores are made of them.
   Tensor heads(Context& ctx, const std::string& which, int64_t heads, const Tensor& x,
                const Turns& turns) const {
     const auto bias = parameters_.find(which + "_proj.bias");
     Tensor y = matmul(ctx, x, parameters_.at(which + "_proj.weight")->tensor,
-                      bias == parameters_.end() ? Tensor{} : bias->second->tensor)
-                   .split_last(heads, shape_.dim);
+                      bias == parameters_.end() ? Tensor{} : bias->second->tensor);
+    if (which == "q" && has_gate(spec_)) {
+      const Tensor queries = y.split_last(heads, 2 * shape_.dim).slice(2, 0, shape_.dim);
+      y = ctx.result(Dtype::kF32, {x.dim(0), heads, shape_.dim}, false);
+      copy(y, queries);
+      y = y.merge_last();
+    }
+    const bool whole = spec_.options.text("attention", "qk_norm_over", "head") == "width";
+    y = whole ? y : y.split_last(heads, shape_.dim);
     if (const auto norm = parameters_.find(which + "_norm.weight"); norm != parameters_.end()) {
       const NormKind kind = find_norm_kind(spec_.options.text("attention", "qk_norm", "rms"));
       y = rms_norm(ctx, y, norm->second->tensor,
                    static_cast<float>(spec_.options.real("attention", "qk_norm_eps", 0.0)),
                    kind == NormKind::kZeroCentred);
     }
-    return spec_.options.flag("attention", "rope", true) ? rope(ctx, y, turns) : y;
+    y = whole ? y.split_last(heads, shape_.dim) : y;
+    if (!spec_.options.flag("attention", "rope", true)) {
+      return y;
+    }
+    // Beside keys queries are scaled too, where the rotation says so.
+    return which == "q" ? rope(ctx, y, y, turns)[0] : rope(ctx, y, turns);
   }
 
  private:
@@ -190,7 +204,7 @@ AttentionStatistics statistics_of(Model& model, const HostAttention& attention,
     const WorkspaceScope scope(workspace);
     Context ctx = workspace.context();
     const Tensor& x = s.input.view;
-    const Turns& turns = *model.rope_for(ctx, s.group->batch);
+    const Turns& turns = *model.rope_for(ctx, s.group->batch, s.layer);
     rows.add(attention.heads(ctx, "q", h.heads, x, turns),
              attention.heads(ctx, "k", h.kv_heads, x, turns), s.group->batch.segments(),
              attention.config(), kRows);
@@ -223,7 +237,8 @@ void scale_output(Model& student, const NewMixer& mixer, Unit& unit, HostAttenti
       stop_point();
       const WorkspaceScope scope(workspace);
       Context ctx = workspace.context();
-      const UnitInputs inputs{&s.group->batch, student.rope_for(ctx, s.group->batch), nullptr};
+      const UnitInputs inputs{&s.group->batch, student.rope_for(ctx, s.group->batch, s.layer),
+                              nullptr};
       const Tensor y = unit.forward(ctx, s.input.view, inputs);
       const Tensor a = attention.unit().forward(ctx, s.input.view, inputs);
       for (int64_t t = 0; t < y.dim(0); ++t) {
@@ -265,7 +280,8 @@ void solve_output(Model& student, const NewMixer& mixer, Unit& unit,
     stop_point();
     const WorkspaceScope scope(workspace);
     Context ctx = workspace.context();
-    const UnitInputs inputs{&s.group->batch, student.rope_for(ctx, s.group->batch), nullptr};
+    const UnitInputs inputs{&s.group->batch, student.rope_for(ctx, s.group->batch, s.layer),
+                            nullptr};
     const Tensor y = unit.forward(ctx, s.input.view, inputs);
     const Tensor error = matmul(ctx, y, weight, bias);
     const float* target = s.output.view.ptr<float>();
@@ -328,7 +344,8 @@ MixerAgreement agreement(Model& student, Unit& unit, const std::vector<Sample>& 
     stop_point();
     const WorkspaceScope scope(workspace);
     Context ctx = workspace.context();
-    const UnitInputs inputs{&s.group->batch, student.rope_for(ctx, s.group->batch), nullptr};
+    const UnitInputs inputs{&s.group->batch, student.rope_for(ctx, s.group->batch, s.layer),
+                            nullptr};
     sums.add(unit.forward(ctx, s.input.view, inputs), s.output.view);
   }
   return sums.result();
@@ -414,7 +431,8 @@ std::vector<MixerAgreement> measure_mixers(Model& student, Model& teacher,
     walk.pass([&](const PackedSequence& group, const MixerTap& tap) {
       const WorkspaceScope scope(workspace);
       Context ctx = context_for(student, workspace);
-      const UnitInputs inputs{&group.batch, student.rope_for(ctx, group.batch), nullptr};
+      const UnitInputs inputs{&group.batch, student.rope_for(ctx, group.batch, layers[at]),
+                              nullptr};
       const Tensor y = student.layer(layers[at]).mixer()->forward(ctx, tap.input, inputs);
       sums.add(on_host(y).view, on_host(tap.output).view);
     });

@@ -49,6 +49,19 @@ MixerParameters layer_parameters(Model& model, int64_t layer) {
   return parameters;
 }
 
+/// Takes the gates' rows out of q_proj's, where those of a head are its query's, then its gate's.
+static std::vector<float> take_gates(std::vector<float>& rows, int64_t heads) {
+  std::vector<float> queries;
+  std::vector<float> gates;
+  const auto head = static_cast<int64_t>(rows.size()) / heads / 2;
+  for (auto at = rows.begin(); at != rows.end(); at += 2 * head) {
+    queries.insert(queries.end(), at, at + head);
+    gates.insert(gates.end(), at + head, at + 2 * head);
+  }
+  rows = queries;
+  return gates;
+}
+
 AttentionWeights read_attention(Model& teacher, int64_t layer, const Graft& graft) {
   const MixerParameters p = layer_parameters(teacher, layer);
   const UnitSpec& attention = *teacher.spec().layers[static_cast<size_t>(layer)].mixer();
@@ -62,7 +75,12 @@ AttentionWeights read_attention(Model& teacher, int64_t layer, const Graft& graf
                      .v_bias = dense(p, "v_proj.bias"),
                      .o_bias = dense(p, "o_proj.bias"),
                      .q_norm = dense(p, "q_norm.weight"),
-                     .k_norm = dense(p, "k_norm.weight")};
+                     .k_norm = dense(p, "k_norm.weight"),
+                     .sinks = dense(p, "sinks")};
+  if (has_gate(attention)) {
+    a.gate = take_gates(a.q, a.shape.heads);
+    a.gate_bias = take_gates(a.q_bias, a.shape.heads);
+  }
   if (!graft.keeps_qk_norms) {
     put_norms_on_rows(a, attention.options);
   }
@@ -127,6 +145,7 @@ const std::vector<OwnOption>& own_options() {
   static const std::vector<OwnOption> all = {
       own_option<&GraftOptions::window>("window"),
       own_option<&GraftOptions::sinks>("sinks"),
+      own_option<&GraftOptions::sink_logits>("sink_logits"),
       own_option<&GraftOptions::state>("state"),
       own_option<&GraftOptions::recurrent>("recurrent"),
       own_option<&GraftOptions::window_dropout>("window_dropout"),
@@ -159,7 +178,8 @@ std::vector<GraftOptions> grafts_of(const GraftOptions& options, const std::stri
     }
     check_graft_options(own, where);
     expect(mixers.size() == 1 || !own.faithful,
-           "{}: a supernet has Cambium's own layout; faithful is that of a released one", where);
+           "{}: several mixers have Cambium's own layout; faithful is that of a released one",
+           where);
     all.push_back(own);
   }
   return all;
@@ -220,7 +240,10 @@ void graft_layer(Model& student, Model& teacher, int64_t layer, const GraftOptio
   if (graft.keeps_parameters) {
     const MixerParameters from = layer_parameters(teacher, layer);
     for (const auto& [name, p] : mixer.parameters()) {
-      copy(p->tensor, from.at(name)->tensor);
+      // What the attention has not (a sink's score) starts by its rule.
+      if (const auto it = from.find(name); it != from.end()) {
+        copy(p->tensor, it->second->tensor);
+      }
     }
     return;
   }
@@ -286,7 +309,7 @@ LoadedModel remove_layer(Model& base, int64_t layer, bool whole_block) {
         return find_unit_kind(unit.kind).role == UnitRole::kMixer;
       });
       if (branch.units.empty()) {
-        branch = {.norm = branch.norm, .units = {}};
+        branch = {.norm = branch.norm, .units = {}, .out_norm = branch.out_norm};
       }
     }
   }

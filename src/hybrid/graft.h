@@ -22,6 +22,7 @@ struct GraftOptions {
   std::vector<std::string> beside{};
   int64_t window = 0;           // sliding_window, parallel: tokens; 0 = 128
   int64_t sinks = 0;            // sliding_window, parallel: first tokens that stay visible
+  bool sink_logits = false;     // the same: each head gets a sink's learned score without a value
   int64_t state = 0;            // mamba: numbers a channel; 0 = 16, or what divides the head
   std::string recurrent{};      // parallel: the mixer beside the window; empty = gated_delta_net
   double window_dropout = 0.1;  // parallel: share of documents trained without their window

@@ -11,6 +11,7 @@
 #include "base/testing.h"
 #include "hybrid/grafts/graft_table.h"
 #include "hybrid/placement.h"
+#include "train/testing.h"
 
 namespace cambium {
 namespace {
@@ -104,6 +105,106 @@ TEST(Graft, AWindowLongerThanTheTextChangesNothing) {
     EXPECT_EQ(layer_map(hybrid.model->spec()), "AWAAWA");
     EXPECT_EQ(logits(*hybrid.model), logits(*teacher.model));
   }
+}
+
+/// A teacher whose attention has a gate of its output, a soft cap and sinks' scores, some of each.
+LoadedModel make_gated_teacher(bool bends) {
+  ModelSpec spec = teacher_spec();
+  for (LayerSpec& layer : spec.layers) {
+    layer.mixer()->options.set("gate", true);
+    if (bends) {
+      layer.mixer()->options.set("softcap", 0.5);
+      layer.mixer()->options.set("sink_logits", true);
+    }
+  }
+  LoadedModel teacher = make_teacher(spec);
+  teacher.model->visit([](const std::string& name, Parameter& p) {
+    for (int64_t i = 0; name.ends_with(".sinks") && i < p.numel(); ++i) {
+      p.tensor.ptr<float>()[i] = static_cast<float>(i) - 1.0F;
+    }
+  });
+  return teacher;
+}
+
+TEST(Graft, AWindowIsNeverWiderThanTheAttentionsOwn) {
+  UnitSpec attention = *teacher_spec().layers[0].mixer();
+  attention.options.set("window", int64_t{32});
+  for (const auto& [asked, expected] : {std::pair<int64_t, int64_t>{0, 32}, {64, 32}, {8, 8}}) {
+    for (const char* mixer : {"sliding_window", "parallel"}) {
+      const UnitSpec unit = graft_spec(attention, 24, {.mixer = mixer, .window = asked});
+      EXPECT_EQ(unit.options.integer(mixer, "window", 0), expected) << mixer;
+    }
+  }
+}
+
+TEST(Graft, AWindowKeepsGatesSoftCapsAndSinksScores) {
+  LoadedModel teacher = make_gated_teacher(true);
+  LoadedModel hybrid =
+      convert(*teacher.model, *teacher.model, {1, 4}, {.mixer = "sliding_window", .window = 64}, 7);
+  EXPECT_EQ(logits(*hybrid.model), logits(*teacher.model));
+  LoadedModel pair =
+      convert(*teacher.model, *teacher.model, {1, 4}, {.mixer = "parallel", .window = 64}, 7);
+  for (const char* name : {"q_proj.weight", "sinks"}) {
+    const std::string full = std::string("layers.1.mixer.") + name;
+    Parameter& from = parameter(*teacher.model, full);
+    Parameter& to = parameter(*pair.model, full);
+    EXPECT_TRUE(std::equal(from.tensor.ptr<float>(), from.tensor.ptr<float>() + from.numel(),
+                           to.tensor.ptr<float>()))
+        << name;
+  }
+}
+
+// Scores of sinks that a window gets change nearly nothing until they have learned.
+TEST(Graft, NewScoresOfSinksStartQuiet) {
+  LoadedModel teacher = make_teacher(teacher_spec());
+  LoadedModel hybrid = convert(*teacher.model, *teacher.model, {1, 4},
+                               {.mixer = "sliding_window", .window = 64, .sink_logits = true}, 7);
+  const std::vector<float> expected = mixer_output(*teacher.model, 1);
+  const double moved = difference(mixer_output(*hybrid.model, 1), expected);
+  EXPECT_GT(moved, 0.0);
+  EXPECT_LT(moved, 1e-2 * difference(expected, std::vector<float>(expected.size())));
+}
+
+TEST(Graft, AGateGoesWithItsHeadOrIsRefused) {
+  LoadedModel teacher = make_gated_teacher(false);
+  const UnitSpec& attention = *teacher.model->spec().layers[1].mixer();
+  const AttentionShape shape = attention_shape(attention, teacher.model->spec().width);
+  const Parameter& q = parameter(*teacher.model, "layers.1.mixer.q_proj.weight");
+  const auto expect_rows = [&](const float* rows, bool gate) {
+    for (int64_t row = 0; row < shape.heads * shape.dim; ++row) {
+      const int64_t from = (row / shape.dim * 2 + (gate ? 1 : 0)) * shape.dim + row % shape.dim;
+      ASSERT_TRUE(std::equal(rows + row * shape.width, rows + (row + 1) * shape.width,
+                             q.tensor.ptr<float>() + from * shape.width))
+          << row;
+    }
+  };
+  LoadedModel delta = convert(*teacher.model, *teacher.model, {1}, {.mixer = "gated_delta_net"}, 7);
+  Parameter& in = parameter(*delta.model, "layers.1.mixer.in_proj.weight");
+  const auto block = [&](const char* name) {
+    return in.tensor.ptr<float>() + rows_of(in, name).begin * shape.width;
+  };
+  expect_rows(block("z"), true);
+  expect_rows(block("q"), false);
+  EXPECT_EQ(delta.model->spec().layers[1].mixer()->options.text("", "out_gate"), "sigmoid");
+  LoadedModel lightning = convert(*teacher.model, *teacher.model, {1}, {.mixer = "lightning"}, 7);
+  expect_rows(parameter(*lightning.model, "layers.1.mixer.gate_proj.weight").tensor.ptr<float>(),
+              true);
+  for (const GraftOptions& options :
+       {GraftOptions{.mixer = "mamba"}, GraftOptions{.mixer = "mamba2"},
+        GraftOptions{.mixer = "kimi_delta"},
+        GraftOptions{.mixer = "parallel", .recurrent = "mamba2"},
+        GraftOptions{.mixer = "gated_delta_net", .faithful = true}}) {
+    EXPECT_NE(testing::error_of([&] {
+                graft_spec(attention, shape.width, options);
+              }).find("whose output has a gate"),
+              std::string::npos)
+        << options.mixer;
+  }
+  UnitSpec biased = attention;
+  biased.options.set("qkv_bias", true);
+  EXPECT_EQ(testing::error_of([&] { graft_spec(biased, shape.width, {.mixer = "lightning"}); }),
+            "lightning has no place for the bias of an attention's output gate; choose "
+            "sliding_window");
 }
 
 TEST(Graft, SinksAreWhatTheWindowIsGivenBesides) {
@@ -302,6 +403,53 @@ TEST(Graft, EveryMixerGivesAFiniteModelThatCanBeSavedAndLoaded) {
         EXPECT_EQ(logits(*loaded.model), direct) << mixer;
       }
     }
+  }
+}
+
+/// Norms of outputs in place of inputs, norms of q and k over all heads, two rotations, GeGLU and
+/// a soft cap of the logits.
+ModelSpec post_norm_spec() {
+  ModelSpec spec = teacher_spec();
+  spec.family = "cambium";
+  spec.logit_cap = 2.0F;
+  spec.more_ropes = {{.theta = 500.0, .dim = 8}};
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    LayerSpec& layer = spec.layers[i];
+    layer.rope = i % 3 == 0 ? 1 : 0;
+    for (BranchSpec& branch : layer.branches) {
+      branch.out_norm = {NormKind::kZeroCentred, 1e-6F};
+      branch.norm = {NormKind::kNone};
+    }
+    layer.mixer()->options.set("qk_norm_eps", 1e-6);
+    layer.mixer()->options.set("qk_norm_over", "width");
+    layer.branches[1].units[0].options.set("activation", "gelu_tanh");
+  }
+  return spec;
+}
+
+TEST(Graft, PostNormTeachersAreConvertedSavedAndDistilled) {
+  for (const Graft& graft : grafts()) {
+    LoadedModel teacher = make_teacher(post_norm_spec());
+    LoadedModel hybrid =
+        convert(*teacher.model, *teacher.model, {0, 4}, {.mixer = graft.mixer, .window = 0}, 7);
+    const std::vector<float> direct = logits(*hybrid.model);
+    EXPECT_TRUE(std::all_of(direct.begin(), direct.end(), [](float x) {
+      return std::abs(x) <= 2.0F;
+    })) << graft.mixer;
+    const TestFolder folder;
+    save_model(*hybrid.model, folder.at("m"), {});
+    const LoadedModel loaded = load_model(folder.at("m"));
+    EXPECT_EQ(loaded.model->spec(), hybrid.model->spec()) << graft.mixer;
+    EXPECT_EQ(logits(*loaded.model), direct) << graft.mixer;
+    if (std::string(graft.mixer) != "gated_delta_net") {
+      continue;
+    }
+    TrainConfig config = testing::tiny_config(12);
+    config.loss = {.reverse_kl = 1.0F};
+    const auto data = testing::copy_task();
+    Trainer trainer(*hybrid.model, hybrid.weights, config, *data, teacher.model.get());
+    const TrainSummary summary = trainer.run();
+    EXPECT_LT(summary.last_loss, 0.8 * summary.first_loss);
   }
 }
 

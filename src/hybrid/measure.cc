@@ -100,10 +100,11 @@ Shares share(int64_t size, int64_t reported, int64_t selection, const std::strin
 SelectionSizes selection_sizes(const HybridPlan& plan) {
   SelectionSizes sizes;
   for (const StagePlan& stage : plan.stages) {
-    if (stage.place.measures() || stage.gate.retries > 0) {
+    const bool measures = stage.place.measures() && stage.place.data.empty();
+    if (measures || stage.gate.retries > 0) {
       sizes.documents = std::max(sizes.documents, stage.place.documents);
     }
-    if (stage.place.asks()) {
+    if (stage.place.asks() && stage.place.metric == "accuracy") {
       const int64_t problems = stage.place.problems;
       sizes.problems = std::max(sizes.problems, problems > 0 ? problems : plan.evaluate.problems);
     }
@@ -146,6 +147,9 @@ RunData::RunData(const DataPlan& d, const EvaluationPlan& e, uint64_t seed, Toke
     ProblemSpec spec = d.problems;
     spec.retrieval = e.retrieval_spec;
     retrieval_ = problem_task(spec, ProblemKind::kRetrieval, Split::kTest, seed, e.retrieval);
+    more_retrieval_ = [spec, seed, reported = e.retrieval](int64_t problems) {
+      return problem_task(spec, ProblemKind::kRetrieval, Split::kTest, seed, problems, reported);
+    };
     for (const int64_t characters : e.retrieval_lengths) {
       retrieval_at_[characters] = problem_task(at_length(spec, characters), ProblemKind::kRetrieval,
                                                Split::kTest, seed, e.retrieval);
@@ -153,7 +157,20 @@ RunData::RunData(const DataPlan& d, const EvaluationPlan& e, uint64_t seed, Toke
   }
 }
 
-HeldOut RunData::selection_documents(int64_t documents) const {
+RunData::RunData(const HybridPlan& plan, Tokenizer tokenizer)
+    : RunData(plan.data, plan.evaluate, plan.seed, std::move(tokenizer), selection_sizes(plan)) {
+  for (const StagePlan& stage : plan.stages) {
+    const std::string& file = stage.place.data;
+    if (stage.place.measures() && !file.empty() && !selection_files_.contains(file)) {
+      selection_files_[file] = load_jsonl(file, tokenizer_);
+    }
+  }
+}
+
+HeldOut RunData::selection_documents(int64_t documents, const std::string& file) const {
+  if (!file.empty()) {
+    return {*selection_files_.at(file), documents, held_out_tokens_};
+  }
   return {*valid_, std::min(documents, selection_.documents), held_out_tokens_,
           reported_documents_};
 }
@@ -162,6 +179,10 @@ Task RunData::selection_problems(int64_t problems) const {
   Task task = selection_task_;
   task.examples.resize(std::min(task.examples.size(), static_cast<size_t>(problems)));
   return task;
+}
+
+Task RunData::selection_retrieval(int64_t problems) const {
+  return more_retrieval_ ? more_retrieval_(problems) : Task{};
 }
 
 AccuracyConfig RunData::answers(const EvaluationPlan& plan) const {

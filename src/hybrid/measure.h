@@ -30,10 +30,10 @@ class RunData {
  public:
   RunData(const DataPlan& data, const EvaluationPlan& evaluate, uint64_t seed, Tokenizer tokenizer,
           const SelectionSizes& selection = {});
-  RunData(const HybridPlan& plan, Tokenizer tokenizer)
-      : RunData(plan.data, plan.evaluate, plan.seed, std::move(tokenizer), selection_sizes(plan)) {}
+  RunData(const HybridPlan& plan, Tokenizer tokenizer);
 
   const DocumentSource& train() const { return *train_; }
+  const std::shared_ptr<DocumentSource>& shared_train() const { return train_; }
   const DocumentSource& valid() const { return *valid_; }
   const Tokenizer& tokenizer() const { return tokenizer_; }
   /// The documents that are reported.
@@ -44,9 +44,16 @@ class RunData {
   /// Retrieval problems by the characters of their texts.
   const std::map<int64_t, Task>& retrieval_at() const { return retrieval_at_; }
 
-  /// So many of the documents and problems that choose, or as many as there are.
-  HeldOut selection_documents(int64_t documents) const;
+  /// So many of the documents and problems that choose, or as many as there are. `file` (empty =
+  /// the validation data): one of those that stages choose by, from its first document on.
+  HeldOut selection_documents(int64_t documents, const std::string& file = "") const;
   Task selection_problems(int64_t problems) const;
+  /// Retrieval that is not reported.
+  Task selection_retrieval(int64_t problems) const;
+  /// The files that stages choose by, and their documents.
+  const std::map<std::string, std::unique_ptr<DocumentSource>>& selection_files() const {
+    return selection_files_;
+  }
   /// How many of each there are.
   const SelectionSizes& selection() const { return selection_; }
 
@@ -58,10 +65,12 @@ class RunData {
   int64_t held_out_tokens_;
   SelectionSizes selection_;
   int64_t reported_documents_ = 0;
-  std::unique_ptr<DocumentSource> train_, valid_;
+  std::shared_ptr<DocumentSource> train_, valid_;
+  std::map<std::string, std::unique_ptr<DocumentSource>> selection_files_;
   std::unique_ptr<HeldOut> held_out_;
   Task task_, retrieval_, selection_task_;
   std::map<int64_t, Task> retrieval_at_;
+  std::function<Task(int64_t problems)> more_retrieval_;
 };
 
 /// Name, layers, parameters, cache: what the spec alone says. Converted layers are those that

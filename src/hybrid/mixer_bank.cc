@@ -248,6 +248,37 @@ MixerBank bank_of(Model& supernet, LoadedModel& teacher, const std::string& wher
   return bank;
 }
 
+LoadedModel add_mixer(Model& supernet, Model& conversion, const std::vector<int64_t>& layers,
+                      const std::string& label, const std::function<void(ModelSpec& spec)>& edit) {
+  ModelSpec spec = supernet.spec();
+  std::map<std::string, std::string> from;  // of a new unit: its unit in the conversion
+  for (const int64_t layer : layers) {
+    const auto at = static_cast<size_t>(layer);
+    BranchSpec* choice = spec.layers[at].choice();
+    expect(choice != nullptr, "layer {} has no choice that a mixer could join", layer);
+    for (const UnitSpec& unit : choice->units) {
+      expect(mixer_label(unit) != label,
+             "layer {} has a mixer '{}' already; give the new one a name: NAME={}", layer, label,
+             unit.kind);
+    }
+    UnitSpec unit = *conversion.spec().layers[at].mixer();
+    const std::string plain = unit_of(unit_prefix(layer, unit));
+    unit.name = mixer_unit_name(label);
+    from[unit_of(unit_prefix(layer, unit))] = plain;
+    choice->units.push_back(std::move(unit));
+  }
+  if (edit) {
+    edit(spec);
+  }
+  const std::map<std::string, Tensor> ours = tensors_of(supernet);
+  const std::map<std::string, Tensor> theirs = tensors_of(conversion);
+  return view_model(spec, supernet, [&](const std::string& name) {
+    const std::string unit = unit_of(name);
+    const auto it = from.find(unit);
+    return it == from.end() ? ours.at(name) : theirs.at(it->second + name.substr(unit.size()));
+  });
+}
+
 Choices MixerBank::all(int kind) const {
   Choices choices;
   for (size_t i = 0; i < layers_.size(); ++i) {

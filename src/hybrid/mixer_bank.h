@@ -71,6 +71,13 @@ class MixerBank {
 MixerBank bank_of(Model& supernet, LoadedModel& teacher, const std::string& where);
 LoadedModel attention_of(Model& supernet, const std::string& where);
 
+/// The supernet with one mixer more in the choices of `layers`, under this label: that of
+/// `conversion`, whose other parts are not looked at. Presets and what is active stay as they are;
+/// `edit` may add presets. Views of both. Error where a layer has a mixer of that label.
+LoadedModel add_mixer(Model& supernet, Model& conversion, const std::vector<int64_t>& layers,
+                      const std::string& label,
+                      const std::function<void(ModelSpec& spec)>& edit = {});
+
 /// The conversion in `dir`, what it has in common with the teacher held once.
 LoadedModel load_bank(const LoadedModel& teacher, const std::filesystem::path& dir);
 

@@ -26,9 +26,12 @@
 #include "hybrid/measure.h"
 #include "hybrid/merge.h"
 #include "hybrid/mixer_bank.h"
+#include "hybrid/phase_logits.h"
 #include "hybrid/placement.h"
+#include "hybrid/preset_report.h"
 #include "hybrid/scoring.h"
 #include "hybrid/sealed.h"
+#include "hybrid/stage_files.h"
 #include "tensor/device_memory.h"
 #include "train/train_job.h"
 
@@ -44,72 +47,6 @@ double now_seconds() {
 
 const char* device_kind(Device device) {
   return device.kind == Device::kCpu ? "cpu" : "cuda";
-}
-
-// A result is a summary of one model; it is kept in the summary's own form.
-void write_result(const ModelSummary& model, const fs::path& path) {
-  RunSummary one;
-  one.models.push_back(model);
-  write_sealed(path, summary_json(one));
-}
-
-ModelSummary read_result(const fs::path& path) {
-  const RunSummary one = parse_summary(read_sealed(path), path.string());
-  expect(one.models.size() == 1, "{}: expected the result of one model", path.string());
-  return one.models[0];
-}
-
-std::string file_digest(const fs::path& path) {
-  return checksum_text(checksum(MappedFile(path.string()).bytes()));
-}
-
-// The files of a finished stage but for its models, which have checksums of their own.
-std::map<std::string, std::string> stage_files(const fs::path& folder) {
-  std::map<std::string, std::string> digests;
-  const auto add = [&](const fs::path& path) {
-    if (fs::is_regular_file(path)) {
-      digests[fs::relative(path, folder).string()] = file_digest(path);
-    }
-  };
-  add(folder / "scores.json");
-  add(folder / "search.json");
-  add(folder / "placement.json");
-  add(folder / "calibration.json");
-  for (const std::string& mixer : graft_mixers()) {
-    add(folder / ("calibration-" + mixer + ".json"));
-  }
-  for (int64_t attempt = 1; fs::exists(folder / fmt::format("attempt-{}", attempt)); ++attempt) {
-    const fs::path at = folder / fmt::format("attempt-{}", attempt);
-    add(at / "result.json");
-    for (const char* phase : {"fit", "align", "distill", "sft", "on_policy"}) {
-      add(at / phase / "log.jsonl");
-    }
-  }
-  return digests;
-}
-
-void verify_stage_files(const fs::path& folder) {
-  const fs::path list = folder / "files.json";
-  const auto root = parse_json<nlohmann::json>(read_sealed(list), list.string());
-  const auto stored = JsonFields(root, list.string()).texts_by_name("files");
-  const std::map<std::string, std::string> now = stage_files(folder);
-  for (const auto& [name, digest] : stored) {
-    const auto it = now.find(name);
-    const std::string path = (folder / name).string();
-    expect(it != now.end(), "{} is missing; the stage had written it", path);
-    expect(it->second == digest,
-           "{} is not what was written: its checksum is {}, not {}; it was damaged or edited", path,
-           it->second, digest);
-  }
-}
-
-// Every file of a stage's model, and that it is the model that was measured.
-void verify_model(const fs::path& dir, const std::string& checksums) {
-  expect(verify_checksums(dir.string()) > 0, "{} has no checksums.json", dir.string());
-  expect(file_digest(dir / "checksums.json") == checksums,
-         "{} is not the model that was measured: its checksums.json has another checksum than "
-         "result.json says",
-         dir.string());
 }
 
 // What a run writes directly in its folder.
@@ -170,6 +107,14 @@ class Pipeline {
   const ModelSummary* result_of(const std::string& stage) const;
   LoadedModel graft(Model& base, const std::vector<int64_t>& layers, const GraftOptions& options,
                     const fs::path& found_file, bool fit_next, CalibratedStart& start);
+  /// A model that is to be healed, and what it views.
+  struct Started {
+    LoadedModel under;              // of several mixers: what the bank converts
+    std::optional<MixerBank> bank;  // the new mixers
+    LoadedModel student;
+    CalibratedStart start;
+  };
+  Started start_student(const StagePlan& stage, const Placement& placement, LoadedModel base);
   ModelSummary run_stage(const StagePlan& stage);
   ModelSummary finished_stage(const StagePlan& stage);
   TrainSummary run_phase(const Phase& phase, LoadedModel& student,
@@ -180,10 +125,12 @@ class Pipeline {
   void save(Model& student, const StagePlan& stage, int64_t attempt, const Progressed& at,
             const fs::path& dir) const;
   FitSummary measure_fit(const StagePlan& stage, LoadedModel& student,
-                         const std::vector<int64_t>& layers, const CalibratedStart& start) const;
+                         const CalibratedStart& start) const;
   ModelSummary heal(const StagePlan& stage, LoadedModel& student,
                     const std::vector<int64_t>& layers, const CalibratedStart& start);
+  void add_presets(const StagePlan& stage, const ModelSummary& result);
   void add_curves(const StagePlan& stage, int64_t attempts);
+  void measure_speed();
   const DocumentSource& documents_of(const Phase& phase) const {
     return phase.data.empty() ? data_.train()
                               : *own_data_.at({phase.on_policy.has_value(), phase.data});
@@ -197,6 +144,8 @@ class Pipeline {
   /// Of single phases: by whether they are prompts, and path; null where that is empty.
   std::map<std::pair<bool, std::string>, std::unique_ptr<DocumentSource>> own_data_;
   RunSummary summary_;
+  /// Of the summary's models, by their place: the preset of a supernet that one is.
+  std::map<size_t, std::string> presets_;
 };
 
 // A run goes on only over what it began with.
@@ -210,6 +159,9 @@ void Pipeline::check_inputs() const {
   inputs["held-out data"] = data_.held_out().fingerprint();
   if (data_.selection().documents > 0) {
     inputs["selection data"] = data_.selection_documents(data_.selection().documents).fingerprint();
+  }
+  for (const auto& [path, documents] : data_.selection_files()) {
+    inputs["selection data of " + path] = documents->fingerprint();
   }
   for (const auto& [key, documents] : own_data_) {
     if (documents != nullptr) {
@@ -292,8 +244,14 @@ TrainSummary Pipeline::run_phase(const Phase& phase, LoadedModel& student,
     return run_on_policy(student, config, *phase.on_policy, documents_of(phase), data_.tokenizer(),
                          *teacher_.model);
   }
+  std::unique_ptr<StoredLogits> logits;
+  if (!phase.logits.file.empty()) {
+    logits =
+        phase_logits(phase, *teacher_.model, plan_.teacher, documents_of(phase), data_.tokenizer());
+    config.logits = logits.get();
+  }
   Trainer trainer(*student.model, student.weights, config, documents_of(phase),
-                  phase.teacher ? teacher_.model.get() : nullptr);
+                  phase.teacher && !logits ? teacher_.model.get() : nullptr);
   return trainer.run();
 }
 
@@ -364,8 +322,11 @@ bool better(const ModelSummary& a, const ModelSummary& b) {
 
 // What the fit made of a calibrated start; it is added to the stage's calibration.json.
 FitSummary Pipeline::measure_fit(const StagePlan& stage, LoadedModel& student,
-                                 const std::vector<int64_t>& layers,
                                  const CalibratedStart& start) const {
+  std::vector<int64_t> layers;  // that were calibrated
+  for (const LayerCalibration& layer : start.found) {
+    layers.push_back(layer.layer);
+  }
   student.weights.set_trainable(*student.model, nullptr);
   const std::vector<MixerAgreement> fitted =
       measure_mixers(*student.model, *teacher_.model, layers, start.data->checked);
@@ -408,7 +369,7 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
         next = t.data.next_sample;
         trained = true;
         if (phase.name == "fit" && start.data) {
-          fit = measure_fit(stage, student, layers, start);
+          fit = measure_fit(stage, student, start);
         }
       }
     }
@@ -461,12 +422,7 @@ ModelSummary Pipeline::finished_stage(const StagePlan& stage) {
   verify_stage_files(folder);
   verify_model(folder / "model", done.checksums);
   summarise_cache(done, Model(read_spec(folder / "model")));
-  const std::string path = (folder / "placement.json").string();
-  const auto root = parse_json<nlohmann::json>(read_sealed(path), path);
-  const JsonFields placed(root, path);
-  const ImportanceSummary shown = shown_placement(
-      stage, teacher_.model->spec(), placed.wholes("layers", 0, teacher_.model->layer_count() - 1),
-      placed.text("data"), folder);
+  const ImportanceSummary shown = kept_placement(stage, teacher_.model->spec(), folder).shown;
   if (!shown.metric.empty()) {
     summary_.importance.push_back(shown);
   }
@@ -492,40 +448,34 @@ LoadedModel Pipeline::graft(Model& base, const std::vector<int64_t>& layers,
   return hybrid;
 }
 
-ModelSummary Pipeline::run_stage(const StagePlan& stage) {
+// The stage's base with new mixers as its placement has them.
+Pipeline::Started Pipeline::start_student(const StagePlan& stage, const Placement& placement,
+                                          LoadedModel base) {
   const fs::path folder = stage_folder(stage.name);
-  make_folder(folder.string());
-  say_text(fmt::format("\nstage {}: {} of {} layers, {}{}", stage.name, stage.layers,
-                       teacher_.model->layer_count(), stage.graft.mixer,
-                       stage.from.empty() ? "" : ", from " + stage.from));
-  if (fs::exists(folder / "result.json")) {
-    return finished_stage(stage);
-  }
-  const double begin = now_seconds();
-  LoadedModel base = load_base(stage);
-  const ModelSummary* before = result_of(stage.from);
-  const Placement placement =
-      place_stage(plan_, stage, stage.layers - plan_.layers_before(stage), *base.model,
-                  *teacher_.model, data_, before == nullptr ? 0 : before->next_sample, folder);
-  LoadedModel student = std::move(base);
   const fs::path found_file = folder / "calibration.json";
-  CalibratedStart start;
-  LoadedModel under;              // a supernet: what it views, beside
-  std::optional<MixerBank> bank;  // its new mixers
-  if (stage.makes_supernet()) {
-    under = std::move(student);
-    bank.emplace(*under.model);
-    const auto add = [&](const GraftOptions& options, const fs::path& file) {
-      CalibratedStart own;
-      bank->add(options.mixer, graft(*under.model, placement.layers, options, file, false, own),
-                "");
-    };
-    add(stage.graft, found_file);
-    for (const GraftOptions& beside : stage.beside) {
-      add(beside, folder / ("calibration-" + beside.mixer + ".json"));
+  // The table of a calibration comes with the fit's column where that is measured.
+  const bool fits = stage.phase("fit") != nullptr && !stage.makes_supernet();
+  Started s;
+  const auto add = [&](const GraftOptions& options, const std::vector<int64_t>& layers,
+                       const fs::path& file, CalibratedStart& start) {
+    if (!layers.empty()) {
+      s.bank->add(options.mixer, graft(*s.under.model, layers, options, file, fits, start), "");
     }
-    student = bank->supernet([&](ModelSpec& spec) {
-      for (const std::string& mixer : bank->kinds()) {
+  };
+  const auto own_file = [&](const GraftOptions& options) {
+    return folder / ("calibration-" + options.mixer + ".json");
+  };
+  if (stage.makes_supernet()) {
+    s.under = std::move(base);
+    s.bank.emplace(*s.under.model);
+    std::vector<GraftOptions> all = {stage.graft};
+    all.insert(all.end(), stage.beside.begin(), stage.beside.end());
+    for (const GraftOptions& options : all) {
+      CalibratedStart own;
+      add(options, placement.layers, &options == &all[0] ? found_file : own_file(options), own);
+    }
+    s.student = s.bank->supernet([&](ModelSpec& spec) {
+      for (const std::string& mixer : s.bank->kinds()) {
         put_preset(spec, {mixer, uniform_units(spec, mixer)});
       }
       const ActiveUnits active = uniform_units(spec, stage.graft.mixer);
@@ -534,22 +484,69 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
         spec.layers[at].choice()->active = active[at];
       }
     });
+  } else if (!stage.others.empty() && !placement.layers.empty()) {
+    s.under = std::move(base);
+    s.bank.emplace(*s.under.model);
+    const std::vector<GraftOptions> kinds = stage.kinds();
+    Choices choices(s.bank->layers().size(), 0);
+    for (size_t kind = 0; kind < kinds.size(); ++kind) {
+      CalibratedStart own;
+      add(kinds[kind], placement.of(kind), own_file(kinds[kind]), own);
+      if (own.data) {
+        s.start.data.emplace(std::move(*own.data));
+      }
+      s.start.found.insert(s.start.found.end(), own.found.begin(), own.found.end());
+      for (const int64_t layer : placement.of(kind)) {
+        const auto at = std::find(s.bank->layers().begin(), s.bank->layers().end(), layer);
+        choices[static_cast<size_t>(at - s.bank->layers().begin())] =
+            static_cast<int>(s.bank->kinds().size()) - 1;
+      }
+    }
+    std::sort(s.start.found.begin(), s.start.found.end(),
+              [](const auto& a, const auto& b) { return a.layer < b.layer; });
+    s.student = s.bank->build(choices);
   } else if (!placement.layers.empty()) {
-    LoadedModel hybrid = graft(*student.model, placement.layers, stage.graft, found_file,
-                               stage.phase("fit") != nullptr, start);
-    hybrid.weights.take_over(*hybrid.model, std::move(student.weights));
-    student = std::move(hybrid);
+    LoadedModel hybrid =
+        graft(*base.model, placement.layers, stage.graft, found_file, fits, s.start);
+    hybrid.weights.take_over(*hybrid.model, std::move(base.weights));
+    s.student = std::move(hybrid);
+  } else {
+    s.student = std::move(base);
   }
+  return s;
+}
+
+ModelSummary Pipeline::run_stage(const StagePlan& stage) {
+  const fs::path folder = stage_folder(stage.name);
+  make_folder(folder.string());
+  std::vector<std::string> mixers;
+  for (const GraftOptions& kind : stage.kinds()) {
+    mixers.push_back(kind.mixer);
+  }
+  const std::string count = stage.layers == kAnyLayers ? "some" : std::to_string(stage.layers);
+  say_text(fmt::format("\nstage {}: {} of {} layers, {}{}", stage.name, count,
+                       teacher_.model->layer_count(), join(mixers, " or "),
+                       stage.from.empty() ? "" : ", from " + stage.from));
+  if (fs::exists(folder / "result.json")) {
+    return finished_stage(stage);
+  }
+  const double begin = now_seconds();
+  LoadedModel base = load_base(stage);
+  const ModelSummary* before = result_of(stage.from);
+  const Placement placement =
+      fs::exists(folder / "placement.json")
+          ? kept_placement(stage, teacher_.model->spec(), folder)
+          : place_stage(plan_, stage, plan_.layers_added(stage), *base.model, *teacher_.model,
+                        data_, before == nullptr ? 0 : before->next_sample, folder);
+  Started started = start_student(stage, placement, std::move(base));
+  LoadedModel& student = started.student;
   const std::string map = layer_map(student.model->spec());
-  write_sealed(
-      folder / "placement.json",
-      Json{{"layers", placement.layers}, {"map", map}, {"data", placement.shown.data}}.dump(1) +
-          "\n");
+  keep_placement(placement, stage, map, folder);
   const LossSums converted = total(data_.held_out().measure(*student.model, teacher_.model.get()));
   const double start_kl =
       converted.reverse_kl / static_cast<double>(std::max<int64_t>(converted.tokens, 1));
   say_text(fmt::format("  {}  held-out reverse KL {:.4f} as converted", map, start_kl));
-  ModelSummary s = heal(stage, student, placement.layers, start);
+  ModelSummary s = heal(stage, student, placement.layers, started.start);
   s.reverse_kl_converted = start_kl;
   s.from = stage.from;
   s.dir = (fs::path("stages") / stage.name / "model").string();
@@ -564,6 +561,43 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
   return s;
 }
 
+// The presets of a supernet beside the one that is active, which `result` is of: measured from what
+// was saved, once.
+void Pipeline::add_presets(const StagePlan& stage, const ModelSummary& result) {
+  const fs::path folder = stage_folder(stage.name);
+  std::optional<LoadedModel> supernet;
+  const ModelSpec spec = read_spec(folder / "model");
+  for (const Preset& preset : spec.presets) {
+    if (preset.active == active_units(spec)) {
+      continue;
+    }
+    const fs::path path = folder / ("preset-" + preset.name + ".json");
+    ModelSummary s;
+    if (fs::exists(path)) {
+      s = read_result(path);
+      summarise_cache(s, Model(unwrapped(spec, preset.active)));
+    } else {
+      if (!supernet) {
+        supernet = load_model(folder / "model", load_on(options_.device, &teacher_));
+      }
+      const LoadedModel view = view_hybrid(*supernet->model, preset.active);
+      s = measure_preset(stage.name + "/" + preset.name, *view.model, *teacher_.model, data_,
+                         plan_.evaluate);
+      s.dir = result.dir;
+      s.from = result.from;
+      s.tokens_trained = result.tokens_trained;
+      s.tokens_learned = result.tokens_learned;
+      s.next_sample = result.next_sample;
+      s.shipped = result.shipped;
+      write_result(s, path);
+    }
+    say_text(fmt::format("  preset {}: {}, held-out reverse KL {:.4f}", preset.name, s.map,
+                         s.reverse_kl));
+    presets_[summary_.models.size()] = preset.name;
+    summary_.models.push_back(s);
+  }
+}
+
 void Pipeline::add_curves(const StagePlan& stage, int64_t attempts) {
   for (const Phase& phase : stage.phases) {
     std::vector<fs::path> logs;
@@ -575,6 +609,35 @@ void Pipeline::add_curves(const StagePlan& stage, int64_t attempts) {
     if (!curve.loss.empty()) {
       summary_.curves.push_back(std::move(curve));
     }
+  }
+}
+
+// Speed last and side by side, so that every model meets the same machine.
+void Pipeline::measure_speed() {
+  say_text("\nmeasuring speed");
+  std::map<std::string, LoadedModel> loaded;  // by folder
+  std::vector<LoadedModel> views;
+  std::vector<Model*> models{teacher_.model.get()};
+  for (size_t i = 1; i < summary_.models.size(); ++i) {
+    const std::string& dir = summary_.models[i].dir;
+    if (!loaded.contains(dir)) {
+      loaded[dir] = load_model(options_.folder / dir, load_on(options_.device, &teacher_));
+    }
+    Model* model = loaded[dir].model.get();
+    if (const auto preset = presets_.find(i); preset != presets_.end()) {
+      views.push_back(view_hybrid(*model, find_preset(model->spec(), preset->second, dir).active));
+      model = views.back().model.get();
+    }
+    models.push_back(model);
+  }
+  ThroughputConfig speed;
+  speed.contexts = speed_contexts(plan_.evaluate, teacher_.model->spec());
+  speed.batch = plan_.evaluate.speed_batch;
+  speed.repeats = plan_.evaluate.speed_repeats;
+  const StopAnywhere stop("every stage is kept");
+  const auto speeds = measure_throughput(models, speed);
+  for (size_t i = 0; i < models.size(); ++i) {
+    summary_.models[i].speed = speeds[i];
   }
 }
 
@@ -608,6 +671,9 @@ RunSummary Pipeline::run() {
     const ModelSummary s = run_stage(stage);
     add_curves(stage, s.gate.attempts);
     summary_.models.push_back(s);
+    if (stage.makes_supernet()) {
+      add_presets(stage, s);
+    }
     if (!s.gate.passed && plan_.stop_at_failure && !stage.branch) {
       say_text(
           fmt::format("stage {} did not pass its gate; the run ends and ships what was good before",
@@ -615,26 +681,7 @@ RunSummary Pipeline::run() {
       break;
     }
   }
-  // Speed last and side by side, so that every model meets the same machine.
-  say_text("\nmeasuring speed");
-  std::vector<LoadedModel> loaded;
-  std::vector<Model*> models{teacher_.model.get()};
-  for (size_t i = 1; i < summary_.models.size(); ++i) {
-    loaded.push_back(
-        load_model(options_.folder / summary_.models[i].dir, load_on(options_.device, &teacher_)));
-  }
-  for (LoadedModel& m : loaded) {
-    models.push_back(m.model.get());
-  }
-  ThroughputConfig speed;
-  speed.contexts = speed_contexts(plan_.evaluate, teacher_.model->spec());
-  speed.batch = plan_.evaluate.speed_batch;
-  speed.repeats = plan_.evaluate.speed_repeats;
-  const StopAnywhere stop("every stage is kept");
-  const auto speeds = measure_throughput(models, speed);
-  for (size_t i = 0; i < models.size(); ++i) {
-    summary_.models[i].speed = speeds[i];
-  }
+  measure_speed();
   summary_.seconds = now_seconds() - begin;
   folder_.expect_present();
   write_summary(summary_, options_.folder / "summary.json");

@@ -1,8 +1,8 @@
 // The whole graft by a plan: score, place, convert, heal in gated stages, measure, report.
 //
-// A run folder holds plan.toml, inputs.json, teacher.json, stages/NAME/ (scores.json,
-// placement.json, attempt-K/{align,distill,sft}/, attempt-K/result.json, model/, files.json,
-// result.json), summary.json, report.html, frontier.svg and .csv. Every one of them appears whole:
+// A run folder holds plan.toml, inputs.json, teacher.json, stages/NAME/ (scores.json or search.json
+// and chosen.json, placement.json, attempt-K/{align,distill,sft}/, attempt-K/result.json, model/,
+// files.json, result.json, of a supernet preset-NAME.json), summary.json, report.html, frontier.svg and .csv. Every one of them appears whole:
 // a run that was killed goes on from what is there, and refuses what is not as it was written.
 #pragma once
 

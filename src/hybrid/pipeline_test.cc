@@ -5,11 +5,14 @@
 #include <gmock/gmock.h>
 
 #include <chrono>
+#include <nlohmann/json.hpp>
 
 #include "base/file.h"
+#include "base/json.h"
 #include "base/random.h"
 #include "base/test_child.h"
 #include "base/test_folder.h"
+#include "hybrid/placement_file.h"
 #include "hybrid/testing.h"
 
 namespace cambium {
@@ -120,7 +123,6 @@ TEST(Pipeline, GoesThroughItsStagesAndSaysWhatBecameOfEach) {
   EXPECT_GT(two.reverse_kl_converted, 0.0);
 }
 
-// On a device: the same stages, and the numbers of the CPU but for rounding.
 TEST(Pipeline, AStageMaySearchForItsLayers) {
   const TestFolder folder;
   std::string plan = testing::kPlan;
@@ -138,6 +140,139 @@ TEST(Pipeline, AStageMaySearchForItsLayers) {
   EXPECT_THAT(error_of([&] { run(folder.path(), "run", true); }), HasSubstr("search.json"));
 }
 
+// Several kinds under a budget of cache bytes: its number of layers follows, another stage trains
+// on, and a run that is stopped goes on with the placement it had.
+TEST(Pipeline, AStageMayChooseAmongMixersUnderABudget) {
+  const TestFolder folder;
+  std::string plan = testing::kPlan;
+  plan.resize(plan.find("[[stage]]"));
+  plan += R"(
+[[stage]]
+name = "any"
+align = {steps = 1}
+[stage.graft]
+window = 4
+calibrate = 2
+fit = 1
+[stage.place]
+method = "search"
+evaluations = 6
+mixers = ["sliding_window"]
+cost = "cache"
+context = 64
+budget = 0.6
+at_least = ["sliding_window=1"]
+[[stage]]
+name = "on"
+from = "any"
+)";
+  write_inputs(folder.path(), plan);
+  const RunSummary summary = run(folder.path(), "run");
+  ASSERT_EQ(summary.models.size(), 3);
+  const ModelSummary& any = summary.models[1];
+  EXPECT_GE(any.converted, 2);
+  EXPECT_GE(std::count(any.map.begin(), any.map.end(), 'W'), 1) << any.map;
+  EXPECT_EQ(any.fit.layers, any.converted);
+  EXPECT_EQ(summary.models[2].map, any.map);
+  EXPECT_GT(summary.models[2].tokens_trained, any.tokens_trained);
+  // The costs and the budget are kept with the result.
+  const std::string stage = folder.at("run/stages/any");
+  const auto chosen = parse_json<nlohmann::json>(read_text_file(stage + "/chosen.json"), "chosen");
+  EXPECT_LE(chosen["cost"]["share"], 0.6 + 1e-9);
+  EXPECT_EQ(chosen["cost"]["measured"]["of"], "cache");
+  EXPECT_THAT(read_text_file(stage + "/files.json"), HasSubstr("chosen.json"));
+  const PlacementRecipe recipe = read_placement(stage + "/chosen.json");
+  ASSERT_EQ(recipe.kinds.size(), 3);
+  EXPECT_EQ(recipe.kinds[2].name, "sliding_window");
+  for (size_t i = 0; i < recipe.layers.size(); ++i) {
+    const char letters[] = {'A', 'G', 'W'};
+    EXPECT_EQ(any.map[static_cast<size_t>(recipe.layers[i])],
+              letters[static_cast<size_t>(recipe.choices[i])]);
+  }
+}
+
+// A stage makes its teacher's logits once, trains by them, and refuses those of something else.
+TEST(Pipeline, AStageMayTrainByStoredLogits) {
+  const TestFolder folder;
+  std::string plan = testing::kPlan;
+  plan.resize(plan.find("[[stage]]\nname = \"two\""));
+  write_inputs(folder.path(), plan);
+  const std::string file = folder.at("all.logits");
+  const std::vector<std::string> stored = {fmt::format("distill.logits.file=\"{}\"", file),
+                                           "distill.logits.top_k=300",
+                                           "distill.logits.documents=40"};
+  const RunSummary beside = run(folder.path(), "beside");
+  const RunSummary read = run(folder.path(), "stored", false, stored);
+  // All of the vocabulary is stored: the same but for fp16.
+  EXPECT_NEAR(read.models[1].reverse_kl, beside.models[1].reverse_kl,
+              1e-2 * beside.models[1].reverse_kl);
+  EXPECT_NE(read.models[1].reverse_kl, beside.models[1].reverse_kl);
+  const std::string made = read_text_file(file);
+  const auto time = fs::last_write_time(file);
+  EXPECT_EQ(run(folder.path(), "again", false, stored).models[1].reverse_kl,
+            read.models[1].reverse_kl);
+  EXPECT_EQ(fs::last_write_time(file), time);
+  std::vector<std::string> fewer = stored;
+  fewer[1] = "distill.logits.top_k=2";
+  EXPECT_THAT(error_of([&] { run(folder.path(), "fewer", false, fewer); }),
+              HasSubstr("the plan asks for 2, of 40 of up to 320: remove it"));
+  std::vector<std::string> other = stored;
+  other.emplace_back("seed=9");
+  EXPECT_THAT(error_of([&] { run(folder.path(), "other", false, other); }),
+              HasSubstr("holds logits of other data"));
+  std::string damaged = made;
+  damaged[damaged.size() / 2] ^= 1;
+  write_file_atomically(file, damaged);
+  EXPECT_THAT(error_of([&] { run(folder.path(), "damaged", false, stored); }),
+              HasSubstr("is not what was written"));
+}
+
+// The methods that compare with a trial, and the metrics that ask or read a file.
+TEST(Pipeline, AStageMayScoreAsTheCommandDoes) {
+  const TestFolder folder;
+  std::string plan = testing::kPlan;
+  plan.resize(plan.find("[[stage]]"));
+  write_inputs(folder.path());
+  const std::string documents = "[place]\ndocuments = 2\n";
+  plan.erase(plan.find(documents), documents.size());
+  write_file_atomically(folder.at("traces.jsonl"),
+                        "{\"prompt\": \"1 + 1\", \"completion\": \" = 2\"}\n");
+  const struct {
+    const char* place;
+    const char* metric;  // of the report
+    const char* data;
+  } rows[] = {
+      {R"(method = "gates", price = 3.0, probe = {steps = 2, sequence_length = 320})",
+       "mean opening of the gate of attention", "training documents"},
+      {R"(method = "restore-one", metric = "retrieval", documents = 2, max_new_tokens = 2)",
+       "wrong answers, share of the problems",
+       "2 texts, equal shares by 2 documents, none of those that are reported"},
+      {R"(method = "window-swap", window = 4, metric = "nll", data = "TRACES")",
+       "negative log-likelihood, nats a token", "1 documents of "},
+  };
+  for (const auto& row : rows) {
+    std::string place = row.place;
+    if (const size_t at = place.find("TRACES"); at != std::string::npos) {
+      place.replace(at, 6, folder.at("traces.jsonl"));
+    }
+    const std::string stage =
+        fmt::format("[[stage]]\nname = \"s\"\nlayers = 1\nplace = {{{}}}\n", place);
+    write_file_atomically(folder.at("plan.toml"), plan + stage);
+    remove_folder(folder.at("run"));
+    const RunSummary summary = run(folder.path(), "run");
+    ASSERT_EQ(summary.importance.size(), 1) << place;
+    EXPECT_THAT(summary.importance[0].metric, HasSubstr(row.metric)) << place;
+    EXPECT_THAT(summary.importance[0].data, HasSubstr(row.data)) << place;
+    EXPECT_EQ(summary.models[1].converted, 1) << place;
+  }
+  // The file that chose is one of the run's inputs.
+  write_file_atomically(folder.at("traces.jsonl"),
+                        "{\"prompt\": \"1 + 2\", \"completion\": \" = 3\"}\n");
+  EXPECT_THAT(error_of([&] { run(folder.path(), "run", true); }),
+              HasSubstr("selection data of " + folder.at("traces.jsonl")));
+}
+
+// On a device: the same stages, and the numbers of the CPU but for rounding.
 TEST(Pipeline, GoesThroughItsStagesOnACudaDevice) {
   if (cuda_devices() == 0) {
     GTEST_SKIP() << why_no_cuda();
@@ -266,7 +401,22 @@ distill = {supernet = {sampling = "composition"}}
 )";
   testing::write_inputs(folder.path(), plan);
   const RunSummary summary = testing::run(folder.path(), "run");
-  ASSERT_EQ(summary.models.size(), 2U);
+  // The stage's row is of the active mixer; the other presets have rows of their own.
+  ASSERT_EQ(summary.models.size(), 4U);
+  EXPECT_EQ(summary.models[2].name, "super/attention");
+  EXPECT_EQ(summary.models[2].map, "AAAA");
+  EXPECT_EQ(summary.models[3].name, "super/sliding_window");
+  EXPECT_EQ(std::count(summary.models[3].map.begin(), summary.models[3].map.end(), 'W'), 2);
+  EXPECT_GT(summary.models[3].reverse_kl, 0.0);
+  EXPECT_EQ(summary.models[3].accuracy.total, 3);
+  EXPECT_LT(summary.models[1].cache_bytes_per_token, summary.models[2].cache_bytes_per_token);
+  ASSERT_EQ(summary.models[3].speed.size(), 1U);
+  EXPECT_GT(summary.models[3].speed[0].decode.value, 0.0);
+  EXPECT_THAT(read_text_file(folder.at("run/frontier.csv")), HasSubstr("super/sliding_window"));
+  EXPECT_THAT(read_text_file(folder.at("run/frontier.svg")), HasSubstr("super/attention"));
+  // A run that goes on finds them measured; edited, they are refused.
+  EXPECT_EQ(testing::run(folder.path(), "run", true).models[3].reverse_kl,
+            summary.models[3].reverse_kl);
   EXPECT_EQ(std::count(summary.models[1].map.begin(), summary.models[1].map.end(), 'G'), 2);
   const std::string dir = folder.at("run") + "/stages/super/model";
   const ModelSpec spec = read_spec(dir);
@@ -277,6 +427,9 @@ distill = {supernet = {sampling = "composition"}}
   const std::string log =
       read_text_file(folder.at("run") + "/stages/super/attempt-1/align/log.jsonl");
   EXPECT_NE(log.find("placement"), std::string::npos);
+  const std::string kept = folder.at("run/stages/super/preset-attention.json");
+  write_file_atomically(kept, read_text_file(kept) + " ");
+  EXPECT_THAT(error_of([&] { run(folder.path(), "run", true); }), HasSubstr("preset-attention"));
   // Nothing can go on from it.
   testing::write_inputs(folder.at("next"), plan + "[[stage]]\nname = \"next\"\nlayers = 3\n");
   EXPECT_NE(testing::error_of([&] {

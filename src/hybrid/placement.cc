@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <nlohmann/json.hpp>
 #include <optional>
 
+#include "base/json.h"
+#include "base/json_fields.h"
+#include "base/progress.h"
 #include "hybrid/calibrate.h"
 #include "hybrid/placement_choice.h"
 #include "hybrid/scoring.h"
+#include "hybrid/sealed.h"
 
 namespace cambium {
 
@@ -85,6 +89,9 @@ std::vector<int64_t> place_by_file(const std::filesystem::path& scores, const Mo
   return place_lowest(importance, count);
 }
 
+namespace {
+
+// How the report tells of a choice: by the scores of a scored stage, if it has any.
 ImportanceSummary shown_placement(const StagePlan& stage, const ModelSpec& teacher,
                                   const std::vector<int64_t>& layers, const std::string& data,
                                   const std::filesystem::path& folder) {
@@ -108,8 +115,6 @@ ImportanceSummary shown_placement(const StagePlan& stage, const ModelSpec& teach
   return shown;
 }
 
-namespace {
-
 /// What a stage's choice looks at; none of it is reported.
 struct StageData {
   std::unique_ptr<HeldOut> documents;
@@ -120,67 +125,145 @@ struct StageData {
 
 StageData choosing_data(const HybridPlan& plan, const PlacePlan& place, const RunData& data) {
   StageData chosen;
-  chosen.documents = std::make_unique<HeldOut>(data.selection_documents(place.documents));
-  chosen.described = fmt::format("{} documents", chosen.documents->documents());
+  chosen.documents =
+      std::make_unique<HeldOut>(data.selection_documents(place.documents, place.data));
+  chosen.described = fmt::format("{} documents{}", chosen.documents->documents(),
+                                 place.data.empty() ? "" : " of " + place.data);
   if (place.asks()) {
-    chosen.problems =
-        data.selection_problems(place.problems > 0 ? place.problems : plan.evaluate.problems);
+    const bool retrieval = place.metric == "retrieval";
+    const int64_t reported = retrieval ? plan.evaluate.retrieval : plan.evaluate.problems;
+    const int64_t asked = place.problems > 0 ? place.problems : reported;
+    chosen.problems = retrieval ? data.selection_retrieval(asked) : data.selection_problems(asked);
     chosen.answers = data.answers(plan.evaluate);
     if (place.max_new_tokens > 0) {
       chosen.answers.max_new_tokens = place.max_new_tokens;
     }
     const bool alone = place.method == "search";
     chosen.described =
-        fmt::format("{} problems{}", chosen.problems.examples.size(),
+        fmt::format("{} {}{}", chosen.problems.examples.size(), retrieval ? "texts" : "problems",
                     alone ? "" : fmt::format(", equal shares by {}", chosen.described));
   }
-  chosen.described += ", none of those that are reported";
+  chosen.described += place.data.empty() ? ", none of those that are reported" : "";
   return chosen;
 }
 
-// A trial conversion of all attention that is left, aligned as the stage's own will be, and the
-// search for the layers in which it does the least harm.
-std::vector<int64_t> search_layers(const HybridPlan& plan, const StagePlan& stage, int64_t count,
-                                   Model& base, Model& teacher, const RunData& data,
-                                   uint64_t first_sample, const StageData& chosen_by,
-                                   const std::filesystem::path& folder) {
-  const std::vector<int64_t> open = attention_layers(base.spec());
-  std::optional<CalibrationData> calibration;
-  if (stage.graft.calibrate > 0) {
-    calibration.emplace(data.train(), data.valid(), false, stage.graft);
+/// What a stage's choice is made from.
+struct Choosing {
+  const HybridPlan& plan;
+  const StagePlan& stage;
+  Model& base;
+  Model& teacher;
+  const RunData& data;
+  uint64_t first_sample;
+  std::string label;
+};
+
+// A trial: all attention that is left in the base, converted to each of the kinds and aligned as
+// the stage's own will be.
+MixerBank trial_bank(const Choosing& c, const std::vector<GraftOptions>& kinds) {
+  const std::vector<int64_t> open = attention_layers(c.base.spec());
+  MixerBank bank(c.base);
+  for (const GraftOptions& kind : kinds) {
+    std::optional<CalibrationData> calibration;
+    if (kind.calibrate > 0) {
+      calibration.emplace(c.data.train(), c.data.valid(), false, kind);
+    }
+    std::vector<LayerCalibration> found;
+    LoadedModel trial = convert(c.base, c.teacher, open, kind, c.plan.seed, true,
+                                calibration ? &*calibration : nullptr, &found);
+    if (const Phase* align = c.stage.phase("align"); align != nullptr) {
+      align_mixers(trial, c.teacher, open, align->config, c.data.train(), c.first_sample,
+                   kinds.size() == 1 ? c.label : fmt::format("{}: {}", c.label, kind.mixer));
+    }
+    bank.add(kind.mixer, std::move(trial), "stage " + c.stage.name);
   }
-  std::vector<LayerCalibration> found;
-  LoadedModel trial = convert(base, teacher, open, stage.graft, plan.seed, true,
-                              calibration ? &*calibration : nullptr, &found);
-  const std::string label = fmt::format("stage {}: search", stage.name);
-  if (const Phase* align = stage.phase("align"); align != nullptr) {
-    align_mixers(trial, teacher, open, align->config, data.train(), first_sample, label);
+  return bank;
+}
+
+// The search for the kinds and layers that do the least harm, within the stage's number of layers
+// and its budget.
+Placement search_layers(const Choosing& c, int64_t count, const StageData& chosen_by,
+                        const std::filesystem::path& folder) {
+  const MixerBank bank = trial_bank(c, c.stage.kinds());
+  ChoiceOptions options = c.stage.place.choice();
+  if (count != kAnyLayers) {
+    const int64_t kept = std::ssize(bank.layers()) - count;
+    options.at_least[kAttentionKind] = kept;
+    options.at_most[kAttentionKind] = kept;
   }
-  MixerBank bank(base);
-  bank.add(stage.graft.mixer, std::move(trial), "stage " + stage.name);
-  ChoiceOptions options;
-  options.metric = stage.place.metric;
-  // Each layer of this mixer costs the same: its number is the budget.
-  options.budget = std::numeric_limits<double>::infinity();
-  options.at_least[stage.graft.mixer] = count;
-  options.at_most[stage.graft.mixer] = count;
-  options.evaluations = stage.place.evaluations;
-  options.seed = plan.seed;
+  options.seed = c.plan.seed;
   options.trace = folder / "search.json";
-  options.label = label;
-  JudgeData choosing{chosen_by.documents.get(), &chosen_by.problems, &data.tokenizer(),
-                     chosen_by.answers, &teacher};
-  const Choices choices = choose_placement(bank, options, choosing, {}).choices;
-  std::vector<int64_t> layers;
-  for (size_t i = 0; i < choices.size(); ++i) {
-    if (choices[i] != 0) {
-      layers.push_back(open[i]);
+  options.label = c.label;
+  const JudgeData choosing{chosen_by.documents.get(), &chosen_by.problems, &c.data.tokenizer(),
+                           chosen_by.answers, &c.teacher};
+  const ChosenPlacement chosen = choose_placement(bank, options, choosing, {});
+  write_placement(chosen, folder / "chosen.json");
+  if (c.stage.place.has_budget()) {
+    say_text(
+        fmt::format("  chosen at {:.1f} % of the cost of what it starts from ({}, {} tokens "
+                    "of context; the budget is {:.1f} %)",
+                    100 * chosen.costs.of(chosen.choices) / chosen.costs.teacher(),
+                    cost_unit(chosen.costs.kind), options.cost.context,
+                    100 * chosen.budget / chosen.costs.teacher()));
+  }
+  Placement placement;
+  for (size_t i = 0; i < chosen.choices.size(); ++i) {
+    if (chosen.choices[i] != 0) {
+      placement.layers.push_back(bank.layers()[i]);
+      placement.kinds.push_back(static_cast<size_t>(chosen.choices[i]) - 1);
     }
   }
-  return layers;
+  expect(!placement.layers.empty(),
+         "stage {}: the search converts nothing: all attention is within its budget", c.stage.name);
+  return placement;
+}
+
+ScoreOptions score_options(const Choosing& c) {
+  const PlacePlan& place = c.stage.place;
+  ScoreOptions options;
+  options.method = parse_score_method(place.method);
+  options.metric = place.trains() ? ScoreOptions{}.metric : place.metric;
+  options.graft =
+      place.method != "window-swap"
+          ? c.stage.graft
+          : GraftOptions{.mixer = "sliding_window", .window = place.window, .sinks = place.sinks};
+  options.probe = place.probe;
+  options.probe.first_sample = c.first_sample;
+  options.price = place.price;
+  options.seed = c.plan.seed;
+  options.label = c.label;
+  return options;
+}
+
+Importance score_layers(const Choosing& c, const StageData& chosen_by,
+                        const std::filesystem::path& folder) {
+  const PlacePlan& place = c.stage.place;
+  std::optional<MixerBank> bank;
+  if (place.tries()) {
+    bank.emplace(trial_bank(c, {c.stage.graft}));
+  }
+  std::shared_ptr<DocumentSource> mixed;
+  if (place.method == "gates") {
+    mixed = with_retrieval(c.data.shared_train(), c.data.tokenizer(), place.retrieval_share,
+                           place.retrieval_chars, c.plan.seed);
+  }
+  const ScoreData scored{&c.data.tokenizer(),       mixed ? mixed.get() : &c.data.train(),
+                         chosen_by.documents.get(), &chosen_by.problems,
+                         chosen_by.answers,         bank ? &*bank : nullptr};
+  return score_importance(c.base, c.teacher, score_options(c), scored, folder / "scores.json");
 }
 
 }  // namespace
+
+std::vector<int64_t> Placement::of(size_t kind) const {
+  std::vector<int64_t> these;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (kinds[i] == kind) {
+      these.push_back(layers[i]);
+    }
+  }
+  return these;
+}
 
 Placement place_stage(const HybridPlan& plan, const StagePlan& stage, int64_t count, Model& base,
                       Model& teacher, const RunData& data, uint64_t first_sample,
@@ -199,28 +282,51 @@ Placement place_stage(const HybridPlan& plan, const StagePlan& stage, int64_t co
   } else if (place.method == "uniform") {
     placement.layers = place_uniform(base.spec(), count);
   } else {
-    const bool trains = place.method == "mmr";
-    const StageData chosen_by = trains ? StageData{} : choosing_data(plan, place, data);
-    scored_on = trains ? "training documents" : chosen_by.described;
+    const Choosing choosing{plan,
+                            stage,
+                            base,
+                            teacher,
+                            data,
+                            first_sample,
+                            fmt::format("stage {}: {}", stage.name, place.method)};
+    const StageData chosen_by = place.measures() ? choosing_data(plan, place, data) : StageData{};
+    scored_on = place.measures() ? chosen_by.described : "training documents";
     if (place.method == "search") {
-      placement.layers =
-          search_layers(plan, stage, count, base, teacher, data, first_sample, chosen_by, folder);
+      placement = search_layers(choosing, count, chosen_by, folder);
     } else {
-      ScoreOptions options;
-      options.method = parse_score_method(place.method);
-      options.metric = place.metric;
-      options.graft = stage.graft;
-      options.probe = place.probe;
-      options.probe.first_sample = first_sample;
-      options.seed = plan.seed;
-      options.label = fmt::format("stage {}: {}", stage.name, place.method);
-      const ScoreData scored{&data.tokenizer(), &data.train(), chosen_by.documents.get(),
-                             &chosen_by.problems, chosen_by.answers};
-      placement.layers = place_lowest(
-          score_importance(base, teacher, options, scored, folder / "scores.json"), count);
+      placement.layers = place_lowest(score_layers(choosing, chosen_by, folder), count);
     }
   }
+  placement.kinds.resize(placement.layers.size(), 0);
   placement.shown = shown_placement(stage, teacher.spec(), placement.layers, scored_on, folder);
+  return placement;
+}
+
+void keep_placement(const Placement& placement, const StagePlan& stage, const std::string& map,
+                    const std::filesystem::path& folder) {
+  nlohmann::ordered_json json{
+      {"layers", placement.layers}, {"map", map}, {"data", placement.shown.data}};
+  if (!stage.others.empty()) {
+    json["kinds"] = placement.kinds;
+  }
+  write_sealed(folder / "placement.json", json.dump(1) + "\n");
+}
+
+Placement kept_placement(const StagePlan& stage, const ModelSpec& teacher,
+                         const std::filesystem::path& folder) {
+  const std::string path = (folder / "placement.json").string();
+  const auto root = parse_json<nlohmann::json>(read_sealed(path), path);
+  const JsonFields kept(root, path);
+  Placement placement;
+  placement.layers = kept.wholes("layers", 0, std::ssize(teacher.layers) - 1);
+  placement.kinds.resize(placement.layers.size(), 0);
+  if (!stage.others.empty()) {
+    const std::vector<int64_t> kinds = kept.wholes("kinds", 0, std::ssize(stage.others));
+    expect(kinds.size() == placement.layers.size(), "{}: expected a kind for each of {} layers",
+           path, placement.layers.size());
+    placement.kinds.assign(kinds.begin(), kinds.end());
+  }
+  placement.shown = shown_placement(stage, teacher, placement.layers, kept.text("data"), folder);
   return placement;
 }
 

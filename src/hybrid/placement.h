@@ -34,18 +34,26 @@ std::vector<int64_t> place_by_file(const std::filesystem::path& scores, const Mo
 /// Which layers a stage of a plan converts, and how the report tells of it.
 struct Placement {
   std::vector<int64_t> layers;
-  ImportanceSummary shown;  // without a metric where nothing was scored
+  std::vector<size_t> kinds;  // of each layer: which of the stage's kinds() it gets
+  ImportanceSummary shown;    // without a metric where nothing was scored
+
+  /// The layers that get a kind.
+  std::vector<int64_t> of(size_t kind) const;
 };
 
-/// Chooses `count` of the layers of `base`, as the stage says; scores are kept in
-/// `folder`/scores.json, and probes begin at `first_sample` of the data.
+/// Chooses `count` of the layers of `base`, as the stage says (kAnyLayers: as many as its search
+/// takes); scores are kept in `folder`/scores.json, what a search measured in search.json and what
+/// it chose, costs and budget with it, in chosen.json. Probes and trials begin at `first_sample` of
+/// the data.
 Placement place_stage(const HybridPlan& plan, const StagePlan& stage, int64_t count, Model& base,
                       Model& teacher, const RunData& data, uint64_t first_sample,
                       const std::filesystem::path& folder);
 
-/// The same from what a finished stage left: its scores, if it has any, and the layers it chose.
-ImportanceSummary shown_placement(const StagePlan& stage, const ModelSpec& teacher,
-                                  const std::vector<int64_t>& layers, const std::string& data,
-                                  const std::filesystem::path& folder);
+/// `folder`/placement.json, by which a stage that was stopped goes on and a finished one is told
+/// of. `map` is the hybrid's.
+void keep_placement(const Placement& placement, const StagePlan& stage, const std::string& map,
+                    const std::filesystem::path& folder);
+Placement kept_placement(const StagePlan& stage, const ModelSpec& teacher,
+                         const std::filesystem::path& folder);
 
 }  // namespace cambium

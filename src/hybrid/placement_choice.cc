@@ -108,6 +108,23 @@ std::vector<Rule> simpler_rules(const MixerBank& bank, const ChoiceOptions& o,
 
 }  // namespace
 
+std::map<std::string, int64_t> parse_layer_counts(const char* option,
+                                                  const std::vector<std::string>& texts) {
+  std::map<std::string, int64_t> counts;
+  for (const std::string& text : texts) {
+    const size_t at = text.rfind('=');
+    int64_t count = -1;
+    if (at != std::string::npos && at > 0 && at + 1 < text.size() && text.size() - at < 9 &&
+        text.find_first_not_of("0123456789", at + 1) == std::string::npos) {
+      count = std::stoll(text.substr(at + 1));
+    }
+    expect(count >= 0, "{}: expected KIND=LAYERS, such as attention=5, got '{}'", option, text);
+    expect(counts.emplace(text.substr(0, at), count).second, "{}: {} is given twice", option,
+           text.substr(0, at));
+  }
+  return counts;
+}
+
 std::optional<Choices> first_within(const LayerCosts& costs, double budget, int kind,
                                     const std::vector<int64_t>& order) {
   Choices choices(costs.layers.size(), 0);

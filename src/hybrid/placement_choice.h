@@ -38,6 +38,10 @@ struct ChoiceOptions {
 ChosenPlacement choose_placement(const MixerBank& bank, const ChoiceOptions& options,
                                  const JudgeData& choosing, const JudgeData& reported);
 
+/// {"attention=4", ...} as numbers of layers by kind. Error, by the option, for anything else.
+std::map<std::string, int64_t> parse_layer_counts(const char* option,
+                                                  const std::vector<std::string>& texts);
+
 /// The most attention that the budget allows where `order` (places of open layers) is converted to
 /// `kind` from its front on; null where all of it does not get there.
 std::optional<Choices> first_within(const LayerCosts& costs, double budget, int kind,

@@ -85,22 +85,6 @@ bool can_be_calibrated(const GraftOptions& graft) {
   return graft.from_attention && !graft.faithful && find_graft(graft.mixer).calibrate != nullptr;
 }
 
-PlacePlan read_place(const PlanTable& table, PlacePlan place) {
-  read_fields(place, table);
-  place.probe = read_train_config(table.table("probe"), place.probe, true);
-  return place;
-}
-
-// What the keys of [place] belong to: a key that does nothing is a mistake.
-bool place_uses(const PlacePlan& place, const std::string& key) {
-  return key == "method"                                ? true
-         : key == "list"                                ? place.method == "list"
-         : key == "probe"                               ? place.method == "mmr"
-         : key == "problems" || key == "max_new_tokens" ? place.asks()
-         : key == "evaluations"                         ? place.method == "search"
-                                                        : place.measures();
-}
-
 GatePlan read_gate(const PlanTable& table, GatePlan gate) {
   read_fields(gate, table);
   return gate;
@@ -128,6 +112,10 @@ std::vector<Phase> known_phases(const OptimizerConfig& optimizer, uint64_t seed)
 // Phase `defaults` as table [name] of a stage has it; `own` = that table itself, not its defaults.
 Phase read_phase(const PlanTable& table, const Phase& defaults, bool own) {
   Phase phase = defaults;
+  const bool stores = phase.teacher && !phase.on_policy;
+  if (stores && phase.name != "align") {
+    read_fields(phase.logits, table.table("logits"));
+  }
   phase.config = read_train_config(table, defaults.config, true);
   phase.data = table.get_string(phase.on_policy ? "prompts" : "data", defaults.data);
   if (phase.on_policy) {
@@ -138,6 +126,18 @@ Phase read_phase(const PlanTable& table, const Phase& defaults, bool own) {
     return phase;
   }
   const bool kl = c.loss.forward_kl != 0.0F || c.loss.reverse_kl != 0.0F;
+  if (!phase.logits.file.empty()) {
+    expect(c.objective == Objective::kEndToEnd && c.align.layers.empty(),
+           "{}: stored logits are what the teacher says at its head; alignment needs the teacher",
+           table.where());
+    expect(c.loss.temperature == 1.0F,
+           "{}: stored logits are those at temperature 1, got {}; leave it out", table.where(),
+           c.loss.temperature);
+    expect(kl, "{}: stored logits do nothing without a KL", table.where());
+  } else {
+    expect(!table.has("logits"), "{}: expected 'file', where the logits are kept",
+           table.table("logits").where());
+  }
   if (!phase.teacher) {
     expect(c.objective == Objective::kEndToEnd && !kl && c.align.layers.empty(),
            "{}: this phase learns from the data alone; KL and alignment belong to a phase with a "
@@ -184,6 +184,7 @@ MergePlan read_merge(const PlanTable& table) {
 // The defaults that tables outside the stages give.
 struct Defaults {
   GraftOptions graft;
+  TrainConfig plain;  // of probes, where nothing else is said
   PlacePlan place;
   GatePlan gate;
   std::vector<Phase> phases;
@@ -233,14 +234,43 @@ void read_base(const PlanTable& entry, StagePlan& stage, const HybridPlan& plan)
   }
 }
 
+// What a search says of kinds, against the mixers there are.
+void check_kinds(const StagePlan& stage, const std::string& where) {
+  if (stage.place.method != "search") {
+    return;
+  }
+  std::vector<std::string> names = {kAttentionKind};
+  for (const GraftOptions& kind : stage.kinds()) {
+    expect(std::find(names.begin(), names.end(), kind.mixer) == names.end(),
+           "{}: mixers: {} is given twice, or is the stage's own", where, kind.mixer);
+    names.push_back(kind.mixer);
+  }
+  const ChoiceOptions choice = stage.place.choice();
+  for (const auto& [key, counts] :
+       {std::pair("at_least", choice.at_least), std::pair("at_most", choice.at_most)}) {
+    for (const auto& [name, count] : counts) {
+      expect(std::find(names.begin(), names.end(), name) != names.end(),
+             "{}: {}: there is no kind '{}'{}; there are {}", where, key, name,
+             did_you_mean(name, names), join(names, ", "));
+      expect(name != kAttentionKind || stage.layers == kAnyLayers,
+             "{}: {}: how many layers keep attention follows from 'layers'; leave one of the two "
+             "out",
+             where, key);
+    }
+  }
+}
+
 void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPlan& plan,
                  int64_t before) {
   const std::string where = entry.where();
-  expect(!stage.place.asks() || plan.evaluate.problems > 0,
+  const PlacePlan& place = stage.place;
+  expect(place.metric != "accuracy" || !place.asks() || plan.evaluate.problems > 0,
          "{}: metric accuracy needs problems to answer: give [evaluate] 'task' and 'task_path'",
          where);
-  expect(stage.place.method != "mmr" || stage.place.probe.has_length(),
-         "{}: mmr needs [place.probe] 'steps' above 0", where);
+  expect(place.metric != "retrieval" || !place.asks() || plan.evaluate.retrieval > 0,
+         "{}: metric retrieval needs texts: give [evaluate] 'retrieval'", where);
+  expect(!place.trains() || place.probe.has_length(), "{}: {} needs [place.probe] 'steps' above 0",
+         where, place.method);
   expect(stage.gate.min_accuracy_kept == 0.0 || plan.evaluate.problems > 0,
          "{}: a gate on accuracy needs problems: give [evaluate] 'task' and 'task_path'", where);
   expect(stage.gate.min_retrieval_kept == 0.0 || plan.evaluate.retrieval > 0,
@@ -253,16 +283,21 @@ void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPla
          "{}: max_sticky needs questions with options: give [evaluate] 'task' and 'task_path'",
          where);
   for (const std::string& key : entry.table("place").keys()) {
-    expect(place_uses(stage.place, key), "{}: '{}' does nothing with method \"{}\"{}",
-           entry.table("place").where(), key, stage.place.method,
-           stage.place.measures() ? " and this metric" : "");
+    expect(place_uses(place, key), "{}: '{}' does nothing with method \"{}\"{}",
+           entry.table("place").where(), key, place.method,
+           place.method == "search" ? " without a budget or with this cost"
+           : place.measures()       ? " and this metric"
+                                    : "");
   }
+  check_kinds(stage, entry.table("place").where());
   // A stage that only trains on must say from where.
   const bool trains_on = entry.has("from") || stage.branch;
-  expect(stage.layers > before || (trains_on && stage.layers == before),
+  const bool converts = plan.layers_added(stage) != 0;
+  expect(stage.layers == kAnyLayers ? converts || trains_on
+                                    : stage.layers >= before && (converts || trains_on),
          "{}: expected 'layers' to grow from stage to stage, got {} after {}", where, stage.layers,
          before);
-  expect(stage.layers > before || !stage.phases.empty() || !stage.merge.with.empty(),
+  expect(converts || !stage.phases.empty() || !stage.merge.with.empty(),
          "{}: converts nothing, trains nothing and merges nothing", where);
   const StagePlan* base = find_stage(plan.stages, stage.from);
   expect(
@@ -271,14 +306,14 @@ void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPla
       "or put it last",
       where, stage.from);
   expect(
-      !stage.makes_supernet() || (stage.layers > before && stage.merge.with.empty()),
+      !stage.makes_supernet() || (converts && stage.merge.with.empty()),
       "{}: graft.beside makes a supernet of the layers that are converted: expected more layers, "
       "and no merge",
       where);
   for (const std::string& name : stage.merge.with) {
     const StagePlan* other = find_stage(plan.stages, name);
     expect(other != nullptr, "{}: merge.with: \"{}\" is no earlier stage", where, name);
-    expect(other->layers == stage.layers && stage.layers == before &&
+    expect(other->layers == stage.layers && !converts &&
                (other->name == stage.from || other->from == stage.from),
            "{}: merge.with: \"{}\" has not the same converted layers; a merge is of models that "
            "were trained on from one conversion",
@@ -286,40 +321,90 @@ void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPla
   }
 }
 
-StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defaults& defaults,
-                     const HybridPlan& plan) {
-  StagePlan stage;
-  GraftOptions graft = read_graft(entry.table("graft"), defaults.graft);
-  if (!table.table("graft").has("calibrate") && !entry.table("graft").has("calibrate") &&
-      graft.beside.empty() && can_be_calibrated(graft)) {
+// The mixers of a stage: one, a supernet's, or those that its search chooses among. Where the plan
+// does not say by how many documents starts are calibrated (`calibrates`), those that can be are.
+void read_kinds(const PlanTable& entry, GraftOptions graft, bool calibrates, StagePlan& stage) {
+  const std::string where = entry.where() + " graft";
+  const bool searches = stage.place.method == "search" && !stage.place.mixers.empty();
+  const bool supernet = !graft.beside.empty();
+  expect(!searches || !supernet,
+         "{}: place.mixers are what a search chooses among, graft.beside makes a supernet; a "
+         "supernet's own mixers are placed by `cambium place`: leave one of the two out",
+         entry.where());
+  if (calibrates && !supernet && !searches && can_be_calibrated(graft)) {
     graft.calibrate = kCalibrateDocuments;
   }
-  stage.beside = grafts_of(graft, entry.where() + " graft");
-  stage.graft = stage.beside.front();
-  stage.beside.erase(stage.beside.begin());
-  stage.place = read_place(entry.table("place"), defaults.place);
-  read_base(entry, stage, plan);
-  const int64_t before = plan.layers_before(stage);
+  if (searches) {
+    graft.beside = stage.place.mixers;
+  }
+  std::vector<GraftOptions> all = grafts_of(graft, where);
+  for (GraftOptions& kind : all) {
+    if (calibrates && searches && can_be_calibrated(kind)) {
+      kind.calibrate = kCalibrateDocuments;
+    }
+  }
+  stage.graft = all.front();
+  all.erase(all.begin());
+  (searches ? stage.others : stage.beside) = std::move(all);
+}
+
+// How many layers are converted after the stage.
+void read_count(const PlanTable& entry, StagePlan& stage, int64_t before) {
+  if (before == kAnyLayers) {
+    expect(!entry.has("layers"),
+           "{}: goes on from stage {}, whose search chooses how many layers are converted; it can "
+           "train on: leave 'layers' out",
+           entry.where(), stage.from);
+    stage.layers = kAnyLayers;
+    return;
+  }
+  if (stage.place.method == "search" && stage.place.bounds_layers() && !entry.has("layers")) {
+    stage.layers = kAnyLayers;
+    return;
+  }
   expect(entry.has("layers") || stage.place.method == "list",
-         "{}: expected 'layers', how many are converted after the stage", entry.where());
+         "{}: expected 'layers', how many are converted after the stage{}", entry.where(),
+         stage.place.method == "search" ? ", or a budget in [place]" : "");
   stage.layers = entry.get_int("layers", before);
   expect(stage.layers >= 0 && stage.layers <= kMaxLayers,
          "{}: 'layers' must be a whole number from 0 to {}, got {}", entry.where(), kMaxLayers,
          stage.layers);
+}
+
+StagePlan read_stage(const PlanTable& table, const PlanTable& entry, const Defaults& defaults,
+                     const HybridPlan& plan) {
+  StagePlan stage;
+  GraftOptions graft = read_graft(entry.table("graft"), defaults.graft);
+  stage.place = read_place(entry.table("place"), defaults.place, defaults.plain);
+  const bool calibrates =
+      !table.table("graft").has("calibrate") && !entry.table("graft").has("calibrate");
+  read_kinds(entry, graft, calibrates, stage);
+  read_base(entry, stage, plan);
+  const int64_t before = plan.layers_before(stage);
+  read_count(entry, stage, before);
   if (stage.place.method == "list") {
     read_list(entry, stage, plan, before);
   }
-  stage.name = entry.get_string("name", std::to_string(stage.layers));
+  const bool any = stage.layers == kAnyLayers;
+  stage.name = entry.get_string("name", any ? "search" : std::to_string(stage.layers));
   check_stage_name(stage.name, entry.where());
   stage.gate = read_gate(entry.table("gate"), defaults.gate);
   stage.merge = read_merge(entry.table("merge"));
-  if (stage.graft.fit_steps() > 0 && stage.layers > before) {
-    stage.phases.push_back({"fit", fit_config(stage.graft.fit_steps(), {}, plan.seed), true, true});
+  int64_t fit = 0;
+  for (const GraftOptions& kind : stage.kinds()) {
+    fit = std::max(fit, kind.fit_steps());
+  }
+  if (fit > 0 && plan.layers_added(stage) != 0) {
+    stage.phases.push_back({"fit", fit_config(fit, {}, plan.seed), true, true});
   }
   for (const Phase& known : defaults.phases) {
     const bool own = entry.has(known.name);
     if (own || table.has(known.name)) {
       Phase phase = read_phase(entry.table(known.name), known, own);
+      expect(phase.logits.file.empty() || phase.logits.documents > 0 || !phase.data.empty() ||
+                 !plan.data.train.empty(),
+             "{}: generated problems never end: expected 'documents', how many are stored",
+             entry.table(known.name).table("logits").where());
       if (phase.config.has_length()) {
         stage.phases.push_back(std::move(phase));
       }
@@ -342,6 +427,19 @@ const Phase* StagePlan::phase(const std::string& phase_name) const {
   return nullptr;
 }
 
+std::vector<GraftOptions> StagePlan::kinds() const {
+  std::vector<GraftOptions> all = {graft};
+  all.insert(all.end(), others.begin(), others.end());
+  return all;
+}
+
+int64_t HybridPlan::layers_added(const StagePlan& stage) const {
+  const int64_t before = layers_before(stage);
+  return stage.layers == before       ? 0
+         : stage.layers == kAnyLayers ? kAnyLayers
+                                      : stage.layers - before;
+}
+
 int64_t HybridPlan::layers_before(const StagePlan& stage) const {
   const StagePlan* base = find_stage(stages, stage.from);
   return base == nullptr ? 0 : base->layers;
@@ -358,6 +456,10 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
         ints_from(0, 1 << 30));
   visit({"sinks", "sliding_window and parallel: first tokens that stay visible"}, graft.sinks,
         ints_from(0, 1 << 30));
+  visit({"sink_logits",
+         "sliding_window and parallel: each head gets a sink's learned score without a value",
+         nullptr, false},
+        graft.sink_logits);
   visit({"recurrent", "parallel: the mixer beside the window"}, graft.recurrent);
   visit({"window_dropout", "parallel: share of documents trained without their window"},
         graft.window_dropout, reals_from(0.0, 1.0));
@@ -379,6 +481,14 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
       {"fit", "steps of fitting the new mixers to their attention; -1 = 300 with calibrate, else 0",
        nullptr, false},
       graft.fit, ints_from(-1, kMaxCount));
+}
+
+void visit_fields(LogitsPlan& logits, FieldVisitor& visit) {
+  visit({"file", "where they are kept; made where it is not there"}, logits.file);
+  visit({"top_k", "tokens kept of each distribution, beside what all others come to"}, logits.top_k,
+        ints_from(1, kMaxTokens));
+  visit({"documents", "the first so many of the phase's; 0 = all of its file"}, logits.documents,
+        ints_from(0, kMaxCount));
 }
 
 void visit_fields(EvaluationPlan& e, FieldVisitor& visit) {
@@ -405,21 +515,6 @@ void visit_fields(EvaluationPlan& e, FieldVisitor& visit) {
         e.retrieval_lengths, ints_from(100, kMaxCount));
   visit.table({"retrieval_text", "as [data.problems.retrieval], for the retrieval that is asked"},
               [&] { visit_fields(e.retrieval_spec, visit); });
-}
-
-void visit_fields(PlacePlan& p, FieldVisitor& visit) {
-  visit({"method", "how the layers to convert are chosen"}, p.method,
-        {"leave-mixer-out", "leave-block-out", "mmr", "search", "uniform", "list"});
-  visit({"metric", "of leave-one-out and search"}, p.metric, {"reverse-kl", "nll", "accuracy"});
-  visit(
-      {"documents", "documents leave-one-out and search measure; none of those that are reported"},
-      p.documents, ints_from(1, kMaxCount));
-  visit({"problems", "metric accuracy: problems asked, none of the reported; 0 = as many"},
-        p.problems, ints_from(0, kMaxCount));
-  visit({"max_new_tokens", "metric accuracy: tokens of an answer; 0 = as [evaluate] says"},
-        p.max_new_tokens, ints_from(0, kMaxTokens));
-  visit({"evaluations", "search: placements measured"}, p.evaluations, ints_from(4, kMaxCount));
-  visit({"list", "method list: the layers"}, p.list, ints_from(0, kMaxLayers));
 }
 
 void visit_fields(GatePlan& g, FieldVisitor& visit) {
@@ -480,8 +575,9 @@ HybridPlan read_hybrid_plan(const std::filesystem::path& path, const std::string
   Defaults defaults;
   defaults.graft = read_graft(table.table("graft"), {});
   defaults.phases = known_phases(optimizer, plan.seed);
-  defaults.place.probe = defaults.phases[1].config;
-  defaults.place = read_place(table.table("place"), defaults.place);
+  defaults.plain = defaults.phases[1].config;
+  defaults.place.probe = defaults.plain;
+  defaults.place = read_place(table.table("place"), defaults.place, defaults.plain);
   defaults.gate = read_gate(table.table("gate"), {});
   for (Phase& phase : defaults.phases) {
     phase = read_phase(table.table(phase.name), phase, table.has(phase.name));

@@ -9,8 +9,8 @@
 
 #include "eval/problem_source.h"
 #include "hybrid/graft.h"
-#include "hybrid/importance.h"
 #include "hybrid/on_policy.h"
+#include "hybrid/place_plan.h"
 #include "train/train_plan.h"
 
 namespace cambium {
@@ -50,23 +50,6 @@ struct EvaluationPlan {
   std::vector<int64_t> retrieval_lengths = {};
 };
 
-struct PlacePlan {
-  /// leave-mixer-out, leave-block-out, mmr, search, uniform, or list.
-  std::string method = "leave-mixer-out";
-  std::string metric = "reverse-kl";  // or nll, accuracy
-  int64_t documents = 32;             // for leave-one-out and search
-  int64_t problems = 0;               // for accuracy; 0 = as many as are reported
-  int64_t max_new_tokens = 0;         // for accuracy; 0 = as in the evaluation
-  int64_t evaluations = 200;          // for search
-  TrainConfig probe;                  // for mmr
-  std::vector<int64_t> list;
-
-  bool scores() const { return method.starts_with("leave") || method == "mmr"; }
-  /// Measures models on documents or problems that choose.
-  bool measures() const { return method.starts_with("leave") || method == "search"; }
-  bool asks() const { return measures() && metric == "accuracy"; }
-};
-
 struct GatePlan {
   double max_reverse_kl = 0.0;      // 0 = not asked
   double min_accuracy_kept = 0.0;   // of the teacher's accuracy; 0 = not asked
@@ -83,6 +66,14 @@ struct GatePlan {
   double retry_steps = 1.0;  // each trains this many times the stage's steps on top
 };
 
+/// The teacher's logits of a phase's documents, kept in a file (train/stored_logits.h): made where
+/// it is not there, and read in the teacher's place.
+struct LogitsPlan {
+  std::string file;  // empty = the teacher runs beside the student
+  int64_t top_k = 32;
+  int64_t documents = 0;  // the first so many; 0 = all that a file of documents has
+};
+
 /// One kind of training in a stage.
 struct Phase {
   /// align, distill, sft or on_policy: its table, and its folder in the run; or fit
@@ -93,6 +84,7 @@ struct Phase {
   std::string data = "";  // a file of its own, from its first document on; empty = [data] train
   /// The student answers the prompts of those documents itself.
   std::optional<OnPolicyConfig> on_policy = std::nullopt;
+  LogitsPlan logits{};
 };
 
 /// The stage's result becomes a weighted mean of itself and of earlier stages' models.
@@ -101,9 +93,12 @@ struct MergePlan {
   std::vector<double> weights;    // of the result itself, then of those; empty = all alike
 };
 
+/// Of a stage whose search chooses how many layers it converts.
+inline constexpr int64_t kAnyLayers = -1;
+
 struct StagePlan {
   std::string name;
-  int64_t layers = 0;   // converted in all after this stage
+  int64_t layers = 0;   // converted in all after this stage; kAnyLayers: what its search takes
   std::string from;     // the stage it starts from; empty = the teacher
   bool branch = false;  // later stages do not go on from it unless they say so
   GraftOptions graft;
@@ -111,6 +106,8 @@ struct StagePlan {
   /// presets have the names of the mixers, each of them in all layers that choose; `graft`'s is
   /// active, and so what the gate sees.
   std::vector<GraftOptions> beside;
+  /// Mixers that its search may give a layer instead of that of `graft`.
+  std::vector<GraftOptions> others;
   PlacePlan place;
   std::vector<int64_t> list;  // the layers to convert, of place method "list"
   std::vector<Phase> phases;
@@ -118,6 +115,8 @@ struct StagePlan {
   MergePlan merge;
 
   bool makes_supernet() const { return !beside.empty(); }
+  /// `graft` and after it `others`: what a converted layer may have.
+  std::vector<GraftOptions> kinds() const;
   /// Null where the stage has no such phase.
   const Phase* phase(const std::string& name) const;
 };
@@ -135,13 +134,15 @@ struct HybridPlan {
   EvaluationPlan evaluate;
   std::vector<StagePlan> stages;
 
-  /// Layers converted before `stage`.
+  /// Layers converted before `stage`; kAnyLayers where a search chooses how many.
   int64_t layers_before(const StagePlan& stage) const;
+  /// Layers that `stage` converts; kAnyLayers where its search chooses how many.
+  int64_t layers_added(const StagePlan& stage) const;
 };
 
 void visit_fields(GraftOptions& graft, FieldVisitor& visit);
+void visit_fields(LogitsPlan& logits, FieldVisitor& visit);
 void visit_fields(EvaluationPlan& evaluate, FieldVisitor& visit);
-void visit_fields(PlacePlan& place, FieldVisitor& visit);
 void visit_fields(GatePlan& gate, FieldVisitor& visit);
 
 /// Reads and checks a plan. `teacher` (from the command line) wins over the plan's; `overrides` are
@@ -156,6 +157,12 @@ void check_stage_name(const std::string& name, const std::string& where);
 
 /// Error unless the spec's family can write it and reads back what it wrote.
 void check_can_be_saved(const ModelSpec& spec, const std::string& where);
+
+/// Layers as a stage may take them that converts `count` (kAnyLayers: at most) of those of `base`:
+/// which is not known before a choice, and a teacher's layers are alike.
+std::vector<int64_t> likely_layers(const StagePlan& stage, const ModelSpec& base, int64_t count);
+/// Every so-many-th of them, from `first` on: how several kinds share them as far as is known.
+std::vector<int64_t> every_nth(const std::vector<int64_t>& layers, size_t first, size_t step);
 
 /// Checks the plan against the teacher's layers: counts grow, layers exist, mixers fit, and a
 /// family can write each stage's result.

@@ -55,22 +55,27 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
     const ModelSpec& base = results.at(stage.from);
     for (const int64_t layer : attention_layers(base)) {
       const auto at = static_cast<size_t>(layer);
-      make_unit(graft_spec(*teacher.layers[at].mixer(), teacher.width, stage.graft), teacher.width);
-      for (const GraftOptions& graft : stage.beside) {
+      std::vector<GraftOptions> grafts = stage.kinds();
+      grafts.insert(grafts.end(), stage.beside.begin(), stage.beside.end());
+      for (const GraftOptions& graft : grafts) {
         make_unit(graft_spec(*teacher.layers[at].mixer(), teacher.width, graft), teacher.width);
       }
     }
-    // Which layers a scored stage takes is not known; those of a teacher are alike.
     std::vector<int64_t> chosen = stage.list;
     if (stage.place.method != "list") {
       const std::vector<int64_t> open = attention_layers(base);
-      const auto count = static_cast<size_t>(stage.layers - plan.layers_before(stage));
-      expect(count <= open.size(),
+      const int64_t added = plan.layers_added(stage);
+      expect(added <= std::ssize(open),
              "stage {}: {} more layers are to be converted, {} still have attention", stage.name,
-             count, open.size());
-      chosen.assign(open.begin(), open.begin() + static_cast<ptrdiff_t>(count));
+             added, open.size());
+      chosen = likely_layers(stage, base, added);
     }
-    const ModelSpec spec = chosen.empty() ? base : convert_spec(base, teacher, chosen, stage.graft);
+    ModelSpec spec = base;
+    const std::vector<GraftOptions> kinds = stage.kinds();
+    for (size_t k = 0; k < kinds.size(); ++k) {
+      const std::vector<int64_t> these = every_nth(chosen, k, kinds.size());
+      spec = these.empty() ? spec : convert_spec(spec, teacher, these, kinds[k]);
+    }
     check_can_be_saved(spec, "stage " + stage.name);
     results[stage.name] = spec;
   }
@@ -79,6 +84,28 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
            "[evaluate] contexts: expected at most the teacher's {} positions, got {}",
            teacher.max_positions, context);
   }
+}
+
+std::vector<int64_t> likely_layers(const StagePlan& stage, const ModelSpec& base, int64_t count) {
+  std::vector<int64_t> layers = attention_layers(base);
+  int64_t most = std::ssize(layers);
+  if (count == kAnyLayers) {
+    const auto kept = stage.place.choice().at_least;
+    const auto attention = kept.find(kAttentionKind);
+    most -= attention == kept.end() ? 0 : attention->second;
+  } else {
+    most = std::min(most, count);
+  }
+  layers.resize(static_cast<size_t>(std::max<int64_t>(most, 0)));
+  return layers;
+}
+
+std::vector<int64_t> every_nth(const std::vector<int64_t>& layers, size_t first, size_t step) {
+  std::vector<int64_t> these;
+  for (size_t i = first; i < layers.size(); i += step) {
+    these.push_back(layers[i]);
+  }
+  return these;
 }
 
 bool asks_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer) {
@@ -128,6 +155,9 @@ void check_plan_inputs(const HybridPlan& plan, std::vector<std::string>* missing
   std::map<std::string, std::string> files{{plan.data.train, "data.train"},
                                            {plan.data.valid, "data.valid"}};
   for (const StagePlan& stage : plan.stages) {
+    if (stage.place.measures()) {
+      files.emplace(stage.place.data, fmt::format("stage {}: place.data", stage.name));
+    }
     for (const Phase& phase : stage.phases) {
       files.emplace(phase.data, fmt::format("stage {}: {}.{}", stage.name, phase.name,
                                             phase.on_policy ? "prompts" : "data"));

@@ -1,6 +1,8 @@
 // What a plan would do, take and need, worked out from shapes alone.
 #include <algorithm>
+#include <filesystem>
 #include <map>
+#include <set>
 
 #include "base/text.h"
 #include "hybrid/importance.h"
@@ -8,6 +10,7 @@
 #include "model/model.h"
 #include "model/supernet.h"
 #include "serve/cache_plan.h"
+#include "train/stored_logits.h"
 #include "train/training_cost.h"
 
 namespace cambium {
@@ -82,8 +85,10 @@ struct Shapes {
 
 // FLOPs a token. Backward is a product for the inputs (all of the model) and one for the weights
 // (of what is trained); activation checkpointing runs the forward pass twice.
-double training_flops(const TrainConfig& c, const Shapes& student, const Shapes& teacher) {
-  const double taught = teacher.forward(c.sequence_length);
+// `watched`: the teacher runs beside the student, and its logits are not read from a file.
+double training_flops(const TrainConfig& c, const Shapes& student, const Shapes& teacher,
+                      bool watched) {
+  const double taught = watched ? teacher.forward(c.sequence_length) : 0.0;
   const double trained = student.trained(c) - student.resting(c);
   if (c.objective == Objective::kAlign) {
     return taught + 6.0 * trained;
@@ -92,6 +97,69 @@ double training_flops(const TrainConfig& c, const Shapes& student, const Shapes&
   const double watch = c.loss.reverse_kl != 0.0F || c.loss.forward_kl != 0.0F ? taught : 0.0;
   return watch + once * (c.checkpoint_layers ? 3.0 : 2.0) + 2.0 * trained;
 }
+
+/// What the answers of an on-policy phase take, beside learning from them. Every token of its
+/// sequences, prompts included, goes through the student once; those of the answers one by one, as
+/// many sequences at once as a batch has, and each such step reads the weights that run.
+struct Sampling {
+  double tokens = 0.0, flops = 0.0, steps = 0.0, bytes = 0.0;
+
+  Sampling(const OnPolicyConfig& c, const Shapes& student, const TrainConfig& train, double all,
+           Device device)
+      : tokens(all),
+        flops(all * student.forward(train.sequence_length)),
+        steps(all / static_cast<double>(c.batch)),
+        bytes(student.running *
+              static_cast<double>(dtype_size(activations_of(train.precision, device)))) {}
+
+  std::string describe(double speed) const {
+    return fmt::format(
+        "  sample   at most {} tokens of prompts and answers, {:.3g} FLOP, {}; about {} decode "
+        "steps "
+        "where all of them are answers, each of which reads {} of weights\n",
+        human_count(tokens), flops, human_duration(flops / speed), human_count(steps),
+        human_bytes(static_cast<uint64_t>(bytes)));
+  }
+};
+
+/// What a phase's stored logits take where they are not there yet. How many tokens documents have
+/// is not known before they are read: of a file, not more than it has bytes.
+struct Storing {
+  std::string file;
+  bool there = false, known = true;
+  double tokens = 0.0, flops = 0.0;
+  int64_t row = 0;
+
+  Storing(const Phase& phase, const HybridPlan& plan, const ModelSpec& teacher,
+          const Shapes& taught)
+      : file(phase.logits.file), there(std::filesystem::exists(file)) {
+    const LogitsPlan& logits = phase.logits;
+    const auto sequence = static_cast<double>(phase.config.sequence_length);
+    const std::string& data = phase.data.empty() ? plan.data.train : phase.data;
+    std::error_code missing;
+    const auto bytes =
+        static_cast<double>(data.empty() ? 0 : std::filesystem::file_size(data, missing));
+    tokens = static_cast<double>(logits.documents) * sequence;
+    if (!data.empty() && !missing) {
+      tokens = logits.documents > 0 ? std::min(tokens, bytes) : bytes;
+    }
+    known = tokens > 0.0;
+    row = stored_row_bytes(std::min(logits.top_k, teacher.vocab), teacher.vocab);
+    flops = there ? 0.0 : tokens * taught.forward(phase.config.sequence_length);
+  }
+
+  std::string describe(double speed, bool first) const {
+    const std::string sizes =
+        known ? fmt::format("at most {} tokens, {} on disk", human_count(tokens),
+                            human_bytes(static_cast<uint64_t>(tokens * static_cast<double>(row))))
+              : "as many tokens as its data has, which is not there yet";
+    return fmt::format(
+        "  logits   {}: {} bytes a token; {}\n", file, row,
+        there    ? "it is there"
+        : !first ? "made before"
+                 : fmt::format("{}, {:.3g} FLOP, {}", sizes, flops, human_duration(flops / speed)));
+  }
+};
 
 // How much of a model training has changed: what it has in common with the teacher is held once.
 enum class Changed : uint8_t { kConverted, kMixers, kEverything };
@@ -191,6 +259,61 @@ std::string describe_gate(const GatePlan& gate) {
                      gate.retries);
 }
 
+// How the stage chooses among so many layers of attention.
+std::string describe_place(const HybridPlan& plan, const StagePlan& stage, int64_t open) {
+  const PlacePlan& place = stage.place;
+  if (plan.layers_added(stage) == 0) {
+    return "  place    nothing\n";
+  }
+  std::string s = fmt::format("  place    {}", place.method);
+  if (place.trains()) {
+    const TrainConfig& probe = place.probe;
+    const int64_t probes = place.method == "mmr" ? open : 1;
+    s += fmt::format(
+        ": {}{} steps = {} tokens",
+        place.method == "mmr" ? fmt::format("{} probes of ", probes) : "", probe.least_steps(),
+        human_count(static_cast<double>(probes * probe.least_steps() * probe.step_tokens())));
+  } else if (place.measures()) {
+    const bool search = place.method == "search";
+    const bool retrieval = place.metric == "retrieval";
+    const int64_t reported = retrieval ? plan.evaluate.retrieval : plan.evaluate.problems;
+    const std::string documents = fmt::format("{} documents{}", place.documents,
+                                              place.data.empty() ? "" : " of " + place.data);
+    s += fmt::format(
+        " by {} on {}", place.metric,
+        !place.asks() ? documents
+                      : fmt::format("{} {}{}", place.problems > 0 ? place.problems : reported,
+                                    retrieval ? "texts" : "problems",
+                                    search ? "" : ", equal shares by reverse KL on " + documents));
+    s += search ? fmt::format(", {} placements", place.evaluations) : "";
+  }
+  if (place.tries()) {
+    const Phase* align = stage.phase("align");
+    const size_t trials = place.method == "search" ? stage.kinds().size() : 1;
+    s += fmt::format(", of all of it converted{}",
+                     align == nullptr ? std::string()
+                                      : fmt::format(" and aligned ({} of {} steps)", trials,
+                                                    align->config.least_steps()));
+  }
+  if (place.method == "search" && place.has_budget()) {
+    const std::string most =
+        place.budget_cost > 0.0
+            ? fmt::format("{:g}", place.budget_cost)
+            : fmt::format("{:.1f} % of what it starts from", 100.0 * place.choice().share);
+    s += fmt::format("\n  budget   {} ({}, {} tokens of context)", most, cost_unit(place.cost.kind),
+                     place.cost.context);
+  }
+  if (place.method == "search") {
+    for (const std::string& count : place.at_least) {
+      s += fmt::format(", at least {}", count);
+    }
+    for (const std::string& count : place.at_most) {
+      s += fmt::format(", at most {}", count);
+    }
+  }
+  return s + "\n";
+}
+
 std::string describe_cache(const ModelSpec& spec) {
   const CachePlan cache(Model(spec), {});
   return fmt::format("{} a token and {} a sequence, as served",
@@ -213,58 +336,41 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
   double all_tokens = 0.0;
   double all_flops = 0.0;
   std::vector<MemoryItem> memory;
-  std::string most;  // where so much is taken
+  std::string most;              // where so much is taken
+  std::set<std::string> stored;  // files of logits that an earlier phase has made
   std::map<std::string, Changed> changed{{"", Changed::kConverted}};
   std::map<std::string, ModelSpec> hybrids{{"", teacher}};
   for (const StagePlan& stage : plan.stages) {
-    const int64_t before = plan.layers_before(stage);
+    const int64_t added = plan.layers_added(stage);
     const double converted_before = Shapes(hybrids.at(stage.from), teacher).converted;
     ModelSpec hybrid = hybrids.at(stage.from);
-    std::vector<GraftOptions> grafts = {stage.graft};
+    std::vector<GraftOptions> grafts = stage.kinds();
     grafts.insert(grafts.end(), stage.beside.begin(), stage.beside.end());
+    // Which layers go changes neither cost nor cache: a teacher's layers of attention are alike.
+    const std::vector<int64_t> taken = likely_layers(stage, hybrid, added);
     std::vector<std::string> kinds;
     for (const GraftOptions& graft : grafts) {
       kinds.push_back(graft.mixer);
     }
-    s += fmt::format(
-        "stage {}: {} of {} layers ({} more) {} {}{}{}{}\n", stage.name, stage.layers, layers,
-        stage.layers - before, stage.makes_supernet() ? "choose among attention," : "become",
-        join(kinds, ", "), stage.graft.faithful ? ", the released layout" : "",
-        stage.from.empty() ? "" : ", from " + stage.from, stage.branch ? ", a branch" : "");
-    s += fmt::format("  place    {}", stage.layers > before ? stage.place.method : "nothing");
-    const TrainConfig& probe = stage.place.probe;
-    const bool places = stage.layers > before;
-    if (places && stage.place.method == "mmr") {
-      const auto probes = static_cast<int64_t>(attention_layers(hybrid).size());
-      const double tokens = static_cast<double>(probes * probe.least_steps() *
-                                                probe.sequences_per_step * probe.sequence_length);
-      s += fmt::format(": {} probes of {} steps = {} tokens\n", probes, probe.least_steps(),
-                       human_count(tokens));
-    } else if (places && stage.place.measures()) {
-      const bool search = stage.place.method == "search";
-      const std::string documents = fmt::format("{} documents", stage.place.documents);
-      s += fmt::format(
-          " by {} on {}{}\n", stage.place.metric,
-          !stage.place.asks()
-              ? documents
-              : fmt::format(
-                    "{} problems{}",
-                    stage.place.problems > 0 ? stage.place.problems : plan.evaluate.problems,
-                    search ? "" : ", equal shares by reverse KL on " + documents),
-          search ? fmt::format(", {} placements of all of it converted and aligned",
-                               stage.place.evaluations)
-                 : "");
-    } else {
-      s += "\n";
-    }
-    // Which layers go changes neither cost nor cache: a teacher's layers of attention are alike.
-    std::vector<int64_t> taken = attention_layers(hybrid);
-    taken.resize(std::min(taken.size(), static_cast<size_t>(stage.layers - before)));
+    const std::string counts =
+        stage.layers == kAnyLayers
+            ? fmt::format("{} of {} layers",
+                          added == 0 ? "as many as before" : "as many as the search takes", layers)
+            : fmt::format("{} of {} layers ({} more)", stage.layers, layers, added);
+    s += fmt::format("stage {}: {} {} {}{}{}{}\n", stage.name, counts,
+                     stage.makes_supernet() ? "choose among attention," : "become",
+                     join(kinds, stage.others.empty() ? ", " : " or "),
+                     stage.graft.faithful ? ", the released layout" : "",
+                     stage.from.empty() ? "" : ", from " + stage.from,
+                     stage.branch ? ", a branch" : "");
+    s += describe_place(plan, stage, std::ssize(attention_layers(hybrid)));
+    size_t turn = 0;
     for (const int64_t layer : taken) {
       const auto at = static_cast<size_t>(layer);
       const UnitSpec attention = *teacher.layers[at].mixer();
       if (!stage.makes_supernet()) {
-        *hybrid.layers[at].mixer() = graft_spec(attention, teacher.width, stage.graft);
+        const GraftOptions& kind = grafts[turn++ % grafts.size()];
+        *hybrid.layers[at].mixer() = graft_spec(attention, teacher.width, kind);
         continue;
       }
       std::vector<UnitSpec> units = {attention};
@@ -280,7 +386,7 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
     for (const Phase& phase : stage.phases) {
       const TrainConfig& c = phase.config;
       const auto tokens = static_cast<double>(c.least_steps() * c.step_tokens());
-      const double work = tokens * training_flops(c, student, taught);
+      const double work = tokens * training_flops(c, student, taught, phase.logits.file.empty());
       const double trained = student.trained(c);
       all_tokens += tokens;
       all_flops += work;
@@ -301,6 +407,17 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
           : phase.on_policy   ? " on its own answers"
                               : "",
           work, human_duration(work / flops));
+      if (phase.on_policy) {
+        const Sampling sampling(*phase.on_policy, student, c, tokens, device);
+        all_flops += sampling.flops;
+        s += sampling.describe(flops);
+      }
+      if (!phase.logits.file.empty()) {
+        const Storing storing(phase, plan, teacher, taught);
+        const bool first = stored.insert(phase.logits.file).second;
+        all_flops += first ? storing.flops : 0.0;
+        s += storing.describe(flops, first);
+      }
     }
     if (!stage.merge.with.empty()) {
       s += fmt::format("  merge    with {}\n", join(stage.merge.with, ", "));

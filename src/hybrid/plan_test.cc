@@ -167,6 +167,108 @@ TEST(HybridPlan, AStartIsCalibratedWhereItCanBe) {
   EXPECT_EQ(plan.stages[1].graft.calibrate, 0);
 }
 
+// What `place` and `score` know on the command line, as keys.
+TEST(HybridPlan, AStagePlacesAsTheCommandsDo) {
+  const HybridPlan plan = read(R"(
+[graft]
+mixer = "gated_delta_net"
+[evaluate]
+retrieval = 3
+[align]
+steps = 4
+sequence_length = 100
+[[stage]]
+name = "gates"
+layers = 1
+place = {method = "gates", probe = {sequence_length = 64}, price = 5.0}
+[[stage]]
+name = "restore"
+layers = 2
+place = {method = "restore-one", metric = "nll", data = "traces.jsonl"}
+[[stage]]
+name = "both"
+graft = {window = 8}
+[stage.place]
+method = "search"
+metric = "retrieval"
+mixers = ["sliding_window"]
+speedup = 2.0
+cost = "prefill"
+context = 64
+at_most = ["attention=1", "sliding_window=1"]
+[[stage]]
+name = "on"
+from = "both"
+distill = {steps = 2, sequence_length = 100}
+)",
+                               {}, "t");
+  const ModelSpec teacher = testing::tiny_attention(4);
+  check_plan(plan, teacher);
+  const TrainConfig& probe = plan.stages[0].place.probe;
+  EXPECT_EQ(probe.steps, 150);  // the command's
+  EXPECT_EQ(probe.sequence_length, 64);
+  EXPECT_EQ(probe.schedule.peak, 0.2);
+  EXPECT_TRUE(probe.align.all_tokens);
+  EXPECT_EQ(plan.stages[1].place.data, "traces.jsonl");
+  const StagePlan& both = plan.stages[2];
+  EXPECT_EQ(both.layers, kAnyLayers);
+  EXPECT_EQ(plan.layers_added(both), kAnyLayers);
+  EXPECT_EQ(plan.layers_added(plan.stages[3]), 0);
+  ASSERT_EQ(both.kinds().size(), 2);
+  EXPECT_EQ(both.kinds()[0].window, 0);  // each has the options it knows
+  EXPECT_EQ(both.kinds()[1].window, 8);
+  EXPECT_EQ(both.kinds()[0].calibrate, 64);
+  EXPECT_EQ(both.kinds()[1].calibrate, 0);
+  const ChoiceOptions choice = both.place.choice();
+  EXPECT_EQ(choice.share, 0.5);
+  EXPECT_EQ(choice.budget, 0.0);
+  EXPECT_EQ(choice.cost.kind, CostKind::kPrefill);
+  EXPECT_EQ(choice.cost.context, 64);
+  EXPECT_EQ(choice.at_most.at("sliding_window"), 1);
+  const std::string described = describe_plan(plan, teacher, 1e9);
+  EXPECT_THAT(described, HasSubstr("gates: 150 steps"));
+  EXPECT_THAT(described, HasSubstr("as many as the search takes of 4 layers become "
+                                   "gated_delta_net or sliding_window"));
+  EXPECT_THAT(described,
+              HasSubstr("budget   50.0 % of what it starts from (ms a prompt, 64 tokens of "
+                        "context), at most attention=1, at most sliding_window=1"));
+  std::vector<std::string> missing;
+  check_plan_inputs(plan, &missing);
+  EXPECT_THAT(missing, ::testing::Contains("traces.jsonl (stage restore: place.data)"));
+}
+
+// A dry run counts what answers to learn from take, and what logits do that are to be stored.
+TEST(HybridPlan, CountsSamplingAndStoredLogits) {
+  const TestFolder folder;
+  const std::string file = folder.at("x.logits");
+  const HybridPlan plan = read(fmt::format(R"(
+[graft]
+mixer = "sliding_window"
+window = 8
+[distill]
+steps = 10
+sequence_length = 100
+logits = {{file = "{}", top_k = 4, documents = 20}}
+[[stage]]
+layers = 1
+[[stage]]
+layers = 2
+on_policy = {{steps = 5, sequence_length = 40, batch = 8}}
+)",
+                                           file),
+                               {}, "t");
+  const ModelSpec teacher = testing::tiny_attention(4);
+  const std::string text = describe_plan(plan, teacher, 1e9);
+  // 20 documents of 100 tokens; ids of 24 tokens have 5 bits.
+  EXPECT_THAT(text, HasSubstr("x.logits: 13 bytes a token; at most 2.0K tokens, 25.4 KiB on disk"));
+  EXPECT_THAT(text, HasSubstr("x.logits: 13 bytes a token; made before"));
+  EXPECT_THAT(text, HasSubstr("sample   at most 200 tokens of prompts and answers"));
+  EXPECT_THAT(text, HasSubstr("about 25 decode steps"));
+  EXPECT_THAT(text, HasSubstr("each of which reads 32.1 KiB of weights"));
+  write_file_atomically(file, "there");
+  EXPECT_THAT(describe_plan(plan, teacher, 1e9), HasSubstr("13 bytes a token; it is there"));
+}
+
 TEST(HybridPlan, SetChangesOneKeyAndTheTextKeepsIt) {
   const HybridPlan plan =
       read(kStages, {"name=\"x\"", "distill.steps=7", "gate.max_reverse_kl=0.25"}, "t");
@@ -235,6 +337,48 @@ TEST(HybridPlan, SaysWhatIsWrong) {
       {"[[stage]]\nlayers = 1\nplace = {probe = {steps = 1}}\n", "'probe' does nothing"},
       {"[[stage]]\nlayers = 1\nplace = {evaluations = 9}\n", "'evaluations' does nothing"},
       {"[[stage]]\nlayers = 1\nplace = {method = \"search\", evaluations = 1}\n", "from 4 to"},
+      {"[[stage]]\nplace = {method = \"search\"}\n", "or a budget in [place]"},
+      {"[[stage]]\nplace = {method = \"search\", budget = 0.5, speedup = 2.0}\n",
+       "one of 'budget', 'speedup' and 'budget_cost'"},
+      {"[[stage]]\nplace = {method = \"search\", speedup = 0.5}\n", "at least 1, got 0.5"},
+      {"[[stage]]\nplace = {method = \"search\", budget = 0.5, at_most = [\"mamba\"]}\n",
+       "at_most: expected KIND=LAYERS"},
+      {"[[stage]]\nplace = {method = \"search\", budget = 0.5, at_most = [\"atention=1\"]}\n",
+       "there is no kind 'atention'; did you mean 'attention'?; there are attention, mamba"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"search\", at_most = [\"attention=1\"]}\n",
+       "how many layers keep attention follows from 'layers'"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"search\", mixers = [\"mamba\"]}\n",
+       "mamba is given twice, or is the stage's own"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"search\", mixers = [\"mamba3\"]}\n", "mamba2"},
+      {"[[stage]]\nlayers = 1\ngraft = {beside = [\"mamba2\"]}\n"
+       "place = {method = \"search\", mixers = [\"lightning\"]}\n",
+       "leave one of the two out"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"search\", context = 9}\n",
+       "'context' does nothing with method \"search\" without a budget"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"search\", budget = 0.5, cost = \"cache\", "
+       "repeats = 3}\n",
+       "'repeats' does nothing"},
+      {"[[stage]]\nlayers = 1\nplace = {mixers = [\"mamba2\"]}\n", "'mixers' does nothing"},
+      {"[[stage]]\nlayers = 1\nplace = {window = 8}\n", "'window' does nothing"},
+      {"[[stage]]\nlayers = 1\nplace = {price = 8.0}\n", "'price' does nothing"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"gates\", metric = \"nll\"}\n",
+       "'metric' does nothing"},
+      {"[[stage]]\nlayers = 1\nplace = {method = \"gates\", data = \"t.jsonl\"}\n",
+       "'data' does nothing"},
+      {"[[stage]]\nlayers = 1\nalign = {steps = 1, logits = {file = \"l\"}}\n", "expected 'file'"},
+      {"[[stage]]\nlayers = 1\ndistill = {steps = 1, logits = {file = \"l\"}}\n",
+       "generated problems never end: expected 'documents'"},
+      {"[[stage]]\nlayers = 1\ndistill = {steps = 1, logits = {top_k = 3}}\n", "expected 'file'"},
+      {"[[stage]]\nlayers = 1\ndistill = {steps = 1, loss = {temperature = 2.0}, logits = {file = "
+       "\"l\", documents = 9}}\n",
+       "those at temperature 1, got 2"},
+      {"[[stage]]\nlayers = 1\ndistill = {steps = 1, objective = \"align\", logits = {file = "
+       "\"l\", documents = 9}}\n",
+       "alignment needs the teacher"},
+      {"[[stage]]\nlayers = 1\nplace = {metric = \"retrieval\"}\n", "metric retrieval needs texts"},
+      {"[[stage]]\nname = \"a\"\nplace = {method = \"search\", budget = 0.5}\n"
+       "[[stage]]\nname = \"b\"\nlayers = 3\n",
+       "goes on from stage a, whose search chooses how many layers"},
       {"[[stage]]\nlayers = 1\nsft = {steps = 1, loss = {reverse_kl = 1.0}}\n",
        "learns from the data alone"},
       {"[[stage]]\nlayers = 1\nsft = {steps = 1, loss = {cross_entropy = 0.0}}\n",

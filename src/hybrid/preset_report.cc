@@ -7,6 +7,14 @@
 
 namespace cambium {
 
+ModelSummary measure_preset(const std::string& name, Model& model, Model& teacher,
+                            const RunData& data, const EvaluationPlan& evaluate) {
+  ModelSummary s = summarise_spec(name, model, &teacher.spec());
+  measure_quality(s, model, teacher, data, evaluate);
+  s.gate = {true, 0, "a preset of the supernet"};
+  return s;
+}
+
 RunSummary measure_presets(LoadedModel& supernet, LoadedModel& teacher, const RunData& data,
                            const PresetReportOptions& options) {
   const std::vector<Preset>& presets = supernet.model->spec().presets;
@@ -30,11 +38,10 @@ RunSummary measure_presets(LoadedModel& supernet, LoadedModel& teacher, const Ru
   const ModelSpec& taught = teacher.model->spec();
   for (size_t i = 0; i < models.size(); ++i) {
     const bool is_teacher = i == 0;
-    ModelSummary s =
-        summarise_spec(is_teacher ? "teacher" : presets[i - 1].name, *models[i], &taught);
+    ModelSummary s = measure_preset(is_teacher ? "teacher" : presets[i - 1].name, *models[i],
+                                    *teacher.model, data, options.evaluate);
     s.dir = is_teacher ? options.teacher : supernet.dir.string();
-    measure_quality(s, *models[i], *teacher.model, data, options.evaluate);
-    s.gate = {true, 0, is_teacher ? "the teacher" : "a preset of the supernet"};
+    s.gate.reason = is_teacher ? "the teacher" : s.gate.reason;
     summary.models.push_back(std::move(s));
   }
   ThroughputConfig speed;

@@ -14,6 +14,10 @@ struct PresetReportOptions {
   EvaluationPlan evaluate;
 };
 
+/// Quality of one preset's hybrid, `model`, under this name.
+ModelSummary measure_preset(const std::string& name, Model& model, Model& teacher,
+                            const RunData& data, const EvaluationPlan& evaluate);
+
 /// The teacher first, then each preset: quality, then the speed of all of them side by side, so
 /// that they meet the same machine. Every preset is a view of the supernet's weights.
 RunSummary measure_presets(LoadedModel& supernet, LoadedModel& teacher, const RunData& data,

@@ -116,10 +116,12 @@ class GateTrainer {
     LossInputs inputs;
     inputs.teacher_hidden = teacher_.forward(plain, sequence.batch);
     inputs.teacher_head = teacher_.head().detached();
+    inputs.teacher_logit_cap = teacher_.spec().logit_cap;
     ForwardOptions options;
     options.checkpoint_layers = config_.train.checkpoint_layers;
     inputs.hidden = gated_.model().forward(ctx, sequence.batch, options);
     inputs.head = gated_.model().head().detached();
+    inputs.logit_cap = gated_.model().spec().logit_cap;
     inputs.labels = sequence.labels;
     inputs.scale = scale;
     head_loss(ctx, inputs, config_.train.loss);

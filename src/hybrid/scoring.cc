@@ -6,6 +6,7 @@
 #include "base/checksum.h"
 #include "base/progress.h"
 #include "base/signals.h"
+#include "eval/problem_source.h"
 #include "hybrid/placement_judge.h"
 #include "hybrid/plan.h"
 #include "hybrid/relaxation.h"
@@ -73,6 +74,9 @@ Fingerprint fingerprint_of(Model& base, Model& teacher, const ScoreOptions& o,
     }
     if (!o.graft.rope) {
       f["graft rope"] = "false";
+    }
+    if (o.graft.sink_logits) {
+      f["graft sink_logits"] = "true";
     }
     return f;
   }
@@ -294,6 +298,41 @@ std::string model_digest(Model& model) {
     with_bytes(p.tensor, [&](std::span<const std::byte> bytes) { sum.update(bytes); });
   });
   return checksum_text(sum.digest());
+}
+
+TrainConfig gate_probe(uint64_t seed) {
+  TrainConfig probe;
+  probe.loss = {};
+  probe.loss.reverse_kl = 1.0F;
+  probe.steps = 150;
+  probe.sequence_length = 1024;
+  probe.schedule.peak = 0.2;
+  probe.schedule.decay = Decay::kConstant;
+  probe.align.all_tokens = true;
+  probe.seed = seed;
+  return probe;
+}
+
+std::shared_ptr<DocumentSource> with_retrieval(std::shared_ptr<DocumentSource> documents,
+                                               const Tokenizer& tokenizer, double share,
+                                               int64_t chars, uint64_t seed) {
+  std::vector<std::shared_ptr<DocumentSource>> sources;
+  std::vector<double> weights;
+  if (share < 1.0) {
+    sources.push_back(std::move(documents));
+    weights.push_back(1.0 - share);
+  }
+  if (share > 0.0) {
+    ProblemSpec problems;
+    problems.retrieval_share = 1.0;
+    if (chars > 0) {
+      problems.retrieval.max_chars = static_cast<int>(chars);
+      problems.retrieval.min_chars = problems.retrieval.max_chars / 4;
+    }
+    sources.push_back(problem_source(tokenizer, problems, Split::kTrain, seed));
+    weights.push_back(share);
+  }
+  return mixed_source(std::move(sources), std::move(weights), seed);
 }
 
 void align_mixers(LoadedModel& student, Model& teacher, const std::vector<int64_t>& layers,

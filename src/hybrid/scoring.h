@@ -54,6 +54,15 @@ struct ScoreData {
 Importance score_importance(Model& base, Model& teacher, const ScoreOptions& options,
                             const ScoreData& data, const std::filesystem::path& path);
 
+/// How gates are learned unless told: fewer numbers than layers of a model, so in large steps.
+TrainConfig gate_probe(uint64_t seed);
+
+/// What gates are learned on: of `share` of the samples generated retrieval from texts of up to
+/// `chars` characters (0: the usual ones), else `documents`.
+std::shared_ptr<DocumentSource> with_retrieval(std::shared_ptr<DocumentSource> documents,
+                                               const Tokenizer& tokenizer, double share,
+                                               int64_t chars, uint64_t seed);
+
 /// Trains the mixers of `layers` alone, as a phase "align" does, from `first_sample` of the data
 /// on.
 void align_mixers(LoadedModel& student, Model& teacher, const std::vector<int64_t>& layers,

@@ -71,6 +71,44 @@ TEST_F(SupernetOfBanks, IsABankAgain) {
               HasSubstr("it: expected a supernet, got a plain model (AAAA)"));
 }
 
+// A mixer joins a supernet: what was there stays, bit for bit, presets included, and a thin one has
+// what its presets use.
+TEST_F(SupernetOfBanks, TakesAnotherMixer) {
+  LoadedModel supernet = bank_.supernet([](ModelSpec& spec) {
+    put_preset(spec, {"old", uniform_units(spec, kDelta)});
+    spec.layers[0].choice()->active = 1;
+  });
+  const LoadedModel made_later =
+      convert(*teacher_.model, *teacher_.model, {0, 3}, {.mixer = kWindow, .window = 3}, 8, true);
+  const auto narrow = [](ModelSpec& spec) {
+    put_preset(spec, {"narrow", uniform_units(spec, "narrow")});
+  };
+  LoadedModel more = add_mixer(*supernet.model, *made_later.model, {0, 3}, "narrow", narrow);
+  const ModelSpec& spec = more.model->spec();
+  EXPECT_THAT(mixer_labels(spec), ElementsAre("attention", kDelta, kWindow, "narrow"));
+  EXPECT_EQ(spec.layers[0].all_mixers().size(), 4U);
+  EXPECT_EQ(spec.layers[1].all_mixers().size(), 2U);
+  EXPECT_EQ(spec.layers[0].choice()->active, 1);
+  ASSERT_EQ(spec.presets.size(), 2U);
+  EXPECT_EQ(spec.presets[0].active, supernet.model->spec().presets[0].active);
+  EXPECT_THAT(spec.presets[1].active, ElementsAre(3, 0, -1, 3));
+  for (const Preset& preset : supernet.model->spec().presets) {
+    EXPECT_EQ(all_weights(*view_hybrid(*more.model, preset.active).model),
+              all_weights(*view_hybrid(*supernet.model, preset.active).model));
+  }
+  EXPECT_EQ(all_weights(*view_hybrid(*more.model, spec.presets[1].active).model),
+            all_weights(*made_later.model));
+  const ModelSpec thin = thinned(spec, "it");
+  EXPECT_THAT(mixer_labels(thin), ElementsAre(kDelta, "narrow", "attention"));
+  EXPECT_THAT(error_of([&] {
+                add_mixer(*supernet.model, *made_later.model, {0, 3}, kWindow);
+              }),
+              HasSubstr("layer 0 has a mixer 'sliding_window' already; give the new one a name: "
+                        "NAME=sliding_window"));
+  EXPECT_THAT(error_of([&] { add_mixer(*supernet.model, *made_later.model, {2}, "narrow"); }),
+              HasSubstr("layer 2 has no choice"));
+}
+
 TEST_F(SupernetOfBanks, RefusesMixersWithNames) {
   ModelSpec spec = testing::tiny_attention(2);
   spec.layers[0].mixer()->name = "own";

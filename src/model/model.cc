@@ -5,6 +5,7 @@
 #include "base/random.h"
 #include "base/signals.h"
 #include "base/text.h"
+#include "ops/activation/activation.h"
 #include "ops/embedding/embedding.h"
 #include "ops/matmul/matmul.h"
 #include "ops/pointwise/pointwise.h"
@@ -19,7 +20,7 @@ Tensor scaled(Context& ctx, float scale, const Tensor& x) {
 
 }  // namespace
 
-Model::Model(ModelSpec spec) : spec_(std::move(spec)), rope_(spec_.rope) {
+Model::Model(ModelSpec spec) : spec_(std::move(spec)) {
   const double scale = 0.02;
   embed_ = {.shape = {spec_.vocab, spec_.width},
             .group = ParameterGroup::kEmbedding,
@@ -31,6 +32,15 @@ Model::Model(ModelSpec spec) : spec_(std::move(spec)), rope_(spec_.rope) {
   layers_.reserve(spec_.layers.size());
   for (const LayerSpec& layer : spec_.layers) {
     layers_.emplace_back(layer, spec_.width);
+  }
+  ropes_.emplace_back(spec_.rope);
+  for (const RopeConfig& rope : spec_.more_ropes) {
+    ropes_.emplace_back(rope);
+  }
+  for (const LayerSpec& layer : spec_.layers) {
+    expect(layer.rope >= 0 && static_cast<size_t>(layer.rope) < ropes_.size(),
+           "expected a layer's rope below {}, the number of the model's, got {}", ropes_.size(),
+           layer.rope);
   }
   note_states();
 }
@@ -70,7 +80,6 @@ void Model::expect_runs() const {
       add(what);
     }
   }
-  add(norm_.missing());
   expect(missing.empty(),
          "this build cannot run this {} model, only describe it: {} {} not built yet", spec_.family,
          join(missing, ", "), missing.size() == 1 ? "is" : "are");
@@ -80,26 +89,35 @@ uint64_t layer_noise(uint64_t noise, int64_t layer) {
   return noise == 0 ? 0 : mix_seed(noise, static_cast<uint64_t>(layer));
 }
 
-LayerInputs Model::layer_inputs(size_t layer, const Batch& batch, const Turns* rope,
+LayerInputs Model::layer_inputs(size_t layer, const Batch& batch,
+                                const std::vector<const Turns*>& turns,
                                 const ForwardOptions& options) const {
   const size_t count = layers_[layer].state_layouts().size();
   const std::span<const UnitState>& states = options.states;
   return {.batch = &batch,
-          .rope = rope,
+          .rope = turns[static_cast<size_t>(spec_.layers[layer].rope)],
           .states = states.empty() ? states : states.subspan(first_state_[layer], count),
           .noise = layer_noise(options.noise, static_cast<int64_t>(layer))};
 }
 
-const Turns* Model::rope_for(const Context& ctx, const Batch& batch) {
-  rope_.ensure(batch.positions_end());
+const Turns* Model::turns_of(const Context& ctx, const Batch& batch, RopeTable& rope) const {
+  rope.ensure(batch.positions_end());
   return new (ctx.host_arena().allocate(sizeof(Turns)))
-      Turns(rope_.turns(ctx, batch.segments(), batch.lengths()));
+      Turns(rope.turns(ctx, batch.segments(), batch.lengths()));
+}
+
+const Turns* Model::rope_for(const Context& ctx, const Batch& batch, int64_t layer) {
+  return turns_of(ctx, batch,
+                  ropes_[static_cast<size_t>(spec_.layers[static_cast<size_t>(layer)].rope)]);
 }
 
 Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& options) {
   CAMBIUM_CHECK(options.states.empty() || options.states.size() == state_layouts_.size());
   CAMBIUM_CHECK(options.taps.empty() || options.taps.size() == layers_.size());
-  const Turns* table = rope_for(ctx, batch);
+  std::vector<const Turns*> turns;
+  for (RopeTable& rope : ropes_) {
+    turns.push_back(turns_of(ctx, batch, rope));
+  }
   const bool whole = options.end_layer < 0;
   const size_t end = whole ? layers_.size() : static_cast<size_t>(options.end_layer);
   CAMBIUM_CHECK(end <= layers_.size() && options.first_layer >= 0);
@@ -110,7 +128,7 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
                  : scaled(ctx, spec_.embedding_scale,
                           embedding(ctx, embed_.tensor, batch.tokens(), options.newest));
   const auto first = static_cast<size_t>(options.first_layer);
-  const auto inputs = [&](size_t layer) { return layer_inputs(layer, batch, table, options); };
+  const auto inputs = [&](size_t layer) { return layer_inputs(layer, batch, turns, options); };
   const auto tap = [&](size_t layer) {
     return options.taps.empty() ? nullptr : &options.taps[layer];
   };
@@ -195,6 +213,9 @@ Tensor Model::checkpointed_layer(Context& ctx, size_t layer, const Tensor& h,
 Tensor Model::logits(const Context& ctx, const Tensor& hidden) const {
   const Tensor out = ctx.result(hidden.dtype, {hidden.dim(0), spec_.vocab}, false);
   matmul_into(ctx, out, hidden, head());
+  if (spec_.logit_cap > 0.0F) {
+    soft_cap(ctx, out, spec_.logit_cap);
+  }
   return out;
 }
 

@@ -67,9 +67,9 @@ class Model {
   void set_activations(Dtype dtype) { activations_ = dtype; }
   /// Of the units that keep state, in order.
   const std::vector<StateLayout>& state_layouts() const { return state_layouts_; }
-  /// How the tokens of `batch` turn, in the arena of `ctx`. Forward does this itself; callers that
-  /// run single mixers need it.
-  const Turns* rope_for(const Context& ctx, const Batch& batch);
+  /// How the tokens of `batch` turn in a layer, in the arena of `ctx`. Forward does this itself;
+  /// callers that run single mixers need it.
+  const Turns* rope_for(const Context& ctx, const Batch& batch, int64_t layer);
 
  private:
   void infer_layer(Context& ctx, size_t layer, Residual& residual, const Tensor& like,
@@ -81,8 +81,9 @@ class Model {
   void note_states();
 
   ModelSpec spec_;
-  LayerInputs layer_inputs(size_t layer, const Batch& batch, const Turns* rope,
+  LayerInputs layer_inputs(size_t layer, const Batch& batch, const std::vector<const Turns*>& turns,
                            const ForwardOptions& options) const;
+  const Turns* turns_of(const Context& ctx, const Batch& batch, RopeTable& rope) const;
 
   Dtype activations_ = Dtype::kF32;
   Parameter embed_, head_;
@@ -90,7 +91,7 @@ class Model {
   std::vector<Layer> layers_;
   std::vector<StateLayout> state_layouts_;
   std::vector<size_t> first_state_;  // of each layer, in state_layouts_
-  RopeTable rope_;
+  std::vector<RopeTable> ropes_;     // the spec's rope, then more_ropes
 };
 
 /// UnitInputs::noise of a layer of a call that has this noise.

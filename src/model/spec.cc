@@ -8,6 +8,7 @@
 #include "files/checksums.h"
 #include "files/safetensors.h"
 #include "model/families/config.h"
+#include "model/families/families.h"
 #include "model/supernet.h"
 
 namespace cambium {
@@ -142,6 +143,9 @@ static ModelSpec read_whole_spec(const std::filesystem::path& dir) {
   const auto it = json.find("model_type");
   expect(it != json.end() && it->is_string(), "{}: expected the string 'model_type'", path);
   const std::string type = it->get<std::string>();
+  const std::string refusal = why_refused(type);
+  expect(refusal.empty(), "{}: models of model_type '{}' are not supported: {}", path, type,
+         refusal);
   std::vector<std::string> known;
   for (const Family& family : families()) {
     for (const std::string& candidate : family.model_types) {

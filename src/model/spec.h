@@ -29,13 +29,21 @@ struct ModelSpec {
   /// Factors of the embedding and of what the head reads.
   float embedding_scale = 1.0F;
   float logit_scale = 1.0F;
+  /// Logits are cap tanh(logits / cap); 0 = as they are.
+  float logit_cap = 0.0F;
   RopeConfig rope{};
+  /// Those that LayerSpec::rope counts from 1 on.
+  std::vector<RopeConfig> more_ropes{};
   bool tied_head = false;  // the output head is the embedding
   int64_t max_positions = 0;
   int64_t bos_id = -1;
   std::vector<int64_t> eos_ids;
   std::vector<Preset> presets{};
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
+
+  const RopeConfig& rope_of(const LayerSpec& layer) const {
+    return layer.rope == 0 ? rope : more_ropes.at(static_cast<size_t>(layer.rope) - 1);
+  }
 };
 
 /// What the names of a unit's parameters begin with, such as "layers.3.mixer.".
@@ -58,6 +66,12 @@ std::string layer_map(const ModelSpec& spec);
 /// mixer, or "removed".
 std::string layer_kind(const LayerSpec& layer);
 
+/// A file that stands beside config.json, the same in every checkpoint of its family.
+struct CodeFile {
+  const char* name;
+  const char* text;
+};
+
 /// A family of checkpoints: how its config.json and tensors map to ours.
 struct Family {
   const char* name;
@@ -70,11 +84,14 @@ struct Family {
   /// Patterns of tensors that hold nothing a config does not say.
   std::vector<std::string> ignored{};
   std::vector<SizeRule> sizes{};
+  std::vector<ConstantRule> constants{};
+  /// Files that are written beside config.json: the code by which other programs run it.
+  std::vector<CodeFile> code{};
 
   /// The tensor that our parameter is written to, for example "layers.0.mixer.q_proj.weight" ->
   /// "model.layers.0.self_attn.q_proj.weight".
   std::string tensor_name(const ModelSpec& spec, const std::string& ours) const {
-    return stored_names(tensors, spec, ours).front().tensor;
+    return stored_names(tensors, spec, ours).front();
   }
 };
 

@@ -20,6 +20,7 @@
 #include "files/checksums.h"
 #include "files/golden.h"
 #include "files/safetensors.h"
+#include "model/stored_model.h"
 #include "model/supernet.h"
 #include "model/weight_stream.h"
 
@@ -30,97 +31,12 @@ constexpr double kGoldenTolerance = 1e-3;
 constexpr double kGoldenToleranceBf16 = 5e-2;
 constexpr int64_t kGoldenTokensAtLoad = 8;
 
-bool is_matrix(const Parameter& p) {
-  return p.shape.size() == 2 && !p.keep_fp32;
-}
-
-std::string shape_of(const Parameter& p) {
-  return shape_text(p.shape);
-}
-
-/// Part `part` of `parts` equal blocks of the rows.
-TensorEntry part_of(const TensorEntry& entry, const StoredName& name, const std::string& path) {
-  TensorEntry result = entry;
-  expect(!entry.shape.empty() && entry.shape[0] % name.parts == 0,
-         "{}: tensor {} has shape {}, expected {} equal blocks of rows", path, entry.name,
-         shape_text(entry.shape), name.parts);
-  result.shape[0] /= name.parts;
-  result.size /= static_cast<uint64_t>(name.parts);
-  result.data += result.size * static_cast<uint64_t>(name.part);
-  return result;
-}
-
-/// The stored tensor of our parameter, or the part of it that is ours.
-std::optional<TensorEntry> find_stored(const SafeTensors& file, const ModelSpec& spec,
-                                       const std::string& ours) {
-  for (const StoredName& name : stored_names(find_family(spec.family).tensors, spec, ours)) {
-    if (const TensorEntry* entry = file.find(name.tensor)) {
-      return name.parts == 1 ? *entry : part_of(*entry, name, file.path());
-    }
-  }
-  return std::nullopt;
-}
-
-/// What a folder holds, of which a model may be one preset.
-class StoredModel {
- public:
-  StoredModel(const std::filesystem::path& dir, const std::string& preset)
-      : whole_(read_spec(dir)) {
-    if (!preset.empty()) {
-      active_ = find_preset(whole_, preset, dir.string()).active;
-    }
-  }
-
-  const ModelSpec& whole() const { return whole_; }
-  ModelSpec spec() const { return active_.empty() ? whole_ : unwrapped(whole_, active_); }
-  /// The stored tensor of a parameter of spec().
-  std::optional<TensorEntry> find(const SafeTensors& file, const std::string& ours) const {
-    return find_stored(file, whole_, supernet_name(whole_, active_, ours));
-  }
-
- private:
-  ModelSpec whole_;
-  ActiveUnits active_;  // empty: all of it
-};
-
-void check_spec_and_file_agree(Model& model, const SafeTensors& file) {
-  const ModelSpec& spec = model.spec();
-  const Family& family = find_family(spec.family);
-  std::unordered_set<std::string> used;
-  std::set<const void*> places;
-  std::vector<std::string> missing;
-  model.visit([&](const std::string& ours, Parameter& p) {
-    const std::optional<TensorEntry> entry = find_stored(file, spec, ours);
-    if (!entry) {
-      missing.push_back(family.tensor_name(spec, ours));
-      return;
-    }
-    used.insert(entry->name);
-    CAMBIUM_CHECK(places.insert(entry->data).second, "{} is asked for twice", entry->name);
-    expect(entry->shape == p.shape, "{}: tensor {} has shape {}, expected {} by config.json",
-           file.path(), entry->name, shape_text(entry->shape), shape_of(p));
-  });
-  expect(missing.empty(), "{}: {} of the model's tensors are missing, the first is {}", file.path(),
-         missing.size(), missing.empty() ? "" : missing.front());
-  for (const TensorEntry& entry : file.tensors()) {
-    const bool ignorable =
-        (spec.tied_head && entry.name == family.tensor_name(spec, "head.weight")) ||
-        std::any_of(family.ignored.begin(), family.ignored.end(),
-                    [&](const std::string& pattern) { return match_pattern(pattern, entry.name); });
-    expect(ignorable || used.contains(entry.name),
-           "{}: tensor {} {} belongs to no parameter of this {} model; config.json and weights do "
-           "not fit together",
-           file.path(), entry.name, shape_text(entry.shape), spec.family);
-  }
-}
-
 /// How a parameter is kept in memory. What is trained is fp32.
-Dtype dtype_in_memory(const Parameter& p, const TensorEntry& entry, MatrixStorage storage,
-                      bool trained) {
-  const bool stored_bf16 = entry.dtype == StoredType::kBF16 && !trained;
+Dtype dtype_in_memory(const Parameter& p, StoredType stored, MatrixStorage storage, bool trained) {
+  const bool stored_bf16 = stored == StoredType::kBF16 && !trained;
   const bool bf16 =
       storage == MatrixStorage::kBF16 || (storage == MatrixStorage::kStored && stored_bf16);
-  return bf16 && is_matrix(p) ? Dtype::kBF16 : Dtype::kF32;
+  return bf16 && p.is_matrix() ? Dtype::kBF16 : Dtype::kF32;
 }
 
 /// Whether the bytes in the file are those wanted in memory, and where numbers may lie.
@@ -128,54 +44,6 @@ bool usable_in_place(const TensorEntry& entry, Dtype dtype) {
   const StoredType type = dtype == Dtype::kBF16 ? StoredType::kBF16 : StoredType::kF32;
   const auto size = static_cast<uintptr_t>(dtype_size(dtype));
   return entry.dtype == type && reinterpret_cast<uintptr_t>(entry.data) % size == 0;
-}
-
-void read_into(const Tensor& to, const TensorEntry& entry) {
-  const auto n = static_cast<size_t>(entry.count());
-  if (to.dtype == Dtype::kF32) {
-    copy_as_f32(entry, std::span(to.ptr<float>(), n));
-  } else if (entry.dtype == StoredType::kBF16) {
-    std::memcpy(to.data, entry.data, entry.size);
-  } else {
-    const std::vector<float> values = as_f32(entry);
-    std::transform(values.begin(), values.end(), to.ptr<bf16>(),
-                   [](float x) { return round_to_bf16(x); });
-  }
-}
-
-/// Whether two stored tensors have the same values; of one type, the same bytes.
-bool same_values(const TensorEntry& a, const TensorEntry& b) {
-  if (a.shape != b.shape) {
-    return false;
-  }
-  if (a.dtype == b.dtype && a.data == b.data) {
-    return true;
-  }
-  constexpr int64_t kPiece = int64_t{1} << 20;
-  const int64_t count = a.count();
-  const auto piece_of = [](const TensorEntry& whole, int64_t begin, int64_t end) {
-    TensorEntry piece = whole;
-    const size_t size = stored_type_size(whole.dtype);
-    piece.shape = {end - begin};
-    piece.data += static_cast<size_t>(begin) * size;
-    piece.size = static_cast<size_t>(end - begin) * size;
-    return piece;
-  };
-  std::atomic<bool> same = true;
-  parallel_for((count + kPiece - 1) / kPiece, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last && same; ++i) {
-      const int64_t end = std::min(count, (i + 1) * kPiece);
-      const TensorEntry x = piece_of(a, i * kPiece, end);
-      const TensorEntry y = piece_of(b, i * kPiece, end);
-      if (a.dtype == b.dtype) {
-        same = same && std::memcmp(x.data, y.data, x.size) == 0;
-        continue;
-      }
-      const std::vector<float> wide = as_f32(x);
-      same = same && std::memcmp(wide.data(), as_f32(y).data(), wide.size() * sizeof(float)) == 0;
-    }
-  });
-  return same;
 }
 
 /// The tensors of `other`, by our names, whose values in its files are those in `file`.
@@ -191,8 +59,8 @@ std::map<std::string, Tensor> equal_tensors(Model& model, const StoredModel& sto
     if (it == held.end()) {
       return;
     }
-    const std::optional<TensorEntry> a = stored.find(file, name);
-    const std::optional<TensorEntry> b = stored_theirs.find(theirs, name);
+    const std::optional<StoredParameter> a = stored.find(file, name);
+    const std::optional<StoredParameter> b = stored_theirs.find(theirs, name);
     if (a && b && a->shape == p.shape && same_values(*a, *b)) {
       equal[name] = it->second.detached();
     }
@@ -283,7 +151,7 @@ void Weights::allocate(Model& model, const TrainablePredicate& trainable, Matrix
   std::vector<Request> together;
   model.visit([&](const std::string& name, Parameter& p) {
     if (!p.tensor.defined()) {
-      const bool bf16 = storage == MatrixStorage::kBF16 && is_matrix(p);
+      const bool bf16 = storage == MatrixStorage::kBF16 && p.is_matrix();
       const bool with_grad = trainable != nullptr && trainable(name, p);
       if (device.kind == Device::kCuda && !with_grad) {
         together.push_back({name, &p, bf16 ? Dtype::kBF16 : real});
@@ -439,14 +307,13 @@ WeightSizes weight_sizes(const std::filesystem::path& dir, MatrixStorage storage
                         std::filesystem::exists(dir / "model.safetensors.index.json");
   if (is_there) {
     file = SafeTensors::open(dir.string(), SafeTensors::Check::kHeader);
-    Model whole(stored.whole());
-    check_spec_and_file_agree(whole, *file);
+    stored.expect_fits(*file);
   }
   WeightSizes sizes;
   model.visit([&](const std::string& ours, Parameter& p) {
     const Dtype dtype =
-        file ? dtype_in_memory(p, *stored.find(*file, ours), storage, false)
-             : (storage == MatrixStorage::kBF16 && is_matrix(p) ? Dtype::kBF16 : Dtype::kF32);
+        file ? dtype_in_memory(p, stored.find(*file, ours)->dtype(), storage, false)
+             : (storage == MatrixStorage::kBF16 && p.is_matrix() ? Dtype::kBF16 : Dtype::kF32);
     sizes.bytes += p.numel() * dtype_size(dtype);
     sizes.narrow = sizes.narrow || dtype == Dtype::kBF16;
   });
@@ -467,19 +334,19 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
   const bool stream = options.device.kind != Device::kCpu;
   const auto file = std::make_shared<const SafeTensors>(SafeTensors::open(
       dir.string(), stream ? SafeTensors::Check::kHeader : SafeTensors::Check::kContents));
-  Model whole(stored.whole());
-  check_spec_and_file_agree(whole, *file);
+  stored.expect_fits(*file);
   double tolerance = kGoldenTolerance;
   std::vector<Weights::Request> together;
-  std::vector<std::pair<TensorEntry, const Parameter*>> streamed;
+  std::vector<std::pair<StoredParameter, const Parameter*>> streamed;
   const std::map<std::string, Tensor> held_already =
       options.share == nullptr ? std::map<std::string, Tensor>{}
                                : equal_tensors(model, stored, *file, *options.share);
   model.visit([&](const std::string& ours, Parameter& p) {
-    const TensorEntry entry = *stored.find(*file, ours);
+    const StoredParameter found = *stored.find(*file, ours);
+    const std::optional<TensorEntry> run = found.run();
     const bool trained = options.trainable != nullptr && options.trainable(ours, p);
-    const Dtype dtype = dtype_in_memory(p, entry, options.storage, trained);
-    if (dtype == Dtype::kBF16 && entry.dtype != StoredType::kBF16) {
+    const Dtype dtype = dtype_in_memory(p, found.dtype(), options.storage, trained);
+    if (dtype == Dtype::kBF16 && found.dtype() != StoredType::kBF16) {
       tolerance = kGoldenToleranceBf16;  // rounded
     }
     const auto shared = held_already.find(ours);
@@ -491,23 +358,29 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
       } else {
         together.push_back({ours, &p, dtype});
       }
-      streamed.push_back({entry, &p});
-    } else if (!trained && usable_in_place(entry, dtype)) {
-      loaded.weights.map(ours, p, dtype, entry, file);
+      streamed.push_back({found, &p});
+    } else if (!trained && run && usable_in_place(*run, dtype)) {
+      loaded.weights.map(ours, p, dtype, *run, file);
     } else {
       stop_point();
       loaded.weights.add(ours, p, dtype, trained);
-      read_into(p.tensor, entry);
-      file->release(entry);
+      read_into(p.tensor, found);
+      for (const StoredParameter::Source& source : found.sources) {
+        file->release(source.entry());
+      }
     }
   });
   if (stream) {
     loaded.weights.add_together(together, options.device);
     std::vector<WeightTarget> targets;
-    for (const auto& [entry, parameter] : streamed) {
-      targets.push_back({entry, parameter->tensor});
-    }
     wait_for(options.device);  // what makes the memory zero is not in order with the copies
+    for (const auto& [found, parameter] : streamed) {
+      if (const auto some = stream_targets(found, parameter->tensor)) {
+        targets.insert(targets.end(), some->begin(), some->end());
+        continue;
+      }
+      read_to_device(parameter->tensor, found);
+    }
     stream_weights(*file, std::move(targets), options.device,
                    {.label = fmt::format("loading {}", dir.string())});
     choose_activations(model);
@@ -530,11 +403,11 @@ LoadedModel fresh_model(const ModelSpec& spec, uint64_t seed, double std) {
   const double depth = std::sqrt(2.0 * static_cast<double>(model.layer_count()));
   model.visit([&](const std::string& name, Parameter& p) {
     const Init rule = p.init;
-    if (std > 0.0 && is_matrix(p)) {
+    if (std > 0.0 && p.is_matrix()) {
       p.init = {InitKind::kNormal, std};
     }
     if (name.ends_with("o_proj.weight") || name.ends_with("out_proj.weight") ||
-        name.ends_with("feed_forward.down.weight")) {
+        name.ends_with("down.weight")) {
       p.init.scale /= depth;
     }
     initialise(p, name, seed);
@@ -550,6 +423,9 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
                                                        : AtomicDirectory::Existing::kRefuse);
   const std::filesystem::path inside = folder.path();
   write_file_atomically((inside / "config.json").string(), family.write_config(spec) + "\n");
+  for (const CodeFile& file : family.code) {
+    write_file_atomically((inside / file.name).string(), file.text);
+  }
   for (const auto& [name, text] : options.files) {
     write_file_atomically((inside / name).string(), text);
   }
@@ -561,29 +437,14 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
       }
     }
   }
-  std::vector<TensorSource> sources;
-  model.visit([&](const std::string& ours, Parameter& p) {
-    const std::string name = family.tensor_name(spec, ours);
-    const Tensor t = p.tensor;
-    CAMBIUM_CHECK(t.dtype == Dtype::kF32 || t.dtype == Dtype::kBF16, "{}", name);
-    const bool narrow = options.storage == MatrixStorage::kBF16
-                            ? is_matrix(p) || t.dtype == Dtype::kBF16
-                            : options.storage == MatrixStorage::kStored && t.dtype == Dtype::kBF16;
-    const Dtype dtype = narrow ? Dtype::kBF16 : Dtype::kF32;
-    const auto type = narrow ? StoredType::kBF16 : StoredType::kF32;
-    if (t.dtype == dtype && t.device.kind == Device::kCpu) {
-      sources.push_back(TensorSource::from_memory(name, type, p.shape, t.data));
-      return;
-    }
-    sources.push_back({name, type, p.shape, [t, dtype](const PutBytes& put) {
-                         const OwnedTensor here(
-                             dtype, std::span(t.shape.data(), static_cast<size_t>(t.rank)));
-                         copy(here.view, t);
-                         put({static_cast<const std::byte*>(here.view.data),
-                              static_cast<size_t>(here.view.bytes())});
-                       }});
+  std::vector<TensorSource> sources = tensor_sources(model, [&](const Parameter& p) {
+    const bool is_narrow = p.tensor.dtype == Dtype::kBF16;
+    return options.storage == MatrixStorage::kBF16
+               ? p.is_matrix() || is_narrow
+               : options.storage == MatrixStorage::kStored && is_narrow;
   });
-  FileChecksums sums = write_safetensors((inside / "model.safetensors").string(), sources);
+  FileChecksums sums =
+      write_safetensors((inside / "model.safetensors").string(), std::move(sources));
   if (options.written) {
     options.written();
   }

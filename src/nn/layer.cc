@@ -96,8 +96,14 @@ Layer::Layer(const LayerSpec& spec, int64_t width) {
     expect(count > 0 || (branch.keep == 1.0F && !branch.residual_normed),
            "a branch without units passes the residual on as it is: expected keep = 1 and "
            "residual_normed = false");
+    expect(
+        branch.out_norm.kind == NormKind::kNone || count == 1 || branch.active >= 0,
+        "a branch of {} units: expected one unit, or a choice of one, where the output has a norm",
+        count);
     Branch& made = branches_.emplace_back(Branch{norm_name(branches_.size()),
+                                                 "out_norm_" + std::to_string(branches_.size() + 1),
                                                  Norm(branch.norm, width),
+                                                 Norm(branch.out_norm, width),
                                                  branch.keep,
                                                  branch.residual_normed,
                                                  branch.active >= 0,
@@ -193,7 +199,7 @@ void Layer::forward(Context& ctx, Residual& h, const LayerInputs& inputs, MixerT
       if (tap != nullptr && piece.unit.get() == mixer_) {
         *tap = {x, y};
       }
-      h.add(ctx, keep, piece.out, y);
+      h.add(ctx, keep, piece.out, branch.out_norm.forward(ctx, y));
       keep = 1.0F;
     }
   }
@@ -202,6 +208,7 @@ void Layer::forward(Context& ctx, Residual& h, const LayerInputs& inputs, MixerT
 void Layer::visit(const ParameterVisitor& visitor) {
   for (Branch& branch : branches_) {
     branch.norm.visit(branch.norm_name, visitor);
+    branch.out_norm.visit(branch.out_norm_name, visitor);
     for (const Piece& piece : branch.pieces) {
       piece.unit->visit(
           [&](const std::string& name, Parameter& p) { visitor(piece.name + "." + name, p); });
@@ -240,7 +247,6 @@ std::vector<std::string> Layer::missing() const {
     }
   };
   for (const Branch& branch : branches_) {
-    add(branch.norm.missing());
     for (const Piece& piece : branch.pieces) {
       add(piece.unit->missing());
     }

@@ -2,10 +2,13 @@
 //
 //   x = norm(h);   h = keep * (residual_normed ? x : h) + sum over units of out_i * unit_i(x)
 //
-// Every family is data of this form: Llama is {norm, attention}, {norm, swiglu}; Nemotron-H has one
-// branch a layer, Falcon-H1 two mixers in one branch, a supernet several mixers of which one is
-// active. Wirings that carry more than one h (several residual streams, attention over the depth of
-// the network) would be further fields of BranchSpec, read by Layer::forward and nobody else.
+// or, where the branch has a norm of its output too, out_norm(unit_i(x)) in place of unit_i(x).
+//
+// Every family is data of this form: Llama is {norm, attention}, {norm, swiglu}; OLMo 2 norms the
+// outputs instead, Gemma 2 both; Nemotron-H has one branch a layer, Falcon-H1 two mixers in one
+// branch, a supernet several mixers of which one is active. Wirings that carry more than one h
+// (several residual streams, attention over the depth of the network) would be further fields of
+// BranchSpec, read by Layer::forward and nobody else.
 #pragma once
 
 #include <memory>
@@ -26,6 +29,8 @@ struct BranchSpec {
   int active = -1;
   float keep = 1.0F;
   bool residual_normed = false;
+  /// Of the output, for a branch that runs one unit.
+  NormSpec out_norm{NormKind::kNone};
 
   bool runs(size_t unit) const { return active < 0 || static_cast<size_t>(active) == unit; }
   friend bool operator==(const BranchSpec&, const BranchSpec&) = default;
@@ -34,6 +39,8 @@ struct BranchSpec {
 /// No branches = the layer is removed: it returns its input and has no parameters.
 struct LayerSpec {
   std::vector<BranchSpec> branches;
+  /// Which of the model's rotations its units turn by (ModelSpec::rope_of).
+  int rope = 0;
 
   bool removed() const { return branches.empty(); }
   /// The first mixer, or feed-forward, that runs; null where there is none.
@@ -92,7 +99,8 @@ class Layer {
   /// The norm that reads the stream first; null where nothing runs.
   const Norm* first_norm() const;
   /// Visits names such as "input_norm.weight", "mixer.q_proj.weight", "post_norm.weight",
-  /// "feed_forward.up.weight". The norms of third and later branches are norm_3, norm_4, ...
+  /// "feed_forward.up.weight". The norms of third and later branches are norm_3, norm_4, ..., those
+  /// of outputs out_norm_1, out_norm_2, ...
   void visit(const ParameterVisitor& visitor);
   /// Visits the parameters of all its mixers, with the same names.
   void visit_mixers(const ParameterVisitor& visitor);
@@ -118,8 +126,8 @@ class Layer {
     std::unique_ptr<Unit> unit;
   };
   struct Branch {
-    std::string norm_name;
-    Norm norm;
+    std::string norm_name, out_norm_name;
+    Norm norm, out_norm;
     float keep;
     bool residual_normed;
     bool chooses;

@@ -115,6 +115,14 @@ std::vector<Wiring> wirings() {
          h = plus(0.75, h, 1, layer.swiglu("b", layer.norm("post_norm", h, 1e-6F, 1.0)));
          return plus(1, h, 1, layer.swiglu("c", h));
        }},
+      {"norms of outputs, with and without one of inputs",
+       {{{.norm = {NormKind::kNone}, .units = {swiglu("a", 0.5F)}, .out_norm = loose},
+         {.units = {swiglu("b")}, .out_norm = centred}}},
+       [](const ByHand& layer, Rows h) {
+         h = plus(1, h, 0.5, layer.norm("out_norm_1", layer.swiglu("a", h), 0.5));
+         const Rows y = layer.swiglu("b", layer.norm("post_norm", h, 1e-5F));
+         return plus(1, h, 1, layer.norm("out_norm_2", y, 1e-6F, 1.0));
+       }},
       {"a branch without units passes on",
        {{{.units = {}}, {.units = {swiglu("a")}}}},
        [](const ByHand& layer, Rows h) {
@@ -211,6 +219,9 @@ TEST(Layer, ImpossibleOnesAreNamed) {
   EXPECT_NE(error_of({{{.units = {swiglu("a")}, .active = 1}}}).find("expected active from 0 to 0"),
             std::string::npos);
   EXPECT_NE(error_of({{{.units = {}, .keep = 2.0F}}}).find("branch without units"),
+            std::string::npos);
+  EXPECT_NE(error_of({{{.units = {swiglu("a"), swiglu("b")}, .out_norm = NormSpec{}}}})
+                .find("where the output has a norm"),
             std::string::npos);
 }
 

@@ -46,7 +46,9 @@ Tensor Norm::forward(Context& ctx, const Tensor& x) const {
   if (spec.kind == NormKind::kNone) {
     return x;
   }
-  CAMBIUM_CHECK(spec.kind != NormKind::kLayer, "{}", missing());
+  if (spec.kind == NormKind::kLayer) {
+    return layer_norm(ctx, x, weight.tensor, bias.tensor, spec.eps);
+  }
   return rms_norm(ctx, x, weight.tensor, spec.eps, spec.kind == NormKind::kZeroCentred);
 }
 
@@ -57,10 +59,6 @@ void Norm::visit(const std::string& prefix, const ParameterVisitor& visitor) {
   if (!bias.shape.empty()) {
     visitor(prefix + ".bias", bias);
   }
-}
-
-std::string Norm::missing() const {
-  return spec.kind == NormKind::kLayer ? "layer norm" : "";
 }
 
 }  // namespace cambium

@@ -34,8 +34,6 @@ struct Norm {
   Tensor forward(Context& ctx, const Tensor& x) const;
   /// Visits prefix + ".weight" and, of a layer norm, prefix + ".bias".
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
-  /// Empty, or what this build lacks to run it.
-  std::string missing() const;
 
   NormSpec spec;
   Parameter weight, bias;

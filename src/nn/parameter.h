@@ -47,6 +47,9 @@ struct Parameter {
   Init init{};
   /// Kept in fp32 when weights are stored in bf16 (A_log, dt_bias, D).
   bool keep_fp32 = false;
+  /// A stack of matrices along the first axis (experts), of which a token goes through so many; 0 =
+  /// no stack.
+  int64_t used = 0;
   /// In the order of the rows; empty = the rows have no parts.
   std::vector<RowBlock> blocks{};
   Tensor tensor{};
@@ -58,6 +61,10 @@ struct Parameter {
     }
     return n;
   }
+  /// What a token is multiplied by, and what may be kept in bf16.
+  bool is_matrix() const { return (shape.size() == 2 || used > 0) && !keep_fp32; }
+  /// Numbers that one token reads.
+  int64_t active() const { return used > 0 ? numel() / shape.front() * used : numel(); }
 };
 
 /// Rows [begin, begin + count) of a parameter.

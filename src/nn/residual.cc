@@ -27,10 +27,14 @@ Residual Residual::stream(Context& ctx, const Tensor& h) {
 void Residual::flush(Context& ctx, const Tensor& x, const Norm* norm) {
   CAMBIUM_CHECK(waiting_.defined());
   const bool weighted = norm != nullptr && norm->spec.kind != NormKind::kNone;
-  CAMBIUM_CHECK(!weighted || norm->spec.kind != NormKind::kLayer, "{}", norm->missing());
-  add_rms_norm_into(ctx, x, h_, keep_, waiting_, out_, weighted ? norm->weight.tensor : Tensor{},
-                    weighted ? norm->spec.eps : 0.0F,
-                    weighted && norm->spec.kind == NormKind::kZeroCentred);
+  if (weighted && norm->spec.kind == NormKind::kLayer) {
+    add_layer_norm_into(ctx, x, h_, keep_, waiting_, out_, norm->weight.tensor, norm->bias.tensor,
+                        norm->spec.eps);
+  } else {
+    add_rms_norm_into(ctx, x, h_, keep_, waiting_, out_, weighted ? norm->weight.tensor : Tensor{},
+                      weighted ? norm->spec.eps : 0.0F,
+                      weighted && norm->spec.kind == NormKind::kZeroCentred);
+  }
   waiting_ = {};
   norm_ = nullptr;
 }

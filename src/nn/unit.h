@@ -41,9 +41,8 @@ class Unit {
   virtual std::string missing() const { return {}; }
 };
 
-/// One row of the table of units (nn/units/registry.cc): a new unit adds one. A unit that cannot
-/// run yet gets a row too: its function in nn/units/declared.cc says parameters and state, and
-/// missing() refuses to run it.
+/// One row of the table of units (nn/units/registry.cc): a new unit adds one; what this build
+/// cannot run of it, missing() refuses.
 struct UnitKind {
   const char* name;  // as in UnitSpec::kind
   UnitRole role;

@@ -32,8 +32,22 @@ std::vector<Case> cases() {
                                                              {"k_proj.weight", {12, 12}},
                                                              {"v_proj.weight", {12, 12}},
                                                              {"o_proj.weight", {12, 24}}};
+  const Options latent = {{"heads", int64_t{3}},
+                          {"kv_rank", int64_t{8}},
+                          {"nope_dim", int64_t{5}},
+                          {"rope_dim", int64_t{6}},
+                          {"value_dim", int64_t{4}}};
   auto normed = plain;
   normed.insert({{"q_norm.weight", {6}}, {"k_norm.weight", {6}}});
+  auto normed_width = plain;
+  normed_width.insert({{"q_norm.weight", {24}},
+                       {"q_norm.bias", {24}},
+                       {"k_norm.weight", {12}},
+                       {"k_norm.bias", {12}}});
+  auto gated = plain;
+  gated["q_proj.weight"] = {48, 12};
+  auto with_sinks = plain;
+  with_sinks["sinks"] = {4};
   auto biased = plain;
   biased.insert(
       {{"q_proj.bias", {24}}, {"k_proj.bias", {12}}, {"v_proj.bias", {12}}, {"o_proj.bias", {12}}});
@@ -49,13 +63,58 @@ std::vector<Case> cases() {
       {"attention with zero-centred norms",
        {"attention", with(attention, {{"qk_norm_eps", 1e-6}, {"qk_norm", "zero_centred"}})},
        normed},
+      {"attention with norms over the width",
+       {"attention",
+        with(attention, {{"qk_norm_eps", 1e-6}, {"qk_norm_over", "width"}, {"qk_norm", "layer"}})},
+       normed_width},
       {"attention with biases",
        {"attention", with(attention, {{"qkv_bias", true}, {"out_bias", true}})},
        biased},
+      {"attention with an output gate", {"attention", with(attention, {{"gate", true}})}, gated},
+      {"attention with a soft cap", {"attention", with(attention, {{"softcap", 0.3}})}, plain},
+      {"attention with sinks' scores",
+       {"attention", with(attention, {{"sink_logits", true}})},
+       with_sinks},
+      {"sliding window with everything",
+       {"sliding_window", with(attention, {{"window", int64_t{5}},
+                                           {"sinks", int64_t{2}},
+                                           {"softcap", 0.5},
+                                           {"sink_logits", true}})},
+       with_sinks},
+      {"attention with an output gate, without rope",
+       {"attention", with(attention, {{"gate", true}, {"rope", false}})},
+       gated},
       {"sliding window", {"sliding_window", with(attention, {{"window", int64_t{5}}})}, plain},
       {"sliding window with sinks",
        {"sliding_window", with(attention, {{"window", int64_t{5}}, {"sinks", int64_t{2}}})},
        plain},
+      {"latent attention",
+       {"latent_attention", latent},
+       {{"q_proj.weight", {33, 12}},
+        {"kv_a_proj.weight", {14, 12}},
+        {"kv_a_norm.weight", {8}},
+        {"kv_b_proj.weight", {27, 8}},
+        {"o_proj.weight", {12, 12}}}},
+      {"latent attention with an index, a gate and a latent of queries",
+       {"latent_attention", with(latent, {{"q_rank", int64_t{10}},
+                                          {"gate", true},
+                                          {"scale", 0.4},
+                                          {"index_heads", int64_t{2}},
+                                          {"index_dim", int64_t{7}},
+                                          {"index_top", int64_t{6}}})},
+       {{"q_a_proj.weight", {10, 12}},
+        {"q_a_norm.weight", {10}},
+        {"q_b_proj.weight", {33, 10}},
+        {"kv_a_proj.weight", {14, 12}},
+        {"kv_a_norm.weight", {8}},
+        {"kv_b_proj.weight", {27, 8}},
+        {"indexer.q_proj.weight", {14, 10}},
+        {"indexer.k_proj.weight", {7, 12}},
+        {"indexer.k_norm.weight", {7}},
+        {"indexer.k_norm.bias", {7}},
+        {"indexer.weights_proj.weight", {2, 12}},
+        {"gate_proj.weight", {3, 12}},
+        {"o_proj.weight", {12, 12}}}},
       {"mamba",
        {"mamba",
         {{"inner", int64_t{16}},
@@ -103,6 +162,93 @@ std::vector<Case> cases() {
         {"A_log", {4}},
         {"D", {4}},
         {"norm.weight", {24}},
+        {"out_proj.weight", {12, 24}}}},
+      {"mamba1",
+       {"mamba1", {{"inner", int64_t{10}}, {"state", int64_t{4}}, {"dt_rank", int64_t{3}}}},
+       {{"in_proj.weight", {20, 12}},
+        {"conv1d.weight", {10, 1, 4}},
+        {"conv1d.bias", {10}},
+        {"x_proj.weight", {11, 10}},
+        {"dt_proj.weight", {10, 3}},
+        {"dt_proj.bias", {10}},
+        {"A_log", {10, 4}},
+        {"D", {10}},
+        {"out_proj.weight", {12, 10}}}},
+      {"mamba1 with norms, without a bias of its convolution",
+       {"mamba1",
+        {{"inner", int64_t{16}},
+         {"state", int64_t{5}},
+         {"dt_rank", int64_t{4}},
+         {"conv", int64_t{3}},
+         {"conv_bias", false},
+         {"norm_eps", 1e-6}}},
+       {{"in_proj.weight", {32, 12}},
+        {"conv1d.weight", {16, 1, 3}},
+        {"x_proj.weight", {14, 16}},
+        {"dt_norm.weight", {4}},
+        {"b_norm.weight", {5}},
+        {"c_norm.weight", {5}},
+        {"dt_proj.weight", {16, 4}},
+        {"dt_proj.bias", {16}},
+        {"A_log", {16, 5}},
+        {"D", {16}},
+        {"out_proj.weight", {12, 16}}}},
+      {"short convolution",
+       {"short_conv", {{"conv", int64_t{3}}}},
+       {{"in_proj.weight", {36, 12}}, {"conv.weight", {12, 1, 3}}, {"out_proj.weight", {12, 12}}}},
+      {"short convolution with biases",
+       {"short_conv", {{"conv", int64_t{4}}, {"bias", true}}},
+       {{"in_proj.weight", {36, 12}},
+        {"in_proj.bias", {36}},
+        {"conv.weight", {12, 1, 4}},
+        {"conv.bias", {12}},
+        {"out_proj.weight", {12, 12}},
+        {"out_proj.bias", {12}}}},
+      {"gated delta net that may turn its state",
+       {"gated_delta_net",
+        {{"heads", int64_t{4}},
+         {"key_dim", int64_t{3}},
+         {"value_dim", int64_t{6}},
+         {"allow_neg_eigval", true}}},
+       {{"in_proj.weight", {12 + 12 + 24 + 24, 12}},
+        {"ba_proj.weight", {8, 12}},
+        {"conv1d.weight", {48, 1, 4}},
+        {"A_log", {4}},
+        {"dt_bias", {4}},
+        {"norm.weight", {6}},
+        {"out_proj.weight", {12, 24}}}},
+      {"kimi delta of a bounded decay",
+       {"kimi_delta",
+        {{"heads", int64_t{4}},
+         {"head_dim", int64_t{6}},
+         {"gate_rank", int64_t{0}},
+         {"decay", "sigmoid"},
+         {"lower_bound", -5.0},
+         {"allow_neg_eigval", true}}},
+       {{"in_proj.weight", {72, 12}},
+        {"conv1d.weight", {72, 1, 4}},
+        {"decay_proj.weight", {24, 12}},
+        {"A_log", {4}},
+        {"dt_bias", {24}},
+        {"beta_proj.weight", {4, 12}},
+        {"gate_proj.weight", {24, 12}},
+        {"norm.weight", {6}},
+        {"out_proj.weight", {12, 24}}}},
+      {"mamba2 without a norm, its rows scaled",
+       {"mamba2",
+        {{"heads", int64_t{4}},
+         {"head_dim", int64_t{6}},
+         {"state", int64_t{5}},
+         {"b_heads", int64_t{2}},
+         {"norm", false},
+         {"in_scale", 1.25},
+         {"row_scales", std::vector<double>{0.35, 1.5, 0.5, 2.0, 0.3}}}},
+       {{"in_proj.weight", {24 + 24 + 10 + 10 + 4, 12}},
+        {"conv1d.weight", {44, 1, 4}},
+        {"conv1d.bias", {44}},
+        {"dt_bias", {4}},
+        {"A_log", {4}},
+        {"D", {4}},
         {"out_proj.weight", {12, 24}}}},
       {"gated delta net",
        {"gated_delta_net",
@@ -285,6 +431,72 @@ std::vector<Case> cases() {
         {"norm.weight", {5}},
         {"out_proj.weight", {12, 20}},
         {"out_proj.bias", {12}}}},
+      {"experts",
+       {"experts",
+        {{"experts", int64_t{6}},
+         {"top", int64_t{2}},
+         {"inner", int64_t{7}},
+         {"router", "topk_softmax"}}},
+       {{"router.weight", {6, 12}},
+        {"experts.gate.weight", {6, 7, 12}},
+        {"experts.up.weight", {6, 7, 12}},
+        {"experts.down.weight", {6, 12, 7}}}},
+      {"experts beside a shared one with a gate",
+       {"experts",
+        {{"experts", int64_t{6}},
+         {"top", int64_t{3}},
+         {"inner", int64_t{7}},
+         {"router", "softmax"},
+         {"renormalise", true},
+         {"shared", int64_t{9}},
+         {"shared_gate", true}}},
+       {{"router.weight", {6, 12}},
+        {"experts.gate.weight", {6, 7, 12}},
+        {"experts.up.weight", {6, 7, 12}},
+        {"experts.down.weight", {6, 12, 7}},
+        {"shared.gate.weight", {9, 12}},
+        {"shared.up.weight", {9, 12}},
+        {"shared.down.weight", {12, 9}},
+        {"shared_gate.weight", {1, 12}}}},
+      {"experts of two matrices in a latent width, by groups",
+       {"experts",
+        {{"experts", int64_t{8}},
+         {"top", int64_t{2}},
+         {"inner", int64_t{7}},
+         {"router", "sigmoid"},
+         {"router_bias", true},
+         {"groups", int64_t{4}},
+         {"group_top", int64_t{2}},
+         {"renormalise", true},
+         {"scale", 2.5},
+         {"shared", int64_t{10}},
+         {"activation", "relu2"},
+         {"latent", int64_t{5}}}},
+       {{"router.weight", {8, 12}},
+        {"router.bias", {8}},
+        {"latent_in.weight", {5, 12}},
+        {"experts.up.weight", {8, 7, 5}},
+        {"experts.down.weight", {8, 5, 7}},
+        {"latent_out.weight", {12, 5}},
+        {"shared.up.weight", {10, 12}},
+        {"shared.down.weight", {12, 10}}}},
+      {"experts with biases and a clamped SwiGLU",
+       {"experts",
+        {{"experts", int64_t{4}},
+         {"top", int64_t{2}},
+         {"inner", int64_t{7}},
+         {"router", "topk_softmax"},
+         {"bias", true},
+         {"activation", "clamped_swiglu"},
+         {"limit", 0.5}}},
+       {{"router.weight", {4, 12}},
+        {"router.bias", {4}},
+        {"experts.gate.weight", {4, 7, 12}},
+        {"experts.gate.bias", {4, 7}},
+        {"experts.up.weight", {4, 7, 12}},
+        {"experts.up.bias", {4, 7}},
+        {"experts.down.weight", {4, 12, 7}},
+        {"experts.down.bias", {4, 12}}}},
       {"swiglu",
        {"swiglu", {{"inner", int64_t{20}}, {"gate_scale", 0.6}, {"bias", true}}},
        {{"gate.weight", {20, 12}},
@@ -293,6 +505,18 @@ std::vector<Case> cases() {
         {"gate.bias", {20}},
         {"up.bias", {20}},
         {"down.bias", {12}}}},
+      {"swiglu with gelu",
+       {"swiglu", {{"inner", int64_t{20}}, {"activation", "gelu_tanh"}}},
+       {{"gate.weight", {20, 12}}, {"up.weight", {20, 12}}, {"down.weight", {12, 20}}}},
+      {"feed forward",
+       {"feed_forward", {{"inner", int64_t{20}}, {"activation", "relu2"}, {"bias", true}}},
+       {{"up.weight", {20, 12}},
+        {"up.bias", {20}},
+        {"down.weight", {12, 20}},
+        {"down.bias", {12}}}},
+      {"feed forward with xIELU",
+       {"feed_forward", {{"inner", int64_t{20}}, {"activation", "xielu"}}},
+       {{"up.weight", {20, 12}}, {"down.weight", {12, 20}}, {"alpha_p", {1}}, {"alpha_n", {1}}}},
   };
 }
 
@@ -687,37 +911,50 @@ TEST(Units, TheirLettersAndNamesDiffer) {
   }
 }
 
-TEST(Units, WhatIsOnlyDeclaredIsCountedAndRefusedByName) {
-  const UnitSpec experts{"experts",
-                         {{"experts", int64_t{8}},
-                          {"top", int64_t{2}},
-                          {"inner", int64_t{16}},
-                          {"router", "sigmoid"},
-                          {"shared", int64_t{4}}}};
-  const auto unit = make_unit(experts, kWidth);
-  int64_t count = 0;
-  unit->visit([&](const std::string&, Parameter& p) { count += p.numel(); });
-  EXPECT_EQ(count, 8 * 12 + 8 * 3 * 16 * 12 + 3 * 4 * 12);
-  EXPECT_EQ(unit->missing(), "experts");
-  const auto latent = make_unit({"latent_attention",
-                                 {{"heads", int64_t{2}},
-                                  {"kv_rank", int64_t{8}},
-                                  {"nope_dim", int64_t{4}},
-                                  {"rope_dim", int64_t{2}},
-                                  {"value_dim", int64_t{4}}}},
-                                kWidth);
-  EXPECT_EQ(latent->state_layout().bytes_per_token(), (8 + 2) * 4);
-  LayerSpec layer{{{.units = {experts}}, {.units = {{"swiglu", {{"inner", int64_t{8}}}}}}}};
-  layer.branches[0].units[0].name = "first";
-  LayerSpec twice = layer;
-  twice.branches[1].units[0] = experts;
-  EXPECT_EQ(Layer(layer, kWidth).missing(), std::vector<std::string>{"experts"});
-  EXPECT_EQ(Layer(twice, kWidth).missing(), std::vector<std::string>{"experts"});
+TEST(Units, LatentAttentionKeepsItsLatentAndSaysWhatItCannotBe) {
+  const Options options = {{"heads", int64_t{2}},
+                           {"kv_rank", int64_t{8}},
+                           {"nope_dim", int64_t{4}},
+                           {"rope_dim", int64_t{2}},
+                           {"value_dim", int64_t{4}}};
+  EXPECT_EQ(make_unit({"latent_attention", options}, kWidth)->state_layout().bytes_per_token(),
+            (8 + 2) * 4);
+  const auto error = [&](std::initializer_list<std::pair<std::string, OptionValue>> more) {
+    return testing::error_of([&] { make_unit({"latent_attention", with(options, more)}, kWidth); });
+  };
+  EXPECT_EQ(error({{"rope_dim", int64_t{3}}}),
+            "latent_attention: expected an even rope_dim, got 3");
+  EXPECT_EQ(error({{"kv_rank", int64_t{1024}}}),
+            "latent_attention: expected kv_rank and rope_dim of at most 1024 together, got 1024 "
+            "and 2");
+  EXPECT_EQ(
+      error({{"index_heads", int64_t{2}}, {"index_dim", int64_t{4}}, {"index_top", int64_t{5}}}),
+      "latent_attention: the index of keys reads the query's latent; give q_rank");
 }
 
-TEST(Units, WhatIsOnlyDeclaredStartsAsItsLikeDoes) {
-  const std::vector<UnitSpec> declared = {
-      {"feed_forward", {{"inner", int64_t{16}}, {"activation", "relu2"}, {"bias", true}}},
+TEST(Units, ExpertsSayWhatTheyCannotBe) {
+  const Options options = {
+      {"experts", int64_t{8}}, {"top", int64_t{3}}, {"inner", int64_t{5}}, {"router", "sigmoid"}};
+  const auto error = [&](std::initializer_list<std::pair<std::string, OptionValue>> more) {
+    return testing::error_of([&] { make_unit({"experts", with(options, more)}, kWidth); });
+  };
+  EXPECT_EQ(error({{"router", "hash"}}),
+            "experts: expected router softmax, topk_softmax or sigmoid, got 'hash'");
+  EXPECT_EQ(error({{"top", int64_t{9}}}), "experts: expected top of at most 8 experts, got 9");
+  EXPECT_EQ(
+      error({{"groups", int64_t{4}}, {"group_top", int64_t{1}}}),
+      "experts: expected groups that divide 8 experts, of which group_top hold the top 3, got "
+      "4 groups and group_top 1");
+  EXPECT_EQ(error({{"bias", true}, {"router_bias", true}}),
+            "experts: expected one bias of the router, of its logits (bias) or of its choice "
+            "(router_bias)");
+  EXPECT_EQ(error({{"shared_gate", true}}),
+            "experts: expected a shared expert, whose gate shared_gate is");
+  EXPECT_NE(error({{"activation", "tanh"}}).find(", got 'tanh'"), std::string::npos);
+}
+
+TEST(Units, MatricesStartAsLinearsDo) {
+  const std::vector<UnitSpec> specs = {
       {"experts",
        {{"experts", int64_t{8}},
         {"top", int64_t{2}},
@@ -733,9 +970,10 @@ TEST(Units, WhatIsOnlyDeclaredStartsAsItsLikeDoes) {
         {"rope_dim", int64_t{2}},
         {"value_dim", int64_t{4}},
         {"index_heads", int64_t{2}},
-        {"index_dim", int64_t{4}}}},
+        {"index_dim", int64_t{4}},
+        {"index_top", int64_t{5}}}},
       {"lightning", {{"heads", int64_t{2}}, {"head_dim", int64_t{4}}}}};
-  for (const UnitSpec& spec : declared) {
+  for (const UnitSpec& spec : specs) {
     make_unit(spec, kWidth)->visit([&](const std::string& name, Parameter& p) {
       const std::string which = spec.kind + " " + name;
       if (name.ends_with("norm.weight")) {

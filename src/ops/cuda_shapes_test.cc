@@ -561,9 +561,9 @@ void expect_pages_match_cpu(const Shape& s, int64_t before, int64_t page_size) {
     for (size_t i = 0; i < values.size(); ++i) {
       values[i] = as_stored(std::move(values[i]), i < 3 ? type : stored);
     }
-    EXPECT_LE(
-        norm_error(run(Device::kCuda, type, stored, values), run({}, Dtype::kF32, stored, values)),
-        forward_tolerance(type));
+    const auto y = run(Device::kCuda, type, stored, values);
+    EXPECT_LE(norm_error(y, run({}, Dtype::kF32, stored, values)), forward_tolerance(type));
+    EXPECT_EQ(run(Device::kCuda, type, stored, values), y) << "two runs differ";
   }
 }
 
@@ -593,6 +593,24 @@ TEST_F(CudaShapes, AttentionDecodesManySequences) {
 // More pairs of a sequence and a head than a grid is high, by the kernels of models' dims.
 TEST_F(CudaShapes, AttentionDecodesManyHeads) {
   expect_pages_match_cpu({std::vector<int64_t>(4200, 1), 16, 16, 64}, 1, 2);
+}
+
+// Few heads of keys leave a sequence many blocks, whose parts are more than the lanes that add a
+// row up; sequences beside it have others, or one.
+TEST_F(CudaShapes, AttentionDecodesFewHeadsInManyParts) {
+  for (const int64_t page : {16, 64, 128, 256}) {
+    SCOPED_TRACE(page);
+    expect_pages_match_cpu({{1}, 14, 2, 64}, 20000, page);
+    expect_pages_match_cpu({{1, 1, 1}, 14, 2, 64}, 5000, page);
+    expect_pages_match_cpu({{1}, 14, 2, 64, 3000, 100}, 20000, page);
+  }
+  for (const int64_t before : {700, 1500, 5000}) {
+    SCOPED_TRACE(before);
+    expect_pages_match_cpu({{1, 2}, 12, 1, 64}, before, 64);
+    expect_pages_match_cpu({{1}, 6, 1, 80}, before, 32);
+    expect_pages_match_cpu({{1, 1}, 10, 1, 128}, before, 16);
+    expect_pages_match_cpu({{1}, 3, 1, 256}, before, 16);
+  }
 }
 
 TEST_P(CudaHeadDims, OfAttention) {

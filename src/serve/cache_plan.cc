@@ -11,6 +11,19 @@ int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
+/// Tokens of a page by the units that keep pages. What is read of a page lies together, and tables
+/// have an entry a page: a page of few bytes costs both.
+int64_t choose_page_size(const std::vector<StateLayout>& layouts) {
+  int64_t size = kLeastPage;
+  for (const StateLayout& layout : layouts) {
+    while (!layout.pages.empty() && size < kMostPage &&
+           size * layout.bytes_per_token() < kPageBytes) {
+      size *= 2;
+    }
+  }
+  return size;
+}
+
 }  // namespace
 
 Dtype parse_cache_values(const std::string& name) {
@@ -32,10 +45,11 @@ int64_t PageGroup::pages_for(int64_t tokens, const CacheConfig& config) const {
 
 CachePlan::CachePlan(const Model& model, const CacheConfig& config)
     : config_(config), layouts_(model.state_layouts()) {
-  expect(config.max_sequences > 0 && config.page_size > 0 && config.piece_tokens > 0 &&
+  expect(config.max_sequences > 0 && config.page_size >= 0 && config.piece_tokens > 0 &&
              config.memory_bytes >= 0 && config.max_tokens >= 0,
-         "[cache] expected max_sequences, page_size and piece_tokens above 0, got {}, {} and {}",
-         config.max_sequences, config.page_size, config.piece_tokens);
+         "[cache] expected max_sequences and piece_tokens above 0 and a page_size from 0 "
+         "(0: chosen), got {}, {} and {}",
+         config.max_sequences, config.piece_tokens, config.page_size);
   expect(config.values == Dtype::kF32 || config.values == Dtype::kBF16 ||
              config.values == Dtype::kF8E4M3,
          "[cache] expected keys and values in f32, bf16 or f8, got {}", dtype_name(config.values));
@@ -58,6 +72,9 @@ CachePlan::CachePlan(const Model& model, const CacheConfig& config)
     }
     group->units.push_back(static_cast<int64_t>(i));
     group->bytes_per_token += layout.bytes_per_token();
+  }
+  if (config_.page_size == 0) {
+    config_.page_size = choose_page_size(layouts_);
   }
   size_t unit = 0;
   for (int64_t layer = 0; layer < model.layer_count(); ++layer) {

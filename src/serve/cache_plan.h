@@ -12,7 +12,9 @@ namespace cambium {
 
 struct CacheConfig {
   int64_t max_sequences = 32;
-  int64_t page_size = 16;  // tokens
+  /// Tokens of a page; 0 = by what a token takes (CachePlan): then a page of the narrowest layer
+  /// takes kPageBytes or more.
+  int64_t page_size = 0;
   /// Bytes the cache may take; 0 = whatever max_sequences of max_tokens need. Pages are allocated
   /// as they are needed, up to this.
   int64_t memory_bytes = 0;
@@ -33,6 +35,14 @@ struct CacheSizes {
   int64_t pages = 0;      // of the layers without a window; windowed ones have theirs by sequence
   int64_t bytes = 0;      // when all pages are there
 };
+
+/// What a page of one layer takes at least, where the plan chooses its tokens: a power of two from
+/// kLeastPage to kMostPage.
+inline constexpr int64_t kPageBytes = int64_t{64} << 10;
+inline constexpr int64_t kLeastPage = 16;
+inline constexpr int64_t kMostPage = 256;
+/// Of any that is asked for.
+inline constexpr int64_t kMostPageAsked = 65'536;
 
 /// "bf16", "f32" or "f8", as --cache takes it; Error otherwise.
 Dtype parse_cache_values(const std::string& name);
@@ -59,6 +69,7 @@ class CachePlan {
   /// The model needs no weights.
   CachePlan(const Model& model, const CacheConfig& config);
 
+  /// With what it leaves to the model filled in: page_size and max_tokens.
   const CacheConfig& config() const { return config_; }
   const std::vector<PageGroup>& groups() const { return groups_; }
   /// Of the model's units that keep state, as this cache keeps them.

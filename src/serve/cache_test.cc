@@ -107,6 +107,49 @@ TEST(CachePlan, CountsTheBytesOfTheTypeAsked) {
   EXPECT_THROW(CachePlan(model, narrow), Error);
 }
 
+TEST(CachePlan, APageTakesItsBytes) {
+  struct Row {
+    int64_t kv_heads, dim;
+    Dtype values;
+    int64_t asked, tokens;
+  };
+  const Row rows[] = {
+      {8, 128, Dtype::kBF16, 0, 16},    // 64 KiB
+      {8, 128, Dtype::kF8E4M3, 0, 32},  // 65 KiB
+      {4, 128, Dtype::kBF16, 0, 32},
+      {2, 64, Dtype::kBF16, 0, 128},
+      {2, 64, Dtype::kF32, 0, 64},
+      {1, 8, Dtype::kBF16, 0, 256},  // no more, whatever a token takes
+      {2, 64, Dtype::kBF16, 16, 16},
+      {2, 64, Dtype::kBF16, 48, 48},
+      {8, 128, Dtype::kBF16, 1024, 1024},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(fmt::format("{} heads of {} in {}, {} asked", row.kv_heads, row.dim,
+                             dtype_name(row.values), row.asked));
+    ModelSpec one = spec();
+    one.layers = {decoder_layer(
+        {"attention", {{"heads", row.kv_heads}, {"kv_heads", row.kv_heads}, {"head_dim", row.dim}}},
+        16)};
+    CacheConfig config = kConfig;
+    config.values = row.values;
+    config.page_size = row.asked;
+    const CachePlan plan(Model(one), config);
+    EXPECT_EQ(plan.config().page_size, row.tokens);
+    EXPECT_EQ(plan.sequence_bytes(1), row.tokens * plan.bytes_per_token());
+    EXPECT_EQ(plan.sequence_bytes(row.tokens + 1), 2 * row.tokens * plan.bytes_per_token());
+  }
+  // The narrowest layer decides, and states in slots do not.
+  CacheConfig config = kConfig;
+  config.page_size = 0;
+  EXPECT_EQ(CachePlan(Model(spec()), config).config().page_size, kMostPage);
+  ModelSpec states = spec();
+  states.layers = {spec().layers[2]};
+  EXPECT_EQ(CachePlan(Model(states), config).config().page_size, kLeastPage);
+  config.page_size = -1;
+  EXPECT_THROW(CachePlan(Model(spec()), config), Error);
+}
+
 class CachePages : public ::testing::TestWithParam<Dtype> {};
 
 TEST_P(CachePages, AreTakenGivenBackAndPoisoned) {

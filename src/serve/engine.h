@@ -41,7 +41,8 @@ struct EngineConfig {
   int64_t max_sequences = 32;
   /// Of the cache; 0 = as much as max_sequences need, allocated as it is needed.
   int64_t memory_bytes = 0;
-  int64_t page_size = 16;
+  /// Tokens of a page of the cache; 0 = by what a token takes (CacheConfig::page_size).
+  int64_t page_size = 0;
   /// Longest sequence; 0 = the model's positions.
   int64_t max_tokens = 0;
   /// Keys and values of the cache: bf16, f32 or f8 (CacheConfig::values).

@@ -75,7 +75,7 @@ TEST(Engine, ResultsDoNotDependOnWhatRunsBeside) {
     EXPECT_EQ(static_cast<int64_t>(alone.back().tokens.size()), request.max_new_tokens);
   }
   for (const int64_t at_once : {2, 5, 64}) {
-    for (const int64_t page : {4, 16}) {
+    for (const int64_t page : {4, 16, 64, 128, 256}) {
       Engine engine(*loaded.model, {.max_sequences = at_once,
                                     .page_size = page,
                                     .prefill_chunk = 64,
@@ -238,9 +238,11 @@ TEST(Engine, CancellingFreesEverything) {
 
 TEST(Engine, ShortMemoryQueuesAndImpossibleRequestsAreErrors) {
   const LoadedModel loaded = mixed_model();
-  const CachePlan plan(*loaded.model, {.piece_tokens = 64, .values = Dtype::kF32});
-  const EngineConfig small{
-      .max_sequences = 8, .memory_bytes = 2 * plan.sequence_bytes(160), .prefill_chunk = 64};
+  const CachePlan plan(*loaded.model, {.page_size = 16, .piece_tokens = 64, .values = Dtype::kF32});
+  const EngineConfig small{.max_sequences = 8,
+                           .memory_bytes = 2 * plan.sequence_bytes(160),
+                           .page_size = 16,
+                           .prefill_chunk = 64};
   Engine engine(*loaded.model, small);
   Engine roomy(*loaded.model, {.max_sequences = 8, .prefill_chunk = 64});
   EXPECT_LT(engine.cache().capacity(), 8);

@@ -110,9 +110,11 @@ class Borrowed {
  public:
   Borrowed(const Model& model, const CacheConfig& config, int64_t tokens)
       : plan_(model, config),
-        written_((config.piece_tokens + config.page_size - 1) / config.page_size + 1) {
+        written_((config.piece_tokens + plan_.config().page_size - 1) / plan_.config().page_size +
+                 1) {
     const int64_t sequences = config.max_sequences;
-    pages_per_segment_ = (tokens + config.page_size - 1) / config.page_size;
+    const int64_t page_size = plan_.config().page_size;
+    pages_per_segment_ = (tokens + page_size - 1) / page_size;
     const int64_t pages = kShared + sequences * written_;
     for (int64_t s = 0; s < sequences; ++s) {
       for (int64_t i = 0; i < pages_per_segment_; ++i) {
@@ -124,7 +126,7 @@ class Borrowed {
     for (const StateLayout& layout : plan_.layouts()) {
       Unit& unit = units_.emplace_back();
       for (const Part& part : layout.pages) {
-        unit.add(unit.pages, part, {pages, config.page_size}, model.device());
+        unit.add(unit.pages, part, {pages, page_size}, model.device());
       }
       for (const Part& part : layout.slots) {
         unit.add(unit.slots, part, {sequences}, model.device());
@@ -236,6 +238,7 @@ void divide(const MemoryRequest& request, const Model& model, MemoryPlan& plan) 
   plan.longest = limited.longest_in(plan.cache.bytes, limited.config().max_tokens);
   plan.engine.memory_bytes = std::max<int64_t>(plan.cache.bytes, 1);
   plan.engine.max_sequences = plan.cache.sequences;
+  plan.engine.page_size = limited.config().page_size;
 }
 
 }  // namespace

@@ -165,7 +165,7 @@ TEST(MemoryPlan, GivesTheCacheWhatIsLeft) {
   MemoryRequest request = request_for(spec, 512 * kMiB);
   request.engine.max_sequences = 4096;
   const MemoryPlan plan = plan_memory(request);
-  EXPECT_LT(plan.cache.pages, 4096 * 512 / 16);
+  EXPECT_LT(plan.cache.pages * plan.engine.page_size, 4096 * 512);
   EXPECT_GE(plan.left(), 0);
   EXPECT_LT(plan.left(), 2 * CachePlan(Model(spec), cache_config(plan.engine)).least_bytes());
   request.engine.memory_bytes = 5 * kMiB;
@@ -173,6 +173,20 @@ TEST(MemoryPlan, GivesTheCacheWhatIsLeft) {
   EXPECT_LE(limited.cache.bytes, 5 * kMiB);
   EXPECT_GT(limited.cache.bytes, 4 * kMiB);
   EXPECT_GT(limited.left(), plan.left());
+}
+
+TEST(MemoryPlan, HoldsAsManyTokensInPagesOfAnySize) {
+  const ModelSpec spec = mixed_spec();
+  for (const auto& [asked, taken] : {std::pair{0, 256}, {16, 16}, {64, 64}, {256, 256}}) {
+    SCOPED_TRACE(asked);
+    MemoryRequest request = request_for(spec, int64_t{1} << 30);
+    request.engine.page_size = asked;
+    const MemoryPlan plan = plan_memory(request);
+    EXPECT_EQ(plan.engine.page_size, taken);
+    EXPECT_EQ(plan.cache.pages * taken, 8 * 512);
+    EXPECT_EQ(plan.longest, 512);
+    EXPECT_EQ(CachePlan(Model(spec), cache_config(plan.engine)).sizes().bytes, plan.cache.bytes);
+  }
 }
 
 TEST(MemoryPlan, NamesThePartsThatLeaveNoRoom) {

@@ -98,9 +98,11 @@ void HeldOut::add_sums(Context& ctx, const PackedSequence& group, const Model& m
     LossInputs inputs;
     inputs.hidden = hidden.slice(0, begin, rows);
     inputs.head = model.head().detached();
+    inputs.logit_cap = model.spec().logit_cap;
     if (teacher != nullptr) {
       inputs.teacher_hidden = taught.slice(0, begin, rows);
       inputs.teacher_head = teacher->head().detached();
+      inputs.teacher_logit_cap = teacher->spec().logit_cap;
     }
     inputs.labels =
         std::span(group.labels).subspan(static_cast<size_t>(begin), static_cast<size_t>(rows));

@@ -1,6 +1,7 @@
 #include "train/stored_logits.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -11,6 +12,7 @@
 #include "base/json_fields.h"
 #include "base/parallel.h"
 #include "base/progress.h"
+#include "base/resumable_file.h"
 #include "base/signals.h"
 #include "tensor/copy.h"
 
@@ -21,6 +23,8 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::string_view kMagic = "CAMLOGIT";
 constexpr int64_t kTokensTogether = 2048;
+/// What a killed process loses at most.
+constexpr std::chrono::seconds kKeepEvery{2};
 /// Log-probabilities below it are stored as it: fp16 ends soon after.
 constexpr float kLeast = -60000.0F;
 constexpr int64_t kMaxVocabulary = int64_t{1} << 24;
@@ -41,9 +45,8 @@ T read_number(const std::byte* at) {
   return value;
 }
 
-template <class T>
-void write_number(AtomicFile& file, T value) {
-  file.write(std::as_bytes(std::span(&value, 1)));
+void add_number(std::string& text, uint64_t value) {
+  text.append(reinterpret_cast<const char*>(&value), sizeof value);
 }
 
 // Document `index` as the packer cuts it to sequences of `max_tokens`.
@@ -122,6 +125,66 @@ StoredLogitsInfo read_header(const std::string& text, const std::string& where) 
   info.teacher = fields.text("teacher");
   info.teacher_name = fields.text("teacher_name");
   return info;
+}
+
+/// Documents that are run together. They follow from the data alone, so that a run that goes on
+/// computes what one that was never stopped does.
+struct Group {
+  PackedSequence sequence;
+  int64_t end = 0;  // the first document after it
+};
+
+Group next_group(const DocumentSource& data, const StoredLogitsInfo& info, int64_t next) {
+  Group group;
+  for (; next < info.documents; ++next) {
+    const Document document = cut_document(data, static_cast<uint64_t>(next), info.max_tokens);
+    const auto rows = static_cast<int64_t>(document.tokens.size()) - 1;
+    if (document.labels() == 0) {
+      continue;
+    }
+    const int64_t size = group.sequence.batch.size();
+    if (size > 0 && size + rows > kTokensTogether) {
+      break;
+    }
+    add_document(group.sequence, document);
+  }
+  group.end = next;
+  return group;
+}
+
+// What the teacher says of the group's tokens that are learned, as rows of the file.
+std::vector<std::byte> rows_of_group(const PackedSequence& group, Model& teacher,
+                                     Workspace& workspace, const StoredLogitsInfo& info) {
+  const WorkspaceScope scope(workspace);
+  Context ctx = context_for(teacher, workspace);
+  const Tensor hidden = teacher.forward(ctx, group.batch);
+  std::vector<int64_t> learned;
+  for (size_t t = 0; t < group.labels.size(); ++t) {
+    if (group.labels[t] >= 0) {
+      learned.push_back(static_cast<int64_t>(t));
+    }
+  }
+  const int64_t row_bytes = stored_row_bytes(info.top_k, info.vocabulary);
+  std::vector<std::byte> packed(learned.size() * static_cast<size_t>(row_bytes));
+  const auto most = static_cast<size_t>(head_loss_rows(info.vocabulary, teacher.device()));
+  for (size_t begin = 0; begin < learned.size(); begin += most) {
+    stop_point();
+    const auto rows = std::span(learned).subspan(begin, std::min(most, learned.size() - begin));
+    const ArenaScope rows_scope(*ctx.arena);
+    const Tensor chosen =
+        ctx.arena->empty(hidden.dtype, {static_cast<int64_t>(rows.size()), hidden.dim(1)});
+    gather_rows(chosen, hidden, rows);
+    const std::vector<float> logits = elements_of(teacher.logits(ctx, chosen));
+    std::byte* out = packed.data() + static_cast<int64_t>(begin) * row_bytes;
+    parallel_for(static_cast<int64_t>(rows.size()), 1, [&](int64_t from, int64_t to) {
+      for (int64_t r = from; r < to; ++r) {
+        pack_row(std::span(logits).subspan(static_cast<size_t>(r * info.vocabulary),
+                                           static_cast<size_t>(info.vocabulary)),
+                 info.top_k, out + r * row_bytes);
+      }
+    });
+  }
+  return packed;
 }
 
 }  // namespace
@@ -263,63 +326,34 @@ StoredLogitsInfo write_stored_logits(const std::string& path, Model& teacher,
   info.rows = static_cast<int64_t>(starts.back());
   expect(info.rows > 0, "the data has no document with anything to learn in its first {} tokens",
          info.max_tokens);
-  AtomicFile file(path);
-  file.write(kMagic);
   const std::string header = header_of(info);
-  write_number(file, static_cast<uint64_t>(header.size()));
-  file.write(header);
-  file.write(std::as_bytes(std::span(starts)));
-
+  std::string begin(kMagic);
+  add_number(begin, header.size());
+  begin += header;
+  for (const uint64_t start : starts) {
+    add_number(begin, start);
+  }
+  const auto row_bytes = static_cast<uint64_t>(stored_row_bytes(info.top_k, info.vocabulary));
+  ResumableFile file(path, begin);
+  const uint64_t done = (file.size() - begin.size()) / row_bytes;
+  Progress progress("storing " + path, starts.back(), {.unit = "tokens"});
   Workspace workspace(teacher.device());
-  Context ctx = context_for(teacher, workspace);
-  const int64_t row_bytes = stored_row_bytes(info.top_k, info.vocabulary);
-  Progress progress("storing " + path, static_cast<uint64_t>(info.rows), {.unit = "tokens"});
+  auto kept = std::chrono::steady_clock::now();
   for (int64_t next = 0; next < info.documents;) {
-    const WorkspaceScope scope(workspace);
-    PackedSequence group;
-    for (; next < info.documents; ++next) {
-      const Document document = cut_document(data, static_cast<uint64_t>(next), info.max_tokens);
-      const auto rows = static_cast<int64_t>(document.tokens.size()) - 1;
-      if (document.labels() == 0) {
-        continue;
-      }
-      if (group.batch.size() > 0 && group.batch.size() + rows > kTokensTogether) {
-        break;
-      }
-      add_document(group, document);
+    const Group group = next_group(data, info, next);
+    next = group.end;
+    if (group.sequence.batch.size() == 0 || starts[static_cast<size_t>(next)] <= done) {
+      continue;  // of an earlier run
     }
-    if (group.batch.size() == 0) {
-      break;
-    }
-    const Tensor hidden = teacher.forward(ctx, group.batch);
-    std::vector<int64_t> learned;
-    for (size_t t = 0; t < group.labels.size(); ++t) {
-      if (group.labels[t] >= 0) {
-        learned.push_back(static_cast<int64_t>(t));
-      }
-    }
-    const auto most = static_cast<size_t>(head_loss_rows(info.vocabulary, teacher.device()));
-    for (size_t begin = 0; begin < learned.size(); begin += most) {
-      stop_point();
-      const auto rows = std::span(learned).subspan(begin, std::min(most, learned.size() - begin));
-      const ArenaScope rows_scope(*ctx.arena);
-      const Tensor chosen =
-          ctx.arena->empty(hidden.dtype, {static_cast<int64_t>(rows.size()), hidden.dim(1)});
-      gather_rows(chosen, hidden, rows);
-      const std::vector<float> logits = elements_of(teacher.logits(ctx, chosen));
-      std::vector<std::byte> packed(rows.size() * static_cast<size_t>(row_bytes));
-      parallel_for(static_cast<int64_t>(rows.size()), 1, [&](int64_t from, int64_t to) {
-        for (int64_t r = from; r < to; ++r) {
-          pack_row(std::span(logits).subspan(static_cast<size_t>(r * info.vocabulary),
-                                             static_cast<size_t>(info.vocabulary)),
-                   info.top_k, packed.data() + r * row_bytes);
-        }
-      });
-      file.write(packed);
-      progress.advance(rows.size());
+    file.write(rows_of_group(group.sequence, teacher, workspace, info));
+    progress.update(starts[static_cast<size_t>(next)]);
+    if (std::chrono::steady_clock::now() - kept > kKeepEvery) {
+      file.keep();
+      kept = std::chrono::steady_clock::now();
     }
   }
-  write_number(file, file.checksum());
+  const uint64_t sum = file.checksum();
+  file.write(std::as_bytes(std::span(&sum, 1)));
   file.commit();
   progress.finish(fmt::format("{} bytes a token", row_bytes));
   return info;

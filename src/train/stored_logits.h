@@ -77,7 +77,8 @@ int64_t stored_row_bytes(int64_t top_k, int64_t vocabulary);
 
 /// Runs the teacher over the first `info.documents` of the data (all where it is 0 and they end)
 /// and writes what it says. Fills in rows, documents and the vocabulary of `info`, and returns it.
-/// The file appears whole or not at all.
+/// The file appears when it is whole (base/resumable_file.h): what was stopped goes on where it
+/// was, and ends with the same bytes.
 StoredLogitsInfo write_stored_logits(const std::string& path, Model& teacher,
                                      const DocumentSource& data, StoredLogitsInfo info);
 

@@ -103,6 +103,47 @@ TEST_F(StoredLogitsTest, RefusesADamagedByteWhereverItIs) {
   }
 }
 
+/// Documents of which one cannot be had, once.
+class StoppedSource : public DocumentSource {
+ public:
+  StoppedSource(const DocumentSource& data, int64_t calls) : data_(data), calls_(calls) {}
+  int64_t size() const override { return data_.size(); }
+  std::string fingerprint() const override { return data_.fingerprint(); }
+  Document document(uint64_t index) const override {
+    expect(calls_-- != 0, "stopped");
+    return data_.document(index);
+  }
+
+ private:
+  const DocumentSource& data_;
+  mutable int64_t calls_;
+};
+
+TEST_F(StoredLogitsTest, AHalfMadeFileEndsAsAWholeOne) {
+  StoredLogitsInfo info;
+  info.top_k = 4;
+  info.documents = 250;
+  info.max_tokens = 48;
+  write_stored_logits(folder_.at("whole"), *teacher_.model, *data_, info);
+  // Its documents are read once for their sizes, then for what they say.
+  for (const int64_t calls : {250 + 20, 250 + 130, 250 + 240}) {
+    const StoppedSource stopped(*data_, calls);
+    const std::string path = folder_.at("half");
+    EXPECT_THAT(message_of([&] { write_stored_logits(path, *teacher_.model, stopped, info); }),
+                HasSubstr("stopped"));
+    EXPECT_FALSE(std::filesystem::exists(path));
+    StoredLogitsInfo other = info;
+    other.top_k = 5;
+    EXPECT_THAT(message_of([&] { write_stored_logits(path, *teacher_.model, *data_, other); }),
+                HasSubstr("half-made, of other data, another teacher or other options"));
+    const auto half = std::filesystem::file_size(path + ".part");
+    write_stored_logits(path, *teacher_.model, *data_, info);
+    EXPECT_LT(half, std::filesystem::file_size(path));
+    EXPECT_EQ(read_text_file(path), read_text_file(folder_.at("whole"))) << calls;
+    std::filesystem::remove(path);
+  }
+}
+
 TEST_F(StoredLogitsTest, RefusesWhatItIsNotOf) {
   write("file", 4);
   const StoredLogits stored(folder_.at("file"));

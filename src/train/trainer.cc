@@ -307,6 +307,7 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
   if (teacher_ != nullptr) {
     inputs.teacher_hidden = teacher_->forward(plain, sequence.batch, with_taps(teacher_taps));
     inputs.teacher_head = teacher_->head().detached();
+    inputs.teacher_logit_cap = teacher_->spec().logit_cap;
     time_part(&StepTimes::teacher);
   }
   ForwardOptions options = with_taps(taps);
@@ -314,6 +315,7 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
   options.noise = sequence.noise;
   inputs.hidden = student_.forward(ctx, sequence.batch, options);
   inputs.head = student_.head();
+  inputs.logit_cap = student_.spec().logit_cap;
   StoredRows stored;
   if (config_.logits != nullptr) {
     stored = config_.logits->rows_of(sequence);
@@ -343,13 +345,14 @@ void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& s
   Context plain = workspace_.context(activations_);
   teacher_->forward(plain, sequence.batch, with_taps(taps));
   time_part(&StepTimes::teacher);
-  UnitInputs forward{&sequence.batch, student_.rope_for(plain, sequence.batch), nullptr};
   for (size_t i = 0; i < sums.align.size(); ++i) {
     const WorkspaceScope scope(workspace_);
     const int64_t layer = config_.align.layers[i];
     const MixerTap& tap = taps[static_cast<size_t>(layer)];
     Context ctx = workspace_.context(activations_, &tape_);
-    forward.noise = layer_noise(sequence.noise, layer);
+    const UnitInputs forward{.batch = &sequence.batch,
+                             .rope = student_.rope_for(plain, sequence.batch, layer),
+                             .noise = layer_noise(sequence.noise, layer)};
     const Tensor out = student_.layer(layer).mixer()->forward(ctx, tap.input, forward);
     if (!out.has_grad()) {
       continue;  // of a supernet: a mixer that is not trained

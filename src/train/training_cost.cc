@@ -11,10 +11,6 @@
 namespace cambium {
 namespace {
 
-bool is_matrix(const Parameter& p) {
-  return p.shape.size() == 2 && !p.keep_fp32;
-}
-
 /// Channels of queries times the positions each sees on average, causally.
 double attended(const UnitSpec& mixer, int64_t sequence) {
   if (mixer.kind != "attention" && mixer.kind != "sliding_window" && mixer.kind != "parallel") {
@@ -43,8 +39,8 @@ std::vector<LayerWork> work_of(const ModelSpec& spec, int64_t sequence,
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     LayerWork& layer = work[i];
     model.visit_layer(static_cast<int64_t>(i), [&](const std::string& name, Parameter& p) {
-      if (p.shape.size() == 2 && !resting.contains(unit_of(name))) {
-        const auto count = static_cast<double>(p.numel());
+      if (p.is_matrix() && !resting.contains(unit_of(name))) {
+        const auto count = static_cast<double>(p.active());
         layer.matrices += count;
         layer.trained += trained && trained(name) ? count : 0.0;
       }
@@ -74,7 +70,8 @@ int64_t unit_channels(const UnitSpec& unit, int64_t width) {
   if (unit.kind == "attention" || unit.kind == "sliding_window") {
     const int64_t q = size("heads") * size("head_dim");
     const int64_t k = size("kv_heads", size("heads")) * size("head_dim");
-    return 3 * q + 3 * k + width;  // before and after the rotation, v, what is attended to, out
+    // Before and after the rotation, v, what is attended to, out; q and k before their norms.
+    return 3 * q + 3 * k + width + (o.has("qk_norm_eps") ? q + k : 0);
   }
   if (unit.kind == "mamba") {
     return 6 * size("inner") + 2 * size("xb") + size("dt_rank") + width;
@@ -101,6 +98,9 @@ int64_t unit_channels(const UnitSpec& unit, int64_t width) {
   if (unit.kind == "swiglu") {
     return 3 * size("inner") + width;
   }
+  if (unit.kind == "feed_forward") {
+    return 2 * size("inner") + width;
+  }
   return 8 * width;
 }
 
@@ -115,6 +115,7 @@ int64_t layer_channels(const LayerSpec& layer, int64_t width) {
       }
       const UnitSpec& unit = branch.units[i];
       channels += unit_channels(unit, width) + width;
+      channels += branch.out_norm.kind == NormKind::kNone ? 0 : width;
     }
   }
   return channels;
@@ -151,7 +152,7 @@ double training_flops(const TrainConfig& config, const TrainingShape& shape) {
 
 std::vector<MemoryItem> training_memory(const TrainConfig& config, const TrainingShape& shape) {
   const auto stored = [&](const Parameter& p) {
-    return p.numel() * (shape.bf16_matrices && is_matrix(p) ? 2 : 4);
+    return p.numel() * (shape.bf16_matrices && p.is_matrix() ? 2 : 4);
   };
   int64_t teacher = 0;
   if (shape.teacher != nullptr) {
@@ -163,7 +164,7 @@ std::vector<MemoryItem> training_memory(const TrainConfig& config, const Trainin
   Model(*shape.student).visit([&](const std::string& name, Parameter& p) {
     if (shape.trained && shape.trained(name)) {
       trained += p.numel();
-      largest = is_matrix(p) ? std::max(largest, p.numel()) : largest;
+      largest = p.is_matrix() ? std::max(largest, p.numel()) : largest;
     } else if (!shape.shared || !shape.shared(name)) {
       frozen += stored(p);
     }
@@ -186,8 +187,8 @@ std::vector<MemoryItem> training_memory(const TrainConfig& config, const Trainin
   const int64_t ends = (shape.teacher != nullptr ? 3 : 2) * 2 * spec.width;
   const bool cuda = shape.activations == Dtype::kBF16 || shape.bf16_matrices;
   const int64_t rows = head_loss_rows(spec.vocab, Device{cuda ? Device::kCuda : Device::kCpu});
-  const int64_t logits =
-      std::min(rows, tokens) * spec.vocab * element * (shape.teacher != nullptr ? 2 : 1);
+  const int64_t logits = std::min(rows, tokens) * spec.vocab * element *
+                         ((shape.teacher != nullptr ? 2 : 1) + (spec.logit_cap > 0.0F ? 1 : 0));
   const bool narrow = shape.activations == Dtype::kBF16;
   const bool offload = cuda && config.optimizer.offload;
   return {{"teacher", teacher},

@@ -18,9 +18,9 @@ namespace {
 
 using testing::HasSubstr;
 
-const char* const kCommands[] = {"hybridize", "score",  "place",    "convert", "distill", "logits",
-                                 "train",     "data",   "eval",     "bench",   "report",  "inspect",
-                                 "verify",    "import", "generate", "chat"};
+const char* const kCommands[] = {"hybridize", "score",  "place",  "convert",  "distill", "logits",
+                                 "train",     "data",   "eval",   "bench",    "report",  "inspect",
+                                 "verify",    "import", "export", "generate", "chat"};
 
 TEST(CommandLine, AloneItShowsWhatThereIs) {
   const Outcome outcome = cambium("");
@@ -589,12 +589,19 @@ TEST(CommandLine, InspectPlansMemory) {
   EXPECT_EQ(memory["sequences"], 7);
   EXPECT_EQ(memory["cache_tokens"], 7 * 512);
   EXPECT_EQ(memory["cache"], 7 * 512 * 384);
+  EXPECT_EQ(memory["page_size"], 256);  // a token of a layer takes 128 bytes
   EXPECT_EQ(memory["total"].get<int64_t>() - memory["left"].get<int64_t>(),
             memory["weights"].get<int64_t>() + memory["workspace"].get<int64_t>() +
                 memory["cache"].get<int64_t>() + memory["reserve"].get<int64_t>() +
                 memory["in_use"].get<int64_t>());
+  const Outcome asked =
+      cambium(inspect + " --memory-total 2GiB --max-sequences 7 --page-size 48 --json");
+  EXPECT_EQ(nlohmann::json::parse(asked.text)["memory"]["cache_tokens"], 7 * 11 * 48);
+  EXPECT_THAT(cambium(inspect + " --memory-total 2GiB --page-size -1").text,
+              HasSubstr("--page-size"));
   const Outcome table = cambium(inspect + " --memory-total 2GiB --cache-memory 400KiB");
   EXPECT_EQ(table.status, 0);
+  EXPECT_THAT(table.text, HasSubstr("in pages of 256"));
   for (const char* row : {"weights", "workspace", "cache", "reserve", "left"}) {
     EXPECT_THAT(table.text, HasSubstr(row));
   }

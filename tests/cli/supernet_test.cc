@@ -75,6 +75,80 @@ TEST(Supernets, FromTheTeacherToAPlainHybrid) {
   EXPECT_THAT(done("inspect " + folder.at("kept") + " --json"), HasSubstr(R"("found")"));
 }
 
+// One mixer more: golden prompts of old and new presets are kept, and a thin one loses the others.
+TEST(Supernets, AMixerJoins) {
+  const TestFolder folder;
+  const std::string start = folder.at("start");
+  done("convert " + teacher() + " -o " + start +
+       " --layers 3,5 --supernet --mixer gated_delta_net --add-preset fast=gated_delta_net");
+  const std::string more = folder.at("more");
+  EXPECT_THAT(done("convert " + start + " -o " + more +
+                   " --add-mixer near=sliding_window --window 24 --fit 1 --add-preset near=near"),
+              HasSubstr("near joins in 2 layers, which choose among attention, gated_delta_net, "
+                        "near; 2 presets"));
+  EXPECT_EQ(told(more + " --preset fast"), told(start + " --preset fast"));
+  EXPECT_THAT(done("inspect " + more + " --preset near"), HasSubstr("AAAWAW"));
+  EXPECT_FALSE(std::filesystem::exists(more + ".fit-near"));
+  const std::string thin = folder.at("thin");
+  done("convert " + more + " -o " + thin + " --thin --drop-preset fast");
+  EXPECT_EQ(told(thin + " --preset near"), told(more + " --preset near"));
+  EXPECT_THAT(done("verify " + thin), HasSubstr("the folder is what was written"));
+  const struct {
+    std::string arguments;
+    const char* text;
+  } rows[] = {
+      {start + " --add-mixer gated_delta_net", "has a mixer 'gated_delta_net' already"},
+      {start + " --add-mixer mamba3", "mamba2"},
+      {start + " --add-mixer a/b=mamba2", "got 'a/b'"},
+      {start + " --add-mixer mamba2 --layers 4", "layer 4 has no choice with attention"},
+      {start + " --add-mixer mamba2 --thin", "expected no --mixer, --scores"},
+      {start + " --add-mixer mamba2 --supernet", "--add-mixer changes a supernet"},
+      {teacher() + " --add-mixer mamba2", "is no supernet, which a mixer could join"},
+      {thin + " --add-mixer mamba2", "has its attention any more"},
+  };
+  for (const auto& row : rows) {
+    EXPECT_THAT(done("convert " + row.arguments + " -o " + folder.at("no"), 1), HasSubstr(row.text))
+        << row.arguments;
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder.at("no")));
+}
+
+// A conversation goes on as another preset: what it says is what that preset says of the same
+// turns, and nothing stays behind of the one before.
+TEST(Supernets, AChatSwitchesPresets) {
+  const TestFolder folder;
+  const std::string super = folder.at("s");
+  done("convert " + teacher() + " -o " + super +
+       " --layers 1,2,3,4,5,6,7,8 --supernet --mixer gated_delta_net"
+       " --add-preset exact=attention --add-preset fast=gated_delta_net");
+  const auto says = [&](const std::string& options, const std::string& lines, int status = 0) {
+    write_file_atomically(folder.at("lines"), lines);
+    const Outcome outcome = cambium(
+        "chat " + super + " --device cpu -n 12 --temperature 0 " + options, folder.at("lines"));
+    EXPECT_EQ(outcome.status, status) << outcome.text;
+    return outcome.text;
+  };
+  const std::string question = "Tom has 7 books. Ida has 3 books fewer than Tom.\n";
+  const std::string exact = says("--preset exact", question);
+  const std::string fast = says("--preset fast", question);
+  EXPECT_NE(exact, fast);
+  EXPECT_EQ(says("", question), exact);  // attention is active
+  EXPECT_EQ(says("", "/preset fast\n" + question), fast);
+  EXPECT_EQ(says("--preset fast", question + "/reset\n/preset exact\n" + question +
+                                      "/reset\n/preset fast\n" + question),
+            fast + exact + fast);
+  // A conversation that began with one goes on with the other over all of its turns.
+  const std::string two = says("--preset exact", question + "/preset fast\n" + question);
+  EXPECT_THAT(two, testing::StartsWith(exact));
+  EXPECT_NE(two, exact + fast);
+  EXPECT_THAT(says("--preset fast", "/presets\n"),
+              AllOf(HasSubstr("  exact            AAAA"), HasSubstr("* fast             AGGG")));
+  EXPECT_THAT(says("", "/preset fsat\n", 1), HasSubstr("did you mean 'fast'"));
+  write_file_atomically(folder.at("lines"), "/presets\n");
+  EXPECT_THAT(cambium("chat " + teacher(), folder.at("lines")).text,
+              HasSubstr("is no supernet and has no presets"));
+}
+
 TEST(Supernets, WrongUseIsNamed) {
   const struct {
     const char* arguments;

@@ -10,6 +10,7 @@ namespace {
 constexpr double kStep = 0.1;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
+  check_gate(attention, "gated_delta_net", !options.faithful);
   const int64_t q_heads = options.faithful ? h.kv_heads : h.heads;
   const int64_t v_heads = options.faithful ? h.heads : h.kv_heads;
   UnitSpec unit{"gated_delta_net",
@@ -22,6 +23,9 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
                  {"conv", int64_t{4}},
                  {"rope", options.rope && !options.faithful && h.dim % 2 == 0 &&
                               attention.options.flag("attention", "rope", true)}}};
+  if (has_gate(attention)) {
+    unit.options.set("out_gate", std::string("sigmoid"));
+  }
   ask_for_biases(unit, attention, "conv_bias");
   return unit;
 }
@@ -63,6 +67,9 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
     return;
   }
   put_delta_heads(mixer, a);
+  if (!a.gate.empty()) {
+    mixer.put("in_proj.weight", "z", a.gate);
+  }
   const int64_t heads = a.shape.heads;
   for (int64_t i = 0; i < heads; ++i) {
     // decay e^(-A softplus(dt_bias)) with softplus(dt_bias) = kStep
@@ -71,10 +78,12 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
   }
 }
 
-// The gate of the output is open, SiLU(z) = 1.
+// The gate of the output is the attention's own, or open, SiLU(z) = 1.
 void calibrate(const NewMixer& mixer, const AttentionWeights& a, const AttentionStatistics& s) {
   shrink_delta_heads(mixer, a, s);
-  mixer.put_multiples("in_proj.weight", "z", {kOpenGate}, s.constant);
+  if (a.gate.empty()) {
+    mixer.put_multiples("in_proj.weight", "z", {kOpenGate}, s.constant);
+  }
   std::vector<float> beta;
   for (const HeadStatistics& head : s.heads) {
     beta.push_back(write_gate(head));

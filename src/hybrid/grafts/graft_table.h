@@ -29,7 +29,10 @@ struct AttentionWeights {
   AttentionShape shape;
   std::vector<float> q, k, v, o;                      // (H D, C), (Hkv D, C), (Hkv D, C), (C, H D)
   std::vector<float> q_bias, k_bias, v_bias, o_bias;  // empty = the projection has none
-  std::vector<float> q_norm, k_norm;  // (D) as they are kept; empty = none, or on the rows
+  /// (D), or (H D) and (Hkv D), as they are kept; empty = none, or on the rows.
+  std::vector<float> q_norm, k_norm;
+  std::vector<float> gate{}, gate_bias{};  // (H D, C), (H D): of the output; empty = none
+  std::vector<float> sinks{};              // (H): scores without values; empty = none
 };
 
 /// What the attention does with the documents of a calibration.
@@ -123,6 +126,13 @@ Graft lightning_graft();
 Graft sliding_window_graft();
 Graft parallel_graft();
 
+/// The window that is asked for, or 128; never wider than the attention's own.
+int64_t window_of(const UnitSpec& attention, const GraftOptions& options);
+/// Whether the attention has a gate of its output.
+bool has_gate(const UnitSpec& attention);
+/// Error for attention whose output has a gate where `mixer` has no place for it, or, where it has,
+/// for a gate with a bias.
+void check_gate(const UnitSpec& attention, const char* mixer, bool has_place);
 /// Sets the option `qkv` (null = the mixer has a bias in any case) and out_bias of `mixer` where
 /// the attention has such biases, and neither where it has none.
 void ask_for_biases(UnitSpec& mixer, const UnitSpec& attention, const char* qkv);

@@ -10,6 +10,7 @@ namespace {
 constexpr double kStep = 0.1;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& /*options*/) {
+  check_gate(attention, "kimi_delta", false);
   UnitSpec unit{"kimi_delta",
                 {{"heads", h.heads},
                  {"q_heads", h.heads},

@@ -9,6 +9,7 @@ namespace cambium {
 namespace {
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& /*options*/) {
+  check_gate(attention, "lightning", true);
   const Options& o = attention.options;
   const double eps = o.real("attention", "qk_norm_eps", 0.0);
   UnitSpec unit{"lightning",
@@ -27,7 +28,11 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
   return unit;
 }
 
-void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& /*options*/) {
+void start(const NewMixer& mixer, const AttentionWeights& from, const GraftOptions& /*options*/) {
+  AttentionWeights a = from;
+  if (std::ssize(a.q_norm) > a.shape.dim) {  // of all heads together, and its norms are a head's
+    put_norms_on_rows(a, mixer.spec().options);
+  }
   put_output(mixer, a);
   mixer.put("qkv_proj.weight", "q", a.q);
   mixer.put("qkv_proj.weight", "k", a.k);
@@ -36,6 +41,9 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
     mixer.put("qkv_proj.bias", "q", a.q_bias);
     mixer.put("qkv_proj.bias", "k", a.k_bias);
     mixer.put("qkv_proj.bias", "v", a.v_bias);
+  }
+  if (!a.gate.empty()) {
+    std::copy(a.gate.begin(), a.gate.end(), mixer.values("gate_proj.weight"));
   }
   std::copy(a.q_norm.begin(), a.q_norm.end(), mixer.values("q_norm.weight"));
   std::copy(a.k_norm.begin(), a.k_norm.end(), mixer.values("k_norm.weight"));

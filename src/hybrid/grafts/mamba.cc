@@ -11,6 +11,7 @@ constexpr double kStep = 0.1;
 constexpr double kSmall = 0.1;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
+  check_gate(attention, "mamba", false);
   int64_t state = options.state > 0 ? options.state : 16;
   if (options.state == 0) {
     while (h.dim % state != 0) {

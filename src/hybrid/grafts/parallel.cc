@@ -17,9 +17,12 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
          did_you_mean(mixer, known));
   UnitSpec unit = attention;
   unit.kind = "parallel";
-  unit.options.set("window", options.window > 0 ? options.window : int64_t{128});
+  unit.options.set("window", window_of(attention, options));
   if (options.sinks > 0) {
     unit.options.set("sinks", options.sinks);
+  }
+  if (options.sink_logits) {
+    unit.options.set("sink_logits", true);
   }
   unit.options.set("window_dropout", options.window_dropout);
   unit.options.set("recurrent", mixer);
@@ -32,6 +35,22 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
   return unit;
 }
 
+/// The rows of q_proj: of each head its query's, then its gate's.
+std::vector<float> with_gates(const std::vector<float>& queries, const std::vector<float>& gates,
+                              int64_t heads) {
+  if (gates.empty()) {
+    return queries;
+  }
+  std::vector<float> rows;
+  const auto head = static_cast<int64_t>(queries.size()) / heads;
+  for (int64_t h = 0; h < heads; ++h) {
+    for (const std::vector<float>* from : {&queries, &gates}) {
+      rows.insert(rows.end(), from->begin() + h * head, from->begin() + (h + 1) * head);
+    }
+  }
+  return rows;
+}
+
 // The gate starts half open, whatever the token.
 void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& options) {
   const auto keep = [&](const char* name, const std::vector<float>& values) {
@@ -39,16 +58,17 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
       std::copy(values.begin(), values.end(), mixer.values(name));
     }
   };
-  keep("q_proj.weight", a.q);
+  keep("q_proj.weight", with_gates(a.q, a.gate, a.shape.heads));
   keep("k_proj.weight", a.k);
   keep("v_proj.weight", a.v);
   keep("o_proj.weight", a.o);
-  keep("q_proj.bias", a.q_bias);
+  keep("q_proj.bias", with_gates(a.q_bias, a.gate_bias, a.shape.heads));
   keep("k_proj.bias", a.k_bias);
   keep("v_proj.bias", a.v_bias);
   keep("o_proj.bias", a.o_bias);
   keep("q_norm.weight", a.q_norm);
   keep("k_norm.weight", a.k_norm);
+  keep("sinks", a.sinks);
   Parameter& gate = mixer.at("gate_proj.weight");
   std::fill_n(gate.tensor.ptr<float>(), gate.numel(), 0.0F);
 
@@ -72,7 +92,7 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
 
 Graft parallel_graft() {
   return {.mixer = "parallel",
-          .options = {"window", "sinks", "recurrent", "window_dropout"},
+          .options = {"window", "sinks", "sink_logits", "recurrent", "window_dropout"},
           .released_as = "",
           .spec = spec,
           .start = start,

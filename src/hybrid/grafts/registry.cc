@@ -127,6 +127,29 @@ void put_calibrated_rates(const NewMixer& mixer, const AttentionStatistics& stat
   std::copy(rates.begin(), rates.end(), mixer.values("A_log"));
 }
 
+int64_t window_of(const UnitSpec& attention, const GraftOptions& options) {
+  const int64_t asked = options.window > 0 ? options.window : 128;
+  const int64_t own = attention.options.integer("attention", "window", 0);
+  return own > 0 ? std::min(own, asked) : asked;
+}
+
+bool has_gate(const UnitSpec& attention) {
+  return attention.options.flag("attention", "gate", false);
+}
+
+void check_gate(const UnitSpec& attention, const char* mixer, bool has_place) {
+  if (!has_gate(attention)) {
+    return;
+  }
+  expect(has_place,
+         "{} cannot take the place of attention whose output has a gate, for which it has no "
+         "place; choose gated_delta_net, lightning, sliding_window or parallel",
+         mixer);
+  expect(!attention.options.flag("attention", "qkv_bias", false),
+         "{} has no place for the bias of an attention's output gate; choose sliding_window",
+         mixer);
+}
+
 void ask_for_biases(UnitSpec& mixer, const UnitSpec& attention, const char* qkv) {
   if (qkv != nullptr && attention.options.flag("attention", "qkv_bias", false)) {
     mixer.options.set(qkv, true);
@@ -140,15 +163,14 @@ void put_norms_on_rows(AttentionWeights& a, const Options& attention) {
   const bool zero_centred =
       find_norm_kind(attention.text("attention", "qk_norm", "rms")) == NormKind::kZeroCentred;
   const float offset = zero_centred ? 1.0F : 0.0F;
-  const auto dim = static_cast<size_t>(a.shape.dim);
   const auto width = static_cast<size_t>(a.shape.width);
   for (auto [rows, bias, norm] :
        {std::tuple{&a.q, &a.q_bias, &a.q_norm}, std::tuple{&a.k, &a.k_bias, &a.k_norm}}) {
     for (size_t i = 0; !norm->empty() && i < rows->size(); ++i) {
-      (*rows)[i] *= offset + (*norm)[i / width % dim];
+      (*rows)[i] *= offset + (*norm)[i / width % norm->size()];
     }
     for (size_t i = 0; !norm->empty() && i < bias->size(); ++i) {
-      (*bias)[i] *= offset + (*norm)[i % dim];
+      (*bias)[i] *= offset + (*norm)[i % norm->size()];
     }
     norm->clear();
   }

@@ -1,15 +1,19 @@
 // Cambium's own layout: config.json lists every layer, and tensors carry our names under "model.".
 // A layer of a mixer and a SwiGLU is {"mixer", "options", "intermediate_size"}; any other is
-// {"branches": [{"norm", "norm_eps", "active", "keep", "residual_normed", "units": [{"kind",
-// "options", "out", "name"}]}]}, where what is absent is as in BranchSpec, and the norm as in the
-// model. The presets of a supernet are "presets": [{"name", "mixers": [the label of the mixer of
-// each layer that has a choice, "" of any other]}].
+// {"branches": [{"norm", "norm_eps", "out_norm", "out_norm_eps", "active", "keep",
+// "residual_normed", "units": [{"kind", "options", "out", "name"}]}], "rope"}, where what is absent
+// is as in BranchSpec, and the norm as in the model. "rope" of a layer counts the model's
+// rotations: 0 is the one that rope_dim, rope_theta and rope_scaling say, and "more_ropes" lists
+// others by the same keys. The presets of a supernet are "presets": [{"name", "mixers": [the label
+// of the mixer of each layer that has a choice, "" of any other]}]. By auto_map transformers finds
+// the code that travels with it (model/transformers/).
 #include <algorithm>
 
 #include "base/checked.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
 #include "model/supernet.h"
+#include "model/transformers/code.h"
 
 namespace cambium {
 namespace {
@@ -71,6 +75,8 @@ BranchSpec read_branch(const Json& json, const NormSpec& norm, const std::string
   branch.norm.kind =
       find_norm_kind(config::text_or(json, "norm", norm_kind_name(norm.kind), where));
   branch.norm.eps = factor_or(json, "norm_eps", norm.eps, where);
+  branch.out_norm.kind = find_norm_kind(config::text_or(json, "out_norm", "none", where));
+  branch.out_norm.eps = factor_or(json, "out_norm_eps", NormSpec{}.eps, where);
   branch.active = static_cast<int>(config::integer_or(json, "active", -1, -1, kMaxHeads, where));
   branch.keep = factor_or(json, "keep", 1.0, where);
   branch.residual_normed = config::flag_or(json, "residual_normed", false, where);
@@ -122,6 +128,14 @@ ModelSpec read(const std::string& text, const std::string& where) {
   spec.norm.kind = find_norm_kind(config::text_or(config, "norm", "rms", where));
   spec.embedding_scale = factor_or(config, "embedding_scale", 1.0, where);
   spec.logit_scale = factor_or(config, "logit_scale", 1.0, where);
+  spec.logit_cap = static_cast<float>(
+      in_range(where, "logit_cap", config::real_or(config, "logit_cap", 0.0, where), 0.0, 1e9));
+  if (config.contains("more_ropes")) {
+    each(config, "more_ropes", where, [&](const Json& rope, const std::string& inside) {
+      const int64_t dim = config::integer(rope, "rope_dim", 0, kMaxHeadDim, inside);
+      spec.more_ropes.push_back(config::read_rope(rope, dim, spec.max_positions, inside));
+    });
+  }
   spec.layers.clear();
   for (size_t i = 0; i < layers.size(); ++i) {
     const std::string inside = fmt::format("{}: layers[{}]", where, i);
@@ -134,6 +148,8 @@ ModelSpec read(const std::string& text, const std::string& where) {
     each(layers[i], "branches", inside, [&](const Json& branch, const std::string& place) {
       layer.branches.push_back(read_branch(branch, spec.norm, place));
     });
+    layer.rope = static_cast<int>(
+        config::integer_or(layers[i], "rope", 0, 0, std::ssize(spec.more_ropes), inside));
   }
   if (config.contains("presets")) {
     each(config, "presets", where, [&](const Json& preset, const std::string& inside) {
@@ -153,6 +169,10 @@ Json write_branch(const BranchSpec& branch, const NormSpec& norm) {
   }
   if (branch.norm.eps != norm.eps) {
     json["norm_eps"] = config::shortest(branch.norm.eps);
+  }
+  if (branch.out_norm.kind != NormKind::kNone) {
+    json["out_norm"] = norm_kind_name(branch.out_norm.kind);
+    json["out_norm_eps"] = config::shortest(branch.out_norm.eps);
   }
   if (branch.active >= 0) {
     json["active"] = branch.active;
@@ -197,6 +217,9 @@ Json write_layer(const LayerSpec& layer, const NormSpec& norm) {
   for (const BranchSpec& branch : layer.branches) {
     json["branches"].push_back(write_branch(branch, norm));
   }
+  if (layer.rope > 0) {
+    json["rope"] = layer.rope;
+  }
   return json;
 }
 
@@ -204,6 +227,9 @@ std::string write(const ModelSpec& spec) {
   Json config;
   config["architectures"] = Json::array({"CambiumForCausalLM"});
   config["model_type"] = "cambium";
+  config["auto_map"] = {{"AutoConfig", "configuration_cambium.CambiumConfig"},
+                        {"AutoModel", "modeling_cambium.CambiumModel"},
+                        {"AutoModelForCausalLM", "modeling_cambium.CambiumForCausalLM"}};
   config.update(config::write_common(spec));
   if (spec.norm.kind != NormKind::kRms) {
     config["norm"] = norm_kind_name(spec.norm.kind);
@@ -214,7 +240,20 @@ std::string write(const ModelSpec& spec) {
   if (spec.logit_scale != 1.0F) {
     config["logit_scale"] = config::shortest(spec.logit_scale);
   }
+  if (spec.logit_cap > 0.0F) {
+    config["logit_cap"] = config::shortest(spec.logit_cap);
+  }
   config["rope_dim"] = spec.rope.dim;
+  for (const RopeConfig& rope : spec.more_ropes) {
+    Json& entry =
+        config["more_ropes"].emplace_back(Json{{"rope_dim", rope.dim}, {"rope_theta", rope.theta}});
+    if (rope.scaling != RopeScaling::kNone) {
+      entry["rope_scaling"] = config::write_rope_scaling(rope);
+    }
+    if (rope.interleaved) {
+      entry["rope_interleave"] = true;
+    }
+  }
   Json layers = Json::array();
   for (const LayerSpec& layer : spec.layers) {
     layers.push_back(write_layer(layer, spec.norm));
@@ -233,7 +272,17 @@ Family cambium_family() {
   std::vector<TensorRule> tensors =
       config::decoder_tensors({{"layers.*.mixer.*", "model.layers.*.mixer.*"}});
   tensors.push_back({"*", "model.*"});  // units with names of their own
-  return {"cambium", {"cambium"}, read, write, tensors, config::decoder_ignored()};
+  return {.name = "cambium",
+          .model_types = {"cambium"},
+          .read_config = read,
+          .write_config = write,
+          .tensors = tensors,
+          .ignored = config::decoder_ignored(),
+          .code = {{"configuration_cambium.py", configuration_cambium_py},
+                   {"feed_forwards_cambium.py", feed_forwards_cambium_py},
+                   {"mixers_cambium.py", mixers_cambium_py},
+                   {"modeling_cambium.py", modeling_cambium_py},
+                   {"sequences_cambium.py", sequences_cambium_py}}};
 }
 
 }  // namespace cambium

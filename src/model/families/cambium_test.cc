@@ -1,10 +1,13 @@
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "files/checksums.h"
 #include "model/spec.h"
+#include "model/weights.h"
 
 namespace cambium {
 namespace {
@@ -60,6 +63,35 @@ TEST(CambiumFamily, BiasesOfTheFeedForwardAndNamesOfMixersAreKept) {
   const Family& own = find_family("cambium");
   const ModelSpec back = own.read_config(own.write_config(spec), "here");
   EXPECT_EQ(back.layers, spec.layers);
+}
+
+// transformers finds its code by auto_map, and every file of it is what stands in the repository.
+TEST(CambiumFamily, TravelsWithItsCode) {
+  const std::string source = std::string(CAMBIUM_SOURCE_DIR) + "/src/model/transformers";
+  ModelSpec spec = read_spec(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/llama");
+  spec.family = "cambium";
+  const TestFolder folder;
+  const LoadedModel made = fresh_model(spec, 1);
+  save_model(*made.model, folder.at("m"), {});
+  const auto sums = read_checksums(folder.at("m"));
+  ASSERT_TRUE(sums.has_value());
+  size_t files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(source)) {
+    const std::string name = entry.path().filename().string();
+    if (name.ends_with(".py")) {
+      EXPECT_EQ(read_text_file(folder.at("m") + "/" + name), read_text_file(entry.path().string()));
+      EXPECT_TRUE(sums->contains(name)) << name;
+      ++files;
+    }
+  }
+  EXPECT_EQ(files, find_family("cambium").code.size());
+  const auto config = nlohmann::json::parse(read_text_file(folder.at("m") + "/config.json"));
+  for (const auto& [name, place] : config.at("auto_map").items()) {
+    const std::string text = place.get<std::string>();
+    const size_t dot = text.find('.');
+    const std::string code = read_text_file(source + "/" + text.substr(0, dot) + ".py");
+    EXPECT_NE(code.find("class " + text.substr(dot + 1) + "("), std::string::npos) << name;
+  }
 }
 
 }  // namespace

@@ -134,6 +134,20 @@ void refuse_quantised(const Json& config, const std::string& where) {
   expect(it->is_object(), "{}: expected 'quantization_config' to be an object", where);
   const std::string inside = where + ": quantization_config";
   const std::string method = text_or(*it, "quant_method", "unknown", inside);
+  if (method == "fp8") {
+    const std::string format = text_or(*it, "fmt", "e4m3", inside);
+    const Json block = it->value("weight_block_size", Json());
+    expect(format == "e4m3" && block == Json::array({128, 128}),
+           "{}: expected fp8 weights of fmt e4m3 with weight_block_size [128, 128], got {} and {}",
+           inside, format, block.dump());
+    return;
+  }
+  const std::string format = text_or(*it, "format", "", inside);
+  if (method == "mxfp4" ||
+      (method == "modelopt" && text_or(*it, "quant_algo", "", inside) == "NVFP4") ||
+      (method == "compressed-tensors" && format == "nvfp4-pack-quantized")) {
+    return;
+  }
   const std::string bits =
       has(*it, "bits") ? fmt::format(", {} bits", integer(*it, "bits", 0, 64, inside)) : "";
   fail(

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/spec.h"
@@ -30,12 +32,16 @@ std::string text_or(const Json& config, const char* key, const char* fallback,
 /// A list of `count` strings.
 std::vector<std::string> texts(const Json& config, const char* key, size_t count,
                                const std::string& where);
-/// Error for a checkpoint whose quantization_config says that its weights are not numbers to read.
+/// Error for a checkpoint whose quantization_config says that its weights are none that
+/// model/packed_tensor.h reads.
 void refuse_quantised(const Json& config, const std::string& where);
 
 /// Rotations of heads of `head_dim`; max_positions where the original length is not said.
 RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions,
                      const std::string& where);
+/// Rotations by kind of layer, as newer files of some families say them in rope_parameters: the
+/// configuration with those of full layers alone, and those of windowed layers where they are said.
+std::pair<Json, std::optional<Json>> split_ropes(const Json& config);
 /// rope_scaling, with the attention factor as it is.
 Json write_rope_scaling(const RopeConfig& rope);
 
@@ -45,6 +51,18 @@ enum class Windows : uint8_t {
   kEverywhere,  // sliding_window, for all layers
   kByLayer,     // sliding_window and layer_types
 };
+
+/// Puts what write_common wrote of the rotation into rope_parameters, with partial_rotary_factor.
+void move_rope_to_parameters(Json& config, const RopeConfig& rope, int64_t head_dim);
+
+/// The text model's part of a composite configuration (images and text), with what is said outside
+/// of it: tie_word_embeddings, and the ids of tokens that it does not name.
+Json text_config(const Json& config, const std::string& where);
+/// The reverse, without a model of images.
+Json composite_config(Json text, const char* architecture, const char* model_type);
+/// The rules with names that begin with `from` beginning with `to` instead.
+std::vector<TensorRule> tensors_under(std::vector<TensorRule> rules, std::string_view from,
+                                      std::string_view to);
 
 /// What differs between decoders of the Llama kind.
 struct DecoderTraits {
@@ -69,6 +87,15 @@ ModelSpec read_decoder(const Json& config, const std::string& family, const std:
 /// from `full_below` on.
 void set_windows(ModelSpec& spec, const Json& config, int64_t window, int64_t full_below,
                  const std::string& where);
+/// The configuration with a list of layer_types where it has none: each `every`th layer is full.
+Json with_layer_types(Json config, int64_t every, const std::string& where);
+/// layer_types and sliding_window (null where no layer has one) of layers of attention; Error for
+/// several windows.
+void write_layer_types(const ModelSpec& spec, Json& config);
+/// What decoders of attention spell alike, from the first layer: read_model's keys, sizes, the part
+/// of a head that turns. For writers that end in expressed().
+Json write_attention_decoder(const ModelSpec& spec, const char* architecture,
+                             const char* model_type);
 /// The same keys written, from a spec of layers that differ in their windows at most; Error where
 /// the traits cannot express it.
 Json write_decoder(const ModelSpec& spec, const char* architecture, const char* model_type,
@@ -76,6 +103,9 @@ Json write_decoder(const ModelSpec& spec, const char* architecture, const char* 
 /// Whether a layer is {norm, any mixer}, {norm, swiglu} with this norm and no factor: what decoder
 /// configurations express.
 bool is_decoder_layer(const LayerSpec& layer, const NormSpec& norm);
+/// The first unit of the kind, or null; first_unit: an Error that says that the family needs one.
+const UnitSpec* find_unit(const ModelSpec& spec, std::string_view kind);
+const UnitSpec& first_unit(const ModelSpec& spec, std::string_view kind);
 /// x as the shortest decimal that reads back as the same float.
 double shortest(float x);
 /// Channels inside the feed-forward of a layer that has one.
@@ -85,11 +115,18 @@ Json write_common(const ModelSpec& spec);
 
 /// The names of Llama's checkpoints, after the family's own `more`, which win.
 std::vector<TensorRule> decoder_tensors(std::vector<TensorRule> more = {});
+/// The rows, and after them those of the same tensors in a file with other modalities beside the
+/// text: under "language_model." or, as newer files have them, "model.language_model.".
+std::vector<TensorRule> composite_tensors(const std::vector<TensorRule>& text);
 /// Buffers of older files.
 std::vector<std::string> decoder_ignored();
 /// A family whose config.json is read and not written, with our names for its tensors.
 Family described_family(const char* name, std::vector<std::string> model_types,
                         ModelSpec (*read)(const std::string& text, const std::string& where));
+/// The text of a configuration that says all of the spec: where `read` makes another spec of it, an
+/// Error that names the first layer that the family cannot express.
+std::string expressed(const Json& config, const ModelSpec& spec,
+                      ModelSpec (*read)(const std::string& text, const std::string& where));
 /// Error: the family's config.json is read only.
 std::string not_written(const ModelSpec& spec);
 

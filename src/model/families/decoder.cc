@@ -149,6 +149,62 @@ void set_windows(ModelSpec& spec, const Json& config, int64_t window, int64_t fu
   }
 }
 
+Json with_layer_types(Json config, int64_t every, const std::string& where) {
+  if (!has(config, "layer_types")) {
+    const int64_t layers = integer(config, "num_hidden_layers", 1, kMaxLayers, where);
+    Json types = Json::array();
+    for (int64_t i = 0; i < layers; ++i) {
+      types.push_back((i + 1) % every == 0 ? "full_attention" : "sliding_attention");
+    }
+    config["layer_types"] = types;
+  }
+  return config;
+}
+
+void write_layer_types(const ModelSpec& spec, Json& config) {
+  Json types = Json::array();
+  Json window;
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    const UnitSpec* mixer = spec.layers[i].mixer();
+    const int64_t own = mixer == nullptr ? 0 : mixer->options.integer("attention", "window", 0);
+    expect(own == 0 || window.is_null() || window == own,
+           "a {} config.json has one sliding window for all its layers, and layer {} has another; "
+           "write the cambium layout instead",
+           spec.family, i);
+    if (own > 0) {
+      window = own;
+    }
+    types.push_back(own > 0 ? "sliding_attention" : "full_attention");
+  }
+  config["sliding_window"] = window;
+  config["layer_types"] = types;
+}
+
+Json write_attention_decoder(const ModelSpec& spec, const char* architecture,
+                             const char* model_type) {
+  expect(!spec.layers.empty() && spec.layers.front().mixes_by("attention") &&
+             spec.layers.front().feed_forward() != nullptr &&
+             spec.layers.front().feed_forward()->options.has("inner"),
+         "a {} config.json cannot express layer 0 ({}); write the cambium layout instead",
+         model_type, spec.layers.empty() ? "none" : layer_kind(spec.layers.front()));
+  Json config;
+  config["architectures"] = Json::array({architecture});
+  config["model_type"] = model_type;
+  config.update(write_common(spec));
+  const Options& attention = spec.layers.front().mixer()->options;
+  const int64_t head_dim = attention.integer("attention", "head_dim");
+  config["intermediate_size"] = inner_of(spec.layers.front());
+  config["num_attention_heads"] = attention.integer("attention", "heads");
+  config["num_key_value_heads"] = attention.integer("attention", "kv_heads");
+  config["head_dim"] = head_dim;
+  if (spec.rope.dim != head_dim) {
+    config["partial_rotary_factor"] =
+        static_cast<double>(spec.rope.dim) / static_cast<double>(head_dim);
+  }
+  config["torch_dtype"] = "float32";
+  return config;
+}
+
 bool is_decoder_layer(const LayerSpec& layer, const NormSpec& norm) {
   const UnitSpec* mixer = layer.mixer();
   const UnitSpec* feed_forward = layer.feed_forward();
@@ -159,6 +215,27 @@ bool is_decoder_layer(const LayerSpec& layer, const NormSpec& norm) {
 
 int64_t inner_of(const LayerSpec& layer) {
   return layer.feed_forward()->options.integer("feed-forward", "inner");
+}
+
+const UnitSpec* find_unit(const ModelSpec& spec, std::string_view kind) {
+  for (const LayerSpec& layer : spec.layers) {
+    for (const BranchSpec& branch : layer.branches) {
+      const auto unit = std::find_if(branch.units.begin(), branch.units.end(),
+                                     [&](const UnitSpec& one) { return one.kind == kind; });
+      if (unit != branch.units.end()) {
+        return &*unit;
+      }
+    }
+  }
+  return nullptr;
+}
+
+const UnitSpec& first_unit(const ModelSpec& spec, std::string_view kind) {
+  const UnitSpec* unit = find_unit(spec, kind);
+  expect(unit != nullptr,
+         "a {} config.json needs a unit of kind {}; write the cambium layout instead", spec.family,
+         kind);
+  return *unit;
 }
 
 double shortest(float x) {
@@ -174,6 +251,9 @@ Json write_common(const ModelSpec& spec) {
   config["rope_theta"] = spec.rope.theta;
   if (spec.rope.scaling != RopeScaling::kNone) {
     config["rope_scaling"] = write_rope_scaling(spec.rope);
+  }
+  if (spec.rope.interleaved) {
+    config["rope_interleave"] = true;
   }
   config["max_position_embeddings"] = spec.max_positions;
   config["tie_word_embeddings"] = spec.tied_head;
@@ -244,8 +324,37 @@ std::vector<TensorRule> decoder_tensors(std::vector<TensorRule> more) {
   return more;
 }
 
+std::vector<TensorRule> composite_tensors(const std::vector<TensorRule>& text) {
+  std::vector<TensorRule> rules = text;
+  for (const TensorRule& row : text) {
+    TensorRule& released = rules.emplace_back(row);
+    released.theirs = "language_model." + row.theirs;
+    if (row.theirs.starts_with("model.")) {
+      TensorRule& newer = rules.emplace_back(row);
+      newer.theirs = "model.language_model." + row.theirs.substr(6);
+    }
+  }
+  return rules;
+}
+
 std::vector<std::string> decoder_ignored() {
   return {"*rotary_emb.inv_freq"};
+}
+
+std::string expressed(const Json& config, const ModelSpec& spec,
+                      ModelSpec (*read)(const std::string& text, const std::string& where)) {
+  const std::string text = config.dump(1);
+  const ModelSpec again = read(text, spec.family + " config.json");
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    expect(i < again.layers.size() && again.layers[i] == spec.layers[i],
+           "a {} config.json cannot express layer {} ({}); write the cambium layout instead",
+           spec.family, i, layer_kind(spec.layers[i]));
+  }
+  expect(again == spec,
+         "a {} config.json cannot express what surrounds the layers of this model; write the "
+         "cambium layout instead",
+         spec.family);
+  return text;
 }
 
 std::string not_written(const ModelSpec& spec) {

@@ -148,8 +148,14 @@ TEST(DenseFamilies, QuantisedCheckpointsAreRefusedByTheirConfiguration) {
   config["quantization_config"] = {{"quant_method", "gptq"}, {"bits", 4}};
   const std::string message = error_of([&] { read(config); });
   EXPECT_NE(message.find("quantised (gptq, 4 bits)"), std::string::npos) << message;
-  config["quantization_config"] = {{"quant_method", "fp8"}};
-  EXPECT_NE(error_of([&] { read(config); }).find("quantised (fp8)"), std::string::npos);
+  config["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {64, 64}}};
+  EXPECT_NE(
+      error_of([&] { read(config); }).find("weight_block_size [128, 128], got e4m3 and [64,64]"),
+      std::string::npos);
+  config["quantization_config"]["weight_block_size"] = {128, 128};
+  read(config);
+  config["quantization_config"] = {{"quant_method", "mxfp4"}};
+  read(config);
 }
 
 TEST(RopeConfigs, AreReadInEverySpelling) {
@@ -177,7 +183,8 @@ TEST(RopeConfigs, AreReadInEverySpelling) {
            {{"rope_type", "linear"}, {"factor", 0.0}},
            {{"rope_type", "unknown"}, {"factor", 2.0}},
            {{"rope_type", "yarn"}, {"type", "linear"}, {"factor", 2.0}},
-           {{"rope_type", "yarn"}, {"factor", 2.0}, {"llama_4_scaling_beta", 0.1}},
+           {{"rope_type", "yarn"}, {"factor", 2.0}, {"llama_4_scaling_beta", -0.1}},
+           {{"rope_type", "default"}, {"llama_4_scaling_beta", 0.1}},
            {{"rope_type", "longrope"}, {"short_factor", {1.0}}, {"long_factor", {1.0}}}}) {
     EXPECT_THROW(rope(bad), Error) << bad.dump();
   }

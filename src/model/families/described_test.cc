@@ -202,16 +202,15 @@ const Json kFalcon34b = {{"model_type", "falcon_h1"},
 // Falcon-H1-34B 33.6B, Kimi-Linear-48B 49.1B, Qwen3-Next-80B (without MTP) 79.7B.
 const std::vector<Published>& published() {
   static const std::vector<Published> table = {
-      {"minimax_m1", kMinimax, 912210767872.0 / 2, "NNNNNNNANNNNNNNA", 10 * 2 * 8 * 128 * 2,
-       "experts"},
+      {"minimax_m1", kMinimax, 912210767872.0 / 2, "NNNNNNNANNNNNNNA", 10 * 2 * 8 * 128 * 2, ""},
       {"nemotron_nano_9b_v2", kNemotron9b, 8888227328.0, "2f2f2f22f2f2f2Af", 4 * 2 * 8 * 128 * 2,
-       "feed_forward"},
-      {"qwen3_next_80b", kQwen3Next, 79674391296.0, "GGGAGGGA", 12 * 2 * 2 * 256 * 2, "experts"},
-      {"deepseek_v3", kDeepseekV3, 671.03e9, "LLLL", 61 * (512 + 64) * 2, "latent_attention"},
+       ""},
+      {"qwen3_next_80b", kQwen3Next, 79674391296.0, "GGGAGGGA", 12 * 2 * 2 * 256 * 2, ""},
+      {"deepseek_v3", kDeepseekV3, 671.03e9, "LLLL", 61 * (512 + 64) * 2, ""},
       {"deepseek_v32", kDeepseekV32, 671.03e9 + 61 * 13959424.0, "LLLL", 61 * (512 + 64 + 128) * 2,
-       "latent_attention"},
-      {"kimi_linear_48b", kKimi, 49122681728.0, "KKKLKKKL", 7 * (512 + 64) * 2, "latent_attention"},
-      {"falcon_h1_34b", kFalcon34b, 33642516224.0, "(2A)(2A)", 72 * 2 * 4 * 128 * 2, "mamba2"}};
+       ""},
+      {"kimi_linear_48b", kKimi, 49122681728.0, "KKKLKKKL", 7 * (512 + 64) * 2, ""},
+      {"falcon_h1_34b", kFalcon34b, 33642516224.0, "(2A)(2A)", 72 * 2 * 4 * 128 * 2, ""}};
   return table;
 }
 
@@ -225,6 +224,10 @@ TEST_P(PublishedModel, IsBuiltCountedPrintedAndRefusedByName) {
       << model.parameter_count();
   EXPECT_TRUE(layer_map(spec).starts_with(p.map)) << layer_map(spec);
   EXPECT_EQ(token_bytes(model), p.token_bytes);
+  if (*p.missing == '\0') {
+    model.expect_runs();
+    return;
+  }
   const std::string refusal = error_of([&] { model.expect_runs(); });
   EXPECT_NE(refusal.find(p.missing), std::string::npos) << refusal;
 }

@@ -1,13 +1,17 @@
 // Families of Mamba-2 and attention: Nemotron-H (one unit a layer), Falcon-H1 (both side by side),
 // Granite 4 hybrid and Bamba (one or the other, then a feed-forward).
+#include <algorithm>
 
 #include "base/checked.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
+#include "model/families/hybrid_config.h"
 
 namespace cambium {
 namespace {
 
+using config::find_unit;
+using config::first_unit;
 using config::Json;
 
 /// A Mamba-2 of `heads` x `dim` channels whose norm goes by groups.
@@ -42,17 +46,14 @@ UnitSpec read_mamba2(const Json& config, double eps, bool norm_by_groups,
                 norm_by_groups ? groups : 1, eps, where);
 }
 
-UnitSpec attention(const config::Sizes& sizes) {
-  return {"attention",
-          {{"heads", sizes.heads}, {"kv_heads", sizes.kv_heads}, {"head_dim", sizes.head_dim}}};
-}
-
-void refuse_biases(const Json& config, std::initializer_list<const char*> keys,
-                   const std::string& where) {
-  for (const char* key : keys) {
-    expect(!config::flag_or(config, key, false, where), "{}: '{}' is true, which is not supported",
-           where, key);
-  }
+void write_mamba2(Json& config, const Options& mamba) {
+  config["mamba_n_heads"] = mamba.integer("mamba2", "heads");
+  config["mamba_d_head"] = mamba.integer("mamba2", "head_dim");
+  config["mamba_d_state"] = mamba.integer("mamba2", "state");
+  config["mamba_n_groups"] = mamba.integer("mamba2", "b_heads");
+  config["mamba_d_conv"] = mamba.integer("mamba2", "conv");
+  config["mamba_conv_bias"] = true;
+  config["mamba_proj_bias"] = false;
 }
 
 float real(const Json& config, const char* key, double fallback, const std::string& where) {
@@ -64,35 +65,78 @@ UnitSpec nemotron_experts(const Json& config, const std::string& where) {
       config::integer_or(config, "n_shared_experts", 0, 0, kMaxExperts, where) > 0
           ? config::integer(config, "moe_shared_expert_intermediate_size", 1, kMaxInner, where)
           : 0;
-  expect(!config::has(config, "moe_latent_size"),
-         "{}: 'moe_latent_size' puts the experts behind a narrower width, which is not supported",
-         where);
-  return {"experts",
-          {{"experts", config::integer(config, "n_routed_experts", 1, kMaxExperts, where)},
-           {"top", config::integer(config, "num_experts_per_tok", 1, kMaxExperts, where)},
-           {"inner", config::integer(config, "moe_intermediate_size", 1, kMaxInner, where)},
-           {"router", std::string("sigmoid")},
-           {"router_bias", true},
-           {"groups", config::integer_or(config, "n_group", 1, 1, kMaxExperts, where)},
-           {"group_top", config::integer_or(config, "topk_group", 1, 1, kMaxExperts, where)},
-           {"renormalise", config::flag_or(config, "norm_topk_prob", true, where)},
-           {"scale", config::real_or(config, "routed_scaling_factor", 1.0, where)},
-           {"shared", shared},
-           {"activation", std::string("relu2")}}};
+  UnitSpec experts{
+      "experts",
+      {{"experts", config::integer(config, "n_routed_experts", 1, kMaxExperts, where)},
+       {"top", config::integer(config, "num_experts_per_tok", 1, kMaxExperts, where)},
+       {"inner", config::integer(config, "moe_intermediate_size", 1, kMaxInner, where)},
+       {"router", std::string("sigmoid")},
+       {"router_bias", true},
+       {"groups", config::integer_or(config, "n_group", 1, 1, kMaxExperts, where)},
+       {"group_top", config::integer_or(config, "topk_group", 1, 1, kMaxExperts, where)},
+       {"renormalise", config::flag_or(config, "norm_topk_prob", true, where)},
+       {"renormalise_eps", 1e-20},
+       {"scale", config::real_or(config, "routed_scaling_factor", 1.0, where)},
+       {"shared", shared},
+       {"activation", config::text_or(config, "mlp_hidden_act", "relu2", where)}}};
+  if (config::has(config, "moe_latent_size")) {
+    experts.options.set("latent", config::integer(config, "moe_latent_size", 1, kMaxWidth, where));
+  }
+  return experts;
+}
+
+void write_nemotron_experts(Json& config, const Options& experts) {
+  const int64_t shared = experts.integer("experts", "shared", 0);
+  config["n_routed_experts"] = experts.integer("experts", "experts");
+  config["num_experts_per_tok"] = experts.integer("experts", "top");
+  config["moe_intermediate_size"] = experts.integer("experts", "inner");
+  config["n_group"] = experts.integer("experts", "groups", 1);
+  config["topk_group"] = experts.integer("experts", "group_top", 1);
+  config["norm_topk_prob"] = experts.flag("experts", "renormalise", false);
+  config["routed_scaling_factor"] = experts.real("experts", "scale", 1.0);
+  config["n_shared_experts"] = shared > 0 ? 1 : 0;
+  config["moe_shared_expert_intermediate_size"] = shared;
+  config["mlp_hidden_act"] = experts.text("experts", "activation", "relu2");
+  if (const int64_t latent = experts.integer("experts", "latent", 0); latent > 0) {
+    config["moe_latent_size"] = latent;
+  }
+}
+
+/// A letter a layer: M Mamba-2, * attention, - feed-forward, E experts. Newer files have words.
+std::string nemotron_pattern(const Json& config, int64_t layers, const std::string& where) {
+  if (!config::has(config, "layers_block_type")) {
+    const std::string pattern = config::text_or(config, "hybrid_override_pattern", "", where);
+    expect(std::ssize(pattern) == layers,
+           "{}: expected {} letters in hybrid_override_pattern (num_hidden_layers), got {}", where,
+           layers, pattern.size());
+    return pattern;
+  }
+  constexpr std::pair<const char*, char> kWords[] = {
+      {"mamba", 'M'}, {"attention", '*'},        {"mlp", '-'},
+      {"moe", 'E'},   {"linear_attention", 'M'}, {"full_attention", '*'}};
+  std::string pattern;
+  for (const std::string& word :
+       config::texts(config, "layers_block_type", static_cast<size_t>(layers), where)) {
+    const auto* known = std::find_if(std::begin(kWords), std::end(kWords),
+                                     [&](const auto& row) { return word == row.first; });
+    expect(known != std::end(kWords),
+           "{}: expected mamba, attention, mlp or moe in layers_block_type, got '{}'", where, word);
+    pattern += known->second;
+  }
+  return pattern;
 }
 
 ModelSpec read_nemotron_h(const std::string& text, const std::string& where) {
   const Json config = config::parse(text, where);
   ModelSpec spec = config::read_model(config, "nemotron_h", where);
   const config::Sizes sizes = config::read_sizes(config, where);
-  spec.norm.eps = real(config, "layer_norm_epsilon", spec.norm.eps, where);
+  spec.norm.eps = real(config, "layer_norm_epsilon",
+                       config::has(config, "rms_norm_eps") ? spec.norm.eps : 1e-5F, where);
   spec.rope.dim = sizes.head_dim;  // no layer rotates
-  refuse_biases(config, {"use_bias", "mlp_bias", "attention_bias", "mamba_proj_bias"}, where);
-  const std::string pattern = config::text_or(config, "hybrid_override_pattern", "", where);
-  expect(std::ssize(pattern) == sizes.layers,
-         "{}: expected {} letters in hybrid_override_pattern (num_hidden_layers), got {}", where,
-         sizes.layers, pattern.size());
-  UnitSpec attends = attention(sizes);
+  config::refuse_flags(config, {"use_bias", "mlp_bias", "attention_bias", "mamba_proj_bias"},
+                       where);
+  const std::string pattern = nemotron_pattern(config, sizes.layers, where);
+  UnitSpec attends = config::attention_of(sizes);
   attends.options.set("rope", false);
   const int64_t groups = config::integer(config, "n_groups", 1, kMaxHeads, where);
   const UnitSpec mamba = mamba2(config::integer(config, "mamba_num_heads", 1, kMaxHeads, where),
@@ -126,6 +170,33 @@ ModelSpec read_nemotron_h(const std::string& text, const std::string& where) {
   return spec;
 }
 
+std::string write_nemotron_h(const ModelSpec& spec) {
+  Json config = config::begin_config(spec, "NemotronHForCausalLM", "nemotron_h");
+  config["layer_norm_epsilon"] = config["rms_norm_eps"];
+  std::string pattern;
+  for (const LayerSpec& layer : spec.layers) {
+    const std::string kind = layer_kind(layer);
+    pattern += kind == "mamba2" ? 'M' : kind == "attention" ? '*' : kind == "experts" ? 'E' : '-';
+  }
+  config["hybrid_override_pattern"] = pattern;
+  config::write_attention(config, config::first_unit(spec, "attention").options);
+  const Options& mamba = config::first_unit(spec, "mamba2").options;
+  config["mamba_num_heads"] = mamba.integer("mamba2", "heads");
+  config["mamba_head_dim"] = mamba.integer("mamba2", "head_dim");
+  config["ssm_state_size"] = mamba.integer("mamba2", "state");
+  config["n_groups"] = mamba.integer("mamba2", "b_heads");
+  config["conv_kernel"] = mamba.integer("mamba2", "conv");
+  config["use_conv_bias"] = true;
+  if (const UnitSpec* dense = config::find_unit(spec, "feed_forward"); dense != nullptr) {
+    config["intermediate_size"] = dense->options.integer("feed_forward", "inner");
+    config["mlp_hidden_act"] = dense->options.text("feed_forward", "activation");
+  }
+  if (const UnitSpec* experts = config::find_unit(spec, "experts"); experts != nullptr) {
+    write_nemotron_experts(config, experts->options);
+  }
+  return config::expressed(config, spec, read_nemotron_h);
+}
+
 std::vector<double> multipliers(const Json& config, const char* key, size_t count,
                                 const std::string& where) {
   const auto it = config.find(key);
@@ -148,7 +219,7 @@ ModelSpec read_falcon_h1(const std::string& text, const std::string& where) {
   spec.rope = config::read_rope(config, sizes.head_dim, spec.max_positions, where);
   spec.embedding_scale = real(config, "embedding_multiplier", 1.0, where);
   spec.logit_scale = real(config, "lm_head_multiplier", 1.0, where);
-  refuse_biases(config, {"attention_bias", "mlp_bias", "projectors_bias"}, where);
+  config::refuse_flags(config, {"attention_bias", "mlp_bias", "projectors_bias"}, where);
   UnitSpec mamba = read_mamba2(config, spec.norm.eps, true, where);
   mamba.name = "mamba";
   mamba.out = real(config, "ssm_out_multiplier", 1.0, where);
@@ -159,7 +230,7 @@ ModelSpec read_falcon_h1(const std::string& text, const std::string& where) {
          "{}: expected attention_in_multiplier 1, as in every published model", where);
   expect(!config::flag_or(config, "mamba_norm_before_gate", false, where),
          "{}: expected mamba_norm_before_gate false, as in every published model", where);
-  UnitSpec attends = attention(sizes);
+  UnitSpec attends = config::attention_of(sizes);
   attends.name = "self_attn";
   attends.out = real(config, "attention_out_multiplier", 1.0, where);
   attends.options.set("key_scale", config::real_or(config, "key_multiplier", 1.0, where));
@@ -175,6 +246,31 @@ ModelSpec read_falcon_h1(const std::string& text, const std::string& where) {
   return spec;
 }
 
+std::string write_falcon_h1(const ModelSpec& spec) {
+  Json config = config::begin_config(spec, "FalconH1ForCausalLM", "falcon_h1");
+  const UnitSpec& mamba = config::first_unit(spec, "mamba2");
+  const UnitSpec& attends = config::first_unit(spec, "attention");
+  const UnitSpec& feed_forward = config::first_unit(spec, "swiglu");
+  config["intermediate_size"] = feed_forward.options.integer("swiglu", "inner");
+  config::write_attention(config, attends.options);
+  write_mamba2(config, mamba.options);
+  config["mamba_d_ssm"] =
+      mamba.options.integer("mamba2", "heads") * mamba.options.integer("mamba2", "head_dim");
+  config["mamba_rms_norm"] = mamba.options.flag("mamba2", "norm", true);
+  config["mamba_norm_before_gate"] = false;
+  config["embedding_multiplier"] = config::shortest(spec.embedding_scale);
+  config["lm_head_multiplier"] = config::shortest(spec.logit_scale);
+  config["attention_in_multiplier"] = 1.0;
+  config["attention_out_multiplier"] = config::shortest(attends.out);
+  config["key_multiplier"] = attends.options.real("attention", "key_scale", 1.0);
+  config["ssm_in_multiplier"] = mamba.options.real("mamba2", "in_scale", 1.0);
+  config["ssm_multipliers"] = mamba.options.reals("mamba2", "row_scales");
+  config["ssm_out_multiplier"] = config::shortest(mamba.out);
+  config["mlp_multipliers"] = {feed_forward.options.real("swiglu", "gate_scale", 1.0),
+                               config::shortest(feed_forward.out)};
+  return config::expressed(config, spec, read_falcon_h1);
+}
+
 ModelSpec read_granite_hybrid(const std::string& text, const std::string& where) {
   const Json config = config::parse(text, where);
   ModelSpec spec = config::read_model(config, "granite_hybrid", where);
@@ -182,9 +278,9 @@ ModelSpec read_granite_hybrid(const std::string& text, const std::string& where)
   spec.rope = config::read_rope(config, sizes.head_dim, spec.max_positions, where);
   spec.embedding_scale = real(config, "embedding_multiplier", 1.0, where);
   spec.logit_scale = 1.0F / real(config, "logits_scaling", 1.0, where);
-  refuse_biases(config, {"attention_bias"}, where);
+  config::refuse_flags(config, {"attention_bias"}, where);
   const float residual = real(config, "residual_multiplier", 1.0, where);
-  UnitSpec attends = attention(sizes);
+  UnitSpec attends = config::attention_of(sizes);
   attends.options.set("scale", config::real_or(config, "attention_multiplier", 1.0, where));
   attends.options.set("rope",
                       config::text_or(config, "position_embedding_type", "nope", where) == "rope");
@@ -197,7 +293,7 @@ ModelSpec read_granite_hybrid(const std::string& text, const std::string& where)
                     {{"experts", experts},
                      {"top", config::integer(config, "num_experts_per_tok", 1, kMaxExperts, where)},
                      {"inner", config::integer(config, "intermediate_size", 1, kMaxInner, where)},
-                     {"router", std::string("softmax of the chosen")},
+                     {"router", std::string("topk_softmax")},
                      {"shared", shared}}};
   }
   attends.out = mamba.out = feed_forward.out = residual;
@@ -211,6 +307,36 @@ ModelSpec read_granite_hybrid(const std::string& text, const std::string& where)
   return spec;
 }
 
+std::string write_granite_hybrid(const ModelSpec& spec) {
+  Json config = config::begin_config(spec, "GraniteMoeHybridForCausalLM", "granitemoehybrid");
+  const UnitSpec& attends = config::first_unit(spec, "attention");
+  if (const UnitSpec* experts = config::find_unit(spec, "experts"); experts != nullptr) {
+    config["num_local_experts"] = experts->options.integer("experts", "experts");
+    config["num_experts_per_tok"] = experts->options.integer("experts", "top");
+    config["intermediate_size"] = experts->options.integer("experts", "inner");
+    config["shared_intermediate_size"] = experts->options.integer("experts", "shared", 0);
+  } else {
+    const int64_t inner = config::first_unit(spec, "swiglu").options.integer("swiglu", "inner");
+    config["num_local_experts"] = 0;
+    config["num_experts_per_tok"] = 0;
+    config["intermediate_size"] = inner;
+    config["shared_intermediate_size"] = inner;
+  }
+  config["layer_types"] = Json::array();
+  for (const LayerSpec& layer : spec.layers) {
+    config["layer_types"].push_back(layer.mixes_by("attention") ? "attention" : "mamba");
+  }
+  config::write_attention(config, attends.options);
+  write_mamba2(config, config::first_unit(spec, "mamba2").options);
+  config["position_embedding_type"] =
+      attends.options.flag("attention", "rope", true) ? "rope" : "nope";
+  config["attention_multiplier"] = attends.options.real("attention", "scale", 1.0);
+  config["embedding_multiplier"] = config::shortest(spec.embedding_scale);
+  config["logits_scaling"] = config::shortest(1.0F / spec.logit_scale);
+  config["residual_multiplier"] = config::shortest(attends.out);
+  return config::expressed(config, spec, read_granite_hybrid);
+}
+
 ModelSpec read_bamba(const std::string& text, const std::string& where) {
   const Json config = config::parse(text, where);
   ModelSpec spec = config::read_model(config, "bamba", where);
@@ -220,7 +346,7 @@ ModelSpec read_bamba(const std::string& text, const std::string& where) {
     rope["partial_rotary_factor"] = 0.5;  // the default of transformers' BambaConfig
   }
   spec.rope = config::read_rope(rope, sizes.head_dim, spec.max_positions, where);
-  refuse_biases(config, {"attention_bias", "mlp_bias"}, where);
+  config::refuse_flags(config, {"attention_bias", "mlp_bias"}, where);
   const UnitSpec mamba = read_mamba2(config, spec.norm.eps, false, where);
   const int64_t inner = config::integer(config, "intermediate_size", 1, kMaxInner, where);
   spec.layers.assign(static_cast<size_t>(sizes.layers), decoder_layer(mamba, inner, spec.norm));
@@ -229,46 +355,117 @@ ModelSpec read_bamba(const std::string& text, const std::string& where) {
   for (const Json& index : *it) {
     const int64_t i = config::integer(Json{{"attn_layer_indices", index}}, "attn_layer_indices", 0,
                                       sizes.layers - 1, where);
-    spec.layers[static_cast<size_t>(i)] = decoder_layer(attention(sizes), inner, spec.norm);
+    spec.layers[static_cast<size_t>(i)] =
+        decoder_layer(config::attention_of(sizes), inner, spec.norm);
   }
   return spec;
+}
+
+std::string write_bamba(const ModelSpec& spec) {
+  Json config = config::begin_config(spec, "BambaForCausalLM", "bamba");
+  const Options& attends = config::first_unit(spec, "attention").options;
+  config["attn_layer_indices"] = Json::array();
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    if (spec.layers[i].mixes_by("attention")) {
+      config["attn_layer_indices"].push_back(i);
+    }
+  }
+  config["intermediate_size"] =
+      config::first_unit(spec, "swiglu").options.integer("swiglu", "inner");
+  config::write_attention(config, attends);
+  write_mamba2(config, config::first_unit(spec, "mamba2").options);
+  config["partial_rotary_factor"] = static_cast<double>(spec.rope.dim) /
+                                    static_cast<double>(attends.integer("attention", "head_dim"));
+  return config::expressed(config, spec, read_bamba);
+}
+
+/// NVIDIA's names, and those of transformers, which saves `model.` in place of `backbone.`.
+std::vector<TensorRule> nemotron_tensors() {
+  static const std::pair<const char*, std::string> kNames[] = {
+      {"embed.weight", "embeddings.weight"},
+      {"norm.*", "norm_f.*"},
+      {"layers.*.input_norm.*", "layers.*.norm.*"},
+      {"layers.*.feed_forward.up.*", "layers.*.mixer.up_proj.*"},
+      {"layers.*.feed_forward.down.*", "layers.*.mixer.down_proj.*"},
+      {"layers.*.feed_forward.router.weight", "layers.*.mixer.gate.weight"},
+      {"layers.*.feed_forward.router.bias", "layers.*.mixer.gate.e_score_correction_bias"},
+      {"layers.*.feed_forward.experts.up.*", "layers.*.mixer.experts.#.up_proj.*"},
+      {"layers.*.feed_forward.experts.down.*", "layers.*.mixer.experts.#.down_proj.*"},
+      {"layers.*.feed_forward.shared.up.*", "layers.*.mixer.shared_experts.up_proj.*"},
+      {"layers.*.feed_forward.shared.down.*", "layers.*.mixer.shared_experts.down_proj.*"},
+      {"layers.*.feed_forward.latent_in.*", "layers.*.mixer.fc1_latent_proj.*"},
+      {"layers.*.feed_forward.latent_out.*", "layers.*.mixer.fc2_latent_proj.*"},
+      {"layers.*.mixer.*", "layers.*.mixer.*"}};
+  static const auto kWith = [](const std::string& prefix) {
+    std::vector<std::string> names;
+    for (const auto& [ours, theirs] : kNames) {
+      names.push_back(prefix + theirs);
+    }
+    return names;
+  };
+  static const std::vector<std::string> kPrefixed[] = {kWith("backbone."), kWith("model.")};
+  std::vector<TensorRule> rules = {{"head.weight", "lm_head.weight"}};
+  for (const std::vector<std::string>& names : kPrefixed) {
+    for (size_t i = 0; i < names.size(); ++i) {
+      rules.push_back({.ours = kNames[i].first, .theirs = names[i].c_str()});
+    }
+  }
+  return rules;
 }
 
 }  // namespace
 
 Family nemotron_h_family() {
-  return config::described_family("nemotron_h", {"nemotron_h"}, read_nemotron_h);
+  return {"nemotron_h",     {"nemotron_h"},     read_nemotron_h,
+          write_nemotron_h, nemotron_tensors(), {"mtp.*"}};  // predict tokens more
 }
 
 Family falcon_h1_family() {
-  return config::described_family("falcon_h1", {"falcon_h1"}, read_falcon_h1);
+  return {"falcon_h1",
+          {"falcon_h1"},
+          read_falcon_h1,
+          write_falcon_h1,
+          config::decoder_tensors({
+              {"norm.*", "model.final_layernorm.*"},
+              {"layers.*.post_norm.*", "model.layers.*.pre_ff_layernorm.*"},
+              {"layers.*.feed_forward.gate.*", "model.layers.*.feed_forward.gate_proj.*"},
+              {"layers.*.feed_forward.up.*", "model.layers.*.feed_forward.up_proj.*"},
+              {"layers.*.feed_forward.down.*", "model.layers.*.feed_forward.down_proj.*"},
+              {"layers.*.mamba.*", "model.layers.*.mamba.*"},
+              {"layers.*.self_attn.*", "model.layers.*.self_attn.*"},
+          }),
+          config::decoder_ignored()};
 }
 
 Family granite_hybrid_family() {
-  return {"granite_hybrid",
-          {"granitemoehybrid"},
-          read_granite_hybrid,
-          config::not_written,
-          config::decoder_tensors({
-              {.ours = "layers.*.feed_forward.gate.*",
-               .theirs = "model.layers.*.shared_mlp.input_linear.*",
-               .part = 0,
-               .parts = 2},
-              {.ours = "layers.*.feed_forward.up.*",
-               .theirs = "model.layers.*.shared_mlp.input_linear.*",
-               .part = 1,
-               .parts = 2},
-              {"layers.*.feed_forward.down.*", "model.layers.*.shared_mlp.output_linear.*"},
-              {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mamba.*", .mixer = "mamba2"},
-          }),
-          config::decoder_ignored()};
+  return {
+      "granite_hybrid",
+      {"granitemoehybrid"},
+      read_granite_hybrid,
+      write_granite_hybrid,
+      config::decoder_tensors({
+          {.theirs = "model.layers.*.shared_mlp.input_linear.*",
+           .rows = {"layers.*.feed_forward.gate.*", "layers.*.feed_forward.up.*"}},
+          {"layers.*.feed_forward.down.*", "model.layers.*.shared_mlp.output_linear.*"},
+          {.theirs = "model.layers.*.shared_mlp.input_linear.*",
+           .rows = {"layers.*.feed_forward.shared.gate.*", "layers.*.feed_forward.shared.up.*"}},
+          {"layers.*.feed_forward.shared.down.*", "model.layers.*.shared_mlp.output_linear.*"},
+          {.theirs = "model.layers.*.block_sparse_moe.input_linear.*",
+           .rows = {"layers.*.feed_forward.experts.gate.*", "layers.*.feed_forward.experts.up.*"},
+           .stacked = true},
+          {"layers.*.feed_forward.experts.down.*",
+           "model.layers.*.block_sparse_moe.output_linear.*"},
+          {"layers.*.feed_forward.router.*", "model.layers.*.block_sparse_moe.router.layer.*"},
+          {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mamba.*", .mixer = "mamba2"},
+      }),
+      config::decoder_ignored()};
 }
 
 Family bamba_family() {
   return {"bamba",
           {"bamba"},
           read_bamba,
-          config::not_written,
+          write_bamba,
           config::decoder_tensors({
               {"norm.*", "model.final_layernorm.*"},
               {"layers.*.post_norm.*", "model.layers.*.pre_ff_layernorm.*"},

@@ -59,6 +59,19 @@ std::vector<double> factors(const Json& scaling, const char* key, int64_t count,
 
 }  // namespace
 
+std::pair<Json, std::optional<Json>> split_ropes(const Json& config) {
+  Json full = config;
+  std::optional<Json> local;
+  const auto it = config.find("rope_parameters");
+  if (it != config.end() && it->is_object() && it->contains("full_attention")) {
+    full["rope_parameters"] = it->at("full_attention");
+    if (it->contains("sliding_attention")) {
+      local = Json{{"rope_parameters", it->at("sliding_attention")}};
+    }
+  }
+  return {full, local};
+}
+
 RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions,
                      const std::string& where) {
   RopeConfig rope;
@@ -68,6 +81,8 @@ RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
     if (const auto it = config.find(key); it != config.end() && it->is_object()) {
       scaling = *it;
+      expect(!has(scaling, "full_attention"),
+             "{}: '{}' says rotations by kind of layer, which this family has not", where, key);
       rope.theta = real_or(scaling, "rope_theta", rope.theta, where);
       partial = real_or(scaling, "partial_rotary_factor", partial, where);
     }
@@ -84,10 +99,13 @@ RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions
   }
   expect(row != nullptr, "{}: rope scaling of type '{}' is not supported; this build knows {}",
          where, kind, names);
-  expect(!has(scaling, "llama_4_scaling_beta"),
-         "{}: 'llama_4_scaling_beta' scales queries by their position, which is not supported",
-         where);
+  rope.interleaved = flag_or(config, "rope_interleave", false, where);
+  rope.query_beta = in_range(where, "llama_4_scaling_beta",
+                             real_or(scaling, "llama_4_scaling_beta", 0.0, where), 0.0, kMaxFactor);
   rope.scaling = row->scaling;
+  expect(rope.query_beta == 0.0 || rope.scaling != RopeScaling::kNone,
+         "{}: 'llama_4_scaling_beta' counts original lengths; expected a rope scaling beside it",
+         where);
   if (rope.scaling == RopeScaling::kNone) {
     return rope;
   }
@@ -158,10 +176,26 @@ Json write_rope_scaling(const RopeConfig& rope) {
     scaling["long_factor"] = rope.long_factors;
     scaling["attention_factor"] = rope.attention_factor;
   }
+  if (rope.query_beta != 0.0) {
+    scaling["llama_4_scaling_beta"] = rope.query_beta;
+  }
   if (rope.scaling != RopeScaling::kLinear && rope.scaling != RopeScaling::kDynamic) {
     scaling["original_max_position_embeddings"] = rope.original_length;
   }
   return scaling;
+}
+
+void move_rope_to_parameters(Json& config, const RopeConfig& rope, int64_t head_dim) {
+  Json parameters =
+      has(config, "rope_scaling") ? config["rope_scaling"] : Json{{"rope_type", "default"}};
+  parameters["rope_theta"] = rope.theta;
+  if (rope.dim != head_dim) {
+    parameters["partial_rotary_factor"] =
+        static_cast<double>(rope.dim) / static_cast<double>(head_dim);
+  }
+  config.erase("rope_scaling");
+  config.erase("rope_theta");
+  config["rope_parameters"] = parameters;
 }
 
 }  // namespace cambium::config

@@ -194,7 +194,19 @@ constexpr Architecture kArchitectures[] = {{"llama", "llama", true},
                                            {"qwen2", "qwen2", false},
                                            {"qwen3", "qwen3", false}};
 
+const Architecture* find_architecture(const std::string& name) {
+  const auto* row = std::find_if(std::begin(kArchitectures), std::end(kArchitectures),
+                                 [&](const Architecture& a) { return name == a.name; });
+  return row == std::end(kArchitectures) ? nullptr : row;
+}
+
 }  // namespace
+
+bool neighbouring_pairs(const std::string& architecture) {
+  const Architecture* row = find_architecture(architecture);
+  CAMBIUM_CHECK(row != nullptr, "{}", architecture);
+  return row->neighbouring_pairs;
+}
 
 double llama3_divisor(const Llama3Rope& parameters, double theta, int64_t i, int64_t count) {
   const double cycles = parameters.original_length * turns(theta, i, count);
@@ -258,9 +270,8 @@ std::optional<Llama3Rope> recover_llama3_rope(std::span<const float> divisors, d
 GgufLlamaConfig read_llama_config(const Gguf& gguf) {
   const std::string& path = gguf.path();
   const std::string architecture = gguf.text("general.architecture").value_or("(none)");
-  const auto* row = std::find_if(std::begin(kArchitectures), std::end(kArchitectures),
-                                 [&](const Architecture& a) { return architecture == a.name; });
-  expect(row != std::end(kArchitectures),
+  const Architecture* row = find_architecture(architecture);
+  expect(row != nullptr,
          "{}: the architecture is '{}'; only 'llama' (Llama, Mistral, SmolLM and their like), "
          "'mistral3', 'qwen2' and 'qwen3' can be imported",
          path, architecture);

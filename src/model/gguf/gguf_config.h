@@ -53,6 +53,9 @@ struct GgufLlamaConfig {
   std::optional<int64_t> eos;
 };
 
+/// Whether the architecture holds rotary pairs as neighbours.
+bool neighbouring_pairs(const std::string& architecture);
+
 /// Error naming file and key when something is missing, inconsistent or not supported.
 GgufLlamaConfig read_llama_config(const Gguf& gguf);
 

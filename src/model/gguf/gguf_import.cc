@@ -12,6 +12,7 @@
 #include "files/gguf.h"
 #include "files/safetensors.h"
 #include "model/gguf/gguf_config.h"
+#include "model/gguf/gguf_places.h"
 #include "model/gguf/gguf_tokenizer.h"
 
 namespace cambium {
@@ -19,64 +20,8 @@ namespace {
 
 constexpr int64_t kChunkElements = 1 << 18;
 
-/// A tensor of the model: where it comes from and what it becomes.
-struct Plan {
-  std::string from;
-  std::string to;
-  std::vector<int64_t> shape;
-  int64_t rotary_heads = 0;  ///< above 0: rows are rotary pairs of this many heads
-};
-
-std::vector<Plan> plan_of(const GgufLlamaConfig& c) {
-  std::vector<Plan> plan = {
-      {"token_embd.weight", "model.embed_tokens.weight", {c.vocabulary, c.hidden}}};
-  const int64_t q = c.heads * c.head_dim;
-  const int64_t kv = c.kv_heads * c.head_dim;
-  const int64_t q_pairs = c.neighbouring_pairs ? c.heads : 0;
-  const int64_t k_pairs = c.neighbouring_pairs ? c.kv_heads : 0;
-  for (int64_t layer = 0; layer < c.layers; ++layer) {
-    const auto add = [&](const char* from, const char* to, std::vector<int64_t> shape,
-                         int64_t rotary_heads = 0, const char* what = "weight") {
-      plan.push_back({fmt::format("blk.{}.{}.{}", layer, from, what),
-                      fmt::format("model.layers.{}.{}.{}", layer, to, what), std::move(shape),
-                      rotary_heads});
-    };
-    add("attn_norm", "input_layernorm", {c.hidden});
-    add("attn_q", "self_attn.q_proj", {q, c.hidden}, q_pairs);
-    add("attn_k", "self_attn.k_proj", {kv, c.hidden}, k_pairs);
-    add("attn_v", "self_attn.v_proj", {kv, c.hidden});
-    add("attn_output", "self_attn.o_proj", {c.hidden, q});
-    add("ffn_norm", "post_attention_layernorm", {c.hidden});
-    add("ffn_gate", "mlp.gate_proj", {c.intermediate, c.hidden});
-    add("ffn_up", "mlp.up_proj", {c.intermediate, c.hidden});
-    add("ffn_down", "mlp.down_proj", {c.hidden, c.intermediate});
-    if (c.qkv_bias) {
-      add("attn_q", "self_attn.q_proj", {q}, q_pairs, "bias");
-      add("attn_k", "self_attn.k_proj", {kv}, k_pairs, "bias");
-      add("attn_v", "self_attn.v_proj", {kv}, 0, "bias");
-    }
-    if (c.output_bias) {
-      add("attn_output", "self_attn.o_proj", {c.hidden}, 0, "bias");
-    }
-    if (c.mlp_bias) {
-      add("ffn_gate", "mlp.gate_proj", {c.intermediate}, 0, "bias");
-      add("ffn_up", "mlp.up_proj", {c.intermediate}, 0, "bias");
-      add("ffn_down", "mlp.down_proj", {c.hidden}, 0, "bias");
-    }
-    if (c.qk_norm) {
-      add("attn_q_norm", "self_attn.q_norm", {c.head_dim});
-      add("attn_k_norm", "self_attn.k_norm", {c.head_dim});
-    }
-  }
-  plan.push_back({"output_norm.weight", "model.norm.weight", {c.hidden}});
-  if (!c.tied) {
-    plan.push_back({"output.weight", "lm_head.weight", {c.vocabulary, c.hidden}});
-  }
-  return plan;
-}
-
 /// Every planned tensor is there with its shape, and nothing is left over.
-std::vector<const GgufTensor*> match(const Gguf& gguf, const std::vector<Plan>& plan,
+std::vector<const GgufTensor*> match(const Gguf& gguf, const std::vector<GgufPlace>& plan,
                                      const std::string& architecture) {
   std::map<std::string_view, const GgufTensor*> left;
   for (const GgufTensor& tensor : gguf.tensors()) {
@@ -88,31 +33,18 @@ std::vector<const GgufTensor*> match(const Gguf& gguf, const std::vector<Plan>& 
     left.erase(name);
   }
   std::vector<const GgufTensor*> tensors;
-  for (const Plan& row : plan) {
-    const auto found = left.find(row.from);
-    expect(found != left.end(), "{}: the tensor '{}' is missing", gguf.path(), row.from);
+  for (const GgufPlace& row : plan) {
+    const auto found = left.find(row.gguf);
+    expect(found != left.end(), "{}: the tensor '{}' is missing", gguf.path(), row.gguf);
     const GgufTensor* tensor = found->second;
     expect(tensor->shape == row.shape, "{}: tensor '{}' has the shape {}, expected {}", gguf.path(),
-           row.from, shape_text(tensor->shape), shape_text(row.shape));
+           row.gguf, shape_text(tensor->shape), shape_text(row.shape));
     tensors.push_back(tensor);
     left.erase(found);
   }
   expect(left.empty(), "{}: the tensor '{}' (and {} more) has no place in a {} model", gguf.path(),
          left.empty() ? "" : left.begin()->first, left.empty() ? 0 : left.size() - 1, architecture);
   return tensors;
-}
-
-/// The file's row that becomes row `row`: the file holds channel i of the first half at 2i and of
-/// the second half at 2i + 1.
-int64_t source_row(int64_t row, int64_t rows, int64_t rotary_heads) {
-  if (rotary_heads == 0) {
-    return row;
-  }
-  const int64_t head_dim = rows / rotary_heads;
-  const int64_t head = row / head_dim;
-  const int64_t channel = row % head_dim;
-  const int64_t half = channel / (head_dim / 2);
-  return head * head_dim + 2 * (channel % (head_dim / 2)) + half;
 }
 
 /// Streams a tensor: some rows at a time are decoded, narrowed and handed on.
@@ -136,12 +68,12 @@ void put_tensor(const Gguf& gguf, const GgufTensor& tensor, int64_t rotary_heads
       dequantise_rows(tensor, 0, 1, stored);
       for (int64_t i = 0; i < columns; ++i) {
         values[static_cast<size_t>(i)] =
-            stored[static_cast<size_t>(source_row(i, columns, rotary_heads))];
+            stored[static_cast<size_t>(gguf_row(i, columns, rotary_heads))];
       }
     } else {
       for (int64_t i = 0; i < count; ++i) {
         dequantise_rows(
-            tensor, source_row(first + i, rows, rotary_heads), 1,
+            tensor, gguf_row(first + i, rows, rotary_heads), 1,
             values.subspan(static_cast<size_t>(i * columns), static_cast<size_t>(columns)));
       }
     }
@@ -164,7 +96,7 @@ GgufImportSummary import_gguf(const std::string& gguf_path, const std::string& f
                               const GgufImportOptions& options) {
   const Gguf gguf(gguf_path);
   const GgufLlamaConfig config = read_llama_config(gguf);
-  const std::vector<Plan> plan = plan_of(config);
+  const std::vector<GgufPlace> plan = gguf_places(config);
   const std::vector<const GgufTensor*> tensors = match(gguf, plan, config.architecture);
   GgufTokenizerFiles tokenizer = tokenizer_from_gguf(gguf, config.vocabulary);
 
@@ -178,7 +110,7 @@ GgufImportSummary import_gguf(const std::string& gguf_path, const std::string& f
     const GgufTensor* tensor = tensors[i];
     summary.parameters += tensor->rows() * tensor->columns();
     sources.push_back(
-        {plan[i].to, dtype, plan[i].shape,
+        {plan[i].stored, dtype, plan[i].shape,
          [&gguf, tensor, heads = plan[i].rotary_heads, float32 = options.float32](
              const PutBytes& put) { put_tensor(gguf, *tensor, heads, float32, put); }});
   }

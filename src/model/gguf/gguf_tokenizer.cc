@@ -119,15 +119,6 @@ constexpr const char* kSomeTools = R"([{"type": "function", "function": {"name":
   "description": "adds", "parameters": {"type": "object", "properties":
   {"a": {"type": "number", "description": "one"}}, "required": ["a"]}}}])";
 
-enum TokenType : int64_t {
-  kNormal = 1,
-  kUnknown = 2,
-  kControl = 3,
-  kUserDefined = 4,
-  kUnused = 5,
-  kByte = 6
-};
-
 constexpr const char* kCharsmapKey = "tokenizer.ggml.precompiled_charsmap";
 
 enum class VocabularyKind : uint8_t {
@@ -174,7 +165,7 @@ Vocabulary read_vocabulary(const Gguf& gguf, int64_t rows) {
     vocabulary.scores = std::move(*scores);
   }
   vocabulary.types = gguf.integers("tokenizer.ggml.token_type")
-                         .value_or(std::vector<int64_t>(vocabulary.tokens.size(), kNormal));
+                         .value_or(std::vector<int64_t>(vocabulary.tokens.size(), kNormalToken));
   expect(vocabulary.types.size() == vocabulary.tokens.size(),
          "{}: 'tokenizer.ggml.token_type' has {} entries for {} tokens", path,
          vocabulary.types.size(), vocabulary.tokens.size());
@@ -240,7 +231,7 @@ Json pre_tokenizer_json(const PreTokenizer& pre) {
 Json merges_of_pieces(const Vocabulary& vocabulary) {
   std::unordered_map<std::string_view, size_t> ids;
   for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
-    if (vocabulary.types[id] == kNormal) {
+    if (vocabulary.types[id] == kNormalToken) {
       ids.emplace(vocabulary.tokens[id], id);
     }
   }
@@ -273,19 +264,19 @@ Json merges_of_pieces(const Vocabulary& vocabulary) {
 /// pieces do not lower that of the unknown, which is counted from the lowest.
 Json unigram_model(const Gguf& gguf, const Vocabulary& vocabulary, std::optional<int64_t> unknown) {
   size_t count = vocabulary.tokens.size();
-  while (count > 0 && vocabulary.types[count - 1] == kUnused) {
+  while (count > 0 && vocabulary.types[count - 1] == kUnusedToken) {
     --count;
   }
   double lowest = std::numeric_limits<double>::infinity();
   for (size_t id = 0; id < count; ++id) {
-    if (vocabulary.types[id] == kNormal) {
+    if (vocabulary.types[id] == kNormalToken) {
       lowest = std::min(lowest, vocabulary.scores[id]);
     }
   }
   Json vocab = Json::array();
   for (size_t id = 0; id < count; ++id) {
     const double score = vocabulary.scores[id];
-    vocab.push_back({vocabulary.tokens[id], vocabulary.types[id] == kNormal || lowest > 0.0
+    vocab.push_back({vocabulary.tokens[id], vocabulary.types[id] == kNormalToken || lowest > 0.0
                                                 ? score
                                                 : std::max(score, lowest)});
   }
@@ -293,7 +284,7 @@ Json unigram_model(const Gguf& gguf, const Vocabulary& vocabulary, std::optional
          "{}: the unknown token {} is one of those that stand for nothing", gguf.path(),
          unknown.value_or(0));
   const bool bytes = std::any_of(vocabulary.types.begin(), vocabulary.types.end(),
-                                 [](int64_t type) { return type == kByte; });
+                                 [](int64_t type) { return type == kByteToken; });
   return {{"type", "Unigram"},
           {"unk_id", unknown ? Json(*unknown) : Json()},
           {"vocab", std::move(vocab)},
@@ -386,7 +377,8 @@ std::vector<int64_t> end_tokens(const Vocabulary& vocabulary, std::optional<int6
     add(*eot);
   }
   for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
-    const bool special = vocabulary.types[id] == kControl || vocabulary.types[id] == kUserDefined;
+    const bool special =
+        vocabulary.types[id] == kControlToken || vocabulary.types[id] == kUserDefinedToken;
     if (special && kNames.contains(vocabulary.tokens[id])) {
       add(static_cast<int64_t>(id));
     }
@@ -451,6 +443,28 @@ void check_templates(const Json& templates, const Json& config, GgufTokenizerFil
 
 }  // namespace
 
+const char* gpt2_split() {
+  return kGpt2;
+}
+
+std::string pre_tokenizer_name(const TextCut& cut) {
+  for (const PreTokenizer& row : pre_tokenizers()) {
+    if (std::equal(row.splits.begin(), row.splits.end(), cut.splits.begin(), cut.splits.end()) &&
+        row.ignore_merges == cut.ignore_merges && row.compose == cut.compose) {
+      return row.names.front();
+    }
+  }
+  return {};
+}
+
+bool is_pre_tokenizer(const std::string& name) {
+  return std::any_of(pre_tokenizers().begin(), pre_tokenizers().end(),
+                     [&](const PreTokenizer& row) {
+                       return std::any_of(row.names.begin(), row.names.end(),
+                                          [&](const char* known) { return name == known; });
+                     });
+}
+
 GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, int64_t vocabulary_rows) {
   const Vocabulary vocabulary = read_vocabulary(gguf, vocabulary_rows);
   check_vocabulary(gguf, vocabulary);
@@ -497,7 +511,7 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, int64_t vocabulary_rows
     const std::string& text = vocabulary.tokens[id];
     const int64_t type = vocabulary.types[id];
     vocab[text] = id;
-    if (type != kControl && type != kUserDefined && type != kUnknown) {
+    if (type != kControlToken && type != kUserDefinedToken && type != kUnknownToken) {
       continue;
     }
     added.push_back({{"id", id},
@@ -506,7 +520,7 @@ GgufTokenizerFiles tokenizer_from_gguf(const Gguf& gguf, int64_t vocabulary_rows
                      {"lstrip", false},
                      {"rstrip", false},
                      {"normalized", false},
-                     {"special", type != kUserDefined}});
+                     {"special", type != kUserDefinedToken}});
   }
   Json model =
       unigram ? unigram_model(gguf, vocabulary, unknown)

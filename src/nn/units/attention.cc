@@ -6,10 +6,15 @@
 #include "nn/norm.h"
 #include "nn/units/head_mixer.h"
 #include "nn/units/units.h"
+#include "ops/pointwise/pointwise.h"
 #include "ops/rope/rope.h"
 
 namespace cambium {
 namespace {
+
+/// A sink's score where nothing else is known: beside a score of 0 its share is 1/400, which is
+/// next to nothing and yet has a gradient.
+constexpr double kQuietSink = -6.0;
 
 class AttentionUnit : public HeadMixer {
  public:
@@ -20,10 +25,13 @@ class AttentionUnit : public HeadMixer {
         window_(options.size_or(owner, "window", 0, kMaxPositions)),
         sinks_(options.size_or(owner, "sinks", 0, kMaxPositions)),
         rope_(options.flag(owner, "rope", true)),
-        gate_(options.flag(owner, "gate", false)) {
-    std::vector<std::string> known = {"heads",       "kv_heads", "head_dim",  "window",
-                                      "rope",        "scale",    "key_scale", "qk_norm",
-                                      "qk_norm_eps", "qkv_bias", "out_bias",  "gate"};
+        gate_(options.flag(owner, "gate", false)),
+        softcap_(static_cast<float>(
+            in_range(owner, "softcap", options.real(owner, "softcap", 0.0), 0.0, 1e6))) {
+    std::vector<std::string> known = {"heads",       "kv_heads",    "head_dim",    "window",
+                                      "rope",        "scale",       "key_scale",   "qk_norm",
+                                      "qk_norm_eps", "qkv_bias",    "out_bias",    "gate",
+                                      "softcap",     "sink_logits", "qk_norm_over"};
     if (sliding) {
       known.emplace_back("sinks");
     }
@@ -44,27 +52,47 @@ class AttentionUnit : public HeadMixer {
     v_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer, bias);
     out_ = Linear(heads_ * head_dim_, width, ParameterGroup::kMixer,
                   options.flag(owner, "out_bias", false));
+    if (options.flag(owner, "sink_logits", false)) {
+      sink_logits_ = {.shape = {heads_},
+                      .group = ParameterGroup::kNorm,
+                      .init = {InitKind::kConstant, kQuietSink},
+                      .keep_fp32 = true};
+    }
     if (const double eps = options.real(owner, "qk_norm_eps", 0.0); eps > 0.0) {
-      const NormKind kind = find_norm_kind(options.text(owner, "qk_norm", "rms"));
-      q_norm_ = k_norm_ = Norm(
-          {kind, static_cast<float>(in_range(owner, "qk_norm_eps", eps, 0.0, 1.0))}, head_dim_);
+      const NormSpec norm{find_norm_kind(options.text(owner, "qk_norm", "rms")),
+                          static_cast<float>(in_range(owner, "qk_norm_eps", eps, 0.0, 1.0))};
+      const std::string over = options.text(owner, "qk_norm_over", "head");
+      norms_width_ = over == "width";
+      expect(over == "head" || (norms_width_ && !gate_),
+             "{}: expected qk_norm_over to be head or, without an output gate, width, got '{}'",
+             owner, over);
+      q_norm_ = Norm(norm, norms_width_ ? heads_ * head_dim_ : head_dim_);
+      k_norm_ = Norm(norm, norms_width_ ? kv_heads_ * head_dim_ : head_dim_);
     }
   }
 
   Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
-    const auto [queries, keys, values] = forward_each(ctx, x, q_, k_, v_);
-    Tensor q = queries.split_last(heads_, head_dim_);
+    auto [queries, keys, values] = forward_each(ctx, x, q_, k_, v_);
+    if (norms_width_) {
+      queries = q_norm_.forward(ctx, queries);
+      keys = k_norm_.forward(ctx, keys);
+    }
+    // The rows of a head are its query's, then its gate's.
+    const Tensor rows = queries.split_last(heads_, (gate_ ? 2 : 1) * head_dim_);
+    Tensor q = gate_ ? rows.slice(2, 0, head_dim_) : rows;
     Tensor k = keys.split_last(kv_heads_, head_dim_);
     const Tensor v = values.split_last(kv_heads_, head_dim_);
-    q = q_norm_.forward(ctx, q);
-    k = k_norm_.forward(ctx, k);
+    if (!norms_width_) {
+      q = q_norm_.forward(ctx, q);
+      k = k_norm_.forward(ctx, k);
+    }
     if (rope_) {
       const auto turned = rope(ctx, q, k, *inputs.rope);
       q = turned[0];
       k = turned[1];
     }
-    const AttentionConfig config{scale_, window_, sinks_};
+    const AttentionConfig config{scale_, window_, sinks_, softcap_, sink_logits_.tensor};
     KvPages pages;
     if (inputs.state != nullptr) {
       pages = {inputs.page(kKeys), inputs.page(kValues), inputs.state->table,
@@ -74,8 +102,11 @@ class AttentionUnit : public HeadMixer {
         pages.value_scales = inputs.page(kValueScales);
       }
     }
-    const Tensor y =
+    Tensor y =
         attention(ctx, q, k, v, segments, config, inputs.state == nullptr ? nullptr : &pages);
+    if (gate_) {
+      y = sigmoid_gate(ctx, rows.slice(2, head_dim_, head_dim_), y);
+    }
     return y.merge_last();
   }
 
@@ -88,10 +119,6 @@ class AttentionUnit : public HeadMixer {
             .sinks = sinks_};
   }
 
-  std::string missing() const override {
-    return gate_ ? "the output gate of attention" : q_norm_.missing();
-  }
-
   void visit(const ParameterVisitor& visitor) override {
     q_.visit("q_proj", visitor);
     k_.visit("k_proj", visitor);
@@ -99,6 +126,9 @@ class AttentionUnit : public HeadMixer {
     out_.visit("o_proj", visitor);
     q_norm_.visit("q_norm", visitor);
     k_norm_.visit("k_norm", visitor);
+    if (!sink_logits_.shape.empty()) {
+      visitor("sinks", sink_logits_);
+    }
   }
 
  private:
@@ -106,9 +136,12 @@ class AttentionUnit : public HeadMixer {
 
   int64_t heads_, kv_heads_, head_dim_, window_, sinks_;
   bool rope_, gate_;
+  bool norms_width_ = false;  // the norms of q and k are over all heads
+  float softcap_;
   float scale_ = 1.0F;
   Linear q_, k_, v_;
-  Norm q_norm_, k_norm_;  // per head; none where qk_norm_eps is 0
+  Norm q_norm_, k_norm_;  // none where qk_norm_eps is 0
+  Parameter sink_logits_;
 };
 
 }  // namespace

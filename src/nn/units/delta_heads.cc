@@ -25,7 +25,8 @@ DeltaHeads::DeltaHeads(const Options& options, const char* owner, int64_t key_di
       key_dim_(key_dim),
       value_dim_(value_dim),
       conv_(options.size_or(owner, "conv", 4, kMaxConv, 2)),
-      rope_(options.flag(owner, "rope", false)) {
+      rope_(options.flag(owner, "rope", false)),
+      strongest_(options.flag(owner, "allow_neg_eigval", false) ? 2.0F : 1.0F) {
   for (const int64_t part : {q_heads_, k_heads_, v_heads_}) {
     expect(heads_ % part == 0,
            "{}: expected q_heads, k_heads and v_heads to divide heads={}, got {}, {} and {}", owner,
@@ -44,7 +45,7 @@ DeltaHeads::DeltaHeads(const Options& options, const char* owner, int64_t key_di
 
 std::vector<std::string> DeltaHeads::known(std::initializer_list<const char*> more) {
   std::vector<std::string> names = {"heads", "q_heads",   "k_heads", "v_heads",
-                                    "conv",  "conv_bias", "rope"};
+                                    "conv",  "conv_bias", "rope",    "allow_neg_eigval"};
   names.insert(names.end(), more.begin(), more.end());
   return names;
 }
@@ -70,6 +71,10 @@ DeltaHeads::Heads DeltaHeads::forward(Context& ctx, const Tensor& rows, const Un
     v = repeat_heads(ctx, v, heads_ / v_heads_);
   }
   return {q, k, v};
+}
+
+Tensor DeltaHeads::write_strength(Context& ctx, const Tensor& raw) const {
+  return sigmoid(ctx, raw, strongest_);
 }
 
 void DeltaHeads::visit(const ParameterVisitor& visitor) {

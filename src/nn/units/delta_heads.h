@@ -17,7 +17,8 @@ class DeltaHeads {
   };
 
   DeltaHeads() = default;
-  /// Reads heads, q_heads, k_heads, v_heads, conv, conv_bias and rope of the unit `owner`.
+  /// Reads heads, q_heads, k_heads, v_heads, conv, conv_bias, rope and allow_neg_eigval of the unit
+  /// `owner`.
   DeltaHeads(const Options& options, const char* owner, int64_t key_dim, int64_t value_dim);
   /// The options it reads and `more`.
   static std::vector<std::string> known(std::initializer_list<const char*> more);
@@ -27,6 +28,9 @@ class DeltaHeads {
   int64_t value_dim() const { return value_dim_; }
   /// Channels of all values.
   int64_t inner() const { return heads_ * value_dim_; }
+  /// How much of a token is written: raw (T, heads) -> (T, heads), in (0, 1), or in (0, 2) where
+  /// the state's eigenvalues may be negative.
+  Tensor write_strength(Context& ctx, const Tensor& raw) const;
   /// Rows "q", "k" and "v" of the projection.
   const std::vector<RowBlock>& blocks() const { return weight_.blocks; }
   /// rows (T, channels of the blocks), what the projection gives; `state` is that of conv_part().
@@ -44,6 +48,7 @@ class DeltaHeads {
   int64_t heads_ = 0, q_heads_ = 0, k_heads_ = 0, v_heads_ = 0, key_dim_ = 0, value_dim_ = 0;
   int64_t conv_ = 0;
   bool rope_ = false;
+  float strongest_ = 1.0F;
   Parameter weight_, bias_;  // of the convolution
 };
 

@@ -1,5 +1,6 @@
 // Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464): the delta rule with a learned decay per
-// head.
+// head. Where how much is written may pass 1 (Grazzi et al. 2024, arXiv 2411.12537), a state can
+// turn its sign.
 #include <cmath>
 
 #include "base/checked.h"
@@ -22,7 +23,12 @@ class GatedDeltaNetUnit : public HeadMixer {
       : heads_(options, kName, options.size(kName, "key_dim", kMaxHeadDim),
                options.size(kName, "value_dim", kMaxHeadDim)),
         norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-6))) {
-    options.expect_only(kName, DeltaHeads::known({"key_dim", "value_dim", "norm_eps", "out_bias"}));
+    options.expect_only(
+        kName, DeltaHeads::known({"key_dim", "value_dim", "norm_eps", "out_bias", "out_gate"}));
+    const std::string gate = options.text(kName, "out_gate", "silu");
+    expect(gate == "silu" || gate == "sigmoid",
+           "gated_delta_net: expected out_gate silu or sigmoid, got '{}'", gate);
+    gate_ = gate == "silu" ? GateActivation::kSilu : GateActivation::kSigmoid;
     const int64_t heads = heads_.heads();
     std::vector<RowBlock> rows = heads_.blocks();
     rows.push_back({"z", heads_.inner()});
@@ -46,14 +52,13 @@ class GatedDeltaNetUnit : public HeadMixer {
     const Tensor z = part(rows, in_.weight, "z");
     const auto [q, k, v] =
         heads_.forward(ctx, part(rows, in_.weight, "q", "v"), inputs, inputs.slot(kConv));
-    const Tensor beta = sigmoid(ctx, part(ba, ba_.weight, "beta"));
+    const Tensor beta = heads_.write_strength(ctx, part(ba, ba_.weight, "beta"));
     const Tensor step =
         step_size(ctx, part(ba, ba_.weight, "decay"), dt_bias_.tensor, 0.0F, INFINITY);
     const Tensor decay = log_decay(ctx, step, a_log_.tensor);
     const Tensor y =
         recurrence(ctx, {q, k, v, decay, beta, true, {}}, inputs.segments(), inputs.slot(kState));
-    const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst,
-                               GateActivation::kSilu};
+    const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst, gate_};
     return gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm);
   }
 
@@ -80,6 +85,7 @@ class GatedDeltaNetUnit : public HeadMixer {
 
   DeltaHeads heads_;
   float norm_eps_;
+  GateActivation gate_ = GateActivation::kSilu;
   Linear in_, ba_;
   Parameter a_log_, dt_bias_, norm_;
 };

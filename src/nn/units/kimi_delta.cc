@@ -2,7 +2,8 @@
 // channel decays by itself. The decay of a token and its output gate come through `gate_rank`
 // channels, or from x directly where that is 0:
 //
-//   g = -exp(A_log[head]) softplus(decay(x) + dt_bias)      beta = sigmoid(beta_proj x)
+//   g = -exp(A_log[head]) softplus(decay(x) + dt_bias), or
+//   g = lower_bound sigmoid(exp(A_log[head]) (decay(x) + dt_bias))      beta = sigmoid(beta_proj x)
 //   y = out_proj(rms_norm(recurrence(q, k, v, g, beta)) * sigmoid(gate(x)))
 #include <cmath>
 
@@ -55,16 +56,13 @@ class KimiDeltaUnit : public HeadMixer {
         forward_each(ctx, x, in_, beta_, decay_.first, gate_.first);
     const auto [q, k, v] = heads_.forward(ctx, rows, inputs, inputs.slot(kConv));
     const int64_t dim = heads_.key_dim();
-    const Tensor step = step_size(ctx, decay_.rest(ctx, fade), dt_bias_.tensor, 0.0F, INFINITY);
-    // A channel's rate is that of its head.
-    const Tensor rate = repeat_heads(ctx, a_log_.tensor.reshape({1, heads_.heads(), 1}), dim);
-    const Tensor decay = log_decay(ctx, step, rate.reshape({heads_.inner()}));
+    const Tensor decay = decay_of(ctx, decay_.rest(ctx, fade));
     const Tensor y = recurrence(ctx,
                                 {.q = q,
                                  .k = k,
                                  .v = v,
                                  .log_decay = decay.split_last(heads_.heads(), dim),
-                                 .weight = sigmoid(ctx, write),
+                                 .weight = heads_.write_strength(ctx, write),
                                  .delta = true},
                                 inputs.segments(), inputs.slot(kState));
     const GatedNormConfig norm{norm_eps_, dim, GateOrder::kNormFirst, GateActivation::kSigmoid};
@@ -94,6 +92,17 @@ class KimiDeltaUnit : public HeadMixer {
  private:
   enum Slots { kConv, kState };
 
+  /// raw (T, channels) -> log decay (T, channels). A channel's rate is that of its head.
+  Tensor decay_of(Context& ctx, const Tensor& raw) const {
+    const Tensor rate =
+        repeat_heads(ctx, a_log_.tensor.reshape({1, heads_.heads(), 1}), heads_.key_dim())
+            .reshape({heads_.inner()});
+    if (lower_bound_ < 0.0F) {
+      return bounded_decay(ctx, raw, dt_bias_.tensor, rate, lower_bound_);
+    }
+    return log_decay(ctx, step_size(ctx, raw, dt_bias_.tensor, 0.0F, INFINITY), rate);
+  }
+
   KimiDeltaUnit(const Options& options, int64_t width, int64_t dim)
       : heads_(options, kName, dim, dim),
         norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-5))),
@@ -101,8 +110,15 @@ class KimiDeltaUnit : public HeadMixer {
         beta_(width, heads_.heads(), ParameterGroup::kMixer) {
     out_ = Linear(heads_.inner(), width, ParameterGroup::kMixer,
                   options.flag(kName, "out_bias", false));
-    options.expect_only(kName,
-                        DeltaHeads::known({"head_dim", "gate_rank", "norm_eps", "out_bias"}));
+    options.expect_only(kName, DeltaHeads::known({"head_dim", "gate_rank", "norm_eps", "out_bias",
+                                                  "decay", "lower_bound"}));
+    const std::string decay = options.text(kName, "decay", "softplus");
+    expect(decay == "softplus" || decay == "sigmoid",
+           "kimi_delta: expected decay softplus or sigmoid, got '{}'", decay);
+    if (decay == "sigmoid") {
+      lower_bound_ = static_cast<float>(
+          in_range(kName, "lower_bound", options.real(kName, "lower_bound", -5.0), -1e6, -1e-6));
+    }
     const int64_t rank = options.size_or(kName, "gate_rank", dim, kMaxWidth);
     decay_ = LowRank(width, rank, heads_.inner());
     gate_ = LowRank(width, rank, heads_.inner());
@@ -119,6 +135,7 @@ class KimiDeltaUnit : public HeadMixer {
 
   DeltaHeads heads_;
   float norm_eps_;
+  float lower_bound_ = 0.0F;  // of the log decay; 0 = none, it is that of a softplus
   Linear in_, beta_;
   LowRank decay_, gate_;
   Parameter a_log_, dt_bias_, norm_;

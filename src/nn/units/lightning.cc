@@ -110,8 +110,6 @@ class LightningUnit : public HeadMixer {
     return layout;
   }
 
-  std::string missing() const override { return q_norm_.missing(); }
-
   void visit(const ParameterVisitor& visitor) override {
     qkv_.visit("qkv_proj", visitor);
     q_norm_.visit("q_norm", visitor);

@@ -29,13 +29,10 @@ class Mamba2Unit : public HeadMixer {
         conv_(options.size_or(kName, "conv", 4, kMaxConv, 2)),
         norm_group_(options.size_or(kName, "norm_group", heads_ * head_dim_, kMaxElements, 1)),
         norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-5))),
-        has_norm_(options.flag(kName, "norm", true)),
-        scaled_(options.has("row_scales") || options.real(kName, "in_scale", 1.0) != 1.0) {
+        has_norm_(options.flag(kName, "norm", true)) {
     options.expect_only(
         kName, {"heads", "head_dim", "state", "x_heads", "b_heads", "c_heads", "conv", "norm",
                 "norm_group", "norm_eps", "in_scale", "row_scales", "out_bias"});
-    expect(!options.has("row_scales") || options.reals(kName, "row_scales").size() == 5,
-           "mamba2: expected row_scales to be five numbers, of z, x, B, C and dt");
     for (const int64_t part : {x_heads_, b_heads_, c_heads_}) {
       expect(heads_ % part == 0,
              "mamba2: expected x_heads, b_heads and c_heads to divide heads={}, got {}, {} and {}",
@@ -47,6 +44,7 @@ class Mamba2Unit : public HeadMixer {
         {"x", x_heads_ * head_dim_}, {"B", b_heads_ * state_}, {"C", c_heads_ * state_}};
     in_ = Linear(width, {{"z", inner()}, convolved[0], convolved[1], convolved[2], {"dt", heads_}},
                  ParameterGroup::kMixer);
+    read_scales(options);
     out_ = Linear(inner(), width, ParameterGroup::kMixer, options.flag(kName, "out_bias", false));
     conv_weight_ = {.shape = {channels(), 1, conv_},
                     .group = ParameterGroup::kMixer,
@@ -72,7 +70,10 @@ class Mamba2Unit : public HeadMixer {
 
   Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
-    const Tensor rows = in_.forward(ctx, x);
+    Tensor rows = in_.forward(ctx, x);
+    if (!scales_.empty()) {
+      rows = scale_blocks(ctx, rows, scales_);
+    }
     const Tensor z = part(rows, in_.weight, "z");
     const Tensor raw_dt = part(rows, in_.weight, "dt");
     const Tensor weight = conv_weight_.tensor.reshape({channels(), conv_});
@@ -93,6 +94,9 @@ class Mamba2Unit : public HeadMixer {
     const Tensor decay = log_decay(ctx, dt, a_log_.tensor);
     const Tensor y =
         recurrence(ctx, {c, b, v, decay, dt, false, d_.tensor}, segments, inputs.slot(kState));
+    if (!has_norm_) {
+      return swiglu(ctx, z, y.merge_last());
+    }
     const GatedNormConfig norm{norm_eps_, norm_group_, GateOrder::kGateFirst,
                                GateActivation::kSilu};
     return gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm);
@@ -104,10 +108,6 @@ class Mamba2Unit : public HeadMixer {
     StateLayout layout;
     layout.slots = {{"conv", {channels(), conv_ - 1}}, {"state", {heads_, state_, head_dim_}}};
     return layout;
-  }
-
-  std::string missing() const override {
-    return !has_norm_ ? "mamba2 without its norm" : scaled_ ? "scales inside mamba2" : "";
   }
 
   void visit(const ParameterVisitor& visitor) override {
@@ -129,10 +129,23 @@ class Mamba2Unit : public HeadMixer {
   int64_t inner() const { return heads_ * head_dim_; }
   int64_t channels() const { return x_heads_ * head_dim_ + (b_heads_ + c_heads_) * state_; }
 
+  /// A factor of the input is one of all rows.
+  void read_scales(const Options& options) {
+    const double all = options.real(kName, "in_scale", 1.0);
+    const std::vector<double> scales = options.reals(kName, "row_scales");
+    const std::vector<RowBlock>& blocks = in_.weight.blocks;
+    expect(scales.empty() || scales.size() == blocks.size(),
+           "mamba2: expected row_scales to be five numbers, of z, x, B, C and dt");
+    for (size_t i = 0; i < blocks.size() && (all != 1.0 || !scales.empty()); ++i) {
+      scales_.push_back({blocks[i].rows, scales.empty() ? all : all * scales[i]});
+    }
+  }
+
   int64_t heads_, head_dim_, state_, x_heads_, b_heads_, c_heads_, conv_, norm_group_;
   float norm_eps_;
-  bool has_norm_, scaled_;
+  bool has_norm_;
   Linear in_;
+  std::vector<ColumnBlock> scales_;  // of what in_proj gives; empty = none
   Parameter conv_weight_, conv_bias_, dt_bias_, a_log_, d_, norm_;
 };
 

@@ -1,8 +1,9 @@
-// The feed-forward of Llama and most decoders since: down(silu(gate x) * up x)  (Shazeer 2020,
-// arXiv 2002.05202).
+// The feed-forward of Llama and most decoders since: down(f(gate x) * up x), f = silu unless said
+// otherwise (Shazeer 2020, arXiv 2002.05202).
 #include "base/checked.h"
 #include "nn/linear.h"
 #include "nn/units/units.h"
+#include "ops/activation/activation.h"
 #include "ops/pointwise/pointwise.h"
 
 namespace cambium {
@@ -13,10 +14,11 @@ constexpr const char* kName = "swiglu";
 class SwigluUnit : public Unit {
  public:
   SwigluUnit(const Options& options, int64_t width) {
-    options.expect_only(kName, {"inner", "bias", "gate_scale"});
+    options.expect_only(kName, {"inner", "activation", "bias", "gate_scale"});
     const int64_t inner = options.size(kName, "inner", kMaxInner);
     gate_scale_ = static_cast<float>(
         in_range(kName, "gate_scale", options.real(kName, "gate_scale", 1.0), -1e6, 1e6));
+    activation_ = find_activation(options.text(kName, "activation", "silu"));
     const bool bias = options.flag(kName, "bias", false);
     gate_ = Linear(width, inner, ParameterGroup::kFeedForward, bias);
     up_ = Linear(width, inner, ParameterGroup::kFeedForward, bias);
@@ -28,7 +30,9 @@ class SwigluUnit : public Unit {
     if (gate_scale_ != 1.0F) {
       gate = add_scaled(ctx, gate_scale_, gate, 0.0F, gate);
     }
-    const Tensor inner = swiglu(ctx, gate, up);
+    const Tensor inner = activation_ == ActivationKind::kSilu
+                             ? swiglu(ctx, gate, up)
+                             : gated_activation(ctx, gate, up, activation_);
     return inputs.unread ? down_.forward_unread(ctx, inner) : down_.forward(ctx, inner);
   }
 
@@ -40,6 +44,7 @@ class SwigluUnit : public Unit {
 
  private:
   float gate_scale_ = 1.0F;
+  ActivationKind activation_ = ActivationKind::kSilu;
   Linear gate_, up_, down_;
 };
 

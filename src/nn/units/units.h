@@ -10,23 +10,33 @@ inline constexpr int64_t kMaxConv = 64;
 
 /// Softmax attention: heads, kv_heads, head_dim; window (0 = full), rope (default true), scale of
 /// the scores (default head_dim^-1/2), key_scale (1), qk_norm_eps (0 = no norm of q and k) and
-/// qk_norm ("rms" or "zero_centred"), qkv_bias and out_bias (false), gate (false: a sigmoid gate of
-/// the output, whose rows follow the query's in q_proj).
+/// qk_norm ("rms", "zero_centred" or "layer") over each "head" or all the "width" (qk_norm_over,
+/// "head"), qkv_bias and out_bias (false), gate (false: a sigmoid gate of
+/// the heads' results before out_proj; in q_proj the rows of a head are its query's, then its
+/// gate's), softcap of the scores (0 = none), sink_logits (false: a learned score of each head that
+/// joins the softmax and has no value).
 std::unique_ptr<Unit> make_attention(const Options& options, int64_t width);
 /// Attention that must have a window; sinks (0): the first tokens, which stay visible behind it.
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width);
 /// Apriel-H1's grouped Mamba: inner, xb, state, dt_rank, conv, repeat_before_conv, conv_bias
 /// (default true), in_bias and out_bias (false).
 std::unique_ptr<Unit> make_mamba(const Options& options, int64_t width);
+/// Mamba-1: inner, state, dt_rank, conv, conv_bias (default true), norm_eps of dt, B and C (0 =
+/// they have no norms).
+std::unique_ptr<Unit> make_mamba1(const Options& options, int64_t width);
+/// LFM2's gated short convolution: conv (3), bias (of its projections too, default false).
+std::unique_ptr<Unit> make_short_conv(const Options& options, int64_t width);
 /// Mamba-2: heads, head_dim, state, x_heads, b_heads, c_heads, conv, norm (default true),
 /// norm_group, norm_eps, out_bias (false); in_scale of its input and row_scales of z, x, B, C and
 /// dt (Falcon-H1).
 std::unique_ptr<Unit> make_mamba2(const Options& options, int64_t width);
 /// Gated DeltaNet: heads, q_heads, k_heads, v_heads, key_dim, value_dim, conv, rope, norm_eps;
-/// conv_bias and out_bias (false).
+/// out_gate ("silu" or "sigmoid"), allow_neg_eigval (false: how much of the new is written lies in
+/// (0, 1); true: in (0, 2)), conv_bias and out_bias (false).
 std::unique_ptr<Unit> make_gated_delta_net(const Options& options, int64_t width);
 /// Kimi Delta Attention: heads, q_heads, k_heads, v_heads, head_dim, conv, rope, norm_eps;
-/// gate_rank (default head_dim; 0 = full) of the decay and of the output gate; conv_bias and
+/// gate_rank (default head_dim; 0 = full) of the decay and of the output gate; decay ("softplus",
+/// or "sigmoid", which stays above lower_bound, -5 by default); allow_neg_eigval, conv_bias and
 /// out_bias (false).
 std::unique_ptr<Unit> make_kimi_delta(const Options& options, int64_t width);
 /// Lightning attention: heads, kv_heads, head_dim; layer_of_slopes of `layers` (0 = the slopes of
@@ -41,18 +51,25 @@ std::unique_ptr<Unit> make_lightning(const Options& options, int64_t width);
 std::unique_ptr<Unit> make_parallel(const Options& options, int64_t width);
 /// The recurrence in the options of a parallel unit.
 UnitSpec recurrent_part(const Options& parallel);
-/// SwiGLU feed-forward: inner; bias (of all three projections, default false), gate_scale (1).
+/// Gated feed-forward: inner; activation ("silu": SwiGLU, "gelu_tanh": GeGLU, "gelu", "relu2"),
+/// bias (of all three projections, default false), gate_scale (1).
 std::unique_ptr<Unit> make_swiglu(const Options& options, int64_t width);
-
-/// Described, not yet run (declared.cc).
-/// down(activation(up x)): inner, activation ("relu2", "gelu", ...), bias.
+/// down(activation(up x)): inner, activation ("relu2", "gelu", "gelu_tanh", "silu", or "xielu" with
+/// its two learned numbers), bias (false).
 std::unique_ptr<Unit> make_feed_forward(const Options& options, int64_t width);
-/// Mixture of experts: experts, top, inner, router ("softmax", "topk_softmax", "sigmoid"),
-/// router_bias, groups, group_top, renormalise, scale; shared (inner of the shared expert, 0 =
-/// none), shared_gate; activation ("swiglu", or of two matrices: "relu2").
+/// Mixture of experts: experts, top, inner; router ("softmax", "topk_softmax" of the chosen,
+/// "sigmoid"), router_bias (of the choice alone), groups and group_top (1), renormalise (false),
+/// renormalise_eps (0), scale (1); shared (inner of the shared expert, 0 = none), shared_gate;
+/// activation ("swiglu", "clamped_swiglu" with its limit, 7, or of two matrices: "relu2" and the
+/// like); bias (false: of the router's logits and of the experts' matrices); latent (0 = none: the
+/// narrower width that the routed experts work in).
 std::unique_ptr<Unit> make_experts(const Options& options, int64_t width);
+
 /// Attention on a latent of keys and values (MLA): heads, q_rank (0 = full), kv_rank, nope_dim,
-/// rope_dim, value_dim, rope, scale, norm_eps; index_heads, index_dim, index_top (DSA).
+/// rope_dim, value_dim, rope (default true), scale of the scores (default (nope_dim +
+/// rope_dim)^-1/2), norm_eps (1e-6) of the latents' norms, gate (false: a sigmoid factor of each
+/// head's result); index_heads, index_dim, index_top (DSA) and index_interleaved (false: the pairs
+/// of its rotation).
 std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t width);
 
 }  // namespace cambium

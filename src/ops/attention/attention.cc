@@ -1,6 +1,8 @@
 #include "ops/attention/attention.h"
 
-#include "ops/attention/attention_kernels.h"
+#include <cmath>
+
+#include "ops/attention/attention_pages.h"
 #include "ops/attention/attention_ref.h"
 #include "ops/checks.h"
 #include "ops/run.h"
@@ -34,60 +36,10 @@ void check_tensors(const Tensor& q, const Tensor& k, const Tensor& v, const Segm
          "[attention] expected sinks of at least 0 and none without a window, got {} and a window "
          "of {}",
          config.sinks, config.window);
-}
-
-void check_cache(const Tensor& cache, const char* name, const Tensor& rows) {
-  const bool narrow =
-      (cache.dtype == Dtype::kBF16 && rows.dtype == Dtype::kF32) || cache.dtype == Dtype::kF8E4M3;
-  expect(cache.rank == 4 && cache.contiguous() && (cache.dtype == rows.dtype || narrow) &&
-             cache.dim(2) == rows.dim(1) && cache.dim(3) == rows.dim(2),
-         "[attention] expected cached {} {} (pages, page_size, {}, {}), got {}", name,
-         dtype_name(rows.dtype), rows.dim(1), rows.dim(2), cache);
-}
-
-/// The scales that go with keys or values in f8, and none with others.
-void check_scales(const Tensor& scales, const char* name, const Tensor& cache) {
-  if (cache.dtype != Dtype::kF8E4M3) {
-    expect(!scales.defined(), "[attention] cached {} in {} have no scales, got {}", name,
-           dtype_name(cache.dtype), scales);
-    return;
-  }
-  expect(scales.rank == 3 && scales.contiguous() && scales.dtype == Dtype::kBF16 &&
-             scales.dim(0) == cache.dim(0) && scales.dim(1) == cache.dim(1) &&
-             scales.dim(2) == cache.dim(2),
-         "[attention] expected scales bf16 ({}, {}, {}) of cached {} in f8, got {}", cache.dim(0),
-         cache.dim(1), cache.dim(2), name, scales.defined() ? scales.describe() : "none");
-}
-
-/// Every page that a token of a segment writes or reads is in the table.
-void check_pages(const KvPages& pages, const AttentionShape& shape) {
-  expect(pages.keys.dim(0) == pages.values.dim(0) && pages.keys.dim(1) == pages.values.dim(1) &&
-             pages.keys.dtype == pages.values.dtype,
-         "[attention] expected as many pages of keys as of values, got {} and {}", pages.keys,
-         pages.values);
-  expect(static_cast<int64_t>(pages.table.size()) == shape.segments * pages.pages_per_segment,
-         "[attention] expected a page table ({}, {}), got {} entries", shape.segments,
-         pages.pages_per_segment, pages.table.size());
-  for (int64_t s = 0; s < shape.segments; ++s) {
-    if (shape.length(s) == 0) {
-      continue;
-    }
-    const int64_t first = shape.first_position(s);
-    const int64_t last = first + shape.length(s) - 1;
-    expect(first >= 0 && last / shape.page_size < pages.pages_per_segment,
-           "[attention] segment {} reaches position {}, its page table covers "
-           "0..{}",
-           s, last, pages.pages_per_segment * shape.page_size - 1);
-    const SeenKeys seen = shape.seen_keys(s);
-    for (int64_t key = seen.first_tile(shape.page_size); key <= last;
-         key = seen.next_tile(key, shape.page_size)) {
-      const int64_t p = key / shape.page_size;
-      const int32_t page = shape.table[s * pages.pages_per_segment + p];
-      expect(page >= 0 && page < pages.keys.dim(0),
-             "[attention] segment {} needs page {} of its table, which names "
-             "{} of {} pages",
-             s, p, page, pages.keys.dim(0));
-    }
+  expect(config.softcap >= 0.0F && std::isfinite(config.softcap),
+         "[attention] expected a softcap above 0 (0 = none), got {}", config.softcap);
+  if (config.sink_logits.defined()) {
+    expect_vector("attention", "sink_logits", config.sink_logits, q.dim(1), q);
   }
 }
 
@@ -106,26 +58,8 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v, const
           .scale = config.scale,
           .window = config.window,
           .sinks = config.sinks,
+          .softcap = config.softcap,
           .plans = segments.plans};
-}
-
-/// Pages as rows of tokens: (pages * page_size, Hkv, D).
-Tensor rows_of(const Tensor& pages) {
-  return pages.reshape({pages.dim(0) * pages.dim(1), pages.dim(2), pages.dim(3)});
-}
-
-/// The view of keys or values that lie in type T, and of those that lie in bf16 beside a wider T.
-template <class T>
-View<T> wide_view(const Tensor& x) {
-  return x.dtype == DtypeOf<T>::value ? view<T>(x) : View<T>{};
-}
-template <class T>
-View<bf16> narrow_view(const Tensor& x) {
-  return x.dtype == DtypeOf<T>::value || x.dtype != Dtype::kBF16 ? View<bf16>{} : view<bf16>(x);
-}
-/// The same of those that lie in f8.
-ScaledRows scaled_rows(const Tensor& x, const Tensor& scales) {
-  return x.dtype == Dtype::kF8E4M3 ? ScaledRows{view<f8e4m3>(x), scales.ptr<bf16>()} : ScaledRows{};
 }
 
 /// Whether the backward kernel is to set the gradient: those of CUDA can.
@@ -143,32 +77,26 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
                  const Segments& segments, const AttentionConfig& config, const KvPages* pages) {
   check_tensors(q, k, v, segments, config);
   AttentionShape shape = shape_of(q, k, v, segments, config);
-  const bool differentiate = ctx.differentiate(q, k, v);
+  const Tensor sink_logits = config.sink_logits;
+  const bool differentiate = ctx.differentiate(q, k, v, sink_logits);
   Tensor keys = k;
   Tensor values = v;
   Tensor key_scales, value_scales;
   if (pages != nullptr) {
     expect(!differentiate, "[attention] cached keys and values have no gradient; train without");
-    check_cache(pages->keys, "keys", k);
-    check_cache(pages->values, "values", v);
-    check_scales(pages->key_scales, "keys", pages->keys);
-    check_scales(pages->value_scales, "values", pages->values);
-    shape.position = segments.position.data();
-    shape.table = pages->table.data();
-    shape.pages_per_segment = pages->pages_per_segment;
-    shape.page_size = pages->keys.dim(1);
-    check_pages(*pages, shape);
+    expect_paged("attention", "keys", {pages->keys, pages->key_scales}, k);
+    expect_paged("attention", "values", {pages->values, pages->value_scales}, v);
+    expect(pages->keys.dim(0) == pages->values.dim(0) &&
+               pages->keys.dim(1) == pages->values.dim(1) &&
+               pages->keys.dtype == pages->values.dtype,
+           "[attention] expected as many pages of keys as of values, got {} and {}", pages->keys,
+           pages->values);
+    use_pages("attention", shape, segments, pages->table, pages->pages_per_segment, pages->keys);
     keys = rows_of(pages->keys);
     values = rows_of(pages->values);
     key_scales = pages->key_scales;
     value_scales = pages->value_scales;
-    run<attention_write>(ctx, q, [&]<class T>() {
-      return AttentionWrite<T>{
-          shape,
-          {{view<T>(k), wide_view<T>(keys), narrow_view<T>(keys), scaled_rows(keys, key_scales)},
-           {view<T>(v), wide_view<T>(values), narrow_view<T>(values),
-            scaled_rows(values, value_scales)}}};
-    });
+    write_pages(ctx, shape, {{k, {pages->keys, key_scales}}, {v, {pages->values, value_scales}}});
   }
   const Tensor y = ctx.result(q.dtype, {q.dim(0), q.dim(1), v.dim(2)}, differentiate);
   float* kept = differentiate ? ctx.scratch<float>(2 * q.dim(0) * q.dim(1)) : nullptr;
@@ -185,12 +113,13 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
                         .new_k = same ? view<T>(k) : View<T>{},
                         .new_v = same ? view<T>(v) : View<T>{},
                         .y = view<T>(y),
+                        .sink_logits = view<Sum<T>>(sink_logits),
                         .largest = kept,
                         .inverse_sum = kept == nullptr ? nullptr : kept + q.dim(0) * q.dim(1)};
   };
   run<attention_forward>(ctx, q, args);
   if (differentiate) {
-    ctx.record({y}, [=](const Context& c) {
+    ctx.record({y, sink_logits}, [=](const Context& c) {
       const bool set_q = sets_grad(q);
       const bool set_k = sets_grad(k);  // not if it is q's, which is set
       const bool set_v = sets_grad(v);

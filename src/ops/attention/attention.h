@@ -16,6 +16,12 @@ struct AttentionConfig {
   /// With a window: the first tokens of the sequence that every later token sees too (Xiao et al.
   /// 2023, arXiv 2309.17453).
   int64_t sinks = 0;
+  /// Above 0: scores become softcap tanh(score / softcap) before the mask (Gemma 2, arXiv
+  /// 2408.00118).
+  float softcap = 0.0F;
+  /// (H) of the type of q's sums, or undefined: a score of each head that joins the softmax and has
+  /// no value, so that a token may attend to nothing (gpt-oss). It has a gradient.
+  Tensor sink_logits{};
 };
 
 /// Where keys and values of earlier tokens live. Token at position p of segment s is row p %
@@ -30,7 +36,8 @@ struct KvPages {
   Tensor value_scales{};  // token and head) are each times their own; written with them
 };
 
-/// softmax(q k^T scale, causal) v per head; query head h reads key-value head h / (H / Hkv).
+/// softmax(q k^T scale, causal) v per head; query head h reads key-value head h / (H / Hkv). With
+/// sink logits b the sum below the softmax has exp(b_h) besides.
 /// Softmax in fp32.   q (T, H, D), k (T, Hkv, D), v (T, Hkv, Dv), heads and head dims contiguous
 /// together, rows evenly spaced -> (T, H, Dv). With pages, k and v are first written to the cache,
 /// and a segment also attends to the tokens of its sequence before it; no gradient then. All keys

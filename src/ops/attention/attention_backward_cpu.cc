@@ -84,7 +84,6 @@ void store_keys(const AttentionPairs& a, const AttentionPair& pair, const Keys& 
 }
 
 void load_queries(const AttentionPairs& a, Queries& queries) {
-  constexpr float kLog2E = 1.44269504088896341F;
   static constexpr float kZeros[kMaxHeadDim] = {};
   const AttentionShape& shape = a.in.shape;
   const QueryBlock& block = queries.block;
@@ -171,16 +170,27 @@ void add_weighted_rows(int64_t keys, const float* weights, const float* rows, in
 
 /// The share of `count` keys (a multiple of kPanel, at most kTile) from `first` on, counted within
 /// the chunk.
+template <bool kCapped>
 void add_tile(const AttentionPairs& a, const Keys& keys, int64_t first, int64_t count,
               Queries& queries) {
   const AttentionShape& shape = a.in.shape;
   alignas(64) float p[kTile * kBlock];   // exp(score - largest)
   alignas(64) float ds[kTile * kBlock];  // scale dS
+  const SoftCap softcap(shape);
   const float* k = keys.keys + first * keys.key_step;
   const float* value = keys.values + first * keys.value_step;
   for (int64_t j = 0; j < count; j += kPanel) {
     vf s[kPanel][kVectors] = {};
     multiply(shape.head_dim, k + j * keys.key_step, keys.key_step, 1, queries.q, kBlock, s);
+    if constexpr (kCapped) {
+      for (int r = 0; r < kPanel; ++r) {
+        for (int v = 0; v < kVectors; ++v) {
+          const vf bend = softcap.bend(s[r][v]);
+          s[r][v] = softcap.cap * bend;
+          vstore(ds + (j + r) * kBlock + v * kLanes, 1.0F - bend * bend);
+        }
+      }
+    }
     const int64_t position = keys.first + first + j;
     if (needs_mask(shape, queries.block, position, position + kPanel)) {
       mask(shape, queries.block, position, s);
@@ -196,7 +206,8 @@ void add_tile(const AttentionPairs& a, const Keys& keys, int64_t first, int64_t 
     for (int r = 0; r < kPanel; ++r) {
       for (int v = 0; v < kVectors; ++v) {
         const int64_t at = (j + r) * kBlock + v * kLanes;
-        vstore(ds + at, vload(p + at) * s[r][v]);
+        const vf slope = kCapped ? vload(ds + at) : vset(1.0F);
+        vstore(ds + at, vload(p + at) * s[r][v] * slope);
       }
     }
   }
@@ -231,6 +242,7 @@ void run_pair(const AttentionPairs& a, const AttentionPair& pair) {
     load_keys(a, pair, keys);
   }
   Queries queries;
+  const auto add = shape.softcap > 0.0F ? add_tile<true> : add_tile<false>;
   const int64_t group = shape.group();
   const int64_t first_token = pair.query_chunk * kTokensPerChunk;
   const int64_t end_row = min64(first_token + kTokensPerChunk, shape.length(pair.segment)) * group;
@@ -246,12 +258,12 @@ void run_pair(const AttentionPairs& a, const AttentionPair& pair) {
     }
     load_queries(a, queries);
     for (int64_t j = 0; j < sinks; j += kTile) {
-      add_tile(a, keys, j, min64(kTile, round_up(sinks - j, kPanel)), queries);
+      add(a, keys, j, min64(kTile, round_up(sinks - j, kPanel)), queries);
     }
     // A panel with sinks and keys of the window is done.
     const int64_t done = sinks > 0 ? round_up(sinks, kPanel) : 0;
     for (int64_t j = max64(lo / kPanel * kPanel, done); j < hi; j += kTile) {
-      add_tile(a, keys, j, min64(kTile, round_up(hi - j, kPanel)), queries);
+      add(a, keys, j, min64(kTile, round_up(hi - j, kPanel)), queries);
     }
     if (a.in.q.grad != nullptr) {
       store_queries(a, queries);
@@ -263,6 +275,28 @@ void run_pair(const AttentionPairs& a, const AttentionPair& pair) {
 }
 
 }  // namespace
+
+void attention_sink_grads(const Attention<float>& a) {
+  const AttentionShape& shape = a.shape;
+  parallel_for(shape.heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t h = begin; h < end; ++h) {
+      const float sink = a.sink_logits.data[h] * kLog2E;
+      double sum = 0.0;
+      for (int64_t t = 0; t < a.y.rows.outer; ++t) {
+        const float* y = a.y.row(t, h);
+        const float* dy = a.y.grad_row(t, h);
+        double delta = 0.0;
+        for (int64_t d = 0; d < shape.value_dim; ++d) {
+          delta += static_cast<double>(y[d]) * static_cast<double>(dy[d]);
+        }
+        const int64_t row = t * shape.heads + h;
+        const float p = vexp2(vset(sink - a.largest[row]))[0] * a.inverse_sum[row];
+        sum += static_cast<double>(p) * delta;
+      }
+      a.sink_logits.grad[h] -= static_cast<float>(sum);
+    }
+  });
+}
 
 void attention_pairs(const AttentionPairs& a) {
   parallel_for(a.count, 1, [&](int64_t begin, int64_t end) {

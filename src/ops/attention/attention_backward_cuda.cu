@@ -41,6 +41,33 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/// grads (H) -= sum over the rows of P delta, P the probability of the head's sink: a block for
+/// each head, its sum in a fixed order.
+__global__ void __launch_bounds__(kThreads)
+    sink_grad_kernel(const float* sink_logits, const float* largest, const float* inverse_sum,
+                     const float* delta, int heads, int64_t tokens, float* grads) {
+  __shared__ float sums[kThreads / 32];
+  const int head = static_cast<int>(blockIdx.x);
+  const int thread = static_cast<int>(threadIdx.x);
+  const float sink = sink_logits[head] * kLog2E;
+  float sum = 0.0F;
+  for (int64_t t = thread; t < tokens; t += kThreads) {
+    const int64_t at = t * heads + head;
+    sum = fmaf(exp2f(sink - largest[at]) * inverse_sum[at], delta[at], sum);
+  }
+  sum = warp_sum(sum);
+  if (thread % 32 == 0) {
+    sums[thread / 32] = sum;
+  }
+  __syncthreads();
+  if (thread == 0) {
+    for (int i = 1; i < kThreads / 32; ++i) {
+      sum += sums[i];
+    }
+    grads[head] -= sum;
+  }
+}
+
 /// Shared memory of both kernels: a tile of rows and one of keys in dims D and Dv, weights
 /// (kTile, kTile + 4), and three numbers of each row.
 constexpr size_t backward_shared(int tile, int dim, int value_dim) {
@@ -147,10 +174,10 @@ __global__ void __launch_bounds__(kThreads, 1) query_grad_kernel(const BackwardA
       for (int j = 0; j < kR; ++j) {
         const int p = first + tx + 16 * j;
         const bool seen = layout.sees(position, p) && p < tile.end_key;
-        const float probability =
-            exp2f(s[i][j] * (layout.scale * kLog2E) - own.largest[r]) * own.inverse_sum[r];
+        const Score score = score_of(layout, s[i][j]);
+        const float probability = exp2f(score.value - own.largest[r]) * own.inverse_sum[r];
         weights[r * (kTile + 4) + tx + 16 * j] =
-            seen ? probability * (dp[i][j] - own.delta[r]) * layout.scale : 0.0F;
+            seen ? probability * (dp[i][j] - own.delta[r]) * (layout.scale * score.slope) : 0.0F;
       }
     }
     __syncthreads();
@@ -210,10 +237,11 @@ __global__ void __launch_bounds__(kThreads, 1) key_grad_kernel(const BackwardArg
       for (int i = 0; i < kR; ++i) {
         const int p = tile.first_key + ty * kR + i;
         const bool seen = layout.sees(position, p) && p < tile.end_key && first + r < end_row;
-        const float probability =
-            exp2f(s[i][j] * (layout.scale * kLog2E) - theirs.largest[r]) * theirs.inverse_sum[r];
+        const Score score = score_of(layout, s[i][j]);
+        const float probability = exp2f(score.value - theirs.largest[r]) * theirs.inverse_sum[r];
         s[i][j] = seen ? probability : 0.0F;
-        dp[i][j] = seen ? probability * (dp[i][j] - theirs.delta[r]) * layout.scale : 0.0F;
+        dp[i][j] =
+            seen ? probability * (dp[i][j] - theirs.delta[r]) * (layout.scale * score.slope) : 0.0F;
         weights[(ty * kR + i) * (kTile + 4) + r] = s[i][j];
       }
     }
@@ -289,6 +317,13 @@ void run_backward(const Attention<T>& a, const Launch& on) {
   launch(on, "attention backward", delta_kernel<T>,
          dim3(static_cast<unsigned>(ceil_div(count * 32, kThreads))), dim3(kThreads), 0, a.y,
          static_cast<int>(a.shape.heads), count, delta);
+  if (a.sink_logits.grad != nullptr) {
+    const auto heads = static_cast<int>(a.shape.heads);
+    launch(on, "attention backward", sink_grad_kernel, dim3(static_cast<unsigned>(heads)),
+           dim3(kThreads), 0, static_cast<const float*>(a.sink_logits.data),
+           static_cast<const float*>(a.largest), static_cast<const float*>(a.inverse_sum),
+           static_cast<const float*>(delta), heads, a.y.rows.outer, a.sink_logits.grad);
+  }
   if constexpr (std::is_same_v<T, bf16>) {
     if (backward_on_tensor_cores(a, delta, on)) {
       return;

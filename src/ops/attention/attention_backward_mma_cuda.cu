@@ -309,7 +309,8 @@ void launch_backward(const Attention<bf16>& a, const float* delta, const Launch&
 }  // namespace
 
 bool backward_on_tensor_cores(const Attention<bf16>& a, const float* delta, const Launch& on) {
-  if (!aligned(a.q, 16) || !aligned(a.k, 16) || !aligned(a.v, 16) || !aligned(a.y, 16)) {
+  if (a.shape.softcap > 0.0F || !aligned(a.q, 16) || !aligned(a.k, 16) || !aligned(a.v, 16) ||
+      !aligned(a.y, 16)) {
     return false;
   }
   const int64_t widest = std::max(a.shape.head_dim, a.shape.value_dim);

@@ -145,6 +145,9 @@ void attention_forward::cpu(const Attention<float>& a, Arena& arena) {
 
 void attention_backward::cpu(const Attention<float>& a, Arena& arena) {
   const AttentionShape& shape = a.shape;
+  if (a.sink_logits.grad != nullptr) {
+    attention_sink_grads(a);
+  }
   const PlanKey key = key_of(shape, true);
   const auto plan =
       plan_for<BackwardPlan>(shape.plans, key, [&] { return backward_plan(shape, key); });

@@ -74,7 +74,6 @@ __global__ void __launch_bounds__(kThreads, kColumns == 16 ? 1 : 2)
   for (int i = 0; i < kR; ++i) {
     position[i] = first_position + (tile.first_row + ty * kR + i) / layout.group;
   }
-  const float scale = layout.scale * kLog2E;
   float largest[kR];
   float sum[kR];  // of this thread's columns
   float y[kR][kColumns] = {};
@@ -112,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, kColumns == 16 ? 1 : 2)
       for (int j = 0; j < kC; ++j) {
         const int p = first + tx + 16 * j;
         const bool seen = (p >= first_seen || p < layout.sinks) && p <= last_seen;
-        s[i][j] = seen ? s[i][j] * scale : -INFINITY;
+        s[i][j] = seen ? score_of(layout, s[i][j]).value : -INFINITY;
         most = fmaxf(most, s[i][j]);
       }
 #pragma unroll
@@ -173,18 +172,18 @@ __global__ void __launch_bounds__(kThreads, kColumns == 16 ? 1 : 2)
     }
     const int64_t token = start + row / layout.group;
     const int head = kv_head * layout.group + row % layout.group;
-    const float inverse = 1.0F / sum[i];
+    const Total total = total_of(layout, head, largest[i], sum[i]);
     T* out = a.y.row(token, head);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       const int column = 4 * tx + 64 * (c / 4) + c % 4;
       if (column < value_dim) {
-        store(out + column, y[i][c] * inverse);
+        store(out + column, y[i][c] * total.factor);
       }
     }
     if (a.largest != nullptr && tx == 0) {
-      a.largest[token * layout.heads + head] = largest[i];
-      a.inverse_sum[token * layout.heads + head] = inverse;
+      a.largest[token * layout.heads + head] = total.largest;
+      a.inverse_sum[token * layout.heads + head] = total.inverse_sum;
     }
   }
 }
@@ -204,7 +203,7 @@ void launch_tiles(const Launch& on, const List<Tile>& tiles, ForwardArgs<T, K> a
 
 template <class T, class K>
 void forward(const Attention<T>& a, const View<K>& k, const View<K>& v, const Launch& on) {
-  const DeviceLayout device = layout_of(a.shape, on);
+  const DeviceLayout device = layout_of(a.shape, on, a.sink_logits.data);
   const TileLists lists = forward_tiles(a.shape, {kManyRows, kFewRows, a.largest != nullptr}, on);
   const Partials many = make_partials(lists.many_partials, kManyRows, a.shape, on);
   const Partials few = make_partials(lists.few_partials, kFewRows, a.shape, on);
@@ -255,8 +254,9 @@ __global__ void __launch_bounds__(kCombineThreads)
   for (int i = 0; i < parts.count; ++i) {
     sum += partials.sum[first + i * step] * exp2f(partials.largest[first + i * step] - largest);
   }
-  const float inverse = 1.0F / sum;
-  T* out = y.row(start + row / layout.group, kv_head * layout.group + row % layout.group);
+  const int head = kv_head * layout.group + row % layout.group;
+  const float factor = total_of(layout, head, largest, sum).factor;
+  T* out = y.row(start + row / layout.group, head);
   for (int d = static_cast<int>(threadIdx.x); d < layout.value_dim; d += kCombineThreads) {
     float total = 0.0F;
 #pragma unroll 8
@@ -265,7 +265,7 @@ __global__ void __launch_bounds__(kCombineThreads)
       total =
           fmaf(partials.y[at * layout.value_dim + d], exp2f(partials.largest[at] - largest), total);
     }
-    store(out + d, total * inverse);
+    store(out + d, total * factor);
   }
 }
 

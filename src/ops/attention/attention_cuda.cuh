@@ -60,6 +60,8 @@ struct Layout {
   int32_t window;
   int32_t sinks;
   float scale;
+  float softcap;             // above 0: of the scores
+  const float* sink_logits;  // (heads), or null
 
   /// The first position of the window of a token at position p.
   __device__ int reach(int p) const { return window > 0 && p >= window ? p - window + 1 : 0; }
@@ -81,6 +83,39 @@ struct Layout {
                      p % page_size;
   }
 };
+
+/// A score times log2(e), capped where there is a soft cap, and its slope by what was capped.
+struct Score {
+  float value, slope;
+};
+__device__ __forceinline__ Score score_of(const Layout& layout, float dot) {
+  const float score = dot * (layout.scale * kLog2E);
+  if (layout.softcap == 0.0F) {
+    return {score, 1.0F};
+  }
+  const float cap = layout.softcap * kLog2E;
+  const float bend = tanhf(score / cap);
+  return {cap * bend, 1.0F - bend * bend};
+}
+
+/// The softmax of a row once all its keys are in it: with its head's sink, where there is one.
+struct Total {
+  float largest;      // times log2(e)
+  float inverse_sum;  // of exp2(score - largest)
+  float factor;       // of the values' sum
+};
+__device__ __forceinline__ Total total_of(const Layout& layout, int head, float largest,
+                                          float sum) {
+  if (layout.sink_logits == nullptr) {
+    const float inverse = 1.0F / sum;
+    return {largest, inverse, inverse};
+  }
+  const float sink = layout.sink_logits[head] * kLog2E;
+  const float most = fmaxf(largest, sink);
+  const float shrink = exp2f(largest - most);
+  const float inverse = 1.0F / fmaf(sum, shrink, exp2f(sink - most));
+  return {most, inverse, shrink * inverse};
+}
 
 /// A row tile whose keys were split: the partial results to be added in order.
 struct Parts {
@@ -153,7 +188,8 @@ struct DeviceLayout {
   Layout layout;
   std::shared_ptr<const void> owner;
 };
-DeviceLayout layout_of(const AttentionShape& shape, const Launch& on);
+DeviceLayout layout_of(const AttentionShape& shape, const Launch& on,
+                       const float* sink_logits = nullptr);
 
 /// Where the tokens of a call go in the pages.
 struct TokenRows {

@@ -65,6 +65,12 @@ int64_t sdpa_workspace(const SdpaPlan& plan);
 /// Queues the work. Two runs give the same bits.
 void sdpa_run(const SdpaPlan& plan, const SdpaTensors& tensors, void* workspace, const Launch& on);
 
+/// Whether there is a soft cap or a sink's score, which the plans here do not have.
+template <class T>
+bool bends_softmax(const Attention<T>& a) {
+  return a.shape.softcap > 0.0F || a.sink_logits.defined();
+}
+
 /// The fewest tokens of a segment for which the library pays.
 inline constexpr int64_t kFewestTokens = 256;
 /// Whether the library serves the head dims and scale.

@@ -154,7 +154,7 @@ RunPlan make_runs(const AttentionShape& shape, const RunPlan::Key& key, const La
 
 bool suits(const Attention<bf16>& a) {
   const AttentionShape& s = a.shape;
-  if (s.table != nullptr || s.segments == 0) {
+  if (s.table != nullptr || s.segments == 0 || bends_softmax(a)) {
     return false;
   }
   int64_t longest = 0;

@@ -102,8 +102,9 @@ void prefetch_heads(const Attention<float>& in, int64_t kv_head, const Tile<T>& 
 
 /// scores (N, kTile) of the keys [begin, end) of the tile, begin and end counted within it.
 template <int N, class T>
-void score(const Tile<T>& tile, int64_t begin, int64_t end, int64_t vectors, const Partial* queries,
-           float* scores) {
+void score(const AttentionShape& shape, const Tile<T>& tile, int64_t begin, int64_t end,
+           int64_t vectors, const Partial* queries, float* scores) {
+  const SoftCap softcap(shape);
   for (int64_t j0 = begin / kLanes * kLanes; j0 < end; j0 += kLanes) {
     vf sums[N][kLanes];
     for (int i = 0; i < kLanes; ++i) {
@@ -120,7 +121,8 @@ void score(const Tile<T>& tile, int64_t begin, int64_t end, int64_t vectors, con
       }
     }
     for (int n = 0; n < N; ++n) {
-      vstore(scores + n * kTile + j0, sum_step<1>(sums[n]));
+      const vf dots = sum_step<1>(sums[n]);
+      vstore(scores + n * kTile + j0, shape.softcap > 0.0F ? softcap(dots) : dots);
     }
   }
   for (int n = 0; n < N; ++n) {
@@ -188,7 +190,7 @@ void add_tile(const AttentionShape& shape, const Tile<T>& tile, int64_t begin, i
               const Partial* queries) {
   alignas(64) float scores[N * kTile];
   float shrink[N];
-  score<N>(tile, begin, end, round_up(shape.head_dim, kLanes) / kLanes, queries, scores);
+  score<N>(shape, tile, begin, end, round_up(shape.head_dim, kLanes) / kLanes, queries, scores);
   for (int n = 0; n < N; ++n) {
     shrink[n] = weigh(begin, end, scores + n * kTile, queries[n]);
   }
@@ -242,7 +244,6 @@ void add_token(const AttentionShape& shape, const Tile<T>& tile, int64_t positio
 
 template <class Stored, class T = Stored>
 void run_split(const AttentionSplits& work, const AttentionSplit& split) {
-  constexpr float kLog2E = 1.44269504088896341F;
   const Attention<float>& a = work.in;
   const AttentionShape& shape = a.shape;
   float* partials = partials_of(work, split);
@@ -281,13 +282,15 @@ void combine(const AttentionSplits& a, int64_t first, int64_t end) {
   const AttentionShape& shape = a.in.shape;
   const int64_t segment = a.splits[first].segment;
   for (int64_t query = 0; query < shape.length(segment) * shape.heads; ++query) {
-    float largest = kMasked;
+    const float sink =
+        a.in.sink_logits.defined() ? a.in.sink_logits.data[query % shape.heads] * kLog2E : kMasked;
+    float largest = sink;
     for (int64_t i = first; i < end; ++i) {
       const float x = *partial_of(shape, partials_of(a, a.splits[i]), query).largest;
       largest = x > largest ? x : largest;
     }
     float* y = a.in.y.data + (shape.start[segment] * shape.heads + query) * shape.value_dim;
-    float sum = 0.0F;
+    float sum = a.in.sink_logits.defined() ? vexp2(vset(sink - largest))[0] : 0.0F;
     for (int64_t d = 0; d < shape.value_dim; ++d) {
       y[d] = 0.0F;
     }

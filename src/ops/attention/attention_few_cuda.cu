@@ -211,41 +211,49 @@ struct Split {
   }
 };
 
-/// The rows of a tile from its partial results, added in the order of the parts.
+/// The rows of a tile from its partial results, added in the order of the parts. kLanes lanes have
+/// a row, four numbers each, so that all rows of a tile of few dims are added at once: a block does
+/// this while no other waits for it, and what it waits for is how long it takes to bring the parts.
 template <class F>
 __device__ void add_parts(const FewArgs<typename F::E>& a, const Split& split, int kv_head) {
-  constexpr int kTogether = 8;  // parts whose sums are on their way together
+  constexpr int kLanes = F::kDim <= 64 ? 16 : 32;
+  // Parts that are on their way together, as far as there are registers.
+  constexpr int kTogether = kLanes == 16 && sizeof(typename F::E) == 2 ? 16 : 8;
   const int value_dim = a.layout.value_dim;
   const int64_t step = int64_t{a.layout.kv_heads} * kFewRows;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int r = static_cast<int>(threadIdx.x) / 32; r < F::kQueries; r += F::kWarps) {
-    const int row = split.first_row + r;
-    if (row >= split.rows) {
-      break;
-    }
-    const int64_t first =
-        (int64_t{split.first_partial} * a.layout.kv_heads + kv_head) * kFewRows + r;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const int rows = min(F::kQueries, split.rows - split.first_row);
+  for (int base_row = 0; base_row < rows; base_row += F::kThreads / kLanes) {
+    // The lanes of a warp go together: those of no row read another's and keep nothing.
+    const int r = base_row + static_cast<int>(threadIdx.x) / kLanes;
+    const bool exists = r < rows;
+    const int64_t first = (int64_t{split.first_partial} * a.layout.kv_heads + kv_head) * kFewRows +
+                          (exists ? r : base_row);
     float largest = -INFINITY;
-    for (int i = lane; i < split.count; i += 32) {
+#pragma unroll 4
+    for (int i = lane; i < split.count; i += kLanes) {
       largest = fmaxf(largest, __ldcg(a.partials.largest + first + i * step));
     }
-    largest = warp_max(largest);
-    bf16* out = a.y.row(split.start + row / a.layout.group,
-                        kv_head * a.layout.group + row % a.layout.group);
-    for (int first_dim = 0; first_dim < value_dim; first_dim += 128) {
-      // Lane i has the factor of part i of 32, and four numbers of the row.
+#pragma unroll
+    for (int lanes = 1; lanes < kLanes; lanes *= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffU, largest, lanes));
+    }
+    for (int first_dim = 0; first_dim < value_dim; first_dim += 4 * kLanes) {
+      // Lane i has the factor of part i of kLanes, and four numbers of the row.
       const int d = first_dim + 4 * lane;
       float sum = 0.0F;
       float4 total = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-      for (int base = 0; base < split.count; base += 32) {
-        const int count = min(32, split.count - base);
+      for (int base = 0; base < split.count; base += kLanes) {
+        const int count = min(kLanes, split.count - base);
         float factor = 0.0F;
+        float of_part = 0.0F;
         if (lane < count) {
           const int64_t at = first + (base + lane) * step;
-          factor = fast_exp2(__ldcg(a.partials.largest + at) - largest);
-          sum = fmaf(__ldcg(a.partials.sum + at), factor, sum);
+          factor = __ldcg(a.partials.largest + at);
+          of_part = __ldcg(a.partials.sum + at);
         }
-        for (int i = 0; i < count; i += kTogether) {
+#pragma unroll 1
+        for (int i = 0; i < kLanes; i += kTogether) {
           float4 y[kTogether];
 #pragma unroll
           for (int j = 0; j < kTogether; ++j) {
@@ -254,9 +262,13 @@ __device__ void add_parts(const FewArgs<typename F::E>& a, const Split& split, i
                              a.partials.y + (first + (base + i + j) * step) * value_dim + d))
                        : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
           }
+          if (i == 0) {
+            factor = lane < count ? fast_exp2(factor - largest) : 0.0F;
+            sum = fmaf(of_part, factor, sum);
+          }
 #pragma unroll
           for (int j = 0; j < kTogether; ++j) {
-            const float f = __shfl_sync(0xffffffffU, factor, i + j);
+            const float f = __shfl_sync(0xffffffffU, factor, i + j, kLanes);
             total.x = fmaf(y[j].x, f, total.x);
             total.y = fmaf(y[j].y, f, total.y);
             total.z = fmaf(y[j].z, f, total.z);
@@ -264,10 +276,17 @@ __device__ void add_parts(const FewArgs<typename F::E>& a, const Split& split, i
           }
         }
       }
-      const float inverse = 1.0F / warp_sum(sum);
-      if (d < value_dim) {
-        *reinterpret_cast<uint2*>(out + d) = make_uint2(pack(total.x * inverse, total.y * inverse),
-                                                        pack(total.z * inverse, total.w * inverse));
+#pragma unroll
+      for (int lanes = 1; lanes < kLanes; lanes *= 2) {
+        sum += __shfl_xor_sync(0xffffffffU, sum, lanes);
+      }
+      if (exists && d < value_dim) {
+        const int row = split.first_row + r;
+        const int head = kv_head * a.layout.group + row % a.layout.group;
+        const float f = total_of(a.layout, head, largest, sum).factor;
+        bf16* out = a.y.row(split.start + row / a.layout.group, head);
+        *reinterpret_cast<uint2*>(out + d) =
+            make_uint2(pack(total.x * f, total.y * f), pack(total.z * f, total.w * f));
       }
     }
   }
@@ -437,10 +456,10 @@ __device__ __forceinline__ void add_warps(const FewArgs<typename F::E>& a, const
       factor[w] = fast_exp2(results.largest[w][r] - base);
       sum = fmaf(results.sum[w][r], factor[w], sum);
     }
-    const float inverse = 1.0F / sum;
+    const int head = b.kv_head * a.layout.group + row % a.layout.group;
+    const float f = total_of(a.layout, head, base, sum).factor;
     const int64_t at = (int64_t{b.tile.partial} * a.layout.kv_heads + b.kv_head) * kFewRows + r;
-    bf16* out =
-        a.y.row(b.start + row / a.layout.group, b.kv_head * a.layout.group + row % a.layout.group);
+    bf16* out = a.y.row(b.start + row / a.layout.group, head);
     for (int d = 4 * lane; d < value_dim; d += 128) {
       float4 total = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
 #pragma unroll
@@ -454,8 +473,8 @@ __device__ __forceinline__ void add_warps(const FewArgs<typename F::E>& a, const
       if (b.tile.partial >= 0) {
         *reinterpret_cast<float4*>(a.partials.y + at * value_dim + d) = total;
       } else {
-        *reinterpret_cast<uint2*>(out + d) = make_uint2(pack(total.x * inverse, total.y * inverse),
-                                                        pack(total.z * inverse, total.w * inverse));
+        *reinterpret_cast<uint2*>(out + d) =
+            make_uint2(pack(total.x * f, total.y * f), pack(total.z * f, total.w * f));
       }
     }
     if (b.tile.partial >= 0 && lane == 0) {
@@ -624,8 +643,8 @@ Kernel<bf16> find_kernel(int dim, int queries, bf16 /*type*/) {
   const bool eight = queries == 8;
   switch (dim) {
     case 64:
-      return eight ? kernel_of<Form<bf16, 64, 1, 4, 4, 1, 2>>()
-                   : kernel_of<Form<bf16, 64, 2, 4, 4, 1, 2>>();
+      return eight ? kernel_of<Form<bf16, 64, 1, 4, 3, 2, 2>>()
+                   : kernel_of<Form<bf16, 64, 2, 4, 3, 2, 2>>();
     case 96:
       return eight ? kernel_of<Form<bf16, 96, 1, 4, 4, 1, 2>>()
                    : kernel_of<Form<bf16, 96, 2, 4, 4, 1, 2>>();

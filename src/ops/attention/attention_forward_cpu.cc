@@ -69,8 +69,10 @@ void prefetch_keys(const Attention<float>& in, int64_t segment, int64_t kv_head,
 }
 
 /// Takes the first `keys` keys of the tile into the softmax; a multiple of kPanel.
+template <bool kCapped>
 void add_tile(const AttentionShape& shape, const Tile& tile, int64_t keys, State& state) {
   alignas(64) float scores[kTile * kBlock];  // (keys, kBlock)
+  const SoftCap softcap(shape);
   vf largest[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     largest[v] = state.largest[v];
@@ -78,6 +80,13 @@ void add_tile(const AttentionShape& shape, const Tile& tile, int64_t keys, State
   for (int64_t j = 0; j < keys; j += kPanel) {
     vf s[kPanel][kVectors] = {};
     multiply(shape.head_dim, tile.keys + j * tile.key_step, tile.key_step, 1, state.q, kBlock, s);
+    if constexpr (kCapped) {
+      for (auto& row : s) {
+        for (vf& score : row) {
+          score = softcap(score);
+        }
+      }
+    }
     if (needs_mask(shape, state.block, tile.first + j, tile.first + j + kPanel)) {
       mask(shape, state.block, tile.first + j, s);
     }
@@ -123,7 +132,6 @@ void add_tile(const AttentionShape& shape, const Tile& tile, int64_t keys, State
 }
 
 void start(const Attention<float>& a, State& state) {
-  constexpr float kLog2E = 1.44269504088896341F;
   const AttentionShape& shape = a.shape;
   static constexpr float kZeros[kMaxHeadDim] = {};
   const float* rows[kBlock];
@@ -141,8 +149,30 @@ void start(const Attention<float>& a, State& state) {
   }
 }
 
+/// Takes the sinks of the heads into the softmax.
+void add_sinks(const Attention<float>& a, State& state) {
+  alignas(64) float sinks[kBlock];
+  for (int64_t i = 0; i < kBlock; ++i) {
+    sinks[i] = i < state.block.count ? a.sink_logits.data[state.block.head[i]] * kLog2E : kMasked;
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    const vf sink = vload(sinks + v * kLanes);
+    const vf largest = vmax(sink, state.largest[v]);
+    const vf shrink = vexp2(state.largest[v] - largest);
+    state.largest[v] = largest;
+    state.sum[v] = state.sum[v] * shrink + vexp2(sink - largest);
+    for (int64_t d = 0; d < a.shape.value_dim; ++d) {
+      float* y = state.y + d * kBlock + v * kLanes;
+      vstore(y, vload(y) * shrink);
+    }
+  }
+}
+
 void finish(const Attention<float>& a, State& state) {
   const AttentionShape& shape = a.shape;
+  if (a.sink_logits.defined()) {
+    add_sinks(a, state);
+  }
   float* rows[kBlock];
   for (int64_t i = 0; i < state.block.count; ++i) {
     const int64_t row = state.block.token[i] * shape.heads + state.block.head[i];
@@ -170,6 +200,7 @@ void run_block(const Attention<float>& a, const AttentionBlock& piece) {
   tile.value_step = padded_dim(shape.value_dim);
   State states[kBlocks];
   const int64_t end = shape.length(piece.segment) * shape.group();
+  const auto add = shape.softcap > 0.0F ? add_tile<true> : add_tile<false>;
   int64_t blocks = 0;
   for (int64_t row = piece.first_row; blocks < kBlocks && row < end; row += kBlock, ++blocks) {
     State& state = states[blocks];
@@ -193,8 +224,8 @@ void run_block(const Attention<float>& a, const AttentionBlock& piece) {
       const QueryBlock& block = states[b].block;
       if (tile.first <= block.last_position &&
           (tile.first < shape.sinks || tile.first + kTile > shape.reach(block.first_position))) {
-        add_tile(shape, tile, min64(kTile, round_up(block.last_position - tile.first + 1, kPanel)),
-                 states[b]);
+        add(shape, tile, min64(kTile, round_up(block.last_position - tile.first + 1, kPanel)),
+            states[b]);
       }
     }
   }
@@ -244,7 +275,7 @@ void attention_write(const AttentionWrite<float>& a) {
     for (int64_t i = 0; i < shape.length(s); ++i) {
       const int64_t to = shape.key_row(s, shape.first_position(s) + i);
       for (const auto& part : a.each) {
-        for (int64_t h = 0; h < shape.kv_heads; ++h) {
+        for (int64_t h = 0; h < part.rows.rows.inner; ++h) {
           const float* row = part.rows.row(shape.start[s] + i, h);
           if (part.scaled.defined()) {
             write_scaled(row, part.scaled, to, h);

@@ -51,6 +51,7 @@ struct AttentionShape {
   float scale;
   int64_t window;                 // 0 = unbounded
   int64_t sinks;                  // positions that all see, where there is a window
+  float softcap = 0.0F;           // above 0: scores become softcap tanh(score / softcap)
   SegmentPlans* plans = nullptr;  // of these segments (ops/segment_plans.h), or null
 
   int64_t group() const { return heads / kv_heads; }
@@ -112,12 +113,13 @@ struct Attention {
   View<bf16> narrow_v;
   ScaledRows scaled_k;  // in place of them: pages in fp8
   ScaledRows scaled_v;
-  View<T> new_k;   // (T, Hkv, D), (T, Hkv, Dv): of this call's tokens, where pages hold the same
-  View<T> new_v;   // numbers; else undefined
-  View<T> y;       // (T, H, Dv) contiguous
-  float* largest;  // (T, H) kept for backward: the largest score, times log2(e);
-                   // null if unwanted
-  float* inverse_sum;  // (T, H): 1 / sum of exp(score - largest)
+  View<T> new_k;  // (T, Hkv, D), (T, Hkv, Dv): of this call's tokens, where pages hold the same
+  View<T> new_v;  // numbers; else undefined
+  View<T> y;      // (T, H, Dv) contiguous
+  View<Sum<T>> sink_logits;  // (H): scores without values, or undefined
+  float* largest;            // (T, H) kept for backward: the largest score, times log2(e);
+                             // null if unwanted; of a sink too
+  float* inverse_sum;        // (T, H): 1 / sum of exp(score - largest), the sink's too
   // On CUDA, backward: that gradient lies together, holds nothing yet and is set, before any that
   // is added to.
   bool set_q = false;
@@ -125,18 +127,20 @@ struct Attention {
   bool set_v = false;
 };
 CAMBIUM_PLANNED_KERNEL(attention_forward, Attention)
-/// Reads y and y.grad; adds to q.grad, k.grad and v.grad, or sets them. Without pages.
+/// Reads y and y.grad; adds to q.grad, k.grad and v.grad, or sets them, and adds to
+/// sink_logits.grad. Without pages.
 CAMBIUM_PLANNED_KERNEL(attention_backward, Attention)
 
-/// Copies the rows of new tokens, keys and values, to their places in the pages.
+/// Copies the rows of new tokens, keys and values, to their places in the pages. Each part has as
+/// many rows a token as its view says; one that is undefined has none.
 template <class T>
 struct AttentionWrite {
   AttentionShape shape;
   struct {
-    View<T> rows;       // (T, Hkv, D)
-    View<T> pages;      // (pages * page_size, Hkv, D)
-    View<bf16> narrow;  // in place of pages: rounded to bf16
-    ScaledRows scaled;  // in place of pages: in fp8
+    View<T> rows{};       // (T, Hkv, D)
+    View<T> pages{};      // (pages * page_size, Hkv, D)
+    View<bf16> narrow{};  // in place of pages: rounded to bf16
+    ScaledRows scaled{};  // in place of pages: in fp8
   } each[2];
 };
 CAMBIUM_KERNEL(attention_write, AttentionWrite)

@@ -203,18 +203,18 @@ __global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(co
     }
     const int64_t token = b.start + row / a.layout.group;
     const int head = b.kv_head * a.layout.group + row % a.layout.group;
-    const float inverse = 1.0F / state.sum[i];
+    const Total total = total_of(a.layout, head, largest, state.sum[i]);
     bf16* out = a.y.row(token, head) + lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       if (n * 8 < value_dim) {
         *reinterpret_cast<uint32_t*>(out + n * 8) =
-            pack(state.y[m][n][e] * inverse, state.y[m][n][e + 1] * inverse);
+            pack(state.y[m][n][e] * total.factor, state.y[m][n][e + 1] * total.factor);
       }
     }
     if (a.largest != nullptr && lane % 4 == 0) {
-      a.largest[token * a.layout.heads + head] = largest;
-      a.inverse_sum[token * a.layout.heads + head] = inverse;
+      a.largest[token * a.layout.heads + head] = total.largest;
+      a.inverse_sum[token * a.layout.heads + head] = total.inverse_sum;
     }
   }
 }
@@ -227,7 +227,7 @@ void launch_forward(const Attention<bf16>& a, const typename Stored<E>::Rows& k,
   constexpr int kManyWarps = kDim <= 128 ? 4 : 8;
   constexpr size_t kManyShared =
       (kManyRows + 2 * kKeys) * shared_row(kDim) * sizeof(bf16) + 2 * kKeys * sizeof(int64_t);
-  const DeviceLayout device = layout_of(a.shape, on);
+  const DeviceLayout device = layout_of(a.shape, on, a.sink_logits.data);
   const FewRows<E> few(a.shape);
   const TileLists lists = forward_tiles(a.shape,
                                         {kManyRows, few.tile_rows(), a.largest != nullptr,
@@ -267,7 +267,8 @@ bool forward_on_tensor_cores(const Attention<bf16>& a, int64_t gathered, const L
   const auto rows = [](const auto& x) { return x.rows.outer; };
   const int64_t most =
       std::max({rows(a.k), rows(a.v), rows(a.scaled_k.rows), rows(a.scaled_v.rows)});
-  if (most > INT32_MAX || !aligned(a.q, 16) || !aligned(a.k, 16) || !aligned(a.v, 16)) {
+  if (a.shape.softcap > 0.0F || most > INT32_MAX || !aligned(a.q, 16) || !aligned(a.k, 16) ||
+      !aligned(a.v, 16)) {
     return false;
   }
   if (!a.scaled_k.defined()) {

@@ -25,6 +25,8 @@ struct Case {
   int64_t tokens, heads, kv_heads, dim, value_dim, window, page_size;
   Dtype pages = Dtype::kF32;
   int64_t sinks = 0;
+  float softcap = 0.0F;
+  bool sink_logits = false;
 };
 
 /// Sequences with their queries, keys and values, and a cache whose unused memory is NaN; on a CUDA
@@ -51,6 +53,9 @@ class Cached {
     fill(q_, {t, c.heads, c.dim}, values[0]);
     fill(k_, {t, c.kv_heads, c.dim}, values[1]);
     fill(v_, {t, c.kv_heads, c.value_dim}, values[2]);
+    const auto logits = testing::draw({{{c.heads}, -2, 4}}, seed)[0];
+    sink_logits_ = OwnedTensor(Dtype::kF32, {c.heads}, false, device);
+    testing::put(sink_logits_.view, logits);
     const int64_t pages = per_sequence_ * sequences + 3;
     keys_ = OwnedTensor(c.pages, {pages, c.page_size, c.kv_heads, c.dim}, false, device);
     values_ = OwnedTensor(c.pages, {pages, c.page_size, c.kv_heads, c.value_dim}, false, device);
@@ -72,16 +77,25 @@ class Cached {
                 start.push_back(static_cast<int32_t>(s * c.tokens));
               }
               const std::vector<int32_t> position(static_cast<size_t>(sequences));
-              return attention(ctx, in[0], in[1], in[2], {start, position, {}}, config());
+              return attention(ctx, in[0], in[1], in[2], {start, position, {}}, config(in[3]));
             },
-            {{{t, c.heads, c.dim}}, {{t, c.kv_heads, c.dim}}, {{t, c.kv_heads, c.value_dim}}},
+            {{{t, c.heads, c.dim}},
+             {{t, c.kv_heads, c.dim}},
+             {{t, c.kv_heads, c.value_dim}},
+             {{c.heads}}},
             {values[0], as_paged(values[1], c.dim, c.pages),
-             as_paged(values[2], c.value_dim, c.pages)},
+             as_paged(values[2], c.value_dim, c.pages), logits},
             true, false)
             .output;
   }
 
-  AttentionConfig config() const { return {.scale = 0.5F, .window = c_.window, .sinks = c_.sinks}; }
+  AttentionConfig config(const Tensor& sink_logits) const {
+    return {.scale = 0.5F,
+            .window = c_.window,
+            .sinks = c_.sinks,
+            .softcap = c_.softcap,
+            .sink_logits = c_.sink_logits ? sink_logits : Tensor{}};
+  }
 
   /// Forgets everything.
   void poison() {
@@ -127,7 +141,8 @@ class Cached {
     const Tensor v = gather(v_.view, pieces, t);
     const KvPages pages = {keys_.view,    values_.view,     table,
                            per_sequence_, key_scales_.view, value_scales_.view};
-    const Tensor y = attention(ctx, q, k, v, {start, position, {}}, config(), &pages);
+    const Tensor y =
+        attention(ctx, q, k, v, {start, position, {}}, config(sink_logits_.view), &pages);
     last_ = testing::take(y);
     if (batch_invariant_) {
       return 0.0;
@@ -180,7 +195,7 @@ class Cached {
   Device device_;
   Dtype activations_;
   bool batch_invariant_;
-  OwnedTensor q_, k_, v_, keys_, values_, key_scales_, value_scales_;
+  OwnedTensor q_, k_, v_, keys_, values_, key_scales_, value_scales_, sink_logits_;
   Workspace workspace_;  // kept: a fresh one for each of thousands of calls is mostly page faults
   std::vector<int32_t> order_;
   std::vector<double> expected_;
@@ -198,6 +213,12 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
   }
   if (c.sinks > 0) {
     out << "_sinks_" << c.sinks;
+  }
+  if (c.softcap > 0) {
+    out << "_cap_" << static_cast<int>(100 * c.softcap);
+  }
+  if (c.sink_logits) {
+    out << "_logits";
   }
   return out << "_pages_of_" << c.page_size
              << (c.pages == Dtype::kBF16     ? "_bf16"
@@ -280,7 +301,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{45, 6, 2, 7, 5, 1, 5}, Case{66, 18, 1, 24, 40, 0, 7},
                       Case{100, 8, 2, 64, 64, 0, 16}, Case{70, 4, 1, 96, 96, 0, 16},
                       Case{70, 8, 2, 128, 128, 33, 32}, Case{66, 16, 1, 128, 64, 0, 16},
-                      Case{40, 2, 1, 256, 256, 0, 16}, Case{40, 2, 2, 192, 128, 0, 16}),
+                      Case{40, 2, 1, 256, 256, 0, 16}, Case{40, 2, 2, 192, 128, 0, 16},
+                      Case{150, 14, 2, 64, 64, 0, 128}, Case{70, 14, 2, 64, 64, 20, 256}),
     ::testing::PrintToStringParamName());
 INSTANTIATE_TEST_SUITE_P(Sinks, AttentionPagesOnCuda,
                          ::testing::Values(Case{70, 4, 2, 32, 16, 20, 16, {}, 5},
@@ -309,13 +331,13 @@ INSTANTIATE_TEST_SUITE_P(F8, AttentionPages,
                                            Case{80, 3, 1, 64, 64, 9, 1, Dtype::kF8E4M3}),
                          ::testing::PrintToStringParamName());
 
-INSTANTIATE_TEST_SUITE_P(Shapes, AttentionPages,
-                         ::testing::Values(Case{40, 4, 2, 16, 16, 0, 16},
-                                           Case{70, 4, 2, 16, 16, 0, 64},
-                                           Case{70, 4, 2, 32, 16, 20, 16},
-                                           Case{80, 3, 1, 64, 64, 9, 1}, Case{45, 6, 2, 7, 5, 1, 5},
-                                           Case{66, 18, 1, 24, 40, 0, 7}),
-                         ::testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, AttentionPages,
+    ::testing::Values(Case{40, 4, 2, 16, 16, 0, 16}, Case{70, 4, 2, 16, 16, 0, 64},
+                      Case{70, 4, 2, 32, 16, 20, 16}, Case{80, 3, 1, 64, 64, 9, 1},
+                      Case{45, 6, 2, 7, 5, 1, 5}, Case{66, 18, 1, 24, 40, 0, 7},
+                      Case{40, 14, 2, 64, 64, 0, 128}, Case{40, 4, 2, 16, 16, 9, 256}),
+    ::testing::PrintToStringParamName());
 
 // Sinks within a page, a whole page, more than the window, more than the sequence, in pages of one
 // token; those of the middle are given away while later tokens are computed.
@@ -328,6 +350,25 @@ INSTANTIATE_TEST_SUITE_P(Sinks, AttentionPages,
                                            Case{66, 18, 1, 24, 40, 8, 7, Dtype::kBF16, 3},
                                            Case{45, 6, 2, 7, 5, 4, 5, Dtype::kBF16, 5},
                                            Case{70, 4, 2, 32, 16, 20, 16, Dtype::kF8E4M3, 17}),
+                         ::testing::PrintToStringParamName());
+
+// A soft cap, and sinks that have a score and no value, alone and together.
+INSTANTIATE_TEST_SUITE_P(
+    Bends, AttentionPages,
+    ::testing::Values(Case{40, 4, 2, 16, 16, 0, 16, Dtype::kF32, 0, 0.8F},
+                      Case{45, 6, 2, 7, 5, 4, 5, Dtype::kBF16, 5, 2.0F},
+                      Case{40, 4, 2, 16, 16, 0, 16, Dtype::kF32, 0, 0.0F, true},
+                      Case{45, 6, 2, 7, 5, 9, 5, Dtype::kF8E4M3, 3, 0.0F, true},
+                      Case{66, 18, 1, 24, 40, 0, 7, Dtype::kBF16, 0, 1.5F, true}),
+    ::testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(Bends, AttentionPagesOnCuda,
+                         ::testing::Values(Case{70, 4, 2, 32, 16, 20, 16, {}, 0, 0.8F},
+                                           Case{45, 6, 2, 7, 5, 4, 5, {}, 5, 2.0F},
+                                           Case{90, 8, 2, 64, 64, 0, 16, {}, 0, 0.0F, true},
+                                           Case{45, 6, 2, 7, 5, 9, 5, {}, 3, 0.0F, true},
+                                           Case{66, 16, 1, 128, 64, 20, 16, {}, 0, 0.0F, true},
+                                           Case{70, 4, 1, 96, 96, 0, 16, {}, 0, 0.0F, true},
+                                           Case{40, 2, 1, 256, 256, 0, 16, {}, 0, 1.5F, true}),
                          ::testing::PrintToStringParamName());
 
 void expect_far_pieces_agree(const Case& c, Cached& cached, double tolerance) {
@@ -348,6 +389,24 @@ TEST(AttentionPagesLong, DecodeAndPrefillFarIntoASequence) {
       const Case c = {1500, 3, 1, 16, 16, window, 64, pages, sinks};
       Cached cached(c, 1, 3);
       for_each_isa([&] { expect_far_pieces_agree(c, cached, kTolerance); });
+    }
+  }
+}
+
+TEST(AttentionPagesLong, SinkLogitsJoinManySplits) {
+  const Case c = {1500, 3, 1, 16, 16, 0, 64, Dtype::kF32, 0, 1.5F, true};
+  Cached cached(c, 1, 3);
+  for_each_isa([&] { expect_far_pieces_agree(c, cached, kTolerance); });
+  if (!on_cuda()) {
+    return;
+  }
+  for (const float softcap : {0.0F, 1.5F}) {
+    for (const int64_t dim : {16, 128}) {
+      for_each_on_cuda({1500, 4, 1, dim, dim, 0, 64, {}, 0, softcap, true},
+                       [](const Case& each, Dtype activations) {
+                         Cached both(each, 1, 3, Device::kCuda, activations);
+                         expect_far_pieces_agree(each, both, tolerance_of(activations));
+                       });
     }
   }
 }

@@ -162,6 +162,18 @@ void join_pieces(Shared& all, int64_t& partials) {
   }
 }
 
+/// The tiles of kKeys that a block takes at least where the longest row tile has so many: a part
+/// costs the block that adds them up a thirteenth of what a tile costs the blocks that read them
+/// beside each other, so that n / share / 13 + share is the least there is.
+int64_t least_share(int64_t longest) {
+  constexpr int64_t kPartsOfTile = 13;
+  int64_t share = 1;
+  while ((share + 1) * (share + 1) * kPartsOfTile <= longest) {
+    ++share;
+  }
+  return share;
+}
+
 /// Divides the tiles' keys, in tiles of kKeys, evenly among `blocks` blocks: block after block
 /// takes its share, and a tile that does not end with the block goes on in the next. But a cut
 /// costs about what kKeys keys do: where the end of a tile is as near, and shares are larger by
@@ -171,7 +183,11 @@ Shared share_keys(const std::vector<Tile>& tiles, int64_t blocks, int64_t& parti
   for (const Tile& t : tiles) {
     rest += units_of(t);
   }
-  const int64_t share = ceil_div(rest, blocks);
+  int64_t longest = 0;
+  for (const Tile& t : tiles) {
+    longest = std::max(longest, units_of(t));
+  }
+  const int64_t share = std::max(ceil_div(rest, blocks), least_share(longest));
   const int64_t slack = share >= 8 ? 1 : 0;
   Shared all;
   int64_t left = 0;  // of the share of the block in hand; 0: the next begins
@@ -446,7 +462,7 @@ BackwardTiles backward_tiles(const AttentionShape& shape, int rows, int keys, co
   return tiles;
 }
 
-DeviceLayout layout_of(const AttentionShape& shape, const Launch& on) {
+DeviceLayout layout_of(const AttentionShape& shape, const Launch& on, const float* sink_logits) {
   const PagesKey key(shape);
   const auto plan =
       plan_for<LayoutPlan>(shape.plans, key, [&] { return layout_plan(shape, key, on); });
@@ -462,7 +478,9 @@ DeviceLayout layout_of(const AttentionShape& shape, const Launch& on) {
            .value_dim = narrow(shape.value_dim),
            .window = narrow(std::min<int64_t>(shape.window, INT32_MAX)),
            .sinks = narrow(std::min<int64_t>(shape.sinks, INT32_MAX)),
-           .scale = shape.scale},
+           .scale = shape.scale,
+           .softcap = shape.softcap,
+           .sink_logits = sink_logits},
           plan};
 }
 

@@ -275,7 +275,7 @@ class Planner {
 
 bool suits(const Attention<bf16>& a, int64_t gathered) {
   const AttentionShape& s = a.shape;
-  if (s.table == nullptr || !dims_suit(s)) {
+  if (s.table == nullptr || !dims_suit(s) || bends_softmax(a)) {
     return false;
   }
   bool any = false;

@@ -37,37 +37,57 @@ void attention_write_scaled(const T* from, const ScaledRows& scaled, int64_t to,
   }
 }
 
-/// The rows of the keys that token t of segment s sees, and the probabilities of them for its query
-/// head h.
+/// What a query sees: rows of keys, their probabilities, the slopes of their scores by what the
+/// soft cap was given, and the probability of the sink.
 template <class T>
-void attention_probabilities(const Attention<T>& a, int64_t s, int64_t t, int64_t h,
-                             std::vector<int64_t>& rows, std::vector<T>& probability) {
+struct AttentionRow {
+  std::vector<int64_t> rows;
+  std::vector<T> probability;
+  std::vector<T> slope;
+  T sink = 0;
+};
+
+/// That of token t of segment s for its query head h.
+template <class T>
+void attention_row(const Attention<T>& a, int64_t s, int64_t t, int64_t h, AttentionRow<T>& row) {
   const AttentionShape& shape = a.shape;
   const int64_t p = shape.first_position(s) + t - shape.start[s];
-  rows.clear();
-  probability.clear();
-  T largest = -INFINITY;
+  row.rows.clear();
+  row.probability.clear();
+  row.slope.clear();
+  const T sink = a.sink_logits.defined() ? a.sink_logits.data[h] : -INFINITY;
+  T largest = sink;
   for (int64_t j = 0; j <= p; ++j) {
     if (shape.window > 0 && j <= p - shape.window && j >= shape.sinks) {
       continue;
     }
-    rows.push_back(shape.key_row(s, j));
+    row.rows.push_back(shape.key_row(s, j));
     T dot = 0;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
       dot += a.q.row(t, h)[d] *
-             attention_value(a.k, a.narrow_k, a.scaled_k, rows.back(), h / shape.group(), d);
+             attention_value(a.k, a.narrow_k, a.scaled_k, row.rows.back(), h / shape.group(), d);
     }
-    probability.push_back(dot * static_cast<T>(shape.scale));
-    largest = std::max(largest, probability.back());
+    T score = dot * static_cast<T>(shape.scale);
+    T slope = 1;
+    if (shape.softcap > 0) {
+      const T bend = std::tanh(score / static_cast<T>(shape.softcap));
+      score = static_cast<T>(shape.softcap) * bend;
+      slope = 1 - bend * bend;
+    }
+    row.probability.push_back(score);
+    row.slope.push_back(slope);
+    largest = std::max(largest, score);
   }
-  T sum = 0;
-  for (T& x : probability) {
+  row.sink = std::exp(sink - largest);
+  T sum = row.sink;
+  for (T& x : row.probability) {
     x = std::exp(x - largest);
     sum += x;
   }
-  for (T& x : probability) {
+  for (T& x : row.probability) {
     x /= sum;
   }
+  row.sink /= sum;
 }
 
 }  // namespace reference
@@ -78,7 +98,7 @@ void attention_write::reference(const AttentionWrite<T>& a) {
     for (int64_t i = 0; i < a.shape.length(s); ++i) {
       const int64_t to = a.shape.key_row(s, a.shape.first_position(s) + i);
       for (const auto& part : a.each) {
-        for (int64_t h = 0; h < a.shape.kv_heads; ++h) {
+        for (int64_t h = 0; h < part.rows.rows.inner; ++h) {
           const T* row = part.rows.row(a.shape.start[s] + i, h);
           if (part.scaled.defined()) {
             reference::attention_write_scaled(row, part.scaled, to, h);
@@ -100,18 +120,18 @@ void attention_write::reference(const AttentionWrite<T>& a) {
 template <class T>
 void attention_forward::reference(const Attention<T>& a) {
   const AttentionShape& shape = a.shape;
-  std::vector<int64_t> rows;
-  std::vector<T> probability;
+  reference::AttentionRow<T> seen;
   for (int64_t s = 0; s < shape.segments; ++s) {
     for (int64_t t = shape.start[s]; t < shape.start[s + 1]; ++t) {
       for (int64_t h = 0; h < shape.heads; ++h) {
-        reference::attention_probabilities(a, s, t, h, rows, probability);
+        reference::attention_row(a, s, t, h, seen);
         T* out = a.y.row(t, h);
         std::fill(out, out + shape.value_dim, T{0});
-        for (size_t j = 0; j < probability.size(); ++j) {
+        for (size_t j = 0; j < seen.probability.size(); ++j) {
           for (int64_t d = 0; d < shape.value_dim; ++d) {
-            out[d] += probability[j] * reference::attention_value(a.v, a.narrow_v, a.scaled_v,
-                                                                  rows[j], h / shape.group(), d);
+            out[d] += seen.probability[j] * reference::attention_value(a.v, a.narrow_v, a.scaled_v,
+                                                                       seen.rows[j],
+                                                                       h / shape.group(), d);
           }
         }
       }
@@ -119,33 +139,37 @@ void attention_forward::reference(const Attention<T>& a) {
   }
 }
 
-/// With p the probabilities and dp_j = dy . v_j:  dv_j += p_j dy,  ds_j = p_j (dp_j - sum p dp), dq
-/// += scale sum_j ds_j k_j,  dk_j += scale ds_j q.
+/// With p the probabilities, dp_j = dy . v_j and c_j the slope of the soft cap (1 without):
+/// dv_j += p_j dy,  ds_j = p_j (dp_j - sum p dp),  dq += scale sum_j c_j ds_j k_j,
+/// dk_j += scale c_j ds_j q. The sink is a key whose dp is 0.
 template <class T>
 void attention_backward::reference(const Attention<T>& a) {
   const AttentionShape& shape = a.shape;
-  std::vector<int64_t> rows;
-  std::vector<T> probability;
+  reference::AttentionRow<T> seen;
   std::vector<T> dp;
   for (int64_t s = 0; s < shape.segments; ++s) {
     for (int64_t t = shape.start[s]; t < shape.start[s + 1]; ++t) {
       for (int64_t h = 0; h < shape.heads; ++h) {
         const int64_t kv_head = h / shape.group();
-        reference::attention_probabilities(a, s, t, h, rows, probability);
+        reference::attention_row(a, s, t, h, seen);
         const T* q = a.q.row(t, h);
         const T* dy = a.y.grad_row(t, h);
         T mean = 0;
-        dp.assign(probability.size(), T{0});
+        dp.assign(seen.probability.size(), T{0});
         for (size_t j = 0; j < dp.size(); ++j) {
-          const T* v = a.v.row(rows[j], kv_head);
+          const T* v = a.v.row(seen.rows[j], kv_head);
           for (int64_t d = 0; d < shape.value_dim; ++d) {
             dp[j] += dy[d] * v[d];
           }
-          mean += probability[j] * dp[j];
+          mean += seen.probability[j] * dp[j];
+        }
+        if (a.sink_logits.grad != nullptr) {
+          a.sink_logits.grad[h] -= seen.sink * mean;
         }
         for (size_t j = 0; j < dp.size(); ++j) {
-          const int64_t row = rows[j];
-          const T ds = probability[j] * (dp[j] - mean) * static_cast<T>(shape.scale);
+          const int64_t row = seen.rows[j];
+          const T ds =
+              seen.probability[j] * (dp[j] - mean) * seen.slope[j] * static_cast<T>(shape.scale);
           for (int64_t d = 0; a.q.grad != nullptr && d < shape.head_dim; ++d) {
             a.q.grad_row(t, h)[d] += ds * a.k.row(row, kv_head)[d];
           }
@@ -153,7 +177,7 @@ void attention_backward::reference(const Attention<T>& a) {
             a.k.grad_row(row, kv_head)[d] += ds * q[d];
           }
           for (int64_t d = 0; a.v.grad != nullptr && d < shape.value_dim; ++d) {
-            a.v.grad_row(row, kv_head)[d] += probability[j] * dy[d];
+            a.v.grad_row(row, kv_head)[d] += seen.probability[j] * dy[d];
           }
         }
       }

@@ -21,6 +21,8 @@ inline constexpr int kPanel = 4;
 #endif
 /// Keys between two updates of the running softmax.
 inline constexpr int64_t kTile = 64;
+/// Scores are held times this, for powers of two.
+inline constexpr float kLog2E = 1.44269504088896341F;
 /// A score that no key has; exp2 of it less any score is 0.
 inline constexpr float kMasked = -3e38F;
 
@@ -50,6 +52,15 @@ static inline vf vexp2(vf x) {
   p = p * r + 1.0F;
   return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
 }
+
+/// The soft cap as scores are held, and its tanh.
+struct SoftCap {
+  explicit SoftCap(const AttentionShape& shape)
+      : cap(shape.softcap * kLog2E), inverse(cap > 0.0F ? 1.0F / cap : 0.0F) {}
+  vf bend(vf score) const { return vtanh(score * inverse); }
+  vf operator()(vf score) const { return cap * bend(score); }
+  float cap, inverse;
+};
 
 // Blocks of B lanes exchanged between two vectors; the steps of transposing and of summing across.
 template <int B, int... I>

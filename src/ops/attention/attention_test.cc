@@ -34,6 +34,8 @@ struct Case {
   int64_t heads, kv_heads, dim, value_dim, window;
   double range = 1.0;
   int64_t sinks = 0;
+  float softcap = 0.0F;
+  bool sink_logits = false;
 };
 
 int64_t tokens(const std::vector<int32_t>& lengths) {
@@ -42,9 +44,13 @@ int64_t tokens(const std::vector<int32_t>& lengths) {
 
 std::vector<Input> inputs_of(const Case& c) {
   const int64_t t = tokens(c.lengths);
-  return {{{t, c.heads, c.dim}, -c.range, c.range},
-          {{t, c.kv_heads, c.dim}, -c.range, c.range},
-          {{t, c.kv_heads, c.value_dim}}};
+  std::vector<Input> inputs = {{{t, c.heads, c.dim}, -c.range, c.range},
+                               {{t, c.kv_heads, c.dim}, -c.range, c.range},
+                               {{t, c.kv_heads, c.value_dim}}};
+  if (c.sink_logits) {
+    inputs.push_back({{c.heads}, -2, 4});
+  }
+  return inputs;
 }
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
@@ -61,6 +67,12 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
   if (c.sinks > 0) {
     out << "_sinks_" << c.sinks;
   }
+  if (c.softcap > 0) {
+    out << "_cap_" << static_cast<int>(100 * c.softcap);
+  }
+  if (c.sink_logits) {
+    out << "_logits";
+  }
   return out;
 }
 
@@ -69,10 +81,13 @@ class AttentionCases : public ::testing::TestWithParam<Case> {};
 TEST_P(AttentionCases, KernelsMatchDefinitionAndGradientsMatchDifferences) {
   const Case& c = GetParam();
   const Packing packing(c.lengths);
-  const AttentionConfig config = {
-      .scale = 1.0F / std::sqrt(static_cast<float>(c.dim)), .window = c.window, .sinks = c.sinks};
   const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
-    return attention(ctx, in[0], in[1], in[2], packing.segments(), config);
+    return attention(ctx, in[0], in[1], in[2], packing.segments(),
+                     {.scale = 1.0F / std::sqrt(static_cast<float>(c.dim)),
+                      .window = c.window,
+                      .sinks = c.sinks,
+                      .softcap = c.softcap,
+                      .sink_logits = c.sink_logits ? in[3] : Tensor{}});
   };
   if (tokens(c.lengths) <= 50) {
     expect_gradients_match_differences(operation, inputs_of(c), 1e-6, 12);
@@ -89,8 +104,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{{33}, 6, 2, 7, 11, 2}, Case{{70, 131, 40}, 4, 2, 16, 16, 0},
                       Case{{100, 41}, 9, 3, 64, 64, 0}, Case{{129, 65}, 2, 2, 24, 40, 50},
                       Case{{20}, 16, 1, 128, 128, 0}, Case{{6}, 1, 1, 256, 256, 0},
-                      Case{{600, 30, 257}, 1, 1, 8, 8, 0}, Case{{700}, 2, 1, 4, 6, 300},
-                      Case{{530}, 1, 1, 16, 4, 7}),
+                      Case{{70, 9}, 2, 2, 192, 128, 0}, Case{{600, 30, 257}, 1, 1, 8, 8, 0},
+                      Case{{700}, 2, 1, 4, 6, 300}, Case{{530}, 1, 1, 16, 4, 7}),
     ::testing::PrintToStringParamName());
 
 // Sinks beside the window and behind it, more than the window, more than the sequence, in more than
@@ -103,6 +118,54 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{{700}, 2, 1, 4, 6, 300, 1.0, 10}, Case{{530}, 1, 1, 16, 4, 7, 1.0, 70},
                       Case{{900}, 1, 1, 8, 8, 20, 1.0, 300}),
     ::testing::PrintToStringParamName());
+
+// Scores far beyond the cap and far below it.
+INSTANTIATE_TEST_SUITE_P(SoftCap, AttentionCases,
+                         ::testing::Values(Case{{5}, 4, 2, 8, 8, 0, 1.0, 0, 0.5F},
+                                           Case{{12, 20}, 4, 2, 16, 16, 6, 2.0, 0, 0.7F},
+                                           Case{{9, 1, 0, 7}, 3, 1, 5, 3, 4, 1.0, 20, 0.3F},
+                                           Case{{33}, 6, 2, 7, 11, 2, 3.0, 5, 2.0F},
+                                           Case{{129, 65}, 2, 2, 24, 40, 50, 1.0, 64, 0.2F},
+                                           Case{{100, 41}, 9, 3, 64, 64, 0, 2.0, 0, 50.0F},
+                                           Case{{20}, 16, 1, 128, 128, 0, 2.0, 0, 1.0F},
+                                           Case{{20}, 2, 1, 256, 256, 0, 2.0, 0, 1.0F},
+                                           Case{{600, 30, 257}, 1, 1, 8, 8, 0, 4.0, 0, 3.0F}),
+                         ::testing::PrintToStringParamName());
+
+// Sinks with a score and without a value, alone and with everything else.
+INSTANTIATE_TEST_SUITE_P(SinkLogits, AttentionCases,
+                         ::testing::Values(Case{{5}, 4, 2, 8, 8, 0, 1.0, 0, 0.0F, true},
+                                           Case{{12, 20}, 4, 2, 16, 16, 6, 1.0, 0, 0.0F, true},
+                                           Case{{9, 1, 0, 7}, 3, 1, 5, 3, 4, 1.0, 20, 0.0F, true},
+                                           Case{{33}, 6, 2, 7, 11, 2, 1.0, 5, 0.4F, true},
+                                           Case{{129, 65}, 2, 2, 24, 40, 50, 1.0, 64, 0.0F, true},
+                                           Case{{100, 41}, 9, 3, 64, 64, 0, 1.0, 0, 0.0F, true},
+                                           Case{{20}, 16, 1, 128, 128, 0, 1.0, 0, 0.6F, true},
+                                           Case{{40}, 2, 1, 256, 256, 9, 1.0, 0, 0.0F, true},
+                                           Case{{600, 30, 257}, 1, 1, 8, 8, 0, 1.0, 0, 0.0F, true},
+                                           Case{{530}, 1, 1, 16, 4, 7, 1.0, 70, 1.5F, true}),
+                         ::testing::PrintToStringParamName());
+
+// A sink of a large score takes nearly all, one of a small score nothing.
+TEST(AttentionSinkLogits, TakeTheirShareOfTheSoftmax) {
+  const Case shape = {{30}, 2, 1, 8, 8, 0};
+  const Packing packing(shape.lengths);
+  const auto values = testing::draw(inputs_of(shape));
+  const auto run = [&](float logit) {
+    std::vector<double> logits = {logit, -1e30};
+    const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
+      return attention(ctx, in[0], in[1], in[2], packing.segments(),
+                       {.scale = 0.3F,
+                        .sink_logits = logit == 0.0F ? Tensor{} : Tensor::of(logits.data(), {2})});
+    };
+    return testing::run_operation<double>(operation, inputs_of(shape), values, true, false).output;
+  };
+  const std::vector<double> without = run(0.0F);
+  const std::vector<double> with = run(50.0F);
+  for (size_t i = 0; i < without.size(); ++i) {
+    EXPECT_NEAR(with[i], i / 8 % 2 == 0 ? 0.0 : without[i], 1e-12) << i;
+  }
+}
 
 TEST(AttentionSinks, NothingBetweenThemAndTheWindowIsRead) {
   const Case shape = {{400}, 2, 1, 8, 8, 30, 1.0, 5};
@@ -136,6 +199,18 @@ TEST(AttentionSinks, NothingBetweenThemAndTheWindowIsRead) {
     EXPECT_GT(moved(token), 0.0) << token;
     EXPECT_LT(moved(token), 1e-3) << token;
   }
+}
+
+TEST(AttentionViews, ValuesBesidePartsOfKeysInEachHead) {
+  const Packing packing({19, 30});
+  const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
+    const Tensor both = in[1].split_last(3, 24);  // of keys 8, of values 16
+    return attention(ctx, in[0], both.slice(2, 0, 8), both.slice(2, 8, 16), packing.segments(),
+                     {.scale = 0.4F});
+  };
+  const std::vector<Input> inputs = {{{49, 3, 8}}, {{49, 72}}};
+  expect_gradients_match_differences(operation, inputs, 1e-6, 12);
+  expect_kernels_match_reference(operation, inputs);
 }
 
 TEST(AttentionViews, HeadsOfAFusedProjection) {
@@ -283,6 +358,10 @@ TEST(AttentionErrors, NameWhatWasExpected) {
   EXPECT_EQ(message(q, k, k, packing.segments(), {.sinks = 3}),
             "[attention] expected sinks of at least 0 and none without a window, got 3 and a "
             "window of 0");
+  EXPECT_EQ(message(q, k, k, packing.segments(), {.softcap = -1.0F}),
+            "[attention] expected a softcap above 0 (0 = none), got -1");
+  EXPECT_EQ(message(q, k, k, packing.segments(), {.sink_logits = f32({2})}),
+            "[attention] expected sink_logits f32 (4), got f32 (2)");
   EXPECT_EQ(message(f32({4, 1, 300}), f32({4, 1, 300}), f32({4, 1, 8}), packing.segments(), {}),
             "[attention] expected head dims up to 256, got 300 and 8");
 }

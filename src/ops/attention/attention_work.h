@@ -85,5 +85,7 @@ struct AttentionSplits {
 CAMBIUM_CPU_KERNEL(attention_blocks, AttentionBlocks)
 CAMBIUM_CPU_KERNEL(attention_splits, AttentionSplits)
 CAMBIUM_CPU_KERNEL(attention_pairs, AttentionPairs)
+/// Of sink_logits alone: the sum over tokens of -p delta, p the sink's probability.
+CAMBIUM_CPU_KERNEL(attention_sink_grads, Attention<float>)
 
 }  // namespace cambium

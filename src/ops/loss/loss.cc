@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ops/activation/activation.h"
 #include "ops/checks.h"
 #include "ops/loss/loss_kernels.h"
 #include "ops/loss/loss_ref.h"
@@ -117,10 +118,22 @@ void chunk_loss(Context& ctx, const LossInputs& in, const Tensor& head, const Lo
   const Tensor hidden = gather(*ctx.arena, in.hidden, rows);
   const Tensor logits = ctx.arena->empty(hidden.dtype, {count, in.head.dim(0)});
   matmul_into(ctx, logits, hidden, head);
+  const bool gradient = in.hidden.has_grad() || in.head.has_grad();
+  Tensor capped;  // the logits themselves become their gradient
+  if (in.logit_cap > 0.0F) {
+    soft_cap(ctx, logits, in.logit_cap);
+    if (gradient) {
+      capped = ctx.arena->empty(logits.dtype, {count, in.head.dim(0)});
+      copy(capped, logits);
+    }
+  }
   Tensor teacher;
   if (in.teacher_hidden.defined()) {
     teacher = ctx.arena->empty(hidden.dtype, {count, in.head.dim(0)});
     matmul_into(ctx, teacher, gather(*ctx.arena, in.teacher_hidden, rows), in.teacher_head);
+    if (in.teacher_logit_cap > 0.0F) {
+      soft_cap(ctx, teacher, in.teacher_logit_cap);
+    }
   }
   auto* labels = ctx.shared_scratch<int32_t>(count);
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -131,7 +144,7 @@ void chunk_loss(Context& ctx, const LossInputs& in, const Tensor& head, const Lo
     return LossRows<T>{.student = view<T>(logits),
                        .teacher = view<T>(teacher),
                        .label = labels,
-                       .gradient = in.hidden.has_grad() || in.head.has_grad(),
+                       .gradient = gradient,
                        .cross_entropy = in.scale * static_cast<double>(config.cross_entropy),
                        .forward_kl = kl * static_cast<double>(config.forward_kl),
                        .reverse_kl = kl * static_cast<double>(config.reverse_kl),
@@ -142,6 +155,9 @@ void chunk_loss(Context& ctx, const LossInputs& in, const Tensor& head, const Lo
     run_stored(ctx, in, config, rows, logits, labels, result);
   } else {
     run<loss_rows>(ctx, hidden, args);
+  }
+  if (capped.defined()) {
+    soft_cap_grad(ctx, logits, capped, in.logit_cap);
   }
   if (in.head.has_grad()) {
     const bool set = in.head.takes_grad();

@@ -35,6 +35,9 @@ struct LossInputs {
   Tensor teacher_hidden = {};  // (T, Ct), for the KL terms
   Tensor teacher_head = {};    // (V, Ct)
   StoredTeacher stored = {};   // in place of those; at temperature 1
+  /// Where above 0, logits are cap tanh(logits / cap) (ops/activation).
+  float logit_cap = 0.0F;
+  float teacher_logit_cap = 0.0F;
   /// (T): the token each row should predict; a negative label leaves the row out of every term.
   std::span<const int32_t> labels = {};
   /// Every token's loss and gradient is multiplied by this: 1 / valid tokens of the global batch.

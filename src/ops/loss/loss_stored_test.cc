@@ -2,6 +2,7 @@
 #include <numeric>
 
 #include "ops/loss/loss.h"
+#include "ops/loss/loss_testing.h"
 #include "ops/testing.h"
 
 namespace cambium {
@@ -22,14 +23,6 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
 
 std::vector<Input> make_inputs(const Case& c) {
   return {{{c.tokens, c.channels}}, {{c.vocabulary, c.channels}, -c.spread, c.spread}};
-}
-
-std::vector<int32_t> make_labels(const Case& c) {
-  std::vector<int32_t> labels;
-  for (int64_t t = 0; t < c.tokens; ++t) {
-    labels.push_back(t % 3 == 1 ? -100 : static_cast<int32_t>((7 * t + 2) % c.vocabulary));
-  }
-  return labels;
 }
 
 struct Stored {
@@ -95,7 +88,7 @@ LossRun run_loss(const Case& c, const std::vector<std::vector<double>>& values,
                        with_grad && i < 2);
     std::copy(from.begin(), from.end(), owned.back().view.template ptr<Real>());
   }
-  const auto labels = make_labels(c);
+  const auto labels = testing::make_labels(c.tokens, c.vocabulary);
   LossRun run;
   run.sums = head_loss(ctx,
                        {.hidden = owned[0].view,
@@ -202,7 +195,7 @@ TEST_P(StoredLoss, CudaMatchesDefinition) {
     const auto inputs = make_inputs(c_);
     const OwnedTensor hidden = cuda_tensor(type, inputs[0].shape, values[0], true);
     const OwnedTensor head = cuda_tensor(Dtype::kF32, inputs[1].shape, values[1], true);
-    const auto labels = make_labels(c_);
+    const auto labels = testing::make_labels(c_.tokens, c_.vocabulary);
     LossRun run;
     run.sums = head_loss(cuda.ctx,
                          {.hidden = hidden.view,

@@ -1,6 +1,7 @@
 #include "ops/loss/loss.h"
 
 #include "base/float16.h"
+#include "ops/loss/loss_testing.h"
 #include "ops/stateful_testing.h"
 
 namespace cambium {
@@ -14,18 +15,11 @@ struct Case {
   LossConfig config;
   double spread = 1.0;  // of the logits
   bool teacher = true;
+  float cap = 0.0F;  // of the student's logits; twice that of the teacher's
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
   return out << c.name;
-}
-
-std::vector<int32_t> make_labels(int64_t tokens, int64_t vocabulary) {
-  std::vector<int32_t> labels;
-  for (int64_t t = 0; t < tokens; ++t) {
-    labels.push_back(t % 3 == 1 ? -100 : static_cast<int32_t>((7 * t + 2) % vocabulary));
-  }
-  return labels;
 }
 
 std::vector<Input> make_inputs(const Case& c) {
@@ -62,6 +56,8 @@ LossRun run_loss(const Case& c, const std::vector<std::vector<double>>& values, 
                         .head = owned[1].view,
                         .teacher_hidden = c.teacher ? owned[2].view : Tensor{},
                         .teacher_head = c.teacher ? owned[3].view : Tensor{},
+                        .logit_cap = c.cap,
+                        .teacher_logit_cap = 2 * c.cap,
                         .labels = labels,
                         .scale = kScale},
                        c.config);
@@ -93,6 +89,8 @@ LossRun run_loss_on_cuda(const Case& c, const std::vector<std::vector<double>>& 
                         .head = head.view,
                         .teacher_hidden = c.teacher ? teacher_hidden.view : Tensor{},
                         .teacher_head = c.teacher ? teacher_head.view : Tensor{},
+                        .logit_cap = c.cap,
+                        .teacher_logit_cap = 2 * c.cap,
                         .labels = labels,
                         .scale = kScale},
                        c.config);
@@ -145,9 +143,11 @@ struct RoundingBounds {
     const auto teacher = logit_rows(values[2], values[3], c.teacher_channels, c.vocabulary);
     const auto labels = make_labels(c.tokens, c.vocabulary);
     double e = 0.0;
+    const double roundings = c.cap > 0.0F ? 2.0 : 1.0;  // a cap rounds once more
     for (size_t t = 0; t < labels.size(); ++t) {
       if (labels[t] >= 0) {
-        e = std::max({e, 0x1.02p-9 * student[t].magnitude, 0x1.02p-9 * teacher[t].magnitude});
+        e = std::max({e, roundings * 0x1.02p-9 * student[t].magnitude,
+                      roundings * 0x1.02p-9 * teacher[t].magnitude});
       }
     }
     for (size_t t = 0; t < labels.size(); ++t) {
@@ -311,6 +311,15 @@ INSTANTIATE_TEST_SUITE_P(
              64,
              {.cross_entropy = 0.2F, .forward_kl = 0.3F, .reverse_kl = 0.5F},
              20.0},
+        Case{"capped_logits",
+             10,
+             6,
+             6,
+             64,
+             {.cross_entropy = 0.2F, .forward_kl = 0.3F, .reverse_kl = 0.5F, .temperature = 1.7F},
+             3.0,
+             true,
+             2.0F},
         Case{"sharp_reverse", 10, 6, 6, 64, {.reverse_kl = 1.0F}, 20.0},
         Case{"wide", 3, 4, 4, 5000, {.reverse_kl = 1.0F}},
         // Several slices of a row on CUDA, whose last is short and unaligned.

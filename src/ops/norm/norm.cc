@@ -25,25 +25,51 @@ Tensor rms_norm(Context& ctx, const Tensor& x, const Tensor& weight, float eps, 
   return y;
 }
 
+namespace {
+
+struct StreamNorm {
+  Tensor weight, bias;  // undefined = there is none
+  float eps;
+  bool zero_centred, layer;
+};
+
+void add_norm_into(const Context& ctx, const char* operation, const Tensor& x, const Tensor& stream,
+                   float keep, const Tensor& y, float out, const StreamNorm& norm) {
+  expect_rows(operation, "y", y, 2);
+  expect(stream.same_shape(y) && stream.dtype == sum_dtype(y.dtype) && stream.contiguous(),
+         "[{}] expected a contiguous stream {} ({}, {}), got {}", operation,
+         dtype_name(sum_dtype(y.dtype)), y.dim(0), y.dim(1), stream);
+  expect_device(operation, "the stream", stream, y);
+  if (x.defined()) {
+    expect(x.same_shape(y) && x.dtype == y.dtype && x.contiguous(),
+           "[{}] expected x like y, {}, and contiguous, got {}", operation, y, x);
+  }
+  if (norm.weight.defined()) {
+    expect_vector(operation, "weight", norm.weight, y.dim(1), y);
+  }
+  if (norm.bias.defined()) {
+    expect_vector(operation, "bias", norm.bias, y.dim(1), y);
+  }
+  run<add_rms_norm_forward>(ctx, y, [&]<class T>() {
+    return AddRmsNorm<T>{
+        view<Sum<T>>(stream), keep,     view<T>(y),        out,        view<Sum<T>>(norm.weight),
+        view<T>(x),           norm.eps, norm.zero_centred, norm.layer, view<Sum<T>>(norm.bias)};
+  });
+}
+
+}  // namespace
+
 void add_rms_norm_into(const Context& ctx, const Tensor& x, const Tensor& stream, float keep,
                        const Tensor& y, float out, const Tensor& weight, float eps,
                        bool zero_centred) {
-  expect_rows("add_rms_norm", "y", y, 2);
-  expect(stream.same_shape(y) && stream.dtype == sum_dtype(y.dtype) && stream.contiguous(),
-         "[add_rms_norm] expected a contiguous stream {} ({}, {}), got {}",
-         dtype_name(sum_dtype(y.dtype)), y.dim(0), y.dim(1), stream);
-  expect_device("add_rms_norm", "the stream", stream, y);
-  if (x.defined()) {
-    expect(x.same_shape(y) && x.dtype == y.dtype && x.contiguous(),
-           "[add_rms_norm] expected x like y, {}, and contiguous, got {}", y, x);
-  }
-  if (weight.defined()) {
-    expect_vector("add_rms_norm", "weight", weight, y.dim(1), y);
-  }
-  run<add_rms_norm_forward>(ctx, y, [&]<class T>() {
-    return AddRmsNorm<T>{view<Sum<T>>(stream), keep,       view<T>(y), out,
-                         view<Sum<T>>(weight), view<T>(x), eps,        zero_centred};
-  });
+  add_norm_into(ctx, "add_rms_norm", x, stream, keep, y, out,
+                {weight, {}, eps, zero_centred, false});
+}
+
+void add_layer_norm_into(const Context& ctx, const Tensor& x, const Tensor& stream, float keep,
+                         const Tensor& y, float out, const Tensor& weight, const Tensor& bias,
+                         float eps) {
+  add_norm_into(ctx, "add_layer_norm", x, stream, keep, y, out, {weight, bias, eps, false, true});
 }
 
 Tensor add_rms_norm(const Context& ctx, const Tensor& stream, float keep, const Tensor& y,

@@ -23,6 +23,11 @@ void add_rms_norm_into(const Context& ctx, const Tensor& x, const Tensor& stream
                        const Tensor& y, float out, const Tensor& weight, float eps,
                        bool zero_centred = false);
 
+/// The same with the stream's layer_norm.
+void add_layer_norm_into(const Context& ctx, const Tensor& x, const Tensor& stream, float keep,
+                         const Tensor& y, float out, const Tensor& weight, const Tensor& bias,
+                         float eps);
+
 /// y = (x - mean(x)) * rsqrt(mean((x - mean(x))^2) + eps) * weight + bias; bias may be undefined.
 /// x (T, ..., C) with rows, weight, bias (C) -> (T, ..., C).   Ba et al. 2016, arXiv 1607.06450.
 Tensor layer_norm(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,

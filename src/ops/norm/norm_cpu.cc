@@ -180,6 +180,27 @@ void rms_forward(const RmsNorm<float>& a) {
   });
 }
 
+struct Statistics {
+  float mean, rstd;
+};
+// Two passes: the variance is the mean square of what is left when the mean is gone.
+inline Statistics layer_statistics(const float* x, int64_t channels, float eps) {
+  vf sums = {};
+  for_columns(channels, [&](int64_t c, int64_t n) { sums += vload_upto(x + c, n); });
+  const float mean = vsum(sums) / static_cast<float>(channels);
+  vf squares = {};
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    const vf v = vload(x + c) - mean;
+    squares += v * v;
+  }
+  float square = vsum(squares);
+  for (; c < channels; ++c) {
+    square += (x[c] - mean) * (x[c] - mean);
+  }
+  return {mean, inverse_root(square, channels, eps)};
+}
+
 template <bool kZeroCentred>
 void add_rms_forward(const AddRmsNorm<float>& a) {
   for_rows(a.stream, [&](int64_t r) {
@@ -198,11 +219,16 @@ void add_rms_forward(const AddRmsNorm<float>& a) {
       return;
     }
     float* x = a.x.row(r);
-    const float rstd = inverse_root(vsum(squares), a.stream.channels, a.eps);
+    const Statistics s =
+        a.layer ? layer_statistics(stream, a.stream.channels, a.eps)
+                : Statistics{0.0F, inverse_root(vsum(squares), a.stream.channels, a.eps)};
     for_columns(a.stream.channels, [&](int64_t c, int64_t n) {
       vf v = vload_upto(stream + c, n);
       if (a.weight.defined()) {
-        v = v * rstd * rms_weight<kZeroCentred>(a.weight.data + c, n);
+        v = (v - s.mean) * s.rstd * rms_weight<kZeroCentred>(a.weight.data + c, n);
+      }
+      if (a.bias.defined()) {
+        v += vload_upto(a.bias.data + c, n);
       }
       vstore_upto(x + c, v, n);
     });
@@ -240,27 +266,6 @@ void rms_backward(const RmsNorm<float>& a) {
       return vload_upto(a.x.row(r) + c, n) * vload_upto(a.y.grad_row(r) + c, n) * a.rstd[r];
     });
   }
-}
-
-struct Statistics {
-  float mean, rstd;
-};
-// Two passes: the variance is the mean square of what is left when the mean is gone.
-inline Statistics layer_statistics(const float* x, int64_t channels, float eps) {
-  vf sums = {};
-  for_columns(channels, [&](int64_t c, int64_t n) { sums += vload_upto(x + c, n); });
-  const float mean = vsum(sums) / static_cast<float>(channels);
-  vf squares = {};
-  int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
-    const vf v = vload(x + c) - mean;
-    squares += v * v;
-  }
-  float square = vsum(squares);
-  for (; c < channels; ++c) {
-    square += (x[c] - mean) * (x[c] - mean);
-  }
-  return {mean, inverse_root(square, channels, eps)};
 }
 
 }  // namespace

@@ -72,8 +72,29 @@ __global__ void __launch_bounds__(kThreads) add_rms_forward(AddRmsNorm<T> a) {
   if (!a.x.defined()) {
     return;
   }
+  const float n = static_cast<float>(a.stream.channels);
+  float mean = 0.0F;
+  if (a.layer) {
+    const auto each_held = [&](const auto& f) {
+      Tile::each(row.channels, [&](int i, int c) {
+        if constexpr (Tile::kPer == 0) {
+          load_all<kVec>(stream + c, held[i]);
+        }
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) {
+          f(held[i][j]);
+        }
+      });
+    };
+    float total[1] = {};
+    each_held([&](float v) { total[0] += v; });
+    Tile::sum(total);
+    mean = total[0] / n;
+    square[0] = 0.0F;
+    each_held([&](float v) { square[0] += (v - mean) * (v - mean); });
+  }
   Tile::sum(square);
-  const float rstd = rsqrtf(square[0] / static_cast<float>(a.stream.channels) + a.eps);
+  const float rstd = rsqrtf(square[0] / n + a.eps);
   const float one = a.zero_centred ? 1.0F : 0.0F;
   T* x = a.x.row(row.index);
   Tile::each(row.channels, [&](int i, int c) {
@@ -85,7 +106,15 @@ __global__ void __launch_bounds__(kThreads) add_rms_forward(AddRmsNorm<T> a) {
       load_weight(a.weight.data + c, w);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        held[i][j] *= rstd * (w[j] + one);
+        held[i][j] = (held[i][j] - mean) * (rstd * (w[j] + one));
+      }
+    }
+    if (a.bias.defined()) {
+      float b[kVec];
+      load_weight(a.bias.data + c, b);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) {
+        held[i][j] += b[j];
       }
     }
     store_all<kVec>(x + c, held[i]);
@@ -336,7 +365,8 @@ void run_rms_forward(const RmsNorm<T>& a, const Launch& on) {
 
 template <class T>
 void run_add_rms_forward(const AddRmsNorm<T>& a, const Launch& on) {
-  const bool vectors = aligned(a.stream) && aligned(a.y) && aligned(a.x) && aligned(a.weight.data);
+  const bool vectors = aligned(a.stream) && aligned(a.y) && aligned(a.x) &&
+                       aligned(a.weight.data) && aligned(a.bias.data);
   with_tile<T>(a.stream.channels, vectors, [&]<class Tile>(Tile) {
     launch_ahead(on, "add_rms_norm", add_rms_forward<Tile, T>,
                  forward_blocks<Tile>(a.stream.count()), kThreads, 0, a);

@@ -31,6 +31,8 @@ struct AddRmsNorm {
   View<T> x;            // (rows, C) contiguous
   float eps;
   bool zero_centred;
+  bool layer;         // a layer norm: of the stream less its mean
+  View<Sum<T>> bias;  // (C), of a layer norm, or undefined
 };
 CAMBIUM_KERNEL(add_rms_norm_forward, AddRmsNorm)
 

@@ -25,6 +25,20 @@ void rms_norm_forward::reference(const RmsNorm<T>& a) {
 }
 
 template <class T>
+void layer_norm_statistics(const T* x, int64_t channels, float eps, T* mean, T* rstd) {
+  T sum = 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    sum += x[c];
+  }
+  *mean = sum / static_cast<T>(channels);
+  T square = 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    square += (x[c] - *mean) * (x[c] - *mean);
+  }
+  *rstd = 1 / std::sqrt(square / static_cast<T>(channels) + static_cast<T>(eps));
+}
+
+template <class T>
 void add_rms_norm_forward::reference(const AddRmsNorm<T>& a) {
   const int64_t channels = a.stream.channels;
   for (int64_t r = 0; r < a.stream.count(); ++r) {
@@ -38,12 +52,18 @@ void add_rms_norm_forward::reference(const AddRmsNorm<T>& a) {
     if (!a.x.defined()) {
       continue;
     }
-    const T rstd = 1 / std::sqrt(square / static_cast<T>(channels) + static_cast<T>(a.eps));
+    T mean = 0;
+    T rstd = 1 / std::sqrt(square / static_cast<T>(channels) + static_cast<T>(a.eps));
+    if (a.layer) {
+      layer_norm_statistics<T>(stream, channels, a.eps, &mean, &rstd);
+    }
     for (int64_t c = 0; c < channels; ++c) {
-      a.x.row(r)[c] =
-          a.weight.defined()
-              ? stream[c] * rstd * (a.weight.data[c] + static_cast<T>(a.zero_centred ? 1 : 0))
-              : stream[c];
+      const T bias = a.bias.defined() ? a.bias.data[c] : T{};
+      a.x.row(r)[c] = a.weight.defined()
+                          ? (stream[c] - mean) * rstd *
+                                    (a.weight.data[c] + static_cast<T>(a.zero_centred ? 1 : 0)) +
+                                bias
+                          : stream[c];
     }
   }
 }
@@ -75,20 +95,6 @@ void rms_norm_backward::reference(const RmsNorm<T>& a) {
       }
     }
   }
-}
-
-template <class T>
-void layer_norm_statistics(const T* x, int64_t channels, float eps, T* mean, T* rstd) {
-  T sum = 0;
-  for (int64_t c = 0; c < channels; ++c) {
-    sum += x[c];
-  }
-  *mean = sum / static_cast<T>(channels);
-  T square = 0;
-  for (int64_t c = 0; c < channels; ++c) {
-    square += (x[c] - *mean) * (x[c] - *mean);
-  }
-  *rstd = 1 / std::sqrt(square / static_cast<T>(channels) + static_cast<T>(eps));
 }
 
 template <class T>

@@ -228,6 +228,39 @@ TEST_P(AddRmsNorm, AddsAndNorms) {
   }
 }
 
+TEST_P(AddRmsNorm, TheStreamsLayerNormIsLayerNormOfTheSum) {
+  const int64_t rows = GetParam().rows;
+  const int64_t channels = GetParam().channels;
+  const auto drawn =
+      testing::draw({{{rows, channels}}, {{rows, channels}}, {{channels}}, {{channels}}});
+  const auto run = [&](Context& ctx, Dtype type, bool fused) {
+    const Device device = ctx.device();
+    const Dtype sums = sum_dtype(type);
+    const OwnedTensor h(sums, {rows, channels}, false, device);
+    const OwnedTensor y(type, {rows, channels}, false, device);
+    const OwnedTensor x(type, {rows, channels}, false, device);
+    const OwnedTensor w(sums, {channels}, false, device);
+    const OwnedTensor b(sums, {channels}, false, device);
+    testing::put(h.view, drawn[0]);
+    testing::put(y.view, drawn[1]);
+    testing::put(w.view, drawn[2]);
+    testing::put(b.view, drawn[3]);
+    add_layer_norm_into(ctx, x.view, h.view, 0.5F, y.view, 0.7F, w.view, b.view, 1e-3F);
+    ctx.synchronize();
+    return testing::take(fused ? x.view : layer_norm(ctx, h.view, w.view, b.view, 1e-3F));
+  };
+  Arena arena;
+  Context plain{.arena = &arena};
+  const std::vector<double> exact = run(plain, Dtype::kF64, false);
+  EXPECT_LE(testing::relative_error(run(plain, Dtype::kF64, true), exact), 1e-12);
+  EXPECT_LE(testing::relative_error(run(plain, Dtype::kF32, true), exact), 1e-5);
+  if (testing::on_cuda()) {
+    testing::CudaContext cuda;
+    EXPECT_LE(testing::relative_error(run(cuda.ctx, Dtype::kF32, true), exact), 1e-5);
+    EXPECT_LE(testing::relative_error(run(cuda.ctx, Dtype::kBF16, true), exact), 1e-2);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, AddRmsNorm,
                          ::testing::Values(Shape{1, 2}, Shape{3, 7}, Shape{5, 64}, Shape{3, 5120},
                                            Shape{2, 20000}),

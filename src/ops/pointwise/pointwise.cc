@@ -1,5 +1,7 @@
 #include "ops/pointwise/pointwise.h"
 
+#include <algorithm>
+
 #include "ops/checks.h"
 #include "ops/pointwise/pointwise_kernels.h"
 #include "ops/pointwise/pointwise_ref.h"
@@ -14,20 +16,36 @@ Tensor gate_like(const Context& ctx, const Tensor& t, bool with_grad) {
                     with_grad);
 }
 
-// y (T, H) from x (T, H) and a parameter p (H).
+// x with the gate, or a function of it, as its factor.
+template <class Forward, class Backward>
+Tensor gated(Context& ctx, const char* operation, const Tensor& gate, const char* name,
+             const Tensor& x) {
+  expect_rows(operation, "gate", gate);
+  expect_like(operation, name, x, gate);
+  const bool differentiate = ctx.differentiate(gate, x);
+  const Tensor y = ctx.result_like(gate, differentiate);
+  const auto args = [=]<class T>() { return Pointwise<T>{view<T>(gate), view<T>(x), view<T>(y)}; };
+  run<Forward>(ctx, gate, args);
+  if (differentiate) {
+    ctx.record({gate, x, y}, [=](const Context& c) { run<Backward>(c, gate, args); });
+  }
+  return y;
+}
+
+// y (T, H) from x (T, H), a parameter p (H) and perhaps another, q.
 template <class Forward, class Backward>
 Tensor per_head(Context& ctx, const char* operation, const Tensor& x, const char* name,
-                const Tensor& p, float lo, float hi) {
+                const Tensor& p, float lo, float hi, const Tensor& q = {}) {
   expect_rows(operation, "x (T, H)", x, 2);
   expect_vector(operation, name, p, x.dim(1), x);
-  const bool differentiate = ctx.differentiate(x, p);
+  const bool differentiate = ctx.differentiate(x, p, q);
   const Tensor y = gate_like(ctx, x, differentiate);
   const auto args = [=]<class T>() {
-    return PerHead<T>{view<T>(x), view<Sum<T>>(p), view<Sum<T>>(y), lo, hi};
+    return PerHead<T>{view<T>(x), view<Sum<T>>(p), view<Sum<T>>(q), view<Sum<T>>(y), lo, hi};
   };
   run<Forward>(ctx, x, args);
   if (differentiate) {
-    ctx.record({x, p, y}, [=](const Context& c) { run<Backward>(c, x, args); });
+    ctx.record({x, p, q, y}, [=](const Context& c) { run<Backward>(c, x, args); });
   }
   return y;
 }
@@ -55,17 +73,45 @@ Tensor add_scaled(Context& ctx, float a, const Tensor& x, float b, const Tensor&
   return sum;
 }
 
-Tensor swiglu(Context& ctx, const Tensor& gate, const Tensor& up) {
-  expect_rows("swiglu", "gate", gate);
-  expect_like("swiglu", "up", up, gate);
-  const bool differentiate = ctx.differentiate(gate, up);
-  const Tensor y = ctx.result_like(gate, differentiate);
-  const auto args = [=]<class T>() { return Pointwise<T>{view<T>(gate), view<T>(up), view<T>(y)}; };
-  run<swiglu_forward>(ctx, gate, args);
+Tensor multiply(Context& ctx, const Tensor& a, const Tensor& b) {
+  return gated<multiply_forward, multiply_backward>(ctx, "multiply", a, "b", b);
+}
+
+Tensor scale_blocks(Context& ctx, const Tensor& x, std::span<const ColumnBlock> blocks) {
+  expect_rows("scale_blocks", "x (T, C)", x, 2);
+  ScaleBlocks<double> of{};  // whatever the type of elements
+  expect(blocks.size() <= ScaleBlocks<double>::kMost,
+         "[scale_blocks] expected at most {} blocks, got {}", ScaleBlocks<double>::kMost,
+         blocks.size());
+  int64_t columns = 0;
+  for (const ColumnBlock& block : blocks) {
+    columns += block.columns;
+    of.end[of.count] = columns;
+    of.factor[of.count++] = block.factor;
+  }
+  expect(columns == x.dim(1), "[scale_blocks] expected blocks of {} columns, got {}", x.dim(1),
+         columns);
+  const bool differentiate = ctx.differentiate(x);
+  const Tensor y = ctx.result_like(x, differentiate);
+  const auto args = [=]<class T>() {
+    ScaleBlocks<T> a{view<T>(x), view<T>(y), of.count, {}, {}};
+    std::copy_n(of.end, of.count, a.end);
+    std::copy_n(of.factor, of.count, a.factor);
+    return a;
+  };
+  run<scale_blocks_forward>(ctx, x, args);
   if (differentiate) {
-    ctx.record({gate, up, y}, [=](const Context& c) { run<swiglu_backward>(c, gate, args); });
+    ctx.record({x, y}, [=](const Context& c) { run<scale_blocks_backward>(c, x, args); });
   }
   return y;
+}
+
+Tensor swiglu(Context& ctx, const Tensor& gate, const Tensor& up) {
+  return gated<swiglu_forward, swiglu_backward>(ctx, "swiglu", gate, "up", up);
+}
+
+Tensor sigmoid_gate(Context& ctx, const Tensor& gate, const Tensor& x) {
+  return gated<sigmoid_gate_forward, sigmoid_gate_backward>(ctx, "sigmoid_gate", gate, "x", x);
 }
 
 Tensor silu(Context& ctx, const Tensor& x) {
@@ -80,11 +126,11 @@ Tensor silu(Context& ctx, const Tensor& x) {
   return y;
 }
 
-Tensor sigmoid(Context& ctx, const Tensor& x) {
+Tensor sigmoid(Context& ctx, const Tensor& x, float scale) {
   expect_rows("sigmoid", "x", x);
   const bool differentiate = ctx.differentiate(x);
   const Tensor y = gate_like(ctx, x, differentiate);
-  const auto args = [=]<class T>() { return Sigmoid<T>{view<T>(x), view<Sum<T>>(y)}; };
+  const auto args = [=]<class T>() { return Sigmoid<T>{view<T>(x), view<Sum<T>>(y), scale}; };
   run<sigmoid_forward>(ctx, x, args);
   if (differentiate) {
     ctx.record({x, y}, [=](const Context& c) { run<sigmoid_backward>(c, x, args); });
@@ -100,6 +146,15 @@ Tensor step_size(Context& ctx, const Tensor& raw, const Tensor& bias, float lo, 
 
 Tensor log_decay(Context& ctx, const Tensor& x, const Tensor& a_log) {
   return per_head<log_decay_forward, log_decay_backward>(ctx, "log_decay", x, "a_log", a_log, 0, 0);
+}
+
+Tensor bounded_decay(Context& ctx, const Tensor& x, const Tensor& bias, const Tensor& a_log,
+                     float bound) {
+  expect(bound < 0.0F, "[bounded_decay] expected a bound below 0, got {}", bound);
+  expect_rows("bounded_decay", "x (T, H)", x, 2);
+  expect_vector("bounded_decay", "a_log", a_log, x.dim(1), x);
+  return per_head<bounded_decay_forward, bounded_decay_backward>(ctx, "bounded_decay", x, "bias",
+                                                                 bias, bound, 0, a_log);
 }
 
 Tensor repeat_heads(Context& ctx, const Tensor& x, int64_t times) {

@@ -1,64 +1,73 @@
-// Element by element operations: a thread takes 16 bytes of elements (one element where a view
-// cannot be read so) of every input and writes them. Where all views are contiguous the rows do not
-// matter and an element's number is its offset. The gradient of a parameter of heads is summed by
-// chunks of tokens, whose sums a second kernel adds in order.
-#include "ops/cuda.cuh"
+// Element by element operations, by the walk of ops/elements.cuh. The gradient of a parameter of
+// heads is summed by chunks of tokens, whose sums a second kernel adds in order.
+#include "ops/elements.cuh"
 #include "ops/pointwise/pointwise_kernels.h"
 
 namespace cambium::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+using namespace elements;
 
-// --- The walk over elements.
+// --- Blocks of columns times constants
+template <class T>
+struct ScaleBlocksForward {
+  ScaleBlocks<T> s;
 
-/// The first of the elements of a thread: of contiguous results, and of a row of the inputs.
-template <bool kFlat>
-struct Place {
-  int64_t element, row, channel;
-
-  __device__ int64_t in(const Rows& rows) const {
-    return kFlat ? element : rows.offset(row) + channel;
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    float x[kVec];
+    load_n<kVec>(s.x.data + at.in(s.x.rows), x);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      x[i] *= static_cast<float>(s.factor_of(at.channel + i));
+    }
+    store_n<kVec>(s.y.data + at.element, x);
   }
 };
 
-template <int kVec, bool kFlat, class Body>
-__global__ void __launch_bounds__(kThreads)
-    each_element(Body body, int64_t count, int64_t channels) {
-  const int64_t e = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
-  await_inputs();
-  if (e < count) {
-    if constexpr (kFlat) {
-      body.template operator()<kVec>(Place<kFlat>{e, 0, 0});
-    } else {
-      body.template operator()<kVec>(Place<kFlat>{e, e / channels, e % channels});
+template <class T>
+struct ScaleBlocksBackward {
+  ScaleBlocks<T> s;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    const int64_t at_x = at.in(s.x.rows);
+    float dx[kVec];
+    float dy[kVec];
+    load_n<kVec>(s.x.grad + at_x, dx);
+    load_n<kVec>(s.y.grad + at.element, dy);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      dx[i] += static_cast<float>(s.factor_of(at.channel + i)) * dy[i];
     }
+    store_n<kVec>(s.x.grad + at_x, dx);
   }
-}
+};
 
-template <class T>
-bool flat(const View<T>& v) {
-  return v.rows.outer_stride == v.rows.inner * v.channels &&
-         (v.rows.inner == 1 || v.rows.inner_stride == v.channels);
-}
-
-/// Runs `body` over the elements of x. `vectors`: 16 bytes of x at a time can be taken; `is_flat`:
-/// all views are contiguous.
 template <class T, class Body>
-void run_each(const Launch& on, const char* operation, const View<T>& x, bool vectors, bool is_flat,
-              const Body& body) {
-  constexpr int kVec = 16 / sizeof(T);
-  const int64_t count = x.count() * x.channels;
-  const auto blocks = static_cast<unsigned>(ceil_div(count, kThreads * (vectors ? kVec : 1)));
-  const auto kernel =
-      vectors ? is_flat ? each_element<kVec, true, Body> : each_element<kVec, false, Body>
-              : each_element<1, false, Body>;
-  launch_ahead(on, operation, kernel, blocks, kThreads, 0, body, count, x.channels);
+void run_scale_blocks(const ScaleBlocks<T>& s, const Launch& on, const char* operation,
+                      const Body& body) {
+  constexpr int64_t kVec = 16 / sizeof(T);
+  run_each(on, operation, s.x, aligned(s.x, kVec) && aligned(s.y, kVec), false, body);
 }
 
-// --- silu(gate) * up
-template <class T>
-struct SwigluForward {
+// --- A factor of `up` that depends on the gate: silu(gate), sigmoid(gate) or the gate itself, and
+// its slope. s is the gate's sigmoid.
+struct SiluFactor {
+  static __device__ float value(float gate, float s) { return gate * s; }
+  static __device__ float slope(float gate, float s) { return s * (1.0F + gate * (1.0F - s)); }
+};
+struct SigmoidFactor {
+  static __device__ float value(float /*gate*/, float s) { return s; }
+  static __device__ float slope(float /*gate*/, float s) { return s * (1.0F - s); }
+};
+struct PlainFactor {
+  static __device__ float value(float gate, float /*s*/) { return gate; }
+  static __device__ float slope(float /*gate*/, float /*s*/) { return 1.0F; }
+};
+
+template <class Factor, class T>
+struct GatedForward {
   Pointwise<T> p;
 
   template <int kVec, class At>
@@ -69,14 +78,14 @@ struct SwigluForward {
     load_n<kVec>(p.b.data + at.in(p.b.rows), up);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      up[i] *= gate[i] * sigmoid_of<T>(gate[i]);
+      up[i] *= Factor::value(gate[i], sigmoid_of<T>(gate[i]));
     }
     store_n<kVec>(p.y.data + at.element, up);
   }
 };
 
-template <class T>
-struct SwigluBackward {
+template <class Factor, class T>
+struct GatedBackward {
   Pointwise<T> p;
 
   template <int kVec, class At>
@@ -103,8 +112,8 @@ struct SwigluBackward {
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       const float s = sigmoid_of<T>(gate[i]);
-      to_gate[i] += dy[i] * up[i] * s * (1.0F + gate[i] * (1.0F - s));
-      to_up[i] += dy[i] * gate[i] * s;
+      to_gate[i] += dy[i] * up[i] * Factor::slope(gate[i], s);
+      to_up[i] += dy[i] * Factor::value(gate[i], s);
       to_gate[i] += one_grad ? to_up[i] : 0.0F;
     }
     if (p.a.grad != nullptr) {
@@ -117,7 +126,7 @@ struct SwigluBackward {
 };
 
 template <class T, class Body>
-void run_swiglu(const Pointwise<T>& p, const Launch& on, const char* operation, const Body& body) {
+void run_gated(const Pointwise<T>& p, const Launch& on, const char* operation, const Body& body) {
   constexpr int64_t kVec = 16 / sizeof(T);
   const bool vectors = aligned(p.a, kVec) && aligned(p.b, kVec) && aligned(p.y, kVec);
   run_each(on, operation, p.a, vectors, flat(p.a) && flat(p.b), body);
@@ -168,7 +177,7 @@ void run_silu(const Pointwise<T>& p, const Launch& on, const char* operation, co
   run_each(on, operation, p.a, aligned(p.a, kVec) && aligned(p.y, kVec), flat(p.a), body);
 }
 
-// --- 1 / (1 + exp(-x)), in the type of sums
+// --- scale / (1 + exp(-x)), in the type of sums
 template <class T>
 struct SigmoidForward {
   Sigmoid<T> s;
@@ -179,7 +188,7 @@ struct SigmoidForward {
     load_n<kVec>(s.x.data + at.in(s.x.rows), x);
 #pragma unroll
     for (float& value : x) {
-      value = sigmoid_of<T>(value);
+      value = s.scale * sigmoid_of<T>(value);
     }
     store_all<kVec>(s.y.data + at.element, x);
   }
@@ -201,7 +210,7 @@ struct SigmoidBackward {
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       const float y = sigmoid_of<T>(x[i]);
-      dx[i] += dy[i] * y * (1.0F - y);
+      dx[i] += s.scale * dy[i] * y * (1.0F - y);
     }
     store_n<kVec>(s.x.grad + at_x, dx);
   }
@@ -276,35 +285,56 @@ void run_add_scaled(const AddScaled<T>& s, const Launch& on, const char* operati
   run_each(on, operation, s.x, vectors, flat(s.x) && flat(s.y), body);
 }
 
-// --- Gates of heads: y = value(x, p), and the gradients of both as value() and grad() give them.
+// --- Gates of heads: y = value(x, p, q), and the gradients of all as grad() gives them. Functions
+// of one parameter take 0 for q.
 struct HeadGrad {
-  float x, p;
+  float x, p, q;
 };
 
 struct StepSize {
   float lo, hi;
 
   __device__ static float softplus(float x) { return x > 20.0F ? x : log1pf(expf(x)); }
-  __device__ float value(float x, float p) const {
+  __device__ float value(float x, float p, float /*q*/) const {
     const float step = softplus(x + p);
     return step < lo ? lo : hi < step ? hi : step;  // NaN stays
   }
-  __device__ HeadGrad grad(float x, float p, float dy) const {
+  __device__ HeadGrad grad(float x, float p, float /*q*/, float dy) const {
     const float raw = x + p;
     const float step = softplus(raw);
     const float slope = raw > 20.0F ? 1.0F : sigmoid(raw);
     const float d = step > lo && step < hi ? dy * slope : 0.0F;
-    return {d, d};
+    return {d, d, 0.0F};
   }
 };
 
 struct LogDecay {
-  __device__ float value(float x, float p) const { return -expf(p) * x; }
-  __device__ HeadGrad grad(float x, float p, float dy) const {
+  __device__ float value(float x, float p, float /*q*/) const { return -expf(p) * x; }
+  __device__ HeadGrad grad(float x, float p, float /*q*/, float dy) const {
     const float d = -expf(p) * dy;
-    return {d, d * x};
+    return {d, d * x, 0.0F};
   }
 };
+
+struct BoundedDecay {
+  float bound;
+
+  __device__ float value(float x, float p, float q) const {
+    return bound * sigmoid(expf(q) * (x + p));
+  }
+  __device__ HeadGrad grad(float x, float p, float q, float dy) const {
+    const float rate = expf(q);
+    const float raw = rate * (x + p);
+    const float s = sigmoid(raw);
+    const float d = bound * s * (1.0F - s) * dy;
+    return {rate * d, rate * d, raw * d};
+  }
+};
+
+template <class T>
+__device__ float second(const PerHead<T>& h, int64_t head) {
+  return h.q.data == nullptr ? 0.0F : h.q.data[head];
+}
 
 template <class T, class Function>
 struct HeadForward {
@@ -314,7 +344,8 @@ struct HeadForward {
   template <int kVec, class At>
   __device__ void operator()(const At& at) const {
     static_assert(kVec == 1);
-    h.y.data[at.element] = f.value(load(h.x.data + at.in(h.x.rows)), h.p.data[at.channel]);
+    h.y.data[at.element] =
+        f.value(load(h.x.data + at.in(h.x.rows)), h.p.data[at.channel], second(h, at.channel));
   }
 };
 
@@ -332,38 +363,41 @@ constexpr int kHeadColumns = 32;  // heads of a block
 constexpr int kHeadRows = kThreads / kHeadColumns;
 constexpr int64_t kChunks = 264;  // of tokens: a constant, as the order of sums depends on it
 
-/// partial (H, chunks): the sums of dp over chunks of tokens; null where they are not wanted.
+/// partial (2, H, chunks): the sums of dp and dq over chunks of tokens; null where none is wanted.
 template <class T, class Function>
 __global__ void __launch_bounds__(kThreads)
     head_backward(PerHead<T> h, Function f, int64_t chunks, int64_t chunk, float* partial) {
-  __shared__ float part[kHeadRows][kHeadColumns];
+  __shared__ float part[2][kHeadRows][kHeadColumns];
   const int64_t piece = blockIdx.x % chunks;
   const int64_t head = blockIdx.x / chunks * kHeadColumns + threadIdx.x;
   const int64_t end = (piece + 1) * chunk < h.x.count() ? (piece + 1) * chunk : h.x.count();
-  float sum = 0.0F;
+  float sums[2] = {};
   if (head < h.x.channels) {
     const float p = h.p.data[head];
+    const float q = second(h, head);
     for (int64_t t = piece * chunk + threadIdx.y; t < end; t += kHeadRows) {
       const float dy = h.y.grad[t * h.x.channels + head];
-      const HeadGrad d = f.grad(load(h.x.row(t) + head), p, dy);
+      const HeadGrad d = f.grad(load(h.x.row(t) + head), p, q, dy);
       if (h.x.grad != nullptr) {
         add_to(h.x.grad_row(t) + head, d.x);
       }
-      sum += d.p;
+      sums[0] += d.p;
+      sums[1] += d.q;
     }
   }
   if (partial == nullptr) {
     return;
   }
-  part[threadIdx.y][threadIdx.x] = sum;
+  part[0][threadIdx.y][threadIdx.x] = sums[0];
+  part[1][threadIdx.y][threadIdx.x] = sums[1];
   __syncthreads();
-  if (threadIdx.y == 0 && head < h.x.channels) {
-    sum = 0.0F;
+  if (threadIdx.y < 2 && head < h.x.channels) {
+    float sum = 0.0F;
 #pragma unroll
     for (int i = 0; i < kHeadRows; ++i) {
-      sum += part[i][threadIdx.x];
+      sum += part[threadIdx.y][i][threadIdx.x];
     }
-    partial[head * chunks + piece] = sum;
+    partial[(threadIdx.y * h.x.channels + head) * chunks + piece] = sum;
   }
 }
 
@@ -395,14 +429,19 @@ void run_head_backward(const PerHead<T>& h, const Launch& on, const char* operat
   }
   const int64_t chunk = ceil_div(tokens, kChunks) < 32 ? 32 : ceil_div(tokens, kChunks);
   const int64_t chunks = ceil_div(tokens, chunk);
-  float* partial = h.p.grad == nullptr ? nullptr : scratch<float>(on, heads * chunks);
+  const bool wanted = h.p.grad != nullptr || h.q.grad != nullptr;
+  float* partial = wanted ? scratch<float>(on, 2 * heads * chunks) : nullptr;
   launch(on, operation, head_backward<T, Function>,
          static_cast<unsigned>(chunks * ceil_div(heads, kHeadColumns)),
          dim3(kHeadColumns, kHeadRows), 0, h, f, chunks, chunk, partial);
-  if (partial != nullptr) {
-    launch(on, operation, add_partial_sums, static_cast<unsigned>(ceil_div(heads, kThreads / 32)),
-           kThreads, 0, partial, heads, chunks, h.p.grad);
-  }
+  const auto add_sums = [&](const float* sums, float* grad) {
+    if (grad != nullptr) {
+      launch(on, operation, add_partial_sums, static_cast<unsigned>(ceil_div(heads, kThreads / 32)),
+             kThreads, 0, sums, heads, chunks, grad);
+    }
+  };
+  add_sums(partial, h.p.grad);
+  add_sums(partial + heads * chunks, h.q.grad);
 }
 
 // --- Copies of heads. A thread takes its elements of a head and all of its copies.
@@ -518,17 +557,56 @@ void run_mix_backward(const MixHeads<T>& h, const Launch& on) {
 
 }  // namespace
 
+void multiply_forward(const Pointwise<float>& p, const Launch& on) {
+  run_gated(p, on, "multiply", GatedForward<PlainFactor, float>{p});
+}
+void multiply_forward(const Pointwise<bf16>& p, const Launch& on) {
+  run_gated(p, on, "multiply", GatedForward<PlainFactor, bf16>{p});
+}
+void multiply_backward(const Pointwise<float>& p, const Launch& on) {
+  run_gated(p, on, "multiply's gradient", GatedBackward<PlainFactor, float>{p});
+}
+void multiply_backward(const Pointwise<bf16>& p, const Launch& on) {
+  run_gated(p, on, "multiply's gradient", GatedBackward<PlainFactor, bf16>{p});
+}
+
+void scale_blocks_forward(const ScaleBlocks<float>& s, const Launch& on) {
+  run_scale_blocks(s, on, "scale_blocks", ScaleBlocksForward<float>{s});
+}
+void scale_blocks_forward(const ScaleBlocks<bf16>& s, const Launch& on) {
+  run_scale_blocks(s, on, "scale_blocks", ScaleBlocksForward<bf16>{s});
+}
+void scale_blocks_backward(const ScaleBlocks<float>& s, const Launch& on) {
+  run_scale_blocks(s, on, "scale_blocks's gradient", ScaleBlocksBackward<float>{s});
+}
+void scale_blocks_backward(const ScaleBlocks<bf16>& s, const Launch& on) {
+  run_scale_blocks(s, on, "scale_blocks's gradient", ScaleBlocksBackward<bf16>{s});
+}
+
 void swiglu_forward(const Pointwise<float>& p, const Launch& on) {
-  run_swiglu(p, on, "swiglu", SwigluForward<float>{p});
+  run_gated(p, on, "swiglu", GatedForward<SiluFactor, float>{p});
 }
 void swiglu_forward(const Pointwise<bf16>& p, const Launch& on) {
-  run_swiglu(p, on, "swiglu", SwigluForward<bf16>{p});
+  run_gated(p, on, "swiglu", GatedForward<SiluFactor, bf16>{p});
 }
 void swiglu_backward(const Pointwise<float>& p, const Launch& on) {
-  run_swiglu(p, on, "swiglu's gradient", SwigluBackward<float>{p});
+  run_gated(p, on, "swiglu's gradient", GatedBackward<SiluFactor, float>{p});
 }
 void swiglu_backward(const Pointwise<bf16>& p, const Launch& on) {
-  run_swiglu(p, on, "swiglu's gradient", SwigluBackward<bf16>{p});
+  run_gated(p, on, "swiglu's gradient", GatedBackward<SiluFactor, bf16>{p});
+}
+
+void sigmoid_gate_forward(const Pointwise<float>& p, const Launch& on) {
+  run_gated(p, on, "sigmoid_gate", GatedForward<SigmoidFactor, float>{p});
+}
+void sigmoid_gate_forward(const Pointwise<bf16>& p, const Launch& on) {
+  run_gated(p, on, "sigmoid_gate", GatedForward<SigmoidFactor, bf16>{p});
+}
+void sigmoid_gate_backward(const Pointwise<float>& p, const Launch& on) {
+  run_gated(p, on, "sigmoid_gate's gradient", GatedBackward<SigmoidFactor, float>{p});
+}
+void sigmoid_gate_backward(const Pointwise<bf16>& p, const Launch& on) {
+  run_gated(p, on, "sigmoid_gate's gradient", GatedBackward<SigmoidFactor, bf16>{p});
 }
 
 void silu_forward(const Pointwise<float>& p, const Launch& on) {
@@ -594,6 +672,19 @@ void log_decay_backward(const PerHead<float>& h, const Launch& on) {
 }
 void log_decay_backward(const PerHead<bf16>& h, const Launch& on) {
   run_head_backward(h, on, "log_decay's gradient", LogDecay{});
+}
+
+void bounded_decay_forward(const PerHead<float>& h, const Launch& on) {
+  run_head_forward(h, on, "bounded_decay", BoundedDecay{h.lo});
+}
+void bounded_decay_forward(const PerHead<bf16>& h, const Launch& on) {
+  run_head_forward(h, on, "bounded_decay", BoundedDecay{h.lo});
+}
+void bounded_decay_backward(const PerHead<float>& h, const Launch& on) {
+  run_head_backward(h, on, "bounded_decay's gradient", BoundedDecay{h.lo});
+}
+void bounded_decay_backward(const PerHead<bf16>& h, const Launch& on) {
+  run_head_backward(h, on, "bounded_decay's gradient", BoundedDecay{h.lo});
 }
 
 void repeat_heads_forward(const RepeatHeads<float>& h, const Launch& on) {

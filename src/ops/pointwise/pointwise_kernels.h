@@ -12,8 +12,12 @@ template <class T>
 struct Pointwise {
   View<T> a, b, y;  // (rows, C)
 };
+CAMBIUM_KERNEL(multiply_forward, Pointwise)
+CAMBIUM_KERNEL(multiply_backward, Pointwise)
 CAMBIUM_KERNEL(swiglu_forward, Pointwise)
 CAMBIUM_KERNEL(swiglu_backward, Pointwise)
+CAMBIUM_KERNEL(sigmoid_gate_forward, Pointwise)
+CAMBIUM_KERNEL(sigmoid_gate_backward, Pointwise)
 CAMBIUM_KERNEL(silu_forward, Pointwise)
 CAMBIUM_KERNEL(silu_backward, Pointwise)
 
@@ -22,6 +26,7 @@ template <class T>
 struct Sigmoid {
   View<T> x;       // (rows, C)
   View<Sum<T>> y;  // (rows, C)
+  float scale;
 };
 CAMBIUM_KERNEL(sigmoid_forward, Sigmoid)
 CAMBIUM_KERNEL(sigmoid_backward, Sigmoid)
@@ -37,18 +42,40 @@ struct AddScaled {
 CAMBIUM_KERNEL(add_scaled_forward, AddScaled)
 CAMBIUM_KERNEL(add_scaled_backward, AddScaled)
 
+template <class T>
+struct ScaleBlocks {
+  static constexpr int kMost = 8;
+  View<T> x, y;        // (rows, C)
+  int count;           // of blocks
+  int64_t end[kMost];  // of their columns
+  double factor[kMost];
+
+  constexpr double factor_of(int64_t column) const {
+    int block = 0;
+    while (column >= end[block]) {
+      ++block;
+    }
+    return factor[block];
+  }
+};
+CAMBIUM_KERNEL(scale_blocks_forward, ScaleBlocks)
+CAMBIUM_KERNEL(scale_blocks_backward, ScaleBlocks)
+
 /// Gates of the heads of a token, in the type of sums.
 template <class T>
 struct PerHead {
   View<T> x;       // (T, H)
   View<Sum<T>> p;  // (H): bias or a_log
+  View<Sum<T>> q;  // (H): a_log of bounded_decay, else undefined
   View<Sum<T>> y;  // (T, H)
-  float lo, hi;    // of step_size
+  float lo, hi;    // of step_size; lo is the bound of bounded_decay
 };
 CAMBIUM_KERNEL(step_size_forward, PerHead)
 CAMBIUM_KERNEL(step_size_backward, PerHead)
 CAMBIUM_KERNEL(log_decay_forward, PerHead)
 CAMBIUM_KERNEL(log_decay_backward, PerHead)
+CAMBIUM_KERNEL(bounded_decay_forward, PerHead)
+CAMBIUM_KERNEL(bounded_decay_backward, PerHead)
 
 template <class T>
 struct RepeatHeads {

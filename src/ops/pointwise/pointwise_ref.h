@@ -53,6 +53,33 @@ void pointwise_grad(const Pointwise<T>& p, Fa grad_a, Fb grad_b) {
 }  // namespace definition
 
 template <class T>
+void multiply_forward::reference(const Pointwise<T>& p) {
+  definition::pointwise(p, [](T a, T b) { return a * b; });
+}
+template <class T>
+void multiply_backward::reference(const Pointwise<T>& p) {
+  definition::pointwise_grad(
+      p, [](T, T b, T dy) { return dy * b; }, [](T a, T, T dy) { return dy * a; });
+}
+
+template <class T>
+void scale_blocks_forward::reference(const ScaleBlocks<T>& s) {
+  for (int64_t r = 0; r < s.x.count(); ++r) {
+    for (int64_t c = 0; c < s.x.channels; ++c) {
+      s.y.row(r)[c] = static_cast<T>(s.factor_of(c)) * s.x.row(r)[c];
+    }
+  }
+}
+template <class T>
+void scale_blocks_backward::reference(const ScaleBlocks<T>& s) {
+  for (int64_t r = 0; r < s.x.count(); ++r) {
+    for (int64_t c = 0; c < s.x.channels; ++c) {
+      s.x.grad_row(r)[c] += static_cast<T>(s.factor_of(c)) * s.y.grad_row(r)[c];
+    }
+  }
+}
+
+template <class T>
 void swiglu_forward::reference(const Pointwise<T>& p) {
   definition::pointwise(p, [](T gate, T up) { return gate * definition::sigmoid(gate) * up; });
 }
@@ -65,6 +92,21 @@ void swiglu_backward::reference(const Pointwise<T>& p) {
         return dy * up * s * (1 + gate * (1 - s));
       },
       [](T gate, T, T dy) { return dy * gate * definition::sigmoid(gate); });
+}
+
+template <class T>
+void sigmoid_gate_forward::reference(const Pointwise<T>& p) {
+  definition::pointwise(p, [](T gate, T x) { return definition::sigmoid(gate) * x; });
+}
+template <class T>
+void sigmoid_gate_backward::reference(const Pointwise<T>& p) {
+  definition::pointwise_grad(
+      p,
+      [](T gate, T x, T dy) {
+        const T s = definition::sigmoid(gate);
+        return dy * x * s * (1 - s);
+      },
+      [](T gate, T, T dy) { return dy * definition::sigmoid(gate); });
 }
 
 template <class T>
@@ -82,13 +124,16 @@ void silu_backward::reference(const Pointwise<T>& p) {
 
 template <class T>
 void sigmoid_forward::reference(const Sigmoid<T>& s) {
-  definition::pointwise(Pointwise<T>{s.x, {}, s.y}, [](T x, T) { return definition::sigmoid(x); });
+  const T scale = s.scale;
+  definition::pointwise(Pointwise<T>{s.x, {}, s.y},
+                        [=](T x, T) { return scale * definition::sigmoid(x); });
 }
 template <class T>
 void sigmoid_backward::reference(const Sigmoid<T>& s) {
-  const auto grad = [](T x, T, T dy) {
+  const T scale = s.scale;
+  const auto grad = [=](T x, T, T dy) {
     const T y = definition::sigmoid(x);
-    return dy * y * (1 - y);
+    return scale * dy * y * (1 - y);
   };
   definition::pointwise_grad(Pointwise<T>{s.x, {}, s.y}, grad, grad);
 }
@@ -163,6 +208,37 @@ void log_decay_backward::reference(const PerHead<T>& h) {
       }
       if (h.p.grad != nullptr) {
         h.p.grad[i] += grad * h.x.row(t)[i];
+      }
+    }
+  }
+}
+
+template <class T>
+void bounded_decay_forward::reference(const PerHead<T>& h) {
+  for (int64_t t = 0; t < h.x.count(); ++t) {
+    for (int64_t i = 0; i < h.x.channels; ++i) {
+      const T raw = std::exp(h.q.data[i]) * (h.x.row(t)[i] + h.p.data[i]);
+      h.y.row(t)[i] = static_cast<T>(h.lo) * definition::sigmoid(raw);
+    }
+  }
+}
+
+template <class T>
+void bounded_decay_backward::reference(const PerHead<T>& h) {
+  for (int64_t t = 0; t < h.x.count(); ++t) {
+    for (int64_t i = 0; i < h.x.channels; ++i) {
+      const T rate = std::exp(h.q.data[i]);
+      const T raw = rate * (h.x.row(t)[i] + h.p.data[i]);
+      const T s = definition::sigmoid(raw);
+      const T grad = static_cast<T>(h.lo) * s * (1 - s) * h.y.grad_row(t)[i];
+      if (h.x.grad != nullptr) {
+        h.x.grad_row(t)[i] += rate * grad;
+      }
+      if (h.p.grad != nullptr) {
+        h.p.grad[i] += rate * grad;
+      }
+      if (h.q.grad != nullptr) {
+        h.q.grad[i] += raw * grad;
       }
     }
   }

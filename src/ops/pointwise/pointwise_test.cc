@@ -56,6 +56,29 @@ INSTANTIATE_TEST_SUITE_P(
               return add_scaled(c, 0.25F, in[0].slice(1, 8, 24).split_last(4, 6), -3.0F, in[1]);
             },
             {{{5, 40}}, {{5, 4, 6}}}},
+        Row{"multiply",
+            [](Context& c, const In& in) { return multiply(c, in[0], in[1]); },
+            {{{4, 35}}, {{4, 35}}}},
+        Row{"multiply_of_slices_of_one_product",
+            [](Context& c, const In& in) {
+              return multiply(c, in[0].slice(1, 0, 17), in[0].slice(1, 17, 17));
+            },
+            {{{6, 34}, -4, 4}}},
+        Row{"square",
+            [](Context& c, const In& in) { return multiply(c, in[0], in[0]); },
+            {{{5, 16}}}},
+        Row{"scale_blocks",
+            [](Context& c, const In& in) {
+              const ColumnBlock blocks[] = {{9, 0.5}, {21, -2.0}, {7, 3.0}};
+              return scale_blocks(c, in[0], blocks);
+            },
+            {{{5, 37}}}},
+        Row{"scale_blocks_of_a_slice",
+            [](Context& c, const In& in) {
+              const ColumnBlock blocks[] = {{1, 0.25}, {0, 7.0}, {23, 1.5}};
+              return scale_blocks(c, in[0].slice(1, 8, 24), blocks);
+            },
+            {{{300, 40}}}},
         Row{"swiglu",
             [](Context& c, const In& in) { return swiglu(c, in[0], in[1]); },
             {{{4, 35}, -12, 12}, {{4, 35}}}},
@@ -64,6 +87,18 @@ INSTANTIATE_TEST_SUITE_P(
               return swiglu(c, in[0].slice(1, 0, 17), in[0].slice(1, 17, 17));
             },
             {{{6, 34}, -4, 4}}},
+        Row{"sigmoid_gate",
+            [](Context& c, const In& in) { return sigmoid_gate(c, in[0], in[1]); },
+            {{{4, 35}, -12, 12}, {{4, 35}}}},
+        Row{"sigmoid_gate_of_heads_beside_it",
+            [](Context& c, const In& in) {
+              const Tensor heads = in[0].split_last(3, 16);
+              return sigmoid_gate(c, heads.slice(2, 8, 8), in[1]);
+            },
+            {{{5, 48}, -4, 4}, {{5, 3, 8}}}},
+        Row{"sigmoid_gate_of_itself",
+            [](Context& c, const In& in) { return sigmoid_gate(c, in[0], in[0]); },
+            {{{3, 21}, -4, 4}}},
         Row{"silu", [](Context& c, const In& in) { return silu(c, in[0]); }, {{{4, 19}, -12, 12}}},
         Row{"silu_of_heads_that_lie_apart",
             [](Context& c, const In& in) {
@@ -72,6 +107,9 @@ INSTANTIATE_TEST_SUITE_P(
             {{{5, 72}, -4, 4}}},
         Row{"sigmoid",
             [](Context& c, const In& in) { return sigmoid(c, in[0]); },
+            {{{4, 19}, -9, 9}}},
+        Row{"sigmoid_up_to_two",
+            [](Context& c, const In& in) { return sigmoid(c, in[0], 2.0F); },
             {{{4, 19}, -9, 9}}},
         Row{"step_size",
             [](Context& c, const In& in) { return step_size(c, in[0], in[1], 0, kInfinity); },
@@ -84,6 +122,16 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"log_decay",
             [](Context& c, const In& in) { return log_decay(c, in[0], in[1]); },
             {{{7, 18}, 0, 2}, {{18}, -3, 3}}},
+        Row{"bounded_decay",
+            [](Context& c, const In& in) {
+              return bounded_decay(c, in[0], in[1], in[2], -5.0F);
+            },
+            {{{7, 18}, -3, 3}, {{18}}, {{18}, -1, 1}}},
+        Row{"bounded_decay_of_a_slice",
+            [](Context& c, const In& in) {
+              return bounded_decay(c, in[0].slice(1, 2, 35), in[1], in[2], -0.5F);
+            },
+            {{{70, 40}, -3, 3}, {{35}}, {{35}, -1, 1}}},
         Row{"mix_heads",
             [](Context& c, const In& in) { return mix_heads(c, in[0], in[1], in[2]); },
             {{{5, 40}}, {{5, 40}}, {{5, 2}, -4, 4}}},
@@ -166,6 +214,11 @@ TEST(ActivationErrors, NameWhatCame) {
        "[swiglu] expected up like the first input, f32 (2, 3) with contiguous rows, got f64 (2, "
        "3)"},
       {[&] {
+         sigmoid_gate(ctx, tensor({2, 3}), tensor({2, 4}));
+       },
+       "[sigmoid_gate] expected x like the first input, f32 (2, 3) with contiguous rows, got f32 "
+       "(2, 4)"},
+      {[&] {
          sigmoid(ctx, tensor({2, 3}, Dtype::kI32));
        },
        "[sigmoid] expected x f32 or f64 with contiguous rows, got i32 (2, 3)"},
@@ -185,6 +238,23 @@ TEST(ActivationErrors, NameWhatCame) {
          mix_heads(ctx, tensor({2, 6}), tensor({2, 6}), tensor({2, 4}));
        },
        "[mix_heads] expected gate f32 (2, H), H a divisor of 6 channels, got f32 (2, 4)"},
+      {[&] {
+         multiply(ctx, tensor({2, 3}), tensor({3}));
+       },
+       "[multiply] expected b like the first input, f32 (2, 3) with contiguous rows, got f32 (3)"},
+      {[&] {
+         const ColumnBlock blocks[] = {{1, 2.0}, {1, 3.0}};
+         scale_blocks(ctx, tensor({2, 3}), blocks);
+       },
+       "[scale_blocks] expected blocks of 3 columns, got 2"},
+      {[&] {
+         bounded_decay(ctx, tensor({2, 3}), tensor({3}), tensor({3}), 0.0F);
+       },
+       "[bounded_decay] expected a bound below 0, got 0"},
+      {[&] {
+         bounded_decay(ctx, tensor({2, 3}), tensor({3}), tensor({2}), -1.0F);
+       },
+       "[bounded_decay] expected a_log f32 (3), got f32 (2)"},
       {[&] {
          repeat_heads(ctx, tensor({2, 3, 1}), 0);
        },

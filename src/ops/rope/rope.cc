@@ -18,6 +18,9 @@ void check(const RopeConfig& c) {
   expect(c.dim >= 2 && c.dim % 2 == 0 && c.theta > 0 && std::isfinite(c.theta),
          "[rope] expected an even number of rotated dims and theta > 0, got {} and {}", c.dim,
          c.theta);
+  expect(c.query_beta == 0.0 || (std::isfinite(c.query_beta) && c.original_length > 0),
+         "[rope] expected an original length above 0 beside query_beta, got {} and {}",
+         c.original_length, c.query_beta);
   if (c.scaling == RopeScaling::kNone) {
     return;
   }
@@ -101,6 +104,8 @@ Turns RopeTable::turns(const Context& ctx, const Segments& segments,
   float* sin = ctx.shared_scratch<float>(tokens * half);
   auto* position = ctx.shared_scratch<int32_t>(tokens);
   auto* frequency = ctx.shared_scratch<const float*>(tokens);
+  const bool scales = config_.query_beta != 0.0;
+  float* query_scale = scales ? ctx.shared_scratch<float>(tokens) : nullptr;
   int64_t t = 0;
   for (int64_t s = 0; s < segments.count(); ++s) {
     const int64_t first = segments.position[static_cast<size_t>(s)];
@@ -121,6 +126,10 @@ Turns RopeTable::turns(const Context& ctx, const Segments& segments,
     for (int64_t p = first; p < end; ++p, ++t) {
       position[t] = static_cast<int32_t>(p);
       frequency[t] = turned;
+      if (scales) {
+        const auto past = static_cast<double>(p / config_.original_length);
+        query_scale[t] = static_cast<float>(1.0 + config_.query_beta * std::log1p(past));
+      }
       if (grown) {
         write_row(turned, p, cos + t * half, sin + t * half);
       } else {
@@ -137,7 +146,12 @@ Turns RopeTable::turns(const Context& ctx, const Segments& segments,
           frequency,
           tokens,
           config_.dim,
-          static_cast<float>(config_.attention_factor)};
+          static_cast<float>(config_.attention_factor),
+          config_.interleaved,
+          scales ? ctx.to_device(std::span<const float>(query_scale, static_cast<size_t>(tokens)))
+                 : nullptr,
+          config_.query_beta,
+          config_.original_length};
 }
 
 namespace {
@@ -162,12 +176,15 @@ void turn_all(Context& ctx, std::span<const Tensor> x, std::span<Tensor> y, cons
   const auto args = [count = x.size(), a = in[0], b = in[1], to_a = out[0], to_b = out[1],
                      turns]<class T>() {
     const auto of = [&](const Tensor& from, const Tensor& to) {
-      return Rope<T>{view<T>(from), view<T>(to),    turns.dim / 2,   turns.cos,
-                     turns.sin,     turns.position, turns.frequency, turns.amplitude};
+      return Rope<T>{view<T>(from),  view<T>(to),     turns.dim / 2,   turns.cos,        turns.sin,
+                     turns.position, turns.frequency, turns.amplitude, turns.interleaved};
     };
     Ropes<T> all{static_cast<int64_t>(count), {of(a, to_a), {}}};
     if (count > 1) {
       all.each[1] = of(b, to_b);
+      all.each[0].scale = turns.query_scale;
+      all.each[0].beta = turns.query_beta;
+      all.each[0].length = turns.query_length;
     }
     return all;
   };

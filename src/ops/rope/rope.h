@@ -1,6 +1,6 @@
-// Rotary position embedding, half-split pairing: dims i and i + D/2 turn by position *
-// frequency[i]. Su et al. 2021, arXiv 2104.09864. The scaled kinds have the formulas of
-// transformers' modeling_rope_utils; f_i = theta^(-2i/dim).
+// Rotary position embedding: dims i and i + D/2, or 2i and 2i + 1 where pairs are interleaved, turn
+// by position * frequency[i]. Su et al. 2021, arXiv 2104.09864. The scaled kinds have the formulas
+// of transformers' modeling_rope_utils; f_i = theta^(-2i/dim).
 #pragma once
 
 #include <array>
@@ -34,6 +34,10 @@ struct RopeConfig {
   bool truncate = true;           // yarn: the ramp begins and ends at whole dims
   double attention_factor = 1.0;  // yarn, longrope: of the cosines and sines
   std::vector<double> short_factors{}, long_factors{};  // longrope: (dim / 2)
+  bool interleaved = false;  // pairs are (2i, 2i + 1), as in DeepSeek's models
+  /// Queries are also times 1 + query_beta ln(1 + floor(position / original_length)) (Llama 4,
+  /// Ministral 3).
+  double query_beta = 0.0;
   friend bool operator==(const RopeConfig&, const RopeConfig&) = default;
 };
 
@@ -50,6 +54,10 @@ struct Turns {
   int64_t tokens = 0;
   int64_t dim = 0;
   float amplitude = 1.0F;
+  bool interleaved = false;
+  const float* query_scale = nullptr;  // (T): factors of the queries, or null
+  double query_beta = 0.0;
+  int64_t query_length = 1;
 };
 
 /// Cosines and sines by position in fp32, from angles in double precision. Rows come in chunks that
@@ -93,7 +101,8 @@ class RopeTable {
 
 /// Rotates x (T, H, D), heads contiguous, D >= turns.dim -> (T, H, D).
 Tensor rope(Context& ctx, const Tensor& x, const Turns& turns);
-/// The same for queries and keys of the same tokens, as one piece of work.
+/// The same for queries and keys of the same tokens, as one piece of work; the queries are scaled
+/// by their positions where the turns say so.
 std::array<Tensor, 2> rope(Context& ctx, const Tensor& q, const Tensor& k, const Turns& turns);
 
 }  // namespace cambium

@@ -15,18 +15,29 @@ template <bool kBackward>
 void turn(const Rope<float>& a, int64_t t, const float* x, float* y) {
   const float* cos = a.cos + t * a.half;
   const float* sin = a.sin + t * a.half;
-  for (int64_t i = 0; i < a.half; i += kLanes) {
+  const vf scale = vset(a.scale == nullptr ? 1.0F : a.scale[t]);
+  if (a.interleaved) {
+    for (int64_t i = 0; i < a.half; ++i) {
+      const float s = (kBackward ? -sin[i] : sin[i]) * scale[0];
+      const float c = cos[i] * scale[0];
+      const float y1 = x[2 * i] * c - x[2 * i + 1] * s;
+      const float y2 = x[2 * i + 1] * c + x[2 * i] * s;
+      y[2 * i] = kBackward ? y[2 * i] + y1 : y1;
+      y[2 * i + 1] = kBackward ? y[2 * i + 1] + y2 : y2;
+    }
+  }
+  for (int64_t i = 0; !a.interleaved && i < a.half; i += kLanes) {
     const int64_t n = a.half - i;
     const vf x1 = vload_upto(x + i, n);
     const vf x2 = vload_upto(x + a.half + i, n);
     const vf c = vload_upto(cos + i, n);
     const vf s = kBackward ? -vload_upto(sin + i, n) : vload_upto(sin + i, n);
-    put<kBackward>(y + i, x1 * c - x2 * s, n);
-    put<kBackward>(y + a.half + i, x2 * c + x1 * s, n);
+    put<kBackward>(y + i, (x1 * c - x2 * s) * scale, n);
+    put<kBackward>(y + a.half + i, (x2 * c + x1 * s) * scale, n);
   }
   const int64_t channels = a.x.channels;
   for (int64_t i = 2 * a.half; i < channels; i += kLanes) {
-    put<kBackward>(y + i, vload_upto(x + i, channels - i), channels - i);
+    put<kBackward>(y + i, vload_upto(x + i, channels - i) * scale, channels - i);
   }
 }
 

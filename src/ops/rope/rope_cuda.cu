@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(kThreads) turn(const Ropes<T> all, int64_t fir
   const int64_t c = unit % units * kVec;
   const T* in = kBackward ? a.y.grad_row(row) : a.x.row(row);
   T* out = kBackward ? a.x.grad_row(row) : a.y.row(row);
+  const float scale = a.scale == nullptr ? 1.0F : a.scale[row / a.x.rows.inner];
   // What the result is added to.
   float y1[kVec] = {};
   float y2[kVec] = {};
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) turn(const Ropes<T> all, int64_t fir
   if (c >= a.half) {
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      y2[i] += x2[i];
+      y2[i] = fmaf(x2[i], scale, y2[i]);
     }
     store_n<kVec>(out + a.half + c, y2);
     return;
@@ -68,17 +69,51 @@ __global__ void __launch_bounds__(kThreads) turn(const Ropes<T> all, int64_t fir
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
     const float s = kBackward ? -sin[i] : sin[i];
-    y1[i] += x1[i] * cos[i] - x2[i] * s;
-    y2[i] += x2[i] * cos[i] + x1[i] * s;
+    y1[i] += (x1[i] * cos[i] - x2[i] * s) * scale;
+    y2[i] += (x2[i] * cos[i] + x1[i] * s) * scale;
   }
   store_n<kVec>(out + c, y1);
   store_n<kVec>(out + a.half + c, y2);
 }
 
+/// A thread for each interleaved pair of a head and for each number that is copied.
+template <bool kBackward, class T>
+__global__ void __launch_bounds__(kThreads)
+    turn_neighbours(const Ropes<T> all, int64_t first, int64_t count) {
+  int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  await_inputs();
+  if (unit >= count) {
+    return;
+  }
+  const Rope<T>& a = unit < first ? all.each[0] : all.each[1];
+  unit -= unit < first ? 0 : first;
+  const int64_t units = a.x.channels - a.half;
+  const int64_t row = unit / units;
+  const int64_t i = unit % units;
+  const int64_t token = row / a.x.rows.inner;
+  const T* in = kBackward ? a.y.grad_row(row) : a.x.row(row);
+  T* out = kBackward ? a.x.grad_row(row) : a.y.row(row);
+  const float scale = a.scale == nullptr ? 1.0F : a.scale[token];
+  const auto put = [&](int64_t c, float value) {
+    store(out + c, kBackward ? load(out + c) + value * scale : value * scale);
+  };
+  if (i >= a.half) {
+    put(i + a.half, load(in + i + a.half));
+    return;
+  }
+  const float cos = a.cos[token * a.half + i];
+  const float sin = kBackward ? -a.sin[token * a.half + i] : a.sin[token * a.half + i];
+  const float x1 = load(in + 2 * i);
+  const float x2 = load(in + 2 * i + 1);
+  put(2 * i, x1 * cos - x2 * sin);
+  put(2 * i + 1, x2 * cos + x1 * sin);
+}
+
 template <bool kBackward, class T>
 void run_rope(const Ropes<T>& all, const Launch& on) {
   constexpr int kVec = 16 / sizeof(T);
-  bool vectors = true;
+  const bool neighbours = all.each[0].interleaved;
+  bool vectors = !neighbours;
   Ropes<T> wanted;
   for (int64_t i = 0; i < all.count; ++i) {
     const Rope<T>& a = all.each[i];
@@ -95,7 +130,9 @@ void run_rope(const Ropes<T>& all, const Launch& on) {
   }
   const int64_t count = units[0] + units[1];
   launch_ahead(on, kBackward ? "rope's gradient" : "rope",
-               vectors ? turn<kVec, kBackward, T> : turn<1, kBackward, T>,
+               neighbours ? turn_neighbours<kBackward, T>
+               : vectors  ? turn<kVec, kBackward, T>
+                          : turn<1, kBackward, T>,
                static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0, wanted, units[0],
                count);
 }

@@ -10,15 +10,20 @@ namespace cambium {
 /// out (channels) = in turned by the angles of token t, times `direction`; added where `add`.
 template <class T>
 void turn_head(const Rope<T>& a, int64_t t, double direction, bool add, const T* in, T* out) {
+  const double turns = static_cast<double>(a.position[t] / a.length);
+  const T scale = static_cast<T>(1.0 + a.beta * std::log1p(turns));
   for (int64_t c = 0; c < a.x.channels; ++c) {
     T value = in[c];
     if (c < 2 * a.half) {
-      const int64_t i = c % a.half;
+      const int64_t i = a.interleaved ? c / 2 : c % a.half;
+      const bool first = a.interleaved ? c % 2 == 0 : c < a.half;
+      const int64_t other = a.interleaved ? c ^ 1 : (c + a.half) % (2 * a.half);
       const double angle = static_cast<double>(a.position[t]) * a.frequency[t][i];
       const T cos = static_cast<T>(std::cos(angle) * a.amplitude);
       const T sin = static_cast<T>(std::sin(angle) * a.amplitude * direction);
-      value = c < a.half ? in[i] * cos - in[i + a.half] * sin : in[i + a.half] * cos + in[i] * sin;
+      value = in[c] * cos + (first ? -in[other] * sin : in[other] * sin);
     }
+    value *= scale;
     out[c] = add ? out[c] + value : value;
   }
 }

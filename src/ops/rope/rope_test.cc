@@ -60,6 +60,12 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         Case{"whole_head", {.dim = 64}, 3, 64}, Case{"small", {.dim = 6}, 2, 6},
         Case{"part_of_the_head", {.dim = 20}, 2, 33},
+        Case{"interleaved", {.dim = 24, .interleaved = true}, 3, 24},
+        Case{"interleaved_part_with_query_scale",
+             {.dim = 10, .original_length = 20, .interleaved = true, .query_beta = 0.3},
+             2,
+             33},
+        Case{"query_scale", {.dim = 16, .original_length = 20, .query_beta = 0.1}, 2, 32},
         Case{"llama3",
              {.theta = 500000,
               .dim = 16,
@@ -111,6 +117,39 @@ TEST(RopeAngles, PairsTurnByPositionTimesFrequency) {
 // Angle per position of pair i, read back from the table at position 1.
 double frequency(const RopeTable& table, int64_t i) {
   return std::atan2(table.sin(1)[i], table.cos(1)[i]);
+}
+
+TEST(RopeAngles, InterleavedPairsAreNeighbours) {
+  RopeTable table({.theta = 100, .dim = 4, .interleaved = true});
+  table.ensure(4);
+  Arena arena;
+  Context ctx{.arena = &arena};
+  std::vector<double> x{1, 0, 0, 2};
+  const std::vector<int32_t> start{0, 1};
+  const std::vector<int32_t> position{3};
+  const Tensor y =
+      rope(ctx, Tensor::of(x.data(), {1, 1, 4}), table.turns(ctx, {start, position, {}}));
+  const double expected[] = {std::cos(3.0), std::sin(3.0), -2 * std::sin(0.3), 2 * std::cos(0.3)};
+  for (int64_t i = 0; i < 4; ++i) {
+    EXPECT_NEAR(y.ptr<double>()[i], expected[i], 1e-6);
+  }
+}
+
+TEST(RopeQueries, AreScaledByWholeOriginalLengthsBehindThem) {
+  RopeTable table({.dim = 2, .original_length = 10, .query_beta = 0.5});
+  table.ensure(41);
+  Arena arena;
+  Context ctx{.arena = &arena};
+  const std::vector<int32_t> start{0, 1, 2, 3};
+  const std::vector<int32_t> position{9, 10, 40};
+  std::vector<double> ones(9, 1.0);  // the third number of a head is not turned
+  const Tensor x = Tensor::of(ones.data(), {3, 1, 3});
+  const auto [q, k] = rope(ctx, x, x, table.turns(ctx, {start, position, {}}));
+  const double expected[] = {1.0, 1.0 + 0.5 * std::log(2.0), 1.0 + 0.5 * std::log(5.0)};
+  for (int64_t t = 0; t < 3; ++t) {
+    EXPECT_NEAR(q.ptr<double>()[t * 3 + 2], expected[t], 1e-12);
+    EXPECT_EQ(k.ptr<double>()[t * 3 + 2], 1.0);
+  }
 }
 
 TEST(RopeAngles, Llama3StretchesLongWavesOnly) {

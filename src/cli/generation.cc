@@ -1,0 +1,93 @@
+#include "cli/generation.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "base/checked.h"
+#include "base/progress.h"
+#include "base/signals.h"
+#include "serve/memory_plan.h"
+
+namespace cambium {
+
+void AnsweringModel::declare(Args& args) {
+  args.option("max-new-tokens,n", "tokens to generate at most", &max_new_tokens,
+              {1, kMaxPositions});
+  sampling.declare(args);
+  cache.declare(args);
+  cache.declare_page_size(args);
+  args.choice("storage", "how matrices are kept in memory; stored is as in the file",
+              {"stored", "f32", "bf16"}, &storage);
+  preset.declare(args);
+  device.declare(args);
+}
+
+EngineConfig AnsweringModel::config(int64_t sequences) const {
+  EngineConfig config;
+  config.max_sequences = sequences;
+  config.cache_values = cache.values();
+  config.page_size = cache.page_size;
+  engine.apply(config);
+  return config;
+}
+
+EngineConfig AnsweringModel::planned(int64_t sequences) const {
+  return planned_engine(model, parse_storage(storage), device.device(), config(sequences),
+                        preset.name);
+}
+
+LoadOptions AnsweringModel::load_options() const {
+  LoadOptions options;
+  options.storage = parse_storage(storage);
+  options.device = device.device();
+  options.preset = preset.name;
+  return options;
+}
+
+GenerationRequest AnsweringModel::request(const Tokenizer& tokenizer, const ModelSpec& spec,
+                                          std::vector<int32_t> prompt) const {
+  GenerationRequest request;
+  request.prompt = std::move(prompt);
+  request.max_new_tokens = max_new_tokens;
+  request.stop_ids = tokenizer.eos_ids();
+  for (const int64_t id : spec.eos_ids) {
+    request.stop_ids.push_back(static_cast<int32_t>(id));
+  }
+  request.sampling = sampling.config();
+  request.seed = static_cast<uint64_t>(sampling.seed);
+  return request;
+}
+
+std::string stream_answer(Engine& engine, const Tokenizer& tokenizer, GenerationRequest request,
+                          bool speed) {
+  StreamDecoder decoder(tokenizer);
+  std::string text;
+  const auto put = [&](const std::string& piece) {
+    text += piece;
+    std::fputs(piece.c_str(), stdout);
+    std::fflush(stdout);
+  };
+  request.on_token = [&](int32_t token) {
+    put(decoder.push(token));
+    return stop_signal() == 0;
+  };
+  std::vector<GenerationRequest> requests;
+  requests.push_back(std::move(request));
+  GenerationResult result;
+  try {
+    result = std::move(engine.generate(std::move(requests)).at(0));
+    put(decoder.finish() + "\n");
+  } catch (const Interrupted&) {
+    put("\n");
+    throw;
+  }
+  if (speed) {
+    say("{} prompt tokens, {:.0f} tokens/s; {} new tokens, {:.1f} tokens/s", result.prompt_tokens,
+        static_cast<double>(result.prompt_tokens) / std::max(result.prefill_seconds, 1e-9),
+        result.tokens.size(),
+        static_cast<double>(result.tokens.size()) / std::max(result.decode_seconds, 1e-9));
+  }
+  return text;
+}
+
+}  // namespace cambium

@@ -1,0 +1,106 @@
+// Families by what their attention has besides: gates, sinks' scores, scaled queries; composite
+// configurations.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "base/test_folder.h"
+#include "base/testing.h"
+#include "model/model.h"
+
+namespace cambium {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using testing::error_of;
+
+Json fixture(const std::string& name) {
+  return Json::parse(
+      read_text_file(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + name + "/config.json"));
+}
+
+ModelSpec read(const Json& config) {
+  const TestFolder folder;
+  write_file_atomically(folder.at("model.json"), config.dump());
+  return read_spec(folder.at("model.json"));
+}
+
+/// The part of a configuration that describes the text model.
+Json& text_of(Json& config) {
+  return config.contains("text_config") ? config["text_config"] : config;
+}
+
+struct Case {
+  const char* fixture;
+  void (*change)(Json& text);
+};
+
+TEST(AttentionFamilies, WhatIsWrittenReadsBack) {
+  const std::vector<Case> cases = {
+      {"ministral3", [](Json&) {}},
+      {"ministral3", [](Json& text) { text["sliding_window"] = 9; }},
+      {"qwen3_5", [](Json&) {}},
+      {"qwen3_5",
+       [](Json& text) {
+         text["attn_output_gate"] = false;
+         text["attention_bias"] = true;
+         text["output_gate_type"] = "sigmoid";
+       }},
+      {"qwen3_5_text", [](Json& text) { text.erase("layer_types"); }},
+      {"qwen3_5_moe", [](Json& text) { text["norm_topk_prob"] = false; }},
+      {"qwen3_next", [](Json& text) { text["output_gate_type"] = "swish"; }},
+      {"gpt_oss", [](Json& text) { text.erase("layer_types"); }},
+      {"gpt_oss", [](Json& text) { text["attention_bias"] = false; }},
+  };
+  for (const Case& c : cases) {
+    Json config = fixture(c.fixture);
+    c.change(text_of(config));
+    const ModelSpec spec = read(config);
+    const std::string written = find_family(spec.family).write_config(spec);
+    EXPECT_EQ(read(Json::parse(written)), spec) << written;
+  }
+}
+
+TEST(AttentionFamilies, AreReadAsTheyAreMeant) {
+  Json config = fixture("qwen3_5");
+  EXPECT_FALSE(read(config).tied_head);
+  config["tie_word_embeddings"] = true;  // the outer one counts
+  EXPECT_TRUE(read(config).tied_head);
+  text_of(config)["output_gate_type"] = "sigmoid";
+  EXPECT_EQ(read(config).layers[0].mixer()->options.text("", "out_gate"), "sigmoid");
+  config = fixture("gpt_oss");
+  config.erase("layer_types");
+  EXPECT_EQ(read(config).layers[0].mixer()->options.integer("", "window", 0), 32);
+  EXPECT_EQ(read(config).layers[1].mixer()->options.integer("", "window", 0), 0);
+  EXPECT_EQ(read(fixture("ministral3")).rope.query_beta, 0.1);
+}
+
+TEST(AttentionFamilies, WhatIsNotKnownIsRefusedByName) {
+  const auto message = [](const char* name, void (*change)(Json & config)) {
+    Json config = fixture(name);
+    change(config);
+    return error_of([&] { read(config); });
+  };
+  EXPECT_NE(message("qwen3_5", [](Json& c) { c["text_config"]["output_gate_type"] = "tanh"; })
+                .find("expected output_gate_type silu, swish or sigmoid, got 'tanh'"),
+            std::string::npos);
+  EXPECT_NE(message("qwen3_5", [](Json& c) { c.erase("text_config"); })
+                .find("expected the object 'text_config'"),
+            std::string::npos);
+  EXPECT_NE(message("qwen3_5_text", [](Json& c) { c["layer_types"][0] = "conv"; })
+                .find("expected full_attention or linear_attention in layer_types, got 'conv'"),
+            std::string::npos);
+  EXPECT_NE(message("ministral3", [](Json& c) { c["text_config"]["model_type"] = "gemma"; })
+                .find("expected a text_config of model_type ministral3 or mistral, got 'gemma'"),
+            std::string::npos);
+  ModelSpec spec = read(fixture("qwen3_5"));
+  spec.layers[1].mixer()->options.set("key_dim", int64_t{8});
+  EXPECT_NE(error_of([&] {
+              find_family("qwen3_5").write_config(spec);
+            }).find("a qwen3_5 config.json cannot express layer 1 (gated_delta_net)"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace cambium

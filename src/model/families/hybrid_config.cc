@@ -1,0 +1,44 @@
+#include "model/families/hybrid_config.h"
+
+#include <algorithm>
+
+namespace cambium::config {
+
+UnitSpec attention_of(const Sizes& sizes) {
+  return {"attention",
+          {{"heads", sizes.heads}, {"kv_heads", sizes.kv_heads}, {"head_dim", sizes.head_dim}}};
+}
+
+void write_attention(Json& config, const Options& attention) {
+  config["num_attention_heads"] = attention.integer("attention", "heads");
+  config["num_key_value_heads"] = attention.integer("attention", "kv_heads");
+  config["head_dim"] = attention.integer("attention", "head_dim");
+  config["attention_bias"] = false;
+}
+
+Json begin_config(const ModelSpec& spec, const char* architecture, const char* model_type) {
+  Json config;
+  config["architectures"] = Json::array({architecture});
+  config["model_type"] = model_type;
+  config.update(write_common(spec));
+  return config;
+}
+
+void refuse_flags(const Json& config, std::initializer_list<const char*> keys,
+                  const std::string& where) {
+  for (const char* key : keys) {
+    expect(!flag_or(config, key, false, where), "{}: '{}' is true, which is not supported", where,
+           key);
+  }
+}
+
+Every every_of(const std::vector<bool>& marked) {
+  const auto first = std::find(marked.begin(), marked.end(), true);
+  if (first == marked.end()) {
+    return {std::ssize(marked) + 1, std::ssize(marked)};
+  }
+  const auto second = std::find(first + 1, marked.end(), true);
+  return {second == marked.end() ? std::ssize(marked) : second - first, first - marked.begin()};
+}
+
+}  // namespace cambium::config

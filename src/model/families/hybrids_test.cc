@@ -1,0 +1,135 @@
+// Families that are hybrids already: what is written reads back, and what cannot be said is named.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "base/test_folder.h"
+#include "base/testing.h"
+#include "model/model.h"
+
+namespace cambium {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using testing::error_of;
+
+Json config_of(const std::string& fixture) {
+  return Json::parse([&] {
+    std::string text = read_text_file(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" +
+                                      fixture + "/config.json");
+    const size_t infinite = text.find("Infinity");
+    return infinite == std::string::npos ? text : text.replace(infinite, 8, "null");
+  }());
+}
+
+ModelSpec read(const Json& config) {
+  const TestFolder folder;
+  write_file_atomically(folder.at("model.json"), config.dump());
+  return read_spec(folder.at("model.json"));
+}
+
+std::string write(const ModelSpec& spec) {
+  return find_family(spec.family).write_config(spec);
+}
+
+struct Form {
+  const char* fixture;
+  const char* map;
+  Json edits;  // keys that change
+};
+
+TEST(Hybrids, WhatIsWrittenReadsBack) {
+  const std::vector<Form> forms = {
+      {"bamba", "22A2", {{"partial_rotary_factor", 0.25}}},
+      {"bamba", "2222", {{"attn_layer_indices", Json::array()}}},
+      {"granite_hybrid", "2A22", {{"position_embedding_type", "nope"}, {"logits_scaling", 7.0}}},
+      {"granite_hybrid", "2A22", {{"num_local_experts", 4}, {"num_experts_per_tok", 2}}},
+      {"falcon_h1", "(2A)(2A)(2A)", {{"mamba_rms_norm", true}, {"ssm_multipliers", nullptr}}},
+      {"lfm2", "CCACA", Json::object()},
+      {"lfm2",
+       "CCCCA",
+       {{"layer_types", {"conv", "conv", "conv", "conv", "full_attention"}},
+        {"tie_embedding", false},
+        {"conv_bias", true}}},
+      {"lfm2_moe", "CCAC", Json::object()},
+      {"jamba", "11A11", Json::object()},
+      {"jamba", "1111A", {{"attn_layer_period", 8}, {"attn_layer_offset", 4}, {"num_experts", 1}}},
+      {"nemotron_h_moe", "2E2AE2E", Json::object()},
+      {"nemotron_h_latent", "2E2AE", Json::object()},
+      {"olmo_hybrid", "GGGA", Json::object()},
+      {"olmo_hybrid",
+       "GGGA",
+       {{"rope_parameters", {{"rope_theta", nullptr}}}, {"linear_allow_neg_eigval", false}}},
+      {"nemotron_h", "2f2f2Af2f2f", Json::object()},
+      {"nemotron_h",
+       "2fA2E",
+       {{"num_hidden_layers", 5},
+        {"layers_block_type", {"mamba", "mlp", "full_attention", "linear_attention", "moe"}},
+        {"n_routed_experts", 8},
+        {"num_experts_per_tok", 3},
+        {"moe_intermediate_size", 24},
+        {"n_shared_experts", 1},
+        {"moe_shared_expert_intermediate_size", 40},
+        {"norm_topk_prob", true}}},
+  };
+  for (const Form& form : forms) {
+    SCOPED_TRACE(form.fixture + form.edits.dump());
+    Json config = config_of(form.fixture);
+    config.update(form.edits);
+    const ModelSpec spec = read(config);
+    EXPECT_TRUE(layer_map(spec).starts_with(form.map)) << layer_map(spec);
+    if (spec.layers.size() != 4 || layer_map(spec).find('A') != std::string::npos) {
+      EXPECT_EQ(read(Json::parse(write(spec))), spec);
+    } else {  // nothing says what its attention would be
+      EXPECT_NE(error_of([&] { write(spec); }).find("needs a unit of kind attention"),
+                std::string::npos);
+    }
+  }
+}
+
+TEST(Hybrids, WhatAFamilyCannotExpressIsNamed) {
+  ModelSpec spec = read(config_of("granite_hybrid"));
+  const UnitSpec delta{"gated_delta_net",
+                       {{"heads", int64_t{4}}, {"key_dim", int64_t{8}}, {"value_dim", int64_t{8}}}};
+  *spec.layers[2].mixer() = delta;
+  EXPECT_NE(error_of([&] { write(spec); }).find("cannot express layer 2 (gated_delta_net)"),
+            std::string::npos);
+  spec = read(config_of("falcon_h1"));
+  spec.layers[1].branches[0].units[1].out = 0.5F;
+  EXPECT_NE(error_of([&] { write(spec); }).find("cannot express layer 1 (mamba2)"),
+            std::string::npos);
+  spec = read(config_of("bamba"));
+  spec.embedding_scale = 2.0F;
+  EXPECT_NE(error_of([&] { write(spec); }).find("cannot express what surrounds the layers"),
+            std::string::npos);
+}
+
+TEST(Hybrids, OurLayoutSaysAllOfThem) {
+  for (const char* fixture : {"bamba", "granite_hybrid", "falcon_h1", "nemotron_h", "lfm2",
+                              "lfm2_moe", "jamba", "nemotron_h_latent", "olmo_hybrid"}) {
+    EXPECT_TRUE(expresses(find_family("cambium"), read(config_of(fixture)))) << fixture;
+  }
+}
+
+TEST(Hybrids, WiringsThatNoSpecSaysAreRefusedByName) {
+  const std::string message = error_of([] { read({{"model_type", "zamba2"}}); });
+  EXPECT_NE(message.find("model_type 'zamba2' are not supported: one transformer block serves"),
+            std::string::npos)
+      << message;
+}
+
+TEST(Hybrids, WordsAndLettersThatAreNotKnownAreNamed) {
+  Json config = config_of("nemotron_h");
+  config["hybrid_override_pattern"] = "M-M-M*-M-M?";
+  EXPECT_NE(error_of([&] { read(config); }).find("expected M, *, - or E for layer 10"),
+            std::string::npos);
+  config["hybrid_override_pattern"] = "M-";
+  EXPECT_NE(error_of([&] { read(config); }).find("expected 11 letters"), std::string::npos);
+  config["layers_block_type"] = std::vector<std::string>(11, "gdn");
+  EXPECT_NE(error_of([&] { read(config); }).find("in layers_block_type, got 'gdn'"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace cambium

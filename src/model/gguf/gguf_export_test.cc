@@ -1,0 +1,183 @@
+#include "model/gguf/gguf_export.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <numeric>
+
+#include "base/testing.h"
+#include "files/safetensors.h"
+#include "model/gguf/gguf_testing.h"
+#include "model/spec.h"
+#include "model/weights.h"
+
+namespace cambium {
+namespace {
+
+using testing::error_of;
+using ::testing::HasSubstr;
+using testing::ImportTest;
+using testing::kHidden;
+using testing::Tiny;
+
+std::string fixture(const std::string& name) {
+  return std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + name;
+}
+
+class ExportTest : public ImportTest {
+ protected:
+  /// Exports the folder and imports the file again.
+  void there_and_back(const std::string& folder, GgufType type = GgufType::kF32) {
+    export_gguf(folder, back_gguf_, {type, ""});
+    GgufImportOptions options;
+    options.float32 = true;
+    options.replace = true;
+    import_gguf(back_gguf_, back_, options);
+  }
+  static std::map<std::string, std::vector<float>> values(const std::string& folder) {
+    std::map<std::string, std::vector<float>> all;
+    const SafeTensors file = SafeTensors::open(folder);
+    for (const TensorEntry& entry : file.tensors()) {
+      all[entry.name] = as_f32(entry);
+    }
+    return all;
+  }
+
+  const std::string back_gguf_ = folder_.at("back.gguf");
+  const std::string back_ = folder_.at("back");
+};
+
+TEST_F(ExportTest, AnImportIsWhatWasExported) {
+  struct Case {
+    const char* name;
+    Tiny tiny;
+  };
+  std::vector<Case> cases(4);
+  cases[0].name = "llama, tied";
+  cases[1].name = "llama with a head and a begin token";
+  cases[1].tiny.tied = false;
+  cases[1].tiny.add_bos = true;
+  cases[2].name = "linear rope";
+  cases[2].tiny.more = [](GgufBuilder& b) {
+    b.text("llama.rope.scaling.type", "linear");
+    b.f32("llama.rope.scaling.factor", 4.0F);
+  };
+  cases[3].name = "qwen2";
+  cases[3].tiny.architecture = "qwen2";
+  cases[3].tiny.pre = "qwen2";
+  cases[3].tiny.more = [](GgufBuilder& b) {
+    std::vector<float> q(8);
+    std::iota(q.begin(), q.end(), 0.0F);
+    b.tensor_f32("blk.0.attn_q.bias", {8}, q);
+    b.tensor_f32("blk.0.attn_k.bias", {4}, std::vector<float>{0, 1, 2, 3});
+    b.tensor_f32("blk.0.attn_v.bias", {4}, std::vector<float>{4, 5, 6, 7});
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.name);
+    GgufImportOptions options;
+    options.float32 = true;
+    options.replace = true;
+    import(c.tiny, options);
+    there_and_back(out_);
+    EXPECT_EQ(values(back_), values(out_));
+    for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json"}) {
+      std::ifstream mine(back_ + "/" + name);
+      EXPECT_EQ(nlohmann::json::parse(mine), json(name)) << name;
+    }
+  }
+}
+
+// Of a head of 64, whose divisors say Llama 3's parameters again.
+TEST_F(ExportTest, Llama3RopeComesBack) {
+  import(Tiny());
+  ModelSpec spec = read_spec(fixture("llama"));
+  spec.vocab = 9;
+  spec.bos_id = 0;
+  spec.eos_ids = {0};
+  spec.rope = {.theta = 500000.0, .dim = 64, .scaling = RopeScaling::kLlama3, .factor = 8.0};
+  for (LayerSpec& layer : spec.layers) {
+    layer.mixer()->options.set("head_dim", int64_t{64});
+  }
+  const LoadedModel model = fresh_model(spec, 1);
+  SaveOptions save;
+  save.tokenizer_from = out_;
+  save_model(*model.model, folder_.at("model"), save);
+  there_and_back(folder_.at("model"));
+  EXPECT_EQ(read_spec(back_), spec);
+  EXPECT_EQ(values(back_), values(folder_.at("model")));
+}
+
+// Families by their fixtures, which have no tokenizer: the file itself is read.
+TEST_F(ExportTest, FamiliesKeepTheirTensors) {
+  for (const char* name : {"llama", "llama_bias", "mistral", "qwen3", "llama_rope_yarn"}) {
+    SCOPED_TRACE(name);
+    export_gguf(fixture(name), back_gguf_, {GgufType::kF32, ""});
+    const Gguf file(back_gguf_);
+    EXPECT_EQ(file.text("tokenizer.ggml.model"), "none");
+    const ModelSpec spec = read_spec(fixture(name));
+    EXPECT_EQ(file.integer(file.text("general.architecture").value_or("") + ".block_count"),
+              std::ssize(spec.layers));
+    const auto stored = values(fixture(name));
+    const GgufTensor* down = file.find("blk.0.ffn_down.weight");
+    ASSERT_NE(down, nullptr);
+    std::vector<float> read(static_cast<size_t>(down->rows() * down->columns()));
+    dequantise_rows(*down, 0, down->rows(), read);
+    EXPECT_EQ(read, stored.at("model.layers.0.mlp.down_proj.weight"));
+  }
+}
+
+TEST_F(ExportTest, NarrowTypesAreNear) {
+  const auto stored = values(fixture("llama")).at("model.layers.1.mlp.gate_proj.weight");
+  float largest = 0.0F;
+  for (const float x : stored) {
+    largest = std::max(largest, std::abs(x));
+  }
+  const std::pair<GgufType, float> rows[] = {
+      {GgufType::kF16, 1.0F / 2048}, {GgufType::kBF16, 1.0F / 256}, {GgufType::kQ8_0, 1.0F / 250}};
+  for (const auto& [type, bound] : rows) {
+    SCOPED_TRACE(gguf_block(type).name);
+    export_gguf(fixture("llama"), back_gguf_, {type, ""});
+    const Gguf file(back_gguf_);
+    const GgufTensor* gate = file.find("blk.1.ffn_gate.weight");
+    ASSERT_NE(gate, nullptr);
+    EXPECT_EQ(gate->type, type);
+    EXPECT_EQ(file.find("blk.1.ffn_norm.weight")->type, GgufType::kF32);
+    // Its rows of 112 channels are no whole blocks.
+    EXPECT_EQ(file.find("blk.1.ffn_down.weight")->type,
+              type == GgufType::kQ8_0 ? GgufType::kF16 : type);
+    std::vector<float> read(stored.size());
+    dequantise_rows(*gate, 0, gate->rows(), read);
+    float worst = 0.0F;
+    for (size_t i = 0; i < read.size(); ++i) {
+      worst = std::max(worst, std::abs(read[i] - stored[i]));
+    }
+    EXPECT_LE(worst, bound * largest);
+    // The fixture's numbers are those of bf16, and small.
+    EXPECT_EQ(worst > 0.0F, type == GgufType::kQ8_0);
+  }
+}
+
+TEST_F(ExportTest, WhatTheFileCannotSayIsRefused) {
+  const std::pair<const char*, const char*> rows[] = {
+      {"apriel_h1", "cannot be written as GGUF; llama, mistral, qwen2 and qwen3 can"},
+      {"mistral_swa", "without sliding windows"},
+      {"llama_rope_longrope", "rotations that go by the length of the text"}};
+  for (const auto& [name, problem] : rows) {
+    EXPECT_THAT(error_of([&, n = name] { export_gguf(fixture(n), back_gguf_); }),
+                HasSubstr(problem));
+  }
+  const std::string teacher = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  EXPECT_THAT(error_of([&] { export_gguf(teacher, back_gguf_); }),
+              HasSubstr("llama.cpp has no name for how this tokenizer cuts text"));
+  EXPECT_THAT(error_of([&] {
+                export_gguf(teacher, back_gguf_, {GgufType::kF16, "quen"});
+              }),
+              HasSubstr("'quen' is not one of llama.cpp's names"));
+  EXPECT_THAT(error_of([] { parse_gguf_type("q4_0"); }), HasSubstr("expected f32, f16, bf16"));
+  EXPECT_FALSE(std::filesystem::exists(back_gguf_));
+}
+
+}  // namespace
+}  // namespace cambium

@@ -1,0 +1,490 @@
+#include "model/stored_model.h"
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <unordered_map>
+
+#include "base/float16.h"
+#include "base/parallel.h"
+#include "tensor/copy.h"
+
+namespace cambium {
+namespace {
+
+constexpr int64_t kSpan = int64_t{1} << 20;      // elements looked at in one go
+constexpr int64_t kMostRuns = int64_t{1} << 14;  // copies of one parameter
+
+/// Calls visit(first element of ours, of theirs) for each round of the loops but the last.
+template <class Visit>
+void each_run(const StoredPiece& piece, const Visit& visit, size_t depth, int64_t ours,
+              int64_t theirs) {
+  if (depth + 1 == piece.loops.size()) {
+    visit(ours, theirs);
+    return;
+  }
+  const PieceLoop& loop = piece.loops[depth];
+  for (int64_t i = 0; i < loop.count; ++i) {
+    each_run(piece, visit, depth + 1, ours + i * loop.ours, theirs + i * loop.theirs);
+  }
+}
+
+template <class Visit>
+void each_run(const StoredPiece& piece, const Visit& visit) {
+  each_run(piece, visit, 0, piece.ours, piece.theirs);
+}
+
+/// Elements [begin, begin + count) of a tensor.
+TensorEntry elements(const TensorEntry& whole, int64_t begin, int64_t count) {
+  TensorEntry some = whole;
+  const size_t size = stored_type_size(whole.dtype);
+  some.shape = {count};
+  some.data += static_cast<size_t>(begin) * size;
+  some.size = static_cast<size_t>(count) * size;
+  return some;
+}
+
+void read_elements(const Tensor& to, int64_t at, const TensorEntry& from) {
+  const auto count = static_cast<size_t>(from.count());
+  if (to.dtype == Dtype::kF32) {
+    copy_as_f32(from, std::span(to.ptr<float>() + at, count));
+  } else if (from.dtype == StoredType::kBF16) {
+    std::memcpy(to.ptr<bf16>() + at, from.data, from.size);
+  } else {
+    const std::vector<float> values = as_f32(from);
+    std::transform(values.begin(), values.end(), to.ptr<bf16>() + at,
+                   [](float x) { return round_to_bf16(x); });
+  }
+}
+
+void store_number(float* to, float x) {
+  *to = x;
+}
+void store_number(bf16* to, float x) {
+  *to = round_to_bf16(x);
+}
+
+/// Where neighbours of ours are not neighbours over there: one element at a time.
+template <class T>
+void gather(T* to, const StoredPiece& piece, const PackedTensor& from) {
+  const PieceLoop& last = piece.loops.back();
+  each_run(piece, [&](int64_t ours, int64_t theirs) {
+    for (int64_t i = 0; i < last.count; ++i) {
+      float x = 0.0F;
+      if (from.is_packed()) {
+        from.unpack(theirs + i * last.theirs, std::span(&x, 1));
+      } else {
+        copy_as_f32(elements(from.values, theirs + i * last.theirs, 1), std::span(&x, 1));
+      }
+      store_number(to + ours + i * last.ours, x);
+    }
+  });
+}
+
+/// `count` numbers from `theirs` on, to `to` and on.
+template <class T>
+void unpack_run(T* to, const PackedTensor& from, int64_t theirs, int64_t count) {
+  constexpr int64_t kStep = int64_t{1} << 16;
+  parallel_for(count, kStep, [&](int64_t begin, int64_t end) {
+    std::vector<float> numbers(static_cast<size_t>(end - begin));
+    from.unpack(theirs + begin, numbers);
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      store_number(to + begin + static_cast<int64_t>(i), numbers[i]);
+    }
+  });
+}
+
+template <class T>
+void read_packed(T* to, const StoredParameter::Source& source) {
+  const int64_t count = source.piece.loops.back().count;
+  each_run(source.piece, [&](int64_t ours, int64_t theirs) {
+    unpack_run(to + ours, source.packed, theirs, count);
+  });
+}
+
+bool same_elements(const TensorEntry& a, const TensorEntry& b) {
+  if (a.dtype == b.dtype && a.data == b.data) {
+    return true;
+  }
+  const int64_t count = a.count();
+  std::atomic<bool> same = true;
+  parallel_for((count + kSpan - 1) / kSpan, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last && same; ++i) {
+      const int64_t n = std::min(count - i * kSpan, kSpan);
+      const TensorEntry x = elements(a, i * kSpan, n);
+      const TensorEntry y = elements(b, i * kSpan, n);
+      if (a.dtype == b.dtype) {
+        same = same && std::memcmp(x.data, y.data, x.size) == 0;
+        continue;
+      }
+      const std::vector<float> wide = as_f32(x);
+      same = same && std::memcmp(wide.data(), as_f32(y).data(), wide.size() * sizeof(float)) == 0;
+    }
+  });
+  return same;
+}
+
+/// Whether the tensor is one of the family's constants; Error where it has another value.
+bool is_constant(const Family& family, const TensorEntry& entry, const std::string& path) {
+  for (const ConstantRule& constant : family.constants) {
+    if (match_pattern(constant.theirs, entry.name)) {
+      const double value = entry.count() == 1 ? static_cast<double>(as_f32(entry)[0]) : NAN;
+      expect(std::abs(value - constant.value) <= 0.01 * std::abs(constant.value),  // it may be bf16
+             "{}: tensor {} {} is expected to be {}, as in every published {} model", path,
+             entry.name, shape_text(entry.shape), constant.value, family.name);
+      return true;
+    }
+  }
+  return false;
+}
+
+TensorSource constant_source(const std::string& name, double value) {
+  return {name, StoredType::kF32, {}, [number = static_cast<float>(value)](const PutBytes& put) {
+            put(std::as_bytes(std::span(&number, 1)));
+          }};
+}
+
+int64_t count_of(const std::vector<int64_t>& shape) {
+  int64_t n = 1;
+  for (const int64_t size : shape) {
+    n *= size;
+  }
+  return n;
+}
+
+ParametersByName parameters_of(Model& model) {
+  ParametersByName parameters;
+  model.visit([&](const std::string& name, Parameter& p) { parameters[name] = &p; });
+  return parameters;
+}
+
+/// A number may be stored as one of no axes or of one.
+bool same_shape(const std::vector<int64_t>& stored, const std::vector<int64_t>& expected) {
+  return stored == expected || (stored.empty() && expected == std::vector<int64_t>{1});
+}
+
+/// Whether a pattern of Family::ignored means this tensor. Its `#` is the number of a layer after
+/// the model's last: one that predicts a token more (MTP).
+bool ignores(std::string pattern, const std::string& tensor, size_t layers) {
+  const size_t mark = pattern.find('#');
+  if (mark == std::string::npos) {
+    return match_pattern(pattern, tensor);
+  }
+  pattern[mark] = '*';
+  std::vector<std::string_view> captures;
+  if (!match_pattern(pattern, tensor, &captures)) {
+    return false;
+  }
+  size_t number = 0;
+  const std::string_view text = captures[0];
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc() && end == text.data() + text.size() && number >= layers;
+}
+
+/// One of the model's tensors on the host, in this type.
+Tensor on_host(const Tensor& t, Dtype dtype, OwnedTensor& memory) {
+  if (t.dtype == dtype && t.device.kind == Device::kCpu) {
+    return t;
+  }
+  memory = OwnedTensor(dtype, std::span(t.shape.data(), static_cast<size_t>(t.rank)));
+  copy(memory.view, t);
+  return memory.view;
+}
+
+template <class T>
+void scatter(T* to, const StoredPiece& piece, const T* from) {
+  const PieceLoop& last = piece.loops.back();
+  each_run(piece, [&](int64_t ours, int64_t theirs) {
+    for (int64_t i = 0; i < last.count; ++i) {
+      to[theirs + i * last.theirs] = from[ours + i * last.ours];
+    }
+  });
+}
+
+/// A tensor to write and what it is made of.
+struct Joined {
+  struct Member {
+    StoredPiece piece;
+    const Parameter* parameter = nullptr;
+  };
+  std::string name;
+  std::vector<int64_t> shape;
+  std::vector<Member> members;
+  bool narrow = true;
+
+  int64_t count() const {
+    int64_t n = 1;
+    for (const int64_t size : shape) {
+      n *= size;
+    }
+    return n;
+  }
+};
+
+void write_joined(const Joined& joined, Dtype dtype, const PutBytes& put) {
+  OwnedTensor whole(dtype, std::vector<int64_t>{joined.count()});
+  for (const Joined::Member& member : joined.members) {
+    OwnedTensor memory;
+    const Tensor from = on_host(member.parameter->tensor, dtype, memory);
+    if (dtype == Dtype::kBF16) {
+      scatter(whole.view.ptr<bf16>(), member.piece, from.ptr<bf16>());
+    } else {
+      scatter(whole.view.ptr<float>(), member.piece, from.ptr<float>());
+    }
+  }
+  put({static_cast<const std::byte*>(whole.view.data), static_cast<size_t>(whole.view.bytes())});
+}
+
+TensorSource source_of(const Joined& joined) {
+  const Dtype dtype = joined.narrow ? Dtype::kBF16 : Dtype::kF32;
+  const StoredType type = joined.narrow ? StoredType::kBF16 : StoredType::kF32;
+  const auto& [piece, parameter] = joined.members.front();
+  const bool alone = joined.members.size() == 1 && piece.is_one_run();
+  if (!alone) {
+    return {joined.name, type, joined.shape,
+            [joined, dtype](const PutBytes& put) { write_joined(joined, dtype, put); }};
+  }
+  const Tensor t = parameter->tensor;
+  const int64_t begin = piece.ours;
+  const int64_t count = piece.count();
+  if (t.dtype == dtype && t.device.kind == Device::kCpu) {
+    return TensorSource::from_memory(
+        joined.name, type, joined.shape,
+        static_cast<const std::byte*>(t.data) + begin * dtype_size(dtype));
+  }
+  return {joined.name, type, joined.shape, [t, dtype, begin, count](const PutBytes& put) {
+            OwnedTensor memory;
+            const Tensor some = t.detached().reshape({t.numel()}).slice(0, begin, count);
+            const Tensor here = on_host(some, dtype, memory);
+            put({static_cast<const std::byte*>(here.data), static_cast<size_t>(here.bytes())});
+          }};
+}
+
+}  // namespace
+
+StoredType StoredParameter::dtype() const {
+  const auto is_narrow = [](const Source& source) {
+    return source.packed.is_packed() || source.entry().dtype == StoredType::kBF16;
+  };
+  if (std::all_of(sources.begin(), sources.end(), is_narrow)) {
+    return StoredType::kBF16;
+  }
+  return is_narrow(sources.front()) ? StoredType::kF32 : sources.front().entry().dtype;
+}
+
+std::optional<TensorEntry> StoredParameter::run() const {
+  if (sources.size() != 1 || !sources.front().piece.is_one_run() ||
+      sources.front().packed.is_packed()) {
+    return std::nullopt;
+  }
+  const StoredPiece& piece = sources.front().piece;
+  TensorEntry result = elements(sources.front().entry(), piece.theirs, piece.count());
+  result.shape = shape;
+  return result;
+}
+
+StoredModel::StoredModel(const std::filesystem::path& dir, const std::string& preset)
+    : model_(std::make_unique<Model>(read_spec(dir))), parameters_(parameters_of(*model_)) {
+  if (!preset.empty()) {
+    active_ = find_preset(whole(), preset, dir.string()).active;
+  }
+}
+
+ModelSpec StoredModel::spec() const {
+  return active_.empty() ? whole() : unwrapped(whole(), active_);
+}
+
+std::optional<StoredParameter> StoredModel::find_whole(const SafeTensors& file,
+                                                       const std::string& ours) const {
+  for (StoredForm& form :
+       stored_forms(find_family(whole().family).tensors, whole(), parameters_, ours)) {
+    StoredParameter stored{{}, parameters_.at(ours)->shape};
+    for (StoredPiece& piece : form) {
+      std::optional<PackedTensor> found = find_packed(file, piece.tensor);
+      if (!found) {
+        break;
+      }
+      expect(same_shape(found->shape, piece.shape),
+             "{}: tensor {} has shape {}, expected {} by config.json", file.path(),
+             found->values.name, shape_text(found->shape), shape_text(piece.shape));
+      stored.sources.push_back({std::move(piece), *std::move(found)});
+    }
+    if (stored.sources.size() == form.size()) {
+      return stored;
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<StoredParameter> StoredModel::find(const SafeTensors& file,
+                                                 const std::string& ours) const {
+  return find_whole(file, supernet_name(whole(), active_, ours));
+}
+
+void StoredModel::expect_fits(const SafeTensors& file) const {
+  const ModelSpec& spec = whole();
+  const Family& family = find_family(spec.family);
+  std::unordered_map<std::string, int64_t> used;    // numbers of each tensor
+  std::unordered_map<std::string, int64_t> wanted;  // those it has
+  std::vector<std::string> missing;
+  model_->visit([&](const std::string& ours, Parameter& /*p*/) {
+    const std::optional<StoredParameter> stored = find_whole(file, ours);
+    if (!stored) {
+      missing.push_back(family.tensor_name(spec, ours));
+      return;
+    }
+    for (const auto& [piece, packed] : stored->sources) {
+      for (const std::string& part : packed.parts) {
+        used[part] += part == packed.values.name ? piece.count() : 0;
+      }
+      wanted[packed.values.name] = count_of(packed.shape);
+    }
+  });
+  expect(missing.empty(), "{}: {} of the model's tensors are missing, the first is {}", file.path(),
+         missing.size(), missing.empty() ? "" : missing.front());
+  for (const TensorEntry& entry : file.tensors()) {
+    const auto found = used.find(entry.name);
+    const auto all = wanted.find(entry.name);
+    CAMBIUM_CHECK(all == wanted.end() || found->second == all->second,
+                  "{} elements of {} are asked for", found->second, entry.name);
+    const bool ignorable =
+        is_activation_scale(entry.name) ||
+        (spec.tied_head && entry.name == family.tensor_name(spec, "head.weight")) ||
+        std::any_of(family.ignored.begin(), family.ignored.end(), [&](const std::string& pattern) {
+          return ignores(pattern, entry.name, spec.layers.size());
+        });
+    expect(ignorable || found != used.end() || is_constant(family, entry, file.path()),
+           "{}: tensor {} {} belongs to no parameter of this {} model; config.json and weights do "
+           "not fit together",
+           file.path(), entry.name, shape_text(entry.shape), spec.family);
+  }
+}
+
+void read_into(const Tensor& to, const StoredParameter& from) {
+  CAMBIUM_CHECK(to.contiguous() && to.device.kind == Device::kCpu, "{}", to);
+  for (const StoredParameter::Source& source : from.sources) {
+    const StoredPiece& piece = source.piece;
+    const bool is_f32 = to.dtype == Dtype::kF32;
+    if (!piece.has_runs()) {
+      is_f32 ? gather(to.ptr<float>(), piece, source.packed)
+             : gather(to.ptr<bf16>(), piece, source.packed);
+    } else if (source.packed.is_packed()) {
+      is_f32 ? read_packed(to.ptr<float>(), source) : read_packed(to.ptr<bf16>(), source);
+    } else {
+      each_run(piece, [&, count = piece.loops.back().count](int64_t ours, int64_t theirs) {
+        read_elements(to, ours, elements(source.entry(), theirs, count));
+      });
+    }
+  }
+}
+
+void read_to_device(const Tensor& to, const StoredParameter& from) {
+  const Tensor flat = to.detached().reshape({to.numel()});
+  const bool in_pieces =
+      std::all_of(from.sources.begin(), from.sources.end(),
+                  [](const StoredParameter::Source& s) { return s.piece.is_one_run(); });
+  if (!in_pieces) {
+    const OwnedTensor here(to.dtype, from.shape);
+    read_into(here.view, from);
+    copy(to.detached(), here.view);
+    return;
+  }
+  for (const StoredParameter::Source& source : from.sources) {
+    const int64_t count = source.piece.count();
+    StoredParameter one{{source}, {count}};
+    one.sources.front().piece.ours = 0;
+    const OwnedTensor here(to.dtype, {count});
+    read_into(here.view, one);
+    copy(flat.slice(0, source.piece.ours, count), here.view);
+  }
+}
+
+bool same_values(const StoredParameter& a, const StoredParameter& b) {
+  if (a.shape != b.shape) {
+    return false;
+  }
+  const std::optional<TensorEntry> x = a.run();
+  const std::optional<TensorEntry> y = b.run();
+  if (x && y) {
+    return same_elements(*x, *y);
+  }
+  if (a.dtype() != b.dtype()) {
+    return false;
+  }
+  const Dtype dtype = a.dtype() == StoredType::kBF16 ? Dtype::kBF16 : Dtype::kF32;
+  const OwnedTensor first(dtype, a.shape);
+  const OwnedTensor second(dtype, b.shape);
+  read_into(first.view, a);
+  read_into(second.view, b);
+  return std::memcmp(first.view.data, second.view.data, static_cast<size_t>(first.view.bytes())) ==
+         0;
+}
+
+std::optional<std::vector<WeightTarget>> stream_targets(const StoredParameter& from,
+                                                        const Tensor& to) {
+  int64_t runs = 0;
+  for (const auto& [piece, packed] : from.sources) {
+    if (!piece.has_runs() || packed.is_packed()) {
+      return std::nullopt;
+    }
+    runs += piece.count() / piece.loops.back().count;
+  }
+  if (runs > kMostRuns) {
+    return std::nullopt;
+  }
+  const Tensor flat = to.detached().reshape({to.numel()});
+  std::vector<WeightTarget> targets;
+  for (const auto& [piece, packed] : from.sources) {
+    each_run(piece, [&, &whole = packed.values, count = piece.loops.back().count](int64_t ours,
+                                                                                  int64_t theirs) {
+      targets.push_back({elements(whole, theirs, count), flat.slice(0, ours, count)});
+    });
+  }
+  return targets;
+}
+
+std::vector<TensorSource> tensor_sources(Model& model,
+                                         const std::function<bool(const Parameter&)>& narrow) {
+  const Family& family = find_family(model.spec().family);
+  const std::vector<TensorRule>& rules = family.tensors;
+  const ParametersByName parameters = parameters_of(model);
+  std::vector<Joined> tensors;
+  std::unordered_map<std::string, size_t> places;
+  model.visit([&](const std::string& ours, Parameter& p) {
+    CAMBIUM_CHECK(p.tensor.dtype == Dtype::kF32 || p.tensor.dtype == Dtype::kBF16, "{}", ours);
+    const std::vector<StoredForm> forms = stored_forms(rules, model.spec(), parameters, ours);
+    for (const StoredPiece& piece : forms.front()) {
+      const auto [it, fresh] = places.emplace(piece.tensor, tensors.size());
+      if (fresh) {
+        tensors.push_back({piece.tensor, piece.shape, {}});
+      }
+      Joined& joined = tensors[it->second];
+      CAMBIUM_CHECK(joined.shape == piece.shape, "{} of {}", piece.tensor, ours);
+      joined.members.push_back({piece, &p});
+      joined.narrow = joined.narrow && narrow(p);
+    }
+  });
+  std::vector<TensorSource> sources;
+  for (const ConstantRule& constant : family.constants) {
+    for (const auto& [ours, parameter] : parameters) {
+      std::vector<std::string_view> captures;
+      if (match_pattern(constant.ours, ours, &captures)) {
+        sources.push_back(constant_source(fill_pattern(constant.theirs, captures), constant.value));
+      }
+    }
+  }
+  for (const Joined& joined : tensors) {
+    int64_t count = 0;
+    for (const Joined::Member& member : joined.members) {
+      count += member.piece.count();
+    }
+    CAMBIUM_CHECK(count == joined.count(), "{} of {} elements of {}", count, joined.count(),
+                  joined.name);
+    sources.push_back(source_of(joined));
+  }
+  return sources;
+}
+
+}  // namespace cambium

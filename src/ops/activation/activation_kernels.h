@@ -1,0 +1,49 @@
+// Private to the operations: what their definitions and kernels are given. Results are contiguous;
+// backward kernels read y.grad and add to the gradients of the inputs that have one.
+#pragma once
+
+#include "ops/activation/activation_kind.h"
+#include "ops/kernel.h"
+#include "tensor/view.h"
+
+namespace cambium {
+
+/// y = f(x), or f(x) up where `up` is defined.
+template <class T>
+struct Activate {
+  View<T> x, up, y;  // (rows, C)
+  ActivationKind kind;
+};
+CAMBIUM_KERNEL(activation_forward, Activate)
+CAMBIUM_KERNEL(activation_backward, Activate)
+
+/// The factor inside the sigmoid of clamped_swiglu.
+inline constexpr float kClampedSlope = 1.702F;
+template <class T>
+struct ClampedSwiglu {
+  View<T> gate, up, y;  // (rows, C)
+  float limit;
+};
+CAMBIUM_KERNEL(clamped_swiglu_forward, ClampedSwiglu)
+CAMBIUM_KERNEL(clamped_swiglu_backward, ClampedSwiglu)
+
+template <class T>
+struct Xielu {
+  View<T> x, y;                   // (rows, C)
+  View<Sum<T>> alpha_p, alpha_n;  // (1)
+  float beta, eps;
+  float* sums;  // (2, rows) scratch of backward: a row's gradients of p and n
+};
+CAMBIUM_KERNEL(xielu_forward, Xielu)
+CAMBIUM_KERNEL(xielu_backward, Xielu)
+
+/// x = cap tanh(x / cap), or, with y the result of that, x = x (1 - (y / cap)^2).
+template <class T>
+struct SoftCap {
+  View<T> x;  // (rows, C) contiguous
+  View<T> y;  // likewise, or undefined
+  float cap;
+};
+CAMBIUM_KERNEL(soft_cap_rows, SoftCap)
+
+}  // namespace cambium

@@ -1,0 +1,149 @@
+#include "ops/experts/experts.h"
+
+#include "ops/checks.h"
+#include "ops/experts/experts_kernels.h"
+#include "ops/experts/experts_ref.h"
+#include "ops/run.h"
+
+namespace cambium {
+namespace {
+
+template <class T>
+MatmulWeight<T> weight_view(const Tensor& weight) {
+  const Tensor rows = weight.reshape({weight.dim(0) * weight.dim(1), weight.dim(2)});
+  const bool narrow = weight.dtype == Dtype::kBF16;
+  return {view<Sum<T>>(narrow ? Tensor{} : rows), view<bf16, float>(narrow ? rows : Tensor{})};
+}
+
+void expect_slots(const char* operation, const Tensor& x, const Routing& routing) {
+  expect_rows(operation, "x (T * top, C)", x, 2);
+  expect(x.dim(0) == routing.lists.rows(), "[{}] expected {} rows, one a token and expert, got {}",
+         operation, routing.lists.rows(), x);
+}
+
+}  // namespace
+
+Routing route(Context& ctx, const Tensor& logits, const Tensor& choice_bias,
+              const RouterConfig& config) {
+  expect_rows("route", "logits (T, E)", logits, 2);
+  const int64_t experts = logits.dim(1);
+  expect(experts <= kMaxRoutedExperts, "[route] expected at most {} experts, got {}",
+         kMaxRoutedExperts, experts);
+  expect(config.groups >= 1 && experts % config.groups == 0 && config.group_top >= 1 &&
+             config.group_top <= config.groups,
+         "[route] expected groups that divide {} experts and at most as many of them to stay, got "
+         "{} and {}",
+         experts, config.groups, config.group_top);
+  const int64_t candidates = experts / config.groups * config.group_top;
+  expect(config.top >= 1 && config.top <= candidates,
+         "[route] expected top from 1 to {}, the experts to choose from, got {}", candidates,
+         config.top);
+  if (choice_bias.defined()) {
+    expect_vector("route", "choice_bias", choice_bias, experts, logits);
+  }
+  const int64_t tokens = logits.dim(0);
+  const bool differentiate = ctx.differentiate(logits);
+  const int64_t slots = tokens * config.top;
+  const Routing routing{
+      ctx.result(sum_dtype(logits.dtype), {tokens, config.top}, differentiate),
+      {tokens, experts, config.top, ctx.scratch<int32_t>(slots), ctx.scratch<int32_t>(slots),
+       ctx.scratch<int32_t>(slots), ctx.scratch<int32_t>(experts + 1)}};
+  const auto args = [=]<class T>() {
+    return Route<T>{view<T>(logits), view<Sum<T>>(choice_bias.detached()),
+                    view<Sum<T>>(routing.weight), routing.lists, config};
+  };
+  run<route_forward>(ctx, logits, args);
+  if (differentiate) {
+    ctx.record({logits, routing.weight},
+               [=](const Context& c) { run<route_backward>(c, logits, args); });
+  }
+  return routing;
+}
+
+Tensor dispatch(Context& ctx, const Tensor& x, const Routing& routing) {
+  expect_rows("dispatch", "x (T, C)", x, 2);
+  expect(x.dim(0) == routing.lists.tokens, "[dispatch] expected {} tokens, as were routed, got {}",
+         routing.lists.tokens, x);
+  const bool differentiate = ctx.differentiate(x);
+  const Tensor y = ctx.result(x.dtype, {routing.lists.rows(), x.dim(1)}, differentiate);
+  const auto args = [=, lists = routing.lists]<class T>() {
+    return Dispatch<T>{view<T>(x), view<T>(y), lists};
+  };
+  run<dispatch_forward>(ctx, x, args);
+  if (differentiate) {
+    ctx.record({x, y}, [=](const Context& c) { run<dispatch_backward>(c, x, args); });
+  }
+  return y;
+}
+
+Tensor combine(Context& ctx, const Tensor& y, const Routing& routing) {
+  expect_slots("combine", y, routing);
+  expect(routing.weight.dtype == sum_dtype(y.dtype),
+         "[combine] expected rows of the type that was routed, got {} and weights {}", y,
+         routing.weight);
+  const Tensor weight = routing.weight;
+  const bool differentiate = ctx.differentiate(y, weight);
+  const Tensor sum = ctx.result(y.dtype, {routing.lists.tokens, y.dim(1)}, differentiate);
+  const auto args = [=, lists = routing.lists]<class T>() {
+    return Combine<T>{view<T>(y), view<Sum<T>>(weight), view<T>(sum), lists};
+  };
+  run<combine_forward>(ctx, y, args);
+  if (differentiate) {
+    ctx.record({y, weight, sum}, [=](const Context& c) { run<combine_backward>(c, y, args); });
+  }
+  return sum;
+}
+
+Tensor experts_matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                      const Routing& routing) {
+  expect_slots("experts_matmul", x, routing);
+  const int64_t experts = routing.lists.experts;
+  expect(weight.rank == 3 && weight.contiguous() && weight.dim(0) == experts &&
+             weight.dim(2) == x.dim(1) &&
+             (weight.dtype == sum_dtype(x.dtype) ||
+              (weight.dtype == Dtype::kBF16 && x.dtype != Dtype::kF64)),
+         "[experts_matmul] expected a contiguous weight ({}, N, {}) of {}, got {}", experts,
+         x.dim(1), x.dtype == Dtype::kF64 ? "f64" : "f32 or bf16", weight);
+  expect(weight.dtype != Dtype::kBF16 || !weight.has_grad(),
+         "[experts_matmul] a bf16 weight has no gradient; train the f32 weight, got {}", weight);
+  const int64_t outputs = weight.dim(1);
+  expect(!bias.defined() || (bias.rank == 2 && bias.contiguous() && bias.dim(0) == experts &&
+                             bias.dim(1) == outputs && bias.dtype == sum_dtype(x.dtype)),
+         "[experts_matmul] expected a contiguous bias {} ({}, {}), got {}",
+         dtype_name(sum_dtype(x.dtype)), experts, outputs, bias);
+  const ExpertLists lists = routing.lists;
+  const bool differentiate = ctx.differentiate(x, weight, bias);
+  const Tensor y = ctx.result(x.dtype, {x.dim(0), outputs}, differentiate);
+  run<experts_matmul_forward>(ctx, x, [&]<class T>() {
+    return ExpertsMatmul<T>{view<T>(x), weight_view<T>(weight), view<Sum<T>>(bias), view<T>(y),
+                            lists};
+  });
+  if (!differentiate) {
+    return y;
+  }
+  ctx.record({y, bias}, [=](const Context& c) {
+    const Tensor dy = y.grad_tensor();
+    if (x.has_grad()) {
+      const bool set = x.takes_grad();
+      const Tensor out = x.grad_tensor();
+      run<experts_grad_input>(c, dy, [&]<class T>() {
+        return ExpertsGradInput<T>{view<T>(dy), weight_view<T>(weight), view<T>(out), !set, lists};
+      });
+    }
+    if (weight.has_grad()) {
+      const bool set = weight.takes_grad();
+      const Tensor out = weight.grad_tensor().reshape({experts * outputs, x.dim(1)});
+      run<experts_grad_weight>(c, dy, [&]<class T>() {
+        return ExpertsGradWeight<T>{view<T>(dy), view<T>(x), view<Sum<T>>(out), !set, lists};
+      });
+    }
+    if (bias.has_grad()) {
+      run<experts_grad_bias>(c, dy, [&]<class T>() {
+        return ExpertsGradBias<T>{view<T>(dy), bias.grad_ptr<Sum<T>>(), lists};
+      });
+    }
+  });
+  return y;
+}
+
+}  // namespace cambium

@@ -1,0 +1,42 @@
+// Routed experts: each token goes through the `top` of E feed-forwards that a router picks, and
+// what they give is added with the router's weights (Shazeer et al. 2017, arXiv 1701.06538; Fedus
+// et al. 2021, arXiv 2101.03961). The steps are operations of their own:
+//
+//   routing = route(logits of the router)
+//   rows    = dispatch(x)                 each token once for every expert it goes to, by expert
+//   hidden  = experts_matmul(rows, up)    each row with the matrix of its expert
+//   y       = combine(experts_matmul(hidden, down))
+//
+// The number of rows is T * top whatever the router says, so nothing waits for the device and a
+// step's memory is known before it. Sums are taken in a fixed order; a token's result does not
+// depend on the tokens beside it.
+#pragma once
+
+#include "ops/experts/experts_lists.h"
+#include "tensor/context.h"
+
+namespace cambium {
+
+struct Routing {
+  Tensor weight;  // (T, top) of the type of sums: of a slot
+  ExpertLists lists;
+};
+
+/// logits (T, E); choice_bias (E) of the type of sums, or undefined, has no gradient. Gradients go
+/// to the logits through the weights; the choice is a constant.
+Routing route(Context& ctx, const Tensor& logits, const Tensor& choice_bias,
+              const RouterConfig& config);
+
+/// x (T, C) -> (T * top, C): row r is the token of its slot.
+Tensor dispatch(Context& ctx, const Tensor& x, const Routing& routing);
+
+/// y row = weight[e] x row + bias[e] for the rows of each expert e.   x (T * top, K), weight (E, N,
+/// K) contiguous of x's sums or BF16 (then without a gradient, as matmul's), bias (E, N) of the
+/// type of sums or undefined -> (T * top, N).
+Tensor experts_matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                      const Routing& routing);
+
+/// y (T * top, C) -> (T, C): the sum over a token's slots, in their order, of weight * y row.
+Tensor combine(Context& ctx, const Tensor& y, const Routing& routing);
+
+}  // namespace cambium

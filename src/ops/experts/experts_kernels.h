@@ -1,0 +1,84 @@
+// Private to the operations: what their definitions and kernels are given.
+#pragma once
+
+#include "ops/experts/experts_lists.h"
+#include "ops/kernel.h"
+#include "ops/matmul/matmul_kernels.h"
+#include "tensor/view.h"
+
+namespace cambium {
+
+template <class T>
+struct Route {
+  View<T> logits;            // (T, E)
+  View<Sum<T>> choice_bias;  // (E), or undefined
+  View<Sum<T>> weight;       // (T, top)
+  ExpertLists lists;         // written by the forward kernel
+  RouterConfig config;
+};
+CAMBIUM_KERNEL(route_forward, Route)
+/// Reads weight.grad; adds to logits.grad.
+CAMBIUM_KERNEL(route_backward, Route)
+
+template <class T>
+struct Dispatch {
+  View<T> x;  // (T, C)
+  View<T> y;  // (T * top, C) contiguous
+  ExpertLists lists;
+};
+CAMBIUM_KERNEL(dispatch_forward, Dispatch)
+CAMBIUM_KERNEL(dispatch_backward, Dispatch)
+
+template <class T>
+struct Combine {
+  View<T> x;            // (T * top, C)
+  View<Sum<T>> weight;  // (T, top) contiguous
+  View<T> y;            // (T, C) contiguous
+  ExpertLists lists;
+};
+CAMBIUM_KERNEL(combine_forward, Combine)
+CAMBIUM_KERNEL(combine_backward, Combine)
+
+/// y = x weight[e]^T + bias[e]
+template <class T>
+struct ExpertsMatmul {
+  View<T> x;               // (T * top, K)
+  MatmulWeight<T> weight;  // (E * N, K)
+  View<Sum<T>> bias;       // (E, N), or undefined
+  View<T> y;               // (T * top, N)
+  ExpertLists lists;
+};
+CAMBIUM_PLANNED_KERNEL(experts_matmul_forward, ExpertsMatmul)
+
+/// out = [out +] dy weight[e]
+template <class T>
+struct ExpertsGradInput {
+  View<T> dy;              // (T * top, N)
+  MatmulWeight<T> weight;  // (E * N, K)
+  View<T> out;             // (T * top, K)
+  bool accumulate;
+  ExpertLists lists;
+};
+CAMBIUM_PLANNED_KERNEL(experts_grad_input, ExpertsGradInput)
+
+/// out[e] = [out[e] +] dy^T x over the rows of e; zero where it has none
+template <class T>
+struct ExpertsGradWeight {
+  View<T> dy;        // (T * top, N)
+  View<T> x;         // (T * top, K)
+  View<Sum<T>> out;  // (E * N, K)
+  bool accumulate;
+  ExpertLists lists;
+};
+CAMBIUM_PLANNED_KERNEL(experts_grad_weight, ExpertsGradWeight)
+
+/// out[e] += the sum of dy over the rows of e
+template <class T>
+struct ExpertsGradBias {
+  View<T> dy;   // (T * top, N)
+  Sum<T>* out;  // (E, N)
+  ExpertLists lists;
+};
+CAMBIUM_PLANNED_KERNEL(experts_grad_bias, ExpertsGradBias)
+
+}  // namespace cambium

@@ -1,0 +1,155 @@
+// Blocks take a head and kTokens tokens, which share what they read of its weight: in decode it is
+// read once. Every sum has one order, whatever else is in the call.
+#include "ops/cuda.cuh"
+#include "ops/head_matmul/head_matmul_kernels.h"
+
+namespace cambium::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kTokens = 8;
+
+template <class T>
+__device__ void put(const HeadMatmul<T>& a, int64_t t, int64_t h, int64_t c, float sum) {
+  T* y = a.y.row(t, h) + c;
+  store(y, a.accumulate ? load(y) + sum : sum);
+}
+
+/// Blocks (rows of the weight / kWarps, H, tokens / kTokens); a warp takes a row of the weight.
+template <class T, class W>
+__global__ void __launch_bounds__(kThreads) plain_kernel(HeadMatmul<T> a, View<W, float> weight) {
+  const int64_t n = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  const int64_t h = blockIdx.y;
+  const int64_t first = int64_t{blockIdx.z} * kTokens;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  await_inputs();
+  if (n >= a.y.channels) {
+    return;
+  }
+  const W* row = weight.row(h, n);
+  float sum[kTokens] = {};
+  for (int64_t k = lane; k < a.x.channels; k += 32) {
+    const float w = load(row + k);
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) {
+      if (first + i < a.tokens()) {
+        sum[i] += w * load(a.x.row(first + i, h) + k);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kTokens; ++i) {
+    const float all = warp_sum(sum[i]);
+    if (lane == 0 && first + i < a.tokens()) {
+      put(a, first + i, h, n, all);
+    }
+  }
+}
+
+/// Blocks (columns of the weight / kThreads, H, tokens / kTokens); a thread takes a column.
+template <class T, class W>
+__global__ void __launch_bounds__(kThreads)
+    transposed_kernel(HeadMatmul<T> a, View<W, float> weight) {
+  const int64_t k = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t h = blockIdx.y;
+  const int64_t first = int64_t{blockIdx.z} * kTokens;
+  await_inputs();
+  if (k >= a.y.channels) {
+    return;
+  }
+  float sum[kTokens] = {};
+#pragma unroll 4
+  for (int64_t n = 0; n < a.x.channels; ++n) {
+    const float w = load(weight.row(h, n) + k);
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) {
+      if (first + i < a.tokens()) {
+        sum[i] += w * load(a.x.row(first + i, h) + n);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kTokens; ++i) {
+    if (first + i < a.tokens()) {
+      put(a, first + i, h, k, sum[i]);
+    }
+  }
+}
+
+/// Blocks (columns / kThreads, rows / kTokens, H); a thread takes a column of kTokens rows.
+template <class T>
+__global__ void __launch_bounds__(kThreads) grad_weight_kernel(HeadMatmulGradWeight<T> a) {
+  const int64_t k = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t first = int64_t{blockIdx.y} * kTokens;
+  const int64_t h = blockIdx.z;
+  if (k >= a.k.channels) {
+    return;
+  }
+  float sum[kTokens] = {};
+  for (int64_t t = 0; t < a.n.rows.outer; ++t) {
+    const float x = load(a.k.row(t, h) + k);
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) {
+      if (first + i < a.n.channels) {
+        sum[i] += x * load(a.n.row(t, h) + first + i);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kTokens; ++i) {
+    if (first + i < a.n.channels) {
+      a.out.row(h, first + i)[k] += sum[i];
+    }
+  }
+}
+
+template <class T, class W>
+void run_product(const HeadMatmul<T>& a, const View<W, float>& weight, bool transposed,
+                 const Launch& on) {
+  const dim3 blocks(static_cast<unsigned>(ceil_div(a.y.channels, transposed ? kThreads : kWarps)),
+                    static_cast<unsigned>(a.heads()),
+                    static_cast<unsigned>(ceil_div(a.tokens(), kTokens)));
+  launch_ahead(on, "head_matmul", transposed ? transposed_kernel<T, W> : plain_kernel<T, W>, blocks,
+               dim3(kThreads), 0, a, weight);
+}
+
+template <class T>
+void product(const HeadMatmul<T>& a, bool transposed, const Launch& on) {
+  if (a.weight.narrow.defined()) {
+    run_product(a, a.weight.narrow, transposed, on);
+  } else {
+    run_product(a, a.weight.wide, transposed, on);
+  }
+}
+
+template <class T>
+void grad_weight(const HeadMatmulGradWeight<T>& a, const Launch& on) {
+  const dim3 blocks(static_cast<unsigned>(ceil_div(a.k.channels, kThreads)),
+                    static_cast<unsigned>(ceil_div(a.n.channels, kTokens)),
+                    static_cast<unsigned>(a.n.rows.inner));
+  launch(on, "head_matmul's gradient", grad_weight_kernel<T>, blocks, dim3(kThreads), 0, a);
+}
+
+}  // namespace
+
+void head_matmul_forward(const HeadMatmul<float>& a, const Launch& on) {
+  product(a, false, on);
+}
+void head_matmul_forward(const HeadMatmul<bf16>& a, const Launch& on) {
+  product(a, false, on);
+}
+void head_matmul_transposed_forward(const HeadMatmul<float>& a, const Launch& on) {
+  product(a, true, on);
+}
+void head_matmul_transposed_forward(const HeadMatmul<bf16>& a, const Launch& on) {
+  product(a, true, on);
+}
+void head_matmul_grad_weight(const HeadMatmulGradWeight<float>& a, const Launch& on) {
+  grad_weight(a, on);
+}
+void head_matmul_grad_weight(const HeadMatmulGradWeight<bf16>& a, const Launch& on) {
+  grad_weight(a, on);
+}
+
+}  // namespace cambium::cuda

@@ -1,0 +1,93 @@
+#include "ops/head_matmul/head_matmul.h"
+
+#include "base/testing.h"
+#include "ops/testing.h"
+
+namespace cambium {
+namespace {
+
+struct Row {
+  const char* name;
+  std::vector<testing::Input> inputs;
+  testing::Operation operation;
+};
+
+std::ostream& operator<<(std::ostream& out, const Row& row) {
+  return out << row.name;
+}
+
+class HeadMatmul : public ::testing::TestWithParam<Row> {};
+
+TEST_P(HeadMatmul, KernelsMatchDefinitionAndGradientsMatchDifferences) {
+  testing::expect_gradients_match_differences(GetParam().operation, GetParam().inputs);
+  testing::expect_kernels_match_reference(GetParam().operation, GetParam().inputs);
+}
+
+testing::Input weight(std::vector<int64_t> shape) {
+  return {std::move(shape), -1.0, 1.0, true, true};
+}
+
+const testing::Operation kPlain = [](Context& ctx, const std::vector<Tensor>& in) {
+  return head_matmul(ctx, in[0], in[1]);
+};
+const testing::Operation kTransposed = [](Context& ctx, const std::vector<Tensor>& in) {
+  return head_matmul_transposed(ctx, in[0], in[1]);
+};
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, HeadMatmul,
+    ::testing::Values(
+        Row{"plain", {{{11, 3, 20}}, weight({3, 9, 20})}, kPlain},
+        Row{"transposed", {{{11, 3, 9}}, weight({3, 9, 20})}, kTransposed},
+        Row{"one_token", {{{1, 2, 40}}, weight({2, 33, 40})}, kPlain},
+        Row{"one_token_transposed", {{{1, 2, 17}}, weight({2, 17, 300})}, kTransposed},
+        // The rows of keys and of values that stand in one projection, and slices of heads.
+        Row{"rows_of_a_projection",
+            {{{5, 4, 10}}, weight({4 * 7, 6})},
+            [](Context& ctx, const std::vector<Tensor>& in) {
+              const Tensor w = in[1].reshape({4, 7, 6}).slice(1, 4, 3);
+              return head_matmul(ctx, in[0].slice(2, 2, 6), w);
+            }},
+        Row{"rows_of_a_projection_transposed",
+            {{{5, 4, 10}}, weight({4 * 7, 6})},
+            [](Context& ctx, const std::vector<Tensor>& in) {
+              const Tensor w = in[1].reshape({4, 7, 6}).slice(1, 0, 4);
+              return head_matmul_transposed(ctx, in[0].slice(2, 3, 4), w);
+            }}),
+    ::testing::PrintToStringParamName());
+
+TEST(HeadMatmul, ANarrowWeightIsReadAsItIs) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  std::vector<float> x{1, 2, 3, 4};
+  std::vector<float> wide{1.5F, -2, 0.25F, 3, 1, 0.5F, -1, 8};
+  std::vector<bf16> narrow;
+  for (const float w : wide) {
+    narrow.push_back(round_to_bf16(w));
+  }
+  const Tensor in = Tensor::of(x.data(), {1, 2, 2});
+  for (const auto& product : {head_matmul, head_matmul_transposed}) {
+    const Tensor a = product(ctx, in, Tensor::of(wide.data(), {2, 2, 2}));
+    const Tensor b = product(ctx, in, Tensor::of(narrow.data(), {2, 2, 2}));
+    EXPECT_EQ(testing::to_doubles(a, a.data), testing::to_doubles(b, b.data));
+  }
+}
+
+TEST(HeadMatmulErrors, NameWhatCame) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  const Tensor x = arena.empty(Dtype::kF32, {2, 4, 3});
+  EXPECT_EQ(testing::error_of([&] {
+              head_matmul(ctx, x, arena.empty(Dtype::kF32, {4, 3, 5}));
+            }),
+            "[head_matmul] expected a weight of f32 or bf16 (4, N, 3) beside x f32 (2, 4, 3), got "
+            "f32 (4, 3, 5)");
+  EXPECT_EQ(testing::error_of([&] {
+              head_matmul_transposed(ctx, x, arena.empty(Dtype::kF32, {3, 3, 5}));
+            }),
+            "[head_matmul] expected a weight of f32 or bf16 (4, 3, K) beside x f32 (2, 4, 3), got "
+            "f32 (3, 3, 5)");
+}
+
+}  // namespace
+}  // namespace cambium

@@ -1,0 +1,270 @@
+// Latent attention on CUDA, backward: a kernel whose blocks have queries and walk their keys, and
+// one whose blocks have keys and walk the queries after them, so that no sum is shared between
+// blocks. Probabilities are computed anew from what the forward kernel kept.
+#include <vector>
+
+#include "ops/latent_attention/latent_cuda.cuh"
+
+namespace cambium::cuda {
+namespace latent {
+namespace {
+
+constexpr int kColumns = 4;  // of kThreads each: as many as kMaxLatent
+
+/// delta (T, H): y . dy. A warp a head of a token.
+template <class T>
+__global__ void __launch_bounds__(kThreads) delta_kernel(LatentAttention<T> a, float* delta) {
+  const int64_t row = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
+  if (row >= a.y.count()) {
+    return;
+  }
+  float sum = 0.0F;
+  for (int64_t c = threadIdx.x % 32; c < a.shape.value_dim; c += 32) {
+    sum += load(a.y.row(row) + c) * load(a.y.grad_row(row) + c);
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) {
+    delta[row] = sum;
+  }
+}
+
+/// A segment's keys, kHeads at a time in the second kernel.
+struct KeyTile {
+  int32_t segment;
+  int32_t first;  // of the segment's tokens
+};
+
+/// Shared memory of both: kHeads rows of each, kTile of each, and kTile * kHeads weights twice.
+constexpr size_t queries_shared(int all, int rank) {
+  return sizeof(float) *
+         static_cast<size_t>(kHeads * (odd(all) + odd(rank)) + kTile * odd(all) + kTile * kHeads);
+}
+constexpr size_t keys_shared(int all, int rank) {
+  return sizeof(float) * static_cast<size_t>(kHeads * odd(all) + kTile * (odd(all) + odd(rank)) +
+                                             2 * kTile * kHeads);
+}
+
+/// Blocks (heads / kHeads, T).
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    queries_kernel(LatentAttention<T> a, const int32_t* segments, const int32_t* starts,
+                   const float* delta) {
+  extern __shared__ __align__(16) float shared[];
+  const auto rank = static_cast<int>(a.shape.value_dim);
+  const auto all = static_cast<int>(a.shape.head_dim);
+  const auto heads = static_cast<int>(a.shape.heads);
+  float* queries = shared;
+  float* grads = queries + kHeads * odd(all);
+  float* keys = grads + kHeads * odd(rank);
+  float* weights = keys + kTile * odd(all);
+  const int64_t t = blockIdx.y;
+  const int first_head = static_cast<int>(blockIdx.x) * kHeads;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t start = starts[segments[t]];
+  const int64_t count = a.chosen.count(t - start);
+  const int head = first_head + warp;
+  for (int d = lane; d < all; d += 32) {
+    queries[warp * odd(all) + d] = head < heads ? load(a.q.row(t, head) + d) : 0.0F;
+  }
+  for (int d = lane; d < rank; d += 32) {
+    grads[warp * odd(rank) + d] = head < heads ? load(a.y.grad_row(t, head) + d) : 0.0F;
+  }
+  const int64_t at = t * heads + head;
+  const float largest = head < heads ? a.largest[at] : 0.0F;
+  const float inverse = head < heads ? a.inverse_sum[at] : 0.0F;
+  const float mean = head < heads ? delta[at] : 0.0F;
+  float dq[kHeads][kColumns] = {};
+  for (int64_t tile = 0; tile < count; tile += kTile) {
+    __syncthreads();
+    load_keys(a, keys, [&](int r) -> int64_t {
+      return tile + r < count ? start + a.chosen.position(t, tile + r) : -1;
+    });
+    __syncthreads();
+    float ds = 0.0F;
+    if (tile + lane < count) {
+      const float* key = keys + lane * odd(all);
+      const float score = dot(queries + warp * odd(all), key, all) * a.shape.scale;
+      const float p = expf(score - largest) * inverse;
+      ds = p * (dot(grads + warp * odd(rank), key, rank) - mean) * a.shape.scale;
+    }
+    weights[lane * kHeads + warp] = ds;
+    __syncthreads();
+    for (int j = 0; j < kTile; ++j) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const int column = static_cast<int>(threadIdx.x) + c * kThreads;
+        const float key = column < all ? keys[j * odd(all) + column] : 0.0F;
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+          dq[h][c] += weights[j * kHeads + h] * key;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int column = static_cast<int>(threadIdx.x) + c * kThreads;
+      if (first_head + h < heads && column < all) {
+        add_to(a.q.grad_row(t, first_head + h) + column, dq[h][c]);
+      }
+    }
+  }
+}
+
+/// A block has kHeads keys (a warp each) and walks the queries, token by token and head by head, in
+/// tiles of kTile (a lane each).
+template <class T>
+__global__ void __launch_bounds__(kThreads) keys_kernel(LatentAttention<T> a, const KeyTile* tiles,
+                                                        const int32_t* starts, const float* delta) {
+  extern __shared__ __align__(16) float shared[];
+  const auto rank = static_cast<int>(a.shape.value_dim);
+  const auto all = static_cast<int>(a.shape.head_dim);
+  const auto heads = static_cast<int>(a.shape.heads);
+  float* keys = shared;
+  float* queries = keys + kHeads * odd(all);
+  float* grads = queries + kTile * odd(all);
+  float* probabilities = grads + kTile * odd(rank);
+  float* weights = probabilities + kTile * kHeads;
+  const KeyTile tile = tiles[blockIdx.x];
+  const int64_t start = starts[tile.segment];
+  const int64_t end = starts[tile.segment + 1];
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t key_row = start + tile.first + warp;
+  for (int d = lane; d < all; d += 32) {
+    keys[warp * odd(all) + d] = key_row >= end ? 0.0F
+                                : d < rank     ? number(a.latent, key_row, d)
+                                               : number(a.rope_key, key_row, d - rank);
+  }
+  float dk[kHeads][kColumns] = {};
+  const int64_t first_row = (start + tile.first) * heads;
+  const int64_t end_row = end * heads;
+  for (int64_t row = first_row; row < end_row; row += kTile) {
+    __syncthreads();
+    for (int r = warp; r < kTile; r += kThreads / 32) {
+      const bool there = row + r < end_row;
+      for (int d = lane; d < all; d += 32) {
+        queries[r * odd(all) + d] =
+            there ? load(a.q.row((row + r) / heads, (row + r) % heads) + d) : 0.0F;
+      }
+      for (int d = lane; d < rank; d += 32) {
+        grads[r * odd(rank) + d] =
+            there ? load(a.y.grad_row((row + r) / heads, (row + r) % heads) + d) : 0.0F;
+      }
+    }
+    __syncthreads();
+    float p = 0.0F;
+    float ds = 0.0F;
+    const int64_t own = row + lane;
+    if (own < end_row && key_row < end &&
+        a.chosen.has(own / heads, own / heads - start, key_row - start)) {
+      const float* key = keys + warp * odd(all);
+      const float score = dot(queries + lane * odd(all), key, all) * a.shape.scale;
+      p = expf(score - a.largest[own]) * a.inverse_sum[own];
+      ds = p * (dot(grads + lane * odd(rank), key, rank) - delta[own]) * a.shape.scale;
+    }
+    probabilities[lane * kHeads + warp] = p;
+    weights[lane * kHeads + warp] = ds;
+    if (__syncthreads_or(p != 0.0F ? 1 : 0) == 0) {
+      continue;  // nobody here looks at these keys
+    }
+    for (int j = 0; j < kTile; ++j) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const int column = static_cast<int>(threadIdx.x) + c * kThreads;
+        const float q = column < all ? queries[j * odd(all) + column] : 0.0F;
+        const float dy = column < rank ? grads[j * odd(rank) + column] : 0.0F;
+#pragma unroll
+        for (int k = 0; k < kHeads; ++k) {
+          dk[k][c] += weights[j * kHeads + k] * q + probabilities[j * kHeads + k] * dy;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kHeads; ++k) {
+    const int64_t to = start + tile.first + k;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int column = static_cast<int>(threadIdx.x) + c * kThreads;
+      if (to >= end || column >= all) {
+        continue;
+      }
+      const View<T>& key = column < rank ? a.latent.wide : a.rope_key.wide;
+      if (key.grad != nullptr) {
+        add_to(key.grad_row(to) + (column < rank ? column : column - rank), dk[k][c]);
+      }
+    }
+  }
+}
+
+/// The segment of every token, then the tiles of keys.
+struct BackwardPlan {
+  struct Key {
+    bool operator==(const Key&) const = default;
+  };
+  Key key;
+  DeviceArray memory;
+  int64_t tokens = 0;
+  int64_t tiles = 0;
+};
+
+BackwardPlan backward_plan(const AttentionShape& shape, const Launch& on) {
+  std::vector<int32_t> words;
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    words.insert(words.end(), static_cast<size_t>(shape.length(s)), static_cast<int32_t>(s));
+  }
+  const auto tokens = static_cast<int64_t>(words.size());
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    for (int64_t first = 0; first < shape.length(s); first += kHeads) {
+      words.insert(words.end(), {static_cast<int32_t>(s), static_cast<int32_t>(first)});
+    }
+  }
+  return {{},
+          {words.data(), static_cast<int64_t>(words.size() * sizeof(int32_t)), on},
+          tokens,
+          (static_cast<int64_t>(words.size()) - tokens) / 2};
+}
+
+template <class T>
+void backward(const LatentAttention<T>& a, const Launch& on) {
+  const AttentionShape& shape = a.shape;
+  const attention::DeviceLayout layout = attention::layout_of(shape, on);
+  const auto plan =
+      plan_for<BackwardPlan>(shape.plans, {}, [&] { return backward_plan(shape, on); });
+  const auto* segments = plan->memory.template as<int32_t>();
+  const int32_t* starts = layout.layout.start;
+  float* delta = scratch<float>(on, a.y.count());
+  const auto all = static_cast<int>(shape.head_dim);
+  const auto rank = static_cast<int>(shape.value_dim);
+  constexpr const char* kWhat = "latent_attention's gradient";
+  launch(on, kWhat, delta_kernel<T>,
+         dim3(static_cast<unsigned>(ceil_div(a.y.count(), kThreads / 32))), dim3(kThreads), 0, a,
+         delta);
+  if (a.q.grad != nullptr) {
+    launch(on, kWhat, queries_kernel<T>,
+           dim3(static_cast<unsigned>(ceil_div(shape.heads, kHeads)),
+                static_cast<unsigned>(plan->tokens)),
+           dim3(kThreads), queries_shared(all, rank), a, segments, starts, delta);
+  }
+  if (a.latent.wide.grad != nullptr || a.rope_key.wide.grad != nullptr) {
+    launch(on, kWhat, keys_kernel<T>, dim3(static_cast<unsigned>(plan->tiles)), dim3(kThreads),
+           keys_shared(all, rank), a, reinterpret_cast<const KeyTile*>(segments + plan->tokens),
+           starts, delta);
+  }
+}
+
+}  // namespace
+}  // namespace latent
+
+void latent_attention_backward(const LatentAttention<float>& a, const Launch& on) {
+  latent::backward(a, on);
+}
+void latent_attention_backward(const LatentAttention<bf16>& a, const Launch& on) {
+  latent::backward(a, on);
+}
+
+}  // namespace cambium::cuda

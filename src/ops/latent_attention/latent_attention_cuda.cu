@@ -1,0 +1,250 @@
+// Latent attention on CUDA, forward. A block has a token, kHeads of its heads and a part of its
+// keys, in tiles of kTile, with a running maximum in fp32. The keys of tokens that decode (segments
+// of one token) are cut in parts, whose results a second kernel adds in order.
+#include <algorithm>
+#include <vector>
+
+#include "ops/latent_attention/latent_cuda.cuh"
+
+namespace cambium::cuda {
+namespace latent {
+namespace {
+
+/// Parts of a decoding token's keys where they are fixed.
+constexpr int64_t kFixedParts = 8;
+constexpr int64_t kMostParts = 32;
+/// Blocks that fill the largest devices twice.
+constexpr int64_t kBlocksWanted = 528;
+
+struct TokensPlan {
+  struct Key {
+    bool operator==(const Key&) const = default;
+  };
+  Key key;
+  DeviceArray memory;
+  int64_t tokens = 0;
+  int64_t singles = 0;
+};
+
+/// Results of parts: for decoding token i, part p and head h at (i * parts + p) * H + h.
+struct Partials {
+  float* y = nullptr;        // (.., R): sums of exp(score - largest) latent
+  float* largest = nullptr;  // (..)
+  float* sum = nullptr;      // (..)
+  int parts = 1;
+};
+
+/// kColumns a thread, kThreads apart. Shared memory: queries (kHeads, odd), keys (kTile, odd),
+/// weights (kTile, kHeads), factors (kHeads).
+constexpr size_t forward_shared(int all) {
+  return sizeof(float) * static_cast<size_t>((kHeads + kTile) * odd(all) + kTile * kHeads + kHeads);
+}
+
+template <class T, int kColumns>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(LatentAttention<T> a, attention::Layout layout, const int32_t* segments,
+                   const int32_t* singles, Partials partials) {
+  extern __shared__ __align__(16) float shared[];
+  const auto rank = static_cast<int>(a.shape.value_dim);
+  const auto all = static_cast<int>(a.shape.head_dim);
+  const int stride = odd(all);
+  float* queries = shared;
+  float* keys = queries + kHeads * stride;
+  float* weights = keys + kTile * stride;
+  float* factors = weights + kTile * kHeads;
+  const int64_t t = blockIdx.y;
+  const int first_head = static_cast<int>(blockIdx.x) * kHeads;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int single = singles[t];
+  const auto part = static_cast<int>(blockIdx.z);
+  if (part > 0 && single < 0) {
+    return;
+  }
+  const int s = segments[t];
+  const int64_t own = layout.position[s] + t - layout.start[s];
+  const int64_t count = a.chosen.count(own);
+  int64_t first = 0;
+  int64_t end = count;
+  if (partials.parts > 1 && single >= 0) {
+    const int64_t tiles = (count + kTile - 1) / kTile;
+    const int64_t each = (tiles + partials.parts - 1) / partials.parts * kTile;
+    first = min(count, part * each);
+    end = min(count, first + each);
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < kHeads * all; i += kThreads) {
+    const int h = first_head + i / all;
+    queries[i / all * stride + i % all] = h < layout.heads ? load(a.q.row(t, h) + i % all) : 0.0F;
+  }
+  float y[kHeads][kColumns] = {};
+  float largest = -INFINITY;  // of the warp's head
+  float sum = 0.0F;
+  for (int64_t tile = first; tile < end; tile += kTile) {
+    __syncthreads();  // the tile before has been read
+    load_keys(a, keys, [&](int r) -> int64_t {
+      return tile + r < end ? layout.key_row(s, static_cast<int>(a.chosen.position(t, tile + r)))
+                            : -1;
+    });
+    __syncthreads();
+    const float score =
+        tile + lane < end ? dot(queries + warp * stride, keys + lane * stride, all) * a.shape.scale
+                          : -INFINITY;
+    const float most = fmaxf(largest, warp_max(score));
+    const float factor = expf(largest - most);  // 0 for the first tile
+    const float weight = expf(score - most);
+    sum = sum * factor + warp_sum(weight);
+    largest = most;
+    weights[lane * kHeads + warp] = weight;
+    if (lane == 0) {
+      factors[warp] = factor;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        y[h][c] *= factors[h];
+      }
+    }
+    for (int j = 0; j < kTile; ++j) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const int column = static_cast<int>(threadIdx.x) + c * kThreads;
+        const float value = column < rank ? keys[j * stride + column] : 0.0F;
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+          y[h][c] += weights[j * kHeads + h] * value;
+        }
+      }
+    }
+  }
+  const bool whole = partials.parts == 1 || single < 0;
+  __syncthreads();
+  if (lane == 0) {
+    factors[warp] = whole ? 1.0F / sum : 1.0F;
+    const int h = first_head + warp;
+    if (h < layout.heads && !whole) {
+      const int64_t at = (int64_t{single} * partials.parts + part) * layout.heads + h;
+      partials.largest[at] = largest;
+      partials.sum[at] = sum;
+    } else if (h < layout.heads && a.largest != nullptr) {
+      a.largest[t * layout.heads + h] = largest;
+      a.inverse_sum[t * layout.heads + h] = 1.0F / sum;
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    if (first_head + h >= layout.heads) {
+      break;
+    }
+    const int64_t at = (int64_t{single} * partials.parts + part) * layout.heads + first_head + h;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int column = static_cast<int>(threadIdx.x) + c * kThreads;
+      if (column < rank && whole) {
+        store(a.y.row(t, first_head + h) + column, y[h][c] * factors[h]);
+      } else if (column < rank) {
+        partials.y[at * rank + column] = y[h][c];
+      }
+    }
+  }
+}
+
+/// Blocks (H, T): the parts of a decoding token added in order.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    add_parts_kernel(LatentAttention<T> a, const int32_t* singles, Partials partials) {
+  const int64_t t = blockIdx.y;
+  const int64_t h = blockIdx.x;
+  const int single = singles[t];
+  if (single < 0) {
+    return;
+  }
+  const auto at = [&](int part) {
+    return (int64_t{single} * partials.parts + part) * a.shape.heads + h;
+  };
+  float largest = -INFINITY;
+  for (int p = 0; p < partials.parts; ++p) {
+    largest = fmaxf(largest, partials.largest[at(p)]);
+  }
+  float sum = 0.0F;
+  for (int p = 0; p < partials.parts; ++p) {
+    sum += partials.sum[at(p)] * expf(partials.largest[at(p)] - largest);
+  }
+  for (int64_t c = threadIdx.x; c < a.shape.value_dim; c += kThreads) {
+    float y = 0.0F;
+    for (int p = 0; p < partials.parts; ++p) {
+      y += partials.y[at(p) * a.shape.value_dim + c] * expf(partials.largest[at(p)] - largest);
+    }
+    store(a.y.row(t, h) + c, y / sum);
+  }
+}
+
+template <class T>
+void forward(const LatentAttention<T>& a, const Launch& on) {
+  const AttentionShape& shape = a.shape;
+  const attention::DeviceLayout layout = attention::layout_of(shape, on);
+  const Tokens tokens = tokens_of(shape, on);
+  const int64_t head_blocks = ceil_div(shape.heads, kHeads);
+  const auto count = static_cast<unsigned>(a.q.rows.outer);
+  Partials partials;
+  if (tokens.singles > 0 && shape.table != nullptr) {
+    partials.parts = static_cast<int>(
+        on.batch_invariant
+            ? kFixedParts
+            : std::clamp<int64_t>(kBlocksWanted / (tokens.singles * head_blocks), 1, kMostParts));
+  }
+  if (partials.parts > 1) {
+    const int64_t rows = tokens.singles * partials.parts * shape.heads;
+    partials.y = scratch<float>(on, rows * shape.value_dim);
+    partials.largest = scratch<float>(on, rows);
+    partials.sum = scratch<float>(on, rows);
+  }
+  const auto kernel = shape.value_dim <= kThreads       ? forward_kernel<T, 1>
+                      : shape.value_dim <= 2 * kThreads ? forward_kernel<T, 2>
+                                                        : forward_kernel<T, 4>;
+  launch(on, "latent_attention", kernel,
+         dim3(static_cast<unsigned>(head_blocks), count, static_cast<unsigned>(partials.parts)),
+         dim3(kThreads), forward_shared(static_cast<int>(shape.head_dim)), for_device(a),
+         layout.layout, tokens.segment, tokens.single, partials);
+  if (partials.parts > 1) {
+    launch(on, "latent_attention", add_parts_kernel<T>,
+           dim3(static_cast<unsigned>(shape.heads), count), dim3(kThreads), 0, for_device(a),
+           tokens.single, partials);
+  }
+}
+
+}  // namespace
+
+Tokens tokens_of(const AttentionShape& shape, const Launch& on) {
+  const auto plan = plan_for<TokensPlan>(shape.plans, {}, [&] {
+    std::vector<int32_t> segment;
+    std::vector<int32_t> single;
+    int32_t singles = 0;
+    for (int64_t s = 0; s < shape.segments; ++s) {
+      const auto length = static_cast<size_t>(shape.length(s));
+      segment.insert(segment.end(), length, static_cast<int32_t>(s));
+      single.insert(single.end(), length, length == 1 ? singles++ : -1);
+    }
+    const auto tokens = static_cast<int64_t>(segment.size());
+    segment.insert(segment.end(), single.begin(), single.end());
+    return TokensPlan{{},
+                      {segment.data(), 2 * tokens * static_cast<int64_t>(sizeof(int32_t)), on},
+                      tokens,
+                      singles};
+  });
+  const auto* memory = plan->memory.as<int32_t>();
+  return {memory, memory + plan->tokens, plan->singles, plan};
+}
+
+}  // namespace latent
+
+void latent_attention_forward(const LatentAttention<float>& a, const Launch& on) {
+  latent::forward(a, on);
+}
+void latent_attention_forward(const LatentAttention<bf16>& a, const Launch& on) {
+  latent::forward(a, on);
+}
+
+}  // namespace cambium::cuda

@@ -1,0 +1,205 @@
+#include "ops/latent_attention/latent_attention.h"
+
+#include <numeric>
+
+#include "base/testing.h"
+#include "ops/testing.h"
+
+namespace cambium {
+namespace {
+
+using testing::Input;
+
+struct Case {
+  std::vector<int32_t> lengths;
+  int64_t heads, rank, rope;
+  int64_t budget = 0;  // 0 = no choice
+};
+
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  for (const int32_t length : c.lengths) {
+    out << length << "_";
+  }
+  out << "tokens_" << c.heads << "_heads_of_" << c.rank << "_and_" << c.rope;
+  return c.budget > 0 ? out << "_choosing_" << c.budget : out;
+}
+
+std::vector<int32_t> starts(const std::vector<int32_t>& lengths) {
+  std::vector<int32_t> start{0};
+  for (const int32_t n : lengths) {
+    start.push_back(start.back() + n);
+  }
+  return start;
+}
+
+/// Every token's choice: itself, and tokens evenly spaced before it.
+std::vector<int32_t> spread(const std::vector<int32_t>& lengths, int64_t budget) {
+  std::vector<int32_t> positions;
+  for (const int32_t length : lengths) {
+    for (int64_t own = 0; own < length; ++own) {
+      for (int64_t i = 0; i < budget; ++i) {
+        positions.push_back(
+            static_cast<int32_t>(own < budget ? std::min(i, own) : own * (i + 1) / budget));
+      }
+    }
+  }
+  return positions;
+}
+
+class LatentAttention : public ::testing::TestWithParam<Case> {};
+
+TEST_P(LatentAttention, KernelsMatchDefinitionAndGradientsMatchDifferences) {
+  const Case& c = GetParam();
+  const std::vector<int32_t> start = starts(c.lengths);
+  const std::vector<int32_t> position(c.lengths.size());
+  const int64_t tokens = start.back();
+  const std::vector<int32_t> choice = spread(c.lengths, c.budget);
+  const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
+    ChosenTokens chosen;
+    if (c.budget > 0) {
+      chosen = {ctx.to_device(std::span<const int32_t>(choice)), c.budget};
+    }
+    return latent_attention(ctx, in[0], in[1], in[2], {start, position, {}}, 0.3F, chosen);
+  };
+  const std::vector<Input> inputs = {
+      {{tokens, c.heads, c.rank + c.rope}}, {{tokens, c.rank}}, {{tokens, c.rope}}};
+  if (tokens <= 40) {
+    testing::expect_gradients_match_differences(operation, inputs, 1e-6, 12);
+  }
+  testing::expect_kernels_match_reference(operation, inputs);
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, LatentAttention,
+                         ::testing::Values(Case{{3}, 1, 4, 2}, Case{{9, 1, 0, 7}, 3, 5, 2},
+                                           Case{{37}, 2, 24, 8}, Case{{70, 20}, 9, 32, 16},
+                                           Case{{9}, 3, 300, 6}, Case{{20, 12}, 3, 8, 4, 5},
+                                           Case{{67, 41}, 10, 16, 8, 7},
+                                           Case{{41}, 2, 512, 64, 33}),
+                         ::testing::PrintToStringParamName());
+
+/// One sequence whose latents go through pages in pieces, against the whole without pages.
+struct Paged {
+  int64_t tokens, heads, rank, rope;
+  Dtype pages;
+};
+
+std::vector<double> whole(const Paged& c, const std::vector<Input>& inputs,
+                          std::vector<std::vector<double>> values) {
+  const int64_t pieces = latent_pieces(c.rank);
+  values[1] = testing::as_paged(values[1], c.rank / pieces, c.pages);
+  values[2] = testing::as_paged(values[2], c.rope, c.pages);
+  const std::vector<int32_t> start = {0, static_cast<int32_t>(c.tokens)};
+  const std::vector<int32_t> position = {0};
+  return testing::run_operation<double>(
+             [&](Context& ctx, const std::vector<Tensor>& in) {
+               return latent_attention(ctx, in[0], in[1], in[2], {start, position, {}}, 0.2F);
+             },
+             inputs, values, true, false)
+      .output;
+}
+
+std::vector<double> in_pieces(Context& ctx, const Paged& c, const std::vector<Tensor>& in,
+                              const std::vector<int64_t>& cuts) {
+  constexpr int64_t kPage = 4;
+  const int64_t count = (c.tokens + kPage - 1) / kPage;
+  const int64_t pieces = latent_pieces(c.rank);
+  const Device device = in[0].device;
+  std::vector<int32_t> table(static_cast<size_t>(count));
+  std::iota(table.rbegin(), table.rend(), 0);
+  const auto pages = [&](int64_t groups, int64_t size) {
+    return OwnedTensor(c.pages, {count, kPage, groups, size}, false, device);
+  };
+  const auto scales = [&](int64_t groups) {
+    return OwnedTensor(Dtype::kBF16, {count, kPage, groups}, false, device);
+  };
+  const OwnedTensor latents = pages(pieces, c.rank / pieces);
+  const OwnedTensor keys = pages(1, c.rope);
+  const OwnedTensor latent_scales = scales(pieces);
+  const OwnedTensor key_scales = scales(1);
+  LatentPages to{latents.view, keys.view, table, count};
+  if (c.pages == Dtype::kF8E4M3) {
+    to.latent_scales = latent_scales.view;
+    to.rope_key_scales = key_scales.view;
+  }
+  std::vector<double> result;
+  int64_t begin = 0;
+  for (const int64_t end : cuts) {
+    const std::vector<int32_t> start = {0, static_cast<int32_t>(end - begin)};
+    const std::vector<int32_t> position = {static_cast<int32_t>(begin)};
+    const Segments segments{start, position, {}};
+    const auto rows = [&](size_t i) { return in[i].slice(0, begin, end - begin); };
+    write_latents(ctx, rows(1), rows(2), segments, to);
+    const Tensor y = latent_attention(ctx, rows(0), rows(1), rows(2), segments, 0.2F, {}, &to);
+    const std::vector<double> values = testing::take(y);
+    result.insert(result.end(), values.begin(), values.end());
+    begin = end;
+  }
+  return result;
+}
+
+TEST(LatentAttentionPages, EveryCutGivesTheWhole) {
+  const Paged shape{90, 5, 256, 8, Dtype::kF32};
+  const std::vector<Input> inputs = {{{shape.tokens, shape.heads, shape.rank + shape.rope}},
+                                     {{shape.tokens, shape.rank}},
+                                     {{shape.tokens, shape.rope}}};
+  const auto values = testing::draw(inputs);
+  std::vector<int64_t> steps(static_cast<size_t>(shape.tokens));
+  std::iota(steps.begin(), steps.end(), 1);
+  for (const Dtype type : {Dtype::kF32, Dtype::kBF16, Dtype::kF8E4M3}) {
+    Paged c = shape;
+    c.pages = type;
+    const std::vector<double> expected = whole(c, inputs, values);
+    for (const std::vector<int64_t>& cuts : {std::vector<int64_t>{90}, {1, 5, 40, 41, 90}, steps}) {
+      Arena arena;
+      Context ctx{.arena = &arena};
+      std::vector<OwnedTensor> owned;
+      std::vector<Tensor> in;
+      for (size_t i = 0; i < inputs.size(); ++i) {
+        owned.emplace_back(Dtype::kF32, std::span<const int64_t>(inputs[i].shape));
+        testing::put(owned.back().view, values[i]);
+        in.push_back(owned.back().view);
+      }
+      EXPECT_LE(testing::relative_error(in_pieces(ctx, c, in, cuts), expected), 2e-5)
+          << dtype_name(type) << ", " << cuts.size() << " pieces";
+      if (testing::on_cuda()) {
+        for (const bool invariant : {false, true}) {
+          testing::CudaContext cuda;
+          cuda.ctx.batch_invariant = invariant;
+          std::vector<OwnedTensor> there;
+          for (size_t i = 0; i < inputs.size(); ++i) {
+            there.push_back(testing::cuda_tensor(
+                Dtype::kF32, std::span<const int64_t>(inputs[i].shape), values[i]));
+            in[i] = there.back().view;
+          }
+          EXPECT_LE(testing::relative_error(in_pieces(cuda.ctx, c, in, cuts), expected), 2e-5)
+              << "cuda, " << dtype_name(type) << ", " << cuts.size() << " pieces";
+        }
+      }
+    }
+  }
+}
+
+TEST(LatentAttentionErrors, NameWhatCame) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  const auto tensor = [&](std::initializer_list<int64_t> shape) {
+    return arena.empty(Dtype::kF32, shape);
+  };
+  const std::vector<int32_t> start = {0, 2};
+  const std::vector<int32_t> position = {0};
+  const Segments segments{start, position, {}};
+  EXPECT_EQ(
+      testing::error_of([&] {
+        latent_attention(ctx, tensor({2, 3, 6}), tensor({2, 4}), tensor({2, 3}), segments, 1.0F);
+      }),
+      "[latent_attention] expected rope_key f32 (2, 2) beside latent f32 (2, 4) and q f32 "
+      "(2, 3, 6), got f32 (2, 3)");
+  EXPECT_EQ(testing::error_of([&] {
+              latent_attention(ctx, tensor({2, 1, 1100}), tensor({2, 1000}), tensor({2, 100}),
+                               segments, 1.0F);
+            }),
+            "[latent_attention] expected at most 1024 numbers of a latent and its key, got 1100");
+}
+
+}  // namespace
+}  // namespace cambium

@@ -1,0 +1,78 @@
+// What the CUDA kernels of latent attention share: loads of rows, and which tokens decode.
+#pragma once
+
+#include "ops/attention/attention_cuda.cuh"
+#include "ops/latent_attention/latent_attention_kernels.h"
+
+namespace cambium::cuda::latent {
+
+inline constexpr int kThreads = 256;
+/// Heads of a block, a warp each.
+inline constexpr int kHeads = 8;
+/// Keys of a tile, a lane each.
+inline constexpr int kTile = 32;
+
+/// The arguments without what is the host's: the same bytes in every step that is queued alike.
+template <class Args>
+Args for_device(Args args) {
+  args.shape.start = args.shape.position = args.shape.table = nullptr;
+  args.shape.plans = nullptr;
+  return args;
+}
+
+/// Number d of a row, in fp32.
+template <class T>
+__device__ __forceinline__ float number(const KeyRows<T>& keys, int64_t row, int d) {
+  if (keys.scaled.defined()) {
+    const auto size = static_cast<int>(keys.scaled.rows.channels);
+    return widen(from_scaled(keys.scaled.rows.row(row, d / size)[d % size],
+                             *keys.scaled.scale(row, d / size)));
+  }
+  return keys.narrow.defined() ? load(keys.narrow.at(row, d)) : load(keys.wide.at(row, d));
+}
+
+/// Shared rows have an odd number of floats, so that lanes that read one column of 32 rows meet no
+/// bank twice.
+__host__ __device__ constexpr int odd(int n) {
+  return n | 1;
+}
+
+/// Tokens of the call and how many of them are segments of their own, on the device.
+struct Tokens {
+  const int32_t* segment;  // (T)
+  const int32_t* single;   // (T): the number among those that are a segment alone, or -1
+  int64_t singles;
+  std::shared_ptr<const void> owner;
+};
+Tokens tokens_of(const AttentionShape& shape, const Launch& on);
+
+/// The latent and the rotated key of `rows` rows of 32, one row a warp at a time; zeros where
+/// row_of says -1.
+template <class T, class RowOf>
+__device__ void load_keys(const LatentAttention<T>& a, float* to, const RowOf& row_of) {
+  const auto rank = static_cast<int>(a.shape.value_dim);
+  const auto all = static_cast<int>(a.shape.head_dim);
+  const int stride = odd(all);
+  for (int r = static_cast<int>(threadIdx.x) / 32; r < kTile; r += kThreads / 32) {
+    const int64_t row = row_of(r);
+    for (int d = static_cast<int>(threadIdx.x) % 32; d < all; d += 32) {
+      to[r * stride + d] = row < 0    ? 0.0F
+                           : d < rank ? number(a.latent, row, d)
+                                      : number(a.rope_key, row, d - rank);
+    }
+  }
+}
+
+__device__ __forceinline__ float dot(const float* a, const float* b, int n) {
+  float even = 0.0F;
+  float odd_sum = 0.0F;
+  int d = 0;
+#pragma unroll 4
+  for (; d + 1 < n; d += 2) {
+    even += a[d] * b[d];
+    odd_sum += a[d + 1] * b[d + 1];
+  }
+  return d < n ? even + a[d] * b[d] + odd_sum : even + odd_sum;
+}
+
+}  // namespace cambium::cuda::latent

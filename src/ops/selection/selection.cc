@@ -1,0 +1,78 @@
+#include "ops/selection/selection.h"
+
+#include "ops/attention/attention_pages.h"
+#include "ops/checks.h"
+#include "ops/run.h"
+#include "ops/selection/selection_kernels.h"
+#include "ops/selection/selection_ref.h"
+
+namespace cambium {
+namespace {
+
+constexpr const char* kName = "choose_tokens";
+
+AttentionShape shape_of(const Segments& segments, int64_t heads, int64_t dim) {
+  AttentionShape shape{};
+  shape.segments = segments.count();
+  shape.start = segments.start.data();
+  shape.heads = heads;
+  shape.kv_heads = 1;
+  shape.head_dim = dim;
+  shape.value_dim = dim;
+  shape.plans = segments.plans;
+  return shape;
+}
+
+/// Checks the pages, gives the shape their table and writes the call's keys.
+void write(Context& ctx, const Tensor& k, const Segments& segments, const IndexPages& pages,
+           AttentionShape& shape) {
+  const NewRows rows{k.split_last(1, k.dim(1)), {pages.keys, pages.key_scales}};
+  expect_paged(kName, "keys", rows.to, rows.rows);
+  use_pages(kName, shape, segments, pages.table, pages.pages_per_segment, pages.keys);
+  write_pages(ctx, shape, {rows});
+}
+
+}  // namespace
+
+ChosenTokens choose_tokens(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weight,
+                           const Segments& segments, int64_t budget, const IndexPages* pages) {
+  expect_rows(kName, "q (T, H, D)", q, 3);
+  expect(k.rank == 2 && k.dtype == q.dtype && k.device == q.device && k.dim(0) == q.dim(0) &&
+             k.dim(1) == q.dim(2) && k.row_contiguous(),
+         "[{}] expected k {} ({}, {}) beside q {}, got {}", kName, dtype_name(q.dtype), q.dim(0),
+         q.dim(2), q, k);
+  expect(weight.rank == 2 && weight.dtype == q.dtype && weight.device == q.device &&
+             weight.dim(0) == q.dim(0) && weight.dim(1) == q.dim(1) && weight.row_contiguous(),
+         "[{}] expected weight {} ({}, {}) beside q {}, got {}", kName, dtype_name(q.dtype),
+         q.dim(0), q.dim(1), q, weight);
+  expect(q.dim(2) <= kMaxHeadDim, "[{}] expected heads of at most {} numbers, got {}", kName,
+         kMaxHeadDim, q.dim(2));
+  expect(budget >= 1, "[{}] expected a budget of at least 1 token, got {}", kName, budget);
+  expect(segments.tokens() == q.dim(0), "[{}] expected segments over {} tokens, got {}", kName,
+         q.dim(0), segments.tokens());
+  AttentionShape shape = shape_of(segments, q.dim(1), q.dim(2));
+  Tensor keys = k;
+  Tensor scales;
+  if (pages != nullptr) {
+    write(ctx, k, segments, *pages, shape);
+    keys = rows_of(pages->keys);
+    scales = pages->key_scales;
+  }
+  auto* positions = ctx.scratch<int32_t>(q.dim(0) * budget);
+  run<choose_tokens_of>(ctx, q, [&]<class T>() {
+    return ChooseTokens<T>{shape,
+                           view<T>(q),
+                           {wide_view<T>(keys), narrow_view<T>(keys), scaled_rows(keys, scales)},
+                           view<T>(weight),
+                           positions,
+                           budget};
+  });
+  return {positions, budget};
+}
+
+void write_index(Context& ctx, const Tensor& k, const Segments& segments, const IndexPages& pages) {
+  AttentionShape shape = shape_of(segments, 1, k.dim(1));
+  write(ctx, k, segments, pages, shape);
+}
+
+}  // namespace cambium
