@@ -34,7 +34,7 @@ TEST(StepCosts, CountWeightsKeysAndStates) {
   double weights = 0.0, flops = 0.0, head = 0.0, head_flops = 0.0, row = 0.0;
   model.visit([&](const std::string& name, Parameter& p) {
     const auto bytes = static_cast<double>(p.tensor.bytes());
-    const double operations = p.shape.size() == 2 ? 2.0 * static_cast<double>(p.numel()) : 0.0;
+    const double operations = p.is_matrix() ? 2.0 * static_cast<double>(p.active()) : 0.0;
     const bool is_head = &p.tensor == &model.head();
     row = name == "embed.weight" ? 4.0 * static_cast<double>(p.shape[1]) : row;
     if (is_head) {

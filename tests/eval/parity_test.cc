@@ -62,6 +62,32 @@ TEST_P(Parity, ACacheChangesNothing) {
   EXPECT_FALSE(verify_cached(*loaded.model, {text}, {.max_error = 0.0}).ok());
 }
 
+struct Bf16Bounds {
+  double error, kl;
+  int64_t same_percent;
+};
+
+/// Where rounding may turn a hard choice (of experts, of keys) a token can become another one, so
+/// that the largest error says nothing. The bounds are twice what PyTorch's bf16 has on the same
+/// fixtures where that is more (KL: kimi_k2 0.221, deepseek_v32 0.135, the others up to 0.019).
+Bf16Bounds bf16_bounds(const std::string& dir) {
+  const ModelSpec spec = read_spec(dir);
+  bool chooses = false;
+  bool chooses_keys = false;
+  for (const LayerSpec& layer : spec.layers) {
+    for (const BranchSpec& branch : layer.branches) {
+      for (const UnitSpec& unit : branch.units) {
+        chooses = chooses || unit.kind == "experts";
+        chooses_keys = chooses_keys || unit.options.has("index_top");
+      }
+    }
+  }
+  if (spec.family == "kimi_k2" || chooses_keys) {
+    return {10.0, 0.45, 55};
+  }
+  return chooses ? Bf16Bounds{10.0, 0.04, 80} : Bf16Bounds{0.4, 2e-3, 90};
+}
+
 TEST_P(Parity, OnTheGpu) {
   if (cuda_devices() == 0) {
     GTEST_SKIP() << why_no_cuda();
@@ -76,10 +102,11 @@ TEST_P(Parity, OnTheGpu) {
     EXPECT_TRUE(row.ok) << row.way << ": error " << row.error << ", KL " << row.kl;
     EXPECT_LT(row.error, 1e-4) << row.way;
   }
+  const Bf16Bounds bounds = bf16_bounds(dir);
   for (const VerifyRow& row : report(MatrixStorage::kBF16, {}).rows) {
-    EXPECT_LT(row.error, 0.3) << row.way << " in bf16";
-    EXPECT_LT(row.kl, 2e-3) << row.way << " in bf16";
-    EXPECT_GT(row.same_choice, row.tokens * 9 / 10) << row.way << " in bf16";
+    EXPECT_LT(row.error, bounds.error) << row.way << " in bf16";
+    EXPECT_LT(row.kl, bounds.kl) << row.way << " in bf16";
+    EXPECT_GT(row.same_choice, row.tokens * bounds.same_percent / 100) << row.way << " in bf16";
   }
 }
 

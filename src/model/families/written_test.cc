@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <map>
 
+#include "base/file.h"
 #include "base/test_folder.h"
 #include "model/weights.h"
 #include "tensor/copy.h"
@@ -59,6 +60,9 @@ TEST_P(WrittenFamily, IsWhatWasRead) {
   const LoadedModel again = load_model(folder.at("again"));
   EXPECT_EQ(again.model->spec(), spec);
   EXPECT_EQ(logits_of(*again.model), logits_of(*read.model));
+  if (read_text_file(dir + "/config.json").find("quantization_config") != std::string::npos) {
+    return;  // what was packed is written as the numbers it stands for
+  }
   const auto before = tensors_in(dir);
   const auto after = tensors_in(folder.at("again"));
   for (const auto& [name, tensor] : after) {
