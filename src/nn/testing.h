@@ -127,4 +127,12 @@ inline Batch piece(int64_t tokens, int64_t position = 0, int64_t slot = -1) {
   return batch;
 }
 
+/// What a unit gives for the tokens of a batch.
+inline Tensor run(Context& ctx, Unit& unit, const Tensor& x, const Batch& batch, RopeTable& rope,
+                  const UnitState* state = nullptr) {
+  rope.ensure(batch.positions_end());
+  const Turns turns = rope.turns(ctx, batch.segments(), batch.lengths());
+  return unit.forward(ctx, x, {&batch, &turns, state});
+}
+
 }  // namespace cambium::testing

@@ -1,5 +1,5 @@
-// The Python by which transformers runs our own layout, as texts (cmake/rooms.cmake makes them of the
-// files beside this one).
+// The Python by which transformers runs our own layout, as texts (cmake/rooms.cmake makes them of
+// the files beside this one).
 #pragma once
 
 namespace cambium {
