@@ -25,7 +25,8 @@ int64_t dense_inner(const Json& config, const std::string& where) {
   const double factor =
       in_range(where, "block_ffn_dim_multiplier",
                config::real_or(config, "block_ffn_dim_multiplier", 1.0, where), 1e-3, 1e3);
-  const auto cut = static_cast<int64_t>(factor * static_cast<double>(2 * inner / 3));
+  const int64_t two_thirds = 2 * inner / 3;
+  const auto cut = static_cast<int64_t>(factor * static_cast<double>(two_thirds));
   return in_range(where, key, (cut + multiple - 1) / multiple * multiple, 1, kMaxInner);
 }
 

@@ -10,8 +10,6 @@
 namespace cambium {
 namespace {
 
-using config::find_unit;
-using config::first_unit;
 using config::Json;
 
 /// A Mamba-2 of `heads` x `dim` channels whose norm goes by groups.

@@ -127,8 +127,9 @@ Turns RopeTable::turns(const Context& ctx, const Segments& segments,
       position[t] = static_cast<int32_t>(p);
       frequency[t] = turned;
       if (scales) {
-        const auto past = static_cast<double>(p / config_.original_length);
-        query_scale[t] = static_cast<float>(1.0 + config_.query_beta * std::log1p(past));
+        const int64_t past = p / config_.original_length;
+        query_scale[t] =
+            static_cast<float>(1.0 + config_.query_beta * std::log1p(static_cast<double>(past)));
       }
       if (grown) {
         write_row(turned, p, cos + t * half, sin + t * half);

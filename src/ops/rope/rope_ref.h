@@ -10,8 +10,8 @@ namespace cambium {
 /// out (channels) = in turned by the angles of token t, times `direction`; added where `add`.
 template <class T>
 void turn_head(const Rope<T>& a, int64_t t, double direction, bool add, const T* in, T* out) {
-  const double turns = static_cast<double>(a.position[t] / a.length);
-  const T scale = static_cast<T>(1.0 + a.beta * std::log1p(turns));
+  const auto lengths = a.position[t] / a.length;
+  const T scale = static_cast<T>(1.0 + a.beta * std::log1p(static_cast<double>(lengths)));
   for (int64_t c = 0; c < a.x.channels; ++c) {
     T value = in[c];
     if (c < 2 * a.half) {
