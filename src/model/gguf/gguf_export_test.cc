@@ -19,7 +19,6 @@ namespace {
 using testing::error_of;
 using ::testing::HasSubstr;
 using testing::ImportTest;
-using testing::kHidden;
 using testing::Tiny;
 
 std::string fixture(const std::string& name) {
