@@ -9,7 +9,7 @@ namespace cambium::cuda {
 namespace latent {
 namespace {
 
-constexpr int kColumns = 4;  // of kThreads each: as many as kMaxLatent
+constexpr int kColumns = static_cast<int>(kMaxLatent) / kThreads;  // of a thread
 
 /// delta (T, H): y . dy. A warp a head of a token.
 template <class T>

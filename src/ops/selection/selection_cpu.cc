@@ -1,5 +1,6 @@
 #include "base/parallel.h"
 #include "ops/attention/key_rows_simd.h"
+#include "ops/rows_simd.h"
 #include "ops/selection/selection_work.h"
 
 namespace cambium::CAMBIUM_ISA {
