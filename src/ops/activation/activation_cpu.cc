@@ -68,20 +68,6 @@ void backward(const Activate<float>& a) {
   }
 }
 
-template <class Run>
-void with_kind(ActivationKind kind, const Run& run) {
-  switch (kind) {
-    case ActivationKind::kSilu:
-      return run(Silu{});
-    case ActivationKind::kRelu2:
-      return run(Relu2{});
-    case ActivationKind::kGelu:
-      return run(Gelu{});
-    case ActivationKind::kGeluTanh:
-      return run(GeluTanh{});
-  }
-}
-
 /// exp(x) - 1 for x <= 0. Near 0 by its series, as the 1 would take the digits.
 inline vf vexpm1_below_zero(vf x) {
   vf p = 1.0F + x * (1.0F / 7.0F);
@@ -108,10 +94,10 @@ struct XieluNumbers {
 }  // namespace
 
 void activation_forward(const Activate<float>& a) {
-  with_kind(a.kind, [&]<class F>(F) { forward<F>(a); });
+  with_kind<Silu, Relu2, Gelu, GeluTanh>(a.kind, [&]<class F>(F) { forward<F>(a); });
 }
 void activation_backward(const Activate<float>& a) {
-  with_kind(a.kind, [&]<class F>(F) { backward<F>(a); });
+  with_kind<Silu, Relu2, Gelu, GeluTanh>(a.kind, [&]<class F>(F) { backward<F>(a); });
 }
 
 void clamped_swiglu_forward(const ClampedSwiglu<float>& a) {

@@ -56,24 +56,10 @@ struct Gated {
   }
 };
 
-template <class Run>
-void with_kind(ActivationKind kind, const Run& run) {
-  switch (kind) {
-    case ActivationKind::kSilu:
-      return run(Silu{});
-    case ActivationKind::kRelu2:
-      return run(Relu2{});
-    case ActivationKind::kGelu:
-      return run(Gelu{});
-    case ActivationKind::kGeluTanh:
-      return run(GeluTanh{});
-  }
-}
-
 template <template <bool, class, class> class Body, class T>
 void run_activation(const Activate<T>& a, const Launch& on, const char* operation) {
-  with_kind(a.kind,
-            [&]<class F>(F) { run_pairs<Body>(on, operation, a.x, a.up, a.y, Gated<T, F>{}); });
+  with_kind<Silu, Relu2, Gelu, GeluTanh>(
+      a.kind, [&]<class F>(F) { run_pairs<Body>(on, operation, a.x, a.up, a.y, Gated<T, F>{}); });
 }
 
 // --- Clamped SwiGLU

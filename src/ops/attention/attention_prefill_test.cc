@@ -1,12 +1,11 @@
 // Pieces of prompts over cached keys and values as cuDNN serves them, beside our own kernels.
 #if CAMBIUM_CUDA
-#include "ops/attention/attention_cudnn.h"
+#include "ops/attention/attention_cudnn_testing.h"
 #include "ops/attention/attention_pages_testing.h"
 
 namespace cambium {
 namespace {
 
-using testing::on_cuda;
 using namespace testing::pages;  // NOLINT(google-build-using-namespace)
 using cuda::attention::allow_cudnn;
 using cuda::attention::cudnn_calls;
@@ -30,22 +29,8 @@ class PrefillCache : public Cached {
 };
 
 /// Pieces of prompts that cuDNN serves where there is one, and our own kernels elsewhere.
-class AttentionPrefill : public ::testing::Test {
+class AttentionPrefill : public testing::WithCudnn {
  protected:
-  void SetUp() override {
-    if (!on_cuda()) {
-      GTEST_SKIP() << why_no_cuda();
-    }
-    allow_cudnn(true);
-    served_ = cudnn_status().rfind("cuDNN", 0) == 0;
-  }
-  void TearDown() override {
-    if (on_cuda()) {
-      allow_cudnn(true);
-      limit_gathered(0);
-    }
-  }
-
   /// Runs the pieces, in so many calls of cuDNN.
   void expect_right(Cached& cached, const std::vector<Cached::Piece>& pieces, int64_t calls) {
     const int64_t before = cudnn_calls();
@@ -53,8 +38,6 @@ class AttentionPrefill : public ::testing::Test {
     EXPECT_LE(error, kNarrowTolerance);
     EXPECT_EQ(cudnn_calls() - before, served_ ? calls : 0) << cudnn_status();
   }
-
-  bool served_ = false;
 };
 
 class AttentionPrefillShapes : public AttentionPrefill, public ::testing::WithParamInterface<Case> {
