@@ -98,8 +98,7 @@ Options parse(int argc, char** argv) {
       expect(std::any_of(std::begin(kSections), std::end(kSections),
                          [&](const Section& s) { return argument == s.name; }),
              "expected matmul, attention, narrow, recurrence, scan, pointwise, loss, --quick or "
-             "--json "
-             "FILE, got {}",
+             "--json FILE, got {}",
              argument);
       options.sections.push_back(argument);
     }

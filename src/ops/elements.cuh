@@ -54,4 +54,89 @@ void run_each(const Launch& on, const char* operation, const View<T>& x, bool ve
   launch_ahead(on, operation, kernel, blocks, kThreads, 0, body, count, x.channels);
 }
 
+/// y = f(a, b), or f(a, 1) without a second input.
+template <bool kTwo, class T, class F>
+struct PairForward {
+  View<T> a, b, y;
+  F f;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    float left[kVec];
+    float right[kVec];
+    load_n<kVec>(a.data + at.in(a.rows), left);
+    if constexpr (kTwo) {
+      load_n<kVec>(b.data + at.in(b.rows), right);
+    }
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      left[i] = f(left[i], kTwo ? right[i] : 1.0F);
+    }
+    store_n<kVec>(y.data + at.element, left);
+  }
+};
+
+struct PairGrad {
+  float a, b;
+};
+
+/// da += f(a, b, dy).a, db += f(a, b, dy).b, of those that are wanted.
+template <bool kTwo, class T, class F>
+struct PairBackward {
+  View<T> a, b, y;
+  F f;
+
+  template <int kVec, class At>
+  __device__ void operator()(const At& at) const {
+    const int64_t at_a = at.in(a.rows);
+    const int64_t at_b = kTwo ? at.in(b.rows) : 0;
+    // a and b may be one tensor, whose gradient then takes both parts at once.
+    const bool one_grad = kTwo && a.grad == b.grad;
+    const bool wants_b = kTwo && b.grad != nullptr && !one_grad;
+    float left[kVec];
+    float right[kVec];
+    float dy[kVec];
+    float da[kVec] = {};
+    float db[kVec] = {};
+    load_n<kVec>(a.data + at_a, left);
+    if constexpr (kTwo) {
+      load_n<kVec>(b.data + at_b, right);
+    }
+    load_n<kVec>(y.grad + at.element, dy);
+    if (a.grad != nullptr) {
+      load_n<kVec>(a.grad + at_a, da);
+    }
+    if (wants_b) {
+      load_n<kVec>(b.grad + at_b, db);
+    }
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      const PairGrad d = f(left[i], kTwo ? right[i] : 1.0F, dy[i]);
+      da[i] += d.a;
+      db[i] += d.b;
+      da[i] += one_grad ? db[i] : 0.0F;
+    }
+    if (a.grad != nullptr) {
+      store_n<kVec>(a.grad + at_a, da);
+    }
+    if (wants_b) {
+      store_n<kVec>(b.grad + at_b, db);
+    }
+  }
+};
+
+/// Runs PairForward or PairBackward with f; b may be undefined.
+template <template <bool, class, class> class Body, class T, class F>
+void run_pairs(const Launch& on, const char* operation, const View<T>& a, const View<T>& b,
+               const View<T>& y, const F& f) {
+  constexpr int64_t kVec = 16 / sizeof(T);
+  const bool vectors = aligned(a, kVec) && aligned(y, kVec);
+  if (b.defined()) {
+    run_each(on, operation, a, vectors && aligned(b, kVec), flat(a) && flat(b),
+             Body<true, T, F>{a, b, y, f});
+  } else {
+    run_each(on, operation, a, vectors, flat(a), Body<false, T, F>{a, b, y, f});
+  }
+}
+
 }  // namespace cambium::cuda::elements

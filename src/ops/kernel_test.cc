@@ -130,7 +130,7 @@ TEST(Run, OperationsSayThatThereIsNoCuda) {
   EXPECT_EQ(testing::error_of([&] { rms_norm(ctx, x, w, 1e-5F); }),
             "[rms_norm_forward] this build has no CUDA kernels; move the model to the cpu");
   EXPECT_EQ(testing::error_of([&] { swiglu(ctx, x, x); }),
-            "[swiglu_forward] this build has no CUDA kernels; move the model to the cpu");
+            "[activation_forward] this build has no CUDA kernels; move the model to the cpu");
 }
 
 }  // namespace

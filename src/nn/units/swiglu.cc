@@ -30,9 +30,7 @@ class SwigluUnit : public Unit {
     if (gate_scale_ != 1.0F) {
       gate = add_scaled(ctx, gate_scale_, gate, 0.0F, gate);
     }
-    const Tensor inner = activation_ == ActivationKind::kSilu
-                             ? swiglu(ctx, gate, up)
-                             : gated_activation(ctx, gate, up, activation_);
+    const Tensor inner = gated_activation(ctx, gate, up, activation_);
     return inputs.unread ? down_.forward_unread(ctx, inner) : down_.forward(ctx, inner);
   }
 

@@ -1,16 +1,8 @@
-#include "base/parallel.h"
-#include "base/simd.h"
 #include "ops/activation/activation_kernels.h"
+#include "ops/elements_simd.h"
 
 namespace cambium::CAMBIUM_ISA {
 namespace {
-
-// Elements of a piece: enough to pay for handing it to a thread.
-constexpr int64_t kElementsPerPiece = 8192;
-
-inline int64_t rows_per_piece(int64_t channels) {
-  return kElementsPerPiece / (channels < 1 ? 1 : channels) + 1;
-}
 
 /// f(x) and df/dx.
 struct Activated {
@@ -18,10 +10,7 @@ struct Activated {
 };
 
 struct Silu {
-  static Activated at(vf x) {
-    const vf s = vsigmoid(x);
-    return {x * s, s * (1.0F + x * (1.0F - s))};
-  }
+  static Activated at(vf x) { return {vsilu(x), vsilu_grad(x)}; }
 };
 
 struct Relu2 {
@@ -60,59 +49,22 @@ struct GeluTanh {
 
 template <class F>
 void forward(const Activate<float>& a) {
-  parallel_for(a.x.count(), rows_per_piece(a.x.channels), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* x = a.x.row(r);
-      const float* up = a.up.defined() ? a.up.row(r) : nullptr;
-      float* y = a.y.row(r);
-      for (int64_t c = 0; c < a.x.channels; c += kLanes) {
-        const int64_t n = a.x.channels - c;
-        vf value = F::at(vload_upto(x + c, n)).value;
-        if (up != nullptr) {
-          value *= vload_upto(up + c, n);
-        }
-        vstore_upto(y + c, value, n);
-      }
-    }
-  });
+  if (a.up.defined()) {
+    pointwise(a.x, a.up, a.y, [](vf x, vf up) { return F::at(x).value * up; });
+  } else {
+    pointwise(a.x, {}, a.y, [](vf x, vf) { return F::at(x).value; });
+  }
 }
 
-// The gate and up may be one tensor: the gradients are added one after the other.
 template <class F>
 void backward(const Activate<float>& a) {
-  parallel_for(a.x.count(), rows_per_piece(a.x.channels), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* x = a.x.row(r);
-      const float* up = a.up.defined() ? a.up.row(r) : nullptr;
-      for (int64_t c = 0; c < a.x.channels; c += kLanes) {
-        const int64_t n = a.x.channels - c;
-        const Activated f = F::at(vload_upto(x + c, n));
-        const vf dy = vload_upto(a.y.grad_row(r) + c, n);
-        if (a.x.grad != nullptr) {
-          float* dx = a.x.grad_row(r) + c;
-          const vf factor = up != nullptr ? dy * vload_upto(up + c, n) : dy;
-          vstore_upto(dx, vload_upto(dx, n) + factor * f.slope, n);
-        }
-        if (a.up.grad != nullptr) {
-          float* dup = a.up.grad_row(r) + c;
-          vstore_upto(dup, vload_upto(dup, n) + dy * f.value, n);
-        }
-      }
-    }
-  });
-}
-
-template <class Run>
-void with_kind(ActivationKind kind, const Run& run) {
-  switch (kind) {
-    case ActivationKind::kSilu:
-      return run(Silu{});
-    case ActivationKind::kRelu2:
-      return run(Relu2{});
-    case ActivationKind::kGelu:
-      return run(Gelu{});
-    case ActivationKind::kGeluTanh:
-      return run(GeluTanh{});
+  const auto grad_up = [](vf x, vf, vf dy) { return dy * F::at(x).value; };
+  if (a.up.defined()) {
+    const auto grad = [](vf x, vf up, vf dy) { return dy * up * F::at(x).slope; };
+    pointwise_grad(a.x, a.up, a.y, grad, grad_up);
+  } else {
+    const auto grad = [](vf x, vf, vf dy) { return dy * F::at(x).slope; };
+    pointwise_grad(a.x, {}, a.y, grad, grad_up);
   }
 }
 
@@ -142,63 +94,44 @@ struct XieluNumbers {
 }  // namespace
 
 void activation_forward(const Activate<float>& a) {
-  with_kind(a.kind, [&]<class F>(F) { forward<F>(a); });
+  with_kind<Silu, Relu2, Gelu, GeluTanh>(a.kind, [&]<class F>(F) { forward<F>(a); });
 }
 void activation_backward(const Activate<float>& a) {
-  with_kind(a.kind, [&]<class F>(F) { backward<F>(a); });
+  with_kind<Silu, Relu2, Gelu, GeluTanh>(a.kind, [&]<class F>(F) { backward<F>(a); });
 }
 
 void clamped_swiglu_forward(const ClampedSwiglu<float>& a) {
   const vf limit = vset(a.limit);
-  parallel_for(a.y.count(), rows_per_piece(a.y.channels), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t c = 0; c < a.y.channels; c += kLanes) {
-        const int64_t n = a.y.channels - c;
-        const vf gate = vmin(limit, vload_upto(a.gate.row(r) + c, n));
-        const vf up = vmax(-limit, vmin(limit, vload_upto(a.up.row(r) + c, n)));
-        vstore_upto(a.y.row(r) + c, (up + 1.0F) * gate * vsigmoid(kClampedSlope * gate), n);
-      }
-    }
+  pointwise(a.gate, a.up, a.y, [&](vf raw_gate, vf raw_up) {
+    const vf gate = vmin(limit, raw_gate);
+    const vf up = vmax(-limit, vmin(limit, raw_up));
+    return (up + 1.0F) * gate * vsigmoid(kClampedSlope * gate);
   });
 }
 
 void clamped_swiglu_backward(const ClampedSwiglu<float>& a) {
   const vf limit = vset(a.limit);
-  parallel_for(a.y.count(), rows_per_piece(a.y.channels), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t c = 0; c < a.y.channels; c += kLanes) {
-        const int64_t n = a.y.channels - c;
-        const vf raw_gate = vload_upto(a.gate.row(r) + c, n);
-        const vf raw_up = vload_upto(a.up.row(r) + c, n);
+  pointwise_grad(
+      a.gate, a.up, a.y,
+      [&](vf raw_gate, vf raw_up, vf dy) {
         const vf gate = vmin(limit, raw_gate);
         const vf up = vmax(-limit, vmin(limit, raw_up));
         const vf s = vsigmoid(kClampedSlope * gate);
-        const vf dy = vload_upto(a.y.grad_row(r) + c, n);
-        if (a.gate.grad != nullptr) {
-          float* to = a.gate.grad_row(r) + c;
-          const vf d = dy * (up + 1.0F) * s * (1.0F + kClampedSlope * gate * (1.0F - s));
-          vstore_upto(to, vload_upto(to, n) + (raw_gate <= limit ? d : vf{}), n);
-        }
-        if (a.up.grad != nullptr) {
-          float* to = a.up.grad_row(r) + c;
-          vstore_upto(to, vload_upto(to, n) + (raw_up == up ? dy * gate * s : vf{}), n);
-        }
-      }
-    }
-  });
+        const vf d = dy * (up + 1.0F) * s * (1.0F + kClampedSlope * gate * (1.0F - s));
+        return raw_gate <= limit ? d : vf{};
+      },
+      [&](vf raw_gate, vf raw_up, vf dy) {
+        const vf gate = vmin(limit, raw_gate);
+        const vf up = vmax(-limit, vmin(limit, raw_up));
+        return raw_up == up ? dy * gate * vsigmoid(kClampedSlope * gate) : vf{};
+      });
 }
 
 void xielu_forward(const Xielu<float>& a) {
   const XieluNumbers k(a);
-  parallel_for(a.x.count(), rows_per_piece(a.x.channels), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t c = 0; c < a.x.channels; c += kLanes) {
-        const int64_t n = a.x.channels - c;
-        const vf x = vload_upto(a.x.row(r) + c, n);
-        const vf curve = x > vf{} ? k.p * x * x : k.n * k.low(x);
-        vstore_upto(a.y.row(r) + c, curve + k.beta * x, n);
-      }
-    }
+  pointwise(a.x, {}, a.y, [&](vf x, vf) {
+    const vf curve = x > vf{} ? k.p * x * x : k.n * k.low(x);
+    return curve + k.beta * x;
   });
 }
 
@@ -244,21 +177,14 @@ void xielu_backward(const Xielu<float>& a) {
 }
 
 void soft_cap_rows(const SoftCap<float>& a) {
-  parallel_for(a.x.count(), rows_per_piece(a.x.channels), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      float* x = a.x.row(r);
-      for (int64_t c = 0; c < a.x.channels; c += kLanes) {
-        const int64_t n = a.x.channels - c;
-        const vf v = vload_upto(x + c, n);
-        if (a.y.defined()) {
-          const vf y = vload_upto(a.y.row(r) + c, n) / a.cap;
-          vstore_upto(x + c, v * (1.0F - y * y), n);
-        } else {
-          vstore_upto(x + c, a.cap * vtanh(v / a.cap), n);
-        }
-      }
-    }
-  });
+  if (a.y.defined()) {
+    pointwise(a.x, a.y, a.x, [&](vf x, vf y) {
+      const vf bend = y / a.cap;
+      return x * (1.0F - bend * bend);
+    });
+  } else {
+    pointwise(a.x, {}, a.x, [&](vf x, vf) { return a.cap * vtanh(x / a.cap); });
+  }
 }
 
 }  // namespace cambium::CAMBIUM_ISA

@@ -48,161 +48,43 @@ struct GeluTanh {
 };
 
 template <class T, class F>
-struct ActivateForward {
-  Activate<T> a;
-
-  template <int kVec, class At>
-  __device__ void operator()(const At& at) const {
-    float x[kVec];
-    float up[kVec];
-    load_n<kVec>(a.x.data + at.in(a.x.rows), x);
-    if (a.up.defined()) {
-      load_n<kVec>(a.up.data + at.in(a.up.rows), up);
-    }
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      x[i] = F::template at<T>(x[i]).value * (a.up.defined() ? up[i] : 1.0F);
-    }
-    store_n<kVec>(a.y.data + at.element, x);
+struct Gated {
+  __device__ float operator()(float x, float up) const { return F::template at<T>(x).value * up; }
+  __device__ PairGrad operator()(float x, float up, float dy) const {
+    const Activated f = F::template at<T>(x);
+    return {dy * up * f.slope, dy * f.value};
   }
 };
 
-template <class T, class F>
-struct ActivateBackward {
-  Activate<T> a;
-
-  template <int kVec, class At>
-  __device__ void operator()(const At& at) const {
-    const bool gated = a.up.defined();
-    const int64_t at_x = at.in(a.x.rows);
-    const int64_t at_up = gated ? at.in(a.up.rows) : 0;
-    // The gate and up may be one tensor, whose gradient then takes both parts at once.
-    const bool one_grad = gated && a.x.grad == a.up.grad;
-    const bool wants_up = gated && a.up.grad != nullptr && !one_grad;
-    float x[kVec];
-    float up[kVec];
-    float dy[kVec];
-    float dx[kVec] = {};
-    float dup[kVec] = {};
-    load_n<kVec>(a.x.data + at_x, x);
-    load_n<kVec>(a.y.grad + at.element, dy);
-    if (gated) {
-      load_n<kVec>(a.up.data + at_up, up);
-    }
-    if (a.x.grad != nullptr) {
-      load_n<kVec>(a.x.grad + at_x, dx);
-    }
-    if (wants_up) {
-      load_n<kVec>(a.up.grad + at_up, dup);
-    }
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      const Activated f = F::template at<T>(x[i]);
-      dx[i] += dy[i] * (gated ? up[i] : 1.0F) * f.slope;
-      dup[i] += dy[i] * f.value;
-      dx[i] += one_grad ? dup[i] : 0.0F;
-    }
-    if (a.x.grad != nullptr) {
-      store_n<kVec>(a.x.grad + at_x, dx);
-    }
-    if (wants_up) {
-      store_n<kVec>(a.up.grad + at_up, dup);
-    }
-  }
-};
-
-template <class Run>
-void with_kind(ActivationKind kind, const Run& run) {
-  switch (kind) {
-    case ActivationKind::kSilu:
-      return run(Silu{});
-    case ActivationKind::kRelu2:
-      return run(Relu2{});
-    case ActivationKind::kGelu:
-      return run(Gelu{});
-    case ActivationKind::kGeluTanh:
-      return run(GeluTanh{});
-  }
-}
-
-template <template <class, class> class Body, class T>
+template <template <bool, class, class> class Body, class T>
 void run_activation(const Activate<T>& a, const Launch& on, const char* operation) {
-  constexpr int64_t kVec = 16 / sizeof(T);
-  const bool gated = a.up.defined();
-  const bool vectors = aligned(a.x, kVec) && aligned(a.y, kVec) && (!gated || aligned(a.up, kVec));
-  const bool is_flat = flat(a.x) && (!gated || flat(a.up));
-  with_kind(a.kind,
-            [&]<class F>(F) { run_each(on, operation, a.x, vectors, is_flat, Body<T, F>{a}); });
+  with_kind<Silu, Relu2, Gelu, GeluTanh>(
+      a.kind, [&]<class F>(F) { run_pairs<Body>(on, operation, a.x, a.up, a.y, Gated<T, F>{}); });
 }
 
 // --- Clamped SwiGLU
 template <class T>
-struct ClampedForward {
-  ClampedSwiglu<T> a;
+struct Clamped {
+  float limit;
 
-  template <int kVec, class At>
-  __device__ void operator()(const At& at) const {
-    float gate[kVec];
-    float up[kVec];
-    load_n<kVec>(a.gate.data + at.in(a.gate.rows), gate);
-    load_n<kVec>(a.up.data + at.in(a.up.rows), up);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      const float g = gate[i] > a.limit ? a.limit : gate[i];
-      const float u = up[i] > a.limit ? a.limit : up[i] < -a.limit ? -a.limit : up[i];
-      gate[i] = (u + 1.0F) * g * sigmoid_of<T>(kClampedSlope * g);
-    }
-    store_n<kVec>(a.y.data + at.element, gate);
+  __device__ float clamp_gate(float x) const { return x > limit ? limit : x; }
+  __device__ float clamp_up(float x) const { return x > limit ? limit : x < -limit ? -limit : x; }
+  __device__ float operator()(float gate, float up) const {
+    const float g = clamp_gate(gate);
+    return (clamp_up(up) + 1.0F) * g * sigmoid_of<T>(kClampedSlope * g);
+  }
+  __device__ PairGrad operator()(float gate, float up, float dy) const {
+    const float g = clamp_gate(gate);
+    const float u = clamp_up(up);
+    const float s = sigmoid_of<T>(kClampedSlope * g);
+    const float slope = s * (1.0F + kClampedSlope * g * (1.0F - s));
+    return {gate <= limit ? dy * (u + 1.0F) * slope : 0.0F, up == u ? dy * g * s : 0.0F};
   }
 };
 
-/// Two inputs, whose gradients are memories of their own.
-template <class T>
-struct ClampedBackward {
-  ClampedSwiglu<T> a;
-
-  template <int kVec, class At>
-  __device__ void operator()(const At& at) const {
-    const int64_t at_gate = at.in(a.gate.rows);
-    const int64_t at_up = at.in(a.up.rows);
-    float gate[kVec];
-    float up[kVec];
-    float dy[kVec];
-    float dgate[kVec] = {};
-    float dup[kVec] = {};
-    load_n<kVec>(a.gate.data + at_gate, gate);
-    load_n<kVec>(a.up.data + at_up, up);
-    load_n<kVec>(a.y.grad + at.element, dy);
-    if (a.gate.grad != nullptr) {
-      load_n<kVec>(a.gate.grad + at_gate, dgate);
-    }
-    if (a.up.grad != nullptr) {
-      load_n<kVec>(a.up.grad + at_up, dup);
-    }
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      const float g = gate[i] > a.limit ? a.limit : gate[i];
-      const float u = up[i] > a.limit ? a.limit : up[i] < -a.limit ? -a.limit : up[i];
-      const float s = sigmoid_of<T>(kClampedSlope * g);
-      const float slope = s * (1.0F + kClampedSlope * g * (1.0F - s));
-      dgate[i] += gate[i] <= a.limit ? dy[i] * (u + 1.0F) * slope : 0.0F;
-      dup[i] += up[i] == u ? dy[i] * g * s : 0.0F;
-    }
-    if (a.gate.grad != nullptr) {
-      store_n<kVec>(a.gate.grad + at_gate, dgate);
-    }
-    if (a.up.grad != nullptr) {
-      store_n<kVec>(a.up.grad + at_up, dup);
-    }
-  }
-};
-
-template <template <class> class Body, class T>
+template <template <bool, class, class> class Body, class T>
 void run_clamped(const ClampedSwiglu<T>& a, const Launch& on, const char* operation) {
-  constexpr int64_t kVec = 16 / sizeof(T);
-  run_each(on, operation, a.gate,
-           aligned(a.gate, kVec) && aligned(a.up, kVec) && aligned(a.y, kVec),
-           flat(a.gate) && flat(a.up), Body<T>{a});
+  run_pairs<Body>(on, operation, a.gate, a.up, a.y, Clamped<T>{a.limit});
 }
 
 // --- xIELU
@@ -339,28 +221,28 @@ void run_soft_cap(const SoftCap<T>& a, const Launch& on) {
 }  // namespace
 
 void activation_forward(const Activate<float>& a, const Launch& on) {
-  run_activation<ActivateForward>(a, on, "activation");
+  run_activation<PairForward>(a, on, "activation");
 }
 void activation_forward(const Activate<bf16>& a, const Launch& on) {
-  run_activation<ActivateForward>(a, on, "activation");
+  run_activation<PairForward>(a, on, "activation");
 }
 void activation_backward(const Activate<float>& a, const Launch& on) {
-  run_activation<ActivateBackward>(a, on, "activation's gradient");
+  run_activation<PairBackward>(a, on, "activation's gradient");
 }
 void activation_backward(const Activate<bf16>& a, const Launch& on) {
-  run_activation<ActivateBackward>(a, on, "activation's gradient");
+  run_activation<PairBackward>(a, on, "activation's gradient");
 }
 void clamped_swiglu_forward(const ClampedSwiglu<float>& a, const Launch& on) {
-  run_clamped<ClampedForward>(a, on, "clamped_swiglu");
+  run_clamped<PairForward>(a, on, "clamped_swiglu");
 }
 void clamped_swiglu_forward(const ClampedSwiglu<bf16>& a, const Launch& on) {
-  run_clamped<ClampedForward>(a, on, "clamped_swiglu");
+  run_clamped<PairForward>(a, on, "clamped_swiglu");
 }
 void clamped_swiglu_backward(const ClampedSwiglu<float>& a, const Launch& on) {
-  run_clamped<ClampedBackward>(a, on, "clamped_swiglu's gradient");
+  run_clamped<PairBackward>(a, on, "clamped_swiglu's gradient");
 }
 void clamped_swiglu_backward(const ClampedSwiglu<bf16>& a, const Launch& on) {
-  run_clamped<ClampedBackward>(a, on, "clamped_swiglu's gradient");
+  run_clamped<PairBackward>(a, on, "clamped_swiglu's gradient");
 }
 void xielu_forward(const Xielu<float>& a, const Launch& on) {
   run_xielu_forward(a, on);

@@ -17,6 +17,21 @@ struct Activate {
 CAMBIUM_KERNEL(activation_forward, Activate)
 CAMBIUM_KERNEL(activation_backward, Activate)
 
+/// Calls run with that of the types, a kernel's own, whose function is asked for.
+template <class Silu, class Relu2, class Gelu, class GeluTanh, class Run>
+void with_kind(ActivationKind kind, const Run& run) {
+  switch (kind) {
+    case ActivationKind::kSilu:
+      return run(Silu{});
+    case ActivationKind::kRelu2:
+      return run(Relu2{});
+    case ActivationKind::kGelu:
+      return run(Gelu{});
+    case ActivationKind::kGeluTanh:
+      return run(GeluTanh{});
+  }
+}
+
 /// The factor inside the sigmoid of clamped_swiglu.
 inline constexpr float kClampedSlope = 1.702F;
 template <class T>

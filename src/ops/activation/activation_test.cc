@@ -1,32 +1,21 @@
 #include "ops/activation/activation.h"
 
 #include "base/testing.h"
-#include "ops/testing.h"
+#include "ops/testing_table.h"
 
 namespace cambium {
 namespace {
 
 using testing::error_of;
-using testing::expect_gradients_match_differences;
-using testing::expect_kernels_match_reference;
 using testing::Input;
 using testing::Operation;
 
-struct Row {
-  const char* name;
-  Operation operation;
-  std::vector<Input> inputs;
-};
+using Row = testing::OperationRow;
 
-std::ostream& operator<<(std::ostream& out, const Row& row) {
-  return out << row.name;
-}
-
-class FeedForwardFunction : public ::testing::TestWithParam<Row> {};
+class FeedForwardFunction : public testing::OperationTable {};
 
 TEST_P(FeedForwardFunction, KernelsMatchDefinitionAndGradientsMatchDifferences) {
-  expect_gradients_match_differences(GetParam().operation, GetParam().inputs);
-  expect_kernels_match_reference(GetParam().operation, GetParam().inputs);
+  expect_kernels_and_gradients();
 }
 
 using In = std::vector<Tensor>;

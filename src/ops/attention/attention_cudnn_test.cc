@@ -10,7 +10,7 @@
 #include "ops/testing.h"
 
 #if CAMBIUM_CUDA
-#include "ops/attention/attention_cudnn.h"
+#include "ops/attention/attention_cudnn_testing.h"
 
 namespace cambium {
 namespace {
@@ -23,7 +23,6 @@ using testing::kNarrowBackward;
 using testing::kNarrowFloor;
 using testing::kNarrowForward;
 using testing::norm_error;
-using testing::on_cuda;
 using testing::Operation;
 using testing::Run;
 
@@ -93,22 +92,8 @@ void expect_close(const Run& run, const Run& exact, double forward, double backw
   }
 }
 
-/// Skips without a device; says which library there is.
-class AttentionCudnn : public ::testing::Test {
+class AttentionCudnn : public testing::WithCudnn {
  protected:
-  void SetUp() override {
-    if (!on_cuda()) {
-      GTEST_SKIP() << why_no_cuda();
-    }
-    allow_cudnn(true);
-    served_ = cudnn_status().rfind("cuDNN", 0) == 0;
-  }
-  void TearDown() override {
-    if (on_cuda()) {
-      allow_cudnn(true);
-    }
-  }
-
   /// Both ways against the definition in fp64; two runs give the same bits.
   void expect_definition(const Operation& operation, const std::vector<Input>& inputs,
                          int64_t calls_expected) {
@@ -131,8 +116,6 @@ class AttentionCudnn : public ::testing::Test {
       EXPECT_EQ(again.grads, run.grads) << "two runs differ";
     }
   }
-
-  bool served_ = false;
 };
 
 class AttentionCudnnShapes : public AttentionCudnn, public ::testing::WithParamInterface<Case> {};

@@ -102,19 +102,30 @@ Tensor rows_of(const Tensor& pages) {
 
 void write_pages(Context& ctx, const AttentionShape& shape, std::initializer_list<NewRows> rows) {
   CAMBIUM_CHECK(rows.size() >= 1 && rows.size() <= 2);
-  const NewRows first = *rows.begin();
-  const NewRows second = rows.size() > 1 ? rows.begin()[1] : NewRows{};
-  run<attention_write>(ctx, first.rows, [&]<class T>() {
+  run<attention_write>(ctx, rows.begin()->rows, [&]<class T>() {
     AttentionWrite<T> write{shape, {}};
-    for (const auto& [i, part] : {std::pair{0, &first}, std::pair{1, &second}}) {
-      if (part->rows.defined()) {
-        const Tensor to = rows_of(part->to.rows);
-        write.each[i] = {view<T>(part->rows), wide_view<T>(to), narrow_view<T>(to),
-                         scaled_rows(to, part->to.scales)};
-      }
+    auto* part = write.each;
+    for (const NewRows& from : rows) {
+      const Tensor to = rows_of(from.to.rows);
+      *part++ = {view<T>(from.rows), wide_view<T>(to), narrow_view<T>(to),
+                 scaled_rows(to, from.to.scales)};
     }
     return write;
   });
+}
+
+AttentionShape one_key_shape(const Segments& segments, int64_t heads, int64_t dim,
+                             int64_t value_dim, float scale) {
+  AttentionShape shape{};
+  shape.segments = segments.count();
+  shape.start = segments.start.data();
+  shape.heads = heads;
+  shape.kv_heads = 1;
+  shape.head_dim = dim;
+  shape.value_dim = value_dim;
+  shape.scale = scale;
+  shape.plans = segments.plans;
+  return shape;
 }
 
 }  // namespace cambium

@@ -4,7 +4,7 @@
 
 #include <span>
 
-#include "ops/attention/attention_kernels.h"
+#include "ops/attention/key_rows.h"
 #include "ops/segments.h"
 
 namespace cambium {
@@ -29,6 +29,10 @@ struct NewRows {
 };
 void write_pages(Context& ctx, const AttentionShape& shape, std::initializer_list<NewRows> rows);
 
+/// That of queries whose heads share one key of `dim` numbers a token, without pages.
+AttentionShape one_key_shape(const Segments& segments, int64_t heads, int64_t dim,
+                             int64_t value_dim, float scale);
+
 /// Pages as rows of tokens: (pages * page_size, G, D).
 Tensor rows_of(const Tensor& pages);
 
@@ -44,6 +48,10 @@ View<bf16> narrow_view(const Tensor& x) {
 /// The same of those that lie in f8.
 inline ScaledRows scaled_rows(const Tensor& x, const Tensor& scales) {
   return x.dtype == Dtype::kF8E4M3 ? ScaledRows{view<f8e4m3>(x), scales.ptr<bf16>()} : ScaledRows{};
+}
+template <class T>
+KeyRows<T> key_rows(const Tensor& rows, const Tensor& scales) {
+  return {wide_view<T>(rows), narrow_view<T>(rows), scaled_rows(rows, scales)};
 }
 
 }  // namespace cambium

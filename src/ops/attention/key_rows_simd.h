@@ -6,14 +6,6 @@
 
 namespace cambium::CAMBIUM_ISA {
 
-static inline float dot_rows(const float* a, const float* b, int64_t n) {
-  vf sum = {};
-  for (int64_t i = 0; i < n; i += kLanes) {
-    sum += vload_upto(a + i, n - i) * vload_upto(b + i, n - i);
-  }
-  return vsum(sum);
-}
-
 /// The numbers of a row.
 static inline void load_numbers(const KeyRows<float>& keys, int64_t row, float* to) {
   if (keys.scaled.defined()) {

@@ -3,16 +3,15 @@
 #include "ops/checks.h"
 #include "ops/experts/experts_kernels.h"
 #include "ops/experts/experts_ref.h"
+#include "ops/matmul/matmul_weight.h"
 #include "ops/run.h"
 
 namespace cambium {
 namespace {
 
-template <class T>
-MatmulWeight<T> weight_view(const Tensor& weight) {
-  const Tensor rows = weight.reshape({weight.dim(0) * weight.dim(1), weight.dim(2)});
-  const bool narrow = weight.dtype == Dtype::kBF16;
-  return {view<Sum<T>>(narrow ? Tensor{} : rows), view<bf16, float>(narrow ? rows : Tensor{})};
+/// The matrices of the experts below each other: (E * N, K).
+Tensor rows_of(const Tensor& weight) {
+  return weight.reshape({weight.dim(0) * weight.dim(1), weight.dim(2)});
 }
 
 void expect_slots(const char* operation, const Tensor& x, const Routing& routing) {
@@ -99,13 +98,11 @@ Tensor experts_matmul(Context& ctx, const Tensor& x, const Tensor& weight, const
   expect_slots("experts_matmul", x, routing);
   const int64_t experts = routing.lists.experts;
   expect(weight.rank == 3 && weight.contiguous() && weight.dim(0) == experts &&
-             weight.dim(2) == x.dim(1) &&
-             (weight.dtype == sum_dtype(x.dtype) ||
-              (weight.dtype == Dtype::kBF16 && x.dtype != Dtype::kF64)),
+             weight.dim(2) == x.dim(1) && is_weight_type(weight, x),
          "[experts_matmul] expected a contiguous weight ({}, N, {}) of {}, got {}", experts,
-         x.dim(1), x.dtype == Dtype::kF64 ? "f64" : "f32 or bf16", weight);
-  expect(weight.dtype != Dtype::kBF16 || !weight.has_grad(),
-         "[experts_matmul] a bf16 weight has no gradient; train the f32 weight, got {}", weight);
+         x.dim(1), weight_types(x), weight);
+  expect_trainable("experts_matmul", weight);
+  expect_device("experts_matmul", "weight", weight, x);
   const int64_t outputs = weight.dim(1);
   expect(!bias.defined() || (bias.rank == 2 && bias.contiguous() && bias.dim(0) == experts &&
                              bias.dim(1) == outputs && bias.dtype == sum_dtype(x.dtype)),
@@ -115,8 +112,8 @@ Tensor experts_matmul(Context& ctx, const Tensor& x, const Tensor& weight, const
   const bool differentiate = ctx.differentiate(x, weight, bias);
   const Tensor y = ctx.result(x.dtype, {x.dim(0), outputs}, differentiate);
   run<experts_matmul_forward>(ctx, x, [&]<class T>() {
-    return ExpertsMatmul<T>{view<T>(x), weight_view<T>(weight), view<Sum<T>>(bias), view<T>(y),
-                            lists};
+    return ExpertsMatmul<T>{view<T>(x), weight_view<T>(rows_of(weight)), view<Sum<T>>(bias),
+                            view<T>(y), lists};
   });
   if (!differentiate) {
     return y;
@@ -127,7 +124,8 @@ Tensor experts_matmul(Context& ctx, const Tensor& x, const Tensor& weight, const
       const bool set = x.takes_grad();
       const Tensor out = x.grad_tensor();
       run<experts_grad_input>(c, dy, [&]<class T>() {
-        return ExpertsGradInput<T>{view<T>(dy), weight_view<T>(weight), view<T>(out), !set, lists};
+        return ExpertsGradInput<T>{view<T>(dy), weight_view<T>(rows_of(weight)), view<T>(out), !set,
+                                   lists};
       });
     }
     if (weight.has_grad()) {

@@ -1,15 +1,8 @@
-#include "base/parallel.h"
-#include "base/simd.h"
+#include "ops/elements_simd.h"
 #include "ops/experts/experts_kernels.h"
 
 namespace cambium::CAMBIUM_ISA {
 namespace {
-
-constexpr int64_t kElementsPerPiece = 8192;
-
-inline int64_t tokens_per_piece(int64_t elements) {
-  return kElementsPerPiece / (elements < 1 ? 1 : elements) + 1;
-}
 
 /// The scores of a token's experts.
 void scores_of(const Route<float>& a, int64_t t, float* score) {
@@ -133,7 +126,7 @@ void order(const ExpertLists& lists) {
 
 void route_forward(const Route<float>& a) {
   const ExpertLists& lists = a.lists;
-  parallel_for(lists.tokens, tokens_per_piece(lists.experts * (lists.top + 4)),
+  parallel_for(lists.tokens, rows_per_piece(lists.experts * (lists.top + 4)),
                [&](int64_t begin, int64_t end) {
                  for (int64_t t = begin; t < end; ++t) {
                    choose(a, t);
@@ -145,7 +138,7 @@ void route_forward(const Route<float>& a) {
 void route_backward(const Route<float>& a) {
   const ExpertLists& lists = a.lists;
   const int64_t experts = lists.experts;
-  parallel_for(lists.tokens, tokens_per_piece(experts * 8), [&](int64_t begin, int64_t end) {
+  parallel_for(lists.tokens, rows_per_piece(experts * 8), [&](int64_t begin, int64_t end) {
     float score[kMaxRoutedExperts];
     float dscore[kMaxRoutedExperts];
     for (int64_t t = begin; t < end; ++t) {
@@ -179,7 +172,7 @@ void route_backward(const Route<float>& a) {
 
 void dispatch_forward(const Dispatch<float>& a) {
   const auto bytes = static_cast<size_t>(a.x.channels) * sizeof(float);
-  parallel_for(a.lists.rows(), tokens_per_piece(a.x.channels), [&](int64_t begin, int64_t end) {
+  parallel_for(a.lists.rows(), rows_per_piece(a.x.channels), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       std::memcpy(a.y.row(r), a.x.row(a.lists.slot[r] / a.lists.top), bytes);
     }
@@ -188,42 +181,40 @@ void dispatch_forward(const Dispatch<float>& a) {
 
 void dispatch_backward(const Dispatch<float>& a) {
   const int64_t top = a.lists.top;
-  parallel_for(a.lists.tokens, tokens_per_piece(a.x.channels * top),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t t = begin; t < end; ++t) {
-                   float* dx = a.x.grad_row(t);
-                   for (int64_t c = 0; c < a.x.channels; c += kLanes) {
-                     const int64_t left = a.x.channels - c;
-                     vf sum = vload_upto(dx + c, left);
-                     for (int64_t k = 0; k < top; ++k) {
-                       sum += vload_upto(a.y.grad_row(a.lists.row[t * top + k]) + c, left);
-                     }
-                     vstore_upto(dx + c, sum, left);
-                   }
-                 }
-               });
+  parallel_for(a.lists.tokens, rows_per_piece(a.x.channels * top), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* dx = a.x.grad_row(t);
+      for (int64_t c = 0; c < a.x.channels; c += kLanes) {
+        const int64_t left = a.x.channels - c;
+        vf sum = vload_upto(dx + c, left);
+        for (int64_t k = 0; k < top; ++k) {
+          sum += vload_upto(a.y.grad_row(a.lists.row[t * top + k]) + c, left);
+        }
+        vstore_upto(dx + c, sum, left);
+      }
+    }
+  });
 }
 
 void combine_forward(const Combine<float>& a) {
   const int64_t top = a.lists.top;
-  parallel_for(a.lists.tokens, tokens_per_piece(a.y.channels * top),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t t = begin; t < end; ++t) {
-                   for (int64_t c = 0; c < a.y.channels; c += kLanes) {
-                     const int64_t left = a.y.channels - c;
-                     vf sum = {};
-                     for (int64_t k = 0; k < top; ++k) {
-                       const int64_t s = t * top + k;
-                       sum += a.weight.data[s] * vload_upto(a.x.row(a.lists.row[s]) + c, left);
-                     }
-                     vstore_upto(a.y.row(t) + c, sum, left);
-                   }
-                 }
-               });
+  parallel_for(a.lists.tokens, rows_per_piece(a.y.channels * top), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      for (int64_t c = 0; c < a.y.channels; c += kLanes) {
+        const int64_t left = a.y.channels - c;
+        vf sum = {};
+        for (int64_t k = 0; k < top; ++k) {
+          const int64_t s = t * top + k;
+          sum += a.weight.data[s] * vload_upto(a.x.row(a.lists.row[s]) + c, left);
+        }
+        vstore_upto(a.y.row(t) + c, sum, left);
+      }
+    }
+  });
 }
 
 void combine_backward(const Combine<float>& a) {
-  parallel_for(a.lists.rows(), tokens_per_piece(a.y.channels * 2), [&](int64_t begin, int64_t end) {
+  parallel_for(a.lists.rows(), rows_per_piece(a.y.channels * 2), [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
       const float* dy = a.y.grad_row(s / a.lists.top);
       const int64_t row = a.lists.row[s];

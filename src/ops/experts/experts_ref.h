@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/experts/experts_kernels.h"
+#include "ops/matmul/matmul_ref.h"
 
 namespace cambium {
 namespace reference {
@@ -188,19 +189,6 @@ void combine_backward::reference(const Combine<T>& a) {
   }
 }
 
-namespace reference {
-
-/// Element (n, k) of an expert's weight.
-template <class T>
-T expert_weight(const MatmulWeight<T>& weight, int64_t expert, int64_t n_all, int64_t n,
-                int64_t k) {
-  const int64_t row = expert * n_all + n;
-  return weight.narrow.defined() ? static_cast<T>(widen(weight.narrow.row(row)[k]))
-                                 : weight.wide.row(row)[k];
-}
-
-}  // namespace reference
-
 template <class T>
 void experts_matmul_forward::reference(const ExpertsMatmul<T>& a) {
   const int64_t outputs = a.y.channels;
@@ -209,7 +197,7 @@ void experts_matmul_forward::reference(const ExpertsMatmul<T>& a) {
       for (int64_t n = 0; n < outputs; ++n) {
         T sum = a.bias.defined() ? static_cast<T>(a.bias.row(e)[n]) : T{0};
         for (int64_t k = 0; k < a.x.channels; ++k) {
-          sum += a.x.row(r)[k] * ::cambium::reference::expert_weight(a.weight, e, outputs, n, k);
+          sum += a.x.row(r)[k] * ::cambium::reference::weight_value(a.weight, e * outputs + n, k);
         }
         a.y.row(r)[n] = sum;
       }
@@ -225,7 +213,7 @@ void experts_grad_input::reference(const ExpertsGradInput<T>& a) {
       for (int64_t k = 0; k < a.out.channels; ++k) {
         T sum = 0;
         for (int64_t n = 0; n < outputs; ++n) {
-          sum += a.dy.row(r)[n] * ::cambium::reference::expert_weight(a.weight, e, outputs, n, k);
+          sum += a.dy.row(r)[n] * ::cambium::reference::weight_value(a.weight, e * outputs + n, k);
         }
         a.out.row(r)[k] = a.accumulate ? a.out.row(r)[k] + sum : sum;
       }

@@ -3,16 +3,11 @@
 #include "ops/checks.h"
 #include "ops/head_matmul/head_matmul_kernels.h"
 #include "ops/head_matmul/head_matmul_ref.h"
+#include "ops/matmul/matmul_weight.h"
 #include "ops/run.h"
 
 namespace cambium {
 namespace {
-
-template <class T>
-MatmulWeight<T> weight_view(const Tensor& weight) {
-  const bool narrow = weight.dtype == Dtype::kBF16;
-  return {view<Sum<T>>(narrow ? Tensor{} : weight), view<bf16, float>(narrow ? weight : Tensor{})};
-}
 
 /// y = [y +] x weight^T or x weight.
 void product(const Context& ctx, const Tensor& y, const Tensor& x, const Tensor& weight,
@@ -30,16 +25,13 @@ void product(const Context& ctx, const Tensor& y, const Tensor& x, const Tensor&
 void check(const Tensor& x, const Tensor& weight, bool transposed) {
   expect_rows("head_matmul", transposed ? "x (T, H, N)" : "x (T, H, K)", x, 3);
   expect(weight.rank == 3 && weight.has_rows() && weight.device == x.device &&
-             (weight.dtype == sum_dtype(x.dtype) ||
-              (weight.dtype == Dtype::kBF16 && x.dtype != Dtype::kF64)) &&
-             weight.dim(0) == x.dim(1) && weight.dim(transposed ? 1 : 2) == x.dim(2),
-         "[head_matmul] expected a weight of {} ({}) beside x {}, got {}",
-         x.dtype == Dtype::kF64 ? "f64" : "f32 or bf16",
+             is_weight_type(weight, x) && weight.dim(0) == x.dim(1) &&
+             weight.dim(transposed ? 1 : 2) == x.dim(2),
+         "[head_matmul] expected a weight of {} ({}) beside x {}, got {}", weight_types(x),
          transposed ? fmt::format("{}, {}, K", x.dim(1), x.dim(2))
                     : fmt::format("{}, N, {}", x.dim(1), x.dim(2)),
          x, weight);
-  expect(weight.dtype != Dtype::kBF16 || !weight.has_grad(),
-         "[head_matmul] a bf16 weight has no gradient; train the f32 weight, got {}", weight);
+  expect_trainable("head_matmul", weight);
 }
 
 Tensor forward(Context& ctx, const Tensor& x, const Tensor& weight, bool transposed) {

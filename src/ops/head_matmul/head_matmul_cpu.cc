@@ -1,29 +1,12 @@
 #include "base/parallel.h"
-#include "base/simd.h"
 #include "ops/head_matmul/head_matmul_kernels.h"
+#include "ops/rows_simd.h"
 
 namespace cambium::CAMBIUM_ISA {
 namespace {
 
 // Tokens that share the rows of a weight they read.
 constexpr int64_t kTokens = 8;
-
-template <class W>
-float dot(const float* x, const W* w, int64_t n) {
-  vf sum = {};
-  for (int64_t i = 0; i < n; i += kLanes) {
-    sum += vload_upto(x + i, n - i) * vload_upto(w + i, n - i);
-  }
-  return vsum(sum);
-}
-
-/// y += factor x
-template <class X>
-void add_scaled_row(float* y, float factor, const X* x, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    vstore_upto(y + i, vload_upto(y + i, n - i) + factor * vload_upto(x + i, n - i), n - i);
-  }
-}
 
 /// body(head, first token, last) in pieces of a head and kTokens tokens.
 template <class Body>
@@ -44,7 +27,7 @@ void plain(const HeadMatmul<float>& a, const Weight& weight) {
     for (int64_t n = 0; n < a.y.channels; ++n) {
       for (int64_t t = first; t < last; ++t) {
         float& y = a.y.row(t, h)[n];
-        const float sum = dot(a.x.row(t, h), weight.row(h, n), a.x.channels);
+        const float sum = dot_rows(a.x.row(t, h), weight.row(h, n), a.x.channels);
         y = a.accumulate ? y + sum : sum;
       }
     }
@@ -59,7 +42,7 @@ void transposed(const HeadMatmul<float>& a, const Weight& weight) {
     }
     for (int64_t n = 0; n < a.x.channels; ++n) {
       for (int64_t t = first; t < last; ++t) {
-        add_scaled_row(a.y.row(t, h), a.x.row(t, h)[n], weight.row(h, n), a.y.channels);
+        add_row(a.y.row(t, h), a.x.row(t, h)[n], weight.row(h, n), a.y.channels);
       }
     }
   });
@@ -81,7 +64,7 @@ void head_matmul_grad_weight(const HeadMatmulGradWeight<float>& a) {
       const int64_t h = i / a.n.channels;
       const int64_t n = i % a.n.channels;
       for (int64_t t = 0; t < a.n.rows.outer; ++t) {
-        add_scaled_row(a.out.row(h, n), a.n.row(t, h)[n], a.k.row(t, h), a.k.channels);
+        add_row(a.out.row(h, n), a.n.row(t, h)[n], a.k.row(t, h), a.k.channels);
       }
     }
   });

@@ -2,48 +2,42 @@
 #pragma once
 
 #include "ops/head_matmul/head_matmul_kernels.h"
+#include "ops/matmul/matmul_ref.h"
 
 namespace cambium {
 namespace reference {
 
-template <class T>
-T head_weight(const MatmulWeight<T>& weight, int64_t h, int64_t n, int64_t k) {
-  return weight.narrow.defined() ? static_cast<T>(widen(weight.narrow.row(h, n)[k]))
-                                 : static_cast<T>(weight.wide.row(h, n)[k]);
+/// y[t, h, c] = [y +] sum over i of x[t, h, i] weight_of(h, c, i).
+template <class T, class WeightOf>
+void head_product(const HeadMatmul<T>& a, const WeightOf& weight_of) {
+  for (int64_t t = 0; t < a.tokens(); ++t) {
+    for (int64_t h = 0; h < a.heads(); ++h) {
+      for (int64_t c = 0; c < a.y.channels; ++c) {
+        T sum = 0;
+        for (int64_t i = 0; i < a.x.channels; ++i) {
+          sum += a.x.row(t, h)[i] * weight_of(h, c, i);
+        }
+        T& y = a.y.row(t, h)[c];
+        y = a.accumulate ? y + sum : sum;
+      }
+    }
+  }
 }
 
 }  // namespace reference
 
 template <class T>
 void head_matmul_forward::reference(const HeadMatmul<T>& a) {
-  for (int64_t t = 0; t < a.tokens(); ++t) {
-    for (int64_t h = 0; h < a.heads(); ++h) {
-      for (int64_t n = 0; n < a.y.channels; ++n) {
-        T sum = 0;
-        for (int64_t k = 0; k < a.x.channels; ++k) {
-          sum += a.x.row(t, h)[k] * reference::head_weight(a.weight, h, n, k);
-        }
-        T& y = a.y.row(t, h)[n];
-        y = a.accumulate ? y + sum : sum;
-      }
-    }
-  }
+  ::cambium::reference::head_product(a, [&](int64_t h, int64_t n, int64_t k) {
+    return ::cambium::reference::weight_value(a.weight, h * a.y.channels + n, k);
+  });
 }
 
 template <class T>
 void head_matmul_transposed_forward::reference(const HeadMatmul<T>& a) {
-  for (int64_t t = 0; t < a.tokens(); ++t) {
-    for (int64_t h = 0; h < a.heads(); ++h) {
-      for (int64_t k = 0; k < a.y.channels; ++k) {
-        T sum = 0;
-        for (int64_t n = 0; n < a.x.channels; ++n) {
-          sum += a.x.row(t, h)[n] * reference::head_weight(a.weight, h, n, k);
-        }
-        T& y = a.y.row(t, h)[k];
-        y = a.accumulate ? y + sum : sum;
-      }
-    }
-  }
+  ::cambium::reference::head_product(a, [&](int64_t h, int64_t k, int64_t n) {
+    return ::cambium::reference::weight_value(a.weight, h * a.x.channels + n, k);
+  });
 }
 
 template <class T>

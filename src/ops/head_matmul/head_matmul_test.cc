@@ -1,26 +1,17 @@
 #include "ops/head_matmul/head_matmul.h"
 
 #include "base/testing.h"
-#include "ops/testing.h"
+#include "ops/testing_table.h"
 
 namespace cambium {
 namespace {
 
-struct Row {
-  const char* name;
-  std::vector<testing::Input> inputs;
-  testing::Operation operation;
-};
+using Row = testing::OperationRow;
 
-std::ostream& operator<<(std::ostream& out, const Row& row) {
-  return out << row.name;
-}
-
-class HeadMatmul : public ::testing::TestWithParam<Row> {};
+class HeadMatmul : public testing::OperationTable {};
 
 TEST_P(HeadMatmul, KernelsMatchDefinitionAndGradientsMatchDifferences) {
-  testing::expect_gradients_match_differences(GetParam().operation, GetParam().inputs);
-  testing::expect_kernels_match_reference(GetParam().operation, GetParam().inputs);
+  expect_kernels_and_gradients();
 }
 
 testing::Input weight(std::vector<int64_t> shape) {
@@ -37,23 +28,23 @@ const testing::Operation kTransposed = [](Context& ctx, const std::vector<Tensor
 INSTANTIATE_TEST_SUITE_P(
     Shapes, HeadMatmul,
     ::testing::Values(
-        Row{"plain", {{{11, 3, 20}}, weight({3, 9, 20})}, kPlain},
-        Row{"transposed", {{{11, 3, 9}}, weight({3, 9, 20})}, kTransposed},
-        Row{"one_token", {{{1, 2, 40}}, weight({2, 33, 40})}, kPlain},
-        Row{"one_token_transposed", {{{1, 2, 17}}, weight({2, 17, 300})}, kTransposed},
+        Row{"plain", kPlain, {{{11, 3, 20}}, weight({3, 9, 20})}},
+        Row{"transposed", kTransposed, {{{11, 3, 9}}, weight({3, 9, 20})}},
+        Row{"one_token", kPlain, {{{1, 2, 40}}, weight({2, 33, 40})}},
+        Row{"one_token_transposed", kTransposed, {{{1, 2, 17}}, weight({2, 17, 300})}},
         // The rows of keys and of values that stand in one projection, and slices of heads.
         Row{"rows_of_a_projection",
-            {{{5, 4, 10}}, weight({4 * 7, 6})},
             [](Context& ctx, const std::vector<Tensor>& in) {
               const Tensor w = in[1].reshape({4, 7, 6}).slice(1, 4, 3);
               return head_matmul(ctx, in[0].slice(2, 2, 6), w);
-            }},
+            },
+            {{{5, 4, 10}}, weight({4 * 7, 6})}},
         Row{"rows_of_a_projection_transposed",
-            {{{5, 4, 10}}, weight({4 * 7, 6})},
             [](Context& ctx, const std::vector<Tensor>& in) {
               const Tensor w = in[1].reshape({4, 7, 6}).slice(1, 0, 4);
               return head_matmul_transposed(ctx, in[0].slice(2, 3, 4), w);
-            }}),
+            },
+            {{{5, 4, 10}}, weight({4 * 7, 6})}}),
     ::testing::PrintToStringParamName());
 
 TEST(HeadMatmul, ANarrowWeightIsReadAsItIs) {

@@ -1,26 +1,17 @@
 #include "ops/join_heads/join_heads.h"
 
 #include "base/testing.h"
-#include "ops/testing.h"
+#include "ops/testing_table.h"
 
 namespace cambium {
 namespace {
 
-struct Row {
-  const char* name;
-  std::vector<testing::Input> inputs;
-  testing::Operation operation;
-};
+using Row = testing::OperationRow;
 
-std::ostream& operator<<(std::ostream& out, const Row& row) {
-  return out << row.name;
-}
-
-class JoinHeads : public ::testing::TestWithParam<Row> {};
+class JoinHeads : public testing::OperationTable {};
 
 TEST_P(JoinHeads, KernelsMatchDefinitionAndGradientsMatchDifferences) {
-  testing::expect_gradients_match_differences(GetParam().operation, GetParam().inputs);
-  testing::expect_kernels_match_reference(GetParam().operation, GetParam().inputs);
+  expect_kernels_and_gradients();
 }
 
 const testing::Operation kPlain = [](Context& ctx, const std::vector<Tensor>& in) {
@@ -29,15 +20,15 @@ const testing::Operation kPlain = [](Context& ctx, const std::vector<Tensor>& in
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, JoinHeads,
-    ::testing::Values(Row{"one_part_shared", {{{3, 4, 8}}, {{3, 1, 16}}}, kPlain},
-                      Row{"a_part_for_each", {{{5, 3, 7}}, {{5, 3, 2}}}, kPlain},
-                      Row{"one_head", {{{2, 1, 5}}, {{2, 1, 3}}}, kPlain},
+    ::testing::Values(Row{"one_part_shared", kPlain, {{{3, 4, 8}}, {{3, 1, 16}}}},
+                      Row{"a_part_for_each", kPlain, {{{5, 3, 7}}, {{5, 3, 2}}}},
+                      Row{"one_head", kPlain, {{{2, 1, 5}}, {{2, 1, 3}}}},
                       Row{"slices_of_wider_tensors",
-                          {{{6, 40}}, {{6, 24}}},
                           [](Context& ctx, const std::vector<Tensor>& in) {
                             return join_heads(ctx, in[0].split_last(2, 20).slice(2, 0, 8),
                                               in[1].slice(1, 16, 8).split_last(1, 8));
-                          }}),
+                          },
+                          {{{6, 40}}, {{6, 24}}}}),
     ::testing::PrintToStringParamName());
 
 TEST(JoinHeadsErrors, NameWhatCame) {

@@ -31,20 +31,6 @@ void check(const Tensor& q, const Tensor& latent, const Tensor& rope_key,
          q.dim(0), segments.tokens());
 }
 
-AttentionShape shape_of(const Segments& segments, int64_t heads, int64_t rank, int64_t rope,
-                        float scale) {
-  AttentionShape shape{};
-  shape.segments = segments.count();
-  shape.start = segments.start.data();
-  shape.heads = heads;
-  shape.kv_heads = 1;
-  shape.head_dim = rank + rope;
-  shape.value_dim = rank;
-  shape.scale = scale;
-  shape.plans = segments.plans;
-  return shape;
-}
-
 /// What the tokens of the call leave, as rows of the pages' pieces.
 std::array<NewRows, 2> new_rows(const Tensor& latent, const Tensor& rope_key,
                                 const LatentPages& pages) {
@@ -68,11 +54,6 @@ void check_pages(const Tensor& latent, const Tensor& rope_key, const Segments& s
   use_pages(kName, shape, segments, pages.table, pages.pages_per_segment, pages.latents);
 }
 
-template <class T>
-KeyRows<T> key_rows(const Tensor& rows, const Tensor& scales) {
-  return {wide_view<T>(rows), narrow_view<T>(rows), scaled_rows(rows, scales)};
-}
-
 }  // namespace
 
 int64_t latent_pieces(int64_t rank) {
@@ -85,7 +66,8 @@ int64_t latent_pieces(int64_t rank) {
 
 void write_latents(Context& ctx, const Tensor& latent, const Tensor& rope_key,
                    const Segments& segments, const LatentPages& pages) {
-  AttentionShape shape = shape_of(segments, 1, latent.dim(1), rope_key.dim(1), 1.0F);
+  AttentionShape shape =
+      one_key_shape(segments, 1, latent.dim(1) + rope_key.dim(1), latent.dim(1), 1.0F);
   check_pages(latent, rope_key, segments, pages, shape);
   const auto rows = new_rows(latent, rope_key, pages);
   write_pages(ctx, shape, {rows[0], rows[1]});
@@ -95,7 +77,7 @@ Tensor latent_attention(Context& ctx, const Tensor& q, const Tensor& latent, con
                         const Segments& segments, float scale, const ChosenTokens& chosen,
                         const LatentPages* pages) {
   check(q, latent, rope_key, segments);
-  AttentionShape shape = shape_of(segments, q.dim(1), latent.dim(1), rope_key.dim(1), scale);
+  AttentionShape shape = one_key_shape(segments, q.dim(1), q.dim(2), latent.dim(1), scale);
   const bool differentiate = ctx.differentiate(q, latent, rope_key);
   Tensor latents = latent;
   Tensor keys = rope_key;

@@ -6,14 +6,12 @@
 
 #include <span>
 
+#include "ops/latent_attention/max_latent.h"
 #include "ops/segments.h"
 #include "ops/selection/selection.h"
 #include "tensor/context.h"
 
 namespace cambium {
-
-/// Most numbers of a latent and its rotated key together.
-inline constexpr int64_t kMaxLatent = 1024;
 
 /// Where latents of earlier tokens live; pages and table as KvPages has them. A latent lies in
 /// `latent_pieces` pieces of R / G numbers.

@@ -9,7 +9,7 @@ namespace cambium::cuda {
 namespace latent {
 namespace {
 
-constexpr int kColumns = 4;  // of kThreads each: as many as kMaxLatent
+constexpr int kColumns = static_cast<int>(kMaxLatent) / kThreads;  // of a thread
 
 /// delta (T, H): y . dy. A warp a head of a token.
 template <class T>
@@ -201,32 +201,25 @@ __global__ void __launch_bounds__(kThreads) keys_kernel(LatentAttention<T> a, co
   }
 }
 
-/// The segment of every token, then the tiles of keys.
+/// The tiles of keys.
 struct BackwardPlan {
   struct Key {
     bool operator==(const Key&) const = default;
   };
   Key key;
   DeviceArray memory;
-  int64_t tokens = 0;
   int64_t tiles = 0;
 };
 
 BackwardPlan backward_plan(const AttentionShape& shape, const Launch& on) {
-  std::vector<int32_t> words;
-  for (int64_t s = 0; s < shape.segments; ++s) {
-    words.insert(words.end(), static_cast<size_t>(shape.length(s)), static_cast<int32_t>(s));
-  }
-  const auto tokens = static_cast<int64_t>(words.size());
+  std::vector<KeyTile> tiles;
   for (int64_t s = 0; s < shape.segments; ++s) {
     for (int64_t first = 0; first < shape.length(s); first += kHeads) {
-      words.insert(words.end(), {static_cast<int32_t>(s), static_cast<int32_t>(first)});
+      tiles.push_back({static_cast<int32_t>(s), static_cast<int32_t>(first)});
     }
   }
-  return {{},
-          {words.data(), static_cast<int64_t>(words.size() * sizeof(int32_t)), on},
-          tokens,
-          (static_cast<int64_t>(words.size()) - tokens) / 2};
+  const auto count = static_cast<int64_t>(tiles.size());
+  return {{}, {tiles.data(), count * static_cast<int64_t>(sizeof(KeyTile)), on}, count};
 }
 
 template <class T>
@@ -235,7 +228,7 @@ void backward(const LatentAttention<T>& a, const Launch& on) {
   const attention::DeviceLayout layout = attention::layout_of(shape, on);
   const auto plan =
       plan_for<BackwardPlan>(shape.plans, {}, [&] { return backward_plan(shape, on); });
-  const auto* segments = plan->memory.template as<int32_t>();
+  const Tokens tokens = tokens_of(shape, on);
   const int32_t* starts = layout.layout.start;
   float* delta = scratch<float>(on, a.y.count());
   const auto all = static_cast<int>(shape.head_dim);
@@ -247,13 +240,12 @@ void backward(const LatentAttention<T>& a, const Launch& on) {
   if (a.q.grad != nullptr) {
     launch(on, kWhat, queries_kernel<T>,
            dim3(static_cast<unsigned>(ceil_div(shape.heads, kHeads)),
-                static_cast<unsigned>(plan->tokens)),
-           dim3(kThreads), queries_shared(all, rank), a, segments, starts, delta);
+                static_cast<unsigned>(a.q.rows.outer)),
+           dim3(kThreads), queries_shared(all, rank), a, tokens.segment, starts, delta);
   }
   if (a.latent.wide.grad != nullptr || a.rope_key.wide.grad != nullptr) {
     launch(on, kWhat, keys_kernel<T>, dim3(static_cast<unsigned>(plan->tiles)), dim3(kThreads),
-           keys_shared(all, rank), a, reinterpret_cast<const KeyTile*>(segments + plan->tokens),
-           starts, delta);
+           keys_shared(all, rank), a, plan->memory.template as<KeyTile>(), starts, delta);
   }
 }
 

@@ -1,21 +1,13 @@
 #include "base/parallel.h"
-#include "base/simd.h"
 #include "ops/attention/key_rows_simd.h"
 #include "ops/latent_attention/latent_attention_kernels.h"
+#include "ops/rows_simd.h"
 
 namespace cambium::CAMBIUM_ISA {
 namespace {
 
-// As in latent_attention.h, which kernels cannot include.
-constexpr int64_t kMostNumbers = 1024;
 // Heads of a token that share the keys they read.
 constexpr int64_t kHeads = 8;
-
-inline void add(float* y, float factor, const float* x, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    vstore_upto(y + i, vload_upto(y + i, n - i) + factor * vload_upto(x + i, n - i), n - i);
-  }
-}
 
 inline void scale(float* y, float factor, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
@@ -35,7 +27,7 @@ void attend(const LatentAttention<float>& a, int64_t s, int64_t t, int64_t first
   const AttentionShape& shape = a.shape;
   const int64_t own = shape.first_position(s) + t - shape.start[s];
   const int64_t rank = shape.value_dim;
-  float key[kMostNumbers];
+  float key[kMaxLatent];
   float largest[kHeads];
   float sum[kHeads] = {};
   for (int64_t h = first; h < last; ++h) {
@@ -57,7 +49,7 @@ void attend(const LatentAttention<float>& a, int64_t s, int64_t t, int64_t first
         weight = std::exp(score - most);
       }
       sum[h - first] += weight;
-      add(a.y.row(t, h), weight, key, rank);
+      add_row(a.y.row(t, h), weight, key, rank);
     }
   }
   for (int64_t h = first; h < last; ++h) {
@@ -91,12 +83,12 @@ inline float delta_of(const LatentAttention<float>& a, int64_t t, int64_t h) {
 void query_gradient(const LatentAttention<float>& a, int64_t s, int64_t t) {
   const AttentionShape& shape = a.shape;
   const int64_t own = t - shape.start[s];
-  float key[kMostNumbers];
+  float key[kMaxLatent];
   for (int64_t h = 0; h < shape.heads; ++h) {
     const float delta = delta_of(a, t, h);
     for (int64_t i = 0; i < a.chosen.count(own); ++i) {
       load_key(a, shape.key_row(s, a.chosen.position(t, i)), key);
-      add(a.q.grad_row(t, h), pair_of(a, t, h, key, delta).ds, key, shape.head_dim);
+      add_row(a.q.grad_row(t, h), pair_of(a, t, h, key, delta).ds, key, shape.head_dim);
     }
   }
 }
@@ -105,7 +97,7 @@ void query_gradient(const LatentAttention<float>& a, int64_t s, int64_t t) {
 void key_gradient(const LatentAttention<float>& a, int64_t s, int64_t k) {
   const AttentionShape& shape = a.shape;
   const int64_t rank = shape.value_dim;
-  float key[kMostNumbers];
+  float key[kMaxLatent];
   load_key(a, k, key);
   for (int64_t t = k; t < shape.start[s + 1]; ++t) {
     if (!a.chosen.has(t, t - shape.start[s], k - shape.start[s])) {
@@ -114,11 +106,11 @@ void key_gradient(const LatentAttention<float>& a, int64_t s, int64_t k) {
     for (int64_t h = 0; h < shape.heads; ++h) {
       const Pair pair = pair_of(a, t, h, key, delta_of(a, t, h));
       if (a.latent.wide.grad != nullptr) {
-        add(a.latent.wide.grad_row(k), pair.ds, a.q.row(t, h), rank);
-        add(a.latent.wide.grad_row(k), pair.probability, a.y.grad_row(t, h), rank);
+        add_row(a.latent.wide.grad_row(k), pair.ds, a.q.row(t, h), rank);
+        add_row(a.latent.wide.grad_row(k), pair.probability, a.y.grad_row(t, h), rank);
       }
       if (a.rope_key.wide.grad != nullptr) {
-        add(a.rope_key.wide.grad_row(k), pair.ds, a.q.row(t, h) + rank, shape.head_dim - rank);
+        add_row(a.rope_key.wide.grad_row(k), pair.ds, a.q.row(t, h) + rank, shape.head_dim - rank);
       }
     }
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/attention/key_rows.h"
+#include "ops/latent_attention/max_latent.h"
 #include "ops/selection/chosen_tokens.h"
 
 namespace cambium {

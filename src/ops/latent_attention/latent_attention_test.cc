@@ -3,7 +3,7 @@
 #include <numeric>
 
 #include "base/testing.h"
-#include "ops/testing.h"
+#include "ops/testing_inputs.h"
 
 namespace cambium {
 namespace {
@@ -152,26 +152,16 @@ TEST(LatentAttentionPages, EveryCutGivesTheWhole) {
     for (const std::vector<int64_t>& cuts : {std::vector<int64_t>{90}, {1, 5, 40, 41, 90}, steps}) {
       Arena arena;
       Context ctx{.arena = &arena};
-      std::vector<OwnedTensor> owned;
-      std::vector<Tensor> in;
-      for (size_t i = 0; i < inputs.size(); ++i) {
-        owned.emplace_back(Dtype::kF32, std::span<const int64_t>(inputs[i].shape));
-        testing::put(owned.back().view, values[i]);
-        in.push_back(owned.back().view);
-      }
-      EXPECT_LE(testing::relative_error(in_pieces(ctx, c, in, cuts), expected), 2e-5)
+      const testing::HeldInputs in(inputs, values);
+      EXPECT_LE(testing::relative_error(in_pieces(ctx, c, in.tensors, cuts), expected), 2e-5)
           << dtype_name(type) << ", " << cuts.size() << " pieces";
       if (testing::on_cuda()) {
         for (const bool invariant : {false, true}) {
           testing::CudaContext cuda;
           cuda.ctx.batch_invariant = invariant;
-          std::vector<OwnedTensor> there;
-          for (size_t i = 0; i < inputs.size(); ++i) {
-            there.push_back(testing::cuda_tensor(
-                Dtype::kF32, std::span<const int64_t>(inputs[i].shape), values[i]));
-            in[i] = there.back().view;
-          }
-          EXPECT_LE(testing::relative_error(in_pieces(cuda.ctx, c, in, cuts), expected), 2e-5)
+          const testing::HeldInputs there(inputs, values, Device::kCuda);
+          EXPECT_LE(testing::relative_error(in_pieces(cuda.ctx, c, there.tensors, cuts), expected),
+                    2e-5)
               << "cuda, " << dtype_name(type) << ", " << cuts.size() << " pieces";
         }
       }

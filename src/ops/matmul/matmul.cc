@@ -6,6 +6,7 @@
 #include "ops/checks.h"
 #include "ops/matmul/matmul_kernels.h"
 #include "ops/matmul/matmul_ref.h"
+#include "ops/matmul/matmul_weight.h"
 #include "ops/run.h"
 
 namespace cambium {
@@ -21,22 +22,13 @@ void expect_matrix(const char* who, const char* name, const Tensor& t, int64_t c
 }
 
 void expect_weight(const char* who, const Tensor& weight, const Tensor& x) {
-  expect(weight.rank == 2 && weight.contiguous() &&
-             (weight.dtype == sum_dtype(x.dtype) ||
-              (weight.dtype == Dtype::kBF16 && x.dtype != Dtype::kF64)),
-         "[{}] expected a contiguous weight (N, K) of {}, got {}", who,
-         x.dtype == Dtype::kF64 ? "f64" : "f32 or bf16", weight);
+  expect(weight.rank == 2 && weight.contiguous() && is_weight_type(weight, x),
+         "[{}] expected a contiguous weight (N, K) of {}, got {}", who, weight_types(x), weight);
 }
 
 void expect_output(const char* who, const Tensor& out, int64_t rows, Dtype dtype) {
   expect(out.dim(0) == rows && out.dtype == dtype, "[{}] expected out {} with {} rows, got {}", who,
          dtype_name(dtype), rows, out);
-}
-
-template <class T>
-MatmulWeight<T> weight_view(const Tensor& weight) {
-  const bool narrow = weight.dtype == Dtype::kBF16;
-  return {view<Sum<T>>(narrow ? Tensor{} : weight), view<bf16, float>(narrow ? weight : Tensor{})};
 }
 
 template <class T>
@@ -72,8 +64,7 @@ void expect_affine(const Tensor& x, const Affine& of) {
              (bias.rank == 1 && bias.dim(0) == weight.dim(0) && bias.dtype == sum_dtype(x.dtype)),
          "[matmul] expected bias {} ({}), got {}", dtype_name(sum_dtype(x.dtype)), weight.dim(0),
          bias);
-  expect(weight.dtype != Dtype::kBF16 || !weight.has_grad(),
-         "[matmul] a bf16 weight has no gradient; train the f32 weight, got {}", weight);
+  expect_trainable("matmul", weight);
 }
 
 void record_step(const Context& ctx, const Tensor& y, const Tensor& x, const Affine& of) {

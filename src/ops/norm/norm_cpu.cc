@@ -1,18 +1,12 @@
-#include "base/parallel.h"
-#include "base/simd.h"
+#include "ops/elements_simd.h"
 #include "ops/norm/norm_kernels.h"
 
 namespace cambium::CAMBIUM_ISA {
 namespace {
 
-constexpr int64_t kElementsPerPiece = 8192;
 // Columns of a weight whose gradient one piece sums over all rows.
 constexpr int64_t kColumnsPerPiece = 64;
 constexpr int kColumnVectors = kColumnsPerPiece / kLanes;
-
-inline int64_t rows_per_piece(int64_t channels) {
-  return kElementsPerPiece / (channels < 1 ? 1 : channels) + 1;
-}
 
 // Calls f(row) for every row, in parallel.
 template <class F>

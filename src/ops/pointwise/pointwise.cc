@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ops/activation/activation.h"
 #include "ops/checks.h"
 #include "ops/pointwise/pointwise_kernels.h"
 #include "ops/pointwise/pointwise_ref.h"
@@ -107,7 +108,9 @@ Tensor scale_blocks(Context& ctx, const Tensor& x, std::span<const ColumnBlock> 
 }
 
 Tensor swiglu(Context& ctx, const Tensor& gate, const Tensor& up) {
-  return gated<swiglu_forward, swiglu_backward>(ctx, "swiglu", gate, "up", up);
+  expect_rows("swiglu", "gate", gate);
+  expect_like("swiglu", "up", up, gate);
+  return gated_activation(ctx, gate, up, ActivationKind::kSilu);
 }
 
 Tensor sigmoid_gate(Context& ctx, const Tensor& gate, const Tensor& x) {
@@ -116,14 +119,7 @@ Tensor sigmoid_gate(Context& ctx, const Tensor& gate, const Tensor& x) {
 
 Tensor silu(Context& ctx, const Tensor& x) {
   expect_rows("silu", "x", x);
-  const bool differentiate = ctx.differentiate(x);
-  const Tensor y = ctx.result_like(x, differentiate);
-  const auto args = [=]<class T>() { return Pointwise<T>{view<T>(x), {}, view<T>(y)}; };
-  run<silu_forward>(ctx, x, args);
-  if (differentiate) {
-    ctx.record({x, y}, [=](const Context& c) { run<silu_backward>(c, x, args); });
-  }
-  return y;
+  return activation(ctx, x, ActivationKind::kSilu);
 }
 
 Tensor sigmoid(Context& ctx, const Tensor& x, float scale) {

@@ -1,61 +1,10 @@
 #include <cmath>
 
-#include "base/parallel.h"
-#include "base/simd.h"
+#include "ops/elements_simd.h"
 #include "ops/pointwise/pointwise_kernels.h"
 
 namespace cambium::CAMBIUM_ISA {
 namespace {
-
-// Elements of a piece: enough to pay for handing it to a thread.
-constexpr int64_t kElementsPerPiece = 8192;
-
-inline int64_t rows_per_piece(int64_t channels) {
-  return kElementsPerPiece / (channels < 1 ? 1 : channels) + 1;
-}
-
-// y = f(a, b)
-template <class F>
-void pointwise(const View<float>& a, const View<float>& b, const View<float>& y, F f) {
-  parallel_for(a.count(), rows_per_piece(a.channels), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* row_a = a.row(r);
-      const float* row_b = b.defined() ? b.row(r) : row_a;
-      float* row_y = y.row(r);
-      for (int64_t c = 0; c < a.channels; c += kLanes) {
-        const int64_t n = a.channels - c;
-        vstore_upto(row_y + c, f(vload_upto(row_a + c, n), vload_upto(row_b + c, n)), n);
-      }
-    }
-  });
-}
-
-// da += fa(a, b, dy), db += fb(a, b, dy). da may be the same memory as db: a + a.
-template <class Fa, class Fb>
-void pointwise_grad(const View<float>& a, const View<float>& b, const View<float>& y, Fa fa,
-                    Fb fb) {
-  parallel_for(a.count(), rows_per_piece(a.channels), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* row_a = a.row(r);
-      const float* row_b = b.defined() ? b.row(r) : row_a;
-      const float* dy = y.grad_row(r);
-      for (int64_t c = 0; c < a.channels; c += kLanes) {
-        const int64_t n = a.channels - c;
-        const vf va = vload_upto(row_a + c, n);
-        const vf vb = vload_upto(row_b + c, n);
-        const vf grad = vload_upto(dy + c, n);
-        if (a.grad != nullptr) {
-          float* da = a.grad_row(r) + c;
-          vstore_upto(da, vload_upto(da, n) + fa(va, vb, grad), n);
-        }
-        if (b.grad != nullptr) {
-          float* db = b.grad_row(r) + c;
-          vstore_upto(db, vload_upto(db, n) + fb(va, vb, grad), n);
-        }
-      }
-    }
-  });
-}
 
 inline vf second(const PerHead<float>& h, int64_t c, int64_t n) {
   return h.q.defined() ? vload_upto(h.q.data + c, n) : vf{};
@@ -162,15 +111,6 @@ void scale_blocks_backward(const ScaleBlocks<float>& s) {
   });
 }
 
-void swiglu_forward(const Pointwise<float>& p) {
-  pointwise(p.a, p.b, p.y, [](vf gate, vf up) { return vsilu(gate) * up; });
-}
-void swiglu_backward(const Pointwise<float>& p) {
-  pointwise_grad(
-      p.a, p.b, p.y, [](vf gate, vf up, vf dy) { return dy * up * vsilu_grad(gate); },
-      [](vf gate, vf, vf dy) { return dy * vsilu(gate); });
-}
-
 void sigmoid_gate_forward(const Pointwise<float>& p) {
   pointwise(p.a, p.b, p.y, [](vf gate, vf x) { return vsigmoid(gate) * x; });
 }
@@ -182,14 +122,6 @@ void sigmoid_gate_backward(const Pointwise<float>& p) {
         return dy * x * s * (1.0F - s);
       },
       [](vf gate, vf, vf dy) { return dy * vsigmoid(gate); });
-}
-
-void silu_forward(const Pointwise<float>& p) {
-  pointwise(p.a, {}, p.y, [](vf x, vf) { return vsilu(x); });
-}
-void silu_backward(const Pointwise<float>& p) {
-  const auto grad = [](vf x, vf, vf dy) { return dy * vsilu_grad(x); };
-  pointwise_grad(p.a, {}, p.y, grad, grad);
 }
 
 void sigmoid_forward(const Sigmoid<float>& s) {

@@ -51,130 +51,24 @@ void run_scale_blocks(const ScaleBlocks<T>& s, const Launch& on, const char* ope
   run_each(on, operation, s.x, aligned(s.x, kVec) && aligned(s.y, kVec), false, body);
 }
 
-// --- A factor of `up` that depends on the gate: silu(gate), sigmoid(gate) or the gate itself, and
-// its slope. s is the gate's sigmoid.
-struct SiluFactor {
-  static __device__ float value(float gate, float s) { return gate * s; }
-  static __device__ float slope(float gate, float s) { return s * (1.0F + gate * (1.0F - s)); }
-};
-struct SigmoidFactor {
-  static __device__ float value(float /*gate*/, float s) { return s; }
-  static __device__ float slope(float /*gate*/, float s) { return s * (1.0F - s); }
-};
-struct PlainFactor {
-  static __device__ float value(float gate, float /*s*/) { return gate; }
-  static __device__ float slope(float /*gate*/, float /*s*/) { return 1.0F; }
-};
-
-template <class Factor, class T>
-struct GatedForward {
-  Pointwise<T> p;
-
-  template <int kVec, class At>
-  __device__ void operator()(const At& at) const {
-    float gate[kVec];
-    float up[kVec];
-    load_n<kVec>(p.a.data + at.in(p.a.rows), gate);
-    load_n<kVec>(p.b.data + at.in(p.b.rows), up);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      up[i] *= Factor::value(gate[i], sigmoid_of<T>(gate[i]));
-    }
-    store_n<kVec>(p.y.data + at.element, up);
-  }
-};
-
-template <class Factor, class T>
-struct GatedBackward {
-  Pointwise<T> p;
-
-  template <int kVec, class At>
-  __device__ void operator()(const At& at) const {
-    const int64_t at_gate = at.in(p.a.rows);
-    const int64_t at_up = at.in(p.b.rows);
-    // The gate and up may be one tensor, whose gradient then takes both parts at once.
-    const bool one_grad = p.a.grad == p.b.grad;
-    const bool wants_up = p.b.grad != nullptr && !one_grad;
-    float gate[kVec];
-    float up[kVec];
-    float dy[kVec];
-    float to_gate[kVec] = {};
-    float to_up[kVec] = {};
-    load_n<kVec>(p.a.data + at_gate, gate);
-    load_n<kVec>(p.b.data + at_up, up);
-    load_n<kVec>(p.y.grad + at.element, dy);
-    if (p.a.grad != nullptr) {
-      load_n<kVec>(p.a.grad + at_gate, to_gate);
-    }
-    if (wants_up) {
-      load_n<kVec>(p.b.grad + at_up, to_up);
-    }
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      const float s = sigmoid_of<T>(gate[i]);
-      to_gate[i] += dy[i] * up[i] * Factor::slope(gate[i], s);
-      to_up[i] += dy[i] * Factor::value(gate[i], s);
-      to_gate[i] += one_grad ? to_up[i] : 0.0F;
-    }
-    if (p.a.grad != nullptr) {
-      store_n<kVec>(p.a.grad + at_gate, to_gate);
-    }
-    if (wants_up) {
-      store_n<kVec>(p.b.grad + at_up, to_up);
-    }
-  }
-};
-
-template <class T, class Body>
-void run_gated(const Pointwise<T>& p, const Launch& on, const char* operation, const Body& body) {
-  constexpr int64_t kVec = 16 / sizeof(T);
-  const bool vectors = aligned(p.a, kVec) && aligned(p.b, kVec) && aligned(p.y, kVec);
-  run_each(on, operation, p.a, vectors, flat(p.a) && flat(p.b), body);
-}
-
-// --- silu(x)
-template <class T>
-struct SiluForward {
-  Pointwise<T> p;
-
-  template <int kVec, class At>
-  __device__ void operator()(const At& at) const {
-    float x[kVec];
-    load_n<kVec>(p.a.data + at.in(p.a.rows), x);
-#pragma unroll
-    for (float& value : x) {
-      value *= sigmoid_of<T>(value);
-    }
-    store_n<kVec>(p.y.data + at.element, x);
-  }
+// --- a or sigmoid(a) as a factor of b
+struct Product {
+  __device__ float operator()(float a, float b) const { return b * a; }
+  __device__ PairGrad operator()(float a, float b, float dy) const { return {dy * b, dy * a}; }
 };
 
 template <class T>
-struct SiluBackward {
-  Pointwise<T> p;
-
-  template <int kVec, class At>
-  __device__ void operator()(const At& at) const {
-    const int64_t at_x = at.in(p.a.rows);
-    float x[kVec];
-    float dy[kVec];
-    float dx[kVec];
-    load_n<kVec>(p.a.data + at_x, x);
-    load_n<kVec>(p.y.grad + at.element, dy);
-    load_n<kVec>(p.a.grad + at_x, dx);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      const float s = sigmoid_of<T>(x[i]);
-      dx[i] += dy[i] * s * (1.0F + x[i] * (1.0F - s));
-    }
-    store_n<kVec>(p.a.grad + at_x, dx);
+struct SigmoidGate {
+  __device__ float operator()(float gate, float x) const { return x * sigmoid_of<T>(gate); }
+  __device__ PairGrad operator()(float gate, float x, float dy) const {
+    const float s = sigmoid_of<T>(gate);
+    return {dy * x * (s * (1.0F - s)), dy * s};
   }
 };
 
-template <class T, class Body>
-void run_silu(const Pointwise<T>& p, const Launch& on, const char* operation, const Body& body) {
-  constexpr int64_t kVec = 16 / sizeof(T);
-  run_each(on, operation, p.a, aligned(p.a, kVec) && aligned(p.y, kVec), flat(p.a), body);
+template <template <bool, class, class> class Body, class T, class F>
+void run_product(const Pointwise<T>& p, const Launch& on, const char* operation, const F& f) {
+  run_pairs<Body>(on, operation, p.a, p.b, p.y, f);
 }
 
 // --- scale / (1 + exp(-x)), in the type of sums
@@ -558,16 +452,16 @@ void run_mix_backward(const MixHeads<T>& h, const Launch& on) {
 }  // namespace
 
 void multiply_forward(const Pointwise<float>& p, const Launch& on) {
-  run_gated(p, on, "multiply", GatedForward<PlainFactor, float>{p});
+  run_product<PairForward>(p, on, "multiply", Product{});
 }
 void multiply_forward(const Pointwise<bf16>& p, const Launch& on) {
-  run_gated(p, on, "multiply", GatedForward<PlainFactor, bf16>{p});
+  run_product<PairForward>(p, on, "multiply", Product{});
 }
 void multiply_backward(const Pointwise<float>& p, const Launch& on) {
-  run_gated(p, on, "multiply's gradient", GatedBackward<PlainFactor, float>{p});
+  run_product<PairBackward>(p, on, "multiply's gradient", Product{});
 }
 void multiply_backward(const Pointwise<bf16>& p, const Launch& on) {
-  run_gated(p, on, "multiply's gradient", GatedBackward<PlainFactor, bf16>{p});
+  run_product<PairBackward>(p, on, "multiply's gradient", Product{});
 }
 
 void scale_blocks_forward(const ScaleBlocks<float>& s, const Launch& on) {
@@ -583,43 +477,17 @@ void scale_blocks_backward(const ScaleBlocks<bf16>& s, const Launch& on) {
   run_scale_blocks(s, on, "scale_blocks's gradient", ScaleBlocksBackward<bf16>{s});
 }
 
-void swiglu_forward(const Pointwise<float>& p, const Launch& on) {
-  run_gated(p, on, "swiglu", GatedForward<SiluFactor, float>{p});
-}
-void swiglu_forward(const Pointwise<bf16>& p, const Launch& on) {
-  run_gated(p, on, "swiglu", GatedForward<SiluFactor, bf16>{p});
-}
-void swiglu_backward(const Pointwise<float>& p, const Launch& on) {
-  run_gated(p, on, "swiglu's gradient", GatedBackward<SiluFactor, float>{p});
-}
-void swiglu_backward(const Pointwise<bf16>& p, const Launch& on) {
-  run_gated(p, on, "swiglu's gradient", GatedBackward<SiluFactor, bf16>{p});
-}
-
 void sigmoid_gate_forward(const Pointwise<float>& p, const Launch& on) {
-  run_gated(p, on, "sigmoid_gate", GatedForward<SigmoidFactor, float>{p});
+  run_product<PairForward>(p, on, "sigmoid_gate", SigmoidGate<float>{});
 }
 void sigmoid_gate_forward(const Pointwise<bf16>& p, const Launch& on) {
-  run_gated(p, on, "sigmoid_gate", GatedForward<SigmoidFactor, bf16>{p});
+  run_product<PairForward>(p, on, "sigmoid_gate", SigmoidGate<bf16>{});
 }
 void sigmoid_gate_backward(const Pointwise<float>& p, const Launch& on) {
-  run_gated(p, on, "sigmoid_gate's gradient", GatedBackward<SigmoidFactor, float>{p});
+  run_product<PairBackward>(p, on, "sigmoid_gate's gradient", SigmoidGate<float>{});
 }
 void sigmoid_gate_backward(const Pointwise<bf16>& p, const Launch& on) {
-  run_gated(p, on, "sigmoid_gate's gradient", GatedBackward<SigmoidFactor, bf16>{p});
-}
-
-void silu_forward(const Pointwise<float>& p, const Launch& on) {
-  run_silu(p, on, "silu", SiluForward<float>{p});
-}
-void silu_forward(const Pointwise<bf16>& p, const Launch& on) {
-  run_silu(p, on, "silu", SiluForward<bf16>{p});
-}
-void silu_backward(const Pointwise<float>& p, const Launch& on) {
-  run_silu(p, on, "silu's gradient", SiluBackward<float>{p});
-}
-void silu_backward(const Pointwise<bf16>& p, const Launch& on) {
-  run_silu(p, on, "silu's gradient", SiluBackward<bf16>{p});
+  run_product<PairBackward>(p, on, "sigmoid_gate's gradient", SigmoidGate<bf16>{});
 }
 
 void sigmoid_forward(const Sigmoid<float>& s, const Launch& on) {

@@ -14,12 +14,8 @@ struct Pointwise {
 };
 CAMBIUM_KERNEL(multiply_forward, Pointwise)
 CAMBIUM_KERNEL(multiply_backward, Pointwise)
-CAMBIUM_KERNEL(swiglu_forward, Pointwise)
-CAMBIUM_KERNEL(swiglu_backward, Pointwise)
 CAMBIUM_KERNEL(sigmoid_gate_forward, Pointwise)
 CAMBIUM_KERNEL(sigmoid_gate_backward, Pointwise)
-CAMBIUM_KERNEL(silu_forward, Pointwise)
-CAMBIUM_KERNEL(silu_backward, Pointwise)
 
 /// A gate: in the type of sums.
 template <class T>

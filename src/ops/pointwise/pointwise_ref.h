@@ -80,21 +80,6 @@ void scale_blocks_backward::reference(const ScaleBlocks<T>& s) {
 }
 
 template <class T>
-void swiglu_forward::reference(const Pointwise<T>& p) {
-  definition::pointwise(p, [](T gate, T up) { return gate * definition::sigmoid(gate) * up; });
-}
-template <class T>
-void swiglu_backward::reference(const Pointwise<T>& p) {
-  definition::pointwise_grad(
-      p,
-      [](T gate, T up, T dy) {
-        const T s = definition::sigmoid(gate);
-        return dy * up * s * (1 + gate * (1 - s));
-      },
-      [](T gate, T, T dy) { return dy * gate * definition::sigmoid(gate); });
-}
-
-template <class T>
 void sigmoid_gate_forward::reference(const Pointwise<T>& p) {
   definition::pointwise(p, [](T gate, T x) { return definition::sigmoid(gate) * x; });
 }
@@ -107,19 +92,6 @@ void sigmoid_gate_backward::reference(const Pointwise<T>& p) {
         return dy * x * s * (1 - s);
       },
       [](T gate, T, T dy) { return dy * definition::sigmoid(gate); });
-}
-
-template <class T>
-void silu_forward::reference(const Pointwise<T>& p) {
-  definition::pointwise(p, [](T x, T) { return x * definition::sigmoid(x); });
-}
-template <class T>
-void silu_backward::reference(const Pointwise<T>& p) {
-  const auto grad = [](T x, T, T dy) {
-    const T s = definition::sigmoid(x);
-    return dy * s * (1 + x * (1 - s));
-  };
-  definition::pointwise_grad(p, grad, grad);
 }
 
 template <class T>

@@ -3,33 +3,22 @@
 #include <limits>
 
 #include "base/testing.h"
-#include "ops/testing.h"
+#include "ops/testing_table.h"
 
 namespace cambium {
 namespace {
 
-using testing::expect_gradients_match_differences;
-using testing::expect_kernels_match_reference;
 using testing::Input;
 using testing::Operation;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-struct Row {
-  const char* name;
-  Operation operation;
-  std::vector<Input> inputs;
-};
+using Row = testing::OperationRow;
 
-std::ostream& operator<<(std::ostream& out, const Row& row) {
-  return out << row.name;
-}
-
-class Activation : public ::testing::TestWithParam<Row> {};
+class Activation : public testing::OperationTable {};
 
 TEST_P(Activation, KernelsMatchDefinitionAndGradientsMatchDifferences) {
-  expect_gradients_match_differences(GetParam().operation, GetParam().inputs);
-  expect_kernels_match_reference(GetParam().operation, GetParam().inputs);
+  expect_kernels_and_gradients();
 }
 
 using In = std::vector<Tensor>;

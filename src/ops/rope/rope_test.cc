@@ -97,8 +97,9 @@ INSTANTIATE_TEST_SUITE_P(
              8}),
     ::testing::PrintToStringParamName());
 
-TEST(RopeAngles, PairsTurnByPositionTimesFrequency) {
-  RopeTable table({.theta = 100, .dim = 4});
+/// A token at position 3 with the head (1, 0, 0, 2), turned.
+std::vector<double> turned(const RopeConfig& config) {
+  RopeTable table(config);
   table.ensure(4);
   Arena arena;
   Context ctx{.arena = &arena};
@@ -107,10 +108,15 @@ TEST(RopeAngles, PairsTurnByPositionTimesFrequency) {
   const std::vector<int32_t> position{3};
   const Tensor y =
       rope(ctx, Tensor::of(x.data(), {1, 1, 4}), table.turns(ctx, {start, position, {}}));
+  return {y.ptr<double>(), y.ptr<double>() + 4};
+}
+
+TEST(RopeAngles, PairsTurnByPositionTimesFrequency) {
+  const std::vector<double> y = turned({.theta = 100, .dim = 4});
   // (x0, x2) turns by 3 * 1, (x1, x3) by 3 * 100^(-1/2).
   const double expected[] = {std::cos(3.0), -2 * std::sin(0.3), std::sin(3.0), 2 * std::cos(0.3)};
-  for (int64_t i = 0; i < 4; ++i) {
-    EXPECT_NEAR(y.ptr<double>()[i], expected[i], 1e-6);
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_NEAR(y[i], expected[i], 1e-6);
   }
 }
 
@@ -120,18 +126,10 @@ double frequency(const RopeTable& table, int64_t i) {
 }
 
 TEST(RopeAngles, InterleavedPairsAreNeighbours) {
-  RopeTable table({.theta = 100, .dim = 4, .interleaved = true});
-  table.ensure(4);
-  Arena arena;
-  Context ctx{.arena = &arena};
-  std::vector<double> x{1, 0, 0, 2};
-  const std::vector<int32_t> start{0, 1};
-  const std::vector<int32_t> position{3};
-  const Tensor y =
-      rope(ctx, Tensor::of(x.data(), {1, 1, 4}), table.turns(ctx, {start, position, {}}));
+  const std::vector<double> y = turned({.theta = 100, .dim = 4, .interleaved = true});
   const double expected[] = {std::cos(3.0), std::sin(3.0), -2 * std::sin(0.3), 2 * std::cos(0.3)};
-  for (int64_t i = 0; i < 4; ++i) {
-    EXPECT_NEAR(y.ptr<double>()[i], expected[i], 1e-6);
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_NEAR(y[i], expected[i], 1e-6);
   }
 }
 

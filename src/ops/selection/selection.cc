@@ -11,18 +11,6 @@ namespace {
 
 constexpr const char* kName = "choose_tokens";
 
-AttentionShape shape_of(const Segments& segments, int64_t heads, int64_t dim) {
-  AttentionShape shape{};
-  shape.segments = segments.count();
-  shape.start = segments.start.data();
-  shape.heads = heads;
-  shape.kv_heads = 1;
-  shape.head_dim = dim;
-  shape.value_dim = dim;
-  shape.plans = segments.plans;
-  return shape;
-}
-
 /// Checks the pages, gives the shape their table and writes the call's keys.
 void write(Context& ctx, const Tensor& k, const Segments& segments, const IndexPages& pages,
            AttentionShape& shape) {
@@ -50,7 +38,7 @@ ChosenTokens choose_tokens(Context& ctx, const Tensor& q, const Tensor& k, const
   expect(budget >= 1, "[{}] expected a budget of at least 1 token, got {}", kName, budget);
   expect(segments.tokens() == q.dim(0), "[{}] expected segments over {} tokens, got {}", kName,
          q.dim(0), segments.tokens());
-  AttentionShape shape = shape_of(segments, q.dim(1), q.dim(2));
+  AttentionShape shape = one_key_shape(segments, q.dim(1), q.dim(2), q.dim(2), 1.0F);
   Tensor keys = k;
   Tensor scales;
   if (pages != nullptr) {
@@ -60,18 +48,14 @@ ChosenTokens choose_tokens(Context& ctx, const Tensor& q, const Tensor& k, const
   }
   auto* positions = ctx.scratch<int32_t>(q.dim(0) * budget);
   run<choose_tokens_of>(ctx, q, [&]<class T>() {
-    return ChooseTokens<T>{shape,
-                           view<T>(q),
-                           {wide_view<T>(keys), narrow_view<T>(keys), scaled_rows(keys, scales)},
-                           view<T>(weight),
-                           positions,
-                           budget};
+    return ChooseTokens<T>{shape,           view<T>(q), key_rows<T>(keys, scales),
+                           view<T>(weight), positions,  budget};
   });
   return {positions, budget};
 }
 
 void write_index(Context& ctx, const Tensor& k, const Segments& segments, const IndexPages& pages) {
-  AttentionShape shape = shape_of(segments, 1, k.dim(1));
+  AttentionShape shape = one_key_shape(segments, 1, k.dim(1), k.dim(1), 1.0F);
   write(ctx, k, segments, pages, shape);
 }
 

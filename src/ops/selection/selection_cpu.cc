@@ -1,15 +1,13 @@
 #include "base/parallel.h"
 #include "ops/attention/key_rows_simd.h"
+#include "ops/rows_simd.h"
 #include "ops/selection/selection_work.h"
 
 namespace cambium::CAMBIUM_ISA {
 namespace {
 
-// Index keys are narrow: those of published models have 128 numbers.
-constexpr int64_t kMostNumbers = 256;
-
 void score(const ChooseTokens<float>& a, int64_t s, int64_t t, int64_t own, float* scores) {
-  float key[kMostNumbers];
+  float key[kMaxHeadDim];
   for (int64_t p = 0; p <= own; ++p) {
     load_numbers(a.keys, a.shape.key_row(s, p), key);
     float sum = 0.0F;

@@ -1,7 +1,7 @@
 #include "ops/selection/selection.h"
 
 #include "base/testing.h"
-#include "ops/testing.h"
+#include "ops/testing_inputs.h"
 
 namespace cambium {
 namespace {
@@ -92,28 +92,14 @@ void for_each_form(const Case& c, const Body& body) {
   const auto on_cpu = [&](bool reference) {
     Arena arena;
     Context ctx{.arena = &arena, .reference = reference};
-    std::vector<OwnedTensor> owned;
-    std::vector<Tensor> in;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      owned.emplace_back(Dtype::kF32, std::span<const int64_t>(inputs[i].shape));
-      testing::put(owned.back().view, values[i]);
-      in.push_back(owned.back().view);
-    }
-    body(ctx, in);
+    body(ctx, testing::HeldInputs(inputs, values).tensors);
   };
   on_cpu(true);
   testing::for_each_isa([&] { on_cpu(false); });
   if (testing::on_cuda()) {
     SCOPED_TRACE("cuda");
     testing::CudaContext cuda;
-    std::vector<OwnedTensor> owned;
-    std::vector<Tensor> in;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      owned.push_back(
-          testing::cuda_tensor(Dtype::kF32, std::span<const int64_t>(inputs[i].shape), values[i]));
-      in.push_back(owned.back().view);
-    }
-    body(cuda.ctx, in);
+    body(cuda.ctx, testing::HeldInputs(inputs, values, Device::kCuda).tensors);
   }
 }
 
