@@ -303,13 +303,14 @@ LoadedModel remove_layer(Model& base, int64_t layer, bool whole_block) {
   if (whole_block) {
     edited = {};
   } else {
-    // The branches stay, so that the other parameters keep their names.
+    // The branches stay, so that the other parameters keep their names; what normed an output that
+    // is no longer there goes.
     for (BranchSpec& branch : edited.branches) {
       std::erase_if(branch.units, [](const UnitSpec& unit) {
         return find_unit_kind(unit.kind).role == UnitRole::kMixer;
       });
       if (branch.units.empty()) {
-        branch = {.norm = branch.norm, .units = {}, .out_norm = branch.out_norm};
+        branch = {.norm = branch.norm, .units = {}};
       }
     }
   }

@@ -612,6 +612,10 @@ TEST(Graft, LeavingOneOut) {
   EXPECT_EQ(layer_map(no_block.model->spec()), "AA-AAA");
   EXPECT_GT(difference(logits(*no_mixer.model), all), 1e-6);
   EXPECT_GT(difference(logits(*no_block.model), logits(*no_mixer.model)), 1e-6);
+  // Also where outputs are normed.
+  LoadedModel normed = make_teacher(post_norm_spec());
+  LoadedModel without = remove_layer(*normed.model, 2, false);
+  EXPECT_GT(difference(logits(*without.model), logits(*normed.model)), 1e-6);
 }
 
 struct Wrong {

@@ -272,4 +272,19 @@ std::vector<int64_t> attention_layers(const ModelSpec& spec) {
   return layers;
 }
 
+std::vector<int64_t> open_layers(const ModelSpec& spec) {
+  std::vector<int64_t> layers = attention_layers(spec);
+  std::set<std::string> kinds;
+  for (const LayerSpec& layer : spec.layers) {
+    for (const UnitSpec& mixer : layer.mixers()) {
+      kinds.insert(mixer.kind);
+    }
+  }
+  expect(!layers.empty(),
+         "the model has no attention layer that could be replaced: its layers are {}, their mixers "
+         "{}; choose a model that has attention",
+         layer_map(spec), fmt::join(kinds, ", "));
+  return layers;
+}
+
 }  // namespace cambium

@@ -114,5 +114,7 @@ Importance score_layers(const std::vector<int64_t>& layers, Importance start,
 
 /// Layers of `spec` that still have attention.
 std::vector<int64_t> attention_layers(const ModelSpec& spec);
+/// The same; Error that names the mixers there are where no layer has attention.
+std::vector<int64_t> open_layers(const ModelSpec& spec);
 
 }  // namespace cambium

@@ -59,16 +59,11 @@ LoadedModel load_bank(const LoadedModel& teacher, const std::filesystem::path& d
 
 MixerBank::MixerBank(Model& teacher)
     : teacher_(teacher),
-      layers_(attention_layers(teacher.spec())),
+      layers_(open_layers(teacher.spec())),
       kinds_{kAttentionKind},
       digests_{""},
       sources_{""},
-      tensors_{tensors_of(teacher)} {
-  expect(!layers_.empty(),
-         "the model has no attention layer that could be replaced: its layers "
-         "are {}",
-         layer_map(teacher.spec()));
-}
+      tensors_{tensors_of(teacher)} {}
 
 void MixerBank::add(const std::string& kind, LoadedModel model, const std::string& where) {
   const std::string at = fmt::format("bank {}={}", kind, where);

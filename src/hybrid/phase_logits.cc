@@ -27,12 +27,13 @@ std::unique_ptr<StoredLogits> phase_logits(const Phase& phase, Model& teacher,
   stored->expect_tokenizer(info.tokenizer);
   stored->expect_teacher(info.teacher);
   const StoredLogitsInfo& there = stored->info();
+  const int64_t documents = documents_stored(data, plan.documents);
   expect(there.top_k == plan.top_k && there.max_tokens >= info.max_tokens &&
-             there.documents >= plan.documents,
+             there.documents >= documents,
          "{} has {} tokens of each distribution, of {} documents of up to {} tokens; the plan asks "
          "for {}, of {} of up to {}: remove it, and it is made anew",
-         plan.file, there.top_k, there.documents, there.max_tokens, plan.top_k,
-         plan.documents == 0 ? "all" : std::to_string(plan.documents), info.max_tokens);
+         plan.file, there.top_k, there.documents, there.max_tokens, plan.top_k, documents,
+         info.max_tokens);
   return stored;
 }
 

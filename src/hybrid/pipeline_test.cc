@@ -216,6 +216,10 @@ TEST(Pipeline, AStageMayTrainByStoredLogits) {
   fewer[1] = "distill.logits.top_k=2";
   EXPECT_THAT(error_of([&] { run(folder.path(), "fewer", false, fewer); }),
               HasSubstr("the plan asks for 2, of 40 of up to 320: remove it"));
+  fewer = stored;
+  fewer[2] = "distill.logits.documents=41";
+  EXPECT_THAT(error_of([&] { run(folder.path(), "more", false, fewer); }),
+              HasSubstr("the plan asks for 300, of 41 of up to 320: remove it"));
   std::vector<std::string> other = stored;
   other.emplace_back("seed=9");
   EXPECT_THAT(error_of([&] { run(folder.path(), "other", false, other); }),

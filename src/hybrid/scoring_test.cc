@@ -273,6 +273,16 @@ TEST_F(Scoring, EqualAccuraciesAreToldApartByReverseKl) {
   EXPECT_EQ(score_heading("accuracy"), "wrong answers, share of the problems");
 }
 
+TEST_F(Scoring, AModelWithoutAttentionIsRefusedByItsMixers) {
+  Question q;
+  q.model = convert(*q.model.model, *q.model.model, {0, 1, 2, 3}, {.mixer = "mamba"}, 1);
+  const TestFolder folder;
+  EXPECT_THAT(testing::message_of([&] { q.ask(folder.at("new.json")); }),
+              HasSubstr("no attention layer that could be replaced: its layers are MMMM, their "
+                        "mixers mamba"));
+  EXPECT_FALSE(fs::exists(folder.at("new.json")));
+}
+
 TEST_F(Scoring, TheOutputIsCheckedBeforeTheWork) {
   const TestFolder folder;
   write_file_atomically(folder.at("precious.json"), "{\"of\": \"someone\"}\n");

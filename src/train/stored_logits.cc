@@ -193,6 +193,10 @@ int64_t stored_row_bytes(int64_t top_k, int64_t vocabulary) {
   return 2 * (top_k + 1) + (top_k * id_bits(vocabulary) + 7) / 8;
 }
 
+int64_t documents_stored(const DocumentSource& data, int64_t asked) {
+  return data.size() == 0 ? asked : asked == 0 ? data.size() : std::min(asked, data.size());
+}
+
 StoredLogits::StoredLogits(const std::string& path) : file_(path) {
   const std::span<const std::byte> bytes = file_.bytes();
   constexpr size_t kNumber = sizeof(uint64_t);
@@ -312,11 +316,9 @@ StoredLogitsInfo write_stored_logits(const std::string& path, Model& teacher,
   info.vocabulary = teacher.spec().vocab;
   expect(info.top_k >= 1 && info.top_k <= info.vocabulary,
          "expected to store 1 to {} tokens, the vocabulary, got {}", info.vocabulary, info.top_k);
-  expect(info.documents > 0 || data.size() > 0,
+  info.documents = documents_stored(data, info.documents);
+  expect(info.documents > 0,
          "the data never ends; say how many documents' logits are to be stored");
-  info.documents = data.size() == 0      ? info.documents
-                   : info.documents == 0 ? data.size()
-                                         : std::min(info.documents, data.size());
   info.data = data.fingerprint();
   std::vector<uint64_t> starts{0};
   for (int64_t i = 0; i < info.documents; ++i) {

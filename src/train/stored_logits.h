@@ -75,7 +75,11 @@ class StoredLogits {
 /// Bytes that a row of the file takes: one token to be learned.
 int64_t stored_row_bytes(int64_t top_k, int64_t vocabulary);
 
-/// Runs the teacher over the first `info.documents` of the data (all where it is 0 and they end)
+/// Documents a file holds that was asked for so many, or for all of them by 0: at most those there
+/// are, and 0 where 0 is asked of data that never ends.
+int64_t documents_stored(const DocumentSource& data, int64_t asked);
+
+/// Runs the teacher over the first `documents_stored` of the data, as `info.documents` asks,
 /// and writes what it says. Fills in rows, documents and the vocabulary of `info`, and returns it.
 /// The file appears when it is whole (base/resumable_file.h): what was stopped goes on where it
 /// was, and ends with the same bytes.
