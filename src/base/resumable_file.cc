@@ -24,13 +24,16 @@ constexpr size_t kBufferBytes = size_t{1} << 20;
   fail("cannot {} {}: {}", what, path, std::strerror(errno));
 }
 
-void write_all(int fd, std::span<const std::byte> bytes, const std::string& path) {
+/// At `offset`, so that what failed halfway may be written again.
+void write_all(int fd, std::span<const std::byte> bytes, uint64_t offset, const std::string& path) {
   while (!bytes.empty()) {
-    const ssize_t n = ::write(fd, bytes.data(), bytes.size());
+    const ssize_t n = ::pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
     if (n < 0 && errno != EINTR) {
       fail_at("write", path);
     }
-    bytes = bytes.subspan(static_cast<size_t>(std::max<ssize_t>(n, 0)));
+    const auto written = static_cast<size_t>(std::max<ssize_t>(n, 0));
+    bytes = bytes.subspan(written);
+    offset += written;
   }
 }
 
@@ -108,7 +111,7 @@ void ResumableFile::take_kept(std::string_view begin) {
          "{} is not what was written: it was damaged or edited; remove it and {} to begin anew",
          part_, mark_);
   size_ = kept;
-  if (::ftruncate(fd_, static_cast<off_t>(kept)) != 0 || ::lseek(fd_, 0, SEEK_END) < 0) {
+  if (::ftruncate(fd_, static_cast<off_t>(kept)) != 0) {
     fail_at("write", part_);
   }
 }
@@ -124,7 +127,7 @@ void ResumableFile::write(std::span<const std::byte> bytes) {
 }
 
 void ResumableFile::flush() {
-  write_all(fd_, buffer_, part_);
+  write_all(fd_, buffer_, size_ - buffer_.size(), part_);
   buffer_.clear();
 }
 
@@ -141,7 +144,7 @@ void ResumableFile::keep() {
     fail_at("write", next);
   }
   const Closed closed{fd};
-  write_all(fd, std::as_bytes(std::span(mark)), next);
+  write_all(fd, std::as_bytes(std::span(mark)), 0, next);
   if (::fdatasync(fd) != 0 || ::rename(next.c_str(), mark_.c_str()) != 0) {
     fail_at("write", mark_);
   }

@@ -1,7 +1,9 @@
 #include "base/resumable_file.h"
 
 #include <gmock/gmock.h>
+#include <sys/resource.h>
 
+#include <csignal>
 #include <filesystem>
 #include <memory>
 
@@ -48,6 +50,32 @@ TEST(ResumableFile, GoesOnFromWhatWasKept) {
   EXPECT_EQ(read_text_file(path), "head one two");
   again.commit();
   EXPECT_EQ(read_text_file(path), "other ");
+}
+
+// A disk that is full in the middle of a piece; there is room again when the process ends.
+TEST(ResumableFile, WritesAgainWhatFailedHalfway) {
+  const TestFolder folder;
+  const std::string path = folder.at("f");
+  std::string piece;
+  while (piece.size() < size_t{3} << 20) {
+    piece += std::to_string(piece.size()) + " ";
+  }
+  struct rlimit before {};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto old = std::signal(SIGXFSZ, SIG_IGN);
+  {
+    ResumableFile file(path, "head ");
+    struct rlimit full = before;
+    full.rlim_cur = size_t{2} << 20;
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &full), 0);
+    EXPECT_THAT(error_of([&] { put(file, piece); }), HasSubstr("cannot write"));
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  }
+  std::signal(SIGXFSZ, old);
+  ResumableFile file(path, "head ");
+  EXPECT_EQ(file.size(), 5 + piece.size());
+  file.commit();
+  EXPECT_EQ(read_text_file(path), "head " + piece);
 }
 
 TEST(ResumableFile, RefusesWhatItCannotGoOnWith) {
