@@ -214,13 +214,7 @@ struct Joined {
   std::vector<Member> members;
   bool narrow = true;
 
-  int64_t count() const {
-    int64_t n = 1;
-    for (const int64_t size : shape) {
-      n *= size;
-    }
-    return n;
-  }
+  int64_t count() const { return count_of(shape); }
 };
 
 void write_joined(const Joined& joined, Dtype dtype, const PutBytes& put) {
