@@ -108,12 +108,7 @@ Family jamba_family() {
       {"jamba"},
       read,
       write,
-      config::decoder_tensors({
-          {"norm.*", "model.final_layernorm.*"},
-          {"layers.*.post_norm.*", "model.layers.*.pre_ff_layernorm.*"},
-          {"layers.*.feed_forward.gate.*", "model.layers.*.feed_forward.gate_proj.*"},
-          {"layers.*.feed_forward.up.*", "model.layers.*.feed_forward.up_proj.*"},
-          {"layers.*.feed_forward.down.*", "model.layers.*.feed_forward.down_proj.*"},
+      config::jamba_tensors({
           {"layers.*.feed_forward.router.*", "model.layers.*.feed_forward.router.*"},
           {"layers.*.feed_forward.experts.gate.*",
            "model.layers.*.feed_forward.experts.#.gate_proj.*"},

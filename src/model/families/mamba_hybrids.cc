@@ -423,12 +423,7 @@ Family falcon_h1_family() {
           {"falcon_h1"},
           read_falcon_h1,
           write_falcon_h1,
-          config::decoder_tensors({
-              {"norm.*", "model.final_layernorm.*"},
-              {"layers.*.post_norm.*", "model.layers.*.pre_ff_layernorm.*"},
-              {"layers.*.feed_forward.gate.*", "model.layers.*.feed_forward.gate_proj.*"},
-              {"layers.*.feed_forward.up.*", "model.layers.*.feed_forward.up_proj.*"},
-              {"layers.*.feed_forward.down.*", "model.layers.*.feed_forward.down_proj.*"},
+          config::jamba_tensors({
               {"layers.*.mamba.*", "model.layers.*.mamba.*"},
               {"layers.*.self_attn.*", "model.layers.*.self_attn.*"},
           }),
@@ -464,12 +459,7 @@ Family bamba_family() {
           {"bamba"},
           read_bamba,
           write_bamba,
-          config::decoder_tensors({
-              {"norm.*", "model.final_layernorm.*"},
-              {"layers.*.post_norm.*", "model.layers.*.pre_ff_layernorm.*"},
-              {"layers.*.feed_forward.gate.*", "model.layers.*.feed_forward.gate_proj.*"},
-              {"layers.*.feed_forward.up.*", "model.layers.*.feed_forward.up_proj.*"},
-              {"layers.*.feed_forward.down.*", "model.layers.*.feed_forward.down_proj.*"},
+          config::jamba_tensors({
               {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mamba.*", .mixer = "mamba2"},
           }),
           config::decoder_ignored()};
