@@ -411,8 +411,6 @@ std::vector<TensorRule> nemotron_tensors() {
   return rules;
 }
 
-}  // namespace
-
 Family nemotron_h_family() {
   return {"nemotron_h",     {"nemotron_h"},     read_nemotron_h,
           write_nemotron_h, nemotron_tensors(), {"mtp.*"}};  // predict tokens more
@@ -463,6 +461,12 @@ Family bamba_family() {
               {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mamba.*", .mixer = "mamba2"},
           }),
           config::decoder_ignored()};
+}
+
+}  // namespace
+
+std::vector<Family> mamba_hybrid_families() {
+  return {bamba_family(), granite_hybrid_family(), nemotron_h_family(), falcon_h1_family()};
 }
 
 }  // namespace cambium

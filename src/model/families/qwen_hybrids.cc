@@ -281,24 +281,9 @@ Family family() {
 
 }  // namespace
 
-Family qwen3_next_family() {
-  return family<kNext>();
-}
-
-Family qwen3_5_family() {
-  return family<k35>();
-}
-
-Family qwen3_5_text_family() {
-  return family<k35Text>();
-}
-
-Family qwen3_5_moe_family() {
-  return family<k35Moe>();
-}
-
-Family qwen3_5_moe_text_family() {
-  return family<k35MoeText>();
+std::vector<Family> qwen_hybrid_families() {
+  return {family<kNext>(), family<k35>(), family<k35Text>(), family<k35Moe>(),
+          family<k35MoeText>()};
 }
 
 }  // namespace cambium
