@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <unordered_map>
 
 #include "base/float16.h"
@@ -15,6 +16,8 @@ namespace cambium {
 namespace {
 
 constexpr int64_t kSpan = int64_t{1} << 20;      // elements looked at in one go
+constexpr int64_t kRead = int64_t{1} << 16;      // elements read in one go
+constexpr int64_t kPiece = int64_t{1} << 18;     // and by one thread
 constexpr int64_t kMostRuns = int64_t{1} << 14;  // copies of one parameter
 
 /// Calls visit(first element of ours, of theirs) for each round of the loops but the last.
@@ -46,19 +49,6 @@ TensorEntry elements(const TensorEntry& whole, int64_t begin, int64_t count) {
   return some;
 }
 
-void read_elements(const Tensor& to, int64_t at, const TensorEntry& from) {
-  const auto count = static_cast<size_t>(from.count());
-  if (to.dtype == Dtype::kF32) {
-    copy_as_f32(from, std::span(to.ptr<float>() + at, count));
-  } else if (from.dtype == StoredType::kBF16) {
-    std::memcpy(to.ptr<bf16>() + at, from.data, from.size);
-  } else {
-    const std::vector<float> values = as_f32(from);
-    std::transform(values.begin(), values.end(), to.ptr<bf16>() + at,
-                   [](float x) { return round_to_bf16(x); });
-  }
-}
-
 void store_number(float* to, float x) {
   *to = x;
 }
@@ -66,41 +56,84 @@ void store_number(bf16* to, float x) {
   *to = round_to_bf16(x);
 }
 
-/// Where neighbours of ours are not neighbours over there: one element at a time.
-template <class T>
-void gather(T* to, const StoredPiece& piece, const PackedTensor& from) {
-  const PieceLoop& last = piece.loops.back();
-  each_run(piece, [&](int64_t ours, int64_t theirs) {
-    for (int64_t i = 0; i < last.count; ++i) {
-      float x = 0.0F;
-      if (from.is_packed()) {
-        from.unpack(theirs + i * last.theirs, std::span(&x, 1));
-      } else {
-        copy_as_f32(elements(from.values, theirs + i * last.theirs, 1), std::span(&x, 1));
+/// Reads rows of a stored tensor; the memory that it needs is that of the longest.
+class RowReader {
+ public:
+  explicit RowReader(const PackedTensor& from) : from_(from), some_(from.values) {
+    some_.shape = {0};
+  }
+
+  /// The numbers begin, begin + step, ... to to[0], to[to_step], ...
+  template <class T>
+  void read(T* to, int64_t to_step, int64_t begin, int64_t step, int64_t count) {
+    const auto span = static_cast<size_t>((count - 1) * step + 1);
+    const bool is_run = to_step == 1 && step == 1;
+    if constexpr (std::is_same_v<T, float>) {
+      if (is_run) {
+        read_all(begin, std::span(to, span));
+        return;
       }
-      store_number(to + ours + i * last.ours, x);
+    } else if (is_run && !from_.is_packed() && from_.values.dtype == StoredType::kBF16) {
+      std::memcpy(to, from_.values.data + begin * static_cast<int64_t>(sizeof(T)),
+                  span * sizeof(T));
+      return;
     }
-  });
-}
-
-/// `count` numbers from `theirs` on, to `to` and on.
-template <class T>
-void unpack_run(T* to, const PackedTensor& from, int64_t theirs, int64_t count) {
-  constexpr int64_t kStep = int64_t{1} << 16;
-  parallel_for(count, kStep, [&](int64_t begin, int64_t end) {
-    std::vector<float> numbers(static_cast<size_t>(end - begin));
-    from.unpack(theirs + begin, numbers);
-    for (size_t i = 0; i < numbers.size(); ++i) {
-      store_number(to + begin + static_cast<int64_t>(i), numbers[i]);
+    numbers_.resize(std::max(numbers_.size(), span));
+    read_all(begin, std::span(numbers_.data(), span));
+    for (int64_t i = 0; i < count; ++i) {
+      store_number(to + i * to_step, numbers_[static_cast<size_t>(i * step)]);
     }
-  });
-}
+  }
 
+ private:
+  void read_all(int64_t begin, std::span<float> out) {
+    if (from_.is_packed()) {
+      from_.unpack(begin, out);
+      return;
+    }
+    const size_t size = stored_type_size(some_.dtype);
+    some_.shape[0] = static_cast<int64_t>(out.size());
+    some_.data = from_.values.data + static_cast<size_t>(begin) * size;
+    some_.size = out.size() * size;
+    copy_as_f32(some_, out);
+  }
+
+  const PackedTensor& from_;
+  TensorEntry some_;
+  std::vector<float> numbers_;
+};
+
+/// The piece, a row of theirs at a time: the loop with the shortest step over there is the inner
+/// one, so that files are read in their order even where rows are columns of ours.
 template <class T>
-void read_packed(T* to, const StoredParameter::Source& source) {
-  const int64_t count = source.piece.loops.back().count;
-  each_run(source.piece, [&](int64_t ours, int64_t theirs) {
-    unpack_run(to + ours, source.packed, theirs, count);
+void read_piece(T* to, const StoredParameter::Source& source) {
+  const int64_t count = source.piece.count();
+  if (count == 0) {
+    return;
+  }
+  std::vector<PieceLoop> outer = source.piece.loops;
+  const auto shortest =
+      std::min_element(outer.begin(), outer.end(),
+                       [](const PieceLoop& a, const PieceLoop& b) { return a.theirs < b.theirs; });
+  const PieceLoop row = *shortest;
+  outer.erase(shortest);
+  const int64_t part = std::max<int64_t>(kRead / row.theirs, 1);
+  const int64_t parts = (row.count + part - 1) / part;
+  const int64_t rows = count / row.count;
+  parallel_for(rows * parts, std::max<int64_t>(kPiece / row.count, 1), [&](int64_t i, int64_t end) {
+    RowReader reader(source.packed);
+    for (; i < end; ++i) {
+      const int64_t begin = i % parts * part;
+      int64_t ours = source.piece.ours + begin * row.ours;
+      int64_t theirs = source.piece.theirs + begin * row.theirs;
+      int64_t rest = i / parts;
+      for (auto loop = outer.rbegin(); loop != outer.rend(); ++loop) {
+        ours += rest % loop->count * loop->ours;
+        theirs += rest % loop->count * loop->theirs;
+        rest /= loop->count;
+      }
+      reader.read(to + ours, row.ours, theirs, row.theirs, std::min(part, row.count - begin));
+    }
   });
 }
 
@@ -214,13 +247,7 @@ struct Joined {
   std::vector<Member> members;
   bool narrow = true;
 
-  int64_t count() const {
-    int64_t n = 1;
-    for (const int64_t size : shape) {
-      n *= size;
-    }
-    return n;
-  }
+  int64_t count() const { return count_of(shape); }
 };
 
 void write_joined(const Joined& joined, Dtype dtype, const PutBytes& put) {
@@ -365,17 +392,10 @@ void StoredModel::expect_fits(const SafeTensors& file) const {
 void read_into(const Tensor& to, const StoredParameter& from) {
   CAMBIUM_CHECK(to.contiguous() && to.device.kind == Device::kCpu, "{}", to);
   for (const StoredParameter::Source& source : from.sources) {
-    const StoredPiece& piece = source.piece;
-    const bool is_f32 = to.dtype == Dtype::kF32;
-    if (!piece.has_runs()) {
-      is_f32 ? gather(to.ptr<float>(), piece, source.packed)
-             : gather(to.ptr<bf16>(), piece, source.packed);
-    } else if (source.packed.is_packed()) {
-      is_f32 ? read_packed(to.ptr<float>(), source) : read_packed(to.ptr<bf16>(), source);
+    if (to.dtype == Dtype::kF32) {
+      read_piece(to.ptr<float>(), source);
     } else {
-      each_run(piece, [&, count = piece.loops.back().count](int64_t ours, int64_t theirs) {
-        read_elements(to, ours, elements(source.entry(), theirs, count));
-      });
+      read_piece(to.ptr<bf16>(), source);
     }
   }
 }

@@ -113,15 +113,16 @@ std::string write(const ModelSpec& spec) {
 
 }  // namespace
 
-Family apriel_h_family() {
-  return {"apriel_h",
-          {"apriel_h", "apriel_ssm_thinker_hybrid", "apriel_hybrid_ssm"},
-          read,
-          write,
-          config::decoder_tensors(
-              {{.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mixer.*", .mixer = "mamba"}}),
-          config::decoder_ignored(),
-          {{"mamba", "dt_rank", "mixer.dt_in_proj.weight"}}};
+std::vector<Family> apriel_h_families() {
+  return {
+      {"apriel_h",
+       {"apriel_h", "apriel_ssm_thinker_hybrid", "apriel_hybrid_ssm"},
+       read,
+       write,
+       config::decoder_tensors(
+           {{.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mixer.*", .mixer = "mamba"}}),
+       config::decoder_ignored(),
+       {{"mamba", "dt_rank", "mixer.dt_in_proj.weight"}}}};
 }
 
 }  // namespace cambium

@@ -5,25 +5,19 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
-#include "base/test_folder.h"
 #include "base/testing.h"
-#include "model/model.h"
+#include "model/families/testing.h"
 
 namespace cambium {
 namespace {
 
-using Json = nlohmann::ordered_json;
 using testing::error_of;
+using testing::Json;
+using testing::read_alone;
 
 Json fixture(const std::string& name) {
   return Json::parse(
       read_text_file(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + name + "/config.json"));
-}
-
-ModelSpec read(const Json& config) {
-  const TestFolder folder;
-  write_file_atomically(folder.at("model.json"), config.dump());
-  return read_spec(folder.at("model.json"));
 }
 
 /// The part of a configuration that describes the text model.
@@ -56,31 +50,31 @@ TEST(AttentionFamilies, WhatIsWrittenReadsBack) {
   for (const Case& c : cases) {
     Json config = fixture(c.fixture);
     c.change(text_of(config));
-    const ModelSpec spec = read(config);
+    const ModelSpec spec = read_alone(config);
     const std::string written = find_family(spec.family).write_config(spec);
-    EXPECT_EQ(read(Json::parse(written)), spec) << written;
+    EXPECT_EQ(read_alone(Json::parse(written)), spec) << written;
   }
 }
 
 TEST(AttentionFamilies, AreReadAsTheyAreMeant) {
   Json config = fixture("qwen3_5");
-  EXPECT_FALSE(read(config).tied_head);
+  EXPECT_FALSE(read_alone(config).tied_head);
   config["tie_word_embeddings"] = true;  // the outer one counts
-  EXPECT_TRUE(read(config).tied_head);
+  EXPECT_TRUE(read_alone(config).tied_head);
   text_of(config)["output_gate_type"] = "sigmoid";
-  EXPECT_EQ(read(config).layers[0].mixer()->options.text("", "out_gate"), "sigmoid");
+  EXPECT_EQ(read_alone(config).layers[0].mixer()->options.text("", "out_gate"), "sigmoid");
   config = fixture("gpt_oss");
   config.erase("layer_types");
-  EXPECT_EQ(read(config).layers[0].mixer()->options.integer("", "window", 0), 32);
-  EXPECT_EQ(read(config).layers[1].mixer()->options.integer("", "window", 0), 0);
-  EXPECT_EQ(read(fixture("ministral3")).rope.query_beta, 0.1);
+  EXPECT_EQ(read_alone(config).layers[0].mixer()->options.integer("", "window", 0), 32);
+  EXPECT_EQ(read_alone(config).layers[1].mixer()->options.integer("", "window", 0), 0);
+  EXPECT_EQ(read_alone(fixture("ministral3")).rope.query_beta, 0.1);
 }
 
 TEST(AttentionFamilies, WhatIsNotKnownIsRefusedByName) {
   const auto message = [](const char* name, void (*change)(Json & config)) {
     Json config = fixture(name);
     change(config);
-    return error_of([&] { read(config); });
+    return error_of([&] { read_alone(config); });
   };
   EXPECT_NE(message("qwen3_5", [](Json& c) { c["text_config"]["output_gate_type"] = "tanh"; })
                 .find("expected output_gate_type silu, swish or sigmoid, got 'tanh'"),
@@ -94,7 +88,7 @@ TEST(AttentionFamilies, WhatIsNotKnownIsRefusedByName) {
   EXPECT_NE(message("ministral3", [](Json& c) { c["text_config"]["model_type"] = "gemma"; })
                 .find("expected a text_config of model_type ministral3 or mistral, got 'gemma'"),
             std::string::npos);
-  ModelSpec spec = read(fixture("qwen3_5"));
+  ModelSpec spec = read_alone(fixture("qwen3_5"));
   spec.layers[1].mixer()->options.set("key_dim", int64_t{8});
   EXPECT_NE(error_of([&] {
               find_family("qwen3_5").write_config(spec);

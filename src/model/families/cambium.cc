@@ -266,8 +266,6 @@ std::string write(const ModelSpec& spec) {
   return config.dump(1);
 }
 
-}  // namespace
-
 Family cambium_family() {
   std::vector<TensorRule> tensors =
       config::decoder_tensors({{"layers.*.mixer.*", "model.layers.*.mixer.*"}});
@@ -283,6 +281,12 @@ Family cambium_family() {
                    {"mixers_cambium.py", mixers_cambium_py},
                    {"modeling_cambium.py", modeling_cambium_py},
                    {"sequences_cambium.py", sequences_cambium_py}}};
+}
+
+}  // namespace
+
+std::vector<Family> cambium_families() {
+  return {cambium_family()};
 }
 
 }  // namespace cambium

@@ -120,14 +120,9 @@ std::vector<TensorRule> decoder_tensors(std::vector<TensorRule> more = {});
 std::vector<TensorRule> composite_tensors(const std::vector<TensorRule>& text);
 /// Buffers of older files.
 std::vector<std::string> decoder_ignored();
-/// A family whose config.json is read and not written, with our names for its tensors.
-Family described_family(const char* name, std::vector<std::string> model_types,
-                        ModelSpec (*read)(const std::string& text, const std::string& where));
 /// The text of a configuration that says all of the spec: where `read` makes another spec of it, an
 /// Error that names the first layer that the family cannot express.
 std::string expressed(const Json& config, const ModelSpec& spec,
                       ModelSpec (*read)(const std::string& text, const std::string& where));
-/// Error: the family's config.json is read only.
-std::string not_written(const ModelSpec& spec);
 
 }  // namespace cambium::config

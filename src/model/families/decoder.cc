@@ -357,14 +357,4 @@ std::string expressed(const Json& config, const ModelSpec& spec,
   return text;
 }
 
-std::string not_written(const ModelSpec& spec) {
-  fail("config.json of a {} model can be read, not written; write the cambium layout instead",
-       spec.family);
-}
-
-Family described_family(const char* name, std::vector<std::string> model_types,
-                        ModelSpec (*read)(const std::string& text, const std::string& where)) {
-  return {name, std::move(model_types), read, not_written, {{"*", "model.*"}}, decoder_ignored()};
-}
-
 }  // namespace cambium::config

@@ -104,24 +104,10 @@ Family dense(const char* name, ModelSpec (*read)(const std::string& text, const 
 
 }  // namespace
 
-Family llama_family() {
-  return dense("llama", read_llama, write_llama);
-}
-
-Family mistral_family() {
-  return dense("mistral", read_mistral, write_mistral);
-}
-
-Family ministral_family() {
-  return dense("ministral", read_ministral, write_ministral);
-}
-
-Family qwen2_family() {
-  return dense("qwen2", read_qwen2, write_qwen2);
-}
-
-Family qwen3_family() {
-  return dense("qwen3", read_qwen3, write_qwen3);
+std::vector<Family> dense_families() {
+  return {dense("llama", read_llama, write_llama), dense("mistral", read_mistral, write_mistral),
+          dense("ministral", read_ministral, write_ministral),
+          dense("qwen2", read_qwen2, write_qwen2), dense("qwen3", read_qwen3, write_qwen3)};
 }
 
 }  // namespace cambium

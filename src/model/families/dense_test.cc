@@ -3,32 +3,16 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "base/file.h"
-#include "base/test_folder.h"
 #include "base/testing.h"
-#include "model/model.h"
+#include "model/families/testing.h"
 
 namespace cambium {
 namespace {
 
-using Json = nlohmann::ordered_json;
 using testing::error_of;
-
-Json tiny(const char* type) {
-  return {{"model_type", type},      {"vocab_size", 30},       {"hidden_size", 16},
-          {"intermediate_size", 24}, {"num_hidden_layers", 3}, {"num_attention_heads", 2},
-          {"head_dim", 8},           {"rms_norm_eps", 1e-5},   {"max_position_embeddings", 256}};
-}
-
-ModelSpec read(const std::string& text) {
-  const TestFolder folder;
-  write_file_atomically(folder.at("config.json"), text);
-  return read_spec(folder.path());
-}
-
-ModelSpec read(const Json& config) {
-  return read(config.dump());
-}
+using testing::Json;
+using testing::read;
+using testing::tiny;
 
 std::string windows(const ModelSpec& spec) {
   std::string text;

@@ -162,8 +162,6 @@ std::string write_apertus(const ModelSpec& spec) {
   return config::expressed(config, spec, read_apertus);
 }
 
-}  // namespace
-
 Family phi3_family() {
   return {"phi3",
           {"phi3"},
@@ -210,6 +208,12 @@ Family apertus_family() {
   family.constants = {{"layers.*.feed_forward.alpha_p", "model.layers.*.mlp.act_fn.beta", 0.5},
                       {"layers.*.feed_forward.alpha_p", "model.layers.*.mlp.act_fn.eps", -1e-6}};
   return family;
+}
+
+}  // namespace
+
+std::vector<Family> dense_variant_families() {
+  return {phi3_family(), granite_family(), smollm3_family(), apertus_family()};
 }
 
 }  // namespace cambium

@@ -7,26 +7,17 @@
 #include "base/file.h"
 #include "base/test_folder.h"
 #include "base/testing.h"
+#include "model/families/testing.h"
 #include "model/weights.h"
 #include "tensor/copy.h"
 
 namespace cambium {
 namespace {
 
-using Json = nlohmann::ordered_json;
 using testing::error_of;
-
-Json tiny(const char* type) {
-  return {{"model_type", type},      {"vocab_size", 30},       {"hidden_size", 16},
-          {"intermediate_size", 24}, {"num_hidden_layers", 4}, {"num_attention_heads", 2},
-          {"head_dim", 8},           {"rms_norm_eps", 1e-5},   {"max_position_embeddings", 256}};
-}
-
-ModelSpec read(const Json& config) {
-  const TestFolder folder;
-  write_file_atomically(folder.at("config.json"), config.dump());
-  return read_spec(folder.path());
-}
+using testing::Json;
+using testing::read;
+using testing::tiny;
 
 /// Of each layer: F full or W windowed, and the rotation it turns by (- for none).
 std::string layers(const ModelSpec& spec) {
@@ -66,7 +57,7 @@ TEST(DenseVariants, LayersFollowTheFamilysDefaultOrItsList) {
       {"granite", {}, "F0F0F0F0"},
       {"apertus", {}, "F0F0F0F0"}};
   for (const Case& c : cases) {
-    Json config = tiny(c.type);
+    Json config = tiny(c.type, 4);
     config.update(c.more.is_null() ? Json::object() : c.more);
     const ModelSpec spec = read(config);
     EXPECT_EQ(layers(spec), c.expected) << config.dump();
@@ -120,7 +111,7 @@ TEST(DenseVariants, LongropeHasOlderNames) {
 
 TEST(DenseVariants, WhatIsNotSupportedIsNamed) {
   const auto refusal = [](const char* type, const char* key, const Json& value) {
-    Json config = tiny(type);
+    Json config = tiny(type, 4);
     config[key] = value;
     return error_of([&] { read(config); });
   };

@@ -6,22 +6,15 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
-#include "base/file.h"
-#include "base/test_folder.h"
 #include "base/testing.h"
-#include "model/model.h"
+#include "model/families/testing.h"
 
 namespace cambium {
 namespace {
 
-using Json = nlohmann::ordered_json;
 using testing::error_of;
-
-ModelSpec read(const Json& config) {
-  const TestFolder folder;
-  write_file_atomically(folder.at("model.json"), config.dump());
-  return read_spec(folder.at("model.json"));
-}
+using testing::Json;
+using testing::read_alone;
 
 /// Of a cache in bf16.
 int64_t token_bytes(const Model& model) {
@@ -218,7 +211,7 @@ class PublishedModel : public ::testing::TestWithParam<Published> {};
 
 TEST_P(PublishedModel, IsBuiltCountedPrintedAndRefusedByName) {
   const Published& p = GetParam();
-  const ModelSpec spec = read(p.config);
+  const ModelSpec spec = read_alone(p.config);
   Model model(spec);
   EXPECT_NEAR(static_cast<double>(model.parameter_count()) / p.parameters, 1, 1e-3)
       << model.parameter_count();
@@ -389,7 +382,7 @@ true, "mamba_proj_bias": false, "embedding_multiplier": 12.0, "logits_scaling": 
 class CountedModel : public ::testing::TestWithParam<Counted> {};
 
 TEST_P(CountedModel, HasTheParametersOfItsReference) {
-  Model model(read(GetParam().config));
+  Model model(read_alone(GetParam().config));
   int64_t counted = 0;
   model.visit([&](const std::string& name, Parameter& p) {
     // The bias of a router's choice is a buffer of the reference, which it does not count.

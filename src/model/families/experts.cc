@@ -342,8 +342,6 @@ std::string write_minimax(const ModelSpec& spec) {
   return config::expressed(config, spec, read_minimax);
 }
 
-}  // namespace
-
 Family mixtral_family() {
   return {"mixtral",
           {"mixtral"},
@@ -393,6 +391,13 @@ Family qwen3_moe_family() {
                .stacked = true},
           }),
           config::decoder_ignored()};
+}
+
+}  // namespace
+
+std::vector<Family> expert_families() {
+  return {minimax_m1_family(), mixtral_family(), qwen3_moe_family(), minimax_family(),
+          minimax_m2_family()};
 }
 
 }  // namespace cambium

@@ -156,8 +156,6 @@ const std::vector<TensorRule>& gemma_tensors() {
   return rules;
 }
 
-}  // namespace
-
 Family gemma2_family() {
   return {"gemma2",     {"gemma2"},      read_gemma2,
           write_gemma2, gemma_tensors(), config::decoder_ignored()};
@@ -175,6 +173,12 @@ Family gemma3_family() {
           write_gemma3,
           config::composite_tensors(gemma_tensors()),
           ignored};
+}
+
+}  // namespace
+
+std::vector<Family> gemma_families() {
+  return {gemma2_family(), gemma3_family()};
 }
 
 }  // namespace cambium

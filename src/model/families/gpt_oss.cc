@@ -72,8 +72,6 @@ std::string write(const ModelSpec& spec) {
   return config::expressed(config, spec, read);
 }
 
-}  // namespace
-
 Family gpt_oss_family() {
   // x W with the columns of gate and up taking turns.
   const std::vector<TensorRule> tensors = config::decoder_tensors({
@@ -104,6 +102,12 @@ Family gpt_oss_family() {
       {"layers.*.feed_forward.router.*", "model.layers.*.mlp.router.*"},
   });
   return {"gpt_oss", {"gpt_oss"}, read, write, tensors, config::decoder_ignored()};
+}
+
+}  // namespace
+
+std::vector<Family> gpt_oss_families() {
+  return {gpt_oss_family()};
 }
 
 }  // namespace cambium

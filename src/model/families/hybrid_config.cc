@@ -41,4 +41,14 @@ Every every_of(const std::vector<bool>& marked) {
   return {second == marked.end() ? std::ssize(marked) : second - first, first - marked.begin()};
 }
 
+std::vector<TensorRule> jamba_tensors(std::vector<TensorRule> more) {
+  more.insert(more.end(),
+              {{"norm.*", "model.final_layernorm.*"},
+               {"layers.*.post_norm.*", "model.layers.*.pre_ff_layernorm.*"},
+               {"layers.*.feed_forward.gate.*", "model.layers.*.feed_forward.gate_proj.*"},
+               {"layers.*.feed_forward.up.*", "model.layers.*.feed_forward.up_proj.*"},
+               {"layers.*.feed_forward.down.*", "model.layers.*.feed_forward.down_proj.*"}});
+  return decoder_tensors(std::move(more));
+}
+
 }  // namespace cambium::config

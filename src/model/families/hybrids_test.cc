@@ -4,15 +4,15 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
-#include "base/test_folder.h"
 #include "base/testing.h"
-#include "model/model.h"
+#include "model/families/testing.h"
 
 namespace cambium {
 namespace {
 
-using Json = nlohmann::ordered_json;
 using testing::error_of;
+using testing::Json;
+using testing::read_alone;
 
 Json config_of(const std::string& fixture) {
   return Json::parse([&] {
@@ -21,12 +21,6 @@ Json config_of(const std::string& fixture) {
     const size_t infinite = text.find("Infinity");
     return infinite == std::string::npos ? text : text.replace(infinite, 8, "null");
   }());
-}
-
-ModelSpec read(const Json& config) {
-  const TestFolder folder;
-  write_file_atomically(folder.at("model.json"), config.dump());
-  return read_spec(folder.at("model.json"));
 }
 
 std::string write(const ModelSpec& spec) {
@@ -77,10 +71,10 @@ TEST(Hybrids, WhatIsWrittenReadsBack) {
     SCOPED_TRACE(form.fixture + form.edits.dump());
     Json config = config_of(form.fixture);
     config.update(form.edits);
-    const ModelSpec spec = read(config);
+    const ModelSpec spec = read_alone(config);
     EXPECT_TRUE(layer_map(spec).starts_with(form.map)) << layer_map(spec);
     if (spec.layers.size() != 4 || layer_map(spec).find('A') != std::string::npos) {
-      EXPECT_EQ(read(Json::parse(write(spec))), spec);
+      EXPECT_EQ(read_alone(Json::parse(write(spec))), spec);
     } else {  // nothing says what its attention would be
       EXPECT_NE(error_of([&] { write(spec); }).find("needs a unit of kind attention"),
                 std::string::npos);
@@ -89,17 +83,17 @@ TEST(Hybrids, WhatIsWrittenReadsBack) {
 }
 
 TEST(Hybrids, WhatAFamilyCannotExpressIsNamed) {
-  ModelSpec spec = read(config_of("granite_hybrid"));
+  ModelSpec spec = read_alone(config_of("granite_hybrid"));
   const UnitSpec delta{"gated_delta_net",
                        {{"heads", int64_t{4}}, {"key_dim", int64_t{8}}, {"value_dim", int64_t{8}}}};
   *spec.layers[2].mixer() = delta;
   EXPECT_NE(error_of([&] { write(spec); }).find("cannot express layer 2 (gated_delta_net)"),
             std::string::npos);
-  spec = read(config_of("falcon_h1"));
+  spec = read_alone(config_of("falcon_h1"));
   spec.layers[1].branches[0].units[1].out = 0.5F;
   EXPECT_NE(error_of([&] { write(spec); }).find("cannot express layer 1 (mamba2)"),
             std::string::npos);
-  spec = read(config_of("bamba"));
+  spec = read_alone(config_of("bamba"));
   spec.embedding_scale = 2.0F;
   EXPECT_NE(error_of([&] { write(spec); }).find("cannot express what surrounds the layers"),
             std::string::npos);
@@ -108,12 +102,12 @@ TEST(Hybrids, WhatAFamilyCannotExpressIsNamed) {
 TEST(Hybrids, OurLayoutSaysAllOfThem) {
   for (const char* fixture : {"bamba", "granite_hybrid", "falcon_h1", "nemotron_h", "lfm2",
                               "lfm2_moe", "jamba", "nemotron_h_latent", "olmo_hybrid"}) {
-    EXPECT_TRUE(expresses(find_family("cambium"), read(config_of(fixture)))) << fixture;
+    EXPECT_TRUE(expresses(find_family("cambium"), read_alone(config_of(fixture)))) << fixture;
   }
 }
 
 TEST(Hybrids, WiringsThatNoSpecSaysAreRefusedByName) {
-  const std::string message = error_of([] { read({{"model_type", "zamba2"}}); });
+  const std::string message = error_of([] { read_alone({{"model_type", "zamba2"}}); });
   EXPECT_NE(message.find("model_type 'zamba2' are not supported: one transformer block serves"),
             std::string::npos)
       << message;
@@ -122,12 +116,12 @@ TEST(Hybrids, WiringsThatNoSpecSaysAreRefusedByName) {
 TEST(Hybrids, WordsAndLettersThatAreNotKnownAreNamed) {
   Json config = config_of("nemotron_h");
   config["hybrid_override_pattern"] = "M-M-M*-M-M?";
-  EXPECT_NE(error_of([&] { read(config); }).find("expected M, *, - or E for layer 10"),
+  EXPECT_NE(error_of([&] { read_alone(config); }).find("expected M, *, - or E for layer 10"),
             std::string::npos);
   config["hybrid_override_pattern"] = "M-";
-  EXPECT_NE(error_of([&] { read(config); }).find("expected 11 letters"), std::string::npos);
+  EXPECT_NE(error_of([&] { read_alone(config); }).find("expected 11 letters"), std::string::npos);
   config["layers_block_type"] = std::vector<std::string>(11, "gdn");
-  EXPECT_NE(error_of([&] { read(config); }).find("in layers_block_type, got 'gdn'"),
+  EXPECT_NE(error_of([&] { read_alone(config); }).find("in layers_block_type, got 'gdn'"),
             std::string::npos);
 }
 

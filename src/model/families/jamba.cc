@@ -102,30 +102,25 @@ std::string write(const ModelSpec& spec) {
 
 }  // namespace
 
-Family jamba_family() {
-  return {
-      "jamba",
-      {"jamba"},
-      read,
-      write,
-      config::decoder_tensors({
-          {"norm.*", "model.final_layernorm.*"},
-          {"layers.*.post_norm.*", "model.layers.*.pre_ff_layernorm.*"},
-          {"layers.*.feed_forward.gate.*", "model.layers.*.feed_forward.gate_proj.*"},
-          {"layers.*.feed_forward.up.*", "model.layers.*.feed_forward.up_proj.*"},
-          {"layers.*.feed_forward.down.*", "model.layers.*.feed_forward.down_proj.*"},
-          {"layers.*.feed_forward.router.*", "model.layers.*.feed_forward.router.*"},
-          {"layers.*.feed_forward.experts.gate.*",
-           "model.layers.*.feed_forward.experts.#.gate_proj.*"},
-          {"layers.*.feed_forward.experts.up.*", "model.layers.*.feed_forward.experts.#.up_proj.*"},
-          {"layers.*.feed_forward.experts.down.*",
-           "model.layers.*.feed_forward.experts.#.down_proj.*"},
-          {"layers.*.mixer.dt_norm.*", "model.layers.*.mamba.dt_layernorm.*"},
-          {"layers.*.mixer.b_norm.*", "model.layers.*.mamba.b_layernorm.*"},
-          {"layers.*.mixer.c_norm.*", "model.layers.*.mamba.c_layernorm.*"},
-          {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mamba.*", .mixer = "mamba1"},
-      }),
-      config::decoder_ignored()};
+std::vector<Family> jamba_families() {
+  return {{"jamba",
+           {"jamba"},
+           read,
+           write,
+           config::jamba_tensors({
+               {"layers.*.feed_forward.router.*", "model.layers.*.feed_forward.router.*"},
+               {"layers.*.feed_forward.experts.gate.*",
+                "model.layers.*.feed_forward.experts.#.gate_proj.*"},
+               {"layers.*.feed_forward.experts.up.*",
+                "model.layers.*.feed_forward.experts.#.up_proj.*"},
+               {"layers.*.feed_forward.experts.down.*",
+                "model.layers.*.feed_forward.experts.#.down_proj.*"},
+               {"layers.*.mixer.dt_norm.*", "model.layers.*.mamba.dt_layernorm.*"},
+               {"layers.*.mixer.b_norm.*", "model.layers.*.mamba.b_layernorm.*"},
+               {"layers.*.mixer.c_norm.*", "model.layers.*.mamba.c_layernorm.*"},
+               {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mamba.*", .mixer = "mamba1"},
+           }),
+           config::decoder_ignored()}};
 }
 
 }  // namespace cambium

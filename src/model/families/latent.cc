@@ -459,20 +459,6 @@ constexpr char kV3[] = "deepseek_v3";
 constexpr char kV32[] = "deepseek_v32";
 constexpr char kK2[] = "kimi_k2";
 
-}  // namespace
-
-Family deepseek_family() {
-  return deepseek<kV3>();
-}
-
-Family deepseek_v32_family() {
-  return deepseek<kV32>();
-}
-
-Family kimi_k2_family() {
-  return deepseek<kK2>();
-}
-
 Family kimi_linear_family() {
   return {"kimi_linear",     {"kimi_linear"},       read_kimi_linear,
           write_kimi_linear, kimi_linear_tensors(), ignored()};
@@ -481,6 +467,13 @@ Family kimi_linear_family() {
 Family bailing_hybrid_family() {
   return {"bailing_hybrid", {"bailing_hybrid"}, read_bailing,
           write_bailing,    bailing_tensors(),  ignored()};
+}
+
+}  // namespace
+
+std::vector<Family> latent_families() {
+  return {deepseek<kV3>(), kimi_linear_family(), deepseek<kV32>(), deepseek<kK2>(),
+          bailing_hybrid_family()};
 }
 
 }  // namespace cambium

@@ -131,30 +131,30 @@ std::string write(const ModelSpec& spec) {
 
 }  // namespace
 
-Family lfm2_family() {
+std::vector<Family> lfm2_families() {
   return {
-      "lfm2",
-      {"lfm2", "lfm2_moe"},
-      read,
-      write,
-      config::decoder_tensors({
-          {"norm.*", "model.embedding_norm.*"},
-          {"layers.*.input_norm.*", "model.layers.*.operator_norm.*"},
-          {"layers.*.post_norm.*", "model.layers.*.ffn_norm.*"},
-          {"layers.*.feed_forward.gate.*", "model.layers.*.feed_forward.w1.*"},
-          {"layers.*.feed_forward.up.*", "model.layers.*.feed_forward.w3.*"},
-          {"layers.*.feed_forward.down.*", "model.layers.*.feed_forward.w2.*"},
-          {"layers.*.feed_forward.router.weight", "model.layers.*.feed_forward.gate.weight"},
-          {"layers.*.feed_forward.router.bias", "model.layers.*.feed_forward.expert_bias"},
-          {"layers.*.feed_forward.experts.gate.*", "model.layers.*.feed_forward.experts.#.w1.*"},
-          {"layers.*.feed_forward.experts.up.*", "model.layers.*.feed_forward.experts.#.w3.*"},
-          {"layers.*.feed_forward.experts.down.*", "model.layers.*.feed_forward.experts.#.w2.*"},
-          {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.conv.*", .mixer = "short_conv"},
-          {"layers.*.mixer.o_proj.*", "model.layers.*.self_attn.out_proj.*"},
-          {"layers.*.mixer.q_norm.*", "model.layers.*.self_attn.q_layernorm.*"},
-          {"layers.*.mixer.k_norm.*", "model.layers.*.self_attn.k_layernorm.*"},
-      }),
-      config::decoder_ignored()};
+      {"lfm2",
+       {"lfm2", "lfm2_moe"},
+       read,
+       write,
+       config::decoder_tensors({
+           {"norm.*", "model.embedding_norm.*"},
+           {"layers.*.input_norm.*", "model.layers.*.operator_norm.*"},
+           {"layers.*.post_norm.*", "model.layers.*.ffn_norm.*"},
+           {"layers.*.feed_forward.gate.*", "model.layers.*.feed_forward.w1.*"},
+           {"layers.*.feed_forward.up.*", "model.layers.*.feed_forward.w3.*"},
+           {"layers.*.feed_forward.down.*", "model.layers.*.feed_forward.w2.*"},
+           {"layers.*.feed_forward.router.weight", "model.layers.*.feed_forward.gate.weight"},
+           {"layers.*.feed_forward.router.bias", "model.layers.*.feed_forward.expert_bias"},
+           {"layers.*.feed_forward.experts.gate.*", "model.layers.*.feed_forward.experts.#.w1.*"},
+           {"layers.*.feed_forward.experts.up.*", "model.layers.*.feed_forward.experts.#.w3.*"},
+           {"layers.*.feed_forward.experts.down.*", "model.layers.*.feed_forward.experts.#.w2.*"},
+           {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.conv.*", .mixer = "short_conv"},
+           {"layers.*.mixer.o_proj.*", "model.layers.*.self_attn.out_proj.*"},
+           {"layers.*.mixer.q_norm.*", "model.layers.*.self_attn.q_layernorm.*"},
+           {"layers.*.mixer.k_norm.*", "model.layers.*.self_attn.k_layernorm.*"},
+       }),
+       config::decoder_ignored()}};
 }
 
 }  // namespace cambium

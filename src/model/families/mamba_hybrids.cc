@@ -411,8 +411,6 @@ std::vector<TensorRule> nemotron_tensors() {
   return rules;
 }
 
-}  // namespace
-
 Family nemotron_h_family() {
   return {"nemotron_h",     {"nemotron_h"},     read_nemotron_h,
           write_nemotron_h, nemotron_tensors(), {"mtp.*"}};  // predict tokens more
@@ -423,12 +421,7 @@ Family falcon_h1_family() {
           {"falcon_h1"},
           read_falcon_h1,
           write_falcon_h1,
-          config::decoder_tensors({
-              {"norm.*", "model.final_layernorm.*"},
-              {"layers.*.post_norm.*", "model.layers.*.pre_ff_layernorm.*"},
-              {"layers.*.feed_forward.gate.*", "model.layers.*.feed_forward.gate_proj.*"},
-              {"layers.*.feed_forward.up.*", "model.layers.*.feed_forward.up_proj.*"},
-              {"layers.*.feed_forward.down.*", "model.layers.*.feed_forward.down_proj.*"},
+          config::jamba_tensors({
               {"layers.*.mamba.*", "model.layers.*.mamba.*"},
               {"layers.*.self_attn.*", "model.layers.*.self_attn.*"},
           }),
@@ -464,15 +457,16 @@ Family bamba_family() {
           {"bamba"},
           read_bamba,
           write_bamba,
-          config::decoder_tensors({
-              {"norm.*", "model.final_layernorm.*"},
-              {"layers.*.post_norm.*", "model.layers.*.pre_ff_layernorm.*"},
-              {"layers.*.feed_forward.gate.*", "model.layers.*.feed_forward.gate_proj.*"},
-              {"layers.*.feed_forward.up.*", "model.layers.*.feed_forward.up_proj.*"},
-              {"layers.*.feed_forward.down.*", "model.layers.*.feed_forward.down_proj.*"},
+          config::jamba_tensors({
               {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mamba.*", .mixer = "mamba2"},
           }),
           config::decoder_ignored()};
+}
+
+}  // namespace
+
+std::vector<Family> mamba_hybrid_families() {
+  return {bamba_family(), granite_hybrid_family(), nemotron_h_family(), falcon_h1_family()};
 }
 
 }  // namespace cambium

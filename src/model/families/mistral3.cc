@@ -51,8 +51,6 @@ std::string write_mistral3(const ModelSpec& spec) {
       read_mistral3);
 }
 
-}  // namespace
-
 Family ministral3_family() {
   return {"ministral3",
           {"ministral3"},
@@ -75,6 +73,12 @@ Family mistral3_family() {
     ignored.emplace_back(images);
   }
   return {"mistral3", {"mistral3"}, read_mistral3, write_mistral3, rules, ignored};
+}
+
+}  // namespace
+
+std::vector<Family> mistral3_families() {
+  return {ministral3_family(), mistral3_family()};
 }
 
 }  // namespace cambium

@@ -80,12 +80,8 @@ Family olmo(const char* name, ModelSpec (*read)(const std::string& text, const s
 
 }  // namespace
 
-Family olmo2_family() {
-  return olmo("olmo2", read_olmo2, write_olmo2);
-}
-
-Family olmo3_family() {
-  return olmo("olmo3", read_olmo3, write_olmo3);
+std::vector<Family> olmo_families() {
+  return {olmo("olmo2", read_olmo2, write_olmo2), olmo("olmo3", read_olmo3, write_olmo3)};
 }
 
 }  // namespace cambium

@@ -98,8 +98,6 @@ TensorRule rows(const char* theirs, std::string_view ours) {
   return {.theirs = theirs, .mixer = "gated_delta_net", .rows = {ours}};
 }
 
-}  // namespace
-
 Family olmo_hybrid_family() {
   constexpr std::string_view kDelta = "gated_delta_net";
   return {"olmo_hybrid",
@@ -125,6 +123,12 @@ Family olmo_hybrid_family() {
               {"layers.*.mixer.*", "model.layers.*.linear_attn.*", kDelta},
           }),
           config::decoder_ignored()};
+}
+
+}  // namespace
+
+std::vector<Family> olmo_hybrid_families() {
+  return {olmo_hybrid_family()};
 }
 
 }  // namespace cambium

@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "base/checked.h"
-#include "model/families/config.h"
 #include "model/families/families.h"
+#include "model/families/hybrid_config.h"
 
 namespace cambium {
 namespace {
@@ -16,16 +16,32 @@ struct Kind {
   const char* name;  // of the family
   const char* model_type;
   const char* architecture;
-  bool experts;           // in place of SwiGLU
   const char* text_type;  // model_type of text_config; null = the configuration is the text model's
+  bool experts = false;   // in place of SwiGLU
+  bool stacked = true;    // files are written with the experts of a layer in one tensor
+  bool packed = false;    // the delta rule's projections lie together, by key head
+  bool mrope = true;      // rotations are said of the three axes of images
 };
-constexpr Kind kNext{"qwen3_next", "qwen3_next", "Qwen3NextForCausalLM", true, nullptr};
-constexpr Kind k35{"qwen3_5", "qwen3_5", "Qwen3_5ForConditionalGeneration", false, "qwen3_5_text"};
-constexpr Kind k35Text{"qwen3_5_text", "qwen3_5_text", "Qwen3_5ForCausalLM", false, nullptr};
-constexpr Kind k35Moe{"qwen3_5_moe", "qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", true,
-                      "qwen3_5_moe_text"};
-constexpr Kind k35MoeText{"qwen3_5_moe_text", "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", true,
-                          nullptr};
+constexpr Kind kNext{.name = "qwen3_next",
+                     .model_type = "qwen3_next",
+                     .architecture = "Qwen3NextForCausalLM",
+                     .text_type = nullptr,
+                     .experts = true,
+                     .stacked = false,
+                     .packed = true,
+                     .mrope = false};
+constexpr Kind k35{"qwen3_5", "qwen3_5", "Qwen3_5ForConditionalGeneration", "qwen3_5_text"};
+constexpr Kind k35Text{"qwen3_5_text", "qwen3_5_text", "Qwen3_5ForCausalLM", nullptr};
+constexpr Kind k35Moe{.name = "qwen3_5_moe",
+                      .model_type = "qwen3_5_moe",
+                      .architecture = "Qwen3_5MoeForConditionalGeneration",
+                      .text_type = "qwen3_5_moe_text",
+                      .experts = true};
+constexpr Kind k35MoeText{.name = "qwen3_5_moe_text",
+                          .model_type = "qwen3_5_moe_text",
+                          .architecture = "Qwen3_5MoeForCausalLM",
+                          .text_type = nullptr,
+                          .experts = true};
 
 UnitSpec read_delta(const Json& config, double eps, const std::string& where) {
   const int64_t heads = config::integer(config, "linear_num_value_heads", 1, kMaxHeads, where);
@@ -128,22 +144,17 @@ ModelSpec read_kind(const std::string& text, const std::string& where) {
 }
 
 Json write(const ModelSpec& spec, const Kind& kind) {
-  Json config;
-  config["architectures"] = Json::array({kind.architecture});
-  config["model_type"] = kind.text_type != nullptr ? kind.text_type : kind.model_type;
-  config.update(config::write_common(spec));
+  Json config = config::begin_config(spec, kind.architecture,
+                                     kind.text_type != nullptr ? kind.text_type : kind.model_type);
   const Options& attends = config::first_unit(spec, "attention").options;
-  const int64_t head_dim = attends.integer("attention", "head_dim");
-  config::move_rope_to_parameters(config, spec.rope, head_dim);
-  if (&kind != &kNext) {
+  config::move_rope_to_parameters(config, spec.rope, attends.integer("attention", "head_dim"));
+  if (kind.mrope) {
     // Thirds of the pairs, which text turns alike.
     const int64_t pairs = spec.rope.dim / 2;
     config["rope_parameters"]["mrope_interleaved"] = true;
     config["rope_parameters"]["mrope_section"] = {(pairs + 2) / 3, (pairs + 1) / 3, pairs / 3};
   }
-  config["num_attention_heads"] = attends.integer("attention", "heads");
-  config["num_key_value_heads"] = attends.integer("attention", "kv_heads");
-  config["head_dim"] = head_dim;
+  config::write_attention(config, attends);
   config["attention_bias"] = attends.flag("attention", "qkv_bias", false);
   config["attn_output_gate"] = attends.flag("attention", "gate", false);
   const Options& delta = config::first_unit(spec, "gated_delta_net").options;
@@ -222,8 +233,8 @@ std::vector<TensorRule> tensors(std::vector<TensorRule> projections, const Kind&
   add(more);
   if (kind.experts) {
     add(experts);
-    add(&kind == &kNext ? apart : stacks);
-    add(&kind == &kNext ? stacks : apart);
+    add(kind.stacked ? stacks : apart);
+    add(kind.stacked ? apart : stacks);
   }
   return config::decoder_tensors(all);
 }
@@ -257,7 +268,8 @@ std::vector<TensorRule> separate_tensors(const Kind& kind) {
 }
 
 template <const Kind& kKind>
-Family family(std::vector<TensorRule> rules) {
+Family family() {
+  std::vector<TensorRule> rules = kKind.packed ? packed_tensors(kKind) : separate_tensors(kKind);
   std::vector<std::string> ignored = config::decoder_ignored();
   ignored.emplace_back("mtp.*");  // predicts one token more
   if (kKind.text_type != nullptr) {
@@ -269,24 +281,9 @@ Family family(std::vector<TensorRule> rules) {
 
 }  // namespace
 
-Family qwen3_next_family() {
-  return family<kNext>(packed_tensors(kNext));
-}
-
-Family qwen3_5_family() {
-  return family<k35>(separate_tensors(k35));
-}
-
-Family qwen3_5_text_family() {
-  return family<k35Text>(separate_tensors(k35Text));
-}
-
-Family qwen3_5_moe_family() {
-  return family<k35Moe>(separate_tensors(k35Moe));
-}
-
-Family qwen3_5_moe_text_family() {
-  return family<k35MoeText>(separate_tensors(k35MoeText));
+std::vector<Family> qwen_hybrid_families() {
+  return {family<kNext>(), family<k35>(), family<k35Text>(), family<k35Moe>(),
+          family<k35MoeText>()};
 }
 
 }  // namespace cambium

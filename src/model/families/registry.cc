@@ -4,26 +4,18 @@
 namespace cambium {
 
 const std::vector<Family>& families() {
-  static const std::vector<Family> table = {llama_family(),          mistral_family(),
-                                            ministral_family(),      qwen2_family(),
-                                            qwen3_family(),          gemma2_family(),
-                                            gemma3_family(),         olmo2_family(),
-                                            olmo3_family(),          phi3_family(),
-                                            granite_family(),        smollm3_family(),
-                                            apertus_family(),        apriel_h_family(),
-                                            bamba_family(),          granite_hybrid_family(),
-                                            nemotron_h_family(),     falcon_h1_family(),
-                                            minimax_m1_family(),     qwen3_next_family(),
-                                            deepseek_family(),       kimi_linear_family(),
-                                            qwen3_5_family(),        qwen3_5_text_family(),
-                                            qwen3_5_moe_family(),    qwen3_5_moe_text_family(),
-                                            ministral3_family(),     mistral3_family(),
-                                            gpt_oss_family(),        mixtral_family(),
-                                            qwen3_moe_family(),      jamba_family(),
-                                            lfm2_family(),           olmo_hybrid_family(),
-                                            minimax_family(),        minimax_m2_family(),
-                                            deepseek_v32_family(),   kimi_k2_family(),
-                                            bailing_hybrid_family(), cambium_family()};
+  static const std::vector<Family> table = [] {
+    std::vector<Family> all;
+    for (const auto& of_file :
+         {dense_families, gemma_families, olmo_families, dense_variant_families, apriel_h_families,
+          mamba_hybrid_families, expert_families, qwen_hybrid_families, latent_families,
+          mistral3_families, gpt_oss_families, jamba_families, lfm2_families, olmo_hybrid_families,
+          cambium_families}) {
+      const std::vector<Family> some = of_file();
+      all.insert(all.end(), some.begin(), some.end());
+    }
+    return all;
+  }();
   return table;
 }
 

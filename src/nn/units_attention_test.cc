@@ -1,0 +1,130 @@
+// Attention, with a window and over latents.
+#include <gtest/gtest.h>
+
+#include "base/testing.h"
+#include "nn/testing_units.h"
+#include "nn/units/units.h"
+
+namespace cambium {
+
+std::vector<testing::UnitCase> testing::attention_cases() {
+  const Options attention = {
+      {"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{6}}};
+  const std::map<std::string, std::vector<int64_t>> plain = {{"q_proj.weight", {24, 12}},
+                                                             {"k_proj.weight", {12, 12}},
+                                                             {"v_proj.weight", {12, 12}},
+                                                             {"o_proj.weight", {12, 24}}};
+  const Options latent = {{"heads", int64_t{3}},
+                          {"kv_rank", int64_t{8}},
+                          {"nope_dim", int64_t{5}},
+                          {"rope_dim", int64_t{6}},
+                          {"value_dim", int64_t{4}}};
+  auto normed = plain;
+  normed.insert({{"q_norm.weight", {6}}, {"k_norm.weight", {6}}});
+  auto normed_width = plain;
+  normed_width.insert({{"q_norm.weight", {24}},
+                       {"q_norm.bias", {24}},
+                       {"k_norm.weight", {12}},
+                       {"k_norm.bias", {12}}});
+  auto gated = plain;
+  gated["q_proj.weight"] = {48, 12};
+  auto with_sinks = plain;
+  with_sinks["sinks"] = {4};
+  auto biased = plain;
+  biased.insert(
+      {{"q_proj.bias", {24}}, {"k_proj.bias", {12}}, {"v_proj.bias", {12}}, {"o_proj.bias", {12}}});
+  return {
+      {"attention", {"attention", attention}, plain},
+      {"attention without rope", {"attention", with(attention, {{"rope", false}})}, plain},
+      {"attention with scales",
+       {"attention", with(attention, {{"scale", 0.2}, {"key_scale", 0.7}})},
+       plain},
+      {"attention with norms of q and k",
+       {"attention", with(attention, {{"qk_norm_eps", 1e-6}})},
+       normed},
+      {"attention with zero-centred norms",
+       {"attention", with(attention, {{"qk_norm_eps", 1e-6}, {"qk_norm", "zero_centred"}})},
+       normed},
+      {"attention with norms over the width",
+       {"attention",
+        with(attention, {{"qk_norm_eps", 1e-6}, {"qk_norm_over", "width"}, {"qk_norm", "layer"}})},
+       normed_width},
+      {"attention with biases",
+       {"attention", with(attention, {{"qkv_bias", true}, {"out_bias", true}})},
+       biased},
+      {"attention with an output gate", {"attention", with(attention, {{"gate", true}})}, gated},
+      {"attention with a soft cap", {"attention", with(attention, {{"softcap", 0.3}})}, plain},
+      {"attention with sinks' scores",
+       {"attention", with(attention, {{"sink_logits", true}})},
+       with_sinks},
+      {"sliding window with everything",
+       {"sliding_window", with(attention, {{"window", int64_t{5}},
+                                           {"sinks", int64_t{2}},
+                                           {"softcap", 0.5},
+                                           {"sink_logits", true}})},
+       with_sinks},
+      {"attention with an output gate, without rope",
+       {"attention", with(attention, {{"gate", true}, {"rope", false}})},
+       gated},
+      {"sliding window", {"sliding_window", with(attention, {{"window", int64_t{5}}})}, plain},
+      {"sliding window with sinks",
+       {"sliding_window", with(attention, {{"window", int64_t{5}}, {"sinks", int64_t{2}}})},
+       plain},
+      {"latent attention",
+       {"latent_attention", latent},
+       {{"q_proj.weight", {33, 12}},
+        {"kv_a_proj.weight", {14, 12}},
+        {"kv_a_norm.weight", {8}},
+        {"kv_b_proj.weight", {27, 8}},
+        {"o_proj.weight", {12, 12}}}},
+      {"latent attention with an index, a gate and a latent of queries",
+       {"latent_attention", with(latent, {{"q_rank", int64_t{10}},
+                                          {"gate", true},
+                                          {"scale", 0.4},
+                                          {"index_heads", int64_t{2}},
+                                          {"index_dim", int64_t{7}},
+                                          {"index_top", int64_t{6}}})},
+       {{"q_a_proj.weight", {10, 12}},
+        {"q_a_norm.weight", {10}},
+        {"q_b_proj.weight", {33, 10}},
+        {"kv_a_proj.weight", {14, 12}},
+        {"kv_a_norm.weight", {8}},
+        {"kv_b_proj.weight", {27, 8}},
+        {"indexer.q_proj.weight", {14, 10}},
+        {"indexer.k_proj.weight", {7, 12}},
+        {"indexer.k_norm.weight", {7}},
+        {"indexer.k_norm.bias", {7}},
+        {"indexer.weights_proj.weight", {2, 12}},
+        {"gate_proj.weight", {3, 12}},
+        {"o_proj.weight", {12, 12}}}},
+  };
+}
+
+namespace {
+
+using testing::kWidth;
+using testing::with;
+
+TEST(Units, LatentAttentionKeepsItsLatentAndSaysWhatItCannotBe) {
+  const Options options = {{"heads", int64_t{2}},
+                           {"kv_rank", int64_t{8}},
+                           {"nope_dim", int64_t{4}},
+                           {"rope_dim", int64_t{2}},
+                           {"value_dim", int64_t{4}}};
+  EXPECT_EQ(make_unit({"latent_attention", options}, kWidth)->state_layout().bytes_per_token(),
+            (8 + 2) * 4);
+  const auto error = [&](std::initializer_list<std::pair<std::string, OptionValue>> more) {
+    return testing::error_of([&] { make_unit({"latent_attention", with(options, more)}, kWidth); });
+  };
+  EXPECT_EQ(error({{"rope_dim", int64_t{3}}}),
+            "latent_attention: expected an even rope_dim, got 3");
+  EXPECT_EQ(error({{"kv_rank", int64_t{1024}}}),
+            "latent_attention: expected kv_rank and rope_dim of at most 1024 together, got 1024 "
+            "and 2");
+  EXPECT_EQ(
+      error({{"index_heads", int64_t{2}}, {"index_dim", int64_t{4}}, {"index_top", int64_t{5}}}),
+      "latent_attention: the index of keys reads the query's latent; give q_rank");
+}
+
+}  // namespace
+}  // namespace cambium
