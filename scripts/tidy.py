@@ -110,7 +110,12 @@ def check(tool, command, files, name):
 def main():
     tool, files = sys.argv[1], sys.argv[2:]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    units = sorted(units_of(files, commands()), key=lambda unit: -len(unit[1]))
+    known = commands()
+    new = [file for file in files if file not in known]
+    if new:
+        sys.exit("%s: %d files are not in it, the first %s; configure the build again "
+                 "(cmake --preset release)" % (BUILD / "compile_commands.json", len(new), new[0]))
+    units = sorted(units_of(files, known), key=lambda unit: -len(unit[1]))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         clean = list(pool.map(lambda job: check(tool, *job[1], str(job[0])), enumerate(units)))
     return 0 if all(clean) else 1

@@ -7,7 +7,6 @@ namespace cambium {
 namespace {
 
 using testing::error_of;
-using testing::Input;
 using testing::Operation;
 
 using Row = testing::OperationRow;

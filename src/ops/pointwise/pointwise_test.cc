@@ -8,7 +8,6 @@
 namespace cambium {
 namespace {
 
-using testing::Input;
 using testing::Operation;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
