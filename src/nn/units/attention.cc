@@ -1,5 +1,3 @@
-#include "ops/attention/attention.h"
-
 #include <cmath>
 
 #include "base/checked.h"
@@ -16,7 +14,7 @@ namespace {
 /// next to nothing and yet has a gradient.
 constexpr double kQuietSink = -6.0;
 
-class AttentionUnit : public HeadMixer {
+class AttentionUnit : public ScoredMixer {
  public:
   AttentionUnit(const Options& options, int64_t width, const char* owner, bool sliding)
       : heads_(options.size(owner, "heads", kMaxHeads)),
@@ -72,27 +70,7 @@ class AttentionUnit : public HeadMixer {
   }
 
   Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
-    const Segments segments = inputs.segments();
-    auto [queries, keys, values] = forward_each(ctx, x, q_, k_, v_);
-    if (norms_width_) {
-      queries = q_norm_.forward(ctx, queries);
-      keys = k_norm_.forward(ctx, keys);
-    }
-    // The rows of a head are its query's, then its gate's.
-    const Tensor rows = queries.split_last(heads_, (gate_ ? 2 : 1) * head_dim_);
-    Tensor q = gate_ ? rows.slice(2, 0, head_dim_) : rows;
-    Tensor k = keys.split_last(kv_heads_, head_dim_);
-    const Tensor v = values.split_last(kv_heads_, head_dim_);
-    if (!norms_width_) {
-      q = q_norm_.forward(ctx, q);
-      k = k_norm_.forward(ctx, k);
-    }
-    if (rope_) {
-      const auto turned = rope(ctx, q, k, *inputs.rope);
-      q = turned[0];
-      k = turned[1];
-    }
-    const AttentionConfig config{scale_, window_, sinks_, softcap_, sink_logits_.tensor};
+    const auto [rows, scored, v] = rows_of_heads(ctx, x, inputs);
     KvPages pages;
     if (inputs.state != nullptr) {
       pages = {inputs.page(kKeys), inputs.page(kValues), inputs.state->table,
@@ -102,12 +80,20 @@ class AttentionUnit : public HeadMixer {
         pages.value_scales = inputs.page(kValueScales);
       }
     }
-    Tensor y =
-        attention(ctx, q, k, v, segments, config, inputs.state == nullptr ? nullptr : &pages);
+    Tensor y = attention(ctx, scored.q, scored.k, v, inputs.segments(), config(),
+                         inputs.state == nullptr ? nullptr : &pages);
     if (gate_) {
       y = sigmoid_gate(ctx, rows.slice(2, head_dim_, head_dim_), y);
     }
     return y.merge_last();
+  }
+
+  Scored scored(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
+    return rows_of_heads(ctx, x, inputs).scored;
+  }
+
+  AttentionConfig config() const override {
+    return {scale_, window_, sinks_, softcap_, sink_logits_.tensor};
   }
 
   int64_t head_count() const override { return heads_; }
@@ -134,6 +120,33 @@ class AttentionUnit : public HeadMixer {
  private:
   enum Pages { kKeys, kValues, kKeyScales, kValueScales };  // scales where kept in f8
 
+  struct Projected {
+    Tensor rows;  // (T, H, D or 2 D): of a head its query's, then its gate's
+    Scored scored;
+    Tensor v;  // (T, Hkv, D)
+  };
+
+  Projected rows_of_heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) const {
+    auto [queries, keys, values] = forward_each(ctx, x, q_, k_, v_);
+    if (norms_width_) {
+      queries = q_norm_.forward(ctx, queries);
+      keys = k_norm_.forward(ctx, keys);
+    }
+    const Tensor rows = queries.split_last(heads_, (gate_ ? 2 : 1) * head_dim_);
+    Tensor q = gate_ ? rows.slice(2, 0, head_dim_) : rows;
+    Tensor k = keys.split_last(kv_heads_, head_dim_);
+    if (!norms_width_) {
+      q = q_norm_.forward(ctx, q);
+      k = k_norm_.forward(ctx, k);
+    }
+    if (rope_) {
+      const auto turned = rope(ctx, q, k, *inputs.rope);
+      q = turned[0];
+      k = turned[1];
+    }
+    return {rows, {q, k}, values.split_last(kv_heads_, head_dim_)};
+  }
+
   int64_t heads_, kv_heads_, head_dim_, window_, sinks_;
   bool rope_, gate_;
   bool norms_width_ = false;  // the norms of q and k are over all heads
@@ -152,6 +165,9 @@ std::unique_ptr<Unit> make_attention(const Options& options, int64_t width) {
 
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width) {
   options.size("sliding_window", "window", kMaxPositions);
+  if (options.has("kv_rank")) {
+    return make_latent_window(options, width);
+  }
   return std::make_unique<AttentionUnit>(options, width, "sliding_window", true);
 }
 
