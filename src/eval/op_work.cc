@@ -14,6 +14,7 @@
 #include "ops/norm/norm_kernels.h"
 #include "ops/pointwise/pointwise_kernels.h"
 #include "ops/recurrence/recurrence_kernels.h"
+#include "ops/recurrent_step/recurrent_step_kernels.h"
 #include "ops/rope/rope_kernels.h"
 #include "ops/sampling/sampling_kernels.h"
 #include "ops/selection/selection_kernels.h"
@@ -331,6 +332,20 @@ OpWork describe(const Recurrence<T>& a) {
 }
 
 template <class T>
+OpWork describe(const RecurrentStep<T>& a) {
+  const double size = product({a.heads, a.key_dim, a.dim});
+  const double inputs = product({a.channels(), a.taps() - 1});
+  const auto tokens = static_cast<double>(a.segments.count);
+  return {fmt::format("{}, {} heads of {} x {}", segments_shape(a.segments, a.segments.count),
+                      a.heads, a.key_dim, a.dim),
+          {},
+          {bytes_of(a.x, a.conv_weight, a.conv_bias, a.decay, a.weight, a.z, a.y) +
+               state_bytes(a.segments, a.state, size, sizeof(Sum<T>)) +
+               state_bytes(a.segments, a.conv, inputs, sizeof(Sum<T>)),
+           tokens * ((a.delta ? 6.0 : 4.0) * size + 2.0 * product({a.channels(), a.taps()}))}};
+}
+
+template <class T>
 OpWork describe(const SelectiveScan<T>& a) {
   const double size = product({a.channels, a.states});
   return {fmt::format("{}, {} channels of {}", segments_shape(a.segments, a.segments.count),
@@ -382,9 +397,10 @@ OpWork first_of(const OpCall& call) {
 OpWork work_of(const OpCall& call) {
   return first_of<Matmuls, AddRmsNorm, RmsNorm, LayerNorm, GatedNorm, L2Norm, Attention,
                   AttentionWrite, Ropes, Pointwise, Activate, Xielu, SoftCap, ShortConv, Recurrence,
-                  SelectiveScan, Route, Dispatch, ExpertsMatmul, Combine, ClampedSwiglu, Sigmoid,
-                  PerHead, AddScaled, ScaleBlocks, RepeatHeads, MixHeads, Embedding, SampleRows,
-                  LatentAttention, ChooseTokens, JoinHeads, HeadMatmul>(call);
+                  RecurrentStep, SelectiveScan, Route, Dispatch, ExpertsMatmul, Combine,
+                  ClampedSwiglu, Sigmoid, PerHead, AddScaled, ScaleBlocks, RepeatHeads, MixHeads,
+                  Embedding, SampleRows, LatentAttention, ChooseTokens, JoinHeads, HeadMatmul>(
+      call);
 }
 
 }  // namespace cambium
