@@ -17,6 +17,7 @@
 #include "ops/recurrent_step/recurrent_step_kernels.h"
 #include "ops/rope/rope_kernels.h"
 #include "ops/sampling/sampling_kernels.h"
+#include "ops/scan_step/scan_step_kernels.h"
 #include "ops/selection/selection_kernels.h"
 #include "ops/selective_scan/selective_scan_kernels.h"
 
@@ -357,6 +358,15 @@ OpWork describe(const SelectiveScan<T>& a) {
 }
 
 template <class T>
+OpWork describe(const ScanStep<T>& a) {
+  const double inputs = product({a.scan.channels, a.taps() - 1});
+  OpWork work = describe(a.scan);
+  work.cost.bytes += bytes_of(a.x, a.conv_weight, a.conv_bias) +
+                     state_bytes(a.scan.segments, a.conv, inputs, sizeof(Sum<T>));
+  return work;
+}
+
+template <class T>
 OpWork describe(const Ropes<T>& a) {
   OpWork work;
   for (int64_t i = 0; i < a.count; ++i) {
@@ -397,7 +407,7 @@ OpWork first_of(const OpCall& call) {
 OpWork work_of(const OpCall& call) {
   return first_of<Matmuls, AddRmsNorm, RmsNorm, LayerNorm, GatedNorm, L2Norm, Attention,
                   AttentionWrite, Ropes, Pointwise, Activate, Xielu, SoftCap, ShortConv, Recurrence,
-                  RecurrentStep, SelectiveScan, Route, Dispatch, ExpertsMatmul, Combine,
+                  RecurrentStep, SelectiveScan, ScanStep, Route, Dispatch, ExpertsMatmul, Combine,
                   ClampedSwiglu, Sigmoid, PerHead, AddScaled, ScaleBlocks, RepeatHeads, MixHeads,
                   Embedding, SampleRows, LatentAttention, ChooseTokens, JoinHeads, HeadMatmul>(
       call);

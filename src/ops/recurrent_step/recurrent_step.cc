@@ -7,6 +7,7 @@
 #include "ops/recurrent_step/recurrent_step_kernels.h"
 #include "ops/recurrent_step/recurrent_step_ref.h"
 #include "ops/run.h"
+#include "ops/token_steps.h"
 
 namespace cambium {
 namespace {
@@ -83,27 +84,12 @@ void check(const RecurrentStepInputs& in) {
          in.turns == nullptr ? 0 : in.turns->dim);
 }
 
-bool single_tokens(const Segments& segments) {
-  for (int64_t s = 0; s < segments.count(); ++s) {
-    if (segments.length(s) != 1) {
-      return false;
-    }
-  }
-  return true;
-}
-
-bool in_fours(const Tensor& t) {
-  const auto bytes = static_cast<uintptr_t>(4 * dtype_size(t.dtype));
-  return reinterpret_cast<uintptr_t>(t.data) % bytes == 0 && t.row_walk().outer_stride % 4 == 0;
-}
-
 }  // namespace
 
 bool recurrent_step_serves(const Context& ctx, const RecurrentStepInputs& in,
                            const Segments& segments) {
   if constexpr (kCudaBuild) {
-    return in.x.device.kind == Device::kCuda && ctx.tape == nullptr && !ctx.batch_invariant &&
-           !segments.slot.empty() && single_tokens(segments) && in.key_dim % 16 == 0 &&
+    return decodes_by_steps(ctx, in.x, segments) && in.key_dim % 16 == 0 &&
            in.key_dim <= kMostDim && dim_of(in) % 4 == 0 && dim_of(in) <= kMostDim &&
            sharing_heads(in) <= kMostSharing && in.conv_weight.dim(1) <= kMostTaps &&
            (!in.norm.defined() || in.norm_config.group == dim_of(in)) && in_fours(in.z) &&

@@ -7,7 +7,7 @@
 // inputs in the state, when all have read it: they are a cluster, whose barrier says so.
 #include <numeric>
 
-#include "ops/cuda.cuh"
+#include "ops/conv/conv_token.cuh"
 #include "ops/cuda_bulk.cuh"
 #include "ops/recurrent_step/recurrent_step_kernels.h"
 
@@ -17,7 +17,6 @@ namespace {
 constexpr int kRows = 16;  // of the state, a thread
 constexpr int kMostDim = 128;
 constexpr int kMostParts = kMostDim / kRows;
-constexpr int kMostTaps = 4;
 constexpr int kMostThreads = kMostDim / kRows * (kMostDim / 4);
 constexpr int kKeyWarps = kMostDim / 32;
 
@@ -25,6 +24,7 @@ struct Cut {
   int sharing;  // heads of a cluster that compute
   int blocks;   // of a cluster: a power of two
   int early;    // whether states may be read before the kernel before is done
+  int taps;
   int q_sharing, k_sharing, v_sharing;  // heads that share one of q, k, v
 };
 
@@ -38,52 +38,6 @@ __device__ __forceinline__ void await_cluster() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
-
-/// A channel of the convolution in registers. Fewer taps than four are the last ones.
-struct Channel {
-  float weight[kMostTaps];
-  float past[kMostTaps - 1];
-  float bias;
-
-  template <class T>
-  __device__ __forceinline__ void load(const RecurrentStep<T>& a, int64_t c, const float* conv,
-                                       bool continues) {
-    const int taps = static_cast<int>(a.taps());
-    const float* row = a.conv_weight.data + c * taps;
-    const float* inputs = conv + c * (taps - 1);
-#pragma unroll
-    for (int j = 0; j < kMostTaps; ++j) {
-      const int tap = j - (kMostTaps - taps);
-      weight[j] = tap >= 0 ? row[tap] : 0.0F;
-      if (j + 1 < kMostTaps) {
-        past[j] = tap >= 0 && continues ? inputs[tap] : 0.0F;
-      }
-    }
-    bias = a.conv_bias.defined() ? a.conv_bias.data[c] : 0.0F;
-  }
-  template <class T>
-  __device__ __forceinline__ float activated(float x) const {
-    float sum = bias;
-#pragma unroll
-    for (int j = 0; j + 1 < kMostTaps; ++j) {
-      sum = fmaf(weight[j], past[j], sum);
-    }
-    return silu_of<T>(fmaf(weight[kMostTaps - 1], x, sum));
-  }
-  template <class T>
-  __device__ __forceinline__ void leave(const RecurrentStep<T>& a, int64_t c, float* conv,
-                                        float x) const {
-    const int taps = static_cast<int>(a.taps());
-    float* inputs = conv + c * (taps - 1);
-#pragma unroll
-    for (int j = 0; j + 1 < kMostTaps; ++j) {
-      const int tap = j - (kMostTaps - taps);
-      if (tap >= 0) {
-        inputs[tap] = j + 2 < kMostTaps ? past[j + 1 < kMostTaps - 1 ? j + 1 : j] : x;
-      }
-    }
-  }
-};
 
 __device__ __forceinline__ float softplus(float x) {
   return x > 20.0F ? x : log1pf(expf(x));
@@ -145,15 +99,19 @@ __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> 
   const int64_t q_at = a.q_from + h / cut.q_sharing * key_dim + thread;
   const int64_t k_at = a.k_from + h / cut.k_sharing * key_dim + thread;
   const int64_t v_at = a.v_from + h / cut.v_sharing * dim + thread;
-  Channel of_q{};
-  Channel of_k{};
-  Channel of_v{};
+  ConvChannel of_q{};
+  ConvChannel of_k{};
+  ConvChannel of_v{};
+  const auto load_channel = [&](ConvChannel& channel, int64_t c) {
+    channel.load_weights(a.conv_weight.data, a.conv_bias.data, cut.taps, c);
+    channel.load_past(conv, cut.taps, c, continues);
+  };
   if (has_key) {
-    of_q.load(a, q_at, conv, continues);
-    of_k.load(a, k_at, conv, continues);
+    load_channel(of_q, q_at);
+    load_channel(of_k, k_at);
   }
   if (has_value) {
-    of_v.load(a, v_at, conv, continues);
+    load_channel(of_v, v_at);
   }
   if (cut.blocks > 1) {
     arrive_at_cluster();
@@ -332,13 +290,13 @@ __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> 
   }
   // The first of the heads that share one leaves it.
   if (has_key && h % cut.q_sharing == 0) {
-    of_q.leave(a, q_at, conv, x_q);
+    of_q.leave_past(conv, cut.taps, q_at, x_q);
   }
   if (has_key && h % cut.k_sharing == 0) {
-    of_k.leave(a, k_at, conv, x_k);
+    of_k.leave_past(conv, cut.taps, k_at, x_k);
   }
   if (has_value && h % cut.v_sharing == 0) {
-    of_v.leave(a, v_at, conv, x_v);
+    of_v.leave_past(conv, cut.taps, v_at, x_v);
   }
 }
 
@@ -373,6 +331,7 @@ void run_step(const RecurrentStep<T>& args, const Launch& on) {
   RecurrentStep<T> a = args;
   a.segments = segments.walk;
   Cut cut{};
+  cut.taps = static_cast<int>(a.taps());
   cut.q_sharing = static_cast<int>(a.heads / a.q_heads);
   cut.k_sharing = static_cast<int>(a.heads / a.k_heads);
   cut.v_sharing = static_cast<int>(a.heads / a.v_heads);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "ops/conv/conv_token_ref.h"
 #include "ops/pointwise/pointwise_ref.h"
 #include "ops/recurrent_step/recurrent_step_kernels.h"
 
@@ -12,22 +13,12 @@ namespace cambium {
 /// silu of the convolution of segment s's token (C); leaves the newest inputs in its state.
 template <class T>
 std::vector<T> convolved_token(const RecurrentStep<T>& a, int64_t s) {
-  const int64_t t = a.segments.begin(s);
-  const int64_t back = a.taps() - 1;
   std::vector<T> u(static_cast<size_t>(a.channels()));
   for (int64_t c = 0; c < a.channels(); ++c) {
-    T* past = a.conv_of(s) + c * back;
-    const T* weight = a.conv_weight.row(c);
-    const T x = *a.x.at(t, c);
-    T sum = weight[back] * x + (a.conv_bias.defined() ? a.conv_bias.data[c] : T{});
-    for (int64_t j = 0; j < back; ++j) {
-      past[j] = a.segments.continues(s) ? past[j] : T{};
-      sum += weight[j] * past[j];
-    }
-    for (int64_t j = 0; j < back; ++j) {
-      past[j] = j + 1 < back ? past[j + 1] : x;
-    }
-    u[static_cast<size_t>(c)] = sum * definition::sigmoid(sum);
+    u[static_cast<size_t>(c)] = convolve_token(
+        a.conv_weight.row(c), a.taps(), a.conv_bias.defined() ? a.conv_bias.data[c] : T{},
+        a.conv_of(s) + c * (a.taps() - 1), a.segments.continues(s),
+        *a.x.at(a.segments.begin(s), c));
   }
   return u;
 }
