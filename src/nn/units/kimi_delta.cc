@@ -57,8 +57,24 @@ class KimiDeltaUnit : public HeadMixer {
   Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const auto [rows, write, fade, open] =
         forward_each(ctx, x, in_, beta_, decay_.first, gate_.first);
+    const Tensor raw_decay = decay_.rest(ctx, fade);
+    const Tensor gate = gate_.rest(ctx, open);
+    const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst,
+                               GateActivation::kSigmoid};
+    RecurrentStepInputs token = heads_.step_inputs(rows, inputs);
+    token.decay = raw_decay;
+    token.weight = write;
+    token.a_log = a_log_.tensor;
+    token.dt_bias = dt_bias_.tensor;
+    token.bound = lower_bound_;
+    token.z = gate;
+    token.norm = norm_.tensor;
+    token.norm_config = norm;
+    if (recurrent_step_serves(ctx, token, inputs.segments())) {
+      return recurrent_step(ctx, token, inputs.segments(), inputs.slot(kConv), inputs.slot(kState));
+    }
     const auto [q, k, v] = heads_.forward(ctx, rows, inputs, inputs.slot(kConv));
-    const Tensor decay = decay_of(ctx, decay_.rest(ctx, fade));
+    const Tensor decay = decay_of(ctx, raw_decay);
     const Tensor y = recurrence(ctx,
                                 {.q = q,
                                  .k = k,
@@ -67,9 +83,7 @@ class KimiDeltaUnit : public HeadMixer {
                                  .weight = heads_.write_strength(ctx, write),
                                  .delta = true},
                                 inputs.segments(), inputs.slot(kState));
-    const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst,
-                               GateActivation::kSigmoid};
-    return gated_rms_norm(ctx, y.merge_last(), gate_.rest(ctx, open), norm_.tensor, norm);
+    return gated_rms_norm(ctx, y.merge_last(), gate, norm_.tensor, norm);
   }
 
   int64_t head_count() const override { return heads_.heads(); }
