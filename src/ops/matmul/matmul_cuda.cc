@@ -33,6 +33,7 @@ struct Library {
   X(cublasLtMatmulDescSetAttribute)       \
   X(cublasLtMatmulDescDestroy)            \
   X(cublasLtMatrixLayoutCreate)           \
+  X(cublasLtMatrixLayoutSetAttribute)     \
   X(cublasLtMatrixLayoutDestroy)          \
   X(cublasLtMatmulPreferenceCreate)       \
   X(cublasLtMatmulPreferenceSetAttribute) \
@@ -78,13 +79,15 @@ const Library& library() {
 #undef CAMBIUM_CUBLASLT
 
 constexpr int64_t kWorkspace = 32 << 20;
-/// c (m, n) = [c +] op(a) op(b), column-major.
+/// c (m, n) = [c +] op(a) op(b), column-major; `batch` of them, each tensor's so many elements
+/// apart.
 struct Product {
   int64_t m, n, k;
   bool a_transposed, b_transposed;
   int64_t a_stride, b_stride, c_stride;
   bool bf16_inputs, bf16_output;
-  int alignment_a, alignment_b, alignment_c;         // of the addresses, in bytes up to 16
+  int alignment_a, alignment_b, alignment_c;  // of the addresses, in bytes up to 16
+  int64_t batch = 1, a_each = 0, b_each = 0, c_each = 0;
   auto operator<=>(const Product&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
@@ -98,10 +101,12 @@ int alignment_of(const void* p) {
 }
 
 std::string key_of(const Product& p) {
-  return fmt::format("{} {} {} {}{} {} {} {} {}{} {} {} {}", p.m, p.n, p.k,
+  const std::string batch =
+      p.batch == 1 ? "" : fmt::format(" x{} {} {} {}", p.batch, p.a_each, p.b_each, p.c_each);
+  return fmt::format("{} {} {} {}{} {} {} {} {}{} {} {} {}{}", p.m, p.n, p.k,
                      p.a_transposed ? 't' : 'n', p.b_transposed ? 't' : 'n', p.a_stride, p.b_stride,
                      p.c_stride, p.bf16_inputs ? 'h' : 'f', p.bf16_output ? 'h' : 'f',
-                     p.alignment_a, p.alignment_b, p.alignment_c);
+                     p.alignment_a, p.alignment_b, p.alignment_c, batch);
 }
 
 /// Whether it is worth measuring: products that take long enough to be told apart, of row counts
@@ -112,8 +117,8 @@ bool worth_measuring(const Product& p) {
     return value == nullptr || std::strcmp(value, "0") != 0;
   }();
   constexpr double kLeast = 2e9;  // operations
-  const double operations =
-      2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
+  const double operations = 2.0 * static_cast<double>(p.batch) * static_cast<double>(p.m) *
+                            static_cast<double>(p.n) * static_cast<double>(p.k);
   return wanted && operations >= kLeast && (p.n <= 512 || p.n % 256 == 0);
 }
 
@@ -151,13 +156,20 @@ class Planned {
     set(CUBLASLT_MATMUL_DESC_TRANSA, p.a_transposed);
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.b_transposed);
     const auto layout = [&](cublasLtMatrixLayout_t& to, cudaDataType type, int64_t rows,
-                            int64_t columns, int64_t stride) {
+                            int64_t columns, int64_t stride, int64_t each) {
       check("a layout", l.cublasLtMatrixLayoutCreate(&to, type, static_cast<uint64_t>(rows),
                                                      static_cast<uint64_t>(columns), stride));
+      if (p.batch > 1) {
+        const auto count = static_cast<int32_t>(p.batch);
+        check("a batch", l.cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                                                            &count, sizeof(count)));
+        check("a batch", l.cublasLtMatrixLayoutSetAttribute(
+                             to, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &each, sizeof(each)));
+      }
     };
-    layout(a_, input, p.a_transposed ? p.k : p.m, p.a_transposed ? p.m : p.k, p.a_stride);
-    layout(b_, input, p.b_transposed ? p.n : p.k, p.b_transposed ? p.k : p.n, p.b_stride);
-    layout(c_, p.bf16_output ? CUDA_R_16BF : CUDA_R_32F, p.m, p.n, p.c_stride);
+    layout(a_, input, p.a_transposed ? p.k : p.m, p.a_transposed ? p.m : p.k, p.a_stride, p.a_each);
+    layout(b_, input, p.b_transposed ? p.n : p.k, p.b_transposed ? p.k : p.n, p.b_stride, p.b_each);
+    layout(c_, p.bf16_output ? CUDA_R_16BF : CUDA_R_32F, p.m, p.n, p.c_stride, p.c_each);
     choose(p);
   }
   Planned(const Planned&) = delete;
@@ -412,6 +424,36 @@ void grad_weight(const MatmulGradWeight<T>& p, const Launch& on) {
            p.accumulate, on);
 }
 
+/// The alignment of all matrices of a batch, the first of them at p.
+template <class T>
+int alignment_of_each(const T* p, int64_t each) {
+  const auto bytes = static_cast<uintptr_t>(each) * sizeof(T);
+  return alignment_of(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) | bytes));
+}
+
+template <class T>
+void batch(const MatmulBatch<T>& a, const Launch& on) {
+  const int64_t weight_row = a.turned ? a.columns : a.inner;
+  const int64_t x_each = a.rows * a.inner;
+  const int64_t weight_each = a.inner * a.columns;
+  const int64_t y_each = a.rows * a.columns;
+  if (a.count > 1 && y_each > 0 && a.inner > 0) {
+    const bool narrow = sizeof(T) == 2;
+    const std::shared_ptr<const Planned> plan = planned(
+        {a.columns, a.rows, a.inner, !a.turned, false, weight_row, a.inner, a.columns, narrow,
+         narrow, alignment_of_each(a.weight, weight_each), alignment_of_each(a.x, x_each),
+         alignment_of_each(a.y, y_each), a.count, weight_each, x_each, y_each});
+    if (plan->found()) {
+      return plan->run(a.weight, a.x, a.y, false, on);
+    }
+  }
+  for (int64_t i = 0; i < a.count; ++i) {
+    multiply(a.rows, a.columns, a.inner, a.x + i * x_each, a.inner, false,
+             a.weight + i * weight_each, weight_row, !a.turned, a.y + i * y_each, a.columns, false,
+             on);
+  }
+}
+
 }  // namespace
 
 void matmul_forward(const Matmuls<float>& a, const Launch& on) {
@@ -431,6 +473,12 @@ void matmul_grad_weight_of(const MatmulGradWeight<float>& a, const Launch& on) {
 }
 void matmul_grad_weight_of(const MatmulGradWeight<bf16>& a, const Launch& on) {
   grad_weight(a, on);
+}
+void matmul_batch(const MatmulBatch<float>& a, const Launch& on) {
+  batch(a, on);
+}
+void matmul_batch(const MatmulBatch<bf16>& a, const Launch& on) {
+  batch(a, on);
 }
 
 }  // namespace cambium::cuda
