@@ -78,6 +78,11 @@ def verify(program, model, folder, *more):
         reference[f"tokens.{i}"] = tokens
         reference[f"logits.{i}"] = logits_of(model, tokens).contiguous()
         reference[f"greedy.{i}"] = generated(model, tokens, GREEDY)
+    return verified(program, folder, reference, *more)
+
+
+def verified(program, folder, reference, *more):
+    """The same of a reference: tokens.N, logits.N and greedy.N for each sequence."""
     with tempfile.TemporaryDirectory() as scratch:
         save_file(reference, Path(scratch) / "torch.safetensors")
         done = run(program, "verify", folder, "--reference", Path(scratch) / "torch.safetensors", *more, check=False)
@@ -320,8 +325,13 @@ def main():
     program = Path(sys.argv[1] if len(sys.argv) > 1 else REPO / "build/cambium").resolve()
     wanted = sys.argv[2:]
     print(f"torch {torch.__version__}, transformers {transformers.__version__}; errors are largest / deviation, fp32")
+    return run_cases(cases(program), wanted)
+
+
+def run_cases(named, wanted):
+    """Those whose name has one of the words `wanted`, or all; whether any failed."""
     failed = 0
-    for name, case in cases(program):
+    for name, case in named:
         if wanted and not any(w in name for w in wanted):
             continue
         with tempfile.TemporaryDirectory() as scratch:
