@@ -29,6 +29,7 @@ try:
     import transformers
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 except ImportError as missing:
     print(f"skipped: {missing}; pip install torch transformers safetensors")
     sys.exit(0)
@@ -248,9 +249,10 @@ def described(program, config, folder):
     (source / "config.json").write_text(json.dumps(whole))
     for code in (REPO / "src/model/transformers").glob("*.py"):
         shutil.copy(code, source)
-    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=True)
+    # Not by AutoModel: what a plugin registered under the same name would come before the folder's code.
+    model_class = get_class_from_dynamic_module("modeling_cambium.CambiumForCausalLM", source)
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    model = model_class(model_class.config_class.from_pretrained(source))
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith("A_log"):

@@ -40,11 +40,14 @@ import compare as models  # noqa: E402
 
 BUDGET = 48  # tokens a step: prompts of 100 come in pieces
 DECODED = 12
+MORE = (2, 7, 47, 48, 64)  # lengths of prompts beside the three of compare.py: some wait until others end
+PAGES = 40
 LONG = 210
+BY_LENGTH = {"convert longrope": 64, "dynamic rope": 64}  # the longest texts whose rotation is that of short ones
 
 
 def engine(folder, **more):
-    options = dict(dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_model_len=256, max_num_seqs=4,
+    options = dict(dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_num_seqs=4, num_gpu_blocks_override=PAGES,
                    max_num_batched_tokens=BUDGET, logprobs_mode="raw_logits", max_logprobs=-1)
     return vllm.LLM(str(folder), **{**options, **more})
 
@@ -54,6 +57,11 @@ def close(llm):
     del llm
     gc.collect()
     vllm.distributed.parallel_state.cleanup_dist_env_and_memory()
+
+
+def prompts_of(vocab):
+    random = torch.Generator().manual_seed(7)
+    return models.prompts_of(vocab) + [torch.randint(3, vocab, (n,), generator=random) for n in MORE]
 
 
 def rows(entries, vocab):
@@ -84,22 +92,23 @@ def verify(program, folder, prompts, results, *more):
     return models.verified(program, folder, reference, *more)
 
 
-def check(program, name, folder, preset=None):
+def check(program, name, folder, preset=None, longest=256):
     """One line of the table; whether all is within the bound."""
     more = {"hf_overrides": {"preset": preset}} if preset else {}
-    llm = engine(folder, **more)
+    llm = engine(folder, max_model_len=longest, **more)
     try:
         vocab = llm.model_config.get_vocab_size()
-        prompts = models.prompts_of(vocab)
+        prompts = [p[: longest - 2 * DECODED] for p in prompts_of(vocab)]
         results, greedy = {}, 0
         made = answers(llm, prompts, 2 * DECODED, vocab)
         results["verify"], greedy = verify(program, folder, prompts, made, *(["--preset", preset] if preset else []))
         file = load_file(folder / "golden.safetensors")
         tokens, logits = file["tokens"], file[f"logits.{preset}" if preset else "logits"]
-        [(got, _, _)] = answers(llm, [tokens], 1, vocab)
-        results["golden"] = models.error(got, logits)
+        if len(tokens) < longest:
+            [(got, _, _)] = answers(llm, [tokens], 1, vocab)
+            results["golden"] = models.error(got, logits)
         long = torch.randint(3, vocab, (LONG,), generator=torch.Generator().manual_seed(6))
-        first, second = (answers(llm, [long], 4, vocab, whole=False)[0] for _ in range(2))
+        first, second = (answers(llm, [long[: longest - 4]], 4, vocab, whole=False)[0] for _ in range(2))
         results[f"again ({second[2]} cached)"] = models.error(second[0], first[0])
     finally:
         close(llm)
@@ -109,13 +118,31 @@ def check(program, name, folder, preset=None):
     return good
 
 
+def refused(name, folder):
+    """A rotation that would go by a text's length is refused by name."""
+    try:
+        close(engine(folder, max_model_len=256))
+    except ValueError as problem:
+        good = "max_model_len" in str(problem)
+        print(f"{name:<28} {'refused' if good else f'FAILED: {problem}'}", flush=True)
+        return good
+    print(f"{name:<28} FAILED: not refused", flush=True)
+    return False
+
+
 def cases(program):
-    for name, (base, options) in models.CONVERTED.items():
-        yield name, lambda folder, b=base, o=options: check(program, name, models.converted(program, b, o, folder))
-    for name, config in models.DESCRIBED.items():
-        yield name, lambda folder, c=config: check(program, name, models.described(program, c, folder))
-    yield "supernet", lambda folder: check(program, name, models.supernet(program, folder))
-    yield "supernet, preset fast", lambda folder: check(program, name, models.supernet(program, folder), "fast")
+    made = {name: lambda folder, b=base, o=options: models.converted(program, b, o, folder)
+            for name, (base, options) in models.CONVERTED.items()}
+    made |= {name: lambda folder, c=config: models.described(program, c, folder)
+             for name, config in models.DESCRIBED.items()}
+    for name, make in made.items():
+        if name in BY_LENGTH:
+            yield f"{name}, long", lambda folder: refused(f"{name}, long", make(folder))
+        longest = BY_LENGTH.get(name, 256)
+        yield name, lambda folder: check(program, name, make(folder), longest=longest)
+    yield "supernet", lambda folder: check(program, "supernet", models.supernet(program, folder))
+    yield "preset of a supernet", lambda folder: check(
+        program, "preset of a supernet", models.supernet(program, folder), "fast")
 
 
 def main():

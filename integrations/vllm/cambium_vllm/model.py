@@ -55,6 +55,8 @@ class Body(nn.Module):
 
 
 class CambiumForCausalLM(nn.Module, HasInnerState, IsHybrid):
+    allow_patterns_overrides = ["model*.safetensors"]  # of the folder's files: not golden.safetensors
+
     def __init__(self, *, vllm_config, prefix=""):
         super().__init__()
         expect_runnable(vllm_config)
@@ -110,11 +112,9 @@ class CambiumForCausalLM(nn.Module, HasInnerState, IsHybrid):
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def load_weights(self, weights):
-        """Takes tensors by name; all of the model must come, and no others but golden.safetensors'."""
+        """Takes tensors by name: all of the model, and no others."""
         wanted, loaded = dict(self.named_parameters()), set()
         for name, tensor in weights:
-            if name == "tokens" or name.partition(".")[0] == "logits":
-                continue  # vLLM reads every file of the folder
             if name == "lm_head.weight" and self.config.tie_word_embeddings:
                 continue
             if name not in wanted:

@@ -16,7 +16,7 @@ class Rows(Step):
         self.config, self.positions = config, positions
         self.padded, self.real = False, None
         # Rotations by length are those of short texts: model.py refuses longer ones.
-        self.lengths = torch.ones(1, dtype=torch.long)
+        self.lengths = torch.ones(1, dtype=torch.long, device="cpu")
         self.made, self.groups, self.number = {}, {}, 0
 
     def turn_by(self, number):

@@ -73,6 +73,8 @@ def layout(config, layer, spec):
     step.turn_by(config.layers[layer].get("rope", 0))
     state, parts = {}, {}
     names = [name for name, *_ in holders(unit)]
+    if is_paged(spec):
+        unit.attend = lambda q, k, v, step, state: q
     unit(torch.zeros(1, 1, config.hidden_size), step, state)
     for name, tensor in state.items():
         part = "window" if name in WINDOW else "recurrent"
