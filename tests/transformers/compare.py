@@ -29,6 +29,7 @@ try:
     import transformers
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 except ImportError as missing:
     print(f"skipped: {missing}; pip install torch transformers safetensors")
     sys.exit(0)
@@ -78,6 +79,11 @@ def verify(program, model, folder, *more):
         reference[f"tokens.{i}"] = tokens
         reference[f"logits.{i}"] = logits_of(model, tokens).contiguous()
         reference[f"greedy.{i}"] = generated(model, tokens, GREEDY)
+    return verified(program, folder, reference, *more)
+
+
+def verified(program, folder, reference, *more):
+    """The same of a reference: tokens.N, logits.N and greedy.N for each sequence."""
     with tempfile.TemporaryDirectory() as scratch:
         save_file(reference, Path(scratch) / "torch.safetensors")
         done = run(program, "verify", folder, "--reference", Path(scratch) / "torch.safetensors", *more, check=False)
@@ -243,9 +249,10 @@ def described(program, config, folder):
     (source / "config.json").write_text(json.dumps(whole))
     for code in (REPO / "src/model/transformers").glob("*.py"):
         shutil.copy(code, source)
-    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=True)
+    # Not by AutoModel: what a plugin registered under the same name would come before the folder's code.
+    model_class = get_class_from_dynamic_module("modeling_cambium.CambiumForCausalLM", source)
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    model = model_class(model_class.config_class.from_pretrained(source))
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith("A_log"):
@@ -320,8 +327,13 @@ def main():
     program = Path(sys.argv[1] if len(sys.argv) > 1 else REPO / "build/cambium").resolve()
     wanted = sys.argv[2:]
     print(f"torch {torch.__version__}, transformers {transformers.__version__}; errors are largest / deviation, fp32")
+    return run_cases(cases(program), wanted)
+
+
+def run_cases(named, wanted):
+    """Those whose name has one of the words `wanted`, or all; whether any failed."""
     failed = 0
-    for name, case in cases(program):
+    for name, case in named:
         if wanted and not any(w in name for w in wanted):
             continue
         with tempfile.TemporaryDirectory() as scratch:

@@ -180,6 +180,13 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope:
             q, k = step.scaled(step.rotate(q)), step.rotate(k)
+        y = self.attend(q, k, v, step, state)
+        if gate is not None:
+            y = y * torch.sigmoid(gate.float()).to(y.dtype)
+        return y.flatten(-2)
+
+    def attend(self, q, k, v, step, state):
+        """q (B, T, H, D), k, v (B, T, H', D) of these tokens -> (B, T, H, D)"""
         positions = step.positions  # of the keys, (B, keys)
         if state is not None:
             if "keys" in state:
@@ -198,10 +205,7 @@ class Attention(nn.Module):
             y = self.by_scores(q, k, v, visible[:, None])
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], scale=self.scale)
-        y = y.transpose(1, 2)
-        if gate is not None:
-            y = y * torch.sigmoid(gate.float()).to(y.dtype)
-        return y.flatten(-2)
+        return y.transpose(1, 2)
 
     def by_scores(self, q, k, v, visible):
         """Attention whose scores are bent or have company."""
