@@ -194,8 +194,8 @@ void Layer::forward(Context& ctx, Residual& h, const LayerInputs& inputs, MixerT
       if (piece.has_state && !inputs.states.empty()) {
         state = &inputs.states[states++];
       }
-      const Tensor y =
-          piece.unit->forward(ctx, x, {inputs.batch, inputs.rope, state, unread, inputs.noise});
+      const Tensor y = piece.unit->forward(
+          ctx, x, {inputs.batch, inputs.rope, state, unread, inputs.noise, inputs.router});
       if (tap != nullptr && piece.unit.get() == mixer_) {
         *tap = {x, y};
       }

@@ -84,7 +84,8 @@ struct LayerInputs {
   std::span<const UnitState> states;
   /// The layer is run again for its backward steps: nothing reads the values of its result.
   bool unread = false;
-  uint64_t noise = 0;  // as UnitInputs'
+  uint64_t noise = 0;           // as UnitInputs'
+  RouterTap* router = nullptr;  // the same
 };
 
 class Layer {

@@ -116,6 +116,7 @@ void visit_fields(TrainConfig& c, FieldVisitor& visit) {
   visit.table({"loss"}, [&] { visit_loss(c.loss, visit); });
   visit.table({"align"}, [&] { visit_align(c.align, visit); });
   visit.table({"supernet"}, [&] { visit_fields(c.supernet, visit); });
+  visit.table({"router"}, [&] { visit_fields(c.router, visit); });
   visit.table({"optimizer"}, [&] { visit_optimizer(c.optimizer, visit); });
   visit.table({"schedule"}, [&] { visit_schedule(c.schedule, visit); });
   visit.table({"divergence"}, [&] { visit_divergence(c.divergence, visit); });

@@ -83,6 +83,9 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
   if (is_supernet(student_.spec()) || config_.supernet.sampling != PlacementSampling::kNone) {
     sampler_.emplace(student_.spec(), config_.supernet, config_.seed);
   }
+  if (config_.router.on()) {
+    routers_.emplace(student_, config_.router, config_.label);
+  }
   count_flops();
   if (!config_.folder.empty()) {
     if (config_.run_folder == nullptr) {
@@ -150,6 +153,8 @@ void Trainer::check_config() const {
   }
   expect(!config_.freeze_attention || config_.objective != Objective::kAlign,
          "alignment trains the mixers of its layers alone; leave freeze_attention out");
+  expect(!config_.router.on() || config_.objective != Objective::kAlign,
+         "alignment trains the mixers of its layers alone, and no router; leave router out");
   expect(config_.trained != Trained::kConverted || !config_.converted.empty() ||
              (teacher_ != nullptr && teacher_->layer_count() == student_.layer_count()),
          "training the converted mixers needs a teacher of as many layers, or the list of "
@@ -252,7 +257,9 @@ StepReport Trainer::step() {
     if (config_.objective == Objective::kAlign) {
       align_mixers(sequence, align_scale, sums);
     } else {
-      end_to_end(sequence, label_scale, align_scale, sums);
+      end_to_end(sequence, label_scale, align_scale,
+                 static_cast<double>(sequence.batch.size()) / static_cast<double>(report.tokens),
+                 sums);
     }
   }
   report.loss = sums.loss.total * label_scale;
@@ -266,11 +273,18 @@ StepReport Trainer::step() {
     report.align += s * align_scale / static_cast<double>(sums.align.size());
     report.loss += config_.align.weight * s * align_scale;
   }
+  if (routers_) {
+    report.router = routers_->report();
+    report.loss += report.router.loss;
+  }
   report.rate = rate();
   time_part(&StepTimes::backward);
   report.gradient_norm = optimizer_->gradient_norm();
   judge(report, sequences);
   optimizer_->step(report.rate, report.gradient_norm);
+  if (routers_) {
+    routers_->end_step();
+  }
   wait_for(workspace_.device());
   report.seconds = now_seconds() - start;
   time_part(&StepTimes::optimizer);
@@ -296,7 +310,7 @@ StepReport Trainer::step() {
 }
 
 void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
-                         Sums& sums) {
+                         double share, Sums& sums) {
   const bool aligns = !config_.align.layers.empty();
   const auto layers = static_cast<size_t>(student_.layer_count());
   std::vector<MixerTap> teacher_taps(aligns ? layers : 0);
@@ -313,6 +327,9 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
   ForwardOptions options = with_taps(taps);
   options.checkpoint_layers = config_.checkpoint_layers;
   options.noise = sequence.noise;
+  if (routers_) {
+    options.routers = routers_->taps(ctx, sequence.batch.size(), share);
+  }
   inputs.hidden = student_.forward(ctx, sequence.batch, options);
   inputs.head = student_.head();
   inputs.logit_cap = student_.spec().logit_cap;
@@ -337,6 +354,9 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
         config_.align.squared, config_.align.weight * align_scale);
   }
   tape_.backward(ctx);
+  if (routers_) {
+    routers_->note_call(ctx);
+  }
   time_part(&StepTimes::backward);
 }
 

@@ -21,6 +21,7 @@
 #include "train/checkpoint.h"
 #include "train/dataset.h"
 #include "train/optimizer.h"
+#include "train/router_training.h"
 #include "train/run_record.h"
 #include "train/schedule.h"
 #include "train/step_judge.h"
@@ -78,6 +79,7 @@ struct TrainConfig {
   /// Where the student is a supernet. What does not run in a step has no gradients then; its
   /// weights and what the optimiser keeps of them stay as they are.
   SupernetConfig supernet;
+  RouterTraining router;  // kEndToEnd
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
   Trained trained = Trained::kEverything;
@@ -141,6 +143,7 @@ struct StepReport {
   double accuracy = 0.0;   // share of labels that are the student's choice
   double align = 0.0;      // mean over layers
   std::vector<double> align_layers;
+  RouterReport router;  // with TrainConfig::router
   double rate = 0.0;
   double gradient_norm = 0.0;
   int64_t tokens = 0;
@@ -191,8 +194,9 @@ class Trainer {
   double rate() const;
   std::vector<std::string> trained_units() const;
   std::vector<std::string> frozen_units() const;
+  /// `share`: of the step's tokens.
   void end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
-                  Sums& sums);
+                  double share, Sums& sums);
   void align_mixers(const PackedSequence& sequence, double scale, Sums& sums);
   void judge(const StepReport& report, const std::vector<PackedSequence>& sequences);
   std::map<std::string, std::string> fingerprint();
@@ -221,6 +225,7 @@ class Trainer {
   Tape tape_;
   std::unique_ptr<Optimizer> optimizer_;
   std::optional<PlacementSampler> sampler_;  // of a supernet
+  std::optional<RouterTrainer> routers_;     // with TrainConfig::router
   std::unique_ptr<RunRecord> record_;
   std::map<std::string, std::string> fingerprint_;
   int64_t next_step_ = 0;

@@ -53,6 +53,9 @@ std::map<std::string, std::string> Trainer::fingerprint() {
   if (!sampler_) {
     f.erase("supernet");
   }
+  if (!config_.router.on()) {
+    f.erase("router");
+  }
   f.emplace("version", kRunVersion);
   if (activations_ != Dtype::kF32) {
     f["precision"] = dtype_name(activations_);
@@ -196,6 +199,11 @@ void Trainer::log_step(const StepReport& r) {
   if (!r.align_layers.empty()) {
     line["align"] = r.align;
     line["align_layers"] = r.align_layers;
+  }
+  if (routers_) {
+    line["router_balance"] = r.router.balance;
+    line["router_z"] = r.router.z;
+    line["router_load"] = r.router.load;
   }
   if (!r.placement.empty()) {
     line["placement"] = r.placement;
