@@ -12,6 +12,7 @@
 #include "hybrid/placement.h"
 #include "hybrid/placement_file.h"
 #include "hybrid/plan.h"
+#include "nn/units/units.h"
 #include "train/train_job.h"
 
 namespace cambium {
@@ -112,7 +113,7 @@ Preset parse_preset(const std::string& text, const ModelSpec& spec) {
     return {text.substr(0, at), uniform_units(spec, placement)};
   }
   // A layer without attention was not open to a search.
-  std::vector<std::string> chosen = active_labels(spec, uniform_units(spec, kAttentionKind));
+  std::vector<std::string> chosen = active_labels(spec, uniform_units(spec, attention_label(spec)));
   if (std::filesystem::exists(placement)) {
     const PlacementRecipe recipe = read_placement(placement);
     for (size_t i = 0; i < recipe.layers.size(); ++i) {
@@ -121,7 +122,7 @@ Preset parse_preset(const std::string& text, const ModelSpec& spec) {
       expect(here || recipe.choices[i] == 0,
              "{}: layer {} has no choice here, and {} is to stand there", where, layer,
              recipe.kinds[static_cast<size_t>(recipe.choices[i])].name);
-      if (here) {
+      if (here && recipe.choices[i] != 0) {
         chosen[layer] = recipe.kinds[static_cast<size_t>(recipe.choices[i])].name;
       }
     }
@@ -249,8 +250,7 @@ std::vector<int64_t> layers_with_attention(const ModelSpec& spec) {
   std::vector<int64_t> layers;
   for (const int64_t layer : choice_layers(spec)) {
     const std::vector<UnitSpec>& units = spec.layers[static_cast<size_t>(layer)].choice()->units;
-    if (std::any_of(units.begin(), units.end(),
-                    [](const UnitSpec& unit) { return mixer_label(unit) == kAttentionKind; })) {
+    if (std::any_of(units.begin(), units.end(), is_attention)) {
       layers.push_back(layer);
     }
   }

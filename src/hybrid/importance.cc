@@ -12,6 +12,7 @@
 #include "base/json_fields.h"
 #include "base/text.h"
 #include "hybrid/sealed.h"
+#include "nn/units/units.h"
 
 namespace cambium {
 namespace {
@@ -265,7 +266,8 @@ Importance score_layers(const std::vector<int64_t>& layers, Importance start,
 std::vector<int64_t> attention_layers(const ModelSpec& spec) {
   std::vector<int64_t> layers;
   for (size_t i = 0; i < spec.layers.size(); ++i) {
-    if (spec.layers[i].mixes_by("attention")) {
+    const UnitSpec* mixer = spec.layers[i].mixer();
+    if (mixer != nullptr && is_attention(*mixer)) {
       layers.push_back(static_cast<int64_t>(i));
     }
   }

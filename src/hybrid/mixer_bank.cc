@@ -6,6 +6,7 @@
 #include "base/text.h"
 #include "hybrid/importance.h"
 #include "hybrid/plan.h"
+#include "nn/units/units.h"
 #include "tensor/copy.h"
 #include "train/checkpoint.h"
 
@@ -209,9 +210,7 @@ LoadedModel MixerBank::build_beside(int kind) const {
     mixer.name = kBeside;
     from[unit_of(unit_prefix(layer, mixer))] = plain;
     for (BranchSpec& branch : spec.layers[static_cast<size_t>(layer)].branches) {
-      const auto attention =
-          std::find_if(branch.units.begin(), branch.units.end(),
-                       [](const UnitSpec& unit) { return unit.kind == "attention"; });
+      const auto attention = std::find_if(branch.units.begin(), branch.units.end(), is_attention);
       if (attention != branch.units.end()) {
         branch.units.insert(attention + 1, std::move(mixer));
         break;
@@ -227,16 +226,28 @@ LoadedModel MixerBank::build_beside(int kind) const {
   });
 }
 
+std::string attention_label(const ModelSpec& supernet) {
+  for (const int64_t layer : choice_layers(supernet)) {
+    for (const UnitSpec& unit : supernet.layers[static_cast<size_t>(layer)].choice()->units) {
+      if (is_attention(unit)) {
+        return mixer_label(unit);
+      }
+    }
+  }
+  return kAttentionKind;
+}
+
 LoadedModel attention_of(Model& supernet, const std::string& where) {
   expect(is_supernet(supernet.spec()), "{}: expected a supernet, got a plain model ({})", where,
          layer_map(supernet.spec()));
-  return view_hybrid(supernet, uniform_units(supernet.spec(), kAttentionKind));
+  return view_hybrid(supernet, uniform_units(supernet.spec(), attention_label(supernet.spec())));
 }
 
 MixerBank bank_of(Model& supernet, LoadedModel& teacher, const std::string& where) {
   MixerBank bank(*teacher.model);
+  const std::string attention = attention_label(supernet.spec());
   for (const std::string& label : mixer_labels(supernet.spec())) {
-    if (label != kAttentionKind) {
+    if (label != attention) {
       bank.add(label, view_hybrid(supernet, uniform_units(supernet.spec(), label)), where);
     }
   }

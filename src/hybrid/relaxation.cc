@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/signals.h"
+#include "nn/units/units.h"
 #include "tensor/copy.h"
 
 namespace cambium {
@@ -192,7 +193,7 @@ GatedMixers::GatedMixers(const MixerBank& bank) {
       if (unit.name == kBeside) {
         layer.beside = unit_name(unit);
         layer.out_beside = unit.out;
-      } else if (layer.attention.empty() && unit.kind == "attention") {
+      } else if (layer.attention.empty() && is_attention(unit)) {
         layer.attention = unit_name(unit);
         layer.out_attention = unit.out;
       }

@@ -10,6 +10,7 @@
 #include "model/families/config.h"
 #include "model/families/families.h"
 #include "model/supernet.h"
+#include "nn/units/units.h"
 
 namespace cambium {
 
@@ -33,7 +34,7 @@ std::vector<int64_t> converted_layers(const ModelSpec& spec, const ModelSpec* te
     const LayerSpec& layer = spec.layers[i];
     const bool other = teacher != nullptr ? layer.all_mixers() != mixers_of(*teacher, i)
                                           : layer.removed() || (layer.mixer() != nullptr &&
-                                                                !layer.mixes_by("attention"));
+                                                                !is_attention(*layer.mixer()));
     if (other) {
       converted.push_back(static_cast<int64_t>(i));
     }
@@ -58,7 +59,7 @@ std::vector<std::string> attention_mixers(const ModelSpec& spec) {
   std::vector<std::string> prefixes;
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     for (const UnitSpec& mixer : spec.layers[i].mixers()) {
-      if (mixer.kind == "attention") {
+      if (is_attention(mixer)) {
         prefixes.push_back(unit_prefix(static_cast<int64_t>(i), mixer));
       }
     }

@@ -16,6 +16,9 @@ inline constexpr int64_t kMaxConv = 64;
 /// gate's), softcap of the scores (0 = none), sink_logits (false: a learned score of each head that
 /// joins the softmax and has no value).
 std::unique_ptr<Unit> make_attention(const Options& options, int64_t width);
+/// Whether it is attention to everything before a token, in whose place other mixers can stand:
+/// attention or latent_attention.
+bool is_attention(const UnitSpec& unit);
 /// Attention that must have a window; sinks (0): the first tokens, which stay visible behind it.
 /// With kv_rank it is latent attention, whose options it then takes but those of an index.
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width);
