@@ -94,7 +94,7 @@ struct OneToken {
     std::vector<float> y;
     for (size_t at = 0; at < rows.size(); at += static_cast<size_t>(width)) {
       y.push_back(std::inner_product(x.view.ptr<float>(), x.view.ptr<float>() + width,
-                                     rows.begin() + static_cast<std::ptrdiff_t>(at), 0.0F));
+                                     rows.begin() + static_cast<ptrdiff_t>(at), 0.0F));
     }
     return y;
   }
