@@ -44,8 +44,8 @@ struct Documents {
   Tokenizer tokenizer;
   std::shared_ptr<DocumentSource> train, valid;
 
-  Documents(const std::string& model, const std::string& file, uint64_t seed)
-      : tokenizer(Tokenizer::load(model)) {
+  Documents(const std::string& model, int64_t vocab, const std::string& file, uint64_t seed)
+      : tokenizer(load_tokenizer(model, vocab)) {
     if (file.empty()) {
       train = problem_source(tokenizer, {}, Split::kTrain, seed);
       valid = problem_source(tokenizer, {}, Split::kValid, seed);
@@ -194,7 +194,7 @@ class Starter {
     const auto seed = static_cast<uint64_t>(args_.seed);
     std::optional<CalibrationData> calibration;
     if (!documents_ && (graft.calibrate > 0 || graft.fit_steps() > 0)) {
-      documents_.emplace(args_.base, args_.data, seed);
+      documents_.emplace(args_.base, base_.spec().vocab, args_.data, seed);
     }
     if (graft.calibrate > 0) {
       calibration.emplace(*documents_->train, *documents_->valid,
@@ -353,9 +353,10 @@ int run(const ConvertArgs& args) {
   expect(args.count == 0 || !args.scores.empty(), "--count belongs to --scores");
   const ModelSpec base_spec = read_spec(args.base);
   if (!args.scores.empty()) {
-    layers = place_by_file(args.scores, base_spec, args.count);
+    layers = place_lowest(importance_of(args.scores, base_spec), args.count);
   }
   expect(!layers.empty(), "expected --layers, --scores with --count, or --placement");
+  open_layers(base_spec);  // what it says where there is none
   expect(
       !is_supernet(base_spec),
       "{} is a supernet already; --add-mixer gives it another mixer, --preset makes a hybrid of it",

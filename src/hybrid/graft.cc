@@ -337,6 +337,17 @@ LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& lay
   return hybrid;
 }
 
+void take_mixers_out(LayerSpec& layer) {
+  for (BranchSpec& branch : layer.branches) {
+    std::erase_if(branch.units, [](const UnitSpec& unit) {
+      return find_unit_kind(unit.kind).role == UnitRole::kMixer;
+    });
+    if (branch.units.empty()) {
+      branch = {.norm = branch.norm, .units = {}};
+    }
+  }
+}
+
 LoadedModel remove_layer(Model& base, int64_t layer, bool whole_block) {
   ModelSpec spec = base.spec();
   spec.family = "cambium";
@@ -346,16 +357,7 @@ LoadedModel remove_layer(Model& base, int64_t layer, bool whole_block) {
   if (whole_block) {
     edited = {};
   } else {
-    // The branches stay, so that the other parameters keep their names; what normed an output that
-    // is no longer there goes.
-    for (BranchSpec& branch : edited.branches) {
-      std::erase_if(branch.units, [](const UnitSpec& unit) {
-        return find_unit_kind(unit.kind).role == UnitRole::kMixer;
-      });
-      if (branch.units.empty()) {
-        branch = {.norm = branch.norm, .units = {}};
-      }
-    }
+    take_mixers_out(edited);
   }
   LoadedModel without{{}, std::make_unique<Model>(spec), {}};
   take_parameters(*without.model, base, {}, true);

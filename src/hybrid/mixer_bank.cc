@@ -4,6 +4,7 @@
 
 #include "base/checksum.h"
 #include "base/text.h"
+#include "hybrid/graft.h"
 #include "hybrid/importance.h"
 #include "hybrid/plan.h"
 #include "nn/units/units.h"
@@ -15,17 +16,12 @@ namespace {
 
 constexpr std::string_view kDigits = "0123456789abcdefghijklmnopqrstuvwxyz";
 
-void take_mixers_out(LayerSpec& layer) {
-  for (BranchSpec& branch : layer.branches) {
-    std::erase_if(branch.units, [](const UnitSpec& unit) {
-      return find_unit_kind(unit.kind).role == UnitRole::kMixer;
-    });
+/// Whether `other` is the layer but for its mixer.
+bool differs_by_mixer(LayerSpec layer, const LayerSpec& other) {
+  if (other.mixer() != nullptr) {
+    *layer.mixer() = *other.mixer();
   }
-}
-
-LayerSpec without_mixers(LayerSpec layer) {
-  take_mixers_out(layer);
-  return layer;
+  return layer == other;
 }
 
 }  // namespace
@@ -86,7 +82,7 @@ void MixerBank::add(const std::string& kind, LoadedModel model, const std::strin
     const auto layer = static_cast<int64_t>(l);
     const bool open = std::find(layers_.begin(), layers_.end(), layer) != layers_.end();
     const bool same = spec.layers[l] == ours.layers[l];
-    expect(same || (open && without_mixers(spec.layers[l]) == without_mixers(ours.layers[l])),
+    expect(same || (open && differs_by_mixer(ours.layers[l], spec.layers[l])),
            "{}: layer {} differs from the teacher's in more than its mixer; a bank is the teacher "
            "with other mixers in place of attention",
            at, layer);
@@ -138,7 +134,6 @@ ModelSpec MixerBank::spec(const Choices& choices) const {
       spec.family = "cambium";
     }
     if (choices[i] < 0) {
-      // The branches stay, so that the other parameters keep their names.
       take_mixers_out(spec.layers[layer]);
     } else if (choices[i] > 0) {
       *spec.layers[layer].mixer() =

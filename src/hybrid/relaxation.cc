@@ -178,6 +178,14 @@ class GateTrainer {
 
 GatedMixers::GatedMixers(const MixerBank& bank) {
   for (size_t i = 0; i < bank.layers().size(); ++i) {
+    const LayerSpec& layer = bank.teacher().spec().layers[static_cast<size_t>(bank.layers()[i])];
+    expect(
+        std::all_of(
+            layer.branches.begin(), layer.branches.end(),
+            [](const BranchSpec& branch) { return branch.out_norm.kind == NormKind::kNone; }),
+        "gates: layer {} norms the output of its mixer, which undoes what a gate does before it; "
+        "use another method, such as restore-one",
+        bank.layers()[i]);
     expect(bank.has(static_cast<int64_t>(i), 1),
            "gates: layer {} of {} has attention still; expected the student with every layer "
            "converted",
