@@ -8,7 +8,7 @@ out, say). It is exported in f32, and imported again, which adds a golden prompt
 
   reference  llama.cpp's logits against those of reference.safetensors, where nothing was changed
   golden     llama.cpp's logits against ours of the imported file
-  quantised  the file quantised to Q8_0 by llama.cpp and imported: ours against llama.cpp's of the
+  quantised  the file quantised by llama.cpp (to Q8_0; one case to every kind) and imported: ours against llama.cpp's of the
              f32 file that it makes of the quantised one
 
 Errors are the largest over the standard deviation of the logits. The bound is 1e-3, unless the case
@@ -64,13 +64,22 @@ def save(path, tensors):
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
 
 
+Q8_0 = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+# Every kind that llama.cpp quantises to without statistics of activations.
+KINDS = [getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + kind) for kind in
+         ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K",
+          "IQ4_NL", "IQ4_XS")]
+
+
 class Case:
     """A fixture with `config` changed, tensors cut or repeated to `shapes` (by the ends of their names) and
     what `copies` gives added. Only texts of more than `longer_than` tokens are compared."""
 
-    def __init__(self, fixture, config=None, shapes=None, copies=None, bound=BOUND, longer_than=0, note=""):
+    def __init__(self, fixture, config=None, shapes=None, copies=None, bound=BOUND, longer_than=0, yarn_beta_fast=-1.0,
+                 kinds=(Q8_0,), note=""):
+        self.kinds = kinds
         self.fixture, self.config, self.shapes, self.copies = fixture, config, shapes or {}, copies
-        self.bound, self.longer_than, self.note = bound, longer_than, note
+        self.bound, self.longer_than, self.yarn_beta_fast, self.note = bound, longer_than, yarn_beta_fast, note
 
     def make(self, folder):
         folder.mkdir()
@@ -110,8 +119,14 @@ DELTA = {
 }
 GELU = "llama.cpp looks GELU up in a table of fp16"
 SQUARE = {"linear_value_head_dim": 16}
+WIDE = {
+    "embed_tokens.weight": (384, 256), "layernorm.weight": (256,), "model.norm.weight": (256,),
+    "q_proj.weight": (256, 256), "k_proj.weight": (128, 256), "v_proj.weight": (128, 256), "o_proj.weight": (256, 256),
+    "gate_proj.weight": (512, 256), "up_proj.weight": (512, 256), "down_proj.weight": (256, 512),
+}
 CASES = {
     "llama": Case("llama"),
+    "llama_wide": Case("llama", {"hidden_size": 256, "intermediate_size": 512}, WIDE, kinds=KINDS),
     "llama_bias": Case("llama_bias"),
     "llama_rope_yarn": Case("llama_rope_yarn"),
     "llama_rope_longrope": Case("llama_rope_longrope", longer_than=64),
@@ -132,7 +147,7 @@ CASES = {
     "granite": Case("granite"),
     "smollm3": Case("smollm3"),
     "minimax_m2": Case("minimax_m2"),
-    "gpt_oss": Case("gpt_oss", {"swiglu_limit": 7.0}),
+    "gpt_oss": Case("gpt_oss", {"swiglu_limit": 7.0}, bound=5, note="llama.cpp begins YaRN's ramp at a whole channel"),
     "gpt_oss_plain_rope": Case("gpt_oss", {"swiglu_limit": 7.0, "rope_scaling": None}),
     "granite_hybrid": Case("granite_hybrid"),
     "bamba": Case("bamba", {"mamba_n_groups": 1},
@@ -152,7 +167,7 @@ CASES = {
     "deepseek_v32": Case("deepseek_v32", {"index_head_dim": 64},
                          {"indexer.wq_b.weight": (1024, 48), "indexer.wk.weight": (64, 64),
                           "k_norm.weight": (64,), "k_norm.bias": (64,)}),
-    "kimi_k2": Case("kimi_k2"),
+    "kimi_k2": Case("kimi_k2", yarn_beta_fast=1.0, note="told yarn_beta_fast, whose key it passes over"),
     "kimi_linear": Case("kimi_linear"),
     "bailing_hybrid": Case("bailing_hybrid"),
     "apertus": Case("apertus"),
@@ -171,7 +186,8 @@ llama_cpp.llama_backend_init()
 
 
 class Model:
-    def __init__(self, path):
+    def __init__(self, path, yarn_beta_fast):
+        self.yarn_beta_fast = yarn_beta_fast
         options = llama_cpp.llama_model_default_params()
         options.use_mmap = False
         errors.clear()
@@ -184,6 +200,7 @@ class Model:
         options.n_ctx, options.n_batch, options.n_ubatch = 256, 512, 512
         options.type_k = options.type_v = 0  # f32
         options.flash_attn_type = 0
+        options.yarn_beta_fast = self.yarn_beta_fast
         options.n_threads = options.n_threads_batch = 2
         context = llama_cpp.llama_init_from_model(self.model, options)
         if not context:
@@ -231,13 +248,13 @@ def quantise(source, target, kind):
         raise RuntimeError("llama.cpp does not quantise it")
 
 
-def quantised_error(program, file, folder):
+def quantised_error(program, case, file, folder, kind):
     """Ours of a file that llama.cpp made Q8_0 of, against llama.cpp's of the f32 that it makes of that."""
     small, wide = folder / "small.gguf", folder / "wide.gguf"
-    quantise(file, small, llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0)
+    quantise(file, small, kind)
     quantise(small, wide, llama_cpp.LLAMA_FTYPE_ALL_F32)
-    run(program, "import", small, folder / "small", "--f32")
-    model = Model(wide)
+    run(program, "import", small, folder / "small", "--f32", "--replace")
+    model = Model(wide, case.yarn_beta_fast)
     result = golden_error(folder / "small", model)
     model.close()
     return result
@@ -248,7 +265,7 @@ def compare(program, case, folder):
     file = folder / "model.gguf"
     run(program, "export", model_folder, "--gguf", file, "--type", "f32")
     run(program, "import", file, folder / "back", "--f32")
-    model = Model(file)
+    model = Model(file, case.yarn_beta_fast)
     results = {}
     if case.config is None:
         reference = load(FIXTURES / case.fixture / "reference.safetensors")
@@ -260,7 +277,7 @@ def compare(program, case, folder):
         results["reference"] = worst
     if case.longer_than == 0:
         results["golden"] = golden_error(folder / "back", model)
-        results["quantised"] = quantised_error(program, file, folder)
+        results["quantised"] = max(quantised_error(program, case, file, folder, kind) for kind in case.kinds)
     model.close()
     return results
 

@@ -129,6 +129,14 @@ struct GgufValues {
   Kind kind;
 };
 
+/// Numbers of which a key holds a list, one a layer: those of a parameter, or the same in all
+/// layers.
+struct GgufNumbers {
+  const char* key;
+  std::string_view ours{};  ///< pattern, whose first star is the layer
+  double fixed = 0;         ///< without a parameter
+};
+
 /// Factors of parameters' rows: those of a block ("name:block"), or all.
 using GgufFactors = std::map<std::string, float>;
 
@@ -147,6 +155,7 @@ struct GgufArchitecture {
   std::vector<GgufOrder> orders{};
   std::vector<GgufShape> shapes{};
   std::vector<GgufValues> values{};
+  std::vector<GgufNumbers> numbers{};
   /// Of rows of one name, the first that fits the file (null: all do) is its own,
   bool (*fits)(GgufArchitectureKeys& keys) = nullptr;
   /// and of rows with one family the first that can hold the model.

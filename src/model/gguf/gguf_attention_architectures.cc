@@ -206,6 +206,19 @@ GgufArchitecture granite() {
   return row;
 }
 
+GgufArchitecture apertus() {
+  GgufArchitecture row = qwen2("qwen2");
+  row.name = "apertus";
+  row.families = {"apertus"};
+  row.parts = {kHeadDim};
+  row.config = {{"attention_bias", false}, {"mlp_bias", false}};
+  row.numbers = {{"xielu.alpha_n", "layers.*.feed_forward.alpha_n"},
+                 {"xielu.alpha_p", "layers.*.feed_forward.alpha_p"},
+                 {"xielu.beta", {}, 0.5},
+                 {"xielu.eps", {}, -1e-6}};
+  return row;
+}
+
 GgufArchitecture smollm3() {
   GgufArchitecture row = llama();
   row.name = "smollm3";
@@ -250,9 +263,9 @@ std::vector<GgufArchitecture> gguf_attention_architectures() {
   small3.families = {"mistral"};
   small3.config = {{"sliding_window", nullptr}};
   small3.fits = nullptr;
-  return {mixtral(),      qwen2("llama"), mistral(),  llama(),   mistral3(),   small3,
-          qwen2("qwen2"), qwen3(),        qwen3moe(), gemma2(),  gemma3(),     phi3(),
-          olmo3(),        olmo2(),        granite(),  smollm3(), minimax_m2(), gpt_oss()};
+  return {mixtral(), qwen2("llama"), mistral(), llama(),      mistral3(), small3,  qwen2("qwen2"),
+          qwen3(),   qwen3moe(),     gemma2(),  gemma3(),     phi3(),     olmo3(), olmo2(),
+          granite(), smollm3(),      apertus(), minimax_m2(), gpt_oss()};
 }
 
 }  // namespace cambium

@@ -44,8 +44,8 @@ void read_rules(GgufArchitectureKeys& keys, const GgufArchitecture& row, Json& c
   for (const auto& [key, expected] : row.constants) {
     const auto wanted = static_cast<int64_t>(expected);
     const auto value = keys.size(key);
-    expect(!value || *value == wanted, "{}: '{}' is {}, expected {} in a model of its architecture",
-           keys.path(), keys.named(key), value.value_or(0), wanted);
+    expect(value == wanted, "{}: '{}' is {}, expected {} in a model of its architecture",
+           keys.path(), keys.named(key), value ? std::to_string(*value) : "missing", wanted);
   }
 }
 
@@ -70,7 +70,12 @@ ModelSpec read_by(const GgufArchitecture& row, const Gguf& gguf) {
   Json config = {{"model_type", row.config.value("model_type", family.model_types.front())}};
   read_vocabulary(keys, config);
   read_rules(keys, row, config);
-  const int64_t layers = config.at("num_hidden_layers").get<int64_t>();
+  // Layers after the last predict a token more; they are neither run nor kept.
+  const int64_t more = keys.size("nextn_predict_layers").value_or(0);
+  const int64_t layers = config.at("num_hidden_layers").get<int64_t>() - more;
+  expect(layers > 0, "{}: '{}' leaves none of '{}'", path, keys.named("nextn_predict_layers"),
+         keys.named("block_count"));
+  config["num_hidden_layers"] = layers;
   expect(layers <= static_cast<int64_t>(gguf.tensors().size()),
          "{}: '{}' is {}, but there are only {} tensors", path, keys.named("block_count"), layers,
          gguf.tensors().size());
@@ -171,7 +176,12 @@ int64_t GgufArchitectureKeys::need(std::string_view key) {
 
 std::optional<double> GgufArchitectureKeys::number(std::string_view key) {
   const auto value = gguf_.number(ask(key));
-  return value ? std::optional(std::stod(fmt::format("{}", static_cast<float>(*value)))) : value;
+  if (!value) {
+    return std::nullopt;
+  }
+  const auto narrow = static_cast<float>(*value);
+  expect(std::isfinite(narrow), "{}: '{}' is {}, more than fp32 holds", path(), named(key), *value);
+  return std::stod(fmt::format("{}", narrow));
 }
 
 std::optional<double> GgufArchitectureKeys::positive(std::string_view key) {
@@ -192,10 +202,11 @@ std::optional<std::vector<int64_t>> GgufArchitectureKeys::by_layer(std::string_v
   if (list == nullptr) {
     return std::vector<int64_t>(static_cast<size_t>(layers), *size(key));
   }
-  expect(std::ssize(*list) == layers, "{}: '{}' has {} entries, expected {}", path(), whole,
-         list->size(), layers);
+  const int64_t more = std::min(size("nextn_predict_layers").value_or(0), kMaxSize);
+  expect(std::ssize(*list) == layers || std::ssize(*list) == layers + more,
+         "{}: '{}' has {} entries, expected {}", path(), whole, list->size(), layers);
   std::vector<int64_t> values;
-  for (const GgufValue& item : *list) {
+  for (const GgufValue& item : std::span(*list).first(static_cast<size_t>(layers))) {
     const auto* flag = std::get_if<bool>(&item.value);
     const auto* natural = std::get_if<uint64_t>(&item.value);
     const auto* integer = std::get_if<int64_t>(&item.value);

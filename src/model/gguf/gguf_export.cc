@@ -42,6 +42,40 @@ GgufSource vector_source(const std::string& name, const std::vector<float>& valu
           }};
 }
 
+std::vector<float> values_of(const TensorSource& source) {
+  std::vector<float> values;
+  source.write([&](std::span<const std::byte> bytes) {
+    const size_t before = values.size();
+    values.resize(before + bytes.size() / sizeof(float));
+    std::memcpy(values.data() + before, bytes.data(), bytes.size());
+  });
+  return values;
+}
+
+/// The lists of keys that hold parameters.
+std::map<std::string, GgufValue> lists_of(const GgufArchitecture& row,
+                                          const std::vector<TensorSource>& sources,
+                                          int64_t layers) {
+  std::map<std::string, std::vector<double>> numbers;
+  for (const GgufNumbers& each : row.numbers) {
+    numbers[each.key].assign(static_cast<size_t>(layers), each.fixed);
+  }
+  for (const TensorSource& source : sources) {
+    if (const auto place = gguf_number(source.name)) {
+      numbers.at(place->first).at(static_cast<size_t>(place->second)) = values_of(source).front();
+    }
+  }
+  std::map<std::string, GgufValue> lists;
+  for (const auto& [key, values] : numbers) {
+    GgufValue::List list;
+    for (const double value : values) {
+      list.emplace_back().value = value;
+    }
+    lists[key].value = std::move(list);
+  }
+  return lists;
+}
+
 /// What llama.cpp wants in f32: all that is no matrix, and the routers.
 bool is_plain(const std::string& tensor, const Parameter& p) {
   return !p.is_matrix() || tensor.find("ffn_gate_inp") != std::string::npos;
@@ -101,7 +135,9 @@ uint64_t export_gguf(const std::filesystem::path& folder, const std::string& ggu
       model, [](const Parameter& /*p*/) { return false; }, layout);
   std::vector<GgufTensor> shapes;
   for (const TensorSource& source : sources) {
-    shapes.push_back({source.name, GgufType::kF32, source.shape});
+    if (!gguf_number(source.name)) {
+      shapes.push_back({source.name, GgufType::kF32, source.shape});
+    }
   }
   expect_gguf_says_all(heading, std::move(shapes), where);
 
@@ -111,21 +147,22 @@ uint64_t export_gguf(const std::filesystem::path& folder, const std::string& ggu
   }
   keys.u32("general.file_type", file_type(options.matrices));
   keys.u32("general.quantization_version", 2);
+  for (const auto& [key, list] : lists_of(row, sources, std::ssize(heading.spec.layers))) {
+    keys.value(key, list);
+  }
   put_tokenizer(keys, folder, stored.whole(), options.pre);
   std::vector<GgufSource> tensors;
   for (const auto& [name, values] : heading.head.tensors) {
     tensors.push_back(vector_source(name, values));
   }
   for (const TensorSource& source : sources) {
+    if (gguf_number(source.name)) {
+      continue;
+    }
     const GgufType type =
         plain.contains(source.name) ? GgufType::kF32 : type_of(source.shape, options.matrices);
     tensors.push_back({source.name, type, source.shape, [&, type](const PutBytes& put) {
-                         std::vector<float> values;
-                         source.write([&](std::span<const std::byte> bytes) {
-                           const size_t before = values.size();
-                           values.resize(before + bytes.size() / sizeof(float));
-                           std::memcpy(values.data() + before, bytes.data(), bytes.size());
-                         });
+                         std::vector<float> values = values_of(source);
                          expect(std::all_of(values.begin(), values.end(),
                                             [](float x) { return std::isfinite(x); }),
                                 "{}: tensor {} would hold values that are not finite", where,

@@ -181,6 +181,7 @@ TEST_F(ExportTest, ArchitecturesComeBack) {
                                                       {"olmo3", "olmo2"},
                                                       {"granite", "granite"},
                                                       {"smollm3", "smollm3"},
+                                                      {"apertus", "apertus"},
                                                       {"minimax_m2", "minimax-m2"},
                                                       {"granite_hybrid", "granitehybrid"},
                                                       {"falcon_h1", "falcon-h1"},

@@ -278,8 +278,10 @@ void read_nemotron(Keys& keys, GgufJson& config) {
   if (dense > 0) {
     config["intermediate_size"] = dense;
   }
-  config["layer_norm_epsilon"] =
-      keys.number("attention.layer_norm_epsilon").value_or(config["rms_norm_eps"].get<double>());
+  const auto eps = keys.number("attention.layer_norm_epsilon");
+  expect(eps.has_value(), "{}: the key '{}' is missing", keys.path(),
+         keys.named("attention.layer_norm_epsilon"));
+  config["layer_norm_epsilon"] = config.value("rms_norm_eps", *eps);
   config["rms_norm_eps"] = config["layer_norm_epsilon"];
 }
 void write_nemotron(const ModelSpec& spec, const GgufJson& config, GgufHead& head) {
@@ -303,10 +305,14 @@ Rules nemotron_tensors() {
 }
 
 GgufArchitecture nemotron_h() {
+  std::vector<Rule> keys =
+      attention_keys(mamba2_keys("mamba_num_heads", "ssm_state_size", "n_groups", "conv_kernel"));
+  for (Rule& rule : keys) {
+    rule.required = rule.required && rule.config != "rms_norm_eps";
+  }
   return {.name = "nemotron_h",
           .families = {"nemotron_h"},
-          .keys = attention_keys(
-              mamba2_keys("mamba_num_heads", "ssm_state_size", "n_groups", "conv_kernel")),
+          .keys = keys,
           .tensors = nemotron_tensors(),
           .rope = {.turns = false},
           .parts = {kHeadDim, kNemotron},

@@ -1,6 +1,7 @@
 #include "model/gguf/gguf_import.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <map>
 #include <optional>
@@ -29,7 +30,11 @@ std::vector<int64_t> without_ones(std::vector<int64_t> shape) {
 /// A GGUF file as the parameters of its model.
 class GgufParameters {
  public:
-  GgufParameters(const Gguf& gguf, const GgufModel& model) : gguf_(gguf), row_(*model.row) {
+  GgufParameters(const Gguf& gguf, const GgufModel& model)
+      : gguf_(gguf),
+        row_(*model.row),
+        layers_(std::ssize(model.spec.layers)),
+        predicting_(gguf.integer(row_.name + ".nextn_predict_layers").value_or(0)) {
     Model shapes(model.spec);
     ParametersByName parameters;
     shapes.visit([&](const std::string& name, Parameter& p) { parameters[name] = &p; });
@@ -42,6 +47,14 @@ class GgufParameters {
 
   /// Error unless every tensor that is wanted is there with its shape, and nothing is left over.
   void expect_fits() const {
+    for (const GgufNumbers& numbers : row_.numbers) {
+      for (int64_t layer = 0; numbers.ours.empty() && layer < layers_; ++layer) {
+        const float value = number_of(numbers.key, layer);
+        expect(std::abs(value - numbers.fixed) <= 0.01 * std::abs(numbers.fixed),  // it may be bf16
+               "{}: '{}' has {}, expected {}, as in every published model", gguf_.path(),
+               numbers.key, value, numbers.fixed);
+      }
+    }
     std::map<std::string_view, const GgufTensor*> left;
     for (const GgufTensor& tensor : gguf_.tensors()) {
       left.emplace(tensor.name, &tensor);
@@ -53,6 +66,10 @@ class GgufParameters {
     }
     for (const std::string& ours : names_) {
       for (const StoredPiece& piece : forms_.at(ours)) {
+        if (gguf_number(piece.tensor)) {
+          numbers_of(piece.tensor);
+          continue;
+        }
         const GgufTensor* tensor = gguf_.find(piece.tensor);
         expect(tensor != nullptr, "{}: the tensor '{}' is missing", gguf_.path(), piece.tensor);
         expect(without_ones(tensor->shape) == without_ones(piece.shape),
@@ -61,6 +78,14 @@ class GgufParameters {
         left.erase(piece.tensor);
       }
     }
+    std::erase_if(left, [&](const auto& entry) {
+      std::vector<std::string_view> captures;
+      int64_t layer = 0;
+      return match_pattern("blk.*.*", entry.first, &captures) &&
+             std::from_chars(captures[0].data(), captures[0].data() + captures[0].size(), layer)
+                     .ec == std::errc() &&
+             layer >= layers_ && layer < layers_ + predicting_;
+    });
     expect(left.empty(), "{}: the tensor '{}' (and {} more) has no place in a {} model",
            gguf_.path(), left.empty() ? "" : left.begin()->first,
            left.empty() ? 0 : left.size() - 1, row_.name);
@@ -86,7 +111,19 @@ class GgufParameters {
   }
 
  private:
+  /// One number of a list that a key holds.
+  float number_of(const std::string& key, int64_t layer) const {
+    const auto list = gguf_.numbers(key);
+    expect(list.has_value(), "{}: the key '{}' is missing", gguf_.path(), key);
+    expect(std::ssize(*list) == layers_, "{}: '{}' has {} entries, expected {}", gguf_.path(), key,
+           list->size(), layers_);
+    return static_cast<float>((*list)[static_cast<size_t>(layer)]);
+  }
+
   std::vector<float> numbers_of(const std::string& name) const {
+    if (const auto number = gguf_number(name)) {
+      return {number_of(number->first, number->second)};
+    }
     const GgufTensor& tensor = *gguf_.find(name);
     std::vector<float> values(static_cast<size_t>(tensor.rows() * tensor.columns()));
     dequantise_rows(tensor, 0, tensor.rows(), values);
@@ -104,6 +141,8 @@ class GgufParameters {
 
   const Gguf& gguf_;
   const GgufArchitecture& row_;
+  int64_t layers_;
+  int64_t predicting_;              // layers after them, which predict a token more
   std::vector<std::string> names_;  // in the model's order
   std::map<std::string, StoredForm> forms_;
   std::map<std::string, std::vector<int64_t>> shapes_;

@@ -285,6 +285,37 @@ TEST_F(ImportTest, WhatCannotBeImportedIsNamedAndLeavesNothing) {
          t.architecture = "qwen3";
          t.more = [](GgufBuilder& b) { b.u32("qwen3.expert_count", 8); };
        }},
+      {"'minimax-m2.expert_gating_func' is missing, expected 2",
+       [](Tiny& t) {
+         t.architecture = "minimax-m2";
+         t.more = [](GgufBuilder& b) {
+           for (const char* key :
+                {"expert_count", "expert_used_count", "expert_feed_forward_length"}) {
+             b.u32(std::string("minimax-m2.") + key, 8);
+           }
+         };
+       }},
+      {"'llama.nextn_predict_layers' leaves none of 'llama.block_count'",
+       with_key("llama.nextn_predict_layers", 1)},
+      {"'llama.rope.freq_base' is 1e+300, more than fp32 holds",
+       [](Tiny& t) {
+         t.says_theta = false;
+         t.more = [](GgufBuilder& b) {
+           b.raw("llama.rope.freq_base", 12, GgufBuilder::bytes_of(1e300));
+         };
+       }},
+      {"'granitehybrid.attention.head_count_kv' has 2 entries, expected 1",
+       [](Tiny& t) {
+         t.architecture = "granitehybrid";
+         t.says_kv_heads = false;
+         t.more = [](GgufBuilder& b) {
+           b.i32s("granitehybrid.attention.head_count_kv", {1, 0});
+           b.f32("granitehybrid.logit_scale", 1.0F);
+           for (const char* key : {"time_step_rank", "state_size", "group_count", "conv_kernel"}) {
+             b.u32(std::string("granitehybrid.ssm.") + key, 4);
+           }
+         };
+       }},
       {"'llama.rope.dimension_count'", with_key("llama.rope.dimension_count", 2)},
       {"keys and values of different", with_key("llama.attention.value_length", 8)},
       {"'blk.0.attn_q.weight' has the shape (8, 8), expected (4, 8)",
@@ -375,6 +406,19 @@ TEST(Llama3RopeTest, IsRecovered) {
     EXPECT_EQ(found->original_length, row.found.original_length);
   }
   EXPECT_FALSE(recover_llama3_rope(std::vector<float>(32, 1.0F), 10000).has_value());
+  // With so few frequencies that one or none lies between the thresholds, others give the same.
+  for (const double length : {64.0, 200.0, 1000.0, 8192.0}) {
+    const Llama3Rope made{8, 1, 4, length};
+    std::vector<float> divisors;
+    for (int64_t i = 0; i < 8; ++i) {
+      divisors.push_back(static_cast<float>(llama3_divisor(made, 12e6, i, 8)));
+    }
+    const auto found = recover_llama3_rope(divisors, 12e6);
+    ASSERT_TRUE(found.has_value()) << length;
+    for (int64_t i = 0; i < 8; ++i) {
+      EXPECT_NEAR(llama3_divisor(*found, 12e6, i, 8), divisors[static_cast<size_t>(i)], 1e-4);
+    }
+  }
 }
 
 }  // namespace

@@ -321,13 +321,19 @@ std::optional<Llama3Rope> recover_llama3_rope(std::span<const float> divisors, d
   parameters.factor = rounded_if_near(parameters.factor);
 
   double n = 0, sum_f = 0, sum_s = 0, sum_ff = 0, sum_fs = 0;
+  double below = 0, above = 0;  // the largest f that is all divided, the smallest that is not
   const auto count = static_cast<int64_t>(divisors.size());
   for (int64_t i = 0; i < count; ++i) {
     const double divisor = divisors[static_cast<size_t>(i)];
-    if (close(divisor, 1) || close(divisor, parameters.factor)) {
+    const double f = turns(theta, i, count);
+    if (close(divisor, 1)) {
+      above = f;
       continue;
     }
-    const double f = turns(theta, i, count);
+    if (close(divisor, parameters.factor)) {
+      below = std::max(below, f);
+      continue;
+    }
     const double s = (1 / divisor - 1 / parameters.factor) / (1 - 1 / parameters.factor);
     n += 1;
     sum_f += f;
@@ -341,6 +347,21 @@ std::optional<Llama3Rope> recover_llama3_rope(std::span<const float> divisors, d
     const double width = parameters.original_length / a;
     parameters.low_freq_factor = rounded_if_near(b * width);
     parameters.high_freq_factor = rounded_if_near(b * width + width);
+  }
+  if (n < 2) {
+    // Too few points for a line: thresholds that leave the others where they are.
+    above = above > 0 ? above : 16 * std::max(below, sum_f);
+    double low = below > 0 ? below * std::cbrt(above / below) : above / 4;
+    double high = below > 0 ? above / std::cbrt(above / below) : above / 2;
+    if (n == 1) {
+      low = below;
+      do {
+        low = (low + sum_f) / 2;
+        high = low + (sum_f - low) / sum_s;
+      } while (high >= above && low < sum_f * (1 - 1e-9));
+    }
+    parameters.low_freq_factor = low * parameters.original_length;
+    parameters.high_freq_factor = high * parameters.original_length;
   }
   expect(
       gives(parameters, divisors, theta),

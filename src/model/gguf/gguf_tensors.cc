@@ -159,6 +159,12 @@ void apply_all(const GgufArchitecture& row, const std::string& tensor, bool to_f
 StoredForm gguf_form(const GgufArchitecture& row, const ModelSpec& spec,
                      const ParametersByName& parameters, const std::string& ours) {
   const Parameter& p = *parameters.at(ours);
+  for (const GgufNumbers& numbers : row.numbers) {
+    std::vector<std::string_view> captures;
+    if (!numbers.ours.empty() && match_pattern(numbers.ours, ours, &captures)) {
+      return {{fmt::format("{}#{}", numbers.key, captures[0]), {1}, 0, 0, {{1, 1, 1}}}};
+    }
+  }
   StoredForm form = stored_forms(row.tensors, spec, parameters, ours).front();
   for (const GgufOrder& rule : row.orders) {
     for (StoredPiece& piece : form) {
@@ -187,6 +193,14 @@ StoredForm gguf_form(const GgufArchitecture& row, const ModelSpec& spec,
     }
   }
   return form;
+}
+
+std::optional<std::pair<std::string, int64_t>> gguf_number(const std::string& tensor) {
+  const size_t mark = tensor.find('#');
+  if (mark == std::string::npos) {
+    return std::nullopt;
+  }
+  return std::pair(tensor.substr(0, mark), std::stoll(tensor.substr(mark + 1)));
 }
 
 void to_gguf_values(const GgufArchitecture& row, const std::string& tensor,

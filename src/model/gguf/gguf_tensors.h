@@ -2,8 +2,10 @@
 // the rows of the table of architectures, for reading and writing.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "model/gguf/gguf_architecture.h"
 
@@ -12,6 +14,10 @@ namespace cambium {
 /// The pieces of the file's tensors that are a parameter. Shapes are the file's.
 StoredForm gguf_form(const GgufArchitecture& row, const ModelSpec& spec,
                      const ParametersByName& parameters, const std::string& ours);
+
+/// The key and the layer that a form's "KEY#LAYER" stands for in place of a tensor; nothing of
+/// others' names.
+std::optional<std::pair<std::string, int64_t>> gguf_number(const std::string& tensor);
 
 /// Our numbers to the file's, in place.
 void to_gguf_values(const GgufArchitecture& row, const std::string& tensor,
