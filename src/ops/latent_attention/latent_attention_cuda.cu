@@ -157,6 +157,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   for (int64_t c = threadIdx.x; c < a.shape.value_dim; c += kThreads) {
     float y = 0.0F;
+#pragma unroll 8
     for (int p = 0; p < partials.parts; ++p) {
       y += partials.y[at(p) * a.shape.value_dim + c] * expf(partials.largest[at(p)] - largest);
     }
@@ -229,8 +230,7 @@ Partials make_partials(const LatentAttention<T>& a, const Tokens& tokens, int64_
     return static_cast<double>(ceil_div(blocks * parts, fill)) / static_cast<double>(parts);
   };
   for (int64_t parts = 2; parts <= most; ++parts) {
-    partials.parts =
-        cost(parts) < 0.95 * cost(partials.parts) ? static_cast<int>(parts) : partials.parts;
+    partials.parts = cost(parts) < 0.95 * cost(partials.parts) ? parts : partials.parts;
   }
   if (on.batch_invariant) {
     partials.parts = kFixedParts;

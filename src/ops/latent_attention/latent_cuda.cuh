@@ -51,7 +51,7 @@ struct Partials {
   float* y = nullptr;        // (.., R): sums of exp(score - largest) latent
   float* largest = nullptr;  // (..)
   float* sum = nullptr;      // (..)
-  int parts = 1;
+  int64_t parts = 1;
 };
 /// For `blocks` blocks a part, of which the device holds `fill` at once; parts have `least` keys or
 /// more, but those that are the same whatever else is in the call.
