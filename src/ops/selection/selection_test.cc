@@ -118,6 +118,9 @@ TEST(ChooseTokens, EveryFormAndEveryCutChoosesAlike) {
       EXPECT_EQ(chosen, expected);
       // The numbers are multiples of 1/8 below 1, which every type of pages holds.
       for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+        if (type == Dtype::kF32 && in[0].dtype == Dtype::kBF16) {
+          continue;  // pages are not wider than what is kept in them
+        }
         c.pages = type;
         EXPECT_EQ(in_pieces(ctx, c, in, {c.tokens}), expected);
         EXPECT_EQ(in_pieces(ctx, c, in, {c.tokens / 3, c.tokens / 2, c.tokens}), expected);
