@@ -249,7 +249,7 @@ def deepseek():
         decode(sparse[0], [1024, 65536], 1)
         decode(dense[0], [65536], 1)
         return
-    for sequences in (1, 16):
+    for sequences in (1, fitting(sparse[1], 131072)):
         pair = [extrapolated(models[1], *(decode(m, [131072], sequences, 16) for m in models),
                              depths, 61) for models in (sparse, dense)]
         claim(f"3x at 128k, {sequences} sequences", *pair, 131072)
