@@ -109,8 +109,8 @@ def extrapolated(plan, shallow, deep, depths, layers):
         f["rate"] = 1e3 * tokens / f["ms"]
         f["share"] = b["share"]
         found[context] = f
-        show(plan, f"decode, {tokens} x {context:,}, all {layers} layers by those of {depths[0]} and "
-             f"{depths[1]}", f)
+        show(plan, f"decode, {tokens} x {context:,}, all {layers} layers by those of {depths[0]} "
+             f"and {depths[1]}", f)
     return found
 
 
@@ -131,9 +131,9 @@ def flat(plan, what):
     """A model of linear mixers alone, at 1k and at 1M tokens."""
     found = decode(plan, [1024, 65536, MILLION], 1)
     if 1024 in found and MILLION in found:
-        print(f"| {what} | a step at 1,024 and at {MILLION:,} tokens | {found[1024]['ms']:.3f}, "
-              f"{found[MILLION]['ms']:.3f} ms | {found[MILLION]['ms'] / found[1024]['ms']:.3f}x | | |",
-              flush=True)
+        near, far = found[1024]["ms"], found[MILLION]["ms"]
+        print(f"| {what} | a step at 1,024 and at {MILLION:,} tokens | {near:.3f}, {far:.3f} ms | "
+              f"{far / near:.3f}x | | |", flush=True)
 
 
 # --- The systems.

@@ -95,7 +95,7 @@ void StepCosts::add_pages(const UnitSpec& unit, const StateLayout& layout, Dtype
     return options.integer(unit.kind, key, fallback);
   };
   const auto bytes = [&](size_t begin, size_t end) {
-    const auto at = [&](size_t i) { return layout.pages.begin() + static_cast<std::ptrdiff_t>(i); };
+    const auto at = [&](size_t i) { return layout.pages.begin() + static_cast<ptrdiff_t>(i); };
     StateLayout some;
     some.pages = {at(begin), at(end)};
     return static_cast<double>(some.kept_in(values).bytes_per_token());
