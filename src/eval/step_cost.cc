@@ -117,7 +117,8 @@ void StepCosts::add_pages(const UnitSpec& unit, const StateLayout& layout, Dtype
   for (const Part& part : layout.pages) {
     numbers += part.bytes() / dtype_size(part.dtype);
   }
-  const double flops = 2.0 * static_cast<double>(numbers * (heads / size("kv_heads", heads)));
+  const int64_t sharing = heads / size("kv_heads", heads);
+  const double flops = 2.0 * static_cast<double>(numbers * sharing);
   pages_.push_back({layout.window, layout.sinks, bytes(0, layout.pages.size()), flops, flops});
 }
 
