@@ -228,7 +228,7 @@ TEST_P(PublishedModel, IsBuiltCountedPrintedAndRefusedByName) {
 INSTANTIATE_TEST_SUITE_P(Families, PublishedModel, ::testing::ValuesIn(published()),
                          [](const auto& info) { return info.param.name; });
 
-// The shapes that bench/true_size.sh measures. To the parameter for Nemotron-Nano-9B-v2, Qwen3-8B,
+// The shapes that bench/true_size.py measures. To the parameter for Nemotron-Nano-9B-v2, Qwen3-8B,
 // Qwen3-32B, Qwen2.5-32B and Falcon-H1-34B as their model cards count them; the others as this tree
 // counts what `published` above holds them to, without multi-token heads.
 TEST(TrueSizePlans, HaveThePublishedParameters) {

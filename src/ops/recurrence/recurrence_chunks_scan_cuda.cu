@@ -6,11 +6,12 @@
 //
 // 1. product_kernel, for all chunks and key heads at once: q k', which the value heads of a key
 //    head share, and what their gates come to: of a head's tokens these lie far apart in memory.
-// 2. scan_kernel, a block for each segment, head and 64 columns of the value, over the chunks in
+// 2. scan_kernel, a block for each segment, head and 64 columns of the value (80 where that is all
+//    of them: with 64 and 16 each chunk would be walked twice), over the chunks in
 //    turn: states never leave registers, so of the large the device's memory sees v and y alone.
-//    Four warps have 16 columns each, of the state and of y, and where the device can (sm_90a)
-//    multiply as a warpgroup, which reads q, k and P of shared memory once for all four, y' then
-//    being a product from the left like the state; four more work ahead: they fetch into
+//    Warps have 16 columns each, of the state and of y, and where they are four and the device can
+//    (sm_90a) multiply as a warpgroup, which reads q, k and P of shared memory once for all four,
+//    y' then being a product from the left like the state; four more work ahead: they fetch into
 //    shared memory all that a chunk takes, and make the pairs P of q k' and the decays. No warp
 //    waits for memory of the device but by a barrier, two chunks after it was asked for.
 //
@@ -23,10 +24,13 @@
 namespace cambium::cuda {
 namespace {
 
-constexpr int kColumns = 64;  // of the value, a block's
-constexpr int kValuePad = kColumns + 8;
+constexpr int kColumns = 64;    // of the value, a block's, unless it has more warps
 constexpr int kScanStages = 3;  // of q, k and v; products and gates have one less
 constexpr int kMostKeys = 128;  // of a pass
+
+// What a block of more than four scanning warps may take of shared memory: devices that launch
+// ahead (sm_90) and have kForwardShared have it.
+constexpr size_t kWideShared = 227 * 1024;
 
 // Which of the keys' passes a kernel is.
 enum class Pass { kOnly, kFirst, kLast };
@@ -206,14 +210,14 @@ __device__ __forceinline__ void copy_swizzled(const bf16* from, int64_t from_str
   }
 }
 
-template <int kKey, bool kWarpgroup>
+template <int kKey, int kWarps, bool kWarpgroup>
 struct ScanShared {
   static constexpr int kRow = kKey + 8;
   static constexpr int kKeys = kWarpgroup ? kC * kKey : kC * kRow;
   struct alignas(kWarpgroup ? 1024 : 16) Stage {
     bf16 q[kKeys];
     bf16 k[kKeys];
-    bf16 v[kC * kValuePad];
+    bf16 v[kC * (16 * kWarps + 8)];
   };
   Stage stage[kScanStages];
   // Of two chunks: one is read while the next is made.
@@ -226,18 +230,22 @@ struct ScanShared {
   float ends[2][kC];    // exp(G_last - G) w
   float decay[2];       // exp(G_last)
 };
-template <int kKey>
-constexpr size_t kScanBytes = std::max(sizeof(ScanShared<kKey, false>),
-                                       sizeof(ScanShared<kKey, true>));
+template <int kKey, int kWarps>
+constexpr size_t kScanBytes = std::max(sizeof(ScanShared<kKey, kWarps, false>),
+                                       sizeof(ScanShared<kKey, kWarps, true>));
 
 // sums, of two passes: y of a block's chunks, (chunks, heads, slices, 32, 128 threads).
-template <int kKey, Pass kPass>
-__global__ void __launch_bounds__(256, 1)
+template <int kKey, Pass kPass, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps + 128, 1)
     scan_kernel(Recurrence<bf16> a, const int32_t* first_chunk, RecurrenceKept kept,
                 const float4* products, const ScanGates* gates, float* sums) {
   await_inputs();
   extern __shared__ __align__(1024) float4 shared[];
-  using Shared = ScanShared<kKey, kByWarpgroup>;
+  constexpr bool kWarpgroup = kByWarpgroup && kWarps == 4;
+  constexpr int kColumns = 16 * kWarps;
+  constexpr int kValuePad = kColumns + 8;
+  constexpr int kScanning = 32 * kWarps;  // threads
+  using Shared = ScanShared<kKey, kWarps, kWarpgroup>;
   Shared& s = *reinterpret_cast<Shared*>(shared);
   constexpr int kKeyTiles = kKey / 16;
   constexpr int64_t kFirstKey = kPass == Pass::kLast ? kKey : 0;
@@ -248,11 +256,11 @@ __global__ void __launch_bounds__(256, 1)
   if (!in_chunks(a.segments, segment)) {
     return;
   }
-  const int thread = static_cast<int>(threadIdx.x) % 128;
+  // The same for a warp, and known to be: products of a warpgroup are not to diverge.
+  const bool scans = __shfl_sync(kWholeWarp, threadIdx.x, 0) < kScanning;
+  const int thread = static_cast<int>(threadIdx.x) - (scans ? 0 : kScanning);
   const int warp = thread / 32;
   const int lane = thread % 32;
-  // The same for a warp, and known to be: products of a warpgroup are not to diverge.
-  const bool scans = __shfl_sync(kWholeWarp, threadIdx.x, 0) < 128;
   const int64_t first = first_chunk[segment];
   const auto count = static_cast<int>(first_chunk[segment + 1] - first);
   const int64_t begin = a.segments.begin(segment);
@@ -292,15 +300,27 @@ __global__ void __launch_bounds__(256, 1)
       const int tokens = tokens_of(c);
       const bf16* q = a.q.at(token, key_head * a.key_dim + kFirstKey);
       const bf16* k = a.k.at(token, key_head * a.key_dim + kFirstKey);
-      if constexpr (kByWarpgroup) {
+      if constexpr (kWarpgroup) {
         copy_swizzled<kKey>(q, a.q.rows.outer_stride, tokens, thread, stage.q);
         copy_swizzled<kKey>(k, a.k.rows.outer_stride, tokens, thread, stage.k);
       } else {
         copy_rows<kKey, 128>(q, a.q.rows.outer_stride, tokens, thread, stage.q);
         copy_rows<kKey, 128>(k, a.k.rows.outer_stride, tokens, thread, stage.k);
       }
-      copy_rows<kColumns, 128>(a.v.at(token, h * a.dim + slice * kColumns), a.v.rows.outer_stride,
-                               tokens, thread, stage.v, columns);
+      const bf16* v = a.v.at(token, h * a.dim + slice * kColumns);
+      if constexpr (kColumns == 64) {
+        copy_rows<kColumns, 128>(v, a.v.rows.outer_stride, tokens, thread, stage.v, columns);
+      } else {
+        constexpr int kPieces = kColumns / 8;
+#pragma unroll
+        for (int x = thread; x < kC * kPieces; x += 128) {
+          const int row = x / kPieces;
+          const int column = x % kPieces * 8;
+          const bool valid = row < tokens && column < columns;
+          copy_16(stage.v + row * kValuePad + column,
+                  valid ? v + row * a.v.rows.outer_stride + column : v, valid);
+        }
+      }
     }
     commit_copies();
   };
@@ -340,7 +360,7 @@ __global__ void __launch_bounds__(256, 1)
             p[n][e] = column + e % 2 <= 16 * i + tile_row(e) ? pair : 0.0F;
           }
         }
-        if constexpr (kByWarpgroup) {
+        if constexpr (kWarpgroup) {
 #pragma unroll
           for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -376,7 +396,7 @@ __global__ void __launch_bounds__(256, 1)
     if constexpr (kPass == Pass::kLast) {
 #pragma unroll
       for (int x = 0; x < 8 * kRowTiles; ++x) {
-        sum[x / 8][x / 4 % 2][x % 4] = sums_at[x * 128];
+        sum[x / 8][x / 4 % 2][x % 4] = sums_at[x * kScanning];
       }
     }
     if (kept.states != nullptr && has_columns) {
@@ -396,7 +416,7 @@ __global__ void __launch_bounds__(256, 1)
 #pragma unroll
         for (int x = 0; x < 8 * kRowTiles; ++x) {
           if constexpr (kPass == Pass::kFirst) {
-            sums_at[x * 128] = y[x / 8][x / 4 % 2][x % 4];
+            sums_at[x * kScanning] = y[x / 8][x / 4 % 2][x % 4];
           } else {
             y[x / 8][x / 4 % 2][x % 4] += sum[x / 8][x / 4 % 2][x % 4];
           }
@@ -404,7 +424,7 @@ __global__ void __launch_bounds__(256, 1)
       }
     };
     uint32_t parts[kRowTiles][4];     // of y, the lane's pairs by row, then by columns
-    if constexpr (kByWarpgroup) {     // y' (value, tokens)
+    if constexpr (kWarpgroup) {       // y' (value, tokens)
       uint32_t states[kKeyTiles][4];  // (value, key)
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
@@ -578,7 +598,7 @@ __global__ void __launch_bounds__(256, 1)
         to += 16 * a.y.rows.outer_stride;
       }
     }
-    if constexpr (kByWarpgroup) {
+    if constexpr (kWarpgroup) {
       wait_for_products<0>();
       pin(state);
     }
@@ -594,7 +614,7 @@ __global__ void __launch_bounds__(256, 1)
       }
     }
   }
-  if constexpr (kByWarpgroup) {
+  if constexpr (kWarpgroup) {
     if (!scans) {
       for (int x = thread; x < 2 * kSwizzled / 8; x += 128) {
         reinterpret_cast<uint4*>(s.square)[x] = make_uint4(0, 0, 0, 0);
@@ -612,7 +632,7 @@ __global__ void __launch_bounds__(256, 1)
   } else {
     for (int c = 1 - kScanStages; c < count; ++c) {
       wait_for_copies<1>();  // all but q, k and v of chunk c + 1
-      if constexpr (kByWarpgroup) {
+      if constexpr (kWarpgroup) {
         publish_to_products();
       }
       __syncthreads();  // chunk c - 1 is done with
@@ -634,7 +654,7 @@ __global__ void __launch_bounds__(256, 1)
   }
 }
 
-template <int kKey, Pass kPass>
+template <int kKey, Pass kPass, int kWarps = 4>
 void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
          float* sums, const Launch& on) {
   const int64_t count = chunks.count * a.key_heads;
@@ -643,10 +663,11 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const Recurrence
   launch_ahead(on, "recurrence", product_kernel<kKey>,
                static_cast<unsigned>(count * ceil_div(a.heads / a.key_heads, kGateHeads)), 128, 0,
                a, chunks.span, int64_t{kPass == Pass::kLast ? kKey : 0}, products, gates);
-  static_assert(kScanBytes<kKey> <= kForwardShared);
-  launch_ahead(on, "recurrence", scan_kernel<kKey, kPass>,
-               static_cast<unsigned>(a.segments.count * a.heads * ceil_div(a.dim, kColumns)), 256,
-               kScanBytes<kKey>, a, chunks.first, kept, products, gates, sums);
+  static_assert(kScanBytes<kKey, kWarps> <= (kWarps > 4 ? kWideShared : kForwardShared));
+  launch_ahead(on, "recurrence", scan_kernel<kKey, kPass, kWarps>,
+               static_cast<unsigned>(a.segments.count * a.heads * ceil_div(a.dim, 16 * kWarps)),
+               32 * kWarps + 128, kScanBytes<kKey, kWarps>, a, chunks.first, kept, products, gates,
+               sums);
 }
 
 }  // namespace
@@ -660,6 +681,8 @@ void scan_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const Re
                  const Launch& on) {
   if (a.key_dim == 64) {
     run<64, Pass::kOnly>(a, chunks, kept, nullptr, on);
+  } else if (a.key_dim == kMostKeys && a.dim == 80 && launches_ahead()) {
+    run<kMostKeys, Pass::kOnly, 5>(a, chunks, kept, nullptr, on);
   } else if (a.key_dim == kMostKeys) {
     run<kMostKeys, Pass::kOnly>(a, chunks, kept, nullptr, on);
   } else {

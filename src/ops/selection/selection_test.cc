@@ -31,8 +31,8 @@ struct Case {
   int64_t tokens, heads, dim, budget;
   Dtype pages = Dtype::kF32;
 };
-constexpr Case kCases[] = {{1, 1, 4, 1},    {30, 3, 7, 5},    {90, 16, 32, 16},
-                           {300, 5, 20, 9}, {200, 2, 64, 70}, {40, 2, 8, 100}};
+constexpr Case kCases[] = {{1, 1, 4, 1},     {30, 3, 7, 5},   {90, 16, 32, 16},  {300, 5, 20, 9},
+                           {200, 2, 64, 70}, {40, 2, 8, 100}, {150, 70, 128, 20}};
 
 std::vector<Input> inputs_of(const Case& c) {
   return {{{c.tokens, c.heads, c.dim}}, {{c.tokens, c.dim}}, {{c.tokens, c.heads}}};
@@ -98,8 +98,11 @@ void for_each_form(const Case& c, const Body& body) {
   testing::for_each_isa([&] { on_cpu(false); });
   if (testing::on_cuda()) {
     SCOPED_TRACE("cuda");
-    testing::CudaContext cuda;
-    body(cuda.ctx, testing::HeldInputs(inputs, values, Device::kCuda).tensors);
+    for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+      SCOPED_TRACE(dtype_name(type));
+      testing::CudaContext cuda(type);
+      body(cuda.ctx, testing::HeldInputs(inputs, values, Device::kCuda, type).tensors);
+    }
   }
 }
 
@@ -115,6 +118,9 @@ TEST(ChooseTokens, EveryFormAndEveryCutChoosesAlike) {
       EXPECT_EQ(chosen, expected);
       // The numbers are multiples of 1/8 below 1, which every type of pages holds.
       for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+        if (type == Dtype::kF32 && in[0].dtype == Dtype::kBF16) {
+          continue;  // pages are not wider than what is kept in them
+        }
         c.pages = type;
         EXPECT_EQ(in_pieces(ctx, c, in, {c.tokens}), expected);
         EXPECT_EQ(in_pieces(ctx, c, in, {c.tokens / 3, c.tokens / 2, c.tokens}), expected);
