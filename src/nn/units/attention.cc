@@ -8,6 +8,7 @@
 #include "nn/units/units.h"
 #include "ops/pointwise/pointwise.h"
 #include "ops/rope/rope.h"
+#include "ops/turned_write/turned_write.h"
 
 namespace cambium {
 namespace {
@@ -87,12 +88,6 @@ class AttentionUnit : public HeadMixer {
       q = q_norm_.forward(ctx, q);
       k = k_norm_.forward(ctx, k);
     }
-    if (rope_) {
-      const auto turned = rope(ctx, q, k, *inputs.rope);
-      q = turned[0];
-      k = turned[1];
-    }
-    const AttentionConfig config{scale_, window_, sinks_, softcap_, sink_logits_.tensor};
     KvPages pages;
     if (inputs.state != nullptr) {
       pages = {inputs.page(kKeys), inputs.page(kValues), inputs.state->table,
@@ -102,6 +97,16 @@ class AttentionUnit : public HeadMixer {
         pages.value_scales = inputs.page(kValueScales);
       }
     }
+    if (rope_ && inputs.state != nullptr &&
+        turned_write_serves(ctx, k, *inputs.rope, segments, pages)) {
+      q = turned_write(ctx, q, k, v, *inputs.rope, segments, pages);
+      pages.written = true;
+    } else if (rope_) {
+      const auto turned = rope(ctx, q, k, *inputs.rope);
+      q = turned[0];
+      k = turned[1];
+    }
+    const AttentionConfig config{scale_, window_, sinks_, softcap_, sink_logits_.tensor};
     Tensor y =
         attention(ctx, q, k, v, segments, config, inputs.state == nullptr ? nullptr : &pages);
     if (gate_) {

@@ -1,8 +1,8 @@
 // Rotary position embedding. A thread turns kVec pairs of a head: 16 bytes of its first half and 16
 // of its second, or copies 16 bytes of what is not turned. The cosines and sines of a token come
 // from memory once and from the cache for its other heads.
-#include "ops/cuda.cuh"
 #include "ops/rope/rope_kernels.h"
+#include "ops/rope/rope_turn.cuh"
 
 namespace cambium::cuda {
 namespace {
@@ -72,9 +72,9 @@ __global__ void __launch_bounds__(kThreads) turn(const Ropes<T> all, int64_t fir
   }
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
-    const float s = kBackward ? -sin[i] : sin[i];
-    y1[i] += (x1[i] * cos[i] - x2[i] * s) * scale;
-    y2[i] += (x2[i] * cos[i] + x1[i] * s) * scale;
+    turn_pair(cos[i], kBackward ? -sin[i] : sin[i], x1[i], x2[i]);
+    y1[i] += x1[i] * scale;
+    y2[i] += x2[i] * scale;
   }
   store_n<kVec>(out + c, y1);
   store_n<kVec>(out + a.half + c, y2);
