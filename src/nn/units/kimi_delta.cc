@@ -54,10 +54,10 @@ class KimiDeltaUnit : public HeadMixer {
   Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const auto [rows, write, fade, open] =
         forward_each(ctx, x, in_, beta_, decay_.first, gate_.first);
-    const int64_t dim = heads_.key_dim();
     const Tensor raw_decay = decay_.rest(ctx, fade);
     const Tensor gate = gate_.rest(ctx, open);
-    const GatedNormConfig norm{norm_eps_, dim, GateOrder::kNormFirst, GateActivation::kSigmoid};
+    const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst,
+                               GateActivation::kSigmoid};
     RecurrentStepInputs token = heads_.step_inputs(rows, inputs);
     token.decay = raw_decay;
     token.weight = write;
@@ -76,7 +76,7 @@ class KimiDeltaUnit : public HeadMixer {
                                 {.q = q,
                                  .k = k,
                                  .v = v,
-                                 .log_decay = decay.split_last(heads_.heads(), dim),
+                                 .log_decay = decay.split_last(heads_.heads(), heads_.key_dim()),
                                  .weight = heads_.write_strength(ctx, write),
                                  .delta = true},
                                 inputs.segments(), inputs.slot(kState));
