@@ -20,6 +20,7 @@
 #include "ops/scan_step/scan_step_kernels.h"
 #include "ops/selection/selection_kernels.h"
 #include "ops/selective_scan/selective_scan_kernels.h"
+#include "ops/turned_write/turned_write_kernels.h"
 
 namespace cambium {
 namespace {
@@ -367,6 +368,14 @@ OpWork describe(const ScanStep<T>& a) {
 }
 
 template <class T>
+OpWork describe(const TurnedWrite<T>& a) {
+  OpWork work = describe(a.write);
+  work.shape = fmt::format("{} and {}", rows_shape(a.q.x), work.shape);
+  work.cost.bytes += bytes_of(a.q.x, a.q.y);
+  return work;
+}
+
+template <class T>
 OpWork describe(const Ropes<T>& a) {
   OpWork work;
   for (int64_t i = 0; i < a.count; ++i) {
@@ -409,8 +418,8 @@ OpWork work_of(const OpCall& call) {
                   AttentionWrite, Ropes, Pointwise, Activate, Xielu, SoftCap, ShortConv, Recurrence,
                   RecurrentStep, SelectiveScan, ScanStep, Route, Dispatch, ExpertsMatmul, Combine,
                   ClampedSwiglu, Sigmoid, PerHead, AddScaled, ScaleBlocks, RepeatHeads, MixHeads,
-                  Embedding, SampleRows, LatentAttention, ChooseTokens, JoinHeads, HeadMatmul>(
-      call);
+                  Embedding, SampleRows, LatentAttention, ChooseTokens, JoinHeads, HeadMatmul,
+                  TurnedWrite>(call);
 }
 
 }  // namespace cambium

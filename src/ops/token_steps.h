@@ -22,10 +22,4 @@ inline bool decodes_by_steps(const Context& ctx, const Tensor& x, const Segments
          !segments.slot.empty() && single_tokens(segments);
 }
 
-/// Whether four neighbouring elements of a row, counted from its start, are one access.
-inline bool in_fours(const Tensor& t) {
-  const auto bytes = static_cast<uintptr_t>(4 * dtype_size(t.dtype));
-  return reinterpret_cast<uintptr_t>(t.data) % bytes == 0 && t.row_walk().outer_stride % 4 == 0;
-}
-
 }  // namespace cambium

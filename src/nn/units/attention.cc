@@ -6,6 +6,7 @@
 #include "nn/units/units.h"
 #include "ops/pointwise/pointwise.h"
 #include "ops/rope/rope.h"
+#include "ops/turned_write/turned_write.h"
 
 namespace cambium {
 namespace {
@@ -70,7 +71,8 @@ class AttentionUnit : public ScoredMixer {
   }
 
   Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
-    const auto [rows, scored, v] = rows_of_heads(ctx, x, inputs);
+    const Segments segments = inputs.segments();
+    const auto [rows, straight, v] = rows_of_heads(ctx, x);
     KvPages pages;
     if (inputs.state != nullptr) {
       pages = {inputs.page(kKeys), inputs.page(kValues), inputs.state->table,
@@ -80,7 +82,15 @@ class AttentionUnit : public ScoredMixer {
         pages.value_scales = inputs.page(kValueScales);
       }
     }
-    Tensor y = attention(ctx, scored.q, scored.k, v, inputs.segments(), config(),
+    Scored scored = straight;
+    if (rope_ && inputs.state != nullptr &&
+        turned_write_serves(ctx, scored.k, *inputs.rope, segments, pages)) {
+      scored.q = turned_write(ctx, scored.q, scored.k, v, *inputs.rope, segments, pages);
+      pages.written = true;
+    } else {
+      scored = turned(ctx, scored, inputs);
+    }
+    Tensor y = attention(ctx, scored.q, scored.k, v, segments, config(),
                          inputs.state == nullptr ? nullptr : &pages);
     if (gate_) {
       y = sigmoid_gate(ctx, rows.slice(2, head_dim_, head_dim_), y);
@@ -89,7 +99,7 @@ class AttentionUnit : public ScoredMixer {
   }
 
   Scored scored(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
-    return rows_of_heads(ctx, x, inputs).scored;
+    return turned(ctx, rows_of_heads(ctx, x).scored, inputs);
   }
 
   AttentionConfig config() const override {
@@ -121,12 +131,12 @@ class AttentionUnit : public ScoredMixer {
   enum Pages { kKeys, kValues, kKeyScales, kValueScales };  // scales where kept in f8
 
   struct Projected {
-    Tensor rows;  // (T, H, D or 2 D): of a head its query's, then its gate's
-    Scored scored;
+    Tensor rows;    // (T, H, D or 2 D): of a head its query's, then its gate's
+    Scored scored;  // not turned yet
     Tensor v;  // (T, Hkv, D)
   };
 
-  Projected rows_of_heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) const {
+  Projected rows_of_heads(Context& ctx, const Tensor& x) const {
     auto [queries, keys, values] = forward_each(ctx, x, q_, k_, v_);
     if (norms_width_) {
       queries = q_norm_.forward(ctx, queries);
@@ -139,12 +149,15 @@ class AttentionUnit : public ScoredMixer {
       q = q_norm_.forward(ctx, q);
       k = k_norm_.forward(ctx, k);
     }
-    if (rope_) {
-      const auto turned = rope(ctx, q, k, *inputs.rope);
-      q = turned[0];
-      k = turned[1];
-    }
     return {rows, {q, k}, values.split_last(kv_heads_, head_dim_)};
+  }
+
+  Scored turned(Context& ctx, const Scored& straight, const UnitInputs& inputs) const {
+    if (!rope_) {
+      return straight;
+    }
+    const auto turned = rope(ctx, straight.q, straight.k, *inputs.rope);
+    return {turned[0], turned[1]};
   }
 
   int64_t heads_, kv_heads_, head_dim_, window_, sinks_;

@@ -92,8 +92,7 @@ bool recurrent_step_serves(const Context& ctx, const RecurrentStepInputs& in,
     return decodes_by_steps(ctx, in.x, segments) && in.key_dim % 16 == 0 &&
            in.key_dim <= kMostDim && dim_of(in) % 4 == 0 && dim_of(in) <= kMostDim &&
            sharing_heads(in) <= kMostSharing && in.conv_weight.dim(1) <= kMostTaps &&
-           (!in.norm.defined() || in.norm_config.group == dim_of(in)) && in_fours(in.z) &&
-           cuda::has_recurrent_step();
+           (!in.norm.defined() || in.norm_config.group == dim_of(in)) && cuda::has_recurrent_step();
   } else {
     return false;
   }

@@ -149,7 +149,11 @@ __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> 
   const float raw_weight = a.weight.defined() ? load(a.weight.at(t, h)) : 0.0F;
   float z[4] = {};
   if (thread < lanes) {
-    load_n<4>(a.z.at(t, h * dim + column), z);
+    // One by one: rows of a projection need not begin at multiples of four.
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      z[c] = load(a.z.at(t, h * dim + column + c));
+    }
   }
   const float own_q = has_key ? of_q.activated<T>(x_q) : 0.0F;
   const float own_k = has_key ? of_k.activated<T>(x_k) : 0.0F;

@@ -35,6 +35,7 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
 }
 
 constexpr int64_t kSlots = 7;
+constexpr int64_t kBeforeZ = 3;  // columns: rows of a projection begin anywhere
 
 OwnedSegments five_tokens() {
   return {{0, 1, 2, 3, 4, 5}, {0, 7, 64, 0, 200}, {4, 1, 6, 0, 2}};
@@ -54,7 +55,7 @@ std::vector<Input> inputs_of(const Case& c) {
           {{c.heads}, -1.0, 1.0},
           {{decays}, -3.0, 0.0},
           {{c.heads}},
-          {{tokens, c.heads * c.dim}, -2.0, 2.0},
+          {{tokens, kBeforeZ + c.heads * c.dim}, -2.0, 2.0},
           {{c.own_weights ? c.heads * c.dim : c.dim}, 0.5, 1.5}};
 }
 
@@ -77,7 +78,7 @@ RecurrentStepInputs step_of(const Case& c, const In& in, const Turns* turns) {
           .bound = c.bound,
           .delta = !c.mamba,
           .skip = c.mamba ? in[kSkip] : Tensor{},
-          .z = in[kZ],
+          .z = in[kZ].slice(1, kBeforeZ, c.heads * c.dim),
           .norm = c.normed ? in[kNorm] : Tensor{},
           .norm_config = {1e-5F, c.dim, c.order, c.activation}};
 }

@@ -49,6 +49,12 @@ void check(const ScanStepInputs& in) {
   }
 }
 
+/// Whether four neighbouring elements of a row, counted from its start, are one access.
+bool in_fours(const Tensor& t) {
+  const auto bytes = static_cast<uintptr_t>(4 * dtype_size(t.dtype));
+  return reinterpret_cast<uintptr_t>(t.data) % bytes == 0 && t.row_walk().outer_stride % 4 == 0;
+}
+
 }  // namespace
 
 bool scan_step_serves(const Context& ctx, const ScanStepInputs& in, const Segments& segments) {
