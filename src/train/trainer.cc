@@ -105,11 +105,32 @@ void Trainer::count_flops() {
       trained.insert(name);
     }
   });
-  flops_per_token_ = training_flops(
-      config_, {.student = &student_.spec(),
-                .teacher = teacher_ == nullptr ? nullptr : &teacher_->spec(),
-                .trained = [&](const std::string& name) { return trained.contains(name); },
-                .shared = nullptr});
+  const auto of = [&](const TrainConfig& config) {
+    return training_flops(
+        config, {.student = &student_.spec(),
+                 .teacher = teacher_ == nullptr ? nullptr : &teacher_->spec(),
+                 .trained = [&](const std::string& name) { return trained.contains(name); },
+                 .shared = nullptr});
+  };
+  flops_per_token_ = of(config_);
+  TrainConfig alone = config_;
+  alone.sequence_length = 1;
+  flops_alone_ = of(alone);
+}
+
+// What a token attends to grows with its document, not with the sequence that many share. (That it
+// stops growing at a window's end is left out: between one token and a sequence it is a line.)
+double Trainer::step_flops(const std::vector<PackedSequence>& sequences) const {
+  double tokens = 0.0;
+  double behind = 0.0;  // over tokens: those of the document, without one
+  for (const PackedSequence& sequence : sequences) {
+    for (const int32_t length : sequence.batch.lengths()) {
+      tokens += length;
+      behind += static_cast<double>(length) * (length - 1);
+    }
+  }
+  const auto most = static_cast<double>(std::max<int64_t>(config_.sequence_length - 1, 1));
+  return tokens * flops_alone_ + behind / most * (flops_per_token_ - flops_alone_);
 }
 
 // Makes the mixers of the step run, and the optimiser leave the others alone.
@@ -289,8 +310,9 @@ StepReport Trainer::step() {
   report.seconds = now_seconds() - start;
   time_part(&StepTimes::optimizer);
   report.times = times_;
-  const double flops = flops_per_token_ * static_cast<double>(report.tokens) / report.seconds;
-  report.peak_share = config_.matrix_peak > 0.0 ? flops / config_.matrix_peak : 0.0;
+  report.peak_share = config_.matrix_peak > 0.0
+                          ? step_flops(sequences) / report.seconds / config_.matrix_peak
+                          : 0.0;
   note_memory();
   report.device_bytes = device_bytes_;
   student_.activate(before);

@@ -183,7 +183,7 @@ class Trainer {
   bool finished() const;
   const TrainSummary& summary() const { return summary_; }
   const Optimizer& optimizer() const { return *optimizer_; }
-  /// Model FLOPs of a token (training_flops).
+  /// Model FLOPs of a token (training_flops) where a sequence is one document.
   double flops_per_token() const { return flops_per_token_; }
   /// The most bytes of activations at once so far.
   int64_t peak_activation_bytes() { return workspace_.arena().peak_bytes(); }
@@ -203,6 +203,7 @@ class Trainer {
   void resume_or_start();
   void choose_mixers(int64_t step);
   void count_flops();
+  double step_flops(const std::vector<PackedSequence>& sequences) const;
   void note_device(const std::string& before);
   void accept_earlier_version(const std::map<std::string, std::string>& stored);
   NamedTensors checkpoint_tensors();
@@ -232,6 +233,7 @@ class Trainer {
   TrainSummary summary_;
   StepJudge judge_;
   double flops_per_token_ = 0.0;
+  double flops_alone_ = 0.0;  // of a token that attends to itself alone
   int64_t device_bytes_ = 0;
   int64_t memory_asked_ = 0;
   StepTimes times_;          // of the step that is running

@@ -253,11 +253,15 @@ TEST(MatmulInto, AddsToWhatIsThere) {
 
 // Many pairs of matrices at once, by every form against the definition in double precision.
 TEST(MatmulBatch, MatchesDefinition) {
-  for (const auto& [count, t, n, k] : {std::array<int64_t, 4>{1, 5, 4, 3},
-                                       {3, 2, 7, 9},
-                                       {4, 6, 6, 40},
-                                       {7, 16, 32, 24},
-                                       {5, 33, 17, 65}}) {
+  struct Sizes {
+    int64_t count, t, n, k;
+  };
+  for (const Sizes sizes :
+       {Sizes{1, 5, 4, 3}, {3, 2, 7, 9}, {4, 6, 6, 40}, {7, 16, 32, 24}, {5, 33, 17, 65}}) {
+    const int64_t count = sizes.count;
+    const int64_t t = sizes.t;
+    const int64_t n = sizes.n;
+    const int64_t k = sizes.k;
     for (const bool turned : {false, true}) {
       SCOPED_TRACE(fmt::format("{} x {} x {} x {}{}", count, t, n, k, turned ? " turned" : ""));
       auto values = testing::draw({{{count * t * k}}, {{count * n * k}}}, 11);

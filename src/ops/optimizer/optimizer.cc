@@ -106,13 +106,13 @@ void muon_update(const Context& ctx, std::span<const MuonMatrix> matrices,
   const Tensor a = ctx.arena->empty(dtype, {count, small, small});
   const Tensor b = ctx.arena->empty(dtype, {count, small, small});
   std::vector<Tensor> each;
-  for (const auto& [p, m] : matrices) {
+  for (const MuonMatrix& one : matrices) {
     each.push_back(x.slice(0, static_cast<int64_t>(each.size()), 1));
-    run<muon_momentum>(ctx, p, [&]<class T>() {
+    run<muon_momentum>(ctx, one.p, [&]<class T>() {
       return MuonMomentum<T>{rows,
                              columns,
-                             p.grad_ptr<Sum<T>>(),
-                             m.ptr<Sum<T>>(),
+                             one.p.grad_ptr<Sum<T>>(),
+                             one.m.ptr<Sum<T>>(),
                              each.back().ptr<Sum<T>>(),
                              config.gradient_scale,
                              config.momentum};

@@ -156,8 +156,10 @@ TEST(Muon, MatricesTogetherAreAsAlone) {
     devices.push_back({Device::kCuda, 0});
   }
   for (const Device device : devices) {
-    for (const auto& [rows, columns] :
-         {std::pair<int64_t, int64_t>{3, 19}, {35, 6}, {16, 16}, {48, 128}}) {
+    for (const std::array<int64_t, 2> shape_of_one :
+         {std::array<int64_t, 2>{3, 19}, {35, 6}, {16, 16}, {48, 128}}) {
+      const int64_t rows = shape_of_one[0];
+      const int64_t columns = shape_of_one[1];
       SCOPED_TRACE(fmt::format("{} ({}, {})", device.describe(), rows, columns));
       constexpr int64_t kCount = 5;
       const auto values = draw({{{kCount * rows * columns}}, {{kCount * rows * columns}}}, 3);
