@@ -16,9 +16,9 @@ Without vLLM or the plugin it says so and skips.
 """
 
 import gc
+import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", TORCHDYNAMO_DISABLE="1", V
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 try:
-    import cambium_vllm
+    import cambium_vllm  # noqa: F401
     import torch
     import vllm
     from safetensors.torch import load_file, save_file
@@ -118,16 +118,30 @@ def check(program, name, folder, preset=None, longest=256):
     return good
 
 
-def refused(name, folder):
-    """A rotation that would go by a text's length is refused by name."""
+def refused(name, folder, words, **options):
+    """Wrong use ends with a message that has these words."""
     try:
-        close(engine(folder, max_model_len=256))
-    except ValueError as problem:
-        good = "max_model_len" in str(problem)
-        print(f"{name:<28} {'refused' if good else f'FAILED: {problem}'}", flush=True)
-        return good
-    print(f"{name:<28} FAILED: not refused", flush=True)
-    return False
+        close(engine(folder, **{"max_model_len": 256, **options}))
+        said = "not refused"
+    except (ValueError, RuntimeError) as problem:
+        said = str(problem)
+    good = words in said
+    print(f"{name:<28} {f'refused: {words}' if good else f'FAILED: {said}'}", flush=True)
+    return good
+
+
+def unknown_mixer(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["layers"][0]["branches"][0]["units"][0]["kind"] = "latent_attention"
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def lacking(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    return folder
 
 
 def cases(program):
@@ -137,12 +151,25 @@ def cases(program):
              for name, config in models.DESCRIBED.items()}
     for name, make in made.items():
         if name in BY_LENGTH:
-            yield f"{name}, long", lambda folder: refused(f"{name}, long", make(folder))
+            yield f"{name}, long", lambda folder: refused(f"{name}, long", make(folder), "max_model_len 256")
         longest = BY_LENGTH.get(name, 256)
         yield name, lambda folder: check(program, name, make(folder), longest=longest)
     yield "supernet", lambda folder: check(program, "supernet", models.supernet(program, folder))
     yield "preset of a supernet", lambda folder: check(
         program, "preset of a supernet", models.supernet(program, folder), "fast")
+
+
+    simple = made["convert gated_delta_net"]
+    wrong = {
+        "wrong: quantized": ("quantized", simple, {"quantization": "fp8"}),
+        "wrong: speculative": ("speculative", simple,
+                               {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}),
+        "wrong: an unknown mixer": ("latent_attention", lambda folder: unknown_mixer(simple(folder)), {}),
+        "wrong: a tensor too few": ("lacks model.norm.weight", lambda folder: lacking(simple(folder)), {}),
+        "wrong: an unknown preset": ("no preset 'slow'", simple, {"hf_overrides": {"preset": "slow"}}),
+    }
+    for name, (words, make, options) in wrong.items():
+        yield name, lambda folder: refused(name, make(folder), words, **options)
 
 
 def main():

@@ -1,6 +1,6 @@
 """The configuration as vLLM wants it: what layers keep, and how wide the attention is."""
 
-from .modeling.configuration_cambium import CambiumConfig
+from .modeling import configuration_cambium as code
 from .modeling.modeling_cambium import Branch, branches_of, unit_name
 from .modeling.mixers_cambium import MIXERS
 
@@ -47,8 +47,9 @@ def running_units(config, layer):
                 yield unit_name(unit), unit
 
 
-class ServedConfig(CambiumConfig):
-    """CambiumConfig with the names under which vLLM asks for sizes."""
+class CambiumConfig(code.CambiumConfig):
+    """With the names under which vLLM asks for sizes. Of the same name, so that transformers takes it for the
+    code beside a checkpoint too, in a process that has both."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
