@@ -153,7 +153,7 @@ def refused(name, folder, words, **options):
 
 def unknown_mixer(folder):
     config = json.loads((folder / "config.json").read_text())
-    config["layers"][0]["branches"][0]["units"][0]["kind"] = "latent_attention"
+    config["layers"][0]["branches"][0]["units"][0]["kind"] = "unheard_of"
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -184,7 +184,7 @@ def cases(program):
     yield "preempted", lambda folder: preempted(program, "preempted", simple(folder))
     wrong = {
         "wrong: quantized": ("quantized", simple, {"quantization": "fp8", "dtype": "bfloat16"}),
-        "wrong: an unknown mixer": ("latent_attention", lambda folder: unknown_mixer(simple(folder)), {}),
+        "wrong: an unknown mixer": ("unheard_of", lambda folder: unknown_mixer(simple(folder)), {}),
         "wrong: a tensor too few": ("lacks model.norm.weight", lambda folder: lacking(simple(folder)), {}),
         "wrong: an unknown preset": ("no preset 'slow'", simple, {"hf_overrides": {"preset": "slow"}}),
         # The last: no engine starts in a process that has imported what vLLM does it by.

@@ -18,8 +18,17 @@ def padded(head_dim):
 def is_paged(unit):
     """Whether the unit's attention goes by vLLM's own, keys and values in its pages. A window that also
     sees a sequence's first tokens does not: vLLM has none such."""
-    attends = unit["kind"] in ("attention", "sliding_window", "parallel")
+    attends = unit["kind"] in ("attention", "sliding_window", "latent_attention", "parallel")
     return attends and not unit.get("options", {}).get("sinks", 0)
+
+
+def heads_of(unit):
+    """(query heads, key-value heads, channels as vLLM has them) of a unit that is paged."""
+    options = unit["options"]
+    heads, dim = options["heads"], options.get("head_dim", 0)
+    if unit["kind"] == "latent_attention":
+        dim = options["nope_dim"] + options["rope_dim"]
+    return heads, options.get("kv_heads", heads), padded(dim)
 
 
 def keeps_state(unit):
@@ -54,14 +63,9 @@ class CambiumConfig(code.CambiumConfig):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         # vLLM sizes its pages by these; layers say their own. Any widths do where no attention runs.
-        heads, kv_heads, head_dim = 1, 1, HEAD_DIMS[0]
-        for unit in self.units():
-            if is_paged(unit):
-                options = unit["options"]
-                heads, head_dim = options["heads"], padded(options["head_dim"])
-                kv_heads = options.get("kv_heads", heads)
-                break
-        self.num_attention_heads, self.num_key_value_heads, self.head_dim = heads, kv_heads, head_dim
+        sizes = [heads_of(unit) for unit in self.units() if is_paged(unit)]
+        sizes = sizes[0] if sizes else (1, 1, HEAD_DIMS[0])
+        self.num_attention_heads, self.num_key_value_heads, self.head_dim = sizes
 
     def units(self):
         return [unit for layer in range(len(self.layers)) for _, unit in running_units(self, layer)]
