@@ -49,8 +49,8 @@ BY_LENGTH = {"convert longrope": 64, "dynamic rope": 64}  # the longest texts wh
 
 
 def engine(folder, **more):
-    options = dict(dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_num_seqs=4, num_gpu_blocks_override=PAGES,
-                   max_num_batched_tokens=BUDGET, logprobs_mode="raw_logits", max_logprobs=-1)
+    options = dict(dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_num_seqs=4,
+                   num_gpu_blocks_override=PAGES, max_num_batched_tokens=BUDGET, logprobs_mode="raw_logits", max_logprobs=-1)
     return vllm.LLM(str(folder), **{**options, **more})
 
 
