@@ -145,6 +145,7 @@ CONVERTED = {
     "convert parallel": ("qwen3", ["--mixer", "parallel", "--window", 12, "--recurrent", "gated_delta_net"]),
     "convert parallel lightning": ("llama", ["--mixer", "parallel", "--window", 12, "--recurrent", "lightning"]),
     "convert parallel mamba2": ("llama", ["--mixer", "parallel", "--window", 12, "--recurrent", "mamba2"]),
+    "convert parallel, sinks": ("qwen3", ["--mixer", "parallel", "--window", 12, "--sinks", 2, "--recurrent", "kimi_delta"]),
     "convert yarn": ("llama_rope_yarn", ["--mixer", "gated_delta_net"]),
     "convert longrope": ("llama_rope_longrope", ["--mixer", "lightning"]),
 }
@@ -177,6 +178,10 @@ BEYOND = mixer("gated_delta_net", heads=4, key_dim=16, value_dim=16, allow_neg_e
 BOUNDED = mixer("kimi_delta", heads=4, head_dim=16, decay="sigmoid", lower_bound=-4.0)
 BARE = mixer("mamba2", heads=4, head_dim=16, state=8, b_heads=2, norm=False, in_scale=0.8,
              row_scales=[1.0, 0.5, 2.0, 1.5, 0.7])
+LATENTS = mixer("latent_attention", heads=4, q_rank=24, kv_rank=16, nope_dim=12, rope_dim=16, value_dim=20, gate=True)
+UNTURNED = mixer("latent_attention", heads=3, kv_rank=16, nope_dim=12, rope_dim=6, value_dim=12, rope=False, scale=0.3,
+                 norm_eps=1e-5)
+NEAR = mixer("sliding_window", window=5, sinks=2, heads=4, q_rank=24, kv_rank=16, nope_dim=12, rope_dim=16, value_dim=20)
 MAMBA1 = mixer("mamba1", inner=64, state=8, dt_rank=4, norm_eps=1e-5)
 EXPERTS = mixer("experts", experts=8, top=3, inner=24, router="sigmoid", router_bias=True, groups=4, group_top=2,
                 renormalise=True, renormalise_eps=1e-20, scale=1.5, shared=32, shared_gate=True)
@@ -205,6 +210,7 @@ DESCRIBED = {
     },
     "gates, caps, sinks' scores": {"layers": [layer(GATED), layer(SINKING)], "logit_cap": 5.0},
     "more recurrences": {"layers": [layer(u) for u in (BEYOND, BOUNDED, BARE, MAMBA1, mixer("short_conv", bias=True))]},
+    "latent attention": {"layers": [layer(u) for u in (LATENTS, GDN, UNTURNED, NEAR)], "rope_interleave": True},
     "feed-forwards": {
         "layers": [branches(ATTENTION, u) for u in
                    (mixer("swiglu", inner=96, activation="gelu_tanh"), mixer("feed_forward", inner=96, activation="relu2"),

@@ -11,14 +11,15 @@ gives the logits of every position: a prompt's by prefill, an answer's by decodi
   golden    our logits, as golden.safetensors has them, against vLLM's
   again     a prompt whose beginning is cached against itself (with prefix caching)
 
+One case has too few pages and checks that sequences were preempted; wrong uses check their messages.
 Errors are the largest over the standard deviation of the logits, in fp32; 1e-3 is the bound.
 Without vLLM or the plugin it says so and skips.
 """
 
 import gc
+import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -27,7 +28,7 @@ os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", TORCHDYNAMO_DISABLE="1", V
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 try:
-    import cambium_vllm
+    import cambium_vllm  # noqa: F401
     import torch
     import vllm
     from safetensors.torch import load_file, save_file
@@ -42,13 +43,14 @@ BUDGET = 48  # tokens a step: prompts of 100 come in pieces
 DECODED = 12
 MORE = (2, 7, 47, 48, 64)  # lengths of prompts beside the three of compare.py: some wait until others end
 PAGES = 40
+FEW_PAGES = 14
 LONG = 210
 BY_LENGTH = {"convert longrope": 64, "dynamic rope": 64}  # the longest texts whose rotation is that of short ones
 
 
 def engine(folder, **more):
-    options = dict(dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_num_seqs=4, num_gpu_blocks_override=PAGES,
-                   max_num_batched_tokens=BUDGET, logprobs_mode="raw_logits", max_logprobs=-1)
+    options = dict(dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_num_seqs=4,
+                   num_gpu_blocks_override=PAGES, max_num_batched_tokens=BUDGET, logprobs_mode="raw_logits", max_logprobs=-1)
     return vllm.LLM(str(folder), **{**options, **more})
 
 
@@ -118,16 +120,49 @@ def check(program, name, folder, preset=None, longest=256):
     return good
 
 
-def refused(name, folder):
-    """A rotation that would go by a text's length is refused by name."""
+def preempted(program, name, folder):
+    """Sequences that lose their pages to others, and begin anew, end the same."""
+    llm = engine(folder, max_model_len=256, num_gpu_blocks_override=FEW_PAGES, disable_log_stats=False)
     try:
-        close(engine(folder, max_model_len=256))
-    except ValueError as problem:
-        good = "max_model_len" in str(problem)
-        print(f"{name:<28} {'refused' if good else f'FAILED: {problem}'}", flush=True)
-        return good
-    print(f"{name:<28} FAILED: not refused", flush=True)
-    return False
+        vocab = llm.model_config.get_vocab_size()
+        # Together they fit until they come to their second page.
+        prompts = [torch.randint(3, vocab, (128 - n,), generator=torch.Generator().manual_seed(n)) for n in range(10, 14)]
+        made = answers(llm, prompts, 2 * DECODED, vocab)
+        times = sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
+    finally:
+        close(llm)
+    worst, greedy = verify(program, folder, prompts, made)
+    good = times > 0 and greedy == 0 and worst <= models.BOUND
+    print(f"{name:<28} {times} times, verify {worst:.1e} greedy", "same" if greedy == 0 else greedy,
+          "" if good else "FAILED", flush=True)
+    return good
+
+
+def refused(name, folder, words, **options):
+    """Wrong use ends with a message that has these words."""
+    try:
+        close(engine(folder, **{"max_model_len": 256, **options}))
+        said = "not refused"
+    except (ValueError, RuntimeError) as problem:
+        said = str(problem)
+        vllm.distributed.parallel_state.cleanup_dist_env_and_memory()
+    good = words in said
+    print(f"{name:<28} {f'refused: {words}' if good else f'FAILED: {said}'}", flush=True)
+    return good
+
+
+def unknown_mixer(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["layers"][0]["branches"][0]["units"][0]["kind"] = "unheard_of"
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def lacking(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    return folder
 
 
 def cases(program):
@@ -137,12 +172,27 @@ def cases(program):
              for name, config in models.DESCRIBED.items()}
     for name, make in made.items():
         if name in BY_LENGTH:
-            yield f"{name}, long", lambda folder: refused(f"{name}, long", make(folder))
+            yield f"{name}, long", lambda folder: refused(f"{name}, long", make(folder), "max_model_len 256")
         longest = BY_LENGTH.get(name, 256)
         yield name, lambda folder: check(program, name, make(folder), longest=longest)
     yield "supernet", lambda folder: check(program, "supernet", models.supernet(program, folder))
     yield "preset of a supernet", lambda folder: check(
         program, "preset of a supernet", models.supernet(program, folder), "fast")
+
+
+    simple = made["convert gated_delta_net"]
+    yield "preempted", lambda folder: preempted(program, "preempted", simple(folder))
+    wrong = {
+        "wrong: quantized": ("quantized", simple, {"quantization": "fp8", "dtype": "bfloat16"}),
+        "wrong: an unknown mixer": ("unheard_of", lambda folder: unknown_mixer(simple(folder)), {}),
+        "wrong: a tensor too few": ("lacks model.norm.weight", lambda folder: lacking(simple(folder)), {}),
+        "wrong: an unknown preset": ("no preset 'slow'", simple, {"hf_overrides": {"preset": "slow"}}),
+        # The last: no engine starts in a process that has imported what vLLM does it by.
+        "wrong: speculative": ("speculative", simple,
+                               {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}),
+    }
+    for name, (words, make, options) in wrong.items():
+        yield name, lambda folder: refused(name, make(folder), words, **options)
 
 
 def main():

@@ -6,7 +6,7 @@ def register():
     from transformers import AutoConfig
     from vllm import ModelRegistry
 
-    from .config import ServedConfig
+    from .config import CambiumConfig
 
-    AutoConfig.register("cambium", ServedConfig, exist_ok=True)
+    AutoConfig.register("cambium", CambiumConfig, exist_ok=True)
     ModelRegistry.register_model("CambiumForCausalLM", "cambium_vllm.model:CambiumForCausalLM")

@@ -12,7 +12,7 @@ class Paged(nn.Module):
 
     def __init__(self, unit, prefix, cache_config):
         super().__init__()
-        self.dim, self.size = unit.dim, padded(unit.dim)
+        self.size = padded(unit.dim)
         more = {} if unit.sinks is None else {"sinks": unit.sinks}
         self.attention = Attention(
             unit.count,
@@ -27,6 +27,7 @@ class Paged(nn.Module):
         )
 
     def attend(self, q, k, v, step, state):
-        """q (1, N, H, D), k, v (1, N, H', D) -> (1, N, H, D)"""
-        q, k, v = (F.pad(x[0], (0, self.size - self.dim)).flatten(1) for x in (q, k, v))
-        return self.attention(q, k, v).view(1, q.shape[0], -1, self.size)[..., : self.dim]
+        """q (1, N, H, D), k (1, N, H', D), v (1, N, H', V) -> (1, N, H, V)"""
+        count, channels = v.shape[1], v.shape[3]
+        q, k, v = (F.pad(x[0], (0, self.size - x.shape[3])).flatten(1) for x in (q, k, v))
+        return self.attention(q, k, v).view(1, count, -1, self.size)[..., :channels]

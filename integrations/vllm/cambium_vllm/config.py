@@ -1,6 +1,6 @@
 """The configuration as vLLM wants it: what layers keep, and how wide the attention is."""
 
-from .modeling.configuration_cambium import CambiumConfig
+from .modeling import configuration_cambium as code
 from .modeling.modeling_cambium import Branch, branches_of, unit_name
 from .modeling.mixers_cambium import MIXERS
 
@@ -18,8 +18,17 @@ def padded(head_dim):
 def is_paged(unit):
     """Whether the unit's attention goes by vLLM's own, keys and values in its pages. A window that also
     sees a sequence's first tokens does not: vLLM has none such."""
-    attends = unit["kind"] in ("attention", "sliding_window", "parallel")
+    attends = unit["kind"] in ("attention", "sliding_window", "latent_attention", "parallel")
     return attends and not unit.get("options", {}).get("sinks", 0)
+
+
+def heads_of(unit):
+    """(query heads, key-value heads, channels as vLLM has them) of a unit that is paged."""
+    options = unit["options"]
+    heads, dim = options["heads"], options.get("head_dim", 0)
+    if "kv_rank" in options:
+        dim = options["nope_dim"] + options["rope_dim"]
+    return heads, options.get("kv_heads", heads), padded(dim)
 
 
 def keeps_state(unit):
@@ -47,20 +56,16 @@ def running_units(config, layer):
                 yield unit_name(unit), unit
 
 
-class ServedConfig(CambiumConfig):
-    """CambiumConfig with the names under which vLLM asks for sizes."""
+class CambiumConfig(code.CambiumConfig):
+    """With the names under which vLLM asks for sizes. Of the same name, so that transformers takes it for the
+    code beside a checkpoint too, in a process that has both."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         # vLLM sizes its pages by these; layers say their own. Any widths do where no attention runs.
-        heads, kv_heads, head_dim = 1, 1, HEAD_DIMS[0]
-        for unit in self.units():
-            if is_paged(unit):
-                options = unit["options"]
-                heads, head_dim = options["heads"], padded(options["head_dim"])
-                kv_heads = options.get("kv_heads", heads)
-                break
-        self.num_attention_heads, self.num_key_value_heads, self.head_dim = heads, kv_heads, head_dim
+        sizes = [heads_of(unit) for unit in self.units() if is_paged(unit)]
+        sizes = sizes[0] if sizes else (1, 1, HEAD_DIMS[0])
+        self.num_attention_heads, self.num_key_value_heads, self.head_dim = sizes
 
     def units(self):
         return [unit for layer in range(len(self.layers)) for _, unit in running_units(self, layer)]

@@ -24,14 +24,12 @@ def refuse(what, expected):
 def expect_runnable(vllm_config):
     """Refuses, by name, what would give other numbers or none."""
     config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
-    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
-        refuse("the model in parts on more devices", "tensor_parallel_size and pipeline_parallel_size of 1")
+    if parallel.tensor_parallel_size > 1:
+        refuse("the model in parts on more devices", "tensor_parallel_size=1")
     if vllm_config.quant_config is not None:
         refuse("a quantized model", "weights as Cambium writes them")
     if vllm_config.speculative_config is not None:
         refuse("speculative decoding", "none: a recurrent state cannot go back")
-    if vllm_config.lora_config is not None:
-        refuse("LoRA adapters", "none")
     if vllm_config.cache_config.mamba_cache_mode == "all":
         refuse("mamba_cache_mode 'all'", "'align', which keeps a state at the end of a page of tokens")
     if not current_platform.is_cpu() and not vllm_config.model_config.enforce_eager:
@@ -77,7 +75,7 @@ class CambiumForCausalLM(nn.Module, HasInnerState, IsHybrid):
                     self.paged.append(Paged(unit, f"{full}.attention", vllm_config.cache_config))
                     unit.attend = self.paged[-1].attend
                 if keeps_state(spec):
-                    for part, owner, method, *_ in list(holders(unit)):
+                    for part, owner, method in holders(unit):
                         call, kept = getattr(owner, method), made[i][name][part]
                         setattr(owner, method, States(f"{full}.{part}", call, kept, page_size(made), vllm_config))
 

@@ -34,16 +34,16 @@ def keep_window(state, window, sinks):
 
 
 def holders(unit):
-    """The calls of a mixer that keep a state: (name, object, method, whether it is the window's)."""
-    window = getattr(unit, "first", 0) > 0
-    recurrent = getattr(unit, "recurrent", None)
-    if window:
+    """The calls of a mixer that keep a state: [(name, object, method)]."""
+    found = []
+    if getattr(unit, "first", 0) > 0:
         unit.forget = lambda state: keep_window(state, unit.window, unit.first)
-        yield "window", unit, "attend", True
-    if recurrent is not None:
-        yield "recurrent", recurrent, "heads", False
-    elif not window:
-        yield "recurrent", unit, "forward", False
+        found.append(("window", unit, "attend"))
+    if hasattr(unit, "recurrent"):
+        found.append(("recurrent", unit.recurrent, "heads"))
+    elif not found:
+        found.append(("recurrent", unit, "forward"))
+    return found
 
 
 def layouts(config, dtype):
@@ -72,7 +72,7 @@ def layout(config, layer, spec):
     step = Rows(config, torch.zeros(1, 1, dtype=torch.long))
     step.turn_by(config.layers[layer].get("rope", 0))
     state, parts = {}, {}
-    names = [name for name, *_ in holders(unit)]
+    names = [name for name, _, _ in holders(unit)]
     if is_paged(spec):
         unit.attend = lambda q, k, v, step, state: q
     unit(torch.zeros(1, 1, config.hidden_size), step, state)

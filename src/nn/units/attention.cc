@@ -133,7 +133,7 @@ class AttentionUnit : public ScoredMixer {
   struct Projected {
     Tensor rows;    // (T, H, D or 2 D): of a head its query's, then its gate's
     Scored scored;  // not turned yet
-    Tensor v;  // (T, Hkv, D)
+    Tensor v;       // (T, Hkv, D)
   };
 
   Projected rows_of_heads(Context& ctx, const Tensor& x) const {
