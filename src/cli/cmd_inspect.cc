@@ -8,6 +8,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "model/kept_tensors.h"
 #include "model/supernet.h"
 #include "serve/cache_plan.h"
 #include "serve/memory_plan.h"
@@ -125,6 +126,13 @@ int run(const InspectArgs& args) {
       }
     }
     json["parameters"] = parameters;
+    if (spec.kept.tensors != nullptr) {
+      json["kept"] = {{"family", spec.kept.family},
+                      {"heads", spec.kept.heads},
+                      {"tensors", spec.kept.tensors->entries.size()},
+                      {"parameters", spec.kept.tensors->numbers()},
+                      {"stale", kept_is_stale(spec)}};
+    }
     json["cache_bytes_per_token"] = cache.lasting_bytes_per_token();
     for (const auto& [kind, row] : rows) {
       json["mixers"][kind] = {{"layers", row.layers},
@@ -158,6 +166,9 @@ int run(const InspectArgs& args) {
     std::printf("%-18s %7lld %12s %14s %18s\n", kind.c_str(), static_cast<long long>(row.layers),
                 human_count(static_cast<double>(row.parameters)).c_str(),
                 bytes(row.token_bytes).c_str(), bytes(row.sequence_bytes).c_str());
+  }
+  if (const std::string kept = describe_kept(spec); !kept.empty()) {
+    fmt::print("\n{}\n", kept);
   }
   std::printf("\na sequence of %lld tokens takes %s of cache\n", static_cast<long long>(context),
               bytes(cache.sequence_bytes(context)).c_str());

@@ -63,8 +63,9 @@ bool same_values(const StoredParameter& a, const StoredParameter& b);
 /// for which there is read_into().
 std::optional<std::vector<WeightTarget>> stream_targets(const StoredParameter& from,
                                                         const Tensor& to);
-/// The tensors of a checkpoint of the model's family. The model's memory is read when they are
-/// written. bf16 where `narrow` says so of all the parameters in a tensor, else f32.
+/// The tensors of a checkpoint of the model's family, and those that it keeps. The model's memory
+/// is read when they are written. bf16 where `narrow` says so of all the parameters in a tensor,
+/// else f32.
 std::vector<TensorSource> tensor_sources(Model& model,
                                          const std::function<bool(const Parameter&)>& narrow);
 
