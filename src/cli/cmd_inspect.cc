@@ -8,6 +8,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "model/kept_tensors.h"
 #include "model/supernet.h"
 #include "serve/cache_plan.h"
 #include "serve/memory_plan.h"
@@ -158,6 +159,13 @@ int run(const InspectArgs& args) {
     }
     json["parameters"] = parameters;
     json["active_parameters"] = active;
+    if (spec.kept.tensors != nullptr) {
+      json["kept"] = {{"family", spec.kept.family},
+                      {"heads", spec.kept.heads},
+                      {"tensors", spec.kept.tensors->entries.size()},
+                      {"parameters", spec.kept.tensors->numbers()},
+                      {"stale", kept_is_stale(spec)}};
+    }
     json["cache_bytes_per_token"] = cache.lasting_bytes_per_token();
     for (const auto& [key, row] : rows) {
       nlohmann::ordered_json unit = {{"layers", row.layers},
@@ -199,6 +207,9 @@ int run(const InspectArgs& args) {
   }
   fmt::print("{:<26} {:>6} {:>11} {:>12} {:>14} {:>17}\n", "embedding, head, norms", "-",
              count(rest), count(rest), "-", "-");
+  if (const std::string kept = describe_kept(spec); !kept.empty()) {
+    fmt::print("\n{}\n", kept);
+  }
   std::printf("\na sequence of %lld tokens takes %s of cache\n", static_cast<long long>(context),
               bytes(cache.sequence_bytes(context)).c_str());
   std::printf("weights take %s in f32, %s in bf16\n", bytes(4 * parameters).c_str(),

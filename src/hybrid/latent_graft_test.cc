@@ -6,10 +6,12 @@
 #include <numeric>
 
 #include "base/testing.h"
+#include "eval/verify.h"
 #include "hybrid/calibrate.h"
 #include "hybrid/grafts/graft_table.h"
 #include "hybrid/mixer_bank.h"
 #include "hybrid/scoring.h"
+#include "model/kept_tensors.h"
 #include "nn/units/head_mixer.h"
 #include "nn/units/units.h"
 #include "ops/matmul/matmul.h"
@@ -70,12 +72,11 @@ std::vector<float> logits(Model& model, int64_t tokens = 40) {
   for (size_t i = 0; i < text.size(); ++i) {
     text[i] = static_cast<int32_t>(3 + i * i % 20);
   }
-  Arena arena;
-  Context ctx{.arena = &arena};
+  Workspace workspace(model.device());
+  Context ctx = context_for(model, workspace);
   Batch batch;
   batch.add(text);
-  const Tensor out = model.logits(ctx, model.forward(ctx, batch));
-  return {out.ptr<float>(), out.ptr<float>() + out.numel()};
+  return elements_of(model.logits(ctx, model.forward(ctx, batch)));
 }
 
 /// The mixer of a layer given one token alone, at position 0, where nothing turns.
@@ -339,6 +340,58 @@ TEST(LatentGraft, ASupernetKeepsTheAttentionByItsOwnName) {
   EXPECT_EQ(again.kinds(), bank.kinds());
   EXPECT_EQ(testing::all_weights(*again.build({1, 0, 1}).model),
             testing::all_weights(*bank.build({1, 0, 1}).model));
+}
+
+// Every mixer, through a cache cut in many ways, on every device there is.
+TEST(LatentGraft, ACacheInPiecesGivesWhatTheWholeGives) {
+  const LoadedModel teacher =
+      load_model(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/deepseek_v3");
+  std::vector<int32_t> text(40);
+  for (size_t i = 0; i < text.size(); ++i) {
+    text[i] = static_cast<int32_t>((5 + i * i * 7) % 384);
+  }
+  for (const Graft& graft : grafts()) {
+    SCOPED_TRACE(graft.mixer);
+    GraftOptions options{.mixer = graft.mixer};
+    if (options.mixer == "sliding_window" || options.mixer == "parallel") {
+      options.window = 6;
+      options.sinks = 2;
+    }
+    LoadedModel hybrid = convert(*teacher.model, *teacher.model, {1, 2}, options, 7);
+    const std::vector<float> expected = logits(*hybrid.model);
+    for (const Device device : {Device{}, Device{Device::kCuda}}) {
+      if (device.kind == Device::kCuda && cuda_devices() == 0) {
+        continue;
+      }
+      hybrid.weights.move_to(*hybrid.model, device);
+      for (const VerifyRow& row : verify_cached(*hybrid.model, {text}).rows) {
+        EXPECT_LT(row.kl, 1e-8) << device.describe() << ", " << row.way;
+      }
+      const std::vector<float> found = logits(*hybrid.model);
+      for (size_t i = 0; i < found.size(); ++i) {
+        ASSERT_NEAR(found[i], expected[i], 1e-3) << device.describe();
+      }
+    }
+  }
+}
+
+// Nothing of a conversion touches what a checkpoint keeps beside the model.
+TEST(LatentGraft, ConversionsCarryWhatTheCheckpointKeeps) {
+  ModelSpec spec = testing::tiny_spec({latent_mixer(Form::kPlain), latent_mixer(Form::kPlain)});
+  spec.family = "deepseek_v3";
+  spec.rope.dim = kRope;
+  spec.kept = {"deepseek_v3", 1, "", std::make_shared<KeptTensors>()};
+  LoadedModel teacher = fresh_model(spec, 5);
+  MixerBank bank(*teacher.model);
+  bank.add("delta",
+           convert(*teacher.model, *teacher.model, {0}, {.mixer = "gated_delta_net"}, 3, true),
+           "delta");
+  for (const ModelSpec& made :
+       {bank.spec({1, 0}), bank.build({1, 0}).model->spec(), bank.supernet().model->spec(),
+        convert_spec(spec, spec, {1}, {.mixer = "mamba"})}) {
+    EXPECT_EQ(made.kept.tensors, spec.kept.tensors);
+    EXPECT_TRUE(kept_is_stale(made));
+  }
 }
 
 double divergence(const HeldOut& documents, Model& student, Model& teacher) {

@@ -231,9 +231,14 @@ class LatentAttentionUnit : public ScoredMixer {
     return inputs.page(part).dtype == Dtype::kF8E4M3 ? inputs.page(parts() + part) : Tensor{};
   }
   LatentPages latent_pages(const UnitInputs& inputs) const {
-    return {inputs.page(kLatent),    inputs.page(kRopeKey),
-            inputs.state->table,     inputs.state->pages_per_segment,
-            scales(inputs, kLatent), scales(inputs, kRopeKey)};
+    return {inputs.page(kLatent),
+            inputs.page(kRopeKey),
+            inputs.state->table,
+            inputs.state->pages_per_segment,
+            scales(inputs, kLatent),
+            scales(inputs, kRopeKey),
+            window_,
+            sinks_};
   }
 
   /// Whether every segment begins its sequence, and one of them is more than a token.
