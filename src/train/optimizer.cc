@@ -23,6 +23,20 @@ OwnedTensor state_like(const Tensor& t, Dtype dtype, bool offload) {
   return state;
 }
 
+/// A matrix as it is; of a stack, each.
+template <class F>
+void for_each_matrix(const Tensor& p, const Tensor& m, const F& f) {
+  if (p.rank == 2) {
+    return f(p, m);
+  }
+  for (int64_t i = 0; i < p.dim(0); ++i) {
+    const auto matrix = [i](const Tensor& stack) {
+      return stack.slice(0, i, 1).reshape({stack.dim(1), stack.dim(2)});
+    };
+    f(matrix(p), matrix(m));
+  }
+}
+
 }  // namespace
 
 Optimizer::Optimizer(Model& model, const OptimizerConfig& config)
@@ -38,9 +52,8 @@ Optimizer::Optimizer(Model& model, const OptimizerConfig& config)
     CAMBIUM_CHECK(p.tensor.dtype == Dtype::kF32 && p.tensor.contiguous(), "{}", name);
     const GroupConfig& group = config.group(p.group);
     const bool vector = p.shape.size() < 2 || p.keep_fp32;
-    const bool matrix = p.shape.size() == 2 && !p.keep_fp32;
     const bool orthogonal =
-        config.kind == OptimizerKind::kMuon && matrix &&
+        config.kind == OptimizerKind::kMuon && p.is_matrix() &&
         (p.group == ParameterGroup::kMixer || p.group == ParameterGroup::kFeedForward);
     const bool narrow = config.state == OptimizerState::kBF16 && !orthogonal;
     const auto state = [&] {
@@ -97,11 +110,12 @@ void Optimizer::step(double rate, double norm) {
     const auto t = static_cast<double>(slot.steps);
     const auto slot_rate = static_cast<float>(rate * slot.rate_scale);
     if (slot.orthogonal) {
-      muon_update(ctx, slot.tensor, slot.m.view,
-                  {.gradient_scale = static_cast<float>(scale),
-                   .rate = slot_rate,
-                   .momentum = static_cast<float>(config_.momentum),
-                   .weight_decay = static_cast<float>(slot.weight_decay)});
+      const MuonConfig update = {.gradient_scale = static_cast<float>(scale),
+                                 .rate = slot_rate,
+                                 .momentum = static_cast<float>(config_.momentum),
+                                 .weight_decay = static_cast<float>(slot.weight_decay)};
+      for_each_matrix(slot.tensor, slot.m.view,
+                      [&](const Tensor& p, const Tensor& m) { muon_update(ctx, p, m, update); });
       continue;
     }
     const AdamwConfig update = {
