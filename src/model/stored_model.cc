@@ -525,8 +525,10 @@ std::vector<TensorSource> tensor_sources(Model& model,
                   joined.name);
     sources.push_back(source_of(joined, reader));
   }
-  for (TensorSource& kept : kept_sources(model.spec())) {
-    sources.push_back(std::move(kept));
+  if (!layout.form) {
+    for (TensorSource& kept : kept_sources(model.spec())) {
+      sources.push_back(std::move(kept));
+    }
   }
   return sources;
 }

@@ -25,6 +25,20 @@ OwnedTensor state_like(const Tensor& t, Dtype dtype, bool offload) {
   return state;
 }
 
+/// A matrix as it is; of a stack, each.
+template <class F>
+void for_each_matrix(const Tensor& p, const Tensor& m, const F& f) {
+  if (p.rank == 2) {
+    return f(p, m);
+  }
+  for (int64_t i = 0; i < p.dim(0); ++i) {
+    const auto matrix = [i](const Tensor& stack) {
+      return stack.slice(0, i, 1).reshape({stack.dim(1), stack.dim(2)});
+    };
+    f(matrix(p), matrix(m));
+  }
+}
+
 }  // namespace
 
 Optimizer::Optimizer(Model& model, const OptimizerConfig& config)
@@ -40,9 +54,8 @@ Optimizer::Optimizer(Model& model, const OptimizerConfig& config)
     CAMBIUM_CHECK(p.tensor.dtype == Dtype::kF32 && p.tensor.contiguous(), "{}", name);
     const GroupConfig& group = config.group(p.group);
     const bool vector = p.shape.size() < 2 || p.keep_fp32;
-    const bool matrix = p.shape.size() == 2 && !p.keep_fp32;
     const bool orthogonal =
-        config.kind == OptimizerKind::kMuon && matrix &&
+        config.kind == OptimizerKind::kMuon && p.is_matrix() &&
         (p.group == ParameterGroup::kMixer || p.group == ParameterGroup::kFeedForward);
     const bool narrow = config.state == OptimizerState::kBF16 && !orthogonal;
     const auto state = [&] {
@@ -136,13 +149,15 @@ void Optimizer::step_matrices(const Context& ctx, double rate, double gradient_s
     if (slot.rests || !slot.orthogonal) {
       continue;
     }
-    const Kind kind{slot.tensor.dim(0), slot.tensor.dim(1), slot.rate_scale, slot.weight_decay};
-    std::vector<MuonMatrix>& matrices = waiting[kind];
-    matrices.push_back({slot.tensor, slot.m.view});
-    const auto count = static_cast<int64_t>(matrices.size());
-    if (!together || (count + 1) * slot.tensor.bytes() > kMostBytes) {
-      update(kind, matrices);
-    }
+    for_each_matrix(slot.tensor, slot.m.view, [&](const Tensor& p, const Tensor& m) {
+      const Kind kind{p.dim(0), p.dim(1), slot.rate_scale, slot.weight_decay};
+      std::vector<MuonMatrix>& matrices = waiting[kind];
+      matrices.push_back({p, m});
+      const auto count = static_cast<int64_t>(matrices.size());
+      if (!together || (count + 1) * p.bytes() > kMostBytes) {
+        update(kind, matrices);
+      }
+    });
   }
   for (auto& [kind, matrices] : waiting) {
     if (!matrices.empty()) {

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "tensor/copy.h"
+#include "train/router_check.h"
 
 namespace cambium {
 
@@ -20,13 +21,43 @@ void visit_fields(RouterTraining& config, FieldVisitor& visit) {
         config.bias_rate, reals_from(0.0, 1e3));
 }
 
+namespace {
+
+/// The layer's routed experts, or null.
+const UnitSpec* experts_of(const LayerSpec& layer) {
+  const UnitSpec* unit = layer.feed_forward();
+  return unit != nullptr && unit->kind == "experts" ? unit : nullptr;
+}
+
+bool has_choice_bias(const UnitSpec& experts) {
+  return experts.options.flag("experts", "router_bias", false);
+}
+
+}  // namespace
+
+void expect_routers(const ModelSpec& spec, const RouterTraining& config, const std::string& where) {
+  bool any = false;
+  bool moves = false;
+  for (const LayerSpec& layer : spec.layers) {
+    const UnitSpec* unit = experts_of(layer);
+    any = any || unit != nullptr;
+    moves = moves || (unit != nullptr && has_choice_bias(*unit));
+  }
+  expect(any || !config.on(),
+         "{}: router: expected a model with routed experts, got {} without any; leave router out",
+         where, layer_map(spec));
+  expect(moves || config.bias_rate == 0.0,
+         "{}: router: bias_rate moves choice biases, which no router of the model has; use balance",
+         where);
+}
+
 RouterTrainer::RouterTrainer(Model& model, const RouterTraining& config, const std::string& where)
     : config_(config), taps_(static_cast<size_t>(model.layer_count())) {
+  expect_routers(model.spec(), config, where);
   bool trains = false;
-  bool moves = false;
   for (int64_t i = 0; i < model.layer_count(); ++i) {
-    const UnitSpec* unit = model.spec().layers[static_cast<size_t>(i)].feed_forward();
-    if (unit == nullptr || unit->kind != "experts") {
+    const UnitSpec* unit = experts_of(model.spec().layers[static_cast<size_t>(i)]);
+    if (unit == nullptr) {
       continue;
     }
     Router& router =
@@ -36,22 +67,14 @@ RouterTrainer::RouterTrainer(Model& model, const RouterTraining& config, const s
     model.visit_layer(i, [&](const std::string& name, Parameter& p) {
       trains = trains || (name == prefix + "weight" && p.tensor.has_grad());
       if (config.bias_rate > 0.0 && name == prefix + "bias" && p.tensor.has_grad() &&
-          unit->options.flag("experts", "router_bias", false)) {
+          has_choice_bias(*unit)) {
         router.bias = &p;
-        moves = true;
       }
     });
   }
-  expect(!routers_.empty(),
-         "{}: router: expected a model with routed experts, got {} without any; leave router out",
-         where, layer_map(model.spec()));
-  expect(
-      trains,
-      "{}: router: no router is trained, so its losses have nothing to change; train everything, "
-      "or leave router out",
-      where);
-  expect(config.bias_rate == 0.0 || moves,
-         "{}: router: bias_rate moves choice biases, which no router of the model has; use balance",
+  expect(trains,
+         "{}: router: no router is trained, so its losses have nothing to change; train "
+         "everything, or leave router out",
          where);
 }
 

@@ -33,8 +33,9 @@ void visit_align(AlignConfig& align, FieldVisitor& visit) {
 }
 
 void visit_optimizer(OptimizerConfig& o, FieldVisitor& visit) {
-  visit({"kind", "muon takes the matrices of mixers and feed-forwards", ""}, o.kind,
-        {{"adamw", OptimizerKind::kAdamW}, {"muon", OptimizerKind::kMuon}});
+  visit({"kind", "muon takes the matrices of mixers and feed-forwards, of experts each by itself",
+         ""},
+        o.kind, {{"adamw", OptimizerKind::kAdamW}, {"muon", OptimizerKind::kMuon}});
   visit({"beta1", "decay of the first moment", "beta"}, o.beta1, reals_within(0.0, 1.0));
   visit({"beta2", "decay of the second moment", ""}, o.beta2, reals_within(0.0, 1.0));
   visit({"epsilon", "added to the root of the second moment"}, o.epsilon, reals_from(0.0, 1.0));

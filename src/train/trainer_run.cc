@@ -79,6 +79,9 @@ std::map<std::string, std::string> Trainer::fingerprint() {
   int64_t count = 0;
   student_.visit([&](const std::string& name, Parameter& p) {
     if (p.tensor.has_grad()) {
+      if (config_.optimizer.kind == OptimizerKind::kMuon && p.tensor.rank == 3 && p.is_matrix()) {
+        f["muon"] = "of each expert";
+      }
       trained.update(std::as_bytes(std::span(name)));
       ++count;
     }
