@@ -113,6 +113,22 @@ def experts_everywhere(tensors):
     return more
 
 
+def lightning(tensors):
+    """Layers 0 and 1 of minimax_m2 with MiniMax-01's lightning attention in place of their own."""
+    random = np.random.default_rng(0)
+    shapes = {"qkv_proj": (192, 64), "output_gate": (64, 64), "out_proj": (64, 64), "norm": (64,)}
+    for name in [name for name in tensors if "e_score" in name or "_norm.weight" in name and "self_attn" in name]:
+        del tensors[name]
+    more = {}
+    for layer in range(2):
+        for name in [name for name in tensors if name.startswith(f"model.layers.{layer}.self_attn.")]:
+            del tensors[name]
+        for name, shape in shapes.items():
+            values = random.standard_normal(shape).astype(np.float32) * (0.1 if len(shape) == 2 else 1)
+            more[f"model.layers.{layer}.self_attn.{name}.weight"] = "F32", values
+    return more
+
+
 DELTA = {
     "in_proj_qkvz.weight": (192, 64), "in_proj_qkv.weight": (128, 64), "in_proj_z.weight": (64, 64),
     "linear_attn.conv1d.weight": (128, 1, 4), "linear_attn.norm.weight": (16,),
@@ -149,6 +165,10 @@ CASES = {
     "granite": Case("granite"),
     "smollm3": Case("smollm3"),
     "minimax_m2": Case("minimax_m2"),
+    "minimax_m1": Case("minimax_m2", dict(
+        {f"layernorm_{branch}_{factor}": value for branch in ("full_attention", "linear_attention", "mlp")
+         for factor, value in (("alpha", 3.5), ("beta", 1.0))},
+        model_type="minimax_m1", attn_type_list=[0, 0, 1], postnorm=True), copies=lightning),
     "gpt_oss": Case("gpt_oss", {"swiglu_limit": 7.0}, ours={"rope_scaling": dict(GPT_OSS_ROPE, truncate=True)},
                     note="ours with YaRN's ramp between whole channels, as llama.cpp has it"),
     "gpt_oss_plain_rope": Case("gpt_oss", {"swiglu_limit": 7.0, "rope_scaling": None}),

@@ -148,7 +148,13 @@ void drop_wide_windows(ModelSpec& spec) {
     UnitSpec* mixer = layer.mixer();
     if (mixer != nullptr && mixer->kind == "attention" &&
         mixer->options.integer("attention", "window", 0) >= spec.max_positions) {
-      mixer->options.set("window", int64_t{0});
+      Options rest;
+      for (const auto& [name, value] : mixer->options.values()) {
+        if (name != "window") {
+          rest.set(name, value);
+        }
+      }
+      mixer->options = rest;
     }
   }
 }

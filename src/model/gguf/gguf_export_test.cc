@@ -36,6 +36,29 @@ class ExportTest : public ImportTest {
     options.replace = true;
     import_gguf(back_gguf_, back_, options);
   }
+  static std::vector<float> logits_of(const std::string& folder) {
+    const LoadedModel loaded = load_model(folder);
+    Arena arena;
+    Context ctx{.arena = &arena};
+    Batch batch;
+    batch.add(std::vector<int32_t>{5, 9, 100, 3, 200, 77, 5});
+    return elements_of(loaded.model->logits(ctx, loaded.model->forward(ctx, batch)));
+  }
+  /// What comes back computes the same, but for what logarithms of decays lose.
+  void expect_comes_back(const std::string& folder, const std::string& architecture) {
+    there_and_back(folder);
+    EXPECT_EQ(Gguf(back_gguf_).text("general.architecture"), architecture);
+    const std::vector<float> ours = logits_of(folder);
+    const std::vector<float> back = logits_of(back_);
+    ASSERT_EQ(ours.size(), back.size());
+    float size = 0.0F;
+    float worst = 0.0F;
+    for (size_t i = 0; i < ours.size(); ++i) {
+      size = std::max(size, std::abs(ours[i]));
+      worst = std::max(worst, std::abs(ours[i] - back[i]));
+    }
+    EXPECT_LE(worst, 2e-5F * size);
+  }
   static std::map<std::string, std::vector<float>> values(const std::string& folder) {
     std::map<std::string, std::vector<float>> all;
     const SafeTensors file = SafeTensors::open(folder);
@@ -159,17 +182,7 @@ TEST_F(ExportTest, NarrowTypesAreNear) {
   }
 }
 
-std::vector<float> logits_of(const std::string& folder) {
-  const LoadedModel loaded = load_model(folder);
-  Arena arena;
-  Context ctx{.arena = &arena};
-  Batch batch;
-  batch.add(std::vector<int32_t>{5, 9, 100, 3, 200, 77, 5});
-  return elements_of(loaded.model->logits(ctx, loaded.model->forward(ctx, batch)));
-}
-
-// Rows of the table of architectures in both directions: what comes back computes the same, but for
-// what logarithms of decays lose.
+// Rows of the table of architectures in both directions.
 TEST_F(ExportTest, ArchitecturesComeBack) {
   const std::pair<const char*, const char*> rows[] = {{"llama_bias", "llama"},
                                                       {"llama_rope_longrope", "llama"},
@@ -198,18 +211,80 @@ TEST_F(ExportTest, ArchitecturesComeBack) {
                                                       {"bailing_hybrid", "bailingmoe3"}};
   for (const auto& [name, architecture] : rows) {
     SCOPED_TRACE(name);
-    there_and_back(fixture(name));
-    EXPECT_EQ(Gguf(back_gguf_).text("general.architecture"), architecture);
-    const std::vector<float> ours = logits_of(fixture(name));
-    const std::vector<float> back = logits_of(back_);
-    ASSERT_EQ(ours.size(), back.size());
-    float size = 0.0F;
-    float worst = 0.0F;
-    for (size_t i = 0; i < ours.size(); ++i) {
-      size = std::max(size, std::abs(ours[i]));
-      worst = std::max(worst, std::abs(ours[i] - back[i]));
+    expect_comes_back(fixture(name), architecture);
+  }
+}
+
+/// Changes an option of every unit of a kind that has one.
+void set_all(ModelSpec& spec, std::string_view kind, std::string_view option,
+             const OptionValue& value) {
+  for (LayerSpec& layer : spec.layers) {
+    for (BranchSpec& branch : layer.branches) {
+      for (UnitSpec& unit : branch.units) {
+        if (unit.kind == kind) {
+          unit.options.set(option, value);
+        }
+      }
     }
-    EXPECT_LE(worst, 2e-5F * size);
+  }
+}
+
+// Fixtures with what llama.cpp asks for, of random weights.
+TEST_F(ExportTest, ArchitecturesOfChangedModelsComeBack) {
+  struct Row {
+    const char* name;
+    const char* architecture;
+    std::function<void(ModelSpec&)> change;
+  };
+  const auto square = [](ModelSpec& s) { set_all(s, "gated_delta_net", "value_dim", int64_t{16}); };
+  // As wide as the longest text: none.
+  const auto unwindowed = [](ModelSpec& s) {
+    for (LayerSpec& layer : s.layers) {
+      if (layer.mixer()->options.has("window")) {
+        layer.mixer()->options.set("window", s.max_positions);
+      }
+    }
+  };
+  const Row rows[] = {
+      {"qwen3_next", "qwen3next", square},
+      {"qwen3_5", "qwen35", square},
+      {"qwen3_5_moe", "qwen35moe", square},
+      {"gemma2", "gemma2",
+       [](ModelSpec& s) { set_all(s, "attention", "scale", 1.0 / std::sqrt(32.0)); }},
+      {"gemma3", "gemma3", [](ModelSpec& s) { set_all(s, "attention", "scale", 0.25); }},
+      {"phi3", "phi3", unwindowed},
+      {"qwen2_swa", "qwen2", unwindowed},
+      {"qwen3_moe", "qwen3moe",
+       [](ModelSpec& s) { s.layers[1].branches[1].units = s.layers[0].branches[1].units; }},
+      {"gpt_oss", "gpt-oss", [](ModelSpec& s) { set_all(s, "experts", "limit", 7.0); }},
+      {"bamba", "granitehybrid", [](ModelSpec& s) { set_all(s, "mamba2", "b_heads", int64_t{1}); }},
+      {"minimax_m2", "minimax-01", [](ModelSpec& s) {
+         nlohmann::json config = {{"model_type", "minimax_m1"},
+                                  {"vocab_size", 384},
+                                  {"hidden_size", 64},
+                                  {"num_hidden_layers", 3},
+                                  {"num_attention_heads", 4},
+                                  {"num_key_value_heads", 2},
+                                  {"head_dim", 16},
+                                  {"rotary_dim", 8},
+                                  {"num_local_experts", 4},
+                                  {"num_experts_per_tok", 2},
+                                  {"intermediate_size", 32},
+                                  {"attn_type_list", {0, 0, 1}}};
+         for (const char* branch : {"full_attention", "linear_attention", "mlp"}) {
+           config[fmt::format("layernorm_{}_alpha", branch)] = 3.5;
+         }
+         s = find_family("minimax_m1").read_config(config.dump(), "here");
+       }}};
+  for (const Row& row : rows) {
+    SCOPED_TRACE(row.architecture);
+    ModelSpec spec = read_spec(fixture(row.name));
+    row.change(spec);
+    const LoadedModel model = fresh_model(spec, 1);
+    SaveOptions save;
+    save.replace = true;
+    save_model(*model.model, folder_.at("changed"), save);
+    expect_comes_back(folder_.at("changed"), row.architecture);
   }
 }
 

@@ -455,14 +455,39 @@ GgufArchitecture lfm2moe() {
 // --- Gated DeltaNet: Qwen3-Next and Qwen3.5.
 constexpr const char* kDeltaNet = "gated_delta_net";
 
-void read_delta(Keys& keys, GgufJson& config) {
+/// Whether each layer attends, in models where each `every`th does: a list, or that number.
+std::vector<bool> read_full_layers(Keys& keys, const GgufJson& config, int64_t every) {
   const int64_t layers = whole(config, "num_hidden_layers");
-  read_inner(keys, config, "linear_num_value_heads", "linear_value_head_dim");
   const auto listed = keys.by_layer("attention.recurrent_layers", layers);
-  const int64_t every = std::max<int64_t>(keys.size("full_attention_interval").value_or(4), 1);
+  every = std::max<int64_t>(keys.size("full_attention_interval").value_or(every), 1);
+  std::vector<bool> full;
   for (int64_t i = 0; i < layers; ++i) {
-    const bool recurrent = listed ? (*listed)[static_cast<size_t>(i)] != 0 : (i + 1) % every != 0;
-    config["layer_types"].push_back(recurrent ? "linear_attention" : "full_attention");
+    full.push_back(listed ? (*listed)[static_cast<size_t>(i)] == 0 : (i + 1) % every == 0);
+  }
+  return full;
+}
+void write_full_layers(const ModelSpec& spec, GgufHead& head) {
+  const auto attends = [](const LayerSpec& layer) { return layer.mixes_by("attention"); };
+  const auto first = std::find_if(spec.layers.begin(), spec.layers.end(), attends);
+  const int64_t every = first - spec.layers.begin() + 1;
+  GgufValue::List recurrent;
+  bool regular = true;
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    const bool full = attends(spec.layers[i]);
+    recurrent.emplace_back().value = !full;
+    regular = regular && full == ((static_cast<int64_t>(i) + 1) % every == 0);
+  }
+  if (regular) {
+    head.size("full_attention_interval", every);
+  } else {  // what newer versions of llama.cpp read
+    head.put("attention.recurrent_layers", std::move(recurrent));
+  }
+}
+
+void read_delta(Keys& keys, GgufJson& config) {
+  read_inner(keys, config, "linear_num_value_heads", "linear_value_head_dim");
+  for (const bool full : read_full_layers(keys, config, 4)) {
+    config["layer_types"].push_back(full ? "full_attention" : "linear_attention");
   }
 }
 void write_delta(const ModelSpec& spec, const GgufJson& /*config*/, GgufHead& head) {
@@ -474,25 +499,7 @@ void write_delta(const ModelSpec& spec, const GgufJson& /*config*/, GgufHead& he
          "and this one's are {} x {}",
          spec.family, value, value, key, value);
   head.size("ssm.inner_size", o.integer(kDeltaNet, "heads") * value);
-  GgufValue::List recurrent;
-  std::vector<int64_t> full;
-  for (size_t i = 0; i < spec.layers.size(); ++i) {
-    recurrent.emplace_back().value = spec.layers[i].mixes_by(kDeltaNet);
-    if (spec.layers[i].mixes_by("attention")) {
-      full.push_back(static_cast<int64_t>(i) + 1);
-    }
-  }
-  const int64_t every = full.empty() ? std::ssize(spec.layers) + 1 : full.front();
-  bool regular = true;
-  for (size_t i = 0; i < recurrent.size(); ++i) {
-    regular = regular &&
-              spec.layers[i].mixes_by("attention") == ((static_cast<int64_t>(i) + 1) % every == 0);
-  }
-  if (regular) {
-    head.size("full_attention_interval", every);
-  } else {  // what newer versions of llama.cpp read
-    head.put("attention.recurrent_layers", std::move(recurrent));
-  }
+  write_full_layers(spec, head);
 }
 constexpr GgufPart kDelta{read_delta, write_delta};
 
@@ -597,6 +604,43 @@ GgufArchitecture qwen35moe() {
   row.keys = delta_keys(true);
   row.config = {{"norm_topk_prob", true}};
   return row;
+}
+
+// --- MiniMax-01 and M1: lightning attention, residuals from the normed stream by one factor.
+constexpr const char* kBranches[] = {"layernorm_full_attention", "layernorm_linear_attention",
+                                     "layernorm_mlp"};
+
+void read_minimax(Keys& keys, GgufJson& config) {
+  const auto factor = keys.positive("residual_scale");
+  expect(factor.has_value(), "{}: the key '{}' is missing", keys.path(),
+         keys.named("residual_scale"));
+  for (const char* branch : kBranches) {
+    config[std::string(branch) + "_alpha"] = *factor;
+    config[std::string(branch) + "_beta"] = 1.0;
+  }
+  for (const bool full : read_full_layers(keys, config, 8)) {
+    config["attn_type_list"].push_back(full ? 1 : 0);
+  }
+}
+void write_minimax(const ModelSpec& spec, const GgufJson& config, GgufHead& head) {
+  head.number("residual_scale", config.at("layernorm_mlp_alpha").get<double>());
+  write_full_layers(spec, head);
+}
+constexpr GgufPart kMiniMax{read_minimax, write_minimax};
+
+GgufArchitecture minimax_01() {
+  constexpr const char* kLightning = "lightning";
+  return {.name = "minimax-01",
+          .families = {"minimax_m1", "minimax"},
+          .keys = decoder_keys({{"expert_count", "num_local_experts", kSize, true},
+                                {"expert_used_count", "num_experts_per_tok", kSize, true}}),
+          .tensors = decoder_tensors(
+              {{"layers.*.mixer.qkv_proj.weight", "blk.*.attn_qkv.weight", kLightning},
+               {"layers.*.mixer.gate_proj.weight", "blk.*.attn_gate.weight", kLightning},
+               {"layers.*.mixer.norm.weight", "blk.*.attn_norm_2.weight", kLightning},
+               {"layers.*.mixer.out_proj.weight", "blk.*.attn_output.weight", kLightning}}),
+          .rope = {.dims = "rotary_dim"},
+          .parts = {kHeadDim, kMiniMax}};
 }
 
 // --- Latent attention. llama.cpp runs it as attention with one key head, of the latent's length.
@@ -822,9 +866,10 @@ GgufArchitecture bailingmoe3() {
 }  // namespace
 
 std::vector<GgufArchitecture> gguf_hybrid_architectures() {
-  return {granite_hybrid(), bamba(),     falcon_h1(),  nemotron_h(),  nemotron_h_moe(),
-          jamba(),          lfm2(),      lfm2moe(),    qwen3next(),   qwen35(),
-          qwen35moe(),      deepseek2(), deepseek32(), kimi_linear(), bailingmoe3()};
+  return {granite_hybrid(), bamba(),      falcon_h1(),   nemotron_h(),
+          nemotron_h_moe(), jamba(),      lfm2(),        lfm2moe(),
+          qwen3next(),      qwen35(),     qwen35moe(),   minimax_01(),
+          deepseek2(),      deepseek32(), kimi_linear(), bailingmoe3()};
 }
 
 }  // namespace cambium
