@@ -172,7 +172,8 @@ def cases(program):
              for name, config in models.DESCRIBED.items()}
     for name, make in made.items():
         if name in BY_LENGTH:
-            yield f"{name}, long", lambda folder: refused(f"{name}, long", make(folder), "max_model_len 256")
+            yield f"{name}, long", lambda folder: refused(
+                f"{name}, long", make(folder), "max_model_len 128", max_model_len=128)
         longest = BY_LENGTH.get(name, 256)
         yield name, lambda folder: check(program, name, make(folder), longest=longest)
     yield "supernet", lambda folder: check(program, "supernet", models.supernet(program, folder))
