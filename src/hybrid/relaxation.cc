@@ -177,12 +177,16 @@ class GateTrainer {
 }  // namespace
 
 GatedMixers::GatedMixers(const MixerBank& bank) {
+  const auto norms_its_mixer = [](const BranchSpec& branch) {
+    return branch.out_norm.kind != NormKind::kNone &&
+           std::any_of(branch.units.begin(), branch.units.end(), [](const UnitSpec& unit) {
+             return find_unit_kind(unit.kind).role == UnitRole::kMixer;
+           });
+  };
   for (size_t i = 0; i < bank.layers().size(); ++i) {
     const LayerSpec& layer = bank.teacher().spec().layers[static_cast<size_t>(bank.layers()[i])];
     expect(
-        std::all_of(
-            layer.branches.begin(), layer.branches.end(),
-            [](const BranchSpec& branch) { return branch.out_norm.kind == NormKind::kNone; }),
+        std::none_of(layer.branches.begin(), layer.branches.end(), norms_its_mixer),
         "gates: layer {} norms the output of its mixer, which undoes what a gate does before it; "
         "use another method, such as restore-one",
         bank.layers()[i]);

@@ -216,17 +216,6 @@ void Layer::visit(const ParameterVisitor& visitor) {
   }
 }
 
-void Layer::visit_mixers(const ParameterVisitor& visitor) {
-  for (const Branch& branch : branches_) {
-    for (const Piece& piece : branch.pieces) {
-      if (piece.role == UnitRole::kMixer) {
-        piece.unit->visit(
-            [&](const std::string& name, Parameter& p) { visitor(piece.name + "." + name, p); });
-      }
-    }
-  }
-}
-
 void Layer::set_out(const std::string& unit, float out) {
   for (Branch& branch : branches_) {
     for (Piece& piece : branch.pieces) {
