@@ -165,9 +165,11 @@ struct GgufArchitecture {
 };
 
 const std::vector<GgufArchitecture>& gguf_architectures();
-/// The rows of the two files of the table.
+/// The rows of the table's files.
 std::vector<GgufArchitecture> gguf_attention_architectures();
-std::vector<GgufArchitecture> gguf_hybrid_architectures();
+std::vector<GgufArchitecture> gguf_mamba_architectures();
+std::vector<GgufArchitecture> gguf_linear_architectures();
+std::vector<GgufArchitecture> gguf_latent_architectures();
 /// The names of all, each once: "llama, qwen2 and qwen3".
 std::string gguf_architecture_names();
 

@@ -248,9 +248,10 @@ void GgufHead::sizes(std::string_view key, const std::vector<int64_t>& values) {
 
 const std::vector<GgufArchitecture>& gguf_architectures() {
   static const std::vector<GgufArchitecture> rows = [] {
-    std::vector<GgufArchitecture> all = gguf_attention_architectures();
-    for (GgufArchitecture& row : gguf_hybrid_architectures()) {
-      all.push_back(std::move(row));
+    std::vector<GgufArchitecture> all;
+    for (const auto& file : {gguf_attention_architectures(), gguf_mamba_architectures(),
+                             gguf_linear_architectures(), gguf_latent_architectures()}) {
+      all.insert(all.end(), file.begin(), file.end());
     }
     return all;
   }();

@@ -213,6 +213,31 @@ std::map<std::string, uint64_t> gating(uint64_t function) {
   return {{"expert_gating_func", function}};
 }
 
+int64_t whole(const GgufJson& config, const char* key) {
+  return config.at(key).get<int64_t>();
+}
+
+std::vector<int64_t> by_layer(GgufArchitectureKeys& keys, const char* key, const GgufJson& config) {
+  const auto values = keys.by_layer(key, whole(config, "num_hidden_layers"));
+  expect(values.has_value(), "{}: the key '{}' is missing", keys.path(), keys.named(key));
+  return *values;
+}
+
+void write_kv_heads(const ModelSpec& spec, GgufHead& head, std::string_view kind, int64_t heads) {
+  std::vector<int64_t> values;
+  for (const LayerSpec& layer : spec.layers) {
+    values.push_back(layer.mixes_by(kind) ? heads : 0);
+  }
+  head.sizes("attention.head_count_kv", values);
+}
+
+void read_inner(GgufArchitectureKeys& keys, GgufJson& config, const char* heads, const char* dim) {
+  const int64_t inner = keys.need("ssm.inner_size");
+  const int64_t count = whole(config, heads);
+  expect(inner % count == 0, "{}: '{}' is {}, which {} heads do not divide", keys.path(),
+         keys.named("ssm.inner_size"), inner, count);
+  config[dim] = inner / count;
+}
 const UnitSpec& unit_of(const ModelSpec& spec, std::string_view kind) {
   for (const LayerSpec& layer : spec.layers) {
     for (const BranchSpec& branch : layer.branches) {

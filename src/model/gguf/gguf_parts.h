@@ -32,6 +32,14 @@ extern const GgufPart kMambaLayers, kConvLayers;
 std::vector<GgufOrder> pairs();
 /// expert_gating_func: softmax 1, sigmoid 2, softmax of the chosen 3.
 std::map<std::string, uint64_t> gating(uint64_t function);
+/// A whole number of config.json that is there.
+int64_t whole(const GgufJson& config, const char* key);
+/// A number a layer that must be there.
+std::vector<int64_t> by_layer(GgufArchitectureKeys& keys, const char* key, const GgufJson& config);
+/// attention.head_count_kv: `heads` where a layer's mixer is of this kind, 0 elsewhere.
+void write_kv_heads(const ModelSpec& spec, GgufHead& head, std::string_view kind, int64_t heads);
+/// Channels of a head as config.json's `dim`, of which the file says the sum over `heads` of them.
+void read_inner(GgufArchitectureKeys& keys, GgufJson& config, const char* heads, const char* dim);
 /// The unit of this kind that comes first; Error where the model has none.
 const UnitSpec& unit_of(const ModelSpec& spec, std::string_view kind);
 
