@@ -118,7 +118,7 @@ bool worth_measuring(const Product& p) {
     return value == nullptr || std::strcmp(value, "0") != 0;
   }();
   constexpr double kLeast = 2e9;  // operations
-  const double operations = 2.0 * static_cast<double>(p.batch) * static_cast<double>(p.m) *
+  const double operations = 2.0 * static_cast<double>(p.count) * static_cast<double>(p.m) *
                             static_cast<double>(p.n) * static_cast<double>(p.k);
   return wanted && operations >= kLeast && (p.n <= 512 || p.n % 256 == 0);
 }
