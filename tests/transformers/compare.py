@@ -29,6 +29,7 @@ try:
     import transformers
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 except ImportError as missing:
     print(f"skipped: {missing}; pip install torch transformers safetensors")
     sys.exit(0)
@@ -78,6 +79,11 @@ def verify(program, model, folder, *more):
         reference[f"tokens.{i}"] = tokens
         reference[f"logits.{i}"] = logits_of(model, tokens).contiguous()
         reference[f"greedy.{i}"] = generated(model, tokens, GREEDY)
+    return verified(program, folder, reference, *more)
+
+
+def verified(program, folder, reference, *more):
+    """The same of a reference: tokens.N, logits.N and greedy.N for each sequence."""
     with tempfile.TemporaryDirectory() as scratch:
         save_file(reference, Path(scratch) / "torch.safetensors")
         done = run(program, "verify", folder, "--reference", Path(scratch) / "torch.safetensors", *more, check=False)
@@ -139,6 +145,7 @@ CONVERTED = {
     "convert parallel": ("qwen3", ["--mixer", "parallel", "--window", 12, "--recurrent", "gated_delta_net"]),
     "convert parallel lightning": ("llama", ["--mixer", "parallel", "--window", 12, "--recurrent", "lightning"]),
     "convert parallel mamba2": ("llama", ["--mixer", "parallel", "--window", 12, "--recurrent", "mamba2"]),
+    "convert parallel, sinks": ("qwen3", ["--mixer", "parallel", "--window", 12, "--sinks", 2, "--recurrent", "kimi_delta"]),
     "convert yarn": ("llama_rope_yarn", ["--mixer", "gated_delta_net"]),
     "convert longrope": ("llama_rope_longrope", ["--mixer", "lightning"]),
 }
@@ -171,6 +178,9 @@ BEYOND = mixer("gated_delta_net", heads=4, key_dim=16, value_dim=16, allow_neg_e
 BOUNDED = mixer("kimi_delta", heads=4, head_dim=16, decay="sigmoid", lower_bound=-4.0)
 BARE = mixer("mamba2", heads=4, head_dim=16, state=8, b_heads=2, norm=False, in_scale=0.8,
              row_scales=[1.0, 0.5, 2.0, 1.5, 0.7])
+LATENTS = mixer("latent_attention", heads=4, q_rank=24, kv_rank=16, nope_dim=12, rope_dim=16, value_dim=20, gate=True)
+UNTURNED = mixer("latent_attention", heads=3, kv_rank=16, nope_dim=12, rope_dim=6, value_dim=12, rope=False, scale=0.3,
+                 norm_eps=1e-5)
 MAMBA1 = mixer("mamba1", inner=64, state=8, dt_rank=4, norm_eps=1e-5)
 EXPERTS = mixer("experts", experts=8, top=3, inner=24, router="sigmoid", router_bias=True, groups=4, group_top=2,
                 renormalise=True, renormalise_eps=1e-20, scale=1.5, shared=32, shared_gate=True)
@@ -199,6 +209,7 @@ DESCRIBED = {
     },
     "gates, caps, sinks' scores": {"layers": [layer(GATED), layer(SINKING)], "logit_cap": 5.0},
     "more recurrences": {"layers": [layer(u) for u in (BEYOND, BOUNDED, BARE, MAMBA1, mixer("short_conv", bias=True))]},
+    "latent attention": {"layers": [layer(u) for u in (LATENTS, GDN, UNTURNED)], "rope_interleave": True},
     "feed-forwards": {
         "layers": [branches(ATTENTION, u) for u in
                    (mixer("swiglu", inner=96, activation="gelu_tanh"), mixer("feed_forward", inner=96, activation="relu2"),
@@ -243,9 +254,10 @@ def described(program, config, folder):
     (source / "config.json").write_text(json.dumps(whole))
     for code in (REPO / "src/model/transformers").glob("*.py"):
         shutil.copy(code, source)
-    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=True)
+    # Not by AutoModel: what a plugin registered under the same name would come before the folder's code.
+    model_class = get_class_from_dynamic_module("modeling_cambium.CambiumForCausalLM", source)
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    model = model_class(model_class.config_class.from_pretrained(source))
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith("A_log"):
@@ -320,8 +332,13 @@ def main():
     program = Path(sys.argv[1] if len(sys.argv) > 1 else REPO / "build/cambium").resolve()
     wanted = sys.argv[2:]
     print(f"torch {torch.__version__}, transformers {transformers.__version__}; errors are largest / deviation, fp32")
+    return run_cases(cases(program), wanted)
+
+
+def run_cases(named, wanted):
+    """Those whose name has one of the words `wanted`, or all; whether any failed."""
     failed = 0
-    for name, case in cases(program):
+    for name, case in named:
         if wanted and not any(w in name for w in wanted):
             continue
         with tempfile.TemporaryDirectory() as scratch:

@@ -141,43 +141,21 @@ def conv_of(channels, taps, bias):
     return nn.Conv1d(channels, channels, taps, groups=channels, bias=bias)
 
 
-class Attention(nn.Module):
-    """Softmax attention over all tokens, or the last `window` and the first `sinks`."""
+class Softmax(nn.Module):
+    """Softmax attention of each head over all tokens, or the last `window` and the first `sinks`."""
 
-    def __init__(self, options, width):
+    def __init__(self, options, count, dim):
         super().__init__()
         o = options
-        self.count, self.dim = o["heads"], o["head_dim"]
-        self.kv_count = o.get("kv_heads", self.count)
+        self.count, self.kv_count, self.dim = count, o.get("kv_heads", count), dim
         self.window, self.first, self.rope = o.get("window", 0), o.get("sinks", 0), o.get("rope", True)
-        self.scale = o.get("scale", self.dim**-0.5) * o.get("key_scale", 1.0)
-        self.softcap, self.gate = o.get("softcap", 0.0), o.get("gate", False)
-        bias = o.get("qkv_bias", False)
-        self.q_proj = nn.Linear(width, (2 if self.gate else 1) * self.count * self.dim, bias=bias)
-        self.k_proj = nn.Linear(width, self.kv_count * self.dim, bias=bias)
-        self.v_proj = nn.Linear(width, self.kv_count * self.dim, bias=bias)
-        self.o_proj = nn.Linear(self.count * self.dim, width, bias=o.get("out_bias", False))
-        over = o.get("qk_norm_over", "head")
-        self.norms_width = over == "width"
-        self.q_norm = head_norm(o, self.count * self.dim if self.norms_width else self.dim)
-        self.k_norm = head_norm(o, self.kv_count * self.dim if self.norms_width else self.dim)
+        self.scale = o.get("scale", dim**-0.5) * o.get("key_scale", 1.0)
+        self.softcap = o.get("softcap", 0.0)
         # A learned score of each head that joins the softmax and has no value.
-        self.sinks = nn.Parameter(torch.zeros(self.count)) if o.get("sink_logits", False) else None
+        self.sinks = nn.Parameter(torch.zeros(count)) if o.get("sink_logits", False) else None
 
-    def heads(self, x, step, state):
-        """x (B, T, C) -> (B, T, H D), before the projection"""
-        q, k, gate = self.q_proj(x), self.k_proj(x), None
-        if self.norms_width and self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q = q.unflatten(-1, (self.count, -1))
-        if self.gate:  # the rows of a head are its query's, then its gate's
-            q, gate = q.split(self.dim, dim=-1)
-        k = k.unflatten(-1, (self.kv_count, self.dim))
-        v = self.v_proj(x).unflatten(-1, (self.kv_count, self.dim))
-        if not self.norms_width and self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.rope:
-            q, k = step.scaled(step.rotate(q)), step.rotate(k)
+    def attend(self, q, k, v, step, state):
+        """q (B, T, H, D), k, v (B, T, H', D) of these tokens -> (B, T, H, D)"""
         positions = step.positions  # of the keys, (B, keys)
         if state is not None:
             if "keys" in state:
@@ -196,10 +174,7 @@ class Attention(nn.Module):
             y = self.by_scores(q, k, v, visible[:, None])
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], scale=self.scale)
-        y = y.transpose(1, 2)
-        if gate is not None:
-            y = y * torch.sigmoid(gate.float()).to(y.dtype)
-        return y.flatten(-2)
+        return y.transpose(1, 2)
 
     def by_scores(self, q, k, v, visible):
         """Attention whose scores are bent or have company."""
@@ -224,6 +199,84 @@ class Attention(nn.Module):
 
     def forward(self, x, step, state):
         return self.o_proj(self.heads(x, step, state))
+
+
+class Attention(Softmax):
+    """Attention with a query of each head, and keys and values of each or of several."""
+
+    def __init__(self, options, width):
+        o = options
+        super().__init__(o, o["heads"], o["head_dim"])
+        self.gate = o.get("gate", False)
+        bias = o.get("qkv_bias", False)
+        self.q_proj = nn.Linear(width, (2 if self.gate else 1) * self.count * self.dim, bias=bias)
+        self.k_proj = nn.Linear(width, self.kv_count * self.dim, bias=bias)
+        self.v_proj = nn.Linear(width, self.kv_count * self.dim, bias=bias)
+        self.o_proj = nn.Linear(self.count * self.dim, width, bias=o.get("out_bias", False))
+        over = o.get("qk_norm_over", "head")
+        self.norms_width = over == "width"
+        self.q_norm = head_norm(o, self.count * self.dim if self.norms_width else self.dim)
+        self.k_norm = head_norm(o, self.kv_count * self.dim if self.norms_width else self.dim)
+
+    def heads(self, x, step, state):
+        """x (B, T, C) -> (B, T, H D), before the projection"""
+        q, k, gate = self.q_proj(x), self.k_proj(x), None
+        if self.norms_width and self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = q.unflatten(-1, (self.count, -1))
+        if self.gate:  # the rows of a head are its query's, then its gate's
+            q, gate = q.split(self.dim, dim=-1)
+        k = k.unflatten(-1, (self.kv_count, self.dim))
+        v = self.v_proj(x).unflatten(-1, (self.kv_count, self.dim))
+        if not self.norms_width and self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope:
+            q, k = step.scaled(step.rotate(q)), step.rotate(k)
+        y = self.attend(q, k, v, step, state)
+        if gate is not None:
+            y = y * torch.sigmoid(gate.float()).to(y.dtype)
+        return y.flatten(-2)
+
+
+class LatentAttention(Softmax):
+    """Multi-head latent attention (arXiv 2405.04434): keys and values of all heads come from one latent
+    a token, beside one rotated key that all heads share. They are kept as heads, not as latents."""
+
+    def __init__(self, options, width):
+        o, parts = options, [options["nope_dim"], options["rope_dim"]]
+        super().__init__({k: o[k] for k in ("rope", "scale") if k in o}, o["heads"], sum(parts))
+        self.parts, self.rank, self.value_dim = parts, o["kv_rank"], o["value_dim"]
+        q_rank, eps = o.get("q_rank", 0), o.get("norm_eps", 1e-6)
+        rows = self.count * self.dim
+        if q_rank > 0:
+            self.q_a_proj = nn.Linear(width, q_rank, bias=False)
+            self.q_a_norm = Norm("rms", q_rank, eps)
+            self.q_b_proj = nn.Linear(q_rank, rows, bias=False)
+        else:
+            self.q_proj = nn.Linear(width, rows, bias=False)
+        self.low = q_rank > 0
+        self.kv_a_proj = nn.Linear(width, self.rank + self.parts[1], bias=False)
+        self.kv_a_norm = Norm("rms", self.rank, eps)
+        self.kv_b_proj = nn.Linear(self.rank, self.count * (self.parts[0] + self.value_dim), bias=False)
+        self.gate_proj = nn.Linear(width, self.count, bias=False) if o.get("gate", False) else None
+        self.o_proj = nn.Linear(self.count * self.value_dim, width, bias=False)
+
+    def heads(self, x, step, state):
+        """x (B, T, C) -> (B, T, H V), before the projection"""
+        q = self.q_b_proj(self.q_a_norm(self.q_a_proj(x))) if self.low else self.q_proj(x)
+        q, q_turned = q.unflatten(-1, (self.count, self.dim)).split(self.parts, dim=-1)
+        latent, shared = self.kv_a_proj(x).split([self.rank, self.parts[1]], dim=-1)
+        shared = shared[:, :, None]
+        if self.rope:
+            q_turned, shared = step.rotate(q_turned), step.rotate(shared)
+        kv = self.kv_b_proj(self.kv_a_norm(latent)).unflatten(-1, (self.count, -1))
+        k, v = kv.split([self.parts[0], self.value_dim], dim=-1)
+        q = torch.cat([q, q_turned], dim=-1)
+        k = torch.cat([k, repeat_heads(shared, self.count)], dim=-1)
+        y = self.attend(q, k, v, step, state)
+        if self.gate_proj is not None:
+            y = y * torch.sigmoid(self.gate_proj(x).float())[..., None].to(y.dtype)
+        return y.flatten(-2)
 
 
 class DeltaHeads(nn.Module):
@@ -541,6 +594,7 @@ class Parallel(Attention):
 MIXERS = {
     "attention": Attention,
     "sliding_window": Attention,
+    "latent_attention": LatentAttention,
     "gated_delta_net": GatedDeltaNet,
     "kimi_delta": KimiDelta,
     "mamba": Mamba,
