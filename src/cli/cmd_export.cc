@@ -57,8 +57,7 @@ Action declare(Args& args) {
   args.option("transformers", "folder that transformers loads", &a->transformers);
   args.choice("storage", "of matrices there; stored is as in the model", {"f32", "bf16", "stored"},
               &a->storage);
-  args.option("gguf", "file that llama.cpp runs: of llama, mistral, qwen2 and qwen3 models",
-              &a->gguf);
+  args.option("gguf", "file that llama.cpp runs (docs/export.md lists the families)", &a->gguf);
   args.choice("type", "of matrices in GGUF", {"f32", "f16", "bf16", "q8_0"}, &a->type);
   args.option("pre", "GGUF: llama.cpp's name of how text is cut, where none fits exactly", &a->pre);
   a->preset.declare(args);

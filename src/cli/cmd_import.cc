@@ -47,7 +47,7 @@ int run(const ImportArgs& args) {
 
 Action declare(Args& args) {
   auto a = std::make_shared<ImportArgs>();
-  args.positional("file", "a .gguf file of the llama architecture", &a->file);
+  args.positional("file", "a .gguf file (docs/export.md lists the architectures)", &a->file);
   args.positional("folder", "where the checkpoint goes", &a->folder);
   args.flag("f32", "store fp32 instead of bf16", &a->float32);
   args.flag("replace", "replace the folder", &a->replace);

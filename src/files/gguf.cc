@@ -32,13 +32,14 @@ constexpr std::array kBlocks{
     GgufBlock{GgufType::kQ8_K, "Q8_K", 256, 292},
     GgufBlock{GgufType::kIQ4_NL, "IQ4_NL", 32, 18},
     GgufBlock{GgufType::kIQ4_XS, "IQ4_XS", 256, 136},
+    GgufBlock{GgufType::kMXFP4, "MXFP4", 32, 17},
 };
 
 /// Names of types that exist but are not read, for messages.
 constexpr std::pair<uint32_t, std::string_view> kOtherTypes[] = {
-    {9, "Q8_1"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {21, "IQ3_S"},
-    {22, "IQ2_S"}, {24, "I8"},      {25, "I16"},    {26, "I32"},     {27, "I64"},   {28, "F64"},
-    {29, "IQ1_M"}, {34, "TQ1_0"},   {35, "TQ2_0"},  {39, "MXFP4"},
+    {9, "Q8_1"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"},
+    {21, "IQ3_S"}, {22, "IQ2_S"},   {24, "I8"},     {25, "I16"},     {26, "I32"},
+    {27, "I64"},   {28, "F64"},     {29, "IQ1_M"},  {34, "TQ1_0"},   {35, "TQ2_0"},
 };
 
 const GgufBlock* find_block(uint32_t type) {
@@ -294,7 +295,10 @@ class Gguf::Reader {
   size_t position_ = 0;
 };
 
-Gguf::Gguf(const std::string& path) {
+Gguf::Gguf(std::string name, GgufMetadata metadata, std::vector<GgufTensor> tensors)
+    : path_(std::move(name)), metadata_(std::move(metadata)), tensors_(std::move(tensors)) {}
+
+Gguf::Gguf(const std::string& path) : path_(path) {
   files_.emplace_back(path);
   metadata_ = read_part(0);
   join_parts();
@@ -400,7 +404,7 @@ void Gguf::read_tensors(Reader& reader, uint64_t count, size_t part, int64_t ali
     const GgufBlock* block = find_block(type);
     expect(block != nullptr,
            "{}: tensor '{}' is stored as {}, which cannot be read; expected F32, F16, BF16, Q8_0, "
-           "Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, Q8_K, IQ4_NL or IQ4_XS",
+           "Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, Q8_K, IQ4_NL, IQ4_XS or MXFP4",
            path, name, type_name(type));
     tensor.type = block->type;
     expect(tensor.columns() % block->elements == 0,

@@ -37,6 +37,7 @@ enum class GgufType : uint32_t {
   kIQ4_NL = 20,
   kIQ4_XS = 23,
   kBF16 = 30,
+  kMXFP4 = 39,
 };
 
 struct GgufBlock {
@@ -75,8 +76,10 @@ class Gguf {
   /// Of a model split into NAME-00001-of-0000N.gguf, ..., `path` is the first part: the tensors of
   /// the others, found beside it by their names, join its own.
   explicit Gguf(const std::string& path);
+  /// What a file of this name would say: its tensors' data, where they have any, is the caller's.
+  Gguf(std::string name, GgufMetadata metadata, std::vector<GgufTensor> tensors);
 
-  const std::string& path() const { return files_.front().path(); }
+  const std::string& path() const { return path_; }
   uint32_t version() const { return version_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
   const GgufTensor* find(std::string_view name) const;
@@ -100,6 +103,7 @@ class Gguf {
   void read_tensors(Reader& reader, uint64_t count, size_t part, int64_t alignment);
   void join_parts();
 
+  std::string path_;
   std::vector<MappedFile> files_;  // more than one of a split model
   uint32_t version_ = 0;
   GgufMetadata metadata_;

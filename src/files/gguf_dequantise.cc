@@ -2,6 +2,7 @@
 // of a row with one or two fp16 scales; the layouts are defined by
 // https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c
 #include <array>
+#include <cmath>
 #include <cstring>
 
 #include "base/error.h"
@@ -198,6 +199,19 @@ void decode_iq4_xs(const Byte* block, float* out) {
   }
 }
 
+/// The numbers of E2M1, times two.
+constexpr std::array<int8_t, 16> kE2m1Levels = {0, 1,  2,  3,  4,  6,  8,  12,
+                                                0, -1, -2, -3, -4, -6, -8, -12};
+
+/// OCP's MXFP4: an exponent (E8M0), 16 bytes of nibbles. x = 2^(e - 127) level / 2.
+void decode_mxfp4(const Byte* block, float* out) {
+  const float step = std::ldexp(1.0F, static_cast<int>(block[0]) - 128);
+  for (int i = 0; i < 16; ++i) {
+    out[i] = step * static_cast<float>(kE2m1Levels[block[1 + i] & 15]);
+    out[i + 16] = step * static_cast<float>(kE2m1Levels[block[1 + i] >> 4]);
+  }
+}
+
 using Decode = void (*)(const Byte* block, float* out);
 
 Decode decoder(GgufType type) {
@@ -234,6 +248,8 @@ Decode decoder(GgufType type) {
       return decode_iq4_nl;
     case GgufType::kIQ4_XS:
       return decode_iq4_xs;
+    case GgufType::kMXFP4:
+      return decode_mxfp4;
   }
   return nullptr;
 }

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 
@@ -282,6 +283,66 @@ TEST_F(GgufTest, DequantisesEveryType) {
       EXPECT_EQ(x[r * columns + columns - 1], row.last) << block.name;
       EXPECT_EQ(sum, row.sum) << block.name;
     }
+  }
+}
+
+// Four blocks of random bytes, with scales between 1/16 and 1/8: elements 0, the sixth of the third
+// block and the last, and sum x[i] (i mod 97 + 1), by the `gguf` Python package 0.19.0.
+TEST_F(GgufTest, DequantisesRandomBlocks) {
+  struct Row {
+    GgufType type;
+    std::vector<size_t> scales;  // where the fp16 scales stand in the block
+    double first, inside, last, sum;
+  };
+  const Row rows[] = {
+      {GgufType::kQ8_0, {0}, -0.392456055, 6.32958984, 9.0534668, 2899.68909},
+      {GgufType::kQ4_0, {0}, 0.0940551758, -0.221557617, -0.219604492, -47.234375},
+      {GgufType::kQ4_1, {0, 2}, 0.524414062, 1.12054443, -1.40710449, 3386.06598},
+      {GgufType::kQ5_0, {0}, 1.20648193, -0.452880859, -1.56707764, 534.262268},
+      {GgufType::kQ5_1, {0, 2}, -2.32507324, 1.44036865, 1.00201416, 1497.29919},
+      {GgufType::kQ2_K, {80, 82}, 0.698730469, 0.752319336, -3.67474365, 1371.00751},
+      {GgufType::kQ3_K, {108}, -1.27563477, -5.8729248, -8.8515625, -10766.1541},
+      {GgufType::kQ4_K, {0, 2}, 37.619751, 31.4938965, -1.2590332, 242687.843},
+      {GgufType::kQ5_K, {0, 2}, 29.3756714, -2.78491211, -0.910400391, 1282119.43},
+      {GgufType::kQ6_K, {208}, -23.2910156, -407.603027, -101.339539, 285248.822},
+      {GgufType::kIQ4_NL, {0}, -3.33514404, 0.84185791, 3.14501953, 1226.08264},
+      {GgufType::kIQ4_XS, {0}, 46.5235596, 92.9003906, -18.9794922, 14139.5714},
+      {GgufType::kMXFP4, {}, -0.046875, 0.09375, -0.75, -437.429688},
+  };
+  for (const Row& row : rows) {
+    const GgufBlock& block = gguf_block(row.type);
+    uint32_t state = 12345 + static_cast<uint32_t>(row.type);
+    std::string bytes;
+    for (int i = 0; i < 4; ++i) {
+      std::string one;
+      for (size_t at = 0; at < block.bytes; ++at) {
+        state = state * 1664525U + 1013904223U;
+        one += static_cast<char>(state >> 24U);
+      }
+      for (const size_t at : row.scales) {
+        one[at + 1] = static_cast<char>(0x2c | (one[at + 1] & 0x83));
+      }
+      if (row.type == GgufType::kMXFP4) {
+        one[0] = static_cast<char>(120 + (one[0] & 7));
+      }
+      bytes += one;
+    }
+    const auto columns = static_cast<uint64_t>(4 * block.elements);
+    GgufBuilder b;
+    b.tensor("t", static_cast<uint32_t>(row.type), {columns}, bytes);
+    const Gguf gguf = open(b.file());
+    std::vector<float> x(columns);
+    dequantise_rows(*gguf.find("t"), 0, 1, x);
+    double sum = 0;
+    double size = 0;
+    for (size_t i = 0; i < columns; ++i) {
+      sum += static_cast<double>(x[i]) * static_cast<double>(i % 97 + 1);
+      size += std::abs(static_cast<double>(x[i])) * static_cast<double>(i % 97 + 1);
+    }
+    EXPECT_FLOAT_EQ(x[0], static_cast<float>(row.first)) << block.name;
+    EXPECT_FLOAT_EQ(x[columns / 2 + 5], static_cast<float>(row.inside)) << block.name;
+    EXPECT_FLOAT_EQ(x[columns - 1], static_cast<float>(row.last)) << block.name;
+    EXPECT_NEAR(sum, row.sum, 1e-6 * size) << block.name;
   }
 }
 

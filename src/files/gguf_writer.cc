@@ -54,7 +54,39 @@ std::string as_q8_0(std::span<const float> values) {
   return bytes;
 }
 
+/// The file's number for the type that a value is written in, and its bytes.
+std::pair<uint32_t, std::string> encoded(const GgufValue& value) {
+  if (const auto* flag = std::get_if<bool>(&value.value)) {
+    return {7, *flag ? std::string("\x01") : std::string(1, '\0')};
+  }
+  if (const auto* size = std::get_if<uint64_t>(&value.value)) {
+    return {4, GgufKeys::bytes_of(static_cast<uint32_t>(*size))};
+  }
+  if (const auto* integer = std::get_if<int64_t>(&value.value)) {
+    return {5, GgufKeys::bytes_of(static_cast<int32_t>(*integer))};
+  }
+  if (const auto* number = std::get_if<double>(&value.value)) {
+    return {6, GgufKeys::bytes_of(static_cast<float>(*number))};
+  }
+  if (const auto* text = std::get_if<std::string>(&value.value)) {
+    return {8, GgufKeys::text_bytes(*text)};
+  }
+  const auto& list = std::get<GgufValue::List>(value.value);
+  CAMBIUM_CHECK(!list.empty());
+  std::string bytes =
+      GgufKeys::bytes_of(encoded(list.front()).first) + GgufKeys::bytes_of<uint64_t>(list.size());
+  for (const GgufValue& item : list) {
+    bytes += encoded(item).second;
+  }
+  return {9, bytes};
+}
+
 }  // namespace
+
+void GgufKeys::value(std::string_view key, const GgufValue& value) {
+  const auto [type, bytes] = encoded(value);
+  raw(key, type, bytes);
+}
 
 void write_gguf(const std::string& path, const GgufKeys& keys,
                 const std::vector<GgufSource>& tensors) {

@@ -55,6 +55,9 @@ class GgufKeys {
     raw(key, 9, bytes);
   }
 
+  /// As the type of its kind: u32, i32, f32, a flag, a text, or a list of one of them.
+  void value(std::string_view key, const GgufValue& value);
+
   const std::string& bytes() const { return bytes_; }
   int64_t count() const { return count_; }
 

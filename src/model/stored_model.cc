@@ -241,6 +241,7 @@ struct Joined {
   struct Member {
     StoredPiece piece;
     const Parameter* parameter = nullptr;
+    std::string ours;
   };
   std::string name;
   std::vector<int64_t> shape;
@@ -250,11 +251,35 @@ struct Joined {
   int64_t count() const { return count_of(shape); }
 };
 
-void write_joined(const Joined& joined, Dtype dtype, const PutBytes& put) {
+/// Reads parameters by TensorLayout::read and keeps the last: the entries of a stack follow each
+/// other.
+class ParameterReader {
+ public:
+  using Read = std::function<void(const std::string& ours, const Tensor& to)>;
+  explicit ParameterReader(Read read) : read_(std::move(read)) {}
+
+  Tensor read(const std::string& ours, const Parameter& p, Dtype dtype) {
+    if (ours != ours_ || memory_.view.dtype != dtype) {
+      memory_ = OwnedTensor(dtype, p.shape);
+      ours_.clear();
+      read_(ours, memory_.view);
+      ours_ = ours;
+    }
+    return memory_.view;
+  }
+
+ private:
+  Read read_;
+  std::string ours_;
+  OwnedTensor memory_;
+};
+
+void write_joined(const Joined& joined, Dtype dtype, ParameterReader* reader, const PutBytes& put) {
   OwnedTensor whole(dtype, std::vector<int64_t>{joined.count()});
   for (const Joined::Member& member : joined.members) {
     OwnedTensor memory;
-    const Tensor from = on_host(member.parameter->tensor, dtype, memory);
+    const Tensor from = reader != nullptr ? reader->read(member.ours, *member.parameter, dtype)
+                                          : on_host(member.parameter->tensor, dtype, memory);
     if (dtype == Dtype::kBF16) {
       scatter(whole.view.ptr<bf16>(), member.piece, from.ptr<bf16>());
     } else {
@@ -264,14 +289,16 @@ void write_joined(const Joined& joined, Dtype dtype, const PutBytes& put) {
   put({static_cast<const std::byte*>(whole.view.data), static_cast<size_t>(whole.view.bytes())});
 }
 
-TensorSource source_of(const Joined& joined) {
+TensorSource source_of(const Joined& joined, const std::shared_ptr<ParameterReader>& reader) {
   const Dtype dtype = joined.narrow ? Dtype::kBF16 : Dtype::kF32;
   const StoredType type = joined.narrow ? StoredType::kBF16 : StoredType::kF32;
-  const auto& [piece, parameter] = joined.members.front();
+  const StoredPiece& piece = joined.members.front().piece;
+  const Parameter* parameter = joined.members.front().parameter;
   const bool alone = joined.members.size() == 1 && piece.is_one_run();
-  if (!alone) {
-    return {joined.name, type, joined.shape,
-            [joined, dtype](const PutBytes& put) { write_joined(joined, dtype, put); }};
+  if (reader != nullptr || !alone) {
+    return {joined.name, type, joined.shape, [joined, dtype, reader](const PutBytes& put) {
+              write_joined(joined, dtype, reader.get(), put);
+            }};
   }
   const Tensor t = parameter->tensor;
   const int64_t begin = piece.ours;
@@ -466,23 +493,29 @@ std::optional<std::vector<WeightTarget>> stream_targets(const StoredParameter& f
 }
 
 std::vector<TensorSource> tensor_sources(Model& model,
-                                         const std::function<bool(const Parameter&)>& narrow) {
+                                         const std::function<bool(const Parameter&)>& narrow,
+                                         const TensorLayout& layout) {
   const Family& family = find_family(model.spec().family);
-  const std::vector<TensorRule>& rules = family.tensors;
+  const auto form_of = [&](const std::string& ours, const ParametersByName& parameters) {
+    return layout.form ? layout.form(ours, parameters)
+                       : stored_forms(family.tensors, model.spec(), parameters, ours).front();
+  };
+  const auto reader = layout.read ? std::make_shared<ParameterReader>(layout.read) : nullptr;
   const ParametersByName parameters = parameters_of(model);
   std::vector<Joined> tensors;
   std::unordered_map<std::string, size_t> places;
   model.visit([&](const std::string& ours, Parameter& p) {
-    CAMBIUM_CHECK(p.tensor.dtype == Dtype::kF32 || p.tensor.dtype == Dtype::kBF16, "{}", ours);
-    const std::vector<StoredForm> forms = stored_forms(rules, model.spec(), parameters, ours);
-    for (const StoredPiece& piece : forms.front()) {
+    CAMBIUM_CHECK(
+        reader != nullptr || p.tensor.dtype == Dtype::kF32 || p.tensor.dtype == Dtype::kBF16, "{}",
+        ours);
+    for (const StoredPiece& piece : form_of(ours, parameters)) {
       const auto [it, fresh] = places.emplace(piece.tensor, tensors.size());
       if (fresh) {
         tensors.push_back({piece.tensor, piece.shape, {}});
       }
       Joined& joined = tensors[it->second];
       CAMBIUM_CHECK(joined.shape == piece.shape, "{} of {}", piece.tensor, ours);
-      joined.members.push_back({piece, &p});
+      joined.members.push_back({piece, &p, ours});
       joined.narrow = joined.narrow && narrow(p);
     }
   });
@@ -490,7 +523,7 @@ std::vector<TensorSource> tensor_sources(Model& model,
   for (const ConstantRule& constant : family.constants) {
     for (const auto& [ours, parameter] : parameters) {
       std::vector<std::string_view> captures;
-      if (match_pattern(constant.ours, ours, &captures)) {
+      if (!layout.form && match_pattern(constant.ours, ours, &captures)) {
         sources.push_back(constant_source(fill_pattern(constant.theirs, captures), constant.value));
       }
     }
@@ -502,7 +535,7 @@ std::vector<TensorSource> tensor_sources(Model& model,
     }
     CAMBIUM_CHECK(count == joined.count(), "{} of {} elements of {}", count, joined.count(),
                   joined.name);
-    sources.push_back(source_of(joined));
+    sources.push_back(source_of(joined, reader));
   }
   return sources;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -63,9 +64,19 @@ bool same_values(const StoredParameter& a, const StoredParameter& b);
 /// for which there is read_into().
 std::optional<std::vector<WeightTarget>> stream_targets(const StoredParameter& from,
                                                         const Tensor& to);
-/// The tensors of a checkpoint of the model's family. The model's memory is read when they are
-/// written. bf16 where `narrow` says so of all the parameters in a tensor, else f32.
+
+/// Where the parameters of a model lie in tensors that are written, and what their values are. What
+/// is left out is as in checkpoints of the model's family, and the values those in its memory.
+struct TensorLayout {
+  std::function<StoredForm(const std::string& ours, const ParametersByName& parameters)> form = {};
+  /// Fills `to`, f32 or bf16 on the host, with the values of a parameter.
+  std::function<void(const std::string& ours, const Tensor& to)> read = {};
+};
+/// The tensors of a checkpoint of the model's family, or of another layout. The model's memory is
+/// read when they are written. bf16 where `narrow` says so of all the parameters in a tensor, else
+/// f32.
 std::vector<TensorSource> tensor_sources(Model& model,
-                                         const std::function<bool(const Parameter&)>& narrow);
+                                         const std::function<bool(const Parameter&)>& narrow,
+                                         const TensorLayout& layout = {});
 
 }  // namespace cambium

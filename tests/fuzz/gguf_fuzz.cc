@@ -1,5 +1,6 @@
 #include "files/gguf.h"
 #include "fuzz/fuzzing.h"
+#include "model/gguf/gguf_config.h"
 
 using namespace cambium;
 
@@ -13,6 +14,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       }
       gguf.release(tensor);
     }
+    fuzz::allow_errors([&] { read_gguf_model(gguf); });
     for (const auto& [key, value] : gguf.metadata()) {
       fuzz::allow_errors([&, &key = key] { gguf.text(key); });
       fuzz::allow_errors([&, &key = key] { gguf.texts(key); });

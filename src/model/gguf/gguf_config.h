@@ -1,65 +1,36 @@
-// The sizes of a GGUF file of a llama-like architecture (llama, qwen2, qwen3, mistral3) and the
-// config.json that says the same.
+// What a GGUF file and a ModelSpec say to each other, by a row of the table of architectures.
 #pragma once
 
-#include <cstdint>
-#include <optional>
-#include <span>
+#include <filesystem>
 #include <string>
 
-#include "files/gguf.h"
+#include "model/gguf/gguf_architecture.h"
 
 namespace cambium {
 
-/// Parameters of the llama3 stretch of rotary frequencies: those with a wavelength above
-/// original_length / low_freq_factor are divided by `factor`, those below original_length /
-/// high_freq_factor stay, between them the divisor changes smoothly.
-struct Llama3Rope {
-  double factor = 8;
-  double low_freq_factor = 1;
-  double high_freq_factor = 4;
-  double original_length = 8192;
+struct GgufModel {
+  const GgufArchitecture* row = nullptr;
+  ModelSpec spec;
 };
 
-/// What `parameters` divide frequency i of `count` by, with base `theta`.
-double llama3_divisor(const Llama3Rope& parameters, double theta, int64_t i, int64_t count);
+/// The model that a file holds. Error that names file and key where something is missing, damaged
+/// or not understood.
+GgufModel read_gguf_model(const Gguf& gguf);
 
-/// The parameters that give `divisors` (one for each frequency), or nothing when they are all 1.
-/// Only the ratios of original_length and the two factors are in the divisors; they are reported
-/// for an original_length of 8192, Llama 3's. Error when llama3 scaling cannot give them.
-std::optional<Llama3Rope> recover_llama3_rope(std::span<const float> divisors, double theta);
-
-struct GgufLlamaConfig {
-  std::string architecture;         ///< of the file: the prefix of its keys
-  std::string model_type;           ///< of config.json
-  bool neighbouring_pairs = false;  ///< rotary pairs are stored at 2i and 2i + 1
-  bool qkv_bias = false, output_bias = false, mlp_bias = false;
-  bool qk_norm = false;
-  int64_t layers = 0;
-  int64_t hidden = 0;
-  int64_t intermediate = 0;
-  int64_t heads = 0;
-  int64_t kv_heads = 0;
-  int64_t head_dim = 0;
-  int64_t vocabulary = 0;
-  int64_t context = 0;
-  double rms_eps = 1e-5;
-  double rope_theta = 10000;
-  /// rope_scaling of config.json, as JSON; empty = none
-  std::string rope_scaling;
-  int64_t sliding_window = 0;  ///< 0 = none
-  bool tied = false;           ///< no output.weight: the embedding is the head
-  std::optional<int64_t> bos;
-  std::optional<int64_t> eos;
+/// What a file says of a model, and what its tensors' numbers are multiplied by besides.
+struct GgufHeading {
+  const GgufArchitecture* row = nullptr;
+  ModelSpec spec;  ///< as the file's readers have it: of the row's family, factors folded
+  GgufHead head;
+  GgufFactors factors;
 };
 
-/// Whether the architecture holds rotary pairs as neighbours.
-bool neighbouring_pairs(const std::string& architecture);
+/// Error where no architecture computes the family.
+GgufHeading write_gguf_heading(const ModelSpec& spec, const std::string& where);
 
-/// Error naming file and key when something is missing, inconsistent or not supported.
-GgufLlamaConfig read_llama_config(const Gguf& gguf);
-
-/// The text of config.json. `dtype`: "bfloat16" or "float32".
-std::string llama_config_json(const GgufLlamaConfig& config, const std::string& dtype);
+/// Error unless the heading, beside tensors of these names and shapes, says all of its spec: it is
+/// read back as an import would, and the first key of config.json that differs is named.
+void expect_gguf_says_all(const GgufHeading& heading, std::vector<GgufTensor> tensors,
+                          const std::string& where);
 
 }  // namespace cambium

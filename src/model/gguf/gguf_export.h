@@ -1,10 +1,11 @@
-// From a checkpoint folder of the families llama, mistral, qwen2 and qwen3 to a GGUF file that
-// llama.cpp runs: the reverse of gguf_import.h, by the same table of tensors.
+// From a checkpoint folder to a GGUF file that llama.cpp runs: the reverse of gguf_import.h, by the
+// same rows of the table of architectures.
 //
-// Matrices are written as f32, f16, bf16 or q8_0, norms and biases as f32. Anything that the file
-// cannot say exactly is an Error: another family, sliding windows (llama.cpp ignores them in these
-// architectures), scaled rotations it has no key for, a tokenizer other than byte-level BPE or
-// whose way of cutting text has no name there.
+// Matrices are written as f32, f16, bf16 or q8_0, everything else as f32. Anything that the file
+// cannot say exactly is an Error: a family that llama.cpp has no architecture for, sliding windows
+// where it ignores them, scaled rotations it has no key for, a tokenizer other than byte-level BPE
+// or whose way of cutting text has no name there. What the keys say is read back as an import would
+// before anything is written.
 #pragma once
 
 #include <cstdint>

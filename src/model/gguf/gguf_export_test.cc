@@ -12,6 +12,7 @@
 #include "model/gguf/gguf_testing.h"
 #include "model/spec.h"
 #include "model/weights.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -34,6 +35,29 @@ class ExportTest : public ImportTest {
     options.float32 = true;
     options.replace = true;
     import_gguf(back_gguf_, back_, options);
+  }
+  static std::vector<float> logits_of(const std::string& folder) {
+    const LoadedModel loaded = load_model(folder);
+    Arena arena;
+    Context ctx{.arena = &arena};
+    Batch batch;
+    batch.add(std::vector<int32_t>{5, 9, 100, 3, 200, 77, 5});
+    return elements_of(loaded.model->logits(ctx, loaded.model->forward(ctx, batch)));
+  }
+  /// What comes back computes the same, but for what logarithms of decays lose.
+  void expect_comes_back(const std::string& folder, const std::string& architecture) {
+    there_and_back(folder);
+    EXPECT_EQ(Gguf(back_gguf_).text("general.architecture"), architecture);
+    const std::vector<float> ours = logits_of(folder);
+    const std::vector<float> back = logits_of(back_);
+    ASSERT_EQ(ours.size(), back.size());
+    float size = 0.0F;
+    float worst = 0.0F;
+    for (size_t i = 0; i < ours.size(); ++i) {
+      size = std::max(size, std::abs(ours[i]));
+      worst = std::max(worst, std::abs(ours[i] - back[i]));
+    }
+    EXPECT_LE(worst, 2e-5F * size);
   }
   static std::map<std::string, std::vector<float>> values(const std::string& folder) {
     std::map<std::string, std::vector<float>> all;
@@ -158,11 +182,123 @@ TEST_F(ExportTest, NarrowTypesAreNear) {
   }
 }
 
+// Rows of the table of architectures in both directions.
+TEST_F(ExportTest, ArchitecturesComeBack) {
+  const std::pair<const char*, const char*> rows[] = {{"llama_bias", "llama"},
+                                                      {"llama_rope_longrope", "llama"},
+                                                      {"ministral3", "mistral3"},
+                                                      {"mixtral", "llama"},
+                                                      {"qwen3_fp8", "qwen3"},
+                                                      {"phi3_longrope", "phi3"},
+                                                      {"olmo2", "olmo2"},
+                                                      {"olmo3", "olmo2"},
+                                                      {"granite", "granite"},
+                                                      {"smollm3", "smollm3"},
+                                                      {"apertus", "apertus"},
+                                                      {"minimax_m2", "minimax-m2"},
+                                                      {"granite_hybrid", "granitehybrid"},
+                                                      {"falcon_h1", "falcon-h1"},
+                                                      {"nemotron_h", "nemotron_h"},
+                                                      {"nemotron_h_moe", "nemotron_h_moe"},
+                                                      {"nemotron_h_latent", "nemotron_h_moe"},
+                                                      {"jamba", "jamba"},
+                                                      {"lfm2", "lfm2"},
+                                                      {"lfm2_moe", "lfm2moe"},
+                                                      {"deepseek_v3", "deepseek2"},
+                                                      {"deepseek_v32", "deepseek32"},
+                                                      {"kimi_k2", "deepseek2"},
+                                                      {"kimi_linear", "kimi-linear"},
+                                                      {"bailing_hybrid", "bailingmoe3"}};
+  for (const auto& [name, architecture] : rows) {
+    SCOPED_TRACE(name);
+    expect_comes_back(fixture(name), architecture);
+  }
+}
+
+/// Changes an option of every unit of a kind that has one.
+void set_all(ModelSpec& spec, std::string_view kind, std::string_view option,
+             const OptionValue& value) {
+  for (LayerSpec& layer : spec.layers) {
+    for (BranchSpec& branch : layer.branches) {
+      for (UnitSpec& unit : branch.units) {
+        if (unit.kind == kind) {
+          unit.options.set(option, value);
+        }
+      }
+    }
+  }
+}
+
+// Fixtures with what llama.cpp asks for, of random weights.
+TEST_F(ExportTest, ArchitecturesOfChangedModelsComeBack) {
+  struct Row {
+    const char* name;
+    const char* architecture;
+    std::function<void(ModelSpec&)> change;
+  };
+  const auto square = [](ModelSpec& s) { set_all(s, "gated_delta_net", "value_dim", int64_t{16}); };
+  // As wide as the longest text: none.
+  const auto unwindowed = [](ModelSpec& s) {
+    for (LayerSpec& layer : s.layers) {
+      if (layer.mixer()->options.has("window")) {
+        layer.mixer()->options.set("window", s.max_positions);
+      }
+    }
+  };
+  const Row rows[] = {
+      {"qwen3_next", "qwen3next", square},
+      {"qwen3_5", "qwen35", square},
+      {"qwen3_5_moe", "qwen35moe", square},
+      {"gemma2", "gemma2",
+       [](ModelSpec& s) { set_all(s, "attention", "scale", 1.0 / std::sqrt(32.0)); }},
+      {"gemma3", "gemma3", [](ModelSpec& s) { set_all(s, "attention", "scale", 0.25); }},
+      {"phi3", "phi3", unwindowed},
+      {"qwen2_swa", "qwen2", unwindowed},
+      {"qwen3_moe", "qwen3moe",
+       [](ModelSpec& s) { s.layers[1].branches[1].units = s.layers[0].branches[1].units; }},
+      {"gpt_oss", "gpt-oss", [](ModelSpec& s) { set_all(s, "experts", "limit", 7.0); }},
+      {"bamba", "granitehybrid", [](ModelSpec& s) { set_all(s, "mamba2", "b_heads", int64_t{1}); }},
+      {"minimax_m2", "minimax-01", [](ModelSpec& s) {
+         nlohmann::json config = {{"model_type", "minimax_m1"},
+                                  {"vocab_size", 384},
+                                  {"hidden_size", 64},
+                                  {"num_hidden_layers", 3},
+                                  {"num_attention_heads", 4},
+                                  {"num_key_value_heads", 2},
+                                  {"head_dim", 16},
+                                  {"rotary_dim", 8},
+                                  {"num_local_experts", 4},
+                                  {"num_experts_per_tok", 2},
+                                  {"intermediate_size", 32},
+                                  {"attn_type_list", {0, 0, 1}}};
+         for (const char* branch : {"full_attention", "linear_attention", "mlp"}) {
+           config[fmt::format("layernorm_{}_alpha", branch)] = 3.5;
+         }
+         s = find_family("minimax_m1").read_config(config.dump(), "here");
+       }}};
+  for (const Row& row : rows) {
+    SCOPED_TRACE(row.architecture);
+    ModelSpec spec = read_spec(fixture(row.name));
+    row.change(spec);
+    const LoadedModel model = fresh_model(spec, 1);
+    SaveOptions save;
+    save.replace = true;
+    save_model(*model.model, folder_.at("changed"), save);
+    expect_comes_back(folder_.at("changed"), row.architecture);
+  }
+}
+
 TEST_F(ExportTest, WhatTheFileCannotSayIsRefused) {
   const std::pair<const char*, const char*> rows[] = {
-      {"apriel_h1", "cannot be written as GGUF; llama, mistral, qwen2 and qwen3 can"},
-      {"mistral_swa", "without sliding windows"},
-      {"llama_rope_longrope", "rotations that go by the length of the text"}};
+      {"apriel_h1", "a apriel_h model cannot be written as GGUF: llama.cpp has no architecture"},
+      {"mistral_swa", "'sliding_window' is 32, and llama.cpp's llama computes with null"},
+      {"qwen2_swa", "'sliding_window' is 32, and llama.cpp's qwen2 computes with null"},
+      {"phi3", "'sliding_window' is 32, and llama.cpp's phi3 computes with null"},
+      {"gemma2", "'query_pre_attn_scalar' is 24, and llama.cpp's gemma2 computes with 32"},
+      {"gpt_oss", "'swiglu_limit' is 2.0, and llama.cpp's gpt-oss computes with 7.0"},
+      {"qwen3_moe", "'intermediate_size' is 112, and llama.cpp's qwen3moe"},
+      {"qwen3_next", "states of 32 x 32 for each head, and this one's are 16 x 32"},
+      {"bamba", "one group of B and C"}};
   for (const auto& [name, problem] : rows) {
     EXPECT_THAT(error_of([&, n = name] { export_gguf(fixture(n), back_gguf_); }),
                 HasSubstr(problem));

@@ -1,20 +1,19 @@
-// From a GGUF file of the architectures llama (Llama, Mistral, SmolLM, ...), mistral3, qwen2 and
-// qwen3, in one file or split, to a folder in the
-// Hugging Face layout: config.json, model.safetensors, tokenizer.json, tokenizer_config.json,
-// generation_config.json, checksums.json.
+// From a GGUF file of llama.cpp's architectures (gguf_architecture.h has the table), in one file or
+// split, to a folder in the Hugging Face layout: config.json, model.safetensors, tokenizer.json,
+// tokenizer_config.json, generation_config.json, checksums.json.
 //
 // What changes on the way:
-// - Tensors take their Hugging Face names, are dequantised, and stored as bf16 or fp32.
-// - The rows of llama's q_proj and k_proj are put back: there GGUF holds each head's rotary pairs
-// as
-//   neighbours (2i, 2i + 1), Hugging Face as halves (i, i + D/2).
+// - Tensors take the names of the family's checkpoints, are dequantised, and stored as bf16 or
+// fp32.
+// - Numbers stand where checkpoints have them: rotary pairs as halves (i, i + D/2) of a head,
+//   experts each in a tensor of its own, decays as logarithms, norms that count from one.
 // - `rope_freqs.weight` (what llama.cpp divides each rotary frequency by) becomes the llama3
 //   parameters of `rope_scaling` that give the same divisors.
 // - The tokenizer becomes tokenizer.json: byte-level BPE with the expressions that its
 //   pre-tokeniser's name stands for, or SentencePiece pieces, whose scores become ranks of merges.
 //
-// Anything that cannot be carried over exactly is an Error: another architecture, experts, a tensor
-// of another shape or that nobody asked for, a key that may change what the model computes.
+// Anything that cannot be carried over exactly is an Error: another architecture, a tensor of
+// another shape or that nobody asked for, a key that may change what the model computes.
 #pragma once
 
 #include <cstdint>

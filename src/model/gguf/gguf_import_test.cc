@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -16,7 +17,7 @@
 #include "files/checksums.h"
 #include "files/gguf_builder.h"
 #include "files/safetensors.h"
-#include "model/gguf/gguf_config.h"
+#include "model/gguf/gguf_rope.h"
 #include "model/gguf/gguf_testing.h"
 #include "model/weights.h"
 #include "text/tokenizer.h"
@@ -83,7 +84,6 @@ TEST_F(ImportTest, ConfigSaysTheSame) {
                                    {"max_position_embeddings", 64},
                                    {"rms_norm_eps", 1e-5},
                                    {"rope_theta", 500000.0},
-                                   {"rope_scaling", nullptr},
                                    {"attention_bias", false},
                                    {"mlp_bias", false},
                                    {"tie_word_embeddings", true},
@@ -186,14 +186,18 @@ TEST_F(ImportTest, RopeScalingBecomesConfiguration) {
               b.f32("llama.rope.scaling.factor", 4);
             }),
             nlohmann::json({{"rope_type", "linear"}, {"factor", 4.0}}));
-  EXPECT_EQ(
-      scaling([](GgufBuilder& b) {
-        b.text("llama.rope.scaling.type", "yarn");
-        b.f32("llama.rope.scaling.factor", 4);
-        b.u32("llama.rope.scaling.original_context_length", 16);
-      }),
-      nlohmann::json(
-          {{"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 16}}));
+  EXPECT_EQ(scaling([](GgufBuilder& b) {
+              b.text("llama.rope.scaling.type", "yarn");
+              b.f32("llama.rope.scaling.factor", 4);
+              b.u32("llama.rope.scaling.original_context_length", 16);
+            }),
+            nlohmann::json({{"rope_type", "yarn"},
+                            {"factor", 4.0},
+                            {"original_max_position_embeddings", 16},
+                            {"attention_factor", 0.1 * std::log(4.0) + 1},
+                            {"beta_fast", 32.0},
+                            {"beta_slow", 1.0},
+                            {"truncate", true}}));
   EXPECT_EQ(scaling([](GgufBuilder& b) {
               b.text("llama.rope.scaling.type", "longrope");
               b.u32("llama.rope.scaling.original_context_length", 16);
@@ -203,6 +207,8 @@ TEST_F(ImportTest, RopeScalingBecomesConfiguration) {
             nlohmann::json({{"rope_type", "longrope"},
                             {"long_factor", {2.0, 4.0}},
                             {"short_factor", {1.0, 1.5}},
+                            {"factor", 4.0},
+                            {"attention_factor", std::sqrt(1.5)},
                             {"original_max_position_embeddings", 16}}));
 }
 
@@ -267,12 +273,49 @@ TEST_F(ImportTest, WhatCannotBeImportedIsNamedAndLeavesNothing) {
       {"'blk.0.attn_sinks' (and 0 more) has no place", with_tensor("blk.0.attn_sinks")},
       {"'blk.0.attn_q.bias' has the shape (1), expected (8)", with_tensor("blk.0.attn_q.bias")},
       {"'blk.0.attn_k.bias' (and 0 more) has no place", with_tensor("blk.0.attn_k.bias")},
-      {"norms of queries and keys", with_tensor("blk.0.attn_q_norm.weight")},
+      {"'blk.0.attn_q_norm.weight' (and 0 more) has no place in a llama model",
+       with_tensor("blk.0.attn_q_norm.weight")},
       {"'llama.attention.clamp_kqv' may change what the model computes",
        with_key("llama.attention.clamp_kqv", 8)},
       {"'llama.attention.layer_norm_rms_epsilon' stands twice",
        with_key("llama.attention.layer_norm_rms_epsilon", 0)},
-      {"'llama.expert_count'", with_key("llama.expert_count", 8)},
+      {"the key 'llama.expert_used_count' is missing", with_key("llama.expert_count", 8)},
+      {"has experts ('qwen3.expert_count')",
+       [](Tiny& t) {
+         t.architecture = "qwen3";
+         t.more = [](GgufBuilder& b) { b.u32("qwen3.expert_count", 8); };
+       }},
+      {"'minimax-m2.expert_gating_func' is missing, expected 2",
+       [](Tiny& t) {
+         t.architecture = "minimax-m2";
+         t.more = [](GgufBuilder& b) {
+           for (const char* key :
+                {"expert_count", "expert_used_count", "expert_feed_forward_length"}) {
+             b.u32(std::string("minimax-m2.") + key, 8);
+           }
+         };
+       }},
+      {"'llama.nextn_predict_layers' leaves none of 'llama.block_count'",
+       with_key("llama.nextn_predict_layers", 1)},
+      {"'llama.rope.freq_base' is 1e+300, more than fp32 holds",
+       [](Tiny& t) {
+         t.says_theta = false;
+         t.more = [](GgufBuilder& b) {
+           b.raw("llama.rope.freq_base", 12, GgufBuilder::bytes_of(1e300));
+         };
+       }},
+      {"'granitehybrid.attention.head_count_kv' has 2 entries, expected 1",
+       [](Tiny& t) {
+         t.architecture = "granitehybrid";
+         t.says_kv_heads = false;
+         t.more = [](GgufBuilder& b) {
+           b.i32s("granitehybrid.attention.head_count_kv", {1, 0});
+           b.f32("granitehybrid.logit_scale", 1.0F);
+           for (const char* key : {"time_step_rank", "state_size", "group_count", "conv_kernel"}) {
+             b.u32(std::string("granitehybrid.ssm.") + key, 4);
+           }
+         };
+       }},
       {"'llama.rope.dimension_count'", with_key("llama.rope.dimension_count", 2)},
       {"keys and values of different", with_key("llama.attention.value_length", 8)},
       {"'blk.0.attn_q.weight' has the shape (8, 8), expected (4, 8)",
@@ -363,6 +406,19 @@ TEST(Llama3RopeTest, IsRecovered) {
     EXPECT_EQ(found->original_length, row.found.original_length);
   }
   EXPECT_FALSE(recover_llama3_rope(std::vector<float>(32, 1.0F), 10000).has_value());
+  // With so few frequencies that one or none lies between the thresholds, others give the same.
+  for (const double length : {64.0, 200.0, 1000.0, 8192.0}) {
+    const Llama3Rope made{8, 1, 4, length};
+    std::vector<float> divisors;
+    for (int64_t i = 0; i < 8; ++i) {
+      divisors.push_back(static_cast<float>(llama3_divisor(made, 12e6, i, 8)));
+    }
+    const auto found = recover_llama3_rope(divisors, 12e6);
+    ASSERT_TRUE(found.has_value()) << length;
+    for (int64_t i = 0; i < 8; ++i) {
+      EXPECT_NEAR(llama3_divisor(*found, 12e6, i, 8), divisors[static_cast<size_t>(i)], 1e-4);
+    }
+  }
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ struct Tiny {
   bool add_bos = false;
   bool says_eos = true;
   bool tied = true;
+  bool says_theta = true, says_kv_heads = true;
   std::vector<float> rope_divisors;
   std::string chat_template = "{{ messages[0]['content'] }}";
   std::string leave_out;                             // a tensor
@@ -48,9 +49,13 @@ struct Tiny {
     b.u32(prefix + "embedding_length", kHidden);
     b.u32(prefix + "feed_forward_length", kFeedForward);
     b.u32(prefix + "attention.head_count", 2);
-    b.u32(prefix + "attention.head_count_kv", 1);
+    if (says_kv_heads) {
+      b.u32(prefix + "attention.head_count_kv", 1);
+    }
     b.f32(prefix + "attention.layer_norm_rms_epsilon", 1e-5F);
-    b.f32(prefix + "rope.freq_base", 500000.0F);
+    if (says_theta) {
+      b.f32(prefix + "rope.freq_base", 500000.0F);
+    }
     b.text("tokenizer.ggml.model", tokenizer);
     b.text("tokenizer.ggml.pre", pre);
     b.texts("tokenizer.ggml.tokens", tokens);
