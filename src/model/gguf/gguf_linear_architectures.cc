@@ -8,7 +8,6 @@ namespace cambium {
 namespace {
 
 using gguf::attention_keys;
-using gguf::by_layer;
 using gguf::decoder_keys;
 using gguf::decoder_tensors;
 using gguf::kHeadDim;
