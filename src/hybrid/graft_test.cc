@@ -10,7 +10,6 @@
 #include "base/test_folder.h"
 #include "base/testing.h"
 #include "hybrid/grafts/graft_table.h"
-#include "hybrid/placement.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -661,50 +660,6 @@ TEST(Graft, WrongRequestsAreNamed) {
         [&] { convert(*hybrid.model, *teacher.model, wrong.layers, wrong.options, 7); });
     EXPECT_NE(message.find(wrong.message), std::string::npos) << message;
   }
-}
-
-TEST(Placement, LowestUniformAndBudgets) {
-  Importance importance{"mmr", "loss", {}, {}};
-  const double scores[] = {5.0, 1.0, 3.0, 1.0, 9.0, 2.0};
-  for (int64_t i = 0; i < 6; ++i) {
-    importance.layers.push_back({i, scores[i], 0.0});
-  }
-  EXPECT_EQ(importance.order(), (std::vector<int64_t>{1, 3, 5, 2, 0, 4}));
-  EXPECT_EQ(place_lowest(importance, 3), (std::vector<int64_t>{1, 3, 5}));
-  EXPECT_THROW(place_lowest(importance, 7), Error);
-  const ModelSpec spec = teacher_spec();
-  EXPECT_EQ(place_uniform(spec, 3), (std::vector<int64_t>{1, 3, 5}));
-  EXPECT_EQ(layers_to_convert(spec, 0.5), 3);
-  // 2 kv heads x (8 + 8) values x 4 bytes = 128 bytes a token and layer.
-  EXPECT_EQ(layers_for_cache_budget(spec, 6 * 128, Dtype::kF32), 0);
-  EXPECT_EQ(layers_for_cache_budget(spec, 300, Dtype::kF32), 4);
-  // As served, in bf16: 64.
-  EXPECT_EQ(layers_for_cache_budget(spec, 6 * 64), 0);
-  EXPECT_EQ(layers_for_cache_budget(spec, 300), 2);
-}
-
-TEST(Importance, ResumesPerLayerAndRefusesOtherRuns) {
-  const TestFolder folder;
-  const std::filesystem::path path = std::filesystem::path(folder.path()) / "scores.json";
-  int calls = 0;
-  const auto score = [&](int64_t layer) {
-    if (calls == 2) {
-      fail("killed");
-    }
-    ++calls;
-    return static_cast<double>(10 - layer);
-  };
-  const Importance start{"mmr", "loss", {{"model", "one"}}, {}};
-  EXPECT_THROW(score_layers({0, 1, 2, 3}, start, score, path, nullptr), Error);
-  calls = 0;
-  const Importance all = score_layers({0, 1, 2, 3}, start, score, path, nullptr);
-  EXPECT_EQ(calls, 2);
-  EXPECT_EQ(all.order(), (std::vector<int64_t>{3, 2, 1, 0}));
-  EXPECT_EQ(read_importance(path).order(), all.order());
-  calls = 0;
-  EXPECT_THROW(
-      score_layers({0, 1, 2}, {"mmr", "loss", {{"model", "two"}}, {}}, score, path, nullptr),
-      Error);
 }
 
 }  // namespace
