@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "hybrid/pipeline.h"
+#include "hybrid/stage_files.h"
 
 namespace cambium {
 namespace {

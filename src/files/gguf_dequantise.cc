@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/float16.h"
+#include "base/float4.h"
 #include "files/gguf.h"
 
 namespace cambium {
@@ -199,16 +200,13 @@ void decode_iq4_xs(const Byte* block, float* out) {
   }
 }
 
-/// The numbers of E2M1, times two.
-constexpr std::array<int8_t, 16> kE2m1Levels = {0, 1,  2,  3,  4,  6,  8,  12,
-                                                0, -1, -2, -3, -4, -6, -8, -12};
-
-/// OCP's MXFP4: an exponent (E8M0), 16 bytes of nibbles. x = 2^(e - 127) level / 2.
+/// OCP's MXFP4: an exponent (E8M0), 16 bytes of nibbles. x = 2^(e - 127) level.
 void decode_mxfp4(const Byte* block, float* out) {
-  const float step = std::ldexp(1.0F, static_cast<int>(block[0]) - 128);
+  const float step = std::ldexp(1.0F, static_cast<int>(block[0]) - 127);
   for (int i = 0; i < 16; ++i) {
-    out[i] = step * static_cast<float>(kE2m1Levels[block[1 + i] & 15]);
-    out[i + 16] = step * static_cast<float>(kE2m1Levels[block[1 + i] >> 4]);
+    const auto pair = static_cast<unsigned>(block[1 + i]);
+    out[i] = step * e2m1_to_f32(pair);
+    out[i + 16] = step * e2m1_to_f32(pair >> 4U);
   }
 }
 

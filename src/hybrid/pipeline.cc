@@ -1,7 +1,5 @@
 #include "hybrid/pipeline.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -12,8 +10,6 @@
 #include "base/checksum.h"
 #include "base/cpu.h"
 #include "base/file.h"
-#include "base/json.h"
-#include "base/json_fields.h"
 #include "base/parallel.h"
 #include "base/run_folder.h"
 #include "base/signals.h"
@@ -47,16 +43,6 @@ double now_seconds() {
 
 const char* device_kind(Device device) {
   return device.kind == Device::kCpu ? "cpu" : "cuda";
-}
-
-// What a run writes directly in its folder.
-std::vector<std::string> run_names() {
-  return {"plan.toml",    "inputs.json", "teacher.json", "stages",
-          "summary.json", "report.html", "frontier.svg", "frontier.csv"};
-}
-
-bool looks_ours(const fs::path& folder) {
-  return fs::is_regular_file(folder / "plan.toml");
 }
 
 // Where training stands: what a stage passes on to those that go on from it.
@@ -165,29 +151,7 @@ void Pipeline::check_inputs() const {
       inputs[(key.first ? "prompts of " : "data of ") + key.second] = documents->fingerprint();
     }
   }
-  const fs::path path = options_.folder / "inputs.json";
-  if (!fs::exists(path)) {
-    expect(!fs::exists(options_.folder / "teacher.json"),
-           "{} was begun by an earlier version, which took its data in another order; choose "
-           "another folder",
-           options_.folder.string());
-    write_sealed(path, inputs.dump(1) + "\n");
-    return;
-  }
-  const auto root = parse_json<nlohmann::json>(read_sealed(path), path.string());
-  const JsonFields before(root, path.string());
-  for (const auto& [name, value] : inputs.items()) {
-    if (name == "tokenizer's rules" && !before.has(name.c_str())) {
-      continue;  // begun by a version that did not write them down
-    }
-    // Versions that did not write the device down had the CPU only.
-    const std::string unsaid = name == "device" ? "cpu" : "nothing";
-    const std::string then = before.has(name.c_str()) ? before.text(name.c_str()) : unsaid;
-    expect(then == value.get<std::string>(),
-           "{} was begun with another {}: {} then, {} now; give it what it began with, or choose "
-           "another folder",
-           options_.folder.string(), name, then, value.get<std::string>());
-  }
+  expect_begun_with(options_.folder, inputs);
 }
 
 ModelSummary Pipeline::teacher_summary() {
@@ -688,31 +652,6 @@ RunSummary Pipeline::run() {
 
 }  // namespace
 
-void check_run_folder(const fs::path& folder, const HybridPlan& plan, bool resume) {
-  const fs::path plan_path = folder / "plan.toml";
-  if (fs::exists(plan_path)) {
-    expect(resume, "{} holds a run already; go on with --resume, or choose another folder",
-           folder.string());
-    expect(read_text_file(plan_path.string()) == plan.text,
-           "{} was started with another plan; compare it with {}, or choose another folder",
-           folder.string(), plan_path.string());
-  } else if (!fs::exists(folder / RunFolder::kMark)) {
-    for (const std::string& name : run_names()) {
-      expect(!fs::exists(folder / name),
-             "{} is in the way: no run of `cambium hybridize` wrote it; move it away or choose "
-             "another folder",
-             (folder / name).string());
-    }
-  }
-  fs::path there = fs::absolute(folder);
-  while (!fs::exists(there) && there.has_parent_path() && there != there.parent_path()) {
-    there = there.parent_path();
-  }
-  expect(fs::is_directory(there) && ::access(there.c_str(), W_OK) == 0,
-         "{} cannot be written: {} is not a folder that this user may write", folder.string(),
-         there.string());
-}
-
 RunSummary run_pipeline(const HybridPlan& plan, const PipelineOptions& options) {
   check_run_folder(options.folder, plan, options.resume);
   check_plan_inputs(plan);
@@ -723,7 +662,7 @@ RunSummary run_pipeline(const HybridPlan& plan, const PipelineOptions& options) 
       activations_of(phase.config.precision, options.device);
     }
   }
-  const RunFolder folder(options.folder, {"hybridize", options.resume, run_names(), looks_ours});
+  const RunFolder folder = open_run_folder(options.folder, options.resume);
   std::optional<StopAnywhere> stop("nothing has begun");
   Pipeline pipeline(plan, options, folder);
   stop.reset();  // what follows keeps what it has

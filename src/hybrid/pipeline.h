@@ -21,10 +21,6 @@ struct PipelineOptions {
   Device device;        // where models are trained and measured
 };
 
-/// Error when `folder` cannot be the folder of a run of this plan: it holds another run, or one
-/// that is not to be resumed, or cannot be written. Changes nothing.
-void check_run_folder(const std::filesystem::path& folder, const HybridPlan& plan, bool resume);
-
 /// Runs the plan; returns what summary.json holds. Error when the folder holds another plan's run,
 /// or a run and `resume` is false.
 RunSummary run_pipeline(const HybridPlan& plan, const PipelineOptions& options);

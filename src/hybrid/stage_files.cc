@@ -1,5 +1,7 @@
 #include "hybrid/stage_files.h"
 
+#include <unistd.h>
+
 #include <nlohmann/json.hpp>
 
 #include "base/checksum.h"
@@ -11,6 +13,76 @@
 #include "hybrid/sealed.h"
 
 namespace cambium {
+namespace {
+
+namespace fs = std::filesystem;
+
+// What a run writes directly in its folder.
+std::vector<std::string> run_names() {
+  return {"plan.toml",    "inputs.json", "teacher.json", "stages",
+          "summary.json", "report.html", "frontier.svg", "frontier.csv"};
+}
+
+bool looks_ours(const fs::path& folder) {
+  return fs::is_regular_file(folder / "plan.toml");
+}
+
+}  // namespace
+
+void check_run_folder(const fs::path& folder, const HybridPlan& plan, bool resume) {
+  const fs::path plan_path = folder / "plan.toml";
+  if (fs::exists(plan_path)) {
+    expect(resume, "{} holds a run already; go on with --resume, or choose another folder",
+           folder.string());
+    expect(read_text_file(plan_path.string()) == plan.text,
+           "{} was started with another plan; compare it with {}, or choose another folder",
+           folder.string(), plan_path.string());
+  } else if (!fs::exists(folder / RunFolder::kMark)) {
+    for (const std::string& name : run_names()) {
+      expect(!fs::exists(folder / name),
+             "{} is in the way: no run of `cambium hybridize` wrote it; move it away or choose "
+             "another folder",
+             (folder / name).string());
+    }
+  }
+  fs::path there = fs::absolute(folder);
+  while (!fs::exists(there) && there.has_parent_path() && there != there.parent_path()) {
+    there = there.parent_path();
+  }
+  expect(fs::is_directory(there) && ::access(there.c_str(), W_OK) == 0,
+         "{} cannot be written: {} is not a folder that this user may write", folder.string(),
+         there.string());
+}
+
+RunFolder open_run_folder(const fs::path& folder, bool resume) {
+  return RunFolder(folder, {"hybridize", resume, run_names(), looks_ours});
+}
+
+void expect_begun_with(const fs::path& folder, const nlohmann::ordered_json& inputs) {
+  const fs::path path = folder / "inputs.json";
+  if (!fs::exists(path)) {
+    expect(!fs::exists(folder / "teacher.json"),
+           "{} was begun by an earlier version, which took its data in another order; choose "
+           "another folder",
+           folder.string());
+    write_sealed(path, inputs.dump(1) + "\n");
+    return;
+  }
+  const auto root = parse_json<nlohmann::json>(read_sealed(path), path.string());
+  const JsonFields before(root, path.string());
+  for (const auto& [name, value] : inputs.items()) {
+    if (name == "tokenizer's rules" && !before.has(name.c_str())) {
+      continue;  // begun by a version that did not write them down
+    }
+    // Versions that did not write the device down had the CPU only.
+    const std::string unsaid = name == "device" ? "cpu" : "nothing";
+    const std::string then = before.has(name.c_str()) ? before.text(name.c_str()) : unsaid;
+    expect(then == value.get<std::string>(),
+           "{} was begun with another {}: {} then, {} now; give it what it began with, or choose "
+           "another folder",
+           folder.string(), name, then, value.get<std::string>());
+  }
+}
 
 void write_result(const ModelSummary& model, const std::filesystem::path& path) {
   RunSummary one;

@@ -1,13 +1,25 @@
-// The files a stage of a run leaves behind, and whether they are still what was written.
+// The folder of a run, the files its stages leave behind, and whether they are still what was
+// written.
 #pragma once
 
 #include <filesystem>
 #include <map>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "base/run_folder.h"
 #include "eval/report/summary.h"
+#include "hybrid/plan.h"
 
 namespace cambium {
+
+/// Error when `folder` cannot be the folder of a run of this plan: it holds another run, or one
+/// that is not to be resumed, or cannot be written. Changes nothing.
+void check_run_folder(const std::filesystem::path& folder, const HybridPlan& plan, bool resume);
+RunFolder open_run_folder(const std::filesystem::path& folder, bool resume);
+/// Writes inputs.json of a run that begins, a text for each of its inputs; Error that names the
+/// input where one that goes on began with another.
+void expect_begun_with(const std::filesystem::path& folder, const nlohmann::ordered_json& inputs);
 
 /// What was measured of one model, in the form of a run's summary.
 void write_result(const ModelSummary& model, const std::filesystem::path& path);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/float4.h"
 #include "base/float8.h"
 
 namespace cambium {
@@ -13,8 +14,6 @@ namespace {
 constexpr int64_t kBlock = 128;   // rows and columns of a scale of fp8
 constexpr int64_t kMxGroup = 32;  // numbers of a scale
 constexpr int64_t kNvGroup = 16;
-constexpr float kE2m1[] = {0.0F,  0.5F,  1.0F,  1.5F,  2.0F,  3.0F,  4.0F,  6.0F,
-                           -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F};
 
 int64_t blocks(int64_t n) {
   return (n + kBlock - 1) / kBlock;
@@ -94,7 +93,7 @@ uint8_t byte_at(const TensorEntry& entry, int64_t i) {
 }
 
 float e2m1_at(const TensorEntry& values, int64_t i) {
-  return kE2m1[(byte_at(values, i / 2) >> (i % 2 * 4)) & 15U];
+  return e2m1_to_f32(static_cast<unsigned>(byte_at(values, i / 2)) >> (i % 2 * 4));
 }
 
 /// Number i of float scales in the file.

@@ -19,6 +19,9 @@ namespace cambium {
 
 using GgufJson = nlohmann::ordered_json;
 
+/// The shortest decimal that gives the same float: 1e-05 and not 9.999999747378752e-06.
+double shortest_decimal(float value);
+
 /// The keys of a file's architecture, by their names without its prefix. What nobody asked for may
 /// change what the model computes.
 class GgufArchitectureKeys {
@@ -35,7 +38,7 @@ class GgufArchitectureKeys {
   std::optional<int64_t> size(std::string_view key);
   /// The same of a key that must be there and be above 0.
   int64_t need(std::string_view key);
-  /// The shortest decimal that gives the same float.
+  /// As shortest_decimal().
   std::optional<double> number(std::string_view key);
   /// The same, of what must be above 0.
   std::optional<double> positive(std::string_view key);
@@ -77,7 +80,7 @@ struct GgufHead {
 struct GgufKeyRule {
   enum Kind : uint8_t { kSize, kNumber, kFlag };
   const char* key;
-  std::string config;  ///< "a", or "a.b" for b within the object a
+  std::string config;
   Kind kind = kSize;
   bool required = false;  ///< to import
   bool written = true;    ///< false: llama.cpp does not look at it

@@ -6,13 +6,7 @@
 namespace cambium {
 namespace {
 
-using gguf::decoder_keys;
-using gguf::decoder_tensors;
-using gguf::kBiases;
-using gguf::kHeadDim;
-using Keys = GgufArchitectureKeys;
-using Rule = GgufKeyRule;
-constexpr Rule::Kind kNumber = Rule::kNumber;
+using namespace gguf;
 
 bool has_experts(Keys& keys) {
   return keys.size("expert_count").value_or(0) > 0;
@@ -42,13 +36,17 @@ void read_no_experts(Keys& keys, GgufJson& /*config*/) {
       "{}: this model has experts ('{}'), which are not expected in one of its architecture",
       keys.path(), keys.named("expert_count"));
 }
-void write_nothing(const ModelSpec& /*spec*/, const GgufJson& /*config*/, GgufHead& /*head*/) {}
 constexpr GgufPart kNoExperts{read_no_experts, write_nothing};
 
-std::vector<Rule> expert_keys(const char* count, const char* inner) {
+std::vector<Rule> expert_keys(const char* count) {
   return {{.key = "expert_count", .config = count, .required = true},
-          {.key = "expert_used_count", .config = "num_experts_per_tok", .required = true},
-          {.key = "expert_feed_forward_length", .config = inner, .required = true}};
+          {.key = "expert_used_count", .config = "num_experts_per_tok", .required = true}};
+}
+/// With experts of a size of their own. Not required where `feed_forward_length` says it too.
+std::vector<Rule> expert_keys(const char* count, const char* inner, bool required = true) {
+  std::vector<Rule> keys = expert_keys(count);
+  keys.push_back({.key = "expert_feed_forward_length", .config = inner, .required = required});
+  return keys;
 }
 
 /// llama.cpp scales scores by the head, and by the width's share in the largest model.
@@ -68,7 +66,7 @@ GgufArchitecture llama() {
           .keys = decoder_keys(),
           .tensors = decoder_tensors(),
           .parts = {kHeadDim, kBiases, kNoExperts},
-          .orders = gguf::pairs()};
+          .orders = pairs()};
 }
 
 /// What Hugging Face calls mistral; llama.cpp does not look at the window.
@@ -86,9 +84,8 @@ GgufArchitecture mistral() {
 GgufArchitecture mixtral() {
   GgufArchitecture row = mistral();
   row.families = {"mixtral"};
-  row.keys.push_back({.key = "expert_count", .config = "num_local_experts", .required = true});
-  row.keys.push_back(
-      {.key = "expert_used_count", .config = "num_experts_per_tok", .required = true});
+  const std::vector<Rule> experts = expert_keys("num_local_experts");
+  row.keys.insert(row.keys.end(), experts.begin(), experts.end());
   row.parts = {kHeadDim};
   row.fits = has_experts;
   return row;
@@ -150,7 +147,7 @@ GgufArchitecture gemma2() {
           .keys = decoder_keys({{"attn_logit_softcapping", "attn_logit_softcapping", kNumber},
                                 {"final_logit_softcapping", "final_logit_softcapping", kNumber}}),
           .tensors = sandwich_tensors(),
-          .parts = {kHeadDim, gguf::kWindows2, kGemmaScale<46>},
+          .parts = {kHeadDim, kWindows2, kGemmaScale<46>},
           .config = {{"tie_word_embeddings", true}},
           .values = {{"*norm.weight", GgufValues::kPlusOne}}};
 }
@@ -161,7 +158,7 @@ GgufArchitecture gemma3() {
   row.families = {"gemma3"};
   row.keys = decoder_keys({{"final_logit_softcapping", "final_logit_softcapping", kNumber},
                            {"rope.freq_base_swa", "rope_local_base_freq", kNumber}});
-  row.parts = {kHeadDim, gguf::kWindows6, kGemmaScale<62>};
+  row.parts = {kHeadDim, kWindows6, kGemmaScale<62>};
   row.config = GgufJson::object();
   return row;
 }
@@ -193,7 +190,7 @@ GgufArchitecture olmo2() {
 GgufArchitecture olmo3() {
   GgufArchitecture row = olmo2();
   row.families = {"olmo3"};
-  row.parts.push_back(gguf::kWindows4);
+  row.parts.push_back(kWindows4);
   row.fits = has_window;
   return row;
 }
@@ -202,7 +199,7 @@ GgufArchitecture granite() {
   GgufArchitecture row = llama();
   row.name = "granite";
   row.families = {"granite"};
-  row.keys = decoder_keys(gguf::granite_keys());
+  row.keys = decoder_keys(granite_keys());
   return row;
 }
 
@@ -231,28 +228,24 @@ GgufArchitecture smollm3() {
 GgufArchitecture minimax_m2() {
   return {.name = "minimax-m2",
           .families = {"minimax_m2"},
-          .keys = decoder_keys({{"expert_count", "num_local_experts", Rule::kSize, true},
-                                {"expert_used_count", "num_experts_per_tok", Rule::kSize, true},
-                                {"expert_feed_forward_length", "intermediate_size"}}),
+          .keys = decoder_keys(expert_keys("num_local_experts", "intermediate_size", false)),
           .tensors = decoder_tensors(),
           .rope = {.dims = "rotary_dim"},
           .parts = {kHeadDim},
           .config = {{"use_routing_bias", true}, {"use_qk_norm", true}},
-          .constants = gguf::gating(2)};
+          .constants = gating(2)};
 }
 
 GgufArchitecture gpt_oss() {
   return {
       .name = "gpt-oss",
       .families = {"gpt_oss"},
-      .keys = decoder_keys({{"expert_count", "num_local_experts", Rule::kSize, true},
-                            {"expert_used_count", "num_experts_per_tok", Rule::kSize, true},
-                            {"expert_feed_forward_length", "intermediate_size"}}),
+      .keys = decoder_keys(expert_keys("num_local_experts", "intermediate_size", false)),
       .tensors = decoder_tensors({{"layers.*.post_norm.weight", "blk.*.post_attention_norm.weight"},
                                   {"layers.*.feed_forward.router.bias", "blk.*.ffn_gate_inp.bias"},
                                   {"layers.*.mixer.sinks", "blk.*.attn_sinks.weight"}}),
       .rope = {.truncate = false},
-      .parts = {kHeadDim, gguf::kWindows2},
+      .parts = {kHeadDim, kWindows2},
       .config = {{"attention_bias", true}, {"swiglu_limit", 7.0}}};
 }
 

@@ -161,6 +161,10 @@ void drop_wide_windows(ModelSpec& spec) {
 
 }  // namespace
 
+double shortest_decimal(float value) {
+  return std::stod(fmt::format("{}", value));
+}
+
 std::string GgufArchitectureKeys::ask(std::string_view key) {
   asked_.emplace(key);
   return named(key);
@@ -187,7 +191,7 @@ std::optional<double> GgufArchitectureKeys::number(std::string_view key) {
   }
   const auto narrow = static_cast<float>(*value);
   expect(std::isfinite(narrow), "{}: '{}' is {}, more than fp32 holds", path(), named(key), *value);
-  return std::stod(fmt::format("{}", narrow));
+  return shortest_decimal(narrow);
 }
 
 std::optional<double> GgufArchitectureKeys::positive(std::string_view key) {

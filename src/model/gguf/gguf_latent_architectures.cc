@@ -7,18 +7,7 @@
 namespace cambium {
 namespace {
 
-using gguf::attention_keys;
-using gguf::by_layer;
-using gguf::decoder_tensors;
-using gguf::unit_of;
-using gguf::whole;
-using gguf::write_kv_heads;
-using Keys = GgufArchitectureKeys;
-using Rule = GgufKeyRule;
-using Rules = std::vector<TensorRule>;
-constexpr Rule::Kind kSize = Rule::kSize;
-constexpr Rule::Kind kNumber = Rule::kNumber;
-constexpr Rule::Kind kFlag = Rule::kFlag;
+using namespace gguf;
 
 // --- Latent attention. llama.cpp runs it as attention with one key head, of the latent's length.
 constexpr const char* kLatent = "latent_attention";
@@ -96,7 +85,7 @@ GgufArchitecture deepseek2() {
           .rope = {.dims = "qk_rope_head_dim", .scales_scores = true},
           .parts = {kLatentSizes},
           .config = {{"rope_interleave", true}},
-          .constants = gguf::gating(2),
+          .constants = gating(2),
           .orders = kSplitLatent};
 }
 
@@ -188,7 +177,7 @@ GgufArchitecture kimi_linear() {
                      {"moe_renormalize", true},
                      {"rope_interleave", true},
                      {"moe_layer_freq", 1}},
-          .constants = gguf::gating(2),
+          .constants = gating(2),
           .orders = kSplitLatent,
           .shapes = {{"blk.*.ssm_a", GgufShape::kColumn}},
           .values = {{"blk.*.ssm_a", GgufValues::kMinusExp}}};
@@ -234,7 +223,7 @@ GgufArchitecture bailingmoe3() {
       .rope = {.dims = "qk_rope_head_dim"},
       .parts = {kBailing},
       .config = {{"rope_interleave", true}, {"no_kda_lora", true}},
-      .constants = gguf::gating(2),
+      .constants = gating(2),
       .orders = kSplitLatent,
       .shapes = {{"blk.*.ssm_a", GgufShape::kColumn}},
       .values = {{"blk.*.ssm_a", GgufValues::kExp}}};

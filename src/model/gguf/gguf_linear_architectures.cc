@@ -7,18 +7,7 @@
 namespace cambium {
 namespace {
 
-using gguf::attention_keys;
-using gguf::by_layer;
-using gguf::decoder_keys;
-using gguf::decoder_tensors;
-using gguf::kHeadDim;
-using gguf::read_inner;
-using gguf::unit_of;
-using gguf::whole;
-using Keys = GgufArchitectureKeys;
-using Rule = GgufKeyRule;
-using Rules = std::vector<TensorRule>;
-constexpr Rule::Kind kSize = Rule::kSize;
+using namespace gguf;
 
 // --- Gated DeltaNet: Qwen3-Next and Qwen3.5.
 constexpr const char* kDeltaNet = "gated_delta_net";

@@ -7,21 +7,7 @@
 namespace cambium {
 namespace {
 
-using gguf::attention_keys;
-using gguf::by_layer;
-using gguf::decoder_keys;
-using gguf::decoder_tensors;
-using gguf::kHeadDim;
-using gguf::read_inner;
-using gguf::unit_of;
-using gguf::whole;
-using gguf::write_kv_heads;
-using Keys = GgufArchitectureKeys;
-using Rule = GgufKeyRule;
-using Rules = std::vector<TensorRule>;
-constexpr Rule::Kind kSize = Rule::kSize;
-constexpr Rule::Kind kNumber = Rule::kNumber;
-constexpr Rule::Kind kFlag = Rule::kFlag;
+using namespace gguf;
 
 bool has_unit(const ModelSpec& spec, std::string_view kind) {
   return std::any_of(spec.layers.begin(), spec.layers.end(), [&](const LayerSpec& layer) {
@@ -122,7 +108,7 @@ bool has_granite_factors(Keys& keys) {
 }
 
 GgufArchitecture granite_hybrid() {
-  std::vector<Rule> keys = gguf::granite_keys();
+  std::vector<Rule> keys = granite_keys();
   const std::vector<Rule> mamba =
       mamba2_keys("mamba_n_heads", "mamba_d_state", "mamba_n_groups", "mamba_d_conv");
   keys.insert(keys.end(), mamba.begin(), mamba.end());
@@ -131,8 +117,8 @@ GgufArchitecture granite_hybrid() {
           .families = {"granite_hybrid"},
           .keys = attention_keys(std::move(keys)),
           .tensors = mamba2_tensors("mixer"),
-          .parts = {gguf::kMambaLayers, kHeadDim, kOneGroup, kGranite},
-          .orders = gguf::pairs(),
+          .parts = {kMambaLayers, kHeadDim, kOneGroup, kGranite},
+          .orders = pairs(),
           .shapes = kMamba2Shapes,
           .values = kDecay,
           .fits = has_granite_factors};
@@ -162,7 +148,7 @@ GgufArchitecture bamba() {
                                   return rule.kind == kNumber && rule.config != "rms_norm_eps";
                                 }),
                  row.keys.end());
-  row.parts = {gguf::kMambaLayers, kHeadDim, kOneGroup, kBamba};
+  row.parts = {kMambaLayers, kHeadDim, kOneGroup, kBamba};
   row.fits = nullptr;
   return row;
 }
@@ -409,7 +395,7 @@ GgufArchitecture lfm2() {
                                       {.ours = "layers.*.mixer.out_proj.weight",
                                        .theirs = "blk.*.shortconv.out_proj.weight",
                                        .mixer = "short_conv"}}),
-          .parts = {gguf::kConvLayers, kHeadDim},
+          .parts = {kConvLayers, kHeadDim},
           .config = {{"conv_bias", false}, {"block_auto_adjust_ff_dim", false}},
           .shapes = {{"blk.*.shortconv.conv.weight", GgufShape::kSqueezed}},
           .holds = without_experts};
@@ -424,7 +410,7 @@ GgufArchitecture lfm2moe() {
                         {"expert_feed_forward_length", "moe_intermediate_size", kSize, true}});
   row.config.update(
       {{"model_type", "lfm2_moe"}, {"use_expert_bias", true}, {"norm_topk_prob", true}});
-  row.constants = gguf::gating(2);
+  row.constants = gating(2);
   row.holds = with_experts;
   return row;
 }

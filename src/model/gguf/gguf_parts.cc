@@ -7,10 +7,6 @@
 namespace cambium::gguf {
 namespace {
 
-int64_t layers_of(const GgufJson& config) {
-  return config.at("num_hidden_layers").get<int64_t>();
-}
-
 /// A list of words, one a layer.
 template <class Word>
 GgufJson words(int64_t layers, Word word) {
@@ -49,14 +45,12 @@ void read_biases(GgufArchitectureKeys& keys, GgufJson& config) {
   config["mlp_bias"] = keys.gguf().find("blk.0.ffn_down.bias") != nullptr;
 }
 
-void write_nothing(const ModelSpec& /*spec*/, const GgufJson& /*config*/, GgufHead& /*head*/) {}
-
 constexpr const char* kWindow = "attention.sliding_window";
 constexpr const char* kPattern = "attention.sliding_window_pattern";
 
 template <int64_t kPeriod>
 void read_windows(GgufArchitectureKeys& keys, GgufJson& config) {
-  const int64_t layers = layers_of(config);
+  const int64_t layers = whole(config, "num_hidden_layers");
   const int64_t window = keys.size(kWindow).value_or(0);
   std::vector<bool> windowed(static_cast<size_t>(layers));
   const auto it = keys.gguf().metadata().find(keys.named(kPattern));
@@ -116,26 +110,20 @@ constexpr Words kConv{"full_attention", "conv"};
 
 template <const Words& kWords>
 void read_layers(GgufArchitectureKeys& keys, GgufJson& config) {
-  const int64_t layers = layers_of(config);
-  const auto heads = keys.by_layer("attention.head_count_kv", layers);
-  expect(heads.has_value(), "{}: the key '{}' is missing", keys.path(),
-         keys.named("attention.head_count_kv"));
-  config["num_key_value_heads"] = *std::max_element(heads->begin(), heads->end());
-  config["layer_types"] = words(layers, [&](int64_t i) {
-    return (*heads)[static_cast<size_t>(i)] > 0 ? kWords.attends : kWords.other;
+  const std::vector<int64_t> heads = by_layer(keys, "attention.head_count_kv", config);
+  config["num_key_value_heads"] = *std::max_element(heads.begin(), heads.end());
+  config["layer_types"] = words(std::ssize(heads), [&](int64_t i) {
+    return heads[static_cast<size_t>(i)] > 0 ? kWords.attends : kWords.other;
   });
 }
 
 void write_layers(const ModelSpec& spec, const GgufJson& config, GgufHead& head) {
-  std::vector<int64_t> heads;
-  for (const LayerSpec& layer : spec.layers) {
-    heads.push_back(layer.mixes_by("attention") ? config.at("num_key_value_heads").get<int64_t>()
-                                                : 0);
-  }
-  head.sizes("attention.head_count_kv", heads);
+  write_kv_heads(spec, head, "attention", whole(config, "num_key_value_heads"));
 }
 
 }  // namespace
+
+void write_nothing(const ModelSpec& /*spec*/, const GgufJson& /*config*/, GgufHead& /*head*/) {}
 
 const GgufPart kHeadDim{read_head_dim, write_head_dim};
 const GgufPart kBiases{read_biases, write_nothing};

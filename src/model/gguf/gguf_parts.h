@@ -8,6 +8,14 @@
 
 namespace cambium::gguf {
 
+// What rows are written with.
+using Keys = GgufArchitectureKeys;
+using Rule = GgufKeyRule;
+using Rules = std::vector<TensorRule>;
+inline constexpr Rule::Kind kSize = Rule::kSize;
+inline constexpr Rule::Kind kNumber = Rule::kNumber;
+inline constexpr Rule::Kind kFlag = Rule::kFlag;
+
 /// `more` before what decoders call their tensors.
 std::vector<TensorRule> decoder_tensors(std::vector<TensorRule> more = {});
 /// Keys of decoders with attention and a dense feed-forward, and `more`.
@@ -18,6 +26,8 @@ std::vector<GgufKeyRule> attention_keys(std::vector<GgufKeyRule> more = {});
 /// Granite's factors.
 std::vector<GgufKeyRule> granite_keys();
 
+/// The write() of a part that other keys or the tensors say.
+void write_nothing(const ModelSpec& spec, const GgufJson& config, GgufHead& head);
 /// head_dim, from the width where no key says it.
 extern const GgufPart kHeadDim;
 /// attention_bias and mlp_bias, which tensors show.

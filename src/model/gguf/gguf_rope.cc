@@ -23,11 +23,6 @@ double rounded_if_near(double value) {
   return std::abs(value - whole) < kTolerance * std::max(1.0, std::abs(whole)) ? whole : value;
 }
 
-/// The shortest decimal that gives the same float: 1e-05 and not 9.999999747378752e-06.
-double shortest(double value) {
-  return std::stod(fmt::format("{}", static_cast<float>(value)));
-}
-
 bool gives(const Llama3Rope& parameters, std::span<const float> divisors, double theta) {
   const auto count = static_cast<int64_t>(divisors.size());
   for (int64_t i = 0; i < count; ++i) {
@@ -65,7 +60,7 @@ std::vector<float> rope_tensor(const Gguf& gguf, const GgufTensor& tensor, int64
 Json shortest_of(const std::vector<float>& values) {
   Json list = Json::array();
   for (const float value : values) {
-    list.push_back(shortest(value));
+    list.push_back(shortest_decimal(value));
   }
   return list;
 }

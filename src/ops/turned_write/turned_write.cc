@@ -42,6 +42,7 @@ Tensor turned_write(const Context& ctx, const Tensor& q, const Tensor& k, const 
   shape.head_dim = q.dim(2);
   shape.value_dim = v.dim(2);
   shape.plans = segments.plans;
+  shape.window = 1;  // pages of earlier tokens may be gone: nothing looks back here
   use_pages(kName, shape, segments, pages.table, pages.pages_per_segment, pages.keys);
   const Tensor turned = ctx.result_like(q, false);
   run<turned_write_forward>(ctx, q, [&]<class T>() {

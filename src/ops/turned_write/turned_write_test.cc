@@ -15,6 +15,7 @@ struct Case {
   int64_t heads, kv_heads, dim, value_dim, turned;
   double query_beta = 0.0;
   Dtype pages = Dtype::kF32;  // beside f32; bf16 beside bf16
+  int64_t window = 0;         // above 0: the first token's first page has been given back
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
@@ -50,13 +51,15 @@ WriteRun run(const Case& c, Device device, Dtype type, bool whole) {
   KvPages pages;
   pages.keys = drawn(of_pages, {6, kPageSize, c.kv_heads, c.dim}, 4);
   pages.values = drawn(of_pages, {6, kPageSize, c.kv_heads, c.value_dim}, 5);
-  pages.table = kTable;
+  std::vector<int32_t> page_table = kTable;
+  page_table[0] = c.window > 0 ? -1 : page_table[0];
+  pages.table = page_table;
   pages.pages_per_segment = 2;
   const OwnedSegments segments = three_tokens();
   RopeTable table({.dim = c.turned, .original_length = 4, .query_beta = c.query_beta});
   table.ensure(16);
   const Turns turns = table.turns(ctx, segments.view());
-  const AttentionConfig config{.scale = 0.3F};
+  const AttentionConfig config{.scale = 0.3F, .window = c.window};
   EXPECT_EQ(turned_write_serves(ctx, k, turns, segments.view(), pages),
             device.kind == Device::kCuda);
   WriteRun result;
@@ -100,7 +103,8 @@ INSTANTIATE_TEST_SUITE_P(
     Cases, TurnedWriteOf,
     ::testing::Values(Case{"grouped", 14, 2, 64, 64, 64}, Case{"part_turns", 4, 4, 64, 32, 16},
                       Case{"odd", 3, 1, 10, 7, 6}, Case{"queries_grow", 4, 2, 128, 128, 128, 0.5},
-                      Case{"narrow_pages", 4, 2, 64, 64, 64, 0.0, Dtype::kBF16}),
+                      Case{"narrow_pages", 4, 2, 64, 64, 64, 0.0, Dtype::kBF16},
+                      Case{"behind_a_window", 4, 2, 64, 64, 64, 0.0, Dtype::kF32, 2}),
     ::testing::PrintToStringParamName());
 
 TEST(TurnedWrite, NamesWhatIsWrong) {
@@ -130,6 +134,11 @@ TEST(TurnedWrite, NamesWhatIsWrong) {
   pages.pages_per_segment = 3;
   EXPECT_EQ(message(x(4, 8), x(2, 8), x(2, 8)),
             "[turned_write] expected a page table (3, 3), got 6 entries");
+  pages.pages_per_segment = 2;
+  const std::vector<int32_t> gone{5, -1, 0, -1, 4, -1};
+  pages.table = gone;
+  EXPECT_EQ(message(x(4, 8), x(2, 8), x(2, 8)),
+            "[turned_write] segment 0 needs page 1 of its table, which names -1 of 6 pages");
 }
 
 }  // namespace
