@@ -8,6 +8,9 @@ function(cambium_kernels target)
     list(APPEND isas avx2 avx512)
   endif()
   set(flags_generic -O3 -ffp-contract=fast -Wno-psabi)
+  if(CAMBIUM_FUZZ)  # readers of files are what is fuzzed
+    set(flags_generic -O0 -Wno-psabi)
+  endif()
   set(flags_avx2 ${flags_generic} -mavx2 -mfma -mf16c)
   set(flags_avx512 ${flags_generic} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
       -mprefer-vector-width=512)
@@ -79,6 +82,10 @@ function(cambium_room_tests)
       add_executable(test_${name} ${tests})
       file(GLOB kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/${name}/*_cpu.cc)
       cambium_kernels(test_${name} ${kernels})
+      if(CAMBIUM_SANITIZE AND NOT name STREQUAL "ops")
+        # Optimising instrumented tests takes longer than running them does, but for references.
+        target_compile_options(test_${name} PRIVATE -O0)
+      endif()
       target_link_libraries(test_${name} PRIVATE cambium_${name} GTest::gmock GTest::gtest_main)
       target_compile_definitions(test_${name} PRIVATE
         CAMBIUM_SOURCE_DIR="${PROJECT_SOURCE_DIR}"

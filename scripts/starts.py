@@ -2,11 +2,13 @@
 """Compares starts of grafted mixers on the shipped teacher, at equal tokens of training.
 
   python3 scripts/starts.py [-o out/starts] [--mixers mamba2,...] [--seeds 1,2,3] [--jobs 2]
+  python3 scripts/starts.py --plan plans/starts-38m.toml --fit 100 --device cuda -o out/starts-38m
 
-Each run is plans/starts.toml with the keys of its start; one that is done is not run again. Prints
-a row a mixer and start: mean (least, most) over the seeds of the held-out reverse KL as converted,
-after the alignment and after the end-to-end stage, and of the tokens trained until the reverse KL
-of training has been at most --kl over five steps.
+Each run is the plan with the keys of its start; one that is done is not run again. Prints a row a
+mixer and start: mean (least, most) over the seeds of the held-out reverse KL as converted, after
+the alignment and after the end-to-end stage, and of the tokens trained until the reverse KL of
+training has been at most --kl over five steps. With --done nothing is run, and a row has the seeds
+that there are.
 """
 import argparse
 import concurrent.futures
@@ -15,23 +17,30 @@ import os
 import pathlib
 import subprocess
 import sys
+import tomllib
 
-STARTS = {
-    "random": ['graft.init="random"'],
-    "copy": [],
-    # A fit's steps are taken from the alignment's: the tokens are the same.
-    "copy, fitted": ["graft.fit=30", "align.steps=30"],
-    "calibrated": ["graft.calibrate=64", "graft.fit=0"],
-    "calibrated, fitted": ["graft.calibrate=64", "graft.fit=30", "align.steps=30"],
-}
+STARTS = ["random", "copy", "copy, fitted", "calibrated", "calibrated, fitted"]
 
 
-def run(cambium, folder, mixer, start, seed):
+def keys_of(start, fit, align):
+    if start == "random":
+        return ['graft.init="random"']
+    keys = ["graft.calibrate=64"] if start.startswith("calibrated") else []
+    if start.endswith("fitted"):
+        # A fit's steps are taken from the alignment's: the tokens are the same.
+        return keys + [f"graft.fit={fit}", f"align.steps={align - fit}"]
+    return keys + ["graft.fit=0"]
+
+
+def run(args, folder, mixer, start, seed):
     if (folder / "summary.json").exists():
         return
-    words = [cambium, "hybridize", "plans/starts.toml", "-o", str(folder), "--resume", "--device", "cpu",
+    words = [args.cambium, "hybridize", args.plan, "-o", str(folder), "--resume", "--device", args.device,
              "--quiet", "--set", f'graft.mixer="{mixer}"', "--set", f"seed={seed}"]
-    for key in STARTS[start]:
+    if args.teacher:
+        words += ["--teacher", args.teacher]
+    align = tomllib.loads(pathlib.Path(args.plan).read_text())["align"]["steps"]
+    for key in keys_of(start, args.fit, align):
         words += ["--set", key]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "CAMBIUM_THREADS": "1"})
     if done.returncode != 0:
@@ -76,24 +85,39 @@ def main():
     parser.add_argument("-o", default="out/starts", help="folder of the runs")
     parser.add_argument("--cambium", default="build/cambium")
     parser.add_argument("--mixers", default="gated_delta_net,mamba2,mamba")
+    parser.add_argument("--starts", default=",".join(s.replace(", ", "-") for s in STARTS))
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--plan", default="plans/starts.toml")
+    parser.add_argument("--teacher", help="the plan's otherwise")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--fit", type=int, default=30, help="steps of a fit, of those of the alignment")
+    parser.add_argument("--done", action="store_true", help="only the table, of the runs that are done")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, of one thread each")
     parser.add_argument("--kl", type=float, default=0.3, help="of training, nats a token")
     args = parser.parse_args()
     seeds = args.seeds.split(",")
-    arms = [(mixer, start) for mixer in args.mixers.split(",") for start in STARTS]
+    named = {s.replace(", ", "-"): s for s in STARTS}
+    for name in args.starts.split(","):
+        if name not in named:
+            parser.error(f"--starts: expected some of {','.join(named)}, got {name}")
+    arms = [(mixer, named[name]) for mixer in args.mixers.split(",") for name in args.starts.split(",")]
 
     def folder(mixer, start, seed):
         return pathlib.Path(args.o) / f"{mixer}-{start.replace(', ', '-')}-{seed}"
 
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        runs = [pool.submit(run, args.cambium, folder(*arm, seed), *arm, seed) for seed in seeds for arm in arms]
+        runs = [] if args.done else [pool.submit(run, args, folder(*arm, seed), *arm, seed)
+                                     for seed in seeds for arm in arms]
         for done in runs:
             done.result()
     print(f"| mixer | start | as converted | aligned | healed | tokens to {args.kl:g} |")
     print("| --- | --- | --- | --- | --- | --- |")
     for arm in arms:
-        found = list(zip(*(result(folder(*arm, seed), args.kl) for seed in seeds)))
+        there = [f for f in (folder(*arm, seed) for seed in seeds) if (f / "summary.json").exists()]
+        if not there:
+            print(f"| {arm[0]} | {arm[1]} | no run is done | | | |")
+            continue
+        found = list(zip(*(result(f, args.kl) for f in there)))
         print(f"| {arm[0]} | {arm[1]} | " + " | ".join(cell(v, 3) for v in found[:3]) + f" | {cell(found[3], 0)} |")
 
 

@@ -223,6 +223,12 @@ void recurrence_section(Bench& bench) {
       recurrence_decode(bench, m, batch);
     }
   }
+  const Mixer nano = {"Mamba-2 of Nemotron-Nano", 8, 128, 128, 80, false, false};
+  const Mixer falcon = {"Mamba-2 of Falcon-H1", 2, 32, 256, 128, false, false};
+  for (const Mixer& m : {nano, falcon}) {
+    recurrence_decode(bench, m, 64);
+    recurrence_prefill(bench, m, 1, 8192);
+  }
   recurrence_prefill(bench, {"GDN", 2, 8, 128, 128, true, false}, 1, 8192);
   recurrence_prefill(bench, {"GDN", 2, 8, 128, 128, true, false}, 8, 4096);
   recurrence_prefill(bench, {"KDA", 16, 16, 128, 128, true, true}, 1, 2048);

@@ -11,5 +11,7 @@ void recurrence_section(Bench& bench);  // cuda_mixers.cc
 void scan_section(Bench& bench);
 void pointwise_section(Bench& bench);  // cuda_elements.cc
 void loss_section(Bench& bench);
+void latent_section(Bench& bench);  // cuda_latent.cc
+void experts_section(Bench& bench);
 
 }  // namespace cambium

@@ -12,6 +12,7 @@
 #include "hybrid/placement.h"
 #include "hybrid/placement_file.h"
 #include "hybrid/plan.h"
+#include "nn/units/units.h"
 #include "train/train_job.h"
 
 namespace cambium {
@@ -43,8 +44,8 @@ struct Documents {
   Tokenizer tokenizer;
   std::shared_ptr<DocumentSource> train, valid;
 
-  Documents(const std::string& model, const std::string& file, uint64_t seed)
-      : tokenizer(Tokenizer::load(model)) {
+  Documents(const std::string& model, int64_t vocab, const std::string& file, uint64_t seed)
+      : tokenizer(load_tokenizer(model, vocab)) {
     if (file.empty()) {
       train = problem_source(tokenizer, {}, Split::kTrain, seed);
       valid = problem_source(tokenizer, {}, Split::kValid, seed);
@@ -112,7 +113,7 @@ Preset parse_preset(const std::string& text, const ModelSpec& spec) {
     return {text.substr(0, at), uniform_units(spec, placement)};
   }
   // A layer without attention was not open to a search.
-  std::vector<std::string> chosen = active_labels(spec, uniform_units(spec, kAttentionKind));
+  std::vector<std::string> chosen = active_labels(spec, uniform_units(spec, attention_label(spec)));
   if (std::filesystem::exists(placement)) {
     const PlacementRecipe recipe = read_placement(placement);
     for (size_t i = 0; i < recipe.layers.size(); ++i) {
@@ -121,7 +122,7 @@ Preset parse_preset(const std::string& text, const ModelSpec& spec) {
       expect(here || recipe.choices[i] == 0,
              "{}: layer {} has no choice here, and {} is to stand there", where, layer,
              recipe.kinds[static_cast<size_t>(recipe.choices[i])].name);
-      if (here) {
+      if (here && recipe.choices[i] != 0) {
         chosen[layer] = recipe.kinds[static_cast<size_t>(recipe.choices[i])].name;
       }
     }
@@ -193,7 +194,7 @@ class Starter {
     const auto seed = static_cast<uint64_t>(args_.seed);
     std::optional<CalibrationData> calibration;
     if (!documents_ && (graft.calibrate > 0 || graft.fit_steps() > 0)) {
-      documents_.emplace(args_.base, args_.data, seed);
+      documents_.emplace(args_.base, base_.spec().vocab, args_.data, seed);
     }
     if (graft.calibrate > 0) {
       calibration.emplace(*documents_->train, *documents_->valid,
@@ -249,8 +250,7 @@ std::vector<int64_t> layers_with_attention(const ModelSpec& spec) {
   std::vector<int64_t> layers;
   for (const int64_t layer : choice_layers(spec)) {
     const std::vector<UnitSpec>& units = spec.layers[static_cast<size_t>(layer)].choice()->units;
-    if (std::any_of(units.begin(), units.end(),
-                    [](const UnitSpec& unit) { return mixer_label(unit) == kAttentionKind; })) {
+    if (std::any_of(units.begin(), units.end(), is_attention)) {
       layers.push_back(layer);
     }
   }
@@ -353,9 +353,10 @@ int run(const ConvertArgs& args) {
   expect(args.count == 0 || !args.scores.empty(), "--count belongs to --scores");
   const ModelSpec base_spec = read_spec(args.base);
   if (!args.scores.empty()) {
-    layers = place_by_file(args.scores, base_spec, args.count);
+    layers = place_lowest(importance_of(args.scores, base_spec), args.count);
   }
   expect(!layers.empty(), "expected --layers, --scores with --count, or --placement");
+  open_layers(base_spec);  // what it says where there is none
   expect(
       !is_supernet(base_spec),
       "{} is a supernet already; --add-mixer gives it another mixer, --preset makes a hybrid of it",

@@ -3,6 +3,7 @@
 
 #include "base/checksum.h"
 #include "base/signals.h"
+#include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "eval/problem_source.h"
@@ -62,8 +63,12 @@ int run(const DistillArgs& a) {
   config.freeze_attention = a.freeze_attention;
   config = read_train_config(table.table("train"), config);
   OnPolicyConfig rounds;
+  const PlanTable of_rounds = table.table("on_policy");
+  expect(on_policy || of_rounds.keys().empty(),
+         "--set on_policy.{} belongs to --objective on-policy, not {}",
+         on_policy ? "" : join(of_rounds.keys(), ", on_policy."), a.objective);
   if (on_policy) {
-    read_fields(rounds, table.table("on_policy"));
+    read_fields(rounds, of_rounds);
     check_on_policy(config, "distill");
   }
   const ProblemSpec problems = read_problem_spec(table.table("problems"));
@@ -74,7 +79,7 @@ int run(const DistillArgs& a) {
   const std::shared_ptr<RunFolder> folder =
       claim_training_folder(a.output, a.resume, {"model", "rounds"});
   std::optional<StopAnywhere> stop("the run has not begun");
-  const Tokenizer tokenizer = Tokenizer::load(a.student);
+  const Tokenizer tokenizer = load_tokenizer(a.student, read_spec(a.student).vocab);
   std::optional<StoredLogits> logits;
   if (!a.logits.empty()) {
     logits.emplace(a.logits);

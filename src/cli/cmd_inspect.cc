@@ -8,6 +8,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "model/kept_tensors.h"
 #include "model/supernet.h"
 #include "serve/cache_plan.h"
 #include "serve/memory_plan.h"
@@ -25,9 +26,42 @@ struct InspectArgs {
   bool memory = false, json = false;
 };
 
+/// Units of one kind: where they run, or rest in a choice.
 struct Row {
-  int64_t layers = 0, parameters = 0, token_bytes = 0, sequence_bytes = 0;
+  UnitRole role = UnitRole::kMixer;
+  int64_t layers = 0, parameters = 0, active = 0, token_bytes = 0, sequence_bytes = 0;
 };
+
+/// Mixers, then feed-forwards, each by name.
+using Rows = std::map<std::pair<UnitRole, std::string>, Row>;
+
+Rows rows_of(Model& model, const CachePlan& cache) {
+  Rows rows;
+  size_t kept = 0;  // in the cache's layouts: those of the units that run and keep something
+  for (int64_t i = 0; i < model.layer_count(); ++i) {
+    for (const BranchSpec& branch : model.spec().layers[static_cast<size_t>(i)].branches) {
+      for (size_t u = 0; u < branch.units.size(); ++u) {
+        const UnitSpec& unit = branch.units[u];
+        const UnitRole role = find_unit_kind(unit.kind).role;
+        const bool runs = branch.runs(u);
+        Row& row = rows[{role, runs ? unit.kind : unit.kind + " (rests)"}];
+        row.role = role;
+        ++row.layers;
+        model.visit_layer(
+            i, [&, prefix = unit_prefix(i, unit)](const std::string& name, Parameter& p) {
+              row.parameters += name.starts_with(prefix) ? p.numel() : 0;
+              row.active += runs && name.starts_with(prefix) ? p.active() : 0;
+            });
+        if (runs && !make_unit(unit, model.spec().width)->state_layout().empty()) {
+          const LayerBytes bytes = bytes_of(cache.layouts()[kept++]);
+          row.token_bytes += bytes.per_token;
+          row.sequence_bytes += bytes.per_sequence;
+        }
+      }
+    }
+  }
+  return rows;
+}
 
 MemoryPlan plan_of(const InspectArgs& args, const ModelSpec& spec) {
   MemoryRequest request;
@@ -98,16 +132,15 @@ int run(const InspectArgs& args) {
   cache_config.values = args.cache.values();
   cache_config.page_size = args.cache.page_size;
   const CachePlan cache(model, cache_config);
-  std::map<std::string, Row> rows;
-  for (int64_t i = 0; i < model.layer_count(); ++i) {
-    Row& row = rows[layer_kind(spec.layers[static_cast<size_t>(i)])];
-    ++row.layers;
-    model.layer(i).visit_mixers(
-        [&](const std::string&, Parameter& p) { row.parameters += p.numel(); });
-    row.token_bytes += cache.layers()[static_cast<size_t>(i)].per_token;
-    row.sequence_bytes += cache.layers()[static_cast<size_t>(i)].per_sequence;
-  }
+  const Rows rows = rows_of(model, cache);
   const int64_t parameters = model.parameter_count();
+  // Norms, embedding and head are there for every token.
+  int64_t rest = parameters;
+  int64_t active = parameters;
+  for (const auto& [key, row] : rows) {
+    rest -= row.parameters;
+    active -= row.parameters - row.active;
+  }
   const int64_t context = args.context > 0 ? args.context : spec.max_positions;
   std::optional<MemoryPlan> plan;
   if (args.memory || !args.memory_total.empty()) {
@@ -125,12 +158,24 @@ int run(const InspectArgs& args) {
       }
     }
     json["parameters"] = parameters;
+    json["active_parameters"] = active;
+    if (spec.kept.tensors != nullptr) {
+      json["kept"] = {{"family", spec.kept.family},
+                      {"heads", spec.kept.heads},
+                      {"tensors", spec.kept.tensors->entries.size()},
+                      {"parameters", spec.kept.tensors->numbers()},
+                      {"stale", kept_is_stale(spec)}};
+    }
     json["cache_bytes_per_token"] = cache.lasting_bytes_per_token();
-    for (const auto& [kind, row] : rows) {
-      json["mixers"][kind] = {{"layers", row.layers},
-                              {"parameters", row.parameters},
-                              {"bytes_per_token", row.token_bytes},
-                              {"bytes_per_sequence", row.sequence_bytes}};
+    for (const auto& [key, row] : rows) {
+      nlohmann::ordered_json unit = {{"layers", row.layers},
+                                     {"parameters", row.parameters},
+                                     {"active_parameters", row.active}};
+      if (row.role == UnitRole::kMixer) {
+        unit["bytes_per_token"] = row.token_bytes;
+        unit["bytes_per_sequence"] = row.sequence_bytes;
+      }
+      json[row.role == UnitRole::kMixer ? "mixers" : "feed_forwards"][key.second] = unit;
     }
     if (plan) {
       json["memory"] = memory_json(*plan);
@@ -139,11 +184,11 @@ int run(const InspectArgs& args) {
     return 0;
   }
   const auto bytes = [](int64_t n) { return human_bytes(static_cast<uint64_t>(n)); };
-  std::printf("%s: %s, %s parameters, %lld layers of width %lld, vocabulary %lld\n%s\n\n",
-              args.model.c_str(), spec.family.c_str(),
-              human_count(static_cast<double>(parameters)).c_str(),
-              static_cast<long long>(model.layer_count()), static_cast<long long>(spec.width),
-              static_cast<long long>(spec.vocab), layer_map(spec).c_str());
+  const auto count = [](int64_t n) { return human_count(static_cast<double>(n)); };
+  fmt::print("{}: {}, {} parameters{}, {} layers of width {}, vocabulary {}\n{}\n\n", args.model,
+             spec.family, count(parameters),
+             active == parameters ? "" : fmt::format(" ({} active for a token)", count(active)),
+             model.layer_count(), spec.width, spec.vocab, layer_map(spec));
   if (is_supernet(spec)) {
     fmt::print("a supernet: {} layers choose among {}; below, those that are active\n",
                choice_layers(spec).size(), join(mixer_labels(spec), ", "));
@@ -152,12 +197,18 @@ int run(const InspectArgs& args) {
     }
     fmt::print("\n");
   }
-  std::printf("%-18s %7s %12s %14s %18s\n", "mixer", "layers", "parameters", "cache / token",
-              "cache / sequence");
-  for (const auto& [kind, row] : rows) {
-    std::printf("%-18s %7lld %12s %14s %18s\n", kind.c_str(), static_cast<long long>(row.layers),
-                human_count(static_cast<double>(row.parameters)).c_str(),
-                bytes(row.token_bytes).c_str(), bytes(row.sequence_bytes).c_str());
+  fmt::print("{:<26} {:>6} {:>11} {:>12} {:>14} {:>17}\n", "unit", "layers", "parameters",
+             "for a token", "cache / token", "cache / sequence");
+  for (const auto& [key, row] : rows) {
+    const bool keeps = row.token_bytes + row.sequence_bytes > 0;
+    fmt::print("{:<26} {:>6} {:>11} {:>12} {:>14} {:>17}\n", key.second, row.layers,
+               count(row.parameters), count(row.active), keeps ? bytes(row.token_bytes) : "-",
+               keeps ? bytes(row.sequence_bytes) : "-");
+  }
+  fmt::print("{:<26} {:>6} {:>11} {:>12} {:>14} {:>17}\n", "embedding, head, norms", "-",
+             count(rest), count(rest), "-", "-");
+  if (const std::string kept = describe_kept(spec); !kept.empty()) {
+    fmt::print("\n{}\n", kept);
   }
   std::printf("\na sequence of %lld tokens takes %s of cache\n", static_cast<long long>(context),
               bytes(cache.sequence_bytes(context)).c_str());

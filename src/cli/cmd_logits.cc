@@ -27,7 +27,7 @@ int run(const LogitsArgs& a) {
   const StopAnywhere stop(fmt::format(
       "what is stored so far is kept in {}.part; the same command goes on with it", a.output));
   const LoadedModel teacher = load_model(a.teacher, load_on(a.device.device()));
-  const Tokenizer tokenizer = Tokenizer::load(a.teacher);
+  const Tokenizer tokenizer = load_tokenizer(a.teacher, teacher.model->spec().vocab);
   const std::shared_ptr<DocumentSource> source =
       a.data.empty()
           ? problem_source(tokenizer, problems, Split::kTrain, static_cast<uint64_t>(a.seed))

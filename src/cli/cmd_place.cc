@@ -10,6 +10,7 @@
 #include "hybrid/measure.h"
 #include "hybrid/placement.h"
 #include "hybrid/placement_choice.h"
+#include "train/train_job.h"
 
 namespace cambium {
 namespace {
@@ -30,14 +31,6 @@ struct PlaceArgs {
   DeviceOption device;
   bool fresh = false;
 };
-
-void refuse(bool given, const char* option, const char* what) {
-  expect(!given, "{} belongs to {}", option, what);
-}
-
-int64_t or_else(int64_t given, int64_t fallback) {
-  return given < 0 ? fallback : given;
-}
 
 void check_applies(const PlaceArgs& a) {
   const bool search = a.method == "search";
@@ -121,7 +114,7 @@ ChoiceOptions choice_options(const PlaceArgs& a) {
   o.evaluations = or_else(a.evaluations, o.evaluations);
   o.reach = or_else(a.reach, o.reach);
   o.beam = or_else(a.beam, o.beam);
-  o.seed = static_cast<uint64_t>(or_else(a.seed, 1));
+  o.seed = static_cast<uint64_t>(or_else<int64_t>(a.seed, 1));
   o.scores.assign(a.compared.begin(), a.compared.end());
   o.trace = a.trace.empty() ? a.output + ".trace" : a.trace;
   o.fresh = a.fresh;
@@ -213,21 +206,21 @@ int run_search(const PlaceArgs& a) {
   DataPlan files;
   files.train = a.data;
   files.valid = a.data;
-  files.problems.retrieval_share = a.retrieval_share < 0 ? 0.25 : a.retrieval_share;
+  files.problems.retrieval_share = or_else(a.retrieval_share, 0.25);
   EvaluationPlan evaluate;
-  const int64_t documents = or_else(a.documents, 32);
-  const int64_t problems = asks ? or_else(a.problems, 100) : 0;
+  const int64_t documents = or_else<int64_t>(a.documents, 32);
+  const int64_t problems = asks ? or_else<int64_t>(a.problems, 100) : 0;
   expect(!asks || problems > 0, "--problems: expected at least 1");
   evaluate.held_out_documents = documents;
-  evaluate.held_out_tokens = or_else(a.max_tokens, 512);
+  evaluate.held_out_tokens = or_else<int64_t>(a.max_tokens, 512);
   evaluate.task = a.task;
   evaluate.task_path = a.task_path;
   evaluate.problems = accuracy ? problems : 0;
   evaluate.max_new_tokens = or_else(a.max_new_tokens, evaluate.max_new_tokens);
   evaluate.retrieval = options.metric == "retrieval" ? problems : 0;
   check_fields(evaluate, "place");
-  const auto seed = static_cast<uint64_t>(or_else(a.data_seed, 1));
-  const RunData data(files, evaluate, seed, Tokenizer::load(a.model),
+  const auto seed = static_cast<uint64_t>(or_else<int64_t>(a.data_seed, 1));
+  const RunData data(files, evaluate, seed, load_tokenizer(a.model, teacher.model->spec().vocab),
                      {documents, accuracy ? problems : 0});
   const HeldOut chosen_by = data.selection_documents(documents);
   const Task asked = accuracy ? data.selection_problems(problems)
@@ -247,6 +240,17 @@ int run_search(const PlaceArgs& a) {
   return 0;
 }
 
+/// How a method chooses `count` of the layers that it is given.
+LayerChooser chooser(const PlaceArgs& args, const ModelSpec& spec) {
+  expect(args.method == "uniform" || !args.scores.empty(),
+         "--method lowest: expected --scores, a file of `cambium score`");
+  if (args.method == "uniform") {
+    refuse(!args.scores.empty(), "--scores", "--method lowest");
+    return spread_evenly;
+  }
+  return lowest_of(importance_of(args.scores, spec));
+}
+
 int run_place(const PlaceArgs& args) {
   check_applies(args);
   if (args.method == "search") {
@@ -256,18 +260,22 @@ int run_place(const PlaceArgs& args) {
   expect((args.count > 0) + (args.fraction > 0) + (args.cache > 0) == 1,
          "expected one of --count, --fraction and --cache-per-token");
   refuse(args.values.name != "bf16" && args.cache == 0, "--cache", "--cache-per-token");
-  const int64_t count = args.count > 0 ? args.count
-                        : args.fraction > 0
-                            ? layers_to_convert(spec, args.fraction)
-                            : layers_for_cache_budget(spec, args.cache, args.values.values());
-  expect(args.method == "uniform" || !args.scores.empty(),
-         "--method lowest: expected --scores, a file of `cambium score`");
+  const LayerChooser choose = chooser(args, spec);
+  const std::vector<int64_t> open = open_layers(spec);
   std::vector<int64_t> layers;
-  if (args.method == "uniform") {
-    refuse(!args.scores.empty(), "--scores", "--method lowest");
-    layers = place_uniform(spec, count);
+  if (args.cache > 0) {
+    layers = place_for_cache(spec, args.cache, args.values.values(), choose);
+    expect(!layers.empty(),
+           "--cache-per-token {}: the cache takes no more than that as it is; there is nothing to "
+           "convert",
+           args.cache);
   } else {
-    layers = place_by_file(args.scores, spec, count);
+    const int64_t count = args.count > 0 ? args.count : layers_to_convert(spec, args.fraction);
+    expect(count > 0,
+           "--fraction {}: {} of the {} layers that have a mixer have another than attention "
+           "already ({}); give a larger one, or --count",
+           args.fraction, converted_layers(spec).size(), layers_with_mixer(spec), layer_map(spec));
+    layers = choose(open, count);
   }
   std::vector<std::string> names;
   for (const int64_t layer : layers) {
@@ -284,9 +292,12 @@ Action declare(Args& args) {
               {"lowest", "uniform", "search"}, &a->method);
   args.option("scores", "lowest: layer scores of `cambium score`", &a->scores);
   args.option("count,k", "layers to convert", &a->count);
-  args.option("fraction", "share of all layers that are to be converted in the end", &a->fraction,
-              {0.0, 1.0});
-  args.option("cache-per-token", "bytes the cache may take a token", &a->cache);
+  args.option("fraction",
+              "share of the layers with a mixer that are to have another than attention in the end",
+              &a->fraction, {0.0, 1.0});
+  args.option("cache-per-token",
+              "bytes the cache may take a token: the fewest layers are converted that make it so",
+              &a->cache);
   a->values.declare(args);
   args.option("bank",
               "search: KIND=DIR, mixers of one kind for every attention layer: the model that "

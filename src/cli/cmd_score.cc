@@ -9,6 +9,7 @@
 #include "hybrid/measure.h"
 #include "hybrid/placement_judge.h"
 #include "hybrid/scoring.h"
+#include "train/train_job.h"
 
 namespace cambium {
 namespace {
@@ -25,15 +26,6 @@ struct ScoreArgs {
   DeviceOption device;
   bool fresh = false;
 };
-
-void refuse(bool given, const char* option, const char* what) {
-  expect(!given, "{} belongs to {}", option, what);
-}
-
-template <class T>
-void take(T given, T* value) {
-  *value = given < 0 ? *value : given;
-}
 
 void check_applies(const ScoreArgs& args, ScoreMethod method) {
   const bool probes = method == ScoreMethod::kMixerReplacement;
@@ -80,8 +72,8 @@ ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
   options.graft.mixer = method == ScoreMethod::kWindowSwap ? "sliding_window"
                         : args.mixer.empty()               ? options.graft.mixer
                                                            : args.mixer;
-  take(args.window, &options.graft.window);
-  take(args.sinks, &options.graft.sinks);
+  options.graft.window = or_else(args.window, options.graft.window);
+  options.graft.sinks = or_else(args.sinks, options.graft.sinks);
   TrainConfig& probe = options.probe;
   probe = gate_probe(options.seed);
   if (method != ScoreMethod::kGates) {
@@ -89,11 +81,11 @@ ScoreOptions score_options(const ScoreArgs& args, ScoreMethod method) {
     probe.schedule.peak = 3e-4;
     probe.align.all_tokens = false;
   }
-  take(args.steps, &probe.steps);
-  take(args.sequence, &probe.sequence_length);
-  take(args.rate, &probe.schedule.peak);
-  take(args.price, &options.price);
-  take(args.hidden, &probe.align.weight);
+  probe.steps = or_else(args.steps, probe.steps);
+  probe.sequence_length = or_else(args.sequence, probe.sequence_length);
+  probe.schedule.peak = or_else(args.rate, probe.schedule.peak);
+  options.price = or_else(args.price, options.price);
+  probe.align.weight = or_else(args.hidden, probe.align.weight);
   check_fields(options.graft, "score");
   check_graft_options(options.graft, "score");
   check_fields(probe, "score");
@@ -123,18 +115,19 @@ int run_score(const ScoreArgs& args) {
   evaluate.task = args.task;
   evaluate.task_path = args.task_path;
   const bool asks = metric_asks(args.metric);
-  const int64_t problems = !asks ? 0 : args.problems < 0 ? 100 : args.problems;
+  const int64_t problems = asks ? or_else<int64_t>(args.problems, 100) : 0;
   evaluate.problems = args.metric == "accuracy" ? problems : 0;
   evaluate.retrieval = args.metric == "retrieval" ? problems : 0;
-  take(args.max_new_tokens, &evaluate.max_new_tokens);
+  evaluate.max_new_tokens = or_else(args.max_new_tokens, evaluate.max_new_tokens);
   check_fields(evaluate, "score");
   expect(!asks || problems > 0, "--problems: expected at least 1");
-  const RunData data(files, evaluate, options.seed, Tokenizer::load(args.model));
+  const RunData data(files, evaluate, options.seed,
+                     load_tokenizer(args.model, base.model->spec().vocab));
   ScoreData scored;
   scored.tokenizer = &data.tokenizer();
   std::shared_ptr<DocumentSource> mixed;
   if (method == ScoreMethod::kGates) {
-    const double share = args.retrieval_share < 0 ? 0.5 : args.retrieval_share;
+    const double share = or_else(args.retrieval_share, 0.5);
     expect(share <= 1.0, "--retrieval-share: expected 0 to 1, got {}", share);
     mixed = with_retrieval(data.shared_train(), data.tokenizer(), share,
                            std::max<int64_t>(args.retrieval_chars, 0), options.seed);
@@ -157,7 +150,7 @@ int run_score(const ScoreArgs& args) {
   for (const int64_t layer : importance.order()) {
     const auto it = std::find_if(importance.layers.begin(), importance.layers.end(),
                                  [&](const LayerScore& s) { return s.layer == layer; });
-    fmt::print("{:5}  {:.5f}\n", layer, it->score);
+    fmt::print("{:5}  {:.5g}\n", layer, it->score);
   }
   fmt::print("written to {}\n", args.output);
   return 0;

@@ -82,10 +82,14 @@ std::string stream_answer(Engine& engine, const Tokenizer& tokenizer, Generation
     throw;
   }
   if (speed) {
-    say("{} prompt tokens, {:.0f} tokens/s; {} new tokens, {:.1f} tokens/s", result.prompt_tokens,
+    // The prompt's last token gives the first new one.
+    const auto decoded = static_cast<double>(result.tokens.size()) - 1.0;
+    say("{} prompt tokens, {:.0f} tokens/s; {} new tokens{}", result.prompt_tokens,
         static_cast<double>(result.prompt_tokens) / std::max(result.prefill_seconds, 1e-9),
         result.tokens.size(),
-        static_cast<double>(result.tokens.size()) / std::max(result.decode_seconds, 1e-9));
+        decoded < 1.0
+            ? ""
+            : fmt::format(", {:.1f} tokens/s", decoded / std::max(result.decode_seconds, 1e-9)));
   }
   return text;
 }

@@ -12,6 +12,10 @@
 
 namespace cambium {
 
+void refuse(bool given, const char* option, const char* what) {
+  expect(!given, "{} belongs to {}", option, what);
+}
+
 ResultFile::ResultFile(const std::string& path) {
   if (path.empty()) {
     return;

@@ -13,6 +13,15 @@
 
 namespace cambium {
 
+/// Error where an option was given that belongs to something else.
+void refuse(bool given, const char* option, const char* what);
+
+/// What an option that is below zero where it was not given says, or what is there without it.
+template <class T>
+T or_else(T given, T fallback) {
+  return given < 0 ? fallback : given;
+}
+
 /// Where a command's results go, opened before the work, so that nothing is computed for a file
 /// that cannot be written. Standard output where the path is empty.
 class ResultFile {

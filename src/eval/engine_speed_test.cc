@@ -85,6 +85,34 @@ TEST(StepCosts, CountWeightsKeysAndStates) {
   }
 }
 
+// A token that decodes multiplies with latents of 12 + 4 numbers and sums 12; where keys are
+// expanded, with 6 + 4 and 8. With an index it scores every key and looks at five.
+TEST(StepCosts, LatentsAreReadOnceForAllHeads) {
+  UnitSpec latent{"latent_attention",
+                  {{"heads", int64_t{3}},
+                   {"q_rank", int64_t{8}},
+                   {"kv_rank", int64_t{12}},
+                   {"nope_dim", int64_t{6}},
+                   {"rope_dim", int64_t{4}},
+                   {"value_dim", int64_t{8}}}};
+  const auto cost = [](const UnitSpec& mixer, int64_t position, int64_t tokens) {
+    LoadedModel loaded = fresh_model(testing::tiny_spec({mixer}), 1);
+    const StepCosts costs(*loaded.model, Dtype::kBF16);
+    StepCost of = costs.of(1, position, tokens);
+    of.flops -= costs.of(1, 0, tokens).flops;  // what the keys before have added
+    of.bytes -= costs.of(1, 0, tokens).bytes;
+    return of;
+  };
+  EXPECT_EQ(cost(latent, 20, 1).flops, 20 * 2.0 * 3 * (2 * 12 + 4));
+  EXPECT_EQ(cost(latent, 20, 2).flops, 2 * 20 * 2.0 * 3 * (6 + 4 + 8));
+  EXPECT_EQ(cost(latent, 20, 1).bytes, 20 * 2.0 * (12 + 4));
+  latent.options.set("index_heads", int64_t{2});
+  latent.options.set("index_dim", int64_t{10});
+  latent.options.set("index_top", int64_t{5});
+  EXPECT_EQ(cost(latent, 20, 1).flops, 20 * 2.0 * 2 * 10 + 4 * 2.0 * 3 * (2 * 12 + 4));
+  EXPECT_EQ(cost(latent, 20, 1).bytes, 20 * 2.0 * 10 + 4 * 2.0 * (12 + 4));
+}
+
 TEST(StepCosts, TheLeastTimeIsTheLargerOfTwo) {
   const MachineLimits limits{.bytes_per_second = 100.0, .flops_per_second = 1000.0};
   EXPECT_EQ(limits.seconds({.bytes = 50.0, .flops = 100.0}), 0.5);

@@ -14,10 +14,13 @@
 #include "ops/norm/norm_kernels.h"
 #include "ops/pointwise/pointwise_kernels.h"
 #include "ops/recurrence/recurrence_kernels.h"
+#include "ops/recurrent_step/recurrent_step_kernels.h"
 #include "ops/rope/rope_kernels.h"
 #include "ops/sampling/sampling_kernels.h"
+#include "ops/scan_step/scan_step_kernels.h"
 #include "ops/selection/selection_kernels.h"
 #include "ops/selective_scan/selective_scan_kernels.h"
+#include "ops/turned_write/turned_write_kernels.h"
 
 namespace cambium {
 namespace {
@@ -331,6 +334,20 @@ OpWork describe(const Recurrence<T>& a) {
 }
 
 template <class T>
+OpWork describe(const RecurrentStep<T>& a) {
+  const double size = product({a.heads, a.key_dim, a.dim});
+  const double inputs = product({a.channels(), a.taps() - 1});
+  const auto tokens = static_cast<double>(a.segments.count);
+  return {fmt::format("{}, {} heads of {} x {}", segments_shape(a.segments, a.segments.count),
+                      a.heads, a.key_dim, a.dim),
+          {},
+          {bytes_of(a.x, a.conv_weight, a.conv_bias, a.decay, a.weight, a.z, a.y) +
+               state_bytes(a.segments, a.state, size, sizeof(Sum<T>)) +
+               state_bytes(a.segments, a.conv, inputs, sizeof(Sum<T>)),
+           tokens * ((a.delta ? 6.0 : 4.0) * size + 2.0 * product({a.channels(), a.taps()}))}};
+}
+
+template <class T>
 OpWork describe(const SelectiveScan<T>& a) {
   const double size = product({a.channels, a.states});
   return {fmt::format("{}, {} channels of {}", segments_shape(a.segments, a.segments.count),
@@ -339,6 +356,23 @@ OpWork describe(const SelectiveScan<T>& a) {
           {bytes_of(a.u, a.dt, a.z, a.b, a.c, a.a_log, a.d, a.dt_bias, a.y) +
                state_bytes(a.segments, a.state, size, sizeof(Sum<T>)),
            4.0 * static_cast<double>(a.segments.tokens()) * size}};
+}
+
+template <class T>
+OpWork describe(const ScanStep<T>& a) {
+  const double inputs = product({a.scan.channels, a.taps() - 1});
+  OpWork work = describe(a.scan);
+  work.cost.bytes += bytes_of(a.x, a.conv_weight, a.conv_bias) +
+                     state_bytes(a.scan.segments, a.conv, inputs, sizeof(Sum<T>));
+  return work;
+}
+
+template <class T>
+OpWork describe(const TurnedWrite<T>& a) {
+  OpWork work = describe(a.write);
+  work.shape = fmt::format("{} and {}", rows_shape(a.q.x), work.shape);
+  work.cost.bytes += bytes_of(a.q.x, a.q.y);
+  return work;
 }
 
 template <class T>
@@ -382,9 +416,10 @@ OpWork first_of(const OpCall& call) {
 OpWork work_of(const OpCall& call) {
   return first_of<Matmuls, AddRmsNorm, RmsNorm, LayerNorm, GatedNorm, L2Norm, Attention,
                   AttentionWrite, Ropes, Pointwise, Activate, Xielu, SoftCap, ShortConv, Recurrence,
-                  SelectiveScan, Route, Dispatch, ExpertsMatmul, Combine, ClampedSwiglu, Sigmoid,
-                  PerHead, AddScaled, ScaleBlocks, RepeatHeads, MixHeads, Embedding, SampleRows,
-                  LatentAttention, ChooseTokens, JoinHeads, HeadMatmul>(call);
+                  RecurrentStep, SelectiveScan, ScanStep, Route, Dispatch, ExpertsMatmul, Combine,
+                  ClampedSwiglu, Sigmoid, PerHead, AddScaled, ScaleBlocks, RepeatHeads, MixHeads,
+                  Embedding, SampleRows, LatentAttention, ChooseTokens, JoinHeads, HeadMatmul,
+                  TurnedWrite>(call);
 }
 
 }  // namespace cambium

@@ -81,20 +81,45 @@ StepCosts::StepCosts(Model& model, Dtype values) {
         }
         const StateLayout layout = make_unit(unit, spec.width)->state_layout();
         slot_bytes_ += static_cast<double>(layout.bytes_per_sequence());
-        int64_t numbers = 0;
-        for (const Part& part : layout.pages) {
-          numbers += part.bytes() / dtype_size(part.dtype);
-        }
-        if (numbers > 0) {
-          const int64_t heads = unit.options.integer(unit.kind, "heads", 1);
-          const int64_t sharing = heads / unit.options.integer(unit.kind, "kv_heads", heads);
-          pages_.push_back({layout.window, layout.sinks,
-                            static_cast<double>(layout.kept_in(values).bytes_per_token()),
-                            2.0 * static_cast<double>(numbers * sharing)});
+        if (!layout.pages.empty()) {
+          add_pages(unit, layout, values);
         }
       }
     }
   }
+}
+
+void StepCosts::add_pages(const UnitSpec& unit, const StateLayout& layout, Dtype values) {
+  const Options& options = unit.options;
+  const auto size = [&](const char* key, int64_t fallback = 0) {
+    return options.integer(unit.kind, key, fallback);
+  };
+  const auto bytes = [&](size_t begin, size_t end) {
+    const auto at = [&](size_t i) { return layout.pages.begin() + static_cast<ptrdiff_t>(i); };
+    StateLayout some;
+    some.pages = {at(begin), at(end)};
+    return static_cast<double>(some.kept_in(values).bytes_per_token());
+  };
+  const int64_t heads = size("heads", 1);
+  if (unit.kind == "latent_attention") {
+    // Tokens that have an index look at as many keys as in a window, wherever these are.
+    const int64_t rank = size("kv_rank"), rope = size("rope_dim");
+    pages_.push_back(
+        {size("index_top"), 0, bytes(0, 2), 2.0 * static_cast<double>(heads * (2 * rank + rope)),
+         2.0 * static_cast<double>(heads * (size("nope_dim") + rope + size("value_dim")))});
+    if (const int64_t index = size("index_heads") * size("index_dim"); index > 0) {
+      const double scores = 2.0 * static_cast<double>(index);
+      pages_.push_back({0, 0, bytes(2, 3), scores, scores});
+    }
+    return;
+  }
+  int64_t numbers = 0;
+  for (const Part& part : layout.pages) {
+    numbers += part.bytes() / dtype_size(part.dtype);
+  }
+  const int64_t sharing = heads / size("kv_heads", heads);
+  const double flops = 2.0 * static_cast<double>(numbers * sharing);
+  pages_.push_back({layout.window, layout.sinks, bytes(0, layout.pages.size()), flops, flops});
 }
 
 void StepCosts::add_segment(StepCost& cost, int64_t position, int64_t tokens) const {
@@ -105,7 +130,7 @@ void StepCosts::add_segment(StepCost& cost, int64_t position, int64_t tokens) co
     const int64_t first = pages.window == 0 ? 0 : std::max<int64_t>(0, position - pages.window + 1);
     const int64_t before = position - first + std::min(first, pages.sinks);
     cost.bytes += pages.token_bytes * (static_cast<double>(before) + 2.0 * count);
-    cost.flops += pages.key_flops * keys_seen(position, tokens, pages.window, pages.sinks);
+    cost.flops += pages.flops_of(tokens) * keys_seen(position, tokens, pages.window, pages.sinks);
   }
 }
 

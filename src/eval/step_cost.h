@@ -47,13 +47,16 @@ class StepCosts {
     int64_t window = 0;  // 0 = everything before
     int64_t sinks = 0;
     double token_bytes = 0.0;
-    double key_flops = 0.0;  // of a token and a key
+    double key_flops = 0.0;       // of a token and a key
+    double expanded_flops = 0.0;  // the same where keys and values come from latents
+    double flops_of(int64_t tokens) const { return tokens == 1 ? key_flops : expanded_flops; }
   };
   struct Experts {
     int64_t top = 0;
     int64_t experts = 0;
     double bytes = 0.0;  // of all of them
   };
+  void add_pages(const UnitSpec& unit, const StateLayout& layout, Dtype values);
   void add_segment(StepCost& cost, int64_t position, int64_t tokens) const;
   double expert_bytes(double tokens) const;
 

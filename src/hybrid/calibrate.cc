@@ -7,10 +7,8 @@
 #include "base/signals.h"
 #include "hybrid/grafts/graft_table.h"
 #include "hybrid/least_squares.h"
-#include "nn/norm.h"
+#include "nn/units/head_mixer.h"
 #include "ops/matmul/matmul.h"
-#include "ops/norm/norm.h"
-#include "ops/rope/rope.h"
 #include "tensor/copy.h"
 #include "train/layer_walk.h"
 
@@ -62,8 +60,9 @@ class HostAttention {
  public:
   HostAttention(Model& teacher, int64_t layer)
       : spec_(*teacher.spec().layers[static_cast<size_t>(layer)].mixer()),
-        shape_(attention_shape(spec_, teacher.spec().width)),
-        unit_(make_unit(spec_, teacher.spec().width)) {
+        unit_(make_unit(spec_, teacher.spec().width)),
+        scored_(dynamic_cast<ScoredMixer*>(unit_.get())) {
+    CAMBIUM_CHECK(scored_ != nullptr, "{}", spec_.kind);
     const MixerParameters from = layer_parameters(teacher, layer);
     unit_->visit([&](const std::string& name, Parameter& p) {
       const Tensor& values = from.at(name)->tensor;
@@ -74,47 +73,28 @@ class HostAttention {
     });
   }
 
+  const UnitSpec& spec() const { return spec_; }
   Unit& unit() { return *unit_; }
   const MixerParameters& parameters() const { return parameters_; }
-  AttentionConfig config() const {
-    const double scale =
-        spec_.options.real("attention", "scale", 1.0 / std::sqrt(static_cast<double>(shape_.dim)));
-    return {.scale = static_cast<float>(scale * spec_.options.real("attention", "key_scale", 1.0)),
-            .window = spec_.options.integer("attention", "window", 0),
-            .softcap = static_cast<float>(spec_.options.real("attention", "softcap", 0.0))};
+  /// The heads of x (T, C) as scores are made of them: q (T, H, K), k (T, Hkv, K).
+  ScoredMixer::Scored scored(Context& ctx, const Tensor& x, const UnitInputs& inputs) {
+    auto [q, k] = scored_->scored(ctx, x, inputs);
+    for (Tensor* rows : {&q, &k}) {
+      if (!rows->contiguous()) {
+        const Tensor apart =
+            ctx.result(rows->dtype, {rows->dim(0), rows->dim(1), rows->dim(2)}, false);
+        copy(apart, *rows);
+        *rows = apart;
+      }
+    }
+    return {q, k};
   }
-  /// q (T, H, D) or k (T, Hkv, D) of x, as scores are made of them.
-  Tensor heads(Context& ctx, const std::string& which, int64_t heads, const Tensor& x,
-               const Turns& turns) const {
-    const auto bias = parameters_.find(which + "_proj.bias");
-    Tensor y = matmul(ctx, x, parameters_.at(which + "_proj.weight")->tensor,
-                      bias == parameters_.end() ? Tensor{} : bias->second->tensor);
-    if (which == "q" && has_gate(spec_)) {
-      const Tensor queries = y.split_last(heads, 2 * shape_.dim).slice(2, 0, shape_.dim);
-      y = ctx.result(Dtype::kF32, {x.dim(0), heads, shape_.dim}, false);
-      copy(y, queries);
-      y = y.merge_last();
-    }
-    const bool whole = spec_.options.text("attention", "qk_norm_over", "head") == "width";
-    y = whole ? y : y.split_last(heads, shape_.dim);
-    if (const auto norm = parameters_.find(which + "_norm.weight"); norm != parameters_.end()) {
-      const NormKind kind = find_norm_kind(spec_.options.text("attention", "qk_norm", "rms"));
-      y = rms_norm(ctx, y, norm->second->tensor,
-                   static_cast<float>(spec_.options.real("attention", "qk_norm_eps", 0.0)),
-                   kind == NormKind::kZeroCentred);
-    }
-    y = whole ? y.split_last(heads, shape_.dim) : y;
-    if (!spec_.options.flag("attention", "rope", true)) {
-      return y;
-    }
-    // Beside keys queries are scaled too, where the rotation says so.
-    return which == "q" ? rope(ctx, y, y, turns)[0] : rope(ctx, y, turns);
-  }
+  AttentionConfig config() const { return scored_->config(); }
 
  private:
   const UnitSpec& spec_;
-  AttentionShape shape_;
   std::unique_ptr<Unit> unit_;
+  ScoredMixer* scored_;
   std::vector<OwnedTensor> tensors_;
   MixerParameters parameters_;
 };
@@ -190,8 +170,8 @@ class SizeOfHeads {
   double numbers_ = 0.0;
 };
 
-AttentionStatistics statistics_of(Model& model, const HostAttention& attention,
-                                  const AttentionWeights& a, const std::vector<Sample>& samples) {
+AttentionStatistics statistics_of(Model& model, HostAttention& attention, const AttentionWeights& a,
+                                  const std::vector<Sample>& samples) {
   const AttentionShape& h = a.shape;
   AttentionRows rows(h.heads);
   SizeOfHeads q_size(a.q, a.q_bias, h.heads, h.width);
@@ -204,10 +184,9 @@ AttentionStatistics statistics_of(Model& model, const HostAttention& attention,
     const WorkspaceScope scope(workspace);
     Context ctx = workspace.context();
     const Tensor& x = s.input.view;
-    const Turns& turns = *model.rope_for(ctx, s.group->batch, s.layer);
-    rows.add(attention.heads(ctx, "q", h.heads, x, turns),
-             attention.heads(ctx, "k", h.kv_heads, x, turns), s.group->batch.segments(),
-             attention.config(), kRows);
+    const auto [q, k] = attention.scored(
+        ctx, x, {&s.group->batch, model.rope_for(ctx, s.group->batch, s.layer), nullptr});
+    rows.add(q, k, s.group->batch.segments(), attention.config(), kRows);
     q_size.add(ctx, x);
     k_size.add(ctx, x);
     v_size.add(ctx, x);
@@ -218,6 +197,18 @@ AttentionStatistics statistics_of(Model& model, const HostAttention& attention,
           .q_rms = q_size.rms(),
           .k_rms = k_size.rms(),
           .v_rms = v_size.rms()};
+}
+
+LatentScale latent_scale(const HostAttention& attention, const std::vector<Sample>& samples) {
+  LatentScales scales(attention.spec(), attention.parameters());
+  Workspace workspace;
+  for (const Sample& s : samples) {
+    stop_point();
+    const WorkspaceScope scope(workspace);
+    Context ctx = workspace.context();
+    scales.add(ctx, s.input.view);
+  }
+  return scales.mean();
 }
 
 /// Scales the columns of out_proj, so that what they add is as near as can be to the attention's.
@@ -391,9 +382,12 @@ std::vector<LayerCalibration> calibrate(Model& student, Model& teacher,
     const UnitSpec& spec = *student.spec().layers[static_cast<size_t>(layer)].mixer();
     Unit& unit = *student.layer(layer).mixer();
     const NewMixer mixer(spec, layer_parameters(student, layer));
-    const AttentionWeights from = read_attention(teacher, layer, graft);
     HostAttention attention(teacher, layer);
     const std::vector<Sample> samples = fitted.of(layer);
+    const bool latent = attention.spec().kind == "latent_attention";
+    const AttentionWeights from =
+        read_attention(teacher, layer, graft,
+                       latent ? std::optional(latent_scale(attention, samples)) : std::nullopt);
     const std::vector<Sample> others = checked.of(layer);
     LayerCalibration& found = out[at];
     found.layer = layer;
@@ -401,6 +395,9 @@ std::vector<LayerCalibration> calibrate(Model& student, Model& teacher,
     found.heads = statistics.heads;
     found.start = agreement(student, unit, others);
     if (graft.calibrate != nullptr) {
+      if (latent) {
+        graft.start(mixer, from, options);  // once more, with what its norms were measured to do
+      }
       graft.calibrate(mixer, from, statistics);
       const std::vector<int64_t> channels = graft.output_channels == nullptr
                                                 ? std::vector<int64_t>{}

@@ -3,7 +3,8 @@
 // converted
 //
 //   1. its heads' look-back distance and concentration are measured (attention_statistics.h), and
-//      the graft's row sets decay, gates and sizes by them (grafts/graft_table.h),
+//      the graft's row sets decay, gates and sizes by them (grafts/graft_table.h); rows of latent
+//      attention start by what the norms of its latents do (LatentScale),
 //   2. every channel that out_proj reads is scaled to the attention's: the new mixer's y and the
 //      attention's a of the same inputs give the factor rms(a) / rms(y) times the larger of their
 //      cosine (least squares) and a tenth, so that no channel starts closed,

@@ -7,15 +7,20 @@
 #include "base/text.h"
 #include "hybrid/calibrate.h"
 #include "hybrid/grafts/graft_table.h"
+#include "nn/units/units.h"
 #include "tensor/copy.h"
 
 namespace cambium {
 
 AttentionShape attention_shape(const UnitSpec& attention, int64_t width) {
   const Options& o = attention.options;
-  const int64_t heads = o.integer("attention", "heads");
-  return {heads, o.integer("attention", "kv_heads", heads), o.integer("attention", "head_dim"),
-          width};
+  const auto size = [&](const char* key) { return o.integer(attention.kind, key); };
+  const int64_t heads = size("heads");
+  if (attention.kind == "latent_attention") {
+    return {heads, heads, size("nope_dim") + size("rope_dim"), size("value_dim"), width};
+  }
+  const int64_t dim = size("head_dim");
+  return {heads, o.integer(attention.kind, "kv_heads", heads), dim, dim, width};
 }
 
 namespace {
@@ -62,9 +67,45 @@ static std::vector<float> take_gates(std::vector<float>& rows, int64_t heads) {
   return gates;
 }
 
-AttentionWeights read_attention(Model& teacher, int64_t layer, const Graft& graft) {
+/// Root mean squares of the channels that the layer's first norm gives.
+static std::vector<float> channel_sizes(Model& model, int64_t layer) {
+  std::vector<float> sizes(static_cast<size_t>(model.spec().width), 1.0F);
+  const Norm* norm = model.layer(layer).first_norm();
+  if (norm != nullptr && norm->spec.kind != NormKind::kNone) {
+    copy(Tensor::of(sizes.data(), {model.spec().width}), norm->weight.tensor);
+    const float offset = norm->spec.kind == NormKind::kZeroCentred ? 1.0F : 0.0F;
+    for (float& size : sizes) {
+      size += offset;
+    }
+  }
+  return sizes;
+}
+
+/// Of each head's rows of K, the last V.
+static void cut_keys(std::vector<float>& rows, const AttentionShape& shape) {
+  std::vector<float> cut;
+  const int64_t head = shape.dim * shape.width;
+  for (auto at = rows.begin(); at != rows.end(); at += head) {
+    cut.insert(cut.end(), at + head - shape.value_dim * shape.width, at + head);
+  }
+  rows = std::move(cut);
+}
+
+AttentionWeights read_attention(Model& teacher, int64_t layer, const Graft& graft,
+                                const std::optional<LatentScale>& measured) {
   const MixerParameters p = layer_parameters(teacher, layer);
   const UnitSpec& attention = *teacher.spec().layers[static_cast<size_t>(layer)].mixer();
+  if (attention.kind == "latent_attention") {
+    const LatentScale scale =
+        measured ? *measured : white_latents(attention, p, channel_sizes(teacher, layer));
+    AttentionWeights a = read_latent_attention(attention, p, teacher.spec().width, scale);
+    if (graft.cuts_keys) {
+      cut_keys(a.q, a.shape);
+      cut_keys(a.k, a.shape);
+      a.shape.dim = a.shape.value_dim;
+    }
+    return a;
+  }
   AttentionWeights a{.shape = attention_shape(attention, teacher.spec().width),
                      .q = dense(p, "q_proj.weight"),
                      .k = dense(p, "k_proj.weight"),
@@ -97,7 +138,7 @@ void check_layers(const ModelSpec& base, const std::vector<int64_t>& layers) {
            layer, count - 1);
     expect(seen.insert(layer).second, "layer {} is given twice", layer);
     const LayerSpec& old = base.layers[static_cast<size_t>(layer)];
-    expect(old.mixes_by("attention"),
+    expect(old.mixer() != nullptr && is_attention(*old.mixer()),
            "layer {} has no attention to replace: its mixer is {}; choose among the layers that "
            "still have attention",
            layer, old.mixer() == nullptr ? "none" : old.mixer()->kind);
@@ -216,7 +257,7 @@ void check_graft_options(const GraftOptions& options, const std::string& where) 
 }
 
 UnitSpec graft_spec(const UnitSpec& from, int64_t width, const GraftOptions& options) {
-  expect(from.kind == "attention", "a graft replaces attention, not {}", from.kind);
+  expect(is_attention(from), "a graft replaces attention, not {}", from.kind);
   check_graft_options(options, "graft");
   UnitSpec spec = find_graft(options.mixer).spec(from, attention_shape(from, width), options);
   // What the layer asks of its mixer, whichever it is.
@@ -245,6 +286,8 @@ void graft_layer(Model& student, Model& teacher, int64_t layer, const GraftOptio
         copy(p->tensor, it->second->tensor);
       }
     }
+  }
+  if (graft.start == nullptr) {
     return;
   }
   graft.start(mixer, read_attention(teacher, layer, graft), options);
@@ -294,6 +337,17 @@ LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& lay
   return hybrid;
 }
 
+void take_mixers_out(LayerSpec& layer) {
+  for (BranchSpec& branch : layer.branches) {
+    std::erase_if(branch.units, [](const UnitSpec& unit) {
+      return find_unit_kind(unit.kind).role == UnitRole::kMixer;
+    });
+    if (branch.units.empty()) {
+      branch = {.norm = branch.norm, .units = {}};
+    }
+  }
+}
+
 LoadedModel remove_layer(Model& base, int64_t layer, bool whole_block) {
   ModelSpec spec = base.spec();
   spec.family = "cambium";
@@ -303,16 +357,7 @@ LoadedModel remove_layer(Model& base, int64_t layer, bool whole_block) {
   if (whole_block) {
     edited = {};
   } else {
-    // The branches stay, so that the other parameters keep their names; what normed an output that
-    // is no longer there goes.
-    for (BranchSpec& branch : edited.branches) {
-      std::erase_if(branch.units, [](const UnitSpec& unit) {
-        return find_unit_kind(unit.kind).role == UnitRole::kMixer;
-      });
-      if (branch.units.empty()) {
-        branch = {.norm = branch.norm, .units = {}};
-      }
-    }
+    take_mixers_out(edited);
   }
   LoadedModel without{{}, std::make_unique<Model>(spec), {}};
   take_parameters(*without.model, base, {}, true);

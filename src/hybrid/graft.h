@@ -82,6 +82,10 @@ LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& lay
 ModelSpec convert_spec(const ModelSpec& base, const ModelSpec& teacher,
                        const std::vector<int64_t>& layers, const GraftOptions& options);
 
+/// The layer without its mixers: the branches stay, so that the other parameters keep their names;
+/// what normed an output that is no longer there goes.
+void take_mixers_out(LayerSpec& layer);
+
 /// `base` with the mixer of `layer` removed, or the whole layer with `whole_block`: for
 /// leave-one-out.
 LoadedModel remove_layer(Model& base, int64_t layer, bool whole_block);

@@ -1,6 +1,6 @@
 #include "hybrid/graft.h"
 
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 #include <algorithm>
 
 #include <cmath>

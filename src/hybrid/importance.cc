@@ -12,6 +12,7 @@
 #include "base/json_fields.h"
 #include "base/text.h"
 #include "hybrid/sealed.h"
+#include "nn/units/units.h"
 
 namespace cambium {
 namespace {
@@ -265,7 +266,8 @@ Importance score_layers(const std::vector<int64_t>& layers, Importance start,
 std::vector<int64_t> attention_layers(const ModelSpec& spec) {
   std::vector<int64_t> layers;
   for (size_t i = 0; i < spec.layers.size(); ++i) {
-    if (spec.layers[i].mixes_by("attention")) {
+    const UnitSpec* mixer = spec.layers[i].mixer();
+    if (mixer != nullptr && is_attention(*mixer)) {
       layers.push_back(static_cast<int64_t>(i));
     }
   }
@@ -275,15 +277,19 @@ std::vector<int64_t> attention_layers(const ModelSpec& spec) {
 std::vector<int64_t> open_layers(const ModelSpec& spec) {
   std::vector<int64_t> layers = attention_layers(spec);
   std::set<std::string> kinds;
+  bool beside = false;
   for (const LayerSpec& layer : spec.layers) {
     for (const UnitSpec& mixer : layer.mixers()) {
       kinds.insert(mixer.kind);
+      beside = beside || mixer.kind == "attention";
     }
   }
   expect(!layers.empty(),
          "the model has no attention layer that could be replaced: its layers are {}, their mixers "
-         "{}; choose a model that has attention",
-         layer_map(spec), fmt::join(kinds, ", "));
+         "{}; choose a model {}",
+         layer_map(spec), fmt::join(kinds, ", "),
+         beside ? "whose attention is a layer's only mixer, not one beside another"
+                : "that has attention");
   return layers;
 }
 

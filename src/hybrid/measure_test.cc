@@ -198,8 +198,8 @@ TEST_F(MeasureTest, LayersThatTheTeacherHadAreNotConverted) {
   EXPECT_EQ(summarise_spec("teacher", *teacher.model, &taught).converted, 0);
   EXPECT_EQ(summarise_spec("hybrid", *hybrid.model, &taught).converted, 1);
   EXPECT_EQ(converted_layers(hybrid.model->spec(), &taught), (std::vector<int64_t>{1}));
-  EXPECT_EQ(layers_to_convert(hybrid.model->spec(), 0.5, &taught), 1);
   EXPECT_EQ(layers_to_convert(hybrid.model->spec(), 0.5), 0);
+  EXPECT_EQ(layers_to_convert(hybrid.model->spec(), 1.0), 1);
 }
 
 TEST_F(MeasureTest, QualityAgainstItselfAndAgainstAnother) {

@@ -4,8 +4,10 @@
 
 #include "base/checksum.h"
 #include "base/text.h"
+#include "hybrid/graft.h"
 #include "hybrid/importance.h"
 #include "hybrid/plan.h"
+#include "nn/units/units.h"
 #include "tensor/copy.h"
 #include "train/checkpoint.h"
 
@@ -14,17 +16,12 @@ namespace {
 
 constexpr std::string_view kDigits = "0123456789abcdefghijklmnopqrstuvwxyz";
 
-void take_mixers_out(LayerSpec& layer) {
-  for (BranchSpec& branch : layer.branches) {
-    std::erase_if(branch.units, [](const UnitSpec& unit) {
-      return find_unit_kind(unit.kind).role == UnitRole::kMixer;
-    });
+/// Whether `other` is the layer but for its mixer.
+bool differs_by_mixer(LayerSpec layer, const LayerSpec& other) {
+  if (other.mixer() != nullptr) {
+    *layer.mixer() = *other.mixer();
   }
-}
-
-LayerSpec without_mixers(LayerSpec layer) {
-  take_mixers_out(layer);
-  return layer;
+  return layer == other;
 }
 
 }  // namespace
@@ -85,7 +82,7 @@ void MixerBank::add(const std::string& kind, LoadedModel model, const std::strin
     const auto layer = static_cast<int64_t>(l);
     const bool open = std::find(layers_.begin(), layers_.end(), layer) != layers_.end();
     const bool same = spec.layers[l] == ours.layers[l];
-    expect(same || (open && without_mixers(spec.layers[l]) == without_mixers(ours.layers[l])),
+    expect(same || (open && differs_by_mixer(ours.layers[l], spec.layers[l])),
            "{}: layer {} differs from the teacher's in more than its mixer; a bank is the teacher "
            "with other mixers in place of attention",
            at, layer);
@@ -137,7 +134,6 @@ ModelSpec MixerBank::spec(const Choices& choices) const {
       spec.family = "cambium";
     }
     if (choices[i] < 0) {
-      // The branches stay, so that the other parameters keep their names.
       take_mixers_out(spec.layers[layer]);
     } else if (choices[i] > 0) {
       *spec.layers[layer].mixer() =
@@ -209,9 +205,7 @@ LoadedModel MixerBank::build_beside(int kind) const {
     mixer.name = kBeside;
     from[unit_of(unit_prefix(layer, mixer))] = plain;
     for (BranchSpec& branch : spec.layers[static_cast<size_t>(layer)].branches) {
-      const auto attention =
-          std::find_if(branch.units.begin(), branch.units.end(),
-                       [](const UnitSpec& unit) { return unit.kind == "attention"; });
+      const auto attention = std::find_if(branch.units.begin(), branch.units.end(), is_attention);
       if (attention != branch.units.end()) {
         branch.units.insert(attention + 1, std::move(mixer));
         break;
@@ -227,16 +221,28 @@ LoadedModel MixerBank::build_beside(int kind) const {
   });
 }
 
+std::string attention_label(const ModelSpec& supernet) {
+  for (const int64_t layer : choice_layers(supernet)) {
+    for (const UnitSpec& unit : supernet.layers[static_cast<size_t>(layer)].choice()->units) {
+      if (is_attention(unit)) {
+        return mixer_label(unit);
+      }
+    }
+  }
+  return kAttentionKind;
+}
+
 LoadedModel attention_of(Model& supernet, const std::string& where) {
   expect(is_supernet(supernet.spec()), "{}: expected a supernet, got a plain model ({})", where,
          layer_map(supernet.spec()));
-  return view_hybrid(supernet, uniform_units(supernet.spec(), kAttentionKind));
+  return view_hybrid(supernet, uniform_units(supernet.spec(), attention_label(supernet.spec())));
 }
 
 MixerBank bank_of(Model& supernet, LoadedModel& teacher, const std::string& where) {
   MixerBank bank(*teacher.model);
+  const std::string attention = attention_label(supernet.spec());
   for (const std::string& label : mixer_labels(supernet.spec())) {
-    if (label != kAttentionKind) {
+    if (label != attention) {
       bank.add(label, view_hybrid(supernet, uniform_units(supernet.spec(), label)), where);
     }
   }

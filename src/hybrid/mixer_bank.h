@@ -66,6 +66,9 @@ class MixerBank {
   std::vector<std::map<std::string, Tensor>> tensors_;  // of kind k; of kind 0, all of the teacher
 };
 
+/// What a supernet's attention is labelled within its layers: "attention" or "latent_attention".
+std::string attention_label(const ModelSpec& supernet);
+
 /// A bank of a supernet: its mixers as kinds. `teacher` is its hybrid of attention alone
 /// (attention_of), and both views must be outlived by the supernet.
 MixerBank bank_of(Model& supernet, LoadedModel& teacher, const std::string& where);

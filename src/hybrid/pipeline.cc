@@ -65,11 +65,8 @@ class Pipeline {
         options_(options),
         folder_(folder),
         teacher_(load_model(plan.teacher, load_on(options.device))),
-        data_(plan, Tokenizer::load(plan.teacher.string())) {
+        data_(plan, load_tokenizer(plan.teacher, teacher_.model->spec().vocab)) {
     check_plan(plan, teacher_.model->spec());
-    expect(data_.tokenizer().vocab_size() <= teacher_.model->spec().vocab,
-           "{}: the tokenizer has {} tokens, the model only {}; they do not belong together",
-           plan.teacher.string(), data_.tokenizer().vocab_size(), teacher_.model->spec().vocab);
     for (const StagePlan& stage : plan.stages) {
       for (const Phase& phase : stage.phases) {
         std::unique_ptr<DocumentSource>& own = own_data_[{phase.on_policy.has_value(), phase.data}];

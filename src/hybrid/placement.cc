@@ -25,55 +25,74 @@ std::vector<int64_t> place_lowest(const Importance& importance, int64_t count) {
   return chosen;
 }
 
-std::vector<int64_t> place_uniform(const ModelSpec& spec, int64_t count) {
-  const std::vector<int64_t> open = attention_layers(spec);
-  const auto n = static_cast<int64_t>(open.size());
+std::vector<int64_t> spread_evenly(const std::vector<int64_t>& layers, int64_t count) {
+  const int64_t n = std::ssize(layers);
   expect(count >= 0 && count <= n,
          "{} layers are to be converted, but only {} still have attention", count, n);
   std::vector<int64_t> chosen;
   for (int64_t i = 0; i < count; ++i) {
-    chosen.push_back(open[static_cast<size_t>((2 * i + 1) * n / (2 * count))]);
+    chosen.push_back(layers[static_cast<size_t>((2 * i + 1) * n / (2 * count))]);
   }
   return chosen;
 }
 
-int64_t layers_to_convert(const ModelSpec& spec, double fraction, const ModelSpec* teacher) {
-  expect(fraction >= 0.0 && fraction <= 1.0, "expected a fraction from 0 to 1, got {}", fraction);
-  const auto target =
-      static_cast<int64_t>(std::lround(fraction * static_cast<double>(spec.layers.size())));
-  return std::max<int64_t>(0,
-                           target - static_cast<int64_t>(converted_layers(spec, teacher).size()));
+std::vector<int64_t> place_uniform(const ModelSpec& spec, int64_t count) {
+  return spread_evenly(attention_layers(spec), count);
 }
 
-int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token, Dtype values) {
+LayerChooser lowest_of(Importance importance) {
+  return [importance = std::move(importance)](const std::vector<int64_t>& layers, int64_t count) {
+    Importance among = importance;
+    std::erase_if(among.layers, [&](const LayerScore& score) {
+      return std::find(layers.begin(), layers.end(), score.layer) == layers.end();
+    });
+    return place_lowest(among, count);
+  };
+}
+
+int64_t layers_with_mixer(const ModelSpec& spec) {
+  return std::count_if(spec.layers.begin(), spec.layers.end(), [](const LayerSpec& layer) {
+    return layer.removed() || layer.mixer() != nullptr;
+  });
+}
+
+int64_t layers_to_convert(const ModelSpec& spec, double fraction) {
+  expect(fraction >= 0.0 && fraction <= 1.0, "expected a fraction from 0 to 1, got {}", fraction);
+  const auto target =
+      static_cast<int64_t>(std::lround(fraction * static_cast<double>(layers_with_mixer(spec))));
+  return std::max<int64_t>(0, target - std::ssize(converted_layers(spec)));
+}
+
+std::vector<int64_t> place_for_cache(const ModelSpec& spec, int64_t bytes_per_token, Dtype values,
+                                     const LayerChooser& choose) {
   const Model model(spec);
   CacheConfig config;
   config.values = values;
   const CachePlan cache(model, config);
-  int64_t total = cache.lasting_bytes_per_token();
-  std::vector<int64_t> attention;
-  for (const int64_t layer : attention_layers(spec)) {
-    attention.push_back(cache.layers()[static_cast<size_t>(layer)].per_token);
-  }
-  std::sort(attention.rbegin(), attention.rend());
-  int64_t count = 0;
-  for (const int64_t bytes : attention) {
-    if (total <= bytes_per_token) {
-      break;
+  const auto bytes_of_layer = [&](int64_t layer) {
+    return cache.layers()[static_cast<size_t>(layer)].per_token;
+  };
+  std::vector<int64_t> open = attention_layers(spec);
+  std::erase_if(open, [&](int64_t layer) { return bytes_of_layer(layer) == 0; });
+  int64_t left = 0;
+  for (int64_t count = 0; count <= std::ssize(open); ++count) {
+    const std::vector<int64_t> layers = choose(open, count);
+    left = cache.lasting_bytes_per_token();
+    for (const int64_t layer : layers) {
+      left -= bytes_of_layer(layer);
     }
-    total -= bytes;
-    ++count;
+    if (left <= bytes_per_token) {
+      return layers;
+    }
   }
-  expect(total <= bytes_per_token,
-         "a cache of {} bytes a token cannot be reached: {} remain with every attention layer "
-         "converted",
-         bytes_per_token, total);
-  return count;
+  fail(
+      "a cache of {} bytes a token cannot be reached: {} remain with every attention layer "
+      "converted",
+      bytes_per_token, left);
 }
 
-std::vector<int64_t> place_by_file(const std::filesystem::path& scores, const ModelSpec& spec,
-                                   int64_t count) {
-  const Importance importance = read_importance(scores);
+Importance importance_of(const std::filesystem::path& scores, const ModelSpec& spec) {
+  Importance importance = read_importance(scores);
   expect(importance.unscored.empty(), "{} is not finished: {} layers are still to be scored",
          scores.string(), importance.unscored.size());
   const auto of = importance.fingerprint.find("layers");
@@ -86,7 +105,7 @@ std::vector<int64_t> place_by_file(const std::filesystem::path& scores, const Mo
            "{} has a score of layer {}, which is no attention layer of the model ({})",
            scores.string(), score.layer, layer_map(spec));
   }
-  return place_lowest(importance, count);
+  return importance;
 }
 
 namespace {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "hybrid/measure.h"
@@ -16,20 +17,29 @@ std::vector<int64_t> place_lowest(const Importance& importance, int64_t count);
 /// `count` of the layers that still have attention, spread evenly over the depth of the model.
 std::vector<int64_t> place_uniform(const ModelSpec& spec, int64_t count);
 
-/// How many more layers must be converted until `fraction` of all layers are (rounded to nearest);
-/// without the teacher, as if it had nothing but attention.
-int64_t layers_to_convert(const ModelSpec& spec, double fraction,
-                          const ModelSpec* teacher = nullptr);
+/// Chooses `count` of layers, which are in order; Error where there are fewer.
+using LayerChooser =
+    std::function<std::vector<int64_t>(const std::vector<int64_t>& layers, int64_t count)>;
+std::vector<int64_t> spread_evenly(const std::vector<int64_t>& layers, int64_t count);
+/// By score, as place_lowest.
+LayerChooser lowest_of(Importance importance);
 
-/// How many of the attention layers must go until the cache, its keys and values kept as `values`,
-/// takes at most this many bytes a token for as long as a sequence lives.
-int64_t layers_for_cache_budget(const ModelSpec& spec, int64_t bytes_per_token,
-                                Dtype values = CacheConfig{}.values);
+/// The layers that have a mixer, or had one that was removed.
+int64_t layers_with_mixer(const ModelSpec& spec);
+/// How many more layers must be converted until `fraction` of those with a mixer are (rounded to
+/// nearest), as if the teacher had nothing but attention.
+int64_t layers_to_convert(const ModelSpec& spec, double fraction);
 
-/// The `count` lowest of a file of `cambium score`. Error when it is unfinished, or its scores are
-/// of a model with other layers than `spec`.
-std::vector<int64_t> place_by_file(const std::filesystem::path& scores, const ModelSpec& spec,
-                                   int64_t count);
+/// The fewest attention layers that `choose` names whose conversion makes the cache, its keys and
+/// values kept as `values`, take at most this many bytes a token for as long as a sequence lives.
+/// It chooses among the layers that take some: those behind a window do not. Error where it cannot
+/// be.
+std::vector<int64_t> place_for_cache(const ModelSpec& spec, int64_t bytes_per_token, Dtype values,
+                                     const LayerChooser& choose);
+
+/// What a file of `cambium score` says. Error when it is unfinished, or its scores are of a model
+/// with other layers than `spec`.
+Importance importance_of(const std::filesystem::path& scores, const ModelSpec& spec);
 
 /// Which layers a stage of a plan converts, and how the report tells of it.
 struct Placement {

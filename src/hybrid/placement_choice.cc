@@ -83,9 +83,7 @@ std::vector<Rule> simpler_rules(const MixerBank& bank, const ChoiceOptions& o,
       }
     }
     for (const std::filesystem::path& file : o.scores) {
-      const Importance importance = read_importance(file);
-      const int64_t scored = static_cast<int64_t>(importance.layers.size());
-      place_by_file(file, bank.teacher().spec(), scored);  // its checks
+      const Importance importance = importance_of(file, bank.teacher().spec());
       std::vector<int64_t> order;
       for (const int64_t layer : importance.order()) {
         order.push_back(place_of(bank, layer));

@@ -9,6 +9,7 @@
 #include "eval/tasks.h"
 #include "hybrid/plan.h"
 #include "text/tokenizer.h"
+#include "train/router_check.h"
 
 namespace cambium {
 namespace {
@@ -51,6 +52,8 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
     check_layer_list(stage, "list", stage.place.list, layers);
     for (const Phase& phase : stage.phases) {
       check_layer_list(stage, (phase.name + ".align").c_str(), phase.config.align.layers, layers);
+      expect_routers(teacher, phase.config.router,
+                     fmt::format("stage {}: {}", stage.name, phase.name));
     }
     const ModelSpec& base = results.at(stage.from);
     for (const int64_t layer : attention_layers(base)) {
@@ -65,6 +68,9 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
     if (stage.place.method != "list") {
       const std::vector<int64_t> open = attention_layers(base);
       const int64_t added = plan.layers_added(stage);
+      if (added != 0 && stage.from.empty()) {
+        open_layers(base);  // what it says where the teacher has none
+      }
       expect(added <= std::ssize(open),
              "stage {}: {} more layers are to be converted, {} still have attention", stage.name,
              added, open.size());

@@ -5,10 +5,12 @@
 #include <set>
 
 #include "base/text.h"
+#include "hybrid/grafts/graft_table.h"
 #include "hybrid/importance.h"
 #include "hybrid/plan.h"
 #include "model/model.h"
 #include "model/supernet.h"
+#include "nn/units/units.h"
 #include "serve/cache_plan.h"
 #include "train/stored_logits.h"
 #include "train/training_cost.h"
@@ -26,7 +28,7 @@ struct Shapes {
   double converted_running = 0.0;
   double attention = 0.0;  // parameters of the mixers of full attention
   double added = 0.0;      // parameters of the mixers this stage adds
-  double attended = 0.0;   // channels of queries over all attention layers
+  double attended = 0.0;   // channels of queries or values, on average, over all attention layers
 
   Shapes(const ModelSpec& spec, const ModelSpec& teacher) {
     Model model(spec);
@@ -49,10 +51,11 @@ struct Shapes {
           converted += count;
           converted_running += count * share;
         }
-        if (mixer.kind == "attention") {
+        if (is_attention(mixer)) {
           attention += count;
-          attended += share * static_cast<double>(mixer.options.integer("attention", "heads") *
-                                                  mixer.options.integer("attention", "head_dim"));
+          const AttentionShape shape = attention_shape(mixer, model.spec().width);
+          attended +=
+              share * static_cast<double>(shape.heads * (shape.dim + shape.value_dim)) / 2.0;
         }
       }
     }

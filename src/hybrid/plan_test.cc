@@ -446,6 +446,27 @@ TEST(HybridPlan, TheShippedPlansAreWhole) {
   EXPECT_THAT(text, HasSubstr("5000 steps of 768 x 4096 tokens = 15.7B tokens"));
 }
 
+// Before any work is done for it.
+TEST(HybridPlan, WhatTheTeacherHasNotIsSaid) {
+  const std::string text = std::string(
+                               "[distill]\nsteps = 1\n[graft]\nmixer = \"gated_delta_net\"\n"
+                               "[place]\nmethod = \"uniform\"\n") +
+                           kStages;
+  EXPECT_EQ(error_of(text), "no error");
+  EXPECT_THAT(error_of(text, {"distill.router.balance=0.01"}),
+              HasSubstr("distill: router: expected a model with routed experts, got AAAA"));
+  const std::string fixtures = std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/";
+  const auto error_with = [&](const std::string& family, const std::vector<std::string>& set) {
+    const ModelSpec teacher = read_spec(fixtures + family);
+    return testing::message_of([&] { check_plan(read(text, set, "t"), teacher); });
+  };
+  EXPECT_EQ(error_with("qwen3_moe", {"distill.router.balance=0.01"}), "no error");
+  EXPECT_THAT(error_with("qwen3_moe", {"distill.router.bias_rate=0.01"}),
+              HasSubstr("bias_rate moves choice biases, which no router of the model has"));
+  EXPECT_THAT(error_with("falcon_h1", {}),
+              HasSubstr("whose attention is a layer's only mixer, not one beside another"));
+}
+
 TEST(HybridPlan, OfASupernetOneMixerOfALayerRuns) {
   const std::string source = CAMBIUM_SOURCE_DIR;
   const HybridPlan plan = read_hybrid_plan(source + "/plans/super-apriel.toml", "", {});

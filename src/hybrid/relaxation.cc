@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/signals.h"
+#include "nn/units/units.h"
 #include "tensor/copy.h"
 
 namespace cambium {
@@ -176,7 +177,19 @@ class GateTrainer {
 }  // namespace
 
 GatedMixers::GatedMixers(const MixerBank& bank) {
+  const auto norms_its_mixer = [](const BranchSpec& branch) {
+    return branch.out_norm.kind != NormKind::kNone &&
+           std::any_of(branch.units.begin(), branch.units.end(), [](const UnitSpec& unit) {
+             return find_unit_kind(unit.kind).role == UnitRole::kMixer;
+           });
+  };
   for (size_t i = 0; i < bank.layers().size(); ++i) {
+    const LayerSpec& layer = bank.teacher().spec().layers[static_cast<size_t>(bank.layers()[i])];
+    expect(
+        std::none_of(layer.branches.begin(), layer.branches.end(), norms_its_mixer),
+        "gates: layer {} norms the output of its mixer, which undoes what a gate does before it; "
+        "use another method, such as restore-one",
+        bank.layers()[i]);
     expect(bank.has(static_cast<int64_t>(i), 1),
            "gates: layer {} of {} has attention still; expected the student with every layer "
            "converted",
@@ -192,7 +205,7 @@ GatedMixers::GatedMixers(const MixerBank& bank) {
       if (unit.name == kBeside) {
         layer.beside = unit_name(unit);
         layer.out_beside = unit.out;
-      } else if (layer.attention.empty() && unit.kind == "attention") {
+      } else if (layer.attention.empty() && is_attention(unit)) {
         layer.attention = unit_name(unit);
         layer.out_attention = unit.out;
       }

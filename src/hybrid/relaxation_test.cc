@@ -111,6 +111,19 @@ TEST(GatedMixers, GradientsEqualFiniteDifferences) {
   }
 }
 
+TEST(GatedMixers, AMixerWhoseOutputIsNormedHasNoGate) {
+  ModelSpec spec = testing::tiny_attention(2);
+  spec.layers[0].branches[1].out_norm = {};  // of the feed-forward, which has no gate
+  spec.layers[1].branches[0].out_norm = {};
+  LoadedModel teacher = fresh_model(spec, 1);
+  MixerBank bank(*teacher.model);
+  bank.add("student",
+           convert(*teacher.model, *teacher.model, {0, 1}, {.mixer = "gated_delta_net"}, 3, true),
+           "student");
+  EXPECT_THAT(testing::error_of([&] { const GatedMixers gated(bank); }),
+              HasSubstr("gates: layer 1 norms the output of its mixer"));
+}
+
 // A gate that is open, or shut, everywhere leaves the teacher, or the student.
 TEST(GatedMixers, TheEndsAreTheTeacherAndTheStudent) {
   LoadedModel teacher = fresh_model(testing::tiny_attention(3), 1, 0.3);

@@ -97,7 +97,8 @@ LayerInputs Model::layer_inputs(size_t layer, const Batch& batch,
   return {.batch = &batch,
           .rope = turns[static_cast<size_t>(spec_.layers[layer].rope)],
           .states = states.empty() ? states : states.subspan(first_state_[layer], count),
-          .noise = layer_noise(options.noise, static_cast<int64_t>(layer))};
+          .noise = layer_noise(options.noise, static_cast<int64_t>(layer)),
+          .router = options.routers.empty() ? nullptr : &options.routers[layer]};
 }
 
 const Turns* Model::turns_of(const Context& ctx, const Batch& batch, RopeTable& rope) const {
@@ -114,6 +115,7 @@ const Turns* Model::rope_for(const Context& ctx, const Batch& batch, int64_t lay
 Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& options) {
   CAMBIUM_CHECK(options.states.empty() || options.states.size() == state_layouts_.size());
   CAMBIUM_CHECK(options.taps.empty() || options.taps.size() == layers_.size());
+  CAMBIUM_CHECK(options.routers.empty() || options.routers.size() == layers_.size());
   std::vector<const Turns*> turns;
   for (RopeTable& rope : ropes_) {
     turns.push_back(turns_of(ctx, batch, rope));

@@ -7,6 +7,7 @@
 
 #include "model/spec.h"
 #include "nn/batch.h"
+#include "nn/router_tap.h"
 #include "tensor/workspace.h"
 
 namespace cambium {
@@ -23,6 +24,9 @@ struct ForwardOptions {
   uint64_t noise = 0;
   /// One per layer, filled in; empty = not wanted.
   std::span<MixerTap> taps = {};
+  /// With a tape, one per layer: what its router is trained by. They and their memory outlive the
+  /// backward steps, in which a layer that is run again fills them. Empty = nothing.
+  std::span<RouterTap> routers = {};
   /// Part of the way, without a tape: from the input of `first_layer`, which is `start` (T, C) in
   /// place of the embeddings, to the input of `end_layer`; -1 = to the end and the final norm.
   Tensor start = {};

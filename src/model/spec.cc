@@ -9,7 +9,9 @@
 #include "files/safetensors.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
+#include "model/kept_tensors.h"
 #include "model/supernet.h"
+#include "nn/units/units.h"
 
 namespace cambium {
 
@@ -33,7 +35,7 @@ std::vector<int64_t> converted_layers(const ModelSpec& spec, const ModelSpec* te
     const LayerSpec& layer = spec.layers[i];
     const bool other = teacher != nullptr ? layer.all_mixers() != mixers_of(*teacher, i)
                                           : layer.removed() || (layer.mixer() != nullptr &&
-                                                                !layer.mixes_by("attention"));
+                                                                !is_attention(*layer.mixer()));
     if (other) {
       converted.push_back(static_cast<int64_t>(i));
     }
@@ -58,7 +60,7 @@ std::vector<std::string> attention_mixers(const ModelSpec& spec) {
   std::vector<std::string> prefixes;
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     for (const UnitSpec& mixer : spec.layers[i].mixers()) {
-      if (mixer.kind == "attention") {
+      if (is_attention(mixer)) {
         prefixes.push_back(unit_prefix(static_cast<int64_t>(i), mixer));
       }
     }
@@ -106,13 +108,8 @@ bool expresses(const Family& family, const ModelSpec& spec) {
 namespace {
 
 /// Sizes that the tensors say and released configurations do not: they hold "auto" or a number that
-/// was not used. Nothing changes where no weights lie beside the configuration.
-void take_sizes(ModelSpec& spec, const Family& family, const std::filesystem::path& dir) {
-  if (family.sizes.empty() || (!std::filesystem::exists(dir / "model.safetensors") &&
-                               !std::filesystem::exists(dir / "model.safetensors.index.json"))) {
-    return;
-  }
-  const SafeTensors file = SafeTensors::open(dir.string(), SafeTensors::Check::kHeader);
+/// was not used.
+void take_sizes(ModelSpec& spec, const Family& family, const SafeTensors& file) {
   for (const SizeRule& rule : family.sizes) {
     for (size_t i = 0; i < spec.layers.size(); ++i) {
       if (!spec.layers[i].mixes_by(rule.mixer)) {
@@ -124,6 +121,23 @@ void take_sizes(ModelSpec& spec, const Family& family, const std::filesystem::pa
         spec.layers[i].mixer()->options.set(rule.option, entry->shape[0]);
       }
     }
+  }
+}
+
+/// What the headers of the weights say; nothing where none lie beside the configuration.
+void take_from_weights(ModelSpec& spec, const KeptSpec& kept, const Family& family,
+                       const std::filesystem::path& dir) {
+  const bool keeps = !family.mtp.tensors.empty() && !kept.family.empty();
+  if ((family.sizes.empty() && !keeps) ||
+      (!std::filesystem::exists(dir / "model.safetensors") &&
+       !std::filesystem::exists(dir / "model.safetensors.index.json"))) {
+    return;
+  }
+  const auto file = std::make_shared<const SafeTensors>(
+      SafeTensors::open(dir.string(), SafeTensors::Check::kHeader));
+  take_sizes(spec, family, *file);
+  if (keeps) {
+    take_kept(spec, kept, family, file);
   }
 }
 
@@ -152,7 +166,7 @@ static ModelSpec read_whole_spec(const std::filesystem::path& dir) {
       if (candidate == type) {
         ModelSpec spec = family.read_config(text, path);
         if (folder) {
-          take_sizes(spec, family, dir);
+          take_from_weights(spec, read_kept(json, family, path), family, dir);
         }
         return spec;
       }

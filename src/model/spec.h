@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,21 @@ struct Preset {
   std::string name;
   std::vector<int> active;  // of each layer the unit of its choice that runs, -1 = it has no choice
   friend bool operator==(const Preset&, const Preset&) = default;
+};
+
+struct KeptTensors;  // model/kept_tensors.h
+
+/// What a checkpoint has besides the model: heads that predict more tokens (MTP). Their tensors are
+/// kept as they are stored, from reading to writing, and never run. Models that differ in nothing
+/// else are the same.
+struct KeptSpec {
+  std::string family;  // the checkpoint's, by whose names and config.json they are known
+  int64_t heads = 0;   // how many tokens more
+  std::string kinds;   // of their layers, where config.json says them (Nemotron-3)
+  /// Null where there are none, or a configuration was read alone.
+  std::shared_ptr<const KeptTensors> tensors;
+
+  friend bool operator==(const KeptSpec& /*a*/, const KeptSpec& /*b*/) { return true; }
 };
 
 struct ModelSpec {
@@ -39,6 +55,7 @@ struct ModelSpec {
   int64_t bos_id = -1;
   std::vector<int64_t> eos_ids;
   std::vector<Preset> presets{};
+  KeptSpec kept{};
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
 
   const RopeConfig& rope_of(const LayerSpec& layer) const {
@@ -72,6 +89,33 @@ struct CodeFile {
   const char* text;
 };
 
+/// A tensor of a head that predicts one token more, beside those of its layers.
+struct MtpTensor {
+  enum class Place : uint8_t { kFirst, kLast };  // `#`: the number of that layer of the head
+  enum class Shape : uint8_t { kNorm, kJoin, kTokens };  // (C), (C, 2 C), (V, C)
+  const char* name;
+  Shape shape = Shape::kNorm;
+  Place place = Place::kFirst;
+  bool optional = false;
+};
+
+/// The heads of a family's checkpoints that predict more tokens (MTP).
+struct MtpRules {
+  /// Patterns of their tensors; `#` is the number of a layer after the model's last.
+  std::vector<std::string> tensors{};
+  /// The key of config.json that says how many there are, and how many where it does not.
+  const char* count = "num_nextn_predict_layers";
+  int64_t otherwise = 0;
+  /// The layers of all heads, a head's after the other's; null = whatever the patterns match is
+  /// kept, without a look at names and shapes. `kinds` is what `kinds_key` of config.json says.
+  std::vector<LayerSpec> (*layers)(const ModelSpec& spec, int64_t heads,
+                                   const std::string& kinds) = nullptr;
+  const char* kinds_key = nullptr;
+  /// They are named "mtp.layers.0" and so on, in place of going on with the model's numbers.
+  bool apart = false;
+  std::vector<MtpTensor> own{};
+};
+
 /// A family of checkpoints: how its config.json and tensors map to ours.
 struct Family {
   const char* name;
@@ -85,6 +129,7 @@ struct Family {
   std::vector<std::string> ignored{};
   std::vector<SizeRule> sizes{};
   std::vector<ConstantRule> constants{};
+  MtpRules mtp{};
   /// Files that are written beside config.json: the code by which other programs run it.
   std::vector<CodeFile> code{};
 

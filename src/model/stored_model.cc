@@ -2,14 +2,15 @@
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
 #include <cmath>
 #include <cstring>
+#include <set>
 #include <type_traits>
 #include <unordered_map>
 
 #include "base/float16.h"
 #include "base/parallel.h"
+#include "model/kept_tensors.h"
 #include "tensor/copy.h"
 
 namespace cambium {
@@ -198,24 +199,6 @@ bool same_shape(const std::vector<int64_t>& stored, const std::vector<int64_t>& 
   return stored == expected || (stored.empty() && expected == std::vector<int64_t>{1});
 }
 
-/// Whether a pattern of Family::ignored means this tensor. Its `#` is the number of a layer after
-/// the model's last: one that predicts a token more (MTP).
-bool ignores(std::string pattern, const std::string& tensor, size_t layers) {
-  const size_t mark = pattern.find('#');
-  if (mark == std::string::npos) {
-    return match_pattern(pattern, tensor);
-  }
-  pattern[mark] = '*';
-  std::vector<std::string_view> captures;
-  if (!match_pattern(pattern, tensor, &captures)) {
-    return false;
-  }
-  size_t number = 0;
-  const std::string_view text = captures[0];
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  return error == std::errc() && end == text.data() + text.size() && number >= layers;
-}
-
 /// One of the model's tensors on the host, in this type.
 Tensor on_host(const Tensor& t, Dtype dtype, OwnedTensor& memory) {
   if (t.dtype == dtype && t.device.kind == Device::kCpu) {
@@ -398,17 +381,22 @@ void StoredModel::expect_fits(const SafeTensors& file) const {
   });
   expect(missing.empty(), "{}: {} of the model's tensors are missing, the first is {}", file.path(),
          missing.size(), missing.empty() ? "" : missing.front());
+  std::set<std::string> kept;
+  if (spec.kept.tensors != nullptr) {
+    for (const TensorEntry& entry : spec.kept.tensors->entries) {
+      kept.insert(entry.name);
+    }
+  }
   for (const TensorEntry& entry : file.tensors()) {
     const auto found = used.find(entry.name);
     const auto all = wanted.find(entry.name);
     CAMBIUM_CHECK(all == wanted.end() || found->second == all->second,
                   "{} elements of {} are asked for", found->second, entry.name);
     const bool ignorable =
-        is_activation_scale(entry.name) ||
+        kept.contains(entry.name) || is_activation_scale(entry.name) ||
         (spec.tied_head && entry.name == family.tensor_name(spec, "head.weight")) ||
-        std::any_of(family.ignored.begin(), family.ignored.end(), [&](const std::string& pattern) {
-          return ignores(pattern, entry.name, spec.layers.size());
-        });
+        std::any_of(family.ignored.begin(), family.ignored.end(),
+                    [&](const std::string& pattern) { return match_pattern(pattern, entry.name); });
     expect(ignorable || found != used.end() || is_constant(family, entry, file.path()),
            "{}: tensor {} {} belongs to no parameter of this {} model; config.json and weights do "
            "not fit together",
@@ -536,6 +524,11 @@ std::vector<TensorSource> tensor_sources(Model& model,
     CAMBIUM_CHECK(count == joined.count(), "{} of {} elements of {}", count, joined.count(),
                   joined.name);
     sources.push_back(source_of(joined, reader));
+  }
+  if (!layout.form) {
+    for (TensorSource& kept : kept_sources(model.spec())) {
+      sources.push_back(std::move(kept));
+    }
   }
   return sources;
 }

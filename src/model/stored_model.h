@@ -72,9 +72,9 @@ struct TensorLayout {
   /// Fills `to`, f32 or bf16 on the host, with the values of a parameter.
   std::function<void(const std::string& ours, const Tensor& to)> read = {};
 };
-/// The tensors of a checkpoint of the model's family, or of another layout. The model's memory is
-/// read when they are written. bf16 where `narrow` says so of all the parameters in a tensor, else
-/// f32.
+/// The tensors of a checkpoint of the model's family and those that it keeps, or of another layout.
+/// The model's memory is read when they are written. bf16 where `narrow` says so of all the
+/// parameters in a tensor, else f32.
 std::vector<TensorSource> tensor_sources(Model& model,
                                          const std::function<bool(const Parameter&)>& narrow,
                                          const TensorLayout& layout = {});

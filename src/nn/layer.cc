@@ -194,8 +194,8 @@ void Layer::forward(Context& ctx, Residual& h, const LayerInputs& inputs, MixerT
       if (piece.has_state && !inputs.states.empty()) {
         state = &inputs.states[states++];
       }
-      const Tensor y =
-          piece.unit->forward(ctx, x, {inputs.batch, inputs.rope, state, unread, inputs.noise});
+      const Tensor y = piece.unit->forward(
+          ctx, x, {inputs.batch, inputs.rope, state, unread, inputs.noise, inputs.router});
       if (tap != nullptr && piece.unit.get() == mixer_) {
         *tap = {x, y};
       }
@@ -212,17 +212,6 @@ void Layer::visit(const ParameterVisitor& visitor) {
     for (const Piece& piece : branch.pieces) {
       piece.unit->visit(
           [&](const std::string& name, Parameter& p) { visitor(piece.name + "." + name, p); });
-    }
-  }
-}
-
-void Layer::visit_mixers(const ParameterVisitor& visitor) {
-  for (const Branch& branch : branches_) {
-    for (const Piece& piece : branch.pieces) {
-      if (piece.role == UnitRole::kMixer) {
-        piece.unit->visit(
-            [&](const std::string& name, Parameter& p) { visitor(piece.name + "." + name, p); });
-      }
     }
   }
 }

@@ -84,7 +84,8 @@ struct LayerInputs {
   std::span<const UnitState> states;
   /// The layer is run again for its backward steps: nothing reads the values of its result.
   bool unread = false;
-  uint64_t noise = 0;  // as UnitInputs'
+  uint64_t noise = 0;           // as UnitInputs'
+  RouterTap* router = nullptr;  // the same
 };
 
 class Layer {
@@ -102,8 +103,6 @@ class Layer {
   /// "feed_forward.up.weight". The norms of third and later branches are norm_3, norm_4, ..., those
   /// of outputs out_norm_1, out_norm_2, ...
   void visit(const ParameterVisitor& visitor);
-  /// Visits the parameters of all its mixers, with the same names.
-  void visit_mixers(const ParameterVisitor& visitor);
   /// The factor of the unit whose parameters have this name (unit_name); the spec's until then.
   void set_out(const std::string& unit, float out);
 

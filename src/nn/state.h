@@ -10,6 +10,7 @@
 
 namespace cambium {
 
+struct RouterTap;
 struct Turns;
 
 /// One array of a unit's state. Units name their parts by an enum whose values are the places in
@@ -62,6 +63,7 @@ struct UnitInputs {
   /// Names the stream that a unit draws from while it is trained (base/random.h); 0 = nothing is
   /// drawn.
   uint64_t noise = 0;
+  RouterTap* router = nullptr;  // null: routers are trained by the model's losses alone
 
   Segments segments() const {
     Segments s = batch->segments();

@@ -43,6 +43,11 @@ int64_t PageGroup::pages_for(int64_t tokens, const CacheConfig& config) const {
                            ceil_div(sinks, config.page_size));
 }
 
+LayerBytes bytes_of(const StateLayout& kept) {
+  return {kept.window > 0 ? 0 : kept.bytes_per_token(),
+          kept.bytes_per_sequence() + kept.most_tokens() * kept.bytes_per_token()};
+}
+
 CachePlan::CachePlan(const Model& model, const CacheConfig& config)
     : config_(config), layouts_(model.state_layouts()) {
   expect(config.max_sequences > 0 && config.page_size >= 0 && config.piece_tokens > 0 &&
@@ -80,10 +85,9 @@ CachePlan::CachePlan(const Model& model, const CacheConfig& config)
   for (int64_t layer = 0; layer < model.layer_count(); ++layer) {
     LayerBytes& bytes = layers_.emplace_back();
     for (size_t i = 0; i < model.layer(layer).state_layouts().size(); ++i) {
-      const StateLayout& layout = layouts_[unit++];
-      bytes.per_token += layout.window > 0 ? 0 : layout.bytes_per_token();
-      bytes.per_sequence +=
-          layout.bytes_per_sequence() + layout.most_tokens() * layout.bytes_per_token();
+      const LayerBytes own = bytes_of(layouts_[unit++]);
+      bytes.per_token += own.per_token;
+      bytes.per_sequence += own.per_sequence;
     }
   }
 }

@@ -53,6 +53,9 @@ struct LayerBytes {
   int64_t per_sequence = 0;  // slots, and what windows hold once they are full
 };
 
+/// Of one unit, by its layout as the cache keeps it.
+LayerBytes bytes_of(const StateLayout& kept);
+
 /// Units with one window and sinks: their pages have the same indices and share one table.
 struct PageGroup {
   int64_t window = 0;           // 0 = everything before

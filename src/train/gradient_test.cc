@@ -1,6 +1,8 @@
 // The gradient of whole models in double precision against finite differences, with every mixer.
 #include <gtest/gtest.h>
 
+#include <optional>
+
 #include "train/testing.h"
 
 namespace cambium {
@@ -80,18 +82,30 @@ struct DoubleModel {
   Weights weights;
 };
 
+bool has_routers(const ModelSpec& spec) {
+  return spec.layers[0].feed_forward()->kind == "experts";
+}
+
+/// Routers say their losses where there is a tape; it is run for a backward pass alone.
 double loss_of(Model& student, Model& teacher, const PackedSequence& sequence, bool backward,
                bool checkpointed) {
   Arena arena;
   Tape tape(arena);
   Context plain{.arena = &arena};
-  Context ctx{.arena = &arena, .tape = backward ? &tape : nullptr};
+  std::optional<RouterTrainer> routers;
+  if (has_routers(student.spec())) {
+    routers.emplace(student, RouterTraining{.balance = 0.4, .z = 0.1}, "test");
+  }
+  Context ctx{.arena = &arena, .tape = backward || routers ? &tape : nullptr};
   LossInputs inputs;
   inputs.teacher_hidden = teacher.forward(plain, sequence.batch);
   inputs.teacher_head = teacher.head().detached();
   ForwardOptions options;
   options.checkpoint_layers = checkpointed;
   options.noise = 5;
+  if (routers) {
+    options.routers = routers->taps(ctx, sequence.batch.size(), 1.0);
+  }
   inputs.hidden = student.forward(ctx, sequence.batch, options);
   inputs.head = backward ? student.head() : student.head().detached();
   inputs.labels = sequence.labels;
@@ -101,8 +115,15 @@ double loss_of(Model& student, Model& teacher, const PackedSequence& sequence, b
   config.reverse_kl = 0.7F;
   config.temperature = 1.5F;
   const LossSums sums = head_loss(ctx, inputs, config);
-  tape.backward(ctx);
-  return sums.total * inputs.scale;
+  if (backward) {
+    tape.backward(ctx);
+  }
+  double loss = sums.total * inputs.scale;
+  if (routers) {
+    routers->note_call(ctx);
+    loss += routers->report().loss;
+  }
+  return loss;
 }
 
 TEST(WholeModelGradient, EqualsFiniteDifferences) {
@@ -110,6 +131,7 @@ TEST(WholeModelGradient, EqualsFiniteDifferences) {
   Packer packer(*data, 1, 24, LongDocuments::kDrop);
   const PackedSequence sequence = packer.next();
   ASSERT_GT(sequence.batch.segments().count(), 1);
+  std::vector<ModelSpec> specs;
   for (const std::vector<UnitSpec>& mixers : std::vector<std::vector<UnitSpec>>{
            {testing::attention_mixer(), mamba_mixer()},
            {window_mixer(), mamba2_mixer()},
@@ -120,8 +142,17 @@ TEST(WholeModelGradient, EqualsFiniteDifferences) {
             with_biases(mamba2_mixer(), {"out_bias"})},
            {with_biases(delta_mixer(), {"conv_bias", "out_bias"}),
             with_biases(window_mixer(), {"qkv_bias", "out_bias"})}}) {
-    const ModelSpec spec = testing::tiny_spec(mixers);
+    specs.push_back(testing::tiny_spec(mixers));
+  }
+  const Options softmax = {{"router", "softmax"}, {"renormalise", true}};
+  const Options sigmoid = {{"router", "sigmoid"}, {"router_bias", true}, {"scale", 2.0}};
+  specs.push_back(testing::tiny_experts(2, softmax, 2));
+  specs.push_back(testing::tiny_experts(2, sigmoid, 2));
+  for (const ModelSpec& spec : specs) {
     for (const bool checkpointed : {false, true}) {
+      if (checkpointed && has_routers(spec)) {
+        continue;  // says its losses in the backward steps alone
+      }
       DoubleModel student(spec, 1, true);
       DoubleModel teacher(testing::tiny_attention(2), 2, false);
       loss_of(student.model, teacher.model, sequence, true, checkpointed);

@@ -1,7 +1,9 @@
 #include "train/optimizer.h"
 
 #include <cmath>
+#include <map>
 #include <numeric>
+#include <tuple>
 
 #include "base/checksum.h"
 #include "base/random.h"
@@ -23,6 +25,20 @@ OwnedTensor state_like(const Tensor& t, Dtype dtype, bool offload) {
   return state;
 }
 
+/// A matrix as it is; of a stack, each.
+template <class F>
+void for_each_matrix(const Tensor& p, const Tensor& m, const F& f) {
+  if (p.rank == 2) {
+    return f(p, m);
+  }
+  for (int64_t i = 0; i < p.dim(0); ++i) {
+    const auto matrix = [i](const Tensor& stack) {
+      return stack.slice(0, i, 1).reshape({stack.dim(1), stack.dim(2)});
+    };
+    f(matrix(p), matrix(m));
+  }
+}
+
 }  // namespace
 
 Optimizer::Optimizer(Model& model, const OptimizerConfig& config)
@@ -38,9 +54,8 @@ Optimizer::Optimizer(Model& model, const OptimizerConfig& config)
     CAMBIUM_CHECK(p.tensor.dtype == Dtype::kF32 && p.tensor.contiguous(), "{}", name);
     const GroupConfig& group = config.group(p.group);
     const bool vector = p.shape.size() < 2 || p.keep_fp32;
-    const bool matrix = p.shape.size() == 2 && !p.keep_fp32;
     const bool orthogonal =
-        config.kind == OptimizerKind::kMuon && matrix &&
+        config.kind == OptimizerKind::kMuon && p.is_matrix() &&
         (p.group == ParameterGroup::kMixer || p.group == ParameterGroup::kFeedForward);
     const bool narrow = config.state == OptimizerState::kBF16 && !orthogonal;
     const auto state = [&] {
@@ -90,23 +105,15 @@ void Optimizer::step(double rate, double norm) {
   const double scale =
       config_.clip_norm > 0.0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1.0;
   const Context ctx = scratch_.context();
+  step_matrices(ctx, rate, scale);
   for (const Slot& slot : slots_) {
-    if (slot.rests) {
+    if (slot.rests || slot.orthogonal) {
       continue;
     }
     const auto t = static_cast<double>(slot.steps);
-    const auto slot_rate = static_cast<float>(rate * slot.rate_scale);
-    if (slot.orthogonal) {
-      muon_update(ctx, slot.tensor, slot.m.view,
-                  {.gradient_scale = static_cast<float>(scale),
-                   .rate = slot_rate,
-                   .momentum = static_cast<float>(config_.momentum),
-                   .weight_decay = static_cast<float>(slot.weight_decay)});
-      continue;
-    }
     const AdamwConfig update = {
         .gradient_scale = static_cast<float>(scale),
-        .rate = slot_rate,
+        .rate = static_cast<float>(rate * slot.rate_scale),
         .beta1 = static_cast<float>(config_.beta1),
         .beta2 = static_cast<float>(config_.beta2),
         .m_correction = static_cast<float>(1.0 / (1.0 - std::pow(config_.beta1, t))),
@@ -118,6 +125,43 @@ void Optimizer::step(double rate, double norm) {
       adamw_update_narrow(ctx, slot.tensor, slot.m.view, slot.v.view, update, key);
     } else {
       adamw_update(ctx, slot.tensor, slot.m.view, slot.v.view, update);
+    }
+  }
+}
+
+// Matrices of one shape, rate and decay go together, as many as the limit of memory lets: a GPU is
+// not filled by the products of a small one. The CPU is, and keeps one in its caches.
+void Optimizer::step_matrices(const Context& ctx, double rate, double gradient_scale) {
+  constexpr int64_t kMostBytes = int64_t{64} << 20;  // of the copies that products read
+  const bool together = ctx.device().kind == Device::kCuda;
+  using Kind = std::tuple<int64_t, int64_t, double, double>;
+  std::map<Kind, std::vector<MuonMatrix>> waiting;
+  const auto update = [&](const Kind& kind, std::vector<MuonMatrix>& matrices) {
+    const auto& [rows, columns, rate_scale, weight_decay] = kind;
+    muon_update(ctx, matrices,
+                {.gradient_scale = static_cast<float>(gradient_scale),
+                 .rate = static_cast<float>(rate * rate_scale),
+                 .momentum = static_cast<float>(config_.momentum),
+                 .weight_decay = static_cast<float>(weight_decay)});
+    matrices.clear();
+  };
+  for (const Slot& slot : slots_) {
+    if (slot.rests || !slot.orthogonal) {
+      continue;
+    }
+    for_each_matrix(slot.tensor, slot.m.view, [&](const Tensor& p, const Tensor& m) {
+      const Kind kind{p.dim(0), p.dim(1), slot.rate_scale, slot.weight_decay};
+      std::vector<MuonMatrix>& matrices = waiting[kind];
+      matrices.push_back({p, m});
+      const auto count = static_cast<int64_t>(matrices.size());
+      if (!together || (count + 1) * p.bytes() > kMostBytes) {
+        update(kind, matrices);
+      }
+    });
+  }
+  for (auto& [kind, matrices] : waiting) {
+    if (!matrices.empty()) {
+      update(kind, matrices);
     }
   }
 }

@@ -77,6 +77,9 @@ class Optimizer {
   int64_t trained_parameters() const;
 
  private:
+  /// Muon's part of step().
+  void step_matrices(const Context& ctx, double rate, double gradient_scale);
+
   struct Slot {
     std::string name;
     Tensor tensor;

@@ -103,6 +103,23 @@ struct NaiveMuon {
       p[i] -= rate * (factor * x[i] + decay * p[i]);
     }
   }
+
+  /// Of a stack, each matrix by itself.
+  void step_each(const Numbers& g, Numbers& p, Numbers& m,
+                 const std::vector<int64_t>& shape) const {
+    const int64_t rows = shape[shape.size() - 2];
+    const int64_t columns = shape.back();
+    for (int64_t at = 0; at < std::ssize(p); at += rows * columns) {
+      const auto matrix = [&](const Numbers& all) {
+        return Numbers(all.begin() + at, all.begin() + at + rows * columns);
+      };
+      Numbers one = matrix(p);
+      Numbers momentum_of_one = matrix(m);
+      step(matrix(g), one, momentum_of_one, rows, columns);
+      std::copy(one.begin(), one.end(), p.begin() + at);
+      std::copy(momentum_of_one.begin(), momentum_of_one.end(), m.begin() + at);
+    }
+  }
 };
 
 struct KernelRow {
@@ -193,17 +210,21 @@ TEST(SumSquaresKernel, MatchesDefinition) {
   });
 }
 
-/// A layer of attention and one of Mamba: matrices wide and tall, a convolution of rank 3, vectors,
-/// and a matrix that is kept in fp32.
+/// A layer of attention, one of Mamba and one of experts: matrices wide and tall, a convolution of
+/// rank 3, stacks of matrices, vectors, and a matrix that is kept in fp32.
+ModelSpec trained_spec() {
+  ModelSpec spec = testing::tiny_spec({testing::attention_mixer(),
+                                       {"mamba",
+                                        {{"inner", int64_t{16}},
+                                         {"xb", int64_t{8}},
+                                         {"state", int64_t{4}},
+                                         {"dt_rank", int64_t{2}}}}});
+  spec.layers.push_back(testing::tiny_experts(1).layers.front());
+  return spec;
+}
+
 struct Trained {
-  explicit Trained(const TrainablePredicate& trainable)
-      : loaded(fresh_model(testing::tiny_spec({testing::attention_mixer(),
-                                               {"mamba",
-                                                {{"inner", int64_t{16}},
-                                                 {"xb", int64_t{8}},
-                                                 {"state", int64_t{4}},
-                                                 {"dt_rank", int64_t{2}}}}}),
-                           1)) {
+  explicit Trained(const TrainablePredicate& trainable) : loaded(fresh_model(trained_spec(), 1)) {
     loaded.weights.set_trainable(*loaded.model, trainable);
   }
   Model& model() const { return *loaded.model; }
@@ -249,7 +270,8 @@ bool never_decays(const std::string& name) {
   return ends_with_any(name, {"bias", "norm.weight", "A_log", "D"});
 }
 bool is_muons(const std::string& name) {
-  return ends_with_any(name, {"_proj.weight", "gate.weight", "up.weight", "down.weight"});
+  return ends_with_any(
+      name, {"_proj.weight", "gate.weight", "up.weight", "down.weight", "router.weight"});
 }
 
 // Steps of a whole model: bias correction, decoupled decay, rates by group, clipping by the global
@@ -296,8 +318,7 @@ void expect_steps_match_definition(OptimizerKind kind, double tolerance) {
       const Numbers before = state.p;
       if (kind == OptimizerKind::kMuon && is_muons(name)) {
         ++muons;
-        NaiveMuon{group_rate, config.momentum, decay}.step(g, state.p, state.m, p.shape[0],
-                                                           p.shape[1]);
+        NaiveMuon{group_rate, config.momentum, decay}.step_each(g, state.p, state.m, p.shape);
       } else {
         NaiveAdamw{group_rate, config.beta1, config.beta2, config.epsilon, decay}.step(
             t, g, state.p, state.m, state.v);
@@ -315,7 +336,7 @@ void expect_steps_match_definition(OptimizerKind kind, double tolerance) {
       std::copy_n(p.tensor.ptr<float>(), state.p.size(), state.p.begin());
     });
   }
-  EXPECT_EQ(muons, kind == OptimizerKind::kMuon ? 4 * (4 + 4 + 2 * 3) : 0);
+  EXPECT_EQ(muons, kind == OptimizerKind::kMuon ? 4 * (4 + 4 + 2 * 3 + 4 + 1 + 3) : 0);
 }
 
 TEST(Optimizer, AdamwMatchesDefinition) {
@@ -343,8 +364,8 @@ TEST(Optimizer, MuonsUpdateIsNearlyOrthogonal) {
   constexpr double kRate = 0.1;
   optimizer.step(kRate, 0.0);
   trained.model().visit([&](const std::string& name, Parameter& p) {
-    if (!is_muons(name)) {
-      return;
+    if (!is_muons(name) || p.shape.size() != 2) {
+      return;  // a stack's matrices are compared with their definition
     }
     const bool wide = p.shape[0] <= p.shape[1];
     const int64_t small = std::min(p.shape[0], p.shape[1]);

@@ -41,6 +41,20 @@ inline ModelSpec tiny_attention(int layers) {
   return tiny_spec(std::vector<UnitSpec>(static_cast<size_t>(layers), attention_mixer()));
 }
 
+/// As many layers of attention whose feed-forwards are four experts with so many to a token.
+inline ModelSpec tiny_experts(int layers, const Options& router = {{"router", "softmax"}},
+                              int64_t top = 1) {
+  ModelSpec spec = tiny_attention(layers);
+  for (LayerSpec& layer : spec.layers) {
+    UnitSpec& unit = layer.branches[1].units[0];
+    unit = {"experts", {{"experts", int64_t{4}}, {"top", top}, {"inner", int64_t{12}}}};
+    for (const auto& [key, value] : router.values()) {
+      unit.options.set(key, value);
+    }
+  }
+  return spec;
+}
+
 /// One layer of every kind of mixer.
 inline ModelSpec every_mixer() {
   UnitSpec window = attention_mixer();

@@ -83,6 +83,14 @@ ModelSpec model_spec(const ModelPlan& plan, const Tokenizer& tokenizer) {
   return spec;
 }
 
+Tokenizer load_tokenizer(const std::filesystem::path& dir, int64_t vocab) {
+  Tokenizer tokenizer = Tokenizer::load(dir);
+  expect(tokenizer.vocab_size() <= vocab,
+         "{}: the tokenizer has {} tokens, the model only {}; they do not belong together",
+         dir.string(), tokenizer.vocab_size(), vocab);
+  return tokenizer;
+}
+
 std::shared_ptr<RunFolder> claim_training_folder(const std::filesystem::path& folder, bool resume,
                                                  const std::vector<std::string>& names) {
   auto claimed = std::make_shared<RunFolder>(folder, training_folder_use(resume, names));

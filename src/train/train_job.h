@@ -30,6 +30,9 @@ ModelPlan read_model_plan(const PlanTable& table);
 /// must fit.
 ModelSpec model_spec(const ModelPlan& plan, const Tokenizer& tokenizer);
 
+/// The tokenizer in `dir`, of a model with so large a vocabulary; Error where it has more tokens.
+Tokenizer load_tokenizer(const std::filesystem::path& dir, int64_t vocab);
+
 /// Claims the folder of a run: `names` are what it writes there beside log and checkpoints. Error
 /// before any work when something that is not ours is in the way, in its "model" too.
 std::shared_ptr<RunFolder> claim_training_folder(const std::filesystem::path& folder, bool resume,

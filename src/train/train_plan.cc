@@ -33,8 +33,9 @@ void visit_align(AlignConfig& align, FieldVisitor& visit) {
 }
 
 void visit_optimizer(OptimizerConfig& o, FieldVisitor& visit) {
-  visit({"kind", "muon takes the matrices of mixers and feed-forwards", ""}, o.kind,
-        {{"adamw", OptimizerKind::kAdamW}, {"muon", OptimizerKind::kMuon}});
+  visit({"kind", "muon takes the matrices of mixers and feed-forwards, of experts each by itself",
+         ""},
+        o.kind, {{"adamw", OptimizerKind::kAdamW}, {"muon", OptimizerKind::kMuon}});
   visit({"beta1", "decay of the first moment", "beta"}, o.beta1, reals_within(0.0, 1.0));
   visit({"beta2", "decay of the second moment", ""}, o.beta2, reals_within(0.0, 1.0));
   visit({"epsilon", "added to the root of the second moment"}, o.epsilon, reals_from(0.0, 1.0));
@@ -116,6 +117,7 @@ void visit_fields(TrainConfig& c, FieldVisitor& visit) {
   visit.table({"loss"}, [&] { visit_loss(c.loss, visit); });
   visit.table({"align"}, [&] { visit_align(c.align, visit); });
   visit.table({"supernet"}, [&] { visit_fields(c.supernet, visit); });
+  visit.table({"router"}, [&] { visit_fields(c.router, visit); });
   visit.table({"optimizer"}, [&] { visit_optimizer(c.optimizer, visit); });
   visit.table({"schedule"}, [&] { visit_schedule(c.schedule, visit); });
   visit.table({"divergence"}, [&] { visit_divergence(c.divergence, visit); });

@@ -83,6 +83,9 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
   if (is_supernet(student_.spec()) || config_.supernet.sampling != PlacementSampling::kNone) {
     sampler_.emplace(student_.spec(), config_.supernet, config_.seed);
   }
+  if (config_.router.on()) {
+    routers_.emplace(student_, config_.router, config_.label);
+  }
   count_flops();
   if (!config_.folder.empty()) {
     if (config_.run_folder == nullptr) {
@@ -102,11 +105,32 @@ void Trainer::count_flops() {
       trained.insert(name);
     }
   });
-  flops_per_token_ = training_flops(
-      config_, {.student = &student_.spec(),
-                .teacher = teacher_ == nullptr ? nullptr : &teacher_->spec(),
-                .trained = [&](const std::string& name) { return trained.contains(name); },
-                .shared = nullptr});
+  const auto of = [&](const TrainConfig& config) {
+    return training_flops(
+        config, {.student = &student_.spec(),
+                 .teacher = teacher_ == nullptr ? nullptr : &teacher_->spec(),
+                 .trained = [&](const std::string& name) { return trained.contains(name); },
+                 .shared = nullptr});
+  };
+  flops_per_token_ = of(config_);
+  TrainConfig alone = config_;
+  alone.sequence_length = 1;
+  flops_alone_ = of(alone);
+}
+
+// What a token attends to grows with its document, not with the sequence that many share. (That it
+// stops growing at a window's end is left out: between one token and a sequence it is a line.)
+double Trainer::step_flops(const std::vector<PackedSequence>& sequences) const {
+  double tokens = 0.0;
+  double behind = 0.0;  // over tokens: those of the document, without one
+  for (const PackedSequence& sequence : sequences) {
+    for (const int32_t length : sequence.batch.lengths()) {
+      tokens += length;
+      behind += static_cast<double>(length) * (length - 1);
+    }
+  }
+  const auto most = static_cast<double>(std::max<int64_t>(config_.sequence_length - 1, 1));
+  return tokens * flops_alone_ + behind / most * (flops_per_token_ - flops_alone_);
 }
 
 // Makes the mixers of the step run, and the optimiser leave the others alone.
@@ -150,6 +174,8 @@ void Trainer::check_config() const {
   }
   expect(!config_.freeze_attention || config_.objective != Objective::kAlign,
          "alignment trains the mixers of its layers alone; leave freeze_attention out");
+  expect(!config_.router.on() || config_.objective != Objective::kAlign,
+         "alignment trains the mixers of its layers alone, and no router; leave router out");
   expect(config_.trained != Trained::kConverted || !config_.converted.empty() ||
              (teacher_ != nullptr && teacher_->layer_count() == student_.layer_count()),
          "training the converted mixers needs a teacher of as many layers, or the list of "
@@ -252,7 +278,9 @@ StepReport Trainer::step() {
     if (config_.objective == Objective::kAlign) {
       align_mixers(sequence, align_scale, sums);
     } else {
-      end_to_end(sequence, label_scale, align_scale, sums);
+      end_to_end(sequence, label_scale, align_scale,
+                 static_cast<double>(sequence.batch.size()) / static_cast<double>(report.tokens),
+                 sums);
     }
   }
   report.loss = sums.loss.total * label_scale;
@@ -266,17 +294,25 @@ StepReport Trainer::step() {
     report.align += s * align_scale / static_cast<double>(sums.align.size());
     report.loss += config_.align.weight * s * align_scale;
   }
+  if (routers_) {
+    report.router = routers_->report();
+    report.loss += report.router.loss;
+  }
   report.rate = rate();
   time_part(&StepTimes::backward);
   report.gradient_norm = optimizer_->gradient_norm();
   judge(report, sequences);
   optimizer_->step(report.rate, report.gradient_norm);
+  if (routers_) {
+    routers_->end_step();
+  }
   wait_for(workspace_.device());
   report.seconds = now_seconds() - start;
   time_part(&StepTimes::optimizer);
   report.times = times_;
-  const double flops = flops_per_token_ * static_cast<double>(report.tokens) / report.seconds;
-  report.peak_share = config_.matrix_peak > 0.0 ? flops / config_.matrix_peak : 0.0;
+  report.peak_share = config_.matrix_peak > 0.0
+                          ? step_flops(sequences) / report.seconds / config_.matrix_peak
+                          : 0.0;
   note_memory();
   report.device_bytes = device_bytes_;
   student_.activate(before);
@@ -296,7 +332,7 @@ StepReport Trainer::step() {
 }
 
 void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
-                         Sums& sums) {
+                         double share, Sums& sums) {
   const bool aligns = !config_.align.layers.empty();
   const auto layers = static_cast<size_t>(student_.layer_count());
   std::vector<MixerTap> teacher_taps(aligns ? layers : 0);
@@ -313,6 +349,9 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
   ForwardOptions options = with_taps(taps);
   options.checkpoint_layers = config_.checkpoint_layers;
   options.noise = sequence.noise;
+  if (routers_) {
+    options.routers = routers_->taps(ctx, sequence.batch.size(), share);
+  }
   inputs.hidden = student_.forward(ctx, sequence.batch, options);
   inputs.head = student_.head();
   inputs.logit_cap = student_.spec().logit_cap;
@@ -337,6 +376,9 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
         config_.align.squared, config_.align.weight * align_scale);
   }
   tape_.backward(ctx);
+  if (routers_) {
+    routers_->note_call(ctx);
+  }
   time_part(&StepTimes::backward);
 }
 

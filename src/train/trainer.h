@@ -21,6 +21,7 @@
 #include "train/checkpoint.h"
 #include "train/dataset.h"
 #include "train/optimizer.h"
+#include "train/router_training.h"
 #include "train/run_record.h"
 #include "train/schedule.h"
 #include "train/step_judge.h"
@@ -78,6 +79,7 @@ struct TrainConfig {
   /// Where the student is a supernet. What does not run in a step has no gradients then; its
   /// weights and what the optimiser keeps of them stay as they are.
   SupernetConfig supernet;
+  RouterTraining router;  // kEndToEnd
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
   Trained trained = Trained::kEverything;
@@ -141,6 +143,7 @@ struct StepReport {
   double accuracy = 0.0;   // share of labels that are the student's choice
   double align = 0.0;      // mean over layers
   std::vector<double> align_layers;
+  RouterReport router;  // with TrainConfig::router
   double rate = 0.0;
   double gradient_norm = 0.0;
   int64_t tokens = 0;
@@ -180,7 +183,7 @@ class Trainer {
   bool finished() const;
   const TrainSummary& summary() const { return summary_; }
   const Optimizer& optimizer() const { return *optimizer_; }
-  /// Model FLOPs of a token (training_flops).
+  /// Model FLOPs of a token (training_flops) where a sequence is one document.
   double flops_per_token() const { return flops_per_token_; }
   /// The most bytes of activations at once so far.
   int64_t peak_activation_bytes() { return workspace_.arena().peak_bytes(); }
@@ -191,14 +194,16 @@ class Trainer {
   double rate() const;
   std::vector<std::string> trained_units() const;
   std::vector<std::string> frozen_units() const;
+  /// `share`: of the step's tokens.
   void end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
-                  Sums& sums);
+                  double share, Sums& sums);
   void align_mixers(const PackedSequence& sequence, double scale, Sums& sums);
   void judge(const StepReport& report, const std::vector<PackedSequence>& sequences);
   std::map<std::string, std::string> fingerprint();
   void resume_or_start();
   void choose_mixers(int64_t step);
   void count_flops();
+  double step_flops(const std::vector<PackedSequence>& sequences) const;
   void note_device(const std::string& before);
   void accept_earlier_version(const std::map<std::string, std::string>& stored);
   NamedTensors checkpoint_tensors();
@@ -221,12 +226,14 @@ class Trainer {
   Tape tape_;
   std::unique_ptr<Optimizer> optimizer_;
   std::optional<PlacementSampler> sampler_;  // of a supernet
+  std::optional<RouterTrainer> routers_;     // with TrainConfig::router
   std::unique_ptr<RunRecord> record_;
   std::map<std::string, std::string> fingerprint_;
   int64_t next_step_ = 0;
   TrainSummary summary_;
   StepJudge judge_;
   double flops_per_token_ = 0.0;
+  double flops_alone_ = 0.0;  // of a token that attends to itself alone
   int64_t device_bytes_ = 0;
   int64_t memory_asked_ = 0;
   StepTimes times_;          // of the step that is running

@@ -53,6 +53,9 @@ std::map<std::string, std::string> Trainer::fingerprint() {
   if (!sampler_) {
     f.erase("supernet");
   }
+  if (!config_.router.on()) {
+    f.erase("router");
+  }
   f.emplace("version", kRunVersion);
   if (activations_ != Dtype::kF32) {
     f["precision"] = dtype_name(activations_);
@@ -76,6 +79,9 @@ std::map<std::string, std::string> Trainer::fingerprint() {
   int64_t count = 0;
   student_.visit([&](const std::string& name, Parameter& p) {
     if (p.tensor.has_grad()) {
+      if (config_.optimizer.kind == OptimizerKind::kMuon && p.tensor.rank == 3 && p.is_matrix()) {
+        f["muon"] = "of each expert";
+      }
       trained.update(std::as_bytes(std::span(name)));
       ++count;
     }
@@ -196,6 +202,11 @@ void Trainer::log_step(const StepReport& r) {
   if (!r.align_layers.empty()) {
     line["align"] = r.align;
     line["align_layers"] = r.align_layers;
+  }
+  if (routers_) {
+    line["router_balance"] = r.router.balance;
+    line["router_z"] = r.router.z;
+    line["router_load"] = r.router.load;
   }
   if (!r.placement.empty()) {
     line["placement"] = r.placement;

@@ -67,6 +67,47 @@ TEST_F(TrainerTest, GradientAccumulationIsOneBigBatch) {
   }
 }
 
+// The share of the peak counts what documents attend to: a sequence of one document is the whole of
+// training_flops, eight in one sequence are eight short sequences.
+TEST_F(TrainerTest, PeakShareIsOfDocuments) {
+  const auto documents_of = [](int tokens) {
+    return generated_source(
+        [tokens](uint64_t index) {
+          Rng rng(3, index);
+          Document document;
+          for (int i = 0; i <= tokens; ++i) {
+            document.append({static_cast<int32_t>(rng.between(2, 23))}, true);
+          }
+          return document;
+        },
+        "fixed length");
+  };
+  const auto flops = [&](int document, int64_t sequence) {
+    LoadedModel model = fresh_model(tiny_attention(2), 1);
+    TrainConfig config = tiny_config(1);
+    config.sequence_length = sequence;
+    config.sequences_per_step = 1;
+    config.matrix_peak = 1e9;
+    const auto data = documents_of(document);
+    Trainer trainer(*model.model, model.weights, config, *data);
+    const StepReport report = trainer.step();
+    EXPECT_EQ(report.tokens, 64);
+    const double counted = report.peak_share * config.matrix_peak * report.seconds;
+    return std::pair(counted, trainer.flops_per_token() * static_cast<double>(report.tokens));
+  };
+  const auto [whole, of_whole] = flops(64, 64);
+  EXPECT_NEAR(whole, of_whole, 1e-9 * of_whole);
+  const auto [packed, of_packed] = flops(8, 64);
+  EXPECT_EQ(of_packed, of_whole);
+  LoadedModel model = fresh_model(tiny_attention(2), 1);
+  TrainConfig config = tiny_config(1);
+  config.sequence_length = 8;
+  const auto data = documents_of(8);
+  const Trainer alone(*model.model, model.weights, config, *data);
+  EXPECT_NEAR(packed, alone.flops_per_token() * 64.0, 1e-9 * packed);
+  EXPECT_LT(packed, whole);
+}
+
 TEST_F(TrainerTest, FrozenGroupsStayAndCostNothing) {
   LoadedModel model = fresh_model(tiny_attention(2), 1);
   const auto data = copy_task();

@@ -11,16 +11,25 @@
 namespace cambium {
 namespace {
 
-/// Channels of queries times the positions each sees on average, causally.
+/// Of attention on latents, with a window or without.
+bool on_latents(const UnitSpec& unit) {
+  return unit.options.has("kv_rank");
+}
+
+/// Channels of queries or values, on average, times the positions each sees on average, causally.
 double attended(const UnitSpec& mixer, int64_t sequence) {
-  if (mixer.kind != "attention" && mixer.kind != "sliding_window" && mixer.kind != "parallel") {
+  if (!is_attention(mixer) && mixer.kind != "sliding_window" && mixer.kind != "parallel") {
     return 0.0;
   }
   const Options& o = mixer.options;
   const double seen = static_cast<double>(sequence) / 2.0;
   const int64_t window = o.integer(mixer.kind, "window", 0);
   const int64_t most = window + o.integer(mixer.kind, "sinks", 0);
-  return static_cast<double>(o.integer(mixer.kind, "heads") * o.integer(mixer.kind, "head_dim")) *
+  const int64_t both = on_latents(mixer)
+                           ? o.integer(mixer.kind, "nope_dim") + o.integer(mixer.kind, "rope_dim") +
+                                 o.integer(mixer.kind, "value_dim")
+                           : 2 * o.integer(mixer.kind, "head_dim");
+  return static_cast<double>(o.integer(mixer.kind, "heads") * both) / 2.0 *
          (window > 0 ? std::min(seen, static_cast<double>(most)) : seen);
 }
 
@@ -67,6 +76,14 @@ int64_t unit_channels(const UnitSpec& unit, int64_t width) {
     const UnitSpec window{"sliding_window", unit.options};
     return unit_channels(window, width) + unit_channels(recurrent_part(unit.options), width);
   }
+  if (on_latents(unit)) {
+    const int64_t turned = size("rope_dim");
+    const int64_t q = size("heads") * (size("nope_dim") + turned);
+    const int64_t v = size("heads") * size("value_dim");
+    // Latents before and after their norms; q, its turned dims and q put together; k without those
+    // and k put together; v, what is attended to, out.
+    return 2 * (size("q_rank") + size("kv_rank") + turned) + 4 * q + 2 * v + width;
+  }
   if (unit.kind == "attention" || unit.kind == "sliding_window") {
     const int64_t q = size("heads") * size("head_dim");
     const int64_t k = size("kv_heads", size("heads")) * size("head_dim");
@@ -88,12 +105,15 @@ int64_t unit_channels(const UnitSpec& unit, int64_t width) {
     return 8 * keys + 6 * values + width;
   }
   if (unit.kind == "kimi_delta") {
-    const int64_t inner = size("heads") * size("head_dim");
-    return 16 * inner + width;
+    const int64_t keys = size("heads") * size("head_dim");
+    const int64_t values = size("heads") * size("value_dim", size("head_dim"));
+    return 10 * keys + 6 * values + width;
   }
   if (unit.kind == "lightning") {
-    const int64_t inner = size("heads") * size("head_dim");
-    return 8 * inner + 4 * size("kv_heads", size("heads")) * size("head_dim") + width;
+    const int64_t keys = size("head_dim");
+    const int64_t values = size("value_dim", keys);
+    return size("heads") * (3 * keys + 5 * values) +
+           size("kv_heads", size("heads")) * (3 * keys + values) + width;
   }
   if (unit.kind == "swiglu") {
     return 3 * size("inner") + width;

@@ -504,6 +504,11 @@ TEST(CommandLine, AHybridIsTrainedFromScratchByItsConfig) {
 TEST(CommandLine, ErrorsNameWhatIsWrong) {
   TestFolder folder;
   write_file_atomically(folder.at("config.json"), "{\"model_type\": \"lama\"}");
+  // A model with the tokenizer of another.
+  std::filesystem::copy(fixture("llama"), folder.at("other"));
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
+    std::filesystem::copy(std::filesystem::path(teacher()) / name, folder.at("other"));
+  }
   const struct {
     std::string arguments;
     const char* text;
@@ -520,6 +525,11 @@ TEST(CommandLine, ErrorsNameWhatIsWrong) {
       {"bench " + fixture("llama") + " --contexts 9223372036854775807", "context"},
       {"inspect " + fixture("llama") + " --memory-total infGB", "24GiB"},
       {"generate " + fixture("llama") + " -p hello", "tokenizer.json"},
+      {"distill x -t y -o " + folder.at("out") + " --set on_policy.samples=2",
+       "--set on_policy.samples belongs to --objective on-policy, not end_to_end"},
+      {"score " + folder.at("other"), "the tokenizer has 640 tokens, the model only 384"},
+      {"distill " + folder.at("other") + " -t y -o " + folder.at("out"),
+       "the tokenizer has 640 tokens, the model only 384"},
   };
   for (const auto& row : rows) {
     const Outcome outcome = cambium(row.arguments);
@@ -572,6 +582,52 @@ TEST(CommandLine, InspectCountsBeforeAnythingIsLoaded) {
   const Outcome least = cambium(inspect + " --json --cache f8");
   EXPECT_EQ(nlohmann::json::parse(least.text)["cache_bytes_per_token"], 3 * 2 * 2 * (16 + 2));
   EXPECT_THAT(cambium(inspect + " --cache f16").text, HasSubstr("bf16, f32, f8"));
+}
+
+// Mixtures of experts, hybrids, windows and several mixers side by side.
+TEST(CommandLine, InspectCountsUnitsByKind) {
+  const auto json =
+      nlohmann::json::parse(cambium("inspect " + fixture("nemotron_h_moe") + " --json").text);
+  EXPECT_EQ(json["mixers"].size(), 2U);
+  const auto& experts = json["feed_forwards"]["experts"];
+  EXPECT_EQ(experts["layers"], 3);
+  // A token goes to some of the experts alone.
+  EXPECT_EQ(json["parameters"].get<int64_t>() - json["active_parameters"].get<int64_t>(),
+            experts["parameters"].get<int64_t>() - experts["active_parameters"].get<int64_t>());
+  EXPECT_LT(experts["active_parameters"], experts["parameters"]);
+  EXPECT_THAT(cambium("inspect " + fixture("nemotron_h_moe")).text,
+              HasSubstr(" active for a token), 7 layers"));
+  const auto beside =
+      nlohmann::json::parse(cambium("inspect " + fixture("falcon_h1") + " --json").text);
+  EXPECT_EQ(beside["mixers"]["attention"]["layers"], 3);
+  EXPECT_EQ(beside["mixers"]["attention"]["bytes_per_token"], beside["cache_bytes_per_token"]);
+  EXPECT_EQ(beside["mixers"]["mamba2"]["bytes_per_token"], 0);
+}
+
+TEST(CommandLine, PlaceSaysWhatThereIsToConvert) {
+  struct Row {
+    const char* arguments;
+    int status;
+    const char* text;
+  };
+  for (const Row& row : std::initializer_list<Row>{
+           {"olmo3 --method uniform --cache-per-token 100", 0, "3\n"},  // the one without a window
+           {"smollm3 --method uniform --fraction 0.4", 0, "1,3\n"},
+           {"nemotron_h --method uniform --fraction 1", 0, "5\n"},
+           {"qwen3_next --method uniform --fraction 0.5", 1,
+            "--fraction 0.5: 3 of the 4 layers that have a mixer have another than attention "
+            "already "
+            "(GGGA); give a larger one, or --count"},
+           {"mistral_swa --method uniform --cache-per-token 100", 1,
+            "--cache-per-token 100: the cache takes no more than that as it is"},
+           {"falcon_h1 --method uniform --fraction 0.5", 1,
+            "choose a model whose attention is a layer's only mixer, not one beside another"},
+           {"llama --method uniform --count 4", 1,
+            "4 layers are to be converted, but only 3 still have attention"}}) {
+    const Outcome outcome = cambium("place " + fixture(row.arguments));
+    EXPECT_EQ(outcome.status, row.status) << row.arguments;
+    EXPECT_THAT(outcome.text, HasSubstr(row.text)) << row.arguments;
+  }
 }
 
 // Of a GPU that need not be there: as much of everything as its shapes say.

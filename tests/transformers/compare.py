@@ -181,6 +181,7 @@ BARE = mixer("mamba2", heads=4, head_dim=16, state=8, b_heads=2, norm=False, in_
 LATENTS = mixer("latent_attention", heads=4, q_rank=24, kv_rank=16, nope_dim=12, rope_dim=16, value_dim=20, gate=True)
 UNTURNED = mixer("latent_attention", heads=3, kv_rank=16, nope_dim=12, rope_dim=6, value_dim=12, rope=False, scale=0.3,
                  norm_eps=1e-5)
+NEAR = mixer("sliding_window", window=5, sinks=2, heads=4, q_rank=24, kv_rank=16, nope_dim=12, rope_dim=16, value_dim=20)
 MAMBA1 = mixer("mamba1", inner=64, state=8, dt_rank=4, norm_eps=1e-5)
 EXPERTS = mixer("experts", experts=8, top=3, inner=24, router="sigmoid", router_bias=True, groups=4, group_top=2,
                 renormalise=True, renormalise_eps=1e-20, scale=1.5, shared=32, shared_gate=True)
@@ -209,7 +210,7 @@ DESCRIBED = {
     },
     "gates, caps, sinks' scores": {"layers": [layer(GATED), layer(SINKING)], "logit_cap": 5.0},
     "more recurrences": {"layers": [layer(u) for u in (BEYOND, BOUNDED, BARE, MAMBA1, mixer("short_conv", bias=True))]},
-    "latent attention": {"layers": [layer(u) for u in (LATENTS, GDN, UNTURNED)], "rope_interleave": True},
+    "latent attention": {"layers": [layer(u) for u in (LATENTS, GDN, UNTURNED, NEAR)], "rope_interleave": True},
     "feed-forwards": {
         "layers": [branches(ATTENTION, u) for u in
                    (mixer("swiglu", inner=96, activation="gelu_tanh"), mixer("feed_forward", inner=96, activation="relu2"),

@@ -26,7 +26,7 @@ def heads_of(unit):
     """(query heads, key-value heads, channels as vLLM has them) of a unit that is paged."""
     options = unit["options"]
     heads, dim = options["heads"], options.get("head_dim", 0)
-    if unit["kind"] == "latent_attention":
+    if "kv_rank" in options:
         dim = options["nope_dim"] + options["rope_dim"]
     return heads, options.get("kv_heads", heads), padded(dim)
 

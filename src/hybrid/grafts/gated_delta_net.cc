@@ -19,7 +19,7 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
                  {"k_heads", h.kv_heads},
                  {"v_heads", v_heads},
                  {"key_dim", h.dim},
-                 {"value_dim", h.dim},
+                 {"value_dim", h.value_dim},
                  {"conv", int64_t{4}},
                  {"rope", options.rope && !options.faithful && h.dim % 2 == 0 &&
                               attention.options.flag("attention", "rope", true)}}};
@@ -39,8 +39,8 @@ void start_faithful(const NewMixer& mixer, const AttentionWeights& a) {
   const bool biased = !a.q_bias.empty();
   std::copy_n(a.q.begin(), kv * h.width, mixer.row("in_proj.weight", "q", 0));
   mixer.put("in_proj.weight", "k", a.k);
-  for (int64_t row = 0; row < h.heads * h.dim; ++row) {
-    const int64_t from = row / h.dim % h.kv_heads * h.dim + row % h.dim;
+  for (int64_t row = 0; row < h.heads * h.value_dim; ++row) {
+    const int64_t from = row / h.value_dim % h.kv_heads * h.value_dim + row % h.value_dim;
     std::copy_n(a.v.begin() + from * h.width, h.width, mixer.row("in_proj.weight", "v", row));
     if (biased) {
       *mixer.row("conv1d.bias", "v", row) = kTap * a.v_bias[static_cast<size_t>(from)];

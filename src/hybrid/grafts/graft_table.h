@@ -4,6 +4,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -16,22 +17,35 @@ namespace cambium {
 
 using MixerParameters = std::map<std::string, Parameter*>;
 
-/// The sizes of the attention that is replaced.
+/// The sizes of the attention that is replaced: K of a query or key, V of a value.
 struct AttentionShape {
-  int64_t heads = 0, kv_heads = 0, dim = 0, width = 0;
+  int64_t heads = 0, kv_heads = 0, dim = 0, value_dim = 0, width = 0;
   int64_t share() const { return heads / kv_heads; }  // query heads of a key-value head
+};
+
+/// What stands for the norms of latents: the mean over tokens of one over their root mean square.
+struct LatentScale {
+  double q = 0.0, kv = 0.0;
 };
 
 /// Its weights as dense fp32 rows of `width`. The norm of q and k per head (Qwen3) leaves its
 /// weight on the rows and the biases, whose length the new mixer normalises or learns; or it stays
 /// apart (Graft::keeps_qk_norms).
+///
+/// Latent attention has them by its expanded form: q = W_qb N(W_qa x) with the norm N(z) = g z /
+/// rms(z), and k and v likewise from the latent that they share. One factor a token is all that
+/// keeps the rows W_qb diag(g) W_qa from being exact, so a constant takes its place (LatentScale).
+/// Where q is normed by head (gated_delta_net, kimi_delta, lightning), nothing of q is lost; of k
+/// the constant weighs its rotated dims, which pass no norm, against the others; of v it is the
+/// size. A head's rotated dims come first, where other mixers turn theirs; the rotated key that
+/// heads share stands in each of them.
 struct AttentionWeights {
   AttentionShape shape;
-  std::vector<float> q, k, v, o;                      // (H D, C), (Hkv D, C), (Hkv D, C), (C, H D)
+  std::vector<float> q, k, v, o;                      // (H K, C), (Hkv K, C), (Hkv V, C), (C, H V)
   std::vector<float> q_bias, k_bias, v_bias, o_bias;  // empty = the projection has none
-  /// (D), or (H D) and (Hkv D), as they are kept; empty = none, or on the rows.
+  /// (K), or (H K) and (Hkv K), as they are kept; empty = none, or on the rows.
   std::vector<float> q_norm, k_norm;
-  std::vector<float> gate{}, gate_bias{};  // (H D, C), (H D): of the output; empty = none
+  std::vector<float> gate{}, gate_bias{};  // (H V, C), (H V): of the output; empty = none
   std::vector<float> sinks{};              // (H): scores without values; empty = none
 };
 
@@ -92,10 +106,14 @@ struct Graft {
   const char* released_as;
   UnitSpec (*spec)(const UnitSpec& attention, const AttentionShape& shape,
                    const GraftOptions& options);
-  /// Every parameter has its initial rule already.
+  /// Every parameter has its initial rule already, or is the attention's (keeps_parameters).
   void (*start)(const NewMixer& mixer, const AttentionWeights& from, const GraftOptions& options);
-  /// Instead, where the mixer has the attention's own parameters: they are copied as they are.
+  /// The mixer has the attention's own parameters, which are copied as they are; `start` may be
+  /// null.
   bool keeps_parameters = false;
+  /// Queries and keys are as wide as values: of a head's dims the last ones are taken, which are
+  /// those without positions of latent attention.
+  bool cuts_keys = false;
   /// The mixer has norms of q and k like the attention's.
   bool keeps_qk_norms = false;
   /// Changes what `start` made by what the attention does with texts: decay, gates, sizes; null =
@@ -110,8 +128,33 @@ struct Graft {
 };
 
 /// The weights of the layer's attention; norms of q and k are on the rows unless the graft keeps
-/// them apart.
-AttentionWeights read_attention(Model& teacher, int64_t layer, const Graft& graft);
+/// them apart. Of latent attention `measured` is what its norms do; without it, what they would do
+/// with inputs whose channels vary independently of each other, each by its weight in the norm
+/// before the mixer (white_latents).
+AttentionWeights read_attention(Model& teacher, int64_t layer, const Graft& graft,
+                                const std::optional<LatentScale>& measured = {});
+
+/// latent_rows.cc: the expanded rows, and the scale for them.
+AttentionWeights read_latent_attention(const UnitSpec& attention, const MixerParameters& parameters,
+                                       int64_t width, const LatentScale& scale);
+/// `channels` (C): root mean squares of the inputs' channels.
+LatentScale white_latents(const UnitSpec& attention, const MixerParameters& parameters,
+                          const std::vector<float>& channels);
+/// Sums over inputs x (T, C), F32 on the CPU as the parameters.
+class LatentScales {
+ public:
+  LatentScales(const UnitSpec& attention, const MixerParameters& parameters);
+  void add(Context& ctx, const Tensor& x);
+  LatentScale mean() const;
+
+ private:
+  double sum_of(Context& ctx, const Tensor& x, const char* projection, int64_t rank) const;
+
+  const UnitSpec& attention_;
+  const MixerParameters& parameters_;
+  LatentScale sums_;
+  double tokens_ = 0.0;
+};
 
 const std::vector<Graft>& grafts();
 /// Error that suggests or lists the mixers that can take the place of attention.
@@ -128,6 +171,9 @@ Graft parallel_graft();
 
 /// The window that is asked for, or 128; never wider than the attention's own.
 int64_t window_of(const UnitSpec& attention, const GraftOptions& options);
+/// The attention with that window and its sinks, as the unit `kind`; the index of latent attention
+/// goes. Error where it has no place for sinks' scores that are asked for.
+UnitSpec windowed(const UnitSpec& attention, const char* kind, const GraftOptions& options);
 /// Whether the attention has a gate of its output.
 bool has_gate(const UnitSpec& attention);
 /// Error for attention whose output has a gate where `mixer` has no place for it, or, where it has,

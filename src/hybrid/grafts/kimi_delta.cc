@@ -19,6 +19,9 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
                  {"head_dim", h.dim},
                  {"conv", int64_t{4}},
                  {"rope", h.dim % 2 == 0 && attention.options.flag("attention", "rope", true)}}};
+  if (h.value_dim != h.dim) {
+    unit.options.set("value_dim", h.value_dim);
+  }
   ask_for_biases(unit, attention, "conv_bias");
   return unit;
 }

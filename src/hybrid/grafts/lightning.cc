@@ -18,9 +18,12 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
                  {"head_dim", h.dim},
                  {"silu", false},
                  {"rope", h.dim % 2 == 0 && o.flag("attention", "rope", true)},
-                 {"norm_group", h.dim},
+                 {"norm_group", h.value_dim},
                  // Without softmax nothing bounds the scores: attention without norms gets some.
                  {"qk_norm_eps", eps > 0.0 ? eps : 1e-6}}};
+  if (h.value_dim != h.dim) {
+    unit.options.set("value_dim", h.value_dim);
+  }
   if (eps > 0.0 && o.has("qk_norm")) {
     unit.options.set("qk_norm", o.text("attention", "qk_norm"));
   }

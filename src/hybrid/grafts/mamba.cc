@@ -1,4 +1,5 @@
-// Apriel-H1's "MIL": q, k, v, o -> C, B, x, out (Wang et al. 2024, arXiv 2408.15237).
+// Apriel-H1's "MIL": q, k, v, o -> C, B, x, out (Wang et al. 2024, arXiv 2408.15237). B is as wide
+// as x: of wider keys those dims are taken that have no positions (Graft::cuts_keys).
 #include <algorithm>
 #include <tuple>
 
@@ -12,17 +13,22 @@ constexpr double kSmall = 0.1;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
   check_gate(attention, "mamba", false);
+  expect(h.value_dim <= h.dim,
+         "mamba cannot take the place of attention whose values ({}) are wider than its keys ({}); "
+         "choose gated_delta_net, kimi_delta, mamba2 or lightning",
+         h.value_dim, h.dim);
   int64_t state = options.state > 0 ? options.state : 16;
   if (options.state == 0) {
-    while (h.dim % state != 0) {
+    while (h.value_dim % state != 0) {
       --state;
     }
   }
-  expect(h.dim % state == 0,
-         "mamba: expected the state to divide the attention's head_dim {}, got {}", h.dim, state);
+  expect(h.value_dim % state == 0,
+         "mamba: expected the state to divide the attention's head_dim {}, got {}", h.value_dim,
+         state);
   UnitSpec unit{"mamba",
-                {{"inner", h.heads * h.dim},
-                 {"xb", h.kv_heads * h.dim},
+                {{"inner", h.heads * h.value_dim},
+                 {"xb", h.kv_heads * h.value_dim},
                  {"state", state},
                  {"dt_rank", (h.width + 15) / 16},
                  {"conv", int64_t{4}},
@@ -124,6 +130,7 @@ Graft mamba_graft() {
           .released_as = "apriel_h",
           .spec = spec,
           .start = start,
+          .cuts_keys = true,
           .calibrate = calibrate,
           .output_channels = output_channels};
 }

@@ -15,13 +15,13 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
   check_gate(attention, "mamba2", false);
   UnitSpec unit{"mamba2",
                 {{"heads", h.heads},
-                 {"head_dim", h.dim},
+                 {"head_dim", h.value_dim},
                  {"state", h.dim},
                  {"x_heads", h.kv_heads},
                  {"b_heads", h.kv_heads},
                  {"c_heads", h.heads},
                  {"conv", int64_t{4}},
-                 {"norm_group", h.dim}}};
+                 {"norm_group", h.value_dim}}};
   ask_for_biases(unit, attention, nullptr);
   return unit;
 }

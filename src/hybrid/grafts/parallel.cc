@@ -15,15 +15,10 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
   expect(std::find(known.begin(), known.end(), mixer) != known.end(),
          "parallel: expected recurrent to be one of {}, got '{}'{}", join(known, ", "), mixer,
          did_you_mean(mixer, known));
-  UnitSpec unit = attention;
-  unit.kind = "parallel";
-  unit.options.set("window", window_of(attention, options));
-  if (options.sinks > 0) {
-    unit.options.set("sinks", options.sinks);
-  }
-  if (options.sink_logits) {
-    unit.options.set("sink_logits", true);
-  }
+  expect(attention.kind == "attention" || !has_gate(attention),
+         "parallel cannot take the place of latent attention whose output has a gate, which would "
+         "have the name of its own; choose gated_delta_net, lightning or sliding_window");
+  UnitSpec unit = windowed(attention, "parallel", options);
   unit.options.set("window_dropout", options.window_dropout);
   unit.options.set("recurrent", mixer);
   const UnitSpec recurrent = find_graft(mixer).spec(attention, h, {.mixer = mixer});
@@ -35,40 +30,8 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
   return unit;
 }
 
-/// The rows of q_proj: of each head its query's, then its gate's.
-std::vector<float> with_gates(const std::vector<float>& queries, const std::vector<float>& gates,
-                              int64_t heads) {
-  if (gates.empty()) {
-    return queries;
-  }
-  std::vector<float> rows;
-  const auto head = static_cast<int64_t>(queries.size()) / heads;
-  for (int64_t h = 0; h < heads; ++h) {
-    for (const std::vector<float>* from : {&queries, &gates}) {
-      rows.insert(rows.end(), from->begin() + h * head, from->begin() + (h + 1) * head);
-    }
-  }
-  return rows;
-}
-
 // The gate starts half open, whatever the token.
 void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& options) {
-  const auto keep = [&](const char* name, const std::vector<float>& values) {
-    if (!values.empty()) {
-      std::copy(values.begin(), values.end(), mixer.values(name));
-    }
-  };
-  keep("q_proj.weight", with_gates(a.q, a.gate, a.shape.heads));
-  keep("k_proj.weight", a.k);
-  keep("v_proj.weight", a.v);
-  keep("o_proj.weight", a.o);
-  keep("q_proj.bias", with_gates(a.q_bias, a.gate_bias, a.shape.heads));
-  keep("k_proj.bias", a.k_bias);
-  keep("v_proj.bias", a.v_bias);
-  keep("o_proj.bias", a.o_bias);
-  keep("q_norm.weight", a.q_norm);
-  keep("k_norm.weight", a.k_norm);
-  keep("sinks", a.sinks);
   Parameter& gate = mixer.at("gate_proj.weight");
   std::fill_n(gate.tensor.ptr<float>(), gate.numel(), 0.0F);
 
@@ -96,6 +59,7 @@ Graft parallel_graft() {
           .released_as = "",
           .spec = spec,
           .start = start,
+          .keeps_parameters = true,
           .keeps_qk_norms = true};
 }
 

@@ -133,6 +133,25 @@ int64_t window_of(const UnitSpec& attention, const GraftOptions& options) {
   return own > 0 ? std::min(own, asked) : asked;
 }
 
+UnitSpec windowed(const UnitSpec& attention, const char* kind, const GraftOptions& options) {
+  UnitSpec unit{kind};
+  for (const auto& [key, value] : attention.options.values()) {
+    if (!key.starts_with("index_")) {
+      unit.options.set(key, value);
+    }
+  }
+  unit.options.set("window", window_of(attention, options));
+  if (options.sinks > 0) {
+    unit.options.set("sinks", options.sinks);
+  }
+  if (options.sink_logits) {
+    expect(attention.kind == "attention",
+           "{}: a window on latents has no sinks' scores; leave sink_logits out", kind);
+    unit.options.set("sink_logits", true);
+  }
+  return unit;
+}
+
 bool has_gate(const UnitSpec& attention) {
   return attention.options.flag("attention", "gate", false);
 }
@@ -143,8 +162,9 @@ void check_gate(const UnitSpec& attention, const char* mixer, bool has_place) {
   }
   expect(has_place,
          "{} cannot take the place of attention whose output has a gate, for which it has no "
-         "place; choose gated_delta_net, lightning, sliding_window or parallel",
-         mixer);
+         "place; choose gated_delta_net, lightning{}",
+         mixer,
+         attention.kind == "attention" ? ", sliding_window or parallel" : " or sliding_window");
   expect(!attention.options.flag("attention", "qkv_bias", false),
          "{} has no place for the bias of an attention's output gate; choose sliding_window",
          mixer);

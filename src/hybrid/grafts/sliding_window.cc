@@ -1,5 +1,6 @@
-// The same attention with a window and, if asked for, sinks: every parameter stays. A sink's score
-// that the attention did not have starts so low that it changes next to nothing.
+// The same attention with a window and, if asked for, sinks: every parameter stays, but those of an
+// index of latent attention, as a window needs no choice. A sink's score that the attention did not
+// have starts so low that it changes next to nothing.
 #include "hybrid/grafts/graft_table.h"
 
 namespace cambium {
@@ -7,16 +8,7 @@ namespace {
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& /*shape*/,
               const GraftOptions& options) {
-  UnitSpec unit = attention;
-  unit.kind = "sliding_window";
-  unit.options.set("window", window_of(attention, options));
-  if (options.sinks > 0) {
-    unit.options.set("sinks", options.sinks);
-  }
-  if (options.sink_logits) {
-    unit.options.set("sink_logits", true);
-  }
-  return unit;
+  return windowed(attention, "sliding_window", options);
 }
 
 }  // namespace

@@ -276,6 +276,7 @@ Family cambium_family() {
           .write_config = write,
           .tensors = tensors,
           .ignored = config::decoder_ignored(),
+          .mtp = {.tensors = {"kept.*"}},
           .code = {{"configuration_cambium.py", configuration_cambium_py},
                    {"feed_forwards_cambium.py", feed_forwards_cambium_py},
                    {"mixers_cambium.py", mixers_cambium_py},

@@ -3,6 +3,7 @@
 
 #include "base/checked.h"
 #include "model/families/config.h"
+#include "model/kept_tensors.h"
 
 namespace cambium::config {
 namespace {
@@ -244,6 +245,7 @@ double shortest(float x) {
 
 Json write_common(const ModelSpec& spec) {
   Json config;
+  write_kept(config, spec);
   config["vocab_size"] = spec.vocab;
   config["hidden_size"] = spec.width;
   config["num_hidden_layers"] = spec.layers.size();

@@ -435,11 +435,27 @@ std::vector<TensorRule> bailing_tensors() {
   return own;
 }
 
-/// Layers that predict a token more come after the model's own; they are neither run nor kept.
-std::vector<std::string> ignored() {
-  std::vector<std::string> patterns = config::decoder_ignored();
-  patterns.emplace_back("model.layers.#.*");
-  return patterns;
+/// Heads that predict a token more are layers after the model's own.
+MtpRules layers_after() {
+  return {.tensors = {"model.layers.#.*"}};
+}
+
+/// Those of DeepSeek: a layer as the last one, behind a projection of the token's embedding and
+/// the hidden state; its embedding and output head are copies of the model's.
+MtpRules deepseek_mtp() {
+  using Shape = MtpTensor::Shape;
+  constexpr auto kFirst = MtpTensor::Place::kFirst;
+  MtpRules rules = layers_after();
+  rules.layers = [](const ModelSpec& spec, int64_t heads, const std::string& /*kinds*/) {
+    return std::vector<LayerSpec>(static_cast<size_t>(heads), spec.layers.back());
+  };
+  rules.own = {{"model.layers.#.enorm.weight"},
+               {"model.layers.#.hnorm.weight"},
+               {"model.layers.#.eh_proj.weight", Shape::kJoin},
+               {"model.layers.#.shared_head.norm.weight"},
+               {"model.layers.#.embed_tokens.weight", Shape::kTokens, kFirst, true},
+               {"model.layers.#.shared_head.head.weight", Shape::kTokens, kFirst, true}};
+  return rules;
 }
 
 /// Of DeepSeek's kind, by the name that its config.json gives as model_type.
@@ -452,7 +468,10 @@ Family deepseek() {
           },
           write_deepseek,
           deepseek_tensors(),
-          ignored()};
+          config::decoder_ignored(),
+          {},
+          {},
+          deepseek_mtp()};
 }
 
 constexpr char kV3[] = "deepseek_v3";
@@ -460,13 +479,21 @@ constexpr char kV32[] = "deepseek_v32";
 constexpr char kK2[] = "kimi_k2";
 
 Family kimi_linear_family() {
-  return {"kimi_linear",     {"kimi_linear"},       read_kimi_linear,
-          write_kimi_linear, kimi_linear_tensors(), ignored()};
+  return {"kimi_linear",
+          {"kimi_linear"},
+          read_kimi_linear,
+          write_kimi_linear,
+          kimi_linear_tensors(),
+          config::decoder_ignored(),
+          {},
+          {},
+          layers_after()};
 }
 
 Family bailing_hybrid_family() {
-  return {"bailing_hybrid", {"bailing_hybrid"}, read_bailing,
-          write_bailing,    bailing_tensors(),  ignored()};
+  return {"bailing_hybrid",  {"bailing_hybrid"},        read_bailing, write_bailing,
+          bailing_tensors(), config::decoder_ignored(), {},           {},
+          layers_after()};
 }
 
 }  // namespace

@@ -411,9 +411,46 @@ std::vector<TensorRule> nemotron_tensors() {
   return rules;
 }
 
+/// A letter a layer, as of the model's own; the first of a head has the projection of the token's
+/// embedding and the hidden state, the last a norm.
+MtpRules nemotron_mtp() {
+  using Place = MtpTensor::Place;
+  using Shape = MtpTensor::Shape;
+  MtpRules rules{.tensors = {"mtp.*"}};
+  rules.layers = [](const ModelSpec& spec, int64_t heads, const std::string& kinds) {
+    std::vector<LayerSpec> layers;
+    for (int64_t head = 0; head < heads; ++head) {
+      for (const char letter : kinds.empty() ? "*E" : kinds) {
+        const auto layer =
+            std::find_if(spec.layers.begin(), spec.layers.end(), [&](const LayerSpec& candidate) {
+              const std::string kind = layer_kind(candidate);
+              return kind == (letter == '*'   ? "attention"
+                              : letter == 'E' ? "experts"
+                              : letter == 'M' ? "mamba2"
+                                              : "feed_forward");
+            });
+        expect(layer != spec.layers.end(),
+               "nemotron_h: a head that predicts more tokens has a layer {} "
+               "(mtp_hybrid_override_pattern), and the model has none like it",
+               letter);
+        layers.push_back(*layer);
+      }
+    }
+    return layers;
+  };
+  rules.kinds_key = "mtp_hybrid_override_pattern";
+  rules.apart = true;
+  rules.own = {{"mtp.layers.#.enorm.weight"},
+               {"mtp.layers.#.hnorm.weight"},
+               {"mtp.layers.#.eh_proj.weight", Shape::kJoin},
+               {"mtp.layers.#.final_layernorm.weight", Shape::kNorm, Place::kLast}};
+  return rules;
+}
+
 Family nemotron_h_family() {
-  return {"nemotron_h",     {"nemotron_h"},     read_nemotron_h,
-          write_nemotron_h, nemotron_tensors(), {"mtp.*"}};  // predict tokens more
+  return {
+      "nemotron_h", {"nemotron_h"}, read_nemotron_h, write_nemotron_h, nemotron_tensors(), {}, {},
+      {},           nemotron_mtp()};
 }
 
 Family falcon_h1_family() {

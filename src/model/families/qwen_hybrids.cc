@@ -267,16 +267,38 @@ std::vector<TensorRule> separate_tensors(const Kind& kind) {
       kind);
 }
 
+/// Layers of attention, behind a projection of the token's embedding and the hidden state.
+MtpRules mtp(const Kind& kind) {
+  MtpRules rules{.tensors = {"mtp.*"},
+                 .count = kind.packed ? "num_nextn_predict_layers" : "mtp_num_hidden_layers",
+                 .otherwise = 1};
+  rules.layers = [](const ModelSpec& spec, int64_t heads, const std::string& /*kinds*/) {
+    const auto layer =
+        std::find_if(spec.layers.begin(), spec.layers.end(),
+                     [](const LayerSpec& candidate) { return candidate.mixes_by("attention"); });
+    expect(layer != spec.layers.end(),
+           "{}: a head that predicts more tokens has attention, and the model has none",
+           spec.family);
+    return std::vector<LayerSpec>(static_cast<size_t>(heads), *layer);
+  };
+  rules.apart = true;
+  rules.own = {{"mtp.fc.weight", MtpTensor::Shape::kJoin},
+               {"mtp.pre_fc_norm_embedding.weight"},
+               {"mtp.pre_fc_norm_hidden.weight"},
+               {"mtp.norm.weight"}};
+  return rules;
+}
+
 template <const Kind& kKind>
 Family family() {
   std::vector<TensorRule> rules = kKind.packed ? packed_tensors(kKind) : separate_tensors(kKind);
   std::vector<std::string> ignored = config::decoder_ignored();
-  ignored.emplace_back("mtp.*");  // predicts one token more
   if (kKind.text_type != nullptr) {
     rules = config::tensors_under(rules, "model.", "model.language_model.");
     ignored.emplace_back("model.visual.*");
   }
-  return {kKind.name, {kKind.model_type}, read_kind<kKind>, write_kind<kKind>, rules, ignored};
+  return {kKind.name, {kKind.model_type}, read_kind<kKind>, write_kind<kKind>, rules, ignored, {},
+          {},         mtp(kKind)};
 }
 
 }  // namespace

@@ -244,7 +244,8 @@ class LatentAttention(Softmax):
 
     def __init__(self, options, width):
         o, parts = options, [options["nope_dim"], options["rope_dim"]]
-        super().__init__({k: o[k] for k in ("rope", "scale") if k in o}, o["heads"], sum(parts))
+        kept = ("rope", "scale", "window", "sinks")
+        super().__init__({k: o[k] for k in kept if k in o}, o["heads"], sum(parts))
         self.parts, self.rank, self.value_dim = parts, o["kv_rank"], o["value_dim"]
         q_rank, eps = o.get("q_rank", 0), o.get("norm_eps", 1e-6)
         rows = self.count * self.dim
@@ -338,23 +339,23 @@ class KimiDelta(DeltaHeads):
     def __init__(self, options, width):
         o = options
         dim = o["head_dim"]
-        super().__init__(o, dim, dim)
-        inner = self.count * dim
+        super().__init__(o, dim, o.get("value_dim", dim))
+        inner, keys = self.count * self.value_dim, self.count * dim
         rank = o.get("gate_rank", dim)
         bound = o.get("lower_bound", -5.0)
         self.bound = bound if o.get("decay", "softplus") == "sigmoid" else None  # of the log decay
         self.in_proj = nn.Linear(width, sum(self.rows), bias=False)
         self.beta_proj = nn.Linear(width, self.count, bias=False)
-        for name in ("decay", "gate"):
+        for name, channels in (("decay", keys), ("gate", inner)):
             if rank > 0:
                 setattr(self, name + "_a_proj", nn.Linear(width, rank, bias=False))
-                setattr(self, name + "_b_proj", nn.Linear(rank, inner, bias=False))
+                setattr(self, name + "_b_proj", nn.Linear(rank, channels, bias=False))
             else:
-                setattr(self, name + "_proj", nn.Linear(width, inner, bias=False))
+                setattr(self, name + "_proj", nn.Linear(width, channels, bias=False))
         self.rank = rank
         self.A_log = nn.Parameter(torch.zeros(self.count))
-        self.dt_bias = nn.Parameter(torch.zeros(inner))
-        self.norm = GroupNorm(dim, dim, o.get("norm_eps", 1e-5), torch.sigmoid)
+        self.dt_bias = nn.Parameter(torch.zeros(keys))
+        self.norm = GroupNorm(self.value_dim, self.value_dim, o.get("norm_eps", 1e-5), torch.sigmoid)
         self.out_proj = nn.Linear(inner, width, bias=o.get("out_bias", False))
 
     def low_rank(self, name, x):
@@ -422,12 +423,12 @@ class Lightning(nn.Module):
         super().__init__()
         o = options
         self.count, self.dim = o["heads"], o["head_dim"]
-        self.kv_count = o.get("kv_heads", self.count)
+        self.kv_count, self.value_dim = o.get("kv_heads", self.count), o.get("value_dim", self.dim)
         self.silu, self.rope = o.get("silu", True), o.get("rope", False)
         self.by_head = o.get("rows_by_head", False)
         self.layers, self.layer = o.get("layers", 0), o.get("layer_of_slopes", 0)
-        inner, kv = self.count * self.dim, self.kv_count * self.dim
-        self.rows = [inner, kv, kv]
+        inner = self.count * self.value_dim
+        self.rows = [self.count * self.dim, self.kv_count * self.dim, self.kv_count * self.value_dim]
         self.qkv_proj = nn.Linear(width, sum(self.rows), bias=o.get("qkv_bias", False))
         self.gate_proj = nn.Linear(width, inner, bias=False)
         self.q_norm, self.k_norm = head_norm(o, self.dim), head_norm(o, self.dim)
@@ -450,7 +451,7 @@ class Lightning(nn.Module):
         else:
             q, k, v = (F.silu(rows) if self.silu else rows).split(self.rows, dim=-1)
             q = q.unflatten(-1, (self.count, self.dim))
-            k, v = (r.unflatten(-1, (self.kv_count, self.dim)) for r in (k, v))
+            k, v = (r.unflatten(-1, (self.kv_count, -1)) for r in (k, v))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope:
@@ -591,9 +592,13 @@ class Parallel(Attention):
         return (s * near + (1 - s) * far).flatten(-2).to(x.dtype)
 
 
+def window(options, width):
+    return (LatentAttention if "kv_rank" in options else Attention)(options, width)
+
+
 MIXERS = {
     "attention": Attention,
-    "sliding_window": Attention,
+    "sliding_window": window,
     "latent_attention": LatentAttention,
     "gated_delta_net": GatedDeltaNet,
     "kimi_delta": KimiDelta,

@@ -123,6 +123,7 @@ class CambiumPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["CambiumLayer"]
     _supports_sdpa = True
     _is_stateful = True
+    _keys_to_ignore_on_load_unexpected = [r"^kept\."]  # heads for more tokens, which nothing runs
 
     def post_init(self):
         # Decays, whose products run over many tokens, stay fp32. Some versions of transformers refuse

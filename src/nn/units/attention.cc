@@ -1,5 +1,3 @@
-#include "ops/attention/attention.h"
-
 #include <cmath>
 
 #include "base/checked.h"
@@ -8,6 +6,7 @@
 #include "nn/units/units.h"
 #include "ops/pointwise/pointwise.h"
 #include "ops/rope/rope.h"
+#include "ops/turned_write/turned_write.h"
 
 namespace cambium {
 namespace {
@@ -16,7 +15,7 @@ namespace {
 /// next to nothing and yet has a gradient.
 constexpr double kQuietSink = -6.0;
 
-class AttentionUnit : public HeadMixer {
+class AttentionUnit : public ScoredMixer {
  public:
   AttentionUnit(const Options& options, int64_t width, const char* owner, bool sliding)
       : heads_(options.size(owner, "heads", kMaxHeads)),
@@ -73,26 +72,7 @@ class AttentionUnit : public HeadMixer {
 
   Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
-    auto [queries, keys, values] = forward_each(ctx, x, q_, k_, v_);
-    if (norms_width_) {
-      queries = q_norm_.forward(ctx, queries);
-      keys = k_norm_.forward(ctx, keys);
-    }
-    // The rows of a head are its query's, then its gate's.
-    const Tensor rows = queries.split_last(heads_, (gate_ ? 2 : 1) * head_dim_);
-    Tensor q = gate_ ? rows.slice(2, 0, head_dim_) : rows;
-    Tensor k = keys.split_last(kv_heads_, head_dim_);
-    const Tensor v = values.split_last(kv_heads_, head_dim_);
-    if (!norms_width_) {
-      q = q_norm_.forward(ctx, q);
-      k = k_norm_.forward(ctx, k);
-    }
-    if (rope_) {
-      const auto turned = rope(ctx, q, k, *inputs.rope);
-      q = turned[0];
-      k = turned[1];
-    }
-    const AttentionConfig config{scale_, window_, sinks_, softcap_, sink_logits_.tensor};
+    const auto [rows, straight, v] = rows_of_heads(ctx, x);
     KvPages pages;
     if (inputs.state != nullptr) {
       pages = {inputs.page(kKeys), inputs.page(kValues), inputs.state->table,
@@ -102,12 +82,28 @@ class AttentionUnit : public HeadMixer {
         pages.value_scales = inputs.page(kValueScales);
       }
     }
-    Tensor y =
-        attention(ctx, q, k, v, segments, config, inputs.state == nullptr ? nullptr : &pages);
+    Scored scored = straight;
+    if (rope_ && inputs.state != nullptr &&
+        turned_write_serves(ctx, scored.k, *inputs.rope, segments, pages)) {
+      scored.q = turned_write(ctx, scored.q, scored.k, v, *inputs.rope, segments, pages);
+      pages.written = true;
+    } else {
+      scored = turned(ctx, scored, inputs);
+    }
+    Tensor y = attention(ctx, scored.q, scored.k, v, segments, config(),
+                         inputs.state == nullptr ? nullptr : &pages);
     if (gate_) {
       y = sigmoid_gate(ctx, rows.slice(2, head_dim_, head_dim_), y);
     }
     return y.merge_last();
+  }
+
+  Scored scored(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
+    return turned(ctx, rows_of_heads(ctx, x).scored, inputs);
+  }
+
+  AttentionConfig config() const override {
+    return {scale_, window_, sinks_, softcap_, sink_logits_.tensor};
   }
 
   int64_t head_count() const override { return heads_; }
@@ -134,6 +130,36 @@ class AttentionUnit : public HeadMixer {
  private:
   enum Pages { kKeys, kValues, kKeyScales, kValueScales };  // scales where kept in f8
 
+  struct Projected {
+    Tensor rows;    // (T, H, D or 2 D): of a head its query's, then its gate's
+    Scored scored;  // not turned yet
+    Tensor v;       // (T, Hkv, D)
+  };
+
+  Projected rows_of_heads(Context& ctx, const Tensor& x) const {
+    auto [queries, keys, values] = forward_each(ctx, x, q_, k_, v_);
+    if (norms_width_) {
+      queries = q_norm_.forward(ctx, queries);
+      keys = k_norm_.forward(ctx, keys);
+    }
+    const Tensor rows = queries.split_last(heads_, (gate_ ? 2 : 1) * head_dim_);
+    Tensor q = gate_ ? rows.slice(2, 0, head_dim_) : rows;
+    Tensor k = keys.split_last(kv_heads_, head_dim_);
+    if (!norms_width_) {
+      q = q_norm_.forward(ctx, q);
+      k = k_norm_.forward(ctx, k);
+    }
+    return {rows, {q, k}, values.split_last(kv_heads_, head_dim_)};
+  }
+
+  Scored turned(Context& ctx, const Scored& straight, const UnitInputs& inputs) const {
+    if (!rope_) {
+      return straight;
+    }
+    const auto turned = rope(ctx, straight.q, straight.k, *inputs.rope);
+    return {turned[0], turned[1]};
+  }
+
   int64_t heads_, kv_heads_, head_dim_, window_, sinks_;
   bool rope_, gate_;
   bool norms_width_ = false;  // the norms of q and k are over all heads
@@ -152,6 +178,9 @@ std::unique_ptr<Unit> make_attention(const Options& options, int64_t width) {
 
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width) {
   options.size("sliding_window", "window", kMaxPositions);
+  if (options.has("kv_rank")) {
+    return make_latent_window(options, width);
+  }
   return std::make_unique<AttentionUnit>(options, width, "sliding_window", true);
 }
 

@@ -73,6 +73,20 @@ DeltaHeads::Heads DeltaHeads::forward(Context& ctx, const Tensor& rows, const Un
   return {q, k, v};
 }
 
+RecurrentStepInputs DeltaHeads::step_inputs(const Tensor& rows, const UnitInputs& inputs) const {
+  return {.x = rows,
+          .conv_weight = weight_.tensor.reshape({channels(), conv_}),
+          .conv_bias = bias_.tensor,
+          .q_heads = q_heads_,
+          .k_heads = k_heads_,
+          .v_heads = v_heads_,
+          .key_dim = key_dim_,
+          .unit_eps = kL2Eps,
+          .turns = rope_ ? inputs.rope : nullptr,
+          .strongest = strongest_,
+          .delta = true};
+}
+
 Tensor DeltaHeads::write_strength(Context& ctx, const Tensor& raw) const {
   return sigmoid(ctx, raw, strongest_);
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "nn/unit.h"
+#include "ops/recurrent_step/recurrent_step.h"
 
 namespace cambium {
 
@@ -36,6 +37,8 @@ class DeltaHeads {
   /// rows (T, channels of the blocks), what the projection gives; `state` is that of conv_part().
   Heads forward(Context& ctx, const Tensor& rows, const UnitInputs& inputs,
                 const Tensor& state) const;
+  /// What of a recurrent_step() is theirs, with rows as above.
+  RecurrentStepInputs step_inputs(const Tensor& rows, const UnitInputs& inputs) const;
   /// What a sequence keeps: the convolution's last inputs, and the recurrence's state.
   Part conv_part() const { return {"conv", {channels(), conv_ - 1}}; }
   Part state_part() const { return {"state", {heads_, key_dim_, value_dim_}}; }

@@ -2,14 +2,17 @@
 // 2401.06066): y = up(sum over the chosen of weight * expert(down x)) + shared(x), where down and
 // up are there with `latent` alone (Nemotron-3) and a shared expert may have a gate of its own
 // (Qwen). ops/experts/experts.h has the routing.
+#include <algorithm>
 #include <cmath>
 
 #include "base/checked.h"
 #include "nn/linear.h"
+#include "nn/router_tap.h"
 #include "nn/units/units.h"
 #include "ops/activation/activation.h"
 #include "ops/experts/experts.h"
 #include "ops/pointwise/pointwise.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -60,6 +63,26 @@ RouterConfig read_router(const Options& options) {
           .scale = number("scale", 1.0),
           .groups = groups,
           .group_top = options.size_or(kName, "group_top", groups, kMaxExperts, 1)};
+}
+
+/// Starts the backward steps of the router's own losses, and says what they are.
+void train_router(Context& ctx, const Tensor& logits, const Routing& routing, RouterScore score,
+                  const RouterTap& tap) {
+  const Tensor losses = router_losses(ctx, logits, routing, score);
+  const ExpertLists& lists = routing.lists;
+  copy(tap.losses, losses);
+  const int64_t starts = lists.experts + 1;
+  copy(tap.starts, Tensor::of(Dtype::kI32, logits.device, {&starts, 1}, lists.start));
+  if (!losses.has_grad()) {
+    return;
+  }
+  const auto tokens = static_cast<double>(std::max(lists.tokens, int64_t{1}));
+  ctx.record({}, [losses, balance = tap.balance / tokens, z = tap.z / tokens](const Context&) {
+    const bool first = losses.takes_grad();
+    CAMBIUM_CHECK(first, "{}", losses);
+    fill(losses.grad_tensor().slice(0, 0, 1), balance);
+    fill(losses.grad_tensor().slice(0, 1, 1), z);
+  });
 }
 
 /// A matrix for each of the experts, of which a token meets `used`.
@@ -135,10 +158,13 @@ class ExpertsUnit : public Unit {
     }
   }
 
-  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& /*inputs*/) override {
+  Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Tensor& bias = router_.bias.tensor;
     const Tensor logits = matmul(ctx, x, router_.weight.tensor, chooses_by_bias_ ? Tensor{} : bias);
     const Routing routing = route(ctx, logits, chooses_by_bias_ ? bias : Tensor{}, config_);
+    if (inputs.router != nullptr && ctx.tape != nullptr) {
+      train_router(ctx, logits, routing, config_.score, *inputs.router);
+    }
     const bool has_latent = !latent_in_.weight.shape.empty();
     const Tensor rows = dispatch(ctx, has_latent ? latent_in_.forward(ctx, x) : x, routing);
     const Tensor gate = inside_.gated ? gate_.forward(ctx, rows, routing) : Tensor{};

@@ -50,15 +50,27 @@ class GatedDeltaNetUnit : public HeadMixer {
   Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const auto [rows, ba] = forward_each(ctx, x, in_, ba_);
     const Tensor z = part(rows, in_.weight, "z");
-    const auto [q, k, v] =
-        heads_.forward(ctx, part(rows, in_.weight, "q", "v"), inputs, inputs.slot(kConv));
-    const Tensor beta = heads_.write_strength(ctx, part(ba, ba_.weight, "beta"));
-    const Tensor step =
-        step_size(ctx, part(ba, ba_.weight, "decay"), dt_bias_.tensor, 0.0F, INFINITY);
+    const Tensor qkv = part(rows, in_.weight, "q", "v");
+    const Tensor raw_beta = part(ba, ba_.weight, "beta");
+    const Tensor raw_step = part(ba, ba_.weight, "decay");
+    const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst, gate_};
+    RecurrentStepInputs token = heads_.step_inputs(qkv, inputs);
+    token.decay = raw_step;
+    token.weight = raw_beta;
+    token.a_log = a_log_.tensor;
+    token.dt_bias = dt_bias_.tensor;
+    token.z = z;
+    token.norm = norm_.tensor;
+    token.norm_config = norm;
+    if (recurrent_step_serves(ctx, token, inputs.segments())) {
+      return recurrent_step(ctx, token, inputs.segments(), inputs.slot(kConv), inputs.slot(kState));
+    }
+    const auto [q, k, v] = heads_.forward(ctx, qkv, inputs, inputs.slot(kConv));
+    const Tensor beta = heads_.write_strength(ctx, raw_beta);
+    const Tensor step = step_size(ctx, raw_step, dt_bias_.tensor, 0.0F, INFINITY);
     const Tensor decay = log_decay(ctx, step, a_log_.tensor);
     const Tensor y =
         recurrence(ctx, {q, k, v, decay, beta, true, {}}, inputs.segments(), inputs.slot(kState));
-    const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst, gate_};
     return gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm);
   }
 

@@ -4,6 +4,7 @@
 
 #include "nn/linear.h"
 #include "nn/unit.h"
+#include "ops/attention/attention.h"
 
 namespace cambium {
 
@@ -22,6 +23,20 @@ class HeadMixer : public Unit {
 
  protected:
   Linear out_;
+};
+
+/// Attention whose scores can be looked at.
+class ScoredMixer : public HeadMixer {
+ public:
+  /// What scores are made of, rotated: score(t, s) = q[t] . k[s] scale.
+  struct Scored {
+    Tensor q;  // (T, H, D)
+    Tensor k;  // (T, Hkv, D)
+  };
+  /// Of x (T, C); without a cache.
+  virtual Scored scored(Context& ctx, const Tensor& x, const UnitInputs& inputs) = 0;
+  /// How scores become probabilities.
+  virtual AttentionConfig config() const = 0;
 };
 
 }  // namespace cambium

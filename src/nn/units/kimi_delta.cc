@@ -49,24 +49,41 @@ struct LowRank {
 class KimiDeltaUnit : public HeadMixer {
  public:
   KimiDeltaUnit(const Options& options, int64_t width)
-      : KimiDeltaUnit(options, width, options.size(kName, "head_dim", kMaxHeadDim)) {}
+      : KimiDeltaUnit(
+            options, width, options.size(kName, "head_dim", kMaxHeadDim),
+            options.size_or(kName, "value_dim", options.size(kName, "head_dim", kMaxHeadDim),
+                            kMaxHeadDim, 1)) {}
 
   Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const auto [rows, write, fade, open] =
         forward_each(ctx, x, in_, beta_, decay_.first, gate_.first);
+    const Tensor raw_decay = decay_.rest(ctx, fade);
+    const Tensor gate = gate_.rest(ctx, open);
+    const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst,
+                               GateActivation::kSigmoid};
+    RecurrentStepInputs token = heads_.step_inputs(rows, inputs);
+    token.decay = raw_decay;
+    token.weight = write;
+    token.a_log = a_log_.tensor;
+    token.dt_bias = dt_bias_.tensor;
+    token.bound = lower_bound_;
+    token.z = gate;
+    token.norm = norm_.tensor;
+    token.norm_config = norm;
+    if (recurrent_step_serves(ctx, token, inputs.segments())) {
+      return recurrent_step(ctx, token, inputs.segments(), inputs.slot(kConv), inputs.slot(kState));
+    }
     const auto [q, k, v] = heads_.forward(ctx, rows, inputs, inputs.slot(kConv));
-    const int64_t dim = heads_.key_dim();
-    const Tensor decay = decay_of(ctx, decay_.rest(ctx, fade));
+    const Tensor decay = decay_of(ctx, raw_decay);
     const Tensor y = recurrence(ctx,
                                 {.q = q,
                                  .k = k,
                                  .v = v,
-                                 .log_decay = decay.split_last(heads_.heads(), dim),
+                                 .log_decay = decay.split_last(heads_.heads(), heads_.key_dim()),
                                  .weight = heads_.write_strength(ctx, write),
                                  .delta = true},
                                 inputs.segments(), inputs.slot(kState));
-    const GatedNormConfig norm{norm_eps_, dim, GateOrder::kNormFirst, GateActivation::kSigmoid};
-    return gated_rms_norm(ctx, y.merge_last(), gate_.rest(ctx, open), norm_.tensor, norm);
+    return gated_rms_norm(ctx, y.merge_last(), gate, norm_.tensor, norm);
   }
 
   int64_t head_count() const override { return heads_.heads(); }
@@ -92,26 +109,28 @@ class KimiDeltaUnit : public HeadMixer {
  private:
   enum Slots { kConv, kState };
 
-  /// raw (T, channels) -> log decay (T, channels). A channel's rate is that of its head.
+  int64_t key_channels() const { return heads_.heads() * heads_.key_dim(); }
+
+  /// raw (T, channels of keys) -> log decay, the same. A channel's rate is that of its head.
   Tensor decay_of(Context& ctx, const Tensor& raw) const {
     const Tensor rate =
         repeat_heads(ctx, a_log_.tensor.reshape({1, heads_.heads(), 1}), heads_.key_dim())
-            .reshape({heads_.inner()});
+            .reshape({key_channels()});
     if (lower_bound_ < 0.0F) {
       return bounded_decay(ctx, raw, dt_bias_.tensor, rate, lower_bound_);
     }
     return log_decay(ctx, step_size(ctx, raw, dt_bias_.tensor, 0.0F, INFINITY), rate);
   }
 
-  KimiDeltaUnit(const Options& options, int64_t width, int64_t dim)
-      : heads_(options, kName, dim, dim),
+  KimiDeltaUnit(const Options& options, int64_t width, int64_t dim, int64_t value_dim)
+      : heads_(options, kName, dim, value_dim),
         norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-5))),
         in_(width, heads_.blocks(), ParameterGroup::kMixer),
         beta_(width, heads_.heads(), ParameterGroup::kMixer) {
     out_ = Linear(heads_.inner(), width, ParameterGroup::kMixer,
                   options.flag(kName, "out_bias", false));
-    options.expect_only(kName, DeltaHeads::known({"head_dim", "gate_rank", "norm_eps", "out_bias",
-                                                  "decay", "lower_bound"}));
+    options.expect_only(kName, DeltaHeads::known({"head_dim", "value_dim", "gate_rank", "norm_eps",
+                                                  "out_bias", "decay", "lower_bound"}));
     const std::string decay = options.text(kName, "decay", "softplus");
     expect(decay == "softplus" || decay == "sigmoid",
            "kimi_delta: expected decay softplus or sigmoid, got '{}'", decay);
@@ -120,17 +139,17 @@ class KimiDeltaUnit : public HeadMixer {
           in_range(kName, "lower_bound", options.real(kName, "lower_bound", -5.0), -1e6, -1e-6));
     }
     const int64_t rank = options.size_or(kName, "gate_rank", dim, kMaxWidth);
-    decay_ = LowRank(width, rank, heads_.inner());
+    decay_ = LowRank(width, rank, key_channels());
     gate_ = LowRank(width, rank, heads_.inner());
     a_log_ = {.shape = {heads_.heads()},
               .group = ParameterGroup::kNorm,
               .init = {InitKind::kLogUniform},
               .keep_fp32 = true};
-    dt_bias_ = {.shape = {heads_.inner()},
+    dt_bias_ = {.shape = {key_channels()},
                 .group = ParameterGroup::kNorm,
                 .init = {InitKind::kStepBias},
                 .keep_fp32 = true};
-    norm_ = norm_weight(dim);
+    norm_ = norm_weight(value_dim);
   }
 
   DeltaHeads heads_;

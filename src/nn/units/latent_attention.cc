@@ -7,7 +7,8 @@
 // keeps the latent and the shared key; queries then go through kv_b_k and results through kv_b_v,
 // and no key is ever expanded. With an index (DeepSeek-V3.2) a token attends to the index_top
 // tokens that its index scores highest; the index is not trained by this, as a choice has no
-// gradient.
+// gradient. With a window it is a sliding_window, and on cached latents its tokens are a choice
+// too.
 #include "ops/latent_attention/latent_attention.h"
 
 #include <algorithm>
@@ -17,7 +18,6 @@
 #include "nn/norm.h"
 #include "nn/units/head_mixer.h"
 #include "nn/units/units.h"
-#include "ops/attention/attention.h"
 #include "ops/head_matmul/head_matmul.h"
 #include "ops/join_heads/join_heads.h"
 #include "ops/pointwise/pointwise.h"
@@ -28,6 +28,7 @@ namespace cambium {
 namespace {
 
 constexpr const char* kName = "latent_attention";
+constexpr const char* kWindow = "sliding_window";
 constexpr auto kGroup = ParameterGroup::kMixer;
 /// Of the index's layer norm, in every published model.
 constexpr float kIndexEps = 1e-6F;
@@ -67,33 +68,42 @@ struct Indexer {
   Norm k_norm;
 };
 
-class LatentAttentionUnit : public HeadMixer {
+class LatentAttentionUnit : public ScoredMixer {
  public:
-  LatentAttentionUnit(const Options& options, int64_t width)
-      : heads_(options.size(kName, "heads", kMaxHeads)),
-        q_rank_(options.size_or(kName, "q_rank", 0, kMaxWidth)),
-        rank_(options.size(kName, "kv_rank", kMaxWidth)),
-        nope_(options.size(kName, "nope_dim", kMaxHeadDim)),
-        rope_dim_(options.size(kName, "rope_dim", kMaxHeadDim)),
-        value_(options.size(kName, "value_dim", kMaxHeadDim)),
-        rope_(options.flag(kName, "rope", true)),
-        gate_(options.flag(kName, "gate", false)),
-        index_(options, width, q_rank_, rope_dim_) {
-    options.expect_only(
-        kName, {"heads", "q_rank", "kv_rank", "nope_dim", "rope_dim", "value_dim", "rope", "scale",
-                "norm_eps", "gate", "index_heads", "index_dim", "index_top", "index_interleaved"});
-    expect(!rope_ || rope_dim_ % 2 == 0, "{}: expected an even rope_dim, got {}", kName, rope_dim_);
+  LatentAttentionUnit(const Options& options, int64_t width, const char* owner, bool sliding)
+      : heads_(options.size(owner, "heads", kMaxHeads)),
+        q_rank_(options.size_or(owner, "q_rank", 0, kMaxWidth)),
+        rank_(options.size(owner, "kv_rank", kMaxWidth)),
+        nope_(options.size(owner, "nope_dim", kMaxHeadDim)),
+        rope_dim_(options.size(owner, "rope_dim", kMaxHeadDim)),
+        value_(options.size(owner, "value_dim", kMaxHeadDim)),
+        rope_(options.flag(owner, "rope", true)),
+        gate_(options.flag(owner, "gate", false)) {
+    std::vector<std::string> known = {"heads",     "q_rank", "kv_rank", "nope_dim", "rope_dim",
+                                      "value_dim", "rope",   "scale",   "norm_eps", "gate"};
+    const auto more = sliding ? std::vector<std::string>{"window", "sinks"}
+                              : std::vector<std::string>{"index_heads", "index_dim", "index_top",
+                                                         "index_interleaved"};
+    known.insert(known.end(), more.begin(), more.end());
+    options.expect_only(owner, known);
+    if (sliding) {
+      window_ = options.size(owner, "window", kMaxPositions);
+      sinks_ = options.size_or(owner, "sinks", 0, kMaxPositions);
+    } else {
+      index_ = Indexer(options, width, q_rank_, rope_dim_);
+    }
+    expect(!rope_ || rope_dim_ % 2 == 0, "{}: expected an even rope_dim, got {}", owner, rope_dim_);
     expect(rank_ + rope_dim_ <= kMaxLatent,
-           "{}: expected kv_rank and rope_dim of at most {} together, got {} and {}", kName,
+           "{}: expected kv_rank and rope_dim of at most {} together, got {} and {}", owner,
            kMaxLatent, rank_, rope_dim_);
     expect(nope_ + rope_dim_ <= kMaxHeadDim,
-           "{}: expected nope_dim and rope_dim of at most {} together, got {} and {}", kName,
+           "{}: expected nope_dim and rope_dim of at most {} together, got {} and {}", owner,
            kMaxHeadDim, nope_, rope_dim_);
     const double scale =
-        options.real(kName, "scale", 1.0 / std::sqrt(static_cast<double>(nope_ + rope_dim_)));
-    scale_ = static_cast<float>(in_range(kName, "scale", scale, 0.0, 1e6));
+        options.real(owner, "scale", 1.0 / std::sqrt(static_cast<double>(nope_ + rope_dim_)));
+    scale_ = static_cast<float>(in_range(owner, "scale", scale, 0.0, 1e6));
     const auto eps = static_cast<float>(
-        in_range(kName, "norm_eps", options.real(kName, "norm_eps", 1e-6), 0.0, 1.0));
+        in_range(owner, "norm_eps", options.real(owner, "norm_eps", 1e-6), 0.0, 1.0));
     const int64_t rows = heads_ * (nope_ + rope_dim_);
     if (q_rank_ > 0) {
       q_a_ = Linear(width, q_rank_, kGroup);
@@ -111,28 +121,8 @@ class LatentAttentionUnit : public HeadMixer {
 
   Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
-    Projected rows;
-    Tensor low, both;
-    if (q_rank_ > 0) {
-      const auto [first, second] = forward_each(ctx, x, q_a_, kv_a_);
-      low = q_norm_.forward(ctx, first);
-      rows.q = q_.forward(ctx, low);
-      both = second;
-    } else {
-      const auto [first, second] = forward_each(ctx, x, q_, kv_a_);
-      rows.q = first;
-      both = second;
-    }
-    rows.q = rows.q.split_last(heads_, nope_ + rope_dim_);
-    rows.turned = rows.q.slice(2, nope_, rope_dim_);
-    rows.latent = kv_norm_.forward(ctx, both.slice(1, 0, rank_));
-    rows.key = both.slice(1, rank_, rope_dim_).split_last(1, rope_dim_);
-    if (rope_) {
-      const auto turned = rope(ctx, rows.turned, rows.key, *inputs.rope);
-      rows.turned = turned[0];
-      rows.key = turned[1];
-    }
-    const ChosenTokens chosen = choose(ctx, x, low, inputs);
+    const Projected rows = rows_of_heads(ctx, x, inputs);
+    ChosenTokens chosen = choose(ctx, x, rows.low, inputs);
     Tensor y;
     if (inputs.state == nullptr) {
       y = chosen.defined() ? on_latents(ctx, rows, segments, chosen, nullptr)
@@ -141,10 +131,13 @@ class LatentAttentionUnit : public HeadMixer {
       const LatentPages pages = latent_pages(inputs);
       write_latents(ctx, rows.latent, rows.key.merge_last(), segments, pages);
       // A prompt that begins here sees nothing of the pages, which hold the same numbers.
-      y = !chosen.defined() && begins(segments) && !ctx.batch_invariant &&
-                  pages.latents.dtype == x.dtype
-              ? expanded(ctx, rows, segments)
-              : on_latents(ctx, rows, segments, chosen, &pages);
+      if (!chosen.defined() && begins(segments) && !ctx.batch_invariant &&
+          pages.latents.dtype == x.dtype) {
+        y = expanded(ctx, rows, segments);
+      } else {
+        chosen = window_ > 0 ? choose_window(ctx, segments, window_, sinks_) : chosen;
+        y = on_latents(ctx, rows, segments, chosen, &pages);
+      }
     }
     y = y.merge_last();
     if (!gate_) {
@@ -152,6 +145,15 @@ class LatentAttentionUnit : public HeadMixer {
     }
     const Tensor gates = gate_proj_.forward(ctx, x).split_last(heads_, 1);
     return sigmoid_gate(ctx, repeat_heads(ctx, gates, value_).merge_last(), y);
+  }
+
+  Scored scored(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
+    const Projected rows = rows_of_heads(ctx, x, inputs);
+    return expanded_scored(ctx, rows, expand(ctx, rows));
+  }
+
+  AttentionConfig config() const override {
+    return {.scale = scale_, .window = window_, .sinks = sinks_};
   }
 
   int64_t head_count() const override { return heads_; }
@@ -163,6 +165,8 @@ class LatentAttentionUnit : public HeadMixer {
     if (index_.heads > 0) {
       layout.pages.push_back({"index_key", {1, index_.dim}});
     }
+    layout.window = window_;
+    layout.sinks = sinks_;
     return layout;
   }
 
@@ -189,11 +193,37 @@ class LatentAttentionUnit : public HeadMixer {
 
   /// What a call's tokens are projected to.
   struct Projected {
+    Tensor low;     // (T, q_rank): the query's latent, where it has one
     Tensor q;       // (T, H, N + P), its last P not rotated
     Tensor turned;  // (T, H, P): these rotated
     Tensor latent;  // (T, R)
     Tensor key;     // (T, 1, P)
   };
+
+  Projected rows_of_heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) const {
+    Projected rows;
+    Tensor both;
+    if (q_rank_ > 0) {
+      const auto [first, second] = forward_each(ctx, x, q_a_, kv_a_);
+      rows.low = q_norm_.forward(ctx, first);
+      rows.q = q_.forward(ctx, rows.low);
+      both = second;
+    } else {
+      const auto [first, second] = forward_each(ctx, x, q_, kv_a_);
+      rows.q = first;
+      both = second;
+    }
+    rows.q = rows.q.split_last(heads_, nope_ + rope_dim_);
+    rows.turned = rows.q.slice(2, nope_, rope_dim_);
+    rows.latent = kv_norm_.forward(ctx, both.slice(1, 0, rank_));
+    rows.key = both.slice(1, rank_, rope_dim_).split_last(1, rope_dim_);
+    if (rope_) {
+      const auto turned = rope(ctx, rows.turned, rows.key, *inputs.rope);
+      rows.turned = turned[0];
+      rows.key = turned[1];
+    }
+    return rows;
+  }
 
   int64_t parts() const { return index_.heads > 0 ? 3 : 2; }
   /// Where the scales of a part are, or nothing.
@@ -201,9 +231,14 @@ class LatentAttentionUnit : public HeadMixer {
     return inputs.page(part).dtype == Dtype::kF8E4M3 ? inputs.page(parts() + part) : Tensor{};
   }
   LatentPages latent_pages(const UnitInputs& inputs) const {
-    return {inputs.page(kLatent),    inputs.page(kRopeKey),
-            inputs.state->table,     inputs.state->pages_per_segment,
-            scales(inputs, kLatent), scales(inputs, kRopeKey)};
+    return {inputs.page(kLatent),
+            inputs.page(kRopeKey),
+            inputs.state->table,
+            inputs.state->pages_per_segment,
+            scales(inputs, kLatent),
+            scales(inputs, kRopeKey),
+            window_,
+            sinks_};
   }
 
   /// Whether every segment begins its sequence, and one of them is more than a token.
@@ -251,12 +286,20 @@ class LatentAttentionUnit : public HeadMixer {
                          inputs.state == nullptr ? nullptr : &pages);
   }
 
+  /// (T, H, N + V): keys without their rotated dims, and values.
+  Tensor expand(Context& ctx, const Projected& rows) const {
+    return kv_b_.forward(ctx, rows.latent).split_last(heads_, nope_ + value_);
+  }
+  Scored expanded_scored(Context& ctx, const Projected& rows, const Tensor& kv) const {
+    return {rope_ ? join_heads(ctx, rows.q.slice(2, 0, nope_), rows.turned) : rows.q,
+            join_heads(ctx, kv.slice(2, 0, nope_), rows.key)};
+  }
+
   /// Attention of queries to keys of their own.
   Tensor expanded(Context& ctx, const Projected& rows, const Segments& segments) const {
-    const Tensor kv = kv_b_.forward(ctx, rows.latent).split_last(heads_, nope_ + value_);
-    const Tensor q = rope_ ? join_heads(ctx, rows.q.slice(2, 0, nope_), rows.turned) : rows.q;
-    const Tensor k = join_heads(ctx, kv.slice(2, 0, nope_), rows.key);
-    return attention(ctx, q, k, kv.slice(2, nope_, value_), segments, {.scale = scale_});
+    const Tensor kv = expand(ctx, rows);
+    const auto [q, k] = expanded_scored(ctx, rows, kv);
+    return attention(ctx, q, k, kv.slice(2, nope_, value_), segments, config());
   }
 
   /// The same on the latents.
@@ -271,6 +314,7 @@ class LatentAttentionUnit : public HeadMixer {
   }
 
   int64_t heads_, q_rank_, rank_, nope_, rope_dim_, value_;
+  int64_t window_ = 0, sinks_ = 0;  // 0 = all tokens
   bool rope_, gate_;
   float scale_ = 1.0F;
   Indexer index_;
@@ -281,7 +325,11 @@ class LatentAttentionUnit : public HeadMixer {
 }  // namespace
 
 std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t width) {
-  return std::make_unique<LatentAttentionUnit>(options, width);
+  return std::make_unique<LatentAttentionUnit>(options, width, kName, false);
+}
+
+std::unique_ptr<Unit> make_latent_window(const Options& options, int64_t width) {
+  return std::make_unique<LatentAttentionUnit>(options, width, kWindow, true);
 }
 
 }  // namespace cambium

@@ -38,21 +38,24 @@ class LightningUnit : public HeadMixer {
       : heads_(options.size(kName, "heads", kMaxHeads)),
         kv_heads_(options.size_or(kName, "kv_heads", heads_, kMaxHeads, 1)),
         head_dim_(options.size(kName, "head_dim", kMaxHeadDim)),
+        value_dim_(options.size_or(kName, "value_dim", head_dim_, kMaxHeadDim, 1)),
         silu_(options.flag(kName, "silu", true)),
         rope_(options.flag(kName, "rope", false)),
         by_head_(options.flag(kName, "rows_by_head", false)),
-        norm_group_(options.size_or(kName, "norm_group", heads_ * head_dim_, kMaxElements, 1)),
+        norm_group_(options.size_or(kName, "norm_group", inner(), kMaxElements, 1)),
         norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-6))) {
-    options.expect_only(kName, {"heads", "kv_heads", "head_dim", "silu", "rope", "rows_by_head",
-                                "norm_group", "norm_eps", "qk_norm", "qk_norm_eps", "qkv_bias",
-                                "out_bias", "layer_of_slopes", "layers"});
+    options.expect_only(kName, {"heads", "kv_heads", "head_dim", "value_dim", "silu", "rope",
+                                "rows_by_head", "norm_group", "norm_eps", "qk_norm", "qk_norm_eps",
+                                "qkv_bias", "out_bias", "layer_of_slopes", "layers"});
     expect(heads_ % kv_heads_ == 0,
            "lightning: expected kv_heads to divide heads, got heads={} kv_heads={}", heads_,
            kv_heads_);
     expect(!rope_ || head_dim_ % 2 == 0, "lightning: expected an even head_dim for rope, got {}",
            head_dim_);
-    expect(!by_head_ || kv_heads_ == heads_,
-           "lightning: rows_by_head needs as many kv_heads as heads={}, got {}", heads_, kv_heads_);
+    expect(!by_head_ || (kv_heads_ == heads_ && value_dim_ == head_dim_),
+           "lightning: rows_by_head needs as many kv_heads as heads={}, of value_dim={}, got {} of "
+           "{}",
+           heads_, head_dim_, kv_heads_, value_dim_);
     expect(inner() % norm_group_ == 0,
            "lightning: expected norm_group to divide {} channels, got {}", inner(), norm_group_);
     const int64_t layers = options.size_or(kName, "layers", 0, kMaxLayers);
@@ -68,9 +71,10 @@ class LightningUnit : public HeadMixer {
       exact_decay_.push_back(-slope_of(h, heads_) * slower);
       decay_.push_back(static_cast<float>(exact_decay_.back()));
     }
-    const int64_t kv = kv_heads_ * head_dim_;
-    qkv_ = Linear(width, {{"q", inner()}, {"k", kv}, {"v", kv}}, ParameterGroup::kMixer,
-                  options.flag(kName, "qkv_bias", false));
+    qkv_ = Linear(
+        width,
+        {{"q", heads_ * head_dim_}, {"k", kv_heads_ * head_dim_}, {"v", kv_heads_ * value_dim_}},
+        ParameterGroup::kMixer, options.flag(kName, "qkv_bias", false));
     gate_ = Linear(width, inner(), ParameterGroup::kMixer);
     out_ = Linear(inner(), width, ParameterGroup::kMixer, options.flag(kName, "out_bias", false));
     if (const double eps = options.real(kName, "qk_norm_eps", 0.0); eps > 0.0) {
@@ -106,7 +110,7 @@ class LightningUnit : public HeadMixer {
 
   StateLayout state_layout() const override {
     StateLayout layout;
-    layout.slots = {{"state", {heads_, head_dim_, head_dim_}}};
+    layout.slots = {{"state", {heads_, head_dim_, value_dim_}}};
     return layout;
   }
 
@@ -122,10 +126,10 @@ class LightningUnit : public HeadMixer {
  private:
   enum Slots { kState };
   struct Heads {
-    Tensor q, k, v;  // (T, H, D)
+    Tensor q, k, v;  // (T, H, D), (T, Hkv, D), (T, Hkv, V)
   };
 
-  int64_t inner() const { return heads_ * head_dim_; }
+  int64_t inner() const { return heads_ * value_dim_; }
 
   Heads heads_of(Context& ctx, const Tensor& rows) const {
     if (by_head_) {
@@ -137,7 +141,7 @@ class LightningUnit : public HeadMixer {
     const Tensor active = silu_ ? silu(ctx, rows) : rows;
     return {part(active, qkv_.weight, "q").split_last(heads_, head_dim_),
             part(active, qkv_.weight, "k").split_last(kv_heads_, head_dim_),
-            part(active, qkv_.weight, "v").split_last(kv_heads_, head_dim_)};
+            part(active, qkv_.weight, "v").split_last(kv_heads_, value_dim_)};
   }
 
   /// (T, H): one row for all tokens.
@@ -152,7 +156,7 @@ class LightningUnit : public HeadMixer {
     return decay;
   }
 
-  int64_t heads_, kv_heads_, head_dim_;
+  int64_t heads_, kv_heads_, head_dim_, value_dim_;
   bool silu_, rope_, by_head_;
   int64_t norm_group_;
   float norm_eps_;

@@ -7,6 +7,7 @@
 #include "nn/units/units.h"
 #include "ops/conv/conv.h"
 #include "ops/pointwise/pointwise.h"
+#include "ops/scan_step/scan_step.h"
 #include "ops/selective_scan/selective_scan.h"
 
 namespace cambium {
@@ -62,6 +63,12 @@ class MambaUnit : public Unit {
     const Tensor c = part(zxbc, in_.weight, "C").split_last(inner_ / state_, state_);
     const Tensor dt = dt_.forward(ctx, low_rank);
     const Tensor weight = conv_weight_.tensor.reshape({conv_weight_.shape[0], conv_});
+    const SelectiveScanInputs scan = {{}, dt, b, c, z, a_log_.tensor, d_.tensor, dt_.bias.tensor};
+    const ScanStepInputs token = {part(zxbc, in_.weight, "x"), weight, conv_bias_.tensor, scan};
+    if (repeat_before_conv_ && scan_step_serves(ctx, token, segments)) {
+      return out_.forward(ctx,
+                          scan_step(ctx, token, segments, inputs.slot(kConv), inputs.slot(kScan)));
+    }
     Tensor u = groups;
     if (repeat_before_conv_) {
       u = repeat_heads(ctx, u, repeat);

@@ -11,6 +11,7 @@
 #include "ops/norm/norm.h"
 #include "ops/pointwise/pointwise.h"
 #include "ops/recurrence/recurrence.h"
+#include "ops/recurrent_step/recurrent_step.h"
 
 namespace cambium {
 namespace {
@@ -77,8 +78,29 @@ class Mamba2Unit : public HeadMixer {
     const Tensor z = part(rows, in_.weight, "z");
     const Tensor raw_dt = part(rows, in_.weight, "dt");
     const Tensor weight = conv_weight_.tensor.reshape({channels(), conv_});
-    const Tensor xbc = short_conv(ctx, part(rows, in_.weight, "x", "C"), weight, conv_bias_.tensor,
-                                  true, segments, inputs.slot(kConv));
+    const Tensor raw_xbc = part(rows, in_.weight, "x", "C");
+    const GatedNormConfig norm{norm_eps_, norm_group_, GateOrder::kGateFirst,
+                               GateActivation::kSilu};
+    const RecurrentStepInputs token = {.x = raw_xbc,
+                                       .conv_weight = weight,
+                                       .conv_bias = conv_bias_.tensor,
+                                       .values_first = true,
+                                       .q_heads = c_heads_,
+                                       .k_heads = b_heads_,
+                                       .v_heads = x_heads_,
+                                       .key_dim = state_,
+                                       .decay = raw_dt,
+                                       .a_log = a_log_.tensor,
+                                       .dt_bias = dt_bias_.tensor,
+                                       .skip = d_.tensor,
+                                       .z = z,
+                                       .norm = norm_.tensor,
+                                       .norm_config = norm};
+    if (recurrent_step_serves(ctx, token, segments)) {
+      return recurrent_step(ctx, token, segments, inputs.slot(kConv), inputs.slot(kState));
+    }
+    const Tensor xbc =
+        short_conv(ctx, raw_xbc, weight, conv_bias_.tensor, true, segments, inputs.slot(kConv));
     Tensor v = part(xbc, conv_weight_, "x").split_last(x_heads_, head_dim_);
     Tensor b = part(xbc, conv_weight_, "B").split_last(b_heads_, state_);
     Tensor c = part(xbc, conv_weight_, "C").split_last(c_heads_, state_);
@@ -97,8 +119,6 @@ class Mamba2Unit : public HeadMixer {
     if (!has_norm_) {
       return swiglu(ctx, z, y.merge_last());
     }
-    const GatedNormConfig norm{norm_eps_, norm_group_, GateOrder::kGateFirst,
-                               GateActivation::kSilu};
     return gated_rms_norm(ctx, y.merge_last(), z, norm_.tensor, norm);
   }
 

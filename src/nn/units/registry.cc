@@ -44,6 +44,10 @@ const UnitKind& find_unit_kind(const std::string& name) {
   fail("unknown unit '{}'{}; known units: {}", name, did_you_mean(name, names), join(names, ", "));
 }
 
+bool is_attention(const UnitSpec& unit) {
+  return unit.kind == "attention" || unit.kind == "latent_attention";
+}
+
 std::unique_ptr<Unit> make_unit(const UnitSpec& spec, int64_t width) {
   return find_unit_kind(spec.kind).make(spec.options, width);
 }

@@ -16,7 +16,11 @@ inline constexpr int64_t kMaxConv = 64;
 /// gate's), softcap of the scores (0 = none), sink_logits (false: a learned score of each head that
 /// joins the softmax and has no value).
 std::unique_ptr<Unit> make_attention(const Options& options, int64_t width);
+/// Whether it is attention to everything before a token, in whose place other mixers can stand:
+/// attention or latent_attention.
+bool is_attention(const UnitSpec& unit);
 /// Attention that must have a window; sinks (0): the first tokens, which stay visible behind it.
+/// With kv_rank it is latent attention, whose options it then takes but those of an index.
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width);
 /// Apriel-H1's grouped Mamba: inner, xb, state, dt_rank, conv, repeat_before_conv, conv_bias
 /// (default true), in_bias and out_bias (false).
@@ -34,16 +38,16 @@ std::unique_ptr<Unit> make_mamba2(const Options& options, int64_t width);
 /// out_gate ("silu" or "sigmoid"), allow_neg_eigval (false: how much of the new is written lies in
 /// (0, 1); true: in (0, 2)), conv_bias and out_bias (false).
 std::unique_ptr<Unit> make_gated_delta_net(const Options& options, int64_t width);
-/// Kimi Delta Attention: heads, q_heads, k_heads, v_heads, head_dim, conv, rope, norm_eps;
-/// gate_rank (default head_dim; 0 = full) of the decay and of the output gate; decay ("softplus",
-/// or "sigmoid", which stays above lower_bound, -5 by default); allow_neg_eigval, conv_bias and
-/// out_bias (false).
+/// Kimi Delta Attention: heads, q_heads, k_heads, v_heads, head_dim, value_dim (default head_dim),
+/// conv, rope, norm_eps; gate_rank (default head_dim; 0 = full) of the decay and of the output
+/// gate; decay ("softplus", or "sigmoid", which stays above lower_bound, -5 by default);
+/// allow_neg_eigval, conv_bias and out_bias (false).
 std::unique_ptr<Unit> make_kimi_delta(const Options& options, int64_t width);
-/// Lightning attention: heads, kv_heads, head_dim; layer_of_slopes of `layers` (0 = the slopes of
-/// no layer), silu (of q, k and v, default true), rope (false), qk_norm and qk_norm_eps as
-/// attention's, norm_group (default all channels) and norm_eps of the output's norm; rows_by_head
-/// (false: rows of qkv_proj are q, k, v; true: those of a head stand together, as in MiniMax's
-/// checkpoints); qkv_bias and out_bias (false).
+/// Lightning attention: heads, kv_heads, head_dim, value_dim (default head_dim); layer_of_slopes of
+/// `layers` (0 = the slopes of no layer), silu (of q, k and v, default true), rope (false), qk_norm
+/// and qk_norm_eps as attention's, norm_group (default all channels) and norm_eps of the output's
+/// norm; rows_by_head (false: rows of qkv_proj are q, k, v; true: those of a head stand together,
+/// as in MiniMax's checkpoints); qkv_bias and out_bias (false).
 std::unique_ptr<Unit> make_lightning(const Options& options, int64_t width);
 /// A window of attention beside a recurrence: the options of sliding_window; recurrent
 /// (gated_delta_net, kimi_delta, mamba2 or lightning) and "recurrent." before each of its options;
@@ -71,5 +75,7 @@ std::unique_ptr<Unit> make_experts(const Options& options, int64_t width);
 /// head's result); index_heads, index_dim, index_top (DSA) and index_interleaved (false: the pairs
 /// of its rotation).
 std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t width);
+/// The same as a sliding_window: window and sinks, and no index.
+std::unique_ptr<Unit> make_latent_window(const Options& options, int64_t width);
 
 }  // namespace cambium

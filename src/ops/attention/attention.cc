@@ -96,11 +96,13 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
     values = rows_of(pages->values);
     key_scales = pages->key_scales;
     value_scales = pages->value_scales;
-    write_pages(ctx, shape, {{k, {pages->keys, key_scales}}, {v, {pages->values, value_scales}}});
+    if (!pages->written) {
+      write_pages(ctx, shape, {{k, {pages->keys, key_scales}}, {v, {pages->values, value_scales}}});
+    }
   }
   const Tensor y = ctx.result(q.dtype, {q.dim(0), q.dim(1), v.dim(2)}, differentiate);
   float* kept = differentiate ? ctx.scratch<float>(2 * q.dim(0) * q.dim(1)) : nullptr;
-  const bool same = pages != nullptr && keys.dtype == k.dtype;
+  const bool same = pages != nullptr && !pages->written && keys.dtype == k.dtype;
   const auto args = [=]<class T>() {
     return Attention<T>{.shape = shape,
                         .q = view<T>(q),

@@ -34,6 +34,7 @@ struct KvPages {
   int64_t pages_per_segment = 0;
   Tensor key_scales{};  // (pages, page_size, Hkv) bf16: of keys and values in f8, whose rows (of a
   Tensor value_scales{};  // token and head) are each times their own; written with them
+  bool written = false;   // the call's rows are there already (ops/turned_write)
 };
 
 /// softmax(q k^T scale, causal) v per head; query head h reads key-value head h / (H / Hkv). With

@@ -19,6 +19,7 @@ struct FewArgs {
   const Piece* pieces;
   const int32_t* first_piece;
   unsigned* done;
+  int early;  // whether older keys in pages may be read before the kernel before this one is done
 };
 
 /// The form of the kernel that suits the segments of few rows.

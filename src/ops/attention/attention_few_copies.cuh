@@ -56,6 +56,10 @@ class Walk {
   /// Whether there is a chunk, and the row of key l % kChunkKeys of it: -1 where it is not read.
   __device__ __forceinline__ bool any() const { return piece_ < end_; }
   __device__ __forceinline__ int row() const { return exists_ ? page_ * page_size_ + offset_ : -1; }
+  /// Whether all its keys were in pages before this call.
+  __device__ __forceinline__ bool is_old() const {
+    return position_ - F::kStep + F::kChunkKeys <= first_new_;
+  }
   /// To the next chunk.
   __device__ __forceinline__ void step() {
     while (piece_ < end_ && position_ >= end_key_) {
@@ -85,6 +89,7 @@ class Walk {
     table_ = layout_.table == nullptr
                  ? nullptr
                  : layout_.table + int64_t{tile.segment} * layout_.pages_per_segment;
+    first_new_ = table_ == nullptr ? 0 : layout_.position[tile.segment];
   }
 
   const Layout& layout_;
@@ -95,6 +100,7 @@ class Walk {
   int position_ = 0;  // of the chunk after the one whose row is known
   int first_key_ = 0, end_key_ = 0;
   int start_ = 0;
+  int first_new_ = 0;  // position of the call's first token
   const int32_t* table_ = nullptr;
   bool exists_ = false;
   int page_ = 0, offset_ = 0;  // of the key of this lane

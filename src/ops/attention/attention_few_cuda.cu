@@ -322,11 +322,15 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks)
   const auto chunk = [&](int i) {
     return Keys{reinterpret_cast<E*>(shared + (warp * kStages + i) * Keys::kBytes)};
   };
-  // What the host made of the segments is there since before the kernels that came before.
+  // What the host made of the segments is there since before the kernels that came before; so are,
+  // in a step, all keys and values but the call's own, which the kernel before this one writes.
   const int end_piece = a.first_piece[block + 1];
   const int first_piece = a.first_piece[block];
   Walk<F> walk(layout, a.pieces, first_piece, end_piece);
-  await_inputs();
+  bool waits = a.early != 0;
+  if (!waits) {
+    await_inputs();
+  }
   Scales<F::kChunkKeys, E> scales;
   const Source<F> k(rows_of(a.k), layout.head_dim, kv_head);
   const Source<F> v(rows_of(a.v), layout.value_dim, kv_head);
@@ -340,10 +344,17 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks)
   };
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) {
+    if (waits && walk.any() && !walk.is_old()) {
+      await_inputs();
+      waits = false;
+    }
     if (i > 0) {
       scales.put(chunk(i - 1));
     }
     copy_next(i);
+  }
+  if (waits) {
+    await_inputs();
   }
   const float scale = positive_scale(layout);
   bool pending = false;  // the piece before is a part of a row tile, whose count is on its way
@@ -507,9 +518,11 @@ FewRows<E>::FewRows(const AttentionShape& shape) {
 template <class E>
 void FewRows<E>::launch(const FewArgs<E>& args, int64_t blocks, const Launch& on) const {
   const Kernel<E>& kernel = find_kernel(dim_, queries_, E{});
+  FewArgs<E> in_step = args;
+  in_step.early = on.recorder != nullptr ? 1 : 0;
   launch_ahead(on, "attention", kernel.kernel,
                dim3(static_cast<unsigned>(blocks * args.layout.kv_heads)),
-               dim3(static_cast<unsigned>(kernel.threads)), kernel.shared, args);
+               dim3(static_cast<unsigned>(kernel.threads)), kernel.shared, in_step);
 }
 
 template class FewRows<bf16>;

@@ -59,6 +59,27 @@ Routing route(Context& ctx, const Tensor& logits, const Tensor& choice_bias,
   return routing;
 }
 
+Tensor router_losses(Context& ctx, const Tensor& logits, const Routing& routing,
+                     RouterScore score) {
+  expect_rows("router_losses", "logits (T, E)", logits, 2);
+  const ExpertLists& lists = routing.lists;
+  expect(
+      logits.dim(0) == lists.tokens && logits.dim(1) == lists.experts,
+      "[router_losses] expected the logits that were routed, of {} tokens and {} experts, got {}",
+      lists.tokens, lists.experts, logits);
+  const bool differentiate = ctx.differentiate(logits);
+  const Tensor losses = ctx.result(sum_dtype(logits.dtype), {2, lists.tokens}, differentiate);
+  const auto args = [=]<class T>() {
+    return RouterLosses<T>{view<T>(logits), view<Sum<T>>(losses), lists, score};
+  };
+  run<router_losses_forward>(ctx, logits, args);
+  if (differentiate) {
+    ctx.record({logits, losses},
+               [=](const Context& c) { run<router_losses_backward>(c, logits, args); });
+  }
+  return losses;
+}
+
 Tensor dispatch(Context& ctx, const Tensor& x, const Routing& routing) {
   expect_rows("dispatch", "x (T, C)", x, 2);
   expect(x.dim(0) == routing.lists.tokens, "[dispatch] expected {} tokens, as were routed, got {}",

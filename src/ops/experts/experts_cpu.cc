@@ -4,16 +4,8 @@
 namespace cambium::CAMBIUM_ISA {
 namespace {
 
-/// The scores of a token's experts.
-void scores_of(const Route<float>& a, int64_t t, float* score) {
-  const int64_t experts = a.lists.experts;
-  const float* logits = a.logits.row(t);
-  if (a.config.score == RouterScore::kSigmoid) {
-    for (int64_t e = 0; e < experts; e += kLanes) {
-      vstore_upto(score + e, vsigmoid(vload_upto(logits + e, experts - e)), experts - e);
-    }
-    return;
-  }
+/// The softmax of a token's logits; gives the log of their sum.
+float softmax_of(const float* logits, int64_t experts, float* score) {
   float largest = logits[0];
   for (int64_t e = 1; e < experts; ++e) {
     largest = logits[e] > largest ? logits[e] : largest;
@@ -29,7 +21,46 @@ void scores_of(const Route<float>& a, int64_t t, float* score) {
   for (int64_t e = 0; e < experts; ++e) {
     score[e] *= inverse;
   }
+  return largest + __builtin_logf(sum);
 }
+
+void sigmoid_of(const float* logits, int64_t experts, float* score) {
+  for (int64_t e = 0; e < experts; e += kLanes) {
+    vstore_upto(score + e, vsigmoid(vload_upto(logits + e, experts - e)), experts - e);
+  }
+}
+
+/// The scores of a token's experts.
+void scores_of(const Route<float>& a, int64_t t, float* score) {
+  if (a.config.score == RouterScore::kSigmoid) {
+    sigmoid_of(a.logits.row(t), a.lists.experts, score);
+  } else {
+    softmax_of(a.logits.row(t), a.lists.experts, score);
+  }
+}
+
+/// What both of a token's losses are made of.
+struct TokenLoss {
+  float score[kMaxRoutedExperts];
+  float softmax[kMaxRoutedExperts];
+  float sum = 0.0F;       // of the scores
+  float weighted = 0.0F;  // of score * count
+  float log_sum = 0.0F;
+
+  TokenLoss(const RouterLosses<float>& a, int64_t t) {
+    const int64_t experts = a.lists.experts;
+    log_sum = softmax_of(a.logits.row(t), experts, softmax);
+    const bool sigmoid = a.score == RouterScore::kSigmoid;
+    if (sigmoid) {
+      sigmoid_of(a.logits.row(t), experts, score);
+    }
+    for (int64_t e = 0; e < experts; ++e) {
+      score[e] = sigmoid ? score[e] : softmax[e];
+      sum += score[e];
+      weighted += score[e] * a.count(e);
+    }
+  }
+};
 
 /// The highest two of a group, added: of one, itself.
 float best_two(const float* choice, int64_t size) {
@@ -168,6 +199,36 @@ void route_backward(const Route<float>& a) {
       }
     }
   });
+}
+
+void router_losses_forward(const RouterLosses<float>& a) {
+  parallel_for(a.lists.tokens, rows_per_piece(a.lists.experts * 8),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t t = begin; t < end; ++t) {
+                   const TokenLoss loss(a, t);
+                   a.losses.row(0)[t] = a.share() * loss.weighted / loss.sum;
+                   a.losses.row(1)[t] = loss.log_sum * loss.log_sum;
+                 }
+               });
+}
+
+void router_losses_backward(const RouterLosses<float>& a) {
+  const bool sigmoid = a.score == RouterScore::kSigmoid;
+  parallel_for(a.lists.tokens, rows_per_piece(a.lists.experts * 12),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t t = begin; t < end; ++t) {
+                   const TokenLoss loss(a, t);
+                   const float mean = loss.weighted / loss.sum;
+                   const float balance = a.losses.grad_row(0)[t] * a.share() / loss.sum;
+                   const float z = a.losses.grad_row(1)[t] * 2.0F * loss.log_sum;
+                   float* dlogits = a.logits.grad_row(t);
+                   for (int64_t e = 0; e < a.lists.experts; ++e) {
+                     const float s = loss.score[e];
+                     const float slope = sigmoid ? s * (1.0F - s) : s;
+                     dlogits[e] += balance * slope * (a.count(e) - mean) + z * loss.softmax[e];
+                   }
+                 }
+               });
 }
 
 void dispatch_forward(const Dispatch<float>& a) {

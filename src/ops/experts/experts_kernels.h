@@ -21,6 +21,25 @@ CAMBIUM_KERNEL(route_forward, Route)
 CAMBIUM_KERNEL(route_backward, Route)
 
 template <class T>
+struct RouterLosses {
+  View<T> logits;       // (T, E)
+  View<Sum<T>> losses;  // (2, T) contiguous
+  ExpertLists lists;    // read
+  RouterScore score;
+
+  /// What a token's weighted scores are multiplied by.
+  constexpr Sum<T> share() const {
+    return static_cast<Sum<T>>(lists.experts) / static_cast<Sum<T>>(lists.rows());
+  }
+  constexpr Sum<T> count(int64_t e) const {
+    return static_cast<Sum<T>>(lists.start[e + 1] - lists.start[e]);
+  }
+};
+CAMBIUM_KERNEL(router_losses_forward, RouterLosses)
+/// Reads losses.grad; adds to logits.grad.
+CAMBIUM_KERNEL(router_losses_backward, RouterLosses)
+
+template <class T>
 struct Dispatch {
   View<T> x;  // (T, C)
   View<T> y;  // (T * top, C) contiguous

@@ -5,8 +5,9 @@
 // (mma.sync), in fp32 by fused multiply-adds. An element is summed in the order of k whatever its
 // tile holds beside it, so the tiles serve the batch-invariant mode as they are.
 //
-// Where an expert has about one row, as in decoding, a warp takes an output of a row instead and
-// reads the row of the weight once.
+// Where experts have few rows, as in decoding, a warp takes outputs instead: of one row where most
+// experts have none, and else of the rows of an expert, for which it reads the weight once. Either
+// way an element is summed in the same order.
 #include <algorithm>
 #include <type_traits>
 
@@ -331,15 +332,88 @@ __global__ void __launch_bounds__(kThreads) few_rows(ExpertsMatmul<T> a, const W
   }
 }
 
+constexpr int kSharedOutputs = 4;  // of a warp that has all rows of an expert
+constexpr int kRowsAtOnce = 8;
+
+/// Blocks (outputs, experts): a warp has kSharedOutputs outputs of kRowsAtOnce rows at a time.
+template <class T, class W, int kVec>
+__global__ void __launch_bounds__(kThreads) rows_of_expert(ExpertsMatmul<T> a, const W* weight) {
+  await_inputs();
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int64_t expert = blockIdx.y;
+  const int64_t n = (static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32) *
+                    int64_t{kSharedOutputs};
+  const int64_t outputs = a.y.channels;
+  const int64_t depth = a.x.channels;
+  const int64_t end = a.lists.start[expert + 1];
+  if (n >= outputs) {
+    return;
+  }
+  const W* row[kSharedOutputs];
+#pragma unroll
+  for (int i = 0; i < kSharedOutputs; ++i) {
+    // Of an output that does not exist the last is computed again and not stored.
+    const int64_t output = n + i < outputs ? n + i : outputs - 1;
+    row[i] = weight + (expert * outputs + output) * depth;
+  }
+  for (int64_t r = a.lists.start[expert]; r < end; r += kRowsAtOnce) {
+    float sum[kRowsAtOnce][kSharedOutputs] = {};
+#pragma unroll 2
+    for (int64_t p = lane * kVec; p < depth; p += 32 * kVec) {
+      float w[kSharedOutputs][kVec];
+#pragma unroll
+      for (int i = 0; i < kSharedOutputs; ++i) {
+        load_all<kVec>(row[i] + p, w[i]);
+      }
+#pragma unroll
+      for (int k = 0; k < kRowsAtOnce; ++k) {
+        if (r + k < end) {
+          float x[kVec];
+          load_all<kVec>(a.x.row(r + k) + p, x);
+#pragma unroll
+          for (int i = 0; i < kSharedOutputs; ++i) {
+#pragma unroll
+            for (int j = 0; j < kVec; ++j) {
+              sum[k][i] = fmaf(x[j], w[i][j], sum[k][i]);
+            }
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k) {
+#pragma unroll
+      for (int i = 0; i < kSharedOutputs; ++i) {
+        const float total = warp_sum(sum[k][i]);
+        if (lane == 0 && r + k < end && n + i < outputs) {
+          const float bias = a.bias.defined() ? a.bias.data[expert * outputs + n + i] : 0.0F;
+          store(a.y.row(r + k) + n + i, total + bias);
+        }
+      }
+    }
+  }
+}
+
+/// Whether few_rows or rows_of_expert has the call: not so many rows that tensor cores are faster.
+bool takes_few_rows(const ExpertLists& lists) {
+  return lists.rows() <= lists.experts * kRowsAtOnce;
+}
+
 template <class T, class W>
 void run_few_rows(const ExpertsMatmul<T>& a, const W* weight, const Launch& on) {
-  const dim3 blocks(static_cast<unsigned>(ceil_div(a.y.channels, kOutputsOfBlock)),
-                    static_cast<unsigned>(a.lists.rows()), 1);
-  if (in_chunks(a.x.data, a.x.rows.outer_stride) && in_chunks(weight, a.x.channels)) {
-    launch_ahead(on, "experts_matmul", few_rows<T, W, kChunk>, blocks, kThreads, 0, a, weight);
-  } else {
-    launch_ahead(on, "experts_matmul", few_rows<T, W, 1>, blocks, kThreads, 0, a, weight);
+  const bool chunks = in_chunks(a.x.data, a.x.rows.outer_stride) && in_chunks(weight, a.x.channels);
+  if (4 * a.lists.rows() <= a.lists.experts) {
+    const dim3 blocks(static_cast<unsigned>(ceil_div(a.y.channels, kOutputsOfBlock)),
+                      static_cast<unsigned>(a.lists.rows()), 1);
+    launch_ahead(on, "experts_matmul", chunks ? few_rows<T, W, kChunk> : few_rows<T, W, 1>, blocks,
+                 kThreads, 0, a, weight);
+    return;
   }
+  const dim3 blocks(static_cast<unsigned>(ceil_div(a.y.channels, kThreads / 32 * kSharedOutputs)),
+                    static_cast<unsigned>(a.lists.experts), 1);
+  launch_ahead(on, "experts_matmul",
+               chunks ? rows_of_expert<T, W, kChunk> : rows_of_expert<T, W, 1>, blocks, kThreads, 0,
+               a, weight);
 }
 
 template <class T>
@@ -347,7 +421,7 @@ void run_forward(const ExpertsMatmul<T>& a, const Launch& on) {
   const int64_t outputs = a.y.channels;
   const int64_t depth = a.x.channels;
   with_weight(a.weight, [&]<class W>(const W* weight) {
-    if (!on.batch_invariant && a.lists.rows() <= a.lists.experts) {
+    if (!on.batch_invariant && takes_few_rows(a.lists)) {
       run_few_rows(a, weight, on);
       return;
     }

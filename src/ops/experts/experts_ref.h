@@ -12,12 +12,11 @@
 namespace cambium {
 namespace reference {
 
-/// The scores of a token.
+/// The scores of a token with these logits.
 template <class T>
-std::vector<T> router_scores(const Route<T>& a, int64_t t) {
-  const T* logits = a.logits.row(t);
-  std::vector<T> score(logits, logits + a.lists.experts);
-  if (a.config.score == RouterScore::kSigmoid) {
+std::vector<T> router_scores(const T* logits, int64_t experts, RouterScore kind) {
+  std::vector<T> score(logits, logits + experts);
+  if (kind == RouterScore::kSigmoid) {
     for (T& s : score) {
       s = 1 / (1 + std::exp(-s));
     }
@@ -33,6 +32,22 @@ std::vector<T> router_scores(const Route<T>& a, int64_t t) {
     s /= sum;
   }
   return score;
+}
+
+template <class T>
+std::vector<T> router_scores(const Route<T>& a, int64_t t) {
+  return router_scores(a.logits.row(t), a.lists.experts, a.config.score);
+}
+
+/// log of the sum of exp(logit).
+template <class T>
+T log_sum_exp(const T* logits, int64_t experts) {
+  const T largest = *std::max_element(logits, logits + experts);
+  T sum = 0;
+  for (int64_t e = 0; e < experts; ++e) {
+    sum += std::exp(logits[e] - largest);
+  }
+  return largest + std::log(sum);
 }
 
 /// What a token chooses by: score + bias, in groups that do not stay minus infinity. NaN is as
@@ -137,6 +152,49 @@ void route_backward::reference(const Route<T>& a) {
       a.logits.grad_row(t)[e] += a.config.score == RouterScore::kSigmoid
                                      ? dscore[e] * score[e] * (1 - score[e])
                                      : score[e] * (dscore[e] - mean);
+    }
+  }
+}
+
+template <class T>
+void router_losses_forward::reference(const RouterLosses<T>& a) {
+  const int64_t experts = a.lists.experts;
+  for (int64_t t = 0; t < a.lists.tokens; ++t) {
+    const std::vector<T> score =
+        ::cambium::reference::router_scores(a.logits.row(t), experts, a.score);
+    T sum = 0;
+    T weighted = 0;
+    for (int64_t e = 0; e < experts; ++e) {
+      sum += score[static_cast<size_t>(e)];
+      weighted += score[static_cast<size_t>(e)] * a.count(e);
+    }
+    const T log_sum = ::cambium::reference::log_sum_exp(a.logits.row(t), experts);
+    a.losses.row(0)[t] = a.share() * weighted / sum;
+    a.losses.row(1)[t] = log_sum * log_sum;
+  }
+}
+
+template <class T>
+void router_losses_backward::reference(const RouterLosses<T>& a) {
+  const int64_t experts = a.lists.experts;
+  for (int64_t t = 0; t < a.lists.tokens; ++t) {
+    const T* logits = a.logits.row(t);
+    const std::vector<T> score = ::cambium::reference::router_scores(logits, experts, a.score);
+    const std::vector<T> softmax =
+        ::cambium::reference::router_scores(logits, experts, RouterScore::kSoftmax);
+    T sum = 0;
+    T weighted = 0;
+    for (int64_t e = 0; e < experts; ++e) {
+      sum += score[static_cast<size_t>(e)];
+      weighted += score[static_cast<size_t>(e)] * a.count(e);
+    }
+    const T balance = a.losses.grad_row(0)[t] * a.share();
+    const T z = a.losses.grad_row(1)[t] * 2 * ::cambium::reference::log_sum_exp(logits, experts);
+    for (int64_t e = 0; e < experts; ++e) {
+      const T s = score[static_cast<size_t>(e)];
+      const T slope = a.score == RouterScore::kSigmoid ? s * (1 - s) : s;
+      a.logits.grad_row(t)[e] += balance * slope / sum * (a.count(e) - weighted / sum) +
+                                 z * softmax[static_cast<size_t>(e)];
     }
   }
 }

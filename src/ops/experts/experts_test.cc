@@ -93,6 +93,22 @@ INSTANTIATE_TEST_SUITE_P(Table, Experts,
                                            Row{"no_tokens", 0, 4, 2, 8, 5, kPlain}),
                          [](const auto& info) { return std::string(info.param.name); });
 
+TEST_P(Experts, RouterLossesMatchTheirDefinitionAndDifferences) {
+  const Row& row = GetParam();
+  const auto operation = [&](Context& c, const In& in) {
+    RouterConfig config = row.config;
+    config.top = row.top;
+    const Tensor choice_bias = row.choice_bias ? in[1] : Tensor{};
+    return router_losses(c, in[0], route(c, in[0], choice_bias, config), config.score);
+  };
+  std::vector<Input> inputs = {{{row.tokens, row.experts}, -2.0, 2.0}};
+  if (row.choice_bias) {
+    inputs.push_back({{row.experts}, -0.5, 0.5, false});
+  }
+  expect_gradients_match_differences(operation, inputs);
+  expect_kernels_match_reference(operation, inputs);
+}
+
 /// What the float kernels choose for logits (T, E) of the CPU.
 std::vector<int32_t> chosen(const std::vector<float>& logits, int64_t experts,
                             const RouterConfig& config, const std::vector<float>& bias = {}) {
@@ -135,6 +151,34 @@ TEST(Route, RowsAreTheSlotsByExpert) {
   for (int32_t s = 0; s < 6; ++s) {
     EXPECT_EQ(lists.slot[lists.row[s]], s);
   }
+}
+
+/// The losses of logits (T, E): those of the tokens, whose means are the call's.
+std::vector<float> losses_of(std::vector<float> logits, int64_t experts,
+                             const RouterConfig& config) {
+  Arena arena;
+  Context ctx{.arena = &arena};
+  const Tensor t = Tensor::of(logits.data(), {std::ssize(logits) / experts, experts});
+  const Tensor losses = router_losses(ctx, t, route(ctx, t, {}, config), config.score);
+  return {losses.ptr<float>(), losses.ptr<float>() + losses.numel()};
+}
+
+TEST(RouterLosses, OneWhereExpertsGetAsMuchAndMoreWhereOneGetsAll) {
+  const float much = 30.0F;  // a softmax of 0 and 1
+  for (const RouterScore score : {RouterScore::kSoftmax, RouterScore::kSigmoid}) {
+    const RouterConfig one{.score = score};
+    const float other = score == RouterScore::kSoftmax ? 0.0F : -much;
+    const std::vector<float> even = losses_of({much, other, other, much}, 2, one);
+    EXPECT_NEAR(even[0], 1.0F, 1e-6F);
+    EXPECT_NEAR(even[1], 1.0F, 1e-6F);
+    EXPECT_NEAR(even[2], much * much, 1e-3F);
+    // All tokens with one of two experts: twice as much.
+    EXPECT_NEAR(losses_of({much, other, much, other}, 2, one)[0], 2.0F, 1e-6F);
+  }
+  // Undecided tokens cost the z-loss log(E)^2 and no balance, whoever is chosen.
+  const std::vector<float> undecided = losses_of({0, 0, 0, 0, 0, 0, 0, 0}, 4, {.top = 2});
+  EXPECT_NEAR(undecided[0], 1.0F, 1e-6F);
+  EXPECT_NEAR(undecided[2], std::pow(std::log(4.0F), 2.0F), 1e-5F);
 }
 
 TEST(Experts, ATokensResultDoesNotDependOnOthers) {
@@ -188,6 +232,11 @@ TEST(Experts, WrongInputsAreNamed) {
   const Tensor logits = tensor({2, 4});
   std::fill_n(logits.ptr<float>(), 8, 0.0F);
   const Routing routing = route(ctx, logits, {}, {.top = 2});
+  EXPECT_EQ(error([&] {
+              router_losses(ctx, tensor({2, 5}), routing, RouterScore::kSoftmax);
+            }),
+            "[router_losses] expected the logits that were routed, of 2 tokens and 4 experts, got "
+            "f32 (2, 5)");
   EXPECT_EQ(error([&] {
               dispatch(ctx, tensor({3, 8}), routing);
             }),

@@ -1,7 +1,9 @@
-// Blocks take a head and kTokens tokens, which share what they read of its weight: in decode it is
-// read once. Every sum has one order, whatever else is in the call.
+// More tokens than decode has go to the matrix library, a product a head. Else blocks take a head
+// and kTokens tokens, which share what they read of its weight: it is read once. Their sums have
+// one order, whatever else is in the call.
 #include "ops/cuda.cuh"
 #include "ops/head_matmul/head_matmul_kernels.h"
+#include "ops/matmul/side_by_side_cuda.h"
 
 namespace cambium::cuda {
 namespace {
@@ -114,8 +116,40 @@ void run_product(const HeadMatmul<T>& a, const View<W, float>& weight, bool tran
                dim3(kThreads), 0, a, weight);
 }
 
+/// By the library, where x and the weight are of one type; false where not.
+template <class T>
+bool many_tokens(const HeadMatmul<T>& a, const View<T, Sum<T>>& weight, bool transposed,
+                 const Launch& on) {
+  if (on.batch_invariant || a.tokens() <= kTokens || !weight.defined()) {
+    return false;
+  }
+  return side_by_side(SideBySide<T>{.count = a.heads(),
+                                    .m = a.tokens(),
+                                    .n = a.y.channels,
+                                    .k = a.x.channels,
+                                    .a = a.x.data,
+                                    .a_row = a.x.rows.outer_stride,
+                                    .a_step = a.x.rows.inner_stride,
+                                    .b = weight.data,
+                                    .b_row = weight.rows.inner_stride,
+                                    .b_step = weight.rows.outer_stride,
+                                    .b_transposed = !transposed,
+                                    .c = a.y.data,
+                                    .c_row = a.y.rows.outer_stride,
+                                    .c_step = a.y.rows.inner_stride,
+                                    .accumulate = a.accumulate},
+                      on);
+}
+
 template <class T>
 void product(const HeadMatmul<T>& a, bool transposed, const Launch& on) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (many_tokens(a, a.weight.narrow, transposed, on)) {
+      return;
+    }
+  } else if (many_tokens(a, a.weight.wide, transposed, on)) {
+    return;
+  }
   if (a.weight.narrow.defined()) {
     run_product(a, a.weight.narrow, transposed, on);
   } else {

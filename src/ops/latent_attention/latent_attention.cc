@@ -51,7 +51,10 @@ void check_pages(const Tensor& latent, const Tensor& rope_key, const Segments& s
              pages.latents.dtype == pages.rope_keys.dtype,
          "[{}] expected as many pages of latents as of rope_keys, got {} and {}", kName,
          pages.latents, pages.rope_keys);
+  shape.window = pages.window;
+  shape.sinks = pages.sinks;
   use_pages(kName, shape, segments, pages.table, pages.pages_per_segment, pages.latents);
+  shape.window = shape.sinks = 0;
 }
 
 }  // namespace

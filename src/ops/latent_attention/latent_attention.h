@@ -22,6 +22,9 @@ struct LatentPages {
   int64_t pages_per_segment = 0;
   Tensor latent_scales{};    // (pages, page_size, G) bf16: of those in f8
   Tensor rope_key_scales{};  // (pages, page_size, 1)
+  /// Pages of tokens that no window has in sight, as AttentionConfig says of windows and sinks, may
+  /// be missing; what a token looks at is for its choice to say.
+  int64_t window = 0, sinks = 0;
 };
 
 /// The pieces that a latent of R numbers is kept in, so that those in f8 have a scale for every 128

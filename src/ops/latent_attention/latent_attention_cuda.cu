@@ -1,6 +1,7 @@
 // Latent attention on CUDA, forward. A block has a token, kHeads of its heads and a part of its
 // keys, in tiles of kTile, with a running maximum in fp32. The keys of tokens that decode (segments
-// of one token) are cut in parts, whose results a second kernel adds in order.
+// of one token) are cut in parts, whose results a second kernel adds in order. This serves every
+// type and size; bf16 of the published sizes goes to tensor cores (latent_attention_mma_cuda.cu).
 #include <algorithm>
 #include <vector>
 
@@ -12,9 +13,6 @@ namespace {
 
 /// Parts of a decoding token's keys where they are fixed.
 constexpr int64_t kFixedParts = 8;
-constexpr int64_t kMostParts = 32;
-/// Blocks that fill the largest devices twice.
-constexpr int64_t kBlocksWanted = 528;
 
 struct TokensPlan {
   struct Key {
@@ -24,14 +22,6 @@ struct TokensPlan {
   DeviceArray memory;
   int64_t tokens = 0;
   int64_t singles = 0;
-};
-
-/// Results of parts: for decoding token i, part p and head h at (i * parts + p) * H + h.
-struct Partials {
-  float* y = nullptr;        // (.., R): sums of exp(score - largest) latent
-  float* largest = nullptr;  // (..)
-  float* sum = nullptr;      // (..)
-  int parts = 1;
 };
 
 /// kColumns a thread, kThreads apart. Shared memory: queries (kHeads, odd), keys (kTile, odd),
@@ -63,15 +53,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   const int s = segments[t];
   const int64_t own = layout.position[s] + t - layout.start[s];
-  const int64_t count = a.chosen.count(own);
-  int64_t first = 0;
-  int64_t end = count;
-  if (partials.parts > 1 && single >= 0) {
-    const int64_t tiles = (count + kTile - 1) / kTile;
-    const int64_t each = (tiles + partials.parts - 1) / partials.parts * kTile;
-    first = min(count, part * each);
-    end = min(count, first + each);
-  }
+  const auto [first, end] =
+      keys_of_part(a.chosen.count(own), kTile, part, single < 0 ? 1 : partials.parts);
   for (int i = static_cast<int>(threadIdx.x); i < kHeads * all; i += kThreads) {
     const int h = first_head + i / all;
     queries[i / all * stride + i % all] = h < layout.heads ? load(a.q.row(t, h) + i % all) : 0.0F;
@@ -174,6 +157,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   for (int64_t c = threadIdx.x; c < a.shape.value_dim; c += kThreads) {
     float y = 0.0F;
+#pragma unroll 8
     for (int p = 0; p < partials.parts; ++p) {
       y += partials.y[at(p) * a.shape.value_dim + c] * expf(partials.largest[at(p)] - largest);
     }
@@ -184,35 +168,26 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void forward(const LatentAttention<T>& a, const Launch& on) {
   const AttentionShape& shape = a.shape;
-  const attention::DeviceLayout layout = attention::layout_of(shape, on);
   const Tokens tokens = tokens_of(shape, on);
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (forward_on_tensor_cores(a, tokens, on)) {
+      return;
+    }
+  }
+  const attention::DeviceLayout layout = attention::layout_of(shape, on);
   const int64_t head_blocks = ceil_div(shape.heads, kHeads);
-  const auto count = static_cast<unsigned>(a.q.rows.outer);
-  Partials partials;
-  if (tokens.singles > 0 && shape.table != nullptr) {
-    partials.parts = static_cast<int>(
-        on.batch_invariant
-            ? kFixedParts
-            : std::clamp<int64_t>(kBlocksWanted / (tokens.singles * head_blocks), 1, kMostParts));
-  }
-  if (partials.parts > 1) {
-    const int64_t rows = tokens.singles * partials.parts * shape.heads;
-    partials.y = scratch<float>(on, rows * shape.value_dim);
-    partials.largest = scratch<float>(on, rows);
-    partials.sum = scratch<float>(on, rows);
-  }
   const auto kernel = shape.value_dim <= kThreads       ? forward_kernel<T, 1>
                       : shape.value_dim <= 2 * kThreads ? forward_kernel<T, 2>
                                                         : forward_kernel<T, 4>;
+  const size_t bytes = forward_shared(static_cast<int>(shape.head_dim));
+  const Partials partials = make_partials(a, tokens, tokens.singles * head_blocks, 4 * kTile,
+                                          resident_blocks(kernel, kThreads, bytes), on);
   launch(on, "latent_attention", kernel,
-         dim3(static_cast<unsigned>(head_blocks), count, static_cast<unsigned>(partials.parts)),
-         dim3(kThreads), forward_shared(static_cast<int>(shape.head_dim)), for_device(a),
-         layout.layout, tokens.segment, tokens.single, partials);
-  if (partials.parts > 1) {
-    launch(on, "latent_attention", add_parts_kernel<T>,
-           dim3(static_cast<unsigned>(shape.heads), count), dim3(kThreads), 0, for_device(a),
-           tokens.single, partials);
-  }
+         dim3(static_cast<unsigned>(head_blocks), static_cast<unsigned>(a.q.rows.outer),
+              static_cast<unsigned>(partials.parts)),
+         dim3(kThreads), bytes, for_device(a), layout.layout, tokens.segment, tokens.single,
+         partials);
+  add_parts(a, tokens, partials, on);
 }
 
 }  // namespace
@@ -237,6 +212,55 @@ Tokens tokens_of(const AttentionShape& shape, const Launch& on) {
   const auto* memory = plan->memory.as<int32_t>();
   return {memory, memory + plan->tokens, plan->singles, plan};
 }
+
+template <class T>
+Partials make_partials(const LatentAttention<T>& a, const Tokens& tokens, int64_t blocks,
+                       int64_t least, int64_t fill, const Launch& on) {
+  const AttentionShape& shape = a.shape;
+  Partials partials;
+  if (tokens.singles == 0 || shape.table == nullptr) {
+    return partials;
+  }
+  // As far as the table reaches: the same for steps that follow each other.
+  int64_t reach = shape.pages_per_segment * shape.page_size;
+  reach = a.chosen.defined() ? std::min(reach, a.chosen.budget) : reach;
+  const int64_t most = std::clamp<int64_t>(reach / least, 1, std::max<int64_t>(fill / blocks, 4));
+  // The part of the device's turns that one key takes of its own: the fewest parts of the best.
+  const auto cost = [&](int64_t parts) {
+    return static_cast<double>(ceil_div(blocks * parts, fill)) / static_cast<double>(parts);
+  };
+  for (int64_t parts = 2; parts <= most; ++parts) {
+    partials.parts = cost(parts) < 0.95 * cost(partials.parts) ? parts : partials.parts;
+  }
+  if (on.batch_invariant) {
+    partials.parts = kFixedParts;
+  }
+  if (partials.parts > 1) {
+    const int64_t rows = tokens.singles * partials.parts * shape.heads;
+    partials.y = scratch<float>(on, rows * shape.value_dim);
+    partials.largest = scratch<float>(on, rows);
+    partials.sum = scratch<float>(on, rows);
+  }
+  return partials;
+}
+template Partials make_partials(const LatentAttention<float>&, const Tokens&, int64_t, int64_t,
+                                int64_t, const Launch&);
+template Partials make_partials(const LatentAttention<bf16>&, const Tokens&, int64_t, int64_t,
+                                int64_t, const Launch&);
+
+template <class T>
+void add_parts(const LatentAttention<T>& a, const Tokens& tokens, const Partials& partials,
+               const Launch& on) {
+  if (partials.parts > 1) {
+    launch(on, "latent_attention", add_parts_kernel<T>,
+           dim3(static_cast<unsigned>(a.shape.heads), static_cast<unsigned>(a.q.rows.outer)),
+           dim3(kThreads), 0, for_device(a), tokens.single, partials);
+  }
+}
+template void add_parts(const LatentAttention<float>&, const Tokens&, const Partials&,
+                        const Launch&);
+template void add_parts(const LatentAttention<bf16>&, const Tokens&, const Partials&,
+                        const Launch&);
 
 }  // namespace latent
 

@@ -73,8 +73,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LatentAttention,
                          ::testing::Values(Case{{3}, 1, 4, 2}, Case{{9, 1, 0, 7}, 3, 5, 2},
                                            Case{{37}, 2, 24, 8}, Case{{70, 20}, 9, 32, 16},
                                            Case{{9}, 3, 300, 6}, Case{{20, 12}, 3, 8, 4, 5},
-                                           Case{{67, 41}, 10, 16, 8, 7},
-                                           Case{{41}, 2, 512, 64, 33}),
+                                           Case{{67, 41}, 10, 16, 8, 7}, Case{{41}, 2, 512, 64, 33},
+                                           Case{{70, 9}, 3, 512, 64}),
                          ::testing::PrintToStringParamName());
 
 /// One sequence whose latents go through pages in pieces, against the whole without pages.
@@ -165,6 +165,34 @@ TEST(LatentAttentionPages, EveryCutGivesTheWhole) {
               << "cuda, " << dtype_name(type) << ", " << cuts.size() << " pieces";
         }
       }
+    }
+  }
+}
+
+TEST(LatentAttentionPages, OnTensorCoresEveryCutGivesTheWhole) {
+  if (!testing::on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  // Both halves of rows, heads that fill no block, several tiles, parts of one and of several.
+  for (const Paged& c : {Paged{150, 70, 512, 64, Dtype::kBF16}, {700, 3, 512, 64, Dtype::kBF16}}) {
+    const std::vector<Input> inputs = {
+        {{c.tokens, c.heads, c.rank + c.rope}}, {{c.tokens, c.rank}}, {{c.tokens, c.rope}}};
+    auto values = testing::draw(inputs);
+    for (double& x : values[0]) {
+      x = testing::as_bf16(x);
+    }
+    const std::vector<double> expected = whole(c, inputs, values);
+    std::vector<int64_t> cuts{c.tokens / 2};
+    for (int64_t end = c.tokens - 9; end <= c.tokens; ++end) {
+      cuts.push_back(end);
+    }
+    for (const bool invariant : {false, true}) {
+      testing::CudaContext cuda(Dtype::kBF16);
+      cuda.ctx.batch_invariant = invariant;
+      const testing::HeldInputs in(inputs, values, Device::kCuda, Dtype::kBF16);
+      EXPECT_LE(testing::norm_error(in_pieces(cuda.ctx, c, in.tensors, cuts), expected),
+                testing::kNarrowForward)
+          << c.heads << " heads" << (invariant ? ", batch invariant" : "");
     }
   }
 }

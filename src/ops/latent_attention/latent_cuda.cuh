@@ -46,6 +46,37 @@ struct Tokens {
 };
 Tokens tokens_of(const AttentionShape& shape, const Launch& on);
 
+/// Results of parts: for decoding token i, part p and head h at (i * parts + p) * H + h.
+struct Partials {
+  float* y = nullptr;        // (.., R): sums of exp(score - largest) latent
+  float* largest = nullptr;  // (..)
+  float* sum = nullptr;      // (..)
+  int64_t parts = 1;
+};
+/// For `blocks` blocks a part, of which the device holds `fill` at once; parts have `least` keys or
+/// more, but those that are the same whatever else is in the call.
+template <class T>
+Partials make_partials(const LatentAttention<T>& a, const Tokens& tokens, int64_t blocks,
+                       int64_t least, int64_t fill, const Launch& on);
+/// Those of decoding tokens added in order, where there are more than one.
+template <class T>
+void add_parts(const LatentAttention<T>& a, const Tokens& tokens, const Partials& partials,
+               const Launch& on);
+
+/// Of `count` keys, those of one of so many parts, which begin at multiples of `tile`.
+struct KeyRange {
+  int64_t first, end;
+};
+__device__ __forceinline__ KeyRange keys_of_part(int64_t count, int64_t tile, int64_t part,
+                                                 int64_t parts) {
+  const int64_t each = ((count + tile - 1) / tile + parts - 1) / parts * tile;
+  return {min(count, part * each), min(count, (part + 1) * each)};
+}
+
+/// On tensor cores; false where the sizes do not suit (latent_attention_mma_cuda.cu).
+bool forward_on_tensor_cores(const LatentAttention<bf16>& a, const Tokens& tokens,
+                             const Launch& on);
+
 /// The latent and the rotated key of `rows` rows of 32, one row a warp at a time; zeros where
 /// row_of says -1.
 template <class T, class RowOf>

@@ -178,4 +178,26 @@ void matmul_grad_weight(const Context& ctx, const Tensor& out, const Tensor& dy,
   grad_weight(ctx, out, dy, x, accumulate);
 }
 
+void matmul_batch_into(const Context& ctx, const Tensor& out, const Tensor& x, const Tensor& weight,
+                       bool turned) {
+  const auto expect_matrices = [&](const char* name, const Tensor& t, int64_t rows,
+                                   int64_t columns) {
+    expect(t.rank == 3 && t.contiguous() && t.dtype == x.dtype && t.device == x.device &&
+               t.dim(0) == x.dim(0) && t.dim(1) == rows && t.dim(2) == columns,
+           "[matmul_batch] expected a contiguous {} ({}, {}, {}) beside x {}, got {}", name,
+           x.dim(0), rows, columns, x, t);
+  };
+  expect(x.rank == 3 && x.contiguous(), "[matmul_batch] expected a contiguous x (B, T, K), got {}",
+         x);
+  expect(out.rank == 3, "[matmul_batch] expected out (B, T, N), got {}", out);
+  const int64_t inner = x.dim(2);
+  const int64_t columns = out.dim(2);
+  expect_matrices("out", out, x.dim(1), columns);
+  expect_matrices("weight", weight, turned ? inner : columns, turned ? columns : inner);
+  run<matmul_batch>(ctx, x, [&]<class T>() {
+    return MatmulBatch<T>{x.dim(0),   x.dim(1),        inner,        columns,
+                          x.ptr<T>(), weight.ptr<T>(), out.ptr<T>(), turned};
+  });
+}
+
 }  // namespace cambium

@@ -49,4 +49,10 @@ void matmul_grad_input(const Context& ctx, const Tensor& out, const Tensor& dy,
 void matmul_grad_weight(const Context& ctx, const Tensor& out, const Tensor& dy, const Tensor& x,
                         bool accumulate);
 
+/// out[b] = x[b] weight[b]^T for each of B pairs of matrices, without a tape.   x (B, T, K), weight
+/// (B, N, K) -> out (B, T, N), contiguous and of one type. With `turned` weight is (B, K, N), and
+/// out[b] = x[b] weight[b].
+void matmul_batch_into(const Context& ctx, const Tensor& out, const Tensor& x, const Tensor& weight,
+                       bool turned = false);
+
 }  // namespace cambium

@@ -32,6 +32,15 @@ void multiply(const Gemm& g) {
   gemm({.count = 1, .each = {g}, .threads = num_threads(), .turned = nullptr});
 }
 
+/// Products of one a by rows of weights, of which few rows of a want memory to turn them in.
+void multiply_by_rows(Gemms& all, Arena& arena) {
+  const Gemm& g = all.each[0];
+  if (g.m > 2 && g.m <= kFewRows) {
+    all.turned = arena.empty(Dtype::kF32, {g.k, few_rows(g.m)}).ptr<float>();
+  }
+  gemm(all);
+}
+
 }  // namespace
 
 void matmul_forward::cpu(const Matmuls<float>& a, Arena& arena) {
@@ -42,11 +51,7 @@ void matmul_forward::cpu(const Matmuls<float>& a, Arena& arena) {
     g.bias = a.each[i].bias.data;
     g.accumulate = a.each[i].accumulate;
   }
-  const Gemm& g = all.each[0];
-  if (g.m > 2 && g.m <= kFewRows) {
-    all.turned = arena.empty(Dtype::kF32, {g.k, few_rows(g.m)}).ptr<float>();
-  }
-  gemm(all);
+  multiply_by_rows(all, arena);
 }
 
 void matmul_grad_input_of::cpu(const MatmulGradInput<float>& a, Arena& /*arena*/) {
@@ -82,6 +87,30 @@ void matmul_grad_weight_of::cpu(const MatmulGradWeight<float>& a, Arena& arena) 
   g.c_row = a.out.rows.outer_stride;
   g.accumulate = a.accumulate;
   multiply(g);
+}
+
+void matmul_batch::cpu(const MatmulBatch<float>& a, Arena& arena) {
+  for (int64_t i = 0; i < a.count; ++i) {
+    Gemm g{};
+    g.m = a.rows;
+    g.n = a.columns;
+    g.k = a.inner;
+    g.a = a.x + i * a.rows * a.inner;
+    g.a_row = a.inner;
+    g.a_k = 1;
+    g.b = a.weight + i * a.inner * a.columns;
+    g.b_rows_are_k = a.turned;
+    g.b_stride = a.turned ? a.columns : a.inner;
+    g.c = a.y + i * a.rows * a.columns;
+    g.c_row = a.columns;
+    if (a.turned) {
+      multiply(g);
+    } else {
+      const ArenaScope scope(arena);
+      Gemms one{.count = 1, .each = {g}, .threads = num_threads(), .turned = nullptr};
+      multiply_by_rows(one, arena);
+    }
+  }
 }
 
 void matmul_grad_bias::cpu(const MatmulGradBias<float>& a, Arena& /*arena*/) {

@@ -1,6 +1,7 @@
 // Products by cuBLASLt, which is loaded when first needed. It thinks in columns: a row-major matrix
 // (R, C) is its column-major (C, R), so y (T, N) = x (T, K) weight (N, K)^T is y' = weight x'.
 #include "ops/matmul/matmul_cuda.cuh"
+#include "ops/matmul/side_by_side_cuda.h"
 
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
@@ -34,6 +35,7 @@ struct Library {
   X(cublasLtMatmulDescDestroy)            \
   X(cublasLtMatrixLayoutCreate)           \
   X(cublasLtMatrixLayoutDestroy)          \
+  X(cublasLtMatrixLayoutSetAttribute)     \
   X(cublasLtMatmulPreferenceCreate)       \
   X(cublasLtMatmulPreferenceSetAttribute) \
   X(cublasLtMatmulPreferenceDestroy)      \
@@ -78,13 +80,15 @@ const Library& library() {
 #undef CAMBIUM_CUBLASLT
 
 constexpr int64_t kWorkspace = 32 << 20;
-/// c (m, n) = [c +] op(a) op(b), column-major.
+/// c (m, n) = [c +] op(a) op(b), column-major; or `count` of them whose operands lie so many
+/// elements apart.
 struct Product {
   int64_t m, n, k;
   bool a_transposed, b_transposed;
   int64_t a_stride, b_stride, c_stride;
   bool bf16_inputs, bf16_output;
-  int alignment_a, alignment_b, alignment_c;         // of the addresses, in bytes up to 16
+  int alignment_a, alignment_b, alignment_c;  // of the addresses, in bytes up to 16
+  int64_t count = 1, a_step = 0, b_step = 0, c_step = 0;
   auto operator<=>(const Product&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
@@ -98,10 +102,12 @@ int alignment_of(const void* p) {
 }
 
 std::string key_of(const Product& p) {
-  return fmt::format("{} {} {} {}{} {} {} {} {}{} {} {} {}", p.m, p.n, p.k,
-                     p.a_transposed ? 't' : 'n', p.b_transposed ? 't' : 'n', p.a_stride, p.b_stride,
-                     p.c_stride, p.bf16_inputs ? 'h' : 'f', p.bf16_output ? 'h' : 'f',
-                     p.alignment_a, p.alignment_b, p.alignment_c);
+  const std::string one = fmt::format(
+      "{} {} {} {}{} {} {} {} {}{} {} {} {}", p.m, p.n, p.k, p.a_transposed ? 't' : 'n',
+      p.b_transposed ? 't' : 'n', p.a_stride, p.b_stride, p.c_stride, p.bf16_inputs ? 'h' : 'f',
+      p.bf16_output ? 'h' : 'f', p.alignment_a, p.alignment_b, p.alignment_c);
+  return p.count == 1 ? one
+                      : fmt::format("{} x {} {} {} {}", one, p.count, p.a_step, p.b_step, p.c_step);
 }
 
 /// Whether it is worth measuring: products that take long enough to be told apart, of row counts
@@ -112,8 +118,8 @@ bool worth_measuring(const Product& p) {
     return value == nullptr || std::strcmp(value, "0") != 0;
   }();
   constexpr double kLeast = 2e9;  // operations
-  const double operations =
-      2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
+  const double operations = 2.0 * static_cast<double>(p.count) * static_cast<double>(p.m) *
+                            static_cast<double>(p.n) * static_cast<double>(p.k);
   return wanted && operations >= kLeast && (p.n <= 512 || p.n % 256 == 0);
 }
 
@@ -151,13 +157,21 @@ class Planned {
     set(CUBLASLT_MATMUL_DESC_TRANSA, p.a_transposed);
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.b_transposed);
     const auto layout = [&](cublasLtMatrixLayout_t& to, cudaDataType type, int64_t rows,
-                            int64_t columns, int64_t stride) {
+                            int64_t columns, int64_t stride, int64_t step) {
       check("a layout", l.cublasLtMatrixLayoutCreate(&to, type, static_cast<uint64_t>(rows),
                                                      static_cast<uint64_t>(columns), stride));
+      if (p.count > 1) {
+        const auto count = static_cast<int32_t>(p.count);
+        check("a layout", l.cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                                                             &count, sizeof(count)));
+        check("a layout",
+              l.cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                 &step, sizeof(step)));
+      }
     };
-    layout(a_, input, p.a_transposed ? p.k : p.m, p.a_transposed ? p.m : p.k, p.a_stride);
-    layout(b_, input, p.b_transposed ? p.n : p.k, p.b_transposed ? p.k : p.n, p.b_stride);
-    layout(c_, p.bf16_output ? CUDA_R_16BF : CUDA_R_32F, p.m, p.n, p.c_stride);
+    layout(a_, input, p.a_transposed ? p.k : p.m, p.a_transposed ? p.m : p.k, p.a_stride, p.a_step);
+    layout(b_, input, p.b_transposed ? p.n : p.k, p.b_transposed ? p.k : p.n, p.b_stride, p.b_step);
+    layout(c_, p.bf16_output ? CUDA_R_16BF : CUDA_R_32F, p.m, p.n, p.c_stride, p.c_step);
     choose(p);
   }
   Planned(const Planned&) = delete;
@@ -412,6 +426,78 @@ void grad_weight(const MatmulGradWeight<T>& p, const Launch& on) {
            p.accumulate, on);
 }
 
+/// In bytes up to 16: of all addresses that begin at p and are `step` elements apart.
+template <class T>
+int alignment_of_all(const T* p, int64_t step) {
+  return std::min(
+      alignment_of(p),
+      alignment_of(reinterpret_cast<const void*>(step * static_cast<int64_t>(sizeof(T)))));
+}
+
+}  // namespace
+
+template <class T>
+bool side_by_side(const SideBySide<T>& p, const Launch& on) {
+  if (p.m == 0 || p.n == 0 || p.k == 0) {
+    return false;
+  }
+  // Column-major: c' (n, m) = b' a'.
+  Product sizes{p.n,
+                p.m,
+                p.k,
+                p.b_transposed,
+                false,
+                p.b_row,
+                p.a_row,
+                p.c_row,
+                sizeof(T) == 2,
+                sizeof(T) == 2,
+                alignment_of_all(p.b, p.b_step),
+                alignment_of_all(p.a, p.a_step),
+                alignment_of_all(p.c, p.c_step)};
+  sizes.count = p.count;
+  sizes.a_step = p.b_step;
+  sizes.b_step = p.a_step;
+  sizes.c_step = p.c_step;
+  const std::shared_ptr<const Planned> plan = planned(sizes);
+  if (!plan->found()) {
+    return false;
+  }
+  plan->run(p.b, p.a, p.c, p.accumulate, on);
+  return true;
+}
+template bool side_by_side(const SideBySide<float>&, const Launch&);
+template bool side_by_side(const SideBySide<bf16>&, const Launch&);
+
+namespace {
+
+template <class T>
+void batch(const MatmulBatch<T>& a, const Launch& on) {
+  const SideBySide<T> all{.count = a.count,
+                          .m = a.rows,
+                          .n = a.columns,
+                          .k = a.inner,
+                          .a = a.x,
+                          .a_row = a.inner,
+                          .a_step = a.rows * a.inner,
+                          .b = a.weight,
+                          .b_row = a.turned ? a.columns : a.inner,
+                          .b_step = a.inner * a.columns,
+                          .b_transposed = !a.turned,
+                          .c = a.y,
+                          .c_row = a.columns,
+                          .c_step = a.rows * a.columns,
+                          .accumulate = false};
+  if (a.count > 1 && side_by_side(all, on)) {
+    return;
+  }
+  for (int64_t i = 0; i < a.count; ++i) {
+    multiply(a.rows, a.columns, a.inner, a.x + i * all.a_step, all.a_row, false,
+             a.weight + i * all.b_step, all.b_row, !a.turned, a.y + i * all.c_step, all.c_row,
+             false, on);
+  }
+}
+
 }  // namespace
 
 void matmul_forward(const Matmuls<float>& a, const Launch& on) {
@@ -431,6 +517,12 @@ void matmul_grad_weight_of(const MatmulGradWeight<float>& a, const Launch& on) {
 }
 void matmul_grad_weight_of(const MatmulGradWeight<bf16>& a, const Launch& on) {
   grad_weight(a, on);
+}
+void matmul_batch(const MatmulBatch<float>& a, const Launch& on) {
+  batch(a, on);
+}
+void matmul_batch(const MatmulBatch<bf16>& a, const Launch& on) {
+  batch(a, on);
 }
 
 }  // namespace cambium::cuda

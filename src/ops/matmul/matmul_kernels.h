@@ -55,6 +55,18 @@ struct MatmulGradWeight {
 };
 CAMBIUM_PLANNED_KERNEL(matmul_grad_weight_of, MatmulGradWeight)
 
+/// y[b] = x[b] weight[b]^T, or x[b] weight[b] where the weights are `turned`. The matrices of a
+/// tensor lie one behind the other.
+template <class T>
+struct MatmulBatch {
+  int64_t count, rows, inner, columns;
+  const T* x;       // (count, rows, inner)
+  const T* weight;  // (count, columns, inner); turned (count, inner, columns)
+  T* y;             // (count, rows, columns)
+  bool turned;
+};
+CAMBIUM_PLANNED_KERNEL(matmul_batch, MatmulBatch)
+
 /// out += the sum of the rows of dy
 template <class T>
 struct MatmulGradBias {

@@ -64,6 +64,21 @@ void matmul_grad_weight_of::reference(const MatmulGradWeight<T>& a) {
 }
 
 template <class T>
+void matmul_batch::reference(const MatmulBatch<T>& a) {
+  for (int64_t i = 0; i < a.count * a.rows; ++i) {
+    const T* x = a.x + i * a.inner;
+    const T* weight = a.weight + i / a.rows * a.inner * a.columns;
+    for (int64_t c = 0; c < a.columns; ++c) {
+      T sum = 0;
+      for (int64_t k = 0; k < a.inner; ++k) {
+        sum += x[k] * (a.turned ? weight[k * a.columns + c] : weight[c * a.inner + k]);
+      }
+      a.y[i * a.columns + c] = sum;
+    }
+  }
+}
+
+template <class T>
 void matmul_grad_bias::reference(const MatmulGradBias<T>& a) {
   for (int64_t n = 0; n < a.dy.channels; ++n) {
     for (int64_t t = 0; t < a.dy.rows.outer; ++t) {

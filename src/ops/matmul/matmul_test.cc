@@ -4,6 +4,7 @@
 #include "base/parallel.h"
 #include "base/testing.h"
 #include "ops/testing.h"
+#include "tensor/workspace.h"
 
 namespace cambium {
 namespace {
@@ -12,8 +13,10 @@ using testing::as_stored;
 using testing::cuda_tensor;
 using testing::CudaContext;
 using testing::draw;
+using testing::error_of;
 using testing::expect_gradients_match_differences;
 using testing::expect_kernels_match_reference;
+using testing::for_each_isa;
 using testing::kNarrowForward;
 using testing::norm_error;
 using testing::on_cuda;
@@ -246,6 +249,84 @@ TEST(MatmulInto, AddsToWhatIsThere) {
     }
   }
   set_cpu_isa(best);
+}
+
+// Many pairs of matrices at once, by every form against the definition in double precision.
+TEST(MatmulBatch, MatchesDefinition) {
+  struct Sizes {
+    int64_t count, t, n, k;
+  };
+  for (const Sizes sizes :
+       {Sizes{1, 5, 4, 3}, {3, 2, 7, 9}, {4, 6, 6, 40}, {7, 16, 32, 24}, {5, 33, 17, 65}}) {
+    const int64_t count = sizes.count;
+    const int64_t t = sizes.t;
+    const int64_t n = sizes.n;
+    const int64_t k = sizes.k;
+    for (const bool turned : {false, true}) {
+      SCOPED_TRACE(fmt::format("{} x {} x {} x {}{}", count, t, n, k, turned ? " turned" : ""));
+      auto values = testing::draw({{{count * t * k}}, {{count * n * k}}}, 11);
+      for (auto& each : values) {
+        each = as_stored(each, Dtype::kBF16);
+      }
+      const auto product = [&](Device device, Dtype dtype, bool reference) {
+        Workspace workspace(device);
+        Context ctx = workspace.context();
+        ctx.reference = reference;
+        const int64_t x_shape[] = {count, t, k};
+        const int64_t w_shape[] = {count, turned ? k : n, turned ? n : k};
+        const int64_t y_shape[] = {count, t, n};
+        const OwnedTensor x(dtype, x_shape, false, device);
+        const OwnedTensor w(dtype, w_shape, false, device);
+        const OwnedTensor y(dtype, y_shape, false, device);
+        testing::put(x.view, values[0]);
+        testing::put(w.view, values[1]);
+        matmul_batch_into(ctx, y.view, x.view, w.view, turned);
+        return testing::take(y.view);
+      };
+      const auto exact = product({}, Dtype::kF64, true);
+      for (int64_t b = 0, i = 0; b < count; ++b) {  // and the definition against a sum
+        for (int64_t r = 0; r < t; ++r) {
+          for (int64_t c = 0; c < n; ++c, ++i) {
+            double sum = 0.0;
+            for (int64_t j = 0; j < k; ++j) {
+              const int64_t at = turned ? j * n + c : c * k + j;
+              sum += values[0][static_cast<size_t>((b * t + r) * k + j)] *
+                     values[1][static_cast<size_t>(b * n * k + at)];
+            }
+            ASSERT_NEAR(exact[static_cast<size_t>(i)], sum, 1e-12);
+          }
+        }
+      }
+      EXPECT_LE(relative_error(product({}, Dtype::kF32, true), exact), 1e-6);
+      for_each_isa(
+          [&] { EXPECT_LE(relative_error(product({}, Dtype::kF32, false), exact), 1e-5); });
+      if (testing::on_cuda()) {
+        const Device cuda{Device::kCuda, 0};
+        EXPECT_LE(relative_error(product(cuda, Dtype::kF32, false), exact), 1e-5);
+        EXPECT_LE(relative_error(product(cuda, Dtype::kBF16, false), exact), 0x1p-7);
+      }
+    }
+  }
+}
+
+TEST(MatmulBatch, NamesWhatDoesNotFit) {
+  Arena arena;
+  const Context ctx{.arena = &arena};
+  const auto of = [&](std::initializer_list<int64_t> shape) {
+    return arena.empty(Dtype::kF32, shape);
+  };
+  matmul_batch_into(ctx, of({2, 3, 4}), of({2, 3, 5}), of({2, 4, 5}));
+  EXPECT_EQ(error_of([&] {
+              matmul_batch_into(ctx, of({2, 3, 4}), of({2, 3, 5}), of({2, 4, 5}), true);
+            }),
+            "[matmul_batch] expected a contiguous weight (2, 5, 4) beside x f32 (2, 3, 5), got f32 "
+            "(2, 4, 5)");
+  EXPECT_EQ(
+      error_of([&] {
+        matmul_batch_into(ctx, of({1, 3, 4}), of({2, 3, 5}), of({2, 4, 5}));
+      }),
+      "[matmul_batch] expected a contiguous out (2, 3, 4) beside x f32 (2, 3, 5), got f32 (1, 3, "
+      "4)");
 }
 
 // What a CUDA device computes: its x, weight and gradients, in a wider memory if `wide`, whose

@@ -42,8 +42,15 @@ __global__ void __launch_bounds__(kThreads) rms_forward(RmsNorm<T> a) {
 template <class Tile, class T>
 __global__ void __launch_bounds__(kThreads) add_rms_forward(AddRmsNorm<T> a) {
   constexpr int kVec = Tile::kVec;
-  await_inputs();
   const ForwardRow<Tile> row(a.stream.count(), a.stream.channels);
+  // The weight comes from far, as nobody has read it since the last step: it is on its way before
+  // the row is there.
+  constexpr bool kAhead = Tile::kPer > 0;
+  float weight[Tile::kHeld][kVec];
+  if (kAhead && a.weight.defined()) {
+    Tile::each(row.channels, [&](int i, int c) { load_weight(a.weight.data + c, weight[i]); });
+  }
+  await_inputs();
   float* stream = a.stream.row(row.index);
   const T* added = a.y.row(row.index);
   float held[Tile::kHeld][kVec];
@@ -102,11 +109,12 @@ __global__ void __launch_bounds__(kThreads) add_rms_forward(AddRmsNorm<T> a) {
       load_all<kVec>(stream + c, held[i]);
     }
     if (a.weight.defined()) {
-      float w[kVec];
-      load_weight(a.weight.data + c, w);
+      if constexpr (!kAhead) {
+        load_weight(a.weight.data + c, weight[i]);
+      }
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        held[i][j] = (held[i][j] - mean) * (rstd * (w[j] + one));
+        held[i][j] = (held[i][j] - mean) * (rstd * (weight[i][j] + one));
       }
     }
     if (a.bias.defined()) {

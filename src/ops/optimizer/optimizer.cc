@@ -83,51 +83,71 @@ void adamw_update_narrow(const Context& ctx, const Tensor& p, const Tensor& m, c
   });
 }
 
-void muon_update(const Context& ctx, const Tensor& p, const Tensor& m, const MuonConfig& config) {
-  expect_parameter("muon_update", p);
-  expect(p.rank == 2, "[muon_update] expected a matrix p, got {}", p);
-  expect_state("muon_update", "m", m, p, p.grad_dtype);
-  const int64_t rows = p.dim(0);
-  const int64_t columns = p.dim(1);
+void muon_update(const Context& ctx, std::span<const MuonMatrix> matrices,
+                 const MuonConfig& config) {
+  CAMBIUM_CHECK(!matrices.empty());
+  const Tensor& first = matrices.front().p;
+  for (const auto& [p, m] : matrices) {
+    expect_parameter("muon_update", p);
+    expect(p.rank == 2, "[muon_update] expected a matrix p, got {}", p);
+    expect(p.same_shape(first) && p.device == first.device,
+           "[muon_update] expected matrices of one shape, got {} and {}", first, p);
+    expect_state("muon_update", "m", m, p, p.grad_dtype);
+  }
+  const auto count = static_cast<int64_t>(matrices.size());
+  const Dtype dtype = matrices.front().m.dtype;
+  const int64_t rows = first.dim(0);
+  const int64_t columns = first.dim(1);
   const int64_t small = std::min(rows, columns);
   const int64_t large = std::max(rows, columns);
   const ArenaScope scope(*ctx.arena);
-  Tensor x = ctx.arena->empty(m.dtype, {small, large});
-  Tensor next = ctx.arena->empty(m.dtype, {small, large});
-  const Tensor a = ctx.arena->empty(m.dtype, {small, small});
-  const Tensor b = ctx.arena->empty(m.dtype, {small, small});
-  run<muon_momentum>(ctx, p, [&]<class T>() {
-    return MuonMomentum<T>{rows,
-                           columns,
-                           p.grad_ptr<Sum<T>>(),
-                           m.ptr<Sum<T>>(),
-                           x.ptr<Sum<T>>(),
-                           config.gradient_scale,
-                           config.momentum};
-  });
-  const auto normalise = static_cast<float>(1.0 / (std::sqrt(sum_squares(ctx, x)) + 1e-12));
-  run<scale_in_place>(ctx, x, [&]<class T>() {
-    return Scale<T>{x.numel(), x.ptr<T>(), normalise};
-  });
-  for (int round = 0; round < 5; ++round) {
-    matmul_into(ctx, a, x, x);
-    matmul_into(ctx, b, a, a);  // a is symmetric
-    run<muon_polynomial>(ctx, b, [&]<class T>() {
-      return MuonPolynomial<T>{small, a.ptr<T>(), b.ptr<T>(), 3.4445F, -4.7750F, 2.0315F};
+  Tensor x = ctx.arena->empty(dtype, {count, small, large});
+  Tensor next = ctx.arena->empty(dtype, {count, small, large});
+  const Tensor a = ctx.arena->empty(dtype, {count, small, small});
+  const Tensor b = ctx.arena->empty(dtype, {count, small, small});
+  std::vector<Tensor> each;
+  for (const MuonMatrix& one : matrices) {
+    each.push_back(x.slice(0, static_cast<int64_t>(each.size()), 1));
+    run<muon_momentum>(ctx, one.p, [&]<class T>() {
+      return MuonMomentum<T>{rows,
+                             columns,
+                             one.p.grad_ptr<Sum<T>>(),
+                             one.m.ptr<Sum<T>>(),
+                             each.back().ptr<Sum<T>>(),
+                             config.gradient_scale,
+                             config.momentum};
     });
-    matmul_grad_input(ctx, next, b, x, false);
+  }
+  const std::vector<double> squares = sums_of_squares(ctx, each);
+  for (size_t i = 0; i < each.size(); ++i) {
+    const auto normalise = static_cast<float>(1.0 / (std::sqrt(squares[i]) + 1e-12));
+    run<scale_in_place>(ctx, x, [&]<class T>() {
+      return Scale<T>{each[i].numel(), each[i].ptr<T>(), normalise};
+    });
+  }
+  for (int round = 0; round < 5; ++round) {
+    matmul_batch_into(ctx, a, x, x);
+    matmul_batch_into(ctx, b, a, a);  // a's matrices are symmetric
+    run<muon_polynomial>(ctx, b, [&]<class T>() {
+      return MuonPolynomial<T>{count, small, a.ptr<T>(), b.ptr<T>(), 3.4445F, -4.7750F, 2.0315F};
+    });
+    matmul_batch_into(ctx, next, b, x, true);
     std::swap(x, next);
   }
   const double scale = 0.2 * std::sqrt(static_cast<double>(large));
-  run<muon_apply>(ctx, p, [&]<class T>() {
-    return MuonApply<T>{rows,
-                        columns,
-                        p.ptr<T>(),
-                        p.grad_ptr<Sum<T>>(),
-                        x.ptr<Sum<T>>(),
-                        1.0F - config.rate * config.weight_decay,
-                        static_cast<float>(static_cast<double>(config.rate) * scale)};
-  });
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    const Tensor& p = matrices[i].p;
+    const Tensor change = x.slice(0, static_cast<int64_t>(i), 1);
+    run<muon_apply>(ctx, p, [&]<class T>() {
+      return MuonApply<T>{rows,
+                          columns,
+                          p.ptr<T>(),
+                          p.grad_ptr<Sum<T>>(),
+                          change.ptr<Sum<T>>(),
+                          1.0F - config.rate * config.weight_decay,
+                          static_cast<float>(static_cast<double>(config.rate) * scale)};
+    });
+  }
 }
 
 double sum_squares(const Context& ctx, const Tensor& x) {

@@ -20,8 +20,20 @@ void adamw_update(const Context& ctx, const Tensor& p, const Tensor& m, const Te
 void adamw_update_narrow(const Context& ctx, const Tensor& p, const Tensor& m, const Tensor& v,
                          const AdamwConfig& config, uint64_t key);
 
-/// p and m (R, C) contiguous, f32; p has a gradient, which is zero afterwards.
-void muon_update(const Context& ctx, const Tensor& p, const Tensor& m, const MuonConfig& config);
+/// A parameter and its momentum: (R, C) contiguous, f32; p has a gradient, which is zero after an
+/// update.
+struct MuonMatrix {
+  Tensor p, m;
+};
+/// Matrices of one shape, each updated by itself: a GPU takes their products together. Holds two
+/// copies of all of them meanwhile.
+void muon_update(const Context& ctx, std::span<const MuonMatrix> matrices,
+                 const MuonConfig& config);
+inline void muon_update(const Context& ctx, const Tensor& p, const Tensor& m,
+                        const MuonConfig& config) {
+  const MuonMatrix matrix{p, m};
+  muon_update(ctx, std::span(&matrix, 1), config);
+}
 
 /// Sum of the squares of a contiguous tensor, in a fixed order and double precision across blocks.
 double sum_squares(const Context& ctx, const Tensor& x);

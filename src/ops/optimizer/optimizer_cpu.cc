@@ -123,12 +123,13 @@ void scale_in_place(const Scale<float>& a) {
 }
 
 void muon_polynomial(const MuonPolynomial<float>& a) {
-  for_matrix(a.n, a.n, [&](int64_t r, int64_t c, int64_t n) {
+  for_matrix(a.count * a.n, a.n, [&](int64_t r, int64_t c, int64_t n) {
     const int64_t i = r * a.n + c;
     const vf sum = a.b * vload_upto(a.x + i, n) + a.c * vload_upto(a.square + i, n);
     vstore_upto(a.square + i, sum, n);
-    if (r >= c && r < c + n) {
-      a.square[r * a.n + r] += a.a;
+    const int64_t diagonal = r % a.n;
+    if (diagonal >= c && diagonal < c + n) {
+      a.square[r * a.n + diagonal] += a.a;
     }
   });
 }

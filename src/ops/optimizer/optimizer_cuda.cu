@@ -139,8 +139,6 @@ struct PolynomialBody {
 
   template <int kN>
   __device__ void operator()(int64_t i) const {
-    const int64_t past =
-        i % (a.n + 1);  // elements since one of the diagonal, which come every n + 1
     float x[kN];
     float square[kN];
     load_n<kN>(a.x + i, x);
@@ -148,7 +146,7 @@ struct PolynomialBody {
 #pragma unroll
     for (int k = 0; k < kN; ++k) {
       square[k] = a.b * x[k] + a.c * square[k];
-      if (past + k == 0 || past + k == a.n + 1) {
+      if ((i + k) % (a.n * a.n) % (a.n + 1) == 0) {
         square[k] += a.a;
       }
     }
@@ -158,7 +156,8 @@ struct PolynomialBody {
 
 template <class T>
 void run_polynomial(const MuonPolynomial<T>& a, const Launch& on) {
-  run_each(on, "muon_update", a.n * a.n, all_aligned(a.x, a.square), PolynomialBody<T>{a});
+  run_each(on, "muon_update", a.count * a.n * a.n, all_aligned(a.x, a.square),
+           PolynomialBody<T>{a});
 }
 
 // --- Muon's matrices. x lies as p does where p is wide.

@@ -82,10 +82,10 @@ struct Scale {
 };
 CAMBIUM_KERNEL(scale_in_place, Scale)
 
-/// square = a I + b x + c square, matrices (n, n)
+/// square = a I + b x + c square, of `count` matrices (n, n)
 template <class T>
 struct MuonPolynomial {
-  int64_t n;
+  int64_t count, n;
   const T* x;
   T* square;
   float a, b, c;

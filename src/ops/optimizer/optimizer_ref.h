@@ -68,11 +68,11 @@ void scale_in_place::reference(const Scale<T>& a) {
 
 template <class T>
 void muon_polynomial::reference(const MuonPolynomial<T>& a) {
-  for (int64_t i = 0; i < a.n; ++i) {
+  for (int64_t i = 0; i < a.count * a.n; ++i) {
     for (int64_t j = 0; j < a.n; ++j) {
       const int64_t at = i * a.n + j;
       a.square[at] = static_cast<T>(a.b) * a.x[at] + static_cast<T>(a.c) * a.square[at] +
-                     (i == j ? static_cast<T>(a.a) : 0);
+                     (i % a.n == j ? static_cast<T>(a.a) : 0);
     }
   }
 }

@@ -147,6 +147,61 @@ TEST(Muon, KernelsMatchDefinition) {
   expect_kernels_match({97, 33}, update, 1e-4);
 }
 
+// Matrices that are updated together are each as by themselves: by the CPU's kernels to the bit, by
+// a GPU's, which takes their products as one, to what the iteration makes of rounding.
+TEST(Muon, MatricesTogetherAreAsAlone) {
+  const MuonConfig config{.gradient_scale = 0.5F, .rate = 0.1F, .weight_decay = 0.2F};
+  std::vector<Device> devices = {{}};
+  if (testing::on_cuda()) {
+    devices.push_back({Device::kCuda, 0});
+  }
+  for (const Device device : devices) {
+    for (const std::array<int64_t, 2> shape_of_one :
+         {std::array<int64_t, 2>{3, 19}, {35, 6}, {16, 16}, {48, 128}}) {
+      const int64_t rows = shape_of_one[0];
+      const int64_t columns = shape_of_one[1];
+      SCOPED_TRACE(fmt::format("{} ({}, {})", device.describe(), rows, columns));
+      constexpr int64_t kCount = 5;
+      const auto values = draw({{{kCount * rows * columns}}, {{kCount * rows * columns}}}, 3);
+      const auto run = [&](bool together) {
+        Workspace workspace(device);
+        const Context ctx = workspace.context();
+        const int64_t shape[] = {kCount, rows, columns};
+        const OwnedTensor p(Dtype::kF32, shape, true, device);
+        const OwnedTensor m(Dtype::kF32, shape, false, device);
+        testing::put(p.view, values[0]);
+        testing::put(p.view.grad_tensor(), values[1]);
+        std::vector<MuonMatrix> matrices;
+        for (int64_t i = 0; i < kCount; ++i) {
+          const auto one = [&](const OwnedTensor& t) {
+            return t.view.slice(0, i, 1).reshape({rows, columns});
+          };
+          matrices.push_back({one(p), one(m)});
+        }
+        if (together) {
+          muon_update(ctx, matrices, config);
+        } else {
+          for (const auto& [weight, momentum] : matrices) {
+            muon_update(ctx, weight, momentum, config);
+          }
+        }
+        std::vector<double> all = testing::take(p.view);
+        for (const Tensor& t : {m.view, p.view.grad_tensor()}) {
+          const std::vector<double> more = testing::take(t);
+          all.insert(all.end(), more.begin(), more.end());
+        }
+        return all;
+      };
+      const std::vector<double> alone = run(false);
+      if (device.kind == Device::kCpu) {
+        EXPECT_EQ(run(true), alone);
+      } else {
+        EXPECT_LE(testing::relative_error(run(true), alone), 1e-4);
+      }
+    }
+  }
+}
+
 TEST(Muon, UpdateHasSingularValuesNearOne) {
   // Rows of a wide update are nearly orthogonal, of length about 0.2 sqrt(columns) times the rate.
   Arena arena;
@@ -395,6 +450,11 @@ TEST(OptimizerErrors, NameWhatCame) {
             "(2, 3)");
   EXPECT_EQ(error_of([&] { muon_update(ctx, p.view.reshape({6}), m.view, {}); }),
             "[muon_update] expected a matrix p, got f32 (6)");
+  const OwnedTensor other(Dtype::kF32, {3, 2}, true);
+  const OwnedTensor momentum(Dtype::kF32, {3, 2});
+  const MuonMatrix matrices[] = {{p.view, m.view}, {other.view, momentum.view}};
+  EXPECT_EQ(error_of([&] { muon_update(ctx, matrices, {}); }),
+            "[muon_update] expected matrices of one shape, got f32 (2, 3) and f32 (3, 2)");
   EXPECT_EQ(error_of([&] { all_finite(ctx, p.view.slice(1, 0, 2)); }),
             "[all_finite] expected a contiguous x, got f32 (2, 2)");
 }

@@ -248,9 +248,9 @@ void run_head_forward(const PerHead<T>& h, const Launch& on, const char* operati
                       const Function& f) {
   using Body = HeadForward<T, Function>;
   const int64_t count = h.x.count() * h.x.channels;
-  launch(on, operation, each_element<1, false, Body>,
-         static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0, Body{h, f}, count,
-         h.x.channels);
+  launch_ahead(on, operation, each_element<1, false, Body>,
+               static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0, Body{h, f}, count,
+               h.x.channels);
 }
 
 constexpr int kHeadColumns = 32;  // heads of a block

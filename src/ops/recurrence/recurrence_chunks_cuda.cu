@@ -117,8 +117,9 @@ bool device_has_shared() {
 
 bool recurrence_has_chunks(const Recurrence<bf16>& a) {
   const auto fits = [](int64_t dim) { return dim == 64 || dim == 128; };
-  return fits(a.key_dim) && fits(a.dim) && rows_aligned(a.q) && rows_aligned(a.k) &&
-         rows_aligned(a.v) && rows_aligned(a.y) && device_has_shared();
+  const bool scans = !a.delta && !a.decay_per_channel;
+  return (scans ? scan_has_chunks(a) : fits(a.key_dim) && fits(a.dim)) && rows_aligned(a.q) &&
+         rows_aligned(a.k) && rows_aligned(a.v) && rows_aligned(a.y) && device_has_shared();
 }
 
 void recurrence_chunks(const Recurrence<bf16>& a, const DeviceSegments& segments,

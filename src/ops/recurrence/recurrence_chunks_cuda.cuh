@@ -40,20 +40,22 @@ __device__ __forceinline__ int64_t last_first(int64_t heads) {
 }
 
 /// Rows [0, 64) of `kDim` elements, `from_stride` apart, in the background to rows of kDim + 8,
-/// which have no bank conflicts; those past `rows` are zero. By threads [0, kThreads) of `thread`.
+/// which have no bank conflicts; those past `rows` are zero, and so are elements from `columns` on.
+/// By threads [0, kThreads) of `thread`.
 template <int kDim, int kThreads>
 __device__ __forceinline__ void copy_rows(const bf16* from, int64_t from_stride, int rows,
-                                          int thread, bf16* to) {
+                                          int thread, bf16* to, int columns = kDim) {
   constexpr int kPieces = kDim / 8;
   constexpr int kStep = kThreads / kPieces;  // rows at a time
   static_assert(kThreads % kPieces == 0 && kC % kStep == 0);
   const int first = thread / kPieces;
   const int column = thread % kPieces * 8;
+  const bool exists = column < columns;
   const bf16* row = from + first * from_stride + column;
   to += first * (kDim + 8) + column;
 #pragma unroll
   for (int i = 0; i < kC; i += kStep) {
-    const bool valid = first + i < rows;
+    const bool valid = exists && first + i < rows;
     copy_16(to + i * (kDim + 8), valid ? row : from, valid);
     row += kStep * from_stride;
   }
@@ -297,9 +299,10 @@ __device__ __forceinline__ void invert_tiles(float* x, float (&t)[kRowTiles][2][
 }
 
 /// The whole of a call with one decay a head: with the delta rule (recurrence_chunks_delta_cuda.cu)
-/// and without (recurrence_chunks_scan_cuda.cu).
+/// and without (recurrence_chunks_scan_cuda.cu), which serves more dims than the others.
 void delta_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
                   const Launch& on);
+bool scan_has_chunks(const Recurrence<bf16>& a);
 void scan_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
                  const Launch& on);
 

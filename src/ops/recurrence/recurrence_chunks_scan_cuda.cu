@@ -6,13 +6,17 @@
 //
 // 1. product_kernel, for all chunks and key heads at once: q k', which the value heads of a key
 //    head share, and what their gates come to: of a head's tokens these lie far apart in memory.
-// 2. scan_kernel, a block for each segment, head and 64 columns of the value, over the chunks in
+// 2. scan_kernel, a block for each segment, head and 64 columns of the value (80 where that is all
+//    of them: with 64 and 16 each chunk would be walked twice), over the chunks in
 //    turn: states never leave registers, so of the large the device's memory sees v and y alone.
-//    Four warps have 16 columns each, of the state and of y, and where the device can (sm_90a)
-//    multiply as a warpgroup, which reads q, k and P of shared memory once for all four, y' then
-//    being a product from the left like the state; four more work ahead: they fetch into
+//    Warps have 16 columns each, of the state and of y, and where they are four and the device can
+//    (sm_90a) multiply as a warpgroup, which reads q, k and P of shared memory once for all four,
+//    y' then being a product from the left like the state; four more work ahead: they fetch into
 //    shared memory all that a chunk takes, and make the pairs P of q k' and the decays. No warp
 //    waits for memory of the device but by a barrier, two chunks after it was asked for.
+//
+// More keys than registers hold a state of are taken in two passes: S q and P are sums over keys,
+// and what the halves of S become does not depend on each other. The first leaves its y in fp32.
 #include <algorithm>
 
 #include "ops/recurrence/recurrence_chunks_cuda.cuh"
@@ -20,9 +24,16 @@
 namespace cambium::cuda {
 namespace {
 
-constexpr int kColumns = 64;  // of the value, a block's
-constexpr int kValuePad = kColumns + 8;
+constexpr int kColumns = 64;    // of the value, a block's, unless it has more warps
 constexpr int kScanStages = 3;  // of q, k and v; products and gates have one less
+constexpr int kMostKeys = 128;  // of a pass
+
+// What a block of more than four scanning warps may take of shared memory: devices that launch
+// ahead (sm_90) and have kForwardShared have it.
+constexpr size_t kWideShared = 227 * 1024;
+
+// Which of the keys' passes a kernel is.
+enum class Pass { kOnly, kFirst, kLast };
 
 // Of a chunk and head.
 struct ScanGates {
@@ -61,11 +72,13 @@ __device__ __forceinline__ void sum_gates(const Recurrence<bf16>& a, const Chunk
   }
 }
 
-// products (chunks, key heads, kPairTiles, 2, 32 lanes): accumulators; gates (chunks, heads). For
-// every chunk and key head a block, and more where one has no more than the gates of some heads.
+// products (chunks, key heads, kPairTiles, 2, 32 lanes): accumulators, of the keys from first_key
+// on; gates (chunks, heads). For every chunk and key head a block, and more where one has no more
+// than the gates of some heads.
 template <int kKey>
 __global__ void __launch_bounds__(128)
-    product_kernel(Recurrence<bf16> a, const ChunkSpan* spans, float4* products, ScanGates* gates) {
+    product_kernel(Recurrence<bf16> a, const ChunkSpan* spans, int64_t first_key, float4* products,
+                   ScanGates* gates) {
   await_inputs();
   constexpr int kRow = kKey + 8;
   __shared__ __align__(16) bf16 q[kC * kRow];
@@ -82,10 +95,9 @@ __global__ void __launch_bounds__(128)
   }
   const int thread = static_cast<int>(threadIdx.x);
   if (part == 0) {
-    copy_rows<kKey, 128>(a.q.at(span.token, key_head * kKey), a.q.rows.outer_stride, span.tokens,
-                         thread, q);
-    copy_rows<kKey, 128>(a.k.at(span.token, key_head * kKey), a.k.rows.outer_stride, span.tokens,
-                         thread, k);
+    const int64_t key = key_head * a.key_dim + first_key;
+    copy_rows<kKey, 128>(a.q.at(span.token, key), a.q.rows.outer_stride, span.tokens, thread, q);
+    copy_rows<kKey, 128>(a.k.at(span.token, key), a.k.rows.outer_stride, span.tokens, thread, k);
     commit_copies();
   }
   const int64_t first_head = key_head * group + part * kGateHeads;
@@ -198,14 +210,14 @@ __device__ __forceinline__ void copy_swizzled(const bf16* from, int64_t from_str
   }
 }
 
-template <int kKey, bool kWarpgroup>
+template <int kKey, int kWarps, bool kWarpgroup>
 struct ScanShared {
   static constexpr int kRow = kKey + 8;
   static constexpr int kKeys = kWarpgroup ? kC * kKey : kC * kRow;
   struct alignas(kWarpgroup ? 1024 : 16) Stage {
     bf16 q[kKeys];
     bf16 k[kKeys];
-    bf16 v[kC * kValuePad];
+    bf16 v[kC * (16 * kWarps + 8)];
   };
   Stage stage[kScanStages];
   // Of two chunks: one is read while the next is made.
@@ -218,31 +230,37 @@ struct ScanShared {
   float ends[2][kC];    // exp(G_last - G) w
   float decay[2];       // exp(G_last)
 };
-template <int kKey>
-constexpr size_t kScanBytes = std::max(sizeof(ScanShared<kKey, false>),
-                                       sizeof(ScanShared<kKey, true>));
+template <int kKey, int kWarps>
+constexpr size_t kScanBytes = std::max(sizeof(ScanShared<kKey, kWarps, false>),
+                                       sizeof(ScanShared<kKey, kWarps, true>));
 
-template <int kKey>
-__global__ void __launch_bounds__(256, 1)
+// sums, of two passes: y of a block's chunks, (chunks, heads, slices, 32, 128 threads).
+template <int kKey, Pass kPass, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps + 128, 1)
     scan_kernel(Recurrence<bf16> a, const int32_t* first_chunk, RecurrenceKept kept,
-                const float4* products, const ScanGates* gates) {
+                const float4* products, const ScanGates* gates, float* sums) {
   await_inputs();
   extern __shared__ __align__(1024) float4 shared[];
-  using Shared = ScanShared<kKey, kByWarpgroup>;
+  constexpr bool kWarpgroup = kByWarpgroup && kWarps == 4;
+  constexpr int kColumns = 16 * kWarps;
+  constexpr int kValuePad = kColumns + 8;
+  constexpr int kScanning = 32 * kWarps;  // threads
+  using Shared = ScanShared<kKey, kWarps, kWarpgroup>;
   Shared& s = *reinterpret_cast<Shared*>(shared);
   constexpr int kKeyTiles = kKey / 16;
-  const int64_t slices = a.dim / kColumns;
+  constexpr int64_t kFirstKey = kPass == Pass::kLast ? kKey : 0;
+  const int64_t slices = (a.dim + kColumns - 1) / kColumns;
   const int64_t slice = blockIdx.x % slices;
   const int64_t h = blockIdx.x / slices % a.heads;
   const int64_t segment = blockIdx.x / slices / a.heads;
   if (!in_chunks(a.segments, segment)) {
     return;
   }
-  const int thread = static_cast<int>(threadIdx.x) % 128;
+  // The same for a warp, and known to be: products of a warpgroup are not to diverge.
+  const bool scans = __shfl_sync(kWholeWarp, threadIdx.x, 0) < kScanning;
+  const int thread = static_cast<int>(threadIdx.x) - (scans ? 0 : kScanning);
   const int warp = thread / 32;
   const int lane = thread % 32;
-  // The same for a warp, and known to be: products of a warpgroup are not to diverge.
-  const bool scans = __shfl_sync(kWholeWarp, threadIdx.x, 0) < 128;
   const int64_t first = first_chunk[segment];
   const auto count = static_cast<int>(first_chunk[segment + 1] - first);
   const int64_t begin = a.segments.begin(segment);
@@ -250,6 +268,8 @@ __global__ void __launch_bounds__(256, 1)
   const int64_t position = a.segments.position[segment];
   const int64_t key_head = a.key_head(h);
   const int64_t value = slice * kColumns + 16 * warp;  // a scanning warp's first column
+  const bool has_columns = value < a.dim;
+  const auto columns = static_cast<int>(a.dim - slice * kColumns);  // that there are of the block's
   const auto token_of = [&](int c) { return begin + chunk_begin(position, c); };
   const auto tokens_of = [&](int c) {
     const int64_t end = c + 1 == count ? length : chunk_begin(position, c + 1);
@@ -278,17 +298,29 @@ __global__ void __launch_bounds__(256, 1)
       auto& stage = s.stage[c % kScanStages];
       const int64_t token = token_of(c);
       const int tokens = tokens_of(c);
-      const bf16* q = a.q.at(token, key_head * kKey);
-      const bf16* k = a.k.at(token, key_head * kKey);
-      if constexpr (kByWarpgroup) {
+      const bf16* q = a.q.at(token, key_head * a.key_dim + kFirstKey);
+      const bf16* k = a.k.at(token, key_head * a.key_dim + kFirstKey);
+      if constexpr (kWarpgroup) {
         copy_swizzled<kKey>(q, a.q.rows.outer_stride, tokens, thread, stage.q);
         copy_swizzled<kKey>(k, a.k.rows.outer_stride, tokens, thread, stage.k);
       } else {
         copy_rows<kKey, 128>(q, a.q.rows.outer_stride, tokens, thread, stage.q);
         copy_rows<kKey, 128>(k, a.k.rows.outer_stride, tokens, thread, stage.k);
       }
-      copy_rows<kColumns, 128>(a.v.at(token, h * a.dim + slice * kColumns), a.v.rows.outer_stride,
-                               tokens, thread, stage.v);
+      const bf16* v = a.v.at(token, h * a.dim + slice * kColumns);
+      if constexpr (kColumns == 64) {
+        copy_rows<kColumns, 128>(v, a.v.rows.outer_stride, tokens, thread, stage.v, columns);
+      } else {
+        constexpr int kPieces = kColumns / 8;
+#pragma unroll
+        for (int x = thread; x < kC * kPieces; x += 128) {
+          const int row = x / kPieces;
+          const int column = x % kPieces * 8;
+          const bool valid = row < tokens && column < columns;
+          copy_16(stage.v + row * kValuePad + column,
+                  valid ? v + row * a.v.rows.outer_stride + column : v, valid);
+        }
+      }
     }
     commit_copies();
   };
@@ -328,7 +360,7 @@ __global__ void __launch_bounds__(256, 1)
             p[n][e] = column + e % 2 <= 16 * i + tile_row(e) ? pair : 0.0F;
           }
         }
-        if constexpr (kByWarpgroup) {
+        if constexpr (kWarpgroup) {
 #pragma unroll
           for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -351,15 +383,24 @@ __global__ void __launch_bounds__(256, 1)
   // --- Of the warps that scan: S' (16 columns of the value, K).
   float state[kKeyTiles][2][4];
   float* slot = a.state_of(segment, h);
-  const float skip = a.skip.defined() ? a.skip.data[h] : 0.0F;
+  const float skip = kPass != Pass::kFirst && a.skip.defined() ? a.skip.data[h] : 0.0F;
   const auto at = [&](int t, int n, int e) {
-    return (16 * t + tile_column(n, e)) * a.dim + value + tile_row(e);
+    return (kFirstKey + 16 * t + tile_column(n, e)) * a.dim + value + tile_row(e);
   };
   const auto scan = [&](int c) {
     const auto& stage = s.stage[c % kScanStages];
     const int buffer = c % 2;
-    if (kept.states != nullptr) {
-      float* to = kept.states + ((first + c) * a.heads + h) * kKey * a.dim;
+    float* sums_at =
+        sums + (((first + c) * a.heads + h) * slices + slice) * (kC * kColumns) + thread;
+    float sum[kPass == Pass::kLast ? kRowTiles : 1][2][4];
+    if constexpr (kPass == Pass::kLast) {
+#pragma unroll
+      for (int x = 0; x < 8 * kRowTiles; ++x) {
+        sum[x / 8][x / 4 % 2][x % 4] = sums_at[x * kScanning];
+      }
+    }
+    if (kept.states != nullptr && has_columns) {
+      float* to = kept.states + ((first + c) * a.heads + h) * a.key_dim * a.dim;
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
 #pragma unroll
@@ -369,8 +410,21 @@ __global__ void __launch_bounds__(256, 1)
       }
     }
     float y[kRowTiles][2][4];
+    // The passes' sums, once y is there.
+    const auto exchange = [&] {
+      if constexpr (kPass != Pass::kOnly) {
+#pragma unroll
+        for (int x = 0; x < 8 * kRowTiles; ++x) {
+          if constexpr (kPass == Pass::kFirst) {
+            sums_at[x * kScanning] = y[x / 8][x / 4 % 2][x % 4];
+          } else {
+            y[x / 8][x / 4 % 2][x % 4] += sum[x / 8][x / 4 % 2][x % 4];
+          }
+        }
+      }
+    };
     uint32_t parts[kRowTiles][4];     // of y, the lane's pairs by row, then by columns
-    if constexpr (kByWarpgroup) {     // y' (value, tokens)
+    if constexpr (kWarpgroup) {       // y' (value, tokens)
       uint32_t states[kKeyTiles][4];  // (value, key)
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
@@ -434,10 +488,19 @@ __global__ void __launch_bounds__(256, 1)
           float start[2];
           load_n<2>(&s.starts[buffer][16 * i + tile_column(n, 0)], start);
 #pragma unroll
-          for (int x = 0; x < 2; ++x) {
-            parts[i][2 * n + x] =
-                transpose_matrix(pack(fmaf(start[0], read[i][n][2 * x], y[i][n][2 * x]),
-                                      fmaf(start[1], read[i][n][2 * x + 1], y[i][n][2 * x + 1])));
+          for (int e = 0; e < 4; ++e) {
+            y[i][n][e] = fmaf(start[e % 2], read[i][n][e], y[i][n][e]);
+          }
+        }
+      }
+      exchange();
+      if constexpr (kPass != Pass::kFirst) {
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+          for (int x = 0; x < 4; ++x) {
+            const float* of = &y[i][x / 2][x % 2 * 2];
+            parts[i][x] = transpose_matrix(pack(of[0], of[1]));
           }
         }
       }
@@ -507,6 +570,7 @@ __global__ void __launch_bounds__(256, 1)
           multiply_tiles(state[t], left, right);
         }
       }
+      exchange();
       const bf16* v = stage.v + tile_row(0) * kValuePad + 16 * warp + tile_column(0, 0);
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) {
@@ -520,26 +584,28 @@ __global__ void __launch_bounds__(256, 1)
       }
     }
     // Of the quads of lanes that have rows r and r + 8 of y in parts, each lane stores 16 bytes.
-    const int tokens = tokens_of(c);
-    const int row = tile_row(0) + lane % 4 / 2 * 8;
-    bf16* to = a.y.at(token_of(c) + row, h * a.dim + value + lane % 2 * 8);
+    if constexpr (kPass != Pass::kFirst) {
+      const int tokens = has_columns ? tokens_of(c) : 0;
+      const int row = tile_row(0) + lane % 4 / 2 * 8;
+      bf16* to = a.y.at(token_of(c) + row, h * a.dim + value + lane % 2 * 8);
 #pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
-      transpose_quad(parts[i]);
-      if (16 * i + row < tokens) {
-        *reinterpret_cast<uint4*>(to) =
-            make_uint4(parts[i][0], parts[i][1], parts[i][2], parts[i][3]);
+      for (int i = 0; i < kRowTiles; ++i) {
+        transpose_quad(parts[i]);
+        if (16 * i + row < tokens) {
+          *reinterpret_cast<uint4*>(to) =
+              make_uint4(parts[i][0], parts[i][1], parts[i][2], parts[i][3]);
+        }
+        to += 16 * a.y.rows.outer_stride;
       }
-      to += 16 * a.y.rows.outer_stride;
     }
-    if constexpr (kByWarpgroup) {
+    if constexpr (kWarpgroup) {
       wait_for_products<0>();
       pin(state);
     }
   };
 
   if (scans) {
-    const bool continues = a.segments.continues(segment);
+    const bool continues = has_columns && a.segments.continues(segment);
 #pragma unroll
     for (int t = 0; t < kKeyTiles; ++t) {
 #pragma unroll
@@ -548,7 +614,7 @@ __global__ void __launch_bounds__(256, 1)
       }
     }
   }
-  if constexpr (kByWarpgroup) {
+  if constexpr (kWarpgroup) {
     if (!scans) {
       for (int x = thread; x < 2 * kSwizzled / 8; x += 128) {
         reinterpret_cast<uint4*>(s.square)[x] = make_uint4(0, 0, 0, 0);
@@ -566,7 +632,7 @@ __global__ void __launch_bounds__(256, 1)
   } else {
     for (int c = 1 - kScanStages; c < count; ++c) {
       wait_for_copies<1>();  // all but q, k and v of chunk c + 1
-      if constexpr (kByWarpgroup) {
+      if constexpr (kWarpgroup) {
         publish_to_products();
       }
       __syncthreads();  // chunk c - 1 is done with
@@ -577,7 +643,7 @@ __global__ void __launch_bounds__(256, 1)
       }
     }
   }
-  if (scans && slot != nullptr) {
+  if (scans && has_columns && slot != nullptr) {
 #pragma unroll
     for (int t = 0; t < kKeyTiles; ++t) {
 #pragma unroll
@@ -588,26 +654,43 @@ __global__ void __launch_bounds__(256, 1)
   }
 }
 
-template <int kKey>
+template <int kKey, Pass kPass, int kWarps = 4>
 void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
-         const Launch& on) {
+         float* sums, const Launch& on) {
   const int64_t count = chunks.count * a.key_heads;
   auto* products = scratch<float4>(on, count * kPairTiles * 64);
   auto* gates = scratch<ScanGates>(on, chunks.count * a.heads);
   launch_ahead(on, "recurrence", product_kernel<kKey>,
                static_cast<unsigned>(count * ceil_div(a.heads / a.key_heads, kGateHeads)), 128, 0,
-               a, chunks.span, products, gates);
-  static_assert(kScanBytes<kKey> <= kForwardShared);
-  launch_ahead(on, "recurrence", scan_kernel<kKey>,
-               static_cast<unsigned>(a.segments.count * a.heads * (a.dim / kColumns)), 256,
-               kScanBytes<kKey>, a, chunks.first, kept, products, gates);
+               a, chunks.span, int64_t{kPass == Pass::kLast ? kKey : 0}, products, gates);
+  static_assert(kScanBytes<kKey, kWarps> <= (kWarps > 4 ? kWideShared : kForwardShared));
+  launch_ahead(on, "recurrence", scan_kernel<kKey, kPass, kWarps>,
+               static_cast<unsigned>(a.segments.count * a.heads * ceil_div(a.dim, 16 * kWarps)),
+               32 * kWarps + 128, kScanBytes<kKey, kWarps>, a, chunks.first, kept, products, gates,
+               sums);
 }
 
 }  // namespace
 
+bool scan_has_chunks(const Recurrence<bf16>& a) {
+  return (a.key_dim == 64 || a.key_dim == kMostKeys || a.key_dim == 2 * kMostKeys) &&
+         a.dim >= kColumns && a.dim % 16 == 0;
+}
+
 void scan_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
                  const Launch& on) {
-  a.key_dim == 64 ? run<64>(a, chunks, kept, on) : run<128>(a, chunks, kept, on);
+  if (a.key_dim == 64) {
+    run<64, Pass::kOnly>(a, chunks, kept, nullptr, on);
+  } else if (a.key_dim == kMostKeys && a.dim == 80 && launches_ahead()) {
+    run<kMostKeys, Pass::kOnly, 5>(a, chunks, kept, nullptr, on);
+  } else if (a.key_dim == kMostKeys) {
+    run<kMostKeys, Pass::kOnly>(a, chunks, kept, nullptr, on);
+  } else {
+    auto* sums =
+        scratch<float>(on, chunks.count * a.heads * ceil_div(a.dim, kColumns) * (kC * kColumns));
+    run<kMostKeys, Pass::kFirst>(a, chunks, kept, sums, on);
+    run<kMostKeys, Pass::kLast>(a, chunks, kept, sums, on);
+  }
 }
 
 }  // namespace cambium::cuda

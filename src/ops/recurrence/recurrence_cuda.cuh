@@ -7,7 +7,8 @@
 //   recurrence_chunks_channel_cuda.cu  what that needs first
 //   recurrence_chunks_state_cuda.cu    its pass over the chunks in turn
 //   recurrence_chunks_delta_cuda.cu    with one decay a head and the delta rule
-//   recurrence_chunks_scan_cuda.cu     with one decay a head and no delta rule
+//   recurrence_chunks_scan_cuda.cu     with one decay a head and no delta rule: K of 256 too, and V
+//                                      any multiple of 16 from 64 on
 //   recurrence_backward_cuda.cu        backward token by token
 //   recurrence_backward_chunks_cuda.cu backward in chunks: bf16, dims 64, 96 or 128
 //   recurrence_backward_state_cuda.cu  its pass over the chunks in turn

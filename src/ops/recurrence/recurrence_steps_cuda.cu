@@ -125,30 +125,32 @@ __global__ void __launch_bounds__(kStepThreads, kRows <= 16 ? 3 : 1)
 
 // --- One token.
 constexpr int kTokenRows = 16;  // of the state, a thread
-constexpr int kMostTokenKeys = 128;
-constexpr int kGroups = kMostTokenKeys / kTokenRows;  // most that share a column
-constexpr int kTokenLanes = kStepColumns / 4;         // of a group
 
-// Groups of sixteen lanes have 16 rows each. Every group takes S' k, S' q and k q of its rows from
-// the decayed state; from their sums, in the groups' order, each knows what is written, and the
-// first one y = S' q + (k q) written. Threads: a row of the state each.
-template <class T>
-__global__ void __launch_bounds__(kMostTokenKeys, 4) token_kernel(Recurrence<T> a) {
-  __shared__ __align__(16) float q[kMostTokenKeys];
-  __shared__ __align__(16) float k[kMostTokenKeys];
-  __shared__ __align__(16) float decay[kMostTokenKeys];
-  __shared__ __align__(16) float v[kStepColumns];
-  __shared__ __align__(16) float reads[kGroups][kStepColumns];
-  __shared__ __align__(16) float results[kGroups][kStepColumns];
+// Groups of kLanes lanes have 16 rows and 4 kLanes columns each. Every group takes S' k, S' q and
+// k q of its rows from the decayed state; from their sums, in the groups' order, each knows what is
+// written, and the first one y = S' q + (k q) written. kKeys: the most rows of a state; threads:
+// kLanes for 16 of its rows.
+template <class T, int kKeys, int kLanes>
+__global__ void __launch_bounds__(kKeys / kTokenRows * kLanes, 512 / (kKeys / kTokenRows * kLanes))
+    token_kernel(Recurrence<T> a) {
+  constexpr int kGroups = kKeys / kTokenRows;  // most that share a column
+  constexpr int kColumns = 4 * kLanes;         // of the state, a block's
+  static_assert(kGroups * kLanes >= kKeys && kColumns <= kGroups * kLanes);
+  __shared__ __align__(16) float q[kKeys];
+  __shared__ __align__(16) float k[kKeys];
+  __shared__ __align__(16) float decay[kKeys];
+  __shared__ __align__(16) float v[kColumns];
+  __shared__ __align__(16) float reads[kGroups][kColumns];
+  __shared__ __align__(16) float results[kGroups][kColumns];
   __shared__ float products[kGroups];
   __shared__ float weight;
   const auto thread = static_cast<int>(threadIdx.x);
-  const int group = thread / kTokenLanes;
-  const int lane = thread % kTokenLanes;
+  const int group = thread / kLanes;
+  const int lane = thread % kLanes;
   const int first_row = group * kTokenRows;
   const uint64_t policy = first_to_leave();
   await_inputs();
-  const int64_t slices = a.dim / kStepColumns;
+  const int64_t slices = a.dim / kColumns;
   const int64_t slice = blockIdx.x % slices;
   const int64_t h = blockIdx.x / slices % a.heads;
   const int64_t segment = blockIdx.x / slices / a.heads;
@@ -160,7 +162,7 @@ __global__ void __launch_bounds__(kMostTokenKeys, 4) token_kernel(Recurrence<T> 
   }
   float* state = a.state_of(segment, h);
   if (state != nullptr) {
-    state += first_row * a.dim + slice * kStepColumns + lane * 4;
+    state += first_row * a.dim + slice * kColumns + lane * 4;
   }
   float s[kTokenRows][4] = {};
   if (length == 1 && continues && state != nullptr) {
@@ -170,12 +172,14 @@ __global__ void __launch_bounds__(kMostTokenKeys, 4) token_kernel(Recurrence<T> 
     }
   }
   if (length == 1) {
-    const int64_t key = a.key_head(h) * a.key_dim + thread;
-    q[thread] = load(a.q.at(t, key));
-    k[thread] = load(a.k.at(t, key));
-    decay[thread] = expf(*a.log_decay.at(t, a.decay_per_channel ? h * a.key_dim + thread : h));
-    if (thread < kStepColumns) {
-      v[thread] = load(a.v.at(t, h * a.dim + slice * kStepColumns + thread));
+    if (thread < a.key_dim) {
+      const int64_t key = a.key_head(h) * a.key_dim + thread;
+      q[thread] = load(a.q.at(t, key));
+      k[thread] = load(a.k.at(t, key));
+      decay[thread] = expf(*a.log_decay.at(t, a.decay_per_channel ? h * a.key_dim + thread : h));
+    }
+    if (thread < kColumns) {
+      v[thread] = load(a.v.at(t, h * a.dim + slice * kColumns + thread));
     }
     if (thread == 0) {
       weight = a.weight.defined() ? *a.weight.at(t, h) : 1.0F;
@@ -251,7 +255,7 @@ __global__ void __launch_bounds__(kMostTokenKeys, 4) token_kernel(Recurrence<T> 
       for (int c = 0; c < 4; ++c) {
         all[c] = fmaf(skip, value[c], fmaf(kq, written[c], all[c]));
       }
-      store_n<4>(a.y.at(t, h * a.dim + slice * kStepColumns + lane * 4), all);
+      store_n<4>(a.y.at(t, h * a.dim + slice * kColumns + lane * 4), all);
     }
 #pragma unroll
     for (int r = 0; r < kTokenRows; r += 4) {
@@ -274,11 +278,23 @@ __global__ void __launch_bounds__(kMostTokenKeys, 4) token_kernel(Recurrence<T> 
   }
 }
 
-/// Whether token_kernel computes this call's segments of one token.
+/// token_kernel for the columns and rows of this call's states; null where steps_kernel computes
+/// its segments of one token.
 template <class T>
-bool takes_tokens(const Recurrence<T>& a) {
-  return a.kept == nullptr && (a.key_dim == 64 || a.key_dim == kMostTokenKeys) &&
-         a.dim % kStepColumns == 0 && aligned(a.state) && aligned(a.y, 4);
+auto find_token_kernel(const Recurrence<T>& a) -> decltype(&token_kernel<T, 128, 16>) {
+  if (a.kept != nullptr || !aligned(a.state) || !aligned(a.y, 4)) {
+    return nullptr;
+  }
+  const bool by_64 = a.dim % 64 == 0;
+  switch (by_64 || a.dim % 80 == 0 ? a.key_dim : 0) {
+    case 64:
+    case 128:
+      return by_64 ? token_kernel<T, 128, 16> : token_kernel<T, 128, 20>;
+    case 256:
+      return by_64 ? token_kernel<T, 256, 16> : token_kernel<T, 256, 20>;
+    default:
+      return nullptr;
+  }
 }
 
 }  // namespace
@@ -290,10 +306,13 @@ void recurrence_steps(const Recurrence<T>& a, const DeviceSegments& segments,
   on_device.segments = segments.walk;
   const int64_t blocks = a.segments.count * a.heads * ceil_div(a.dim, kStepColumns);
   // A segment of one token goes the same way whatever else is in the call.
-  const bool tokens = takes_tokens(a);
+  const auto by_token = find_token_kernel(a);
+  const bool tokens = by_token != nullptr;
   if (tokens) {
-    launch_ahead(on, "recurrence", token_kernel<T>, static_cast<unsigned>(blocks),
-                 static_cast<unsigned>(a.key_dim), 0, on_device);
+    const int64_t lanes = a.dim % 64 == 0 ? 16 : 20;
+    launch_ahead(on, "recurrence", by_token,
+                 static_cast<unsigned>(a.segments.count * a.heads * (a.dim / (4 * lanes))),
+                 static_cast<unsigned>(a.key_dim / kTokenRows * lanes), 0, on_device);
     if (segments.longest <= 1) {
       return;
     }

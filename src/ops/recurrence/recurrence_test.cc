@@ -92,8 +92,8 @@ INSTANTIATE_TEST_SUITE_P(
          Case{"wide_channel_decay", {100}, 1, 1, 128, 64, true, false, true, true, -3.0}})),
     ::testing::PrintToStringParamName());
 
-// Head dims of 96, shared keys, more heads than share a block's gates, and decays about as strong
-// as what CUDA still factors within 16 tokens.
+// Head dims of 96 and 80, states of 256 keys, shared keys, more heads than share a block's gates,
+// and decays about as strong as what CUDA still factors within 16 tokens.
 INSTANTIATE_TEST_SUITE_P(
     RecurrenceInChunks, Stateful,
     ::testing::ValuesIn(
@@ -101,6 +101,9 @@ INSTANTIATE_TEST_SUITE_P(
               Case{"mamba2_of_96", {130}, 1, 2, 96, 64, false, false, true, true},
               Case{"mamba2_many_heads", {90}, 1, 20, 64, 64, false, false, true, true},
               Case{"mamba2_shared_keys", {100, 33}, 2, 8, 128, 64, false, false, true, true},
+              Case{"mamba2_of_80", {70, 1, 65}, 1, 2, 128, 80, false, false, true, true},
+              Case{"mamba2_of_112", {70, 33}, 1, 2, 64, 112, false, false, true, true},
+              Case{"mamba2_of_256_keys", {100, 1, 33}, 1, 2, 256, 128, false, false, true, true},
               Case{"gdn_of_64", {70, 33, 200}, 1, 3, 64, 64, false, true},
               Case{"channel_decay_shared_keys", {100}, 1, 2, 64, 64, true, false, true, true},
               Case{"medium_channel_decay", {100}, 1, 1, 64, 64, true, true, true, false, -6.0},

@@ -1,8 +1,8 @@
 // Rotary position embedding. A thread turns kVec pairs of a head: 16 bytes of its first half and 16
 // of its second, or copies 16 bytes of what is not turned. The cosines and sines of a token come
 // from memory once and from the cache for its other heads.
-#include "ops/cuda.cuh"
 #include "ops/rope/rope_kernels.h"
+#include "ops/rope/rope_turn.cuh"
 
 namespace cambium::cuda {
 namespace {
@@ -27,7 +27,6 @@ __device__ __forceinline__ void load_angles(const float* p, float (&out)[kVec]) 
 template <int kVec, bool kBackward, class T>
 __global__ void __launch_bounds__(kThreads) turn(const Ropes<T> all, int64_t first, int64_t count) {
   int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  await_inputs();
   if (unit >= count) {
     return;
   }
@@ -37,9 +36,19 @@ __global__ void __launch_bounds__(kThreads) turn(const Ropes<T> all, int64_t fir
   const int64_t units = (a.x.channels - a.half) / kVec;
   const int64_t row = unit / units;
   const int64_t c = unit % units * kVec;
+  const bool turns = c < a.half;
+  // What the host worked out is in its memory, which is far: it is on its way before x is there.
+  float cos[kVec];
+  float sin[kVec];
+  if (turns) {
+    const int64_t angle = row / a.x.rows.inner * a.half + c;
+    load_angles(a.cos + angle, cos);
+    load_angles(a.sin + angle, sin);
+  }
+  const float scale = a.scale == nullptr ? 1.0F : a.scale[row / a.x.rows.inner];
+  await_inputs();
   const T* in = kBackward ? a.y.grad_row(row) : a.x.row(row);
   T* out = kBackward ? a.x.grad_row(row) : a.y.row(row);
-  const float scale = a.scale == nullptr ? 1.0F : a.scale[row / a.x.rows.inner];
   // What the result is added to.
   float y1[kVec] = {};
   float y2[kVec] = {};
@@ -49,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) turn(const Ropes<T> all, int64_t fir
   if constexpr (kBackward) {
     load_n<kVec>(out + a.half + c, y2);
   }
-  if (c >= a.half) {
+  if (!turns) {
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       y2[i] = fmaf(x2[i], scale, y2[i]);
@@ -57,20 +66,15 @@ __global__ void __launch_bounds__(kThreads) turn(const Ropes<T> all, int64_t fir
     store_n<kVec>(out + a.half + c, y2);
     return;
   }
-  const int64_t angle = row / a.x.rows.inner * a.half + c;
-  float cos[kVec];
-  float sin[kVec];
   load_n<kVec>(in + c, x1);
   if constexpr (kBackward) {
     load_n<kVec>(out + c, y1);
   }
-  load_angles(a.cos + angle, cos);
-  load_angles(a.sin + angle, sin);
 #pragma unroll
   for (int i = 0; i < kVec; ++i) {
-    const float s = kBackward ? -sin[i] : sin[i];
-    y1[i] += (x1[i] * cos[i] - x2[i] * s) * scale;
-    y2[i] += (x2[i] * cos[i] + x1[i] * s) * scale;
+    turn_pair(cos[i], kBackward ? -sin[i] : sin[i], x1[i], x2[i]);
+    y1[i] += x1[i] * scale;
+    y2[i] += x2[i] * scale;
   }
   store_n<kVec>(out + c, y1);
   store_n<kVec>(out + a.half + c, y2);

@@ -1,5 +1,8 @@
 // A block takes a row. It reads the row for the largest logit, again for the sums of exponentials,
 // and where a token is drawn for the cuts and the draw; all but the first reading come from the L2.
+// A long row is first read by many blocks, a part each, which leave its largest logit and the sum
+// of exponentials below it: few rows would leave most of the device idle, and where nothing is
+// drawn that is all there is to read. Whether a row is long depends on the vocabulary alone.
 //
 // Weights are whole numbers of 2^-44 (the likeliest token weighs 2^44): their sums are exact in any
 // order, so that counting by atomics and by parts gives the same bits in every run.
@@ -21,6 +24,12 @@ constexpr int kNucleus = 512;  // of the threads' largest logits, where only the
 constexpr int kFew = 512;      // tokens left that are drawn from by comparing each with each
 constexpr float kLeastLog = -745.13F;  // below, e^x is 0 in double precision
 
+/// What was read of a row, or of a part of it.
+struct RowPart {
+  uint64_t best;  // its largest logit above -infinity, as listed_token(); 0: there is none
+  double sum;     // of e^(x - largest), or of e^x where there is none
+};
+
 /// Of the row in hand.
 struct Shared {
   uint64_t list[kListed];  // tokens as order() and ~index
@@ -31,6 +40,7 @@ struct Shared {
   float temperature, top_p, min_p;
   int64_t top_k;
   double uniform;
+  RowPart read;  // of the whole row
   int32_t listed;
   int32_t found;
 };
@@ -332,9 +342,68 @@ struct Row {
   }
 };
 
+constexpr int kParts = 16;
+constexpr int64_t kLongRow = 16384;
+
+/// A block for each part of each row: parts (rows, kParts).
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) sample(SampleRows<T> a) {
+__global__ void __launch_bounds__(kThreads) read_parts(SampleRows<T> a, RowPart* parts) {
+  __shared__ Units largest_of[kWarps];
+  __shared__ double sum_of[kWarps];
+  await_inputs();
+  const int64_t r = blockIdx.x / kParts;
+  const int part = static_cast<int>(blockIdx.x) % kParts;
+  const int64_t n = a.logits.channels;
+  const int64_t size = ceil_div(ceil_div(n, kParts), V) * V;
+  const int64_t begin = min(part * size, n);
+  const int64_t end = min(begin + size, n);
+  const auto visit = [&](const auto& f) {
+    visit_row<V>(a.logits.row(r), begin, end, static_cast<int>(threadIdx.x), kThreads, f);
+  };
+  float own = -INFINITY;
+  int64_t where = -1;
+  visit([&](float x, int64_t i) {
+    if (x > own) {
+      own = x;
+      where = i;
+    }
+  });
+  const uint64_t best = block_largest(where < 0 ? 0 : listed_token(own, where), largest_of);
+  const float largest = best == 0 ? 0.0F : from_order(key_of(best));
+  ExpSum exps;
+  visit([&](float x, int64_t) { exps.add(expf(x - largest)); });
+  const double sum = block_total(exps.total(), sum_of);
+  if (threadIdx.x == 0) {
+    parts[blockIdx.x] = {best, sum};
+  }
+}
+
+/// The largest of the parts' and their sum below it, in the parts' order. A warp calls.
+__device__ __forceinline__ RowPart add_up(const RowPart* parts) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const RowPart own = lane < kParts ? parts[lane] : RowPart{};
+  RowPart all{own.best, 0.0};
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    all.best = max(all.best, __shfl_xor_sync(kAll, all.best, lanes));
+  }
+  const auto largest = [](const RowPart& part) {
+    return part.best == 0 ? 0.0 : static_cast<double>(from_order(key_of(part.best)));
+  };
+  // A part of nothing but -infinity adds nothing, however small the largest is.
+  const double share = own.sum == 0.0 ? 0.0 : own.sum * exp(largest(own) - largest(all));
+#pragma unroll
+  for (int p = 0; p < kParts; ++p) {
+    all.sum += __shfl_sync(kAll, share, p);
+  }
+  return all;
+}
+
+/// parts: of read_parts(), or null.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) sample(SampleRows<T> a, const RowPart* parts) {
   __shared__ Shared shared;
+  await_inputs();
   const int64_t r = blockIdx.x;
   Row<T, V> row{.logits = a.logits.row(r), .n = a.logits.channels, .shared = shared};
   if (threadIdx.x == 0) {
@@ -345,15 +414,28 @@ __global__ void __launch_bounds__(kThreads) sample(SampleRows<T> a) {
     shared.min_p = config.min_p;
     shared.uniform = a.uniform[r];
   }
+  if (parts != nullptr && threadIdx.x < 32) {
+    const RowPart read = add_up(parts + r * kParts);
+    if (threadIdx.x == 0) {
+      shared.read = read;
+    }
+  }
+  __syncthreads();
+  const bool known = parts != nullptr && shared.read.best != 0;
+  const float temperature = shared.temperature;
+  // What cuts sort by: this thread's largest logit.
   float own = -INFINITY;
   int64_t where = -1;
-  row.visit([&](float x, int64_t i) {
-    if (x > own) {
-      own = x;
-      where = i;
-    }
-  });
-  uint64_t best = block_largest(where < 0 ? 0 : listed_token(own, where), shared.part);
+  if (!known || temperature != 0.0F) {
+    row.visit([&](float x, int64_t i) {
+      if (x > own) {
+        own = x;
+        where = i;
+      }
+    });
+  }
+  uint64_t best = known ? shared.read.best
+                        : block_largest(where < 0 ? 0 : listed_token(own, where), shared.part);
   if (best == 0) {
     // Nothing above -infinity: the first that is not NaN.
     where = -1;
@@ -362,8 +444,6 @@ __global__ void __launch_bounds__(kThreads) sample(SampleRows<T> a) {
   }
   int32_t token = best == 0 ? -1 : index_of(best);
   row.largest = best == 0 ? NAN : from_order(key_of(best));
-  // block_largest() synchronised.
-  const float temperature = shared.temperature;
   const float top_p = shared.top_p;
   const double uniform = shared.uniform;
   const bool draws = temperature != 0.0F && isfinite(row.largest);
@@ -373,21 +453,24 @@ __global__ void __launch_bounds__(kThreads) sample(SampleRows<T> a) {
     row.min_p = shared.min_p;
   }
 
-  ExpSum exps;
   Units total = 0;
   Units candidates = 0;
-  row.visit([&](float x, int64_t) {
-    const float plain = expf(x - row.largest);
-    exps.add(plain);
-    if (draws) {
-      const float weight = row.inverse == 1.0F ? plain : row.weight(x);
-      if (row.candidate(x, weight)) {
-        total += Row<T, V>::units(weight);
-        ++candidates;
+  double sum = known ? shared.read.sum : 0.0;
+  if (!known || draws) {
+    ExpSum exps;
+    row.visit([&](float x, int64_t) {
+      const float plain = expf(x - row.largest);
+      exps.add(plain);
+      if (draws) {
+        const float weight = row.inverse == 1.0F ? plain : row.weight(x);
+        if (row.candidate(x, weight)) {
+          total += Row<T, V>::units(weight);
+          ++candidates;
+        }
       }
-    }
-  });
-  const double sum = block_total(exps.total(), shared.part_double);
+    });
+    sum = block_total(exps.total(), shared.part_double);
+  }
 
   if (draws) {
     total = block_total(total, shared.part);
@@ -426,10 +509,18 @@ template <class T>
 void run_sample(const SampleRows<T>& a, const Launch& on) {
   constexpr int kWidth = 16 / sizeof(T);
   const auto rows = static_cast<unsigned>(a.logits.count());
+  RowPart* parts =
+      a.logits.channels >= kLongRow ? scratch<RowPart>(on, int64_t{rows} * kParts) : nullptr;
+  const auto run = [&]<int V>() {
+    if (parts != nullptr) {
+      launch_ahead(on, "sample_rows", read_parts<T, V>, rows * kParts, kThreads, 0, a, parts);
+    }
+    launch_ahead(on, "sample_rows", sample<T, V>, rows, kThreads, 0, a, parts);
+  };
   if (rows_are_packs(a.logits)) {
-    launch(on, "sample_rows", sample<T, kWidth>, rows, kThreads, 0, a);
+    run.template operator()<kWidth>();
   } else {
-    launch(on, "sample_rows", sample<T, 1>, rows, kThreads, 0, a);
+    run.template operator()<1>();
   }
 }
 

@@ -1,5 +1,8 @@
 #include "ops/selection/selection.h"
 
+#include <algorithm>
+#include <numeric>
+
 #include "ops/attention/attention_pages.h"
 #include "ops/checks.h"
 #include "ops/run.h"
@@ -52,6 +55,35 @@ ChosenTokens choose_tokens(Context& ctx, const Tensor& q, const Tensor& k, const
                            view<T>(weight), positions,  budget};
   });
   return {positions, budget};
+}
+
+ChosenTokens choose_window(Context& ctx, const Segments& segments, int64_t window, int64_t sinks) {
+  expect(
+      window >= 1 && sinks >= 0,
+      "[choose_window] expected a window of at least 1 token and sinks of at least 0, got {} and "
+      "{}",
+      window, sinks);
+  const int64_t budget = window + sinks;
+  bool all = true;
+  for (int64_t s = 0; s < segments.count(); ++s) {
+    all = all && segments.position[static_cast<size_t>(s)] + segments.length(s) <= budget;
+  }
+  if (all) {
+    return {};
+  }
+  const int64_t count = segments.tokens() * budget;
+  auto* positions = ctx.shared_scratch<int32_t>(count);
+  for (int64_t s = 0; s < segments.count(); ++s) {
+    const auto start = static_cast<int64_t>(segments.start[static_cast<size_t>(s)]);
+    for (int64_t i = 0; i < segments.length(s); ++i) {
+      const int64_t own = segments.position[static_cast<size_t>(s)] + i;
+      int32_t* row = positions + (start + i) * budget;
+      const int64_t near = std::max<int64_t>(own - window + 1, sinks);
+      std::iota(row, row + sinks, 0);
+      std::iota(row + sinks, row + budget, static_cast<int32_t>(near));
+    }
+  }
+  return {ctx.to_device(std::span<const int32_t>(positions, static_cast<size_t>(count))), budget};
 }
 
 void write_index(Context& ctx, const Tensor& k, const Segments& segments, const IndexPages& pages) {

@@ -28,6 +28,10 @@ struct IndexPages {
 ChosenTokens choose_tokens(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weight,
                            const Segments& segments, int64_t budget,
                            const IndexPages* pages = nullptr);
+/// The tokens of a window: each token's last `window`, itself among them, and the first `sinks` of
+/// its sequence. Nothing where the calls' tokens all see everything before them. Positions live as
+/// long as the results.
+ChosenTokens choose_window(Context& ctx, const Segments& segments, int64_t window, int64_t sinks);
 /// Writes the keys alone, for a call whose tokens all look at everything.
 void write_index(Context& ctx, const Tensor& k, const Segments& segments, const IndexPages& pages);
 

@@ -1,10 +1,10 @@
-// The choice on CUDA: scores of some tokens at a time, then for each token its best ones by the
-// digits of their scores, in ascending order of position.
+// The choice on CUDA: scores of some tokens at a time, on tensor cores where they suit
+// (selection_mma_cuda.cu), then for each token its best ones by the digits of their scores, in
+// ascending order of position.
 #include <algorithm>
 
 #include "ops/attention/attention_cuda.cuh"
-#include "ops/latent_attention/latent_cuda.cuh"
-#include "ops/selection/selection_kernels.h"
+#include "ops/selection/selection_cuda.cuh"
 
 namespace cambium::cuda {
 namespace selection {
@@ -13,7 +13,11 @@ namespace {
 using latent::number;
 using latent::odd;
 
-constexpr int kThreads = 256;
+/// Of the choice.
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / 32;
+constexpr int kDigitBits = 11;
+constexpr int kDigits = 1 << kDigitBits;
 /// Keys of a block, a thread each.
 constexpr int kKeys = 128;
 /// Heads whose products a thread holds at a time.
@@ -25,19 +29,18 @@ constexpr size_t score_shared(int heads, int dim) {
   return sizeof(float) * static_cast<size_t>((heads + kHeads) * dim + kKeys * odd(dim));
 }
 
-/// Blocks (keys / kKeys, tokens from `first` on). Shared memory: queries (D, H padded to kHeads),
+/// Blocks (keys / kKeys, tokens). Shared memory: queries (D, H padded to kHeads),
 /// keys (kKeys, odd).
 template <class T>
 __global__ void __launch_bounds__(kKeys)
-    score_kernel(ChooseTokens<T> a, attention::Layout layout, const int32_t* segments,
-                 int64_t first, int64_t capacity, float* scores) {
+    score_kernel(ChooseTokens<T> a, attention::Layout layout, const int32_t* segments, Scores to) {
   extern __shared__ __align__(16) float shared[];
   const auto dim = static_cast<int>(a.shape.head_dim);
   const auto heads = static_cast<int>(a.shape.heads);
   const int padded = (heads + kHeads - 1) / kHeads * kHeads;
   float* queries = shared;
   float* keys = queries + padded * dim;
-  const int64_t t = first + blockIdx.y;
+  const int64_t t = to.first + blockIdx.y;
   const int s = segments[t];
   const int64_t own = layout.position[s] + t - layout.start[s];
   const int64_t begin = int64_t{blockIdx.x} * kKeys;
@@ -77,26 +80,48 @@ __global__ void __launch_bounds__(kKeys)
       }
     }
   }
-  scores[int64_t{blockIdx.y} * capacity + begin + thread] = score;
+  to.rows[int64_t{blockIdx.y} * to.capacity + begin + thread] = score;
 }
 
-/// The number of set flags among the threads before this one, and of all; every thread calls.
-__device__ int rank_among(bool flag, int& all) {
-  __shared__ int part[kThreads / 32];
-  const unsigned votes = __ballot_sync(0xffffffffU, flag);
+/// The digit of the `left`-th largest number by the counts of digits, and the how many-th of that
+/// digit it is. By a warp, in memory that a block shares.
+__device__ void find_digit(const int* counts, int& digit, int& left) {
+  // Lane l has digits [kOwn l, kOwn l + kOwn), counted from the largest.
+  constexpr int kOwn = kDigits / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  __syncthreads();  // the array may still be read from an earlier call
-  if (lane == 0) {
-    part[threadIdx.x / 32] = __popc(votes);
+  const int wanted = left;
+  __syncwarp();  // all have read it
+  int own = 0;
+  for (int i = 0; i < kOwn; ++i) {
+    own += counts[kDigits - 1 - lane * kOwn - i];
   }
-  __syncthreads();
-  int before = __popc(votes & ((1U << lane) - 1U));
-  all = 0;
-  for (int w = 0; w < kThreads / 32; ++w) {
-    before += w < static_cast<int>(threadIdx.x) / 32 ? part[w] : 0;
-    all += part[w];
+  int through = own;
+  for (int lanes = 1; lanes < 32; lanes *= 2) {
+    const int before = __shfl_up_sync(0xffffffffU, through, lanes);
+    through += lane >= lanes ? before : 0;
   }
-  return before;
+  const int above = through - own;
+  if (above < wanted && wanted <= through) {
+    int at = kDigits - 1 - lane * kOwn;
+    int rest = wanted - above;
+    while (counts[at] < rest) {
+      rest -= counts[at];
+      --at;
+    }
+    digit = at;
+    left = rest;
+  }
+}
+
+/// Four scores of a row from p on, in the order of unsigned numbers; 0, which no number is, past
+/// `own`.
+__device__ __forceinline__ void four_of(const float* scores, int p, int own, uint32_t (&bits)[4]) {
+  const float4 x = p <= own ? *reinterpret_cast<const float4*>(scores + p) : float4{};
+  const float values[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    bits[i] = p + i <= own ? ordered_bits(__float_as_uint(values[i])) : 0U;
+  }
 }
 
 /// A block a token. Counts of digits are whole numbers: the order they are added in does not
@@ -104,11 +129,13 @@ __device__ int rank_among(bool flag, int& all) {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     choose_kernel(ChooseTokens<T> a, attention::Layout layout, const int32_t* segments,
-                  int64_t first, int64_t capacity, const float* all_scores) {
-  __shared__ int counts[256];
-  __shared__ uint32_t chosen_prefix;
+                  Scores from) {
+  __shared__ int counts[kDigits];
+  __shared__ int chosen_digit;
   __shared__ int chosen_left;
-  const int64_t t = first + blockIdx.x;
+  __shared__ int larger_of[kWarps];
+  __shared__ int equals_of[kWarps];
+  const int64_t t = from.first + blockIdx.x;
   const int s = segments[t];
   const auto own = static_cast<int>(layout.position[s] + t - layout.start[s]);
   int32_t* to = a.positions + t * a.budget;
@@ -119,50 +146,99 @@ __global__ void __launch_bounds__(kThreads)
     }
     return;
   }
-  const float* scores = all_scores + int64_t{blockIdx.x} * capacity;
+  const float* scores = from.rows + int64_t{blockIdx.x} * from.capacity;
   uint32_t prefix = 0;
   int left = static_cast<int>(a.budget);
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    counts[thread] = 0;
-    __syncthreads();
-    const uint32_t mask = shift == 24 ? 0U : 0xffffffffU << (shift + 8);
-    for (int p = thread; p <= own; p += kThreads) {
-      const uint32_t bits = ordered_bits(__float_as_uint(scores[p]));
-      if ((bits & mask) == prefix) {
-        atomicAdd(&counts[(bits >> shift) & 0xffU], 1);
-      }
+  for (int end = 32; end > 0;) {  // digits from the highest: 11, 11 and 10 bits
+    const int bits_of = end > kDigitBits ? kDigitBits : end;
+    const int shift = end - bits_of;
+    for (int i = thread; i < kDigits; i += kThreads) {
+      counts[i] = 0;
     }
-    __syncthreads();
     if (thread == 0) {
-      int digit = 255;
-      while (counts[digit] < left) {
-        left -= counts[digit];
-        --digit;
-      }
-      chosen_prefix = prefix | (static_cast<uint32_t>(digit) << shift);
       chosen_left = left;
     }
     __syncthreads();
-    prefix = chosen_prefix;
+    const uint32_t mask = end == 32 ? 0U : 0xffffffffU << end;
+#pragma unroll 4
+    for (int p = 4 * thread; p <= own; p += 4 * kThreads) {
+      uint32_t bits[4];
+      four_of(scores, p, own, bits);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (p + i <= own && (bits[i] & mask) == prefix) {
+          atomicAdd(&counts[(bits[i] >> shift) & ((1U << bits_of) - 1U)], 1);
+        }
+      }
+    }
+    __syncthreads();
+    if (thread < 32) {
+      find_digit(counts, chosen_digit, chosen_left);
+    }
+    __syncthreads();
+    prefix |= static_cast<uint32_t>(chosen_digit) << shift;
     left = chosen_left;
+    end = shift;
     __syncthreads();
   }
-  int written = 0;
-  int equal_before = 0;
-  for (int strip = 0; strip <= own; strip += kThreads) {
-    const int p = strip + thread;
-    const uint32_t bits = p <= own ? ordered_bits(__float_as_uint(scores[p])) : 0U;
-    const bool equal = p <= own && bits == prefix;
-    int equals = 0;
-    const int rank = equal_before + rank_among(equal, equals);
-    const bool take = p <= own && (bits > prefix || (equal && rank < left));
-    int taken = 0;
-    const int place = written + rank_among(take, taken);
-    if (take) {
-      to[place] = p;
+  // A warp has every 32nd part of the positions: it counts what is larger and what is equal, and
+  // then knows where its own go.
+  const int warp = thread / 32;
+  const int lane = thread % 32;
+  const int each = (own / 128 / kWarps + 1) * 128;
+  const int begin = warp * each;
+  const int limit = min(own + 1, begin + each);
+  int larger = 0;
+  int equals = 0;
+#pragma unroll 4
+  for (int p = begin + 4 * lane; p < limit; p += 128) {
+    uint32_t bits[4];
+    four_of(scores, p, own, bits);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      larger += bits[i] > prefix ? 1 : 0;
+      equals += bits[i] == prefix ? 1 : 0;
     }
-    equal_before += equals;
-    written += taken;
+  }
+  larger = __reduce_add_sync(0xffffffffU, larger);
+  equals = __reduce_add_sync(0xffffffffU, equals);
+  if (lane == 0) {
+    larger_of[warp] = larger;
+    equals_of[warp] = equals;
+  }
+  __syncthreads();
+  larger = 0;
+  equals = 0;
+  for (int w = 0; w < warp; ++w) {
+    larger += larger_of[w];
+    equals += equals_of[w];
+  }
+  const unsigned lower = (1U << lane) - 1U;
+  for (int from_position = begin; from_position < limit; from_position += 128) {
+    const int p = from_position + 4 * lane;
+    uint32_t bits[4];
+    four_of(scores, p, own, bits);
+    // Of this lane's four: how many of either are before them.
+    int larger_here = larger;
+    int equals_here = equals;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const unsigned is_larger = __ballot_sync(0xffffffffU, bits[i] > prefix);
+      const unsigned is_equal = __ballot_sync(0xffffffffU, bits[i] == prefix);
+      larger_here += __popc(is_larger & lower);
+      equals_here += __popc(is_equal & lower);
+      larger += __popc(is_larger);
+      equals += __popc(is_equal);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool equal = bits[i] == prefix;
+      if (bits[i] > prefix || (equal && equals_here < left)) {
+        to[larger_here + min(equals_here, left)] = p + i;
+      }
+      larger_here += bits[i] > prefix ? 1 : 0;
+      equals_here += equal ? 1 : 0;
+    }
   }
 }
 
@@ -176,18 +252,27 @@ void choose(const ChooseTokens<T>& a, const Launch& on) {
   for (int64_t s = 0; shape.table == nullptr && s < shape.segments; ++s) {
     capacity = std::max(capacity, shape.length(s));
   }
+  capacity = ceil_div(capacity, 4) * 4;  // rows of 16 bytes
   const int64_t all = a.q.rows.outer;
   const int64_t each = std::clamp<int64_t>(kMostScores / std::max<int64_t>(capacity, 1), 1,
                                            std::min<int64_t>(std::max<int64_t>(all, 1), 32768));
-  float* scores = scratch<float>(on, each * capacity);
-  for (int64_t first = 0; first < all; first += each) {
-    const auto count = static_cast<unsigned>(std::min(each, all - first));
-    launch(on, "choose_tokens", score_kernel<T>,
-           dim3(static_cast<unsigned>(ceil_div(capacity, kKeys)), count), dim3(kKeys),
-           score_shared(static_cast<int>(shape.heads), static_cast<int>(shape.head_dim)),
-           latent::for_device(a), layout.layout, tokens.segment, first, capacity, scores);
-    launch(on, "choose_tokens", choose_kernel<T>, dim3(count), dim3(kThreads), 0,
-           latent::for_device(a), layout.layout, tokens.segment, first, capacity, scores);
+  Scores scores{0, 0, capacity, scratch<float>(on, each * capacity)};
+  for (; scores.first < all; scores.first += each) {
+    scores.count = std::min(each, all - scores.first);
+    bool done = false;
+    if constexpr (std::is_same_v<T, bf16>) {
+      done = score_on_tensor_cores(a, layout.layout, tokens, scores, on);
+    }
+    if (!done) {
+      launch(on, "choose_tokens", score_kernel<T>,
+             dim3(static_cast<unsigned>(ceil_div(capacity, kKeys)),
+                  static_cast<unsigned>(scores.count)),
+             dim3(kKeys),
+             score_shared(static_cast<int>(shape.heads), static_cast<int>(shape.head_dim)),
+             latent::for_device(a), layout.layout, tokens.segment, scores);
+    }
+    launch(on, "choose_tokens", choose_kernel<T>, dim3(static_cast<unsigned>(scores.count)),
+           dim3(kThreads), 0, latent::for_device(a), layout.layout, tokens.segment, scores);
   }
 }
 

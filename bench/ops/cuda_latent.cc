@@ -1,0 +1,169 @@
+// Latent attention, the choice of its tokens and routed experts of cuda_bench, at the sizes of
+// DeepSeek-V3.2, Kimi-Linear, Qwen3-Next and MiniMax-M1.
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "cuda_machine.h"
+#include "cuda_sections.h"
+#include "ops/attention/attention.h"
+#include "ops/experts/experts.h"
+#include "ops/head_matmul/head_matmul.h"
+#include "ops/latent_attention/latent_attention.h"
+
+namespace cambium {
+namespace {
+
+constexpr int64_t kRank = 512, kRope = 64, kNope = 128;
+constexpr int64_t kPage = 64;
+constexpr float kScale = 0.0721688F;  // 192^-0.5
+
+/// Pages of `batch` sequences of `context` tokens, in order.
+struct Pages {
+  Pages(int64_t batch, int64_t context) : per_sequence((context + kPage - 1) / kPage) {
+    table.resize(static_cast<size_t>(batch * per_sequence));
+    std::iota(table.begin(), table.end(), 0);
+  }
+  int64_t count() const { return std::ssize(table); }
+  int64_t per_sequence;
+  std::vector<int32_t> table;
+};
+
+// Bytes or operations, whichever takes the device longer.
+Work least(double bytes, double flops) {
+  const bool multiplies = flops / 800e12 > bytes / 4.2e12;
+  Work work;
+  (multiplies ? work.flops : work.bytes) = multiplies ? flops : bytes;
+  return work;
+}
+
+void latent_decode(Bench& bench, int64_t heads, int64_t batch, int64_t context) {
+  bench.row("latent attention decode",
+            fmt::format("{} heads, batch {} at {}", heads, batch, context), [&](Scene& s) {
+              const auto pages = std::make_shared<Pages>(batch, context);
+              const Tensor q = s.bf16({batch, heads, kRank + kRope});
+              const Tensor latent = s.bf16({batch, kRank});
+              const Tensor key = s.bf16({batch, kRope});
+              const LatentPages to{s.bf16({pages->count(), kPage, 4, kRank / 4}),
+                                   s.bf16({pages->count(), kPage, 1, kRope}), pages->table,
+                                   pages->per_sequence};
+              Packed& packed = s.packed(batch, 1, context - 1);
+              const auto keys = static_cast<double>(batch * context);
+              Work work = least(keys * 2 * (kRank + kRope),
+                                2.0 * keys * static_cast<double>(heads * (2 * kRank + kRope)));
+              work.call = [=, &s, &packed](int64_t) {
+                const Segments segments = packed.view();
+                write_latents(s.ctx, latent, key, segments, to);
+                latent_attention(s.ctx, q, latent, key, segments, kScale, {}, &to);
+                (void)pages;
+              };
+              return work;
+            });
+}
+
+void choice_decode(Bench& bench, int64_t batch, int64_t context) {
+  constexpr int64_t kIndexHeads = 64, kIndexDim = 128, kBudget = 2048;
+  bench.row("choice of 2,048 tokens", fmt::format("batch {} at {}", batch, context), [&](Scene& s) {
+    const auto pages = std::make_shared<Pages>(batch, context);
+    const Tensor q = s.bf16({batch, kIndexHeads, kIndexDim});
+    const Tensor k = s.bf16({batch, kIndexDim});
+    const Tensor weight = s.bf16({batch, kIndexHeads});
+    const IndexPages to{s.bf16({pages->count(), kPage, 1, kIndexDim}), pages->table,
+                        pages->per_sequence};
+    Packed& packed = s.packed(batch, 1, context - 1);
+    Work work = least(static_cast<double>(batch * context * 2 * kIndexDim),
+                      2.0 * static_cast<double>(batch * context * kIndexHeads * kIndexDim));
+    work.call = [=, &s, &packed](int64_t) {
+      choose_tokens(s.ctx, q, k, weight, packed.view(), kBudget, &to);
+      (void)pages;
+    };
+    return work;
+  });
+}
+
+// Keys of 192 and values of 128 numbers.
+void expanded_prefill(Bench& bench, int64_t heads, int64_t tokens) {
+  bench.row("expanded latents, prefill", fmt::format("{} heads, {} tokens", heads, tokens),
+            [&](Scene& s) {
+              const Tensor q = s.bf16({tokens, heads, kNope + kRope});
+              const Tensor k = s.bf16({tokens, heads, kNope + kRope});
+              const Tensor v = s.bf16({tokens, heads, kNope});
+              Packed& packed = s.packed(1, tokens, 0);
+              const double pairs = 0.5 * static_cast<double>(tokens * (tokens + 1));
+              Work work;
+              work.flops = 2.0 * pairs * static_cast<double>(heads * (2 * kNope + kRope));
+              work.call = [=, &s, &packed](int64_t) {
+                attention(s.ctx, q, k, v, packed.view(), {.scale = kScale});
+              };
+              return work;
+            });
+}
+
+void absorbed(Bench& bench, int64_t heads, int64_t tokens) {
+  bench.row("product a head, 128 x 512", fmt::format("{} heads, {} tokens", heads, tokens),
+            [&](Scene& s) {
+              const Tensor weight = s.bf16({heads, kNope, kRank}, -0.02, 0.02);
+              const Tensor q = s.bf16({tokens, heads, kNope});
+              Work work =
+                  least(bytes_of({weight, q}) + 2.0 * static_cast<double>(tokens * heads * kRank),
+                        2.0 * static_cast<double>(tokens * heads * kNope * kRank));
+              work.call = [=, &s](int64_t) { head_matmul_transposed(s.ctx, q, weight); };
+              return work;
+            });
+}
+
+// Up and down of routed experts, whose choices random logits make: bytes of those that have rows.
+void experts(Bench& bench, int64_t count, int64_t top, int64_t width, int64_t inner,
+             int64_t tokens) {
+  bench.row(
+      "experts, up and down",
+      fmt::format("{} tokens, {} of {}, {} x {}", tokens, top, count, width, inner), [&](Scene& s) {
+        const Tensor up = s.bf16({count, inner, width}, -0.02, 0.02);
+        const Tensor down = s.bf16({count, width, inner}, -0.02, 0.02);
+        const Tensor x = s.bf16({tokens, width});
+        const Tensor logits = s.bf16({tokens, count});
+        const double none = std::pow(1.0 - static_cast<double>(top) / static_cast<double>(count),
+                                     static_cast<double>(tokens));
+        Work work = least(bytes_of({up, down}) * (1.0 - none),
+                          4.0 * static_cast<double>(tokens * top * width * inner));
+        work.call = [=, &s](int64_t) {
+          const Routing routing = route(s.ctx, logits, {}, {.top = top, .renormalise = true});
+          const Tensor rows = dispatch(s.ctx, x, routing);
+          const Tensor hidden = experts_matmul(s.ctx, rows, up, {}, routing);
+          combine(s.ctx, experts_matmul(s.ctx, hidden, down, {}, routing), routing);
+        };
+        return work;
+      });
+}
+
+}  // namespace
+
+void latent_section(Bench& bench) {
+  for (const int64_t heads : {32, 128}) {
+    for (const auto& [batch, context] : std::vector<std::pair<int64_t, int64_t>>{
+             {1, 8192}, {1, 131072}, {16, 32768}, {64, 8192}}) {
+      latent_decode(bench, heads, batch, context);
+    }
+    expanded_prefill(bench, heads, 8192);
+    for (const int64_t tokens : {1, 8, 64, 8192}) {
+      absorbed(bench, heads, tokens);
+    }
+  }
+  latent_decode(bench, 32, 1, 1 << 20);
+  for (const int64_t batch : {1, 16}) {
+    choice_decode(bench, batch, 131072);
+  }
+}
+
+void experts_section(Bench& bench) {
+  for (const int64_t tokens : {1, 16, 80, 256, 8192}) {
+    experts(bench, 512, 10, 2048, 512, tokens);  // Qwen3-Next
+    experts(bench, 256, 8, 2304, 1024, tokens);  // Kimi-Linear
+    experts(bench, 256, 8, 7168, 2048, tokens);  // DeepSeek-V3.2
+    experts(bench, 32, 2, 6144, 9216, tokens);   // MiniMax-M1
+  }
+}
+
+}  // namespace cambium
