@@ -13,6 +13,7 @@
 //    have left what it takes. So where the heads of a few sequences occupy a part of the device,
 //    the rest of it does what does not wait for the chunk before. That one who waits has all it
 //    waits for at work before it, the order of turns makes sure, whatever the device holds at once.
+#include "ops/cuda_bulk.cuh"
 #include "ops/recurrence/recurrence_chunks_cuda.cuh"
 
 namespace cambium::cuda {
@@ -159,11 +160,15 @@ __global__ void __launch_bounds__(128)
 
 // --- The walk. Four warps walk: S' (value, key), with a quarter of the keys each, and e of 16
 // tokens each, in fp32 in registers; what the others multiply next they give them, rounded, through
-// shared memory. Four more fetch what chunks take, some chunks ahead. One more tells those who read
-// how far the walk is: that takes a fence of the whole device, which lasts as long as a chunk and
-// longer, so that nobody whom the walk waits for may stand at it.
+// shared memory. A chunk is three such exchanges. A warp says that its part is there, then does
+// what nobody waits for (it leaves results, loads of the next chunk what registers hold), and only
+// then waits for the others. Three more warps fetch what chunks take, some chunks ahead. One thread
+// tells those who read how far the walk is: that takes a fence of the whole device, which lasts as
+// long as a chunk and longer, so that nobody whom the walk waits for may stand at it.
 constexpr int kStages = 5;
-constexpr int kWalkThreads = 288;
+constexpr int kWalking = 128;  // threads
+constexpr int kFetching = 96;
+constexpr int kWalkThreads = 256;
 constexpr int kFewBlocks = 66;  // half as many as an H100 has multiprocessors
 
 template <int kKey, int kParts>
@@ -180,6 +185,10 @@ struct WalkShared {
   Tile states[kParts][kKey / 16];
   Tile reads[kParts][kRowTiles];    // v - exp(G) k S
   Tile written[kParts][kRowTiles];  // f e
+  // Barriers in shared memory: of stages that are full and used up, and of the three exchanges.
+  uint64_t full[kStages];
+  uint64_t used[kStages];
+  uint64_t has_states, has_reads, has_written;
 };
 
 __device__ __forceinline__ void sync_threads(int id, int count) {
@@ -239,9 +248,47 @@ struct WalkPlace {
   }
 };
 
-/// Barrier of the warps that walk and those that fetch.
-__device__ __forceinline__ void sync_walk() {
-  sync_threads(2, 256);
+/// One thread calls.
+template <class Shared>
+__device__ __forceinline__ void init_walk(Shared& s) {
+  for (int i = 0; i < kStages; ++i) {
+    init_barrier(&s.full[i], kFetching);
+    init_barrier(&s.used[i], kWalking / 32);
+  }
+  for (uint64_t* barrier : {&s.has_states, &s.has_reads, &s.has_written}) {
+    init_barrier(barrier, kWalking / 32);
+  }
+  barriers_ready();
+}
+/// A warp arrives.
+__device__ __forceinline__ void arrive_as_warp(uint64_t* barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) {
+    arrive(barrier);
+  }
+}
+/// This thread arrives when its copies so far are there.
+__device__ __forceinline__ void arrive_with_copies(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];"
+               :
+               : "r"(shared_address(barrier))
+               : "memory");
+}
+/// The i-th completion of a barrier, on any device.
+__device__ __forceinline__ void await_completion(uint64_t* barrier, int i) {
+#if __CUDA_ARCH__ >= 900
+  await_phase(barrier, static_cast<uint32_t>(i) % 2);
+#else
+  uint32_t done = 0;
+  while (done == 0) {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n\t"
+        "selp.b32 %0, 1, 0, p;\n\t}"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(static_cast<uint32_t>(i) % 2)
+        : "memory");
+  }
+#endif
 }
 
 /// The thread that tells those who read how far the walk is: `done` chunks of `count`. Where it
@@ -258,47 +305,42 @@ __device__ __forceinline__ void tell_walked(int32_t* done, int count, int32_t* w
   }
 }
 
-/// The warps that fetch. Barriers are those of walk().
+/// The warps that fetch.
 template <int kKey, int kParts>
 __device__ __forceinline__ void fetch_chunks(const Recurrence<bf16>& a, const DeltaParts& parts,
                                              const WalkPlace& at, WalkShared<kKey, kParts>& s) {
-  const int thread = static_cast<int>(threadIdx.x) - 128;
+  using Shared = WalkShared<kKey, kParts>;
+  const int thread = static_cast<int>(threadIdx.x) - kWalking;
   const bf16* k = a.k.at(0, a.key_head(at.h) * kKey);
   const bf16* v = a.v.at(0, at.h * a.dim + at.slice * 16 * kParts);
-  const auto fetch = [&](int c) {
-    if (c < at.count) {
-      auto& stage = s.stage[c % kStages];
-      const int64_t token = at.token(c);
-      const int tokens = at.tokens(c);
-      const int64_t part = (at.first + c) * a.heads + at.h;
-      copy_rows<kKey, 128>(k + token * a.k.rows.outer_stride, a.k.rows.outer_stride, tokens, thread,
-                           stage.k);
-      copy_rows<16 * kParts, 128>(v + token * a.v.rows.outer_stride, a.v.rows.outer_stride, tokens,
-                                  thread, stage.v);
-      const auto copy = [&](auto* to, const auto* from) {
-        constexpr int kPieces = sizeof(*to) / 16;
-#pragma unroll
-        for (int x = 0; x < kPieces; x += 128) {
-          if (x + thread < kPieces) {
-            copy_16(reinterpret_cast<uint4*>(to) + x + thread,
-                    reinterpret_cast<const uint4*>(from) + x + thread, true);
-          }
-        }
-      };
-      copy(&stage.inverse, parts.inverse + part * kPairTiles);
-      copy(&stage.gates, parts.gates + part);
-    }
-    commit_copies();
-  };
-  for (int c = 0; c < kStages - 1; ++c) {
-    fetch(c);
-  }
-  wait_for_copies<kStages - 2>();
-  sync_walk();
   for (int c = 0; c < at.count; ++c) {
-    wait_for_copies<kStages - 3>();  // chunk c + 1 is there
-    sync_walk();
-    fetch(c + kStages - 1);
+    const int index = c % kStages;
+    auto& stage = s.stage[index];
+    if (c >= kStages) {
+      await_completion(&s.used[index], c / kStages - 1);
+    }
+    const int64_t token = at.token(c);
+    const int tokens = at.tokens(c);
+    const int64_t part = (at.first + c) * a.heads + at.h;
+    copy_pieces<kKey, kFetching>(k + token * a.k.rows.outer_stride, a.k.rows.outer_stride, tokens,
+                                 kKey, thread, stage.k,
+                                 [](int row, int piece) { return row * Shared::kRow + 8 * piece; });
+    copy_pieces<16 * kParts, kFetching>(
+        v + token * a.v.rows.outer_stride, a.v.rows.outer_stride, tokens, 16 * kParts, thread,
+        stage.v, [](int row, int piece) { return row * Shared::kValueRow + 8 * piece; });
+    const auto copy = [&](auto* to, const auto* from) {
+      constexpr int kPieces = sizeof(*to) / 16;
+#pragma unroll
+      for (int x = 0; x < kPieces; x += kFetching) {
+        if (x + thread < kPieces) {
+          copy_16(reinterpret_cast<uint4*>(to) + x + thread,
+                  reinterpret_cast<const uint4*>(from) + x + thread, true);
+        }
+      }
+    };
+    copy(&stage.inverse, parts.inverse + part * kPairTiles);
+    copy(&stage.gates, parts.gates + part);
+    arrive_with_copies(&s.full[index]);
   }
 }
 
@@ -337,37 +379,62 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
     }
   };
   each([&](float& x, int64_t i) { x = continues ? slot[i] : 0.0F; });
-  sync_walk();
-  for (int c = 0; c < at.count; ++c) {
+  // Of a chunk, in registers before it begins.
+  uint32_t keys[kKeyTiles][4];  // of the warp's tokens
+  uint32_t values[kParts][4];
+  uint32_t inverse[kRowTiles][4];
+  float start[2][2];
+  float end[2][2];
+  float decay;
+  const auto load_keys = [&](int c) {
     const auto& stage = s.stage[c % kStages];
-    uint32_t keys[kKeyTiles][4];  // of the warp's tokens
 #pragma unroll
     for (int t = 0; t < kKeyTiles; ++t) {
       load_right_of_rows(stage.k + 16 * warp * kRow + 16 * t, kRow, keys[t]);
     }
-    uint32_t inverse[kRowTiles][4];
+#pragma unroll
+    for (int p = 0; p < kParts; ++p) {
+      load_right(stage.v + 16 * warp * Shared::kValueRow + 16 * p, Shared::kValueRow, values[p]);
+    }
+  };
+  const auto load_inverse = [&](int c) {
+    const auto& stage = s.stage[c % kStages];
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       if (j <= warp) {
         load_tile(&stage.inverse[pair_tile(warp, j)], inverse[j]);
       }
     }
-    float start[2][2];
-    float end[2][2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       load_n<2>(stage.gates.starts + 16 * warp + tile_column(n, 0), start[n]);
       load_n<2>(stage.gates.ends + 16 * warp + tile_column(n, 0), end[n]);
     }
-    const float decay = stage.gates.decay;
+    decay = stage.gates.decay;
+  };
+  await_completion(&s.full[0], 0);
+  load_keys(0);
+  load_inverse(0);
+  for (int c = 0; c < at.count; ++c) {
+    const bool goes_on = c + 1 < at.count;
+    uint32_t own_keys[kOwn][kRowTiles][4];  // of all tokens
+    {
+      uint32_t tile[kParts][kOwn][4];
 #pragma unroll
-    for (int p = 0; p < kParts; ++p) {
+      for (int p = 0; p < kParts; ++p) {
 #pragma unroll
-      for (int t = 0; t < kOwn; ++t) {
-        uint32_t tile[4];
-        round_left(state[p][t], tile);
-        store_tile(&s.states[p][key_tile + t], tile);
-        store_tile(states_at + p * kKeyTiles + t, tile);
+        for (int t = 0; t < kOwn; ++t) {
+          round_left(state[p][t], tile[p][t]);
+          store_tile(&s.states[p][key_tile + t], tile[p][t]);
+        }
+      }
+      arrive_as_warp(&s.has_states);
+#pragma unroll
+      for (int p = 0; p < kParts; ++p) {
+#pragma unroll
+        for (int t = 0; t < kOwn; ++t) {
+          store_tile(states_at + p * kKeyTiles + t, tile[p][t]);
+        }
       }
     }
     states_at += a.heads * dim_tiles * kKeyTiles;
@@ -375,7 +442,15 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       float* to = kept.states + (part + c * a.heads) * kKey * a.dim;
       each([&](float x, int64_t i) { to[i] = x; });
     }
-    sync_walk();  // states are there, and the next chunk's stage
+#pragma unroll
+    for (int t = 0; t < kOwn; ++t) {
+#pragma unroll
+      for (int j = 0; j < kRowTiles; ++j) {
+        load_right(s.stage[c % kStages].k + 16 * j * kRow + 16 * (key_tile + t), kRow,
+                   own_keys[t][j]);
+      }
+    }
+    await_completion(&s.has_states, c);
     float e[kParts][2][4];
     {
       float read[2][kParts][2][4] = {};  // two chains of products are half as long
@@ -390,9 +465,7 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       }
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
-        uint32_t values[4];
-        load_right(stage.v + 16 * warp * Shared::kValueRow + 16 * p, Shared::kValueRow, values);
-        widen_right(values, e[p]);
+        widen_right(values[p], e[p]);
 #pragma unroll
         for (int x = 0; x < 8; ++x) {
           const float sum = read[0][p][x / 4][x % 4] + read[1][p][x / 4][x % 4];
@@ -403,18 +476,15 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
         store_tile(&s.reads[p][warp], tile);
       }
     }
-    uint32_t own_keys[kOwn][kRowTiles][4];  // of all tokens
-#pragma unroll
-    for (int t = 0; t < kOwn; ++t) {
-#pragma unroll
-      for (int j = 0; j < kRowTiles; ++j) {
-        load_right(stage.k + 16 * j * kRow + 16 * (key_tile + t), kRow, own_keys[t][j]);
-      }
+    arrive_as_warp(&s.has_reads);
+    if (threadIdx.x % 32 == 0) {
+      arrive(&s.used[c % kStages]);  // the warp has all it takes of it in registers
     }
-    sync_threads(1, 128);
-    if (threadIdx.x == 0) {
-      publish_in_block(done, c);
+    if (goes_on) {
+      await_completion(&s.full[(c + 1) % kStages], (c + 1) / kStages);
+      load_keys(c + 1);
     }
+    await_completion(&s.has_reads, c);
     {
       float odd[kParts][2][4] = {};
 #pragma unroll
@@ -441,19 +511,10 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
         store_tile(&s.written[p][warp], tile);
       }
     }
+    arrive_as_warp(&s.has_written);
     each([&](float& x, int64_t) { x *= decay; });
-    sync_threads(1, 128);
-#pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
-#pragma unroll
-      for (int p = 0; p < kParts; ++p) {
-        uint32_t left[4];
-        load_tile(&s.written[p][j], left);
-#pragma unroll
-        for (int t = 0; t < kOwn; ++t) {
-          multiply_tiles(state[p][t], left, own_keys[t][j]);
-        }
-      }
+    if (goes_on) {
+      load_inverse(c + 1);
     }
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
@@ -476,6 +537,22 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
               to[token * a.heads * a.dim + 16 * p + tile_row(x)] = e[p][n][x];
             }
           }
+        }
+      }
+    }
+    if (threadIdx.x == 0) {
+      publish_in_block(done, c);  // what all left before they gave what they read of chunk c
+    }
+    await_completion(&s.has_written, c);
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) {
+#pragma unroll
+      for (int p = 0; p < kParts; ++p) {
+        uint32_t left[4];
+        load_tile(&s.written[p][j], left);
+#pragma unroll
+        for (int t = 0; t < kOwn; ++t) {
+          multiply_tiles(state[p][t], left, own_keys[t][j]);
         }
       }
     }
@@ -607,14 +684,18 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
     if (!in_chunks(a.segments, at.segment)) {
       return;
     }
-    if (threadIdx.x < 128) {
+    if (threadIdx.x == 0) {
+      init_walk(s);
+    }
+    __syncthreads();
+    if (threadIdx.x < kWalking) {
       walk<kKey, kParts>(a, kept, parts, at, &done, s);
-    } else if (threadIdx.x < 256) {
+    } else if (threadIdx.x < kWalking + kFetching) {
       fetch_chunks<kKey, kParts>(a, parts, at, s);
-    } else if (threadIdx.x == 256) {
+    } else if (threadIdx.x == kWalking + kFetching) {
       tell_walked(&done, at.count, parts.walked + turn);
     }
-  } else if (threadIdx.x < 256) {
+  } else {
     auto* s = reinterpret_cast<ReadShared<kKey>*>(shared);
     const int half = static_cast<int>(threadIdx.x) / 128;
     const int64_t part = 2 * (turn - walks) + half;

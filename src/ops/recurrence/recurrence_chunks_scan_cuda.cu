@@ -149,45 +149,21 @@ __device__ __forceinline__ int swizzled_at(int row, int piece) {
 }
 /// Operands as load_left, load_right and load_right_of_rows have them, of rows [16 i, 16 i + 16)
 /// and columns [16 t, 16 t + 16) of a matrix that lies so.
-__device__ __forceinline__ void load_left_swizzled(const bf16* x, int i, int t, uint32_t (&a)[4]) {
+[[maybe_unused]] __device__ __forceinline__ void load_left_swizzled(const bf16* x, int i, int t,
+                                                                    uint32_t (&a)[4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   load_matrices(a, x + swizzled_at(16 * i + lane % 16, 2 * t + lane / 16));
 }
-__device__ __forceinline__ void load_right_swizzled(const bf16* x, int i, int t, uint32_t (&b)[4]) {
+[[maybe_unused]] __device__ __forceinline__ void load_right_swizzled(const bf16* x, int i, int t,
+                                                                     uint32_t (&b)[4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   load_matrices_transposed(b, x + swizzled_at(16 * i + lane % 16, 2 * t + lane / 16));
 }
-__device__ __forceinline__ void load_right_of_rows_swizzled(const bf16* x, int i, int t,
-                                                            uint32_t (&b)[4]) {
+[[maybe_unused]] __device__ __forceinline__ void load_right_of_rows_swizzled(const bf16* x, int i,
+                                                                             int t,
+                                                                             uint32_t (&b)[4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   load_matrices(b, x + swizzled_at(16 * i + lane % 8 + lane / 16 * 8, 2 * t + lane / 8 % 2));
-}
-
-/// As copy_rows, for any number of threads: row r's piece p to `to` + at(r, p).
-template <int kDim, int kOf, class At>
-__device__ __forceinline__ void copy_pieces(const bf16* from, int64_t from_stride, int rows,
-                                            int columns, int thread, bf16* to, const At& at) {
-  constexpr int kPieces = kDim / 8;
-  constexpr int kLanes = [] {  // of a row: a whole number of rows at a time
-    int lanes = kPieces;
-    while (kOf % lanes != 0) {
-      ++lanes;
-    }
-    return lanes;
-  }();
-  constexpr int kStep = kOf / kLanes;
-  const int first = thread / kLanes;
-  const int piece = thread % kLanes;
-  const bool exists = piece * 8 < columns;
-  const bf16* row = from + first * from_stride + piece * 8;
-#pragma unroll
-  for (int i = 0; i < kC; i += kStep) {
-    if ((kLanes == kPieces || piece < kPieces) && (kC % kStep == 0 || first + i < kC)) {
-      const bool valid = exists && first + i < rows;
-      copy_16(to + at(first + i, piece), valid ? row : from, valid);
-    }
-    row += kStep * from_stride;
-  }
 }
 
 template <int kKey, int kWarps, bool kWarpgroup>
