@@ -4,15 +4,17 @@
 //   e = T (v - exp(G) k S)      y = exp(G) q S + P e      S = exp(G_last) S + k' (f e)
 //
 // with f = exp(G_last - G) w. T is applied to what k has read of the state, not to k and v before:
-// then all that a chunk takes beside q, k and v is two triangles of 64 x 64 a head.
+// then all that the walk takes beside k and v is a triangle of 64 x 64 a head.
 //
-// 1. prepare_kernel, for all chunks and heads at once: P, T - I and what becomes of the decays.
+// 1. prepare_kernel, for all chunks and heads at once: T - I and what becomes of the decays. Few
+//    registers and little shared memory, so that a device holds a thousand of its blocks at once.
 // 2. walk_kernel, whose blocks take their work in turn. The first ones walk: a block for each
 //    segment, head and 16 or 32 columns of the value, over the chunks. It leaves e and the states
 //    at chunk starts. The others read: y of a chunk and two heads each, as soon as those that walk
-//    have left what it takes. So where the heads of a few sequences occupy a part of the device,
-//    the rest of it does what does not wait for the chunk before. That one who waits has all it
-//    waits for at work before it, the order of turns makes sure, whatever the device holds at once.
+//    have left what it takes; they make P before. So where the heads of a few sequences occupy a
+//    part of the device, the rest of it does what does not wait for the chunk before. That one who
+//    waits has all it waits for at work before it, the order of turns makes sure, whatever the
+//    device holds at once.
 #include "ops/cuda_bulk.cuh"
 #include "ops/recurrence/recurrence_chunks_cuda.cuh"
 
@@ -27,30 +29,34 @@ struct DeltaGates {
   float unused[3];   // whole pieces of 16 bytes
 };
 
+// What P takes of them.
+struct PairGates {
+  float sums[kC];  // G in units of log 2
+  float weights[kC];
+};
+
 /// What the kernels hand on, per chunk and head; the tiles of triangles as pair_tile() counts them.
 struct DeltaParts {
-  Tile* pairs;        // (kPairTiles), (tokens, tokens), left: P
-  Tile* inverse;      // (kPairTiles), (tokens, tokens), right: T - I
-  DeltaGates* gates;  // ()
-  Tile* states;       // (V / 16, K / 16), (value, key), left: the state at the start
-  Tile* errors;       // (V / 16, 4), (value, tokens), left: e
-  int32_t* walked;    // (segments, heads, slices): chunks of which states and errors are there
-  int32_t* turn;      // how many blocks of walk_kernel have begun
+  Tile* inverse;        // (kPairTiles), (tokens, tokens), right: T - I
+  DeltaGates* gates;    // ()
+  PairGates* of_pairs;  // ()
+  Tile* states;         // (V / 16, K / 16), (value, key), left: the state at the start
+  Tile* errors;         // (V / 16, 4), (value, tokens), left: e
+  int32_t* walked;      // (segments, heads, slices): chunks of which states and errors are there
+  int32_t* turn;        // how many blocks of walk_kernel have begun
 };
 
 template <int kKey>
 struct PrepareShared {
   union {
-    bf16 q[kC * (kKey + 8)];
-    float x[kC * kInversePad];  // A, when q is used up
+    bf16 k[kC * (kKey + 8)];
+    float x[kC * kInversePad];  // A, when k is used up
   };
-  bf16 k[kC * (kKey + 8)];
-  float sums[kC];  // G in units of log 2
-  float weight[kC];
+  PairGates gates;
 };
 
 template <int kKey>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 8)
     prepare_kernel(Recurrence<bf16> a, const ChunkSpan* spans, const int32_t* first, int slices,
                    DeltaParts parts) {
   await_inputs();
@@ -71,54 +77,52 @@ __global__ void __launch_bounds__(128)
   if (chunk == first[span.segment] && thread < slices) {
     parts.walked[(span.segment * a.heads + h) * slices + thread] = 0;
   }
-  const int64_t key_offset = a.key_head(h) * kKey;
-  copy_rows<kKey, 128>(a.q.at(span.token, key_offset), a.q.rows.outer_stride, span.tokens, thread,
-                       s.q);
-  copy_rows<kKey, 128>(a.k.at(span.token, key_offset), a.k.rows.outer_stride, span.tokens, thread,
-                       s.k);
+  copy_rows<kKey, 128>(a.k.at(span.token, a.key_head(h) * kKey), a.k.rows.outer_stride, span.tokens,
+                       thread, s.k);
   commit_copies();
+  float* sums = s.gates.sums;
+  float* weights = s.gates.weights;
   if (thread < 32) {
-    float sums[2] = {log_decay_of(a, span.token, span.tokens, 2 * thread, h),
-                     log_decay_of(a, span.token, span.tokens, 2 * thread + 1, h)};
-    sum_decays(sums);
-    s.sums[2 * thread] = sums[0] * kLog2E;
-    s.sums[2 * thread + 1] = sums[1] * kLog2E;
+    float of_two[2] = {log_decay_of(a, span.token, span.tokens, 2 * thread, h),
+                       log_decay_of(a, span.token, span.tokens, 2 * thread + 1, h)};
+    sum_decays(of_two);
+    sums[2 * thread] = of_two[0] * kLog2E;
+    sums[2 * thread + 1] = of_two[1] * kLog2E;
   } else if (thread >= kC) {
-    s.weight[thread - kC] = weight_of(a, span.token, span.tokens, thread - kC, h);
+    weights[thread - kC] = weight_of(a, span.token, span.tokens, thread - kC, h);
   }
   wait_for_copies<0>();
   __syncthreads();
   const int64_t part = chunk * a.heads + h;
-  const float last = s.sums[kC - 1];
+  const float last = sums[kC - 1];
   DeltaGates& gates = parts.gates[part];
+  PairGates& of_pairs = parts.of_pairs[part];
   if (thread < kC) {
-    gates.ends[thread] = fast_exp2(last - s.sums[thread]) * s.weight[thread];
+    gates.ends[thread] = fast_exp2(last - sums[thread]) * weights[thread];
+    of_pairs.sums[thread] = sums[thread];
   } else {
-    gates.starts[thread - kC] = fast_exp2(s.sums[thread - kC]);
+    gates.starts[thread - kC] = fast_exp2(sums[thread - kC]);
+    of_pairs.weights[thread - kC] = weights[thread - kC];
   }
   if (thread == 0) {
     gates.decay = fast_exp2(last);
   }
   const int warp = thread / 32;
-  float p[kRowTiles][2][4] = {};
   float r[kRowTiles][2][4] = {};
 #pragma unroll
   for (int t = 0; t < kKey / 16; ++t) {
-    uint32_t query[4];
     uint32_t key[4];
-    load_left(s.q + 16 * warp * kRow + 16 * t, kRow, query);
     load_left(s.k + 16 * warp * kRow + 16 * t, kRow, key);
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       if (j <= warp) {
         uint32_t right[4];
         load_right_of_rows(s.k + 16 * j * kRow + 16 * t, kRow, right);
-        multiply_tiles(p[j], query, right);
         multiply_tiles(r[j], key, right);
       }
     }
   }
-  __syncthreads();  // q is used up
+  __syncthreads();  // k is used up
 #pragma unroll
   for (int j = 0; j < kRowTiles; ++j) {
     if (j <= warp) {
@@ -128,15 +132,10 @@ __global__ void __launch_bounds__(128)
         for (int e = 0; e < 4; ++e) {
           const int i = 16 * warp + tile_row(e);
           const int column = 16 * j + tile_column(n, e);
-          const float decay =
-              column <= i ? fast_exp2(s.sums[i] - s.sums[column]) * s.weight[column] : 0.0F;
-          p[j][n][e] *= decay;
-          s.x[i * kInversePad + column] = column < i ? decay * r[j][n][e] : 0.0F;
+          s.x[i * kInversePad + column] =
+              column < i ? r[j][n][e] * fast_exp2(sums[i] - sums[column]) * weights[column] : 0.0F;
         }
       }
-      uint32_t tile[4];
-      round_left(p[j], tile);
-      store_tile(parts.pairs + part * kPairTiles + pair_tile(warp, j), tile);
     }
   }
   float t[kRowTiles][2][4];
@@ -570,9 +569,50 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
 template <int kKey>
 struct ReadShared {
   bf16 q[kC * (kKey + 8)];
-  Tile pairs[kPairTiles];
-  float starts[kC];
+  bf16 k[kC * (kKey + 8)];
+  Tile pairs[kPairTiles];  // P, left
+  PairGates gates;
 };
+
+/// The tiles of P by four warps, a row each.
+template <int kKey>
+__device__ __forceinline__ void make_pairs(ReadShared<kKey>& s, int warp) {
+  constexpr int kRow = kKey + 8;
+  float p[kRowTiles][2][4] = {};
+#pragma unroll
+  for (int t = 0; t < kKey / 16; ++t) {
+    uint32_t query[4];
+    load_left(s.q + 16 * warp * kRow + 16 * t, kRow, query);
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) {
+      if (j <= warp) {
+        uint32_t right[4];
+        load_right_of_rows(s.k + 16 * j * kRow + 16 * t, kRow, right);
+        multiply_tiles(p[j], query, right);
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kRowTiles; ++j) {
+    if (j <= warp) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int i = 16 * warp + tile_row(e);
+          const int column = 16 * j + tile_column(n, e);
+          p[j][n][e] = column <= i
+                           ? p[j][n][e] * fast_exp2(s.gates.sums[i] - s.gates.sums[column]) *
+                                 s.gates.weights[column]
+                           : 0.0F;
+        }
+      }
+      uint32_t tile[4];
+      round_left(p[j], tile);
+      store_tile(&s.pairs[pair_tile(warp, j)], tile);
+    }
+  }
+}
 
 template <int kKey, int kDim, int kParts>
 __device__ __forceinline__ void read(const Recurrence<bf16>& a, const ChunkSpan* spans,
@@ -592,21 +632,20 @@ __device__ __forceinline__ void read(const Recurrence<bf16>& a, const ChunkSpan*
   const int thread = static_cast<int>(threadIdx.x) % 128;
   const int half = static_cast<int>(threadIdx.x) / 128;
   const int value_tile = thread / 32 * kOwn;
-  copy_rows<kKey, 128>(a.q.at(span.token, a.key_head(h) * kKey), a.q.rows.outer_stride, span.tokens,
-                       thread, s.q);
-  for (int x = thread; x < kPairTiles * 32; x += 128) {
-    copy_16(&s.pairs[x / 32].lane[x % 32], &parts.pairs[part * kPairTiles + x / 32].lane[x % 32],
-            true);
-  }
-  if (thread < kC / 4) {
-    copy_16(s.starts + 4 * thread, parts.gates[part].starts + 4 * thread, true);
+  const int64_t key = a.key_head(h) * kKey;
+  copy_rows<kKey, 128>(a.q.at(span.token, key), a.q.rows.outer_stride, span.tokens, thread, s.q);
+  copy_rows<kKey, 128>(a.k.at(span.token, key), a.k.rows.outer_stride, span.tokens, thread, s.k);
+  if (thread < 2 * kC / 4) {
+    copy_16(s.gates.sums + 4 * thread, parts.of_pairs[part].sums + 4 * thread, true);
   }
   commit_copies();
+  wait_for_copies<0>();
+  sync_threads(1 + half, 128);
+  make_pairs(s, thread / 32);
   if (thread < kSlices) {  // one warp asks: the numbers lie together
     await_more_than(parts.walked + (span.segment * a.heads + h) * kSlices + thread,
                     static_cast<int32_t>(chunk - first[span.segment]));
   }
-  wait_for_copies<0>();
   sync_threads(1 + half, 128);
   const Tile* states = parts.states + (part * kDimTiles + value_tile) * kKeyTiles;
   const Tile* errors = parts.errors + (part * kDimTiles + value_tile) * kRowTiles;
@@ -631,7 +670,8 @@ __device__ __forceinline__ void read(const Recurrence<bf16>& a, const ChunkSpan*
   }
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
-    const float start[2] = {s.starts[16 * i + tile_row(0)], s.starts[16 * i + tile_row(2)]};
+    const float start[2] = {fast_exp2(s.gates.sums[16 * i + tile_row(0)]),
+                            fast_exp2(s.gates.sums[16 * i + tile_row(2)])};
 #pragma unroll
     for (int x = 0; x < 8 * kOwn; ++x) {
       y[i][x / 8][x / 4 % 2][x % 4] *= start[x % 4 / 2];
@@ -713,9 +753,9 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const Recurrence
   const int64_t count = chunks.count * a.heads;
   const int64_t walks = a.segments.count * a.heads * kSlices;
   const DeltaParts parts{
-      .pairs = scratch<Tile>(on, count * kPairTiles),
       .inverse = scratch<Tile>(on, count * kPairTiles),
       .gates = scratch<DeltaGates>(on, count),
+      .of_pairs = scratch<PairGates>(on, count),
       .states = scratch<Tile>(on, count * (kDim / 16) * (kKey / 16)),
       .errors = scratch<Tile>(on, count * (kDim / 16) * kRowTiles),
       .walked = scratch<int32_t>(on, walks),
