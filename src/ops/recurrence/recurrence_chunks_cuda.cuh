@@ -76,12 +76,24 @@ __device__ __forceinline__ void copy_pieces(const bf16* from, int64_t from_strid
   constexpr int kStep = kOf / kLanes;
   const int first = thread / kLanes;
   const int piece = thread % kLanes;
-  const bool exists = piece * 8 < columns;
   const bf16* row = from + first * from_stride + piece * 8;
+  const auto there_is = [&](int i) {
+    return (kLanes == kPieces || piece < kPieces) && (kC % kStep == 0 || first + i < kC);
+  };
+  if (rows == kC && columns >= kDim) {  // as most are: without looking at each
 #pragma unroll
+    for (int i = 0; i < kC; i += kStep) {
+      if (there_is(i)) {
+        copy_16(to + at(first + i, piece), row, true);
+      }
+      row += kStep * from_stride;
+    }
+    return;
+  }
+#pragma unroll 1
   for (int i = 0; i < kC; i += kStep) {
-    if ((kLanes == kPieces || piece < kPieces) && (kC % kStep == 0 || first + i < kC)) {
-      const bool valid = exists && first + i < rows;
+    if (there_is(i)) {
+      const bool valid = first + i < rows && piece * 8 < columns;
       copy_16(to + at(first + i, piece), valid ? row : from, valid);
     }
     row += kStep * from_stride;
