@@ -134,6 +134,32 @@ TEST(ChooseTokens, EveryFormAndEveryCutChoosesAlike) {
   }
 }
 
+TEST(ChooseTokens, OfLongSequences) {
+  const Case c{40003, 2, 4, 300, Dtype::kBF16};
+  std::vector<std::vector<int32_t>> expected;
+  for_each_form(c, [&](Context& ctx, const std::vector<Tensor>& in) {
+    const auto rows = [&](size_t i, int64_t begin, int64_t end) {
+      return in[i].slice(0, begin, end - begin);
+    };
+    const OwnedTensor keys(c.pages, {1, c.tokens, 1, c.dim}, false, in[0].device);
+    const std::vector<int32_t> table = {0};
+    const IndexPages pages{keys.view, table, 1};
+    const std::vector<int32_t> start = {0, static_cast<int32_t>(c.tokens) - 3};
+    const std::vector<int32_t> rest = {0, 3};
+    const std::vector<int32_t> position = {0};
+    write_index(ctx, rows(1, 0, start[1]), {start, position, {}}, pages);
+    const auto at = [&](size_t i) { return rows(i, start[1], c.tokens); };
+    const std::vector<int32_t> behind = {start[1]};
+    const auto chosen =
+        lists(ctx, choose_tokens(ctx, at(0), at(1), at(2), {rest, behind, {}}, c.budget, &pages), 3,
+              start[1]);
+    if (expected.empty()) {
+      expected = chosen;  // of the definition
+    }
+    EXPECT_EQ(chosen, expected);
+  });
+}
+
 TEST(ChooseTokens, OfEqualScoresTheEarlierToken) {
   Arena arena;
   Context ctx{.arena = &arena};
