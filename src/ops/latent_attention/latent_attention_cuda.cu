@@ -134,34 +134,66 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// Blocks (H, T): the parts of a decoding token added in order.
+/// Of the addition of parts: a block has kAddColumns columns of a head, its warps every fourth
+/// part.
+constexpr int kAddThreads = 128;
+constexpr int kAddWarps = kAddThreads / 32;
+constexpr int kAddColumns = 128;
+
+/// Blocks (H * columns / kAddColumns, T): the parts of a decoding token added in order. Shared
+/// memory: factors (parts).
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kAddThreads)
     add_parts_kernel(LatentAttention<T> a, const int32_t* singles, Partials partials) {
+  extern __shared__ float factors[];
+  __shared__ float sums[kAddWarps][kAddColumns];
+  await_inputs();
+  const auto rank = static_cast<int>(a.shape.value_dim);
+  const auto parts = static_cast<int>(partials.parts);
+  const int chunks = (rank + kAddColumns - 1) / kAddColumns;
   const int64_t t = blockIdx.y;
-  const int64_t h = blockIdx.x;
+  const int64_t h = blockIdx.x / chunks;
+  const int first = static_cast<int>(blockIdx.x) % chunks * kAddColumns;
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / 32;
+  const int lane = thread % 32;
   const int single = singles[t];
   if (single < 0) {
     return;
   }
-  const auto at = [&](int part) {
-    return (int64_t{single} * partials.parts + part) * a.shape.heads + h;
-  };
+  const auto at = [&](int part) { return (int64_t{single} * parts + part) * a.shape.heads + h; };
   float largest = -INFINITY;
-  for (int p = 0; p < partials.parts; ++p) {
+  for (int p = thread; p < parts; p += kAddThreads) {
     largest = fmaxf(largest, partials.largest[at(p)]);
   }
+  largest = block_max<kAddThreads>(largest);
   float sum = 0.0F;
-  for (int p = 0; p < partials.parts; ++p) {
-    sum += partials.sum[at(p)] * expf(partials.largest[at(p)] - largest);
+  for (int p = thread; p < parts; p += kAddThreads) {
+    factors[p] = expf(partials.largest[at(p)] - largest);
+    sum += factors[p] * partials.sum[at(p)];
   }
-  for (int64_t c = threadIdx.x; c < a.shape.value_dim; c += kThreads) {
-    float y = 0.0F;
-#pragma unroll 8
-    for (int p = 0; p < partials.parts; ++p) {
-      y += partials.y[at(p) * a.shape.value_dim + c] * expf(partials.largest[at(p)] - largest);
+  sum = block_sum<kAddThreads>(sum);  // all factors are there then
+  float y[kAddColumns / 32] = {};
+#pragma unroll 4
+  for (int p = warp; p < parts; p += kAddWarps) {
+    const float* from = partials.y + at(p) * rank + first + lane;
+#pragma unroll
+    for (int c = 0; c < kAddColumns / 32; ++c) {
+      y[c] += factors[p] * (first + lane + 32 * c < rank ? from[32 * c] : 0.0F);
     }
-    store(a.y.row(t, h) + c, y / sum);
+  }
+#pragma unroll
+  for (int c = 0; c < kAddColumns / 32; ++c) {
+    sums[warp][lane + 32 * c] = y[c];
+  }
+  __syncthreads();
+  if (first + thread < rank) {
+    float all = 0.0F;
+#pragma unroll
+    for (int w = 0; w < kAddWarps; ++w) {
+      all += sums[w][thread];
+    }
+    store(a.y.row(t, h) + first + thread, all / sum);
   }
 }
 
@@ -252,9 +284,12 @@ template <class T>
 void add_parts(const LatentAttention<T>& a, const Tokens& tokens, const Partials& partials,
                const Launch& on) {
   if (partials.parts > 1) {
-    launch(on, "latent_attention", add_parts_kernel<T>,
-           dim3(static_cast<unsigned>(a.shape.heads), static_cast<unsigned>(a.q.rows.outer)),
-           dim3(kThreads), 0, for_device(a), tokens.single, partials);
+    launch_ahead(
+        on, "latent_attention", add_parts_kernel<T>,
+        dim3(static_cast<unsigned>(a.shape.heads * ceil_div(a.shape.value_dim, kAddColumns)),
+             static_cast<unsigned>(a.q.rows.outer)),
+        dim3(kAddThreads), static_cast<size_t>(partials.parts) * sizeof(float), for_device(a),
+        tokens.single, partials);
   }
 }
 template void add_parts(const LatentAttention<float>&, const Tokens&, const Partials&,
