@@ -39,28 +39,43 @@ Work least(double bytes, double flops) {
   return work;
 }
 
-void latent_decode(Bench& bench, int64_t heads, int64_t batch, int64_t context) {
-  bench.row("latent attention decode",
-            fmt::format("{} heads, batch {} at {}", heads, batch, context), [&](Scene& s) {
-              const auto pages = std::make_shared<Pages>(batch, context);
-              const Tensor q = s.bf16({batch, heads, kRank + kRope});
-              const Tensor latent = s.bf16({batch, kRank});
-              const Tensor key = s.bf16({batch, kRope});
-              const LatentPages to{s.bf16({pages->count(), kPage, 4, kRank / 4}),
-                                   s.bf16({pages->count(), kPage, 1, kRope}), pages->table,
-                                   pages->per_sequence};
-              Packed& packed = s.packed(batch, 1, context - 1);
-              const auto keys = static_cast<double>(batch * context);
-              Work work = least(keys * 2 * (kRank + kRope),
-                                2.0 * keys * static_cast<double>(heads * (2 * kRank + kRope)));
-              work.call = [=, &s, &packed](int64_t) {
-                const Segments segments = packed.view();
-                write_latents(s.ctx, latent, key, segments, to);
-                latent_attention(s.ctx, q, latent, key, segments, kScale, {}, &to);
-                (void)pages;
-              };
-              return work;
-            });
+// Of all keys, or of so many chosen ones, evenly spaced.
+void latent_decode(Bench& bench, int64_t heads, int64_t batch, int64_t context,
+                   int64_t chosen = 0) {
+  const std::string shape =
+      chosen == 0 ? fmt::format("{} heads, batch {} at {}", heads, batch, context)
+                  : fmt::format("{} heads, batch {}, {} of {}", heads, batch, chosen, context);
+  bench.row("latent attention decode", shape, [&](Scene& s) {
+    const auto pages = std::make_shared<Pages>(batch, context);
+    const Tensor q = s.bf16({batch, heads, kRank + kRope});
+    const Tensor latent = s.bf16({batch, kRank});
+    const Tensor key = s.bf16({batch, kRope});
+    const LatentPages to{s.bf16({pages->count(), kPage, 4, kRank / 4}),
+                         s.bf16({pages->count(), kPage, 1, kRope}), pages->table,
+                         pages->per_sequence};
+    Packed& packed = s.packed(batch, 1, context - 1);
+    ChosenTokens choice;
+    if (chosen > 0) {
+      std::vector<int32_t> positions;
+      for (int64_t i = 0; i < batch * chosen; ++i) {
+        positions.push_back(static_cast<int32_t>((i % chosen + 1) * context / chosen - 1));
+      }
+      const auto bytes = static_cast<int64_t>(positions.size() * sizeof(int32_t));
+      auto* there = static_cast<int32_t*>(s.inputs.allocate(bytes));
+      copy_memory(there, kDevice, positions.data(), Device{}, bytes);
+      choice = {there, chosen};
+    }
+    const auto keys = static_cast<double>(batch * (chosen == 0 ? context : chosen));
+    Work work = least(keys * 2 * (kRank + kRope),
+                      2.0 * keys * static_cast<double>(heads * (2 * kRank + kRope)));
+    work.call = [=, &s, &packed](int64_t) {
+      const Segments segments = packed.view();
+      write_latents(s.ctx, latent, key, segments, to);
+      latent_attention(s.ctx, q, latent, key, segments, kScale, choice, &to);
+      (void)pages;
+    };
+    return work;
+  });
 }
 
 void choice_decode(Bench& bench, int64_t batch, int64_t context) {
@@ -145,6 +160,9 @@ void latent_section(Bench& bench) {
     for (const auto& [batch, context] : std::vector<std::pair<int64_t, int64_t>>{
              {1, 8192}, {1, 131072}, {16, 32768}, {64, 8192}}) {
       latent_decode(bench, heads, batch, context);
+    }
+    for (const int64_t batch : {1, 64}) {
+      latent_decode(bench, heads, batch, 32768, 2048);
     }
     expanded_prefill(bench, heads, 8192);
     for (const int64_t tokens : {1, 8, 64, 8192}) {

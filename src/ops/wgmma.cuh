@@ -8,6 +8,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <utility>
 
 #include "ops/cuda_mma.cuh"
 
@@ -28,23 +30,41 @@ constexpr int warpgroup_threads(int threads) {
 /// Whether the current device runs such a kernel's code.
 template <class Kernel>
 bool multiplies_by_warpgroups(Kernel kernel, int threads) {
-  cudaFuncAttributes of{};
-  return cudaFuncGetAttributes(&of, kernel) == cudaSuccess && of.maxThreadsPerBlock >= threads;
+  thread_local std::map<std::pair<int, Kernel>, bool> known;
+  int device = 0;
+  cudaGetDevice(&device);
+  const auto [at, is_new] = known.try_emplace({device, kernel}, false);
+  if (is_new) {
+    cudaFuncAttributes of{};
+    at->second =
+        cudaFuncGetAttributes(&of, kernel) == cudaSuccess && of.maxThreadsPerBlock >= threads;
+  }
+  return at->second;
 }
 
-/// Of a tile of 64 columns.
+/// Of a tile of 64 columns and as many rows.
 inline constexpr int kTileColumns = 64;
+inline constexpr int kTileSize = 64 * kTileColumns;
+inline constexpr int kTileBytes = 2 * kTileSize;
 /// Where the 16 bytes from column 8 p on lie, in row r of a tile.
 __device__ __forceinline__ int swizzled(int r, int p) {
   return r * kTileColumns + (p ^ (r % 8)) * 8;
 }
 
 /// Describes tiles to products: of (n, k) with k together, or of (k, n) with n together, whose next
-/// 64 columns lie `next` bytes away. The tile begins at a multiple of 1,024 bytes; p may be 16
-/// columns on, or 16 rows where n is together.
+/// 64 columns lie `next` bytes away. Tiles begin at multiples of 1,024 bytes.
 __device__ __forceinline__ uint64_t describe_tile(const void* p, uint32_t next = 1024) {
   return static_cast<uint64_t>((shared_address(p) & 0x3ffffU) >> 4) |
          static_cast<uint64_t>(next / 16) << 16 | uint64_t{1024 / 16} << 32 | uint64_t{1} << 62;
+}
+
+/// What is added to a description for the k-th sixteen columns of tiles of 64 rows side by side,
+/// and for the k-th sixteen rows.
+constexpr uint64_t of_columns(int k) {
+  return static_cast<uint64_t>(k / 4 * kTileBytes + k % 4 * 32) / 16;
+}
+constexpr uint64_t of_rows(int k) {
+  return static_cast<uint64_t>(k * 16 * kTileColumns * 2) / 16;
 }
 
 /// The compiler moves no use of the results across.

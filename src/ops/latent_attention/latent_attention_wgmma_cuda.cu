@@ -19,8 +19,6 @@ constexpr int kRank = 512;
 constexpr int kAll = 576;
 constexpr int kRows = 64;
 constexpr int kKeys = 64;
-constexpr int kTileSize = kRows * kTileColumns;
-constexpr int kTileBytes = kTileSize * static_cast<int>(sizeof(bf16));
 constexpr int kRankTiles = kRank / kTileColumns;
 constexpr int kAllTiles = kAll / kTileColumns;
 constexpr int kGroup = 128;   // threads of a warpgroup
@@ -77,15 +75,6 @@ __device__ __forceinline__ void copy_tiles(const LatentAttention<bf16>& a,
     publish_to_products();
     report(kFilled + which, kCopying + kGroup);
   }
-}
-
-/// What is added to a description for the k-th sixteen columns of tiles side by side, and for the
-/// k-th sixteen rows.
-constexpr uint64_t of_columns(int k) {
-  return static_cast<uint64_t>(k / 4 * kTileBytes + k % 4 * 32) / 16;
-}
-constexpr uint64_t of_rows(int k) {
-  return static_cast<uint64_t>(k * 16 * kTileColumns * 2) / 16;
 }
 
 /// Of rows lane / 4 and lane / 4 + 8 of a warp's.
