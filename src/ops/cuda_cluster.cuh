@@ -22,7 +22,7 @@ __device__ __forceinline__ void meet_cluster() {
     __syncthreads();
   } else {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
 #endif
   }
 }
