@@ -78,6 +78,35 @@ void latent_decode(Bench& bench, int64_t heads, int64_t batch, int64_t context,
   });
 }
 
+// 64 sequences of 1,024, 2,048, .. 65,536 tokens.
+void uneven_decode(Bench& bench, int64_t heads) {
+  constexpr int64_t kSequences = 64, kStep = 1024;
+  bench.row("latent attention decode", fmt::format("{} heads, 64 of 1024 to 65536", heads),
+            [&](Scene& s) {
+              const auto pages = std::make_shared<Pages>(kSequences, kSequences * kStep);
+              const Tensor q = s.bf16({kSequences, heads, kRank + kRope});
+              const Tensor latent = s.bf16({kSequences, kRank});
+              const Tensor key = s.bf16({kSequences, kRope});
+              const LatentPages to{s.bf16({pages->count(), kPage, 4, kRank / 4}),
+                                   s.bf16({pages->count(), kPage, 1, kRope}), pages->table,
+                                   pages->per_sequence};
+              Packed& packed = s.packed(kSequences, 1, 0);
+              for (int64_t i = 0; i < kSequences; ++i) {
+                packed.position[static_cast<size_t>(i)] = static_cast<int32_t>((i + 1) * kStep - 1);
+              }
+              const double keys = 0.5 * kStep * kSequences * (kSequences + 1);
+              Work work = least(keys * 2 * (kRank + kRope),
+                                2.0 * keys * static_cast<double>(heads * (2 * kRank + kRope)));
+              work.call = [=, &s, &packed](int64_t) {
+                const Segments segments = packed.view();
+                write_latents(s.ctx, latent, key, segments, to);
+                latent_attention(s.ctx, q, latent, key, segments, kScale, {}, &to);
+                (void)pages;
+              };
+              return work;
+            });
+}
+
 void choice_decode(Bench& bench, int64_t batch, int64_t context) {
   constexpr int64_t kIndexHeads = 64, kIndexDim = 128, kBudget = 2048;
   bench.row("choice of 2,048 tokens", fmt::format("batch {} at {}", batch, context), [&](Scene& s) {
@@ -164,6 +193,7 @@ void latent_section(Bench& bench) {
     for (const int64_t batch : {1, 64}) {
       latent_decode(bench, heads, batch, 32768, 2048);
     }
+    uneven_decode(bench, heads);
     expanded_prefill(bench, heads, 8192);
     for (const int64_t tokens : {1, 8, 64, 8192}) {
       absorbed(bench, heads, tokens);

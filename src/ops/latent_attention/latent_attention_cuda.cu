@@ -3,6 +3,7 @@
 // of one token) are cut in parts, whose results a second kernel adds in order. This serves every
 // type and size; bf16 of the published sizes goes to tensor cores (latent_attention_mma_cuda.cu).
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "ops/latent_attention/latent_cuda.cuh"
@@ -13,6 +14,26 @@ namespace {
 
 /// Parts of a decoding token's keys where they are fixed.
 constexpr int64_t kFixedParts = 8;
+/// Most parts, and about as many blocks, for sequences of uneven lengths.
+constexpr int64_t kUnevenParts = 16;
+constexpr int64_t kUnevenBlocks = 512;
+
+/// Keys that the call's decoding tokens look at, and the most that one of them does.
+struct SinglesKeys {
+  int64_t total = 0, longest = 0;
+};
+template <class T>
+SinglesKeys keys_of_singles(const LatentAttention<T>& a) {
+  SinglesKeys keys;
+  for (int64_t s = 0; s < a.shape.segments; ++s) {
+    if (a.shape.length(s) == 1) {
+      const int64_t count = a.chosen.count(a.shape.first_position(s));
+      keys.total += count;
+      keys.longest = std::max(keys.longest, count);
+    }
+  }
+  return keys;
+}
 
 struct TokensPlan {
   struct Key {
@@ -264,11 +285,26 @@ Partials make_partials(const LatentAttention<T>& a, const Tokens& tokens, int64_
   for (int64_t parts = 2; parts <= most; ++parts) {
     partials.parts = cost(parts) < 0.95 * cost(partials.parts) ? parts : partials.parts;
   }
+  // Of sequences of which some are long the largest part is a quarter of a block's share or less:
+  // whoever is done with short ones takes another. The parts are a power of two, which few steps
+  // change, and the scratch is the same for all lengths.
+  const int64_t most_uneven =
+      tokens.singles == 1 ? partials.parts
+                          : std::clamp(std::min(reach / least, kUnevenBlocks / blocks),
+                                       partials.parts, std::max(partials.parts, kUnevenParts));
+  const auto [total, longest] = keys_of_singles(a);
+  if (4 * longest * tokens.singles > 5 * total) {
+    const int64_t share = std::max<int64_t>(total * blocks / tokens.singles / fill, 1);
+    const auto wanted =
+        static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(ceil_div(4 * longest, share))));
+    partials.parts = std::clamp(wanted, partials.parts, most_uneven);
+  }
+  const int64_t room = on.batch_invariant ? kFixedParts : most_uneven;
   if (on.batch_invariant) {
     partials.parts = kFixedParts;
   }
-  if (partials.parts > 1) {
-    const int64_t rows = tokens.singles * partials.parts * shape.heads;
+  if (room > 1) {
+    const int64_t rows = tokens.singles * room * shape.heads;
     partials.y = scratch<float>(on, rows * shape.value_dim);
     partials.largest = scratch<float>(on, rows);
     partials.sum = scratch<float>(on, rows);
