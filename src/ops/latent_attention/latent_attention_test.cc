@@ -286,6 +286,8 @@ TEST(LatentAttentionPages, OnTensorCoresBatchesOfEveryLength) {
       {{1500, 2, 600}, ones(3), 65, 64},
       {{700}, ones(1), 1, 256},
       {{130, 60, 0, 400}, {1, 70, 3, 5}, 33, 64},
+      {{61, 0, 190}, {5, 1, 67}, 32, 64},
+      {{0, 250}, {40, 9}, 5, 16},
       {{200, 1000, 64, 40}, ones(4), 64, 64, 64},
       {{300, 90}, {3, 1}, 40, 16, 100}};
   for (const Batch& batch : batches) {

@@ -7,7 +7,8 @@
 //   copies    two pairs of warps, each of which keeps one of two tiles filled: while one is waited
 //             for, the other is on its way too
 //
-// With fewer than 64 heads the rest of the rows multiply zeros: memory is what a tile waits for.
+// With fewer than 64 heads the rest of the rows multiply zeros where a sequence has one token, and
+// memory is what a tile waits for; of longer ones a block has as many tokens as have 64 rows.
 #include "ops/attention/attention_cuda.cuh"
 #include "ops/latent_attention/latent_cuda.cuh"
 #include "ops/wgmma.cuh"
@@ -38,6 +39,30 @@ struct alignas(1024) Shared {
 
 /// Each with the tile's number added.
 enum Barrier : int { kFilled = 1, kRead = 3, kWeights = 5, kWeightsRead, kConsumers };
+
+/// The rows of a block: the heads from the first on of one token or, where the heads are few, all
+/// of them of each of some tokens.
+struct RowsOfBlock {
+  int tokens;  // 0: another block has them
+  int first_head;
+  int heads;  // of the call
+  bool several;
+
+  __device__ int token(int row) const { return several ? row / heads : 0; }
+  __device__ int head(int row) const { return several ? row % heads : first_head + row; }
+  __device__ bool has(int row) const { return token(row) < tokens && head(row) < heads; }
+};
+
+/// Of the block of token t; the tokens of one block see the same keys, but the last ones.
+__device__ __forceinline__ RowsOfBlock rows_of_block(const LatentAttention<bf16>& a,
+                                                     const attention::Layout& layout, int64_t t,
+                                                     int s, int single, int first_head) {
+  const int each =
+      single >= 0 || a.chosen.defined() ? 1 : max(1, kRows / static_cast<int>(layout.heads));
+  const auto from_start = static_cast<int>(t - layout.start[s]);
+  const auto left = static_cast<int>(layout.start[s + 1] - t);
+  return {from_start % each == 0 ? min(each, left) : 0, first_head, layout.heads, each > 1};
+}
 
 /// Keeps tile `which` of the two filled: by one pair of warps.
 __device__ __forceinline__ void copy_tiles(const LatentAttention<bf16>& a,
@@ -96,20 +121,20 @@ struct Running {
   float sum[2] = {};
 };
 
-/// Turns scores into weights, the operands of products of 16 keys each. end: of the keys that
-/// exist, counted from the tile's first.
-__device__ __forceinline__ void weigh(float (&score)[kKeys / 8][4], float scale, int64_t end,
-                                      Running& running, float (&factor)[2],
+/// Turns scores into weights, the operands of products of 16 keys each. end: of the keys that the
+/// rows see, counted from the tile's first.
+__device__ __forceinline__ void weigh(float (&score)[kKeys / 8][4], float scale,
+                                      const int (&end)[2], Running& running, float (&factor)[2],
                                       uint32_t (&weights)[kKeys / 16][4]) {
   const int column = static_cast<int>(threadIdx.x) % 4 * 2;
 #pragma unroll
   for (int x = 0; x < kKeys / 2; ++x) {
     score[x / 4][x % 4] *= scale;
   }
-  if (end < kKeys) {
+  if (min(end[0], end[1]) < kKeys) {
 #pragma unroll
     for (int x = 0; x < kKeys / 2; ++x) {
-      if (x / 4 * 8 + column + x % 2 >= end) {
+      if (x / 4 * 8 + column + x % 2 >= end[x % 4 / 2]) {
         score[x / 4][x % 4] = -INFINITY;
       }
     }
@@ -153,9 +178,13 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
       return;
     }
     const int s = segments[t];
+    const RowsOfBlock rows = rows_of_block(a, layout, t, s, single, first_head);
+    if (rows.tokens == 0) {
+      return;
+    }
     const int64_t own = layout.position[s] + t - layout.start[s];
-    const KeyRange range =
-        keys_of_part(a.chosen.count(own), kKeys, part, single < 0 ? 1 : partials.parts);
+    const KeyRange range = keys_of_part(a.chosen.count(own + rows.tokens - 1), kKeys, part,
+                                        single < 0 ? 1 : partials.parts);
     const auto tiles = static_cast<int>((range.end - range.first + kKeys - 1) / kKeys);
     // The same for a warp, and known to be: products of a warpgroup are not to diverge.
     const int group = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / kGroup, 0);
@@ -171,9 +200,10 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
       for (int i = thread; i < kRows * kAll / 8; i += 2 * kGroup) {
         const int row = i / (kAll / 8);
         const int piece = i % (kAll / 8);
-        const bool exists = first_head + row < layout.heads;
+        const bool exists = rows.has(row);
         copy_16(shared.queries[piece / 8] + swizzled(row, piece % 8),
-                exists ? a.q.row(t, first_head + row) + piece * 8 : a.q.data, exists);
+                exists ? a.q.row(t + rows.token(row), rows.head(row)) + piece * 8 : a.q.data,
+                exists);
       }
       commit_copies();
       wait_for_copies<0>();
@@ -186,6 +216,12 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
       if (group == 0) {
         const float scale = layout.scale * attention::kLog2E;
         const uint64_t queries = describe_tile(shared.queries);
+        int end[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int64_t seen = a.chosen.count(own + rows.token(row + 8 * i));
+          end[i] = static_cast<int>(min(range.end, seen) - range.first);
+        }
         for (int tile = 0; tile < tiles; ++tile) {
           const int which = tile % 2;
           const uint64_t keys = describe_tile(shared.keys[which]);
@@ -202,8 +238,9 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
           pin(score);
           float factor[2];
           uint32_t weights[kKeys / 16][4];
-          weigh(score, scale, range.end - range.first - int64_t{tile} * kKeys, running, factor,
-                weights);
+          weigh(score, scale, end, running, factor, weights);
+          end[0] -= kKeys;
+          end[1] -= kKeys;
           if (tile > 0) {
             meet(kWeightsRead, 2 * kGroup);
           }
@@ -271,10 +308,11 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
       const bool whole = partials.parts == 1 || single < 0;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int h = first_head + row + 8 * i;
-        if (h >= layout.heads) {
+        if (!rows.has(row + 8 * i)) {
           continue;
         }
+        const int h = rows.head(row + 8 * i);
+        const int64_t of = t + rows.token(row + 8 * i);
         const float sum = shared.sums[row + 8 * i];
         const int64_t at = (int64_t{single} * partials.parts + part) * layout.heads + h;
         if (group == 0 && lane % 4 == 0) {
@@ -283,21 +321,21 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
             partials.largest[at] = largest;
             partials.sum[at] = sum;
           } else if (a.largest != nullptr) {
-            a.largest[t * layout.heads + h] = largest;
-            a.inverse_sum[t * layout.heads + h] = 1.0F / sum;
+            a.largest[of * layout.heads + h] = largest;
+            a.inverse_sum[of * layout.heads + h] = 1.0F / sum;
           }
         }
         const int column = group * kColumns + lane % 4 * 2;
         const float inverse = 1.0F / sum;
 #pragma unroll
         for (int j = 0; j < kColumns / 8; ++j) {
-          const float* of = &y[j][2 * i];
+          const float* pair = &y[j][2 * i];
           if (whole) {
-            *reinterpret_cast<uint32_t*>(a.y.row(t, h) + column + 8 * j) =
-                pack(of[0] * inverse, of[1] * inverse);
+            *reinterpret_cast<uint32_t*>(a.y.row(of, h) + column + 8 * j) =
+                pack(pair[0] * inverse, pair[1] * inverse);
           } else {
             *reinterpret_cast<float2*>(partials.y + at * kRank + column + 8 * j) =
-                make_float2(of[0], of[1]);
+                make_float2(pair[0], pair[1]);
           }
         }
       }
