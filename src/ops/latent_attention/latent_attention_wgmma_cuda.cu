@@ -64,10 +64,11 @@ __device__ __forceinline__ RowsOfBlock rows_of_block(const LatentAttention<bf16>
   return {from_start % each == 0 ? min(each, left) : 0, first_head, layout.heads, each > 1};
 }
 
-/// Keeps tile `which` of the two filled: by one pair of warps.
+/// Keeps tile `which` of the two filled: by one pair of warps. old: the keys that were there before
+/// the call, which need not await inputs.
 __device__ __forceinline__ void copy_tiles(const LatentAttention<bf16>& a,
                                            const attention::Layout& layout, int64_t t, int s,
-                                           const KeyRange& range, int tiles, int which,
+                                           const KeyRange& range, int64_t old, int tiles, int which,
                                            Shared& shared) {
   const int thread = static_cast<int>(threadIdx.x) % kCopying;
   const int first_row = thread / 8;
@@ -79,6 +80,9 @@ __device__ __forceinline__ void copy_tiles(const LatentAttention<bf16>& a,
     for (int i = 0; i < kKeys / 8; ++i) {
       const int64_t at = range.first + int64_t{tile} * kKeys + i * 8 + first_row;
       rows[i] = at < range.end ? layout.key_row(s, static_cast<int>(a.chosen.position(t, at))) : -1;
+    }
+    if (range.first + int64_t{tile + 1} * kKeys > old) {
+      await_inputs();
     }
     if (tile >= 2) {
       meet(kRead + which, kCopying + 2 * kGroup);
@@ -165,11 +169,15 @@ __device__ __forceinline__ void weigh(float (&score)[kKeys / 8][4], float scale,
 template <int kThreads>
 __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
     wgmma_kernel(LatentAttention<bf16> a, attention::Layout layout, const int32_t* segments,
-                 const int32_t* singles, Partials partials) {
+                 const int32_t* singles, Partials partials, int early) {
   if constexpr (kWarpgroups) {
     extern __shared__ __align__(1024) float memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
-    await_inputs();
+    if (early == 0) {
+      await_inputs();
+    }
+    // What the host made of the segments is there since before the kernels that came before; so
+    // are, in a step, all keys but the call's own.
     const int64_t t = blockIdx.y;
     const int first_head = static_cast<int>(blockIdx.x) * kRows;
     const int single = singles[t];
@@ -192,9 +200,13 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
       leave_registers<72>();
       const int which =
           __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) % kGroup / kCopying, 0);
-      copy_tiles(a, layout, t, s, range, tiles, which, shared);
+      const int64_t old = early == 0 ? range.end : layout.position[s];
+      copy_tiles(a, layout, t, s, range, old, tiles, which, shared);
     } else {
       take_registers<216>();
+      if (early != 0) {
+        await_inputs();
+      }
       const auto thread = static_cast<int>(threadIdx.x);
       const int lane = thread % 32;
       for (int i = thread; i < kRows * kAll / 8; i += 2 * kGroup) {
@@ -359,7 +371,7 @@ bool forward_by_warpgroups(const LatentAttention<bf16>& a, const Tokens& tokens,
                dim3(static_cast<unsigned>(head_blocks), static_cast<unsigned>(a.q.rows.outer),
                     static_cast<unsigned>(partials.parts)),
                dim3(kBlock), sizeof(Shared), for_device(a), layout.layout, tokens.segment,
-               tokens.single, partials);
+               tokens.single, partials, on.recorder != nullptr && !a.chosen.defined() ? 1 : 0);
   add_parts(a, tokens, partials, on);
   return true;
 }
