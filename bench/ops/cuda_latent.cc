@@ -1,5 +1,6 @@
 // Latent attention, the choice of its tokens and routed experts of cuda_bench, at the sizes of
 // DeepSeek-V3.2, Kimi-Linear, Qwen3-Next and MiniMax-M1.
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <numeric>
@@ -39,28 +40,80 @@ Work least(double bytes, double flops) {
   return work;
 }
 
-void latent_decode(Bench& bench, int64_t heads, int64_t batch, int64_t context) {
-  bench.row("latent attention decode",
-            fmt::format("{} heads, batch {} at {}", heads, batch, context), [&](Scene& s) {
-              const auto pages = std::make_shared<Pages>(batch, context);
-              const Tensor q = s.bf16({batch, heads, kRank + kRope});
-              const Tensor latent = s.bf16({batch, kRank});
-              const Tensor key = s.bf16({batch, kRope});
-              const LatentPages to{s.bf16({pages->count(), kPage, 4, kRank / 4}),
-                                   s.bf16({pages->count(), kPage, 1, kRope}), pages->table,
-                                   pages->per_sequence};
-              Packed& packed = s.packed(batch, 1, context - 1);
-              const auto keys = static_cast<double>(batch * context);
-              Work work = least(keys * 2 * (kRank + kRope),
-                                2.0 * keys * static_cast<double>(heads * (2 * kRank + kRope)));
-              work.call = [=, &s, &packed](int64_t) {
-                const Segments segments = packed.view();
-                write_latents(s.ctx, latent, key, segments, to);
-                latent_attention(s.ctx, q, latent, key, segments, kScale, {}, &to);
-                (void)pages;
-              };
-              return work;
-            });
+/// A call of latent attention on pages that hold its tokens already: `behind` before each
+/// sequence's.
+struct LatentCall {
+  int64_t heads;
+  std::vector<int32_t> behind;
+  int64_t length = 1;
+  int64_t chosen = 0;  // evenly spaced tokens; 0 = all
+};
+
+void latent_call(Bench& bench, const std::string& name, const LatentCall& c) {
+  bench.row("latent attention", name, [&](Scene& s) {
+    const int64_t batch = std::ssize(c.behind);
+    const int64_t tokens = batch * c.length;
+    const int64_t longest = *std::max_element(c.behind.begin(), c.behind.end()) + c.length;
+    const auto pages = std::make_shared<Pages>(batch, longest);
+    const Tensor q = s.bf16({tokens, c.heads, kRank + kRope});
+    const Tensor latent = s.bf16({tokens, kRank});
+    const Tensor key = s.bf16({tokens, kRope});
+    const LatentPages to{s.bf16({pages->count(), kPage, 4, kRank / 4}),
+                         s.bf16({pages->count(), kPage, 1, kRope}), pages->table,
+                         pages->per_sequence};
+    Packed& packed = s.packed(batch, c.length, 0);
+    packed.position = c.behind;
+    double keys = 0.0;   // that are read
+    double pairs = 0.0;  // of tokens and keys
+    std::vector<int32_t> positions;
+    for (const int32_t behind : c.behind) {
+      keys += static_cast<double>(c.chosen == 0 ? behind + c.length : c.chosen);
+      for (int64_t i = 0; i < c.length; ++i) {
+        pairs += static_cast<double>(c.chosen == 0 ? behind + i + 1 : c.chosen);
+        for (int64_t j = 0; j < c.chosen; ++j) {
+          positions.push_back(static_cast<int32_t>((j + 1) * (behind + i + 1) / c.chosen - 1));
+        }
+      }
+    }
+    ChosenTokens choice;
+    if (c.chosen > 0) {
+      const auto bytes = static_cast<int64_t>(positions.size() * sizeof(int32_t));
+      auto* there = static_cast<int32_t*>(s.inputs.allocate(bytes));
+      copy_memory(there, kDevice, positions.data(), Device{}, bytes);
+      choice = {there, c.chosen};
+    }
+    Work work = least(keys * 2 * (kRank + kRope),
+                      2.0 * pairs * static_cast<double>(c.heads * (2 * kRank + kRope)));
+    work.call = [=, &s, &packed](int64_t) {
+      const Segments segments = packed.view();
+      write_latents(s.ctx, latent, key, segments, to);
+      latent_attention(s.ctx, q, latent, key, segments, kScale, choice, &to);
+      (void)pages;
+    };
+    return work;
+  });
+}
+
+// Single tokens at the ends of `batch` sequences.
+void latent_decode(Bench& bench, int64_t heads, int64_t batch, int64_t context,
+                   int64_t chosen = 0) {
+  const std::string keys =
+      chosen == 0 ? fmt::format("at {}", context) : fmt::format("{} of {}", chosen, context);
+  latent_call(
+      bench, fmt::format("decode, {} heads, batch {} {}", heads, batch, keys),
+      {heads, std::vector<int32_t>(static_cast<size_t>(batch), static_cast<int32_t>(context - 1)),
+       1, chosen});
+}
+
+// The same of 64 sequences of 1,024, 2,048, .. 65,536 tokens, and a piece of a prompt.
+void latent_others(Bench& bench, int64_t heads) {
+  std::vector<int32_t> behind;
+  for (int32_t i = 1; i <= 64; ++i) {
+    behind.push_back(i * 1024 - 1);
+  }
+  latent_call(bench, fmt::format("decode, {} heads, 64 at 1024 to 65536", heads), {heads, behind});
+  latent_call(bench, fmt::format("{} heads, 2048 tokens after 14336", heads),
+              {heads, {14336}, 2048});
 }
 
 void choice_decode(Bench& bench, int64_t batch, int64_t context) {
@@ -146,6 +199,10 @@ void latent_section(Bench& bench) {
              {1, 8192}, {1, 131072}, {16, 32768}, {64, 8192}}) {
       latent_decode(bench, heads, batch, context);
     }
+    for (const int64_t batch : {1, 64}) {
+      latent_decode(bench, heads, batch, 32768, 2048);
+    }
+    latent_others(bench, heads);
     expanded_prefill(bench, heads, 8192);
     for (const int64_t tokens : {1, 8, 64, 8192}) {
       absorbed(bench, heads, tokens);

@@ -17,6 +17,10 @@ TEST_P(HeadMatmul, KernelsMatchDefinitionAndGradientsMatchDifferences) {
 testing::Input weight(std::vector<int64_t> shape) {
   return {std::move(shape), -1.0, 1.0, true, true};
 }
+/// Of the activations' type, which a weight without a gradient may have.
+testing::Input narrow(std::vector<int64_t> shape) {
+  return {std::move(shape), -1.0, 1.0, false};
+}
 
 const testing::Operation kPlain = [](Context& ctx, const std::vector<Tensor>& in) {
   return head_matmul(ctx, in[0], in[1]);
@@ -32,6 +36,13 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"transposed", kTransposed, {{{11, 3, 9}}, weight({3, 9, 20})}},
         Row{"one_token", kPlain, {{{1, 2, 40}}, weight({2, 33, 40})}},
         Row{"one_token_transposed", kTransposed, {{{1, 2, 17}}, weight({2, 17, 300})}},
+        // Rows that are taken in wide pieces, of one token and of some.
+        Row{"wide", kPlain, {{{3, 2, 264}}, weight({2, 37, 264})}},
+        Row{"wide_transposed", kTransposed, {{{3, 2, 40}}, weight({2, 40, 136})}},
+        Row{"wide_narrow", kPlain, {{{8, 2, 512}}, narrow({2, 35, 512})}},
+        Row{"wide_narrow_transposed", kTransposed, {{{7, 2, 33}}, narrow({2, 33, 264})}},
+        Row{"wide_narrow_token", kPlain, {{{1, 3, 512}}, narrow({3, 128, 512})}},
+        Row{"wide_narrow_token_transposed", kTransposed, {{{1, 3, 128}}, narrow({3, 128, 512})}},
         // The rows of keys and of values that stand in one projection, and slices of heads.
         Row{"rows_of_a_projection",
             [](Context& ctx, const std::vector<Tensor>& in) {

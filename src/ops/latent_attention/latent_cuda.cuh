@@ -76,6 +76,8 @@ __device__ __forceinline__ KeyRange keys_of_part(int64_t count, int64_t tile, in
 /// On tensor cores; false where the sizes do not suit (latent_attention_mma_cuda.cu).
 bool forward_on_tensor_cores(const LatentAttention<bf16>& a, const Tokens& tokens,
                              const Launch& on);
+/// The same sizes by warpgroups; false where the device has none (latent_attention_wgmma_cuda.cu).
+bool forward_by_warpgroups(const LatentAttention<bf16>& a, const Tokens& tokens, const Launch& on);
 
 /// The latent and the rotated key of `rows` rows of 32, one row a warp at a time; zeros where
 /// row_of says -1.
