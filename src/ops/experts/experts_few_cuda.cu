@@ -1,7 +1,7 @@
 // Products of experts with few rows by plain multiply-adds: a warp takes outputs of one row where
 // most experts have none, and else of the rows of an expert, for which it reads the weight once.
 // Either way an element is summed in the same order.
-#include "ops/experts/experts_product_cuda.cuh"
+#include "ops/experts/experts_cuda.cuh"
 
 namespace cambium::cuda {
 namespace {

@@ -10,7 +10,7 @@
 #include <type_traits>
 
 #include "ops/cuda_mma.cuh"
-#include "ops/experts/experts_product_cuda.cuh"
+#include "ops/experts/experts_cuda.cuh"
 #include "ops/matmul/matmul_cuda.cuh"
 
 namespace cambium::cuda {

@@ -131,6 +131,43 @@ INSTANTIATE_TEST_SUITE_P(
         Load{"odd_widths_of_few", {0, 1, 7, 8, 9, 0, 3, 16, 17, 2}, 71, 35, false, true}),
     [](const auto& info) { return std::string(info.param.name); });
 
+TEST_F(ExpertsOnCuda, RowsAreTheSlotsByExpertHoweverManyThereAre) {
+  struct Size {
+    int64_t tokens, experts, top;
+  };
+  for (const auto& [tokens, experts, top] :
+       {Size{1, 512, 10}, {2, 40, 3}, {60, 130, 4}, {3000, 130, 4}, {1100, 1024, 8}}) {
+    SCOPED_TRACE(fmt::format("{} tokens, {} of {}", tokens, top, experts));
+    testing::CudaContext cuda;
+    const OwnedTensor logits = testing::cuda_tensor(
+        Dtype::kF32, {tokens, experts}, testing::draw({{{tokens, experts}, -3.0, 3.0}})[0]);
+    const ExpertLists lists = route(cuda.ctx, logits.view, {}, {.top = top}).lists;
+    cuda.ctx.synchronize();
+    const auto numbers = [](const int32_t* from, int64_t count) {
+      const OwnedTensor here(Dtype::kI32, {count});
+      copy(here.view,
+           Tensor::of(Dtype::kI32, Device{Device::kCuda}, {&count, 1}, const_cast<int32_t*>(from)));
+      return std::vector<int32_t>(here.view.ptr<int32_t>(), here.view.ptr<int32_t>() + count);
+    };
+    const auto expert = numbers(lists.expert, lists.rows());
+    std::vector<int32_t> slots(expert.size());
+    std::iota(slots.begin(), slots.end(), 0);
+    std::stable_sort(slots.begin(), slots.end(), [&](int32_t a, int32_t b) {
+      return expert[static_cast<size_t>(a)] < expert[static_cast<size_t>(b)];
+    });
+    EXPECT_EQ(numbers(lists.slot, lists.rows()), slots);
+    std::vector<int32_t> rows(slots.size());
+    std::vector<int32_t> starts(static_cast<size_t>(experts) + 1);
+    for (size_t r = 0; r < slots.size(); ++r) {
+      rows[static_cast<size_t>(slots[r])] = static_cast<int32_t>(r);
+      ++starts[static_cast<size_t>(expert[static_cast<size_t>(slots[r])]) + 1];
+    }
+    std::partial_sum(starts.begin(), starts.end(), starts.begin());
+    EXPECT_EQ(numbers(lists.row, lists.rows()), rows);
+    EXPECT_EQ(numbers(lists.start, experts + 1), starts);
+  }
+}
+
 TEST_F(ExpertsOnCuda, OfABatchInvariantCallARowIsTheSameAmongAnyNumber) {
   const Load all{"", {1, 7, 130, 65, 40}, 136, 328, true, true};
   const auto values = values_of(all);

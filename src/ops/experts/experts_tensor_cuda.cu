@@ -16,7 +16,7 @@
 #include "ops/cuda.cuh"
 #include "ops/cuda_mma.cuh"
 #include "ops/cuda_warpgroup.cuh"
-#include "ops/experts/experts_product_cuda.cuh"
+#include "ops/experts/experts_cuda.cuh"
 
 namespace cambium::cuda {
 namespace {

@@ -1,4 +1,4 @@
-// Private to the operation's CUDA half: what experts_matmul_cuda.cu chooses from.
+// Private to the operations' CUDA half: what its files share.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,9 @@ bool in_chunks(const T* data, int64_t stride) {
   constexpr int64_t kAlign = sizeof(T) * kChunk < 16 ? sizeof(T) * kChunk : 16;
   return aligned(data, kAlign) && stride % kChunk == 0;
 }
+
+/// Fills lists.row, slot and start from lists.expert (experts_order_cuda.cu).
+void order_rows(const ExpertLists& lists, const Launch& on);
 
 // --- Few rows by multiply-adds (experts_few_cuda.cu).
 
