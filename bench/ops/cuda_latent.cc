@@ -167,25 +167,70 @@ void absorbed(Bench& bench, int64_t heads, int64_t tokens) {
             });
 }
 
-// Up and down of routed experts, whose choices random logits make: bytes of those that have rows.
-void experts(Bench& bench, int64_t count, int64_t top, int64_t width, int64_t inner,
-             int64_t tokens) {
+// A layer of routed experts, whose choices random logits make.
+struct Layer {
+  int64_t count, top, width, inner;
+};
+
+std::string shape_of(const Layer& l, int64_t tokens) {
+  return fmt::format("{} tokens, {} of {}, {} x {}", tokens, l.top, l.count, l.width, l.inner);
+}
+// The share of the experts that have rows.
+double met(const Layer& l, int64_t tokens) {
+  return 1.0 - std::pow(1.0 - static_cast<double>(l.top) / static_cast<double>(l.count),
+                        static_cast<double>(tokens));
+}
+double product_flops(const Layer& l, int64_t tokens) {
+  return 2.0 * static_cast<double>(tokens * l.top * l.width * l.inner);
+}
+Routing routing_of(Context& ctx, const Tensor& logits, const Layer& l) {
+  return route(ctx, logits, {}, {.top = l.top, .renormalise = true});
+}
+
+// Up and down with all that leads to them and from them: bytes of the experts that have rows.
+void experts(Bench& bench, const Layer& l, int64_t tokens) {
+  bench.row("experts, up and down", shape_of(l, tokens), [&](Scene& s) {
+    const Tensor up = s.bf16({l.count, l.inner, l.width}, -0.02, 0.02);
+    const Tensor down = s.bf16({l.count, l.width, l.inner}, -0.02, 0.02);
+    Work work = least(bytes_of({up, down}) * met(l, tokens), 2.0 * product_flops(l, tokens));
+    // The few weights that a few tokens choose are not to be in the caches from the call before.
+    work.sets = tokens <= 16 ? 16 : 1;
+    const Tensor x = s.bf16({work.sets * tokens, l.width});
+    const Tensor logits = s.bf16({work.sets * tokens, l.count});
+    work.call = [=, &s](int64_t set) {
+      const Routing routing = routing_of(s.ctx, part_of(logits, set, tokens), l);
+      const Tensor rows = dispatch(s.ctx, part_of(x, set, tokens), routing);
+      const Tensor hidden = experts_matmul(s.ctx, rows, up, {}, routing);
+      combine(s.ctx, experts_matmul(s.ctx, hidden, down, {}, routing), routing);
+    };
+    return work;
+  });
+}
+
+// The product up alone, or with fp32 weights and its gradients.
+void product_of_experts(Bench& bench, const Layer& l, int64_t tokens, bool trained) {
   bench.row(
-      "experts, up and down",
-      fmt::format("{} tokens, {} of {}, {} x {}", tokens, top, count, width, inner), [&](Scene& s) {
-        const Tensor up = s.bf16({count, inner, width}, -0.02, 0.02);
-        const Tensor down = s.bf16({count, width, inner}, -0.02, 0.02);
-        const Tensor x = s.bf16({tokens, width});
-        const Tensor logits = s.bf16({tokens, count});
-        const double none = std::pow(1.0 - static_cast<double>(top) / static_cast<double>(count),
-                                     static_cast<double>(tokens));
-        Work work = least(bytes_of({up, down}) * (1.0 - none),
-                          4.0 * static_cast<double>(tokens * top * width * inner));
+      trained ? "experts, up, forward + backward" : "experts, up alone", shape_of(l, tokens),
+      [&](Scene& s) {
+        const Dtype stored = trained ? Dtype::kF32 : Dtype::kBF16;
+        const auto leaf = [&](const Tensor& t) { return trained ? s.leaf(t) : Leaf{t, nullptr}; };
+        const Leaf up = leaf(s.input(stored, {l.count, l.inner, l.width}, -0.02, 0.02));
+        const Leaf rows = leaf(s.bf16({tokens * l.top, l.width}));
+        const Tensor logits = s.bf16({tokens, l.count});
+        Work work = least(bytes_of({up.value}) * met(l, tokens), product_flops(l, tokens));
+        if (trained) {
+          work = {};
+          work.flops = 3.0 * product_flops(l, tokens);
+        }
+        const auto routing = std::make_shared<Routing>();
+        work.prepare = [=, &s](int64_t) { *routing = routing_of(s.ctx, logits, l); };
         work.call = [=, &s](int64_t) {
-          const Routing routing = route(s.ctx, logits, {}, {.top = top, .renormalise = true});
-          const Tensor rows = dispatch(s.ctx, x, routing);
-          const Tensor hidden = experts_matmul(s.ctx, rows, up, {}, routing);
-          combine(s.ctx, experts_matmul(s.ctx, hidden, down, {}, routing), routing);
+          if (!trained) {
+            experts_matmul(s.ctx, rows.value, up.value, {}, *routing);
+            return;
+          }
+          s.set_gradient(experts_matmul(s.recorded, s.fresh(rows), s.fresh(up), {}, *routing));
+          s.tape.backward(s.recorded);
         };
         return work;
       });
@@ -215,11 +260,20 @@ void latent_section(Bench& bench) {
 }
 
 void experts_section(Bench& bench) {
+  constexpr Layer kLayers[] = {{512, 10, 2048, 512},  // Qwen3-Next
+                               {256, 8, 2304, 1024},  // Kimi-Linear
+                               {256, 8, 7168, 2048},  // DeepSeek-V3.2
+                               {32, 2, 6144, 9216}};  // MiniMax-M1
   for (const int64_t tokens : {1, 16, 80, 256, 8192}) {
-    experts(bench, 512, 10, 2048, 512, tokens);  // Qwen3-Next
-    experts(bench, 256, 8, 2304, 1024, tokens);  // Kimi-Linear
-    experts(bench, 256, 8, 7168, 2048, tokens);  // DeepSeek-V3.2
-    experts(bench, 32, 2, 6144, 9216, tokens);   // MiniMax-M1
+    for (const Layer& l : kLayers) {
+      experts(bench, l, tokens);
+    }
+  }
+  for (const Layer& l : kLayers) {
+    for (const int64_t tokens : {16, 80, 256, 8192}) {
+      product_of_experts(bench, l, tokens, false);
+    }
+    product_of_experts(bench, l, 8192, true);
   }
 }
 

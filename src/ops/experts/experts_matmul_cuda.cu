@@ -1,26 +1,23 @@
-// The products of experts with their rows. One kernel of tiles computes all three: forward,
-// gradients of rows and gradients of weights are c = a b^T with operands walked by two strides. Of
-// which rows an expert has only the device knows, so the blocks of an expert walk its tiles and
-// those of an expert without rows end at once. In bf16 the tiles are multiplied by tensor cores
-// (mma.sync), in fp32 by fused multiply-adds. An element is summed in the order of k whatever its
-// tile holds beside it, so the tiles serve the batch-invariant mode as they are.
-//
-// Where experts have few rows, as in decoding, a warp takes outputs instead: of one row where most
-// experts have none, and else of the rows of an expert, for which it reads the weight once. Either
-// way an element is summed in the same order.
+// The products of experts with their rows. In bf16 and widths of whole chunks they go to
+// experts_tensor_cuda.cu; few rows in fp32, or hardly any, to experts_few_cuda.cu. What is left,
+// fp32 and odd widths, is done here by one kernel of tiles for all three: forward, gradients of
+// rows and gradients of weights are c = a b^T with operands walked by two strides. Of which rows an
+// expert has only the device knows, so the blocks of an expert walk its tiles and those of an
+// expert without rows end at once. In bf16 the tiles are multiplied by tensor cores (mma.sync), in
+// fp32 by fused multiply-adds. An element is summed in the order of k whatever its tile holds
+// beside it, so the tiles serve the batch-invariant mode as they are.
 #include <algorithm>
 #include <type_traits>
 
-#include "ops/cuda.cuh"
 #include "ops/cuda_mma.cuh"
-#include "ops/experts/experts_kernels.h"
+#include "ops/experts/experts_cuda.cuh"
+#include "ops/matmul/matmul_cuda.cuh"
 
 namespace cambium::cuda {
 namespace {
 
 constexpr int kTile = 64;  // rows and columns of a tile, and its depth
 constexpr int kThreads = 128;
-constexpr int kChunk = 8;  // elements that a thread brings at once
 
 /// Element (i, p) of an operand of an expert, i a row or column of the result and p in the depth.
 template <class T>
@@ -254,13 +251,6 @@ void run_tiles(const GroupedProduct<A, B, C>& g, const ExpertLists& lists, const
   launch_ahead(on, operation, grouped_tiles<S, A, B, C>, blocks, kThreads, 0, g);
 }
 
-/// Whether chunks along the last axis are aligned: of rows `stride` apart from `data` on.
-template <class T>
-bool in_chunks(const T* data, int64_t stride) {
-  constexpr int64_t kAlign = sizeof(T) * kChunk < 16 ? sizeof(T) * kChunk : 16;
-  return aligned(data, kAlign) && stride % kChunk == 0;
-}
-
 /// An operand whose rows are (i, contiguous p), and one whose rows are (p, contiguous i).
 template <class T>
 Operand<T> rows_of(const T* data, int64_t stride) {
@@ -281,148 +271,105 @@ void with_weight(const MatmulWeight<T>& weight, const F& f) {
   }
 }
 
-// --- A few rows.
-constexpr int kOutputsOfWarp = 2;
-constexpr int kOutputsOfBlock = kThreads / 32 * kOutputsOfWarp;
+/// Most rows of an expert, on average, that multiply-adds take.
+constexpr int64_t kFewRows = 8;
 
-/// Blocks (outputs, rows): a warp has kOutputsOfWarp outputs of a row, kVec elements a lane.
-template <class T, class W, int kVec>
-__global__ void __launch_bounds__(kThreads) few_rows(ExpertsMatmul<T> a, const W* weight) {
-  await_inputs();
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int64_t r = blockIdx.y;
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kOutputsOfBlock +
-                    static_cast<int64_t>(threadIdx.x / 32) * kOutputsOfWarp;
+/// Whether tensor cores with copies of whole chunks take a product of these operands and have done
+/// it.
+bool by_tensor_cores(const ExpertsMatmul<bf16>& a, const Launch& on) {
   const int64_t outputs = a.y.channels;
   const int64_t depth = a.x.channels;
-  if (n >= outputs) {
-    return;
+  if (!in_chunks(a.x.data, a.x.rows.outer_stride) || !in_chunks(a.y.data, a.y.rows.outer_stride) ||
+      depth % kChunk != 0 || outputs % kChunk != 0 || !aligned(a.bias.data, sizeof(float2))) {
+    return false;
   }
-  const int64_t expert = a.lists.expert[a.lists.slot[r]];
-  const T* x = a.x.row(r);
-  const W* row[kOutputsOfWarp];
-#pragma unroll
-  for (int i = 0; i < kOutputsOfWarp; ++i) {
-    // Of an output that does not exist the last is computed again and not stored.
-    const int64_t output = n + i < outputs ? n + i : outputs - 1;
-    row[i] = weight + (expert * outputs + output) * depth;
-  }
-  float sum[kOutputsOfWarp] = {};
-#pragma unroll 4
-  for (int64_t p = lane * kVec; p < depth; p += 32 * kVec) {
-    float values[kVec];
-    load_all<kVec>(x + p, values);
-#pragma unroll
-    for (int i = 0; i < kOutputsOfWarp; ++i) {
-      float w[kVec];
-      load_all<kVec>(row[i] + p, w);
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) {
-        sum[i] = fmaf(values[j], w[j], sum[i]);
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kOutputsOfWarp; ++i) {
-    const float total = warp_sum(sum[i]);
-    if (lane == 0 && n + i < outputs) {
-      const float bias = a.bias.defined() ? a.bias.data[expert * outputs + n + i] : 0.0F;
-      store(a.y.row(r) + n + i, total + bias);
-    }
-  }
+  const bf16* weight = weight_as<bf16>(a.weight, on);
+  return aligned(weight) &&
+         experts_by_tensor_cores(ExpertsUse::kForward,
+                                 {.a = a.x.data,
+                                  .a_stride = a.x.rows.outer_stride,
+                                  .b = weight,
+                                  .b_stride = depth,
+                                  .b_expert = outputs * depth,
+                                  .bias = a.bias.data,
+                                  .c = a.y.data,
+                                  .c_stride = a.y.rows.outer_stride,
+                                  .c_expert = 0,
+                                  .m = 0,
+                                  .n = static_cast<int32_t>(outputs),
+                                  .k = static_cast<int32_t>(depth),
+                                  .experts = static_cast<int32_t>(a.lists.experts),
+                                  .accumulate = false,
+                                  .start = a.lists.start},
+                                 a.lists, on);
 }
-
-constexpr int kSharedOutputs = 4;  // of a warp that has all rows of an expert
-constexpr int kRowsAtOnce = 8;
-
-/// Blocks (outputs, experts): a warp has kSharedOutputs outputs of kRowsAtOnce rows at a time.
-template <class T, class W, int kVec>
-__global__ void __launch_bounds__(kThreads) rows_of_expert(ExpertsMatmul<T> a, const W* weight) {
-  await_inputs();
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int64_t expert = blockIdx.y;
-  const int64_t n = (static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32) *
-                    int64_t{kSharedOutputs};
-  const int64_t outputs = a.y.channels;
+bool by_tensor_cores(const ExpertsGradInput<bf16>& a, const Launch& on) {
+  const int64_t outputs = a.dy.channels;
+  const int64_t depth = a.out.channels;
+  if (!in_chunks(a.dy.data, a.dy.rows.outer_stride) ||
+      !in_chunks(a.out.data, a.out.rows.outer_stride) || depth % kChunk != 0 ||
+      outputs % kChunk != 0) {
+    return false;
+  }
+  const bf16* weight = weight_as<bf16>(a.weight, on);
+  return aligned(weight) &&
+         experts_by_tensor_cores(ExpertsUse::kGradInput,
+                                 {.a = a.dy.data,
+                                  .a_stride = a.dy.rows.outer_stride,
+                                  .b = weight,
+                                  .b_stride = depth,
+                                  .b_expert = outputs * depth,
+                                  .bias = nullptr,
+                                  .c = a.out.data,
+                                  .c_stride = a.out.rows.outer_stride,
+                                  .c_expert = 0,
+                                  .m = 0,
+                                  .n = static_cast<int32_t>(depth),
+                                  .k = static_cast<int32_t>(outputs),
+                                  .experts = static_cast<int32_t>(a.lists.experts),
+                                  .accumulate = a.accumulate,
+                                  .start = a.lists.start},
+                                 a.lists, on);
+}
+bool by_tensor_cores(const ExpertsGradWeight<bf16>& a, const Launch& on) {
+  const int64_t outputs = a.dy.channels;
   const int64_t depth = a.x.channels;
-  const int64_t end = a.lists.start[expert + 1];
-  if (n >= outputs) {
-    return;
-  }
-  const W* row[kSharedOutputs];
-#pragma unroll
-  for (int i = 0; i < kSharedOutputs; ++i) {
-    // Of an output that does not exist the last is computed again and not stored.
-    const int64_t output = n + i < outputs ? n + i : outputs - 1;
-    row[i] = weight + (expert * outputs + output) * depth;
-  }
-  for (int64_t r = a.lists.start[expert]; r < end; r += kRowsAtOnce) {
-    float sum[kRowsAtOnce][kSharedOutputs] = {};
-#pragma unroll 2
-    for (int64_t p = lane * kVec; p < depth; p += 32 * kVec) {
-      float w[kSharedOutputs][kVec];
-#pragma unroll
-      for (int i = 0; i < kSharedOutputs; ++i) {
-        load_all<kVec>(row[i] + p, w[i]);
-      }
-#pragma unroll
-      for (int k = 0; k < kRowsAtOnce; ++k) {
-        if (r + k < end) {
-          float x[kVec];
-          load_all<kVec>(a.x.row(r + k) + p, x);
-#pragma unroll
-          for (int i = 0; i < kSharedOutputs; ++i) {
-#pragma unroll
-            for (int j = 0; j < kVec; ++j) {
-              sum[k][i] = fmaf(x[j], w[i][j], sum[k][i]);
-            }
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kRowsAtOnce; ++k) {
-#pragma unroll
-      for (int i = 0; i < kSharedOutputs; ++i) {
-        const float total = warp_sum(sum[k][i]);
-        if (lane == 0 && r + k < end && n + i < outputs) {
-          const float bias = a.bias.defined() ? a.bias.data[expert * outputs + n + i] : 0.0F;
-          store(a.y.row(r + k) + n + i, total + bias);
-        }
-      }
-    }
-  }
-}
-
-/// Whether few_rows or rows_of_expert has the call: not so many rows that tensor cores are faster.
-bool takes_few_rows(const ExpertLists& lists) {
-  return lists.rows() <= lists.experts * kRowsAtOnce;
-}
-
-template <class T, class W>
-void run_few_rows(const ExpertsMatmul<T>& a, const W* weight, const Launch& on) {
-  const bool chunks = in_chunks(a.x.data, a.x.rows.outer_stride) && in_chunks(weight, a.x.channels);
-  if (4 * a.lists.rows() <= a.lists.experts) {
-    const dim3 blocks(static_cast<unsigned>(ceil_div(a.y.channels, kOutputsOfBlock)),
-                      static_cast<unsigned>(a.lists.rows()), 1);
-    launch_ahead(on, "experts_matmul", chunks ? few_rows<T, W, kChunk> : few_rows<T, W, 1>, blocks,
-                 kThreads, 0, a, weight);
-    return;
-  }
-  const dim3 blocks(static_cast<unsigned>(ceil_div(a.y.channels, kThreads / 32 * kSharedOutputs)),
-                    static_cast<unsigned>(a.lists.experts), 1);
-  launch_ahead(on, "experts_matmul",
-               chunks ? rows_of_expert<T, W, kChunk> : rows_of_expert<T, W, 1>, blocks, kThreads, 0,
-               a, weight);
+  return in_chunks(a.dy.data, a.dy.rows.outer_stride) &&
+         in_chunks(a.x.data, a.x.rows.outer_stride) && aligned(a.out.data) && depth % kChunk == 0 &&
+         outputs % kChunk == 0 &&
+         experts_by_tensor_cores({.a = a.dy.data,
+                                  .a_stride = a.dy.rows.outer_stride,
+                                  .b = a.x.data,
+                                  .b_stride = a.x.rows.outer_stride,
+                                  .b_expert = 0,
+                                  .bias = nullptr,
+                                  .c = a.out.data,
+                                  .c_stride = depth,
+                                  .c_expert = outputs * depth,
+                                  .m = static_cast<int32_t>(outputs),
+                                  .n = static_cast<int32_t>(depth),
+                                  .k = 0,
+                                  .experts = static_cast<int32_t>(a.lists.experts),
+                                  .accumulate = a.accumulate,
+                                  .start = a.lists.start},
+                                 a.lists, on);
 }
 
 template <class T>
 void run_forward(const ExpertsMatmul<T>& a, const Launch& on) {
   const int64_t outputs = a.y.channels;
   const int64_t depth = a.x.channels;
+  const bool few = !on.batch_invariant && a.lists.rows() <= kFewRows * a.lists.experts;
+  if constexpr (sizeof(T) == 2) {
+    // A weight of fp32 is not made narrow for a few rows.
+    const bool instead = few && (hardly_shared(a.lists) || !a.weight.narrow.defined());
+    if (!instead && by_tensor_cores(a, on)) {
+      return;
+    }
+  }
   with_weight(a.weight, [&]<class W>(const W* weight) {
-    if (!on.batch_invariant && takes_few_rows(a.lists)) {
-      run_few_rows(a, weight, on);
+    if (few) {
+      experts_of_few_rows(a, weight, on);
       return;
     }
     const GroupedProduct<T, W, T> g{.a = rows_of<T>(a.x.data, a.x.rows.outer_stride),
@@ -446,6 +393,11 @@ template <class T>
 void run_grad_input(const ExpertsGradInput<T>& a, const Launch& on) {
   const int64_t outputs = a.dy.channels;
   const int64_t depth = a.out.channels;
+  if constexpr (sizeof(T) == 2) {
+    if (by_tensor_cores(a, on)) {
+      return;
+    }
+  }
   with_weight(a.weight, [&]<class W>(const W* weight) {
     const GroupedProduct<T, W, T> g{.a = rows_of<T>(a.dy.data, a.dy.rows.outer_stride),
                                     .b = columns_of(weight, depth),
@@ -466,12 +418,17 @@ void run_grad_input(const ExpertsGradInput<T>& a, const Launch& on) {
 
 template <class T>
 void run_grad_weight(const ExpertsGradWeight<T>& a, const Launch& on) {
+  if constexpr (sizeof(T) == 2) {
+    if (by_tensor_cores(a, on)) {
+      return;
+    }
+  }
   const GroupedProduct<T, T, float> g{.a = columns_of<T>(a.dy.data, a.dy.rows.outer_stride),
                                       .b = columns_of<T>(a.x.data, a.x.rows.outer_stride),
                                       .b_expert = 0,
                                       .bias = nullptr,
                                       .c = a.out.data,
-                                      .c_stride = a.out.rows.outer_stride,
+                                      .c_stride = a.x.channels,
                                       .c_expert = a.dy.channels * a.x.channels,
                                       .m = a.dy.channels,
                                       .n = a.x.channels,
