@@ -62,7 +62,7 @@ void visit_fields(ProblemSpec& spec, FieldVisitor& visit) {
           reals_from(0.0, 1.0));
     visit({"shuffle", "chance that the facts come in any order"}, w.shuffle, reals_from(0.0, 1.0));
     visit({"lookback", "how often a step needs more than the result before it"}, w.lookback,
-          reals_from(0.0, 1.0));
+          reals_from(0.0, kMostLookback));
     visit({"max_number", "largest number in the text"}, w.max_number, ints_from(0));
     visit({"max_value", "largest result of a step"}, w.max_value, ints_from(0));
     visit({"max_factor", "largest factor"}, w.max_factor, ints_from(0));

@@ -115,7 +115,8 @@ std::vector<Range> word_ranges() {
                       .max_factor = 5};
   out[3].spec.word = {
       .min_steps = 2, .max_steps = 8, .max_number = 5000, .max_value = 100000, .max_factor = 20};
-  out[4].spec.word = {.lookback = 1.0, .max_number = 30, .max_value = 100, .max_factor = 5};
+  out[4].spec.word = {
+      .lookback = kMostLookback, .max_number = 30, .max_value = 100, .max_factor = 5};
   return out;
 }
 
@@ -322,7 +323,7 @@ TEST(Problems, WrongParametersAreNamed) {
       {"distractors", [](ProblemSpec& s) { s.word.distractors = -1; }},
       {"hard", [](ProblemSpec& s) { s.word.hard = 1.5; }},
       {"shuffle", [](ProblemSpec& s) { s.word.shuffle = -0.1; }},
-      {"lookback", [](ProblemSpec& s) { s.word.lookback = 1.1; }},
+      {"lookback", [](ProblemSpec& s) { s.word.lookback = 10.1; }},
       {"max_number", [](ProblemSpec& s) { s.word.max_number = 3; }},
       {"max_value", [](ProblemSpec& s) { s.word.max_value = 20; }},
       {"max_factor", [](ProblemSpec& s) { s.word.max_factor = 1; }},
