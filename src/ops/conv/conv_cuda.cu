@@ -11,6 +11,7 @@
 
 #include "ops/conv/conv_kernels.h"
 #include "ops/cuda.cuh"
+#include "ops/cuda_mma.cuh"
 
 namespace cambium::cuda {
 namespace {
@@ -19,7 +20,7 @@ constexpr int kThreads = 128;
 constexpr int kBatch = 4;  // tokens whose loads are in flight together
 constexpr int64_t kFewTokens = 8;
 constexpr int64_t kLeastRun = 16;
-constexpr int64_t kMostRun = 64;
+constexpr int64_t kMostRun = 32;
 // Backward: threads of a block along channels and along runs of tokens.
 constexpr int kColumns = 32;
 constexpr int kRuns = 8;
@@ -68,6 +69,22 @@ __device__ __forceinline__ void store_floats(float* p, const float (&in)[N]) {
       pack[j] = in[i + j];
     }
     store_n<kPack>(p + i, pack);
+  }
+}
+
+/// As store_n. Four are one access for certain: in a long loop the compiler makes four of store_n.
+template <class T, int V>
+__device__ __forceinline__ void store_channels(T* p, const float (&in)[V]) {
+  if constexpr (V == 4 && sizeof(T) == 2) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)),
+                 "r"(pack(in[0], in[1])), "r"(pack(in[2], in[3]))
+                 : "memory");
+  } else if constexpr (V == 4) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)),
+                 "f"(in[0]), "f"(in[1]), "f"(in[2]), "f"(in[3])
+                 : "memory");
+  } else {
+    store_n<V>(p, in);
   }
 }
 
@@ -171,13 +188,16 @@ template <class T, int V, int kTaps>
 __device__ __forceinline__ void convolve(const ShortConv<T>& a, const Taps<V, kTaps>& taps,
                                          Past<V, kTaps>& past, const float (&x)[V], int64_t t,
                                          int64_t c) {
+  // Without a branch, in which elements would wait for each other and be stored one by one: what a
+  // sum is multiplied by is its sigmoid, or one, as no sigmoid is more.
+  const float least = a.silu ? 0.0F : 1.0F;
   float y[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     const float sum = past.sum(taps, x, v);
-    y[v] = a.silu ? silu_of<T>(sum) : sum;
+    y[v] = sum * fmaxf(sigmoid_of<T>(sum), least);
   }
-  store_n<V>(a.y.at(t, c), y);
+  store_channels(a.y.at(t, c), y);
   past.push(x);
 }
 
@@ -265,15 +285,25 @@ __global__ void __launch_bounds__(kThreads, 6)
       const int64_t first = t;
       t = min(t + kBatch, stop);
       fetch(t, end);
+      const auto take = [&](int j) {
+        float x[V];
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        if (first + j < stop) {
-          float x[V];
+        for (int v = 0; v < V; ++v) {
+          x[v] = load(&here[j].value[v]);
+        }
+        convolve(a, taps, past, x, first + j, c);
+      };
+      if (t == first + kBatch) {  // without a branch between tokens
 #pragma unroll
-          for (int v = 0; v < V; ++v) {
-            x[v] = load(&here[j].value[v]);
+        for (int j = 0; j < kBatch; ++j) {
+          take(j);
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j + 1 < kBatch; ++j) {
+          if (first + j < t) {
+            take(j);
           }
-          convolve(a, taps, past, x, first + j, c);
         }
       }
     }

@@ -13,8 +13,7 @@
 //    four multiply as a warpgroup, which reads q, k and P of shared memory once for all four, y'
 //    then being a product from the left like the state; the others work ahead: they fetch into
 //    shared memory all that a chunk takes, and make the pairs P and the decays. No warp waits for
-//    memory of the device but by a barrier, some chunks after it was asked for. They are eight in
-//    all: a ninth would leave each a third less of the registers.
+//    memory of the device but by a barrier, some chunks after it was asked for.
 //
 // More keys than registers hold a state of are taken in two passes: S q and P are sums over keys,
 // and what the halves of S become does not depend on each other. The first leaves its y in fp32.
@@ -27,7 +26,10 @@ namespace {
 
 constexpr int kColumns = 64;    // of the value, a block's, unless it has more warps
 constexpr int kMostKeys = 128;  // of a pass
-constexpr int kThreads = 256;   // of a block that scans
+// Threads of a block that scans. Twelve warps do where four can multiply as a warpgroup: they then
+// have more of the registers than the others.
+constexpr int kThreads = 256;
+constexpr int kWideThreads = 384;
 
 // What a block may take of shared memory of devices that launch ahead (sm_90) and have
 // kForwardShared.
@@ -98,6 +100,17 @@ constexpr bool kByWarpgroup = false;
 // swizzled by the row.
 constexpr int kSwizzledRow = 64;              // elements
 constexpr int kSwizzled = kC * kSwizzledRow;  // of 64 rows
+
+/// Registers that each thread of a warpgroup has from now on: kScanRegisters where it scans, and of
+/// the last of three kAheadRegisters; that leaves the second the 168 that all begin with.
+constexpr int kScanRegisters = 208;
+constexpr int kAheadRegisters = 128;
+[[maybe_unused]] __device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(kScanRegisters));
+}
+[[maybe_unused]] __device__ __forceinline__ void leave_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(kAheadRegisters));
+}
 
 /// Of (n, k) with k together, or with kTransposed of (k, n) with n together.
 [[maybe_unused]] __device__ __forceinline__ uint64_t describe(const bf16* p) {
@@ -187,17 +200,17 @@ struct ScanShared {
 };
 
 // sums, of two passes: y of a block's chunks, (chunks, heads, slices, 32, 128 threads).
-template <int kKey, Pass kPass, int kWarps>
-__global__ void __launch_bounds__(kThreads, 1)
+template <int kKey, Pass kPass, int kWarps, bool kWide>
+__global__ void __launch_bounds__(kWide ? kWideThreads : kThreads, 1)
     scan_kernel(Recurrence<bf16> a, const int32_t* first_chunk, RecurrenceKept kept,
                 const ScanGates* gates, float* sums) {
   await_inputs();
   extern __shared__ __align__(1024) float4 shared[];
-  constexpr bool kWarpgroup = kByWarpgroup;
+  constexpr bool kWarpgroup = kByWarpgroup && kWide;
   constexpr int kColumns = 16 * kWarps;
   constexpr int kValuePad = kColumns + 8;
   constexpr int kScanning = 32 * kWarps;  // threads
-  constexpr int kAhead = kThreads - kScanning;
+  constexpr int kAhead = (kWide ? kWideThreads : kThreads) - kScanning;
   using Shared = ScanShared<kKey, kWarps, kWarpgroup>;
   Shared& s = *reinterpret_cast<Shared*>(shared);
   constexpr int kStages = Shared::kStages;
@@ -257,12 +270,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     commit_copies();
   };
-  // Row i of the tiles of P, by a warp.
-  const auto make_row = [&]<int i>(int c) {
+  // Tiles [from, end) of row i of P, by a warp.
+  const auto make_tiles = [&]<int i, int from, int end>(int c) {
     const auto& stage = s.stage[c % kStages];
     const int buffer = c % 2;
     const ScanGates& of = stage.gates;
-    float p[i + 1][2][4] = {};
+    float p[end - from][2][4] = {};
 #pragma unroll
     for (int t = 0; t < kKeyTiles; ++t) {
       uint32_t query[4];
@@ -272,19 +285,20 @@ __global__ void __launch_bounds__(kThreads, 1)
         load_left(stage.q + 16 * i * Shared::kRow + 16 * t, Shared::kRow, query);
       }
 #pragma unroll
-      for (int j = 0; j <= i; ++j) {
+      for (int j = from; j < end; ++j) {
         uint32_t right[4];
         if constexpr (kWarpgroup) {
           load_right_of_rows_swizzled(stage.k, j, t, right);
         } else {
           load_right_of_rows(stage.k + 16 * j * Shared::kRow + 16 * t, Shared::kRow, right);
         }
-        multiply_tiles(p[j], query, right);
+        multiply_tiles(p[j - from], query, right);
       }
     }
     const float row[2] = {of.sums[16 * i + tile_row(0)], of.sums[16 * i + tile_row(2)]};
 #pragma unroll
-    for (int j = 0; j <= i; ++j) {
+    for (int j = from; j < end; ++j) {
+      float(&pair)[2][4] = p[j - from];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int column = 16 * j + tile_column(n, 0);
@@ -294,8 +308,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         load_n<2>(of.weights + column, weight);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const float pair = p[j][n][e] * fast_exp2(row[e / 2] - sum[e % 2]) * weight[e % 2];
-          p[j][n][e] = j < i || column + e % 2 <= 16 * i + tile_row(e) ? pair : 0.0F;
+          const float x = pair[n][e] * fast_exp2(row[e / 2] - sum[e % 2]) * weight[e % 2];
+          pair[n][e] = j < i || column + e % 2 <= 16 * i + tile_row(e) ? x : 0.0F;
         }
       }
       if constexpr (kWarpgroup) {
@@ -305,12 +319,12 @@ __global__ void __launch_bounds__(kThreads, 1)
           for (int e = 0; e < 4; e += 2) {
             bf16* to =
                 s.square[buffer] + swizzled_at(16 * i + tile_row(e), 2 * j + n) + tile_column(0, 0);
-            *reinterpret_cast<uint32_t*>(to) = pack(p[j][n][e], p[j][n][e + 1]);
+            *reinterpret_cast<uint32_t*>(to) = pack(pair[n][e], pair[n][e + 1]);
           }
         }
       } else {
         uint32_t rounded[4];
-        round_left(p[j], rounded);
+        round_left(pair, rounded);
         store_tile(&s.pairs[buffer][pair_tile(i, j)], rounded);
       }
     }
@@ -319,28 +333,45 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int buffer = c % 2;
     const ScanGates& of = s.stage[c % kStages].gates;
     const float last = of.sums[kC - 1];
-    for (int x = thread; x < 2 * kC; x += kAhead) {
+    // From the last threads on, whose warps have the fewest tiles.
+    for (int x = kAhead - 1 - thread; x < 2 * kC; x += kAhead) {
       if (x < kC) {
         s.starts[buffer][x] = fast_exp2(of.sums[x]);
       } else {
         s.ends[buffer][x - kC] = fast_exp2(last - of.sums[x - kC]) * of.weights[x - kC];
       }
     }
-    if (thread == 0) {
+    if (thread == kAhead - 1) {
       s.decay[buffer] = fast_exp2(last);
     }
-    // As evenly as three warps can have ten tiles.
-    static_assert(kRowTiles == 4 && kAhead >= 96);
-    if (warp == 0) {
-      make_row.template operator()<3>(c);
-    } else if (warp == 1) {
-      make_row.template operator()<2>(c);
-    } else {
-      if (warp == 2) {
-        make_row.template operator()<1>(c);
+    static_assert(kRowTiles == 4);
+    if constexpr (kWide) {
+      switch (warp) {
+        case 0:
+          return make_tiles.template operator()<3, 0, 2>(c);
+        case 1:
+          return make_tiles.template operator()<3, 2, 4>(c);
+        case 2:
+          return make_tiles.template operator()<2, 0, 2>(c);
+        case 3:
+          return make_tiles.template operator()<1, 0, 2>(c);
+        case 4:
+          return make_tiles.template operator()<2, 2, 3>(c);
+        case 5:
+          return make_tiles.template operator()<0, 0, 1>(c);
+        default:
+          return;
       }
-      if (warp == kAhead / 32 - 1) {
-        make_row.template operator()<0>(c);
+    } else {
+      switch (warp) {
+        case 0:
+          return make_tiles.template operator()<3, 0, 4>(c);
+        case 1:
+          return make_tiles.template operator()<2, 0, 3>(c);
+        case 2:
+          return make_tiles.template operator()<1, 0, 2>(c);
+        default:
+          return make_tiles.template operator()<0, 0, 1>(c);
       }
     }
   };
@@ -394,41 +425,58 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
         round_left(state[t], states[t]);
+        scale_tile(state[t], s.decay[buffer]);
       }
-      uint32_t values[kRowTiles][4];     // (value, tokens)
-      uint32_t written[kRowTiles][4];    // the same times what is left of it at the end
-      float read[kRowTiles][2][4] = {};  // (value, tokens): of the state
+#pragma unroll
+      for (int x = 0; x < 8 * kRowTiles; ++x) {
+        y[x / 8][x / 4 % 2][x % 4] = 0.0F;
+      }
+      pin(y);
+      begin_products();
+#pragma unroll
+      for (int t = 0; t < kKeyTiles; ++t) {
+        multiply_async<0>(y, states[t], describe(stage.q + t / 4 * kSwizzled + t % 4 * 16));
+      }
+      commit_products();
+      // Meanwhile what else is multiplied.
+      uint32_t values[kRowTiles][4];   // (value, tokens)
+      uint32_t written[kRowTiles][4];  // the same times what is left of it at the end
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
         load_right(stage.v + 16 * j * kValuePad + 16 * warp, kValuePad, values[j]);
-        float v[2][4];
-        widen_right(values[j], v);
         left_to_right(values[j]);
+        float v[2][4];
+        widen_left(values[j], v);
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           float end[2];
           load_n<2>(&s.ends[buffer][16 * j + tile_column(n, 0)], end);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            y[j][n][e] = skip * v[n][e];
             v[n][e] *= end[e % 2];
           }
         }
         round_left(v, written[j]);
       }
-      const float decay = s.decay[buffer];
-#pragma unroll
-      for (int t = 0; t < kKeyTiles; ++t) {
-        scale_tile(state[t], decay);
-      }
-      pin(state);
-      pin(read);
+      wait_for_products<0>();
       pin(y);
-      begin_products();
 #pragma unroll
-      for (int t = 0; t < kKeyTiles; ++t) {
-        multiply_async<0>(read, states[t], describe(stage.q + t / 4 * kSwizzled + t % 4 * 16));
+      for (int i = 0; i < kRowTiles; ++i) {
+        float v[2][4];
+        widen_left(values[i], v);
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          float start[2];
+          load_n<2>(&s.starts[buffer][16 * i + tile_column(n, 0)], start);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            y[i][n][e] = fmaf(start[e % 2], y[i][n][e], skip * v[n][e]);
+          }
+        }
       }
+      pin(y);
+      pin(state);
+      begin_products();
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
         multiply_async<0>(y, values[j], describe(s.square[buffer] + 16 * j));
@@ -444,20 +492,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       commit_products();
       wait_for_products<1>();
-      pin(read);
       pin(y);
-#pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          float start[2];
-          load_n<2>(&s.starts[buffer][16 * i + tile_column(n, 0)], start);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            y[i][n][e] = fmaf(start[e % 2], read[i][n][e], y[i][n][e]);
-          }
-        }
-      }
       exchange();
       if constexpr (kPass != Pass::kFirst) {
 #pragma unroll
@@ -581,15 +616,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   };
   const auto scan_all = [&]<bool kGrouped>() {
-    for (int c = 1 - kStages; c < count; ++c) {
-      __syncthreads();  // chunk c is there
-      if (c >= 0) {
-        scan.template operator()<kGrouped>(c);
-      }
-    }
-  };
-
-  if (scans) {
     const bool continues = has_columns && a.segments.continues(segment);
 #pragma unroll
     for (int t = 0; t < kKeyTiles; ++t) {
@@ -598,22 +624,28 @@ __global__ void __launch_bounds__(kThreads, 1)
         state[t][x / 4][x % 4] = continues ? slot[at(t, x / 4, x % 4)] : 0.0F;
       }
     }
-  }
-  if constexpr (kWarpgroup) {
-    if (!scans) {
+    for (int c = 1 - kStages; c < count; ++c) {
+      __syncthreads();  // chunk c is there
+      if (c >= 0) {
+        scan.template operator()<kGrouped>(c);
+      }
+    }
+    if (has_columns && slot != nullptr) {
+#pragma unroll
+      for (int t = 0; t < kKeyTiles; ++t) {
+#pragma unroll
+        for (int x = 0; x < 8; ++x) {
+          slot[at(t, x / 4, x % 4)] = state[t][x / 4][x % 4];
+        }
+      }
+    }
+  };
+  const auto work_ahead = [&] {
+    if constexpr (kWarpgroup) {  // pairs are written after the next barriers
       for (int x = thread; x < 2 * kSwizzled / 8; x += kAhead) {
         reinterpret_cast<uint4*>(s.square)[x] = make_uint4(0, 0, 0, 0);
       }
     }
-    __syncthreads();
-  }
-  if (scans) {
-    if (!kWarpgroup || first_thread >= 128) {
-      scan_all.template operator()<false>();
-    } else {
-      scan_all.template operator()<kWarpgroup>();
-    }
-  } else {
     for (int c = 1 - kStages; c < count; ++c) {
       wait_for_copies<kStages - 3>();  // chunk c + 1 is there
       if constexpr (kWarpgroup) {
@@ -625,15 +657,23 @@ __global__ void __launch_bounds__(kThreads, 1)
         make_pairs(c + 1);
       }
     }
-  }
-  if (scans && has_columns && slot != nullptr) {
-#pragma unroll
-    for (int t = 0; t < kKeyTiles; ++t) {
-#pragma unroll
-      for (int x = 0; x < 8; ++x) {
-        slot[at(t, x / 4, x % 4)] = state[t][x / 4][x % 4];
-      }
+  };
+  if constexpr (kWarpgroup) {
+    if (first_thread < 128) {
+      take_registers();
+      scan_all.template operator()<true>();
+    } else if (first_thread >= 256) {
+      leave_registers();
+      work_ahead();
+    } else if (scans) {
+      scan_all.template operator()<false>();
+    } else {
+      work_ahead();
     }
+  } else if (scans) {
+    scan_all.template operator()<false>();
+  } else {
+    work_ahead();
   }
 }
 
@@ -641,11 +681,17 @@ template <int kKey, Pass kPass, int kWarps = 4>
 void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
          const ScanGates* gates, float* sums, const Launch& on) {
   constexpr size_t kPlain = sizeof(ScanShared<kKey, kWarps, false>);
-  constexpr size_t kWide = std::max(kPlain, sizeof(ScanShared<kKey, kWarps, true>));
-  static_assert((kWarps > 4 || kPlain <= kForwardShared) && kWide <= kWideShared);
-  launch_ahead(on, "recurrence", scan_kernel<kKey, kPass, kWarps>,
-               static_cast<unsigned>(a.segments.count * a.heads * ceil_div(a.dim, 16 * kWarps)),
-               kThreads, launches_ahead() ? kWide : kPlain, a, chunks.first, kept, gates, sums);
+  constexpr size_t kLarge = std::max(kPlain, sizeof(ScanShared<kKey, kWarps, true>));
+  static_assert((kWarps > 4 || kPlain <= kForwardShared) && kLarge <= kWideShared);
+  const auto blocks =
+      static_cast<unsigned>(a.segments.count * a.heads * ceil_div(a.dim, 16 * kWarps));
+  if (kWarps > 4 || launches_ahead()) {
+    launch_ahead(on, "recurrence", scan_kernel<kKey, kPass, kWarps, true>, blocks, kWideThreads,
+                 kLarge, a, chunks.first, kept, gates, sums);
+  } else if constexpr (kWarps == 4) {
+    launch(on, "recurrence", scan_kernel<kKey, kPass, kWarps, false>, blocks, kThreads, kPlain, a,
+           chunks.first, kept, gates, sums);
+  }
 }
 
 }  // namespace
