@@ -1,5 +1,5 @@
-// More tokens than decode has go to the matrix library, a product a head. Else blocks take a head
-// and kTokens tokens, which share what they read of its weight: it is read once, by kWide numbers
+// More than one token goes to the matrix library, a product a head. Else blocks take a head and
+// kTokens tokens, which share what they read of its weight: it is read once, by kWide numbers
 // at a time where rows suit that, all that a thread needs of it on the way at once. Their sums have
 // one order, whatever else is in the call.
 #include "ops/cuda.cuh"
@@ -268,7 +268,7 @@ void run_product(const HeadMatmul<T>& a, const View<W, float>& weight, bool tran
 template <class T>
 bool many_tokens(const HeadMatmul<T>& a, const View<T, Sum<T>>& weight, bool transposed,
                  const Launch& on) {
-  if (on.batch_invariant || a.tokens() <= kTokens || !weight.defined()) {
+  if (on.batch_invariant || a.tokens() == 1 || !weight.defined()) {
     return false;
   }
   return side_by_side(SideBySide<T>{.count = a.heads(),

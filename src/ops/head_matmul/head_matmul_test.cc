@@ -1,6 +1,7 @@
 #include "ops/head_matmul/head_matmul.h"
 
 #include "base/testing.h"
+#include "ops/testing_inputs.h"
 #include "ops/testing_table.h"
 
 namespace cambium {
@@ -72,6 +73,32 @@ TEST(HeadMatmul, ANarrowWeightIsReadAsItIs) {
     const Tensor a = product(ctx, in, Tensor::of(wide.data(), {2, 2, 2}));
     const Tensor b = product(ctx, in, Tensor::of(narrow.data(), {2, 2, 2}));
     EXPECT_EQ(testing::to_doubles(a, a.data), testing::to_doubles(b, b.data));
+  }
+}
+
+TEST(HeadMatmul, BatchInvariantTokensAreTheSameAlone) {
+  if (!testing::on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  for (const bool transposed : {false, true}) {
+    const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
+      return transposed ? head_matmul_transposed(ctx, in[0], in[1])
+                        : head_matmul(ctx, in[0], in[1]);
+    };
+    const std::vector<testing::Input> inputs = {{{11, 3, transposed ? 72 : 520}}, {{3, 72, 520}}};
+    auto values = testing::draw(inputs);
+    for (auto& input : values) {
+      input = testing::as_stored(std::move(input), Dtype::kBF16);
+    }
+    testing::CudaContext cuda(Dtype::kBF16);
+    cuda.ctx.batch_invariant = true;
+    const testing::HeldInputs in(inputs, values, Device::kCuda, Dtype::kBF16);
+    const auto y = testing::take(operation(cuda.ctx, in.tensors));
+    const auto exact = testing::run_operation<double>(operation, inputs, values, true, false);
+    EXPECT_LE(testing::norm_error(y, exact.output), testing::kNarrowForward);
+    const auto last =
+        testing::take(operation(cuda.ctx, {in.tensors[0].slice(0, 10, 1), in.tensors[1]}));
+    EXPECT_TRUE(std::equal(last.rbegin(), last.rend(), y.rbegin()));
   }
 }
 

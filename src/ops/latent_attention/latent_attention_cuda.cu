@@ -155,19 +155,20 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// Of the addition of parts: a block has kAddColumns columns of a head, its warps every fourth
-/// part.
-constexpr int kAddThreads = 128;
+/// Of the addition of parts: a block has kAddColumns columns of a head, four a lane, its warps
+/// every kAddWarps-th part, of which a warp reads kAddTogether together.
+constexpr int kAddThreads = 256;
 constexpr int kAddWarps = kAddThreads / 32;
 constexpr int kAddColumns = 128;
+constexpr int kAddTogether = 8;
 
 /// Blocks (H * columns / kAddColumns, T): the parts of a decoding token added in order. Shared
 /// memory: factors (parts).
 template <class T>
-__global__ void __launch_bounds__(kAddThreads)
+__global__ void __launch_bounds__(kAddThreads, 1)
     add_parts_kernel(LatentAttention<T> a, const int32_t* singles, Partials partials) {
   extern __shared__ float factors[];
-  __shared__ float sums[kAddWarps][kAddColumns];
+  __shared__ __align__(16) float sums[kAddWarps][kAddColumns];
   await_inputs();
   const auto rank = static_cast<int>(a.shape.value_dim);
   const auto parts = static_cast<int>(partials.parts);
@@ -177,12 +178,30 @@ __global__ void __launch_bounds__(kAddThreads)
   const int first = static_cast<int>(blockIdx.x) % chunks * kAddColumns;
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32;
-  const int lane = thread % 32;
+  const int column = first + thread % 32 * 4;
   const int single = singles[t];
   if (single < 0) {
     return;
   }
   const auto at = [&](int part) { return (int64_t{single} * parts + part) * a.shape.heads + h; };
+  // What is first needed is on its way while the factors are made.
+  float values[kAddTogether][4];
+  const auto read = [&](int part) {
+#pragma unroll
+    for (int i = 0; i < kAddTogether; ++i) {
+      const int p = part + i * kAddWarps;
+      const float* from = partials.y + at(min(p, parts - 1)) * rank + column;
+      if (rank % 4 == 0 && column < rank) {
+        load_n<4>(from, values[i]);
+      } else {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          values[i][c] = column + c < rank ? from[c] : 0.0F;
+        }
+      }
+    }
+  };
+  read(warp);
   float largest = -INFINITY;
   for (int p = thread; p < parts; p += kAddThreads) {
     largest = fmaxf(largest, partials.largest[at(p)]);
@@ -194,25 +213,27 @@ __global__ void __launch_bounds__(kAddThreads)
     sum += factors[p] * partials.sum[at(p)];
   }
   sum = block_sum<kAddThreads>(sum);  // all factors are there then
-  float y[kAddColumns / 32] = {};
-#pragma unroll 4
-  for (int p = warp; p < parts; p += kAddWarps) {
-    const float* from = partials.y + at(p) * rank + first + lane;
+  float y[4] = {};
+  for (int part = warp; part < parts; part += kAddWarps * kAddTogether) {
+    if (part > warp) {
+      read(part);
+    }
 #pragma unroll
-    for (int c = 0; c < kAddColumns / 32; ++c) {
-      y[c] += factors[p] * (first + lane + 32 * c < rank ? from[32 * c] : 0.0F);
+    for (int i = 0; i < kAddTogether; ++i) {
+      const int p = part + i * kAddWarps;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        y[c] += p < parts ? factors[p] * values[i][c] : 0.0F;
+      }
     }
   }
-#pragma unroll
-  for (int c = 0; c < kAddColumns / 32; ++c) {
-    sums[warp][lane + 32 * c] = y[c];
-  }
+  store_n<4>(&sums[warp][column - first], y);
   __syncthreads();
-  if (first + thread < rank) {
+  if (thread < kAddColumns && first + thread < rank) {
     float all = 0.0F;
 #pragma unroll
-    for (int w = 0; w < kAddWarps; ++w) {
-      all += sums[w][thread];
+    for (const auto& of_warp : sums) {
+      all += of_warp[thread];
     }
     store(a.y.row(t, h) + first + thread, all / sum);
   }

@@ -10,6 +10,7 @@
 // With fewer than 64 heads the rest of the rows multiply zeros where a sequence has one token, and
 // memory is what a tile waits for; of longer ones a block has as many tokens as have 64 rows.
 #include "ops/attention/attention_cuda.cuh"
+#include "ops/cuda_bulk.cuh"
 #include "ops/latent_attention/latent_cuda.cuh"
 #include "ops/wgmma.cuh"
 
@@ -37,8 +38,8 @@ struct alignas(1024) Shared {
   float sums[kRows];
 };
 
-/// Each with the tile's number added.
-enum Barrier : int { kFilled = 1, kRead = 3, kWeights = 5, kWeightsRead, kConsumers };
+/// The first two with the tile's number added, the last with the warpgroup's.
+enum Barrier : int { kFilled = 1, kRead = 3, kWeights = 5, kWeightsRead, kConsumers, kStaged };
 
 /// The rows of a block: the heads from the first on of one token or, where the heads are few, all
 /// of them of each of some tokens.
@@ -53,15 +54,12 @@ struct RowsOfBlock {
   __device__ bool has(int row) const { return token(row) < tokens && head(row) < heads; }
 };
 
-/// Of the block of token t; the tokens of one block see the same keys, but the last ones.
-__device__ __forceinline__ RowsOfBlock rows_of_block(const LatentAttention<bf16>& a,
-                                                     const attention::Layout& layout, int64_t t,
-                                                     int s, int single, int first_head) {
-  const int each =
-      single >= 0 || a.chosen.defined() ? 1 : max(1, kRows / static_cast<int>(layout.heads));
-  const auto from_start = static_cast<int>(t - layout.start[s]);
-  const auto left = static_cast<int>(layout.start[s + 1] - t);
-  return {from_start % each == 0 ? min(each, left) : 0, first_head, layout.heads, each > 1};
+/// Of the block of token `from_start` of a segment, after which it has `left`, itself among them;
+/// the tokens of one block see the same keys, but the last ones.
+__device__ __forceinline__ RowsOfBlock rows_of_block(const LatentAttention<bf16>& a, int heads,
+                                                     int from_start, int left, int first_head) {
+  const int each = left + from_start == 1 || a.chosen.defined() ? 1 : max(1, kRows / heads);
+  return {from_start % each == 0 ? min(each, left) : 0, first_head, heads, each > 1};
 }
 
 /// Keeps tile `which` of the two filled: by one pair of warps. old: the keys that were there before
@@ -76,12 +74,18 @@ __device__ __forceinline__ void copy_tiles(const LatentAttention<bf16>& a,
   bf16* to = shared.keys[which][0] + swizzled(first_row, piece);
   for (int tile = which; tile < tiles; tile += 2) {
     int64_t rows[kKeys / 8];
+    const int64_t first = range.first + int64_t{tile} * kKeys;
+    if (!a.chosen.defined()) {
+      find_rows<kKeys / 8, 8>(layout, s, first, first_row, range.end, rows);
+    } else {
 #pragma unroll
-    for (int i = 0; i < kKeys / 8; ++i) {
-      const int64_t at = range.first + int64_t{tile} * kKeys + i * 8 + first_row;
-      rows[i] = at < range.end ? layout.key_row(s, static_cast<int>(a.chosen.position(t, at))) : -1;
+      for (int i = 0; i < kKeys / 8; ++i) {
+        const int64_t at = first + i * 8 + first_row;
+        rows[i] =
+            at < range.end ? layout.key_row(s, static_cast<int>(a.chosen.position(t, at))) : -1;
+      }
     }
-    if (range.first + int64_t{tile + 1} * kKeys > old) {
+    if (first + kKeys > old) {
       await_inputs();
     }
     if (tile >= 2) {
@@ -166,6 +170,32 @@ __device__ __forceinline__ void weigh(float (&score)[kKeys / 8][4], float scale,
   }
 }
 
+/// The rows of a warpgroup's half, times their factors, to to_of(row): by way of the keys' memory,
+/// so that they go there whole. Rows lie there 32 bytes or a half of that apart in the banks.
+template <class E, class ToOf>
+__device__ __forceinline__ void put_rows(const float (&y)[kColumns / 8][4],
+                                         const float (&factor)[2], const RowsOfBlock& rows, int row,
+                                         int group, Shared& shared, const ToOf& to_of) {
+  constexpr int kStride = kColumns + 8;
+  static_assert(2 * kRows * kStride * sizeof(float) <= sizeof(shared.keys));
+  E* staged = reinterpret_cast<E*>(shared.keys) + group * kRows * kStride;
+  const auto thread = static_cast<int>(threadIdx.x) % kGroup;
+#pragma unroll
+  for (int j = 0; j < kColumns / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float pair[2] = {y[j][2 * i] * factor[i], y[j][2 * i + 1] * factor[i]};
+      store_n<2>(staged + (row + 8 * i) * kStride + 8 * j + thread % 4 * 2, pair);
+    }
+  }
+  publish_to_products();
+  meet(kStaged + group, kGroup);
+  if (thread < kRows && rows.has(thread)) {
+    copy_bulk_out(to_of(thread), staged + thread * kStride, kColumns * sizeof(E));
+    await_bulk_out();
+  }
+}
+
 template <int kThreads>
 __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
     wgmma_kernel(LatentAttention<bf16> a, attention::Layout layout, const int32_t* segments,
@@ -179,18 +209,19 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
     // What the host made of the segments is there since before the kernels that came before; so
     // are, in a step, all keys but the call's own.
     const int64_t t = blockIdx.y;
-    const int first_head = static_cast<int>(blockIdx.x) * kRows;
     const int single = singles[t];
-    const auto part = static_cast<int>(blockIdx.z);
-    if (part > 0 && single < 0) {
-      return;
-    }
     const int s = segments[t];
-    const RowsOfBlock rows = rows_of_block(a, layout, t, s, single, first_head);
-    if (rows.tokens == 0) {
+    const int start = layout.start[s];
+    const int next = layout.start[s + 1];
+    const int position = layout.position[s];
+    const auto part = static_cast<int>(blockIdx.z);
+    const auto from_start = static_cast<int>(t) - start;
+    const RowsOfBlock rows = rows_of_block(a, layout.heads, from_start, next - static_cast<int>(t),
+                                           static_cast<int>(blockIdx.x) * kRows);
+    if (rows.tokens == 0 || (part > 0 && single < 0)) {
       return;
     }
-    const int64_t own = layout.position[s] + t - layout.start[s];
+    const int64_t own = int64_t{position} + from_start;
     const KeyRange range = keys_of_part(a.chosen.count(own + rows.tokens - 1), kKeys, part,
                                         single < 0 ? 1 : partials.parts);
     const auto tiles = static_cast<int>((range.end - range.first + kKeys - 1) / kKeys);
@@ -200,7 +231,7 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
       leave_registers<72>();
       const int which =
           __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) % kGroup / kCopying, 0);
-      const int64_t old = early == 0 ? range.end : layout.position[s];
+      const int64_t old = early == 0 ? range.end : position;
       copy_tiles(a, layout, t, s, range, old, tiles, which, shared);
     } else {
       take_registers<216>();
@@ -209,13 +240,17 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
       }
       const auto thread = static_cast<int>(threadIdx.x);
       const int lane = thread % 32;
-      for (int i = thread; i < kRows * kAll / 8; i += 2 * kGroup) {
-        const int row = i / (kAll / 8);
-        const int piece = i % (kAll / 8);
-        const bool exists = rows.has(row);
-        copy_16(shared.queries[piece / 8] + swizzled(row, piece % 8),
-                exists ? a.q.row(t + rows.token(row), rows.head(row)) + piece * 8 : a.q.data,
-                exists);
+#pragma unroll
+      for (int i = 0; i < kRows; i += 2 * kGroup / 8) {
+        const int of = i + thread / 8;
+        const bool exists = rows.has(of);
+        const bf16* from =
+            exists ? a.q.row(t + rows.token(of), rows.head(of)) + thread % 8 * 8 : nullptr;
+#pragma unroll
+        for (int c = 0; c < kAllTiles; ++c) {
+          copy_16(shared.queries[c] + swizzled(of, thread % 8),
+                  exists ? from + c * kTileColumns : a.q.data, exists);
+        }
       }
       commit_copies();
       wait_for_copies<0>();
@@ -318,38 +353,33 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
       }
       meet(kConsumers, 2 * kGroup);
       const bool whole = partials.parts == 1 || single < 0;
+      const int64_t first_at = (int64_t{single} * partials.parts + part) * layout.heads;
+      float factor[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        if (!rows.has(row + 8 * i)) {
-          continue;
-        }
-        const int h = rows.head(row + 8 * i);
-        const int64_t of = t + rows.token(row + 8 * i);
-        const float sum = shared.sums[row + 8 * i];
-        const int64_t at = (int64_t{single} * partials.parts + part) * layout.heads + h;
-        if (group == 0 && lane % 4 == 0) {
+        const int of = row + 8 * i;
+        const float sum = shared.sums[of];
+        factor[i] = whole ? 1.0F / sum : 1.0F;
+        if (group == 0 && lane % 4 == 0 && rows.has(of)) {
           const float largest = running.largest[i] / attention::kLog2E;
+          const int64_t at = (t + rows.token(of)) * layout.heads + rows.head(of);
           if (!whole) {
-            partials.largest[at] = largest;
-            partials.sum[at] = sum;
+            partials.largest[first_at + rows.head(of)] = largest;
+            partials.sum[first_at + rows.head(of)] = sum;
           } else if (a.largest != nullptr) {
-            a.largest[of * layout.heads + h] = largest;
-            a.inverse_sum[of * layout.heads + h] = 1.0F / sum;
+            a.largest[at] = largest;
+            a.inverse_sum[at] = factor[i];
           }
         }
-        const int column = group * kColumns + lane % 4 * 2;
-        const float inverse = 1.0F / sum;
-#pragma unroll
-        for (int j = 0; j < kColumns / 8; ++j) {
-          const float* pair = &y[j][2 * i];
-          if (whole) {
-            *reinterpret_cast<uint32_t*>(a.y.row(of, h) + column + 8 * j) =
-                pack(pair[0] * inverse, pair[1] * inverse);
-          } else {
-            *reinterpret_cast<float2*>(partials.y + at * kRank + column + 8 * j) =
-                make_float2(pair[0], pair[1]);
-          }
-        }
+      }
+      const int column = group * kColumns;
+      if (whole) {
+        put_rows<bf16>(y, factor, rows, row, group, shared,
+                       [&](int of) { return a.y.row(t + rows.token(of), rows.head(of)) + column; });
+      } else {
+        put_rows<float>(y, factor, rows, row, group, shared, [&](int of) {
+          return partials.y + (first_at + rows.head(of)) * kRank + column;
+        });
       }
     }
   }

@@ -21,6 +21,12 @@ constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 constexpr int kDigitBits = 11;
 constexpr int kDigits = 1 << kDigitBits;
+/// Digits that a lane adds up, and where the count of a digit lies: lanes meet no bank twice.
+constexpr int kOwnDigits = kDigits / 32;
+constexpr int kCounts = kDigits + 32;
+__device__ constexpr int place_of(int digit) {
+  return digit + digit / kOwnDigits;
+}
 /// Keys of a block, a thread each.
 constexpr int kKeys = 128;
 /// Heads whose products a thread holds at a time.
@@ -95,14 +101,14 @@ __global__ void __launch_bounds__(kKeys)
 /// The digit of the `left`-th largest number by the counts of digits, and the how many-th of that
 /// digit it is. By a warp, in memory that a block shares.
 __device__ void find_digit(const int* counts, int& digit, int& left) {
-  // Lane l has digits [kOwn l, kOwn l + kOwn), counted from the largest.
-  constexpr int kOwn = kDigits / 32;
+  // Lane l has digits [kOwnDigits l, kOwnDigits (l + 1)), counted from the largest.
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int wanted = left;
   __syncwarp();  // all have read it
   int own = 0;
-  for (int i = 0; i < kOwn; ++i) {
-    own += counts[kDigits - 1 - lane * kOwn - i];
+#pragma unroll 16
+  for (int i = 0; i < kOwnDigits; ++i) {
+    own += counts[place_of(kDigits - 1 - lane * kOwnDigits - i)];
   }
   int through = own;
   for (int lanes = 1; lanes < 32; lanes *= 2) {
@@ -111,10 +117,10 @@ __device__ void find_digit(const int* counts, int& digit, int& left) {
   }
   const int above = through - own;
   if (above < wanted && wanted <= through) {
-    int at = kDigits - 1 - lane * kOwn;
+    int at = kDigits - 1 - lane * kOwnDigits;
     int rest = wanted - above;
-    while (counts[at] < rest) {
-      rest -= counts[at];
+    while (counts[place_of(at)] < rest) {
+      rest -= counts[place_of(at)];
       --at;
     }
     digit = at;
@@ -139,8 +145,8 @@ template <class T, int kBlocks>
 __global__ void __launch_bounds__(kThreads)
     choose_kernel(ChooseTokens<T> a, attention::Layout layout, const int32_t* segments,
                   Scores from) {
-  __shared__ int counts[kDigits];
-  __shared__ int all_counts[kBlocks == 1 ? 1 : kDigits];
+  __shared__ int counts[kCounts];
+  __shared__ int all_counts[kBlocks == 1 ? 1 : kCounts];
   __shared__ int chosen_digit;
   __shared__ int chosen_left;
   __shared__ int larger_of[kWarps];
@@ -166,7 +172,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int end = 32; end > 0;) {  // digits from the highest: 11, 11 and 10 bits
     const int bits_of = end > kDigitBits ? kDigitBits : end;
     const int shift = end - bits_of;
-    for (int i = thread; i < kDigits; i += kThreads) {
+    for (int i = thread; i < kCounts; i += kThreads) {
       counts[i] = 0;
     }
     if (thread == 0) {
@@ -181,13 +187,14 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (p + i <= own && (bits[i] & mask) == prefix) {
-          atomicAdd(&counts[(bits[i] >> shift) & ((1U << bits_of) - 1U)], 1);
+          const auto digit = static_cast<int>((bits[i] >> shift) & ((1U << bits_of) - 1U));
+          atomicAdd(&counts[place_of(digit)], 1);
         }
       }
     }
     meet_cluster<kBlocks>();
     if constexpr (kBlocks > 1) {
-      for (int i = thread; i < kDigits; i += kThreads) {
+      for (int i = thread; i < kCounts; i += kThreads) {
         int all = 0;
 #pragma unroll
         for (int r = 0; r < kBlocks; ++r) {

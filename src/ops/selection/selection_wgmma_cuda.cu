@@ -2,6 +2,8 @@
 // have 128 numbers. A block, one warpgroup, has a token and walks kTiles tiles of 64 keys, which
 // are the rows of its products with the token's queries; two tiles are on their way while one is
 // read.
+#include <algorithm>
+
 #include "ops/attention/attention_cuda.cuh"
 #include "ops/selection/selection_cuda.cuh"
 #include "ops/wgmma.cuh"
@@ -12,7 +14,8 @@ namespace {
 constexpr int kDim = 128;
 constexpr int kKeys = 64;
 constexpr int kHeads = 64;
-constexpr int kTiles = 8;
+constexpr int64_t kLeastTiles = 4;  // of a block
+constexpr int64_t kMostTiles = 96;
 constexpr int kStages = 3;
 constexpr int kPieces = kDim / 8;
 constexpr int kBlock = 128;
@@ -27,7 +30,7 @@ struct alignas(1024) Shared {
 template <int kThreads>
 __global__ void __launch_bounds__(warpgroup_threads(kThreads), 3)
     wgmma_kernel(ChooseTokens<bf16> a, attention::Layout layout, const int32_t* segments,
-                 Scores scores) {
+                 Scores scores, int most_tiles) {
   if constexpr (kWarpgroups) {
     extern __shared__ __align__(1024) float memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
@@ -35,23 +38,20 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 3)
     const int64_t t = scores.first + blockIdx.y;
     const int s = segments[t];
     const auto own = static_cast<int>(layout.position[s] + t - layout.start[s]);
-    const int begin = static_cast<int>(blockIdx.x) * kTiles * kKeys;
+    const int begin = static_cast<int>(blockIdx.x) * most_tiles * kKeys;
     if (begin > own || own < a.budget) {
       return;
     }
     const auto thread = static_cast<int>(threadIdx.x);
     const int lane = thread % 32;
-    const int tiles = min(kTiles, (own - begin) / kKeys + 1);
+    const int tiles = min(most_tiles, (own - begin) / kKeys + 1);
     const int first_row = thread / kPieces;
     const int piece = thread % kPieces;
     const int place = piece / 8 * kTileSize + swizzled(first_row, piece % 8);
     int64_t rows[kOwnRows];  // of the tile that is copied next
     const auto find_rows = [&](int tile) {
-#pragma unroll
-      for (int i = 0; i < kOwnRows; ++i) {
-        const int p = begin + tile * kKeys + i * kRowStep + first_row;
-        rows[i] = tile < tiles && p <= own ? layout.key_row(s, p) : -1;
-      }
+      latent::find_rows<kOwnRows, kRowStep>(layout, s, begin + tile * kKeys, first_row,
+                                            tile < tiles ? own + 1 : 0, rows);
     };
     const auto copy_keys = [&](int tile) {
       bf16* to = shared.keys[tile % kStages][0] + place;
@@ -131,10 +131,16 @@ bool score_by_warpgroups(const ChooseTokens<bf16>& a, const attention::Layout& l
   if (a.shape.heads > kHeads || !multiplies_by_warpgroups(kernel, kBlock)) {
     return false;
   }
-  launch_ahead(on, "choose_tokens", kernel,
-               dim3(static_cast<unsigned>(ceil_div(scores.capacity, kTiles * kKeys)),
-                    static_cast<unsigned>(scores.count)),
-               dim3(kBlock), sizeof(Shared), latent::for_device(a), layout, tokens.segment, scores);
+  // As many blocks as the device holds at once, where their tiles are not too few or too many.
+  const int64_t tiles = ceil_div(scores.capacity, kKeys);
+  const int64_t blocks =
+      std::max<int64_t>(resident_blocks(kernel, kBlock, sizeof(Shared)) / scores.count, 1);
+  const int64_t each = std::clamp(ceil_div(tiles, blocks), kLeastTiles, kMostTiles);
+  launch_ahead(
+      on, "choose_tokens", kernel,
+      dim3(static_cast<unsigned>(ceil_div(tiles, each)), static_cast<unsigned>(scores.count)),
+      dim3(kBlock), sizeof(Shared), latent::for_device(a), layout, tokens.segment, scores,
+      static_cast<int>(each));
   return true;
 }
 
