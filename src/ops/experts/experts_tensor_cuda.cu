@@ -103,19 +103,18 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   }
 }
 
-/// What a block may take of shared memory.
-size_t most_shared() {
+int attribute(cudaDeviceAttr of) {
   int device = 0;
-  int bytes = 0;
+  int value = 0;
   cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return static_cast<size_t>(bytes);
+  cudaDeviceGetAttribute(&value, of, device);
+  return value;
 }
 
 template <class S, ExpertsUse kUse, class C>
 bool run_shape(const ExpertsProduct<C>& p, const ExpertLists& lists, const Launch& on) {
   const size_t shared = shared_bytes<S>(p.experts);
-  if (shared > most_shared()) {
+  if (shared > static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))) {
     return false;
   }
   // Every expert that has rows may have a tile of rows that is not full.
@@ -135,7 +134,7 @@ bool run_shape(const ExpertsProduct<C>& p, const ExpertLists& lists, const Launc
 
 template <ExpertsUse kUse, class C>
 bool run_many_rows(const ExpertsProduct<C>& p, const ExpertLists& lists, const Launch& on) {
-  if (!launches_ahead()) {
+  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9) {  // without products of warpgroups
     return run_shape<Rows128, kUse>(p, lists, on);
   }
   if constexpr (!kRowsInDepth<kUse>) {
