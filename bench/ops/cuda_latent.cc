@@ -207,6 +207,26 @@ void experts(Bench& bench, const Layer& l, int64_t tokens) {
   });
 }
 
+// A whole gated layer, as a forward call alone has it.
+void experts_layer(Bench& bench, const Layer& l, int64_t tokens) {
+  bench.row("experts, a gated layer", shape_of(l, tokens), [&](Scene& s) {
+    const Tensor gate = s.bf16({l.count, l.inner, l.width}, -0.02, 0.02);
+    const Tensor up = s.bf16({l.count, l.inner, l.width}, -0.02, 0.02);
+    const Tensor down = s.bf16({l.count, l.width, l.inner}, -0.02, 0.02);
+    Work work = least(bytes_of({gate, up, down}) * met(l, tokens), 3.0 * product_flops(l, tokens));
+    work.sets = tokens <= 16 ? 16 : 1;
+    const Tensor x = s.bf16({work.sets * tokens, l.width});
+    const Tensor logits = s.bf16({work.sets * tokens, l.count});
+    work.call = [=, &s](int64_t set) {
+      const Routing routing = routing_of(s.ctx, part_of(logits, set, tokens), l);
+      const Tensor hidden =
+          experts_hidden(s.ctx, part_of(x, set, tokens), gate, {}, up, {}, 0.0F, routing);
+      combine(s.ctx, experts_matmul(s.ctx, hidden, down, {}, routing), routing);
+    };
+    return work;
+  });
+}
+
 // The product up alone, or with fp32 weights and its gradients.
 void product_of_experts(Bench& bench, const Layer& l, int64_t tokens, bool trained) {
   bench.row(
@@ -267,6 +287,7 @@ void experts_section(Bench& bench) {
   for (const int64_t tokens : {1, 16, 80, 256, 8192}) {
     for (const Layer& l : kLayers) {
       experts(bench, l, tokens);
+      experts_layer(bench, l, tokens);
     }
   }
   for (const Layer& l : kLayers) {

@@ -26,6 +26,9 @@ struct Inside {
   bool gated = false;
   float limit = 0.0F;  // of swiglu_clamped; 0 = none
 
+  /// What experts_hidden does from the tokens.
+  bool in_hidden() const { return gated && (limit > 0.0F || kind == ActivationKind::kSilu); }
+
   Tensor operator()(Context& ctx, const Tensor& gate, const Tensor& up) const {
     if (limit > 0.0F) {
       return clamped_swiglu(ctx, gate, up, limit);
@@ -166,9 +169,7 @@ class ExpertsUnit : public Unit {
       train_router(ctx, logits, routing, config_.score, *inputs.router);
     }
     const bool has_latent = !latent_in_.weight.shape.empty();
-    const Tensor rows = dispatch(ctx, has_latent ? latent_in_.forward(ctx, x) : x, routing);
-    const Tensor gate = inside_.gated ? gate_.forward(ctx, rows, routing) : Tensor{};
-    const Tensor hidden = inside_(ctx, gate, up_.forward(ctx, rows, routing));
+    const Tensor hidden = hidden_of(ctx, has_latent ? latent_in_.forward(ctx, x) : x, routing);
     Tensor y = combine(ctx, down_.forward(ctx, hidden, routing), routing);
     if (has_latent) {
       y = latent_out_.forward(ctx, y);
@@ -196,6 +197,17 @@ class ExpertsUnit : public Unit {
 
  private:
   bool has_shared() const { return !shared_up_.weight.shape.empty(); }
+
+  Tensor hidden_of(Context& ctx, const Tensor& x, const Routing& routing) const {
+    if (inside_.in_hidden() &&
+        experts_hidden_serves(ctx, x, gate_.weight.tensor, up_.weight.tensor)) {
+      return experts_hidden(ctx, x, gate_.weight.tensor, gate_.bias.tensor, up_.weight.tensor,
+                            up_.bias.tensor, inside_.limit, routing);
+    }
+    const Tensor rows = dispatch(ctx, x, routing);
+    const Tensor gate = inside_.gated ? gate_.forward(ctx, rows, routing) : Tensor{};
+    return inside_(ctx, gate, up_.forward(ctx, rows, routing));
+  }
 
   Tensor shared(Context& ctx, const Tensor& x) const {
     Tensor gate;

@@ -271,14 +271,37 @@ __global__ void __launch_bounds__(kThreads) combine_rows(Combine<T> a) {
   if (c >= a.y.channels) {
     return;
   }
+  // What is loaded for several slots is on its way together.
+  constexpr int kAtOnce = 8;
+  const int top = static_cast<int>(a.lists.top);
+  const int32_t* rows = a.lists.row + t * top;
+  const float* weights = a.weight.data + t * top;
   float sum[kVec] = {};
-  for (int64_t s = t * a.lists.top; s < (t + 1) * a.lists.top; ++s) {
-    float x[kVec];
-    load_n<kVec>(a.x.row(a.lists.row[s]) + c, x);
-    const float weight = a.weight.data[s];
+  for (int first = 0; first < top; first += kAtOnce) {
+    int row[kAtOnce] = {};
+    float weight[kAtOnce] = {};
+    Packed<kVec, T> x[kAtOnce] = {};
 #pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      sum[j] += weight * x[j];
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k < top) {
+        row[k] = rows[first + k];
+        weight[k] = weights[first + k];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k < top) {
+        x[k] = *reinterpret_cast<const Packed<kVec, T>*>(a.x.row(row[k]) + c);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k < top) {
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) {
+          sum[j] += weight[k] * load(&x[k].value[j]);
+        }
+      }
     }
   }
   store_n<kVec>(a.y.row(t) + c, sum);

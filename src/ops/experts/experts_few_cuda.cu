@@ -7,17 +7,68 @@ namespace cambium::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kOutputsOfWarp = 2;
-constexpr int kOutputsOfBlock = kThreads / 32 * kOutputsOfWarp;
+constexpr int kWarps = kThreads / 32;
+constexpr int kLoads = 8;  // of weights that a lane has on their way
 
-/// Blocks (outputs, rows): a warp has kOutputsOfWarp outputs of a row, kVec elements a lane.
-template <class T, class W, int kVec>
+/// kVec elements as they are stored, 16 bytes at a time.
+template <int kVec, class T>
+struct Stored {
+  static constexpr int kPart = kVec * sizeof(T) > 16 ? 16 / sizeof(T) : kVec;
+  Packed<kPart, T> part[kVec / kPart];
+
+  __device__ __forceinline__ void bring(const T* from) {
+#pragma unroll
+    for (int i = 0; i < kVec / kPart; ++i) {
+      part[i] = *reinterpret_cast<const Packed<kPart, T>*>(from + i * kPart);
+    }
+  }
+  __device__ __forceinline__ float at(int i) const {
+    return load(&part[i / kPart].value[i % kPart]);
+  }
+};
+
+/// sum[i] += x . row[i] over the elements of this lane, kVec at a time: what is loaded for several
+/// steps is on its way before the first is computed.
+template <int kVec, int kRows, class T, class W>
+__device__ __forceinline__ void add_products(const T* x, const W* const (&row)[kRows],
+                                             int64_t depth, float (&sum)[kRows]) {
+  constexpr int kSteps = kLoads / kRows;
+  const int64_t lane = threadIdx.x % 32;
+  for (int64_t first = 0; first < depth; first += kSteps * 32 * kVec) {
+    Stored<kVec, W> weights[kSteps][kRows] = {};
+    Stored<kVec, T> values[kSteps] = {};
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int64_t p = first + (s * 32 + lane) * kVec;
+      if (p < depth) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          weights[s][i].bring(row[i] + p);
+        }
+        values[s].bring(x + p);
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) {
+          sum[i] = fmaf(values[s].at(j), weights[s][i].at(j), sum[i]);
+        }
+      }
+    }
+  }
+}
+
+/// Blocks (outputs, rows): a warp has kOutputs outputs of a row, kVec elements a lane.
+template <class T, class W, int kVec, int kOutputs>
 __global__ void __launch_bounds__(kThreads) few_rows(ExpertsMatmul<T> a, const W* weight) {
   await_inputs();
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int64_t r = blockIdx.y;
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kOutputsOfBlock +
-                    static_cast<int64_t>(threadIdx.x / 32) * kOutputsOfWarp;
+  const int64_t n =
+      (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32) * int64_t{kOutputs};
   const int64_t outputs = a.y.channels;
   const int64_t depth = a.x.channels;
   if (n >= outputs) {
@@ -25,36 +76,78 @@ __global__ void __launch_bounds__(kThreads) few_rows(ExpertsMatmul<T> a, const W
   }
   const int64_t expert = a.lists.expert[a.lists.slot[r]];
   const T* x = a.x.row(r);
-  const W* row[kOutputsOfWarp];
+  const W* row[kOutputs];
 #pragma unroll
-  for (int i = 0; i < kOutputsOfWarp; ++i) {
+  for (int i = 0; i < kOutputs; ++i) {
     // Of an output that does not exist the last is computed again and not stored.
     const int64_t output = n + i < outputs ? n + i : outputs - 1;
     row[i] = weight + (expert * outputs + output) * depth;
   }
-  float sum[kOutputsOfWarp] = {};
-#pragma unroll 4
-  for (int64_t p = lane * kVec; p < depth; p += 32 * kVec) {
-    float values[kVec];
-    load_all<kVec>(x + p, values);
+  float sum[kOutputs] = {};
+  add_products<kVec>(x, row, depth, sum);
 #pragma unroll
-    for (int i = 0; i < kOutputsOfWarp; ++i) {
-      float w[kVec];
-      load_all<kVec>(row[i] + p, w);
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) {
-        sum[i] = fmaf(values[j], w[j], sum[i]);
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kOutputsOfWarp; ++i) {
+  for (int i = 0; i < kOutputs; ++i) {
     const float total = warp_sum(sum[i]);
     if (lane == 0 && n + i < outputs) {
       const float bias = a.bias.defined() ? a.bias.data[expert * outputs + n + i] : 0.0F;
       store(a.y.row(r) + n + i, total + bias);
     }
   }
+}
+
+/// The same of experts_hidden: of each output gate and up.
+template <class T, class W, int kVec, int kOutputs>
+__global__ void __launch_bounds__(kThreads)
+    few_hidden_rows(ExpertsHidden<T> a, const W* gate, const W* up) {
+  await_inputs();
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int64_t r = blockIdx.y;
+  const int64_t n =
+      (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32) * int64_t{kOutputs};
+  const int64_t outputs = a.y.channels;
+  const int64_t depth = a.x.channels;
+  if (n >= outputs) {
+    return;
+  }
+  const int64_t slot = a.lists.slot[r];
+  const int64_t expert = a.lists.expert[slot];
+  const T* x = a.x.row(slot / a.lists.top);
+  int64_t output[kOutputs];
+  const W* row[2 * kOutputs];  // of gate, then of up
+#pragma unroll
+  for (int i = 0; i < kOutputs; ++i) {
+    output[i] = expert * outputs + (n + i < outputs ? n + i : outputs - 1);
+    row[i] = gate + output[i] * depth;
+    row[kOutputs + i] = up + output[i] * depth;
+  }
+  float sum[2 * kOutputs] = {};
+  add_products<kVec>(x, row, depth, sum);
+#pragma unroll
+  for (int i = 0; i < kOutputs; ++i) {
+    float x_gate = warp_sum(sum[i]);
+    float x_up = warp_sum(sum[kOutputs + i]);
+    if (lane == 0 && n + i < outputs) {
+      if (a.gate_bias.defined()) {
+        x_gate += a.gate_bias.data[output[i]];
+        x_up += a.up_bias.data[output[i]];
+      }
+      store(a.y.row(r) + n + i, hidden_of(x_gate, x_up, a.limit));
+    }
+  }
+}
+
+/// Calls f with the outputs of a warp: more of short rows.
+template <class F>
+void with_outputs(int64_t depth, const F& f) {
+  if (depth >= 1024) {
+    f.template operator()<2>();
+  } else {
+    f.template operator()<4>();
+  }
+}
+dim3 row_blocks(int64_t outputs, int64_t rows, int outputs_of_warp) {
+  return {static_cast<unsigned>(ceil_div(outputs, int64_t{kWarps} * outputs_of_warp)),
+          static_cast<unsigned>(rows), 1};
 }
 
 constexpr int kSharedOutputs = 4;  // of a warp that has all rows of an expert
@@ -123,10 +216,11 @@ template <class T, class W>
 void run(const ExpertsMatmul<T>& a, const W* weight, const Launch& on) {
   const bool chunks = in_chunks(a.x.data, a.x.rows.outer_stride) && in_chunks(weight, a.x.channels);
   if (hardly_shared(a.lists)) {
-    const dim3 blocks(static_cast<unsigned>(ceil_div(a.y.channels, kOutputsOfBlock)),
-                      static_cast<unsigned>(a.lists.rows()), 1);
-    launch_ahead(on, "experts_matmul", chunks ? few_rows<T, W, kChunk> : few_rows<T, W, 1>, blocks,
-                 kThreads, 0, a, weight);
+    with_outputs(a.x.channels, [&]<int kOutputs>() {
+      launch_ahead(on, "experts_matmul",
+                   chunks ? few_rows<T, W, kChunk, kOutputs> : few_rows<T, W, 1, kOutputs>,
+                   row_blocks(a.y.channels, a.lists.rows(), kOutputs), kThreads, 0, a, weight);
+    });
     return;
   }
   const dim3 blocks(static_cast<unsigned>(ceil_div(a.y.channels, kThreads / 32 * kSharedOutputs)),
@@ -142,6 +236,26 @@ template <class T, class W>
 void experts_of_few_rows(const ExpertsMatmul<T>& a, const W* weight, const Launch& on) {
   run(a, weight, on);
 }
+template <class T, class W>
+void hidden_of_few_rows(const ExpertsHidden<T>& a, const W* gate, const W* up, const Launch& on) {
+  const bool chunks = in_chunks(a.x.data, a.x.rows.outer_stride) && in_chunks(gate, a.x.channels) &&
+                      in_chunks(up, a.x.channels);
+  with_outputs(a.x.channels, [&]<int kOutputs>() {
+    constexpr int kPairs = kOutputs / 2;
+    launch_ahead(on, "experts_hidden",
+                 chunks ? few_hidden_rows<T, W, kChunk, kPairs> : few_hidden_rows<T, W, 1, kPairs>,
+                 row_blocks(a.y.channels, a.lists.rows(), kPairs), kThreads, 0, a, gate, up);
+  });
+}
+template void hidden_of_few_rows(const ExpertsHidden<float>&, const float*, const float*,
+                                 const Launch&);
+template void hidden_of_few_rows(const ExpertsHidden<float>&, const bf16*, const bf16*,
+                                 const Launch&);
+template void hidden_of_few_rows(const ExpertsHidden<bf16>&, const float*, const float*,
+                                 const Launch&);
+template void hidden_of_few_rows(const ExpertsHidden<bf16>&, const bf16*, const bf16*,
+                                 const Launch&);
+
 template void experts_of_few_rows(const ExpertsMatmul<float>&, const float*, const Launch&);
 template void experts_of_few_rows(const ExpertsMatmul<float>&, const bf16*, const Launch&);
 template void experts_of_few_rows(const ExpertsMatmul<bf16>&, const float*, const Launch&);

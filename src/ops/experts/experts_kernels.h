@@ -69,6 +69,18 @@ struct ExpertsMatmul {
 };
 CAMBIUM_PLANNED_KERNEL(experts_matmul_forward, ExpertsMatmul)
 
+/// y = f(x gate[e]^T + gate_bias[e], x up[e]^T + up_bias[e]) of the token of each row
+template <class T>
+struct ExpertsHidden {
+  View<T> x;                        // (T, K)
+  MatmulWeight<T> gate, up;         // (E * N, K)
+  View<Sum<T>> gate_bias, up_bias;  // (E, N), or both undefined
+  View<T> y;                        // (T * top, N)
+  float limit;                      // f is clamped_swiglu with it; 0: swiglu
+  ExpertLists lists;
+};
+CAMBIUM_PLANNED_KERNEL(experts_hidden_forward, ExpertsHidden)
+
 /// out = [out +] dy weight[e]
 template <class T>
 struct ExpertsGradInput {

@@ -131,6 +131,59 @@ INSTANTIATE_TEST_SUITE_P(
         Load{"odd_widths_of_few", {0, 1, 7, 8, 9, 0, 3, 16, 17, 2}, 71, 35, false, true}),
     [](const auto& info) { return std::string(info.param.name); });
 
+/// experts_hidden of tokens that go to `top` experts each, or to those that the load says.
+void expect_hidden_matches_the_definition(const Load& load, int64_t tokens, int64_t top,
+                                          float limit) {
+  const auto experts = std::ssize(load.rows);
+  const auto operation = [&](Context& c, const In& in) {
+    const Routing routing = route(c, in[0], {}, {.top = top, .renormalise = true});
+    const Tensor gate_bias = load.bias ? in[4] : Tensor{};
+    const Tensor up_bias = load.bias ? in[5] : Tensor{};
+    return combine(c, experts_hidden(c, in[1], in[2], gate_bias, in[3], up_bias, limit, routing),
+                   routing);
+  };
+  const std::vector<int64_t> matrices = {experts, load.outputs, load.width};
+  std::vector<Input> inputs = {{{tokens, experts}, -2.0, 2.0, false},
+                               {{tokens, load.width}, -1.0, 1.0, false},
+                               {matrices, -0.3, 0.3, false, !load.stored},
+                               {matrices, -0.3, 0.3, false, !load.stored}};
+  for (int i = 0; load.bias && i < 2; ++i) {
+    inputs.push_back({{experts, load.outputs}, -1.0, 1.0, false, true});
+  }
+  for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+    SCOPED_TRACE(dtype_name(type));
+    auto values = testing::draw(inputs);
+    if (top == 1) {
+      values[0] = values_of(load)[0];
+    }
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      values[i] = testing::as_stored(values[i], inputs[i].dtype(type));
+    }
+    const auto own = testing::run_on_cuda(operation, inputs, values, type, false).output;
+    const auto exact =
+        testing::run_operation<double>(operation, inputs, values, true, false).output;
+    const double norm = type == Dtype::kBF16 ? testing::kNarrowForward : 1e-5;
+    EXPECT_LE(testing::norm_error(own, exact), norm);
+    EXPECT_LE(testing::element_error(own, exact, 4 * norm, 2 * norm), 1.0);
+    EXPECT_EQ(testing::run_on_cuda(operation, inputs, values, type, false).output, own)
+        << "two runs differ";
+  }
+}
+
+TEST_P(LoadsOfExperts, HiddenMatchesTheDefinition) {
+  const Load& load = GetParam();
+  const int64_t tokens = std::accumulate(load.rows.begin(), load.rows.end(), int64_t{0});
+  expect_hidden_matches_the_definition(load, tokens, 1, load.bias ? 2.0F : 0.0F);
+}
+
+TEST_F(ExpertsOnCuda, HiddenOfTokensThatGoToSeveralExperts) {
+  for (const int64_t tokens : {1, 12, 40, 120}) {
+    SCOPED_TRACE(fmt::format("{} tokens", tokens));
+    expect_hidden_matches_the_definition({"", std::vector<int>(6), 136, 200, false, true}, tokens,
+                                         3, 0.0F);
+  }
+}
+
 TEST_F(ExpertsOnCuda, RowsAreTheSlotsByExpertHoweverManyThereAre) {
   struct Size {
     int64_t tokens, experts, top;

@@ -254,6 +254,17 @@ TEST(Experts, WrongInputsAreNamed) {
               experts_matmul(ctx, tensor({4, 8}), tensor({4, 5, 8}), tensor({4, 6}), routing);
             }),
             "[experts_matmul] expected a contiguous bias f32 (4, 5), got f32 (4, 6)");
+  EXPECT_EQ(error([&] {
+              experts_hidden(ctx, tensor({3, 8}), tensor({4, 5, 8}), {}, tensor({4, 5, 8}), {}, 0,
+                             routing);
+            }),
+            "[experts_hidden] expected 2 tokens, as were routed, got f32 (3, 8)");
+  EXPECT_EQ(error([&] {
+              experts_hidden(ctx, tensor({2, 8}), tensor({4, 5, 8}), {}, tensor({4, 6, 8}), {}, 0,
+                             routing);
+            }),
+            "[experts_hidden] expected gate and up of one shape and type, with biases or without, "
+            "got f32 (4, 5, 8) and f32 (4, 6, 8)");
 }
 
 }  // namespace
