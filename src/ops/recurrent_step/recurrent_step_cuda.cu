@@ -5,31 +5,23 @@
 //
 // Heads that share a head of q, k or v convolve it each for themselves, and one of them leaves its
 // inputs in the state, when all have read it: they are a cluster, whose barrier says so.
-//
-// Where there are more heads than the device holds states of at once, two blocks take half of the
-// columns each: four of them lie on a multiprocessor, and while one computes three others read or
-// write. With two whole heads there memory waits for the barriers. The halves tell each other their
-// part of the norm.
 #include <numeric>
 
 #include "ops/conv/conv_token.cuh"
 #include "ops/cuda_bulk.cuh"
-#include "ops/recurrent_step/recurrent_step_kernels.h"
+#include "ops/recurrent_step/recurrent_step_cuda.cuh"
 
 namespace cambium::cuda {
 namespace {
 
 constexpr int kRows = 16;  // of the state, a thread
-constexpr int kMostDim = 128;
+constexpr int kMostDim = kMostStepDim;
 constexpr int kMostParts = kMostDim / kRows;
 constexpr int kMostThreads = kMostDim / kRows * (kMostDim / 4);
 constexpr int kKeyWarps = kMostDim / 32;
-constexpr int kMostSharing = 8;            // blocks of a cluster
-constexpr int64_t kHeadsAtOnce = 2 * 132;  // whole ones on an H100
 
 struct Cut {
-  int sharing;  // heads of a cluster
-  int slices;   // blocks of a head
+  int sharing;  // heads of a cluster that compute
   int blocks;   // of a cluster: a power of two
   int early;    // whether states may be read before the kernel before is done
   int taps;
@@ -47,30 +39,6 @@ __device__ __forceinline__ void await_cluster() {
 #endif
 }
 
-/// *p = x in the shared memory of another block of the cluster.
-__device__ __forceinline__ void store_in_block(float* p, int rank, float x) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n\t.reg .b32 there;\n\tmapa.shared::cluster.u32 there, %0, %1;\n\t"
-      "st.shared::cluster.f32 [there], %2;\n\t}"
-      :
-      : "r"(shared_address(p)), "r"(rank), "f"(x)
-      : "memory");
-#endif
-}
-
-__device__ __forceinline__ float softplus(float x) {
-  return x > 20.0F ? x : log1pf(expf(x));
-}
-
-/// Elements `i` of a head of q or k in shared memory, turned by the angles of its pair.
-__device__ __forceinline__ float turned(const float* x, int i, int half, bool interleaved,
-                                        float cos, float sin) {
-  const bool second = interleaved ? i % 2 != 0 : i >= half;
-  const int other = interleaved ? i ^ 1 : second ? i - half : i + half;
-  return second ? x[i] * cos + x[other] * sin : x[i] * cos - x[other] * sin;
-}
-
 template <class T>
 __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> a, Cut cut) {
   __shared__ __align__(16) float raw[2][kMostDim];  // q, k before their lengths are known
@@ -82,49 +50,43 @@ __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> 
   __shared__ __align__(16) float results[kMostParts][kMostDim];
   __shared__ float products[kMostParts];
   __shared__ float squares[2][kKeyWarps];
-  __shared__ float square_of_other;
   const int thread = static_cast<int>(threadIdx.x);
   const int key_dim = static_cast<int>(a.key_dim);
-  const int columns = static_cast<int>(a.dim) / cut.slices;  // of this block
-  const int lanes = columns / 4;                             // that share 16 rows
+  const int dim = static_cast<int>(a.dim);
+  const int lanes = dim / 4;  // that share 16 rows
   const int parts = key_dim / kRows;
   const int part = thread / lanes;
   const int column = thread % lanes * 4;
   const bool holds = part < parts;
   const bool has_key = thread < key_dim;
-  const bool has_value = thread < columns;
+  const bool has_value = thread < dim;
   const int rank = static_cast<int>(blockIdx.x) % cut.blocks;
   const int cluster = static_cast<int>(blockIdx.x) / cut.blocks;
   const int clusters = static_cast<int>(a.heads) / cut.sharing;  // of a segment
-  if (rank >= cut.sharing * cut.slices) {
-    for (int times = 0; times < cut.slices; ++times) {
-      arrive_at_cluster();
-      await_cluster();
-    }
+  if (rank >= cut.sharing) {
+    arrive_at_cluster();
+    await_cluster();
     return;
   }
   const int64_t t = cluster / clusters;  // the segment and its token
-  const int h = cluster % clusters * cut.sharing + rank / cut.slices;
-  const int slice = rank % cut.slices;
-  const int64_t in_head = slice * columns + column;
-  const int64_t in_heads = h * a.dim + in_head;
+  const int h = cluster % clusters * cut.sharing + rank;
   const uint64_t policy = first_to_leave();
   if (cut.early == 0) {
     await_inputs();
   }
   const bool continues = a.segments.position[t] > 0;
-  float* state = a.state_of(t, h) + part * kRows * a.dim + in_head;
+  float* state = a.state_of(t, h) + part * kRows * dim + column;
   float* conv = a.conv_of(t);
   float s[kRows][4] = {};
   if (holds && continues) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      load_once(state + r * a.dim, policy, s[r]);
+      load_once(state + r * dim, policy, s[r]);
     }
   }
   const int64_t q_at = a.q_from + h / cut.q_sharing * key_dim + thread;
   const int64_t k_at = a.k_from + h / cut.k_sharing * key_dim + thread;
-  const int64_t v_at = a.v_from + h / cut.v_sharing * a.dim + slice * columns + thread;
+  const int64_t v_at = a.v_from + h / cut.v_sharing * dim + thread;
   ConvChannel of_q{};
   ConvChannel of_k{};
   ConvChannel of_v{};
@@ -147,9 +109,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> 
   float sin = 0.0F;
   const bool turns = thread < 2 * half;
   if (turns) {
-    const int64_t pair = t * half + (a.interleaved   ? thread / 2
-                                     : thread < half ? thread
-                                                     : thread - half);
+    const int64_t pair = t * half + pair_of(thread, half, a.interleaved);
     cos = a.cos[pair];
     sin = a.sin[pair];
   }
@@ -161,7 +121,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> 
   if (a.norm.defined() && thread < lanes) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      norm[c] = a.norm.data[h * a.norm_step + in_head + c];
+      norm[c] = a.norm.data[h * a.norm_step + column + c];
     }
   }
   if (cut.early != 0) {
@@ -178,7 +138,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> 
     // One by one: rows of a projection need not begin at multiples of four.
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      z[c] = load(a.z.at(t, in_heads + c));
+      z[c] = load(a.z.at(t, h * dim + column + c));
     }
   }
   const float own_q = has_key ? of_q.activated<T>(x_q) : 0.0F;
@@ -189,8 +149,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> 
   if (has_key) {
     raw[0][thread] = own_q;
     raw[1][thread] = own_k;
-    decay[thread] =
-        expf(a.bound < 0.0F ? a.bound * sigmoid(rate * raw_decay) : -rate * softplus(raw_decay));
+    decay[thread] = expf(log_decay_of(a, rate, raw_decay));
   }
   const float weight =
       a.weight.defined() ? a.strongest * sigmoid_of<T>(raw_weight) : softplus(raw_decay);
@@ -266,51 +225,39 @@ __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> 
       written[c] = weight * (value[c] - all[c]);
     }
   }
-  float result[4] = {};  // but for the length that the norm takes out
-  float square = 0.0F;
   if (thread < 32) {
+    float y[4] = {};
+    float gate[4] = {};
+    float square = 0.0F;
     if (thread < lanes) {
       float kq = 0.0F;
       for (int p = 0; p < parts; ++p) {
-        float y[4];
-        load_n<4>(results[p] + column, y);
+        float result[4];
+        load_n<4>(results[p] + column, result);
         kq += products[p];
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          result[c] += y[c];
+          y[c] += result[c];
         }
       }
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        const float y = fmaf(skip, value[c], fmaf(kq, written[c], result[c]));
-        const float gate = sigmoid_of<T>(z[c]) * (a.sigmoid ? 1.0F : z[c]);
-        const float normed = a.gate_first ? y * gate : y;
+        y[c] = fmaf(skip, value[c], fmaf(kq, written[c], y[c]));
+        gate[c] = sigmoid_of<T>(z[c]) * (a.sigmoid ? 1.0F : z[c]);
+        const float normed = a.gate_first ? y[c] * gate[c] : y[c];
         square = fmaf(normed, normed, square);
-        result[c] = y * gate * norm[c];
       }
     }
     square = warp_sum(square);
-  }
-  const auto leave_result = [&](float sum) {
+    const float factor =
+        a.norm.defined() ? rsqrtf(square / static_cast<float>(dim) + a.norm_eps) : 1.0F;
     if (thread < lanes) {
-      const float factor =
-          a.norm.defined() ? rsqrtf(sum / static_cast<float>(a.dim) + a.norm_eps) : 1.0F;
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        result[c] *= factor;
+        y[c] *= gate[c] * factor * norm[c];
       }
-      store_n<4>(a.y.at(t, in_heads), result);
+      store_n<4>(a.y.at(t, h * dim + column), y);
     }
-  };
-  if (cut.slices == 1) {
-    leave_result(square);
-  } else {
-    await_cluster();  // all have begun, and read the inputs before
-    if (thread == 0) {
-      store_in_block(&square_of_other, rank ^ 1, square);
-    }
-    __syncwarp();
-    arrive_at_cluster();
   }
   if (holds) {
 #pragma unroll
@@ -323,21 +270,18 @@ __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> 
         for (int c = 0; c < 4; ++c) {
           s[r + i][c] = fmaf(key[i], written[c], s[r + i][c]);
         }
-        store_once(state + (r + i) * a.dim, policy, s[r + i]);
+        store_once(state + (r + i) * dim, policy, s[r + i]);
       }
     }
   }
   if (cut.blocks > 1) {
     await_cluster();
   }
-  if (cut.slices > 1) {
-    leave_result(square + square_of_other);
-  }
   // The first of the heads that share one leaves it.
-  if (has_key && slice == 0 && h % cut.q_sharing == 0) {
+  if (has_key && h % cut.q_sharing == 0) {
     of_q.leave_past(conv, cut.taps, q_at, x_q);
   }
-  if (has_key && slice == 0 && h % cut.k_sharing == 0) {
+  if (has_key && h % cut.k_sharing == 0) {
     of_k.leave_past(conv, cut.taps, k_at, x_k);
   }
   if (has_value && h % cut.v_sharing == 0) {
@@ -372,6 +316,9 @@ void run_step(const RecurrentStep<T>& args, const Launch& on) {
   if (args.segments.count == 0) {
     return;
   }
+  if (has_many_heads(args)) {
+    return run_many_heads(args, on);
+  }
   const DeviceSegments segments = on_device(args.segments, on);
   RecurrentStep<T> a = args;
   a.segments = segments.walk;
@@ -381,16 +328,12 @@ void run_step(const RecurrentStep<T>& args, const Launch& on) {
   cut.k_sharing = static_cast<int>(a.heads / a.k_heads);
   cut.v_sharing = static_cast<int>(a.heads / a.v_heads);
   cut.sharing = std::lcm(std::lcm(cut.q_sharing, cut.k_sharing), cut.v_sharing);
-  const bool halved = a.dim == kMostDim && a.key_dim == kMostDim &&
-                      2 * cut.sharing <= kMostSharing && a.segments.count * a.heads > kHeadsAtOnce;
-  cut.slices = halved ? 2 : 1;
-  for (cut.blocks = 1; cut.blocks < cut.sharing * cut.slices;) {
+  for (cut.blocks = 1; cut.blocks < cut.sharing;) {
     cut.blocks *= 2;
   }
   cut.early = on.recorder != nullptr ? 1 : 0;
-  const int64_t columns = a.dim / cut.slices;
-  const int64_t holding = columns / 4 * (a.key_dim / kRows);
-  const int64_t widest = a.key_dim > columns ? a.key_dim : columns;
+  const int64_t holding = a.dim / 4 * (a.key_dim / kRows);
+  const int64_t widest = a.key_dim > a.dim ? a.key_dim : a.dim;
   const auto threads =
       static_cast<unsigned>(ceil_div(holding > widest ? holding : widest, 32) * 32);
   const auto blocks =
