@@ -174,7 +174,7 @@ TEST(LatentAttentionPages, OnTensorCoresEveryCutGivesTheWhole) {
     GTEST_SKIP() << why_no_cuda();
   }
   // Both halves of rows, heads that fill no block, several tiles, parts of one and of several.
-  for (const Paged& c : {Paged{150, 70, 512, 64, Dtype::kBF16}, {700, 3, 512, 64, Dtype::kBF16}}) {
+  for (const Paged& c : {Paged{100, 66, 512, 64, Dtype::kBF16}, {500, 3, 512, 64, Dtype::kBF16}}) {
     const std::vector<Input> inputs = {
         {{c.tokens, c.heads, c.rank + c.rope}}, {{c.tokens, c.rank}}, {{c.tokens, c.rope}}};
     auto values = testing::draw(inputs);
@@ -281,12 +281,12 @@ TEST(LatentAttentionPages, OnTensorCoresBatchesOfEveryLength) {
   const std::vector<Batch> batches = {
       {{0, 1, 62, 63, 64, 65, 126, 127, 128, 191, 192, 255, 256}, ones(13), 8, 64},
       {{319, 255, 64, 0}, ones(4), 128, 16},
-      {{5000}, ones(1), 16, 64},
-      {{1023, 4000, 17}, ones(3), 32, 7},
-      {{1500, 2, 600}, ones(3), 65, 64},
+      {{5000}, ones(1), 9, 64},
+      {{1023, 2000, 17}, ones(3), 32, 7},
+      {{900, 2, 300}, ones(3), 65, 64},
       {{700}, ones(1), 1, 256},
-      {{130, 60, 0, 400}, {1, 70, 3, 5}, 33, 64},
-      {{61, 0, 190}, {5, 1, 67}, 32, 64},
+      {{130, 60, 0, 400}, {1, 20, 3, 5}, 33, 64},
+      {{61, 0, 190}, {5, 1, 9}, 32, 64},
       {{0, 250}, {40, 9}, 5, 16},
       {{200, 1000, 64, 40}, ones(4), 64, 64, 64},
       {{300, 90}, {3, 1}, 40, 16, 100}};
