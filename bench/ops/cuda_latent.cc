@@ -284,14 +284,14 @@ void experts_section(Bench& bench) {
                                {256, 8, 2304, 1024},  // Kimi-Linear
                                {256, 8, 7168, 2048},  // DeepSeek-V3.2
                                {32, 2, 6144, 9216}};  // MiniMax-M1
-  for (const int64_t tokens : {1, 16, 80, 256, 8192}) {
+  for (const int64_t tokens : {1, 16, 80, 256, 1024, 8192}) {
     for (const Layer& l : kLayers) {
       experts(bench, l, tokens);
       experts_layer(bench, l, tokens);
     }
   }
   for (const Layer& l : kLayers) {
-    for (const int64_t tokens : {16, 80, 256, 8192}) {
+    for (const int64_t tokens : {16, 80, 256, 1024, 8192}) {
       product_of_experts(bench, l, tokens, false);
     }
     product_of_experts(bench, l, 8192, true);

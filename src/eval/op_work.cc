@@ -221,7 +221,7 @@ template <class T>
 OpWork describe(const Combine<T>& a) {
   return {fmt::format("{} rows -> {}", a.x.count(), rows_shape(a.y)),
           {},
-          {bytes_of(a.x, a.weight, a.y), 0.0}};
+          {bytes_of(a.x, a.weight, a.y, a.added, a.gate), 0.0}};
 }
 
 // Which experts the tokens chose only the device knows: as many as even chances would meet.

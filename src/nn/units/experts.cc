@@ -170,11 +170,16 @@ class ExpertsUnit : public Unit {
     }
     const bool has_latent = !latent_in_.weight.shape.empty();
     const Tensor hidden = hidden_of(ctx, has_latent ? latent_in_.forward(ctx, x) : x, routing);
-    Tensor y = combine(ctx, down_.forward(ctx, hidden, routing), routing);
+    const Tensor rows = down_.forward(ctx, hidden, routing);
+    if (x.device.kind == Device::kCuda && ctx.tape == nullptr && has_shared() && !has_latent) {
+      const Tensor gate = has_shared_gate() ? shared_gate_.forward(ctx, x) : Tensor{};
+      return combine_with(ctx, rows, routing, shared(ctx, x), gate);
+    }
+    Tensor y = combine(ctx, rows, routing);
     if (has_latent) {
       y = latent_out_.forward(ctx, y);
     }
-    return has_shared() ? add(ctx, y, shared(ctx, x)) : y;
+    return has_shared() ? add(ctx, y, gated(ctx, x, shared(ctx, x))) : y;
   }
 
   void visit(const ParameterVisitor& visitor) override {
@@ -197,6 +202,7 @@ class ExpertsUnit : public Unit {
 
  private:
   bool has_shared() const { return !shared_up_.weight.shape.empty(); }
+  bool has_shared_gate() const { return !shared_gate_.weight.shape.empty(); }
 
   Tensor hidden_of(Context& ctx, const Tensor& x, const Routing& routing) const {
     if (inside_.in_hidden() &&
@@ -219,11 +225,14 @@ class ExpertsUnit : public Unit {
     } else {
       up = shared_up_.forward(ctx, x);
     }
-    const Tensor y = shared_down_.forward(ctx, inside_(ctx, gate, up));
-    if (shared_gate_.weight.shape.empty()) {
+    return shared_down_.forward(ctx, inside_(ctx, gate, up));
+  }
+
+  /// sigmoid(gate x) y, a router of one expert, or y.
+  Tensor gated(Context& ctx, const Tensor& x, const Tensor& y) const {
+    if (!has_shared_gate()) {
       return y;
     }
-    // sigmoid(gate x) y: a router of one expert.
     const Tensor logits = shared_gate_.forward(ctx, x);
     return combine(ctx, y, route(ctx, logits, {}, {.score = RouterScore::kSigmoid}));
   }

@@ -36,6 +36,13 @@ void expect_slots(const char* operation, const Tensor& x, const Routing& routing
          operation, routing.lists.rows(), x);
 }
 
+void expect_combined(const char* operation, const Tensor& y, const Routing& routing) {
+  expect_slots(operation, y, routing);
+  expect(routing.weight.dtype == sum_dtype(y.dtype),
+         "[{}] expected rows of the type that was routed, got {} and weights {}", operation, y,
+         routing.weight);
+}
+
 }  // namespace
 
 Routing route(Context& ctx, const Tensor& logits, const Tensor& choice_bias,
@@ -112,16 +119,36 @@ Tensor dispatch(Context& ctx, const Tensor& x, const Routing& routing) {
   return y;
 }
 
+Tensor combine_with(Context& ctx, const Tensor& y, const Routing& routing, const Tensor& added,
+                    const Tensor& gate) {
+  constexpr const char* kName = "combine_with";
+  expect_combined(kName, y, routing);
+  const Tensor sum = ctx.result(y.dtype, {routing.lists.tokens, y.dim(1)}, false);
+  expect_rows(kName, "added (T, C)", added, 2);
+  expect(added.dim(0) == sum.dim(0) && added.dim(1) == sum.dim(1) && added.dtype == y.dtype,
+         "[{}] expected what is added as the result is, {}, got {}", kName, sum, added);
+  expect(!gate.defined() || (gate.rank == 2 && gate.dim(0) == sum.dim(0) && gate.dim(1) == 1 &&
+                             gate.dtype == y.dtype),
+         "[{}] expected a gate for each of {} tokens, {} ({}, 1), got {}", kName, sum.dim(0),
+         dtype_name(y.dtype), sum.dim(0), gate);
+  run<combine_forward>(ctx, y, [&]<class T>() {
+    return Combine<T>{view<T>(y.detached()),
+                      view<Sum<T>>(routing.weight.detached()),
+                      view<T>(sum),
+                      routing.lists,
+                      view<T>(added.detached()),
+                      view<T>(gate.detached())};
+  });
+  return sum;
+}
+
 Tensor combine(Context& ctx, const Tensor& y, const Routing& routing) {
-  expect_slots("combine", y, routing);
-  expect(routing.weight.dtype == sum_dtype(y.dtype),
-         "[combine] expected rows of the type that was routed, got {} and weights {}", y,
-         routing.weight);
+  expect_combined("combine", y, routing);
   const Tensor weight = routing.weight;
   const bool differentiate = ctx.differentiate(y, weight);
   const Tensor sum = ctx.result(y.dtype, {routing.lists.tokens, y.dim(1)}, differentiate);
   const auto args = [=, lists = routing.lists]<class T>() {
-    return Combine<T>{view<T>(y), view<Sum<T>>(weight), view<T>(sum), lists};
+    return Combine<T>{view<T>(y), view<Sum<T>>(weight), view<T>(sum), lists, {}, {}};
   };
   run<combine_forward>(ctx, y, args);
   if (differentiate) {

@@ -60,5 +60,9 @@ bool experts_hidden_serves(const Context& ctx, const Tensor& x, const Tensor& ga
 
 /// y (T * top, C) -> (T, C): the sum over a token's slots, in their order, of weight * y row.
 Tensor combine(Context& ctx, const Tensor& y, const Routing& routing);
+/// The same and what other layers give, added (T, C), by itself or times sigmoid(gate), gate (T, 1)
+/// or undefined. Without gradients.
+Tensor combine_with(Context& ctx, const Tensor& y, const Routing& routing, const Tensor& added,
+                    const Tensor& gate);
 
 }  // namespace cambium

@@ -277,6 +277,14 @@ __global__ void __launch_bounds__(kThreads) combine_rows(Combine<T> a) {
   const int32_t* rows = a.lists.row + t * top;
   const float* weights = a.weight.data + t * top;
   float sum[kVec] = {};
+  if (a.added.defined()) {
+    load_n<kVec>(a.added.row(t) + c, sum);
+    const float share = a.gate.defined() ? sigmoid(load(a.gate.row(t))) : 1.0F;
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      sum[j] *= share;
+    }
+  }
   for (int first = 0; first < top; first += kAtOnce) {
     int row[kAtOnce] = {};
     float weight[kAtOnce] = {};
@@ -397,7 +405,9 @@ void run_dispatch_backward(const Dispatch<T>& a, const Launch& on) {
 
 template <class T>
 void run_combine_forward(const Combine<T>& a, const Launch& on) {
-  with_width(a.x, a.y, [&]<int kVec>() {
+  // Of one width: what is added too.
+  const View<T>& other = a.added.defined() && !aligned(a.added) ? a.added : a.y;
+  with_width(a.x, other, [&]<int kVec>() {
     launch_ahead(on, "combine", combine_rows<T, kVec>,
                  row_blocks<kVec>(a.lists.tokens, a.y.channels), kThreads, 0, a);
   });

@@ -54,6 +54,8 @@ struct Combine {
   View<Sum<T>> weight;  // (T, top) contiguous
   View<T> y;            // (T, C) contiguous
   ExpertLists lists;
+  View<T> added;  // (T, C), or undefined: the forward kernel adds sigmoid(gate) times it
+  View<T> gate;   // (T, 1), or undefined: adds it as it is
 };
 CAMBIUM_KERNEL(combine_forward, Combine)
 CAMBIUM_KERNEL(combine_backward, Combine)

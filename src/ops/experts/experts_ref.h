@@ -220,8 +220,9 @@ template <class T>
 void combine_forward::reference(const Combine<T>& a) {
   const int64_t top = a.lists.top;
   for (int64_t t = 0; t < a.lists.tokens; ++t) {
+    const T share = a.gate.defined() ? 1 / (1 + std::exp(-a.gate.row(t)[0])) : T{1};
     for (int64_t c = 0; c < a.y.channels; ++c) {
-      T sum = 0;
+      T sum = a.added.defined() ? share * a.added.row(t)[c] : T{0};
       for (int64_t k = 0; k < top; ++k) {
         sum += a.weight.data[t * top + k] * a.x.row(a.lists.row[t * top + k])[c];
       }

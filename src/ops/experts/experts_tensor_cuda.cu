@@ -132,28 +132,42 @@ bool run_shape(const ExpertsProduct<C>& p, const ExpertLists& lists, const Launc
   return true;
 }
 
+/// The rows that an expert has evenly: most have little more.
+int64_t even_rows(const ExpertLists& lists) {
+  return ceil_div(lists.rows(), lists.experts);
+}
+bool has_warpgroups() {
+  return attribute(cudaDevAttrComputeCapabilityMajor) == 9;
+}
+
 template <ExpertsUse kUse, class C>
 bool run_many_rows(const ExpertsProduct<C>& p, const ExpertLists& lists, const Launch& on) {
-  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9) {  // without products of warpgroups
+  if (!has_warpgroups()) {
     return run_shape<Rows128, kUse>(p, lists, on);
   }
   if constexpr (!kRowsInDepth<kUse>) {
     // Of fewer tiles an expert's weight is read fewer times.
-    if (run_shape<Wider, kUse>(p, lists, on)) {
+    if (!on.batch_invariant && even_rows(lists) > 112 && run_shape<Wider, kUse>(p, lists, on)) {
       return true;
     }
   }
   return run_shape<Wide, kUse>(p, lists, on);
 }
 
-/// Tiles by how many rows an expert has evenly: most have little more.
 template <ExpertsUse kUse>
 bool run_rows(const ExpertsProduct<bf16>& p, const ExpertLists& lists, const Launch& on) {
-  const int64_t even = ceil_div(lists.rows(), lists.experts);
-  return on.batch_invariant || even > 48 ? run_many_rows<kUse>(p, lists, on)
-         : even <= 8                     ? run_shape<Rows16, kUse>(p, lists, on)
-         : even <= 20                    ? run_shape<Rows32, kUse>(p, lists, on)
-                                         : run_shape<Rows64, kUse>(p, lists, on);
+  const int64_t even = even_rows(lists);
+  if (!on.batch_invariant && even <= 8) {
+    return run_shape<Rows16, kUse>(p, lists, on);
+  }
+  if (!on.batch_invariant && even <= 20) {
+    return run_shape<Rows32, kUse>(p, lists, on);
+  }
+  // Single warps' products of 64 rows take as long as the weights, those of warpgroups do not.
+  if (!on.batch_invariant && even <= 48 && !has_warpgroups()) {
+    return run_shape<Rows64, kUse>(p, lists, on);
+  }
+  return run_many_rows<kUse>(p, lists, on);
 }
 
 }  // namespace
