@@ -62,6 +62,7 @@ void ProblemSpec::validate() const {
   check_range("facts", retrieval.min_facts, retrieval.max_facts, 1, max_retrieval_facts());
   check_number("questions", retrieval.questions, 1, retrieval.min_facts);
   check_number("digits", retrieval.digits, 1, 9);
+  check_chance("alike", retrieval.alike);
   const int need = retrieval.questions * kFactChars;
   expect(
       retrieval.min_chars >= need,

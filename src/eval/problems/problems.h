@@ -45,8 +45,9 @@ struct RetrievalSpec {
   int max_chars = 600;
   int min_facts = 2;  // so many facts, as far as they fit into the length; filler for the rest
   int max_facts = 6;
-  int questions = 1;  // at most so many facts are asked for at once; the last one is the answer
-  int digits = 2;     // of each value
+  int questions = 1;   // at most so many facts are asked for at once; the last one is the answer
+  int digits = 2;      // of each value
+  double alike = 0.0;  // chance that the names of a text share their words, as far as they can
 
   bool operator==(const RetrievalSpec&) const = default;
 };
