@@ -61,45 +61,6 @@ __device__ __forceinline__ void copy_rows(const bf16* from, int64_t from_stride,
   }
 }
 
-/// As copy_rows, for any number of threads: row r's piece p to `to` + at(r, p).
-template <int kDim, int kOf, class At>
-__device__ __forceinline__ void copy_pieces(const bf16* from, int64_t from_stride, int rows,
-                                            int columns, int thread, bf16* to, const At& at) {
-  constexpr int kPieces = kDim / 8;
-  constexpr int kLanes = [] {  // of a row: a whole number of rows at a time
-    int lanes = kPieces;
-    while (kOf % lanes != 0) {
-      ++lanes;
-    }
-    return lanes;
-  }();
-  constexpr int kStep = kOf / kLanes;
-  const int first = thread / kLanes;
-  const int piece = thread % kLanes;
-  const bf16* row = from + first * from_stride + piece * 8;
-  const auto there_is = [&](int i) {
-    return (kLanes == kPieces || piece < kPieces) && (kC % kStep == 0 || first + i < kC);
-  };
-  if (rows == kC && columns >= kDim) {  // as most are: without looking at each
-#pragma unroll
-    for (int i = 0; i < kC; i += kStep) {
-      if (there_is(i)) {
-        copy_16(to + at(first + i, piece), row, true);
-      }
-      row += kStep * from_stride;
-    }
-    return;
-  }
-#pragma unroll 1
-  for (int i = 0; i < kC; i += kStep) {
-    if (there_is(i)) {
-      const bool valid = first + i < rows && piece * 8 < columns;
-      copy_16(to + at(first + i, piece), valid ? row : from, valid);
-    }
-    row += kStep * from_stride;
-  }
-}
-
 /// Log decay of a row of a chunk; rows past its tokens decay nothing.
 __device__ __forceinline__ float log_decay_of(const Recurrence<bf16>& a, int64_t token, int tokens,
                                               int row, int64_t offset) {

@@ -4,18 +4,15 @@
 //   e = T (v - exp(G) k S)      y = exp(G) q S + P e      S = exp(G_last) S + k' (f e)
 //
 // with f = exp(G_last - G) w. T is applied to what k has read of the state, not to k and v before:
-// then all that the walk takes beside k and v is a triangle of 64 x 64 a head.
+// then all that a chunk takes beside q, k and v is two triangles of 64 x 64 a head.
 //
-// 1. prepare_kernel, for all chunks and heads at once: T - I and what becomes of the decays. Few
-//    registers and little shared memory, so that a device holds a thousand of its blocks at once.
+// 1. prepare_kernel, for all chunks and heads at once: P, T - I and what becomes of the decays.
 // 2. walk_kernel, whose blocks take their work in turn. The first ones walk: a block for each
 //    segment, head and 16 or 32 columns of the value, over the chunks. It leaves e and the states
 //    at chunk starts. The others read: y of a chunk and two heads each, as soon as those that walk
-//    have left what it takes; they make P before. So where the heads of a few sequences occupy a
-//    part of the device, the rest of it does what does not wait for the chunk before. That one who
-//    waits has all it waits for at work before it, the order of turns makes sure, whatever the
-//    device holds at once.
-#include "ops/cuda_bulk.cuh"
+//    have left what it takes. So where the heads of a few sequences occupy a part of the device,
+//    the rest of it does what does not wait for the chunk before. That one who waits has all it
+//    waits for at work before it, the order of turns makes sure, whatever the device holds at once.
 #include "ops/recurrence/recurrence_chunks_cuda.cuh"
 
 namespace cambium::cuda {
@@ -29,34 +26,30 @@ struct DeltaGates {
   float unused[3];   // whole pieces of 16 bytes
 };
 
-// What P takes of them.
-struct PairGates {
-  float sums[kC];  // G in units of log 2
-  float weights[kC];
-};
-
 /// What the kernels hand on, per chunk and head; the tiles of triangles as pair_tile() counts them.
 struct DeltaParts {
-  Tile* inverse;        // (kPairTiles), (tokens, tokens), right: T - I
-  DeltaGates* gates;    // ()
-  PairGates* of_pairs;  // ()
-  Tile* states;         // (V / 16, K / 16), (value, key), left: the state at the start
-  Tile* errors;         // (V / 16, 4), (value, tokens), left: e
-  int32_t* walked;      // (segments, heads, slices): chunks of which states and errors are there
-  int32_t* turn;        // how many blocks of walk_kernel have begun
+  Tile* pairs;        // (kPairTiles), (tokens, tokens), left: P
+  Tile* inverse;      // (kPairTiles), (tokens, tokens), right: T - I
+  DeltaGates* gates;  // ()
+  Tile* states;       // (V / 16, K / 16), (value, key), left: the state at the start
+  Tile* errors;       // (V / 16, 4), (value, tokens), left: e
+  int32_t* walked;    // (segments, heads, slices): chunks of which states and errors are there
+  int32_t* turn;      // how many blocks of walk_kernel have begun
 };
 
 template <int kKey>
 struct PrepareShared {
   union {
-    bf16 k[kC * (kKey + 8)];
-    float x[kC * kInversePad];  // A, when k is used up
+    bf16 q[kC * (kKey + 8)];
+    float x[kC * kInversePad];  // A, when q is used up
   };
-  PairGates gates;
+  bf16 k[kC * (kKey + 8)];
+  float sums[kC];  // G in units of log 2
+  float weight[kC];
 };
 
 template <int kKey>
-__global__ void __launch_bounds__(128, 8)
+__global__ void __launch_bounds__(128)
     prepare_kernel(Recurrence<bf16> a, const ChunkSpan* spans, const int32_t* first, int slices,
                    DeltaParts parts) {
   await_inputs();
@@ -77,52 +70,54 @@ __global__ void __launch_bounds__(128, 8)
   if (chunk == first[span.segment] && thread < slices) {
     parts.walked[(span.segment * a.heads + h) * slices + thread] = 0;
   }
-  copy_rows<kKey, 128>(a.k.at(span.token, a.key_head(h) * kKey), a.k.rows.outer_stride, span.tokens,
-                       thread, s.k);
+  const int64_t key_offset = a.key_head(h) * kKey;
+  copy_rows<kKey, 128>(a.q.at(span.token, key_offset), a.q.rows.outer_stride, span.tokens, thread,
+                       s.q);
+  copy_rows<kKey, 128>(a.k.at(span.token, key_offset), a.k.rows.outer_stride, span.tokens, thread,
+                       s.k);
   commit_copies();
-  float* sums = s.gates.sums;
-  float* weights = s.gates.weights;
   if (thread < 32) {
-    float of_two[2] = {log_decay_of(a, span.token, span.tokens, 2 * thread, h),
-                       log_decay_of(a, span.token, span.tokens, 2 * thread + 1, h)};
-    sum_decays(of_two);
-    sums[2 * thread] = of_two[0] * kLog2E;
-    sums[2 * thread + 1] = of_two[1] * kLog2E;
+    float sums[2] = {log_decay_of(a, span.token, span.tokens, 2 * thread, h),
+                     log_decay_of(a, span.token, span.tokens, 2 * thread + 1, h)};
+    sum_decays(sums);
+    s.sums[2 * thread] = sums[0] * kLog2E;
+    s.sums[2 * thread + 1] = sums[1] * kLog2E;
   } else if (thread >= kC) {
-    weights[thread - kC] = weight_of(a, span.token, span.tokens, thread - kC, h);
+    s.weight[thread - kC] = weight_of(a, span.token, span.tokens, thread - kC, h);
   }
   wait_for_copies<0>();
   __syncthreads();
   const int64_t part = chunk * a.heads + h;
-  const float last = sums[kC - 1];
+  const float last = s.sums[kC - 1];
   DeltaGates& gates = parts.gates[part];
-  PairGates& of_pairs = parts.of_pairs[part];
   if (thread < kC) {
-    gates.ends[thread] = fast_exp2(last - sums[thread]) * weights[thread];
-    of_pairs.sums[thread] = sums[thread];
+    gates.ends[thread] = fast_exp2(last - s.sums[thread]) * s.weight[thread];
   } else {
-    gates.starts[thread - kC] = fast_exp2(sums[thread - kC]);
-    of_pairs.weights[thread - kC] = weights[thread - kC];
+    gates.starts[thread - kC] = fast_exp2(s.sums[thread - kC]);
   }
   if (thread == 0) {
     gates.decay = fast_exp2(last);
   }
   const int warp = thread / 32;
+  float p[kRowTiles][2][4] = {};
   float r[kRowTiles][2][4] = {};
 #pragma unroll
   for (int t = 0; t < kKey / 16; ++t) {
+    uint32_t query[4];
     uint32_t key[4];
+    load_left(s.q + 16 * warp * kRow + 16 * t, kRow, query);
     load_left(s.k + 16 * warp * kRow + 16 * t, kRow, key);
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       if (j <= warp) {
         uint32_t right[4];
         load_right_of_rows(s.k + 16 * j * kRow + 16 * t, kRow, right);
+        multiply_tiles(p[j], query, right);
         multiply_tiles(r[j], key, right);
       }
     }
   }
-  __syncthreads();  // k is used up
+  __syncthreads();  // q is used up
 #pragma unroll
   for (int j = 0; j < kRowTiles; ++j) {
     if (j <= warp) {
@@ -132,10 +127,15 @@ __global__ void __launch_bounds__(128, 8)
         for (int e = 0; e < 4; ++e) {
           const int i = 16 * warp + tile_row(e);
           const int column = 16 * j + tile_column(n, e);
-          s.x[i * kInversePad + column] =
-              column < i ? r[j][n][e] * fast_exp2(sums[i] - sums[column]) * weights[column] : 0.0F;
+          const float decay =
+              column <= i ? fast_exp2(s.sums[i] - s.sums[column]) * s.weight[column] : 0.0F;
+          p[j][n][e] *= decay;
+          s.x[i * kInversePad + column] = column < i ? decay * r[j][n][e] : 0.0F;
         }
       }
+      uint32_t tile[4];
+      round_left(p[j], tile);
+      store_tile(parts.pairs + part * kPairTiles + pair_tile(warp, j), tile);
     }
   }
   float t[kRowTiles][2][4];
@@ -159,15 +159,11 @@ __global__ void __launch_bounds__(128, 8)
 
 // --- The walk. Four warps walk: S' (value, key), with a quarter of the keys each, and e of 16
 // tokens each, in fp32 in registers; what the others multiply next they give them, rounded, through
-// shared memory. A chunk is three such exchanges. A warp says that its part is there, then does
-// what nobody waits for (it leaves results, loads of the next chunk what registers hold), and only
-// then waits for the others. Three more warps fetch what chunks take, some chunks ahead. One thread
-// tells those who read how far the walk is: that takes a fence of the whole device, which lasts as
-// long as a chunk and longer, so that nobody whom the walk waits for may stand at it.
+// shared memory. Four more fetch what chunks take, some chunks ahead. One more tells those who read
+// how far the walk is: that takes a fence of the whole device, which lasts as long as a chunk and
+// longer, so that nobody whom the walk waits for may stand at it.
 constexpr int kStages = 5;
-constexpr int kWalking = 128;  // threads
-constexpr int kFetching = 96;
-constexpr int kWalkThreads = 256;
+constexpr int kWalkThreads = 288;
 constexpr int kFewBlocks = 66;  // half as many as an H100 has multiprocessors
 
 template <int kKey, int kParts>
@@ -184,10 +180,6 @@ struct WalkShared {
   Tile states[kParts][kKey / 16];
   Tile reads[kParts][kRowTiles];    // v - exp(G) k S
   Tile written[kParts][kRowTiles];  // f e
-  // Barriers in shared memory: of stages that are full and used up, and of the three exchanges.
-  uint64_t full[kStages];
-  uint64_t used[kStages];
-  uint64_t has_states, has_reads, has_written;
 };
 
 __device__ __forceinline__ void sync_threads(int id, int count) {
@@ -247,47 +239,9 @@ struct WalkPlace {
   }
 };
 
-/// One thread calls.
-template <class Shared>
-__device__ __forceinline__ void init_walk(Shared& s) {
-  for (int i = 0; i < kStages; ++i) {
-    init_barrier(&s.full[i], kFetching);
-    init_barrier(&s.used[i], kWalking / 32);
-  }
-  for (uint64_t* barrier : {&s.has_states, &s.has_reads, &s.has_written}) {
-    init_barrier(barrier, kWalking / 32);
-  }
-  barriers_ready();
-}
-/// A warp arrives.
-__device__ __forceinline__ void arrive_as_warp(uint64_t* barrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) {
-    arrive(barrier);
-  }
-}
-/// This thread arrives when its copies so far are there.
-__device__ __forceinline__ void arrive_with_copies(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];"
-               :
-               : "r"(shared_address(barrier))
-               : "memory");
-}
-/// The i-th completion of a barrier, on any device.
-__device__ __forceinline__ void await_completion(uint64_t* barrier, int i) {
-#if __CUDA_ARCH__ >= 900
-  await_phase(barrier, static_cast<uint32_t>(i) % 2);
-#else
-  uint32_t done = 0;
-  while (done == 0) {
-    asm volatile(
-        "{\n\t.reg .pred p;\n\tmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n\t"
-        "selp.b32 %0, 1, 0, p;\n\t}"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(static_cast<uint32_t>(i) % 2)
-        : "memory");
-  }
-#endif
+/// Barrier of the warps that walk and those that fetch.
+__device__ __forceinline__ void sync_walk() {
+  sync_threads(2, 256);
 }
 
 /// The thread that tells those who read how far the walk is: `done` chunks of `count`. Where it
@@ -304,42 +258,47 @@ __device__ __forceinline__ void tell_walked(int32_t* done, int count, int32_t* w
   }
 }
 
-/// The warps that fetch.
+/// The warps that fetch. Barriers are those of walk().
 template <int kKey, int kParts>
 __device__ __forceinline__ void fetch_chunks(const Recurrence<bf16>& a, const DeltaParts& parts,
                                              const WalkPlace& at, WalkShared<kKey, kParts>& s) {
-  using Shared = WalkShared<kKey, kParts>;
-  const int thread = static_cast<int>(threadIdx.x) - kWalking;
+  const int thread = static_cast<int>(threadIdx.x) - 128;
   const bf16* k = a.k.at(0, a.key_head(at.h) * kKey);
   const bf16* v = a.v.at(0, at.h * a.dim + at.slice * 16 * kParts);
-  for (int c = 0; c < at.count; ++c) {
-    const int index = c % kStages;
-    auto& stage = s.stage[index];
-    if (c >= kStages) {
-      await_completion(&s.used[index], c / kStages - 1);
-    }
-    const int64_t token = at.token(c);
-    const int tokens = at.tokens(c);
-    const int64_t part = (at.first + c) * a.heads + at.h;
-    copy_pieces<kKey, kFetching>(k + token * a.k.rows.outer_stride, a.k.rows.outer_stride, tokens,
-                                 kKey, thread, stage.k,
-                                 [](int row, int piece) { return row * Shared::kRow + 8 * piece; });
-    copy_pieces<16 * kParts, kFetching>(
-        v + token * a.v.rows.outer_stride, a.v.rows.outer_stride, tokens, 16 * kParts, thread,
-        stage.v, [](int row, int piece) { return row * Shared::kValueRow + 8 * piece; });
-    const auto copy = [&](auto* to, const auto* from) {
-      constexpr int kPieces = sizeof(*to) / 16;
+  const auto fetch = [&](int c) {
+    if (c < at.count) {
+      auto& stage = s.stage[c % kStages];
+      const int64_t token = at.token(c);
+      const int tokens = at.tokens(c);
+      const int64_t part = (at.first + c) * a.heads + at.h;
+      copy_rows<kKey, 128>(k + token * a.k.rows.outer_stride, a.k.rows.outer_stride, tokens, thread,
+                           stage.k);
+      copy_rows<16 * kParts, 128>(v + token * a.v.rows.outer_stride, a.v.rows.outer_stride, tokens,
+                                  thread, stage.v);
+      const auto copy = [&](auto* to, const auto* from) {
+        constexpr int kPieces = sizeof(*to) / 16;
 #pragma unroll
-      for (int x = 0; x < kPieces; x += kFetching) {
-        if (x + thread < kPieces) {
-          copy_16(reinterpret_cast<uint4*>(to) + x + thread,
-                  reinterpret_cast<const uint4*>(from) + x + thread, true);
+        for (int x = 0; x < kPieces; x += 128) {
+          if (x + thread < kPieces) {
+            copy_16(reinterpret_cast<uint4*>(to) + x + thread,
+                    reinterpret_cast<const uint4*>(from) + x + thread, true);
+          }
         }
-      }
-    };
-    copy(&stage.inverse, parts.inverse + part * kPairTiles);
-    copy(&stage.gates, parts.gates + part);
-    arrive_with_copies(&s.full[index]);
+      };
+      copy(&stage.inverse, parts.inverse + part * kPairTiles);
+      copy(&stage.gates, parts.gates + part);
+    }
+    commit_copies();
+  };
+  for (int c = 0; c < kStages - 1; ++c) {
+    fetch(c);
+  }
+  wait_for_copies<kStages - 2>();
+  sync_walk();
+  for (int c = 0; c < at.count; ++c) {
+    wait_for_copies<kStages - 3>();  // chunk c + 1 is there
+    sync_walk();
+    fetch(c + kStages - 1);
   }
 }
 
@@ -378,62 +337,37 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
     }
   };
   each([&](float& x, int64_t i) { x = continues ? slot[i] : 0.0F; });
-  // Of a chunk, in registers before it begins.
-  uint32_t keys[kKeyTiles][4];  // of the warp's tokens
-  uint32_t values[kParts][4];
-  uint32_t inverse[kRowTiles][4];
-  float start[2][2];
-  float end[2][2];
-  float decay;
-  const auto load_keys = [&](int c) {
+  sync_walk();
+  for (int c = 0; c < at.count; ++c) {
     const auto& stage = s.stage[c % kStages];
+    uint32_t keys[kKeyTiles][4];  // of the warp's tokens
 #pragma unroll
     for (int t = 0; t < kKeyTiles; ++t) {
       load_right_of_rows(stage.k + 16 * warp * kRow + 16 * t, kRow, keys[t]);
     }
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      load_right(stage.v + 16 * warp * Shared::kValueRow + 16 * p, Shared::kValueRow, values[p]);
-    }
-  };
-  const auto load_inverse = [&](int c) {
-    const auto& stage = s.stage[c % kStages];
+    uint32_t inverse[kRowTiles][4];
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       if (j <= warp) {
         load_tile(&stage.inverse[pair_tile(warp, j)], inverse[j]);
       }
     }
+    float start[2][2];
+    float end[2][2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       load_n<2>(stage.gates.starts + 16 * warp + tile_column(n, 0), start[n]);
       load_n<2>(stage.gates.ends + 16 * warp + tile_column(n, 0), end[n]);
     }
-    decay = stage.gates.decay;
-  };
-  await_completion(&s.full[0], 0);
-  load_keys(0);
-  load_inverse(0);
-  for (int c = 0; c < at.count; ++c) {
-    const bool goes_on = c + 1 < at.count;
-    uint32_t own_keys[kOwn][kRowTiles][4];  // of all tokens
-    {
-      uint32_t tile[kParts][kOwn][4];
+    const float decay = stage.gates.decay;
 #pragma unroll
-      for (int p = 0; p < kParts; ++p) {
+    for (int p = 0; p < kParts; ++p) {
 #pragma unroll
-        for (int t = 0; t < kOwn; ++t) {
-          round_left(state[p][t], tile[p][t]);
-          store_tile(&s.states[p][key_tile + t], tile[p][t]);
-        }
-      }
-      arrive_as_warp(&s.has_states);
-#pragma unroll
-      for (int p = 0; p < kParts; ++p) {
-#pragma unroll
-        for (int t = 0; t < kOwn; ++t) {
-          store_tile(states_at + p * kKeyTiles + t, tile[p][t]);
-        }
+      for (int t = 0; t < kOwn; ++t) {
+        uint32_t tile[4];
+        round_left(state[p][t], tile);
+        store_tile(&s.states[p][key_tile + t], tile);
+        store_tile(states_at + p * kKeyTiles + t, tile);
       }
     }
     states_at += a.heads * dim_tiles * kKeyTiles;
@@ -441,15 +375,7 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       float* to = kept.states + (part + c * a.heads) * kKey * a.dim;
       each([&](float x, int64_t i) { to[i] = x; });
     }
-#pragma unroll
-    for (int t = 0; t < kOwn; ++t) {
-#pragma unroll
-      for (int j = 0; j < kRowTiles; ++j) {
-        load_right(s.stage[c % kStages].k + 16 * j * kRow + 16 * (key_tile + t), kRow,
-                   own_keys[t][j]);
-      }
-    }
-    await_completion(&s.has_states, c);
+    sync_walk();  // states are there, and the next chunk's stage
     float e[kParts][2][4];
     {
       float read[2][kParts][2][4] = {};  // two chains of products are half as long
@@ -464,7 +390,9 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       }
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
-        widen_right(values[p], e[p]);
+        uint32_t values[4];
+        load_right(stage.v + 16 * warp * Shared::kValueRow + 16 * p, Shared::kValueRow, values);
+        widen_right(values, e[p]);
 #pragma unroll
         for (int x = 0; x < 8; ++x) {
           const float sum = read[0][p][x / 4][x % 4] + read[1][p][x / 4][x % 4];
@@ -475,15 +403,18 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
         store_tile(&s.reads[p][warp], tile);
       }
     }
-    arrive_as_warp(&s.has_reads);
-    if (threadIdx.x % 32 == 0) {
-      arrive(&s.used[c % kStages]);  // the warp has all it takes of it in registers
+    uint32_t own_keys[kOwn][kRowTiles][4];  // of all tokens
+#pragma unroll
+    for (int t = 0; t < kOwn; ++t) {
+#pragma unroll
+      for (int j = 0; j < kRowTiles; ++j) {
+        load_right(stage.k + 16 * j * kRow + 16 * (key_tile + t), kRow, own_keys[t][j]);
+      }
     }
-    if (goes_on) {
-      await_completion(&s.full[(c + 1) % kStages], (c + 1) / kStages);
-      load_keys(c + 1);
+    sync_threads(1, 128);
+    if (threadIdx.x == 0) {
+      publish_in_block(done, c);
     }
-    await_completion(&s.has_reads, c);
     {
       float odd[kParts][2][4] = {};
 #pragma unroll
@@ -510,10 +441,19 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
         store_tile(&s.written[p][warp], tile);
       }
     }
-    arrive_as_warp(&s.has_written);
     each([&](float& x, int64_t) { x *= decay; });
-    if (goes_on) {
-      load_inverse(c + 1);
+    sync_threads(1, 128);
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) {
+#pragma unroll
+      for (int p = 0; p < kParts; ++p) {
+        uint32_t left[4];
+        load_tile(&s.written[p][j], left);
+#pragma unroll
+        for (int t = 0; t < kOwn; ++t) {
+          multiply_tiles(state[p][t], left, own_keys[t][j]);
+        }
+      }
     }
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
@@ -539,22 +479,6 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
         }
       }
     }
-    if (threadIdx.x == 0) {
-      publish_in_block(done, c);  // what all left before they gave what they read of chunk c
-    }
-    await_completion(&s.has_written, c);
-#pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
-#pragma unroll
-      for (int p = 0; p < kParts; ++p) {
-        uint32_t left[4];
-        load_tile(&s.written[p][j], left);
-#pragma unroll
-        for (int t = 0; t < kOwn; ++t) {
-          multiply_tiles(state[p][t], left, own_keys[t][j]);
-        }
-      }
-    }
   }
   sync_threads(1, 128);
   if (threadIdx.x == 0) {
@@ -569,50 +493,9 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
 template <int kKey>
 struct ReadShared {
   bf16 q[kC * (kKey + 8)];
-  bf16 k[kC * (kKey + 8)];
-  Tile pairs[kPairTiles];  // P, left
-  PairGates gates;
+  Tile pairs[kPairTiles];
+  float starts[kC];
 };
-
-/// The tiles of P by four warps, a row each.
-template <int kKey>
-__device__ __forceinline__ void make_pairs(ReadShared<kKey>& s, int warp) {
-  constexpr int kRow = kKey + 8;
-  float p[kRowTiles][2][4] = {};
-#pragma unroll
-  for (int t = 0; t < kKey / 16; ++t) {
-    uint32_t query[4];
-    load_left(s.q + 16 * warp * kRow + 16 * t, kRow, query);
-#pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
-      if (j <= warp) {
-        uint32_t right[4];
-        load_right_of_rows(s.k + 16 * j * kRow + 16 * t, kRow, right);
-        multiply_tiles(p[j], query, right);
-      }
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kRowTiles; ++j) {
-    if (j <= warp) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int i = 16 * warp + tile_row(e);
-          const int column = 16 * j + tile_column(n, e);
-          p[j][n][e] = column <= i
-                           ? p[j][n][e] * fast_exp2(s.gates.sums[i] - s.gates.sums[column]) *
-                                 s.gates.weights[column]
-                           : 0.0F;
-        }
-      }
-      uint32_t tile[4];
-      round_left(p[j], tile);
-      store_tile(&s.pairs[pair_tile(warp, j)], tile);
-    }
-  }
-}
 
 template <int kKey, int kDim, int kParts>
 __device__ __forceinline__ void read(const Recurrence<bf16>& a, const ChunkSpan* spans,
@@ -632,20 +515,21 @@ __device__ __forceinline__ void read(const Recurrence<bf16>& a, const ChunkSpan*
   const int thread = static_cast<int>(threadIdx.x) % 128;
   const int half = static_cast<int>(threadIdx.x) / 128;
   const int value_tile = thread / 32 * kOwn;
-  const int64_t key = a.key_head(h) * kKey;
-  copy_rows<kKey, 128>(a.q.at(span.token, key), a.q.rows.outer_stride, span.tokens, thread, s.q);
-  copy_rows<kKey, 128>(a.k.at(span.token, key), a.k.rows.outer_stride, span.tokens, thread, s.k);
-  if (thread < 2 * kC / 4) {
-    copy_16(s.gates.sums + 4 * thread, parts.of_pairs[part].sums + 4 * thread, true);
+  copy_rows<kKey, 128>(a.q.at(span.token, a.key_head(h) * kKey), a.q.rows.outer_stride, span.tokens,
+                       thread, s.q);
+  for (int x = thread; x < kPairTiles * 32; x += 128) {
+    copy_16(&s.pairs[x / 32].lane[x % 32], &parts.pairs[part * kPairTiles + x / 32].lane[x % 32],
+            true);
+  }
+  if (thread < kC / 4) {
+    copy_16(s.starts + 4 * thread, parts.gates[part].starts + 4 * thread, true);
   }
   commit_copies();
-  wait_for_copies<0>();
-  sync_threads(1 + half, 128);
-  make_pairs(s, thread / 32);
   if (thread < kSlices) {  // one warp asks: the numbers lie together
     await_more_than(parts.walked + (span.segment * a.heads + h) * kSlices + thread,
                     static_cast<int32_t>(chunk - first[span.segment]));
   }
+  wait_for_copies<0>();
   sync_threads(1 + half, 128);
   const Tile* states = parts.states + (part * kDimTiles + value_tile) * kKeyTiles;
   const Tile* errors = parts.errors + (part * kDimTiles + value_tile) * kRowTiles;
@@ -670,8 +554,7 @@ __device__ __forceinline__ void read(const Recurrence<bf16>& a, const ChunkSpan*
   }
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
-    const float start[2] = {fast_exp2(s.gates.sums[16 * i + tile_row(0)]),
-                            fast_exp2(s.gates.sums[16 * i + tile_row(2)])};
+    const float start[2] = {s.starts[16 * i + tile_row(0)], s.starts[16 * i + tile_row(2)]};
 #pragma unroll
     for (int x = 0; x < 8 * kOwn; ++x) {
       y[i][x / 8][x / 4 % 2][x % 4] *= start[x % 4 / 2];
@@ -724,18 +607,14 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
     if (!in_chunks(a.segments, at.segment)) {
       return;
     }
-    if (threadIdx.x == 0) {
-      init_walk(s);
-    }
-    __syncthreads();
-    if (threadIdx.x < kWalking) {
+    if (threadIdx.x < 128) {
       walk<kKey, kParts>(a, kept, parts, at, &done, s);
-    } else if (threadIdx.x < kWalking + kFetching) {
+    } else if (threadIdx.x < 256) {
       fetch_chunks<kKey, kParts>(a, parts, at, s);
-    } else if (threadIdx.x == kWalking + kFetching) {
+    } else if (threadIdx.x == 256) {
       tell_walked(&done, at.count, parts.walked + turn);
     }
-  } else {
+  } else if (threadIdx.x < 256) {
     auto* s = reinterpret_cast<ReadShared<kKey>*>(shared);
     const int half = static_cast<int>(threadIdx.x) / 128;
     const int64_t part = 2 * (turn - walks) + half;
@@ -753,9 +632,9 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const Recurrence
   const int64_t count = chunks.count * a.heads;
   const int64_t walks = a.segments.count * a.heads * kSlices;
   const DeltaParts parts{
+      .pairs = scratch<Tile>(on, count * kPairTiles),
       .inverse = scratch<Tile>(on, count * kPairTiles),
       .gates = scratch<DeltaGates>(on, count),
-      .of_pairs = scratch<PairGates>(on, count),
       .states = scratch<Tile>(on, count * (kDim / 16) * (kKey / 16)),
       .errors = scratch<Tile>(on, count * (kDim / 16) * kRowTiles),
       .walked = scratch<int32_t>(on, walks),

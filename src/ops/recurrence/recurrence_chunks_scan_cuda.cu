@@ -4,16 +4,16 @@
 //
 //   y = exp(G) q S + P v          S' = S' exp(G_last) + (v' f) k',  f = exp(G_last - G) w
 //
-// 1. gates_kernel, for all chunks and heads at once: what their gates come to, as of a head's
-//    tokens these lie far apart in memory.
+// 1. product_kernel, for all chunks and key heads at once: q k', which the value heads of a key
+//    head share, and what their gates come to: of a head's tokens these lie far apart in memory.
 // 2. scan_kernel, a block for each segment, head and 64 columns of the value (80 where that is all
 //    of them: with 64 and 16 each chunk would be walked twice), over the chunks in
 //    turn: states never leave registers, so of the large the device's memory sees v and y alone.
-//    Warps have 16 columns each, of the state and of y, and where the device can (sm_90a) the first
-//    four multiply as a warpgroup, which reads q, k and P of shared memory once for all four, y'
-//    then being a product from the left like the state; the others work ahead: they fetch into
-//    shared memory all that a chunk takes, and make the pairs P and the decays. No warp waits for
-//    memory of the device but by a barrier, some chunks after it was asked for.
+//    Warps have 16 columns each, of the state and of y, and where they are four and the device can
+//    (sm_90a) multiply as a warpgroup, which reads q, k and P of shared memory once for all four,
+//    y' then being a product from the left like the state; four more work ahead: they fetch into
+//    shared memory all that a chunk takes, and make the pairs P of q k' and the decays. No warp
+//    waits for memory of the device but by a barrier, two chunks after it was asked for.
 //
 // More keys than registers hold a state of are taken in two passes: S q and P are sums over keys,
 // and what the halves of S become does not depend on each other. The first leaves its y in fp32.
@@ -25,14 +25,11 @@ namespace cambium::cuda {
 namespace {
 
 constexpr int kColumns = 64;    // of the value, a block's, unless it has more warps
+constexpr int kScanStages = 3;  // of q, k and v; products and gates have one less
 constexpr int kMostKeys = 128;  // of a pass
-// Threads of a block that scans. Twelve warps do where four can multiply as a warpgroup: they then
-// have more of the registers than the others.
-constexpr int kThreads = 256;
-constexpr int kWideThreads = 384;
 
-// What a block may take of shared memory of devices that launch ahead (sm_90) and have
-// kForwardShared.
+// What a block of more than four scanning warps may take of shared memory: devices that launch
+// ahead (sm_90) and have kForwardShared have it.
 constexpr size_t kWideShared = 227 * 1024;
 
 // Which of the keys' passes a kernel is.
@@ -75,17 +72,66 @@ __device__ __forceinline__ void sum_gates(const Recurrence<bf16>& a, const Chunk
   }
 }
 
-// gates (chunks, heads); a block for every chunk and kGateHeads heads.
+// products (chunks, key heads, kPairTiles, 2, 32 lanes): accumulators, of the keys from first_key
+// on; gates (chunks, heads). For every chunk and key head a block, and more where one has no more
+// than the gates of some heads.
+template <int kKey>
 __global__ void __launch_bounds__(128)
-    gates_kernel(Recurrence<bf16> a, const ChunkSpan* spans, ScanGates* gates) {
+    product_kernel(Recurrence<bf16> a, const ChunkSpan* spans, int64_t first_key, float4* products,
+                   ScanGates* gates) {
   await_inputs();
-  const int64_t parts = (a.heads + kGateHeads - 1) / kGateHeads;
-  const int64_t chunk = blockIdx.x / parts;
-  const int64_t h = blockIdx.x % parts * kGateHeads;
+  constexpr int kRow = kKey + 8;
+  __shared__ __align__(16) bf16 q[kC * kRow];
+  __shared__ __align__(16) bf16 k[kC * kRow];
+  const int64_t group = a.heads / a.key_heads;
+  const int64_t parts = (group + kGateHeads - 1) / kGateHeads;
+  const int64_t part = blockIdx.x % parts;
+  const int64_t index = blockIdx.x / parts;
+  const int64_t chunk = index / a.key_heads;
+  const int64_t key_head = index % a.key_heads;
   const ChunkSpan span = spans[chunk];
-  if (in_chunks(a.segments, span.segment)) {
-    const int64_t end = h + kGateHeads < a.heads ? h + kGateHeads : a.heads;
-    sum_gates(a, span, h, end, gates + chunk * a.heads);
+  if (!in_chunks(a.segments, span.segment)) {
+    return;
+  }
+  const int thread = static_cast<int>(threadIdx.x);
+  if (part == 0) {
+    const int64_t key = key_head * a.key_dim + first_key;
+    copy_rows<kKey, 128>(a.q.at(span.token, key), a.q.rows.outer_stride, span.tokens, thread, q);
+    copy_rows<kKey, 128>(a.k.at(span.token, key), a.k.rows.outer_stride, span.tokens, thread, k);
+    commit_copies();
+  }
+  const int64_t first_head = key_head * group + part * kGateHeads;
+  const int64_t end_head = (key_head + 1) * group;
+  sum_gates(a, span, first_head, end_head, gates + chunk * a.heads);
+  if (part != 0) {
+    return;
+  }
+  wait_for_copies<0>();
+  __syncthreads();
+  const int warp = thread / 32;
+  float p[kRowTiles][2][4] = {};
+#pragma unroll
+  for (int t = 0; t < kKey / 16; ++t) {
+    uint32_t query[4];
+    load_left(q + 16 * warp * kRow + 16 * t, kRow, query);
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) {
+      if (j <= warp) {
+        uint32_t right[4];
+        load_right_of_rows(k + 16 * j * kRow + 16 * t, kRow, right);
+        multiply_tiles(p[j], query, right);
+      }
+    }
+  }
+  float4* to = products + (index * kPairTiles + pair_tile(warp, 0)) * 64 + thread % 32;
+#pragma unroll
+  for (int j = 0; j < kRowTiles; ++j) {
+    if (j <= warp) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        to[64 * j + 32 * n] = make_float4(p[j][n][0], p[j][n][1], p[j][n][2], p[j][n][3]);
+      }
+    }
   }
 }
 
@@ -100,17 +146,6 @@ constexpr bool kByWarpgroup = false;
 // swizzled by the row.
 constexpr int kSwizzledRow = 64;              // elements
 constexpr int kSwizzled = kC * kSwizzledRow;  // of 64 rows
-
-/// Registers that each thread of a warpgroup has from now on: kScanRegisters where it scans, and of
-/// the last of three kAheadRegisters; that leaves the second the 168 that all begin with.
-constexpr int kScanRegisters = 208;
-constexpr int kAheadRegisters = 128;
-[[maybe_unused]] __device__ __forceinline__ void take_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(kScanRegisters));
-}
-[[maybe_unused]] __device__ __forceinline__ void leave_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(kAheadRegisters));
-}
 
 /// Of (n, k) with k together, or with kTransposed of (k, n) with n together.
 [[maybe_unused]] __device__ __forceinline__ uint64_t describe(const bf16* p) {
@@ -156,64 +191,62 @@ __device__ __forceinline__ void wait_for_products() {
 [[maybe_unused]] __device__ __forceinline__ void publish_to_products() {
   asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
 }
-/// Row `row` and piece `piece` of 16 bytes in kDim / 64 parts of kSwizzled elements.
-__device__ __forceinline__ int swizzled_at(int row, int piece) {
-  return piece / 8 * kSwizzled + row * kSwizzledRow + ((piece % 8) ^ (row % 8)) * 8;
-}
-/// Operands as load_left, load_right and load_right_of_rows have them, of rows [16 i, 16 i + 16)
-/// and columns [16 t, 16 t + 16) of a matrix that lies so.
-[[maybe_unused]] __device__ __forceinline__ void load_left_swizzled(const bf16* x, int i, int t,
-                                                                    uint32_t (&a)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrices(a, x + swizzled_at(16 * i + lane % 16, 2 * t + lane / 16));
-}
-[[maybe_unused]] __device__ __forceinline__ void load_right_swizzled(const bf16* x, int i, int t,
-                                                                     uint32_t (&b)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrices_transposed(b, x + swizzled_at(16 * i + lane % 16, 2 * t + lane / 16));
-}
-[[maybe_unused]] __device__ __forceinline__ void load_right_of_rows_swizzled(const bf16* x, int i,
-                                                                             int t,
-                                                                             uint32_t (&b)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrices(b, x + swizzled_at(16 * i + lane % 8 + lane / 16 * 8, 2 * t + lane / 8 % 2));
+/// As copy_rows, to kDim / 64 parts of kSwizzled elements.
+template <int kDim>
+__device__ __forceinline__ void copy_swizzled(const bf16* from, int64_t from_stride, int rows,
+                                              int thread, bf16* to) {
+  constexpr int kPieces = kDim / 8;
+  constexpr int kStep = 128 / kPieces;
+  static_assert(kStep % 8 == 0);
+  const int first = thread / kPieces;
+  const int piece = thread % kPieces;
+  const bf16* row = from + first * from_stride + piece * 8;
+  to += piece / 8 * kSwizzled + first * kSwizzledRow + ((piece % 8) ^ (first % 8)) * 8;
+#pragma unroll
+  for (int i = 0; i < kC; i += kStep) {
+    const bool valid = first + i < rows;
+    copy_16(to + i * kSwizzledRow, valid ? row : from, valid);
+    row += kStep * from_stride;
+  }
 }
 
 template <int kKey, int kWarps, bool kWarpgroup>
 struct ScanShared {
   static constexpr int kRow = kKey + 8;
   static constexpr int kKeys = kWarpgroup ? kC * kKey : kC * kRow;
-  static constexpr int kStages = kWarpgroup ? 4 : 3;
   struct alignas(kWarpgroup ? 1024 : 16) Stage {
     bf16 q[kKeys];
     bf16 k[kKeys];
     bf16 v[kC * (16 * kWarps + 8)];
-    ScanGates gates;
   };
-  Stage stage[kStages];
+  Stage stage[kScanStages];
   // Of two chunks: one is read while the next is made.
   bf16 square[kWarpgroup ? 2 : 1][kWarpgroup ? kSwizzled : 8];  // P, zero above the diagonal
   Tile pairs[kWarpgroup ? 1 : 2][kWarpgroup ? 1 : kPairTiles];  // or its tiles
-  float starts[2][kC];                                          // exp(G)
-  float ends[2][kC];                                            // exp(G_last - G) w
-  float decay[2];                                               // exp(G_last)
+  // Of two chunks: pairs are made of one while the next is fetched.
+  float4 products[2][kPairTiles * 64];
+  ScanGates gates[2];
+  float starts[2][kC];  // exp(G)
+  float ends[2][kC];    // exp(G_last - G) w
+  float decay[2];       // exp(G_last)
 };
+template <int kKey, int kWarps>
+constexpr size_t kScanBytes = std::max(sizeof(ScanShared<kKey, kWarps, false>),
+                                       sizeof(ScanShared<kKey, kWarps, true>));
 
 // sums, of two passes: y of a block's chunks, (chunks, heads, slices, 32, 128 threads).
-template <int kKey, Pass kPass, int kWarps, bool kWide>
-__global__ void __launch_bounds__(kWide ? kWideThreads : kThreads, 1)
+template <int kKey, Pass kPass, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps + 128, 1)
     scan_kernel(Recurrence<bf16> a, const int32_t* first_chunk, RecurrenceKept kept,
-                const ScanGates* gates, float* sums) {
+                const float4* products, const ScanGates* gates, float* sums) {
   await_inputs();
   extern __shared__ __align__(1024) float4 shared[];
-  constexpr bool kWarpgroup = kByWarpgroup && kWide;
+  constexpr bool kWarpgroup = kByWarpgroup && kWarps == 4;
   constexpr int kColumns = 16 * kWarps;
   constexpr int kValuePad = kColumns + 8;
   constexpr int kScanning = 32 * kWarps;  // threads
-  constexpr int kAhead = (kWide ? kWideThreads : kThreads) - kScanning;
   using Shared = ScanShared<kKey, kWarps, kWarpgroup>;
   Shared& s = *reinterpret_cast<Shared*>(shared);
-  constexpr int kStages = Shared::kStages;
   constexpr int kKeyTiles = kKey / 16;
   constexpr int64_t kFirstKey = kPass == Pass::kLast ? kKey : 0;
   const int64_t slices = (a.dim + kColumns - 1) / kColumns;
@@ -224,8 +257,7 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kThreads, 1)
     return;
   }
   // The same for a warp, and known to be: products of a warpgroup are not to diverge.
-  const auto first_thread = static_cast<int>(__shfl_sync(kWholeWarp, threadIdx.x, 0));
-  const bool scans = first_thread < kScanning;
+  const bool scans = __shfl_sync(kWholeWarp, threadIdx.x, 0) < kScanning;
   const int thread = static_cast<int>(threadIdx.x) - (scans ? 0 : kScanning);
   const int warp = thread / 32;
   const int lane = thread % 32;
@@ -245,133 +277,105 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kThreads, 1)
   };
 
   // --- Of the warps that work ahead.
-  const auto fetch = [&](int c) {
+  const auto fetch_products = [&](int c) {
     if (c < count) {
-      auto& stage = s.stage[c % kStages];
-      const int64_t token = token_of(c);
-      const int tokens = tokens_of(c);
-      const int64_t key = key_head * a.key_dim + kFirstKey;
-      const auto copy_keys = [&](const View<bf16>& from, bf16* to) {
-        copy_pieces<kKey, kAhead>(from.at(token, key), from.rows.outer_stride, tokens, kKey, thread,
-                                  to, [](int row, int piece) {
-                                    return kWarpgroup ? swizzled_at(row, piece)
-                                                      : row * Shared::kRow + 8 * piece;
-                                  });
-      };
-      copy_keys(a.q, stage.q);
-      copy_keys(a.k, stage.k);
-      copy_pieces<kColumns, kAhead>(a.v.at(token, h * a.dim + slice * kColumns),
-                                    a.v.rows.outer_stride, tokens, columns, thread, stage.v,
-                                    [](int row, int piece) { return row * kValuePad + 8 * piece; });
+      const float4* from =
+          products + ((first + c) * a.key_heads + key_head) * kPairTiles * 64 + thread;
+      float4* to = s.products[c % 2] + thread;
+#pragma unroll
+      for (int x = 0; x < kPairTiles * 64; x += 128) {
+        copy_16(to + x, from + x, true);
+      }
       if (thread < 32) {
-        copy_16(reinterpret_cast<float4*>(&stage.gates) + thread,
+        copy_16(reinterpret_cast<float4*>(&s.gates[c % 2]) + thread,
                 reinterpret_cast<const float4*>(&gates[(first + c) * a.heads + h]) + thread, true);
       }
     }
     commit_copies();
   };
-  // Tiles [from, end) of row i of P, by a warp.
-  const auto make_tiles = [&]<int i, int from, int end>(int c) {
-    const auto& stage = s.stage[c % kStages];
-    const int buffer = c % 2;
-    const ScanGates& of = stage.gates;
-    float p[end - from][2][4] = {};
-#pragma unroll
-    for (int t = 0; t < kKeyTiles; ++t) {
-      uint32_t query[4];
+  const auto fetch = [&](int c) {
+    if (c < count) {
+      auto& stage = s.stage[c % kScanStages];
+      const int64_t token = token_of(c);
+      const int tokens = tokens_of(c);
+      const bf16* q = a.q.at(token, key_head * a.key_dim + kFirstKey);
+      const bf16* k = a.k.at(token, key_head * a.key_dim + kFirstKey);
       if constexpr (kWarpgroup) {
-        load_left_swizzled(stage.q, i, t, query);
+        copy_swizzled<kKey>(q, a.q.rows.outer_stride, tokens, thread, stage.q);
+        copy_swizzled<kKey>(k, a.k.rows.outer_stride, tokens, thread, stage.k);
       } else {
-        load_left(stage.q + 16 * i * Shared::kRow + 16 * t, Shared::kRow, query);
+        copy_rows<kKey, 128>(q, a.q.rows.outer_stride, tokens, thread, stage.q);
+        copy_rows<kKey, 128>(k, a.k.rows.outer_stride, tokens, thread, stage.k);
       }
+      const bf16* v = a.v.at(token, h * a.dim + slice * kColumns);
+      if constexpr (kColumns == 64) {
+        copy_rows<kColumns, 128>(v, a.v.rows.outer_stride, tokens, thread, stage.v, columns);
+      } else {
+        constexpr int kPieces = kColumns / 8;
 #pragma unroll
-      for (int j = from; j < end; ++j) {
-        uint32_t right[4];
-        if constexpr (kWarpgroup) {
-          load_right_of_rows_swizzled(stage.k, j, t, right);
-        } else {
-          load_right_of_rows(stage.k + 16 * j * Shared::kRow + 16 * t, Shared::kRow, right);
+        for (int x = thread; x < kC * kPieces; x += 128) {
+          const int row = x / kPieces;
+          const int column = x % kPieces * 8;
+          const bool valid = row < tokens && column < columns;
+          copy_16(stage.v + row * kValuePad + column,
+                  valid ? v + row * a.v.rows.outer_stride + column : v, valid);
         }
-        multiply_tiles(p[j - from], query, right);
       }
     }
-    const float row[2] = {of.sums[16 * i + tile_row(0)], of.sums[16 * i + tile_row(2)]};
-#pragma unroll
-    for (int j = from; j < end; ++j) {
-      float(&pair)[2][4] = p[j - from];
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const int column = 16 * j + tile_column(n, 0);
-        float sum[2];
-        float weight[2];
-        load_n<2>(of.sums + column, sum);
-        load_n<2>(of.weights + column, weight);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float x = pair[n][e] * fast_exp2(row[e / 2] - sum[e % 2]) * weight[e % 2];
-          pair[n][e] = j < i || column + e % 2 <= 16 * i + tile_row(e) ? x : 0.0F;
-        }
-      }
-      if constexpr (kWarpgroup) {
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; e += 2) {
-            bf16* to =
-                s.square[buffer] + swizzled_at(16 * i + tile_row(e), 2 * j + n) + tile_column(0, 0);
-            *reinterpret_cast<uint32_t*>(to) = pack(pair[n][e], pair[n][e + 1]);
-          }
-        }
-      } else {
-        uint32_t rounded[4];
-        round_left(pair, rounded);
-        store_tile(&s.pairs[buffer][pair_tile(i, j)], rounded);
-      }
-    }
+    commit_copies();
   };
   const auto make_pairs = [&](int c) {
     const int buffer = c % 2;
-    const ScanGates& of = s.stage[c % kStages].gates;
+    const ScanGates& of = s.gates[buffer];
     const float last = of.sums[kC - 1];
-    // From the last threads on, whose warps have the fewest tiles.
-    for (int x = kAhead - 1 - thread; x < 2 * kC; x += kAhead) {
-      if (x < kC) {
-        s.starts[buffer][x] = fast_exp2(of.sums[x]);
-      } else {
-        s.ends[buffer][x - kC] = fast_exp2(last - of.sums[x - kC]) * of.weights[x - kC];
-      }
+    if (thread < kC) {
+      s.starts[buffer][thread] = fast_exp2(of.sums[thread]);
+    } else {
+      const int token = thread - kC;
+      s.ends[buffer][token] = fast_exp2(last - of.sums[token]) * of.weights[token];
     }
-    if (thread == kAhead - 1) {
+    if (thread == 0) {
       s.decay[buffer] = fast_exp2(last);
     }
-    static_assert(kRowTiles == 4);
-    if constexpr (kWide) {
-      switch (warp) {
-        case 0:
-          return make_tiles.template operator()<3, 0, 2>(c);
-        case 1:
-          return make_tiles.template operator()<3, 2, 4>(c);
-        case 2:
-          return make_tiles.template operator()<2, 0, 2>(c);
-        case 3:
-          return make_tiles.template operator()<1, 0, 2>(c);
-        case 4:
-          return make_tiles.template operator()<2, 2, 3>(c);
-        case 5:
-          return make_tiles.template operator()<0, 0, 1>(c);
-        default:
-          return;
-      }
-    } else {
-      switch (warp) {
-        case 0:
-          return make_tiles.template operator()<3, 0, 4>(c);
-        case 1:
-          return make_tiles.template operator()<2, 0, 3>(c);
-        case 2:
-          return make_tiles.template operator()<1, 0, 2>(c);
-        default:
-          return make_tiles.template operator()<0, 0, 1>(c);
+#pragma unroll
+    for (int first_tile = 0; first_tile < kPairTiles; first_tile += 4) {
+      const int tile = first_tile + warp;
+      if (tile < kPairTiles) {
+        const int i = tile < 1 ? 0 : tile < 3 ? 1 : tile < 6 ? 2 : 3;
+        const int j = tile - pair_tile(i, 0);
+        const float row[2] = {of.sums[16 * i + tile_row(0)], of.sums[16 * i + tile_row(2)]};
+        float p[2][4];
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          const float4 product = s.products[buffer][64 * tile + 32 * n + lane];
+          const float x[4] = {product.x, product.y, product.z, product.w};
+          const int column = 16 * j + tile_column(n, 0);
+          float sum[2];
+          float weight[2];
+          load_n<2>(of.sums + column, sum);
+          load_n<2>(of.weights + column, weight);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float pair = x[e] * fast_exp2(row[e / 2] - sum[e % 2]) * weight[e % 2];
+            p[n][e] = column + e % 2 <= 16 * i + tile_row(e) ? pair : 0.0F;
+          }
+        }
+        if constexpr (kWarpgroup) {
+#pragma unroll
+          for (int n = 0; n < 2; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; e += 2) {
+              const int of_row = 16 * i + tile_row(e);
+              bf16* to = s.square[buffer] + of_row * kSwizzledRow +
+                         ((2 * j + n) ^ (of_row % 8)) * 8 + tile_column(0, 0);
+              *reinterpret_cast<uint32_t*>(to) = pack(p[n][e], p[n][e + 1]);
+            }
+          }
+        } else {
+          uint32_t rounded[4];
+          round_left(p, rounded);
+          store_tile(&s.pairs[buffer][tile], rounded);
+        }
       }
     }
   };
@@ -383,12 +387,12 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kThreads, 1)
   const auto at = [&](int t, int n, int e) {
     return (kFirstKey + 16 * t + tile_column(n, e)) * a.dim + value + tile_row(e);
   };
-  const auto scan = [&]<bool kGrouped>(int c) {
-    const auto& stage = s.stage[c % kStages];
+  const auto scan = [&](int c) {
+    const auto& stage = s.stage[c % kScanStages];
     const int buffer = c % 2;
-    [[maybe_unused]] float* sums_at =
+    float* sums_at =
         sums + (((first + c) * a.heads + h) * slices + slice) * (kC * kColumns) + thread;
-    [[maybe_unused]] float sum[kPass == Pass::kLast ? kRowTiles : 1][2][4];
+    float sum[kPass == Pass::kLast ? kRowTiles : 1][2][4];
     if constexpr (kPass == Pass::kLast) {
 #pragma unroll
       for (int x = 0; x < 8 * kRowTiles; ++x) {
@@ -420,63 +424,46 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kThreads, 1)
       }
     };
     uint32_t parts[kRowTiles][4];     // of y, the lane's pairs by row, then by columns
-    if constexpr (kGrouped) {         // y' (value, tokens)
+    if constexpr (kWarpgroup) {       // y' (value, tokens)
       uint32_t states[kKeyTiles][4];  // (value, key)
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
         round_left(state[t], states[t]);
-        scale_tile(state[t], s.decay[buffer]);
       }
-#pragma unroll
-      for (int x = 0; x < 8 * kRowTiles; ++x) {
-        y[x / 8][x / 4 % 2][x % 4] = 0.0F;
-      }
-      pin(y);
-      begin_products();
-#pragma unroll
-      for (int t = 0; t < kKeyTiles; ++t) {
-        multiply_async<0>(y, states[t], describe(stage.q + t / 4 * kSwizzled + t % 4 * 16));
-      }
-      commit_products();
-      // Meanwhile what else is multiplied.
-      uint32_t values[kRowTiles][4];   // (value, tokens)
-      uint32_t written[kRowTiles][4];  // the same times what is left of it at the end
+      uint32_t values[kRowTiles][4];     // (value, tokens)
+      uint32_t written[kRowTiles][4];    // the same times what is left of it at the end
+      float read[kRowTiles][2][4] = {};  // (value, tokens): of the state
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
         load_right(stage.v + 16 * j * kValuePad + 16 * warp, kValuePad, values[j]);
-        left_to_right(values[j]);
         float v[2][4];
-        widen_left(values[j], v);
+        widen_right(values[j], v);
+        left_to_right(values[j]);
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           float end[2];
           load_n<2>(&s.ends[buffer][16 * j + tile_column(n, 0)], end);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
+            y[j][n][e] = skip * v[n][e];
             v[n][e] *= end[e % 2];
           }
         }
         round_left(v, written[j]);
       }
-      wait_for_products<0>();
-      pin(y);
+      const float decay = s.decay[buffer];
 #pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) {
-        float v[2][4];
-        widen_left(values[i], v);
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          float start[2];
-          load_n<2>(&s.starts[buffer][16 * i + tile_column(n, 0)], start);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            y[i][n][e] = fmaf(start[e % 2], y[i][n][e], skip * v[n][e]);
-          }
-        }
+      for (int t = 0; t < kKeyTiles; ++t) {
+        scale_tile(state[t], decay);
       }
-      pin(y);
       pin(state);
+      pin(read);
+      pin(y);
       begin_products();
+#pragma unroll
+      for (int t = 0; t < kKeyTiles; ++t) {
+        multiply_async<0>(read, states[t], describe(stage.q + t / 4 * kSwizzled + t % 4 * 16));
+      }
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
         multiply_async<0>(y, values[j], describe(s.square[buffer] + 16 * j));
@@ -492,7 +479,20 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kThreads, 1)
       }
       commit_products();
       wait_for_products<1>();
+      pin(read);
       pin(y);
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          float start[2];
+          load_n<2>(&s.starts[buffer][16 * i + tile_column(n, 0)], start);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            y[i][n][e] = fmaf(start[e % 2], read[i][n][e], y[i][n][e]);
+          }
+        }
+      }
       exchange();
       if constexpr (kPass != Pass::kFirst) {
 #pragma unroll
@@ -516,11 +516,7 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kThreads, 1)
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i) {
           uint32_t left[4];
-          if constexpr (kWarpgroup) {
-            load_left_swizzled(stage.q, i, t, left);
-          } else {
-            load_left(stage.q + 16 * i * Shared::kRow + 16 * t, Shared::kRow, left);
-          }
+          load_left(stage.q + 16 * i * Shared::kRow + 16 * t, Shared::kRow, left);
           multiply_tiles(y[i], left, right);
         }
       }
@@ -543,11 +539,7 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kThreads, 1)
 #pragma unroll
         for (int i = j; i < kRowTiles; ++i) {
           uint32_t left[4];
-          if constexpr (kWarpgroup) {
-            load_left_swizzled(s.square[buffer], i, j, left);
-          } else {
-            load_tile(&s.pairs[buffer][pair_tile(i, j)], left);
-          }
+          load_tile(&s.pairs[buffer][pair_tile(i, j)], left);
           multiply_tiles(y[i], left, values[j]);
         }
       }
@@ -574,11 +566,7 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kThreads, 1)
 #pragma unroll
         for (int t = 0; t < kKeyTiles; ++t) {
           uint32_t right[4];
-          if constexpr (kWarpgroup) {
-            load_right_swizzled(stage.k, j, t, right);
-          } else {
-            load_right(stage.k + 16 * j * Shared::kRow + 16 * t, Shared::kRow, right);
-          }
+          load_right(stage.k + 16 * j * Shared::kRow + 16 * t, Shared::kRow, right);
           multiply_tiles(state[t], left, right);
         }
       }
@@ -610,12 +598,13 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kThreads, 1)
         to += 16 * a.y.rows.outer_stride;
       }
     }
-    if constexpr (kGrouped) {
+    if constexpr (kWarpgroup) {
       wait_for_products<0>();
       pin(state);
     }
   };
-  const auto scan_all = [&]<bool kGrouped>() {
+
+  if (scans) {
     const bool continues = has_columns && a.segments.continues(segment);
 #pragma unroll
     for (int t = 0; t < kKeyTiles; ++t) {
@@ -624,74 +613,61 @@ __global__ void __launch_bounds__(kWide ? kWideThreads : kThreads, 1)
         state[t][x / 4][x % 4] = continues ? slot[at(t, x / 4, x % 4)] : 0.0F;
       }
     }
-    for (int c = 1 - kStages; c < count; ++c) {
-      __syncthreads();  // chunk c is there
-      if (c >= 0) {
-        scan.template operator()<kGrouped>(c);
-      }
-    }
-    if (has_columns && slot != nullptr) {
-#pragma unroll
-      for (int t = 0; t < kKeyTiles; ++t) {
-#pragma unroll
-        for (int x = 0; x < 8; ++x) {
-          slot[at(t, x / 4, x % 4)] = state[t][x / 4][x % 4];
-        }
-      }
-    }
-  };
-  const auto work_ahead = [&] {
-    if constexpr (kWarpgroup) {  // pairs are written after the next barriers
-      for (int x = thread; x < 2 * kSwizzled / 8; x += kAhead) {
+  }
+  if constexpr (kWarpgroup) {
+    if (!scans) {
+      for (int x = thread; x < 2 * kSwizzled / 8; x += 128) {
         reinterpret_cast<uint4*>(s.square)[x] = make_uint4(0, 0, 0, 0);
       }
     }
-    for (int c = 1 - kStages; c < count; ++c) {
-      wait_for_copies<kStages - 3>();  // chunk c + 1 is there
+    __syncthreads();
+  }
+  if (scans) {
+    for (int c = 1 - kScanStages; c < count; ++c) {
+      __syncthreads();  // chunk c is there
+      if (c >= 0) {
+        scan(c);
+      }
+    }
+  } else {
+    for (int c = 1 - kScanStages; c < count; ++c) {
+      wait_for_copies<1>();  // all but q, k and v of chunk c + 1
       if constexpr (kWarpgroup) {
         publish_to_products();
       }
       __syncthreads();  // chunk c - 1 is done with
-      fetch(c + kStages - 1);
+      fetch_products(c + kScanStages - 1);
+      fetch(c + kScanStages - 1);
       if (c + 1 >= 0 && c + 1 < count) {
         make_pairs(c + 1);
       }
     }
-  };
-  if constexpr (kWarpgroup) {
-    if (first_thread < 128) {
-      take_registers();
-      scan_all.template operator()<true>();
-    } else if (first_thread >= 256) {
-      leave_registers();
-      work_ahead();
-    } else if (scans) {
-      scan_all.template operator()<false>();
-    } else {
-      work_ahead();
+  }
+  if (scans && has_columns && slot != nullptr) {
+#pragma unroll
+    for (int t = 0; t < kKeyTiles; ++t) {
+#pragma unroll
+      for (int x = 0; x < 8; ++x) {
+        slot[at(t, x / 4, x % 4)] = state[t][x / 4][x % 4];
+      }
     }
-  } else if (scans) {
-    scan_all.template operator()<false>();
-  } else {
-    work_ahead();
   }
 }
 
 template <int kKey, Pass kPass, int kWarps = 4>
 void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
-         const ScanGates* gates, float* sums, const Launch& on) {
-  constexpr size_t kPlain = sizeof(ScanShared<kKey, kWarps, false>);
-  constexpr size_t kLarge = std::max(kPlain, sizeof(ScanShared<kKey, kWarps, true>));
-  static_assert((kWarps > 4 || kPlain <= kForwardShared) && kLarge <= kWideShared);
-  const auto blocks =
-      static_cast<unsigned>(a.segments.count * a.heads * ceil_div(a.dim, 16 * kWarps));
-  if (kWarps > 4 || launches_ahead()) {
-    launch_ahead(on, "recurrence", scan_kernel<kKey, kPass, kWarps, true>, blocks, kWideThreads,
-                 kLarge, a, chunks.first, kept, gates, sums);
-  } else if constexpr (kWarps == 4) {
-    launch(on, "recurrence", scan_kernel<kKey, kPass, kWarps, false>, blocks, kThreads, kPlain, a,
-           chunks.first, kept, gates, sums);
-  }
+         float* sums, const Launch& on) {
+  const int64_t count = chunks.count * a.key_heads;
+  auto* products = scratch<float4>(on, count * kPairTiles * 64);
+  auto* gates = scratch<ScanGates>(on, chunks.count * a.heads);
+  launch_ahead(on, "recurrence", product_kernel<kKey>,
+               static_cast<unsigned>(count * ceil_div(a.heads / a.key_heads, kGateHeads)), 128, 0,
+               a, chunks.span, int64_t{kPass == Pass::kLast ? kKey : 0}, products, gates);
+  static_assert(kScanBytes<kKey, kWarps> <= (kWarps > 4 ? kWideShared : kForwardShared));
+  launch_ahead(on, "recurrence", scan_kernel<kKey, kPass, kWarps>,
+               static_cast<unsigned>(a.segments.count * a.heads * ceil_div(a.dim, 16 * kWarps)),
+               32 * kWarps + 128, kScanBytes<kKey, kWarps>, a, chunks.first, kept, products, gates,
+               sums);
 }
 
 }  // namespace
@@ -703,21 +679,17 @@ bool scan_has_chunks(const Recurrence<bf16>& a) {
 
 void scan_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
                  const Launch& on) {
-  auto* gates = scratch<ScanGates>(on, chunks.count * a.heads);
-  launch_ahead(on, "recurrence", gates_kernel,
-               static_cast<unsigned>(chunks.count * ceil_div(a.heads, kGateHeads)), 128, 0, a,
-               chunks.span, gates);
   if (a.key_dim == 64) {
-    run<64, Pass::kOnly>(a, chunks, kept, gates, nullptr, on);
+    run<64, Pass::kOnly>(a, chunks, kept, nullptr, on);
   } else if (a.key_dim == kMostKeys && a.dim == 80 && launches_ahead()) {
-    run<kMostKeys, Pass::kOnly, 5>(a, chunks, kept, gates, nullptr, on);
+    run<kMostKeys, Pass::kOnly, 5>(a, chunks, kept, nullptr, on);
   } else if (a.key_dim == kMostKeys) {
-    run<kMostKeys, Pass::kOnly>(a, chunks, kept, gates, nullptr, on);
+    run<kMostKeys, Pass::kOnly>(a, chunks, kept, nullptr, on);
   } else {
     auto* sums =
         scratch<float>(on, chunks.count * a.heads * ceil_div(a.dim, kColumns) * (kC * kColumns));
-    run<kMostKeys, Pass::kFirst>(a, chunks, kept, gates, sums, on);
-    run<kMostKeys, Pass::kLast>(a, chunks, kept, gates, sums, on);
+    run<kMostKeys, Pass::kFirst>(a, chunks, kept, sums, on);
+    run<kMostKeys, Pass::kLast>(a, chunks, kept, sums, on);
   }
 }
 

@@ -252,7 +252,7 @@ class Helper {
 
  private:
   using Math = ScanMath<bf16>;
-  static constexpr int kTogether = 7;  // a barrier of helpers, none of TileBarrier
+  static constexpr int kTogether = 5;  // a barrier of helpers
 
   __device__ __forceinline__ Octets load(const Walk& walk, int tile) const {
     const int at = tile * kTileTokens + token;

@@ -56,14 +56,13 @@ constexpr int kBSlot = kQuads * kBQuad;
 // (slot, token, state) of C.
 constexpr int kCQuad = kQuad * kTileStates;
 constexpr int kCSlot = kQuads * kCQuad;
-constexpr int kBuffers = 3;  // tiles that there is room for
-constexpr int kHalves = 2 * kBuffers;
+constexpr int kHalves = 4;  // that there is room for
 // (warp, token, channel) of sums over states of a half tile, which have a buffer of their own.
 constexpr int kSumWarp = kHalfTokens * kWarpChannels + 4;
 constexpr int kSums = kScanWarps * kSumWarp;
-constexpr int kSumHalves = kHalves + 2;
+constexpr int kSumHalves = 6;
 /// Tiles that copies from memory fill; a helper has its own places in them.
-constexpr int kStages = kBuffers + 2;
+constexpr int kStages = 6;
 
 /// The shared memory of a block.
 struct TileMemory {
@@ -138,8 +137,8 @@ __device__ __forceinline__ void wide_product(float (&y)[4], const float (&a)[4],
 // --- Helpers.
 
 /// A helper: eight channels of a token of each tile, and eight states of a token of kRows slots of
-/// B and C. It fetches tiles two before it fills them and fills them kBuffers before the scanners
-/// are done.
+/// B and C. It fetches tiles kStages - 2 before it fills them and fills them two before the
+/// scanners are done.
 template <bool kLocal, int kRows>
 class Helper {
  public:
@@ -178,7 +177,7 @@ class Helper {
     for (int i = 0; i < kStages; ++i) {
       fetch(i);
     }
-    for (int buffer = 0; buffer < kBuffers; ++buffer) {  // zeros that stay
+    for (int buffer = 0; buffer < 2; ++buffer) {  // zeros that stay
       float* written = written_at(buffer);
 #pragma unroll
       for (int g = 0; g < kWarpChannels; ++g) {
@@ -186,9 +185,9 @@ class Helper {
         written[g * 4 + kWrittenHalf] = 0.0F;
       }
     }
-    wait_for_copies<kStages - kBuffers>();
+    wait_for_copies<kStages - 2>();
     int filled = 0;
-    for (; filled < min(tiles, kBuffers); ++filled) {
+    for (; filled < min(tiles, 2); ++filled) {
       fill(filled, filled);
     }
     int stage = 0;
@@ -196,11 +195,10 @@ class Helper {
                         token % kHalfTokens * kWarpChannels;
     int left = kSumHalves / 2;  // tiles until sums are in the first buffer again
     for (int tile = 0; tile < tiles; ++tile) {
-      wait_at(kScanned + tile % kBuffers);
+      wait_at(kScanned + tile % 2);
       if (filled < tiles) {
-        wait_for_copies<kStages - kBuffers - 1>();
-        const int ahead = stage + kBuffers;
-        fill(filled, ahead < kStages ? ahead : ahead - kStages);
+        wait_for_copies<kStages - 3>();
+        fill(filled, stage + 2 < kStages ? stage + 2 : stage + 2 - kStages);
         ++filled;
       }
       finish(tile, stage, sums);
@@ -281,7 +279,7 @@ class Helper {
         to[1] = make_float4(x[4], x[5], x[6], x[7]);
       }
     }
-    pass(kFilled + tile % kBuffers);
+    pass(kFilled + tile % 2);
   }
 
   __device__ __forceinline__ void finish(int tile, int stage, const float* sums) {
@@ -391,7 +389,7 @@ class Scanner {
         kept += row_size;
       }
       if (upper && half + 1 < halves) {
-        wait_at(kFilled + (tile + 1) % kBuffers);
+        wait_at(kFilled + (tile + 1) % 2);
       }
       const float* here = next;
       next = memory.half(half + 1);  // after the last what is there is read, not used
@@ -408,7 +406,7 @@ class Scanner {
       sums += left > 0 ? kSums : (1 - kSumHalves) * kSums;
       left = left > 0 ? left : kSumHalves;
       if (upper || half + 1 == halves) {
-        pass(kScanned + tile % kBuffers);
+        pass(kScanned + tile % 2);
       }
     }
   }

@@ -6,7 +6,7 @@
 // is to compute exponentials twice). The other half are helpers: they work out what is of a token
 // and channel alone (the step, the gate) for the tile ahead, read B and C and widen them once for
 // all channels, and finish the tile behind, while the scanners do nothing but scan. They meet at
-// two barriers a tile; two or three buffers in shared memory keep both at work.
+// two barriers a tile; two buffers in shared memory keep both at work.
 #pragma once
 
 #include "ops/selective_scan/selective_scan_cuda.cuh"
@@ -68,7 +68,7 @@ inline bool has_shared_memory(size_t bytes) {
 
 // --- Barriers of all threads of a block: some wait, the others only say that they are there.
 
-enum TileBarrier { kFilled = 1, kScanned = 4 };  // + the buffer, of three at most
+enum TileBarrier { kFilled = 1, kScanned = 3 };  // + the buffer
 template <int kThreads = kTileThreads>
 __device__ __forceinline__ void wait_at(int id) {
   asm volatile("bar.sync %0, %1;" : : "r"(id), "n"(kThreads) : "memory");
