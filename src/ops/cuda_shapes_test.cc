@@ -450,6 +450,11 @@ INSTANTIATE_TEST_SUITE_P(
                  [](Context& c, const In& in) {
                    return gated_rms_norm(c, in[0], in[1], in[2], {.group = 4});
                  }},
+        LongCase{"gated_rms_norm_of_wide_groups",
+                 {{{2049, 2560}}, {{2049, 2560}}, {{2560}}},
+                 [](Context& c, const In& in) {
+                   return gated_rms_norm(c, in[0], in[1], in[2], {.group = 1280});
+                 }},
         LongCase{"gated_rms_norm_after",
                  {{{kLong, 6}}, {{kLong, 6}}, {{3}}},
                  [](Context& c, const In& in) {

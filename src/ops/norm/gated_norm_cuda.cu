@@ -154,10 +154,12 @@ void run_forward(const GatedNorm<T>& a, const Launch& on) {
                  forward_blocks<Tile>(a.x.count()), kThreads, 0, a);
   };
   // Groups of 1,280 channels of bf16: a warp's loads of a whole row are on their way at once, where
-  // a block would wait for itself twice a row.
+  // a block would wait for itself twice a row. A few rows are sooner done by a block each.
   constexpr int kVec = 16 / sizeof(T);
+  constexpr int64_t kManyRows = 4096;
   const int64_t vectors = a.x.channels / kVec;
-  if (in_vectors(a) && vectors > 128 && vectors <= 160) {
+  const bool many = on.batch_invariant || a.x.count() >= kManyRows;
+  if (in_vectors(a) && many && vectors > 128 && vectors <= 160) {
     with(Tile<kVec, 32, 5>{});
   } else {
     with_tile<T>(a.x.channels, in_vectors(a), with);
