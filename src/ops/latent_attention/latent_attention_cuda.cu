@@ -156,19 +156,18 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /// Of the addition of parts: a block has kAddColumns columns of a head, four a lane, its warps
-/// every kAddWarps-th part, of which a warp reads kAddTogether together.
-constexpr int kAddThreads = 256;
-constexpr int kAddWarps = kAddThreads / 32;
+/// every kWarps-th part, of which a warp reads kTogether together.
 constexpr int kAddColumns = 128;
-constexpr int kAddTogether = 8;
+/// Most parts that small blocks add, of which the device holds many.
+constexpr int64_t kFewParts = 16;
 
 /// Blocks (H * columns / kAddColumns, T): the parts of a decoding token added in order. Shared
 /// memory: factors (parts).
-template <class T>
-__global__ void __launch_bounds__(kAddThreads, 1)
+template <class T, int kWarps, int kTogether>
+__global__ void __launch_bounds__(32 * kWarps, kTogether > 2 ? 1 : 12)
     add_parts_kernel(LatentAttention<T> a, const int32_t* singles, Partials partials) {
   extern __shared__ float factors[];
-  __shared__ __align__(16) float sums[kAddWarps][kAddColumns];
+  __shared__ __align__(16) float sums[kWarps][kAddColumns];
   await_inputs();
   const auto rank = static_cast<int>(a.shape.value_dim);
   const auto parts = static_cast<int>(partials.parts);
@@ -185,42 +184,42 @@ __global__ void __launch_bounds__(kAddThreads, 1)
   }
   const auto at = [&](int part) { return (int64_t{single} * parts + part) * a.shape.heads + h; };
   // What is first needed is on its way while the factors are made.
-  float values[kAddTogether][4];
+  float values[kTogether][4];
   const auto read = [&](int part) {
 #pragma unroll
-    for (int i = 0; i < kAddTogether; ++i) {
-      const int p = part + i * kAddWarps;
-      const float* from = partials.y + at(min(p, parts - 1)) * rank + column;
-      if (rank % 4 == 0 && column < rank) {
+    for (int i = 0; i < kTogether; ++i) {
+      const int p = part + i * kWarps;
+      const float* from = partials.y + at(p) * rank + column;
+      if (p < parts && rank % 4 == 0 && column < rank) {
         load_n<4>(from, values[i]);
       } else {
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          values[i][c] = column + c < rank ? from[c] : 0.0F;
+          values[i][c] = p < parts && column + c < rank ? from[c] : 0.0F;
         }
       }
     }
   };
   read(warp);
   float largest = -INFINITY;
-  for (int p = thread; p < parts; p += kAddThreads) {
+  for (int p = thread; p < parts; p += 32 * kWarps) {
     largest = fmaxf(largest, partials.largest[at(p)]);
   }
-  largest = block_max<kAddThreads>(largest);
+  largest = block_max<32 * kWarps>(largest);
   float sum = 0.0F;
-  for (int p = thread; p < parts; p += kAddThreads) {
+  for (int p = thread; p < parts; p += 32 * kWarps) {
     factors[p] = expf(partials.largest[at(p)] - largest);
     sum += factors[p] * partials.sum[at(p)];
   }
-  sum = block_sum<kAddThreads>(sum);  // all factors are there then
+  sum = block_sum<32 * kWarps>(sum);  // all factors are there then
   float y[4] = {};
-  for (int part = warp; part < parts; part += kAddWarps * kAddTogether) {
+  for (int part = warp; part < parts; part += kWarps * kTogether) {
     if (part > warp) {
       read(part);
     }
 #pragma unroll
-    for (int i = 0; i < kAddTogether; ++i) {
-      const int p = part + i * kAddWarps;
+    for (int i = 0; i < kTogether; ++i) {
+      const int p = part + i * kWarps;
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         y[c] += p < parts ? factors[p] * values[i][c] : 0.0F;
@@ -341,11 +340,12 @@ template <class T>
 void add_parts(const LatentAttention<T>& a, const Tokens& tokens, const Partials& partials,
                const Launch& on) {
   if (partials.parts > 1) {
+    const bool few = partials.parts <= kFewParts;
     launch_ahead(
-        on, "latent_attention", add_parts_kernel<T>,
+        on, "latent_attention", few ? add_parts_kernel<T, 4, 2> : add_parts_kernel<T, 8, 8>,
         dim3(static_cast<unsigned>(a.shape.heads * ceil_div(a.shape.value_dim, kAddColumns)),
              static_cast<unsigned>(a.q.rows.outer)),
-        dim3(kAddThreads), static_cast<size_t>(partials.parts) * sizeof(float), for_device(a),
+        dim3(few ? 128 : 256), static_cast<size_t>(partials.parts) * sizeof(float), for_device(a),
         tokens.single, partials);
   }
 }
