@@ -8,61 +8,30 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
-constexpr int kLoads = 8;  // of weights that a lane has on their way
+constexpr int kOutputs = 2;  // of a warp
 
-/// kVec elements as they are stored, 16 bytes at a time.
-template <int kVec, class T>
-struct Stored {
-  static constexpr int kPart = kVec * sizeof(T) > 16 ? 16 / sizeof(T) : kVec;
-  Packed<kPart, T> part[kVec / kPart];
-
-  __device__ __forceinline__ void bring(const T* from) {
-#pragma unroll
-    for (int i = 0; i < kVec / kPart; ++i) {
-      part[i] = *reinterpret_cast<const Packed<kPart, T>*>(from + i * kPart);
-    }
-  }
-  __device__ __forceinline__ float at(int i) const {
-    return load(&part[i / kPart].value[i % kPart]);
-  }
-};
-
-/// sum[i] += x . row[i] over the elements of this lane, kVec at a time: what is loaded for several
-/// steps is on its way before the first is computed.
+/// sum[i] += x . row[i] over the elements of this lane, kVec at a time.
 template <int kVec, int kRows, class T, class W>
 __device__ __forceinline__ void add_products(const T* x, const W* const (&row)[kRows],
                                              int64_t depth, float (&sum)[kRows]) {
-  constexpr int kSteps = kLoads / kRows;
-  const int64_t lane = threadIdx.x % 32;
-  for (int64_t first = 0; first < depth; first += kSteps * 32 * kVec) {
-    Stored<kVec, W> weights[kSteps][kRows] = {};
-    Stored<kVec, T> values[kSteps] = {};
+#pragma unroll 4
+  for (int64_t p = static_cast<int64_t>(threadIdx.x % 32) * kVec; p < depth; p += 32 * kVec) {
+    float values[kVec];
+    load_all<kVec>(x + p, values);
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int64_t p = first + (s * 32 + lane) * kVec;
-      if (p < depth) {
+    for (int i = 0; i < kRows; ++i) {
+      float w[kVec];
+      load_all<kVec>(row[i] + p, w);
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) {
-          weights[s][i].bring(row[i] + p);
-        }
-        values[s].bring(x + p);
-      }
-    }
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-        for (int j = 0; j < kVec; ++j) {
-          sum[i] = fmaf(values[s].at(j), weights[s][i].at(j), sum[i]);
-        }
+      for (int j = 0; j < kVec; ++j) {
+        sum[i] = fmaf(values[j], w[j], sum[i]);
       }
     }
   }
 }
 
 /// Blocks (outputs, rows): a warp has kOutputs outputs of a row, kVec elements a lane.
-template <class T, class W, int kVec, int kOutputs>
+template <class T, class W, int kVec>
 __global__ void __launch_bounds__(kThreads) few_rows(ExpertsMatmul<T> a, const W* weight) {
   await_inputs();
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -95,15 +64,14 @@ __global__ void __launch_bounds__(kThreads) few_rows(ExpertsMatmul<T> a, const W
   }
 }
 
-/// The same of experts_hidden: of each output gate and up.
-template <class T, class W, int kVec, int kOutputs>
+/// The same of experts_hidden: a warp has gate and up of an output.
+template <class T, class W, int kVec>
 __global__ void __launch_bounds__(kThreads)
     few_hidden_rows(ExpertsHidden<T> a, const W* gate, const W* up) {
   await_inputs();
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int64_t r = blockIdx.y;
-  const int64_t n =
-      (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32) * int64_t{kOutputs};
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int64_t outputs = a.y.channels;
   const int64_t depth = a.x.channels;
   if (n >= outputs) {
@@ -112,39 +80,21 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t slot = a.lists.slot[r];
   const int64_t expert = a.lists.expert[slot];
   const T* x = a.x.row(slot / a.lists.top);
-  int64_t output[kOutputs];
-  const W* row[2 * kOutputs];  // of gate, then of up
-#pragma unroll
-  for (int i = 0; i < kOutputs; ++i) {
-    output[i] = expert * outputs + (n + i < outputs ? n + i : outputs - 1);
-    row[i] = gate + output[i] * depth;
-    row[kOutputs + i] = up + output[i] * depth;
-  }
-  float sum[2 * kOutputs] = {};
+  const int64_t output = expert * outputs + n;
+  const W* row[2] = {gate + output * depth, up + output * depth};
+  float sum[2] = {};
   add_products<kVec>(x, row, depth, sum);
-#pragma unroll
-  for (int i = 0; i < kOutputs; ++i) {
-    float x_gate = warp_sum(sum[i]);
-    float x_up = warp_sum(sum[kOutputs + i]);
-    if (lane == 0 && n + i < outputs) {
-      if (a.gate_bias.defined()) {
-        x_gate += a.gate_bias.data[output[i]];
-        x_up += a.up_bias.data[output[i]];
-      }
-      store(a.y.row(r) + n + i, hidden_of(x_gate, x_up, a.limit));
+  float x_gate = warp_sum(sum[0]);
+  float x_up = warp_sum(sum[1]);
+  if (lane == 0) {
+    if (a.gate_bias.defined()) {
+      x_gate += a.gate_bias.data[output];
+      x_up += a.up_bias.data[output];
     }
+    store(a.y.row(r) + n, hidden_of(x_gate, x_up, a.limit));
   }
 }
 
-/// Calls f with the outputs of a warp: more of short rows.
-template <class F>
-void with_outputs(int64_t depth, const F& f) {
-  if (depth >= 1024) {
-    f.template operator()<2>();
-  } else {
-    f.template operator()<4>();
-  }
-}
 dim3 row_blocks(int64_t outputs, int64_t rows, int outputs_of_warp) {
   return {static_cast<unsigned>(ceil_div(outputs, int64_t{kWarps} * outputs_of_warp)),
           static_cast<unsigned>(rows), 1};
@@ -216,11 +166,8 @@ template <class T, class W>
 void run(const ExpertsMatmul<T>& a, const W* weight, const Launch& on) {
   const bool chunks = in_chunks(a.x.data, a.x.rows.outer_stride) && in_chunks(weight, a.x.channels);
   if (hardly_shared(a.lists)) {
-    with_outputs(a.x.channels, [&]<int kOutputs>() {
-      launch_ahead(on, "experts_matmul",
-                   chunks ? few_rows<T, W, kChunk, kOutputs> : few_rows<T, W, 1, kOutputs>,
-                   row_blocks(a.y.channels, a.lists.rows(), kOutputs), kThreads, 0, a, weight);
-    });
+    launch_ahead(on, "experts_matmul", chunks ? few_rows<T, W, kChunk> : few_rows<T, W, 1>,
+                 row_blocks(a.y.channels, a.lists.rows(), kOutputs), kThreads, 0, a, weight);
     return;
   }
   const dim3 blocks(static_cast<unsigned>(ceil_div(a.y.channels, kThreads / 32 * kSharedOutputs)),
@@ -240,12 +187,9 @@ template <class T, class W>
 void hidden_of_few_rows(const ExpertsHidden<T>& a, const W* gate, const W* up, const Launch& on) {
   const bool chunks = in_chunks(a.x.data, a.x.rows.outer_stride) && in_chunks(gate, a.x.channels) &&
                       in_chunks(up, a.x.channels);
-  with_outputs(a.x.channels, [&]<int kOutputs>() {
-    constexpr int kPairs = kOutputs / 2;
-    launch_ahead(on, "experts_hidden",
-                 chunks ? few_hidden_rows<T, W, kChunk, kPairs> : few_hidden_rows<T, W, 1, kPairs>,
-                 row_blocks(a.y.channels, a.lists.rows(), kPairs), kThreads, 0, a, gate, up);
-  });
+  launch_ahead(on, "experts_hidden",
+               chunks ? few_hidden_rows<T, W, kChunk> : few_hidden_rows<T, W, 1>,
+               row_blocks(a.y.channels, a.lists.rows(), 1), kThreads, 0, a, gate, up);
 }
 template void hidden_of_few_rows(const ExpertsHidden<float>&, const float*, const float*,
                                  const Launch&);

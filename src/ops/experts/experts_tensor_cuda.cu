@@ -136,18 +136,16 @@ bool run_shape(const ExpertsProduct<C>& p, const ExpertLists& lists, const Launc
 int64_t even_rows(const ExpertLists& lists) {
   return ceil_div(lists.rows(), lists.experts);
 }
-bool has_warpgroups() {
-  return attribute(cudaDevAttrComputeCapabilityMajor) == 9;
-}
 
 template <ExpertsUse kUse, class C>
 bool run_many_rows(const ExpertsProduct<C>& p, const ExpertLists& lists, const Launch& on) {
-  if (!has_warpgroups()) {
+  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9) {  // no products of warpgroups
     return run_shape<Rows128, kUse>(p, lists, on);
   }
   if constexpr (!kRowsInDepth<kUse>) {
-    // Of fewer tiles an expert's weight is read fewer times.
-    if (!on.batch_invariant && even_rows(lists) > 112 && run_shape<Wider, kUse>(p, lists, on)) {
+    // Where one tile has most experts' rows, their weights are read once.
+    const int64_t even = even_rows(lists);
+    if (!on.batch_invariant && even > 112 && even <= 176 && run_shape<Wider, kUse>(p, lists, on)) {
       return true;
     }
   }
@@ -163,8 +161,7 @@ bool run_rows(const ExpertsProduct<bf16>& p, const ExpertLists& lists, const Lau
   if (!on.batch_invariant && even <= 20) {
     return run_shape<Rows32, kUse>(p, lists, on);
   }
-  // Single warps' products of 64 rows take as long as the weights, those of warpgroups do not.
-  if (!on.batch_invariant && even <= 48 && !has_warpgroups()) {
+  if (!on.batch_invariant && even <= 48) {
     return run_shape<Rows64, kUse>(p, lists, on);
   }
   return run_many_rows<kUse>(p, lists, on);
