@@ -15,7 +15,7 @@ struct Shape {
   static constexpr int kThreads = 32 * kRowWarps * kColumnWarps;
   static constexpr int kStage = (kM + kN) * kDepth;  // elements
   // Products of warpgroups: each has 64 rows and all columns.
-  static constexpr bool kWarpgroups = kByWarpgroup && kWarpgroups_;
+  static constexpr bool kWarpgroups = cuda::kWarpgroups && kWarpgroups_;
   static_assert(!kWarpgroups_ || (kDepth == 64 && kThreads == 2 * kM && kN == 256));
   static constexpr int kRowTiles = kWarpgroups ? 1 : kM / kRowWarps / 16;
   static constexpr int kColumnTiles = kWarpgroups ? kN / 8 : kN / kColumnWarps / 8;

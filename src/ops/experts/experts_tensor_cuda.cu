@@ -71,19 +71,19 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     do {
       wait_for_copies<S::kAhead - 1>();
       if constexpr (S::kWarpgroups) {
-        publish_to_async_products();
+        publish_to_products();
       }
       __syncthreads();  // the step is here; what is written next has been read
       const bf16* a = stages + stage * S::kStage;
       const bf16* b = a + S::kM * S::kDepth;
       if constexpr (S::kWarpgroups) {
-        pin_sums(sums.of[0]);
+        pin(sums.of[0]);
         if (has_rows) {
           begin_multiply<S, kATurned, kBTurned>(a, b, sums);
-          commit_async_products();
+          commit_products();
         }
         copy();
-        wait_for_async_products<1>();
+        wait_for_products<1>();
       } else {
         copy();
         multiply<S, kATurned, kBTurned>(a, b, sums);
@@ -92,8 +92,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
       depth += S::kDepth;
     } while (depth < depths);
     if constexpr (S::kWarpgroups) {
-      wait_for_async_products<0>();
-      pin_sums(sums.of[0]);
+      wait_for_products<0>();
+      pin(sums.of[0]);
     }
     if (g.bias != nullptr || g.accumulate) {
       put<true>(g, at, sums);

@@ -260,13 +260,13 @@ __device__ __forceinline__ void multiply(const bf16* a, const bf16* b, Sums<S>& 
 template <class S, bool kATurned, bool kBTurned>
 __device__ __forceinline__ void begin_multiply(const bf16* a, const bf16* b, Sums<S>& sums) {
   // The next 64 rows of a lie behind 64 rows of 64 elements, turned or not.
-  const uint64_t left = describe_operand(a + Sums<S>::row() / 64 * 64 * 64);
-  const uint64_t right = describe_operand(b, 64 * 128);
-  begin_async_products();
+  const uint64_t left = describe_tile(a + Sums<S>::row() / 64 * 64 * 64);
+  const uint64_t right = describe_tile(b, 64 * 128);
+  begin_products();
 #pragma unroll
   for (int p = 0; p < S::kDepth / 16; ++p) {
-    multiply_async<kATurned, kBTurned>(sums.of[0], left + p * kNextDepth<kATurned>,
-                                       right + p * kNextDepth<kBTurned>);
+    multiply_async<kATurned, kBTurned>(sums.of[0], left + (kATurned ? of_rows(p) : of_columns(p)),
+                                       right + (kBTurned ? of_rows(p) : of_columns(p)));
   }
 }
 

@@ -11,8 +11,8 @@
 // memory is what a tile waits for; of longer ones a block has as many tokens as have 64 rows.
 #include "ops/attention/attention_cuda.cuh"
 #include "ops/cuda_bulk.cuh"
+#include "ops/cuda_warpgroup.cuh"
 #include "ops/latent_attention/latent_cuda.cuh"
-#include "ops/wgmma.cuh"
 
 namespace cambium::cuda::latent {
 namespace {
@@ -338,7 +338,7 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
           begin_products();
 #pragma unroll
           for (int k = 0; k < kKeys / 16; ++k) {
-            multiply_async(y, weights + of_columns(k), values + of_rows(k));
+            multiply_async<false, true>(y, weights + of_columns(k), values + of_rows(k));
           }
           commit_products();
           wait_for_products<0>();

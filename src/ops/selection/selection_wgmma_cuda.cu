@@ -6,7 +6,7 @@
 
 #include "ops/attention/attention_cuda.cuh"
 #include "ops/selection/selection_cuda.cuh"
-#include "ops/wgmma.cuh"
+#include "ops/cuda_warpgroup.cuh"
 
 namespace cambium::cuda::selection {
 namespace {
