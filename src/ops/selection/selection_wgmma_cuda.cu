@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "ops/attention/attention_cuda.cuh"
-#include "ops/selection/selection_cuda.cuh"
 #include "ops/cuda_warpgroup.cuh"
+#include "ops/selection/selection_cuda.cuh"
 
 namespace cambium::cuda::selection {
 namespace {
