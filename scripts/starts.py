@@ -8,7 +8,7 @@ Each run is the plan with the keys of its start; one that is done is not run aga
 mixer and start: mean (least, most) over the seeds of the held-out reverse KL as converted, after
 the alignment and after the end-to-end stage, and of the tokens trained until the reverse KL of
 training has been at most --kl over five steps. With --done nothing is run, and a row has the seeds
-that there are.
+that there are. Starts that end in -unaligned have no alignment and as many more tokens end to end.
 """
 import argparse
 import concurrent.futures
@@ -20,15 +20,21 @@ import sys
 import tomllib
 
 STARTS = ["random", "copy", "copy, fitted", "calibrated", "calibrated, fitted"]
+# The alignment's tokens are trained end to end.
+UNALIGNED = ["copy, unaligned", "calibrated, unaligned"]
 
 
-def keys_of(start, fit, align):
+def keys_of(start, fit, plan):
+    align, distill = plan["align"]["steps"], plan["distill"]["steps"]
     if start == "random":
         return ['graft.init="random"']
     keys = ["graft.calibrate=64"] if start.startswith("calibrated") else []
     if start.endswith("fitted"):
         # A fit's steps are taken from the alignment's: the tokens are the same.
         return keys + [f"graft.fit={fit}", f"align.steps={align - fit}"]
+    if start.endswith("unaligned"):
+        more = align * plan["align"]["sequence_length"] // plan["distill"]["sequence_length"]
+        keys += ["align.steps=0", f"distill.steps={distill + more}"]
     return keys + ["graft.fit=0"]
 
 
@@ -39,8 +45,8 @@ def run(args, folder, mixer, start, seed):
              "--quiet", "--set", f'graft.mixer="{mixer}"', "--set", f"seed={seed}"]
     if args.teacher:
         words += ["--teacher", args.teacher]
-    align = tomllib.loads(pathlib.Path(args.plan).read_text())["align"]["steps"]
-    for key in keys_of(start, args.fit, align):
+    plan = tomllib.loads(pathlib.Path(args.plan).read_text())
+    for key in keys_of(start, args.fit, plan):
         words += ["--set", key]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "CAMBIUM_THREADS": "1"})
     if done.returncode != 0:
@@ -96,7 +102,7 @@ def main():
     parser.add_argument("--kl", type=float, default=0.3, help="of training, nats a token")
     args = parser.parse_args()
     seeds = args.seeds.split(",")
-    named = {s.replace(", ", "-"): s for s in STARTS}
+    named = {s.replace(", ", "-"): s for s in STARTS + UNALIGNED}
     for name in args.starts.split(","):
         if name not in named:
             parser.error(f"--starts: expected some of {','.join(named)}, got {name}")

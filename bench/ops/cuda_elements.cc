@@ -27,12 +27,12 @@ constexpr int64_t kWidth = 5120;
 /// `more` bytes a call beside them.
 template <class MakeCall>
 void pointwise(Bench& bench, const char* name, int64_t tokens, int64_t inputs, double more,
-               const MakeCall& make_call) {
-  bench.row(name, fmt::format("{} tokens of {}", tokens, kWidth), [&](Scene& s) {
-    const double bytes = 2.0 * static_cast<double>((inputs + 1) * tokens * kWidth) + more;
+               const MakeCall& make_call, int64_t width = kWidth) {
+  bench.row(name, fmt::format("{} tokens of {}", tokens, width), [&](Scene& s) {
+    const double bytes = 2.0 * static_cast<double>((inputs + 1) * tokens * width) + more;
     const int64_t sets = sets_for(bytes);
-    const Tensor a = s.bf16({sets * tokens, kWidth});
-    const Tensor b = inputs > 1 ? s.bf16({sets * tokens, kWidth}) : a;
+    const Tensor a = s.bf16({sets * tokens, width});
+    const Tensor b = inputs > 1 ? s.bf16({sets * tokens, width}) : a;
     return Work{.bytes = bytes, .sets = sets, .call = [=, call = make_call(s, sets)](int64_t set) {
                   call(set, part_of(a, set, tokens), part_of(b, set, tokens));
                 }};
@@ -80,6 +80,32 @@ void pointwise_of(Bench& bench, int64_t tokens) {
                 static_cast<void>(table);  // outlives the turns
               };
             });
+}
+
+// Those of Nemotron-Nano: 12,288 channels and groups of 1,280.
+void pointwise_of_nano(Bench& bench, int64_t tokens) {
+  constexpr int64_t kChannels = 12288, kNormed = 10240;
+  pointwise(
+      bench, "short_conv", tokens, 1, 4.0 * kChannels * 8.0,
+      [&](Scene& s, int64_t) {
+        const Tensor weight = s.f32({kChannels, 4});
+        const Tensor bias = s.f32({kChannels});
+        const Tensor state = s.f32({1, kChannels, 3});
+        Packed& packed = s.packed(1, tokens, 0, 0);
+        return [=, &s, &packed](int64_t, const Tensor& x, const Tensor&) {
+          short_conv(s.ctx, x, weight, bias, true, packed.view(), state);
+        };
+      },
+      kChannels);
+  pointwise(
+      bench, "gated_rms_norm, groups of 1280", tokens, 2, 4.0 * kNormed,
+      [&](Scene& s, int64_t) {
+        const Tensor weight = s.f32({kNormed}, 0.5, 1.5);
+        return [=, &s](int64_t, const Tensor& x, const Tensor& gate) {
+          gated_rms_norm(s.ctx, x, gate, weight, {.group = 1280});
+        };
+      },
+      kNormed);
 }
 
 constexpr int64_t kVocabulary = 131072;
@@ -183,6 +209,7 @@ void adamw(Bench& bench, int64_t parameters) {
 void pointwise_section(Bench& bench) {
   pointwise_of(bench, 8192);
   pointwise_of(bench, 64);
+  pointwise_of_nano(bench, 8192);
 }
 
 void loss_section(Bench& bench) {

@@ -24,7 +24,9 @@ bool run_test_child(const std::string& name, const std::string& folder, long del
     const int nowhere = ::open("/dev/null", O_WRONLY);
     ::dup2(nowhere, STDOUT_FILENO);
     ::dup2(nowhere, STDERR_FILENO);
-    ::unsetenv("GTEST_TOTAL_SHARDS");  // its one test may be of another shard
+    for (const char* of_shards : {"GTEST_TOTAL_SHARDS", "GTEST_SHARD_INDEX"}) {
+      ::unsetenv(of_shards);  // its one test may be of another shard
+    }
     ::execl("/proc/self/exe", "test", filter.c_str(), "--gtest_also_run_disabled_tests", nullptr);
     ::_exit(127);
   }

@@ -40,9 +40,10 @@ void print_table(const RunSummary& run) {
     const std::string fit =
         m.fit.layers == 0 ? "" : fmt::format("  {:.2f} -> {:.2f}", m.fit.before, m.fit.after);
     std::printf("%-*s %4lld/%-3zu %6.1f [%.1f, %.1f] %9.1f%% %10.4f %7.1f %8.2f %14s %12s%s\n",
-                wide, m.name.c_str(), static_cast<long long>(m.converted), m.map.size(),
-                100 * a.value, 100 * a.low, 100 * a.high, 100 * m.retrieval.accuracy.value,
-                m.reverse_kl, m.answer_tokens, right_answers_per_second(m), decode.c_str(),
+                wide, m.name.c_str(), static_cast<long long>(m.converted),
+                layers_of_map(m.map).size(), 100 * a.value, 100 * a.low, 100 * a.high,
+                100 * m.retrieval.accuracy.value, m.reverse_kl, m.answer_tokens,
+                right_answers_per_second(m), decode.c_str(),
                 human_bytes(static_cast<uint64_t>(m.cache_bytes_per_token)).c_str(), fit.c_str());
   }
 }
@@ -88,7 +89,7 @@ int run(const HybridizeArgs& args) {
   }
   std::printf("kept: %.1f %% of the teacher's accuracy with %lld of %zu layers converted\n",
               100 * best->accuracy.accuracy.value / std::max(teacher.accuracy.accuracy.value, 1e-9),
-              static_cast<long long>(best->converted), best->map.size());
+              static_cast<long long>(best->converted), layers_of_map(best->map).size());
   if (!best->speed.empty()) {
     std::printf("won: %.2fx the decode speed at %lld tokens, %s of cache a token instead of %s\n",
                 best->speed.back().decode.value / teacher.speed.back().decode.value,

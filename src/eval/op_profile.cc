@@ -11,6 +11,7 @@
 #include "base/signals.h"
 #include "base/text.h"
 #include "eval/statistics.h"
+#include "eval/step_cost.h"
 #include "ops/device_clock.h"
 #include "ops/optimizer/optimizer.h"
 #include "ops/sampling/sampling.h"
@@ -166,10 +167,7 @@ class Steps {
   /// From here on a call gives each sequence the tokens of positions [position, position + count).
   void set_piece(int64_t position, int64_t count) {
     position_ = position;
-    piece_.clear();
-    for (int64_t p = position; p < position + count; ++p) {
-      piece_.push_back(static_cast<int32_t>((p * 37 + 11) % model_.spec().vocab));
-    }
+    count_ = count;
   }
   /// What sequences have behind them becomes zeros.
   void clear() { cache_.clear(); }
@@ -196,8 +194,12 @@ class Steps {
  private:
   Tensor forward(Context& ctx) {
     batch_.clear();  // and what operations worked out of it: every step does so anew
-    for (const int64_t slot : slots_) {
-      batch_.add(piece_, position_, slot);
+    for (size_t s = 0; s < slots_.size(); ++s) {
+      piece_.clear();
+      for (int64_t p = position_; p < position_ + count_; ++p) {
+        piece_.push_back(measured_token(static_cast<int64_t>(s), p, model_.spec().vocab));
+      }
+      batch_.add(piece_, position_, slots_[s]);
     }
     const Tensor hidden = model_.forward(ctx, batch_, {.states = cache_.prepare(batch_)});
     const Tensor last =
@@ -217,6 +219,7 @@ class Steps {
   std::vector<int64_t> slots_;
   std::vector<int32_t> piece_;
   int64_t position_ = 0;
+  int64_t count_ = 0;
   std::vector<int32_t> tokens_;
   std::vector<SamplingConfig> configs_;
   std::vector<double> uniforms_;

@@ -221,21 +221,38 @@ template <class T>
 OpWork describe(const Combine<T>& a) {
   return {fmt::format("{} rows -> {}", a.x.count(), rows_shape(a.y)),
           {},
-          {bytes_of(a.x, a.weight, a.y), 0.0}};
+          {bytes_of(a.x, a.weight, a.y, a.added, a.gate), 0.0}};
 }
 
 // Which experts the tokens chose only the device knows: as many as even chances would meet.
+double met_share(const ExpertLists& lists) {
+  return experts_met(static_cast<double>(lists.tokens), lists.top, lists.experts) /
+         static_cast<double>(lists.experts);
+}
+template <class T>
+const void* data_of(const MatmulWeight<T>& weight) {
+  return weight.narrow.defined() ? static_cast<const void*>(weight.narrow.data) : weight.wide.data;
+}
+
 template <class T>
 OpWork describe(const ExpertsMatmul<T>& a) {
   const auto& [wide, narrow] = a.weight;
-  const ExpertLists& lists = a.lists;
-  const double met = experts_met(static_cast<double>(lists.tokens), lists.top, lists.experts) /
-                     static_cast<double>(lists.experts);
-  return {fmt::format("{} -> {}, {} of {} experts", rows_shape(a.x), a.y.channels, lists.top,
-                      lists.experts),
-          {narrow.defined() ? static_cast<const void*>(narrow.data) : wide.data},
-          {bytes_of(a.x, a.y) + met * bytes_of(wide, narrow, a.bias),
+  return {fmt::format("{} -> {}, {} of {} experts", rows_shape(a.x), a.y.channels, a.lists.top,
+                      a.lists.experts),
+          {data_of(a.weight)},
+          {bytes_of(a.x, a.y) + met_share(a.lists) * bytes_of(wide, narrow, a.bias),
            2.0 * product({a.x.count(), a.x.channels, a.y.channels})}};
+}
+
+template <class T>
+OpWork describe(const ExpertsHidden<T>& a) {
+  return {
+      fmt::format("{} -> {}, {} of {} experts", rows_shape(a.x), a.y.channels, a.lists.top,
+                  a.lists.experts),
+      {data_of(a.gate), data_of(a.up)},
+      {bytes_of(a.x, a.y) + met_share(a.lists) * bytes_of(a.gate.wide, a.gate.narrow, a.gate_bias,
+                                                          a.up.wide, a.up.narrow, a.up_bias),
+       4.0 * product({a.lists.rows(), a.x.channels, a.y.channels})}};
 }
 
 template <class T>
@@ -416,10 +433,10 @@ OpWork first_of(const OpCall& call) {
 OpWork work_of(const OpCall& call) {
   return first_of<Matmuls, AddRmsNorm, RmsNorm, LayerNorm, GatedNorm, L2Norm, Attention,
                   AttentionWrite, Ropes, Pointwise, Activate, Xielu, SoftCap, ShortConv, Recurrence,
-                  RecurrentStep, SelectiveScan, ScanStep, Route, Dispatch, ExpertsMatmul, Combine,
-                  ClampedSwiglu, Sigmoid, PerHead, AddScaled, ScaleBlocks, RepeatHeads, MixHeads,
-                  Embedding, SampleRows, LatentAttention, ChooseTokens, JoinHeads, HeadMatmul,
-                  TurnedWrite>(call);
+                  RecurrentStep, SelectiveScan, ScanStep, Route, Dispatch, ExpertsMatmul,
+                  ExpertsHidden, Combine, ClampedSwiglu, Sigmoid, PerHead, AddScaled, ScaleBlocks,
+                  RepeatHeads, MixHeads, Embedding, SampleRows, LatentAttention, ChooseTokens,
+                  JoinHeads, HeadMatmul, TurnedWrite>(call);
 }
 
 }  // namespace cambium

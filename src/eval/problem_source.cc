@@ -5,7 +5,7 @@
 namespace cambium {
 
 std::string describe_problems(const ProblemSpec& s) {
-  return fmt::format(
+  std::string out = fmt::format(
       "retrieval {:g}; words: {}-{} steps, {} distractors, hard {:g}, shuffle {:g}, lookback {:g}, "
       "numbers to {}, results to {}, factors to {}; texts: {}-{} chars, {}-{} facts, {} questions, "
       "{} digits",
@@ -13,6 +13,10 @@ std::string describe_problems(const ProblemSpec& s) {
       s.word.shuffle, s.word.lookback, s.word.max_number, s.word.max_value, s.word.max_factor,
       s.retrieval.min_chars, s.retrieval.max_chars, s.retrieval.min_facts, s.retrieval.max_facts,
       s.retrieval.questions, s.retrieval.digits);
+  if (s.retrieval.alike > 0.0) {
+    out += fmt::format(", alike {:g}", s.retrieval.alike);
+  }
+  return out;
 }
 
 std::unique_ptr<DocumentSource> problem_source(const Tokenizer& tokenizer, const ProblemSpec& spec,
@@ -48,6 +52,8 @@ void visit_fields(RetrievalSpec& r, FieldVisitor& visit) {
   visit({"max_facts", "most facts in a text"}, r.max_facts, ints_from(0));
   visit({"questions", "facts that are asked for at once, at most"}, r.questions, ints_from(0));
   visit({"digits", "of each value"}, r.digits, ints_from(0));
+  visit({"alike", "chance that the names of a text share their words"}, r.alike,
+        reals_from(0.0, 1.0));
 }
 
 void visit_fields(ProblemSpec& spec, FieldVisitor& visit) {
@@ -62,7 +68,7 @@ void visit_fields(ProblemSpec& spec, FieldVisitor& visit) {
           reals_from(0.0, 1.0));
     visit({"shuffle", "chance that the facts come in any order"}, w.shuffle, reals_from(0.0, 1.0));
     visit({"lookback", "how often a step needs more than the result before it"}, w.lookback,
-          reals_from(0.0, 1.0));
+          reals_from(0.0, kMostLookback));
     visit({"max_number", "largest number in the text"}, w.max_number, ints_from(0));
     visit({"max_value", "largest result of a step"}, w.max_value, ints_from(0));
     visit({"max_factor", "largest factor"}, w.max_factor, ints_from(0));

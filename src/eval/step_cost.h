@@ -27,6 +27,12 @@ struct StepCost {
 /// Experts that `tokens` tokens meet which go to `top` of them each by even chances.
 double experts_met(double tokens, int64_t top, int64_t experts);
 
+/// What a measured sequence reads at a position. Sequences differ: with the same token in each, a
+/// layer's experts would be the few that this token goes to, and not those that the cost counts.
+inline int32_t measured_token(int64_t sequence, int64_t position, int64_t vocab) {
+  return static_cast<int32_t>((sequence * 10'007 + position * 37 + 11) % vocab);
+}
+
 /// Keys that tokens [position, position + tokens) see: each itself and, in a window (0 = none), at
 /// most window - 1 before it and the sinks that it would not see so.
 double keys_seen(int64_t position, int64_t tokens, int64_t window, int64_t sinks);

@@ -6,6 +6,7 @@
 
 #include "base/checked.h"
 #include "eval/statistics.h"
+#include "eval/step_cost.h"
 #include "ops/optimizer/optimizer.h"
 #include "serve/cache.h"
 #include "serve/step_queue.h"
@@ -84,30 +85,27 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config, b
     });
     return finite;
   };
-  const auto token = [&](int64_t position) {
-    return static_cast<int32_t>((position * 37 + 11) % model.spec().vocab);
-  };
   Sample sample;
   const auto prefilled = static_cast<double>(config.batch * context);
   const auto decoded = static_cast<double>(config.batch * config.decode_tokens);
   const Stopwatch prefill;
   const auto step = [&](int64_t position, bool look) {
-    const int32_t next = token(position);
     batch.clear();
-    for (const int64_t slot : slots) {
-      batch.add(std::span(&next, 1), position, slot);
+    for (int64_t s = 0; s < config.batch; ++s) {
+      const int32_t next = measured_token(s, position, model.spec().vocab);
+      batch.add(std::span(&next, 1), position, slots[static_cast<size_t>(s)]);
     }
     return call(look);
   };
   if (config.prefill) {
     for_each_call(model, config, context, false, [&](int64_t at, int64_t count) {
-      piece.clear();
-      for (int64_t p = at; p < at + count; ++p) {
-        piece.push_back(token(p));
-      }
       batch.clear();
-      for (const int64_t slot : slots) {
-        batch.add(piece, at, slot);
+      for (int64_t s = 0; s < config.batch; ++s) {
+        piece.clear();
+        for (int64_t p = at; p < at + count; ++p) {
+          piece.push_back(measured_token(s, p, model.spec().vocab));
+        }
+        batch.add(piece, at, slots[static_cast<size_t>(s)]);
       }
       call(false);
     });

@@ -471,19 +471,19 @@ FileChecksums write_safetensors(const std::string& path, std::vector<TensorSourc
   uint64_t written = 0;
   FileChecksums checksums;
   auto shards = cut(std::move(tensors), options.max_shard_bytes);
-  if (shards.size() == 1) {
-    checksums[target.filename().string()] =
-        write_file(path, std::move(shards[0]), options, &written);
-    return checksums;
-  }
   Json map = Json::object();
   for (size_t i = 0; i < shards.size(); ++i) {
-    const std::string name = fmt::format("{}-{:05}-of-{:05}{}", target.stem().string(), i + 1,
-                                         shards.size(), target.extension().string());
+    const std::string name = shards.size() == 1
+                                 ? target.filename().string()
+                                 : fmt::format("{}-{:05}-of-{:05}{}", target.stem().string(), i + 1,
+                                               shards.size(), target.extension().string());
     for (const TensorSource& tensor : shards[i]) {
       map[tensor.name] = name;
     }
     checksums[name] = write_file(sibling(path, name), std::move(shards[i]), options, &written);
+  }
+  if (shards.size() == 1 && !options.always_index) {
+    return checksums;
   }
   // The index comes last: without it the shards are no model.
   const Json index = {{"metadata", {{"total_size", total}}}, {"weight_map", map}};

@@ -104,6 +104,9 @@ struct SafeTensorsOptions {
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
   /// Above this many bytes of tensors the model is cut into several files; 0: never.
   uint64_t max_shard_bytes = 0;
+  /// The index is written for one file too: programs that take every .safetensors file of a folder
+  /// without one (vLLM) then know which are the model's.
+  bool always_index = false;
   /// Called with the number of tensor bytes written so far.
   std::function<void(uint64_t)> progress = {};
 };

@@ -186,6 +186,21 @@ TEST(SafeTensors, ShardsAndTheirIndex) {
   EXPECT_EQ(SafeTensors::open(folder.at("model.safetensors.index.json")).tensors().size(), 5U);
 }
 
+TEST(SafeTensors, OneFileHasAnIndexWhereItIsAskedFor) {
+  const TestFolder folder;
+  const std::vector<float> values{0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+  EXPECT_EQ(write_safetensors(folder.at("model.safetensors"), five(values)).size(), 1U);
+  const std::string index = folder.at("model.safetensors.index.json");
+  EXPECT_FALSE(fs::exists(index));
+  const FileChecksums sums =
+      write_safetensors(folder.at("model.safetensors"), five(values), {.always_index = true});
+  EXPECT_TRUE(sums.contains("model.safetensors") && sums.contains("model.safetensors.index.json"));
+  write_safetensors(folder.at("other.safetensors"), five(values));
+  for (const std::string& path : {folder.path(), index}) {
+    EXPECT_EQ(SafeTensors::open(path).tensors().size(), 5U) << path;
+  }
+}
+
 TEST(SafeTensors, WrongIndexesAreNamed) {
   const std::vector<float> values(10, 1.0F);
   struct Row {

@@ -4,12 +4,16 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 
 #include "base/test_folder.h"
 #include "base/testing.h"
 #include "hybrid/folder_check.h"
 #include "hybrid/graft.h"
 #include "hybrid/importance.h"
+#include "model/supernet.h"
+#include "nn/units/units.h"
+#include "tensor/copy.h"
 #include "train/testing.h"
 #include "train/train_job.h"
 
@@ -59,9 +63,11 @@ TEST_P(EveryFamily, OnlyAttentionIsACandidate) {
     const LayerSpec& layer = spec.layers[static_cast<size_t>(i)];
     const bool candidate = std::find(open.begin(), open.end(), i) != open.end();
     const std::string kind = layer.mixer() == nullptr ? "none" : layer.mixer()->kind;
-    EXPECT_TRUE(candidate || kind != "attention") << "layer " << i;
+    const std::vector<UnitSpec> mixers = layer.mixers();
+    const bool attends = std::any_of(mixers.begin(), mixers.end(), is_attention);
+    EXPECT_EQ(candidate, attends) << "layer " << i;
     if (candidate) {
-      EXPECT_THAT(kind, HasSubstr("attention")) << "layer " << i;
+      EXPECT_TRUE(is_attention(*layer.mixer())) << "layer " << i;
       continue;
     }
     EXPECT_THAT(
@@ -72,6 +78,38 @@ TEST_P(EveryFamily, OnlyAttentionIsACandidate) {
   if (open.empty()) {
     EXPECT_THAT(testing::error_of([&] { open_layers(spec); }), HasSubstr("no attention layer"));
   }
+}
+
+// What a score of leaving it out and a conversion change is attention alone: what stands beside it
+// (Falcon-H1's Mamba-2) stays, with its weights and factors.
+TEST_P(EveryFamily, WhatStandsBesideAttentionStays) {
+  LoadedModel teacher = load_model(kFixtures / GetParam(), {.storage = MatrixStorage::kStored});
+  Model& model = *teacher.model;
+  const std::vector<int64_t> open = attention_layers(model.spec());
+  ASSERT_FALSE(open.empty());
+  const int64_t layer = open.front();
+  const LayerSpec& before = model.spec().layers[static_cast<size_t>(layer)];
+  LoadedModel hybrid = convert(model, model, {layer}, {.mixer = "gated_delta_net"}, 1, true);
+  LayerSpec after = hybrid.model->spec().layers[static_cast<size_t>(layer)];
+  EXPECT_TRUE(after.mixes_by("gated_delta_net"));
+  EXPECT_EQ(after.mixer()->out, before.mixer()->out);
+  *after.mixer() = *before.mixer();
+  EXPECT_EQ(after, before);
+  const std::string attention = unit_prefix(layer, *before.mixer());
+  const std::map<std::string, Tensor> ours = tensors_of(model);
+  for (const auto& [name, tensor] : tensors_of(*hybrid.model)) {
+    if (!name.starts_with(attention)) {
+      EXPECT_EQ(tensor.data, ours.at(name).data) << name;
+    }
+  }
+  // Without attention is with attention that adds nothing.
+  LoadedModel silent = load_model(kFixtures / GetParam());
+  silent.model->visit_layer(layer, [&](const std::string& name, Parameter& p) {
+    if (name.starts_with(attention + "o_proj.")) {
+      fill(p.tensor, 0.0);
+    }
+  });
+  EXPECT_EQ(logits_of(*remove_layer(*silent.model, layer, false).model), logits_of(*silent.model));
 }
 
 TEST_P(EveryFamily, AHybridIsMadeTrainedSavedAndFoundAgain) {

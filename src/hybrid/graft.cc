@@ -337,13 +337,19 @@ LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& lay
   return hybrid;
 }
 
-void take_mixers_out(LayerSpec& layer) {
+void take_mixer_out(LayerSpec& layer) {
+  const UnitSpec* mixer = layer.mixer();
   for (BranchSpec& branch : layer.branches) {
-    std::erase_if(branch.units, [](const UnitSpec& unit) {
-      return find_unit_kind(unit.kind).role == UnitRole::kMixer;
-    });
-    if (branch.units.empty()) {
-      branch = {.norm = branch.norm, .units = {}};
+    for (auto unit = branch.units.begin(); unit != branch.units.end(); ++unit) {
+      if (&*unit != mixer) {
+        continue;
+      }
+      if (branch.active >= 0 || branch.units.size() == 1) {
+        branch = {.norm = branch.norm, .units = {}};
+      } else {
+        branch.units.erase(unit);
+      }
+      return;
     }
   }
 }
@@ -357,7 +363,7 @@ LoadedModel remove_layer(Model& base, int64_t layer, bool whole_block) {
   if (whole_block) {
     edited = {};
   } else {
-    take_mixers_out(edited);
+    take_mixer_out(edited);
   }
   LoadedModel without{{}, std::make_unique<Model>(spec), {}};
   take_parameters(*without.model, base, {}, true);

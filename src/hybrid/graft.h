@@ -1,6 +1,9 @@
 // The graft itself: which mixer takes an attention layer's place, and what of the attention's
 // weights it starts from.
 //
+// What is replaced is the layer's attention (LayerSpec::mixer); mixers that stand beside it, as in
+// Falcon-H1, stay with their weights and factors.
+//
 // Sources: Apriel-H1's "MIL" (q, k, v, o -> C, B, x, out; Wang et al. 2024, arXiv 2408.15237) and
 // the "DIL" of its successors for Gated DeltaNet. `faithful` reproduces the released layouts to the
 // row; without it the same rows are paired head by head as grouped-query attention paired them.
@@ -82,9 +85,10 @@ LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& lay
 ModelSpec convert_spec(const ModelSpec& base, const ModelSpec& teacher,
                        const std::vector<int64_t>& layers, const GraftOptions& options);
 
-/// The layer without its mixers: the branches stay, so that the other parameters keep their names;
-/// what normed an output that is no longer there goes.
-void take_mixers_out(LayerSpec& layer);
+/// The layer without its mixer (LayerSpec::mixer), or without all that it could choose for it: the
+/// branch stays, so that the other parameters keep their names, with the mixers beside it; what
+/// normed an output that is no longer there goes.
+void take_mixer_out(LayerSpec& layer);
 
 /// `base` with the mixer of `layer` removed, or the whole layer with `whole_block`: for
 /// leave-one-out.

@@ -134,7 +134,7 @@ ModelSpec MixerBank::spec(const Choices& choices) const {
       spec.family = "cambium";
     }
     if (choices[i] < 0) {
-      take_mixers_out(spec.layers[layer]);
+      take_mixer_out(spec.layers[layer]);
     } else if (choices[i] > 0) {
       *spec.layers[layer].mixer() =
           *banks_[static_cast<size_t>(choices[i]) - 1].model->spec().layers[layer].mixer();

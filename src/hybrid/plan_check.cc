@@ -8,6 +8,7 @@
 #include "eval/likelihood.h"
 #include "eval/tasks.h"
 #include "hybrid/plan.h"
+#include "model/supernet.h"
 #include "text/tokenizer.h"
 #include "train/router_check.h"
 
@@ -81,6 +82,12 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
     for (size_t k = 0; k < kinds.size(); ++k) {
       const std::vector<int64_t> these = every_nth(chosen, k, kinds.size());
       spec = these.empty() ? spec : convert_spec(spec, teacher, these, kinds[k]);
+    }
+    if (stage.makes_supernet()) {
+      ModelSpec choosing = base;
+      for (const int64_t layer : chosen) {
+        add_choice(choosing, layer, {*base.layers[static_cast<size_t>(layer)].mixer()}, 0);
+      }
     }
     check_can_be_saved(spec, "stage " + stage.name);
     results[stage.name] = spec;

@@ -463,8 +463,23 @@ TEST(HybridPlan, WhatTheTeacherHasNotIsSaid) {
   EXPECT_EQ(error_with("qwen3_moe", {"distill.router.balance=0.01"}), "no error");
   EXPECT_THAT(error_with("qwen3_moe", {"distill.router.bias_rate=0.01"}),
               HasSubstr("bias_rate moves choice biases, which no router of the model has"));
-  EXPECT_THAT(error_with("falcon_h1", {}),
-              HasSubstr("whose attention is a layer's only mixer, not one beside another"));
+  EXPECT_EQ(error_with("falcon_h1", {}), "no error");
+  // A supernet chooses in place of a layer's only mixer.
+  const std::string supernet = R"(
+[graft]
+mixer = "gated_delta_net"
+beside = ["kimi_delta"]
+[place]
+method = "uniform"
+[[stage]]
+layers = 1
+)";
+  for (const auto& [family, message] : {std::pair{"deepseek_v3", "no error"},
+                                        std::pair{"falcon_h1", "its attention stands beside"}}) {
+    const ModelSpec teacher = read_spec(fixtures + family);
+    EXPECT_THAT(testing::message_of([&] { check_plan(read(supernet, {}, "t"), teacher); }),
+                HasSubstr(message));
+  }
 }
 
 TEST(HybridPlan, OfASupernetOneMixerOfALayerRuns) {

@@ -58,8 +58,8 @@ place = {method = "mmr", probe = {steps = 2, sequence_length = 320}}
 gate = {min_accuracy_kept = 0.5}
 )";
 
-// Writes a teacher with random weights and a tokenizer of its own to folder/teacher, and the plan.
-inline void write_inputs(const std::string& folder, const std::string& plan = kPlan) {
+// Writes the teacher with a tokenizer of its own to folder/teacher, and the plan.
+inline void write_inputs(const std::string& folder, const std::string& plan, Model& teacher) {
   std::vector<std::string> texts;
   for (uint64_t i = 0; i < 20; ++i) {
     texts.push_back(make_problem({}, Split::kTrain, 1, i).question);
@@ -69,15 +69,19 @@ inline void write_inputs(const std::string& folder, const std::string& plan = kP
   make_folder(folder + "/tokenizer");
   write_file_atomically(folder + "/tokenizer/tokenizer.json", files.tokenizer_json);
   write_file_atomically(folder + "/tokenizer/tokenizer_config.json", files.config_json);
+  SaveOptions save;
+  save.tokenizer_from = folder + "/tokenizer";
+  save_model(teacher, folder + "/teacher", save);
+  write_file_atomically(folder + "/plan.toml", plan);
+}
+
+// The same of a teacher with random weights.
+inline void write_inputs(const std::string& folder, const std::string& plan = kPlan) {
   ModelSpec spec = tiny_attention(4);
   spec.vocab = 300;
   spec.max_positions = 2048;
   spec.eos_ids = {0};
-  const LoadedModel teacher = fresh_model(spec, 5);
-  SaveOptions save;
-  save.tokenizer_from = folder + "/tokenizer";
-  save_model(*teacher.model, folder + "/teacher", save);
-  write_file_atomically(folder + "/plan.toml", plan);
+  write_inputs(folder, plan, *fresh_model(spec, 5).model);
 }
 
 inline RunSummary run(const std::string& folder, const std::string& name, bool resume = false,

@@ -76,7 +76,7 @@ std::vector<std::string> attention_mixers(const ModelSpec& spec);
 /// Whether a parameter's name begins with one of the prefixes.
 bool starts_with_one(const std::string& name, const std::vector<std::string>& prefixes);
 /// "AAMMG": the letters of the table of units, one a layer: that of its mixer, or of its
-/// feed-forward where it has no mixer, "(2A)" where several mixers stand side by side, - where
+/// feed-forward where it has no mixer, "(A2)" where several mixers stand side by side, - where
 /// nothing is left.
 std::string layer_map(const ModelSpec& spec);
 /// The kind that speaks for a layer in tables: of its mixer, or of its feed-forward where it has no

@@ -17,6 +17,13 @@ const LayerSpec* layer_of(const ModelSpec& spec, std::string_view ours) {
   return &spec.layers.at(std::stoul(std::string(captures[0])));
 }
 
+bool has_unit(const LayerSpec& layer, std::string_view kind) {
+  return std::any_of(layer.branches.begin(), layer.branches.end(), [&](const BranchSpec& branch) {
+    return std::any_of(branch.units.begin(), branch.units.end(),
+                       [&](const UnitSpec& unit) { return unit.kind == kind; });
+  });
+}
+
 /// Whether the row of the table holds for the layer and the head.
 bool holds(const TensorRule& rule, const ModelSpec& spec, const std::string& ours) {
   if (rule.tied && !spec.tied_head) {
@@ -26,7 +33,7 @@ bool holds(const TensorRule& rule, const ModelSpec& spec, const std::string& our
     return true;
   }
   const LayerSpec* layer = layer_of(spec, ours);
-  return layer != nullptr && layer->mixes_by(rule.mixer);
+  return layer != nullptr && has_unit(*layer, rule.mixer);
 }
 
 std::vector<std::string_view> parts_of(const TensorRule& rule) {

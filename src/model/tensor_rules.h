@@ -30,7 +30,7 @@ struct TensorRule {
   const char* ours = "";
   /// `#` counts the entries of a stacked parameter, each of which is a tensor of its own.
   std::string theirs{};
-  /// Only in layers whose mixer is of this kind; empty = in all.
+  /// Only in layers that have a mixer of this kind; empty = in all.
   std::string_view mixer{};
   /// Only where the output head is the embedding.
   bool tied = false;

@@ -443,8 +443,8 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
                ? p.is_matrix() || is_narrow
                : options.storage == MatrixStorage::kStored && is_narrow;
   });
-  FileChecksums sums =
-      write_safetensors((inside / "model.safetensors").string(), std::move(sources));
+  FileChecksums sums = write_safetensors((inside / "model.safetensors").string(),
+                                         std::move(sources), {.always_index = true});
   if (options.written) {
     options.written();
   }

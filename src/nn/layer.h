@@ -43,7 +43,7 @@ struct LayerSpec {
   int rope = 0;
 
   bool removed() const { return branches.empty(); }
-  /// The first mixer, or feed-forward, that runs; null where there is none.
+  /// The first that runs, or null. Of several mixers it speaks for the layer: it is converted.
   const UnitSpec* mixer() const { return find(UnitRole::kMixer); }
   const UnitSpec* feed_forward() const { return find(UnitRole::kFeedForward); }
   /// All mixers that run.

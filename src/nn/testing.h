@@ -82,12 +82,13 @@ inline double largest_difference(const std::vector<double>& a, const std::vector
   return worst;
 }
 
-/// The state of one unit for one sequence in slot 1 of 2, pages of 4 tokens; NaN where nothing was
-/// written.
+/// The state of one unit for one sequence in slot 1 of 2, or for several of which each has that
+/// many tokens; pages of 4 tokens; NaN where nothing was written.
 class State {
  public:
-  State(const StateLayout& layout, int64_t tokens) {
-    const int64_t pages = (tokens + kPage - 1) / kPage;
+  State(const StateLayout& layout, int64_t tokens, int64_t sequences = 1)
+      : pages_per_segment_((tokens + kPage - 1) / kPage) {
+    const int64_t pages = sequences * pages_per_segment_;
     for (int64_t i = pages; i > 0; --i) {
       table_.push_back(static_cast<int32_t>(i - 1));
     }
@@ -101,7 +102,14 @@ class State {
     }
   }
   UnitState view() const {
-    return {state_.pages_views, state_.slot_views, table_, static_cast<int64_t>(table_.size())};
+    return {state_.pages_views, state_.slot_views, table_, pages_per_segment_};
+  }
+  /// Of one of the sequences.
+  UnitState view(int64_t sequence) const {
+    UnitState one = view();
+    const auto pages = static_cast<size_t>(pages_per_segment_);
+    one.table = one.table.subspan(static_cast<size_t>(sequence) * pages, pages);
+    return one;
   }
 
  private:
@@ -118,6 +126,7 @@ class State {
   } state_;
   std::vector<OwnedTensor> pages_, slots_;
   std::vector<int32_t> table_;
+  int64_t pages_per_segment_;
 };
 
 /// `tokens` tokens of one sequence from `position` on.

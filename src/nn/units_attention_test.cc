@@ -2,8 +2,10 @@
 #include <gtest/gtest.h>
 
 #include "base/testing.h"
+#include "nn/testing.h"
 #include "nn/testing_units.h"
 #include "nn/units/units.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 
@@ -124,6 +126,55 @@ namespace {
 
 using testing::kWidth;
 using testing::with;
+
+// Prompts that begin in a call are expanded, and the sequences beside them are not.
+TEST(Units, LatentAttentionGivesEachSequenceTheSameBesideOthers) {
+  const Options latent = {{"heads", int64_t{3}},
+                          {"kv_rank", int64_t{8}},
+                          {"nope_dim", int64_t{5}},
+                          {"rope_dim", int64_t{6}},
+                          {"value_dim", int64_t{4}}};
+  const std::vector<int64_t> lengths = {1, 7, 4, 2, 6};
+  const std::vector<int64_t> behind = {5, 0, 0, 3, 0};
+  for (const UnitSpec& spec :
+       {UnitSpec{"latent_attention", latent},
+        UnitSpec{"sliding_window", with(latent, {{"window", int64_t{3}}})}}) {
+    RopeTable rope({.dim = 6});
+    Arena arena;
+    Context ctx{.arena = &arena};
+    const auto unit = make_unit(spec, kWidth);
+    const testing::Memory memory(*unit, Dtype::kF32);
+    const testing::State all(unit->state_layout(), 8, 5);
+    Batch together;
+    std::vector<double> alone;
+    std::vector<OwnedTensor> inputs;
+    for (size_t s = 0; s < lengths.size(); ++s) {
+      const testing::State own(unit->state_layout(), 8);
+      const auto seed = static_cast<uint64_t>(s);
+      const OwnedTensor before = testing::random_rows(8, kWidth, Dtype::kF32, 30 + seed);
+      inputs.push_back(testing::random_rows(lengths[s], kWidth, Dtype::kF32, 50 + seed));
+      for (const UnitState& state : {own.view(), all.view(static_cast<int64_t>(s))}) {
+        if (behind[s] > 0) {
+          testing::run(ctx, *unit, before.view.slice(0, 0, behind[s]),
+                       testing::piece(behind[s], 0, 0), rope, &state);
+        }
+      }
+      const UnitState state = own.view();
+      const auto y = testing::values_of(testing::run(
+          ctx, *unit, inputs.back().view, testing::piece(lengths[s], behind[s], 0), rope, &state));
+      alone.insert(alone.end(), y.begin(), y.end());
+      together.add(std::vector<int32_t>(static_cast<size_t>(lengths[s])), behind[s], 0);
+    }
+    const OwnedTensor x(Dtype::kF32, {together.size(), kWidth});
+    for (int64_t s = 0, t = 0; s < std::ssize(lengths); t += lengths[static_cast<size_t>(s++)]) {
+      const OwnedTensor& from = inputs[static_cast<size_t>(s)];
+      copy(x.view.slice(0, t, from.view.dim(0)), from.view);
+    }
+    const UnitState state = all.view();
+    EXPECT_EQ(testing::values_of(testing::run(ctx, *unit, x.view, together, rope, &state)), alone)
+        << spec.kind;
+  }
+}
 
 TEST(Units, LatentAttentionKeepsItsLatentAndSaysWhatItCannotBe) {
   const Options options = {{"heads", int64_t{2}},

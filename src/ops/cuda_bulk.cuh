@@ -86,4 +86,20 @@ __device__ __forceinline__ void copy_bulk_once(void* to, const void* from, uint3
 #endif
 }
 
+/// Begins to copy from shared memory, where fence.proxy.async published what is there.
+__device__ __forceinline__ void copy_bulk_out(void* to, const void* from, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(
+                   __cvta_generic_to_global(to)),
+               "r"(shared_address(from)), "r"(bytes)
+               : "memory");
+#endif
+}
+/// Waits until the calling thread's copies have read their shared memory.
+__device__ __forceinline__ void await_bulk_out() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.commit_group;\n\tcp.async.bulk.wait_group.read 0;" ::: "memory");
+#endif
+}
+
 }  // namespace cambium::cuda

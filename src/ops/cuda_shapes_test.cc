@@ -142,13 +142,14 @@ StateRun run_with_state(const StatefulCase& test, const std::vector<std::vector<
   return {take(y), take(slots.view)};
 }
 
-/// Segments of these lengths, every other one in the middle of its sequence, whose slots stand in
-/// another order among a few that nobody uses.
-void expect_state_matches_cpu(const StatefulCase& test, const std::vector<int64_t>& lengths) {
+/// Segments of these lengths, every other one in the middle of its sequence, or none, whose slots
+/// stand in another order among a few that nobody uses.
+void expect_state_matches_cpu(const StatefulCase& test, const std::vector<int64_t>& lengths,
+                              bool continues = true) {
   OwnedSegments segments = packed_segments(lengths);
   const auto count = static_cast<int32_t>(lengths.size());
   for (int32_t s = 0; s < count; ++s) {
-    segments.position[static_cast<size_t>(s)] = s % 2 == 0 ? 64 * (s + 1) + s % 5 : 0;
+    segments.position[static_cast<size_t>(s)] = continues && s % 2 == 0 ? 64 * (s + 1) + s % 5 : 0;
     segments.slot.push_back(count + 2 - s);
   }
   Input state{test.state_row, -0.5, 0.5};
@@ -183,6 +184,7 @@ TEST_P(CudaSegments, EveryLengthTogether) {
 
 constexpr Heads kHeads{1, 2, 64, 64};
 constexpr Heads kOddHeads{2, 2, 20, 33};
+constexpr Heads kNanoHeads{1, 2, 128, 80};
 
 INSTANTIATE_TEST_SUITE_P(
     Lengths, CudaSegments,
@@ -190,6 +192,7 @@ INSTANTIATE_TEST_SUITE_P(
         Mixer{"lightning", [](int64_t t) { return lightning(t, kHeads); }},
         Mixer{"mamba2", [](int64_t t) { return mamba2(t, kHeads); }},
         Mixer{"mamba2_odd", [](int64_t t) { return mamba2(t, kOddHeads); }},
+        Mixer{"mamba2_80_columns", [](int64_t t) { return mamba2(t, kNanoHeads); }},
         Mixer{"gated_delta_net", [](int64_t t) { return gated_delta_net(t, kHeads); }},
         Mixer{"gated_delta_net_odd", [](int64_t t) { return gated_delta_net(t, kOddHeads); }},
         Mixer{"kimi_delta", [](int64_t t) { return kimi_delta(t, kHeads); }},
@@ -319,6 +322,7 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         Mixer{"lightning", [](int64_t t) { return lightning(t, kHeads); }},
         Mixer{"mamba2", [](int64_t t) { return mamba2(t, kHeads); }},
+        Mixer{"mamba2_80_columns", [](int64_t t) { return mamba2(t, kNanoHeads); }},
         Mixer{"gated_delta_net", [](int64_t t) { return gated_delta_net(t, kHeads); }},
         Mixer{"gated_delta_net_odd", [](int64_t t) { return gated_delta_net(t, kOddHeads); }},
         Mixer{"kimi_delta", [](int64_t t) { return kimi_delta(t, kHeads); }},
@@ -446,6 +450,11 @@ INSTANTIATE_TEST_SUITE_P(
                  [](Context& c, const In& in) {
                    return gated_rms_norm(c, in[0], in[1], in[2], {.group = 4});
                  }},
+        LongCase{"gated_rms_norm_of_wide_groups",
+                 {{{2049, 2560}}, {{2049, 2560}}, {{2560}}},
+                 [](Context& c, const In& in) {
+                   return gated_rms_norm(c, in[0], in[1], in[2], {.group = 1280});
+                 }},
         LongCase{"gated_rms_norm_after",
                  {{{kLong, 6}}, {{kLong, 6}}, {{3}}},
                  [](Context& c, const In& in) {
@@ -492,6 +501,19 @@ TEST_F(CudaShapes, RopeOverALongSegment) {
         return rope(ctx, in[0], table.turns(ctx, segments.view()));
       },
       {{{kLong, 1, 8}}}, true);
+}
+
+// Runs of several lengths, whose ends are those of segments, or one more or less.
+TEST_F(CudaShapes, ConvOfRunsOfEveryLength) {
+  for (const int64_t channels : {8, 4096, 12288}) {
+    SCOPED_TRACE(channels);
+    const std::vector<int64_t> lengths{1, 15, 16, 0, 17, 63, 64, 65, 2, 257};
+    for (const bool continues : {true, false}) {
+      expect_state_matches_cpu(conv(sum(lengths), channels), lengths, continues);
+      expect_state_matches_cpu(conv(1000, channels), {1000}, continues);
+    }
+    expect_packed_matches_cpu(conv(sum(lengths), channels), lengths);
+  }
 }
 
 TEST_F(CudaShapes, EmbeddingOfALongSegment) {

@@ -146,6 +146,10 @@ CONVERTED = {
     "convert parallel lightning": ("llama", ["--mixer", "parallel", "--window", 12, "--recurrent", "lightning"]),
     "convert parallel mamba2": ("llama", ["--mixer", "parallel", "--window", 12, "--recurrent", "mamba2"]),
     "convert parallel, sinks": ("qwen3", ["--mixer", "parallel", "--window", 12, "--sinks", 2, "--recurrent", "kimi_delta"]),
+    "convert beside mamba2": ("falcon_h1", ["--mixer", "gated_delta_net"]),
+    "convert beside mamba2, window": ("falcon_h1", ["--mixer", "sliding_window", "--window", 12]),
+    "convert xielu": ("apertus", ["--mixer", "gated_delta_net"]),
+    "convert some of indexed latents": ("deepseek_v32", ["--mixer", "gated_delta_net"]),
     "convert yarn": ("llama_rope_yarn", ["--mixer", "gated_delta_net"]),
     "convert longrope": ("llama_rope_longrope", ["--mixer", "lightning"]),
 }
@@ -182,6 +186,10 @@ LATENTS = mixer("latent_attention", heads=4, q_rank=24, kv_rank=16, nope_dim=12,
 UNTURNED = mixer("latent_attention", heads=3, kv_rank=16, nope_dim=12, rope_dim=6, value_dim=12, rope=False, scale=0.3,
                  norm_eps=1e-5)
 NEAR = mixer("sliding_window", window=5, sinks=2, heads=4, q_rank=24, kv_rank=16, nope_dim=12, rope_dim=16, value_dim=20)
+INDEXED = mixer("latent_attention", heads=4, q_rank=24, kv_rank=16, nope_dim=12, rope_dim=16, value_dim=20, index_heads=3,
+                index_dim=20, index_top=11, index_interleaved=False)
+INDEXED_TOO = mixer("latent_attention", heads=3, q_rank=20, kv_rank=16, nope_dim=12, rope_dim=16, value_dim=12,
+                    index_heads=2, index_dim=16, index_top=30, index_interleaved=True)
 MAMBA1 = mixer("mamba1", inner=64, state=8, dt_rank=4, norm_eps=1e-5)
 EXPERTS = mixer("experts", experts=8, top=3, inner=24, router="sigmoid", router_bias=True, groups=4, group_top=2,
                 renormalise=True, renormalise_eps=1e-20, scale=1.5, shared=32, shared_gate=True)
@@ -211,9 +219,10 @@ DESCRIBED = {
     "gates, caps, sinks' scores": {"layers": [layer(GATED), layer(SINKING)], "logit_cap": 5.0},
     "more recurrences": {"layers": [layer(u) for u in (BEYOND, BOUNDED, BARE, MAMBA1, mixer("short_conv", bias=True))]},
     "latent attention": {"layers": [layer(u) for u in (LATENTS, GDN, UNTURNED, NEAR)], "rope_interleave": True},
+    "an index of latents": {"layers": [layer(INDEXED), layer(GDN), layer(INDEXED_TOO)], "rope_interleave": True},
     "feed-forwards": {
         "layers": [branches(ATTENTION, u) for u in
-                   (mixer("swiglu", inner=96, activation="gelu_tanh"), mixer("feed_forward", inner=96, activation="relu2"),
+                   (mixer("feed_forward", inner=96, activation="xielu"), mixer("swiglu", inner=96, activation="gelu_tanh"), mixer("feed_forward", inner=96, activation="relu2"),
                     EXPERTS, CLAMPED, LATENT)],
     },
     "norms of outputs, more ropes": {

@@ -14,7 +14,7 @@ from .modeling.modeling_cambium import CambiumLayer
 from .sequences import Rows
 from .states import States, holders, layouts, page_size
 
-FP32 = ("A_log", "dt_bias", "D")  # whatever the type of the others
+FP32 = ("A_log", "dt_bias", "D", "alpha_p", "alpha_n")  # whatever the type of the others
 
 
 def refuse(what, expected):
@@ -34,6 +34,8 @@ def expect_runnable(vllm_config):
         refuse("mamba_cache_mode 'all'", "'align', which keeps a state at the end of a page of tokens")
     if not current_platform.is_cpu() and not vllm_config.model_config.enforce_eager:
         refuse("CUDA graphs", "enforce_eager=True: recurrences go by the lengths of a batch")
+    if any(unit.get("options", {}).get("index_heads", 0) for unit in config.units()):
+        refuse("an index of latent_attention", "latents without one: its keys have no pages here")
     longest = vllm_config.model_config.max_model_len
     ropes = [config.rope_parameters, *((r.get("rope_scaling") or {}) for r in config.more_ropes)]
     for rope in ropes:

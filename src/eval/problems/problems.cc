@@ -53,7 +53,8 @@ void ProblemSpec::validate() const {
   check_number("distractors", word.distractors, 0, kMaxDistractors);
   check_chance("hard", word.hard);
   check_chance("shuffle", word.shuffle);
-  check_chance("lookback", word.lookback);
+  expect(word.lookback >= 0.0 && word.lookback <= kMostLookback,
+         "[problems] expected lookback in 0..{:g}, got {}", kMostLookback, word.lookback);
   check_number("max_number", word.max_number, 10, 100000);
   check_number("max_value", word.max_value, 2 * word.max_number, 1000000);
   check_number("max_factor", word.max_factor, 2, 1000);
@@ -61,6 +62,7 @@ void ProblemSpec::validate() const {
   check_range("facts", retrieval.min_facts, retrieval.max_facts, 1, max_retrieval_facts());
   check_number("questions", retrieval.questions, 1, retrieval.min_facts);
   check_number("digits", retrieval.digits, 1, 9);
+  check_chance("alike", retrieval.alike);
   const int need = retrieval.questions * kFactChars;
   expect(
       retrieval.min_chars >= need,

@@ -19,17 +19,21 @@ std::string_view split_name(Split split);
 
 // The defaults below are the range of the teacher that ships with the project.
 
+inline constexpr double kMostLookback = 10.0;
+
 /// Word problems: a chain of quantities, each found from the ones before it by one computation.
 struct WordSpec {
-  int min_steps = 2;      // computations from the given facts to the answer
-  int max_steps = 4;      //
-  int distractors = 1;    // at most so many sentences that do not matter
-  double hard = 0.0;      // chance that a distractor is one more quantity of the same kind
-  double shuffle = 0.0;   // chance that the facts come in any order
-  double lookback = 0.0;  // how often a step needs more than the result before it; 0 never
-  int max_number = 12;    // the largest number that the text gives
-  int max_value = 60;     // the largest result of any step
-  int max_factor = 3;     // the largest factor of "5 times as many"
+  int min_steps = 2;     // computations from the given facts to the answer
+  int max_steps = 4;     //
+  int distractors = 1;   // at most so many sentences that do not matter
+  double hard = 0.0;     // chance that a distractor is one more quantity of the same kind
+  double shuffle = 0.0;  // chance that the facts come in any order
+  // How often a step needs more than the result before it: 0 never, 1 in a seventh of the facts and
+  // half of the questions, kMostLookback in most.
+  double lookback = 0.0;
+  int max_number = 12;  // the largest number that the text gives
+  int max_value = 60;   // the largest result of any step
+  int max_factor = 3;   // the largest factor of "5 times as many"
 
   bool operator==(const WordSpec&) const = default;
 };
@@ -41,8 +45,9 @@ struct RetrievalSpec {
   int max_chars = 600;
   int min_facts = 2;  // so many facts, as far as they fit into the length; filler for the rest
   int max_facts = 6;
-  int questions = 1;  // at most so many facts are asked for at once; the last one is the answer
-  int digits = 2;     // of each value
+  int questions = 1;   // at most so many facts are asked for at once; the last one is the answer
+  int digits = 2;      // of each value
+  double alike = 0.0;  // chance that the names of a text share their words, as far as they can
 
   bool operator==(const RetrievalSpec&) const = default;
 };

@@ -115,7 +115,8 @@ std::vector<Range> word_ranges() {
                       .max_factor = 5};
   out[3].spec.word = {
       .min_steps = 2, .max_steps = 8, .max_number = 5000, .max_value = 100000, .max_factor = 20};
-  out[4].spec.word = {.lookback = 1.0, .max_number = 30, .max_value = 100, .max_factor = 5};
+  out[4].spec.word = {
+      .lookback = kMostLookback, .max_number = 30, .max_value = 100, .max_factor = 5};
   return out;
 }
 
@@ -252,6 +253,7 @@ TEST(RetrievalProblems, AnswerStandsInATextOfTheLength) {
        .max_facts = 9,
        .questions = 4,
        .digits = 7},
+      {.min_chars = 30000, .max_chars = 30000, .min_facts = 2, .max_facts = 600, .alike = 1.0},
   };
   for (const RetrievalSpec& row : rows) {
     ProblemSpec spec;
@@ -281,6 +283,32 @@ TEST(RetrievalProblems, AnswerStandsInATextOfTheLength) {
       }
     }
   }
+}
+
+TEST(RetrievalProblems, AlikeNamesShareWords) {
+  // How many of 200 texts ask for a thing of which another fact has the adjective, or the noun.
+  const auto shared = [](double alike) {
+    ProblemSpec spec;
+    spec.retrieval_share = 1.0;
+    spec.retrieval = {
+        .min_chars = 400, .max_chars = 400, .min_facts = 2, .max_facts = 9, .alike = alike};
+    int count = 0;
+    for (uint64_t index = 0; index < 200; ++index) {
+      const Problem problem = make_problem(spec, Split::kTrain, 3, index);
+      const std::string name = problem.answer.substr(0, problem.answer.find(':'));
+      const std::string adjective = "the " + name.substr(0, name.find(' ')) + " ";
+      const std::string noun = name.substr(name.find(' ')) + " is";
+      const auto often = [&](const std::string& words) {
+        const size_t first = problem.question.find(words);
+        return problem.question.find(words, first + 1) < problem.question.rfind(". ");
+      };
+      count += often(adjective) || often(noun) ? 1 : 0;
+    }
+    return count;
+  };
+  EXPECT_LT(shared(0.0), 100);
+  EXPECT_NEAR(shared(0.5), 130, 35);
+  EXPECT_EQ(shared(1.0), 200);
 }
 
 TEST(RetrievalProblems, TheNeedleIsAnywhere) {
@@ -322,7 +350,7 @@ TEST(Problems, WrongParametersAreNamed) {
       {"distractors", [](ProblemSpec& s) { s.word.distractors = -1; }},
       {"hard", [](ProblemSpec& s) { s.word.hard = 1.5; }},
       {"shuffle", [](ProblemSpec& s) { s.word.shuffle = -0.1; }},
-      {"lookback", [](ProblemSpec& s) { s.word.lookback = 1.1; }},
+      {"lookback", [](ProblemSpec& s) { s.word.lookback = 10.1; }},
       {"max_number", [](ProblemSpec& s) { s.word.max_number = 3; }},
       {"max_value", [](ProblemSpec& s) { s.word.max_value = 20; }},
       {"max_factor", [](ProblemSpec& s) { s.word.max_factor = 1; }},
@@ -331,6 +359,7 @@ TEST(Problems, WrongParametersAreNamed) {
       {"max_facts", [](ProblemSpec& s) { s.retrieval.max_facts = 100000; }},
       {"questions", [](ProblemSpec& s) { s.retrieval.questions = 5; }},
       {"digits", [](ProblemSpec& s) { s.retrieval.digits = 0; }},
+      {"alike", [](ProblemSpec& s) { s.retrieval.alike = 1.5; }},
   };
   for (const Row& row : rows) {
     ProblemSpec spec;

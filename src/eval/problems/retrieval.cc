@@ -19,20 +19,53 @@ struct Fact {
   std::string text() const { return "The code of the " + key + " is " + value + "."; }
 };
 
-std::vector<Fact> draw_facts(int64_t count, int digits, Rng& rng) {
+std::string name_of(int64_t colour, int64_t object) {
+  return std::string(fact_colours()[static_cast<size_t>(colour)]) + " " +
+         std::string(fact_objects()[static_cast<size_t>(object)]);
+}
+
+std::vector<std::string> draw_names(int64_t count, Rng& rng) {
   const auto objects = static_cast<int64_t>(fact_objects().size());
   const Permutation keys(max_retrieval_facts(), rng.next());
+  std::vector<std::string> names;
+  for (int64_t k = 0; k < count; ++k) {
+    names.push_back(name_of(keys(k) / objects, keys(k) % objects));
+  }
+  return names;
+}
+
+/// Names of as few words as they can have: nearly each word is in several of them.
+std::vector<std::string> draw_alike_names(int64_t count, Rng& rng) {
+  const auto up = [](int64_t n, int64_t by) { return (n + by - 1) / by; };
+  int64_t side = 1;
+  while (side * side < count) {
+    ++side;
+  }
+  const auto colours = static_cast<int64_t>(fact_colours().size());
+  const int64_t rows = std::min(colours, rng.chance(0.5) ? side : up(count, side));
+  const int64_t columns = up(count, rows);
+  const Permutation colour(colours, rng.next());
+  const Permutation object(static_cast<int64_t>(fact_objects().size()), rng.next());
+  const Permutation cell(rows * columns, rng.next());
+  std::vector<std::string> names;
+  for (int64_t k = 0; k < count; ++k) {
+    names.push_back(name_of(colour(cell(k) / columns), object(cell(k) % columns)));
+  }
+  return names;
+}
+
+std::vector<Fact> draw_facts(int64_t count, const RetrievalSpec& spec, Rng& rng) {
+  const std::vector<std::string> names = spec.alike > 0.0 && rng.chance(spec.alike)
+                                             ? draw_alike_names(count, rng)
+                                             : draw_names(count, rng);
   int64_t least = 1;
-  for (int k = 1; k < digits; ++k) {
+  for (int k = 1; k < spec.digits; ++k) {
     least *= 10;
   }
   std::vector<Fact> facts;
   facts.reserve(static_cast<size_t>(count));
-  for (int64_t k = 0; k < count; ++k) {
-    const int64_t key = keys(k);
-    facts.push_back({std::string(fact_colours()[static_cast<size_t>(key / objects)]) + " " +
-                         std::string(fact_objects()[static_cast<size_t>(key % objects)]),
-                     std::to_string(rng.between(least, 10 * least - 1))});
+  for (const std::string& name : names) {
+    facts.push_back({name, std::to_string(rng.between(least, 10 * least - 1))});
   }
   return facts;
 }
@@ -63,7 +96,7 @@ Problem draw_retrieval_problem(const RetrievalSpec& spec, Rng& rng) {
   const int64_t room = std::max<int64_t>(spec.questions, chars / (kFactChars + 1));
   const int64_t most = std::min<int64_t>(spec.max_facts, room);
   const std::vector<Fact> facts =
-      draw_facts(rng.between(std::min<int64_t>(spec.min_facts, most), most), spec.digits, rng);
+      draw_facts(rng.between(std::min<int64_t>(spec.min_facts, most), most), spec, rng);
 
   std::vector<std::string> sentences;
   int64_t length = 0;

@@ -100,7 +100,7 @@ std::string headline(const RunSummary& run) {
                                            static_cast<double>(std::max<int64_t>(
                                                teacher.cache_bytes_per_token, 1))),
       "cache bytes a token");
-  s += card(fmt::format("{} of {}", best->converted, best->map.size()),
+  s += card(fmt::format("{} of {}", best->converted, layers_of_map(best->map).size()),
             "layers converted (" + escape_html(best->name) + ")");
   return s + "</div>\n";
 }
@@ -160,7 +160,8 @@ std::string table(const RunSummary& run) {
        "<th>tokens trained</th></tr>\n";
   for (const ModelSummary& m : run.models) {
     s += fmt::format("<tr><td>{}</td><td>{}/{}</td><td class=\"{}\">{}</td><td>{}</td><td>{}</td>",
-                     escape_html(m.name), m.converted, m.map.size(), m.gate.passed ? "yes" : "no",
+                     escape_html(m.name), m.converted, layers_of_map(m.map).size(),
+                     m.gate.passed ? "yes" : "no",
                      m.converted == 0 ? "–" : (m.gate.passed ? "passed" : "failed"),
                      interval(m.accuracy), interval(m.retrieval));
     for (const auto& [characters, unused] : run.models.front().retrieval_at) {
@@ -207,13 +208,15 @@ std::string gates(const RunSummary& run) {
 }
 
 std::string maps(const RunSummary& run) {
-  std::vector<std::pair<std::string, std::string>> rows;
+  std::vector<std::pair<std::string, std::vector<std::string>>> rows;
   std::string letters;
   for (const ModelSummary& m : run.models) {
-    rows.emplace_back(m.name, m.map);
-    for (const char c : m.map) {
-      if (letters.find(c) == std::string::npos) {
-        letters += c;
+    rows.emplace_back(m.name, layers_of_map(m.map));
+    for (const std::string& layer : rows.back().second) {
+      for (const char c : layer) {
+        if (letters.find(c) == std::string::npos) {
+          letters += c;
+        }
       }
     }
   }

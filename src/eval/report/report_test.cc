@@ -67,6 +67,23 @@ TEST(Summary, RoundTrips) {
   EXPECT_EQ(render_report(back), render_report(run));
 }
 
+TEST(Summary, AMapHasTheMixersOfEachLayer) {
+  const std::pair<const char*, std::vector<std::string>> rows[] = {
+      {"", {}},
+      {"AG-", {"A", "G", "-"}},
+      {"(A2)G(W2)", {"A2", "G", "W2"}},
+      {"A(G", {"A", "G"}},  // of a file that somebody changed
+      {"()", {""}}};
+  for (const auto& [map, layers] : rows) {
+    EXPECT_EQ(layers_of_map(map), layers) << map;
+  }
+  RunSummary run = example();
+  run.models[1].map = "A(G2)AA";
+  const std::string page = render_report(run);
+  EXPECT_NE(page.find("<title>layer 1: gdn beside mamba2</title>"), std::string::npos);
+  EXPECT_NE(page.find("<td>1/4</td>"), std::string::npos);
+}
+
 TEST(Summary, AnotherFileIsNamed) {
   const TestFolder folder;
   const std::string path = folder.path() + "/summary.json";

@@ -1,5 +1,6 @@
 #include "eval/report/summary.h"
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -99,9 +100,9 @@ ModelSummary model(const JsonFields& j) {
   m.dir = j.text("dir");
   m.converted = j.whole("layers_converted");
   m.map = j.text("layer_map");
-  expect(static_cast<int64_t>(m.map.size()) <= kMaxLayers,
-         "{}: expected 'layer_map' to have at most {} letters, got {}", j.where(), kMaxLayers,
-         m.map.size());
+  const int64_t layers = std::ssize(layers_of_map(m.map));
+  expect(layers <= kMaxLayers, "{}: expected 'layer_map' to have at most {} layers, got {}",
+         j.where(), kMaxLayers, layers);
   m.mixers = j.wholes_by_name("mixers");
   m.parameters = j.whole("parameters");
   m.tokens_trained = j.whole("tokens_trained");
@@ -153,6 +154,20 @@ double right_answers_per_second(const ModelSummary& model) {
              ? 0.0
              : model.accuracy.accuracy.value * model.speed.back().decode.value /
                    model.answer_tokens;
+}
+
+std::vector<std::string> layers_of_map(const std::string& map) {
+  std::vector<std::string> layers;
+  for (size_t at = 0; at < map.size(); ++at) {
+    if (map[at] == '(') {
+      const size_t end = std::min(map.find(')', at), map.size());
+      layers.push_back(map.substr(at + 1, end - at - 1));
+      at = end;
+    } else {
+      layers.emplace_back(1, map[at]);
+    }
+  }
+  return layers;
 }
 
 std::string summary_json(const RunSummary& s) {

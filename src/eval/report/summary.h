@@ -54,7 +54,7 @@ struct FitSummary {
 struct ModelSummary {
   std::string name;
   std::string dir;
-  std::string map;                        // a letter a layer
+  std::string map;                        // layer_map() of model/spec.h
   std::map<std::string, int64_t> mixers;  // layers of each kind
   int64_t converted = 0;
   int64_t parameters = 0;
@@ -120,6 +120,9 @@ struct RunSummary {
   std::vector<ImportanceSummary> importance;
   std::vector<CurveSummary> curves;
 };
+
+/// The letters of each layer of such a map: {"A", "A2", "G"} of "A(A2)G".
+std::vector<std::string> layers_of_map(const std::string& map);
 
 /// summary.json as text, and back; `where` names it in errors.
 std::string summary_json(const RunSummary& summary);

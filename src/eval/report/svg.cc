@@ -312,10 +312,10 @@ std::string letter_class(char letter) {
   }
 }
 
-std::string layer_maps(const std::vector<std::pair<std::string, std::string>>& rows) {
+std::string layer_maps(const std::vector<std::pair<std::string, std::vector<std::string>>>& rows) {
   size_t most = 1;
-  for (const auto& [name, map] : rows) {
-    most = std::max(most, map.size());
+  for (const auto& [name, layers] : rows) {
+    most = std::max(most, layers.size());
   }
   const double left = 110;
   const double cell = std::min(26.0, (kWidth - left - kRight) / static_cast<double>(most));
@@ -327,11 +327,15 @@ std::string layer_maps(const std::vector<std::pair<std::string, std::string>>& r
     s += fmt::format("<text class=\"tick\" x=\"{}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>",
                      left - 10, y + row * 0.62, escape_html(rows[r].first));
     for (size_t i = 0; i < rows[r].second.size(); ++i) {
+      std::vector<std::string> mixers;
+      for (const char letter : rows[r].second[i]) {
+        mixers.push_back(letter_class(letter));
+      }
       s += fmt::format(
           "<rect class=\"cell {}\" x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" "
           "rx=\"3\"><title>layer {}: {}</title></rect>",
-          letter_class(rows[r].second[i]), left + static_cast<double>(i) * cell, y + 2, cell - 2,
-          row - 5, i, letter_class(rows[r].second[i]));
+          mixers.empty() ? "other" : mixers.front(), left + static_cast<double>(i) * cell, y + 2,
+          cell - 2, row - 5, i, join(mixers, " beside "));
     }
     s += "\n";
   }

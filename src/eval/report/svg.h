@@ -47,8 +47,8 @@ std::string lines(const std::vector<Series>& series, const Axis& x, const Axis& 
 std::string bars(const std::vector<double>& values, const std::vector<bool>& marked, const Axis& x,
                  const Axis& y);
 
-/// One row of cells for each map (a letter a layer), coloured by letter.
-std::string layer_maps(const std::vector<std::pair<std::string, std::string>>& rows);
+/// One row of cells for each name: a cell a layer, coloured by the first of its letters.
+std::string layer_maps(const std::vector<std::pair<std::string, std::vector<std::string>>>& rows);
 
 /// The colour class of a layer letter, shared with the legend the page shows.
 std::string letter_class(char letter);

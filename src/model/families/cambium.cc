@@ -268,7 +268,9 @@ std::string write(const ModelSpec& spec) {
 
 Family cambium_family() {
   std::vector<TensorRule> tensors =
-      config::decoder_tensors({{"layers.*.mixer.*", "model.layers.*.mixer.*"}});
+      config::decoder_tensors({{"layers.*.mixer.*", "model.layers.*.mixer.*"},
+                               {"layers.*.feed_forward.alpha_p", "model.layers.*.mlp.alpha_p"},
+                               {"layers.*.feed_forward.alpha_n", "model.layers.*.mlp.alpha_n"}});
   tensors.push_back({"*", "model.*"});  // units with names of their own
   return {.name = "cambium",
           .model_types = {"cambium"},

@@ -203,7 +203,7 @@ const std::vector<Published>& published() {
       {"deepseek_v32", kDeepseekV32, 671.03e9 + 61 * 13959424.0, "LLLL", 61 * (512 + 64 + 128) * 2,
        ""},
       {"kimi_linear_48b", kKimi, 49122681728.0, "KKKLKKKL", 7 * (512 + 64) * 2, ""},
-      {"falcon_h1_34b", kFalcon34b, 33642516224.0, "(2A)(2A)", 72 * 2 * 4 * 128 * 2, ""}};
+      {"falcon_h1_34b", kFalcon34b, 33642516224.0, "(A2)(A2)", 72 * 2 * 4 * 128 * 2, ""}};
   return table;
 }
 

@@ -39,7 +39,7 @@ TEST(Hybrids, WhatIsWrittenReadsBack) {
       {"bamba", "2222", {{"attn_layer_indices", Json::array()}}},
       {"granite_hybrid", "2A22", {{"position_embedding_type", "nope"}, {"logits_scaling", 7.0}}},
       {"granite_hybrid", "2A22", {{"num_local_experts", 4}, {"num_experts_per_tok", 2}}},
-      {"falcon_h1", "(2A)(2A)(2A)", {{"mamba_rms_norm", true}, {"ssm_multipliers", nullptr}}},
+      {"falcon_h1", "(A2)(A2)(A2)", {{"mamba_rms_norm", true}, {"ssm_multipliers", nullptr}}},
       {"lfm2", "CCACA", Json::object()},
       {"lfm2",
        "CCCCA",
@@ -91,7 +91,7 @@ TEST(Hybrids, WhatAFamilyCannotExpressIsNamed) {
             std::string::npos);
   spec = read_alone(config_of("falcon_h1"));
   spec.layers[1].branches[0].units[1].out = 0.5F;
-  EXPECT_NE(error_of([&] { write(spec); }).find("cannot express layer 1 (mamba2)"),
+  EXPECT_NE(error_of([&] { write(spec); }).find("cannot express layer 1 (attention)"),
             std::string::npos);
   spec = read_alone(config_of("bamba"));
   spec.embedding_scale = 2.0F;

@@ -239,7 +239,8 @@ ModelSpec read_falcon_h1(const std::string& text, const std::string& where) {
        {"gate_scale", mlp[0]}},
       static_cast<float>(mlp[1])};
   spec.layers.assign(static_cast<size_t>(sizes.layers),
-                     {{{.norm = spec.norm, .units = {mamba, attends}},
+                     // Attention first: it is what a conversion replaces.
+                     {{{.norm = spec.norm, .units = {attends, mamba}},
                        {.norm = spec.norm, .units = {feed_forward}}}});
   return spec;
 }

@@ -194,7 +194,7 @@ GgufImportSummary import_gguf(const std::string& gguf_path, const std::string& f
 
   AtomicDirectory out(folder, options.replace ? AtomicDirectory::Existing::kReplace
                                               : AtomicDirectory::Existing::kRefuse);
-  SafeTensorsOptions save;
+  SafeTensorsOptions save{.always_index = true};
   save.max_shard_bytes = options.max_shard_bytes;
   if (options.progress) {
     save.progress = [&](uint64_t done) { options.progress(done, summary.bytes); };

@@ -65,7 +65,7 @@ TEST_F(ImportTest, WeightsTakeTheirPlaces) {
   EXPECT_THAT(first_column(attention + "k_proj.weight"), ElementsAre(0, 2, 1, 3));
   EXPECT_THAT(first_column(attention + "v_proj.weight"), ElementsAre(0, 1, 2, 3));
   EXPECT_THAT(model.at("model.layers.0.mlp.down_proj.weight").shape, ElementsAre(8, 12));
-  EXPECT_EQ(verify_checksums(out_), 5U);
+  EXPECT_EQ(verify_checksums(out_), 6U);
 }
 
 TEST_F(ImportTest, ConfigSaysTheSame) {

@@ -11,6 +11,14 @@ def relu2(x):
     return F.relu(x).square()
 
 
+def xielu(x, alpha_p, alpha_n):
+    """xIELU (arXiv 2411.13010) with two learned numbers; beta and eps as in every published model."""
+    beta, eps, wide = 0.5, -1e-6, x.float()
+    p, n = F.softplus(alpha_p.float()), beta + F.softplus(alpha_n.float())
+    low = torch.expm1(wide.clamp(max=eps)) - wide
+    return (torch.where(wide > 0, p * wide.square(), n * low) + beta * wide).to(x.dtype)
+
+
 ACTIVATIONS = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -33,9 +41,13 @@ class FeedForward(nn.Module):
         setattr(self, self.called["up"], nn.Linear(width, inner, bias=bias))
         setattr(self, self.called["down"], nn.Linear(inner, width, bias=bias))
         name = options.get("activation", "silu")
-        if name not in ACTIVATIONS:
+        if name == "xielu" and not gated:
+            self.alpha_p, self.alpha_n = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+            self.act = lambda x: xielu(x, self.alpha_p, self.alpha_n)
+        elif name in ACTIVATIONS:
+            self.act = ACTIVATIONS[name]
+        else:
             raise ValueError(f"the activation {name!r} is not known to modeling_cambium.py")
-        self.act = ACTIVATIONS[name]
 
     def forward(self, x, step, state):
         gate, up, down = (getattr(self, self.called[name], None) for name in ("gate", "up", "down"))

@@ -154,8 +154,9 @@ class Softmax(nn.Module):
         # A learned score of each head that joins the softmax and has no value.
         self.sinks = nn.Parameter(torch.zeros(count)) if o.get("sink_logits", False) else None
 
-    def attend(self, q, k, v, step, state):
-        """q (B, T, H, D), k, v (B, T, H', D) of these tokens -> (B, T, H, D)"""
+    def attend(self, q, k, v, step, state, choose=None):
+        """q (B, T, H, D), k, v (B, T, H', D) of these tokens -> (B, T, H, D). `choose` takes away from
+        what tokens see, (B, T, keys)."""
         positions = step.positions  # of the keys, (B, keys)
         if state is not None:
             if "keys" in state:
@@ -170,6 +171,8 @@ class Softmax(nn.Module):
         visible = (keys <= asks) & ((keys >= 0) | (asks < 0))
         if self.window > 0:
             visible &= (keys > asks - self.window) | (keys < self.first)
+        if choose is not None:
+            visible = choose(visible)
         if self.softcap > 0 or self.sinks is not None:
             y = self.by_scores(q, k, v, visible[:, None])
         else:
@@ -238,6 +241,43 @@ class Attention(Softmax):
         return y.flatten(-2)
 
 
+class Indexer(nn.Module):
+    """The index of DeepSeek-V3.2 (arXiv 2512.02556): of what a token sees, the `top` tokens whose sum over
+    heads of weight relu(q . k) is largest; of equal ones the earlier."""
+
+    def __init__(self, options, width, q_rank):
+        super().__init__()
+        o = options
+        self.count, self.dim, self.top = o["index_heads"], o["index_dim"], o["index_top"]
+        self.rope, self.interleaved = o.get("rope", True), o.get("index_interleaved", False)
+        self.q_proj = nn.Linear(q_rank, self.count * self.dim, bias=False)
+        self.k_proj = nn.Linear(width, self.dim, bias=False)
+        self.k_norm = Norm("layer", self.dim, 1e-6)
+        self.weights_proj = nn.Linear(width, self.count, bias=False)
+
+    def chooser(self, x, low, step, state):
+        """x (B, T, C), the query's latent (B, T, R) -> what attend() takes as `choose`"""
+        q = self.q_proj(low).unflatten(-1, (self.count, self.dim))
+        k = self.k_norm(self.k_proj(x))[:, :, None]
+        if self.rope:
+            q, k = step.rotate(q, self.interleaved), step.rotate(k, self.interleaved)
+        k = k[:, :, 0]
+        if state is not None:
+            k = torch.cat([state["index_keys"], k], dim=1) if "index_keys" in state else k
+            state["index_keys"] = k
+        weights = self.weights_proj(x).float()
+
+        def choose(visible):
+            if visible.shape[-1] <= self.top:
+                return visible
+            scores = torch.einsum("bthd,bsd->bths", q.float(), k.float()).relu()
+            scores = torch.einsum("bths,bth->bts", scores, weights).masked_fill(~visible, -math.inf)
+            best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.top]
+            return visible & torch.zeros_like(visible).scatter(-1, best, True)
+
+        return choose
+
+
 class LatentAttention(Softmax):
     """Multi-head latent attention (arXiv 2405.04434): keys and values of all heads come from one latent
     a token, beside one rotated key that all heads share. They are kept as heads, not as latents."""
@@ -256,6 +296,7 @@ class LatentAttention(Softmax):
         else:
             self.q_proj = nn.Linear(width, rows, bias=False)
         self.low = q_rank > 0
+        self.indexer = Indexer(o, width, q_rank) if o.get("index_heads", 0) > 0 else None
         self.kv_a_proj = nn.Linear(width, self.rank + self.parts[1], bias=False)
         self.kv_a_norm = Norm("rms", self.rank, eps)
         self.kv_b_proj = nn.Linear(self.rank, self.count * (self.parts[0] + self.value_dim), bias=False)
@@ -264,7 +305,8 @@ class LatentAttention(Softmax):
 
     def heads(self, x, step, state):
         """x (B, T, C) -> (B, T, H V), before the projection"""
-        q = self.q_b_proj(self.q_a_norm(self.q_a_proj(x))) if self.low else self.q_proj(x)
+        low = self.q_a_norm(self.q_a_proj(x)) if self.low else None
+        q = self.q_b_proj(low) if self.low else self.q_proj(x)
         q, q_turned = q.unflatten(-1, (self.count, self.dim)).split(self.parts, dim=-1)
         latent, shared = self.kv_a_proj(x).split([self.rank, self.parts[1]], dim=-1)
         shared = shared[:, :, None]
@@ -274,7 +316,8 @@ class LatentAttention(Softmax):
         k, v = kv.split([self.parts[0], self.value_dim], dim=-1)
         q = torch.cat([q, q_turned], dim=-1)
         k = torch.cat([k, repeat_heads(shared, self.count)], dim=-1)
-        y = self.attend(q, k, v, step, state)
+        chosen = {} if self.indexer is None else {"choose": self.indexer.chooser(x, low, step, state)}
+        y = self.attend(q, k, v, step, state, **chosen)
         if self.gate_proj is not None:
             y = y * torch.sigmoid(self.gate_proj(x).float())[..., None].to(y.dtype)
         return y.flatten(-2)

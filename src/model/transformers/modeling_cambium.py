@@ -126,10 +126,10 @@ class CambiumPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^kept\."]  # heads for more tokens, which nothing runs
 
     def post_init(self):
-        # Decays, whose products run over many tokens, stay fp32. Some versions of transformers refuse
+        # Decays, whose products run over many tokens, and single numbers stay fp32. Some versions of transformers refuse
         # the name of a parameter that is not there.
         names = {name.rsplit(".", 1)[-1] for name, _ in self.named_parameters()}
-        self._keep_in_fp32_modules_strict = {"A_log", "dt_bias", "D"} & names or None
+        self._keep_in_fp32_modules_strict = {"A_log", "dt_bias", "D", "alpha_p", "alpha_n"} & names or None
         super().post_init()
 
 

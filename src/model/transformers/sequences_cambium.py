@@ -158,8 +158,8 @@ class Step:
             self.made[number] = Turns(self, self.config, number)
         self.rope = self.made[number]
 
-    def rotate(self, x):
-        return self.rope.rotate(x)
+    def rotate(self, x, interleaved=None):
+        return self.rope.rotate(x, self.rope.interleaved if interleaved is None else interleaved)
 
     def scaled(self, q):
         """Queries times a factor of their positions, where the rotation says so."""
@@ -211,12 +211,12 @@ class Turns:
             return 0.1 * math.log(factor) + 1.0
         return math.sqrt(1 + math.log(factor) / math.log(self.original))
 
-    def rotate(self, x):
+    def rotate(self, x, interleaved):
         """x (B, T, H, D): the pairs i and i + dim / 2 of each head turn, or 2i and 2i + 1 where they
         are interleaved; the rest stays."""
         half = self.cos.shape[-1]
         turned, rest = x.float().split([2 * half, x.shape[-1] - 2 * half], dim=-1)
-        a, b = turned.unflatten(-1, (half, 2)).unbind(-1) if self.interleaved else turned.chunk(2, dim=-1)
+        a, b = turned.unflatten(-1, (half, 2)).unbind(-1) if interleaved else turned.chunk(2, dim=-1)
         pair = [a * self.cos - b * self.sin, b * self.cos + a * self.sin]
-        turned = torch.stack(pair, dim=-1).flatten(-2) if self.interleaved else torch.cat(pair, dim=-1)
+        turned = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
         return torch.cat([turned, rest], dim=-1).to(x.dtype)

@@ -26,6 +26,9 @@ struct Inside {
   bool gated = false;
   float limit = 0.0F;  // of swiglu_clamped; 0 = none
 
+  /// What experts_hidden does from the tokens.
+  bool in_hidden() const { return gated && (limit > 0.0F || kind == ActivationKind::kSilu); }
+
   Tensor operator()(Context& ctx, const Tensor& gate, const Tensor& up) const {
     if (limit > 0.0F) {
       return clamped_swiglu(ctx, gate, up, limit);
@@ -166,14 +169,17 @@ class ExpertsUnit : public Unit {
       train_router(ctx, logits, routing, config_.score, *inputs.router);
     }
     const bool has_latent = !latent_in_.weight.shape.empty();
-    const Tensor rows = dispatch(ctx, has_latent ? latent_in_.forward(ctx, x) : x, routing);
-    const Tensor gate = inside_.gated ? gate_.forward(ctx, rows, routing) : Tensor{};
-    const Tensor hidden = inside_(ctx, gate, up_.forward(ctx, rows, routing));
-    Tensor y = combine(ctx, down_.forward(ctx, hidden, routing), routing);
+    const Tensor hidden = hidden_of(ctx, has_latent ? latent_in_.forward(ctx, x) : x, routing);
+    const Tensor rows = down_.forward(ctx, hidden, routing);
+    if (x.device.kind == Device::kCuda && ctx.tape == nullptr && has_shared() && !has_latent) {
+      const Tensor gate = has_shared_gate() ? shared_gate_.forward(ctx, x) : Tensor{};
+      return combine_with(ctx, rows, routing, shared(ctx, x), gate);
+    }
+    Tensor y = combine(ctx, rows, routing);
     if (has_latent) {
       y = latent_out_.forward(ctx, y);
     }
-    return has_shared() ? add(ctx, y, shared(ctx, x)) : y;
+    return has_shared() ? add(ctx, y, gated(ctx, x, shared(ctx, x))) : y;
   }
 
   void visit(const ParameterVisitor& visitor) override {
@@ -196,6 +202,18 @@ class ExpertsUnit : public Unit {
 
  private:
   bool has_shared() const { return !shared_up_.weight.shape.empty(); }
+  bool has_shared_gate() const { return !shared_gate_.weight.shape.empty(); }
+
+  Tensor hidden_of(Context& ctx, const Tensor& x, const Routing& routing) const {
+    if (inside_.in_hidden() &&
+        experts_hidden_serves(ctx, x, gate_.weight.tensor, up_.weight.tensor)) {
+      return experts_hidden(ctx, x, gate_.weight.tensor, gate_.bias.tensor, up_.weight.tensor,
+                            up_.bias.tensor, inside_.limit, routing);
+    }
+    const Tensor rows = dispatch(ctx, x, routing);
+    const Tensor gate = inside_.gated ? gate_.forward(ctx, rows, routing) : Tensor{};
+    return inside_(ctx, gate, up_.forward(ctx, rows, routing));
+  }
 
   Tensor shared(Context& ctx, const Tensor& x) const {
     Tensor gate;
@@ -207,11 +225,14 @@ class ExpertsUnit : public Unit {
     } else {
       up = shared_up_.forward(ctx, x);
     }
-    const Tensor y = shared_down_.forward(ctx, inside_(ctx, gate, up));
-    if (shared_gate_.weight.shape.empty()) {
+    return shared_down_.forward(ctx, inside_(ctx, gate, up));
+  }
+
+  /// sigmoid(gate x) y, a router of one expert, or y.
+  Tensor gated(Context& ctx, const Tensor& x, const Tensor& y) const {
+    if (!has_shared_gate()) {
       return y;
     }
-    // sigmoid(gate x) y: a router of one expert.
     const Tensor logits = shared_gate_.forward(ctx, x);
     return combine(ctx, y, route(ctx, logits, {}, {.score = RouterScore::kSigmoid}));
   }

@@ -5,10 +5,10 @@
 //
 // Where tokens are not cached, keys and values are expanded and attention is the plain one. A cache
 // keeps the latent and the shared key; queries then go through kv_b_k and results through kv_b_v,
-// and no key is ever expanded. With an index (DeepSeek-V3.2) a token attends to the index_top
-// tokens that its index scores highest; the index is not trained by this, as a choice has no
-// gradient. With a window it is a sliding_window, and on cached latents its tokens are a choice
-// too.
+// and no key is expanded, but those of prompts that begin in the call. With an index
+// (DeepSeek-V3.2) a token attends to the index_top tokens that its index scores highest; the index
+// is not trained by this, as a choice has no gradient. With a window it is a sliding_window, and on
+// cached latents its tokens are a choice too.
 #include "ops/latent_attention/latent_attention.h"
 
 #include <algorithm>
@@ -23,6 +23,7 @@
 #include "ops/pointwise/pointwise.h"
 #include "ops/rope/rope.h"
 #include "ops/selection/selection.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -130,14 +131,8 @@ class LatentAttentionUnit : public ScoredMixer {
     } else {
       const LatentPages pages = latent_pages(inputs);
       write_latents(ctx, rows.latent, rows.key.merge_last(), segments, pages);
-      // A prompt that begins here sees nothing of the pages, which hold the same numbers.
-      if (!chosen.defined() && begins(segments) && !ctx.batch_invariant &&
-          pages.latents.dtype == x.dtype) {
-        y = expanded(ctx, rows, segments);
-      } else {
-        chosen = window_ > 0 ? choose_window(ctx, segments, window_, sinks_) : chosen;
-        y = on_latents(ctx, rows, segments, chosen, &pages);
-      }
+      y = chosen.defined() ? on_latents(ctx, rows, segments, chosen, &pages)
+                           : cached(ctx, rows, segments, pages);
     }
     y = y.merge_last();
     if (!gate_) {
@@ -241,13 +236,6 @@ class LatentAttentionUnit : public ScoredMixer {
             sinks_};
   }
 
-  /// Whether every segment begins its sequence, and one of them is more than a token.
-  static bool begins(const Segments& segments) {
-    return segments.tokens() > segments.count() &&
-           std::all_of(segments.position.begin(), segments.position.end(),
-                       [](int32_t p) { return p == 0; });
-  }
-
   /// Nothing where there is no index, or no token has more behind it than it may look at. The keys
   /// of the index go to their pages either way.
   ChosenTokens choose(Context& ctx, const Tensor& x, const Tensor& low,
@@ -311,6 +299,52 @@ class LatentAttentionUnit : public ScoredMixer {
     const Tensor y = latent_attention(ctx, join_heads(ctx, q, rows.turned), rows.latent,
                                       rows.key.merge_last(), segments, scale_, chosen, pages);
     return head_matmul(ctx, y, weight.slice(1, nope_, value_));
+  }
+
+  /// On pages, which have the call's latents: segments of one kind after the other. A prompt that
+  /// begins here sees nothing of them but the numbers that the call has too, and is expanded.
+  Tensor cached(Context& ctx, const Projected& rows, const Segments& segments,
+                const LatentPages& pages) const {
+    const auto begins = [&](int64_t s) {
+      return segments.position[static_cast<size_t>(s)] == 0 && segments.length(s) > 1 &&
+             !ctx.batch_invariant && pages.latents.dtype == rows.latent.dtype;
+    };
+    const auto of_kind = [&](const Projected& own, const Segments& some, const LatentPages& theirs,
+                             bool begin) {
+      if (begin) {
+        return expanded(ctx, own, some);
+      }
+      const ChosenTokens window =
+          window_ > 0 ? choose_window(ctx, some, window_, sinks_) : ChosenTokens{};
+      return on_latents(ctx, own, some, window, &theirs);
+    };
+    Tensor y;
+    for (int64_t s = 0, end = 0; s < segments.count(); s = end) {
+      for (end = s + 1; end < segments.count() && begins(end) == begins(s);) {
+        ++end;
+      }
+      if (end - s == segments.count()) {
+        return of_kind(rows, segments, pages, begins(s));
+      }
+      const auto first = static_cast<size_t>(s);
+      const auto count = static_cast<size_t>(end - s);
+      std::vector<int32_t> start(segments.start.begin() + s, segments.start.begin() + end + 1);
+      const int32_t token = start[0];
+      const int32_t tokens = start[count] - token;
+      std::for_each(start.begin(), start.end(), [&](int32_t& t) { t -= token; });
+      const auto slice = [&](const Tensor& t) { return t.slice(0, token, tokens); };
+      LatentPages theirs = pages;
+      theirs.table = pages.table.subspan(first * static_cast<size_t>(pages.pages_per_segment),
+                                         count * static_cast<size_t>(pages.pages_per_segment));
+      const Tensor part =
+          of_kind({{}, slice(rows.q), slice(rows.turned), slice(rows.latent), slice(rows.key)},
+                  {start, segments.position.subspan(first, count), {}}, theirs, begins(s));
+      if (!y.defined()) {
+        y = ctx.result(part.dtype, {segments.tokens(), heads_, value_}, false);
+      }
+      copy(slice(y), part);
+    }
+    return y;
   }
 
   int64_t heads_, q_rank_, rank_, nope_, rope_dim_, value_;

@@ -11,6 +11,7 @@
 
 #include "ops/conv/conv_kernels.h"
 #include "ops/cuda.cuh"
+#include "ops/cuda_mma.cuh"
 
 namespace cambium::cuda {
 namespace {
@@ -18,7 +19,8 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kBatch = 4;  // tokens whose loads are in flight together
 constexpr int64_t kFewTokens = 8;
-constexpr int64_t kForwardRun = 16;
+constexpr int64_t kLeastRun = 16;
+constexpr int64_t kMostRun = 32;
 // Backward: threads of a block along channels and along runs of tokens.
 constexpr int kColumns = 32;
 constexpr int kRuns = 8;
@@ -67,6 +69,22 @@ __device__ __forceinline__ void store_floats(float* p, const float (&in)[N]) {
       pack[j] = in[i + j];
     }
     store_n<kPack>(p + i, pack);
+  }
+}
+
+/// As store_n. Four are one access for certain: in a long loop the compiler makes four of store_n.
+template <class T, int V>
+__device__ __forceinline__ void store_channels(T* p, const float (&in)[V]) {
+  if constexpr (V == 4 && sizeof(T) == 2) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)),
+                 "r"(pack(in[0], in[1])), "r"(pack(in[2], in[3]))
+                 : "memory");
+  } else if constexpr (V == 4) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)),
+                 "f"(in[0]), "f"(in[1]), "f"(in[2]), "f"(in[3])
+                 : "memory");
+  } else {
+    store_n<V>(p, in);
   }
 }
 
@@ -144,6 +162,16 @@ struct Past {
       value[kTaps - 2][v] = x[v];
     }
   }
+  /// As rows of a state.
+  __device__ __forceinline__ void turn(float (&rows)[V * (kTaps - 1)]) const {
+#pragma unroll
+    for (int j = 0; j < kTaps - 1; ++j) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        rows[v * (kTaps - 1) + j] = value[j][v];
+      }
+    }
+  }
   /// Before the activation, with x the input of the token.
   __device__ __forceinline__ float sum(const Taps<V, kTaps>& taps, const float (&x)[V],
                                        int v) const {
@@ -160,13 +188,16 @@ template <class T, int V, int kTaps>
 __device__ __forceinline__ void convolve(const ShortConv<T>& a, const Taps<V, kTaps>& taps,
                                          Past<V, kTaps>& past, const float (&x)[V], int64_t t,
                                          int64_t c) {
+  // Without a branch, in which elements would wait for each other and be stored one by one: what a
+  // sum is multiplied by is its sigmoid, or one, as no sigmoid is more.
+  const float least = a.silu ? 0.0F : 1.0F;
   float y[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     const float sum = past.sum(taps, x, v);
-    y[v] = a.silu ? silu_of<T>(sum) : sum;
+    y[v] = sum * fmaxf(sigmoid_of<T>(sum), least);
   }
-  store_n<V>(a.y.at(t, c), y);
+  store_channels(a.y.at(t, c), y);
   past.push(x);
 }
 
@@ -190,17 +221,8 @@ __global__ void __launch_bounds__(kThreads)
   Past<V, kTaps> past;
   past.load(a, a.state, row, place, place.begin, c);
   float rows[V * kBack];
-  const auto turn = [&] {
-#pragma unroll
-    for (int j = 0; j < kBack; ++j) {
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        rows[v * kBack + j] = past.value[j][v];
-      }
-    }
-  };
   if (a.kept != nullptr && a.segments.continues(place.s)) {
-    turn();
+    past.turn(rows);
     store_floats<V>(static_cast<float*>(a.kept) + (place.s * a.channels() + c) * kBack, rows);
   }
   for (int64_t t = place.begin; t < place.end; ++t) {
@@ -210,23 +232,38 @@ __global__ void __launch_bounds__(kThreads)
     convolve(a, taps, past, x, t, c);
   }
   if (a.state != nullptr) {
-    turn();
+    past.turn(rows);
     store_floats<V>(a.state + (row * a.channels() + c) * kBack, rows);
   }
 }
 
-/// A run of tokens a thread; those of segments of fewer than `least` tokens are left out.
+/// A run of `run` tokens a thread; those of segments of fewer than `least` tokens are left out. The
+/// inputs of kBatch tokens are on their way while those before are convolved. With `leaves`, which
+/// no segment that continues allows, as its state may still be read, the run that ends a segment
+/// leaves its state.
 template <class T, int V, int kTaps>
-__global__ void __launch_bounds__(kThreads)
-    runs_forward(ShortConv<T> a, const int32_t* segment, int64_t channel_blocks, int64_t least) {
+__global__ void __launch_bounds__(kThreads, 6)
+    runs_forward(ShortConv<T> a, const int32_t* segment, int64_t channel_blocks, int64_t run,
+                 int64_t least, bool leaves) {
+  constexpr int kBack = kTaps - 1;
   const int64_t c = (blockIdx.x % channel_blocks * kThreads + threadIdx.x) * V;
   if (c >= a.channels()) {
     return;
   }
-  const int64_t begin = blockIdx.x / channel_blocks * kForwardRun;
-  const int64_t end = min(begin + kForwardRun, a.x.count());
-  Place place(a.segments, segment[begin]);
+  const int64_t begin = blockIdx.x / channel_blocks * run;
+  const int64_t end = min(begin + run, a.x.count());
+  Packed<V, T> next[kBatch];
+  const auto fetch = [&](int64_t t, int64_t stop) {
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      if (t + j < stop) {
+        next[j] = *reinterpret_cast<const Packed<V, T>*>(a.x.at(t + j, c));
+      }
+    }
+  };
+  fetch(begin, end);
   const Taps<V, kTaps> taps(a, c);
+  Place place(a.segments, segment[begin]);
   for (int64_t t = begin; t < end;) {
     if (t == place.end) {
       place.advance(a.segments);
@@ -234,27 +271,46 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t stop = min(end, place.end);  // of what the segment has of the run
     if (place.end - place.begin < least) {
       t = stop;
+      fetch(t, end);
       continue;
     }
     Past<V, kTaps> past;
     past.load(a, a.state, a.segments.row(place.s), place, t, c);
-    const auto take = [&]<int kTokens>() {
-      float x[kTokens][V];
-#pragma unroll
-      for (int j = 0; j < kTokens; ++j) {
-        load_n<V>(a.x.at(t + j, c), x[j]);
-      }
-#pragma unroll
-      for (int j = 0; j < kTokens; ++j) {
-        convolve(a, taps, past, x[j], t + j, c);
-      }
-      t += kTokens;
-    };
-    while (t + kBatch <= stop) {
-      take.template operator()<kBatch>();
-    }
     while (t < stop) {
-      take.template operator()<1>();
+      Packed<V, T> here[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        here[j] = next[j];
+      }
+      const int64_t first = t;
+      t = min(t + kBatch, stop);
+      fetch(t, end);
+      const auto take = [&](int j) {
+        float x[V];
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          x[v] = load(&here[j].value[v]);
+        }
+        convolve(a, taps, past, x, first + j, c);
+      };
+      if (t == first + kBatch) {  // without a branch between tokens
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          take(j);
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j + 1 < kBatch; ++j) {
+          if (first + j < t) {
+            take(j);
+          }
+        }
+      }
+    }
+    if (leaves && stop == place.end) {
+      float rows[V * kBack];
+      past.turn(rows);
+      store_floats<V>(a.state + (a.segments.row(place.s) * a.channels() + c) * kBack, rows);
     }
   }
 }
@@ -599,17 +655,22 @@ void run_forward(const ShortConv<T>& args, const Launch& on) {
   if (a.kept != nullptr && continues) {
     launch(on, "short_conv", keep_states<T>, blocks_of(count * a.state_size()), kThreads, 0, a);
   }
+  const bool leaves = a.state != nullptr && !continues;
   const bool runs = pick_kernel<4>(a, [&]<int V, int kTaps>() {
+    // Long runs read fewer inputs twice and wait less for their first, short ones fill the GPU.
+    constexpr int64_t kWanted = 1 << 18;
+    const int64_t run = std::clamp(segments.tokens * a.channels() / V / kWanted / kBatch * kBatch,
+                                   kLeastRun, kMostRun);
     const int64_t channel_blocks = ceil_div(a.channels() / V, kThreads);
     launch(on, "short_conv", runs_forward<T, V, kTaps>,
-           static_cast<unsigned>(ceil_div(segments.tokens, kForwardRun) * channel_blocks), kThreads,
-           0, a, segments.segment, channel_blocks, least);
+           static_cast<unsigned>(ceil_div(segments.tokens, run) * channel_blocks), kThreads, 0, a,
+           segments.segment, channel_blocks, run, least, leaves);
   });
   if (!runs) {
     launch(on, "short_conv", any_forward<T>, blocks_of(segments.tokens * a.channels()), kThreads, 0,
            a, segments.segment);
   }
-  if (a.state != nullptr && a.taps() > 1) {
+  if (a.state != nullptr && a.taps() > 1 && !(runs && leaves)) {
     launch(on, "short_conv", leave_states<T>, blocks_of(count * a.channels()), kThreads, 0, a,
            least);
   }

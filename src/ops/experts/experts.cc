@@ -14,10 +14,33 @@ Tensor rows_of(const Tensor& weight) {
   return weight.reshape({weight.dim(0) * weight.dim(1), weight.dim(2)});
 }
 
+/// Expects weight (E, N, K) for x (rows, K), and bias (E, N) or undefined.
+void expect_experts(const char* operation, const Tensor& x, const Tensor& weight,
+                    const Tensor& bias, int64_t experts) {
+  expect(weight.rank == 3 && weight.contiguous() && weight.dim(0) == experts &&
+             weight.dim(2) == x.dim(1) && is_weight_type(weight, x),
+         "[{}] expected a contiguous weight ({}, N, {}) of {}, got {}", operation, experts,
+         x.dim(1), weight_types(x), weight);
+  expect_trainable(operation, weight);
+  expect_device(operation, "weight", weight, x);
+  const int64_t outputs = weight.dim(1);
+  expect(!bias.defined() || (bias.rank == 2 && bias.contiguous() && bias.dim(0) == experts &&
+                             bias.dim(1) == outputs && bias.dtype == sum_dtype(x.dtype)),
+         "[{}] expected a contiguous bias {} ({}, {}), got {}", operation,
+         dtype_name(sum_dtype(x.dtype)), experts, outputs, bias);
+}
+
 void expect_slots(const char* operation, const Tensor& x, const Routing& routing) {
   expect_rows(operation, "x (T * top, C)", x, 2);
   expect(x.dim(0) == routing.lists.rows(), "[{}] expected {} rows, one a token and expert, got {}",
          operation, routing.lists.rows(), x);
+}
+
+void expect_combined(const char* operation, const Tensor& y, const Routing& routing) {
+  expect_slots(operation, y, routing);
+  expect(routing.weight.dtype == sum_dtype(y.dtype),
+         "[{}] expected rows of the type that was routed, got {} and weights {}", operation, y,
+         routing.weight);
 }
 
 }  // namespace
@@ -96,16 +119,36 @@ Tensor dispatch(Context& ctx, const Tensor& x, const Routing& routing) {
   return y;
 }
 
+Tensor combine_with(Context& ctx, const Tensor& y, const Routing& routing, const Tensor& added,
+                    const Tensor& gate) {
+  constexpr const char* kName = "combine_with";
+  expect_combined(kName, y, routing);
+  const Tensor sum = ctx.result(y.dtype, {routing.lists.tokens, y.dim(1)}, false);
+  expect_rows(kName, "added (T, C)", added, 2);
+  expect(added.dim(0) == sum.dim(0) && added.dim(1) == sum.dim(1) && added.dtype == y.dtype,
+         "[{}] expected what is added as the result is, {}, got {}", kName, sum, added);
+  expect(!gate.defined() || (gate.rank == 2 && gate.dim(0) == sum.dim(0) && gate.dim(1) == 1 &&
+                             gate.dtype == y.dtype),
+         "[{}] expected a gate for each of {} tokens, {} ({}, 1), got {}", kName, sum.dim(0),
+         dtype_name(y.dtype), sum.dim(0), gate);
+  run<combine_forward>(ctx, y, [&]<class T>() {
+    return Combine<T>{view<T>(y.detached()),
+                      view<Sum<T>>(routing.weight.detached()),
+                      view<T>(sum),
+                      routing.lists,
+                      view<T>(added.detached()),
+                      view<T>(gate.detached())};
+  });
+  return sum;
+}
+
 Tensor combine(Context& ctx, const Tensor& y, const Routing& routing) {
-  expect_slots("combine", y, routing);
-  expect(routing.weight.dtype == sum_dtype(y.dtype),
-         "[combine] expected rows of the type that was routed, got {} and weights {}", y,
-         routing.weight);
+  expect_combined("combine", y, routing);
   const Tensor weight = routing.weight;
   const bool differentiate = ctx.differentiate(y, weight);
   const Tensor sum = ctx.result(y.dtype, {routing.lists.tokens, y.dim(1)}, differentiate);
   const auto args = [=, lists = routing.lists]<class T>() {
-    return Combine<T>{view<T>(y), view<Sum<T>>(weight), view<T>(sum), lists};
+    return Combine<T>{view<T>(y), view<Sum<T>>(weight), view<T>(sum), lists, {}, {}};
   };
   run<combine_forward>(ctx, y, args);
   if (differentiate) {
@@ -114,21 +157,48 @@ Tensor combine(Context& ctx, const Tensor& y, const Routing& routing) {
   return sum;
 }
 
+bool experts_hidden_serves(const Context& ctx, const Tensor& x, const Tensor& gate,
+                           const Tensor& up) {
+  constexpr int64_t kAccess = 8;  // elements
+  return x.device.kind == Device::kCuda && ctx.tape == nullptr && x.dtype == Dtype::kBF16 &&
+         gate.dtype == Dtype::kBF16 && up.dtype == Dtype::kBF16 && x.dim(1) % kAccess == 0 &&
+         up.dim(1) % kAccess == 0;
+}
+
+Tensor experts_hidden(Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& gate_bias,
+                      const Tensor& up, const Tensor& up_bias, float limit,
+                      const Routing& routing) {
+  constexpr const char* kName = "experts_hidden";
+  const ExpertLists lists = routing.lists;
+  expect_rows(kName, "x (T, K)", x, 2);
+  expect(x.dim(0) == lists.tokens, "[{}] expected {} tokens, as were routed, got {}", kName,
+         lists.tokens, x);
+  expect_experts(kName, x, gate, gate_bias, lists.experts);
+  expect_experts(kName, x, up, up_bias, lists.experts);
+  expect(gate.dim(1) == up.dim(1) && gate.dtype == up.dtype &&
+             gate_bias.defined() == up_bias.defined(),
+         "[{}] expected gate and up of one shape and type, with biases or without, got {} and {}",
+         kName, gate, up);
+  const Tensor y = ctx.result(x.dtype, {lists.rows(), up.dim(1)}, false);
+  run<experts_hidden_forward>(ctx, x, [&]<class T>() {
+    return ExpertsHidden<T>{view<T>(x),
+                            weight_view<T>(rows_of(gate.detached())),
+                            weight_view<T>(rows_of(up.detached())),
+                            view<Sum<T>>(gate_bias.detached()),
+                            view<Sum<T>>(up_bias.detached()),
+                            view<T>(y),
+                            limit,
+                            lists};
+  });
+  return y;
+}
+
 Tensor experts_matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
                       const Routing& routing) {
   expect_slots("experts_matmul", x, routing);
   const int64_t experts = routing.lists.experts;
-  expect(weight.rank == 3 && weight.contiguous() && weight.dim(0) == experts &&
-             weight.dim(2) == x.dim(1) && is_weight_type(weight, x),
-         "[experts_matmul] expected a contiguous weight ({}, N, {}) of {}, got {}", experts,
-         x.dim(1), weight_types(x), weight);
-  expect_trainable("experts_matmul", weight);
-  expect_device("experts_matmul", "weight", weight, x);
+  expect_experts("experts_matmul", x, weight, bias, experts);
   const int64_t outputs = weight.dim(1);
-  expect(!bias.defined() || (bias.rank == 2 && bias.contiguous() && bias.dim(0) == experts &&
-                             bias.dim(1) == outputs && bias.dtype == sum_dtype(x.dtype)),
-         "[experts_matmul] expected a contiguous bias {} ({}, {}), got {}",
-         dtype_name(sum_dtype(x.dtype)), experts, outputs, bias);
   const ExpertLists lists = routing.lists;
   const bool differentiate = ctx.differentiate(x, weight, bias);
   const Tensor y = ctx.result(x.dtype, {x.dim(0), outputs}, differentiate);

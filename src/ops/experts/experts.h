@@ -48,7 +48,21 @@ Tensor dispatch(Context& ctx, const Tensor& x, const Routing& routing);
 Tensor experts_matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
                       const Routing& routing);
 
+/// What a gated feed-forward has inside, swiglu or with a limit above 0 clamped_swiglu of
+/// ops/activation/activation.h, from the tokens in one kernel: x (T, K), gate and up as the
+/// weights, their biases as those of experts_matmul, both or neither -> (T * top, N). Without
+/// gradients.
+Tensor experts_hidden(Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& gate_bias,
+                      const Tensor& up, const Tensor& up_bias, float limit, const Routing& routing);
+/// Whether that is there: a forward call alone, on CUDA in bf16, widths of whole accesses.
+bool experts_hidden_serves(const Context& ctx, const Tensor& x, const Tensor& gate,
+                           const Tensor& up);
+
 /// y (T * top, C) -> (T, C): the sum over a token's slots, in their order, of weight * y row.
 Tensor combine(Context& ctx, const Tensor& y, const Routing& routing);
+/// The same and what other layers give, added (T, C), by itself or times sigmoid(gate), gate (T, 1)
+/// or undefined. Without gradients.
+Tensor combine_with(Context& ctx, const Tensor& y, const Routing& routing, const Tensor& added,
+                    const Tensor& gate);
 
 }  // namespace cambium

@@ -261,9 +261,14 @@ void combine_forward(const Combine<float>& a) {
   const int64_t top = a.lists.top;
   parallel_for(a.lists.tokens, rows_per_piece(a.y.channels * top), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
+      const float share =
+          a.gate.defined() ? 1.0F / (1.0F + __builtin_expf(-a.gate.row(t)[0])) : 1.0F;
       for (int64_t c = 0; c < a.y.channels; c += kLanes) {
         const int64_t left = a.y.channels - c;
         vf sum = {};
+        if (a.added.defined()) {
+          sum = share * vload_upto(a.added.row(t) + c, left);
+        }
         for (int64_t k = 0; k < top; ++k) {
           const int64_t s = t * top + k;
           sum += a.weight.data[s] * vload_upto(a.x.row(a.lists.row[s]) + c, left);

@@ -1,7 +1,5 @@
-// Routing, and rows to experts and back. A warp chooses for a token; a block orders the rows of an
-// expert by counting, without atomics: the order of the slots is kept.
-#include "ops/cuda.cuh"
-#include "ops/experts/experts_kernels.h"
+// Routing, and rows to experts and back. A warp chooses for a token.
+#include "ops/experts/experts_cuda.cuh"
 
 namespace cambium::cuda {
 namespace {
@@ -9,7 +7,6 @@ namespace {
 constexpr unsigned kAll = 0xffffffffU;
 constexpr int kWarpsOfTokens = 2;
 constexpr int kThreads = 128;
-constexpr int kOrderThreads = 256;
 
 /// The numbers of a warp's token.
 struct TokenScores {
@@ -76,136 +73,109 @@ __device__ void leave_groups(const RouterConfig& config, int experts, TokenScore
   __syncwarp();
 }
 
-/// The expert of the highest choice that is not NaN, the lower of equals; in every lane.
-__device__ int best_of(const float* choice, int experts) {
-  float value = -INFINITY;
-  int best = -1;
-  for (int e = static_cast<int>(threadIdx.x % 32); e < experts; e += 32) {
-    const float own = choice[e];
-    if (own == own && (best < 0 || own > value)) {
-      value = own;
-      best = e;
-    }
+/// A number that grows with the choice, 0 for NaN alone.
+__device__ __forceinline__ unsigned order_of(float choice) {
+  if (choice != choice) {
+    return 0;
   }
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    const float other_value = __shfl_xor_sync(kAll, value, lanes);
-    const int other = __shfl_xor_sync(kAll, best, lanes);
-    if (other >= 0 && (best < 0 || other_value > value || (other_value == value && other < best))) {
-      value = other_value;
-      best = other;
-    }
-  }
-  return best;
+  const unsigned bits = __float_as_uint(choice + 0.0F);  // zeros are equal
+  return bits >> 31 != 0 ? ~bits : bits | 0x80000000U;
 }
 
-template <class T>
+/// The best of a lane's experts, every 32nd, and its order; the lower of equals.
+__device__ __forceinline__ void best_of_lane(const float* choice, int experts, unsigned& order,
+                                             int& best) {
+  order = 0;
+  best = experts;
+#pragma unroll 4
+  for (int e = static_cast<int>(threadIdx.x % 32); e < experts; e += 32) {
+    const unsigned own = order_of(choice[e]);
+    best = own > order ? e : best;
+    order = max(order, own);
+  }
+}
+
+/// Whether one block both chooses and orders.
+constexpr int64_t kOrderedAtOnce = 64;  // slots
+bool orders_at_once(const ExpertLists& lists) {
+  return lists.tokens <= kWarpsOfTokens && lists.rows() <= kOrderedAtOnce;
+}
+
+/// The same as order_rows, by a block that has all slots: a thread compares one with all others.
+__device__ void order_few(const ExpertLists& lists, const int* expert) {
+  const int slots = static_cast<int>(lists.rows());
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < slots) {
+    const int own = expert[thread];
+    int row = 0;
+    for (int s = 0; s < slots; ++s) {
+      row += expert[s] < own || (expert[s] == own && s < thread) ? 1 : 0;
+    }
+    lists.row[thread] = row;
+    lists.slot[row] = thread;
+  }
+  for (int e = thread; e <= lists.experts; e += kWarpsOfTokens * 32) {
+    int below = 0;
+    for (int s = 0; s < slots; ++s) {
+      below += expert[s] < e ? 1 : 0;
+    }
+    lists.start[e] = below;
+  }
+}
+
+template <class T, bool kOrder>
 __global__ void __launch_bounds__(kWarpsOfTokens * 32) choose_experts(Route<T> a) {
   __shared__ TokenScores tokens[kWarpsOfTokens];
+  __shared__ int chosen[kOrder ? kOrderedAtOnce : 1];
   await_inputs();
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int64_t t = static_cast<int64_t>(blockIdx.x) * kWarpsOfTokens + threadIdx.x / 32;
-  if (t >= a.lists.tokens) {
-    return;
-  }
-  TokenScores& token = tokens[threadIdx.x / 32];
-  const int experts = static_cast<int>(a.lists.experts);
-  const int top = static_cast<int>(a.lists.top);
-  scores_of(a, t, token.score);
-  for (int e = lane; e < experts; e += 32) {
-    const float value = token.score[e] + (a.choice_bias.defined() ? a.choice_bias.data[e] : 0.0F);
-    token.choice[e] = value == value ? value : -INFINITY;
-  }
-  __syncwarp();
-  if (a.config.groups > 1) {
-    leave_groups(a.config, experts, token);
-  }
-  int32_t* expert = a.lists.expert + t * top;
-  float* weight = a.weight.row(t);
-  float sum = 0.0F;
-  for (int k = 0; k < top; ++k) {
-    const int best = best_of(token.choice, experts);
-    sum += token.score[best];
-    __syncwarp();  // all have read the choices
-    if (lane == 0) {
-      token.choice[best] = NAN;
-      expert[k] = best;
-      weight[k] = token.score[best];
+  if (t < a.lists.tokens) {
+    TokenScores& token = tokens[threadIdx.x / 32];
+    const int experts = static_cast<int>(a.lists.experts);
+    const int top = static_cast<int>(a.lists.top);
+    scores_of(a, t, token.score);
+    for (int e = lane; e < experts; e += 32) {
+      const float value = token.score[e] + (a.choice_bias.defined() ? a.choice_bias.data[e] : 0.0F);
+      token.choice[e] = value == value ? value : -INFINITY;
     }
     __syncwarp();
-  }
-  const float factor =
-      a.config.renormalise ? a.config.scale / (sum + a.config.eps) : a.config.scale;
-  for (int k = lane; k < top; k += 32) {
-    weight[k] *= factor;
-  }
-}
-
-/// Block e places the slots of expert e: after those of lower experts, in their order.
-__global__ void __launch_bounds__(kOrderThreads) order_rows(ExpertLists lists) {
-  constexpr int kWarps = kOrderThreads / 32;
-  __shared__ int below_of[kWarps];
-  __shared__ int own_of[kWarps];
-  await_inputs();
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int warp = static_cast<int>(threadIdx.x / 32);
-  const int expert = static_cast<int>(blockIdx.x);
-  const int64_t slots = lists.rows();
-  int below = 0;
-  int own = 0;
-  for (int64_t s = threadIdx.x; s < slots; s += kOrderThreads) {
-    below += lists.expert[s] < expert ? 1 : 0;
-    own += lists.expert[s] == expert ? 1 : 0;
-  }
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    below += __shfl_xor_sync(kAll, below, lanes);
-    own += __shfl_xor_sync(kAll, own, lanes);
-  }
-  if (lane == 0) {
-    below_of[warp] = below;
-    own_of[warp] = own;
-  }
-  __syncthreads();
-  below = 0;
-  own = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    below += below_of[w];
-    own += own_of[w];
-  }
-  if (threadIdx.x == 0) {
-    lists.start[expert] = below;
-    if (expert + 1 == lists.experts) {
-      lists.start[lists.experts] = below + own;
+    if (a.config.groups > 1) {
+      leave_groups(a.config, experts, token);
+    }
+    int32_t* expert = a.lists.expert + t * top;
+    float* weight = a.weight.row(t);
+    float sum = 0.0F;
+    unsigned order = 0;
+    int own = 0;
+    best_of_lane(token.choice, experts, order, own);
+    for (int k = 0; k < top; ++k) {
+      const unsigned highest = __reduce_max_sync(kAll, order);
+      const auto best = static_cast<int>(
+          __reduce_min_sync(kAll, static_cast<unsigned>(order == highest ? own : experts)));
+      sum += token.score[best];
+      if (lane == 0) {
+        expert[k] = best;
+        weight[k] = token.score[best];
+        if constexpr (kOrder) {
+          chosen[t * top + k] = best;
+        }
+      }
+      if (lane == best % 32) {
+        token.choice[best] = NAN;
+        best_of_lane(token.choice, experts, order, own);
+      }
+    }
+    __syncwarp();
+    const float factor =
+        a.config.renormalise ? a.config.scale / (sum + a.config.eps) : a.config.scale;
+    for (int k = lane; k < top; k += 32) {
+      weight[k] *= factor;
     }
   }
-  if (own == 0) {
-    return;
-  }
-  int base = below;
-  for (int64_t first = 0; first < slots; first += kOrderThreads) {
-    const int64_t s = first + threadIdx.x;
-    const bool mine = s < slots && lists.expert[s] == expert;
-    const unsigned here = __ballot_sync(kAll, mine);
-    __syncthreads();  // the array is not read any more
-    if (lane == 0) {
-      own_of[warp] = __popc(here);
-    }
+  if constexpr (kOrder) {
     __syncthreads();
-    int before = 0;
-    int total = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      before += w < warp ? own_of[w] : 0;
-      total += own_of[w];
-    }
-    if (mine) {
-      const int row = base + before + __popc(here & ((1U << lane) - 1U));
-      lists.row[s] = row;
-      lists.slot[row] = static_cast<int32_t>(s);
-    }
-    base += total;
+    order_few(a.lists, chosen);
   }
 }
 
@@ -301,14 +271,45 @@ __global__ void __launch_bounds__(kThreads) combine_rows(Combine<T> a) {
   if (c >= a.y.channels) {
     return;
   }
+  // What is loaded for several slots is on its way together.
+  constexpr int kAtOnce = 8;
+  const int top = static_cast<int>(a.lists.top);
+  const int32_t* rows = a.lists.row + t * top;
+  const float* weights = a.weight.data + t * top;
   float sum[kVec] = {};
-  for (int64_t s = t * a.lists.top; s < (t + 1) * a.lists.top; ++s) {
-    float x[kVec];
-    load_n<kVec>(a.x.row(a.lists.row[s]) + c, x);
-    const float weight = a.weight.data[s];
+  if (a.added.defined()) {
+    load_n<kVec>(a.added.row(t) + c, sum);
+    const float share = a.gate.defined() ? sigmoid(load(a.gate.row(t))) : 1.0F;
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      sum[j] += weight * x[j];
+      sum[j] *= share;
+    }
+  }
+  for (int first = 0; first < top; first += kAtOnce) {
+    int row[kAtOnce] = {};
+    float weight[kAtOnce] = {};
+    Packed<kVec, T> x[kAtOnce] = {};
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k < top) {
+        row[k] = rows[first + k];
+        weight[k] = weights[first + k];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k < top) {
+        x[k] = *reinterpret_cast<const Packed<kVec, T>*>(a.x.row(row[k]) + c);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k < top) {
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) {
+          sum[j] += weight[k] * load(&x[k].value[j]);
+        }
+      }
     }
   }
   store_n<kVec>(a.y.row(t) + c, sum);
@@ -373,9 +374,12 @@ unsigned token_blocks(const ExpertLists& lists) {
 
 template <class T>
 void run_route_forward(const Route<T>& a, const Launch& on) {
-  launch_ahead(on, "route", choose_experts<T>, token_blocks(a.lists), kWarpsOfTokens * 32, 0, a);
-  launch_ahead(on, "route", order_rows, static_cast<unsigned>(a.lists.experts), kOrderThreads, 0,
-               a.lists);
+  const bool at_once = orders_at_once(a.lists);
+  launch_ahead(on, "route", at_once ? choose_experts<T, true> : choose_experts<T, false>,
+               at_once ? 1U : token_blocks(a.lists), kWarpsOfTokens * 32, 0, a);
+  if (!at_once) {
+    order_rows(a.lists, on);
+  }
 }
 
 template <class T>
@@ -401,7 +405,9 @@ void run_dispatch_backward(const Dispatch<T>& a, const Launch& on) {
 
 template <class T>
 void run_combine_forward(const Combine<T>& a, const Launch& on) {
-  with_width(a.x, a.y, [&]<int kVec>() {
+  // Of one width: what is added too.
+  const View<T>& other = a.added.defined() && !aligned(a.added) ? a.added : a.y;
+  with_width(a.x, other, [&]<int kVec>() {
     launch_ahead(on, "combine", combine_rows<T, kVec>,
                  row_blocks<kVec>(a.lists.tokens, a.y.channels), kThreads, 0, a);
   });

@@ -54,6 +54,8 @@ struct Combine {
   View<Sum<T>> weight;  // (T, top) contiguous
   View<T> y;            // (T, C) contiguous
   ExpertLists lists;
+  View<T> added;  // (T, C), or undefined: the forward kernel adds sigmoid(gate) times it
+  View<T> gate;   // (T, 1), or undefined: adds it as it is
 };
 CAMBIUM_KERNEL(combine_forward, Combine)
 CAMBIUM_KERNEL(combine_backward, Combine)
@@ -68,6 +70,18 @@ struct ExpertsMatmul {
   ExpertLists lists;
 };
 CAMBIUM_PLANNED_KERNEL(experts_matmul_forward, ExpertsMatmul)
+
+/// y = f(x gate[e]^T + gate_bias[e], x up[e]^T + up_bias[e]) of the token of each row
+template <class T>
+struct ExpertsHidden {
+  View<T> x;                        // (T, K)
+  MatmulWeight<T> gate, up;         // (E * N, K)
+  View<Sum<T>> gate_bias, up_bias;  // (E, N), or both undefined
+  View<T> y;                        // (T * top, N)
+  float limit;                      // f is clamped_swiglu with it; 0: swiglu
+  ExpertLists lists;
+};
+CAMBIUM_PLANNED_KERNEL(experts_hidden_forward, ExpertsHidden)
 
 /// out = [out +] dy weight[e]
 template <class T>

@@ -1,485 +1,183 @@
-// The products of experts with their rows. One kernel of tiles computes all three: forward,
-// gradients of rows and gradients of weights are c = a b^T with operands walked by two strides. Of
-// which rows an expert has only the device knows, so the blocks of an expert walk its tiles and
-// those of an expert without rows end at once. In bf16 the tiles are multiplied by tensor cores
-// (mma.sync), in fp32 by fused multiply-adds. An element is summed in the order of k whatever its
-// tile holds beside it, so the tiles serve the batch-invariant mode as they are.
-//
-// Where experts have few rows, as in decoding, a warp takes outputs instead: of one row where most
-// experts have none, and else of the rows of an expert, for which it reads the weight once. Either
-// way an element is summed in the same order.
-#include <algorithm>
-#include <type_traits>
-
-#include "ops/cuda.cuh"
-#include "ops/cuda_mma.cuh"
-#include "ops/experts/experts_kernels.h"
+// Which kernels take the products of experts: in bf16 and widths of whole chunks tensor cores with
+// copies in the background (experts_tensor_cuda.cu); few rows in fp32, or hardly any, multiply-adds
+// (experts_few_cuda.cu); the others tiles of any type (experts_any_cuda.cu).
+#include "ops/experts/experts_cuda.cuh"
+#include "ops/matmul/matmul_cuda.cuh"
 
 namespace cambium::cuda {
 namespace {
 
-constexpr int kTile = 64;  // rows and columns of a tile, and its depth
 constexpr int kThreads = 128;
-constexpr int kChunk = 8;  // elements that a thread brings at once
 
-/// Element (i, p) of an operand of an expert, i a row or column of the result and p in the depth.
+/// Most rows of an expert, on average, that multiply-adds take.
+constexpr int64_t kFewRows = 8;
+
+/// Whether tensor cores with copies of whole chunks take a product of these operands and have done
+/// it.
+bool by_tensor_cores(const ExpertsMatmul<bf16>& a, const Launch& on) {
+  const int64_t outputs = a.y.channels;
+  const int64_t depth = a.x.channels;
+  if (!in_chunks(a.x.data, a.x.rows.outer_stride) || !in_chunks(a.y.data, a.y.rows.outer_stride) ||
+      depth % kChunk != 0 || outputs % kChunk != 0 || !aligned(a.bias.data, sizeof(float2))) {
+    return false;
+  }
+  const bf16* weight = weight_as<bf16>(a.weight, on);
+  return aligned(weight) &&
+         experts_by_tensor_cores(ExpertsUse::kForward,
+                                 {.a = a.x.data,
+                                  .a_stride = a.x.rows.outer_stride,
+                                  .b = weight,
+                                  .b_stride = depth,
+                                  .b_expert = outputs * depth,
+                                  .bias = a.bias.data,
+                                  .c = a.y.data,
+                                  .c_stride = a.y.rows.outer_stride,
+                                  .c_expert = 0,
+                                  .m = 0,
+                                  .n = static_cast<int32_t>(outputs),
+                                  .k = static_cast<int32_t>(depth),
+                                  .experts = static_cast<int32_t>(a.lists.experts),
+                                  .accumulate = false,
+                                  .start = a.lists.start},
+                                 a.lists, on);
+}
+bool by_tensor_cores(const ExpertsGradInput<bf16>& a, const Launch& on) {
+  const int64_t outputs = a.dy.channels;
+  const int64_t depth = a.out.channels;
+  if (!in_chunks(a.dy.data, a.dy.rows.outer_stride) ||
+      !in_chunks(a.out.data, a.out.rows.outer_stride) || depth % kChunk != 0 ||
+      outputs % kChunk != 0) {
+    return false;
+  }
+  const bf16* weight = weight_as<bf16>(a.weight, on);
+  return aligned(weight) &&
+         experts_by_tensor_cores(ExpertsUse::kGradInput,
+                                 {.a = a.dy.data,
+                                  .a_stride = a.dy.rows.outer_stride,
+                                  .b = weight,
+                                  .b_stride = depth,
+                                  .b_expert = outputs * depth,
+                                  .bias = nullptr,
+                                  .c = a.out.data,
+                                  .c_stride = a.out.rows.outer_stride,
+                                  .c_expert = 0,
+                                  .m = 0,
+                                  .n = static_cast<int32_t>(depth),
+                                  .k = static_cast<int32_t>(outputs),
+                                  .experts = static_cast<int32_t>(a.lists.experts),
+                                  .accumulate = a.accumulate,
+                                  .start = a.lists.start},
+                                 a.lists, on);
+}
+bool by_tensor_cores(const ExpertsGradWeight<bf16>& a, const Launch& on) {
+  const int64_t outputs = a.dy.channels;
+  const int64_t depth = a.x.channels;
+  return in_chunks(a.dy.data, a.dy.rows.outer_stride) &&
+         in_chunks(a.x.data, a.x.rows.outer_stride) && aligned(a.out.data) && depth % kChunk == 0 &&
+         outputs % kChunk == 0 &&
+         experts_by_tensor_cores({.a = a.dy.data,
+                                  .a_stride = a.dy.rows.outer_stride,
+                                  .b = a.x.data,
+                                  .b_stride = a.x.rows.outer_stride,
+                                  .b_expert = 0,
+                                  .bias = nullptr,
+                                  .c = a.out.data,
+                                  .c_stride = depth,
+                                  .c_expert = outputs * depth,
+                                  .m = static_cast<int32_t>(outputs),
+                                  .n = static_cast<int32_t>(depth),
+                                  .k = 0,
+                                  .experts = static_cast<int32_t>(a.lists.experts),
+                                  .accumulate = a.accumulate,
+                                  .start = a.lists.start},
+                                 a.lists, on);
+}
+
+bool by_tensor_cores(const ExpertsHidden<bf16>& a, const Launch& on) {
+  const int64_t outputs = a.y.channels;
+  const int64_t depth = a.x.channels;
+  const bf16* gate = a.gate.narrow.data;
+  const bf16* up = a.up.narrow.data;
+  return gate != nullptr && aligned(gate) && aligned(up) &&
+         in_chunks(a.x.data, a.x.rows.outer_stride) && in_chunks(a.y.data, a.y.rows.outer_stride) &&
+         depth % kChunk == 0 && outputs % kChunk == 0 &&
+         aligned(a.gate_bias.data, sizeof(float2)) && aligned(a.up_bias.data, sizeof(float2)) &&
+         experts_by_tensor_cores(ExpertsUse::kHidden,
+                                 {.a = a.x.data,
+                                  .a_stride = a.x.rows.outer_stride,
+                                  .b = gate,
+                                  .b_stride = depth,
+                                  .b_expert = outputs * depth,
+                                  .bias = a.gate_bias.data,
+                                  .c = a.y.data,
+                                  .c_stride = a.y.rows.outer_stride,
+                                  .c_expert = 0,
+                                  .m = 0,
+                                  .n = static_cast<int32_t>(outputs),
+                                  .k = static_cast<int32_t>(depth),
+                                  .experts = static_cast<int32_t>(a.lists.experts),
+                                  .accumulate = false,
+                                  .start = a.lists.start,
+                                  .b2 = up,
+                                  .bias2 = a.up_bias.data,
+                                  .slot = a.lists.slot,
+                                  .top = static_cast<int32_t>(a.lists.top),
+                                  .limit = a.limit},
+                                 a.lists, on);
+}
+
 template <class T>
-struct Operand {
-  const T* data = nullptr;
-  int64_t i_stride = 0, p_stride = 0;
-  bool chunks = false;  // kChunk elements along the stride of 1 are aligned, there or not together
-
-  __host__ __device__ const T* at(int64_t i, int64_t p) const {
-    return data + i * i_stride + p * p_stride;
-  }
-  __host__ __device__ Operand from(int64_t offset) const {
-    return {data + offset, i_stride, p_stride, chunks};
-  }
-};
-
-/// For each expert c (m, n) = [c +] a (m, k) b (n, k)^T + bias (n).
-template <class A, class B, class C>
-struct GroupedProduct {
-  Operand<A> a;
-  Operand<B> b;
-  int64_t b_expert;   // elements from one expert's b to the next; rows in depth: 0
-  const float* bias;  // (E, n), or null
-  C* c;
-  int64_t c_stride;
-  int64_t c_expert;    // likewise of c; rows of c are the experts' own rows: 0
-  int64_t m, n, k;     // of one expert; m or k is the number of its rows
-  bool rows_in_depth;  // k is, not m
-  bool accumulate;
-  const int32_t* start;  // (E + 1)
-};
-
-/// What a tile is multiplied in: bf16 by tensor cores, else fp32.
-template <class S>
-struct TileShape;
-template <>
-struct TileShape<bf16> {
-  static constexpr int kDepth = 64;
-  static constexpr int kStride = kDepth + 8;  // rows on other banks
-};
-template <>
-struct TileShape<float> {
-  static constexpr int kDepth = 32;
-  static constexpr int kStride = kDepth + 1;
-};
-
-__device__ __forceinline__ void put_chunk(bf16* to, const float (&x)[kChunk], int step) {
-  if (step == 1) {
-    store_n<kChunk>(to, x);
-    return;
-  }
-#pragma unroll
-  for (int j = 0; j < kChunk; ++j) {
-    store(to + j * step, x[j]);
-  }
-}
-__device__ __forceinline__ void put_chunk(float* to, const float (&x)[kChunk], int step) {
-#pragma unroll
-  for (int j = 0; j < kChunk; ++j) {
-    to[j * step] = x[j];
-  }
-}
-
-/// tile[i][p] = element (i0 + i, p0 + p), zero from (i_end, p_end) on.
-template <class T, class S>
-__device__ void bring(const Operand<T>& from, int64_t i0, int64_t i_end, int64_t p0, int64_t p_end,
-                      S* tile) {
-  constexpr int kDepth = TileShape<S>::kDepth;
-  constexpr int kStride = TileShape<S>::kStride;
-  const bool along_depth = from.p_stride == 1;
-  for (int chunk = static_cast<int>(threadIdx.x); chunk < kTile * kDepth / kChunk;
-       chunk += kThreads) {
-    const int i = along_depth ? chunk / (kDepth / kChunk) : chunk % (kTile / kChunk) * kChunk;
-    const int p = along_depth ? chunk % (kDepth / kChunk) * kChunk : chunk / (kTile / kChunk);
-    const int64_t left = along_depth ? p_end - p0 - p : i_end - i0 - i;
-    const bool exists = along_depth ? i0 + i < i_end : p0 + p < p_end;
-    const T* source = from.at(i0 + i, p0 + p);
-    float x[kChunk] = {};
-    if (exists && from.chunks && left >= kChunk) {
-      load_all<kChunk>(source, x);
-    } else if (exists) {
-#pragma unroll
-      for (int j = 0; j < kChunk; ++j) {
-        if (j < left) {
-          x[j] = load(source + j);
-        }
-      }
-    }
-    put_chunk(tile + i * kStride + p, x, along_depth ? 1 : kStride);
-  }
-}
-
-/// The part of a tile's result that a thread holds.
-template <class S>
-struct TileSums;
-
-/// Four warps, each 32 x 32 of the tile.
-template <>
-struct TileSums<bf16> {
-  float sum[2][4][4] = {};
-
-  __device__ void multiply(const bf16* a, const bf16* b) {
-    constexpr int kStride = TileShape<bf16>::kStride;
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    const int warp = static_cast<int>(threadIdx.x / 32);
-    const bf16* a_row = a + (warp / 2 * 32 + lane % 16) * kStride + lane / 16 * 8;
-    const bf16* b_row = b + (warp % 2 * 32 + lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8;
-#pragma unroll
-    for (int p = 0; p < TileShape<bf16>::kDepth; p += 16) {
-      uint32_t left[2][4];
-      uint32_t right[2][4];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        load_matrices(left[i], a_row + i * 16 * kStride + p);
-        load_matrices(right[i], b_row + i * 16 * kStride + p);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          mma(sum[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
-        }
-      }
+void run_hidden(const ExpertsHidden<T>& a, const Launch& on) {
+  if constexpr (sizeof(T) == 2) {
+    const bool instead = !on.batch_invariant && hardly_shared(a.lists);
+    if (!instead && by_tensor_cores(a, on)) {
+      return;
     }
   }
-
-  /// Calls f(row, column, sum).
-  template <class F>
-  __device__ void each(const F& f) const {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    const int warp = static_cast<int>(threadIdx.x / 32);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          f(warp / 2 * 32 + i * 16 + lane / 4 + q / 2 * 8,
-            warp % 2 * 32 + j * 8 + lane % 4 * 2 + q % 2, sum[i][j][q]);
-        }
-      }
-    }
-  }
-};
-
-/// A thread has rows of every 16th from t / 8 and columns of every 8th from t % 8.
-template <>
-struct TileSums<float> {
-  float sum[4][8] = {};
-
-  __device__ void multiply(const float* a, const float* b) {
-    constexpr int kStride = TileShape<float>::kStride;
-    const float* a_row = a + threadIdx.x / 8 * kStride;
-    const float* b_row = b + threadIdx.x % 8 * kStride;
-    for (int p = 0; p < TileShape<float>::kDepth; ++p) {
-      float x[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        x[i] = a_row[i * 16 * kStride + p];
-      }
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float w = b_row[j * 8 * kStride + p];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          sum[i][j] = fmaf(x[i], w, sum[i][j]);
-        }
-      }
-    }
-  }
-
-  template <class F>
-  __device__ void each(const F& f) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        f(static_cast<int>(threadIdx.x / 8) + i * 16, static_cast<int>(threadIdx.x % 8) + j * 8,
-          sum[i][j]);
-      }
-    }
-  }
-};
-
-/// Blocks (columns, walkers of tiles, experts).
-template <class S, class A, class B, class C>
-__global__ void __launch_bounds__(kThreads) grouped_tiles(GroupedProduct<A, B, C> g) {
-  constexpr int kDepth = TileShape<S>::kDepth;
-  __shared__ __align__(16) S a_tile[kTile * TileShape<S>::kStride];
-  __shared__ __align__(16) S b_tile[kTile * TileShape<S>::kStride];
-  await_inputs();
-  const int64_t expert = blockIdx.z;
-  const int64_t first = g.start[expert];
-  const int64_t count = g.start[expert + 1] - first;
-  const int64_t m = g.rows_in_depth ? g.m : count;
-  const int64_t k = g.rows_in_depth ? count : g.k;
-  const Operand<A> a = g.a.from(first * (g.rows_in_depth ? g.a.p_stride : g.a.i_stride));
-  const Operand<B> b = g.b.from(expert * g.b_expert + (g.rows_in_depth ? first * g.b.p_stride : 0));
-  C* c = g.c + (g.rows_in_depth ? expert * g.c_expert : first * g.c_stride);
-  const int64_t n0 = static_cast<int64_t>(blockIdx.x) * kTile;
-  for (int64_t m0 = static_cast<int64_t>(blockIdx.y) * kTile; m0 < m;
-       m0 += static_cast<int64_t>(gridDim.y) * kTile) {
-    TileSums<S> sums;
-    for (int64_t p0 = 0; p0 < k; p0 += kDepth) {
-      __syncthreads();  // the tiles are not read any more
-      bring(a, m0, m, p0, k, a_tile);
-      bring(b, n0, g.n, p0, k, b_tile);
-      __syncthreads();
-      sums.multiply(a_tile, b_tile);
-    }
-    sums.each([&](int i, int j, float sum) {
-      if (m0 + i < m && n0 + j < g.n) {
-        C* to = c + (m0 + i) * g.c_stride + n0 + j;
-        sum += g.bias != nullptr ? g.bias[expert * g.n + n0 + j] : 0.0F;
-        store(to, g.accumulate ? load(to) + sum : sum);
-      }
-    });
-  }
-}
-
-template <class A, class B, class C>
-void run_tiles(const GroupedProduct<A, B, C>& g, const ExpertLists& lists, const char* operation,
-               const Launch& on) {
-  using S = std::conditional_t<std::is_same_v<A, float>, float, bf16>;
-  // Twice the blocks that even shares of the rows would need.
-  const int64_t even = ceil_div(2 * lists.rows(), lists.experts * kTile);
-  const int64_t walkers =
-      g.rows_in_depth ? ceil_div(g.m, kTile) : std::clamp<int64_t>(even, 1, 1024);
-  const dim3 blocks(static_cast<unsigned>(ceil_div(g.n, kTile)), static_cast<unsigned>(walkers),
-                    static_cast<unsigned>(lists.experts));
-  launch_ahead(on, operation, grouped_tiles<S, A, B, C>, blocks, kThreads, 0, g);
-}
-
-/// Whether chunks along the last axis are aligned: of rows `stride` apart from `data` on.
-template <class T>
-bool in_chunks(const T* data, int64_t stride) {
-  constexpr int64_t kAlign = sizeof(T) * kChunk < 16 ? sizeof(T) * kChunk : 16;
-  return aligned(data, kAlign) && stride % kChunk == 0;
-}
-
-/// An operand whose rows are (i, contiguous p), and one whose rows are (p, contiguous i).
-template <class T>
-Operand<T> rows_of(const T* data, int64_t stride) {
-  return {data, stride, 1, in_chunks(data, stride)};
-}
-template <class T>
-Operand<T> columns_of(const T* data, int64_t stride) {
-  return {data, 1, stride, in_chunks(data, stride)};
-}
-
-/// Calls f with the data of the weight in its type.
-template <class T, class F>
-void with_weight(const MatmulWeight<T>& weight, const F& f) {
-  if (weight.narrow.defined()) {
-    f(static_cast<const bf16*>(weight.narrow.data));
+  if (a.gate.narrow.defined()) {
+    hidden_of_few_rows(a, static_cast<const bf16*>(a.gate.narrow.data),
+                       static_cast<const bf16*>(a.up.narrow.data), on);
   } else {
-    f(static_cast<const float*>(weight.wide.data));
+    hidden_of_few_rows(a, static_cast<const float*>(a.gate.wide.data),
+                       static_cast<const float*>(a.up.wide.data), on);
   }
-}
-
-// --- A few rows.
-constexpr int kOutputsOfWarp = 2;
-constexpr int kOutputsOfBlock = kThreads / 32 * kOutputsOfWarp;
-
-/// Blocks (outputs, rows): a warp has kOutputsOfWarp outputs of a row, kVec elements a lane.
-template <class T, class W, int kVec>
-__global__ void __launch_bounds__(kThreads) few_rows(ExpertsMatmul<T> a, const W* weight) {
-  await_inputs();
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int64_t r = blockIdx.y;
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kOutputsOfBlock +
-                    static_cast<int64_t>(threadIdx.x / 32) * kOutputsOfWarp;
-  const int64_t outputs = a.y.channels;
-  const int64_t depth = a.x.channels;
-  if (n >= outputs) {
-    return;
-  }
-  const int64_t expert = a.lists.expert[a.lists.slot[r]];
-  const T* x = a.x.row(r);
-  const W* row[kOutputsOfWarp];
-#pragma unroll
-  for (int i = 0; i < kOutputsOfWarp; ++i) {
-    // Of an output that does not exist the last is computed again and not stored.
-    const int64_t output = n + i < outputs ? n + i : outputs - 1;
-    row[i] = weight + (expert * outputs + output) * depth;
-  }
-  float sum[kOutputsOfWarp] = {};
-#pragma unroll 4
-  for (int64_t p = lane * kVec; p < depth; p += 32 * kVec) {
-    float values[kVec];
-    load_all<kVec>(x + p, values);
-#pragma unroll
-    for (int i = 0; i < kOutputsOfWarp; ++i) {
-      float w[kVec];
-      load_all<kVec>(row[i] + p, w);
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) {
-        sum[i] = fmaf(values[j], w[j], sum[i]);
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kOutputsOfWarp; ++i) {
-    const float total = warp_sum(sum[i]);
-    if (lane == 0 && n + i < outputs) {
-      const float bias = a.bias.defined() ? a.bias.data[expert * outputs + n + i] : 0.0F;
-      store(a.y.row(r) + n + i, total + bias);
-    }
-  }
-}
-
-constexpr int kSharedOutputs = 4;  // of a warp that has all rows of an expert
-constexpr int kRowsAtOnce = 8;
-
-/// Blocks (outputs, experts): a warp has kSharedOutputs outputs of kRowsAtOnce rows at a time.
-template <class T, class W, int kVec>
-__global__ void __launch_bounds__(kThreads) rows_of_expert(ExpertsMatmul<T> a, const W* weight) {
-  await_inputs();
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int64_t expert = blockIdx.y;
-  const int64_t n = (static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32) *
-                    int64_t{kSharedOutputs};
-  const int64_t outputs = a.y.channels;
-  const int64_t depth = a.x.channels;
-  const int64_t end = a.lists.start[expert + 1];
-  if (n >= outputs) {
-    return;
-  }
-  const W* row[kSharedOutputs];
-#pragma unroll
-  for (int i = 0; i < kSharedOutputs; ++i) {
-    // Of an output that does not exist the last is computed again and not stored.
-    const int64_t output = n + i < outputs ? n + i : outputs - 1;
-    row[i] = weight + (expert * outputs + output) * depth;
-  }
-  for (int64_t r = a.lists.start[expert]; r < end; r += kRowsAtOnce) {
-    float sum[kRowsAtOnce][kSharedOutputs] = {};
-#pragma unroll 2
-    for (int64_t p = lane * kVec; p < depth; p += 32 * kVec) {
-      float w[kSharedOutputs][kVec];
-#pragma unroll
-      for (int i = 0; i < kSharedOutputs; ++i) {
-        load_all<kVec>(row[i] + p, w[i]);
-      }
-#pragma unroll
-      for (int k = 0; k < kRowsAtOnce; ++k) {
-        if (r + k < end) {
-          float x[kVec];
-          load_all<kVec>(a.x.row(r + k) + p, x);
-#pragma unroll
-          for (int i = 0; i < kSharedOutputs; ++i) {
-#pragma unroll
-            for (int j = 0; j < kVec; ++j) {
-              sum[k][i] = fmaf(x[j], w[i][j], sum[k][i]);
-            }
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kRowsAtOnce; ++k) {
-#pragma unroll
-      for (int i = 0; i < kSharedOutputs; ++i) {
-        const float total = warp_sum(sum[k][i]);
-        if (lane == 0 && r + k < end && n + i < outputs) {
-          const float bias = a.bias.defined() ? a.bias.data[expert * outputs + n + i] : 0.0F;
-          store(a.y.row(r + k) + n + i, total + bias);
-        }
-      }
-    }
-  }
-}
-
-/// Whether few_rows or rows_of_expert has the call: not so many rows that tensor cores are faster.
-bool takes_few_rows(const ExpertLists& lists) {
-  return lists.rows() <= lists.experts * kRowsAtOnce;
-}
-
-template <class T, class W>
-void run_few_rows(const ExpertsMatmul<T>& a, const W* weight, const Launch& on) {
-  const bool chunks = in_chunks(a.x.data, a.x.rows.outer_stride) && in_chunks(weight, a.x.channels);
-  if (4 * a.lists.rows() <= a.lists.experts) {
-    const dim3 blocks(static_cast<unsigned>(ceil_div(a.y.channels, kOutputsOfBlock)),
-                      static_cast<unsigned>(a.lists.rows()), 1);
-    launch_ahead(on, "experts_matmul", chunks ? few_rows<T, W, kChunk> : few_rows<T, W, 1>, blocks,
-                 kThreads, 0, a, weight);
-    return;
-  }
-  const dim3 blocks(static_cast<unsigned>(ceil_div(a.y.channels, kThreads / 32 * kSharedOutputs)),
-                    static_cast<unsigned>(a.lists.experts), 1);
-  launch_ahead(on, "experts_matmul",
-               chunks ? rows_of_expert<T, W, kChunk> : rows_of_expert<T, W, 1>, blocks, kThreads, 0,
-               a, weight);
 }
 
 template <class T>
 void run_forward(const ExpertsMatmul<T>& a, const Launch& on) {
-  const int64_t outputs = a.y.channels;
-  const int64_t depth = a.x.channels;
-  with_weight(a.weight, [&]<class W>(const W* weight) {
-    if (!on.batch_invariant && takes_few_rows(a.lists)) {
-      run_few_rows(a, weight, on);
+  const bool few = !on.batch_invariant && a.lists.rows() <= kFewRows * a.lists.experts;
+  if constexpr (sizeof(T) == 2) {
+    // A weight of fp32 is not made narrow for a few rows.
+    const bool instead = few && (hardly_shared(a.lists) || !a.weight.narrow.defined());
+    if (!instead && by_tensor_cores(a, on)) {
       return;
     }
-    const GroupedProduct<T, W, T> g{.a = rows_of<T>(a.x.data, a.x.rows.outer_stride),
-                                    .b = rows_of(weight, depth),
-                                    .b_expert = outputs * depth,
-                                    .bias = a.bias.data,
-                                    .c = a.y.data,
-                                    .c_stride = a.y.rows.outer_stride,
-                                    .c_expert = 0,
-                                    .m = 0,
-                                    .n = outputs,
-                                    .k = depth,
-                                    .rows_in_depth = false,
-                                    .accumulate = false,
-                                    .start = a.lists.start};
-    run_tiles(g, a.lists, "experts_matmul", on);
-  });
+  }
+  if (few) {
+    with_weight(a.weight, [&](const auto* weight) { experts_of_few_rows(a, weight, on); });
+  } else {
+    experts_by_tiles(a, on);
+  }
 }
 
 template <class T>
 void run_grad_input(const ExpertsGradInput<T>& a, const Launch& on) {
-  const int64_t outputs = a.dy.channels;
-  const int64_t depth = a.out.channels;
-  with_weight(a.weight, [&]<class W>(const W* weight) {
-    const GroupedProduct<T, W, T> g{.a = rows_of<T>(a.dy.data, a.dy.rows.outer_stride),
-                                    .b = columns_of(weight, depth),
-                                    .b_expert = outputs * depth,
-                                    .bias = nullptr,
-                                    .c = a.out.data,
-                                    .c_stride = a.out.rows.outer_stride,
-                                    .c_expert = 0,
-                                    .m = 0,
-                                    .n = depth,
-                                    .k = outputs,
-                                    .rows_in_depth = false,
-                                    .accumulate = a.accumulate,
-                                    .start = a.lists.start};
-    run_tiles(g, a.lists, "experts_matmul's gradient", on);
-  });
+  if constexpr (sizeof(T) == 2) {
+    if (by_tensor_cores(a, on)) {
+      return;
+    }
+  }
+  experts_by_tiles(a, on);
 }
 
 template <class T>
 void run_grad_weight(const ExpertsGradWeight<T>& a, const Launch& on) {
-  const GroupedProduct<T, T, float> g{.a = columns_of<T>(a.dy.data, a.dy.rows.outer_stride),
-                                      .b = columns_of<T>(a.x.data, a.x.rows.outer_stride),
-                                      .b_expert = 0,
-                                      .bias = nullptr,
-                                      .c = a.out.data,
-                                      .c_stride = a.out.rows.outer_stride,
-                                      .c_expert = a.dy.channels * a.x.channels,
-                                      .m = a.dy.channels,
-                                      .n = a.x.channels,
-                                      .k = 0,
-                                      .rows_in_depth = true,
-                                      .accumulate = a.accumulate,
-                                      .start = a.lists.start};
-  run_tiles(g, a.lists, "experts_matmul's gradient", on);
+  if constexpr (sizeof(T) == 2) {
+    if (by_tensor_cores(a, on)) {
+      return;
+    }
+  }
+  experts_by_tiles(a, on);
 }
 
 /// Blocks (columns, experts): a thread sums a column of an expert's rows.
@@ -512,6 +210,12 @@ void experts_matmul_forward(const ExpertsMatmul<float>& a, const Launch& on) {
 }
 void experts_matmul_forward(const ExpertsMatmul<bf16>& a, const Launch& on) {
   run_forward(a, on);
+}
+void experts_hidden_forward(const ExpertsHidden<float>& a, const Launch& on) {
+  run_hidden(a, on);
+}
+void experts_hidden_forward(const ExpertsHidden<bf16>& a, const Launch& on) {
+  run_hidden(a, on);
 }
 void experts_grad_input(const ExpertsGradInput<float>& a, const Launch& on) {
   run_grad_input(a, on);

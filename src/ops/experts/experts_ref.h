@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "ops/activation/activation_kernels.h"
 #include "ops/experts/experts_kernels.h"
 #include "ops/matmul/matmul_ref.h"
 
@@ -219,8 +220,9 @@ template <class T>
 void combine_forward::reference(const Combine<T>& a) {
   const int64_t top = a.lists.top;
   for (int64_t t = 0; t < a.lists.tokens; ++t) {
+    const T share = a.gate.defined() ? 1 / (1 + std::exp(-a.gate.row(t)[0])) : T{1};
     for (int64_t c = 0; c < a.y.channels; ++c) {
-      T sum = 0;
+      T sum = a.added.defined() ? share * a.added.row(t)[c] : T{0};
       for (int64_t k = 0; k < top; ++k) {
         sum += a.weight.data[t * top + k] * a.x.row(a.lists.row[t * top + k])[c];
       }
@@ -259,6 +261,35 @@ void experts_matmul_forward::reference(const ExpertsMatmul<T>& a) {
         }
         a.y.row(r)[n] = sum;
       }
+    }
+  }
+}
+
+template <class T>
+void experts_hidden_forward::reference(const ExpertsHidden<T>& a) {
+  const int64_t outputs = a.y.channels;
+  const T limit = static_cast<T>(a.limit);
+  for (int64_t r = 0; r < a.lists.rows(); ++r) {
+    const int64_t slot = a.lists.slot[r];
+    const int64_t e = a.lists.expert[slot];
+    const T* x = a.x.row(slot / a.lists.top);
+    const auto product = [&](const MatmulWeight<T>& weight, const View<Sum<T>>& bias, int64_t n) {
+      T sum = bias.defined() ? static_cast<T>(bias.row(e)[n]) : T{0};
+      for (int64_t k = 0; k < a.x.channels; ++k) {
+        sum += x[k] * ::cambium::reference::weight_value(weight, e * outputs + n, k);
+      }
+      return sum;
+    };
+    for (int64_t n = 0; n < outputs; ++n) {
+      T gate = product(a.gate, a.gate_bias, n);
+      T up = product(a.up, a.up_bias, n);
+      T slope = 1;
+      if (a.limit > 0) {
+        gate = std::min(gate, limit);
+        up = std::clamp(up, -limit, limit) + 1;
+        slope = static_cast<T>(kClampedSlope);
+      }
+      a.y.row(r)[n] = up * gate / (1 + std::exp(-slope * gate));
     }
   }
 }

@@ -181,6 +181,20 @@ TEST(RouterLosses, OneWhereExpertsGetAsMuchAndMoreWhereOneGetsAll) {
   EXPECT_NEAR(undecided[2], std::pow(std::log(4.0F), 2.0F), 1e-5F);
 }
 
+TEST(Experts, WhatIsAddedAndItsGateAreAsTheDefinition) {
+  const Row row{"", 9, 6, 3, 24, 16, kMixtral};
+  for (const bool gate : {false, true}) {
+    const auto operation = [&](Context& c, const In& in) {
+      const Routing routing = route(c, in[0], {}, {.top = row.top, .renormalise = true});
+      return combine_with(c, dispatch(c, in[1], routing), routing, in[2], gate ? in[3] : Tensor{});
+    };
+    testing::expect_kernels_match_reference(operation, {{{row.tokens, row.experts}, -2, 2, false},
+                                                        {{row.tokens, row.width}, -1, 1, false},
+                                                        {{row.tokens, row.width}, -1, 1, false},
+                                                        {{row.tokens, 1}, -2, 2, false}});
+  }
+}
+
 TEST(Experts, ATokensResultDoesNotDependOnOthers) {
   const Row row{"", 40, 8, 3, 64, 48, kMixtral};
   const auto values = testing::draw(inputs_of(row));
@@ -254,6 +268,25 @@ TEST(Experts, WrongInputsAreNamed) {
               experts_matmul(ctx, tensor({4, 8}), tensor({4, 5, 8}), tensor({4, 6}), routing);
             }),
             "[experts_matmul] expected a contiguous bias f32 (4, 5), got f32 (4, 6)");
+  EXPECT_EQ(error([&] {
+              combine_with(ctx, tensor({4, 8}), routing, tensor({2, 7}), {});
+            }),
+            "[combine_with] expected what is added as the result is, f32 (2, 8), got f32 (2, 7)");
+  EXPECT_EQ(error([&] {
+              combine_with(ctx, tensor({4, 8}), routing, tensor({2, 8}), tensor({2, 2}));
+            }),
+            "[combine_with] expected a gate for each of 2 tokens, f32 (2, 1), got f32 (2, 2)");
+  EXPECT_EQ(error([&] {
+              experts_hidden(ctx, tensor({3, 8}), tensor({4, 5, 8}), {}, tensor({4, 5, 8}), {}, 0,
+                             routing);
+            }),
+            "[experts_hidden] expected 2 tokens, as were routed, got f32 (3, 8)");
+  EXPECT_EQ(error([&] {
+              experts_hidden(ctx, tensor({2, 8}), tensor({4, 5, 8}), {}, tensor({4, 6, 8}), {}, 0,
+                             routing);
+            }),
+            "[experts_hidden] expected gate and up of one shape and type, with biases or without, "
+            "got f32 (4, 5, 8) and f32 (4, 6, 8)");
 }
 
 }  // namespace

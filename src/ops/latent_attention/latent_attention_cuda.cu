@@ -3,6 +3,7 @@
 // of one token) are cut in parts, whose results a second kernel adds in order. This serves every
 // type and size; bf16 of the published sizes goes to tensor cores (latent_attention_mma_cuda.cu).
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "ops/latent_attention/latent_cuda.cuh"
@@ -13,6 +14,26 @@ namespace {
 
 /// Parts of a decoding token's keys where they are fixed.
 constexpr int64_t kFixedParts = 8;
+/// Most parts, and about as many blocks, for sequences of uneven lengths.
+constexpr int64_t kUnevenParts = 16;
+constexpr int64_t kUnevenBlocks = 512;
+
+/// Keys that the call's decoding tokens look at, and the most that one of them does.
+struct SinglesKeys {
+  int64_t total = 0, longest = 0;
+};
+template <class T>
+SinglesKeys keys_of_singles(const LatentAttention<T>& a) {
+  SinglesKeys keys;
+  for (int64_t s = 0; s < a.shape.segments; ++s) {
+    if (a.shape.length(s) == 1) {
+      const int64_t count = a.chosen.count(a.shape.first_position(s));
+      keys.total += count;
+      keys.longest = std::max(keys.longest, count);
+    }
+  }
+  return keys;
+}
 
 struct TokensPlan {
   struct Key {
@@ -134,34 +155,86 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// Blocks (H, T): the parts of a decoding token added in order.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+/// Of the addition of parts: a block has kAddColumns columns of a head, four a lane, its warps
+/// every kWarps-th part, of which a warp reads kTogether together.
+constexpr int kAddColumns = 128;
+/// Most parts that small blocks add, of which the device holds many.
+constexpr int64_t kFewParts = 16;
+
+/// Blocks (H * columns / kAddColumns, T): the parts of a decoding token added in order. Shared
+/// memory: factors (parts).
+template <class T, int kWarps, int kTogether>
+__global__ void __launch_bounds__(32 * kWarps, kTogether > 2 ? 1 : 12)
     add_parts_kernel(LatentAttention<T> a, const int32_t* singles, Partials partials) {
+  extern __shared__ float factors[];
+  __shared__ __align__(16) float sums[kWarps][kAddColumns];
+  await_inputs();
+  const auto rank = static_cast<int>(a.shape.value_dim);
+  const auto parts = static_cast<int>(partials.parts);
+  const int chunks = (rank + kAddColumns - 1) / kAddColumns;
   const int64_t t = blockIdx.y;
-  const int64_t h = blockIdx.x;
+  const int64_t h = blockIdx.x / chunks;
+  const int first = static_cast<int>(blockIdx.x) % chunks * kAddColumns;
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / 32;
+  const int column = first + thread % 32 * 4;
   const int single = singles[t];
   if (single < 0) {
     return;
   }
-  const auto at = [&](int part) {
-    return (int64_t{single} * partials.parts + part) * a.shape.heads + h;
+  const auto at = [&](int part) { return (int64_t{single} * parts + part) * a.shape.heads + h; };
+  // What is first needed is on its way while the factors are made.
+  float values[kTogether][4];
+  const auto read = [&](int part) {
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int p = part + i * kWarps;
+      const float* from = partials.y + at(p) * rank + column;
+      if (p < parts && rank % 4 == 0 && column < rank) {
+        load_n<4>(from, values[i]);
+      } else {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          values[i][c] = p < parts && column + c < rank ? from[c] : 0.0F;
+        }
+      }
+    }
   };
+  read(warp);
   float largest = -INFINITY;
-  for (int p = 0; p < partials.parts; ++p) {
+  for (int p = thread; p < parts; p += 32 * kWarps) {
     largest = fmaxf(largest, partials.largest[at(p)]);
   }
+  largest = block_max<32 * kWarps>(largest);
   float sum = 0.0F;
-  for (int p = 0; p < partials.parts; ++p) {
-    sum += partials.sum[at(p)] * expf(partials.largest[at(p)] - largest);
+  for (int p = thread; p < parts; p += 32 * kWarps) {
+    factors[p] = expf(partials.largest[at(p)] - largest);
+    sum += factors[p] * partials.sum[at(p)];
   }
-  for (int64_t c = threadIdx.x; c < a.shape.value_dim; c += kThreads) {
-    float y = 0.0F;
-#pragma unroll 8
-    for (int p = 0; p < partials.parts; ++p) {
-      y += partials.y[at(p) * a.shape.value_dim + c] * expf(partials.largest[at(p)] - largest);
+  sum = block_sum<32 * kWarps>(sum);  // all factors are there then
+  float y[4] = {};
+  for (int part = warp; part < parts; part += kWarps * kTogether) {
+    if (part > warp) {
+      read(part);
     }
-    store(a.y.row(t, h) + c, y / sum);
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int p = part + i * kWarps;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        y[c] += p < parts ? factors[p] * values[i][c] : 0.0F;
+      }
+    }
+  }
+  store_n<4>(&sums[warp][column - first], y);
+  __syncthreads();
+  if (thread < kAddColumns && first + thread < rank) {
+    float all = 0.0F;
+#pragma unroll
+    for (const auto& of_warp : sums) {
+      all += of_warp[thread];
+    }
+    store(a.y.row(t, h) + first + thread, all / sum);
   }
 }
 
@@ -232,11 +305,26 @@ Partials make_partials(const LatentAttention<T>& a, const Tokens& tokens, int64_
   for (int64_t parts = 2; parts <= most; ++parts) {
     partials.parts = cost(parts) < 0.95 * cost(partials.parts) ? parts : partials.parts;
   }
+  // Of sequences of which some are long the largest part is a quarter of a block's share or less:
+  // whoever is done with short ones takes another. The parts are a power of two, which few steps
+  // change, and the scratch is the same for all lengths.
+  const int64_t most_uneven =
+      tokens.singles == 1 ? partials.parts
+                          : std::clamp(std::min(reach / least, kUnevenBlocks / blocks),
+                                       partials.parts, std::max(partials.parts, kUnevenParts));
+  const auto [total, longest] = keys_of_singles(a);
+  if (4 * longest * tokens.singles > 5 * total) {
+    const int64_t share = std::max<int64_t>(total * blocks / tokens.singles / fill, 1);
+    const auto wanted =
+        static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(ceil_div(4 * longest, share))));
+    partials.parts = std::clamp(wanted, partials.parts, most_uneven);
+  }
+  const int64_t room = on.batch_invariant ? kFixedParts : most_uneven;
   if (on.batch_invariant) {
     partials.parts = kFixedParts;
   }
-  if (partials.parts > 1) {
-    const int64_t rows = tokens.singles * partials.parts * shape.heads;
+  if (room > 1) {
+    const int64_t rows = tokens.singles * room * shape.heads;
     partials.y = scratch<float>(on, rows * shape.value_dim);
     partials.largest = scratch<float>(on, rows);
     partials.sum = scratch<float>(on, rows);
@@ -252,9 +340,13 @@ template <class T>
 void add_parts(const LatentAttention<T>& a, const Tokens& tokens, const Partials& partials,
                const Launch& on) {
   if (partials.parts > 1) {
-    launch(on, "latent_attention", add_parts_kernel<T>,
-           dim3(static_cast<unsigned>(a.shape.heads), static_cast<unsigned>(a.q.rows.outer)),
-           dim3(kThreads), 0, for_device(a), tokens.single, partials);
+    const bool few = partials.parts <= kFewParts;
+    launch_ahead(
+        on, "latent_attention", few ? add_parts_kernel<T, 4, 2> : add_parts_kernel<T, 8, 8>,
+        dim3(static_cast<unsigned>(a.shape.heads * ceil_div(a.shape.value_dim, kAddColumns)),
+             static_cast<unsigned>(a.q.rows.outer)),
+        dim3(few ? 128 : 256), static_cast<size_t>(partials.parts) * sizeof(float), for_device(a),
+        tokens.single, partials);
   }
 }
 template void add_parts(const LatentAttention<float>&, const Tokens&, const Partials&,

@@ -3,6 +3,7 @@
 // its keys, which come to shared memory in the background, a tile ahead. Warp (m, n) of 2 x 4 has
 // half of the rows: of the scores with a quarter of the tile's keys, and of the result a quarter of
 // the latent's columns, so that what a row's maximum changes is known to the threads that hold it.
+// Where the device has warpgroups these serve the same sizes (latent_attention_wgmma_cuda.cu).
 //
 // Rows in shared memory lie together, 1,152 bytes each, their pieces of 16 bytes exchanged by the
 // row's lowest bits: eight rows of a matrix meet no bank twice, and two tiles fit beside 64
@@ -280,7 +281,9 @@ bool forward_on_tensor_cores(const LatentAttention<bf16>& a, const Tokens& token
       static_cast<size_t>(bytes) < sizeof(Shared<2>)) {
     return false;
   }
-  a.shape.heads <= Shared<1>::kRows ? run<1>(a, tokens, on) : run<2>(a, tokens, on);
+  if (!forward_by_warpgroups(a, tokens, on)) {
+    a.shape.heads <= Shared<1>::kRows ? run<1>(a, tokens, on) : run<2>(a, tokens, on);
+  }
   return true;
 }
 

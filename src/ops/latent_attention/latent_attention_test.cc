@@ -174,7 +174,7 @@ TEST(LatentAttentionPages, OnTensorCoresEveryCutGivesTheWhole) {
     GTEST_SKIP() << why_no_cuda();
   }
   // Both halves of rows, heads that fill no block, several tiles, parts of one and of several.
-  for (const Paged& c : {Paged{150, 70, 512, 64, Dtype::kBF16}, {700, 3, 512, 64, Dtype::kBF16}}) {
+  for (const Paged& c : {Paged{100, 66, 512, 64, Dtype::kBF16}, {500, 3, 512, 64, Dtype::kBF16}}) {
     const std::vector<Input> inputs = {
         {{c.tokens, c.heads, c.rank + c.rope}}, {{c.tokens, c.rank}}, {{c.tokens, c.rope}}};
     auto values = testing::draw(inputs);
@@ -193,6 +193,117 @@ TEST(LatentAttentionPages, OnTensorCoresEveryCutGivesTheWhole) {
       EXPECT_LE(testing::norm_error(in_pieces(cuda.ctx, c, in.tensors, cuts), expected),
                 testing::kNarrowForward)
           << c.heads << " heads" << (invariant ? ", batch invariant" : "");
+    }
+  }
+}
+
+/// Sequences in pages of random numbers, each with so many tokens behind it and so many in the
+/// call.
+struct Batch {
+  std::vector<int32_t> behind, lengths;
+  int64_t heads, page;
+  int64_t budget = 0;  // 0 = no choice
+};
+
+class BatchOnTensorCores {
+ public:
+  explicit BatchOnTensorCores(const Batch& batch)
+      : batch_(batch), start_(starts(batch.lengths)), segments_(std::ssize(batch.lengths)) {
+    int64_t longest = 0;
+    for (size_t s = 0; s < batch.lengths.size(); ++s) {
+      longest = std::max<int64_t>(longest, batch.behind[s] + batch.lengths[s]);
+      for (int64_t i = 0; i < batch.lengths[s]; ++i) {
+        const int64_t own = batch.behind[s] + i;
+        for (int64_t c = 0; c < batch.budget; ++c) {
+          choice_.push_back(static_cast<int32_t>(
+              own < batch.budget ? std::min(c, own) : own * (c + 1) / batch.budget));
+        }
+      }
+    }
+    pages_ = (longest + batch.page - 1) / batch.page;
+    table_.resize(static_cast<size_t>(segments_ * pages_));
+    std::iota(table_.rbegin(), table_.rend(), 0);
+    const int64_t tokens = start_.back();
+    inputs_ = {{{tokens, batch.heads, 576}},
+               {{tokens, 512}},
+               {{tokens, 64}},
+               {{std::ssize(table_), batch.page, 4, 128}},
+               {{std::ssize(table_), batch.page, 1, 64}}};
+    values_ = testing::draw(inputs_);
+    for (auto& values : values_) {
+      values = testing::as_stored(std::move(values), Dtype::kBF16);
+    }
+  }
+
+  std::vector<double> expected() const {
+    return testing::run_operation<double>(
+               [&](Context& ctx, const std::vector<Tensor>& in) { return attend(ctx, in, all()); },
+               inputs_, values_, true, false)
+        .output;
+  }
+  /// Of the whole call, or of its first sequence alone.
+  std::vector<double> on_cuda(bool invariant, bool alone = false) const {
+    testing::CudaContext cuda(Dtype::kBF16);
+    cuda.ctx.batch_invariant = invariant;
+    const testing::HeldInputs in(inputs_, values_, Device::kCuda, Dtype::kBF16);
+    return testing::take(attend(cuda.ctx, in.tensors, alone ? 1 : all()));
+  }
+
+ private:
+  size_t all() const { return batch_.lengths.size(); }
+
+  Tensor attend(Context& ctx, const std::vector<Tensor>& in, size_t segments) const {
+    const Segments of{
+        std::span(start_).first(segments + 1), std::span(batch_.behind).first(segments), {}};
+    const LatentPages pages{
+        in[3], in[4], std::span(table_).first(segments * static_cast<size_t>(pages_)), pages_};
+    ChosenTokens chosen;
+    if (batch_.budget > 0) {
+      chosen = {ctx.to_device(std::span(choice_)), batch_.budget};
+    }
+    const auto rows = [&](size_t i) { return in[i].slice(0, 0, start_[segments]); };
+    return latent_attention(ctx, rows(0), rows(1), rows(2), of, 0.2F, chosen, &pages);
+  }
+
+  Batch batch_;
+  std::vector<int32_t> start_, table_, choice_;
+  int64_t segments_;
+  int64_t pages_ = 0;
+  std::vector<Input> inputs_;
+  std::vector<std::vector<double>> values_;
+};
+
+TEST(LatentAttentionPages, OnTensorCoresBatchesOfEveryLength) {
+  if (!testing::on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  const auto ones = [](size_t count) { return std::vector<int32_t>(count, 1); };
+  const std::vector<Batch> batches = {
+      {{0, 1, 62, 63, 64, 65, 126, 127, 128, 191, 192, 255, 256}, ones(13), 8, 64},
+      {{319, 255, 64, 0}, ones(4), 128, 16},
+      {{5000}, ones(1), 9, 64},
+      {{1023, 2000, 17}, ones(3), 32, 7},
+      {{900, 2, 300}, ones(3), 65, 64},
+      {{700}, ones(1), 1, 256},
+      {{130, 60, 0, 400}, {1, 20, 3, 5}, 33, 64},
+      {{61, 0, 190}, {5, 1, 9}, 32, 64},
+      {{0, 250}, {40, 9}, 5, 16},
+      {{200, 1000, 64, 40}, ones(4), 64, 64, 64},
+      {{300, 90}, {3, 1}, 40, 16, 100}};
+  for (const Batch& batch : batches) {
+    const BatchOnTensorCores call(batch);
+    const std::vector<double> expected = call.expected();
+    for (const bool invariant : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << batch.behind[0] << " behind, " << batch.heads << " heads"
+                                        << (invariant ? ", batch invariant" : ""));
+      const std::vector<double> y = call.on_cuda(invariant);
+      EXPECT_LE(testing::norm_error(y, expected), testing::kNarrowForward);
+      EXPECT_LE(testing::relative_error(y, expected), 2e-2);
+      EXPECT_EQ(call.on_cuda(invariant), y) << "two runs differ";
+      const std::vector<double> first = call.on_cuda(invariant, true);
+      if (invariant) {
+        EXPECT_TRUE(std::equal(first.begin(), first.end(), y.begin()));
+      }
     }
   }
 }

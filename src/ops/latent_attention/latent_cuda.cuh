@@ -73,9 +73,26 @@ __device__ __forceinline__ KeyRange keys_of_part(int64_t count, int64_t tile, in
   return {min(count, part * each), min(count, (part + 1) * each)};
 }
 
+/// Rows of kCount keys of a segment, kStep apart from position `first` + `from` on; -1 from `end`
+/// on. `first` is a multiple of kCount kStep: where that divides a page, the table is asked once.
+template <int kCount, int kStep>
+__device__ __forceinline__ void find_rows(const attention::Layout& layout, int s, int64_t first,
+                                          int from, int64_t end, int64_t (&rows)[kCount]) {
+  const bool together = layout.table == nullptr || layout.page_size % (kCount * kStep) == 0;
+  const int64_t row =
+      together && first < end ? layout.key_row(s, static_cast<int>(first)) + from : 0;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const int64_t p = first + from + i * kStep;
+    rows[i] = p >= end ? -1 : together ? row + i * kStep : layout.key_row(s, static_cast<int>(p));
+  }
+}
+
 /// On tensor cores; false where the sizes do not suit (latent_attention_mma_cuda.cu).
 bool forward_on_tensor_cores(const LatentAttention<bf16>& a, const Tokens& tokens,
                              const Launch& on);
+/// The same sizes by warpgroups; false where the device has none (latent_attention_wgmma_cuda.cu).
+bool forward_by_warpgroups(const LatentAttention<bf16>& a, const Tokens& tokens, const Launch& on);
 
 /// The latent and the rotated key of `rows` rows of 32, one row a warp at a time; zeros where
 /// row_of says -1.

@@ -23,34 +23,41 @@ __global__ void __launch_bounds__(kThreads) gated_forward(GatedNorm<T> a) {
   constexpr int kVec = Tile::kVec;
   await_inputs();
   const ForwardRow<Tile> row(a.x.count(), a.x.channels);
-  const Held<Tile, T> x_row(a.x.row(row.index), row.channels);
-  const Held<Tile, T> gate_row(a.gate.row(row.index), row.channels);
-  const float* weight = a.weight.data + row.index % a.groups * a.weight_step;
-  float x[kVec];
-  float gate[kVec];
+  const int64_t token = row.index / a.groups;
+  const int64_t group = row.index - token * a.groups;
+  const Held<Tile, T> x_row(a.x.row(token, group), row.channels);
+  const Held<Tile, T> gate_row(a.gate.row(token, group), row.channels);
+  const float* weight = a.weight.data + group * a.weight_step;
+  // x a(z), once for both passes where a row is held.
+  float gated[Tile::kHeld][kVec];
   float square[1] = {};
-  Tile::each(row.channels, [&](int i, int c) {
+  const auto gate_at = [&](int i, int c, bool sums) {
+    float x[kVec];
+    float gate[kVec];
     x_row.get(i, c, x);
     gate_row.get(i, c, gate);
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      const float u = kGateFirst ? x[j] * gate_of<T>(a.sigmoid, gate[j]).value : x[j];
-      square[0] += u * u;
+      gated[i][j] = x[j] * gate_of<T>(a.sigmoid, gate[j]).value;
+      const float u = kGateFirst ? gated[i][j] : x[j];
+      square[0] += sums ? u * u : 0.0F;
     }
-  });
+  };
+  Tile::each(row.channels, [&](int i, int c) { gate_at(i, c, true); });
   Tile::sum(square);
   const float rstd = rsqrtf(square[0] / static_cast<float>(a.x.channels) + a.eps);
   T* y = a.y.row(row.index);
   Tile::each(row.channels, [&](int i, int c) {
+    if constexpr (Tile::kPer == 0) {
+      gate_at(i, c, false);
+    }
     float w[kVec];
     load_weight(weight + c, w);
-    x_row.get(i, c, x);
-    gate_row.get(i, c, gate);
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      x[j] *= gate_of<T>(a.sigmoid, gate[j]).value * rstd * w[j];
+      w[j] *= gated[i][j] * rstd;
     }
-    store_n<kVec>(y + c, x);
+    store_n<kVec>(y + c, w);
   });
 }
 
@@ -134,24 +141,34 @@ __global__ void __launch_bounds__(kThreads, Tile::kPer == 4 ? 1 : 2)
   dweight.finish();
 }
 
-template <class T, class F>
-void with_gated_tile(const GatedNorm<T>& a, const F& f) {
-  const bool vectors = aligned(a.x) && aligned(a.gate) && aligned(a.y) && aligned(a.weight.data);
-  with_tile<T>(a.x.channels, vectors, f);
+template <class T>
+bool in_vectors(const GatedNorm<T>& a) {
+  return aligned(a.x) && aligned(a.gate) && aligned(a.y) && aligned(a.weight.data);
 }
 
 template <class T>
 void run_forward(const GatedNorm<T>& a, const Launch& on) {
-  with_gated_tile(a, [&]<class Tile>(Tile) {
+  const auto with = [&]<class Tile>(Tile) {
     launch_ahead(on, "gated_rms_norm",
                  a.gate_first ? gated_forward<Tile, T, true> : gated_forward<Tile, T, false>,
                  forward_blocks<Tile>(a.x.count()), kThreads, 0, a);
-  });
+  };
+  // Groups of 1,280 channels of bf16: a warp's loads of a whole row are on their way at once, where
+  // a block would wait for itself twice a row. A few rows are sooner done by a block each.
+  constexpr int kVec = 16 / sizeof(T);
+  constexpr int64_t kManyRows = 4096;
+  const int64_t vectors = a.x.channels / kVec;
+  const bool many = on.batch_invariant || a.x.count() >= kManyRows;
+  if (in_vectors(a) && many && vectors > 128 && vectors <= 160) {
+    with(Tile<kVec, 32, 5>{});
+  } else {
+    with_tile<T>(a.x.channels, in_vectors(a), with);
+  }
 }
 
 template <class T>
 void run_backward(const GatedNorm<T>& a, const Launch& on) {
-  with_gated_tile(a, [&]<class Tile>(Tile) {
+  with_tile<T>(a.x.channels, in_vectors(a), [&]<class Tile>(Tile) {
     const int64_t weights = a.weight_step == 0 ? 1 : a.groups;
     const Chunks chunks = chunks_of(a.x.count(), weights, Tile::kRows);
     const WeightGrad<Tile> dweight(on, chunks, a.x.channels, a.weight.grad);

@@ -131,6 +131,25 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::Values(GateActivation::kSilu, GateActivation::kSigmoid)),
     ::testing::PrintToStringParamName());
 
+// Groups of every width between the kernels' ways to divide a row among threads, parts of wider
+// rows that begin at multiples of 16 bytes, and at none.
+TEST(GatedRmsNorm, OfEveryWidth) {
+  for (const int64_t group :
+       {64, 72, 128, 136, 256, 264, 512, 520, 1000, 1024, 1032, 1280, 1281, 1288, 2048}) {
+    for (const int64_t before : {8, 3}) {
+      for (const auto order : {GateOrder::kGateFirst, GateOrder::kNormFirst}) {
+        SCOPED_TRACE(fmt::format("groups of {}, {} before them", group, before));
+        const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
+          return gated_rms_norm(ctx, in[0], in[1].slice(1, before, 2 * group), in[2],
+                                {.eps = 1e-5F, .group = group, .order = order});
+        };
+        expect_kernels_match_reference(
+            operation, {{{9, 2 * group}}, {{9, 2 * group + 16}, -4, 4}, {{2 * group}}});
+      }
+    }
+  }
+}
+
 TEST(L2Norm, KernelsMatchDefinitionAndGradientsMatchDifferences) {
   const auto operation = [](Context& ctx, const std::vector<Tensor>& in) {
     return l2_norm(ctx, in[0], 1e-6F, 0.25F);

@@ -19,6 +19,7 @@
 // and what the halves of S become does not depend on each other. The first leaves its y in fp32.
 #include <algorithm>
 
+#include "ops/cuda_warpgroup.cuh"
 #include "ops/recurrence/recurrence_chunks_cuda.cuh"
 
 namespace cambium::cuda {
@@ -135,62 +136,10 @@ __global__ void __launch_bounds__(128)
   }
 }
 
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-constexpr bool kByWarpgroup = true;
-#else
-constexpr bool kByWarpgroup = false;
-#endif
-
-// --- What compute capability 9.0 has: products of a warpgroup, m64n64k16, the left operand in
-// registers, the right one in shared memory in rows of 128 bytes, whose pieces of 16 bytes are
-// swizzled by the row.
+// --- Products of a warpgroup: the left operand in registers, the right one in tiles of 64 rows.
 constexpr int kSwizzledRow = 64;              // elements
 constexpr int kSwizzled = kC * kSwizzledRow;  // of 64 rows
 
-/// Of (n, k) with k together, or with kTransposed of (k, n) with n together.
-[[maybe_unused]] __device__ __forceinline__ uint64_t describe(const bf16* p) {
-  return static_cast<uint64_t>((shared_address(p) & 0x3ffffU) >> 4) | uint64_t{1024 / 16} << 16 |
-         uint64_t{1024 / 16} << 32 | uint64_t{1} << 62;
-}
-/// d, four tiles side by side, += a b.
-template <int kTransposed>
-__device__ __forceinline__ void multiply_async(float (*d)[2][4], const uint32_t (&a)[4],
-                                               uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
-      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
-      "%27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, 1, 1, 1, %37;"
-      : "+f"(d[0][0][0]), "+f"(d[0][0][1]), "+f"(d[0][0][2]), "+f"(d[0][0][3]), "+f"(d[0][1][0]),
-        "+f"(d[0][1][1]), "+f"(d[0][1][2]), "+f"(d[0][1][3]), "+f"(d[1][0][0]), "+f"(d[1][0][1]),
-        "+f"(d[1][0][2]), "+f"(d[1][0][3]), "+f"(d[1][1][0]), "+f"(d[1][1][1]), "+f"(d[1][1][2]),
-        "+f"(d[1][1][3]), "+f"(d[2][0][0]), "+f"(d[2][0][1]), "+f"(d[2][0][2]), "+f"(d[2][0][3]),
-        "+f"(d[2][1][0]), "+f"(d[2][1][1]), "+f"(d[2][1][2]), "+f"(d[2][1][3]), "+f"(d[3][0][0]),
-        "+f"(d[3][0][1]), "+f"(d[3][0][2]), "+f"(d[3][0][3]), "+f"(d[3][1][0]), "+f"(d[3][1][1]),
-        "+f"(d[3][1][2]), "+f"(d[3][1][3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kTransposed));
-}
-/// The compiler moves no use of the tiles across.
-template <int kTiles>
-__device__ __forceinline__ void pin(float (&x)[kTiles][2][4]) {
-#pragma unroll
-  for (int i = 0; i < 8 * kTiles; ++i) {
-    asm volatile("" : "+f"(x[i / 8][i / 4 % 2][i % 4]) : : "memory");
-  }
-}
-[[maybe_unused]] __device__ __forceinline__ void begin_products() {
-  asm volatile("wgmma.fence.sync.aligned;" : : : "memory");
-}
-[[maybe_unused]] __device__ __forceinline__ void commit_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
-}
-template <int kLeft>
-__device__ __forceinline__ void wait_for_products() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(kLeft) : "memory");
-}
-/// What this thread wrote to shared memory is there for products, once others met it at a barrier.
-[[maybe_unused]] __device__ __forceinline__ void publish_to_products() {
-  asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
-}
 /// As copy_rows, to kDim / 64 parts of kSwizzled elements.
 template <int kDim>
 __device__ __forceinline__ void copy_swizzled(const bf16* from, int64_t from_stride, int rows,
@@ -241,7 +190,7 @@ __global__ void __launch_bounds__(32 * kWarps + 128, 1)
                 const float4* products, const ScanGates* gates, float* sums) {
   await_inputs();
   extern __shared__ __align__(1024) float4 shared[];
-  constexpr bool kWarpgroup = kByWarpgroup && kWarps == 4;
+  constexpr bool kWarpgroup = kWarpgroups && kWarps == 4;
   constexpr int kColumns = 16 * kWarps;
   constexpr int kValuePad = kColumns + 8;
   constexpr int kScanning = 32 * kWarps;  // threads
@@ -462,19 +411,20 @@ __global__ void __launch_bounds__(32 * kWarps + 128, 1)
       begin_products();
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
-        multiply_async<0>(read, states[t], describe(stage.q + t / 4 * kSwizzled + t % 4 * 16));
+        multiply_async<false>(read, states[t],
+                              describe_tile(stage.q + t / 4 * kSwizzled + t % 4 * 16));
       }
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
-        multiply_async<0>(y, values[j], describe(s.square[buffer] + 16 * j));
+        multiply_async<false>(y, values[j], describe_tile(s.square[buffer] + 16 * j));
       }
       commit_products();
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
 #pragma unroll
         for (int part = 0; part < kKey / 64; ++part) {
-          multiply_async<1>(state + 4 * part, written[j],
-                            describe(stage.k + part * kSwizzled + 16 * j * kSwizzledRow));
+          multiply_async<true>(state + 4 * part, written[j],
+                               describe_tile(stage.k + part * kSwizzled + 16 * j * kSwizzledRow));
         }
       }
       commit_products();

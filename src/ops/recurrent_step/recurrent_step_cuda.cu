@@ -9,13 +9,13 @@
 
 #include "ops/conv/conv_token.cuh"
 #include "ops/cuda_bulk.cuh"
-#include "ops/recurrent_step/recurrent_step_kernels.h"
+#include "ops/recurrent_step/recurrent_step_cuda.cuh"
 
 namespace cambium::cuda {
 namespace {
 
 constexpr int kRows = 16;  // of the state, a thread
-constexpr int kMostDim = 128;
+constexpr int kMostDim = kMostStepDim;
 constexpr int kMostParts = kMostDim / kRows;
 constexpr int kMostThreads = kMostDim / kRows * (kMostDim / 4);
 constexpr int kKeyWarps = kMostDim / 32;
@@ -37,18 +37,6 @@ __device__ __forceinline__ void await_cluster() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
-}
-
-__device__ __forceinline__ float softplus(float x) {
-  return x > 20.0F ? x : log1pf(expf(x));
-}
-
-/// Elements `i` of a head of q or k in shared memory, turned by the angles of its pair.
-__device__ __forceinline__ float turned(const float* x, int i, int half, bool interleaved,
-                                        float cos, float sin) {
-  const bool second = interleaved ? i % 2 != 0 : i >= half;
-  const int other = interleaved ? i ^ 1 : second ? i - half : i + half;
-  return second ? x[i] * cos + x[other] * sin : x[i] * cos - x[other] * sin;
 }
 
 template <class T>
@@ -121,9 +109,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> 
   float sin = 0.0F;
   const bool turns = thread < 2 * half;
   if (turns) {
-    const int64_t pair = t * half + (a.interleaved   ? thread / 2
-                                     : thread < half ? thread
-                                                     : thread - half);
+    const int64_t pair = t * half + pair_of(thread, half, a.interleaved);
     cos = a.cos[pair];
     sin = a.sin[pair];
   }
@@ -163,8 +149,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) step_kernel(RecurrentStep<T> 
   if (has_key) {
     raw[0][thread] = own_q;
     raw[1][thread] = own_k;
-    decay[thread] =
-        expf(a.bound < 0.0F ? a.bound * sigmoid(rate * raw_decay) : -rate * softplus(raw_decay));
+    decay[thread] = expf(log_decay_of(a, rate, raw_decay));
   }
   const float weight =
       a.weight.defined() ? a.strongest * sigmoid_of<T>(raw_weight) : softplus(raw_decay);
@@ -330,6 +315,9 @@ template <class T>
 void run_step(const RecurrentStep<T>& args, const Launch& on) {
   if (args.segments.count == 0) {
     return;
+  }
+  if (has_many_heads(args)) {
+    return run_many_heads(args, on);
   }
   const DeviceSegments segments = on_device(args.segments, on);
   RecurrentStep<T> a = args;

@@ -1,9 +1,12 @@
 // The choice on CUDA: scores of some tokens at a time, on tensor cores where they suit
 // (selection_mma_cuda.cu), then for each token its best ones by the digits of their scores, in
-// ascending order of position.
+// ascending order of position. Few tokens of long sequences are chosen for by a cluster of blocks
+// each, where the device has clusters: the blocks share the positions evenly and read each other's
+// counts.
 #include <algorithm>
 
 #include "ops/attention/attention_cuda.cuh"
+#include "ops/cuda_cluster.cuh"
 #include "ops/selection/selection_cuda.cuh"
 
 namespace cambium::cuda {
@@ -18,10 +21,21 @@ constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 constexpr int kDigitBits = 11;
 constexpr int kDigits = 1 << kDigitBits;
+/// Digits that a lane adds up, and where the count of a digit lies: lanes meet no bank twice.
+constexpr int kOwnDigits = kDigits / 32;
+constexpr int kCounts = kDigits + 32;
+__device__ constexpr int place_of(int digit) {
+  return digit + digit / kOwnDigits;
+}
 /// Keys of a block, a thread each.
 constexpr int kKeys = 128;
 /// Heads whose products a thread holds at a time.
 constexpr int kHeads = 4;
+/// Blocks that share a token's positions where a call has at most kFewTokens of them and reaches
+/// kManyScores positions.
+constexpr int kCluster = 8;
+constexpr int64_t kFewTokens = 32;
+constexpr int64_t kManyScores = 16384;
 /// Scores held at a time.
 constexpr int64_t kMostScores = int64_t{1} << 24;
 
@@ -40,6 +54,7 @@ __global__ void __launch_bounds__(kKeys)
   const int padded = (heads + kHeads - 1) / kHeads * kHeads;
   float* queries = shared;
   float* keys = queries + padded * dim;
+  await_inputs();
   const int64_t t = to.first + blockIdx.y;
   const int s = segments[t];
   const int64_t own = layout.position[s] + t - layout.start[s];
@@ -86,14 +101,14 @@ __global__ void __launch_bounds__(kKeys)
 /// The digit of the `left`-th largest number by the counts of digits, and the how many-th of that
 /// digit it is. By a warp, in memory that a block shares.
 __device__ void find_digit(const int* counts, int& digit, int& left) {
-  // Lane l has digits [kOwn l, kOwn l + kOwn), counted from the largest.
-  constexpr int kOwn = kDigits / 32;
+  // Lane l has digits [kOwnDigits l, kOwnDigits (l + 1)), counted from the largest.
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int wanted = left;
   __syncwarp();  // all have read it
   int own = 0;
-  for (int i = 0; i < kOwn; ++i) {
-    own += counts[kDigits - 1 - lane * kOwn - i];
+#pragma unroll 16
+  for (int i = 0; i < kOwnDigits; ++i) {
+    own += counts[place_of(kDigits - 1 - lane * kOwnDigits - i)];
   }
   int through = own;
   for (int lanes = 1; lanes < 32; lanes *= 2) {
@@ -102,10 +117,10 @@ __device__ void find_digit(const int* counts, int& digit, int& left) {
   }
   const int above = through - own;
   if (above < wanted && wanted <= through) {
-    int at = kDigits - 1 - lane * kOwn;
+    int at = kDigits - 1 - lane * kOwnDigits;
     int rest = wanted - above;
-    while (counts[at] < rest) {
-      rest -= counts[at];
+    while (counts[place_of(at)] < rest) {
+      rest -= counts[place_of(at)];
       --at;
     }
     digit = at;
@@ -124,35 +139,40 @@ __device__ __forceinline__ void four_of(const float* scores, int p, int own, uin
   }
 }
 
-/// A block a token. Counts of digits are whole numbers: the order they are added in does not
+/// kBlocks blocks a token. Counts of digits are whole numbers: the order they are added in does not
 /// matter.
-template <class T>
+template <class T, int kBlocks>
 __global__ void __launch_bounds__(kThreads)
     choose_kernel(ChooseTokens<T> a, attention::Layout layout, const int32_t* segments,
                   Scores from) {
-  __shared__ int counts[kDigits];
+  __shared__ int counts[kCounts];
+  __shared__ int all_counts[kBlocks == 1 ? 1 : kCounts];
   __shared__ int chosen_digit;
   __shared__ int chosen_left;
   __shared__ int larger_of[kWarps];
   __shared__ int equals_of[kWarps];
-  const int64_t t = from.first + blockIdx.x;
+  __shared__ int sums[2];  // of these
+  await_inputs();
+  const int64_t index = blockIdx.x / kBlocks;
+  const int rank = kBlocks == 1 ? 0 : cluster_rank();
+  const int64_t t = from.first + index;
   const int s = segments[t];
   const auto own = static_cast<int>(layout.position[s] + t - layout.start[s]);
   int32_t* to = a.positions + t * a.budget;
   const auto thread = static_cast<int>(threadIdx.x);
   if (own < a.budget) {
-    for (int p = thread; p <= own; p += kThreads) {
+    for (int p = rank * kThreads + thread; p <= own; p += kBlocks * kThreads) {
       to[p] = p;
     }
     return;
   }
-  const float* scores = from.rows + int64_t{blockIdx.x} * from.capacity;
+  const float* scores = from.rows + index * from.capacity;
   uint32_t prefix = 0;
   int left = static_cast<int>(a.budget);
   for (int end = 32; end > 0;) {  // digits from the highest: 11, 11 and 10 bits
     const int bits_of = end > kDigitBits ? kDigitBits : end;
     const int shift = end - bits_of;
-    for (int i = thread; i < kDigits; i += kThreads) {
+    for (int i = thread; i < kCounts; i += kThreads) {
       counts[i] = 0;
     }
     if (thread == 0) {
@@ -161,19 +181,31 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     const uint32_t mask = end == 32 ? 0U : 0xffffffffU << end;
 #pragma unroll 4
-    for (int p = 4 * thread; p <= own; p += 4 * kThreads) {
+    for (int p = 4 * (rank * kThreads + thread); p <= own; p += 4 * kBlocks * kThreads) {
       uint32_t bits[4];
       four_of(scores, p, own, bits);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (p + i <= own && (bits[i] & mask) == prefix) {
-          atomicAdd(&counts[(bits[i] >> shift) & ((1U << bits_of) - 1U)], 1);
+          const auto digit = static_cast<int>((bits[i] >> shift) & ((1U << bits_of) - 1U));
+          atomicAdd(&counts[place_of(digit)], 1);
         }
       }
     }
-    __syncthreads();
+    meet_cluster<kBlocks>();
+    if constexpr (kBlocks > 1) {
+      for (int i = thread; i < kCounts; i += kThreads) {
+        int all = 0;
+#pragma unroll
+        for (int r = 0; r < kBlocks; ++r) {
+          all += load_of_block<kBlocks>(counts + i, r);
+        }
+        all_counts[i] = all;
+      }
+      meet_cluster<kBlocks>();  // all counts have been read
+    }
     if (thread < 32) {
-      find_digit(counts, chosen_digit, chosen_left);
+      find_digit(kBlocks == 1 ? counts : all_counts, chosen_digit, chosen_left);
     }
     __syncthreads();
     prefix |= static_cast<uint32_t>(chosen_digit) << shift;
@@ -181,12 +213,12 @@ __global__ void __launch_bounds__(kThreads)
     end = shift;
     __syncthreads();
   }
-  // A warp has every 32nd part of the positions: it counts what is larger and what is equal, and
-  // then knows where its own go.
+  // A warp has a part of the positions: it counts what is larger and what is equal, and then knows
+  // where its own go.
   const int warp = thread / 32;
   const int lane = thread % 32;
-  const int each = (own / 128 / kWarps + 1) * 128;
-  const int begin = warp * each;
+  const int each = (own / 128 / (kWarps * kBlocks) + 1) * 128;
+  const int begin = (rank * kWarps + warp) * each;
   const int limit = min(own + 1, begin + each);
   int larger = 0;
   int equals = 0;
@@ -212,6 +244,17 @@ __global__ void __launch_bounds__(kThreads)
   for (int w = 0; w < warp; ++w) {
     larger += larger_of[w];
     equals += equals_of[w];
+  }
+  if constexpr (kBlocks > 1) {
+    if (thread == kThreads - 1) {
+      sums[0] = larger + larger_of[warp];
+      sums[1] = equals + equals_of[warp];
+    }
+    meet_cluster<kBlocks>();
+    for (int r = 0; r < rank; ++r) {
+      larger += load_of_block<kBlocks>(&sums[0], r);
+      equals += load_of_block<kBlocks>(&sums[1], r);
+    }
   }
   const unsigned lower = (1U << lane) - 1U;
   for (int from_position = begin; from_position < limit; from_position += 128) {
@@ -240,6 +283,9 @@ __global__ void __launch_bounds__(kThreads)
       equals_here += equal ? 1 : 0;
     }
   }
+  if constexpr (kBlocks > 1) {
+    meet_cluster<kBlocks>();  // a block's memory goes when all have read it
+  }
 }
 
 template <class T>
@@ -264,15 +310,19 @@ void choose(const ChooseTokens<T>& a, const Launch& on) {
       done = score_on_tensor_cores(a, layout.layout, tokens, scores, on);
     }
     if (!done) {
-      launch(on, "choose_tokens", score_kernel<T>,
-             dim3(static_cast<unsigned>(ceil_div(capacity, kKeys)),
-                  static_cast<unsigned>(scores.count)),
-             dim3(kKeys),
-             score_shared(static_cast<int>(shape.heads), static_cast<int>(shape.head_dim)),
-             latent::for_device(a), layout.layout, tokens.segment, scores);
+      launch_ahead(on, "choose_tokens", score_kernel<T>,
+                   dim3(static_cast<unsigned>(ceil_div(capacity, kKeys)),
+                        static_cast<unsigned>(scores.count)),
+                   dim3(kKeys),
+                   score_shared(static_cast<int>(shape.heads), static_cast<int>(shape.head_dim)),
+                   latent::for_device(a), layout.layout, tokens.segment, scores);
     }
-    launch(on, "choose_tokens", choose_kernel<T>, dim3(static_cast<unsigned>(scores.count)),
-           dim3(kThreads), 0, latent::for_device(a), layout.layout, tokens.segment, scores);
+    const bool shared = launches_ahead() && scores.count <= kFewTokens && capacity >= kManyScores;
+    const int blocks = shared ? kCluster : 1;
+    launch_clusters(on, "choose_tokens", blocks,
+                    shared ? choose_kernel<T, kCluster> : choose_kernel<T, 1>,
+                    dim3(static_cast<unsigned>(blocks * scores.count)), dim3(kThreads), 0,
+                    latent::for_device(a), layout.layout, tokens.segment, scores);
   }
 }
 

@@ -18,4 +18,9 @@ struct Scores {
 bool score_on_tensor_cores(const ChooseTokens<bf16>& a, const attention::Layout& layout,
                            const latent::Tokens& tokens, const Scores& scores, const Launch& on);
 
+/// The same by warpgroups; false where the device has none, or the index too many heads
+/// (selection_wgmma_cuda.cu).
+bool score_by_warpgroups(const ChooseTokens<bf16>& a, const attention::Layout& layout,
+                         const latent::Tokens& tokens, const Scores& scores, const Launch& on);
+
 }  // namespace cambium::cuda::selection

@@ -89,6 +89,9 @@ bool score_on_tensor_cores(const ChooseTokens<bf16>& a, const attention::Layout&
       a.keys.wide.rows.inner != 1 || !aligned(a.q)) {
     return false;
   }
+  if (score_by_warpgroups(a, layout, tokens, scores, on)) {
+    return true;
+  }
   launch_ahead(on, "choose_tokens", mma_kernel,
                dim3(static_cast<unsigned>(ceil_div(scores.capacity, kKeys)),
                     static_cast<unsigned>(scores.count)),

@@ -31,8 +31,9 @@ struct Case {
   int64_t tokens, heads, dim, budget;
   Dtype pages = Dtype::kF32;
 };
-constexpr Case kCases[] = {{1, 1, 4, 1},     {30, 3, 7, 5},   {90, 16, 32, 16},  {300, 5, 20, 9},
-                           {200, 2, 64, 70}, {40, 2, 8, 100}, {150, 70, 128, 20}};
+constexpr Case kCases[] = {{1, 1, 4, 1},       {30, 3, 7, 5},      {90, 16, 32, 16},
+                           {300, 5, 20, 9},    {200, 2, 64, 70},   {40, 2, 8, 100},
+                           {90, 70, 128, 20}, {70, 64, 128, 20}, {130, 9, 128, 64}};
 
 std::vector<Input> inputs_of(const Case& c) {
   return {{{c.tokens, c.heads, c.dim}}, {{c.tokens, c.dim}}, {{c.tokens, c.heads}}};
@@ -131,6 +132,34 @@ TEST(ChooseTokens, EveryFormAndEveryCutChoosesAlike) {
       EXPECT_EQ(std::ssize(list), std::min(c.budget, t + 1));
       EXPECT_TRUE(std::is_sorted(list.begin(), list.end()));
     }
+  }
+}
+
+/// The last three tokens of sequences, whose keys before them are written alone.
+TEST(ChooseTokens, OfLongSequences) {
+  for (const Case& c :
+       {Case{40003, 2, 4, 300, Dtype::kBF16}, Case{1283, 40, 128, 300, Dtype::kBF16}}) {
+    SCOPED_TRACE(c.tokens);
+    std::vector<std::vector<int32_t>> expected;
+    for_each_form(c, [&](Context& ctx, const std::vector<Tensor>& in) {
+      const auto before = static_cast<int32_t>(c.tokens) - 3;
+      const OwnedTensor keys(c.pages, {1, c.tokens, 1, c.dim}, false, in[0].device);
+      const std::vector<int32_t> table = {0};
+      const IndexPages pages{keys.view, table, 1};
+      const std::vector<int32_t> first = {0, before};
+      const std::vector<int32_t> rest = {0, 3};
+      const std::vector<int32_t> none = {0};
+      const std::vector<int32_t> behind = {before};
+      write_index(ctx, in[1].slice(0, 0, before), {first, none, {}}, pages);
+      const auto last = [&](size_t i) { return in[i].slice(0, before, 3); };
+      const auto chosen = lists(
+          ctx, choose_tokens(ctx, last(0), last(1), last(2), {rest, behind, {}}, c.budget, &pages),
+          3, before);
+      if (expected.empty()) {
+        expected = chosen;  // of the definition
+      }
+      EXPECT_EQ(chosen, expected);
+    });
   }
 }
 

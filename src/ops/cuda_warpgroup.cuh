@@ -1,0 +1,182 @@
+// Products of warpgroups, 128 threads that begin at a multiple of 128 (wgmma of sm_90a; PTX ISA,
+// "Asynchronous warpgroup level matrix operations"). Operands in shared memory are tiles of 64
+// columns of bf16: rows of 128 bytes, whose pieces of 16 bytes are exchanged by the row's lowest
+// three bits (swizzled()). Results are fp32: thread l of warp w of a warpgroup has rows
+// 16 w + l / 4 and the eighth after it, of every eight columns 2 (l % 4) and the next.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <map>
+#include <utility>
+
+#include "ops/cuda_mma.cuh"
+
+namespace cambium::cuda {
+
+/// Whether this compilation is for a device that has them.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+inline constexpr bool kWarpgroups = true;
+#else
+inline constexpr bool kWarpgroups = false;
+#endif
+
+/// For __launch_bounds__ of a kernel that is empty without warpgroups: there it is compiled for one
+/// warp, by which the host knows.
+constexpr int warpgroup_threads(int threads) {
+  return kWarpgroups ? threads : 32;
+}
+/// Whether the current device runs such a kernel's code.
+template <class Kernel>
+bool multiplies_by_warpgroups(Kernel kernel, int threads) {
+  thread_local std::map<std::pair<int, Kernel>, bool> known;
+  int device = 0;
+  cudaGetDevice(&device);
+  const auto [at, is_new] = known.try_emplace({device, kernel}, false);
+  if (is_new) {
+    cudaFuncAttributes of{};
+    at->second =
+        cudaFuncGetAttributes(&of, kernel) == cudaSuccess && of.maxThreadsPerBlock >= threads;
+  }
+  return at->second;
+}
+
+/// Of a tile of 64 columns and as many rows.
+inline constexpr int kTileColumns = 64;
+inline constexpr int kTileSize = 64 * kTileColumns;
+inline constexpr int kTileBytes = 2 * kTileSize;
+/// Where the 16 bytes from column 8 p on lie, in row r of a tile.
+__device__ __forceinline__ int swizzled(int r, int p) {
+  return r * kTileColumns + (p ^ (r % 8)) * 8;
+}
+
+/// Describes tiles to products: of (n, k) with k together, or of (k, n) with n together, whose next
+/// 64 columns lie `next` bytes away. Tiles begin at multiples of 1,024 bytes.
+__device__ __forceinline__ uint64_t describe_tile(const void* p, uint32_t next = 1024) {
+  return static_cast<uint64_t>((shared_address(p) & 0x3ffffU) >> 4) |
+         static_cast<uint64_t>(next / 16) << 16 | uint64_t{1024 / 16} << 32 | uint64_t{1} << 62;
+}
+
+/// What is added to a description for the k-th sixteen columns of tiles of 64 rows side by side,
+/// and for the k-th sixteen rows.
+constexpr uint64_t of_columns(int k) {
+  return static_cast<uint64_t>(k / 4 * kTileBytes + k % 4 * 32) / 16;
+}
+constexpr uint64_t of_rows(int k) {
+  return static_cast<uint64_t>(k * 16 * kTileColumns * 2) / 16;
+}
+
+/// The compiler moves no use of the results across.
+template <int kTiles>
+__device__ __forceinline__ void pin(float (&x)[kTiles][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * kTiles; ++i) {
+    asm volatile("" : "+f"(x[i / 4][i % 4]) : : "memory");
+  }
+}
+template <int kTiles>
+__device__ __forceinline__ void pin(float (&x)[kTiles][2][4]) {
+#pragma unroll
+  for (int i = 0; i < 8 * kTiles; ++i) {
+    asm volatile("" : "+f"(x[i / 8][i / 4 % 2][i % 4]) : : "memory");
+  }
+}
+__device__ __forceinline__ void begin_products() {
+  asm volatile("wgmma.fence.sync.aligned;" : : : "memory");
+}
+__device__ __forceinline__ void commit_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
+}
+/// Waits for those of all commits but the last kLeft.
+template <int kLeft>
+__device__ __forceinline__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(kLeft) : "memory");
+}
+/// What this thread wrote to shared memory is there for products, once others met it at a barrier.
+__device__ __forceinline__ void publish_to_products() {
+  asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
+}
+
+/// Barriers of some of a block's threads: meet() waits until `threads` came to it, report() comes
+/// and goes on. Number 0 is that of the block.
+__device__ __forceinline__ void meet(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" : : "r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void report(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" : : "r"(barrier), "r"(threads) : "memory");
+}
+
+/// Registers of each thread of the calling warpgroup from here on: more, or fewer.
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void leave_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(kRegisters));
+}
+
+#define CAMBIUM_FOUR(x) "+f"((x)[0]), "+f"((x)[1]), "+f"((x)[2]), "+f"((x)[3])
+#define CAMBIUM_32(d, i)                                                                      \
+  CAMBIUM_FOUR(d[i]), CAMBIUM_FOUR(d[i + 1]), CAMBIUM_FOUR(d[i + 2]), CAMBIUM_FOUR(d[i + 3]), \
+      CAMBIUM_FOUR(d[i + 4]), CAMBIUM_FOUR(d[i + 5]), CAMBIUM_FOUR(d[i + 6]),                 \
+      CAMBIUM_FOUR(d[i + 7])
+#define CAMBIUM_32_PLACES                                                                       \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
+  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+
+/// d (64, 64) += a b: a (64, 16) in shared memory with k together, b (16, 64) too.
+__device__ __forceinline__ void multiply_async(float (&d)[8][4], uint64_t a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " CAMBIUM_32_PLACES
+               ", %32, %33, 1, 1, 1, 0, 0;"
+               : CAMBIUM_32(d, 0)
+               : "l"(a), "l"(b));
+}
+/// d (64, 64), four tiles of 16 columns from d on, += a b: a (64, 16) in registers, b (16, 64) in
+/// shared memory with k together, or, turned, with n together.
+template <bool kTurned>
+__device__ __forceinline__ void multiply_async(float (*d)[2][4], const uint32_t (&a)[4],
+                                               uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " CAMBIUM_32_PLACES
+               ", {%32, %33, %34, %35}, %36, 1, 1, 1, %37;"
+               : CAMBIUM_FOUR(d[0][0]), CAMBIUM_FOUR(d[0][1]), CAMBIUM_FOUR(d[1][0]),
+                 CAMBIUM_FOUR(d[1][1]), CAMBIUM_FOUR(d[2][0]), CAMBIUM_FOUR(d[2][1]),
+                 CAMBIUM_FOUR(d[3][0]), CAMBIUM_FOUR(d[3][1])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kTurned ? 1 : 0));
+}
+
+#define CAMBIUM_128_PLACES                                                                         \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "    \
+  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "     \
+  "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "     \
+  "%56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, "     \
+  "%74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, "     \
+  "%92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, " \
+  "%109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, "     \
+  "%124, %125, %126, %127}"
+
+/// d (64, 256) += a b: a (64, 16) in registers, b (16, 256) in shared memory with n together.
+__device__ __forceinline__ void multiply_async(float (&d)[32][4], const uint32_t (&a)[4],
+                                               uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 " CAMBIUM_128_PLACES
+               ", {%128, %129, %130, %131}, %132, 1, 1, 1, 1;"
+               : CAMBIUM_32(d, 0), CAMBIUM_32(d, 8), CAMBIUM_32(d, 16), CAMBIUM_32(d, 24)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+/// The same of a in shared memory. Turned, an operand does not have k together: a has its rows
+/// together, b its columns.
+template <bool kATurned, bool kBTurned>
+__device__ __forceinline__ void multiply_async(float (&d)[32][4], uint64_t a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 " CAMBIUM_128_PLACES
+               ", %128, %129, 1, 1, 1, %130, %131;"
+               : CAMBIUM_32(d, 0), CAMBIUM_32(d, 8), CAMBIUM_32(d, 16), CAMBIUM_32(d, 24)
+               : "l"(a), "l"(b), "n"(kATurned ? 1 : 0), "n"(kBTurned ? 1 : 0));
+}
+
+#undef CAMBIUM_128_PLACES
+#undef CAMBIUM_32_PLACES
+#undef CAMBIUM_32
+#undef CAMBIUM_FOUR
+
+}  // namespace cambium::cuda
