@@ -31,8 +31,8 @@ struct Case {
   int64_t tokens, heads, dim, budget;
   Dtype pages = Dtype::kF32;
 };
-constexpr Case kCases[] = {{1, 1, 4, 1},       {30, 3, 7, 5},      {90, 16, 32, 16},
-                           {300, 5, 20, 9},    {200, 2, 64, 70},   {40, 2, 8, 100},
+constexpr Case kCases[] = {{1, 1, 4, 1},      {30, 3, 7, 5},     {90, 16, 32, 16},
+                           {300, 5, 20, 9},   {200, 2, 64, 70},  {40, 2, 8, 100},
                            {90, 70, 128, 20}, {70, 64, 128, 20}, {130, 9, 128, 64}};
 
 std::vector<Input> inputs_of(const Case& c) {
