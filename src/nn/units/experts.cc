@@ -171,7 +171,7 @@ class ExpertsUnit : public Unit {
     const bool has_latent = !latent_in_.weight.shape.empty();
     const Tensor hidden = hidden_of(ctx, has_latent ? latent_in_.forward(ctx, x) : x, routing);
     const Tensor rows = down_.forward(ctx, hidden, routing);
-    if (x.device.kind == Device::kCuda && ctx.tape == nullptr && has_shared() && !has_latent) {
+    if (has_shared() && !has_latent && combine_with_serves(ctx, rows)) {
       const Tensor gate = has_shared_gate() ? shared_gate_.forward(ctx, x) : Tensor{};
       return combine_with(ctx, rows, routing, shared(ctx, x), gate);
     }

@@ -157,6 +157,10 @@ Tensor combine(Context& ctx, const Tensor& y, const Routing& routing) {
   return sum;
 }
 
+bool combine_with_serves(const Context& ctx, const Tensor& y) {
+  return y.device.kind == Device::kCuda && ctx.tape == nullptr;
+}
+
 bool experts_hidden_serves(const Context& ctx, const Tensor& x, const Tensor& gate,
                            const Tensor& up) {
   constexpr int64_t kAccess = 8;  // elements

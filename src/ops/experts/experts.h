@@ -29,10 +29,9 @@ Routing route(Context& ctx, const Tensor& logits, const Tensor& choice_bias,
 
 /// What keeps a router's experts in use while it is trained -> (2, T) of the type of sums. Means
 /// over the tokens are the losses of the call:
-///   row 0   E / (top T) * the sum over e of n_e q_te: Switch's balancing loss, which is 1 where
-///   all
-///           experts get as much (Fedus et al. 2021, equations 4 to 6; of several experts a token
-///           as in DeepSeek-V3, arXiv 2412.19437, equations 17 to 20)
+///   row 0   E / (top T) * the sum over e of n_e q_te: Switch's balancing loss (Fedus et al. 2021,
+///           equations 4 to 6; of several experts a token as in DeepSeek-V3, arXiv 2412.19437,
+///           equations 17 to 20), 1 where all experts get as much
 ///   row 1   (log of the sum over e of exp(logit_te))^2: the z-loss (Zoph et al. 2022, arXiv
 ///           2202.08906, equation 5)
 /// n_e is the number of tokens that chose expert e, a constant; q_t the token's scores, divided by
@@ -64,5 +63,7 @@ Tensor combine(Context& ctx, const Tensor& y, const Routing& routing);
 /// or undefined. Without gradients.
 Tensor combine_with(Context& ctx, const Tensor& y, const Routing& routing, const Tensor& added,
                     const Tensor& gate);
+/// Whether that is one kernel: a forward call alone, on CUDA.
+bool combine_with_serves(const Context& ctx, const Tensor& y);
 
 }  // namespace cambium

@@ -36,14 +36,14 @@ template <class A, class B, class C>
 struct GroupedProduct {
   Operand<A> a;
   Operand<B> b;
-  int64_t b_expert;   // elements from one expert's b to the next; rows in depth: 0
-  const float* bias;  // (E, n), or null
+  int64_t b_expert = 0;         // elements from one expert's b to the next; rows in depth: 0
+  const float* bias = nullptr;  // (E, n), or null
   C* c;
   int64_t c_stride;
-  int64_t c_expert;    // likewise of c; rows of c are the experts' own rows: 0
-  int64_t m, n, k;     // of one expert; m or k is the number of its rows
-  bool rows_in_depth;  // k is, not m
-  bool accumulate;
+  int64_t c_expert = 0;         // likewise of c; rows of c are the experts' own rows: 0
+  int64_t m = 0, n = 0, k = 0;  // of one expert; m or k, 0 here, is the number of its rows
+  bool rows_in_depth = false;   // k is, not m
+  bool accumulate = false;
   const int32_t* start;  // (E + 1)
 };
 
@@ -271,12 +271,8 @@ void experts_by_tiles(const ExpertsMatmul<T>& a, const Launch& on) {
                                     .bias = a.bias.data,
                                     .c = a.y.data,
                                     .c_stride = a.y.rows.outer_stride,
-                                    .c_expert = 0,
-                                    .m = 0,
                                     .n = outputs,
                                     .k = depth,
-                                    .rows_in_depth = false,
-                                    .accumulate = false,
                                     .start = a.lists.start};
     run_tiles(g, a.lists, "experts_matmul", on);
   });
@@ -289,14 +285,10 @@ void experts_by_tiles(const ExpertsGradInput<T>& a, const Launch& on) {
     const GroupedProduct<T, W, T> g{.a = rows_of<T>(a.dy.data, a.dy.rows.outer_stride),
                                     .b = columns_of(weight, depth),
                                     .b_expert = outputs * depth,
-                                    .bias = nullptr,
                                     .c = a.out.data,
                                     .c_stride = a.out.rows.outer_stride,
-                                    .c_expert = 0,
-                                    .m = 0,
                                     .n = depth,
                                     .k = outputs,
-                                    .rows_in_depth = false,
                                     .accumulate = a.accumulate,
                                     .start = a.lists.start};
     run_tiles(g, a.lists, "experts_matmul's gradient", on);
@@ -306,14 +298,11 @@ template <class T>
 void experts_by_tiles(const ExpertsGradWeight<T>& a, const Launch& on) {
   const GroupedProduct<T, T, float> g{.a = columns_of<T>(a.dy.data, a.dy.rows.outer_stride),
                                       .b = columns_of<T>(a.x.data, a.x.rows.outer_stride),
-                                      .b_expert = 0,
-                                      .bias = nullptr,
                                       .c = a.out.data,
                                       .c_stride = a.x.channels,
                                       .c_expert = a.dy.channels * a.x.channels,
                                       .m = a.dy.channels,
                                       .n = a.x.channels,
-                                      .k = 0,
                                       .rows_in_depth = true,
                                       .accumulate = a.accumulate,
                                       .start = a.lists.start};

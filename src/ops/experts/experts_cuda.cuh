@@ -80,14 +80,14 @@ struct ExpertsProduct {
   int64_t a_stride;
   const bf16* b;
   int64_t b_stride;
-  int64_t b_expert;   // elements from one expert's b to the next; 0: b are rows of the experts
-  const float* bias;  // (E, n), or null
+  int64_t b_expert = 0;  // elements from one expert's b to the next; 0: b are rows of the experts
+  const float* bias = nullptr;  // (E, n), or null
   C* c;
   int64_t c_stride;
-  int64_t c_expert;  // as of b
-  int32_t m, n, k;   // the one that counts rows of experts is 0
+  int64_t c_expert = 0;         // as of b
+  int32_t m = 0, n = 0, k = 0;  // the one that counts rows of experts is 0
   int32_t experts;
-  bool accumulate;
+  bool accumulate = false;
   const int32_t* start;  // (E + 1)
   // Of kHidden alone: as of ExpertsHidden and its lists.
   const bf16* b2 = nullptr;
