@@ -479,8 +479,8 @@ Action declare_eval(Args& args) {
   args.option("against", "compare with the graded answers in this file (of --output), in pairs",
               &a->against);
   args.option("judge",
-              "mt-bench: http://HOST:PORT/v1 of an OpenAI-compatible server (its key in "
-              "CAMBIUM_JUDGE_KEY), or a checkpoint folder",
+              "mt-bench: https://HOST/v1 or http://HOST:PORT/v1 of an OpenAI-compatible server (its "
+              "key in CAMBIUM_JUDGE_KEY), or a checkpoint folder",
               &a->judge);
   args.option("judge-model", "the judge's name on that server", &a->judge_model);
   args.option("batch", "problems at once", &a->batch, {1, 4096});
