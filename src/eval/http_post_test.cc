@@ -244,7 +244,9 @@ TEST(HttpPost, BadServersAreNamed) {
     std::string reply;
     const char* message;
   };
-  for (const Row& row : {Row{reply(401, "no key"), "got status 401: no key"},
+  for (const Row& row : {Row{reply(401, "no key"),
+                             "got status 401: no key; the server's key is read from "
+                             "CAMBIUM_JUDGE_KEY"},
                          Row{reply(200, "{}"), "expected a chat completion"},
                          Row{reply(200, R"({"choices": [{"message": {"content": null}}]})"),
                              "expected a chat completion"},

@@ -77,7 +77,8 @@ TEST(MtBench, AsksTwoTurnsAndJudgesEach) {
     }
     return std::vector<std::string>{"[[8]]", "[[6]]", "[[3]]", "no rating"};
   };
-  const MtResult result = run_mt_bench(bench, model, judge);
+  const std::vector<MtAnswer> answers = answer_mt_bench(bench, model);
+  const MtResult result = judge_mt_bench(bench, answers, judge);
   EXPECT_THAT(judged,
               ElementsAre("Write {answer}. -> answer 1", "Write {answer}. answer 1 Again. answer 3",
                           "1+1? -> answer 1 ref two", "1+1? answer 1 Twice? answer 3 ref two"));
@@ -87,7 +88,33 @@ TEST(MtBench, AsksTwoTurnsAndJudgesEach) {
   EXPECT_EQ(result.turns[1], 6.0);
   EXPECT_EQ(result.categories.at("writing"), 7.0);
   EXPECT_EQ(result.categories.at("math"), 3.0);
-  EXPECT_EQ(load_mt_bench(folder.at(""), 1).questions.size(), 1U);
+  const MtBench one = load_mt_bench(folder.at(""), 1);
+  EXPECT_EQ(one.questions.size(), 1U);
+  // A file of answers is judged as they were, whether another judge has rated them or not.
+  for (const std::string& lines : {mt_bench_lines(answers), mt_bench_lines(result.answers)}) {
+    write_file_atomically(folder.at("answers.jsonl"), lines);
+    EXPECT_EQ(mt_bench_lines(read_mt_answers(folder.at("answers.jsonl"), bench)),
+              mt_bench_lines(answers));
+    EXPECT_EQ(read_mt_answers(folder.at("answers.jsonl"), one).size(), 2U);
+  }
+  struct Row {
+    const char* text;
+    const char* message;
+  };
+  for (const Row& row :
+       {Row{R"({"question_id": 1, "turn": 1, "response": "a"})",
+            "answers.jsonl: expected an answer to turn 2 of question 1, got none"},
+        Row{R"({"question_id": 1, "turn": 3, "response": "a"})",
+            "answers.jsonl:1: expected 1 or 2 in field 'turn'"},
+        Row{R"({"question_id": 1, "turn": 1})",
+            "answers.jsonl:1: expected text in field 'response'"},
+        Row{"{\"question_id\": 1, \"turn\": 1, \"response\": \"a\"}\n"
+            "{\"question_id\": 1, \"turn\": 1, \"response\": \"b\"}",
+            "answers.jsonl:2: expected one answer to turn 1 of question 1, got a second"}}) {
+    write_file_atomically(folder.at("answers.jsonl"), row.text);
+    EXPECT_THAT(message_of([&] { read_mt_answers(folder.at("answers.jsonl"), bench); }),
+                HasSubstr(row.message));
+  }
 }
 
 TEST(MtBench, BadFilesAreNamed) {

@@ -134,7 +134,7 @@ Json score_json(const ScoreReport& r) {
       {"accuracy", s.accuracy.value},
       {"low", s.accuracy.low},
       {"high", s.accuracy.high},
-      {"interval", result.samples == 1 ? "Wilson, 95 %" : "bootstrap over problems, 95 %"}};
+      {"interval", result.samples == 1 ? "Wilson, 95 %" : "bootstrap over problems (Wilson where all are alike), 95 %"}};
   if (r.seconds > 0) {
     json["right_per_second"] = static_cast<double>(s.correct) / r.seconds;
   }
