@@ -45,12 +45,24 @@ PlacementLimits limits_of(const MixerBank& bank, const ChoiceOptions& o, const L
   const auto layers = static_cast<int64_t>(bank.layers().size());
   PlacementLimits limits{costs.layers, budget - costs.rest,
                          std::vector<int64_t>(bank.kinds().size(), 0),
-                         std::vector<int64_t>(bank.kinds().size(), layers)};
+                         std::vector<int64_t>(bank.kinds().size(), layers),
+                         std::vector<int64_t>(bank.kinds().size(), 1)};
   for (const auto& [name, count] : o.at_least) {
     limits.at_least[kind_of(bank, name, "--at-least")] = count;
   }
   for (const auto& [name, count] : o.at_most) {
     limits.at_most[kind_of(bank, name, "--at-most")] = std::min(count, layers);
+  }
+  for (size_t kind = 0; kind < bank.kinds().size(); ++kind) {
+    const auto offered = std::count_if(
+        costs.layers.begin(), costs.layers.end(),
+        [kind](const std::vector<double>& layer) { return std::isfinite(layer[kind]); });
+    if (costs.slow_alone(kind) && offered > 1) {
+      limits.none_or_at_least[kind] = 2;
+    }
+  }
+  for (const auto& [name, count] : o.none_or_at_least) {
+    limits.none_or_at_least[kind_of(bank, name, "--none-or-at-least")] = count;
   }
   return limits;
 }

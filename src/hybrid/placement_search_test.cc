@@ -337,6 +337,7 @@ TEST_F(Placing, WrongOptionsAreSaidBeforeTheWork) {
     const char* error;
   } rows[] = {
       {[](ChoiceOptions& o) { o.at_most["gnd"] = 1; }, "there is no kind 'gnd'; did you mean"},
+      {[](ChoiceOptions& o) { o.none_or_at_least["gnd"] = 2; }, "--none-or-at-least: there is no"},
       {[](ChoiceOptions& o) { o.share = 0.0; }, "expected one budget"},
       {[](ChoiceOptions& o) { o.budget = 5.0; }, "expected one budget"},
       {[](ChoiceOptions& o) { o.share = 0.001; }, "the budget cannot be kept"},
@@ -372,10 +373,14 @@ TEST_F(Placing, CacheCostsAreTheCachePlansAndTimesAddUp) {
     for (const LayerCosts::Row& row : times.rows) {
       EXPECT_GT(row.measured.value, 0.0);
     }
+    ASSERT_EQ(times.alone.size(), times.kinds.size());
+    EXPECT_EQ(times.alone[1].counts[1], 1);
+    EXPECT_FALSE(times.slow_alone(0)) << "attention's is the teacher itself";
     const auto json = nlohmann::json::parse(costs_json(times).dump());
     const LayerCosts back = read_costs({json, "costs"});
     EXPECT_EQ(back.question, times.question);
     EXPECT_EQ(back.layers, times.layers);
+    EXPECT_EQ(back.alone[1].measured.low, times.alone[1].measured.low);
     EXPECT_EQ(back.teacher(), times.teacher());
   }
 }

@@ -247,7 +247,8 @@ void check_kinds(const StagePlan& stage, const std::string& where) {
   }
   const ChoiceOptions choice = stage.place.choice();
   for (const auto& [key, counts] :
-       {std::pair("at_least", choice.at_least), std::pair("at_most", choice.at_most)}) {
+       {std::pair("at_least", choice.at_least), std::pair("at_most", choice.at_most),
+        std::pair("none_or_at_least", choice.none_or_at_least)}) {
     for (const auto& [name, count] : counts) {
       expect(std::find(names.begin(), names.end(), name) != names.end(),
              "{}: {}: there is no kind '{}'{}; there are {}", where, key, name,

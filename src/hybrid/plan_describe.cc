@@ -313,6 +313,9 @@ std::string describe_place(const HybridPlan& plan, const StagePlan& stage, int64
     for (const std::string& count : place.at_most) {
       s += fmt::format(", at most {}", count);
     }
+    for (const std::string& count : place.none_or_at_least) {
+      s += fmt::format(", none or at least {}", count);
+    }
   }
   return s + "\n";
 }
