@@ -49,6 +49,8 @@ struct EvalArgs {
     return preset.name.empty() ? model : fmt::format("{} ({})", model, preset.name);
   }
 
+  /// The judge is an address, not a folder.
+  bool judged_elsewhere() const { return judge.find("://") != std::string::npos; }
   bool is_long() const {
     const auto& names = long_task_names();
     return std::find(names.begin(), names.end(), task) != names.end();
@@ -173,7 +175,7 @@ int eval_choices(const EvalArgs& a, Model& model, const Tokenizer& tokenizer, co
 // The judge is a checkpoint folder or an address.
 MtResult judged_here_or_there(const EvalArgs& a, const MtBench& bench,
                               std::vector<MtAnswer> answers) {
-  if (a.judge.starts_with("http")) {
+  if (a.judged_elsewhere()) {
     const char* key = std::getenv("CAMBIUM_JUDGE_KEY");
     constexpr double kSeconds = 600;  // a judge on a busy server may take minutes
     return judge_mt_bench(
@@ -226,9 +228,6 @@ int judge_answers(const EvalArgs& a, const MtBench& bench, const std::vector<MtA
 int eval_mt_bench(const EvalArgs& a, Model& model, const Tokenizer& tokenizer,
                   EngineConfig engine) {
   const MtBench bench = load_mt_bench(a.data, a.count);
-  if (a.judge.starts_with("http")) {
-    parse_chat_address(a.judge);
-  }
   std::unique_ptr<ResultFile> output;
   if (!a.output.empty()) {
     output = std::make_unique<ResultFile>(a.output);
@@ -302,6 +301,11 @@ void check_applies(const EvalArgs& a) {
          "--task mt-bench: expected --judge, an address or a checkpoint, or --ungraded");
   expect(!mt || !a.ungraded || a.judge.empty(),
          "--ungraded: answers are only written; leave --judge to the command with --answers");
+  if (mt && a.judged_elsewhere()) {
+    parse_chat_address(a.judge);  // wrong ones are said before anything is asked
+  } else if (mt && !a.judge.empty()) {
+    read_spec(a.judge);
+  }
   expect(mt || a.judge.empty(), "--judge belongs to --task mt-bench");
   expect(!mt || (a.against.empty() && a.samples == 1 && a.shots == 0 && a.temperature == 0.0),
          "--task mt-bench asks each question once, at its category's temperature: leave "

@@ -616,6 +616,12 @@ RunSummary Pipeline::run() {
   say_text(fmt::format("teacher: {} layers, accuracy {:.1f} %, retrieval {:.1f} %",
                        teacher_.model->layer_count(), 100 * teacher.accuracy.accuracy.value,
                        100 * teacher.retrieval.accuracy.value));
+  if (teacher.accuracy.total > 0 && teacher.accuracy.correct == 0) {
+    note(
+        "the teacher has none of {} answers right, so that no hybrid can keep its accuracy: see "
+        "how it is asked ([evaluate] ask, max_new_tokens), or whether it knows the task",
+        teacher.accuracy.total);
+  }
   summary_.models.push_back(teacher);
   for (const StagePlan& stage : plan_.stages) {
     const auto unusable = [&](const std::string& name) {
