@@ -40,6 +40,8 @@ int run_presets(const ReportArgs& args) {
   table.set_all(args.set);
   PresetReportOptions options;
   read_fields(options.evaluate, table.table("evaluate"));
+  expect(options.evaluate.baseline_window == 0,
+         "--set evaluate.baseline_window belongs to the stages of a plan");
   DataPlan files;
   const PlanTable data_table = table.table("data");
   files.problems = read_problem_spec(data_table.table("problems"));

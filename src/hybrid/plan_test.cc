@@ -553,6 +553,36 @@ distill = {train = "mixers"}
                                           100.0 * (6 * 8208 + 2 * 4 * 768 + 3200 * (4 + 2 * 1)))));
 }
 
+// A stage that converts nothing more aligns what is converted.
+TEST(HybridPlan, CountsWhatAnAlignmentTrains) {
+  const HybridPlan plan = read(R"(
+[graft]
+mixer = "sliding_window"
+[align]
+steps = 1
+sequence_length = 100
+[[stage]]
+name = "two"
+layers = 2
+[[stage]]
+name = "three"
+layers = 3
+[[stage]]
+name = "on"
+layers = 3
+from = "three"
+)",
+                               {}, "t");
+  const std::string text = describe_plan(plan, testing::tiny_attention(4), 1e9);
+  for (const auto& [stage, trained] :
+       {std::pair{"two", "1.5K"}, {"three", "768"}, {"on", "2.3K"}}) {
+    const std::string told = text.substr(text.find(fmt::format("stage {}:", stage)));
+    EXPECT_THAT(told.substr(0, told.find("FLOP")),
+                HasSubstr(fmt::format(" {} parameters trained", trained)))
+        << stage;
+  }
+}
+
 TEST(HybridPlan, SaysWhatADeviceHolds) {
   const auto memory = [](const std::string& train, Device device) {
     const HybridPlan plan = read("[graft]\nmixer = \"sliding_window\"\n[optimizer]\n" + train +

@@ -166,6 +166,9 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
       {"place x --method search --bank a=b -o y", "expected one of --budget, --speedup"},
       {"place x --method search --bank a=b -o y --speedup 0.5", "at least 1, got 0.5"},
       {"place x --method search --bank a=b -o y --speedup 2 --at-most gdn", "such as attention=5"},
+      {"place x --method search --bank a=b -o y --speedup 2 --none-or-at-least gdn",
+       "--none-or-at-least: expected KIND=LAYERS"},
+      {"place x --none-or-at-least gdn=2", "--none-or-at-least belongs to --method search"},
       {"place x --method search --bank a=b -o y --speedup 2 --problems 3", "--problems belongs to"},
       {"score x --method restore-one", "expected --student"},
       {"score x --student y", "--student belongs to --method restore-one and gates"},
@@ -195,6 +198,13 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
     EXPECT_EQ(outcome.status, 1) << row.arguments << "\n" << outcome.text;
     EXPECT_THAT(outcome.text, HasSubstr(row.text)) << row.arguments;
   }
+}
+
+TEST(CommandLine, APlanWhoseTeacherIsNotThereSaysSo) {
+  const Outcome outcome = cambium("hybridize '" + std::string(CAMBIUM_SOURCE_DIR) +
+                                  "/plans/demo.toml' -t nowhere --dry-run");
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_THAT(outcome.text, HasSubstr("the teacher 'nowhere' is not there"));
 }
 
 // A file from Windows, an empty line, and lines that cannot be answered.
