@@ -1,4 +1,5 @@
 // place: which layers get which mixer.
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 
@@ -172,7 +173,8 @@ void print_choice(const ChosenPlacement& p) {
   fmt::print("{:<42} {:>5.1f}% {:>32}\n", "chosen", 100 * costs.of(p.choices) / whole,
              shown(p.reported));
   for (const ComparedPlacement& c : p.compared) {
-    fmt::print("{:<42} {:>5.1f}% {:>32} {:>32}\n", c.name, 100 * c.cost, shown(c.value),
+    fmt::print("{:<42} {:>6} {:>32} {:>32}\n", c.name,
+               std::isfinite(c.cost) ? fmt::format("{:.1f}%", 100 * c.cost) : "-", shown(c.value),
                shown(c.behind));
   }
 }
