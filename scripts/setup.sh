@@ -8,7 +8,7 @@ set -euo pipefail
 
 build=(build-essential cmake ninja-build ccache ca-certificates
   libfmt-dev nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libpcre2-dev libutf8proc-dev
-  libxxhash-dev libgtest-dev libgmock-dev python3-minimal)
+  libxxhash-dev libssl-dev libgtest-dev libgmock-dev python3-minimal)
 # The gate is defined for one version of the tools, which both distributions carry.
 lint=(clang-format-14 clang-tidy-14)
 fuzz=(clang-14 libclang-rt-14-dev)

@@ -9,7 +9,9 @@ namespace cambium {
 
 void ModelsOption::declare(Args& args) {
   args.positionals("models", "checkpoint folders, measured in turns", &models, false);
-  args.option("preset", "of the models, which are supernets: each of these placements is measured",
+  args.option("preset",
+              "of the models, which are supernets: the placement with this name; may be given "
+              "several times",
               &presets);
   args.option("random-weights", "config.json, or its folder: a model of its sizes, made-up numbers",
               &random);

@@ -3,7 +3,6 @@
 
 #include <csignal>
 #include <iostream>
-#include <memory>
 #include <optional>
 
 #include "base/progress.h"
@@ -11,7 +10,6 @@
 #include "cli/commands.h"
 #include "cli/generation.h"
 #include "model/supernet.h"
-#include "serve/memory_plan.h"
 
 namespace cambium {
 namespace {
@@ -25,77 +23,23 @@ constexpr const char* kHelp =
     "with "
     "another, /quit ends it.";
 
-/// The model that answers, and how it is made of a supernet: each preset is a hybrid of views and
-/// an engine of its own, so nothing is loaded again, and no state of one is seen by another.
-class Speaker {
- public:
-  explicit Speaker(const ChatArgs& args) : args_(args) {
-    const ModelSpec spec = read_spec(args.model);
-    if (!is_supernet(spec)) {
-      const EngineConfig config = args.planned(1);
-      loaded_ = load_model(args.model, args.load_options());
-      engine_ = std::make_unique<Engine>(*loaded_.model, config);
-      return;
-    }
-    LoadOptions whole = args.load_options();
-    whole.preset.clear();
-    const ActiveUnits active = args.preset.name.empty()
-                                   ? active_units(spec)
-                                   : find_preset(spec, args.preset.name, args.model).active;
-    loaded_ = load_model(args.model, whole);
-    speak_as(active);
+/// A line for each preset, the one that speaks with a star.
+std::string presets_of(const PresetModel& speaker, const std::string& where) {
+  const ModelSpec& whole = speaker.whole();
+  std::string text;
+  for (const Preset& preset : whole.presets) {
+    text += fmt::format("{} {:<16} {}\n", speaker.answers_as(preset) ? "*" : " ", preset.name,
+                        layer_map(unwrapped(whole, preset.active)));
   }
-
-  /// A turn of the conversation, streamed; its text.
-  std::string answer(const Tokenizer& tokenizer, const std::string& prompt) {
-    return stream_answer(*engine_, tokenizer,
-                         args_.request(tokenizer, spec(), tokenizer.encode(prompt, false)), false);
-  }
-  /// Error, with the presets that there are, where there is none of this name.
-  void switch_to(const std::string& preset) {
-    speak_as(find_preset(loaded_.model->spec(), preset, args_.model).active);
-  }
-  /// A line each, the one that speaks with a star.
-  std::string presets() const {
-    const ModelSpec& whole = loaded_.model->spec();
-    std::string text;
-    for (const Preset& preset : whole.presets) {
-      text += fmt::format("{} {:<16} {}\n", preset.active == active_ ? "*" : " ", preset.name,
-                          layer_map(unwrapped(whole, preset.active)));
-    }
-    return !text.empty()        ? text
-           : is_supernet(whole) ? args_.model + ": has no presets\n"
-                                : args_.model + ": is no supernet and has no presets\n";
-  }
-  const ModelSpec& spec() const { return engine_->model().spec(); }
-
- private:
-  void speak_as(const ActiveUnits& active) {
-    if (engine_ != nullptr && active == active_) {
-      return;
-    }
-    engine_.reset();  // its cache goes first: a device may have no room for two
-    view_ = view_hybrid(*loaded_.model, active);
-    EngineConfig config = args_.config(1);
-    if (view_.model->device().kind == Device::kCuda) {
-      // The weights are there: among what the device has taken.
-      config = plan_memory({&view_.model->spec(), {}, config, view_.model->device(), 0}).engine;
-    }
-    engine_ = std::make_unique<Engine>(*view_.model, config);
-    active_ = active;
-  }
-
-  const ChatArgs& args_;
-  LoadedModel loaded_;  // all of a supernet
-  LoadedModel view_;    // of it, what speaks
-  ActiveUnits active_;
-  std::unique_ptr<Engine> engine_;
-};
+  return !text.empty()        ? text
+         : is_supernet(whole) ? where + ": has no presets\n"
+                              : where + ": is no supernet and has no presets\n";
+}
 
 /// What is said, from line to line.
 class Conversation {
  public:
-  Conversation(const ChatArgs& args, Speaker& speaker, const Tokenizer& tokenizer)
+  Conversation(const ChatArgs& args, PresetModel& speaker, const Tokenizer& tokenizer)
       : args_(args), speaker_(speaker), tokenizer_(tokenizer) {
     reset();
   }
@@ -104,7 +48,7 @@ class Conversation {
     if (line == "/reset") {
       reset();
     } else if (line == "/presets" || line == "/preset") {
-      print(speaker_.presets());
+      print(presets_of(speaker_, args_.model));
     } else if (line.starts_with("/preset ")) {
       const size_t name = line.find_first_not_of(' ', 8);
       speaker_.switch_to(name == std::string::npos ? "" : line.substr(name));
@@ -127,8 +71,11 @@ class Conversation {
   void answer(const std::string& line) {
     messages_.push_back({"user", line});
     try {
+      const std::vector<int32_t> prompt =
+          tokenizer_.encode(tokenizer_.apply_chat_template(messages_), false);
       messages_.push_back(
-          {"assistant", speaker_.answer(tokenizer_, tokenizer_.apply_chat_template(messages_))});
+          {"assistant", stream_answer(speaker_.engine(), tokenizer_,
+                                      args_.request(tokenizer_, speaker_.spec(), prompt), false)});
     } catch (...) {
       messages_.pop_back();
       throw;
@@ -136,7 +83,7 @@ class Conversation {
   }
 
   const ChatArgs& args_;
-  Speaker& speaker_;
+  PresetModel& speaker_;
   const Tokenizer& tokenizer_;
   std::vector<ChatMessage> messages_;
 };
@@ -146,7 +93,7 @@ int run_chat(const ChatArgs& a) {
   std::optional<StopAnywhere> stop("the conversation has not begun");
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   tokenizer.expect_chat(a.model, "use cambium generate", a.system);
-  Speaker speaker(a);
+  PresetModel speaker(a, 1, true);
   Conversation conversation(a, speaker, tokenizer);
   stop_point();
   stop.reset();

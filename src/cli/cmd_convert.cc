@@ -127,6 +127,11 @@ Preset parse_preset(const std::string& text, const ModelSpec& spec) {
       }
     }
   } else {
+    expect(
+        labels.size() > 10 || placement.find_first_not_of("0123456789") == std::string::npos,
+        "{}: expected a file of `cambium place --method search`, a mixer ({}) or the number of one "
+        "for each of {} layers, got '{}'{}",
+        where, join(labels, ", "), choices.size(), placement, did_you_mean(placement, labels));
     const Choices kinds = parse_placement(placement, choices.size(), labels.size(), where);
     for (size_t i = 0; i < kinds.size(); ++i) {
       chosen[static_cast<size_t>(choices[i])] = labels[static_cast<size_t>(kinds[i])];
@@ -471,7 +476,8 @@ Action declare(Args& args) {
   args.option("state", "numbers a channel of mamba (0 = 16 or what divides the head)",
               &a->graft.state);
   args.choice("init", "where new mixers start", {"attention", "random"}, &a->init);
-  args.flag("no-rope", "gated_delta_net: q and k do not turn by position", &a->no_rope);
+  args.flag("no-rope", "gated_delta_net, kimi_delta and lightning: q and k do not turn by position",
+            &a->no_rope);
   args.option("calibrate", "documents that the teacher runs over to calibrate the start by",
               &a->calibrate);
   args.option("calibrate-tokens", "tokens of each of them at most (512 otherwise)",

@@ -12,6 +12,7 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "eval/cached_losses.h"
+#include "eval/http_post.h"
 #include "eval/likelihood.h"
 #include "eval/mt_bench.h"
 #include "eval/problem_source.h"
@@ -48,6 +49,8 @@ struct EvalArgs {
     return preset.name.empty() ? model : fmt::format("{} ({})", model, preset.name);
   }
 
+  /// The judge is an address, not a folder.
+  bool judged_elsewhere() const { return judge.find("://") != std::string::npos; }
   bool is_long() const {
     const auto& names = long_task_names();
     return std::find(names.begin(), names.end(), task) != names.end();
@@ -170,17 +173,13 @@ int eval_choices(const EvalArgs& a, Model& model, const Tokenizer& tokenizer, co
 }
 
 // The judge is a checkpoint folder or an address.
-MtResult judged_here_or_there(const EvalArgs& a, Model& model, const Tokenizer& tokenizer,
-                              EngineConfig engine) {
-  const MtBench bench = load_mt_bench(a.data, a.count);
-  engine.max_sequences = std::min(a.batch, engine.max_sequences);
-  const Asker asked =
-      ask_model(model, tokenizer, engine, a.max_new_tokens, static_cast<uint64_t>(a.seed));
-  if (a.judge.starts_with("http")) {
+MtResult judged_here_or_there(const EvalArgs& a, const MtBench& bench,
+                              std::vector<MtAnswer> answers) {
+  if (a.judged_elsewhere()) {
     const char* key = std::getenv("CAMBIUM_JUDGE_KEY");
     constexpr double kSeconds = 600;  // a judge on a busy server may take minutes
-    return run_mt_bench(
-        bench, asked,
+    return judge_mt_bench(
+        bench, std::move(answers),
         ask_address(a.judge, a.judge_model, key == nullptr ? "" : key, a.max_new_tokens, kSeconds));
   }
   LoadedModel judge =
@@ -189,33 +188,33 @@ MtResult judged_here_or_there(const EvalArgs& a, Model& model, const Tokenizer& 
   words.expect_chat(a.judge, "a judge needs one");
   EngineConfig judging;
   judging.max_sequences = a.batch;
-  return run_mt_bench(bench, asked, ask_model(*judge.model, words, judging, a.max_new_tokens, 0));
+  return judge_mt_bench(bench, std::move(answers),
+                        ask_model(*judge.model, words, judging, a.max_new_tokens, 0));
 }
 
-int eval_mt_bench(const EvalArgs& a, Model& model, const Tokenizer& tokenizer,
-                  const EngineConfig& engine) {
-  std::unique_ptr<ResultFile> output;
-  if (!a.output.empty()) {
-    output = std::make_unique<ResultFile>(a.output);
-  }
-  const MtResult result = judged_here_or_there(a, model, tokenizer, engine);
-  if (output) {
-    std::string lines;
-    for (const MtAnswer& answer : result.answers) {
-      const Json line = {{"question_id", answer.id},    {"category", answer.category},
-                         {"turn", answer.turn + 1},     {"question", answer.question},
-                         {"response", answer.response}, {"judgement", answer.judgement},
-                         {"rating", answer.rating}};
-      lines += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+// Where no judge can be had the answers are kept, which took longer.
+int judge_answers(const EvalArgs& a, const MtBench& bench, const std::vector<MtAnswer>& answers,
+                  ResultFile* output) {
+  MtResult result;
+  try {
+    result = judged_here_or_there(a, bench, answers);
+  } catch (const Error& error) {
+    if (output == nullptr || !a.answers.empty()) {
+      throw;
     }
-    output->write(lines);
+    output->write(mt_bench_lines(answers));
+    fail("{}\nthe answers are kept in {}; --answers {} in the model's place has them judged",
+         error.what(), a.output, a.output);
+  }
+  if (output != nullptr) {
+    output->write(mt_bench_lines(result.answers));
   }
   expect(result.unrated < std::ssize(result.answers),
          "the judge gave no rating ([[1]] to [[10]]) to any of {} answers; the first judgement: {}",
          result.answers.size(), shortened(result.answers.front().judgement));
   if (a.json) {
     Json json = {{"task", a.task},
-                 {"model", a.model_name()},
+                 {"model", a.answers.empty() ? a.model_name() : a.answers},
                  {"judge", a.judge},
                  {"judge_model", a.judge_model}};
     json.update(mt_bench_json(result));
@@ -224,6 +223,35 @@ int eval_mt_bench(const EvalArgs& a, Model& model, const Tokenizer& tokenizer,
     fmt::print("{}", mt_bench_text(result));
   }
   return 0;
+}
+
+int eval_mt_bench(const EvalArgs& a, Model& model, const Tokenizer& tokenizer,
+                  EngineConfig engine) {
+  const MtBench bench = load_mt_bench(a.data, a.count);
+  std::unique_ptr<ResultFile> output;
+  if (!a.output.empty()) {
+    output = std::make_unique<ResultFile>(a.output);
+  }
+  engine.max_sequences = std::min(a.batch, engine.max_sequences);
+  const std::vector<MtAnswer> answers = answer_mt_bench(
+      bench, ask_model(model, tokenizer, engine, a.max_new_tokens, static_cast<uint64_t>(a.seed)));
+  if (a.ungraded) {
+    output->write(mt_bench_lines(answers));
+    fmt::print("mt-bench: {} answers, not judged, in {}\n", answers.size(), a.output);
+    return 0;
+  }
+  return judge_answers(a, bench, answers, output.get());
+}
+
+int judge_file(const EvalArgs& a) {
+  const StopAnywhere stop("nothing is written");
+  const MtBench bench = load_mt_bench(a.data, a.count);
+  const std::vector<MtAnswer> answers = read_mt_answers(a.answers, bench);
+  std::unique_ptr<ResultFile> output;
+  if (!a.output.empty()) {
+    output = std::make_unique<ResultFile>(a.output);
+  }
+  return judge_answers(a, bench, answers, output.get());
 }
 
 // Options that the task at hand would not read are refused, never dropped.
@@ -269,12 +297,19 @@ void check_applies(const EvalArgs& a) {
   expect(!text || (a.against.empty() && a.shots == 0), "--{} belongs to tasks that are answered",
          a.shots > 0 ? "shots" : "against");
   const bool mt = a.task == "mt-bench";
-  expect(!mt || !a.judge.empty(), "--task mt-bench: expected --judge, an address or a checkpoint");
+  expect(!mt || a.ungraded || !a.judge.empty(),
+         "--task mt-bench: expected --judge, an address or a checkpoint, or --ungraded");
+  expect(!mt || !a.ungraded || a.judge.empty(),
+         "--ungraded: answers are only written; leave --judge to the command with --answers");
+  if (mt && a.judged_elsewhere()) {
+    parse_chat_address(a.judge);  // wrong ones are said before anything is asked
+  } else if (mt && !a.judge.empty()) {
+    read_spec(a.judge);
+  }
   expect(mt || a.judge.empty(), "--judge belongs to --task mt-bench");
-  expect(!mt || (a.answers.empty() && a.against.empty() && !a.ungraded && a.samples == 1 &&
-                 a.shots == 0 && a.temperature == 0.0),
-         "--task mt-bench asks each question once, at its category's temperature: leave --answers, "
-         "--against, --ungraded, --samples, --shots and --temperature away");
+  expect(!mt || (a.against.empty() && a.samples == 1 && a.shots == 0 && a.temperature == 0.0),
+         "--task mt-bench asks each question once, at its category's temperature: leave "
+         "--against, --samples, --shots and --temperature away");
   expect(!a.ungraded || !a.output.empty(),
          "--ungraded: expected --output, the file that is to be graded with --answers");
 }
@@ -357,7 +392,7 @@ int run_eval(EvalArgs a) {
   }
   check_applies(a);
   if (!a.answers.empty()) {
-    return grade_file(a);
+    return a.task == "mt-bench" ? judge_file(a) : grade_file(a);
   }
   const StopAnywhere stop("nothing is written: answers are graded when all came");
   EngineConfig engine;
@@ -478,10 +513,11 @@ Action declare_eval(Args& args) {
               &a->depths, {1, 100});
   args.option("against", "compare with the graded answers in this file (of --output), in pairs",
               &a->against);
-  args.option("judge",
-              "mt-bench: http://HOST:PORT/v1 of an OpenAI-compatible server (its key in "
-              "CAMBIUM_JUDGE_KEY), or a checkpoint folder",
-              &a->judge);
+  args.option(
+      "judge",
+      "mt-bench: https://HOST/v1 or http://HOST:PORT/v1 of an OpenAI-compatible server (its "
+      "key in CAMBIUM_JUDGE_KEY), or a checkpoint folder",
+      &a->judge);
   args.option("judge-model", "the judge's name on that server", &a->judge_model);
   args.option("batch", "problems at once", &a->batch, {1, 4096});
   args.option("output,o", "file for every question, response and grade, or the losses", &a->output);
@@ -513,6 +549,9 @@ Command eval_command() {
           "  cambium eval DIR --task gpqa --data gpqa_diamond.csv --chat --by generation\n"
           "  cambium eval DIR --task mt-bench --data mt_bench --judge http://127.0.0.1:8000/v1 "
           "--max-new-tokens 1024\n"
+          "  cambium eval DIR --task mt-bench --data mt_bench --ungraded -o answers.jsonl\n"
+          "  cambium eval --task mt-bench --data mt_bench --answers answers.jsonl "
+          "--judge https://HOST/v1 --judge-model NAME\n"
           "  cambium eval DIR --task passkey --length 1024,4096,16384 --depths 5 -n 10\n"
           "  cambium eval HYBRID --task text --data text.jsonl --teacher TEACHER\n"
           "  cambium eval DIR --task text --data text.jsonl --teacher DIR --cache f8",

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "base/file.h"
 #include "base/json.h"
@@ -14,7 +15,6 @@
 #include "cli/options.h"
 #include "eval/quality.h"
 #include "eval/statistics.h"
-#include "model/weights.h"
 #include "text/prompt_format.h"
 
 namespace cambium {
@@ -42,7 +42,9 @@ std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& token
 struct BatchLine {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   std::string error;
-  std::vector<Engine::Ticket> tickets;  // one for each sample
+  std::string preset;                     // of a supernet; "" = what the command says
+  std::vector<Engine::Ticket> tickets;    // one for each sample
+  std::vector<GenerationResult> results;  // what became of them
 
   /// Of messages, which the answer joins as one: a line that training reads as a conversation.
   bool conversation() const { return json["prompt"].is_array(); }
@@ -65,6 +67,13 @@ std::vector<BatchLine> read_batch(const std::string& path) {
     if (prompt == line.json.end() || !(prompt->is_string() || prompt->is_array())) {
       line.error = fmt::format(
           "{}:{}: expected an object with 'prompt', a string or a list of messages", path, number);
+    }
+    if (const auto preset = line.json.find("preset"); preset != line.json.end()) {
+      if (preset->is_string()) {
+        line.preset = preset->get<std::string>();
+      } else {
+        line.error = fmt::format("{}:{}: expected 'preset', the name of one", path, number);
+      }
     }
     lines.push_back(std::move(line));
   }
@@ -141,23 +150,21 @@ std::string first_error(const std::vector<BatchLine>& lines) {
   return found == lines.end() ? "" : found->error;
 }
 
-// Submits --samples requests for each line; one that cannot be asked says why.
+// Submits --samples requests for each line of the preset; one that cannot be asked says why.
 void submit(const GenerateArgs& a, Engine& engine, const Tokenizer& tokenizer,
-            const ModelSpec& spec, std::vector<BatchLine>& lines, int64_t& generated) {
-  uint64_t stream = 0;
-  for (BatchLine& line : lines) {
-    const uint64_t first = stream;
-    stream += static_cast<uint64_t>(a.samples);
-    if (!line.error.empty()) {
+            const std::string& preset, std::vector<BatchLine>& lines, int64_t& generated) {
+  for (size_t i = 0; i < lines.size(); ++i) {
+    BatchLine& line = lines[i];
+    if (!line.error.empty() || line.preset != preset) {
       continue;
     }
     stop_point();
     try {
       const std::vector<int32_t> prompt = prompt_tokens(a, tokenizer, line);
       for (int64_t k = 0; k < a.samples; ++k) {
-        GenerationRequest request = a.request(tokenizer, spec, prompt);
+        GenerationRequest request = a.request(tokenizer, engine.model().spec(), prompt);
         request.logprobs = a.logprobs;
-        request.stream = first + static_cast<uint64_t>(k);
+        request.stream = static_cast<uint64_t>(static_cast<int64_t>(i) * a.samples + k);
         request.on_token = [&generated](int32_t /*token*/) {
           ++generated;
           return true;
@@ -166,6 +173,35 @@ void submit(const GenerateArgs& a, Engine& engine, const Tokenizer& tokenizer,
       }
     } catch (const Error& e) {
       line.error = e.what();
+    }
+  }
+}
+
+// Answers the lines of one preset after those of another, in the order they first come.
+void answer(const GenerateArgs& a, PresetModel& model, const Tokenizer& tokenizer,
+            std::vector<BatchLine>& lines) {
+  std::set<std::string> answered;
+  for (const BatchLine& first : lines) {
+    const std::string preset = first.preset;
+    if (!answered.insert(preset).second) {
+      continue;
+    }
+    try {
+      model.switch_to(preset);
+    } catch (const Error& e) {
+      for (BatchLine& line : lines) {
+        line.error = line.error.empty() && line.preset == preset ? e.what() : line.error;
+      }
+      continue;
+    }
+    int64_t generated = 0;
+    submit(a, model.engine(), tokenizer, preset, lines, generated);
+    run_to_the_end(model.engine(), generated);
+    for (BatchLine& line : lines) {
+      for (const Engine::Ticket ticket : line.tickets) {
+        line.results.push_back(model.engine().take(ticket));
+      }
+      line.tickets.clear();
     }
   }
 }
@@ -212,16 +248,12 @@ class Traces {
 };
 
 // A line that cannot be answered says so in its result; the others are answered all the same.
-int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer,
-              const EngineConfig& config, const Task& task) {
+int run_batch(const GenerateArgs& a, PresetModel& model, const Tokenizer& tokenizer,
+              std::vector<BatchLine> lines, const Task& task) {
   using Json = nlohmann::ordered_json;
   const bool graded = !a.task.empty();
-  std::vector<BatchLine> lines = graded ? questions_of(task) : read_batch(a.input);
   ResultFile results(a.output);
-  Engine engine(model, config);
-  int64_t generated = 0;
-  submit(a, engine, tokenizer, model.spec(), lines, generated);
-  run_to_the_end(engine, generated);
+  answer(a, model, tokenizer, lines);
   std::string out;
   const auto write = [&](const Json& line) {
     out += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
@@ -230,8 +262,8 @@ int run_batch(const GenerateArgs& a, Model& model, const Tokenizer& tokenizer,
   size_t failed = 0;
   for (size_t i = 0; i < lines.size(); ++i) {
     BatchLine& line = lines[i];
-    for (size_t k = 0; k < line.tickets.size(); ++k) {
-      const GenerationResult result = engine.take(line.tickets[k]);
+    for (size_t k = 0; k < line.results.size(); ++k) {
+      const GenerationResult& result = line.results[k];
       const std::string text = tokenizer.decode(result.tokens, true);
       Json json = line.json;
       json["completion"] = line.conversation()
@@ -285,8 +317,12 @@ int run_generate(const GenerateArgs& a) {
   }
   const StopAnywhere stop(a.many() ? "nothing is written: results are when every prompt is answered"
                                    : "the text ends where it came");
-  const EngineConfig config = a.planned(a.many() ? a.batch : 1);
-  LoadedModel loaded = load_model(a.model, a.load_options());
+  std::vector<BatchLine> lines = !a.input.empty()  ? read_batch(a.input)
+                                 : !a.task.empty() ? questions_of(task)
+                                                   : std::vector<BatchLine>();
+  const bool switches = std::any_of(lines.begin(), lines.end(),
+                                    [](const BatchLine& line) { return !line.preset.empty(); });
+  PresetModel model(a, a.many() ? a.batch : 1, switches);
   const Tokenizer tokenizer = Tokenizer::load(a.model);
   if (a.chat) {
     tokenizer.expect_chat(a.model, "leave --chat away");
@@ -295,12 +331,10 @@ int run_generate(const GenerateArgs& a) {
     tokenizer.expect_chat(a.model, "give --input with prompts in the model's own form");
   }
   if (a.many()) {
-    return run_batch(a, *loaded.model, tokenizer, config, task);
+    return run_batch(a, model, tokenizer, std::move(lines), task);
   }
-  Engine engine(*loaded.model, config);
-  stream_answer(engine, tokenizer,
-                a.request(tokenizer, loaded.model->spec(), prompt_tokens(a, tokenizer, a.prompt)),
-                true);
+  stream_answer(model.engine(), tokenizer,
+                a.request(tokenizer, model.spec(), prompt_tokens(a, tokenizer, a.prompt)), true);
   stop_point();
   return 0;
 }
@@ -309,9 +343,11 @@ Action declare_generate(Args& args) {
   auto a = std::make_shared<GenerateArgs>();
   args.positional("model", "checkpoint folder", &a->model);
   args.option("prompt,p", "the text to go on from", &a->prompt);
-  args.option("input,i",
-              "JSON lines with 'prompt', a text or a list of messages: answers them all at once",
-              &a->input);
+  args.option(
+      "input,i",
+      "JSON lines with 'prompt', a text or a list of messages: answers them all at once; of "
+      "a supernet with 'preset' too, the one that answers the line",
+      &a->input);
   args.choice("task", "asks the questions of --data instead, and grades the answers", task_forms(),
               &a->task);
   args.option("data,d", "the task's file", &a->data);

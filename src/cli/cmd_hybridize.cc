@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 
 #include "base/signals.h"
 #include "base/text.h"
@@ -53,6 +54,10 @@ int run(const HybridizeArgs& args) {
   if (args.output.empty()) {
     check_stage_name(plan.name, "the plan's name (or give --output)");
   }
+  expect(std::filesystem::exists(plan.teacher),
+         "{}: the teacher '{}' is not there; the plan's first lines say where it comes from, and "
+         "--teacher names another folder",
+         args.plan, plan.teacher.string());
   const std::string output = args.output.empty() ? "out/" + plan.name : args.output;
   if (args.dry_run) {
     const ModelSpec teacher = read_spec(plan.teacher);

@@ -1,4 +1,5 @@
 // place: which layers get which mixer.
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 
@@ -22,7 +23,7 @@ struct PlaceArgs {
   CacheOption values;
 
   // Of --method search; as they are here where they were not given.
-  std::vector<std::string> banks, at_least, at_most, compared;
+  std::vector<std::string> banks, at_least, at_most, none_or_at_least, compared;
   std::string metric, cost, output, trace, data, task, task_path;
   double share = 0.0, speedup = 0.0, budget = 0.0, retrieval_share = -1.0;
   int64_t context = -1, batch = -1, repeats = -1, evaluations = -1, reach = -1, beam = -1,
@@ -35,34 +36,36 @@ struct PlaceArgs {
 void check_applies(const PlaceArgs& a) {
   const bool search = a.method == "search";
   const char* const searching = "--method search";
-  const std::pair<const char*, bool> of_search[] = {{"--bank", !a.banks.empty()},
-                                                    {"--at-least", !a.at_least.empty()},
-                                                    {"--at-most", !a.at_most.empty()},
-                                                    {"--compare", !a.compared.empty()},
-                                                    {"--metric", !a.metric.empty()},
-                                                    {"--cost", !a.cost.empty()},
-                                                    {"--output", !a.output.empty()},
-                                                    {"--trace", !a.trace.empty()},
-                                                    {"--data", !a.data.empty()},
-                                                    {"--task", !a.task.empty()},
-                                                    {"--task-path", !a.task_path.empty()},
-                                                    {"--budget", a.share > 0},
-                                                    {"--speedup", a.speedup > 0},
-                                                    {"--budget-cost", a.budget > 0},
-                                                    {"--retrieval-share", a.retrieval_share >= 0},
-                                                    {"--context", a.context >= 0},
-                                                    {"--batch", a.batch >= 0},
-                                                    {"--repeats", a.repeats >= 0},
-                                                    {"--evaluations", a.evaluations >= 0},
-                                                    {"--reach", a.reach >= 0},
-                                                    {"--beam", a.beam >= 0},
-                                                    {"--documents", a.documents >= 0},
-                                                    {"--max-tokens", a.max_tokens >= 0},
-                                                    {"--problems", a.problems >= 0},
-                                                    {"--max-new-tokens", a.max_new_tokens >= 0},
-                                                    {"--seed", a.seed >= 0},
-                                                    {"--data-seed", a.data_seed >= 0},
-                                                    {"--fresh", a.fresh}};
+  const std::pair<const char*, bool> of_search[] = {
+      {"--bank", !a.banks.empty()},
+      {"--at-least", !a.at_least.empty()},
+      {"--none-or-at-least", !a.none_or_at_least.empty()},
+      {"--at-most", !a.at_most.empty()},
+      {"--compare", !a.compared.empty()},
+      {"--metric", !a.metric.empty()},
+      {"--cost", !a.cost.empty()},
+      {"--output", !a.output.empty()},
+      {"--trace", !a.trace.empty()},
+      {"--data", !a.data.empty()},
+      {"--task", !a.task.empty()},
+      {"--task-path", !a.task_path.empty()},
+      {"--budget", a.share > 0},
+      {"--speedup", a.speedup > 0},
+      {"--budget-cost", a.budget > 0},
+      {"--retrieval-share", a.retrieval_share >= 0},
+      {"--context", a.context >= 0},
+      {"--batch", a.batch >= 0},
+      {"--repeats", a.repeats >= 0},
+      {"--evaluations", a.evaluations >= 0},
+      {"--reach", a.reach >= 0},
+      {"--beam", a.beam >= 0},
+      {"--documents", a.documents >= 0},
+      {"--max-tokens", a.max_tokens >= 0},
+      {"--problems", a.problems >= 0},
+      {"--max-new-tokens", a.max_new_tokens >= 0},
+      {"--seed", a.seed >= 0},
+      {"--data-seed", a.data_seed >= 0},
+      {"--fresh", a.fresh}};
   for (const auto& [option, given] : of_search) {
     refuse(given && !search, option, searching);
   }
@@ -89,6 +92,9 @@ std::string command_of(const PlaceArgs& a, const ChoiceOptions& o) {
   for (const std::string& count : a.at_most) {
     text += " --at-most " + count;
   }
+  for (const std::string& count : a.none_or_at_least) {
+    text += " --none-or-at-least " + count;
+  }
   return text + fmt::format(" --evaluations {} --reach {} --beam {} --seed {}", o.evaluations,
                             o.reach, o.beam, o.seed);
 }
@@ -111,6 +117,7 @@ ChoiceOptions choice_options(const PlaceArgs& a) {
   o.budget = a.budget;
   o.at_least = parse_layer_counts("--at-least", a.at_least);
   o.at_most = parse_layer_counts("--at-most", a.at_most);
+  o.none_or_at_least = parse_layer_counts("--none-or-at-least", a.none_or_at_least);
   o.evaluations = or_else(a.evaluations, o.evaluations);
   o.reach = or_else(a.reach, o.reach);
   o.beam = or_else(a.beam, o.beam);
@@ -137,7 +144,8 @@ void print_choice(const ChosenPlacement& p) {
   for (size_t k = 0; k < costs.kinds.size(); ++k) {
     for (const std::vector<double>& layer : costs.layers) {
       if (std::isfinite(layer[k])) {
-        fmt::print("  {:<20} {:.6g}\n", costs.kinds[k], layer[k]);
+        fmt::print("  {:<20} {:.6g}{}\n", costs.kinds[k], layer[k],
+                   costs.slow_alone(k) ? ", more where it has one layer alone: none or two" : "");
         break;
       }
     }
@@ -165,7 +173,8 @@ void print_choice(const ChosenPlacement& p) {
   fmt::print("{:<42} {:>5.1f}% {:>32}\n", "chosen", 100 * costs.of(p.choices) / whole,
              shown(p.reported));
   for (const ComparedPlacement& c : p.compared) {
-    fmt::print("{:<42} {:>5.1f}% {:>32} {:>32}\n", c.name, 100 * c.cost, shown(c.value),
+    fmt::print("{:<42} {:>6} {:>32} {:>32}\n", c.name,
+               std::isfinite(c.cost) ? fmt::format("{:.1f}%", 100 * c.cost) : "-", shown(c.value),
                shown(c.behind));
   }
 }
@@ -316,6 +325,10 @@ Action declare(Args& args) {
   args.option("repeats", "search: rounds of timing (5 otherwise)", &a->repeats, {1, 10'000});
   args.option("at-most", "search: KIND=LAYERS, such as attention=4", &a->at_most);
   args.option("at-least", "search: the same from below", &a->at_least);
+  args.option("none-or-at-least",
+              "search: the same where there are any: a server that groups its cache by kinds is "
+              "slow where a kind has one layer alone",
+              &a->none_or_at_least);
   args.choice("metric", "search: what is kept (reverse-kl otherwise)", placement_metrics(),
               &a->metric);
   args.option("evaluations", "search: placements measured (200 otherwise)", &a->evaluations,

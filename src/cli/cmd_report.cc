@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/progress.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
@@ -18,7 +19,7 @@ namespace {
 struct ReportArgs {
   std::vector<std::string> runs;
   std::string output, teacher;
-  std::vector<std::string> set;
+  std::vector<std::string> set, presets;
   int64_t seed = 1;
   DeviceOption device;
   bool png = false;
@@ -39,6 +40,8 @@ int run_presets(const ReportArgs& args) {
   table.set_all(args.set);
   PresetReportOptions options;
   read_fields(options.evaluate, table.table("evaluate"));
+  expect(options.evaluate.baseline_window == 0,
+         "--set evaluate.baseline_window belongs to the stages of a plan");
   DataPlan files;
   const PlanTable data_table = table.table("data");
   files.problems = read_problem_spec(data_table.table("problems"));
@@ -46,8 +49,12 @@ int run_presets(const ReportArgs& args) {
   const std::string supernet_dir = args.runs.front();
   options.name = supernet_dir;
   options.teacher = args.teacher;
+  options.presets = args.presets;
   options.command =
       fmt::format("cambium report {} --teacher {} -o {}", supernet_dir, args.teacher, args.output);
+  for (const std::string& name : args.presets) {
+    options.command += " --preset " + name;
+  }
   for (const std::string& word : args.set) {
     options.command += " --set " + word;
   }
@@ -79,14 +86,25 @@ int run_presets(const ReportArgs& args) {
   return 0;
 }
 
+// What a run's accuracy is of: the first words of what it says of its data.
+std::string asked_of(const RunSummary& run) {
+  return run.task.substr(0, std::min(run.task.find(';'), run.task.find(". ")));
+}
+
 int run_report(const ReportArgs& a) {
   if (!a.teacher.empty()) {
     return run_presets(a);
   }
+  expect(a.presets.empty(), "--preset belongs to --teacher, beside which presets are measured");
   expect(a.set.empty(), "--set belongs to --teacher: a run's numbers are there already");
   std::vector<RunSummary> summaries;
   for (const std::string& run : a.runs) {
-    summaries.push_back(read_summary(std::filesystem::path(run) / "summary.json"));
+    const std::filesystem::path path = std::filesystem::path(run) / "summary.json";
+    expect(exists(path),
+           "{}: expected the folder of a run of `cambium hybridize`, which has a summary.json; the "
+           "presets of a supernet are reported with --teacher",
+           run);
+    summaries.push_back(read_summary(path));
   }
   const bool several = summaries.size() > 1;
   expect(!several || !a.output.empty(),
@@ -100,6 +118,15 @@ int run_report(const ReportArgs& a) {
       draw_png(folder);
     }
     return 0;
+  }
+  for (const RunSummary& run : summaries) {
+    if (asked_of(run) != asked_of(summaries.front())) {
+      note(
+          "the runs did not ask the same, so that heights in their picture do not compare: {}: {}; "
+          "{}: {}",
+          summaries.front().name, asked_of(summaries.front()), run.name, asked_of(run));
+      break;
+    }
   }
   const std::string picture = render_frontiers(summaries);
   make_folder(folder);
@@ -118,6 +145,9 @@ Action declare_report(Args& args) {
                    "run folders of `cambium hybridize`; several make one picture. Or a supernet",
                    &a->runs);
   args.option("teacher", "of a supernet: measures its presets beside this model", &a->teacher);
+  args.option("preset",
+              "with --teacher: the preset with this name alone; may be given several times",
+              &a->presets);
   args.option("set", "with --teacher: evaluate.KEY=value or data.problems.KEY=value, as in plans",
               &a->set);
   args.option("seed", "with --teacher: of generated problems", &a->seed);

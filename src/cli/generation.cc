@@ -58,6 +58,46 @@ GenerationRequest AnsweringModel::request(const Tokenizer& tokenizer, const Mode
   return request;
 }
 
+PresetModel::PresetModel(const AnsweringModel& args, int64_t sequences, bool switches)
+    : args_(args), sequences_(sequences) {
+  const ModelSpec spec = read_spec(args.model);
+  if (!switches || !is_supernet(spec)) {
+    const EngineConfig config = args.planned(sequences);
+    loaded_ = load_model(args.model, args.load_options());
+    engine_ = std::make_unique<Engine>(*loaded_.model, config);
+    return;
+  }
+  LoadOptions whole = args.load_options();
+  whole.preset.clear();
+  first_ = args.preset.name.empty() ? active_units(spec)
+                                    : find_preset(spec, args.preset.name, args.model).active;
+  loaded_ = load_model(args.model, whole);
+  answer_as(first_);
+}
+
+void PresetModel::switch_to(const std::string& preset) {
+  if (!preset.empty()) {
+    answer_as(find_preset(whole(), preset, args_.model).active);
+  } else if (view_.model != nullptr) {
+    answer_as(first_);
+  }
+}
+
+void PresetModel::answer_as(const ActiveUnits& active) {
+  if (engine_ != nullptr && active == active_) {
+    return;
+  }
+  engine_.reset();  // its cache goes first: a device may have no room for two
+  view_ = view_hybrid(*loaded_.model, active);
+  EngineConfig config = args_.config(sequences_);
+  if (view_.model->device().kind == Device::kCuda) {
+    // The weights are there: among what the device has taken.
+    config = plan_memory({&view_.model->spec(), {}, config, view_.model->device(), 0}).engine;
+  }
+  engine_ = std::make_unique<Engine>(*view_.model, config);
+  active_ = active;
+}
+
 std::string stream_answer(Engine& engine, const Tokenizer& tokenizer, GenerationRequest request,
                           bool speed) {
   StreamDecoder decoder(tokenizer);

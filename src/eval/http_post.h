@@ -1,5 +1,5 @@
-// One POST of JSON to a server: how a judge behind an OpenAI-compatible address is asked. Without
-// TLS: a judge on another machine is reached through a tunnel or a proxy on this one.
+// One POST of JSON to a server, by http or https (eval/tls.h says who is trusted): how a judge
+// behind an OpenAI-compatible address is asked.
 #pragma once
 
 #include <cstdint>
@@ -8,13 +8,18 @@
 namespace cambium {
 
 struct HttpAddress {
-  std::string host;
+  bool tls = false;
+  std::string host;  // an IPv6 address without its brackets
   std::string port;
   std::string path;  // of chat completions
+
+  /// "HOST[:PORT]", as the header of that name has it.
+  std::string authority() const;
+  std::string url() const;
 };
 
-/// "http://HOST[:PORT][/v1[/chat/completions]]"; what is left away is filled in. Error for anything
-/// else, https among it.
+/// "http[s]://HOST[:PORT][/v1[/chat/completions]]"; what is left away is filled in. Error for
+/// anything else.
 HttpAddress parse_chat_address(const std::string& url);
 
 struct HttpReply {
@@ -23,8 +28,8 @@ struct HttpReply {
 };
 
 /// Sends `body` and waits for the whole reply; `key` becomes "Authorization: Bearer KEY" where it
-/// is not empty. Error that names the address when it cannot be reached or does not answer within
-/// `seconds`, or the answer is larger than 64 MiB.
+/// is not empty. Error that names the address when it cannot be reached, is not who it should be or
+/// does not answer within `seconds`, or the answer is larger than 64 MiB.
 HttpReply http_post(const HttpAddress& address, const std::string& body, const std::string& key,
                     double seconds);
 

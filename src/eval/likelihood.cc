@@ -57,7 +57,7 @@ AccuracySummary summary_of(const std::vector<double>& right, int64_t rotations) 
   for (size_t i = 0; i < right.size(); ++i) {
     shares[i / static_cast<size_t>(rotations)] += right[i] / static_cast<double>(rotations);
   }
-  out.accuracy = measured(bootstrap_mean(shares, 1));
+  out.accuracy = measured(mean_share(shares, 1));
   return out;
 }
 

@@ -67,6 +67,10 @@ std::string filled(std::string_view words, const std::map<std::string, std::stri
 /// The answer in a chat completion.
 std::string content_of(const HttpReply& reply, const std::string& url) {
   const Json json = try_json<Json>(reply.body);
+  expect(reply.status != 401 && reply.status != 403,
+         "{}: expected to be let in, got status {}: {}; the server's key is read from "
+         "CAMBIUM_JUDGE_KEY",
+         url, reply.status, shortened(reply.body));
   const nlohmann::ordered_json::json_pointer at("/choices/0/message/content");
   expect(json.is_object() && json.contains(at) && json.at(at).is_string(),
          "{}: expected a chat completion with choices[0].message.content, got status {}: {}", url,
@@ -276,11 +280,14 @@ void summarise_ratings(MtResult& result) {
   }
 }
 
-MtResult run_mt_bench(const MtBench& bench, const Asker& model, const Asker& judge) {
-  std::vector<std::vector<std::string>> answers(bench.questions.size());
+std::vector<MtAnswer> answer_mt_bench(const MtBench& bench, const Asker& model) {
+  std::vector<MtAnswer> answers;
   std::vector<Conversation> open;
   for (const MtQuestion& question : bench.questions) {
     open.push_back({{}, mt_temperature(question.category)});
+    for (size_t turn = 0; turn < 2; ++turn) {
+      answers.push_back({question.id, question.category, turn, question.turns[turn], ""});
+    }
   }
   for (size_t turn = 0; turn < 2; ++turn) {
     for (size_t i = 0; i < open.size(); ++i) {
@@ -288,28 +295,76 @@ MtResult run_mt_bench(const MtBench& bench, const Asker& model, const Asker& jud
     }
     const std::vector<std::string> said = model(open);
     for (size_t i = 0; i < open.size(); ++i) {
-      answers[i].push_back(without_thoughts(said[i]));
-      open[i].messages.push_back({"assistant", answers[i].back()});
+      std::string& response = answers[2 * i + turn].response;
+      response = without_thoughts(said[i]);
+      open[i].messages.push_back({"assistant", response});
     }
   }
-  MtResult result;
+  return answers;
+}
+
+MtResult judge_mt_bench(const MtBench& bench, std::vector<MtAnswer> answers, const Asker& judge) {
+  CAMBIUM_CHECK(answers.size() == 2 * bench.questions.size());
   std::vector<Conversation> judged;
   for (size_t i = 0; i < bench.questions.size(); ++i) {
-    const MtQuestion& question = bench.questions[i];
+    const std::vector<std::string> said = {answers[2 * i].response, answers[2 * i + 1].response};
     for (size_t turn = 0; turn < 2; ++turn) {
-      judged.push_back(judge_conversation(bench, question, answers[i], turn));
-      result.answers.push_back(
-          {question.id, question.category, turn, question.turns[turn], answers[i][turn], "", 0.0});
+      judged.push_back(judge_conversation(bench, bench.questions[i], said, turn));
     }
   }
   const std::vector<std::string> judgements = judge(judged);
-  CAMBIUM_CHECK(judgements.size() == result.answers.size());
+  CAMBIUM_CHECK(judgements.size() == answers.size());
+  MtResult result;
+  result.answers = std::move(answers);
   for (size_t i = 0; i < judgements.size(); ++i) {
     result.answers[i].judgement = judgements[i];
     result.answers[i].rating = rating_of(without_thoughts(judgements[i]));
   }
   summarise_ratings(result);
   return result;
+}
+
+std::string mt_bench_lines(const std::vector<MtAnswer>& answers) {
+  std::string lines;
+  for (const MtAnswer& answer : answers) {
+    Json line = {{"question_id", answer.id},
+                 {"category", answer.category},
+                 {"turn", answer.turn + 1},
+                 {"question", answer.question},
+                 {"response", answer.response}};
+    if (!answer.judgement.empty()) {
+      line["judgement"] = answer.judgement;
+      line["rating"] = answer.rating;
+    }
+    lines += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+  }
+  return lines;
+}
+
+std::vector<MtAnswer> read_mt_answers(const std::string& path, const MtBench& bench) {
+  std::map<std::pair<int64_t, size_t>, std::string> responses;
+  each_json_line(path, [&](const Json& line, int64_t /*number*/) {
+    const int64_t id = id_of(line);
+    const auto turn = line.find("turn");
+    expect(turn != line.end() && turn->is_number_integer() && (*turn == 1 || *turn == 2),
+           "expected 1 or 2 in field 'turn'");
+    const auto index = turn->get<size_t>() - 1;
+    expect(responses.emplace(std::pair(id, index), text_at(line, "response")).second,
+           "expected one answer to turn {} of question {}, got a second", index + 1, id);
+  });
+  std::vector<MtAnswer> answers;
+  for (const MtQuestion& question : bench.questions) {
+    for (size_t turn = 0; turn < 2; ++turn) {
+      const auto found = responses.find({question.id, turn});
+      expect(found != responses.end(),
+             "{}: expected an answer to turn {} of question {}, got none; answer it first, or ask "
+             "of fewer questions with --count",
+             path, turn + 1, question.id);
+      answers.push_back(
+          {question.id, question.category, turn, question.turns[turn], found->second});
+    }
+  }
+  return answers;
 }
 
 }  // namespace cambium

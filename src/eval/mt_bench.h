@@ -70,8 +70,9 @@ struct MtAnswer {
   int64_t id = 0;
   std::string category;
   size_t turn = 0;
-  std::string question, response, judgement;
-  double rating = 0.0;  // 0 = the judge gave none
+  std::string question, response;
+  std::string judgement{};  // empty = not judged yet
+  double rating = 0.0;      // 0 = the judge gave none
 };
 struct MtResult {
   std::vector<MtAnswer> answers;
@@ -81,7 +82,16 @@ struct MtResult {
   int64_t unrated = 0;
 };
 
-MtResult run_mt_bench(const MtBench& bench, const Asker& model, const Asker& judge);
+/// Both turns of every question, in their order, not judged.
+std::vector<MtAnswer> answer_mt_bench(const MtBench& bench, const Asker& model);
+/// `answers` are those of answer_mt_bench, or of a file.
+MtResult judge_mt_bench(const MtBench& bench, std::vector<MtAnswer> answers, const Asker& judge);
+
+/// A file of answers, a line a turn, judged or not; and back. Error that names the file where it
+/// lacks a turn of the bench's questions; what it has of others is not read.
+std::string mt_bench_lines(const std::vector<MtAnswer>& answers);
+std::vector<MtAnswer> read_mt_answers(const std::string& path, const MtBench& bench);
+
 /// Means of ratings; unrated answers do not count and are told.
 void summarise_ratings(MtResult& result);
 

@@ -1,17 +1,12 @@
 #include "eval/mt_bench.h"
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "base/file.h"
 #include "base/test_folder.h"
 #include "base/testing.h"
-#include "eval/http_post.h"
 
 namespace cambium {
 namespace {
@@ -19,135 +14,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::message_of;
-
-/// Answers one connection after the other with the given replies, then closes.
-class Server {
- public:
-  explicit Server(std::vector<std::string> replies) : replies_(std::move(replies)) {
-    listen_ = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof(address);
-    EXPECT_EQ(bind(listen_, reinterpret_cast<sockaddr*>(&address), size), 0);
-    EXPECT_EQ(listen(listen_, 8), 0);
-    getsockname(listen_, reinterpret_cast<sockaddr*>(&address), &size);
-    port_ = ntohs(address.sin_port);
-    thread_ = std::thread([this] { serve(); });
-  }
-  ~Server() {
-    thread_.join();
-    close(listen_);
-  }
-  Server(const Server&) = delete;
-  Server& operator=(const Server&) = delete;
-  std::string url() const { return "http://127.0.0.1:" + std::to_string(port_); }
-  /// Of the requests, once all came.
-  const std::vector<std::string>& seen() const { return seen_; }
-
- private:
-  void serve() {
-    for (const std::string& reply : replies_) {
-      const int connection = accept(listen_, nullptr, nullptr);
-      std::string request;
-      size_t whole = std::string::npos;
-      char piece[4096];
-      while (request.size() < whole) {
-        const ssize_t got = read(connection, piece, sizeof(piece));
-        if (got <= 0) {
-          break;
-        }
-        request.append(piece, static_cast<size_t>(got));
-        const size_t head = request.find("\r\n\r\n");
-        const size_t length = request.find("Content-Length: ");
-        if (head != std::string::npos && length != std::string::npos) {
-          whole = head + 4 + std::stoul(request.substr(length + 16));
-        }
-      }
-      seen_.push_back(request);
-      EXPECT_GE(write(connection, reply.data(), reply.size()), 0);
-      close(connection);
-    }
-  }
-  std::vector<std::string> replies_, seen_;
-  int listen_ = -1;
-  uint16_t port_ = 0;
-  std::thread thread_;
-};
-
-std::string reply(int status, const std::string& body) {
-  return "HTTP/1.1 " + std::to_string(status) +
-         " X\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
-}
-
-std::string completion(const std::string& content) {
-  return reply(200, nlohmann::json({{"choices", {{{"message", {{"content", content}}}}}}}).dump());
-}
-
-TEST(HttpPost, ReadsAddresses) {
-  struct Row {
-    const char* url;
-    const char* host;
-    const char* port;
-    const char* path;
-  };
-  for (const Row& row : {Row{"http://a", "a", "80", "/v1/chat/completions"},
-                         Row{"http://a:8000/v1/", "a", "8000", "/v1/chat/completions"},
-                         Row{"http://a/x/chat/completions", "a", "80", "/x/chat/completions"},
-                         Row{"http://[::1]:80/v1", "::1", "80", "/v1/chat/completions"}}) {
-    const HttpAddress address = parse_chat_address(row.url);
-    EXPECT_EQ(address.host, row.host);
-    EXPECT_EQ(address.port, row.port);
-    EXPECT_EQ(address.path, row.path);
-  }
-  for (const char* url : {"", "a:80", "http://", "http://a:b", "http://a:123456", "http://a b",
-                          "http://a/\r\nX: y", "http://:80"}) {
-    EXPECT_THAT(message_of([&] { parse_chat_address(url); }), HasSubstr("expected an address"))
-        << url;
-  }
-  EXPECT_THAT(message_of([] { parse_chat_address("https://a"); }),
-              HasSubstr("TLS is not built in"));
-}
-
-TEST(HttpPost, AsksAgainWhatFailsForAMoment) {
-  Server server({reply(503, "busy"), completion("Rating: [[7]]"), completion("\xC3\xA9")});
-  const Asker judge = ask_address(server.url(), "judge", "secret", 99, 10.0);
-  EXPECT_THAT(judge({{{{"user", "How \"good\"?\n"}}, 0.5}, {{{"user", "b"}}, 0.0}}),
-              ElementsAre("Rating: [[7]]", "\xC3\xA9"));
-  const std::string request = server.seen()[1];
-  EXPECT_THAT(request, HasSubstr("POST /v1/chat/completions HTTP/1.1\r\n"));
-  EXPECT_THAT(request, HasSubstr("Authorization: Bearer secret\r\n"));
-  const auto body = nlohmann::json::parse(request.substr(request.find("\r\n\r\n")));
-  EXPECT_EQ(body["messages"][0]["content"], "How \"good\"?\n");
-  EXPECT_EQ(body["model"], "judge");
-  EXPECT_EQ(body["max_tokens"], 99);
-  EXPECT_EQ(body["temperature"], 0.5);
-}
-
-TEST(HttpPost, BadServersAreNamed) {
-  struct Row {
-    std::string reply;
-    const char* message;
-  };
-  for (const Row& row : {Row{reply(401, "no key"), "got status 401: no key"},
-                         Row{reply(200, "{}"), "expected a chat completion"},
-                         Row{reply(200, R"({"choices": [{"message": {"content": null}}]})"),
-                             "expected a chat completion"},
-                         Row{reply(200, "<html>"), "expected a chat completion"}}) {
-    Server server({row.reply});
-    const Asker judge = ask_address(server.url(), "j", "", 9, 10.0);
-    EXPECT_THAT(message_of([&] { judge({{{{"user", "a"}}, 0.0}}); }), HasSubstr(row.message));
-  }
-  Server garbage(
-      {"not HTTP at all\r\n\r\n", "", "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nshort"});
-  const Asker judge = ask_address(garbage.url(), "j", "", 9, 10.0);
-  EXPECT_THAT(message_of([&] { judge({{{{"user", "a"}}, 0.0}}); }), HasSubstr("http://127.0.0.1:"));
-  const Asker nobody = ask_address("http://127.0.0.1:1", "j", "", 9, 1.0);
-  EXPECT_THAT(message_of([&] {
-                nobody({{{{"user", "a"}}, 0.0}});
-              }),
-              HasSubstr("Connection refused"));
-}
 
 TEST(MtBench, FindsRatings) {
   struct Row {
@@ -211,7 +77,8 @@ TEST(MtBench, AsksTwoTurnsAndJudgesEach) {
     }
     return std::vector<std::string>{"[[8]]", "[[6]]", "[[3]]", "no rating"};
   };
-  const MtResult result = run_mt_bench(bench, model, judge);
+  const std::vector<MtAnswer> answers = answer_mt_bench(bench, model);
+  const MtResult result = judge_mt_bench(bench, answers, judge);
   EXPECT_THAT(judged,
               ElementsAre("Write {answer}. -> answer 1", "Write {answer}. answer 1 Again. answer 3",
                           "1+1? -> answer 1 ref two", "1+1? answer 1 Twice? answer 3 ref two"));
@@ -221,7 +88,33 @@ TEST(MtBench, AsksTwoTurnsAndJudgesEach) {
   EXPECT_EQ(result.turns[1], 6.0);
   EXPECT_EQ(result.categories.at("writing"), 7.0);
   EXPECT_EQ(result.categories.at("math"), 3.0);
-  EXPECT_EQ(load_mt_bench(folder.at(""), 1).questions.size(), 1U);
+  const MtBench one = load_mt_bench(folder.at(""), 1);
+  EXPECT_EQ(one.questions.size(), 1U);
+  // A file of answers is judged as they were, whether another judge has rated them or not.
+  for (const std::string& lines : {mt_bench_lines(answers), mt_bench_lines(result.answers)}) {
+    write_file_atomically(folder.at("answers.jsonl"), lines);
+    EXPECT_EQ(mt_bench_lines(read_mt_answers(folder.at("answers.jsonl"), bench)),
+              mt_bench_lines(answers));
+    EXPECT_EQ(read_mt_answers(folder.at("answers.jsonl"), one).size(), 2U);
+  }
+  struct Row {
+    const char* text;
+    const char* message;
+  };
+  for (const Row& row :
+       {Row{R"({"question_id": 1, "turn": 1, "response": "a"})",
+            "answers.jsonl: expected an answer to turn 2 of question 1, got none"},
+        Row{R"({"question_id": 1, "turn": 3, "response": "a"})",
+            "answers.jsonl:1: expected 1 or 2 in field 'turn'"},
+        Row{R"({"question_id": 1, "turn": 1})",
+            "answers.jsonl:1: expected text in field 'response'"},
+        Row{"{\"question_id\": 1, \"turn\": 1, \"response\": \"a\"}\n"
+            "{\"question_id\": 1, \"turn\": 1, \"response\": \"b\"}",
+            "answers.jsonl:2: expected one answer to turn 1 of question 1, got a second"}}) {
+    write_file_atomically(folder.at("answers.jsonl"), row.text);
+    EXPECT_THAT(message_of([&] { read_mt_answers(folder.at("answers.jsonl"), bench); }),
+                HasSubstr(row.message));
+  }
 }
 
 TEST(MtBench, BadFilesAreNamed) {

@@ -88,14 +88,14 @@ size_t first_stop(const std::string& text, const std::vector<std::string>& stops
   return at;
 }
 
-/// Mean over problems of the share of right answers, with the bootstrap's interval over problems.
+/// Mean over problems of the share of right answers.
 Estimate over_problems(const std::vector<ExampleResult>& examples, int64_t samples) {
   std::vector<double> shares(examples.size() / static_cast<size_t>(samples));
   for (size_t i = 0; i < examples.size(); ++i) {
     shares[i / static_cast<size_t>(samples)] +=
         examples[i].correct ? 1.0 / static_cast<double>(samples) : 0.0;
   }
-  return bootstrap_mean(shares, 1);
+  return mean_share(shares, 1);
 }
 
 // Why the engine can never take such a request; empty where it can.

@@ -123,18 +123,19 @@ double depth_of(int64_t column, int64_t depths) {
 Json score_json(const ScoreReport& r) {
   const AccuracyResult& result = *r.result;
   const AccuracySummary& s = result.summary;
-  Json json = {
-      {"correct", s.correct},
-      {"total", s.total},
-      {"samples", result.samples},
-      {"unanswered", result.unanswered},
-      {"no_answer_found", result.no_answer},
-      {"truncated", result.truncated},
-      {"mean_tokens", result.mean_tokens()},
-      {"accuracy", s.accuracy.value},
-      {"low", s.accuracy.low},
-      {"high", s.accuracy.high},
-      {"interval", result.samples == 1 ? "Wilson, 95 %" : "bootstrap over problems, 95 %"}};
+  Json json = {{"correct", s.correct},
+               {"total", s.total},
+               {"samples", result.samples},
+               {"unanswered", result.unanswered},
+               {"no_answer_found", result.no_answer},
+               {"truncated", result.truncated},
+               {"mean_tokens", result.mean_tokens()},
+               {"accuracy", s.accuracy.value},
+               {"low", s.accuracy.low},
+               {"high", s.accuracy.high},
+               {"interval", result.samples == 1
+                                ? "Wilson, 95 %"
+                                : "bootstrap over problems (Wilson's where all are alike), 95 %"}};
   if (r.seconds > 0) {
     json["right_per_second"] = static_cast<double>(s.correct) / r.seconds;
   }

@@ -40,7 +40,8 @@ TEST(ScoreReport, SaysWhatIsKnownAndNothingElse) {
                     HasSubstr("1 cut off at the limit of tokens (25.0 %), 0 without an answer"),
                     HasSubstr("10.0 tokens an answer"), HasSubstr("0.50 right answers a second")));
   EXPECT_EQ(score_json(timed)["right_per_second"], 0.5);
-  EXPECT_EQ(score_json(timed)["interval"], "bootstrap over problems, 95 %");
+  EXPECT_EQ(score_json(timed)["interval"],
+            "bootstrap over problems (Wilson's where all are alike), 95 %");
 }
 
 // Rows of lengths, columns of depths; a single depth is the middle.

@@ -36,17 +36,21 @@ Estimate bootstrap(std::span<const double> values, uint64_t seed, int resamples,
   return {statistic(values), {quantile(found, 0.025), quantile(found, 0.975)}};
 }
 
-}  // namespace
-
-Estimate proportion(int64_t successes, int64_t trials, double z) {
-  CAMBIUM_CHECK(trials > 0 && successes >= 0 && successes <= trials, "{} of {}", successes, trials);
-  const auto n = static_cast<double>(trials);
-  const double p = static_cast<double>(successes) / n;
+/// Wilson's score interval of a share p of n trials.
+Estimate wilson(double p, double n, double z) {
   const double shrink = 1.0 + z * z / n;
   const double centre = (p + z * z / (2 * n)) / shrink;
   const double half = z / shrink * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));
   return {p,
           {std::max(0.0, std::min(p, centre - half)), std::min(1.0, std::max(p, centre + half))}};
+}
+
+}  // namespace
+
+Estimate proportion(int64_t successes, int64_t trials, double z) {
+  CAMBIUM_CHECK(trials > 0 && successes >= 0 && successes <= trials, "{} of {}", successes, trials);
+  const auto n = static_cast<double>(trials);
+  return wilson(static_cast<double>(successes) / n, n, z);
 }
 
 Estimate mean(std::span<const double> values, double z) {
@@ -57,6 +61,15 @@ Estimate mean(std::span<const double> values, double z) {
 
 Estimate bootstrap_mean(std::span<const double> values, uint64_t seed, int resamples) {
   return bootstrap(values, seed, resamples, plain_mean);
+}
+
+Estimate mean_share(std::span<const double> shares, uint64_t seed) {
+  CAMBIUM_CHECK(!shares.empty());
+  const auto [low, high] = std::minmax_element(shares.begin(), shares.end());
+  // Shares that are sums of 1/n differ in their last places.
+  return *high - *low > 1e-9
+             ? bootstrap_mean(shares, seed)
+             : wilson(std::clamp(*low, 0.0, 1.0), static_cast<double>(shares.size()), kZ95);
 }
 
 Estimate bootstrap_median(std::span<const double> values, uint64_t seed, int resamples) {

@@ -45,6 +45,11 @@ inline double median(std::span<const double> values) {
   return quantile(values, 0.5);
 }
 
+/// Mean of shares (0..1), one of each problem's answers, with the bootstrap's interval over
+/// problems; where all are alike, which leaves nothing to resample, with Wilson's of as many
+/// trials. Not empty.
+Estimate mean_share(std::span<const double> shares, uint64_t seed);
+
 /// Median with the percentile interval of the bootstrap: for timings, where a few are far off.
 Estimate bootstrap_median(std::span<const double> values, uint64_t seed, int resamples = 2000);
 

@@ -31,6 +31,19 @@ TEST(Statistics, WilsonKnownIntervals) {
   EXPECT_DEATH(proportion(3, 2), "3 of 2");
 }
 
+// Where every problem has the same share, resampling problems sees no doubt at all.
+TEST(Statistics, SharesThatAreAllAlikeKeepAnInterval) {
+  for (const auto& [share, successes] : {std::pair{0.0, 0}, {1.0, 10}, {0.5, 5}}) {
+    const Estimate out = mean_share(std::vector<double>(10, share), 1);
+    const Estimate trials = proportion(successes, 10);
+    EXPECT_EQ(out.value, share);
+    EXPECT_DOUBLE_EQ(out.interval.low, trials.interval.low);
+    EXPECT_DOUBLE_EQ(out.interval.high, trials.interval.high);
+  }
+  const std::vector<double> mixed = {0.0, 0.5, 1.0, 1.0};
+  EXPECT_EQ(mean_share(mixed, 1).interval.low, bootstrap_mean(mixed, 1).interval.low);
+}
+
 TEST(Statistics, MeanDeviationAndQuantiles) {
   const std::vector<double> values = {4, 1, 3, 2};
   EXPECT_DOUBLE_EQ(mean(values).value, 2.5);

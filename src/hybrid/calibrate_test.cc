@@ -314,7 +314,8 @@ TEST(Calibrate, WrongRequestsAreNamed) {
   options.from_attention = false;
   EXPECT_NE(check(options).find("does not go with a random start"), std::string::npos);
   options = {.mixer = "mamba", .rope = false};
-  EXPECT_EQ(check(options), "convert: rope belongs to gated_delta_net, not to mamba");
+  EXPECT_EQ(check(options),
+            "convert: rope belongs to gated_delta_net and kimi_delta and lightning, not to mamba");
   options = {.mixer = "gated_delta_net", .faithful = true, .rope = false};
   EXPECT_NE(check(options).find("the released layout has no positions"), std::string::npos);
   options = {.mixer = "mamba", .calibrate_tokens = 9};

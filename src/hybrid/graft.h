@@ -31,7 +31,7 @@ struct GraftOptions {
   double window_dropout = 0.1;  // parallel: share of documents trained without their window
   bool from_attention = true;   // false: random
   bool faithful = false;
-  bool rope = true;  // gated_delta_net: q and k turn by position where those of the attention do
+  bool rope = true;  // q and k turn by position where those of the attention do
   /// Documents that the start is calibrated by (hybrid/calibrate.h), and tokens of each at most; no
   /// documents: it is not.
   int64_t calibrate = 0;

@@ -534,12 +534,15 @@ TEST(Graft, TheReleasedLayoutIsChosenOnlyWhereItCanExpressTheModel) {
   }
 }
 
-// Attention that does not turn its queries and keys gives way to a mixer that does not either.
+// Attention that does not turn its queries and keys gives way to a mixer that does not either; so
+// does any where that is asked.
 TEST(Graft, RotationFollowsTheAttention) {
   for (const char* mixer : {"gated_delta_net", "kimi_delta", "lightning"}) {
     UnitSpec attention = *teacher_spec().layers[0].mixer();
     const GraftOptions options{.mixer = mixer};
     EXPECT_TRUE(graft_spec(attention, 24, options).options.flag("", "rope", false)) << mixer;
+    const GraftOptions without{.mixer = mixer, .rope = false};
+    EXPECT_FALSE(graft_spec(attention, 24, without).options.flag("", "rope", true)) << mixer;
     attention.options.set("rope", false);
     EXPECT_FALSE(graft_spec(attention, 24, options).options.flag("", "rope", true)) << mixer;
   }

@@ -69,6 +69,17 @@ void time_layers(const MixerBank& bank, const CostConfig& config, LayerCosts& co
     add(kind);
   }
   add(-1);
+  const size_t fitted = timed.size();
+  costs.alone.resize(1);  // all else is attention, so that no model has one layer of it
+  for (int kind = 1; kind < kinds; ++kind) {  // in the first layer that can have it
+    timed.push_back(bank.all(0));
+    for (size_t i = 0; i < timed.back().size(); ++i) {
+      if (bank.has(static_cast<int64_t>(i), kind)) {
+        timed.back()[i] = kind;
+        break;
+      }
+    }
+  }
   std::vector<LoadedModel> models;
   std::vector<Model*> pointers;
   for (const Choices& choices : timed) {
@@ -98,12 +109,14 @@ void time_layers(const MixerBank& bank, const CostConfig& config, LayerCosts& co
         ++row.counts[static_cast<size_t>(kind)];
       }
     }
-    rows.push_back(1.0);
-    for (const int64_t count : row.counts) {
-      rows.push_back(static_cast<double>(count));
+    if (i < fitted) {
+      rows.push_back(1.0);
+      rows.insert(rows.end(), row.counts.begin(), row.counts.end());
+      times.push_back(row.measured.value);
+      costs.rows.push_back(std::move(row));
+    } else {
+      costs.alone.push_back(std::move(row));
     }
-    times.push_back(row.measured.value);
-    costs.rows.push_back(std::move(row));
   }
   const std::vector<double> fit = least_squares(rows, times, kinds + 1);
   costs.rest = std::max(fit[0], 0.0);
@@ -115,10 +128,12 @@ void time_layers(const MixerBank& bank, const CostConfig& config, LayerCosts& co
       }
     }
   }
-  for (LayerCosts::Row& row : costs.rows) {
-    row.fitted = costs.rest;
-    for (size_t k = 0; k < row.counts.size(); ++k) {
-      row.fitted += static_cast<double>(row.counts[k]) * std::max(fit[k + 1], 0.0);
+  for (std::vector<LayerCosts::Row>* table : {&costs.rows, &costs.alone}) {
+    for (LayerCosts::Row& row : *table) {
+      row.fitted = costs.rest;
+      for (size_t k = 0; k < row.counts.size(); ++k) {
+        row.fitted += static_cast<double>(row.counts[k]) * std::max(fit[k + 1], 0.0);
+      }
     }
   }
 }
@@ -159,6 +174,11 @@ double LayerCosts::worst_fit() const {
   return worst;
 }
 
+bool LayerCosts::slow_alone(size_t kind) const {
+  return kind > 0 && kind < alone.size() &&
+         alone[kind].measured.low > alone[kind].fitted * (1.0 + worst_fit());
+}
+
 Fingerprint cost_question(const MixerBank& bank, const CostConfig& config) {
   Fingerprint f;
   f["kinds"] = join(bank.kinds(), ", ");
@@ -194,8 +214,7 @@ nlohmann::ordered_json costs_json(const LayerCosts& costs) {
             {"question", costs.question},
             {"kinds", Json::array()},
             {"rest", costs.rest},
-            {"layers", Json::array()},
-            {"timed", Json::array()}};
+            {"layers", Json::array()}};
   for (const std::string& kind : costs.kinds) {
     json["kinds"].push_back({{"name", kind}});
   }
@@ -206,12 +225,15 @@ nlohmann::ordered_json costs_json(const LayerCosts& costs) {
     }
     json["layers"].push_back({{"costs", row}});
   }
-  for (const LayerCosts::Row& row : costs.rows) {
-    json["timed"].push_back({{"counts", row.counts},
-                             {"value", row.measured.value},
-                             {"low", row.measured.low},
-                             {"high", row.measured.high},
-                             {"fitted", row.fitted}});
+  for (const auto& [name, table] : {std::pair("timed", &costs.rows), {"alone", &costs.alone}}) {
+    json[name] = Json::array();
+    for (const LayerCosts::Row& row : *table) {
+      json[name].push_back({{"counts", row.counts},
+                            {"value", row.measured.value},
+                            {"low", row.measured.low},
+                            {"high", row.measured.high},
+                            {"fitted", row.fitted}});
+    }
   }
   return json;
 }
@@ -235,10 +257,14 @@ LayerCosts read_costs(const JsonFields& json) {
     costs.layers.push_back(std::move(row));
   }
   expect(costs.rest >= 0.0, "{}: expected a rest of at least 0, got {}", json.where(), costs.rest);
-  for (const JsonFields& entry : json.objects("timed")) {
-    costs.rows.push_back({entry.wholes("counts", 0),
+  for (const auto& [name, table] : {std::pair("timed", &costs.rows), {"alone", &costs.alone}}) {
+    if (json.has(name)) {
+      for (const JsonFields& entry : json.objects(name)) {
+        table->push_back({entry.wholes("counts", 0),
                           {entry.real("value"), entry.real("low"), entry.real("high")},
                           entry.real("fitted")});
+      }
+    }
   }
   return costs;
 }

@@ -46,19 +46,28 @@ struct LayerCosts {
   };
   std::vector<Row> rows = {};
 
+  /// A model with one layer of the kind, the others attention: of each kind but attention, whose
+  /// row is empty. Not part of the fit. Empty of cache bytes, and of costs that were kept without
+  /// them.
+  std::vector<Row> alone = {};
+
   /// Of a whole model.
   double of(const Choices& choices) const;
   double teacher() const { return of(Choices(layers.size(), 0)); }
   /// The largest |fitted - measured| as a share of what was measured.
   double worst_fit() const;
+  /// Whether one layer of the kind took longer than its share, beyond what the fit is off by: in
+  /// every round.
+  bool slow_alone(size_t kind) const;
 };
 
 /// What tells one question about costs from another.
 Fingerprint cost_question(const MixerBank& bank, const CostConfig& config);
 
 /// Times: models of which all, and every second, open layer has a kind or no mixer at all take
-/// turns; a layer's cost is by least squares over them and the same in every layer. A cost that the
-/// noise makes negative is 0. Bytes are the cache plan's.
+/// turns, and those of which one layer has it; a layer's cost is by least squares over the former
+/// and the same in every layer. A cost that the noise makes negative is 0. Bytes are the cache
+/// plan's.
 LayerCosts measure_layer_costs(const MixerBank& bank, const CostConfig& config);
 
 nlohmann::ordered_json costs_json(const LayerCosts& costs);

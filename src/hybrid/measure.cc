@@ -258,9 +258,11 @@ std::string machine_name(Device device) {
 
 std::string describe_data(const RunData& data, const EvaluationPlan& plan) {
   std::string text = fmt::format(
-      "Accuracy: {} held-out problems answered by greedy generation{}{}. Held-out KL and NLL: {} "
+      "Accuracy: {} held-out {} answered by greedy generation{}{}. Held-out KL and NLL: {} "
       "completion tokens of {} documents.",
-      data.task().examples.size(), data.answers(plan).chat ? " through the chat template" : "",
+      data.task().examples.size(),
+      plan.task.empty() ? "problems" : fmt::format("questions of {}", plan.task),
+      data.answers(plan).chat ? " through the chat template" : "",
       data.retrieval().examples.empty()
           ? std::string()
           : fmt::format("; retrieval: {} texts of {} to {} characters",

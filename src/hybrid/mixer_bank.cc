@@ -125,6 +125,15 @@ bool MixerBank::has(int64_t place, int kind) const {
                         teacher().spec().layers[layer]);
 }
 
+void MixerBank::expect_everywhere(int kind, const std::string& who) const {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    expect(has(static_cast<int64_t>(i), kind),
+           "{}: layer {} of {} has attention still; expected the student with every layer "
+           "converted",
+           who, layers_[i], source(kind));
+  }
+}
+
 ModelSpec MixerBank::spec(const Choices& choices) const {
   CAMBIUM_CHECK(choices.size() == layers_.size());
   ModelSpec spec = teacher().spec();

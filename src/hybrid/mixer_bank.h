@@ -38,6 +38,8 @@ class MixerBank {
   const std::vector<int64_t>& layers() const { return layers_; }
   /// Whether the open layer at this place can have the kind.
   bool has(int64_t place, int kind) const;
+  /// Error that begins with `who` unless every open layer can have the kind.
+  void expect_everywhere(int kind, const std::string& who) const;
   /// Of the kind's mixers: settings and weights. "" of attention.
   const std::string& digest(int kind) const { return digests_[static_cast<size_t>(kind)]; }
   /// Where a kind came from. "" of attention.

@@ -112,6 +112,7 @@ class Pipeline {
   ModelSummary heal(const StagePlan& stage, LoadedModel& student,
                     const std::vector<int64_t>& layers, const CalibratedStart& start);
   void add_presets(const StagePlan& stage, const ModelSummary& result);
+  void add_baseline(const StagePlan& stage);
   void add_curves(const StagePlan& stage, int64_t attempts);
   void measure_speed();
   const DocumentSource& documents_of(const Phase& phase) const {
@@ -129,6 +130,9 @@ class Pipeline {
   RunSummary summary_;
   /// Of the summary's models, by their place: the preset of a supernet that one is.
   std::map<size_t, std::string> presets_;
+  /// Of the same: the baselines, by their converted layers too.
+  std::map<size_t, LoadedModel> baselines_;
+  std::set<std::vector<int64_t>> with_baseline_;
 };
 
 // A run goes on only over what it began with.
@@ -559,6 +563,36 @@ void Pipeline::add_presets(const StagePlan& stage, const ModelSummary& result) {
   }
 }
 
+// What the stage's layers are worth without any training: the teacher with windows in them. Once
+// for the same layers.
+void Pipeline::add_baseline(const StagePlan& stage) {
+  const fs::path folder = stage_folder(stage.name);
+  ModelSpec spec = read_spec(folder / "model");
+  spec = is_supernet(spec) ? unwrapped(spec, active_units(spec)) : spec;
+  const std::vector<int64_t> layers = converted_layers(spec, &teacher_.model->spec());
+  if (layers.empty() || !with_baseline_.insert(layers).second) {
+    return;
+  }
+  LoadedModel model = convert(*teacher_.model, *teacher_.model, layers, plan_.evaluate.baseline(),
+                              plan_.seed, true);
+  const fs::path path = folder / "baseline.json";
+  ModelSummary s;
+  if (fs::exists(path)) {
+    s = read_result(path);
+    summarise_cache(s, *model.model);
+  } else {
+    s = measure_preset(stage.name + "/windows", *model.model, *teacher_.model, data_,
+                       plan_.evaluate);
+    s.gate.reason = "the baseline: windows in the same layers, not trained";
+    s.shipped = false;
+    write_result(s, path);
+  }
+  say_text(
+      fmt::format("  baseline {}: {}, held-out reverse KL {:.4f}", s.name, s.map, s.reverse_kl));
+  baselines_[summary_.models.size()] = std::move(model);
+  summary_.models.push_back(s);
+}
+
 void Pipeline::add_curves(const StagePlan& stage, int64_t attempts) {
   for (const Phase& phase : stage.phases) {
     std::vector<fs::path> logs;
@@ -580,6 +614,10 @@ void Pipeline::measure_speed() {
   std::vector<LoadedModel> views;
   std::vector<Model*> models{teacher_.model.get()};
   for (size_t i = 1; i < summary_.models.size(); ++i) {
+    if (const auto baseline = baselines_.find(i); baseline != baselines_.end()) {
+      models.push_back(baseline->second.model.get());
+      continue;
+    }
     const std::string& dir = summary_.models[i].dir;
     if (!loaded.contains(dir)) {
       loaded[dir] = load_model(options_.folder / dir, load_on(options_.device, &teacher_));
@@ -616,6 +654,12 @@ RunSummary Pipeline::run() {
   say_text(fmt::format("teacher: {} layers, accuracy {:.1f} %, retrieval {:.1f} %",
                        teacher_.model->layer_count(), 100 * teacher.accuracy.accuracy.value,
                        100 * teacher.retrieval.accuracy.value));
+  if (teacher.accuracy.total > 0 && teacher.accuracy.correct == 0) {
+    note(
+        "the teacher has none of {} answers right, so that no hybrid can keep its accuracy: see "
+        "how it is asked ([evaluate] ask, max_new_tokens), or whether it knows the task",
+        teacher.accuracy.total);
+  }
   summary_.models.push_back(teacher);
   for (const StagePlan& stage : plan_.stages) {
     const auto unusable = [&](const std::string& name) {
@@ -634,6 +678,9 @@ RunSummary Pipeline::run() {
     summary_.models.push_back(s);
     if (stage.makes_supernet()) {
       add_presets(stage, s);
+    }
+    if (plan_.evaluate.baseline_window > 0) {
+      add_baseline(stage);
     }
     if (!s.gate.passed && plan_.stop_at_failure && !stage.branch) {
       say_text(

@@ -123,6 +123,60 @@ TEST(Pipeline, GoesThroughItsStagesAndSaysWhatBecameOfEach) {
   EXPECT_GT(two.reverse_kl_converted, 0.0);
 }
 
+TEST(Pipeline, ABaselineWithoutTrainingStandsBesideAStage) {
+  const TestFolder folder;
+  write_inputs(folder.path(), R"(
+name = "tiny"
+[evaluate]
+held_out_documents = 4
+held_out_tokens = 320
+problems = 0
+contexts = [8]
+speed_repeats = 1
+baseline_window = 5
+baseline_sinks = 1
+[graft]
+mixer = "gated_delta_net"
+calibrate = 0
+[place]
+method = "uniform"
+[[stage]]
+name = "one"
+layers = 2
+[[stage]]
+name = "on"
+from = "one"
+layers = 2
+distill = {steps = 1, sequence_length = 64}
+[[stage]]
+name = "all"
+layers = 4
+)");
+  const RunSummary summary = run(folder.path(), "run");
+  std::vector<std::string> names;
+  for (const ModelSummary& model : summary.models) {
+    names.push_back(model.name);
+    EXPECT_EQ(model.speed.size(), 1U);
+  }
+  // Once for the same layers.
+  EXPECT_THAT(names, ElementsAre("teacher", "one", "one/windows", "on", "all", "all/windows"));
+  const ModelSummary& one = summary.models[1];
+  const ModelSummary& baseline = summary.models[2];
+  std::string map = one.map;
+  std::replace(map.begin(), map.end(), 'G', 'W');
+  EXPECT_EQ(baseline.map, map);
+  EXPECT_EQ(baseline.converted, 2);
+  EXPECT_EQ(baseline.tokens_trained, 0);
+  EXPECT_GT(baseline.reverse_kl, 0.0);
+  EXPECT_FALSE(baseline.shipped);
+  EXPECT_EQ(baseline.gate.attempts, 0);
+  EXPECT_THAT(read_text_file(folder.at("run") + "/frontier.csv"), HasSubstr("one/windows"));
+  const RunSummary again = run(folder.path(), "run", true);
+  ASSERT_EQ(again.models.size(), summary.models.size());
+  EXPECT_EQ(again.models[2].reverse_kl, baseline.reverse_kl);
+  EXPECT_EQ(again.models[2].cache_bytes_per_token, baseline.cache_bytes_per_token);
+}
+
 TEST(Pipeline, AStageMaySearchForItsLayers) {
   const TestFolder folder;
   std::string plan = testing::kPlan;

@@ -16,9 +16,9 @@ constexpr int64_t kMaxLayers = 1'000'000;
 
 // The keys of a search, and among them those that say what a budget is of.
 const std::set<std::string>& search_keys() {
-  static const std::set<std::string> keys = {"mixers",      "evaluations", "reach",
-                                             "beam",        "budget",      "speedup",
-                                             "budget_cost", "at_least",    "at_most"};
+  static const std::set<std::string> keys = {
+      "mixers",  "evaluations", "reach",    "beam",    "budget",
+      "speedup", "budget_cost", "at_least", "at_most", "none_or_at_least"};
   return keys;
 }
 
@@ -74,6 +74,7 @@ void visit_fields(PlacePlan& p, FieldVisitor& visit) {
         {{"bf16", Dtype::kBF16}, {"f32", Dtype::kF32}, {"f8", Dtype::kF8E4M3}});
   visit({"at_most", "search: [\"KIND=LAYERS\"], such as attention=4"}, p.at_most);
   visit({"at_least", "search: the same from below"}, p.at_least);
+  visit({"none_or_at_least", "search: the same where there are any"}, p.none_or_at_least);
   visit({"list", "method list: the layers"}, p.list, ints_from(0, kMaxLayers));
 }
 
@@ -116,6 +117,7 @@ ChoiceOptions PlacePlan::choice() const {
   o.budget = has_budget() ? budget_cost : std::numeric_limits<double>::infinity();
   o.at_least = parse_layer_counts("at_least", at_least);
   o.at_most = parse_layer_counts("at_most", at_most);
+  o.none_or_at_least = parse_layer_counts("none_or_at_least", none_or_at_least);
   o.evaluations = evaluations;
   o.reach = reach;
   o.beam = beam;

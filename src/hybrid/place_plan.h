@@ -35,7 +35,7 @@ struct PlacePlan {
   /// What a model may cost, at most one of them: a share of what the model the stage starts from
   /// costs, its inverse, or a cost in its unit. None: the number of layers is all the budget.
   double budget = 0.0, speedup = 0.0, budget_cost = 0.0;
-  std::vector<std::string> at_least, at_most;  // "KIND=LAYERS"
+  std::vector<std::string> at_least, at_most, none_or_at_least;  // "KIND=LAYERS"
 
   /// Layers have scores.
   bool scores() const { return measures_layers() || trains(); }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <set>
 
 #include "base/progress.h"
@@ -45,12 +46,24 @@ PlacementLimits limits_of(const MixerBank& bank, const ChoiceOptions& o, const L
   const auto layers = static_cast<int64_t>(bank.layers().size());
   PlacementLimits limits{costs.layers, budget - costs.rest,
                          std::vector<int64_t>(bank.kinds().size(), 0),
-                         std::vector<int64_t>(bank.kinds().size(), layers)};
+                         std::vector<int64_t>(bank.kinds().size(), layers),
+                         std::vector<int64_t>(bank.kinds().size(), 1)};
   for (const auto& [name, count] : o.at_least) {
     limits.at_least[kind_of(bank, name, "--at-least")] = count;
   }
   for (const auto& [name, count] : o.at_most) {
     limits.at_most[kind_of(bank, name, "--at-most")] = std::min(count, layers);
+  }
+  for (size_t kind = 0; kind < bank.kinds().size(); ++kind) {
+    const auto offered = std::count_if(
+        costs.layers.begin(), costs.layers.end(),
+        [kind](const std::vector<double>& layer) { return std::isfinite(layer[kind]); });
+    if (costs.slow_alone(kind) && offered > 1) {
+      limits.none_or_at_least[kind] = 2;
+    }
+  }
+  for (const auto& [name, count] : o.none_or_at_least) {
+    limits.none_or_at_least[kind_of(bank, name, "--none-or-at-least")] = count;
   }
   return limits;
 }
@@ -102,6 +115,38 @@ std::vector<Rule> simpler_rules(const MixerBank& bank, const ChoiceOptions& o,
     }
   }
   return rules;
+}
+
+bool offers_windows(const MixerBank& bank) {
+  for (int kind = 1; kind < static_cast<int>(bank.kinds().size()); ++kind) {
+    for (size_t i = 0; i < bank.layers().size(); ++i) {
+      const ModelSpec spec = bank.spec(bank.all(kind));
+      const UnitSpec& mixer = *spec.layers[static_cast<size_t>(bank.layers()[i])].mixer();
+      if (bank.has(static_cast<int64_t>(i), kind)) {
+        if (mixer.options.integer(mixer.kind, "window", 0) > 0) {
+          return true;
+        }
+        break;
+      }
+    }
+  }
+  return false;
+}
+
+// Windows cost no training: what other kinds have to beat with the same layers kept, whether the
+// search could choose them or not.
+std::optional<LoadedModel> untrained_windows(const MixerBank& bank, const Choices& chosen,
+                                             const GraftOptions& windows, uint64_t seed) {
+  std::vector<int64_t> layers;
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    if (chosen[i] != 0) {
+      layers.push_back(bank.layers()[i]);
+    }
+  }
+  if (layers.empty() || offers_windows(bank)) {
+    return std::nullopt;
+  }
+  return convert(bank.teacher(), bank.teacher(), layers, windows, seed, true);
 }
 
 }  // namespace
@@ -225,6 +270,15 @@ ChosenPlacement choose_placement(const MixerBank& bank, const ChoiceOptions& o,
     const double share = costs.of(rule.choices) / costs.teacher();
     chosen.compared.push_back(
         {rule.name, std::move(rule.choices), share, theirs.mean(), difference(theirs, ours)});
+  }
+  const GraftOptions windows{.mixer = "sliding_window", .window = 128, .sinks = 4};
+  if (const auto model = untrained_windows(bank, chosen.choices, windows, o.seed)) {
+    const Losses theirs = other.judge(*model->model);
+    chosen.compared.push_back({fmt::format("its attention, the rest windows of {}", windows.window),
+                               {},
+                               std::numeric_limits<double>::quiet_NaN(),
+                               theirs.mean(),
+                               difference(theirs, ours)});
   }
   return chosen;
 }

@@ -18,8 +18,9 @@ struct ChoiceOptions {
   /// What a model may cost, of what the teacher costs; 0 = `budget`.
   double share = 0.0;
   double budget = 0.0;  // in the cost's unit, of the whole model
-  /// Layers that a kind gets, by its name.
-  std::map<std::string, int64_t> at_least, at_most;
+  /// Layers that a kind gets, by its name; of none_or_at_least, if it gets any. A kind of which a
+  /// single layer costs more time than its share (LayerCosts::slow_alone) gets none or two.
+  std::map<std::string, int64_t> at_least, at_most, none_or_at_least;
   int64_t evaluations = 200;
   int64_t reach = 1;
   int64_t beam = 4;

@@ -175,7 +175,9 @@ void write_placement(const ChosenPlacement& p, const std::filesystem::path& path
       {"rank_left_out", std::isfinite(p.search.rank) ? Json(p.search.rank) : Json(nullptr)}};
   json["compared"] = Json::array();
   for (const ComparedPlacement& c : p.compared) {
-    Json row{{"name", c.name}, {"placement", placement_text(c.choices)}, {"share", c.cost}};
+    Json row{{"name", c.name},
+             {"placement", placement_text(c.choices)},
+             {"share", std::isfinite(c.cost) ? Json(c.cost) : Json(nullptr)}};
     row.update(measured_json(c.value));
     row["behind"] = measured_json(c.behind);
     json["compared"].push_back(std::move(row));

@@ -57,7 +57,7 @@ struct PlacedKind {
 struct ComparedPlacement {
   std::string name;
   Choices choices;
-  double cost = 0.0;  // share of the teacher's
+  double cost = 0.0;  // share of the teacher's; NaN = not measured, and `choices` are none
   Measured value;     // on the documents that are reported
   Measured behind;    // its value less that of the chosen one
 };

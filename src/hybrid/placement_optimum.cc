@@ -56,13 +56,18 @@ double PlacementLimits::cost_of(const Choices& choices) const {
   return sum;
 }
 
+int64_t PlacementLimits::fewest(size_t kind, int64_t count) const {
+  const bool any = count > 0 && !none_or_at_least.empty();
+  return std::max(at_least[kind], any ? none_or_at_least[kind] : 0);
+}
+
 bool PlacementLimits::allow(const Choices& choices) const {
   std::vector<int64_t> counts(at_most.size(), 0);
   for (const int kind : choices) {
     ++counts[static_cast<size_t>(kind)];
   }
   for (size_t m = 0; m < counts.size(); ++m) {
-    if (counts[m] < at_least[m] || counts[m] > at_most[m]) {
+    if (counts[m] < fewest(m, counts[m]) || counts[m] > at_most[m]) {
       return false;
     }
   }
@@ -78,9 +83,10 @@ std::vector<Optimum> placement_front(const Energy& energy, const PlacementLimits
   std::vector<size_t> counted;
   std::vector<int64_t> ceiling;
   for (size_t m = 0; m < static_cast<size_t>(kinds); ++m) {
-    if (limits.at_least[m] > 0 || limits.at_most[m] < layers) {
+    const int64_t fewest = limits.fewest(m, 1);
+    if (limits.at_least[m] > 0 || fewest > 1 || limits.at_most[m] < layers) {
       counted.push_back(m);
-      ceiling.push_back(limits.at_most[m] < layers ? limits.at_most[m] + 1 : limits.at_least[m]);
+      ceiling.push_back(limits.at_most[m] < layers ? limits.at_most[m] + 1 : fewest);
     }
   }
   // The least that the layers from l on cost.
@@ -120,7 +126,7 @@ std::vector<Optimum> placement_front(const Energy& energy, const PlacementLimits
           int64_t count = state[static_cast<size_t>(seen) + c];
           count = std::min(count + (counted[c] == static_cast<size_t>(kind) ? 1 : 0), ceiling[c]);
           within = within && count <= limits.at_most[counted[c]];
-          missing += std::max<int64_t>(limits.at_least[counted[c]] - count, 0);
+          missing += std::max<int64_t>(limits.fewest(counted[c], count) - count, 0);
           to.push_back(count);
         }
         if (!within || missing > layers - l - 1) {

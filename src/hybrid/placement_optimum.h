@@ -15,7 +15,11 @@ struct PlacementLimits {
   double budget = 0.0;                    // of the sum
   std::vector<int64_t> at_least;          // of each kind (M)
   std::vector<int64_t> at_most;
+  /// Of each kind, the fewest layers where it has any at all (M); empty = 1 of each.
+  std::vector<int64_t> none_or_at_least = {};
 
+  /// The fewest layers that a kind of which there are so many may have in the end.
+  int64_t fewest(size_t kind, int64_t count) const;
   int64_t layers() const { return static_cast<int64_t>(cost.size()); }
   int64_t kinds() const { return static_cast<int64_t>(at_most.size()); }
   double cost_of(const Choices& choices) const;

@@ -253,6 +253,34 @@ TEST_F(Placing, AStoppedSearchGoesOnToTheSamePlacement) {
   EXPECT_NO_THROW(w.choose(o));
 }
 
+// Windows without training stand in the table where the search could not choose them.
+TEST_F(Placing, WindowsAreTheBaselineWhateverTheBanksAre) {
+  const TestFolder folder;
+  ChoiceOptions o = half_the_cache();
+  o.share = 0.7;
+  World both;
+  both.add_both();
+  EXPECT_THAT(both.choose(o).compared.back().name, ::testing::Not(HasSubstr("windows of")));
+  World w;
+  w.bank->add("gdn", w.all("gated_delta_net"), "g");
+  const ChosenPlacement chosen = w.choose(o);
+  const ComparedPlacement& windows = chosen.compared.back();
+  EXPECT_EQ(windows.name, "its attention, the rest windows of 128");
+  EXPECT_TRUE(std::isnan(windows.cost));
+  std::vector<int64_t> layers;
+  for (size_t i = 0; i < chosen.choices.size(); ++i) {
+    if (chosen.choices[i] != 0) {
+      layers.push_back(static_cast<int64_t>(i));
+    }
+  }
+  const LoadedModel model = convert(*w.teacher.model, *w.teacher.model, layers,
+                                    {.mixer = "sliding_window", .window = 128, .sinks = 4}, 1);
+  const LossSums sums = total(w.reported.measure(*model.model, w.teacher.model.get()));
+  EXPECT_DOUBLE_EQ(windows.value.value, sums.reverse_kl / static_cast<double>(sums.tokens));
+  write_placement(chosen, folder.at("placement.json"));
+  EXPECT_EQ(read_placement(folder.at("placement.json")).choices, chosen.choices);
+}
+
 TEST_F(Placing, ThePlacementsFileBuildsItAgain) {
   const TestFolder folder;
   World w;
@@ -337,6 +365,7 @@ TEST_F(Placing, WrongOptionsAreSaidBeforeTheWork) {
     const char* error;
   } rows[] = {
       {[](ChoiceOptions& o) { o.at_most["gnd"] = 1; }, "there is no kind 'gnd'; did you mean"},
+      {[](ChoiceOptions& o) { o.none_or_at_least["gnd"] = 2; }, "--none-or-at-least: there is no"},
       {[](ChoiceOptions& o) { o.share = 0.0; }, "expected one budget"},
       {[](ChoiceOptions& o) { o.budget = 5.0; }, "expected one budget"},
       {[](ChoiceOptions& o) { o.share = 0.001; }, "the budget cannot be kept"},
@@ -372,10 +401,14 @@ TEST_F(Placing, CacheCostsAreTheCachePlansAndTimesAddUp) {
     for (const LayerCosts::Row& row : times.rows) {
       EXPECT_GT(row.measured.value, 0.0);
     }
+    ASSERT_EQ(times.alone.size(), times.kinds.size());
+    EXPECT_EQ(times.alone[1].counts[1], 1);
+    EXPECT_FALSE(times.slow_alone(0)) << "attention's is the teacher itself";
     const auto json = nlohmann::json::parse(costs_json(times).dump());
     const LayerCosts back = read_costs({json, "costs"});
     EXPECT_EQ(back.question, times.question);
     EXPECT_EQ(back.layers, times.layers);
+    EXPECT_EQ(back.alone[1].measured.low, times.alone[1].measured.low);
     EXPECT_EQ(back.teacher(), times.teacher());
   }
 }

@@ -247,7 +247,8 @@ void check_kinds(const StagePlan& stage, const std::string& where) {
   }
   const ChoiceOptions choice = stage.place.choice();
   for (const auto& [key, counts] :
-       {std::pair("at_least", choice.at_least), std::pair("at_most", choice.at_most)}) {
+       {std::pair("at_least", choice.at_least), std::pair("at_most", choice.at_most),
+        std::pair("none_or_at_least", choice.none_or_at_least)}) {
     for (const auto& [name, count] : counts) {
       expect(std::find(names.begin(), names.end(), name) != names.end(),
              "{}: {}: there is no kind '{}'{}; there are {}", where, key, name,
@@ -513,6 +514,11 @@ void visit_fields(EvaluationPlan& e, FieldVisitor& visit) {
         ints_from(1, 100'000));
   visit({"retrieval_lengths", "texts of so many characters are asked too, 'retrieval' of each"},
         e.retrieval_lengths, ints_from(100, kMaxCount));
+  visit(
+      {"baseline_window", "tokens of windows in a stage's layers, untrained, beside it; 0 = none"},
+      e.baseline_window, ints_from(0, 1 << 30));
+  visit({"baseline_sinks", "first tokens that those windows see too"}, e.baseline_sinks,
+        ints_from(0, 1 << 30));
   visit.table({"retrieval_text", "as [data.problems.retrieval], for the retrieval that is asked"},
               [&] { visit_fields(e.retrieval_spec, visit); });
 }

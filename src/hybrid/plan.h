@@ -48,6 +48,14 @@ struct EvaluationPlan {
   RetrievalSpec retrieval_spec;
   /// Characters of texts; at each length as many are asked as `retrieval` says.
   std::vector<int64_t> retrieval_lengths = {};
+  /// Of the baseline beside each stage, which is not trained: the teacher with windows of so many
+  /// tokens, and sinks, in the layers that the stage's model has converted. 0 = none.
+  int64_t baseline_window = 0;
+  int64_t baseline_sinks = 0;
+
+  GraftOptions baseline() const {
+    return {.mixer = "sliding_window", .window = baseline_window, .sinks = baseline_sinks};
+  }
 };
 
 struct GatePlan {

@@ -90,6 +90,9 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
       }
     }
     check_can_be_saved(spec, "stage " + stage.name);
+    if (plan.evaluate.baseline_window > 0 && !chosen.empty()) {
+      convert_spec(teacher, teacher, chosen, plan.evaluate.baseline());
+    }
     results[stage.name] = spec;
   }
   for (const int64_t context : plan.evaluate.contexts) {

@@ -184,8 +184,8 @@ std::vector<std::string> mixer_prefixes(const ModelSpec& spec) {
   return prefixes;
 }
 
-// What a phase takes of `device`; `taken` are the layers its stage converts, `before` what earlier
-// training has changed.
+// What a phase takes of `device`; `taken` are the layers that an alignment trains, `before` what
+// earlier training has changed.
 std::vector<MemoryItem> phase_memory(const Phase& phase, const ModelSpec& hybrid,
                                      const ModelSpec& teacher, const std::vector<int64_t>& taken,
                                      Changed before, Device device) {
@@ -313,6 +313,9 @@ std::string describe_place(const HybridPlan& plan, const StagePlan& stage, int64
     for (const std::string& count : place.at_most) {
       s += fmt::format(", at most {}", count);
     }
+    for (const std::string& count : place.none_or_at_least) {
+      s += fmt::format(", none or at least {}", count);
+    }
   }
   return s + "\n";
 }
@@ -384,7 +387,9 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
       add_choice(hybrid, layer, std::move(units), 1);
     }
     Shapes student(hybrid, teacher);
-    student.added = student.converted - converted_before;
+    // What an alignment trains: the new mixers, or all of them where none is new.
+    const std::vector<int64_t> aligned = taken.empty() ? converted_layers(hybrid, &teacher) : taken;
+    student.added = student.converted - (taken.empty() ? 0.0 : converted_before);
     Changed so_far = changed.at(stage.from);
     for (const Phase& phase : stage.phases) {
       const TrainConfig& c = phase.config;
@@ -394,7 +399,7 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
       all_tokens += tokens;
       all_flops += work;
       const std::vector<MemoryItem> takes =
-          phase_memory(phase, hybrid, teacher, taken, so_far, device);
+          phase_memory(phase, hybrid, teacher, aligned, so_far, device);
       if (total_bytes(takes) > total_bytes(memory)) {
         memory = takes;
         most = fmt::format("stage {}'s {}", stage.name, phase.name);

@@ -196,6 +196,7 @@ speedup = 2.0
 cost = "prefill"
 context = 64
 at_most = ["attention=1", "sliding_window=1"]
+none_or_at_least = ["sliding_window=2"]
 [[stage]]
 name = "on"
 from = "both"
@@ -225,8 +226,10 @@ distill = {steps = 2, sequence_length = 100}
   EXPECT_EQ(choice.cost.kind, CostKind::kPrefill);
   EXPECT_EQ(choice.cost.context, 64);
   EXPECT_EQ(choice.at_most.at("sliding_window"), 1);
+  EXPECT_EQ(choice.none_or_at_least.at("sliding_window"), 2);
   const std::string described = describe_plan(plan, teacher, 1e9);
   EXPECT_THAT(described, HasSubstr("gates: 150 steps"));
+  EXPECT_THAT(described, HasSubstr(", none or at least sliding_window=2"));
   EXPECT_THAT(described, HasSubstr("as many as the search takes of 4 layers become "
                                    "gated_delta_net or sliding_window"));
   EXPECT_THAT(described,
@@ -343,6 +346,8 @@ TEST(HybridPlan, SaysWhatIsWrong) {
       {"[[stage]]\nplace = {method = \"search\", speedup = 0.5}\n", "at least 1, got 0.5"},
       {"[[stage]]\nplace = {method = \"search\", budget = 0.5, at_most = [\"mamba\"]}\n",
        "at_most: expected KIND=LAYERS"},
+      {"[[stage]]\nplace = {method = \"search\", budget = 0.5, none_or_at_least = [\"gdn=2\"]}\n",
+       "none_or_at_least: there is no kind 'gdn'"},
       {"[[stage]]\nplace = {method = \"search\", budget = 0.5, at_most = [\"atention=1\"]}\n",
        "there is no kind 'atention'; did you mean 'attention'?; there are attention, mamba"},
       {"[[stage]]\nlayers = 1\nplace = {method = \"search\", at_most = [\"attention=1\"]}\n",
@@ -546,6 +551,36 @@ distill = {train = "mixers"}
   EXPECT_THAT(text, HasSubstr("3.1K parameters trained"));
   EXPECT_THAT(text, HasSubstr(fmt::format("{:.3g} FLOP",
                                           100.0 * (6 * 8208 + 2 * 4 * 768 + 3200 * (4 + 2 * 1)))));
+}
+
+// A stage that converts nothing more aligns what is converted.
+TEST(HybridPlan, CountsWhatAnAlignmentTrains) {
+  const HybridPlan plan = read(R"(
+[graft]
+mixer = "sliding_window"
+[align]
+steps = 1
+sequence_length = 100
+[[stage]]
+name = "two"
+layers = 2
+[[stage]]
+name = "three"
+layers = 3
+[[stage]]
+name = "on"
+layers = 3
+from = "three"
+)",
+                               {}, "t");
+  const std::string text = describe_plan(plan, testing::tiny_attention(4), 1e9);
+  for (const auto& [stage, trained] :
+       {std::pair{"two", "1.5K"}, {"three", "768"}, {"on", "2.3K"}}) {
+    const std::string told = text.substr(text.find(fmt::format("stage {}:", stage)));
+    EXPECT_THAT(told.substr(0, told.find("FLOP")),
+                HasSubstr(fmt::format(" {} parameters trained", trained)))
+        << stage;
+  }
 }
 
 TEST(HybridPlan, SaysWhatADeviceHolds) {

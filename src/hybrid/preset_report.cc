@@ -17,7 +17,12 @@ ModelSummary measure_preset(const std::string& name, Model& model, Model& teache
 
 RunSummary measure_presets(LoadedModel& supernet, LoadedModel& teacher, const RunData& data,
                            const PresetReportOptions& options) {
-  const std::vector<Preset>& presets = supernet.model->spec().presets;
+  const ModelSpec& whole = supernet.model->spec();
+  std::vector<Preset> presets;
+  for (const std::string& name : options.presets) {
+    presets.push_back(find_preset(whole, name, supernet.dir.string()));
+  }
+  presets = options.presets.empty() ? whole.presets : presets;
   expect(!presets.empty(),
          "{}: has no presets to report; cambium convert --add-preset NAME=PLACEMENT adds one",
          supernet.dir.string());

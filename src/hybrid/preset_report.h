@@ -10,7 +10,8 @@ namespace cambium {
 struct PresetReportOptions {
   std::string name;  // of the page
   std::string command;
-  std::string teacher;  // its folder, for the page
+  std::string teacher;               // its folder, for the page
+  std::vector<std::string> presets;  // these alone, in this order; empty = all
   EvaluationPlan evaluate;
 };
 

@@ -190,10 +190,6 @@ GatedMixers::GatedMixers(const MixerBank& bank) {
         "gates: layer {} norms the output of its mixer, which undoes what a gate does before it; "
         "use another method, such as restore-one",
         bank.layers()[i]);
-    expect(bank.has(static_cast<int64_t>(i), 1),
-           "gates: layer {} of {} has attention still; expected the student with every layer "
-           "converted",
-           bank.layers()[i], bank.source(1));
   }
   both_ = bank.build_beside(1);
   const ModelSpec& spec = both_.model->spec();

@@ -33,7 +33,7 @@ struct RelaxationConfig {
 /// projections.
 class GatedMixers {
  public:
-  /// Error where the kind does not have every layer.
+  /// Every open layer has the kind (MixerBank::expect_everywhere).
   explicit GatedMixers(const MixerBank& bank);
 
   Model& model() const { return *both_.model; }

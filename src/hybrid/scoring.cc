@@ -360,6 +360,9 @@ Importance score_importance(Model& base, Model& teacher, const ScoreOptions& opt
   const bool restores = options.method == ScoreMethod::kRestoreOne;
   expect(!has_student(options.method) || (data.bank != nullptr && data.bank->kinds().size() == 2),
          "{}: expected the student with every layer converted", score_method_name(options.method));
+  if (has_student(options.method)) {
+    data.bank->expect_everywhere(1, score_method_name(options.method));
+  }
   const std::vector<int64_t> layers = open_layers(base.spec());
   ScoreFile file({score_method_name(options.method),
                   probes    ? "loss after the probe"

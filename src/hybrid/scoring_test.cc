@@ -105,6 +105,12 @@ TEST_F(Scoring, RestoreOneIsWhatALayersAttentionSavesTheStudent) {
   EXPECT_THAT(testing::message_of([&] { q.ask(); }),
               HasSubstr("restore-one: expected the student"));
   Model& teacher = *q.model.model;
+  MixerBank partial(teacher);
+  partial.add("student",
+              convert(teacher, teacher, {0, 2, 3}, {.mixer = "gated_delta_net"}, 3, true), "some");
+  q.bank = &partial;
+  EXPECT_THAT(testing::message_of([&] { q.ask(); }),
+              HasSubstr("restore-one: layer 1 of some has attention still"));
   MixerBank bank(teacher);
   bank.add("student",
            convert(teacher, teacher, {0, 1, 2, 3}, {.mixer = "gated_delta_net"}, 3, true),

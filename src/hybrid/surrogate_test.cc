@@ -162,7 +162,7 @@ TEST(PlacementOptimum, IsThatOfTryingEveryPlacement) {
   const struct {
     SurrogateShape shape;
     bool by_layer;  // costs differ from layer to layer
-    std::vector<int64_t> at_least, at_most;
+    std::vector<int64_t> at_least, at_most, none_or_at_least = {};
   } rows[] = {
       {{7, 2, 1}, false, {0, 0}, {7, 7}},
       {{6, 3, 1}, true, {0, 0, 0}, {6, 6, 6}},
@@ -173,12 +173,15 @@ TEST(PlacementOptimum, IsThatOfTryingEveryPlacement) {
       {{6, 3, 1}, true, {0, 0, 6}, {6, 6, 6}},
       {{1, 2, 1}, false, {0, 0}, {1, 1}},
       {{5, 4, 4}, true, {0, 1, 0, 0}, {1, 5, 5, 1}},
+      {{6, 3, 1}, true, {0, 0, 0}, {6, 6, 6}, {1, 2, 3}},
+      {{6, 3, 1}, false, {0, 1, 0}, {6, 1, 2}, {2, 1, 3}},
+      {{5, 3, 2}, true, {0, 0, 0}, {5, 5, 5}, {4, 2, 2}},
   };
   for (const auto& row : rows) {
     for (uint64_t seed = 1; seed <= 5; ++seed) {
       const Energy energy = random_energy(row.shape, seed, 0.5);
       Rng rng(seed, 9);
-      PlacementLimits limits{{}, 0.0, row.at_least, row.at_most};
+      PlacementLimits limits{{}, 0.0, row.at_least, row.at_most, row.none_or_at_least};
       std::vector<double> kind_cost;
       for (int64_t m = 0; m < row.shape.kinds; ++m) {
         kind_cost.push_back(0.5 + rng.uniform());

@@ -119,6 +119,11 @@ TEST(JsonlRows, WhatIsNotUsedIsSaidOnceAndWhatIsUnknownIsNamed) {
       read("{\"text\": \"a\", \"id\": 1, \"source\": \"x\"}\n{\"text\": \"b\", \"id\": 2}\n");
   EXPECT_EQ(r.documents.size(), 2U);
   EXPECT_THAT(r.said, HasSubstr("columns that are not used: id (2 rows), source (1 rows)"));
+  // What `generate` writes beside its answers is no news, but for answers that are wrong.
+  const std::string trace =
+      R"({"prompt": "q", "completion": "a", "expected": "1", "sample": 0, "correct": )";
+  EXPECT_EQ(read(trace + "true, \"finish_reason\": \"stop\"}").said, "");
+  EXPECT_THAT(read(trace + "false}").said, HasSubstr("not used: correct (1 rows)"));
   EXPECT_THAT(read("{\"instruction\": \"a\", \"output\": \"b\"}").error,
               HasSubstr(":1: expected one of \"messages\""));
   EXPECT_THAT(read("{\"instruction\": \"a\", \"output\": \"b\"}").error,

@@ -166,6 +166,9 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
       {"place x --method search --bank a=b -o y", "expected one of --budget, --speedup"},
       {"place x --method search --bank a=b -o y --speedup 0.5", "at least 1, got 0.5"},
       {"place x --method search --bank a=b -o y --speedup 2 --at-most gdn", "such as attention=5"},
+      {"place x --method search --bank a=b -o y --speedup 2 --none-or-at-least gdn",
+       "--none-or-at-least: expected KIND=LAYERS"},
+      {"place x --none-or-at-least gdn=2", "--none-or-at-least belongs to --method search"},
       {"place x --method search --bank a=b -o y --speedup 2 --problems 3", "--problems belongs to"},
       {"score x --method restore-one", "expected --student"},
       {"score x --student y", "--student belongs to --method restore-one and gates"},
@@ -195,6 +198,13 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
     EXPECT_EQ(outcome.status, 1) << row.arguments << "\n" << outcome.text;
     EXPECT_THAT(outcome.text, HasSubstr(row.text)) << row.arguments;
   }
+}
+
+TEST(CommandLine, APlanWhoseTeacherIsNotThereSaysSo) {
+  const Outcome outcome = cambium("hybridize '" + std::string(CAMBIUM_SOURCE_DIR) +
+                                  "/plans/demo.toml' -t nowhere --dry-run");
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_THAT(outcome.text, HasSubstr("the teacher 'nowhere' is not there"));
 }
 
 // A file from Windows, an empty line, and lines that cannot be answered.
@@ -248,15 +258,6 @@ TEST(CommandLine, ABatchGivesLogProbabilities) {
     EXPECT_TRUE(token["top_logprobs"][2]["id"].is_number_integer());
   }
   EXPECT_EQ(text, line["completion"]);
-}
-
-std::vector<nlohmann::json> rows_of(const std::string& path) {
-  std::istringstream text(read_text_file(path));
-  std::vector<nlohmann::json> rows;
-  for (std::string line; std::getline(text, line);) {
-    rows.push_back(nlohmann::json::parse(line));
-  }
-  return rows;
 }
 
 // Asked as messages, the answer is a message as well: what comes out is what `distill` learns from.
@@ -368,6 +369,9 @@ TEST(CommandLine, EvalRefusesWhatItWouldNotRead) {
   };
   const Row rows[] = {
       {"--task mt-bench --data x", "expected --judge, an address or a checkpoint"},
+      {"--task mt-bench --data x --judge ftp://a", "got 'ftp://a'"},
+      {"--task mt-bench --data x --judge nobody", "nobody/config.json"},
+      {"--task mt-bench --data x --judge http://a --ungraded -o y", "leave --judge to"},
       {"--judge http://a", "--judge belongs to --task mt-bench"},
       {"--samples 4", "greedy answers are all the same"},
       {"--shots 2", "expected --shots K and --shots-data FILE together"},
@@ -383,6 +387,38 @@ TEST(CommandLine, EvalRefusesWhatItWouldNotRead) {
     EXPECT_EQ(outcome.status, 1) << row.arguments;
     EXPECT_THAT(outcome.text, HasSubstr(row.message)) << row.arguments;
   }
+}
+
+// Answers to MT-Bench outlive a judge that cannot be had, and are those of --ungraded.
+TEST(CommandLine, EvalKeepsAnswersThatNobodyJudged) {
+  const TestFolder folder;
+  write_file_atomically(
+      folder.at("question.jsonl"),
+      R"({"question_id": 1, "category": "writing", "turns": ["Write.", "Again."]})"
+      "\n");
+  std::string prompts;
+  for (const char* name :
+       {"single-v1", "single-v1-multi-turn", "single-math-v1", "single-math-v1-multi-turn"}) {
+    const nlohmann::json line = {
+        {"name", name}, {"system_prompt", ""}, {"prompt_template", "{answer}"}};
+    prompts += line.dump() + "\n";
+  }
+  write_file_atomically(folder.at("judge_prompts.jsonl"), prompts);
+  const std::string bench = " --task mt-bench --max-new-tokens 8 --data " + folder.path();
+  const std::string kept = folder.at("kept.jsonl");
+  const Outcome refused =
+      cambium("eval " + teacher() + bench + " --judge http://127.0.0.1:1 -o " + kept);
+  EXPECT_EQ(refused.status, 1);
+  EXPECT_THAT(refused.text,
+              AllOf(HasSubstr("Connection refused"), HasSubstr("the answers are kept in " + kept)));
+  EXPECT_EQ(rows_of(kept).size(), 2U);
+  ASSERT_EQ(
+      cambium("eval " + teacher() + bench + " --ungraded -o " + folder.at("plain.jsonl")).status,
+      0);
+  EXPECT_EQ(read_text_file(folder.at("plain.jsonl")), read_text_file(kept));
+  EXPECT_THAT(cambium("eval" + bench + " --answers " + kept + " --judge " + teacher()).text,
+              HasSubstr("the judge gave no rating"));
+  EXPECT_THAT(cambium("eval" + bench + " --answers " + kept).text, HasSubstr("expected --judge"));
 }
 
 // Stored answers are compared question by question, and lengths and depths make one table.

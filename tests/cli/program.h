@@ -5,7 +5,12 @@
 
 #include <array>
 #include <cstdio>
+#include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
+#include <vector>
+
+#include "base/file.h"
 
 namespace cambium {
 
@@ -29,6 +34,16 @@ inline Outcome cambium(const std::string& arguments, const std::string& input = 
   const int status = pclose(pipe);
   outcome.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   return outcome;
+}
+
+/// The lines of a file of JSON lines.
+inline std::vector<nlohmann::json> rows_of(const std::string& path) {
+  std::istringstream text(read_text_file(path));
+  std::vector<nlohmann::json> rows;
+  for (std::string line; std::getline(text, line);) {
+    rows.push_back(nlohmann::json::parse(line));
+  }
+  return rows;
 }
 
 inline std::string fixture(const std::string& name) {

@@ -67,6 +67,16 @@ TEST(Supernets, FromTheTeacherToAPlainHybrid) {
   const auto summary = nlohmann::json::parse(read_text_file(folder.at("page") + "/summary.json"));
   EXPECT_EQ(summary["models"].size(), 3U);
   EXPECT_THAT(read_text_file(folder.at("page") + "/frontier.csv"), HasSubstr("mixed"));
+  EXPECT_THAT(done("report " + super + " --teacher " + teacher() + " -o " + folder.at("two") +
+                   " --preset fast --set evaluate.problems=2 --set evaluate.held_out_documents=2"
+                   " --set evaluate.contexts=[8] --set evaluate.speed_repeats=1"),
+              AllOf(HasSubstr("fast"), Not(HasSubstr("mixed"))));
+  EXPECT_THAT(
+      done("report " + super + " --teacher " + teacher() + " --preset fsat -o " + folder.at("no"),
+           1),
+      HasSubstr("did you mean 'fast'"));
+  EXPECT_THAT(done("report " + super + " --preset fast", 1), HasSubstr("belongs to --teacher"));
+  EXPECT_THAT(done("report " + super, 1), HasSubstr("expected the folder of a run"));
 
   const std::string placement = folder.at("placement.json");
   done("place " + super + " --method search --cost cache --context 512 --budget 0.97 -o " +
@@ -149,6 +159,48 @@ TEST(Supernets, AChatSwitchesPresets) {
               HasSubstr("is no supernet and has no presets"));
 }
 
+// Lines of a file may name presets: each is answered as if there were no others.
+TEST(Supernets, AFileOfPromptsSwitchesPresets) {
+  const TestFolder folder;
+  const std::string super = folder.at("s");
+  done("convert " + teacher() + " -o " + super +
+       " --layers 1,2,3,4,5,6,7,8 --supernet --mixer gated_delta_net"
+       " --add-preset exact=attention --add-preset fast=gated_delta_net");
+  const auto answers = [&](const std::string& options, const std::vector<const char*>& presets,
+                           int status = 0) {
+    std::string lines;
+    for (const char* preset : presets) {
+      nlohmann::json line = {{"prompt", "Tom has 7 books. Ida has 3 books fewer than Tom.\n"}};
+      if (*preset != 0) {
+        line["preset"] = preset;
+      }
+      lines += line.dump() + "\n";
+    }
+    write_file_atomically(folder.at("prompts"), lines);
+    done("generate " + super + " -i " + folder.at("prompts") + " -o " + folder.at("answers") +
+             " -n 12 --temperature 0.8 --seed 3 --samples 2 " + options,
+         status);
+    std::vector<std::string> out;
+    for (const nlohmann::json& row : rows_of(folder.at("answers"))) {
+      out.push_back(row.contains("error") ? row["error"].get<std::string>()
+                                          : row["completion"].get<std::string>());
+    }
+    return out;
+  };
+  const std::vector<std::string> exact = answers("--preset exact", {"", "", ""});
+  const std::vector<std::string> fast = answers("--preset fast", {"", "", ""});
+  EXPECT_NE(exact, fast);
+  const std::vector<std::string> mixed = {fast[0], fast[1], exact[2], exact[3], fast[4], fast[5]};
+  EXPECT_EQ(answers("", {"fast", "exact", "fast"}), mixed);
+  EXPECT_EQ(answers("--preset fast", {"", "exact", ""}), mixed);
+  const std::vector<std::string> some = answers("", {"fast", "fsat", "fast"});
+  ASSERT_EQ(some.size(), 5U);
+  EXPECT_EQ(some[1], fast[1]);
+  EXPECT_THAT(some[2], HasSubstr("did you mean 'fast'"));
+  EXPECT_EQ(some[3], fast[4]);
+  EXPECT_THAT(answers("", {"fsat"}, 1).front(), HasSubstr("did you mean 'fast'"));
+}
+
 TEST(Supernets, WrongUseIsNamed) {
   const struct {
     const char* arguments;
@@ -161,6 +213,7 @@ TEST(Supernets, WrongUseIsNamed) {
       {"-l 1 --supernet --add-preset fast", "expected NAME=PLACEMENT, got 'fast'"},
       {"-l 1 --supernet --add-preset fast=012", "expected a kind for each of 1 layers"},
       {"-l 1 --supernet --add-preset fast=7", "expected kinds from 0 to 1"},
+      {"-l 1 --supernet --add-preset fast=atention", "did you mean 'attention'"},
       {"-l 1 --supernet --add-preset a/b=mamba", "got 'a/b'"},
       {"--preset fast", "is no supernet and has no presets"},
       {"--thin", "is no supernet, which has presets"},

@@ -9,7 +9,7 @@ namespace {
 
 constexpr double kStep = 0.1;
 
-UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& /*options*/) {
+UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
   check_gate(attention, "kimi_delta", false);
   UnitSpec unit{"kimi_delta",
                 {{"heads", h.heads},
@@ -18,7 +18,8 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
                  {"v_heads", h.kv_heads},
                  {"head_dim", h.dim},
                  {"conv", int64_t{4}},
-                 {"rope", h.dim % 2 == 0 && attention.options.flag("attention", "rope", true)}}};
+                 {"rope", options.rope && h.dim % 2 == 0 &&
+                              attention.options.flag("attention", "rope", true)}}};
   if (h.value_dim != h.dim) {
     unit.options.set("value_dim", h.value_dim);
   }
@@ -61,7 +62,7 @@ void calibrate(const NewMixer& mixer, const AttentionWeights& a, const Attention
 
 Graft kimi_delta_graft() {
   return {.mixer = "kimi_delta",
-          .options = {},
+          .options = {"rope"},
           .released_as = "",
           .spec = spec,
           .start = start,

@@ -8,7 +8,7 @@
 namespace cambium {
 namespace {
 
-UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& /*options*/) {
+UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
   check_gate(attention, "lightning", true);
   const Options& o = attention.options;
   const double eps = o.real("attention", "qk_norm_eps", 0.0);
@@ -17,7 +17,7 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
                  {"kv_heads", h.kv_heads},
                  {"head_dim", h.dim},
                  {"silu", false},
-                 {"rope", h.dim % 2 == 0 && o.flag("attention", "rope", true)},
+                 {"rope", options.rope && h.dim % 2 == 0 && o.flag("attention", "rope", true)},
                  {"norm_group", h.value_dim},
                  // Without softmax nothing bounds the scores: attention without norms gets some.
                  {"qk_norm_eps", eps > 0.0 ? eps : 1e-6}}};
@@ -60,7 +60,7 @@ void calibrate(const NewMixer& /*mixer*/, const AttentionWeights& /*from*/,
 
 Graft lightning_graft() {
   return {.mixer = "lightning",
-          .options = {},
+          .options = {"rope"},
           .released_as = "",
           .spec = spec,
           .start = start,
