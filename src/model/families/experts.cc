@@ -1,8 +1,10 @@
 // Decoders of full attention whose feed-forwards are routed experts: Mixtral, Qwen3-MoE,
 // MiniMax-M2.
 #include <algorithm>
+#include <mutex>
 
 #include "base/checked.h"
+#include "base/progress.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
 
@@ -249,13 +251,29 @@ std::vector<bool> full_layers(const Json& config, int64_t layers, const std::str
   return full;
 }
 
+/// The channels of a head that turn. The code that published checkpoints name (auto_map) turns
+/// `rotary_dim` of them; transformers' own class, which runs any other, knows no such key.
+int64_t turned_channels(const Json& config, int64_t head_dim, const std::string& where) {
+  const int64_t said = config::integer_or(config, "rotary_dim", head_dim, 2, head_dim, where);
+  if (config::has(config, "auto_map") || said == head_dim) {
+    return said;
+  }
+  static std::once_flag once;
+  std::call_once(once, [&] {
+    note(
+        "{}: 'rotary_dim' is {}, and without an auto_map, which names the code that reads it, all "
+        "{} channels of a head turn, as in transformers",
+        where, said, head_dim);
+  });
+  return head_dim;
+}
+
 ModelSpec read_minimax_words(const Json& config, const char* family, const MiniMaxWords& words,
                              const std::string& where) {
   ModelSpec spec = config::read_model(config, family, where);
   const config::Sizes sizes = config::read_sizes(config, where);
   spec.rope.theta = config::real_or(config, "rope_theta", 1e6, where);
-  spec.rope.dim =
-      config::integer_or(config, "rotary_dim", sizes.head_dim, 2, sizes.head_dim, where);
+  spec.rope.dim = turned_channels(config, sizes.head_dim, where);
   expect(config::flag_or(config, "postnorm", true, where) &&
              config::integer_or(config, "shared_intermediate_size", 0, 0, kMaxInner, where) == 0,
          "{}: expected postnorm true and no shared expert, as in every published model", where);
@@ -305,7 +323,6 @@ Json write_minimax_words(const ModelSpec& spec, const MiniMaxWords& words) {
   config["num_attention_heads"] = heads;
   config["num_key_value_heads"] = attention->integer("attention", "kv_heads", heads);
   config["head_dim"] = attention->integer("attention", "head_dim");
-  config["rotary_dim"] = spec.rope.dim;
   write_experts(config, experts_of(spec), "num_local_experts", "intermediate_size");
   config["torch_dtype"] = "float32";
   return config;
@@ -323,6 +340,13 @@ std::string write_minimax_m1(const ModelSpec& spec) {
   Json config = write_minimax_words(spec, kM1);
   config["architectures"] = Json::array({"MiniMaxM1ForCausalLM"});
   config["model_type"] = "minimax_m1";
+  config["rotary_dim"] = spec.rope.dim;
+  if (spec.rope.dim < config["head_dim"]) {
+    const std::string code = "MiniMaxAI/MiniMax-M1-40k--";
+    config["auto_map"] = {
+        {"AutoConfig", code + "configuration_minimax_m1.MiniMaxM1Config"},
+        {"AutoModelForCausalLM", code + "modeling_minimax_m1.MiniMaxM1ForCausalLM"}};
+  }
   config["postnorm"] = true;
   config["shared_intermediate_size"] = 0;
   for (const LayerSpec& layer : spec.layers) {

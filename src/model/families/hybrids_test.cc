@@ -99,6 +99,42 @@ TEST(Hybrids, WhatAFamilyCannotExpressIsNamed) {
             std::string::npos);
 }
 
+TEST(Hybrids, MiniMaxTurnsWhatTheCodeThatRunsItTurns) {
+  struct Row {
+    const char* family;
+    Json edits;
+    int64_t turned;
+  };
+  const Json own = {{"AutoModelForCausalLM", "modeling_minimax_m1.MiniMaxM1ForCausalLM"}};
+  const std::vector<Row> rows = {
+      {"minimax_m1", Json::object(), 16},  // the fixture's rotary_dim is 8
+      {"minimax_m1", {{"auto_map", nullptr}}, 16},
+      {"minimax_m1", {{"auto_map", own}}, 8},
+      {"minimax_m1", {{"auto_map", own}, {"model_type", "minimax_text_01"}}, 8},
+      {"minimax_m1", {{"auto_map", own}, {"rotary_dim", 16}}, 16},
+      {"minimax", {{"model_type", "minimax"}, {"layer_types", Json::array()}}, 16},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(row.edits.dump());
+    Json config = config_of("minimax_m1");
+    config.update(row.edits);
+    if (config.contains("layer_types")) {
+      config["layer_types"] = std::vector<std::string>(8, "full_attention");
+    }
+    const ModelSpec spec = read_alone(config);
+    EXPECT_EQ(spec.rope.dim, row.turned);
+    const Json written = Json::parse(write(spec));
+    EXPECT_EQ(written.contains("auto_map"), row.turned < 16);
+    EXPECT_EQ(read_alone(written), spec);
+  }
+  Json config = config_of("minimax_m1");
+  config["auto_map"] = own;
+  ModelSpec spec = read_alone(config);
+  spec.family = "minimax";
+  EXPECT_NE(error_of([&] { write(spec); }).find("cannot express what surrounds the layers"),
+            std::string::npos);
+}
+
 TEST(Hybrids, OurLayoutSaysAllOfThem) {
   for (const char* fixture : {"bamba", "granite_hybrid", "falcon_h1", "nemotron_h", "lfm2",
                               "lfm2_moe", "jamba", "nemotron_h_latent", "olmo_hybrid"}) {
