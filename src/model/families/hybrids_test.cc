@@ -99,7 +99,7 @@ TEST(Hybrids, WhatAFamilyCannotExpressIsNamed) {
             std::string::npos);
 }
 
-TEST(Hybrids, MiniMaxTurnsWhatTheCodeThatRunsItTurns) {
+TEST(Hybrids, MiniMaxIsReadForTheCodeThatRunsIt) {
   struct Row {
     const char* family;
     Json edits;
@@ -127,7 +127,18 @@ TEST(Hybrids, MiniMaxTurnsWhatTheCodeThatRunsItTurns) {
     EXPECT_EQ(written.contains("auto_map"), row.turned < 16);
     EXPECT_EQ(read_alone(written), spec);
   }
+  // Six heads: ALiBi's rates by their own code, a geometric series by transformers'.
   Json config = config_of("minimax_m1");
+  config.update({{"num_attention_heads", 6}, {"rotary_dim", 16}});
+  for (const bool named : {false, true}) {
+    config["auto_map"] = named ? own : Json();
+    const ModelSpec six = read_alone(config);
+    EXPECT_EQ(six.layers[0].mixer()->options.flag("", "geometric_slopes", false), !named);
+    const Json written = Json::parse(write(six));
+    EXPECT_EQ(written.contains("auto_map"), named);
+    EXPECT_EQ(read_alone(written), six);
+  }
+  config = config_of("minimax_m1");
   config["auto_map"] = own;
   ModelSpec spec = read_alone(config);
   spec.family = "minimax";

@@ -470,6 +470,7 @@ class Lightning(nn.Module):
         self.silu, self.rope = o.get("silu", True), o.get("rope", False)
         self.by_head = o.get("rows_by_head", False)
         self.layers, self.layer = o.get("layers", 0), o.get("layer_of_slopes", 0)
+        self.geometric = o.get("geometric_slopes", False)
         inner = self.count * self.value_dim
         self.rows = [self.count * self.dim, self.kv_count * self.dim, self.kv_count * self.value_dim]
         self.qkv_proj = nn.Linear(width, sum(self.rows), bias=o.get("qkv_bias", False))
@@ -484,6 +485,8 @@ class Lightning(nn.Module):
         slower = 1.0
         if self.layers > 0:
             slower = 1.0 - self.layer / (self.layers - 1.0 + 1e-5) + 1e-5
+        if self.geometric:
+            return [-(2.0 ** (-8.0 * (h + 1) / self.count)) * slower for h in range(self.count)]
         steps = [2 * (h + 1) if h < power else 2 * (h - power) + 1 for h in range(self.count)]
         return [-(2.0 ** (-4.0 * s / power)) * slower for s in steps]
 
