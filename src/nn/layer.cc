@@ -93,11 +93,17 @@ Layer::Layer(const LayerSpec& spec, int64_t width) {
     expect(branch.active >= -1 && branch.active < count,
            "a branch of {} units: expected active from 0 to {} or -1, got {}", count, count - 1,
            branch.active);
+    expect(branch.beside == 0 ||
+               (branch.beside > 0 && branch.active + branch.beside < count && branch.active >= 0),
+           "a branch of {} units of which unit {} is active: expected as many beside a choice as "
+           "stand after it, got {}",
+           count, branch.active, branch.beside);
     expect(count > 0 || (branch.keep == 1.0F && !branch.residual_normed),
            "a branch without units passes the residual on as it is: expected keep = 1 and "
            "residual_normed = false");
     expect(
-        branch.out_norm.kind == NormKind::kNone || count == 1 || branch.active >= 0,
+        branch.out_norm.kind == NormKind::kNone || count == 1 ||
+            (branch.active >= 0 && branch.beside == 0),
         "a branch of {} units: expected one unit, or a choice of one, where the output has a norm",
         count);
     Branch& made = branches_.emplace_back(Branch{norm_name(branches_.size()),
@@ -106,7 +112,7 @@ Layer::Layer(const LayerSpec& spec, int64_t width) {
                                                  Norm(branch.out_norm, width),
                                                  branch.keep,
                                                  branch.residual_normed,
-                                                 branch.active >= 0,
+                                                 branch.active >= 0 ? branch.choices() : 0,
                                                  {}});
     for (size_t i = 0; i < branch.units.size(); ++i) {
       const UnitSpec& unit = branch.units[i];
@@ -145,11 +151,11 @@ void Layer::note_what_runs() {
 
 void Layer::activate(int unit) {
   const auto branch = std::find_if(branches_.begin(), branches_.end(),
-                                   [](const Branch& candidate) { return candidate.chooses; });
+                                   [](const Branch& candidate) { return candidate.choices > 0; });
   CAMBIUM_CHECK(
-      branch != branches_.end() && unit >= 0 && static_cast<size_t>(unit) < branch->pieces.size(),
+      branch != branches_.end() && unit >= 0 && static_cast<size_t>(unit) < branch->choices,
       "unit {}", unit);
-  for (size_t i = 0; i < branch->pieces.size(); ++i) {
+  for (size_t i = 0; i < branch->choices; ++i) {
     branch->pieces[i].runs = i == static_cast<size_t>(unit);
   }
   note_what_runs();
