@@ -157,9 +157,12 @@ def olmo2(rng):
 def olmo3(rng):
     keys = decoder(rng, head_dim=False, sliding_window=rng.choice((4, 40)), attention_bias=rng.random() < 0.4)
     keys["layer_types"] = kinds(rng, keys["num_hidden_layers"], ["sliding_attention", "full_attention"])
-    # transformers gives windowed layers the theta of released models whatever is said, and has `truncate` elsewhere.
+    # transformers gives windowed layers the theta of released models whatever is said, and reads neither `truncate` nor `type`.
     keys["rope_theta"] = 500000.0
-    (keys["rope_scaling"] or {}).pop("truncate", None)
+    scaling = keys["rope_scaling"] or {}
+    scaling.pop("truncate", None)
+    if "type" in scaling:
+        scaling["rope_type"] = scaling.pop("type")
     return keys
 
 
@@ -182,7 +185,10 @@ def smollm3(rng):
 
 
 def apertus(rng):
-    return decoder(rng, head_dim=False, attention_bias=rng.random() < 0.4)
+    keys = decoder(rng, head_dim=False, attention_bias=rng.random() < 0.4)
+    dim = keys["hidden_size"] // keys["num_attention_heads"]
+    # Which transformers takes for an absent one where it is null.
+    return {**keys, "rope_scaling": draw_rope(rng, dim, ("llama3", "linear", "yarn"))}
 
 
 def ministral(rng):

@@ -299,15 +299,14 @@ ModelSpec read_minimax_words(const Json& config, const char* family, const MiniM
                              const std::string& where) {
   ModelSpec spec = config::read_model(config, family, where);
   const config::Sizes sizes = config::read_sizes(config, where);
-  Json rope = config;
-  if (!config::has(rope, "rope_theta")) {
-    rope["rope_theta"] = 1e6;  // the default of transformers' MiniMaxConfig
-  }
-  spec.rope = config::read_rope(rope, sizes.head_dim, spec.max_positions, where);
+  spec.rope = config::read_rope(config, sizes.head_dim, spec.max_positions, where);
   spec.rope.dim = turned_channels(config, sizes.head_dim, where);
-  expect(config::flag_or(config, "postnorm", true, where) &&
-             config::integer_or(config, "shared_intermediate_size", 0, 0, kMaxInner, where) == 0,
-         "{}: expected postnorm true and no shared expert, as in every published model", where);
+  expect(
+      !config::has(config, "sliding_window") && config::flag_or(config, "postnorm", true, where) &&
+          config::integer_or(config, "shared_intermediate_size", 0, 0, kMaxInner, where) == 0,
+      "{}: expected no sliding_window, postnorm true and no shared expert, as in every published "
+      "model",
+      where);
   const UnitSpec experts =
       read_experts(config, "num_local_experts", "intermediate_size", "topk_softmax", where);
   const std::vector<bool> full = full_layers(config, sizes.layers, where);

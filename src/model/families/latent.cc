@@ -254,7 +254,7 @@ ModelSpec read_kimi_linear(const std::string& text, const std::string& where) {
       {{"heads", config::integer(*it, "num_heads", 1, kMaxHeads, inside)},
        {"head_dim", config::integer(*it, "head_dim", 1, kMaxHeadDim, inside)},
        {"conv", config::integer_or(*it, "short_conv_kernel_size", 4, 2, 64, inside)},
-       {"norm_eps", config::real_or(config, "rms_norm_eps", 1e-6, where)}}};
+       {"norm_eps", config::shortest(spec.norm.eps)}}};
   std::vector<UnitSpec> mixers(static_cast<size_t>(layers), delta);
   const auto full = it->find("full_attn_layers");
   expect(full != it->end() && full->is_array(), "{}: expected the list 'full_attn_layers'", inside);
