@@ -268,6 +268,8 @@ Json write_common(const ModelSpec& spec) {
   } else if (!spec.eos_ids.empty()) {
     config["eos_token_id"] = spec.eos_ids;
   }
+  // Else that of the class, which may be beyond the vocabulary.
+  config["pad_token_id"] = nullptr;
   config["hidden_act"] = "silu";
   return config;
 }
