@@ -350,7 +350,7 @@ void take_mixer_out(LayerSpec& layer) {
       branch.active = -1;
       branch.beside = 0;
       if (branch.units.empty()) {
-        branch = {.norm = branch.norm, .units = {}};
+        branch.out_norm = {NormKind::kNone};
       }
       return;
     }

@@ -98,9 +98,6 @@ Layer::Layer(const LayerSpec& spec, int64_t width) {
            "a branch of {} units of which unit {} is active: expected as many beside a choice as "
            "stand after it, got {}",
            count, branch.active, branch.beside);
-    expect(count > 0 || (branch.keep == 1.0F && !branch.residual_normed),
-           "a branch without units passes the residual on as it is: expected keep = 1 and "
-           "residual_normed = false");
     expect(
         branch.out_norm.kind == NormKind::kNone || count == 1 ||
             (branch.active >= 0 && branch.beside == 0),
@@ -134,11 +131,11 @@ void Layer::note_what_runs() {
   mixer_ = nullptr;
   state_layouts_.clear();
   for (const Branch& branch : branches_) {
+    passes_ = passes_ && !branch.runs();
     for (const Piece& piece : branch.pieces) {
       if (!piece.runs) {
         continue;
       }
-      passes_ = false;
       if (piece.role == UnitRole::kMixer && mixer_ == nullptr) {
         mixer_ = piece.unit.get();
       }
@@ -162,7 +159,9 @@ void Layer::activate(int unit) {
 }
 
 bool Layer::Branch::runs() const {
-  return std::any_of(pieces.begin(), pieces.end(), [](const Piece& piece) { return piece.runs; });
+  const bool scales = pieces.empty() && (residual_normed || keep != 1.0F);
+  return scales ||
+         std::any_of(pieces.begin(), pieces.end(), [](const Piece& piece) { return piece.runs; });
 }
 
 const Norm* Layer::first_norm() const {
@@ -207,6 +206,9 @@ void Layer::forward(Context& ctx, Residual& h, const LayerInputs& inputs, MixerT
       }
       h.add(ctx, keep, piece.out, branch.out_norm.forward(ctx, y));
       keep = 1.0F;
+    }
+    if (branch.pieces.empty()) {
+      h.add(ctx, keep, 0.0F, x);
     }
   }
 }

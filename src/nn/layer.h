@@ -23,7 +23,7 @@ namespace cambium {
 
 struct BranchSpec {
   NormSpec norm{};
-  /// All read x and are added; none = the branch passes h on (its norm keeps its parameters).
+  /// All read x and are added; of none nothing is (and the norm keeps its parameters).
   std::vector<UnitSpec> units;
   /// -1: all units run; k: unit k alone does (supernet), but for those that stand beside a choice.
   int active = -1;

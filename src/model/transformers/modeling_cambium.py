@@ -108,7 +108,7 @@ class CambiumLayer(nn.Module):
     def forward(self, h, step, cache):
         step.turn_by(self.rope)
         for branch in self.branches:
-            if not branch.units:
+            if not branch.units and branch.keep == 1.0 and not branch.residual_normed:
                 continue
             x = getattr(self, branch.norm)(h)
             h = branch.keep * (x if branch.residual_normed else h)
