@@ -254,8 +254,9 @@ bool check_runs(const ConvertArgs& args, const GraftOptions& asked) {
 std::vector<int64_t> layers_with_attention(const ModelSpec& spec) {
   std::vector<int64_t> layers;
   for (const int64_t layer : choice_layers(spec)) {
-    const std::vector<UnitSpec>& units = spec.layers[static_cast<size_t>(layer)].choice()->units;
-    if (std::any_of(units.begin(), units.end(), is_attention)) {
+    const BranchSpec& choice = *spec.layers[static_cast<size_t>(layer)].choice();
+    if (std::any_of(choice.units.begin(),
+                    choice.units.begin() + static_cast<int64_t>(choice.choices()), is_attention)) {
       layers.push_back(layer);
     }
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <optional>
 #include <span>
 
 #include "files/safetensors.h"
@@ -90,53 +91,82 @@ double kl(Row reference, Row ours) {
   return divergence;
 }
 
-/// A sequence fed piece by piece through a cache, or again from its start each time without one.
+/// Sequences fed piece by piece through a cache, or again from their starts each time without one.
 class Runner {
  public:
-  /// `prompt` is the length of the sequence for rotations that depend on it.
-  Runner(Model& model, Workspace& workspace, Cache* cache, int64_t prompt, int64_t most)
-      : model_(model), workspace_(workspace), cache_(cache), prompt_(prompt) {
-    if (cache_ != nullptr) {
-      slot_ = cache_->open(most);
-      CAMBIUM_CHECK(slot_ >= 0);
+  Runner(Model& model, Workspace& workspace, bool cached, std::span<const Prompt> prompts,
+         int64_t page_size)
+      : model_(model), workspace_(workspace) {
+    int64_t most = 0;
+    int64_t piece = 0;
+    for (const Prompt& prompt : prompts) {
+      sequences_.push_back({.length = prompt.size()});
+      most = std::max(most, most_tokens(prompt));
+      piece = std::max(piece, prompt.size());
+    }
+    if (cached) {
+      cache_.emplace(model, CacheConfig{.max_sequences = std::ssize(prompts),
+                                        .page_size = page_size,
+                                        .memory_bytes = 0,
+                                        .max_tokens = most,
+                                        .piece_tokens = piece,
+                                        .values = model.activations()});
+      for (size_t k = 0; k < prompts.size(); ++k) {
+        sequences_[k].slot = cache_->open(most_tokens(prompts[k]));
+        CAMBIUM_CHECK(sequences_[k].slot >= 0);
+      }
     }
   }
-  ~Runner() {
-    if (cache_ != nullptr) {
-      cache_->close(slot_);
-    }
-  }
-  Runner(const Runner&) = delete;
-  Runner& operator=(const Runner&) = delete;
 
-  /// Logits of the new tokens, appended.   (n, V)
-  void feed(std::span<const int32_t> tokens, std::vector<float>& logits) {
+  /// One call with the next tokens of each sequence, which may be none.
+  void feed(std::span<const std::span<const int32_t>> tokens) {
     Batch batch;
     ForwardOptions options;
-    const auto before = static_cast<int64_t>(fed_.size());
-    fed_.insert(fed_.end(), tokens.begin(), tokens.end());
-    if (cache_ == nullptr) {
-      batch.add(fed_, 0, -1, prompt_);
-    } else {
-      batch.add(tokens, before, slot_, prompt_);
+    for (size_t k = 0; k < tokens.size(); ++k) {
+      Sequence& sequence = sequences_[k];
+      const auto before = std::ssize(sequence.fed);
+      sequence.fed.insert(sequence.fed.end(), tokens[k].begin(), tokens[k].end());
+      if (!tokens[k].empty() && cache_) {
+        batch.add(tokens[k], before, sequence.slot, sequence.length);
+      } else if (!tokens[k].empty()) {
+        batch.add(sequence.fed, 0, -1, sequence.length);
+      }
+    }
+    if (cache_) {
       options.states = cache_->prepare(batch);
     }
     const WorkspaceScope scope(workspace_);
     Context ctx = context_for(model_, workspace_);
     const Tensor hidden = model_.forward(ctx, batch, options);
-    const auto n = static_cast<int64_t>(tokens.size());
-    const Tensor y = model_.logits(ctx, hidden.slice(0, hidden.dim(0) - n, n));
-    const std::vector<float> values = elements_of(y);
-    logits.insert(logits.end(), values.begin(), values.end());
+    int64_t end = 0;
+    for (size_t k = 0; k < tokens.size(); ++k) {
+      if (const auto n = std::ssize(tokens[k]); n > 0) {
+        Sequence& sequence = sequences_[k];
+        end += cache_ ? n : std::ssize(sequence.fed);
+        const auto values = elements_of(model_.logits(ctx, hidden.slice(0, end - n, n)));
+        sequence.logits.insert(sequence.logits.end(), values.begin(), values.end());
+      }
+    }
   }
 
+  /// Of the tokens fed so far.   (n, V)
+  std::vector<float>& logits(size_t k) { return sequences_[k].logits; }
+
  private:
+  struct Sequence {
+    int64_t length = 0;  // of the prompt, for rotations that depend on it
+    int64_t slot = -1;
+    std::vector<int32_t> fed{};
+    std::vector<float> logits{};
+  };
+  static int64_t most_tokens(const Prompt& prompt) {
+    return prompt.size() + std::ssize(prompt.greedy);
+  }
+
   Model& model_;
   Workspace& workspace_;
-  Cache* cache_;
-  int64_t prompt_;
-  int64_t slot_ = -1;
-  std::vector<int32_t> fed_;
+  std::optional<Cache> cache_;
+  std::vector<Sequence> sequences_;
 };
 
 /// How to cut a prompt of n tokens: the ends of its pieces; empty = this way does not apply.
@@ -146,6 +176,7 @@ struct Way {
   std::string name;
   bool cached = true;
   Cuts cuts;
+  bool packed = false;  // all prompts in one call, one ahead of the other where they are cut
 };
 
 std::vector<Way> ways(const VerifyConfig& config) {
@@ -175,6 +206,9 @@ std::vector<Way> ways(const VerifyConfig& config) {
   list.push_back({"pieces of 7", true, pieces_of(7)});
   list.push_back({"pieces of " + std::to_string(chunk), true, pieces_of(chunk)});
   list.push_back({"token by token", true, pieces_of(1)});
+  list.push_back({"packed", false, whole, true});
+  list.push_back({"packed prefill", true, whole, true});
+  list.push_back({"packed pieces", true, pieces_of(7), true});
   return list;
 }
 
@@ -195,42 +229,71 @@ void compare(const Prompt& prompt, std::span<const float> ours, VerifyRow& row) 
   row.kl = mean <= row.kl ? row.kl : mean;
 }
 
+/// The prompts through the model, side by side, and what is to follow them greedily.
+void run_together(Model& model, Workspace& workspace, const Way& way,
+                  std::span<const Prompt> prompts, const VerifyConfig& config, VerifyRow& row) {
+  Runner runner(model, workspace, way.cached, prompts, config.page_size);
+  const auto vocab = static_cast<size_t>(model.spec().vocab);
+  struct Progress {
+    std::vector<int64_t> ends;
+    size_t pieces = 0;
+    size_t greedy = 0;
+    int32_t token = -1;
+  };
+  std::vector<Progress> all;
+  for (const Prompt& prompt : prompts) {
+    all.push_back({way.cuts(prompt.size())});
+    row.prompts += 1;
+    row.tokens += prompt.size();
+    row.greedy_tokens += std::ssize(prompt.greedy);
+  }
+  /// The next piece of a prompt, then the tokens that follow while they are the reference's.
+  const auto next = [&](size_t k) -> std::span<const int32_t> {
+    const Prompt& prompt = prompts[k];
+    Progress& at = all[k];
+    if (at.pieces < at.ends.size()) {
+      const auto begin = static_cast<size_t>(at.pieces == 0 ? 0 : at.ends[at.pieces - 1]);
+      const auto end = static_cast<size_t>(at.ends[at.pieces++]);
+      return std::span(prompt.tokens).subspan(begin, end - begin);
+    }
+    if (at.greedy == prompt.greedy.size()) {
+      return {};
+    }
+    at.token = largest(Row(runner.logits(k)).last(vocab));
+    if (at.token != prompt.greedy[at.greedy]) {
+      at.greedy = prompt.greedy.size();
+      return {};
+    }
+    ++at.greedy;
+    ++row.greedy_same;
+    return {&at.token, 1};
+  };
+  for (;;) {
+    std::vector<std::span<const int32_t>> tokens;
+    bool any = false;
+    for (size_t k = 0; k < prompts.size(); ++k) {
+      tokens.push_back(next(k));
+      any = any || !tokens.back().empty();
+    }
+    if (!any) {
+      break;
+    }
+    runner.feed(tokens);
+  }
+  for (size_t k = 0; k < prompts.size(); ++k) {
+    compare(prompts[k], runner.logits(k), row);
+  }
+}
+
 VerifyRow run(Model& model, Workspace& workspace, const Way& way,
               const std::vector<Prompt>& prompts, const VerifyConfig& config) {
   VerifyRow row{.way = way.name};
-  const auto vocab = static_cast<size_t>(model.spec().vocab);
+  if (way.packed && prompts.size() > 1) {
+    run_together(model, workspace, way, prompts, config, row);
+  }
   for (const Prompt& prompt : prompts) {
-    const std::vector<int64_t> ends = way.cuts(prompt.size());
-    if (ends.empty()) {
-      continue;
-    }
-    const int64_t most = prompt.size() + static_cast<int64_t>(prompt.greedy.size());
-    Cache cache(model, {.max_sequences = 1,
-                        .page_size = config.page_size,
-                        .memory_bytes = 0,
-                        .max_tokens = most,
-                        .piece_tokens = prompt.size(),
-                        .values = model.activations()});
-    Runner runner(model, workspace, way.cached ? &cache : nullptr, prompt.size(), most);
-    std::vector<float> logits;
-    int64_t begin = 0;
-    for (const int64_t end : ends) {
-      runner.feed(std::span(prompt.tokens)
-                      .subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)),
-                  logits);
-      begin = end;
-    }
-    compare(prompt, logits, row);
-    row.prompts += 1;
-    row.tokens += prompt.size();
-    row.greedy_tokens += static_cast<int64_t>(prompt.greedy.size());
-    for (const int32_t expected : prompt.greedy) {
-      const int32_t token = largest(Row(logits).last(vocab));
-      if (token != expected) {
-        break;
-      }
-      ++row.greedy_same;
-      runner.feed({&token, 1}, logits);
+    if (!way.packed && !way.cuts(prompt.size()).empty()) {
+      run_together(model, workspace, way, {&prompt, 1}, config, row);
     }
   }
   row.ok = row.error <= config.max_error && row.kl <= config.max_kl &&
@@ -273,7 +336,9 @@ VerifyReport verify_cached(Model& model, const std::vector<std::vector<int32_t>>
   for (const std::vector<int32_t>& text : texts) {
     Prompt prompt;
     prompt.tokens = text;
-    Runner(model, workspace, nullptr, prompt.size(), prompt.size()).feed(text, prompt.logits);
+    Runner runner(model, workspace, false, {&prompt, 1}, config.page_size);
+    runner.feed({{std::span<const int32_t>(text)}});
+    prompt.logits = std::move(runner.logits(0));
     prompt.deviation = standard_deviation(prompt.logits);
     prompts.push_back(std::move(prompt));
   }

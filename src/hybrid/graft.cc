@@ -344,10 +344,13 @@ void take_mixer_out(LayerSpec& layer) {
       if (&*unit != mixer) {
         continue;
       }
-      if (branch.active >= 0 || branch.units.size() == 1) {
-        branch = {.norm = branch.norm, .units = {}};
-      } else {
-        branch.units.erase(unit);
+      const auto first = branch.active >= 0 ? branch.units.begin() : unit;
+      const auto count = branch.active >= 0 ? static_cast<int64_t>(branch.choices()) : 1;
+      branch.units.erase(first, first + count);
+      branch.active = -1;
+      branch.beside = 0;
+      if (branch.units.empty()) {
+        branch.out_norm = {NormKind::kNone};
       }
       return;
     }

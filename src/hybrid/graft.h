@@ -85,9 +85,9 @@ LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& lay
 ModelSpec convert_spec(const ModelSpec& base, const ModelSpec& teacher,
                        const std::vector<int64_t>& layers, const GraftOptions& options);
 
-/// The layer without its mixer (LayerSpec::mixer), or without all that it could choose for it: the
-/// branch stays, so that the other parameters keep their names, with the mixers beside it; what
-/// normed an output that is no longer there goes.
+/// The layer without its mixer (LayerSpec::mixer) or all that it could choose for it: the
+/// branch stays, so that the other parameters keep their names, with the mixers beside it and what
+/// it makes of the residual (MiniMax's); what normed an output that is no longer there goes.
 void take_mixer_out(LayerSpec& layer);
 
 /// `base` with the mixer of `layer` removed, or the whole layer with `whole_block`: for

@@ -188,9 +188,13 @@ TEST(Graft, AGateGoesWithItsHeadOrIsRefused) {
   LoadedModel lightning = convert(*teacher.model, *teacher.model, {1}, {.mixer = "lightning"}, 7);
   expect_rows(parameter(*lightning.model, "layers.1.mixer.gate_proj.weight").tensor.ptr<float>(),
               true);
+  LoadedModel kimi = convert(*teacher.model, *teacher.model, {1}, {.mixer = "kimi_delta"}, 7);
+  expect_rows(parameter(*kimi.model, "layers.1.mixer.gate_proj.weight").tensor.ptr<float>(), true);
+  const Parameter& decay = parameter(*kimi.model, "layers.1.mixer.decay_proj.weight");
+  EXPECT_TRUE(std::all_of(decay.tensor.ptr<float>(), decay.tensor.ptr<float>() + decay.numel(),
+                          [](float x) { return x == 0.0F; }));
   for (const GraftOptions& options :
        {GraftOptions{.mixer = "mamba"}, GraftOptions{.mixer = "mamba2"},
-        GraftOptions{.mixer = "kimi_delta"},
         GraftOptions{.mixer = "parallel", .recurrent = "mamba2"},
         GraftOptions{.mixer = "gated_delta_net", .faithful = true}}) {
     EXPECT_NE(testing::error_of([&] {

@@ -237,7 +237,7 @@ std::vector<Start> starts() {
           {"gated_delta_net", {.mixer = "gated_delta_net"}, true},
           {"gated_delta_net, no positions", {.mixer = "gated_delta_net", .rope = false}, true},
           {"gated_delta_net, faithful", {.mixer = "gated_delta_net", .faithful = true}, false},
-          {"kimi_delta", {.mixer = "kimi_delta"}, false},
+          {"kimi_delta", {.mixer = "kimi_delta"}, true},
           {"lightning", {.mixer = "lightning"}, true},
           {"parallel", {.mixer = "parallel"}, false},
           {"parallel, mamba2", {.mixer = "parallel", .recurrent = "mamba2"}, false},

@@ -232,9 +232,10 @@ LoadedModel MixerBank::build_beside(int kind) const {
 
 std::string attention_label(const ModelSpec& supernet) {
   for (const int64_t layer : choice_layers(supernet)) {
-    for (const UnitSpec& unit : supernet.layers[static_cast<size_t>(layer)].choice()->units) {
-      if (is_attention(unit)) {
-        return mixer_label(unit);
+    const BranchSpec& choice = *supernet.layers[static_cast<size_t>(layer)].choice();
+    for (size_t unit = 0; unit < choice.choices(); ++unit) {
+      if (is_attention(choice.units[unit])) {
+        return mixer_label(choice.units[unit]);
       }
     }
   }
@@ -266,16 +267,17 @@ LoadedModel add_mixer(Model& supernet, Model& conversion, const std::vector<int6
     const auto at = static_cast<size_t>(layer);
     BranchSpec* choice = spec.layers[at].choice();
     expect(choice != nullptr, "layer {} has no choice that a mixer could join", layer);
-    for (const UnitSpec& unit : choice->units) {
-      expect(mixer_label(unit) != label,
+    for (size_t unit = 0; unit < choice->choices(); ++unit) {
+      expect(mixer_label(choice->units[unit]) != label,
              "layer {} has a mixer '{}' already; give the new one a name: NAME={}", layer, label,
-             unit.kind);
+             choice->units[unit].kind);
     }
     UnitSpec unit = *conversion.spec().layers[at].mixer();
     const std::string plain = unit_of(unit_prefix(layer, unit));
     unit.name = mixer_unit_name(label);
     from[unit_of(unit_prefix(layer, unit))] = plain;
-    choice->units.push_back(std::move(unit));
+    choice->units.insert(choice->units.begin() + static_cast<int64_t>(choice->choices()),
+                         std::move(unit));
   }
   if (edit) {
     edit(spec);

@@ -37,9 +37,11 @@ struct Shapes {
     running = parameters;
     for (int64_t i = 0; i < model.layer_count(); ++i) {
       const LayerSpec& layer = spec.layers[static_cast<size_t>(i)];
-      const double share =
-          layer.choice() == nullptr ? 1.0 : 1.0 / static_cast<double>(layer.choice()->units.size());
+      size_t choices = layer.choice() == nullptr ? 0 : layer.choice()->choices();
+      const double of_choice = 1.0 / static_cast<double>(std::max<size_t>(choices, 1));
       for (const UnitSpec& mixer : layer.all_mixers()) {
+        const double share = choices > 0 ? of_choice : 1.0;
+        choices -= choices > 0 ? 1 : 0;
         const std::string prefix = unit_prefix(i, mixer);
         double count = 0.0;
         model.visit_layer(i, [&](const std::string& name, Parameter& p) {

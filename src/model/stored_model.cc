@@ -381,6 +381,16 @@ void StoredModel::expect_fits(const SafeTensors& file) const {
   });
   expect(missing.empty(), "{}: {} of the model's tensors are missing, the first is {}", file.path(),
          missing.size(), missing.empty() ? "" : missing.front());
+  if (spec.tied_head) {  // a file may have both tensors all the same, but of the same numbers
+    const TensorEntry* embed = file.find(family.tensor_name(spec, "embed.weight"));
+    const TensorEntry* head = file.find(family.tensor_name(spec, "head.weight"));
+    expect(embed == nullptr || head == nullptr ||
+               (embed->size == head->size && std::memcmp(embed->data, head->data, head->size) == 0),
+           "{}: {} and {} are not the same, and config.json says that they are "
+           "(tie_word_embeddings); say false there, or take {} out of the file",
+           file.path(), embed == nullptr ? "" : embed->name, head == nullptr ? "" : head->name,
+           head == nullptr ? "" : head->name);
+  }
   std::set<std::string> kept;
   if (spec.kept.tensors != nullptr) {
     for (const TensorEntry& entry : spec.kept.tensors->entries) {

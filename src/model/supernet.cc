@@ -14,7 +14,7 @@ const BranchSpec* choice_of(const ModelSpec& spec, size_t layer) {
 }
 
 int find_label(const BranchSpec& choice, const std::string& label) {
-  for (size_t i = 0; i < choice.units.size(); ++i) {
+  for (size_t i = 0; i < choice.choices(); ++i) {
     if (mixer_label(choice.units[i]) == label) {
       return static_cast<int>(i);
     }
@@ -22,28 +22,38 @@ int find_label(const BranchSpec& choice, const std::string& label) {
   return -1;
 }
 
-/// The unit as the only mixer of a plain layer has it.
-UnitSpec nameless(UnitSpec unit) {
+std::span<const UnitSpec> choices_of(const BranchSpec& choice) {
+  return std::span(choice.units).first(choice.choices());
+}
+
+/// The unit as a plain layer has it: under the name of the mixer that the choice began with.
+UnitSpec plain_unit(const BranchSpec& choice, int active) {
+  UnitSpec unit = choice.units.at(static_cast<size_t>(active));
   unit.name.clear();
+  for (const UnitSpec& other : choices_of(choice)) {
+    if (!other.name.starts_with(kPrefix)) {
+      unit.name = other.name;
+    }
+  }
   return unit;
 }
 
 }  // namespace
 
 void add_choice(ModelSpec& spec, int64_t layer, std::vector<UnitSpec> units, int active) {
-  for (BranchSpec& branch : spec.layers[static_cast<size_t>(layer)].branches) {
-    if (branch.units.empty() || find_unit_kind(branch.units[0].kind).role != UnitRole::kMixer) {
+  LayerSpec& edited = spec.layers[static_cast<size_t>(layer)];
+  for (BranchSpec& branch : edited.branches) {
+    if (branch.units.empty() || &branch.units[0] != edited.mixer()) {
       continue;
     }
-    expect(branch.units.size() == 1 && branch.units[0].name.empty(),
-           "layer {}: its attention stands beside other units or has a name of its own; a supernet "
-           "chooses in place of the only mixer of a layer",
-           layer);
+    branch.beside = static_cast<int>(branch.units.size()) - 1;
+    units.insert(units.end(), branch.units.begin() + 1, branch.units.end());
     branch.units = std::move(units);
     branch.active = active;
     return;
   }
-  fail("layer {}: has no mixer; a supernet chooses in place of the only mixer of a layer", layer);
+  fail("layer {}: expected a branch whose first unit is a mixer; a supernet chooses in its place",
+       layer);
 }
 
 bool is_supernet(const ModelSpec& spec) {
@@ -51,9 +61,7 @@ bool is_supernet(const ModelSpec& spec) {
 }
 
 std::string mixer_label(const UnitSpec& unit) {
-  return unit.name.empty()                ? unit.kind
-         : unit.name.starts_with(kPrefix) ? unit.name.substr(kPrefix.size())
-                                          : unit.name;
+  return unit.name.starts_with(kPrefix) ? unit.name.substr(kPrefix.size()) : unit.kind;
 }
 
 std::string mixer_unit_name(const std::string& label) {
@@ -63,7 +71,7 @@ std::string mixer_unit_name(const std::string& label) {
 std::vector<std::string> mixer_labels(const ModelSpec& spec) {
   std::vector<std::string> labels;
   for (const int64_t layer : choice_layers(spec)) {
-    for (const UnitSpec& unit : choice_of(spec, static_cast<size_t>(layer))->units) {
+    for (const UnitSpec& unit : choices_of(*choice_of(spec, static_cast<size_t>(layer)))) {
       const std::string label = mixer_label(unit);
       if (std::find(labels.begin(), labels.end(), label) == labels.end()) {
         labels.push_back(label);
@@ -126,7 +134,7 @@ ActiveUnits units_of_labels(const ModelSpec& spec, std::span<const std::string> 
       continue;
     }
     std::vector<std::string> known;
-    for (const UnitSpec& unit : choice->units) {
+    for (const UnitSpec& unit : choices_of(*choice)) {
       known.push_back(mixer_label(unit));
     }
     active.push_back(find_label(*choice, labels[i]));
@@ -199,8 +207,12 @@ ModelSpec unwrapped(const ModelSpec& supernet, std::span<const int> active) {
   spec.presets.clear();
   for (size_t i = 0; i < active.size(); ++i) {
     if (BranchSpec* choice = spec.layers[i].choice(); choice != nullptr) {
-      choice->units = {nameless(choice->units.at(static_cast<size_t>(active[i])))};
+      const UnitSpec chosen = plain_unit(*choice, active[i]);
+      choice->units.erase(choice->units.begin(),
+                          choice->units.begin() + static_cast<int64_t>(choice->choices()));
+      choice->units.insert(choice->units.begin(), chosen);
       choice->active = -1;
+      choice->beside = 0;
     }
   }
   return spec;
@@ -212,8 +224,9 @@ std::string supernet_name(const ModelSpec& supernet, std::span<const int> active
     if (active[i] < 0) {
       continue;
     }
-    const UnitSpec& unit = choice_of(supernet, i)->units.at(static_cast<size_t>(active[i]));
-    const std::string plain = unit_prefix(static_cast<int64_t>(i), nameless(unit));
+    const BranchSpec& choice = *choice_of(supernet, i);
+    const UnitSpec& unit = choice.units.at(static_cast<size_t>(active[i]));
+    const std::string plain = unit_prefix(static_cast<int64_t>(i), plain_unit(choice, active[i]));
     if (name.starts_with(plain)) {
       return unit_prefix(static_cast<int64_t>(i), unit) + name.substr(plain.size());
     }
@@ -230,7 +243,7 @@ ModelSpec thinned(const ModelSpec& supernet, const std::string& where) {
     if (choice == nullptr) {
       continue;
     }
-    std::vector<int> place(choice->units.size(), -1);
+    std::vector<int> place(choice->choices(), -1);
     std::vector<UnitSpec> kept;
     for (size_t unit = 0; unit < place.size(); ++unit) {
       const bool used = std::any_of(
@@ -241,6 +254,8 @@ ModelSpec thinned(const ModelSpec& supernet, const std::string& where) {
         kept.push_back(choice->units[unit]);
       }
     }
+    kept.insert(kept.end(), choice->units.begin() + static_cast<int64_t>(choice->choices()),
+                choice->units.end());
     choice->units = kept;
     choice->active = std::max(0, place[static_cast<size_t>(choice->active)]);
     for (Preset& preset : spec.presets) {

@@ -14,13 +14,14 @@
 
 namespace cambium {
 
-/// Puts the units in the place of the layer's only mixer, as a choice of which `active` runs. Error
-/// where the mixer stands beside other units or has a name of its own.
+/// Puts the units in the place of the layer's mixer, as a choice of which `active` runs; what
+/// stands beside it (Falcon-H1's Mamba-2) runs with any of them. The first keeps the mixer's name.
+/// Error where the mixer is not the first unit of its branch.
 void add_choice(ModelSpec& spec, int64_t layer, std::vector<UnitSpec> units, int active);
 /// Whether a layer has a choice.
 bool is_supernet(const ModelSpec& spec);
-/// What people call a mixer of a choice: its own name, without the "mixer_" that tells it from
-/// other units, or its kind.
+/// What people call a mixer of a choice: its name without the "mixer_" that tells it from other
+/// units, or its kind where the name is of no such form.
 std::string mixer_label(const UnitSpec& unit);
 /// UnitSpec::name of a mixer that joins a choice under this label.
 std::string mixer_unit_name(const std::string& label);
@@ -51,7 +52,7 @@ const Preset& find_preset(const ModelSpec& spec, const std::string& name, const 
 /// '.', '_' and '-'.
 void put_preset(ModelSpec& spec, Preset preset);
 
-/// The plain hybrid: one mixer a layer, and no presets.
+/// The plain hybrid: one mixer in the place of each choice, and no presets.
 ModelSpec unwrapped(const ModelSpec& supernet, std::span<const int> active);
 /// What the parameter `name` of that hybrid is called in the supernet.
 std::string supernet_name(const ModelSpec& supernet, std::span<const int> active,

@@ -17,6 +17,20 @@ const LayerSpec* layer_of(const ModelSpec& spec, std::string_view ours) {
   return &spec.layers.at(std::stoul(std::string(captures[0])));
 }
 
+/// The unit whose parameter this is, of "layers.N.NAME."; null for a norm's.
+const UnitSpec* unit_of(const LayerSpec& layer, std::string_view ours) {
+  std::vector<std::string_view> captures;
+  CAMBIUM_CHECK(match_pattern("layers.*.*", ours, &captures), "{}", ours);
+  for (const BranchSpec& branch : layer.branches) {
+    for (const UnitSpec& unit : branch.units) {
+      if (captures[1].starts_with(unit_name(unit) + ".")) {
+        return &unit;
+      }
+    }
+  }
+  return nullptr;
+}
+
 bool has_unit(const LayerSpec& layer, std::string_view kind) {
   return std::any_of(layer.branches.begin(), layer.branches.end(), [&](const BranchSpec& branch) {
     return std::any_of(branch.units.begin(), branch.units.end(),
@@ -33,7 +47,12 @@ bool holds(const TensorRule& rule, const ModelSpec& spec, const std::string& our
     return true;
   }
   const LayerSpec* layer = layer_of(spec, ours);
-  return layer != nullptr && has_unit(*layer, rule.mixer);
+  if (layer == nullptr) {
+    return false;
+  }
+  const UnitSpec* unit = unit_of(*layer, ours);
+  const bool of_mixer = unit != nullptr && find_unit_kind(unit->kind).role == UnitRole::kMixer;
+  return of_mixer ? unit->kind == rule.mixer : has_unit(*layer, rule.mixer);
 }
 
 std::vector<std::string_view> parts_of(const TensorRule& rule) {
@@ -54,22 +73,6 @@ std::string numbered(const std::string& tensor, int64_t entry) {
     name.replace(mark, 1, std::to_string(entry));
   }
   return name;
-}
-
-/// The unit whose parameter this is: of "layers.N.NAME.".
-const UnitSpec& unit_of_parameter(const ModelSpec& spec, const std::string& ours) {
-  std::vector<std::string_view> captures;
-  const LayerSpec* layer = layer_of(spec, ours);
-  CAMBIUM_CHECK(layer != nullptr && match_pattern("layers.*.*", ours, &captures), "{}", ours);
-  for (const BranchSpec& branch : layer->branches) {
-    for (const UnitSpec& unit : branch.units) {
-      if (captures[1].starts_with(unit_name(unit) + ".")) {
-        return unit;
-      }
-    }
-  }
-  CAMBIUM_CHECK(false, "{} belongs to no unit", ours);
-  return layer->branches.front().units.front();
 }
 
 /// Loops of one element go, and neighbours that step alike become one.
@@ -129,8 +132,10 @@ StoredForm place(const TensorRule& rule, size_t index, const ModelSpec& spec,
   if (rule.groups == kEveryRow) {
     groups = own.count;
   } else if (!rule.groups.empty()) {
-    const UnitSpec& unit = unit_of_parameter(spec, ours);
-    groups = unit.options.integer(unit.kind, rule.groups);
+    const LayerSpec* layer = layer_of(spec, ours);
+    const UnitSpec* unit = layer == nullptr ? nullptr : unit_of(*layer, ours);
+    CAMBIUM_CHECK(unit != nullptr, "{} belongs to no unit", ours);
+    groups = unit->options.integer(unit->kind, rule.groups);
   }
   CAMBIUM_CHECK(total % groups == 0 && before % groups == 0 && own.count % groups == 0,
                 "{} of {} rows in {} groups", ours, own.count, groups);

@@ -30,7 +30,8 @@ struct TensorRule {
   const char* ours = "";
   /// `#` counts the entries of a stacked parameter, each of which is a tensor of its own.
   std::string theirs{};
-  /// Only in layers that have a mixer of this kind; empty = in all.
+  /// Only for the parameters of a mixer of this kind, and for what else a layer with one has; empty
+  /// = for all.
   std::string_view mixer{};
   /// Only where the output head is the embedding.
   bool tied = false;

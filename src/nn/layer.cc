@@ -93,11 +93,14 @@ Layer::Layer(const LayerSpec& spec, int64_t width) {
     expect(branch.active >= -1 && branch.active < count,
            "a branch of {} units: expected active from 0 to {} or -1, got {}", count, count - 1,
            branch.active);
-    expect(count > 0 || (branch.keep == 1.0F && !branch.residual_normed),
-           "a branch without units passes the residual on as it is: expected keep = 1 and "
-           "residual_normed = false");
+    expect(branch.beside == 0 ||
+               (branch.beside > 0 && branch.active + branch.beside < count && branch.active >= 0),
+           "a branch of {} units of which unit {} is active: expected as many beside a choice as "
+           "stand after it, got {}",
+           count, branch.active, branch.beside);
     expect(
-        branch.out_norm.kind == NormKind::kNone || count == 1 || branch.active >= 0,
+        branch.out_norm.kind == NormKind::kNone || count == 1 ||
+            (branch.active >= 0 && branch.beside == 0),
         "a branch of {} units: expected one unit, or a choice of one, where the output has a norm",
         count);
     Branch& made = branches_.emplace_back(Branch{norm_name(branches_.size()),
@@ -106,7 +109,7 @@ Layer::Layer(const LayerSpec& spec, int64_t width) {
                                                  Norm(branch.out_norm, width),
                                                  branch.keep,
                                                  branch.residual_normed,
-                                                 branch.active >= 0,
+                                                 branch.active >= 0 ? branch.choices() : 0,
                                                  {}});
     for (size_t i = 0; i < branch.units.size(); ++i) {
       const UnitSpec& unit = branch.units[i];
@@ -128,11 +131,11 @@ void Layer::note_what_runs() {
   mixer_ = nullptr;
   state_layouts_.clear();
   for (const Branch& branch : branches_) {
+    passes_ = passes_ && !branch.runs();
     for (const Piece& piece : branch.pieces) {
       if (!piece.runs) {
         continue;
       }
-      passes_ = false;
       if (piece.role == UnitRole::kMixer && mixer_ == nullptr) {
         mixer_ = piece.unit.get();
       }
@@ -145,18 +148,20 @@ void Layer::note_what_runs() {
 
 void Layer::activate(int unit) {
   const auto branch = std::find_if(branches_.begin(), branches_.end(),
-                                   [](const Branch& candidate) { return candidate.chooses; });
+                                   [](const Branch& candidate) { return candidate.choices > 0; });
   CAMBIUM_CHECK(
-      branch != branches_.end() && unit >= 0 && static_cast<size_t>(unit) < branch->pieces.size(),
+      branch != branches_.end() && unit >= 0 && static_cast<size_t>(unit) < branch->choices,
       "unit {}", unit);
-  for (size_t i = 0; i < branch->pieces.size(); ++i) {
+  for (size_t i = 0; i < branch->choices; ++i) {
     branch->pieces[i].runs = i == static_cast<size_t>(unit);
   }
   note_what_runs();
 }
 
 bool Layer::Branch::runs() const {
-  return std::any_of(pieces.begin(), pieces.end(), [](const Piece& piece) { return piece.runs; });
+  const bool scales = pieces.empty() && (residual_normed || keep != 1.0F);
+  return scales ||
+         std::any_of(pieces.begin(), pieces.end(), [](const Piece& piece) { return piece.runs; });
 }
 
 const Norm* Layer::first_norm() const {
@@ -201,6 +206,9 @@ void Layer::forward(Context& ctx, Residual& h, const LayerInputs& inputs, MixerT
       }
       h.add(ctx, keep, piece.out, branch.out_norm.forward(ctx, y));
       keep = 1.0F;
+    }
+    if (branch.pieces.empty()) {
+      h.add(ctx, keep, 0.0F, x);
     }
   }
 }

@@ -23,16 +23,22 @@ namespace cambium {
 
 struct BranchSpec {
   NormSpec norm{};
-  /// All read x and are added; none = the branch passes h on (its norm keeps its parameters).
+  /// All read x and are added; of none nothing is (and the norm keeps its parameters).
   std::vector<UnitSpec> units;
-  /// -1: all units run; k: unit k alone does (supernet).
+  /// -1: all units run; k: unit k alone does (supernet), but for those that stand beside a choice.
   int active = -1;
+  /// Of a choice: so many of the last units run whichever of the others is chosen.
+  int beside = 0;
   float keep = 1.0F;
   bool residual_normed = false;
   /// Of the output, for a branch that runs one unit.
   NormSpec out_norm{NormKind::kNone};
 
-  bool runs(size_t unit) const { return active < 0 || static_cast<size_t>(active) == unit; }
+  /// The units but for those beside a choice.
+  size_t choices() const { return units.size() - static_cast<size_t>(beside); }
+  bool runs(size_t unit) const {
+    return active < 0 || static_cast<size_t>(active) == unit || unit >= choices();
+  }
   friend bool operator==(const BranchSpec&, const BranchSpec&) = default;
 };
 
@@ -95,7 +101,7 @@ class Layer {
   Tensor forward(Context& ctx, const Tensor& h, const LayerInputs& inputs, MixerTap* tap) const;
   /// The same to a stream.
   void forward(Context& ctx, Residual& h, const LayerInputs& inputs, MixerTap* tap) const;
-  /// Unit `unit` of the branch of LayerSpec::choice() runs from now on, and no other of it.
+  /// Unit `unit` of the branch of LayerSpec::choice() runs from now on, and no other choice of it.
   void activate(int unit);
   /// The norm that reads the stream first; null where nothing runs.
   const Norm* first_norm() const;
@@ -129,7 +135,7 @@ class Layer {
     Norm norm, out_norm;
     float keep;
     bool residual_normed;
-    bool chooses;
+    size_t choices;  // 0 = all pieces run
     std::vector<Piece> pieces;
 
     bool runs() const;

@@ -91,7 +91,7 @@ PlacementSampler::PlacementSampler(const ModelSpec& supernet, const SupernetConf
     const BranchSpec* choice = supernet.layers[layer].choice();
     for (const std::string& label : labels_) {
       units.push_back(-1);
-      for (size_t i = 0; choice != nullptr && i < choice->units.size(); ++i) {
+      for (size_t i = 0; choice != nullptr && i < choice->choices(); ++i) {
         units.back() = mixer_label(choice->units[i]) == label ? static_cast<int>(i) : units.back();
       }
     }

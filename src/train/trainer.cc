@@ -215,7 +215,7 @@ std::vector<std::string> Trainer::trained_units() const {
     if (aligns) {  // the output of the first alone is compared, of a choice that of each in its
                    // turn
       const bool chosen = contains(config_.align.layers, i);
-      const size_t compared = layer.choice() != nullptr ? mixers.size() : 1;
+      const size_t compared = layer.choice() != nullptr ? layer.choice()->choices() : 1;
       mixers.resize(chosen ? std::min(mixers.size(), compared) : 0);
     }
     for (const UnitSpec& mixer : mixers) {

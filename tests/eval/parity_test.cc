@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/testing.h"
 #include "eval/verify.h"
 #include "files/safetensors.h"
 #include "model/weights.h"
@@ -30,7 +31,7 @@ std::vector<std::string> fixtures() {
   return names;
 }
 
-class Parity : public testing::TestWithParam<std::string> {};
+class Parity : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Parity, EveryWayAgreesWithTheReference) {
   const std::string dir = fixture(GetParam());
@@ -110,7 +111,7 @@ TEST_P(Parity, OnTheGpu) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, Parity, testing::ValuesIn(fixtures()),
+INSTANTIATE_TEST_SUITE_P(Families, Parity, ::testing::ValuesIn(fixtures()),
                          [](const auto& info) { return info.param; });
 
 TEST(Fixtures, AreHere) {
@@ -194,6 +195,16 @@ TEST(Variants, TiedEmbeddingsMayHaveKeptTheNameOfTheHead) {
   v.config("\"llama\"", "\"llama\"");
   v.weights(0, "model.embed_tokens.weight", "lm_head.weight");
   EXPECT_LT(v.error(), 1e-4);
+}
+
+TEST(Variants, ATiedHeadThatIsAnotherMatrixIsAnError) {
+  Variant v("qwen3");
+  v.config("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+  v.weights(0);
+  EXPECT_NE(testing::error_of([&] {
+              v.error();
+            }).find("model.embed_tokens.weight and lm_head.weight are not the same"),
+            std::string::npos);
 }
 
 TEST(Variants, InfinitiesOfPythonInKeysThatAreNotUsed) {

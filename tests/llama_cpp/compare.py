@@ -168,7 +168,8 @@ CASES = {
     "minimax_m1": Case("minimax_m2", dict(
         {f"layernorm_{branch}_{factor}": value for branch in ("full_attention", "linear_attention", "mlp")
          for factor, value in (("alpha", 3.5), ("beta", 1.0))},
-        model_type="minimax_m1", attn_type_list=[0, 0, 1], postnorm=True), copies=lightning),
+        model_type="minimax_m1", attn_type_list=[0, 0, 1], postnorm=True,
+        auto_map={"AutoModelForCausalLM": "modeling_minimax_m1.MiniMaxM1ForCausalLM"}), copies=lightning),
     "gpt_oss": Case("gpt_oss", {"swiglu_limit": 7.0}, ours={"rope_scaling": dict(GPT_OSS_ROPE, truncate=True)},
                     note="ours with YaRN's ramp between whole channels, as llama.cpp has it"),
     "gpt_oss_plain_rope": Case("gpt_oss", {"swiglu_limit": 7.0, "rope_scaling": None}),

@@ -49,6 +49,9 @@ def error(got, wanted):
 def load(folder, **more):
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, torch_dtype=torch.float32, **more)
     model.generation_config.eos_token_id = None  # always as many tokens as are asked for
+    for module in model.modules():
+        if model.config.model_type == "nemotron_h" and hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.0, float("inf"))  # the class alone has another, not its authors' code
     return model.eval()
 
 
@@ -178,8 +181,9 @@ LIGHTNING = mixer("lightning", heads=6, head_dim=8, layer_of_slopes=2, layers=4,
 GATED = mixer("attention", heads=4, kv_heads=2, head_dim=16, gate=True, softcap=3.0, qk_norm="layer", qk_norm_eps=1e-5)
 SINKING = mixer("sliding_window", heads=4, head_dim=16, window=9, sink_logits=True, qk_norm_eps=1e-5,
                 qk_norm_over="width")
-BEYOND = mixer("gated_delta_net", heads=4, key_dim=16, value_dim=16, allow_neg_eigval=True)
-BOUNDED = mixer("kimi_delta", heads=4, head_dim=16, decay="sigmoid", lower_bound=-4.0)
+BEYOND = mixer("gated_delta_net", heads=4, key_dim=16, value_dim=16, allow_neg_eigval=True, out_gate="sigmoid")
+BOUNDED = mixer("kimi_delta", heads=4, head_dim=16, decay="sigmoid", lower_bound=-4.0, out_gate="silu")
+GEOMETRIC = mixer("lightning", heads=3, head_dim=8, geometric_slopes=True)
 BARE = mixer("mamba2", heads=4, head_dim=16, state=8, b_heads=2, norm=False, in_scale=0.8,
              row_scales=[1.0, 0.5, 2.0, 1.5, 0.7])
 LATENTS = mixer("latent_attention", heads=4, q_rank=24, kv_rank=16, nope_dim=12, rope_dim=16, value_dim=20, gate=True)
@@ -217,7 +221,9 @@ DESCRIBED = {
         "logit_scale": 0.25,
     },
     "gates, caps, sinks' scores": {"layers": [layer(GATED), layer(SINKING)], "logit_cap": 5.0},
-    "more recurrences": {"layers": [layer(u) for u in (BEYOND, BOUNDED, BARE, MAMBA1, mixer("short_conv", bias=True))]},
+    "more recurrences": {
+        "layers": [layer(u) for u in (BEYOND, BOUNDED, BARE, MAMBA1, GEOMETRIC, mixer("short_conv", bias=True))],
+    },
     "latent attention": {"layers": [layer(u) for u in (LATENTS, GDN, UNTURNED, NEAR)], "rope_interleave": True},
     "an index of latents": {"layers": [layer(INDEXED), layer(GDN), layer(INDEXED_TOO)], "rope_interleave": True},
     "feed-forwards": {
@@ -246,8 +252,10 @@ DESCRIBED = {
         "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
     },
 }
-# Kinds that have a class in transformers.
-FAMILIES = ["llama", "llama_bias", "mistral", "mistral_swa", "qwen2_swa", "qwen3", "llama_rope_yarn", "llama_rope_longrope"]
+# Kinds that no class of transformers runs, or none by AutoModelForCausalLM (ministral3's file has images too). Of
+# bamba's two groups its newer versions compute the norm in another way than those that the fixture is from.
+WITHOUT_A_CLASS = {"apriel_h1", "apriel2", "kimi_k2", "minimax_m1", "ministral3", "bamba"}
+FAMILIES = [f.name for f in sorted(FIXTURES.iterdir()) if f.name not in WITHOUT_A_CLASS]
 
 
 def described(program, config, folder):
@@ -286,8 +294,8 @@ def converted(program, base, options, folder):
     return folder / "out"
 
 
-def supernet(program, folder):
-    run(program, "convert", FIXTURES / "llama", "-o", folder / "out", "--layers", "0,2", "--init", "random",
+def supernet(program, base, folder):
+    run(program, "convert", FIXTURES / base, "-o", folder / "out", "--layers", "0,2", "--init", "random",
         "--mixer", "gated_delta_net,sliding_window", "--window", 16, "--supernet", "--add-preset", "fast=gated_delta_net")
     return folder / "out"
 
@@ -319,18 +327,19 @@ def cases(program):
         yield name, lambda folder, b=base, o=options: check(program, name, converted(program, b, o, folder))
     for name, config in DESCRIBED.items():
         yield name, lambda folder, c=config: check(program, name, described(program, c, folder))
-    yield "supernet", lambda folder: check_supernet(program, supernet(program, folder))
+    for name, base in (("supernet", "llama"), ("supernet beside mamba2", "falcon_h1")):
+        yield name, lambda folder, n=name, b=base: check_supernet(program, n, supernet(program, b, folder))
     for base in FAMILIES:
         yield base, lambda folder, b=base: check(program, b, family(program, b, folder), ours=False)
 
 
-def check_supernet(program, folder):
-    good = check(program, "supernet", folder)
+def check_supernet(program, name, folder):
+    good = check(program, name, folder)
     model = load(folder, preset="fast")
     worst = golden(model, folder, "logits.fast")
     verified, greedy = verify(program, model, folder, "--preset", "fast")
     ok = greedy == 0 and max(worst, verified) <= BOUND
-    print(f"{'supernet, preset fast':<28} golden {worst:.1e} verify {verified:.1e}", "" if ok else "FAILED", flush=True)
+    print(f"{name + ', preset':<28} golden {worst:.1e} verify {verified:.1e}", "" if ok else "FAILED", flush=True)
     return good and ok
 
 

@@ -183,9 +183,9 @@ def cases(program):
                 f"{name}, long", make(folder), "max_model_len 128", max_model_len=128)
         longest = BY_LENGTH.get(name, 256)
         yield name, lambda folder: check(program, name, make(folder), longest=longest)
-    yield "supernet", lambda folder: check(program, "supernet", models.supernet(program, folder))
+    yield "supernet", lambda folder: check(program, "supernet", models.supernet(program, "llama", folder))
     yield "preset of a supernet", lambda folder: check(
-        program, "preset of a supernet", models.supernet(program, folder), "fast")
+        program, "preset of a supernet", models.supernet(program, "llama", folder), "fast")
 
 
     simple = made["convert gated_delta_net"]

@@ -1,4 +1,6 @@
-// q, k, v, o -> q, k, v, out, as for Gated DeltaNet: heads keep their width and grouping.
+// q, k, v, o -> q, k, v, out, as for Gated DeltaNet: heads keep their width and grouping. The gate
+// of an attention's output is the mixer's own, which then comes from x directly, and so does the
+// decay.
 #include <algorithm>
 #include <cmath>
 
@@ -10,7 +12,7 @@ namespace {
 constexpr double kStep = 0.1;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
-  check_gate(attention, "kimi_delta", false);
+  check_gate(attention, "kimi_delta", true);
   UnitSpec unit{"kimi_delta",
                 {{"heads", h.heads},
                  {"q_heads", h.heads},
@@ -23,12 +25,15 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
   if (h.value_dim != h.dim) {
     unit.options.set("value_dim", h.value_dim);
   }
+  if (has_gate(attention)) {
+    unit.options.set("gate_rank", int64_t{0});
+  }
   ask_for_biases(unit, attention, "conv_bias");
   return unit;
 }
 
 // All channels of a head fade alike at first, whatever the token; half of what is new is written.
-// The output gate keeps its initial rule: about a half.
+// An output gate that the attention has not keeps its initial rule: about a half.
 void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& /*options*/) {
   put_output(mixer, a);
   put_delta_heads(mixer, a);
@@ -37,7 +42,10 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
     std::fill_n(p.tensor.ptr<float>(), p.numel(), 0.0F);
   };
   zero("beta_proj.weight");
-  zero("decay_b_proj.weight");
+  zero(a.gate.empty() ? "decay_b_proj.weight" : "decay_proj.weight");
+  if (!a.gate.empty()) {
+    std::copy(a.gate.begin(), a.gate.end(), mixer.values("gate_proj.weight"));
+  }
   // decay e^(-A softplus(dt_bias)) with softplus(dt_bias) = kStep
   const AttentionShape& h = a.shape;
   for (int64_t i = 0; i < h.heads; ++i) {

@@ -162,7 +162,7 @@ void check_gate(const UnitSpec& attention, const char* mixer, bool has_place) {
   }
   expect(has_place,
          "{} cannot take the place of attention whose output has a gate, for which it has no "
-         "place; choose gated_delta_net, lightning{}",
+         "place; choose gated_delta_net, kimi_delta, lightning{}",
          mixer,
          attention.kind == "attention" ? ", sliding_window or parallel" : " or sliding_window");
   expect(!attention.options.flag("attention", "qkv_bias", false),

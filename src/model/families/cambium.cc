@@ -78,6 +78,7 @@ BranchSpec read_branch(const Json& json, const NormSpec& norm, const std::string
   branch.out_norm.kind = find_norm_kind(config::text_or(json, "out_norm", "none", where));
   branch.out_norm.eps = factor_or(json, "out_norm_eps", NormSpec{}.eps, where);
   branch.active = static_cast<int>(config::integer_or(json, "active", -1, -1, kMaxHeads, where));
+  branch.beside = static_cast<int>(config::integer_or(json, "beside", 0, 0, kMaxHeads, where));
   branch.keep = factor_or(json, "keep", 1.0, where);
   branch.residual_normed = config::flag_or(json, "residual_normed", false, where);
   each(json, "units", where, [&](const Json& unit, const std::string& inside) {
@@ -90,6 +91,11 @@ BranchSpec read_branch(const Json& json, const NormSpec& norm, const std::string
   expect(branch.active < static_cast<int>(branch.units.size()),
          "{}: expected 'active' below {}, the number of its units, got {}", where,
          branch.units.size(), branch.active);
+  expect(branch.beside == 0 || (branch.active >= 0 && branch.active + branch.beside <
+                                                          static_cast<int>(branch.units.size())),
+         "{}: expected 'beside' to count units that stand after a choice, of which one is active, "
+         "got {}",
+         where, branch.beside);
   return branch;
 }
 
@@ -176,6 +182,9 @@ Json write_branch(const BranchSpec& branch, const NormSpec& norm) {
   }
   if (branch.active >= 0) {
     json["active"] = branch.active;
+  }
+  if (branch.beside > 0) {
+    json["beside"] = branch.beside;
   }
   if (branch.keep != 1.0F) {
     json["keep"] = config::shortest(branch.keep);

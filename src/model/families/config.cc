@@ -1,5 +1,6 @@
 #include "model/families/config.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <string_view>
 
@@ -50,6 +51,29 @@ std::string shown(const Json& value) {
   return shortened(value.dump());
 }
 
+/// Where a class of transformers differs from the others.
+struct Absent {
+  const char* model_type;
+  double rope_theta, rms_norm_eps;
+};
+constexpr Absent kUsual{"", 1e4, 1e-6};
+constexpr Absent kAbsent[] = {
+    {"mixtral", 1e6, 1e-5},    {"gemma3_text", 1e6, 1e-6}, {"phi3", 1e4, 1e-5},
+    {"olmo2", 1e4, 1e-5},      {"olmo3", 5e5, 1e-5},       {"smollm3", 2e6, 1e-6},
+    {"bamba", 1e4, 1e-5},      {"lfm2", 1e6, 1e-5},        {"lfm2_moe", 1e6, 1e-5},
+    {"falcon_h1", 1e4, 1e-5},  {"minimax", 1e6, 1e-5},     {"minimax_m1", 1e6, 1e-5},
+    {"minimax_m2", 5e6, 1e-6}, {"gpt_oss", 1.5e5, 1e-5},   {"bailing_hybrid", 6e6, 1e-6},
+    {"apertus", 1.2e7, 1e-5},  {"ministral3", 1e4, 1e-5},  {"kimi_linear", 1e4, 1e-5},
+};
+
+const Absent& absent_of(const Json& config) {
+  const auto type = config.find("model_type");
+  const auto* row = std::find_if(std::begin(kAbsent), std::end(kAbsent), [&](const Absent& one) {
+    return type != config.end() && *type == one.model_type;
+  });
+  return row == std::end(kAbsent) ? kUsual : *row;
+}
+
 }  // namespace
 
 Json parse(const std::string& text, const std::string& where) {
@@ -59,6 +83,14 @@ Json parse(const std::string& text, const std::string& where) {
                         .too_deep = "; no configuration has so many levels of lists and objects"});
   expect(json.is_object(), "{}: expected a JSON object", where);
   return json;
+}
+
+double absent_rope_theta(const Json& config) {
+  return absent_of(config).rope_theta;
+}
+
+double absent_rms_norm_eps(const Json& config) {
+  return absent_of(config).rms_norm_eps;
 }
 
 bool has(const Json& config, const char* key) {

@@ -36,6 +36,9 @@ std::vector<std::string> texts(const Json& config, const char* key, size_t count
 /// model/packed_tensor.h reads.
 void refuse_quantised(const Json& config, const std::string& where);
 
+/// What transformers' configuration of its model_type has where the key is not said.
+double absent_rope_theta(const Json& config);
+double absent_rms_norm_eps(const Json& config);
 /// Rotations of heads of `head_dim`; max_positions where the original length is not said.
 RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions,
                      const std::string& where);
@@ -77,7 +80,8 @@ struct Sizes {
 };
 Sizes read_sizes(const Json& config, const std::string& where);
 
-/// The keys that do not depend on the layers: vocabulary, width, eps, positions, ids.
+/// The keys that do not depend on the layers: vocabulary, width, eps, positions, ids; Error for a
+/// hidden_act that is not SiLU.
 ModelSpec read_model(const Json& config, const std::string& family, const std::string& where);
 /// read_model, rope (rope_theta + rope_scaling, or the newer rope_parameters), and
 /// num_hidden_layers equal layers of attention and SwiGLU.

@@ -94,7 +94,10 @@ ModelSpec read_model(const Json& config, const std::string& family, const std::s
   spec.vocab = integer(config, "vocab_size", 1, kMaxVocab, where);
   spec.width = integer(config, "hidden_size", 1, kMaxWidth, where);
   spec.norm.eps = static_cast<float>(
-      in_range(where, "rms_norm_eps", real_or(config, "rms_norm_eps", 1e-6, where), 0.0, 1.0));
+      in_range(where, "rms_norm_eps",
+               real_or(config, "rms_norm_eps", absent_rms_norm_eps(config), where), 0.0, 1.0));
+  const std::string act = text_or(config, "hidden_act", "silu", where);
+  expect(act == "silu" || act == "swish", "{}: expected hidden_act silu, got '{}'", where, act);
   spec.tied_head = flag_or(config, "tie_word_embeddings", false, where);
   spec.max_positions = integer_or(config, "max_position_embeddings", 2048, 1, kMaxPositions, where);
   spec.bos_id = integer_or(config, "bos_token_id", -1, -1, kMaxVocab, where);
@@ -108,8 +111,6 @@ ModelSpec read_decoder(const Json& config, const std::string& family, const std:
   const Sizes sizes = read_sizes(config, where);
   const int64_t inner = integer(config, "intermediate_size", 1, kMaxInner, where);
   spec.rope = read_rope(config, sizes.head_dim, spec.max_positions, where);
-  const std::string act = text_or(config, "hidden_act", "silu", where);
-  expect(act == "silu" || act == "swish", "{}: expected hidden_act silu, got '{}'", where, act);
   const bool attention_bias = flag_or(config, "attention_bias", false, where);
   const bool mlp_bias = flag_or(config, "mlp_bias", false, where);
   expect(!attention_bias || traits.attention_bias || traits.qkv_bias,
@@ -267,6 +268,8 @@ Json write_common(const ModelSpec& spec) {
   } else if (!spec.eos_ids.empty()) {
     config["eos_token_id"] = spec.eos_ids;
   }
+  // Else that of the class, which may be beyond the vocabulary.
+  config["pad_token_id"] = nullptr;
   config["hidden_act"] = "silu";
   return config;
 }

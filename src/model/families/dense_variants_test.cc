@@ -30,6 +30,36 @@ std::string layers(const ModelSpec& spec) {
   return text;
 }
 
+TEST(DenseVariants, WhatIsNotSaidIsAsInTransformers) {
+  struct Case {
+    const char* type;
+    double theta;
+    float eps;
+  };
+  for (const Case& c :
+       {Case{"llama", 1e4, 1e-6F}, Case{"olmo2", 1e4, 1e-5F}, Case{"olmo3", 5e5, 1e-5F},
+        Case{"phi3", 1e4, 1e-5F}, Case{"smollm3", 2e6, 1e-6F}, Case{"gemma3_text", 1e6, 1e-6F},
+        Case{"apertus", 1.2e7, 1e-5F}}) {
+    Json config = tiny(c.type);
+    config.erase("rms_norm_eps");
+    const ModelSpec spec = read(config);
+    EXPECT_EQ(spec.rope.theta, c.theta) << c.type;
+    EXPECT_EQ(spec.norm.eps, c.eps) << c.type;
+    config["rope_theta"] = 777.0;
+    config["rms_norm_eps"] = 1e-3;
+    EXPECT_EQ(read(config).rope.theta, 777.0) << c.type;
+    EXPECT_EQ(read(config).norm.eps, 1e-3F) << c.type;
+  }
+  // Apertus turns by llama3's rule where nothing is said, and plainly where null is.
+  Json config = tiny("apertus");
+  EXPECT_EQ(read(config).rope.scaling, RopeScaling::kLlama3);
+  EXPECT_EQ(read(config).rope.factor, 8.0);
+  config["rope_scaling"] = nullptr;
+  const ModelSpec plain = read(config);
+  EXPECT_EQ(plain.rope.scaling, RopeScaling::kNone);
+  EXPECT_EQ(read(find_family("apertus").write_config(plain)), plain);
+}
+
 TEST(DenseVariants, LayersFollowTheFamilysDefaultOrItsList) {
   struct Case {
     const char* type;

@@ -38,14 +38,23 @@ struct Published {
 };
 
 const Json kMinimax = [] {
-  Json config = {{"model_type", "minimax_m1"},    {"hidden_size", 6144},
-                 {"num_hidden_layers", 80},       {"num_attention_heads", 64},
-                 {"num_key_value_heads", 8},      {"head_dim", 128},
-                 {"intermediate_size", 9216},     {"num_local_experts", 32},
-                 {"num_experts_per_tok", 2},      {"postnorm", true},
-                 {"shared_intermediate_size", 0}, {"rms_norm_eps", 1e-5},
-                 {"rope_theta", 10000000},        {"rotary_dim", 64},
-                 {"vocab_size", 200064},          {"max_position_embeddings", 10240000}};
+  Json config = {{"model_type", "minimax_m1"},
+                 {"hidden_size", 6144},
+                 {"num_hidden_layers", 80},
+                 {"num_attention_heads", 64},
+                 {"num_key_value_heads", 8},
+                 {"head_dim", 128},
+                 {"intermediate_size", 9216},
+                 {"num_local_experts", 32},
+                 {"num_experts_per_tok", 2},
+                 {"postnorm", true},
+                 {"shared_intermediate_size", 0},
+                 {"rms_norm_eps", 1e-5},
+                 {"rope_theta", 10000000},
+                 {"rotary_dim", 64},
+                 {"vocab_size", 200064},
+                 {"max_position_embeddings", 10240000},
+                 {"auto_map", {{"AutoConfig", "configuration_minimax_m1.MiniMaxM1Config"}}}};
   for (const char* kind : {"linear_attention", "full_attention", "mlp"}) {
     config[std::string("layernorm_") + kind + "_alpha"] = 3.5565588200778455;
     config[std::string("layernorm_") + kind + "_beta"] = 1.0;

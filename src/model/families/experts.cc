@@ -1,8 +1,11 @@
 // Decoders of full attention whose feed-forwards are routed experts: Mixtral, Qwen3-MoE,
 // MiniMax-M2.
 #include <algorithm>
+#include <bit>
+#include <mutex>
 
 #include "base/checked.h"
+#include "base/progress.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
 
@@ -14,7 +17,7 @@ using config::Json;
 using config::Windows;
 
 constexpr DecoderTraits kMixtral{.windows = Windows::kEverywhere};
-constexpr DecoderTraits kQwen3Moe{.attention_bias = true, .windows = Windows::kByLayer};
+constexpr DecoderTraits kQwen3Moe{.attention_bias = true, .windows = Windows::kEverywhere};
 constexpr DecoderTraits kMiniMaxM2{};
 
 /// Experts of SwiGLUs; `count` and `inner` are the keys of their number and width.
@@ -91,11 +94,15 @@ std::string write_mixtral(const ModelSpec& spec) {
   return config::expressed(config, spec, read_mixtral);
 }
 
-// --- Qwen3-MoE: Qwen3's attention; which layers have experts is said by a list and a step.
+// --- Qwen3-MoE: Qwen3's attention, whose windows are of all layers or of none; which layers have
+// experts is said by a list and a step.
 ModelSpec read_qwen3_moe(const std::string& text, const std::string& where) {
   const Json config = config::parse(text, where);
   ModelSpec spec = config::read_decoder(config, "qwen3_moe", where, kQwen3Moe);
-  UnitSpec experts = read_experts(config, "num_experts", "moe_intermediate_size", "softmax", where);
+  // What transformers saves says the number in Mixtral's word.
+  const char* number =
+      config::has(config, "num_local_experts") ? "num_local_experts" : "num_experts";
+  UnitSpec experts = read_experts(config, number, "moe_intermediate_size", "softmax", where);
   experts.options.set("renormalise", config::flag_or(config, "norm_topk_prob", false, where));
   const auto count = std::ssize(spec.layers);
   std::vector<bool> dense(spec.layers.size(), false);
@@ -116,14 +123,16 @@ ModelSpec read_qwen3_moe(const std::string& text, const std::string& where) {
       set_feed_forward(layer, experts);
     }
   }
-  const bool windows = config::flag_or(config, "use_sliding_window", false, where);
-  const int64_t window =
-      windows ? config::integer_or(config, "sliding_window", 4096, 1, kMaxPositions, where) : 0;
-  config::set_windows(
-      spec, config, window,
-      windows ? config::integer_or(config, "max_window_layers", 28, 0, kMaxLayers, where)
-              : kMaxLayers,
-      where);
+  if (config::flag_or(config, "use_sliding_window", false, where)) {
+    const int64_t absent = config.contains("sliding_window") ? 0 : 4096;
+    const int64_t window =
+        config::integer_or(config, "sliding_window", absent, 1, kMaxPositions, where);
+    for (LayerSpec& layer : spec.layers) {
+      if (window > 0) {
+        layer.mixer()->options.set("window", window);
+      }
+    }
+  }
   return spec;
 }
 
@@ -132,6 +141,7 @@ std::string write_qwen3_moe(const ModelSpec& spec) {
   const Options& experts = experts_of(spec);
   write_experts(config, experts, "num_experts", "moe_intermediate_size");
   config["norm_topk_prob"] = experts.flag("experts", "renormalise", false);
+  config["use_sliding_window"] = !config["sliding_window"].is_null();
   config["decoder_sparse_step"] = 1;
   config["mlp_only_layers"] = Json::array();
   for (size_t i = 0; i < spec.layers.size(); ++i) {
@@ -226,6 +236,25 @@ BranchSpec minimax_branch(const ModelSpec& spec, const UnitSpec& unit, const cha
   return made;
 }
 
+/// Whether it is run by the code that published checkpoints name, not by transformers' own class.
+bool has_own_code(const Json& config) {
+  return config::has(config, "auto_map");
+}
+
+/// Lightning attention. The two codes decay alike where the number of heads is a power of two.
+UnitSpec minimax_lightning(const Json& config, const config::Sizes& sizes, int64_t layer) {
+  UnitSpec unit{"lightning",
+                {{"heads", sizes.heads},
+                 {"head_dim", sizes.head_dim},
+                 {"rows_by_head", true},
+                 {"layer_of_slopes", layer},
+                 {"layers", sizes.layers}}};
+  if (!has_own_code(config) && !std::has_single_bit(static_cast<uint64_t>(sizes.heads))) {
+    unit.options.set("geometric_slopes", true);
+  }
+  return unit;
+}
+
 /// Whether each layer is full attention.
 std::vector<bool> full_layers(const Json& config, int64_t layers, const std::string& where) {
   std::vector<bool> full;
@@ -249,16 +278,35 @@ std::vector<bool> full_layers(const Json& config, int64_t layers, const std::str
   return full;
 }
 
+/// The channels of a head that turn: their own code turns `rotary_dim` of them, and transformers'
+/// class knows no such key.
+int64_t turned_channels(const Json& config, int64_t head_dim, const std::string& where) {
+  const int64_t said = config::integer_or(config, "rotary_dim", head_dim, 2, head_dim, where);
+  if (has_own_code(config) || said == head_dim) {
+    return said;
+  }
+  static std::once_flag once;
+  std::call_once(once, [&] {
+    note(
+        "{}: 'rotary_dim' is {}, and without an auto_map, which names the code that reads it, all "
+        "{} channels of a head turn, as in transformers",
+        where, said, head_dim);
+  });
+  return head_dim;
+}
+
 ModelSpec read_minimax_words(const Json& config, const char* family, const MiniMaxWords& words,
                              const std::string& where) {
   ModelSpec spec = config::read_model(config, family, where);
   const config::Sizes sizes = config::read_sizes(config, where);
-  spec.rope.theta = config::real_or(config, "rope_theta", 1e6, where);
-  spec.rope.dim =
-      config::integer_or(config, "rotary_dim", sizes.head_dim, 2, sizes.head_dim, where);
-  expect(config::flag_or(config, "postnorm", true, where) &&
-             config::integer_or(config, "shared_intermediate_size", 0, 0, kMaxInner, where) == 0,
-         "{}: expected postnorm true and no shared expert, as in every published model", where);
+  spec.rope = config::read_rope(config, sizes.head_dim, spec.max_positions, where);
+  spec.rope.dim = turned_channels(config, sizes.head_dim, where);
+  expect(
+      !config::has(config, "sliding_window") && config::flag_or(config, "postnorm", true, where) &&
+          config::integer_or(config, "shared_intermediate_size", 0, 0, kMaxInner, where) == 0,
+      "{}: expected no sliding_window, postnorm true and no shared expert, as in every published "
+      "model",
+      where);
   const UnitSpec experts =
       read_experts(config, "num_local_experts", "intermediate_size", "topk_softmax", where);
   const std::vector<bool> full = full_layers(config, sizes.layers, where);
@@ -268,12 +316,7 @@ ModelSpec read_minimax_words(const Json& config, const char* family, const MiniM
                                              {{"heads", sizes.heads},
                                               {"kv_heads", sizes.kv_heads},
                                               {"head_dim", sizes.head_dim}}}
-                                  : UnitSpec{"lightning",
-                                             {{"heads", sizes.heads},
-                                              {"head_dim", sizes.head_dim},
-                                              {"rows_by_head", true},
-                                              {"layer_of_slopes", i},
-                                              {"layers", sizes.layers}}};
+                                  : minimax_lightning(config, sizes, i);
     spec.layers.push_back(
         {{minimax_branch(spec, unit, is_full ? words.full : words.linear, words, config, where),
           minimax_branch(spec, experts, words.experts, words, config, where)}});
@@ -305,7 +348,6 @@ Json write_minimax_words(const ModelSpec& spec, const MiniMaxWords& words) {
   config["num_attention_heads"] = heads;
   config["num_key_value_heads"] = attention->integer("attention", "kv_heads", heads);
   config["head_dim"] = attention->integer("attention", "head_dim");
-  config["rotary_dim"] = spec.rope.dim;
   write_experts(config, experts_of(spec), "num_local_experts", "intermediate_size");
   config["torch_dtype"] = "float32";
   return config;
@@ -323,6 +365,20 @@ std::string write_minimax_m1(const ModelSpec& spec) {
   Json config = write_minimax_words(spec, kM1);
   config["architectures"] = Json::array({"MiniMaxM1ForCausalLM"});
   config["model_type"] = "minimax_m1";
+  config["rotary_dim"] = spec.rope.dim;
+  const bool alibi =
+      std::any_of(spec.layers.begin(), spec.layers.end(), [](const LayerSpec& layer) {
+        return layer.mixes_by("lightning") &&
+               !layer.mixer()->options.flag("lightning", "geometric_slopes", false) &&
+               !std::has_single_bit(
+                   static_cast<uint64_t>(layer.mixer()->options.integer("lightning", "heads")));
+      });
+  if (spec.rope.dim < config["head_dim"] || alibi) {
+    const std::string code = "MiniMaxAI/MiniMax-M1-40k--";
+    config["auto_map"] = {
+        {"AutoConfig", code + "configuration_minimax_m1.MiniMaxM1Config"},
+        {"AutoModelForCausalLM", code + "modeling_minimax_m1.MiniMaxM1ForCausalLM"}};
+  }
   config["postnorm"] = true;
   config["shared_intermediate_size"] = 0;
   for (const LayerSpec& layer : spec.layers) {
@@ -363,12 +419,12 @@ Family minimax_m1_family() {
 }
 
 Family minimax_family() {
-  return {"minimax",
-          {"minimax"},
-          read_minimax,
-          write_minimax,
-          block_sparse_tensors(),
-          config::decoder_ignored()};
+  std::vector<std::string> ignored = config::decoder_ignored();
+  // transformers saves what follows from the sizes.
+  for (const char* decay : {"slope_rate", "query_decay", "key_decay", "diagonal_decay"}) {
+    ignored.push_back(std::string("*.self_attn.") + decay);
+  }
+  return {"minimax", {"minimax"}, read_minimax, write_minimax, block_sparse_tensors(), ignored};
 }
 
 Family qwen3_moe_family() {

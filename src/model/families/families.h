@@ -10,6 +10,8 @@ std::vector<Family> gemma_families();
 std::vector<Family> olmo_families();
 std::vector<Family> dense_variant_families();
 std::vector<Family> apriel_h_families();
+/// Supernets of them too.
+std::vector<Family> apriel2_families();
 std::vector<Family> mamba_hybrid_families();
 std::vector<Family> expert_families();
 std::vector<Family> qwen_hybrid_families();

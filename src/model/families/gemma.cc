@@ -44,7 +44,7 @@ ModelSpec read_gemma(Json config, const Gemma& gemma, const std::string& where) 
     config["tie_word_embeddings"] = true;
   }
   if (gemma.third && !config::has(config, "rope_theta")) {
-    config["rope_theta"] = 1e6;
+    config["rope_theta"] = 1e6;  // of a text_config too, which may name no model_type
   }
   const auto [full, local] = config::split_ropes(config);
   ModelSpec spec = config::read_decoder(full, gemma.family, where);

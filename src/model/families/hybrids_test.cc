@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/testing.h"
 #include "model/families/testing.h"
+#include "model/supernet.h"
 
 namespace cambium {
 namespace {
@@ -95,6 +96,88 @@ TEST(Hybrids, WhatAFamilyCannotExpressIsNamed) {
             std::string::npos);
   spec = read_alone(config_of("bamba"));
   spec.embedding_scale = 2.0F;
+  EXPECT_NE(error_of([&] { write(spec); }).find("cannot express what surrounds the layers"),
+            std::string::npos);
+}
+
+TEST(Hybrids, SuperAprielIsASupernet) {
+  const Json config = config_of("apriel2");
+  const ModelSpec spec = read_alone(config);
+  EXPECT_EQ(layer_map(spec), "AWGKMK");
+  EXPECT_EQ(mixer_labels(spec),
+            (std::vector<std::string>{"attention", "sliding_window", "gdn", "kda"}));
+  EXPECT_EQ(active_units(spec), (ActiveUnits{-1, 1, 2, 3, -1, -1}));
+  EXPECT_EQ(layer_map(unwrapped(spec, uniform_units(spec, "attention"))), "AAAAMK");
+  EXPECT_EQ(spec.layers[2].choice()->units[1].options.integer("", "window"), 24);
+  // Kimi's gate where the file says it, Fast-LLM's own where it says nothing.
+  EXPECT_FALSE(spec.layers[3].mixer()->options.has("out_gate"));
+  EXPECT_EQ(spec.layers[5].mixer()->options.text("", "out_gate"), "silu");
+  EXPECT_EQ(read_alone(Json::parse(write(spec))), spec);
+  const auto error_with = [&](const char* path, const Json& value) {
+    Json edited = config;
+    edited[Json::json_pointer(path)] = value;
+    return error_of([&] { read_alone(edited); });
+  };
+  const std::string blocks = "/decoder/blocks";
+  for (const auto& [path, value, message] :
+       {std::tuple<std::string, Json, std::string>{"/decoder/type", "tree", "fixed or pattern"},
+        {"/decoder/pattern/0", "none", "expected names of 'blocks' in 'pattern', got \"none\""},
+        {blocks + "/gdn/mixer/main_mixer_name", "mamba", "there is no mixer 'mamba'"},
+        {blocks + "/mamba/mixer/type", "s4", "expected a mixer attention, mamba, gdn, kda"},
+        {blocks + "/mamba/mlp/gated", false, "expected rms_norm and a gated mlp"},
+        {blocks + "/attn/mixer/rotary/theta", 5000.0, "expected one rotation"},
+        {blocks + "/attn/mixer/key_layer/bias/enabled", true, "biases of q, k and v"}}) {
+    EXPECT_NE(error_with(path.c_str(), value).find(message), std::string::npos) << path;
+  }
+  ModelSpec with_preset = spec;
+  put_preset(with_preset, {"fast", uniform_units(spec, "gdn")});
+  EXPECT_NE(error_of([&] { write(with_preset); }).find("cannot express what surrounds the layers"),
+            std::string::npos);
+}
+
+TEST(Hybrids, MiniMaxIsReadForTheCodeThatRunsIt) {
+  struct Row {
+    const char* family;
+    Json edits;
+    int64_t turned;
+  };
+  const Json own = {{"AutoModelForCausalLM", "modeling_minimax_m1.MiniMaxM1ForCausalLM"}};
+  const std::vector<Row> rows = {
+      {"minimax_m1", Json::object(), 16},  // the fixture's rotary_dim is 8
+      {"minimax_m1", {{"auto_map", nullptr}}, 16},
+      {"minimax_m1", {{"auto_map", own}}, 8},
+      {"minimax_m1", {{"auto_map", own}, {"model_type", "minimax_text_01"}}, 8},
+      {"minimax_m1", {{"auto_map", own}, {"rotary_dim", 16}}, 16},
+      {"minimax", {{"model_type", "minimax"}, {"layer_types", Json::array()}}, 16},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(row.edits.dump());
+    Json config = config_of("minimax_m1");
+    config.update(row.edits);
+    if (config.contains("layer_types")) {
+      config["layer_types"] = std::vector<std::string>(8, "full_attention");
+    }
+    const ModelSpec spec = read_alone(config);
+    EXPECT_EQ(spec.rope.dim, row.turned);
+    const Json written = Json::parse(write(spec));
+    EXPECT_EQ(written.contains("auto_map"), row.turned < 16);
+    EXPECT_EQ(read_alone(written), spec);
+  }
+  // Six heads: ALiBi's rates by their own code, a geometric series by transformers'.
+  Json config = config_of("minimax_m1");
+  config.update({{"num_attention_heads", 6}, {"rotary_dim", 16}});
+  for (const bool named : {false, true}) {
+    config["auto_map"] = named ? own : Json();
+    const ModelSpec six = read_alone(config);
+    EXPECT_EQ(six.layers[0].mixer()->options.flag("", "geometric_slopes", false), !named);
+    const Json written = Json::parse(write(six));
+    EXPECT_EQ(written.contains("auto_map"), named);
+    EXPECT_EQ(read_alone(written), six);
+  }
+  config = config_of("minimax_m1");
+  config["auto_map"] = own;
+  ModelSpec spec = read_alone(config);
+  spec.family = "minimax";
   EXPECT_NE(error_of([&] { write(spec); }).find("cannot express what surrounds the layers"),
             std::string::npos);
 }

@@ -29,8 +29,6 @@ ModelSpec read(const std::string& text, const std::string& where) {
   config::refuse_flags(config, {"mamba_proj_bias"}, where);
   expect(!config::has(config, "sliding_window"),
          "{}: 'sliding_window' is given, which is not supported in jamba models", where);
-  const std::string act = config::text_or(config, "hidden_act", "silu", where);
-  expect(act == "silu", "{}: expected hidden_act silu, got '{}'", where, act);
   UnitSpec attends = config::attention_of(sizes);
   attends.options.set("rope", false);
   const int64_t expand = config::integer_or(config, "mamba_expand", 2, 1, 64, where);

@@ -92,6 +92,10 @@ constexpr ExpertKeys kKimi{"num_experts",      "num_experts_per_token",      "nu
                            "num_expert_group", "moe_router_activation_func", "moe_renormalize"};
 constexpr ExpertKeys kBailing{"num_experts", "num_experts_per_tok", "num_shared_experts",
                               "n_group",     "score_function",      "norm_topk_prob"};
+/// As transformers saves them.
+constexpr ExpertKeys kSavedBailing{"num_experts",        "num_experts_per_token",
+                                   "num_shared_experts", "num_expert_group",
+                                   "score_function",     "moe_renormalize"};
 
 UnitSpec read_experts(const Json& config, const ExpertKeys& keys, const std::string& where) {
   const int64_t inner = config::integer(config, "moe_intermediate_size", 1, kMaxInner, where);
@@ -250,7 +254,7 @@ ModelSpec read_kimi_linear(const std::string& text, const std::string& where) {
       {{"heads", config::integer(*it, "num_heads", 1, kMaxHeads, inside)},
        {"head_dim", config::integer(*it, "head_dim", 1, kMaxHeadDim, inside)},
        {"conv", config::integer_or(*it, "short_conv_kernel_size", 4, 2, 64, inside)},
-       {"norm_eps", config::real_or(config, "rms_norm_eps", 1e-6, where)}}};
+       {"norm_eps", config::shortest(spec.norm.eps)}}};
   std::vector<UnitSpec> mixers(static_cast<size_t>(layers), delta);
   const auto full = it->find("full_attn_layers");
   expect(full != it->end() && full->is_array(), "{}: expected the list 'full_attn_layers'", inside);
@@ -286,7 +290,7 @@ std::string write_kimi_linear(const ModelSpec& spec) {
 }
 
 std::vector<TensorRule> kimi_linear_tensors() {
-  return config::decoder_tensors({
+  std::vector<TensorRule> rules = config::decoder_tensors({
       {"layers.*.mixer.in_proj.weight:q", "model.layers.*.self_attn.q_proj.weight", kDelta},
       {"layers.*.mixer.in_proj.weight:k", "model.layers.*.self_attn.k_proj.weight", kDelta},
       {"layers.*.mixer.in_proj.weight:v", "model.layers.*.self_attn.v_proj.weight", kDelta},
@@ -315,11 +319,20 @@ std::vector<TensorRule> kimi_linear_tensors() {
       {"layers.*.feed_forward.shared.*.weight",
        "model.layers.*.block_sparse_moe.shared_experts.*_proj.weight"},
   });
+  // transformers saves dense layers under the name of those with experts.
+  rules.push_back({"layers.*.feed_forward.gate.*", "model.layers.*.block_sparse_moe.gate_proj.*"});
+  rules.push_back({"layers.*.feed_forward.up.*", "model.layers.*.block_sparse_moe.up_proj.*"});
+  rules.push_back({"layers.*.feed_forward.down.*", "model.layers.*.block_sparse_moe.down_proj.*"});
+  return rules;
 }
 
 // --- Ling 3.
 ModelSpec read_bailing(const std::string& text, const std::string& where) {
-  const Json config = config::parse(text, where);
+  Json config = config::parse(text, where);
+  const bool saved = config::has(config, "num_experts_per_token");
+  if (saved && !config::has(config, "max_position_embeddings")) {
+    config["max_position_embeddings"] = config.value("model_max_length", Json());
+  }
   if (config::has(config, "architectures") && config["architectures"].is_array()) {
     for (const Json& name : config["architectures"]) {
       const std::string architecture = name.is_string() ? name.get<std::string>() : "";
@@ -348,7 +361,9 @@ ModelSpec read_bailing(const std::string& text, const std::string& where) {
            "{}: '{}' limits what is inside experts layer by layer, which is not supported", where,
            key);
   }
-  const int64_t dim = config::integer(config, "head_dim", 1, kMaxHeadDim, where);
+  // What transformers saves as head_dim is the part of a head that turns.
+  const char* size = config::has(config, "linear_head_dim") ? "linear_head_dim" : "head_dim";
+  const int64_t dim = config::integer(config, size, 1, kMaxHeadDim, where);
   UnitSpec delta{
       kDelta,
       {{"heads", latent.options.integer(kLatent, "heads")},
@@ -365,7 +380,7 @@ ModelSpec read_bailing(const std::string& text, const std::string& where) {
   for (int64_t i = 0; i < layers; ++i) {
     mixers.push_back((i + 1) % group == 0 ? latent : delta);
   }
-  UnitSpec experts = read_experts(config, kBailing, where);
+  UnitSpec experts = read_experts(config, saved ? kSavedBailing : kBailing, where);
   expect(config::flag_or(config, "moe_router_enable_expert_bias", true, where),
          "{}: expected moe_router_enable_expert_bias true, as in every published model", where);
   if (experts.options.integer("experts", "shared", 0) > 0) {
@@ -422,6 +437,7 @@ std::vector<TensorRule> bailing_tensors() {
       {"layers.*.mixer.beta_proj.*", "model.layers.*.attention.b_proj.*", kDelta},
       {"layers.*.mixer.norm.*", "model.layers.*.attention.o_norm.*", kDelta},
       {"layers.*.mixer.out_proj.*", "model.layers.*.attention.o_proj.*", kDelta},
+      {"layers.*.mixer.out_proj.*", "model.layers.*.attention.dense.*", kDelta},  // transformers'
       {"layers.*.mixer.q_a_norm.*", "model.layers.*.attention.q_a_layernorm.*"},
       {"layers.*.mixer.kv_a_norm.*", "model.layers.*.attention.kv_a_layernorm.*"},
       {"layers.*.mixer.kv_a_proj.*", "model.layers.*.attention.kv_a_proj_with_mqa.*"},

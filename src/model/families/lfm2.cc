@@ -62,9 +62,6 @@ ModelSpec read(const std::string& text, const std::string& where) {
   Json config = config::parse(text, where);
   const bool sparse = config::text_or(config, "model_type", "lfm2", where) == "lfm2_moe";
   config["rms_norm_eps"] = config::real_or(config, "norm_eps", 1e-5, where);
-  if (!config::has(config, "rope_theta")) {
-    config["rope_theta"] = 1e6;  // the default of transformers' Lfm2Config
-  }
   ModelSpec spec = config::read_model(config, "lfm2", where);
   spec.tied_head = config::flag_or(
       config, "tie_embedding", config::flag_or(config, "tie_word_embeddings", true, where), where);

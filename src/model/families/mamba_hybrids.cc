@@ -30,9 +30,20 @@ UnitSpec mamba2(int64_t heads, int64_t dim, int64_t state, int64_t groups, int64
            {"norm_eps", eps}}};
 }
 
+/// Error where the step of the recurrence is held within limits: kernels and released models have
+/// none, which is said as infinity (here null, or an object in what transformers saves).
+void refuse_step_limits(const Json& config, const std::string& where) {
+  const auto it = config.find("time_step_limit");
+  expect(it == config.end() || it->is_null() ||
+             (it->is_array() && it->size() == 2 && it->at(0) == 0 && !it->at(1).is_number()),
+         "{}: expected 'time_step_limit' from 0 to infinity, got {}", where,
+         it == config.end() ? "" : it->dump());
+}
+
 /// The keys of Granite, Bamba and Falcon-H1.
 UnitSpec read_mamba2(const Json& config, double eps, bool norm_by_groups,
                      const std::string& where) {
+  refuse_step_limits(config, where);
   const int64_t groups = config::integer_or(config, "mamba_n_groups", 1, 1, kMaxHeads, where);
   expect(config::flag_or(config, "mamba_conv_bias", true, where) &&
              !config::flag_or(config, "mamba_proj_bias", false, where),
@@ -125,7 +136,12 @@ std::string nemotron_pattern(const Json& config, int64_t layers, const std::stri
 }
 
 ModelSpec read_nemotron_h(const std::string& text, const std::string& where) {
-  const Json config = config::parse(text, where);
+  Json config = config::parse(text, where);
+  refuse_step_limits(config, where);
+  if (const auto words = config.find("layers_block_type");
+      !config::has(config, "num_hidden_layers") && words != config.end() && words->is_array()) {
+    config["num_hidden_layers"] = words->size();  // transformers saves the list alone
+  }
   ModelSpec spec = config::read_model(config, "nemotron_h", where);
   const config::Sizes sizes = config::read_sizes(config, where);
   spec.norm.eps = real(config, "layer_norm_epsilon",
@@ -298,9 +314,11 @@ ModelSpec read_granite_hybrid(const std::string& text, const std::string& where)
   attends.out = mamba.out = feed_forward.out = residual;
   for (const std::string& type :
        config::texts(config, "layer_types", static_cast<size_t>(sizes.layers), where)) {
-    expect(type == "mamba" || type == "attention",
+    // transformers saves the longer words.
+    const bool is_mamba = type == "mamba" || type == "linear_attention";
+    expect(is_mamba || type == "attention" || type == "full_attention",
            "{}: expected mamba or attention in layer_types, got '{}'", where, type);
-    spec.layers.push_back({{{.norm = spec.norm, .units = {type == "mamba" ? mamba : attends}},
+    spec.layers.push_back({{{.norm = spec.norm, .units = {is_mamba ? mamba : attends}},
                             {.norm = spec.norm, .units = {feed_forward}}}});
   }
   return spec;

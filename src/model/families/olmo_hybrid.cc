@@ -108,6 +108,8 @@ Family olmo_hybrid_family() {
               {"layers.*.input_norm.*", "model.layers.*.attention_layer_norm.*"},
               {"layers.*.post_norm.*", "model.layers.*.feedforward_layer_norm.*"},
               {"layers.*.out_norm_1.*", "model.layers.*.post_attention_layernorm.*"},
+              // What transformers calls it when it saves.
+              {"layers.*.out_norm_1.*", "model.layers.*.feedforward_layer_norm.*"},
               {"layers.*.out_norm_2.*", "model.layers.*.post_feedforward_layernorm.*"},
               rows("model.layers.*.linear_attn.q_proj.*", "layers.*.mixer.in_proj.*:q"),
               rows("model.layers.*.linear_attn.k_proj.*", "layers.*.mixer.in_proj.*:k"),

@@ -75,7 +75,7 @@ std::pair<Json, std::optional<Json>> split_ropes(const Json& config) {
 RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions,
                      const std::string& where) {
   RopeConfig rope;
-  rope.theta = real_or(config, "rope_theta", 10000.0, where);
+  rope.theta = real_or(config, "rope_theta", absent_rope_theta(config), where);
   double partial = real_or(config, "partial_rotary_factor", 1.0, where);
   Json scaling = Json::object();
   for (const char* key : {"rope_scaling", "rope_parameters"}) {

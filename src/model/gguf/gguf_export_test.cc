@@ -267,6 +267,7 @@ TEST_F(ExportTest, ArchitecturesOfChangedModelsComeBack) {
                                   {"num_key_value_heads", 2},
                                   {"head_dim", 16},
                                   {"rotary_dim", 8},
+                                  {"auto_map", {{"AutoModelForCausalLM", "code"}}},
                                   {"num_local_experts", 4},
                                   {"num_experts_per_tok", 2},
                                   {"intermediate_size", 32},

@@ -89,7 +89,8 @@ TEST_F(ImportTest, ConfigSaysTheSame) {
                                    {"tie_word_embeddings", true},
                                    {"torch_dtype", "bfloat16"},
                                    {"bos_token_id", 0},
-                                   {"eos_token_id", 0}};
+                                   {"eos_token_id", 0},
+                                   {"pad_token_id", nullptr}};
   EXPECT_EQ(config, expected);
   EXPECT_EQ(SafeTensors::open(out_).tensors()[0].dtype, StoredType::kBF16);
 }

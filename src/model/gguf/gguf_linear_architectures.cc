@@ -197,7 +197,9 @@ GgufArchitecture minimax_01() {
                {"layers.*.mixer.norm.weight", "blk.*.attn_norm_2.weight", kLightning},
                {"layers.*.mixer.out_proj.weight", "blk.*.attn_output.weight", kLightning}}),
           .rope = {.dims = "rotary_dim"},
-          .parts = {kHeadDim, kMiniMax}};
+          .parts = {kHeadDim, kMiniMax},
+          // Without, rotary_dim is passed over.
+          .config = {{"auto_map", {{"AutoModelForCausalLM", "MiniMaxM1ForCausalLM"}}}}};
 }
 
 }  // namespace

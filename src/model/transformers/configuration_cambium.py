@@ -7,7 +7,7 @@ class CambiumConfig(PretrainedConfig):
     """What config.json says of a model with any mixer in any layer.
 
     `layers` has an entry a layer: {"mixer", "options", "intermediate_size"}, {"removed": true}, or
-    {"branches": [{"norm", "norm_eps", "out_norm", "out_norm_eps", "active", "keep",
+    {"branches": [{"norm", "norm_eps", "out_norm", "out_norm_eps", "active", "beside", "keep",
     "residual_normed", "units": [{"kind", "options", "out", "name"}]}], "rope"}. `preset` names one
     of `presets` (a supernet's placements): then its mixers run in place of the active ones.
     """

@@ -352,6 +352,11 @@ class DeltaHeads(nn.Module):
         return self.out_proj(self.heads(x, step, state))
 
 
+def out_gate(options, usual):
+    """What the gate of a mixer's output goes through."""
+    return {"silu": F.silu, "sigmoid": torch.sigmoid}[options.get("out_gate", usual)]
+
+
 class GatedDeltaNet(DeltaHeads):
     """Gated DeltaNet (arXiv 2412.06464): the delta rule with a learned decay per head."""
 
@@ -363,7 +368,7 @@ class GatedDeltaNet(DeltaHeads):
         self.ba_proj = nn.Linear(width, 2 * self.count, bias=False)
         self.A_log = nn.Parameter(torch.zeros(self.count))
         self.dt_bias = nn.Parameter(torch.zeros(self.count))
-        self.norm = GroupNorm(self.value_dim, self.value_dim, o.get("norm_eps", 1e-6), F.silu)
+        self.norm = GroupNorm(self.value_dim, self.value_dim, o.get("norm_eps", 1e-6), out_gate(o, "silu"))
         self.out_proj = nn.Linear(inner, width, bias=o.get("out_bias", False))
 
     def heads(self, x, step, state):
@@ -398,7 +403,7 @@ class KimiDelta(DeltaHeads):
         self.rank = rank
         self.A_log = nn.Parameter(torch.zeros(self.count))
         self.dt_bias = nn.Parameter(torch.zeros(keys))
-        self.norm = GroupNorm(self.value_dim, self.value_dim, o.get("norm_eps", 1e-5), torch.sigmoid)
+        self.norm = GroupNorm(self.value_dim, self.value_dim, o.get("norm_eps", 1e-5), out_gate(o, "sigmoid"))
         self.out_proj = nn.Linear(inner, width, bias=o.get("out_bias", False))
 
     def low_rank(self, name, x):
@@ -470,6 +475,7 @@ class Lightning(nn.Module):
         self.silu, self.rope = o.get("silu", True), o.get("rope", False)
         self.by_head = o.get("rows_by_head", False)
         self.layers, self.layer = o.get("layers", 0), o.get("layer_of_slopes", 0)
+        self.geometric = o.get("geometric_slopes", False)
         inner = self.count * self.value_dim
         self.rows = [self.count * self.dim, self.kv_count * self.dim, self.kv_count * self.value_dim]
         self.qkv_proj = nn.Linear(width, sum(self.rows), bias=o.get("qkv_bias", False))
@@ -484,6 +490,8 @@ class Lightning(nn.Module):
         slower = 1.0
         if self.layers > 0:
             slower = 1.0 - self.layer / (self.layers - 1.0 + 1e-5) + 1e-5
+        if self.geometric:
+            return [-(2.0 ** (-8.0 * (h + 1) / self.count)) * slower for h in range(self.count)]
         steps = [2 * (h + 1) if h < power else 2 * (h - power) + 1 for h in range(self.count)]
         return [-(2.0 ** (-4.0 * s / power)) * slower for s in steps]
 

@@ -37,7 +37,8 @@ def branches_of(layer):
 
 # What config.json may say of layers and branches; anything else is refused.
 KEYS_OF_LAYER = ("mixer", "options", "intermediate_size", "removed", "branches", "rope")
-KEYS_OF_BRANCH = ("norm", "norm_eps", "out_norm", "out_norm_eps", "active", "keep", "residual_normed", "units")
+KEYS_OF_BRANCH = ("norm", "norm_eps", "out_norm", "out_norm_eps", "active", "beside", "keep", "residual_normed",
+                  "units")
 
 
 
@@ -51,7 +52,7 @@ def made_of(unit, width):
 def mixer_label(unit):
     """What presets call a mixer of a choice."""
     name = unit.get("name", "")
-    return name[len("mixer_") :] if name.startswith("mixer_") else name or unit["kind"]
+    return name[len("mixer_") :] if name.startswith("mixer_") else unit["kind"]
 
 
 class Branch:
@@ -66,9 +67,10 @@ class Branch:
         active = spec.get("active", -1)
         if active >= 0 and chosen:
             active = [mixer_label(unit) for unit in units].index(chosen)
+        choices = len(units) - spec.get("beside", 0)  # what stands after them runs with each
         self.units = []  # (module's name, out) of those that run
         for i, unit in enumerate(units):
-            if active in (-1, i):
+            if active in (-1, i) or i >= choices:
                 self.units.append((unit_name(unit), unit.get("out", 1.0)))
 
 
@@ -106,7 +108,7 @@ class CambiumLayer(nn.Module):
     def forward(self, h, step, cache):
         step.turn_by(self.rope)
         for branch in self.branches:
-            if not branch.units:
+            if not branch.units and branch.keep == 1.0 and not branch.residual_normed:
                 continue
             x = getattr(self, branch.norm)(h)
             h = branch.keep * (x if branch.residual_normed else h)

@@ -4,7 +4,7 @@
 //
 //   g = -exp(A_log[head]) softplus(decay(x) + dt_bias), or
 //   g = lower_bound sigmoid(exp(A_log[head]) (decay(x) + dt_bias))      beta = sigmoid(beta_proj x)
-//   y = out_proj(rms_norm(recurrence(q, k, v, g, beta)) * sigmoid(gate(x)))
+//   y = out_proj(rms_norm(recurrence(q, k, v, g, beta)) * sigmoid(gate(x)))    or silu, by out_gate
 #include <cmath>
 
 #include "base/checked.h"
@@ -59,8 +59,7 @@ class KimiDeltaUnit : public HeadMixer {
         forward_each(ctx, x, in_, beta_, decay_.first, gate_.first);
     const Tensor raw_decay = decay_.rest(ctx, fade);
     const Tensor gate = gate_.rest(ctx, open);
-    const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst,
-                               GateActivation::kSigmoid};
+    const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst, out_gate_};
     RecurrentStepInputs token = heads_.step_inputs(rows, inputs);
     token.decay = raw_decay;
     token.weight = write;
@@ -130,7 +129,11 @@ class KimiDeltaUnit : public HeadMixer {
     out_ = Linear(heads_.inner(), width, ParameterGroup::kMixer,
                   options.flag(kName, "out_bias", false));
     options.expect_only(kName, DeltaHeads::known({"head_dim", "value_dim", "gate_rank", "norm_eps",
-                                                  "out_bias", "decay", "lower_bound"}));
+                                                  "out_bias", "decay", "lower_bound", "out_gate"}));
+    const std::string gate = options.text(kName, "out_gate", "sigmoid");
+    expect(gate == "silu" || gate == "sigmoid",
+           "kimi_delta: expected out_gate silu or sigmoid, got '{}'", gate);
+    out_gate_ = gate == "silu" ? GateActivation::kSilu : GateActivation::kSigmoid;
     const std::string decay = options.text(kName, "decay", "softplus");
     expect(decay == "softplus" || decay == "sigmoid",
            "kimi_delta: expected decay softplus or sigmoid, got '{}'", decay);
@@ -154,6 +157,7 @@ class KimiDeltaUnit : public HeadMixer {
 
   DeltaHeads heads_;
   float norm_eps_;
+  GateActivation out_gate_ = GateActivation::kSigmoid;
   float lower_bound_ = 0.0F;  // of the log decay; 0 = none, it is that of a softplus
   Linear in_, beta_;
   LowRank decay_, gate_;

@@ -22,8 +22,12 @@ namespace {
 constexpr const char* kName = "lightning";
 
 /// The rates of ALiBi (Press et al. 2021, arXiv 2108.12409): powers of 2^(-8 / heads); where the
-/// number of heads is no power of two, those of the next smaller one, and between them.
-double slope_of(int64_t head, int64_t heads) {
+/// number of heads is no power of two, those of the next smaller one, and between them, unless
+/// `geometric`, as transformers' MiniMax has them.
+double slope_of(int64_t head, int64_t heads, bool geometric) {
+  if (geometric) {
+    return std::exp2(-8.0 * static_cast<double>(head + 1) / static_cast<double>(heads));
+  }
   int64_t power = 1;
   while (2 * power <= heads) {
     power *= 2;
@@ -44,9 +48,10 @@ class LightningUnit : public HeadMixer {
         by_head_(options.flag(kName, "rows_by_head", false)),
         norm_group_(options.size_or(kName, "norm_group", inner(), kMaxElements, 1)),
         norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-6))) {
-    options.expect_only(kName, {"heads", "kv_heads", "head_dim", "value_dim", "silu", "rope",
-                                "rows_by_head", "norm_group", "norm_eps", "qk_norm", "qk_norm_eps",
-                                "qkv_bias", "out_bias", "layer_of_slopes", "layers"});
+    options.expect_only(
+        kName, {"heads", "kv_heads", "head_dim", "value_dim", "silu", "rope", "rows_by_head",
+                "norm_group", "norm_eps", "qk_norm", "qk_norm_eps", "qkv_bias", "out_bias",
+                "layer_of_slopes", "layers", "geometric_slopes"});
     expect(heads_ % kv_heads_ == 0,
            "lightning: expected kv_heads to divide heads, got heads={} kv_heads={}", heads_,
            kv_heads_);
@@ -67,8 +72,9 @@ class LightningUnit : public HeadMixer {
         layers == 0
             ? 1.0
             : 1.0 - static_cast<double>(layer) / (static_cast<double>(layers) - 1.0 + 1e-5) + 1e-5;
+    const bool geometric = options.flag(kName, "geometric_slopes", false);
     for (int64_t h = 0; h < heads_; ++h) {
-      exact_decay_.push_back(-slope_of(h, heads_) * slower);
+      exact_decay_.push_back(-slope_of(h, heads_, geometric) * slower);
       decay_.push_back(static_cast<float>(exact_decay_.back()));
     }
     qkv_ = Linear(
