@@ -122,7 +122,7 @@ double mt_temperature(const std::string& category) {
 Asker ask_model(Model& model, const Tokenizer& tokenizer, const EngineConfig& engine_config,
                 int64_t max_new_tokens, uint64_t seed) {
   return [&model, &tokenizer, engine_config, max_new_tokens,
-          seed](const std::vector<Conversation>& conversations) {
+          seed](const std::vector<MtConversation>& conversations) {
     Engine engine(model, engine_config);
     std::vector<int32_t> stops = tokenizer.eos_ids();
     for (const int64_t id : model.spec().eos_ids) {
@@ -154,10 +154,10 @@ Asker ask_model(Model& model, const Tokenizer& tokenizer, const EngineConfig& en
 Asker ask_address(const std::string& url, const std::string& name, const std::string& key,
                   int64_t max_new_tokens, double seconds) {
   const HttpAddress address = parse_chat_address(url);
-  return [=](const std::vector<Conversation>& conversations) {
+  return [=](const std::vector<MtConversation>& conversations) {
     constexpr int kAttempts = 3;
     std::vector<std::string> out;
-    for (const Conversation& conversation : conversations) {
+    for (const MtConversation& conversation : conversations) {
       Json messages = Json::array();
       for (const ChatMessage& message : conversation.messages) {
         messages.push_back({{"role", message.role}, {"content", message.content}});
@@ -216,8 +216,8 @@ double rating_of(const std::string& judgement) {
   return 0.0;
 }
 
-Conversation judge_conversation(const MtBench& bench, const MtQuestion& question,
-                                const std::vector<std::string>& answers, size_t turn) {
+MtConversation judge_conversation(const MtBench& bench, const MtQuestion& question,
+                                  const std::vector<std::string>& answers, size_t turn) {
   const std::string name =
       std::string(question.references.empty() ? "single-v1" : "single-math-v1") +
       (turn == 0 ? "" : "-multi-turn");
@@ -233,7 +233,7 @@ Conversation judge_conversation(const MtBench& bench, const MtQuestion& question
     values["ref_answer_" + std::to_string(r + 1)] = question.references[r];
   }
   const JudgePrompt& prompt = bench.prompts.at(name);
-  Conversation out;
+  MtConversation out;
   if (!prompt.system.empty()) {
     out.messages.push_back({"system", prompt.system});
   }
@@ -278,7 +278,7 @@ void summarise_ratings(MtResult& result) {
 
 MtResult run_mt_bench(const MtBench& bench, const Asker& model, const Asker& judge) {
   std::vector<std::vector<std::string>> answers(bench.questions.size());
-  std::vector<Conversation> open;
+  std::vector<MtConversation> open;
   for (const MtQuestion& question : bench.questions) {
     open.push_back({{}, mt_temperature(question.category)});
   }
@@ -293,7 +293,7 @@ MtResult run_mt_bench(const MtBench& bench, const Asker& model, const Asker& jud
     }
   }
   MtResult result;
-  std::vector<Conversation> judged;
+  std::vector<MtConversation> judged;
   for (size_t i = 0; i < bench.questions.size(); ++i) {
     const MtQuestion& question = bench.questions[i];
     for (size_t turn = 0; turn < 2; ++turn) {

@@ -30,7 +30,7 @@ std::vector<std::string> fixtures() {
   return names;
 }
 
-class Parity : public testing::TestWithParam<std::string> {};
+class Parity : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Parity, EveryWayAgreesWithTheReference) {
   const std::string dir = fixture(GetParam());
@@ -110,7 +110,7 @@ TEST_P(Parity, OnTheGpu) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, Parity, testing::ValuesIn(fixtures()),
+INSTANTIATE_TEST_SUITE_P(Families, Parity, ::testing::ValuesIn(fixtures()),
                          [](const auto& info) { return info.param; });
 
 TEST(Fixtures, AreHere) {

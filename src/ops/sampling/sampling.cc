@@ -89,7 +89,7 @@ void sample_tokens(const Context& ctx, const Tensor& logits,
   std::vector<int32_t> places(tokens.size());
   std::iota(places.begin(), places.end(), 0);
   const SampledTokens chosen{ctx.arena->empty(Dtype::kI32, {rows}),
-                            ctx.arena->empty(Dtype::kF32, {rows})};
+                             ctx.arena->empty(Dtype::kF32, {rows})};
   queue_samples(ctx, logits, configs, uniforms, places, chosen);
   copy(Tensor::of(Dtype::kI32, Device::kCpu, {&rows, 1}, tokens.data()), chosen.tokens);
   copy(Tensor::of(Dtype::kF32, Device::kCpu, {&rows, 1}, log_probabilities.data()),
