@@ -56,13 +56,14 @@ asan: setup
 	cmake --build build-asan -j $(JOBS)
 	ctest --preset asan -j $(JOBS)
 
-tsan: setup
+tsan:
+	@scripts/setup.sh clang
 	cmake --preset tsan
 	cmake --build build-tsan -j $(JOBS) --target test_base test_ops test_model test_train test_serve
 	scripts/tsan.sh
 
 fuzz:
-	@scripts/setup.sh fuzz
+	@scripts/setup.sh clang
 	cmake --preset fuzz
 	cmake --build build-fuzz -j $(JOBS) --target fuzzers
 	scripts/fuzz.sh $(FUZZ_SECONDS)

@@ -8,7 +8,7 @@ function(cambium_kernels target)
     list(APPEND isas avx2 avx512)
   endif()
   set(flags_generic -O3 -ffp-contract=fast -Wno-psabi)
-  if(CAMBIUM_FUZZ)  # readers of files are what is fuzzed
+  if(CAMBIUM_SANITIZE MATCHES "fuzzer")  # readers of files are what is fuzzed
     set(flags_generic -O0 -Wno-psabi)
   endif()
   set(flags_avx2 ${flags_generic} -mavx2 -mfma -mf16c)
@@ -35,6 +35,30 @@ function(cambium_text target file)
   target_sources(${target} PRIVATE ${CMAKE_BINARY_DIR}/texts/${name}.cc)
 endfunction()
 
+# cambium_sanitized(TARGET SOURCES...): how a sanitizers' build compiles the target. Instrumented code
+# takes longer to optimise than to run, but for what the suite runs under AddressSanitizer, and for the
+# loops over data under ThreadSanitizer; and files are compiled several at a time, as scripts/units.py
+# says which, for what their headers instantiate.
+function(cambium_sanitized target)
+  if(NOT CAMBIUM_SANITIZE)
+    return()
+  endif()
+  set(optimised_address "^(cambium_|test_ops$)")
+  set(optimised_thread "^(cambium|test)_(tensor|ops)$")
+  if((CAMBIUM_SANITIZE MATCHES "^address" AND target MATCHES "${optimised_address}") OR
+     (CAMBIUM_SANITIZE MATCHES "^thread" AND target MATCHES "${optimised_thread}"))
+    target_compile_options(${target} PRIVATE -O1)
+  endif()
+  execute_process(COMMAND python3 ${PROJECT_SOURCE_DIR}/scripts/units.py ${ARGN}
+                  OUTPUT_VARIABLE units COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "[^\n]+" units "${units}")
+  foreach(unit ${units})
+    string(REGEX MATCH "^([0-9]+) (.*)$" unit "${unit}")
+    set_source_files_properties(${CMAKE_MATCH_2} PROPERTIES UNITY_GROUP ${CMAKE_MATCH_1})
+  endforeach()
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+endfunction()
+
 # cambium_room(NAME DEPS...): a static library cambium_NAME of every source under src/NAME, by rules
 # that file names carry, so that a new file never needs a line here:
 #   *_test.cc   unit tests, gathered in the executable test_NAME
@@ -53,6 +77,7 @@ function(cambium_room name)
   endif()
   add_library(cambium_${name} STATIC ${sources})
   target_link_libraries(cambium_${name} PUBLIC cambium_flags)
+  cambium_sanitized(cambium_${name} ${sources})
   foreach(dep ${ARGN})
     target_link_libraries(cambium_${name} PUBLIC cambium_${dep})
   endforeach()
@@ -82,19 +107,24 @@ function(cambium_room_tests)
       add_executable(test_${name} ${tests})
       file(GLOB kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/${name}/*_cpu.cc)
       cambium_kernels(test_${name} ${kernels})
-      if(CAMBIUM_SANITIZE AND NOT name STREQUAL "ops")
-        # Optimising instrumented tests takes longer than running them does, but for references.
-        target_compile_options(test_${name} PRIVATE -O0)
-      endif()
+      cambium_sanitized(test_${name} ${tests})
       target_link_libraries(test_${name} PRIVATE cambium_${name} GTest::gmock GTest::gtest_main)
       target_compile_definitions(test_${name} PRIVATE
         CAMBIUM_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
         CAMBIUM_BINARY="${CMAKE_BINARY_DIR}/cambium")
-      # Disabled tests are processes that other tests start (base/test_child.h).
-      gtest_discover_tests(test_${name} TEST_PREFIX ${name}: NO_PRETTY_VALUES
-                           TEST_FILTER -*.DISABLED_*
-                           DISCOVERY_TIMEOUT 120
-                           PROPERTIES TIMEOUT 900)
+      if(CAMBIUM_SANITIZE)  # starting an instrumented process takes longer than most tests do
+        foreach(shard RANGE 3)
+          add_test(NAME ${name}:${shard} COMMAND test_${name})
+          set_tests_properties(${name}:${shard} PROPERTIES TIMEOUT 1800
+                               ENVIRONMENT "GTEST_TOTAL_SHARDS=4;GTEST_SHARD_INDEX=${shard}")
+        endforeach()
+      else()
+        # Disabled tests are processes that other tests start (base/test_child.h).
+        gtest_discover_tests(test_${name} TEST_PREFIX ${name}: NO_PRETTY_VALUES
+                             TEST_FILTER -*.DISABLED_*
+                             DISCOVERY_TIMEOUT 120
+                             PROPERTIES TIMEOUT 900)
+      endif()
     endif()
   endforeach()
 endfunction()

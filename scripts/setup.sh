@@ -3,7 +3,7 @@
 # left alone: a second run touches no network.
 #   scripts/setup.sh build   compiler, CMake and libraries; where nvcc is, cudnn-frontend's headers
 #   scripts/setup.sh lint    the above, clang-format and clang-tidy
-#   scripts/setup.sh fuzz    the first, Clang and its libFuzzer
+#   scripts/setup.sh clang   the first, Clang with its sanitizers and libFuzzer
 set -euo pipefail
 
 build=(build-essential cmake ninja-build ccache ca-certificates
@@ -11,7 +11,7 @@ build=(build-essential cmake ninja-build ccache ca-certificates
   libxxhash-dev libssl-dev libgtest-dev libgmock-dev python3-minimal)
 # The gate is defined for one version of the tools, which both distributions carry.
 lint=(clang-format-14 clang-tidy-14)
-fuzz=(clang-14 libclang-rt-14-dev)
+clang=(clang-14 libclang-rt-14-dev lld)
 
 # Boost.Beast and Asio, headers alone: Debian's default, 1.74, is too old for today's C++20.
 boost=libboost1.81-dev
@@ -24,8 +24,8 @@ wanted=("${build[@]}")
 case "${1:-build}" in
   build) ;;
   lint) wanted+=("${lint[@]}") ;;
-  fuzz) wanted+=("${fuzz[@]}") ;;
-  *) echo "setup: expected build, lint or fuzz, got '$1'" >&2; exit 2 ;;
+  clang) wanted+=("${clang[@]}") ;;
+  *) echo "setup: expected build, lint or clang, got '$1'" >&2; exit 2 ;;
 esac
 
 # The last thing to do: it wants CMake. A failure only leaves cuDNN out of the build.

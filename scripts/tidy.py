@@ -2,9 +2,9 @@
 """clang-tidy on the translation units given, several in one run: scripts/tidy.py TOOL FILES.
 
 Most of clang-tidy's time goes to the headers, which every run reads and matches again. Files that
-the build compiles by the same command are therefore read as one unit that includes them, as long
-as no two of them define the same name in an unnamed namespace. A unit that is not clean is halved,
-down to single files, and only what those say counts: joining files never accuses one of them.
+the build compiles by the same command are therefore read as one unit that includes them, grouped by
+scripts/units.py. A unit that is not clean is halved, down to single files, and only what those say
+counts: joining files never accuses one of them.
 """
 
 import concurrent.futures
@@ -16,34 +16,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from units import units_of
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 FOLDER = BUILD / "tidy"
-FILES_A_UNIT = 12
 NOISE = re.compile(r"warnings? (generated|treated)|^Suppressed|^Use -(header|system)")
 ARGUMENTS = ["--quiet", "--header-filter=(src|tests)/.*", "--extra-arg=-Wreserved-identifier",
              "--extra-arg=-Wreserved-macro-identifier"]
 JOINED = ["--checks=-bugprone-suspicious-include"]  # scripts/lint.sh looks for such lines itself
-
-UNNAMED = re.compile(r"^namespace \{\n(.*?)^\}  // namespace$", re.S | re.M)
-TEST = re.compile(r"^\w*TEST\w*\(\s*(\w+),\s*(\w+)", re.M)
-REPEATED = re.compile(r"using (namespace )?[\w:]+;|namespace |\w*TEST\w*\(")  # harms nobody
-TYPE = re.compile(r"(?:struct|class|enum class|enum|union)\s+(\w+)|using (\w+) =")
-OTHER = re.compile(r"(\w+)\s*(?=[(\[={;])")
-
-
-def own_names(text):
-    """Names that would collide if another file that has them were read in the same unit."""
-    names = {"%s %s" % pair for pair in TEST.findall(text)}
-    names.update(re.findall(r"^#define (\w+)", text, re.M))
-    for block in UNNAMED.findall(text):
-        for line in block.splitlines():
-            if not line or not line[0].isalpha() or REPEATED.match(line):
-                continue
-            found = TYPE.search(line) or OTHER.search(line)
-            if found:
-                names.add(next(name for name in found.groups() if name))
-    return names
 
 
 def names_in_vain(text):
@@ -64,25 +45,6 @@ def commands():
         flags = shlex.split(re.sub(r" -o \S+ -c \S+$", "", entry["command"]))[1:]
         result.setdefault(os.path.relpath(entry["file"], ROOT), flags)
     return result
-
-
-def units_of(files, known):
-    """Lists of files to be read together."""
-    units = []
-    for file in files:
-        text = (ROOT / file).read_text()
-        names = own_names(text)
-        alone = names_in_vain(text)
-        for unit in units:
-            if (not alone and not unit["alone"] and unit["key"] == known.get(file)
-                    and len(unit["files"]) < FILES_A_UNIT and not unit["names"] & names):
-                break
-        else:
-            unit = {"key": known.get(file), "files": [], "names": set(), "alone": alone}
-            units.append(unit)
-        unit["files"].append(file)
-        unit["names"] |= names
-    return [(unit["key"], unit["files"]) for unit in units]
 
 
 def run(tool, arguments, flags=()):
@@ -115,9 +77,15 @@ def main():
     if new:
         sys.exit("%s: %d files are not in it, the first %s; configure the build again "
                  "(cmake --preset release)" % (BUILD / "compile_commands.json", len(new), new[0]))
-    units = sorted(units_of(files, known), key=lambda unit: -len(unit[1]))
+    os.chdir(ROOT)
+
+    def key(file):  # of files that can be read together
+        return known[file], file if names_in_vain(Path(file).read_text()) else ""
+
+    units = sorted(units_of(files, key), key=lambda unit: -len(unit))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        clean = list(pool.map(lambda job: check(tool, *job[1], str(job[0])), enumerate(units)))
+        clean = list(pool.map(lambda job: check(tool, known[job[1][0]], job[1], str(job[0])),
+                              enumerate(units)))
     return 0 if all(clean) else 1
 
 

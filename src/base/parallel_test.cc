@@ -111,7 +111,7 @@ TEST(ParallelErrors, ErrorsOfLoopsInsidePiecesComeOut) {
 
 // Threads that cannot be started are an error, not a hang.
 TEST(ParallelErrors, ThreadsThatCannotStartAreNamed) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef CAMBIUM_SANITIZED
   GTEST_SKIP() << "the sanitizers' own memory is beyond any limit that stops a thread";
 #endif
   EXPECT_EXIT(

@@ -126,7 +126,7 @@ double mt_temperature(const std::string& category) {
 Asker ask_model(Model& model, const Tokenizer& tokenizer, const EngineConfig& engine_config,
                 int64_t max_new_tokens, uint64_t seed) {
   return [&model, &tokenizer, engine_config, max_new_tokens,
-          seed](const std::vector<Conversation>& conversations) {
+          seed](const std::vector<MtConversation>& conversations) {
     Engine engine(model, engine_config);
     std::vector<int32_t> stops = tokenizer.eos_ids();
     for (const int64_t id : model.spec().eos_ids) {
@@ -158,10 +158,10 @@ Asker ask_model(Model& model, const Tokenizer& tokenizer, const EngineConfig& en
 Asker ask_address(const std::string& url, const std::string& name, const std::string& key,
                   int64_t max_new_tokens, double seconds) {
   const HttpAddress address = parse_chat_address(url);
-  return [=](const std::vector<Conversation>& conversations) {
+  return [=](const std::vector<MtConversation>& conversations) {
     constexpr int kAttempts = 3;
     std::vector<std::string> out;
-    for (const Conversation& conversation : conversations) {
+    for (const MtConversation& conversation : conversations) {
       Json messages = Json::array();
       for (const ChatMessage& message : conversation.messages) {
         messages.push_back({{"role", message.role}, {"content", message.content}});
@@ -220,8 +220,8 @@ double rating_of(const std::string& judgement) {
   return 0.0;
 }
 
-Conversation judge_conversation(const MtBench& bench, const MtQuestion& question,
-                                const std::vector<std::string>& answers, size_t turn) {
+MtConversation judge_conversation(const MtBench& bench, const MtQuestion& question,
+                                  const std::vector<std::string>& answers, size_t turn) {
   const std::string name =
       std::string(question.references.empty() ? "single-v1" : "single-math-v1") +
       (turn == 0 ? "" : "-multi-turn");
@@ -237,7 +237,7 @@ Conversation judge_conversation(const MtBench& bench, const MtQuestion& question
     values["ref_answer_" + std::to_string(r + 1)] = question.references[r];
   }
   const JudgePrompt& prompt = bench.prompts.at(name);
-  Conversation out;
+  MtConversation out;
   if (!prompt.system.empty()) {
     out.messages.push_back({"system", prompt.system});
   }
@@ -282,7 +282,7 @@ void summarise_ratings(MtResult& result) {
 
 std::vector<MtAnswer> answer_mt_bench(const MtBench& bench, const Asker& model) {
   std::vector<MtAnswer> answers;
-  std::vector<Conversation> open;
+  std::vector<MtConversation> open;
   for (const MtQuestion& question : bench.questions) {
     open.push_back({{}, mt_temperature(question.category)});
     for (size_t turn = 0; turn < 2; ++turn) {
@@ -305,7 +305,7 @@ std::vector<MtAnswer> answer_mt_bench(const MtBench& bench, const Asker& model) 
 
 MtResult judge_mt_bench(const MtBench& bench, std::vector<MtAnswer> answers, const Asker& judge) {
   CAMBIUM_CHECK(answers.size() == 2 * bench.questions.size());
-  std::vector<Conversation> judged;
+  std::vector<MtConversation> judged;
   for (size_t i = 0; i < bench.questions.size(); ++i) {
     const std::vector<std::string> said = {answers[2 * i].response, answers[2 * i + 1].response};
     for (size_t turn = 0; turn < 2; ++turn) {

@@ -42,12 +42,12 @@ MtBench load_mt_bench(const std::string& folder, int64_t limit);
 double mt_temperature(const std::string& category);
 
 /// One conversation whose last message wants an answer.
-struct Conversation {
+struct MtConversation {
   std::vector<ChatMessage> messages;
   double temperature = 0.0;
 };
 /// Answers to all, in their order.
-using Asker = std::function<std::vector<std::string>(const std::vector<Conversation>&)>;
+using Asker = std::function<std::vector<std::string>(const std::vector<MtConversation>&)>;
 
 /// A model here, through its chat template. Model and tokenizer must outlive it.
 Asker ask_model(Model& model, const Tokenizer& tokenizer, const EngineConfig& engine,
@@ -63,8 +63,8 @@ std::string without_thoughts(const std::string& answer);
 double rating_of(const std::string& judgement);
 
 /// What the judge reads on the turn (0 or 1); single answer grading.
-Conversation judge_conversation(const MtBench& bench, const MtQuestion& question,
-                                const std::vector<std::string>& answers, size_t turn);
+MtConversation judge_conversation(const MtBench& bench, const MtQuestion& question,
+                                  const std::vector<std::string>& answers, size_t turn);
 
 struct MtAnswer {
   int64_t id = 0;

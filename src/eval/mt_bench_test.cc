@@ -62,17 +62,17 @@ TEST(MtBench, AsksTwoTurnsAndJudgesEach) {
   write_bench(folder);
   const MtBench bench = load_mt_bench(folder.at(""), 0);
   std::vector<std::string> judged;
-  const Asker model = [&](const std::vector<Conversation>& all) {
+  const Asker model = [&](const std::vector<MtConversation>& all) {
     EXPECT_EQ(all[0].temperature, 0.7);
     EXPECT_EQ(all[1].temperature, 0.0);
     std::vector<std::string> out;
-    for (const Conversation& one : all) {
+    for (const MtConversation& one : all) {
       out.push_back("<think>x</think>answer " + std::to_string(one.messages.size()));
     }
     return out;
   };
-  const Asker judge = [&](const std::vector<Conversation>& all) {
-    for (const Conversation& one : all) {
+  const Asker judge = [&](const std::vector<MtConversation>& all) {
+    for (const MtConversation& one : all) {
       judged.push_back(one.messages.back().content);
     }
     return std::vector<std::string>{"[[8]]", "[[6]]", "[[3]]", "no rating"};

@@ -172,7 +172,7 @@ class SizeOfHeads {
 
 AttentionStatistics statistics_of(Model& model, HostAttention& attention, const AttentionWeights& a,
                                   const std::vector<Sample>& samples) {
-  const AttentionShape& h = a.shape;
+  const AttentionSizes& h = a.shape;
   AttentionRows rows(h.heads);
   SizeOfHeads q_size(a.q, a.q_bias, h.heads, h.width);
   SizeOfHeads k_size(a.k, a.k_bias, h.kv_heads, h.width);

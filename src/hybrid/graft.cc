@@ -12,7 +12,7 @@
 
 namespace cambium {
 
-AttentionShape attention_shape(const UnitSpec& attention, int64_t width) {
+AttentionSizes attention_shape(const UnitSpec& attention, int64_t width) {
   const Options& o = attention.options;
   const auto size = [&](const char* key) { return o.integer(attention.kind, key); };
   const int64_t heads = size("heads");
@@ -82,7 +82,7 @@ static std::vector<float> channel_sizes(Model& model, int64_t layer) {
 }
 
 /// Of each head's rows of K, the last V.
-static void cut_keys(std::vector<float>& rows, const AttentionShape& shape) {
+static void cut_keys(std::vector<float>& rows, const AttentionSizes& shape) {
   std::vector<float> cut;
   const int64_t head = shape.dim * shape.width;
   for (auto at = rows.begin(); at != rows.end(); at += head) {

@@ -167,7 +167,7 @@ TEST(Graft, NewScoresOfSinksStartQuiet) {
 TEST(Graft, AGateGoesWithItsHeadOrIsRefused) {
   LoadedModel teacher = make_gated_teacher(false);
   const UnitSpec& attention = *teacher.model->spec().layers[1].mixer();
-  const AttentionShape shape = attention_shape(attention, teacher.model->spec().width);
+  const AttentionSizes shape = attention_shape(attention, teacher.model->spec().width);
   const Parameter& q = parameter(*teacher.model, "layers.1.mixer.q_proj.weight");
   const auto expect_rows = [&](const float* rows, bool gate) {
     for (int64_t row = 0; row < shape.heads * shape.dim; ++row) {

@@ -55,7 +55,7 @@ struct Shapes {
         }
         if (is_attention(mixer)) {
           attention += count;
-          const AttentionShape shape = attention_shape(mixer, model.spec().width);
+          const AttentionSizes shape = attention_shape(mixer, model.spec().width);
           attended +=
               share * static_cast<double>(shape.heads * (shape.dim + shape.value_dim)) / 2.0;
         }

@@ -178,7 +178,7 @@ class Engine {
   std::vector<std::unique_ptr<Job>> finished_;
   int64_t chosen_ = 0;
   OwnedTensor newest_memory_;  // (2, slots): tokens, log-probabilities
-  ChosenTokens newest_;        // in it: of each slot
+  SampledTokens newest_;       // in it: of each slot
   std::array<Buffer, 2> fetched_;
   int64_t queued_ = 0;          // steps
   std::deque<Flight> flights_;  // at most two

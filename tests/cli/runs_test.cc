@@ -151,7 +151,7 @@ TEST(Runs, NumbersThatAreNoneAreAnErrorWhateverTheThreads) {
   }
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#ifndef CAMBIUM_SANITIZED
 TEST(Runs, ThreadsThatCannotStartAreAnErrorNotAHang) {
   for (const char* limit :
        {"ulimit -v 400000; CAMBIUM_THREADS=64", "ulimit -v 400000; CAMBIUM_THREADS=512",

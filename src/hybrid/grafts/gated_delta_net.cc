@@ -9,7 +9,7 @@ namespace {
 
 constexpr double kStep = 0.1;
 
-UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
+UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOptions& options) {
   check_gate(attention, "gated_delta_net", !options.faithful);
   const int64_t q_heads = options.faithful ? h.kv_heads : h.heads;
   const int64_t v_heads = options.faithful ? h.heads : h.kv_heads;
@@ -33,7 +33,7 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
 // The released converter: the first kv_heads query heads, values tiled by modulo, no output gate,
 // one decay for every head.
 void start_faithful(const NewMixer& mixer, const AttentionWeights& a) {
-  const AttentionShape& h = a.shape;
+  const AttentionSizes& h = a.shape;
   constexpr float kTap = 0.5F;
   const int64_t kv = h.kv_heads * h.dim;  // rows of k
   const bool biased = !a.q_bias.empty();

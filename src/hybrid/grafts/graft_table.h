@@ -18,7 +18,7 @@ namespace cambium {
 using MixerParameters = std::map<std::string, Parameter*>;
 
 /// The sizes of the attention that is replaced: K of a query or key, V of a value.
-struct AttentionShape {
+struct AttentionSizes {
   int64_t heads = 0, kv_heads = 0, dim = 0, value_dim = 0, width = 0;
   int64_t share() const { return heads / kv_heads; }  // query heads of a key-value head
 };
@@ -40,7 +40,7 @@ struct LatentScale {
 /// size. A head's rotated dims come first, where other mixers turn theirs; the rotated key that
 /// heads share stands in each of them.
 struct AttentionWeights {
-  AttentionShape shape;
+  AttentionSizes shape;
   std::vector<float> q, k, v, o;                      // (H K, C), (Hkv K, C), (Hkv V, C), (C, H V)
   std::vector<float> q_bias, k_bias, v_bias, o_bias;  // empty = the projection has none
   /// (K), or (H K) and (Hkv K), as they are kept; empty = none, or on the rows.
@@ -67,7 +67,7 @@ float write_gate(const HeadStatistics& head);
 /// z with SiLU(z) = 1, about.
 inline constexpr float kOpenGate = 1.2785F;
 
-AttentionShape attention_shape(const UnitSpec& attention, int64_t width);
+AttentionSizes attention_shape(const UnitSpec& attention, int64_t width);
 MixerParameters layer_parameters(Model& model, int64_t layer);
 
 /// The new mixer while it is filled: parameters by name, rows by the name of their block.
@@ -104,7 +104,7 @@ struct Graft {
   std::vector<std::string> options;
   /// The family in which checkpoints of the faithful layout were released; empty = none.
   const char* released_as;
-  UnitSpec (*spec)(const UnitSpec& attention, const AttentionShape& shape,
+  UnitSpec (*spec)(const UnitSpec& attention, const AttentionSizes& shape,
                    const GraftOptions& options);
   /// Every parameter has its initial rule already, or is the attention's (keeps_parameters).
   void (*start)(const NewMixer& mixer, const AttentionWeights& from, const GraftOptions& options);
@@ -124,7 +124,7 @@ struct Graft {
   /// Which channel of the attention's heads, side by side, each column of out_proj stands for; null
   /// = the same.
   std::vector<int64_t> (*output_channels)(const UnitSpec& mixer,
-                                          const AttentionShape& shape) = nullptr;
+                                          const AttentionSizes& shape) = nullptr;
 };
 
 /// The weights of the layer's attention; norms of q and k are on the rows unless the graft keeps

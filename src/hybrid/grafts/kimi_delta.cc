@@ -11,7 +11,7 @@ namespace {
 
 constexpr double kStep = 0.1;
 
-UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
+UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOptions& options) {
   check_gate(attention, "kimi_delta", true);
   UnitSpec unit{"kimi_delta",
                 {{"heads", h.heads},
@@ -47,7 +47,7 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
     std::copy(a.gate.begin(), a.gate.end(), mixer.values("gate_proj.weight"));
   }
   // decay e^(-A softplus(dt_bias)) with softplus(dt_bias) = kStep
-  const AttentionShape& h = a.shape;
+  const AttentionSizes& h = a.shape;
   for (int64_t i = 0; i < h.heads; ++i) {
     mixer.values("A_log")[i] = static_cast<float>(std::log(head_rate(i, h.heads) / kStep));
   }

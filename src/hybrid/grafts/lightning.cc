@@ -8,7 +8,7 @@
 namespace cambium {
 namespace {
 
-UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
+UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOptions& options) {
   check_gate(attention, "lightning", true);
   const Options& o = attention.options;
   const double eps = o.real("attention", "qk_norm_eps", 0.0);

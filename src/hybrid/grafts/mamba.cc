@@ -11,7 +11,7 @@ namespace {
 constexpr double kStep = 0.1;
 constexpr double kSmall = 0.1;
 
-UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
+UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOptions& options) {
   check_gate(attention, "mamba", false);
   expect(h.value_dim <= h.dim,
          "mamba cannot take the place of attention whose values ({}) are wider than its keys ({}); "
@@ -42,14 +42,14 @@ UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOpt
 // Scan head j reads group j / share of B and x: slice s of key-value head k. Giving it slice s of
 // query head k * share + m pairs the same dimensions that the attention's dot product paired. Its n
 // channels and those of C are then so many of the attention's from here on.
-int64_t first_channel(int64_t j, int64_t n, const AttentionShape& h) {
+int64_t first_channel(int64_t j, int64_t n, const AttentionSizes& h) {
   const int64_t slices = h.dim / n;
   const int64_t group = j / h.share();
   const int64_t query = group / slices * h.share() + j % h.share();
   return query * h.dim + group % slices * n;
 }
 
-std::vector<int64_t> output_channels(const UnitSpec& mixer, const AttentionShape& h) {
+std::vector<int64_t> output_channels(const UnitSpec& mixer, const AttentionSizes& h) {
   const int64_t n = mixer.options.integer("mamba", "state");
   std::vector<int64_t> channels;
   for (int64_t i = 0; i < h.heads * h.dim; ++i) {
@@ -59,7 +59,7 @@ std::vector<int64_t> output_channels(const UnitSpec& mixer, const AttentionShape
 }
 
 void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& options) {
-  const AttentionShape& h = a.shape;
+  const AttentionSizes& h = a.shape;
   const int64_t inner = mixer.spec().options.integer("mamba", "inner");
   const int64_t n = mixer.spec().options.integer("mamba", "state");
   const bool biased = !a.q_bias.empty();
@@ -100,7 +100,7 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
 // Values small, so that the SiLU after the convolution halves them and does little else. The gate
 // is open, nothing passes the state by, and the step hardly goes with the token.
 void calibrate(const NewMixer& mixer, const AttentionWeights& a, const AttentionStatistics& s) {
-  const AttentionShape& h = a.shape;
+  const AttentionSizes& h = a.shape;
   const int64_t n = mixer.spec().options.integer("mamba", "state");
   for (const auto& [block, rms, size] :
        {std::tuple{"B", &s.k_rms, 1.0}, std::tuple{"x", &s.v_rms, kSmall}}) {

@@ -11,7 +11,7 @@ namespace {
 constexpr double kStep = 0.1;
 constexpr double kSmall = 0.25;
 
-UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& /*options*/) {
+UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOptions& /*options*/) {
   check_gate(attention, "mamba2", false);
   UnitSpec unit{"mamba2",
                 {{"heads", h.heads},

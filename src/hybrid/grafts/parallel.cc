@@ -9,7 +9,7 @@
 namespace cambium {
 namespace {
 
-UnitSpec spec(const UnitSpec& attention, const AttentionShape& h, const GraftOptions& options) {
+UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOptions& options) {
   const std::vector<std::string> known = {"gated_delta_net", "kimi_delta", "mamba2", "lightning"};
   const std::string mixer = options.recurrent.empty() ? known[0] : options.recurrent;
   expect(std::find(known.begin(), known.end(), mixer) != known.end(),

@@ -6,7 +6,7 @@
 namespace cambium {
 namespace {
 
-UnitSpec spec(const UnitSpec& attention, const AttentionShape& /*shape*/,
+UnitSpec spec(const UnitSpec& attention, const AttentionSizes& /*shape*/,
               const GraftOptions& options) {
   return windowed(attention, "sliding_window", options);
 }

@@ -26,8 +26,9 @@ void check_tensors(const Tensor& q, const Tensor& k, const Tensor& v, const Segm
          q.dim(1), k.dim(1));
   expect(q.has_rows() && k.has_rows() && v.has_rows(),
          "[attention] expected q, k and v with contiguous head dims");
-  expect(q.dim(2) <= kMaxHeadDim && v.dim(2) <= kMaxHeadDim,
-         "[attention] expected head dims up to {}, got {} and {}", kMaxHeadDim, q.dim(2), v.dim(2));
+  expect(q.dim(2) <= kMaxKernelHeadDim && v.dim(2) <= kMaxKernelHeadDim,
+         "[attention] expected head dims up to {}, got {} and {}", kMaxKernelHeadDim, q.dim(2),
+         v.dim(2));
   expect(segments.tokens() == q.dim(0), "[attention] expected segments over {} tokens, got {}",
          q.dim(0), segments.tokens());
   expect(config.window >= 0, "[attention] expected a window of at least 1 (0 = none), got {}",

@@ -11,12 +11,12 @@ namespace {
 struct Queries {
   QueryBlock block;
   vf largest[kVectors];
-  vf delta[kVectors];                               // scale / sum * rowsum(dY Y)
-  alignas(64) float q[kMaxHeadDim * kBlock];        // columns, scaled to give powers of two
-  alignas(64) float dy[kMaxHeadDim * kBlock];       // columns, times scale / sum
-  alignas(64) float dq[kMaxHeadDim * kBlock];       // columns
-  alignas(64) float q_rows[kBlock * kMaxHeadDim];   // (kBlock, padded D)
-  alignas(64) float dy_rows[kBlock * kMaxHeadDim];  // (kBlock, padded Dv), over sum
+  vf delta[kVectors];                                     // scale / sum * rowsum(dY Y)
+  alignas(64) float q[kMaxKernelHeadDim * kBlock];        // columns, scaled to give powers of two
+  alignas(64) float dy[kMaxKernelHeadDim * kBlock];       // columns, times scale / sum
+  alignas(64) float dq[kMaxKernelHeadDim * kBlock];       // columns
+  alignas(64) float q_rows[kBlock * kMaxKernelHeadDim];   // (kBlock, padded D)
+  alignas(64) float dy_rows[kBlock * kMaxKernelHeadDim];  // (kBlock, padded Dv), over sum
 };
 
 /// The scratch memory of a chunk of keys.
@@ -84,7 +84,7 @@ void store_keys(const AttentionPairs& a, const AttentionPair& pair, const Keys& 
 }
 
 void load_queries(const AttentionPairs& a, Queries& queries) {
-  static constexpr float kZeros[kMaxHeadDim] = {};
+  static constexpr float kZeros[kMaxKernelHeadDim] = {};
   const AttentionShape& shape = a.in.shape;
   const QueryBlock& block = queries.block;
   const int64_t q_step = padded_dim(shape.head_dim);

@@ -352,7 +352,7 @@ struct WriteScaledArgs {
 };
 
 constexpr int kRowThreads = 8;
-constexpr int kMostNumbers = static_cast<int>(kMaxHeadDim) / kRowThreads;
+constexpr int kMostNumbers = static_cast<int>(kMaxKernelHeadDim) / kRowThreads;
 
 /// kRowThreads threads a row, kN elements of each at a time.
 template <int kN, class T>

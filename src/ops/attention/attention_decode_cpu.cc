@@ -37,8 +37,8 @@ struct Tile {
 /// Rows of heads whose dims are no multiple of a vector, padded, and those of fp8 pages, widened.
 template <class T>
 struct PaddedRows {
-  alignas(64) T keys[kTile * kMaxHeadDim];
-  alignas(64) T values[kTile * kMaxHeadDim];
+  alignas(64) T keys[kTile * kMaxKernelHeadDim];
+  alignas(64) T values[kTile * kMaxKernelHeadDim];
 };
 
 template <class T>
@@ -56,7 +56,7 @@ void move_tile(const AttentionShape& shape, const AttentionSplit& split, int64_t
   tile.begin = max64(split.first, first);
   tile.end = min64(split.last, first + kTile);
   if (tile.begin < tile.end) {
-    find_key_rows(shape, split.segment, tile.begin, tile.end, tile.rows + tile.begin - first);
+    find_key_rows(shape, split.segment, tile.begin, tile.end, tile.rows + (tile.begin - first));
   }
 }
 
@@ -73,7 +73,7 @@ const float* head_row(const ScaledRows& rows, int64_t row, int64_t head, int64_t
 /// T: what the rows of a tile are; Stored: what the pages hold.
 template <class Stored, class T>
 void find_heads(const Attention<float>& in, int64_t kv_head, Tile<T>& tile, PaddedRows<T>& padded) {
-  static constexpr T kZeros[kMaxHeadDim] = {};
+  static constexpr T kZeros[kMaxKernelHeadDim] = {};
   const AttentionShape& shape = in.shape;
   const int64_t key_step = padded_dim(shape.head_dim);
   const int64_t value_step = padded_dim(shape.value_dim);

@@ -18,10 +18,10 @@ struct State {
 };
 
 struct Tile {
-  int64_t first;                                  // position of its first key
-  int64_t key_step, value_step;                   // padded dims
-  alignas(64) float keys[kTile * kMaxHeadDim];    // (kTile, key_step)
-  alignas(64) float values[kTile * kMaxHeadDim];  // (kTile, value_step)
+  int64_t first;                                        // position of its first key
+  int64_t key_step, value_step;                         // padded dims
+  alignas(64) float keys[kTile * kMaxKernelHeadDim];    // (kTile, key_step)
+  alignas(64) float values[kTile * kMaxKernelHeadDim];  // (kTile, value_step)
 };
 
 /// Row (row, head) of keys or values, widened.
@@ -133,7 +133,7 @@ void add_tile(const AttentionShape& shape, const Tile& tile, int64_t keys, State
 
 void start(const Attention<float>& a, State& state) {
   const AttentionShape& shape = a.shape;
-  static constexpr float kZeros[kMaxHeadDim] = {};
+  static constexpr float kZeros[kMaxKernelHeadDim] = {};
   const float* rows[kBlock];
   alignas(64) float factor[kBlock];
   for (int64_t i = 0; i < kBlock; ++i) {
@@ -193,8 +193,8 @@ void finish(const Attention<float>& a, State& state) {
 template <class T>
 void run_block(const Attention<float>& a, const AttentionBlock& piece) {
   const AttentionShape& shape = a.shape;
-  alignas(64) float q[kRowsPerBlock * kMaxHeadDim];
-  alignas(64) float y[kRowsPerBlock * kMaxHeadDim];
+  alignas(64) float q[kRowsPerBlock * kMaxKernelHeadDim];
+  alignas(64) float y[kRowsPerBlock * kMaxKernelHeadDim];
   Tile tile;
   tile.key_step = padded_dim(shape.head_dim);
   tile.value_step = padded_dim(shape.value_dim);

@@ -90,7 +90,7 @@ struct AttentionShape {
 };
 
 /// The kernels keep a head in buffers of this many numbers.
-inline constexpr int64_t kMaxHeadDim = 256;
+inline constexpr int64_t kMaxKernelHeadDim = 256;
 
 /// Pages in fp8: each row of a token and head with a scale of its own (base/float8.h).
 struct ScaledRows {

@@ -13,6 +13,7 @@ template <class T>
 T sigmoid(T x) {
   return 1 / (1 + std::exp(-x));
 }
+/// log(1 + exp(x)); x itself above 20.
 template <class T>
 T softplus(T x) {
   return x > 20 ? x : std::log1p(std::exp(x));

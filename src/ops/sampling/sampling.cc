@@ -46,7 +46,7 @@ void check_sampling(const SamplingConfig& config) {
 
 void queue_samples(const Context& ctx, const Tensor& logits,
                    std::span<const SamplingConfig> configs, std::span<const double> uniforms,
-                   std::span<const int32_t> places, const ChosenTokens& chosen) {
+                   std::span<const int32_t> places, const SampledTokens& chosen) {
   expect_rows("queue_samples", "logits (R, V)", logits, 2);
   const auto rows = static_cast<size_t>(logits.dim(0));
   const Tensor& tokens = chosen.tokens;
@@ -88,8 +88,8 @@ void sample_tokens(const Context& ctx, const Tensor& logits,
   const ArenaScope shared(ctx.host_arena());
   std::vector<int32_t> places(tokens.size());
   std::iota(places.begin(), places.end(), 0);
-  const ChosenTokens chosen{ctx.arena->empty(Dtype::kI32, {rows}),
-                            ctx.arena->empty(Dtype::kF32, {rows})};
+  const SampledTokens chosen{ctx.arena->empty(Dtype::kI32, {rows}),
+                             ctx.arena->empty(Dtype::kF32, {rows})};
   queue_samples(ctx, logits, configs, uniforms, places, chosen);
   copy(Tensor::of(Dtype::kI32, Device::kCpu, {&rows, 1}, tokens.data()), chosen.tokens);
   copy(Tensor::of(Dtype::kF32, Device::kCpu, {&rows, 1}, log_probabilities.data()),

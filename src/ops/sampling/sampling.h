@@ -20,7 +20,7 @@ void sample_tokens(const Context& ctx, const Tensor& logits,
                    std::span<int32_t> tokens, std::span<float> log_probabilities);
 
 /// Where chosen tokens are kept: tokens (N), I32, and log softmax(logits)[token] (N), F32.
-struct ChosenTokens {
+struct SampledTokens {
   Tensor tokens, log_probabilities;
 };
 
@@ -29,7 +29,7 @@ struct ChosenTokens {
 /// is an Error).
 void queue_samples(const Context& ctx, const Tensor& logits,
                    std::span<const SamplingConfig> configs, std::span<const double> uniforms,
-                   std::span<const int32_t> places, const ChosenTokens& chosen);
+                   std::span<const int32_t> places, const SampledTokens& chosen);
 /// Error where queue_samples() found no token.
 void expect_chosen(int32_t token);
 

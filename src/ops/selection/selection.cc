@@ -36,8 +36,8 @@ ChosenTokens choose_tokens(Context& ctx, const Tensor& q, const Tensor& k, const
              weight.dim(0) == q.dim(0) && weight.dim(1) == q.dim(1) && weight.row_contiguous(),
          "[{}] expected weight {} ({}, {}) beside q {}, got {}", kName, dtype_name(q.dtype),
          q.dim(0), q.dim(1), q, weight);
-  expect(q.dim(2) <= kMaxHeadDim, "[{}] expected heads of at most {} numbers, got {}", kName,
-         kMaxHeadDim, q.dim(2));
+  expect(q.dim(2) <= kMaxKernelHeadDim, "[{}] expected heads of at most {} numbers, got {}", kName,
+         kMaxKernelHeadDim, q.dim(2));
   expect(budget >= 1, "[{}] expected a budget of at least 1 token, got {}", kName, budget);
   expect(segments.tokens() == q.dim(0), "[{}] expected segments over {} tokens, got {}", kName,
          q.dim(0), segments.tokens());

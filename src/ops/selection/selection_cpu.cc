@@ -7,7 +7,7 @@ namespace cambium::CAMBIUM_ISA {
 namespace {
 
 void score(const ChooseTokens<float>& a, int64_t s, int64_t t, int64_t own, float* scores) {
-  float key[kMaxHeadDim];
+  float key[kMaxKernelHeadDim];
   for (int64_t p = 0; p <= own; ++p) {
     load_numbers(a.keys, a.shape.key_row(s, p), key);
     float sum = 0.0F;

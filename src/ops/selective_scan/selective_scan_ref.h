@@ -5,21 +5,11 @@
 #include <cmath>
 #include <vector>
 
+#include "ops/pointwise/pointwise_ref.h"
 #include "ops/selective_scan/selective_scan_kernels.h"
 
 namespace cambium {
 namespace definition {
-
-/// log(1 + exp(x)); x itself above 20.
-template <class Real>
-Real softplus(Real x) {
-  return x > 20 ? x : std::log1p(std::exp(x));
-}
-
-template <class Real>
-Real sigmoid(Real x) {
-  return 1 / (1 + std::exp(-x));
-}
 
 /// One step of channel ch: h (N) becomes the state after token t. Returns sum_n C h + D u.
 template <class Real>
