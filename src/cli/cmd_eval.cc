@@ -192,22 +192,25 @@ MtResult judged_here_or_there(const EvalArgs& a, const MtBench& bench,
                         ask_model(*judge.model, words, judging, a.max_new_tokens, 0));
 }
 
-// Where no judge can be had the answers are kept, which took longer.
 int judge_answers(const EvalArgs& a, const MtBench& bench, const std::vector<MtAnswer>& answers,
                   ResultFile* output) {
+  std::string kept = "nothing is written";
+  if (output != nullptr && a.answers.empty()) {  // whatever becomes of the judge
+    output->write(mt_bench_lines(answers));
+    kept = fmt::format(
+        "the answers are kept in {}; --answers {} in the model's place has them "
+        "judged",
+        a.output, a.output);
+  }
+  const StopAnywhere stop(kept);
   MtResult result;
   try {
     result = judged_here_or_there(a, bench, answers);
   } catch (const Error& error) {
-    if (output == nullptr || !a.answers.empty()) {
-      throw;
-    }
-    output->write(mt_bench_lines(answers));
-    fail("{}\nthe answers are kept in {}; --answers {} in the model's place has them judged",
-         error.what(), a.output, a.output);
+    fail("{}\n{}", error.what(), kept);
   }
   if (output != nullptr) {
-    output->write(mt_bench_lines(result.answers));
+    write_file_atomically(a.output, mt_bench_lines(result.answers));
   }
   expect(result.unrated < std::ssize(result.answers),
          "the judge gave no rating ([[1]] to [[10]]) to any of {} answers; the first judgement: {}",
@@ -244,7 +247,6 @@ int eval_mt_bench(const EvalArgs& a, Model& model, const Tokenizer& tokenizer,
 }
 
 int judge_file(const EvalArgs& a) {
-  const StopAnywhere stop("nothing is written");
   const MtBench bench = load_mt_bench(a.data, a.count);
   const std::vector<MtAnswer> answers = read_mt_answers(a.answers, bench);
   std::unique_ptr<ResultFile> output;

@@ -16,6 +16,8 @@ struct HttpAddress {
   /// "HOST[:PORT]", as the header of that name has it.
   std::string authority() const;
   std::string url() const;
+  /// Of this machine, by its name.
+  bool local() const { return host == "localhost" || host == "::1" || host.starts_with("127."); }
 };
 
 /// "http[s]://HOST[:PORT][/v1[/chat/completions]]"; what is left away is filled in. Error for

@@ -90,6 +90,27 @@ Identity no_identity() {
   return {nullptr, SSL_CTX_free};
 }
 
+/// A port of this machine that is listened to.
+struct Listener {
+  Listener() {
+    socket = ::socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    EXPECT_EQ(bind(socket, reinterpret_cast<sockaddr*>(&address), size), 0);
+    EXPECT_EQ(listen(socket, 8), 0);
+    getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size);
+    port = std::to_string(ntohs(address.sin_port));
+  }
+  ~Listener() { close(socket); }
+  Listener(const Listener&) = delete;
+  Listener& operator=(const Listener&) = delete;
+
+  int socket;
+  std::string port;
+};
+
 /// One end of an accepted connection, with TLS or without.
 class Connection {
  public:
@@ -124,26 +145,14 @@ class Connection {
 class Server {
  public:
   explicit Server(std::vector<std::string> replies, Identity identity = no_identity())
-      : replies_(std::move(replies)), identity_(std::move(identity)) {
-    listen_ = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof(address);
-    EXPECT_EQ(bind(listen_, reinterpret_cast<sockaddr*>(&address), size), 0);
-    EXPECT_EQ(listen(listen_, 8), 0);
-    getsockname(listen_, reinterpret_cast<sockaddr*>(&address), &size);
-    port_ = ntohs(address.sin_port);
-    thread_ = std::thread([this] { serve(); });
-  }
-  ~Server() {
-    thread_.join();
-    close(listen_);
-  }
+      : replies_(std::move(replies)),
+        identity_(std::move(identity)),
+        thread_([this] { serve(); }) {}
+  ~Server() { thread_.join(); }
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
   std::string url(const std::string& host = "127.0.0.1") const {
-    return (identity_ ? "https://" : "http://") + host + ":" + std::to_string(port_);
+    return (identity_ ? "https://" : "http://") + host + ":" + listener_.port;
   }
   /// Of the requests, once all came.
   const std::vector<std::string>& seen() const { return seen_; }
@@ -151,7 +160,7 @@ class Server {
  private:
   void serve() {
     for (const std::string& reply : replies_) {
-      Connection connection(accept(listen_, nullptr, nullptr), identity_.get());
+      Connection connection(accept(listener_.socket, nullptr, nullptr), identity_.get());
       if (!connection.ready()) {
         continue;
       }
@@ -179,9 +188,8 @@ class Server {
   }
   std::vector<std::string> replies_, seen_;
   Identity identity_;
-  int listen_ = -1;
-  uint16_t port_ = 0;
-  std::thread thread_;
+  Listener listener_;
+  std::thread thread_;  // last: it uses the others
 };
 
 std::string reply(int status, const std::string& body) {
@@ -216,6 +224,9 @@ TEST(HttpPost, ReadsAddresses) {
         std::pair{"https://a:80", "https://a:80/v1/chat/completions"},
         std::pair{"https://[::1]", "https://[::1]/v1/chat/completions"}}) {
     EXPECT_EQ(parse_chat_address(url).url(), whole);
+  }
+  for (const char* url : {"http://localhost:1", "http://127.0.0.2", "http://[::1]"}) {
+    EXPECT_TRUE(parse_chat_address(url).local());
   }
   for (const char* url : {"", "a:80", "https://", "ftp://a", "http://", "http://a:b",
                           "http://a:123456", "http://a b", "http://a/\r\nX: y", "http://:80"}) {
@@ -317,6 +328,19 @@ TEST(HttpPost, AsksByTlsWhomTheSystemTrusts) {
               HasSubstr("or name the authority's file (PEM) in SSL_CERT_FILE"));
 }
 
+TEST(HttpPost, SaysThatAKeyGoesInTheClear) {
+  const auto said = [](const std::string& url, const std::string& key) {
+    ::testing::internal::CaptureStderr();
+    ask_address(url, "j", key, 9, 1.0);
+    return ::testing::internal::GetCapturedStderr();
+  };
+  EXPECT_THAT(said("http://judge.example/v1", "secret"),
+              HasSubstr("http://judge.example/v1: without TLS the key"));
+  EXPECT_EQ(said("http://judge.example/v1", ""), "");
+  EXPECT_EQ(said("https://judge.example/v1", "secret"), "");
+  EXPECT_EQ(said("http://127.0.0.1:8000", "secret"), "");
+}
+
 TEST(HttpPost, SaysWhyThereIsNoTls) {
   Server plain({reply(400, "speak plainly")});
   EXPECT_THAT(asked("https" + plain.url().substr(4)),
@@ -327,17 +351,9 @@ TEST(HttpPost, SaysWhyThereIsNoTls) {
   Server server({reply(200, "answer")}, identity_of(known, "IP:127.0.0.1"));
   EXPECT_NE(asked("http" + server.url().substr(5)), "answer");
   // Whoever connects is taken by the system; nobody answers.
-  const int silent = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  ASSERT_EQ(bind(silent, reinterpret_cast<sockaddr*>(&address), size), 0);
-  ASSERT_EQ(listen(silent, 1), 0);
-  getsockname(silent, reinterpret_cast<sockaddr*>(&address), &size);
-  const HttpAddress at{true, "127.0.0.1", std::to_string(ntohs(address.sin_port)), "/v1"};
+  const Listener silent;
+  const HttpAddress at{true, "127.0.0.1", silent.port, "/v1"};
   EXPECT_THAT(error_of([&] { http_post(at, "{}", "", 0.1); }), HasSubstr("no answer within 0.1 s"));
-  close(silent);
 }
 
 }  // namespace

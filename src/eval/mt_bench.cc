@@ -158,6 +158,10 @@ Asker ask_model(Model& model, const Tokenizer& tokenizer, const EngineConfig& en
 Asker ask_address(const std::string& url, const std::string& name, const std::string& key,
                   int64_t max_new_tokens, double seconds) {
   const HttpAddress address = parse_chat_address(url);
+  if (!key.empty() && !address.tls && !address.local()) {
+    note("{}: without TLS the key in CAMBIUM_JUDGE_KEY can be read on the way; ask by https://",
+         url);
+  }
   return [=](const std::vector<MtConversation>& conversations) {
     constexpr int kAttempts = 3;
     std::vector<std::string> out;
