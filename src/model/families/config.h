@@ -39,6 +39,8 @@ void refuse_quantised(const Json& config, const std::string& where);
 /// What transformers' configuration of its model_type has where the key is not said.
 double absent_rope_theta(const Json& config);
 double absent_rms_norm_eps(const Json& config);
+/// Sets rope_scaling where nothing is said of it; null says that there is none.
+void set_absent_scaling(Json& config, const Json& scaling);
 /// Rotations of heads of `head_dim`; max_positions where the original length is not said.
 RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions,
                      const std::string& where);

@@ -140,14 +140,11 @@ ModelSpec read_apertus(const std::string& text, const std::string& where) {
   const std::string act = config::text_or(config, "hidden_act", "xielu", where);
   expect(act == "xielu", "{}: expected hidden_act xielu, got '{}'", where, act);
   config.erase("hidden_act");
-  if (!config.contains("rope_scaling") && !config.contains("rope_parameters")) {
-    // As transformers' ApertusConfig has it where nothing is said; null says that there is none.
-    config["rope_scaling"] = {{"rope_type", "llama3"},
-                              {"factor", 8.0},
-                              {"low_freq_factor", 1.0},
-                              {"high_freq_factor", 4.0},
-                              {"original_max_position_embeddings", 8192}};
-  }
+  config::set_absent_scaling(config, {{"rope_type", "llama3"},  // transformers' ApertusConfig
+                                      {"factor", 8.0},
+                                      {"low_freq_factor", 1.0},
+                                      {"high_freq_factor", 4.0},
+                                      {"original_max_position_embeddings", 8192}});
   expect(config::flag_or(config, "qk_norm", true, where) &&
              !config::flag_or(config, "post_norm", false, where),
          "{}: expected qk_norm true and post_norm false, as in every published model", where);
@@ -165,9 +162,7 @@ std::string write_apertus(const ModelSpec& spec) {
   Json config = config::write_attention_decoder(spec, "ApertusForCausalLM", "apertus");
   write_biases(spec, config);
   config["hidden_act"] = "xielu";
-  if (!config.contains("rope_scaling")) {
-    config["rope_scaling"] = nullptr;
-  }
+  config::set_absent_scaling(config, nullptr);
   config["qk_norm"] = true;
   config["post_norm"] = false;
   return config::expressed(config, spec, read_apertus);

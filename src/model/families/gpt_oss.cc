@@ -13,13 +13,10 @@ ModelSpec read(const std::string& text, const std::string& where) {
   Json config = config::parse(text, where);
   ModelSpec spec = config::read_model(config, "gpt_oss", where);
   const config::Sizes sizes = config::read_sizes(config, where);
-  if (!config.contains("rope_scaling") && !config.contains("rope_parameters")) {
-    // As transformers' GptOssConfig has it where nothing is said; null says that there is none.
-    config["rope_scaling"] = {{"rope_type", "yarn"},
-                              {"factor", 32.0},
-                              {"original_max_position_embeddings", 4096},
-                              {"truncate", false}};
-  }
+  config::set_absent_scaling(config, {{"rope_type", "yarn"},  // transformers' GptOssConfig
+                                      {"factor", 32.0},
+                                      {"original_max_position_embeddings", 4096},
+                                      {"truncate", false}});
   spec.rope = config::read_rope(config, sizes.head_dim, spec.max_positions, where);
   expect(config::real_or(config, "swiglu_alpha", 1.702, where) == 1.702,
          "{}: expected swiglu_alpha 1.702, as in every published model", where);
@@ -59,9 +56,7 @@ std::string write(const ModelSpec& spec) {
   config["architectures"] = Json::array({"GptOssForCausalLM"});
   config["model_type"] = "gpt_oss";
   config.update(config::write_common(spec));
-  if (!config.contains("rope_scaling")) {
-    config["rope_scaling"] = nullptr;
-  }
+  config::set_absent_scaling(config, nullptr);
   const Options& attends = config::first_unit(spec, "attention").options;
   config["num_attention_heads"] = attends.integer("attention", "heads");
   config["num_key_value_heads"] = attends.integer("attention", "kv_heads");

@@ -72,6 +72,12 @@ std::pair<Json, std::optional<Json>> split_ropes(const Json& config) {
   return {full, local};
 }
 
+void set_absent_scaling(Json& config, const Json& scaling) {
+  if (!config.contains("rope_scaling") && !config.contains("rope_parameters")) {
+    config["rope_scaling"] = scaling;
+  }
+}
+
 RopeConfig read_rope(const Json& config, int64_t head_dim, int64_t max_positions,
                      const std::string& where) {
   RopeConfig rope;
