@@ -119,8 +119,8 @@ std::vector<Rule> simpler_rules(const MixerBank& bank, const ChoiceOptions& o,
 
 bool offers_windows(const MixerBank& bank) {
   for (int kind = 1; kind < static_cast<int>(bank.kinds().size()); ++kind) {
+    const ModelSpec spec = bank.spec(bank.all(kind));
     for (size_t i = 0; i < bank.layers().size(); ++i) {
-      const ModelSpec spec = bank.spec(bank.all(kind));
       const UnitSpec& mixer = *spec.layers[static_cast<size_t>(bank.layers()[i])].mixer();
       if (bank.has(static_cast<int64_t>(i), kind)) {
         if (mixer.options.integer(mixer.kind, "window", 0) > 0) {
