@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <set>
 
 #include "base/checksum.h"
 #include "base/cpu.h"
@@ -15,7 +14,6 @@
 #include "base/signals.h"
 #include "base/text.h"
 #include "eval/report/curve.h"
-#include "eval/throughput.h"
 #include "files/checksums.h"
 #include "hybrid/calibrate.h"
 #include "hybrid/gate.h"
@@ -24,10 +22,10 @@
 #include "hybrid/mixer_bank.h"
 #include "hybrid/phase_logits.h"
 #include "hybrid/placement.h"
-#include "hybrid/preset_report.h"
 #include "hybrid/scoring.h"
 #include "hybrid/sealed.h"
 #include "hybrid/stage_files.h"
+#include "hybrid/stage_variants.h"
 #include "tensor/device_memory.h"
 #include "train/train_job.h"
 
@@ -65,7 +63,8 @@ class Pipeline {
         options_(options),
         folder_(folder),
         teacher_(load_model(plan.teacher, load_on(options.device))),
-        data_(plan, load_tokenizer(plan.teacher, teacher_.model->spec().vocab)) {
+        data_(plan, load_tokenizer(plan.teacher, teacher_.model->spec().vocab)),
+        variants_(plan, options, teacher_, data_, summary_) {
     check_plan(plan, teacher_.model->spec());
     for (const StagePlan& stage : plan.stages) {
       for (const Phase& phase : stage.phases) {
@@ -111,10 +110,7 @@ class Pipeline {
                          const CalibratedStart& start) const;
   ModelSummary heal(const StagePlan& stage, LoadedModel& student,
                     const std::vector<int64_t>& layers, const CalibratedStart& start);
-  void add_presets(const StagePlan& stage, const ModelSummary& result);
-  void add_baseline(const StagePlan& stage);
   void add_curves(const StagePlan& stage, int64_t attempts);
-  void measure_speed();
   const DocumentSource& documents_of(const Phase& phase) const {
     return phase.data.empty() ? data_.train()
                               : *own_data_.at({phase.on_policy.has_value(), phase.data});
@@ -128,11 +124,7 @@ class Pipeline {
   /// Of single phases: by whether they are prompts, and path; null where that is empty.
   std::map<std::pair<bool, std::string>, std::unique_ptr<DocumentSource>> own_data_;
   RunSummary summary_;
-  /// Of the summary's models, by their place: the preset of a supernet that one is.
-  std::map<size_t, std::string> presets_;
-  /// Of the same: the baselines, by their converted layers too.
-  std::map<size_t, LoadedModel> baselines_;
-  std::set<std::vector<int64_t>> with_baseline_;
+  StageVariants variants_;
 };
 
 // A run goes on only over what it began with.
@@ -526,73 +518,6 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
   return s;
 }
 
-// The presets of a supernet beside the one that is active, which `result` is of: measured from what
-// was saved, once.
-void Pipeline::add_presets(const StagePlan& stage, const ModelSummary& result) {
-  const fs::path folder = stage_folder(stage.name);
-  std::optional<LoadedModel> supernet;
-  const ModelSpec spec = read_spec(folder / "model");
-  for (const Preset& preset : spec.presets) {
-    if (preset.active == active_units(spec)) {
-      continue;
-    }
-    const fs::path path = folder / ("preset-" + preset.name + ".json");
-    ModelSummary s;
-    if (fs::exists(path)) {
-      s = read_result(path);
-      summarise_cache(s, Model(unwrapped(spec, preset.active)));
-    } else {
-      if (!supernet) {
-        supernet = load_model(folder / "model", load_on(options_.device, &teacher_));
-      }
-      const LoadedModel view = view_hybrid(*supernet->model, preset.active);
-      s = measure_preset(stage.name + "/" + preset.name, *view.model, *teacher_.model, data_,
-                         plan_.evaluate);
-      s.dir = result.dir;
-      s.from = result.from;
-      s.tokens_trained = result.tokens_trained;
-      s.tokens_learned = result.tokens_learned;
-      s.next_sample = result.next_sample;
-      s.shipped = result.shipped;
-      write_result(s, path);
-    }
-    say_text(fmt::format("  preset {}: {}, held-out reverse KL {:.4f}", preset.name, s.map,
-                         s.reverse_kl));
-    presets_[summary_.models.size()] = preset.name;
-    summary_.models.push_back(s);
-  }
-}
-
-// What the stage's layers are worth without any training: the teacher with windows in them. Once
-// for the same layers.
-void Pipeline::add_baseline(const StagePlan& stage) {
-  const fs::path folder = stage_folder(stage.name);
-  ModelSpec spec = read_spec(folder / "model");
-  spec = is_supernet(spec) ? unwrapped(spec, active_units(spec)) : spec;
-  const std::vector<int64_t> layers = converted_layers(spec, &teacher_.model->spec());
-  if (layers.empty() || !with_baseline_.insert(layers).second) {
-    return;
-  }
-  LoadedModel model = convert(*teacher_.model, *teacher_.model, layers, plan_.evaluate.baseline(),
-                              plan_.seed, true);
-  const fs::path path = folder / "baseline.json";
-  ModelSummary s;
-  if (fs::exists(path)) {
-    s = read_result(path);
-    summarise_cache(s, *model.model);
-  } else {
-    s = measure_preset(stage.name + "/windows", *model.model, *teacher_.model, data_,
-                       plan_.evaluate);
-    s.gate.reason = "the baseline: windows in the same layers, not trained";
-    s.shipped = false;
-    write_result(s, path);
-  }
-  say_text(
-      fmt::format("  baseline {}: {}, held-out reverse KL {:.4f}", s.name, s.map, s.reverse_kl));
-  baselines_[summary_.models.size()] = std::move(model);
-  summary_.models.push_back(s);
-}
-
 void Pipeline::add_curves(const StagePlan& stage, int64_t attempts) {
   for (const Phase& phase : stage.phases) {
     std::vector<fs::path> logs;
@@ -604,39 +529,6 @@ void Pipeline::add_curves(const StagePlan& stage, int64_t attempts) {
     if (!curve.loss.empty()) {
       summary_.curves.push_back(std::move(curve));
     }
-  }
-}
-
-// Speed last and side by side, so that every model meets the same machine.
-void Pipeline::measure_speed() {
-  say_text("\nmeasuring speed");
-  std::map<std::string, LoadedModel> loaded;  // by folder
-  std::vector<LoadedModel> views;
-  std::vector<Model*> models{teacher_.model.get()};
-  for (size_t i = 1; i < summary_.models.size(); ++i) {
-    if (const auto baseline = baselines_.find(i); baseline != baselines_.end()) {
-      models.push_back(baseline->second.model.get());
-      continue;
-    }
-    const std::string& dir = summary_.models[i].dir;
-    if (!loaded.contains(dir)) {
-      loaded[dir] = load_model(options_.folder / dir, load_on(options_.device, &teacher_));
-    }
-    Model* model = loaded[dir].model.get();
-    if (const auto preset = presets_.find(i); preset != presets_.end()) {
-      views.push_back(view_hybrid(*model, find_preset(model->spec(), preset->second, dir).active));
-      model = views.back().model.get();
-    }
-    models.push_back(model);
-  }
-  ThroughputConfig speed;
-  speed.contexts = speed_contexts(plan_.evaluate, teacher_.model->spec());
-  speed.batch = plan_.evaluate.speed_batch;
-  speed.repeats = plan_.evaluate.speed_repeats;
-  const StopAnywhere stop("every stage is kept");
-  const auto speeds = measure_throughput(models, speed);
-  for (size_t i = 0; i < models.size(); ++i) {
-    summary_.models[i].speed = speeds[i];
   }
 }
 
@@ -677,10 +569,10 @@ RunSummary Pipeline::run() {
     add_curves(stage, s.gate.attempts);
     summary_.models.push_back(s);
     if (stage.makes_supernet()) {
-      add_presets(stage, s);
+      variants_.add_presets(stage_folder(stage.name), s);
     }
     if (plan_.evaluate.baseline_window > 0) {
-      add_baseline(stage);
+      variants_.add_baseline(stage_folder(stage.name), stage.name);
     }
     if (!s.gate.passed && plan_.stop_at_failure && !stage.branch) {
       say_text(
@@ -689,7 +581,7 @@ RunSummary Pipeline::run() {
       break;
     }
   }
-  measure_speed();
+  variants_.measure_speed();
   summary_.seconds = now_seconds() - begin;
   folder_.expect_present();
   write_summary(summary_, options_.folder / "summary.json");

@@ -2,9 +2,9 @@
 //
 // A run folder holds plan.toml, inputs.json, teacher.json, stages/NAME/ (scores.json or search.json
 // and chosen.json, placement.json, attempt-K/{align,distill,sft}/, attempt-K/result.json, model/,
-// files.json, result.json, of a supernet preset-NAME.json), summary.json, report.html, frontier.svg
-// and .csv. Every one of them appears whole: a run that was killed goes on from what is there, and
-// refuses what is not as it was written.
+// files.json, result.json, of a supernet preset-NAME.json, baseline.json), summary.json,
+// report.html, frontier.svg and .csv. Every one of them appears whole: a run that was killed goes
+// on from what is there, and refuses what is not as it was written.
 #pragma once
 
 #include <filesystem>
