@@ -153,15 +153,7 @@ TEST_F(OnPolicyTest, SaysWhatIsWrong) {
 
 // A stage of a plan asks generated problems, the run's own data, and goes on in them.
 TEST_F(OnPolicyTest, IsAStageOfAPlan) {
-  testing::write_inputs(folder_.path(), R"(
-name = "tiny"
-[evaluate]
-held_out_documents = 4
-held_out_tokens = 320
-problems = 0
-contexts = [8]
-speed_repeats = 1
-[graft]
+  testing::write_inputs(folder_.path(), testing::kMeasuresLittle + R"([graft]
 mixer = "gated_delta_net"
 calibrate = 0
 [place]

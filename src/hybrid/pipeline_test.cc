@@ -24,21 +24,14 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 using testing::error_of;
+using testing::kMeasuresLittle;
 using testing::run;
 using testing::weights_in;
 using testing::write_inputs;
 
 TEST(Pipeline, ACalibratedStartIsAPhaseBeforeTheOthers) {
   const TestFolder folder;
-  write_inputs(folder.path(), R"(
-name = "tiny"
-[evaluate]
-held_out_documents = 4
-held_out_tokens = 320
-problems = 0
-contexts = [8]
-speed_repeats = 1
-[graft]
+  write_inputs(folder.path(), kMeasuresLittle + R"([graft]
 mixer = "mamba2"
 calibrate = 4
 fit = 2
@@ -125,15 +118,7 @@ TEST(Pipeline, GoesThroughItsStagesAndSaysWhatBecameOfEach) {
 
 TEST(Pipeline, ABaselineWithoutTrainingStandsBesideAStage) {
   const TestFolder folder;
-  write_inputs(folder.path(), R"(
-name = "tiny"
-[evaluate]
-held_out_documents = 4
-held_out_tokens = 320
-problems = 0
-contexts = [8]
-speed_repeats = 1
-baseline_window = 5
+  write_inputs(folder.path(), kMeasuresLittle + R"(baseline_window = 5
 baseline_sinks = 1
 [graft]
 mixer = "gated_delta_net"

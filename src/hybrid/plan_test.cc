@@ -7,6 +7,7 @@
 #include "base/test_folder.h"
 #include "base/testing.h"
 #include "base/text.h"
+#include "hybrid/testing.h"
 #include "train/testing.h"
 
 namespace cambium {
@@ -18,17 +19,13 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::ThrowsMessage;
 
+using testing::read_plan;
+
 constexpr const char* kStages = "[[stage]]\nlayers = 1\n[[stage]]\nname = \"all\"\nlayers = 3\n";
 
-HybridPlan read(const std::string& text, const std::vector<std::string>& set = {},
-                const std::string& teacher = "") {
-  const TestFolder folder;
-  write_file_atomically(folder.at("p.toml"), text);
-  return read_hybrid_plan(folder.at("p.toml"), teacher, set);
-}
-
 std::string error_of(const std::string& text, const std::vector<std::string>& set = {}) {
-  return testing::message_of([&] { check_plan(read(text, set, "t"), testing::tiny_attention(4)); });
+  return testing::message_of(
+      [&] { check_plan(read_plan(text, set, "t"), testing::tiny_attention(4)); });
 }
 
 const TrainConfig& config(const StagePlan& stage, const char* phase) {
@@ -37,16 +34,11 @@ const TrainConfig& config(const StagePlan& stage, const char* phase) {
 
 // Phases with documents of their own, attention frozen in them; what stands nowhere is an error.
 TEST(HybridPlan, APhaseMayHaveItsOwnDocuments) {
-  const TestFolder folder;
   const std::string text =
       "teacher = \"t\"\n[graft]\nmixer = \"gated_delta_net\"\n[place]\nmethod = \"uniform\"\n"
       "[[stage]]\nname = \"text\"\nlayers = 2\ndistill = {steps = 3}\n"
       "[[stage]]\nname = \"traces\"\nlayers = 2\nfrom = \"text\"\n"
       "distill = {steps = 2, data = \"traces.jsonl\", freeze_attention = true}\n";
-  const auto read_plan = [&](const std::string& plan) {
-    write_file_atomically(folder.at("p.toml"), plan);
-    return read_hybrid_plan(folder.at("p.toml"), "", {});
-  };
   const HybridPlan plan = read_plan(text);
   EXPECT_EQ(plan.stages[0].phases.at(0).data, "");
   EXPECT_EQ(plan.stages[1].phases.at(0).data, "traces.jsonl");
@@ -63,7 +55,7 @@ TEST(HybridPlan, APhaseMayHaveItsOwnDocuments) {
 }
 
 TEST(HybridPlan, HasDefaultsForAllButTeacherAndStages) {
-  const HybridPlan plan = read(std::string("teacher = \"dir\"\n") + kStages);
+  const HybridPlan plan = read_plan(std::string("teacher = \"dir\"\n") + kStages);
   EXPECT_EQ(plan.name, "p");
   EXPECT_EQ(plan.teacher, "dir");
   EXPECT_TRUE(plan.stop_at_failure);
@@ -74,11 +66,11 @@ TEST(HybridPlan, HasDefaultsForAllButTeacherAndStages) {
   EXPECT_EQ(plan.stages[0].place.method, "leave-mixer-out");
   ASSERT_EQ(plan.stages[0].phases.size(), 1);  // of the calibrated start
   EXPECT_EQ(plan.stages[0].phases[0].name, "fit");
-  EXPECT_EQ(read(kStages, {}, "other").teacher, "other");
+  EXPECT_EQ(read_plan(kStages, {}, "other").teacher, "other");
 }
 
 TEST(HybridPlan, StagesTakeTheirDefaultsFromThePlan) {
-  const HybridPlan plan = read(R"(
+  const HybridPlan plan = read_plan(R"(
 [graft]
 mixer = "gated_delta_net"
 [gate]
@@ -105,7 +97,7 @@ place = {method = "mmr", probe = {steps = 3}}
 place = {method = "list", list = [0, 3]}
 sft = {steps = 4}
 )",
-                               {}, "t");
+                                    {}, "t");
   ASSERT_EQ(plan.stages.size(), 3);
   const StagePlan& a = plan.stages[0];
   const StagePlan& b = plan.stages[1];
@@ -153,13 +145,13 @@ TEST(HybridPlan, AStartIsCalibratedWhereItCanBe) {
               {"mixer = \"sliding_window\"", 0, 0}};
   for (const auto& row : rows) {
     const HybridPlan plan =
-        read(std::string("[graft]\n") + row.graft + "\n[[stage]]\nlayers = 1\n", {}, "t");
+        read_plan(std::string("[graft]\n") + row.graft + "\n[[stage]]\nlayers = 1\n", {}, "t");
     const StagePlan& stage = plan.stages[0];
     EXPECT_EQ(stage.graft.calibrate, row.documents) << row.graft;
     EXPECT_EQ(stage.phase("fit") == nullptr ? 0 : config(stage, "fit").steps, row.fit) << row.graft;
   }
   // A stage's own word holds for that stage.
-  const HybridPlan plan = read(
+  const HybridPlan plan = read_plan(
       "[graft]\nmixer = \"gated_delta_net\"\n[[stage]]\nlayers = 1\n[[stage]]\nlayers = 2\n"
       "graft = {calibrate = 0}\n",
       {}, "t");
@@ -169,7 +161,7 @@ TEST(HybridPlan, AStartIsCalibratedWhereItCanBe) {
 
 // What `place` and `score` know on the command line, as keys.
 TEST(HybridPlan, AStagePlacesAsTheCommandsDo) {
-  const HybridPlan plan = read(R"(
+  const HybridPlan plan = read_plan(R"(
 [graft]
 mixer = "gated_delta_net"
 [evaluate]
@@ -202,7 +194,7 @@ name = "on"
 from = "both"
 distill = {steps = 2, sequence_length = 100}
 )",
-                               {}, "t");
+                                    {}, "t");
   const ModelSpec teacher = testing::tiny_attention(4);
   check_plan(plan, teacher);
   const TrainConfig& probe = plan.stages[0].place.probe;
@@ -240,41 +232,9 @@ distill = {steps = 2, sequence_length = 100}
   EXPECT_THAT(missing, ::testing::Contains("traces.jsonl (stage restore: place.data)"));
 }
 
-// A dry run counts what answers to learn from take, and what logits do that are to be stored.
-TEST(HybridPlan, CountsSamplingAndStoredLogits) {
-  const TestFolder folder;
-  const std::string file = folder.at("x.logits");
-  const HybridPlan plan = read(fmt::format(R"(
-[graft]
-mixer = "sliding_window"
-window = 8
-[distill]
-steps = 10
-sequence_length = 100
-logits = {{file = "{}", top_k = 4, documents = 20}}
-[[stage]]
-layers = 1
-[[stage]]
-layers = 2
-on_policy = {{steps = 5, sequence_length = 40, batch = 8}}
-)",
-                                           file),
-                               {}, "t");
-  const ModelSpec teacher = testing::tiny_attention(4);
-  const std::string text = describe_plan(plan, teacher, 1e9);
-  // 20 documents of 100 tokens; ids of 24 tokens have 5 bits.
-  EXPECT_THAT(text, HasSubstr("x.logits: 13 bytes a token; at most 2.0K tokens, 25.4 KiB on disk"));
-  EXPECT_THAT(text, HasSubstr("x.logits: 13 bytes a token; made before"));
-  EXPECT_THAT(text, HasSubstr("sample   at most 200 tokens of prompts and answers"));
-  EXPECT_THAT(text, HasSubstr("about 25 decode steps"));
-  EXPECT_THAT(text, HasSubstr("each of which reads 32.1 KiB of weights"));
-  write_file_atomically(file, "there");
-  EXPECT_THAT(describe_plan(plan, teacher, 1e9), HasSubstr("13 bytes a token; it is there"));
-}
-
 TEST(HybridPlan, SetChangesOneKeyAndTheTextKeepsIt) {
   const HybridPlan plan =
-      read(kStages, {"name=\"x\"", "distill.steps=7", "gate.max_reverse_kl=0.25"}, "t");
+      read_plan(kStages, {"name=\"x\"", "distill.steps=7", "gate.max_reverse_kl=0.25"}, "t");
   EXPECT_EQ(plan.name, "x");
   EXPECT_EQ(config(plan.stages[1], "distill").steps, 7);
   EXPECT_EQ(plan.stages[0].gate.max_reverse_kl, 0.25);
@@ -463,7 +423,7 @@ TEST(HybridPlan, WhatTheTeacherHasNotIsSaid) {
   const std::string fixtures = std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/";
   const auto error_with = [&](const std::string& family, const std::vector<std::string>& set) {
     const ModelSpec teacher = read_spec(fixtures + family);
-    return testing::message_of([&] { check_plan(read(text, set, "t"), teacher); });
+    return testing::message_of([&] { check_plan(read_plan(text, set, "t"), teacher); });
   };
   EXPECT_EQ(error_with("qwen3_moe", {"distill.router.balance=0.01"}), "no error");
   EXPECT_THAT(error_with("qwen3_moe", {"distill.router.bias_rate=0.01"}),
@@ -481,7 +441,7 @@ layers = 1
 )";
   for (const char* family : {"deepseek_v3", "falcon_h1"}) {
     const ModelSpec teacher = read_spec(fixtures + family);
-    const HybridPlan plan = read(supernet, {}, "t");
+    const HybridPlan plan = read_plan(supernet, {}, "t");
     EXPECT_EQ(testing::message_of([&] { check_plan(plan, teacher); }), "no error") << family;
     EXPECT_THAT(describe_plan(plan, teacher, 1e12),
                 HasSubstr("1 of " + std::to_string(teacher.layers.size())));
@@ -497,7 +457,7 @@ TEST(HybridPlan, OfASupernetOneMixerOfALayerRuns) {
   EXPECT_THAT(describe_plan(plan, teacher, 4e14),
               HasSubstr("48 of 48 layers (48 more) choose among attention, gated_delta_net, "
                         "kimi_delta, sliding_window"));
-  const HybridPlan small = read(R"(
+  const HybridPlan small = read_plan(R"(
 [graft]
 mixer = "sliding_window"
 window = 8
@@ -506,7 +466,7 @@ layers = 4
 graft = {beside = ["gated_delta_net"]}
 distill = {steps = 1, sequence_length = 100, train = "converted"}
 )",
-                                {}, "t");
+                                     {}, "t");
   // Of the 8208 parameters 4 x 768 are attention's, and as many the windows'. Each of three mixers
   // runs in a third of the steps; the new ones alone are trained.
   const ModelSpec tiny = testing::tiny_attention(4);
@@ -526,124 +486,14 @@ distill = {steps = 1, sequence_length = 100, train = "converted"}
   EXPECT_THAT(text, HasSubstr(fmt::format("{:.3g} FLOP", 100.0 * flops)));
 }
 
-TEST(HybridPlan, CountsWhatTrainingCosts) {
-  // 4 layers of 16 channels: q and o 16 x 16, k and v 8 x 16; feed-forward 3 x 24 x 16.
-  const HybridPlan plan = read(R"(
-[graft]
-mixer = "sliding_window"
-[distill]
-steps = 1
-sequence_length = 100
-[[stage]]
-layers = 2
-[[stage]]
-layers = 3
-distill = {train = "mixers"}
-)",
-                               {}, "t");
-  const std::string text = describe_plan(plan, testing::tiny_attention(4), 1e9);
-  // Norms 9 x 16, embedding 24 x 16 tied, 4 x (768 + 1152): 8208 parameters; 2 FLOPs each forward
-  // for the teacher, 2 for the student, 2 for the inputs and 2 for the weights' gradients; scores
-  // and values cost 2 x 16 channels x 100 tokens a layer and token, thrice: 4 layers of the
-  // teacher, forward and backward of the student's 2.
-  EXPECT_THAT(text, HasSubstr("8.2K parameters trained"));
-  EXPECT_THAT(text, HasSubstr(fmt::format("{:.3g} FLOP", 100.0 * (8 * 8208 + 3200 * (4 + 2 * 2)))));
-  // Mixers only: no weights' gradients for the rest.
-  EXPECT_THAT(text, HasSubstr("3.1K parameters trained"));
-  EXPECT_THAT(text, HasSubstr(fmt::format("{:.3g} FLOP",
-                                          100.0 * (6 * 8208 + 2 * 4 * 768 + 3200 * (4 + 2 * 1)))));
-}
-
-// A stage that converts nothing more aligns what is converted.
-TEST(HybridPlan, CountsWhatAnAlignmentTrains) {
-  const HybridPlan plan = read(R"(
-[graft]
-mixer = "sliding_window"
-[align]
-steps = 1
-sequence_length = 100
-[[stage]]
-name = "two"
-layers = 2
-[[stage]]
-name = "three"
-layers = 3
-[[stage]]
-name = "on"
-layers = 3
-from = "three"
-)",
-                               {}, "t");
-  const std::string text = describe_plan(plan, testing::tiny_attention(4), 1e9);
-  for (const auto& [stage, trained] :
-       {std::pair{"two", "1.5K"}, {"three", "768"}, {"on", "2.3K"}}) {
-    const std::string told = text.substr(text.find(fmt::format("stage {}:", stage)));
-    EXPECT_THAT(told.substr(0, told.find("FLOP")),
-                HasSubstr(fmt::format(" {} parameters trained", trained)))
-        << stage;
-  }
-}
-
-TEST(HybridPlan, SaysWhatADeviceHolds) {
-  const auto memory = [](const std::string& train, Device device) {
-    const HybridPlan plan = read("[graft]\nmixer = \"sliding_window\"\n[optimizer]\n" + train +
-                                     "\n[distill]\nsteps = 1\nsequence_length = 8\ntrain = "
-                                     "\"converted\"\n[[stage]]\nlayers = 2\n",
-                                 {}, "t");
-    ModelSpec teacher = testing::tiny_attention(64);
-    return describe_plan(plan, teacher, 1e9, device);
-  };
-  // 64 layers of q, k, v, o (768) and a feed-forward (1152), an embedding of 384, norms of 16;
-  // trained are two mixers.
-  const int64_t matrices = 64 * (768 + 1152) + 384;
-  const int64_t norms = 129 * 16;
-  const auto row = [](int64_t bytes, const char* kind) {
-    return fmt::format("{:>10}  {}\n", human_bytes(static_cast<uint64_t>(bytes)), kind);
-  };
-  const std::string on_cuda = memory("", Device::kCuda);
-  EXPECT_THAT(on_cuda, HasSubstr("'s distill:"));
-  EXPECT_THAT(on_cuda, HasSubstr(row(2 * matrices + 4 * norms, "teacher")));
-  EXPECT_THAT(on_cuda, HasSubstr(row(4 * 2 * 768, "trained weights")));
-  EXPECT_THAT(on_cuda, HasSubstr(row(4 * 2 * 768, "gradients")));
-  EXPECT_THAT(on_cuda, HasSubstr(row(8 * 2 * 768, "optimiser")));
-  EXPECT_THAT(on_cuda, Not(HasSubstr("frozen")));
-  EXPECT_THAT(memory("", Device::kCpu), HasSubstr(row(4 * (matrices + norms), "teacher")));
-  EXPECT_THAT(memory("state = \"bf16\"\noffload = true", Device::kCuda),
-              HasSubstr(row(4 * 2 * 768, "optimiser (the host's)")));
-}
-
-TEST(HybridPlan, ATeacherMayHaveMixersOfItsOwn) {
-  // Mamba of 16 channels in layers 0 and 2; a stage converts one of the two attentions.
-  const UnitSpec mamba = {
-      "mamba",
-      {{"inner", int64_t{16}}, {"xb", int64_t{8}}, {"state", int64_t{4}}, {"dt_rank", int64_t{2}}}};
-  const UnitSpec attention = testing::attention_mixer();
-  const ModelSpec teacher = testing::tiny_spec({mamba, attention, mamba, attention});
-  const HybridPlan plan = read(R"(
-[graft]
-mixer = "sliding_window"
-[distill]
-steps = 1
-sequence_length = 100
-train = "converted"
-[[stage]]
-layers = 1
-place = {method = "mmr", probe = {steps = 10}}
-)",
-                               {}, "t");
-  const std::string text = describe_plan(plan, teacher, 1e9);
-  EXPECT_THAT(text, HasSubstr("mmr: 2 probes of 10 steps"));
-  // The new window alone: q, k, v and o.
-  EXPECT_THAT(text, HasSubstr("768 parameters trained"));
-}
-
 TEST(HybridPlan, AChatTemplateThatWillBeAskedThroughIsTriedFirst) {
   const TestFolder folder;
   const std::string tokenizer = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher/tokenizer.json";
   std::filesystem::copy_file(tokenizer, folder.at("tokenizer.json"));
   const auto check = [&](const std::string& ask, const std::string& source) {
     write_file_atomically(folder.at("chat_template.jinja"), source);
-    HybridPlan plan = read("[evaluate]\nask = \"" + ask + "\"\n[[stage]]\nlayers = 1\n", {}, "t");
+    HybridPlan plan =
+        read_plan("[evaluate]\nask = \"" + ask + "\"\n[[stage]]\nlayers = 1\n", {}, "t");
     plan.teacher = folder.path();
     check_plan_inputs(plan);
   };
@@ -674,7 +524,7 @@ TEST(HybridPlan, NamesOfStagesAreNamesOfFolders) {
 }
 
 TEST(HybridPlan, AListForAllStagesIsTakenPieceByPiece) {
-  const HybridPlan plan = read(R"(
+  const HybridPlan plan = read_plan(R"(
 [place]
 method = "list"
 list = [3, 0, 2]
@@ -683,7 +533,7 @@ layers = 1
 [[stage]]
 layers = 3
 )",
-                               {}, "t");
+                                    {}, "t");
   EXPECT_THAT(plan.stages[0].list, ElementsAre(3));
   EXPECT_THAT(plan.stages[1].list, ElementsAre(0, 2));
   check_plan(plan, testing::tiny_attention(4));
@@ -695,7 +545,7 @@ layers = 3
 }
 
 TEST(HybridPlan, BranchesAndWhatLaterStagesGoOnFrom) {
-  const HybridPlan plan = read(R"(
+  const HybridPlan plan = read_plan(R"(
 [optimizer]
 beta2 = 0.5
 [distill]
@@ -716,7 +566,7 @@ merge = {with = ["a"]}
 name = "c"
 layers = 2
 )",
-                               {"seed=7"}, "t");
+                                    {"seed=7"}, "t");
   EXPECT_EQ(plan.stages[1].from, "a");
   EXPECT_EQ(plan.stages[2].from, "a");
   EXPECT_EQ(plan.layers_before(plan.stages[2]), 1);
@@ -738,7 +588,7 @@ TEST(HybridPlan, AHybridThatTheReleasedLayoutCannotSayIsPlannedInOurOwn) {
       "graft = {mixer = \"mamba\", faithful = true}\n[[stage]]\nname = \"all\"\nlayers = 3\n";
   const std::string source = CAMBIUM_SOURCE_DIR;
   for (const char* fixture : {"qwen3", "llama"}) {
-    const HybridPlan plan = read(text, {}, "t");
+    const HybridPlan plan = read_plan(text, {}, "t");
     const ModelSpec teacher = read_spec(source + "/tests/fixtures/" + fixture);
     check_plan(plan, teacher);
     const ModelSpec spec = convert_spec(teacher, teacher, {0, 1, 2}, plan.stages[0].graft);

@@ -9,8 +9,10 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/progress.h"
+#include "base/test_folder.h"
 #include "base/testing.h"
 #include "hybrid/pipeline.h"
+#include "hybrid/plan.h"
 #include "text/tokenizer_train.h"
 #include "train/testing.h"
 
@@ -57,6 +59,25 @@ layers = 3
 place = {method = "mmr", probe = {steps = 2, sequence_length = 320}}
 gate = {min_accuracy_kept = 0.5}
 )";
+
+/// The beginning of a plan that measures next to nothing; keys of [evaluate] may follow.
+inline const std::string kMeasuresLittle = R"(
+name = "tiny"
+[evaluate]
+held_out_documents = 4
+held_out_tokens = 320
+problems = 0
+contexts = [8]
+speed_repeats = 1
+)";
+
+/// The plan of this text.
+inline HybridPlan read_plan(const std::string& text, const std::vector<std::string>& set = {},
+                            const std::string& teacher = "") {
+  const TestFolder folder;
+  write_file_atomically(folder.at("p.toml"), text);
+  return read_hybrid_plan(folder.at("p.toml"), teacher, set);
+}
 
 // Writes the teacher with a tokenizer of its own to folder/teacher, and the plan.
 inline void write_inputs(const std::string& folder, const std::string& plan, Model& teacher) {

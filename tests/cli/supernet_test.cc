@@ -30,6 +30,14 @@ std::string told(const std::string& model) {
   return text.substr(0, text.find("prompt tokens"));
 }
 
+/// A supernet whose presets are the teacher, "exact", and eight layers of another mixer, "fast".
+std::string with_two_presets(const TestFolder& folder) {
+  done("convert " + teacher() + " -o " + folder.at("s") +
+       " --layers 1,2,3,4,5,6,7,8 --supernet --mixer gated_delta_net"
+       " --add-preset exact=attention --add-preset fast=gated_delta_net");
+  return folder.at("s");
+}
+
 TEST(Supernets, FromTheTeacherToAPlainHybrid) {
   const TestFolder folder;
   const std::string start = folder.at("start");
@@ -127,10 +135,7 @@ TEST(Supernets, AMixerJoins) {
 // turns, and nothing stays behind of the one before.
 TEST(Supernets, AChatSwitchesPresets) {
   const TestFolder folder;
-  const std::string super = folder.at("s");
-  done("convert " + teacher() + " -o " + super +
-       " --layers 1,2,3,4,5,6,7,8 --supernet --mixer gated_delta_net"
-       " --add-preset exact=attention --add-preset fast=gated_delta_net");
+  const std::string super = with_two_presets(folder);
   const auto says = [&](const std::string& options, const std::string& lines, int status = 0) {
     write_file_atomically(folder.at("lines"), lines);
     const Outcome outcome = cambium(
@@ -162,10 +167,7 @@ TEST(Supernets, AChatSwitchesPresets) {
 // Lines of a file may name presets: each is answered as if there were no others.
 TEST(Supernets, AFileOfPromptsSwitchesPresets) {
   const TestFolder folder;
-  const std::string super = folder.at("s");
-  done("convert " + teacher() + " -o " + super +
-       " --layers 1,2,3,4,5,6,7,8 --supernet --mixer gated_delta_net"
-       " --add-preset exact=attention --add-preset fast=gated_delta_net");
+  const std::string super = with_two_presets(folder);
   const auto answers = [&](const std::string& options, const std::vector<const char*>& presets,
                            int status = 0) {
     std::string lines;
