@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
@@ -27,8 +29,10 @@ std::vector<std::string> lines_of(const std::string& text) {
   return out;
 }
 
-// A worked step "Tom: 12+7=19".
+// A worked step "Tom: 12+7=19", or with the owner of what it takes "Tom: 12+ Ida 7=19".
 struct Step {
+  std::string label;
+  std::string from;
   int64_t left = 0;
   char op = 0;
   int64_t right = 0;
@@ -42,6 +46,14 @@ Step parse_step(const std::string& line) {
   char* end = nullptr;
   step.left = std::strtoll(at, &end, 10);
   step.op = *end;
+  step.label = colon == std::string::npos ? "" : line.substr(0, colon);
+  if (end[1] == ' ') {
+    const char* name = end + 2;
+    const char* space = std::strchr(name, ' ');
+    EXPECT_NE(space, nullptr) << line;
+    step.from.assign(name, space);
+    end = const_cast<char*>(space);
+  }
   step.right = std::strtoll(end + 1, &end, 10);
   EXPECT_EQ(*end, '=') << line;
   step.result = std::strtoll(end + 1, &end, 10);
@@ -154,6 +166,45 @@ TEST(WordProblems, StepsAreTrueChainedAndWithinRange) {
       EXPECT_EQ(problem.question.back(), '?');
     }
   }
+}
+
+// The steps of both forms are the same but for the name, which is that of an owner who had the
+// number.
+TEST(WordProblems, NamedOperandsAreTheirOwners) {
+  ProblemSpec plain;
+  plain.word = {.min_steps = 2, .max_steps = 8, .lookback = 4.0, .max_value = 99};
+  ProblemSpec spec = plain;
+  spec.word.name_operands = true;
+  int computed = 0;
+  int given = 0;
+  for (uint64_t index = 0; index < 400; ++index) {
+    const Problem problem = make_problem(spec, Split::kTrain, 3, index);
+    const Problem same = make_problem(plain, Split::kTrain, 3, index);
+    SCOPED_TRACE(problem.question + "\n" + problem.answer);
+    ASSERT_EQ(problem.question, same.question);
+    const std::vector<std::string> lines = lines_of(problem.answer);
+    const std::vector<std::string> unnamed = lines_of(same.answer);
+    ASSERT_EQ(lines.size(), unnamed.size());
+    std::map<std::string, int64_t> value;
+    for (size_t i = 0; i + 1 < lines.size(); ++i) {
+      const Step step = parse_step(lines[i]);
+      EXPECT_TRUE(parse_step(unnamed[i]).from.empty());
+      std::string without = lines[i];
+      if (!step.from.empty()) {
+        without.erase(without.find(" " + step.from + " "), step.from.size() + 2);
+        EXPECT_NE(problem.question.find(step.from), std::string::npos);
+        const auto known = value.find(step.from);
+        if (known != value.end()) {
+          EXPECT_EQ(step.right, known->second);
+        }
+        (known != value.end() ? computed : given) += 1;
+      }
+      EXPECT_EQ(without, unnamed[i]);
+      value[step.label] = step.result;
+    }
+  }
+  EXPECT_GT(computed, 100);
+  EXPECT_GT(given, 100);
 }
 
 TEST(WordProblems, EveryStepNumberOccursAndDistractorsAppear) {
