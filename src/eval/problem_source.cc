@@ -19,6 +19,9 @@ std::string describe_problems(const ProblemSpec& s) {
   if (s.word.name_operands) {
     out += ", operands named";
   }
+  if (s.word.name_results) {
+    out += ", results named";
+  }
   return out;
 }
 
@@ -73,6 +76,7 @@ void visit_fields(ProblemSpec& spec, FieldVisitor& visit) {
     visit({"lookback", "how often a step needs more than the result before it"}, w.lookback,
           reals_from(0.0, kMostLookback));
     visit({"name_operands", "steps name the owner whose quantity they take"}, w.name_operands);
+    visit({"name_results", "steps name the owner of what they find"}, w.name_results);
     visit({"max_number", "largest number in the text"}, w.max_number, ints_from(0));
     visit({"max_value", "largest result of a step"}, w.max_value, ints_from(0));
     visit({"max_factor", "largest factor"}, w.max_factor, ints_from(0));

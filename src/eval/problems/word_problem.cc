@@ -216,8 +216,13 @@ std::optional<Move> Story::choose(const std::vector<Option>& options) {
 /// One worked step; `from` is whose quantity the right operand is, where it is an owner's.
 void Story::compute(const std::string& label, int64_t left, char op, int64_t right, int64_t result,
                     const Owner* from) {
-  const std::string whose = from && spec_.name_operands ? " " + from->label + " " : "";
-  steps_.push_back(label + ": " + number(left) + op + whose + number(right) + "=" + number(result));
+  const auto named = [&](const std::string& name, int64_t n) {
+    return " " + name + " " + number(n);
+  };
+  const bool name_from = from != nullptr && spec_.name_operands;
+  steps_.push_back(label + ": " + number(left) + op +
+                   (name_from ? named(from->label, right) : number(right)) + "=" +
+                   (spec_.name_results ? named(label, result) : number(result)));
   content_ += op + number(right) + ";";
   result_ = result;
 }
