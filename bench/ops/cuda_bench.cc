@@ -4,8 +4,8 @@
 // queued behind copies that keep the device busy meanwhile, so that the host's part is not in it
 // (it has a column of its own). Calls take turns among inputs that no cache holds together.
 // Arguments: names of sections (matmul, attention, narrow, recurrence, scan, pointwise, loss,
-// latent, experts), --quick (few repeats, no extremes), --json FILE. Without a CUDA device it says
-// so and ends.
+// latent, experts, chosen), --quick (few repeats, no extremes), --json FILE. Without a CUDA device
+// it says so and ends.
 #include <array>
 #include <cstdio>
 #include <numeric>
@@ -75,11 +75,11 @@ struct Section {
   const char* name;
   void (*run)(Bench&);
 };
-constexpr Section kSections[] = {{"matmul", matmul_section},  {"attention", attention_section},
-                                 {"narrow", narrow_section},  {"recurrence", recurrence_section},
-                                 {"scan", scan_section},      {"pointwise", pointwise_section},
-                                 {"loss", loss_section},      {"latent", latent_section},
-                                 {"experts", experts_section}};
+constexpr Section kSections[] = {{"matmul", matmul_section},   {"attention", attention_section},
+                                 {"narrow", narrow_section},   {"recurrence", recurrence_section},
+                                 {"scan", scan_section},       {"pointwise", pointwise_section},
+                                 {"loss", loss_section},       {"latent", latent_section},
+                                 {"experts", experts_section}, {"chosen", chosen_section}};
 
 struct Options {
   std::vector<std::string> sections;  // empty: all
@@ -100,7 +100,7 @@ Options parse(int argc, char** argv) {
       expect(std::any_of(std::begin(kSections), std::end(kSections),
                          [&](const Section& s) { return argument == s.name; }),
              "expected matmul, attention, narrow, recurrence, scan, pointwise, loss, latent, "
-             "experts, --quick or --json FILE, got {}",
+             "experts, chosen, --quick or --json FILE, got {}",
              argument);
       options.sections.push_back(argument);
     }

@@ -129,7 +129,7 @@ void choice_decode(Bench& bench, int64_t batch, int64_t context) {
     Work work = least(static_cast<double>(batch * context * 2 * kIndexDim),
                       2.0 * static_cast<double>(batch * context * kIndexHeads * kIndexDim));
     work.call = [=, &s, &packed](int64_t) {
-      choose_tokens(s.ctx, q, k, weight, packed.view(), kBudget, &to);
+      choose_tokens(s.ctx, q, k, weight, packed.view(), {.top = kBudget}, &to);
       (void)pages;
     };
     return work;

@@ -13,5 +13,6 @@ void pointwise_section(Bench& bench);  // cuda_elements.cc
 void loss_section(Bench& bench);
 void latent_section(Bench& bench);  // cuda_latent.cc
 void experts_section(Bench& bench);
+void chosen_section(Bench& bench);  // cuda_chosen.cc
 
 }  // namespace cambium

@@ -4,6 +4,7 @@
 
 #include "ops/activation/activation_kernels.h"
 #include "ops/attention/attention_kernels.h"
+#include "ops/chosen_attention/chosen_attention_kernels.h"
 #include "ops/conv/conv_kernels.h"
 #include "ops/embedding/embedding_kernels.h"
 #include "ops/experts/experts_kernels.h"
@@ -117,6 +118,22 @@ OpWork describe(const AttentionWrite<T>& a) {
           {bytes_of(keys.rows, values.rows) + written(keys) + written(values), 0.0}};
 }
 
+/// Of all tokens of segment s. What is chosen may be anything before: at least once each, at most
+/// all of them.
+struct ChosenKeys {
+  double looks = 0.0;
+  double read = 0.0;
+};
+ChosenKeys chosen_keys(const AttentionShape& shape, const ChosenTokens& chosen, int64_t s) {
+  const int64_t position = shape.first_position(s);
+  ChosenKeys keys;
+  for (int64_t i = 0; i < shape.length(s); ++i) {
+    keys.looks += static_cast<double>(chosen.count(position + i));
+  }
+  keys.read = std::min(keys.looks, product({position + shape.length(s)}));
+  return keys;
+}
+
 template <class T>
 OpWork describe(const LatentAttention<T>& a) {
   const AttentionShape& shape = a.shape;
@@ -125,16 +142,26 @@ OpWork describe(const LatentAttention<T>& a) {
       fmt::format("{}, {} heads on latents of {} + {}", segments_shape(shape, shape.segments),
                   shape.heads, shape.value_dim, shape.head_dim - shape.value_dim);
   work.cost.bytes = bytes_of(a.q, a.y);
-  const int64_t key = a.latent.bytes() + a.rope_key.bytes();
   for (int64_t s = 0; s < shape.segments; ++s) {
-    const int64_t position = shape.first_position(s);
-    double keys = 0.0;  // of all tokens
-    for (int64_t i = 0; i < shape.length(s); ++i) {
-      keys += static_cast<double>(a.chosen.count(position + i));
-    }
-    // What is chosen may be anything before: at least once each, at most all of them.
-    work.cost.bytes += std::min(keys, product({position + shape.length(s)})) * product({key});
-    work.cost.flops += 2.0 * product({shape.heads, shape.head_dim + shape.value_dim}) * keys;
+    const ChosenKeys keys = chosen_keys(shape, a.chosen, s);
+    work.cost.bytes += keys.read * product({a.latent.bytes() + a.rope_key.bytes()});
+    work.cost.flops += 2.0 * product({shape.heads, shape.head_dim + shape.value_dim}) * keys.looks;
+  }
+  return work;
+}
+
+template <class T>
+OpWork describe(const ChosenAttention<T>& a) {
+  const AttentionShape& shape = a.shape;
+  OpWork work;
+  work.shape =
+      fmt::format("{}, {}/{} heads of {}, {} pieces of {}", segments_shape(shape, shape.segments),
+                  shape.heads, shape.kv_heads, shape.head_dim, a.chosen.budget, a.chosen.size);
+  work.cost.bytes = bytes_of(a.q, a.y);
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    const ChosenKeys keys = chosen_keys(shape, a.chosen, s);
+    work.cost.bytes += keys.read * product({a.k.bytes() + a.v.bytes()});
+    work.cost.flops += 2.0 * product({shape.heads, shape.head_dim + shape.value_dim}) * keys.looks;
   }
   return work;
 }
@@ -144,7 +171,10 @@ OpWork describe(const ChooseTokens<T>& a) {
   const AttentionShape& shape = a.shape;
   OpWork work;
   work.shape = fmt::format("{}, {} heads of {} choose {}", segments_shape(shape, shape.segments),
-                           shape.heads, shape.head_dim, a.budget);
+                           shape.heads, shape.head_dim, a.top());
+  if (a.chosen.size > 1) {
+    work.shape += fmt::format(" of {}", a.chosen.size);
+  }
   work.cost.bytes = bytes_of(a.q, a.weight);
   for (int64_t s = 0; s < shape.segments; ++s) {
     const int64_t position = shape.first_position(s);
@@ -435,8 +465,8 @@ OpWork work_of(const OpCall& call) {
                   AttentionWrite, Ropes, Pointwise, Activate, Xielu, SoftCap, ShortConv, Recurrence,
                   RecurrentStep, SelectiveScan, ScanStep, Route, Dispatch, ExpertsMatmul,
                   ExpertsHidden, Combine, ClampedSwiglu, Sigmoid, PerHead, AddScaled, ScaleBlocks,
-                  RepeatHeads, MixHeads, Embedding, SampleRows, LatentAttention, ChooseTokens,
-                  JoinHeads, HeadMatmul, TurnedWrite>(call);
+                  RepeatHeads, MixHeads, Embedding, SampleRows, LatentAttention, ChosenAttention,
+                  ChooseTokens, JoinHeads, HeadMatmul, TurnedWrite>(call);
 }
 
 }  // namespace cambium

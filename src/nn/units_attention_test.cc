@@ -23,6 +23,11 @@ std::vector<testing::UnitCase> testing::attention_cases() {
                           {"value_dim", int64_t{4}}};
   auto normed = plain;
   normed.insert({{"q_norm.weight", {6}}, {"k_norm.weight", {6}}});
+  auto indexed = normed;
+  indexed.insert({{"indexer.q_proj.weight", {16, 12}},
+                  {"indexer.k_proj.weight", {8, 12}},
+                  {"indexer.q_norm.weight", {8}},
+                  {"indexer.k_norm.weight", {8}}});
   auto normed_width = plain;
   normed_width.insert({{"q_norm.weight", {24}},
                        {"q_norm.bias", {24}},
@@ -99,6 +104,48 @@ std::vector<testing::UnitCase> testing::attention_cases() {
         {"indexer.weights_proj.weight", {2, 12}},
         {"gate_proj.weight", {3, 12}},
         {"o_proj.weight", {12, 12}}}},
+      {"latent attention with pools of an index",
+       {"latent_attention", with(latent, {{"q_rank", int64_t{10}},
+                                          {"index_heads", int64_t{2}},
+                                          {"index_dim", int64_t{7}},
+                                          {"index_of", "pools"},
+                                          {"index_top", int64_t{2}},
+                                          {"index_size", int64_t{3}}})},
+       {{"q_a_proj.weight", {10, 12}},
+        {"q_a_norm.weight", {10}},
+        {"q_b_proj.weight", {33, 10}},
+        {"kv_a_proj.weight", {14, 12}},
+        {"kv_a_norm.weight", {8}},
+        {"kv_b_proj.weight", {27, 8}},
+        {"indexer.q_proj.weight", {14, 10}},
+        {"indexer.k_proj.weight", {7, 12}},
+        {"indexer.k_norm.weight", {7}},
+        {"indexer.k_norm.bias", {7}},
+        {"indexer.weights_proj.weight", {2, 12}},
+        {"o_proj.weight", {12, 12}}}},
+      {"attention to blocks that an index chooses",
+       {"attention", with(attention, {{"qk_norm_eps", 1e-5},
+                                      {"index_heads", int64_t{2}},
+                                      {"index_dim", int64_t{8}},
+                                      {"index_top", int64_t{3}},
+                                      {"index_size", int64_t{4}},
+                                      {"index_local", int64_t{2}}})},
+       indexed},
+      {"attention to tokens that an index chooses",
+       {"attention", with(attention, {{"qk_norm_eps", 1e-5},
+                                      {"index_heads", int64_t{2}},
+                                      {"index_dim", int64_t{8}},
+                                      {"index_of", "tokens"},
+                                      {"index_top", int64_t{5}}})},
+       indexed},
+      {"attention to pools that an index chooses",
+       {"attention", with(attention, {{"qk_norm_eps", 1e-5},
+                                      {"index_heads", int64_t{2}},
+                                      {"index_dim", int64_t{8}},
+                                      {"index_of", "pools"},
+                                      {"index_top", int64_t{2}},
+                                      {"index_size", int64_t{4}}})},
+       indexed},
       {"sliding window on latents",
        {"sliding_window", with(latent, {{"window", int64_t{5}}})},
        {{"q_proj.weight", {33, 12}},
@@ -195,6 +242,32 @@ TEST(Units, LatentAttentionKeepsItsLatentAndSaysWhatItCannotBe) {
   EXPECT_EQ(
       error({{"index_heads", int64_t{2}}, {"index_dim", int64_t{4}}, {"index_top", int64_t{5}}}),
       "latent_attention: the index of keys reads the query's latent; give q_rank");
+}
+
+TEST(AttentionIndexErrors, NameWhatCame) {
+  const Options options = {{"heads", int64_t{4}},     {"kv_heads", int64_t{2}},
+                           {"head_dim", int64_t{4}},  {"index_heads", int64_t{2}},
+                           {"index_dim", int64_t{4}}, {"index_top", int64_t{3}},
+                           {"index_size", int64_t{8}}};
+  EXPECT_EQ(make_unit({"attention", options}, kWidth)->state_layout().bytes_per_token(),
+            (2 * 2 * 4 + 4) * 4);
+  const auto error = [&](std::initializer_list<std::pair<std::string, OptionValue>> more) {
+    return testing::error_of([&] { make_unit({"attention", with(options, more)}, kWidth); });
+  };
+  EXPECT_EQ(error({{"index_heads", int64_t{4}}}),
+            "attention: expected an index_heads for each of kv_heads=2, whose keys it chooses, got "
+            "4");
+  EXPECT_EQ(error({{"index_of", "pages"}}),
+            "attention: expected index_of to be tokens, blocks or pools, got 'pages'");
+  EXPECT_EQ(error({{"index_of", "tokens"}}),
+            "attention: index_size is of blocks and pools, and tokens are chosen; give index_of");
+  EXPECT_EQ(error({{"index_of", "pools"}, {"index_local", int64_t{1}}}),
+            "attention: index_local is of blocks, and pools are chosen; leave it out");
+  EXPECT_EQ(error({{"index_local", int64_t{4}}}),
+            "attention: expected index_local of at most index_top=3, got 4");
+  EXPECT_EQ(error({{"window", int64_t{5}}}),
+            "attention: expected no window, softcap or sink_logits beside an index, which chooses "
+            "what is looked at");
 }
 
 }  // namespace

@@ -44,13 +44,18 @@ ModelSpec spec_of(const std::vector<std::string>& kinds) {
                  {"value_dim", int64_t{64}}};
     } else if (kind == "kimi_delta") {
       options = {{"heads", int64_t{4}}, {"head_dim", int64_t{64}}, {"conv", int64_t{4}}};
+    } else if (kind == "blocks") {
+      options.set("index_heads", int64_t{2});
+      options.set("index_dim", int64_t{128});
+      options.set("index_top", int64_t{3});
+      options.set("index_size", int64_t{64});
     } else if (kind == "parallel") {
       options.set("window", int64_t{40});
       options.set("recurrent", "lightning");
       options.set("recurrent.heads", int64_t{4});
       options.set("recurrent.head_dim", int64_t{64});
     }
-    spec.layers.push_back(decoder_layer({kind, options}, 320));
+    spec.layers.push_back(decoder_layer({kind == "blocks" ? "attention" : kind, options}, 320));
   }
   return spec;
 }
@@ -298,7 +303,8 @@ std::vector<Family> families() {
            {"mamba2", {"mamba2", "attention"}},
            {"gated_delta_net", {"gated_delta_net", "attention"}},
            {"kimi_delta", {"kimi_delta", "attention"}},
-           {"parallel", {"parallel", "attention"}}}) {
+           {"parallel", {"parallel", "attention"}},
+           {"blocks", {"blocks", "attention"}}}) {
     rows.push_back({name, kinds, MatrixStorage::kF32, Device::kCpu});
     rows.push_back({name, kinds, MatrixStorage::kF32, Device::kCuda});
     rows.push_back({name, kinds, MatrixStorage::kBF16, Device::kCuda});

@@ -153,6 +153,7 @@ CONVERTED = {
     "convert beside mamba2, window": ("falcon_h1", ["--mixer", "sliding_window", "--window", 12]),
     "convert xielu": ("apertus", ["--mixer", "gated_delta_net"]),
     "convert some of indexed latents": ("deepseek_v32", ["--mixer", "gated_delta_net"]),
+    "convert some of indexed blocks": ("minimax_m3", ["--mixer", "gated_delta_net"]),
     "convert yarn": ("llama_rope_yarn", ["--mixer", "gated_delta_net"]),
     "convert longrope": ("llama_rope_longrope", ["--mixer", "lightning"]),
 }
@@ -194,6 +195,12 @@ INDEXED = mixer("latent_attention", heads=4, q_rank=24, kv_rank=16, nope_dim=12,
                 index_dim=20, index_top=11, index_interleaved=False)
 INDEXED_TOO = mixer("latent_attention", heads=3, q_rank=20, kv_rank=16, nope_dim=12, rope_dim=16, value_dim=12,
                     index_heads=2, index_dim=16, index_top=30, index_interleaved=True)
+POOLED = mixer("latent_attention", heads=3, q_rank=20, kv_rank=16, nope_dim=12, rope_dim=16, value_dim=12,
+               index_heads=12, index_dim=16, index_of="pools", index_top=3, index_size=5)
+BLOCKS = mixer("attention", heads=6, kv_heads=2, head_dim=16, qk_norm="zero_centred", qk_norm_eps=1e-6, index_heads=2,
+               index_dim=20, index_top=4, index_size=7, index_local=2)
+POOLS = mixer("attention", heads=4, kv_heads=4, head_dim=16, index_heads=4, index_dim=16, index_of="pools", index_top=4,
+              index_size=6)
 MAMBA1 = mixer("mamba1", inner=64, state=8, dt_rank=4, norm_eps=1e-5)
 EXPERTS = mixer("experts", experts=8, top=3, inner=24, router="sigmoid", router_bias=True, groups=4, group_top=2,
                 renormalise=True, renormalise_eps=1e-20, scale=1.5, shared=32, shared_gate=True)
@@ -226,9 +233,12 @@ DESCRIBED = {
     },
     "latent attention": {"layers": [layer(u) for u in (LATENTS, GDN, UNTURNED, NEAR)], "rope_interleave": True},
     "an index of latents": {"layers": [layer(INDEXED), layer(GDN), layer(INDEXED_TOO)], "rope_interleave": True},
+    "indexes of blocks and pools": {"layers": [layer(BLOCKS), layer(POOLED), layer(GDN), layer(POOLS)]},
     "feed-forwards": {
         "layers": [branches(ATTENTION, u) for u in
-                   (mixer("feed_forward", inner=96, activation="xielu"), mixer("swiglu", inner=96, activation="gelu_tanh"), mixer("feed_forward", inner=96, activation="relu2"),
+                   (mixer("feed_forward", inner=96, activation="xielu"), mixer("swiglu", inner=96, activation="gelu_tanh"),
+                    mixer("swiglu", inner=96, activation="clamped_swiglu", limit=0.7),
+                    mixer("feed_forward", inner=96, activation="relu2"),
                     EXPERTS, CLAMPED, LATENT)],
     },
     "norms of outputs, more ropes": {

@@ -212,6 +212,22 @@ def minimax_m2(rng):
             "rotary_dim": 2 * rng.randint(1, dim // 2), "attn_type_list": None}
 
 
+def minimax_m3(rng):
+    keys, dim = heads(rng, multiple=4)
+    made = {**common(rng), **keys, **experts(rng, "num_local_experts"), "partial_rotary_factor": rng.choice((0.5, 1.0)),
+            "dense_intermediate_size": rng.choice((33, 70)), "shared_intermediate_size": rng.choice((10, 31)),
+            "routed_scaling_factor": rng.choice((1.0, 2.0)), "swiglu_limit": rng.choice((1.5, 7.0))}
+    made["rotary_dim"] = int(dim * made["partial_rotary_factor"])
+    top = rng.choice((2, 3, 5))
+    made["sparse_attention_config"] = {
+        "use_sparse_attention": True, "sparse_index_dim": made["rotary_dim"] + rng.choice((0, 6)),
+        "sparse_num_index_heads": keys["num_key_value_heads"], "sparse_topk_blocks": top,
+        "sparse_block_size": rng.choice((3, 8, 16)), "sparse_local_block": rng.randint(1, top),
+        "sparse_attention_freq": [rng.randint(0, 1) for _ in range(made["num_hidden_layers"])]}
+    made["moe_layer_freq"] = [rng.randint(0, 1) for _ in range(made["num_hidden_layers"])]
+    return made
+
+
 def minimax(rng):
     keys, _ = heads(rng)
     made = {**common(rng, (2, 3, 5)), **keys, **experts(rng, "num_local_experts")}
@@ -443,7 +459,7 @@ FAMILIES = {
     "qwen3_moe": (qwen3_moe, "qwen3_moe"), "mixtral": (mixtral, "mixtral"), "gemma2": (gemma2, "gemma2"),
     "gemma3_text": (gemma3, "gemma3"), "phi3": (phi3, "phi3"), "olmo2": (olmo2, "olmo2"), "olmo3": (olmo3, "olmo3"),
     "granite": (granite, "granite"), "smollm3": (smollm3, "smollm3"), "apertus": (apertus, "apertus"),
-    "minimax_m2": (minimax_m2, "minimax_m2"), "minimax": (minimax, "mixtral"), "gpt_oss": (gpt_oss, "gpt_oss"),
+    "minimax_m2": (minimax_m2, "minimax_m2"), "minimax_m3_vl_text": (minimax_m3, "minimax_m3"), "minimax": (minimax, "mixtral"), "gpt_oss": (gpt_oss, "gpt_oss"),
     "bamba": (bamba, "bamba"), "granitemoehybrid": (granite_hybrid, "granite_hybrid"),
     "falcon_h1": (falcon_h1, "falcon_h1"), "jamba": (jamba, "jamba"), "lfm2": (lfm2, "lfm2"),
     "lfm2_moe": (lfm2_moe, "lfm2_moe"), "nemotron_h": (nemotron_h, "nemotron_h_moe"),
@@ -506,12 +522,12 @@ def built(name, rng):
 
 
 @torch.no_grad()
-def reference_of(model, rng):
+def reference_of(model, rng, prompts=PROMPTS):
     """Logits of prompts, and what is likeliest to follow, by full passes: caches have faults of their own."""
     scaling = getattr(model.config, "rope_parameters", None) or {}
     follow = 0 if scaling.get("rope_type") == "dynamic" else GREEDY
     reference = {}
-    for k, n in enumerate(PROMPTS):
+    for k, n in enumerate(prompts):
         tokens = torch.tensor([rng.randrange(3, model.config.vocab_size) for _ in range(n)])
         reference[f"tokens.{k}"] = tokens
         reference[f"logits.{k}"] = logits_of(model, tokens).contiguous()

@@ -166,7 +166,8 @@ def lacking(folder):
 
 
 # What is refused, and what is said of it.
-NOT_HERE = dict.fromkeys(["an index of latents", "convert some of indexed latents"], "an index of latent_attention")
+NOT_HERE = dict.fromkeys(["an index of latents", "convert some of indexed latents", "indexes of blocks and pools",
+                          "convert some of indexed blocks"], "an index of what is attended to")
 
 
 def cases(program):

@@ -35,7 +35,7 @@ def expect_runnable(vllm_config):
     if not current_platform.is_cpu() and not vllm_config.model_config.enforce_eager:
         refuse("CUDA graphs", "enforce_eager=True: recurrences go by the lengths of a batch")
     if any(unit.get("options", {}).get("index_heads", 0) for unit in config.units()):
-        refuse("an index of latent_attention", "latents without one: its keys have no pages here")
+        refuse("an index of what is attended to", "attention without one: its keys have no pages here")
     longest = vllm_config.model_config.max_model_len
     ropes = [config.rope_parameters, *((r.get("rope_scaling") or {}) for r in config.more_ropes)]
     for rope in ropes:

@@ -46,6 +46,13 @@ TEST(AttentionFamilies, WhatIsWrittenReadsBack) {
       {"qwen3_next", [](Json& text) { text["output_gate_type"] = "swish"; }},
       {"gpt_oss", [](Json& text) { text.erase("layer_types"); }},
       {"gpt_oss", [](Json& text) { text["attention_bias"] = false; }},
+      {"minimax_m3", [](Json&) {}},
+      {"minimax_m3",
+       [](Json& text) {
+         text["moe_layer_freq"] = {0, 0, 0};
+       }},
+      {"minimax_m3", [](Json& text) { text.erase("sparse_attention_config"); }},
+      {"minimax_m3", [](Json& text) { text["sparse_attention_config"]["sparse_local_block"] = 3; }},
   };
   for (const Case& c : cases) {
     Json config = fixture(c.fixture);
@@ -88,6 +95,32 @@ TEST(AttentionFamilies, WhatIsNotKnownIsRefusedByName) {
   EXPECT_NE(message("ministral3", [](Json& c) { c["text_config"]["model_type"] = "gemma"; })
                 .find("expected a text_config of model_type ministral3 or mistral, got 'gemma'"),
             std::string::npos);
+  const auto m3 = [&](void (*change)(Json & text), const char* expected) {
+    Json config = fixture("minimax_m3");
+    change(config);
+    EXPECT_NE(error_of([&] { read_alone(config); }).find(expected), std::string::npos)
+        << error_of([&] { read_alone(config); });
+  };
+  m3([](Json& c) { c["sparse_attention_config"]["sparse_init_block"] = 1; },
+     "expected a sparse_attention_config with use_sparse_attention, sparse_init_block 0 and");
+  m3([](Json& c) { c["sparse_attention_config"]["sparse_num_index_heads"] = 4; },
+     "expected as many heads of the index as num_key_value_heads=2, got 4");
+  m3([](Json& c) { c["sparse_attention_config"]["sparse_index_dim"] = 6; },
+     "expected heads of the index with the 8 channels that turn, got 6");
+  m3(
+      [](Json& c) {
+        c["sparse_attention_config"]["sparse_attention_freq"] = {0, 1};
+      },
+      "expected the list 'sparse_attention_freq' of 3 numbers, one a layer");
+  m3(
+      [](Json& c) {
+        c["layer_types"] = {"full_attention", "sliding_attention", "full_attention"};
+      },
+      "expected minimax_m3_sparse or full_attention in layer_types, got 'sliding_attention'");
+  m3([](Json& c) { c["hidden_act"] = "gelu"; }, "expected hidden_act swigluoai, got 'gelu'");
+  m3([](Json& c) { c.erase("partial_rotary_factor"); },
+     "expected partial_rotary_factor beside rotary_dim, which transformers does not read");
+  m3([](Json& c) { c["use_gemma_norm"] = false; }, "expected swiglu_alpha 1.702, use_gemma_norm");
   ModelSpec spec = read_alone(fixture("qwen3_5"));
   spec.layers[1].mixer()->options.set("key_dim", int64_t{8});
   EXPECT_NE(error_of([&] {

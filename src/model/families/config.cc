@@ -58,12 +58,25 @@ struct Absent {
 };
 constexpr Absent kUsual{"", 1e4, 1e-6};
 constexpr Absent kAbsent[] = {
-    {"mixtral", 1e6, 1e-5},    {"gemma3_text", 1e6, 1e-6}, {"phi3", 1e4, 1e-5},
-    {"olmo2", 1e4, 1e-5},      {"olmo3", 5e5, 1e-5},       {"smollm3", 2e6, 1e-6},
-    {"bamba", 1e4, 1e-5},      {"lfm2", 1e6, 1e-5},        {"lfm2_moe", 1e6, 1e-5},
-    {"falcon_h1", 1e4, 1e-5},  {"minimax", 1e6, 1e-5},     {"minimax_m1", 1e6, 1e-5},
-    {"minimax_m2", 5e6, 1e-6}, {"gpt_oss", 1.5e5, 1e-5},   {"bailing_hybrid", 6e6, 1e-6},
-    {"apertus", 1.2e7, 1e-5},  {"ministral3", 1e4, 1e-5},  {"kimi_linear", 1e4, 1e-5},
+    {"mixtral", 1e6, 1e-5},
+    {"gemma3_text", 1e6, 1e-6},
+    {"phi3", 1e4, 1e-5},
+    {"olmo2", 1e4, 1e-5},
+    {"olmo3", 5e5, 1e-5},
+    {"smollm3", 2e6, 1e-6},
+    {"bamba", 1e4, 1e-5},
+    {"lfm2", 1e6, 1e-5},
+    {"lfm2_moe", 1e6, 1e-5},
+    {"falcon_h1", 1e4, 1e-5},
+    {"minimax", 1e6, 1e-5},
+    {"minimax_m1", 1e6, 1e-5},
+    {"minimax_m2", 5e6, 1e-6},
+    {"gpt_oss", 1.5e5, 1e-5},
+    {"bailing_hybrid", 6e6, 1e-6},
+    {"apertus", 1.2e7, 1e-5},
+    {"ministral3", 1e4, 1e-5},
+    {"kimi_linear", 1e4, 1e-5},
+    {"minimax_m3_vl_text", 5e6, 1e-6},
 };
 
 const Absent& absent_of(const Json& config) {

@@ -149,6 +149,36 @@ const Json kDeepseekV32 = [] {
   return config;
 }();
 
+const Json kMinimaxM3 = [] {
+  std::vector<int> from_the_fourth(60, 1);
+  std::fill_n(from_the_fourth.begin(), 3, 0);
+  Json text = {{"hidden_size", 6144},
+               {"num_hidden_layers", 60},
+               {"num_attention_heads", 64},
+               {"num_key_value_heads", 4},
+               {"head_dim", 128},
+               {"rotary_dim", 64},
+               {"partial_rotary_factor", 0.5},
+               {"intermediate_size", 3072},
+               {"dense_intermediate_size", 12288},
+               {"shared_intermediate_size", 3072},
+               {"num_local_experts", 128},
+               {"num_experts_per_tok", 4},
+               {"moe_layer_freq", from_the_fourth},
+               {"hidden_act", "swigluoai"},
+               {"vocab_size", 200064},
+               {"max_position_embeddings", 524288},
+               {"sparse_attention_config",
+                {{"use_sparse_attention", true},
+                 {"sparse_index_dim", 128},
+                 {"sparse_num_index_heads", 4},
+                 {"sparse_topk_blocks", 16},
+                 {"sparse_block_size", 128},
+                 {"sparse_local_block", 1},
+                 {"sparse_attention_freq", from_the_fourth}}}};
+  return Json{{"model_type", "minimax_m3_vl"}, {"text_config", std::move(text)}};
+}();
+
 const Json kKimi = {{"model_type", "kimi_linear"},
                     {"hidden_size", 2304},
                     {"num_hidden_layers", 27},
@@ -199,9 +229,10 @@ const Json kFalcon34b = {{"model_type", "falcon_h1"},
 // Sources of the counts. MiniMax-M1: total_size 912,210,767,872 bytes of bf16 in its
 // model.safetensors.index.json. DeepSeek-V3: 671B of its report (arXiv 2412.19437), without the
 // layer that predicts one token more; V3.2 adds the indexer, 13,959,424 a layer by its
-// inference/model.py. The others are added up by hand from the shapes of the tensors in their
-// checkpoints, and agree with the roundings of their model cards: Nemotron Nano 9B v2 8.89B,
-// Falcon-H1-34B 33.6B, Kimi-Linear-48B 49.1B, Qwen3-Next-80B (without MTP) 79.7B.
+// inference/model.py. MiniMax-M3: the parameters of transformers' class for its text. The others
+// are added up by hand from the shapes of the tensors in their checkpoints, and agree with the
+// roundings of their model cards: Nemotron Nano 9B v2 8.89B, Falcon-H1-34B 33.6B,
+// Kimi-Linear-48B 49.1B, Qwen3-Next-80B (without MTP) 79.7B.
 const std::vector<Published>& published() {
   static const std::vector<Published> table = {
       {"minimax_m1", kMinimax, 912210767872.0 / 2, "NNNNNNNANNNNNNNA", 10 * 2 * 8 * 128 * 2, ""},
@@ -211,6 +242,7 @@ const std::vector<Published>& published() {
       {"deepseek_v3", kDeepseekV3, 671.03e9, "LLLL", 61 * (512 + 64) * 2, ""},
       {"deepseek_v32", kDeepseekV32, 671.03e9 + 61 * 13959424.0, "LLLL", 61 * (512 + 64 + 128) * 2,
        ""},
+      {"minimax_m3", kMinimaxM3, 426174572928.0, "AAAA", (60 * 2 * 4 + 57) * 128 * 2, ""},
       {"kimi_linear_48b", kKimi, 49122681728.0, "KKKLKKKL", 7 * (512 + 64) * 2, ""},
       {"falcon_h1_34b", kFalcon34b, 33642516224.0, "(A2)(A2)", 72 * 2 * 4 * 128 * 2, ""}};
   return table;

@@ -14,6 +14,7 @@ std::vector<Family> apriel_h_families();
 std::vector<Family> apriel2_families();
 std::vector<Family> mamba_hybrid_families();
 std::vector<Family> expert_families();
+std::vector<Family> minimax_m3_families();
 std::vector<Family> qwen_hybrid_families();
 std::vector<Family> latent_families();
 std::vector<Family> mistral3_families();

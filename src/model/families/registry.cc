@@ -8,9 +8,9 @@ const std::vector<Family>& families() {
     std::vector<Family> all;
     for (const auto& of_file :
          {dense_families, gemma_families, olmo_families, dense_variant_families, apriel_h_families,
-          apriel2_families, mamba_hybrid_families, expert_families, qwen_hybrid_families,
-          latent_families, mistral3_families, gpt_oss_families, jamba_families, lfm2_families,
-          olmo_hybrid_families, cambium_families}) {
+          apriel2_families, mamba_hybrid_families, expert_families, minimax_m3_families,
+          qwen_hybrid_families, latent_families, mistral3_families, gpt_oss_families,
+          jamba_families, lfm2_families, olmo_hybrid_families, cambium_families}) {
       const std::vector<Family> some = of_file();
       all.insert(all.end(), some.begin(), some.end());
     }

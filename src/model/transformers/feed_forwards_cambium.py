@@ -27,6 +27,11 @@ ACTIVATIONS = {
 }
 
 
+def clamped_swiglu(gate, up, limit):
+    gate = gate.clamp(max=limit)
+    return (up.clamp(-limit, limit) + 1) * gate * torch.sigmoid(1.702 * gate)
+
+
 class FeedForward(nn.Module):
     """down(f(up x)), or gated: down(f(scale gate x) * up x). `names`: as transformers' decoders call
     the matrices."""
@@ -44,6 +49,9 @@ class FeedForward(nn.Module):
         if name == "xielu" and not gated:
             self.alpha_p, self.alpha_n = (nn.Parameter(torch.zeros(1)) for _ in range(2))
             self.act = lambda x: xielu(x, self.alpha_p, self.alpha_n)
+        elif name == "clamped_swiglu" and gated:
+            self.act = None
+            self.limit = options.get("limit", 7.0)
         elif name in ACTIVATIONS:
             self.act = ACTIVATIONS[name]
         else:
@@ -51,6 +59,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x, step, state):
         gate, up, down = (getattr(self, self.called[name], None) for name in ("gate", "up", "down"))
+        if self.act is None:
+            return down(clamped_swiglu(self.scale * gate(x), up(x), self.limit))
         return down(self.act(self.scale * gate(x)) * up(x) if self.gated else self.act(up(x)))
 
 
@@ -104,8 +114,7 @@ class Experts(nn.Module):
         if self.kind == "swiglu":
             return F.silu(matrices["gate"](x, *expert)) * up
         if self.kind == "clamped_swiglu":
-            gate = matrices["gate"](x, *expert).clamp(max=self.limit)
-            return (up.clamp(-self.limit, self.limit) + 1) * gate * torch.sigmoid(1.702 * gate)
+            return clamped_swiglu(matrices["gate"](x, *expert), up, self.limit)
         return ACTIVATIONS[self.kind](up)
 
     def route(self, x):

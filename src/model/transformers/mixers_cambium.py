@@ -156,7 +156,7 @@ class Softmax(nn.Module):
 
     def attend(self, q, k, v, step, state, choose=None):
         """q (B, T, H, D), k, v (B, T, H', D) of these tokens -> (B, T, H, D). `choose` takes away from
-        what tokens see, (B, T, keys)."""
+        what tokens see, (B, 1 or H', T, keys)."""
         positions = step.positions  # of the keys, (B, keys)
         if state is not None:
             if "keys" in state:
@@ -171,12 +171,15 @@ class Softmax(nn.Module):
         visible = (keys <= asks) & ((keys >= 0) | (asks < 0))
         if self.window > 0:
             visible &= (keys > asks - self.window) | (keys < self.first)
+        visible = visible[:, None]
         if choose is not None:
-            visible = choose(visible)
+            visible = choose(visible, asks, keys)
+            if visible.shape[1] > 1:
+                visible = visible.repeat_interleave(self.count // visible.shape[1], dim=1)
         if self.softcap > 0 or self.sinks is not None:
-            y = self.by_scores(q, k, v, visible[:, None])
+            y = self.by_scores(q, k, v, visible)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], scale=self.scale)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=self.scale)
         return y.transpose(1, 2)
 
     def by_scores(self, q, k, v, visible):
@@ -204,6 +207,77 @@ class Softmax(nn.Module):
         return self.o_proj(self.heads(x, step, state))
 
 
+class Choice:
+    """What a token chooses by an index: `top` tokens, blocks or pools of what it sees, of equal scores the
+    earlier. A block has the largest score of its tokens, and the last `local` are always chosen; a pool has
+    their mean, and what comes after the last whole one is seen besides."""
+
+    def __init__(self, options, of):
+        of = options.get("index_of", of)
+        if of not in ("tokens", "blocks", "pools"):
+            raise ValueError(f"index_of: {of!r} is not known to modeling_cambium.py")
+        self.top, self.size, self.pools = options["index_top"], options.get("index_size", 1), of == "pools"
+        self.local = options.get("index_local", 1) if of == "blocks" else 0
+
+    def __call__(self, dots, weights, visible, asks, keys):
+        """dots (B, T, H, keys) of the index, weights (B, T, H) of its heads or None, visible (B, 1, T, keys),
+        positions asks (B, T, 1) and keys (B, 1, keys) -> (B, 1, T, keys), without weights (B, H, T, keys)"""
+        pieces = keys.clamp(min=0) // self.size
+        of_keys = pieces[:, :, None].expand_as(dots)
+        shape = (*dots.shape[:3], int(pieces.max()) + 1)
+        hidden = ~visible.transpose(1, 2)
+        if self.pools:
+            scores = dots.new_zeros(shape).scatter_add(-1, of_keys, dots.masked_fill(hidden, 0.0)) / self.size
+        else:
+            scores = dots.new_full(shape, -math.inf)
+            scores = scores.scatter_reduce(-1, of_keys, dots.masked_fill(hidden, -math.inf), "amax")
+        if weights is not None:
+            scores = (scores.relu() * weights[..., None]).sum(2, keepdim=True)
+        asks = asks[:, :, None]  # (B, T, 1, 1)
+        at = torch.arange(shape[-1], device=dots.device)
+        own = asks // self.size
+        candidates = (at + 1) * self.size <= asks + 1 if self.pools else at <= own
+        scores = scores.masked_fill(at > own - self.local, math.inf) if self.local > 0 else scores
+        scores = scores.masked_fill(~candidates, -math.inf)
+        best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.top]
+        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & candidates
+        chosen = chosen | (asks < 0)  # padded tokens see padded ones
+        if self.pools:
+            chosen = chosen | (at == (asks + 1) // self.size)
+        return visible & chosen.gather(-1, of_keys[:, :, : chosen.shape[2]]).transpose(1, 2)
+
+
+def kept_index(k, state):
+    """The keys of an index k (B, T, D) after those before them."""
+    if state is not None:
+        k = torch.cat([state["index_keys"], k], dim=1) if "index_keys" in state else k
+        state["index_keys"] = k
+    return k
+
+
+class HeadIndexer(nn.Module):
+    """The index of MiniMax-M3: for each head of keys a query, one key for all, normed as attention's."""
+
+    def __init__(self, options, width):
+        super().__init__()
+        self.count, self.dim, self.rope = options["index_heads"], options["index_dim"], options.get("rope", True)
+        self.q_proj = nn.Linear(width, self.count * self.dim, bias=False)
+        self.k_proj = nn.Linear(width, self.dim, bias=False)
+        self.q_norm, self.k_norm = head_norm(options, self.dim), head_norm(options, self.dim)
+        self.choice = Choice(options, "blocks")
+
+    def chooser(self, x, step, state):
+        """x (B, T, C) -> what attend() takes as `choose`"""
+        q, k = self.q_proj(x).unflatten(-1, (self.count, self.dim)), self.k_proj(x)[:, :, None]
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope:
+            q, k = step.rotate(q), step.rotate(k)
+        k = kept_index(k[:, :, 0], state)
+        dots = torch.einsum("bthd,bsd->bths", q.float(), k.float())
+        return lambda *seen: self.choice(dots, None, *seen)
+
+
 class Attention(Softmax):
     """Attention with a query of each head, and keys and values of each or of several."""
 
@@ -220,6 +294,7 @@ class Attention(Softmax):
         self.norms_width = over == "width"
         self.q_norm = head_norm(o, self.count * self.dim if self.norms_width else self.dim)
         self.k_norm = head_norm(o, self.kv_count * self.dim if self.norms_width else self.dim)
+        self.indexer = HeadIndexer(o, width) if o.get("index_heads", 0) > 0 else None
 
     def heads(self, x, step, state):
         """x (B, T, C) -> (B, T, H D), before the projection"""
@@ -235,20 +310,20 @@ class Attention(Softmax):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope:
             q, k = step.scaled(step.rotate(q)), step.rotate(k)
-        y = self.attend(q, k, v, step, state)
+        chosen = {} if self.indexer is None else {"choose": self.indexer.chooser(x, step, state)}
+        y = self.attend(q, k, v, step, state, **chosen)
         if gate is not None:
             y = y * torch.sigmoid(gate.float()).to(y.dtype)
         return y.flatten(-2)
 
 
 class Indexer(nn.Module):
-    """The index of DeepSeek-V3.2 (arXiv 2512.02556): of what a token sees, the `top` tokens whose sum over
-    heads of weight relu(q . k) is largest; of equal ones the earlier."""
+    """The index of DeepSeek-V3.2 (arXiv 2512.02556), which scores by the sum over heads of weight relu(q . k)."""
 
     def __init__(self, options, width, q_rank):
         super().__init__()
         o = options
-        self.count, self.dim, self.top = o["index_heads"], o["index_dim"], o["index_top"]
+        self.count, self.dim, self.choice = o["index_heads"], o["index_dim"], Choice(o, "tokens")
         self.rope, self.interleaved = o.get("rope", True), o.get("index_interleaved", False)
         self.q_proj = nn.Linear(q_rank, self.count * self.dim, bias=False)
         self.k_proj = nn.Linear(width, self.dim, bias=False)
@@ -261,21 +336,10 @@ class Indexer(nn.Module):
         k = self.k_norm(self.k_proj(x))[:, :, None]
         if self.rope:
             q, k = step.rotate(q, self.interleaved), step.rotate(k, self.interleaved)
-        k = k[:, :, 0]
-        if state is not None:
-            k = torch.cat([state["index_keys"], k], dim=1) if "index_keys" in state else k
-            state["index_keys"] = k
+        k = kept_index(k[:, :, 0], state)
+        dots = torch.einsum("bthd,bsd->bths", q.float(), k.float())
         weights = self.weights_proj(x).float()
-
-        def choose(visible):
-            if visible.shape[-1] <= self.top:
-                return visible
-            scores = torch.einsum("bthd,bsd->bths", q.float(), k.float()).relu()
-            scores = torch.einsum("bths,bth->bts", scores, weights).masked_fill(~visible, -math.inf)
-            best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.top]
-            return visible & torch.zeros_like(visible).scatter(-1, best, True)
-
-        return choose
+        return lambda *seen: self.choice(dots, weights, *seen)
 
 
 class LatentAttention(Softmax):

@@ -6,9 +6,9 @@
 // Where tokens are not cached, keys and values are expanded and attention is the plain one. A cache
 // keeps the latent and the shared key; queries then go through kv_b_k and results through kv_b_v,
 // and no key is expanded, but those of prompts that begin in the call. With an index
-// (DeepSeek-V3.2) a token attends to the index_top tokens that its index scores highest; the index
-// is not trained by this, as a choice has no gradient. With a window it is a sliding_window, and on
-// cached latents its tokens are a choice too.
+// (DeepSeek-V3.2) a token attends to the index_top tokens, blocks or pools of tokens that its index
+// scores highest; the index is not trained by this, as a choice has no gradient. With a window it
+// is a sliding_window, and on cached latents its tokens are a choice too.
 #include "ops/latent_attention/latent_attention.h"
 
 #include <algorithm>
@@ -17,12 +17,12 @@
 #include "base/checked.h"
 #include "nn/norm.h"
 #include "nn/units/head_mixer.h"
+#include "nn/units/indexer.h"
 #include "nn/units/units.h"
 #include "ops/head_matmul/head_matmul.h"
 #include "ops/join_heads/join_heads.h"
 #include "ops/pointwise/pointwise.h"
 #include "ops/rope/rope.h"
-#include "ops/selection/selection.h"
 #include "tensor/copy.h"
 
 namespace cambium {
@@ -43,7 +43,7 @@ struct Indexer {
       return;
     }
     dim = options.size(kName, "index_dim", kMaxHeadDim);
-    top = options.size(kName, "index_top", kMaxPositions);
+    selection = read_selection(options, kName, "tokens");
     interleaved = options.flag(kName, "index_interleaved", false);
     expect(q_rank > 0, "latent_attention: the index of keys reads the query's latent; give q_rank");
     expect(dim >= rope_dim, "latent_attention: expected index_dim of at least rope_dim={}, got {}",
@@ -63,7 +63,8 @@ struct Indexer {
     }
   }
 
-  int64_t heads = 0, dim = 0, top = 0;
+  int64_t heads = 0, dim = 0;
+  Selection selection;
   bool interleaved = false;  // the pairs of its rotation, which turns its first dims
   Linear q, k, weights;
   Norm k_norm;
@@ -82,10 +83,13 @@ class LatentAttentionUnit : public ScoredMixer {
         gate_(options.flag(owner, "gate", false)) {
     std::vector<std::string> known = {"heads",     "q_rank", "kv_rank", "nope_dim", "rope_dim",
                                       "value_dim", "rope",   "scale",   "norm_eps", "gate"};
-    const auto more = sliding ? std::vector<std::string>{"window", "sinks"}
-                              : std::vector<std::string>{"index_heads", "index_dim", "index_top",
-                                                         "index_interleaved"};
+    const auto more =
+        sliding ? std::vector<std::string>{"window", "sinks"}
+                : std::vector<std::string>{"index_heads", "index_dim", "index_interleaved"};
     known.insert(known.end(), more.begin(), more.end());
+    if (!sliding) {
+      known.insert(known.end(), selection_options().begin(), selection_options().end());
+    }
     options.expect_only(owner, known);
     if (sliding) {
       window_ = options.size(owner, "window", kMaxPositions);
@@ -240,13 +244,7 @@ class LatentAttentionUnit : public ScoredMixer {
   /// of the index go to their pages either way.
   ChosenTokens choose(Context& ctx, const Tensor& x, const Tensor& low,
                       const UnitInputs& inputs) const {
-    const Segments segments = inputs.segments();
-    bool all = true;
-    for (int64_t s = 0; s < segments.count(); ++s) {
-      const int64_t first = inputs.state == nullptr ? 0 : segments.position[static_cast<size_t>(s)];
-      all = all && first + segments.length(s) <= index_.top;
-    }
-    if (index_.heads == 0 || (all && inputs.state == nullptr)) {
+    if (index_.heads == 0 || (inputs.state == nullptr && looks_at_all(inputs, index_.selection))) {
       return {};
     }
     Context untaped = ctx;
@@ -261,17 +259,8 @@ class LatentAttentionUnit : public ScoredMixer {
       q = turned[0];
       k = turned[1];
     }
-    IndexPages pages;
-    if (inputs.state != nullptr) {
-      pages = {inputs.page(kIndexKey), inputs.state->table, inputs.state->pages_per_segment,
-               scales(inputs, kIndexKey)};
-    }
-    if (all) {
-      write_index(untaped, k.merge_last(), segments, pages);
-      return {};
-    }
-    return choose_tokens(untaped, q, k.merge_last(), weights, segments, index_.top,
-                         inputs.state == nullptr ? nullptr : &pages);
+    return choose_by_index(untaped, q, k, weights, inputs, index_.selection, inputs.page(kIndexKey),
+                           inputs.state == nullptr ? Tensor{} : scales(inputs, kIndexKey));
   }
 
   /// (T, H, N + V): keys without their rotated dims, and values.

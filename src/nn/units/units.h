@@ -14,7 +14,9 @@ inline constexpr int64_t kMaxConv = 64;
 /// "head"), qkv_bias and out_bias (false), gate (false: a sigmoid gate of
 /// the heads' results before out_proj; in q_proj the rows of a head are its query's, then its
 /// gate's), softcap of the scores (0 = none), sink_logits (false: a learned score of each head that
-/// joins the softmax and has no value).
+/// joins the softmax and has no value); index_heads (0 = no index, else kv_heads) of index_dim, by
+/// which a token looks at index_top of `index_of` ("blocks"; "tokens", "pools") of index_size
+/// tokens each in every head of keys, index_local (1) of the blocks always (nn/units/indexer.h).
 std::unique_ptr<Unit> make_attention(const Options& options, int64_t width);
 /// Whether it is attention to everything before a token, in whose place other mixers can stand:
 /// attention or latent_attention.
@@ -55,7 +57,8 @@ std::unique_ptr<Unit> make_lightning(const Options& options, int64_t width);
 std::unique_ptr<Unit> make_parallel(const Options& options, int64_t width);
 /// The recurrence in the options of a parallel unit.
 UnitSpec recurrent_part(const Options& parallel);
-/// Gated feed-forward: inner; activation ("silu": SwiGLU, "gelu_tanh": GeGLU, "gelu", "relu2"),
+/// Gated feed-forward: inner; activation ("silu": SwiGLU, "gelu_tanh": GeGLU, "gelu", "relu2", or
+/// "clamped_swiglu" with its limit, 7),
 /// bias (of all three projections, default false), gate_scale (1).
 std::unique_ptr<Unit> make_swiglu(const Options& options, int64_t width);
 /// down(activation(up x)): inner, activation ("relu2", "gelu", "gelu_tanh", "silu", or "xielu" with
@@ -72,8 +75,9 @@ std::unique_ptr<Unit> make_experts(const Options& options, int64_t width);
 /// Attention on a latent of keys and values (MLA): heads, q_rank (0 = full), kv_rank, nope_dim,
 /// rope_dim, value_dim, rope (default true), scale of the scores (default (nope_dim +
 /// rope_dim)^-1/2), norm_eps (1e-6) of the latents' norms, gate (false: a sigmoid factor of each
-/// head's result); index_heads, index_dim, index_top (DSA) and index_interleaved (false: the pairs
-/// of its rotation).
+/// head's result); index_heads, index_dim, index_top (DSA) of `index_of` ("tokens"; "blocks",
+/// "pools"), index_size and index_local (nn/units/indexer.h), and index_interleaved (false: the
+/// pairs of its rotation).
 std::unique_ptr<Unit> make_latent_attention(const Options& options, int64_t width);
 /// The same as a sliding_window: window and sinks, and no index.
 std::unique_ptr<Unit> make_latent_window(const Options& options, int64_t width);

@@ -85,21 +85,11 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
   Tensor key_scales, value_scales;
   if (pages != nullptr) {
     expect(!differentiate, "[attention] cached keys and values have no gradient; train without");
-    expect_paged("attention", "keys", {pages->keys, pages->key_scales}, k);
-    expect_paged("attention", "values", {pages->values, pages->value_scales}, v);
-    expect(pages->keys.dim(0) == pages->values.dim(0) &&
-               pages->keys.dim(1) == pages->values.dim(1) &&
-               pages->keys.dtype == pages->values.dtype,
-           "[attention] expected as many pages of keys as of values, got {} and {}", pages->keys,
-           pages->values);
-    use_pages("attention", shape, segments, pages->table, pages->pages_per_segment, pages->keys);
+    use_kv_pages(ctx, "attention", k, v, segments, *pages, shape);
     keys = rows_of(pages->keys);
     values = rows_of(pages->values);
     key_scales = pages->key_scales;
     value_scales = pages->value_scales;
-    if (!pages->written) {
-      write_pages(ctx, shape, {{k, {pages->keys, key_scales}}, {v, {pages->values, value_scales}}});
-    }
   }
   const Tensor y = ctx.result(q.dtype, {q.dim(0), q.dim(1), v.dim(2)}, differentiate);
   float* kept = differentiate ? ctx.scratch<float>(2 * q.dim(0) * q.dim(1)) : nullptr;
@@ -136,6 +126,12 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
     });
   }
   return y;
+}
+
+void write_keys(Context& ctx, const Tensor& k, const Tensor& v, const Segments& segments,
+                const KvPages& pages) {
+  AttentionShape shape = one_key_shape(segments, k.dim(1), k.dim(2), v.dim(2), 1.0F);
+  use_kv_pages(ctx, "write_keys", k, v, segments, pages, shape);
 }
 
 }  // namespace cambium

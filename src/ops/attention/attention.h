@@ -49,4 +49,9 @@ Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v
                  const Segments& segments, const AttentionConfig& config,
                  const KvPages* pages = nullptr);
 
+/// Writes the rows of the call's keys k (T, Hkv, D) and values v (T, Hkv, Dv) to their pages, for
+/// calls that then find them written.
+void write_keys(Context& ctx, const Tensor& k, const Tensor& v, const Segments& segments,
+                const KvPages& pages);
+
 }  // namespace cambium

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "ops/attention/attention.h"
 #include "ops/attention/attention_ref.h"
 #include "ops/checks.h"
 #include "ops/run.h"
@@ -112,6 +113,21 @@ void write_pages(Context& ctx, const AttentionShape& shape, std::initializer_lis
     }
     return write;
   });
+}
+
+void use_kv_pages(Context& ctx, const char* operation, const Tensor& k, const Tensor& v,
+                  const Segments& segments, const KvPages& pages, AttentionShape& shape) {
+  expect_paged(operation, "keys", {pages.keys, pages.key_scales}, k);
+  expect_paged(operation, "values", {pages.values, pages.value_scales}, v);
+  expect(pages.keys.dim(0) == pages.values.dim(0) && pages.keys.dim(1) == pages.values.dim(1) &&
+             pages.keys.dtype == pages.values.dtype,
+         "[{}] expected as many pages of keys as of values, got {} and {}", operation, pages.keys,
+         pages.values);
+  use_pages(operation, shape, segments, pages.table, pages.pages_per_segment, pages.keys);
+  if (!pages.written) {
+    write_pages(ctx, shape,
+                {{k, {pages.keys, pages.key_scales}}, {v, {pages.values, pages.value_scales}}});
+  }
 }
 
 AttentionShape one_key_shape(const Segments& segments, int64_t heads, int64_t dim,

@@ -9,6 +9,8 @@
 
 namespace cambium {
 
+struct KvPages;
+
 /// What tokens leave in pages: each D numbers in rows of G.
 struct PagedRows {
   Tensor rows;      // (pages, page_size, G, D) of the type of what is written, or bf16, or f8
@@ -28,6 +30,11 @@ struct NewRows {
   PagedRows to;
 };
 void write_pages(Context& ctx, const AttentionShape& shape, std::initializer_list<NewRows> rows);
+
+/// Gives the shape positions and table of pages of keys and values, which must fit k and v, and
+/// writes the call's rows there unless they are.
+void use_kv_pages(Context& ctx, const char* operation, const Tensor& k, const Tensor& v,
+                  const Segments& segments, const KvPages& pages, AttentionShape& shape);
 
 /// That of queries whose heads share one key of `dim` numbers a token, without pages.
 AttentionShape one_key_shape(const Segments& segments, int64_t heads, int64_t dim,

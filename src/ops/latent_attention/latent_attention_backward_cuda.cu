@@ -11,23 +11,6 @@ namespace {
 
 constexpr int kColumns = static_cast<int>(kMaxLatent) / kThreads;  // of a thread
 
-/// delta (T, H): y . dy. A warp a head of a token.
-template <class T>
-__global__ void __launch_bounds__(kThreads) delta_kernel(LatentAttention<T> a, float* delta) {
-  const int64_t row = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
-  if (row >= a.y.count()) {
-    return;
-  }
-  float sum = 0.0F;
-  for (int64_t c = threadIdx.x % 32; c < a.shape.value_dim; c += 32) {
-    sum += load(a.y.row(row) + c) * load(a.y.grad_row(row) + c);
-  }
-  sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) {
-    delta[row] = sum;
-  }
-}
-
 /// A segment's keys, kHeads at a time in the second kernel.
 struct KeyTile {
   int32_t segment;
@@ -234,7 +217,7 @@ void backward(const LatentAttention<T>& a, const Launch& on) {
   const auto all = static_cast<int>(shape.head_dim);
   const auto rank = static_cast<int>(shape.value_dim);
   constexpr const char* kWhat = "latent_attention's gradient";
-  launch(on, kWhat, delta_kernel<T>,
+  launch(on, kWhat, delta_kernel<LatentAttention<T>>,
          dim3(static_cast<unsigned>(ceil_div(a.y.count(), kThreads / 32))), dim3(kThreads), 0, a,
          delta);
   if (a.q.grad != nullptr) {

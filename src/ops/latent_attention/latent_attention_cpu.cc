@@ -9,54 +9,34 @@ namespace {
 // Heads of a token that share the keys they read.
 constexpr int64_t kHeads = 8;
 
-inline void scale(float* y, float factor, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    vstore_upto(y + i, factor * vload_upto(y + i, n - i), n - i);
-  }
-}
-
 /// The latent and the rotated key of a row, one after the other.
 inline void load_key(const LatentAttention<float>& a, int64_t row, float* key) {
   load_numbers(a.latent, row, key);
   load_numbers(a.rope_key, row, key + a.shape.value_dim);
 }
 
-/// The queries of heads [first, last) of token t, with a running maximum (Milakov & Gimelshein
-/// 2018, arXiv 1805.02867).
+/// The queries of heads [first, last) of token t.
 void attend(const LatentAttention<float>& a, int64_t s, int64_t t, int64_t first, int64_t last) {
   const AttentionShape& shape = a.shape;
   const int64_t own = shape.first_position(s) + t - shape.start[s];
   const int64_t rank = shape.value_dim;
   float key[kMaxLatent];
-  float largest[kHeads];
-  float sum[kHeads] = {};
+  RunningSoftmax softmax[kHeads];
   for (int64_t h = first; h < last; ++h) {
-    largest[h - first] = -INFINITY;
     std::memset(a.y.row(t, h), 0, static_cast<size_t>(rank) * sizeof(float));
   }
   for (int64_t i = 0; i < a.chosen.count(own); ++i) {
     load_key(a, shape.key_row(s, a.chosen.position(t, i)), key);
     for (int64_t h = first; h < last; ++h) {
       const float score = dot_rows(a.q.row(t, h), key, shape.head_dim) * shape.scale;
-      float& most = largest[h - first];
-      float weight = 1.0F;
-      if (score > most) {
-        const float keep = std::exp(most - score);
-        sum[h - first] *= keep;
-        scale(a.y.row(t, h), keep, rank);
-        most = score;
-      } else {
-        weight = std::exp(score - most);
-      }
-      sum[h - first] += weight;
-      add_row(a.y.row(t, h), weight, key, rank);
+      softmax[h - first].add(score, key, a.y.row(t, h), rank);
     }
   }
   for (int64_t h = first; h < last; ++h) {
-    const float inverse = 1.0F / sum[h - first];
-    scale(a.y.row(t, h), inverse, rank);
+    const float inverse = 1.0F / softmax[h - first].sum;
+    scale_row(a.y.row(t, h), inverse, rank);
     if (a.largest != nullptr) {
-      a.largest[t * shape.heads + h] = largest[h - first];
+      a.largest[t * shape.heads + h] = softmax[h - first].largest;
       a.inverse_sum[t * shape.heads + h] = inverse;
     }
   }

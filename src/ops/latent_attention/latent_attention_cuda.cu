@@ -344,7 +344,7 @@ void add_parts(const LatentAttention<T>& a, const Tokens& tokens, const Partials
     launch_ahead(
         on, "latent_attention", few ? add_parts_kernel<T, 4, 2> : add_parts_kernel<T, 8, 8>,
         dim3(static_cast<unsigned>(a.shape.heads * ceil_div(a.shape.value_dim, kAddColumns)),
-             static_cast<unsigned>(a.q.rows.outer)),
+             static_cast<unsigned>(a.y.rows.outer)),
         dim3(few ? 128 : 256), static_cast<size_t>(partials.parts) * sizeof(float), for_device(a),
         tokens.single, partials);
   }

@@ -14,6 +14,7 @@ struct Case {
   std::vector<int32_t> lengths;
   int64_t heads, rank, rope;
   int64_t budget = 0;  // 0 = no choice
+  int64_t size = 1;    // tokens of a piece; of larger ones the last is the token's own
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
@@ -21,7 +22,10 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
     out << length << "_";
   }
   out << "tokens_" << c.heads << "_heads_of_" << c.rank << "_and_" << c.rope;
-  return c.budget > 0 ? out << "_choosing_" << c.budget : out;
+  if (c.budget > 0) {
+    out << "_choosing_" << c.budget;
+  }
+  return c.size > 1 ? out << "_of_" << c.size : out;
 }
 
 std::vector<int32_t> starts(const std::vector<int32_t>& lengths) {
@@ -32,18 +36,19 @@ std::vector<int32_t> starts(const std::vector<int32_t>& lengths) {
   return start;
 }
 
-/// Every token's choice: itself, and tokens evenly spaced before it.
-std::vector<int32_t> spread(const std::vector<int32_t>& lengths, int64_t budget) {
-  std::vector<int32_t> positions;
+/// Every token's choice: the piece that it is in, and pieces evenly spaced before it.
+std::vector<int32_t> spread(const std::vector<int32_t>& lengths, int64_t budget, int64_t size) {
+  std::vector<int32_t> pieces;
   for (const int32_t length : lengths) {
-    for (int64_t own = 0; own < length; ++own) {
+    for (int64_t t = 0; t < length; ++t) {
+      const int64_t own = t / size;
       for (int64_t i = 0; i < budget; ++i) {
-        positions.push_back(
+        pieces.push_back(
             static_cast<int32_t>(own < budget ? std::min(i, own) : own * (i + 1) / budget));
       }
     }
   }
-  return positions;
+  return pieces;
 }
 
 class LatentAttention : public ::testing::TestWithParam<Case> {};
@@ -53,11 +58,11 @@ TEST_P(LatentAttention, KernelsMatchDefinitionAndGradientsMatchDifferences) {
   const std::vector<int32_t> start = starts(c.lengths);
   const std::vector<int32_t> position(c.lengths.size());
   const int64_t tokens = start.back();
-  const std::vector<int32_t> choice = spread(c.lengths, c.budget);
+  const std::vector<int32_t> choice = spread(c.lengths, c.budget, c.size);
   const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
     ChosenTokens chosen;
     if (c.budget > 0) {
-      chosen = {ctx.to_device(std::span<const int32_t>(choice)), c.budget};
+      chosen = {ctx.to_device(std::span<const int32_t>(choice)), c.budget, c.size};
     }
     return latent_attention(ctx, in[0], in[1], in[2], {start, position, {}}, 0.3F, chosen);
   };
@@ -74,6 +79,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LatentAttention,
                                            Case{{37}, 2, 24, 8}, Case{{70, 20}, 9, 32, 16},
                                            Case{{9}, 3, 300, 6}, Case{{20, 12}, 3, 8, 4, 5},
                                            Case{{67, 41}, 10, 16, 8, 7}, Case{{41}, 2, 512, 64, 33},
+                                           Case{{30}, 3, 8, 4, 3, 4},
+                                           Case{{70, 9}, 3, 512, 64, 2, 16},
                                            Case{{70, 9}, 3, 512, 64}),
                          ::testing::PrintToStringParamName());
 

@@ -111,6 +111,23 @@ __device__ void load_keys(const LatentAttention<T>& a, float* to, const RowOf& r
   }
 }
 
+/// delta (T, H): y . dy of an operation's arguments. A warp a head of a token.
+template <class Args>
+__global__ void __launch_bounds__(kThreads) delta_kernel(Args a, float* delta) {
+  const int64_t row = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
+  if (row >= a.y.count()) {
+    return;
+  }
+  float sum = 0.0F;
+  for (int64_t c = threadIdx.x % 32; c < a.shape.value_dim; c += 32) {
+    sum += load(a.y.row(row) + c) * load(a.y.grad_row(row) + c);
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) {
+    delta[row] = sum;
+  }
+}
+
 __device__ __forceinline__ float dot(const float* a, const float* b, int n) {
   float even = 0.0F;
   float odd_sum = 0.0F;

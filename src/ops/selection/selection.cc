@@ -23,22 +23,35 @@ void write(Context& ctx, const Tensor& k, const Segments& segments, const IndexP
   write_pages(ctx, shape, {rows});
 }
 
+void check(const Selection& selection) {
+  const auto& [granularity, top, size, local] = selection;
+  expect(top >= 1, "[{}] expected a budget of at least 1 token, block or pool, got {}", kName, top);
+  expect(granularity == Granularity::kToken ? size == 1 : size >= 1,
+         "[{}] expected pieces of at least 1 token, and of 1 where tokens are chosen, got {}",
+         kName, size);
+  expect(granularity != Granularity::kBlock || (local >= 1 && local <= top),
+         "[{}] expected 1 to {} local blocks, a token's own the first of them, got {}", kName, top,
+         local);
+}
+
 }  // namespace
 
 ChosenTokens choose_tokens(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weight,
-                           const Segments& segments, int64_t budget, const IndexPages* pages) {
+                           const Segments& segments, const Selection& selection,
+                           const IndexPages* pages) {
   expect_rows(kName, "q (T, H, D)", q, 3);
   expect(k.rank == 2 && k.dtype == q.dtype && k.device == q.device && k.dim(0) == q.dim(0) &&
              k.dim(1) == q.dim(2) && k.row_contiguous(),
          "[{}] expected k {} ({}, {}) beside q {}, got {}", kName, dtype_name(q.dtype), q.dim(0),
          q.dim(2), q, k);
-  expect(weight.rank == 2 && weight.dtype == q.dtype && weight.device == q.device &&
-             weight.dim(0) == q.dim(0) && weight.dim(1) == q.dim(1) && weight.row_contiguous(),
+  expect(!weight.defined() ||
+             (weight.rank == 2 && weight.dtype == q.dtype && weight.device == q.device &&
+              weight.dim(0) == q.dim(0) && weight.dim(1) == q.dim(1) && weight.row_contiguous()),
          "[{}] expected weight {} ({}, {}) beside q {}, got {}", kName, dtype_name(q.dtype),
          q.dim(0), q.dim(1), q, weight);
   expect(q.dim(2) <= kMaxKernelHeadDim, "[{}] expected heads of at most {} numbers, got {}", kName,
          kMaxKernelHeadDim, q.dim(2));
-  expect(budget >= 1, "[{}] expected a budget of at least 1 token, got {}", kName, budget);
+  check(selection);
   expect(segments.tokens() == q.dim(0), "[{}] expected segments over {} tokens, got {}", kName,
          q.dim(0), segments.tokens());
   AttentionShape shape = one_key_shape(segments, q.dim(1), q.dim(2), q.dim(2), 1.0F);
@@ -49,12 +62,19 @@ ChosenTokens choose_tokens(Context& ctx, const Tensor& q, const Tensor& k, const
     keys = rows_of(pages->keys);
     scales = pages->key_scales;
   }
-  auto* positions = ctx.scratch<int32_t>(q.dim(0) * budget);
+  ChosenTokens chosen;
+  chosen.tail = selection.granularity == Granularity::kPool;
+  chosen.budget = selection.top + (chosen.tail ? 1 : 0);
+  chosen.size = selection.size;
+  chosen.lists = weight.defined() ? 1 : q.dim(1);
+  auto* pieces = ctx.scratch<int32_t>(q.dim(0) * chosen.lists * chosen.budget);
+  chosen.pieces = pieces;
   run<choose_tokens_of>(ctx, q, [&]<class T>() {
     return ChooseTokens<T>{shape,           view<T>(q), key_rows<T>(keys, scales),
-                           view<T>(weight), positions,  budget};
+                           view<T>(weight), pieces,     chosen,
+                           selection.local};
   });
-  return {positions, budget};
+  return chosen;
 }
 
 ChosenTokens choose_window(Context& ctx, const Segments& segments, int64_t window, int64_t sinks) {

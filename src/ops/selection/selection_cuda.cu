@@ -1,8 +1,8 @@
-// The choice on CUDA: scores of some tokens at a time, on tensor cores where they suit
-// (selection_mma_cuda.cu), then for each token its best ones by the digits of their scores, in
-// ascending order of position. Few tokens of long sequences are chosen for by a cluster of blocks
-// each, where the device has clusters: the blocks share the positions evenly and read each other's
-// counts.
+// The choice on CUDA: scores for some tokens at a time, on tensor cores where they suit
+// (selection_mma_cuda.cu; blocks and pools: selection_pieces_cuda.cu), then for each list its best
+// candidates by the digits of their scores, in ascending order. Few lists of long sequences are
+// made by a cluster of blocks each, where the device has clusters: the blocks share the candidates
+// evenly and read each other's counts.
 #include <algorithm>
 
 #include "ops/attention/attention_cuda.cuh"
@@ -31,10 +31,10 @@ __device__ constexpr int place_of(int digit) {
 constexpr int kKeys = 128;
 /// Heads whose products a thread holds at a time.
 constexpr int kHeads = 4;
-/// Blocks that share a token's positions where a call has at most kFewTokens of them and reaches
-/// kManyScores positions.
+/// Blocks that share a list's candidates where a call has at most kFewLists of them and reaches
+/// kManyScores candidates.
 constexpr int kCluster = 8;
-constexpr int64_t kFewTokens = 32;
+constexpr int64_t kFewLists = 32;
 constexpr int64_t kManyScores = 16384;
 /// Scores held at a time.
 constexpr int64_t kMostScores = int64_t{1} << 24;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kKeys)
   const int s = segments[t];
   const int64_t own = layout.position[s] + t - layout.start[s];
   const int64_t begin = int64_t{blockIdx.x} * kKeys;
-  if (begin > own || own < a.budget) {
+  if (begin > own || own < a.chosen.budget) {
     return;
   }
   const auto thread = static_cast<int>(threadIdx.x);
@@ -139,7 +139,7 @@ __device__ __forceinline__ void four_of(const float* scores, int p, int own, uin
   }
 }
 
-/// kBlocks blocks a token. Counts of digits are whole numbers: the order they are added in does not
+/// kBlocks blocks a list. Counts of digits are whole numbers: the order they are added in does not
 /// matter.
 template <class T, int kBlocks>
 __global__ void __launch_bounds__(kThreads)
@@ -155,20 +155,25 @@ __global__ void __launch_bounds__(kThreads)
   await_inputs();
   const int64_t index = blockIdx.x / kBlocks;
   const int rank = kBlocks == 1 ? 0 : cluster_rank();
-  const int64_t t = from.first + index;
+  const int64_t t = from.first + index / a.chosen.lists;
   const int s = segments[t];
-  const auto own = static_cast<int>(layout.position[s] + t - layout.start[s]);
-  int32_t* to = a.positions + t * a.budget;
+  const int64_t position = layout.position[s] + t - layout.start[s];
+  const auto last = static_cast<int>(a.candidates(position)) - 1;
+  const auto top = static_cast<int>(a.top());
+  int32_t* to = a.pieces + (from.first * a.chosen.lists + index) * a.chosen.budget;
   const auto thread = static_cast<int>(threadIdx.x);
-  if (own < a.budget) {
-    for (int p = rank * kThreads + thread; p <= own; p += kBlocks * kThreads) {
+  if (rank == 0 && thread == 0 && a.has_tail(position)) {
+    to[min(last + 1, top)] = last + 1;
+  }
+  if (last < top) {
+    for (int p = rank * kThreads + thread; p <= last; p += kBlocks * kThreads) {
       to[p] = p;
     }
     return;
   }
   const float* scores = from.rows + index * from.capacity;
   uint32_t prefix = 0;
-  int left = static_cast<int>(a.budget);
+  int left = top;
   for (int end = 32; end > 0;) {  // digits from the highest: 11, 11 and 10 bits
     const int bits_of = end > kDigitBits ? kDigitBits : end;
     const int shift = end - bits_of;
@@ -181,12 +186,12 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     const uint32_t mask = end == 32 ? 0U : 0xffffffffU << end;
 #pragma unroll 4
-    for (int p = 4 * (rank * kThreads + thread); p <= own; p += 4 * kBlocks * kThreads) {
+    for (int p = 4 * (rank * kThreads + thread); p <= last; p += 4 * kBlocks * kThreads) {
       uint32_t bits[4];
-      four_of(scores, p, own, bits);
+      four_of(scores, p, last, bits);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (p + i <= own && (bits[i] & mask) == prefix) {
+        if (p + i <= last && (bits[i] & mask) == prefix) {
           const auto digit = static_cast<int>((bits[i] >> shift) & ((1U << bits_of) - 1U));
           atomicAdd(&counts[place_of(digit)], 1);
         }
@@ -213,19 +218,19 @@ __global__ void __launch_bounds__(kThreads)
     end = shift;
     __syncthreads();
   }
-  // A warp has a part of the positions: it counts what is larger and what is equal, and then knows
+  // A warp has a part of the candidates: it counts what is larger and what is equal, and then knows
   // where its own go.
   const int warp = thread / 32;
   const int lane = thread % 32;
-  const int each = (own / 128 / (kWarps * kBlocks) + 1) * 128;
+  const int each = (last / 128 / (kWarps * kBlocks) + 1) * 128;
   const int begin = (rank * kWarps + warp) * each;
-  const int limit = min(own + 1, begin + each);
+  const int limit = min(last + 1, begin + each);
   int larger = 0;
   int equals = 0;
 #pragma unroll 4
   for (int p = begin + 4 * lane; p < limit; p += 128) {
     uint32_t bits[4];
-    four_of(scores, p, own, bits);
+    four_of(scores, p, last, bits);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       larger += bits[i] > prefix ? 1 : 0;
@@ -260,7 +265,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int from_position = begin; from_position < limit; from_position += 128) {
     const int p = from_position + 4 * lane;
     uint32_t bits[4];
-    four_of(scores, p, own, bits);
+    four_of(scores, p, last, bits);
     // Of this lane's four: how many of either are before them.
     int larger_here = larger;
     int equals_here = equals;
@@ -298,15 +303,20 @@ void choose(const ChooseTokens<T>& a, const Launch& on) {
   for (int64_t s = 0; shape.table == nullptr && s < shape.segments; ++s) {
     capacity = std::max(capacity, shape.length(s));
   }
-  capacity = ceil_div(capacity, 4) * 4;  // rows of 16 bytes
+  capacity = ceil_div(ceil_div(capacity, a.chosen.size), 4) * 4;  // rows of 16 bytes
   const int64_t all = a.q.rows.outer;
-  const int64_t each = std::clamp<int64_t>(kMostScores / std::max<int64_t>(capacity, 1), 1,
+  const int64_t lists = a.chosen.lists;
+  const int64_t each = std::clamp<int64_t>(kMostScores / std::max<int64_t>(capacity * lists, 1), 1,
                                            std::min<int64_t>(std::max<int64_t>(all, 1), 32768));
-  Scores scores{0, 0, capacity, scratch<float>(on, each * capacity)};
+  const bool of_tokens = a.chosen.size == 1 && !a.chosen.tail && a.weight.defined();
+  Scores scores{0, 0, capacity, scratch<float>(on, each * lists * capacity)};
   for (; scores.first < all; scores.first += each) {
     scores.count = std::min(each, all - scores.first);
     bool done = false;
-    if constexpr (std::is_same_v<T, bf16>) {
+    if (!of_tokens) {
+      score_pieces(a, layout.layout, tokens, scores, on);
+      done = true;
+    } else if constexpr (std::is_same_v<T, bf16>) {
       done = score_on_tensor_cores(a, layout.layout, tokens, scores, on);
     }
     if (!done) {
@@ -317,11 +327,12 @@ void choose(const ChooseTokens<T>& a, const Launch& on) {
                    score_shared(static_cast<int>(shape.heads), static_cast<int>(shape.head_dim)),
                    latent::for_device(a), layout.layout, tokens.segment, scores);
     }
-    const bool shared = launches_ahead() && scores.count <= kFewTokens && capacity >= kManyScores;
+    const int64_t rows = scores.count * lists;
+    const bool shared = launches_ahead() && rows <= kFewLists && capacity >= kManyScores;
     const int blocks = shared ? kCluster : 1;
     launch_clusters(on, "choose_tokens", blocks,
                     shared ? choose_kernel<T, kCluster> : choose_kernel<T, 1>,
-                    dim3(static_cast<unsigned>(blocks * scores.count)), dim3(kThreads), 0,
+                    dim3(static_cast<unsigned>(blocks * rows)), dim3(kThreads), 0,
                     latent::for_device(a), layout.layout, tokens.segment, scores);
   }
 }

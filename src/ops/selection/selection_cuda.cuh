@@ -6,15 +6,26 @@
 
 namespace cambium::cuda::selection {
 
-/// Scores of tokens [first, first + count) of a call: those of token first + i in row i, `capacity`
-/// apart; positions after a token's own are left as they are, and so is all of a token that looks
-/// at everything.
+/// Scores of tokens [first, first + count) of a call: those of list l of token first + i in row
+/// i lists + l, `capacity` apart. What is no candidate is left as it is, and so is all of a token
+/// that looks at everything.
 struct Scores {
   int64_t first, count, capacity;
   float* rows;
 };
 
-/// On tensor cores; false where the sizes do not suit (selection_mma_cuda.cu).
+/// Of blocks, pools, and lists by head (selection_pieces_cuda.cu).
+template <class T>
+void score_pieces(const ChooseTokens<T>& a, const attention::Layout& layout,
+                  const latent::Tokens& tokens, const Scores& scores, const Launch& on);
+
+/// The same of many tokens on tensor cores; false where that does not suit
+/// (selection_pieces_mma_cuda.cu).
+bool score_pieces_on_tensor_cores(const ChooseTokens<bf16>& a, const attention::Layout& layout,
+                                  const latent::Tokens& tokens, const Scores& scores,
+                                  const Launch& on);
+
+/// Of tokens, on tensor cores; false where the sizes do not suit (selection_mma_cuda.cu).
 bool score_on_tensor_cores(const ChooseTokens<bf16>& a, const attention::Layout& layout,
                            const latent::Tokens& tokens, const Scores& scores, const Launch& on);
 

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int s = segments[t];
   const int64_t own = layout.position[s] + t - layout.start[s];
   const int64_t begin = int64_t{blockIdx.x} * kKeys;
-  if (begin > own || own < a.budget) {
+  if (begin > own || own < a.chosen.budget) {
     return;
   }
   const auto thread = static_cast<int>(threadIdx.x);

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 3)
     const int s = segments[t];
     const auto own = static_cast<int>(layout.position[s] + t - layout.start[s]);
     const int begin = static_cast<int>(blockIdx.x) * most_tiles * kKeys;
-    if (begin > own || own < a.budget) {
+    if (begin > own || own < a.chosen.budget) {
       return;
     }
     const auto thread = static_cast<int>(threadIdx.x);

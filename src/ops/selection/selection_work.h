@@ -14,8 +14,9 @@ struct ChoosePiece {
   int64_t segment;
   int64_t first;
   int64_t last;
-  float* scores;  // (last - first, longest) scratch
-  int64_t longest;
+  float* scores;    // (last - first, room) scratch: (lists, longest), then a number of each head
+  int64_t longest;  // candidates
+  int64_t room;
 };
 CAMBIUM_CPU_KERNEL(choose_piece, ChoosePiece)
 
