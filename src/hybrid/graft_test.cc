@@ -153,6 +153,44 @@ TEST(Graft, AWindowKeepsGatesSoftCapsAndSinksScores) {
   }
 }
 
+// A temperature is a factor of rows: what is grafted from them is what is grafted from attention
+// whose rows had it.
+TEST(Graft, ATemperatureGoesWithItsHeads) {
+  for (const std::string of : {"query", "key"}) {
+    ModelSpec spec = teacher_spec(Biases::kOfQkv);
+    spec.family = "cambium";
+    for (LayerSpec& layer : spec.layers) {
+      layer.mixer()->options.set("temperature", of);
+    }
+    LoadedModel teacher = make_teacher(spec);
+    LoadedModel scaled = make_teacher(teacher_spec(Biases::kOfQkv));
+    Parameter& factors = parameter(*teacher.model, "layers.1.mixer.temperature");
+    for (int64_t h = 0; h < factors.numel(); ++h) {
+      factors.tensor.ptr<float>()[h] = 0.5F + static_cast<float>(h);
+    }
+    for (const char* which : {"_proj.weight", "_proj.bias"}) {
+      Parameter& p = parameter(*scaled.model, "layers.1.mixer." + of.substr(0, 1) + which);
+      for (int64_t i = 0; i < p.numel(); ++i) {
+        p.tensor.ptr<float>()[i] *= factors.tensor.ptr<float>()[i * factors.numel() / p.numel()];
+      }
+    }
+    for (const char* mixer : {"mamba", "mamba2", "sliding_window"}) {
+      const GraftOptions options{.mixer = mixer};
+      EXPECT_LT(
+          difference(
+              mixer_output(*convert(*teacher.model, *teacher.model, {1}, options, 7).model, 1),
+              mixer_output(*convert(*scaled.model, *scaled.model, {1}, options, 7).model, 1)),
+          1e-5)
+          << of << " " << mixer;
+    }
+    const TestFolder folder;
+    save_model(*teacher.model, folder.at("m"), {});
+    const LoadedModel loaded = load_model(folder.at("m"));
+    EXPECT_EQ(loaded.model->spec().layers, spec.layers);
+    EXPECT_EQ(logits(*loaded.model), logits(*teacher.model));
+  }
+}
+
 // Scores of sinks that a window gets change nearly nothing until they have learned.
 TEST(Graft, NewScoresOfSinksStartQuiet) {
   LoadedModel teacher = make_teacher(teacher_spec());

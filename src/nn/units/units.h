@@ -19,7 +19,9 @@ GateActivation out_gate(const Options& options, const char* owner);
 /// "head"), qkv_bias and out_bias (false), gate (false: a sigmoid gate of
 /// the heads' results before out_proj; in q_proj the rows of a head are its query's, then its
 /// gate's), softcap of the scores (0 = none), sink_logits (false: a learned score of each head that
-/// joins the softmax and has no value).
+/// joins the softmax and has no value), temperature ("query" or "key": a learned factor of the
+/// scores of each query head or of those that share a key head, at its queries or keys; none unless
+/// given).
 std::unique_ptr<Unit> make_attention(const Options& options, int64_t width);
 /// Whether it is attention to everything before a token, in whose place other mixers can stand:
 /// attention or latent_attention.
