@@ -147,7 +147,7 @@ TEST_P(EveryFamily, AHybridIsMadeTrainedSavedAndFoundAgain) {
   if (is_supernet(teacher.model->spec())) {
     GTEST_SKIP() << "draws a placement for each step, as supernets' own tests do";
   }
-  // Any mixer of a family's tells of its layers; a gate of attention's output has a place in each.
+  // One mixer tells of a family's layers; a gate of attention's output must have a place in others.
   std::vector<std::string> mixers = {"gated_delta_net"};
   const UnitSpec& attention =
       *teacher.model->spec().layers[static_cast<size_t>(open.back())].mixer();
