@@ -1,5 +1,6 @@
 // Heads times a factor each: the temperature of an attention's scores, which is a factor of its
-// queries or keys. A learned one of each key head is in ZAYA1 (arXiv 2511.17127).
+// queries or keys. Learned ones: of each key head in ZAYA1 (Figliolia et al. 2025, arXiv
+// 2510.04476), of each query head in Swin V2 (Liu et al. 2021, arXiv 2111.09883).
 #pragma once
 
 #include "tensor/context.h"
