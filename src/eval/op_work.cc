@@ -18,6 +18,7 @@
 #include "ops/recurrent_step/recurrent_step_kernels.h"
 #include "ops/rope/rope_kernels.h"
 #include "ops/sampling/sampling_kernels.h"
+#include "ops/scale_heads/scale_heads_kernels.h"
 #include "ops/scan_step/scan_step_kernels.h"
 #include "ops/selection/selection_kernels.h"
 #include "ops/selective_scan/selective_scan_kernels.h"
@@ -188,6 +189,11 @@ OpWork describe(const ChooseTokens<T>& a) {
 template <class T>
 OpWork describe(const JoinHeads<T>& a) {
   return {rows_shape(a.y), {}, {bytes_of(a.a, a.b, a.y), 0.0}};
+}
+
+template <class T>
+OpWork describe(const ScaleHeads<T>& a) {
+  return {rows_shape(a.y), {}, {bytes_of(a.x, a.factor, a.y), 0.0}};
 }
 
 template <class T>
@@ -466,7 +472,7 @@ OpWork work_of(const OpCall& call) {
                   RecurrentStep, SelectiveScan, ScanStep, Route, Dispatch, ExpertsMatmul,
                   ExpertsHidden, Combine, ClampedSwiglu, Sigmoid, PerHead, AddScaled, ScaleBlocks,
                   RepeatHeads, MixHeads, Embedding, SampleRows, LatentAttention, ChosenAttention,
-                  ChooseTokens, JoinHeads, HeadMatmul, TurnedWrite>(call);
+                  ChooseTokens, JoinHeads, HeadMatmul, ScaleHeads, TurnedWrite>(call);
 }
 
 }  // namespace cambium

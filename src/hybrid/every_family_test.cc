@@ -112,17 +112,10 @@ TEST_P(EveryFamily, WhatStandsBesideAttentionStays) {
   EXPECT_EQ(logits_of(*remove_layer(*silent.model, layer, false).model), logits_of(*silent.model));
 }
 
-TEST_P(EveryFamily, AHybridIsMadeTrainedSavedAndFoundAgain) {
-  LoadedModel teacher = load_model(kFixtures / GetParam(), {.storage = MatrixStorage::kStored});
-  const std::vector<int64_t> open = attention_layers(teacher.model->spec());
-  if (open.empty()) {
-    GTEST_SKIP() << "has no attention to replace: " << layer_map(teacher.model->spec());
-  }
-  if (is_supernet(teacher.model->spec())) {
-    GTEST_SKIP() << "draws a placement for each step, as supernets' own tests do";
-  }
-  LoadedModel student =
-      convert(*teacher.model, *teacher.model, {open.back()}, {.mixer = "gated_delta_net"}, 1, true);
+/// Converted, trained, saved and found again.
+void expect_kept(LoadedModel& teacher, const std::vector<int64_t>& layers,
+                 const GraftOptions& options) {
+  LoadedModel student = convert(*teacher.model, *teacher.model, layers, options, 1, true);
   const std::vector<float> converted = logits_of(*student.model);
   TrainConfig config = testing::tiny_config(2);
   config.loss = {.reverse_kl = 1.0F};
@@ -143,7 +136,29 @@ TEST_P(EveryFamily, AHybridIsMadeTrainedSavedAndFoundAgain) {
   for (const FolderCheckRow& row : check_folder(saved)) {
     EXPECT_TRUE(row.ok) << row.path << ": " << row.text;
   }
-  // The teacher, which the hybrid had parts of, is as it was.
+}
+
+TEST_P(EveryFamily, AHybridIsMadeTrainedSavedAndFoundAgain) {
+  LoadedModel teacher = load_model(kFixtures / GetParam(), {.storage = MatrixStorage::kStored});
+  const std::vector<int64_t> open = attention_layers(teacher.model->spec());
+  if (open.empty()) {
+    GTEST_SKIP() << "has no attention to replace: " << layer_map(teacher.model->spec());
+  }
+  if (is_supernet(teacher.model->spec())) {
+    GTEST_SKIP() << "draws a placement for each step, as supernets' own tests do";
+  }
+  // One mixer tells of a family's layers; a gate of attention's output must have a place in others.
+  std::vector<std::string> mixers = {"gated_delta_net"};
+  const UnitSpec& attention =
+      *teacher.model->spec().layers[static_cast<size_t>(open.back())].mixer();
+  if (attention.options.flag("", "gate", false)) {
+    mixers.insert(mixers.end(), {"mamba", "mamba2"});
+  }
+  for (const std::string& mixer : mixers) {
+    SCOPED_TRACE(mixer);
+    expect_kept(teacher, {open.back()}, {.mixer = mixer});
+  }
+  // The teacher, which the hybrids had parts of, is as it was.
   EXPECT_EQ(logits_of(*teacher.model),
             logits_of(*load_model(teacher.dir, {.storage = MatrixStorage::kStored}).model));
 }

@@ -67,6 +67,18 @@ static std::vector<float> take_gates(std::vector<float>& rows, int64_t heads) {
   return gates;
 }
 
+/// Puts the temperature of heads on their queries or keys. (Of mixers that norm q, k and what their
+/// heads give it is gone with the lengths of those.)
+static void put_temperature(AttentionWeights& a, const Options& attention,
+                            const std::vector<float>& factors) {
+  const bool of_queries = attention.text("attention", "temperature", "") == "query";
+  for (std::vector<float>* rows : {of_queries ? &a.q : &a.k, of_queries ? &a.q_bias : &a.k_bias}) {
+    for (size_t i = 0; !factors.empty() && i < rows->size(); ++i) {
+      (*rows)[i] *= factors[i * factors.size() / rows->size()];
+    }
+  }
+}
+
 /// Root mean squares of the channels that the layer's first norm gives.
 static std::vector<float> channel_sizes(Model& model, int64_t layer) {
   std::vector<float> sizes(static_cast<size_t>(model.spec().width), 1.0F);
@@ -125,6 +137,7 @@ AttentionWeights read_attention(Model& teacher, int64_t layer, const Graft& graf
   if (!graft.keeps_qk_norms) {
     put_norms_on_rows(a, attention.options);
   }
+  put_temperature(a, attention.options, dense(p, "temperature"));
   return a;
 }
 

@@ -35,6 +35,10 @@ std::vector<testing::UnitCase> testing::attention_cases() {
                        {"k_norm.bias", {12}}});
   auto gated = plain;
   gated["q_proj.weight"] = {48, 12};
+  auto gated_and_cooled = gated;
+  gated_and_cooled.insert({{"temperature", {4}}, {"q_norm.weight", {6}}, {"k_norm.weight", {6}}});
+  auto cooled = plain;
+  cooled["temperature"] = {2};
   auto with_sinks = plain;
   with_sinks["sinks"] = {4};
   auto biased = plain;
@@ -64,6 +68,13 @@ std::vector<testing::UnitCase> testing::attention_cases() {
       {"attention with sinks' scores",
        {"attention", with(attention, {{"sink_logits", true}})},
        with_sinks},
+      {"attention with a temperature of its queries, beside norms and a gate",
+       {"attention",
+        with(attention, {{"temperature", "query"}, {"qk_norm_eps", 1e-6}, {"gate", true}})},
+       gated_and_cooled},
+      {"attention with a temperature of its keys",
+       {"attention", with(attention, {{"temperature", "key"}, {"rope", false}})},
+       cooled},
       {"sliding window with everything",
        {"sliding_window", with(attention, {{"window", int64_t{5}},
                                            {"sinks", int64_t{2}},
@@ -221,6 +232,48 @@ TEST(Units, LatentAttentionGivesEachSequenceTheSameBesideOthers) {
     EXPECT_EQ(testing::values_of(testing::run(ctx, *unit, x.view, together, rope, &state)), alone)
         << spec.kind;
   }
+}
+
+// Without norms a temperature is a factor of rows.
+TEST(Units, ATemperatureIsAFactorOfAHeadsScores) {
+  const Options plain = {{"heads", int64_t{4}},
+                         {"kv_heads", int64_t{2}},
+                         {"head_dim", int64_t{6}},
+                         {"qkv_bias", true}};
+  for (const std::string of : {"query", "key"}) {
+    const auto unit = make_unit({"attention", with(plain, {{"temperature", of}})}, kWidth);
+    const testing::Memory memory(*unit, Dtype::kF64);
+    const auto without = make_unit({"attention", plain}, kWidth);
+    const testing::Memory memory_without(*without, Dtype::kF64);
+    const std::vector<double> factors =
+        of == "query" ? std::vector{0.5, 1.5, -1.0, 3.0} : std::vector{0.25, 2.0};
+    std::map<std::string, std::vector<double>> values;
+    unit->visit([&](const std::string& name, Parameter& p) {
+      if (name == "temperature") {
+        std::copy(factors.begin(), factors.end(), p.tensor.ptr<double>());
+      }
+      values[name] = testing::values_of(p.tensor);
+    });
+    without->visit([&](const std::string& name, Parameter& p) {
+      std::vector<double> v = values.at(name);
+      for (size_t i = 0; name.starts_with(of == "query" ? "q_" : "k_") && i < v.size(); ++i) {
+        v[i] *= factors[i * factors.size() / v.size()];
+      }
+      std::copy(v.begin(), v.end(), p.tensor.ptr<double>());
+    });
+    RopeTable rope({.dim = 6});
+    Arena arena;
+    Context ctx{.arena = &arena};
+    const OwnedTensor x = testing::random_rows(9, kWidth, Dtype::kF64);
+    const auto run = [&](Unit& one) {
+      return testing::values_of(testing::run(ctx, one, x.view, testing::piece(9), rope));
+    };
+    EXPECT_LT(testing::largest_difference(run(*unit), run(*without)), 1e-13) << of;
+  }
+  EXPECT_EQ(testing::error_of([&] {
+              make_unit({"attention", with(plain, {{"temperature", "value"}})}, kWidth);
+            }),
+            "attention: expected temperature to be query or key, got 'value'");
 }
 
 TEST(Units, LatentAttentionKeepsItsLatentAndSaysWhatItCannotBe) {

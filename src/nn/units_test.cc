@@ -214,5 +214,19 @@ TEST(Units, UnknownKindsAndOptionsAreNamed) {
             std::string::npos);
 }
 
+TEST(Units, GatesThatAMixerHasNotAreNamed) {
+  const Options mamba2{{"heads", int64_t{2}},
+                       {"head_dim", int64_t{4}},
+                       {"state", int64_t{4}},
+                       {"b_heads", int64_t{2}}};
+  EXPECT_EQ(error_of({"mamba2", with(mamba2, {{"out_gate", "tanh"}})}),
+            "mamba2: expected out_gate to be silu or sigmoid, got 'tanh'");
+  for (const auto& [key, value] :
+       {std::pair<const char*, OptionValue>{"out_gate", "sigmoid"}, {"norm_first", true}}) {
+    EXPECT_EQ(error_of({"mamba2", with(mamba2, {{"norm", false}, {key, value}})}),
+              "mamba2: expected out_gate silu and no norm_first where it has no norm");
+  }
+}
+
 }  // namespace
 }  // namespace cambium

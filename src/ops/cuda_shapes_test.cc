@@ -73,7 +73,7 @@ StatefulCase kimi_delta(int64_t tokens, const Heads& h) {
 }
 
 StatefulCase scan(int64_t tokens, int64_t channels, int64_t states, int64_t b_groups = 1,
-                  int64_t c_groups = 2) {
+                  int64_t c_groups = 2, GateActivation gate = GateActivation::kSilu) {
   StatefulCase test;
   test.tokens = tokens;
   test.inputs = {{{tokens, channels}},
@@ -86,11 +86,15 @@ StatefulCase scan(int64_t tokens, int64_t channels, int64_t states, int64_t b_gr
                  {{channels}, -4.0, 1.0}};
   test.of_tokens = {true, true, true, true, true, false, false, false};
   test.state_row = {channels, states};
-  test.operation = [](Context& ctx, const In& in, const Segments& segments, const Tensor& state) {
-    return selective_scan(ctx, {in[0], in[1], in[2], in[3], in[4], in[5], in[6], in[7]}, segments,
-                          state);
+  test.operation = [=](Context& ctx, const In& in, const Segments& segments, const Tensor& state) {
+    return selective_scan(ctx, {in[0], in[1], in[2], in[3], in[4], in[5], in[6], in[7], gate},
+                          segments, state);
   };
   return test;
+}
+
+StatefulCase sigmoid_scan(int64_t tokens, int64_t channels, int64_t c_groups) {
+  return scan(tokens, channels, 16, 1, c_groups, GateActivation::kSigmoid);
 }
 
 StatefulCase conv(int64_t tokens, int64_t channels) {
@@ -200,6 +204,8 @@ INSTANTIATE_TEST_SUITE_P(
         Mixer{"selective_scan", [](int64_t t) { return scan(t, 20, 16); }},
         Mixer{"selective_scan_tiles", [](int64_t t) { return scan(t, 64, 16, 1, 4); }},
         Mixer{"selective_scan_tiles_8", [](int64_t t) { return scan(t, 32, 16, 4, 4); }},
+        Mixer{"selective_scan_sigmoid", [](int64_t t) { return sigmoid_scan(t, 20, 2); }},
+        Mixer{"selective_scan_tiles_sigmoid", [](int64_t t) { return sigmoid_scan(t, 64, 4); }},
         Mixer{"conv", [](int64_t t) { return conv(t, 40); }},
         Mixer{"conv_odd", [](int64_t t) { return conv(t, 5); }}),
     ::testing::PrintToStringParamName());
@@ -359,6 +365,8 @@ INSTANTIATE_TEST_SUITE_P(
                             }},
                       Mixer{"selective_scan", [](int64_t t) { return scan(t, 2, 4); }},
                       Mixer{"selective_scan_16", [](int64_t t) { return scan(t, 12, 16); }},
+                      Mixer{"selective_scan_sigmoid",
+                            [](int64_t t) { return sigmoid_scan(t, 12, 2); }},
                       Mixer{"conv", [](int64_t t) { return conv(t, 3); }}),
     ::testing::PrintToStringParamName());
 

@@ -66,6 +66,11 @@ UnitSpec with_biases(UnitSpec mixer, std::initializer_list<const char*> biases) 
   return mixer;
 }
 
+UnitSpec given(UnitSpec mixer, const char* option, const OptionValue& value) {
+  mixer.options.set(option, value);
+  return mixer;
+}
+
 /// A double-precision copy of a fresh model.
 struct DoubleModel {
   explicit DoubleModel(const ModelSpec& spec, uint64_t seed, bool trained) : model(spec) {
@@ -141,7 +146,11 @@ TEST(WholeModelGradient, EqualsFiniteDifferences) {
            {with_biases(mamba_mixer(), {"in_bias", "out_bias"}),
             with_biases(mamba2_mixer(), {"out_bias"})},
            {with_biases(delta_mixer(), {"conv_bias", "out_bias"}),
-            with_biases(window_mixer(), {"qkv_bias", "out_bias"})}}) {
+            with_biases(window_mixer(), {"qkv_bias", "out_bias"})},
+           {given(testing::attention_mixer(), "temperature", "query"),
+            given(mamba_mixer(), "out_gate", "sigmoid")},
+           {given(testing::attention_mixer(), "temperature", "key"),
+            given(given(mamba2_mixer(), "out_gate", "sigmoid"), "norm_first", true)}}) {
     specs.push_back(testing::tiny_spec(mixers));
   }
   const Options softmax = {{"router", "softmax"}, {"renormalise", true}};

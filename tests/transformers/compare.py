@@ -142,6 +142,9 @@ CONVERTED = {
     "convert sliding_window": ("llama", ["--mixer", "sliding_window", "--window", 16, "--sinks", 3]),
     "convert mamba": ("llama", ["--mixer", "mamba"]),
     "convert mamba2": ("llama", ["--mixer", "mamba2"]),
+    "convert gates to mamba": ("qwen3_next", ["--layers", 3, "--mixer", "mamba"]),
+    "convert gates to mamba2": ("qwen3_next", ["--layers", 3, "--mixer", "mamba2"]),
+    "convert gates to parallel": ("qwen3_next", ["--layers", 3, "--mixer", "parallel", "--window", 12, "--recurrent", "mamba2"]),
     "convert gated_delta_net": ("llama_bias", ["--mixer", "gated_delta_net"]),
     "convert kimi_delta": ("qwen3", ["--mixer", "kimi_delta"]),
     "convert lightning": ("qwen3", ["--mixer", "lightning"]),
@@ -182,6 +185,10 @@ LIGHTNING = mixer("lightning", heads=6, head_dim=8, layer_of_slopes=2, layers=4,
 GATED = mixer("attention", heads=4, kv_heads=2, head_dim=16, gate=True, softcap=3.0, qk_norm="layer", qk_norm_eps=1e-5)
 SINKING = mixer("sliding_window", heads=4, head_dim=16, window=9, sink_logits=True, qk_norm_eps=1e-5,
                 qk_norm_over="width")
+COOLED = mixer("attention", heads=4, kv_heads=2, head_dim=16, temperature="query", gate=True, qk_norm_eps=1e-6)
+COOLED_KEYS = mixer("attention", heads=4, kv_heads=2, head_dim=16, temperature="key", qkv_bias=True)
+BEHIND = mixer("mamba2", heads=4, head_dim=16, state=8, b_heads=2, norm_group=16, norm_first=True, out_gate="sigmoid")
+OPEN = mixer("mamba", inner=64, xb=32, state=16, dt_rank=4, out_gate="sigmoid")
 BEYOND = mixer("gated_delta_net", heads=4, key_dim=16, value_dim=16, allow_neg_eigval=True, out_gate="sigmoid")
 BOUNDED = mixer("kimi_delta", heads=4, head_dim=16, decay="sigmoid", lower_bound=-4.0, out_gate="silu")
 GEOMETRIC = mixer("lightning", heads=3, head_dim=8, geometric_slopes=True)
@@ -228,6 +235,7 @@ DESCRIBED = {
         "logit_scale": 0.25,
     },
     "gates, caps, sinks' scores": {"layers": [layer(GATED), layer(SINKING)], "logit_cap": 5.0},
+    "temperatures, sigmoid gates": {"layers": [layer(u) for u in (COOLED, BEHIND, COOLED_KEYS, OPEN)]},
     "more recurrences": {
         "layers": [layer(u) for u in (BEYOND, BOUNDED, BARE, MAMBA1, GEOMETRIC, mixer("short_conv", bias=True))],
     },
@@ -300,7 +308,8 @@ def described(program, config, folder):
 
 
 def converted(program, base, options, folder):
-    run(program, "convert", FIXTURES / base, "-o", folder / "out", "--layers", "0,2", "--init", "random", *options)
+    layers = [] if "--layers" in options else ["--layers", "0,2"]
+    run(program, "convert", FIXTURES / base, "-o", folder / "out", *layers, "--init", "random", *options)
     return folder / "out"
 
 

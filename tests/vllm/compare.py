@@ -166,8 +166,7 @@ def lacking(folder):
 
 
 # What is refused, and what is said of it.
-NOT_HERE = dict.fromkeys(["an index of latents", "convert some of indexed latents", "indexes of blocks and pools",
-                          "convert some of indexed blocks"], "an index of what is attended to")
+NOT_HERE = dict.fromkeys(["indexes of blocks and pools", "convert some of indexed blocks"], "an index of blocks or pools")
 
 
 def cases(program):
@@ -176,9 +175,6 @@ def cases(program):
     made |= {name: lambda folder, c=config: models.described(program, c, folder)
              for name, config in models.DESCRIBED.items()}
     for name, make in made.items():
-        if name in NOT_HERE:
-            yield name, lambda folder: refused(name, make(folder), NOT_HERE[name])
-            continue
         if name in BY_LENGTH:
             yield f"{name}, long", lambda folder: refused(
                 f"{name}, long", make(folder), "max_model_len 128", max_model_len=128)

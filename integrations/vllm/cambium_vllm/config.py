@@ -15,11 +15,16 @@ def padded(head_dim):
     raise ValueError(f"heads of {head_dim} channels: expected at most {HEAD_DIMS[-1]}")
 
 
+def is_indexed(unit):
+    """Whether an index chooses the tokens that it attends to."""
+    return unit.get("options", {}).get("index_heads", 0) > 0
+
+
 def is_paged(unit):
     """Whether the unit's attention goes by vLLM's own, keys and values in its pages. A window that also
-    sees a sequence's first tokens does not: vLLM has none such."""
+    sees a sequence's first tokens does not: vLLM has none such; nor does what an index chooses from."""
     attends = unit["kind"] in ("attention", "sliding_window", "latent_attention", "parallel")
-    return attends and not unit.get("options", {}).get("sinks", 0)
+    return attends and not unit.get("options", {}).get("sinks", 0) and not is_indexed(unit)
 
 
 def heads_of(unit):
@@ -33,7 +38,7 @@ def heads_of(unit):
 
 def keeps_state(unit):
     """Whether the unit keeps a state of fixed size for each sequence."""
-    return unit["kind"] in MIXERS and (unit["kind"] == "parallel" or not is_paged(unit))
+    return unit["kind"] in MIXERS and not is_indexed(unit) and (unit["kind"] == "parallel" or not is_paged(unit))
 
 
 def chosen_mixers(config):

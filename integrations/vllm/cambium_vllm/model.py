@@ -8,11 +8,12 @@ from vllm.model_executor.models.interfaces import HasInnerState, IsHybrid
 from vllm.platforms import current_platform
 
 from .attention import Paged
-from .config import is_paged, keeps_state, running_units
+from .config import is_indexed, is_paged, keeps_state, running_units
 from .modeling.mixers_cambium import Norm
 from .modeling.modeling_cambium import CambiumLayer
 from .sequences import Rows
 from .states import States, holders, layouts, page_size
+from .tokens import Tokens, row_of
 
 FP32 = ("A_log", "dt_bias", "D", "alpha_p", "alpha_n")  # whatever the type of the others
 
@@ -34,8 +35,11 @@ def expect_runnable(vllm_config):
         refuse("mamba_cache_mode 'all'", "'align', which keeps a state at the end of a page of tokens")
     if not current_platform.is_cpu() and not vllm_config.model_config.enforce_eager:
         refuse("CUDA graphs", "enforce_eager=True: recurrences go by the lengths of a batch")
-    if any(unit.get("options", {}).get("index_heads", 0) for unit in config.units()):
-        refuse("an index of what is attended to", "attention without one: its keys have no pages here")
+    for unit in config.units():
+        options = unit.get("options", {})
+        of_latents = unit["kind"] == "latent_attention" and options.get("index_of", "tokens") == "tokens"
+        if options.get("index_heads", 0) and not of_latents:
+            refuse("an index of blocks or pools, or of attention", "one of latents that chooses tokens")
     longest = vllm_config.model_config.max_model_len
     ropes = [config.rope_parameters, *((r.get("rope_scaling") or {}) for r in config.more_ropes)]
     for rope in ropes:
@@ -76,6 +80,8 @@ class CambiumForCausalLM(nn.Module, HasInnerState, IsHybrid):
                 if is_paged(spec):
                     self.paged.append(Paged(unit, f"{full}.attention", vllm_config.cache_config))
                     unit.attend = self.paged[-1].attend
+                if is_indexed(spec):
+                    unit.forward = Tokens(f"{full}.tokens", unit.forward, row_of(config, i, spec), vllm_config)
                 if keeps_state(spec):
                     for part, owner, method in holders(unit):
                         call, kept = getattr(owner, method), made[i][name][part]

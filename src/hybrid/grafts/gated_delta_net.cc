@@ -10,7 +10,8 @@ namespace {
 constexpr double kStep = 0.1;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOptions& options) {
-  check_gate(attention, "gated_delta_net", !options.faithful);
+  check_gate(attention, "gated_delta_net",
+             options.faithful ? GatePlace::kNone : GatePlace::kWeight);
   const int64_t q_heads = options.faithful ? h.kv_heads : h.heads;
   const int64_t v_heads = options.faithful ? h.heads : h.kv_heads;
   UnitSpec unit{"gated_delta_net",

@@ -176,9 +176,11 @@ int64_t window_of(const UnitSpec& attention, const GraftOptions& options);
 UnitSpec windowed(const UnitSpec& attention, const char* kind, const GraftOptions& options);
 /// Whether the attention has a gate of its output.
 bool has_gate(const UnitSpec& attention);
-/// Error for attention whose output has a gate where `mixer` has no place for it, or, where it has,
-/// for a gate with a bias.
-void check_gate(const UnitSpec& attention, const char* mixer, bool has_place);
+/// Whether a mixer has a place for the gate of an attention's output: none, for a gate without a
+/// bias, for any.
+enum class GatePlace : uint8_t { kNone, kWeight, kWeightAndBias };
+/// Error for attention whose output has a gate that `mixer` has no place for.
+void check_gate(const UnitSpec& attention, const char* mixer, GatePlace place);
 /// Sets the option `qkv` (null = the mixer has a bias in any case) and out_bias of `mixer` where
 /// the attention has such biases, and neither where it has none.
 void ask_for_biases(UnitSpec& mixer, const UnitSpec& attention, const char* qkv);

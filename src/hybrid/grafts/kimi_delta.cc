@@ -12,7 +12,7 @@ namespace {
 constexpr double kStep = 0.1;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOptions& options) {
-  check_gate(attention, "kimi_delta", true);
+  check_gate(attention, "kimi_delta", GatePlace::kWeight);
   UnitSpec unit{"kimi_delta",
                 {{"heads", h.heads},
                  {"q_heads", h.heads},

@@ -9,7 +9,7 @@ namespace cambium {
 namespace {
 
 UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOptions& options) {
-  check_gate(attention, "lightning", true);
+  check_gate(attention, "lightning", GatePlace::kWeight);
   const Options& o = attention.options;
   const double eps = o.real("attention", "qk_norm_eps", 0.0);
   UnitSpec unit{"lightning",

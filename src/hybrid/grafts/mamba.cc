@@ -1,5 +1,6 @@
 // Apriel-H1's "MIL": q, k, v, o -> C, B, x, out (Wang et al. 2024, arXiv 2408.15237). B is as wide
-// as x: of wider keys those dims are taken that have no positions (Graft::cuts_keys).
+// as x: of wider keys those dims are taken that have no positions (Graft::cuts_keys). The gate of
+// an attention's output becomes z, by a sigmoid.
 #include <algorithm>
 #include <tuple>
 
@@ -12,7 +13,7 @@ constexpr double kStep = 0.1;
 constexpr double kSmall = 0.1;
 
 UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOptions& options) {
-  check_gate(attention, "mamba", false);
+  check_gate(attention, "mamba", options.faithful ? GatePlace::kNone : GatePlace::kWeightAndBias);
   expect(h.value_dim <= h.dim,
          "mamba cannot take the place of attention whose values ({}) are wider than its keys ({}); "
          "choose gated_delta_net, kimi_delta, mamba2 or lightning",
@@ -34,6 +35,9 @@ UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOpt
                  {"conv", int64_t{4}},
                  {"repeat_before_conv", true},
                  {"conv_bias", true}}};
+  if (has_gate(attention)) {
+    unit.options.set("out_gate", std::string("sigmoid"));
+  }
   // B and C pass no convolution whose bias could hold theirs.
   ask_for_biases(unit, attention, "in_bias");
   return unit;
@@ -76,13 +80,20 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
     return;
   }
   float* out = mixer.values("out_proj.weight");
+  // C of the attention's queries, z of its gate: the block's row that a channel's is.
+  const auto put_row = [&](const char* block, int64_t to, const std::vector<float>& rows,
+                           const std::vector<float>& bias, int64_t from) {
+    std::copy_n(rows.begin() + from * h.width, h.width, mixer.row("in_proj.weight", block, to));
+    if (biased) {
+      *mixer.row("in_proj.bias", block, to) = bias[static_cast<size_t>(from)];
+    }
+  };
   for (int64_t j = 0; j < inner / n; ++j) {
     const int64_t first = first_channel(j, n, h);
     for (int64_t i = 0; i < n; ++i) {
-      std::copy_n(a.q.begin() + (first + i) * h.width, h.width,
-                  mixer.row("in_proj.weight", "C", j * n + i));
-      if (biased) {
-        *mixer.row("in_proj.bias", "C", j * n + i) = a.q_bias[static_cast<size_t>(first + i)];
+      put_row("C", j * n + i, a.q, a.q_bias, first + i);
+      if (!a.gate.empty()) {
+        put_row("z", j * n + i, a.gate, a.gate_bias, first + i);
       }
       for (int64_t c = 0; c < h.width; ++c) {
         out[c * inner + j * n + i] = a.o[static_cast<size_t>(c * inner + first + i)];
@@ -97,8 +108,9 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
   }
 }
 
-// Values small, so that the SiLU after the convolution halves them and does little else. The gate
-// is open, nothing passes the state by, and the step hardly goes with the token.
+// Values small, so that the SiLU after the convolution halves them and does little else. A gate
+// that the attention has not is open, nothing passes the state by, and the step hardly goes with
+// the token.
 void calibrate(const NewMixer& mixer, const AttentionWeights& a, const AttentionStatistics& s) {
   const AttentionSizes& h = a.shape;
   const int64_t n = mixer.spec().options.integer("mamba", "state");
@@ -106,7 +118,9 @@ void calibrate(const NewMixer& mixer, const AttentionWeights& a, const Attention
        {std::tuple{"B", &s.k_rms, 1.0}, std::tuple{"x", &s.v_rms, kSmall}}) {
     resize_heads(mixer, a, "in_proj.bias", block, *rms, size);
   }
-  mixer.put_multiples("in_proj.weight", "z", {kOpenGate}, s.constant);
+  if (a.gate.empty()) {
+    mixer.put_multiples("in_proj.weight", "z", {kOpenGate}, s.constant);
+  }
   float* bias = mixer.values("dt_proj.bias");
   float* rates = mixer.values("A_log");
   const std::vector<float> of_heads = calibrated_log_rates(s, kStep);

@@ -17,7 +17,7 @@ UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOpt
          did_you_mean(mixer, known));
   expect(attention.kind == "attention" || !has_gate(attention),
          "parallel cannot take the place of latent attention whose output has a gate, which would "
-         "have the name of its own; choose gated_delta_net, lightning or sliding_window");
+         "have the name of its own; choose another mixer");
   UnitSpec unit = windowed(attention, "parallel", options);
   unit.options.set("window_dropout", options.window_dropout);
   unit.options.set("recurrent", mixer);

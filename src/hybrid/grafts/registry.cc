@@ -156,18 +156,18 @@ bool has_gate(const UnitSpec& attention) {
   return attention.options.flag("attention", "gate", false);
 }
 
-void check_gate(const UnitSpec& attention, const char* mixer, bool has_place) {
+void check_gate(const UnitSpec& attention, const char* mixer, GatePlace place) {
   if (!has_gate(attention)) {
     return;
   }
-  expect(has_place,
-         "{} cannot take the place of attention whose output has a gate, for which it has no "
-         "place; choose gated_delta_net, kimi_delta, lightning{}",
-         mixer,
-         attention.kind == "attention" ? ", sliding_window or parallel" : " or sliding_window");
-  expect(!attention.options.flag("attention", "qkv_bias", false),
-         "{} has no place for the bias of an attention's output gate; choose sliding_window",
+  expect(place != GatePlace::kNone,
+         "the faithful {} has no place for the gate of an attention's output; leave faithful out",
          mixer);
+  expect(
+      place == GatePlace::kWeightAndBias || !attention.options.flag("attention", "qkv_bias", false),
+      "{} has no place for the bias of an attention's output gate; choose mamba or "
+      "sliding_window",
+      mixer);
 }
 
 void ask_for_biases(UnitSpec& mixer, const UnitSpec& attention, const char* qkv) {

@@ -257,6 +257,14 @@ TEST_F(ExportTest, ArchitecturesOfChangedModelsComeBack) {
       {"qwen3_moe", "qwen3moe",
        [](ModelSpec& s) { s.layers[1].branches[1].units = s.layers[0].branches[1].units; }},
       {"gpt_oss", "gpt-oss", [](ModelSpec& s) { set_all(s, "experts", "limit", 7.0); }},
+      // Where nothing is said of these two they have a scaling of their own.
+      {"gpt_oss", "gpt-oss",
+       [](ModelSpec& s) {
+         set_all(s, "experts", "limit", 7.0);
+         s.rope = {.theta = s.rope.theta, .dim = s.rope.dim};
+       }},
+      {"apertus", "apertus",
+       [](ModelSpec& s) { s.rope = {.theta = s.rope.theta, .dim = s.rope.dim}; }},
       {"bamba", "granitehybrid", [](ModelSpec& s) { set_all(s, "mamba2", "b_heads", int64_t{1}); }},
       {"minimax_m2", "minimax-01", [](ModelSpec& s) {
          nlohmann::json config = {{"model_type", "minimax_m1"},

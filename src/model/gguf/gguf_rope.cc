@@ -202,13 +202,12 @@ void read_gguf_rope(GgufArchitectureKeys& keys, const GgufRope& rope, Json& conf
     config["partial_rotary_factor"] = static_cast<double>(dims) / static_cast<double>(head);
   }
   config["rope_theta"] = theta;
+  // Null where there is none: a family may have one of its own where nothing is said (gpt-oss).
   const Json scaling = read_scaling(keys, rope, theta, dims / 2);
-  if (!scaling.is_null()) {
-    config["rope_scaling"] = scaling;
-  }
+  config["rope_scaling"] = scaling;
   const char* temperature = "attention.temperature_scale";
   expect(!keys.gguf().metadata().contains(keys.named(temperature)) ||
-             scaling.value("rope_type", std::string()) == "yarn",
+             (scaling.is_object() && scaling.at("rope_type") == "yarn"),
          "{}: '{}' counts original lengths and is expected beside YaRN", keys.path(),
          keys.named(temperature));
 }

@@ -295,6 +295,12 @@ class Attention(Softmax):
         self.q_norm = head_norm(o, self.count * self.dim if self.norms_width else self.dim)
         self.k_norm = head_norm(o, self.kv_count * self.dim if self.norms_width else self.dim)
         self.indexer = HeadIndexer(o, width) if o.get("index_heads", 0) > 0 else None
+        # A learned factor of the scores of each query head, or of those that share a key head.
+        self.of = o.get("temperature", "")
+        if self.of not in ("", "query", "key"):
+            raise ValueError(f"temperature: {self.of!r} is not known to modeling_cambium.py")
+        if self.of:
+            self.temperature = nn.Parameter(torch.ones(self.count if self.of == "query" else self.kv_count))
 
     def heads(self, x, step, state):
         """x (B, T, C) -> (B, T, H D), before the projection"""
@@ -308,6 +314,9 @@ class Attention(Softmax):
         v = self.v_proj(x).unflatten(-1, (self.kv_count, self.dim))
         if not self.norms_width and self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.of:
+            factors = self.temperature.float()[:, None]
+            q, k = ((factors * x).to(x.dtype) if name == self.of else x for name, x in (("query", q), ("key", k)))
         if self.rope:
             q, k = step.scaled(step.rotate(q)), step.rotate(k)
         chosen = {} if self.indexer is None else {"choose": self.indexer.chooser(x, step, state)}
@@ -503,8 +512,8 @@ class Mamba2(nn.Module):
         self.A_log = nn.Parameter(torch.zeros(self.count))
         self.D = nn.Parameter(torch.ones(self.count))
         group, eps = o.get("norm_group", self.inner), o.get("norm_eps", 1e-5)
-        norm = GroupNorm(self.inner, group, eps, F.silu, gate_first=True)
-        self.norm = norm if o.get("norm", True) else None
+        gate, first = out_gate(o, "silu"), not o.get("norm_first", False)
+        self.norm = GroupNorm(self.inner, group, eps, gate, gate_first=first) if o.get("norm", True) else None
         scales = o.get("row_scales") or [1.0] * 5
         self.scales = [o.get("in_scale", 1.0) * scale for scale in scales]  # of z, x, B, C and dt
         self.out_proj = nn.Linear(self.inner, width, bias=o.get("out_bias", False))
@@ -602,6 +611,7 @@ class Mamba(nn.Module):
         self.conv1d = conv_of(channels, o.get("conv", 4), o.get("conv_bias", True))
         self.A_log = nn.Parameter(torch.zeros(self.inner, self.state))
         self.D = nn.Parameter(torch.ones(self.inner))
+        self.gate = out_gate(o, "silu")
         self.out_proj = nn.Linear(self.inner, width, bias=o.get("out_bias", False))
 
     def forward(self, x, step, state):
@@ -616,7 +626,7 @@ class Mamba(nn.Module):
         u = step.masked(u.float())
         dt = softplus(self.dt_proj(self.dt_in_proj(x)).float() + self.dt_proj.bias.float())
         y = selective_scan(u, dt, self.A_log, repeat_heads(b, heads).float(), c.float(), state)
-        y = (y + self.D.float() * u) * F.silu(z.float())
+        y = (y + self.D.float() * u) * self.gate(z.float())
         return self.out_proj(y.to(x.dtype))
 
 

@@ -12,6 +12,7 @@
 #include "ops/chosen_attention/chosen_attention.h"
 #include "ops/pointwise/pointwise.h"
 #include "ops/rope/rope.h"
+#include "ops/scale_heads/scale_heads.h"
 #include "ops/turned_write/turned_write.h"
 #include "tensor/copy.h"
 
@@ -71,10 +72,10 @@ class AttentionUnit : public ScoredMixer {
         gate_(options.flag(owner, "gate", false)),
         softcap_(static_cast<float>(
             in_range(owner, "softcap", options.real(owner, "softcap", 0.0), 0.0, 1e6))) {
-    std::vector<std::string> known = {"heads",       "kv_heads",    "head_dim",    "window",
-                                      "rope",        "scale",       "key_scale",   "qk_norm",
-                                      "qk_norm_eps", "qkv_bias",    "out_bias",    "gate",
-                                      "softcap",     "sink_logits", "qk_norm_over"};
+    std::vector<std::string> known = {"heads",       "kv_heads",    "head_dim",     "window",
+                                      "rope",        "scale",       "key_scale",    "qk_norm",
+                                      "qk_norm_eps", "qkv_bias",    "out_bias",     "gate",
+                                      "softcap",     "sink_logits", "qk_norm_over", "temperature"};
     if (sliding) {
       known.emplace_back("sinks");
     } else {
@@ -103,6 +104,15 @@ class AttentionUnit : public ScoredMixer {
                       .group = ParameterGroup::kNorm,
                       .init = {InitKind::kConstant, kQuietSink},
                       .keep_fp32 = true};
+    }
+    if (const std::string of = options.text(owner, "temperature", ""); !of.empty()) {
+      expect(of == "query" || of == "key", "{}: expected temperature to be query or key, got '{}'",
+             owner, of);
+      Parameter& factors = of == "query" ? q_factors_ : k_factors_;
+      factors = {.shape = {of == "query" ? heads_ : kv_heads_},
+                 .group = ParameterGroup::kNorm,
+                 .init = {InitKind::kOnes},
+                 .keep_fp32 = true};
     }
     std::optional<NormSpec> index_norm;
     if (const double eps = options.real(owner, "qk_norm_eps", 0.0); eps > 0.0) {
@@ -193,6 +203,11 @@ class AttentionUnit : public ScoredMixer {
     if (!sink_logits_.shape.empty()) {
       visitor("sinks", sink_logits_);
     }
+    for (Parameter* factors : {&q_factors_, &k_factors_}) {
+      if (!factors->shape.empty()) {
+        visitor("temperature", *factors);
+      }
+    }
   }
 
  private:
@@ -269,6 +284,8 @@ class AttentionUnit : public ScoredMixer {
       q = q_norm_.forward(ctx, q);
       k = k_norm_.forward(ctx, k);
     }
+    q = q_factors_.shape.empty() ? q : scale_heads(ctx, q, q_factors_.tensor);
+    k = k_factors_.shape.empty() ? k : scale_heads(ctx, k, k_factors_.tensor);
     return {rows, {q, k}, values.split_last(kv_heads_, head_dim_)};
   }
 
@@ -289,6 +306,7 @@ class AttentionUnit : public ScoredMixer {
   Norm q_norm_, k_norm_;  // none where qk_norm_eps is 0
   Parameter sink_logits_;
   BlockIndex index_;
+  Parameter q_factors_, k_factors_;  // of heads; none without a temperature
 };
 
 }  // namespace

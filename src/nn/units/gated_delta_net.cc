@@ -22,13 +22,10 @@ class GatedDeltaNetUnit : public HeadMixer {
   GatedDeltaNetUnit(const Options& options, int64_t width)
       : heads_(options, kName, options.size(kName, "key_dim", kMaxHeadDim),
                options.size(kName, "value_dim", kMaxHeadDim)),
-        norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-6))) {
+        norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-6))),
+        gate_(out_gate(options, kName)) {
     options.expect_only(
         kName, DeltaHeads::known({"key_dim", "value_dim", "norm_eps", "out_bias", "out_gate"}));
-    const std::string gate = options.text(kName, "out_gate", "silu");
-    expect(gate == "silu" || gate == "sigmoid",
-           "gated_delta_net: expected out_gate silu or sigmoid, got '{}'", gate);
-    gate_ = gate == "silu" ? GateActivation::kSilu : GateActivation::kSigmoid;
     const int64_t heads = heads_.heads();
     std::vector<RowBlock> rows = heads_.blocks();
     rows.push_back({"z", heads_.inner()});
@@ -97,7 +94,7 @@ class GatedDeltaNetUnit : public HeadMixer {
 
   DeltaHeads heads_;
   float norm_eps_;
-  GateActivation gate_ = GateActivation::kSilu;
+  GateActivation gate_;
   Linear in_, ba_;
   Parameter a_log_, dt_bias_, norm_;
 };

@@ -2,6 +2,7 @@
 // attention layer (Wang et al. 2024, arXiv 2408.15237). B and x have the width of the key-value
 // heads and are repeated to all heads; heads are as wide as the state. The bias of dt_proj enters
 // twice, once through the projection and once in the scan: the released weights were trained so.
+// Where the attention's output had a gate, z is that gate, whose sigmoid it keeps.
 #include "base/checked.h"
 #include "nn/linear.h"
 #include "nn/units/units.h"
@@ -22,9 +23,10 @@ class MambaUnit : public Unit {
         xb_(options.size(kName, "xb", kMaxInner)),
         state_(options.size(kName, "state", kMaxHeadDim)),
         conv_(options.size_or(kName, "conv", 4, kMaxConv, 2)),
-        repeat_before_conv_(options.flag(kName, "repeat_before_conv", true)) {
+        repeat_before_conv_(options.flag(kName, "repeat_before_conv", true)),
+        gate_(out_gate(options, kName)) {
     options.expect_only(kName, {"inner", "xb", "state", "dt_rank", "conv", "repeat_before_conv",
-                                "conv_bias", "in_bias", "out_bias"});
+                                "conv_bias", "in_bias", "out_bias", "out_gate"});
     const int64_t rank = options.size(kName, "dt_rank", kMaxWidth);
     expect(
         xb_ % state_ == 0 && inner_ % xb_ == 0,
@@ -63,25 +65,19 @@ class MambaUnit : public Unit {
     const Tensor c = part(zxbc, in_.weight, "C").split_last(inner_ / state_, state_);
     const Tensor dt = dt_.forward(ctx, low_rank);
     const Tensor weight = conv_weight_.tensor.reshape({conv_weight_.shape[0], conv_});
-    const SelectiveScanInputs scan = {{}, dt, b, c, z, a_log_.tensor, d_.tensor, dt_.bias.tensor};
+    SelectiveScanInputs scan = {{}, dt, b, c, z, a_log_.tensor, d_.tensor, dt_.bias.tensor, gate_};
     const ScanStepInputs token = {part(zxbc, in_.weight, "x"), weight, conv_bias_.tensor, scan};
     if (repeat_before_conv_ && scan_step_serves(ctx, token, segments)) {
       return out_.forward(ctx,
                           scan_step(ctx, token, segments, inputs.slot(kConv), inputs.slot(kScan)));
     }
-    Tensor u = groups;
-    if (repeat_before_conv_) {
-      u = repeat_heads(ctx, u, repeat);
-    }
-    u = short_conv(ctx, u.merge_last(), weight, conv_bias_.tensor, true, segments,
-                   inputs.slot(kConv));
+    const Tensor x_heads = repeat_before_conv_ ? repeat_heads(ctx, groups, repeat) : groups;
+    scan.u = short_conv(ctx, x_heads.merge_last(), weight, conv_bias_.tensor, true, segments,
+                        inputs.slot(kConv));
     if (!repeat_before_conv_) {
-      u = repeat_heads(ctx, u.split_last(xb_ / state_, state_), repeat).merge_last();
+      scan.u = repeat_heads(ctx, scan.u.split_last(xb_ / state_, state_), repeat).merge_last();
     }
-    const Tensor y =
-        selective_scan(ctx, {u, dt, b, c, z, a_log_.tensor, d_.tensor, dt_.bias.tensor}, segments,
-                       inputs.slot(kScan));
-    return out_.forward(ctx, y);
+    return out_.forward(ctx, selective_scan(ctx, scan, segments, inputs.slot(kScan)));
   }
 
   StateLayout state_layout() const override {
@@ -108,6 +104,7 @@ class MambaUnit : public Unit {
 
   int64_t inner_, xb_, state_, conv_;
   bool repeat_before_conv_;
+  GateActivation gate_;
   Linear in_, dt_in_, dt_, out_;
   Parameter conv_weight_, conv_bias_, a_log_, d_;
 };

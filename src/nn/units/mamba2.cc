@@ -1,6 +1,8 @@
 // Mamba-2 (Dao & Gu 2024, arXiv 2405.21060). x, B and C each have their own number of heads,
 // repeated to `heads`: equal b_heads and c_heads are the published layer's groups; fewer x_heads
-// and b_heads than c_heads take the place of an attention layer's grouped key-value heads.
+// and b_heads than c_heads take the place of an attention layer's grouped key-value heads. The
+// published norm is of the gated heads; where the attention's output had a gate of its own, that
+// comes after the norm, which would take its size away.
 #include <cmath>
 
 #include "base/checked.h"
@@ -30,10 +32,13 @@ class Mamba2Unit : public HeadMixer {
         conv_(options.size_or(kName, "conv", 4, kMaxConv, 2)),
         norm_group_(options.size_or(kName, "norm_group", heads_ * head_dim_, kMaxElements, 1)),
         norm_eps_(static_cast<float>(options.real(kName, "norm_eps", 1e-5))),
-        has_norm_(options.flag(kName, "norm", true)) {
-    options.expect_only(
-        kName, {"heads", "head_dim", "state", "x_heads", "b_heads", "c_heads", "conv", "norm",
-                "norm_group", "norm_eps", "in_scale", "row_scales", "out_bias"});
+        has_norm_(options.flag(kName, "norm", true)),
+        gate_(out_gate(options, kName)),
+        order_(options.flag(kName, "norm_first", false) ? GateOrder::kNormFirst
+                                                        : GateOrder::kGateFirst) {
+    options.expect_only(kName, {"heads", "head_dim", "state", "x_heads", "b_heads", "c_heads",
+                                "conv", "norm", "norm_group", "norm_eps", "norm_first", "in_scale",
+                                "row_scales", "out_bias", "out_gate"});
     for (const int64_t part : {x_heads_, b_heads_, c_heads_}) {
       expect(heads_ % part == 0,
              "mamba2: expected x_heads, b_heads and c_heads to divide heads={}, got {}, {} and {}",
@@ -41,6 +46,8 @@ class Mamba2Unit : public HeadMixer {
     }
     expect(inner() % norm_group_ == 0, "mamba2: expected norm_group to divide {} channels, got {}",
            inner(), norm_group_);
+    expect(has_norm_ || (gate_ == GateActivation::kSilu && order_ == GateOrder::kGateFirst),
+           "mamba2: expected out_gate silu and no norm_first where it has no norm");
     const std::vector<RowBlock> convolved = {
         {"x", x_heads_ * head_dim_}, {"B", b_heads_ * state_}, {"C", c_heads_ * state_}};
     in_ = Linear(width, {{"z", inner()}, convolved[0], convolved[1], convolved[2], {"dt", heads_}},
@@ -79,8 +86,7 @@ class Mamba2Unit : public HeadMixer {
     const Tensor raw_dt = part(rows, in_.weight, "dt");
     const Tensor weight = conv_weight_.tensor.reshape({channels(), conv_});
     const Tensor raw_xbc = part(rows, in_.weight, "x", "C");
-    const GatedNormConfig norm{norm_eps_, norm_group_, GateOrder::kGateFirst,
-                               GateActivation::kSilu};
+    const GatedNormConfig norm{norm_eps_, norm_group_, order_, gate_};
     const RecurrentStepInputs token = {.x = raw_xbc,
                                        .conv_weight = weight,
                                        .conv_bias = conv_bias_.tensor,
@@ -164,6 +170,8 @@ class Mamba2Unit : public HeadMixer {
   int64_t heads_, head_dim_, state_, x_heads_, b_heads_, c_heads_, conv_, norm_group_;
   float norm_eps_;
   bool has_norm_;
+  GateActivation gate_;
+  GateOrder order_;
   Linear in_;
   std::vector<ColumnBlock> scales_;  // of what in_proj gives; empty = none
   Parameter conv_weight_, conv_bias_, dt_bias_, a_log_, d_, norm_;

@@ -44,6 +44,13 @@ const UnitKind& find_unit_kind(const std::string& name) {
   fail("unknown unit '{}'{}; known units: {}", name, did_you_mean(name, names), join(names, ", "));
 }
 
+GateActivation out_gate(const Options& options, const char* owner) {
+  const std::string name = options.text(owner, "out_gate", "silu");
+  expect(name == "silu" || name == "sigmoid",
+         "{}: expected out_gate to be silu or sigmoid, got '{}'", owner, name);
+  return name == "silu" ? GateActivation::kSilu : GateActivation::kSigmoid;
+}
+
 bool is_attention(const UnitSpec& unit) {
   return unit.kind == "attention" || unit.kind == "latent_attention";
 }

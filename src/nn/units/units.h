@@ -2,11 +2,16 @@
 #pragma once
 
 #include "nn/unit.h"
+#include "ops/norm/norm.h"
 
 namespace cambium {
 
 /// Taps of a short convolution.
 inline constexpr int64_t kMaxConv = 64;
+
+/// The option out_gate, of the z that a mixer's output is multiplied by: "silu", the default, or
+/// "sigmoid".
+GateActivation out_gate(const Options& options, const char* owner);
 
 /// Softmax attention: heads, kv_heads, head_dim; window (0 = full), rope (default true), scale of
 /// the scores (default head_dim^-1/2), key_scale (1), qk_norm_eps (0 = no norm of q and k) and
@@ -14,9 +19,11 @@ inline constexpr int64_t kMaxConv = 64;
 /// "head"), qkv_bias and out_bias (false), gate (false: a sigmoid gate of
 /// the heads' results before out_proj; in q_proj the rows of a head are its query's, then its
 /// gate's), softcap of the scores (0 = none), sink_logits (false: a learned score of each head that
-/// joins the softmax and has no value); index_heads (0 = no index, else kv_heads) of index_dim, by
-/// which a token looks at index_top of `index_of` ("blocks"; "tokens", "pools") of index_size
-/// tokens each in every head of keys, index_local (1) of the blocks always (nn/units/indexer.h).
+/// joins the softmax and has no value), temperature ("query" or "key": a learned factor of the
+/// scores of each query head or of those that share a key head, at its queries or keys; none unless
+/// given); index_heads (0 = no index, else kv_heads) of index_dim, index_top of `index_of`
+/// ("blocks"; "tokens", "pools") of index_size tokens each, index_local (1): what each head of keys
+/// is looked at (nn/units/indexer.h).
 std::unique_ptr<Unit> make_attention(const Options& options, int64_t width);
 /// Whether it is attention to everything before a token, in whose place other mixers can stand:
 /// attention or latent_attention.
@@ -25,7 +32,7 @@ bool is_attention(const UnitSpec& unit);
 /// With kv_rank it is latent attention, whose options it then takes but those of an index.
 std::unique_ptr<Unit> make_sliding_window(const Options& options, int64_t width);
 /// Apriel-H1's grouped Mamba: inner, xb, state, dt_rank, conv, repeat_before_conv, conv_bias
-/// (default true), in_bias and out_bias (false).
+/// (default true), in_bias and out_bias (false), out_gate ("silu" or "sigmoid").
 std::unique_ptr<Unit> make_mamba(const Options& options, int64_t width);
 /// Mamba-1: inner, state, dt_rank, conv, conv_bias (default true), norm_eps of dt, B and C (0 =
 /// they have no norms).
@@ -33,8 +40,9 @@ std::unique_ptr<Unit> make_mamba1(const Options& options, int64_t width);
 /// LFM2's gated short convolution: conv (3), bias (of its projections too, default false).
 std::unique_ptr<Unit> make_short_conv(const Options& options, int64_t width);
 /// Mamba-2: heads, head_dim, state, x_heads, b_heads, c_heads, conv, norm (default true),
-/// norm_group, norm_eps, out_bias (false); in_scale of its input and row_scales of z, x, B, C and
-/// dt (Falcon-H1).
+/// norm_group, norm_eps, out_bias (false); of the norm, out_gate ("silu" or "sigmoid") and
+/// norm_first (false: it norms what was gated); in_scale of its input and row_scales of z, x, B, C
+/// and dt (Falcon-H1).
 std::unique_ptr<Unit> make_mamba2(const Options& options, int64_t width);
 /// Gated DeltaNet: heads, q_heads, k_heads, v_heads, key_dim, value_dim, conv, rope, norm_eps;
 /// out_gate ("silu" or "sigmoid"), allow_neg_eigval (false: how much of the new is written lies in

@@ -79,6 +79,7 @@ Tensor scan_step(const Context& ctx, const ScanStepInputs& in, const Segments& s
                                 .states = states,
                                 .b_groups = in.scan.b.dim(1),
                                 .c_groups = in.scan.c.dim(1),
+                                .sigmoid = in.scan.gate == GateActivation::kSigmoid,
                                 .u = {},
                                 .dt = view<T>(in.scan.dt),
                                 .z = view<T>(in.scan.z),

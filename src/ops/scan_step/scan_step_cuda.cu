@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kScanThreads, 6) step_kernel(ScanStep<T> step,
   }
   sum_and_deal<kLanes, 1>(y, lane);
   if (taken) {
-    store(a.y.at(mine, channel), fmaf(skip, u, y[0]) * z * Math::gate(z));
+    store(a.y.at(mine, channel), fmaf(skip, u, y[0]) * scan_gate(a, z, Math::gate(z)));
     conv.leave_past(inputs, cut.taps, channel, x);
   }
 }

@@ -18,6 +18,7 @@ struct Case {
   int64_t states = 16;
   int64_t taps = 4;
   bool conv_bias = true;
+  GateActivation gate = GateActivation::kSilu;
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
@@ -49,7 +50,7 @@ ScanStepInputs step_of(const Case& c, const In& in) {
   return {in[0],
           in[1],
           c.conv_bias ? in[2] : Tensor{},
-          {{}, in[3], in[4], in[5], in[6], in[7], in[8], in[9]}};
+          {{}, in[3], in[4], in[5], in[6], in[7], in[8], in[9], c.gate}};
 }
 
 /// The same by the operations it stands for.
@@ -126,12 +127,13 @@ TEST_P(ScanStepOf, KernelsMatchDefinition) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, ScanStepOf,
-                         ::testing::Values(Case{"of_attention", 8, 7}, Case{"alone", 1, 1},
-                                           Case{"three_taps", 2, 3, 16, 3, false},
-                                           Case{"two_taps", 5, 1, 16, 2},
-                                           Case{"few_states", 2, 2, 4}),
-                         ::testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(
+    Cases, ScanStepOf,
+    ::testing::Values(Case{"of_attention", 8, 7}, Case{"alone", 1, 1},
+                      Case{"three_taps", 2, 3, 16, 3, false}, Case{"two_taps", 5, 1, 16, 2},
+                      Case{"sigmoid", 2, 3, 16, 4, true, GateActivation::kSigmoid},
+                      Case{"few_states", 2, 2, 4}),
+    ::testing::PrintToStringParamName());
 
 TEST(ScanStep, NamesWhatIsWrong) {
   const Case c{"", 2, 2};

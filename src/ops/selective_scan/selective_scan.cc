@@ -54,6 +54,7 @@ Tensor selective_scan(Context& ctx, const SelectiveScanInputs& inputs, const Seg
                             .states = in.a_log.dim(1),
                             .b_groups = in.b.dim(1),
                             .c_groups = in.c.dim(1),
+                            .sigmoid = in.gate == GateActivation::kSigmoid,
                             .u = view<T>(in.u),
                             .dt = view<T>(in.dt),
                             .z = view<T>(in.z),

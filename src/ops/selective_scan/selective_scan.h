@@ -3,12 +3,13 @@
 //
 //   delta_t = softplus(dt_t + dt_bias)                         A = -exp(a_log)
 //   h_t[c, n] = exp(delta_t[c] A[c, n]) h_{t-1}[c, n] + delta_t[c] B_t[b(c), n] u_t[c]
-//   y_t[c] = (sum_n C_t[g(c), n] h_t[c, n] + D[c] u_t[c]) * silu(z_t[c])
+//   y_t[c] = (sum_n C_t[g(c), n] h_t[c, n] + D[c] u_t[c]) * act(z_t[c])
 //
 // B and C may be shared by groups of channels, each its own number of groups: b(c) = c / (d / Gb),
-// g(c) = c / (d / Gc).
+// g(c) = c / (d / Gc). act is SiLU, or sigmoid where attention with such a gate was replaced.
 #pragma once
 
+#include "ops/norm/norm.h"
 #include "ops/segments.h"
 #include "tensor/context.h"
 
@@ -23,6 +24,7 @@ struct SelectiveScanInputs {
   Tensor a_log;    // (d, N)
   Tensor d;        // (d) skip
   Tensor dt_bias;  // (d)
+  GateActivation gate = GateActivation::kSilu;
 };
 
 /// -> (T, d). All inputs row-contiguous. state (slots, d, N), fp32 (fp64 for F64), or undefined.

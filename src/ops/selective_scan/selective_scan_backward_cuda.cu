@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kScanThreads, 4)
       const float z = load(a.z.at(t, channel));
       const bool some = token < span.end;
       step[k] = some ? Math::softplus(load(a.dt.at(t, channel)) + bias) : 0.0F;
-      dy[k] = some ? load(a.y.grad_at(t, channel)) * z * Math::gate(z) : 0.0F;
+      dy[k] = some ? load(a.y.grad_at(t, channel)) * scan_gate(a, z, Math::gate(z)) : 0.0F;
       step_sum += Tokens::leads(lane) ? step[k] : 0.0F;
     }
 #pragma unroll
@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(kScanThreads, 3) scan_backward(SelectiveScan<T
           step[k] = some ? Math::softplus(raw[k]) : 0.0F;
           written[k] = step[k] * u[k];
           gate[k] = Math::gate(z[k]);
-          dy[k] = dout[k] * z[k] * gate[k];
+          dy[k] = dout[k] * scan_gate(a, z[k], gate[k]);
         }
         float before[kTokens][kStates];
         float decay[kTokens][kStates];
@@ -346,8 +346,7 @@ __global__ void __launch_bounds__(kScanThreads, 3) scan_backward(SelectiveScan<T
           const float slope = raw[k] > 20.0F ? 1.0F : Math::gate(raw[k]);
           const float du = fmaf(step[k], read[k], skip * dy[k]);
           const float ddt = fmaf(u[k], read[k], drate[k] * Math::kRateUnit) * slope;
-          const float dz =
-              dout[k] * fmaf(skip, u[k], y[k]) * gate[k] * fmaf(z[k], 1.0F - gate[k], 1.0F);
+          const float dz = dout[k] * fmaf(skip, u[k], y[k]) * scan_gate_slope(a, z[k], gate[k]);
           dd = fmaf(dy[k], u[k], dd);
           dbias += ddt;
           if (a.u.grad != nullptr) {

@@ -202,7 +202,8 @@ void forward_block(const ScanKernel& a, const Block& b) {
       const vf step = vsoftplus(b.load(op.dt.at(t, 0)) + b.bias);
       const vf y = b.d * u + scan_token<false>(b, step, step * u, op.b.at(t, op.b_offset(b.first)),
                                                op.c.at(t, op.c_offset(b.first)), b.h, b.h, nullptr);
-      b.store(op.y.at(t, 0), y * vsilu(b.load(op.z.at(t, 0))));
+      const vf z = b.load(op.z.at(t, 0));
+      b.store(op.y.at(t, 0), y * (op.sigmoid ? vsigmoid(z) : vsilu(z)));
     }
     if (op.state != nullptr) {
       store_state(b, b.h, op.state_of(s));
@@ -287,9 +288,9 @@ void backward_token(const ScanKernel& a, const Block& b, Backward& bw, int64_t t
   const vf dout = b.load(op.y.grad_at(t, 0));
   const vf z = b.load(op.z.at(t, 0));
   const vf sigmoid = vsigmoid(z);
-  b.add(op.z.grad_at(t, 0),
-        dout * vload(bw.y + i * kLanes) * sigmoid * (1.0F + z * (1.0F - sigmoid)));
-  const vf dy = dout * z * sigmoid;
+  const vf slope = op.sigmoid ? 1.0F - sigmoid : 1.0F + z * (1.0F - sigmoid);
+  b.add(op.z.grad_at(t, 0), dout * vload(bw.y + i * kLanes) * sigmoid * slope);
+  const vf dy = dout * (op.sigmoid ? sigmoid : z * sigmoid);
   const vf u = b.load(op.u.at(t, 0));
   const vf step = vload(bw.step + i * kLanes);
   const vf written = step * u;

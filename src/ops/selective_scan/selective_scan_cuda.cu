@@ -111,7 +111,8 @@ __global__ void __launch_bounds__(kScanThreads, 4)
       for (int k = 0; k < Tokens::kOwn; ++k) {
         const int64_t token = i + Tokens::first(lane) + k;
         if (token < span.end && real && Tokens::leads(lane)) {
-          store(a.y.at(first + token, channel), fmaf(skip, u[k], y[k]) * z[k] * Math::gate(z[k]));
+          store(a.y.at(first + token, channel),
+                fmaf(skip, u[k], y[k]) * scan_gate(a, z[k], Math::gate(z[k])));
         }
       }
     }

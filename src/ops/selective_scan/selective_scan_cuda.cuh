@@ -161,6 +161,16 @@ struct ScanMath<bf16> {
   }
 };
 
+/// The gate act(z) of a scan and its slope, where s is sigmoid(z).
+template <class T>
+__device__ __forceinline__ float scan_gate(const SelectiveScan<T>& a, float z, float s) {
+  return a.sigmoid ? s : z * s;
+}
+template <class T>
+__device__ __forceinline__ float scan_gate_slope(const SelectiveScan<T>& a, float z, float s) {
+  return s * (a.sigmoid ? 1.0F - s : fmaf(z, 1.0F - s, 1.0F));
+}
+
 // --- Rows of states, kStates of N from `first` on; kFull: there are as many, in 16-byte steps.
 
 template <int kStates, bool kFull, class T>

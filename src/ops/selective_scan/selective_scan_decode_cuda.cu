@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kScanThreads, 6) scan_step(SelectiveScan<T> a,
   }
   sum_and_deal<kLanes, 1>(y, lane);
   if (real && taken) {
-    store(a.y.at(token, channel), fmaf(skip, u, y[0]) * z * Math::gate(z));
+    store(a.y.at(token, channel), fmaf(skip, u, y[0]) * scan_gate(a, z, Math::gate(z)));
   }
 }
 

@@ -14,6 +14,7 @@ struct SelectiveScan {
   int64_t states;    // N
   int64_t b_groups;
   int64_t c_groups;
+  bool sigmoid;          // act of z, else silu
   View<T> u, dt, z;      // (T, d)
   View<T> b, c;          // (T, groups, N), the groups of a token together
   View<Sum<T>> a_log;    // (d, N)

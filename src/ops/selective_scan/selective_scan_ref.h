@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "ops/norm/norm_ref.h"
 #include "ops/pointwise/pointwise_ref.h"
 #include "ops/selective_scan/selective_scan_kernels.h"
 
@@ -52,8 +53,8 @@ void scan_step_backward(const SelectiveScan<Real>& a, int64_t t, int64_t ch,
   const Real y = scan_step(a, t, ch, h.data());
   const Real z = *a.z.at(t, ch);
   const Real dout = *a.y.grad_at(t, ch);
-  add(a.z.grad_at(t, ch), dout * y * sigmoid(z) * (1 + z * (1 - sigmoid(z))));
-  const Real dy = dout * z * sigmoid(z);
+  add(a.z.grad_at(t, ch), dout * y * gate_slope(a.sigmoid, z));
+  const Real dy = dout * gate_value(a.sigmoid, z);
   const Real u = *a.u.at(t, ch);
   const Real raw = *a.dt.at(t, ch) + a.dt_bias.data[ch];
   const Real step = softplus(raw);
@@ -97,8 +98,8 @@ void selective_scan_forward::reference(const SelectiveScan<Real>& a) {
       std::vector<Real> h = definition::scan_initial(a, s, ch, a.state_of(s));
       for (int64_t i = 0; i < a.segments.length(s); ++i) {
         const int64_t t = a.segments.begin(s) + i;
-        const Real z = *a.z.at(t, ch);
-        *a.y.at(t, ch) = definition::scan_step(a, t, ch, h.data()) * z * definition::sigmoid(z);
+        *a.y.at(t, ch) =
+            definition::scan_step(a, t, ch, h.data()) * gate_value(a.sigmoid, *a.z.at(t, ch));
       }
       if (a.state != nullptr) {
         std::copy(h.begin(), h.end(), a.state_of(s) + ch * a.states);

@@ -11,6 +11,7 @@ struct Case {
   const char* name;
   std::vector<int64_t> lengths;
   int64_t channels, states, b_groups, c_groups;
+  GateActivation gate = GateActivation::kSilu;
 };
 
 // Inputs u, dt, b, c, z, a_log, d, dt_bias.
@@ -31,10 +32,10 @@ StatefulCase make(const Case& c) {
                  {{c.channels}, -4.0, 1.0}};
   test.of_tokens = {true, true, true, true, true, false, false, false};
   test.state_row = {c.channels, c.states};
-  test.operation = [](Context& ctx, const std::vector<Tensor>& in, const Segments& segments,
-                      const Tensor& state) {
-    return selective_scan(ctx, {in[0], in[1], in[2], in[3], in[4], in[5], in[6], in[7]}, segments,
-                          state);
+  test.operation = [gate = c.gate](Context& ctx, const std::vector<Tensor>& in,
+                                   const Segments& segments, const Tensor& state) {
+    return selective_scan(ctx, {in[0], in[1], in[2], in[3], in[4], in[5], in[6], in[7], gate},
+                          segments, state);
   };
   return test;
 }
@@ -54,7 +55,9 @@ INSTANTIATE_TEST_SUITE_P(
         rows({Case{"one", {1}, 1, 1, 1, 1}, Case{"h1", {70, 5, 33}, 64, 16, 1, 4},
               Case{"h1_shared", {20, 17}, 64, 16, 2, 4}, Case{"eight_states", {40, 3}, 32, 8, 2, 4},
               Case{"wide_groups", {35}, 48, 24, 1, 2}, Case{"mamba1", {18, 50}, 37, 16, 1, 1},
-              Case{"odd", {9, 14}, 21, 5, 3, 7}, Case{"group_per_channel", {33}, 6, 3, 2, 6}})),
+              Case{"odd", {9, 14}, 21, 5, 3, 7}, Case{"group_per_channel", {33}, 6, 3, 2, 6},
+              Case{"h1_sigmoid", {70, 5, 33}, 64, 16, 1, 4, GateActivation::kSigmoid},
+              Case{"odd_sigmoid", {9, 14}, 21, 5, 3, 7, GateActivation::kSigmoid}})),
     ::testing::PrintToStringParamName());
 
 // Long sequences with steps at their ends: no NaN, and the kernels still follow the definition.

@@ -279,7 +279,7 @@ class Helper {
       const float step = Math::softplus(raw[g] + bias[g]);
       const float gate = Math::gate(z[g]);
       written[g] = step * u[g];
-      dy[g] *= z[g] * gate;
+      dy[g] *= scan_gate(a, z[g], gate);
       steps[g] = make_float4(step, written[g], dy[g], gate);
     }
     const int place = warp * kNarrowWarp + token * 4;
@@ -348,7 +348,7 @@ class Helper {
       const float dy = of_step.z;
       du[g] = fmaf(of_step.x, read[g], skip[g] * dy);
       ddt[g] = fmaf(u[g], read[g], decays[g] * Math::kRateUnit) * Math::gate(raw[g] + bias[g]);
-      dz[g] = dout[g] * fmaf(skip[g], u[g], y[g]) * (gate * fmaf(z[g], 1.0F - gate, 1.0F));
+      dz[g] = dout[g] * fmaf(skip[g], u[g], y[g]) * scan_gate_slope(a, z[g], gate);
       dd[g] = fmaf(dy, u[g], dd[g]);
       dbias[g] += exists ? ddt[g] : 0.0F;  // of groups without tokens nothing was left
     }

@@ -151,6 +151,7 @@ class Helper {
         helper(static_cast<int>(threadIdx.x)),
         token(helper / kScanWarps),
         warp(helper % kScanWarps),
+        sigmoid(a.sigmoid),
         rows(a, of_groups, block_channel, slots, helper, first),
         own(shared.stages() + helper) {
     const unsigned channel = block_channel + warp * kWarpChannels;
@@ -296,7 +297,7 @@ class Helper {
         // The gate in the sum's unit: kSumUnit / (1 + exp(-z)).
         const float e = fast_exp2(-kLog2E * z[g]);
         const float gate = fast_reciprocal(fmaf(e, 1.0F / kSumUnit, 1.0F / kSumUnit));
-        y[g] = fmaf(skip[g], u[g], y[g]) * (z[g] * gate);
+        y[g] = fmaf(skip[g], u[g], y[g]) * (sigmoid ? gate : z[g] * gate);
       }
       if (tile * kTileTokens + token < tokens) {
         store_octet(y_at, y);
@@ -307,6 +308,7 @@ class Helper {
 
   TileMemory memory;
   int slots, tokens, helper, token, warp;
+  bool sigmoid;
   RowsAhead<kRows> rows;
   uint4* own;       // its first octet in the stages
   int fetched = 0;  // tokens
