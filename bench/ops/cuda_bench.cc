@@ -4,8 +4,9 @@
 // queued behind copies that keep the device busy meanwhile, so that the host's part is not in it
 // (it has a column of its own). Calls take turns among inputs that no cache holds together.
 // Arguments: names of sections (matmul, attention, narrow, recurrence, scan, pointwise, loss,
-// latent, experts, chosen), --quick (few repeats, no extremes), --json FILE. Without a CUDA device
-// it says so and ends.
+// latent, experts, chosen), --quick (few repeats, no extremes), --only TEXT (rows that have it in
+// their operation or shape; several: one of them), --json FILE. Without a CUDA device it says so
+// and ends.
 #include <array>
 #include <cstdio>
 #include <numeric>
@@ -84,6 +85,7 @@ constexpr Section kSections[] = {{"matmul", matmul_section},   {"attention", att
 struct Options {
   std::vector<std::string> sections;  // empty: all
   bool quick = false;
+  std::vector<std::string> only;
   std::string json;
 };
 
@@ -93,6 +95,9 @@ Options parse(int argc, char** argv) {
     const std::string argument = argv[i];
     if (argument == "--quick") {
       options.quick = true;
+    } else if (argument == "--only") {
+      expect(++i < argc, "--only needs a part of an operation's name or shape");
+      options.only.emplace_back(argv[i]);
     } else if (argument == "--json") {
       expect(++i < argc, "--json needs the name of a file");
       options.json = argv[i];
@@ -100,7 +105,7 @@ Options parse(int argc, char** argv) {
       expect(std::any_of(std::begin(kSections), std::end(kSections),
                          [&](const Section& s) { return argument == s.name; }),
              "expected matmul, attention, narrow, recurrence, scan, pointwise, loss, latent, "
-             "experts, chosen, --quick or --json FILE, got {}",
+             "experts, chosen, --quick, --only TEXT or --json FILE, got {}",
              argument);
       options.sections.push_back(argument);
     }
@@ -119,6 +124,7 @@ int run_all(const Options& options) {
               "achieved", "share", "queue us");
   const double begin = now_ms();
   Bench bench(options.quick);
+  bench.only = options.only;
   for (const Section& section : kSections) {
     const auto& wanted = options.sections;
     if (wanted.empty() || std::find(wanted.begin(), wanted.end(), section.name) != wanted.end()) {

@@ -58,6 +58,15 @@ void pointwise_of(Bench& bench, int64_t tokens) {
     const Tensor weight = s.f32({kWidth}, 0.5, 1.5);
     return [=, &s](int64_t, const Tensor& x, const Tensor&) { rms_norm(s.ctx, x, weight, 1e-5F); };
   });
+  // The residual is of fp32, read and written, what is added and what comes of bf16.
+  const double residual = 8.0 * static_cast<double>(tokens * kWidth);
+  pointwise(bench, "add_rms_norm", tokens, 1, residual + 4.0 * kWidth, [&](Scene& s, int64_t sets) {
+    const Tensor weight = s.f32({kWidth}, 0.5, 1.5);
+    const Tensor stream = s.f32({sets * tokens, kWidth});
+    return [=, &s](int64_t set, const Tensor& y, const Tensor&) {
+      add_rms_norm(s.ctx, part_of(stream, set, tokens), 1.0F, y, 0.1F, weight, 1e-5F);
+    };
+  });
   pointwise(bench, "gated_rms_norm", tokens, 2, 4.0 * 128, [&](Scene& s, int64_t) {
     const Tensor weight = s.f32({128}, 0.5, 1.5);
     return [=, &s](int64_t, const Tensor& x, const Tensor& gate) {

@@ -207,9 +207,11 @@ void experts(Bench& bench, const Layer& l, int64_t tokens) {
   });
 }
 
-// A whole gated layer, as a forward call alone has it.
-void experts_layer(Bench& bench, const Layer& l, int64_t tokens) {
-  bench.row("experts, a gated layer", shape_of(l, tokens), [&](Scene& s) {
+// A whole gated layer, as a forward call alone has it, batch-invariant or not.
+void experts_layer(Bench& bench, const Layer& l, int64_t tokens, bool invariant) {
+  const char* name = invariant ? "experts, a gated layer, invariant" : "experts, a gated layer";
+  bench.row(name, shape_of(l, tokens), [&](Scene& s) {
+    s.ctx.batch_invariant = invariant;
     const Tensor gate = s.bf16({l.count, l.inner, l.width}, -0.02, 0.02);
     const Tensor up = s.bf16({l.count, l.inner, l.width}, -0.02, 0.02);
     const Tensor down = s.bf16({l.count, l.width, l.inner}, -0.02, 0.02);
@@ -227,11 +229,17 @@ void experts_layer(Bench& bench, const Layer& l, int64_t tokens) {
   });
 }
 
-// The product up alone, or with fp32 weights and its gradients.
-void product_of_experts(Bench& bench, const Layer& l, int64_t tokens, bool trained) {
+// The product up alone, batch-invariant or not, or with fp32 weights and its gradients.
+enum class Product { kAlone, kInvariant, kTrained };
+void product_of_experts(Bench& bench, const Layer& l, int64_t tokens, Product product) {
+  const bool trained = product == Product::kTrained;
+  const bool invariant = product == Product::kInvariant;
   bench.row(
-      trained ? "experts, up, forward + backward" : "experts, up alone", shape_of(l, tokens),
-      [&](Scene& s) {
+      trained     ? "experts, up, forward + backward"
+      : invariant ? "experts, up alone, invariant"
+                  : "experts, up alone",
+      shape_of(l, tokens), [&](Scene& s) {
+        s.ctx.batch_invariant = invariant;
         const Dtype stored = trained ? Dtype::kF32 : Dtype::kBF16;
         const auto leaf = [&](const Tensor& t) { return trained ? s.leaf(t) : Leaf{t, nullptr}; };
         const Leaf up = leaf(s.input(stored, {l.count, l.inner, l.width}, -0.02, 0.02));
@@ -280,21 +288,27 @@ void latent_section(Bench& bench) {
 }
 
 void experts_section(Bench& bench) {
-  constexpr Layer kLayers[] = {{512, 10, 2048, 512},  // Qwen3-Next
-                               {256, 8, 2304, 1024},  // Kimi-Linear
-                               {256, 8, 7168, 2048},  // DeepSeek-V3.2
-                               {32, 2, 6144, 9216}};  // MiniMax-M1
+  constexpr Layer kLayers[] = {{512, 10, 2048, 512},   // Qwen3-Next
+                               {256, 8, 2304, 1024},   // Kimi-Linear
+                               {256, 8, 7168, 2048},   // DeepSeek-V3.2
+                               {32, 2, 6144, 9216},    // MiniMax-M1
+                               {128, 6, 2688, 1856},   // Nemotron-3-Nano
+                               {128, 4, 2880, 2880}};  // gpt-oss-120b
   for (const int64_t tokens : {1, 16, 80, 256, 1024, 8192}) {
     for (const Layer& l : kLayers) {
       experts(bench, l, tokens);
-      experts_layer(bench, l, tokens);
+      experts_layer(bench, l, tokens, false);
     }
   }
   for (const Layer& l : kLayers) {
-    for (const int64_t tokens : {16, 80, 256, 1024, 8192}) {
-      product_of_experts(bench, l, tokens, false);
+    for (const int64_t tokens : {16, 80, 256, 1024, 8192, 32768}) {
+      product_of_experts(bench, l, tokens, Product::kAlone);
     }
-    product_of_experts(bench, l, 8192, true);
+    for (const int64_t tokens : {1024, 8192, 32768}) {
+      product_of_experts(bench, l, tokens, Product::kInvariant);
+    }
+    experts_layer(bench, l, 8192, true);
+    product_of_experts(bench, l, 8192, Product::kTrained);
   }
 }
 

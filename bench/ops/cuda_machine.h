@@ -235,6 +235,12 @@ class Bench {
   /// Measures what `make` returns and prints its line; an Error fails this line alone.
   template <class Make>
   void row(const std::string& operation, const std::string& shape, const Make& make) {
+    const std::string name = operation + " " + shape;
+    if (!only.empty() && std::none_of(only.begin(), only.end(), [&](const std::string& part) {
+          return name.find(part) != std::string::npos;
+        })) {
+      return;
+    }
     last_ms_ = NAN;
     try {
       Scene scene(random_);
@@ -250,6 +256,7 @@ class Bench {
   }
 
   const bool quick;
+  std::vector<std::string> only;  // rows whose operation and shape have none are left out
   double copy_gbs = NAN;
   double product_tflops = NAN;
   int failures = 0;

@@ -26,20 +26,37 @@ __device__ __forceinline__ void meet_cluster() {
 #endif
   }
 }
+/// Where what stands at `p` in this block's shared memory stands in block `rank`'s.
+__device__ __forceinline__ uint32_t address_in_block(const void* p, int rank) {
+  uint32_t address = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(shared_address(p)), "r"(rank));
+#endif
+  return address;
+}
 /// The number that stands at `p` in the shared memory of block `rank` of the cluster.
 template <int kBlocks>
 __device__ __forceinline__ int load_of_block(const int* p, int rank) {
   int value = *p;
 #if __CUDA_ARCH__ >= 900
   if constexpr (kBlocks > 1) {
-    uint32_t address = 0;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                 : "=r"(address)
-                 : "r"(shared_address(p)), "r"(rank));
-    asm volatile("ld.shared::cluster.s32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    asm volatile("ld.shared::cluster.s32 %0, [%1];"
+                 : "=r"(value)
+                 : "r"(address_in_block(p, rank))
+                 : "memory");
   }
 #endif
   return value;
+}
+/// arrive() (ops/cuda_bulk.cuh) at the barrier of block `rank`, after what was read: what this
+/// thread wrote is published to its own block alone.
+__device__ __forceinline__ void arrive_in_block(const uint64_t* barrier, int rank) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_in_block(barrier, rank))
+               : "memory");
+#endif
 }
 
 /// launch_ahead() in clusters of `cluster` blocks along x, where that is more than one.

@@ -511,6 +511,31 @@ TEST_F(CudaShapes, RopeOverALongSegment) {
       {{{kLong, 1, 8}}}, true);
 }
 
+// So many pieces of heads that a thread takes four heads, of which the last are fewer; whole heads
+// and parts of them, queries that are scaled, keys of one head, and heads of a wider row.
+TEST_F(CudaShapes, RopeOfManyHeads) {
+  constexpr int64_t kTokens = 9400, kHeads = 7;
+  const OwnedSegments segments = packed_segments({5000, 0, 1, 4399});
+  RopeTable table({.dim = 64, .original_length = 1000, .query_beta = 0.1});
+  table.ensure(kTokens);
+  for (const int64_t channels : {64, 96}) {
+    SCOPED_TRACE(channels);
+    expect_cuda_matches_cpu(
+        [&](Context& ctx, const In& in) {
+          const auto [q, k] = rope(ctx, in[0], in[1], table.turns(ctx, segments.view()));
+          return add(ctx, q, repeat_heads(ctx, k, kHeads));
+        },
+        {{{kTokens, kHeads, channels}}, {{kTokens, 1, channels}}}, true);
+    const int64_t width = kHeads * channels;
+    expect_cuda_matches_cpu(
+        [&](Context& ctx, const In& in) {
+          return rope(ctx, in[0].slice(1, 8, width).split_last(kHeads, channels),
+                      table.turns(ctx, segments.view()));
+        },
+        {{{kTokens, width + 16}}}, true);
+  }
+}
+
 // Runs of several lengths, whose ends are those of segments, or one more or less.
 TEST_F(CudaShapes, ConvOfRunsOfEveryLength) {
   for (const int64_t channels : {8, 4096, 12288}) {

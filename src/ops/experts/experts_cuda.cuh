@@ -103,4 +103,11 @@ bool experts_by_tensor_cores(ExpertsUse use, const ExpertsProduct<bf16>& p,
 bool experts_by_tensor_cores(const ExpertsProduct<float>& p, const ExpertLists& lists,
                              const Launch& on);
 
+// --- Many rows, by pairs of blocks (experts_pairs_cuda.cu).
+
+/// As experts_by_tensor_cores(); false too where the device has no such kernels (other than sm_90a)
+/// and of what is added to a result.
+bool experts_by_pairs(ExpertsUse use, const ExpertsProduct<bf16>& p, const ExpertLists& lists,
+                      const Launch& on);
+
 }  // namespace cambium::cuda

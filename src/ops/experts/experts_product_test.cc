@@ -35,6 +35,14 @@ std::vector<int> many_experts() {
   return rows;
 }
 
+std::vector<int> many_rows_of_many_experts() {
+  std::vector<int> rows(420);
+  for (size_t e = 0; e < rows.size(); ++e) {
+    rows[e] = e % 7 == 3 ? 0 : static_cast<int>(30 + e % 11);
+  }
+  return rows;
+}
+
 /// Two products of the same rows and weight: the gradients of the second are added to the first's.
 Tensor product_of(Context& ctx, const In& in, const Load& load) {
   const Routing routing = route(ctx, in[0], {}, {.renormalise = true});
@@ -127,19 +135,32 @@ INSTANTIATE_TEST_SUITE_P(
         Load{"many", {1, 7, 8, 9, 63, 64, 65, 0, 130, 600}, 200, 328, true},
         Load{"many_and_deep", {5, 100, 64, 128}, 1032, 40, false, true},
         Load{"one_has_all", {0, 0, 4097, 0}, 72, 264},
+        Load{"around_parts_of_tiles",
+             {0, 1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 0},
+             136,
+             264,
+             true,
+             true},
+        Load{"around_tiles", {255, 256, 257, 0, 511, 512, 513, 1}, 72, 136, false, true},
+        Load{"every_width_of_a_tile", {20, 40, 90, 120, 150, 170, 200, 240}, 328, 520, true},
+        Load{"all_to_the_last", {0, 0, 0, 0, 0, 0, 0, 300}, 264, 200, true, true},
+        Load{"many_of_many_experts", many_rows_of_many_experts(), 72, 40, false, true},
         Load{"odd_widths", {1, 7, 8, 9, 63, 64, 65, 0, 130, 300}, 71, 135, true},
         Load{"odd_widths_of_few", {0, 1, 7, 8, 9, 0, 3, 16, 17, 2}, 71, 35, false, true}),
     [](const auto& info) { return std::string(info.param.name); });
 
-/// experts_hidden of tokens that go to `top` experts each, or to those that the load says.
+/// experts_hidden of tokens that go to `top` experts each, or to those that the load says; up lies
+/// before the gate in memory where it is said.
 void expect_hidden_matches_the_definition(const Load& load, int64_t tokens, int64_t top,
-                                          float limit) {
+                                          float limit, bool up_first = false) {
   const auto experts = std::ssize(load.rows);
   const auto operation = [&](Context& c, const In& in) {
     const Routing routing = route(c, in[0], {}, {.top = top, .renormalise = true});
     const Tensor gate_bias = load.bias ? in[4] : Tensor{};
     const Tensor up_bias = load.bias ? in[5] : Tensor{};
-    return combine(c, experts_hidden(c, in[1], in[2], gate_bias, in[3], up_bias, limit, routing),
+    const Tensor& gate = in[up_first ? 3 : 2];
+    const Tensor& up = in[up_first ? 2 : 3];
+    return combine(c, experts_hidden(c, in[1], gate, gate_bias, up, up_bias, limit, routing),
                    routing);
   };
   const std::vector<int64_t> matrices = {experts, load.outputs, load.width};
@@ -177,10 +198,12 @@ TEST_P(LoadsOfExperts, HiddenMatchesTheDefinition) {
 }
 
 TEST_F(ExpertsOnCuda, HiddenOfTokensThatGoToSeveralExperts) {
-  for (const int64_t tokens : {1, 12, 40, 120}) {
-    SCOPED_TRACE(fmt::format("{} tokens", tokens));
-    expect_hidden_matches_the_definition({"", std::vector<int>(6), 136, 200, false, true}, tokens,
-                                         3, 0.0F);
+  for (const int64_t tokens : {1, 12, 40, 120, 700}) {
+    for (const bool up_first : {false, true}) {
+      SCOPED_TRACE(fmt::format("{} tokens{}", tokens, up_first ? ", up first" : ""));
+      expect_hidden_matches_the_definition({"", std::vector<int>(6), 136, 200, up_first, true},
+                                           tokens, 3, 0.0F, up_first);
+    }
   }
 }
 

@@ -28,8 +28,7 @@ using Wider = Shape<192, 256, 64, 4, 3, 4, 1, true>;
 
 template <class S>
 size_t shared_bytes(int64_t experts) {
-  return sizeof(bf16) * S::kStages * S::kStage +
-         sizeof(int32_t) * (static_cast<size_t>(experts + 1) + S::kThreads / 32);
+  return sizeof(bf16) * S::kStages * S::kStage + tile_count_bytes<S::kThreads>(experts);
 }
 
 template <class S, ExpertsUse kUse, class C>
@@ -41,7 +40,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   auto* stages = reinterpret_cast<bf16*>(shared);
   int* first_tile = reinterpret_cast<int*>(stages + S::kStages * S::kStage);
   await_inputs();
-  count_tiles<S, kUse>(g, first_tile);
+  count_tiles<S::kThreads>(g.start, g.experts, first_tile,
+                           [&](int rows) { return tiles_of<S, kUse>(g, rows); });
   using At = Step<S, kUse, C>;
   At ahead(g, first_tile);
   int ahead_stage = 0;
@@ -132,6 +132,9 @@ bool run_shape(const ExpertsProduct<C>& p, const ExpertLists& lists, const Launc
   return true;
 }
 
+/// Rows of an expert, evenly, from which on pairs of blocks take them.
+constexpr int64_t kPairRows = 28;
+
 /// The rows that an expert has evenly: most have little more.
 int64_t even_rows(const ExpertLists& lists) {
   return ceil_div(lists.rows(), lists.experts);
@@ -171,6 +174,9 @@ bool run_rows(const ExpertsProduct<bf16>& p, const ExpertLists& lists, const Lau
 
 bool experts_by_tensor_cores(ExpertsUse use, const ExpertsProduct<bf16>& p,
                              const ExpertLists& lists, const Launch& on) {
+  if (!on.batch_invariant && even_rows(lists) >= kPairRows && experts_by_pairs(use, p, lists, on)) {
+    return true;
+  }
   switch (use) {
     case ExpertsUse::kForward:
       return run_rows<ExpertsUse::kForward>(p, lists, on);

@@ -27,16 +27,18 @@ __device__ __forceinline__ int tiles_of(const ExpertsProduct<C>& g, int rows) {
 }
 
 /// first_tile[e] = the tiles of experts before e, for all threads; behind them a number a warp.
-template <class S, ExpertsUse kUse, class C>
-__device__ void count_tiles(const ExpertsProduct<C>& g, int* first_tile) {
-  int* sums = first_tile + g.experts + 1;
+/// tiles_of(rows) are those of an expert.
+template <int kThreads, class TilesOf>
+__device__ __forceinline__ void count_tiles(const int32_t* start, int experts, int* first_tile,
+                                            const TilesOf& tiles_of) {
+  int* sums = first_tile + experts + 1;
   const int thread = static_cast<int>(threadIdx.x);
-  const int each = (g.experts + S::kThreads - 1) / S::kThreads;
-  const int begin = min(thread * each, g.experts);
-  const int end = min(begin + each, g.experts);
+  const int each = (experts + kThreads - 1) / kThreads;
+  const int begin = min(thread * each, experts);
+  const int end = min(begin + each, experts);
   int own = 0;
   for (int e = begin; e < end; ++e) {
-    own += tiles_of<S, kUse>(g, g.start[e + 1] - g.start[e]);
+    own += tiles_of(start[e + 1] - start[e]);
   }
   int below = own;  // and own
 #pragma unroll
@@ -54,12 +56,26 @@ __device__ void count_tiles(const ExpertsProduct<C>& g, int* first_tile) {
   }
   for (int e = begin; e < end; ++e) {
     first_tile[e] = below;
-    below += tiles_of<S, kUse>(g, g.start[e + 1] - g.start[e]);
-    if (e + 1 == g.experts) {
-      first_tile[g.experts] = below;
+    below += tiles_of(start[e + 1] - start[e]);
+    if (e + 1 == experts) {
+      first_tile[experts] = below;
     }
   }
   __syncthreads();
+}
+/// The bytes of that.
+template <int kThreads>
+size_t tile_count_bytes(int64_t experts) {
+  return sizeof(int32_t) * (static_cast<size_t>(experts + 1) + kThreads / 32);
+}
+
+/// The expert of a tile that exists, found by a whole warp: the last whose tiles begin no later, 32
+/// experts at a time, then of those.
+__device__ __forceinline__ int expert_of(const int* first_tile, int experts, int tile) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int blocks = __popc(__ballot_sync(kAll, first_tile[min(32 * (lane + 1), experts)] <= tile));
+  return 32 * blocks +
+         __popc(__ballot_sync(kAll, first_tile[min(32 * blocks + lane + 1, experts)] <= tile));
 }
 
 /// A step of depth of a tile, and the way from one to the next.
@@ -100,12 +116,7 @@ struct Step {
     if (!exists) {
       return;
     }
-    // The last expert whose tiles begin no later: 32 experts at a time, then of those.
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int blocks =
-        __popc(__ballot_sync(kAll, first_tile[min(32 * (lane + 1), g.experts)] <= tile));
-    expert = 32 * blocks + __popc(__ballot_sync(
-                               kAll, first_tile[min(32 * blocks + lane + 1, g.experts)] <= tile));
+    expert = expert_of(first_tile, g.experts, tile);
     first = g.start[expert];
     const int count = g.start[expert + 1] - first;
     const int m = kRowsInDepth<kUse> ? g.m : count;

@@ -1,4 +1,6 @@
 // RMS, layer and L2 norms. How rows are divided among threads is in norm_cuda.cuh.
+#include <algorithm>
+
 #include "ops/norm/norm_cuda.cuh"
 #include "ops/norm/norm_kernels.h"
 
@@ -42,7 +44,7 @@ __global__ void __launch_bounds__(kThreads) rms_forward(RmsNorm<T> a) {
 template <class Tile, class T>
 __global__ void __launch_bounds__(kThreads) add_rms_forward(AddRmsNorm<T> a) {
   constexpr int kVec = Tile::kVec;
-  const ForwardRow<Tile> row(a.stream.count(), a.stream.channels);
+  ForwardRow<Tile> row(a.stream.count(), a.stream.channels);
   // The weight comes from far, as nobody has read it since the last step: it is on its way before
   // the row is there.
   constexpr bool kAhead = Tile::kPer > 0;
@@ -51,82 +53,91 @@ __global__ void __launch_bounds__(kThreads) add_rms_forward(AddRmsNorm<T> a) {
     Tile::each(row.channels, [&](int i, int c) { load_weight(a.weight.data + c, weight[i]); });
   }
   await_inputs();
-  float* stream = a.stream.row(row.index);
-  const T* added = a.y.row(row.index);
-  float held[Tile::kHeld][kVec];
-  float square[1] = {};
-  Tile::each(row.channels, [&](int i, int c) {
-    float y[kVec];
-    load_all<kVec>(added + c, y);
-    if (a.keep != 0.0F) {
-      load_all<kVec>(stream + c, held[i]);
+  for (; row.any(); row.next()) {
+    float* stream = a.stream.row(row.index);
+    const T* added = a.y.row(row.index);
+    float held[Tile::kHeld][kVec];
+    float square[1] = {};
+    // All that is read of a row is on its way before anything is written: what is written might be
+    // what is read next, for all that the compiler knows.
+    Tile::each(row.channels, [&](int i, int c) {
+      float y[kVec];
+      load_all<kVec>(added + c, y);
+      if (a.keep != 0.0F) {
+        load_all<kVec>(stream + c, held[i]);
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) {
+          held[i][j] = fmaf(a.keep, held[i][j], a.out * y[j]);
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) {
+          held[i][j] = a.out * y[j];
+        }
+      }
+      if constexpr (Tile::kPer == 0) {
+        store_all<kVec>(stream + c, held[i]);
+      }
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        held[i][j] = fmaf(a.keep, held[i][j], a.out * y[j]);
+        square[0] += held[i][j] * held[i][j];
       }
-    } else {
+    });
+    if constexpr (Tile::kPer > 0) {
+      Tile::each(row.channels, [&](int i, int c) { store_all<kVec>(stream + c, held[i]); });
+    }
+    if (!a.x.defined()) {
+      continue;
+    }
+    const float n = static_cast<float>(a.stream.channels);
+    float mean = 0.0F;
+    if (a.layer) {
+      const auto each_held = [&](const auto& f) {
+        Tile::each(row.channels, [&](int i, int c) {
+          if constexpr (Tile::kPer == 0) {
+            load_all<kVec>(stream + c, held[i]);
+          }
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) {
-        held[i][j] = a.out * y[j];
+          for (int j = 0; j < kVec; ++j) {
+            f(held[i][j]);
+          }
+        });
+      };
+      float total[1] = {};
+      each_held([&](float v) { total[0] += v; });
+      Tile::sum(total);
+      mean = total[0] / n;
+      square[0] = 0.0F;
+      each_held([&](float v) { square[0] += (v - mean) * (v - mean); });
+    }
+    Tile::sum(square);
+    const float rstd = rsqrtf(square[0] / n + a.eps);
+    const float one = a.zero_centred ? 1.0F : 0.0F;
+    T* x = a.x.row(row.index);
+    Tile::each(row.channels, [&](int i, int c) {
+      if constexpr (Tile::kPer == 0) {
+        load_all<kVec>(stream + c, held[i]);
       }
-    }
-    store_all<kVec>(stream + c, held[i]);
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      square[0] += held[i][j] * held[i][j];
-    }
-  });
-  if (!a.x.defined()) {
-    return;
-  }
-  const float n = static_cast<float>(a.stream.channels);
-  float mean = 0.0F;
-  if (a.layer) {
-    const auto each_held = [&](const auto& f) {
-      Tile::each(row.channels, [&](int i, int c) {
-        if constexpr (Tile::kPer == 0) {
-          load_all<kVec>(stream + c, held[i]);
+      if (a.weight.defined()) {
+        if constexpr (!kAhead) {
+          load_weight(a.weight.data + c, weight[i]);
         }
 #pragma unroll
         for (int j = 0; j < kVec; ++j) {
-          f(held[i][j]);
+          held[i][j] = (held[i][j] - mean) * (rstd * (weight[i][j] + one));
         }
-      });
-    };
-    float total[1] = {};
-    each_held([&](float v) { total[0] += v; });
-    Tile::sum(total);
-    mean = total[0] / n;
-    square[0] = 0.0F;
-    each_held([&](float v) { square[0] += (v - mean) * (v - mean); });
+      }
+      if (a.bias.defined()) {
+        float b[kVec];
+        load_weight(a.bias.data + c, b);
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) {
+          held[i][j] += b[j];
+        }
+      }
+      store_all<kVec>(x + c, held[i]);
+    });
   }
-  Tile::sum(square);
-  const float rstd = rsqrtf(square[0] / n + a.eps);
-  const float one = a.zero_centred ? 1.0F : 0.0F;
-  T* x = a.x.row(row.index);
-  Tile::each(row.channels, [&](int i, int c) {
-    if constexpr (Tile::kPer == 0) {
-      load_all<kVec>(stream + c, held[i]);
-    }
-    if (a.weight.defined()) {
-      if constexpr (!kAhead) {
-        load_weight(a.weight.data + c, weight[i]);
-      }
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) {
-        held[i][j] = (held[i][j] - mean) * (rstd * (weight[i][j] + one));
-      }
-    }
-    if (a.bias.defined()) {
-      float b[kVec];
-      load_weight(a.bias.data + c, b);
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) {
-        held[i][j] += b[j];
-      }
-    }
-    store_all<kVec>(x + c, held[i]);
-  });
 }
 
 // dx += rstd (t - x rstd^2 mean(x t)), dweight += dy x rstd, with t = dy w
@@ -376,8 +387,11 @@ void run_add_rms_forward(const AddRmsNorm<T>& a, const Launch& on) {
   const bool vectors = aligned(a.stream) && aligned(a.y) && aligned(a.x) &&
                        aligned(a.weight.data) && aligned(a.bias.data);
   with_tile<T>(a.stream.channels, vectors, [&]<class Tile>(Tile) {
-    launch_ahead(on, "add_rms_norm", add_rms_forward<Tile, T>,
-                 forward_blocks<Tile>(a.stream.count()), kThreads, 0, a);
+    const auto kernel = add_rms_forward<Tile, T>;
+    // No more blocks than fit at once, so that a weight is read once a block, not once a row.
+    const int64_t blocks =
+        std::min(ceil_div(a.stream.count(), Tile::kRows), resident_blocks(kernel, kThreads, 0));
+    launch_ahead(on, "add_rms_norm", kernel, static_cast<unsigned>(blocks), kThreads, 0, a);
   });
 }
 

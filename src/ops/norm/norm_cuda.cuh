@@ -289,6 +289,8 @@ void with_tile(int64_t channels, bool vectors, const F& f) {
     f(Tile<kVec, 32, 4>{});
   } else if (n <= 512) {
     f(Tile<kVec, kThreads, 2>{});
+  } else if (n <= 768) {
+    f(Tile<kVec, kThreads, 3>{});
   } else if (n <= 1024) {
     f(Tile<kVec, kThreads, 4>{});
   } else {
@@ -296,16 +298,33 @@ void with_tile(int64_t channels, bool vectors, const F& f) {
   }
 }
 
-/// The row of this thread in a forward kernel: as in for_rows, all threads take part.
+/// The row of this thread in a forward kernel, and those after it where there are fewer blocks than
+/// rows ask for: as in for_rows, all threads take part.
 template <class Tile>
 struct ForwardRow {
   __device__ ForwardRow(int64_t rows, int64_t channels)
-      : index(static_cast<int64_t>(blockIdx.x) * Tile::kRows + Tile::row()),
-        channels(index < rows ? static_cast<int>(channels) : 0) {
-    index = index < rows ? index : 0;
+      : rows_(rows),
+        channels_(static_cast<int>(channels)),
+        first_(int64_t{blockIdx.x} * Tile::kRows) {
+    place();
+  }
+  __device__ bool any() const { return first_ < rows_; }
+  __device__ void next() {
+    first_ += int64_t{gridDim.x} * Tile::kRows;
+    place();
   }
   int64_t index;
   int channels;
+
+ private:
+  __device__ void place() {
+    const int64_t row = first_ + Tile::row();
+    channels = row < rows_ ? channels_ : 0;
+    index = row < rows_ ? row : 0;
+  }
+  int64_t rows_;
+  int channels_;
+  int64_t first_;  // of the block's
 };
 template <class Tile>
 unsigned forward_blocks(int64_t rows) {

@@ -82,6 +82,30 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LayerNormShapes,
                                            Shape{2, 577}),
                          ::testing::PrintToStringParamName());
 
+// Widths on both sides of every boundary between the kernels' ways to divide a row among threads,
+// of f32 and of bf16; the last goes number by number.
+constexpr int64_t kWidths[] = {64,   72,   128,  136,  256,  264,  512,  520,  1024, 1032, 2048,
+                               2056, 3072, 3080, 4096, 4104, 6144, 6152, 8192, 8200, 8201};
+
+TEST(Norms, OfEveryWidth) {
+  for (const int64_t width : kWidths) {
+    SCOPED_TRACE(width);
+    const std::vector<Input> inputs = {{{9, width}}, {{width}}, {{width}}};
+    const auto rms = [](Context& ctx, const std::vector<Tensor>& in) {
+      return rms_norm(ctx, in[0], in[1], 1e-5F);
+    };
+    expect_kernels_match_reference(rms, {inputs[0], inputs[1]});
+    const auto layer = [](Context& ctx, const std::vector<Tensor>& in) {
+      return layer_norm(ctx, in[0], in[1], in[2], 1e-5F);
+    };
+    expect_kernels_match_reference(layer, inputs);
+    const auto l2 = [](Context& ctx, const std::vector<Tensor>& in) {
+      return l2_norm(ctx, in[0], 1e-6F, 0.5F);
+    };
+    expect_kernels_match_reference(l2, {inputs[0]});
+  }
+}
+
 struct GatedCase {
   int64_t tokens, channels, group;
   bool shared_weight;
@@ -282,7 +306,16 @@ TEST_P(AddRmsNorm, TheStreamsLayerNormIsLayerNormOfTheSum) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AddRmsNorm,
                          ::testing::Values(Shape{1, 2}, Shape{3, 7}, Shape{5, 64}, Shape{3, 5120},
-                                           Shape{2, 20000}),
+                                           Shape{1601, 1040}, Shape{9001, 264}, Shape{2, 20000}),
+                         ::testing::PrintToStringParamName());
+
+INSTANTIATE_TEST_SUITE_P(Widths, AddRmsNorm, ::testing::ValuesIn([] {
+                           std::vector<Shape> shapes;
+                           for (const int64_t width : kWidths) {
+                             shapes.push_back({3, width});
+                           }
+                           return shapes;
+                         }()),
                          ::testing::PrintToStringParamName());
 
 TEST(NormErrors, NameTheShapes) {

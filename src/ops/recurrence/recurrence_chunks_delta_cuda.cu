@@ -258,10 +258,11 @@ __device__ __forceinline__ void tell_walked(int32_t* done, int count, int32_t* w
   }
 }
 
-/// The warps that fetch. Barriers are those of walk().
+/// The warps that fetch, and say how many chunks are done. Barriers are those of walk().
 template <int kKey, int kParts>
 __device__ __forceinline__ void fetch_chunks(const Recurrence<bf16>& a, const DeltaParts& parts,
-                                             const WalkPlace& at, WalkShared<kKey, kParts>& s) {
+                                             const WalkPlace& at, int32_t* done,
+                                             WalkShared<kKey, kParts>& s) {
   const int thread = static_cast<int>(threadIdx.x) - 128;
   const bf16* k = a.k.at(0, a.key_head(at.h) * kKey);
   const bf16* v = a.v.at(0, at.h * a.dim + at.slice * 16 * kParts);
@@ -298,6 +299,9 @@ __device__ __forceinline__ void fetch_chunks(const Recurrence<bf16>& a, const De
   for (int c = 0; c < at.count; ++c) {
     wait_for_copies<kStages - 3>();  // chunk c + 1 is there
     sync_walk();
+    if (thread == 0) {  // not by who walks: the order it asks for waits for what was written
+      publish_in_block(done, c);
+    }
     fetch(c + kStages - 1);
   }
 }
@@ -412,9 +416,6 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       }
     }
     sync_threads(1, 128);
-    if (threadIdx.x == 0) {
-      publish_in_block(done, c);
-    }
     {
       float odd[kParts][2][4] = {};
 #pragma unroll
@@ -610,7 +611,7 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
     if (threadIdx.x < 128) {
       walk<kKey, kParts>(a, kept, parts, at, &done, s);
     } else if (threadIdx.x < 256) {
-      fetch_chunks<kKey, kParts>(a, parts, at, s);
+      fetch_chunks<kKey, kParts>(a, parts, at, &done, s);
     } else if (threadIdx.x == 256) {
       tell_walked(&done, at.count, parts.walked + turn);
     }
