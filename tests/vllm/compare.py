@@ -175,6 +175,9 @@ def cases(program):
     made |= {name: lambda folder, c=config: models.described(program, c, folder)
              for name, config in models.DESCRIBED.items()}
     for name, make in made.items():
+        if name in NOT_HERE:
+            yield name, lambda folder: refused(name, make(folder), NOT_HERE[name])
+            continue
         if name in BY_LENGTH:
             yield f"{name}, long", lambda folder: refused(
                 f"{name}, long", make(folder), "max_model_len 128", max_model_len=128)
@@ -183,7 +186,6 @@ def cases(program):
     yield "supernet", lambda folder: check(program, "supernet", models.supernet(program, "llama", folder))
     yield "preset of a supernet", lambda folder: check(
         program, "preset of a supernet", models.supernet(program, "llama", folder), "fast")
-
 
     simple = made["convert gated_delta_net"]
     yield "preempted", lambda folder: preempted(program, "preempted", simple(folder))
