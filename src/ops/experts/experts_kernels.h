@@ -114,4 +114,9 @@ struct ExpertsGradBias {
 };
 CAMBIUM_PLANNED_KERNEL(experts_grad_bias, ExpertsGradBias)
 
+/// On CUDA, rows of an expert, evenly, from which on pairs of blocks multiply them: they were
+/// faster with 256 and more, no faster with 160, and not timed with fewer (docs/performance.md).
+/// Tests set it, to reach pairs with few rows.
+inline int64_t experts_pair_rows = 192;
+
 }  // namespace cambium

@@ -2,9 +2,11 @@
 #include <algorithm>
 #include <numeric>
 #include <random>
+#include <utility>
 
 #include "base/testing.h"
 #include "ops/experts/experts.h"
+#include "ops/experts/experts_kernels.h"
 #include "ops/pointwise/pointwise.h"
 #include "ops/testing.h"
 
@@ -88,6 +90,19 @@ class ExpertsOnCuda : public ::testing::Test {
     }
   }
 };
+
+/// Pairs of blocks for experts of at least so many rows, as long as it lives.
+class PairsFrom {
+ public:
+  explicit PairsFrom(int64_t rows) : before_(std::exchange(experts_pair_rows, rows)) {}
+  ~PairsFrom() { experts_pair_rows = before_; }
+  PairsFrom(const PairsFrom&) = delete;
+  PairsFrom& operator=(const PairsFrom&) = delete;
+
+ private:
+  int64_t before_;
+};
+constexpr int64_t kPairsFrom[] = {1, int64_t{1} << 40};  // all products by pairs; none
 class LoadsOfExperts : public ExpertsOnCuda, public ::testing::WithParamInterface<Load> {};
 
 TEST_P(LoadsOfExperts, ProductsMatchTheDefinition) {
@@ -101,7 +116,6 @@ TEST_P(LoadsOfExperts, ProductsMatchTheDefinition) {
     for (size_t i = 0; i < inputs.size(); ++i) {
       values[i] = testing::as_stored(values[i], inputs[i].dtype(type));
     }
-    const auto run = testing::run_on_cuda(operation, inputs, values, type, true);
     const auto exact =
         testing::run_operation<double>(operation, inputs, values, true, true, narrow);
     const auto compare = [&](const std::vector<double>& own, const std::vector<double>& expected,
@@ -109,17 +123,22 @@ TEST_P(LoadsOfExperts, ProductsMatchTheDefinition) {
       EXPECT_LE(testing::norm_error(own, expected), norm) << what;
       EXPECT_LE(testing::element_error(own, expected, 4 * norm, 2 * norm), 1.0) << what;
     };
-    compare(run.output, exact.output, narrow ? testing::kNarrowForward : 1e-5, "y");
-    const double backward = narrow ? testing::kNarrowBackward : 1e-4;
-    compare(run.grads[1], exact.grads[1], backward, "gradient of x");
-    for (size_t i = 2; i < inputs.size(); ++i) {
-      if (inputs[i].differentiable) {
-        compare(run.grads[i], exact.grads[i], backward, i == 2 ? "of the weight" : "of the bias");
+    for (const int64_t least : kPairsFrom) {
+      SCOPED_TRACE(fmt::format("pairs from {} rows", least));
+      const PairsFrom pairs(least);
+      const auto run = testing::run_on_cuda(operation, inputs, values, type, true);
+      compare(run.output, exact.output, narrow ? testing::kNarrowForward : 1e-5, "y");
+      const double backward = narrow ? testing::kNarrowBackward : 1e-4;
+      compare(run.grads[1], exact.grads[1], backward, "gradient of x");
+      for (size_t i = 2; i < inputs.size(); ++i) {
+        if (inputs[i].differentiable) {
+          compare(run.grads[i], exact.grads[i], backward, i == 2 ? "of the weight" : "of the bias");
+        }
       }
+      const auto again = testing::run_on_cuda(operation, inputs, values, type, true);
+      EXPECT_EQ(again.output, run.output) << "two runs differ";
+      EXPECT_EQ(again.grads, run.grads) << "two runs differ";
     }
-    const auto again = testing::run_on_cuda(operation, inputs, values, type, true);
-    EXPECT_EQ(again.output, run.output) << "two runs differ";
-    EXPECT_EQ(again.grads, run.grads) << "two runs differ";
   }
 }
 
@@ -180,14 +199,18 @@ void expect_hidden_matches_the_definition(const Load& load, int64_t tokens, int6
     for (size_t i = 0; i < inputs.size(); ++i) {
       values[i] = testing::as_stored(values[i], inputs[i].dtype(type));
     }
-    const auto own = testing::run_on_cuda(operation, inputs, values, type, false).output;
     const auto exact =
         testing::run_operation<double>(operation, inputs, values, true, false).output;
-    const double norm = type == Dtype::kBF16 ? testing::kNarrowForward : 1e-5;
-    EXPECT_LE(testing::norm_error(own, exact), norm);
-    EXPECT_LE(testing::element_error(own, exact, 4 * norm, 2 * norm), 1.0);
-    EXPECT_EQ(testing::run_on_cuda(operation, inputs, values, type, false).output, own)
-        << "two runs differ";
+    for (const int64_t least : kPairsFrom) {
+      SCOPED_TRACE(fmt::format("pairs from {} rows", least));
+      const PairsFrom pairs(least);
+      const auto own = testing::run_on_cuda(operation, inputs, values, type, false).output;
+      const double norm = type == Dtype::kBF16 ? testing::kNarrowForward : 1e-5;
+      EXPECT_LE(testing::norm_error(own, exact), norm);
+      EXPECT_LE(testing::element_error(own, exact, 4 * norm, 2 * norm), 1.0);
+      EXPECT_EQ(testing::run_on_cuda(operation, inputs, values, type, false).output, own)
+          << "two runs differ";
+    }
   }
 }
 

@@ -132,9 +132,6 @@ bool run_shape(const ExpertsProduct<C>& p, const ExpertLists& lists, const Launc
   return true;
 }
 
-/// Rows of an expert, evenly, from which on pairs of blocks take them.
-constexpr int64_t kPairRows = 28;
-
 /// The rows that an expert has evenly: most have little more.
 int64_t even_rows(const ExpertLists& lists) {
   return ceil_div(lists.rows(), lists.experts);
@@ -174,7 +171,8 @@ bool run_rows(const ExpertsProduct<bf16>& p, const ExpertLists& lists, const Lau
 
 bool experts_by_tensor_cores(ExpertsUse use, const ExpertsProduct<bf16>& p,
                              const ExpertLists& lists, const Launch& on) {
-  if (!on.batch_invariant && even_rows(lists) >= kPairRows && experts_by_pairs(use, p, lists, on)) {
+  if (!on.batch_invariant && even_rows(lists) >= experts_pair_rows &&
+      experts_by_pairs(use, p, lists, on)) {
     return true;
   }
   switch (use) {
