@@ -393,7 +393,10 @@ void PlanTable::set(const std::string& dotted_key, const std::string& value) {
   } catch (const toml::parse_error&) {
     parsed.insert_or_assign("value", value);
   }
+  node->tables.erase(parts.back());
+  node->lists.erase(parts.back());
   node->values.insert_or_assign(parts.back(), *parsed.get("value"));
+  adopt(*node);
 }
 
 void PlanTable::set_all(const std::vector<std::string>& assignments) {

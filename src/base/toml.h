@@ -39,8 +39,9 @@ class PlanTable {
   /// The keys of this table, in the order of the file.
   std::vector<std::string> keys() const;
 
-  /// Sets "a.b.c" to a TOML value given as text, as a command line does: "3", "0.1", "[1, 2]". Text
-  /// that is no TOML value is taken as a string.
+  /// Sets "a.b.c" to a TOML value given as text, as a command line does: "3", "0.1", "[1, 2]", or
+  /// in place of a table or a list of them "{a = 1}", "[{a = 1}, {a = 2}]". Text that is no TOML
+  /// value is taken as a string.
   void set(const std::string& dotted_key, const std::string& value);
   /// The same for each "key=value", as --set gives them; Error for one without "=".
   void set_all(const std::vector<std::string>& assignments);

@@ -16,6 +16,12 @@ std::string describe_problems(const ProblemSpec& s) {
   if (s.retrieval.alike > 0.0) {
     out += fmt::format(", alike {:g}", s.retrieval.alike);
   }
+  if (s.word.name_operands) {
+    out += ", operands named";
+  }
+  if (s.word.name_results) {
+    out += ", results named";
+  }
   return out;
 }
 
@@ -69,6 +75,8 @@ void visit_fields(ProblemSpec& spec, FieldVisitor& visit) {
     visit({"shuffle", "chance that the facts come in any order"}, w.shuffle, reals_from(0.0, 1.0));
     visit({"lookback", "how often a step needs more than the result before it"}, w.lookback,
           reals_from(0.0, kMostLookback));
+    visit({"name_operands", "steps name the owner whose quantity they take"}, w.name_operands);
+    visit({"name_results", "steps name the owner of what they find"}, w.name_results);
     visit({"max_number", "largest number in the text"}, w.max_number, ints_from(0));
     visit({"max_value", "largest result of a step"}, w.max_value, ints_from(0));
     visit({"max_factor", "largest factor"}, w.max_factor, ints_from(0));

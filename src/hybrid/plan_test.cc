@@ -68,6 +68,21 @@ TEST(HybridPlan, HasDefaultsForAllButTeacherAndStages) {
   EXPECT_EQ(read_plan(kStages, {}, "other").teacher, "other");
 }
 
+TEST(HybridPlan, SetReplacesStagesAndTables) {
+  const std::string text =
+      std::string("teacher = \"dir\"\n[graft]\nmixer = \"mamba2\"\nstate = 8\n") + kStages;
+  const HybridPlan plan =
+      read_plan(text, {"stage=[{name = 'one', layers = 2, distill = {steps = 3}}]",
+                       "graft={mixer = 'kimi_delta'}", "graft.rope=false"});
+  ASSERT_EQ(plan.stages.size(), 1);
+  EXPECT_EQ(plan.stages[0].name, "one");
+  EXPECT_EQ(plan.stages[0].layers, 2);
+  EXPECT_EQ(config(plan.stages[0], "distill").steps, 3);
+  EXPECT_EQ(plan.stages[0].graft.mixer, "kimi_delta");
+  EXPECT_THAT(error_of(kStages, {"stage=[{layers = 2, layer = 3}]"}), HasSubstr("stage[0].layer"));
+  EXPECT_THAT(error_of(kStages, {"stage=[1, 2]"}), HasSubstr("must be a list of tables"));
+}
+
 TEST(HybridPlan, StagesTakeTheirDefaultsFromThePlan) {
   const HybridPlan plan = read_plan(R"(
 [graft]

@@ -31,6 +31,11 @@ struct WordSpec {
   // How often a step needs more than the result before it: 0 never, 1 in a seventh of the facts and
   // half of the questions, kMostLookback in most.
   double lookback = 0.0;
+  // Steps name the owner whose quantity they take ("Zoe: 4+ Ida 5=9"), so that who is looked for is
+  // written before what is found, and the owner of what they find ("Zoe: 4+5= Zoe 9"), so that it
+  // stands beside what will be looked for.
+  bool name_operands = false;
+  bool name_results = false;
   int max_number = 12;  // the largest number that the text gives
   int max_value = 60;   // the largest result of any step
   int max_factor = 3;   // the largest factor of "5 times as many"

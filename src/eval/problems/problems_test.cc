@@ -2,9 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "base/error.h"
@@ -27,13 +30,33 @@ std::vector<std::string> lines_of(const std::string& text) {
   return out;
 }
 
-// A worked step "Tom: 12+7=19".
+// A worked step "Tom: 12+7=19", or with owners named "Tom: 12+ Ida 7= Tom 19".
 struct Step {
+  std::string label;
+  std::string from;
+  std::string found_by;
   int64_t left = 0;
   char op = 0;
   int64_t right = 0;
   int64_t result = 0;
 };
+
+// The number at `at`, which moves behind it; before it may stand " NAME ".
+int64_t number_after_name(const char*& at, std::string& name, const std::string& line) {
+  if (*at == ' ') {
+    const char* space = std::strchr(at + 1, ' ');
+    if (space == nullptr) {
+      ADD_FAILURE() << line;
+      return 0;
+    }
+    name.assign(at + 1, space);
+    at = space + 1;
+  }
+  char* end = nullptr;
+  const int64_t number = std::strtoll(at, &end, 10);
+  at = end;
+  return number;
+}
 
 Step parse_step(const std::string& line) {
   Step step;
@@ -42,10 +65,13 @@ Step parse_step(const std::string& line) {
   char* end = nullptr;
   step.left = std::strtoll(at, &end, 10);
   step.op = *end;
-  step.right = std::strtoll(end + 1, &end, 10);
-  EXPECT_EQ(*end, '=') << line;
-  step.result = std::strtoll(end + 1, &end, 10);
-  EXPECT_EQ(*end, '\0') << line;
+  step.label = colon == std::string::npos ? "" : line.substr(0, colon);
+  at = end + 1;
+  step.right = number_after_name(at, step.from, line);
+  EXPECT_EQ(*at, '=') << line;
+  ++at;
+  step.result = number_after_name(at, step.found_by, line);
+  EXPECT_EQ(*at, '\0') << line;
   return step;
 }
 
@@ -154,6 +180,47 @@ TEST(WordProblems, StepsAreTrueChainedAndWithinRange) {
       EXPECT_EQ(problem.question.back(), '?');
     }
   }
+}
+
+// The steps of all forms are the same but for names: of an operand that of an owner who had the
+// number.
+TEST(WordProblems, NamedOperandsAndResultsAreTheirOwners) {
+  ProblemSpec plain;
+  plain.word = {.min_steps = 2, .max_steps = 8, .lookback = 4.0, .max_value = 99};
+  ProblemSpec spec = plain;
+  spec.word.name_operands = true;
+  spec.word.name_results = true;
+  int computed = 0;
+  int given = 0;
+  for (uint64_t index = 0; index < 400; ++index) {
+    const Problem problem = make_problem(spec, Split::kTrain, 3, index);
+    const Problem same = make_problem(plain, Split::kTrain, 3, index);
+    SCOPED_TRACE(problem.question + "\n" + problem.answer);
+    ASSERT_EQ(problem.question, same.question);
+    const std::vector<std::string> lines = lines_of(problem.answer);
+    const std::vector<std::string> unnamed = lines_of(same.answer);
+    ASSERT_EQ(lines.size(), unnamed.size());
+    std::map<std::string, int64_t> value;
+    for (size_t i = 0; i + 1 < lines.size(); ++i) {
+      const Step step = parse_step(lines[i]);
+      const Step without = parse_step(unnamed[i]);
+      EXPECT_TRUE(without.from.empty() && without.found_by.empty());
+      EXPECT_EQ(std::tie(step.label, step.left, step.op, step.right, step.result),
+                std::tie(without.label, without.left, without.op, without.right, without.result));
+      EXPECT_EQ(step.found_by, step.label);
+      if (!step.from.empty()) {
+        EXPECT_NE(problem.question.find(step.from), std::string::npos);
+        const auto known = value.find(step.from);
+        if (known != value.end()) {
+          EXPECT_EQ(step.right, known->second);
+        }
+        (known != value.end() ? computed : given) += 1;
+      }
+      value[step.label] = step.result;
+    }
+  }
+  EXPECT_GT(computed, 100);
+  EXPECT_GT(given, 100);
 }
 
 TEST(WordProblems, EveryStepNumberOccursAndDistractorsAppear) {

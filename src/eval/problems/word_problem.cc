@@ -66,7 +66,8 @@ class Story {
   std::vector<int64_t> divisors(int64_t most) const;
   std::optional<Move> choose(const std::vector<Option>& options);
 
-  void compute(const std::string& label, int64_t left, char op, int64_t right, int64_t result);
+  void compute(const std::string& label, int64_t left, char op, int64_t right, int64_t result,
+               const Owner* from = nullptr);
   bool relate();
   bool happen(int steps);
   bool ask(bool with_step);
@@ -212,9 +213,16 @@ std::optional<Move> Story::choose(const std::vector<Option>& options) {
   return std::nullopt;
 }
 
-void Story::compute(const std::string& label, int64_t left, char op, int64_t right,
-                    int64_t result) {
-  steps_.push_back(label + ": " + number(left) + op + number(right) + "=" + number(result));
+/// One worked step; `from` is whose quantity the right operand is, where it is an owner's.
+void Story::compute(const std::string& label, int64_t left, char op, int64_t right, int64_t result,
+                    const Owner* from) {
+  const auto named = [&](const std::string& name, int64_t n) {
+    return " " + name + " " + number(n);
+  };
+  const bool name_from = from != nullptr && spec_.name_operands;
+  steps_.push_back(label + ": " + number(left) + op +
+                   (name_from ? named(from->label, right) : number(right)) + "=" +
+                   (spec_.name_results ? named(label, result) : number(result)));
   content_ += op + number(right) + ";";
   result_ = result;
 }
@@ -248,7 +256,8 @@ bool Story::relate() {
   if (third) {
     with.c = owners_[*third].name;
     content_ += "o" + number(static_cast<int64_t>(*third));
-    compute(label, value, '+', owners_[*third].value, value + owners_[*third].value);
+    compute(label, value, '+', owners_[*third].value, value + owners_[*third].value,
+            &owners_[*third]);
     // The step begins with the result before it; where there is none, with who is named first.
     if (steps_.size() > 1 && rng_.chance(0.5)) {
       std::swap(with.b, with.c);
@@ -341,8 +350,8 @@ bool Story::ask(bool with_step) {
   const Sides sides = range(*move);
   content_ += "q";
   const auto put = [&](const Question& question, int64_t left, char op, int64_t right,
-                       int64_t result) {
-    compute(std::string(question.label), left, op, right, result);
+                       int64_t result, const Owner* from = nullptr) {
+    compute(std::string(question.label), left, op, right, result, from);
     question_ = say(question.text, with);
   };
   switch (*move) {
@@ -356,9 +365,9 @@ bool Story::ask(bool with_step) {
       content_ += "o" + number(static_cast<int64_t>(*other));
       const int64_t right = owners_[*other].value;
       if (*move == Move::kSum) {
-        put(rng_.pick(scene_->ask_total), value, '+', right, value + right);
+        put(rng_.pick(scene_->ask_total), value, '+', right, value + right, &owners_[*other]);
       } else {
-        put(rng_.pick(scene_->ask_more), value, '-', right, value - right);
+        put(rng_.pick(scene_->ask_more), value, '-', right, value - right, &owners_[*other]);
       }
       return true;
     }
