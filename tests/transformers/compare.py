@@ -241,6 +241,7 @@ DESCRIBED = {
     },
     "latent attention": {"layers": [layer(u) for u in (LATENTS, GDN, UNTURNED, NEAR)], "rope_interleave": True},
     "an index of latents": {"layers": [layer(INDEXED), layer(GDN), layer(INDEXED_TOO)], "rope_interleave": True},
+    "indexes beside attention": {"layers": [layer(INDEXED), layer(ATTENTION), layer(BLOCKS)], "rope_interleave": True},
     "indexes of blocks and pools": {"layers": [layer(BLOCKS), layer(POOLED), layer(GDN), layer(POOLS)]},
     "feed-forwards": {
         "layers": [branches(ATTENTION, u) for u in

@@ -165,19 +165,12 @@ def lacking(folder):
     return folder
 
 
-# What is refused, and what is said of it.
-NOT_HERE = dict.fromkeys(["indexes of blocks and pools", "convert some of indexed blocks"], "an index of blocks or pools")
-
-
 def cases(program):
     made = {name: lambda folder, b=base, o=options: models.converted(program, b, o, folder)
             for name, (base, options) in models.CONVERTED.items()}
     made |= {name: lambda folder, c=config: models.described(program, c, folder)
              for name, config in models.DESCRIBED.items()}
     for name, make in made.items():
-        if name in NOT_HERE:
-            yield name, lambda folder: refused(name, make(folder), NOT_HERE[name])
-            continue
         if name in BY_LENGTH:
             yield f"{name}, long", lambda folder: refused(
                 f"{name}, long", make(folder), "max_model_len 128", max_model_len=128)

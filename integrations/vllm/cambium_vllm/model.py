@@ -35,11 +35,6 @@ def expect_runnable(vllm_config):
         refuse("mamba_cache_mode 'all'", "'align', which keeps a state at the end of a page of tokens")
     if not current_platform.is_cpu() and not vllm_config.model_config.enforce_eager:
         refuse("CUDA graphs", "enforce_eager=True: recurrences go by the lengths of a batch")
-    for unit in config.units():
-        options = unit.get("options", {})
-        of_latents = unit["kind"] == "latent_attention" and options.get("index_of", "tokens") == "tokens"
-        if options.get("index_heads", 0) and not of_latents:
-            refuse("an index of blocks or pools, or of attention", "one of latents that chooses tokens")
     longest = vllm_config.model_config.max_model_len
     ropes = [config.rope_parameters, *((r.get("rope_scaling") or {}) for r in config.more_ropes)]
     for rope in ropes:
@@ -81,7 +76,7 @@ class CambiumForCausalLM(nn.Module, HasInnerState, IsHybrid):
                     self.paged.append(Paged(unit, f"{full}.attention", vllm_config.cache_config))
                     unit.attend = self.paged[-1].attend
                 if is_indexed(spec):
-                    unit.forward = Tokens(f"{full}.tokens", unit.forward, row_of(config, i, spec), vllm_config)
+                    unit.forward = Tokens(f"{full}.tokens", unit.forward, row_of(unit), vllm_config)
                 if keeps_state(spec):
                     for part, owner, method in holders(unit):
                         call, kept = getattr(owner, method), made[i][name][part]

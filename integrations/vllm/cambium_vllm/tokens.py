@@ -1,6 +1,6 @@
-"""What latent attention with an index keeps of every token, in vLLM's pages: keys and values of its heads, and
-the key of the index. vLLM's own sparse attention takes latents of fixed sizes and runs on a GPU alone; here the
-code of transformers chooses and attends, sequence by sequence."""
+"""What attention with an index keeps of every token, in vLLM's pages: keys and values of its heads, and the key
+of the index. vLLM's own sparse attention takes latents of fixed sizes and runs on a GPU alone; here the code of
+transformers chooses and attends, sequence by sequence."""
 
 import math
 from dataclasses import dataclass
@@ -11,10 +11,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.attention.backend import AttentionBackend, AttentionCGSupport, AttentionMetadataBuilder
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-from .modeling.modeling_cambium import made_of
-from .sequences import Groups, Rows
-
-KEPT = ("keys", "values", "index_keys")  # beside positions, which are those of the sequence
+from .sequences import Groups
 
 
 @dataclass
@@ -52,15 +49,11 @@ class TokensBackend(AttentionBackend):
         return SequencesBuilder
 
 
-def row_of(config, layer, spec):
-    """{name: shape}: what one token leaves, found by running it through the unit without numbers."""
-    state = {}
-    with torch.device("meta"):
-        unit = made_of(spec, config.hidden_size)
-        step = Rows(config, torch.zeros(1, 1, dtype=torch.long))
-        step.turn_by(config.layers[layer].get("rope", 0))
-        unit(torch.zeros(1, 1, config.hidden_size, dtype=torch.get_default_dtype()), step, state)
-    return {name: tuple(state[name].shape[2:]) for name in KEPT}
+def row_of(unit):
+    """{name: shape}: what one token leaves, beside its position."""
+    heads = unit.kv_count
+    values = getattr(unit, "value_dim", unit.dim)
+    return {"keys": (heads, unit.dim), "values": (heads, values), "index_keys": (unit.indexer.dim,)}
 
 
 class Tokens(AttentionLayerBase):
