@@ -74,8 +74,8 @@ static inline void vstore_upto(float* p, vf v, int64_t n) {
 static inline vf vset(float x) {
   return x - vf{};
 }
-/// a b + c, rounded once where the instruction set has that: for sums of which two kernels must give
-/// the same bits. `+` of a `*` may become it too, as the compiler likes: by Clang not where a
+/// a b + c, rounded once where the instruction set has that: for sums of which two kernels must
+/// give the same bits. `+` of a `*` may become it too, as the compiler likes: by Clang not where a
 /// sanitizer's check stands between the two.
 static inline vf vfma(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
