@@ -51,7 +51,8 @@ bench: setup build/build.ninja
 	cmake --build build -j $(JOBS) --target cambium bench_ops
 	scripts/bench.sh
 
-asan: setup
+asan:
+	@scripts/setup.sh clang
 	cmake --preset asan
 	cmake --build build-asan -j $(JOBS)
 	ctest --preset asan -j $(JOBS)
@@ -64,8 +65,8 @@ tsan:
 
 fuzz:
 	@scripts/setup.sh clang
-	cmake --preset fuzz
-	cmake --build build-fuzz -j $(JOBS) --target fuzzers
+	cmake --preset asan
+	cmake --build build-asan -j $(JOBS) --target fuzzers
 	scripts/fuzz.sh $(FUZZ_SECONDS)
 
 install: build

@@ -8,8 +8,8 @@ function(cambium_kernels target)
     list(APPEND isas avx2 avx512)
   endif()
   set(flags_generic -O3 -ffp-contract=fast -Wno-psabi)
-  if(CAMBIUM_SANITIZE MATCHES "fuzzer")  # readers of files are what is fuzzed
-    set(flags_generic -O0 -Wno-psabi)
+  if(CAMBIUM_SANITIZE MATCHES "^address")
+    set(flags_generic -O1 -ffp-contract=fast -Wno-psabi)
   endif()
   set(flags_avx2 ${flags_generic} -mavx2 -mfma -mf16c)
   set(flags_avx512 ${flags_generic} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
@@ -35,19 +35,11 @@ function(cambium_text target file)
   target_sources(${target} PRIVATE ${CMAKE_BINARY_DIR}/texts/${name}.cc)
 endfunction()
 
-# cambium_sanitized(TARGET SOURCES...): how a sanitizers' build compiles the target. Instrumented code
-# takes longer to optimise than to run, but for what the suite runs under AddressSanitizer, and for the
-# loops over data under ThreadSanitizer; and files are compiled several at a time, as scripts/units.py
-# says which, for what their headers instantiate.
-function(cambium_sanitized target)
-  if(NOT CAMBIUM_SANITIZE)
+# cambium_units(TARGET SOURCES...): the sources are compiled several at a time, as scripts/units.py says
+# which, for what their headers instantiate.
+function(cambium_units target)
+  if(NOT CAMBIUM_UNITS)
     return()
-  endif()
-  set(optimised_address "^(cambium_|test_ops$)")
-  set(optimised_thread "^(cambium|test)_(tensor|ops)$")
-  if((CAMBIUM_SANITIZE MATCHES "^address" AND target MATCHES "${optimised_address}") OR
-     (CAMBIUM_SANITIZE MATCHES "^thread" AND target MATCHES "${optimised_thread}"))
-    target_compile_options(${target} PRIVATE -O1)
   endif()
   execute_process(COMMAND python3 ${PROJECT_SOURCE_DIR}/scripts/units.py ${ARGN}
                   OUTPUT_VARIABLE units COMMAND_ERROR_IS_FATAL ANY)
@@ -57,6 +49,18 @@ function(cambium_sanitized target)
     set_source_files_properties(${CMAKE_MATCH_2} PROPERTIES UNITY_GROUP ${CMAKE_MATCH_1})
   endforeach()
   set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+endfunction()
+
+# cambium_sanitized(TARGET): instrumented code takes longer to optimise than to run, but for the loops
+# over data, and under AddressSanitizer for readers of text.
+function(cambium_sanitized target)
+  set(optimised "^(cambium|test)_(tensor|ops)$")
+  if(CAMBIUM_SANITIZE MATCHES "^address")
+    set(optimised "^(cambium_(base|tensor|text|files|ops)|test_ops)$")
+  endif()
+  if(CAMBIUM_SANITIZE AND target MATCHES "${optimised}")
+    target_compile_options(${target} PRIVATE -O1)
+  endif()
 endfunction()
 
 # cambium_room(NAME DEPS...): a static library cambium_NAME of every source under src/NAME, by rules
@@ -77,7 +81,8 @@ function(cambium_room name)
   endif()
   add_library(cambium_${name} STATIC ${sources})
   target_link_libraries(cambium_${name} PUBLIC cambium_flags)
-  cambium_sanitized(cambium_${name} ${sources})
+  cambium_units(cambium_${name} ${sources})
+  cambium_sanitized(cambium_${name})
   foreach(dep ${ARGN})
     target_link_libraries(cambium_${name} PUBLIC cambium_${dep})
   endforeach()
@@ -107,7 +112,8 @@ function(cambium_room_tests)
       add_executable(test_${name} ${tests})
       file(GLOB kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/${name}/*_cpu.cc)
       cambium_kernels(test_${name} ${kernels})
-      cambium_sanitized(test_${name} ${tests})
+      cambium_units(test_${name} ${tests})
+      cambium_sanitized(test_${name})
       target_link_libraries(test_${name} PRIVATE cambium_${name} GTest::gmock GTest::gtest_main)
       target_compile_definitions(test_${name} PRIVATE
         CAMBIUM_SOURCE_DIR="${PROJECT_SOURCE_DIR}"

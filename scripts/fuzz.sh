@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs every fuzz target of build-fuzz for SECONDS (60), as many at once as there are cores, from the
+# Runs every fuzz target of build-asan for SECONDS (60), as many at once as there are cores, from the
 # seeds of scripts/fuzz_seeds.py and what earlier runs found. What fails is left in
-# build-fuzz/findings and reproduced by `build-fuzz/NAME_fuzz FILE`.
+# build-fuzz/findings and reproduced by `build-asan/NAME_fuzz FILE`.
 #   scripts/fuzz.sh [SECONDS] [NAME ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +22,7 @@ fuzz_one() {
   name=$1 seconds=$2
   mkdir -p "build-fuzz/corpus/$name"
   ASAN_OPTIONS=allocator_may_return_null=0:detect_leaks=1 \
-    "build-fuzz/${name}_fuzz" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
+    "build-asan/${name}_fuzz" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
     -malloc_limit_mb=1024 -max_len=16384 -close_fd_mask=3 -print_final_stats=1 \
     -detect_leaks=0 -artifact_prefix="build-fuzz/findings/$name-" \
     "build-fuzz/corpus/$name" "build-fuzz/seeds/$name" >"build-fuzz/logs/$name.log" 2>&1 ||

@@ -39,6 +39,7 @@ if git grep -nE '^ *# *include.*\.(c|cc|cpp|cxx|cu)[">]' -- 'src/*' 'tests/*' 'b
 fi
 
 python3 scripts/arrows.py || status=1
+python3 scripts/includes.py "${sources[@]}" || status=1
 python3 scripts/evenness.py "${sources[@]}" || status=1
 
 mapfile -t units < <(printf '%s\n' "${sources[@]}" | grep -E '^(src|tests)/.*\.cc$' |

@@ -39,11 +39,16 @@ def names_in_vain(text):
 
 def commands():
     """file -> flags it is compiled with. Kernels are compiled once per instruction set; one pass
-    over each file, with the flags of the first, is enough."""
+    over each file, with the flags of the first, is enough. Of a build with CAMBIUM_UNITS a command
+    compiles what its unit includes."""
     result = {}
     for entry in json.loads((BUILD / "compile_commands.json").read_text()):
         flags = shlex.split(re.sub(r" -o \S+ -c \S+$", "", entry["command"]))[1:]
-        result.setdefault(os.path.relpath(entry["file"], ROOT), flags)
+        files = [entry["file"]]
+        if "/Unity/" in entry["file"]:
+            files = re.findall(r'^#include "(.*)"', Path(entry["file"]).read_text(), re.M)
+        for file in files:
+            result.setdefault(os.path.relpath(file, ROOT), flags)
     return result
 
 
@@ -62,7 +67,7 @@ def check(tool, command, files, name):
         half = len(files) // 2
         parts = ((files[:half], name + "a"), (files[half:], name + "b"))
         return all([check(tool, command, *part) for part in parts])
-    result = run(tool, ["-p", str(BUILD), files[0]])
+    result = run(tool, [files[0]], ["--", *command])
     if result.returncode != 0:
         lines = result.stdout.splitlines(keepends=True)
         print("".join(line for line in lines if not NOISE.search(line)), end="", flush=True)

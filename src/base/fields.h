@@ -10,6 +10,7 @@
 //   }
 #pragma once
 
+#include <algorithm>
 #include <cfloat>
 #include <concepts>
 #include <cstdint>

@@ -1,5 +1,7 @@
 #include "base/json_lines.h"
 
+#include <algorithm>
+
 #include <nlohmann/json.hpp>
 
 #include "base/checksum.h"

@@ -74,14 +74,26 @@ static inline void vstore_upto(float* p, vf v, int64_t n) {
 static inline vf vset(float x) {
   return x - vf{};
 }
-/// The same of bf16, widened to float (exact).
+/// a b + c, rounded once where the instruction set has that: for sums of which two kernels must
+/// give the same bits. `+` of a `*` may become it too, as the compiler likes: by Clang not where a
+/// sanitizer's check stands between the two.
+static inline vf vfma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+/// Loads of bf16, widened to float (exact).
 static inline vf vload(const bf16* p) {
   vh h;
   std::memcpy(&h, p, sizeof h);
   const vu wide = __builtin_convertvector(h, vu) << 16;
   return reinterpret_cast<vf>(wide);
 }
-/// The same of fp8 (exact), but for its NaN: its bits, moved to where floats have them, stand for
+/// Loads of fp8 (exact), but for its NaN: its bits, moved to where floats have them, stand for
 /// 2^-120 of it.
 static inline vf vload(const f8e4m3* p) {
   vb b;

@@ -7,6 +7,7 @@
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
 #include <chrono>
+#include <string_view>
 
 #include "base/error.h"
 #include "eval/tls.h"

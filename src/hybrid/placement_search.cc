@@ -7,6 +7,7 @@
 #include <numbers>
 #include <numeric>
 #include <set>
+#include <string_view>
 
 #include "base/error.h"
 #include "base/random.h"

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "model/kept_tensors.h"
 
 #include <gmock/gmock.h>

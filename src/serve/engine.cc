@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 
 #include "base/random.h"
 #include "ops/recurrence/recurrence.h"

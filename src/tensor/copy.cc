@@ -1,5 +1,6 @@
 #include "tensor/copy.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "tensor/arena.h"

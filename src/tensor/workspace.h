@@ -1,6 +1,8 @@
 // Workspace: the memory that forward and training steps work in, on one device.
 #pragma once
 
+#include <exception>
+
 #include "tensor/context.h"
 
 namespace cambium {

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "eval/problems/long_context.h"
 
 #include <gmock/gmock.h>

@@ -1,5 +1,6 @@
 #include "eval/report/curve.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>

@@ -1,4 +1,6 @@
 // Families that are hybrids already: what is written reads back, and what cannot be said is named.
+#include <tuple>
+
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>

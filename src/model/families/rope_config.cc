@@ -1,4 +1,5 @@
 // Rope as config.json says it: rope_theta beside rope_scaling, or both in rope_parameters.
+#include <algorithm>
 #include <cmath>
 
 #include "base/checked.h"

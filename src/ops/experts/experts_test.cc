@@ -1,6 +1,7 @@
 #include "ops/experts/experts.h"
 
 #include <functional>
+#include <limits>
 
 #include "base/testing.h"
 #include "ops/pointwise/pointwise.h"

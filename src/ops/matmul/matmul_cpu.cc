@@ -52,7 +52,7 @@ void multiply_tile(const Tile& t) {
       const vf x = vset(a[i * t.a_row]);
 #pragma GCC unroll 4
       for (int j = 0; j < kVectors; ++j) {
-        sum[i][j] += x * row[j];
+        sum[i][j] = vfma(x, row[j], sum[i][j]);
       }
     }
     a += t.a_k;

@@ -59,7 +59,7 @@ inline void multiply_square(const Square<T>& square, const float* x, int64_t x_r
     const vf w = column(square, q);
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
-      sum[t] += at<kStep>(x, x_row, q, t) * w;
+      sum[t] = vfma(vset(at<kStep>(x, x_row, q, t)), w, sum[t]);
     }
   }
 }
@@ -70,7 +70,7 @@ inline void multiply_part(const Square<T>& square, const float* x, int64_t x_row
   for (int q = 0; q < length; ++q) {
     const vf w = column(square, q);
     for (int t = 0; t < kTokens; ++t) {
-      sum[t] += at<kStep>(x, x_row, q, t) * w;
+      sum[t] = vfma(vset(at<kStep>(x, x_row, q, t)), w, sum[t]);
     }
   }
 }

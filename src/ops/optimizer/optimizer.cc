@@ -1,5 +1,6 @@
 #include "ops/optimizer/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <span>
