@@ -2,6 +2,7 @@
 // become specs that are built, counted and printed, and refused by name where they would run.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <numeric>
