@@ -37,6 +37,37 @@ void attention_write_scaled(const T* from, const ScaledRows& scaled, int64_t to,
   }
 }
 
+/// Scores become their softmax, beside one more score `sink`, whose probability is given back.
+template <class T>
+T softmax_beside(std::vector<T>& scores, T sink = -INFINITY) {
+  T largest = sink;
+  for (const T x : scores) {
+    largest = std::max(largest, x);
+  }
+  T sum = std::exp(sink - largest);
+  const T beside = sum;
+  for (T& x : scores) {
+    x = std::exp(x - largest);
+    sum += x;
+  }
+  for (T& x : scores) {
+    x /= sum;
+  }
+  return beside / sum;
+}
+
+/// body(s, t, h) for every head h of every token t of every segment s.
+template <class Body>
+void each_query(const AttentionShape& shape, const Body& body) {
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    for (int64_t t = shape.start[s]; t < shape.start[s + 1]; ++t) {
+      for (int64_t h = 0; h < shape.heads; ++h) {
+        body(s, t, h);
+      }
+    }
+  }
+}
+
 /// What a query sees: rows of keys, their probabilities, the slopes of their scores by what the
 /// soft cap was given, and the probability of the sink.
 template <class T>
@@ -55,8 +86,6 @@ void attention_row(const Attention<T>& a, int64_t s, int64_t t, int64_t h, Atten
   row.rows.clear();
   row.probability.clear();
   row.slope.clear();
-  const T sink = a.sink_logits.defined() ? a.sink_logits.data[h] : -INFINITY;
-  T largest = sink;
   for (int64_t j = 0; j <= p; ++j) {
     if (shape.window > 0 && j <= p - shape.window && j >= shape.sinks) {
       continue;
@@ -76,18 +105,9 @@ void attention_row(const Attention<T>& a, int64_t s, int64_t t, int64_t h, Atten
     }
     row.probability.push_back(score);
     row.slope.push_back(slope);
-    largest = std::max(largest, score);
   }
-  row.sink = std::exp(sink - largest);
-  T sum = row.sink;
-  for (T& x : row.probability) {
-    x = std::exp(x - largest);
-    sum += x;
-  }
-  for (T& x : row.probability) {
-    x /= sum;
-  }
-  row.sink /= sum;
+  row.sink = softmax_beside(row.probability,
+                            a.sink_logits.defined() ? T{a.sink_logits.data[h]} : T{-INFINITY});
 }
 
 }  // namespace reference

@@ -1,8 +1,6 @@
 // The naive definition, in the precision of its element type, forward and backward.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "ops/attention/attention_ref.h"
@@ -26,7 +24,6 @@ void chosen_probabilities(const ChosenAttention<T>& a, int64_t s, int64_t t, int
   const int64_t kv_head = h / shape.group();
   rows.clear();
   probability.clear();
-  T largest = -INFINITY;
   for (int64_t p = 0; p <= own; ++p) {
     if (!a.chosen.has(a.list(t, kv_head), own, p)) {
       continue;
@@ -37,28 +34,8 @@ void chosen_probabilities(const ChosenAttention<T>& a, int64_t s, int64_t t, int
       dot += a.q.row(t, h)[d] * chosen_number(a.k, rows.back(), kv_head, d);
     }
     probability.push_back(dot * static_cast<T>(shape.scale));
-    largest = std::max(largest, probability.back());
   }
-  T sum = 0;
-  for (T& x : probability) {
-    x = std::exp(x - largest);
-    sum += x;
-  }
-  for (T& x : probability) {
-    x /= sum;
-  }
-}
-
-/// body(s, t, h)
-template <class T, class Body>
-void each_chooser(const ChosenAttention<T>& a, const Body& body) {
-  for (int64_t s = 0; s < a.shape.segments; ++s) {
-    for (int64_t t = a.shape.start[s]; t < a.shape.start[s + 1]; ++t) {
-      for (int64_t h = 0; h < a.shape.heads; ++h) {
-        body(s, t, h);
-      }
-    }
-  }
+  softmax_beside(probability);
 }
 
 }  // namespace reference
@@ -67,7 +44,7 @@ template <class T>
 void chosen_attention_forward::reference(const ChosenAttention<T>& a) {
   std::vector<int64_t> rows;
   std::vector<T> probability;
-  reference::each_chooser(a, [&](int64_t s, int64_t t, int64_t h) {
+  reference::each_query(a.shape, [&](int64_t s, int64_t t, int64_t h) {
     reference::chosen_probabilities(a, s, t, h, rows, probability);
     for (int64_t d = 0; d < a.shape.value_dim; ++d) {
       T sum = 0;
@@ -86,7 +63,7 @@ void chosen_attention_backward::reference(const ChosenAttention<T>& a) {
   std::vector<int64_t> rows;
   std::vector<T> probability;
   std::vector<T> dp;
-  reference::each_chooser(a, [&](int64_t s, int64_t t, int64_t h) {
+  reference::each_query(a.shape, [&](int64_t s, int64_t t, int64_t h) {
     reference::chosen_probabilities(a, s, t, h, rows, probability);
     const int64_t kv_head = h / a.shape.group();
     const T* q = a.q.row(t, h);

@@ -1,8 +1,6 @@
 // The naive definition, in the precision of its element type, forward and backward.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "ops/attention/attention_ref.h"
@@ -29,7 +27,6 @@ void latent_probabilities(const LatentAttention<T>& a, int64_t s, int64_t t, int
   const int64_t rank = shape.value_dim;
   rows.clear();
   probability.clear();
-  T largest = -INFINITY;
   for (int64_t i = 0; i < a.chosen.count(own); ++i) {
     rows.push_back(shape.key_row(s, a.chosen.position(t, i)));
     T dot = 0;
@@ -38,28 +35,8 @@ void latent_probabilities(const LatentAttention<T>& a, int64_t s, int64_t t, int
                                           : key_number(a.rope_key, rows.back(), d - rank));
     }
     probability.push_back(dot * static_cast<T>(shape.scale));
-    largest = std::max(largest, probability.back());
   }
-  T sum = 0;
-  for (T& x : probability) {
-    x = std::exp(x - largest);
-    sum += x;
-  }
-  for (T& x : probability) {
-    x /= sum;
-  }
-}
-
-/// body(s, t, h)
-template <class T, class Body>
-void each_query(const LatentAttention<T>& a, const Body& body) {
-  for (int64_t s = 0; s < a.shape.segments; ++s) {
-    for (int64_t t = a.shape.start[s]; t < a.shape.start[s + 1]; ++t) {
-      for (int64_t h = 0; h < a.shape.heads; ++h) {
-        body(s, t, h);
-      }
-    }
-  }
+  softmax_beside(probability);
 }
 
 }  // namespace reference
@@ -68,7 +45,7 @@ template <class T>
 void latent_attention_forward::reference(const LatentAttention<T>& a) {
   std::vector<int64_t> rows;
   std::vector<T> probability;
-  reference::each_query(a, [&](int64_t s, int64_t t, int64_t h) {
+  reference::each_query(a.shape, [&](int64_t s, int64_t t, int64_t h) {
     reference::latent_probabilities(a, s, t, h, rows, probability);
     for (int64_t d = 0; d < a.shape.value_dim; ++d) {
       T sum = 0;
@@ -88,7 +65,7 @@ void latent_attention_backward::reference(const LatentAttention<T>& a) {
   std::vector<int64_t> rows;
   std::vector<T> probability;
   std::vector<T> dp;
-  reference::each_query(a, [&](int64_t s, int64_t t, int64_t h) {
+  reference::each_query(a.shape, [&](int64_t s, int64_t t, int64_t h) {
     reference::latent_probabilities(a, s, t, h, rows, probability);
     const T* q = a.q.row(t, h);
     const T* dy = a.y.grad_row(t, h);
