@@ -9,92 +9,14 @@
 #include "base/random.h"
 #include "base/test_folder.h"
 #include "base/testing.h"
+#include "hybrid/graft_testing.h"
 #include "hybrid/grafts/graft_table.h"
 #include "train/testing.h"
 
 namespace cambium {
 namespace {
 
-enum class Biases : uint8_t { kNone, kOfQkv, kOfAll };
-constexpr Biases kAllBiases[] = {Biases::kNone, Biases::kOfQkv, Biases::kOfAll};
-
-// 6 layers, 4 query heads on 2 key-value heads of 8 dims.
-ModelSpec teacher_spec(Biases biases = Biases::kNone) {
-  ModelSpec spec;
-  spec.family = "llama";
-  spec.vocab = 50;
-  spec.width = 24;
-  spec.rope.dim = 8;
-  spec.max_positions = 128;
-  spec.layers.assign(
-      6,
-      decoder_layer({"attention",
-                     {{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{8}}}},
-                    32));
-  for (LayerSpec& layer : spec.layers) {
-    if (biases != Biases::kNone) {
-      layer.mixer()->options.set("qkv_bias", true);
-    }
-    if (biases == Biases::kOfAll) {
-      layer.mixer()->options.set("out_bias", true);
-    }
-  }
-  return spec;
-}
-
-// Biases of attention, which start at zero, drawn at random.
-LoadedModel make_teacher(const ModelSpec& spec) {
-  LoadedModel teacher = fresh_model(spec, 1);
-  teacher.model->visit([](const std::string& name, Parameter& p) {
-    Rng random(3, name.size() + static_cast<size_t>(name[7]));
-    for (int64_t i = 0; name.ends_with("_proj.bias") && i < p.numel(); ++i) {
-      p.tensor.ptr<float>()[i] = random.normal();
-    }
-  });
-  return teacher;
-}
-
-std::vector<int32_t> prompt() {
-  std::vector<int32_t> tokens(40);
-  std::iota(tokens.begin(), tokens.end(), 3);
-  return tokens;
-}
-
-std::vector<float> logits(Model& model) {
-  Arena arena;
-  Context ctx{.arena = &arena};
-  Batch batch;
-  batch.add(prompt());
-  const Tensor out = model.logits(ctx, model.forward(ctx, batch));
-  return {out.ptr<float>(), out.ptr<float>() + out.numel()};
-}
-
-// What the mixer of a layer gives, before it is added to the residual.
-std::vector<float> mixer_output(Model& model, int64_t layer) {
-  Arena arena;
-  Context ctx{.arena = &arena};
-  Batch batch;
-  batch.add(prompt());
-  std::vector<MixerTap> taps(static_cast<size_t>(model.layer_count()));
-  model.forward(ctx, batch, {.taps = taps});
-  const Tensor& out = taps[static_cast<size_t>(layer)].output;
-  return {out.ptr<float>(), out.ptr<float>() + out.numel()};
-}
-
-double difference(const std::vector<float>& a, const std::vector<float>& b) {
-  double worst = 0.0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    worst = std::max(worst, static_cast<double>(std::abs(a[i] - b[i])));
-  }
-  return worst;
-}
-
-Parameter& parameter(Model& model, const std::string& name) {
-  Parameter* found = nullptr;
-  model.visit([&](const std::string& n, Parameter& p) { found = n == name ? &p : found; });
-  CAMBIUM_CHECK(found != nullptr, "{}", name);
-  return *found;
-}
+using namespace graft_testing;  // NOLINT(google-build-using-namespace)
 
 TEST(Graft, AWindowLongerThanTheTextChangesNothing) {
   for (const Biases biases : kAllBiases) {
@@ -104,25 +26,6 @@ TEST(Graft, AWindowLongerThanTheTextChangesNothing) {
     EXPECT_EQ(layer_map(hybrid.model->spec()), "AWAAWA");
     EXPECT_EQ(logits(*hybrid.model), logits(*teacher.model));
   }
-}
-
-/// A teacher whose attention has a gate of its output, a soft cap and sinks' scores, some of each.
-LoadedModel make_gated_teacher(bool bends, Biases biases = Biases::kNone) {
-  ModelSpec spec = teacher_spec(biases);
-  for (LayerSpec& layer : spec.layers) {
-    layer.mixer()->options.set("gate", true);
-    if (bends) {
-      layer.mixer()->options.set("softcap", 0.5);
-      layer.mixer()->options.set("sink_logits", true);
-    }
-  }
-  LoadedModel teacher = make_teacher(spec);
-  teacher.model->visit([](const std::string& name, Parameter& p) {
-    for (int64_t i = 0; name.ends_with(".sinks") && i < p.numel(); ++i) {
-      p.tensor.ptr<float>()[i] = static_cast<float>(i) - 1.0F;
-    }
-  });
-  return teacher;
 }
 
 TEST(Graft, AWindowIsNeverWiderThanTheAttentionsOwn) {
@@ -200,129 +103,6 @@ TEST(Graft, NewScoresOfSinksStartQuiet) {
   const double moved = difference(mixer_output(*hybrid.model, 1), expected);
   EXPECT_GT(moved, 0.0);
   EXPECT_LT(moved, 1e-2 * difference(expected, std::vector<float>(expected.size())));
-}
-
-TEST(Graft, AGateGoesWithItsHead) {
-  LoadedModel teacher = make_gated_teacher(false);
-  const UnitSpec& attention = *teacher.model->spec().layers[1].mixer();
-  const AttentionSizes shape = attention_shape(attention, teacher.model->spec().width);
-  const Parameter& q = parameter(*teacher.model, "layers.1.mixer.q_proj.weight");
-  const auto expect_rows = [&](const float* rows, bool gate) {
-    for (int64_t row = 0; row < shape.heads * shape.dim; ++row) {
-      const int64_t from = (row / shape.dim * 2 + (gate ? 1 : 0)) * shape.dim + row % shape.dim;
-      ASSERT_TRUE(std::equal(rows + row * shape.width, rows + (row + 1) * shape.width,
-                             q.tensor.ptr<float>() + from * shape.width))
-          << row;
-    }
-  };
-  LoadedModel delta = convert(*teacher.model, *teacher.model, {1}, {.mixer = "gated_delta_net"}, 7);
-  Parameter& in = parameter(*delta.model, "layers.1.mixer.in_proj.weight");
-  const auto block = [&](const char* name) {
-    return in.tensor.ptr<float>() + rows_of(in, name).begin * shape.width;
-  };
-  expect_rows(block("z"), true);
-  expect_rows(block("q"), false);
-  EXPECT_EQ(delta.model->spec().layers[1].mixer()->options.text("", "out_gate"), "sigmoid");
-  LoadedModel lightning = convert(*teacher.model, *teacher.model, {1}, {.mixer = "lightning"}, 7);
-  expect_rows(parameter(*lightning.model, "layers.1.mixer.gate_proj.weight").tensor.ptr<float>(),
-              true);
-  LoadedModel kimi = convert(*teacher.model, *teacher.model, {1}, {.mixer = "kimi_delta"}, 7);
-  expect_rows(parameter(*kimi.model, "layers.1.mixer.gate_proj.weight").tensor.ptr<float>(), true);
-  const Parameter& decay = parameter(*kimi.model, "layers.1.mixer.decay_proj.weight");
-  EXPECT_TRUE(std::all_of(decay.tensor.ptr<float>(), decay.tensor.ptr<float>() + decay.numel(),
-                          [](float x) { return x == 0.0F; }));
-  LoadedModel mamba2 = convert(*teacher.model, *teacher.model, {1}, {.mixer = "mamba2"}, 7);
-  const Parameter& of_mamba2 = parameter(*mamba2.model, "layers.1.mixer.in_proj.weight");
-  expect_rows(of_mamba2.tensor.ptr<float>() + rows_of(of_mamba2, "z").begin * shape.width, true);
-  const Options& options = mamba2.model->spec().layers[1].mixer()->options;
-  EXPECT_EQ(options.text("", "out_gate"), "sigmoid");
-  EXPECT_TRUE(options.flag("", "norm_first", false));
-}
-
-// Mamba's heads are as wide as its state: gates go where the columns of out_proj went, and the
-// gate's biases with them.
-TEST(Graft, AGateOfMambaGoesWithItsChannels) {
-  for (const int64_t state : {8, 2}) {
-    LoadedModel teacher = make_gated_teacher(false, Biases::kOfAll);
-    const UnitSpec& attention = *teacher.model->spec().layers[1].mixer();
-    const AttentionSizes shape = attention_shape(attention, teacher.model->spec().width);
-    LoadedModel hybrid =
-        convert(*teacher.model, *teacher.model, {1}, {.mixer = "mamba", .state = state}, 7);
-    const UnitSpec& mixer = *hybrid.model->spec().layers[1].mixer();
-    EXPECT_EQ(mixer.options.text("", "out_gate"), "sigmoid");
-    const std::vector<int64_t> channels = find_graft("mamba").output_channels(mixer, shape);
-    const auto values = [&](LoadedModel& model, const char* name) {
-      return parameter(*model.model, std::string("layers.1.mixer.") + name).tensor.ptr<float>();
-    };
-    const RowRange z = rows_of(parameter(*hybrid.model, "layers.1.mixer.in_proj.weight"), "z");
-    ASSERT_EQ(std::ssize(channels), z.count);
-    for (int64_t row = 0; row < z.count; ++row) {
-      const int64_t channel = channels[static_cast<size_t>(row)];
-      const int64_t from = (channel / shape.dim * 2 + 1) * shape.dim + channel % shape.dim;
-      const float* weight = values(hybrid, "in_proj.weight") + (z.begin + row) * shape.width;
-      ASSERT_TRUE(std::equal(weight, weight + shape.width,
-                             values(teacher, "q_proj.weight") + from * shape.width))
-          << row;
-      ASSERT_EQ(values(hybrid, "in_proj.bias")[z.begin + row],
-                values(teacher, "q_proj.bias")[from]);
-      ASSERT_EQ(values(hybrid, "out_proj.weight")[row], values(teacher, "o_proj.weight")[channel]);
-    }
-  }
-}
-
-// Of the attention's channels one alone is heard. Whatever the mixer makes of it, the gate is the
-// attention's: at each token it opens and shuts the mixer as it does the attention, where gates of
-// zero leave both half open.
-TEST(Graft, AGateOpensAsTheAttentionsDoes) {
-  for (const char* mixer : {"mamba", "mamba2", "gated_delta_net", "kimi_delta", "lightning"}) {
-    for (const int64_t channel : {0, 11, 30}) {
-      std::vector<float> of_attention[2];
-      std::vector<float> of_mixer[2];
-      for (const bool half_open : {false, true}) {
-        LoadedModel teacher = make_gated_teacher(false);
-        float* o = parameter(*teacher.model, "layers.0.mixer.o_proj.weight").tensor.ptr<float>();
-        for (int64_t i = 0; i < 24 * 32; ++i) {
-          o[i] *= i % 32 == channel ? 1.0F : 0.0F;
-        }
-        Parameter& q = parameter(*teacher.model, "layers.0.mixer.q_proj.weight");
-        for (int64_t i = 0; i < q.numel(); ++i) {
-          q.tensor.ptr<float>()[i] *= i / (8 * 24) % 2 == 0 ? 1.0F : half_open ? 0.0F : 4.0F;
-        }
-        of_attention[half_open ? 1 : 0] = mixer_output(*teacher.model, 0);
-        of_mixer[half_open ? 1 : 0] = mixer_output(
-            *convert(*teacher.model, *teacher.model, {0}, {.mixer = mixer}, 7).model, 0);
-      }
-      double largest = 0.0;
-      for (size_t i = 0; i < of_mixer[0].size(); ++i) {
-        largest = std::max(largest, std::abs(static_cast<double>(of_mixer[0][i])));
-      }
-      EXPECT_GT(difference(of_mixer[0], of_mixer[1]), 0.1 * largest) << mixer << " " << channel;
-      for (size_t i = 0; i < of_mixer[0].size(); ++i) {
-        const double ratio = of_attention[0][i] / of_attention[1][i];  // 2 sigmoid(gate)
-        ASSERT_NEAR(of_mixer[0][i], ratio * of_mixer[1][i], 1e-4 * largest)
-            << mixer << " " << channel << " " << i;
-      }
-    }
-  }
-}
-
-TEST(Graft, AGateThatHasNoPlaceIsRefused) {
-  const LoadedModel teacher = make_gated_teacher(false);
-  const UnitSpec& attention = *teacher.model->spec().layers[1].mixer();
-  UnitSpec biased = attention;
-  biased.options.set("qkv_bias", true);
-  for (const char* mixer : {"mamba", "gated_delta_net"}) {
-    EXPECT_EQ(
-        testing::error_of([&] { graft_spec(attention, 24, {.mixer = mixer, .faithful = true}); }),
-        std::string("the faithful ") + mixer +
-            " has no place for the gate of an attention's output; leave faithful out");
-  }
-  for (const char* mixer : {"mamba2", "gated_delta_net", "kimi_delta", "lightning"}) {
-    EXPECT_EQ(testing::error_of([&] { graft_spec(biased, 24, {.mixer = mixer}); }),
-              std::string(mixer) +
-                  " has no place for the bias of an attention's output gate; choose mamba or "
-                  "sliding_window");
-  }
 }
 
 TEST(Graft, SinksAreWhatTheWindowIsGivenBesides) {
