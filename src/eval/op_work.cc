@@ -135,6 +135,16 @@ ChosenKeys chosen_keys(const AttentionShape& shape, const ChosenTokens& chosen, 
   return keys;
 }
 
+/// What attention to chosen keys of so many bytes reads and computes.
+void add_chosen_keys(OpWork& work, const AttentionShape& shape, const ChosenTokens& chosen,
+                     double key_bytes) {
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    const ChosenKeys keys = chosen_keys(shape, chosen, s);
+    work.cost.bytes += keys.read * key_bytes;
+    work.cost.flops += 2.0 * product({shape.heads, shape.head_dim + shape.value_dim}) * keys.looks;
+  }
+}
+
 template <class T>
 OpWork describe(const LatentAttention<T>& a) {
   const AttentionShape& shape = a.shape;
@@ -143,11 +153,7 @@ OpWork describe(const LatentAttention<T>& a) {
       fmt::format("{}, {} heads on latents of {} + {}", segments_shape(shape, shape.segments),
                   shape.heads, shape.value_dim, shape.head_dim - shape.value_dim);
   work.cost.bytes = bytes_of(a.q, a.y);
-  for (int64_t s = 0; s < shape.segments; ++s) {
-    const ChosenKeys keys = chosen_keys(shape, a.chosen, s);
-    work.cost.bytes += keys.read * product({a.latent.bytes() + a.rope_key.bytes()});
-    work.cost.flops += 2.0 * product({shape.heads, shape.head_dim + shape.value_dim}) * keys.looks;
-  }
+  add_chosen_keys(work, shape, a.chosen, product({a.latent.bytes() + a.rope_key.bytes()}));
   return work;
 }
 
@@ -159,11 +165,7 @@ OpWork describe(const ChosenAttention<T>& a) {
       fmt::format("{}, {}/{} heads of {}, {} pieces of {}", segments_shape(shape, shape.segments),
                   shape.heads, shape.kv_heads, shape.head_dim, a.chosen.budget, a.chosen.size);
   work.cost.bytes = bytes_of(a.q, a.y);
-  for (int64_t s = 0; s < shape.segments; ++s) {
-    const ChosenKeys keys = chosen_keys(shape, a.chosen, s);
-    work.cost.bytes += keys.read * product({a.k.bytes() + a.v.bytes()});
-    work.cost.flops += 2.0 * product({shape.heads, shape.head_dim + shape.value_dim}) * keys.looks;
-  }
+  add_chosen_keys(work, shape, a.chosen, product({a.k.bytes() + a.v.bytes()}));
   return work;
 }
 
