@@ -19,7 +19,7 @@ template <class T>
 void score_pieces(const ChooseTokens<T>& a, const attention::Layout& layout,
                   const latent::Tokens& tokens, const Scores& scores, const Launch& on);
 
-/// The same of many tokens on tensor cores; false where that does not suit
+/// The same on tensor cores; false where that does not suit
 /// (selection_pieces_mma_cuda.cu).
 bool score_pieces_on_tensor_cores(const ChooseTokens<bf16>& a, const attention::Layout& layout,
                                   const latent::Tokens& tokens, const Scores& scores,

@@ -1,6 +1,7 @@
-// The scores of blocks and pools of many tokens on tensor cores: bf16, lists by head, pieces of
-// whole tiles of 64 keys. A block of threads has 64 rows, tokens with their heads, 16 a warp, and
-// walks the keys of some pieces; the next tile is on its way while one is read.
+// The scores of blocks and pools on tensor cores: bf16, lists by head, pieces of whole tiles of 64
+// keys. A block of threads has up to 64 rows, tokens with their heads, 16 a warp, and walks the
+// keys of some pieces; the next tile is on its way while one is read. A score does not depend on
+// the rows beside it, so that a token has the same however a call is cut.
 #include "ops/attention/attention_mma.cuh"
 #include "ops/selection/selection_cuda.cuh"
 
@@ -12,8 +13,10 @@ constexpr int kDim = 128;
 constexpr int kRows = 64;
 constexpr int kKeys = 64;
 constexpr int kRow = attention::shared_row(kDim);
-/// Keys of a block's pieces, about.
+/// Keys of a block's pieces, about: where many tokens have them in common, and where each token
+/// that decodes has its own, all of which are read once.
 constexpr int kKeysOfBlock = 1024;
+constexpr int kKeysOfSingle = 256;
 
 struct Shared {
   bf16 queries[kRows * kRow];
@@ -102,6 +105,9 @@ __device__ void score_run(const Args& a, Shared& shared, int s, int64_t t, int64
     wait_for_copies<1>();
     __syncthreads();
     find_rows(tile + 2);
+    if (warp * 16 >= rows) {
+      continue;
+    }
     float dot[1][kKeys / 8][4] = {};
     attention::scores_of<kDim, 1, kKeys / 8>(shared.queries + warp * 16 * kRow,
                                              shared.keys[tile % 2], dot);
@@ -159,16 +165,16 @@ bool score_pieces_on_tensor_cores(const ChooseTokens<bf16>& a, const attention::
                                   const latent::Tokens& tokens, const Scores& scores,
                                   const Launch& on) {
   const auto suits = [](const View<bf16>& x) { return x.defined() && attention::aligned(x, 16); };
-  // Tokens that decode have few rows a block here; and where no choice may be made by the call's
-  // segments, all are scored as those.
-  if (on.batch_invariant || tokens.singles == a.shape.segments || a.weight.defined() ||
-      a.chosen.size % kKeys != 0 || layout.heads > kRows || layout.head_dim > kDim ||
-      layout.head_dim % 8 != 0 || !suits(a.q) || !suits(a.keys.wide) ||
+  if (a.weight.defined() || a.chosen.size % kKeys != 0 || layout.heads > kRows ||
+      layout.head_dim > kDim || layout.head_dim % 8 != 0 || !suits(a.q) || !suits(a.keys.wide) ||
       a.keys.wide.rows.inner != 1) {
     return false;
   }
-  Args args{latent::for_device(a), layout, tokens.segment, scores, 1, kRows / layout.heads};
-  args.pieces = static_cast<int>(std::max<int64_t>(kKeysOfBlock / a.chosen.size, 1));
+  const bool singles = tokens.singles == a.shape.segments;
+  Args args{latent::for_device(a), layout, tokens.segment, scores, 1};
+  args.pieces = static_cast<int>(
+      std::max<int64_t>((singles ? kKeysOfSingle : kKeysOfBlock) / a.chosen.size, 1));
+  args.tokens = singles ? 1 : kRows / layout.heads;
   launch_ahead(on, "choose_tokens", pieces_mma_kernel,
                dim3(static_cast<unsigned>(ceil_div(scores.capacity, args.pieces)),
                     static_cast<unsigned>(ceil_div(scores.count, args.tokens))),
