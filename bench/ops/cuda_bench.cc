@@ -5,10 +5,11 @@
 // (it has a column of its own). Calls take turns among inputs that no cache holds together.
 // Arguments: names of sections (matmul, attention, narrow, recurrence, scan, pointwise, loss,
 // latent, experts, chosen), --quick (few repeats, no extremes), --only TEXT (rows that have it in
-// their operation or shape; several: one of them), --json FILE. Without a CUDA device it says so
-// and ends.
+// their operation or shape; several: one of them), --pair-rows N (rows an expert from which pairs
+// of blocks take the experts' products), --json FILE. Without a CUDA device it says so and ends.
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "base/file.h"
 #include "cuda_machine.h"
 #include "cuda_sections.h"
+#include "ops/experts/experts_kernels.h"
 #include "ops/matmul/matmul.h"
 
 namespace {
@@ -98,6 +100,9 @@ Options parse(int argc, char** argv) {
     } else if (argument == "--only") {
       expect(++i < argc, "--only needs a part of an operation's name or shape");
       options.only.emplace_back(argv[i]);
+    } else if (argument == "--pair-rows") {
+      expect(++i < argc && std::atoll(argv[i]) > 0, "--pair-rows needs a number of rows");
+      experts_pair_rows = std::atoll(argv[i]);
     } else if (argument == "--json") {
       expect(++i < argc, "--json needs the name of a file");
       options.json = argv[i];
@@ -105,7 +110,7 @@ Options parse(int argc, char** argv) {
       expect(std::any_of(std::begin(kSections), std::end(kSections),
                          [&](const Section& s) { return argument == s.name; }),
              "expected matmul, attention, narrow, recurrence, scan, pointwise, loss, latent, "
-             "experts, chosen, --quick, --only TEXT or --json FILE, got {}",
+             "experts, chosen, --quick, --only TEXT, --pair-rows N or --json FILE, got {}",
              argument);
       options.sections.push_back(argument);
     }

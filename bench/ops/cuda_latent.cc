@@ -301,7 +301,7 @@ void experts_section(Bench& bench) {
     }
   }
   for (const Layer& l : kLayers) {
-    for (const int64_t tokens : {16, 80, 256, 1024, 8192, 32768}) {
+    for (const int64_t tokens : {16, 80, 256, 1024, 2048, 4096, 8192, 32768}) {
       product_of_experts(bench, l, tokens, Product::kAlone);
     }
     for (const int64_t tokens : {1024, 8192, 32768}) {
