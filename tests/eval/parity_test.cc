@@ -70,7 +70,8 @@ struct Bf16Bounds {
 
 /// Where rounding may turn a hard choice (of experts, of keys) a token can become another one, so
 /// that the largest error says nothing. The bounds are twice what PyTorch's bf16 has on the same
-/// fixtures where that is more (KL: kimi_k2 0.221, deepseek_v32 0.135, the others up to 0.019).
+/// fixtures where that is more (KL: kimi_k2 0.221, deepseek_v32 0.135, the others up to 0.019;
+/// error: apriel2, by its authors' code with what goes from module to module rounded, 0.66).
 Bf16Bounds bf16_bounds(const std::string& dir) {
   const ModelSpec spec = read_spec(dir);
   bool chooses = false;
@@ -85,6 +86,9 @@ Bf16Bounds bf16_bounds(const std::string& dir) {
   }
   if (spec.family == "kimi_k2" || chooses_keys) {
     return {10.0, 0.45, 55};
+  }
+  if (spec.family == "apriel2") {
+    return {1.3, 2e-3, 90};
   }
   return chooses ? Bf16Bounds{10.0, 0.04, 80} : Bf16Bounds{0.4, 2e-3, 90};
 }
