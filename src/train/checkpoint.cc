@@ -116,6 +116,7 @@ std::string write_checkpoint(const std::string& run, const CheckpointState& stat
                      {"optimizer_steps", state.optimizer_steps},
                      {"device", state.device},
                      {"recent", state.judge.recent},
+                     {"first", state.judge.first},
                      {"above", state.judge.above},
                      {"fingerprint", state.fingerprint}};
   write_file_atomically(folder.path() + "/training.json", json.dump(2) + "\n");
@@ -173,6 +174,7 @@ CheckpointState read_checkpoint_state(const std::string& folder) {
   state.optimizer_steps = json.whole("optimizer_steps");
   state.device = json.has("device") ? json.text("device") : state.device;
   state.judge.recent = json.reals("recent");
+  state.judge.first = json.has("first") ? json.reals("first") : state.judge.first;
   state.judge.above = json.whole("above");
   state.fingerprint = json.texts_by_name("fingerprint");
   return state;

@@ -10,9 +10,19 @@ namespace cambium {
 namespace {
 
 constexpr size_t kLastLosses = 10;
+/// Of the median of a window over the mean of the first losses: more than other documents make.
+constexpr double kRisen = 1.25;
 
 bool finite(const Context& ctx, const Tensor& t) {
   return !t.defined() || all_finite(ctx, t);
+}
+
+double mean(std::span<const double> values) {
+  double sum = 0.0;
+  for (const double value : values) {
+    sum += value;
+  }
+  return sum / static_cast<double>(values.size());
 }
 
 double median(std::vector<double> values) {
@@ -36,6 +46,9 @@ std::string StepJudge::diverged(double loss) {
           loss, limits_.factor, usual, state_.above);
     }
   }
+  if (state_.first.size() < kFirst) {
+    state_.first.push_back(loss);
+  }
   recent.push_back(loss);
   if (recent.size() > window) {
     recent.erase(recent.begin());
@@ -43,13 +56,23 @@ std::string StepJudge::diverged(double loss) {
   return "";
 }
 
+std::string StepJudge::risen() const {
+  if (state_.first.size() < kFirst) {
+    return "";
+  }
+  const double began = mean(state_.first);
+  const double now = median(state_.recent);
+  return now > kRisen * began
+             ? fmt::format(
+                   "the loss of the last {} steps, {:.4g}, is {:.1f} times that of the first "
+                   "{}, {:.4g}",
+                   state_.recent.size(), now, now / began, kFirst, began)
+             : "";
+}
+
 double StepJudge::last_loss() const {
   const size_t last = std::min(kLastLosses, state_.recent.size());
-  double sum = 0.0;
-  for (size_t i = state_.recent.size() - last; i < state_.recent.size(); ++i) {
-    sum += state_.recent[i];
-  }
-  return sum / static_cast<double>(last);
+  return mean(std::span(state_.recent).last(last));
 }
 
 std::string largest_gradient(Model& model) {

@@ -20,8 +20,12 @@ struct DivergenceConfig {
 /// Watches the losses of a run. Its state goes into checkpoints.
 class StepJudge {
  public:
+  /// Losses whose mean is what a run began with.
+  static constexpr size_t kFirst = 5;
+
   struct State {
     std::vector<double> recent;  // losses, newest last
+    std::vector<double> first;   // those of the first kFirst steps
     int64_t above = 0;           // steps in a row that were too high
   };
 
@@ -29,6 +33,9 @@ class StepJudge {
 
   /// Takes the loss of the next step. Not empty when it has been too high for too long: why.
   std::string diverged(double loss);
+  /// Not empty where the last losses, a window full of them, lie well above the first: by how much.
+  /// What a student brought along is then overwritten faster than it is taught.
+  std::string risen() const;
   /// Mean of the last losses, at most ten.
   double last_loss() const;
 

@@ -260,6 +260,16 @@ void Trainer::judge(const StepReport& report, const std::vector<PackedSequence>&
     stop(fmt::format("{}, and {}; a lower learning rate or a longer warm-up may help", why,
                      largest_gradient(student_)));
   }
+  // Once, when the rate has been at its height for a window of steps.
+  if (report.step + 1 == config_.schedule.warmup_steps + config_.divergence.window) {
+    if (const std::string how = judge_.risen(); !how.empty()) {
+      log_event("risen", nlohmann::json{{"how", how}}.dump());
+      note(
+          "{}: at a rate of {:.2g} more is lost of what the model brought along than is taught; "
+          "try a third of it",
+          how, config_.schedule.peak);
+    }
+  }
 }
 
 }  // namespace cambium

@@ -323,6 +323,24 @@ TEST_F(TrainerTest, StopsWhenTheLossDiverges) {
   EXPECT_EQ(trainer.next_step(), 12);
 }
 
+TEST_F(TrainerTest, SaysOnceThatTheRateLosesWhatWasLearned) {
+  LoadedModel model = fresh_model(tiny_attention(2), 1);
+  const auto data = copy_task();
+  Trainer(*model.model, model.weights, tiny_config(120), *data).run();
+  for (const double rate : {1e-5, 0.1}) {
+    TrainConfig config = tiny_config(30);
+    config.schedule.peak = rate;
+    config.schedule.warmup_steps = 20;
+    config.divergence = {.factor = 0.0, .window = 10};
+    ::testing::internal::CaptureStderr();
+    Trainer(*model.model, model.weights, config, *data).run();
+    const std::string said = ::testing::internal::GetCapturedStderr();
+    const size_t at = said.find("at a rate of 0.1 more is lost");
+    EXPECT_EQ(at != std::string::npos, rate > 0.01) << said;
+    EXPECT_TRUE(at == std::string::npos || said.find("more is lost", at + 30) == std::string::npos);
+  }
+}
+
 TEST_F(TrainerTest, RefusesImpossibleSettings) {
   LoadedModel model = fresh_model(tiny_attention(2), 1);
   LoadedModel teacher = fresh_model(tiny_attention(3), 1);
