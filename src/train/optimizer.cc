@@ -7,6 +7,7 @@
 
 #include "base/checksum.h"
 #include "base/random.h"
+#include "model/spec.h"
 #include "ops/optimizer/optimizer.h"
 
 namespace cambium {
@@ -41,7 +42,8 @@ void for_each_matrix(const Tensor& p, const Tensor& m, const F& f) {
 
 }  // namespace
 
-Optimizer::Optimizer(Model& model, const OptimizerConfig& config)
+Optimizer::Optimizer(Model& model, const OptimizerConfig& config,
+                     const std::vector<std::string>& converted)
     : config_(config), scratch_(model.device()) {
   expect(config.beta1 >= 0.0 && config.beta1 < 1.0 && config.beta2 >= 0.0 && config.beta2 < 1.0,
          "the optimiser's betas must be in [0, 1), got {} and {}", config.beta1, config.beta2);
@@ -53,6 +55,8 @@ Optimizer::Optimizer(Model& model, const OptimizerConfig& config)
     }
     CAMBIUM_CHECK(p.tensor.dtype == Dtype::kF32 && p.tensor.contiguous(), "{}", name);
     const GroupConfig& group = config.group(p.group);
+    const double rate_scale =
+        group.rate_scale * (starts_with_one(name, converted) ? config.converted_rate_scale : 1.0);
     const bool vector = p.shape.size() < 2 || p.keep_fp32;
     const bool orthogonal =
         config.kind == OptimizerKind::kMuon && p.is_matrix() &&
@@ -61,8 +65,8 @@ Optimizer::Optimizer(Model& model, const OptimizerConfig& config)
     const auto state = [&] {
       return state_like(p.tensor, narrow ? Dtype::kBF16 : Dtype::kF32, config.offload);
     };
-    slots_.push_back({name, p.tensor, group.rate_scale, vector ? 0.0 : group.weight_decay,
-                      orthogonal, checksum(std::as_bytes(std::span(name))), state(),
+    slots_.push_back({name, p.tensor, rate_scale, vector ? 0.0 : group.weight_decay, orthogonal,
+                      checksum(std::as_bytes(std::span(name))), state(),
                       orthogonal ? OwnedTensor() : state()});
   });
   expect(!slots_.empty(),

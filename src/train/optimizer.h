@@ -41,6 +41,9 @@ struct OptimizerConfig {
   /// By ParameterGroup. Vectors (biases, A_log, D, dt_bias) never decay, whatever their group.
   std::array<GroupConfig, kParameterGroups> groups = {GroupConfig{1.0, 0.1}, GroupConfig{1.0, 0.1},
                                                       GroupConfig{1.0, 0.0}, GroupConfig{1.0, 0.0}};
+  /// Times the rate that its group gives a parameter of a converted mixer, which has more to learn
+  /// than what the teacher has too.
+  double converted_rate_scale = 1.0;
 
   GroupConfig& group(ParameterGroup g) { return groups[static_cast<size_t>(g)]; }
   const GroupConfig& group(ParameterGroup g) const { return groups[static_cast<size_t>(g)]; }
@@ -52,7 +55,9 @@ int64_t optimizer_state_bytes(const OptimizerConfig& config);
 class Optimizer {
  public:
   /// Takes the parameters of `model` that have gradients now; they must keep their memory.
-  Optimizer(Model& model, const OptimizerConfig& config);
+  /// `converted`: what the names of converted mixers' parameters begin with.
+  Optimizer(Model& model, const OptimizerConfig& config,
+            const std::vector<std::string>& converted = {});
 
   /// Parameters of these names rest until the next call: they have no gradients, and step() neither
   /// changes them nor what is kept of them. Each is corrected for the steps it took part in.

@@ -56,6 +56,10 @@ void visit_optimizer(OptimizerConfig& o, FieldVisitor& visit) {
             reals_from(0.0, kMaxFactor));
     });
   }
+  visit.table({"converted"}, [&] {
+    visit({"rate_scale", "times that of a group, for converted mixers", nullptr, false},
+          o.converted_rate_scale, reals_above(0.0, kMaxFactor));
+  });
 }
 
 void visit_schedule(ScheduleConfig& schedule, FieldVisitor& visit) {

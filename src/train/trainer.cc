@@ -79,7 +79,7 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
            !starts_with_one(name, frozen) &&
            (config_.trainable == nullptr || config_.trainable(name, p));
   });
-  optimizer_ = std::make_unique<Optimizer>(student_, config_.optimizer);
+  optimizer_ = std::make_unique<Optimizer>(student_, config_.optimizer, converted());
   if (is_supernet(student_.spec()) || config_.supernet.sampling != PlacementSampling::kNone) {
     sampler_.emplace(student_.spec(), config_.supernet, config_.seed);
   }
@@ -180,6 +180,9 @@ void Trainer::check_config() const {
              (teacher_ != nullptr && teacher_->layer_count() == student_.layer_count()),
          "training the converted mixers needs a teacher of as many layers, or the list of "
          "their names, to tell which they are");
+  expect(config_.optimizer.converted_rate_scale == 1.0 || !converted().empty(),
+         "optimizer.converted.rate_scale: expected a teacher, or the list of the converted mixers' "
+         "names, to tell which they are, got neither; leave it out");
   for (const int64_t layer : config_.align.layers) {
     expect(layer >= 0 && layer < student_.layer_count(),
            "layer {} to align does not exist; the model has layers 0 to {}", layer,
@@ -198,16 +201,20 @@ bool Trainer::finished() const {
   return config_.tokens > 0 ? summary_.tokens >= config_.tokens : next_step_ >= config_.steps;
 }
 
+/// What the names of converted mixers' parameters begin with, as far as that is known.
+std::vector<std::string> Trainer::converted() const {
+  return config_.converted.empty() && teacher_ != nullptr
+             ? converted_mixers(student_.spec(), teacher_->spec())
+             : config_.converted;
+}
+
 /// What the names of trained parameters may begin with.
 std::vector<std::string> Trainer::trained_units() const {
   const bool aligns = config_.objective == Objective::kAlign;
   if (!aligns && config_.trained == Trained::kEverything) {
     return {""};
   }
-  std::vector<std::string> converted = config_.converted;
-  if (config_.trained == Trained::kConverted && converted.empty()) {
-    converted = converted_mixers(student_.spec(), teacher_->spec());
-  }
+  const std::vector<std::string> converted = this->converted();
   std::vector<std::string> units;
   for (int64_t i = 0; i < student_.layer_count(); ++i) {
     const LayerSpec& layer = student_.spec().layers[static_cast<size_t>(i)];

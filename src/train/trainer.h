@@ -192,6 +192,7 @@ class Trainer {
   struct Sums;
   void check_config() const;
   double rate() const;
+  std::vector<std::string> converted() const;
   std::vector<std::string> trained_units() const;
   std::vector<std::string> frozen_units() const;
   /// `share`: of the step's tokens.

@@ -174,6 +174,43 @@ TEST_F(TrainerTest, FrozenAttentionStaysWhateverElseIsTrained) {
               HasSubstr("leave freeze_attention out"));
 }
 
+// AdamW's first step is as long as the rate, whatever the gradient.
+TEST_F(TrainerTest, ConvertedMixersHaveARateOfTheirOwn) {
+  const auto data = copy_task();
+  std::map<std::string, double> steps[2];
+  for (const double scale : {1.0, 4.0}) {
+    LoadedModel before = fresh_model(testing::every_mixer(), 2);
+    LoadedModel model = fresh_model(testing::every_mixer(), 2);
+    TrainConfig config = tiny_config(1);
+    config.optimizer.converted_rate_scale = scale;
+    config.converted = {"layers.1.mixer."};
+    Trainer(*model.model, model.weights, config, *data).run();
+    std::map<std::string, std::vector<float>> old;
+    before.model->visit(
+        [&](const std::string& name, Parameter& p) { old[name] = elements_of(p.tensor); });
+    model.model->visit([&](const std::string& name, Parameter& p) {
+      const std::vector<float> now = elements_of(p.tensor);
+      double longest = 0.0;
+      for (size_t i = 0; i < now.size(); ++i) {
+        longest = std::max(longest, std::abs(static_cast<double>(now[i]) - old[name][i]));
+      }
+      steps[scale > 1.0 ? 1 : 0][name] = longest;
+    });
+  }
+  int64_t scaled = 0;
+  for (const auto& [name, step] : steps[0]) {
+    const bool converted = name.starts_with("layers.1.mixer.");
+    EXPECT_NEAR(steps[1][name], (converted ? 4.0 : 1.0) * step, 0.02 * step) << name;
+    scaled += converted && step > 0.0 ? 1 : 0;
+  }
+  EXPECT_GE(scaled, 4);
+  LoadedModel model = fresh_model(testing::every_mixer(), 1);
+  TrainConfig config = tiny_config(1);
+  config.optimizer.converted_rate_scale = 4.0;
+  EXPECT_THAT(testing::message_of([&] { Trainer(*model.model, model.weights, config, *data); }),
+              HasSubstr("optimizer.converted.rate_scale: expected a teacher"));
+}
+
 TEST_F(TrainerTest, DistillingFromItselfHasNoLossAndNoGradient) {
   LoadedModel student = fresh_model(tiny_attention(2), 1);
   LoadedModel teacher = fresh_model(tiny_attention(2), 1);
