@@ -10,12 +10,14 @@
 #include "base/progress.h"
 #include "base/signals.h"
 #include "base/text.h"
+#include "cli/answer_settings.h"
 #include "cli/commands.h"
 #include "cli/generation.h"
 #include "cli/options.h"
 #include "eval/quality.h"
 #include "eval/statistics.h"
 #include "text/prompt_format.h"
+#include "text/stop_texts.h"
 
 namespace cambium {
 namespace {
@@ -27,6 +29,7 @@ struct GenerateArgs : AnsweringModel {
   bool chat = false, question = false;
 
   bool many() const { return !input.empty() || !task.empty(); }
+  AnswerSettings settings() const { return {sampling, max_new_tokens, logprobs, {}}; }
 };
 
 std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& tokenizer,
@@ -42,7 +45,8 @@ std::vector<int32_t> prompt_tokens(const GenerateArgs& a, const Tokenizer& token
 struct BatchLine {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   std::string error;
-  std::string preset;                     // of a supernet; "" = what the command says
+  std::string preset;  // of a supernet; "" = what the command says
+  AnswerSettings settings;
   std::vector<Engine::Ticket> tickets;    // one for each sample
   std::vector<GenerationResult> results;  // what became of them
 
@@ -50,7 +54,8 @@ struct BatchLine {
   bool conversation() const { return json["prompt"].is_array(); }
 };
 
-std::vector<BatchLine> read_batch(const std::string& path) {
+std::vector<BatchLine> read_batch(const GenerateArgs& a) {
+  const std::string& path = a.input;
   std::vector<BatchLine> lines;
   int number = 0;
   for (const std::string& text : split(read_text_file(path), '\n')) {
@@ -59,6 +64,7 @@ std::vector<BatchLine> read_batch(const std::string& path) {
       continue;
     }
     BatchLine line;
+    line.settings = a.settings();
     auto json = try_json<nlohmann::ordered_json>(text);
     if (json.is_object()) {
       line.json = std::move(json);
@@ -75,17 +81,27 @@ std::vector<BatchLine> read_batch(const std::string& path) {
         line.error = fmt::format("{}:{}: expected 'preset', the name of one", path, number);
       }
     }
+    if (const auto sampling = line.json.find("sampling"); sampling != line.json.end()) {
+      try {
+        line.settings =
+            settings_of_line(nlohmann::json(*sampling),
+                             fmt::format("{}:{}: 'sampling'", path, number), line.settings);
+      } catch (const Error& e) {
+        line.error = e.what();
+      }
+    }
     lines.push_back(std::move(line));
   }
   return lines;
 }
 
 // As `cambium eval --chat` asks them.
-std::vector<BatchLine> questions_of(const Task& task) {
+std::vector<BatchLine> questions_of(const GenerateArgs& a, const Task& task) {
   using Json = nlohmann::ordered_json;
   std::vector<BatchLine> lines;
   for (const Example& example : task.examples) {
     BatchLine line;
+    line.settings = a.settings();
     line.json["prompt"] = Json::array({{{"role", "user"}, {"content", example.question}}});
     line.json["expected"] = example.answer;
     lines.push_back(std::move(line));
@@ -163,12 +179,16 @@ void submit(const GenerateArgs& a, Engine& engine, const Tokenizer& tokenizer,
       const std::vector<int32_t> prompt = prompt_tokens(a, tokenizer, line);
       for (int64_t k = 0; k < a.samples; ++k) {
         GenerationRequest request = a.request(tokenizer, engine.model().spec(), prompt);
-        request.logprobs = a.logprobs;
+        request.max_new_tokens = line.settings.max_new_tokens;
+        request.sampling = line.settings.sampling.config();
+        request.seed = static_cast<uint64_t>(line.settings.sampling.seed);
+        request.logprobs = line.settings.logprobs;
         request.stream = static_cast<uint64_t>(static_cast<int64_t>(i) * a.samples + k);
-        request.on_token = [&generated](int32_t /*token*/) {
-          ++generated;
-          return true;
-        };
+        request.on_token =
+            [&generated, watch = StopWatch(tokenizer, line.settings.stop)](int32_t token) mutable {
+              ++generated;
+              return watch.push(token);
+            };
         line.tickets.push_back(engine.submit(std::move(request)));
       }
     } catch (const Error& e) {
@@ -264,7 +284,11 @@ int run_batch(const GenerateArgs& a, PresetModel& model, const Tokenizer& tokeni
     BatchLine& line = lines[i];
     for (size_t k = 0; k < line.results.size(); ++k) {
       const GenerationResult& result = line.results[k];
-      const std::string text = tokenizer.decode(result.tokens, true);
+      std::string text = tokenizer.decode(result.tokens, true);
+      text.resize(first_stop(text, line.settings.stop));
+      // The engine calls what the watch for stops ended cancelled.
+      const FinishReason reason =
+          result.reason == FinishReason::kCancelled ? FinishReason::kStop : result.reason;
       Json json = line.json;
       json["completion"] = line.conversation()
                                ? Json::array({{{"role", "assistant"}, {"content", text}}})
@@ -272,12 +296,12 @@ int run_batch(const GenerateArgs& a, PresetModel& model, const Tokenizer& tokeni
       if (a.samples > 1) {
         json["sample"] = k;
       }
-      json["finish_reason"] = finish_reason_name(result.reason);
-      if (a.logprobs > 0) {
+      json["finish_reason"] = finish_reason_name(reason);
+      if (line.settings.logprobs > 0) {
         json["logprobs"] = logprobs_json(result, tokenizer);
       }
       stop_point();
-      if (!graded || traces.keep(i, text, result.reason, json) || a.keep == "all") {
+      if (!graded || traces.keep(i, text, reason, json) || a.keep == "all") {
         write(json);
       }
     }
@@ -317,8 +341,8 @@ int run_generate(const GenerateArgs& a) {
   }
   const StopAnywhere stop(a.many() ? "nothing is written: results are when every prompt is answered"
                                    : "the text ends where it came");
-  std::vector<BatchLine> lines = !a.input.empty()  ? read_batch(a.input)
-                                 : !a.task.empty() ? questions_of(task)
+  std::vector<BatchLine> lines = !a.input.empty()  ? read_batch(a)
+                                 : !a.task.empty() ? questions_of(a, task)
                                                    : std::vector<BatchLine>();
   const bool switches = std::any_of(lines.begin(), lines.end(),
                                     [](const BatchLine& line) { return !line.preset.empty(); });
@@ -346,7 +370,8 @@ Action declare_generate(Args& args) {
   args.option(
       "input,i",
       "JSON lines with 'prompt', a text or a list of messages: answers them all at once; of "
-      "a supernet with 'preset' too, the one that answers the line",
+      "a supernet with 'preset' too, the one that answers the line; 'sampling' is an object of "
+      "options for the line, as in {\"top_p\": 0.9, \"max_new_tokens\": 64, \"stop\": [\"\\n\"]}",
       &a->input);
   args.choice("task", "asks the questions of --data instead, and grades the answers", task_forms(),
               &a->task);

@@ -65,7 +65,7 @@ Device DeviceOption::device() const {
   expect(index >= 0, "--device: expected auto, cpu, cuda or cuda:N, got '{}'", name);
   const int count = cuda_devices();
   expect(index < count, "--device: there is no {}: {}", name,
-         count == 0 ? why_no_cuda() : fmt::format("the machine has {} of them", count));
+         why_no_cuda().empty() ? fmt::format("the machine has {} of them", count) : why_no_cuda());
   return {Device::kCuda, static_cast<uint8_t>(index)};
 }
 

@@ -12,6 +12,7 @@
 #include "eval/statistics.h"
 #include "serve/engine.h"
 #include "text/prompt_format.h"
+#include "text/stop_texts.h"
 
 namespace cambium {
 
@@ -77,15 +78,6 @@ void add_how(Json& line, const ExampleResult& e, bool sampled) {
   if (!e.unanswered.empty()) {
     line["unanswered"] = e.unanswered;
   }
-}
-
-/// Where the first of the stops begins in the text; its size where there is none.
-size_t first_stop(const std::string& text, const std::vector<std::string>& stops) {
-  size_t at = text.size();
-  for (const std::string& stop : stops) {
-    at = std::min(at, text.find(stop));
-  }
-  return at;
 }
 
 /// Mean over problems of the share of right answers.
@@ -166,10 +158,8 @@ Answers answer_examples(Model& model, const Tokenizer& tokenizer, const Task& ta
     for (size_t sample = 0; sample < samples; ++sample) {
       request.stream = i * samples + sample;
       if (!stop_at.empty()) {
-        request.on_token = [decoder = StreamDecoder(tokenizer), text = std::string(),
-                            &stop_at](int32_t token) mutable {
-          text += decoder.push(token);
-          return first_stop(text, stop_at) == text.size();
+        request.on_token = [watch = StopWatch(tokenizer, stop_at)](int32_t token) mutable {
+          return watch.push(token);
         };
       }
       tickets.emplace_back(engine.submit(request));

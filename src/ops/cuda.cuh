@@ -186,21 +186,6 @@ __device__ __forceinline__ void await_inputs() {
 #endif
 }
 
-/// Whether the current device lets a kernel come before the one before it is done.
-inline bool launches_ahead() {
-  thread_local int known_device = -1;
-  thread_local bool known = false;
-  int device = 0;
-  cudaGetDevice(&device);
-  if (device != known_device) {
-    int major = 0;
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    known_device = device;
-    known = major >= 9;
-  }
-  return known;
-}
-
 template <class N>
 constexpr int64_t ceil_div(N n, int64_t by) {
   return (static_cast<int64_t>(n) + by - 1) / by;
@@ -211,6 +196,7 @@ template <class... Params>
 void allow_shared(const char* operation, void (*kernel)(Params...), dim3 blocks, dim3 threads,
                   size_t shared) {
   if (shared > 48 * 1024) {
+    check_shared(operation, shared);
     check_launch(operation, {blocks.x, blocks.y, blocks.z}, {threads.x, threads.y, threads.z},
                  shared,
                  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

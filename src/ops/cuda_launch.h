@@ -2,6 +2,7 @@
 // the CUDA runtime's headers and of fmt, so that .cc and .cu files both include it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 
@@ -16,6 +17,20 @@ struct Extent {
 
 /// Error that names the operation and its launch where `status` (a cudaError_t) is one.
 void check_launch(const char* operation, Extent blocks, Extent threads, size_t shared, int status);
+/// Error that names the operation where a block cannot have so much shared memory.
+void check_shared(const char* operation, size_t shared);
+
+/// Whether the kernels that the current device runs were compiled for sm_90 or newer: they come
+/// before the one before them is done, and copy in the background. A newer device that has only PTX
+/// for sm_80 to take does neither.
+bool launches_ahead();
+/// Whether they have products of warpgroups (ops/cuda_warpgroup.cuh), as sm_90a alone has.
+bool has_warpgroups();
+
+/// The most shared memory that a block may have on the current device, bytes: 99 KiB of sm_86, 89
+/// and 120, 163 of sm_80, 227 of sm_90. CAMBIUM_CUDA_SHARED=KiB lowers it, so that a device with
+/// more takes the kernels of one with less.
+size_t most_shared();
 
 /// Gives memory back in the order of its stream; null: it is not to be given back.
 struct DeviceFree {

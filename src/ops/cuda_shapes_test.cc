@@ -558,8 +558,37 @@ TEST_F(CudaShapes, EmbeddingOfALongSegment) {
                           {{{101, 8}, -1.0, 1.0, true, true}}, true);
 }
 
-TEST_F(CudaShapes, ConvOverALongSegment) {
-  expect_packed_matches_cpu(conv(kLong, 5), {kLong});
+class CudaLongSequence : public CudaShapes, public ::testing::WithParamInterface<Mixer> {};
+
+TEST_P(CudaLongSequence, MatchesCpu) {
+  expect_packed_matches_cpu(GetParam().make(kLong), {kLong});
+}
+
+INSTANTIATE_TEST_SUITE_P(Tokens, CudaLongSequence,
+                         ::testing::Values(Mixer{"mamba2",
+                                                 [](int64_t t) {
+                                                   return mamba2(t, {1, 1, 64, 64});
+                                                 }},
+                                           Mixer{"gated_delta_net",
+                                                 [](int64_t t) {
+                                                   return gated_delta_net(t, {1, 1, 64, 64});
+                                                 }},
+                                           Mixer{"gated_delta_net_odd",
+                                                 [](int64_t t) {
+                                                   return gated_delta_net(t, {1, 1, 20, 33});
+                                                 }},
+                                           Mixer{"kimi_delta",
+                                                 [](int64_t t) {
+                                                   return kimi_delta(t, {1, 1, 64, 64});
+                                                 }},
+                                           Mixer{"selective_scan",
+                                                 [](int64_t t) { return scan(t, 3, 4, 1, 1); }},
+                                           Mixer{"selective_scan_tiles",
+                                                 [](int64_t t) { return scan(t, 32, 16, 4, 4); }},
+                                           Mixer{"conv", [](int64_t t) { return conv(t, 5); }}),
+                         ::testing::PrintToStringParamName());
+
+TEST_F(CudaShapes, ConvKeepsTheEndOfALongSegment) {
   expect_state_matches_cpu(conv(kLong, 8), {kLong});
 }
 

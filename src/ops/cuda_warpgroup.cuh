@@ -8,39 +8,17 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <map>
-#include <utility>
 
 #include "ops/cuda_mma.cuh"
 
 namespace cambium::cuda {
 
-/// Whether this compilation is for a device that has them.
+/// Whether this compilation is for a device that has them; hosts ask has_warpgroups().
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 inline constexpr bool kWarpgroups = true;
 #else
 inline constexpr bool kWarpgroups = false;
 #endif
-
-/// For __launch_bounds__ of a kernel that is empty without warpgroups: there it is compiled for one
-/// warp, by which the host knows.
-constexpr int warpgroup_threads(int threads) {
-  return kWarpgroups ? threads : 32;
-}
-/// Whether the current device runs such a kernel's code.
-template <class Kernel>
-bool multiplies_by_warpgroups(Kernel kernel, int threads) {
-  thread_local std::map<std::pair<int, Kernel>, bool> known;
-  int device = 0;
-  cudaGetDevice(&device);
-  const auto [at, is_new] = known.try_emplace({device, kernel}, false);
-  if (is_new) {
-    cudaFuncAttributes of{};
-    at->second =
-        cudaFuncGetAttributes(&of, kernel) == cudaSuccess && of.maxThreadsPerBlock >= threads;
-  }
-  return at->second;
-}
 
 /// Of a tile of 64 columns and as many rows.
 inline constexpr int kTileColumns = 64;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "ops/cuda_launch.h"
 #include "ops/device_clock.h"
 #include "ops/norm/norm.h"
 #include "ops/pointwise/pointwise.h"
@@ -92,6 +93,32 @@ TEST(DeviceClock, TellsTimesBetweenMarks) {
     }
   }
 }
+
+#if CAMBIUM_CUDA
+struct Failing : Probe {
+  static constexpr const char* kName = "failing";
+  template <class T>
+  static void cuda(const Twice<T>&, const Launch&) {
+    constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
+    cuda::check_launch("failing's rows", {3, 2}, {128}, 512, kInvalidValue);
+  }
+};
+
+TEST(Run, AFailedLaunchNamesTheOperationAndItsShape) {
+  Arena arena;
+  const Context ctx{.arena = &arena};
+  const auto args = []<class T>() { return Twice<T>{nullptr}; };
+  EXPECT_EQ(testing::error_of([&] {
+              run<Failing>(
+                  ctx,
+                  Tensor::of(Dtype::kBF16, Device::kCuda, std::array<int64_t, 2>{1, 3}, nullptr),
+                  args);
+            }),
+            "[failing's rows] its CUDA kernel failed: invalid argument (launched as 3 x 2 x 1 "
+            "blocks of 128 x 1 x 1 threads, 512 bytes of shared memory); failing was called with "
+            "bf16 (1, 3)");
+}
+#endif
 
 TEST(Run, RefusesTypesWithoutKernels) {
   Arena arena;

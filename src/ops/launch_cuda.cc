@@ -62,6 +62,13 @@ void check_launch(const char* operation, Extent blocks, Extent threads, size_t s
   }
 }
 
+void check_shared(const char* operation, size_t shared) {
+  expect(shared <= most_shared(),
+         "[{}] its CUDA kernel takes {} bytes of shared memory, this device gives a block {}; take "
+         "smaller heads or --device cpu",
+         operation, shared, most_shared());
+}
+
 // Keeps freed metadata for the next step instead of giving it back to the driver.
 void keep_pool() {
   int device = 0;

@@ -1,6 +1,7 @@
 // run(): computes with the form of a kernel that the tensors' device and type ask for.
 #pragma once
 
+#include "base/error.h"
 #include "ops/kernel.h"
 #include "ops/op_timer.h"
 #include "tensor/context.h"
@@ -33,6 +34,9 @@ auto pick_form(const Context& ctx, const Tensor& like, const char* kernel, const
                        : f.template operator()<float, KernelForm::kCpu>();
 }
 
+/// Error: what a CUDA kernel's launch said (cuda_launch.h), and what the kernel was called with.
+[[noreturn]] void cuda_failed(const char* kernel, const Tensor& like, const Error& error);
+
 /// Runs Kernel on the device of `like` in its type; nothing on the meta device.
 /// make.operator()<T>(more...) builds the arguments for elements of T.
 template <class Kernel, class Make, class... More>
@@ -53,8 +57,12 @@ void run(const Context& ctx, const Tensor& like, const Make& make, const More&..
       if constexpr (kForm == KernelForm::kCpu) {
         Kernel::cpu(args, *ctx.arena);
       } else {
-        Kernel::cuda(args, Launch{compute_stream(ctx.device()), ctx.arena, ctx.recorder,
-                                  ctx.batch_invariant});
+        try {
+          Kernel::cuda(args, Launch{compute_stream(ctx.device()), ctx.arena, ctx.recorder,
+                                    ctx.batch_invariant});
+        } catch (const Error& error) {
+          cuda_failed(Kernel::kName, like, error);
+        }
       }
     }
     if (ctx.timer != nullptr) {

@@ -42,6 +42,27 @@ std::string memory_note() {
   return note().text;
 }
 
+std::string why_no_devices(int driver, int built, std::string_view says) {
+  if (driver == 0) {
+    return fmt::format("no NVIDIA driver was found; one for CUDA {} or newer is needed",
+                       built / 1000);
+  }
+  if (driver / 1000 < built / 1000) {
+    return fmt::format("the NVIDIA driver is for CUDA {}.{}; one for CUDA {} or newer is needed",
+                       driver / 1000, driver % 1000 / 10, built / 1000);
+  }
+  return fmt::format("{} (the NVIDIA driver is for CUDA {}.{})", says, driver / 1000,
+                     driver % 1000 / 10);
+}
+
+std::string why_too_old(std::string_view gpu, int major, int minor) {
+  constexpr int kLeastMajor = 8;
+  return major >= kLeastMajor
+             ? ""
+             : fmt::format("the {} has compute capability {}.{}; {}.0 or newer is needed", gpu,
+                           major, minor, kLeastMajor);
+}
+
 std::unique_ptr<CopyQueue> CopyQueue::on(Device device) {
   if (device.kind == Device::kCpu) {
     return std::make_unique<HostCopies>();

@@ -12,9 +12,9 @@ struct CUstream_st;
 
 namespace cambium {
 
-/// How many CUDA devices this program can use; 0 without a CUDA build, driver or GPU.
+/// How many CUDA devices can be used, up to one that is too old; 0 without a CUDA build or driver.
 int cuda_devices();
-/// Why there are none ("this build has no CUDA", "the driver ..."); empty where there are.
+/// Why there are no more ("this build has no CUDA", "the driver ..."); empty where all are used.
 std::string why_no_cuda();
 /// "NVIDIA H100 80GB HBM3", and its memory in bytes: free now and in all.
 struct CudaDeviceInfo {

@@ -25,6 +25,13 @@ struct Found {
   std::string why;
 };
 
+std::string too_old(int device) {
+  cudaDeviceProp properties{};
+  check("asking for the device's properties", cudaGetDeviceProperties(&properties, device));
+  return why_too_old(properties.name, properties.major, properties.minor);
+}
+
+/// Devices before the first that is too old, whose name `why` has then.
 const Found& found() {
   static const Found result = [] {
     Found f;
@@ -33,14 +40,15 @@ const Found& found() {
       f.count = 0;
       int driver = 0;
       cudaDriverGetVersion(&driver);
-      f.why = driver == 0
-                  ? "no NVIDIA driver was found"
-                  : fmt::format("{} (the driver is of CUDA {}.{}, this program of {}.{})",
-                                cudaGetErrorString(status), driver / 1000, driver % 1000 / 10,
-                                CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+      f.why = why_no_devices(driver, CUDART_VERSION, cudaGetErrorString(status));
       cudaGetLastError();
     } else if (f.count == 0) {
       f.why = "the machine has no NVIDIA GPU";
+    }
+    for (int i = 0; i < f.count; ++i) {
+      if (std::string why = too_old(i); !why.empty()) {
+        f = {i, std::move(why)};  // CUDA_VISIBLE_DEVICES can leave it out
+      }
     }
     return f;
   }();

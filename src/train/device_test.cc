@@ -87,6 +87,14 @@ class OnCuda : public OnTheCpu {
   }
 };
 
+TEST_F(OnCuda, SaysWhatMemoryItTakesBeforeItTakesIt) {
+  set_memory_note("");
+  run_on(Device::kCuda, device_config(Precision::kAuto), true);
+  EXPECT_THAT(memory_note(),
+              ::testing::AllOf(HasSubstr(" in all: teacher "), HasSubstr(", gradients "),
+                               HasSubstr(", optimiser "), HasSubstr(", activations ")));
+}
+
 TEST_F(OnTheCpu, ActivationsAreF32) {
   EXPECT_EQ(activations_of(Precision::kAuto, Device::kCpu), Dtype::kF32);
   EXPECT_EQ(activations_of(Precision::kAuto, Device::kCuda), Dtype::kBF16);

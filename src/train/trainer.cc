@@ -35,6 +35,46 @@ bool contains(const std::vector<T>& values, const T& value) {
   return std::find(values.begin(), values.end(), value) != values.end();
 }
 
+// What the run takes of a GPU, before gradients and the optimiser's state are made: said of runs
+// with a folder, and by the error of memory that runs out.
+void plan_memory(Model& student, Model* teacher, const TrainConfig& config, Dtype activations,
+                 const TrainablePredicate& trains) {
+  if (student.device().kind != Device::kCuda) {
+    return;
+  }
+  std::set<const void*> of_teacher;
+  bool narrow = false;
+  if (teacher != nullptr) {
+    teacher->visit([&](const std::string&, Parameter& p) {
+      of_teacher.insert(p.tensor.data);
+      narrow = narrow || p.tensor.dtype == Dtype::kBF16;
+    });
+  }
+  std::set<std::string> trained;
+  std::set<std::string> shared;
+  student.visit([&](const std::string& name, Parameter& p) {
+    if (trains(name, p)) {
+      trained.insert(name);
+      return;
+    }
+    narrow = narrow || p.tensor.dtype == Dtype::kBF16;
+    if (of_teacher.contains(p.tensor.data)) {
+      shared.insert(name);
+    }
+  });
+  const std::string parts = memory_parts(training_memory(
+      config, {.student = &student.spec(),
+               .teacher = teacher == nullptr ? nullptr : &teacher->spec(),
+               .trained = [&](const std::string& name) { return trained.contains(name); },
+               .shared = [&](const std::string& name) { return shared.contains(name); },
+               .activations = activations,
+               .bf16_matrices = narrow}));
+  set_memory_note(parts);
+  if (!config.folder.empty()) {
+    say("{}: about {}", config.label, parts);
+  }
+}
+
 }  // namespace
 
 Dtype activations_of(Precision precision, Device device) {
@@ -73,12 +113,14 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
   config_.steps = config_.least_steps();
   packer_.emplace(data, config_.seed, config_.sequence_length, config_.long_documents);
   packer_->seek({.next_sample = config_.first_sample});
-  weights_.set_trainable(student_, [this, units = trained_units(), frozen = frozen_units()](
-                                       const std::string& name, const Parameter& p) {
+  const TrainablePredicate trains = [this, units = trained_units(), frozen = frozen_units()](
+                                        const std::string& name, const Parameter& p) {
     return config_.optimizer.group(p.group).rate_scale != 0.0 && starts_with_one(name, units) &&
            !starts_with_one(name, frozen) &&
            (config_.trainable == nullptr || config_.trainable(name, p));
-  });
+  };
+  plan_memory(student_, teacher_, config_, activations_, trains);
+  weights_.set_trainable(student_, trains);
   optimizer_ = std::make_unique<Optimizer>(student_, config_.optimizer, converted());
   if (is_supernet(student_.spec()) || config_.supernet.sampling != PlacementSampling::kNone) {
     sampler_.emplace(student_.spec(), config_.supernet, config_.seed);

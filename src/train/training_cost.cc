@@ -4,6 +4,7 @@
 #include <numeric>
 #include <set>
 
+#include "base/text.h"
 #include "model/supernet.h"
 #include "nn/units/units.h"
 #include "ops/loss/loss.h"
@@ -225,6 +226,18 @@ int64_t total_bytes(const std::vector<MemoryItem>& items) {
   return std::accumulate(
       items.begin(), items.end(), int64_t{0},
       [](int64_t sum, const MemoryItem& item) { return sum + (item.host ? 0 : item.bytes); });
+}
+
+std::string memory_parts(const std::vector<MemoryItem>& items) {
+  const auto bytes = [](int64_t n) { return human_bytes(static_cast<uint64_t>(n)); };
+  std::vector<std::string> parts;
+  for (const MemoryItem& item : items) {
+    if (item.bytes > 0) {
+      parts.push_back(
+          fmt::format("{} {}{}", item.kind, bytes(item.bytes), item.host ? " of the host's" : ""));
+    }
+  }
+  return fmt::format("{} in all: {}", bytes(total_bytes(items)), join(parts, ", "));
 }
 
 }  // namespace cambium

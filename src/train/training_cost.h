@@ -42,5 +42,7 @@ struct MemoryItem {
 std::vector<MemoryItem> training_memory(const TrainConfig& config, const TrainingShape& shape);
 /// Of the device.
 int64_t total_bytes(const std::vector<MemoryItem>& items);
+/// "30.1 GiB in all: teacher 2.3 GiB, trained weights 4.6 GiB, ...", without what takes none.
+std::string memory_parts(const std::vector<MemoryItem>& items);
 
 }  // namespace cambium

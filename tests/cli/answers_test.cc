@@ -70,6 +70,78 @@ TEST(Answers, ABatchGivesLogProbabilities) {
   EXPECT_EQ(text, line["completion"]);
 }
 
+std::vector<nlohmann::json> answers_to(const TestFolder& folder, const std::string& lines) {
+  write_file_atomically(folder.at("in.jsonl"), lines);
+  const Outcome outcome = cambium("generate " + teacher() + " -i " + folder.at("in.jsonl") +
+                                  " -n 12 -o " + folder.at("out.jsonl"));
+  EXPECT_EQ(outcome.status, 0) << outcome.text;
+  std::vector<nlohmann::json> rows;
+  std::istringstream results(read_text_file(folder.at("out.jsonl")));
+  for (std::string line; std::getline(results, line);) {
+    rows.push_back(nlohmann::json::parse(line));
+  }
+  return rows;
+}
+
+TEST(Answers, ALineOfABatchHasOptionsOfItsOwn) {
+  const TestFolder folder;
+  const std::string text = answers_to(folder, R"({"prompt": "Tom has 3"})"
+                                              "\n")[0]["completion"];
+  ASSERT_GT(text.size(), 8U);
+  const std::string stop = text.substr(text.size() / 2, 3);
+  std::string lines;
+  for (const std::string& options :
+       {std::string(R"({"temperature": 2, "top_k": 1})"),
+        std::string(R"({"temperature": 2, "top_p": 1e-6, "seed": 5})"),
+        std::string(R"({"temperature": 2, "min_p": 1, "max_new_tokens": 2})"),
+        R"({"stop": ["never", ")" + stop + R"("]})", std::string(R"({"logprobs": 2})"),
+        std::string(R"({"repetition_penalty": 0.01})"), std::string(R"({"frequency_penalty": -2})"),
+        std::string(R"({"presence_penalty": -2})"), std::string(R"({"temperature": 2, "seed": 1})"),
+        std::string(R"({"temperature": 2, "seed": 2})"), std::string("{}")}) {
+    lines += R"({"prompt": "Tom has 3", "sampling": )" + options + "}\n";
+  }
+  const auto rows = answers_to(folder, lines);
+  ASSERT_EQ(rows.size(), 11U);
+  EXPECT_EQ(rows[0]["completion"], text) << "the likeliest of one";
+  EXPECT_EQ(rows[1]["completion"], text);
+  EXPECT_TRUE(text.starts_with(rows[2]["completion"].get<std::string>()));
+  EXPECT_LT(rows[2]["completion"].get<std::string>().size(), text.size());
+  EXPECT_EQ(rows[2]["finish_reason"], "length");
+  EXPECT_EQ(rows[3]["completion"], text.substr(0, text.find(stop)));
+  EXPECT_EQ(rows[3]["finish_reason"], "stop");
+  EXPECT_EQ(rows[4]["completion"], text);
+  EXPECT_EQ(rows[4]["logprobs"]["content"][0]["top_logprobs"].size(), 2U);
+  for (const size_t penalised : {5, 6, 7}) {
+    EXPECT_NE(rows[penalised]["completion"], text) << rows[penalised];
+  }
+  EXPECT_NE(rows[8]["completion"], rows[9]["completion"]);
+  EXPECT_EQ(rows[10]["completion"], text) << "nothing of the others is left";
+  EXPECT_FALSE(rows[10].contains("logprobs"));
+}
+
+TEST(Answers, OptionsOfALineThatCannotBeAreNamed) {
+  const TestFolder folder;
+  std::string lines = R"({"prompt": "Tom has 3"})"
+                      "\n";
+  const std::vector<std::pair<const char*, const char*>> wrong = {
+      {R"({"top-p": 0.5})", "in.jsonl:2: 'sampling': unknown key 'top-p'; did you mean 'top_p'?"},
+      {R"({"top_p": 2})", "in.jsonl:3: 'sampling': [sample_token] expected 0 < top_p <= 1, got 2"},
+      {R"({"top_k": -1})", "in.jsonl:4: 'sampling': expected 'top_k' to be a whole number from 0"},
+      {R"({"stop": ["a", ""]})", "in.jsonl:5: 'sampling': expected 'stop' to be a text or a list"},
+      {R"({"logprobs": 1000})", "in.jsonl:6: 'sampling': expected 'logprobs' to be a whole number"},
+      {R"(["stop"])", "in.jsonl:7: 'sampling': expected an object"},
+  };
+  for (const auto& [options, message] : wrong) {
+    lines += R"({"prompt": "Ida", "sampling": )" + std::string(options) + "}\n";
+  }
+  const auto rows = answers_to(folder, lines);
+  ASSERT_EQ(rows.size(), wrong.size() + 1);
+  EXPECT_TRUE(rows[0].contains("completion"));
+  for (size_t i = 0; i < wrong.size(); ++i) {
+    EXPECT_THAT(rows[i + 1]["error"].get<std::string>(), HasSubstr(wrong[i].second));
+  }
+}
+
 // Asked as messages, the answer is a message as well: what comes out is what `distill` learns from.
 TEST(Answers, ABatchOfConversationsBecomesDocuments) {
   const TestFolder folder;

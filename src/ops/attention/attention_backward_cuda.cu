@@ -68,14 +68,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// Shared memory of both kernels: a tile of rows and one of keys in dims D and Dv, weights
-/// (kTile, kTile + 4), and three numbers of each row.
-constexpr size_t backward_shared(int tile, int dim, int value_dim) {
-  const int floats =
-      2 * tile * (row_stride(dim) + row_stride(value_dim)) + tile * (tile + 4) + 3 * tile;
-  return static_cast<size_t>(floats) * sizeof(float);
-}
-
 /// A tile of rows in shared memory.
 struct RowTile {
   float* q;
@@ -133,6 +125,7 @@ __device__ __forceinline__ void add_row(T* to, int dim, const float (&sum)[kColu
   }
 }
 
+/// Shared memory of both kernels: backward_shared().
 template <class T, int kTile, int kColumns>
 __global__ void __launch_bounds__(kThreads, 1) query_grad_kernel(const BackwardArgs<T> a) {
   constexpr int kR = kTile / 16;
@@ -344,12 +337,13 @@ void run_backward(const Attention<T>& a, const Launch& on) {
                                 aligned(a.v, 4 * sizeof(T)),
                                 aligned(a.y, 4 * sizeof(T))};
   const int64_t widest = std::max(a.shape.head_dim, a.shape.value_dim);
+  const int tile = backward_tile(most_shared(), device.layout.head_dim, device.layout.value_dim);
   if (widest <= 64) {
     launch_backward<64, 4>(a, args, on);
   } else if (widest <= 128) {
-    launch_backward<64, 8>(a, args, on);
+    tile == 64 ? launch_backward<64, 8>(a, args, on) : launch_backward<32, 8>(a, args, on);
   } else {
-    launch_backward<32, 16>(a, args, on);  // 64 rows and keys would not fit in shared memory
+    tile == 32 ? launch_backward<32, 16>(a, args, on) : launch_backward<16, 16>(a, args, on);
   }
 }
 

@@ -263,8 +263,9 @@ __global__ void __launch_bounds__(kWarps * 32) key_grads(const Args a) {
   }
 }
 
+/// False where the device's blocks have too little shared memory.
 template <int kDim>
-void launch_backward(const Attention<bf16>& a, const float* delta, const Launch& on) {
+bool launch_backward(const Attention<bf16>& a, const float* delta, const Launch& on) {
   constexpr bool kTogether = kDim <= 128;  // dk and dv in one kernel
   constexpr int kRowWarps = 4;
   constexpr int kRowTiles = kTogether ? 2 : 1;
@@ -276,6 +277,9 @@ void launch_backward(const Attention<bf16>& a, const float* delta, const Launch&
   constexpr size_t kRowShared = (2 * kRows + 4 * kTileKeys) * shared_row(kDim) * sizeof(bf16);
   constexpr size_t kKeyShared = (2 * kOwnKeys + 4 * kTileRows) * shared_row(kDim) * sizeof(bf16) +
                                 2 * kTileRows * sizeof(RowNumbers);
+  if (std::max(kRowShared, kKeyShared) > most_shared()) {
+    return false;
+  }
   const DeviceLayout device = layout_of(a.shape, on);
   const BackwardTiles tiles = backward_tiles(a.shape, kRows, kOwnKeys, on);
   Args args = {device.layout, nullptr, a.q, a.k, a.v, a.y, a.largest, a.inverse_sum, delta};
@@ -304,6 +308,7 @@ void launch_backward(const Attention<bf16>& a, const float* delta, const Launch&
       run_keys(key_grads<kDim, kKeyWarps, kTileRows, false, true>);
     }
   }
+  return true;
 }
 
 }  // namespace
@@ -314,16 +319,10 @@ bool backward_on_tensor_cores(const Attention<bf16>& a, const float* delta, cons
     return false;
   }
   const int64_t widest = std::max(a.shape.head_dim, a.shape.value_dim);
-  if (widest <= 64) {
-    launch_backward<64>(a, delta, on);
-  } else if (widest <= 96) {
-    launch_backward<96>(a, delta, on);
-  } else if (widest <= 128) {
-    launch_backward<128>(a, delta, on);
-  } else {
-    launch_backward<256>(a, delta, on);
-  }
-  return true;
+  return widest <= 64    ? launch_backward<64>(a, delta, on)
+         : widest <= 96  ? launch_backward<96>(a, delta, on)
+         : widest <= 128 ? launch_backward<128>(a, delta, on)
+                         : launch_backward<256>(a, delta, on);
 }
 
 }  // namespace cambium::cuda::attention

@@ -11,7 +11,6 @@ namespace cambium::cuda {
 namespace attention {
 namespace {
 
-constexpr int kManyRows = 64;
 constexpr int kFewRows = 16;
 
 template <class T, class K>
@@ -29,15 +28,8 @@ struct ForwardArgs {
   bool q_vectors, k_vectors, v_vectors;  // whether 4 elements can be read at once
 };
 
-/// Shared memory: q (kRows, stride), then keys and after them values (kKeys, the larger stride),
-/// probabilities (kRows, kKeys + 4), the rows of the keys.
-constexpr size_t forward_shared(int rows, int dim, int value_dim) {
-  const int larger = row_stride(dim > value_dim ? dim : value_dim);
-  const int floats = rows * row_stride(dim) + kKeys * larger + rows * (kKeys + 4);
-  return static_cast<size_t>(floats) * sizeof(float) + kKeys * sizeof(int64_t);
-}
-
-/// Output columns 4 tx + 64 c + e of rows ty kR + i are thread (ty, tx)'s; kColumns = 4 per 64.
+/// Shared memory: forward_shared(). Output columns 4 tx + 64 c + e of rows ty kR + i are thread
+/// (ty, tx)'s; kColumns = 4 per 64.
 template <class T, class K, int kRows, int kColumns>
 __global__ void __launch_bounds__(kThreads, kColumns == 16 ? 1 : 2)
     forward_kernel(const ForwardArgs<T, K> a) {
@@ -204,8 +196,10 @@ void launch_tiles(const Launch& on, const List<Tile>& tiles, ForwardArgs<T, K> a
 template <class T, class K>
 void forward(const Attention<T>& a, const View<K>& k, const View<K>& v, const Launch& on) {
   const DeviceLayout device = layout_of(a.shape, on, a.sink_logits.data);
-  const TileLists lists = forward_tiles(a.shape, {kManyRows, kFewRows, a.largest != nullptr}, on);
-  const Partials many = make_partials(lists.many_partials, kManyRows, a.shape, on);
+  const int many_rows =
+      forward_rows(most_shared(), device.layout.head_dim, device.layout.value_dim);
+  const TileLists lists = forward_tiles(a.shape, {many_rows, kFewRows, a.largest != nullptr}, on);
+  const Partials many = make_partials(lists.many_partials, many_rows, a.shape, on);
   const Partials few = make_partials(lists.few_partials, kFewRows, a.shape, on);
   const ForwardArgs<T, K> args = {device.layout,
                                   nullptr,
@@ -221,9 +215,10 @@ void forward(const Attention<T>& a, const View<K>& k, const View<K>& v, const La
                                   aligned(a.q, 4 * sizeof(T)),
                                   aligned(k, 4 * sizeof(K)),
                                   aligned(v, 4 * sizeof(K))};
-  launch_tiles<kManyRows>(on, lists.many, args, many);
+  many_rows == 64 ? launch_tiles<64>(on, lists.many, args, many)
+                  : launch_tiles<16>(on, lists.many, args, many);
   launch_tiles<kFewRows>(on, lists.few, args, few);
-  combine(a, device.layout, lists.many_parts, kManyRows, lists.many_parts_rows, many, on);
+  combine(a, device.layout, lists.many_parts, many_rows, lists.many_parts_rows, many, on);
   combine(a, device.layout, lists.few_parts, kFewRows, lists.few_parts_rows, few, on);
 }
 

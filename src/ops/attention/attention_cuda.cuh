@@ -12,12 +12,12 @@
 #include <vector>
 
 #include "ops/attention/attention_kernels.h"
+#include "ops/attention/attention_shared.h"
 #include "ops/cuda.cuh"
 #include "ops/segment_plans.h"
 
 namespace cambium::cuda::attention {
 
-inline constexpr int kKeys = 64;
 inline constexpr float kLog2E = 1.44269504088896341F;
 
 /// Rows [first_row, ..) of a segment against the keys at positions [0, sinks) and
@@ -293,13 +293,6 @@ __device__ __forceinline__ uint2 widen_four(uint32_t word, uint32_t factor) {
 // memory has rows of `stride` floats, of which stride / 4 is odd: 16-byte reads of 8 consecutive
 // rows touch all banks once.
 inline constexpr int kThreads = 256;
-
-constexpr int padded(int dim) {
-  return (dim + 3) / 4 * 4;
-}
-constexpr int row_stride(int dim) {
-  return padded(dim) / 4 % 2 == 0 ? padded(dim) + 4 : padded(dim);
-}
 
 /// No row has a factor.
 struct NoFactors {

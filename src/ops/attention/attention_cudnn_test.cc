@@ -1,6 +1,9 @@
 // Attention in bf16 at the sizes that cuDNN serves where there is one, and our own kernels
 // elsewhere: both against the definition, and each after the other.
+#include <gmock/gmock.h>
+
 #include <cmath>
+#include <cstdlib>
 #include <numeric>
 #include <ostream>
 #include <string>
@@ -212,6 +215,28 @@ TEST_F(AttentionCudnn, EitherPassMayBeOurs) {
     EXPECT_EQ(cudnn_calls() - before, served_ ? 1 : 0) << cudnn_status();
     expect_close(run, exact, kNarrowForward, kNarrowBackward);
   }
+}
+
+// In a process of its own, which has not asked for the library yet.
+TEST(AttentionCudnnDeathTest, SaysOnceThatOurKernelsServe) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto notes = [](const std::string& said) {
+    const std::string note = "attention is computed by this program's own kernels";
+    int count = 0;
+    for (size_t at = said.find(note); at != std::string::npos; at = said.find(note, at + 1)) {
+      ++count;
+    }
+    return count;
+  };
+  EXPECT_EXIT(
+      {
+        setenv("CAMBIUM_CUDNN_LIBRARY", "/nonexistent/libcudnn.so", 1);
+        const bool served = cuda::attention::sdpa_plan({}) != nullptr ||
+                            cuda::attention::sdpa_plan({}) != nullptr ||
+                            cudnn_status().rfind("no cuDNN: ", 0) != 0;
+        std::exit(served ? 1 : 0);
+      },
+      ::testing::ExitedWithCode(0), ::testing::ResultOf(notes, 1));
 }
 
 /// Sizes beyond the definition on a CPU: one way against the other.

@@ -156,13 +156,14 @@ __global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 2 : 1) many_rows(co
 }
 
 constexpr int kManyRows = 128;
+template <int kDim>
+constexpr size_t kManyShared = (kManyRows + 2 * kKeys) * shared_row(kDim) * sizeof(bf16) +
+                               2 * kKeys * sizeof(int64_t);
 
 template <int kDim, class E>
 void launch_forward(const Attention<bf16>& a, const typename Stored<E>::Rows& k,
                     const typename Stored<E>::Rows& v, int64_t gathered, const Launch& on) {
   constexpr int kManyWarps = kDim <= 128 ? 4 : 8;
-  constexpr size_t kManyShared =
-      (kManyRows + 2 * kKeys) * shared_row(kDim) * sizeof(bf16) + 2 * kKeys * sizeof(int64_t);
   const DeviceLayout device = layout_of(a.shape, on, a.sink_logits.data);
   const FewRows<E> few(a.shape);
   const TileLists lists = forward_tiles(a.shape,
@@ -174,7 +175,7 @@ void launch_forward(const Attention<bf16>& a, const typename Stored<E>::Rows& k,
                         a.y,           a.largest,        a.inverse_sum, many};
   launch(on, "attention", many_rows<kDim, kManyWarps, kManyRows / 16 / kManyWarps, E>,
          dim3(static_cast<unsigned>(lists.many.count * a.shape.kv_heads)), dim3(kManyWarps * 32),
-         kManyShared, args);
+         kManyShared<kDim>, args);
   few.launch(
       {device.layout, a.q, k, v, a.y, make_partials(lists.few_partials, kFewRows, a.shape, on),
        lists.pieces.items, lists.first_piece.items, lists.done},
@@ -203,8 +204,10 @@ bool forward_on_tensor_cores(const Attention<bf16>& a, int64_t gathered, const L
   const auto rows = [](const auto& x) { return x.rows.outer; };
   const int64_t most =
       std::max({rows(a.k), rows(a.v), rows(a.scaled_k.rows), rows(a.scaled_v.rows)});
-  if (a.shape.softcap > 0.0F || most > INT32_MAX || !aligned(a.q, 16) || !aligned(a.k, 16) ||
-      !aligned(a.v, 16)) {
+  const bool fits =
+      std::max(a.shape.head_dim, a.shape.value_dim) <= 128 || kManyShared<256> <= most_shared();
+  if (a.shape.softcap > 0.0F || most > INT32_MAX || !fits || !aligned(a.q, 16) ||
+      !aligned(a.k, 16) || !aligned(a.v, 16)) {
     return false;
   }
   if (!a.scaled_k.defined()) {

@@ -157,6 +157,17 @@ TEST_F(CudaShapes, AttentionDecodesFewHeadsInManyParts) {
   }
 }
 
+// 131,073 tokens at once, and single tokens and a piece of a prompt after as many.
+TEST_F(CudaShapes, AttentionOverALongSegment) {
+  constexpr int64_t kLong = 2 * 65536 + 1;
+  expect_attention_matches_cpu({{kLong}, 2, 1, 64, 100, 10});
+  expect_attention_matches_cpu({{kLong}, 2, 1, 20, 33, 0});
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{1, 1}, {65}}) {
+    expect_pages_match_cpu({lengths, 4, 2, 64}, kLong, 64);
+    expect_pages_match_cpu({lengths, 4, 2, 20}, kLong, 16);
+  }
+}
+
 TEST_P(CudaHeadDims, OfAttention) {
   const int64_t dim = GetParam();
   const std::vector<int64_t> lengths{130, 1, 65};

@@ -278,7 +278,7 @@ __device__ __forceinline__ void with_steps(int steps, const F& f) {
 }
 
 template <ExpertsUse kUse>
-__global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
+__global__ void __launch_bounds__(kThreads, 1)
     paired_product(const __grid_constant__ ExpertsProduct<bf16> g,
                    const __grid_constant__ CUtensorMap weights,
                    const __grid_constant__ CUtensorMap rows, bool up_first) {
@@ -356,7 +356,7 @@ bool run_pairs(ExpertsProduct<bf16> p, const ExpertLists& lists, const Launch& o
   const size_t shared = sizeof(Shared) + tile_count_bytes<kThreads>(p.experts);
   CUtensorMap weights;
   CUtensorMap rows;
-  if (!multiplies_by_warpgroups(kernel, kThreads) || !describe_weights<kUse>(p, weights)) {
+  if (!has_warpgroups() || shared > most_shared() || !describe_weights<kUse>(p, weights)) {
     return false;
   }
   if constexpr (kUse == ExpertsUse::kHidden) {

@@ -103,18 +103,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   }
 }
 
-int attribute(cudaDeviceAttr of) {
-  int device = 0;
-  int value = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&value, of, device);
-  return value;
-}
-
 template <class S, ExpertsUse kUse, class C>
 bool run_shape(const ExpertsProduct<C>& p, const ExpertLists& lists, const Launch& on) {
   const size_t shared = shared_bytes<S>(p.experts);
-  if (shared > static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))) {
+  if (shared > most_shared()) {
     return false;
   }
   // Every expert that has rows may have a tile of rows that is not full.
@@ -139,7 +131,7 @@ int64_t even_rows(const ExpertLists& lists) {
 
 template <ExpertsUse kUse, class C>
 bool run_many_rows(const ExpertsProduct<C>& p, const ExpertLists& lists, const Launch& on) {
-  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9) {  // no products of warpgroups
+  if (!has_warpgroups()) {
     return run_shape<Rows128, kUse>(p, lists, on);
   }
   if constexpr (!kRowsInDepth<kUse>) {

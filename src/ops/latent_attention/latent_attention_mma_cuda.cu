@@ -272,13 +272,9 @@ bool rows_in_pieces(const View<bf16>& keys, int64_t numbers) {
 
 bool forward_on_tensor_cores(const LatentAttention<bf16>& a, const Tokens& tokens,
                              const Launch& on) {
-  int device = 0;
-  int bytes = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (a.shape.value_dim != kRank || a.shape.head_dim != kAll || !aligned(a.q) || !aligned(a.y) ||
       !rows_in_pieces(a.latent.wide, kRank) || !rows_in_pieces(a.rope_key.wide, kAll - kRank) ||
-      static_cast<size_t>(bytes) < sizeof(Shared<2>)) {
+      most_shared() < sizeof(Shared<2>)) {
     return false;
   }
   if (!forward_by_warpgroups(a, tokens, on)) {

@@ -197,7 +197,7 @@ __device__ __forceinline__ void put_rows(const float (&y)[kColumns / 8][4],
 }
 
 template <int kThreads>
-__global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
+__global__ void __launch_bounds__(kThreads, 1)
     wgmma_kernel(LatentAttention<bf16> a, attention::Layout layout, const int32_t* segments,
                  const int32_t* singles, Partials partials, int early) {
   if constexpr (kWarpgroups) {
@@ -389,7 +389,7 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 1)
 
 bool forward_by_warpgroups(const LatentAttention<bf16>& a, const Tokens& tokens, const Launch& on) {
   const auto kernel = wgmma_kernel<kBlock>;
-  if (!multiplies_by_warpgroups(kernel, kBlock)) {
+  if (!has_warpgroups()) {
     return false;
   }
   const AttentionShape& shape = a.shape;

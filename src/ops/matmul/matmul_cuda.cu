@@ -1,6 +1,7 @@
 // Products beside cuBLASLt: one to four rows (memory-bound: every weight is read once, 16 bytes a
 // lane, a warp for two rows of the weight, x in shared memory in fp32), the sums of a bias's
 // gradient, and a plain product for what the library has no algorithm for.
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -137,8 +138,8 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(const FewRows<T, W> 
   }
 }
 
-/// Most shared memory x may take: two blocks of it fit on a multiprocessor.
-constexpr int64_t kSharedBytes = 112 * 1024;
+/// Most shared memory x may take: two blocks of it fit on a multiprocessor of sm_90.
+constexpr size_t kSharedBytes = 112 * 1024;
 
 template <class T, class W>
 void launch_few_rows(const FewRows<T, W>& a, int64_t rows, const Launch& on) {
@@ -185,7 +186,8 @@ bool few_rows_of(const Matmuls<T>& all, const Launch& on) {
   a.x = first.x.data;
   a.x_stride = first.x.rows.outer_stride;
   const int64_t unit = 16 / static_cast<int64_t>(sizeof(W) < sizeof(T) ? sizeof(W) : sizeof(T));
-  if (a.k % unit != 0 || first.x.count() * a.k * static_cast<int64_t>(sizeof(T)) > kSharedBytes) {
+  if (a.k % unit != 0 || static_cast<size_t>(first.x.count() * a.k) * sizeof(T) >
+                             std::min(kSharedBytes, most_shared())) {
     return false;
   }
   for (int64_t i = 0; i < all.count; ++i) {

@@ -535,7 +535,8 @@ void run(Products<bf16>& a, const Launch& on) {
     run_narrow<2>(a, on);
   } else if (a.rows <= 64) {
     run_narrow<4>(a, on);
-  } else if (cut(a, LargeTiles::kRows, LargeTiles::kColumns) >= kFull) {
+  } else if (LargeTiles::kShared <= most_shared() &&
+             cut(a, LargeTiles::kRows, LargeTiles::kColumns) >= kFull) {
     run_wide<LargeTiles>(a, on);
   } else {
     run_wide<SmallTiles>(a, on);

@@ -209,6 +209,9 @@ bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
   a.stages = static_cast<int32_t>(stages < kMostStages ? stages : kMostStages);
   const size_t ring = static_cast<size_t>(a.stages * tile_bytes);
   const size_t shared = ring < kLeastShared ? kLeastShared : ring;
+  if (shared > most_shared()) {
+    return false;
+  }
   const auto with = [&](auto kernel) {
     const int64_t resident = resident_blocks(kernel, kStreamThreads, shared);
     launch_ahead(on, "matmul", kernel,

@@ -201,6 +201,9 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
 }  // namespace
 
 bool stream_by_tensor_cores(StreamRows a, int64_t x_rows, const Launch& on) {
+  if (kShared > most_shared()) {
+    return false;
+  }
   const int64_t blocks =
       std::min(int64_t{a.rows}, resident_blocks(stream_tensor_kernel, kStreamThreads, kShared));
   const int64_t passes = ceil_div(a.k, kPassColumns);

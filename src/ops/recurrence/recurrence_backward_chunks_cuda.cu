@@ -517,14 +517,6 @@ void solve(const Recurrence<bf16>& a, const DeviceChunks& chunks, const Backward
          kThreads, kShared, a, chunks.span, parts);
 }
 
-bool device_has_shared() {
-  int device = 0;
-  int bytes = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return bytes >= kBackwardShared;
-}
-
 bool rows_aligned(const View<bf16>& x) {
   return aligned(x.data) && aligned(x.grad) && x.rows.outer_stride % 8 == 0;
 }
@@ -544,7 +536,7 @@ bool recurrence_has_backward_chunks(const Recurrence<bf16>& a) {
   const bool exact_enough = a.delta || a.decay_dim() == 1;
   return fits(a.key_dim) && fits(a.dim) && exact_enough && apart && long_enough &&
          rows_aligned(a.q) && rows_aligned(a.k) && rows_aligned(a.v) && aligned(a.y.grad) &&
-         aligned(a.kept) && device_has_shared();
+         aligned(a.kept) && most_shared() >= kBackwardShared;
 }
 
 void recurrence_backward_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks,

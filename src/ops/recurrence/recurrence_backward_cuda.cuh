@@ -21,7 +21,7 @@ inline constexpr int kBlockTokens = 16;
 inline constexpr int kChunkBlocks = kChunkTokens / kBlockTokens;
 inline constexpr int kPairRow = kChunkTokens + 8;  // in shared memory: no bank conflicts
 // Shared memory that a block of these kernels may take; devices with less walk token by token.
-inline constexpr int kBackwardShared = 128 * 1024;
+inline constexpr size_t kBackwardShared = 128 * 1024;
 inline constexpr float kStrongDecay = 80.0F;
 // Decays below are zero in fp32 in any case, and infinities have no differences.
 inline constexpr float kLeastLogDecay = -120.0F;

@@ -105,21 +105,14 @@ bool rows_aligned(const View<bf16>& x) {
   return aligned(x.data, 16) && x.rows.outer_stride % 8 == 0;
 }
 
-bool device_has_shared() {
-  int device = 0;
-  int bytes = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return static_cast<size_t>(bytes) >= kForwardShared;
-}
-
 }  // namespace
 
 bool recurrence_has_chunks(const Recurrence<bf16>& a) {
   const auto fits = [](int64_t dim) { return dim == 64 || dim == 128; };
   const bool scans = !a.delta && !a.decay_per_channel;
   return (scans ? scan_has_chunks(a) : fits(a.key_dim) && fits(a.dim)) && rows_aligned(a.q) &&
-         rows_aligned(a.k) && rows_aligned(a.v) && rows_aligned(a.y) && device_has_shared();
+         rows_aligned(a.k) && rows_aligned(a.v) && rows_aligned(a.y) &&
+         most_shared() >= kForwardShared;
 }
 
 void recurrence_chunks(const Recurrence<bf16>& a, const DeviceSegments& segments,

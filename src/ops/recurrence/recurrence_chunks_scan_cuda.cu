@@ -29,8 +29,7 @@ constexpr int kColumns = 64;    // of the value, a block's, unless it has more w
 constexpr int kScanStages = 3;  // of q, k and v; products and gates have one less
 constexpr int kMostKeys = 128;  // of a pass
 
-// What a block of more than four scanning warps may take of shared memory: devices that launch
-// ahead (sm_90) and have kForwardShared have it.
+// What a block of more than four scanning warps may take of shared memory: that of sm_90.
 constexpr size_t kWideShared = 227 * 1024;
 
 // Which of the keys' passes a kernel is.
@@ -631,7 +630,7 @@ void scan_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const Re
                  const Launch& on) {
   if (a.key_dim == 64) {
     run<64, Pass::kOnly>(a, chunks, kept, nullptr, on);
-  } else if (a.key_dim == kMostKeys && a.dim == 80 && launches_ahead()) {
+  } else if (a.key_dim == kMostKeys && a.dim == 80 && most_shared() >= kWideShared) {
     run<kMostKeys, Pass::kOnly, 5>(a, chunks, kept, nullptr, on);
   } else if (a.key_dim == kMostKeys) {
     run<kMostKeys, Pass::kOnly>(a, chunks, kept, nullptr, on);

@@ -28,7 +28,7 @@ struct alignas(1024) Shared {
 };
 
 template <int kThreads>
-__global__ void __launch_bounds__(warpgroup_threads(kThreads), 3)
+__global__ void __launch_bounds__(kThreads, 3)
     wgmma_kernel(ChooseTokens<bf16> a, attention::Layout layout, const int32_t* segments,
                  Scores scores, int most_tiles) {
   if constexpr (kWarpgroups) {
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(warpgroup_threads(kThreads), 3)
 bool score_by_warpgroups(const ChooseTokens<bf16>& a, const attention::Layout& layout,
                          const latent::Tokens& tokens, const Scores& scores, const Launch& on) {
   const auto kernel = wgmma_kernel<kBlock>;
-  if (a.shape.heads > kHeads || !multiplies_by_warpgroups(kernel, kBlock)) {
+  if (a.shape.heads > kHeads || !has_warpgroups()) {
     return false;
   }
   // As many blocks as the device holds at once, where their tiles are not too few or too many.

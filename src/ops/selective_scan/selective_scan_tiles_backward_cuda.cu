@@ -269,7 +269,7 @@ bool run(const SelectiveScan<bf16>& host, const DeviceSegments& segments, const 
   work.groups = tile_groups(a);
   const int slots = work.groups.b_slots + work.groups.c_slots;
   const size_t shared = shared_bytes(slots);
-  if (!has_shared_memory(shared)) {
+  if (shared > most_shared()) {
     return false;
   }
   const unsigned channel_blocks = work.groups.channel_blocks;

@@ -561,7 +561,7 @@ bool scan_by_tiles(const SelectiveScan<bf16>& host, const DeviceSegments& segmen
   const bool few = slots <= kMaxSlots / 2;
   const size_t bytes =
       TileMemory::bytes(groups.b_slots, groups.c_slots, 3 + (few ? kMaxSlots / 4 : kMaxSlots / 2));
-  if (!has_shared_memory(bytes)) {
+  if (bytes > most_shared()) {
     return false;
   }
   const int64_t span =

@@ -57,15 +57,6 @@ inline bool fits_tiles(const SelectiveScan<bf16>& a) {
          aligned(a.y) && aligned(a.a_log.data) && aligned(a.state) && aligned(a.kept);
 }
 
-/// Whether a block can have so much shared memory.
-inline bool has_shared_memory(size_t bytes) {
-  int device = 0;
-  int most = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return bytes <= static_cast<size_t>(most);
-}
-
 // --- Barriers of all threads of a block: some wait, the others only say that they are there.
 
 enum TileBarrier { kFilled = 1, kScanned = 3 };  // + the buffer
