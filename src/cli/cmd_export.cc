@@ -38,11 +38,12 @@ int run(const ExportArgs& args) {
   }
   expect(args.pre.empty() && args.type == ExportArgs().type,
          "--pre and --type belong to --gguf; --storage says how matrices are kept");
-  LoadedModel loaded =
-      load_model(args.model, {.storage = MatrixStorage::kStored, .preset = args.preset.name});
   SaveOptions save;
   save.tokenizer_from = args.model;
   save.storage = parse_storage(args.storage);
+  LoadedModel loaded = load_model(args.model, {.storage = MatrixStorage::kStored,
+                                               .exact_packed = save.storage == MatrixStorage::kF32,
+                                               .preset = args.preset.name});
   save.replace = args.replace;
   save_model(*loaded.model, args.transformers, save);
   const ModelSpec& spec = loaded.model->spec();
