@@ -305,11 +305,16 @@ TEST(CommandLine, ErrorsNameWhatIsWrong) {
   for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
     std::filesystem::copy(std::filesystem::path(teacher()) / name, folder.at("other"));
   }
+  auto uneven = nlohmann::json::parse(read_text_file(fixture("llama") + "/config.json"));
+  uneven["num_key_value_heads"] = 3;
+  write_file_atomically(folder.at("uneven.json"), uneven.dump());
   const struct {
     std::string arguments;
     const char* text;
   } rows[] = {
       {"inspect /nowhere", "/nowhere/config.json"},
+      {"inspect " + folder.at("uneven.json"),
+       "uneven.json: layer 0: attention: expected kv_heads to divide heads, got heads=4"},
       {"inspect " + folder.path(), "did you mean 'llama'"},
       {"verify " + fixture("llama") + " --reference /nowhere.safetensors", "/nowhere.safetensors"},
       {"inspect " + fixture("llama") + " --memory-total lots", "24GiB"},
