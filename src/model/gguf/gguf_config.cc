@@ -340,6 +340,7 @@ GgufHeading write_gguf_heading(const ModelSpec& spec, const std::string& where) 
   GgufHeading heading{&*row, spec, {.architecture = row->name}, {}};
   ModelSpec& said = heading.spec;
   said.family = row->families.front();
+  said.kept = {};  // an import passes heads for more tokens by as well
   drop_wide_windows(said);
   if (row->fold != nullptr) {
     heading.factors = row->fold(said);
