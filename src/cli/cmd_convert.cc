@@ -176,8 +176,7 @@ int run_presets(const ConvertArgs& args) {
     put_preset(spec, parse_preset(text, spec));
   }
   spec = args.thin ? thinned(spec, args.base) : spec;
-  // Presets have names in our own layout alone.
-  spec.family = expresses(find_family(spec.family), spec) ? spec.family : "cambium";
+  spec.family = fitting_family(spec);
   const std::map<std::string, Tensor> tensors = tensors_of(*base.model);
   LoadedModel view =
       view_model(spec, *base.model, [&](const std::string& name) { return tensors.at(name); });

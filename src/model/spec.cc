@@ -105,6 +105,10 @@ bool expresses(const Family& family, const ModelSpec& spec) {
   }
 }
 
+std::string fitting_family(const ModelSpec& spec) {
+  return expresses(find_family(spec.family), spec) ? spec.family : "cambium";
+}
+
 namespace {
 
 /// Sizes that the tensors say and released configurations do not: they hold "auto" or a number that

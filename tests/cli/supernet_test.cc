@@ -51,6 +51,9 @@ TEST(Supernets, AReleasedOneTakesAnyPlacement) {
   done("verify " + folder.at("placed") + reference + " --preset near", 1);
   done("convert " + folder.at("placed") + " -o " + folder.at("main") + " --preset main");
   done("verify " + folder.at("main") + reference);
+  EXPECT_THAT(done("convert " + model + " -o " + folder.at("more") + " --add-mixer fast=mamba2"),
+              HasSubstr("choose among attention, sliding_window, gdn, kda, fast"));
+  done("verify " + folder.at("more") + reference);
 }
 
 TEST(Supernets, FromTheTeacherToAPlainHybrid) {
