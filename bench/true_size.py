@@ -97,19 +97,19 @@ def prefill(plan, contexts):
     return measure("prefill", plan, contexts, 1)
 
 
-def extrapolated(plan, shallow, deep, depths, layers):
-    """Of two depths, a step of all layers: one row a context that both have."""
+def extrapolated(plan, shallow, deep, depths, layers, kind="decode"):
+    """Of two depths, a step or a prompt of all layers: one row a context that both have."""
     found = {}
     for context in sorted(set(shallow) & set(deep)):
         a, b = shallow[context], deep[context]
         f = {key: b[key] + (b[key] - a[key]) * (layers - depths[1]) / (depths[1] - depths[0])
              for key in ("ms", "gb", "tflop")}
         f["batch"] = b["batch"]
-        tokens = f["batch"]
+        tokens = f["batch"] * (context if kind == "prefill" else 1)
         f["rate"] = 1e3 * tokens / f["ms"]
         f["share"] = b["share"]
         found[context] = f
-        show(plan, f"decode, {tokens} x {context:,}, all {layers} layers by those of {depths[0]} "
+        show(plan, f"{kind}, {f['batch']} x {context:,}, all {layers} layers by those of {depths[0]} "
              f"and {depths[1]}", f)
     return found
 
@@ -181,6 +181,37 @@ def falcon():
     claim("the same, one sequence, by layers", *quarter, 262144)
 
 
+def nemotron_h():
+    """Nemotron-H-47B by 20 and 40 of its 98 layers, a tenth of the Mamba-2 layers' number of
+    attention in each; both models have the memory of two and a half 80 GB cards."""
+    ours, dense = read_plan("nemotron-h-47b"), read_plan("llama-3.1-70b")
+    period = "M-" * 9 + "*-"
+    ours = {20 * n: ours.changed(f"{20 * n} layers", hybrid_override_pattern=period * n,
+                                 num_hidden_layers=20 * n) for n in (1, 2)}
+    dense = dict(zip((16, 33), cuts(dense, (16, 33))))
+    if args.short:
+        decode(ours[20], [1024, 65536], 1)
+        return
+    full, prompts, served = [], [], []
+    for models, layers in ((ours, 98), (dense, 80)):
+        depths, (shallow, deep) = list(models), models.values()
+        sequences = fitting(deep, 65536)
+        full.append(extrapolated(deep, decode(shallow, [65536], sequences),
+                                 decode(deep, [65536], sequences), depths, layers))
+        prompts.append(extrapolated(deep, prefill(shallow, [65536]), prefill(deep, [65536]), depths,
+                                    layers, "prefill"))
+        if 65536 in full[-1] and 65536 in prompts[-1]:
+            batch = full[-1][65536]["batch"]
+            seconds = 1e-3 * (batch * prompts[-1][65536]["ms"] + 1024 * full[-1][65536]["ms"])
+            served.append(1024 * batch / seconds)
+    claim("3x a dense 70B at 64k in, 1k out: steps, memory full (by layers)", *full, 65536)
+    claim("the same: prompts (by layers)", *prompts, 65536)
+    if len(served) == 2:
+        print(f"| claim | the same: 65,536 in and 1,024 out, prompts one after another, then steps "
+              f"together | {served[0]:,.1f} against {served[1]:,.1f} | "
+              f"**{served[0] / served[1]:.2f}x** | | |", flush=True)
+
+
 def cuts(plan, depths):
     return [plan.changed(f"{d} layers", num_hidden_layers=d) for d in depths]
 
@@ -231,6 +262,7 @@ def kimi():
     claim("6x decode at 1M, memory full", *full, MILLION)
     prefill(hybrids[1], [32768])
     prefill(denses[1], [32768])
+    flat(kimi_plan(plan, 4, []), "Kimi Delta Attention of Kimi-Linear")
 
 
 def without_index(plan):
@@ -290,7 +322,7 @@ def minimax():
     flat(kinds["2 layers of lightning"], "Lightning of MiniMax-M1")
 
 
-SYSTEMS = {"nano": nano, "falcon": falcon, "next": next_80b, "kimi": kimi, "deepseek": deepseek,
+SYSTEMS = {"nano": nano, "nemotron_h": nemotron_h, "falcon": falcon, "next": next_80b, "kimi": kimi, "deepseek": deepseek,
            "minimax": minimax}
 
 parser = argparse.ArgumentParser(description=__doc__)

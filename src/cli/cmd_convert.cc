@@ -80,6 +80,12 @@ SaveOptions save_options(const ConvertArgs& args) {
   return save;
 }
 
+/// What stays of the base is written from its own memory, mapped where it can be.
+LoadOptions load_options(const ConvertArgs& args) {
+  return {.storage = MatrixStorage::kStored,
+          .exact_packed = parse_storage(args.storage) == MatrixStorage::kF32};
+}
+
 // The hybrid of a search: each layer's mixer is the one that was measured there.
 int run_placement(const ConvertArgs& args) {
   expect(args.starts_nothing() && args.added.empty(),
@@ -87,7 +93,7 @@ int run_placement(const ConvertArgs& args) {
          "--teacher, --init, --data or options of a mixer beside it");
   const StopAnywhere stop("nothing is written");
   const PlacementRecipe recipe = read_placement(args.placement);
-  LoadedModel teacher = load_model(args.base, {.storage = MatrixStorage::kStored});
+  LoadedModel teacher = load_model(args.base, load_options(args));
   const MixerBank bank = bank_for(recipe, teacher, args.banks, args.placement);
   const LoadedModel hybrid = bank.build(recipe.choices);
   check_can_be_saved(hybrid.model->spec(), "convert");
@@ -149,8 +155,9 @@ int run_presets(const ConvertArgs& args) {
   expect(args.preset.empty() || (!args.thin && args.added.empty() && args.dropped.empty()),
          "--preset writes one hybrid: expected no --thin, --add-preset or --drop-preset beside it");
   const StopAnywhere stop("nothing is written");
-  LoadedModel base =
-      load_model(args.base, {.storage = MatrixStorage::kStored, .preset = args.preset});
+  LoadOptions load = load_options(args);
+  load.preset = args.preset;
+  LoadedModel base = load_model(args.base, load);
   SaveOptions save = save_options(args);
   if (!args.preset.empty()) {
     save_model(*base.model, args.output, save);
@@ -169,6 +176,7 @@ int run_presets(const ConvertArgs& args) {
     put_preset(spec, parse_preset(text, spec));
   }
   spec = args.thin ? thinned(spec, args.base) : spec;
+  spec.family = fitting_family(spec);
   const std::map<std::string, Tensor> tensors = tensors_of(*base.model);
   LoadedModel view =
       view_model(spec, *base.model, [&](const std::string& name) { return tensors.at(name); });
@@ -292,8 +300,8 @@ int run_add_mixer(const ConvertArgs& args) {
   expect(!layers.empty(), "{}: no layer has its attention any more, from which a mixer starts",
          args.base);
   const bool runs = check_runs(args, graft);
-  const LoadOptions load{.storage = MatrixStorage::kStored,
-                         .device = runs ? args.device.device() : Device{}};
+  LoadOptions load = load_options(args);
+  load.device = runs ? args.device.device() : Device{};
   LoadedModel supernet = load_model(args.base, load);
   LoadedModel original;
   if (!args.teacher.empty()) {
@@ -377,9 +385,8 @@ int run(const ConvertArgs& args) {
   }
   SaveOptions save = save_options(args);
   const bool runs = check_runs(args, asked);
-  // What the graft leaves alone is written from the base's own memory, mapped where it can be.
-  const LoadOptions load{.storage = MatrixStorage::kStored,
-                         .device = runs ? args.device.device() : Device{}};
+  LoadOptions load = load_options(args);
+  load.device = runs ? args.device.device() : Device{};
   LoadedModel base = load_model(args.base, load);
   LoadedModel original;
   if (!args.teacher.empty()) {

@@ -2,11 +2,13 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "base/progress.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "model/gguf/gguf_export.h"
+#include "model/kept_tensors.h"
 #include "model/weights.h"
 
 namespace cambium {
@@ -24,6 +26,9 @@ int run_gguf(const ExportArgs& args) {
   expect(args.replace || !std::filesystem::exists(args.gguf),
          "{}: is there already; --replace replaces it", args.gguf);
   const uint64_t bytes = export_gguf(args.model, args.gguf, {parse_gguf_type(args.type), args.pre});
+  if (const std::string kept = describe_kept(read_spec(args.model)); !kept.empty()) {
+    note("{}: not in the file", kept);
+  }
   fmt::print("{} in {}\n", human_bytes(bytes), args.gguf);
   return 0;
 }
@@ -38,11 +43,12 @@ int run(const ExportArgs& args) {
   }
   expect(args.pre.empty() && args.type == ExportArgs().type,
          "--pre and --type belong to --gguf; --storage says how matrices are kept");
-  LoadedModel loaded =
-      load_model(args.model, {.storage = MatrixStorage::kStored, .preset = args.preset.name});
   SaveOptions save;
   save.tokenizer_from = args.model;
   save.storage = parse_storage(args.storage);
+  LoadedModel loaded = load_model(args.model, {.storage = MatrixStorage::kStored,
+                                               .exact_packed = save.storage == MatrixStorage::kF32,
+                                               .preset = args.preset.name});
   save.replace = args.replace;
   save_model(*loaded.model, args.transformers, save);
   const ModelSpec& spec = loaded.model->spec();

@@ -63,6 +63,77 @@ Rows rows_of(Model& model, const CachePlan& cache) {
   return rows;
 }
 
+/// Layers whose mixers have the same index.
+struct IndexRow {
+  std::string mixer;
+  IndexShape index;
+  std::vector<int64_t> layers;
+};
+
+std::vector<IndexRow> indexes_of(const ModelSpec& spec) {
+  std::vector<IndexRow> rows;
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    for (const UnitSpec& mixer : spec.layers[i].mixers()) {
+      const IndexShape index = make_unit(mixer, spec.width)->index();
+      if (index.heads == 0) {
+        continue;
+      }
+      auto row = std::find_if(rows.begin(), rows.end(), [&](const IndexRow& one) {
+        return one.mixer == mixer.kind && one.index == index;
+      });
+      if (row == rows.end()) {
+        row = rows.insert(row, {mixer.kind, index, {}});
+      }
+      row->layers.push_back(static_cast<int64_t>(i));
+    }
+  }
+  return rows;
+}
+
+/// "16 tokens", "16 blocks of 128 tokens, the last of them always", ...
+std::string describe_choice(const Selection& selection) {
+  const char* pieces = kPieceNames[static_cast<size_t>(selection.granularity)];
+  switch (selection.granularity) {
+    case Granularity::kToken:
+      break;
+    case Granularity::kBlock:
+      return fmt::format("{} {} of {} tokens, the last {} always", selection.top, pieces,
+                         selection.size, selection.local);
+    case Granularity::kPool:
+      return fmt::format("{} {} of {} tokens and what comes after the last whole one",
+                         selection.top, pieces, selection.size);
+  }
+  return fmt::format("{} {}", selection.top, pieces);
+}
+
+nlohmann::ordered_json index_json(const IndexRow& row) {
+  const Selection& selection = row.index.selection;
+  nlohmann::ordered_json json = {
+      {"mixer", row.mixer},
+      {"layers", row.layers},
+      {"heads", row.index.heads},
+      {"key_width", row.index.dim},
+      {"chooses", kPieceNames[static_cast<size_t>(selection.granularity)]},
+      {"for_each", row.index.by_head ? "head of keys" : "token"},
+      {"top", selection.top},
+      {"budget", selection.all()}};
+  if (selection.granularity != Granularity::kToken) {
+    json["size"] = selection.size;
+  }
+  if (selection.granularity == Granularity::kBlock) {
+    json["local"] = selection.local;
+  }
+  return json;
+}
+
+void print_index(const IndexRow& row) {
+  fmt::print("\nan index of {} heads, keys of {} channels, in {} layers ({}):\n", row.index.heads,
+             row.index.dim, row.layers.size(), fmt::join(row.layers, ","));
+  fmt::print("  a token{} looks at {}; in texts of up to {} tokens, at all\n",
+             row.index.by_head ? ", for each head of keys," : "",
+             describe_choice(row.index.selection), row.index.selection.all());
+}
+
 MemoryPlan plan_of(const InspectArgs& args, const ModelSpec& spec) {
   MemoryRequest request;
   request.spec = &spec;
@@ -177,6 +248,9 @@ int run(const InspectArgs& args) {
       }
       json[row.role == UnitRole::kMixer ? "mixers" : "feed_forwards"][key.second] = unit;
     }
+    for (const IndexRow& row : indexes_of(spec)) {
+      json["indexes"].push_back(index_json(row));
+    }
     if (plan) {
       json["memory"] = memory_json(*plan);
     }
@@ -207,6 +281,9 @@ int run(const InspectArgs& args) {
   }
   fmt::print("{:<26} {:>6} {:>11} {:>12} {:>14} {:>17}\n", "embedding, head, norms", "-",
              count(rest), count(rest), "-", "-");
+  for (const IndexRow& row : indexes_of(spec)) {
+    print_index(row);
+  }
   if (const std::string kept = describe_kept(spec); !kept.empty()) {
     fmt::print("\n{}\n", kept);
   }

@@ -52,21 +52,22 @@ int run(const MergeArgs& args) {
   expect(args.replace || !std::filesystem::exists(output) || std::filesystem::is_empty(output),
          "{} exists; choose another output, or --replace", args.output);
   const std::optional<uint64_t> tokenizer = tokenizer_of(args.models[0]);
+  SaveOptions save;
+  save.tokenizer_from = args.models[0];
+  save.storage = args.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  save.replace = args.replace;
   std::vector<LoadedModel> loaded;
   std::vector<Model*> models;
   for (const std::string& dir : args.models) {
     expect(tokenizer_of(dir) == tokenizer,
            "{} and {} have different tokenizers; a mean of their weights means nothing",
            args.models[0], dir);
-    loaded.push_back(load_model(dir, {.storage = MatrixStorage::kStored}));
+    loaded.push_back(load_model(dir, {.storage = MatrixStorage::kStored,
+                                      .exact_packed = save.storage == MatrixStorage::kF32}));
     models.push_back(loaded.back().model.get());
   }
   const LoadedModel merged = merge_models(models, weights);
   loaded.clear();
-  SaveOptions save;
-  save.tokenizer_from = args.models[0];
-  save.storage = args.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
-  save.replace = args.replace;
   save_model(*merged.model, args.output, save);
   std::printf("%s  the mean of %zu models, in %s\n", layer_map(merged.model->spec()).c_str(),
               models.size(), args.output.c_str());

@@ -85,6 +85,16 @@ TEST(StepCosts, CountWeightsKeysAndStates) {
   }
 }
 
+/// What the keys before a call's tokens add to it.
+StepCost cost_of_keys(const UnitSpec& mixer, int64_t position, int64_t tokens) {
+  const LoadedModel loaded = fresh_model(testing::tiny_spec({mixer}), 1);
+  const StepCosts costs(*loaded.model, Dtype::kBF16);
+  StepCost of = costs.of(1, position, tokens);
+  of.flops -= costs.of(1, 0, tokens).flops;
+  of.bytes -= costs.of(1, 0, tokens).bytes;
+  return of;
+}
+
 // A token that decodes multiplies with latents of 12 + 4 numbers and sums 12; where keys are
 // expanded, with 6 + 4 and 8. With an index it scores every key and looks at five.
 TEST(StepCosts, LatentsAreReadOnceForAllHeads) {
@@ -95,22 +105,35 @@ TEST(StepCosts, LatentsAreReadOnceForAllHeads) {
                    {"nope_dim", int64_t{6}},
                    {"rope_dim", int64_t{4}},
                    {"value_dim", int64_t{8}}}};
-  const auto cost = [](const UnitSpec& mixer, int64_t position, int64_t tokens) {
-    LoadedModel loaded = fresh_model(testing::tiny_spec({mixer}), 1);
-    const StepCosts costs(*loaded.model, Dtype::kBF16);
-    StepCost of = costs.of(1, position, tokens);
-    of.flops -= costs.of(1, 0, tokens).flops;  // what the keys before have added
-    of.bytes -= costs.of(1, 0, tokens).bytes;
-    return of;
-  };
-  EXPECT_EQ(cost(latent, 20, 1).flops, 20 * 2.0 * 3 * (2 * 12 + 4));
-  EXPECT_EQ(cost(latent, 20, 2).flops, 2 * 20 * 2.0 * 3 * (6 + 4 + 8));
-  EXPECT_EQ(cost(latent, 20, 1).bytes, 20 * 2.0 * (12 + 4));
+  EXPECT_EQ(cost_of_keys(latent, 20, 1).flops, 20 * 2.0 * 3 * (2 * 12 + 4));
+  EXPECT_EQ(cost_of_keys(latent, 20, 2).flops, 2 * 20 * 2.0 * 3 * (6 + 4 + 8));
+  EXPECT_EQ(cost_of_keys(latent, 20, 1).bytes, 20 * 2.0 * (12 + 4));
+  UnitSpec window{"sliding_window", latent.options};
+  window.options.set("window", int64_t{5});
+  EXPECT_EQ(cost_of_keys(window, 20, 1).flops, 4 * 2.0 * 3 * (2 * 12 + 4));
+  EXPECT_EQ(cost_of_keys(window, 20, 1).bytes, 4 * 2.0 * (12 + 4));
   latent.options.set("index_heads", int64_t{2});
   latent.options.set("index_dim", int64_t{10});
   latent.options.set("index_top", int64_t{5});
-  EXPECT_EQ(cost(latent, 20, 1).flops, 20 * 2.0 * 2 * 10 + 4 * 2.0 * 3 * (2 * 12 + 4));
-  EXPECT_EQ(cost(latent, 20, 1).bytes, 20 * 2.0 * 10 + 4 * 2.0 * (12 + 4));
+  EXPECT_EQ(cost_of_keys(latent, 20, 1).flops, 20 * 2.0 * 2 * 10 + 4 * 2.0 * 3 * (2 * 12 + 4));
+  EXPECT_EQ(cost_of_keys(latent, 20, 1).bytes, 20 * 2.0 * 10 + 4 * 2.0 * (12 + 4));
+  latent.options.set("index_of", "blocks");
+  latent.options.set("index_size", int64_t{2});
+  EXPECT_EQ(cost_of_keys(latent, 20, 1).bytes, 20 * 2.0 * 10 + 9 * 2.0 * (12 + 4));
+}
+
+// Each head of the index scores every key, and twice as many heads as have keys look at six.
+TEST(StepCosts, AttentionReadsWhatAnIndexChooses) {
+  const UnitSpec attention{"attention",
+                           {{"heads", int64_t{4}},
+                            {"kv_heads", int64_t{2}},
+                            {"head_dim", int64_t{6}},
+                            {"index_heads", int64_t{2}},
+                            {"index_dim", int64_t{10}},
+                            {"index_top", int64_t{3}},
+                            {"index_size", int64_t{2}}}};
+  EXPECT_EQ(cost_of_keys(attention, 20, 1).flops, 20 * 2.0 * 2 * 10 + 5 * 2.0 * 2 * 2 * 2 * 6);
+  EXPECT_EQ(cost_of_keys(attention, 20, 1).bytes, 20 * 2.0 * 10 + 5 * 2.0 * 2 * 2 * 6);
 }
 
 TEST(StepCosts, TheLeastTimeIsTheLargerOfTwo) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <span>
 
 #include "base/parallel.h"
 #include "eval/statistics.h"
@@ -79,17 +80,19 @@ StepCosts::StepCosts(Model& model, Dtype values) {
         if (!branch.runs(u)) {
           continue;
         }
-        const StateLayout layout = make_unit(unit, spec.width)->state_layout();
+        const auto made = make_unit(unit, spec.width);
+        const StateLayout layout = made->state_layout();
         slot_bytes_ += static_cast<double>(layout.bytes_per_sequence());
         if (!layout.pages.empty()) {
-          add_pages(unit, layout, values);
+          add_pages(unit, layout, made->index(), values);
         }
       }
     }
   }
 }
 
-void StepCosts::add_pages(const UnitSpec& unit, const StateLayout& layout, Dtype values) {
+void StepCosts::add_pages(const UnitSpec& unit, const StateLayout& layout, const IndexShape& index,
+                          Dtype values) {
   const Options& options = unit.options;
   const auto size = [&](const char* key, int64_t fallback = 0) {
     return options.integer(unit.kind, key, fallback);
@@ -101,25 +104,29 @@ void StepCosts::add_pages(const UnitSpec& unit, const StateLayout& layout, Dtype
     return static_cast<double>(some.kept_in(values).bytes_per_token());
   };
   const int64_t heads = size("heads", 1);
-  if (unit.kind == "latent_attention") {
+  size_t attended = layout.pages.size();
+  int64_t window = layout.window;
+  if (index.heads > 0) {
     // Tokens that have an index look at as many keys as in a window, wherever these are.
-    const int64_t rank = size("kv_rank"), rope = size("rope_dim");
-    pages_.push_back(
-        {size("index_top"), 0, bytes(0, 2), 2.0 * static_cast<double>(heads * (2 * rank + rope)),
-         2.0 * static_cast<double>(heads * (size("nope_dim") + rope + size("value_dim")))});
-    if (const int64_t index = size("index_heads") * size("index_dim"); index > 0) {
-      const double scores = 2.0 * static_cast<double>(index);
-      pages_.push_back({0, 0, bytes(2, 3), scores, scores});
+    window = index.selection.all();
+    const double scores = 2.0 * static_cast<double>(index.heads * index.dim);
+    pages_.push_back({0, 0, bytes(attended - 1, attended), scores, scores});
+    --attended;
+  }
+  double flops = 0.0;
+  double expanded = 0.0;
+  if (const int64_t rank = size("kv_rank"), rope = size("rope_dim"); rank > 0) {
+    flops = 2.0 * static_cast<double>(heads * (2 * rank + rope));
+    expanded = 2.0 * static_cast<double>(heads * (size("nope_dim") + rope + size("value_dim")));
+  } else {
+    int64_t numbers = 0;
+    for (const Part& part : std::span(layout.pages).first(attended)) {
+      numbers += part.bytes() / dtype_size(part.dtype);
     }
-    return;
+    flops = 2.0 * static_cast<double>(numbers * (heads / size("kv_heads", heads)));
+    expanded = flops;
   }
-  int64_t numbers = 0;
-  for (const Part& part : layout.pages) {
-    numbers += part.bytes() / dtype_size(part.dtype);
-  }
-  const int64_t sharing = heads / size("kv_heads", heads);
-  const double flops = 2.0 * static_cast<double>(numbers * sharing);
-  pages_.push_back({layout.window, layout.sinks, bytes(0, layout.pages.size()), flops, flops});
+  pages_.push_back({window, layout.sinks, bytes(0, attended), flops, expanded});
 }
 
 void StepCosts::add_segment(StepCost& cost, int64_t position, int64_t tokens) const {

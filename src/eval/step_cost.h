@@ -62,7 +62,8 @@ class StepCosts {
     int64_t experts = 0;
     double bytes = 0.0;  // of all of them
   };
-  void add_pages(const UnitSpec& unit, const StateLayout& layout, Dtype values);
+  void add_pages(const UnitSpec& unit, const StateLayout& layout, const IndexShape& index,
+                 Dtype values);
   void add_segment(StepCost& cost, int64_t position, int64_t tokens) const;
   double expert_bytes(double tokens) const;
 

@@ -209,12 +209,7 @@ TEST(LatentGraft, AWindowLongerThanTheTextChangesNothing) {
     EXPECT_EQ(logits(*windowed(2, 64).model), expected);
     EXPECT_NE(logits(*windowed(2, 0).model), expected);
     EXPECT_NE(logits(*windowed(2, 3).model), logits(*windowed(2, 0).model));
-    const auto pair = [&] { return windowed(64, 0, "parallel"); };
-    if (form == Form::kGated) {
-      EXPECT_THAT(error_of(pair), HasSubstr("parallel cannot take the place of latent attention"));
-    } else {
-      EXPECT_EQ(layer_map(pair().model->spec()), "PLP");
-    }
+    EXPECT_EQ(layer_map(windowed(64, 0, "parallel").model->spec()), "PLP");
   }
   LoadedModel teacher = make_teacher(Form::kPlain);
   EXPECT_EQ(error_of([&] {
@@ -240,9 +235,9 @@ std::vector<Start> starts() {
           {"gated_delta_net, faithful", {.mixer = "gated_delta_net", .faithful = true}, false},
           {"kimi_delta", {.mixer = "kimi_delta"}, true},
           {"lightning", {.mixer = "lightning"}, true},
-          {"parallel", {.mixer = "parallel"}, false},
-          {"parallel, mamba2", {.mixer = "parallel", .recurrent = "mamba2"}, false},
-          {"parallel, kimi_delta", {.mixer = "parallel", .recurrent = "kimi_delta"}, false}};
+          {"parallel", {.mixer = "parallel"}, true},
+          {"parallel, mamba2", {.mixer = "parallel", .recurrent = "mamba2"}, true},
+          {"parallel, kimi_delta", {.mixer = "parallel", .recurrent = "kimi_delta"}, true}};
 }
 
 TEST(LatentGraft, EveryStartStandsInItsPlace) {

@@ -282,6 +282,7 @@ LoadedModel add_mixer(Model& supernet, Model& conversion, const std::vector<int6
   if (edit) {
     edit(spec);
   }
+  spec.family = fitting_family(spec);
   const std::map<std::string, Tensor> ours = tensors_of(supernet);
   const std::map<std::string, Tensor> theirs = tensors_of(conversion);
   return view_model(spec, supernet, [&](const std::string& name) {

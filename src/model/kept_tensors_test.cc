@@ -11,6 +11,7 @@
 #include "base/test_folder.h"
 #include "base/testing.h"
 #include "model/families/config.h"
+#include "model/gguf/gguf_export.h"
 #include "model/supernet.h"
 #include "model/weights.h"
 
@@ -195,6 +196,21 @@ TEST(KeptTensors, TravelWithTheModelAndDoNotRun) {
       EXPECT_EQ(spec.kept.tensors->numbers(), kept.tensors->numbers());
       EXPECT_THAT(describe_kept(spec), HasSubstr("; stale"));
     }
+  }
+}
+
+// What llama.cpp runs is the model alone.
+TEST(KeptTensors, StayOutOfGgufFiles) {
+  for (const Heads& row : rows()) {
+    if (row.fixture != std::string("deepseek_v3") && row.fixture != std::string("nemotron_h_moe")) {
+      continue;  // others ask for what these fixtures do not have
+    }
+    SCOPED_TRACE(fmt::format("{}, {} heads", row.fixture, row.heads));
+    const TestFolder folder;
+    write(row, folder.at("from"));
+    export_gguf(folder.at("from"), folder.at("with.gguf"), {GgufType::kF32, ""});
+    export_gguf(fixture(row.fixture), folder.at("without.gguf"), {GgufType::kF32, ""});
+    EXPECT_EQ(read_text_file(folder.at("with.gguf")), read_text_file(folder.at("without.gguf")));
   }
 }
 

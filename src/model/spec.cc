@@ -105,6 +105,10 @@ bool expresses(const Family& family, const ModelSpec& spec) {
   }
 }
 
+std::string fitting_family(const ModelSpec& spec) {
+  return expresses(find_family(spec.family), spec) ? spec.family : "cambium";
+}
+
 namespace {
 
 /// Sizes that the tensors say and released configurations do not: they hold "auto" or a number that
@@ -141,6 +145,21 @@ void take_from_weights(ModelSpec& spec, const KeptSpec& kept, const Family& fami
   }
 }
 
+/// Sizes that do not go together are an Error with the file and the layer.
+void expect_possible(const ModelSpec& spec, const std::string& path) {
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    for (const BranchSpec& branch : spec.layers[i].branches) {
+      for (const UnitSpec& unit : branch.units) {
+        try {
+          make_unit(unit, spec.width);
+        } catch (const Error& error) {
+          fail("{}: layer {}: {}", path, i, error.what());
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 static ModelSpec read_whole_spec(const std::filesystem::path& dir) {
@@ -168,6 +187,7 @@ static ModelSpec read_whole_spec(const std::filesystem::path& dir) {
         if (folder) {
           take_from_weights(spec, read_kept(json, family, path), family, dir);
         }
+        expect_possible(spec, path);
         return spec;
       }
       known.push_back(candidate);

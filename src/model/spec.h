@@ -142,6 +142,8 @@ struct Family {
 
 /// Whether the family's configuration says all of the spec: it reads back as it was.
 bool expresses(const Family& family, const ModelSpec& spec);
+/// Its own family where that says all of it, our own layout otherwise.
+std::string fitting_family(const ModelSpec& spec);
 
 const std::vector<Family>& families();
 const Family& find_family(const std::string& name);

@@ -311,6 +311,11 @@ StoredType StoredParameter::dtype() const {
   return is_narrow(sources.front()) ? StoredType::kF32 : sources.front().entry().dtype;
 }
 
+bool StoredParameter::is_packed() const {
+  return std::any_of(sources.begin(), sources.end(),
+                     [](const Source& source) { return source.packed.is_packed(); });
+}
+
 std::optional<TensorEntry> StoredParameter::run() const {
   if (sources.size() != 1 || !sources.front().piece.is_one_run() ||
       sources.front().packed.is_packed()) {

@@ -30,6 +30,8 @@ struct StoredParameter {
 
   /// bf16 where all of it is, or is packed in less; else that of the first.
   StoredType dtype() const;
+  /// Whether some of it is packed: products of scales, which bf16 need not hold.
+  bool is_packed() const;
   /// The parameter as a tensor of its own, where its elements lie one after the other.
   std::optional<TensorEntry> run() const;
 };

@@ -345,7 +345,9 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
     const StoredParameter found = *stored.find(*file, ours);
     const std::optional<TensorEntry> run = found.run();
     const bool trained = options.trainable != nullptr && options.trainable(ours, p);
-    const Dtype dtype = dtype_in_memory(p, found.dtype(), options.storage, trained);
+    const StoredType type =
+        options.exact_packed && found.is_packed() ? StoredType::kF32 : found.dtype();
+    const Dtype dtype = dtype_in_memory(p, type, options.storage, trained);
     if (dtype == Dtype::kBF16 && found.dtype() != StoredType::kBF16) {
       tolerance = kGoldenToleranceBf16;  // rounded
     }

@@ -10,6 +10,7 @@
 #include "nn/options.h"
 #include "nn/parameter.h"
 #include "nn/state.h"
+#include "ops/selection/selection.h"
 #include "tensor/context.h"
 
 namespace cambium {
@@ -27,6 +28,15 @@ struct UnitSpec {
   friend bool operator==(const UnitSpec&, const UnitSpec&) = default;
 };
 
+/// The index of an attention unit, which chooses what each token looks at.
+struct IndexShape {
+  int64_t heads = 0;  // 0: none, every token looks at all before it or in its window
+  int64_t dim = 0;    // of their queries, and of the one key a token
+  Selection selection{};
+  bool by_head = false;  // each head chooses for a head of keys; otherwise all have one list
+  friend bool operator==(const IndexShape&, const IndexShape&) = default;
+};
+
 /// Objects have shapes, no memory: a model of any size can be built, counted and printed.
 class Unit {
  public:
@@ -34,6 +44,7 @@ class Unit {
   /// x (T, C), already normalised -> (T, C), before the residual is added.
   virtual Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) = 0;
   virtual StateLayout state_layout() const { return {}; }
+  virtual IndexShape index() const { return {}; }
   /// Visits the parameters with names relative to the unit, such as "q_proj.weight".
   virtual void visit(const ParameterVisitor& visitor) = 0;
   /// Empty, or what this build lacks to run the unit ("experts", "attention's output gate"): it can

@@ -53,7 +53,7 @@ HeldOut::HeldOut(const DocumentSource& source, int64_t documents, int64_t max_to
       documents_ > 0 || cut_away == 0,
       "the held-out data has no document with anything to learn: {} of {} were cut at {} tokens "
       "before it (the nearest one begins at token {}); cut them later (held_out_tokens of a plan, "
-      "--max-tokens)",
+      "--max-tokens, --calibrate-tokens of convert)",
       cut_away, end - first, max_tokens, nearest);
   expect(documents_ > 0, "the held-out data has no document with anything to learn");
   if (cut_away > 0) {

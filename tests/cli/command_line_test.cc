@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "model/spec.h"
 #include "program.h"
 
 namespace cambium {
@@ -304,11 +305,16 @@ TEST(CommandLine, ErrorsNameWhatIsWrong) {
   for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
     std::filesystem::copy(std::filesystem::path(teacher()) / name, folder.at("other"));
   }
+  auto uneven = nlohmann::json::parse(read_text_file(fixture("llama") + "/config.json"));
+  uneven["num_key_value_heads"] = 3;
+  write_file_atomically(folder.at("uneven.json"), uneven.dump());
   const struct {
     std::string arguments;
     const char* text;
   } rows[] = {
       {"inspect /nowhere", "/nowhere/config.json"},
+      {"inspect " + folder.at("uneven.json"),
+       "uneven.json: layer 0: attention: expected kv_heads to divide heads, got heads=4"},
       {"inspect " + folder.path(), "did you mean 'llama'"},
       {"verify " + fixture("llama") + " --reference /nowhere.safetensors", "/nowhere.safetensors"},
       {"inspect " + fixture("llama") + " --memory-total lots", "24GiB"},
@@ -397,6 +403,48 @@ TEST(CommandLine, InspectCountsUnitsByKind) {
   EXPECT_EQ(beside["mixers"]["attention"]["layers"], 3);
   EXPECT_EQ(beside["mixers"]["attention"]["bytes_per_token"], beside["cache_bytes_per_token"]);
   EXPECT_EQ(beside["mixers"]["mamba2"]["bytes_per_token"], 0);
+}
+
+// Of what a token looks at: how much, chosen by whom, in which layers.
+TEST(CommandLine, InspectSaysWhatAnIndexChooses) {
+  const auto indexes = [](const std::string& model) {
+    return nlohmann::json::parse(cambium("inspect " + model + " --json").text)["indexes"];
+  };
+  EXPECT_TRUE(indexes(fixture("llama")).is_null());
+  EXPECT_EQ(indexes(fixture("deepseek_v32")), nlohmann::json::parse(R"([{
+    "mixer": "latent_attention", "layers": [0, 1, 2, 3], "heads": 16, "key_width": 32,
+    "chooses": "tokens", "for_each": "token", "top": 16, "budget": 16}])"));
+  EXPECT_THAT(cambium("inspect " + fixture("deepseek_v32")).text,
+              HasSubstr("\nan index of 16 heads, keys of 32 channels, in 4 layers (0,1,2,3):\n"
+                        "  a token looks at 16 tokens; in texts of up to 16 tokens, at all\n"));
+  EXPECT_EQ(indexes(fixture("minimax_m3")), nlohmann::json::parse(R"([{
+    "mixer": "attention", "layers": [1, 2], "heads": 2, "key_width": 16,
+    "chooses": "blocks", "for_each": "head of keys", "top": 3, "size": 8, "local": 1,
+    "budget": 24}])"));
+  EXPECT_THAT(cambium("inspect " + fixture("minimax_m3")).text,
+              HasSubstr("  a token, for each head of keys, looks at 3 blocks of 8 tokens, the last "
+                        "1 always; in texts of up to 24 tokens, at all\n"));
+  // Pools in one layer of our own layout, tokens in another.
+  TestFolder folder;
+  ModelSpec spec = read_spec(fixture("llama"));
+  spec.family = "cambium";
+  for (size_t i = 0; i < 2; ++i) {
+    Options& options = spec.layers[i].mixer()->options;
+    options.set("index_heads", options.integer("attention", "kv_heads"));
+    options.set("index_dim", int64_t{16});
+    options.set("index_of", i == 0 ? "pools" : "tokens");
+    options.set("index_top", int64_t{3});
+  }
+  spec.layers[0].mixer()->options.set("index_size", int64_t{4});
+  write_file_atomically(folder.at("config.json"), find_family("cambium").write_config(spec));
+  const auto of_layers = indexes(folder.path());
+  ASSERT_EQ(of_layers.size(), 2U);
+  EXPECT_EQ(of_layers[0]["layers"], nlohmann::json({0}));
+  EXPECT_EQ(of_layers[0]["budget"], 15);  // three whole ones, and all but one of the next
+  EXPECT_FALSE(of_layers[0].contains("local"));
+  EXPECT_EQ(of_layers[1]["chooses"], "tokens");
+  EXPECT_THAT(cambium("inspect " + folder.path()).text,
+              HasSubstr("looks at 3 pools of 4 tokens and what comes after the last whole one;"));
 }
 
 TEST(CommandLine, PlaceSaysWhatThereIsToConvert) {

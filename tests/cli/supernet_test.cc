@@ -38,6 +38,24 @@ std::string with_two_presets(const TestFolder& folder) {
   return folder.at("s");
 }
 
+// Super Apriel's own layout has no presets: with some it becomes ours.
+TEST(Supernets, AReleasedOneTakesAnyPlacement) {
+  const TestFolder folder;
+  const std::string model = fixture("apriel2");
+  const std::string reference = " --reference " + model + "/reference.safetensors";
+  done("convert " + model + " -o " + folder.at("placed") +
+       " --add-preset main=123 --add-preset near=sliding_window");
+  EXPECT_THAT(done("inspect " + folder.at("placed")),
+              AllOf(HasSubstr("placed: cambium,"), HasSubstr("AWGKMK"), HasSubstr("AWWWMK")));
+  done("verify " + folder.at("placed") + reference + " --preset main");
+  done("verify " + folder.at("placed") + reference + " --preset near", 1);
+  done("convert " + folder.at("placed") + " -o " + folder.at("main") + " --preset main");
+  done("verify " + folder.at("main") + reference);
+  EXPECT_THAT(done("convert " + model + " -o " + folder.at("more") + " --add-mixer fast=mamba2"),
+              HasSubstr("choose among attention, sliding_window, gdn, kda, fast"));
+  done("verify " + folder.at("more") + reference);
+}
+
 TEST(Supernets, FromTheTeacherToAPlainHybrid) {
   const TestFolder folder;
   const std::string start = folder.at("start");

@@ -583,7 +583,7 @@ def main():
     arguments.add_argument("--models", type=int, default=3)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--keep")
-    given = arguments.parse_args()
+    given = arguments.parse_intermixed_args()
     transformers.logging.disable_progress_bar()
     program = Path(given.program).resolve()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}; errors are largest / deviation, fp32")

@@ -74,7 +74,7 @@ def layout(config, layer, spec):
     state, parts = {}, {}
     names = [name for name, _, _ in holders(unit)]
     if is_paged(spec):
-        unit.attend = lambda q, k, v, step, state: q
+        unit.attend = lambda q, k, v, step, state: q.new_zeros(*q.shape[:3], v.shape[3])
     unit(torch.zeros(1, 1, config.hidden_size), step, state)
     for name, tensor in state.items():
         part = "window" if name in WINDOW else "recurrent"

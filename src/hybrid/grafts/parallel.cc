@@ -15,9 +15,6 @@ UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOpt
   expect(std::find(known.begin(), known.end(), mixer) != known.end(),
          "parallel: expected recurrent to be one of {}, got '{}'{}", join(known, ", "), mixer,
          did_you_mean(mixer, known));
-  expect(attention.kind == "attention" || !has_gate(attention),
-         "parallel cannot take the place of latent attention whose output has a gate, which would "
-         "have the name of its own; choose another mixer");
   UnitSpec unit = windowed(attention, "parallel", options);
   unit.options.set("window_dropout", options.window_dropout);
   unit.options.set("recurrent", mixer);
@@ -32,7 +29,7 @@ UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOpt
 
 // The gate starts half open, whatever the token.
 void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& options) {
-  Parameter& gate = mixer.at("gate_proj.weight");
+  Parameter& gate = mixer.at(parallel_gate(mixer.spec().options) + std::string(".weight"));
   std::fill_n(gate.tensor.ptr<float>(), gate.numel(), 0.0F);
 
   const UnitSpec recurrent = recurrent_part(mixer.spec().options);

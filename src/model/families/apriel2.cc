@@ -172,6 +172,34 @@ LayerSpec read_block(const Json& block, ModelSpec& spec, const std::string& wher
   return {{mixes, {.norm = spec.norm, .units = {feed_forward}}}};
 }
 
+/// The layers of `decoder`; rotations of their attention become the model's.
+std::vector<LayerSpec> read_layers(const Json& config, ModelSpec& spec, const std::string& where) {
+  const Json& decoder = object_in(config, "decoder", where);
+  const int64_t layers = config::integer(decoder, "num_blocks", 1, kMaxLayers, where);
+  const std::string type = config::text_or(decoder, "type", "fixed", where);
+  if (type == "fixed") {
+    const LayerSpec layer =
+        read_block(object_in(decoder, "block", where), spec, where + ": decoder.block");
+    return std::vector<LayerSpec>(static_cast<size_t>(layers), layer);
+  }
+  expect(type == "pattern", "{}: expected a decoder of type fixed or pattern, got '{}'", where,
+         type);
+  const Json& blocks = object_in(decoder, "blocks", where);
+  const auto pattern = decoder.find("pattern");
+  expect(pattern != decoder.end() && pattern->is_array() && !pattern->empty(),
+         "{}: expected the list 'pattern' of names of blocks", where);
+  std::vector<LayerSpec> all;
+  for (int64_t i = 0; i < layers; ++i) {
+    const Json& name = (*pattern)[static_cast<size_t>(i) % pattern->size()];
+    expect(name.is_string() && blocks.contains(name.get<std::string>()),
+           "{}: expected names of 'blocks' in 'pattern', got {}", where, name.dump());
+    const auto block = name.get<std::string>();
+    all.push_back(
+        read_block(object_in(blocks, block.c_str(), where), spec, where + ": block " + block));
+  }
+  return all;
+}
+
 ModelSpec read(const std::string& text, const std::string& where) {
   Json config = config::parse(text, where);
   const Json& head = object_in(config, "head", where);
@@ -183,28 +211,9 @@ ModelSpec read(const std::string& text, const std::string& where) {
                          kMaxPositions, where);
   ModelSpec spec = config::read_model(config, "apriel2", where);
   spec.rope.dim = 0;
-  const Json& decoder = object_in(config, "decoder", where);
-  const int64_t layers = config::integer(decoder, "num_blocks", 1, kMaxLayers, where);
-  const std::string type = config::text_or(decoder, "type", "fixed", where);
-  if (type == "fixed") {
-    const LayerSpec layer =
-        read_block(object_in(decoder, "block", where), spec, where + ": decoder.block");
-    spec.layers.assign(static_cast<size_t>(layers), layer);
-    return spec;
-  }
-  expect(type == "pattern", "{}: expected a decoder of type fixed or pattern, got '{}'", where,
-         type);
-  const Json& blocks = object_in(decoder, "blocks", where);
-  const auto pattern = decoder.find("pattern");
-  expect(pattern != decoder.end() && pattern->is_array() && !pattern->empty(),
-         "{}: expected the list 'pattern' of names of blocks", where);
-  for (int64_t i = 0; i < layers; ++i) {
-    const Json& name = (*pattern)[static_cast<size_t>(i) % pattern->size()];
-    expect(name.is_string() && blocks.contains(name.get<std::string>()),
-           "{}: expected names of 'blocks' in 'pattern', got {}", where, name.dump());
-    const auto block = name.get<std::string>();
-    spec.layers.push_back(
-        read_block(object_in(blocks, block.c_str(), where), spec, where + ": block " + block));
+  spec.layers = read_layers(config, spec, where);
+  if (spec.rope.dim == 0) {
+    spec.rope.dim = 2;  // no layer rotates
   }
   return spec;
 }

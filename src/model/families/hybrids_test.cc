@@ -9,6 +9,7 @@
 #include "base/testing.h"
 #include "model/families/testing.h"
 #include "model/supernet.h"
+#include "model/weights.h"
 
 namespace cambium {
 namespace {
@@ -131,6 +132,12 @@ TEST(Hybrids, SuperAprielIsASupernet) {
         {blocks + "/attn/mixer/key_layer/bias/enabled", true, "biases of q, k and v"}}) {
     EXPECT_NE(error_with(path.c_str(), value).find(message), std::string::npos) << path;
   }
+  Json unturned = config;
+  unturned["decoder"]["pattern"] = {"mamba", "plain_kda"};
+  ModelSpec recurrent = read_alone(unturned);
+  EXPECT_EQ(layer_map(recurrent), "MKMKMK");
+  EXPECT_EQ(read_alone(Json::parse(write(recurrent))), recurrent);
+  const LoadedModel runs = fresh_model(recurrent, 1);
   ModelSpec with_preset = spec;
   put_preset(with_preset, {"fast", uniform_units(spec, "gdn")});
   EXPECT_NE(error_of([&] { write(with_preset); }).find("cannot express what surrounds the layers"),

@@ -142,6 +142,47 @@ std::optional<Difference> difference(const Json& ours, const Json& theirs) {
   return std::nullopt;
 }
 
+/// What units of our own layout can have and no model of llama.cpp's has.
+struct Beyond {
+  const char* kind;
+  const char* option;  // that makes it so; null: every unit of the kind
+  const char* value;   // of the option; null: any
+  const char* has;
+  const char* there;
+};
+constexpr Beyond kBeyond[] = {
+    {"attention", "temperature", nullptr, "a learned factor of the scores of each head",
+     "one number for all heads"},
+    {"sliding_window", "temperature", nullptr, "a learned factor of the scores of each head",
+     "one number for all heads"},
+    {"mamba", "out_gate", "sigmoid", "a sigmoid gate of its output", "a SiLU gate"},
+    {"mamba2", "out_gate", "sigmoid", "a sigmoid gate of its output", "a SiLU gate"},
+    {"mamba", nullptr, nullptr, "groups of x and B that several heads share",
+     "Mamba and Mamba-2 as published"},
+    {"parallel", nullptr, nullptr, "a window beside a recurrence", "one mixer or the other"},
+    {"sliding_window", "sinks", nullptr, "first tokens that stay in sight behind its window",
+     "windows without them"},
+};
+
+/// Why there is no architecture for the model: the first of its layers that says so.
+std::string beyond_llama_cpp(const ModelSpec& spec) {
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    for (const UnitSpec& mixer : spec.layers[i].mixers()) {
+      for (const Beyond& one : kBeyond) {
+        const auto& options = mixer.options;
+        if (mixer.kind == one.kind && (one.option == nullptr || options.has(one.option)) &&
+            (one.value == nullptr || options.text(one.kind, one.option) == one.value)) {
+          const std::string named = one.option == nullptr ? "" : fmt::format(" ({})", one.option);
+          return fmt::format("layers.{}, {}, has {}{}, and llama.cpp has {}", i, mixer.kind,
+                             one.has, named, one.there);
+        }
+      }
+    }
+  }
+  return fmt::format("llama.cpp has no architecture that computes it (here are those of {})",
+                     gguf_architecture_names());
+}
+
 /// Windows that no text of the model's lengths leaves are none.
 void drop_wide_windows(ModelSpec& spec) {
   for (LayerSpec& layer : spec.layers) {
@@ -293,12 +334,13 @@ GgufHeading write_gguf_heading(const ModelSpec& spec, const std::string& where) 
            (one.holds == nullptr || one.holds(spec));
   });
   expect(row != rows.end(),
-         "{}: a {} model cannot be written as GGUF: llama.cpp has no architecture that computes it "
-         "(here are those of {})",
-         where, spec.family, gguf_architecture_names());
+         "{}: a model of family {} cannot be written as GGUF: {}; run it by Cambium or in "
+         "transformers (cambium export --transformers)",
+         where, spec.family, beyond_llama_cpp(spec));
   GgufHeading heading{&*row, spec, {.architecture = row->name}, {}};
   ModelSpec& said = heading.spec;
   said.family = row->families.front();
+  said.kept = {};  // an import passes heads for more tokens by as well
   drop_wide_windows(said);
   if (row->fold != nullptr) {
     heading.factors = row->fold(said);

@@ -300,7 +300,11 @@ TEST_F(ExportTest, ArchitecturesOfChangedModelsComeBack) {
 
 TEST_F(ExportTest, WhatTheFileCannotSayIsRefused) {
   const std::pair<const char*, const char*> rows[] = {
-      {"apriel_h1", "a apriel_h model cannot be written as GGUF: llama.cpp has no architecture"},
+      {"apriel_h1",
+       "a model of family apriel_h cannot be written as GGUF: layers.1, mamba, has groups of x and "
+       "B that several heads share, and llama.cpp has Mamba and Mamba-2 as published; run it by "
+       "Cambium or in transformers (cambium export --transformers)"},
+      {"olmo_hybrid", "llama.cpp has no architecture that computes it (here are those of llama"},
       {"mistral_swa", "'sliding_window' is 32, and llama.cpp's llama computes with null"},
       {"qwen2_swa", "'sliding_window' is 32, and llama.cpp's qwen2 computes with null"},
       {"phi3", "'sliding_window' is 32, and llama.cpp's phi3 computes with null"},
@@ -322,6 +326,46 @@ TEST_F(ExportTest, WhatTheFileCannotSayIsRefused) {
               HasSubstr("'quen' is not one of llama.cpp's names"));
   EXPECT_THAT(error_of([] { parse_gguf_type("q4_0"); }), HasSubstr("expected f32, f16, bf16"));
   EXPECT_FALSE(std::filesystem::exists(back_gguf_));
+}
+
+// The first layer of our own layout that llama.cpp has nothing for, by what it has.
+TEST_F(ExportTest, LayersThatLlamaCppLacksAreNamed) {
+  struct Row {
+    UnitSpec mixer;
+    const char* problem;
+  };
+  const Options attention = {
+      {"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{16}}};
+  Options cooled = attention;
+  cooled.set("temperature", "key");
+  Options sunk = attention;
+  sunk.set("window", int64_t{8});
+  sunk.set("sinks", int64_t{2});
+  const Options mamba2 = {{"heads", int64_t{4}},   {"head_dim", int64_t{16}},
+                          {"state", int64_t{8}},   {"x_heads", int64_t{4}},
+                          {"b_heads", int64_t{2}}, {"c_heads", int64_t{2}},
+                          {"conv", int64_t{4}},    {"norm_group", int64_t{64}},
+                          {"norm_eps", 1e-5},      {"out_gate", "sigmoid"}};
+  const Row rows[] = {
+      {{"attention", cooled},
+       "layers.1, attention, has a learned factor of the scores of each head (temperature), and "
+       "llama.cpp has one number for all heads; run it by Cambium"},
+      {{"mamba2", mamba2},
+       "layers.1, mamba2, has a sigmoid gate of its output (out_gate), and llama.cpp has a SiLU "
+       "gate; run it by Cambium"},
+      {{"sliding_window", sunk}, "layers.1, sliding_window, has first tokens that stay in sight"},
+      {{"attention", attention}, "llama.cpp has no architecture that computes it (here are those"}};
+  for (const Row& row : rows) {
+    ModelSpec spec = read_spec(fixture("llama"));
+    spec.family = "cambium";
+    *spec.layers[1].mixer() = row.mixer;
+    SaveOptions save;
+    save.replace = true;
+    save_model(*fresh_model(spec, 1).model, folder_.at("own"), save);
+    EXPECT_THAT(error_of([&] { export_gguf(folder_.at("own"), back_gguf_); }),
+                HasSubstr(row.problem));
+    EXPECT_FALSE(std::filesystem::exists(back_gguf_));
+  }
 }
 
 }  // namespace

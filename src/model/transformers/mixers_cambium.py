@@ -373,7 +373,9 @@ class LatentAttention(Softmax):
         self.kv_a_proj = nn.Linear(width, self.rank + self.parts[1], bias=False)
         self.kv_a_norm = Norm("rms", self.rank, eps)
         self.kv_b_proj = nn.Linear(self.rank, self.count * (self.parts[0] + self.value_dim), bias=False)
-        self.gate_proj = nn.Linear(width, self.count, bias=False) if o.get("gate", False) else None
+        self.gated = o.get("gate", False)
+        if self.gated:
+            self.gate_proj = nn.Linear(width, self.count, bias=False)
         self.o_proj = nn.Linear(self.count * self.value_dim, width, bias=False)
 
     def heads(self, x, step, state):
@@ -391,7 +393,7 @@ class LatentAttention(Softmax):
         k = torch.cat([k, repeat_heads(shared, self.count)], dim=-1)
         chosen = {} if self.indexer is None else {"choose": self.indexer.chooser(x, low, step, state)}
         y = self.attend(q, k, v, step, state, **chosen)
-        if self.gate_proj is not None:
+        if self.gated:
             y = y * torch.sigmoid(self.gate_proj(x).float())[..., None].to(y.dtype)
         return y.flatten(-2)
 
@@ -693,8 +695,9 @@ class ShortConv(nn.Module):
         return self.out_proj(c * short_conv(self.conv, b * u, step, state, act=False))
 
 
-class Parallel(Attention):
-    """A window of attention beside a recurrence, mixed by a gate per head before one projection."""
+class Beside:
+    """A window of attention, the class that comes after this one, beside a recurrence, mixed by a gate per
+    head before one projection."""
 
     def __init__(self, options, width):
         kind = options["recurrent"]
@@ -708,13 +711,26 @@ class Parallel(Attention):
         inner = {k[len(prefix) :]: v for k, v in options.items() if k.startswith(prefix)}
         self.recurrent = make(MIXERS, kind, inner, width)
         del self.recurrent.out_proj  # o_proj stands for both
-        self.gate_proj = nn.Linear(width, self.count, bias=True)
+        self.mixing = "mix_proj" if hasattr(self, "gate_proj") else "gate_proj"
+        setattr(self, self.mixing, nn.Linear(width, self.count, bias=True))
 
     def heads(self, x, step, state):
         near = super().heads(x, step, state).unflatten(-1, (self.count, -1))
         far = self.recurrent.heads(x, step, state).unflatten(-1, (self.count, -1))
-        s = torch.sigmoid(self.gate_proj(x).float())[..., None]
+        s = torch.sigmoid(getattr(self, self.mixing)(x).float())[..., None]
         return (s * near + (1 - s) * far).flatten(-2).to(x.dtype)
+
+
+class Parallel(Beside, Attention):
+    pass
+
+
+class LatentParallel(Beside, LatentAttention):
+    pass
+
+
+def parallel(options, width):
+    return (LatentParallel if "kv_rank" in options else Parallel)(options, width)
 
 
 def window(options, width):
@@ -732,5 +748,5 @@ MIXERS = {
     "short_conv": ShortConv,
     "mamba2": Mamba2,
     "lightning": Lightning,
-    "parallel": Parallel,
+    "parallel": parallel,
 }

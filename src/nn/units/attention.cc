@@ -180,6 +180,8 @@ class AttentionUnit : public ScoredMixer {
 
   int64_t head_count() const override { return heads_; }
 
+  IndexShape index() const override { return {index_.heads, index_.dim, index_.selection, true}; }
+
   StateLayout state_layout() const override {
     StateLayout layout{
         .pages = {{"keys", {kv_heads_, head_dim_}}, {"values", {kv_heads_, head_dim_}}},

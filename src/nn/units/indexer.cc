@@ -9,15 +9,17 @@ namespace cambium {
 Selection read_selection(const Options& options, const char* owner, const char* of) {
   Selection selection{.top = options.size(owner, "index_top", kMaxPositions)};
   const std::string name = options.text(owner, "index_of", of);
-  expect(name == "tokens" || name == "blocks" || name == "pools",
+  const auto* known = std::find(std::begin(kPieceNames), std::end(kPieceNames), name);
+  expect(known != std::end(kPieceNames),
          "{}: expected index_of to be tokens, blocks or pools, got '{}'", owner, name);
-  const bool blocks = name == "blocks";
-  expect(name != "tokens" || !options.has("index_size"),
+  selection.granularity = static_cast<Granularity>(known - std::begin(kPieceNames));
+  const bool tokens = selection.granularity == Granularity::kToken;
+  const bool blocks = selection.granularity == Granularity::kBlock;
+  expect(!tokens || !options.has("index_size"),
          "{}: index_size is of blocks and pools, and tokens are chosen; give index_of", owner);
   expect(blocks || !options.has("index_local"),
          "{}: index_local is of blocks, and {} are chosen; leave it out", owner, name);
-  if (name != "tokens") {
-    selection.granularity = blocks ? Granularity::kBlock : Granularity::kPool;
+  if (!tokens) {
     selection.size = options.size(owner, "index_size", kMaxPositions);
   }
   selection.local = options.size_or(owner, "index_local", 1, kMaxPositions, 1);

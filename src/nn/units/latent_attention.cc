@@ -157,6 +157,8 @@ class LatentAttentionUnit : public ScoredMixer {
 
   int64_t head_count() const override { return heads_; }
 
+  IndexShape index() const override { return {index_.heads, index_.dim, index_.selection, false}; }
+
   StateLayout state_layout() const override {
     const int64_t pieces = cambium::latent_pieces(rank_);
     StateLayout layout;

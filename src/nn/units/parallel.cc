@@ -3,6 +3,8 @@
 //
 //   y = o_proj(s window(x) + (1 - s) recurrent(x)),   s = sigmoid(gate_proj x) per head
 //
+// (mix_proj in place of gate_proj where the window is on latents with a gate of that name).
+//
 // Two units of a branch (nn/layer.h) are added behind projections of their own, where heads cannot
 // be mixed any more; and what aligns or grafts a layer knows one mixer with one output. So the pair
 // is a unit.
@@ -57,6 +59,7 @@ class ParallelUnit : public Unit {
            window_->head_count(), window_->inner(), recurrent_->head_count(), recurrent_->inner(),
            recurrent.kind);
     gate_ = Linear(width, window_->head_count(), ParameterGroup::kMixer, true);
+    gate_name_ = parallel_gate(options);
   }
 
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
@@ -86,7 +89,7 @@ class ParallelUnit : public Unit {
         visitor(std::string(kRecurrent) + name, p);
       }
     });
-    gate_.visit("gate_proj", visitor);
+    gate_.visit(gate_name_, visitor);
   }
 
  private:
@@ -108,6 +111,7 @@ class ParallelUnit : public Unit {
   double dropout_;
   std::unique_ptr<HeadMixer> window_, recurrent_;
   Linear gate_;
+  const char* gate_name_;
 };
 
 }  // namespace
@@ -120,6 +124,11 @@ UnitSpec recurrent_part(const Options& parallel) {
     }
   }
   return recurrent;
+}
+
+const char* parallel_gate(const Options& parallel) {
+  const bool taken = parallel.has("kv_rank") && parallel.flag(kName, "gate", false);
+  return taken ? "mix_proj" : "gate_proj";
 }
 
 std::unique_ptr<Unit> make_parallel(const Options& options, int64_t width) {

@@ -65,6 +65,8 @@ std::unique_ptr<Unit> make_lightning(const Options& options, int64_t width);
 std::unique_ptr<Unit> make_parallel(const Options& options, int64_t width);
 /// The recurrence in the options of a parallel unit.
 UnitSpec recurrent_part(const Options& parallel);
+/// What the projection of its mixing gate is called.
+const char* parallel_gate(const Options& parallel);
 /// Gated feed-forward: inner; activation ("silu": SwiGLU, "gelu_tanh": GeGLU, "gelu", "relu2", or
 /// "clamped_swiglu" with its limit, 7),
 /// bias (of all three projections, default false), gate_scale (1).

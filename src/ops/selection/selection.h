@@ -21,6 +21,8 @@ struct IndexPages {
 };
 
 enum class Granularity : uint8_t { kToken, kBlock, kPool };
+/// What configurations and people call the pieces, in the order of the kinds.
+inline constexpr const char* kPieceNames[] = {"tokens", "blocks", "pools"};
 
 /// How much of what is chosen.
 struct Selection {
@@ -33,6 +35,7 @@ struct Selection {
   constexpr int64_t all() const {
     return granularity == Granularity::kPool ? (top + 1) * size - 1 : top * size;
   }
+  friend bool operator==(const Selection&, const Selection&) = default;
 };
 
 /// For each token t the `top` best pieces of its sequence, of equal ones the earlier, by
