@@ -109,8 +109,8 @@ def extrapolated(plan, shallow, deep, depths, layers, kind="decode"):
         f["rate"] = 1e3 * tokens / f["ms"]
         f["share"] = b["share"]
         found[context] = f
-        show(plan, f"{kind}, {f['batch']} x {context:,}, all {layers} layers by those of {depths[0]} "
-             f"and {depths[1]}", f)
+        show(plan, f"{kind}, {f['batch']} x {context:,}, all {layers} layers by those of "
+             f"{depths[0]} and {depths[1]}", f)
     return found
 
 
@@ -182,8 +182,8 @@ def falcon():
 
 
 def nemotron_h():
-    """Nemotron-H-47B by 20 and 40 of its 98 layers, a tenth of the Mamba-2 layers' number of
-    attention in each; both models have the memory of two and a half 80 GB cards."""
+    """Nemotron-H-47B by 20 and 40 of 98 layers, one of attention for nine of Mamba-2; it and its
+    baseline have the memory of two and a half 80 GB cards."""
     ours, dense = read_plan("nemotron-h-47b"), read_plan("llama-3.1-70b")
     period = "M-" * 9 + "*-"
     ours = {20 * n: ours.changed(f"{20 * n} layers", hybrid_override_pattern=period * n,
@@ -322,8 +322,8 @@ def minimax():
     flat(kinds["2 layers of lightning"], "Lightning of MiniMax-M1")
 
 
-SYSTEMS = {"nano": nano, "nemotron_h": nemotron_h, "falcon": falcon, "next": next_80b, "kimi": kimi, "deepseek": deepseek,
-           "minimax": minimax}
+SYSTEMS = {"nano": nano, "nemotron_h": nemotron_h, "falcon": falcon, "next": next_80b, "kimi": kimi,
+           "deepseek": deepseek, "minimax": minimax}
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("systems", nargs="*", choices=[*SYSTEMS, []], help="all of them otherwise")

@@ -334,9 +334,9 @@ GgufHeading write_gguf_heading(const ModelSpec& spec, const std::string& where) 
            (one.holds == nullptr || one.holds(spec));
   });
   expect(row != rows.end(),
-         "{}: a model of family {} cannot be written as GGUF: {}; run it by Cambium or in "
-         "transformers (cambium export --transformers)",
-         where, spec.family, beyond_llama_cpp(spec));
+         "{}: a model of family {} cannot be written as GGUF: {}; run it by Cambium{}", where,
+         spec.family, beyond_llama_cpp(spec),
+         spec.family == "cambium" ? " or in transformers (cambium export --transformers)" : "");
   GgufHeading heading{&*row, spec, {.architecture = row->name}, {}};
   ModelSpec& said = heading.spec;
   said.family = row->families.front();

@@ -303,7 +303,7 @@ TEST_F(ExportTest, WhatTheFileCannotSayIsRefused) {
       {"apriel_h1",
        "a model of family apriel_h cannot be written as GGUF: layers.1, mamba, has groups of x and "
        "B that several heads share, and llama.cpp has Mamba and Mamba-2 as published; run it by "
-       "Cambium or in transformers (cambium export --transformers)"},
+       "Cambium"},
       {"olmo_hybrid", "llama.cpp has no architecture that computes it (here are those of llama"},
       {"mistral_swa", "'sliding_window' is 32, and llama.cpp's llama computes with null"},
       {"qwen2_swa", "'sliding_window' is 32, and llama.cpp's qwen2 computes with null"},
@@ -349,7 +349,7 @@ TEST_F(ExportTest, LayersThatLlamaCppLacksAreNamed) {
   const Row rows[] = {
       {{"attention", cooled},
        "layers.1, attention, has a learned factor of the scores of each head (temperature), and "
-       "llama.cpp has one number for all heads; run it by Cambium"},
+       "llama.cpp has one number for all heads; run it by Cambium or in transformers"},
       {{"mamba2", mamba2},
        "layers.1, mamba2, has a sigmoid gate of its output (out_gate), and llama.cpp has a SiLU "
        "gate; run it by Cambium"},
