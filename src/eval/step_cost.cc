@@ -123,7 +123,8 @@ void StepCosts::add_pages(const UnitSpec& unit, const StateLayout& layout, const
     for (const Part& part : std::span(layout.pages).first(attended)) {
       numbers += part.bytes() / dtype_size(part.dtype);
     }
-    flops = 2.0 * static_cast<double>(numbers * (heads / size("kv_heads", heads)));
+    const int64_t sharing = heads / size("kv_heads", heads);
+    flops = 2.0 * static_cast<double>(numbers * sharing);
     expanded = flops;
   }
   pages_.push_back({window, layout.sinks, bytes(0, attended), flops, expanded});
