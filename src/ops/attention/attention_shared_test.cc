@@ -27,7 +27,7 @@ TEST(AttentionTiles, AreTheLargestThatADeviceHolds) {
            Case{kOfSm89, 192, 128, 16, 32},
            Case{kOfSm89, 256, 256, 16, 16},
        }) {
-    SCOPED_TRACE(testing::Message() << c.most / 1024 << " KiB, " << c.dim << " " << c.value_dim);
+    SCOPED_TRACE(::testing::Message() << c.most / 1024 << " KiB, " << c.dim << " " << c.value_dim);
     EXPECT_EQ(forward_rows(c.most, c.dim, c.value_dim), c.rows);
     EXPECT_EQ(backward_tile(c.most, c.dim, c.value_dim), c.backward);
   }
