@@ -10,7 +10,7 @@ namespace cambium {
 namespace {
 
 constexpr size_t kLastLosses = 10;
-/// Of the median of a window over the mean of the first losses: more than other documents make.
+/// Of the median of a window over the mean of the first losses: where it is said.
 constexpr double kRisen = 1.25;
 
 bool finite(const Context& ctx, const Tensor& t) {
