@@ -36,6 +36,22 @@ nlohmann::json read_mark(const fs::path& mark) {
   return json.is_object() ? json : nlohmann::json::object();
 }
 
+/// Whether the open file is the one at this path.
+bool is_at(int fd, const fs::path& path) {
+  struct stat ours {};
+  struct stat theirs {};
+  return ::fstat(fd, &ours) == 0 && ::lstat(path.c_str(), &theirs) == 0 &&
+         ours.st_ino == theirs.st_ino && ours.st_dev == theirs.st_dev;
+}
+
+bool holds_only_mark(const fs::path& folder) {
+  std::error_code error;
+  fs::directory_iterator entry(folder, error);
+  const fs::directory_iterator end;
+  return !error && entry != end && entry->path().filename() == RunFolder::kMark &&
+         entry.increment(error) == end && !error;
+}
+
 /// Opens the mark and takes its lock; -1 when another process has it.
 int lock_mark(const fs::path& mark) {
   while (true) {
@@ -53,10 +69,7 @@ int lock_mark(const fs::path& mark) {
       expect(error == EWOULDBLOCK, "cannot lock {}: {}", mark.string(), reason(error));
       return -1;
     }
-    struct stat ours {};
-    struct stat theirs {};
-    if (::fstat(fd, &ours) == 0 && ::lstat(mark.c_str(), &theirs) == 0 &&
-        ours.st_ino == theirs.st_ino && ours.st_dev == theirs.st_dev) {
+    if (is_at(fd, mark)) {
       return fd;
     }
     ::close(fd);  // it was replaced between opening and locking
@@ -95,6 +108,7 @@ RunFolder::RunFolder(fs::path path, const RunFolderUse& use) : path_(std::move(p
            (path_ / found).string(), use.kind, kMark);
     expect(use.resume, "{}", begun);
   }
+  const bool folder_is_new = !is_there(path_);
   make_folder(shown);
   lock_ = lock_mark(mark);
   try {
@@ -113,6 +127,8 @@ RunFolder::RunFolder(fs::path path, const RunFolderUse& use) : path_(std::move(p
       expect(use.resume || found.empty(), "{}", begun);
     }
     write_mark(lock_, mark, use.kind);
+    mark_is_new_ = !marked;
+    folder_is_new_ = folder_is_new;
   } catch (...) {
     if (lock_ >= 0) {
       ::close(lock_);
@@ -122,16 +138,18 @@ RunFolder::RunFolder(fs::path path, const RunFolderUse& use) : path_(std::move(p
 }
 
 RunFolder::~RunFolder() {
+  if (mark_is_new_ && holds_only_mark(path_) && is_at(lock_, path_ / kMark)) {
+    std::error_code ignored;
+    fs::remove(path_ / kMark, ignored);
+    if (folder_is_new_) {
+      fs::remove(path_, ignored);
+    }
+  }
   ::close(lock_);
 }
 
 void RunFolder::expect_present() const {
-  struct stat ours {};
-  struct stat theirs {};
-  const bool present = ::fstat(lock_, &ours) == 0 &&
-                       ::lstat((path_ / kMark).c_str(), &theirs) == 0 &&
-                       ours.st_ino == theirs.st_ino && ours.st_dev == theirs.st_dev;
-  expect(present,
+  expect(is_at(lock_, path_ / kMark),
          "the run's folder {} was removed, moved or replaced while the run was going, and its log "
          "and checkpoints with it; nothing more is written there",
          path_.string());

@@ -26,6 +26,8 @@ class RunFolder {
  public:
   /// Creates the folder where it is missing, marks and locks it.
   RunFolder(std::filesystem::path path, const RunFolderUse& use);
+  /// A run that wrote nothing, as one whose model cannot be read, leaves nothing: neither the mark
+  /// that it made nor the folder.
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
@@ -40,6 +42,8 @@ class RunFolder {
  private:
   std::filesystem::path path_;
   int lock_ = -1;
+  bool mark_is_new_ = false;
+  bool folder_is_new_ = false;
 };
 
 }  // namespace cambium

@@ -29,15 +29,36 @@ std::string error_of(const std::string& path, const RunFolderUse& how) {
 TEST(RunFolder, IsCreatedMarkedAndTakenAgainOnlyToResume) {
   const TestFolder test;
   const std::string path = test.at("a/b/run");
-  EXPECT_EQ(error_of(path, use(false)), "no error");
-  EXPECT_TRUE(fs::exists(fs::path(path) / RunFolder::kMark));
-  // Nothing has been written yet: it may begin anew.
-  EXPECT_EQ(error_of(path, use(false)), "no error");
-  write_file_atomically(path + "/log.jsonl", "{}\n");
+  {
+    const RunFolder folder(path, use(false));
+    EXPECT_TRUE(fs::exists(fs::path(path) / RunFolder::kMark));
+    write_file_atomically(path + "/log.jsonl", "{}\n");
+  }
   EXPECT_THAT(error_of(path, use(false)), HasSubstr("holds a run already; go on with --resume"));
   EXPECT_EQ(error_of(path, use(true)), "no error");
   EXPECT_THAT(error_of(path, use(true, "hybridize")),
               HasSubstr("holds a run of `\"train\"`, not of `hybridize`"));
+}
+
+TEST(RunFolder, NothingIsLeftOfARunThatWroteNothing) {
+  const TestFolder test;
+  EXPECT_EQ(error_of(test.at("run"), use(false)), "no error");
+  EXPECT_FALSE(fs::exists(test.at("run")));
+  // A folder that was there stays, and so does a mark that another run made.
+  make_folder(test.at("mine"));
+  EXPECT_EQ(error_of(test.at("mine"), use(false)), "no error");
+  EXPECT_TRUE(fs::is_empty(test.at("mine")));
+  write_file_atomically(test.at(RunFolder::kMark), "{\"run\": \"train\"}");
+  EXPECT_EQ(error_of(test.path(), use(true)), "no error");
+  EXPECT_TRUE(fs::exists(test.at(RunFolder::kMark)));
+  // What replaced the folder while the run went on is not the run's to remove.
+  {
+    const RunFolder folder(test.at("moved"), use(false));
+    fs::remove_all(test.at("moved"));
+    make_folder(test.at("moved"));
+    write_file_atomically(test.at("moved") + "/" + RunFolder::kMark, "{}");
+  }
+  EXPECT_TRUE(fs::exists(test.at("moved")));
 }
 
 TEST(RunFolder, OfAStrangerIsNotTouched) {

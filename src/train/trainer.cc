@@ -191,7 +191,8 @@ void Trainer::check_config() const {
   const LossConfig& loss = config_.loss;
   const bool distils = loss.forward_kl != 0.0F || loss.reverse_kl != 0.0F;
   expect(config_.objective != Objective::kAlign || aligns,
-         "alignment needs the list of layers to align");
+         "alignment: expected layers to align (align.layers, --layers; otherwise those whose mixer "
+         "is not of the teacher's kind), got none");
   expect(config_.objective == Objective::kAlign || distils || loss.cross_entropy != 0.0F || aligns,
          "every loss has weight zero; give cross_entropy, forward_kl or reverse_kl a weight");
   expect(teacher_ != nullptr || (!aligns && (!distils || config_.logits != nullptr)),

@@ -391,7 +391,7 @@ TEST_F(TrainerTest, RefusesImpossibleSettings) {
            {"steps must be above zero", [](TrainConfig& x) { x.steps = 0; }, false},
            {"needs a teacher", [](TrainConfig& x) { x.loss.reverse_kl = 1.0F; }, false},
            {"every loss has weight zero", [](TrainConfig& x) { x.loss = {}; }, false},
-           {"needs the list of layers", [](TrainConfig& x) { x.objective = Objective::kAlign; },
+           {"expected layers to align", [](TrainConfig& x) { x.objective = Objective::kAlign; },
             true},
            {"layer 2 to align does not exist", [](TrainConfig& x) { x.align.layers = {2}; }, true},
            {"got 3 of 16", [](TrainConfig& x) { x.align.layers = {1}; }, true},
