@@ -4,45 +4,48 @@
 #include "ops/attention/attention_cuda.cuh"
 #include "ops/chosen_attention/chosen_attention_kernels.h"
 #include "ops/latent_attention/latent_cuda.cuh"
+#include "ops/shared_limit.h"
 
 namespace cambium::cuda {
 namespace chosen {
 namespace {
 
-using attention::kKeys;
 using attention::kThreads;
 using attention::row_stride;
 
-/// Rows of queries in the first kernel; keys, and rows of queries at a time, in the second.
+/// Rows of queries in the first kernel.
 constexpr int kRows = 16;
-constexpr int kTile = 32;
 
 template <class T>
 struct BackwardArgs {
   ChosenAttention<T> in;
   attention::Layout layout;
   const int32_t* segments;
-  const attention::Tile* tiles;                     // of kTile keys
+  const attention::Tile* tiles;                     // of keys
   const float* delta;                               // (T, H)
   bool q_vectors, k_vectors, v_vectors, y_vectors;  // whether 4 elements can be read at once
 };
 
-/// Shared memory: q and dy (kRows, their strides), keys and values (kKeys, their strides), weights
-/// (kRows, kKeys + 4), the rows of the keys.
-constexpr size_t queries_shared(int dim, int value_dim) {
+/// Shared memory: q and dy (kRows, their strides), keys and values (keys, their strides), weights
+/// (kRows, keys + 4), the rows of the keys.
+constexpr size_t queries_shared(int keys, int dim, int value_dim) {
   const int floats =
-      (kRows + kKeys) * (row_stride(dim) + row_stride(value_dim)) + kRows * (kKeys + 4);
-  return static_cast<size_t>(floats) * sizeof(float) + kKeys * sizeof(int64_t);
+      (kRows + keys) * (row_stride(dim) + row_stride(value_dim)) + kRows * (keys + 4);
+  return static_cast<size_t>(floats) * sizeof(float) + static_cast<size_t>(keys) * sizeof(int64_t);
 }
-/// Keys, values, q and dy (kTile, their strides), probabilities and slopes (kTile, kTile + 4).
-constexpr size_t keys_shared(int dim, int value_dim) {
-  const int floats =
-      2 * kTile * (row_stride(dim) + row_stride(value_dim)) + 2 * kTile * (kTile + 4);
+/// Keys, values, q and dy (tile, their strides), probabilities and slopes (tile, tile + 4).
+constexpr size_t keys_shared(int tile, int dim, int value_dim) {
+  const int floats = 2 * tile * (row_stride(dim) + row_stride(value_dim)) + 2 * tile * (tile + 4);
   return static_cast<size_t>(floats) * sizeof(float);
 }
+// Every device holds the largest tiles in dims of up to 128, and the smallest in any.
+static_assert(queries_shared(64, 128, 128) <= kLeastShared);
+static_assert(keys_shared(32, 128, 128) <= kLeastShared);
+static_assert(queries_shared(16, kMaxKernelHeadDim, kMaxKernelHeadDim) <= kLeastShared);
+static_assert(keys_shared(16, kMaxKernelHeadDim, kMaxKernelHeadDim) <= kLeastShared);
 
-/// Blocks (heads of keys, kRows of a group at a time; T).
-template <class T, int kColumns>
+/// Blocks (heads of keys, kRows of a group at a time; T), which walk kKeys keys at a time.
+template <class T, int kColumns, int kKeys>
 __global__ void __launch_bounds__(kThreads) queries_kernel(const BackwardArgs<T> a) {
   extern __shared__ __align__(16) float shared[];
   const attention::Layout& layout = a.layout;
@@ -116,9 +119,9 @@ __global__ void __launch_bounds__(kThreads) queries_kernel(const BackwardArgs<T>
   }
 }
 
-/// Blocks (tiles of kTile keys, heads of keys). Thread (ty, tx) has keys 2 ty and 2 ty + 1, of
-/// kTile rows of queries (token by token, and of each the group's heads) those at tx and tx + 16.
-template <class T, int kColumns>
+/// Blocks (tiles of kTile keys, heads of keys). Thread (ty, tx) has keys kEach ty + i, of kTile
+/// rows of queries (token by token, and of each the group's heads) those at tx + 16 j.
+template <class T, int kColumns, int kTile>
 __global__ void __launch_bounds__(kThreads) keys_kernel(const BackwardArgs<T> a) {
   constexpr int kEach = kTile / 16;
   extern __shared__ __align__(16) float shared[];
@@ -224,10 +227,14 @@ void backward(const ChosenAttention<T>& a, const Launch& on) {
   const AttentionShape& shape = a.shape;
   const attention::DeviceLayout layout = attention::layout_of(shape, on);
   const latent::Tokens tokens = latent::tokens_of(shape, on);
-  const attention::BackwardTiles tiles = attention::backward_tiles(shape, kTile, kTile, on);
   float* delta = scratch<float>(on, a.y.count());
   const auto dim = static_cast<int>(shape.head_dim);
   const auto value_dim = static_cast<int>(shape.value_dim);
+  const int keys = largest_tile(most_shared(), {64, 32, 16},
+                                [&](int n) { return queries_shared(n, dim, value_dim); });
+  const int tile =
+      largest_tile(most_shared(), {32, 16}, [&](int n) { return keys_shared(n, dim, value_dim); });
+  const attention::BackwardTiles tiles = attention::backward_tiles(shape, tile, tile, on);
   const bool narrow = dim <= 128 && value_dim <= 128;
   launch(on, kWhat, latent::delta_kernel<ChosenAttention<T>>,
          dim3(static_cast<unsigned>(ceil_div(a.y.count(), latent::kThreads / 32))),
@@ -242,15 +249,22 @@ void backward(const ChosenAttention<T>& a, const Launch& on) {
                              attention::aligned(a.v.wide, 4 * sizeof(T)),
                              attention::aligned(a.y, 4 * sizeof(T))};
   if (a.q.grad != nullptr) {
-    launch(on, kWhat, narrow ? queries_kernel<T, 8> : queries_kernel<T, 16>,
+    launch(on, kWhat,
+           narrow       ? queries_kernel<T, 8, 64>
+           : keys == 64 ? queries_kernel<T, 16, 64>
+           : keys == 32 ? queries_kernel<T, 16, 32>
+                        : queries_kernel<T, 16, 16>,
            dim3(static_cast<unsigned>(shape.kv_heads * ceil_div(shape.group(), kRows)),
                 static_cast<unsigned>(a.q.rows.outer)),
-           dim3(kThreads), queries_shared(dim, value_dim), args);
+           dim3(kThreads), queries_shared(keys, dim, value_dim), args);
   }
   if (a.k.wide.grad != nullptr || a.v.wide.grad != nullptr) {
-    launch(on, kWhat, narrow ? keys_kernel<T, 8> : keys_kernel<T, 16>,
+    launch(on, kWhat,
+           narrow       ? keys_kernel<T, 8, 32>
+           : tile == 32 ? keys_kernel<T, 16, 32>
+                        : keys_kernel<T, 16, 16>,
            dim3(static_cast<unsigned>(tiles.keys.count), static_cast<unsigned>(shape.kv_heads)),
-           dim3(kThreads), keys_shared(dim, value_dim), args);
+           dim3(kThreads), keys_shared(tile, dim, value_dim), args);
   }
 }
 

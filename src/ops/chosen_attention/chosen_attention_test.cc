@@ -105,7 +105,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{{67, 41}, 20, 1, 16, 8, 4, 8, true, false},
                       Case{{41}, 32, 2, 128, 128, 2, 8}, Case{{100, 33}, 18, 1, 64, 128, 2, 32},
                       Case{{90}, 2, 1, 256, 200, 3, 10, false, false},
-                      Case{{150}, 16, 1, 128, 128, 2, 64}, Case{{270}, 3, 1, 128, 128, 2, 128}),
+                      Case{{90}, 6, 2, 256, 256, 3, 10}, Case{{150}, 16, 1, 128, 128, 2, 64},
+                      Case{{270}, 3, 1, 128, 128, 2, 128}),
     ::testing::PrintToStringParamName());
 
 /// One sequence whose keys and values go through pages in pieces, against the whole without pages.

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "ops/latent_attention/latent_cuda.cuh"
+#include "ops/shared_limit.h"
 
 namespace cambium::cuda {
 namespace latent {
@@ -17,18 +18,28 @@ struct KeyTile {
   int32_t first;  // of the segment's tokens
 };
 
-/// Shared memory of both: kHeads rows of each, kTile of each, and kTile * kHeads weights twice.
-constexpr size_t queries_shared(int all, int rank) {
+/// Shared memory of both, whose tiles have `lanes` rows, a lane each: kHeads rows of each, `lanes`
+/// of each, and lanes * kHeads weights twice.
+constexpr size_t queries_shared(int lanes, int all, int rank) {
   return sizeof(float) *
-         static_cast<size_t>(kHeads * (odd(all) + odd(rank)) + kTile * odd(all) + kTile * kHeads);
+         static_cast<size_t>(kHeads * (odd(all) + odd(rank)) + lanes * odd(all) + lanes * kHeads);
 }
-constexpr size_t keys_shared(int all, int rank) {
-  return sizeof(float) * static_cast<size_t>(kHeads * odd(all) + kTile * (odd(all) + odd(rank)) +
-                                             2 * kTile * kHeads);
+constexpr size_t keys_shared(int lanes, int all, int rank) {
+  return sizeof(float) * static_cast<size_t>(kHeads * odd(all) + lanes * (odd(all) + odd(rank)) +
+                                             2 * lanes * kHeads);
 }
+/// The lanes that have a row, where a block may have `most` bytes. Sums are taken in the same order
+/// with any number.
+template <class Bytes>
+constexpr int lanes_of(size_t most, const Bytes& shared, int all, int rank) {
+  return largest_tile(most, {kTile, kTile / 2, kTile / 4},
+                      [&](int lanes) { return shared(lanes, all, rank); });
+}
+static_assert(queries_shared(kTile / 4, kMaxLatent, kMaxLatent) <= kLeastShared);
+static_assert(keys_shared(kTile / 4, kMaxLatent, kMaxLatent) <= kLeastShared);
 
 /// Blocks (heads / kHeads, T).
-template <class T>
+template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads)
     queries_kernel(LatentAttention<T> a, const int32_t* segments, const int32_t* starts,
                    const float* delta) {
@@ -39,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
   float* queries = shared;
   float* grads = queries + kHeads * odd(all);
   float* keys = grads + kHeads * odd(rank);
-  float* weights = keys + kTile * odd(all);
+  float* weights = keys + kLanes * odd(all);
   const int64_t t = blockIdx.y;
   const int first_head = static_cast<int>(blockIdx.x) * kHeads;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -58,22 +69,24 @@ __global__ void __launch_bounds__(kThreads)
   const float inverse = head < heads ? a.inverse_sum[at] : 0.0F;
   const float mean = head < heads ? delta[at] : 0.0F;
   float dq[kHeads][kColumns] = {};
-  for (int64_t tile = 0; tile < count; tile += kTile) {
+  for (int64_t tile = 0; tile < count; tile += kLanes) {
     __syncthreads();
-    load_keys(a, keys, [&](int r) -> int64_t {
+    load_keys<kLanes>(a, keys, [&](int r) -> int64_t {
       return tile + r < count ? start + a.chosen.position(t, tile + r) : -1;
     });
     __syncthreads();
     float ds = 0.0F;
-    if (tile + lane < count) {
+    if (lane < kLanes && tile + lane < count) {
       const float* key = keys + lane * odd(all);
       const float score = dot(queries + warp * odd(all), key, all) * a.shape.scale;
       const float p = expf(score - largest) * inverse;
       ds = p * (dot(grads + warp * odd(rank), key, rank) - mean) * a.shape.scale;
     }
-    weights[lane * kHeads + warp] = ds;
+    if (lane < kLanes) {
+      weights[lane * kHeads + warp] = ds;
+    }
     __syncthreads();
-    for (int j = 0; j < kTile; ++j) {
+    for (int j = 0; j < kLanes; ++j) {
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
         const int column = static_cast<int>(threadIdx.x) + c * kThreads;
@@ -98,8 +111,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /// A block has kHeads keys (a warp each) and walks the queries, token by token and head by head, in
-/// tiles of kTile (a lane each).
-template <class T>
+/// tiles of kLanes (a lane each).
+template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads) keys_kernel(LatentAttention<T> a, const KeyTile* tiles,
                                                         const int32_t* starts, const float* delta) {
   extern __shared__ __align__(16) float shared[];
@@ -108,9 +121,9 @@ __global__ void __launch_bounds__(kThreads) keys_kernel(LatentAttention<T> a, co
   const auto heads = static_cast<int>(a.shape.heads);
   float* keys = shared;
   float* queries = keys + kHeads * odd(all);
-  float* grads = queries + kTile * odd(all);
-  float* probabilities = grads + kTile * odd(rank);
-  float* weights = probabilities + kTile * kHeads;
+  float* grads = queries + kLanes * odd(all);
+  float* probabilities = grads + kLanes * odd(rank);
+  float* weights = probabilities + kLanes * kHeads;
   const KeyTile tile = tiles[blockIdx.x];
   const int64_t start = starts[tile.segment];
   const int64_t end = starts[tile.segment + 1];
@@ -125,9 +138,9 @@ __global__ void __launch_bounds__(kThreads) keys_kernel(LatentAttention<T> a, co
   float dk[kHeads][kColumns] = {};
   const int64_t first_row = (start + tile.first) * heads;
   const int64_t end_row = end * heads;
-  for (int64_t row = first_row; row < end_row; row += kTile) {
+  for (int64_t row = first_row; row < end_row; row += kLanes) {
     __syncthreads();
-    for (int r = warp; r < kTile; r += kThreads / 32) {
+    for (int r = warp; r < kLanes; r += kThreads / 32) {
       const bool there = row + r < end_row;
       for (int d = lane; d < all; d += 32) {
         queries[r * odd(all) + d] =
@@ -142,19 +155,21 @@ __global__ void __launch_bounds__(kThreads) keys_kernel(LatentAttention<T> a, co
     float p = 0.0F;
     float ds = 0.0F;
     const int64_t own = row + lane;
-    if (own < end_row && key_row < end &&
+    if (lane < kLanes && own < end_row && key_row < end &&
         a.chosen.has(own / heads, own / heads - start, key_row - start)) {
       const float* key = keys + warp * odd(all);
       const float score = dot(queries + lane * odd(all), key, all) * a.shape.scale;
       p = expf(score - a.largest[own]) * a.inverse_sum[own];
       ds = p * (dot(grads + lane * odd(rank), key, rank) - delta[own]) * a.shape.scale;
     }
-    probabilities[lane * kHeads + warp] = p;
-    weights[lane * kHeads + warp] = ds;
+    if (lane < kLanes) {
+      probabilities[lane * kHeads + warp] = p;
+      weights[lane * kHeads + warp] = ds;
+    }
     if (__syncthreads_or(p != 0.0F ? 1 : 0) == 0) {
       continue;  // nobody here looks at these keys
     }
-    for (int j = 0; j < kTile; ++j) {
+    for (int j = 0; j < kLanes; ++j) {
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
         const int column = static_cast<int>(threadIdx.x) + c * kThreads;
@@ -221,14 +236,23 @@ void backward(const LatentAttention<T>& a, const Launch& on) {
          dim3(static_cast<unsigned>(ceil_div(a.y.count(), kThreads / 32))), dim3(kThreads), 0, a,
          delta);
   if (a.q.grad != nullptr) {
-    launch(on, kWhat, queries_kernel<T>,
+    const int lanes = lanes_of(most_shared(), queries_shared, all, rank);
+    launch(on, kWhat,
+           lanes == kTile       ? queries_kernel<T, kTile>
+           : lanes == kTile / 2 ? queries_kernel<T, kTile / 2>
+                                : queries_kernel<T, kTile / 4>,
            dim3(static_cast<unsigned>(ceil_div(shape.heads, kHeads)),
                 static_cast<unsigned>(a.q.rows.outer)),
-           dim3(kThreads), queries_shared(all, rank), a, tokens.segment, starts, delta);
+           dim3(kThreads), queries_shared(lanes, all, rank), a, tokens.segment, starts, delta);
   }
   if (a.latent.wide.grad != nullptr || a.rope_key.wide.grad != nullptr) {
-    launch(on, kWhat, keys_kernel<T>, dim3(static_cast<unsigned>(plan->tiles)), dim3(kThreads),
-           keys_shared(all, rank), a, plan->memory.template as<KeyTile>(), starts, delta);
+    const int lanes = lanes_of(most_shared(), keys_shared, all, rank);
+    launch(on, kWhat,
+           lanes == kTile       ? keys_kernel<T, kTile>
+           : lanes == kTile / 2 ? keys_kernel<T, kTile / 2>
+                                : keys_kernel<T, kTile / 4>,
+           dim3(static_cast<unsigned>(plan->tiles)), dim3(kThreads), keys_shared(lanes, all, rank),
+           a, plan->memory.template as<KeyTile>(), starts, delta);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/latent_attention/latent_cuda.cuh"
+#include "ops/shared_limit.h"
 
 namespace cambium::cuda {
 namespace latent {
@@ -45,13 +46,14 @@ struct TokensPlan {
   int64_t singles = 0;
 };
 
-/// kColumns a thread, kThreads apart. Shared memory: queries (kHeads, odd), keys (kTile, odd),
-/// weights (kTile, kHeads), factors (kHeads).
-constexpr size_t forward_shared(int all) {
-  return sizeof(float) * static_cast<size_t>((kHeads + kTile) * odd(all) + kTile * kHeads + kHeads);
+/// kColumns a thread, kThreads apart; a tile has kLanes keys, a lane each. Shared memory: queries
+/// (kHeads, odd), keys (lanes, odd), weights (lanes, kHeads), factors (kHeads).
+constexpr size_t forward_shared(int lanes, int all) {
+  return sizeof(float) * static_cast<size_t>((kHeads + lanes) * odd(all) + lanes * kHeads + kHeads);
 }
+static_assert(forward_shared(kTile / 2, kMaxLatent) <= kLeastShared);
 
-template <class T, int kColumns>
+template <class T, int kColumns, int kLanes>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(LatentAttention<T> a, attention::Layout layout, const int32_t* segments,
                    const int32_t* singles, Partials partials) {
@@ -61,8 +63,8 @@ __global__ void __launch_bounds__(kThreads)
   const int stride = odd(all);
   float* queries = shared;
   float* keys = queries + kHeads * stride;
-  float* weights = keys + kTile * stride;
-  float* factors = weights + kTile * kHeads;
+  float* weights = keys + kLanes * stride;
+  float* factors = weights + kLanes * kHeads;
   const int64_t t = blockIdx.y;
   const int first_head = static_cast<int>(blockIdx.x) * kHeads;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -83,22 +85,25 @@ __global__ void __launch_bounds__(kThreads)
   float y[kHeads][kColumns] = {};
   float largest = -INFINITY;  // of the warp's head
   float sum = 0.0F;
-  for (int64_t tile = first; tile < end; tile += kTile) {
+  for (int64_t tile = first; tile < end; tile += kLanes) {
     __syncthreads();  // the tile before has been read
-    load_keys(a, keys, [&](int r) -> int64_t {
+    load_keys<kLanes>(a, keys, [&](int r) -> int64_t {
       return tile + r < end ? layout.key_row(s, static_cast<int>(a.chosen.position(t, tile + r)))
                             : -1;
     });
     __syncthreads();
     const float score =
-        tile + lane < end ? dot(queries + warp * stride, keys + lane * stride, all) * a.shape.scale
-                          : -INFINITY;
+        lane < kLanes && tile + lane < end
+            ? dot(queries + warp * stride, keys + lane * stride, all) * a.shape.scale
+            : -INFINITY;
     const float most = fmaxf(largest, warp_max(score));
     const float factor = expf(largest - most);  // 0 for the first tile
     const float weight = expf(score - most);
     sum = sum * factor + warp_sum(weight);
     largest = most;
-    weights[lane * kHeads + warp] = weight;
+    if (lane < kLanes) {
+      weights[lane * kHeads + warp] = weight;
+    }
     if (lane == 0) {
       factors[warp] = factor;
     }
@@ -110,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
         y[h][c] *= factors[h];
       }
     }
-    for (int j = 0; j < kTile; ++j) {
+    for (int j = 0; j < kLanes; ++j) {
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
         const int column = static_cast<int>(threadIdx.x) + c * kThreads;
@@ -249,10 +254,14 @@ void forward(const LatentAttention<T>& a, const Launch& on) {
   }
   const attention::DeviceLayout layout = attention::layout_of(shape, on);
   const int64_t head_blocks = ceil_div(shape.heads, kHeads);
-  const auto kernel = shape.value_dim <= kThreads       ? forward_kernel<T, 1>
-                      : shape.value_dim <= 2 * kThreads ? forward_kernel<T, 2>
-                                                        : forward_kernel<T, 4>;
-  const size_t bytes = forward_shared(static_cast<int>(shape.head_dim));
+  const auto all = static_cast<int>(shape.head_dim);
+  const int lanes = largest_tile(most_shared(), {kTile, kTile / 2},
+                                 [&](int n) { return forward_shared(n, all); });
+  const auto kernel = lanes < kTile                     ? forward_kernel<T, 4, kTile / 2>
+                      : shape.value_dim <= kThreads     ? forward_kernel<T, 1, kTile>
+                      : shape.value_dim <= 2 * kThreads ? forward_kernel<T, 2, kTile>
+                                                        : forward_kernel<T, 4, kTile>;
+  const size_t bytes = forward_shared(lanes, all);
   const Partials partials = make_partials(a, tokens, tokens.singles * head_blocks, 4 * kTile,
                                           resident_blocks(kernel, kThreads, bytes), on);
   launch(on, "latent_attention", kernel,

@@ -81,7 +81,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LatentAttention,
                                            Case{{67, 41}, 10, 16, 8, 7}, Case{{41}, 2, 512, 64, 33},
                                            Case{{30}, 3, 8, 4, 3, 4},
                                            Case{{70, 9}, 3, 512, 64, 2, 16},
-                                           Case{{70, 9}, 3, 512, 64}),
+                                           Case{{70, 9}, 3, 512, 64}, Case{{41}, 2, 640, 64}),
                          ::testing::PrintToStringParamName());
 
 /// One sequence whose latents go through pages in pieces, against the whole without pages.

@@ -9,7 +9,7 @@ namespace cambium::cuda::latent {
 inline constexpr int kThreads = 256;
 /// Heads of a block, a warp each.
 inline constexpr int kHeads = 8;
-/// Keys of a tile, a lane each.
+/// Keys of a tile, a lane each; fewer where a block may have less shared memory (kLanes).
 inline constexpr int kTile = 32;
 
 /// The arguments without what is the host's: the same bytes in every step that is queued alike.
@@ -94,14 +94,14 @@ bool forward_on_tensor_cores(const LatentAttention<bf16>& a, const Tokens& token
 /// The same sizes by warpgroups; false where the device has none (latent_attention_wgmma_cuda.cu).
 bool forward_by_warpgroups(const LatentAttention<bf16>& a, const Tokens& tokens, const Launch& on);
 
-/// The latent and the rotated key of `rows` rows of 32, one row a warp at a time; zeros where
-/// row_of says -1.
-template <class T, class RowOf>
+/// The latent and the rotated key of kRows rows, one row a warp at a time; zeros where row_of says
+/// -1.
+template <int kRows = kTile, class T, class RowOf>
 __device__ void load_keys(const LatentAttention<T>& a, float* to, const RowOf& row_of) {
   const auto rank = static_cast<int>(a.shape.value_dim);
   const auto all = static_cast<int>(a.shape.head_dim);
   const int stride = odd(all);
-  for (int r = static_cast<int>(threadIdx.x) / 32; r < kTile; r += kThreads / 32) {
+  for (int r = static_cast<int>(threadIdx.x) / 32; r < kRows; r += kThreads / 32) {
     const int64_t row = row_of(r);
     for (int d = static_cast<int>(threadIdx.x) % 32; d < all; d += 32) {
       to[r * stride + d] = row < 0    ? 0.0F

@@ -20,6 +20,7 @@
 #include <type_traits>
 
 #include "ops/recurrence/recurrence_backward_cuda.cuh"
+#include "ops/shared_limit.h"
 
 namespace cambium::cuda {
 namespace {
@@ -55,32 +56,32 @@ __device__ __forceinline__ void sum_warps(const float* part, int n, int64_t key_
   }
 }
 
-template <class T, int kRows>
+template <class T, int kRows, int kTokens = kStepTokens<kRows>>
 struct StagedTokens {
-  float* q;        // (kStepTokens, kKeyPad)
-  float* k;        // (kStepTokens, kKeyPad)
-  float* decay;    // (kStepTokens, kKeyPad)
-  float* dy;       // (kStepTokens, kStepColumns)
-  float* written;  // (kStepTokens, kStepColumns) e
-  float* du;       // (kStepTokens, kStepColumns)
-  float* weight;   // (kStepTokens)
-  float* part;     // (kStepTokens, kStepWarps, kKeyPad)
+  float* q;        // (kTokens, kKeyPad)
+  float* k;        // (kTokens, kKeyPad)
+  float* decay;    // (kTokens, kKeyPad)
+  float* dy;       // (kTokens, kStepColumns)
+  float* written;  // (kTokens, kStepColumns) e
+  float* du;       // (kTokens, kStepColumns)
+  float* weight;   // (kTokens)
+  float* part;     // (kTokens, kStepWarps, kKeyPad)
   float* part2;    // the same
 
   static constexpr size_t bytes(int parts) {
-    return sizeof(float) * kStepTokens<kRows> *
+    return sizeof(float) * kTokens *
            ((3 + parts * kStepWarps) * kKeyPad<kRows> + 3 * kStepColumns + 1);
   }
   __device__ explicit StagedTokens(float* shared) {
-    constexpr int kKeys = kStepTokens<kRows> * kKeyPad<kRows>;
+    constexpr int kKeys = kTokens * kKeyPad<kRows>;
     q = shared;
     k = q + kKeys;
     decay = k + kKeys;
     part = decay + kKeys;
     dy = part + kKeys * kStepWarps;
-    written = dy + kStepTokens<kRows> * kStepColumns;
-    du = written + kStepTokens<kRows> * kStepColumns;
-    part2 = du + kStepTokens<kRows> * kStepColumns;
+    written = dy + kTokens * kStepColumns;
+    du = written + kTokens * kStepColumns;
+    part2 = du + kTokens * kStepColumns;
     // After part2 where there is one; the chain has none.
     weight = part2;
   }
@@ -208,13 +209,13 @@ __global__ void __launch_bounds__(kStepThreads)
   }
 }
 
-template <class T, int kRows>
+template <class T, int kRows, int kTokens>
 __global__ void __launch_bounds__(kStepThreads)
     reads_kernel(Recurrence<T> a, const ChunkSpan* spans, RecurrenceKept kept, KeyParts parts,
                  bool wide) {
   extern __shared__ float4 shared[];
-  StagedTokens<T, kRows> staged(reinterpret_cast<float*>(shared));
-  staged.weight += kStepTokens<kRows> * kStepWarps * kKeyPad<kRows>;
+  StagedTokens<T, kRows, kTokens> staged(reinterpret_cast<float*>(shared));
+  staged.weight += kTokens * kStepWarps * kKeyPad<kRows>;
   const int64_t slice = blockIdx.x % parts.slices;
   const int64_t h = blockIdx.x / parts.slices % a.heads;
   const int64_t chunk = blockIdx.x / parts.slices / a.heads;
@@ -226,8 +227,8 @@ __global__ void __launch_bounds__(kStepThreads)
   float s[kRows][4];
   load_state<kRows>(kept.states + (chunk * a.heads + h) * a.key_dim * a.dim, a.key_dim, a.dim, at,
                     wide, s);
-  for (int from = 0; from < span.tokens; from += kStepTokens<kRows>) {
-    const int n = span.tokens - from < kStepTokens<kRows> ? span.tokens - from : kStepTokens<kRows>;
+  for (int from = 0; from < span.tokens; from += kTokens) {
+    const int n = span.tokens - from < kTokens ? span.tokens - from : kTokens;
     const int64_t t = span.token + from;
     __syncthreads();
     staged.stage(a, kept, t, n, h, slice);
@@ -526,9 +527,15 @@ void backward(const Recurrence<T>& args, const Launch& on) {
     launch(on, kName, chain_kernel<T, kRows>,
            static_cast<unsigned>(a.segments.count * a.heads * slices), kStepThreads,
            StagedTokens<T, kRows>::bytes(1), a, chunks.first, chunks.count, kept, parts, wide);
-    launch(on, kName, reads_kernel<T, kRows>,
+    // Half the tokens at a time where a block may have less shared memory: the same sums.
+    constexpr int kTokens = kStepTokens<kRows>;
+    constexpr int kLess = StagedTokens<T, kRows>::bytes(2) > kLeastShared ? kTokens / 2 : kTokens;
+    static_assert(StagedTokens<T, kRows, kLess>::bytes(2) <= kLeastShared);
+    const bool all = StagedTokens<T, kRows>::bytes(2) <= most_shared();
+    launch(on, kName, all ? reads_kernel<T, kRows, kTokens> : reads_kernel<T, kRows, kLess>,
            static_cast<unsigned>(chunks.count * a.heads * slices), kStepThreads,
-           StagedTokens<T, kRows>::bytes(2), a, chunks.span, kept, parts, wide);
+           all ? StagedTokens<T, kRows>::bytes(2) : StagedTokens<T, kRows, kLess>::bytes(2), a,
+           chunks.span, kept, parts, wide);
   });
   add_gradients(a, chunks, kept, parts, on);
 }

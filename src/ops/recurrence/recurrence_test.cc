@@ -104,6 +104,7 @@ INSTANTIATE_TEST_SUITE_P(
               Case{"mamba2_of_80", {70, 1, 65}, 1, 2, 128, 80, false, false, true, true},
               Case{"mamba2_of_112", {70, 33}, 1, 2, 64, 112, false, false, true, true},
               Case{"mamba2_of_256_keys", {100, 1, 33}, 1, 2, 256, 128, false, false, true, true},
+              Case{"gdn_of_256_keys", {70, 33}, 1, 2, 256, 64, false, true},
               Case{"gdn_of_64", {70, 33, 200}, 1, 3, 64, 64, false, true},
               Case{"channel_decay_shared_keys", {100}, 1, 2, 64, 64, true, false, true, true},
               Case{"medium_channel_decay", {100}, 1, 1, 64, 64, true, true, true, false, -6.0},
