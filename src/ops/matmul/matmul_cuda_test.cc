@@ -258,10 +258,14 @@ TEST(MatmulCudaStream, FewRowsMatchDefinition) {
       for (size_t part = 0; part < sizes.size(); ++part) {
         for (int64_t i = 0; i < t; ++i) {
           for (int64_t n = 0; n < sizes[part]; ++n) {
-            const double want = exact[static_cast<size_t>(i * all + row + n)] +
-                                (part == 1 ? 0.0 : values[2][static_cast<size_t>(row + n)]);
+            const double product = exact[static_cast<size_t>(i * all + row + n)];
+            const double want =
+                product + (part == 1 ? 0.0 : values[2][static_cast<size_t>(row + n)]);
             const double had = got[part][static_cast<size_t>(i * sizes[part] + n)];
-            ASSERT_NEAR(had, want, 0.01 * std::abs(want) + 2e-3 * std::sqrt(double(k)) / 16)
+            // Some devices have the library for more than four rows too.
+            const double rounding = t > 4 ? std::abs(product) / 256 : 0.0;
+            ASSERT_NEAR(had, want,
+                        0.01 * std::abs(want) + 2e-3 * std::sqrt(double(k)) / 16 + rounding)
                 << "weight " << part << " row " << i << " output " << n;
           }
         }
