@@ -8,8 +8,8 @@ namespace cambium {
 
 /// What every device that kernels are compiled for gives a block without being asked, bytes.
 inline constexpr size_t kSharedOfAll = 48 * 1024;
-/// What each of them gives a block that asks for it: that of sm_86, 89 and 120, the least of all.
-inline constexpr size_t kLeastShared = 99 * 1024;
+/// What sm_86, 89 and 120 give a block that asks for it: the least of all these devices.
+inline constexpr size_t kSharedOfSm86 = 99 * 1024;
 
 /// The bytes that a device gives a block, lowered to what CAMBIUM_CUDA_SHARED (`kib`; null: not
 /// set) says in KiB, never raised. Error where that is no whole number or less than kSharedOfAll.

@@ -22,7 +22,9 @@ struct Form {
   static constexpr int kChunkKeys = kG * 16;
   static constexpr int kStep = kWarps * kChunkKeys;  // keys that the warps take together
   using Keys = Chunk<kDim, kChunkKeys, E>;
-  static constexpr int kShared = kWarps * kStages * Keys::kBytes;
+  static constexpr size_t kShared = size_t{kWarps} * kStages * Keys::kBytes;
+  /// With a chunk less in its rings: the same results.
+  using Shorter = Form<E, kDim, kQ, kWarps, kStages - 1, kG, kBlocks>;
 };
 
 /// The number of the warp, known to be the same in all its lanes.

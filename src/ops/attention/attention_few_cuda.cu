@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "ops/attention/attention_few_copies.cuh"
+#include "ops/shared_limit.h"
 
 namespace cambium::cuda::attention {
 namespace {
@@ -459,8 +460,16 @@ struct Kernel {
   int64_t resident() const { return resident_blocks(kernel, threads, shared); }
 };
 
+/// Of form F, or of the shorter one where a block may have less shared memory than F takes.
 template <class F>
 Kernel<typename F::E> kernel_of() {
+  constexpr size_t kTaken = F::kShared + sizeof(Results<F::kQueries, F::kWarps>);
+  if constexpr (kTaken > kSharedOfSm86) {
+    static_assert(F::kStages > 2);
+    if (kTaken > most_shared()) {
+      return kernel_of<typename F::Shorter>();
+    }
+  }
   return {few_rows<F>, F::kThreads, F::kShared};
 }
 

@@ -39,10 +39,10 @@ constexpr size_t keys_shared(int tile, int dim, int value_dim) {
   return static_cast<size_t>(floats) * sizeof(float);
 }
 // Every device holds the largest tiles in dims of up to 128, and the smallest in any.
-static_assert(queries_shared(64, 128, 128) <= kLeastShared);
-static_assert(keys_shared(32, 128, 128) <= kLeastShared);
-static_assert(queries_shared(16, kMaxKernelHeadDim, kMaxKernelHeadDim) <= kLeastShared);
-static_assert(keys_shared(16, kMaxKernelHeadDim, kMaxKernelHeadDim) <= kLeastShared);
+static_assert(queries_shared(64, 128, 128) <= kSharedOfSm86);
+static_assert(keys_shared(32, 128, 128) <= kSharedOfSm86);
+static_assert(queries_shared(16, kMaxKernelHeadDim, kMaxKernelHeadDim) <= kSharedOfSm86);
+static_assert(keys_shared(16, kMaxKernelHeadDim, kMaxKernelHeadDim) <= kSharedOfSm86);
 
 /// Blocks (heads of keys, kRows of a group at a time; T), which walk kKeys keys at a time.
 template <class T, int kColumns, int kKeys>

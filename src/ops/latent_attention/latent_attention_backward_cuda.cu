@@ -35,8 +35,8 @@ constexpr int lanes_of(size_t most, const Bytes& shared, int all, int rank) {
   return largest_tile(most, {kTile, kTile / 2, kTile / 4},
                       [&](int lanes) { return shared(lanes, all, rank); });
 }
-static_assert(queries_shared(kTile / 4, kMaxLatent, kMaxLatent) <= kLeastShared);
-static_assert(keys_shared(kTile / 4, kMaxLatent, kMaxLatent) <= kLeastShared);
+static_assert(queries_shared(kTile / 4, kMaxLatent, kMaxLatent) <= kSharedOfSm86);
+static_assert(keys_shared(kTile / 4, kMaxLatent, kMaxLatent) <= kSharedOfSm86);
 
 /// Blocks (heads / kHeads, T).
 template <class T, int kLanes>

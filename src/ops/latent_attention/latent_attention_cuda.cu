@@ -51,7 +51,7 @@ struct TokensPlan {
 constexpr size_t forward_shared(int lanes, int all) {
   return sizeof(float) * static_cast<size_t>((kHeads + lanes) * odd(all) + lanes * kHeads + kHeads);
 }
-static_assert(forward_shared(kTile / 2, kMaxLatent) <= kLeastShared);
+static_assert(forward_shared(kTile / 2, kMaxLatent) <= kSharedOfSm86);
 
 template <class T, int kColumns, int kLanes>
 __global__ void __launch_bounds__(kThreads)

@@ -529,8 +529,8 @@ void backward(const Recurrence<T>& args, const Launch& on) {
            StagedTokens<T, kRows>::bytes(1), a, chunks.first, chunks.count, kept, parts, wide);
     // Half the tokens at a time where a block may have less shared memory: the same sums.
     constexpr int kTokens = kStepTokens<kRows>;
-    constexpr int kLess = StagedTokens<T, kRows>::bytes(2) > kLeastShared ? kTokens / 2 : kTokens;
-    static_assert(StagedTokens<T, kRows, kLess>::bytes(2) <= kLeastShared);
+    constexpr int kLess = StagedTokens<T, kRows>::bytes(2) > kSharedOfSm86 ? kTokens / 2 : kTokens;
+    static_assert(StagedTokens<T, kRows, kLess>::bytes(2) <= kSharedOfSm86);
     const bool all = StagedTokens<T, kRows>::bytes(2) <= most_shared();
     launch(on, kName, all ? reads_kernel<T, kRows, kTokens> : reads_kernel<T, kRows, kLess>,
            static_cast<unsigned>(chunks.count * a.heads * slices), kStepThreads,
