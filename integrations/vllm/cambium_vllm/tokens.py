@@ -71,11 +71,11 @@ class Tokens(AttentionLayerBase):
 
     def __call__(self, x, step, _):
         """x (1, N, C) of all tokens; the state that vLLM's model has none of is of no use here."""
-        metadata = get_forward_context().attn_metadata
+        metadata = (get_forward_context().attn_metadata or {}).get(self.prefix)
         if metadata is None:  # vLLM measures memory
             return self.call(x, step, {})
         y = torch.zeros_like(x)
-        for sequence in metadata[self.prefix].groups:
+        for sequence in metadata.groups:
             state = self.load(sequence)
             y[0][sequence.tokens] = self.call(x[0][sequence.tokens], step.of(sequence), state)
             self.store(sequence, state)

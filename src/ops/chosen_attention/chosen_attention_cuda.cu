@@ -1,6 +1,7 @@
 // Attention to chosen keys on CUDA, forward, for every type and size: a block has a token and up to
 // kRows of the heads that read one head of keys, and walks the chosen keys in tiles of kKeys with a
-// running maximum in fp32. bf16 of the dims that suit goes to tensor cores
+// running maximum in fp32. The keys of tokens that decode (segments of one token) are cut in parts
+// of kPartKeys, whose results are added in order. bf16 of the dims that suit goes to tensor cores
 // (chosen_attention_mma_cuda.cu).
 #include <algorithm>
 
@@ -20,7 +21,8 @@ template <class T, class K>
 struct ForwardArgs {
   ChosenAttention<T> in;
   attention::Layout layout;
-  const int32_t* segments;
+  Calls calls;
+  latent::Partials partials;
   View<K> k, v;
   const bf16* k_scales;  // of fp8, as ScaledRows has them
   const bf16* v_scales;
@@ -35,7 +37,7 @@ constexpr size_t forward_shared(int dim, int value_dim) {
   return static_cast<size_t>(floats) * sizeof(float) + kKeys * sizeof(int64_t);
 }
 
-/// Blocks (heads of keys, kRows of a group at a time; T). Thread (ty, tx) has row ty, of it
+/// Blocks (heads of keys, kRows of a group at a time; T; parts). Thread (ty, tx) has row ty, of it
 /// the keys tx + 16 j of a tile and the columns 4 tx + 64 c + e of values; kColumns = 4 per 64.
 template <class T, class K, int kColumns>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardArgs<T, K> a) {
@@ -53,8 +55,11 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardArgs<T, 
   const int ty = thread / 16;
   const int tx = thread % 16;
   await_inputs();
-  const Work work = find_work(a.in, layout, a.segments);
-  const int64_t end = work.count;
+  Work work;
+  if (!find_work(a.in, layout, a.calls, a.partials, work)) {
+    return;
+  }
+  const int64_t end = work.end;
   const int kv_head = work.kv_head;
   attention::load_rows<T>(queries, stride, kRows, dim, a.q_vectors, [&](int r) -> const T* {
     return r < work.rows ? a.in.q.row(work.t, work.head + r) : nullptr;
@@ -67,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardArgs<T, 
   float largest = -INFINITY;
   float sum = 0.0F;  // of this thread's keys
   float y[1][kColumns] = {};
-  for (int64_t tile = 0; tile < end; tile += kKeys) {
+  for (int64_t tile = work.first; tile < end; tile += kKeys) {
     __syncthreads();  // the tile before has been read
     if (thread < kKeys) {
       const int64_t i = tile + thread;
@@ -127,26 +132,27 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardArgs<T, 
     return;
   }
   if (tx == 0) {
-    keep_sums(a.in, work, ty, largest, sum);
+    store_sums(a.in, a.partials, work, ty, largest, sum);
   }
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
     const int column = 4 * tx + c / 4 * 64 + c % 4;
     if (column < value_dim) {
-      store(a.in.y.row(work.t, work.head + ty) + column, y[0][c] / sum);
+      store_value(a.in, a.partials, work, ty, column, y[0][c], sum);
     }
   }
 }
 
 template <class T, class K>
 void forward(const ChosenAttention<T>& a, const View<K>& k, const View<K>& v, const bf16* k_scales,
-             const bf16* v_scales, const Launch& on) {
+             const bf16* v_scales, const latent::Tokens& tokens, const latent::Partials& partials,
+             const Launch& on) {
   const AttentionShape& shape = a.shape;
   const attention::DeviceLayout layout = attention::layout_of(shape, on);
-  const latent::Tokens tokens = latent::tokens_of(shape, on);
   const ForwardArgs<T, K> args{latent::for_device(a),
                                layout.layout,
-                               tokens.segment,
+                               {tokens.segment, tokens.single},
+                               partials,
                                k,
                                v,
                                k_scales,
@@ -155,24 +161,60 @@ void forward(const ChosenAttention<T>& a, const View<K>& k, const View<K>& v, co
                                attention::aligned(k, 4 * sizeof(K)),
                                attention::aligned(v, 4 * sizeof(K))};
   const auto kernel = shape.value_dim <= 128 ? forward_kernel<T, K, 8> : forward_kernel<T, K, 16>;
-  launch_ahead(on, "chosen_attention", kernel, blocks_of(a), dim3(kThreads),
+  launch_ahead(on, "chosen_attention", kernel, blocks_of(a, partials), dim3(kThreads),
                forward_shared(layout.layout.head_dim, layout.layout.value_dim), args);
 }
 
+/// Parts of a decoding token's keys: as many as the choice can reach, and the table, which is the
+/// same for steps that follow each other. Where a part begins does not depend on the call.
+latent::Partials make_partials(const AttentionShape& shape, const ChosenTokens& chosen,
+                               const latent::Tokens& tokens, const Launch& on) {
+  latent::Partials partials;
+  if (tokens.singles == 0 || shape.table == nullptr) {
+    return partials;
+  }
+  int64_t reach = shape.pages_per_segment * shape.page_size;
+  if (chosen.defined()) {
+    const int64_t most = chosen.budget * chosen.size;
+    reach = on.batch_invariant ? most : std::min(reach, most);
+  }
+  partials.parts = ceil_div(reach, kPartKeys);
+  if (partials.parts > 1) {
+    const int64_t rows = tokens.singles * partials.parts * shape.heads;
+    partials.y = scratch<float>(on, rows * shape.value_dim);
+    partials.largest = scratch<float>(on, rows);
+    partials.sum = scratch<float>(on, rows);
+  }
+  return partials;
+}
+
 template <class T>
-void forward(const ChosenAttention<T>& a, const Launch& on) {
+void forward_by_type(const ChosenAttention<T>& a, const latent::Tokens& tokens,
+                     const latent::Partials& partials, const Launch& on) {
   if constexpr (std::is_same_v<T, bf16>) {
-    if (forward_on_tensor_cores(a, on)) {
+    if (forward_on_tensor_cores(a, tokens, partials, on)) {
       return;
     }
   }
   if (a.k.scaled.defined()) {
-    forward(a, a.k.scaled.rows, a.v.scaled.rows, a.k.scaled.scales, a.v.scaled.scales, on);
+    forward(a, a.k.scaled.rows, a.v.scaled.rows, a.k.scaled.scales, a.v.scaled.scales, tokens,
+            partials, on);
   } else if (a.k.narrow.defined()) {
-    forward(a, a.k.narrow, a.v.narrow, nullptr, nullptr, on);
+    forward(a, a.k.narrow, a.v.narrow, nullptr, nullptr, tokens, partials, on);
   } else {
-    forward(a, a.k.wide, a.v.wide, nullptr, nullptr, on);
+    forward(a, a.k.wide, a.v.wide, nullptr, nullptr, tokens, partials, on);
   }
+}
+
+template <class T>
+void forward(const ChosenAttention<T>& a, const Launch& on) {
+  const latent::Tokens tokens = latent::tokens_of(a.shape, on);
+  const latent::Partials partials = make_partials(a.shape, a.chosen, tokens, on);
+  forward_by_type(a, tokens, partials, on);
+  LatentAttention<T> added{};  // the same addition of parts
+  added.shape = a.shape;
+  added.y = a.y;
+  latent::add_parts(added, tokens, partials, on);
 }
 
 }  // namespace

@@ -16,7 +16,8 @@ constexpr int kStages = 2;
 struct Args {
   ChosenAttention<bf16> in;
   attention::Layout layout;
-  const int32_t* segments;
+  Calls calls;
+  latent::Partials partials;
 };
 
 /// Queries, then for each warp and stage keys and values; in their place the warps' sums at the
@@ -43,18 +44,21 @@ __global__ void __launch_bounds__(kThreads, 3) mma_kernel(const Args a) {
   Shared<kDim>& shared = *reinterpret_cast<Shared<kDim>*>(memory);
   await_inputs();
   const attention::Layout& layout = a.layout;
-  const Work work = find_work(a.in, layout, a.segments);
+  Work work;
+  if (!find_work(a.in, layout, a.calls, a.partials, work)) {
+    return;
+  }
   const View<bf16>& k = a.in.k.wide;
   const View<bf16>& v = a.in.v.wide;
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32;
   const int lane = thread % 32;
   const int dim = layout.head_dim;
-  const auto tiles = static_cast<int>((work.count + kKeys - 1) / kKeys);
+  const auto tiles = static_cast<int>((work.end - work.first + kKeys - 1) / kKeys);
   // The row of key lane % kKeys of a tile.
   const auto find_row = [&](int tile) -> int64_t {
-    const int64_t i = int64_t{tile} * kKeys + lane % kKeys;
-    return i < work.count
+    const int64_t i = work.first + int64_t{tile} * kKeys + lane % kKeys;
+    return i < work.end
                ? layout.key_row(work.segment, static_cast<int>(a.in.chosen.position(work.list, i)))
                : -1;
   };
@@ -92,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 3) mma_kernel(const Args a) {
     __syncwarp();
     float s[1][kKeys / 8][4] = {};
     attention::scores_of<kDim, 1, kKeys / 8>(shared.queries, shared.tiles[warp][stage][0], s);
-    const auto here = static_cast<int>(work.count) - tile * kKeys;
+    const auto here = static_cast<int>(work.end - work.first) - tile * kKeys;
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
@@ -141,17 +145,18 @@ __global__ void __launch_bounds__(kThreads, 3) mma_kernel(const Args a) {
       value += factor * shared.y[w][r][column];
     }
     if (column == 0) {
-      keep_sums(a.in, work, r, largest, sum);
+      store_sums(a.in, a.partials, work, r, largest, sum);
     }
     if (column < dim) {
-      store(a.in.y.row(work.t, work.head + r) + column, value / sum);
+      store_value(a.in, a.partials, work, r, column, value, sum);
     }
   }
 }
 
 }  // namespace
 
-bool forward_on_tensor_cores(const ChosenAttention<bf16>& a, const Launch& on) {
+bool forward_on_tensor_cores(const ChosenAttention<bf16>& a, const latent::Tokens& tokens,
+                             const latent::Partials& partials, const Launch& on) {
   const AttentionShape& shape = a.shape;
   const auto suits = [](const View<bf16>& x) { return x.defined() && attention::aligned(x, 16); };
   if (shape.head_dim != shape.value_dim || shape.head_dim > 128 || shape.scale <= 0.0F ||
@@ -159,11 +164,11 @@ bool forward_on_tensor_cores(const ChosenAttention<bf16>& a, const Launch& on) {
     return false;
   }
   const attention::DeviceLayout layout = attention::layout_of(shape, on);
-  const latent::Tokens tokens = latent::tokens_of(shape, on);
-  const Args args{latent::for_device(a), layout.layout, tokens.segment};
+  const Args args{latent::for_device(a), layout.layout, {tokens.segment, tokens.single}, partials};
   const bool narrow = shape.head_dim <= 64;
-  launch_ahead(on, "chosen_attention", narrow ? mma_kernel<64> : mma_kernel<128>, blocks_of(a),
-               dim3(kThreads), narrow ? sizeof(Shared<64>) : sizeof(Shared<128>), args);
+  launch_ahead(on, "chosen_attention", narrow ? mma_kernel<64> : mma_kernel<128>,
+               blocks_of(a, partials), dim3(kThreads),
+               narrow ? sizeof(Shared<64>) : sizeof(Shared<128>), args);
   return true;
 }
 
