@@ -34,6 +34,18 @@ Tensor Linear::forward_unread(Context& ctx, const Tensor& x) const {
   return matmul_unread(ctx, x, weight.tensor, bias.tensor);
 }
 
+std::vector<Tensor> forward_all(Context& ctx, const Tensor& x,
+                                std::span<const Linear* const> linears) {
+  std::vector<Affine> of;
+  of.reserve(linears.size());
+  for (const Linear* linear : linears) {
+    of.push_back({linear->weight.tensor, linear->bias.tensor});
+  }
+  std::vector<Tensor> to(of.size());
+  matmul_each(ctx, x, of, to);
+  return to;
+}
+
 void Linear::visit(const std::string& prefix, const ParameterVisitor& visitor) {
   visitor(prefix + ".weight", weight);
   if (!bias.shape.empty()) {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <array>
+#include <span>
+#include <vector>
 
 #include "nn/parameter.h"
 #include "ops/matmul/matmul.h"
@@ -34,5 +36,9 @@ std::array<Tensor, sizeof...(Linears)> forward_each(Context& ctx, const Tensor& 
   return matmul_each<sizeof...(Linears)>(ctx, x,
                                          {{{linears.weight.tensor, linears.bias.tensor}...}});
 }
+
+/// The same for as many as there are.
+std::vector<Tensor> forward_all(Context& ctx, const Tensor& x,
+                                std::span<const Linear* const> linears);
 
 }  // namespace cambium

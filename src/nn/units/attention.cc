@@ -136,9 +136,12 @@ class AttentionUnit : public ScoredMixer {
            owner);
   }
 
-  Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
+  std::vector<const Linear*> reads() const override { return {&q_, &k_, &v_}; }
+
+  Tensor heads(Context& ctx, const Tensor& x, std::span<const Tensor> read,
+               const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
-    const auto [rows, straight, v] = rows_of_heads(ctx, x);
+    const auto [rows, straight, v] = rows_of_heads(ctx, read);
     KvPages pages;
     if (inputs.state != nullptr) {
       pages = {inputs.page(kKeys), inputs.page(kValues), inputs.state->table,
@@ -171,7 +174,7 @@ class AttentionUnit : public ScoredMixer {
   }
 
   Scored scored(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
-    return turned(ctx, rows_of_heads(ctx, x).scored, inputs);
+    return turned(ctx, rows_of_heads(ctx, forward_all(ctx, x, reads())).scored, inputs);
   }
 
   AttentionConfig config() const override {
@@ -273,8 +276,10 @@ class AttentionUnit : public ScoredMixer {
     return y;
   }
 
-  Projected rows_of_heads(Context& ctx, const Tensor& x) const {
-    auto [queries, keys, values] = forward_each(ctx, x, q_, k_, v_);
+  Projected rows_of_heads(Context& ctx, std::span<const Tensor> read) const {
+    Tensor queries = read[0];
+    Tensor keys = read[1];
+    const Tensor& values = read[2];
     if (norms_width_) {
       queries = q_norm_.forward(ctx, queries);
       keys = k_norm_.forward(ctx, keys);

@@ -44,8 +44,12 @@ class GatedDeltaNetUnit : public HeadMixer {
     norm_ = norm_weight(heads_.value_dim());
   }
 
-  Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
-    const auto [rows, ba] = forward_each(ctx, x, in_, ba_);
+  std::vector<const Linear*> reads() const override { return {&in_, &ba_}; }
+
+  Tensor heads(Context& ctx, const Tensor& /*x*/, std::span<const Tensor> read,
+               const UnitInputs& inputs) override {
+    const Tensor& rows = read[0];
+    const Tensor& ba = read[1];
     const Tensor z = part(rows, in_.weight, "z");
     const Tensor qkv = part(rows, in_.weight, "q", "v");
     const Tensor raw_beta = part(ba, ba_.weight, "beta");

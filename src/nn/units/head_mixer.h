@@ -2,6 +2,9 @@
 // can be mixed (nn/units/parallel.cc).
 #pragma once
 
+#include <span>
+#include <vector>
+
 #include "nn/linear.h"
 #include "nn/unit.h"
 #include "ops/attention/attention.h"
@@ -10,8 +13,15 @@ namespace cambium {
 
 class HeadMixer : public Unit {
  public:
-  /// x (T, C) -> (T, H * D): what is projected.
-  virtual Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) = 0;
+  /// The layers that read x before anything else is known: they can be computed as one piece of
+  /// work, with those of another mixer of the same x beside them.
+  virtual std::vector<const Linear*> reads() const = 0;
+  /// x (T, C) and what reads() give for it -> (T, H * D): what is projected.
+  virtual Tensor heads(Context& ctx, const Tensor& x, std::span<const Tensor> rows,
+                       const UnitInputs& inputs) = 0;
+  Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) {
+    return heads(ctx, x, forward_all(ctx, x, reads()), inputs);
+  }
   virtual int64_t head_count() const = 0;
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) final {
     return project(ctx, heads(ctx, x, inputs));

@@ -54,11 +54,16 @@ class KimiDeltaUnit : public HeadMixer {
             options.size_or(kName, "value_dim", options.size(kName, "head_dim", kMaxHeadDim),
                             kMaxHeadDim, 1)) {}
 
-  Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
-    const auto [rows, write, fade, open] =
-        forward_each(ctx, x, in_, beta_, decay_.first, gate_.first);
-    const Tensor raw_decay = decay_.rest(ctx, fade);
-    const Tensor gate = gate_.rest(ctx, open);
+  std::vector<const Linear*> reads() const override {
+    return {&in_, &beta_, &decay_.first, &gate_.first};
+  }
+
+  Tensor heads(Context& ctx, const Tensor& /*x*/, std::span<const Tensor> read,
+               const UnitInputs& inputs) override {
+    const Tensor& rows = read[0];
+    const Tensor& write = read[1];
+    const Tensor raw_decay = decay_.rest(ctx, read[2]);
+    const Tensor gate = gate_.rest(ctx, read[3]);
     const GatedNormConfig norm{norm_eps_, heads_.value_dim(), GateOrder::kNormFirst, out_gate_};
     RecurrentStepInputs token = heads_.step_inputs(rows, inputs);
     token.decay = raw_decay;

@@ -124,9 +124,18 @@ class LatentAttentionUnit : public ScoredMixer {
     out_ = Linear(heads_ * value_, width, kGroup);
   }
 
-  Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
+  std::vector<const Linear*> reads() const override {
+    std::vector<const Linear*> all = {q_rank_ > 0 ? &q_a_ : &q_, &kv_a_};
+    if (gate_) {
+      all.push_back(&gate_proj_);
+    }
+    return all;
+  }
+
+  Tensor heads(Context& ctx, const Tensor& x, std::span<const Tensor> read,
+               const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
-    const Projected rows = rows_of_heads(ctx, x, inputs);
+    const Projected rows = rows_of_heads(ctx, read, inputs);
     ChosenTokens chosen = choose(ctx, x, rows.low, inputs);
     Tensor y;
     if (inputs.state == nullptr) {
@@ -142,12 +151,12 @@ class LatentAttentionUnit : public ScoredMixer {
     if (!gate_) {
       return y;
     }
-    const Tensor gates = gate_proj_.forward(ctx, x).split_last(heads_, 1);
+    const Tensor gates = read[2].split_last(heads_, 1);
     return sigmoid_gate(ctx, repeat_heads(ctx, gates, value_).merge_last(), y);
   }
 
   Scored scored(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
-    const Projected rows = rows_of_heads(ctx, x, inputs);
+    const Projected rows = rows_of_heads(ctx, forward_all(ctx, x, reads()), inputs);
     return expanded_scored(ctx, rows, expand(ctx, rows));
   }
 
@@ -201,18 +210,15 @@ class LatentAttentionUnit : public ScoredMixer {
     Tensor key;     // (T, 1, P)
   };
 
-  Projected rows_of_heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) const {
+  Projected rows_of_heads(Context& ctx, std::span<const Tensor> read,
+                          const UnitInputs& inputs) const {
     Projected rows;
-    Tensor both;
+    const Tensor& both = read[1];
     if (q_rank_ > 0) {
-      const auto [first, second] = forward_each(ctx, x, q_a_, kv_a_);
-      rows.low = q_norm_.forward(ctx, first);
+      rows.low = q_norm_.forward(ctx, read[0]);
       rows.q = q_.forward(ctx, rows.low);
-      both = second;
     } else {
-      const auto [first, second] = forward_each(ctx, x, q_, kv_a_);
-      rows.q = first;
-      both = second;
+      rows.q = read[0];
     }
     rows.q = rows.q.split_last(heads_, nope_ + rope_dim_);
     rows.turned = rows.q.slice(2, nope_, rope_dim_);

@@ -91,9 +91,12 @@ class LightningUnit : public HeadMixer {
     norm_ = norm_weight(inner());
   }
 
-  Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
-    const auto [rows, open] = forward_each(ctx, x, qkv_, gate_);
-    auto [q, k, v] = heads_of(ctx, rows);
+  std::vector<const Linear*> reads() const override { return {&qkv_, &gate_}; }
+
+  Tensor heads(Context& ctx, const Tensor& x, std::span<const Tensor> read,
+               const UnitInputs& inputs) override {
+    const Tensor& open = read[1];
+    auto [q, k, v] = heads_of(ctx, read[0]);
     q = q_norm_.forward(ctx, q);
     k = k_norm_.forward(ctx, k);
     if (rope_) {

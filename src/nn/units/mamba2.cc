@@ -76,9 +76,12 @@ class Mamba2Unit : public HeadMixer {
     }
   }
 
-  Tensor heads(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
+  std::vector<const Linear*> reads() const override { return {&in_}; }
+
+  Tensor heads(Context& ctx, const Tensor& /*x*/, std::span<const Tensor> read,
+               const UnitInputs& inputs) override {
     const Segments segments = inputs.segments();
-    Tensor rows = in_.forward(ctx, x);
+    Tensor rows = read[0];
     if (!scales_.empty()) {
       rows = scale_blocks(ctx, rows, scales_);
     }

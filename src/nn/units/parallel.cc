@@ -63,10 +63,16 @@ class ParallelUnit : public Unit {
   }
 
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
-    const Tensor gate = gate_.forward(ctx, x);
-    const Tensor near = window_->heads(ctx, x, inputs);
-    const Tensor far = recurrent_->heads(ctx, x, inputs);
-    return window_->project(ctx, mix_heads(ctx, near, far, gate, closed(ctx, inputs)));
+    const std::vector<const Linear*> of_window = window_->reads();
+    const std::vector<const Linear*> of_recurrent = recurrent_->reads();
+    std::vector<const Linear*> all = {&gate_};
+    all.insert(all.end(), of_window.begin(), of_window.end());
+    all.insert(all.end(), of_recurrent.begin(), of_recurrent.end());
+    const std::vector<Tensor> rows = forward_all(ctx, x, all);
+    const auto read = std::span<const Tensor>(rows).subspan(1);
+    const Tensor near = window_->heads(ctx, x, read.first(of_window.size()), inputs);
+    const Tensor far = recurrent_->heads(ctx, x, read.subspan(of_window.size()), inputs);
+    return window_->project(ctx, mix_heads(ctx, near, far, rows[0], closed(ctx, inputs)));
   }
 
   // The window keeps pages alone and the recurrence slots alone, so both find theirs by the places

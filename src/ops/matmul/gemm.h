@@ -23,7 +23,7 @@ struct Gemm {
 };
 
 /// Most products that are computed in one go: what reads one x in a layer.
-inline constexpr int64_t kMaxProducts = 4;
+inline constexpr int64_t kMaxProducts = 8;
 
 /// Products of one a, of equal m and k and stored alike, computed in one parallel loop. Each has
 /// the bits it has by itself.

@@ -89,37 +89,61 @@ void record_step(const Context& ctx, const Tensor& y, const Tensor& x, const Aff
 
 }  // namespace
 
-/// Whether a few rows of several results should lie side by side, as columns of one: on a GPU one
-/// product then gives them all where the weights lie together too. (Its batch-invariant product
+/// Whether few rows of several results lie side by side, as columns of one, where their weights lie
+/// one behind the other: on a GPU one product then gives them all. (Its batch-invariant product
 /// takes them as they lie.)
 bool side_by_side(const Context& ctx, const Tensor& x, std::span<const Affine> of) {
   constexpr int64_t kRows = 512;
   return of.size() > 1 && x.device.kind == Device::kCuda && x.dim(0) <= kRows &&
-         !ctx.batch_invariant && std::all_of(of.begin(), of.end(), [&](const Affine& f) {
-           return f.weight.dim(0) * dtype_size(x.dtype) % 16 == 0 &&
-                  !ctx.differentiate(x, f.weight, f.bias);
+         !ctx.batch_invariant && std::none_of(of.begin(), of.end(), [&](const Affine& f) {
+           return ctx.differentiate(x, f.weight, f.bias);
          });
+}
+
+/// How many of the products from the first one on have weights that lie one behind the other, and
+/// results whose rows begin where 16 bytes do.
+size_t neighbours(const Tensor& x, std::span<const Affine> of) {
+  const auto keeps_alignment = [&](const Affine& f) {
+    return f.weight.dim(0) * dtype_size(x.dtype) % 16 == 0;
+  };
+  size_t count = 1;
+  while (count < of.size()) {
+    const Tensor& before = of[count - 1].weight;
+    const Tensor& weight = of[count].weight;
+    if (!keeps_alignment(of[0]) || !keeps_alignment(of[count]) || before.dtype != weight.dtype ||
+        static_cast<const std::byte*>(before.data) + before.numel() * dtype_size(before.dtype) !=
+            weight.data) {
+      break;
+    }
+    ++count;
+  }
+  return count;
 }
 
 void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std::span<Tensor> to) {
   CAMBIUM_CHECK(!of.empty() && of.size() <= kMaxMatmuls && to.size() == of.size());
-  Tensor all;
-  int64_t column = 0;
   for (const Affine& one : of) {
     expect_affine(x, one);
   }
-  if (side_by_side(ctx, x, of)) {
+  const bool beside = side_by_side(ctx, x, of);
+  for (size_t i = 0; i < of.size();) {
+    const size_t count = beside ? neighbours(x, of.subspan(i)) : 1;
+    if (count == 1) {
+      to[i] = ctx.result(x.dtype, {x.dim(0), of[i].weight.dim(0)},
+                         ctx.differentiate(x, of[i].weight, of[i].bias));
+      ++i;
+      continue;
+    }
+    const auto group = of.subspan(i, count);
     const int64_t columns =
-        std::accumulate(of.begin(), of.end(), int64_t{0},
+        std::accumulate(group.begin(), group.end(), int64_t{0},
                         [](int64_t sum, const Affine& f) { return sum + f.weight.dim(0); });
-    all = ctx.result(x.dtype, {x.dim(0), columns}, false);
-  }
-  for (size_t i = 0; i < of.size(); ++i) {
-    const int64_t rows = of[i].weight.dim(0);
-    to[i] = all.defined() ? all.slice(1, column, rows)
-                          : ctx.result(x.dtype, {x.dim(0), rows},
-                                       ctx.differentiate(x, of[i].weight, of[i].bias));
-    column += rows;
+    const Tensor all = ctx.result(x.dtype, {x.dim(0), columns}, false);
+    int64_t column = 0;
+    for (const size_t end = i + count; i < end; ++i) {
+      to[i] = all.slice(1, column, of[i].weight.dim(0));
+      column += of[i].weight.dim(0);
+    }
   }
   run<matmul_forward>(ctx, x, [&]<class T>() {
     Matmuls<T> all{static_cast<int64_t>(of.size()), {}};

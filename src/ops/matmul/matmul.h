@@ -25,7 +25,7 @@ struct Affine {
   Tensor bias;
 };
 
-/// to[i] = x of[i].weight^T + of[i].bias for up to four products of one x: the bits of as many
+/// to[i] = x of[i].weight^T + of[i].bias for up to eight products of one x: the bits of as many
 /// calls of matmul, computed as one piece of work. The weights need neither lie together nor be of
 /// one type. Their steps of the backward pass are recorded in this order.
 void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std::span<Tensor> to);

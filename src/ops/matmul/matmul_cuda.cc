@@ -353,31 +353,37 @@ void multiply(int64_t m, int64_t n, int64_t k, const In* a, int64_t a_row, bool 
                          on);
 }
 
-/// All products as one, where weights and results lie one after the other; else none.
+/// Products as one, as far as weights and results lie one after the other.
 template <class T>
-std::optional<Matmul<T>> joined(const Matmuls<T>& all) {
-  Matmul<T> whole = all.each[0];
-  for (int64_t i = 1; i < all.count; ++i) {
-    const Matmul<T>& p = all.each[i];
+struct Joined {
+  Matmul<T> whole;  // without biases
+  int64_t count;    // products in it
+};
+/// Of the products from `begin` on.
+template <class T>
+Joined<T> joined(const Matmuls<T>& all, int64_t begin) {
+  Matmul<T> whole = all.each[begin];
+  int64_t end = begin + 1;
+  for (; end < all.count; ++end) {
+    const Matmul<T>& p = all.each[end];
     const auto after = [&](const auto& a, const auto& b) {
       return a.defined() && b.defined() && a.data + a.count() * a.channels == b.data;
     };
     if ((!after(whole.weight.narrow, p.weight.narrow) &&
          !after(whole.weight.wide, p.weight.wide)) ||
         p.y.data != whole.y.data + whole.y.channels ||
-        p.y.rows.outer_stride != whole.y.rows.outer_stride || p.accumulate != whole.accumulate) {
-      return std::nullopt;
+        (p.y.count() > 1 && (p.y.rows.outer_stride != whole.y.rows.outer_stride ||
+                             p.y.rows.outer_stride < whole.y.channels + p.y.channels)) ||
+        p.accumulate != whole.accumulate) {
+      break;
     }
     whole.weight.narrow.rows.outer += p.weight.narrow.rows.outer;
     whole.weight.wide.rows.outer += p.weight.wide.rows.outer;
     whole.y.channels += p.y.channels;
   }
-  if (whole.y.count() > 1 && whole.y.rows.outer_stride < whole.y.channels) {
-    return std::nullopt;
-  }
   // A single row may lie in tensors of its own.
   whole.y.rows.outer_stride = std::max(whole.y.rows.outer_stride, whole.y.channels);
-  return whole;
+  return {whole, end - begin};
 }
 
 template <class T>
@@ -388,25 +394,15 @@ void forward(const Matmuls<T>& all, const Launch& on) {
   if (few_rows(all, on)) {
     return;
   }
-  if (const auto whole = all.count > 1 ? joined(all) : std::nullopt) {
-    const int64_t k = whole->weight.inputs();
-    multiply(whole->y.count(), whole->y.channels, k, whole->x.data, whole->x.rows.outer_stride,
-             false, weight_as(whole->weight, on), k, true, whole->y.data,
-             whole->y.rows.outer_stride, whole->accumulate, on);
-    for (int64_t i = 0; i < all.count; ++i) {
-      if (all.each[i].bias.defined()) {
-        add_bias(all.each[i].y, all.each[i].bias.data, on);
-      }
-    }
-    return;
-  }
-  for (int64_t i = 0; i < all.count; ++i) {
-    const Matmul<T>& p = all.each[i];
+  for (int64_t begin = 0; begin < all.count;) {
+    const auto [p, count] = joined(all, begin);
     const int64_t k = p.weight.inputs();
     multiply(p.y.count(), p.y.channels, k, p.x.data, p.x.rows.outer_stride, false,
              weight_as(p.weight, on), k, true, p.y.data, p.y.rows.outer_stride, p.accumulate, on);
-    if (p.bias.defined()) {
-      add_bias(p.y, p.bias.data, on);
+    for (const int64_t end = begin + count; begin < end; ++begin) {
+      if (all.each[begin].bias.defined()) {
+        add_bias(all.each[begin].y, all.each[begin].bias.data, on);
+      }
     }
   }
 }

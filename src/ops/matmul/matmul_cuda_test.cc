@@ -1,5 +1,8 @@
 // Products on a CUDA device, held to the definition on the CPU.
 #include "ops/matmul/matmul.h"
+
+#include <numeric>
+
 #include "ops/matmul/matmul_testing.h"
 #include "ops/testing.h"
 
@@ -127,47 +130,53 @@ void expect_matches_definition(const OnCuda& c) {
       });
 }
 
-/// Weights that lie one after the other give the numbers of as many products, biases included.
+/// Weights that lie one after the other give the numbers of as many products, biases included,
+/// where rows of 16 bytes let their results lie side by side, in runs or not at all.
 TEST(MatmulCudaEach, OfOneBlockIsOfItsParts) {
   if (!testing::on_cuda()) {
     GTEST_SKIP() << "no CUDA device";
   }
   constexpr int64_t kIn = 96;
-  const std::vector<int64_t> sizes = {64, 16, 24};
-  const auto drawn = testing::draw({{{104, kIn}}, {{104}}});
-  for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
-    for (const int64_t tokens : {1, 7, 64, 600}) {
-      const std::vector<double> x = testing::draw({{{tokens, kIn}}}, 2)[0];
-      const auto run = [&](Context& ctx, Dtype elements) {
-        const Device device = ctx.device();
-        const OwnedTensor in(elements, {tokens, kIn}, false, device);
-        const OwnedTensor weight(elements, {104, kIn}, false, device);
-        const OwnedTensor bias(sum_dtype(elements), {104}, false, device);
-        testing::put(in.view, x);
-        testing::put(weight.view, drawn[0]);
-        testing::put(bias.view, drawn[1]);
-        std::array<Affine, 3> of;
-        int64_t row = 0;
-        for (size_t i = 0; i < of.size(); ++i) {
-          of[i] = {weight.view.slice(0, row, sizes[i]),
-                   i == 1 ? Tensor{} : bias.view.slice(0, row, sizes[i])};
-          row += sizes[i];
-        }
-        std::vector<double> all;
-        for (const Tensor& y : matmul_each<3>(ctx, in.view, of)) {
-          ctx.synchronize();
-          const std::vector<double> part = testing::take(y);
-          all.insert(all.end(), part.begin(), part.end());
-        }
-        return all;
-      };
-      Arena arena;
-      Context plain{.arena = &arena};
-      const std::vector<double> exact = run(plain, Dtype::kF64);
-      testing::CudaContext cuda(type);
-      EXPECT_LE(testing::relative_error(run(cuda.ctx, type), exact),
-                type == Dtype::kF32 ? 1e-5 : 2e-2)
-          << tokens;
+  const std::vector<std::vector<int64_t>> lists = {{64, 16, 24}, {12, 32, 16, 8, 3, 40, 8, 64}};
+  for (const std::vector<int64_t>& sizes : lists) {
+    const int64_t rows = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+    const auto drawn = testing::draw({{{rows, kIn}}, {{rows}}});
+    for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+      for (const int64_t tokens : {1, 7, 9, 64, 600}) {
+        const std::vector<double> x = testing::draw({{{tokens, kIn}}}, 2)[0];
+        const auto run = [&](Context& ctx, Dtype elements) {
+          const Device device = ctx.device();
+          const OwnedTensor in(elements, {tokens, kIn}, false, device);
+          const OwnedTensor weight(elements, {rows, kIn}, false, device);
+          const OwnedTensor bias(sum_dtype(elements), {rows}, false, device);
+          testing::put(in.view, x);
+          testing::put(weight.view, drawn[0]);
+          testing::put(bias.view, drawn[1]);
+          std::vector<Affine> of;
+          int64_t row = 0;
+          for (const int64_t size : sizes) {
+            of.push_back({weight.view.slice(0, row, size),
+                          of.size() == 1 ? Tensor{} : bias.view.slice(0, row, size)});
+            row += size;
+          }
+          std::vector<Tensor> to(of.size());
+          matmul_each(ctx, in.view, of, to);
+          std::vector<double> all;
+          for (const Tensor& y : to) {
+            ctx.synchronize();
+            const std::vector<double> part = testing::take(y);
+            all.insert(all.end(), part.begin(), part.end());
+          }
+          return all;
+        };
+        Arena arena;
+        Context plain{.arena = &arena};
+        const std::vector<double> exact = run(plain, Dtype::kF64);
+        testing::CudaContext cuda(type);
+        EXPECT_LE(testing::relative_error(run(cuda.ctx, type), exact),
+                  type == Dtype::kF32 ? 1e-5 : 2e-2)
+            << tokens << " tokens, " << sizes.size() << " products";
+      }
     }
   }
 }

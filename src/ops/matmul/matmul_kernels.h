@@ -26,7 +26,7 @@ struct Matmul {
 };
 
 /// Most products of one x that are computed together.
-inline constexpr int64_t kMaxMatmuls = 4;
+inline constexpr int64_t kMaxMatmuls = 8;
 /// Products of one x, whose outputs do not overlap; each has the bits it has by itself.
 template <class T>
 struct Matmuls {
