@@ -1,9 +1,10 @@
 // Products of one or two rows of bf16 with bf16 weights (with more: matmul_stream_tensor_cuda.cu)
-// where the device copies in the background (sm_90): one block on each multiprocessor has an even
-// share of the weights' rows and streams them through a ring of tiles in shared memory. Nothing but
+// where the device copies in the background (sm_90): one block on each multiprocessor has a share
+// of the weights' rows and streams them through a ring of tiles in shared memory. Nothing but
 // memory limits such a product, so what counts is that loads never pause: the ring is filled before
 // the kernels before it are done, as no kernel of a step writes weights, and so the small kernels
-// between two products cost next to nothing.
+// between two products cost next to nothing. The first rows are dealt evenly; the last ones go
+// to whoever is in time for them, so that all blocks end together.
 //
 // Sixteen warps multiply: a team of them a row of the tile, every lane with its columns of x in
 // registers. One more brings tiles, and another adds the warps' parts in their order and writes y:
@@ -22,6 +23,14 @@ constexpr int64_t kRingBytes = 160 * 1024;
 constexpr size_t kLeastShared = 116 * 1024;
 /// Less is done before streaming has begun.
 constexpr int64_t kLeastBytes = 256 * 1024;
+/// Drawn at once: an answer takes less than such rows do.
+constexpr int64_t kDrawnBytes = 20 * 1024;
+/// On its way of a block that draws: enough for memory, and less that a slow one has yet to wait
+/// for when the last rows are gone.
+constexpr int64_t kAheadBytes = 96 * 1024;
+
+/// Of Tiles, for the products of one or two rows.
+__device__ unsigned turn;
 
 __device__ __forceinline__ float dot(const uint4& w, const uint4& x, float sum) {
   sum = fmaf(first_of(w.x), first_of(x.x), sum);
@@ -38,6 +47,8 @@ template <int kM>
 __global__ void __launch_bounds__(kStreamThreads)
     stream_kernel(const __grid_constant__ StreamRows a) {
   extern __shared__ __align__(128) uint4 ring[];
+  __shared__ Tile told[kMostStages];       // by the bringer
+  __shared__ uint64_t known[kMostStages];  // which tile it will be
   __shared__ uint64_t full[kMostStages];   // the tile is there
   __shared__ uint64_t ready[kMostStages];  // its parts are
   __shared__ uint64_t empty[kMostStages];  // and have been read
@@ -48,6 +59,7 @@ __global__ void __launch_bounds__(kStreamThreads)
   const int tile_vectors = vectors * (kStreamWarps >> a.team_bits);
   if (threadIdx.x == 0) {
     for (int s = 0; s < a.stages; ++s) {
+      init_barrier(&known[s], 1);
       init_barrier(&full[s], 1);
       init_barrier(&ready[s], kStreamWarps);
       init_barrier(&empty[s], 1);
@@ -55,7 +67,6 @@ __global__ void __launch_bounds__(kStreamThreads)
     barriers_ready();
   }
   __syncthreads();
-  Tile tile(a);
   int stage = 0;
   uint32_t parity = 0;
   const auto advance = [&] {
@@ -72,9 +83,18 @@ __global__ void __launch_bounds__(kStreamThreads)
     if (a.before_inputs == 0) {
       await_inputs();
     }
-    for (int brought = 0; tile.exists(); tile.next(a), ++brought, advance()) {
-      if (brought >= a.stages) {
-        await_phase(&empty[stage], parity ^ 1);
+    Tiles tiles(a);
+    for (int brought = 0;; ++brought, advance()) {
+      const int done = brought - (tiles.draws() ? a.ahead : a.stages);
+      if (done >= 0) {
+        await_phase(&empty[done % a.stages], done / a.stages % 2);
+      }
+      const Tile tile = tiles.next(a);
+      told[stage] = tile;
+      arrive(&known[stage]);
+      if (tile.rows == 0) {
+        arrive(&full[stage]);
+        break;
       }
       const StreamProduct& p = a.each[tile.product];
       const auto bytes = static_cast<uint32_t>(tile.rows * vectors * sizeof(uint4));
@@ -82,6 +102,7 @@ __global__ void __launch_bounds__(kStreamThreads)
       copy_bulk_once(ring + stage * tile_vectors,
                      p.weight + static_cast<int64_t>(tile.row - p.first_row) * a.k, bytes,
                      &full[stage]);
+      tiles.look_ahead(a, &turn);
     }
     return;
   }
@@ -92,7 +113,12 @@ __global__ void __launch_bounds__(kStreamThreads)
     const int teams = kStreamWarps >> a.team_bits;
     const int row = lane & (teams - 1);
     const int m = lane >> (4 - a.team_bits);
-    for (; tile.exists(); tile.next(a), advance()) {
+    for (;; advance()) {
+      await_phase(&known[stage], parity);
+      const Tile tile = told[stage];
+      if (tile.rows == 0) {
+        break;
+      }
       const StreamProduct& p = a.each[tile.product];
       const int n = tile.row - p.first_row + row;
       const bool exists = row < tile.rows;
@@ -133,9 +159,13 @@ __global__ void __launch_bounds__(kStreamThreads)
               : uint4{};
     }
   }
-  for (; tile.exists(); tile.next(a), advance()) {
+  for (;; advance()) {
     await_phase(&full[stage], parity);
-    if (team < tile.rows) {
+    const int rows = told[stage].rows;
+    if (rows == 0) {
+      break;
+    }
+    if (team < rows) {
       const uint4* row = ring + stage * tile_vectors + team * vectors;
       float sum[kM] = {};
 #pragma unroll
@@ -164,6 +194,17 @@ __global__ void __launch_bounds__(kStreamThreads)
 }
 
 }  // namespace
+
+void deal_rows(StreamRows& a, int64_t blocks, int64_t ring_tiles, int64_t drawn) {
+  const int64_t tile_rows = kStreamWarps >> a.team_bits;
+  const int64_t most = int64_t{a.rows} / 2 / (blocks * tile_rows);
+  const int64_t dealt = blocks * tile_rows * (most > ring_tiles ? most : ring_tiles);
+  a.drawn = static_cast<int32_t>(drawn > tile_rows ? drawn / tile_rows * tile_rows
+                                 : drawn > 0       ? drawn
+                                                   : 1);
+  a.dealt = static_cast<int32_t>(a.rows - dealt < blocks ? a.rows : dealt);
+  a.last_draw = static_cast<int32_t>(ceil_div(a.rows - a.dealt, a.drawn) + blocks - 1);
+}
 
 bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
   static_assert(kSummedRows * kStreamWarps == 32, "a lane finishes one element");
@@ -214,9 +255,12 @@ bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
   }
   const auto with = [&](auto kernel) {
     const int64_t resident = resident_blocks(kernel, kStreamThreads, shared);
-    launch_ahead(on, "matmul", kernel,
-                 dim3(static_cast<unsigned>(rows < resident ? rows : resident)),
-                 dim3(kStreamThreads), shared, a);
+    const int64_t blocks = rows < resident ? rows : resident;
+    deal_rows(a, blocks, a.stages, kDrawnBytes / row_bytes);
+    const int64_t ahead = kAheadBytes / (a.drawn * row_bytes);
+    a.ahead = static_cast<int32_t>(ahead < a.stages ? ahead : a.stages);
+    launch_ahead(on, "matmul", kernel, dim3(static_cast<unsigned>(blocks)), dim3(kStreamThreads),
+                 shared, a);
   };
   if (first.x.count() == 1) {
     with(stream_kernel<1>);
