@@ -1,0 +1,663 @@
+// Backward of attention in bf16 by products of warpgroups (sm_90a), for heads of 64 and 128
+// numbers; attention_backward_cuda.cu has the formulas. Sums are fp32, P and dS are rounded to bf16
+// for their products.
+//
+// As there, scores are computed twice, seven products in all. One kernel has tiles of keys and
+// walks the tokens that see them, for one head of queries after another, so that dK and dV are sums
+// in a fixed order; the other has tiles of the tokens of a head and walks the keys they see for dQ.
+// In both, two warpgroups have 64 rows each and share the tiles of 64 tokens that are walked, which
+// one warp brings stages ahead. Rows of tiles are the first axis of every product of a warpgroup:
+// P and dS go from one product to the next in registers, turned where they are of (key, token).
+//
+// Boxes reach over the end of a segment, into the next one's numbers: these are finite, and their
+// weights 0.
+#include <atomic>
+
+#include "ops/attention/attention_cudnn.h"
+#include "ops/attention/attention_mma.cuh"
+#include "ops/attention/attention_wgmma.h"
+#include "ops/cuda_bulk.cuh"
+#include "ops/cuda_tensor_map.cuh"
+#include "ops/cuda_warpgroup.cuh"
+
+namespace cambium::cuda::attention {
+namespace {
+
+constexpr int kGroup = 128;  // threads of a warpgroup
+constexpr int kGroups = 2;   // that multiply; a third has the warp that copies
+constexpr int kBlock = (kGroups + 1) * kGroup;
+constexpr int kRows = 64;  // tokens of a tile
+constexpr int kOwn = kGroups * kRows;
+constexpr int kNumbersBlock = 256;
+
+template <int kDim>
+constexpr int kStages = kDim <= 64 ? 4 : 3;
+
+/// What P = exp2(score - log_sum) and dS = P (dP - delta) take of a token and head.
+struct alignas(8) RowNumbers {
+  float log_sum;
+  float delta;
+};
+/// Those at `at`, or of a token that does not exist: its P is 0.
+__device__ __forceinline__ RowNumbers numbers_of(const RowNumbers* at, bool exists) {
+  return exists ? *at : RowNumbers{INFINITY, 0.0F};
+}
+
+/// (64, kDim) in tiles of 64 columns.
+template <int kDim>
+struct Rows64 {
+  static constexpr int kTiles = kDim / kTileColumns;
+  bf16 tiles[kTiles][kTileSize];
+};
+
+template <int kDim>
+struct Shared {
+  Rows64<kDim> own[kGroups][2];           // keys and values, or q and dy
+  Rows64<kDim> walked[kStages<kDim>][2];  // q and dy, or keys and values
+  RowNumbers numbers[kStages<kDim>][kRows];
+  uint64_t own_full;  // barriers
+  uint64_t full[kStages<kDim>], empty[kStages<kDim>];
+};
+
+/// Boxes of 64 tokens and 64 columns of a head.
+struct Boxes {
+  CUtensorMap q, k, v, dy;
+};
+
+struct Args {
+  Layout layout;
+  const Tile* tiles;
+  const RowNumbers* numbers;  // (H, T)
+  int tokens;                 // T
+  View<bf16> q, k, v;
+  bool set_q, set_k, set_v;
+};
+
+/// What a block computes: tokens or keys [first, first + kOwn) of a segment.
+struct Own {
+  Tile tile;
+  int start;   // row of the segment's first token
+  int length;  // of the segment
+};
+
+__device__ __forceinline__ Own find_own(const Layout& layout, const Tile& tile) {
+  const int start = layout.start[tile.segment];
+  return {tile, start, layout.start[tile.segment + 1] - start};
+}
+
+template <int kDim>
+__device__ __forceinline__ void init_barriers(Shared<kDim>& s) {
+  if (threadIdx.x == 0) {
+    init_barrier(&s.own_full, 1);
+    for (int i = 0; i < kStages<kDim>; ++i) {
+      init_barrier(&s.full[i], 32);  // the lanes of the warp that copies
+      init_barrier(&s.empty[i], kGroups * kGroup / 32);
+    }
+    barriers_ready();
+  }
+  __syncthreads();
+}
+
+template <int kDim>
+__device__ __forceinline__ void copy_tile(Rows64<kDim>& to, const CUtensorMap& from, int head,
+                                          int token, uint64_t* barrier) {
+#pragma unroll
+  for (int c = 0; c < Rows64<kDim>::kTiles; ++c) {
+    copy_box(to.tiles[c], from, {c * kTileColumns, head, token}, barrier);
+  }
+}
+
+/// One thread: brings the block's own rows of two tensors, from `token` on.
+template <int kDim>
+__device__ __forceinline__ void copy_own(Shared<kDim>& s, const CUtensorMap& first,
+                                         const CUtensorMap& second, int head, int token) {
+  arrive_expecting(&s.own_full, sizeof(s.own));
+  for (int g = 0; g < kGroups; ++g) {
+    copy_tile(s.own[g][0], first, head, token + g * kRows, &s.own_full);
+    copy_tile(s.own[g][1], second, head, token + g * kRows, &s.own_full);
+  }
+}
+
+/// A warp: brings the next tile of two tensors and, if wanted, two numbers of each lane.
+template <int kDim>
+__device__ __forceinline__ void copy_walked(Shared<kDim>& s, RingPlace<kStages<kDim>>& at,
+                                            const CUtensorMap& first, const CUtensorMap& second,
+                                            int head, int token, const RowNumbers* numbers) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  uint64_t* full = &s.full[at.stage];
+  await_phase(&s.empty[at.stage], at.parity ^ 1);
+  if (numbers != nullptr) {
+    s.numbers[at.stage][lane] = numbers[0];
+    s.numbers[at.stage][lane + 32] = numbers[1];
+  }
+  if (lane == 0) {
+    arrive_expecting(full, sizeof(s.walked[0]));
+    copy_tile(s.walked[at.stage][0], first, head, token, full);
+    copy_tile(s.walked[at.stage][1], second, head, token, full);
+  } else {
+    arrive(full);
+  }
+  __syncwarp();
+  at.next();
+}
+
+/// A warpgroup's own 64 rows, as the left side of products: in registers if kHeld.
+template <int kDim, bool kHeld>
+struct Left {
+  uint32_t part[kHeld ? kDim / 16 : 1][4];
+  uint64_t described;
+
+  __device__ __forceinline__ explicit Left(const Rows64<kDim>& rows) {
+    if constexpr (kHeld) {
+      const int thread = static_cast<int>(threadIdx.x) % kGroup;
+      const int row = thread / 32 * 16 + thread % 16;
+#pragma unroll
+      for (int k = 0; k < kDim / 16; ++k) {
+        load_matrices(part[k], rows.tiles[k / 4] + swizzled(row, k % 4 * 2 + thread % 32 / 16));
+      }
+    } else {
+      described = describe_tile(&rows);
+    }
+  }
+  /// Begins d = rows right', of 64 rows right; they make a commit.
+  __device__ __forceinline__ void multiply(const Rows64<kDim>& right, float (&d)[kRows / 8][4]) {
+    const uint64_t b = describe_tile(&right);
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+      if constexpr (kHeld) {
+        if (k == 0) {
+          multiply_async<false, false>(d, part[k], b);
+        } else {
+          multiply_async<false>(d, part[k], b + of_columns(k));
+        }
+      } else {
+        if (k == 0) {
+          multiply_async<false, false, false>(d, described, b);
+        } else {
+          multiply_async(d, described + of_columns(k), b + of_columns(k));
+        }
+      }
+    }
+    commit_products();
+  }
+};
+
+/// Begins d += weights right, of 64 rows right; they make a commit.
+template <int kDim>
+__device__ __forceinline__ void add_product(const uint32_t (&weights)[kRows / 16][4],
+                                            const Rows64<kDim>& right, float (&d)[kDim / 8][4]) {
+  const uint64_t b = describe_tile(&right, kTileBytes);
+  begin_products();
+#pragma unroll
+  for (int k = 0; k < kRows / 16; ++k) {
+    multiply_async<true>(d, weights[k], b + of_rows(k));
+  }
+  commit_products();
+}
+
+/// As the left side of a product; before what follows, which may begin to overwrite x.
+__device__ __forceinline__ void pack_all(const float (&x)[kRows / 8][4],
+                                         uint32_t (&packed)[kRows / 16][4]) {
+#pragma unroll
+  for (int n = 0; n < kRows / 8; ++n) {
+    packed[n / 2][n % 2 * 2] = pack(x[n][0], x[n][1]);
+    packed[n / 2][n % 2 * 2 + 1] = pack(x[n][2], x[n][3]);
+  }
+#pragma unroll
+  for (int i = 0; i < kRows / 4; ++i) {
+    asm volatile("" : "+r"(packed[i / 4][i % 4]) : : "memory");
+  }
+}
+
+/// This warp has read a stage.
+__device__ __forceinline__ void release(uint64_t* empty) {
+  if (threadIdx.x % 32 == 0) {
+    arrive(empty);
+  }
+}
+
+/// Adds two neighbours to a gradient or sets them.
+__device__ __forceinline__ void put_pair(bf16* to, bool set, float first, float second) {
+  auto* pair = reinterpret_cast<uint32_t*>(to);
+  const uint32_t old = set ? 0U : *pair;
+  *pair = pack(first_of(old) + first, second_of(old) + second);
+}
+
+/// A row of sums times `scale`, of which a thread has two of every eight.
+template <int kTiles>
+__device__ __forceinline__ void put_row(bf16* row, bool set, const float (&sums)[kTiles][4],
+                                        int half, float scale) {
+  bf16* to = row + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    put_pair(to + 8 * n, set, sums[n][2 * half] * scale, sums[n][2 * half + 1] * scale);
+  }
+}
+
+/// RowNumbers of every token and head, each by kDim / 8 lanes.
+template <int kDim>
+__global__ void __launch_bounds__(kNumbersBlock)
+    row_numbers(const View<bf16> y, const float* largest, const float* inverse_sum, int heads,
+                int tokens, RowNumbers* numbers) {
+  constexpr int kLanes = kDim / 8;
+  const int64_t i = (int64_t{blockIdx.x} * kNumbersBlock + threadIdx.x) / kLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const bool exists = i < int64_t{heads} * tokens;
+  const int64_t head = exists ? i / tokens : 0;
+  const int64_t token = exists ? i % tokens : 0;
+  float out[8];
+  float grad[8];
+  load_n<8>(y.row(token, head) + lane * 8, out);
+  load_n<8>(y.grad_row(token, head) + lane * 8, grad);
+  float sum = 0.0F;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    sum = fmaf(out[e], grad[e], sum);
+  }
+#pragma unroll
+  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+    sum += __shfl_xor_sync(0xffffffffU, sum, lanes);
+  }
+  if (exists && lane == 0) {
+    const int64_t at = token * heads + head;
+    numbers[i] = {largest[at] - log2f(inverse_sum[at]), sum};
+  }
+}
+
+// --- dK and dV. Scores are of (key, token). A warpgroup begins, of each tile in turn, S' = K Q',
+// dK += dS' Q of the tile before and dP' = V dY', takes P' while the last two are under way, begins
+// dV += P' dY and takes dS' (heads of 64: meanwhile).
+
+/// The warp that copies: a head of queries after another.
+template <int kDim>
+__device__ __forceinline__ void bring_tokens(const Args& a, const Boxes& boxes, const Own& own,
+                                             int kv_head, int end, Shared<kDim>& s) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (lane == 0) {
+    copy_own(s, boxes.k, boxes.v, kv_head, own.start + own.tile.first_key);
+  }
+  RingPlace<kStages<kDim>> at;
+  for (int i = 0; i < a.layout.group; ++i) {
+    const int head = kv_head * a.layout.group + i;
+    const RowNumbers* of_head = a.numbers + int64_t{head} * a.tokens + own.start;
+    for (int first = own.tile.first_key; first < end; first += kRows) {
+      const int t = first + lane;
+      const RowNumbers numbers[2] = {numbers_of(of_head + t, t < end),
+                                     numbers_of(of_head + t + 32, t + 32 < end)};
+      copy_walked(s, at, boxes.q, boxes.dy, head, own.start + first, numbers);
+    }
+  }
+}
+
+/// S' becomes P'. key: the thread's first, the other is the eighth after it; first: the tile's
+/// first token.
+__device__ __forceinline__ void weigh_tokens(const Layout& layout, const RowNumbers* numbers,
+                                             int key, int first, bool all_seen,
+                                             float (&s)[kRows / 8][4]) {
+  const float scale = layout.scale * kLog2E;
+  const int column = static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < kRows / 8; ++n) {
+    const auto two = *reinterpret_cast<const float4*>(numbers + 8 * n + column);
+    s[n][0] = fast_exp2(fmaf(s[n][0], scale, -two.x));
+    s[n][1] = fast_exp2(fmaf(s[n][1], scale, -two.z));
+    s[n][2] = fast_exp2(fmaf(s[n][2], scale, -two.x));
+    s[n][3] = fast_exp2(fmaf(s[n][3], scale, -two.z));
+  }
+  if (!all_seen) {
+#pragma unroll
+    for (int n = 0; n < kRows / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const bool seen = layout.sees(first + 8 * n + column + e % 2, key + e / 2 * 8);
+        s[n][e] = seen ? s[n][e] : 0.0F;
+      }
+    }
+  }
+}
+
+/// dP' becomes dS'.
+__device__ __forceinline__ void differ_tokens(const RowNumbers* numbers,
+                                              const float (&p)[kRows / 8][4],
+                                              float (&dp)[kRows / 8][4]) {
+  const int column = static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < kRows / 8; ++n) {
+    const auto two = *reinterpret_cast<const float4*>(numbers + 8 * n + column);
+    dp[n][0] = p[n][0] * (dp[n][0] - two.y);
+    dp[n][1] = p[n][1] * (dp[n][1] - two.w);
+    dp[n][2] = p[n][2] * (dp[n][2] - two.y);
+    dp[n][3] = p[n][3] * (dp[n][3] - two.w);
+  }
+}
+
+template <int kDim>
+__device__ __forceinline__ void key_grads_of_group(const Args& a, const Own& own, int kv_head,
+                                                   int end, int group, Shared<kDim>& s) {
+  constexpr bool kHeld = kDim <= 64;
+  const Layout& layout = a.layout;
+  const int begin = own.tile.first_key;
+  const int own_first = begin + group * kRows;
+  const int thread = static_cast<int>(threadIdx.x) % kGroup;
+  const int key = own_first + thread / 32 * 16 + thread % 32 / 4;
+  const int tiles = layout.group * ((end - begin + kRows - 1) / kRows);
+  await_phase(&s.own_full, 0);
+  Left<kDim, kHeld> keys(s.own[group][0]);
+  Left<kDim, kHeld> values(s.own[group][1]);
+  float x[kRows / 8][4];   // S', P'
+  float dp[kRows / 8][4];  // dP', dS'
+  float dk[kDim / 8][4] = {};
+  float dv[kDim / 8][4] = {};
+  uint32_t p[kRows / 16][4];
+  uint32_t ds[kRows / 16][4];
+  RingPlace<kStages<kDim>> at;
+  int before = 0;  // the stage of the tile before
+  int first = begin;
+  pin(dk);
+  pin(dv);
+  const auto step = [&]<bool kFirst>() {
+    const RowNumbers* numbers = s.numbers[at.stage];
+    const Rows64<kDim>& dy = s.walked[at.stage][1];
+    await_phase(&s.full[at.stage], at.parity);
+    keys.multiply(s.walked[at.stage][0], x);
+    if constexpr (!kFirst) {
+      add_product<kDim>(ds, s.walked[before][0], dk);
+    }
+    values.multiply(dy, dp);
+    wait_for_products<kFirst ? 1 : 2>();
+    pin(x);
+    const bool all_seen =
+        own_first + kRows - 1 <= first && own_first >= layout.reach(first + kRows - 1);
+    weigh_tokens(layout, numbers, key, first, all_seen, x);
+    wait_for_products<1>();
+    if constexpr (!kFirst) {
+      release(&s.empty[before]);
+    }
+    pack_all(x, p);
+    add_product<kDim>(p, dy, dv);
+    wait_for_products<kHeld ? 1 : 0>();  // of wide heads the registers of P are needed
+    pin(dp);
+    differ_tokens(numbers, x, dp);
+    pack_all(dp, ds);
+    wait_for_products<0>();
+    before = at.stage;
+    at.next();
+    first = first + kRows < end ? first + kRows : begin;
+  };
+  step.template operator()<true>();
+#pragma unroll 1
+  for (int i = 1; i < tiles; ++i) {
+    step.template operator()<false>();
+  }
+  add_product<kDim>(ds, s.walked[before][0], dk);
+  wait_for_products<0>();
+  pin(dk);
+  pin(dv);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int position = key + 8 * half;
+    if (position >= own.tile.end_key) {
+      continue;
+    }
+    // k and v may be the same memory: one thread puts both, the one that is set first.
+    const int64_t token = int64_t{own.start} + position;
+    const bool values_first = a.set_v && !a.set_k;
+    if (a.v.grad != nullptr && values_first) {
+      put_row(a.v.grad_row(token, kv_head), true, dv, half, 1.0F);
+    }
+    if (a.k.grad != nullptr) {
+      put_row(a.k.grad_row(token, kv_head), a.set_k, dk, half, layout.scale);
+    }
+    if (a.v.grad != nullptr && !values_first) {
+      put_row(a.v.grad_row(token, kv_head), a.set_v, dv, half, 1.0F);
+    }
+  }
+}
+
+template <int kDim>
+__global__ void __launch_bounds__(kBlock, 1)
+    key_grads(const __grid_constant__ Args a, const __grid_constant__ Boxes boxes) {
+  if constexpr (kWarpgroups) {
+    extern __shared__ __align__(1024) uint4 shared[];
+    auto& s = *reinterpret_cast<Shared<kDim>*>(shared);
+    init_barriers(s);
+    const int kv_head = static_cast<int>(blockIdx.x % a.layout.kv_heads);
+    const Own own = find_own(a.layout, a.tiles[blockIdx.x / a.layout.kv_heads]);
+    const int end = a.layout.end_token(own.tile, own.length);
+    // The same for a warp, and known to be: products of a warpgroup are not to diverge.
+    const int warp = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
+    if (warp >= kGroups * 4) {
+      leave_registers<24>();
+      if (warp == kGroups * 4) {
+        bring_tokens(a, boxes, own, kv_head, end, s);
+      }
+    } else {
+      take_registers<240>();
+      key_grads_of_group(a, own, kv_head, end, warp / 4, s);
+    }
+  }
+}
+
+// --- dQ. Scores are of (token, key). A warpgroup begins, of each tile in turn, S = Q K', dQ += dS
+// K of the tile before and dP = dY V', takes P while the last two are under way, and then dS.
+
+/// The warp that copies.
+template <int kDim>
+__device__ __forceinline__ void bring_keys(const Args& a, const Boxes& boxes, const Own& own,
+                                           int head, Shared<kDim>& s) {
+  if (threadIdx.x % 32 == 0) {
+    copy_own(s, boxes.q, boxes.dy, head, own.start + own.tile.first_row / a.layout.group);
+  }
+  RingPlace<kStages<kDim>> at;
+  for (int first = own.tile.first_tile<kRows>(); first < own.tile.end_key; first += kRows) {
+    copy_walked(s, at, boxes.k, boxes.v, head / a.layout.group, own.start + first, nullptr);
+  }
+}
+
+/// S becomes P. position: of the thread's first token, the other is the eighth after it; first: the
+/// tile's first key.
+__device__ __forceinline__ void weigh_keys(const Layout& layout, const RowNumbers (&numbers)[2],
+                                           int position, int first, bool all_seen,
+                                           float (&s)[kRows / 8][4]) {
+  const float scale = layout.scale * kLog2E;
+  const int column = static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < kRows / 8; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      s[n][e] = fast_exp2(fmaf(s[n][e], scale, -numbers[e / 2].log_sum));
+    }
+  }
+  if (!all_seen) {
+#pragma unroll
+    for (int n = 0; n < kRows / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const bool seen = layout.sees(position + e / 2 * 8, first + 8 * n + column + e % 2);
+        s[n][e] = seen ? s[n][e] : 0.0F;
+      }
+    }
+  }
+}
+
+template <int kDim>
+__device__ __forceinline__ void query_grads_of_group(const Args& a, const Own& own, int head,
+                                                     int group, Shared<kDim>& s) {
+  const Layout& layout = a.layout;
+  const int own_first = own.tile.first_row / layout.group + group * kRows;
+  const int begin = own.tile.first_tile<kRows>();
+  // Later keys are of the other warpgroup's tokens alone; the last stages need no release.
+  const int end = min(own.tile.end_key, own_first + kRows);
+  const int thread = static_cast<int>(threadIdx.x) % kGroup;
+  const int position = own_first + thread / 32 * 16 + thread % 32 / 4;
+  const int tiles = (end - begin + kRows - 1) / kRows;
+  RowNumbers numbers[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int t = position + 8 * half;
+    numbers[half] =
+        numbers_of(a.numbers + int64_t{head} * a.tokens + own.start + t, t < own.length);
+  }
+  await_phase(&s.own_full, 0);
+  Left<kDim, true> q(s.own[group][0]);
+  Left<kDim, true> dy(s.own[group][1]);
+  float x[kRows / 8][4];   // S, P
+  float dp[kRows / 8][4];  // dP, dS
+  float dq[kDim / 8][4] = {};
+  uint32_t ds[kRows / 16][4];
+  RingPlace<kStages<kDim>> at;
+  int before = 0;  // the stage of the tile before
+  int first = begin;
+  pin(dq);
+  const auto step = [&]<bool kFirst>() {
+    await_phase(&s.full[at.stage], at.parity);
+    q.multiply(s.walked[at.stage][0], x);
+    if constexpr (!kFirst) {
+      add_product<kDim>(ds, s.walked[before][0], dq);
+    }
+    dy.multiply(s.walked[at.stage][1], dp);
+    wait_for_products<kFirst ? 1 : 2>();
+    pin(x);
+    const bool all_seen =
+        first + kRows - 1 <= own_first && first >= layout.reach(own_first + kRows - 1);
+    weigh_keys(layout, numbers, position, first, all_seen, x);
+    wait_for_products<0>();
+    if constexpr (!kFirst) {
+      release(&s.empty[before]);
+    }
+    pin(dp);
+#pragma unroll
+    for (int n = 0; n < kRows / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        dp[n][e] = x[n][e] * (dp[n][e] - numbers[e / 2].delta);
+      }
+    }
+    pack_all(dp, ds);
+    before = at.stage;
+    at.next();
+    first += kRows;
+  };
+  step.template operator()<true>();
+#pragma unroll 1
+  for (int i = 1; i < tiles; ++i) {
+    step.template operator()<false>();
+  }
+  add_product<kDim>(ds, s.walked[before][0], dq);
+  wait_for_products<0>();
+  pin(dq);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int t = position + 8 * half;
+    if (t < own.length) {
+      put_row(a.q.grad_row(own.start + t, head), a.set_q, dq, half, layout.scale);
+    }
+  }
+}
+
+template <int kDim>
+__global__ void __launch_bounds__(kBlock, 1)
+    query_grads(const __grid_constant__ Args a, const __grid_constant__ Boxes boxes) {
+  if constexpr (kWarpgroups) {
+    extern __shared__ __align__(1024) uint4 shared[];
+    auto& s = *reinterpret_cast<Shared<kDim>*>(shared);
+    init_barriers(s);
+    const int head = static_cast<int>(blockIdx.x % a.layout.heads);
+    const Own own = find_own(a.layout, a.tiles[blockIdx.x / a.layout.heads]);
+    const int warp = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
+    if (warp >= kGroups * 4) {
+      leave_registers<24>();
+      if (warp == kGroups * 4) {
+        bring_keys(a, boxes, own, head, s);
+      }
+    } else {
+      take_registers<240>();
+      query_grads_of_group(a, own, head, warp / 4, s);
+    }
+  }
+}
+
+bool describe(const View<bf16>& x, const bf16* data, int64_t tokens, CUtensorMap& map) {
+  const auto size = [](int64_t n) { return static_cast<uint64_t>(n); };
+  return describe_boxes<3>({.data = data,
+                            .size = {size(x.channels), size(x.rows.inner), size(tokens)},
+                            .stride = {size(x.rows.inner == 1 ? x.channels : x.rows.inner_stride),
+                                       size(x.rows.outer_stride)},
+                            .box = {kTileColumns, 1, kRows}},
+                           map);
+}
+
+template <int kDim>
+bool run_backward(const Attention<bf16>& a, const Launch& on) {
+  const AttentionShape& shape = a.shape;
+  const int64_t tokens = shape.start[shape.segments];
+  Boxes boxes;
+  if (sizeof(Shared<kDim>) > most_shared() || !describe(a.q, a.q.data, tokens, boxes.q) ||
+      !describe(a.k, a.k.data, tokens, boxes.k) || !describe(a.v, a.v.data, tokens, boxes.v) ||
+      !describe(a.y, a.y.grad, tokens, boxes.dy)) {
+    return false;
+  }
+  const int64_t count = tokens * shape.heads;
+  auto* numbers = scratch<RowNumbers>(on, count);
+  launch(on, "attention backward", row_numbers<kDim>,
+         dim3(static_cast<unsigned>(ceil_div(count * (kDim / 8), kNumbersBlock))),
+         dim3(kNumbersBlock), 0, a.y, static_cast<const float*>(a.largest),
+         static_cast<const float*>(a.inverse_sum), static_cast<int>(shape.heads),
+         static_cast<int>(tokens), numbers);
+  const DeviceLayout device = layout_of(shape, on);
+  const BackwardTiles tiles =
+      backward_tiles(shape, kOwn * static_cast<int>(shape.group()), kOwn, on);
+  Args args = {device.layout, nullptr, numbers, static_cast<int>(tokens), a.q, a.k, a.v,
+               a.set_q,       a.set_k, a.set_v};
+  const auto run = [&](auto* kernel, const List<Tile>& list, int64_t heads) {
+    args.tiles = list.items;
+    launch(on, "attention backward", kernel, dim3(static_cast<unsigned>(list.count * heads)),
+           dim3(kBlock), sizeof(Shared<kDim>), args, boxes);
+  };
+  // q, k and v may be the same memory: what is set goes before what is added.
+  const bool keys_first = !a.set_q && (a.set_k || a.set_v);
+  for (const bool keys : {keys_first, !keys_first}) {
+    if (keys && (a.k.grad != nullptr || a.v.grad != nullptr)) {
+      run(key_grads<kDim>, tiles.keys, shape.kv_heads);
+    } else if (!keys && a.q.grad != nullptr) {
+      run(query_grads<kDim>, tiles.rows, shape.heads);
+    }
+  }
+  return true;
+}
+
+std::atomic<bool> allowed = true;
+std::atomic<int64_t> calls = 0;
+
+}  // namespace
+
+bool backward_by_warpgroups(const Attention<bf16>& a, const Launch& on) {
+  const AttentionShape& s = a.shape;
+  if (!allowed || !has_warpgroups() || s.table != nullptr || bends_softmax(a) ||
+      s.head_dim != s.value_dim || !aligned(a.q, 16) || !aligned(a.k, 16) || !aligned(a.v, 16) ||
+      !aligned(a.y, 16)) {
+    return false;
+  }
+  int64_t longest = 0;
+  for (int64_t i = 0; i < s.segments; ++i) {
+    longest = std::max(longest, s.length(i));
+  }
+  if (longest == 0 || s.uses_sinks(longest - 1)) {
+    return false;
+  }
+  const bool served = s.head_dim == 64    ? run_backward<64>(a, on)
+                      : s.head_dim == 128 ? run_backward<128>(a, on)
+                                          : false;
+  calls += served ? 1 : 0;
+  return served;
+}
+
+void allow_warpgroups(bool now_allowed) {
+  allowed = now_allowed;
+}
+int64_t warpgroup_calls() {
+  return calls;
+}
+
+}  // namespace cambium::cuda::attention
