@@ -298,6 +298,8 @@ void make_zero(const View<T>& x, bool wanted, const Launch& on) {
 
 template <class T>
 void run_backward(const Attention<T>& a, const Launch& on) {
+  // In bf16 by products of warpgroups where they serve, else by cuDNN, else by our kernels for
+  // every device with tensor cores.
   if constexpr (std::is_same_v<T, bf16>) {
     if (backward_by_warpgroups(a, on) || backward_by_cudnn(a, on)) {
       return;
