@@ -12,6 +12,7 @@
 // Boxes reach over the end of a segment, into the next one's numbers: these are finite, and their
 // weights 0.
 #include <atomic>
+#include <climits>
 
 #include "ops/attention/attention_cudnn.h"
 #include "ops/attention/attention_mma.cuh"
@@ -196,6 +197,19 @@ __device__ __forceinline__ void add_product(const uint32_t (&weights)[kRows / 16
   commit_products();
 }
 
+/// A token sees the keys that are fewer than this many tokens before it, itself among them.
+__device__ __forceinline__ int span_of(const Layout& layout) {
+  return layout.window > 0 ? layout.window : INT_MAX;
+}
+/// Of a token so many after a key.
+__device__ __forceinline__ bool sees(int distance, int span) {
+  return static_cast<unsigned>(distance) < static_cast<unsigned>(span);
+}
+/// Whether each of 64 tokens sees each of 64 keys; distance: between the first of both.
+__device__ __forceinline__ bool see_all(int distance, int span) {
+  return distance >= kRows - 1 && distance + kRows - 1 < span;
+}
+
 /// As the left side of a product; before what follows, which may begin to overwrite x.
 __device__ __forceinline__ void pack_all(const float (&x)[kRows / 8][4],
                                          uint32_t (&packed)[kRows / 16][4]) {
@@ -290,12 +304,10 @@ __device__ __forceinline__ void bring_tokens(const Args& a, const Boxes& boxes, 
   }
 }
 
-/// S' becomes P'. key: the thread's first, the other is the eighth after it; first: the tile's
-/// first token.
-__device__ __forceinline__ void weigh_tokens(const Layout& layout, const RowNumbers* numbers,
-                                             int key, int first, bool all_seen,
-                                             float (&s)[kRows / 8][4]) {
-  const float scale = layout.scale * kLog2E;
+/// S' becomes P'. distance: of the tile's first token from the thread's first key; the other key is
+/// the eighth after it.
+__device__ __forceinline__ void weigh_tokens(float scale, const RowNumbers* numbers, bool all_seen,
+                                             int distance, int span, float (&s)[kRows / 8][4]) {
   const int column = static_cast<int>(threadIdx.x) % 4 * 2;
 #pragma unroll
   for (int n = 0; n < kRows / 8; ++n) {
@@ -310,7 +322,7 @@ __device__ __forceinline__ void weigh_tokens(const Layout& layout, const RowNumb
     for (int n = 0; n < kRows / 8; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const bool seen = layout.sees(first + 8 * n + column + e % 2, key + e / 2 * 8);
+        const bool seen = sees(distance + 8 * n + column + e % 2 - e / 2 * 8, span);
         s[n][e] = seen ? s[n][e] : 0.0F;
       }
     }
@@ -342,6 +354,8 @@ __device__ __forceinline__ void key_grads_of_group(const Args& a, const Own& own
   const int thread = static_cast<int>(threadIdx.x) % kGroup;
   const int key = own_first + thread / 32 * 16 + thread % 32 / 4;
   const int tiles = layout.group * ((end - begin + kRows - 1) / kRows);
+  const int span = span_of(layout);
+  const float scale = layout.scale * kLog2E;
   await_phase(&s.own_full, 0);
   Left<kDim, kHeld> keys(s.own[group][0]);
   Left<kDim, kHeld> values(s.own[group][1]);
@@ -367,9 +381,7 @@ __device__ __forceinline__ void key_grads_of_group(const Args& a, const Own& own
     values.multiply(dy, dp);
     wait_for_products<kFirst ? 1 : 2>();
     pin(x);
-    const bool all_seen =
-        own_first + kRows - 1 <= first && own_first >= layout.reach(first + kRows - 1);
-    weigh_tokens(layout, numbers, key, first, all_seen, x);
+    weigh_tokens(scale, numbers, see_all(first - own_first, span), first - key, span, x);
     wait_for_products<1>();
     if constexpr (!kFirst) {
       release(&s.empty[before]);
@@ -455,12 +467,11 @@ __device__ __forceinline__ void bring_keys(const Args& a, const Boxes& boxes, co
   }
 }
 
-/// S becomes P. position: of the thread's first token, the other is the eighth after it; first: the
-/// tile's first key.
-__device__ __forceinline__ void weigh_keys(const Layout& layout, const RowNumbers (&numbers)[2],
-                                           int position, int first, bool all_seen,
+/// S becomes P. distance: of the thread's first token from the tile's first key; the other token is
+/// the eighth after it.
+__device__ __forceinline__ void weigh_keys(float scale, const RowNumbers (&numbers)[2],
+                                           bool all_seen, int distance, int span,
                                            float (&s)[kRows / 8][4]) {
-  const float scale = layout.scale * kLog2E;
   const int column = static_cast<int>(threadIdx.x) % 4 * 2;
 #pragma unroll
   for (int n = 0; n < kRows / 8; ++n) {
@@ -474,7 +485,7 @@ __device__ __forceinline__ void weigh_keys(const Layout& layout, const RowNumber
     for (int n = 0; n < kRows / 8; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const bool seen = layout.sees(position + e / 2 * 8, first + 8 * n + column + e % 2);
+        const bool seen = sees(distance + e / 2 * 8 - (8 * n + column + e % 2), span);
         s[n][e] = seen ? s[n][e] : 0.0F;
       }
     }
@@ -492,6 +503,8 @@ __device__ __forceinline__ void query_grads_of_group(const Args& a, const Own& o
   const int thread = static_cast<int>(threadIdx.x) % kGroup;
   const int position = own_first + thread / 32 * 16 + thread % 32 / 4;
   const int tiles = (end - begin + kRows - 1) / kRows;
+  const int span = span_of(layout);
+  const float scale = layout.scale * kLog2E;
   RowNumbers numbers[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -519,9 +532,7 @@ __device__ __forceinline__ void query_grads_of_group(const Args& a, const Own& o
     dy.multiply(s.walked[at.stage][1], dp);
     wait_for_products<kFirst ? 1 : 2>();
     pin(x);
-    const bool all_seen =
-        first + kRows - 1 <= own_first && first >= layout.reach(own_first + kRows - 1);
-    weigh_keys(layout, numbers, position, first, all_seen, x);
+    weigh_keys(scale, numbers, see_all(own_first - first, span), position - first, span, x);
     wait_for_products<0>();
     if constexpr (!kFirst) {
       release(&s.empty[before]);
