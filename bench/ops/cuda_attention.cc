@@ -308,8 +308,8 @@ void attention_section(Bench& bench) {
     Heads heads;
     int32_t count, length;
   };
-  for (const auto& [heads, count, length] :
-       {Step{kSmall, 8, 4096}, Step{kSmall, 1, 32768}, Step{kWide, 1, 8192}}) {
+  for (const auto& [heads, count, length] : {Step{kSmall, 1, 4096}, Step{kSmall, 8, 4096},
+                                             Step{kSmall, 1, 32768}, Step{kWide, 1, 8192}}) {
     const std::vector<int32_t> lengths(static_cast<size_t>(count), length);
     if (heads.dim == kSmall.dim) {
       attention_of_sequences(bench, heads, lengths);
