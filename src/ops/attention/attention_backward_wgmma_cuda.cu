@@ -604,9 +604,8 @@ bool run_backward(const Attention<bf16>& a, const Launch& on) {
   const AttentionShape& shape = a.shape;
   const int64_t tokens = shape.start[shape.segments];
   Boxes boxes;
-  if (sizeof(Shared<kDim>) > most_shared() || !describe(a.q, a.q.data, tokens, boxes.q) ||
-      !describe(a.k, a.k.data, tokens, boxes.k) || !describe(a.v, a.v.data, tokens, boxes.v) ||
-      !describe(a.y, a.y.grad, tokens, boxes.dy)) {
+  if (!describe(a.q, a.q.data, tokens, boxes.q) || !describe(a.k, a.k.data, tokens, boxes.k) ||
+      !describe(a.v, a.v.data, tokens, boxes.v) || !describe(a.y, a.y.grad, tokens, boxes.dy)) {
     return false;
   }
   const int64_t count = tokens * shape.heads;
@@ -643,11 +642,18 @@ std::atomic<int64_t> calls = 0;
 
 }  // namespace
 
+bool warpgroups_serve(int64_t head_dim) {
+  const size_t shared = head_dim == 64    ? sizeof(Shared<64>)
+                        : head_dim == 128 ? sizeof(Shared<128>)
+                                          : SIZE_MAX;
+  return has_warpgroups() && shared <= most_shared();
+}
+
 bool backward_by_warpgroups(const Attention<bf16>& a, const Launch& on) {
   const AttentionShape& s = a.shape;
-  if (!allowed || !has_warpgroups() || s.table != nullptr || bends_softmax(a) ||
-      s.head_dim != s.value_dim || !aligned(a.q, 16) || !aligned(a.k, 16) || !aligned(a.v, 16) ||
-      !aligned(a.y, 16)) {
+  if (!allowed || !warpgroups_serve(s.head_dim) || s.head_dim != s.value_dim ||
+      s.table != nullptr || bends_softmax(a) || !aligned(a.q, 16) || !aligned(a.k, 16) ||
+      !aligned(a.v, 16) || !aligned(a.y, 16)) {
     return false;
   }
   int64_t longest = 0;
@@ -657,9 +663,7 @@ bool backward_by_warpgroups(const Attention<bf16>& a, const Launch& on) {
   if (longest == 0 || s.uses_sinks(longest - 1)) {
     return false;
   }
-  const bool served = s.head_dim == 64    ? run_backward<64>(a, on)
-                      : s.head_dim == 128 ? run_backward<128>(a, on)
-                                          : false;
+  const bool served = s.head_dim == 64 ? run_backward<64>(a, on) : run_backward<128>(a, on);
   calls += served ? 1 : 0;
   return served;
 }

@@ -16,7 +16,6 @@
 
 #if CAMBIUM_CUDA
 #include "ops/attention/attention_cudnn_testing.h"
-#include "ops/cuda_launch.h"
 
 namespace cambium {
 namespace {
@@ -26,6 +25,7 @@ using cuda::attention::allow_warpgroups;
 using cuda::attention::cudnn_calls;
 using cuda::attention::cudnn_status;
 using cuda::attention::warpgroup_calls;
+using cuda::attention::warpgroups_serve;
 using testing::Input;
 using testing::kNarrowBackward;
 using testing::kNarrowFloor;
@@ -46,8 +46,8 @@ struct Case {
   /// Backward calls that products of warpgroups serve.
   int64_t by_warpgroups() const {
     const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
-    return (dim == 64 || dim == 128) && value_dim == dim && (sinks == 0 || window >= longest) ? 1
-                                                                                              : 0;
+    const bool served = warpgroups_serve(dim) && value_dim == dim;
+    return served && (sinks == 0 || window >= longest) ? 1 : 0;
   }
 };
 
@@ -128,7 +128,7 @@ class AttentionCudnn : public testing::WithCudnn {
       const int64_t cudnn_before = cudnn_calls();
       const int64_t before = warpgroup_calls();
       const auto run = on_device(operation, inputs, values);
-      const int64_t taken = way == Way::kWarpgroups && cuda::has_warpgroups() ? by_warpgroups : 0;
+      const int64_t taken = way == Way::kWarpgroups && warpgroups_serve(64) ? by_warpgroups : 0;
       EXPECT_EQ(warpgroup_calls() - before, taken);
       EXPECT_EQ(cudnn_calls() - cudnn_before,
                 served_ && way != Way::kOwn && by_cudnn > 0 ? by_cudnn - taken : 0);

@@ -13,6 +13,9 @@ namespace cambium::cuda::attention {
 /// same bits.
 bool backward_by_warpgroups(const Attention<bf16>& a, const Launch& on);
 
+/// Whether the current device has what it takes of heads of so many numbers.
+bool warpgroups_serve(int64_t head_dim);
+
 /// For tests and benchmarks: calls that it served so far, and turning it off and on again.
 int64_t warpgroup_calls();
 void allow_warpgroups(bool allowed);
