@@ -1,4 +1,5 @@
 // Attention of cuda_bench: whole sequences by cuDNN and by our own kernels, pages, decode.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -88,7 +89,8 @@ void attention_rows(Bench& bench, const char* name, const std::string& shape, co
 }
 
 std::string shape_of(const Heads& heads, const std::vector<int32_t>& lengths) {
-  const bool even = lengths == std::vector<int32_t>(lengths.size(), lengths[0]);
+  const bool even =
+      std::all_of(lengths.begin(), lengths.end(), [&](int32_t n) { return n == lengths[0]; });
   return even && lengths.size() > 1
              ? fmt::format("{} x {} tokens, {}", lengths.size(), lengths[0], heads.describe())
              : fmt::format("{} tokens, {}", fmt::join(lengths, " + "), heads.describe());

@@ -289,7 +289,7 @@ TEST_F(AttentionCudnn, LongSequencesGoInRuns) {
     SCOPED_TRACE(::testing::PrintToString(c));
     const Packing packing(c.lengths);
     const auto values = draw_bf16(c.inputs());
-    std::vector<Run> runs;
+    std::vector<testing::Run> runs;
     for (const Way way : kWays) {
       SCOPED_TRACE(name_of(way));
       allow(way);
