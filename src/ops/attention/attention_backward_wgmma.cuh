@@ -196,6 +196,71 @@ __device__ __forceinline__ bool see_all(int distance, int span) {
   return distance >= kRows - 1 && distance + kRows - 1 < span;
 }
 
+/// S' becomes P'. distance: of the tile's first token from the thread's first key; the other key is
+/// the eighth after it.
+__device__ __forceinline__ void weigh_tokens(float scale, const RowNumbers* numbers, bool all_seen,
+                                             int distance, int span, float (&s)[kRows / 8][4]) {
+  const int column = static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < kRows / 8; ++n) {
+    const auto two = *reinterpret_cast<const float4*>(numbers + 8 * n + column);
+    s[n][0] = fast_exp2(fmaf(s[n][0], scale, -two.x));
+    s[n][1] = fast_exp2(fmaf(s[n][1], scale, -two.z));
+    s[n][2] = fast_exp2(fmaf(s[n][2], scale, -two.x));
+    s[n][3] = fast_exp2(fmaf(s[n][3], scale, -two.z));
+  }
+  if (!all_seen) {
+#pragma unroll
+    for (int n = 0; n < kRows / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const bool seen = sees(distance + 8 * n + column + e % 2 - e / 2 * 8, span);
+        s[n][e] = seen ? s[n][e] : 0.0F;
+      }
+    }
+  }
+}
+
+/// dP' becomes dS'.
+__device__ __forceinline__ void differ_tokens(const RowNumbers* numbers,
+                                              const float (&p)[kRows / 8][4],
+                                              float (&dp)[kRows / 8][4]) {
+  const int column = static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < kRows / 8; ++n) {
+    const auto two = *reinterpret_cast<const float4*>(numbers + 8 * n + column);
+    dp[n][0] = p[n][0] * (dp[n][0] - two.y);
+    dp[n][1] = p[n][1] * (dp[n][1] - two.w);
+    dp[n][2] = p[n][2] * (dp[n][2] - two.y);
+    dp[n][3] = p[n][3] * (dp[n][3] - two.w);
+  }
+}
+
+/// S becomes P. distance: of the thread's first token from the tile's first key; the other token is
+/// the eighth after it.
+__device__ __forceinline__ void weigh_keys(float scale, const RowNumbers (&numbers)[2],
+                                           bool all_seen, int distance, int span,
+                                           float (&s)[kRows / 8][4]) {
+  const int column = static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < kRows / 8; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      s[n][e] = fast_exp2(fmaf(s[n][e], scale, -numbers[e / 2].log_sum));
+    }
+  }
+  if (!all_seen) {
+#pragma unroll
+    for (int n = 0; n < kRows / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const bool seen = sees(distance + e / 2 * 8 - (8 * n + column + e % 2), span);
+        s[n][e] = seen ? s[n][e] : 0.0F;
+      }
+    }
+  }
+}
+
 /// As the left side of a product; before what follows, which may begin to overwrite x.
 __device__ __forceinline__ void pack_all(const float (&x)[kRows / 8][4],
                                          uint32_t (&packed)[kRows / 16][4]) {
