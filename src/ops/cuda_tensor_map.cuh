@@ -53,6 +53,21 @@ bool describe_boxes(const BoxedTensor<kRank>& tensor, CUtensorMap& map) {
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
+/// A place in a ring of stages that copies fill, and the parity of how often it has been gone
+/// around, as barriers count it.
+template <int kStages>
+struct RingPlace {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void next() {
+    ++stage;
+    if (stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
 /// Begins to copy the box whose first element is `at`.
 __device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, const int (&at)[3],
                                          uint64_t* barrier) {

@@ -152,43 +152,56 @@ __device__ __forceinline__ void multiply_async(float (*d)[2][4], const uint32_t 
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kTurned ? 1 : 0));
 }
 
-/// d (64, 256) += a b: a (64, 16) in registers, b (16, 256) in shared memory with n together.
-__device__ __forceinline__ void multiply_async(float (&d)[32][4], const uint32_t (&a)[4],
+/// d (64, 8 kTiles) += a b, or = a b: a (64, 16) in registers, b (16, 8 kTiles) in shared memory
+/// with k together, or, turned, with n together.
+template <bool kTurned, bool kAdd = true, int kTiles>
+__device__ __forceinline__ void multiply_async(float (&d)[kTiles][4], const uint32_t (&a)[4],
                                                uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" CAMBIUM_128_PLACES
-               "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 1;"
-               : CAMBIUM_128(d)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  static_assert(kTiles == 8 || kTiles == 16 || kTiles == 32);
+#define CAMBIUM_MULTIPLY(columns, sums, a0, a1, a2, a3, b_place, add, turned)             \
+  if constexpr (8 * kTiles == columns) {                                                  \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #columns                             \
+                 "k16.f32.bf16.bf16 {" CAMBIUM_##sums##_PLACES                            \
+                 "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b_place ", %" #add     \
+                 ", 1, 1, %" #turned ";"                                                  \
+                 : CAMBIUM_##sums(d)                                                      \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0), \
+                   "n"(kTurned ? 1 : 0));                                                 \
+  }
+  CAMBIUM_MULTIPLY(64, 32, 32, 33, 34, 35, 36, 37, 38)
+  CAMBIUM_MULTIPLY(128, 64, 64, 65, 66, 67, 68, 69, 70)
+  CAMBIUM_MULTIPLY(256, 128, 128, 129, 130, 131, 132, 133, 134)
+#undef CAMBIUM_MULTIPLY
 }
-/// d (64, 8 kTiles) += a b: a (64, 16) and b (16, 8 kTiles) in shared memory. Turned, an operand
-/// does not have k together: a has its rows together, b its columns.
-template <bool kATurned = false, bool kBTurned = false, int kTiles>
+/// d (64, 8 kTiles) += a b, or = a b: a (64, 16) and b (16, 8 kTiles) in shared memory. Turned, an
+/// operand does not have k together: a has its rows together, b its columns.
+template <bool kATurned = false, bool kBTurned = false, bool kAdd = true, int kTiles>
 __device__ __forceinline__ void multiply_async(float (&d)[kTiles][4], uint64_t a, uint64_t b) {
   static_assert(kTiles % 2 == 0 && kTiles <= 32);
-#define CAMBIUM_MULTIPLY(columns, sums, a_place, b_place, a_turned, b_turned)                \
-  if constexpr (8 * kTiles == columns) {                                                     \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #columns                                \
-                 "k16.f32.bf16.bf16 {" CAMBIUM_##sums##_PLACES                               \
-                 "}, %" #a_place ", %" #b_place ", 1, 1, 1, %" #a_turned ", %" #b_turned ";" \
-                 : CAMBIUM_##sums(d)                                                         \
-                 : "l"(a), "l"(b), "n"(kATurned ? 1 : 0), "n"(kBTurned ? 1 : 0));            \
+#define CAMBIUM_MULTIPLY(columns, sums, a_place, b_place, add, a_turned, b_turned)                 \
+  if constexpr (8 * kTiles == columns) {                                                           \
+    asm volatile(                                                                                  \
+        "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.bf16.bf16 {" CAMBIUM_##sums##_PLACES \
+        "}, %" #a_place ", %" #b_place ", %" #add ", 1, 1, %" #a_turned ", %" #b_turned ";"        \
+        : CAMBIUM_##sums(d)                                                                        \
+        : "l"(a), "l"(b), "n"(kAdd ? 1 : 0), "n"(kATurned ? 1 : 0), "n"(kBTurned ? 1 : 0));        \
   }
-  CAMBIUM_MULTIPLY(16, 8, 8, 9, 10, 11)
-  CAMBIUM_MULTIPLY(32, 16, 16, 17, 18, 19)
-  CAMBIUM_MULTIPLY(48, 24, 24, 25, 26, 27)
-  CAMBIUM_MULTIPLY(64, 32, 32, 33, 34, 35)
-  CAMBIUM_MULTIPLY(80, 40, 40, 41, 42, 43)
-  CAMBIUM_MULTIPLY(96, 48, 48, 49, 50, 51)
-  CAMBIUM_MULTIPLY(112, 56, 56, 57, 58, 59)
-  CAMBIUM_MULTIPLY(128, 64, 64, 65, 66, 67)
-  CAMBIUM_MULTIPLY(144, 72, 72, 73, 74, 75)
-  CAMBIUM_MULTIPLY(160, 80, 80, 81, 82, 83)
-  CAMBIUM_MULTIPLY(176, 88, 88, 89, 90, 91)
-  CAMBIUM_MULTIPLY(192, 96, 96, 97, 98, 99)
-  CAMBIUM_MULTIPLY(208, 104, 104, 105, 106, 107)
-  CAMBIUM_MULTIPLY(224, 112, 112, 113, 114, 115)
-  CAMBIUM_MULTIPLY(240, 120, 120, 121, 122, 123)
-  CAMBIUM_MULTIPLY(256, 128, 128, 129, 130, 131)
+  CAMBIUM_MULTIPLY(16, 8, 8, 9, 10, 11, 12)
+  CAMBIUM_MULTIPLY(32, 16, 16, 17, 18, 19, 20)
+  CAMBIUM_MULTIPLY(48, 24, 24, 25, 26, 27, 28)
+  CAMBIUM_MULTIPLY(64, 32, 32, 33, 34, 35, 36)
+  CAMBIUM_MULTIPLY(80, 40, 40, 41, 42, 43, 44)
+  CAMBIUM_MULTIPLY(96, 48, 48, 49, 50, 51, 52)
+  CAMBIUM_MULTIPLY(112, 56, 56, 57, 58, 59, 60)
+  CAMBIUM_MULTIPLY(128, 64, 64, 65, 66, 67, 68)
+  CAMBIUM_MULTIPLY(144, 72, 72, 73, 74, 75, 76)
+  CAMBIUM_MULTIPLY(160, 80, 80, 81, 82, 83, 84)
+  CAMBIUM_MULTIPLY(176, 88, 88, 89, 90, 91, 92)
+  CAMBIUM_MULTIPLY(192, 96, 96, 97, 98, 99, 100)
+  CAMBIUM_MULTIPLY(208, 104, 104, 105, 106, 107, 108)
+  CAMBIUM_MULTIPLY(224, 112, 112, 113, 114, 115, 116)
+  CAMBIUM_MULTIPLY(240, 120, 120, 121, 122, 123, 124)
+  CAMBIUM_MULTIPLY(256, 128, 128, 129, 130, 131, 132)
 #undef CAMBIUM_MULTIPLY
 }
 

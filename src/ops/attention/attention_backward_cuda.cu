@@ -5,6 +5,7 @@
 // computed twice, and every gradient is one thread's sum in a fixed order.
 #include "ops/attention/attention_cuda.cuh"
 #include "ops/attention/attention_cudnn.h"
+#include "ops/attention/attention_wgmma.h"
 
 namespace cambium::cuda {
 namespace attention {
@@ -297,8 +298,10 @@ void make_zero(const View<T>& x, bool wanted, const Launch& on) {
 
 template <class T>
 void run_backward(const Attention<T>& a, const Launch& on) {
+  // In bf16 by products of warpgroups where they serve, else by cuDNN, else by our kernels for
+  // every device with tensor cores.
   if constexpr (std::is_same_v<T, bf16>) {
-    if (backward_by_cudnn(a, on)) {
+    if (backward_by_warpgroups(a, on) || backward_by_cudnn(a, on)) {
       return;
     }
   }

@@ -28,7 +28,9 @@ struct SdpaShape {
   int64_t y_row;                   // of y and its gradient
   int64_t dq_row, dk_row, dv_row;  // backward only
   float scale;
-  int64_t window;                                      // 0 = unbounded
+  int64_t window;  // 0 = unbounded
+  /// Backward, for measurements alone: sums in no fixed order.
+  bool any_order = false;
   auto operator<=>(const SdpaShape&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 

@@ -198,7 +198,7 @@ class Builder {
 
   void backward() {
     auto attributes = with_masks(fe::graph::SDPA_backward_attributes().set_name("attention"));
-    attributes.set_deterministic_algorithm(true);
+    attributes.set_deterministic_algorithm(!s_.any_order);
     fe::graph::Tensor_attributes stats;
     place_stats(stats);
     auto [dq, dk, dv] = graph_.sdpa_backward(

@@ -1,7 +1,9 @@
-// Attention in bf16 at the sizes that cuDNN serves where there is one, and our own kernels
-// elsewhere: both against the definition, and each after the other.
+// Attention in bf16 at the sizes that cuDNN serves where there is one, our backward pass by
+// products of warpgroups where the device has them, and our other kernels elsewhere: all against
+// the definition, and each after the other.
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <numeric>
@@ -19,8 +21,11 @@ namespace cambium {
 namespace {
 
 using cuda::attention::allow_cudnn;
+using cuda::attention::allow_warpgroups;
 using cuda::attention::cudnn_calls;
 using cuda::attention::cudnn_status;
+using cuda::attention::warpgroup_calls;
+using cuda::attention::warpgroups_serve;
 using testing::Input;
 using testing::kNarrowBackward;
 using testing::kNarrowFloor;
@@ -38,7 +43,21 @@ struct Case {
     return {
         {{tokens(), heads, dim}}, {{tokens(), kv_heads, dim}}, {{tokens(), kv_heads, value_dim}}};
   }
+  /// Backward calls that products of warpgroups serve.
+  int64_t by_warpgroups() const {
+    const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+    const bool served = warpgroups_serve(dim) && value_dim == dim;
+    return served && (sinks == 0 || window >= longest) ? 1 : 0;
+  }
 };
+
+/// Who computes: the backward pass by products of warpgroups, the rest by cuDNN; cuDNN; our other
+/// kernels.
+enum class Way { kWarpgroups, kCudnn, kOwn };
+constexpr Way kWays[] = {Way::kWarpgroups, Way::kCudnn, Way::kOwn};
+const char* name_of(Way way) {
+  return way == Way::kWarpgroups ? "warpgroups" : way == Way::kCudnn ? "cuDNN" : "own";
+}
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
   for (const int32_t length : c.lengths) {
@@ -97,27 +116,31 @@ void expect_close(const Run& run, const Run& exact, double forward, double backw
 
 class AttentionCudnn : public testing::WithCudnn {
  protected:
-  /// Both ways against the definition in fp64; two runs give the same bits.
+  /// All ways against the definition in fp64; two runs give the same bits. by_cudnn: calls that it
+  /// serves, those among them that products of warpgroups take too.
   void expect_definition(const Operation& operation, const std::vector<Input>& inputs,
-                         int64_t calls_expected) {
+                         int64_t by_cudnn, int64_t by_warpgroups) {
     const auto values = draw_bf16(inputs);
     const auto exact = testing::run_operation<double>(operation, inputs, values, true, true, true);
-    for (const bool allowed : {true, false}) {
-      SCOPED_TRACE(allowed ? cudnn_status() : "own kernels");
-      allow_cudnn(allowed);
-      const int64_t before = cudnn_calls();
+    for (const Way way : kWays) {
+      SCOPED_TRACE(std::string(name_of(way)) + ", " + cudnn_status());
+      allow(way);
+      const int64_t cudnn_before = cudnn_calls();
+      const int64_t before = warpgroup_calls();
       const auto run = on_device(operation, inputs, values);
-      const int64_t calls = cudnn_calls() - before;
-      if (allowed && served_) {
-        EXPECT_EQ(calls, calls_expected) << cudnn_status();
-      } else {
-        EXPECT_EQ(calls, 0);
-      }
+      const int64_t taken = way == Way::kWarpgroups && warpgroups_serve(64) ? by_warpgroups : 0;
+      EXPECT_EQ(warpgroup_calls() - before, taken);
+      EXPECT_EQ(cudnn_calls() - cudnn_before,
+                served_ && way != Way::kOwn && by_cudnn > 0 ? by_cudnn - taken : 0);
       expect_close(run, exact, kNarrowForward, kNarrowBackward);
       const auto again = on_device(operation, inputs, values);
       EXPECT_EQ(again.output, run.output) << "two runs differ";
       EXPECT_EQ(again.grads, run.grads) << "two runs differ";
     }
+  }
+  static void allow(Way way) {
+    allow_warpgroups(way == Way::kWarpgroups);
+    allow_cudnn(way != Way::kOwn);
   }
 };
 
@@ -125,7 +148,8 @@ class AttentionCudnnShapes : public AttentionCudnn, public ::testing::WithParamI
 
 TEST_P(AttentionCudnnShapes, MatchTheDefinition) {
   const Packing packing(GetParam().lengths);
-  expect_definition(operation_of(GetParam(), packing), GetParam().inputs(), 2);
+  expect_definition(operation_of(GetParam(), packing), GetParam().inputs(), 2,
+                    GetParam().by_warpgroups());
 }
 
 // Lengths that are taken as they are and lengths that are rounded up; segments of no, one and few
@@ -141,12 +165,24 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{{300, 400}, 2, 1, 64, 64, 400, 10}),
     ::testing::PrintToStringParamName());
 
+// Past the tiles of products of warpgroups, alone and packed, with groups of heads that do not
+// divide them and windows within one and over several.
+INSTANTIATE_TEST_SUITE_P(Tiles, AttentionCudnnShapes,
+                         ::testing::Values(Case{{1, 63, 64, 65, 300}, 32, 8, 64, 64, 0},
+                                           Case{{1, 63, 64, 65, 300}, 32, 8, 128, 128, 0},
+                                           Case{{127, 0, 128, 129, 513}, 3, 1, 64, 64, 0},
+                                           Case{{127, 0, 128, 129, 513}, 7, 1, 128, 128, 0},
+                                           Case{{577, 65}, 2, 2, 64, 64, 5},
+                                           Case{{577, 65}, 5, 1, 128, 128, 64},
+                                           Case{{700, 30}, 4, 2, 64, 64, 129}),
+                         ::testing::PrintToStringParamName());
+
 TEST_F(AttentionCudnn, WhatItDoesNotServeIsOurs) {
   for (const Case& c :
        {Case{{255}, 2, 1, 64, 64, 0}, Case{{300}, 2, 1, 32, 32, 0}, Case{{300}, 2, 1, 72, 72, 0},
         Case{{300, 400}, 2, 1, 64, 64, 399, 10}, Case{{500, 90}, 4, 2, 128, 128, 40, 70}}) {
     const Packing packing(c.lengths);
-    expect_definition(operation_of(c, packing), c.inputs(), 0);
+    expect_definition(operation_of(c, packing), c.inputs(), 0, c.by_warpgroups());
   }
 }
 
@@ -161,7 +197,7 @@ TEST_F(AttentionCudnn, HeadsOfAFusedProjection) {
       const Tensor v = in[0].slice(1, first + 384, 128).split_last(2, 64);
       return attention(ctx, q, k, v, packing.segments(), {.scale = 0.125F});
     };
-    expect_definition(operation, {{{512, 520}}}, first == 0 ? 2 : 0);
+    expect_definition(operation, {{{512, 520}}}, first == 0 ? 2 : 0, first == 0 ? 1 : 0);
   }
 }
 
@@ -170,7 +206,7 @@ TEST_F(AttentionCudnn, OneTensorForAll) {
   const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
     return attention(ctx, in[0], in[0], in[0], packing.segments(), {.scale = 0.125F});
   };
-  expect_definition(operation, {{{300, 2, 64}}}, 2);
+  expect_definition(operation, {{{300, 2, 64}}}, 2, 1);
 }
 
 TEST_F(AttentionCudnn, FrozenInputsAreLeftOut) {
@@ -181,7 +217,7 @@ TEST_F(AttentionCudnn, FrozenInputsAreLeftOut) {
     for (size_t i = 0; i < 3; ++i) {
       inputs[i].differentiable = i == wanted;
     }
-    expect_definition(operation_of(c, packing), inputs, 2);
+    expect_definition(operation_of(c, packing), inputs, 2, 1);
   }
 }
 
@@ -193,7 +229,7 @@ TEST_F(AttentionCudnn, GradientsAreAddedToWhatIsThere) {
     const Tensor y = attention(ctx, in[0], in[1], in[2], packing.segments(), config_of(c));
     return attention(ctx, y, in[1], in[2], packing.segments(), config_of(c));
   };
-  expect_definition(operation, c.inputs(), 4);
+  expect_definition(operation, c.inputs(), 4, 2);
 }
 
 TEST_F(AttentionCudnn, EitherPassMayBeOurs) {
@@ -203,17 +239,21 @@ TEST_F(AttentionCudnn, EitherPassMayBeOurs) {
   const auto exact = testing::run_operation<double>(operation_of(c, packing), c.inputs(), values,
                                                     true, true, true);
   for (const bool forward : {true, false}) {
-    SCOPED_TRACE(forward ? "cuDNN forward, own backward" : "own forward, cuDNN backward");
-    const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
-      allow_cudnn(forward);
-      const Tensor y = attention(ctx, in[0], in[1], in[2], packing.segments(), config_of(c));
-      allow_cudnn(!forward);
-      return y;
-    };
-    const int64_t before = cudnn_calls();
-    const auto run = on_device(operation, c.inputs(), values);
-    EXPECT_EQ(cudnn_calls() - before, served_ ? 1 : 0) << cudnn_status();
-    expect_close(run, exact, kNarrowForward, kNarrowBackward);
+    for (const Way way : kWays) {
+      SCOPED_TRACE(std::string(forward ? "cuDNN" : "own") + " forward, backward " + name_of(way));
+      const auto operation = [&](Context& ctx, const std::vector<Tensor>& in) {
+        allow_cudnn(forward);
+        const Tensor y = attention(ctx, in[0], in[1], in[2], packing.segments(), config_of(c));
+        allow_warpgroups(way == Way::kWarpgroups);
+        allow_cudnn(way == Way::kCudnn);
+        return y;
+      };
+      const int64_t before = cudnn_calls();
+      const auto run = on_device(operation, c.inputs(), values);
+      const int64_t expected = (forward ? 1 : 0) + (way == Way::kCudnn ? 1 : 0);
+      EXPECT_EQ(cudnn_calls() - before, served_ ? expected : 0) << cudnn_status();
+      expect_close(run, exact, kNarrowForward, kNarrowBackward);
+    }
   }
 }
 
@@ -244,20 +284,23 @@ TEST_F(AttentionCudnn, LongSequencesGoInRuns) {
   // Two runs of heads; runs of single segments; ragged runs of one segment and of several.
   for (const Case& c :
        {Case{{8192}, 16, 4, 64, 64, 0}, Case{{4096, 4096, 4096, 4096, 4096}, 8, 2, 64, 64, 0},
+        Case{{4097, 1, 2000}, 8, 2, 128, 128, 0}, Case{{9000}, 8, 2, 64, 64, 3000},
         Case{{6000, 100, 5000, 300, 300, 40}, 16, 4, 64, 64, 0}}) {
     SCOPED_TRACE(::testing::PrintToString(c));
     const Packing packing(c.lengths);
     const auto values = draw_bf16(c.inputs());
-    const int64_t before = cudnn_calls();
-    const auto run = on_device(operation_of(c, packing), c.inputs(), values);
-    if (served_) {
-      EXPECT_GE(cudnn_calls() - before, 3) << cudnn_status();
+    std::vector<testing::Run> runs;
+    for (const Way way : kWays) {
+      SCOPED_TRACE(name_of(way));
+      allow(way);
+      const int64_t before = cudnn_calls();
+      runs.push_back(on_device(operation_of(c, packing), c.inputs(), values));
+      if (served_ && way == Way::kCudnn) {
+        EXPECT_GE(cudnn_calls() - before, 3) << cudnn_status();
+      }
+      EXPECT_EQ(on_device(operation_of(c, packing), c.inputs(), values).grads, runs.back().grads);
+      expect_close(runs.back(), runs.front(), 2 * kNarrowForward, 2 * kNarrowBackward);
     }
-    EXPECT_EQ(on_device(operation_of(c, packing), c.inputs(), values).grads, run.grads);
-    allow_cudnn(false);
-    const auto own = on_device(operation_of(c, packing), c.inputs(), values);
-    allow_cudnn(true);
-    expect_close(run, own, 2 * kNarrowForward, 2 * kNarrowBackward);
   }
 }
 

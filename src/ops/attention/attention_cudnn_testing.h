@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/attention/attention_cudnn.h"
+#include "ops/attention/attention_wgmma.h"
 #include "ops/testing.h"
 
 namespace cambium::testing {
@@ -19,6 +20,7 @@ class WithCudnn : public ::testing::Test {
   void TearDown() override {
     if (on_cuda()) {
       cuda::attention::allow_cudnn(true);
+      cuda::attention::allow_warpgroups(true);
       cuda::attention::limit_gathered(0);
     }
   }

@@ -115,6 +115,7 @@ TEST_F(CudaShapes, AttentionOverEveryLengthTogether) {
   const std::vector<int64_t> lengths{0, 1, 63, 64, 65, 4097, 0};
   for (const auto& [window, sinks] : {std::pair{0, 0}, {100, 0}, {100, 10}, {20, 200}}) {
     expect_attention_matches_cpu({lengths, 2, 1, 64, window, sinks});
+    expect_attention_matches_cpu({lengths, 2, 1, 128, window, sinks});
   }
 }
 

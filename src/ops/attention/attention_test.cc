@@ -105,7 +105,9 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{{100, 41}, 9, 3, 64, 64, 0}, Case{{129, 65}, 2, 2, 24, 40, 50},
                       Case{{20}, 16, 1, 128, 128, 0}, Case{{6}, 1, 1, 256, 256, 0},
                       Case{{70, 9}, 2, 2, 192, 128, 0}, Case{{600, 30, 257}, 1, 1, 8, 8, 0},
-                      Case{{700}, 2, 1, 4, 6, 300}, Case{{530}, 1, 1, 16, 4, 7}),
+                      Case{{700}, 2, 1, 4, 6, 300}, Case{{530}, 1, 1, 16, 4, 7},
+                      Case{{1, 63, 0, 65}, 8, 2, 64, 64, 0}, Case{{130, 64}, 3, 1, 64, 64, 40},
+                      Case{{1, 63, 0, 65}, 8, 2, 128, 128, 0}),
     ::testing::PrintToStringParamName());
 
 // Sinks beside the window and behind it, more than the window, more than the sequence, in more than

@@ -87,26 +87,12 @@ struct PairTile {
   }
 };
 
-/// A place in the ring and how often the ring has been gone around, as barriers count it.
-template <int kStages>
-struct Place {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void next() {
-    ++stage;
-    if (stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 /// A warp: brings the operands of all tiles.
 template <ExpertsUse kUse>
 __device__ __forceinline__ void bring(const ExpertsProduct<bf16>& g, const CUtensorMap& weights,
                                       const CUtensorMap& rows, const int* first_tile, Shared& s) {
   const int rank = cluster_rank();
-  Place<kStages> at;
+  RingPlace<kStages> at;
   for (PairTile<kUse> tile(g, first_tile); tile.exists; tile.next(g, first_tile)) {
     const int boxes = tile.times(kBoxRows);
     for (int depth = 0; depth < g.k; depth += kDepth) {
@@ -214,7 +200,7 @@ __device__ __forceinline__ void store_tile(const ExpertsProduct<bf16>& g, bool u
 /// Two warpgroups: a tile of 8 kTiles rows, of which each has half of the outputs.
 template <ExpertsUse kUse, int kTiles>
 __device__ __forceinline__ void multiply_tile(const ExpertsProduct<bf16>& g, bool up_first,
-                                              const PairTile<kUse>& tile, Place<kStages>& at,
+                                              const PairTile<kUse>& tile, RingPlace<kStages>& at,
                                               Shared& s) {
   constexpr bool kTurned = kUse == ExpertsUse::kGradInput;
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
@@ -306,7 +292,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     } else {
       take_registers<232>();
-      Place<kStages> at;
+      RingPlace<kStages> at;
       for (PairTile<kUse> tile(g, first_tile); tile.exists; tile.next(g, first_tile)) {
         with_steps(tile.times(kRowStep), [&]<int kSteps>() {
           multiply_tile<kUse, kSteps * kRowStep / 8>(g, up_first, tile, at, s);

@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           begin_products();
 #pragma unroll
           for (int k = 0; k < kKeys / 16; ++k) {
-            multiply_async(y, weights[k], values + of_rows(k));
+            multiply_async<true>(y, weights[k], values + of_rows(k));
           }
           commit_products();
           wait_for_products<0>();
