@@ -270,9 +270,10 @@ TEST_P(PublishedModel, IsBuiltCountedPrintedAndRefusedByName) {
 INSTANTIATE_TEST_SUITE_P(Families, PublishedModel, ::testing::ValuesIn(published()),
                          [](const auto& info) { return info.param.name; });
 
-// The shapes that bench/true_size.py measures. To the parameter for Nemotron-Nano-9B-v2, Qwen3-8B,
-// Qwen3-32B, Qwen2.5-32B, Falcon-H1-34B and Llama-3.1-70B as their model cards count them; the
-// others as this tree counts what `published` above holds them to, without multi-token heads.
+// The shapes that bench/true_size.py and bench/torch_train.py measure. To the parameter for
+// Nemotron-Nano-9B-v2, Qwen3-8B, Qwen3-32B, Qwen2.5-32B, Falcon-H1-34B, Llama-3.1-70B and
+// Llama-3.2-1B as their model cards count them; the others as this tree counts what `published`
+// above holds them to, without multi-token heads.
 TEST(TrueSizePlans, HaveThePublishedParameters) {
   const std::pair<const char*, int64_t> kPlans[] = {
       {"nemotron-nano-9b-v2", 8888227328}, {"qwen3-8b", 8190735360},
@@ -280,7 +281,7 @@ TEST(TrueSizePlans, HaveThePublishedParameters) {
       {"qwen3-32b", 32762123264},          {"qwen3-next-80b", 79674391296},
       {"kimi-linear-48b", 49122681728},    {"deepseek-v3.2", 671877944064},
       {"minimax-m1", 456089655296},        {"nemotron-h-47b", 46791554816},
-      {"llama-3.1-70b", 70553706496}};
+      {"llama-3.1-70b", 70553706496},      {"llama-3.2-1b", 1235814400}};
   for (const auto& [name, parameters] : kPlans) {
     Model model(read_spec(std::string(CAMBIUM_SOURCE_DIR) + "/plans/true-size/" + name));
     EXPECT_EQ(model.parameter_count(), parameters) << name;
