@@ -34,9 +34,8 @@ double median(std::vector<double> values) {
 }  // namespace
 
 std::string StepJudge::diverged(double loss) {
-  const auto window = static_cast<size_t>(std::max<int64_t>(limits_.window, 10));
   std::vector<double>& recent = state_.recent;
-  if (limits_.factor > 0.0 && recent.size() >= window) {
+  if (limits_.factor > 0.0 && std::ssize(recent) >= window()) {
     const double usual = median(recent);
     state_.above = loss > limits_.factor * usual ? state_.above + 1 : 0;
     if (state_.above >= limits_.patience) {
@@ -50,14 +49,14 @@ std::string StepJudge::diverged(double loss) {
     state_.first.push_back(loss);
   }
   recent.push_back(loss);
-  if (recent.size() > window) {
+  if (std::ssize(recent) > window()) {
     recent.erase(recent.begin());
   }
   return "";
 }
 
 std::string StepJudge::risen() const {
-  if (state_.first.size() < kFirst) {
+  if (state_.first.size() < kFirst || std::ssize(state_.recent) < window()) {
     return "";
   }
   const double began = mean(state_.first);

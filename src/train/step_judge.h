@@ -1,6 +1,7 @@
 // Whether a step of training may reach the weights, and what is wrong when it may not.
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,7 +14,7 @@ namespace cambium {
 
 struct DivergenceConfig {
   double factor = 3.0;   // times the running median; 0 = only non-finite values stop the run
-  int64_t window = 64;   // steps the median is taken over; none is judged before it is full
+  int64_t window = 64;   // steps the median is taken over, at least 10; none is judged before
   int64_t patience = 8;  // steps in a row
 };
 
@@ -33,6 +34,8 @@ class StepJudge {
 
   /// Takes the loss of the next step. Not empty when it has been too high for too long: why.
   std::string diverged(double loss);
+  /// Steps that the median is taken over.
+  int64_t window() const { return std::max<int64_t>(limits_.window, 10); }
   /// Not empty where the last losses, a window full of them, lie well above the first: by how much.
   /// What a student brought along is then overwritten faster than it is taught.
   std::string risen() const;

@@ -26,6 +26,18 @@ TEST(StepJudge, SaysWhenTheLossHasRisenAboveTheFirst) {
   EXPECT_EQ(fed({{4, 0.05}}).risen(), "");                         // not known yet
 }
 
+TEST(StepJudge, HasAWindowOfTenAtLeast) {
+  StepJudge judge({.factor = 3.0, .window = 3, .patience = 1});
+  for (const double loss : {0.1, 0.1, 0.1, 0.1, 0.1, 0.4, 0.4, 0.4, 0.4}) {
+    EXPECT_EQ(judge.diverged(loss), "");  // more than three times the usual, which is not known yet
+    EXPECT_EQ(judge.risen(), "");
+  }
+  EXPECT_EQ(judge.diverged(0.4), "");
+  EXPECT_THAT(judge.risen(), HasSubstr("the last 10 steps"));
+  EXPECT_EQ(judge.window(), 10);
+  EXPECT_NE(judge.diverged(1.3), "");
+}
+
 TEST(StepJudge, GoesOnFromItsState) {
   StepJudge judge({.factor = 3.0, .window = 20});
   judge.set_state(fed({{5, 0.05}}).state());

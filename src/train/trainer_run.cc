@@ -261,7 +261,7 @@ void Trainer::judge(const StepReport& report, const std::vector<PackedSequence>&
                      largest_gradient(student_)));
   }
   // Once, when the rate has been at its height for a window of steps.
-  if (report.step + 1 == config_.schedule.warmup_steps + config_.divergence.window) {
+  if (report.step + 1 == config_.schedule.warmup_steps + judge_.window()) {
     if (const std::string how = judge_.risen(); !how.empty()) {
       log_event("risen", nlohmann::json{{"how", how}}.dump());
       note(

@@ -361,19 +361,26 @@ TEST_F(TrainerTest, StopsWhenTheLossDiverges) {
 }
 
 TEST_F(TrainerTest, SaysOnceThatTheRateLosesWhatWasLearned) {
-  LoadedModel model = fresh_model(tiny_attention(2), 1);
   const auto data = copy_task();
-  Trainer(*model.model, model.weights, tiny_config(120), *data).run();
-  for (const double rate : {1e-5, 0.1}) {
-    TrainConfig config = tiny_config(30);
-    config.schedule.peak = rate;
+  struct Case {
+    double rate;
+    int64_t window, steps;
+    bool said;
+  };
+  // The rate is at its height after 20 steps; a window has at least ten.
+  for (const Case& c :
+       {Case{1e-5, 10, 30, false}, {0.1, 10, 30, true}, {0.1, 3, 30, true}, {0.1, 3, 29, false}}) {
+    LoadedModel model = fresh_model(tiny_attention(2), 1);
+    Trainer(*model.model, model.weights, tiny_config(120), *data).run();
+    TrainConfig config = tiny_config(c.steps);
+    config.schedule.peak = c.rate;
     config.schedule.warmup_steps = 20;
-    config.divergence = {.factor = 0.0, .window = 10};
+    config.divergence = {.factor = 0.0, .window = c.window};
     ::testing::internal::CaptureStderr();
     Trainer(*model.model, model.weights, config, *data).run();
     const std::string said = ::testing::internal::GetCapturedStderr();
     const size_t at = said.find("at a rate of 0.1 more is lost");
-    EXPECT_EQ(at != std::string::npos, rate > 0.01) << said;
+    EXPECT_EQ(at != std::string::npos, c.said) << c.window << ", " << c.steps << ": " << said;
     EXPECT_TRUE(at == std::string::npos || said.find("more is lost", at + 30) == std::string::npos);
   }
 }
