@@ -44,16 +44,24 @@ def make_model(weights, frozen=False, checkpoint=False):
     if checkpoint:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.requires_grad_(not frozen).train(not frozen)
-    for part in [model.model] if args.whole else [*model.model.layers, model.model.norm]:
+    for part in [] if args.whole else [*model.model.layers, model.model.norm]:
         part.compile(mode=args.compile, dynamic=False)
     return model
+
+
+def layers(model, rows):
+    """All of them, causal without a mask, which the model's own loop would make if it is traced."""
+    turns = model.rotary_emb(rows, torch.arange(rows.shape[1], device=rows.device)[None])
+    for layer in model.layers:
+        rows = layer(rows, position_embeddings=turns)
+    return model.norm(rows)
 
 
 def hidden(model, ids):
     """(tokens, width) in bf16, which the layers pass on too."""
     with torch.autocast(args.device, torch.bfloat16, enabled=model.dtype == torch.float32):
         rows = model.model.embed_tokens(ids).bfloat16()
-        return model.model(inputs_embeds=rows, use_cache=False)[0].bfloat16().flatten(0, 1)
+        return run_layers(model.model, rows).bfloat16().flatten(0, 1)
 
 
 def logits(h, weight):
@@ -178,6 +186,7 @@ if args.attention != "auto":
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_math_sdp(args.device == "cpu")
     torch._functorch.config.enable_autograd_cache = False  # its key does not have the choice
+run_layers = torch.compile(layers, mode=args.compile, dynamic=False) if args.whole else layers
 signal.signal(signal.SIGALRM, out_of_time)
 card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
 print(f"{card}, PyTorch {torch.__version__}, attention {args.attention}, compile {args.compile}, "

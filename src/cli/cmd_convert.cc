@@ -82,8 +82,7 @@ SaveOptions save_options(const ConvertArgs& args) {
 
 /// What stays of the base is written from its own memory, mapped where it can be.
 LoadOptions load_options(const ConvertArgs& args) {
-  return {.storage = MatrixStorage::kStored,
-          .exact_packed = parse_storage(args.storage) == MatrixStorage::kF32};
+  return {.storage = MatrixStorage::kStored, .saved_as = parse_storage(args.storage)};
 }
 
 // The hybrid of a search: each layer's mixer is the one that was measured there.

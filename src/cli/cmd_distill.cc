@@ -17,6 +17,7 @@ namespace {
 
 struct DistillArgs {
   std::string student, teacher, output, data, prompts, logits, objective = "end_to_end";
+  std::string storage = "f32";
   std::vector<std::string> set;
   std::vector<int64_t> layers;
   int64_t steps = 100, sequence = 1024, sequences = 1, warmup = 10, seed = 1, every = 0;
@@ -129,7 +130,8 @@ int run(const DistillArgs& a) {
                {{"student", a.student},
                 {"teacher", a.teacher.empty() ? logits->info().teacher_name : a.teacher},
                 {"tokens", summary.tokens},
-                {"learned", summary.learned}});
+                {"learned", summary.learned}},
+               parse_storage(a.storage));
   fmt::print("{} tokens in {:.0f} s, loss {:.4f} -> {:.4f}\nmodel in {}/model\n", summary.tokens,
              summary.seconds, summary.first_loss, summary.last_loss, a.output);
   return 0;
@@ -174,6 +176,8 @@ Action declare(Args& args) {
   args.flag("freeze-attention", "leave the remaining attention as it is", &a->freeze_attention);
   args.flag("checkpoint-layers", "recompute activations: less memory, more time",
             &a->checkpoint_layers);
+  args.choice("storage", "of the model's matrices: bf16 is half the size, and a GPU computes in it",
+              {"f32", "bf16"}, &a->storage);
   args.flag("resume", "go on from the newest checkpoint", &a->resume);
   return [a] { return run(*a); };
 }

@@ -46,9 +46,9 @@ int run(const ExportArgs& args) {
   SaveOptions save;
   save.tokenizer_from = args.model;
   save.storage = parse_storage(args.storage);
-  LoadedModel loaded = load_model(args.model, {.storage = MatrixStorage::kStored,
-                                               .exact_packed = save.storage == MatrixStorage::kF32,
-                                               .preset = args.preset.name});
+  LoadedModel loaded = load_model(
+      args.model,
+      {.storage = MatrixStorage::kStored, .saved_as = save.storage, .preset = args.preset.name});
   save.replace = args.replace;
   save_model(*loaded.model, args.transformers, save);
   const ModelSpec& spec = loaded.model->spec();

@@ -62,8 +62,8 @@ int run(const MergeArgs& args) {
     expect(tokenizer_of(dir) == tokenizer,
            "{} and {} have different tokenizers; a mean of their weights means nothing",
            args.models[0], dir);
-    loaded.push_back(load_model(dir, {.storage = MatrixStorage::kStored,
-                                      .exact_packed = save.storage == MatrixStorage::kF32}));
+    loaded.push_back(
+        load_model(dir, {.storage = MatrixStorage::kStored, .saved_as = save.storage}));
     models.push_back(loaded.back().model.get());
   }
   const LoadedModel merged = merge_models(models, weights);

@@ -15,7 +15,7 @@ namespace cambium {
 namespace {
 
 struct TrainArgs {
-  std::string plan, output, model;
+  std::string plan, output, model, storage = "f32";
   std::vector<std::string> set;
   int64_t stop_after = 0;
   DeviceOption device;
@@ -148,7 +148,8 @@ int run(const TrainArgs& args) {
                 {"seed", seed},
                 {"steps", summary.steps},
                 {"tokens", summary.tokens},
-                {"learned", summary.learned}});
+                {"learned", summary.learned}},
+               parse_storage(args.storage));
   fmt::print("{} tokens ({} of them learned) in {:.0f} s, last loss {:.4f}\nmodel in {}/model\n",
              summary.tokens, summary.learned, summary.seconds, summary.last_loss, folder.string());
   return 0;
@@ -168,6 +169,8 @@ Action declare(Args& args) {
             "the model is a supernet: each step draws the mixers that run (as "
             "train.supernet.sampling says, otherwise uniform)",
             &a->supernet);
+  args.choice("storage", "of the model's matrices: bf16 is half the size, and a GPU computes in it",
+              {"f32", "bf16"}, &a->storage);
   args.flag("resume", "go on from the newest checkpoint of the folder", &a->resume);
   return [a] { return run(*a); };
 }

@@ -341,12 +341,12 @@ LoadedModel load_model(const std::filesystem::path& dir, const LoadOptions& opti
   const std::map<std::string, Tensor> held_already =
       options.share == nullptr ? std::map<std::string, Tensor>{}
                                : equal_tensors(model, stored, *file, *options.share);
+  const bool exact_packed = options.saved_as == MatrixStorage::kF32;
   model.visit([&](const std::string& ours, Parameter& p) {
     const StoredParameter found = *stored.find(*file, ours);
     const std::optional<TensorEntry> run = found.run();
     const bool trained = options.trainable != nullptr && options.trainable(ours, p);
-    const StoredType type =
-        options.exact_packed && found.is_packed() ? StoredType::kF32 : found.dtype();
+    const StoredType type = exact_packed && found.is_packed() ? StoredType::kF32 : found.dtype();
     const Dtype dtype = dtype_in_memory(p, type, options.storage, trained);
     if (dtype == Dtype::kBF16 && found.dtype() != StoredType::kBF16) {
       tolerance = kGoldenToleranceBf16;  // rounded

@@ -95,9 +95,9 @@ struct LoadedModel {
 
 struct LoadOptions {
   MatrixStorage storage = MatrixStorage::kF32;
-  /// With kStored: what is packed in fp8 or NVFP4 becomes f32, which holds it exactly, and not
-  /// bf16, which rounds it: for models that are then saved in f32.
-  bool exact_packed = false;
+  /// With kStored: what the model will be saved as. For f32, what is packed in fp8 or NVFP4 becomes
+  /// f32, which holds it exactly, and not bf16, which rounds it.
+  MatrixStorage saved_as = MatrixStorage::kStored;
   TrainablePredicate trainable = {};
   Device device = {};
   /// A model that load_model loaded, on `device`: what has its name, shape and values there becomes

@@ -107,11 +107,12 @@ LoadOptions load_on(Device device, const LoadedModel* share) {
 
 void save_trained(Model& model, Weights& weights, const std::filesystem::path& dir,
                   const std::filesystem::path& tokenizer_dir,
-                  const nlohmann::ordered_json& provenance) {
+                  const nlohmann::ordered_json& provenance, MatrixStorage storage) {
   weights.set_trainable(model, nullptr);
   expect_only_written(dir.string());
   SaveOptions options;
   options.tokenizer_from = tokenizer_dir;
+  options.storage = storage;
   options.replace = true;
   options.files["provenance.json"] =
       provenance.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";

@@ -43,10 +43,11 @@ std::shared_ptr<RunFolder> claim_training_folder(const std::filesystem::path& fo
 /// is held once.
 LoadOptions load_on(Device device, const LoadedModel* share = nullptr);
 
-/// Saves a trained model with its tokenizer as a checkpoint folder, replacing one that we wrote.
-/// The model has no gradients afterwards.
+/// Saves a trained model with its tokenizer as a checkpoint folder, its matrices in f32 or bf16,
+/// replacing one that we wrote. The model has no gradients afterwards.
 void save_trained(Model& model, Weights& weights, const std::filesystem::path& dir,
                   const std::filesystem::path& tokenizer_dir,
-                  const nlohmann::ordered_json& provenance);
+                  const nlohmann::ordered_json& provenance,
+                  MatrixStorage storage = MatrixStorage::kF32);
 
 }  // namespace cambium

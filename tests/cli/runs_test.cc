@@ -151,6 +151,23 @@ TEST(Runs, NumbersThatAreNoneAreAnErrorWhateverTheThreads) {
   }
 }
 
+TEST(Runs, WriteTheirMatricesInTheTypeThatIsAsked) {
+  const TestFolder folder;
+  const auto bytes = [&](const std::string& run) {
+    return static_cast<double>(fs::file_size(folder.at(run + "/model/model.safetensors")));
+  };
+  for (const auto& command : {train, distill}) {
+    for (const std::string type : {"f32", "bf16"}) {
+      fs::remove_all(folder.at(type));
+      const Outcome outcome = cambium(command(folder.at(type), "--storage " + type));
+      ASSERT_EQ(outcome.status, 0) << outcome.text;
+    }
+    EXPECT_NEAR(bytes("bf16") / bytes("f32"), 0.5, 0.05);
+    const Outcome read = cambium("verify " + folder.at("bf16/model"));
+    EXPECT_EQ(read.status, 0) << read.text;
+  }
+}
+
 #ifndef CAMBIUM_SANITIZED
 TEST(Runs, ThreadsThatCannotStartAreAnErrorNotAHang) {
   for (const char* limit :
