@@ -87,8 +87,6 @@ void record_step(const Context& ctx, const Tensor& y, const Tensor& x, const Aff
   });
 }
 
-}  // namespace
-
 /// Whether few rows of several results lie side by side, as columns of one, where their weights lie
 /// one behind the other: on a GPU one product then gives them all. (Its batch-invariant product
 /// takes them as they lie.)
@@ -119,6 +117,8 @@ size_t neighbours(const Tensor& x, std::span<const Affine> of) {
   }
   return count;
 }
+
+}  // namespace
 
 void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std::span<Tensor> to) {
   CAMBIUM_CHECK(!of.empty() && of.size() <= kMaxMatmuls && to.size() == of.size());
