@@ -146,11 +146,8 @@ void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std:
     }
   }
   run<matmul_forward>(ctx, x, [&]<class T>() {
-    Matmuls<T> all{static_cast<int64_t>(of.size()), {}};
-    for (size_t i = 0; i < of.size(); ++i) {
-      all.each[i] = product<T>(to[i], x, of[i], false);
-    }
-    return all;
+    return Matmuls<T>(static_cast<int64_t>(of.size()),
+                      [&](int64_t i) { return product<T>(to[i], x, of[i], false); });
   });
   for (size_t i = 0; i < of.size(); ++i) {
     record_step(ctx, to[i], x, of[i]);
@@ -177,7 +174,7 @@ void matmul_into(const Context& ctx, const Tensor& out, const Tensor& x, const T
   expect_matrix("matmul_into", "out", out, weight.dim(0));
   expect_output("matmul_into", out, x.dim(0), x.dtype);
   run<matmul_forward>(ctx, x, [&]<class T>() {
-    return Matmuls<T>{1, {product<T>(out, x, {weight, {}}, accumulate)}};
+    return Matmuls<T>(1, [&](int64_t) { return product<T>(out, x, {weight, {}}, accumulate); });
   });
 }
 
