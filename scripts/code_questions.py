@@ -5,17 +5,14 @@
   own_answers.py prompts --gsm8k train.jsonl --mbpp sanitized-mbpp.json --also code.jsonl -o prompts.jsonl
 
 MBPP has 120 training tasks beside GSM8K's 7,473 questions, so a hybrid that is healed on the answers to
-both forgets code first. These ask as `cambium eval --task mbpp` asks, with three tests that a function
+both sees little code. These ask as `cambium eval --task mbpp` asks, with three tests that a function
 here passes. What is learned is how the teacher answers, right or wrong. None is taken from a benchmark:
 forms are ours, numbers and texts drawn.
 """
-import argparse
-import json
 import math
-import random
 from collections import Counter
 
-from own_answers import mbpp_question
+from own_answers import mbpp_question, write_drawn
 
 WORDS = """amber basin candle dune ember fjord garden harbor island jungle kettle lantern meadow nectar
 orchard pepper quartz river saddle timber umber valley willow yellow zephyr apple eel iris oak""".split()
@@ -206,25 +203,5 @@ def question(rng):
     return mbpp_question({"prompt": f"{asked} {sentence}", "test_list": tests})
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", type=int, default=4000, help="questions, all different (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("-o", "--output", required=True)
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
-    questions = {}
-    for _ in range(50 * args.n):
-        if len(questions) == args.n:
-            break
-        if (drawn := question(rng)) is not None:
-            questions[drawn] = True
-    if len(questions) < args.n:
-        raise SystemExit(f"only {len(questions)} different questions were found; give -n {len(questions)} or fewer")
-    with open(args.output, "w", encoding="utf-8") as out:
-        out.writelines(json.dumps({"question": one}) + "\n" for one in questions)
-    print(f"{args.output}: {len(questions)} questions")
-
-
 if __name__ == "__main__":
-    main()
+    write_drawn(__doc__, question)

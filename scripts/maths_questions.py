@@ -8,9 +8,8 @@ GSM8K's training questions ask for whole numbers of everyday things; a hybrid th
 answers alone forgets algebra in LaTeX. These ask in that form. They have no solutions: what is learned
 is how the teacher answers, right or wrong. None is taken from a benchmark; forms are ours, numbers drawn.
 """
-import argparse
-import json
-import random
+
+from own_answers import write_drawn
 
 
 def signed(n):
@@ -165,24 +164,5 @@ FORMS = [quadratic, linear, system, function, expand, powers, sequence, numbers,
          geometry, geometry, precalculus, precalculus, arithmetic]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", type=int, default=4000, help="questions, all different (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("-o", "--output", required=True)
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
-    questions = {}
-    for _ in range(50 * args.n):
-        if len(questions) == args.n:
-            break
-        questions[rng.choice(FORMS)(rng)] = True
-    if len(questions) < args.n:
-        raise SystemExit(f"only {len(questions)} different questions were found; give -n {len(questions)} or fewer")
-    with open(args.output, "w", encoding="utf-8") as out:
-        out.writelines(json.dumps({"question": question}) + "\n" for question in questions)
-    print(f"{args.output}: {len(questions)} questions")
-
-
 if __name__ == "__main__":
-    main()
+    write_drawn(__doc__, lambda rng: rng.choice(FORMS)(rng))

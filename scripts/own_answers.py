@@ -36,6 +36,27 @@ def write_lines(path, rows):
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def write_drawn(description, draw):
+    """The command of a script that draws questions: `draw(rng)` gives one, or None for none this time."""
+    parser = argparse.ArgumentParser(description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-n", type=int, default=4000, help="questions, all different (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("-o", "--output", required=True)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    questions = {}
+    for _ in range(50 * args.n):
+        if len(questions) == args.n:
+            break
+        if (drawn := draw(rng)) is not None:
+            questions[drawn] = True
+    if len(questions) < args.n:
+        raise SystemExit(f"only {len(questions)} different questions were found; give -n {len(questions)} or fewer")
+    write_lines(args.output, [{"question": question} for question in questions])
+    print(f"{args.output}: {len(questions)} questions")
+
+
 def mbpp_tasks(path, numbers):
     with open(path, encoding="utf-8") as f:
         return [task for task in json.load(f) if numbers[0] <= task["task_id"] <= numbers[1]]

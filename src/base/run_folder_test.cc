@@ -32,8 +32,13 @@ TEST(RunFolder, IsCreatedMarkedAndTakenAgainOnlyToResume) {
   {
     const RunFolder folder(path, use(false));
     EXPECT_TRUE(fs::exists(fs::path(path) / RunFolder::kMark));
-    write_file_atomically(path + "/log.jsonl", "{}\n");
   }
+  // Nothing has been written yet, as by a run that was killed: it may begin anew.
+  make_folder(path);
+  write_file_atomically(path + "/" + RunFolder::kMark, R"({"run": "train"})");
+  EXPECT_EQ(error_of(path, use(false)), "no error");
+  EXPECT_TRUE(fs::exists(fs::path(path) / RunFolder::kMark));
+  write_file_atomically(path + "/log.jsonl", "{}\n");
   EXPECT_THAT(error_of(path, use(false)), HasSubstr("holds a run already; go on with --resume"));
   EXPECT_EQ(error_of(path, use(true)), "no error");
   EXPECT_THAT(error_of(path, use(true, "hybridize")),

@@ -17,13 +17,13 @@ namespace {
 
 struct DistillArgs {
   std::string student, teacher, output, data, prompts, logits, objective = "end_to_end";
-  std::string storage = "f32";
   std::vector<std::string> set;
   std::vector<int64_t> layers;
   int64_t steps = 100, sequence = 1024, sequences = 1, warmup = 10, seed = 1, every = 0;
   double rate = 3e-4, reverse_kl = -1.0, forward_kl = -1.0, cross_entropy = 0.0, temperature = 1.0;
   DeviceOption device;
   PresetOption preset;
+  StorageOption storage;
   bool supernet = false;
   bool mixers_only = false, freeze_attention = false, resume = false, checkpoint_layers = false;
 };
@@ -131,7 +131,7 @@ int run(const DistillArgs& a) {
                 {"teacher", a.teacher.empty() ? logits->info().teacher_name : a.teacher},
                 {"tokens", summary.tokens},
                 {"learned", summary.learned}},
-               parse_storage(a.storage));
+               a.storage.storage());
   fmt::print("{} tokens in {:.0f} s, loss {:.4f} -> {:.4f}\nmodel in {}/model\n", summary.tokens,
              summary.seconds, summary.first_loss, summary.last_loss, a.output);
   return 0;
@@ -176,8 +176,7 @@ Action declare(Args& args) {
   args.flag("freeze-attention", "leave the remaining attention as it is", &a->freeze_attention);
   args.flag("checkpoint-layers", "recompute activations: less memory, more time",
             &a->checkpoint_layers);
-  args.choice("storage", "of the model's matrices: bf16 is half the size, and a GPU computes in it",
-              {"f32", "bf16"}, &a->storage);
+  a->storage.declare(args);
   args.flag("resume", "go on from the newest checkpoint", &a->resume);
   return [a] { return run(*a); };
 }

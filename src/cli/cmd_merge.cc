@@ -6,6 +6,7 @@
 #include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "hybrid/merge.h"
 #include "text/tokenizer.h"
 
@@ -14,7 +15,8 @@ namespace {
 
 struct MergeArgs {
   std::vector<std::string> models, weights;
-  std::string output, storage = "f32";
+  std::string output;
+  StorageOption storage;
   bool replace = false;
 };
 
@@ -54,7 +56,7 @@ int run(const MergeArgs& args) {
   const std::optional<uint64_t> tokenizer = tokenizer_of(args.models[0]);
   SaveOptions save;
   save.tokenizer_from = args.models[0];
-  save.storage = args.storage == "bf16" ? MatrixStorage::kBF16 : MatrixStorage::kF32;
+  save.storage = args.storage.storage();
   save.replace = args.replace;
   std::vector<LoadedModel> loaded;
   std::vector<Model*> models;
@@ -79,7 +81,7 @@ Action declare(Args& args) {
   args.positionals("models", "checkpoints of the same shape", &a->models);
   args.option("output,o", "folder of the merged model", &a->output, true);
   args.option("weights,w", "one for each model: 0.7,0.3 (all alike otherwise)", &a->weights);
-  args.choice("storage", "of matrices", {"f32", "bf16"}, &a->storage);
+  a->storage.declare(args);
   args.flag("replace", "replace the output folder", &a->replace);
   return [a] { return run(*a); };
 }

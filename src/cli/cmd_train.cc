@@ -15,10 +15,11 @@ namespace cambium {
 namespace {
 
 struct TrainArgs {
-  std::string plan, output, model, storage = "f32";
+  std::string plan, output, model;
   std::vector<std::string> set;
   int64_t stop_after = 0;
   DeviceOption device;
+  StorageOption storage;
   bool resume = false, supernet = false;
 };
 
@@ -149,7 +150,7 @@ int run(const TrainArgs& args) {
                 {"steps", summary.steps},
                 {"tokens", summary.tokens},
                 {"learned", summary.learned}},
-               parse_storage(args.storage));
+               args.storage.storage());
   fmt::print("{} tokens ({} of them learned) in {:.0f} s, last loss {:.4f}\nmodel in {}/model\n",
              summary.tokens, summary.learned, summary.seconds, summary.last_loss, folder.string());
   return 0;
@@ -169,8 +170,7 @@ Action declare(Args& args) {
             "the model is a supernet: each step draws the mixers that run (as "
             "train.supernet.sampling says, otherwise uniform)",
             &a->supernet);
-  args.choice("storage", "of the model's matrices: bf16 is half the size, and a GPU computes in it",
-              {"f32", "bf16"}, &a->storage);
+  a->storage.declare(args);
   args.flag("resume", "go on from the newest checkpoint of the folder", &a->resume);
   return [a] { return run(*a); };
 }

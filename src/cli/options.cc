@@ -74,6 +74,11 @@ void PresetOption::declare(Args& args) {
               &name);
 }
 
+void StorageOption::declare(Args& args) {
+  args.choice("storage", "of the model's matrices: bf16 is half the size, and a GPU computes in it",
+              {"f32", "bf16"}, &name);
+}
+
 void CacheOption::declare(Args& args) {
   args.choice("cache", "how keys and values are kept (f8: e4m3, a scale a token and head)",
               {"bf16", "f32", "f8"}, &name);

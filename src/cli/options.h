@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "cli/args.h"
+#include "model/weights.h"
 #include "ops/sampling/sampling.h"
 #include "serve/engine.h"
 #include "tensor/device.h"
@@ -50,6 +51,14 @@ struct PresetOption {
   std::string name;
 
   void declare(Args& args);
+};
+
+/// --storage: how the matrices of a model that is written are kept.
+struct StorageOption {
+  std::string name = "f32";
+
+  void declare(Args& args);
+  MatrixStorage storage() const { return parse_storage(name); }
 };
 
 /// --cache and --page-size: how keys and values are kept.

@@ -97,6 +97,7 @@ class AttentionUnit : public ScoredMixer {
     q_ = Linear(width, (gate_ ? 2 : 1) * heads_ * head_dim_, ParameterGroup::kMixer, bias);
     k_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer, bias);
     v_ = Linear(width, kv_heads_ * head_dim_, ParameterGroup::kMixer, bias);
+    reads_ = {&q_, &k_, &v_};
     out_ = Linear(heads_ * head_dim_, width, ParameterGroup::kMixer,
                   options.flag(owner, "out_bias", false));
     if (options.flag(owner, "sink_logits", false)) {
@@ -135,8 +136,6 @@ class AttentionUnit : public ScoredMixer {
            "looked at",
            owner);
   }
-
-  std::vector<const Linear*> reads() const override { return {&q_, &k_, &v_}; }
 
   Tensor heads(Context& ctx, const Tensor& x, std::span<const Tensor> read,
                const UnitInputs& inputs) override {

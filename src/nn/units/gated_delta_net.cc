@@ -31,6 +31,7 @@ class GatedDeltaNetUnit : public HeadMixer {
     rows.push_back({"z", heads_.inner()});
     in_ = Linear(width, rows, ParameterGroup::kMixer);
     ba_ = Linear(width, {{"beta", heads}, {"decay", heads}}, ParameterGroup::kMixer);
+    reads_ = {&in_, &ba_};
     out_ = Linear(heads_.inner(), width, ParameterGroup::kMixer,
                   options.flag(kName, "out_bias", false));
     a_log_ = {.shape = {heads},
@@ -43,8 +44,6 @@ class GatedDeltaNetUnit : public HeadMixer {
                 .keep_fp32 = true};
     norm_ = norm_weight(heads_.value_dim());
   }
-
-  std::vector<const Linear*> reads() const override { return {&in_, &ba_}; }
 
   Tensor heads(Context& ctx, const Tensor& /*x*/, std::span<const Tensor> read,
                const UnitInputs& inputs) override {

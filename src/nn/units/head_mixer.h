@@ -15,7 +15,7 @@ class HeadMixer : public Unit {
  public:
   /// The layers that read x before anything else is known: they can be computed as one piece of
   /// work, with those of another mixer of the same x beside them.
-  virtual std::vector<const Linear*> reads() const = 0;
+  std::span<const Linear* const> reads() const { return reads_; }
   /// x (T, C) and what reads() give for it -> (T, H * D): what is projected.
   virtual Tensor heads(Context& ctx, const Tensor& x, std::span<const Tensor> rows,
                        const UnitInputs& inputs) = 0;
@@ -33,6 +33,7 @@ class HeadMixer : public Unit {
 
  protected:
   Linear out_;
+  std::vector<const Linear*> reads_;  // members of the mixer, which stays where it was made
 };
 
 /// Attention whose scores can be looked at.

@@ -54,10 +54,6 @@ class KimiDeltaUnit : public HeadMixer {
             options.size_or(kName, "value_dim", options.size(kName, "head_dim", kMaxHeadDim),
                             kMaxHeadDim, 1)) {}
 
-  std::vector<const Linear*> reads() const override {
-    return {&in_, &beta_, &decay_.first, &gate_.first};
-  }
-
   Tensor heads(Context& ctx, const Tensor& /*x*/, std::span<const Tensor> read,
                const UnitInputs& inputs) override {
     const Tensor& rows = read[0];
@@ -149,6 +145,7 @@ class KimiDeltaUnit : public HeadMixer {
     const int64_t rank = options.size_or(kName, "gate_rank", dim, kMaxWidth);
     decay_ = LowRank(width, rank, key_channels());
     gate_ = LowRank(width, rank, heads_.inner());
+    reads_ = {&in_, &beta_, &decay_.first, &gate_.first};
     a_log_ = {.shape = {heads_.heads()},
               .group = ParameterGroup::kNorm,
               .init = {InitKind::kLogUniform},

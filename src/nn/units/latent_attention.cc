@@ -118,18 +118,12 @@ class LatentAttentionUnit : public ScoredMixer {
     kv_a_ = Linear(width, rank_ + rope_dim_, kGroup);
     kv_norm_ = Norm({NormKind::kRms, eps}, rank_);
     kv_b_ = Linear(rank_, heads_ * (nope_ + value_), kGroup);
+    reads_ = {q_rank_ > 0 ? &q_a_ : &q_, &kv_a_};
     if (gate_) {
       gate_proj_ = Linear(width, heads_, kGroup);
+      reads_.push_back(&gate_proj_);
     }
     out_ = Linear(heads_ * value_, width, kGroup);
-  }
-
-  std::vector<const Linear*> reads() const override {
-    std::vector<const Linear*> all = {q_rank_ > 0 ? &q_a_ : &q_, &kv_a_};
-    if (gate_) {
-      all.push_back(&gate_proj_);
-    }
-    return all;
   }
 
   Tensor heads(Context& ctx, const Tensor& x, std::span<const Tensor> read,

@@ -82,6 +82,7 @@ class LightningUnit : public HeadMixer {
         {{"q", heads_ * head_dim_}, {"k", kv_heads_ * head_dim_}, {"v", kv_heads_ * value_dim_}},
         ParameterGroup::kMixer, options.flag(kName, "qkv_bias", false));
     gate_ = Linear(width, inner(), ParameterGroup::kMixer);
+    reads_ = {&qkv_, &gate_};
     out_ = Linear(inner(), width, ParameterGroup::kMixer, options.flag(kName, "out_bias", false));
     if (const double eps = options.real(kName, "qk_norm_eps", 0.0); eps > 0.0) {
       const NormKind kind = find_norm_kind(options.text(kName, "qk_norm", "rms"));
@@ -90,8 +91,6 @@ class LightningUnit : public HeadMixer {
     }
     norm_ = norm_weight(inner());
   }
-
-  std::vector<const Linear*> reads() const override { return {&qkv_, &gate_}; }
 
   Tensor heads(Context& ctx, const Tensor& x, std::span<const Tensor> read,
                const UnitInputs& inputs) override {

@@ -52,6 +52,7 @@ class Mamba2Unit : public HeadMixer {
         {"x", x_heads_ * head_dim_}, {"B", b_heads_ * state_}, {"C", c_heads_ * state_}};
     in_ = Linear(width, {{"z", inner()}, convolved[0], convolved[1], convolved[2], {"dt", heads_}},
                  ParameterGroup::kMixer);
+    reads_ = {&in_};
     read_scales(options);
     out_ = Linear(inner(), width, ParameterGroup::kMixer, options.flag(kName, "out_bias", false));
     conv_weight_ = {.shape = {channels(), 1, conv_},
@@ -75,8 +76,6 @@ class Mamba2Unit : public HeadMixer {
       norm_ = norm_weight(inner());
     }
   }
-
-  std::vector<const Linear*> reads() const override { return {&in_}; }
 
   Tensor heads(Context& ctx, const Tensor& /*x*/, std::span<const Tensor> read,
                const UnitInputs& inputs) override {

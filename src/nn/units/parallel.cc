@@ -60,18 +60,18 @@ class ParallelUnit : public Unit {
            recurrent.kind);
     gate_ = Linear(width, window_->head_count(), ParameterGroup::kMixer, true);
     gate_name_ = parallel_gate(options);
+    reads_ = {&gate_};
+    for (const HeadMixer* mixer : {window_.get(), recurrent_.get()}) {
+      reads_.insert(reads_.end(), mixer->reads().begin(), mixer->reads().end());
+    }
   }
 
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
-    const std::vector<const Linear*> of_window = window_->reads();
-    const std::vector<const Linear*> of_recurrent = recurrent_->reads();
-    std::vector<const Linear*> all = {&gate_};
-    all.insert(all.end(), of_window.begin(), of_window.end());
-    all.insert(all.end(), of_recurrent.begin(), of_recurrent.end());
-    const std::vector<Tensor> rows = forward_all(ctx, x, all);
+    const std::vector<Tensor> rows = forward_all(ctx, x, reads_);
     const auto read = std::span<const Tensor>(rows).subspan(1);
-    const Tensor near = window_->heads(ctx, x, read.first(of_window.size()), inputs);
-    const Tensor far = recurrent_->heads(ctx, x, read.subspan(of_window.size()), inputs);
+    const size_t of_window = window_->reads().size();
+    const Tensor near = window_->heads(ctx, x, read.first(of_window), inputs);
+    const Tensor far = recurrent_->heads(ctx, x, read.subspan(of_window), inputs);
     return window_->project(ctx, mix_heads(ctx, near, far, rows[0], closed(ctx, inputs)));
   }
 
@@ -117,6 +117,7 @@ class ParallelUnit : public Unit {
   double dropout_;
   std::unique_ptr<HeadMixer> window_, recurrent_;
   Linear gate_;
+  std::vector<const Linear*> reads_;  // the gate, then what the window and the recurrence read
   const char* gate_name_;
 };
 

@@ -43,7 +43,7 @@ Gemm product(const View<float>& x, const MatmulWeight<float>& weight, int64_t we
 }
 
 void multiply(const Gemm& g, float* turned) {
-  gemm({.count = 1, .each = {g}, .threads = num_threads(), .turned = turned});
+  gemm({.count = 1, .each = &g, .threads = num_threads(), .turned = turned});
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ inline constexpr int64_t kMaxProducts = 8;
 /// the bits it has by itself.
 struct Gemms {
   int64_t count;
-  Gemm each[kMaxProducts];
+  const Gemm* each;
   int64_t threads;  // a hint for cutting the work; the result does not depend on it
   float* turned;    // (k, few_rows(m)): memory for gemm_few_rows, from 3 rows on
 };

@@ -87,8 +87,6 @@ void record_step(const Context& ctx, const Tensor& y, const Tensor& x, const Aff
   });
 }
 
-}  // namespace
-
 /// Whether few rows of several results lie side by side, as columns of one, where their weights lie
 /// one behind the other: on a GPU one product then gives them all. (Its batch-invariant product
 /// takes them as they lie.)
@@ -120,6 +118,8 @@ size_t neighbours(const Tensor& x, std::span<const Affine> of) {
   return count;
 }
 
+}  // namespace
+
 void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std::span<Tensor> to) {
   CAMBIUM_CHECK(!of.empty() && of.size() <= kMaxMatmuls && to.size() == of.size());
   for (const Affine& one : of) {
@@ -146,11 +146,8 @@ void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std:
     }
   }
   run<matmul_forward>(ctx, x, [&]<class T>() {
-    Matmuls<T> all{static_cast<int64_t>(of.size()), {}};
-    for (size_t i = 0; i < of.size(); ++i) {
-      all.each[i] = product<T>(to[i], x, of[i], false);
-    }
-    return all;
+    return Matmuls<T>(static_cast<int64_t>(of.size()),
+                      [&](int64_t i) { return product<T>(to[i], x, of[i], false); });
   });
   for (size_t i = 0; i < of.size(); ++i) {
     record_step(ctx, to[i], x, of[i]);
@@ -177,7 +174,7 @@ void matmul_into(const Context& ctx, const Tensor& out, const Tensor& x, const T
   expect_matrix("matmul_into", "out", out, weight.dim(0));
   expect_output("matmul_into", out, x.dim(0), x.dtype);
   run<matmul_forward>(ctx, x, [&]<class T>() {
-    return Matmuls<T>{1, {product<T>(out, x, {weight, {}}, accumulate)}};
+    return Matmuls<T>(1, [&](int64_t) { return product<T>(out, x, {weight, {}}, accumulate); });
   });
 }
 

@@ -29,7 +29,7 @@ Gemm product(const View<float>& a, const MatmulWeight<float>& weight, const View
 }
 
 void multiply(const Gemm& g) {
-  gemm({.count = 1, .each = {g}, .threads = num_threads(), .turned = nullptr});
+  gemm({.count = 1, .each = &g, .threads = num_threads(), .turned = nullptr});
 }
 
 /// Products of one a by rows of weights, of which few rows of a want memory to turn them in.
@@ -45,12 +45,13 @@ void multiply_by_rows(Gemms& all, Arena& arena) {
 
 void matmul_forward::cpu(const Matmuls<float>& a, Arena& arena) {
   static_assert(kMaxProducts == kMaxMatmuls);
-  Gemms all{.count = a.count, .each = {}, .threads = num_threads(), .turned = nullptr};
+  Gemm each[kMaxProducts];  // of which a call uses the first
   for (int64_t i = 0; i < a.count; ++i) {
-    Gemm& g = all.each[i] = product(a.each[i].x, a.each[i].weight, a.each[i].y);
-    g.bias = a.each[i].bias.data;
-    g.accumulate = a.each[i].accumulate;
+    each[i] = product(a.each[i].x, a.each[i].weight, a.each[i].y);
+    each[i].bias = a.each[i].bias.data;
+    each[i].accumulate = a.each[i].accumulate;
   }
+  Gemms all{.count = a.count, .each = each, .threads = num_threads(), .turned = nullptr};
   multiply_by_rows(all, arena);
 }
 
@@ -107,7 +108,7 @@ void matmul_batch::cpu(const MatmulBatch<float>& a, Arena& arena) {
       multiply(g);
     } else {
       const ArenaScope scope(arena);
-      Gemms one{.count = 1, .each = {g}, .threads = num_threads(), .turned = nullptr};
+      Gemms one{.count = 1, .each = &g, .threads = num_threads(), .turned = nullptr};
       multiply_by_rows(one, arena);
     }
   }

@@ -1,6 +1,8 @@
 // Private to the operation: what its definition and its kernels are given.
 #pragma once
 
+#include <memory>
+
 #include "ops/kernel.h"
 #include "tensor/view.h"
 
@@ -27,11 +29,24 @@ struct Matmul {
 
 /// Most products of one x that are computed together.
 inline constexpr int64_t kMaxMatmuls = 8;
-/// Products of one x, whose outputs do not overlap; each has the bits it has by itself.
+/// Products of one x, whose outputs do not overlap; each has the bits it has by itself. What a call
+/// does not use of its room is neither written nor copied.
 template <class T>
 struct Matmuls {
+  /// of(i) is the i-th product.
+  template <class Of>
+  Matmuls(int64_t products, const Of& of) : count(products) {
+    for (int64_t i = 0; i < count; ++i) {
+      std::construct_at(each + i, of(i));
+    }
+  }
+  Matmuls(const Matmuls&) = delete;
+  Matmuls& operator=(const Matmuls&) = delete;
+
   int64_t count;
-  Matmul<T> each[kMaxMatmuls];
+  union {
+    Matmul<T> each[kMaxMatmuls];  // the first `count` are there
+  };
 };
 CAMBIUM_PLANNED_KERNEL(matmul_forward, Matmuls)
 
