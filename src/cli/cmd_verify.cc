@@ -19,6 +19,7 @@ struct VerifyArgs {
   std::string model, tokenizer, reference;
   DeviceOption device;
   PresetOption preset;
+  StorageOption storage;
   bool accept = false;
 };
 
@@ -93,12 +94,20 @@ int run(const VerifyArgs& args) {
       args.reference.empty()
           ? (std::filesystem::path(args.model) / "reference.safetensors").string()
           : args.reference;
-  LoadedModel loaded =
-      load_model(args.model, {.device = args.device.device(), .preset = args.preset.name});
-  if (reference.ends_with(".json")) {
+  const bool rounded = args.storage.storage() == MatrixStorage::kBF16;
+  const bool of_values = reference.ends_with(".json");
+  expect(!rounded || !of_values,
+         "--storage bf16 has bounds for a reference of logits (.safetensors) alone, got {}",
+         printable(reference));
+  LoadedModel loaded = load_model(args.model, {.storage = args.storage.storage(),
+                                               .device = args.device.device(),
+                                               .preset = args.preset.name,
+                                               .check_golden = !rounded});
+  if (of_values) {
     return run_values(*loaded.model, reference);
   }
-  const VerifyReport report = verify_model(*loaded.model, reference);
+  const VerifyReport report = verify_model(
+      *loaded.model, reference, rounded ? bf16_bounds(loaded.model->spec()) : VerifyConfig{});
   fmt::print("{:<18} {:>8} {:>8} {:>12} {:>12} {:>12} {:>10}\n", "way", "prompts", "tokens",
              "error/std", "KL/token", "same choice", "greedy");
   for (const VerifyRow& row : report.rows) {
@@ -124,6 +133,7 @@ Action declare(Args& args) {
               &a->reference);
   a->preset.declare(args);
   a->device.declare(args);
+  a->storage.declare(args);
   args.flag("accept", "the files are as they should be: write checksums.json anew", &a->accept);
   return [a] { return run(*a); };
 }
@@ -135,6 +145,7 @@ Command verify_command() {
           "compares a model with reference logits by every way through it, a tokenizer with its "
           "reference, or a checkpoint or run folder with what was written",
           "  cambium verify tests/fixtures/llama\n"
+          "  cambium verify tests/fixtures/llama --device cuda --storage bf16\n"
           "  cambium verify out/demo\n"
           "  cambium verify --tokenizer DIR --reference reference.json",
           declare};

@@ -317,6 +317,8 @@ TEST(CommandLine, ErrorsNameWhatIsWrong) {
        "uneven.json: layer 0: attention: expected kv_heads to divide heads, got heads=4"},
       {"inspect " + folder.path(), "did you mean 'llama'"},
       {"verify " + fixture("llama") + " --reference /nowhere.safetensors", "/nowhere.safetensors"},
+      {"verify " + fixture("llama") + " --storage bf16 --reference values.json",
+       "a reference of logits (.safetensors) alone, got values.json"},
       {"inspect " + fixture("llama") + " --memory-total lots", "24GiB"},
       {"inspect " + fixture("llama") + " --memory-total 1e300GiB", "24GiB"},
       {"bench train", "expected --random-weights"},
@@ -360,6 +362,16 @@ TEST(CommandLine, VerifyTellsByItsStatus) {
   // The weights of one model beside the reference of another of its shape.
   const Outcome bad = cambium("verify " + fixture("mistral") + " --reference " +
                               fixture("mistral_swa") + "/reference.safetensors");
+  EXPECT_EQ(bad.status, 1) << bad.text;
+  EXPECT_THAT(bad.text, HasSubstr("FAILED"));
+}
+
+// Rounded matrices are off by more than a model in f32 may be, and by less than a wrong window.
+TEST(CommandLine, VerifyHoldsBf16ToItsOwnBounds) {
+  const std::string rounded = "verify " + fixture("mistral") + " --storage bf16 --reference ";
+  const Outcome good = cambium(rounded + fixture("mistral") + "/reference.safetensors");
+  EXPECT_EQ(good.status, 0) << good.text;
+  const Outcome bad = cambium(rounded + fixture("mistral_swa") + "/reference.safetensors");
   EXPECT_EQ(bad.status, 1) << bad.text;
   EXPECT_THAT(bad.text, HasSubstr("FAILED"));
 }

@@ -263,6 +263,12 @@ TEST(Verify, SeesAWindowThatIsWrong) {
   EXPECT_FALSE(verify_model(model, dir + "/reference.safetensors").ok());
 }
 
+TEST(Verify, RoundedChoicesHaveWiderBounds) {
+  EXPECT_EQ(bf16_bounds(read_spec(fixture("llama"))).max_kl, 2e-3);
+  EXPECT_EQ(bf16_bounds(read_spec(fixture("mixtral"))).max_kl, 0.45);       // experts
+  EXPECT_EQ(bf16_bounds(read_spec(fixture("deepseek_v32"))).max_kl, 0.45);  // keys
+}
+
 TEST(Verify, AReferenceOfAnotherModelIsAnError) {
   const LoadedModel loaded = load_model(fixture("llama"));
   EXPECT_THROW(verify_model(*loaded.model, fixture("llama") + "/model.safetensors"), Error);
