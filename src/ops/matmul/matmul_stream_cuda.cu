@@ -3,8 +3,8 @@
 // of the weights' rows and streams them through a ring of tiles in shared memory. Nothing but
 // memory limits such a product, so what counts is that loads never pause: the ring is filled before
 // the kernels before it are done, as no kernel of a step writes weights, and so the small kernels
-// between two products cost next to nothing. The first rows are dealt evenly; the last ones go
-// to whoever is in time for them, so that all blocks end together.
+// between two products cost next to nothing. Of a long product the first rows are dealt evenly and
+// the last ones go to whoever is in time for them, so that all blocks end together.
 //
 // Sixteen warps multiply: a team of them a row of the tile, every lane with its columns of x in
 // registers. One more brings tiles, and another adds the warps' parts in their order and writes y:
@@ -23,13 +23,18 @@ constexpr int64_t kRingBytes = 160 * 1024;
 constexpr size_t kLeastShared = 116 * 1024;
 /// Less is done before streaming has begun.
 constexpr int64_t kLeastBytes = 256 * 1024;
+/// Of a block's share, from which on rows are drawn: what it costs that tiles are not known
+/// beforehand is more than what a short product wins.
+constexpr int64_t kDrawFromBytes = 400 * 1024;
 /// Drawn at once: an answer takes less than such rows do.
 constexpr int64_t kDrawnBytes = 20 * 1024;
 /// On its way of a block that draws: enough for memory, and less that a slow one has yet to wait
 /// for when the last rows are gone.
 constexpr int64_t kAheadBytes = 96 * 1024;
 
-/// Of Tiles, for the products of one or two rows.
+/// Numbers the draws of all blocks. It is zero between products: each block draws in vain once, and
+/// the last draw there is makes it zero again. One is enough for all products of a device, as they
+/// have one stream and nobody draws before the kernels before this one are done.
 __device__ unsigned turn;
 
 __device__ __forceinline__ float dot(const uint4& w, const uint4& x, float sum) {
@@ -43,11 +48,13 @@ __device__ __forceinline__ float dot(const uint4& w, const uint4& x, float sum) 
   return fmaf(second_of(w.w), second_of(x.w), sum);
 }
 
-template <int kM>
+// Who sums a row does not change its sum: memory serves some multiprocessors faster than others,
+// and with kDraws those take more of the rows that are not dealt.
+template <int kM, bool kDraws>
 __global__ void __launch_bounds__(kStreamThreads)
     stream_kernel(const __grid_constant__ StreamRows a) {
   extern __shared__ __align__(128) uint4 ring[];
-  __shared__ Tile told[kMostStages];       // by the bringer
+  __shared__ TileRows told[kMostStages];   // by the bringer, where rows are drawn
   __shared__ uint64_t known[kMostStages];  // which tile it will be
   __shared__ uint64_t full[kMostStages];   // the tile is there
   __shared__ uint64_t ready[kMostStages];  // its parts are
@@ -59,7 +66,9 @@ __global__ void __launch_bounds__(kStreamThreads)
   const int tile_vectors = vectors * (kStreamWarps >> a.team_bits);
   if (threadIdx.x == 0) {
     for (int s = 0; s < a.stages; ++s) {
-      init_barrier(&known[s], 1);
+      if (kDraws) {
+        init_barrier(&known[s], 1);
+      }
       init_barrier(&full[s], 1);
       init_barrier(&ready[s], kStreamWarps);
       init_barrier(&empty[s], 1);
@@ -67,6 +76,7 @@ __global__ void __launch_bounds__(kStreamThreads)
     barriers_ready();
   }
   __syncthreads();
+  Tile tile(a, a.dealt);
   int stage = 0;
   uint32_t parity = 0;
   const auto advance = [&] {
@@ -83,18 +93,23 @@ __global__ void __launch_bounds__(kStreamThreads)
     if (a.before_inputs == 0) {
       await_inputs();
     }
-    Tiles tiles(a);
-    for (int brought = 0;; ++brought, advance()) {
-      const int done = brought - (tiles.draws() ? a.ahead : a.stages);
+    int64_t drawn = -1;  // the number
+    for (int brought = 0; kDraws || tile.exists(); ++brought, advance()) {
+      const int done = brought - (drawn >= 0 ? a.ahead : a.stages);
       if (done >= 0) {
         await_phase(&empty[done % a.stages], done / a.stages % 2);
       }
-      const Tile tile = tiles.next(a);
-      told[stage] = tile;
-      arrive(&known[stage]);
-      if (tile.rows == 0) {
-        arrive(&full[stage]);
-        break;
+      if constexpr (kDraws) {
+        if (!tile.exists() && drawn >= 0) {
+          const auto row = static_cast<int>(min(a.dealt + drawn * a.drawn, int64_t{a.rows}));
+          tile.take(a, row, min(row + a.drawn, a.rows));
+        }
+        told[stage] = tile;
+        arrive(&known[stage]);
+        if (!tile.exists()) {
+          arrive(&full[stage]);
+          break;
+        }
       }
       const StreamProduct& p = a.each[tile.product];
       const auto bytes = static_cast<uint32_t>(tile.rows * vectors * sizeof(uint4));
@@ -102,7 +117,12 @@ __global__ void __launch_bounds__(kStreamThreads)
       copy_bulk_once(ring + stage * tile_vectors,
                      p.weight + static_cast<int64_t>(tile.row - p.first_row) * a.k, bytes,
                      &full[stage]);
-      tiles.look_ahead(a, &turn);
+      tile.next(a);
+      if (kDraws && !tile.exists()) {
+        // The answer is there when the next one is wanted.
+        await_inputs();
+        drawn = atomicInc(&turn, static_cast<unsigned>(a.last_draw));
+      }
     }
     return;
   }
@@ -113,15 +133,17 @@ __global__ void __launch_bounds__(kStreamThreads)
     const int teams = kStreamWarps >> a.team_bits;
     const int row = lane & (teams - 1);
     const int m = lane >> (4 - a.team_bits);
-    for (;; advance()) {
-      await_phase(&known[stage], parity);
-      const Tile tile = told[stage];
-      if (tile.rows == 0) {
+    for (;; tile.next(a), advance()) {
+      if (kDraws) {
+        await_phase(&known[stage], parity);
+      }
+      const TileRows its = kDraws ? told[stage] : tile;
+      if (its.rows == 0) {
         break;
       }
-      const StreamProduct& p = a.each[tile.product];
-      const int n = tile.row - p.first_row + row;
-      const bool exists = row < tile.rows;
+      const StreamProduct& p = a.each[its.product];
+      const int n = its.row - p.first_row + row;
+      const bool exists = row < its.rows;
       const float bias = exists && p.bias != nullptr ? p.bias[n] : 0.0F;
       await_phase(&ready[stage], parity);
       // Lane by lane a row of the tile and one of x.
@@ -159,11 +181,16 @@ __global__ void __launch_bounds__(kStreamThreads)
               : uint4{};
     }
   }
-  for (;; advance()) {
-    await_phase(&full[stage], parity);
-    const int rows = told[stage].rows;
+  for (;; tile.next(a), advance()) {
+    if (kDraws) {
+      await_phase(&full[stage], parity);
+    }
+    const int rows = kDraws ? told[stage].rows : tile.rows;
     if (rows == 0) {
       break;
+    }
+    if (!kDraws) {
+      await_phase(&full[stage], parity);
     }
     if (team < rows) {
       const uint4* row = ring + stage * tile_vectors + team * vectors;
@@ -195,16 +222,29 @@ __global__ void __launch_bounds__(kStreamThreads)
 
 }  // namespace
 
-void deal_rows(StreamRows& a, int64_t blocks, int64_t ring_tiles, int64_t drawn) {
+namespace {
+
+/// Whether the product is long enough to draw. Then half of the rows are dealt to `blocks` blocks,
+/// and at least what the ring holds, since it is filled before draws may be made.
+bool deal_half(StreamRows& a, int64_t blocks, int64_t row_bytes) {
+  a.dealt = a.rows;
+  if (a.rows * row_bytes < kDrawFromBytes * blocks) {
+    return false;
+  }
   const int64_t tile_rows = kStreamWarps >> a.team_bits;
-  const int64_t most = int64_t{a.rows} / 2 / (blocks * tile_rows);
-  const int64_t dealt = blocks * tile_rows * (most > ring_tiles ? most : ring_tiles);
+  const int64_t drawn = kDrawnBytes / row_bytes;
   a.drawn = static_cast<int32_t>(drawn > tile_rows ? drawn / tile_rows * tile_rows
                                  : drawn > 0       ? drawn
                                                    : 1);
-  a.dealt = static_cast<int32_t>(a.rows - dealt < blocks ? a.rows : dealt);
+  const int64_t ahead = kAheadBytes / (a.drawn * row_bytes);
+  a.ahead = static_cast<int32_t>(ahead < a.stages ? ahead : a.stages);
+  const int64_t half = int64_t{a.rows} / 2 / (blocks * tile_rows);
+  a.dealt = static_cast<int32_t>(blocks * tile_rows * (half > a.stages ? half : a.stages));
   a.last_draw = static_cast<int32_t>(ceil_div(a.rows - a.dealt, a.drawn) + blocks - 1);
+  return true;
 }
+
+}  // namespace
 
 bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
   static_assert(kSummedRows * kStreamWarps == 32, "a lane finishes one element");
@@ -253,19 +293,17 @@ bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
   if (shared > most_shared()) {
     return false;
   }
-  const auto with = [&](auto kernel) {
-    const int64_t resident = resident_blocks(kernel, kStreamThreads, shared);
+  const auto with = [&](auto dealing, auto drawing) {
+    const int64_t resident = resident_blocks(dealing, kStreamThreads, shared);
     const int64_t blocks = rows < resident ? rows : resident;
-    deal_rows(a, blocks, a.stages, kDrawnBytes / row_bytes);
-    const int64_t ahead = kAheadBytes / (a.drawn * row_bytes);
-    a.ahead = static_cast<int32_t>(ahead < a.stages ? ahead : a.stages);
-    launch_ahead(on, "matmul", kernel, dim3(static_cast<unsigned>(blocks)), dim3(kStreamThreads),
-                 shared, a);
+    const bool draws = deal_half(a, blocks, row_bytes);
+    launch_ahead(on, "matmul", draws ? drawing : dealing, dim3(static_cast<unsigned>(blocks)),
+                 dim3(kStreamThreads), shared, a);
   };
   if (first.x.count() == 1) {
-    with(stream_kernel<1>);
+    with(stream_kernel<1, false>, stream_kernel<1, true>);
   } else {
-    with(stream_kernel<2>);
+    with(stream_kernel<2, false>, stream_kernel<2, true>);
   }
   return true;
 }

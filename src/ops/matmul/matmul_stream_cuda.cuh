@@ -32,7 +32,7 @@ struct StreamRows {
   int32_t team_bits;  // a row's warps are 1 << team_bits
   int32_t stages;
   int32_t before_inputs;  // whether weights may be read before the kernels before this one are done
-  int32_t dealt;          // of the rows: evenly, before it begins; blocks draw the others
+  int32_t dealt;          // of the rows: evenly, before it begins; blocks may draw the others
   int32_t drawn;          // at once
   int32_t last_draw;      // the number of the last one that blocks make, in vain
   int32_t ahead;          // stages that may be on their way when the next rows are drawn
@@ -40,60 +40,33 @@ struct StreamRows {
 };
 
 /// As many rows as there are teams at most, of one weight; none: there is nothing left.
-struct Tile {
-  int row;
-  int rows;
-  int product;
+struct TileRows {
+  int row, rows, product;
 };
 
-/// The tiles of a block, for the thread that brings them: its even share of the rows that are
-/// dealt, and then of the others as many as it is in time for, as memory serves some
-/// multiprocessors faster than others. Who sums a row does not change its sum.
-///
-/// `turn` numbers the draws of all blocks. It is zero between products: each block draws in vain
-/// once, and the last draw there is makes it zero again. It may be the same for all products of a
-/// device, as they have one stream and nobody draws before the kernels before this one are done.
-class Tiles {
- public:
-  __device__ explicit Tiles(const StreamRows& a)
-      : row_(static_cast<int>(int64_t{a.dealt} * blockIdx.x / gridDim.x)),
-        end_(static_cast<int>(int64_t{a.dealt} * (blockIdx.x + 1) / gridDim.x)) {}
-  /// Whether the next one is drawn.
-  __device__ bool draws() const { return drew_; }
-  __device__ Tile next(const StreamRows& a) {
-    if (row_ == end_ && drew_) {
-      row_ = static_cast<int>(min(a.dealt + int64_t{draw_} * a.drawn, int64_t{a.rows}));
-      end_ = min(row_ + a.drawn, a.rows);
-    }
-    while (product_ + 1 < a.count && row_ >= a.each[product_ + 1].first_row) {
-      ++product_;
-    }
-    const int last = product_ + 1 < a.count ? min(end_, a.each[product_ + 1].first_row) : end_;
-    const Tile tile = {row_, max(0, min(last - row_, kStreamWarps >> a.team_bits)), product_};
-    row_ += tile.rows;
-    return tile;
+/// The tiles of rows that lie together.
+struct Tile : TileRows {
+  /// Of this block's share of the first `dealt` rows: they are dealt evenly.
+  __device__ Tile(const StreamRows& a, int dealt) {
+    product = 0;
+    take(a, static_cast<int>(int64_t{dealt} * blockIdx.x / gridDim.x),
+         static_cast<int>(int64_t{dealt} * (blockIdx.x + 1) / gridDim.x));
   }
-  /// Once a tile is on its way: draws where it was the last in hand, so that the answer is there
-  /// when the next one is wanted. The first draw waits for the kernels before this one.
-  __device__ void look_ahead(const StreamRows& a, unsigned* turn) {
-    if (row_ == end_ && a.dealt < a.rows) {
-      await_inputs();
-      draw_ = atomicInc(turn, static_cast<unsigned>(a.last_draw));
-      drew_ = true;
+  __device__ bool exists() const { return rows > 0; }
+  __device__ void next(const StreamRows& a) { take(a, row + rows, end); }
+  /// Goes on with other rows, behind those before.
+  __device__ void take(const StreamRows& a, int first, int last) {
+    row = first;
+    end = last;
+    while (product + 1 < a.count && row >= a.each[product + 1].first_row) {
+      ++product;
     }
+    const int here = product + 1 < a.count ? min(end, a.each[product + 1].first_row) : end;
+    rows = max(0, min(here - row, kStreamWarps >> a.team_bits));
   }
 
- private:
-  int row_, end_;
-  int product_ = 0;
-  unsigned draw_ = 0;
-  bool drew_ = false;
+  int end;
 };
-
-/// Deals half of the rows to `blocks` blocks, and at least what the ring holds, `ring_tiles` each,
-/// since it is filled before draws may be made. The others are to be drawn by `drawn` rows; where
-/// they are fewer than one a block, all are dealt.
-void deal_rows(StreamRows& a, int64_t blocks, int64_t ring_tiles, int64_t drawn);
 
 /// Multiplies three to eight rows of x by tensor cores. False, and nothing done, where the widths
 /// do not suit it. `a` is filled but for team_bits and stages.

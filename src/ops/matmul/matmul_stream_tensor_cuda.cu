@@ -29,14 +29,6 @@ constexpr int kStages = 5;
 constexpr size_t kShared = sizeof(uint4) * kStages * kStageVectors;
 constexpr int kParts = 2;       // tiles whose parts there is room for
 constexpr int kHeldTiles = 32;  // of a block's share, between passes
-/// Tiles that the bringer has told of and not everybody has read: those of the ring's slices, those
-/// whose parts lie there, and the one that the finisher waits for.
-constexpr int kTold = kStages + kParts + 1;
-/// Rows drawn at once: half a tile, as all blocks have but a few tiles.
-constexpr int64_t kDrawnRows = 4;
-
-/// Of Tiles, for these products.
-__device__ unsigned turn;
 
 struct StreamPasses {
   int32_t count;
@@ -48,7 +40,6 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
     stream_tensor_kernel(const __grid_constant__ StreamRows a,
                          const __grid_constant__ StreamPasses passes) {
   extern __shared__ __align__(128) uint4 ring[];  // (kStages, kTileRows, kRowVectors)
-  __shared__ Tile told[kTold];                    // by the bringer, before the first slice
   __shared__ uint64_t full[kStages];              // the slice is there
   __shared__ uint64_t empty[kStages];             // and has been read
   __shared__ uint64_t ready[kParts];              // the tile's parts are there
@@ -89,30 +80,16 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
       await_inputs();
     }
     int brought = 0;
-    int number = 0;  // of the tile
-    const auto await_stage = [&] {
-      if (brought >= kStages) {
-        await_phase(&empty[stage], parity ^ 1);
-      }
-    };
     for (int pass = 0; pass < passes.count; ++pass) {
       const int columns = columns_of(pass);
-      Tiles tiles(a);  // lane 0 has them
-      for (;; ++number) {
-        await_stage();
-        if (lane == 0) {
-          told[number % kTold] = tiles.next(a);
-        }
-        __syncwarp();
-        const Tile tile = told[number % kTold];
-        if (tile.rows == 0) {
-          break;
-        }
+      for (Tile tile(a, a.rows); tile.exists(); tile.next(a)) {
         const StreamProduct& p = a.each[tile.product];
         const bf16* row = p.weight + static_cast<int64_t>(tile.row - p.first_row + lane) * a.k +
                           pass * passes.columns;
         for (int first = 0; first < columns; first += kSliceColumns, ++brought, advance()) {
-          await_stage();
+          if (brought >= kStages) {
+            await_phase(&empty[stage], parity ^ 1);
+          }
           const auto bytes =
               static_cast<uint32_t>(min(kSliceColumns, columns - first) * sizeof(bf16));
           if (lane == 0) {
@@ -124,17 +101,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
                            &full[stage]);
           }
         }
-        if (lane == 0) {
-          tiles.look_ahead(a, &turn);
-        }
       }
-      // A tile of one slice, of which nothing comes, ends the pass.
-      if (lane == 0) {
-        arrive(&full[stage]);
-      }
-      ++number;
-      ++brought;
-      advance();
     }
     return;
   }
@@ -143,12 +110,12 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   if (warp == kFinisher) {
     int finished = 0;
     for (int pass = 0; pass < passes.count; ++pass) {
-      for (int i = 0;; ++i) {
+      int i = 0;
+      for (Tile tile(a, a.rows); tile.exists(); tile.next(a), ++finished, ++i) {
+        const StreamProduct& p = a.each[tile.product];
         const int slot = finished % kParts;
         await_phase(&ready[slot], finished / kParts % 2);
-        const Tile tile = told[finished % kTold];
-        ++finished;
-        float2 sum = pass > 0 && tile.rows > 0 ? held[i][lane] : float2{};
+        float2 sum = pass > 0 ? held[i][lane] : float2{};
 #pragma unroll
         for (int w = 0; w < kStreamWarps; ++w) {
           const float2 part = parts[slot][w][lane];
@@ -159,10 +126,6 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
         if (lane == 0) {
           arrive(&taken[slot]);
         }
-        if (tile.rows == 0) {
-          break;
-        }
-        const StreamProduct& p = a.each[tile.product];
         if (pass + 1 < passes.count) {
           held[i][lane] = sum;
           continue;
@@ -198,18 +161,14 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
                       : uint4{};
       }
     }
-    // What the last one's slice would be multiplied by is not kept.
-    for (int rows = 1; rows > 0; ++finished) {
+    for (Tile tile(a, a.rows); tile.exists(); tile.next(a), ++finished) {
       float sum[2][4] = {};  // of either half of a chunk; rows 8 to 15 of the product stay zero
 #pragma unroll
       for (int s = 0; s < kSlices; ++s) {
-        if (s > 0 && (s * kSliceColumns >= columns || rows == 0)) {
+        if (s * kSliceColumns >= columns) {
           break;
         }
         await_phase(&full[stage], parity);
-        if (s == 0) {
-          rows = told[finished % kTold].rows;
-        }
         const uint4* row = ring + stage * kStageVectors + g * kRowVectors + q;
 #pragma unroll
         for (int c = 0; c < kSliceChunks; ++c) {
@@ -258,10 +217,6 @@ bool stream_by_tensor_cores(StreamRows a, int64_t x_rows, const Launch& on) {
       .columns = static_cast<int32_t>(ceil_div(ceil_div(a.k, passes), kChunk) * kChunk),
       .x_rows = static_cast<int32_t>(x_rows)};
   a.team_bits = kTeamBits;
-  // Between passes a block keeps the sums of its tiles, which it must know.
-  const int64_t slices = ceil_div(a.k, kSliceColumns);
-  deal_rows(a, blocks, passes == 1 ? ceil_div(kStages, slices) : ceil_div(a.rows, kTileRows),
-            kDrawnRows);
   launch_ahead(on, "matmul", stream_tensor_kernel, dim3(static_cast<unsigned>(blocks)),
                dim3(kStreamThreads), kShared, a, of);
   return true;

@@ -1,4 +1,4 @@
-// Streamed products of which blocks draw rows as they finish (matmul_stream_cuda.cuh): who sums a
+// Streamed products of which blocks draw rows as they finish (matmul_stream_cuda.cu): who sums a
 // row must not be seen.
 #include <cstring>
 
@@ -59,18 +59,18 @@ TEST(MatmulCudaStream, ADrawnRowHasTheBitsOfADealtOne) {
   // ends are within a draw.
   const std::vector<Products> all = {
       {{4099, 1021, 1024}, 5120}, {{5120}, 4096}, {{1536}, 1536}, {{1536}, 8960},
-      {{900, 9}, 16384},          {{30000}, 1536}};
+      {{3000, 9}, 16384},         {{30000}, 1536}};
   std::vector<OwnedTensor> weights, biases, inputs;
   for (const Products& p : all) {
     inputs.push_back(cuda_tensor(
-        Dtype::kBF16, {8, p.inputs},
-        as_stored(draw({{{8, p.inputs}}}, static_cast<uint64_t>(p.inputs))[0], Dtype::kBF16)));
+        Dtype::kBF16, {2, p.inputs},
+        as_stored(draw({{{2, p.inputs}}}, static_cast<uint64_t>(p.inputs))[0], Dtype::kBF16)));
     for (const int64_t n : p.outputs) {
       weights.push_back(large_weight(n, p.inputs));
       biases.push_back(cuda_tensor(Dtype::kF32, {n}, draw({{{n}}}, static_cast<uint64_t>(n))[0]));
     }
   }
-  for (const int64_t tokens : {1, 2, 4, 8}) {
+  for (const int64_t tokens : {1, 2}) {
     SCOPED_TRACE(fmt::format("{} tokens", tokens));
     CudaContext cuda(Dtype::kBF16);
     std::vector<Affine> of;
