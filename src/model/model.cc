@@ -135,9 +135,18 @@ Tensor Model::forward(Context& ctx, const Batch& batch, const ForwardOptions& op
     return options.taps.empty() ? nullptr : &options.taps[layer];
   };
   if (ctx.tape != nullptr) {
+    // What is tapped is given its gradient before the backward pass begins.
+    GradientPool gradients;
+    Context layered = ctx;
+    layered.gradients = options.taps.empty() ? &gradients : nullptr;
     for (size_t i = first; i < end; ++i) {
-      h = options.checkpoint_layers ? checkpointed_layer(ctx, i, h, inputs(i), tap(i))
-                                    : layers_[i].forward(ctx, h, inputs(i), tap(i));
+      const Tensor result = options.checkpoint_layers
+                                ? checkpointed_layer(layered, i, h, inputs(i), tap(i))
+                                : layers_[i].forward(layered, h, inputs(i), tap(i));
+      if (result.grad_memory != h.grad_memory) {
+        gradients.next_layer();
+      }
+      h = result;
     }
     return scaled(ctx, spec_.logit_scale, norm_.forward(ctx, h));
   }

@@ -24,10 +24,32 @@ void Tape::set_fresh_grad(Tensor& t, void* grad) {
       new (arena_.allocate(sizeof(GradientMemory))) GradientMemory{t.device, grad, t.bytes(), true};
 }
 
+void GradientPool::next_layer() {
+  turn_ = 1 - turn_;
+  for (Piece& piece : pieces_[turn_]) {
+    piece.taken = false;
+  }
+}
+
+void* GradientPool::take(Arena& arena, int64_t bytes) {
+  Piece* best = nullptr;
+  for (Piece& piece : pieces_[turn_]) {
+    if (!piece.taken && piece.bytes >= bytes && (best == nullptr || piece.bytes < best->bytes)) {
+      best = &piece;
+    }
+  }
+  if (best == nullptr) {
+    best = &pieces_[turn_].emplace_back(Piece{arena.allocate(bytes), bytes, false});
+  }
+  best->taken = true;
+  return best->data;
+}
+
 Tensor Context::result(Dtype dtype, std::span<const int64_t> shape, bool with_grad) const {
   Tensor t = arena->empty(dtype, shape);
   if (with_grad) {
-    tape->set_fresh_grad(t, arena->allocate(t.bytes()));
+    tape->set_fresh_grad(
+        t, gradients != nullptr ? gradients->take(*arena, t.bytes()) : arena->allocate(t.bytes()));
   }
   return t;
 }

@@ -9,6 +9,7 @@
 // that can set a gradient leaves it out of that list and asks Tensor::takes_grad().
 #pragma once
 
+#include <array>
 #include <initializer_list>
 #include <new>
 #include <span>
@@ -77,10 +78,33 @@ class Tape {
       touched_;  // of all steps, each from its first_touched to the next one's
 };
 
+/// Memory of the gradients of layers that follow one another. The backward pass is in one layer at
+/// a time and writes the gradient of its input, a result of the layer before: so two layers beside
+/// each other have memory of their own, and each has that of the layer two before it.
+class GradientPool {
+ public:
+  /// What is taken from here on is of the next layer, which reads nothing of those before the last.
+  void next_layer();
+  /// Memory of a layer two before that is large enough and not taken again yet, else of the
+  /// arena's.
+  void* take(Arena& arena, int64_t bytes);
+
+ private:
+  struct Piece {
+    void* data;
+    int64_t bytes;
+    bool taken;
+  };
+  std::array<std::vector<Piece>, 2> pieces_;  // of every other layer
+  size_t turn_ = 0;
+};
+
 struct Context {
   /// The memory of results, on the device the tensors are on.
   Arena* arena = nullptr;
   Tape* tape = nullptr;
+  /// Where gradients of results lie; null: in `arena`, each in memory of its own.
+  GradientPool* gradients = nullptr;
   /// Memory of the host that the device reads and writes in place, released when the device is done
   /// with it; null: `arena`, on the CPU.
   Arena* host = nullptr;

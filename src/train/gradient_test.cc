@@ -186,5 +186,56 @@ TEST(WholeModelGradient, EqualsFiniteDifferences) {
   }
 }
 
+struct BackwardPass {
+  std::vector<double> gradients;  // of all parameters
+  int64_t peak_bytes = 0;
+};
+
+/// Layers share the memory of gradients unless they are tapped.
+BackwardPass backward_pass(const ModelSpec& spec, const PackedSequence& sequence, bool tapped,
+                           bool checkpointed) {
+  DoubleModel made(spec, 1, true);
+  Arena arena;
+  Tape tape(arena);
+  Context ctx{.arena = &arena, .tape = &tape};
+  std::vector<MixerTap> taps(spec.layers.size());
+  const Tensor hidden =
+      made.model.forward(ctx, sequence.batch,
+                         {.checkpoint_layers = checkpointed,
+                          .taps = tapped ? std::span(taps) : std::span<MixerTap>{}});
+  const LossInputs inputs{.hidden = hidden,
+                          .head = made.model.head(),
+                          .labels = sequence.labels,
+                          .scale = 1.0 / static_cast<double>(sequence.learned)};
+  head_loss(ctx, inputs, LossConfig{.cross_entropy = 1.0F});
+  tape.backward(ctx);
+  BackwardPass pass{.peak_bytes = arena.peak_bytes()};
+  made.model.visit([&](const std::string&, Parameter& p) {
+    const double* gradient = p.tensor.grad_ptr<double>();
+    pass.gradients.insert(pass.gradients.end(), gradient, gradient + p.numel());
+  });
+  return pass;
+}
+
+TEST(WholeModelGradient, IsTheSameWhereLayersShareItsMemory) {
+  const auto data = testing::copy_task();
+  Packer packer(*data, 1, 24, LongDocuments::kDrop);
+  const PackedSequence sequence = packer.next();
+  // Layers of other sizes in an order of no pattern, and some that hand their input on.
+  ModelSpec spec = testing::tiny_spec({testing::attention_mixer(), mamba_mixer(), delta_mixer(),
+                                       mamba_mixer(), mamba2_mixer(), window_mixer(),
+                                       testing::attention_mixer(), kimi_mixer()});
+  for (const int64_t at : {7, 4, 2, 2}) {
+    spec.layers.insert(spec.layers.begin() + at, LayerSpec{});
+  }
+  const BackwardPass apart = backward_pass(spec, sequence, true, false);
+  const BackwardPass shared = backward_pass(spec, sequence, false, false);
+  const BackwardPass again = backward_pass(spec, sequence, false, true);
+  EXPECT_EQ(shared.gradients, apart.gradients);
+  EXPECT_EQ(again.gradients, apart.gradients);
+  EXPECT_LT(shared.peak_bytes, apart.peak_bytes * 8 / 10);
+  EXPECT_LT(again.peak_bytes, shared.peak_bytes);
+}
+
 }  // namespace
 }  // namespace cambium

@@ -366,7 +366,7 @@ TEST(CommandLine, VerifyTellsByItsStatus) {
   EXPECT_THAT(bad.text, HasSubstr("FAILED"));
 }
 
-// Rounded matrices are off by more than a model in f32 may be, and by less than a wrong window.
+// What rounding may do is less than what another model does.
 TEST(CommandLine, VerifyHoldsBf16ToItsOwnBounds) {
   const std::string rounded = "verify " + fixture("mistral") + " --storage bf16 --reference ";
   const Outcome good = cambium(rounded + fixture("mistral") + "/reference.safetensors");
