@@ -209,7 +209,7 @@ BackwardPass backward_pass(const ModelSpec& spec, const PackedSequence& sequence
                           .scale = 1.0 / static_cast<double>(sequence.learned)};
   head_loss(ctx, inputs, LossConfig{.cross_entropy = 1.0F});
   tape.backward(ctx);
-  BackwardPass pass{.peak_bytes = arena.peak_bytes()};
+  BackwardPass pass{{}, arena.peak_bytes()};
   made.model.visit([&](const std::string&, Parameter& p) {
     const double* gradient = p.tensor.grad_ptr<double>();
     pass.gradients.insert(pass.gradients.end(), gradient, gradient + p.numel());
