@@ -216,7 +216,8 @@ int run(const BenchTrainArgs& a) {
   }
   const Measured speed = summarise(speeds);
   const double flops = speed.value * trainer.flops_per_token();
-  const int64_t weights = student.weights.bytes() + teacher.weights.bytes();
+  const int64_t weights =
+      student.weights.bytes() + teacher.weights.bytes() + trainer.rounded_bytes();
   json["trained_parameters"] = trainer.optimizer().trained_parameters();
   json["tokens_per_second"] = {speed.value, speed.low, speed.high};
   json["flops_per_second"] = flops;

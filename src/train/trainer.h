@@ -21,6 +21,7 @@
 #include "train/checkpoint.h"
 #include "train/dataset.h"
 #include "train/optimizer.h"
+#include "train/rounded_weights.h"
 #include "train/router_training.h"
 #include "train/run_record.h"
 #include "train/schedule.h"
@@ -123,6 +124,10 @@ struct TrainConfig {
 /// The type of activations on `device`; Error for one it cannot compute in.
 Dtype activations_of(Precision precision, Device device);
 
+/// Whether the trained matrices are rounded to bf16 once a step (RoundedWeights), for 2 bytes a
+/// number, and not in each product: where memory is not so short that layers are computed again.
+bool rounds_once(const TrainConfig& config, Dtype activations);
+
 /// Seconds of the parts of a step, with TrainConfig::time_parts.
 struct StepTimes {
   double teacher = 0.0;
@@ -185,6 +190,7 @@ class Trainer {
   const Optimizer& optimizer() const { return *optimizer_; }
   /// Model FLOPs of a token (training_flops) where a sequence is one document.
   double flops_per_token() const { return flops_per_token_; }
+  int64_t rounded_bytes() const { return rounded_.bytes(); }
   /// The most bytes of activations at once so far.
   int64_t peak_activation_bytes() { return workspace_.arena().peak_bytes(); }
 
@@ -225,6 +231,7 @@ class Trainer {
   Workspace workspace_;
   Dtype activations_;
   Tape tape_;
+  RoundedWeights rounded_;
   std::unique_ptr<Optimizer> optimizer_;
   std::optional<PlacementSampler> sampler_;  // of a supernet
   std::optional<RouterTrainer> routers_;     // with TrainConfig::router

@@ -215,9 +215,12 @@ LossSums head_loss(Context& ctx, const LossInputs& inputs, const LossConfig& con
                                              : head_loss_rows(inputs.head.dim(0), ctx.device()));
   Tensor head = inputs.head;
   if (inputs.hidden.dtype == Dtype::kBF16 && head.dtype != Dtype::kBF16) {
-    // Rounded once, not for every product of every chunk.
-    head = ctx.arena->empty(Dtype::kBF16, {head.dim(0), head.dim(1)});
-    copy(head, inputs.head);
+    head = inputs.head.rounded_tensor();
+    if (!head.defined()) {
+      // Rounded once, not for every product of every chunk.
+      head = ctx.arena->empty(Dtype::kBF16, {inputs.head.dim(0), inputs.head.dim(1)});
+      copy(head, inputs.head);
+    }
   }
   // What the host writes for a chunk stays until all are done: they are queued without a wait.
   auto* result = ctx.shared_scratch<LossRow>(static_cast<int64_t>(rows.size()));
