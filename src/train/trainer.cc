@@ -392,14 +392,20 @@ StepReport Trainer::step() {
   return report;
 }
 
+Context Trainer::context(Tape* tape) {
+  Context ctx = workspace_.context(activations_, tape);
+  ctx.timer = timer_;
+  return ctx;
+}
+
 void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
                          double share, Sums& sums) {
   const bool aligns = !config_.align.layers.empty();
   const auto layers = static_cast<size_t>(student_.layer_count());
   std::vector<MixerTap> teacher_taps(aligns ? layers : 0);
   std::vector<MixerTap> taps(aligns ? layers : 0);
-  Context plain = workspace_.context(activations_);
-  Context ctx = workspace_.context(activations_, &tape_);
+  Context plain = context();
+  Context ctx = context(&tape_);
   LossInputs inputs;
   if (teacher_ != nullptr) {
     inputs.teacher_hidden = teacher_->forward(plain, sequence.batch, with_taps(teacher_taps));
@@ -445,14 +451,14 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
 
 void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& sums) {
   std::vector<MixerTap> taps(static_cast<size_t>(teacher_->layer_count()));
-  Context plain = workspace_.context(activations_);
+  Context plain = context();
   teacher_->forward(plain, sequence.batch, with_taps(taps));
   time_part(&StepTimes::teacher);
   for (size_t i = 0; i < sums.align.size(); ++i) {
     const WorkspaceScope scope(workspace_);
     const int64_t layer = config_.align.layers[i];
     const MixerTap& tap = taps[static_cast<size_t>(layer)];
-    Context ctx = workspace_.context(activations_, &tape_);
+    Context ctx = context(&tape_);
     const UnitInputs forward{.batch = &sequence.batch,
                              .rope = student_.rope_for(plain, sequence.batch, layer),
                              .noise = layer_noise(sequence.noise, layer)};

@@ -179,6 +179,8 @@ class Trainer {
   StepReport step();
   /// As TrainConfig::time_parts, from the next step on.
   void set_time_parts(bool wanted) { config_.time_parts = wanted; }
+  /// Told of every kernel from the next step on but those of the optimiser; null: nobody is.
+  void set_timer(OpTimer* timer) { timer_ = timer; }
   /// Adds a line to the run's log: {"event": name, ...fields}. `fields_json` is an object or empty.
   void log_event(const std::string& name, const std::string& fields_json);
   /// Writes a checkpoint of the current state; returns its folder.
@@ -201,6 +203,7 @@ class Trainer {
   std::vector<std::string> converted() const;
   std::vector<std::string> trained_units() const;
   std::vector<std::string> frozen_units() const;
+  Context context(Tape* tape = nullptr);
   /// `share`: of the step's tokens.
   void end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
                   double share, Sums& sums);
@@ -232,6 +235,7 @@ class Trainer {
   Dtype activations_;
   Tape tape_;
   RoundedWeights rounded_;
+  OpTimer* timer_ = nullptr;
   std::unique_ptr<Optimizer> optimizer_;
   std::optional<PlacementSampler> sampler_;  // of a supernet
   std::optional<RouterTrainer> routers_;     // with TrainConfig::router
