@@ -10,6 +10,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "eval/kernel_times.h"
 #include "eval/statistics.h"
 #include "hybrid/graft.h"
 #include "hybrid/placement.h"
@@ -31,6 +32,7 @@ struct BenchTrainArgs {
   int64_t convert = 0, sequence = 4096, packed = 1, tokens = 0, steps = 5;
   DeviceOption device;
   bool faithful = false, checkpoint_layers = false, offload = false, dry_run = false, json = false;
+  bool operations = false;
 };
 
 struct Specs {
@@ -153,9 +155,19 @@ constexpr std::pair<const char*, double StepTimes::*> kParts[] = {
     {"backward", &StepTimes::backward},
     {"optimizer", &StepTimes::optimizer}};
 
+/// The kernels of one more step.
+std::vector<KernelTimes::Line> time_kernels(Trainer& trainer, Device device) {
+  KernelTimes times(device);
+  trainer.set_time_parts(false);
+  trainer.set_timer(&times);
+  trainer.step();
+  trainer.set_timer(nullptr);
+  return times.lines();
+}
+
 int run(const BenchTrainArgs& a) {
   const Specs specs = read_specs(a);
-  const TrainConfig config = config_of(a, kWarmUp + a.steps + kTimedParts);
+  const TrainConfig config = config_of(a, kWarmUp + a.steps + kTimedParts + (a.operations ? 1 : 0));
   const Device device = a.dry_run ? a.device.described() : a.device.device();
   const Dtype activations = activations_of(config.precision, device);
   const TrainingShape shape = shape_of(specs, config, activations);
@@ -200,7 +212,7 @@ int run(const BenchTrainArgs& a) {
   std::vector<double> speeds, shares_of_peak, milliseconds;
   std::vector<std::vector<double>> parts(std::size(kParts));
   StepReport last;
-  for (int64_t step = 0; step < config.steps; ++step) {
+  for (int64_t step = 0; step < kWarmUp + a.steps + kTimedParts; ++step) {
     stop_point();
     trainer.set_time_parts(step >= kWarmUp + a.steps);
     last = trainer.step();
@@ -214,9 +226,12 @@ int run(const BenchTrainArgs& a) {
       milliseconds.push_back(1e3 * last.seconds);
     }
   }
+  const std::vector<KernelTimes::Line> kernels =
+      a.operations ? time_kernels(trainer, device) : std::vector<KernelTimes::Line>{};
   const Measured speed = summarise(speeds);
   const double flops = speed.value * trainer.flops_per_token();
-  const int64_t weights = student.weights.bytes() + teacher.weights.bytes();
+  const int64_t weights =
+      student.weights.bytes() + teacher.weights.bytes() + trainer.rounded_bytes();
   json["trained_parameters"] = trainer.optimizer().trained_parameters();
   json["tokens_per_second"] = {speed.value, speed.low, speed.high};
   json["flops_per_second"] = flops;
@@ -233,6 +248,12 @@ int run(const BenchTrainArgs& a) {
   json["activation_bytes"] = trainer.peak_activation_bytes();
   json["device_bytes"] = last.device_bytes;
   json["loss"] = last.loss;
+  for (const KernelTimes::Line& line : kernels) {
+    json["operations"].push_back({{"operation", line.kernel},
+                                  {"shape", line.shape},
+                                  {"calls", line.calls},
+                                  {"ms", 1e3 * line.seconds}});
+  }
   if (a.json) {
     fmt::print("{}\n", json.dump(1));
     return 0;
@@ -259,6 +280,10 @@ int run(const BenchTrainArgs& a) {
     fmt::print(" {:>10.1f}", median(part));
   }
   fmt::print("\n");
+  for (const KernelTimes::Line& line : kernels) {
+    fmt::print("{:>10.3f} ms {:>6} calls  {} {}\n", 1e3 * line.seconds, line.calls, line.kernel,
+               line.shape);
+  }
   return 0;
 }
 
@@ -287,6 +312,8 @@ Action declare(Args& args) {
   args.flag("faithful", "the mixer's released layout", &a->faithful);
   args.flag("checkpoint-layers", "recompute activations: less memory, more time",
             &a->checkpoint_layers);
+  args.flag("operations", "one more step, of which the device's time of each operation is printed",
+            &a->operations);
   args.flag("dry-run", "print the planned memory only", &a->dry_run);
   args.flag("json", "print JSON", &a->json);
   return [a] { return run(*a); };

@@ -44,4 +44,14 @@ inline void expect_vector(const char* operation, const char* name, const Tensor&
   expect_device(operation, name, w, x);
 }
 
+/// Whether a backward kernel is to set the gradient of an input rather than add to it, of the
+/// operations whose CUDA kernels can: on the CPU a fresh one is made zero and added to.
+inline bool sets_grad(const Tensor& x) {
+  if (x.device.kind == Device::kCuda) {
+    return x.takes_grad();
+  }
+  x.settle_grad();
+  return false;
+}
+
 }  // namespace cambium

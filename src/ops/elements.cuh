@@ -54,11 +54,17 @@ void run_each(const Launch& on, const char* operation, const View<T>& x, bool ve
   launch_ahead(on, operation, kernel, blocks, kThreads, 0, body, count, x.channels);
 }
 
+/// The gradients that a backward kernel sets: what is in them is not read.
+struct PairSets {
+  bool a = false, b = false;
+};
+
 /// y = f(a, b), or f(a, 1) without a second input.
 template <bool kTwo, class T, class F>
 struct PairForward {
   View<T> a, b, y;
   F f;
+  PairSets sets;  // of PairBackward
 
   template <int kVec, class At>
   __device__ void operator()(const At& at) const {
@@ -80,11 +86,12 @@ struct PairGrad {
   float a, b;
 };
 
-/// da += f(a, b, dy).a, db += f(a, b, dy).b, of those that are wanted.
+/// da += f(a, b, dy).a, db += f(a, b, dy).b, of those that are wanted; or set.
 template <bool kTwo, class T, class F>
 struct PairBackward {
   View<T> a, b, y;
   F f;
+  PairSets sets;
 
   template <int kVec, class At>
   __device__ void operator()(const At& at) const {
@@ -103,10 +110,10 @@ struct PairBackward {
       load_n<kVec>(b.data + at_b, right);
     }
     load_n<kVec>(y.grad + at.element, dy);
-    if (a.grad != nullptr) {
+    if (a.grad != nullptr && !sets.a) {
       load_n<kVec>(a.grad + at_a, da);
     }
-    if (wants_b) {
+    if (wants_b && !sets.b) {
       load_n<kVec>(b.grad + at_b, db);
     }
 #pragma unroll
@@ -128,14 +135,14 @@ struct PairBackward {
 /// Runs PairForward or PairBackward with f; b may be undefined.
 template <template <bool, class, class> class Body, class T, class F>
 void run_pairs(const Launch& on, const char* operation, const View<T>& a, const View<T>& b,
-               const View<T>& y, const F& f) {
+               const View<T>& y, const F& f, const PairSets& sets) {
   constexpr int64_t kVec = 16 / sizeof(T);
   const bool vectors = aligned(a, kVec) && aligned(y, kVec);
   if (b.defined()) {
     run_each(on, operation, a, vectors && aligned(b, kVec), flat(a) && flat(b),
-             Body<true, T, F>{a, b, y, f});
+             Body<true, T, F>{a, b, y, f, sets});
   } else {
-    run_each(on, operation, a, vectors, flat(a), Body<false, T, F>{a, b, y, f});
+    run_each(on, operation, a, vectors, flat(a), Body<false, T, F>{a, b, y, f, sets});
   }
 }
 

@@ -132,6 +132,7 @@ Tensor Tensor::reshape(std::initializer_list<int64_t> new_shape) const {
   Tensor t = of(dtype, device, std::span(new_shape.begin(), new_shape.size()), data, grad);
   t.grad_dtype = grad_dtype;
   t.grad_memory = grad_memory;
+  t.rounded = rounded;
   CAMBIUM_CHECK(t.numel() == numel(), "{} as {}", describe(), t.describe());
   return t;
 }
@@ -170,6 +171,7 @@ Tensor Tensor::slice(int axis, int64_t begin, int64_t length) const {
   t.shape[i] = length;
   t.data = advance(data, begin * stride[i], dtype);
   t.grad = advance(grad, begin * stride[i], grad_dtype);
+  t.rounded = advance(rounded, begin * stride[i], Dtype::kBF16);
   return t;
 }
 
@@ -179,6 +181,7 @@ Tensor Tensor::grad_tensor() const {
   Tensor t = detached();
   t.dtype = grad_dtype;
   t.data = grad;
+  t.rounded = nullptr;
   return t;
 }
 
@@ -219,6 +222,17 @@ Tensor Tensor::detached() const {
   Tensor t = *this;
   t.grad = nullptr;
   t.grad_memory = nullptr;
+  return t;
+}
+
+Tensor Tensor::rounded_tensor() const {
+  if (rounded == nullptr) {
+    return {};
+  }
+  Tensor t = detached();
+  t.dtype = Dtype::kBF16;
+  t.data = rounded;
+  t.rounded = nullptr;
   return t;
 }
 

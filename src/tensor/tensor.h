@@ -43,6 +43,9 @@ struct Tensor {
   void* data = nullptr;
   void* grad = nullptr;                   // same layout as data, or null when no gradient is wanted
   GradientMemory* grad_memory = nullptr;  // what grad points into, or null if it is never fresh
+  // The same elements rounded to bf16, same layout, or null where nobody keeps them. Whoever keeps
+  // them sees to it that they follow `data` (train/rounded_weights.h).
+  void* rounded = nullptr;
 
   /// A contiguous view of `data`.
   static Tensor of(Dtype dtype, Device device, std::span<const int64_t> shape, void* data,
@@ -101,6 +104,9 @@ struct Tensor {
   void forget_grad() const;
   /// The same data without its gradient.
   Tensor detached() const;
+  /// The elements rounded to bf16 as a tensor of their own, without a gradient; undefined where
+  /// nobody keeps them.
+  Tensor rounded_tensor() const;
 
   bool same_shape(const Tensor& other) const;
   /// "f32 (3, 64)".

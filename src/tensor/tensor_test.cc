@@ -112,6 +112,25 @@ TEST(Tape, FreshGradientsAreSetOrZeroedBeforeTheyAreTouched) {
   EXPECT_EQ(grads(parameter.view), std::vector<float>(3, 0.0F));
 }
 
+/// Every view of a tensor is one of its rounded elements.
+TEST(TensorViews, AreViewsOfTheRoundedElementsToo) {
+  std::vector<float> values(24);
+  std::vector<bf16> rounded(24);
+  for (size_t i = 0; i < values.size(); ++i) {
+    rounded[i] = round_to_bf16(static_cast<float>(i));
+  }
+  Tensor t = Tensor::of(values.data(), {4, 6}, values.data());
+  EXPECT_FALSE(t.rounded_tensor().defined());
+  t.rounded = rounded.data();
+  const Tensor part = t.slice(0, 1, 2).slice(1, 2, 4).split_last(2, 2).rounded_tensor();
+  EXPECT_EQ(part.describe(), "bf16 (2, 2, 2)");
+  EXPECT_FALSE(part.has_grad());
+  EXPECT_EQ(widen(part.ptr<bf16>()[0]), 8.0F);
+  EXPECT_EQ(part.stride[0], 6);
+  EXPECT_EQ(t.reshape({24}).detached().rounded_tensor().data, rounded.data());
+  EXPECT_FALSE(t.grad_tensor().rounded_tensor().defined()) << "a gradient is not rounded";
+}
+
 // Each device on its own; the tests of one process run one after the other.
 void expect_counted(Device device) {
   const MemoryUse before = memory_use(device);

@@ -130,6 +130,7 @@ void Optimizer::step(double rate, double norm) {
     } else {
       adamw_update(ctx, slot.tensor, slot.m.view, slot.v.view, update);
     }
+    slot.tensor.forget_grad();  // the first to write it in the next step sets it
   }
 }
 

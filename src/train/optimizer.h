@@ -68,7 +68,7 @@ class Optimizer {
   /// once.
   double gradient_norm();
   /// One update at `rate` with gradients clipped to the configured norm, given their `norm`; then
-  /// the gradients are zero.
+  /// the gradients hold nothing (Tensor::forget_grad).
   void step(double rate, double norm);
   void zero_gradients();
 

@@ -84,6 +84,11 @@ Dtype activations_of(Precision precision, Device device) {
   return cuda && precision != Precision::kF32 ? Dtype::kBF16 : Dtype::kF32;
 }
 
+bool rounds_once(const TrainConfig& config, Dtype activations) {
+  return activations == Dtype::kBF16 && config.objective == Objective::kEndToEnd &&
+         !config.checkpoint_layers;
+}
+
 void TrainConfig::scale_length(double factor) {
   const auto scaled = [&](int64_t n) {
     return n == 0 ? 0 : std::max<int64_t>(1, std::llround(static_cast<double>(n) * factor));
@@ -121,6 +126,9 @@ Trainer::Trainer(Model& student, Weights& weights, TrainConfig config, const Doc
   };
   plan_memory(student_, teacher_, config_, activations_, trains);
   weights_.set_trainable(student_, trains);
+  if (rounds_once(config_, activations_)) {
+    rounded_ = RoundedWeights(student_);
+  }
   optimizer_ = std::make_unique<Optimizer>(student_, config_.optimizer, converted());
   if (is_supernet(student_.spec()) || config_.supernet.sampling != PlacementSampling::kNone) {
     sampler_.emplace(student_.spec(), config_.supernet, config_.seed);
@@ -322,15 +330,18 @@ StepReport Trainer::step() {
       config_.align.all_tokens ? 1.0 / static_cast<double>(report.tokens) : label_scale;
   Sums sums;
   sums.align.resize(config_.align.layers.size());
-  for (const PackedSequence& sequence : sequences) {
-    const WorkspaceScope scope(workspace_);
-    tape_.clear();
-    if (config_.objective == Objective::kAlign) {
-      align_mixers(sequence, align_scale, sums);
-    } else {
-      end_to_end(sequence, label_scale, align_scale,
-                 static_cast<double>(sequence.batch.size()) / static_cast<double>(report.tokens),
-                 sums);
+  {
+    const RoundedWeights::Use rounded(rounded_);
+    for (const PackedSequence& sequence : sequences) {
+      const WorkspaceScope scope(workspace_);
+      tape_.clear();
+      if (config_.objective == Objective::kAlign) {
+        align_mixers(sequence, align_scale, sums);
+      } else {
+        end_to_end(sequence, label_scale, align_scale,
+                   static_cast<double>(sequence.batch.size()) / static_cast<double>(report.tokens),
+                   sums);
+      }
     }
   }
   report.loss = sums.loss.total * label_scale;
@@ -381,14 +392,20 @@ StepReport Trainer::step() {
   return report;
 }
 
+Context Trainer::context(Tape* tape) {
+  Context ctx = workspace_.context(activations_, tape);
+  ctx.timer = timer_;
+  return ctx;
+}
+
 void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
                          double share, Sums& sums) {
   const bool aligns = !config_.align.layers.empty();
   const auto layers = static_cast<size_t>(student_.layer_count());
   std::vector<MixerTap> teacher_taps(aligns ? layers : 0);
   std::vector<MixerTap> taps(aligns ? layers : 0);
-  Context plain = workspace_.context(activations_);
-  Context ctx = workspace_.context(activations_, &tape_);
+  Context plain = context();
+  Context ctx = context(&tape_);
   LossInputs inputs;
   if (teacher_ != nullptr) {
     inputs.teacher_hidden = teacher_->forward(plain, sequence.batch, with_taps(teacher_taps));
@@ -434,14 +451,14 @@ void Trainer::end_to_end(const PackedSequence& sequence, double label_scale, dou
 
 void Trainer::align_mixers(const PackedSequence& sequence, double scale, Sums& sums) {
   std::vector<MixerTap> taps(static_cast<size_t>(teacher_->layer_count()));
-  Context plain = workspace_.context(activations_);
+  Context plain = context();
   teacher_->forward(plain, sequence.batch, with_taps(taps));
   time_part(&StepTimes::teacher);
   for (size_t i = 0; i < sums.align.size(); ++i) {
     const WorkspaceScope scope(workspace_);
     const int64_t layer = config_.align.layers[i];
     const MixerTap& tap = taps[static_cast<size_t>(layer)];
-    Context ctx = workspace_.context(activations_, &tape_);
+    Context ctx = context(&tape_);
     const UnitInputs forward{.batch = &sequence.batch,
                              .rope = student_.rope_for(plain, sequence.batch, layer),
                              .noise = layer_noise(sequence.noise, layer)};

@@ -21,6 +21,7 @@
 #include "train/checkpoint.h"
 #include "train/dataset.h"
 #include "train/optimizer.h"
+#include "train/rounded_weights.h"
 #include "train/router_training.h"
 #include "train/run_record.h"
 #include "train/schedule.h"
@@ -123,6 +124,10 @@ struct TrainConfig {
 /// The type of activations on `device`; Error for one it cannot compute in.
 Dtype activations_of(Precision precision, Device device);
 
+/// Whether the trained matrices are rounded to bf16 once a step (RoundedWeights), for 2 bytes a
+/// number, and not in each product: where memory is not so short that layers are computed again.
+bool rounds_once(const TrainConfig& config, Dtype activations);
+
 /// Seconds of the parts of a step, with TrainConfig::time_parts.
 struct StepTimes {
   double teacher = 0.0;
@@ -174,6 +179,8 @@ class Trainer {
   StepReport step();
   /// As TrainConfig::time_parts, from the next step on.
   void set_time_parts(bool wanted) { config_.time_parts = wanted; }
+  /// Told of every kernel from the next step on but those of the optimiser; null: nobody is.
+  void set_timer(OpTimer* timer) { timer_ = timer; }
   /// Adds a line to the run's log: {"event": name, ...fields}. `fields_json` is an object or empty.
   void log_event(const std::string& name, const std::string& fields_json);
   /// Writes a checkpoint of the current state; returns its folder.
@@ -185,6 +192,7 @@ class Trainer {
   const Optimizer& optimizer() const { return *optimizer_; }
   /// Model FLOPs of a token (training_flops) where a sequence is one document.
   double flops_per_token() const { return flops_per_token_; }
+  int64_t rounded_bytes() const { return rounded_.bytes(); }
   /// The most bytes of activations at once so far.
   int64_t peak_activation_bytes() { return workspace_.arena().peak_bytes(); }
 
@@ -195,6 +203,7 @@ class Trainer {
   std::vector<std::string> converted() const;
   std::vector<std::string> trained_units() const;
   std::vector<std::string> frozen_units() const;
+  Context context(Tape* tape = nullptr);
   /// `share`: of the step's tokens.
   void end_to_end(const PackedSequence& sequence, double label_scale, double align_scale,
                   double share, Sums& sums);
@@ -225,6 +234,8 @@ class Trainer {
   Workspace workspace_;
   Dtype activations_;
   Tape tape_;
+  RoundedWeights rounded_;
+  OpTimer* timer_ = nullptr;
   std::unique_ptr<Optimizer> optimizer_;
   std::optional<PlacementSampler> sampler_;  // of a supernet
   std::optional<RouterTrainer> routers_;     // with TrainConfig::router

@@ -181,10 +181,12 @@ std::vector<MemoryItem> training_memory(const TrainConfig& config, const Trainin
   }
   int64_t frozen = 0;
   int64_t trained = 0;
-  int64_t largest = 0;  // trained matrix, which is rounded for each product
+  int64_t matrices = 0;  // numbers of the trained ones
+  int64_t largest = 0;   // of which, where it is rounded for each product
   Model(*shape.student).visit([&](const std::string& name, Parameter& p) {
     if (shape.trained && shape.trained(name)) {
       trained += p.numel();
+      matrices += p.is_matrix() ? p.numel() : 0;
       largest = p.is_matrix() ? std::max(largest, p.numel()) : largest;
     } else if (!shape.shared || !shape.shared(name)) {
       frozen += stored(p);
@@ -211,15 +213,17 @@ std::vector<MemoryItem> training_memory(const TrainConfig& config, const Trainin
   const int64_t logits = std::min(rows, tokens) * spec.vocab * element *
                          ((shape.teacher != nullptr ? 2 : 1) + (spec.logit_cap > 0.0F ? 1 : 0));
   const bool narrow = shape.activations == Dtype::kBF16;
+  const bool once = rounds_once(config, shape.activations);
   const bool offload = cuda && config.optimizer.offload;
   return {{"teacher", teacher},
           {"frozen weights", frozen},
           {"trained weights", 4 * trained},
+          {"rounded weights", once ? 2 * matrices : 0},
           {"gradients", 4 * trained},
           {"optimiser", optimizer_state_bytes(config.optimizer) * trained, offload},
           {"activations", tokens * element * (kept + ends)},
           {"logits", aligns ? 0 : logits},
-          {"workspace", (narrow ? 2 * largest : 0) + (cuda ? int64_t{32} << 20 : 0)}};
+          {"workspace", (narrow && !once ? 2 * largest : 0) + (cuda ? int64_t{32} << 20 : 0)}};
 }
 
 int64_t total_bytes(const std::vector<MemoryItem>& items) {

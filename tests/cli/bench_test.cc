@@ -4,6 +4,8 @@
 
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <string>
 
 #include "base/file.h"
 #include "base/test_folder.h"
@@ -149,7 +151,7 @@ TEST(Bench, TrainSaysSpeedAndMemory) {
     SCOPED_TRACE(mode);
     const Outcome outcome =
         cambium("bench train --random-weights " + fixture("llama") + " --sequence 32 --steps 1 " +
-                "--device cpu --json --mode " + mode);
+                "--device cpu --json --operations --mode " + mode);
     ASSERT_EQ(outcome.status, 0) << outcome.text;
     const auto json = nlohmann::json::parse(outcome.text);
     EXPECT_GT(json["tokens_per_second"][0].get<double>(), 0.0);
@@ -159,6 +161,13 @@ TEST(Bench, TrainSaysSpeedAndMemory) {
     EXPECT_EQ(json["weight_and_gradient_bytes"].get<int64_t>(),
               planned["teacher"].get<int64_t>() + planned["frozen weights"].get<int64_t>() +
                   planned["trained weights"].get<int64_t>() + planned["gradients"].get<int64_t>());
+    std::set<std::string> operations;
+    for (const auto& line : json["operations"]) {
+      EXPECT_GT(line["calls"].get<int64_t>(), 0) << line;
+      operations.insert(line["operation"].get<std::string>());
+    }
+    EXPECT_TRUE(operations.contains("matmul_forward")) << json["operations"];
+    EXPECT_TRUE(operations.contains("matmul_grad_weight_of")) << json["operations"];
   }
   const Outcome dry =
       cambium("bench train --random-weights " + fixture("llama") + " --dry-run --device cuda");

@@ -39,7 +39,16 @@ static Tensor activate(Context& ctx, const Tensor& x, const Tensor& up, Activati
   };
   run<activation_forward>(ctx, x, args);
   if (differentiate) {
-    ctx.record({x, up, y}, [=](const Context& c) { run<activation_backward>(c, x, args); });
+    ctx.record({y}, [=](const Context& c) {
+      const bool set_x = sets_grad(x);
+      const bool set_up = sets_grad(up);  // not if it is x's, which is set
+      run<activation_backward>(c, x, [=]<class T>() {
+        Activate<T> a = args.template operator()<T>();
+        a.set_x = set_x;
+        a.set_up = set_up;
+        return a;
+      });
+    });
   }
   return y;
 }
@@ -66,8 +75,16 @@ Tensor clamped_swiglu(Context& ctx, const Tensor& gate, const Tensor& up, float 
   };
   run<clamped_swiglu_forward>(ctx, gate, args);
   if (differentiate) {
-    ctx.record({gate, up, y},
-               [=](const Context& c) { run<clamped_swiglu_backward>(c, gate, args); });
+    ctx.record({y}, [=](const Context& c) {
+      const bool set_gate = sets_grad(gate);
+      const bool set_up = sets_grad(up);
+      run<clamped_swiglu_backward>(c, gate, [=]<class T>() {
+        ClampedSwiglu<T> a = args.template operator()<T>();
+        a.set_gate = set_gate;
+        a.set_up = set_up;
+        return a;
+      });
+    });
   }
   return y;
 }

@@ -1,5 +1,6 @@
 // Private to the operations: what their definitions and kernels are given. Results are contiguous;
-// backward kernels read y.grad and add to the gradients of the inputs that have one.
+// backward kernels read y.grad and add to the gradients of the inputs that have one, or, where they
+// are told to (on CUDA alone), set them.
 #pragma once
 
 #include "ops/activation/activation_kind.h"
@@ -13,6 +14,7 @@ template <class T>
 struct Activate {
   View<T> x, up, y;  // (rows, C)
   ActivationKind kind;
+  bool set_x = false, set_up = false;
 };
 CAMBIUM_KERNEL(activation_forward, Activate)
 CAMBIUM_KERNEL(activation_backward, Activate)
@@ -38,6 +40,7 @@ template <class T>
 struct ClampedSwiglu {
   View<T> gate, up, y;  // (rows, C)
   float limit;
+  bool set_gate = false, set_up = false;
 };
 CAMBIUM_KERNEL(clamped_swiglu_forward, ClampedSwiglu)
 CAMBIUM_KERNEL(clamped_swiglu_backward, ClampedSwiglu)

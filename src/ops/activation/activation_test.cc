@@ -54,9 +54,21 @@ INSTANTIATE_TEST_SUITE_P(
               return gated_activation(c, in[0], in[0], ActivationKind::kGelu);
             },
             {{{6, 34}, -2, 2}}},
+        Row{"gated_twice_whose_gradients_meet",
+            [](Context& c, const In& in) {
+              const Tensor first = gated_activation(c, in[0], in[1], ActivationKind::kSilu);
+              return gated_activation(c, in[0], first, ActivationKind::kGelu);
+            },
+            {{{300, 72}, -4, 4}, {{300, 72}}}},
         Row{"clamped_swiglu",
             [](Context& c, const In& in) { return clamped_swiglu(c, in[0], in[1], 1.5F); },
             {{{4, 35}, -4, 4}, {{4, 35}, -3, 3}}},
+        Row{"clamped_swiglu_twice_whose_gradients_meet",
+            [](Context& c, const In& in) {
+              const Tensor first = clamped_swiglu(c, in[0], in[1], 2.0F);
+              return clamped_swiglu(c, first, in[1], 7.0F);
+            },
+            {{{6, 40}, -1, 1}, {{6, 40}, -1, 1}}},
         Row{"clamped_swiglu_of_halves",
             [](Context& c, const In& in) {
               return clamped_swiglu(c, in[0].slice(1, 0, 16), in[0].slice(1, 16, 16), 7.0F);
@@ -66,9 +78,8 @@ INSTANTIATE_TEST_SUITE_P(
             [](Context& c, const In& in) { return xielu(c, in[0], in[1], in[2], 0.5F, -1e-6F); },
             {{{9, 35}, -4, 4}, {{1}, -1, 1}, {{1}, -1, 1}}},
         Row{"xielu_of_small_numbers_of_a_slice",
-            [](Context& c, const In& in) {
-              return xielu(c, in[0].slice(1, 3, 20), in[1], in[2], 0.5F, 0.0F);
-            },
+            [](Context& c,
+               const In& in) { return xielu(c, in[0].slice(1, 3, 20), in[1], in[2], 0.5F, 0.0F); },
             {{{70, 24}, -0.4, 0.1}, {{1}, 20.5, 21}, {{1}, -3, -2}}}),
     ::testing::PrintToStringParamName());
 

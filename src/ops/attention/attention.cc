@@ -63,15 +63,6 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v, const
           .plans = segments.plans};
 }
 
-/// Whether the backward kernel is to set the gradient: those of CUDA can.
-bool sets_grad(const Tensor& t) {
-  if (t.device.kind == Device::kCuda) {
-    return t.takes_grad();
-  }
-  t.settle_grad();
-  return false;
-}
-
 }  // namespace
 
 Tensor attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,

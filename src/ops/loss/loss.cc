@@ -201,7 +201,7 @@ int64_t head_loss_rows(int64_t vocabulary, Device device) {
     return std::clamp<int64_t>((int64_t{1} << 20) / vocabulary, 64, 1024);
   }
   constexpr int64_t kTile = 256;
-  const int64_t rows = std::clamp<int64_t>((int64_t{1} << 27) / vocabulary, 64, 8192);
+  const int64_t rows = std::clamp<int64_t>((int64_t{1} << 28) / vocabulary, 64, 8192);
   return rows < kTile ? rows : rows / kTile * kTile;
 }
 
@@ -215,25 +215,28 @@ LossSums head_loss(Context& ctx, const LossInputs& inputs, const LossConfig& con
                                              : head_loss_rows(inputs.head.dim(0), ctx.device()));
   Tensor head = inputs.head;
   if (inputs.hidden.dtype == Dtype::kBF16 && head.dtype != Dtype::kBF16) {
-    // Rounded once, not for every product of every chunk.
-    head = ctx.arena->empty(Dtype::kBF16, {head.dim(0), head.dim(1)});
-    copy(head, inputs.head);
+    head = inputs.head.rounded_tensor();
+    if (!head.defined()) {
+      // Rounded once, not for every product of every chunk.
+      head = ctx.arena->empty(Dtype::kBF16, {inputs.head.dim(0), inputs.head.dim(1)});
+      copy(head, inputs.head);
+    }
   }
-  LossSums sums;
+  // What the host writes for a chunk stays until all are done: they are queued without a wait.
+  auto* result = ctx.shared_scratch<LossRow>(static_cast<int64_t>(rows.size()));
   for (size_t begin = 0; begin < rows.size(); begin += chunk) {
     const ArenaScope chunk_scope(*ctx.arena);
-    const auto part = rows.subspan(begin, std::min(chunk, rows.size() - begin));
-    const ArenaScope chunk_host_scope(ctx.host_arena());
-    auto* result = ctx.shared_scratch<LossRow>(static_cast<int64_t>(part.size()));
-    chunk_loss(ctx, inputs, head, config, part, result);
-    ctx.synchronize();
-    for (const LossRow& row : std::span(result, part.size())) {
-      sums.cross_entropy += row.cross_entropy;
-      sums.forward_kl += row.forward_kl;
-      sums.reverse_kl += row.reverse_kl;
-      sums.agreement += row.agreement ? 1 : 0;
-      sums.correct += row.correct ? 1 : 0;
-    }
+    chunk_loss(ctx, inputs, head, config, rows.subspan(begin, std::min(chunk, rows.size() - begin)),
+               result + begin);
+  }
+  ctx.synchronize();
+  LossSums sums;
+  for (const LossRow& row : std::span(result, rows.size())) {
+    sums.cross_entropy += row.cross_entropy;
+    sums.forward_kl += row.forward_kl;
+    sums.reverse_kl += row.reverse_kl;
+    sums.agreement += row.agreement ? 1 : 0;
+    sums.correct += row.correct ? 1 : 0;
   }
   const auto square = static_cast<double>(config.temperature * config.temperature);
   sums.tokens = static_cast<int64_t>(rows.size());

@@ -360,6 +360,36 @@ TEST(MatmulCudaEach, MatchesDefinition) {
   }
 }
 
+/// Products of bf16 read what is kept rounded of an f32 weight, those of f32 the weight.
+TEST(MatmulCudaRounded, WhatIsKeptOfAWeightIsRead) {
+  if (!on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  const std::vector<double> x_values = draw({{{9, 16}}}, 1)[0];
+  const std::vector<double> dy_values = draw({{{9, 24}}}, 2)[0];
+  const std::vector<double> other = as_stored(draw({{{24, 16}}}, 3)[0], Dtype::kBF16);
+  const OwnedTensor kept = cuda_tensor(Dtype::kBF16, {24, 16}, other);
+  for (const Dtype type : {Dtype::kF32, Dtype::kBF16}) {
+    // Of another weight, to see which is read.
+    const OwnedTensor weight = cuda_tensor(Dtype::kF32, {24, 16}, draw({{{24, 16}}}, 4)[0]);
+    const OwnedTensor alone = cuda_tensor(Dtype::kF32, {24, 16}, other);
+    Tensor with_kept = weight.view.detached();
+    with_kept.rounded = kept.view.data;
+    const OwnedTensor x = cuda_tensor(type, {9, 16}, x_values);
+    const OwnedTensor dy = cuda_tensor(type, {9, 24}, dy_values);
+    const CudaContext cuda(type);
+    const auto products = [&](const Tensor& w) {
+      const Tensor y = cuda.ctx.arena->empty(type, {9, 24});
+      const Tensor dx = cuda.ctx.arena->empty(type, {9, 16});
+      matmul_into(cuda.ctx, y, x.view, w);
+      matmul_grad_input(cuda.ctx, dx, dy.view, w, false);
+      return std::pair{take(y), take(dx)};
+    };
+    EXPECT_EQ(products(with_kept),
+              products(type == Dtype::kBF16 ? alone.view : weight.view.detached()));
+  }
+}
+
 TEST(MatmulCudaViews, NoTokensAndNoDepth) {
   if (!on_cuda()) {
     GTEST_SKIP() << why_no_cuda();

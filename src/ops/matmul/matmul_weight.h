@@ -1,6 +1,8 @@
 // Weights of products as operations check them and hand them to kernels. Private to operations.
 #pragma once
 
+#include <type_traits>
+
 #include "ops/matmul/matmul_kernels.h"
 #include "tensor/tensor.h"
 
@@ -21,8 +23,12 @@ inline void expect_trainable(const char* operation, const Tensor& weight) {
          "[{}] a bf16 weight has no gradient; train the f32 weight, got {}", operation, weight);
 }
 
+/// Of an f32 weight that somebody keeps rounded, products of bf16 are given that.
 template <class T>
 MatmulWeight<T> weight_view(const Tensor& weight) {
+  if (std::is_same_v<T, bf16> && weight.rounded != nullptr) {
+    return {{}, view<bf16, float>(weight.rounded_tensor())};
+  }
   const bool narrow = weight.dtype == Dtype::kBF16;
   return {view<Sum<T>>(narrow ? Tensor{} : weight), view<bf16, float>(narrow ? weight : Tensor{})};
 }

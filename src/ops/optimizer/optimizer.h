@@ -11,7 +11,7 @@
 
 namespace cambium {
 
-/// p, m and v contiguous, of one shape; p has a gradient, which is zero afterwards.
+/// p, m and v contiguous, of one shape; p has a gradient, which stays as it is.
 void adamw_update(const Context& ctx, const Tensor& p, const Tensor& m, const Tensor& v,
                   const AdamwConfig& config);
 

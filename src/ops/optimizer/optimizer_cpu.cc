@@ -63,7 +63,7 @@ struct Moments {
   vf m, v;
 };
 
-/// A step of n elements from i on: writes p, zeroes g, and gives the moments to be stored.
+/// A step of n elements from i on: writes p and gives the moments to be stored.
 template <class Args>
 Moments adamw_step(const Args& a, int64_t i, int64_t n) {
   const AdamwConfig& o = a.config;
@@ -73,7 +73,6 @@ Moments adamw_step(const Args& a, int64_t i, int64_t n) {
   const vf v = o.beta2 * vload_upto(a.v + i, n) + (1.0F - o.beta2) * g * g;
   const vf step = o.rate * (m * o.m_correction) / (root(v * o.v_correction) + o.epsilon);
   vstore_upto(a.p + i, vload_upto(a.p + i, n) * keep - step, n);
-  vstore_upto(a.g + i, vf{}, n);
   return {m, v};
 }
 

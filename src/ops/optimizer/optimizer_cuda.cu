@@ -47,7 +47,6 @@ __device__ __forceinline__ void adamw_step(const AdamwConfig& o, float (&p)[kN],
     v[k] = o.beta2 * v[k] + (1.0F - o.beta2) * g[k] * g[k];
     p[k] =
         p[k] * keep - o.rate * (m[k] * o.m_correction) / (sqrtf(v[k] * o.v_correction) + o.epsilon);
-    g[k] = 0.0F;
   }
 }
 
@@ -69,7 +68,6 @@ struct AdamwBody {
     store_n<kN>(a.p + i, p);
     store_n<kN>(a.m + i, m);
     store_n<kN>(a.v + i, v);
-    store_n<kN>(a.g + i, g);
   }
 };
 
@@ -94,7 +92,6 @@ struct AdamwNarrowBody {
     load_n<kN>(a.v + i, v);
     adamw_step(a.config, p, g, m, v);
     store_n<kN>(a.p + i, p);
-    store_n<kN>(a.g + i, g);
     Packed<kN, bf16> m_next;
     Packed<kN, bf16> v_next;
 #pragma unroll

@@ -12,7 +12,7 @@ template <class T>
 struct Adamw {
   int64_t n;
   T* p;
-  Sum<T>* g;  // zero afterwards
+  const Sum<T>* g;
   Sum<T>* m;
   Sum<T>* v;
   AdamwConfig config;
@@ -53,7 +53,7 @@ template <class T>
 struct AdamwNarrow {
   int64_t n;
   T* p;
-  Sum<T>* g;  // zero afterwards
+  const Sum<T>* g;
   bf16* m;
   bf16* v;
   AdamwConfig config;

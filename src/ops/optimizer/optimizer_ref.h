@@ -18,7 +18,6 @@ void adamw::reference(const Adamw<T>& a) {
     const T step = a.m[i] * static_cast<T>(c.m_correction) /
                    (std::sqrt(a.v[i] * static_cast<T>(c.v_correction)) + static_cast<T>(c.epsilon));
     a.p[i] = a.p[i] * (1 - rate * static_cast<T>(c.weight_decay)) - rate * step;
-    a.g[i] = 0;
   }
 }
 
@@ -37,7 +36,6 @@ void adamw_narrow::reference(const AdamwNarrow<T>& a) {
     a.p[i] = a.p[i] * (1 - rate * static_cast<T>(c.weight_decay)) - rate * step;
     a.m[i] = rounded_m(a.key, i, static_cast<float>(m));
     a.v[i] = rounded_v(a.key, i, static_cast<float>(v));
-    a.g[i] = 0;
   }
 }
 

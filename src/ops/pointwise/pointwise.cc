@@ -28,7 +28,16 @@ Tensor gated(Context& ctx, const char* operation, const Tensor& gate, const char
   const auto args = [=]<class T>() { return Pointwise<T>{view<T>(gate), view<T>(x), view<T>(y)}; };
   run<Forward>(ctx, gate, args);
   if (differentiate) {
-    ctx.record({gate, x, y}, [=](const Context& c) { run<Backward>(c, gate, args); });
+    ctx.record({y}, [=](const Context& c) {
+      const bool set_gate = sets_grad(gate);
+      const bool set_x = sets_grad(x);  // not if it is the gate's, which is set
+      run<Backward>(c, gate, [=]<class T>() {
+        Pointwise<T> a = args.template operator()<T>();
+        a.set_a = set_gate;
+        a.set_b = set_x;
+        return a;
+      });
+    });
   }
   return y;
 }
@@ -69,7 +78,16 @@ Tensor add_scaled(Context& ctx, float a, const Tensor& x, float b, const Tensor&
   };
   run<add_scaled_forward>(ctx, x, args);
   if (differentiate) {
-    ctx.record({x, y, sum}, [=](const Context& c) { run<add_scaled_backward>(c, x, args); });
+    ctx.record({sum}, [=](const Context& c) {
+      const bool set_x = sets_grad(x);
+      const bool set_y = sets_grad(y);  // not if it is x's, which is set
+      run<add_scaled_backward>(c, x, [=]<class T>() {
+        AddScaled<T> s = args.template operator()<T>();
+        s.set_x = set_x;
+        s.set_y = set_y;
+        return s;
+      });
+    });
   }
   return sum;
 }

@@ -1,5 +1,6 @@
 // Private to the operations: what their definitions and kernels are given. Results are contiguous;
-// backward kernels read y.grad and add to the gradients of the inputs that have one.
+// backward kernels read y.grad and add to the gradients of the inputs that have one, or, where they
+// are told to (on CUDA alone), set them.
 #pragma once
 
 #include "ops/kernel.h"
@@ -11,6 +12,7 @@ namespace cambium {
 template <class T>
 struct Pointwise {
   View<T> a, b, y;  // (rows, C)
+  bool set_a = false, set_b = false;
 };
 CAMBIUM_KERNEL(multiply_forward, Pointwise)
 CAMBIUM_KERNEL(multiply_backward, Pointwise)
@@ -34,6 +36,7 @@ struct AddScaled {
   float b;
   View<T> y;    // (rows, C)
   View<T> sum;  // (rows, C): a x + b y
+  bool set_x = false, set_y = false;
 };
 CAMBIUM_KERNEL(add_scaled_forward, AddScaled)
 CAMBIUM_KERNEL(add_scaled_backward, AddScaled)

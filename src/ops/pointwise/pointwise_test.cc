@@ -44,6 +44,17 @@ INSTANTIATE_TEST_SUITE_P(
               return add_scaled(c, 0.25F, in[0].slice(1, 8, 24).split_last(4, 6), -3.0F, in[1]);
             },
             {{{5, 40}}, {{5, 4, 6}}}},
+        Row{"add_scaled_where_gradients_meet",
+            [](Context& c, const In& in) {
+              const Tensor sum = add_scaled(c, 0.25F, in[0], -3.0F, in[1]);
+              return add_scaled(c, 2.0F, add_scaled(c, 0.5F, in[0], 1.5F, sum), 4.0F, in[1]);
+            },
+            {{{300, 72}}, {{300, 72}}}},
+        Row{"multiply_where_gradients_meet",
+            [](Context& c, const In& in) {
+              return multiply(c, multiply(c, in[0], in[1]), in[1]);
+            },
+            {{{5, 40}}, {{5, 40}}}},
         Row{"multiply",
             [](Context& c, const In& in) { return multiply(c, in[0], in[1]); },
             {{{4, 35}}, {{4, 35}}}},

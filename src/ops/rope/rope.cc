@@ -192,8 +192,16 @@ void turn_all(Context& ctx, std::span<const Tensor> x, std::span<Tensor> y, cons
   run<rope_forward>(ctx, in[0], args);
   if (recorded) {
     const Tensor like = in[0];
-    ctx.record({in[0], in[1], out[0], out[1]},
-               [=](const Context& c) { run<rope_backward>(c, like, args); });
+    ctx.record({out[0], out[1]}, [=, a = in[0], b = in[1]](const Context& c) {
+      const bool set_a = sets_grad(a);
+      const bool set_b = sets_grad(b);
+      run<rope_backward>(c, like, [=]<class T>() {
+        Ropes<T> all = args.template operator()<T>();
+        all.each[0].set = set_a;
+        all.each[1].set = set_b;
+        return all;
+      });
+    });
   }
 }
 

@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads) turn(const Ropes<T> all, int64_t fir
     // What the result is added to.
     float y1[kVec] = {};
     float y2[kVec] = {};
-    if constexpr (kBackward) {
+    if (kBackward && !a.set) {
       load_n<kVec>(out(h) + a.half, y2);
       if (turns) {
         load_n<kVec>(out(h), y1);
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kThreads)
   T* out = kBackward ? a.x.grad_row(row) : a.y.row(row);
   const float scale = a.scale == nullptr ? 1.0F : a.scale[token];
   const auto put = [&](int64_t c, float value) {
-    store(out + c, kBackward ? load(out + c) + value * scale : value * scale);
+    store(out + c, kBackward && !a.set ? load(out + c) + value * scale : value * scale);
   };
   if (i >= a.half) {
     put(i + a.half, load(in + i + a.half));

@@ -53,6 +53,13 @@ TEST_P(Rope, KernelsMatchDefinitionAndGradientsMatchDifferences) {
   };
   expect_gradients_match_differences(both, {{{7, c.heads, c.channels}}, {{7, 1, c.channels}}});
   expect_kernels_match_reference(both, {{{7, c.heads, c.channels}}, {{7, 1, c.channels}}});
+  // A gradient that the second turn sets and the first adds to.
+  const auto meet = [&](Context& ctx, const std::vector<Tensor>& in) {
+    const Turns turns = table.turns(ctx, kSegments);
+    return add(ctx, rope(ctx, in[0], turns), rope(ctx, rope(ctx, in[0], turns), turns));
+  };
+  expect_gradients_match_differences(meet, {{{7, c.heads, c.channels}}});
+  expect_kernels_match_reference(meet, {{{7, c.heads, c.channels}}});
 }
 
 INSTANTIATE_TEST_SUITE_P(
