@@ -6,13 +6,13 @@
 namespace cambium {
 
 void Background::run(std::function<void()> work) {
-  last_ = std::async(std::launch::async,
-                     [before = std::move(last_), work = std::move(work)]() mutable {
-                       if (before.valid()) {
-                         before.get();
-                       }
-                       work();
-                     });
+  last_ =
+      std::async(std::launch::async, [before = std::move(last_), work = std::move(work)]() mutable {
+        if (before.valid()) {
+          before.get();
+        }
+        work();
+      });
 }
 
 void Background::check() {

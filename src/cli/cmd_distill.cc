@@ -1,6 +1,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "base/background.h"
 #include "base/checksum.h"
 #include "base/signals.h"
 #include "base/text.h"

@@ -1,6 +1,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "base/background.h"
 #include "base/file.h"
 #include "base/progress.h"
 #include "base/signals.h"

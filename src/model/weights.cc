@@ -427,8 +427,8 @@ std::unique_ptr<AtomicDirectory> write_model(Model& model, const std::filesystem
   const ModelSpec& spec = model.spec();
   const Family& family = find_family(spec.family);
   auto folder = std::make_unique<AtomicDirectory>(
-      dir.string(), options.replace ? AtomicDirectory::Existing::kReplace
-                                    : AtomicDirectory::Existing::kRefuse);
+      dir.string(),
+      options.replace ? AtomicDirectory::Existing::kReplace : AtomicDirectory::Existing::kRefuse);
   const std::filesystem::path inside = folder->path();
   write_file_atomically((inside / "config.json").string(), family.write_config(spec) + "\n");
   for (const CodeFile& file : family.code) {

@@ -39,7 +39,7 @@ struct CheckpointState {
   TrainSummary summary;  // its checkpoint is the folder itself
   uint64_t log_bytes = 0;
   int64_t optimizer_steps = 0;
-  bool ended = false;  // no step follows: without the optimiser's state
+  bool ended = false;          // no step follows: without the optimiser's state
   std::string device = "cpu";  // that the steps were done on, as describe_device() says
   StepJudge::State judge;
   /// What must not change between the parts of a run, by name.
@@ -61,8 +61,8 @@ std::string checkpoint_path(const std::string& run, int64_t step);
 std::unique_ptr<AtomicDirectory> write_checkpoint(const std::string& run,
                                                   const CheckpointState& state,
                                                   const NamedTensors& tensors);
-/// After the checkpoint of `step`: removes all but the newest `keep`, of each what we wrote, and the
-/// folder when nothing else is in it.
+/// After the checkpoint of `step`: removes all but the newest `keep`, of each what we wrote, and
+/// the folder when nothing else is in it.
 void remove_old_checkpoints(const std::string& run, int64_t step, int64_t keep);
 
 /// "step-000120".

@@ -171,8 +171,8 @@ class Trainer {
   /// Runs to the end of the configured steps. Stops with an Error that names step, layer and last
   /// good checkpoint when numbers are no longer finite or the loss diverges. `after_step` may
   /// return false to stop early (the checkpoint is written all the same). A SIGINT or SIGTERM that
-  /// StopSignals caught ends it so too, with Interrupted. A checkpoint that cannot be made durable is
-  /// an Error after one of the next steps.
+  /// StopSignals caught ends it so too, with Interrupted. A checkpoint that cannot be made durable
+  /// is an Error after one of the next steps.
   TrainSummary run(const std::function<bool(const StepReport&)>& after_step = {});
 
   /// One step: for callers that want the loop for themselves.

@@ -174,8 +174,8 @@ void Trainer::resume_or_start() {
   next_step_ = state.summary.steps;
   judge_.set_state(state.judge);
   summary_ = state.summary;
-  expect(!state.ended || finished(), "{}/training.json: says that the run has ended, after {} steps",
-         *newest, next_step_);
+  expect(!state.ended || finished(),
+         "{}/training.json: says that the run has ended, after {} steps", *newest, next_step_);
   note_device(state.device);
 }
 
