@@ -9,7 +9,7 @@ run() {
   echo "tsan: $1 $2"
   "build-tsan/$1" --gtest_brief=1 --gtest_filter="$2"
 }
-run test_base '*Parallel*:*Pool*:Progress*'
+run test_base '*Parallel*:*Pool*:Progress*:Background*'
 run test_ops '*-*Gradient*:*Finite*:*Kill*'
 run test_model '*-*Gradient*:*Counts*'
 run test_train '*-*Gradient*:*Kill*:*Killed*:*Signal*'

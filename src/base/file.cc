@@ -13,6 +13,8 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <map>
+#include <mutex>
 #include <utility>
 
 #include "base/error.h"
@@ -48,8 +50,8 @@ class Descriptor {
       ::close(fd_);
     }
   }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
+  Descriptor(Descriptor&& other) noexcept : fd_(other.take()) {}
+  Descriptor& operator=(Descriptor&&) = delete;
   int get() const { return fd_; }
   int take() { return std::exchange(fd_, -1); }
 
@@ -202,6 +204,52 @@ bool same_inode(int fd, const std::string& path) {
   struct stat theirs {};
   return ::fstat(fd, &ours) == 0 && ::lstat(path.c_str(), &theirs) == 0 &&
          ours.st_ino == theirs.st_ino && ours.st_dev == theirs.st_dev;
+}
+
+/// The folders that AtomicDirectories are filling, and what was written directly into them and is
+/// not synced: it stays open until then, for the system may forget an error of a closed file.
+class OpenFolders {
+ public:
+  struct Unsynced {
+    std::string path;
+    Descriptor file;
+  };
+
+  void open(const std::string& folder) {
+    const std::lock_guard guard(mutex_);
+    files_[folder];
+  }
+  void close(const std::string& folder) {
+    const std::lock_guard guard(mutex_);
+    files_.erase(folder);
+  }
+  bool has(const std::string& folder) {
+    const std::lock_guard guard(mutex_);
+    return files_.contains(folder);
+  }
+  void add(Unsynced file) {
+    const std::lock_guard guard(mutex_);
+    files_[parent_of(file.path)].push_back(std::move(file));
+  }
+  std::vector<Unsynced> take(const std::string& folder) {
+    const std::lock_guard guard(mutex_);
+    return std::exchange(files_[folder], {});
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, std::vector<Unsynced>> files_;
+};
+
+OpenFolders& open_folders() {
+  static OpenFolders folders;
+  return folders;
+}
+
+void sync_file(int fd, const std::string& path) {
+  if (::fsync(fd) != 0) {
+    fail_errno("sync", path);
+  }
 }
 
 bool lock(int fd, const std::string& path) {
@@ -373,14 +421,19 @@ void AtomicFile::flush() {
 void AtomicFile::commit() {
   CAMBIUM_CHECK(fd_ >= 0, "second commit of {}", path_);
   flush();
-  if (::fsync(fd_) != 0) {
-    fail_errno("sync", path_);
+  const bool alone = !open_folders().has(parent_of(path_));
+  if (alone) {
+    sync_file(fd_, path_);
   }
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
     fail_errno("write", path_);
   }
-  ::close(std::exchange(fd_, -1));
-  sync_path(parent_of(path_));
+  Descriptor file(std::exchange(fd_, -1));
+  if (alone) {
+    sync_path(parent_of(path_));
+  } else {
+    open_folders().add({path_, std::move(file)});
+  }
 }
 
 void write_file_atomically(const std::string& path, std::string_view text) {
@@ -421,23 +474,32 @@ AtomicDirectory::AtomicDirectory(std::string target, Existing existing)
       lock_ = folder.take();
     }
   }
+  open_folders().open(temporary_);
 }
 
 AtomicDirectory::~AtomicDirectory() {
   if (lock_ < 0) {
     return;
   }
+  open_folders().close(temporary_);
   std::error_code ignored;
   fs::remove_all(temporary_, ignored);
   ::close(lock_);
 }
 
-void AtomicDirectory::commit() {
-  CAMBIUM_CHECK(lock_ >= 0, "second commit of {}", target_);
+void AtomicDirectory::sync() {
+  CAMBIUM_CHECK(lock_ >= 0, "sync after commit of {}", target_);
+  for (const OpenFolders::Unsynced& written : open_folders().take(temporary_)) {
+    sync_file(written.file.get(), written.path);
+  }
   for (const fs::directory_entry& entry : fs::recursive_directory_iterator(temporary_)) {
     sync_path(entry.path().string());
   }
   sync_path(temporary_);
+}
+
+void AtomicDirectory::commit() {
+  sync();
   const std::string parent = parent_of(target_);
   if (::rename(temporary_.c_str(), target_.c_str()) != 0) {
     if ((errno != ENOTEMPTY && errno != EEXIST) || existing_ == Existing::kRefuse) {
@@ -460,6 +522,7 @@ void AtomicDirectory::commit() {
     std::error_code ignored;
     fs::remove_all(aside, ignored);
   }
+  open_folders().close(temporary_);
   ::close(std::exchange(lock_, -1));
   sync_path(parent);
 }
@@ -552,9 +615,7 @@ void LineLog::truncate(uint64_t size) {
 }
 
 void LineLog::sync() {
-  if (::fsync(fd_) != 0) {
-    fail_errno("sync", path_);
-  }
+  sync_file(fd_, path_);
   expect(same_inode(fd_, path_), "{} was removed or replaced while it was being written", path_);
 }
 

@@ -66,7 +66,8 @@ std::string read_text_file(const std::string& path, size_t max_bytes = size_t{1}
 
 /// Writes a file piece by piece; it appears under its name at commit(). Without commit (an
 /// exception) the temporary file is removed. Replaces an existing file; of a link, the file that it
-/// leads to. A device or a pipe is an Error, never replaced.
+/// leads to. A device or a pipe is an Error, never replaced. Directly in the folder of an
+/// AtomicDirectory it is synced with the folder, not by itself.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);
@@ -110,6 +111,9 @@ class AtomicDirectory {
 
   /// The temporary folder to write into.
   const std::string& path() const { return temporary_; }
+  /// Syncs every file. On a thread beside the caller's, who may read the folder meanwhile but
+  /// neither write to it nor commit it, this leaves little to wait for at commit().
+  void sync();
   /// Syncs every file, moves the folder into place, syncs its parent.
   void commit();
 

@@ -216,6 +216,44 @@ TEST(AtomicDirectory, WithoutCommitNothingRemains) {
   EXPECT_THAT(names_in(folder.path()), IsEmpty());
 }
 
+/// What this process has open below `folder`.
+size_t open_files_below(const std::string& folder) {
+  size_t count = 0;
+  std::error_code gone;  // the iterator's own
+  for (const auto& entry : fs::directory_iterator("/proc/self/fd")) {
+    count += fs::read_symlink(entry.path(), gone).string().starts_with(folder) ? 1 : 0;
+  }
+  return count;
+}
+
+// An error of writing is kept by the open file: what is closed before it is synced may lose it.
+TEST(AtomicDirectory, FilesStayOpenUntilTheyAreSyncedWithTheFolder) {
+  const TestFolder folder;
+  for (const bool committed : {true, false}) {
+    {
+      AtomicDirectory out(folder.at("model"));
+      const std::string inside = out.path() + "/";
+      write_file_atomically(out.path() + "/a", "1");
+      write_file_atomically(out.path() + "/a", "2");
+      write_file_atomically(out.path() + "/b", "3");
+      make_folder(out.path() + "/inner");
+      write_file_atomically(out.path() + "/inner/c", "4");  // not directly in it: synced by itself
+      EXPECT_EQ(open_files_below(inside), 3U);
+      if (committed) {
+        out.sync();
+        EXPECT_EQ(open_files_below(inside), 0U);
+        EXPECT_FALSE(fs::exists(folder.at("model")));
+        EXPECT_EQ(read_text_file(out.path() + "/a"), "2");
+        write_file_atomically(out.path() + "/d", "5");
+        out.commit();
+        EXPECT_EQ(read_text_file(folder.at("model/d")), "5");
+        fs::remove_all(folder.at("model"));
+      }
+    }
+    EXPECT_EQ(open_files_below(folder.path()), 0U) << committed;
+  }
+}
+
 TEST(AtomicDirectory, RefusesOrReplaces) {
   const TestFolder folder;
   make_folder(folder.at("model"));

@@ -1,6 +1,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "base/background.h"
 #include "base/checksum.h"
 #include "base/signals.h"
 #include "base/text.h"
@@ -105,6 +106,8 @@ int run(const DistillArgs& a) {
   }
   config.folder = a.output;
   config.run_folder = folder;
+  Background background;
+  config.background = &background;
   config.resume = a.resume;
   config.label = "distill";
   if (config.objective == Objective::kAlign && a.layers.empty()) {
@@ -132,6 +135,7 @@ int run(const DistillArgs& a) {
                 {"tokens", summary.tokens},
                 {"learned", summary.learned}},
                a.storage.storage());
+  background.wait();
   fmt::print("{} tokens in {:.0f} s, loss {:.4f} -> {:.4f}\nmodel in {}/model\n", summary.tokens,
              summary.seconds, summary.first_loss, summary.last_loss, a.output);
   return 0;

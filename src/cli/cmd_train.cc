@@ -1,6 +1,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "base/background.h"
 #include "base/file.h"
 #include "base/progress.h"
 #include "base/signals.h"
@@ -105,6 +106,8 @@ int run(const TrainArgs& args) {
   config.folder = folder.string();
   config.resume = args.resume;
   config.run_folder = claim_training_folder(folder, args.resume, {"model", "tokenizer"});
+  Background background;
+  config.background = &background;
   std::optional<StopAnywhere> stop("the run has not begun");
   // Of the model, of an existing folder, or trained here.
   const std::string& given = !args.model.empty() ? args.model : job.tokenizer.path;
@@ -151,6 +154,7 @@ int run(const TrainArgs& args) {
                 {"tokens", summary.tokens},
                 {"learned", summary.learned}},
                args.storage.storage());
+  background.wait();
   fmt::print("{} tokens ({} of them learned) in {:.0f} s, last loss {:.4f}\nmodel in {}/model\n",
              summary.tokens, summary.learned, summary.seconds, summary.last_loss, folder.string());
   return 0;

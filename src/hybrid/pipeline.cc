@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "base/background.h"
 #include "base/checksum.h"
 #include "base/cpu.h"
 #include "base/file.h"
@@ -102,10 +103,10 @@ class Pipeline {
   TrainSummary run_phase(const Phase& phase, LoadedModel& student,
                          const std::vector<int64_t>& layers, const fs::path& folder, double length,
                          uint64_t first_sample);
-  ModelSummary measure_attempt(const StagePlan& stage, Model& student, int64_t attempt,
+  ModelSummary measure_attempt(const StagePlan& stage, const fs::path& dir, int64_t attempt,
                                const Progressed& at);
-  void save(Model& student, const StagePlan& stage, int64_t attempt, const Progressed& at,
-            const fs::path& dir) const;
+  std::unique_ptr<AtomicDirectory> write_attempt(Model& student, const StagePlan& stage,
+                                                 int64_t attempt, const Progressed& at) const;
   FitSummary measure_fit(const StagePlan& stage, LoadedModel& student,
                          const CalibratedStart& start) const;
   ModelSummary heal(const StagePlan& stage, LoadedModel& student,
@@ -125,6 +126,7 @@ class Pipeline {
   std::map<std::pair<bool, std::string>, std::unique_ptr<DocumentSource>> own_data_;
   RunSummary summary_;
   StageVariants variants_;
+  Background background_;  // checkpoints and models become durable there
 };
 
 // A run goes on only over what it began with.
@@ -186,6 +188,7 @@ TrainSummary Pipeline::run_phase(const Phase& phase, LoadedModel& student,
   TrainConfig config = phase.config;
   config.scale_length(length);
   config.folder = (folder / phase.name).string();
+  config.background = &background_;
   config.resume = true;
   config.label = phase.name;
   config.first_sample = first_sample;
@@ -212,8 +215,11 @@ TrainSummary Pipeline::run_phase(const Phase& phase, LoadedModel& student,
   return trainer.run();
 }
 
-void Pipeline::save(Model& student, const StagePlan& stage, int64_t attempt, const Progressed& at,
-                    const fs::path& dir) const {
+// The attempt's model, which has no name yet.
+std::unique_ptr<AtomicDirectory> Pipeline::write_attempt(Model& student, const StagePlan& stage,
+                                                         int64_t attempt,
+                                                         const Progressed& at) const {
+  const fs::path dir = stage_folder(stage.name) / "model";
   SaveOptions options;
   options.tokenizer_from = plan_.teacher;
   options.storage = plan_.storage;
@@ -230,8 +236,7 @@ void Pipeline::save(Model& student, const StagePlan& stage, int64_t attempt, con
   }
   options.files["provenance.json"] = provenance.dump(1) + "\n";
   if (stage.merge.with.empty()) {
-    save_model(student, dir, options);
-    return;
+    return write_model(student, dir, options);
   }
   std::vector<LoadedModel> others;
   std::vector<Model*> models{&student};
@@ -242,18 +247,14 @@ void Pipeline::save(Model& student, const StagePlan& stage, int64_t attempt, con
     models.push_back(others.back().model.get());
   }
   const LoadedModel merged = merge_models(models, stage.merge.weights);
-  save_model(*merged.model, dir, options);
+  return write_model(*merged.model, dir, options);
 }
 
-// Saves the attempt's model and measures what was saved: what the gate sees is what is shipped.
-// The model takes the stage's name when it is better than the attempts before, by documents that
-// are not reported.
-ModelSummary Pipeline::measure_attempt(const StagePlan& stage, Model& student, int64_t attempt,
+// Measures what was written: what the gate sees is what is shipped. The model takes the stage's
+// name when it is better than the attempts before, by documents that are not reported.
+ModelSummary Pipeline::measure_attempt(const StagePlan& stage, const fs::path& dir, int64_t attempt,
                                        const Progressed& at) {
-  const fs::path candidate = stage_folder(stage.name) / "candidate";
-  expect_only_written(candidate.string());
-  save(student, stage, attempt, at, candidate);
-  const LoadedModel saved = load_model(candidate, load_on(options_.device, &teacher_));
+  const LoadedModel saved = load_model(dir, load_on(options_.device, &teacher_));
   ModelSummary s = summarise_spec(stage.name, *saved.model, &teacher_.model->spec());
   measure_quality(s, *saved.model, *teacher_.model, data_, plan_.evaluate);
   s.gate = judge_gate(stage.gate, s, summary_.models[0]);
@@ -262,7 +263,7 @@ ModelSummary Pipeline::measure_attempt(const StagePlan& stage, Model& student, i
   s.tokens_trained = at.tokens;
   s.tokens_learned = at.learned;
   s.next_sample = at.next_sample;
-  s.checksums = file_digest(candidate / "checksums.json");
+  s.checksums = file_digest(dir / "checksums.json");
   if (stage.gate.retries > 0) {
     const HeldOut documents = data_.selection_documents(stage.place.documents);
     const LossSums sums = total(documents.measure(*saved.model, teacher_.model.get()));
@@ -340,13 +341,15 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
       s = read_result(attempt_folder / "result.json");
       summarise_cache(s, *student.model);
     } else {
-      s = measure_attempt(stage, *student.model, attempt, at);
+      expect_only_written((folder / "model").string());
+      const std::shared_ptr<AtomicDirectory> written =
+          write_attempt(*student.model, stage, attempt, at);
+      background_.run([written] { written->sync(); });
+      s = measure_attempt(stage, written->path(), attempt, at);
+      background_.wait();  // for the phases' checkpoints too
       if (attempt == 1 || better(s, best)) {
         expect_only_written((folder / "model").string());
-        remove_folder((folder / "model").string());
-        fs::rename(folder / "candidate", folder / "model");
-      } else {
-        remove_folder((folder / "candidate").string());
+        written->commit();
       }
       write_result(s, attempt_folder / "result.json");
     }

@@ -419,11 +419,17 @@ LoadedModel fresh_model(const ModelSpec& spec, uint64_t seed, double std) {
 }
 
 void save_model(Model& model, const std::filesystem::path& dir, const SaveOptions& options) {
+  write_model(model, dir, options)->commit();
+}
+
+std::unique_ptr<AtomicDirectory> write_model(Model& model, const std::filesystem::path& dir,
+                                             const SaveOptions& options) {
   const ModelSpec& spec = model.spec();
   const Family& family = find_family(spec.family);
-  AtomicDirectory folder(dir.string(), options.replace ? AtomicDirectory::Existing::kReplace
-                                                       : AtomicDirectory::Existing::kRefuse);
-  const std::filesystem::path inside = folder.path();
+  auto folder = std::make_unique<AtomicDirectory>(
+      dir.string(),
+      options.replace ? AtomicDirectory::Existing::kReplace : AtomicDirectory::Existing::kRefuse);
+  const std::filesystem::path inside = folder->path();
   write_file_atomically((inside / "config.json").string(), family.write_config(spec) + "\n");
   for (const CodeFile& file : family.code) {
     write_file_atomically((inside / file.name).string(), file.text);
@@ -452,7 +458,7 @@ void save_model(Model& model, const std::filesystem::path& dir, const SaveOption
   }
   add_golden(inside, options.golden_tokens);
   write_checksums(inside.string(), sums);
-  folder.commit();
+  return folder;
 }
 
 void add_golden(const std::filesystem::path& dir, std::span<const int32_t> prompt) {

@@ -145,6 +145,10 @@ struct SaveOptions {
 /// folder that appears whole or not at all. The model may be on any device. The golden logits come
 /// from what was written, read back.
 void save_model(Model& model, const std::filesystem::path& dir, const SaveOptions& options);
+/// The same but for the commit: the folder can be read where it lies, and is its caller's to
+/// commit.
+std::unique_ptr<AtomicDirectory> write_model(Model& model, const std::filesystem::path& dir,
+                                             const SaveOptions& options);
 
 /// Writes golden.safetensors into a checkpoint folder: the logits of what the folder holds, and of
 /// each of its presets, for `prompt` (empty = a fixed one made of small ids). save_model does this

@@ -88,19 +88,22 @@ std::vector<fs::path> list_checkpoints(const std::string& run) {
   return found;
 }
 
-std::string write_checkpoint(const std::string& run, const CheckpointState& state,
-                             const NamedTensors& tensors, int64_t keep) {
-  const std::string target =
-      (fs::path(checkpoints_of(run)) / fmt::format("{}{:06}", kPrefix, state.summary.steps))
-          .string();
-  AtomicDirectory folder(target, AtomicDirectory::Existing::kReplace);
+std::string checkpoint_path(const std::string& run, int64_t step) {
+  return (fs::path(checkpoints_of(run)) / fmt::format("{}{:06}", kPrefix, step)).string();
+}
+
+std::unique_ptr<AtomicDirectory> write_checkpoint(const std::string& run,
+                                                  const CheckpointState& state,
+                                                  const NamedTensors& tensors) {
+  auto folder = std::make_unique<AtomicDirectory>(checkpoint_path(run, state.summary.steps),
+                                                  AtomicDirectory::Existing::kReplace);
   std::vector<TensorSource> sources;
   for (const auto& [name, tensor] : tensors) {
     sources.push_back({name, type_of(tensor, name), shape_of(tensor),
                        [t = tensor](const PutBytes& put) { with_bytes(t, put); }});
   }
   const FileChecksums written =
-      write_safetensors(folder.path() + "/state.safetensors", std::move(sources));
+      write_safetensors(folder->path() + "/state.safetensors", std::move(sources));
   const TrainSummary& done = state.summary;
   const Json json = {{"step", done.steps},
                      {"next_sample", done.data.next_sample},
@@ -114,23 +117,27 @@ std::string write_checkpoint(const std::string& run, const CheckpointState& stat
                      {"first_loss", done.first_loss},
                      {"last_loss", done.last_loss},
                      {"optimizer_steps", state.optimizer_steps},
+                     {"ended", state.ended},
                      {"device", state.device},
                      {"recent", state.judge.recent},
                      {"first", state.judge.first},
                      {"above", state.judge.above},
                      {"fingerprint", state.fingerprint}};
-  write_file_atomically(folder.path() + "/training.json", json.dump(2) + "\n");
-  write_checksums(folder.path(), written);
-  folder.commit();
+  write_file_atomically(folder->path() + "/training.json", json.dump(2) + "\n");
+  write_checksums(folder->path(), written);
+  return folder;
+}
+
+void remove_old_checkpoints(const std::string& run, int64_t step, int64_t keep) {
+  const fs::path newest = checkpoint_path(run, step);
   int64_t kept = 0;
   for (const fs::path& old : list_checkpoints(run)) {
     // Later ones are left from before a resume from this run's past; they are not whole.
-    if (old.filename().string() > fs::path(target).filename().string() || kept++ < keep) {
+    if (old.filename().string() > newest.filename().string() || kept++ < keep) {
       continue;
     }
     remove_checkpoint(old);
   }
-  return target;
 }
 
 FoundCheckpoint find_whole_checkpoint(const std::string& run) {
@@ -172,6 +179,7 @@ CheckpointState read_checkpoint_state(const std::string& folder) {
   done.checkpoint = folder;
   state.log_bytes = json.unsigned_whole("log_bytes");
   state.optimizer_steps = json.whole("optimizer_steps");
+  state.ended = json.has("ended") && json.flag("ended");
   state.device = json.has("device") ? json.text("device") : state.device;
   state.judge.recent = json.reals("recent");
   state.judge.first = json.has("first") ? json.reals("first") : state.judge.first;

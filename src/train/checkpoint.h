@@ -3,18 +3,21 @@
 //
 //   checkpoints/step-000120/  training.json  state.safetensors  checksums.json
 //
-// Frozen parameters are not in it: they are the start model's, and its fingerprint is compared.
+// Frozen parameters are not in it: they are the start model's, and its fingerprint is compared. Nor
+// is the optimiser's state where the run has ended: no step follows.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "base/file.h"
 #include "tensor/tensor.h"
 #include "train/dataset.h"
 #include "train/step_judge.h"
@@ -36,6 +39,7 @@ struct CheckpointState {
   TrainSummary summary;  // its checkpoint is the folder itself
   uint64_t log_bytes = 0;
   int64_t optimizer_steps = 0;
+  bool ended = false;          // no step follows: without the optimiser's state
   std::string device = "cpu";  // that the steps were done on, as describe_device() says
   StepJudge::State judge;
   /// What must not change between the parts of a run, by name.
@@ -51,10 +55,15 @@ void with_bytes(const Tensor& t, const std::function<void(std::span<const std::b
 /// Tensors of a checkpoint by name, of any device.
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 
-/// Writes RUN/checkpoints/step-NNNNNN, then removes all but the newest `keep`: of each what we
-/// wrote, and the folder when nothing else is in it. Returns its path.
-std::string write_checkpoint(const std::string& run, const CheckpointState& state,
-                             const NamedTensors& tensors, int64_t keep);
+/// RUN/checkpoints/step-NNNNNN.
+std::string checkpoint_path(const std::string& run, int64_t step);
+/// Fills the folder of a checkpoint, which is its caller's to commit.
+std::unique_ptr<AtomicDirectory> write_checkpoint(const std::string& run,
+                                                  const CheckpointState& state,
+                                                  const NamedTensors& tensors);
+/// After the checkpoint of `step`: removes all but the newest `keep`, of each what we wrote, and
+/// the folder when nothing else is in it.
+void remove_old_checkpoints(const std::string& run, int64_t step, int64_t keep);
 
 /// "step-000120".
 bool is_checkpoint_name(const std::string& name);

@@ -1,7 +1,11 @@
 // Runs that are killed go on as if they had not been.
 #include <gmock/gmock.h>
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -14,6 +18,7 @@
 #include "base/test_folder.h"
 #include "base/testing.h"
 #include "files/checksums.h"
+#include "files/safetensors.h"
 #include "train/checkpoint.h"
 #include "train/run_record.h"
 #include "train/testing.h"
@@ -90,8 +95,144 @@ TEST(Resume, RefusesAnotherRun) {
   EXPECT_THAT(error_of(config), HasSubstr("schedule: was peak 0.01"));
   EXPECT_THAT(error_of(run_config(folder.path()), 8), HasSubstr("data: was copy task 7"));
   config = run_config(folder.path());
+  config.steps += 3;  // so that nothing can follow a run that has ended
+  EXPECT_THAT(error_of(config), HasSubstr("steps: was 40, is now 43"));
+  config = run_config(folder.path());
   config.resume = false;
   EXPECT_THAT(error_of(config), HasSubstr("holds a run already"));
+}
+
+/// The names of the tensors of a checkpoint that are the optimiser's.
+std::vector<std::string> optimizer_tensors(const std::filesystem::path& checkpoint) {
+  std::vector<std::string> names;
+  const SafeTensors state = SafeTensors::open((checkpoint / "state.safetensors").string());
+  for (const TensorEntry& entry : state.tensors()) {
+    if (entry.name.starts_with("optimizer.")) {
+      names.push_back(entry.name);
+    }
+  }
+  return names;
+}
+
+TEST(Resume, ARunThatHasEndedKeepsNoStateOfTheOptimizer) {
+  const TestFolder folder;
+  const std::vector<float> whole = run_to_end(run_config(folder.path()));
+  const auto all = list_checkpoints(folder.path());
+  ASSERT_EQ(all.size(), 2U);
+  EXPECT_TRUE(optimizer_tensors(all[0]).empty());
+  EXPECT_FALSE(optimizer_tensors(all[1]).empty());
+  EXPECT_TRUE(read_checkpoint_state(all[0].string()).ended);
+  EXPECT_FALSE(read_checkpoint_state(all[1].string()).ended);
+  // As versions wrote it that kept the state to the end.
+  const std::string state = (all[0] / "state.safetensors").string();
+  {
+    const SafeTensors last = SafeTensors::open(state);
+    const SafeTensors before = SafeTensors::open((all[1] / "state.safetensors").string());
+    std::vector<TensorSource> tensors;
+    for (const TensorEntry& entry : before.tensors()) {
+      const TensorEntry* newer = last.find(entry.name);
+      tensors.push_back(TensorSource::from_memory(entry.name, entry.dtype, entry.shape,
+                                                  (newer != nullptr ? *newer : entry).data));
+    }
+    write_safetensors(state, std::move(tensors));
+  }
+  const std::string path = (all[0] / "training.json").string();
+  auto json = nlohmann::json::parse(read_text_file(path));
+  json.erase("ended");
+  write_file_atomically(path, json.dump());
+  write_checksums(all[0].string());
+  EXPECT_EQ(run_to_end(run_config(folder.path())), whole);
+}
+
+TEST(Resume, AnEndBeforeTheLastStepIsNamed) {
+  const TestFolder folder;
+  run_to_end(run_config(folder.path()));
+  const std::string newest = *newest_checkpoint(folder.path());
+  auto json = nlohmann::json::parse(read_text_file(newest + "/training.json"));
+  json["step"] = 12;
+  write_file_atomically(newest + "/training.json", json.dump());
+  write_checksums(newest);
+  EXPECT_THAT(error_of(run_config(folder.path())),
+              HasSubstr("says that the run has ended, after 12 steps"));
+}
+
+/// Lets the checkpoint of step 3 fail when it takes its name: something is there that it would
+/// replace, and cannot be moved aside.
+void obstruct(const std::string& run) {
+  const std::string target = checkpoint_path(run, 3);
+  make_folder(target);
+  write_file_atomically(target + "/something", "mine");
+  write_file_atomically(fmt::format("{}.replaced-{}", target, ::getpid()), "in the way");
+}
+
+TEST(Resume, ACheckpointThatFailsInTheBackgroundEndsTheRunAndLeavesNothing) {
+  const TestFolder folder;
+  const std::vector<float> whole = run_to_end(run_config(folder.at("whole")));
+  const std::string run = folder.at("run");
+  for (const bool broken : {false, true}) {
+    TrainConfig config = run_config(run);
+    Background background;
+    config.background = broken ? &background : nullptr;
+    LoadedModel model = fresh_model(testing::tiny_attention(2), 1);
+    const auto data = testing::copy_task();
+    Progress::silence(true);
+    const std::string error = testing::message_of([&] {
+      Trainer trainer(*model.model, model.weights, config, *data);
+      trainer.run([&](const StepReport& report) {
+        if (report.step == 0) {
+          obstruct(run);
+        }
+        if (broken && report.step == 2) {
+          model.model->visit([&](const std::string&, Parameter& p) {
+            std::fill_n(p.tensor.ptr<float>(), p.numel(), NAN);
+          });
+        }
+        return true;
+      });
+    });
+    Progress::silence(false);
+    EXPECT_THAT(error, HasSubstr(broken ? "training stopped at step 3" : "cannot replace"));
+    EXPECT_THAT(error, HasSubstr("cannot replace " + checkpoint_path(run, 3)));
+    for (const auto& entry : std::filesystem::directory_iterator(run + "/checkpoints")) {
+      EXPECT_THAT(entry.path().string(), HasSubstr("/step-000003"));  // what was in the way
+    }
+    std::filesystem::remove_all(run + "/checkpoints");
+  }
+  EXPECT_EQ(run_to_end(run_config(run)), whole);
+}
+
+// A run that ends at once after a checkpoint was begun: it is there or it is not.
+TEST(Resume, DISABLED_ChildThatEndsBesideAWrite) {
+  const std::string folder = test_child_folder();
+  ASSERT_FALSE(folder.empty());
+  LoadedModel model = fresh_model(testing::tiny_attention(2), 1);
+  const auto data = testing::copy_task();
+  Trainer trainer(*model.model, model.weights, run_config(folder), *data);
+  for (int64_t step = 0; step < 6; ++step) {
+    trainer.step();
+    if (step % 3 == 2) {
+      trainer.save_checkpoint();
+    }
+  }
+  std::raise(SIGKILL);
+}
+
+TEST(Resume, ARunKilledBesideAWriteGoesOnFromTheLastDurableCheckpoint) {
+  const TestFolder folder;
+  const std::vector<float> whole = run_to_end(run_config(folder.at("whole")));
+  const std::string killed = folder.at("killed");
+  EXPECT_FALSE(run_test_child("Resume.DISABLED_ChildThatEndsBesideAWrite", killed, -1));
+  const auto found = list_checkpoints(killed);
+  ASSERT_FALSE(found.empty());
+  for (const auto& checkpoint : found) {
+    EXPECT_GT(verify_checksums(checkpoint.string()), 0U) << checkpoint;
+  }
+  EXPECT_EQ(found.back(), checkpoint_path(killed, 3));  // the second one waited for it
+  EXPECT_EQ(run_to_end(run_config(killed)), whole);
+  EXPECT_EQ(testing::curve(killed), testing::curve(folder.at("whole")));
+  for (const auto& entry : std::filesystem::directory_iterator(killed + "/checkpoints")) {
+    EXPECT_TRUE(is_checkpoint_name(entry.path().filename().string())) << entry.path();
+  }
 }
 
 /// Cuts the newest checkpoint's tensors short.
@@ -262,7 +403,7 @@ TEST(Resume, RemovesOnlyWhatItWrote) {
   Trainer trainer(*model.model, model.weights, config, *data);
   Progress::silence(true);
   trainer.run([&](const StepReport& report) {
-    if (report.step == 12) {
+    if (report.step == 20) {  // the checkpoint of step 10 is there: the one of 20 waited for it
       write_file_atomically(folder.at("checkpoints/step-000010/notes.txt"), "mine");
       make_folder(folder.at("checkpoints/step-000010-copy"));
     }

@@ -79,11 +79,19 @@ void RunRecord::restore(const std::string& checkpoint, const CheckpointState& st
   log_.truncate(state.log_bytes);
 }
 
-std::string RunRecord::save(CheckpointState& state, const NamedTensors& tensors, int64_t keep) {
+std::string RunRecord::save(CheckpointState& state, const NamedTensors& tensors, int64_t keep,
+                            Background& background) {
+  background.wait();
   folder_->expect_present();
   log_.sync();
   state.log_bytes = log_.size();
-  return write_checkpoint(path(), state, tensors, keep);
+  // The system has a copy of all that is written: from here on the tensors may change.
+  const std::shared_ptr<AtomicDirectory> written = write_checkpoint(path(), state, tensors);
+  background.run([written, run = path(), step = state.summary.steps, keep] {
+    written->commit();
+    remove_old_checkpoints(run, step, keep);
+  });
+  return checkpoint_path(path(), state.summary.steps);
 }
 
 void RunRecord::log(const nlohmann::ordered_json& line) {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "base/background.h"
 #include "base/file.h"
 #include "base/run_folder.h"
 #include "train/checkpoint.h"
@@ -28,8 +29,10 @@ class RunRecord {
   /// Fills `tensors` from the checkpoint, and drops the lines of the log that came after it.
   void restore(const std::string& checkpoint, const CheckpointState& state,
                const NamedTensors& tensors);
-  /// Writes a checkpoint, of which the newest `keep` stay; returns its folder.
-  std::string save(CheckpointState& state, const NamedTensors& tensors, int64_t keep);
+  /// Writes a checkpoint, of which the newest `keep` stay; returns its folder, which is there once
+  /// `background` is done. Waits for what that does already.
+  std::string save(CheckpointState& state, const NamedTensors& tensors, int64_t keep,
+                   Background& background);
 
   /// Adds a line to the log. Error when the folder is gone.
   void log(const nlohmann::ordered_json& line);

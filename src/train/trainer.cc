@@ -534,6 +534,7 @@ TrainSummary Trainer::run(const std::function<bool(const StepReport&)>& after_st
       go_on = after_step(report);
     }
     const bool due = config_.checkpoint_every > 0 && next_step_ % config_.checkpoint_every == 0;
+    background().check();
     if (record_ != nullptr && due) {
       save_checkpoint();
       saved_at = next_step_;
@@ -541,6 +542,9 @@ TrainSummary Trainer::run(const std::function<bool(const StepReport&)>& after_st
   }
   if (record_ != nullptr && saved_at != next_step_) {
     save_checkpoint();
+  }
+  if (!finished() || config_.background == nullptr) {
+    background().wait();
   }
   if (!finished()) {
     stop_if_asked(record_ == nullptr

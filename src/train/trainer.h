@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "base/background.h"
 #include "base/progress.h"
 #include "model/weights.h"
 #include "ops/loss/loss.h"
@@ -102,6 +103,9 @@ struct TrainConfig {
   std::shared_ptr<RunFolder> run_folder;
   int64_t checkpoint_every = 0;  // steps; 0 = only at the end
   int64_t keep_checkpoints = 2;
+  /// Where checkpoints become durable while the next steps are done. Who gives one waits for it
+  /// after a run that has ended; null = the trainer's own, and run() waits for the last checkpoint.
+  Background* background = nullptr;
   bool resume = false;
   std::string label = "train";  // of the progress line
   /// Waits for the device after each part of a step, to say how long it took: for benchmarks.
@@ -172,7 +176,8 @@ class Trainer {
   /// Runs to the end of the configured steps. Stops with an Error that names step, layer and last
   /// good checkpoint when numbers are no longer finite or the loss diverges. `after_step` may
   /// return false to stop early (the checkpoint is written all the same). A SIGINT or SIGTERM that
-  /// StopSignals caught ends it so too, with Interrupted.
+  /// StopSignals caught ends it so too, with Interrupted. A checkpoint that cannot be made durable
+  /// is an Error after one of the next steps.
   TrainSummary run(const std::function<bool(const StepReport&)>& after_step = {});
 
   /// One step: for callers that want the loop for themselves.
@@ -183,7 +188,8 @@ class Trainer {
   void set_timer(OpTimer* timer) { timer_ = timer; }
   /// Adds a line to the run's log: {"event": name, ...fields}. `fields_json` is an object or empty.
   void log_event(const std::string& name, const std::string& fields_json);
-  /// Writes a checkpoint of the current state; returns its folder.
+  /// Writes a checkpoint of the current state; returns its folder, which is there once the
+  /// background is done, or the next checkpoint.
   std::string save_checkpoint();
 
   int64_t next_step() const { return next_step_; }
@@ -216,9 +222,10 @@ class Trainer {
   double step_flops(const std::vector<PackedSequence>& sequences) const;
   void note_device(const std::string& before);
   void accept_earlier_version(const std::map<std::string, std::string>& stored);
-  NamedTensors checkpoint_tensors();
+  NamedTensors checkpoint_tensors(bool with_optimizer);
+  Background& background() { return config_.background != nullptr ? *config_.background : own_; }
   void log_step(const StepReport& report);
-  std::string last_good() const;
+  std::string last_good();
   void measure_peak();
   void note_memory();
   static std::string describe_speed(const StepReport& report);
@@ -240,6 +247,7 @@ class Trainer {
   std::optional<PlacementSampler> sampler_;  // of a supernet
   std::optional<RouterTrainer> routers_;     // with TrainConfig::router
   std::unique_ptr<RunRecord> record_;
+  Background own_;  // where the caller has none
   std::map<std::string, std::string> fingerprint_;
   int64_t next_step_ = 0;
   TrainSummary summary_;

@@ -90,16 +90,18 @@ std::map<std::string, std::string> Trainer::fingerprint() {
   return f;
 }
 
-NamedTensors Trainer::checkpoint_tensors() {
+NamedTensors Trainer::checkpoint_tensors(bool with_optimizer) {
   NamedTensors tensors;
   student_.visit([&](const std::string& name, Parameter& p) {
     if (p.tensor.has_grad()) {
       tensors.emplace_back(name, p.tensor.detached());
     }
   });
-  optimizer_->visit_state([&](const std::string& name, const Tensor& state) {
-    tensors.emplace_back("optimizer." + name, state);
-  });
+  if (with_optimizer) {
+    optimizer_->visit_state([&](const std::string& name, const Tensor& state) {
+      tensors.emplace_back("optimizer." + name, state);
+    });
+  }
   return tensors;
 }
 
@@ -160,7 +162,7 @@ void Trainer::resume_or_start() {
   const CheckpointState state = read_checkpoint_state(*newest);
   accept_earlier_version(state.fingerprint);
   expect_same_run(*newest, state.fingerprint, fingerprint_);
-  record_->restore(*newest, state, checkpoint_tensors());
+  record_->restore(*newest, state, checkpoint_tensors(!state.ended));
   optimizer_->set_steps_taken(sampler_ ? 0 : state.optimizer_steps);
   const ActiveUnits before = active_units(student_.spec());
   for (int64_t step = 0; sampler_ && step < state.optimizer_steps; ++step) {
@@ -172,6 +174,8 @@ void Trainer::resume_or_start() {
   next_step_ = state.summary.steps;
   judge_.set_state(state.judge);
   summary_ = state.summary;
+  expect(!state.ended || finished(),
+         "{}/training.json: says that the run has ended, after {} steps", *newest, next_step_);
   note_device(state.device);
 }
 
@@ -181,10 +185,12 @@ std::string Trainer::save_checkpoint() {
   summary_.data = packer_->position();
   CheckpointState state{.summary = summary_,
                         .optimizer_steps = optimizer_->steps_taken(),
+                        .ended = finished(),
                         .device = describe_device(student_.device()),
                         .judge = judge_.state(),
                         .fingerprint = fingerprint_};
-  summary_.checkpoint = record_->save(state, checkpoint_tensors(), config_.keep_checkpoints);
+  summary_.checkpoint = record_->save(state, checkpoint_tensors(!state.ended),
+                                      config_.keep_checkpoints, background());
   return summary_.checkpoint;
 }
 
@@ -240,7 +246,12 @@ void Trainer::log_event(const std::string& name, const std::string& fields_json)
   record_->log(line);
 }
 
-std::string Trainer::last_good() const {
+std::string Trainer::last_good() {
+  try {
+    background().wait();
+  } catch (const Error& error) {
+    return fmt::format("the last checkpoint could not be written ({})", error.what());
+  }
   return summary_.checkpoint.empty() ? "there is no checkpoint yet"
                                      : "the last good checkpoint is " + summary_.checkpoint;
 }
