@@ -80,9 +80,12 @@ SaveOptions save_options(const ConvertArgs& args) {
   return save;
 }
 
-/// What stays of the base is written from its own memory, mapped where it can be.
+/// What stays of the base is written from its own memory, mapped where it can be; what it has in
+/// fp8 or NVFP4 is rounded where bf16 is asked for alone.
 LoadOptions load_options(const ConvertArgs& args) {
-  return {.storage = MatrixStorage::kStored, .saved_as = parse_storage(args.storage)};
+  const MatrixStorage storage = parse_storage(args.storage);
+  return {.storage = MatrixStorage::kStored,
+          .saved_as = storage == MatrixStorage::kStored ? MatrixStorage::kF32 : storage};
 }
 
 // The hybrid of a search: each layer's mixer is the one that was measured there.
@@ -497,7 +500,8 @@ Action declare(Args& args) {
   a->device.declare(args);
   args.flag("faithful", "the released layout of Apriel-H1, quirks included", &a->graft.faithful);
   args.option("teacher", "the original teacher, when base is a hybrid", &a->teacher);
-  args.choice("storage", "of matrices; stored is old ones as in the base, new ones f32",
+  args.choice("storage",
+              "of matrices; stored is old ones as in the base (fp8 and NVFP4 as f32), new ones f32",
               {"f32", "bf16", "stored"}, &a->storage);
   args.option("seed", "of what does not come from attention", &a->seed);
   args.flag("replace", "replace the output folder", &a->replace);

@@ -46,9 +46,12 @@ int run(const ExportArgs& args) {
   SaveOptions save;
   save.tokenizer_from = args.model;
   save.storage = parse_storage(args.storage);
+  // What is packed in fp8 or NVFP4 is rounded where bf16 is asked for alone.
+  const MatrixStorage packed =
+      save.storage == MatrixStorage::kStored ? MatrixStorage::kF32 : save.storage;
   LoadedModel loaded = load_model(
       args.model,
-      {.storage = MatrixStorage::kStored, .saved_as = save.storage, .preset = args.preset.name});
+      {.storage = MatrixStorage::kStored, .saved_as = packed, .preset = args.preset.name});
   save.replace = args.replace;
   save_model(*loaded.model, args.transformers, save);
   const ModelSpec& spec = loaded.model->spec();
@@ -61,8 +64,8 @@ Action declare(Args& args) {
   auto a = std::make_shared<ExportArgs>();
   args.positional("model", "checkpoint folder", &a->model);
   args.option("transformers", "folder that transformers loads", &a->transformers);
-  args.choice("storage", "of matrices there; stored is as in the model", {"f32", "bf16", "stored"},
-              &a->storage);
+  args.choice("storage", "of matrices there; stored is as in the model (fp8 and NVFP4 as f32)",
+              {"f32", "bf16", "stored"}, &a->storage);
   args.option("gguf", "file that llama.cpp runs (docs/export.md lists the families)", &a->gguf);
   args.choice("type", "of matrices in GGUF", {"f32", "f16", "bf16", "q8_0"}, &a->type);
   args.option("pre", "GGUF: llama.cpp's name of how text is cut, where none fits exactly", &a->pre);

@@ -59,24 +59,21 @@ void visit_fields(JobPlan& plan, FieldVisitor& visit) {
   });
 }
 
-// A tokenizer trained on the first problems; its files are in `folder` afterwards, and a resumed
-// run takes them from there.
-Tokenizer prepare_tokenizer(const TokenizerPlan& plan, const ProblemSpec& problems, uint64_t seed,
-                            const std::filesystem::path& folder) {
-  if (!std::filesystem::exists(folder / "tokenizer.json")) {
-    std::vector<std::string> texts;
-    for (int64_t i = 0; i < plan.samples; ++i) {
-      const Problem p = make_problem(problems, Split::kTrain, seed, static_cast<uint64_t>(i));
-      texts.push_back(p.question + "\n");
-      texts.push_back(p.answer);
-    }
-    const TokenizerFiles files =
-        train_tokenizer(texts, plan.vocabulary, {"<|end|>"}, plan.chat_template);
-    make_folder(folder.string());
-    write_file_atomically((folder / "tokenizer_config.json").string(), files.config_json);
-    write_file_atomically((folder / "tokenizer.json").string(), files.tokenizer_json);
+/// The files of a tokenizer trained on the first problems.
+TokenizerFiles tokenizer_of(const TokenizerPlan& plan, const ProblemSpec& problems, uint64_t seed) {
+  std::vector<std::string> texts;
+  for (int64_t i = 0; i < plan.samples; ++i) {
+    const Problem p = make_problem(problems, Split::kTrain, seed, static_cast<uint64_t>(i));
+    texts.push_back(p.question + "\n");
+    texts.push_back(p.answer);
   }
-  return Tokenizer::load(folder);
+  return train_tokenizer(texts, plan.vocabulary, {"<|end|>"}, plan.chat_template);
+}
+
+void write_tokenizer(const TokenizerFiles& files, const std::filesystem::path& folder) {
+  make_folder(folder.string());
+  write_file_atomically((folder / "tokenizer_config.json").string(), files.config_json);
+  write_file_atomically((folder / "tokenizer.json").string(), files.tokenizer_json);
 }
 
 int run(const TrainArgs& args) {
@@ -109,16 +106,19 @@ int run(const TrainArgs& args) {
   Background background;
   config.background = &background;
   std::optional<StopAnywhere> stop("the run has not begun");
-  // Of the model, of an existing folder, or trained here.
+  // Of the model, of an existing folder, or trained here; a resumed run finds that in its folder.
   const std::string& given = !args.model.empty() ? args.model : job.tokenizer.path;
   const std::filesystem::path tokenizer_dir =
       given.empty() ? folder / "tokenizer" : std::filesystem::path(given);
   if (!given.empty()) {
     check_tokenizer_files(given);
   }
-  const Tokenizer tokenizer = !given.empty()
-                                  ? Tokenizer::load(given)
-                                  : prepare_tokenizer(job.tokenizer, problems, seed, tokenizer_dir);
+  std::optional<TokenizerFiles> made;
+  if (given.empty() && !std::filesystem::exists(tokenizer_dir / "tokenizer.json")) {
+    made = tokenizer_of(job.tokenizer, problems, seed);
+  }
+  const Tokenizer tokenizer = made ? Tokenizer::parse(made->tokenizer_json, made->config_json)
+                                   : Tokenizer::load(tokenizer_dir);
   LoadedModel model = args.model.empty()
                           ? fresh_model(model_spec(shape, tokenizer), seed, shape.init_std)
                           : load_model(args.model, load_on(device));
@@ -128,6 +128,9 @@ int run(const TrainArgs& args) {
           ? problem_source(tokenizer, problems, Split::kTrain, seed, job.learn_whole_every)
           : load_jsonl(job.data, tokenizer);
   Trainer trainer(*model.model, model.weights, config, *source);
+  if (made) {  // only now: a plan, model or data at fault leaves nothing behind
+    write_tokenizer(*made, tokenizer_dir);
+  }
   say("training {} parameters for {}{}; log in {}/log.jsonl", model.model->parameter_count(),
       config.tokens > 0 ? fmt::format("{} tokens", config.tokens)
                         : fmt::format("{} steps", config.steps),

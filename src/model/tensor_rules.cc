@@ -229,8 +229,8 @@ int64_t StoredPiece::count() const {
   return n;
 }
 
-std::vector<std::string> stored_names(const std::vector<TensorRule>& rules, const ModelSpec& spec,
-                                      const std::string& ours) {
+std::vector<std::string> find_names(const std::vector<TensorRule>& rules, const ModelSpec& spec,
+                                    const std::string& ours) {
   std::vector<std::string> names;
   for (const TensorRule& rule : rules) {
     for (const std::string_view part : parts_of(rule)) {
@@ -240,6 +240,12 @@ std::vector<std::string> stored_names(const std::vector<TensorRule>& rules, cons
       }
     }
   }
+  return names;
+}
+
+std::vector<std::string> stored_names(const std::vector<TensorRule>& rules, const ModelSpec& spec,
+                                      const std::string& ours) {
+  std::vector<std::string> names = find_names(rules, spec, ours);
   CAMBIUM_CHECK(!names.empty(), "no rule of {} names the tensor of {}", spec.family, ours);
   return names;
 }

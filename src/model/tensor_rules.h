@@ -95,7 +95,11 @@ bool match_pattern(std::string_view pattern, std::string_view text,
 /// The pattern with its stars filled.
 std::string fill_pattern(std::string_view pattern, const std::vector<std::string_view>& captures);
 
-/// The tensors that may hold our parameter, or some of its rows, by the rows of the table in order.
+/// The tensors that may hold our parameter, or some of its rows, by the rows of the table in order;
+/// none where it has no row.
+std::vector<std::string> find_names(const std::vector<TensorRule>& rules, const ModelSpec& spec,
+                                    const std::string& ours);
+/// The same of a table that has all of the model's parameters.
 std::vector<std::string> stored_names(const std::vector<TensorRule>& rules, const ModelSpec& spec,
                                       const std::string& ours);
 /// The ways in which our parameter may be stored; the first is how it is written. `parameters`: all

@@ -34,6 +34,25 @@ std::string distill(const std::string& output, const std::string& more = "") {
          " --steps 1 --sequence 640 " + more;
 }
 
+// A tokenizer that the plan asks for is made before the model and the data are looked at, and kept
+// once they are.
+TEST(Runs, APlanAtFaultLeavesNothing) {
+  const TestFolder folder;
+  const std::pair<const char*, const char*> rows[] = {
+      {"--set data.train=nowhere.jsonl", "nowhere.jsonl"},
+      {"--set model.kv_heads=7", "7"},
+  };
+  for (const auto& [more, problem] : rows) {
+    const Outcome outcome = cambium(train(folder.at("run"), more));
+    EXPECT_EQ(outcome.status, 1) << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr(problem));
+    EXPECT_FALSE(fs::exists(folder.at("run"))) << more;
+  }
+  EXPECT_EQ(cambium(train(folder.at("run"))).status, 0);
+  EXPECT_TRUE(fs::exists(folder.at("run") + "/tokenizer/tokenizer.json"));
+  EXPECT_TRUE(fs::exists(folder.at("run") + "/model/tokenizer.json"));
+}
+
 TEST(Runs, WhatSomebodyElseWroteStays) {
   const TestFolder folder;
   const struct {

@@ -163,6 +163,7 @@ CASES = {
     "olmo2": Case("olmo2"),
     "olmo3": Case("olmo3"),
     "granite": Case("granite"),
+    "granite_moe": Case("granite_moe"),
     "smollm3": Case("smollm3"),
     "minimax_m2": Case("minimax_m2"),
     "minimax_m1": Case("minimax_m2", dict(

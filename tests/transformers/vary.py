@@ -175,6 +175,12 @@ def granite(rng):
     return decoder(rng, head_dim=False, attention_bias=rng.random() < 0.4, mlp_bias=rng.random() < 0.4, **factors(rng))
 
 
+def granite_moe(rng):
+    keys = {**granite(rng), **experts(rng, "num_local_experts"), "shared_intermediate_size": rng.choice((21, 64))}
+    del keys["mlp_bias"]
+    return keys
+
+
 def smollm3(rng):
     keys = decoder(rng, head_dim=False, attention_bias=rng.random() < 0.4, mlp_bias=rng.random() < 0.4)
     layers = keys["num_hidden_layers"]
@@ -458,7 +464,8 @@ FAMILIES = {
     "ministral3": (ministral3, "ministral3"), "qwen2": (qwen2, "qwen2_swa"), "qwen3": (qwen3, "qwen3"),
     "qwen3_moe": (qwen3_moe, "qwen3_moe"), "mixtral": (mixtral, "mixtral"), "gemma2": (gemma2, "gemma2"),
     "gemma3_text": (gemma3, "gemma3"), "phi3": (phi3, "phi3"), "olmo2": (olmo2, "olmo2"), "olmo3": (olmo3, "olmo3"),
-    "granite": (granite, "granite"), "smollm3": (smollm3, "smollm3"), "apertus": (apertus, "apertus"),
+    "granite": (granite, "granite"), "granitemoe": (granite_moe, "granite_moe"),
+    "granitemoeshared": (granite_moe, "granite_moe"), "smollm3": (smollm3, "smollm3"), "apertus": (apertus, "apertus"),
     "minimax_m2": (minimax_m2, "minimax_m2"), "minimax_m3_vl_text": (minimax_m3, "minimax_m3"), "minimax": (minimax, "mixtral"), "gpt_oss": (gpt_oss, "gpt_oss"),
     "bamba": (bamba, "bamba"), "granitemoehybrid": (granite_hybrid, "granite_hybrid"),
     "falcon_h1": (falcon_h1, "falcon_h1"), "jamba": (jamba, "jamba"), "lfm2": (lfm2, "lfm2"),

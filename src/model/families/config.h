@@ -57,6 +57,8 @@ enum class Windows : uint8_t {
   kByLayer,     // sliding_window and layer_types
 };
 
+/// The partial_rotary_factor by which read_rope finds `dim` channels of a head of `head_dim`.
+double rotary_share(int64_t dim, int64_t head_dim);
 /// Puts what write_common wrote of the rotation into rope_parameters, with partial_rotary_factor.
 void move_rope_to_parameters(Json& config, const RopeConfig& rope, int64_t head_dim);
 
@@ -112,6 +114,9 @@ bool is_decoder_layer(const LayerSpec& layer, const NormSpec& norm);
 /// The first unit of the kind, or null; first_unit: an Error that says that the family needs one.
 const UnitSpec* find_unit(const ModelSpec& spec, std::string_view kind);
 const UnitSpec& first_unit(const ModelSpec& spec, std::string_view kind);
+/// The first mixer of the kind, or, where no layer has one, a small one: a hybrid's configuration
+/// gives the sizes of all its kinds, and some released models (Granite 4 Micro) have one alone.
+UnitSpec mixer_or_small(const ModelSpec& spec, std::string_view kind);
 /// x as the shortest decimal that reads back as the same float.
 double shortest(float x);
 /// Channels inside the feed-forward of a layer that has one.

@@ -200,8 +200,7 @@ Json write_attention_decoder(const ModelSpec& spec, const char* architecture,
   config["num_key_value_heads"] = attention.integer("attention", "kv_heads");
   config["head_dim"] = head_dim;
   if (spec.rope.dim != head_dim) {
-    config["partial_rotary_factor"] =
-        static_cast<double>(spec.rope.dim) / static_cast<double>(head_dim);
+    config["partial_rotary_factor"] = rotary_share(spec.rope.dim, head_dim);
   }
   config["torch_dtype"] = "float32";
   return config;
@@ -238,6 +237,40 @@ const UnitSpec& first_unit(const ModelSpec& spec, std::string_view kind) {
          "a {} config.json needs a unit of kind {}; write the cambium layout instead", spec.family,
          kind);
   return *unit;
+}
+
+UnitSpec mixer_or_small(const ModelSpec& spec, std::string_view kind) {
+  if (const UnitSpec* unit = find_unit(spec, kind); unit != nullptr) {
+    return *unit;
+  }
+  const int64_t one = 1;
+  const int64_t few = 8;
+  const int64_t turned = std::max(spec.rope.dim, int64_t{2});
+  const int64_t inner = 2 * spec.width;  // what transformers asks of Mamba's channels
+  const std::pair<const char*, Options> known[] = {
+      {"attention", {{"heads", one}, {"kv_heads", one}, {"head_dim", turned}}},
+      {"latent_attention",
+       {{"heads", one},
+        {"kv_rank", few},
+        {"nope_dim", few},
+        {"rope_dim", turned},
+        {"value_dim", few}}},
+      {"gated_delta_net",
+       {{"heads", one}, {"k_heads", one}, {"key_dim", few}, {"value_dim", few}, {"conv", few / 2}}},
+      {"kimi_delta", {{"heads", one}, {"head_dim", few}, {"conv", few / 2}}},
+      {"mamba1", {{"inner", inner}, {"state", few}, {"dt_rank", few}, {"conv", few / 2}}},
+      {"mamba2",
+       {{"heads", inner / 2},
+        {"head_dim", int64_t{2}},
+        {"state", few},
+        {"b_heads", one},
+        {"conv", few / 2}}},
+      {"short_conv", {{"conv", few / 2}}},
+  };
+  const auto* row = std::find_if(std::begin(known), std::end(known),
+                                 [&](const auto& each) { return each.first == kind; });
+  CAMBIUM_CHECK(row != std::end(known), "no family writes sizes of {}", kind);
+  return {row->first, row->second};
 }
 
 double shortest(float x) {

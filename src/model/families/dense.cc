@@ -85,11 +85,11 @@ ModelSpec read_qwen3(const std::string& text, const std::string& where) {
     config["head_dim"] = 128;  // the default of transformers' Qwen3Config
   }
   ModelSpec spec = config::read_decoder(config, "qwen3", where, kQwen3);
-  set_qwen_windows(spec, config, where);
   const double eps = config::real_or(config, "rms_norm_eps", 1e-6, where);
   for (LayerSpec& layer : spec.layers) {
     layer.mixer()->options.set("qk_norm_eps", eps);
   }
+  set_qwen_windows(spec, config, where);  // last, as options are equal in one order alone
   return spec;
 }
 

@@ -51,7 +51,7 @@ TEST(DenseFamilies, WhatIsWrittenReadsBack) {
     if (kind != "llama") {
       config["sliding_window"] = 7;
     }
-    if (kind == "qwen2") {
+    if (kind == "qwen2" || kind == "qwen3") {
       config["use_sliding_window"] = true;
       config["max_window_layers"] = 2;
     }

@@ -4,6 +4,7 @@
 #include "base/checked.h"
 #include "model/families/config.h"
 #include "model/families/families.h"
+#include "model/families/hybrid_config.h"
 
 namespace cambium {
 namespace {
@@ -79,6 +80,63 @@ std::string write_granite(const ModelSpec& spec) {
   config["attention_multiplier"] = attention.options.real("attention", "scale", 1.0);
   config["residual_multiplier"] = config::shortest(attention.out);
   return config::expressed(config, spec, read_granite);
+}
+
+// --- Granite 3 with experts: a softmax of the chosen in each layer, in granitemoeshared beside one
+// that all tokens take.
+ModelSpec read_granite_moe(const std::string& text, const std::string& where) {
+  const Json config = config::parse(text, where);
+  ModelSpec spec = read_granite(text, where);
+  spec.family = "granite_moe";
+  const int64_t shared =
+      config::text_or(config, "model_type", "", where) == "granitemoeshared"
+          ? config::integer_or(config, "shared_intermediate_size", 0, 0, kMaxInner, where)
+          : 0;
+  UnitSpec experts{
+      "experts",
+      {{"experts", config::integer(config, "num_local_experts", 1, kMaxExperts, where)},
+       {"top", config::integer(config, "num_experts_per_tok", 1, kMaxExperts, where)},
+       {"inner", config::integer(config, "intermediate_size", 1, kMaxInner, where)},
+       {"router", std::string("topk_softmax")}}};
+  if (shared > 0) {
+    experts.options.set("shared", shared);
+  }
+  expect(!config::flag_or(config, "mlp_bias", false, where),
+         "{}: 'mlp_bias' is true, which models with experts do not have", where);
+  for (LayerSpec& layer : spec.layers) {
+    UnitSpec& unit = layer.branches.back().units.front();
+    experts.out = unit.out;
+    unit = experts;
+  }
+  return spec;
+}
+
+std::string write_granite_moe(const ModelSpec& spec) {
+  const Options experts = config::first_unit(spec, "experts").options;
+  const UnitSpec dense{"swiglu", {{"inner", experts.integer("experts", "inner")}}};
+  ModelSpec granite = spec;
+  granite.family = "granite";
+  for (LayerSpec& layer : granite.layers) {
+    for (BranchSpec& branch : layer.branches) {
+      for (UnitSpec& unit : branch.units) {
+        if (unit.kind == "experts") {
+          unit = {dense.kind, dense.options, unit.out};
+        }
+      }
+    }
+  }
+  Json config = Json::parse(write_granite(granite));
+  const int64_t shared = experts.integer("experts", "shared", 0);
+  config["architectures"] =
+      Json::array({shared > 0 ? "GraniteMoeSharedForCausalLM" : "GraniteMoeForCausalLM"});
+  config["model_type"] = shared > 0 ? "granitemoeshared" : "granitemoe";
+  config.erase("mlp_bias");
+  config["num_local_experts"] = experts.integer("experts", "experts");
+  config["num_experts_per_tok"] = experts.integer("experts", "top");
+  if (shared > 0) {
+    config["shared_intermediate_size"] = shared;
+  }
+  return config::expressed(config, spec, read_granite_moe);
 }
 
 /// 1 where a layer turns, as config.json says it.
@@ -191,6 +249,11 @@ Family granite_family() {
           config::decoder_ignored()};
 }
 
+Family granite_moe_family() {
+  return {"granite_moe",     {"granitemoe", "granitemoeshared"}, read_granite_moe,
+          write_granite_moe, config::granite_tensors(),          config::decoder_ignored()};
+}
+
 Family smollm3_family() {
   return {"smollm3",
           {"smollm3"},
@@ -219,7 +282,8 @@ Family apertus_family() {
 }  // namespace
 
 std::vector<Family> dense_variant_families() {
-  return {phi3_family(), granite_family(), smollm3_family(), apertus_family()};
+  return {phi3_family(), granite_family(), granite_moe_family(), smollm3_family(),
+          apertus_family()};
 }
 
 }  // namespace cambium

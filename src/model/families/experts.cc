@@ -102,8 +102,6 @@ ModelSpec read_qwen3_moe(const std::string& text, const std::string& where) {
   // What transformers saves says the number in Mixtral's word.
   const char* number =
       config::has(config, "num_local_experts") ? "num_local_experts" : "num_experts";
-  UnitSpec experts = read_experts(config, number, "moe_intermediate_size", "softmax", where);
-  experts.options.set("renormalise", config::flag_or(config, "norm_topk_prob", false, where));
   const auto count = std::ssize(spec.layers);
   std::vector<bool> dense(spec.layers.size(), false);
   if (const auto it = config.find("mlp_only_layers"); it != config.end() && !it->is_null()) {
@@ -120,6 +118,8 @@ ModelSpec read_qwen3_moe(const std::string& text, const std::string& where) {
     LayerSpec& layer = spec.layers[static_cast<size_t>(i)];
     layer.mixer()->options.set("qk_norm_eps", eps);
     if (!dense[static_cast<size_t>(i)] && (i + 1) % step == 0) {
+      UnitSpec experts = read_experts(config, number, "moe_intermediate_size", "softmax", where);
+      experts.options.set("renormalise", config::flag_or(config, "norm_topk_prob", false, where));
       set_feed_forward(layer, experts);
     }
   }
@@ -138,9 +138,10 @@ ModelSpec read_qwen3_moe(const std::string& text, const std::string& where) {
 
 std::string write_qwen3_moe(const ModelSpec& spec) {
   Json config = write_dense(spec, "Qwen3MoeForCausalLM", "qwen3_moe", kQwen3Moe);
-  const Options& experts = experts_of(spec);
-  write_experts(config, experts, "num_experts", "moe_intermediate_size");
-  config["norm_topk_prob"] = experts.flag("experts", "renormalise", false);
+  if (const UnitSpec* unit = config::find_unit(spec, "experts"); unit != nullptr) {
+    write_experts(config, unit->options, "num_experts", "moe_intermediate_size");
+    config["norm_topk_prob"] = unit->options.flag("experts", "renormalise", false);
+  }
   config["use_sliding_window"] = !config["sliding_window"].is_null();
   config["decoder_sparse_step"] = 1;
   config["mlp_only_layers"] = Json::array();

@@ -41,6 +41,24 @@ Every every_of(const std::vector<bool>& marked) {
   return {second == marked.end() ? std::ssize(marked) : second - first, first - marked.begin()};
 }
 
+std::vector<TensorRule> granite_tensors(std::vector<TensorRule> more) {
+  const std::vector<TensorRule> rules = {
+      {.theirs = "model.layers.*.shared_mlp.input_linear.*",
+       .rows = {"layers.*.feed_forward.gate.*", "layers.*.feed_forward.up.*"}},
+      {"layers.*.feed_forward.down.*", "model.layers.*.shared_mlp.output_linear.*"},
+      {.theirs = "model.layers.*.shared_mlp.input_linear.*",
+       .rows = {"layers.*.feed_forward.shared.gate.*", "layers.*.feed_forward.shared.up.*"}},
+      {"layers.*.feed_forward.shared.down.*", "model.layers.*.shared_mlp.output_linear.*"},
+      {.theirs = "model.layers.*.block_sparse_moe.input_linear.*",
+       .rows = {"layers.*.feed_forward.experts.gate.*", "layers.*.feed_forward.experts.up.*"},
+       .stacked = true},
+      {"layers.*.feed_forward.experts.down.*", "model.layers.*.block_sparse_moe.output_linear.*"},
+      {"layers.*.feed_forward.router.*", "model.layers.*.block_sparse_moe.router.layer.*"},
+  };
+  more.insert(more.end(), rules.begin(), rules.end());
+  return decoder_tensors(std::move(more));
+}
+
 std::vector<TensorRule> jamba_tensors(std::vector<TensorRule> more) {
   more.insert(more.end(),
               {{"norm.*", "model.final_layernorm.*"},

@@ -22,6 +22,8 @@ struct Every {
 /// What could say which layers are marked, if anything of this form can.
 Every every_of(const std::vector<bool>& marked);
 
+/// The names of Granite's feed-forwards, dense ones and experts, after the family's own `more`.
+std::vector<TensorRule> granite_tensors(std::vector<TensorRule> more = {});
 /// The names of Jamba's checkpoints, which Bamba and Falcon-H1 took over, after the family's own
 /// `more`, which win.
 std::vector<TensorRule> jamba_tensors(std::vector<TensorRule> more);

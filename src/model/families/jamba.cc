@@ -87,8 +87,8 @@ std::string write(const ModelSpec& spec) {
     config["num_experts"] = unit->options.integer("experts", "experts");
     config["num_experts_per_tok"] = unit->options.integer("experts", "top");
   }
-  config::write_attention(config, config::first_unit(spec, "attention").options);
-  const Options& mamba = config::first_unit(spec, "mamba1").options;
+  config::write_attention(config, config::mixer_or_small(spec, "attention").options);
+  const Options mamba = config::mixer_or_small(spec, "mamba1").options;
   config["mamba_expand"] = mamba.integer("mamba1", "inner") / spec.width;
   config["mamba_d_state"] = mamba.integer("mamba1", "state");
   config["mamba_dt_rank"] = mamba.integer("mamba1", "dt_rank");

@@ -97,7 +97,17 @@ constexpr ExpertKeys kSavedBailing{"num_experts",        "num_experts_per_token"
                                    "num_shared_experts", "num_expert_group",
                                    "score_function",     "moe_renormalize"};
 
-UnitSpec read_experts(const Json& config, const ExpertKeys& keys, const std::string& where) {
+/// Layers below this one have a feed-forward without experts.
+int64_t first_of_experts(const Json& config, const std::string& where) {
+  return config::integer_or(config, "first_k_dense_replace", 0, 0, kMaxLayers, where);
+}
+
+/// Of a model of so many layers; of no kind where none of them has experts.
+UnitSpec read_experts(const Json& config, const ExpertKeys& keys, int64_t layers,
+                      const std::string& where) {
+  if (first_of_experts(config, where) >= layers) {
+    return {};
+  }
   const int64_t inner = config::integer(config, "moe_intermediate_size", 1, kMaxInner, where);
   const int64_t shared = config::integer_or(config, keys.shared, 0, 0, kMaxHeads, where);
   const std::string scoring = config::text_or(config, keys.scoring, "sigmoid", where);
@@ -135,8 +145,7 @@ void write_experts(const UnitSpec& unit, const ExpertKeys& keys, Json& config) {
 /// Layers of one mixer each; dense below first_k_dense_replace, then experts.
 void add_layers(ModelSpec& spec, const Json& config, const std::vector<UnitSpec>& mixers,
                 const UnitSpec& experts, const std::string& where) {
-  const int64_t dense =
-      config::integer_or(config, "first_k_dense_replace", 0, 0, kMaxLayers, where);
+  const int64_t dense = first_of_experts(config, where);
   expect(config::integer_or(config, "moe_layer_freq", 1, 1, kMaxLayers, where) == 1,
          "{}: expected moe_layer_freq 1, as in every published model", where);
   const UnitSpec swiglu{
@@ -148,23 +157,14 @@ void add_layers(ModelSpec& spec, const Json& config, const std::vector<UnitSpec>
   }
 }
 
-const LayerSpec* find_mixer(const ModelSpec& spec, const char* kind) {
-  const auto it = std::find_if(spec.layers.begin(), spec.layers.end(),
-                               [&](const LayerSpec& layer) { return layer.mixes_by(kind); });
-  return it == spec.layers.end() ? nullptr : &*it;
-}
-
 /// What read_model and add_layers read. Whether that is all of the spec is for who reads it back.
 Json write_layers(const ModelSpec& spec, const char* architecture, const ExpertKeys& keys) {
   const auto is_experts = [](const LayerSpec& layer) {
     return layer.feed_forward() != nullptr && layer.feed_forward()->kind == "experts";
   };
   const auto first = std::find_if(spec.layers.begin(), spec.layers.end(), is_experts);
-  const LayerSpec* latent = find_mixer(spec, kLatent);
-  expect(latent != nullptr && first != spec.layers.end() &&
-             std::all_of(first, spec.layers.end(), is_experts),
-         "a {} config.json has latent attention, and experts in all layers from one on; write the "
-         "cambium layout instead",
+  expect(std::all_of(first, spec.layers.end(), is_experts),
+         "a {} config.json has experts in all layers from one on; write the cambium layout instead",
          spec.family);
   Json config;
   config["architectures"] = Json::array({architecture});
@@ -172,11 +172,11 @@ Json write_layers(const ModelSpec& spec, const char* architecture, const ExpertK
   config.update(config::write_common(spec));
   config["first_k_dense_replace"] = first - spec.layers.begin();
   config["moe_layer_freq"] = 1;
-  config["intermediate_size"] = first == spec.layers.begin()
-                                    ? config::inner_of(*first)
-                                    : config::inner_of(spec.layers.front());
-  write_experts(*first->feed_forward(), keys, config);
-  write_latent(spec, *latent->mixer(), config);
+  config["intermediate_size"] = config::inner_of(spec.layers.front());
+  if (first != spec.layers.end()) {
+    write_experts(*first->feed_forward(), keys, config);
+  }
+  write_latent(spec, config::mixer_or_small(spec, kLatent), config);
   config["torch_dtype"] = "float32";
   return config;
 }
@@ -201,7 +201,7 @@ ModelSpec read_deepseek(const char* family, const std::string& text, const std::
   const std::string method = config::text_or(config, "topk_method", "noaux_tc", where);
   expect(method == "noaux_tc", "{}: expected topk_method noaux_tc, got '{}'", where, method);
   add_layers(spec, config, std::vector<UnitSpec>(static_cast<size_t>(layers), mixer),
-             read_experts(config, kDeepseek, where), where);
+             read_experts(config, kDeepseek, layers, where), where);
   return spec;
 }
 
@@ -210,7 +210,7 @@ std::string write_deepseek(const ModelSpec& spec) {
   Json config =
       write_layers(spec, sparse ? "DeepseekV32ForCausalLM" : "DeepseekV3ForCausalLM", kDeepseek);
   config["topk_method"] = "noaux_tc";
-  const Options& mixer = find_mixer(spec, kLatent)->mixer()->options;
+  const Options mixer = config::mixer_or_small(spec, kLatent).options;
   if (mixer.has("index_heads")) {
     for (const auto& [ours, key] : kIndexKeys) {
       config[key] = mixer.integer(kLatent, ours);
@@ -263,7 +263,7 @@ ModelSpec read_kimi_linear(const std::string& text, const std::string& where) {
         config::integer(Json{{"full_attn_layers", index}}, "full_attn_layers", 1, layers, inside);
     mixers[static_cast<size_t>(i - 1)] = latent;
   }
-  add_layers(spec, config, mixers, read_experts(config, kKimi, where), where);
+  add_layers(spec, config, mixers, read_experts(config, kKimi, layers, where), where);
   return spec;
 }
 
@@ -271,21 +271,20 @@ std::string write_kimi_linear(const ModelSpec& spec) {
   Json config = write_layers(spec, "KimiLinearForCausalLM", kKimi);
   config.erase("max_position_embeddings");
   config["model_max_length"] = spec.max_positions;
-  config["mla_use_nope"] = !find_mixer(spec, kLatent)->mixer()->options.flag(kLatent, "rope", true);
+  config["mla_use_nope"] =
+      !config::mixer_or_small(spec, kLatent).options.flag(kLatent, "rope", true);
   config["use_grouped_topk"] = true;
   Json full = Json::array();
   Json linear = Json::array();
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     (spec.layers[i].mixes_by(kLatent) ? full : linear).push_back(i + 1);
   }
-  Json inside{{"full_attn_layers", full}, {"kda_layers", linear}};
-  if (const LayerSpec* delta = find_mixer(spec, kDelta); delta != nullptr) {
-    const Options& o = delta->mixer()->options;
-    inside["num_heads"] = o.integer(kDelta, "heads");
-    inside["head_dim"] = o.integer(kDelta, "head_dim");
-    inside["short_conv_kernel_size"] = o.integer(kDelta, "conv", 4);
-  }
-  config["linear_attn_config"] = inside;
+  const Options delta = config::mixer_or_small(spec, kDelta).options;
+  config["linear_attn_config"] = {{"full_attn_layers", full},
+                                  {"kda_layers", linear},
+                                  {"num_heads", delta.integer(kDelta, "heads")},
+                                  {"head_dim", delta.integer(kDelta, "head_dim")},
+                                  {"short_conv_kernel_size", delta.integer(kDelta, "conv", 4)}};
   return config.dump(1);
 }
 
@@ -380,7 +379,7 @@ ModelSpec read_bailing(const std::string& text, const std::string& where) {
   for (int64_t i = 0; i < layers; ++i) {
     mixers.push_back((i + 1) % group == 0 ? latent : delta);
   }
-  UnitSpec experts = read_experts(config, saved ? kSavedBailing : kBailing, where);
+  UnitSpec experts = read_experts(config, saved ? kSavedBailing : kBailing, layers, where);
   expect(config::flag_or(config, "moe_router_enable_expert_bias", true, where),
          "{}: expected moe_router_enable_expert_bias true, as in every published model", where);
   if (experts.options.integer("experts", "shared", 0) > 0) {
@@ -398,9 +397,7 @@ ModelSpec read_bailing(const std::string& text, const std::string& where) {
 
 std::string write_bailing(const ModelSpec& spec) {
   Json config = write_layers(spec, "BailingMoeV3ForCausalLM", kBailing);
-  const LayerSpec* delta = find_mixer(spec, kDelta);
-  expect(delta != nullptr, "a bailing_hybrid config.json has Kimi Delta Attention in its layers");
-  const Options& o = delta->mixer()->options;
+  const Options o = config::mixer_or_small(spec, kDelta).options;
   const Options& experts = spec.layers.back().feed_forward()->options;
   config["head_dim"] = o.integer(kDelta, "head_dim");
   config["short_conv_kernel_size"] = o.integer(kDelta, "conv", 4);
@@ -412,6 +409,9 @@ std::string write_bailing(const ModelSpec& spec) {
   const auto latent = std::find_if(spec.layers.begin(), spec.layers.end(),
                                    [](const LayerSpec& layer) { return layer.mixes_by(kLatent); });
   config["layer_group_size"] = latent - spec.layers.begin() + 1;
+  if (latent == spec.layers.end()) {
+    config["num_attention_heads"] = config["num_key_value_heads"] = o.integer(kDelta, "heads");
+  }
   config["linear_attention"] = "kda";
   config["gated_attention_proj_granularity_type"] = "head_wise";
   config["use_bias"] = false;

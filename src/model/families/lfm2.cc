@@ -75,10 +75,12 @@ ModelSpec read(const std::string& text, const std::string& where) {
   const int64_t dense_layers =
       sparse ? config::integer_or(config, "num_dense_layers", 0, 0, sizes.layers, where)
              : sizes.layers;
-  const UnitSpec dense{
-      "swiglu",
-      {{"inner", sparse ? config::integer(config, "intermediate_size", 1, kMaxInner, where)
-                        : dense_inner(config, where)}}};
+  UnitSpec dense{"swiglu", {}};
+  if (dense_layers > 0) {
+    dense.options.set("inner",
+                      sparse ? config::integer(config, "intermediate_size", 1, kMaxInner, where)
+                             : dense_inner(config, where));
+  }
   const UnitSpec experts = sparse ? read_experts(config, where) : UnitSpec{};
   for (const std::string& kind : kinds_of(config, sizes.layers, where)) {
     expect(kind == "conv" || kind == "full_attention",
@@ -119,8 +121,8 @@ std::string write(const ModelSpec& spec) {
     config["norm_topk_prob"] = options.flag("experts", "renormalise", false);
     config["routed_scaling_factor"] = options.real("experts", "scale", 1.0);
   }
-  config::write_attention(config, config::first_unit(spec, "attention").options);
-  const Options& conv = config::first_unit(spec, "short_conv").options;
+  config::write_attention(config, config::mixer_or_small(spec, "attention").options);
+  const Options conv = config::mixer_or_small(spec, "short_conv").options;
   config["conv_L_cache"] = conv.integer("short_conv", "conv");
   config["conv_bias"] = conv.flag("short_conv", "bias", false);
   return config::expressed(config, spec, read);

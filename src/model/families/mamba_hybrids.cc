@@ -193,8 +193,8 @@ std::string write_nemotron_h(const ModelSpec& spec) {
     pattern += kind == "mamba2" ? 'M' : kind == "attention" ? '*' : kind == "experts" ? 'E' : '-';
   }
   config["hybrid_override_pattern"] = pattern;
-  config::write_attention(config, config::first_unit(spec, "attention").options);
-  const Options& mamba = config::first_unit(spec, "mamba2").options;
+  config::write_attention(config, config::mixer_or_small(spec, "attention").options);
+  const Options mamba = config::mixer_or_small(spec, "mamba2").options;
   config["mamba_num_heads"] = mamba.integer("mamba2", "heads");
   config["mamba_head_dim"] = mamba.integer("mamba2", "head_dim");
   config["ssm_state_size"] = mamba.integer("mamba2", "state");
@@ -297,8 +297,9 @@ ModelSpec read_granite_hybrid(const std::string& text, const std::string& where)
   const float residual = real(config, "residual_multiplier", 1.0, where);
   UnitSpec attends = config::attention_of(sizes);
   attends.options.set("scale", config::real_or(config, "attention_multiplier", 1.0, where));
-  attends.options.set("rope",
-                      config::text_or(config, "position_embedding_type", "nope", where) == "rope");
+  if (config::text_or(config, "position_embedding_type", "nope", where) != "rope") {
+    attends.options.set("rope", false);
+  }
   UnitSpec mamba = read_mamba2(config, spec.norm.eps, false, where);
   const int64_t experts = config::integer_or(config, "num_local_experts", 0, 0, kMaxExperts, where);
   const int64_t shared = config::integer(config, "shared_intermediate_size", 1, kMaxInner, where);
@@ -326,7 +327,7 @@ ModelSpec read_granite_hybrid(const std::string& text, const std::string& where)
 
 std::string write_granite_hybrid(const ModelSpec& spec) {
   Json config = config::begin_config(spec, "GraniteMoeHybridForCausalLM", "granitemoehybrid");
-  const UnitSpec& attends = config::first_unit(spec, "attention");
+  const UnitSpec attends = config::mixer_or_small(spec, "attention");
   if (const UnitSpec* experts = config::find_unit(spec, "experts"); experts != nullptr) {
     config["num_local_experts"] = experts->options.integer("experts", "experts");
     config["num_experts_per_tok"] = experts->options.integer("experts", "top");
@@ -344,13 +345,14 @@ std::string write_granite_hybrid(const ModelSpec& spec) {
     config["layer_types"].push_back(layer.mixes_by("attention") ? "attention" : "mamba");
   }
   config::write_attention(config, attends.options);
-  write_mamba2(config, config::first_unit(spec, "mamba2").options);
+  write_mamba2(config, config::mixer_or_small(spec, "mamba2").options);
   config["position_embedding_type"] =
       attends.options.flag("attention", "rope", true) ? "rope" : "nope";
   config["attention_multiplier"] = attends.options.real("attention", "scale", 1.0);
   config["embedding_multiplier"] = config::shortest(spec.embedding_scale);
   config["logits_scaling"] = config::shortest(1.0F / spec.logit_scale);
-  config["residual_multiplier"] = config::shortest(attends.out);
+  const UnitSpec* mixer = spec.layers.front().mixer();  // all units have one factor
+  config["residual_multiplier"] = config::shortest(mixer == nullptr ? 1.0F : mixer->out);
   return config::expressed(config, spec, read_granite_hybrid);
 }
 
@@ -380,7 +382,7 @@ ModelSpec read_bamba(const std::string& text, const std::string& where) {
 
 std::string write_bamba(const ModelSpec& spec) {
   Json config = config::begin_config(spec, "BambaForCausalLM", "bamba");
-  const Options& attends = config::first_unit(spec, "attention").options;
+  const Options attends = config::mixer_or_small(spec, "attention").options;
   config["attn_layer_indices"] = Json::array();
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     if (spec.layers[i].mixes_by("attention")) {
@@ -390,9 +392,9 @@ std::string write_bamba(const ModelSpec& spec) {
   config["intermediate_size"] =
       config::first_unit(spec, "swiglu").options.integer("swiglu", "inner");
   config::write_attention(config, attends);
-  write_mamba2(config, config::first_unit(spec, "mamba2").options);
-  config["partial_rotary_factor"] = static_cast<double>(spec.rope.dim) /
-                                    static_cast<double>(attends.integer("attention", "head_dim"));
+  write_mamba2(config, config::mixer_or_small(spec, "mamba2").options);
+  config["partial_rotary_factor"] =
+      config::rotary_share(spec.rope.dim, attends.integer("attention", "head_dim"));
   return config::expressed(config, spec, read_bamba);
 }
 
@@ -485,27 +487,14 @@ Family falcon_h1_family() {
 }
 
 Family granite_hybrid_family() {
-  return {
-      "granite_hybrid",
-      {"granitemoehybrid"},
-      read_granite_hybrid,
-      write_granite_hybrid,
-      config::decoder_tensors({
-          {.theirs = "model.layers.*.shared_mlp.input_linear.*",
-           .rows = {"layers.*.feed_forward.gate.*", "layers.*.feed_forward.up.*"}},
-          {"layers.*.feed_forward.down.*", "model.layers.*.shared_mlp.output_linear.*"},
-          {.theirs = "model.layers.*.shared_mlp.input_linear.*",
-           .rows = {"layers.*.feed_forward.shared.gate.*", "layers.*.feed_forward.shared.up.*"}},
-          {"layers.*.feed_forward.shared.down.*", "model.layers.*.shared_mlp.output_linear.*"},
-          {.theirs = "model.layers.*.block_sparse_moe.input_linear.*",
-           .rows = {"layers.*.feed_forward.experts.gate.*", "layers.*.feed_forward.experts.up.*"},
-           .stacked = true},
-          {"layers.*.feed_forward.experts.down.*",
-           "model.layers.*.block_sparse_moe.output_linear.*"},
-          {"layers.*.feed_forward.router.*", "model.layers.*.block_sparse_moe.router.layer.*"},
-          {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mamba.*", .mixer = "mamba2"},
-      }),
-      config::decoder_ignored()};
+  return {"granite_hybrid",
+          {"granitemoehybrid"},
+          read_granite_hybrid,
+          write_granite_hybrid,
+          config::granite_tensors({
+              {.ours = "layers.*.mixer.*", .theirs = "model.layers.*.mamba.*", .mixer = "mamba2"},
+          }),
+          config::decoder_ignored()};
 }
 
 Family bamba_family() {

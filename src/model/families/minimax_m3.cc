@@ -187,8 +187,7 @@ std::string write(const ModelSpec& spec) {
   config["num_key_value_heads"] = attention.integer("attention", "kv_heads");
   config["head_dim"] = head_dim;
   config["rotary_dim"] = spec.rope.dim;
-  config["partial_rotary_factor"] =
-      static_cast<double>(spec.rope.dim) / static_cast<double>(head_dim);
+  config["partial_rotary_factor"] = config::rotary_share(spec.rope.dim, head_dim);
   double limit = 7.0;
   for (const LayerSpec& layer : spec.layers) {
     const UnitSpec* mixer = layer.mixer();

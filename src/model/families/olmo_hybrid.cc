@@ -70,8 +70,8 @@ ModelSpec read(const std::string& text, const std::string& where) {
 
 std::string write(const ModelSpec& spec) {
   Json config = config::begin_config(spec, "OlmoHybridForCausalLM", "olmo_hybrid");
-  const Options& attends = config::first_unit(spec, "attention").options;
-  const Options& delta = config::first_unit(spec, "gated_delta_net").options;
+  const Options attends = config::mixer_or_small(spec, "attention").options;
+  const Options delta = config::mixer_or_small(spec, "gated_delta_net").options;
   config["intermediate_size"] =
       config::first_unit(spec, "swiglu").options.integer("swiglu", "inner");
   config::write_attention(config, attends);

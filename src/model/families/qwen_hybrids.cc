@@ -146,8 +146,12 @@ ModelSpec read_kind(const std::string& text, const std::string& where) {
 Json write(const ModelSpec& spec, const Kind& kind) {
   Json config = config::begin_config(spec, kind.architecture,
                                      kind.text_type != nullptr ? kind.text_type : kind.model_type);
-  const Options& attends = config::first_unit(spec, "attention").options;
-  config::move_rope_to_parameters(config, spec.rope, attends.integer("attention", "head_dim"));
+  const Options attends = config::mixer_or_small(spec, "attention").options;
+  const int64_t head_dim = attends.integer("attention", "head_dim");
+  config::move_rope_to_parameters(config, spec.rope, head_dim);
+  // Always: a quarter where nothing is said.
+  config["rope_parameters"]["partial_rotary_factor"] =
+      config::rotary_share(spec.rope.dim, head_dim);
   if (kind.mrope) {
     // Thirds of the pairs, which text turns alike.
     const int64_t pairs = spec.rope.dim / 2;
@@ -157,7 +161,7 @@ Json write(const ModelSpec& spec, const Kind& kind) {
   config::write_attention(config, attends);
   config["attention_bias"] = attends.flag("attention", "qkv_bias", false);
   config["attn_output_gate"] = attends.flag("attention", "gate", false);
-  const Options& delta = config::first_unit(spec, "gated_delta_net").options;
+  const Options delta = config::mixer_or_small(spec, "gated_delta_net").options;
   for (const auto& [theirs, ours] : {std::pair{"linear_num_value_heads", "heads"},
                                      {"linear_num_key_heads", "k_heads"},
                                      {"linear_key_head_dim", "key_dim"},

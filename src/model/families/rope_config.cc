@@ -192,13 +192,22 @@ Json write_rope_scaling(const RopeConfig& rope) {
   return scaling;
 }
 
+double rotary_share(int64_t dim, int64_t head_dim) {
+  const auto head = static_cast<double>(head_dim);
+  double share = static_cast<double>(dim) / head;
+  // 30 / 44 * 44 is a little less than 30, and the product is cut to a whole number.
+  while (static_cast<int64_t>(head * share) < dim) {
+    share = std::nextafter(share, 2.0);
+  }
+  return share;
+}
+
 void move_rope_to_parameters(Json& config, const RopeConfig& rope, int64_t head_dim) {
   Json parameters =
       has(config, "rope_scaling") ? config["rope_scaling"] : Json{{"rope_type", "default"}};
   parameters["rope_theta"] = rope.theta;
   if (rope.dim != head_dim) {
-    parameters["partial_rotary_factor"] =
-        static_cast<double>(rope.dim) / static_cast<double>(head_dim);
+    parameters["partial_rotary_factor"] = rotary_share(rope.dim, head_dim);
   }
   config.erase("rope_scaling");
   config.erase("rope_theta");

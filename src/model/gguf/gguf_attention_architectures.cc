@@ -1,5 +1,7 @@
 // Architectures of attention alone: Llama's kind, Gemma, Phi, OLMo, Granite, and those with
 // experts.
+#include <algorithm>
+
 #include "base/error.h"
 #include "model/gguf/gguf_parts.h"
 
@@ -195,11 +197,35 @@ GgufArchitecture olmo3() {
   return row;
 }
 
+/// Granite 4's models without a recurrence and without experts are Granites.
+bool granite_holds(const ModelSpec& spec) {
+  return std::all_of(spec.layers.begin(), spec.layers.end(), [](const LayerSpec& layer) {
+    return layer.mixes_by("attention") && layer.mixer()->options.flag("attention", "rope", true) &&
+           layer.feed_forward() != nullptr && layer.feed_forward()->kind == "swiglu";
+  });
+}
+
 GgufArchitecture granite() {
   GgufArchitecture row = llama();
   row.name = "granite";
-  row.families = {"granite"};
+  row.families = {"granite", "granite_hybrid"};
   row.keys = decoder_keys(granite_keys());
+  row.holds = granite_holds;
+  return row;
+}
+
+GgufArchitecture granitemoe() {
+  GgufArchitecture row = granite();
+  row.name = "granitemoe";
+  row.families = {"granite_moe"};
+  std::vector<Rule> keys = granite_keys();
+  const std::vector<Rule> experts = expert_keys("num_local_experts");
+  keys.insert(keys.end(), experts.begin(), experts.end());
+  keys.push_back({"expert_shared_feed_forward_length", "shared_intermediate_size"});
+  row.keys = decoder_keys(std::move(keys));
+  row.parts = {kHeadDim};
+  row.config = {{"model_type", "granitemoeshared"}, {"attention_bias", false}};
+  row.holds = nullptr;
   return row;
 }
 
@@ -256,9 +282,9 @@ std::vector<GgufArchitecture> gguf_attention_architectures() {
   small3.families = {"mistral"};
   small3.config = {{"sliding_window", nullptr}};
   small3.fits = nullptr;
-  return {mixtral(), qwen2("llama"), mistral(), llama(),      mistral3(), small3,  qwen2("qwen2"),
-          qwen3(),   qwen3moe(),     gemma2(),  gemma3(),     phi3(),     olmo3(), olmo2(),
-          granite(), smollm3(),      apertus(), minimax_m2(), gpt_oss()};
+  return {mixtral(), qwen2("llama"), mistral(), llama(),   mistral3(),   small3,   qwen2("qwen2"),
+          qwen3(),   qwen3moe(),     gemma2(),  gemma3(),  phi3(),       olmo3(),  olmo2(),
+          granite(), granitemoe(),   smollm3(), apertus(), minimax_m2(), gpt_oss()};
 }
 
 }  // namespace cambium

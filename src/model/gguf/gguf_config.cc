@@ -392,7 +392,13 @@ void expect_gguf_says_all(const GgufHeading& heading, std::vector<GgufTensor> te
       *number = static_cast<float>(*number);
     }
   }
-  ModelSpec back = read_by(*heading.row, Gguf(where, std::move(metadata), std::move(tensors)));
+  ModelSpec back = [&] {
+    try {
+      return read_by(*heading.row, Gguf(where, std::move(metadata), std::move(tensors)));
+    } catch (const Error& error) {
+      fail("cannot be written as GGUF, as the file could not be read back: {}", error.what());
+    }
+  }();
   const ModelSpec& spec = heading.spec;
   if (!heading.row->rope.turns || same_rotation(back.rope, spec.rope)) {
     back.rope = spec.rope;

@@ -194,6 +194,7 @@ TEST_F(ExportTest, ArchitecturesComeBack) {
                                                       {"olmo2", "olmo2"},
                                                       {"olmo3", "olmo2"},
                                                       {"granite", "granite"},
+                                                      {"granite_moe", "granitemoe"},
                                                       {"smollm3", "smollm3"},
                                                       {"apertus", "apertus"},
                                                       {"minimax_m2", "minimax-m2"},
@@ -296,6 +297,58 @@ TEST_F(ExportTest, ArchitecturesOfChangedModelsComeBack) {
     save_model(*model.model, folder_.at("changed"), save);
     expect_comes_back(folder_.at("changed"), row.architecture);
   }
+}
+
+// llama.cpp has hybrids that are Granites as such.
+TEST_F(ExportTest, AHybridOfAttentionAloneIsAGranite) {
+  ModelSpec spec = read_spec(fixture("granite_hybrid"));
+  const auto attends = std::find_if(spec.layers.begin(), spec.layers.end(),
+                                    [](const LayerSpec& l) { return l.mixes_by("attention"); });
+  ASSERT_NE(attends, spec.layers.end());
+  spec.layers.assign(3, LayerSpec(*attends));
+  save_model(*fresh_model(spec, 1).model, folder_.at("attends"), {});
+  expect_comes_back(folder_.at("attends"), "granite");
+  EXPECT_EQ(read_spec(back_).family, "granite");
+}
+
+// What only a file's tensors or its reading back would show is refused before it is written too.
+TEST_F(ExportTest, WhatHasNoTensorOrNoKeyIsNamed) {
+  const auto refused = [&](const char* name, const std::function<void(ModelSpec&)>& change) {
+    ModelSpec spec = read_spec(fixture(name));
+    change(spec);
+    SaveOptions save;
+    save.replace = true;
+    save_model(*fresh_model(spec, 1).model, folder_.at("changed"), save);
+    return error_of([&] { export_gguf(folder_.at("changed"), back_gguf_); });
+  };
+  EXPECT_THAT(refused("lfm2", [](ModelSpec& s) { set_all(s, "short_conv", "bias", true); }),
+              HasSubstr("a lfm2 model with layers.0.mixer.in_proj.bias cannot be written as GGUF: "
+                        "llama.cpp's lfm2 has no tensor for it"));
+  EXPECT_THAT(refused("kimi_k2",
+                      [](ModelSpec& s) {
+                        const Options& o = s.layers.front().mixer()->options;
+                        const auto dims = static_cast<double>(o.integer("", "nope_dim") +
+                                                              o.integer("", "rope_dim"));
+                        set_all(s, "latent_attention", "scale", 1.0 / std::sqrt(dims));
+                      }),
+              HasSubstr("YaRN and no mscale_all_dim cannot be written as GGUF"));
+  EXPECT_THAT(refused("bailing_hybrid",
+                      [](ModelSpec& s) {
+                        for (LayerSpec& layer : s.layers) {
+                          if (layer.mixes_by("kimi_delta")) {
+                            const Options& old = layer.mixer()->options;
+                            Options plain;
+                            for (const auto& [key, value] : old.values()) {
+                              if (key != "decay" && key != "lower_bound") {
+                                plain.set(key, value);
+                              }
+                            }
+                            layer.mixer()->options = plain;
+                          }
+                        }
+                      }),
+              HasSubstr("cannot be written as GGUF, as the file could not be read back: "));
+  EXPECT_FALSE(std::filesystem::exists(back_gguf_));
 }
 
 TEST_F(ExportTest, WhatTheFileCannotSayIsRefused) {

@@ -242,6 +242,10 @@ void write_gguf_rope(const ModelSpec& spec, const GgufRope& row, GgufHead& head)
             1 / std::sqrt(static_cast<double>(o.integer("latent_attention", "nope_dim") +
                                               o.integer("latent_attention", "rope_dim")));
         const double root = std::sqrt(o.real("latent_attention", "scale", plain) / plain);
+        expect(root > 1,
+               "a {} model with YaRN and no mscale_all_dim cannot be written as GGUF: llama.cpp "
+               "scales the scores of latent attention by it",
+               spec.family);
         head.number("rope.scaling.yarn_log_multiplier", (root - 1) / std::log(rope.factor));
       } else if (std::abs(rope.attention_factor / given - 1) > 1e-6) {
         head.number("rope.scaling.attn_factor", rope.attention_factor / given);

@@ -165,6 +165,9 @@ StoredForm gguf_form(const GgufArchitecture& row, const ModelSpec& spec,
       return {{fmt::format("{}#{}", numbers.key, captures[0]), {1}, 0, 0, {{1, 1, 1}}}};
     }
   }
+  expect(!find_names(row.tensors, spec, ours).empty(),
+         "a {} model with {} cannot be written as GGUF: llama.cpp's {} has no tensor for it",
+         spec.family, ours, row.name);
   StoredForm form = stored_forms(row.tensors, spec, parameters, ours).front();
   for (const GgufOrder& rule : row.orders) {
     for (StoredPiece& piece : form) {
