@@ -26,8 +26,10 @@ constexpr int64_t kLeastBytes = 256 * 1024;
 /// Of a block's share, from which on rows are drawn: what it costs that tiles are not known
 /// beforehand is more than what a short product wins.
 constexpr int64_t kDrawFromBytes = 400 * 1024;
-/// Drawn at once: an answer takes less than such rows do.
+/// Drawn at once, in whole tiles: an answer takes less than such rows do.
 constexpr int64_t kDrawnBytes = 20 * 1024;
+/// Larger tiles (of short rows) are not drawn: the end would be as uneven.
+constexpr int64_t kMostDrawnBytes = 32 * 1024;
 /// On its way of a block that draws: enough for memory, and less that a slow one has yet to wait
 /// for when the last rows are gone.
 constexpr int64_t kAheadBytes = 96 * 1024;
@@ -224,7 +226,7 @@ __global__ void __launch_bounds__(kStreamThreads)
 
 namespace {
 
-/// Whether the product is long enough to draw. Then half of the rows are dealt to `blocks` blocks,
+/// Whether rows are drawn. Then half of the rows are dealt to `blocks` blocks,
 /// and at least what the ring holds, since it is filled before draws may be made.
 bool deal_half(StreamRows& a, int64_t blocks, int64_t row_bytes) {
   a.dealt = a.rows;
@@ -232,10 +234,12 @@ bool deal_half(StreamRows& a, int64_t blocks, int64_t row_bytes) {
     return false;
   }
   const int64_t tile_rows = kStreamWarps >> a.team_bits;
-  const int64_t drawn = kDrawnBytes / row_bytes;
-  a.drawn = static_cast<int32_t>(drawn > tile_rows ? drawn / tile_rows * tile_rows
-                                 : drawn > 0       ? drawn
-                                                   : 1);
+  const int64_t tile_bytes = tile_rows * row_bytes;
+  if (tile_bytes > kMostDrawnBytes) {
+    return false;
+  }
+  const int64_t tiles = tile_bytes < kDrawnBytes ? kDrawnBytes / tile_bytes : 1;
+  a.drawn = static_cast<int32_t>(tiles * tile_rows);
   const int64_t ahead = kAheadBytes / (a.drawn * row_bytes);
   a.ahead = static_cast<int32_t>(ahead < a.stages ? ahead : a.stages);
   const int64_t half = int64_t{a.rows} / 2 / (blocks * tile_rows);
