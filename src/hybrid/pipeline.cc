@@ -546,9 +546,12 @@ RunSummary Pipeline::run() {
   summary_.task = describe_data(data_, plan_.evaluate);
   say_text(summary_.task);
   const ModelSummary teacher = teacher_summary();
-  say_text(fmt::format("teacher: {} layers, accuracy {:.1f} %, retrieval {:.1f} %",
-                       teacher_.model->layer_count(), 100 * teacher.accuracy.accuracy.value,
-                       100 * teacher.retrieval.accuracy.value));
+  const auto share = [](const char* of, const AccuracySummary& answers) {
+    return answers.total == 0 ? std::string()
+                              : fmt::format(", {} {:.1f} %", of, 100 * answers.accuracy.value);
+  };
+  say_text(fmt::format("teacher: {} layers{}{}", teacher_.model->layer_count(),
+                       share("accuracy", teacher.accuracy), share("retrieval", teacher.retrieval)));
   if (teacher.accuracy.total > 0 && teacher.accuracy.correct == 0) {
     note(
         "the teacher has none of {} answers right, so that no hybrid can keep its accuracy: see "

@@ -204,9 +204,11 @@ std::vector<MemoryItem> training_memory(const TrainConfig& config, const Trainin
   }
   const auto layers = static_cast<int64_t>(spec.layers.size());
   const bool aligns = config.objective == Objective::kAlign;
+  // Layers share the memory of gradients, every other one the same; what is aligned is not shared.
+  const int64_t beside = std::min(layers, int64_t{2});
   const int64_t kept = aligns                     ? 2 * layers * spec.width + 2 * most
-                       : config.checkpoint_layers ? 2 * (layers * spec.width + most)
-                                                  : 2 * all;
+                       : config.checkpoint_layers ? (layers + beside) * spec.width + 2 * most
+                                                  : all + std::min(all, beside * most);
   const int64_t ends = (shape.teacher != nullptr ? 3 : 2) * 2 * spec.width;
   const bool cuda = shape.activations == Dtype::kBF16 || shape.bf16_matrices;
   const int64_t rows = head_loss_rows(spec.vocab, Device{cuda ? Device::kCuda : Device::kCpu});
