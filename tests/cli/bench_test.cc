@@ -175,5 +175,25 @@ TEST(Bench, TrainSaysSpeedAndMemory) {
   EXPECT_NE(dry.text.find("planned in all"), std::string::npos) << dry.text;
 }
 
+// Of a size at which the parts that the plan knows of count.
+TEST(Bench, TrainTakesWhatItsPlanSays) {
+  TestFolder folder;
+  write_file_atomically(folder.at("config.json"), R"({"model_type": "llama", "hidden_size": 128,
+      "intermediate_size": 384, "num_hidden_layers": 10, "num_attention_heads": 4,
+      "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 1024,
+      "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": true})");
+  for (const char* memory : {"", " --checkpoint-layers"}) {
+    SCOPED_TRACE(memory);
+    const Outcome outcome = cambium("bench train --random-weights " + folder.path() +
+                                    " --sequence 512 --steps 1 --device cpu --json" + memory);
+    ASSERT_EQ(outcome.status, 0) << outcome.text;
+    const auto json = nlohmann::json::parse(outcome.text);
+    const auto& planned = json["planned_bytes"];
+    const double taken = json["activation_bytes"];
+    EXPECT_NEAR(planned["activations"].get<double>() + planned["logits"].get<double>(), taken,
+                0.06 * taken);
+  }
+}
+
 }  // namespace
 }  // namespace cambium
