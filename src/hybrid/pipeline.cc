@@ -100,6 +100,8 @@ class Pipeline {
   Started start_student(const StagePlan& stage, const Placement& placement, LoadedModel base);
   ModelSummary run_stage(const StagePlan& stage);
   ModelSummary finished_stage(const StagePlan& stage);
+  /// The summary and the report of what there is.
+  void write_results(double seconds);
   TrainSummary run_phase(const Phase& phase, LoadedModel& student,
                          const std::vector<int64_t>& layers, const fs::path& folder, double length,
                          uint64_t first_sample);
@@ -559,6 +561,8 @@ RunSummary Pipeline::run() {
         teacher.accuracy.total);
   }
   summary_.models.push_back(teacher);
+  // Until the end there is what was measured so far, but never in the place of a whole run's.
+  const bool has_ended = fs::exists(options_.folder / "frontier.svg");
   for (const StagePlan& stage : plan_.stages) {
     const auto unusable = [&](const std::string& name) {
       const ModelSummary* other = result_of(name);
@@ -580,6 +584,9 @@ RunSummary Pipeline::run() {
     if (plan_.evaluate.baseline_window > 0) {
       variants_.add_baseline(stage_folder(stage.name), stage.name);
     }
+    if (!has_ended) {
+      write_results(now_seconds() - begin);
+    }
     if (!s.gate.passed && plan_.stop_at_failure && !stage.branch) {
       say_text(
           fmt::format("stage {} did not pass its gate; the run ends and ships what was good before",
@@ -588,11 +595,15 @@ RunSummary Pipeline::run() {
     }
   }
   variants_.measure_speed();
-  summary_.seconds = now_seconds() - begin;
+  write_results(now_seconds() - begin);
+  return summary_;
+}
+
+void Pipeline::write_results(double seconds) {
+  summary_.seconds = seconds;
   folder_.expect_present();
   write_summary(summary_, options_.folder / "summary.json");
   write_report(summary_, options_.folder);
-  return summary_;
 }
 
 }  // namespace

@@ -203,6 +203,31 @@ TEST(PipelinePromises, ARunThatWasEditedIsNotContinued) {
   EXPECT_EQ(message_of([&] { run(folder.path(), "run", true); }), "no error");
 }
 
+TEST(PipelinePromises, WhatWasMeasuredIsThereAfterEachStage) {
+  const TestFolder folder;
+  write_inputs(folder.path(), plan_of("[[stage]]\nname = \"a\"\nlayers = 1\n"
+                                      "[[stage]]\nname = \"b\"\nlayers = 2\n"));
+  const RunSummary whole = run(folder.path(), "run");
+  const std::string result = read_text_file(folder.at("run/stages/b/result.json"));
+  const auto fail_in_b = [&] {
+    write_file_atomically(folder.at("run/stages/b/result.json"), "{}");
+    EXPECT_THAT(message_of([&] { run(folder.path(), "run", true); }), HasSubstr("result.json"));
+    return read_summary(folder.at("run/summary.json"));
+  };
+  EXPECT_EQ(fail_in_b().models.size(), 3) << "of the run that had ended";
+  for (const char* file : {"summary.json", "report.html", "frontier.svg", "frontier.csv"}) {
+    fs::remove(folder.at(std::string("run/") + file));
+  }
+  const RunSummary part = fail_in_b();
+  ASSERT_EQ(part.models.size(), 2);
+  EXPECT_EQ(part.models[1].reverse_kl, whole.models[1].reverse_kl);
+  EXPECT_TRUE(part.models[1].speed.empty());
+  EXPECT_TRUE(fs::exists(folder.at("run/report.html")));
+  write_file_atomically(folder.at("run/stages/b/result.json"), result);
+  EXPECT_EQ(run(folder.path(), "run", true).models.size(), 3);
+  EXPECT_FALSE(read_summary(folder.at("run/summary.json")).models[2].speed.empty());
+}
+
 TEST(PipelinePromises, ARunIsNotContinuedOverOtherInputs) {
   const TestFolder folder;
   write_inputs(folder.path(), plan_of("[[stage]]\nname = \"a\"\nlayers = 1\n"));
