@@ -37,6 +37,17 @@ struct Form {
   Json edits;  // keys that change
 };
 
+void expect_read_back(const std::vector<Form>& forms) {
+  for (const Form& form : forms) {
+    SCOPED_TRACE(form.fixture + form.edits.dump());
+    Json config = config_of(form.fixture);
+    config.update(form.edits);
+    const ModelSpec spec = read_alone(config);
+    EXPECT_TRUE(layer_map(spec).starts_with(form.map)) << layer_map(spec);
+    EXPECT_EQ(read_alone(Json::parse(write(spec))), spec);
+  }
+}
+
 TEST(Hybrids, WhatIsWrittenReadsBack) {
   const std::vector<Form> forms = {
       {"bamba", "22A2", {{"partial_rotary_factor", 0.25}}},
@@ -71,14 +82,7 @@ TEST(Hybrids, WhatIsWrittenReadsBack) {
         {"moe_shared_expert_intermediate_size", 40},
         {"norm_topk_prob", true}}},
   };
-  for (const Form& form : forms) {
-    SCOPED_TRACE(form.fixture + form.edits.dump());
-    Json config = config_of(form.fixture);
-    config.update(form.edits);
-    const ModelSpec spec = read_alone(config);
-    EXPECT_TRUE(layer_map(spec).starts_with(form.map)) << layer_map(spec);
-    EXPECT_EQ(read_alone(Json::parse(write(spec))), spec);
-  }
+  expect_read_back(forms);
 }
 
 /// So many layers of one kind, by a list of words.
@@ -130,14 +134,7 @@ TEST(Hybrids, OfOneKindAloneReadBack) {
       {"bailing_hybrid", "", {{"num_hidden_layers", 2}, {"layer_group_size", 1}}},
       {"bailing_hybrid", "KK", {{"num_hidden_layers", 2}, {"layer_group_size", 4}}},
   };
-  for (const Form& form : forms) {
-    SCOPED_TRACE(form.fixture + form.edits.dump());
-    Json config = config_of(form.fixture);
-    config.update(form.edits);
-    const ModelSpec spec = read_alone(config);
-    EXPECT_TRUE(layer_map(spec).starts_with(form.map)) << layer_map(spec);
-    EXPECT_EQ(read_alone(Json::parse(write(spec))), spec);
-  }
+  expect_read_back(forms);
 }
 
 // And families of experts may have them in no layer, or in every one.
