@@ -4,6 +4,7 @@
 #pragma once
 
 #include "ops/cuda.cuh"
+#include "ops/pair_sets.h"
 #include "tensor/view.h"
 
 namespace cambium::cuda::elements {
@@ -53,11 +54,6 @@ void run_each(const Launch& on, const char* operation, const View<T>& x, bool ve
               : each_element<1, false, Body>;
   launch_ahead(on, operation, kernel, blocks, kThreads, 0, body, count, x.channels);
 }
-
-/// The gradients that a backward kernel sets: what is in them is not read.
-struct PairSets {
-  bool a = false, b = false;
-};
 
 /// y = f(a, b), or f(a, 1) without a second input.
 template <bool kTwo, class T, class F>

@@ -6,6 +6,7 @@
 #include "ops/activation/activation_kernels.h"
 #include "ops/activation/activation_ref.h"
 #include "ops/checks.h"
+#include "ops/record_pair.h"
 #include "ops/run.h"
 
 namespace cambium {
@@ -39,16 +40,7 @@ static Tensor activate(Context& ctx, const Tensor& x, const Tensor& up, Activati
   };
   run<activation_forward>(ctx, x, args);
   if (differentiate) {
-    ctx.record({y}, [=](const Context& c) {
-      const bool set_x = sets_grad(x);
-      const bool set_up = sets_grad(up);  // not if it is x's, which is set
-      run<activation_backward>(c, x, [=]<class T>() {
-        Activate<T> a = args.template operator()<T>();
-        a.set_x = set_x;
-        a.set_up = set_up;
-        return a;
-      });
-    });
+    record_pair<activation_backward>(ctx, y, x, up, args);
   }
   return y;
 }
@@ -75,16 +67,7 @@ Tensor clamped_swiglu(Context& ctx, const Tensor& gate, const Tensor& up, float 
   };
   run<clamped_swiglu_forward>(ctx, gate, args);
   if (differentiate) {
-    ctx.record({y}, [=](const Context& c) {
-      const bool set_gate = sets_grad(gate);
-      const bool set_up = sets_grad(up);
-      run<clamped_swiglu_backward>(c, gate, [=]<class T>() {
-        ClampedSwiglu<T> a = args.template operator()<T>();
-        a.set_gate = set_gate;
-        a.set_up = set_up;
-        return a;
-      });
-    });
+    record_pair<clamped_swiglu_backward>(ctx, y, gate, up, args);
   }
   return y;
 }

@@ -59,7 +59,7 @@ struct Gated {
 template <template <bool, class, class> class Body, class T>
 void run_activation(const Activate<T>& a, const Launch& on, const char* operation) {
   with_kind<Silu, Relu2, Gelu, GeluTanh>(a.kind, [&]<class F>(F) {
-    run_pairs<Body>(on, operation, a.x, a.up, a.y, Gated<T, F>{}, {a.set_x, a.set_up});
+    run_pairs<Body>(on, operation, a.x, a.up, a.y, Gated<T, F>{}, a.sets);
   });
 }
 
@@ -85,7 +85,7 @@ struct Clamped {
 
 template <template <bool, class, class> class Body, class T>
 void run_clamped(const ClampedSwiglu<T>& a, const Launch& on, const char* operation) {
-  run_pairs<Body>(on, operation, a.gate, a.up, a.y, Clamped<T>{a.limit}, {a.set_gate, a.set_up});
+  run_pairs<Body>(on, operation, a.gate, a.up, a.y, Clamped<T>{a.limit}, a.sets);
 }
 
 // --- xIELU

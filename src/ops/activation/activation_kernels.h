@@ -5,6 +5,7 @@
 
 #include "ops/activation/activation_kind.h"
 #include "ops/kernel.h"
+#include "ops/pair_sets.h"
 #include "tensor/view.h"
 
 namespace cambium {
@@ -14,7 +15,7 @@ template <class T>
 struct Activate {
   View<T> x, up, y;  // (rows, C)
   ActivationKind kind;
-  bool set_x = false, set_up = false;
+  PairSets sets = {};  // of x, up
 };
 CAMBIUM_KERNEL(activation_forward, Activate)
 CAMBIUM_KERNEL(activation_backward, Activate)
@@ -40,7 +41,7 @@ template <class T>
 struct ClampedSwiglu {
   View<T> gate, up, y;  // (rows, C)
   float limit;
-  bool set_gate = false, set_up = false;
+  PairSets sets = {};  // of gate, up
 };
 CAMBIUM_KERNEL(clamped_swiglu_forward, ClampedSwiglu)
 CAMBIUM_KERNEL(clamped_swiglu_backward, ClampedSwiglu)

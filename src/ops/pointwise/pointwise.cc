@@ -6,6 +6,7 @@
 #include "ops/checks.h"
 #include "ops/pointwise/pointwise_kernels.h"
 #include "ops/pointwise/pointwise_ref.h"
+#include "ops/record_pair.h"
 #include "ops/run.h"
 
 namespace cambium {
@@ -28,16 +29,7 @@ Tensor gated(Context& ctx, const char* operation, const Tensor& gate, const char
   const auto args = [=]<class T>() { return Pointwise<T>{view<T>(gate), view<T>(x), view<T>(y)}; };
   run<Forward>(ctx, gate, args);
   if (differentiate) {
-    ctx.record({y}, [=](const Context& c) {
-      const bool set_gate = sets_grad(gate);
-      const bool set_x = sets_grad(x);  // not if it is the gate's, which is set
-      run<Backward>(c, gate, [=]<class T>() {
-        Pointwise<T> a = args.template operator()<T>();
-        a.set_a = set_gate;
-        a.set_b = set_x;
-        return a;
-      });
-    });
+    record_pair<Backward>(ctx, y, gate, x, args);
   }
   return y;
 }
@@ -78,16 +70,7 @@ Tensor add_scaled(Context& ctx, float a, const Tensor& x, float b, const Tensor&
   };
   run<add_scaled_forward>(ctx, x, args);
   if (differentiate) {
-    ctx.record({sum}, [=](const Context& c) {
-      const bool set_x = sets_grad(x);
-      const bool set_y = sets_grad(y);  // not if it is x's, which is set
-      run<add_scaled_backward>(c, x, [=]<class T>() {
-        AddScaled<T> s = args.template operator()<T>();
-        s.set_x = set_x;
-        s.set_y = set_y;
-        return s;
-      });
-    });
+    record_pair<add_scaled_backward>(ctx, sum, x, y, args);
   }
   return sum;
 }

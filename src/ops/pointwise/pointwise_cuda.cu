@@ -68,7 +68,7 @@ struct SigmoidGate {
 
 template <template <bool, class, class> class Body, class T, class F>
 void run_product(const Pointwise<T>& p, const Launch& on, const char* operation, const F& f) {
-  run_pairs<Body>(on, operation, p.a, p.b, p.y, f, {p.set_a, p.set_b});
+  run_pairs<Body>(on, operation, p.a, p.b, p.y, f, p.sets);
 }
 
 // --- scale / (1 + exp(-x)), in the type of sums
@@ -150,10 +150,10 @@ struct AddScaledBackward {
     float dx[kVec] = {};
     float dy[kVec] = {};
     load_n<kVec>(s.sum.grad + at.element, d);
-    if (s.x.grad != nullptr && !s.set_x) {
+    if (s.x.grad != nullptr && !s.sets.a) {
       load_n<kVec>(s.x.grad + at_x, dx);
     }
-    if (wants_y && !s.set_y) {
+    if (wants_y && !s.sets.b) {
       load_n<kVec>(s.y.grad + at_y, dy);
     }
 #pragma unroll

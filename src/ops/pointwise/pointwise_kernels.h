@@ -4,6 +4,7 @@
 #pragma once
 
 #include "ops/kernel.h"
+#include "ops/pair_sets.h"
 #include "tensor/view.h"
 
 namespace cambium {
@@ -12,7 +13,7 @@ namespace cambium {
 template <class T>
 struct Pointwise {
   View<T> a, b, y;  // (rows, C)
-  bool set_a = false, set_b = false;
+  PairSets sets = {};
 };
 CAMBIUM_KERNEL(multiply_forward, Pointwise)
 CAMBIUM_KERNEL(multiply_backward, Pointwise)
@@ -34,9 +35,9 @@ struct AddScaled {
   float a;
   View<T> x;  // (rows, C)
   float b;
-  View<T> y;    // (rows, C)
-  View<T> sum;  // (rows, C): a x + b y
-  bool set_x = false, set_y = false;
+  View<T> y;           // (rows, C)
+  View<T> sum;         // (rows, C): a x + b y
+  PairSets sets = {};  // of x, y
 };
 CAMBIUM_KERNEL(add_scaled_forward, AddScaled)
 CAMBIUM_KERNEL(add_scaled_backward, AddScaled)
