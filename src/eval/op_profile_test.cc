@@ -9,6 +9,7 @@
 #include "base/testing.h"
 #include "ops/attention/attention.h"
 #include "ops/matmul/matmul.h"
+#include "ops/matmul/matmul_weight.h"
 #include "ops/norm/norm.h"
 #include "ops/recurrence/recurrence.h"
 #include "train/testing.h"
@@ -151,6 +152,22 @@ TEST(OpWork, OfAProduct) {
   EXPECT_EQ(timer.work.weights, (std::vector<const void*>{wide.view.data, narrow.view.data}));
   EXPECT_EQ(timer.work.cost.bytes, 4 * 30 + (4 * 42 + 4 * 35) + (2 * 18 + 4 * 3 + 4 * 15));
   EXPECT_EQ(timer.work.cost.flops, 2 * 5 * 6 * 10);
+}
+
+// Of a result that is not rounded each element is of fp32.
+TEST(OpWork, OfAnUnroundedProduct) {
+  const OwnedTensor x(Dtype::kBF16, {5, 6});
+  const OwnedTensor weight(Dtype::kBF16, {7, 6});
+  const OwnedTensor y(Dtype::kF32, {5, 7});
+  const UnroundedMatmuls<bf16> args(1, [&](int64_t) {
+    return MatmulTo<bf16, float>{
+        view<bf16>(x.view), weight_view<bf16>(weight.view), {}, view<float>(y.view), false};
+  });
+  const OpWork work = work_of({"matmul_unrounded_forward", typeid(args), &args, nullptr});
+  EXPECT_EQ(work.shape, "5 x 6 -> 7");
+  EXPECT_EQ(work.weights, (std::vector<const void*>{weight.view.data}));
+  EXPECT_EQ(work.cost.bytes, 2 * 30 + 2 * 42 + 4 * 35);
+  EXPECT_EQ(work.cost.flops, 2 * 5 * 6 * 7);
 }
 
 TEST(OpWork, OfARecurrence) {

@@ -226,13 +226,13 @@ OpWork describe(const Embedding<T>& a) {
           {bytes_of(a.y) + product({a.count, a.y.channels, element}), 0.0}};
 }
 
-template <class T>
-OpWork describe(const Matmuls<T>& a) {
+template <class T, class Y>
+OpWork describe(const MatmulsTo<T, Y>& a) {
   OpWork work;
   const View<T>& x = a.each[0].x;
   work.cost.bytes = bytes_of(x);
   for (int64_t i = 0; i < a.count; ++i) {
-    const Matmul<T>& one = a.each[i];
+    const MatmulTo<T, Y>& one = a.each[i];
     const auto& [wide, narrow] = one.weight;
     work.shape += fmt::format("{} {}", i == 0 ? rows_shape(x) + " ->" : " +", one.y.channels);
     work.weights.push_back(narrow.defined() ? static_cast<const void*>(narrow.data) : wide.data);
@@ -469,12 +469,13 @@ OpWork first_of(const OpCall& call) {
 }  // namespace
 
 OpWork work_of(const OpCall& call) {
-  return first_of<Matmuls, AddRmsNorm, RmsNorm, LayerNorm, GatedNorm, L2Norm, Attention,
-                  AttentionWrite, Ropes, Pointwise, Activate, Xielu, SoftCap, ShortConv, Recurrence,
-                  RecurrentStep, SelectiveScan, ScanStep, Route, Dispatch, ExpertsMatmul,
-                  ExpertsHidden, Combine, ClampedSwiglu, Sigmoid, PerHead, AddScaled, ScaleBlocks,
-                  RepeatHeads, MixHeads, Embedding, SampleRows, LatentAttention, ChosenAttention,
-                  ChooseTokens, JoinHeads, HeadMatmul, ScaleHeads, TurnedWrite>(call);
+  return first_of<Matmuls, UnroundedMatmuls, AddRmsNorm, RmsNorm, LayerNorm, GatedNorm, L2Norm,
+                  Attention, AttentionWrite, Ropes, Pointwise, Activate, Xielu, SoftCap, ShortConv,
+                  Recurrence, RecurrentStep, SelectiveScan, ScanStep, Route, Dispatch,
+                  ExpertsMatmul, ExpertsHidden, Combine, ClampedSwiglu, Sigmoid, PerHead, AddScaled,
+                  ScaleBlocks, RepeatHeads, MixHeads, Embedding, SampleRows, LatentAttention,
+                  ChosenAttention, ChooseTokens, JoinHeads, HeadMatmul, ScaleHeads, TurnedWrite>(
+      call);
 }
 
 }  // namespace cambium

@@ -163,7 +163,9 @@ class ExpertsUnit : public Unit {
 
   Tensor forward(Context& ctx, const Tensor& x, const UnitInputs& inputs) override {
     const Tensor& bias = router_.bias.tensor;
-    const Tensor logits = matmul(ctx, x, router_.weight.tensor, chooses_by_bias_ ? Tensor{} : bias);
+    // Rounded to bf16 they would choose otherwise now and then.
+    const Tensor logits =
+        matmul_unrounded(ctx, x, router_.weight.tensor, chooses_by_bias_ ? Tensor{} : bias);
     const Routing routing = route(ctx, logits, chooses_by_bias_ ? bias : Tensor{}, config_);
     if (inputs.router != nullptr && ctx.tape != nullptr) {
       train_router(ctx, logits, routing, config_.score, *inputs.router);

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "base/testing.h"
+#include "ops/matmul/matmul.h"
 #include "ops/pointwise/pointwise.h"
 #include "ops/testing.h"
 
@@ -130,6 +131,34 @@ TEST(Route, OfEqualsTheLowerExpertIsChosenAndNanLast) {
   EXPECT_EQ(chosen({1, 3, 3, 3}, 4, two), (std::vector<int32_t>{1, 2}));
   EXPECT_EQ(chosen({nan, 3, nan, -9}, 4, two), (std::vector<int32_t>{1, 3}));
   EXPECT_EQ(chosen({nan, nan, nan, nan}, 4, two), (std::vector<int32_t>{0, 1}));
+}
+
+// Logits that bf16 cannot tell apart choose as they are: of 1 and 1 + 2^-10 the greater.
+TEST(Route, OfUnroundedLogitsTheGreaterIsChosen) {
+  if (!testing::on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  for (const bool alone : {false, true}) {
+    for (const int64_t tokens : {1, 3, 70}) {
+      testing::CudaContext cuda(Dtype::kBF16);
+      cuda.ctx.batch_invariant = alone;
+      std::vector<double> one_and_small(16);
+      one_and_small[0] = 1.0;
+      one_and_small[8] = 1.0;
+      one_and_small[9] = 0x1p-10;
+      const OwnedTensor weight = testing::cuda_tensor(Dtype::kBF16, {2, 8}, one_and_small);
+      const OwnedTensor x = testing::cuda_tensor(
+          Dtype::kBF16, {tokens, 8}, std::vector<double>(static_cast<size_t>(8 * tokens), 1.0));
+      const Routing routing =
+          route(cuda.ctx, matmul_unrounded(cuda.ctx, x.view, weight.view), {}, {.top = 1});
+      cuda.ctx.synchronize();
+      std::array<int32_t, 3> start{};
+      constexpr int64_t kStarts = 3;
+      copy(Tensor::of(Dtype::kI32, Device::kCpu, {&kStarts, 1}, start.data()),
+           Tensor::of(Dtype::kI32, Device::kCuda, {&kStarts, 1}, routing.lists.start));
+      EXPECT_EQ(start, (std::array<int32_t, 3>{0, 0, static_cast<int32_t>(tokens)}));
+    }
+  }
 }
 
 TEST(Route, TheBiasChoosesAndGroupsLimit) {

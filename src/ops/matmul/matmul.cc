@@ -8,6 +8,7 @@
 #include "ops/matmul/matmul_ref.h"
 #include "ops/matmul/matmul_weight.h"
 #include "ops/run.h"
+#include "tensor/copy.h"
 
 namespace cambium {
 namespace {
@@ -31,9 +32,9 @@ void expect_output(const char* who, const Tensor& out, int64_t rows, Dtype dtype
          dtype_name(dtype), rows, out);
 }
 
-template <class T>
-Matmul<T> product(const Tensor& y, const Tensor& x, const Affine& f, bool accumulate) {
-  return {view<T>(x), weight_view<T>(f.weight), view<Sum<T>>(f.bias), view<T>(y), accumulate};
+template <class T, class Y = T>
+MatmulTo<T, Y> product(const Tensor& y, const Tensor& x, const Affine& f, bool accumulate) {
+  return {view<T>(x), weight_view<T>(f.weight), view<Sum<T>>(f.bias), view<Y>(y), accumulate};
 }
 
 void grad_input(const Context& ctx, const Tensor& out, const Tensor& dy, const Tensor& weight,
@@ -72,7 +73,12 @@ void record_step(const Context& ctx, const Tensor& y, const Tensor& x, const Aff
     return;
   }
   ctx.record({y, of.bias}, [x, y, f = of](const Context& c) {
-    const Tensor dy = y.grad_tensor();
+    const Tensor unrounded = y.grad_tensor();
+    Tensor dy = unrounded;
+    if (y.dtype != x.dtype && (x.has_grad() || f.weight.has_grad())) {
+      dy = c.arena->empty(x.dtype, {y.dim(0), y.dim(1)});
+      copy(dy, unrounded);
+    }
     if (x.has_grad()) {
       const bool set = x.takes_grad();
       grad_input(c, x.grad_tensor(), dy, f.weight, !set);
@@ -82,7 +88,7 @@ void record_step(const Context& ctx, const Tensor& y, const Tensor& x, const Aff
       grad_weight(c, f.weight.grad_tensor(), dy, x, !set);
     }
     if (f.bias.has_grad()) {
-      grad_bias(c, f.bias, dy);
+      grad_bias(c, f.bias, unrounded);
     }
   });
 }
@@ -156,6 +162,18 @@ void matmul_each(Context& ctx, const Tensor& x, std::span<const Affine> of, std:
 
 Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias) {
   return matmul_each<1>(ctx, x, {{{weight, bias}}})[0];
+}
+
+Tensor matmul_unrounded(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const Affine of{weight, bias};
+  expect_affine(x, of);
+  const Tensor y =
+      ctx.result(sum_dtype(x.dtype), {x.dim(0), weight.dim(0)}, ctx.differentiate(x, weight, bias));
+  run<matmul_unrounded_forward>(ctx, x, [&]<class T>() {
+    return UnroundedMatmuls<T>(1, [&](int64_t) { return product<T, Sum<T>>(y, x, of, false); });
+  });
+  record_step(ctx, y, x, of);
+  return y;
 }
 
 Tensor matmul_unread(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias) {

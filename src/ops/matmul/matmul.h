@@ -16,6 +16,12 @@ namespace cambium {
 /// batch_invariant).
 Tensor matmul(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias = {});
 
+/// matmul whose result has the type of sums, unrounded: of x BF16 (with weights as matmul's) it is
+/// F32, else the same as matmul. Its gradient is rounded to x's type for the products of the
+/// backward step.
+Tensor matmul_unrounded(Context& ctx, const Tensor& x, const Tensor& weight,
+                        const Tensor& bias = {});
+
 /// matmul for its backward step alone, which does not read y: y is not computed.
 Tensor matmul_unread(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias = {});
 

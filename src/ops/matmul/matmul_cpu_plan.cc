@@ -55,6 +55,10 @@ void matmul_forward::cpu(const Matmuls<float>& a, Arena& arena) {
   multiply_by_rows(all, arena);
 }
 
+void matmul_unrounded_forward::cpu(const UnroundedMatmuls<float>& a, Arena& arena) {
+  matmul_forward::cpu(a, arena);
+}
+
 void matmul_grad_input_of::cpu(const MatmulGradInput<float>& a, Arena& /*arena*/) {
   Gemm g = product(a.dy, a.weight, a.out);
   g.b_rows_are_k = true;

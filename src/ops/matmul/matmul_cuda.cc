@@ -354,18 +354,18 @@ void multiply(int64_t m, int64_t n, int64_t k, const In* a, int64_t a_row, bool 
 }
 
 /// Products as one, as far as weights and results lie one after the other.
-template <class T>
+template <class T, class Y>
 struct Joined {
-  Matmul<T> whole;  // without biases
-  int64_t count;    // products in it
+  MatmulTo<T, Y> whole;  // without biases
+  int64_t count;         // products in it
 };
 /// Of the products from `begin` on.
-template <class T>
-Joined<T> joined(const Matmuls<T>& all, int64_t begin) {
-  Matmul<T> whole = all.each[begin];
+template <class T, class Y>
+Joined<T, Y> joined(const MatmulsTo<T, Y>& all, int64_t begin) {
+  MatmulTo<T, Y> whole = all.each[begin];
   int64_t end = begin + 1;
   for (; end < all.count; ++end) {
-    const Matmul<T>& p = all.each[end];
+    const MatmulTo<T, Y>& p = all.each[end];
     const auto after = [&](const auto& a, const auto& b) {
       return a.defined() && b.defined() && a.data + a.count() * a.channels == b.data;
     };
@@ -386,8 +386,8 @@ Joined<T> joined(const Matmuls<T>& all, int64_t begin) {
   return {whole, end - begin};
 }
 
-template <class T>
-void forward(const Matmuls<T>& all, const Launch& on) {
+template <class T, class Y>
+void forward(const MatmulsTo<T, Y>& all, const Launch& on) {
   if (on.batch_invariant && all.each[0].weight.inputs() > 0) {
     return batch_invariant_products(all, on);
   }
@@ -500,6 +500,12 @@ void matmul_forward(const Matmuls<float>& a, const Launch& on) {
   forward(a, on);
 }
 void matmul_forward(const Matmuls<bf16>& a, const Launch& on) {
+  forward(a, on);
+}
+void matmul_unrounded_forward(const UnroundedMatmuls<float>& a, const Launch& on) {
+  forward(a, on);
+}
+void matmul_unrounded_forward(const UnroundedMatmuls<bf16>& a, const Launch& on) {
   forward(a, on);
 }
 void matmul_grad_input_of(const MatmulGradInput<float>& a, const Launch& on) {

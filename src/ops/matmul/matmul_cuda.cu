@@ -15,7 +15,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kRowsOfWarp = 2;
 
-template <class T, class W>
+template <class T, class W, class Y>
 struct FewRows {
   int64_t count;
   int64_t k;
@@ -26,7 +26,7 @@ struct FewRows {
   struct {
     const W* weight;
     const float* bias;
-    T* y;
+    Y* y;
     int64_t y_stride;
     int64_t n;
     int64_t first_group;
@@ -45,8 +45,8 @@ __device__ __forceinline__ Packed<N, W> load_once(const W* p) {
 
 // Blocks stay until all rows are done: x is brought to shared memory once a block, not once for
 // every few rows.
-template <int kM, class T, class W>
-__global__ void __launch_bounds__(kThreads) few_rows_kernel(const FewRows<T, W> a) {
+template <int kM, class T, class W, class Y>
+__global__ void __launch_bounds__(kThreads) few_rows_kernel(const FewRows<T, W, Y> a) {
   constexpr int kVector = 16 / sizeof(W);
   constexpr int kFactors = kVector < static_cast<int>(16 / sizeof(T)) ? kVector : 16 / sizeof(T);
   constexpr int kUnroll = 4;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(const FewRows<T, W> 
       for (int m = 0; m < kM; ++m) {
         const float total = warp_sum(sum[r][m]);
         if (lane == 0 && first + r < p.n) {
-          T* y = p.y + m * p.y_stride + first + r;
+          Y* y = p.y + m * p.y_stride + first + r;
           const float start =
               (p.accumulate ? load(y) : 0.0F) + (p.bias != nullptr ? p.bias[first + r] : 0.0F);
           store(y, start + total);
@@ -141,8 +141,8 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(const FewRows<T, W> 
 /// Most shared memory x may take: two blocks of it fit on a multiprocessor of sm_90.
 constexpr size_t kSharedBytes = 112 * 1024;
 
-template <class T, class W>
-void launch_few_rows(const FewRows<T, W>& a, int64_t rows, const Launch& on) {
+template <class T, class W, class Y>
+void launch_few_rows(const FewRows<T, W, Y>& a, int64_t rows, const Launch& on) {
   const auto shared = static_cast<size_t>(rows * a.k) * sizeof(T);
   const auto with = [&](auto kernel) {
     const int64_t blocks = ceil_div(a.groups, kWarps);
@@ -158,13 +158,13 @@ void launch_few_rows(const FewRows<T, W>& a, int64_t rows, const Launch& on) {
   };
   switch (rows) {
     case 1:
-      return with(few_rows_kernel<1, T, W>);
+      return with(few_rows_kernel<1, T, W, Y>);
     case 2:
-      return with(few_rows_kernel<2, T, W>);
+      return with(few_rows_kernel<2, T, W, Y>);
     case 3:
-      return with(few_rows_kernel<3, T, W>);
+      return with(few_rows_kernel<3, T, W, Y>);
     default:
-      return with(few_rows_kernel<4, T, W>);
+      return with(few_rows_kernel<4, T, W, Y>);
   }
 }
 
@@ -177,10 +177,10 @@ const W* elements(const MatmulWeight<T>& weight) {
   }
 }
 
-template <class W, class T>
-bool few_rows_of(const Matmuls<T>& all, const Launch& on) {
-  const Matmul<T>& first = all.each[0];
-  FewRows<T, W> a{};
+template <class W, class T, class Y>
+bool few_rows_of(const MatmulsTo<T, Y>& all, const Launch& on) {
+  const MatmulTo<T, Y>& first = all.each[0];
+  FewRows<T, W, Y> a{};
   a.count = all.count;
   a.k = first.weight.inputs();
   a.x = first.x.data;
@@ -191,7 +191,7 @@ bool few_rows_of(const Matmuls<T>& all, const Launch& on) {
     return false;
   }
   for (int64_t i = 0; i < all.count; ++i) {
-    const Matmul<T>& p = all.each[i];
+    const MatmulTo<T, Y>& p = all.each[i];
     const W* weight = elements<W>(p.weight);
     if (weight == nullptr || reinterpret_cast<uintptr_t>(weight) % 16 != 0) {
       return false;
@@ -332,9 +332,9 @@ void grad_bias(const MatmulGradBias<T>& a, const Launch& on) {
 
 }  // namespace
 
-template <class T>
-bool few_rows(const Matmuls<T>& all, const Launch& on) {
-  const Matmul<T>& first = all.each[0];
+template <class T, class Y>
+bool few_rows(const MatmulsTo<T, Y>& all, const Launch& on) {
+  const MatmulTo<T, Y>& first = all.each[0];
   if (first.x.count() == 0 || first.x.channels == 0) {
     return false;
   }
@@ -350,6 +350,7 @@ bool few_rows(const Matmuls<T>& all, const Launch& on) {
 }
 template bool few_rows(const Matmuls<float>&, const Launch&);
 template bool few_rows(const Matmuls<bf16>&, const Launch&);
+template bool few_rows(const UnroundedMatmuls<bf16>&, const Launch&);
 
 template <class T>
 const T* weight_as(const MatmulWeight<T>& weight, const Launch& on) {

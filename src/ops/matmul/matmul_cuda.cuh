@@ -11,19 +11,20 @@ inline constexpr int64_t kFewRows = 4;
 
 /// All products of one x with at most kFewRows rows, or kStreamedRows where the weights stream, in
 /// one launch. False, and nothing done, where the rows or the addresses do not suit it.
-template <class T>
-bool few_rows(const Matmuls<T>& all, const Launch& on);
+template <class T, class Y>
+bool few_rows(const MatmulsTo<T, Y>& all, const Launch& on);
 
 /// Most rows that stream_rows() multiplies.
 inline constexpr int64_t kStreamedRows = 8;
 /// The same for weights of bf16 that stream through shared memory (matmul_stream_cuda.cu,
 /// matmul_stream_tensor_cuda.cu).
-bool stream_rows(const Matmuls<bf16>& all, const Launch& on);
+template <class Y>
+bool stream_rows(const MatmulsTo<bf16, Y>& all, const Launch& on);
 
 /// All products of one x, an element's sum over k in an order that depends on k alone: a row has
 /// the same bits whatever number of rows there is (matmul_invariant_cuda.cu).
-template <class T>
-void batch_invariant_products(const Matmuls<T>& all, const Launch& on);
+template <class T, class Y>
+void batch_invariant_products(const MatmulsTo<T, Y>& all, const Launch& on);
 
 /// The elements of a weight in the type of the product, which may be the weight's own memory.
 template <class T>

@@ -198,6 +198,67 @@ TEST_P(MatmulCuda, EveryTypeViewAndSum) {
   }
 }
 
+// What stays unrounded of x in bf16 is the definition's to the precision of fp32, and so is the
+// bias's gradient; those of x and the weight are of a result's gradient in bf16.
+TEST_P(MatmulCuda, UnroundedResultsAreOfFp32) {
+  if (!on_cuda()) {
+    GTEST_SKIP() << why_no_cuda();
+  }
+  const auto [t, n, k] = GetParam();
+  auto values = draw({{{t, k}}, {{n, k}}, {{n}}, {{t, n}}});
+  for (const size_t i : {0, 1}) {
+    values[i] = as_stored(values[i], Dtype::kBF16);
+  }
+  // The result, and the gradients of x, the weight and the bias from `dy`.
+  const auto run = [&](Context& ctx, Tape& tape, const std::vector<OwnedTensor>& in,
+                       const std::vector<double>& dy) {
+    ctx.tape = &tape;
+    const Tensor y = matmul_unrounded(ctx, in[0].view, in[1].view, in[2].view);
+    EXPECT_EQ(y.dtype, sum_dtype(in[0].view.dtype));
+    std::vector<std::vector<double>> all = {take(y)};
+    put(y.grad_tensor(), dy);
+    tape.backward(ctx);
+    for (const OwnedTensor& one : in) {
+      all.push_back(take(one.view.grad_tensor()));
+    }
+    return all;
+  };
+  const std::array<std::vector<int64_t>, 3> shapes = {{{t, k}, {n, k}, {n}}};
+  const auto on_cpu = [&](const std::vector<double>& dy) {
+    std::vector<OwnedTensor> in;
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      in.emplace_back(Dtype::kF64, std::span<const int64_t>(shapes[i]), true);
+      put(in.back().view, values[i]);
+    }
+    Arena arena;
+    Tape tape(arena);
+    Context ctx{.arena = &arena, .reference = true};
+    return run(ctx, tape, in, dy);
+  };
+  std::vector<OwnedTensor> there;
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    there.push_back(cuda_tensor(i == 0 ? Dtype::kBF16 : Dtype::kF32,
+                                std::span<const int64_t>(shapes[i]), values[i], true));
+  }
+  CudaContext cuda(Dtype::kBF16);
+  Tape tape(testing::cuda_host_arena());
+  const auto got = run(cuda.ctx, tape, there, values[3]);
+  const auto exact = on_cpu(values[3]);
+  const auto rounded = on_cpu(as_stored(values[3], Dtype::kBF16));
+  constexpr double kFp32 = 2e-5;
+  EXPECT_LE(relative_error(got[0], exact[0]), kFp32);
+  EXPECT_LE(norm_error(got[1], rounded[1]), kNarrowForward);
+  EXPECT_LE(norm_error(got[2], rounded[2]), 1e-4);
+  EXPECT_LE(relative_error(got[3], exact[3]), kFp32);
+
+  const OwnedTensor narrow = cuda_tensor(Dtype::kBF16, {n, k}, values[1]);
+  cuda.ctx.tape = nullptr;
+  EXPECT_LE(relative_error(take(matmul_unrounded(cuda.ctx, there[0].view.detached(), narrow.view,
+                                                 there[2].view.detached())),
+                           exact[0]),
+            kFp32);
+}
+
 // One to eight rows, where kernels of few rows end; rows around a tile; sizes no vector divides.
 INSTANTIATE_TEST_SUITE_P(
     Shapes, MatmulCuda,
@@ -242,6 +303,7 @@ TEST(MatmulCudaStream, FewRowsMatchDefinition) {
         }
         matmul_into(ctx, in[3], in[0], in[1], true);
         results.push_back(take(in[3]));
+        results.push_back(take(matmul_unrounded(ctx, in[0], in[1], in[2])));
         return results;
       };
       CudaContext cuda(Dtype::kBF16);
@@ -284,6 +346,10 @@ TEST(MatmulCudaStream, FewRowsMatchDefinition) {
         const double want = exact[i] + values[3][i];
         ASSERT_NEAR(got[3][i], want, 0.01 * std::abs(want) + 2e-3 * std::sqrt(double(k)) / 16) << i;
       }
+      for (size_t i = 0; i < exact.size(); ++i) {
+        exact[i] += values[2][i % static_cast<size_t>(all)];
+      }
+      EXPECT_LE(norm_error(got[4], exact), 1e-4) << "unrounded";
     }
   }
 }

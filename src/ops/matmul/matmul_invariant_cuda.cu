@@ -21,11 +21,11 @@ namespace {
 constexpr int kSlices = 8;
 constexpr int64_t kUnit = 64;  // the depth of a slice is a multiple of it
 
-template <class T>
+template <class T, class Y>
 struct Product {
   const T* weight;  // (n, k)
   const float* bias;
-  T* y;
+  Y* y;
   int64_t y_stride;
   int64_t n;
   int64_t first_tile;  // of columns, over all products
@@ -34,7 +34,7 @@ struct Product {
 };
 
 /// Products of one x.
-template <class T>
+template <class T, class Y>
 struct Products {
   int64_t rows, k;
   int64_t depth;  // of a slice
@@ -43,7 +43,7 @@ struct Products {
   bool vectors;  // x and the weights can be read 16 bytes at a time
   int64_t row_tiles, column_tiles;
   int count;
-  Product<T> each[kMaxMatmuls];
+  Product<T, Y> each[kMaxMatmuls];
 };
 
 constexpr int64_t depth_of(int64_t k) {
@@ -127,35 +127,37 @@ __device__ __forceinline__ void multiply(const bf16* x, const bf16* weight, int 
 // --- Results.
 
 /// What is stored for an element whose slices sum to `total`.
-template <class T>
-__device__ __forceinline__ float result(const Product<T>& p, const T* y, int64_t column,
+template <class T, class Y>
+__device__ __forceinline__ float result(const Product<T, Y>& p, const Y* y, int64_t column,
                                         float total) {
   const float start = (p.accumulate ? load(y) : 0.0F) + (p.bias != nullptr ? p.bias[column] : 0.0F);
   return start + total;
 }
-template <class T>
-__device__ __forceinline__ void put(const Product<T>& p, int64_t row, int64_t column, float total) {
+template <class T, class Y>
+__device__ __forceinline__ void put(const Product<T, Y>& p, int64_t row, int64_t column,
+                                    float total) {
   if (column < p.n) {
-    T* y = p.y + row * p.y_stride + column;
+    Y* y = p.y + row * p.y_stride + column;
     store(y, result(p, y, column, total));
   }
 }
 /// Of an even column and the next.
-__device__ __forceinline__ void put_pair(const Product<bf16>& p, int64_t row, int64_t column,
+template <class Y>
+__device__ __forceinline__ void put_pair(const Product<bf16, Y>& p, int64_t row, int64_t column,
                                          float first, float second) {
   if (!p.pairs) {
     put(p, row, column, first);
     put(p, row, column + 1, second);
   } else if (column < p.n) {
-    bf16* y = p.y + row * p.y_stride + column;
-    *reinterpret_cast<uint32_t*>(y) =
-        pack(result(p, y, column, first), result(p, y + 1, column + 1, second));
+    Y* y = p.y + row * p.y_stride + column;
+    const float both[2] = {result(p, y, column, first), result(p, y + 1, column + 1, second)};
+    store_n(y, both);
   }
 }
 
 /// The product that has a tile of columns.
-template <class T>
-__device__ __forceinline__ const Product<T>& product_at(const Products<T>& a, int64_t tile) {
+template <class T, class Y>
+__device__ __forceinline__ const Product<T, Y>& product_at(const Products<T, Y>& a, int64_t tile) {
   int i = 0;
   while (i + 1 < a.count && tile >= a.each[i + 1].first_tile) {
     ++i;
@@ -168,8 +170,8 @@ __device__ __forceinline__ const Product<T>& product_at(const Products<T>& a, in
 struct Place {
   int64_t row, column;  // in tiles
 
-  template <class T>
-  __device__ explicit Place(const Products<T>& a) {
+  template <class T, class Y>
+  __device__ explicit Place(const Products<T, Y>& a) {
     constexpr int64_t kBeside = 16;
     const int64_t block = blockIdx.x;
     const int64_t first = block / (kBeside * a.column_tiles) * kBeside;
@@ -201,15 +203,15 @@ constexpr size_t narrow_shared() {
   return kTiles > kSums ? kTiles : kSums;
 }
 
-template <int kM>
-__global__ void __launch_bounds__(kNarrowThreads, 2) narrow(const Products<bf16> a) {
+template <int kM, class Y>
+__global__ void __launch_bounds__(kNarrowThreads, 2) narrow(const Products<bf16, Y> a) {
   extern __shared__ uint4 shared[];
   constexpr int kN = kNarrowColumns / 8;
   constexpr int kStages = kNarrowStages<kM>;
   constexpr int kColumnsOfTile = kNarrowPieces * 8;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const Product<bf16>& p = product_at(a, blockIdx.x);
+  const Product<bf16, Y>& p = product_at(a, blockIdx.x);
   const int64_t column = (blockIdx.x - p.first_tile) * kNarrowColumns;
   const int64_t begin = warp * a.depth;
   const int64_t depth = max(min(a.depth, a.k - begin), int64_t{0});
@@ -290,8 +292,8 @@ struct WideShape {
 using LargeTiles = WideShape<2, 4, 4, 4, 4, 1>;  // 128 x 128
 using SmallTiles = WideShape<2, 2, 2, 4, 4, 3>;  // 64 x 64
 
-template <class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) wide(const Products<bf16> a) {
+template <class Shape, class Y>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) wide(const Products<bf16, Y> a) {
   extern __shared__ uint4 shared[];
   static_assert(Shape::kDepth == kUnit);
   constexpr int kM = Shape::kM;
@@ -301,7 +303,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) wide(const Pr
   const int warp_row = thread / 32 / Shape::kColumnWarps * kM * 16;
   const int warp_column = thread / 32 % Shape::kColumnWarps * kN * 8;
   const Place place(a);
-  const Product<bf16>& p = product_at(a, place.column);
+  const Product<bf16, Y>& p = product_at(a, place.column);
   const int64_t first_row = place.row * Shape::kRows;
   const int64_t first_column = (place.column - p.first_tile) * Shape::kColumns;
   const bf16* x_rows = a.x + first_row * a.x_stride;
@@ -378,7 +380,7 @@ template <int kR>
 constexpr int kFp32Stage = (16 * kR + kFp32Columns) * kFp32Depth;  // elements
 
 template <int kR>
-__global__ void __launch_bounds__(kFp32Threads, 2) tiles_fp32(const Products<float> a) {
+__global__ void __launch_bounds__(kFp32Threads, 2) tiles_fp32(const Products<float, float> a) {
   extern __shared__ uint4 shared[];
   constexpr int kRows = 16 * kR;
   constexpr int kC = kFp32Columns / 16;
@@ -386,7 +388,7 @@ __global__ void __launch_bounds__(kFp32Threads, 2) tiles_fp32(const Products<flo
   const int ty = thread / 16;
   const int tx = thread % 16;
   const Place place(a);
-  const Product<float>& p = product_at(a, place.column);
+  const Product<float, float>& p = product_at(a, place.column);
   const int64_t first_row = place.row * kRows;
   const int64_t first_column = (place.column - p.first_tile) * kFp32Columns;
   const float* x_rows = a.x + first_row * a.x_stride;
@@ -466,11 +468,11 @@ __global__ void __launch_bounds__(kFp32Threads, 2) tiles_fp32(const Products<flo
 
 // --- The host's side.
 
-template <class T>
-Products<T> products_of(const Matmuls<T>& all, const Launch& on) {
+template <class T, class Y>
+Products<T, Y> products_of(const MatmulsTo<T, Y>& all, const Launch& on) {
   constexpr int64_t kEach = 16 / static_cast<int64_t>(sizeof(T));
-  const Matmul<T>& first = all.each[0];
-  Products<T> a{};
+  const MatmulTo<T, Y>& first = all.each[0];
+  Products<T, Y> a{};
   a.rows = first.x.count();
   a.k = first.weight.inputs();
   a.depth = depth_of(a.k);
@@ -479,7 +481,7 @@ Products<T> products_of(const Matmuls<T>& all, const Launch& on) {
   a.vectors = aligned(a.x) && a.k % kEach == 0 && (a.rows == 1 || a.x_stride % kEach == 0);
   a.count = static_cast<int>(all.count);
   for (int i = 0; i < a.count; ++i) {
-    const Matmul<T>& p = all.each[i];
+    const MatmulTo<T, Y>& p = all.each[i];
     const T* weight = weight_as(p.weight, on);
     const int64_t stride = p.y.rows.outer_stride;
     a.each[i] = {weight,
@@ -489,7 +491,7 @@ Products<T> products_of(const Matmuls<T>& all, const Launch& on) {
                  p.y.channels,
                  0,
                  p.accumulate,
-                 aligned(p.y.data, 2 * sizeof(T)) && p.y.channels % 2 == 0 &&
+                 aligned(p.y.data, 2 * sizeof(Y)) && p.y.channels % 2 == 0 &&
                      (a.rows == 1 || stride % 2 == 0)};
     a.vectors = a.vectors && aligned(weight);
   }
@@ -497,8 +499,8 @@ Products<T> products_of(const Matmuls<T>& all, const Launch& on) {
 }
 
 /// Cuts the work into tiles; returns how many there are.
-template <class T>
-int64_t cut(Products<T>& a, int64_t rows, int64_t columns) {
+template <class T, class Y>
+int64_t cut(Products<T, Y>& a, int64_t rows, int64_t columns) {
   a.row_tiles = ceil_div(a.rows, rows);
   a.column_tiles = 0;
   for (int i = 0; i < a.count; ++i) {
@@ -508,26 +510,27 @@ int64_t cut(Products<T>& a, int64_t rows, int64_t columns) {
   return a.row_tiles * a.column_tiles;
 }
 
-template <int kM>
-void run_narrow(Products<bf16>& a, const Launch& on) {
-  launch(on, "matmul", narrow<kM>, static_cast<unsigned>(cut(a, 16 * kM, kNarrowColumns)),
+template <int kM, class Y>
+void run_narrow(Products<bf16, Y>& a, const Launch& on) {
+  launch(on, "matmul", narrow<kM, Y>, static_cast<unsigned>(cut(a, 16 * kM, kNarrowColumns)),
          kNarrowThreads, narrow_shared<kM>(), a);
 }
-template <class Shape>
-void run_wide(Products<bf16>& a, const Launch& on) {
-  launch(on, "matmul", wide<Shape>, static_cast<unsigned>(cut(a, Shape::kRows, Shape::kColumns)),
+template <class Shape, class Y>
+void run_wide(Products<bf16, Y>& a, const Launch& on) {
+  launch(on, "matmul", wide<Shape, Y>, static_cast<unsigned>(cut(a, Shape::kRows, Shape::kColumns)),
          Shape::kThreads, Shape::kShared, a);
 }
 template <int kR>
-void run_fp32(Products<float>& a, const Launch& on) {
+void run_fp32(Products<float, float>& a, const Launch& on) {
   launch(on, "matmul", tiles_fp32<kR>, static_cast<unsigned>(cut(a, 16 * kR, kFp32Columns)),
          kFp32Threads, sizeof(float) * kFp32Stages * kFp32Stage<kR>, a);
 }
 
-void run(Products<float>& a, const Launch& on) {
+void run(Products<float, float>& a, const Launch& on) {
   a.rows <= 16 ? run_fp32<1>(a, on) : run_fp32<4>(a, on);
 }
-void run(Products<bf16>& a, const Launch& on) {
+template <class Y>
+void run(Products<bf16, Y>& a, const Launch& on) {
   constexpr int64_t kFull = 96;  // large tiles that are worth it: most multiprocessors have one
   if (a.rows <= 16) {
     run_narrow<1>(a, on);
@@ -545,14 +548,15 @@ void run(Products<bf16>& a, const Launch& on) {
 
 }  // namespace
 
-template <class T>
-void batch_invariant_products(const Matmuls<T>& all, const Launch& on) {
+template <class T, class Y>
+void batch_invariant_products(const MatmulsTo<T, Y>& all, const Launch& on) {
   if (all.each[0].x.count() > 0) {
-    Products<T> a = products_of(all, on);
+    Products<T, Y> a = products_of(all, on);
     run(a, on);
   }
 }
 template void batch_invariant_products(const Matmuls<float>&, const Launch&);
 template void batch_invariant_products(const Matmuls<bf16>&, const Launch&);
+template void batch_invariant_products(const UnroundedMatmuls<bf16>&, const Launch&);
 
 }  // namespace cambium::cuda

@@ -36,14 +36,19 @@ class BatchInvariantProducts : public ::testing::Test {
 class BatchInvariantMatmul : public BatchInvariantProducts,
                              public ::testing::WithParamInterface<Size> {};
 
+enum class ResultKind { kPlain, kAdded, kUnrounded };
+
 /// Rows [first, first + rows) of x times the weight, with the bias; or added to what y holds.
-std::vector<double> product_of(Dtype type, const Tensor& x, const Tensor& weight,
+std::vector<double> product_of(ResultKind kind, Dtype type, const Tensor& x, const Tensor& weight,
                                const Tensor& bias, const Tensor& before, int64_t first,
                                int64_t rows) {
   CudaContext cuda(type);
   cuda.ctx.batch_invariant = true;
   const Tensor part = x.slice(0, first, rows);
-  if (!before.defined()) {
+  if (kind == ResultKind::kUnrounded) {
+    return take(matmul_unrounded(cuda.ctx, part, weight, bias));
+  }
+  if (kind == ResultKind::kPlain) {
     return take(matmul(cuda.ctx, part, weight, bias));
   }
   const Tensor y = cuda.ctx.arena->empty(type, {rows, weight.dim(0)});
@@ -71,12 +76,17 @@ TEST_P(BatchInvariantMatmul, ARowIsTheSameAmongAnyNumber) {
       const OwnedTensor w_there = cuda_tensor(stored, {n, k}, w);
       const OwnedTensor bias_there = cuda_tensor(Dtype::kF32, {n}, drawn[2]);
       const OwnedTensor before_there = cuda_tensor(type, {kMostRows, n}, before);
-      for (const bool accumulate : {false, true}) {
-        SCOPED_TRACE(fmt::format("x {}, weight {}{}", dtype_name(type), dtype_name(stored),
-                                 accumulate ? ", added" : ""));
-        const Tensor to = accumulate ? before_there.view : Tensor{};
-        const auto all =
-            product_of(type, x_there.view, w_there.view, bias_there.view, to, 0, kMostRows);
+      std::vector<double> plain;
+      for (const ResultKind kind :
+           {ResultKind::kPlain, ResultKind::kAdded, ResultKind::kUnrounded}) {
+        SCOPED_TRACE(fmt::format("x {}, weight {}, result {}", dtype_name(type), dtype_name(stored),
+                                 static_cast<int>(kind)));
+        const bool accumulate = kind == ResultKind::kAdded;
+        const auto part_of = [&](int64_t first, int64_t rows) {
+          return product_of(kind, type, x_there.view, w_there.view, bias_there.view,
+                            before_there.view, first, rows);
+        };
+        const auto all = part_of(0, kMostRows);
         Arena arena;
         Context exact{.arena = &arena};
         auto expected =
@@ -84,11 +94,16 @@ TEST_P(BatchInvariantMatmul, ARowIsTheSameAmongAnyNumber) {
         for (size_t i = 0; accumulate && i < expected.size(); ++i) {
           expected[i] += before[i];
         }
-        EXPECT_LE(norm_error(all, expected), narrow ? kNarrowForward : 1e-5);
+        const bool rounded = narrow && kind != ResultKind::kUnrounded;
+        EXPECT_LE(norm_error(all, expected), rounded ? kNarrowForward : narrow ? 1e-4 : 1e-5);
+        if (kind == ResultKind::kPlain) {
+          plain = all;
+        } else if (kind == ResultKind::kUnrounded) {
+          EXPECT_EQ(as_stored(all, type), plain) << "it is rounded once, where it is stored";
+        }
         for (const int64_t rows : {1, 2, 5, 16, 17, 33, 64, 65, 127, 128, 256}) {
           const int64_t first = kMostRows - rows;
-          const auto part =
-              product_of(type, x_there.view, w_there.view, bias_there.view, to, first, rows);
+          const auto part = part_of(first, rows);
           EXPECT_TRUE(std::equal(part.begin(), part.end(), all.begin() + first * n, all.end()))
               << rows << " rows";
         }

@@ -17,38 +17,46 @@ struct MatmulWeight {
   int64_t inputs() const { return narrow.defined() ? narrow.channels : wide.channels; }
 };
 
-/// y = [y +] x weight^T + bias
-template <class T>
-struct Matmul {
+/// y = [y +] x weight^T + bias, y of elements Y
+template <class T, class Y>
+struct MatmulTo {
   View<T> x;  // (T, K)
   MatmulWeight<T> weight;
   View<Sum<T>> bias;  // (N), or undefined
-  View<T> y;          // (T, N)
+  View<Y> y;          // (T, N)
   bool accumulate;    // then without bias
 };
+template <class T>
+using Matmul = MatmulTo<T, T>;
 
 /// Most products of one x that are computed together.
 inline constexpr int64_t kMaxMatmuls = 8;
 /// Products of one x, whose outputs do not overlap; each has the bits it has by itself. What a call
 /// does not use of its room is neither written nor copied.
-template <class T>
-struct Matmuls {
+template <class T, class Y>
+struct MatmulsTo {
   /// of(i) is the i-th product.
   template <class Of>
-  Matmuls(int64_t products, const Of& of) : count(products) {
+  MatmulsTo(int64_t products, const Of& of) : count(products) {
     for (int64_t i = 0; i < count; ++i) {
       std::construct_at(each + i, of(i));
     }
   }
-  Matmuls(const Matmuls&) = delete;
-  Matmuls& operator=(const Matmuls&) = delete;
+  MatmulsTo(const MatmulsTo&) = delete;
+  MatmulsTo& operator=(const MatmulsTo&) = delete;
 
   int64_t count;
   union {
-    Matmul<T> each[kMaxMatmuls];  // the first `count` are there
+    MatmulTo<T, Y> each[kMaxMatmuls];  // the first `count` are there
   };
 };
+template <class T>
+using Matmuls = MatmulsTo<T, T>;
 CAMBIUM_PLANNED_KERNEL(matmul_forward, Matmuls)
+/// The same, whose results are of the type that they are summed in.
+template <class T>
+using UnroundedMatmuls = MatmulsTo<T, Sum<T>>;
+CAMBIUM_PLANNED_KERNEL(matmul_unrounded_forward, UnroundedMatmuls)
 
 /// out = [out +] dy weight
 template <class T>

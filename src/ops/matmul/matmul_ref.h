@@ -38,6 +38,11 @@ void matmul_forward::reference(const Matmuls<T>& a) {
 }
 
 template <class T>
+void matmul_unrounded_forward::reference(const UnroundedMatmuls<T>& a) {
+  matmul_forward::reference(a);  // which is of f32 and f64, the types of sums
+}
+
+template <class T>
 void matmul_grad_input_of::reference(const MatmulGradInput<T>& a) {
   for (int64_t t = 0; t < a.dy.rows.outer; ++t) {
     for (int64_t k = 0; k < a.out.channels; ++k) {

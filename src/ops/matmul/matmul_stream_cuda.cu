@@ -52,9 +52,9 @@ __device__ __forceinline__ float dot(const uint4& w, const uint4& x, float sum) 
 
 // Who sums a row does not change its sum: memory serves some multiprocessors faster than others,
 // and with kDraws those take more of the rows that are not dealt.
-template <int kM, bool kDraws>
+template <int kM, bool kDraws, class Y>
 __global__ void __launch_bounds__(kStreamThreads)
-    stream_kernel(const __grid_constant__ StreamRows a) {
+    stream_kernel(const __grid_constant__ StreamRows<Y> a) {
   extern __shared__ __align__(128) uint4 ring[];
   __shared__ TileRows told[kMostStages];   // by the bringer, where rows are drawn
   __shared__ uint64_t known[kMostStages];  // which tile it will be
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kStreamThreads)
           break;
         }
       }
-      const StreamProduct& p = a.each[tile.product];
+      const StreamProduct<Y>& p = a.each[tile.product];
       const auto bytes = static_cast<uint32_t>(tile.rows * vectors * sizeof(uint4));
       arrive_expecting(&full[stage], bytes);
       copy_bulk_once(ring + stage * tile_vectors,
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kStreamThreads)
       if (its.rows == 0) {
         break;
       }
-      const StreamProduct& p = a.each[its.product];
+      const StreamProduct<Y>& p = a.each[its.product];
       const int n = its.row - p.first_row + row;
       const bool exists = row < its.rows;
       const float bias = exists && p.bias != nullptr ? p.bias[n] : 0.0F;
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kStreamThreads)
         arrive(&empty[stage]);
       }
       if (m < kM && exists) {
-        bf16* y = p.y + m * p.y_stride + n;
+        Y* y = p.y + m * p.y_stride + n;
         store(y, (p.accumulate != 0 ? load(y) : 0.0F) + bias + sum);
       }
     }
@@ -228,7 +228,8 @@ namespace {
 
 /// Whether rows are drawn. Then half of the rows are dealt to `blocks` blocks,
 /// and at least what the ring holds, since it is filled before draws may be made.
-bool deal_half(StreamRows& a, int64_t blocks, int64_t row_bytes) {
+template <class Y>
+bool deal_half(StreamRows<Y>& a, int64_t blocks, int64_t row_bytes) {
   a.dealt = a.rows;
   if (a.rows * row_bytes < kDrawFromBytes * blocks) {
     return false;
@@ -250,10 +251,11 @@ bool deal_half(StreamRows& a, int64_t blocks, int64_t row_bytes) {
 
 }  // namespace
 
-bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
+template <class Y>
+bool stream_rows(const MatmulsTo<bf16, Y>& all, const Launch& on) {
   static_assert(kSummedRows * kStreamWarps == 32, "a lane finishes one element");
-  const Matmul<bf16>& first = all.each[0];
-  StreamRows a{};
+  const MatmulTo<bf16, Y>& first = all.each[0];
+  StreamRows<Y> a{};
   const int64_t k = first.weight.inputs();
   a.x = first.x.data;
   a.x_stride = first.x.rows.outer_stride;
@@ -263,7 +265,7 @@ bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
   }
   int64_t rows = 0;
   for (int64_t i = 0; i < all.count; ++i) {
-    const Matmul<bf16>& p = all.each[i];
+    const MatmulTo<bf16, Y>& p = all.each[i];
     const bf16* weight = p.weight.narrow.data;
     if (weight == nullptr || !aligned(weight)) {
       return false;
@@ -305,11 +307,13 @@ bool stream_rows(const Matmuls<bf16>& all, const Launch& on) {
                  dim3(kStreamThreads), shared, a);
   };
   if (first.x.count() == 1) {
-    with(stream_kernel<1, false>, stream_kernel<1, true>);
+    with(stream_kernel<1, false, Y>, stream_kernel<1, true, Y>);
   } else {
-    with(stream_kernel<2, false>, stream_kernel<2, true>);
+    with(stream_kernel<2, false, Y>, stream_kernel<2, true, Y>);
   }
   return true;
 }
+template bool stream_rows(const Matmuls<bf16>&, const Launch&);
+template bool stream_rows(const UnroundedMatmuls<bf16>&, const Launch&);
 
 }  // namespace cambium::cuda

@@ -15,14 +15,16 @@ inline constexpr int kFinisher = kStreamWarps + 1;
 inline constexpr int kStreamThreads = (kStreamWarps + 2) * 32;
 inline constexpr int kVector = 8;  // columns of 16 bytes
 
+template <class Y>
 struct StreamProduct {
   const bf16* weight;
   const float* bias;
-  bf16* y;
+  Y* y;
   int64_t y_stride;
   int32_t first_row;  // of all products' rows
   int32_t accumulate;
 };
+template <class Y>
 struct StreamRows {
   const bf16* x;
   int64_t x_stride;
@@ -36,7 +38,7 @@ struct StreamRows {
   int32_t drawn;          // at once
   int32_t last_draw;      // the number of the last one that blocks make, in vain
   int32_t ahead;          // stages that may be on their way when the next rows are drawn
-  StreamProduct each[kMaxMatmuls];
+  StreamProduct<Y> each[kMaxMatmuls];
 };
 
 /// As many rows as there are teams at most, of one weight; none: there is nothing left.
@@ -47,15 +49,20 @@ struct TileRows {
 /// The tiles of rows that lie together.
 struct Tile : TileRows {
   /// Of this block's share of the first `dealt` rows: they are dealt evenly.
-  __device__ Tile(const StreamRows& a, int dealt) {
+  template <class Y>
+  __device__ Tile(const StreamRows<Y>& a, int dealt) {
     product = 0;
     take(a, static_cast<int>(int64_t{dealt} * blockIdx.x / gridDim.x),
          static_cast<int>(int64_t{dealt} * (blockIdx.x + 1) / gridDim.x));
   }
   __device__ bool exists() const { return rows > 0; }
-  __device__ void next(const StreamRows& a) { take(a, row + rows, end); }
+  template <class Y>
+  __device__ void next(const StreamRows<Y>& a) {
+    take(a, row + rows, end);
+  }
   /// Goes on with other rows, behind those before.
-  __device__ void take(const StreamRows& a, int first, int last) {
+  template <class Y>
+  __device__ void take(const StreamRows<Y>& a, int first, int last) {
     row = first;
     end = last;
     while (product + 1 < a.count && row >= a.each[product + 1].first_row) {
@@ -70,6 +77,7 @@ struct Tile : TileRows {
 
 /// Multiplies three to eight rows of x by tensor cores. False, and nothing done, where the widths
 /// do not suit it. `a` is filled but for team_bits and stages.
-bool stream_by_tensor_cores(StreamRows a, int64_t x_rows, const Launch& on);
+template <class Y>
+bool stream_by_tensor_cores(StreamRows<Y> a, int64_t x_rows, const Launch& on);
 
 }  // namespace cambium::cuda

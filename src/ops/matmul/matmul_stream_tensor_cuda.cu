@@ -36,8 +36,9 @@ struct StreamPasses {
   int32_t x_rows;
 };
 
+template <class Y>
 __global__ void __launch_bounds__(kStreamThreads, 1)
-    stream_tensor_kernel(const __grid_constant__ StreamRows a,
+    stream_tensor_kernel(const __grid_constant__ StreamRows<Y> a,
                          const __grid_constant__ StreamPasses passes) {
   extern __shared__ __align__(128) uint4 ring[];  // (kStages, kTileRows, kRowVectors)
   __shared__ uint64_t full[kStages];              // the slice is there
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
     for (int pass = 0; pass < passes.count; ++pass) {
       const int columns = columns_of(pass);
       for (Tile tile(a, a.rows); tile.exists(); tile.next(a)) {
-        const StreamProduct& p = a.each[tile.product];
+        const StreamProduct<Y>& p = a.each[tile.product];
         const bf16* row = p.weight + static_cast<int64_t>(tile.row - p.first_row + lane) * a.k +
                           pass * passes.columns;
         for (int first = 0; first < columns; first += kSliceColumns, ++brought, advance()) {
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
     for (int pass = 0; pass < passes.count; ++pass) {
       int i = 0;
       for (Tile tile(a, a.rows); tile.exists(); tile.next(a), ++finished, ++i) {
-        const StreamProduct& p = a.each[tile.product];
+        const StreamProduct<Y>& p = a.each[tile.product];
         const int slot = finished % kParts;
         await_phase(&ready[slot], finished / kParts % 2);
         float2 sum = pass > 0 ? held[i][lane] : float2{};
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
           const int row = 2 * q + e;
           if (row < tile.rows && g < passes.x_rows) {
             const int n = tile.row - p.first_row + row;
-            bf16* y = p.y + g * p.y_stride + n;
+            Y* y = p.y + g * p.y_stride + n;
             const float bias = p.bias != nullptr ? p.bias[n] : 0.0F;
             store(y, (p.accumulate != 0 ? load(y) : 0.0F) + bias + (e == 0 ? sum.x : sum.y));
           }
@@ -200,12 +201,13 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
 
 }  // namespace
 
-bool stream_by_tensor_cores(StreamRows a, int64_t x_rows, const Launch& on) {
+template <class Y>
+bool stream_by_tensor_cores(StreamRows<Y> a, int64_t x_rows, const Launch& on) {
   if (kShared > most_shared()) {
     return false;
   }
   const int64_t blocks =
-      std::min(int64_t{a.rows}, resident_blocks(stream_tensor_kernel, kStreamThreads, kShared));
+      std::min(int64_t{a.rows}, resident_blocks(stream_tensor_kernel<Y>, kStreamThreads, kShared));
   const int64_t passes = ceil_div(a.k, kPassColumns);
   // Every weight may leave a tile that is not full.
   const int64_t tiles = ceil_div(ceil_div(a.rows, blocks), kTileRows) + 2 * a.count;
@@ -217,9 +219,11 @@ bool stream_by_tensor_cores(StreamRows a, int64_t x_rows, const Launch& on) {
       .columns = static_cast<int32_t>(ceil_div(ceil_div(a.k, passes), kChunk) * kChunk),
       .x_rows = static_cast<int32_t>(x_rows)};
   a.team_bits = kTeamBits;
-  launch_ahead(on, "matmul", stream_tensor_kernel, dim3(static_cast<unsigned>(blocks)),
+  launch_ahead(on, "matmul", stream_tensor_kernel<Y>, dim3(static_cast<unsigned>(blocks)),
                dim3(kStreamThreads), kShared, a, of);
   return true;
 }
+template bool stream_by_tensor_cores(StreamRows<bf16>, int64_t, const Launch&);
+template bool stream_by_tensor_cores(StreamRows<float>, int64_t, const Launch&);
 
 }  // namespace cambium::cuda

@@ -53,6 +53,29 @@ TEST(MatmulGradients, MatchDifferences) {
   expect_gradients_match_differences(operation, {{{5, 7}}, {{6, 7}, -1, 1, false}, {{6}}});
 }
 
+// Of x in bf16 the result is that of sums; of wider x it is the product's.
+TEST(MatmulUnrounded, IsTheProductInTheTypeOfSums) {
+  const auto unrounded = [](Context& ctx, const std::vector<Tensor>& in) {
+    return matmul_unrounded(ctx, in[0], in[1], in[2]);
+  };
+  for (const MatmulShape s : {MatmulShape{1, 130, 600}, MatmulShape{5, 7, 33},
+                              MatmulShape{9, 33, 300}, MatmulShape{65, 34, 257}}) {
+    SCOPED_TRACE(s);
+    expect_kernels_match_reference(unrounded,
+                                   {{{s.t, s.k}}, {{s.n, s.k}, -1.0, 1.0, true, true}, {{s.n}}});
+  }
+  expect_gradients_match_differences(unrounded, {{{5, 7}}, {{6, 7}}, {{6}}});
+
+  Arena nowhere(Device{Device::kMeta});
+  for (const auto& [type, result] : {std::pair{Dtype::kBF16, Dtype::kF32},
+                                     {Dtype::kF32, Dtype::kF32},
+                                     {Dtype::kF64, Dtype::kF64}}) {
+    Context ctx{.arena = &nowhere};
+    const Tensor weight = nowhere.empty(sum_dtype(type), {3, 4});
+    EXPECT_EQ(matmul_unrounded(ctx, nowhere.empty(type, {2, 4}), weight).dtype, result);
+  }
+}
+
 TEST(MatmulViews, ColumnSliceOfX) {
   const auto operation = [](Context& ctx, const std::vector<Tensor>& in) {
     return matmul(ctx, in[0].slice(1, 8, 24), in[1]);
