@@ -13,6 +13,7 @@
 #include "ops/cuda_launch.h"
 #include "ops/kernel.h"
 #include "ops/segment_walk.h"
+#include "ops/shared_limit.h"
 #include "tensor/dtype.h"
 #include "tensor/view.h"
 #include "tensor/work_recorder.h"
@@ -195,8 +196,16 @@ constexpr int64_t ceil_div(N n, int64_t by) {
 template <class... Params>
 void allow_shared(const char* operation, void (*kernel)(Params...), dim3 blocks, dim3 threads,
                   size_t shared) {
-  if (shared > 48 * 1024) {
-    check_shared(operation, shared);
+  if (shared > kSharedOfAll) {
+    // What the kernel has besides is at most that, and asked for where it could be too much.
+    size_t own = 0;
+    if (shared + kSharedOfAll > most_shared()) {
+      cudaFuncAttributes attributes{};
+      check_launch(operation, {blocks.x, blocks.y, blocks.z}, {threads.x, threads.y, threads.z},
+                   shared, cudaFuncGetAttributes(&attributes, kernel));
+      own = attributes.sharedSizeBytes;
+    }
+    check_shared(operation, shared + own);
     check_launch(operation, {blocks.x, blocks.y, blocks.z}, {threads.x, threads.y, threads.z},
                  shared,
                  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

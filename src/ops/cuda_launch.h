@@ -17,7 +17,8 @@ struct Extent {
 
 /// Error that names the operation and its launch where `status` (a cudaError_t) is one.
 void check_launch(const char* operation, Extent blocks, Extent threads, size_t shared, int status);
-/// Error that names the operation where a block cannot have so much shared memory.
+/// Error that names the operation where a block cannot have so much shared memory, a kernel's own
+/// counted.
 void check_shared(const char* operation, size_t shared);
 
 /// Whether the kernels that the current device runs were compiled for sm_90 or newer: they come

@@ -211,10 +211,7 @@ void forward(const ChosenAttention<T>& a, const Launch& on) {
   const latent::Tokens tokens = latent::tokens_of(a.shape, on);
   const latent::Partials partials = make_partials(a.shape, a.chosen, tokens, on);
   forward_by_type(a, tokens, partials, on);
-  LatentAttention<T> added{};  // the same addition of parts
-  added.shape = a.shape;
-  added.y = a.y;
-  latent::add_parts(added, tokens, partials, on);
+  latent::add_parts("chosen_attention", a.y, tokens, partials, on);
 }
 
 }  // namespace

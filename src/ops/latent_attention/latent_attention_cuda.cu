@@ -170,11 +170,11 @@ constexpr int64_t kFewParts = 16;
 /// memory: factors (parts).
 template <class T, int kWarps, int kTogether>
 __global__ void __launch_bounds__(32 * kWarps, kTogether > 2 ? 1 : 12)
-    add_parts_kernel(LatentAttention<T> a, const int32_t* singles, Partials partials) {
+    add_parts_kernel(View<T> to, const int32_t* singles, Partials partials) {
   extern __shared__ float factors[];
   __shared__ __align__(16) float sums[kWarps][kAddColumns];
   await_inputs();
-  const auto rank = static_cast<int>(a.shape.value_dim);
+  const auto rank = static_cast<int>(to.channels);
   const auto parts = static_cast<int>(partials.parts);
   const int chunks = (rank + kAddColumns - 1) / kAddColumns;
   const int64_t t = blockIdx.y;
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(32 * kWarps, kTogether > 2 ? 1 : 12)
   if (single < 0) {
     return;
   }
-  const auto at = [&](int part) { return (int64_t{single} * parts + part) * a.shape.heads + h; };
+  const auto at = [&](int part) { return (int64_t{single} * parts + part) * to.rows.inner + h; };
   // What is first needed is on its way while the factors are made.
   float values[kTogether][4];
   const auto read = [&](int part) {
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(32 * kWarps, kTogether > 2 ? 1 : 12)
     for (const auto& of_warp : sums) {
       all += of_warp[thread];
     }
-    store(a.y.row(t, h) + first + thread, all / sum);
+    store(to.row(t, h) + first + thread, all / sum);
   }
 }
 
@@ -269,7 +269,7 @@ void forward(const LatentAttention<T>& a, const Launch& on) {
               static_cast<unsigned>(partials.parts)),
          dim3(kThreads), bytes, for_device(a), layout.layout, tokens.segment, tokens.single,
          partials);
-  add_parts(a, tokens, partials, on);
+  add_parts("latent_attention", a.y, tokens, partials, on);
 }
 
 }  // namespace
@@ -346,21 +346,20 @@ template Partials make_partials(const LatentAttention<bf16>&, const Tokens&, int
                                 int64_t, const Launch&);
 
 template <class T>
-void add_parts(const LatentAttention<T>& a, const Tokens& tokens, const Partials& partials,
-               const Launch& on) {
+void add_parts(const char* operation, const View<T>& y, const Tokens& tokens,
+               const Partials& partials, const Launch& on) {
   if (partials.parts > 1) {
     const bool few = partials.parts <= kFewParts;
-    launch_ahead(
-        on, "latent_attention", few ? add_parts_kernel<T, 4, 2> : add_parts_kernel<T, 8, 8>,
-        dim3(static_cast<unsigned>(a.shape.heads * ceil_div(a.shape.value_dim, kAddColumns)),
-             static_cast<unsigned>(a.y.rows.outer)),
-        dim3(few ? 128 : 256), static_cast<size_t>(partials.parts) * sizeof(float), for_device(a),
-        tokens.single, partials);
+    launch_ahead(on, operation, few ? add_parts_kernel<T, 4, 2> : add_parts_kernel<T, 8, 8>,
+                 dim3(static_cast<unsigned>(y.rows.inner * ceil_div(y.channels, kAddColumns)),
+                      static_cast<unsigned>(y.rows.outer)),
+                 dim3(few ? 128 : 256), static_cast<size_t>(partials.parts) * sizeof(float), y,
+                 tokens.single, partials);
   }
 }
-template void add_parts(const LatentAttention<float>&, const Tokens&, const Partials&,
+template void add_parts(const char*, const View<float>&, const Tokens&, const Partials&,
                         const Launch&);
-template void add_parts(const LatentAttention<bf16>&, const Tokens&, const Partials&,
+template void add_parts(const char*, const View<bf16>&, const Tokens&, const Partials&,
                         const Launch&);
 
 }  // namespace latent

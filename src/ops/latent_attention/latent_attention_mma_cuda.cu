@@ -260,7 +260,7 @@ void run(const LatentAttention<bf16>& a, const Tokens& tokens, const Launch& on)
                     static_cast<unsigned>(partials.parts)),
                dim3(kThreads), sizeof(Shared<kM>), for_device(a), layout.layout, tokens.segment,
                tokens.single, partials);
-  add_parts(a, tokens, partials, on);
+  add_parts("latent_attention", a.y, tokens, partials, on);
 }
 
 bool rows_in_pieces(const View<bf16>& keys, int64_t numbers) {

@@ -402,7 +402,7 @@ bool forward_by_warpgroups(const LatentAttention<bf16>& a, const Tokens& tokens,
                     static_cast<unsigned>(partials.parts)),
                dim3(kBlock), sizeof(Shared), for_device(a), layout.layout, tokens.segment,
                tokens.single, partials, on.recorder != nullptr && !a.chosen.defined() ? 1 : 0);
-  add_parts(a, tokens, partials, on);
+  add_parts("latent_attention", a.y, tokens, partials, on);
   return true;
 }
 

@@ -58,10 +58,11 @@ struct Partials {
 template <class T>
 Partials make_partials(const LatentAttention<T>& a, const Tokens& tokens, int64_t blocks,
                        int64_t least, int64_t fill, const Launch& on);
-/// Those of decoding tokens added in order, where there are more than one.
+/// Those of decoding tokens added in order to y (T, H, R), where there are more than one; a launch
+/// that fails is named as `operation`'s.
 template <class T>
-void add_parts(const LatentAttention<T>& a, const Tokens& tokens, const Partials& partials,
-               const Launch& on);
+void add_parts(const char* operation, const View<T>& y, const Tokens& tokens,
+               const Partials& partials, const Launch& on);
 
 /// Of `count` keys, those of one of so many parts, which begin at multiples of `tile`.
 struct KeyRange {
