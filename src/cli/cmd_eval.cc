@@ -40,6 +40,7 @@ struct EvalArgs {
   int64_t samples = 1, top_k = 0, shots = 0, depths = 5;
   double temperature = 0.0, top_p = 1.0;
   CacheOption cache{""};
+  EngineOptions engine;
   DeviceOption device;
   PresetOption preset;
   bool chat = false, json = false, ungraded = false, rotations = false;
@@ -281,6 +282,8 @@ void check_applies(const EvalArgs& a) {
          "--{} belongs to a model that is asked, not to --answers", a.chat ? "chat" : "ungraded");
   expect(a.answers.empty() || a.cache.name.empty(),
          "--cache belongs to a model that is asked, not to --answers");
+  expect((a.answers.empty() && !text && !a.by_likelihood()) || !a.engine.given(),
+         "--cache-memory, --admission and --deterministic belong to a model that answers in words");
   expect(a.is_long() || a.lengths.empty(), "--length belongs to --task {}",
          join(long_task_names(), ", "));
   expect(a.answers.empty() || !a.is_long(),
@@ -400,6 +403,7 @@ int run_eval(EvalArgs a) {
   EngineConfig engine;
   engine.max_sequences = a.batch;
   engine.cache_values = a.cache.values();
+  a.engine.apply(engine);
   if (a.task != "text" && !a.by_likelihood()) {
     engine =
         planned_engine(a.model, MatrixStorage::kStored, a.device.device(), engine, a.preset.name);
@@ -524,6 +528,7 @@ Action declare_eval(Args& args) {
   args.option("batch", "problems at once", &a->batch, {1, 4096});
   args.option("output,o", "file for every question, response and grade, or the losses", &a->output);
   a->cache.declare(args);
+  a->engine.declare(args);
   a->preset.declare(args);
   a->device.declare(args);
   args.option("answers", "grade the answers in this file (of --output) instead of asking a model",

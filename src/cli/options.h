@@ -75,12 +75,14 @@ struct CacheOption {
 /// "24GiB", "80GB", "512MiB", "1000000" -> bytes; Error that names the option otherwise.
 int64_t parse_bytes(const char* option, const std::string& text);
 
-/// --cache-memory and --admission of commands that run an engine for many requests.
+/// --cache-memory, --admission and --deterministic of commands that run an engine for many
+/// requests.
 struct EngineOptions {
   std::string memory, admission = "whole";
   bool deterministic = false;
 
   void declare(Args& args);
+  bool given() const { return !memory.empty() || admission != "whole" || deterministic; }
   /// Sets what the options say.
   void apply(EngineConfig& config) const;
 };

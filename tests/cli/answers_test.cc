@@ -263,6 +263,9 @@ TEST(Answers, EvalRefusesWhatItWouldNotRead) {
       {"--task mmlu --data x --samples 2 --temperature 1", "add --by generation"},
       {"--against nothing.jsonl -n 1", "nothing.jsonl"},
       {"--task passkey --length 16 -n 1", "the question alone has"},
+      {"--task text --data x --cache-memory 1GiB", "--cache-memory, --admission and"},
+      {"--task mmlu --data x --deterministic", "belong to a model that answers in words"},
+      {"-n 1 --cache-memory 100", "100 B hold no sequence of this model"},
   };
   for (const Row& row : rows) {
     const Outcome outcome = cambium("eval " + teacher() + " " + row.arguments);
