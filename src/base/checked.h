@@ -41,6 +41,12 @@ inline double in_range(std::string_view owner, std::string_view key, double valu
   return value;
 }
 
+/// The larger of the two, NaN where either is: in a search for the largest error what is not a
+/// number is found too, where std::max passes it by.
+inline double larger_error(double a, double b) {
+  return std::isnan(a) || a >= b ? a : b;
+}
+
 /// The product of factors that are at least 0, or an Error where it is above `most`.
 inline int64_t checked_product(std::string_view owner, std::string_view what,
                                std::initializer_list<int64_t> factors,

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "base/testing.h"
@@ -18,6 +19,14 @@ TEST(Checked, RangesIncludeTheirEndsAndNameWhatCame) {
             "model: expected 'heads' to be a whole number from 1 to 8, got 9");
   EXPECT_EQ(error_of([] { in_range("model", "heads", int64_t{0}, 1, 8); }),
             "model: expected 'heads' to be a whole number from 1 to 8, got 0");
+}
+
+TEST(Checked, TheLargerErrorIsNeverPassedByForWhatComesAfterIt) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_EQ(larger_error(1.0, 2.0), 2.0);
+  EXPECT_EQ(larger_error(2.0, 1.0), 2.0);
+  EXPECT_TRUE(std::isnan(larger_error(1.0, nan)));
+  EXPECT_TRUE(std::isnan(larger_error(nan, 1.0)));
 }
 
 TEST(Checked, NumbersAreFinite) {

@@ -7,6 +7,8 @@
 #include <optional>
 #include <span>
 
+#include "base/checked.h"
+#include "base/parallel.h"
 #include "files/safetensors.h"
 #include "ops/recurrence/recurrence.h"
 #include "serve/cache.h"
@@ -214,20 +216,32 @@ std::vector<Way> ways(const VerifyConfig& config) {
 }
 
 void compare(const Prompt& prompt, std::span<const float> ours, VerifyRow& row) {
+  struct Differences {
+    double error = 0.0;
+    double kl = 0.0;
+    bool same_choice = false;
+  };
   const size_t vocab = prompt.logits.size() / prompt.tokens.size();
-  double sum = 0.0;
-  for (size_t t = 0; t < prompt.tokens.size(); ++t) {
-    const Row expected = Row(prompt.logits).subspan(t * vocab, vocab);
-    const Row got = ours.subspan(t * vocab, vocab);
-    for (size_t v = 0; v < vocab; ++v) {
-      const double error = std::abs(static_cast<double>(got[v]) - expected[v]) / prompt.deviation;
-      row.error = error <= row.error ? row.error : error;  // NaN stays
+  std::vector<Differences> of(prompt.tokens.size());
+  parallel_for(prompt.size(), 1, [&](int64_t begin, int64_t end) {
+    for (auto t = static_cast<size_t>(begin); t < static_cast<size_t>(end); ++t) {
+      const Row expected = Row(prompt.logits).subspan(t * vocab, vocab);
+      const Row got = ours.subspan(t * vocab, vocab);
+      for (size_t v = 0; v < vocab; ++v) {
+        const double error = std::abs(static_cast<double>(got[v]) - expected[v]) / prompt.deviation;
+        of[t].error = larger_error(of[t].error, error);
+      }
+      of[t].kl = kl(expected, got);
+      of[t].same_choice = largest(expected) == largest(got);
     }
-    sum += kl(expected, got);
-    row.same_choice += largest(expected) == largest(got) ? 1 : 0;
+  });
+  double sum = 0.0;
+  for (const Differences& token : of) {
+    row.error = larger_error(row.error, token.error);
+    sum += token.kl;
+    row.same_choice += token.same_choice ? 1 : 0;
   }
-  const double mean = sum / static_cast<double>(prompt.size());
-  row.kl = mean <= row.kl ? row.kl : mean;
+  row.kl = larger_error(row.kl, sum / static_cast<double>(prompt.size()));
 }
 
 /// The prompts through the model, side by side, and what is to follow them greedily.

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <span>
 
+#include "base/checked.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "serve/cache.h"
@@ -96,7 +97,7 @@ ValuesRow run(Model& model, const Case& c, const ValuesConfig& config) {
   CAMBIUM_CHECK(slot >= 0);
   Workspace workspace(model.device());
   const auto worst = [](double& error, double difference) {
-    error = std::abs(difference) <= error ? error : std::abs(difference);  // NaN stays
+    error = larger_error(error, std::abs(difference));
   };
   std::vector<int32_t> piece = c.ids;
   int64_t fed = 0;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/checked.h"
 #include "base/random.h"
 #include "base/testing.h"
 #include "hybrid/graft.h"
@@ -85,7 +86,7 @@ inline std::vector<float> mixer_output(Model& model, int64_t layer) {
 inline double difference(const std::vector<float>& a, const std::vector<float>& b) {
   double worst = 0.0;
   for (size_t i = 0; i < a.size(); ++i) {
-    worst = std::max(worst, static_cast<double>(std::abs(a[i] - b[i])));
+    worst = larger_error(worst, std::abs(a[i] - b[i]));
   }
   return worst;
 }

@@ -5,6 +5,7 @@
 #include <ctime>
 #include <limits>
 
+#include "base/checked.h"
 #include "base/cpu.h"
 #include "base/parallel.h"
 #include "base/progress.h"
@@ -68,7 +69,7 @@ double cached_kl(Model& model, const HeldOut& documents) {
   }
   double worst = 0.0;
   for (const VerifyRow& row : verify_cached(model, texts).rows) {
-    worst = row.kl <= worst ? worst : row.kl;  // NaN stays
+    worst = larger_error(worst, row.kl);
   }
   return std::isfinite(worst) ? std::max(worst, 0.0) : std::numeric_limits<double>::max();
 }

@@ -1,4 +1,5 @@
 #include "model/weights.h"
+#include "base/checked.h"
 #include "tensor/copy.h"
 
 #include <algorithm>
@@ -497,8 +498,7 @@ static double compare_golden(Model& model, std::span<const int32_t> prompt,
     const double golden = expected[i];
     mean += golden;
     square += golden * golden;
-    const double error = std::abs(logits[i] - golden);
-    worst = error <= worst ? worst : error;  // NaN counts as worst
+    worst = larger_error(worst, std::abs(logits[i] - golden));
   }
   const auto n = static_cast<double>(logits.size());
   const double deviation = std::sqrt(std::max(square / n - mean / n * mean / n, 1e-30));

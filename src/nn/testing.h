@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/checked.h"
 #include "base/random.h"
 #include "nn/layer.h"
 #include "ops/rope/rope.h"
@@ -76,8 +77,7 @@ inline std::vector<double> values_of(const Tensor& t) {
 inline double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
   double worst = a.size() == b.size() ? 0.0 : std::numeric_limits<double>::infinity();
   for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-    const double difference = std::abs(a[i] - b[i]);
-    worst = difference <= worst ? worst : difference;  // NaN counts as worst
+    worst = larger_error(worst, std::abs(a[i] - b[i]));
   }
   return worst;
 }

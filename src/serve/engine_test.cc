@@ -7,6 +7,7 @@
 #include <cmath>
 #include <memory>
 
+#include "base/checked.h"
 #include "model/weights.h"
 #include "serve/testing.h"
 
@@ -148,7 +149,7 @@ TEST(Engine, LogProbabilitiesStayNearTheFullForwards) {
       const auto expected =
           full_log_probabilities(*loaded.model, requests()[i].prompt, results[i].tokens);
       for (size_t t = 0; t < expected.size(); ++t) {
-        worst = std::max(worst, std::abs(expected[t] - results[i].log_probabilities[t]));
+        worst = larger_error(worst, std::abs(expected[t] - results[i].log_probabilities[t]));
       }
     }
     EXPECT_LE(worst, row.bound) << dtype_name(row.values);
@@ -168,12 +169,12 @@ TEST(Engine, PromptsCutOtherwiseGiveTheSameInEveryCache) {
     };
     const auto cut = answers(64);
     const auto whole = answers(512);
-    float worst = 0.0F;
+    double worst = 0.0;
     for (size_t i = 0; i < cut.size(); ++i) {
       EXPECT_EQ(cut[i].tokens, whole[i].tokens) << dtype_name(values) << " " << i;
       for (size_t t = 0; t < cut[i].log_probabilities.size(); ++t) {
-        worst =
-            std::max(worst, std::abs(cut[i].log_probabilities[t] - whole[i].log_probabilities[t]));
+        worst = larger_error(worst,
+                             std::abs(cut[i].log_probabilities[t] - whole[i].log_probabilities[t]));
       }
     }
     EXPECT_LE(worst, 0.01F) << dtype_name(values);

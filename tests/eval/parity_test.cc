@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
+#include <limits>
 
 #include "base/file.h"
 #include "base/test_folder.h"
@@ -160,6 +162,34 @@ TEST(Variants, ShardsReadAsOneFile) {
   v.weights(100000);
   ASSERT_TRUE(std::filesystem::exists(v.folder.at("model.safetensors.index.json")));
   EXPECT_LT(v.error(), 1e-4);
+}
+
+// One token's embedding is not a number; the prompt after the last that has it is as it was.
+TEST(Variants, WhatIsNoNumberInOnePromptIsNotForgottenAtTheNext) {
+  const std::string dir = fixture("llama");
+  const LoadedModel loaded = load_model(dir, {.storage = MatrixStorage::kF32});
+  const SafeTensors file = SafeTensors::open(dir + "/reference.safetensors");
+  const std::vector<int64_t> with = as_i64(file.at("tokens.1"));
+  const std::vector<int64_t> without = as_i64(file.at("tokens.2"));
+  const auto token = std::find_if(with.begin(), with.end(), [&](int64_t id) {
+    return std::find(without.begin(), without.end(), id) == without.end();
+  });
+  ASSERT_NE(token, with.end());
+  int64_t found = 0;
+  loaded.model->visit([&](const std::string& name, Parameter& p) {
+    if (name == "embed.weight") {
+      ++found;
+      const int64_t width = p.tensor.dim(1);
+      std::fill_n(p.tensor.ptr<float>() + *token * width, width,
+                  std::numeric_limits<float>::quiet_NaN());
+    }
+  });
+  ASSERT_EQ(found, 1);
+  for (const VerifyRow& row : verify_model(*loaded.model, dir + "/reference.safetensors").rows) {
+    EXPECT_TRUE(std::isnan(row.error)) << row.way;
+    EXPECT_TRUE(std::isnan(row.kl)) << row.way;
+    EXPECT_FALSE(row.ok) << row.way;
+  }
 }
 
 TEST(Variants, TheRankOfAStepProjectionIsItsTensors) {

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <numeric>
 
+#include "base/checked.h"
 #include "base/testing.h"
 #include "files/safetensors.h"
 #include "model/gguf/gguf_testing.h"
@@ -53,10 +54,10 @@ class ExportTest : public ImportTest {
     const std::vector<float> back = logits_of(back_);
     ASSERT_EQ(ours.size(), back.size());
     float size = 0.0F;
-    float worst = 0.0F;
+    double worst = 0.0;
     for (size_t i = 0; i < ours.size(); ++i) {
       size = std::max(size, std::abs(ours[i]));
-      worst = std::max(worst, std::abs(ours[i] - back[i]));
+      worst = larger_error(worst, std::abs(ours[i] - back[i]));
     }
     EXPECT_LE(worst, 2e-5F * size);
   }
@@ -173,13 +174,13 @@ TEST_F(ExportTest, NarrowTypesAreNear) {
               type == GgufType::kQ8_0 ? GgufType::kF16 : type);
     std::vector<float> read(stored.size());
     dequantise_rows(*gate, 0, gate->rows(), read);
-    float worst = 0.0F;
+    double worst = 0.0;
     for (size_t i = 0; i < read.size(); ++i) {
-      worst = std::max(worst, std::abs(read[i] - stored[i]));
+      worst = larger_error(worst, std::abs(read[i] - stored[i]));
     }
     EXPECT_LE(worst, bound * largest);
     // The fixture's numbers are those of bf16, and small.
-    EXPECT_EQ(worst > 0.0F, type == GgufType::kQ8_0);
+    EXPECT_EQ(worst > 0.0, type == GgufType::kQ8_0);
   }
 }
 

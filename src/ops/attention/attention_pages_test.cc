@@ -1,4 +1,5 @@
 // Attention over cached keys and values: every way to cut a sequence gives what one pass gives.
+#include "base/checked.h"
 #include "base/parallel.h"
 #include "base/testing.h"
 #include "ops/attention/attention_pages_testing.h"
@@ -330,7 +331,7 @@ TEST(AttentionPagesRounding, StaysWithinItsBound) {
   const double bound = std::expm1(2 * e) + unit + kTolerance;  // values up to 1
   double worst = 0.0;
   for (size_t i = 0; i < wide.last().size(); ++i) {
-    worst = std::max(worst, std::abs(wide.last()[i] - narrow.last()[i]));
+    worst = larger_error(worst, std::abs(wide.last()[i] - narrow.last()[i]));
   }
   EXPECT_LE(worst, bound);
   EXPECT_GT(worst, 0.0);
