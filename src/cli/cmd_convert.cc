@@ -483,6 +483,8 @@ Action declare(Args& args) {
               &a->graft.recurrent);
   args.option("window-dropout", "parallel: share of documents trained without their window",
               &a->graft.window_dropout);
+  args.option("window-share", "parallel: share of the window in the output at the start",
+              &a->graft.window_share);
   args.option("state", "numbers a channel of mamba (0 = 16 or what divides the head)",
               &a->graft.state);
   args.choice("init", "where new mixers start", {"attention", "random"}, &a->init);

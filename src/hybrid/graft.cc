@@ -203,6 +203,7 @@ const std::vector<OwnOption>& own_options() {
       own_option<&GraftOptions::state>("state"),
       own_option<&GraftOptions::recurrent>("recurrent"),
       own_option<&GraftOptions::window_dropout>("window_dropout"),
+      own_option<&GraftOptions::window_share>("window_share"),
       own_option<&GraftOptions::faithful>("faithful"),
       own_option<&GraftOptions::rope>("rope")};
   return all;
@@ -257,6 +258,9 @@ void check_graft_options(const GraftOptions& options, const std::string& where) 
   }
   expect(options.window_dropout >= 0.0 && options.window_dropout <= 1.0,
          "{}: expected window_dropout from 0 to 1, got {}", where, options.window_dropout);
+  // At 0 or 1 one of the two would never learn.
+  expect(options.window_share > 0.0 && options.window_share < 1.0,
+         "{}: expected window_share between 0 and 1, got {}", where, options.window_share);
   expect(options.window >= 0 && options.sinks >= 0 && options.state >= 0,
          "{}: expected window, sinks and state of at least 0, got {}, {} and {}", where,
          options.window, options.sinks, options.state);

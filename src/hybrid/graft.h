@@ -28,7 +28,8 @@ struct GraftOptions {
   bool sink_logits = false;     // the same: each head gets a sink's learned score without a value
   int64_t state = 0;            // mamba: numbers a channel; 0 = 16, or what divides the head
   std::string recurrent{};      // parallel: the mixer beside the window; empty = gated_delta_net
-  double window_dropout = 0.1;  // parallel: share of documents trained without their window
+  double window_dropout = 0.0;  // parallel: share of documents trained without their window
+  double window_share = 0.98;   // parallel: the window's of what heads give, at the start
   bool from_attention = true;   // false: random
   bool faithful = false;
   bool rope = true;  // q and k turn by position where those of the attention do

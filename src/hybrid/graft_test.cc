@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "base/random.h"
@@ -53,6 +54,25 @@ TEST(Graft, AWindowKeepsGatesSoftCapsAndSinksScores) {
     EXPECT_TRUE(std::equal(from.tensor.ptr<float>(), from.tensor.ptr<float>() + from.numel(),
                            to.tensor.ptr<float>()))
         << name;
+  }
+}
+
+// The window gives what the attention gave and the recurrence not yet.
+TEST(Graft, AWindowBesideARecurrenceBeginsWithMostOfTheSum) {
+  LoadedModel teacher = make_teacher(teacher_spec());
+  const std::vector<float> whole = logits(*teacher.model);
+  double before = std::numeric_limits<double>::infinity();
+  for (const double share : {0.5, 0.9, 0.98, 0.998}) {
+    LoadedModel pair = convert(*teacher.model, *teacher.model, {1, 4},
+                               {.mixer = "parallel", .window = 64, .window_share = share}, 7);
+    const double off = difference(whole, logits(*pair.model));
+    EXPECT_LT(off, before) << share;
+    EXPECT_GT(off, 0.0) << share;  // or nothing would teach it
+    before = off;
+    const Parameter& bias = parameter(*pair.model, "layers.1.mixer.gate_proj.bias");
+    for (int64_t head = 0; head < bias.numel(); ++head) {
+      EXPECT_NEAR(1.0 / (1.0 + std::exp(-bias.tensor.ptr<float>()[head])), share, 1e-6);
+    }
   }
 }
 
@@ -561,6 +581,9 @@ TEST(Graft, WrongRequestsAreNamed) {
       {{2}, {.mixer = "mamba2", .recurrent = "mamba2"}, "recurrent belongs to parallel"},
       {{2}, {.mixer = "lightning", .window_dropout = 0.2}, "window_dropout belongs to parallel"},
       {{2}, {.mixer = "parallel", .window_dropout = 1.2}, "expected window_dropout from 0 to 1"},
+      {{2}, {.mixer = "lightning", .window_share = 0.5}, "window_share belongs to parallel"},
+      {{2}, {.mixer = "parallel", .window_share = 0.0}, "expected window_share between 0 and 1"},
+      {{2}, {.mixer = "parallel", .window_share = 1.0}, "expected window_share between 0 and 1"},
       {{2},
        {.mixer = "parallel", .recurrent = "kimi_delt"},
        "expected recurrent to be one of gated_delta_net, kimi_delta, mamba2, lightning, got "

@@ -464,6 +464,8 @@ void visit_fields(GraftOptions& graft, FieldVisitor& visit) {
   visit({"recurrent", "parallel: the mixer beside the window"}, graft.recurrent);
   visit({"window_dropout", "parallel: share of documents trained without their window"},
         graft.window_dropout, reals_from(0.0, 1.0));
+  visit({"window_share", "parallel: share of the window in the output at the start"},
+        graft.window_share, reals_from(0.0, 1.0));
   visit({"state", "mamba: numbers a channel; 0 = 16, or what divides the head"}, graft.state,
         ints_from(0, 1 << 20));
   visit({"faithful", "the released layouts to the row"}, graft.faithful);

@@ -1,6 +1,7 @@
 // The attention with a window, all its parameters kept, beside a recurrence that starts from it as
 // that mixer's own graft does.
 #include <algorithm>
+#include <cmath>
 
 #include "base/text.h"
 #include "hybrid/grafts/graft_table.h"
@@ -27,10 +28,15 @@ UnitSpec spec(const UnitSpec& attention, const AttentionSizes& h, const GraftOpt
   return unit;
 }
 
-// The gate starts half open, whatever the token.
+// The gate starts as far open as window_share says, whatever the token.
 void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions& options) {
-  Parameter& gate = mixer.at(parallel_gate(mixer.spec().options) + std::string(".weight"));
-  std::fill_n(gate.tensor.ptr<float>(), gate.numel(), 0.0F);
+  const std::string gate = parallel_gate(mixer.spec().options);
+  Parameter& weight = mixer.at(gate + ".weight");
+  std::fill_n(weight.tensor.ptr<float>(), weight.numel(), 0.0F);
+  Parameter& bias = mixer.at(gate + ".bias");
+  const double share = options.window_share;
+  std::fill_n(bias.tensor.ptr<float>(), bias.numel(),
+              static_cast<float>(std::log(share / (1.0 - share))));
 
   const UnitSpec recurrent = recurrent_part(mixer.spec().options);
   const std::string prefix = "recurrent.";
@@ -51,13 +57,14 @@ void start(const NewMixer& mixer, const AttentionWeights& a, const GraftOptions&
 }  // namespace
 
 Graft parallel_graft() {
-  return {.mixer = "parallel",
-          .options = {"window", "sinks", "sink_logits", "recurrent", "window_dropout"},
-          .released_as = "",
-          .spec = spec,
-          .start = start,
-          .keeps_parameters = true,
-          .keeps_qk_norms = true};
+  return {
+      .mixer = "parallel",
+      .options = {"window", "sinks", "sink_logits", "recurrent", "window_dropout", "window_share"},
+      .released_as = "",
+      .spec = spec,
+      .start = start,
+      .keeps_parameters = true,
+      .keeps_qk_norms = true};
 }
 
 }  // namespace cambium
