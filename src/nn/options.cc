@@ -8,6 +8,14 @@
 
 namespace cambium {
 
+bool operator==(const Options& a, const Options& b) {
+  return a.values_.size() == b.values_.size() &&
+         std::all_of(a.values_.begin(), a.values_.end(), [&](const auto& option) {
+           const OptionValue* other = b.find(option.first);
+           return other != nullptr && *other == option.second;
+         });
+}
+
 const OptionValue* Options::find(std::string_view key) const {
   for (const auto& [name, value] : values_) {
     if (name == key) {

@@ -39,7 +39,8 @@ class Options {
   std::vector<double> reals(std::string_view owner, std::string_view key) const;
   /// Error unless every key is one of `known`; suggests the nearest.
   void expect_only(std::string_view owner, const std::vector<std::string>& known) const;
-  friend bool operator==(const Options&, const Options&) = default;
+  /// The same keys with the same values, in whatever order they were set.
+  friend bool operator==(const Options& a, const Options& b);
 
  private:
   const OptionValue* find(std::string_view key) const;

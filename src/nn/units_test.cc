@@ -200,6 +200,15 @@ TEST(Units, HostileSizesAreNamed) {
   EXPECT_NE(error_of(experts, 4096).find("experts.gate.weight"), std::string::npos);
 }
 
+TEST(Units, OptionsAreEqualInWhateverOrderTheyWereSet) {
+  const Options options{{"heads", int64_t{2}}, {"window", int64_t{5}}};
+  EXPECT_EQ(options, (Options{{"window", int64_t{5}}, {"heads", int64_t{2}}}));
+  EXPECT_NE(options, (Options{{"heads", int64_t{2}}, {"window", int64_t{6}}}));
+  EXPECT_NE(options, (Options{{"heads", int64_t{2}}, {"window", 5.0}}));
+  EXPECT_NE(options, (Options{{"heads", int64_t{2}}, {"sinks", int64_t{5}}}));
+  EXPECT_NE(options, (Options{{"heads", int64_t{2}}}));
+}
+
 TEST(Units, UnknownKindsAndOptionsAreNamed) {
   EXPECT_NE(error_of({"swigul", {}}).find("unknown unit 'swigul'; did you mean 'swiglu'?"),
             std::string::npos);

@@ -89,7 +89,7 @@ ModelSpec read_qwen3(const std::string& text, const std::string& where) {
   for (LayerSpec& layer : spec.layers) {
     layer.mixer()->options.set("qk_norm_eps", eps);
   }
-  set_qwen_windows(spec, config, where);  // last, as options are equal in one order alone
+  set_qwen_windows(spec, config, where);
   return spec;
 }
 
