@@ -82,9 +82,10 @@ struct EngineOptions {
   bool deterministic = false;
 
   void declare(Args& args);
-  bool given() const { return !memory.empty() || admission != "whole" || deterministic; }
+  bool given() const { return *this != EngineOptions{}; }
   /// Sets what the options say.
   void apply(EngineConfig& config) const;
+  friend bool operator==(const EngineOptions&, const EngineOptions&) = default;
 };
 
 struct SamplingOptions {
