@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <algorithm>
 
+#include "base/checked.h"
 #include "base/error.h"
 #include "base/test_folder.h"
 #include "base/testing.h"
@@ -192,7 +193,7 @@ TEST_F(TrainerTest, ConvertedMixersHaveARateOfTheirOwn) {
       const std::vector<float> now = elements_of(p.tensor);
       double longest = 0.0;
       for (size_t i = 0; i < now.size(); ++i) {
-        longest = std::max(longest, std::abs(static_cast<double>(now[i]) - old[name][i]));
+        longest = larger_error(longest, std::abs(static_cast<double>(now[i]) - old[name][i]));
       }
       steps[scale > 1.0 ? 1 : 0][name] = longest;
     });

@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "base/checked.h"
 #include "base/parallel.h"
 #include "base/testing.h"
 #include "ops/testing.h"
@@ -190,8 +191,8 @@ TEST(AttentionSinks, NothingBetweenThemAndTheWindowIsRead) {
   const auto moved = [&](int64_t token) {
     double most = 0.0;
     for (int64_t i = token * 16; i < (token + 1) * 16; ++i) {
-      most =
-          std::max(most, std::abs(after[static_cast<size_t>(i)] - before[static_cast<size_t>(i)]));
+      const auto at = static_cast<size_t>(i);
+      most = larger_error(most, std::abs(after[at] - before[at]));
     }
     return most;
   };
