@@ -151,10 +151,11 @@ void print_choice(const ChosenPlacement& p) {
     }
   }
   fmt::print("  {:<20} {:.6g} of the teacher's {:.6g}\n", "all else", costs.rest, whole);
-  fmt::print(
-      "\n{} placements measured; surrogate: {} scale, rank correlation {:.2f} (left out, "
-      "better half)\n",
-      p.search.steps.size(), p.search.log_scale ? "logarithmic" : "plain", p.search.rank);
+  fmt::print("\n{} placements measured; surrogate: {} scale, rank correlation {}\n",
+             p.search.steps.size(), p.search.log_scale ? "logarithmic" : "plain",
+             std::isfinite(p.search.rank)
+                 ? fmt::format("{:.2f} (left out, better half)", p.search.rank)
+                 : std::string("unknown (too few, or all alike)"));
   fmt::print("chosen at {:.1f} % of the teacher's cost (budget {:.1f} %):\n",
              100 * costs.of(p.choices) / whole, 100 * p.budget / whole);
   for (size_t k = 0; k < p.kinds.size(); ++k) {

@@ -111,7 +111,8 @@ class Surrogate {
   double evidence_ = 0.0;
 };
 
-/// Spearman's rank correlation; equal values share the mean of their ranks. NaN for fewer than two.
+/// Spearman's rank correlation; equal values share the mean of their ranks. NaN for fewer than two,
+/// and where all values of one side are equal.
 double rank_correlation(const std::vector<double>& a, const std::vector<double>& b);
 
 }  // namespace cambium

@@ -157,6 +157,7 @@ TEST(Surrogate, RankCorrelationSharesTheRanksOfEqualValues) {
   EXPECT_NEAR(rank_correlation({1, 2, 3, 4}, {4, 3, 2, 1}), -1.0, 1e-12);
   EXPECT_NEAR(rank_correlation({1, 1, 2, 2}, {1, 1, 2, 2}), 1.0, 1e-12);
   EXPECT_TRUE(std::isnan(rank_correlation({1}, {1})));
+  EXPECT_TRUE(std::isnan(rank_correlation({2, 2, 2}, {1, 2, 3})));
 }
 
 TEST(PlacementOptimum, IsThatOfTryingEveryPlacement) {
