@@ -36,7 +36,8 @@ class StepJudge {
   std::string diverged(double loss);
   /// Steps that the median is taken over.
   int64_t window() const { return std::max<int64_t>(limits_.window, 10); }
-  /// Not empty where the last losses, a window full of them, lie well above the first: by how much.
+  /// Not empty where the last losses, a window full of them, lie in the median well above the first
+  /// in the mean and above each of them: by how much.
   /// What a student brought along is then overwritten faster than it is taught.
   std::string risen() const;
   /// Mean of the last losses, at most ten.

@@ -23,7 +23,9 @@ TEST(StepJudge, SaysWhenTheLossHasRisenAboveTheFirst) {
             "the loss of the last 20 steps, 0.08, is 1.6 times that of the first 5, 0.05");
   EXPECT_EQ(fed({{5, 0.05}, {40, 0.06}}).risen(), "");             // as other documents may have it
   EXPECT_EQ(fed({{5, 0.05}, {20, 0.2}, {20, 0.04}}).risen(), "");  // it came back
-  EXPECT_EQ(fed({{4, 0.05}}).risen(), "");                         // not known yet
+  EXPECT_EQ(fed({{4, 0.04}, {1, 0.09}, {20, 0.08}}).risen(), "");  // no more than documents differ
+  EXPECT_NE(fed({{4, 0.04}, {1, 0.07}, {20, 0.08}}).risen(), "");
+  EXPECT_EQ(fed({{4, 0.05}}).risen(), "");  // not known yet
 }
 
 TEST(StepJudge, HasAWindowOfTenAtLeast) {
