@@ -354,6 +354,16 @@ LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& lay
   return hybrid;
 }
 
+LoadedModel view_windows(Model& base, const std::vector<int64_t>& layers, int64_t window,
+                         int64_t sinks) {
+  const GraftOptions options{.mixer = "sliding_window", .window = window, .sinks = sinks};
+  const ModelSpec spec = convert_spec(base.spec(), base.spec(), layers, options);
+  LoadedModel view{{}, std::make_unique<Model>(spec), {}};
+  take_parameters(*view.model, base, {}, true);
+  view.model->set_activations(base.activations());
+  return view;
+}
+
 void take_mixer_out(LayerSpec& layer) {
   const UnitSpec* mixer = layer.mixer();
   for (BranchSpec& branch : layer.branches) {

@@ -82,6 +82,12 @@ LoadedModel convert(Model& base, Model& teacher, const std::vector<int64_t>& lay
                     const CalibrationData* calibration = nullptr,
                     std::vector<LayerCalibration>* found = nullptr);
 
+/// `base` whose attention in `layers` sees the last `window` tokens and the first `sinks` of the
+/// text. All weights are base's own memory, as they are stored there: base must outlive the result.
+/// Errors as convert.
+LoadedModel view_windows(Model& base, const std::vector<int64_t>& layers, int64_t window,
+                         int64_t sinks);
+
 /// The spec `convert` builds, without weights.
 ModelSpec convert_spec(const ModelSpec& base, const ModelSpec& teacher,
                        const std::vector<int64_t>& layers, const GraftOptions& options);

@@ -534,6 +534,22 @@ TEST(Graft, SharingGivesTheSameModelWithoutTheMemory) {
   EXPECT_LT(shared.weights.bytes(), whole.weights.bytes() / 4);
 }
 
+TEST(Graft, WindowsThatAreNotTrainedAreTheAttentionsOwnMemory) {
+  LoadedModel plain = make_teacher(teacher_spec(Biases::kOfAll));
+  LoadedModel gated = make_gated_teacher(true);
+  for (LoadedModel* teacher : {&plain, &gated}) {
+    LoadedModel copied = convert(*teacher->model, *teacher->model, {1, 2},
+                                 {.mixer = "sliding_window", .window = 4, .sinks = 2}, 7);
+    LoadedModel view = view_windows(*teacher->model, {1, 2}, 4, 2);
+    EXPECT_EQ(layer_map(view.model->spec()), layer_map(copied.model->spec()));
+    EXPECT_EQ(logits(*view.model), logits(*copied.model));
+    EXPECT_NE(logits(*view.model), logits(*teacher->model));
+    EXPECT_EQ(view.weights.bytes(), 0);
+  }
+  EXPECT_THAT(testing::message_of([&] { view_windows(*plain.model, {9}, 4, 0); }),
+              ::testing::HasSubstr("layer 9 does not exist"));
+}
+
 TEST(Graft, LeavingOneOut) {
   LoadedModel teacher = fresh_model(teacher_spec(), 1);
   const std::vector<float> all = logits(*teacher.model);

@@ -136,7 +136,7 @@ bool offers_windows(const MixerBank& bank) {
 // Windows cost no training: what other kinds have to beat with the same layers kept, whether the
 // search could choose them or not.
 std::optional<LoadedModel> untrained_windows(const MixerBank& bank, const Choices& chosen,
-                                             const GraftOptions& windows, uint64_t seed) {
+                                             int64_t window, int64_t sinks) {
   std::vector<int64_t> layers;
   for (size_t i = 0; i < chosen.size(); ++i) {
     if (chosen[i] != 0) {
@@ -146,7 +146,7 @@ std::optional<LoadedModel> untrained_windows(const MixerBank& bank, const Choice
   if (layers.empty() || offers_windows(bank)) {
     return std::nullopt;
   }
-  return convert(bank.teacher(), bank.teacher(), layers, windows, seed, true);
+  return view_windows(bank.teacher(), layers, window, sinks);
 }
 
 }  // namespace
@@ -271,10 +271,11 @@ ChosenPlacement choose_placement(const MixerBank& bank, const ChoiceOptions& o,
     chosen.compared.push_back(
         {rule.name, std::move(rule.choices), share, theirs.mean(), difference(theirs, ours)});
   }
-  const GraftOptions windows{.mixer = "sliding_window", .window = 128, .sinks = 4};
-  if (const auto model = untrained_windows(bank, chosen.choices, windows, o.seed)) {
+  constexpr int64_t kWindow = 128;
+  constexpr int64_t kSinks = 4;
+  if (const auto model = untrained_windows(bank, chosen.choices, kWindow, kSinks)) {
     const Losses theirs = other.judge(*model->model);
-    chosen.compared.push_back({fmt::format("its attention, the rest windows of {}", windows.window),
+    chosen.compared.push_back({fmt::format("its attention, the rest windows of {}", kWindow),
                                {},
                                std::numeric_limits<double>::quiet_NaN(),
                                theirs.mean(),

@@ -380,11 +380,7 @@ Importance score_importance(Model& base, Model& teacher, const ScoreOptions& opt
   if (!probes) {
     const auto make = [&](int64_t layer) {
       return options.method == ScoreMethod::kWindowSwap
-                 ? convert(base, base, {layer},
-                           {.mixer = "sliding_window",
-                            .window = options.graft.window,
-                            .sinks = options.graft.sinks},
-                           options.seed, true)
+                 ? view_windows(base, {layer}, options.graft.window, options.graft.sinks)
                  : remove_layer(base, layer, options.method == ScoreMethod::kLeaveBlockOut);
     };
     return score_variants({base, make}, teacher, options, data, file, layers);

@@ -54,8 +54,8 @@ void StageVariants::add_baseline(const fs::path& folder, const std::string& stag
   if (layers.empty() || !with_baseline_.insert(layers).second) {
     return;
   }
-  LoadedModel model = convert(*teacher_.model, *teacher_.model, layers, plan_.evaluate.baseline(),
-                              plan_.seed, true);
+  LoadedModel model = view_windows(*teacher_.model, layers, plan_.evaluate.baseline_window,
+                                   plan_.evaluate.baseline_sinks);
   const fs::path path = folder / "baseline.json";
   ModelSummary s;
   if (fs::exists(path)) {
