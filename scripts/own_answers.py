@@ -159,10 +159,11 @@ def turns(pairs):
 def list_document(rng, tokens, _):
     title, key, value, row, question, answer = rng.choice(LISTS)
     asked = rng.randint(4, 16)
-    rows, used = {}, asked * 40
-    while used < tokens:
+    rows, used, taken = {}, asked * 40, 0
+    while used < tokens and taken < 1000:  # there are 650 names: such a list ends when all are in it
         k = key(rng)
-        if k in rows:
+        taken = taken + 1 if k in rows else 0
+        if taken:
             continue
         rows[k] = value(rng)
         used += estimated_tokens(row.format(k=k, v=rows[k])) + 1
