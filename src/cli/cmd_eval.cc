@@ -52,10 +52,7 @@ struct EvalArgs {
 
   /// The judge is an address, not a folder.
   bool judged_elsewhere() const { return judge.find("://") != std::string::npos; }
-  bool is_long() const {
-    const auto& names = long_task_names();
-    return std::find(names.begin(), names.end(), task) != names.end();
-  }
+  bool is_long() const { return is_long_task(task); }
   bool has_options() const {
     for (const char* name : {"gpqa", "arc", "hellaswag", "mmlu", "choices"}) {
       if (task == name) {
@@ -320,27 +317,12 @@ void check_applies(const EvalArgs& a) {
 }
 
 // All lengths and depths of a retrieval task as one, so that the engine is asked once.
-Task long_task(const EvalArgs& a, const Tokenizer& tokenizer) {
-  Task task{a.task, AnswerForm::kWords, {}};
-  const auto& names = long_task_names();
-  LongSpec spec;
-  spec.task = static_cast<LongTask>(std::find(names.begin(), names.end(), a.task) - names.begin());
-  const auto count = [&](const std::string& text) {
-    stop_point();
-    return std::ssize(tokenizer.encode(text, true));
-  };
-  for (const int64_t length : a.lengths) {
-    spec.length = length;
-    for (int64_t column = 0; column < a.depths; ++column) {
-      spec.depth = depth_of(column, a.depths);
-      for (int64_t i = 0; i < a.count; ++i) {
-        // The same facts at every depth.
-        task.examples.push_back(
-            long_example(spec, static_cast<uint64_t>(a.seed), static_cast<uint64_t>(i), count));
-      }
-    }
-  }
-  return task;
+Task long_task_of(const EvalArgs& a, const Tokenizer& tokenizer) {
+  return long_task(a.task, {a.lengths, a.depths, a.count}, static_cast<uint64_t>(a.seed),
+                   [&](const std::string& text) {
+                     stop_point();
+                     return std::ssize(tokenizer.encode(text, true));
+                   });
 }
 
 std::vector<Example> shots_of(const EvalArgs& a, const Task& task) {
@@ -424,7 +406,7 @@ int run_eval(EvalArgs a) {
     results.write(eval_text(a, *loaded.model, tokenizer).dump(1) + "\n");
     return 0;
   }
-  const Task task = a.is_long() ? long_task(a, tokenizer) : task_of(a);
+  const Task task = a.is_long() ? long_task_of(a, tokenizer) : task_of(a);
   if (a.by_likelihood()) {
     return eval_choices(a, *loaded.model, tokenizer, task, shots_of(a, task));
   }

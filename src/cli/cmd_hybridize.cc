@@ -40,11 +40,11 @@ void print_table(const RunSummary& run) {
     }
     const std::string fit =
         m.fit.layers == 0 ? "" : fmt::format("  {:.2f} -> {:.2f}", m.fit.before, m.fit.after);
-    const Measured& found = m.retrieval.accuracy;
+    const AccuracySummary found = overall_retrieval(m);
     std::printf("%-*s %4lld/%-3zu %6.1f [%.1f, %.1f] %10s %10.4f %7.1f %8.2f %14s %12s%s\n", wide,
                 m.name.c_str(), static_cast<long long>(m.converted), layers_of_map(m.map).size(),
                 100 * a.value, 100 * a.low, 100 * a.high,
-                m.retrieval.total == 0 ? "-" : fmt::format("{:.1f}%", 100 * found.value).c_str(),
+                found.total == 0 ? "-" : fmt::format("{:.1f}%", 100 * found.accuracy.value).c_str(),
                 m.reverse_kl, m.answer_tokens, right_answers_per_second(m), decode.c_str(),
                 human_bytes(static_cast<uint64_t>(m.cache_bytes_per_token)).c_str(), fit.c_str());
   }

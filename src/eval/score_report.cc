@@ -116,10 +116,6 @@ std::string cells_text(const LongGrid& grid, const Json& cells) {
 
 }  // namespace
 
-double depth_of(int64_t column, int64_t depths) {
-  return depths == 1 ? 0.5 : static_cast<double>(column) / static_cast<double>(depths - 1);
-}
-
 Json score_json(const ScoreReport& r) {
   const AccuracyResult& result = *r.result;
   const AccuracySummary& s = result.summary;

@@ -9,19 +9,11 @@
 
 #include "eval/likelihood.h"
 #include "eval/mt_bench.h"
+#include "eval/problems/long_context.h"
 #include "eval/quality.h"
 #include "train/held_out.h"
 
 namespace cambium {
-
-/// The cells of a task of long contexts: all depths of a length, then the next length.
-struct LongGrid {
-  std::vector<int64_t> lengths;
-  int64_t depths = 1;
-  int64_t answers = 1;  // to the problems of a cell
-};
-/// Depths are even from the beginning to the end of a text; a single one is the middle.
-double depth_of(int64_t column, int64_t depths);
 
 /// What is said of answers that are graded.
 struct ScoreReport {

@@ -32,22 +32,23 @@ GateSummary judge_gate(const GatePlan& asked, const ModelSummary& model,
                      100 * teacher.accuracy.accuracy.value, 100 * asked.min_accuracy_kept));
   }
   const auto kept = [&](const AccuracySummary& now, const AccuracySummary& before,
-                        const std::string& at) {
+                        const std::string& what) {
     if (asked.min_retrieval_kept > 0.0 && now.total > 0) {
       const double value = asked.lower_bound ? now.accuracy.low : now.accuracy.value;
       const double share = value / std::max(before.accuracy.value, 1e-9);
       rule(share >= asked.min_retrieval_kept,
-           fmt::format("retrieval{}{} {:.1f} % is {:.1f} % of the teacher's {:.1f} %, at least "
-                       "{:.0f} % asked",
-                       at, asked.lower_bound ? ", lower end," : "", 100 * value, 100 * share,
+           fmt::format("{}{} {:.1f} % is {:.1f} % of the teacher's {:.1f} %, at least {:.0f} % "
+                       "asked",
+                       what, asked.lower_bound ? ", lower end," : "", 100 * value, 100 * share,
                        100 * before.accuracy.value, 100 * asked.min_retrieval_kept));
     }
   };
-  kept(model.retrieval, teacher.retrieval, "");
-  for (const auto& [characters, found] : model.retrieval_at) {
-    const auto before = teacher.retrieval_at.find(characters);
-    kept(found, before == teacher.retrieval_at.end() ? AccuracySummary{} : before->second,
-         fmt::format(" at {} characters", characters));
+  kept(model.retrieval, teacher.retrieval, "retrieval");
+  for (const RetrievalAt& at : model.retrieval_at) {
+    const AccuracySummary* before = find_retrieval(teacher, at.what);
+    if (before != nullptr && before->correct > 0) {  // or there is nothing to keep
+      kept(at.found, *before, at.what);
+    }
   }
   if (asked.max_answer_length_ratio > 0.0 && teacher.answer_tokens > 0.0) {
     const double ratio = model.answer_tokens / teacher.answer_tokens;

@@ -17,7 +17,9 @@ ModelSummary measured() {
   m.reverse_kl = 0.02;
   m.accuracy = share(0.9);
   m.retrieval = share(0.9);
-  m.retrieval_at = {{200, share(0.9)}, {800, share(0.8)}};
+  m.retrieval_at = {{"retrieval of 200 characters", share(0.9)},
+                    {"passkey of 800 tokens", share(0.8)},
+                    {"variables of 800 tokens", share(0.0)}};
   m.sticky = share(0.1);
   m.answer_tokens = 50.0;
   m.cached_kl = 1e-9;
@@ -42,8 +44,8 @@ TEST(Gate, EveryKeyPassesAndFails) {
        [](ModelSummary& m) { m.retrieval = share(0.8); },
        "retrieval 80.0 % is 88.9 % of the teacher's 90.0 %, at least 95 % asked: FAILED"},
       {"min_retrieval_kept, far texts alone", [](GatePlan& g) { g.min_retrieval_kept = 0.95; },
-       [](ModelSummary& m) { m.retrieval_at[800] = share(0.4); },
-       "retrieval at 800 characters 40.0 % is 50.0 % of the teacher's 80.0 %, at least 95 % asked: "
+       [](ModelSummary& m) { m.retrieval_at[1].found = share(0.4); },
+       "passkey of 800 tokens 40.0 % is 50.0 % of the teacher's 80.0 %, at least 95 % asked: "
        "FAILED"},
       {"max_answer_length_ratio", [](GatePlan& g) { g.max_answer_length_ratio = 1.2; },
        [](ModelSummary& m) { m.answer_tokens = 70.0; },

@@ -10,7 +10,9 @@
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "base/signals.h"
+#include "base/text.h"
 #include "eval/likelihood.h"
+#include "eval/problems/long_context.h"
 #include "eval/quality.h"
 #include "eval/verify.h"
 #include "serve/cache_plan.h"
@@ -27,14 +29,17 @@ constexpr int64_t kCachedTokens = 160;
 constexpr double kCachedLimitF32 = 1e-5;
 constexpr double kCachedLimitBF16 = 1e-2;
 
+// Long texts are answered so many at once: a cache of as many as of short ones would not fit.
+constexpr int64_t kLongBatch = 16;
+
 AccuracyResult accuracy(Model& model, const Task& task, const RunData& data,
-                        const EvaluationPlan& plan, const std::string& label) {
+                        const AccuracyConfig& config, const std::string& label) {
   if (task.examples.empty()) {
     return {};
   }
   Progress progress(label, task.examples.size(), {.unit = "problems"});
   const AccuracyResult result =
-      evaluate_accuracy(model, data.tokenizer(), task, data.answers(plan), [&](int64_t done) {
+      evaluate_accuracy(model, data.tokenizer(), task, config, [&](int64_t done) {
         stop_point();
         progress.update(static_cast<uint64_t>(done));
       });
@@ -152,8 +157,20 @@ RunData::RunData(const DataPlan& d, const EvaluationPlan& e, uint64_t seed, Toke
       return problem_task(spec, ProblemKind::kRetrieval, Split::kTest, seed, problems, reported);
     };
     for (const int64_t characters : e.retrieval_lengths) {
-      retrieval_at_[characters] = problem_task(at_length(spec, characters), ProblemKind::kRetrieval,
-                                               Split::kTest, seed, e.retrieval);
+      retrieval_at_.push_back({fmt::format("retrieval of {} characters", characters),
+                               problem_task(at_length(spec, characters), ProblemKind::kRetrieval,
+                                            Split::kTest, seed, e.retrieval)});
+    }
+  }
+  const LongPlan& l = e.long_texts;
+  const auto count = [this](const std::string& text) {
+    stop_point();
+    return std::ssize(tokenizer_.encode(text, true));
+  };
+  for (const std::string& name : l.tasks) {
+    for (const int64_t tokens : l.tokens) {
+      retrieval_at_.push_back({fmt::format("{} of {} tokens", name, tokens),
+                               long_task(name, {{tokens}, l.depths, l.texts}, seed, count), true});
     }
   }
 }
@@ -194,6 +211,14 @@ AccuracyConfig RunData::answers(const EvaluationPlan& plan) const {
   return config;
 }
 
+AccuracyConfig RunData::long_answers(const EvaluationPlan& plan) const {
+  AccuracyConfig config;
+  config.max_new_tokens = kLongAnswerTokens;
+  config.batch = std::min(plan.batch, kLongBatch);
+  config.chat = asks_long_by_template(plan, tokenizer_);
+  return config;
+}
+
 void summarise_cache(ModelSummary& summary, const Model& model, Dtype values) {
   CacheConfig config;
   config.values = values;
@@ -224,15 +249,17 @@ void measure_quality(ModelSummary& summary, Model& model, Model& teacher, const 
   summary.reverse_kl = sums.reverse_kl / tokens;
   summary.nll = sums.cross_entropy / tokens;
   summary.agreement = static_cast<double>(sums.agreement) / tokens;
+  const AccuracyConfig config = data.answers(plan);
   const AccuracyResult answers =
-      accuracy(model, data.task(), data, plan, summary.name + ": problems");
+      accuracy(model, data.task(), data, config, summary.name + ": problems");
   summary.accuracy = answers.summary;
   summary.answer_tokens = answers.mean_tokens();
   summary.retrieval =
-      accuracy(model, data.retrieval(), data, plan, summary.name + ": retrieval").summary;
-  for (const auto& [characters, task] : data.retrieval_at()) {
-    const std::string label = fmt::format("{}: retrieval at {}", summary.name, characters);
-    summary.retrieval_at[characters] = accuracy(model, task, data, plan, label).summary;
+      accuracy(model, data.retrieval(), data, config, summary.name + ": retrieval").summary;
+  for (const RunData::Retrieval& r : data.retrieval_at()) {
+    const AccuracyConfig how = r.long_texts ? data.long_answers(plan) : config;
+    const std::string label = summary.name + ": " + r.what;
+    summary.retrieval_at.push_back({r.what, accuracy(model, r.task, data, how, label).summary});
   }
   if (rotatable(data.task())) {
     summary.sticky = stickiness(model, data, summary.name + ": rotations");
@@ -259,7 +286,7 @@ std::string machine_name(Device device) {
 
 std::string describe_data(const RunData& data, const EvaluationPlan& plan) {
   std::string text = fmt::format(
-      "Accuracy: {} held-out {} answered by greedy generation{}{}. Held-out KL and NLL: {} "
+      "Accuracy: {} held-out {} answered by greedy generation{}{}{}. Held-out KL and NLL: {} "
       "completion tokens of {} documents.",
       data.task().examples.size(),
       plan.task.empty() ? "problems" : fmt::format("questions of {}", plan.task),
@@ -269,6 +296,11 @@ std::string describe_data(const RunData& data, const EvaluationPlan& plan) {
           : fmt::format("; retrieval: {} texts of {} to {} characters",
                         data.retrieval().examples.size(), plan.retrieval_spec.min_chars,
                         plan.retrieval_spec.max_chars),
+      plan.long_texts.tasks.empty()
+          ? std::string()
+          : fmt::format("; {}: {} texts of each of {} tokens", join(plan.long_texts.tasks, ", "),
+                        plan.long_texts.depths * plan.long_texts.texts,
+                        fmt::join(plan.long_texts.tokens, ", ")),
       data.held_out().labels(), data.held_out().documents());
   const SelectionSizes& selection = data.selection();
   if (selection.documents > 0) {

@@ -41,8 +41,13 @@ class RunData {
   /// Test problems that are reported; no examples where the plan asks none.
   const Task& task() const { return task_; }
   const Task& retrieval() const { return retrieval_; }
-  /// Retrieval problems by the characters of their texts.
-  const std::map<int64_t, Task>& retrieval_at() const { return retrieval_at_; }
+  /// Retrieval of one kind and length.
+  struct Retrieval {
+    std::string what;  // as in ModelSummary
+    Task task;
+    bool long_texts = false;  // of [evaluate.long]
+  };
+  const std::vector<Retrieval>& retrieval_at() const { return retrieval_at_; }
 
   /// So many of the documents and problems that choose, or as many as there are. `file` (empty =
   /// the validation data): one of those that stages choose by, from its first document on.
@@ -57,8 +62,9 @@ class RunData {
   /// How many of each there are.
   const SelectionSizes& selection() const { return selection_; }
 
-  /// How problems are asked.
+  /// How problems are asked, and long texts.
   AccuracyConfig answers(const EvaluationPlan& plan) const;
+  AccuracyConfig long_answers(const EvaluationPlan& plan) const;
 
  private:
   Tokenizer tokenizer_;
@@ -69,7 +75,7 @@ class RunData {
   std::map<std::string, std::unique_ptr<DocumentSource>> selection_files_;
   std::unique_ptr<HeldOut> held_out_;
   Task task_, retrieval_, selection_task_;
-  std::map<int64_t, Task> retrieval_at_;
+  std::vector<Retrieval> retrieval_at_;
   std::function<Task(int64_t problems)> more_retrieval_;
 };
 

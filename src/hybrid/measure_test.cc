@@ -206,6 +206,7 @@ TEST_F(MeasureTest, QualityAgainstItselfAndAgainstAnother) {
   HybridPlan plan = small_plan();
   plan.evaluate.retrieval = 2;
   plan.evaluate.retrieval_lengths = {150, 400};
+  plan.evaluate.long_texts = {{"passkey"}, {300, 600}, 3, 2};
   const RunData data(plan, byte_tokenizer());
   LoadedModel teacher = attention_model(1);
   LoadedModel student = attention_model(2);
@@ -215,10 +216,17 @@ TEST_F(MeasureTest, QualityAgainstItselfAndAgainstAnother) {
   EXPECT_EQ(same.agreement, 1.0);
   EXPECT_EQ(same.accuracy.total, 5);
   EXPECT_EQ(same.retrieval.total, 2);
-  ASSERT_EQ(same.retrieval_at.size(), 2U);
-  EXPECT_EQ(same.retrieval_at[400].total, 2);
-  EXPECT_GT(data.retrieval_at().at(400).examples[1].question.size(),
-            data.retrieval_at().at(150).examples[1].question.size() + 150);
+  ASSERT_EQ(same.retrieval_at.size(), 4U);
+  EXPECT_EQ(same.retrieval_at[1].what, "retrieval of 400 characters");
+  EXPECT_EQ(same.retrieval_at[1].found.total, 2);
+  EXPECT_EQ(same.retrieval_at[3].what, "passkey of 600 tokens");
+  EXPECT_EQ(same.retrieval_at[3].found.total, 6);
+  const auto asked = [&](size_t i) {
+    return data.retrieval_at()[i].task.examples[1].question.size();
+  };
+  EXPECT_GT(asked(1), asked(0) + 150);
+  EXPECT_GT(asked(3), asked(2) + 150);
+  EXPECT_EQ(data.long_answers(plan.evaluate).max_new_tokens, kLongAnswerTokens);
   EXPECT_GT(same.answer_tokens, 0.0);
   EXPECT_LE(same.answer_tokens, 4.0);
   EXPECT_GE(same.cached_kl, 0.0);

@@ -553,7 +553,8 @@ RunSummary Pipeline::run() {
                               : fmt::format(", {} {:.1f} %", of, 100 * answers.accuracy.value);
   };
   say_text(fmt::format("teacher: {} layers{}{}", teacher_.model->layer_count(),
-                       share("accuracy", teacher.accuracy), share("retrieval", teacher.retrieval)));
+                       share("accuracy", teacher.accuracy),
+                       share("retrieval", overall_retrieval(teacher))));
   if (teacher.accuracy.total > 0 && teacher.accuracy.correct == 0) {
     note(
         "the teacher has none of {} answers right, so that no hybrid can keep its accuracy: see "

@@ -348,14 +348,20 @@ TEST(Pipeline, EveryGateOfTruthCanFail) {
   plan.resize(plan.find("[[stage]]\nname = \"two\""));
   write_inputs(folder.path(), plan);
   const RunSummary passed =
-      run(folder.path(), "passed", false, {"evaluate.retrieval_lengths=[150]"});
+      run(folder.path(), "passed", false,
+          {"evaluate.retrieval_lengths=[150]", "evaluate.long.tasks=[\"keyvalue\"]",
+           "evaluate.long.tokens=[200]", "evaluate.long.depths=3", "evaluate.long.texts=1"});
   const ModelSummary& one = passed.models[1];
   ASSERT_TRUE(one.gate.passed) << one.gate.reason;
   EXPECT_THAT(one.gate.reason, HasSubstr("without and through a cache"));
-  EXPECT_EQ(one.retrieval_at.at(150).total, 2);
+  ASSERT_EQ(one.retrieval_at.size(), 2U);
+  EXPECT_EQ(one.retrieval_at[0].found.total, 2);
+  EXPECT_EQ(one.retrieval_at[1].what, "keyvalue of 200 tokens");
+  EXPECT_EQ(one.retrieval_at[1].found.total, 3);
   EXPECT_GT(one.answer_tokens, 0.0);
   const std::string page = read_text_file(folder.at("passed/report.html"));
   EXPECT_THAT(page, HasSubstr("of 150 characters"));
+  EXPECT_THAT(page, HasSubstr("keyvalue of 200 tokens"));
   EXPECT_THAT(page, HasSubstr("without and through a cache"));
   // Random weights answer nothing right; of answers the length is what it is.
   const RunSummary failed =

@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "eval/problems/long_context.h"
 #include "hybrid/calibrate.h"
 #include "hybrid/grafts/graft_table.h"
 
@@ -62,6 +63,15 @@ EvaluationPlan read_evaluation(const PlanTable& table, const DataPlan& data) {
          table.where());
   for (const int64_t length : e.retrieval_lengths) {
     at_length(retrieval, length).validate();
+  }
+  const LongPlan& l = e.long_texts;
+  expect(l.tasks.empty() == l.tokens.empty(),
+         "{}: expected 'tasks' and 'tokens' together in [evaluate.long]: what is asked, and in "
+         "texts of how many tokens",
+         table.where());
+  for (const std::string& task : l.tasks) {
+    expect(is_long_task(task), "{}: expected tasks of [evaluate.long] among {}, got '{}'",
+           table.where(), join(long_task_names(), ", "), printable(task));
   }
   expect(e.held_out_documents > 0 && e.held_out_tokens > 1, "{}: expected counts above 0",
          table.where());
@@ -274,8 +284,11 @@ void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPla
          where, place.method);
   expect(stage.gate.min_accuracy_kept == 0.0 || plan.evaluate.problems > 0,
          "{}: a gate on accuracy needs problems: give [evaluate] 'task' and 'task_path'", where);
-  expect(stage.gate.min_retrieval_kept == 0.0 || plan.evaluate.retrieval > 0,
-         "{}: a gate on retrieval needs texts: give [evaluate] 'retrieval'", where);
+  expect(stage.gate.min_retrieval_kept == 0.0 || plan.evaluate.retrieval > 0 ||
+             !plan.evaluate.long_texts.tasks.empty(),
+         "{}: a gate on retrieval needs texts: give [evaluate] 'retrieval', or [evaluate.long] "
+         "'tasks'",
+         where);
   expect(stage.gate.max_answer_length_ratio == 0.0 || plan.evaluate.problems > 0,
          "{}: a gate on the length of answers needs problems: give [evaluate] 'task' and "
          "'task_path'",
@@ -521,6 +534,14 @@ void visit_fields(EvaluationPlan& e, FieldVisitor& visit) {
       e.baseline_window, ints_from(0, 1 << 30));
   visit({"baseline_sinks", "first tokens that those windows see too"}, e.baseline_sinks,
         ints_from(0, 1 << 30));
+  visit.table({"long", "retrieval from long texts that any model can be asked"}, [&] {
+    LongPlan& l = e.long_texts;
+    visit({"tasks", "passkey, keyvalue, variables"}, l.tasks);
+    visit({"tokens", "lengths of the texts, question and all"}, l.tokens, ints_from(1, kMaxTokens));
+    visit({"depths", "places of what is asked, from the start to the end"}, l.depths,
+          ints_from(1, 1000));
+    visit({"texts", "at each place of each length"}, l.texts, ints_from(1, kMaxCount));
+  });
   visit.table({"retrieval_text", "as [data.problems.retrieval], for the retrieval that is asked"},
               [&] { visit_fields(e.retrieval_spec, visit); });
 }

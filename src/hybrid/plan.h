@@ -31,6 +31,14 @@ enum class Ask {
   kPlain,     // "question\n"
 };
 
+/// Retrieval from long texts that any model can be asked (eval/problems/long_context.h).
+struct LongPlan {
+  std::vector<std::string> tasks;  // passkey, keyvalue, variables; none = not asked
+  std::vector<int64_t> tokens;     // lengths of the questions
+  int64_t depths = 5;              // places in each
+  int64_t texts = 4;               // at each place
+};
+
 /// How models are measured, all of them alike.
 struct EvaluationPlan {
   int64_t held_out_documents = 64;
@@ -48,6 +56,7 @@ struct EvaluationPlan {
   RetrievalSpec retrieval_spec;
   /// Characters of texts; at each length as many are asked as `retrieval` says.
   std::vector<int64_t> retrieval_lengths = {};
+  LongPlan long_texts = {};
   /// Of the baseline beside each stage, which is not trained: the teacher with windows of so many
   /// tokens, and sinks, in the layers that the stage's model has converted. 0 = none.
   int64_t baseline_window = 0;
@@ -183,6 +192,12 @@ void check_plan_inputs(const HybridPlan& plan, std::vector<std::string>* missing
 
 /// Whether problems are asked through the chat template.
 bool asks_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer);
+/// The same of [evaluate.long], which by `auto` goes through every template that there is.
+bool asks_long_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer);
+/// Tokens of an answer to such a text at most, and of the teacher's positions that are left beside
+/// the text for answer and template.
+constexpr int64_t kLongAnswerTokens = 64;
+constexpr int64_t kLongRoom = 128;
 
 /// Tokens at which speed is measured: those given, else 512 and 4096 as far as the teacher reaches.
 std::vector<int64_t> speed_contexts(const EvaluationPlan& evaluate, const ModelSpec& teacher);

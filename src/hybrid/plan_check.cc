@@ -100,6 +100,12 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
            "[evaluate] contexts: expected at most the teacher's {} positions, got {}",
            teacher.max_positions, context);
   }
+  for (const int64_t tokens : plan.evaluate.long_texts.tokens) {
+    expect(teacher.max_positions <= 0 || tokens + kLongRoom <= teacher.max_positions,
+           "[evaluate.long] tokens: expected at most {}, the teacher's {} positions less {} for "
+           "template and answer, got {}",
+           teacher.max_positions - kLongRoom, teacher.max_positions, kLongRoom, tokens);
+  }
 }
 
 std::vector<int64_t> likely_layers(const StagePlan& stage, const ModelSpec& base, int64_t count) {
@@ -127,6 +133,10 @@ std::vector<int64_t> every_nth(const std::vector<int64_t>& layers, size_t first,
 bool asks_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer) {
   return plan.ask == Ask::kTemplate ||
          (plan.ask == Ask::kAuto && !plan.task.empty() && tokenizer.has_chat_template());
+}
+
+bool asks_long_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer) {
+  return plan.ask == Ask::kTemplate || (plan.ask == Ask::kAuto && tokenizer.has_chat_template());
 }
 
 ProblemSpec at_length(ProblemSpec problems, int64_t characters) {

@@ -146,6 +146,11 @@ const std::vector<std::string>& long_task_names() {
   return kNames;
 }
 
+bool is_long_task(const std::string& name) {
+  const auto& names = long_task_names();
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
 Example long_example(const LongSpec& spec, uint64_t seed, uint64_t index,
                      const Count& count_tokens) {
   expect(spec.depth >= 0 && spec.depth <= 1, "expected a depth of 0 to 1, got {}", spec.depth);
@@ -185,6 +190,29 @@ Example long_example(const LongSpec& spec, uint64_t seed, uint64_t index,
     out.answer += (out.answer.empty() ? "" : " ") + word;
   }
   return out;
+}
+
+double depth_of(int64_t column, int64_t depths) {
+  return depths == 1 ? 0.5 : static_cast<double>(column) / static_cast<double>(depths - 1);
+}
+
+Task long_task(const std::string& name, const LongGrid& grid, uint64_t seed,
+               const Count& count_tokens) {
+  CAMBIUM_CHECK(is_long_task(name), "{}", name);
+  const auto& names = long_task_names();
+  Task task{name, AnswerForm::kWords, {}};
+  LongSpec spec;
+  spec.task = static_cast<LongTask>(std::find(names.begin(), names.end(), name) - names.begin());
+  for (const int64_t length : grid.lengths) {
+    spec.length = length;
+    for (int64_t column = 0; column < grid.depths; ++column) {
+      spec.depth = depth_of(column, grid.depths);
+      for (int64_t i = 0; i < grid.answers; ++i) {
+        task.examples.push_back(long_example(spec, seed, static_cast<uint64_t>(i), count_tokens));
+      }
+    }
+  }
+  return task;
 }
 
 }  // namespace cambium

@@ -17,6 +17,7 @@ enum class LongTask : uint8_t { kPasskey, kKeyValue, kVariables };
 
 /// "passkey", "keyvalue", "variables".
 const std::vector<std::string>& long_task_names();
+bool is_long_task(const std::string& name);
 
 struct LongSpec {
   LongTask task = LongTask::kPasskey;
@@ -30,5 +31,18 @@ struct LongSpec {
 /// Error where not even the facts fit into the length.
 Example long_example(const LongSpec& spec, uint64_t seed, uint64_t index,
                      const std::function<int64_t(const std::string&)>& count_tokens);
+
+/// The cells of a task of long contexts: all depths of a length, then the next length.
+struct LongGrid {
+  std::vector<int64_t> lengths;  // tokens
+  int64_t depths = 1;
+  int64_t answers = 1;  // problems of a cell; in a report, answers to them
+};
+/// Depths are even from the beginning to the end of a text; a single one is the middle.
+double depth_of(int64_t column, int64_t depths);
+/// All problems of a grid as one task, which has the same facts at every depth. `name` is one of
+/// long_task_names(). Errors as long_example.
+Task long_task(const std::string& name, const LongGrid& grid, uint64_t seed,
+               const std::function<int64_t(const std::string&)>& count_tokens);
 
 }  // namespace cambium

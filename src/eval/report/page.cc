@@ -140,8 +140,8 @@ std::string table(const RunSummary& run) {
   std::string s =
       "<div class=\"wide\"><table><tr><th>model</th><th>layers</th><th>gate</th><th>accuracy</th>"
       "<th>retrieval</th>";
-  for (const auto& [characters, found] : run.models.front().retrieval_at) {
-    s += fmt::format("<th>of {} characters</th>", characters);
+  for (const RetrievalAt& at : run.models.front().retrieval_at) {
+    s += "<th>" + escape_html(at.what) + "</th>";
   }
   s += "<th>answer tokens</th><th>right answers / s</th>";
   const bool options = run.models.front().sticky.total > 0;
@@ -164,9 +164,9 @@ std::string table(const RunSummary& run) {
                      m.gate.passed ? "yes" : "no",
                      m.converted == 0 ? "–" : (m.gate.passed ? "passed" : "failed"),
                      interval(m.accuracy), interval(m.retrieval));
-    for (const auto& [characters, unused] : run.models.front().retrieval_at) {
-      const auto at = m.retrieval_at.find(characters);
-      s += "<td>" + (at == m.retrieval_at.end() ? "–" : interval(at->second)) + "</td>";
+    for (const RetrievalAt& at : run.models.front().retrieval_at) {
+      const AccuracySummary* found = find_retrieval(m, at.what);
+      s += "<td>" + (found == nullptr ? "–" : interval(*found)) + "</td>";
     }
     s += known(m.answer_tokens > 0.0, m.answer_tokens);
     const double right = right_answers_per_second(m);

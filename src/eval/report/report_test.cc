@@ -33,7 +33,8 @@ RunSummary example() {
     m.reverse_kl = 0.01 * i;
     m.speed = {{512, 1, {1000, 900, 1100}, {100.0 + i, 90, 120}},
                {4096, 1, {800, 700, 900}, {40.0 + 20 * i, 30, 90}}};
-    m.retrieval_at = {{600, {9, 10, {0.9, 0.6, 0.98}}}};
+    m.retrieval_at = {{"retrieval of 600 characters", {9, 10, {0.9, 0.6, 0.98}}},
+                      {"passkey of 4096 tokens", {i, 30, {i / 30.0, 0.0, 0.2}}}};
     m.sticky = {1, 10, {0.1, 0.02, 0.4}};
     m.answer_tokens = 25.0 * (1 + i);
     m.cached_kl = 1e-8;
@@ -62,7 +63,10 @@ TEST(Summary, RoundTrips) {
   EXPECT_DOUBLE_EQ(back.models[2].speed[1].decode.value, 80.0);
   EXPECT_TRUE(std::isnan(back.importance[0].scores[1]));
   EXPECT_EQ(back.curves[0].reverse_kl[1], 0.2);
-  EXPECT_EQ(back.models[1].retrieval_at.at(600).correct, 9);
+  ASSERT_NE(find_retrieval(back.models[1], "retrieval of 600 characters"), nullptr);
+  EXPECT_EQ(find_retrieval(back.models[1], "retrieval of 600 characters")->correct, 9);
+  EXPECT_EQ(find_retrieval(back.models[2], "passkey of 4096 tokens")->correct, 2);
+  EXPECT_EQ(find_retrieval(back.models[1], "passkey of 8192 tokens"), nullptr);
   EXPECT_EQ(back.models[1].sticky.total, 10);
   EXPECT_EQ(back.models[1].cached_kl, 1e-8);
   EXPECT_EQ(render_report(back), render_report(run));
@@ -147,11 +151,33 @@ TEST(Report, IsSelfContainedAndEscaped) {
 }
 
 // A model that answers at twice the length gets half as much done at the same speed.
+TEST(Summary, ReadsLengthsThatWereWrittenAsCharactersAlone) {
+  std::string text = summary_json(example());
+  const std::string now = "\"what\": \"retrieval of 600 characters\"";
+  for (size_t at = text.find(now); at != std::string::npos; at = text.find(now)) {
+    text.replace(at, now.size(), "\"characters\": 600");
+  }
+  const ModelSummary back = parse_summary(text, "old").models[1];
+  ASSERT_NE(find_retrieval(back, "retrieval of 600 characters"), nullptr);
+  EXPECT_EQ(find_retrieval(back, "retrieval of 600 characters")->correct, 9);
+}
+
+TEST(Summary, RetrievalInAllIsThePlansOwnOrThatOfAllLengths) {
+  ModelSummary m = example().models[1];
+  EXPECT_EQ(overall_retrieval(m).accuracy.value, 1.0);
+  m.retrieval = {};
+  EXPECT_EQ(overall_retrieval(m).total, 40);
+  EXPECT_EQ(overall_retrieval(m).accuracy.value, 0.25);  // 9 of 10 and 1 of 30
+  m.retrieval_at.clear();
+  EXPECT_EQ(overall_retrieval(m).total, 0);
+}
+
 TEST(Report, CountsRightAnswersASecond) {
   RunSummary run = example();
   EXPECT_DOUBLE_EQ(right_answers_per_second(run.models[0]), 0.9 * 40 / 25);
   EXPECT_DOUBLE_EQ(right_answers_per_second(run.models[1]), 0.89 * 60 / 50);
   EXPECT_NE(render_report(run).find("of 600 characters"), std::string::npos);
+  EXPECT_NE(render_report(run).find("<th>passkey of 4096 tokens</th>"), std::string::npos);
   run.models[0].answer_tokens = 0.0;
   EXPECT_EQ(right_answers_per_second(run.models[0]), 0.0);
   run.models[0].retrieval_at.clear();

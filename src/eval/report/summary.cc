@@ -51,9 +51,9 @@ Json to_json(const ModelSummary& m) {
                      {"decode_tokens_per_second", to_json(s.decode)}});
   }
   Json lengths = Json::array();
-  for (const auto& [characters, found] : m.retrieval_at) {
-    Json entry = to_json(found);
-    entry["characters"] = characters;
+  for (const RetrievalAt& at : m.retrieval_at) {
+    Json entry = to_json(at.found);
+    entry["what"] = at.what;
     lengths.push_back(std::move(entry));
   }
   return {{"name", m.name},
@@ -114,8 +114,12 @@ ModelSummary model(const JsonFields& j) {
   m.accuracy = accuracy(j.object("accuracy"));
   m.retrieval = accuracy(j.object("retrieval"));
   if (j.has("retrieval_at")) {
-    for (const JsonFields& length : j.objects("retrieval_at")) {
-      m.retrieval_at[length.whole("characters")] = accuracy(length);
+    for (const JsonFields& at : j.objects("retrieval_at")) {
+      // Runs of November 2026 have the characters alone.
+      m.retrieval_at.push_back(
+          {at.has("what") ? at.text("what")
+                          : fmt::format("retrieval of {} characters", at.whole("characters")),
+           accuracy(at)});
     }
   }
   m.sticky = j.has("sticky") ? accuracy(j.object("sticky")) : AccuracySummary{};
@@ -148,6 +152,29 @@ ModelSummary model(const JsonFields& j) {
 }
 
 }  // namespace
+
+const AccuracySummary* find_retrieval(const ModelSummary& model, const std::string& what) {
+  for (const RetrievalAt& at : model.retrieval_at) {
+    if (at.what == what) {
+      return &at.found;
+    }
+  }
+  return nullptr;
+}
+
+AccuracySummary overall_retrieval(const ModelSummary& model) {
+  if (model.retrieval.total > 0) {
+    return model.retrieval;
+  }
+  AccuracySummary all;
+  for (const RetrievalAt& at : model.retrieval_at) {
+    all.correct += at.found.correct;
+    all.total += at.found.total;
+  }
+  all.accuracy.value =
+      all.total == 0 ? 0.0 : static_cast<double>(all.correct) / static_cast<double>(all.total);
+  return all;
+}
 
 double right_answers_per_second(const ModelSummary& model) {
   return model.speed.empty() || model.answer_tokens <= 0.0

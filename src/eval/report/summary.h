@@ -51,6 +51,12 @@ struct FitSummary {
   double after = 0.0;
 };
 
+/// Retrieval of one kind and length.
+struct RetrievalAt {
+  std::string what;  // "retrieval of 600 characters", "passkey of 4096 tokens"
+  AccuracySummary found;
+};
+
 struct ModelSummary {
   std::string name;
   std::string dir;
@@ -66,7 +72,7 @@ struct ModelSummary {
   double seconds = 0.0;        // of the stage that made it
   AccuracySummary accuracy;
   AccuracySummary retrieval;
-  std::map<int64_t, AccuracySummary> retrieval_at;  // by the characters of the texts
+  std::vector<RetrievalAt> retrieval_at;  // in the plan's order
   AccuracySummary sticky;      // of questions with options: the same letter in every rotation
   double answer_tokens = 0.0;  // mean length of the answers to the problems; 0 = not known
   /// Mean KL a token between texts read at once without a cache and through one, in the worst of
@@ -85,6 +91,12 @@ struct ModelSummary {
   GateSummary gate;
   bool shipped = true;
 };
+
+/// Retrieval that is called so; null where it was not asked.
+const AccuracySummary* find_retrieval(const ModelSummary& model, const std::string& what);
+/// The plan's own texts, or where none were asked the right ones of all kinds and lengths, without
+/// an interval.
+AccuracySummary overall_retrieval(const ModelSummary& model);
 
 /// Right answers a second: accuracy times the decode speed at the longest context over the mean
 /// length of an answer. 0 where one of them is not known.
