@@ -150,7 +150,6 @@ TEST(Report, IsSelfContainedAndEscaped) {
   EXPECT_NE(page.find("layers converted (stage 2)"), std::string::npos);
 }
 
-// A model that answers at twice the length gets half as much done at the same speed.
 TEST(Summary, ReadsLengthsThatWereWrittenAsCharactersAlone) {
   std::string text = summary_json(example());
   const std::string now = "\"what\": \"retrieval of 600 characters\"";
@@ -172,6 +171,7 @@ TEST(Summary, RetrievalInAllIsThePlansOwnOrThatOfAllLengths) {
   EXPECT_EQ(overall_retrieval(m).total, 0);
 }
 
+// A model that answers at twice the length gets half as much done at the same speed.
 TEST(Report, CountsRightAnswersASecond) {
   RunSummary run = example();
   EXPECT_DOUBLE_EQ(right_answers_per_second(run.models[0]), 0.9 * 40 / 25);
