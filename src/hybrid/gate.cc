@@ -46,8 +46,13 @@ GateSummary judge_gate(const GatePlan& asked, const ModelSummary& model,
   kept(model.retrieval, teacher.retrieval, "retrieval");
   for (const RetrievalAt& at : model.retrieval_at) {
     const AccuracySummary* before = find_retrieval(teacher, at.what);
-    if (before != nullptr && before->correct > 0) {  // or there is nothing to keep
+    if (before == nullptr) {
+      continue;
+    }
+    if (before->correct > 0) {
       kept(at.found, *before, at.what);
+    } else if (asked.min_retrieval_kept > 0.0) {
+      reasons.push_back(at.what + " is not asked for: the teacher has none right");
     }
   }
   if (asked.max_answer_length_ratio > 0.0 && teacher.answer_tokens > 0.0) {

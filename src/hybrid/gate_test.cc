@@ -81,6 +81,14 @@ TEST(Gate, TheLowerEndIsAskedOfRetrievalToo) {
   EXPECT_TRUE(judge_gate(gate, measured(), measured()).passed);
 }
 
+TEST(Gate, WhatTheTeacherHasNoneOfIsSaidAndNotJudged) {
+  const GatePlan gate{.min_retrieval_kept = 0.95};
+  const GateSummary passed = judge_gate(gate, measured(), measured());
+  EXPECT_TRUE(passed.passed);
+  EXPECT_THAT(passed.reason,
+              HasSubstr("variables of 800 tokens is not asked for: the teacher has none right"));
+}
+
 // Runs that an earlier version began have not measured everything of their teacher.
 TEST(Gate, WhatWasNotMeasuredIsNotJudged) {
   GatePlan gate{.max_answer_length_ratio = 1.0, .max_sticky = 0.1};
