@@ -316,15 +316,6 @@ void check_applies(const EvalArgs& a) {
          "--ungraded: expected --output, the file that is to be graded with --answers");
 }
 
-// All lengths and depths of a retrieval task as one, so that the engine is asked once.
-Task long_task_of(const EvalArgs& a, const Tokenizer& tokenizer) {
-  return long_task(a.task, {a.lengths, a.depths, a.count}, static_cast<uint64_t>(a.seed),
-                   [&](const std::string& text) {
-                     stop_point();
-                     return std::ssize(tokenizer.encode(text, true));
-                   });
-}
-
 std::vector<Example> shots_of(const EvalArgs& a, const Task& task) {
   if (a.shots == 0) {
     return {};
@@ -406,7 +397,10 @@ int run_eval(EvalArgs a) {
     results.write(eval_text(a, *loaded.model, tokenizer).dump(1) + "\n");
     return 0;
   }
-  const Task task = a.is_long() ? long_task_of(a, tokenizer) : task_of(a);
+  const auto seed = static_cast<uint64_t>(a.seed);
+  // All lengths and depths as one task, so that the engine is asked once.
+  const Task task =
+      a.is_long() ? long_task(a.task, {a.lengths, a.depths, a.count}, seed, tokenizer) : task_of(a);
   if (a.by_likelihood()) {
     return eval_choices(a, *loaded.model, tokenizer, task, shots_of(a, task));
   }

@@ -12,7 +12,6 @@
 #include "base/signals.h"
 #include "base/text.h"
 #include "eval/likelihood.h"
-#include "eval/problems/long_context.h"
 #include "eval/quality.h"
 #include "eval/verify.h"
 #include "serve/cache_plan.h"
@@ -163,14 +162,12 @@ RunData::RunData(const DataPlan& d, const EvaluationPlan& e, uint64_t seed, Toke
     }
   }
   const LongPlan& l = e.long_texts;
-  const auto count = [this](const std::string& text) {
-    stop_point();
-    return std::ssize(tokenizer_.encode(text, true));
-  };
   for (const std::string& name : l.tasks) {
-    for (const int64_t tokens : l.tokens) {
+    for (const int64_t tokens : l.grid.lengths) {
+      LongGrid grid = l.grid;
+      grid.lengths = {tokens};
       retrieval_at_.push_back({fmt::format("{} of {} tokens", name, tokens),
-                               long_task(name, {{tokens}, l.depths, l.texts}, seed, count), true});
+                               long_task(name, grid, seed, tokenizer_), true});
     }
   }
 }
@@ -207,7 +204,7 @@ AccuracyConfig RunData::answers(const EvaluationPlan& plan) const {
   AccuracyConfig config;
   config.max_new_tokens = plan.max_new_tokens;
   config.batch = plan.batch;
-  config.chat = asks_by_template(plan, tokenizer_);
+  config.chat = asks_by_template(plan, tokenizer_, !plan.task.empty());
   return config;
 }
 
@@ -215,7 +212,7 @@ AccuracyConfig RunData::long_answers(const EvaluationPlan& plan) const {
   AccuracyConfig config;
   config.max_new_tokens = kLongAnswerTokens;
   config.batch = std::min(plan.batch, kLongBatch);
-  config.chat = asks_long_by_template(plan, tokenizer_);
+  config.chat = asks_by_template(plan, tokenizer_, true);
   return config;
 }
 
@@ -299,8 +296,8 @@ std::string describe_data(const RunData& data, const EvaluationPlan& plan) {
       plan.long_texts.tasks.empty()
           ? std::string()
           : fmt::format("; {}: {} texts of each of {} tokens", join(plan.long_texts.tasks, ", "),
-                        plan.long_texts.depths * plan.long_texts.texts,
-                        fmt::join(plan.long_texts.tokens, ", ")),
+                        plan.long_texts.grid.depths * plan.long_texts.grid.answers,
+                        fmt::join(plan.long_texts.grid.lengths, ", ")),
       data.held_out().labels(), data.held_out().documents());
   const SelectionSizes& selection = data.selection();
   if (selection.documents > 0) {

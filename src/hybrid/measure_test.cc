@@ -206,7 +206,7 @@ TEST_F(MeasureTest, QualityAgainstItselfAndAgainstAnother) {
   HybridPlan plan = small_plan();
   plan.evaluate.retrieval = 2;
   plan.evaluate.retrieval_lengths = {150, 400};
-  plan.evaluate.long_texts = {{"passkey"}, {300, 600}, 3, 2};
+  plan.evaluate.long_texts = {{"passkey"}, {{300, 600}, 3, 2}};
   const RunData data(plan, byte_tokenizer());
   LoadedModel teacher = attention_model(1);
   LoadedModel student = attention_model(2);

@@ -6,7 +6,6 @@
 
 #include "base/file.h"
 #include "base/text.h"
-#include "eval/problems/long_context.h"
 #include "hybrid/calibrate.h"
 #include "hybrid/grafts/graft_table.h"
 
@@ -65,7 +64,7 @@ EvaluationPlan read_evaluation(const PlanTable& table, const DataPlan& data) {
     at_length(retrieval, length).validate();
   }
   const LongPlan& l = e.long_texts;
-  expect(l.tasks.empty() == l.tokens.empty(),
+  expect(l.tasks.empty() == l.grid.lengths.empty(),
          "{}: expected 'tasks' and 'tokens' together in [evaluate.long]: what is asked, and in "
          "texts of how many tokens",
          table.where());
@@ -537,10 +536,11 @@ void visit_fields(EvaluationPlan& e, FieldVisitor& visit) {
   visit.table({"long", "retrieval from long texts that any model can be asked"}, [&] {
     LongPlan& l = e.long_texts;
     visit({"tasks", "passkey, keyvalue, variables"}, l.tasks);
-    visit({"tokens", "lengths of the texts, question and all"}, l.tokens, ints_from(1, kMaxTokens));
-    visit({"depths", "places of what is asked, from the start to the end"}, l.depths,
+    visit({"tokens", "lengths of the texts, question and all"}, l.grid.lengths,
+          ints_from(1, kMaxTokens));
+    visit({"depths", "places of what is asked, from the start to the end"}, l.grid.depths,
           ints_from(1, 1000));
-    visit({"texts", "at each place of each length"}, l.texts, ints_from(1, kMaxCount));
+    visit({"texts", "at each place of each length"}, l.grid.answers, ints_from(1, kMaxCount));
   });
   visit.table({"retrieval_text", "as [data.problems.retrieval], for the retrieval that is asked"},
               [&] { visit_fields(e.retrieval_spec, visit); });

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "eval/problem_source.h"
+#include "eval/problems/long_context.h"
 #include "hybrid/graft.h"
 #include "hybrid/on_policy.h"
 #include "hybrid/place_plan.h"
@@ -34,9 +35,7 @@ enum class Ask {
 /// Retrieval from long texts that any model can be asked (eval/problems/long_context.h).
 struct LongPlan {
   std::vector<std::string> tasks;  // passkey, keyvalue, variables; none = not asked
-  std::vector<int64_t> tokens;     // lengths of the questions
-  int64_t depths = 5;              // places in each
-  int64_t texts = 4;               // at each place
+  LongGrid grid{.lengths = {}, .depths = 5, .answers = 4};
 };
 
 /// How models are measured, all of them alike.
@@ -190,10 +189,9 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher);
 /// Error, or with `missing` an entry of it.
 void check_plan_inputs(const HybridPlan& plan, std::vector<std::string>* missing = nullptr);
 
-/// Whether problems are asked through the chat template.
-bool asks_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer);
-/// The same of [evaluate.long], which by `auto` goes through every template that there is.
-bool asks_long_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer);
+/// Whether problems are asked through the chat template. By `auto` it is `foreign` ones that are, a
+/// benchmark's and long texts: our own generated problems have words of their own.
+bool asks_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer, bool foreign);
 /// Tokens of an answer to such a text at most, and of the teacher's positions that are left beside
 /// the text for answer and template.
 constexpr int64_t kLongAnswerTokens = 64;

@@ -100,7 +100,7 @@ void check_plan(const HybridPlan& plan, const ModelSpec& teacher) {
            "[evaluate] contexts: expected at most the teacher's {} positions, got {}",
            teacher.max_positions, context);
   }
-  for (const int64_t tokens : plan.evaluate.long_texts.tokens) {
+  for (const int64_t tokens : plan.evaluate.long_texts.grid.lengths) {
     expect(teacher.max_positions <= 0 || tokens + kLongRoom <= teacher.max_positions,
            "[evaluate.long] tokens: expected at most {}, the teacher's {} positions less {} for "
            "template and answer, got {}",
@@ -130,13 +130,9 @@ std::vector<int64_t> every_nth(const std::vector<int64_t>& layers, size_t first,
   return these;
 }
 
-bool asks_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer) {
+bool asks_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer, bool foreign) {
   return plan.ask == Ask::kTemplate ||
-         (plan.ask == Ask::kAuto && !plan.task.empty() && tokenizer.has_chat_template());
-}
-
-bool asks_long_by_template(const EvaluationPlan& plan, const Tokenizer& tokenizer) {
-  return plan.ask == Ask::kTemplate || (plan.ask == Ask::kAuto && tokenizer.has_chat_template());
+         (plan.ask == Ask::kAuto && foreign && tokenizer.has_chat_template());
 }
 
 ProblemSpec at_length(ProblemSpec problems, int64_t characters) {
@@ -173,7 +169,8 @@ void check_plan_inputs(const HybridPlan& plan, std::vector<std::string>* missing
     expect(plan.evaluate.ask != Ask::kTemplate || tokenizer->has_chat_template(),
            "[evaluate] ask = \"template\": the tokenizer of {} has no chat template",
            plan.teacher.string());
-    if (asks_by_template(plan.evaluate, *tokenizer)) {
+    const bool foreign = !plan.evaluate.task.empty() || !plan.evaluate.long_texts.tasks.empty();
+    if (asks_by_template(plan.evaluate, *tokenizer, foreign)) {
       tokenizer->expect_chat("[evaluate] ask: " + plan.teacher.string(),
                              "ask = \"plain\" does without it");
     }

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "base/signals.h"
 #include "eval/problems/phrases.h"
 
 namespace cambium {
@@ -197,10 +198,14 @@ double depth_of(int64_t column, int64_t depths) {
 }
 
 Task long_task(const std::string& name, const LongGrid& grid, uint64_t seed,
-               const Count& count_tokens) {
+               const Tokenizer& tokenizer) {
   CAMBIUM_CHECK(is_long_task(name), "{}", name);
   const auto& names = long_task_names();
   Task task{name, AnswerForm::kWords, {}};
+  const auto count = [&](const std::string& text) {
+    stop_point();
+    return std::ssize(tokenizer.encode(text, true));
+  };
   LongSpec spec;
   spec.task = static_cast<LongTask>(std::find(names.begin(), names.end(), name) - names.begin());
   for (const int64_t length : grid.lengths) {
@@ -208,7 +213,7 @@ Task long_task(const std::string& name, const LongGrid& grid, uint64_t seed,
     for (int64_t column = 0; column < grid.depths; ++column) {
       spec.depth = depth_of(column, grid.depths);
       for (int64_t i = 0; i < grid.answers; ++i) {
-        task.examples.push_back(long_example(spec, seed, static_cast<uint64_t>(i), count_tokens));
+        task.examples.push_back(long_example(spec, seed, static_cast<uint64_t>(i), count));
       }
     }
   }

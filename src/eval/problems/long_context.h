@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "eval/tasks.h"
+#include "text/tokenizer.h"
 
 namespace cambium {
 
@@ -43,6 +44,6 @@ double depth_of(int64_t column, int64_t depths);
 /// All problems of a grid as one task, which has the same facts at every depth. `name` is one of
 /// long_task_names(). Errors as long_example.
 Task long_task(const std::string& name, const LongGrid& grid, uint64_t seed,
-               const std::function<int64_t(const std::string&)>& count_tokens);
+               const Tokenizer& tokenizer);
 
 }  // namespace cambium
