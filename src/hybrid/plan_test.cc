@@ -525,6 +525,9 @@ TEST(HybridPlan, AChatTemplateThatWillBeAskedThroughIsTriedFirst) {
                                          HasSubstr("ask = \"plain\" does without it"))));
   check("plain", "{% for %}");
   check("auto", "{% for %}");  // generated problems are asked plainly
+  EXPECT_THAT(
+      [&] { check("auto\"\nlong = {tasks = [\"passkey\"], tokens = [512]}\n#", "{% for %}"); },
+      ThrowsMessage<Error>(HasSubstr("the chat template cannot be used")));
   EXPECT_THAT([&] { check("auto\"\ntask = \"gsm8k\"\ntask_path = \"none.jsonl", "{% for %}"); },
               ThrowsMessage<Error>(HasSubstr("the chat template cannot be used")));
 }
