@@ -5,6 +5,7 @@
 #include <ctime>
 
 #include "base/checked.h"
+#include "base/progress.h"
 #include "eval/statistics.h"
 #include "eval/step_cost.h"
 #include "ops/optimizer/optimizer.h"
@@ -160,20 +161,32 @@ std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Mode
                                                           const ThroughputConfig& config) {
   expect(config.batch > 0 && config.repeats > 0 && config.decode_tokens > 0,
          "[throughput] expected batch, repeats and decode tokens above 0");
+  // A GPU chooses the algorithms of each size when it first meets it.
+  const auto warms = [&](const Model& model) {
+    return config.prefill && model.device().kind != Device::kCpu;
+  };
+  const auto rounds = static_cast<size_t>(config.repeats) * models.size() +
+                      static_cast<size_t>(std::count_if(models.begin(), models.end(),
+                                                        [&](const Model* m) { return warms(*m); }));
+  Progress progress("speed", rounds * config.contexts.size(), {.unit = "runs"});
+  const auto run = [&](Model& model, int64_t context, bool look) {
+    const Sample sample = run_once(model, context, config, look);
+    progress.advance(1);
+    return sample;
+  };
   std::vector<std::vector<SpeedSummary>> out(models.size());
   for (const int64_t context : config.contexts) {
     expect(context > 0, "[throughput] expected a context above 0 tokens, got {}", context);
     in_range("[throughput]", "context", context, 1, kMaxPositions);
     std::vector<std::vector<Sample>> samples(models.size());
     for (Model* model : models) {
-      // A GPU chooses the algorithms of each size when it first meets it.
-      if (config.prefill && model->device().kind != Device::kCpu) {
-        run_once(*model, context, config, false);
+      if (warms(*model)) {
+        run(*model, context, false);
       }
     }
     for (int64_t repeat = 0; repeat < config.repeats; ++repeat) {
       for (size_t m = 0; m < models.size(); ++m) {
-        samples[m].push_back(run_once(*models[m], context, config, repeat == 0));
+        samples[m].push_back(run(*models[m], context, repeat == 0));
       }
     }
     for (size_t m = 0; m < models.size(); ++m) {
@@ -183,6 +196,7 @@ std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Mode
                         samples[m].front().finite});
     }
   }
+  progress.finish();
   return out;
 }
 

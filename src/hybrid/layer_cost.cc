@@ -5,6 +5,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "base/checked.h"
 #include "base/parallel.h"
 #include "base/text.h"
 #include "hybrid/least_squares.h"
@@ -169,7 +170,7 @@ double LayerCosts::of(const Choices& choices) const {
 double LayerCosts::worst_fit() const {
   double worst = 0.0;
   for (const Row& row : rows) {
-    worst = std::max(worst, std::abs(row.fitted - row.measured.value) / row.measured.value);
+    worst = larger_error(worst, std::abs(row.fitted - row.measured.value) / row.measured.value);
   }
   return worst;
 }
