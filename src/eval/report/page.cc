@@ -1,8 +1,8 @@
 // The report page. Everything is inline: style, charts and data; it opens from a disk without a
 // network.
 #include <fmt/format.h>
-#include <algorithm>
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/file.h"
@@ -32,6 +32,7 @@ svg text { fill:var(--ink); font:13px system-ui,sans-serif; } svg .tick { fill:v
 svg .grid { stroke:var(--rule); } svg .axis { stroke:var(--soft); }
 svg .frontier { fill:none; stroke:var(--a); stroke-width:1.5; stroke-dasharray:4 4; opacity:.6; }
 svg .point circle { fill:var(--a); } svg .point line { stroke:var(--a); stroke-width:1.5; }
+svg .point.hollow circle { fill:var(--card); stroke:var(--a); stroke-width:1.5; }
 svg .reference circle { fill:var(--c); } svg .reference line { stroke:var(--c); stroke-width:1.5; }
 svg .bar { fill:var(--h); opacity:.55; } svg .bar.marked { fill:var(--a); opacity:1; }
 svg .line { fill:none; stroke-width:2; }
@@ -105,29 +106,21 @@ std::string headline(const RunSummary& run) {
   return s + "</div>\n";
 }
 
-// Accuracy against decode speed at the i-th context.
-std::string frontier_at(const RunSummary& run, size_t i) {
-  std::vector<svg::Point> points;
-  for (const ModelSummary& m : run.models) {
-    if (i < m.speed.size()) {
-      const Measured& d = m.speed[i].decode;
-      const Measured& a = m.accuracy.accuracy;
-      points.push_back({d.value, d.low, d.high, a.value, a.low, a.high, m.name, m.converted == 0});
-    }
-  }
-  const SpeedSummary& speed = run.models.front().speed[i];
-  return svg::scatter(points,
-                      {.title = fmt::format("decode, tokens/s at {} tokens of context, batch {}",
-                                            speed.context, speed.batch)},
-                      {.title = "accuracy", .percent = true});
-}
-
 std::string frontier(const RunSummary& run) {
   std::string out;
-  for (size_t i = run.models.front().speed.size(); i-- > 0;) {
-    out += figure(frontier_at(run, i),
-                  "Accuracy against decode speed, with 95 % intervals of accuracy and the least "
-                  "and largest speed seen. The teacher is the orange point.");
+  const std::vector<SpeedSummary>& speeds = run.models.front().speed;
+  for (size_t i = speeds.size(); i-- > 0;) {
+    const auto charts = frontier_charts(std::span(&run, 1), speeds[i].context, speeds[i].batch);
+    out +=
+        figure(charts.front(),
+               "Accuracy against decode speed, with 95 % intervals of accuracy and the least "
+               "and largest speed seen. The teacher is the orange point, what was not trained is "
+               "hollow.");
+    if (charts.size() > 1 && i + 1 == speeds.size()) {
+      out += figure(charts.back(),
+                    "What is found in texts as a share of what the teacher finds, in the kind and "
+                    "length of which a model keeps least.");
+    }
   }
   return out;
 }
@@ -298,13 +291,6 @@ std::string curves(const RunSummary& run) {
 
 }  // namespace
 
-std::string render_frontier(const RunSummary& run) {
-  if (run.models.empty() || run.models.front().speed.empty()) {
-    return "";
-  }
-  return svg::standalone(frontier_at(run, run.models.front().speed.size() - 1));
-}
-
 std::string render_report(const RunSummary& run) {
   std::string s =
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
@@ -331,9 +317,10 @@ std::string render_report(const RunSummary& run) {
 
 void write_report(const RunSummary& run, const std::filesystem::path& folder) {
   write_file_atomically((folder / "report.html").string(), render_report(run));
-  write_file_atomically((folder / "frontier.csv").string(), frontier_csv({run}));
-  if (const std::string picture = render_frontier(run); !picture.empty()) {
-    write_file_atomically((folder / "frontier.svg").string(), picture);
+  const std::span<const RunSummary> one(&run, 1);
+  write_file_atomically((folder / "frontier.csv").string(), frontier_csv(one));
+  if (!run.models.empty() && !run.models.front().speed.empty()) {
+    write_file_atomically((folder / "frontier.svg").string(), render_frontiers(one));
   }
 }
 

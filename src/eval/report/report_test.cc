@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -171,6 +172,57 @@ TEST(Summary, RetrievalInAllIsThePlansOwnOrThatOfAllLengths) {
   EXPECT_EQ(overall_retrieval(m).total, 0);
 }
 
+// Of a kind in which the teacher finds nothing there is nothing to keep.
+TEST(Summary, WhatIsKeptLeastOfRetrievalIsAShareOfTheTeachers) {
+  RunSummary run = example();
+  ModelSummary& teacher = run.models[0];
+  ModelSummary& model = run.models[1];
+  EXPECT_EQ(least_retrieval_kept(model, teacher)->value, 1.0);  // more than all is all
+  model.retrieval_at[0].found = {6, 10, {0.6, 0.3, 0.95}};
+  teacher.retrieval_at[1].found = {20, 30, {2.0 / 3, 0.5, 0.8}};
+  const Measured kept = *least_retrieval_kept(model, teacher);
+  EXPECT_DOUBLE_EQ(kept.value, 0.05);
+  EXPECT_DOUBLE_EQ(kept.high, 0.3);
+  model.retrieval_at.pop_back();
+  EXPECT_DOUBLE_EQ(least_retrieval_kept(model, teacher)->value, 0.6 / 0.9);
+  EXPECT_EQ(least_retrieval_kept(model, teacher)->high, 1.0);
+  teacher.retrieval = {0, 10, {0.0, 0.0, 0.3}};
+  teacher.retrieval_at.clear();
+  EXPECT_FALSE(least_retrieval_kept(model, teacher));
+}
+
+// A chart of its own, in the page and in the file, where it was asked.
+TEST(Report, ShowsWhatIsKeptOfRetrieval) {
+  RunSummary run = example();
+  const std::string what = "least kept of the teacher";
+  const auto count = [&](const std::string& text) {
+    size_t n = 0;
+    for (size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + 1)) {
+      ++n;
+    }
+    return n;
+  };
+  EXPECT_EQ(count(render_report(run)), 1U);
+  EXPECT_EQ(count(render_frontiers({&run, 1})), 1U);
+  EXPECT_NE(render_frontiers({&run, 1}).find("viewBox=\"0 0 720 720\""), std::string::npos);
+  for (ModelSummary& model : run.models) {
+    model.retrieval = {};
+    model.retrieval_at.clear();
+  }
+  EXPECT_EQ(count(render_report(run)), 0U);
+  EXPECT_NE(render_frontiers({&run, 1}).find("viewBox=\"0 0 720 360\""), std::string::npos);
+  EXPECT_EQ(parse_csv(frontier_csv({&run, 1}), "csv")[1].fields.back(), "");
+  // What is neither trained nor shipped is apart.
+  const auto has_hollow = [&] {
+    return render_frontiers({&run, 1}).find("class=\"point hollow\"") != std::string::npos;
+  };
+  EXPECT_FALSE(has_hollow());
+  run.models[2].shipped = false;
+  EXPECT_TRUE(has_hollow());
+  run.models[2].tokens_trained = 1;
+  EXPECT_FALSE(has_hollow());
+}
+
 // A model that answers at twice the length gets half as much done at the same speed.
 TEST(Report, CountsRightAnswersASecond) {
   RunSummary run = example();
@@ -185,17 +237,21 @@ TEST(Report, CountsRightAnswersASecond) {
 }
 
 TEST(Report, ThePictureStandsAlone) {
-  const RunSummary run = example();
-  const std::string picture = render_frontier(run);
+  RunSummary run = example();
+  const std::string picture = render_frontiers({&run, 1});
   EXPECT_TRUE(picture.starts_with("<svg xmlns="));
   EXPECT_NE(picture.find("<style>"), std::string::npos);
   EXPECT_NE(picture.find("at 4096 tokens"), std::string::npos);
-  EXPECT_EQ(render_frontier({}), "");
+  EXPECT_EQ(picture.find("at 512 tokens"), std::string::npos);
   const TestFolder folder;
   write_report(run, folder.path());
   EXPECT_EQ(read_text_file(folder.at("frontier.svg")), picture);
   EXPECT_EQ(read_text_file(folder.at("report.html")), render_report(run));
-  EXPECT_EQ(read_text_file(folder.at("frontier.csv")), frontier_csv({run}));
+  EXPECT_EQ(read_text_file(folder.at("frontier.csv")), frontier_csv({&run, 1}));
+  run.models[0].speed.clear();
+  std::filesystem::remove(folder.at("frontier.svg"));
+  write_report(run, folder.path());
+  EXPECT_FALSE(std::filesystem::exists(folder.at("frontier.svg")));
 }
 
 // rsvg-convert as one that copies, one that fails, and none.
@@ -236,14 +292,14 @@ TEST(Report, SeveralRunsShareAPicture) {
   const RunSummary run = example();
   RunSummary other = run;
   other.name = "=second, \"quoted\"";
-  const std::string picture = render_frontiers({run, other});
+  const std::string picture = render_frontiers(std::array{run, other});
   EXPECT_NE(picture.find("at 4096 tokens"), std::string::npos);
   size_t lines = 0;
   for (size_t at = picture.find("class=\"frontier\""); at != std::string::npos;
        at = picture.find("class=\"frontier\"", at + 1)) {
     ++lines;
   }
-  EXPECT_EQ(lines, 2U);
+  EXPECT_EQ(lines, 4U) << "two runs in two charts";
   EXPECT_NE(picture.find("demo &lt;one&gt;: "), std::string::npos);
   for (ModelSummary& model : other.models) {
     for (SpeedSummary& speed : model.speed) {
@@ -251,10 +307,10 @@ TEST(Report, SeveralRunsShareAPicture) {
     }
   }
   EXPECT_NE(testing::message_of([&] {
-              render_frontiers({run, other});
+              render_frontiers(std::array{run, other});
             }).find("share no context and batch"),
             std::string::npos);
-  const std::vector<CsvRow> rows = parse_csv(frontier_csv({run, other}), "frontier.csv");
+  const std::vector<CsvRow> rows = parse_csv(frontier_csv(std::array{run, other}), "frontier.csv");
   size_t places = 0;
   for (const ModelSummary& model : run.models) {
     places += model.speed.size();

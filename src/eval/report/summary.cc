@@ -176,6 +176,29 @@ AccuracySummary overall_retrieval(const ModelSummary& model) {
   return all;
 }
 
+std::optional<Measured> least_retrieval_kept(const ModelSummary& model,
+                                             const ModelSummary& teacher) {
+  std::optional<Measured> least;
+  const auto add = [&](const AccuracySummary& now, const AccuracySummary& before) {
+    const double all = before.accuracy.value;
+    if (now.total > 0 && all > 0.0) {
+      const auto share = [&](double found) { return std::min(found / all, 1.0); };
+      const Measured kept{share(now.accuracy.value), share(now.accuracy.low),
+                          share(now.accuracy.high)};
+      if (!least || kept.value < least->value) {
+        least = kept;
+      }
+    }
+  };
+  add(model.retrieval, teacher.retrieval);
+  for (const RetrievalAt& at : model.retrieval_at) {
+    if (const AccuracySummary* before = find_retrieval(teacher, at.what)) {
+      add(at.found, *before);
+    }
+  }
+  return least;
+}
+
 double right_answers_per_second(const ModelSummary& model) {
   return model.speed.empty() || model.answer_tokens <= 0.0
              ? 0.0

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -98,6 +100,12 @@ const AccuracySummary* find_retrieval(const ModelSummary& model, const std::stri
 /// an interval.
 AccuracySummary overall_retrieval(const ModelSummary& model);
 
+/// What the model finds as a share of what its teacher finds, at most 1, in the kind and length of
+/// which it keeps least; the interval is the model's own. Null where nothing was asked of which the
+/// teacher has any right.
+std::optional<Measured> least_retrieval_kept(const ModelSummary& model,
+                                             const ModelSummary& teacher);
+
 /// Right answers a second: accuracy times the decode speed at the longest context over the mean
 /// length of an answer. 0 where one of them is not known.
 double right_answers_per_second(const ModelSummary& model);
@@ -144,14 +152,16 @@ RunSummary read_summary(const std::filesystem::path& path);
 
 /// The report page: one HTML file that needs nothing else.
 std::string render_report(const RunSummary& summary);
-/// The page's first picture as an SVG file of its own: accuracy against decode speed at the longest
-/// context. Empty where no speed was measured.
-std::string render_frontier(const RunSummary& summary);
-/// One picture of several runs, at the longest context and batch at which all were measured; each
-/// run's models are joined by a line of their own. Error where there is no such place.
-std::string render_frontiers(const std::vector<RunSummary>& runs);
+/// Against decode speed at that context and batch: accuracy, and in a chart of its own, where it
+/// was asked, least_retrieval_kept(). Each run's models are joined by a line of their own, and
+/// apart from them its baselines.
+std::vector<std::string> frontier_charts(std::span<const RunSummary> runs, int64_t context,
+                                         int64_t batch);
+/// The charts as one SVG file, at the longest context and batch at which all runs were measured.
+/// Error where there is no such place.
+std::string render_frontiers(std::span<const RunSummary> runs);
 /// The numbers of the pictures, a line for each model and context, with a first line of names.
-std::string frontier_csv(const std::vector<RunSummary>& runs);
+std::string frontier_csv(std::span<const RunSummary> runs);
 /// Writes report.html, frontier.csv and, where speed was measured, frontier.svg into a run's
 /// folder.
 void write_report(const RunSummary& summary, const std::filesystem::path& folder);

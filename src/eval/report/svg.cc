@@ -189,7 +189,7 @@ std::string scatter(const std::vector<Point>& points, const Axis& x, const Axis&
   for (const Point& p : sorted) {
     const double cx = sx.at(p.x);
     const double cy = sy.at(p.y);
-    const char* kind = p.reference ? "reference" : "point";
+    const char* kind = p.reference ? "reference" : p.hollow ? "point hollow" : "point";
     s += fmt::format("<g class=\"{}\"><title>{}: {} ({} to {}), {} ({} to {})</title>", kind,
                      escape_html(p.label), sx.text(p.x), sx.text(p.x_low), sx.text(p.x_high),
                      sy.text(p.y), sy.text(p.y_low), sy.text(p.y_high));
@@ -205,19 +205,25 @@ std::string scatter(const std::vector<Point>& points, const Axis& x, const Axis&
   return s + "</svg>\n";
 }
 
-std::string standalone(const std::string& chart) {
+std::string standalone(const std::vector<std::string>& charts) {
+  std::string out = fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {} {}\" role=\"img\">"
+      "<style>text{{fill:#1c2430;font:13px sans-serif}}.tick{{fill:#5d6b7c;font-size:12px}}"
+      ".grid{{stroke:#dfe5ec}}.axis{{stroke:#5d6b7c}}"
+      ".frontier{{fill:none;stroke:#3b6fb6;stroke-width:1.5;stroke-dasharray:4 4}}"
+      ".point circle{{fill:#3b6fb6}}.point line{{stroke:#3b6fb6}}"
+      ".point.hollow circle{{fill:#fff;stroke:#3b6fb6;stroke-width:1.5}}"
+      ".reference circle{{fill:#c2571a}}.reference line{{stroke:#c2571a}}</style>"
+      "<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n",
+      kWidth, kHeight * static_cast<double>(charts.size()));
   const std::string open = "<svg ";
-  const size_t inside = chart.find('>') + 1;
-  CAMBIUM_CHECK(chart.starts_with(open) && inside > 0);
-  return "<svg xmlns=\"http://www.w3.org/2000/svg\" " +
-         chart.substr(open.size(), inside - open.size()) +
-         "<style>text{fill:#1c2430;font:13px sans-serif}.tick{fill:#5d6b7c;font-size:12px}"
-         ".grid{stroke:#dfe5ec}.axis{stroke:#5d6b7c}"
-         ".frontier{fill:none;stroke:#3b6fb6;stroke-width:1.5;stroke-dasharray:4 4}"
-         ".point circle{fill:#3b6fb6}.point line{stroke:#3b6fb6}"
-         ".reference circle{fill:#c2571a}.reference line{stroke:#c2571a}</style>"
-         "<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>" +
-         chart.substr(inside) + "\n";
+  for (size_t i = 0; i < charts.size(); ++i) {
+    CAMBIUM_CHECK(charts[i].starts_with(open));
+    out += fmt::format("<svg y=\"{}\" width=\"{}\" height=\"{}\" ",
+                       kHeight * static_cast<double>(i), kWidth, kHeight) +
+           charts[i].substr(open.size());
+  }
+  return out + "</svg>\n";
 }
 
 std::string lines(const std::vector<Series>& series, const Axis& x, const Axis& y) {

@@ -20,6 +20,7 @@ struct Point {
   std::string label;
   bool reference = false;  // the teacher: drawn apart
   int series = 0;          // points of one series are joined
+  bool hollow = false;
 };
 
 struct Axis {
@@ -32,8 +33,8 @@ struct Axis {
 /// Points, those of a series joined in order of x, with error bars and labels beside them.
 std::string scatter(const std::vector<Point>& points, const Axis& x, const Axis& y);
 
-/// A chart as a file of its own: the page's colours, on white.
-std::string standalone(const std::string& chart);
+/// Charts below each other as a file of its own: the page's colours, on white.
+std::string standalone(const std::vector<std::string>& charts);
 
 struct Series {
   std::string name;
