@@ -13,9 +13,11 @@ files to train on, of ASDiv, SVAMP or MAWPS for instance. MBPP's tasks 11 to 510
 questions, are in neither; `own_answers.py mbpp-test` writes them to a file for `cambium eval`.
 
 `long` makes documents that can only be answered by looking far back: lists with questions about
-their rows, numbered passages to be written again, and conversations that come back to an earlier
-question. No wording is that of the retrieval tasks of `cambium eval`. They come first in the
-output, or among the short documents in a random order with `--among`.
+their rows, numbered passages to be written again, conversations that come back to an earlier
+question, and notes among text that has nothing to do with them (`--notes`, the share of these; 0
+draws the same documents as before there were any). No wording is that of the retrieval tasks of
+`cambium eval`. They come first in the output, or among the short documents in a random order with
+`--among`.
 """
 import argparse
 import json
@@ -206,13 +208,47 @@ def conversation(rng, tokens, rows):
     return turns(pairs + back)
 
 
+# A note, what is asked of it, and what is asked where it is the only one.
+NOTES = [
+    ("({who}'s door code is {v}.)", "Which door code does {who} have?", "Which door code is mentioned?",
+     lambda rng: number(rng, rng.randint(3, 8))),
+    ("By the way, parcel {v} is for {who}.", "Which parcel is for {who}?", "Which parcel was spoken of?", code),
+    ("Reminder: {who} sits in room {v} this week.", "In which room does {who} sit?",
+     "Which room was in the reminder?", lambda rng: number(rng, 3)),
+    ("{who} asked to be called back on {v}.", "On which number does {who} want to be called back?",
+     "Somebody asked to be called back. On which number?", lambda rng: number(rng, rng.randint(5, 7))),
+    ("P.S. {who} has moved to {v}.", "Where has {who} moved to?", "Somebody has moved. Where to?",
+     lambda rng: rng.choice(TOWNS)),
+]
+
+
+def note_document(rng, tokens, rows):
+    """Some of one kind, in text of many passages or of a few that come again and again."""
+    note, question, only, value = rng.choice(NOTES)
+    owners = rng.sample([f"{name} {family}" for name in NAMES for family in FAMILIES], rng.choice((1, 1, 2, 4, 8)))
+    notes = {who: value(rng) for who in owners}
+    used = sum(estimated_tokens(note.format(who=who, v=v)) + 60 for who, v in notes.items())
+    few = rng.sample(rows, min(len(rows), rng.choice((1, 3, 9)))) if rng.random() < 0.5 else rows
+    parts = []
+    while used < tokens or not parts:
+        parts.append(rng.choice(question_and_answer(rng.choice(few))))
+        used += estimated_tokens(parts[-1]) + 1
+    for who, v in notes.items():
+        parts.insert(rng.randint(0, len(parts)), note.format(who=who, v=v))
+    asked = rng.sample(owners, len(owners))
+    pairs = [((only if len(owners) == 1 else question).format(who=who), notes[who]) for who in asked]
+    return turns([("\n\n".join(parts) + "\n\n" + pairs[0][0], pairs[0][1])] + pairs[1:])
+
+
 def long(args):
     rng = random.Random(args.seed)
     rows = read_lines(args.answers)
     made = []
     for _ in range(args.documents):
         tokens = int(args.tokens * 0.9 * 8 ** (rng.random() - 1))  # as many of each octave
-        made.append(rng.choice((list_document, passage_document, conversation))(rng, tokens, rows))
+        form = (note_document if args.notes > 0 and rng.random() < args.notes
+                else rng.choice((list_document, passage_document, conversation)))
+        made.append(form(rng, tokens, rows))
     if args.among:
         made += rows
         rng.shuffle(made)
@@ -248,6 +284,8 @@ def main():
     p.add_argument("answers", help="short documents of `split`, which they are made of")
     p.add_argument("--documents", type=int, default=3000)
     p.add_argument("--tokens", type=int, default=8192, help="of the longest; the shortest an eighth")
+    p.add_argument("--notes", type=float, default=0.25,
+                   help="share of the long ones that ask for notes among other text (default: %(default)s)")
     p.add_argument("--among", action="store_true", help="the short documents too, in random order")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("-o", "--output", required=True)
