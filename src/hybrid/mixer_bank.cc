@@ -103,11 +103,12 @@ void MixerBank::add(const std::string& kind, LoadedModel model, const std::strin
                     [&](const std::string& prefix) { return name.starts_with(prefix); })) {
       mixers[name] = p.tensor.detached();
       sum.update(std::as_bytes(std::span(name)));
-      with_bytes(p.tensor, [&](std::span<const std::byte> bytes) { sum.update(bytes); });
+      read_in_pieces(p.tensor, p.tensor.dtype,
+                     [&](std::span<const std::byte> bytes) { sum.update(bytes); });
       return;
     }
     const Tensor& old = tensors_[0].at(name);
-    expect(p.tensor.data == old.data || elements_of(p.tensor) == elements_of(old),
+    expect(p.tensor.data == old.data || same_elements(p.tensor, old),
            "{}: {} is not the teacher's: its hybrids would not be of one model; train the bank's "
            "mixers alone (distill --objective align)",
            at, name);

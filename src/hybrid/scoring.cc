@@ -10,6 +10,7 @@
 #include "hybrid/placement_judge.h"
 #include "hybrid/plan.h"
 #include "hybrid/relaxation.h"
+#include "tensor/copy.h"
 #include "train/layer_walk.h"
 
 namespace cambium {
@@ -295,7 +296,8 @@ std::string model_digest(Model& model) {
   sum.update(std::as_bytes(std::span(config)));
   model.visit([&](const std::string& name, Parameter& p) {
     sum.update(std::as_bytes(std::span(name)));
-    with_bytes(p.tensor, [&](std::span<const std::byte> bytes) { sum.update(bytes); });
+    read_in_pieces(p.tensor, p.tensor.dtype,
+                   [&](std::span<const std::byte> bytes) { sum.update(bytes); });
   });
   return checksum_text(sum.digest());
 }

@@ -3,11 +3,15 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/parallel.h"
 #include "tensor/arena.h"
 #include "tensor/copy_kernels.h"
 
 namespace cambium {
 namespace {
+
+constexpr int64_t kConverted = int64_t{1} << 16;  // elements a piece of a parallel loop
+constexpr int64_t kRead = int64_t{1} << 20;       // elements brought to the host at a time
 
 bool on_cpu(const Tensor& t) {
   return t.device.kind == Device::kCpu;
@@ -141,9 +145,11 @@ void copy(const Tensor& to, const Tensor& from) {
     with_float("copy", from.dtype, [&]<class From>(From*) {
       const From* in = from.ptr<From>();
       To* out = to.ptr<To>();
-      for (int64_t i = 0; i < to.numel(); ++i) {
-        out[i] = convert<To>(in[i]);
-      }
+      parallel_for(to.numel(), kConverted, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          out[i] = convert<To>(in[i]);
+        }
+      });
     });
   });
 }
@@ -155,6 +161,72 @@ std::vector<float> elements_of(const Tensor& t) {
     copy(here, t);
   }
   return values;
+}
+
+namespace {
+
+// Reads elements [begin, begin + count) of a tensor at a time, in memory that is used again.
+class PieceReader {
+ public:
+  PieceReader(const Tensor& t, Dtype as) : flat_(t.detached().reshape({t.numel()})), as_(as) {}
+  std::span<const std::byte> read(int64_t begin, int64_t count) {
+    const Tensor part = flat_.slice(0, begin, count);
+    if (on_cpu(part) && part.dtype == as_) {
+      return bytes_of(part);
+    }
+    const Tensor here = on_cpu(part) ? part : room(raw_, part.dtype, count);
+    if (!on_cpu(part)) {
+      copy(here, part);
+    }
+    if (here.dtype == as_) {
+      return bytes_of(here);
+    }
+    const Tensor out = room(converted_, as_, count);
+    copy(out, here);
+    return bytes_of(out);
+  }
+
+ private:
+  static std::span<const std::byte> bytes_of(const Tensor& t) {
+    return {static_cast<const std::byte*>(t.data), static_cast<size_t>(t.bytes())};
+  }
+  static Tensor room(OwnedTensor& kept, Dtype dtype, int64_t count) {
+    if (kept.view.data == nullptr || kept.view.numel() < count) {
+      kept = OwnedTensor(dtype, std::span(&count, 1));
+    }
+    return kept.view.slice(0, 0, count);
+  }
+
+  Tensor flat_;
+  Dtype as_;
+  OwnedTensor raw_, converted_;
+};
+
+}  // namespace
+
+void read_in_pieces(const Tensor& t, Dtype as,
+                    const std::function<void(std::span<const std::byte>)>& use) {
+  PieceReader reader(t, as);
+  for (int64_t at = 0; at < t.numel(); at += kRead) {
+    use(reader.read(at, std::min(kRead, t.numel() - at)));
+  }
+}
+
+bool same_elements(const Tensor& a, const Tensor& b) {
+  if (!a.same_shape(b)) {
+    return false;
+  }
+  const Dtype as = a.dtype == b.dtype ? a.dtype : Dtype::kF32;
+  PieceReader read_a(a, as);
+  PieceReader read_b(b, as);
+  for (int64_t at = 0; at < a.numel(); at += kRead) {
+    const int64_t count = std::min(kRead, a.numel() - at);
+    const auto of_a = read_a.read(at, count);
+    if (std::memcmp(of_a.data(), read_b.read(at, count).data(), of_a.size()) != 0) {
+      return false;
+    }
+  }
+  return true;
 }
 
 void fill(const Tensor& t, double value) {

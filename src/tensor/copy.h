@@ -3,6 +3,7 @@
 // Initialising and grafting weights stay on the host (nn, hybrid) and upload what they made.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -28,5 +29,15 @@ void add_rows(const Tensor& y, const Tensor& x, std::span<const int64_t> rows);
 
 /// The elements of a contiguous tensor of f32 or bf16, of any device.
 std::vector<float> elements_of(const Tensor& t);
+
+/// Hands the elements of a contiguous tensor, of any device, to `use` in their order, as `as` has
+/// them (its own type, or one that copy() makes of it): some megabytes at a time, where they are
+/// not on the host as they are, so that large weights take no memory beside them.
+void read_in_pieces(const Tensor& t, Dtype as,
+                    const std::function<void(std::span<const std::byte>)>& use);
+
+/// Whether contiguous tensors, of any device, have one shape and the same bits; of two types, as
+/// f32.
+bool same_elements(const Tensor& a, const Tensor& b);
 
 }  // namespace cambium

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -65,6 +66,50 @@ TEST(Copy, Integers) {
   const OwnedTensor b(Dtype::kI32, {2});
   copy(b.view, a.view);
   EXPECT_EQ(b.view.ptr<int32_t>()[1], 7);
+}
+
+// Longer than what is brought to the host at a time, and not a whole number of such pieces.
+constexpr int64_t kMany = (int64_t{2} << 20) + 76;
+
+void expect_read_whole(const Tensor& t, const Tensor& of_host) {
+  for (const Dtype as : {t.dtype, Dtype::kF32}) {
+    const OwnedTensor expected(as, {kMany});
+    copy(expected.view, of_host);
+    std::vector<std::byte> read;
+    int pieces = 0;
+    read_in_pieces(t, as, [&](std::span<const std::byte> bytes) {
+      read.insert(read.end(), bytes.begin(), bytes.end());
+      ++pieces;
+    });
+    EXPECT_EQ(pieces, 3);
+    ASSERT_EQ(std::ssize(read), expected.view.bytes());
+    EXPECT_EQ(std::memcmp(read.data(), expected.view.data, read.size()), 0);
+  }
+}
+
+TEST(Pieces, AreTheWholeInItsOrder) {
+  for (const Dtype dtype : {Dtype::kF32, Dtype::kBF16}) {
+    const OwnedTensor t = counted(dtype, {7, kMany / 7});
+    ASSERT_EQ(kMany % 7, 0);
+    expect_read_whole(t.view, t.view.reshape({kMany}));
+  }
+  const OwnedTensor none(Dtype::kF32, {0, 4});
+  read_in_pieces(none.view, Dtype::kF32, [](std::span<const std::byte>) { FAIL(); });
+}
+
+TEST(Pieces, SameElementsAreThoseOfOneShapeAndTheSameBits) {
+  const OwnedTensor a = counted(Dtype::kBF16, {kMany});
+  const OwnedTensor b = counted(Dtype::kBF16, {kMany});
+  const OwnedTensor wide(Dtype::kF32, {kMany});
+  copy(wide.view, a.view);
+  EXPECT_TRUE(same_elements(a.view, b.view));
+  EXPECT_TRUE(same_elements(a.view, wide.view));
+  EXPECT_FALSE(same_elements(a.view, b.view.slice(0, 0, kMany - 1)));
+  wide.view.ptr<float>()[kMany - 1] += 0.5F;
+  EXPECT_FALSE(same_elements(a.view, wide.view));
+  EXPECT_FALSE(same_elements(wide.view, a.view));
+  b.view.ptr<bf16>()[kMany - 1] = round_to_bf16(0.5F);
+  EXPECT_FALSE(same_elements(a.view, b.view));
 }
 
 TEST(Fill, EveryFloatingTypeAndZeroOfAll) {
@@ -135,6 +180,18 @@ TEST_F(CopyOnCuda, BetweenEveryTwoDevicesAndTypes) {
   const OwnedTensor narrow(Dtype::kBF16, {0, 4}, false, Device::kCuda);
   copy(none.view, narrow.view);
   copy(narrow.view, OwnedTensor(Dtype::kBF16, {0, 4}).view);
+}
+
+TEST_F(CopyOnCuda, IsReadInPieces) {
+  for (const Dtype dtype : {Dtype::kF32, Dtype::kBF16}) {
+    const OwnedTensor here = counted(dtype, {kMany});
+    const OwnedTensor there(dtype, {kMany}, false, Device::kCuda);
+    copy(there.view, here.view);
+    expect_read_whole(there.view, here.view);
+    EXPECT_TRUE(same_elements(there.view, here.view));
+    fill(there.view.slice(0, kMany - 1, 1), 0.5);
+    EXPECT_FALSE(same_elements(there.view, here.view));
+  }
 }
 
 TEST_F(CopyOnCuda, RoundsAsTheCpuDoes) {

@@ -53,17 +53,6 @@ std::string describe_device(Device device) {
                                      : fmt::format("cuda ({})", cuda_device_info(device).name);
 }
 
-void with_bytes(const Tensor& t, const std::function<void(std::span<const std::byte>)>& use) {
-  OwnedTensor here;
-  Tensor read = t;
-  if (t.device.kind != Device::kCpu) {
-    here = OwnedTensor(t.dtype, std::span(t.shape.data(), static_cast<size_t>(t.rank)));
-    copy(here.view, t);
-    read = here.view;
-  }
-  use({static_cast<const std::byte*>(read.data), static_cast<size_t>(read.bytes())});
-}
-
 bool is_checkpoint_name(const std::string& name) {
   const std::string_view prefix = kPrefix;
   return name.starts_with(prefix) && name.size() > prefix.size() &&
@@ -100,7 +89,7 @@ std::unique_ptr<AtomicDirectory> write_checkpoint(const std::string& run,
   std::vector<TensorSource> sources;
   for (const auto& [name, tensor] : tensors) {
     sources.push_back({name, type_of(tensor, name), shape_of(tensor),
-                       [t = tensor](const PutBytes& put) { with_bytes(t, put); }});
+                       [t = tensor](const PutBytes& put) { read_in_pieces(t, t.dtype, put); }});
   }
   const FileChecksums written =
       write_safetensors(folder->path() + "/state.safetensors", std::move(sources));

@@ -49,9 +49,6 @@ struct CheckpointState {
 /// "cpu", or "cuda (NVIDIA H100 80GB HBM3)": runs on devices of one description go on bit for bit.
 std::string describe_device(Device device);
 
-/// Hands the bytes of a contiguous tensor, of any device, to `use`.
-void with_bytes(const Tensor& t, const std::function<void(std::span<const std::byte>)>& use);
-
 /// Tensors of a checkpoint by name, of any device.
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 

@@ -24,12 +24,8 @@ std::string weights_digest(Model& model) {
   Checksum sum;
   model.visit([&](const std::string& name, Parameter& p) {
     sum.update(std::as_bytes(std::span(name)));
-    if (p.tensor.dtype == Dtype::kBF16) {
-      const std::vector<float> values = elements_of(p.tensor);
-      sum.update(std::as_bytes(std::span(values)));
-    } else {
-      with_bytes(p.tensor, [&](std::span<const std::byte> bytes) { sum.update(bytes); });
-    }
+    const Dtype as = p.tensor.dtype == Dtype::kBF16 ? Dtype::kF32 : p.tensor.dtype;
+    read_in_pieces(p.tensor, as, [&](std::span<const std::byte> bytes) { sum.update(bytes); });
   });
   return checksum_text(sum.digest());
 }
