@@ -48,8 +48,13 @@ int64_t chunk_of(const Model& model, const ThroughputConfig& config) {
                                              : std::max<int64_t>(64, 8192 / config.batch / 64 * 64);
 }
 
-// `look`: one step more, not timed, to see whether its logits are numbers.
-Sample run_once(Model& model, int64_t context, const ThroughputConfig& config, bool look) {
+enum class Run {
+  kWarm,  // of the context only calls of every size: a GPU chooses the algorithms of each then
+  kTimed,
+  kLook  // timed, then one step more, to see whether its logits are numbers
+};
+
+Sample run_once(Model& model, int64_t context, const ThroughputConfig& config, Run how) {
   const int64_t chunk = chunk_of(model, config);
   CacheConfig cache_config;
   cache_config.max_sequences = config.batch;
@@ -100,6 +105,9 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config, b
   };
   if (config.prefill) {
     for_each_call(model, config, context, false, [&](int64_t at, int64_t count) {
+      if (how == Run::kWarm && at > 0 && at + count < context) {
+        return;
+      }
       batch.clear();
       for (int64_t s = 0; s < config.batch; ++s) {
         piece.clear();
@@ -130,7 +138,7 @@ Sample run_once(Model& model, int64_t context, const ThroughputConfig& config, b
   queue.wait(0);
   sample.decode_cpu = 1e3 * decode.cpu_seconds() / decoded;
   sample.decode = decoded / decode.seconds();
-  sample.finite = !look || step(context + config.decode_tokens, true);
+  sample.finite = how != Run::kLook || step(context + config.decode_tokens, true);
   return sample;
 }
 
@@ -161,7 +169,6 @@ std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Mode
                                                           const ThroughputConfig& config) {
   expect(config.batch > 0 && config.repeats > 0 && config.decode_tokens > 0,
          "[throughput] expected batch, repeats and decode tokens above 0");
-  // A GPU chooses the algorithms of each size when it first meets it.
   const auto warms = [&](const Model& model) {
     return config.prefill && model.device().kind != Device::kCpu;
   };
@@ -169,8 +176,8 @@ std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Mode
                       static_cast<size_t>(std::count_if(models.begin(), models.end(),
                                                         [&](const Model* m) { return warms(*m); }));
   Progress progress("speed", rounds * config.contexts.size(), {.unit = "runs"});
-  const auto run = [&](Model& model, int64_t context, bool look) {
-    const Sample sample = run_once(model, context, config, look);
+  const auto run = [&](Model& model, int64_t context, Run how) {
+    const Sample sample = run_once(model, context, config, how);
     progress.advance(1);
     return sample;
   };
@@ -181,12 +188,12 @@ std::vector<std::vector<SpeedSummary>> measure_throughput(const std::vector<Mode
     std::vector<std::vector<Sample>> samples(models.size());
     for (Model* model : models) {
       if (warms(*model)) {
-        run(*model, context, false);
+        run(*model, context, Run::kWarm);
       }
     }
     for (int64_t repeat = 0; repeat < config.repeats; ++repeat) {
       for (size_t m = 0; m < models.size(); ++m) {
-        samples[m].push_back(run(*models[m], context, repeat == 0));
+        samples[m].push_back(run(*models[m], context, repeat == 0 ? Run::kLook : Run::kTimed));
       }
     }
     for (size_t m = 0; m < models.size(); ++m) {
