@@ -6,10 +6,9 @@
 #include "ops/matmul/matmul.h"
 #include "ops/norm/norm.h"
 #include "ops/pointwise/pointwise.h"
-#include "ops/recurrence/recurrence.h"
+#include "ops/recurrence/recurrence_testing.h"
 #include "ops/rope/rope.h"
 #include "ops/selective_scan/selective_scan.h"
-#include "tensor/workspace.h"
 
 namespace cambium {
 namespace {
@@ -26,50 +25,6 @@ struct Mixer {
 
 std::ostream& operator<<(std::ostream& out, const Mixer& m) {
   return out << m.name;
-}
-
-struct Heads {
-  int64_t key_heads, heads, key_dim, dim;
-};
-
-StatefulCase linear(int64_t tokens, const Heads& h, bool weighted, bool delta, bool per_channel) {
-  // Keys of length 1 at most under the delta rule, without which the state may grow.
-  const double key = delta ? 1.0 / std::sqrt(static_cast<double>(h.key_dim)) : 1.0;
-  StatefulCase test;
-  test.tokens = tokens;
-  test.inputs = {{{tokens, h.key_heads, h.key_dim}},
-                 {{tokens, h.key_heads, h.key_dim}, -key, key},
-                 {{tokens, h.heads, h.dim}},
-                 {{tokens, h.heads}, -0.5, 0.0, true, true},
-                 {{tokens, h.heads}, 0.0, 1.0, weighted, true}};
-  if (per_channel) {
-    test.inputs[3].shape.push_back(h.key_dim);
-  }
-  test.of_tokens = {true, true, true, true, true};
-  test.state_row = {h.heads, h.key_dim, h.dim};
-  test.operation = [=](Context& ctx, const In& in, const Segments& segments, const Tensor& state) {
-    return recurrence(ctx,
-                      {.q = in[0],
-                       .k = in[1],
-                       .v = in[2],
-                       .log_decay = in[3],
-                       .weight = weighted ? in[4] : Tensor{},
-                       .delta = delta},
-                      segments, state);
-  };
-  return test;
-}
-StatefulCase lightning(int64_t tokens, const Heads& h) {
-  return linear(tokens, h, false, false, false);
-}
-StatefulCase mamba2(int64_t tokens, const Heads& h) {
-  return linear(tokens, h, true, false, false);
-}
-StatefulCase gated_delta_net(int64_t tokens, const Heads& h) {
-  return linear(tokens, h, true, true, false);
-}
-StatefulCase kimi_delta(int64_t tokens, const Heads& h) {
-  return linear(tokens, h, true, true, true);
 }
 
 StatefulCase scan(int64_t tokens, int64_t channels, int64_t states, int64_t b_groups = 1,
@@ -114,66 +69,6 @@ void expect_packed_matches_cpu(const StatefulCase& test, const std::vector<int64
   expect_cuda_matches_cpu(
       [&](Context& ctx, const In& in) { return test.operation(ctx, in, segments.view(), {}); },
       test.inputs, true);
-}
-
-struct StateRun {
-  std::vector<double> output, state;
-};
-
-/// One call over segments that go on from `state` (slots, ...), on either device.
-StateRun run_with_state(const StatefulCase& test, const std::vector<std::vector<double>>& values,
-                        const OwnedSegments& segments, const std::vector<double>& state,
-                        Device device, Dtype type, bool batch_invariant = false) {
-  Workspace workspace(device);
-  const WorkspaceScope scope(workspace);
-  Context ctx = workspace.context(type);
-  ctx.batch_invariant = batch_invariant;
-  std::vector<OwnedTensor> owned;
-  In tensors;
-  for (size_t i = 0; i < values.size(); ++i) {
-    owned.emplace_back(device.kind == Device::kCpu ? Dtype::kF32 : test.inputs[i].dtype(type),
-                       std::span<const int64_t>(test.inputs[i].shape), false, device);
-    put(owned.back().view, values[i]);
-    tensors.push_back(owned.back().view);
-  }
-  std::vector<int64_t> shape = test.state_row;
-  const int64_t row =
-      std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
-  shape.insert(shape.begin(), static_cast<int64_t>(state.size()) / row);
-  const OwnedTensor slots(Dtype::kF32, std::span<const int64_t>(shape), false, device);
-  put(slots.view, state);
-  const Tensor y = test.operation(ctx, tensors, segments.view(), slots.view);
-  return {take(y), take(slots.view)};
-}
-
-/// Segments of these lengths, every other one in the middle of its sequence, or none, whose slots
-/// stand in another order among a few that nobody uses.
-void expect_state_matches_cpu(const StatefulCase& test, const std::vector<int64_t>& lengths,
-                              bool continues = true) {
-  OwnedSegments segments = packed_segments(lengths);
-  const auto count = static_cast<int32_t>(lengths.size());
-  for (int32_t s = 0; s < count; ++s) {
-    segments.position[static_cast<size_t>(s)] = continues && s % 2 == 0 ? 64 * (s + 1) + s % 5 : 0;
-    segments.slot.push_back(count + 2 - s);
-  }
-  Input state{test.state_row, -0.5, 0.5};
-  state.shape.insert(state.shape.begin(), count + 4);
-  const auto before = draw({state}, 3)[0];
-  for (const Dtype type : kTypes) {
-    SCOPED_TRACE(std::string("cuda ") + dtype_name(type));
-    const auto values = draw_as(type, test.inputs);
-    const StateRun exact = run_with_state(test, values, segments, before, {}, Dtype::kF32);
-    const StateRun run = run_with_state(test, values, segments, before, Device::kCuda, type);
-    EXPECT_LE(norm_error(run.output, exact.output), forward_tolerance(type));
-    EXPECT_LE(norm_error(run.state, exact.state), forward_tolerance(type)) << "state";
-    const size_t row = before.size() / static_cast<size_t>(count + 4);
-    for (const size_t unused : {0, 1, 2, count + 3}) {
-      EXPECT_TRUE(std::equal(before.begin() + static_cast<ptrdiff_t>(unused * row),
-                             before.begin() + static_cast<ptrdiff_t>((unused + 1) * row),
-                             run.state.begin() + static_cast<ptrdiff_t>(unused * row)))
-          << "slot " << unused << " is nobody's";
-    }
-  }
 }
 
 class CudaSegments : public CudaShapes, public ::testing::WithParamInterface<Mixer> {};
