@@ -28,7 +28,8 @@ struct RecurrenceInputs {
 };
 
 /// Chunks are cut at multiples of a divisor of this in absolute position, so that a sequence gives
-/// the same states however it was split into calls at multiples of this.
+/// the same states however it was split into calls at multiples of this: the same bits, but in
+/// calls on a GPU that are not batch-invariant, which may walk a sequence in pieces.
 inline constexpr int64_t kRecurrenceChunk = 64;
 
 /// -> y (T, Hv, V). Heads and head dims of every input are contiguous together, rows evenly spaced.

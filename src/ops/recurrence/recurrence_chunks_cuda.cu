@@ -17,7 +17,7 @@
 // The inverse is taken in fp32 within blocks of 16 tokens, in tf32 between them.
 // exp(G_i - G_j) is one exponential of a difference that is never positive. A chunk is cut at
 // multiples of 64 of absolute position; rows past its tokens are zero, which is exact.
-#include "ops/recurrence/recurrence_chunks_cuda.cuh"
+#include "ops/recurrence/recurrence_chunks_delta_cuda.cuh"
 
 namespace cambium::cuda {
 namespace {
@@ -121,7 +121,8 @@ void recurrence_chunks(const Recurrence<bf16>& a, const DeviceSegments& segments
   device.segments = segments.walk;
   const RecurrenceKept kept = recurrence_kept(a, chunks.count);
   if (!a.decay_per_channel) {
-    a.delta ? delta_chunks(device, chunks, kept, on) : scan_chunks(device, chunks, kept, on);
+    a.delta ? delta_chunks(device, a.segments, chunks, kept, on)
+            : scan_chunks(device, chunks, kept, on);
   } else if (a.key_dim == 64) {
     a.dim == 64 ? run<64, 64>(device, chunks, kept, on) : run<64, 128>(device, chunks, kept, on);
   } else {

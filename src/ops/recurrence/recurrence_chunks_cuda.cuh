@@ -298,10 +298,8 @@ __device__ __forceinline__ void invert_tiles(float* x, float (&t)[kRowTiles][2][
   }
 }
 
-/// The whole of a call with one decay a head: with the delta rule (recurrence_chunks_delta_cuda.cu)
-/// and without (recurrence_chunks_scan_cuda.cu), which serves more dims than the others.
-void delta_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
-                  const Launch& on);
+/// The whole of a call with one decay a head and without the delta rule
+/// (recurrence_chunks_scan_cuda.cu), which serves more dims than the others.
 bool scan_has_chunks(const Recurrence<bf16>& a);
 void scan_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
                  const Launch& on);

@@ -6,168 +6,71 @@
 // with f = exp(G_last - G) w. T is applied to what k has read of the state, not to k and v before:
 // then all that a chunk takes beside q, k and v is two triangles of 64 x 64 a head.
 //
-// 1. prepare_kernel, for all chunks and heads at once: P, T - I and what becomes of the decays.
+// 1. prepare_delta(), for all chunks and heads at once: P, T - I and what becomes of the decays.
 // 2. walk_kernel, whose blocks take their work in turn. The first ones walk: a block for each
 //    segment, head and 16 or 32 columns of the value, over the chunks. It leaves e and the states
 //    at chunk starts. The others read: y of a chunk and two heads each, as soon as those that walk
 //    have left what it takes. So where the heads of a few sequences occupy a part of the device,
 //    the rest of it does what does not wait for the chunk before. That one who waits has all it
 //    waits for at work before it, the order of turns makes sure, whatever the device holds at once.
-#include "ops/recurrence/recurrence_chunks_cuda.cuh"
+//
+// Where that is a small part, long segments are walked in pieces at once (recurrence_pieces.h). A
+// later piece is walked from a state of zero, with as many columns more, v = 0, as the identity
+// has: its state M at a chunk's start is what becomes of the state S that came to the piece, and
+// with R = exp(G) q M + P e of those columns, y is that of the columns of the value and R S. Who
+// walks the first piece makes the states that come to the others, one after another, and the last.
+// Decays are at most 1 and steps of the delta rule shrink what lies along a key, so M's columns are
+// never longer than the identity's, and R never than q: R is rounded to bf16 like q and S beside
+// it. What is handed on is multiplied by halves of bf16, high and low, as a state is kept in fp32.
+#include <algorithm>
+#include <vector>
+
+#include "ops/recurrence/recurrence_chunks_delta_cuda.cuh"
+#include "ops/recurrence/recurrence_pieces.h"
 
 namespace cambium::cuda {
 namespace {
 
-// Of a chunk and head.
-struct DeltaGates {
-  float starts[kC];  // exp(G)
-  float ends[kC];    // f
-  float decay;       // exp(G_last)
-  float unused[3];   // whole pieces of 16 bytes
-};
-
-/// What the kernels hand on, per chunk and head; the tiles of triangles as pair_tile() counts them.
-struct DeltaParts {
-  Tile* pairs;        // (kPairTiles), (tokens, tokens), left: P
-  Tile* inverse;      // (kPairTiles), (tokens, tokens), right: T - I
-  DeltaGates* gates;  // ()
-  Tile* states;       // (V / 16, K / 16), (value, key), left: the state at the start
-  Tile* errors;       // (V / 16, 4), (value, tokens), left: e
-  int32_t* walked;    // (segments, heads, slices): chunks of which states and errors are there
-  int32_t* turn;      // how many blocks of walk_kernel have begun
-};
-
-template <int kKey>
-struct PrepareShared {
-  union {
-    bf16 q[kC * (kKey + 8)];
-    float x[kC * kInversePad];  // A, when q is used up
-  };
-  bf16 k[kC * (kKey + 8)];
-  float sums[kC];  // G in units of log 2
-  float weight[kC];
-};
-
-template <int kKey>
-__global__ void __launch_bounds__(128)
-    prepare_kernel(Recurrence<bf16> a, const ChunkSpan* spans, const int32_t* first, int slices,
-                   DeltaParts parts) {
-  await_inputs();
-  extern __shared__ float4 shared[];
-  using Shared = PrepareShared<kKey>;
-  Shared& s = *reinterpret_cast<Shared*>(shared);
-  constexpr int kRow = kKey + 8;
-  const int64_t chunk = last_first(a.heads);
-  const int64_t h = blockIdx.x % a.heads;
-  const ChunkSpan span = spans[chunk];
-  const int thread = static_cast<int>(threadIdx.x);
-  if (blockIdx.x == 0 && thread == 0) {
-    *parts.turn = 0;
-  }
-  if (!in_chunks(a.segments, span.segment)) {
-    return;
-  }
-  if (chunk == first[span.segment] && thread < slices) {
-    parts.walked[(span.segment * a.heads + h) * slices + thread] = 0;
-  }
-  const int64_t key_offset = a.key_head(h) * kKey;
-  copy_rows<kKey, 128>(a.q.at(span.token, key_offset), a.q.rows.outer_stride, span.tokens, thread,
-                       s.q);
-  copy_rows<kKey, 128>(a.k.at(span.token, key_offset), a.k.rows.outer_stride, span.tokens, thread,
-                       s.k);
-  commit_copies();
-  if (thread < 32) {
-    float sums[2] = {log_decay_of(a, span.token, span.tokens, 2 * thread, h),
-                     log_decay_of(a, span.token, span.tokens, 2 * thread + 1, h)};
-    sum_decays(sums);
-    s.sums[2 * thread] = sums[0] * kLog2E;
-    s.sums[2 * thread + 1] = sums[1] * kLog2E;
-  } else if (thread >= kC) {
-    s.weight[thread - kC] = weight_of(a, span.token, span.tokens, thread - kC, h);
-  }
-  wait_for_copies<0>();
-  __syncthreads();
-  const int64_t part = chunk * a.heads + h;
-  const float last = s.sums[kC - 1];
-  DeltaGates& gates = parts.gates[part];
-  if (thread < kC) {
-    gates.ends[thread] = fast_exp2(last - s.sums[thread]) * s.weight[thread];
-  } else {
-    gates.starts[thread - kC] = fast_exp2(s.sums[thread - kC]);
-  }
-  if (thread == 0) {
-    gates.decay = fast_exp2(last);
-  }
-  const int warp = thread / 32;
-  float p[kRowTiles][2][4] = {};
-  float r[kRowTiles][2][4] = {};
-#pragma unroll
-  for (int t = 0; t < kKey / 16; ++t) {
-    uint32_t query[4];
-    uint32_t key[4];
-    load_left(s.q + 16 * warp * kRow + 16 * t, kRow, query);
-    load_left(s.k + 16 * warp * kRow + 16 * t, kRow, key);
-#pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
-      if (j <= warp) {
-        uint32_t right[4];
-        load_right_of_rows(s.k + 16 * j * kRow + 16 * t, kRow, right);
-        multiply_tiles(p[j], query, right);
-        multiply_tiles(r[j], key, right);
-      }
-    }
-  }
-  __syncthreads();  // q is used up
-#pragma unroll
-  for (int j = 0; j < kRowTiles; ++j) {
-    if (j <= warp) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int i = 16 * warp + tile_row(e);
-          const int column = 16 * j + tile_column(n, e);
-          const float decay =
-              column <= i ? fast_exp2(s.sums[i] - s.sums[column]) * s.weight[column] : 0.0F;
-          p[j][n][e] *= decay;
-          s.x[i * kInversePad + column] = column < i ? decay * r[j][n][e] : 0.0F;
-        }
-      }
-      uint32_t tile[4];
-      round_left(p[j], tile);
-      store_tile(parts.pairs + part * kPairTiles + pair_tile(warp, j), tile);
-    }
-  }
-  float t[kRowTiles][2][4];
-  invert_tiles(s.x, t);
-#pragma unroll
-  for (int j = 0; j < kRowTiles; ++j) {
-    if (j <= warp) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          t[j][n][e] = j == warp && tile_row(e) == tile_column(n, e) ? 0.0F : t[j][n][e];
-        }
-      }
-      uint32_t tile[4];
-      round_right(t[j], tile);
-      store_tile(parts.inverse + part * kPairTiles + pair_tile(warp, j), tile);
-    }
-  }
-}
-
 // --- The walk. Four warps walk: S' (value, key), with a quarter of the keys each, and e of 16
 // tokens each, in fp32 in registers; what the others multiply next they give them, rounded, through
-// shared memory. Four more fetch what chunks take, some chunks ahead. One more tells those who read
-// how far the walk is: that takes a fence of the whole device, which lasts as long as a chunk and
-// longer, so that nobody whom the walk waits for may stand at it.
-constexpr int kStages = 5;
-constexpr int kWalkThreads = 288;
+// shared memory. Two or four more fetch what chunks take, some chunks ahead. One more tells those
+// who read how far the walk is: that takes a fence of the whole device, which lasts as long as a
+// chunk and longer, so that nobody whom the walk waits for may stand at it.
+constexpr int kStateTile = 64;  // float4 of a tile in fp32
 constexpr int kFewBlocks = 66;  // half as many as an H100 has multiprocessors
 
-template <int kKey, int kParts>
+/// A form of the walk: 16 kWide columns a block, segments in pieces or not.
+template <int kKey_, int kDim_, int kWide, bool kPieces_>
+struct WalkForm {
+  static constexpr int kKey = kKey_;
+  static constexpr int kDim = kDim_;
+  static constexpr int kParts = kWide;
+  static constexpr bool kPieces = kPieces_;
+  static constexpr int kKeyTiles = kKey / 16;
+  static constexpr int kDimTiles = kDim / 16;
+  static constexpr int kColumnTiles = kDimTiles + (kPieces ? kKeyTiles : 0);
+  // Walks of a head of a piece: of the first, of others.
+  static constexpr int kSlices = kDimTiles / kParts;
+  static constexpr int kAllSlices = kColumnTiles / kParts;
+  // In pieces two blocks share a multiprocessor: eight warps each, as a ninth would take a quarter
+  // of all registers from the others.
+  static constexpr int kBlocks = kPieces ? 2 : 1;
+  static constexpr int kFetching = kPieces ? 64 : 128;  // threads
+  static constexpr int kThreads = kPieces ? 256 : 288;
+  static constexpr int kStages = kPieces ? 4 : 5;
+  static_assert(!kPieces || kParts == 1);
+  /// Of a head whose segment is in so many pieces.
+  __host__ __device__ static constexpr int64_t head_walks(int64_t pieces) {
+    return kSlices + (pieces - 1) * kAllSlices;
+  }
+  static_assert(head_walks(kMostPieces) <= kMostHeadWalks);
+};
+
+template <class Form>
 struct WalkShared {
+  static constexpr int kKey = Form::kKey;
+  static constexpr int kParts = Form::kParts;
+  static constexpr int kStages = Form::kStages;
   static constexpr int kRow = kKey + 8;
   static constexpr int kValueRow = 16 * kParts + 8;
   struct Stage {
@@ -205,6 +108,14 @@ __device__ __forceinline__ int32_t find_in_block(int32_t* at) {
                : "memory");
   return x;
 }
+/// Barrier of a half of those who read; each has a number that the compiler knows.
+__device__ __forceinline__ void sync_half(int half) {
+  if (half == 0) {
+    sync_threads(1, 128);
+  } else {
+    sync_threads(2, 128);
+  }
+}
 __device__ __forceinline__ void await_more_than(const int32_t* at, int32_t x) {
   for (;;) {
     int32_t found;
@@ -216,36 +127,98 @@ __device__ __forceinline__ void await_more_than(const int32_t* at, int32_t x) {
   }
 }
 
-/// A block's slice of a head and segment.
+// A call's chunks.
+struct DeltaCall {
+  const int32_t* first;   // (segments + 1): chunks of the segments before
+  const ChunkSpan* span;  // (count)
+  const int32_t* walked;  // (walked_count): the segments that are walked
+  int64_t count, walked_count;
+  int pieces;  // of a segment at most
+};
+
+/// A segment's head in pieces, of which a call has `most` at most.
+template <class Form>
+struct HeadPieces {
+  int most;
+  int64_t segment, h, heads;
+  int64_t first, chunks;  // the segment's
+  int64_t count;          // pieces
+
+  __device__ HeadPieces(const Recurrence<bf16>& a, const DeltaCall& call, int64_t of_segment,
+                        int64_t of_head)
+      : most(call.pieces), segment(of_segment), h(of_head), heads(a.heads) {
+    first = call.first[segment];
+    chunks = call.first[segment + 1] - first;
+    count = Form::kPieces ? pieces_of(chunks, most) : 1;
+  }
+  __device__ int64_t begin(int64_t piece) const { return piece_begin(chunks, count, piece); }
+  __device__ int64_t chunks_in(int64_t piece) const { return begin(piece + 1) - begin(piece); }
+  /// Where a walk says how far it is. Those of later pieces come before those of the first, which
+  /// waits for them.
+  __device__ int64_t walk(int64_t piece, int64_t slice) const {
+    const int64_t before = piece == 0 ? most - 1 : piece - 1;
+    return (segment * heads + h) * Form::head_walks(most) + before * Form::kAllSlices + slice;
+  }
+  // Of a later piece.
+  __device__ int64_t place(int64_t piece) const {
+    return piece_place(first + begin(piece)) * heads + h;
+  }
+  __device__ float4* ends(const DeltaParts& parts, int64_t piece) const {
+    return parts.ends + place(piece) * Form::kColumnTiles * Form::kKeyTiles * kStateTile;
+  }
+  __device__ Tile* starts(const DeltaParts& parts, int64_t piece) const {
+    return parts.starts + place(piece) * Form::kDimTiles * Form::kKeyTiles;
+  }
+};
+
+/// A block's slice of a piece of a head and segment.
+template <class Form>
 struct WalkPlace {
-  int64_t segment, h, slice;
-  int64_t first;  // the first chunk
-  int count;      // chunks
+  HeadPieces<Form> of;
+  int64_t piece, slice;
+  int64_t before;  // chunks of the segment before the piece
+  int64_t first;   // the first chunk
+  int count;       // chunks
   int64_t begin, length, position;
 
-  __device__ WalkPlace(const Recurrence<bf16>& a, const int32_t* first_chunk, int64_t index,
-                       int64_t slices)
-      : segment(index / slices / a.heads), h(index / slices % a.heads), slice(index % slices) {
-    first = first_chunk[segment];
-    count = static_cast<int>(first_chunk[segment + 1] - first);
-    begin = a.segments.begin(segment);
-    length = a.segments.length(segment);
-    position = a.segments.position[segment];
+  __device__ WalkPlace(const Recurrence<bf16>& a, const DeltaCall& call, int64_t index)
+      : of(a, call, call.walked[index / Form::head_walks(call.pieces) / a.heads],
+           index / Form::head_walks(call.pieces) % a.heads) {
+    const int64_t walk = index % Form::head_walks(call.pieces);
+    const int64_t later = (call.pieces - 1) * Form::kAllSlices;
+    piece = walk < later ? 1 + walk / Form::kAllSlices : 0;
+    slice = walk < later ? walk % Form::kAllSlices : walk - later;
+    before = of.begin(piece);
+    first = of.first + before;
+    count = static_cast<int>(of.chunks_in(piece));
+    begin = a.segments.begin(of.segment);
+    length = a.segments.length(of.segment);
+    position = a.segments.position[of.segment];
   }
-  __device__ int64_t token(int c) const { return begin + chunk_begin(position, c); }
+  /// Whether the segment has such a piece.
+  __device__ bool exists() const { return piece < of.count; }
+  /// Whether its columns are the identity's, which nothing is written to.
+  __device__ bool of_identity() const { return Form::kPieces && slice >= Form::kSlices; }
+  __device__ int64_t token(int c) const { return begin + chunk_begin(position, before + c); }
   __device__ int tokens(int c) const {
-    const int64_t end = c + 1 == count ? length : chunk_begin(position, c + 1);
-    return static_cast<int>(end - chunk_begin(position, c));
+    const int64_t next = before + c + 1;
+    const int64_t end = next == of.chunks ? length : chunk_begin(position, next);
+    return static_cast<int>(end - chunk_begin(position, before + c));
+  }
+  /// What the walk says when it is done, and the first piece's with the states that come to others.
+  __device__ int marks() const {
+    return piece == 0 ? count + static_cast<int>(of.count) - 1 : count;
   }
 };
 
 /// Barrier of the warps that walk and those that fetch.
+template <class Form>
 __device__ __forceinline__ void sync_walk() {
-  sync_threads(2, 256);
+  sync_threads(2, 128 + Form::kFetching);
 }
 
-/// The thread that tells those who read how far the walk is: `done` chunks of `count`. Where it
-/// comes late it leaves numbers out.
+/// The thread that tells those who read how far the walk is: `done` of `count`. Where it comes late
+/// it leaves numbers out.
 __device__ __forceinline__ void tell_walked(int32_t* done, int count, int32_t* walked) {
   for (int32_t told = 0; told < count;) {
     const int32_t found = find_in_block(done);
@@ -259,27 +232,33 @@ __device__ __forceinline__ void tell_walked(int32_t* done, int count, int32_t* w
 }
 
 /// The warps that fetch, and say how many chunks are done. Barriers are those of walk().
-template <int kKey, int kParts>
+template <class Form>
 __device__ __forceinline__ void fetch_chunks(const Recurrence<bf16>& a, const DeltaParts& parts,
-                                             const WalkPlace& at, int32_t* done,
-                                             WalkShared<kKey, kParts>& s) {
+                                             const WalkPlace<Form>& at, int32_t* done,
+                                             WalkShared<Form>& s) {
+  constexpr int kKey = Form::kKey;
+  constexpr int kParts = Form::kParts;
+  constexpr int kStages = Form::kStages;
+  constexpr int kFetching = Form::kFetching;
   const int thread = static_cast<int>(threadIdx.x) - 128;
-  const bf16* k = a.k.at(0, a.key_head(at.h) * kKey);
-  const bf16* v = a.v.at(0, at.h * a.dim + at.slice * 16 * kParts);
+  const int64_t h = at.of.h;
+  const bool writes = !at.of_identity();
+  const bf16* k = a.k.at(0, a.key_head(h) * kKey);
+  const bf16* v = a.v.at(0, h * a.dim + (writes ? at.slice * 16 * kParts : 0));
   const auto fetch = [&](int c) {
     if (c < at.count) {
       auto& stage = s.stage[c % kStages];
       const int64_t token = at.token(c);
       const int tokens = at.tokens(c);
-      const int64_t part = (at.first + c) * a.heads + at.h;
-      copy_rows<kKey, 128>(k + token * a.k.rows.outer_stride, a.k.rows.outer_stride, tokens, thread,
-                           stage.k);
-      copy_rows<16 * kParts, 128>(v + token * a.v.rows.outer_stride, a.v.rows.outer_stride, tokens,
-                                  thread, stage.v);
+      const int64_t part = (at.first + c) * a.heads + h;
+      copy_rows<kKey, kFetching>(k + token * a.k.rows.outer_stride, a.k.rows.outer_stride, tokens,
+                                 thread, stage.k);
+      copy_rows<16 * kParts, kFetching>(v + token * a.v.rows.outer_stride, a.v.rows.outer_stride,
+                                        writes ? tokens : 0, thread, stage.v);
       const auto copy = [&](auto* to, const auto* from) {
         constexpr int kPieces = sizeof(*to) / 16;
 #pragma unroll
-        for (int x = 0; x < kPieces; x += 128) {
+        for (int x = 0; x < kPieces; x += kFetching) {
           if (x + thread < kPieces) {
             copy_16(reinterpret_cast<uint4*>(to) + x + thread,
                     reinterpret_cast<const uint4*>(from) + x + thread, true);
@@ -295,10 +274,10 @@ __device__ __forceinline__ void fetch_chunks(const Recurrence<bf16>& a, const De
     fetch(c);
   }
   wait_for_copies<kStages - 2>();
-  sync_walk();
+  sync_walk<Form>();
   for (int c = 0; c < at.count; ++c) {
     wait_for_copies<kStages - 3>();  // chunk c + 1 is there
-    sync_walk();
+    sync_walk<Form>();
     if (thread == 0) {  // not by who walks: the order it asks for waits for what was written
       publish_in_block(done, c);
     }
@@ -306,23 +285,119 @@ __device__ __forceinline__ void fetch_chunks(const Recurrence<bf16>& a, const De
   }
 }
 
-template <int kKey, int kParts>
+/// A warp's tiles of a state as they lie in its registers.
+template <int kOwn>
+__device__ __forceinline__ void store_tiles(const float (&state)[kOwn][2][4], float4* to) {
+#pragma unroll
+  for (int x = 0; x < 2 * kOwn; ++x) {
+    const auto& of = state[x / 2][x % 2];
+    to[32 * x + threadIdx.x % 32] = make_float4(of[0], of[1], of[2], of[3]);
+  }
+}
+__device__ __forceinline__ void load_tile_of_state(const float4* from, float (&x)[2][4]) {
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const float4 of = from[32 * n + threadIdx.x % 32];
+    x[n][0] = of.x;
+    x[n][1] = of.y;
+    x[n][2] = of.z;
+    x[n][3] = of.w;
+  }
+}
+/// A tile in halves of bf16: what `high` leaves of it is rounded to `low`.
+__device__ __forceinline__ void split_left(const float (&x)[2][4], uint32_t (&high)[4],
+                                           uint32_t (&low)[4]) {
+  float rest[2][4];
+  round_left(x, high);
+  widen_left(high, rest);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    rest[i / 4][i % 4] = x[i / 4][i % 4] - rest[i / 4][i % 4];
+  }
+  round_left(rest, low);
+}
+
+/// From the state after the first piece that after the last: S' <- Z' + S' M', piece by piece. It
+/// leaves each that comes to a piece, and says so.
+template <class Form>
+__device__ __forceinline__ void pass_pieces(const DeltaParts& parts, const WalkPlace<Form>& at,
+                                            int32_t* done,
+                                            float (&state)[Form::kKeyTiles / 4][2][4],
+                                            WalkShared<Form>& s) {
+  constexpr int kKeyTiles = Form::kKeyTiles;
+  constexpr int kOwn = kKeyTiles / 4;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int key_tile = thread / 32 * kOwn;
+  Tile* low_states = reinterpret_cast<Tile*>(&s.stage);  // no chunk is in need of it any more
+  for (int64_t piece = 1; piece < at.of.count; ++piece) {
+    sync_threads(1, 128);  // stages, and states of the piece before, are done with
+    Tile* to = at.of.starts(parts, piece) + at.slice * kKeyTiles + key_tile;
+#pragma unroll
+    for (int t = 0; t < kOwn; ++t) {
+      uint32_t high[4];
+      uint32_t low[4];
+      split_left(state[t], high, low);
+      store_tile(to + t, high);
+      store_tile(&s.states[0][key_tile + t], high);
+      store_tile(low_states + key_tile + t, low);
+    }
+    // One warp asks for all walks of M and that of its own columns of Z.
+    if (thread <= kKeyTiles) {
+      const int64_t slice = thread < kKeyTiles ? Form::kSlices + thread : at.slice;
+      await_more_than(parts.walked + at.of.walk(piece, slice),
+                      static_cast<int32_t>(at.of.chunks_in(piece) - 1));
+    }
+    sync_threads(1, 128);
+    if (thread == 0) {
+      publish_in_block(done, at.count + static_cast<int>(piece) - 1);
+    }
+    const float4* ends = at.of.ends(parts, piece) + key_tile * kStateTile;
+#pragma unroll
+    for (int t = 0; t < kOwn; ++t) {
+      load_tile_of_state(ends + (at.slice * kKeyTiles + t) * kStateTile, state[t]);
+    }
+#pragma unroll 2
+    for (int j = 0; j < kKeyTiles; ++j) {
+      uint32_t left[4];
+      uint32_t low_left[4];
+      load_tile(&s.states[0][j], left);
+      load_tile(low_states + j, low_left);
+#pragma unroll
+      for (int t = 0; t < kOwn; ++t) {
+        float of[2][4];
+        uint32_t right[4];
+        uint32_t low_right[4];
+        load_tile_of_state(ends + ((Form::kDimTiles + j) * kKeyTiles + t) * kStateTile, of);
+        split_left(of, right, low_right);
+        transpose_to_right(right);
+        transpose_to_right(low_right);
+        multiply_tiles(state[t], low_left, right);
+        multiply_tiles(state[t], left, low_right);
+        multiply_tiles(state[t], left, right);
+      }
+    }
+  }
+}
+
+template <class Form>
 __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const RecurrenceKept& kept,
-                                     const DeltaParts& parts, const WalkPlace& at, int32_t* done,
-                                     WalkShared<kKey, kParts>& s) {
-  using Shared = WalkShared<kKey, kParts>;
+                                     const DeltaParts& parts, const WalkPlace<Form>& at,
+                                     int32_t* done, WalkShared<Form>& s) {
+  using Shared = WalkShared<Form>;
+  constexpr int kKey = Form::kKey;
+  constexpr int kParts = Form::kParts;
+  constexpr int kStages = Form::kStages;
   constexpr int kRow = Shared::kRow;
-  constexpr int kKeyTiles = kKey / 16;
+  constexpr int kKeyTiles = Form::kKeyTiles;
+  constexpr int64_t kColumnTiles = Form::kColumnTiles;
   constexpr int kOwn = kKeyTiles / 4;  // tiles of keys of a warp
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int key_tile = warp * kOwn;
   const int64_t value_tile = at.slice * kParts;
-  const int64_t dim_tiles = a.dim / 16;
-  const int64_t part = at.first * a.heads + at.h;
-  Tile* states_at = parts.states + (part * dim_tiles + value_tile) * kKeyTiles + key_tile;
-  Tile* errors_at = parts.errors + (part * dim_tiles + value_tile) * kRowTiles + warp;
-  float* slot = a.state_of(at.segment, at.h);
-  const bool continues = a.segments.continues(at.segment);
+  const int64_t part = at.first * a.heads + at.of.h;
+  Tile* states_at = parts.states + (part * kColumnTiles + value_tile) * kKeyTiles + key_tile;
+  Tile* errors_at = parts.errors + (part * kColumnTiles + value_tile) * kRowTiles + warp;
+  float* slot = a.state_of(at.of.segment, at.of.h);
   // Element e of accumulator (p, t, n) in a state (K, V).
   const auto place = [&](int p, int t, int n, int e) {
     return (16 * (key_tile + t) + tile_column(n, e)) * a.dim + 16 * (value_tile + p) + tile_row(e);
@@ -340,8 +415,21 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       }
     }
   };
-  each([&](float& x, int64_t i) { x = continues ? slot[i] : 0.0F; });
-  sync_walk();
+  if (Form::kPieces && at.piece > 0) {
+#pragma unroll
+    for (int t = 0; t < kOwn; ++t) {
+#pragma unroll
+      for (int x = 0; x < 8; ++x) {
+        const int64_t column = 16 * (value_tile - Form::kDimTiles) + tile_row(x % 4);
+        const int64_t key = 16 * (key_tile + t) + tile_column(x / 4, x % 4);
+        state[0][t][x / 4][x % 4] = column == key ? 1.0F : 0.0F;
+      }
+    }
+  } else {
+    const bool continues = a.segments.continues(at.of.segment);
+    each([&](float& x, int64_t i) { x = continues ? slot[i] : 0.0F; });
+  }
+  sync_walk<Form>();
   for (int c = 0; c < at.count; ++c) {
     const auto& stage = s.stage[c % kStages];
     uint32_t keys[kKeyTiles][4];  // of the warp's tokens
@@ -374,12 +462,12 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
         store_tile(states_at + p * kKeyTiles + t, tile);
       }
     }
-    states_at += a.heads * dim_tiles * kKeyTiles;
-    if (kept.states != nullptr) {
+    states_at += a.heads * kColumnTiles * kKeyTiles;
+    if (!Form::kPieces && kept.states != nullptr) {
       float* to = kept.states + (part + c * a.heads) * kKey * a.dim;
       each([&](float x, int64_t i) { to[i] = x; });
     }
-    sync_walk();  // states are there, and the next chunk's stage
+    sync_walk<Form>();  // states are there, and the next chunk's stage
     float e[kParts][2][4];
     {
       float read[2][kParts][2][4] = {};  // two chains of products are half as long
@@ -462,10 +550,10 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       round_left(e[p], tile);
       store_tile(errors_at + p * kRowTiles, tile);
     }
-    errors_at += a.heads * dim_tiles * kRowTiles;
-    if (kept.errors != nullptr) {
+    errors_at += a.heads * kColumnTiles * kRowTiles;
+    if (!Form::kPieces && kept.errors != nullptr) {
       const int tokens = at.tokens(c);
-      float* to = kept.errors + (at.token(c) * a.heads + at.h) * a.dim + 16 * value_tile;
+      float* to = kept.errors + (at.token(c) * a.heads + at.of.h) * a.dim + 16 * value_tile;
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -481,60 +569,43 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       }
     }
   }
+  if constexpr (Form::kPieces) {
+    if (at.piece > 0) {
+      float4* to = at.of.ends(parts, at.piece) + (value_tile * kKeyTiles + key_tile) * kStateTile;
+      store_tiles<kOwn>(state[0], to);
+    } else {
+      pass_pieces<Form>(parts, at, done, state[0], s);
+    }
+  }
   sync_threads(1, 128);
   if (threadIdx.x == 0) {
-    publish_in_block(done, at.count);
+    publish_in_block(done, at.marks());
   }
-  if (slot != nullptr) {
+  if (at.piece == 0 && slot != nullptr) {
     each([&](float x, int64_t i) { slot[i] = x; });
   }
 }
 
-// --- Those who read: four warps have a chunk and head, a quarter of the columns of the value each.
-template <int kKey>
+// --- Those who read: four warps have a chunk and head, a quarter of the columns each.
+template <class Form>
 struct ReadShared {
-  bf16 q[kC * (kKey + 8)];
+  bf16 q[kC * (Form::kKey + 8)];
   Tile pairs[kPairTiles];
   float starts[kC];
+  Tile transitions[Form::kPieces ? kRowTiles : 1][Form::kPieces ? Form::kKeyTiles : 1];  // R, left
 };
 
-template <int kKey, int kDim, int kParts>
-__device__ __forceinline__ void read(const Recurrence<bf16>& a, const ChunkSpan* spans,
-                                     const int32_t* first, const DeltaParts& parts, int64_t part,
-                                     ReadShared<kKey>& s) {
-  constexpr int kRow = kKey + 8;
-  constexpr int kKeyTiles = kKey / 16;
-  constexpr int kDimTiles = kDim / 16;
-  constexpr int kOwn = kDimTiles / 4;
-  constexpr int kSlices = kDimTiles / kParts;
-  const int64_t chunk = part / a.heads;
-  const int64_t h = part % a.heads;
-  const ChunkSpan span = spans[chunk];
-  if (!in_chunks(a.segments, span.segment)) {
-    return;
+/// exp(G) q S + P e of 16 kOwn columns, whose tiles begin at `states` and `errors`.
+template <class Form, int kOwn>
+__device__ __forceinline__ void read_columns(const Tile* states, const Tile* errors,
+                                             const ReadShared<Form>& s,
+                                             float (&y)[kRowTiles][kOwn][2][4]) {
+  constexpr int kRow = Form::kKey + 8;
+  constexpr int kKeyTiles = Form::kKeyTiles;
+#pragma unroll
+  for (int x = 0; x < 8 * kRowTiles * kOwn; ++x) {
+    y[x / 8 / kOwn][x / 8 % kOwn][x / 4 % 2][x % 4] = 0.0F;
   }
-  const int thread = static_cast<int>(threadIdx.x) % 128;
-  const int half = static_cast<int>(threadIdx.x) / 128;
-  const int value_tile = thread / 32 * kOwn;
-  copy_rows<kKey, 128>(a.q.at(span.token, a.key_head(h) * kKey), a.q.rows.outer_stride, span.tokens,
-                       thread, s.q);
-  for (int x = thread; x < kPairTiles * 32; x += 128) {
-    copy_16(&s.pairs[x / 32].lane[x % 32], &parts.pairs[part * kPairTiles + x / 32].lane[x % 32],
-            true);
-  }
-  if (thread < kC / 4) {
-    copy_16(s.starts + 4 * thread, parts.gates[part].starts + 4 * thread, true);
-  }
-  commit_copies();
-  if (thread < kSlices) {  // one warp asks: the numbers lie together
-    await_more_than(parts.walked + (span.segment * a.heads + h) * kSlices + thread,
-                    static_cast<int32_t>(chunk - first[span.segment]));
-  }
-  wait_for_copies<0>();
-  sync_threads(1 + half, 128);
-  const Tile* states = parts.states + (part * kDimTiles + value_tile) * kKeyTiles;
-  const Tile* errors = parts.errors + (part * kDimTiles + value_tile) * kRowTiles;
-  float y[kRowTiles][kOwn][2][4] = {};
 #pragma unroll
   for (int t = 0; t < kKeyTiles; ++t) {
     uint32_t right[kOwn][4];
@@ -579,18 +650,107 @@ __device__ __forceinline__ void read(const Recurrence<bf16>& a, const ChunkSpan*
       }
     }
   }
-  store_results<kOwn>(a, span.token, span.tokens, h, h * kDim + 16 * value_tile, y);
 }
 
-template <int kKey, int kDim, int kParts>
-constexpr size_t kWalkBytes = sizeof(WalkShared<kKey, kParts>) > 2 * sizeof(ReadShared<kKey>)
-                                  ? sizeof(WalkShared<kKey, kParts>)
-                                  : 2 * sizeof(ReadShared<kKey>);
+/// y of a part, a chunk and head, if that is of a later piece as asked.
+template <class Form>
+__device__ __forceinline__ void read(const Recurrence<bf16>& a, const DeltaCall& call,
+                                     const DeltaParts& parts, int64_t part, bool later,
+                                     ReadShared<Form>& s) {
+  constexpr int kKey = Form::kKey;
+  constexpr int kKeyTiles = Form::kKeyTiles;
+  constexpr int kOwn = Form::kDimTiles / 4;
+  const int64_t h = part % a.heads;
+  const ChunkSpan span = call.span[part / a.heads];
+  if (!in_chunks(a.segments, span.segment)) {
+    return;
+  }
+  const HeadPieces<Form> of(a, call, span.segment, h);
+  const int64_t chunk = part / a.heads - of.first;
+  const int64_t piece = piece_at(of.chunks, of.count, chunk);
+  if (later != (piece > 0)) {
+    return;
+  }
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  const int half = static_cast<int>(threadIdx.x) / 128;
+  const int warp = thread / 32;
+  copy_rows<kKey, 128>(a.q.at(span.token, a.key_head(h) * kKey), a.q.rows.outer_stride, span.tokens,
+                       thread, s.q);
+  for (int x = thread; x < kPairTiles * 32; x += 128) {
+    copy_16(&s.pairs[x / 32].lane[x % 32], &parts.pairs[part * kPairTiles + x / 32].lane[x % 32],
+            true);
+  }
+  if (thread < kC / 4) {
+    copy_16(s.starts + 4 * thread, parts.gates[part].starts + 4 * thread, true);
+  }
+  commit_copies();
+  // One warp asks: the numbers lie together.
+  if (thread < (piece > 0 ? Form::kAllSlices : Form::kSlices)) {
+    await_more_than(parts.walked + of.walk(piece, thread),
+                    static_cast<int32_t>(chunk - of.begin(piece)));
+  }
+  wait_for_copies<0>();
+  sync_half(half);
+  const Tile* states = parts.states + part * Form::kColumnTiles * kKeyTiles;
+  const Tile* errors = parts.errors + part * Form::kColumnTiles * kRowTiles;
+  if constexpr (Form::kPieces) {
+    if (piece > 0) {
+      constexpr int kOwnKeys = kKeyTiles / 4;
+      const int column_tile = Form::kDimTiles + warp * kOwnKeys;
+      float r[kRowTiles][kOwnKeys][2][4];
+      read_columns<Form, kOwnKeys>(states + column_tile * kKeyTiles,
+                                   errors + column_tile * kRowTiles, s, r);
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+        for (int n = 0; n < kOwnKeys; ++n) {
+          uint32_t tile[4];
+          round_left(r[i][n], tile);
+          store_tile(&s.transitions[i][warp * kOwnKeys + n], tile);
+        }
+      }
+    }
+  }
+  const int value_tile = warp * kOwn;
+  float y[kRowTiles][kOwn][2][4];
+  read_columns<Form, kOwn>(states + value_tile * kKeyTiles, errors + value_tile * kRowTiles, s, y);
+  if constexpr (Form::kPieces) {
+    if (piece > 0) {
+      if (thread < Form::kSlices) {
+        await_more_than(parts.walked + of.walk(0, thread),
+                        static_cast<int32_t>(of.chunks_in(0) + piece - 2));
+      }
+      sync_half(half);  // and R is whole
+      const Tile* starts = of.starts(parts, piece) + value_tile * kKeyTiles;
+#pragma unroll
+      for (int t = 0; t < kKeyTiles; ++t) {
+        uint32_t right[kOwn][4];
+#pragma unroll
+        for (int n = 0; n < kOwn; ++n) {
+          load_tile(starts + n * kKeyTiles + t, right[n]);
+          left_to_right(right[n]);
+        }
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+          uint32_t left[4];
+          load_tile(&s.transitions[i][t], left);
+#pragma unroll
+          for (int n = 0; n < kOwn; ++n) {
+            multiply_tiles(y[i][n], left, right[n]);
+          }
+        }
+      }
+    }
+  }
+  store_results<kOwn>(a, span.token, span.tokens, h, h * Form::kDim + 16 * value_tile, y);
+}
 
-template <int kKey, int kDim, int kParts>
-__global__ void __launch_bounds__(kWalkThreads, 1)
-    walk_kernel(Recurrence<bf16> a, const ChunkSpan* spans, const int32_t* first, int64_t count,
-                RecurrenceKept kept, DeltaParts parts) {
+template <class Form>
+constexpr size_t kWalkBytes = std::max(sizeof(WalkShared<Form>), 2 * sizeof(ReadShared<Form>));
+
+template <class Form>
+__global__ void __launch_bounds__(Form::kThreads, Form::kBlocks)
+    walk_kernel(Recurrence<bf16> a, DeltaCall call, RecurrenceKept kept, DeltaParts parts) {
   await_inputs();
   extern __shared__ float4 shared[];
   __shared__ int32_t turn;
@@ -600,65 +760,127 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
     turn = atomicAdd(parts.turn, 1);
   }
   __syncthreads();
-  constexpr int kSlices = kDim / (16 * kParts);
-  const int64_t walks = a.segments.count * a.heads * kSlices;
+  const int64_t walks = call.walked_count * a.heads * Form::head_walks(call.pieces);
   if (turn < walks) {
-    auto& s = *reinterpret_cast<WalkShared<kKey, kParts>*>(shared);
-    const WalkPlace at(a, first, turn, kSlices);
-    if (!in_chunks(a.segments, at.segment)) {
+    auto& s = *reinterpret_cast<WalkShared<Form>*>(shared);
+    const WalkPlace<Form> at(a, call, turn);
+    if (!at.exists()) {
       return;
     }
     if (threadIdx.x < 128) {
-      walk<kKey, kParts>(a, kept, parts, at, &done, s);
-    } else if (threadIdx.x < 256) {
-      fetch_chunks<kKey, kParts>(a, parts, at, &done, s);
-    } else if (threadIdx.x == 256) {
-      tell_walked(&done, at.count, parts.walked + turn);
+      walk<Form>(a, kept, parts, at, &done, s);
+    } else if (threadIdx.x < 128 + Form::kFetching) {
+      fetch_chunks<Form>(a, parts, at, &done, s);
+    } else if (threadIdx.x == 128 + Form::kFetching) {
+      tell_walked(&done, at.marks(), parts.walked + at.of.walk(at.piece, at.slice));
     }
   } else if (threadIdx.x < 256) {
-    auto* s = reinterpret_cast<ReadShared<kKey>*>(shared);
+    // Those who wait for a first piece to end come when nobody is left who does not.
+    auto* s = reinterpret_cast<ReadShared<Form>*>(shared);
     const int half = static_cast<int>(threadIdx.x) / 128;
-    const int64_t part = 2 * (turn - walks) + half;
-    if (part < count * a.heads) {
-      read<kKey, kDim, kParts>(a, spans, first, parts, part, s[half]);
+    const int64_t blocks = (call.count * a.heads + 1) / 2;
+    const int64_t index = turn - walks;
+    const bool later = index >= blocks;
+    const int64_t part = 2 * (later ? index - blocks : index) + half;
+    if (part < call.count * a.heads) {
+      read<Form>(a, call, parts, part, later, s[half]);
     }
   }
 }
 
-template <int kKey, int kDim, int kParts>
-void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
-         const Launch& on) {
-  constexpr int kSlices = kDim / (16 * kParts);
-  static_assert(kWalkBytes<kKey, kDim, kParts> <= kForwardShared);
+/// The segments of a call that are walked chunk by chunk.
+struct WalkedSegments {
+  struct Key {
+    int64_t segments;
+    bool operator==(const Key&) const = default;
+  };
+  Key key;
+  DeviceArray index;            // of them among all
+  std::vector<int64_t> chunks;  // of each
+};
+
+WalkedSegments walked_segments(const SegmentWalk& segments, const Launch& on) {
+  std::vector<int32_t> index;
+  std::vector<int64_t> chunks;
+  for (int64_t s = 0; s < segments.count; ++s) {
+    if (segments.length(s) >= kLeastChunked) {
+      index.push_back(static_cast<int32_t>(s));
+      chunks.push_back(chunks_of(segments.position[s], segments.length(s)));
+    }
+  }
+  return {{segments.count},
+          DeviceArray(index.data(), static_cast<int64_t>(index.size() * sizeof(int32_t)), on),
+          std::move(chunks)};
+}
+
+/// In how many pieces at most they are walked. 1 where results must not depend on what else is in
+/// the call, and where all states are kept: the gradient takes them as they are.
+template <class Form>
+int64_t pieces_for(const Recurrence<bf16>& a, const WalkedSegments& walked,
+                   const RecurrenceKept& kept, const Launch& on) {
+  if (on.batch_invariant || kept.states != nullptr) {
+    return 1;
+  }
+  return most_pieces(walked.chunks, {.heads = a.heads,
+                                     .first_blocks = Form::kSlices,
+                                     .later_blocks = Form::kAllSlices,
+                                     .resident_blocks = resident_blocks(
+                                         walk_kernel<Form>, Form::kThreads, kWalkBytes<Form>)});
+}
+
+template <class Form>
+void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const WalkedSegments& walked,
+         int64_t pieces, const RecurrenceKept& kept, const Launch& on) {
+  static_assert(kWalkBytes<Form> <= kForwardShared);
   const int64_t count = chunks.count * a.heads;
-  const int64_t walks = a.segments.count * a.heads * kSlices;
+  const int64_t head_walks = Form::head_walks(pieces);
+  const int64_t later = pieces > 1 ? (piece_place(chunks.count - 1) + 1) * a.heads : 0;
+  const auto walked_count = static_cast<int64_t>(walked.chunks.size());
   const DeltaParts parts{
       .pairs = scratch<Tile>(on, count * kPairTiles),
       .inverse = scratch<Tile>(on, count * kPairTiles),
       .gates = scratch<DeltaGates>(on, count),
-      .states = scratch<Tile>(on, count * (kDim / 16) * (kKey / 16)),
-      .errors = scratch<Tile>(on, count * (kDim / 16) * kRowTiles),
-      .walked = scratch<int32_t>(on, walks),
+      .states = scratch<Tile>(on, count * Form::kColumnTiles * Form::kKeyTiles),
+      .errors = scratch<Tile>(on, count * Form::kColumnTiles * kRowTiles),
+      .walked = scratch<int32_t>(on, a.segments.count * a.heads * head_walks),
       .turn = scratch<int32_t>(on, 1),
+      .ends = scratch<float4>(on, later * Form::kColumnTiles * Form::kKeyTiles * kStateTile),
+      .starts = scratch<Tile>(on, later * Form::kDimTiles * Form::kKeyTiles),
   };
-  launch_ahead(on, "recurrence", prepare_kernel<kKey>, static_cast<unsigned>(count), 128,
-               sizeof(PrepareShared<kKey>), a, chunks.span, chunks.first, kSlices, parts);
-  launch_ahead(on, "recurrence", walk_kernel<kKey, kDim, kParts>,
-               static_cast<unsigned>(walks + ceil_div(count, 2)), kWalkThreads,
-               kWalkBytes<kKey, kDim, kParts>, a, chunks.span, chunks.first, chunks.count, kept,
-               parts);
+  const DeltaCall call{.first = chunks.first,
+                       .span = chunks.span,
+                       .walked = walked.index.as<int32_t>(),
+                       .count = chunks.count,
+                       .walked_count = walked_count,
+                       .pieces = static_cast<int>(pieces)};
+  prepare_delta(a, chunks, head_walks, parts, on);
+  const int64_t readers = (Form::kPieces ? 2 : 1) * ceil_div(count, 2);
+  launch_ahead(on, "recurrence", walk_kernel<Form>,
+               static_cast<unsigned>(walked_count * a.heads * head_walks + readers), Form::kThreads,
+               kWalkBytes<Form>, a, call, kept, parts);
 }
 
 }  // namespace
 
-void delta_chunks(const Recurrence<bf16>& a, const DeviceChunks& chunks, const RecurrenceKept& kept,
-                  const Launch& on) {
+void delta_chunks(const Recurrence<bf16>& a, const SegmentWalk& segments,
+                  const DeviceChunks& chunks, const RecurrenceKept& kept, const Launch& on) {
+  const auto walked = plan_for<WalkedSegments>(segments.plans, {segments.count},
+                                               [&] { return walked_segments(segments, on); });
   // With 32 columns what a chunk takes is loaded half as often; with 16 a step is shorter, which
   // is what counts while those that walk leave room for those who read.
   // Batch-invariant: always the one.
-  const bool wide = on.batch_invariant || a.segments.count * a.heads * a.dim > kFewBlocks * 16;
+  const bool wide = on.batch_invariant ||
+                    static_cast<int64_t>(walked->chunks.size()) * a.heads * a.dim > kFewBlocks * 16;
   const auto with_dims = [&]<int kKey, int kDim>() {
-    wide ? run<kKey, kDim, 2>(a, chunks, kept, on) : run<kKey, kDim, 1>(a, chunks, kept, on);
+    using InPieces = WalkForm<kKey, kDim, 1, true>;
+    const int64_t pieces = pieces_for<InPieces>(a, *walked, kept, on);
+    if (pieces > 1) {
+      run<InPieces>(a, chunks, *walked, pieces, kept, on);
+    } else if (wide) {
+      run<WalkForm<kKey, kDim, 2, false>>(a, chunks, *walked, 1, kept, on);
+    } else {
+      run<WalkForm<kKey, kDim, 1, false>>(a, chunks, *walked, 1, kept, on);
+    }
   };
   if (a.key_dim == 64) {
     a.dim == 64 ? with_dims.template operator()<64, 64>()

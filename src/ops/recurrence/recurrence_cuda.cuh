@@ -6,7 +6,9 @@
 //                                      form with a decay per channel
 //   recurrence_chunks_channel_cuda.cu  what that needs first
 //   recurrence_chunks_state_cuda.cu    its pass over the chunks in turn
-//   recurrence_chunks_delta_cuda.cu    with one decay a head and the delta rule
+//   recurrence_chunks_delta_cuda.cu    with one decay a head and the delta rule; of few heads
+//                                      long segments in pieces
+//   recurrence_chunks_pairs_cuda.cu    what that needs first
 //   recurrence_chunks_scan_cuda.cu     with one decay a head and no delta rule: K of 256 too, and V
 //                                      any multiple of 16 from 64 on
 //   recurrence_backward_cuda.cu        backward token by token

@@ -1,0 +1,44 @@
+// Private to the delta rule's chunks on CUDA (recurrence_chunks_delta_cuda.cu): what its two
+// kernels share.
+#pragma once
+
+#include "ops/recurrence/recurrence_chunks_cuda.cuh"
+
+namespace cambium::cuda {
+
+// Of a chunk and head.
+struct DeltaGates {
+  float starts[kC];  // exp(G)
+  float ends[kC];    // f
+  float decay;       // exp(G_last)
+  float unused[3];   // whole pieces of 16 bytes
+};
+
+/// What the kernels hand on, per chunk and head; the tiles of triangles as pair_tile() counts them.
+/// Columns are those of the value and, where sequences are walked in pieces, of the identity.
+struct DeltaParts {
+  Tile* pairs;        // (kPairTiles), (tokens, tokens), left: P
+  Tile* inverse;      // (kPairTiles), (tokens, tokens), right: T - I
+  DeltaGates* gates;  // ()
+  Tile* states;       // (columns / 16, K / 16), (column, key), left: the state at the start
+  Tile* errors;       // (columns / 16, 4), (column, tokens), left: e
+  int32_t* walked;    // (segments, heads, walks of a head): how far they are
+  int32_t* turn;      // how many blocks of walk_kernel have begun
+  // Of pieces but the first: (segments, heads, pieces - 1).
+  float4* ends;  // (columns / 16, K / 16, 2, 32 lanes), accumulators: what their own walks end with
+  Tile* starts;  // (V / 16, K / 16), (value, key), left: the state that came
+};
+
+/// The whole of a call with one decay a head and the delta rule. `segments` is the host's, those of
+/// `a` the device's.
+void delta_chunks(const Recurrence<bf16>& a, const SegmentWalk& segments,
+                  const DeviceChunks& chunks, const RecurrenceKept& kept, const Launch& on);
+
+inline constexpr int kMostHeadWalks = 128;
+
+/// The first kernel: P, T - I, what becomes of the decays, and that none of a head's walks,
+/// kMostHeadWalks at most, has begun (recurrence_chunks_pairs_cuda.cu).
+void prepare_delta(const Recurrence<bf16>& a, const DeviceChunks& chunks, int64_t head_walks,
+                   const DeltaParts& parts, const Launch& on);
+
+}  // namespace cambium::cuda
