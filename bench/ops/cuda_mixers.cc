@@ -229,7 +229,10 @@ void recurrence_section(Bench& bench) {
     recurrence_decode(bench, m, 64);
     recurrence_prefill(bench, m, 1, 8192);
   }
-  recurrence_prefill(bench, {"GDN", 2, 8, 128, 128, true, false}, 1, 8192);
+  for (const int64_t tokens : {3072, 8192, 32768}) {
+    recurrence_prefill(bench, {"GDN", 2, 8, 128, 128, true, false}, 1, tokens);
+  }
+  recurrence_prefill(bench, {"GDN", 1, 4, 128, 128, true, false}, 1, 8192);
   recurrence_prefill(bench, {"GDN", 2, 8, 128, 128, true, false}, 8, 4096);
   recurrence_prefill(bench, {"KDA", 16, 16, 128, 128, true, true}, 1, 2048);
   recurrence_prefill(bench, {"KDA", 16, 16, 128, 128, true, true}, 8, 4096);
