@@ -25,47 +25,18 @@
 #include <algorithm>
 #include <vector>
 
-#include "ops/recurrence/recurrence_chunks_delta_cuda.cuh"
-#include "ops/recurrence/recurrence_pieces.h"
+#include "ops/recurrence/recurrence_chunks_delta_read.cuh"
 
 namespace cambium::cuda {
 namespace {
+
+constexpr int kFewBlocks = 66;  // half as many as an H100 has multiprocessors
 
 // --- The walk. Four warps walk: S' (value, key), with a quarter of the keys each, and e of 16
 // tokens each, in fp32 in registers; what the others multiply next they give them, rounded, through
 // shared memory. Two or four more fetch what chunks take, some chunks ahead. One more tells those
 // who read how far the walk is: that takes a fence of the whole device, which lasts as long as a
 // chunk and longer, so that nobody whom the walk waits for may stand at it.
-constexpr int kStateTile = 64;  // float4 of a tile in fp32
-constexpr int kFewBlocks = 66;  // half as many as an H100 has multiprocessors
-
-/// A form of the walk: 16 kWide columns a block, segments in pieces or not.
-template <int kKey_, int kDim_, int kWide, bool kPieces_>
-struct WalkForm {
-  static constexpr int kKey = kKey_;
-  static constexpr int kDim = kDim_;
-  static constexpr int kParts = kWide;
-  static constexpr bool kPieces = kPieces_;
-  static constexpr int kKeyTiles = kKey / 16;
-  static constexpr int kDimTiles = kDim / 16;
-  static constexpr int kColumnTiles = kDimTiles + (kPieces ? kKeyTiles : 0);
-  // Walks of a head of a piece: of the first, of others.
-  static constexpr int kSlices = kDimTiles / kParts;
-  static constexpr int kAllSlices = kColumnTiles / kParts;
-  // In pieces two blocks share a multiprocessor: eight warps each, as a ninth would take a quarter
-  // of all registers from the others.
-  static constexpr int kBlocks = kPieces ? 2 : 1;
-  static constexpr int kFetching = kPieces ? 64 : 128;  // threads
-  static constexpr int kThreads = kPieces ? 256 : 288;
-  static constexpr int kStages = kPieces ? 4 : 5;
-  static_assert(!kPieces || kParts == 1);
-  /// Of a head whose segment is in so many pieces.
-  __host__ __device__ static constexpr int64_t head_walks(int64_t pieces) {
-    return kSlices + (pieces - 1) * kAllSlices;
-  }
-  static_assert(head_walks(kMostPieces) <= kMostHeadWalks);
-};
-
 template <class Form>
 struct WalkShared {
   static constexpr int kKey = Form::kKey;
@@ -83,92 +54,6 @@ struct WalkShared {
   Tile states[kParts][kKey / 16];
   Tile reads[kParts][kRowTiles];    // v - exp(G) k S
   Tile written[kParts][kRowTiles];  // f e
-};
-
-__device__ __forceinline__ void sync_threads(int id, int count) {
-  asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(count) : "memory");
-}
-/// What this thread and those it met at a barrier wrote is there for who finds the number.
-__device__ __forceinline__ void publish(int32_t* at, int32_t x) {
-  asm volatile("st.release.gpu.global.s32 [%0], %1;" : : "l"(at), "r"(x) : "memory");
-}
-/// The same within a block, of numbers that grow, and how its counterpart finds them: atomically,
-/// as no barrier lies between the two.
-__device__ __forceinline__ void publish_in_block(int32_t* at, int32_t x) {
-  asm volatile("red.release.cta.shared.max.s32 [%0], %1;"
-               :
-               : "r"(shared_address(at)), "r"(x)
-               : "memory");
-}
-__device__ __forceinline__ int32_t find_in_block(int32_t* at) {
-  int32_t x;
-  asm volatile("atom.acquire.cta.shared.or.b32 %0, [%1], 0;"
-               : "=r"(x)
-               : "r"(shared_address(at))
-               : "memory");
-  return x;
-}
-/// Barrier of a half of those who read; each has a number that the compiler knows.
-__device__ __forceinline__ void sync_half(int half) {
-  if (half == 0) {
-    sync_threads(1, 128);
-  } else {
-    sync_threads(2, 128);
-  }
-}
-__device__ __forceinline__ void await_more_than(const int32_t* at, int32_t x) {
-  for (;;) {
-    int32_t found;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(found) : "l"(at) : "memory");
-    if (found > x) {
-      return;
-    }
-    __nanosleep(200);
-  }
-}
-
-// A call's chunks.
-struct DeltaCall {
-  const int32_t* first;   // (segments + 1): chunks of the segments before
-  const ChunkSpan* span;  // (count)
-  const int32_t* walked;  // (walked_count): the segments that are walked
-  int64_t count, walked_count;
-  int pieces;  // of a segment at most
-};
-
-/// A segment's head in pieces, of which a call has `most` at most.
-template <class Form>
-struct HeadPieces {
-  int most;
-  int64_t segment, h, heads;
-  int64_t first, chunks;  // the segment's
-  int64_t count;          // pieces
-
-  __device__ HeadPieces(const Recurrence<bf16>& a, const DeltaCall& call, int64_t of_segment,
-                        int64_t of_head)
-      : most(call.pieces), segment(of_segment), h(of_head), heads(a.heads) {
-    first = call.first[segment];
-    chunks = call.first[segment + 1] - first;
-    count = Form::kPieces ? pieces_of(chunks, most) : 1;
-  }
-  __device__ int64_t begin(int64_t piece) const { return piece_begin(chunks, count, piece); }
-  __device__ int64_t chunks_in(int64_t piece) const { return begin(piece + 1) - begin(piece); }
-  /// Where a walk says how far it is. Those of later pieces come before those of the first, which
-  /// waits for them.
-  __device__ int64_t walk(int64_t piece, int64_t slice) const {
-    const int64_t before = piece == 0 ? most - 1 : piece - 1;
-    return (segment * heads + h) * Form::head_walks(most) + before * Form::kAllSlices + slice;
-  }
-  // Of a later piece.
-  __device__ int64_t place(int64_t piece) const {
-    return piece_place(first + begin(piece)) * heads + h;
-  }
-  __device__ float4* ends(const DeltaParts& parts, int64_t piece) const {
-    return parts.ends + place(piece) * Form::kColumnTiles * Form::kKeyTiles * kStateTile;
-  }
-  __device__ Tile* starts(const DeltaParts& parts, int64_t piece) const {
-    return parts.starts + place(piece) * Form::kDimTiles * Form::kKeyTiles;
-  }
 };
 
 /// A block's slice of a piece of a head and segment.
@@ -584,165 +469,6 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
   if (at.piece == 0 && slot != nullptr) {
     each([&](float x, int64_t i) { slot[i] = x; });
   }
-}
-
-// --- Those who read: four warps have a chunk and head, a quarter of the columns each.
-template <class Form>
-struct ReadShared {
-  bf16 q[kC * (Form::kKey + 8)];
-  Tile pairs[kPairTiles];
-  float starts[kC];
-  Tile transitions[Form::kPieces ? kRowTiles : 1][Form::kPieces ? Form::kKeyTiles : 1];  // R, left
-};
-
-/// exp(G) q S + P e of 16 kOwn columns, whose tiles begin at `states` and `errors`.
-template <class Form, int kOwn>
-__device__ __forceinline__ void read_columns(const Tile* states, const Tile* errors,
-                                             const ReadShared<Form>& s,
-                                             float (&y)[kRowTiles][kOwn][2][4]) {
-  constexpr int kRow = Form::kKey + 8;
-  constexpr int kKeyTiles = Form::kKeyTiles;
-#pragma unroll
-  for (int x = 0; x < 8 * kRowTiles * kOwn; ++x) {
-    y[x / 8 / kOwn][x / 8 % kOwn][x / 4 % 2][x % 4] = 0.0F;
-  }
-#pragma unroll
-  for (int t = 0; t < kKeyTiles; ++t) {
-    uint32_t right[kOwn][4];
-#pragma unroll
-    for (int n = 0; n < kOwn; ++n) {
-      load_tile(states + n * kKeyTiles + t, right[n]);
-      left_to_right(right[n]);
-    }
-#pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
-      uint32_t left[4];
-      load_left(s.q + 16 * i * kRow + 16 * t, kRow, left);
-#pragma unroll
-      for (int n = 0; n < kOwn; ++n) {
-        multiply_tiles(y[i][n], left, right[n]);
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kRowTiles; ++i) {
-    const float start[2] = {s.starts[16 * i + tile_row(0)], s.starts[16 * i + tile_row(2)]};
-#pragma unroll
-    for (int x = 0; x < 8 * kOwn; ++x) {
-      y[i][x / 8][x / 4 % 2][x % 4] *= start[x % 4 / 2];
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kRowTiles; ++j) {
-    uint32_t right[kOwn][4];
-#pragma unroll
-    for (int n = 0; n < kOwn; ++n) {
-      load_tile(errors + n * kRowTiles + j, right[n]);
-      left_to_right(right[n]);
-    }
-#pragma unroll
-    for (int i = j; i < kRowTiles; ++i) {
-      uint32_t left[4];
-      load_tile(&s.pairs[pair_tile(i, j)], left);
-#pragma unroll
-      for (int n = 0; n < kOwn; ++n) {
-        multiply_tiles(y[i][n], left, right[n]);
-      }
-    }
-  }
-}
-
-/// y of a part, a chunk and head, if that is of a later piece as asked.
-template <class Form>
-__device__ __forceinline__ void read(const Recurrence<bf16>& a, const DeltaCall& call,
-                                     const DeltaParts& parts, int64_t part, bool later,
-                                     ReadShared<Form>& s) {
-  constexpr int kKey = Form::kKey;
-  constexpr int kKeyTiles = Form::kKeyTiles;
-  constexpr int kOwn = Form::kDimTiles / 4;
-  const int64_t h = part % a.heads;
-  const ChunkSpan span = call.span[part / a.heads];
-  if (!in_chunks(a.segments, span.segment)) {
-    return;
-  }
-  const HeadPieces<Form> of(a, call, span.segment, h);
-  const int64_t chunk = part / a.heads - of.first;
-  const int64_t piece = piece_at(of.chunks, of.count, chunk);
-  if (later != (piece > 0)) {
-    return;
-  }
-  const int thread = static_cast<int>(threadIdx.x) % 128;
-  const int half = static_cast<int>(threadIdx.x) / 128;
-  const int warp = thread / 32;
-  copy_rows<kKey, 128>(a.q.at(span.token, a.key_head(h) * kKey), a.q.rows.outer_stride, span.tokens,
-                       thread, s.q);
-  for (int x = thread; x < kPairTiles * 32; x += 128) {
-    copy_16(&s.pairs[x / 32].lane[x % 32], &parts.pairs[part * kPairTiles + x / 32].lane[x % 32],
-            true);
-  }
-  if (thread < kC / 4) {
-    copy_16(s.starts + 4 * thread, parts.gates[part].starts + 4 * thread, true);
-  }
-  commit_copies();
-  // One warp asks: the numbers lie together.
-  if (thread < (piece > 0 ? Form::kAllSlices : Form::kSlices)) {
-    await_more_than(parts.walked + of.walk(piece, thread),
-                    static_cast<int32_t>(chunk - of.begin(piece)));
-  }
-  wait_for_copies<0>();
-  sync_half(half);
-  const Tile* states = parts.states + part * Form::kColumnTiles * kKeyTiles;
-  const Tile* errors = parts.errors + part * Form::kColumnTiles * kRowTiles;
-  if constexpr (Form::kPieces) {
-    if (piece > 0) {
-      constexpr int kOwnKeys = kKeyTiles / 4;
-      const int column_tile = Form::kDimTiles + warp * kOwnKeys;
-      float r[kRowTiles][kOwnKeys][2][4];
-      read_columns<Form, kOwnKeys>(states + column_tile * kKeyTiles,
-                                   errors + column_tile * kRowTiles, s, r);
-#pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-        for (int n = 0; n < kOwnKeys; ++n) {
-          uint32_t tile[4];
-          round_left(r[i][n], tile);
-          store_tile(&s.transitions[i][warp * kOwnKeys + n], tile);
-        }
-      }
-    }
-  }
-  const int value_tile = warp * kOwn;
-  float y[kRowTiles][kOwn][2][4];
-  read_columns<Form, kOwn>(states + value_tile * kKeyTiles, errors + value_tile * kRowTiles, s, y);
-  if constexpr (Form::kPieces) {
-    if (piece > 0) {
-      if (thread < Form::kSlices) {
-        await_more_than(parts.walked + of.walk(0, thread),
-                        static_cast<int32_t>(of.chunks_in(0) + piece - 2));
-      }
-      sync_half(half);  // and R is whole
-      const Tile* starts = of.starts(parts, piece) + value_tile * kKeyTiles;
-#pragma unroll
-      for (int t = 0; t < kKeyTiles; ++t) {
-        uint32_t right[kOwn][4];
-#pragma unroll
-        for (int n = 0; n < kOwn; ++n) {
-          load_tile(starts + n * kKeyTiles + t, right[n]);
-          left_to_right(right[n]);
-        }
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-          uint32_t left[4];
-          load_tile(&s.transitions[i][t], left);
-#pragma unroll
-          for (int n = 0; n < kOwn; ++n) {
-            multiply_tiles(y[i][n], left, right[n]);
-          }
-        }
-      }
-    }
-  }
-  store_results<kOwn>(a, span.token, span.tokens, h, h * Form::kDim + 16 * value_tile, y);
 }
 
 template <class Form>
