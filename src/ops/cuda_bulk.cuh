@@ -73,7 +73,18 @@ __device__ __forceinline__ void store_once(float* to, uint64_t policy, const flo
                : "memory");
 }
 
-/// Begins to copy to shared memory what nobody reads again soon; the barrier learns of its bytes.
+/// Begins to copy to shared memory; the barrier learns of its bytes.
+__device__ __forceinline__ void copy_bulk(void* to, const void* from, uint32_t bytes,
+                                          uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+/// The same of what nobody reads again soon; the barrier learns of its bytes.
 __device__ __forceinline__ void copy_bulk_once(void* to, const void* from, uint32_t bytes,
                                                uint64_t* barrier) {
 #if __CUDA_ARCH__ >= 900

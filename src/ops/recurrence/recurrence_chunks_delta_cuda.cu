@@ -25,6 +25,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "ops/cuda_bulk.cuh"
 #include "ops/recurrence/recurrence_chunks_delta_read.cuh"
 
 namespace cambium::cuda {
@@ -34,21 +35,23 @@ constexpr int kFewBlocks = 66;  // half as many as an H100 has multiprocessors
 
 // --- The walk. Four warps walk: S' (value, key), with a quarter of the keys each, and e of 16
 // tokens each, in fp32 in registers; what the others multiply next they give them, rounded, through
-// shared memory. Two or four more fetch what chunks take, some chunks ahead. One more tells those
-// who read how far the walk is: that takes a fence of the whole device, which lasts as long as a
-// chunk and longer, so that nobody whom the walk waits for may stand at it.
+// shared memory. One more fetches what chunks take, some chunks ahead, as ranges where the device
+// copies such by itself: addresses worked out row by row last longer than a chunk's walk. One more
+// tells those who read how far the walk is: that takes a fence of the whole device, which lasts as
+// long as a chunk and longer, so that nobody whom the walk waits for may stand at it.
+constexpr int kStages = 5;
+constexpr int kWalkThreads = 256;  // two halves of those who read
+
 template <class Form>
 struct WalkShared {
   static constexpr int kKey = Form::kKey;
   static constexpr int kParts = Form::kParts;
-  static constexpr int kStages = Form::kStages;
   static constexpr int kRow = kKey + 8;
   static constexpr int kValueRow = 16 * kParts + 8;
   struct Stage {
-    bf16 k[kC * kRow];
+    DeltaKeys<kKey> k;
+    DeltaStep step;
     bf16 v[kC * kValueRow];
-    Tile inverse[kPairTiles];
-    DeltaGates gates;
   };
   Stage stage[kStages];
   Tile states[kParts][kKey / 16];
@@ -96,10 +99,9 @@ struct WalkPlace {
   }
 };
 
-/// Barrier of the warps that walk and those that fetch.
-template <class Form>
+/// Barrier of the warps that walk and the one that fetches.
 __device__ __forceinline__ void sync_walk() {
-  sync_threads(2, 128 + Form::kFetching);
+  sync_threads(2, 160);
 }
 
 /// The thread that tells those who read how far the walk is: `done` of `count`. Where it comes late
@@ -116,57 +118,85 @@ __device__ __forceinline__ void tell_walked(int32_t* done, int count, int32_t* w
   }
 }
 
-/// The warps that fetch, and say how many chunks are done. Barriers are those of walk().
+/// Copies a range by the warp in the background: with its other copies, or as bytes of the barrier.
+template <class T>
+__device__ __forceinline__ void copy_range(T* to, const T* from, uint64_t* ready) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#if __CUDA_ARCH__ >= 900
+  if (lane == 0) {
+    copy_bulk(to, from, sizeof(T), ready);
+  }
+#else
+  for (int x = lane; x < static_cast<int>(sizeof(T)) / 16; x += 32) {
+    copy_16(reinterpret_cast<uint4*>(to) + x, reinterpret_cast<const uint4*>(from) + x, true);
+  }
+#endif
+}
+
+/// The warp that fetches, and says how many chunks are done. Barriers are those of walk(), and
+/// `ready` one for each stage.
 template <class Form>
 __device__ __forceinline__ void fetch_chunks(const Recurrence<bf16>& a, const DeltaParts& parts,
                                              const WalkPlace<Form>& at, int32_t* done,
-                                             WalkShared<Form>& s) {
-  constexpr int kKey = Form::kKey;
-  constexpr int kParts = Form::kParts;
-  constexpr int kStages = Form::kStages;
-  constexpr int kFetching = Form::kFetching;
-  const int thread = static_cast<int>(threadIdx.x) - 128;
-  const int64_t h = at.of.h;
+                                             uint64_t* ready, WalkShared<Form>& s) {
+  constexpr int kWidth = 16 * Form::kParts;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   const bool writes = !at.of_identity();
-  const bf16* k = a.k.at(0, a.key_head(h) * kKey);
-  const bf16* v = a.v.at(0, h * a.dim + (writes ? at.slice * 16 * kParts : 0));
-  const auto fetch = [&](int c) {
-    if (c < at.count) {
-      auto& stage = s.stage[c % kStages];
-      const int64_t token = at.token(c);
-      const int tokens = at.tokens(c);
-      const int64_t part = (at.first + c) * a.heads + h;
-      copy_rows<kKey, kFetching>(k + token * a.k.rows.outer_stride, a.k.rows.outer_stride, tokens,
-                                 thread, stage.k);
-      copy_rows<16 * kParts, kFetching>(v + token * a.v.rows.outer_stride, a.v.rows.outer_stride,
-                                        writes ? tokens : 0, thread, stage.v);
-      const auto copy = [&](auto* to, const auto* from) {
-        constexpr int kPieces = sizeof(*to) / 16;
-#pragma unroll
-        for (int x = 0; x < kPieces; x += kFetching) {
-          if (x + thread < kPieces) {
-            copy_16(reinterpret_cast<uint4*>(to) + x + thread,
-                    reinterpret_cast<const uint4*>(from) + x + thread, true);
-          }
-        }
-      };
-      copy(&stage.inverse, parts.inverse + part * kPairTiles);
-      copy(&stage.gates, parts.gates + part);
+  const auto* keys = static_cast<const DeltaKeys<Form::kKey>*>(parts.keys) +
+                     at.first * a.key_heads + a.key_head(at.of.h);
+  const DeltaStep* step = parts.step + at.first * a.heads + at.of.h;
+  const bf16* v = a.v.at(at.token(0), at.of.h * a.dim + (writes ? at.slice * kWidth : 0));
+  int tokens = at.tokens(0);
+  int left = static_cast<int>(at.begin + at.length - at.token(0));  // tokens of the segment
+  int to_fetch = at.count;
+  int fetch_stage = 0;
+  const auto fetch = [&] {
+    if (to_fetch > 0) {
+      auto& stage = s.stage[fetch_stage];
+      uint64_t* barrier = ready + fetch_stage;
+      if (lane == 0) {
+        arrive_expecting(barrier, sizeof(stage.k) + sizeof(stage.step));
+      }
+      copy_range(&stage.k, keys, barrier);
+      copy_range(&stage.step, step, barrier);
+      copy_rows<kWidth, 32>(v, a.v.rows.outer_stride, writes ? tokens : 0, lane, stage.v);
+      keys += a.key_heads;
+      step += a.heads;
+      v += tokens * a.v.rows.outer_stride;
+      left -= tokens;
+      tokens = min(left, kC);
+      fetch_stage = fetch_stage + 1 == kStages ? 0 : fetch_stage + 1;
+      --to_fetch;
     }
     commit_copies();
   };
+  int to_await = at.count;
+  int await_stage = 0;
+  uint32_t parity = 0;
+  const auto await = [&] {
+    if (to_await > 0) {
+      await_phase(ready + await_stage, parity);
+      const bool last = await_stage + 1 == kStages;
+      await_stage = last ? 0 : await_stage + 1;
+      parity ^= last ? 1 : 0;
+      --to_await;
+    }
+  };
+#pragma unroll 1
   for (int c = 0; c < kStages - 1; ++c) {
-    fetch(c);
+    fetch();
   }
   wait_for_copies<kStages - 2>();
-  sync_walk<Form>();
+  await();
+  sync_walk();
   for (int c = 0; c < at.count; ++c) {
-    wait_for_copies<kStages - 3>();  // chunk c + 1 is there
-    sync_walk<Form>();
-    if (thread == 0) {  // not by who walks: the order it asks for waits for what was written
+    wait_for_copies<kStages - 3>();
+    await();  // chunk c + 1 is there
+    sync_walk();
+    if (lane == 0) {  // not by who walks: the order it asks for waits for what was written
       publish_in_block(done, c);
     }
-    fetch(c + kStages - 1);
+    fetch();
   }
 }
 
@@ -207,28 +237,33 @@ __device__ __forceinline__ void split_left(const float (&x)[2][4], uint32_t (&hi
 template <class Form>
 __device__ __forceinline__ void pass_pieces(const DeltaParts& parts, const WalkPlace<Form>& at,
                                             int32_t* done,
-                                            float (&state)[Form::kKeyTiles / 4][2][4],
+                                            float (&state)[Form::kParts][Form::kKeyTiles / 4][2][4],
                                             WalkShared<Form>& s) {
   constexpr int kKeyTiles = Form::kKeyTiles;
+  constexpr int kParts = Form::kParts;
   constexpr int kOwn = kKeyTiles / 4;
   const int thread = static_cast<int>(threadIdx.x);
   const int key_tile = thread / 32 * kOwn;
+  const int64_t value_tile = at.slice * kParts;
   Tile* low_states = reinterpret_cast<Tile*>(&s.stage);  // no chunk is in need of it any more
   for (int64_t piece = 1; piece < at.of.count; ++piece) {
     sync_threads(1, 128);  // stages, and states of the piece before, are done with
-    Tile* to = at.of.starts(parts, piece) + at.slice * kKeyTiles + key_tile;
+    Tile* to = at.of.starts(parts, piece) + value_tile * kKeyTiles + key_tile;
 #pragma unroll
-    for (int t = 0; t < kOwn; ++t) {
-      uint32_t high[4];
-      uint32_t low[4];
-      split_left(state[t], high, low);
-      store_tile(to + t, high);
-      store_tile(&s.states[0][key_tile + t], high);
-      store_tile(low_states + key_tile + t, low);
+    for (int p = 0; p < kParts; ++p) {
+#pragma unroll
+      for (int t = 0; t < kOwn; ++t) {
+        uint32_t high[4];
+        uint32_t low[4];
+        split_left(state[p][t], high, low);
+        store_tile(to + p * kKeyTiles + t, high);
+        store_tile(&s.states[p][key_tile + t], high);
+        store_tile(low_states + p * kKeyTiles + key_tile + t, low);
+      }
     }
     // One warp asks for all walks of M and that of its own columns of Z.
-    if (thread <= kKeyTiles) {
-      const int64_t slice = thread < kKeyTiles ? Form::kSlices + thread : at.slice;
+    if (thread <= Form::kKeySlices) {
+      const int64_t slice = thread < Form::kKeySlices ? Form::kSlices + thread : at.slice;
       await_more_than(parts.walked + at.of.walk(piece, slice),
                       static_cast<int32_t>(at.of.chunks_in(piece) - 1));
     }
@@ -238,15 +273,21 @@ __device__ __forceinline__ void pass_pieces(const DeltaParts& parts, const WalkP
     }
     const float4* ends = at.of.ends(parts, piece) + key_tile * kStateTile;
 #pragma unroll
-    for (int t = 0; t < kOwn; ++t) {
-      load_tile_of_state(ends + (at.slice * kKeyTiles + t) * kStateTile, state[t]);
+    for (int p = 0; p < kParts; ++p) {
+#pragma unroll
+      for (int t = 0; t < kOwn; ++t) {
+        load_tile_of_state(ends + ((value_tile + p) * kKeyTiles + t) * kStateTile, state[p][t]);
+      }
     }
 #pragma unroll 2
     for (int j = 0; j < kKeyTiles; ++j) {
-      uint32_t left[4];
-      uint32_t low_left[4];
-      load_tile(&s.states[0][j], left);
-      load_tile(low_states + j, low_left);
+      uint32_t left[kParts][4];
+      uint32_t low_left[kParts][4];
+#pragma unroll
+      for (int p = 0; p < kParts; ++p) {
+        load_tile(&s.states[p][j], left[p]);
+        load_tile(low_states + p * kKeyTiles + j, low_left[p]);
+      }
 #pragma unroll
       for (int t = 0; t < kOwn; ++t) {
         float of[2][4];
@@ -256,9 +297,12 @@ __device__ __forceinline__ void pass_pieces(const DeltaParts& parts, const WalkP
         split_left(of, right, low_right);
         transpose_to_right(right);
         transpose_to_right(low_right);
-        multiply_tiles(state[t], low_left, right);
-        multiply_tiles(state[t], left, low_right);
-        multiply_tiles(state[t], left, right);
+#pragma unroll
+        for (int p = 0; p < kParts; ++p) {
+          multiply_tiles(state[p][t], low_left[p], right);
+          multiply_tiles(state[p][t], left[p], low_right);
+          multiply_tiles(state[p][t], left[p], right);
+        }
       }
     }
   }
@@ -271,7 +315,6 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
   using Shared = WalkShared<Form>;
   constexpr int kKey = Form::kKey;
   constexpr int kParts = Form::kParts;
-  constexpr int kStages = Form::kStages;
   constexpr int kRow = Shared::kRow;
   constexpr int kKeyTiles = Form::kKeyTiles;
   constexpr int64_t kColumnTiles = Form::kColumnTiles;
@@ -302,41 +345,45 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
   };
   if (Form::kPieces && at.piece > 0) {
 #pragma unroll
-    for (int t = 0; t < kOwn; ++t) {
+    for (int p = 0; p < kParts; ++p) {
+      const int64_t column_tile = value_tile + p - Form::kDimTiles;  // below 0: of the value
 #pragma unroll
-      for (int x = 0; x < 8; ++x) {
-        const int64_t column = 16 * (value_tile - Form::kDimTiles) + tile_row(x % 4);
-        const int64_t key = 16 * (key_tile + t) + tile_column(x / 4, x % 4);
-        state[0][t][x / 4][x % 4] = column == key ? 1.0F : 0.0F;
+      for (int t = 0; t < kOwn; ++t) {
+#pragma unroll
+        for (int x = 0; x < 8; ++x) {
+          const int64_t column = 16 * column_tile + tile_row(x % 4);
+          const int64_t key = 16 * (key_tile + t) + tile_column(x / 4, x % 4);
+          state[p][t][x / 4][x % 4] = column == key ? 1.0F : 0.0F;
+        }
       }
     }
   } else {
     const bool continues = a.segments.continues(at.of.segment);
     each([&](float& x, int64_t i) { x = continues ? slot[i] : 0.0F; });
   }
-  sync_walk<Form>();
+  sync_walk();
   for (int c = 0; c < at.count; ++c) {
     const auto& stage = s.stage[c % kStages];
     uint32_t keys[kKeyTiles][4];  // of the warp's tokens
 #pragma unroll
     for (int t = 0; t < kKeyTiles; ++t) {
-      load_right_of_rows(stage.k + 16 * warp * kRow + 16 * t, kRow, keys[t]);
+      load_right_of_rows(stage.k.row + 16 * warp * kRow + 16 * t, kRow, keys[t]);
     }
     uint32_t inverse[kRowTiles][4];
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       if (j <= warp) {
-        load_tile(&stage.inverse[pair_tile(warp, j)], inverse[j]);
+        load_tile(&stage.step.inverse[pair_tile(warp, j)], inverse[j]);
       }
     }
     float start[2][2];
     float end[2][2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      load_n<2>(stage.gates.starts + 16 * warp + tile_column(n, 0), start[n]);
-      load_n<2>(stage.gates.ends + 16 * warp + tile_column(n, 0), end[n]);
+      load_n<2>(stage.step.gates.starts + 16 * warp + tile_column(n, 0), start[n]);
+      load_n<2>(stage.step.gates.ends + 16 * warp + tile_column(n, 0), end[n]);
     }
-    const float decay = stage.gates.decay;
+    const float decay = stage.step.gates.decay;
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
 #pragma unroll
@@ -352,7 +399,7 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       float* to = kept.states + (part + c * a.heads) * kKey * a.dim;
       each([&](float x, int64_t i) { to[i] = x; });
     }
-    sync_walk<Form>();  // states are there, and the next chunk's stage
+    sync_walk();  // states are there, and the next chunk's stage
     float e[kParts][2][4];
     {
       float read[2][kParts][2][4] = {};  // two chains of products are half as long
@@ -385,7 +432,7 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
     for (int t = 0; t < kOwn; ++t) {
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
-        load_right(stage.k + 16 * j * kRow + 16 * (key_tile + t), kRow, own_keys[t][j]);
+        load_right(stage.k.row + 16 * j * kRow + 16 * (key_tile + t), kRow, own_keys[t][j]);
       }
     }
     sync_threads(1, 128);
@@ -457,9 +504,12 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
   if constexpr (Form::kPieces) {
     if (at.piece > 0) {
       float4* to = at.of.ends(parts, at.piece) + (value_tile * kKeyTiles + key_tile) * kStateTile;
-      store_tiles<kOwn>(state[0], to);
+#pragma unroll
+      for (int p = 0; p < kParts; ++p) {
+        store_tiles<kOwn>(state[p], to + p * kKeyTiles * kStateTile);
+      }
     } else {
-      pass_pieces<Form>(parts, at, done, state[0], s);
+      pass_pieces<Form>(parts, at, done, state, s);
     }
   }
   sync_threads(1, 128);
@@ -475,15 +525,20 @@ template <class Form>
 constexpr size_t kWalkBytes = std::max(sizeof(WalkShared<Form>), 2 * sizeof(ReadShared<Form>));
 
 template <class Form>
-__global__ void __launch_bounds__(Form::kThreads, Form::kBlocks)
+__global__ void __launch_bounds__(kWalkThreads, 1)
     walk_kernel(Recurrence<bf16> a, DeltaCall call, RecurrenceKept kept, DeltaParts parts) {
   await_inputs();
   extern __shared__ float4 shared[];
   __shared__ int32_t turn;
   __shared__ int32_t done;
+  __shared__ uint64_t ready[kStages];
   if (threadIdx.x == 0) {
     done = 0;
     turn = atomicAdd(parts.turn, 1);
+    for (uint64_t& barrier : ready) {
+      init_barrier(&barrier, 1);
+    }
+    barriers_ready();
   }
   __syncthreads();
   const int64_t walks = call.walked_count * a.heads * Form::head_walks(call.pieces);
@@ -495,12 +550,12 @@ __global__ void __launch_bounds__(Form::kThreads, Form::kBlocks)
     }
     if (threadIdx.x < 128) {
       walk<Form>(a, kept, parts, at, &done, s);
-    } else if (threadIdx.x < 128 + Form::kFetching) {
-      fetch_chunks<Form>(a, parts, at, &done, s);
-    } else if (threadIdx.x == 128 + Form::kFetching) {
+    } else if (threadIdx.x < 160) {
+      fetch_chunks<Form>(a, parts, at, &done, ready, s);
+    } else if (threadIdx.x == 160) {
       tell_walked(&done, at.marks(), parts.walked + at.of.walk(at.piece, at.slice));
     }
-  } else if (threadIdx.x < 256) {
+  } else {
     // Those who wait for a first piece to end come when nobody is left who does not.
     auto* s = reinterpret_cast<ReadShared<Form>*>(shared);
     const int half = static_cast<int>(threadIdx.x) / 128;
@@ -551,7 +606,7 @@ int64_t pieces_for(const Recurrence<bf16>& a, const WalkedSegments& walked,
                                      .first_blocks = Form::kSlices,
                                      .later_blocks = Form::kAllSlices,
                                      .resident_blocks = resident_blocks(
-                                         walk_kernel<Form>, Form::kThreads, kWalkBytes<Form>)});
+                                         walk_kernel<Form>, kWalkThreads, kWalkBytes<Form>)});
 }
 
 template <class Form>
@@ -564,8 +619,8 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const WalkedSegm
   const auto walked_count = static_cast<int64_t>(walked.chunks.size());
   const DeltaParts parts{
       .pairs = scratch<Tile>(on, count * kPairTiles),
-      .inverse = scratch<Tile>(on, count * kPairTiles),
-      .gates = scratch<DeltaGates>(on, count),
+      .step = scratch<DeltaStep>(on, count),
+      .keys = scratch<DeltaKeys<Form::kKey>>(on, chunks.count * a.key_heads),
       .states = scratch<Tile>(on, count * Form::kColumnTiles * Form::kKeyTiles),
       .errors = scratch<Tile>(on, count * Form::kColumnTiles * kRowTiles),
       .walked = scratch<int32_t>(on, a.segments.count * a.heads * head_walks),
@@ -582,7 +637,7 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const WalkedSegm
   prepare_delta(a, chunks, head_walks, parts, on);
   const int64_t readers = (Form::kPieces ? 2 : 1) * ceil_div(count, 2);
   launch_ahead(on, "recurrence", walk_kernel<Form>,
-               static_cast<unsigned>(walked_count * a.heads * head_walks + readers), Form::kThreads,
+               static_cast<unsigned>(walked_count * a.heads * head_walks + readers), kWalkThreads,
                kWalkBytes<Form>, a, call, kept, parts);
 }
 
@@ -598,7 +653,7 @@ void delta_chunks(const Recurrence<bf16>& a, const SegmentWalk& segments,
   const bool wide = on.batch_invariant ||
                     static_cast<int64_t>(walked->chunks.size()) * a.heads * a.dim > kFewBlocks * 16;
   const auto with_dims = [&]<int kKey, int kDim>() {
-    using InPieces = WalkForm<kKey, kDim, 1, true>;
+    using InPieces = WalkForm<kKey, kDim, 2, true>;
     const int64_t pieces = pieces_for<InPieces>(a, *walked, kept, on);
     if (pieces > 1) {
       run<InPieces>(a, chunks, *walked, pieces, kept, on);

@@ -13,17 +13,27 @@ struct DeltaGates {
   float decay;       // exp(G_last)
   float unused[3];   // whole pieces of 16 bytes
 };
+/// What every walk of a chunk and head takes, copied as one range.
+struct DeltaStep {
+  Tile inverse[kPairTiles];  // (tokens, tokens), right: T - I; as pair_tile() counts
+  DeltaGates gates;
+};
+/// The keys of a chunk in rows as copy_rows() leaves them, those past its tokens zero.
+template <int kKey>
+struct DeltaKeys {
+  bf16 row[kC * (kKey + 8)];
+};
 
-/// What the kernels hand on, per chunk and head; the tiles of triangles as pair_tile() counts them.
-/// Columns are those of the value and, where sequences are walked in pieces, of the identity.
+/// What the kernels hand on, per chunk and head; P's tiles as pair_tile() counts them. Columns are
+/// those of the value and, where sequences are walked in pieces, of the identity.
 struct DeltaParts {
-  Tile* pairs;        // (kPairTiles), (tokens, tokens), left: P
-  Tile* inverse;      // (kPairTiles), (tokens, tokens), right: T - I
-  DeltaGates* gates;  // ()
-  Tile* states;       // (columns / 16, K / 16), (column, key), left: the state at the start
-  Tile* errors;       // (columns / 16, 4), (column, tokens), left: e
-  int32_t* walked;    // (segments, heads, walks of a head): how far they are
-  int32_t* turn;      // how many blocks of walk_kernel have begun
+  Tile* pairs;      // (kPairTiles), (tokens, tokens), left: P
+  DeltaStep* step;  // ()
+  void* keys;       // DeltaKeys, of a chunk and head of keys
+  Tile* states;     // (columns / 16, K / 16), (column, key), left: the state at the start
+  Tile* errors;     // (columns / 16, 4), (column, tokens), left: e
+  int32_t* walked;  // (segments, heads, walks of a head): how far they are
+  int32_t* turn;    // how many blocks of walk_kernel have begun
   // Of pieces but the first: (segments, heads, pieces - 1).
   float4* ends;  // (columns / 16, K / 16, 2, 32 lanes), accumulators: what their own walks end with
   Tile* starts;  // (V / 16, K / 16), (value, key), left: the state that came
@@ -36,8 +46,8 @@ void delta_chunks(const Recurrence<bf16>& a, const SegmentWalk& segments,
 
 inline constexpr int kMostHeadWalks = 128;
 
-/// The first kernel: P, T - I, what becomes of the decays, and that none of a head's walks,
-/// kMostHeadWalks at most, has begun (recurrence_chunks_pairs_cuda.cu).
+/// The first kernel: P, T - I, what becomes of the decays, the keys, and that none of a head's
+/// walks, kMostHeadWalks at most, has begun (recurrence_chunks_pairs_cuda.cu).
 void prepare_delta(const Recurrence<bf16>& a, const DeviceChunks& chunks, int64_t head_walks,
                    const DeltaParts& parts, const Launch& on);
 

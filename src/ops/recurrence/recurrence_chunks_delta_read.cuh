@@ -109,7 +109,7 @@ __device__ __forceinline__ void read(const Recurrence<bf16>& a, const DeltaCall&
             true);
   }
   if (thread < kC / 4) {
-    copy_16(s.starts + 4 * thread, parts.gates[part].starts + 4 * thread, true);
+    copy_16(s.starts + 4 * thread, parts.step[part].gates.starts + 4 * thread, true);
   }
   commit_copies();
   // One warp asks: the numbers lie together.

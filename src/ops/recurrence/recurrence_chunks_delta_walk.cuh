@@ -22,13 +22,7 @@ struct WalkForm {
   // Walks of a head of a piece: of the first, of others.
   static constexpr int kSlices = kDimTiles / kParts;
   static constexpr int kAllSlices = kColumnTiles / kParts;
-  // In pieces two blocks share a multiprocessor: eight warps each, as a ninth would take a quarter
-  // of all registers from the others.
-  static constexpr int kBlocks = kPieces ? 2 : 1;
-  static constexpr int kFetching = kPieces ? 64 : 128;  // threads
-  static constexpr int kThreads = kPieces ? 256 : 288;
-  static constexpr int kStages = kPieces ? 4 : 5;
-  static_assert(!kPieces || kParts == 1);
+  static constexpr int kKeySlices = kAllSlices - kSlices;  // of the identity's columns
   /// Of a head whose segment is in so many pieces.
   __host__ __device__ static constexpr int64_t head_walks(int64_t pieces) {
     return kSlices + (pieces - 1) * kAllSlices;

@@ -1,5 +1,6 @@
 // What the delta rule's walk over chunks takes beside q, k and v, for all chunks and heads at once:
-// P, T - I and what becomes of the decays, in the notation of recurrence_chunks_delta_cuda.cu.
+// P, T - I, what becomes of the decays and keys as the walk takes them, in the notation of
+// recurrence_chunks_delta_cuda.cu.
 #include "ops/recurrence/recurrence_chunks_delta_cuda.cuh"
 
 namespace cambium::cuda {
@@ -11,7 +12,7 @@ struct PrepareShared {
     bf16 q[kC * (kKey + 8)];
     float x[kC * kInversePad];  // A, when q is used up
   };
-  bf16 k[kC * (kKey + 8)];
+  DeltaKeys<kKey> k;
   float sums[kC];  // G in units of log 2
   float weight[kC];
 };
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(128)
   copy_rows<kKey, 128>(a.q.at(span.token, key_offset), a.q.rows.outer_stride, span.tokens, thread,
                        s.q);
   copy_rows<kKey, 128>(a.k.at(span.token, key_offset), a.k.rows.outer_stride, span.tokens, thread,
-                       s.k);
+                       s.k.row);
   commit_copies();
   if (thread < 32) {
     float sums[2] = {log_decay_of(a, span.token, span.tokens, 2 * thread, h),
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(128)
   __syncthreads();
   const int64_t part = chunk * a.heads + h;
   const float last = s.sums[kC - 1];
-  DeltaGates& gates = parts.gates[part];
+  DeltaGates& gates = parts.step[part].gates;
   if (thread < kC) {
     gates.ends[thread] = fast_exp2(last - s.sums[thread]) * s.weight[thread];
   } else {
@@ -65,6 +66,13 @@ __global__ void __launch_bounds__(128)
   }
   if (thread == 0) {
     gates.decay = fast_exp2(last);
+  }
+  if (h % (a.heads / a.key_heads) == 0) {
+    auto* keys = static_cast<DeltaKeys<kKey>*>(parts.keys) + chunk * a.key_heads + a.key_head(h);
+    constexpr int kPieces = sizeof(*keys) / 16;
+    for (int x = thread; x < kPieces; x += 128) {
+      reinterpret_cast<uint4*>(keys)[x] = reinterpret_cast<const uint4*>(&s.k)[x];
+    }
   }
   const int warp = thread / 32;
   float p[kRowTiles][2][4] = {};
@@ -74,12 +82,12 @@ __global__ void __launch_bounds__(128)
     uint32_t query[4];
     uint32_t key[4];
     load_left(s.q + 16 * warp * kRow + 16 * t, kRow, query);
-    load_left(s.k + 16 * warp * kRow + 16 * t, kRow, key);
+    load_left(s.k.row + 16 * warp * kRow + 16 * t, kRow, key);
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       if (j <= warp) {
         uint32_t right[4];
-        load_right_of_rows(s.k + 16 * j * kRow + 16 * t, kRow, right);
+        load_right_of_rows(s.k.row + 16 * j * kRow + 16 * t, kRow, right);
         multiply_tiles(p[j], query, right);
         multiply_tiles(r[j], key, right);
       }
@@ -120,7 +128,7 @@ __global__ void __launch_bounds__(128)
       }
       uint32_t tile[4];
       round_right(t[j], tile);
-      store_tile(parts.inverse + part * kPairTiles + pair_tile(warp, j), tile);
+      store_tile(parts.step[part].inverse + pair_tile(warp, j), tile);
     }
   }
 }

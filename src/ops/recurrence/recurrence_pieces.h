@@ -14,7 +14,7 @@
 namespace cambium {
 
 /// A piece of fewer chunks is not worth what it takes to put pieces together.
-inline constexpr int64_t kLeastPiece = 24;
+inline constexpr int64_t kLeastPiece = 32;
 inline constexpr int64_t kMostPieces = 4;
 
 /// How many pieces a sequence of so many chunks has in a call whose sequences have `most` at most.

@@ -10,10 +10,11 @@ namespace {
 
 using namespace testing;  // NOLINT(google-build-using-namespace)
 
-// Blocks of a device with 132 multiprocessors that hold two each, and of heads of 128 x 128.
-constexpr int64_t kResident = 264;
-constexpr int64_t kFirst = 8;
-constexpr int64_t kLater = 16;
+// Of a device with 132 multiprocessors that hold a block each, and of heads of 128 x 128 walked 32
+// columns at a time.
+constexpr int64_t kResident = 132;
+constexpr int64_t kFirst = 4;
+constexpr int64_t kLater = 8;
 
 TEST(RecurrencePieces, AsManyAsTheDeviceHasRoomFor) {
   struct Row {
@@ -23,24 +24,24 @@ TEST(RecurrencePieces, AsManyAsTheDeviceHasRoomFor) {
   for (const Row& row : std::vector<Row>{
            {{}, 8, kResident, 1},
            {{1}, 1, kResident, 1},
-           {{47}, 1, kResident, 1},
-           {{48}, 1, kResident, 2},
-           {{71}, 1, kResident, 2},
-           {{72}, 1, kResident, 3},
-           {{96}, 1, kResident, 4},
+           {{63}, 1, kResident, 1},
+           {{64}, 1, kResident, 2},
+           {{95}, 1, kResident, 2},
+           {{96}, 1, kResident, 3},
+           {{128}, 1, kResident, 4},
            {{16384}, 1, kResident, 4},
-           {{128}, 4, kResident, 4},            // 224 blocks of 231
-           {{128}, 5, kResident, 3},            // 280, then 200
-           {{128}, 8, kResident, 2},            // 192
-           {{128}, 9, kResident, 2},            // 216
-           {{128}, 10, kResident, 1},           // 240
+           {{128}, 4, kResident, 4},            // 112 blocks of 115
+           {{128}, 5, kResident, 3},            // 140, then 100
+           {{128}, 8, kResident, 2},            // 96
+           {{128}, 9, kResident, 2},            // 108
+           {{128}, 10, kResident, 1},           // 120
            {{128}, 32, kResident, 1},           //
-           {{128, 128}, 4, kResident, 2},       // 192, as one of 8 heads
-           {{128, 128, 128}, 4, kResident, 1},  // 288
-           {{128, 47}, 4, kResident, 3},        // 256, then 192
-           {{128, 1}, 8, kResident, 1},         // 256
-           {{128}, 8, 132, 1},                  // a block a multiprocessor
-           {{128}, 2, 108, 3},                  // 112 of 94, then 80
+           {{128, 128}, 4, kResident, 2},       // 96, as one of 8 heads
+           {{128, 128, 128}, 4, kResident, 1},  // 144
+           {{128, 63}, 4, kResident, 3},        // 128, then 96
+           {{128, 1}, 8, kResident, 1},         // 128
+           {{128}, 8, 108, 1},                  // 96 of 94
+           {{128}, 2, 54, 3},                   // 56 of 47, then 40
        }) {
     SCOPED_TRACE(::testing::PrintToString(row.chunks) + " chunks, heads " +
                  std::to_string(row.heads));
