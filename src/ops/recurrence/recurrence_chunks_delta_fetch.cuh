@@ -1,0 +1,177 @@
+// Private to recurrence_chunks_delta_cuda.cu: what a walk has in shared memory, how its chunks come
+// there, and who tells how far it is.
+#pragma once
+
+#include "ops/cuda_bulk.cuh"
+#include "ops/recurrence/recurrence_chunks_delta_walk.cuh"
+
+namespace cambium::cuda {
+
+// Four warps walk: S' (value, key), with a quarter of the keys each, and e of 16 tokens each, in
+// fp32 in registers; what the others multiply next they give them, rounded, through shared memory.
+// One more fetches what chunks take, some chunks ahead: as ranges, which newer devices copy by
+// themselves, so that there is little to work out for a chunk. One more tells those who read how
+// far the walk is: that takes a fence of the whole device, which lasts as long as a chunk and
+// longer, so that nobody whom the walk waits for may stand at it.
+inline constexpr int kStages = 5;
+inline constexpr int kWalkThreads = 256;  // two halves of those who read
+
+template <class Form>
+struct WalkShared {
+  static constexpr int kKey = Form::kKey;
+  static constexpr int kParts = Form::kParts;
+  static constexpr int kRow = kKey + 8;
+  static constexpr int kValueRow = 16 * kParts + 8;
+  struct Stage {
+    DeltaKeys<kKey> k;
+    DeltaStep step;
+    bf16 v[kC * kValueRow];
+  };
+  Stage stage[kStages];
+  Tile states[kParts][kKey / 16];
+  Tile reads[kParts][kRowTiles];    // v - exp(G) k S
+  Tile written[kParts][kRowTiles];  // f e
+};
+
+/// A block's slice of a piece of a head and segment.
+template <class Form>
+struct WalkPlace {
+  HeadPieces<Form> of;
+  int64_t piece, slice;
+  int64_t before;  // chunks of the segment before the piece
+  int64_t first;   // the first chunk
+  int count;       // chunks
+  int64_t begin, length, position;
+
+  __device__ WalkPlace(const Recurrence<bf16>& a, const DeltaCall& call, int64_t index)
+      : of(a, call, call.walked[index / Form::head_walks(call.pieces) / a.heads],
+           index / Form::head_walks(call.pieces) % a.heads) {
+    const int64_t walk = index % Form::head_walks(call.pieces);
+    const int64_t later = (call.pieces - 1) * Form::kAllSlices;
+    piece = walk < later ? 1 + walk / Form::kAllSlices : 0;
+    slice = walk < later ? walk % Form::kAllSlices : walk - later;
+    before = of.begin(piece);
+    first = of.first + before;
+    count = static_cast<int>(of.chunks_in(piece));
+    begin = a.segments.begin(of.segment);
+    length = a.segments.length(of.segment);
+    position = a.segments.position[of.segment];
+  }
+  /// Whether the segment has such a piece.
+  __device__ bool exists() const { return piece < of.count; }
+  /// Whether its columns are the identity's, which nothing is written to.
+  __device__ bool of_identity() const { return Form::kPieces && slice >= Form::kSlices; }
+  __device__ int64_t token(int c) const { return begin + chunk_begin(position, before + c); }
+  __device__ int tokens(int c) const {
+    const int64_t next = before + c + 1;
+    const int64_t end = next == of.chunks ? length : chunk_begin(position, next);
+    return static_cast<int>(end - chunk_begin(position, before + c));
+  }
+  /// What the walk says when it is done, and the first piece's with the states that come to others.
+  __device__ int marks() const {
+    return piece == 0 ? count + static_cast<int>(of.count) - 1 : count;
+  }
+};
+
+/// Barrier of the warps that walk and the one that fetches.
+__device__ __forceinline__ void sync_walk() {
+  sync_threads(2, 160);
+}
+
+/// The thread that tells those who read how far the walk is: `done` of `count`. Where it comes late
+/// it leaves numbers out.
+__device__ __forceinline__ void tell_walked(int32_t* done, int count, int32_t* walked) {
+  for (int32_t told = 0; told < count;) {
+    const int32_t found = find_in_block(done);
+    if (found > told) {
+      told = found;
+      publish(walked, told);
+    } else {
+      __nanosleep(100);
+    }
+  }
+}
+
+/// Copies a range by the warp in the background: with its other copies, or as bytes of the barrier.
+template <class T>
+__device__ __forceinline__ void copy_range(T* to, const T* from, uint64_t* ready) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#if __CUDA_ARCH__ >= 900
+  if (lane == 0) {
+    copy_bulk(to, from, sizeof(T), ready);
+  }
+#else
+  for (int x = lane; x < static_cast<int>(sizeof(T)) / 16; x += 32) {
+    copy_16(reinterpret_cast<uint4*>(to) + x, reinterpret_cast<const uint4*>(from) + x, true);
+  }
+#endif
+}
+
+/// The warp that fetches, and says how many chunks are done. Barriers are those of walk(), and
+/// `ready` one for each stage.
+template <class Form>
+__device__ __forceinline__ void fetch_chunks(const Recurrence<bf16>& a, const DeltaParts& parts,
+                                             const WalkPlace<Form>& at, int32_t* done,
+                                             uint64_t* ready, WalkShared<Form>& s) {
+  constexpr int kWidth = 16 * Form::kParts;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool writes = !at.of_identity();
+  const auto* keys = static_cast<const DeltaKeys<Form::kKey>*>(parts.keys) +
+                     at.first * a.key_heads + a.key_head(at.of.h);
+  const DeltaStep* step = parts.step + at.first * a.heads + at.of.h;
+  const bf16* v = a.v.at(at.token(0), at.of.h * a.dim + (writes ? at.slice * kWidth : 0));
+  int tokens = at.tokens(0);
+  int left = static_cast<int>(at.begin + at.length - at.token(0));  // tokens of the segment
+  int to_fetch = at.count;
+  int fetch_stage = 0;
+  const auto fetch = [&] {
+    if (to_fetch > 0) {
+      auto& stage = s.stage[fetch_stage];
+      uint64_t* barrier = ready + fetch_stage;
+      if (lane == 0) {
+        arrive_expecting(barrier, sizeof(stage.k) + sizeof(stage.step));
+      }
+      copy_range(&stage.k, keys, barrier);
+      copy_range(&stage.step, step, barrier);
+      copy_rows<kWidth, 32>(v, a.v.rows.outer_stride, writes ? tokens : 0, lane, stage.v);
+      keys += a.key_heads;
+      step += a.heads;
+      v += tokens * a.v.rows.outer_stride;
+      left -= tokens;
+      tokens = min(left, kC);
+      fetch_stage = fetch_stage + 1 == kStages ? 0 : fetch_stage + 1;
+      --to_fetch;
+    }
+    commit_copies();
+  };
+  int to_await = at.count;
+  int await_stage = 0;
+  uint32_t parity = 0;
+  const auto await = [&] {
+    if (to_await > 0) {
+      await_phase(ready + await_stage, parity);
+      const bool last = await_stage + 1 == kStages;
+      await_stage = last ? 0 : await_stage + 1;
+      parity ^= last ? 1 : 0;
+      --to_await;
+    }
+  };
+#pragma unroll 1
+  for (int c = 0; c < kStages - 1; ++c) {
+    fetch();
+  }
+  wait_for_copies<kStages - 2>();
+  await();
+  sync_walk();
+  for (int c = 0; c < at.count; ++c) {
+    wait_for_copies<kStages - 3>();
+    await();  // chunk c + 1 is there
+    sync_walk();
+    if (lane == 0) {  // not by who walks: the order it asks for waits for what was written
+      publish_in_block(done, c);
+    }
+    fetch();
+  }
+}
+
+}  // namespace cambium::cuda
