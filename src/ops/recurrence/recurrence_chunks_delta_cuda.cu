@@ -6,7 +6,8 @@
 // with f = exp(G_last - G) w. T is applied to what k has read of the state, not to k and v before:
 // then all that a chunk takes beside q, k and v is two triangles of 64 x 64 a head.
 //
-// 1. prepare_delta(), for all chunks and heads at once: P, T - I and what becomes of the decays.
+// 1. prepare_delta(), for all chunks and heads at once: P, T - I, what becomes of the decays, and k
+//    as one range a chunk.
 // 2. walk_kernel, whose blocks take their work in turn. The first ones walk: a block for each
 //    segment, head and 16 or 32 columns of the value, over the chunks. It leaves e and the states
 //    at chunk starts. The others read: y of a chunk and two heads each, as soon as those that walk
