@@ -387,8 +387,10 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
     if (threadIdx.x < 128) {
       walk<Form>(a, kept, parts, at, &done, s);
     } else if (threadIdx.x < 160) {
-      fetch_chunks<Form>(a, parts, at, &done, ready, s);
-    } else if (threadIdx.x == 160) {
+      fetch_ranges<Form>(a, parts, at, &done, ready, s);
+    } else if (threadIdx.x < 192) {
+      fetch_values<Form>(a, at, s);
+    } else if (threadIdx.x == 192) {
       tell_walked(&done, at.marks(), parts.walked + at.of.walk(at.piece, at.slice));
     }
   } else {

@@ -9,10 +9,11 @@ namespace cambium::cuda {
 
 // Four warps walk: S' (value, key), with a quarter of the keys each, and e of 16 tokens each, in
 // fp32 in registers; what the others multiply next they give them, rounded, through shared memory.
-// One more fetches what chunks take, some chunks ahead: as ranges, which newer devices copy by
-// themselves, so that there is little to work out for a chunk. One more tells those who read how
-// far the walk is: that takes a fence of the whole device, which lasts as long as a chunk and
-// longer, so that nobody whom the walk waits for may stand at it.
+// Two more fetch what chunks take, some chunks ahead: one v, the other what the first kernel left
+// as ranges, which newer devices copy by themselves, so that there is little to work out for a
+// chunk. One more tells those who read how far the walk is: that takes a fence of the whole device,
+// which lasts as long as a chunk and longer, so that nobody whom the walk waits for may stand at
+// it.
 inline constexpr int kStages = 5;
 inline constexpr int kWalkThreads = 256;  // two halves of those who read
 
@@ -73,9 +74,9 @@ struct WalkPlace {
   }
 };
 
-/// Barrier of the warps that walk and the one that fetches.
+/// Barrier of the warps that walk and those that fetch.
 __device__ __forceinline__ void sync_walk() {
-  sync_threads(2, 160);
+  sync_threads(2, 192);
 }
 
 /// The thread that tells those who read how far the walk is: `done` of `count`. Where it comes late
@@ -107,71 +108,97 @@ __device__ __forceinline__ void copy_range(T* to, const T* from, uint64_t* ready
 #endif
 }
 
-/// The warp that fetches, and says how many chunks are done. Barriers are those of walk(), and
-/// `ready` one for each stage.
-template <class Form>
-__device__ __forceinline__ void fetch_chunks(const Recurrence<bf16>& a, const DeltaParts& parts,
-                                             const WalkPlace<Form>& at, int32_t* done,
-                                             uint64_t* ready, WalkShared<Form>& s) {
-  constexpr int kWidth = 16 * Form::kParts;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const bool writes = !at.of_identity();
-  const auto* keys = static_cast<const DeltaKeys<Form::kKey>*>(parts.keys) +
-                     at.first * a.key_heads + a.key_head(at.of.h);
-  const DeltaStep* step = parts.step + at.first * a.heads + at.of.h;
-  const bf16* v = a.v.at(at.token(0), at.of.h * a.dim + (writes ? at.slice * kWidth : 0));
-  int tokens = at.tokens(0);
-  int left = static_cast<int>(at.begin + at.length - at.token(0));  // tokens of the segment
-  int to_fetch = at.count;
-  int fetch_stage = 0;
-  const auto fetch = [&] {
-    if (to_fetch > 0) {
-      auto& stage = s.stage[fetch_stage];
-      uint64_t* barrier = ready + fetch_stage;
-      if (lane == 0) {
-        arrive_expecting(barrier, sizeof(stage.k) + sizeof(stage.step));
-      }
-      copy_range(&stage.k, keys, barrier);
-      copy_range(&stage.step, step, barrier);
-      copy_rows<kWidth, 32>(v, a.v.rows.outer_stride, writes ? tokens : 0, lane, stage.v);
-      keys += a.key_heads;
-      step += a.heads;
-      v += tokens * a.v.rows.outer_stride;
-      left -= tokens;
-      tokens = min(left, kC);
-      fetch_stage = fetch_stage + 1 == kStages ? 0 : fetch_stage + 1;
-      --to_fetch;
+/// A warp that fetches, some chunks ahead, with walk()'s barriers: fetch() begins a chunk's copies,
+/// await() waits for what a warp's groups of copies do not tell, done(c) comes after c chunks.
+template <class Fetch, class Await, class Done>
+__device__ __forceinline__ void fetch_ahead(int count, const Fetch& fetch, const Await& await,
+                                            const Done& done) {
+  int left = count;
+  const auto next = [&] {
+    if (left > 0) {
+      fetch();
+      --left;
     }
     commit_copies();
   };
-  int to_await = at.count;
-  int await_stage = 0;
-  uint32_t parity = 0;
-  const auto await = [&] {
-    if (to_await > 0) {
-      await_phase(ready + await_stage, parity);
-      const bool last = await_stage + 1 == kStages;
-      await_stage = last ? 0 : await_stage + 1;
-      parity ^= last ? 1 : 0;
-      --to_await;
-    }
-  };
 #pragma unroll 1
   for (int c = 0; c < kStages - 1; ++c) {
-    fetch();
+    next();
   }
   wait_for_copies<kStages - 2>();
   await();
   sync_walk();
-  for (int c = 0; c < at.count; ++c) {
+  for (int c = 0; c < count; ++c) {
     wait_for_copies<kStages - 3>();
-    await();  // chunk c + 1 is there
-    sync_walk();
-    if (lane == 0) {  // not by who walks: the order it asks for waits for what was written
-      publish_in_block(done, c);
+    if (c + 1 < count) {
+      await();
     }
-    fetch();
+    sync_walk();
+    done(c);
+    next();
   }
+}
+
+/// The warp that fetches what is in ranges, and says how many chunks are done; `ready` has a
+/// barrier for each stage.
+template <class Form>
+__device__ __forceinline__ void fetch_ranges(const Recurrence<bf16>& a, const DeltaParts& parts,
+                                             const WalkPlace<Form>& at, int32_t* done,
+                                             uint64_t* ready, WalkShared<Form>& s) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto* keys = static_cast<const DeltaKeys<Form::kKey>*>(parts.keys) +
+                     at.first * a.key_heads + a.key_head(at.of.h);
+  const DeltaStep* step = parts.step + at.first * a.heads + at.of.h;
+  int to = 0;
+  int from = 0;
+  uint32_t parity = 0;
+  fetch_ahead(
+      at.count,
+      [&] {
+        auto& stage = s.stage[to];
+        if (lane == 0) {
+          arrive_expecting(ready + to, sizeof(stage.k) + sizeof(stage.step));
+        }
+        copy_range(&stage.k, keys, ready + to);
+        copy_range(&stage.step, step, ready + to);
+        keys += a.key_heads;
+        step += a.heads;
+        to = to + 1 == kStages ? 0 : to + 1;
+      },
+      [&] {
+        await_phase(ready + from, parity);
+        const bool last = from + 1 == kStages;
+        from = last ? 0 : from + 1;
+        parity ^= last ? 1 : 0;
+      },
+      [&](int c) {
+        if (lane == 0) {  // not by who walks: the order it asks for waits for what was written
+          publish_in_block(done, c);
+        }
+      });
+}
+
+/// The warp that fetches rows of v.
+template <class Form>
+__device__ __forceinline__ void fetch_values(const Recurrence<bf16>& a, const WalkPlace<Form>& at,
+                                             WalkShared<Form>& s) {
+  constexpr int kWidth = 16 * Form::kParts;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool writes = !at.of_identity();
+  const bf16* v = a.v.at(at.token(0), at.of.h * a.dim + (writes ? at.slice * kWidth : 0));
+  int tokens = at.tokens(0);
+  int left = static_cast<int>(at.begin + at.length - at.token(0));  // tokens of the segment
+  int to = 0;
+  fetch_ahead(
+      at.count,
+      [&] {
+        copy_rows<kWidth, 32>(v, a.v.rows.outer_stride, writes ? tokens : 0, lane, s.stage[to].v);
+        v += tokens * a.v.rows.outer_stride;
+        left -= tokens;
+        tokens = min(left, kC);
+        to = to + 1 == kStages ? 0 : to + 1;
+      },
+      [] {}, [](int) {});
 }
 
 }  // namespace cambium::cuda
