@@ -16,6 +16,8 @@ namespace cambium {
 /// A piece of fewer chunks is not worth what it takes to put pieces together.
 inline constexpr int64_t kLeastPiece = 32;
 inline constexpr int64_t kMostPieces = 4;
+/// Two walk as long as one does, as their blocks have more columns.
+inline constexpr int64_t kFewestPieces = 3;
 
 /// How many pieces a sequence of so many chunks has in a call whose sequences have `most` at most.
 constexpr int64_t pieces_of(int64_t chunks, int64_t most) {
@@ -52,7 +54,7 @@ struct PieceCosts {
 /// who read what they leave; 1: none is cut. `chunks`: of the sequences of a call that are walked
 /// chunk by chunk.
 constexpr int64_t most_pieces(std::span<const int64_t> chunks, const PieceCosts& costs) {
-  for (int64_t most = kMostPieces; most > 1; --most) {
+  for (int64_t most = kMostPieces; most >= kFewestPieces; --most) {
     int64_t blocks = 0;
     bool reached = false;
     for (const int64_t count : chunks) {

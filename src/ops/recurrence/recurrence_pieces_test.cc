@@ -25,22 +25,21 @@ TEST(RecurrencePieces, AsManyAsTheDeviceHasRoomFor) {
            {{}, 8, kResident, 1},
            {{1}, 1, kResident, 1},
            {{63}, 1, kResident, 1},
-           {{64}, 1, kResident, 2},
-           {{95}, 1, kResident, 2},
+           {{64}, 1, kResident, 1},
+           {{95}, 1, kResident, 1},
            {{96}, 1, kResident, 3},
            {{128}, 1, kResident, 4},
            {{16384}, 1, kResident, 4},
            {{128}, 4, kResident, 4},            // 112 blocks of 115
            {{128}, 5, kResident, 3},            // 140, then 100
-           {{128}, 8, kResident, 2},            // 96
-           {{128}, 9, kResident, 2},            // 108
-           {{128}, 10, kResident, 1},           // 120
+           {{128}, 6, kResident, 1},            // 168, then 120: two are not worth it
            {{128}, 32, kResident, 1},           //
-           {{128, 128}, 4, kResident, 2},       // 96, as one of 8 heads
-           {{128, 128, 128}, 4, kResident, 1},  // 144
+           {{128, 128}, 2, kResident, 4},       // 112, as one of 4 heads
+           {{128, 128}, 4, kResident, 1},       // 224, then 160
+           {{128, 128, 128}, 2, kResident, 1},  // 168, then 120
            {{128, 63}, 4, kResident, 3},        // 128, then 96
-           {{128, 1}, 8, kResident, 1},         // 128
-           {{128}, 8, 108, 1},                  // 96 of 94
+           {{128, 1}, 5, kResident, 1},         // 160, then 120
+           {{128}, 4, 90, 1},                   // 112 of 78, then 80
            {{128}, 2, 54, 3},                   // 56 of 47, then 40
        }) {
     SCOPED_TRACE(::testing::PrintToString(row.chunks) + " chunks, heads " +
@@ -119,19 +118,19 @@ INSTANTIATE_TEST_SUITE_P(
                                   40}},
                       PiecesCase{"four_pieces", {1, 1, 128, 128}, {4 * kPiece}},
                       PiecesCase{"four_pieces_but_a_token", {1, 1, 128, 128}, {0, 4 * kPiece - 1}},
-                      PiecesCase{"shared_keys", {2, 8, 128, 128}, {2 * kPiece + 90}},
+                      PiecesCase{"shared_keys", {2, 4, 128, 128}, {3 * kPiece + 90}},
                       PiecesCase{"narrow_values", {1, 3, 128, 64}, {2 * kPiece + 65, 3 * kPiece}},
                       PiecesCase{"wide_values", {1, 2, 64, 128}, {3 * kPiece + 700}},
                       PiecesCase{"beside_single_tokens",
                                  {1, 2, 128, 128},
-                                 {1, 1, 2 * kPiece + 5, 1, 0, 31, 1, 64, 1, 1}}),
+                                 {1, 1, 3 * kPiece + 5, 1, 0, 31, 1, 64, 1, 1}}),
     ::testing::PrintToStringParamName());
 
 // A prompt in calls that end anywhere, then token by token.
 TEST_F(CudaShapes, RecurrencePiecesAgreeWithAnySplit) {
-  const int64_t tokens = 2 * kPiece + 70;
+  const int64_t tokens = 3 * kPiece + 70;
   std::vector<std::vector<int64_t>> cuts{
-      {}, {1}, {64}, {70}, {kPiece}, {2 * kPiece - 1}, {2 * kPiece}, {2 * kPiece + 63}};
+      {}, {1}, {64}, {70}, {kPiece}, {3 * kPiece - 1}, {3 * kPiece}, {3 * kPiece + 63}};
   cuts.emplace_back();
   for (int64_t t = tokens - 9; t < tokens; ++t) {
     cuts.back().push_back(t);
@@ -158,8 +157,8 @@ TEST_F(CudaShapes, RecurrencePiecesKeepAStateThatDoesNotDecay) {
 
 // Where results must not depend on what else is in the call, nothing is in pieces.
 TEST_F(CudaShapes, RecurrencePiecesDoNotShowInABatchInvariantCall) {
-  const int64_t length = 2 * kPiece + 5;
-  const std::vector<int64_t> lengths{length, 300, 3 * kPiece};
+  const int64_t length = 3 * kPiece + 5;
+  const std::vector<int64_t> lengths{length, 300, 4 * kPiece};
   const Heads heads{1, 4, 128, 128};
   const StatefulCase all = gated_delta_net(sum(lengths), heads);
   const StatefulCase one = gated_delta_net(length, heads);
