@@ -197,29 +197,45 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
     const bool continues = a.segments.continues(at.of.segment);
     each([&](float& x, int64_t i) { x = continues ? slot[i] : 0.0F; });
   }
-  sync_walk();
-  for (int c = 0; c < at.count; ++c) {
+  uint32_t keys[kKeyTiles][4];  // of the warp's tokens
+  uint32_t inverse[kRowTiles][4];
+  uint32_t values[kParts][4];
+  float start[2][2];
+  float end[2][2];
+  float decay;
+  // What a chunk takes is loaded while products of the chunk before are made: loads leave in order,
+  // and none of these stands before what the other warps wait for. A barrier keeps them before the
+  // products, behind which the compiler would move them.
+  const auto load_rows = [&](int c) {
     const auto& stage = s.stage[c % kStages];
-    uint32_t keys[kKeyTiles][4];  // of the warp's tokens
 #pragma unroll
     for (int t = 0; t < kKeyTiles; ++t) {
       load_right_of_rows(stage.k.row + 16 * warp * kRow + 16 * t, kRow, keys[t]);
     }
-    uint32_t inverse[kRowTiles][4];
+#pragma unroll
+    for (int p = 0; p < kParts; ++p) {
+      load_right(stage.v + 16 * warp * Shared::kValueRow + 16 * p, Shared::kValueRow, values[p]);
+    }
+  };
+  const auto load_gates = [&](int c) {
+    const auto& stage = s.stage[c % kStages];
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       if (j <= warp) {
         load_tile(&stage.step.inverse[pair_tile(warp, j)], inverse[j]);
       }
     }
-    float start[2][2];
-    float end[2][2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       load_n<2>(stage.step.gates.starts + 16 * warp + tile_column(n, 0), start[n]);
       load_n<2>(stage.step.gates.ends + 16 * warp + tile_column(n, 0), end[n]);
     }
-    const float decay = stage.step.gates.decay;
+    decay = stage.step.gates.decay;
+  };
+  sync_walk();
+  load_rows(0);
+  load_gates(0);
+  for (int c = 0; c < at.count; ++c) {
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
 #pragma unroll
@@ -250,9 +266,7 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
       }
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
-        uint32_t values[4];
-        load_right(stage.v + 16 * warp * Shared::kValueRow + 16 * p, Shared::kValueRow, values);
-        widen_right(values, e[p]);
+        widen_right(values[p], e[p]);
 #pragma unroll
         for (int x = 0; x < 8; ++x) {
           const float sum = read[0][p][x / 4][x % 4] + read[1][p][x / 4][x % 4];
@@ -268,20 +282,31 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
     for (int t = 0; t < kOwn; ++t) {
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
-        load_right(stage.k.row + 16 * j * kRow + 16 * (key_tile + t), kRow, own_keys[t][j]);
+        load_right(s.stage[c % kStages].k.row + 16 * j * kRow + 16 * (key_tile + t), kRow,
+                   own_keys[t][j]);
       }
     }
     sync_threads(1, 128);
     {
       float odd[kParts][2][4] = {};
+      uint32_t left[kRowTiles][kParts][4];
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
         if (j <= warp) {
 #pragma unroll
           for (int p = 0; p < kParts; ++p) {
-            uint32_t left[4];
-            load_tile(&s.reads[p][j], left);
-            multiply_tiles(j % 2 == 0 ? e[p] : odd[p], left, inverse[j]);
+            load_tile(&s.reads[p][j], left[j][p]);
+          }
+        }
+      }
+      load_rows(c + 1);  // after the last one: nobody uses it
+      __syncwarp();
+#pragma unroll
+      for (int j = 0; j < kRowTiles; ++j) {
+        if (j <= warp) {
+#pragma unroll
+          for (int p = 0; p < kParts; ++p) {
+            multiply_tiles(j % 2 == 0 ? e[p] : odd[p], left[j][p], inverse[j]);
           }
         }
       }
@@ -300,15 +325,23 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
     }
     each([&](float& x, int64_t) { x *= decay; });
     sync_threads(1, 128);
+    uint32_t written[kRowTiles][kParts][4];
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
-        uint32_t left[4];
-        load_tile(&s.written[p][j], left);
+        load_tile(&s.written[p][j], written[j][p]);
+      }
+    }
+    load_gates(c + 1);
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) {
+#pragma unroll
+      for (int p = 0; p < kParts; ++p) {
 #pragma unroll
         for (int t = 0; t < kOwn; ++t) {
-          multiply_tiles(state[p][t], left, own_keys[t][j]);
+          multiply_tiles(state[p][t], written[j][p], own_keys[t][j]);
         }
       }
     }
