@@ -7,7 +7,7 @@
 // then all that a chunk takes beside q, k and v is two triangles of 64 x 64 a head.
 //
 // 1. prepare_delta(), for all chunks and heads at once: P, T - I, what becomes of the decays, and k
-//    as one range a chunk.
+//    as one range a chunk where heads share it (else that costs more than it gives).
 // 2. walk_kernel, whose blocks take their work in turn. The first ones walk: a block for each
 //    segment, head and 16 or 32 columns of the value, over the chunks. It leaves e and the states
 //    at chunk starts. The others read: y of a chunk and two heads each, as soon as those that walk
@@ -491,7 +491,8 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const WalkedSegm
   const DeltaParts parts{
       .pairs = scratch<Tile>(on, count * kPairTiles),
       .step = scratch<DeltaStep>(on, count),
-      .keys = scratch<DeltaKeys<Form::kKey>>(on, chunks.count * a.key_heads),
+      .keys = a.key_heads < a.heads ? scratch<DeltaKeys<Form::kKey>>(on, chunks.count * a.key_heads)
+                                    : nullptr,
       .states = scratch<Tile>(on, count * Form::kColumnTiles * Form::kKeyTiles),
       .errors = scratch<Tile>(on, count * Form::kColumnTiles * kRowTiles),
       .walked = scratch<int32_t>(on, a.segments.count * a.heads * head_walks),

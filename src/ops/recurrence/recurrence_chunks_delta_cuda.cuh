@@ -29,7 +29,7 @@ struct DeltaKeys {
 struct DeltaParts {
   Tile* pairs;      // (kPairTiles), (tokens, tokens), left: P
   DeltaStep* step;  // ()
-  void* keys;       // DeltaKeys, of a chunk and head of keys
+  void* keys;       // DeltaKeys, of a chunk and head of keys; null: they are read as they lie
   Tile* states;     // (columns / 16, K / 16), (column, key), left: the state at the start
   Tile* errors;     // (columns / 16, 4), (column, tokens), left: e
   int32_t* walked;  // (segments, heads, walks of a head): how far they are
@@ -46,8 +46,8 @@ void delta_chunks(const Recurrence<bf16>& a, const SegmentWalk& segments,
 
 inline constexpr int kMostHeadWalks = 128;
 
-/// The first kernel: P, T - I, what becomes of the decays, the keys, and that none of a head's
-/// walks, kMostHeadWalks at most, has begun (recurrence_chunks_pairs_cuda.cu).
+/// The first kernel: P, T - I, what becomes of the decays, keys unless null, and that none of a
+/// head's walks, kMostHeadWalks at most, has begun (recurrence_chunks_pairs_cuda.cu).
 void prepare_delta(const Recurrence<bf16>& a, const DeviceChunks& chunks, int64_t head_walks,
                    const DeltaParts& parts, const Launch& on);
 

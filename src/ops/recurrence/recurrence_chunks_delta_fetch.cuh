@@ -9,8 +9,8 @@ namespace cambium::cuda {
 
 // Four warps walk: S' (value, key), with a quarter of the keys each, and e of 16 tokens each, in
 // fp32 in registers; what the others multiply next they give them, rounded, through shared memory.
-// Two more fetch what chunks take, some chunks ahead: one v, the other what the first kernel left
-// as ranges, which newer devices copy by themselves, so that there is little to work out for a
+// Two more fetch what chunks take, some chunks ahead: one v, the other k and what the first kernel
+// left as ranges, which newer devices copy by themselves, so that there is little to work out for a
 // chunk. One more tells those who read how far the walk is: that takes a fence of the whole device,
 // which lasts as long as a chunk and longer, so that nobody whom the walk waits for may stand at
 // it.
@@ -139,15 +139,44 @@ __device__ __forceinline__ void fetch_ahead(int count, const Fetch& fetch, const
   }
 }
 
-/// The warp that fetches what is in ranges, and says how many chunks are done; `ready` has a
-/// barrier for each stage.
+/// Rows of a walk's chunks as they lie, chunk by chunk, by a warp; those past a chunk's tokens are
+/// zero.
+template <int kWidth>
+struct ChunkRows {
+  const bf16* from;
+  int64_t stride;
+  int tokens;  // of the chunk
+  int left;    // of the segment from there on
+
+  template <class Form>
+  __device__ ChunkRows(const WalkPlace<Form>& at, const View<bf16>& x, int64_t column)
+      : from(x.at(at.token(0), column)),
+        stride(x.rows.outer_stride),
+        tokens(at.tokens(0)),
+        left(static_cast<int>(at.begin + at.length - at.token(0))) {}
+  __device__ void copy_next(bf16* to) {
+    copy_rows<kWidth, 32>(from, stride, tokens, static_cast<int>(threadIdx.x) % 32, to);
+    from += tokens * stride;
+    left -= tokens;
+    tokens = min(left, kC);
+  }
+};
+
+/// The warp that fetches what is in ranges, and keys where they are not, and says how many chunks
+/// are done; `ready` has a barrier for each stage.
 template <class Form>
 __device__ __forceinline__ void fetch_ranges(const Recurrence<bf16>& a, const DeltaParts& parts,
                                              const WalkPlace<Form>& at, int32_t* done,
                                              uint64_t* ready, WalkShared<Form>& s) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const auto* keys = static_cast<const DeltaKeys<Form::kKey>*>(parts.keys) +
-                     at.first * a.key_heads + a.key_head(at.of.h);
+  using Keys = DeltaKeys<Form::kKey>;
+  const int64_t key_head = a.key_head(at.of.h);
+  const auto* keys = static_cast<const Keys*>(parts.keys);
+  const bool in_rows = keys == nullptr;
+  if (!in_rows) {
+    keys += at.first * a.key_heads + key_head;
+  }
+  ChunkRows<Form::kKey> rows(at, a.k, key_head * Form::kKey);
   const DeltaStep* step = parts.step + at.first * a.heads + at.of.h;
   int to = 0;
   int from = 0;
@@ -157,11 +186,15 @@ __device__ __forceinline__ void fetch_ranges(const Recurrence<bf16>& a, const De
       [&] {
         auto& stage = s.stage[to];
         if (lane == 0) {
-          arrive_expecting(ready + to, sizeof(stage.k) + sizeof(stage.step));
+          arrive_expecting(ready + to, sizeof(stage.step) + (in_rows ? 0 : sizeof(stage.k)));
         }
-        copy_range(&stage.k, keys, ready + to);
         copy_range(&stage.step, step, ready + to);
-        keys += a.key_heads;
+        if (in_rows) {
+          rows.copy_next(stage.k.row);
+        } else {
+          copy_range(&stage.k, keys, ready + to);
+          keys += a.key_heads;
+        }
         step += a.heads;
         to = to + 1 == kStages ? 0 : to + 1;
       },
@@ -183,19 +216,16 @@ template <class Form>
 __device__ __forceinline__ void fetch_values(const Recurrence<bf16>& a, const WalkPlace<Form>& at,
                                              WalkShared<Form>& s) {
   constexpr int kWidth = 16 * Form::kParts;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const bool writes = !at.of_identity();
-  const bf16* v = a.v.at(at.token(0), at.of.h * a.dim + (writes ? at.slice * kWidth : 0));
-  int tokens = at.tokens(0);
-  int left = static_cast<int>(at.begin + at.length - at.token(0));  // tokens of the segment
+  ChunkRows<kWidth> rows(at, a.v, at.of.h * a.dim + (at.of_identity() ? 0 : at.slice * kWidth));
+  if (at.of_identity()) {
+    rows.tokens = 0;
+    rows.left = 0;
+  }
   int to = 0;
   fetch_ahead(
       at.count,
       [&] {
-        copy_rows<kWidth, 32>(v, a.v.rows.outer_stride, writes ? tokens : 0, lane, s.stage[to].v);
-        v += tokens * a.v.rows.outer_stride;
-        left -= tokens;
-        tokens = min(left, kC);
+        rows.copy_next(s.stage[to].v);
         to = to + 1 == kStages ? 0 : to + 1;
       },
       [] {}, [](int) {});

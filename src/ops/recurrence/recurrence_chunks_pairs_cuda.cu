@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(128)
   if (thread == 0) {
     gates.decay = fast_exp2(last);
   }
-  if (h % (a.heads / a.key_heads) == 0) {
+  if (parts.keys != nullptr && h % (a.heads / a.key_heads) == 0) {
     auto* keys = static_cast<DeltaKeys<kKey>*>(parts.keys) + chunk * a.key_heads + a.key_head(h);
     constexpr int kPieces = sizeof(*keys) / 16;
     for (int x = thread; x < kPieces; x += 128) {
