@@ -86,6 +86,18 @@ __device__ __forceinline__ void sum_decays(float (&x)[2]) {
   x[1] = sum;
 }
 
+__device__ __forceinline__ void sync_threads(int id, int count) {
+  asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(count) : "memory");
+}
+/// Barrier of a half, 128 threads, of a block; each has a number that the compiler knows.
+__device__ __forceinline__ void sync_half(int half) {
+  if (half == 0) {
+    sync_threads(1, 128);
+  } else {
+    sync_threads(2, 128);
+  }
+}
+
 struct Tile {
   uint4 lane[32];
 };
@@ -256,17 +268,17 @@ __device__ __forceinline__ void invert_block(float* block) {
   }
 }
 
-/// By a block of 4 warps, from x = A (64, 64), strictly lower, rows kInversePad apart, of which
-/// each warp has just written its 16 rows up to the diagonal block: t = the warp's rows of (I +
-/// x)^-1, up to the diagonal tile. They are found by t_ij = -(sum of t_im x_mj, j < m <= i) t_jj,
-/// so that they never leave the warp's registers. The barrier in it also ends copies of the
-/// caller's.
-__device__ __forceinline__ void invert_tiles(float* x, float (&t)[kRowTiles][2][4]) {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+/// By 4 warps, a block or that half of it, from x = A (64, 64), strictly lower, rows kInversePad
+/// apart, of which each warp has just written its 16 rows up to the diagonal block: t = the warp's
+/// rows of (I + x)^-1, up to the diagonal tile. They are found by t_ij = -(sum of t_im x_mj, j < m
+/// <= i) t_jj, so that they never leave the warp's registers. The barrier in it also ends copies of
+/// the caller's.
+__device__ __forceinline__ void invert_tiles(float* x, float (&t)[kRowTiles][2][4], int half = 0) {
+  const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   __syncwarp();
   invert_block(x + 16 * warp * (kInversePad + 1));
   wait_for_copies<0>();
-  __syncthreads();
+  sync_half(half);
 #pragma unroll
   for (int j = kRowTiles - 1; j >= 0; --j) {
     if (j == warp) {

@@ -14,15 +14,6 @@ struct ReadShared {
   Tile transitions[Form::kPieces ? kRowTiles : 1][Form::kPieces ? Form::kKeyTiles : 1];  // R, left
 };
 
-/// Barrier of a half of those who read; each has a number that the compiler knows.
-__device__ __forceinline__ void sync_half(int half) {
-  if (half == 0) {
-    sync_threads(1, 128);
-  } else {
-    sync_threads(2, 128);
-  }
-}
-
 /// exp(G) q S + P e of 16 kOwn columns, whose tiles begin at `states` and `errors`.
 template <class Form, int kOwn>
 __device__ __forceinline__ void read_columns(const Tile* states, const Tile* errors,

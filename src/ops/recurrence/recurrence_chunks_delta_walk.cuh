@@ -30,9 +30,6 @@ struct WalkForm {
   static_assert(head_walks(kMostPieces) <= kMostHeadWalks);
 };
 
-__device__ __forceinline__ void sync_threads(int id, int count) {
-  asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(count) : "memory");
-}
 /// What this thread and those it met at a barrier wrote is there for who finds the number.
 __device__ __forceinline__ void publish(int32_t* at, int32_t x) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" : : "l"(at), "r"(x) : "memory");
