@@ -7,7 +7,8 @@
 // then all that a chunk takes beside q, k and v is two triangles of 64 x 64 a head.
 //
 // 1. prepare_delta(), for all chunks and heads at once: P, T - I, what becomes of the decays, and k
-//    as one range a chunk where heads share it (else that costs more than it gives).
+//    as one range a chunk where heads share it (else that costs more than it gives). Where few
+//    blocks walk, others of walk_kernel do that beside them.
 // 2. walk_kernel, whose blocks take their work in turn. The first ones walk: a block for each
 //    segment, head and 16 or 32 columns of the value, over the chunks. It leaves e and the states
 //    at chunk starts. The others read: y of a chunk and two heads each, as soon as those that walk
@@ -27,6 +28,7 @@
 #include <vector>
 
 #include "ops/recurrence/recurrence_chunks_delta_fetch.cuh"
+#include "ops/recurrence/recurrence_chunks_delta_prepare.cuh"
 #include "ops/recurrence/recurrence_chunks_delta_read.cuh"
 
 namespace cambium::cuda {
@@ -391,25 +393,48 @@ __device__ __forceinline__ void walk(const Recurrence<bf16>& a, const Recurrence
 }
 
 template <class Form>
-constexpr size_t kWalkBytes = std::max(sizeof(WalkShared<Form>), 2 * sizeof(ReadShared<Form>));
+constexpr size_t kWalkBytes =
+    std::max({sizeof(WalkShared<Form>), 2 * sizeof(ReadShared<Form>),
+              Form::kPrepares ? 2 * sizeof(PrepareShared<Form::kKey, kItemHeads>) : 0});
+
+/// That nobody has begun and nothing is prepared.
+__global__ void clear_kernel(int32_t* x, int64_t count) {
+  await_inputs();
+  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (i < count) {
+    x[i] = 0;
+  }
+}
 
 template <class Form>
 __global__ void __launch_bounds__(kWalkThreads, 1)
     walk_kernel(Recurrence<bf16> a, DeltaCall call, RecurrenceKept kept, DeltaParts parts) {
   await_inputs();
   extern __shared__ float4 shared[];
-  __shared__ int32_t turn;
+  __shared__ int32_t begun;
   __shared__ int32_t done;
   __shared__ uint64_t ready[kStages];
   if (threadIdx.x == 0) {
     done = 0;
-    turn = atomicAdd(parts.turn, 1);
+    begun = atomicAdd(parts.turn, 1);
     for (uint64_t& barrier : ready) {
       init_barrier(&barrier, 1);
     }
     barriers_ready();
   }
   __syncthreads();
+  int turn = begun;
+  if constexpr (Form::kPrepares) {
+    // Who walks or reads waits for chunks that are prepared here. It has begun after all of these
+    // have, and they wait for nobody: so what it waits for comes, however few blocks the device
+    // holds at once.
+    if (turn < call.workers) {
+      prepare_items(a, call, parts, turn,
+                    reinterpret_cast<PrepareShared<Form::kKey, kItemHeads>*>(shared));
+      return;
+    }
+    turn -= call.workers;
+  }
   const int64_t walks = call.walked_count * a.heads * Form::head_walks(call.pieces);
   if (turn < walks) {
     auto& s = *reinterpret_cast<WalkShared<Form>*>(shared);
@@ -420,7 +445,7 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
     if (threadIdx.x < 128) {
       walk<Form>(a, kept, parts, at, &done, s);
     } else if (threadIdx.x < 160) {
-      fetch_ranges<Form>(a, parts, at, &done, ready, s);
+      fetch_ranges<Form>(a, call.count, parts, at, &done, ready, s);
     } else if (threadIdx.x < 192) {
       fetch_values<Form>(a, at, s);
     } else if (threadIdx.x == 192) {
@@ -488,6 +513,18 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const WalkedSegm
   const int64_t head_walks = Form::head_walks(pieces);
   const int64_t later = pieces > 1 ? (piece_place(chunks.count - 1) + 1) * a.heads : 0;
   const auto walked_count = static_cast<int64_t>(walked.chunks.size());
+  const int64_t walks = walked_count * a.heads * head_walks;
+  const int64_t items = Form::kPrepares ? chunks.count * PrepareItems(a).of_chunk : 0;
+  int64_t workers = 0;
+  if (items > 0) {
+    const int64_t resident = resident_blocks(walk_kernel<Form>, kWalkThreads, kWalkBytes<Form>);
+    // All that those who walk leave of the device, and not less than a part of it.
+    workers = std::min(std::max(resident - walks, ceil_div(resident, 4)), ceil_div(items, 2));
+  }
+  // By what those at work tell each other how far they are.
+  const int64_t walked_numbers = a.segments.count * a.heads * head_walks;
+  const int64_t numbers = walked_numbers + 1 + items;
+  auto* number = scratch<int32_t>(on, numbers);
   const DeltaParts parts{
       .pairs = scratch<Tile>(on, count * kPairTiles),
       .step = scratch<DeltaStep>(on, count),
@@ -495,8 +532,9 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const WalkedSegm
                                     : nullptr,
       .states = scratch<Tile>(on, count * Form::kColumnTiles * Form::kKeyTiles),
       .errors = scratch<Tile>(on, count * Form::kColumnTiles * kRowTiles),
-      .walked = scratch<int32_t>(on, a.segments.count * a.heads * head_walks),
-      .turn = scratch<int32_t>(on, 1),
+      .walked = number,
+      .turn = number + walked_numbers,
+      .prepared = number + walked_numbers + 1,
       .ends = scratch<float4>(on, later * Form::kColumnTiles * Form::kKeyTiles * kStateTile),
       .starts = scratch<Tile>(on, later * Form::kDimTiles * Form::kKeyTiles),
   };
@@ -505,12 +543,18 @@ void run(const Recurrence<bf16>& a, const DeviceChunks& chunks, const WalkedSegm
                        .walked = walked.index.as<int32_t>(),
                        .count = chunks.count,
                        .walked_count = walked_count,
-                       .pieces = static_cast<int>(pieces)};
-  prepare_delta(a, chunks, head_walks, parts, on);
+                       .pieces = static_cast<int>(pieces),
+                       .workers = static_cast<int>(workers)};
+  if (Form::kPrepares) {
+    launch_ahead(on, "recurrence", clear_kernel, static_cast<unsigned>(ceil_div(numbers, 256)), 256,
+                 0, number, numbers);
+  } else {
+    prepare_delta(a, chunks, head_walks, parts, on);
+  }
   const int64_t readers = (Form::kPieces ? 2 : 1) * ceil_div(count, 2);
   launch_ahead(on, "recurrence", walk_kernel<Form>,
-               static_cast<unsigned>(walked_count * a.heads * head_walks + readers), kWalkThreads,
-               kWalkBytes<Form>, a, call, kept, parts);
+               static_cast<unsigned>(workers + walks + readers), kWalkThreads, kWalkBytes<Form>, a,
+               call, kept, parts);
 }
 
 }  // namespace

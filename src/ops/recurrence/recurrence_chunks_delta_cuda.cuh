@@ -34,9 +34,33 @@ struct DeltaParts {
   Tile* errors;     // (columns / 16, 4), (column, tokens), left: e
   int32_t* walked;  // (segments, heads, walks of a head): how far they are
   int32_t* turn;    // how many blocks of walk_kernel have begun
+  // (items of a chunk, chunks), where walk_kernel prepares them itself: 1 when an item is there.
+  int32_t* prepared;
   // Of pieces but the first: (segments, heads, pieces - 1).
   float4* ends;  // (columns / 16, K / 16, 2, 32 lanes), accumulators: what their own walks end with
   Tile* starts;  // (V / 16, K / 16), (value, key), left: the state that came
+};
+
+inline constexpr int kItemHeads = 2;
+
+/// What walk_kernel prepares at a time: of a chunk, kItemHeads heads at most that share keys.
+struct PrepareItems {
+  int64_t group;  // heads that share keys
+  int64_t of_group, of_chunk;
+
+  __host__ __device__ explicit PrepareItems(const Recurrence<bf16>& a)
+      : group(a.heads / a.key_heads),
+        of_group((group + kItemHeads - 1) / kItemHeads),
+        of_chunk(a.key_heads * of_group) {}
+  __device__ int64_t first_head(int64_t item) const {
+    return item / of_group * group + item % of_group * kItemHeads;
+  }
+  __device__ int heads(int64_t item) const {
+    return static_cast<int>(min(int64_t{kItemHeads}, group - item % of_group * kItemHeads));
+  }
+  __device__ int64_t item(int64_t h) const { return h / group * of_group + h % group / kItemHeads; }
+  /// The item that has the keys of that one.
+  __device__ int64_t of_keys(int64_t item) const { return item / of_group * of_group; }
 };
 
 /// The whole of a call with one decay a head and the delta rule. `segments` is the host's, those of

@@ -162,12 +162,46 @@ struct ChunkRows {
   }
 };
 
+/// How far the chunks of a walk are prepared, to the warp that fetches them.
+struct PreparedChunks {
+  const int32_t* own;   // numbers of the head's item, from the next chunk on
+  const int32_t* keys;  // of the item that has its keys
+  int left;             // chunks
+  int known = 0;        // so many of them are there
+
+  /// Waits for the next chunk.
+  __device__ void await_next() {
+    if (known == 0) {
+      const int at = static_cast<int>(threadIdx.x) % 16;
+      const int32_t* numbers = threadIdx.x % 32 < 16 ? own : keys;
+      for (;;) {
+        const bool there = at < left && find(numbers + at) != 0;
+        const uint32_t lanes = __ballot_sync(kWholeWarp, there);
+        known = __ffs(static_cast<int>(~(lanes & lanes >> 16 & 0xffffU))) - 1;
+        if (known > 0) {
+          break;
+        }
+        __nanosleep(100);
+      }
+      __syncwarp();
+#if __CUDA_ARCH__ >= 900
+      // What lanes found does not order copies of ranges, which are of another proxy.
+      asm volatile("fence.proxy.async;" ::: "memory");
+#endif
+      own += known;
+      keys += known;
+      left -= known;
+    }
+    --known;
+  }
+};
+
 /// The warp that fetches what is in ranges, and keys where they are not, and says how many chunks
-/// are done; `ready` has a barrier for each stage.
+/// are done; `ready` has a barrier for each stage, `chunks` are the call's.
 template <class Form>
-__device__ __forceinline__ void fetch_ranges(const Recurrence<bf16>& a, const DeltaParts& parts,
-                                             const WalkPlace<Form>& at, int32_t* done,
-                                             uint64_t* ready, WalkShared<Form>& s) {
+__device__ __forceinline__ void fetch_ranges(const Recurrence<bf16>& a, int64_t chunks,
+                                             const DeltaParts& parts, const WalkPlace<Form>& at,
+                                             int32_t* done, uint64_t* ready, WalkShared<Form>& s) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   using Keys = DeltaKeys<Form::kKey>;
   const int64_t key_head = a.key_head(at.of.h);
@@ -178,12 +212,19 @@ __device__ __forceinline__ void fetch_ranges(const Recurrence<bf16>& a, const De
   }
   ChunkRows<Form::kKey> rows(at, a.k, key_head * Form::kKey);
   const DeltaStep* step = parts.step + at.first * a.heads + at.of.h;
+  const PrepareItems items(a);
+  const int64_t item = items.item(at.of.h);
+  PreparedChunks prepared{parts.prepared + item * chunks + at.first,
+                          parts.prepared + items.of_keys(item) * chunks + at.first, at.count};
   int to = 0;
   int from = 0;
   uint32_t parity = 0;
   fetch_ahead(
       at.count,
       [&] {
+        if constexpr (Form::kPrepares) {
+          prepared.await_next();
+        }
         auto& stage = s.stage[to];
         if (lane == 0) {
           arrive_expecting(ready + to, sizeof(stage.step) + (in_rows ? 0 : sizeof(stage.k)));

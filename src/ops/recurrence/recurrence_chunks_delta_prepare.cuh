@@ -2,7 +2,7 @@
 // threads.
 #pragma once
 
-#include "ops/recurrence/recurrence_chunks_delta_cuda.cuh"
+#include "ops/recurrence/recurrence_chunks_delta_walk.cuh"
 
 namespace cambium::cuda {
 
@@ -135,6 +135,30 @@ __device__ __forceinline__ void prepare(const Recurrence<bf16>& a, const ChunkSp
         round_right(t[j], tile);
         store_tile(parts.step[part].inverse + pair_tile(warp, j), tile);
       }
+    }
+  }
+}
+
+/// Of walk_kernel: a worker's part of the items of all chunks, the first chunks first, half a block
+/// each.
+template <int kKey>
+__device__ __forceinline__ void prepare_items(const Recurrence<bf16>& a, const DeltaCall& call,
+                                              const DeltaParts& parts, int worker,
+                                              PrepareShared<kKey, kItemHeads>* s) {
+  const int half = static_cast<int>(threadIdx.x) / 128;
+  const PrepareItems items(a);
+  const int64_t count = call.count * items.of_chunk;
+  for (int64_t i = 2 * worker + half; i < count; i += 2 * call.workers) {
+    const int64_t chunk = i / items.of_chunk;
+    const int64_t item = i % items.of_chunk;
+    const ChunkSpan span = call.span[chunk];
+    if (!in_chunks(a.segments, span.segment)) {
+      continue;
+    }
+    prepare(a, span, chunk, items.first_head(item), items.heads(item), parts, half, s[half]);
+    sync_half(half);  // all is written, and shared memory free
+    if (threadIdx.x % 128 == 0) {
+      publish(parts.prepared + item * call.count + chunk, 1);
     }
   }
 }

@@ -95,6 +95,10 @@ __device__ __forceinline__ void read(const Recurrence<bf16>& a, const DeltaCall&
   const int warp = thread / 32;
   copy_rows<kKey, 128>(a.q.at(span.token, a.key_head(h) * kKey), a.q.rows.outer_stride, span.tokens,
                        thread, s.q);
+  if constexpr (Form::kPrepares) {
+    // By each thread that copies, in place of a barrier.
+    await_more_than(parts.prepared + PrepareItems(a).item(h) * call.count + part / a.heads, 0);
+  }
   for (int x = thread; x < kPairTiles * 32; x += 128) {
     copy_16(&s.pairs[x / 32].lane[x % 32], &parts.pairs[part * kPairTiles + x / 32].lane[x % 32],
             true);

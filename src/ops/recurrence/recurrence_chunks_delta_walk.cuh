@@ -16,6 +16,8 @@ struct WalkForm {
   static constexpr int kDim = kDim_;
   static constexpr int kParts = kWide;
   static constexpr bool kPieces = kPieces_;
+  // Few blocks walk, and others prepare chunks beside them.
+  static constexpr bool kPrepares = kWide == 1;
   static constexpr int kKeyTiles = kKey / 16;
   static constexpr int kDimTiles = kDim / 16;
   static constexpr int kColumnTiles = kDimTiles + (kPieces ? kKeyTiles : 0);
@@ -50,13 +52,13 @@ __device__ __forceinline__ int32_t find_in_block(int32_t* at) {
                : "memory");
   return x;
 }
+__device__ __forceinline__ int32_t find(const int32_t* at) {
+  int32_t x;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(at) : "memory");
+  return x;
+}
 __device__ __forceinline__ void await_more_than(const int32_t* at, int32_t x) {
-  for (;;) {
-    int32_t found;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(found) : "l"(at) : "memory");
-    if (found > x) {
-      return;
-    }
+  while (find(at) <= x) {
     __nanosleep(200);
   }
 }
@@ -67,7 +69,8 @@ struct DeltaCall {
   const ChunkSpan* span;  // (count)
   const int32_t* walked;  // (walked_count): the segments that are walked
   int64_t count, walked_count;
-  int pieces;  // of a segment at most
+  int pieces;   // of a segment at most
+  int workers;  // blocks that prepare chunks
 };
 
 /// A segment's head in pieces, of which a call has `most` at most.
