@@ -187,5 +187,48 @@ TEST_F(CudaShapes, RecurrencePiecesDoNotShowInABatchInvariantCall) {
   EXPECT_EQ(beside.state, by_itself.state);
 }
 
+// Sequences one behind another, a call each, whose memory the one before had: what kernels tell
+// each other must be of the call. Three heads share keys, of few enough that chunks are prepared
+// beside the walk.
+TEST_F(CudaShapes, RecurrenceCallsFindNothingOfThoseBefore) {
+  const std::vector<int64_t> lengths{1500, 1500, 40, 2000, 64, 700, 700, 65, 1500};
+  const Heads heads{2, 6, 128, 128};
+  const StatefulCase test = gated_delta_net(sum(lengths), heads);
+  const auto values = draw_as(Dtype::kBF16, test.inputs);
+  const OwnedSegments packed = packed_segments(lengths);
+  const Operation together = [&](Context& ctx, const In& in) {
+    return test.operation(ctx, in, packed.view(), {});
+  };
+  const testing::Run exact =
+      run_operation<float>(together, test.inputs, values, false, false, true);
+  const auto in_turn = [&] {
+    const ArenaScope scope(cuda_arena());
+    const ArenaScope host_scope(cuda_host_arena());
+    poison_cuda();
+    Context ctx{.arena = &cuda_arena(), .host = &cuda_host_arena(), .activations = Dtype::kBF16};
+    std::vector<OwnedTensor> owned;
+    for (size_t i = 0; i < values.size(); ++i) {
+      owned.push_back(
+          cuda_tensor(test.inputs[i].dtype(Dtype::kBF16), test.inputs[i].shape, values[i]));
+    }
+    std::vector<double> output;
+    for (size_t s = 0; s < lengths.size(); ++s) {
+      const ArenaScope call(cuda_arena());
+      const ArenaScope host_call(cuda_host_arena());
+      In tensors;
+      for (const OwnedTensor& x : owned) {
+        tensors.push_back(x.view.slice(0, packed.start[s], lengths[s]));
+      }
+      const std::vector<double> y =
+          take(test.operation(ctx, tensors, packed_segments({lengths[s]}).view(), {}));
+      output.insert(output.end(), y.begin(), y.end());
+    }
+    return output;
+  };
+  const std::vector<double> one = in_turn();
+  EXPECT_LE(norm_error(one, exact.output), kNarrowForward);
+  EXPECT_EQ(one, in_turn());
+}
+
 }  // namespace
 }  // namespace cambium
