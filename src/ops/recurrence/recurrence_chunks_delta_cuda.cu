@@ -8,7 +8,7 @@
 //
 // 1. prepare_delta(), for all chunks and heads at once: P, T - I, what becomes of the decays, and k
 //    as one range a chunk where heads share it (else that costs more than it gives). Where few
-//    blocks walk, others of walk_kernel do that beside them.
+//    blocks walk, others of walk_kernel, the first in the order of turns, do that beside them.
 // 2. walk_kernel, whose blocks take their work in turn. The first ones walk: a block for each
 //    segment, head and 16 or 32 columns of the value, over the chunks. It leaves e and the states
 //    at chunk starts. The others read: y of a chunk and two heads each, as soon as those that walk
@@ -425,9 +425,7 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
   __syncthreads();
   int turn = begun;
   if constexpr (Form::kPrepares) {
-    // Who walks or reads waits for chunks that are prepared here. It has begun after all of these
-    // have, and they wait for nobody: so what it waits for comes, however few blocks the device
-    // holds at once.
+    // The first ones, as all others wait for what is prepared (PreparedChunks::await_next()).
     if (turn < call.workers) {
       prepare_items(a, call, parts, turn,
                     reinterpret_cast<PrepareShared<Form::kKey, kItemHeads>*>(shared));

@@ -169,7 +169,8 @@ struct PreparedChunks {
   int left;             // chunks
   int known = 0;        // so many of them are there
 
-  /// Waits for the next chunk.
+  /// Waits for the next chunk. Workers have begun before this block, all of them, and wait for
+  /// nobody: so it comes, however few blocks the device holds at once and whatever else it runs.
   __device__ void await_next() {
     if (known == 0) {
       const int at = static_cast<int>(threadIdx.x) % 16;

@@ -96,7 +96,7 @@ __device__ __forceinline__ void read(const Recurrence<bf16>& a, const DeltaCall&
   copy_rows<kKey, 128>(a.q.at(span.token, a.key_head(h) * kKey), a.q.rows.outer_stride, span.tokens,
                        thread, s.q);
   if constexpr (Form::kPrepares) {
-    // By each thread that copies, in place of a barrier.
+    // By each thread that copies, in place of a barrier. It comes: PreparedChunks::await_next().
     await_more_than(parts.prepared + PrepareItems(a).item(h) * call.count + part / a.heads, 0);
   }
   for (int x = thread; x < kPairTiles * 32; x += 128) {
