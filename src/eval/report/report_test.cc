@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -318,6 +319,19 @@ TEST(Report, SeveralRunsShareAPicture) {
   ASSERT_EQ(rows.size(), 1 + 2 * places);
   EXPECT_EQ(rows[1].fields[0], run.name);
   EXPECT_EQ(rows.back().fields[0], "'=second, \"quoted\"");
+}
+
+TEST(Scatter, LabelsOfOnePlaceStandApart) {
+  const std::vector<svg::Point> points(
+      3, {.x = 1, .x_low = 1, .x_high = 1, .y = 1, .y_low = 1, .y_high = 1, .label = "stage"});
+  const std::string chart = svg::scatter(points, {}, {});
+  std::set<std::string> places;
+  for (size_t at = chart.find("<circle"); at != std::string::npos;
+       at = chart.find("<circle", at + 1)) {
+    const size_t text = chart.find("<text ", at);
+    places.insert(chart.substr(text, chart.find('>', text) - text));
+  }
+  EXPECT_EQ(places.size(), points.size());
 }
 
 TEST(Ticks, AreRoundAndInside) {

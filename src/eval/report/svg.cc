@@ -111,6 +111,51 @@ std::string frame(const Scale& sx, const Scale& sy, const Axis& x, const Axis& y
   return s;
 }
 
+struct Label {
+  double x, y;
+  bool left;  // of the point
+};
+
+/// Where labels stand beside their points: none over another, where there is room.
+class Labels {
+ public:
+  Label place(double x, double y, const std::string& text) {
+    const double width = kLetter * static_cast<double>(text.size());
+    const auto at = [&](bool left, bool below) {
+      return Label{x + (left ? -10 : 10), y + (below ? 20 : -10), left};
+    };
+    const auto box = [&](const Label& label) {
+      const double from = label.left ? label.x - width : label.x;
+      return Box{from, from + width, label.y - kLine, label.y};
+    };
+    const bool left = x > kWidth * 0.8;
+    Label chosen = at(left, false);
+    for (const Label& label :
+         {at(left, false), at(left, true), at(!left, false), at(!left, true)}) {
+      const Box b = box(label);
+      const bool inside = b.left >= 0 && b.right <= kWidth;
+      if (inside && std::none_of(taken_.begin(), taken_.end(),
+                                 [&](const Box& other) { return b.meets(other); })) {
+        chosen = label;
+        break;
+      }
+    }
+    taken_.push_back(box(chosen));
+    return chosen;
+  }
+
+ private:
+  static constexpr double kLetter = 7;  // of 13 pixels of text
+  static constexpr double kLine = 14;
+  struct Box {
+    double left, right, top, bottom;
+    bool meets(const Box& b) const {
+      return left < b.right && b.left < right && top < b.bottom && b.top < bottom;
+    }
+  };
+  std::vector<Box> taken_;
+};
+
 Scale horizontal(const Range& range, const Axis& axis) {
   return Scale(range, axis, kLeft, kWidth - kRight);
 }
@@ -186,6 +231,7 @@ std::string scatter(const std::vector<Point>& points, const Axis& x, const Axis&
   for (const auto& [series, path] : paths) {
     s += fmt::format("<path class=\"frontier\" d=\"{}\"/>\n", path);
   }
+  Labels labels;
   for (const Point& p : sorted) {
     const double cx = sx.at(p.x);
     const double cy = sy.at(p.y);
@@ -198,9 +244,9 @@ std::string scatter(const std::vector<Point>& points, const Axis& x, const Axis&
         "<line x1=\"{3:.1f}\" x2=\"{4:.1f}\" y1=\"{5:.1f}\" y2=\"{5:.1f}\"/>",
         cx, sy.at(p.y_low), sy.at(p.y_high), sx.at(p.x_low), sx.at(p.x_high), cy);
     s += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"6\"/>", cx, cy);
-    const bool flip = cx > kWidth * 0.8;
-    s += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\">{}</text></g>\n",
-                     cx + (flip ? -10 : 10), cy - 10, flip ? "end" : "start", escape_html(p.label));
+    const Label label = labels.place(cx, cy, p.label);
+    s += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\">{}</text></g>\n", label.x,
+                     label.y, label.left ? "end" : "start", escape_html(p.label));
   }
   return s + "</svg>\n";
 }
