@@ -1,7 +1,6 @@
 #include "base/json_lines.h"
 
 #include <algorithm>
-
 #include <nlohmann/json.hpp>
 
 #include "base/checksum.h"
@@ -38,33 +37,50 @@ bool too_deep(std::string_view json) {
 
 }  // namespace
 
-uint64_t each_json_line(
-    const std::string& path,
-    const std::function<void(const nlohmann::ordered_json& value, int64_t line)>& use) {
-  const MappedFile file(path);
-  std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  if (text.starts_with(kByteOrderMark)) {
-    text.remove_prefix(kByteOrderMark.size());
+JsonLines::JsonLines(const std::string& path)
+    : file_(path),
+      rest_(reinterpret_cast<const char*>(file_.bytes().data()), file_.bytes().size()) {
+  if (rest_.starts_with(kByteOrderMark)) {
+    rest_.remove_prefix(kByteOrderMark.size());
   }
-  size_t begin = 0;
-  for (int64_t number = 1; begin < text.size(); ++number) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string_view line = text.substr(begin, end - begin);
-    begin = end + 1;
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) {
-      continue;
-    }
-    expect(!too_deep(line), "{}:{}: this line nests more than {} levels deep", path, number,
-           kMaxDepth);
-    const auto json = nlohmann::ordered_json::parse(line, nullptr, false);
-    expect(!json.is_discarded(), "{}:{}: this line is not JSON", path, number);
-    try {
-      use(json, number);
-    } catch (const Error& error) {
-      fail("{}:{}: {}", path, number, error.what());
+}
+
+std::vector<JsonLines::Line> JsonLines::next(size_t most) {
+  std::vector<Line> lines;
+  while (!rest_.empty() && lines.size() < most) {
+    const size_t end = std::min(rest_.find('\n'), rest_.size());
+    const std::string_view line = rest_.substr(0, end);
+    rest_.remove_prefix(std::min(end + 1, rest_.size()));
+    ++number_;
+    if (line.find_first_not_of(" \t\r") != std::string_view::npos) {
+      lines.push_back({line, number_});
     }
   }
-  return checksum(file.bytes());
+  return lines;
+}
+
+void JsonLines::read(const Line& line, const Use& use) const {
+  expect(!too_deep(line.text), "{}:{}: this line nests more than {} levels deep", file_.path(),
+         line.number, kMaxDepth);
+  const auto json = nlohmann::ordered_json::parse(line.text, nullptr, false);
+  expect(!json.is_discarded(), "{}:{}: this line is not JSON", file_.path(), line.number);
+  try {
+    use(json, line.number);
+  } catch (const Error& error) {
+    fail("{}:{}: {}", file_.path(), line.number, error.what());
+  }
+}
+
+uint64_t JsonLines::checksum() const {
+  return cambium::checksum(file_.bytes());
+}
+
+uint64_t each_json_line(const std::string& path, const JsonLines::Use& use) {
+  JsonLines lines(path);
+  for (std::vector<JsonLines::Line> one = lines.next(1); !one.empty(); one = lines.next(1)) {
+    lines.read(one.front(), use);
+  }
+  return lines.checksum();
 }
 
 }  // namespace cambium

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/json_lines.h"
+#include "base/parallel.h"
 #include "base/progress.h"
 #include "base/text.h"
 #include "text/prompt_format.h"
@@ -211,6 +212,17 @@ class RowReader {
   }
   bool tools_unwritten() const { return tools_unwritten_; }
 
+  /// What another reader found in rows behind this one's.
+  void add(const RowReader& later) {
+    for (const auto& [name, rows] : later.unused_) {
+      unused_[name] += rows;
+    }
+    has_parts_ = has_parts_ || later.has_parts_;
+    has_conversations_ = has_conversations_ || later.has_conversations_;
+    tools_unwritten_ = tools_looked_at_ ? tools_unwritten_ : later.tools_unwritten_;
+    tools_looked_at_ = tools_looked_at_ || later.tools_looked_at_;
+  }
+
  private:
   /// The messages of a conversation; null where the row is none.
   static Json messages_of(Row& row) {
@@ -389,8 +401,28 @@ class RowReader {
 /// Rows that cannot be used do not end a run; they are counted, and the first is told of.
 struct LeftOut {
   int64_t rows = 0;
-  std::string first;  // "line 7: why"
+  std::string first;  // "FILE:7: why"
+
+  void add(const std::string& path, int64_t number, const UnusableRow& why) {
+    add({1, fmt::format("{}:{}: {}", path, number, why.what())});
+  }
+  void add(const LeftOut& later) {
+    first = rows == 0 ? later.first : first;
+    rows += later.rows;
+  }
 };
+
+/// What some lines of a file, one after another, have become.
+struct RowsRead {
+  RowReader reader;
+  LeftOut left_out;
+  std::vector<Document> documents;
+};
+
+// Lines are read by all cores, so many in turn each, and documents put together in their order
+// after so many pieces: as few as keep all at work beside those that take longest.
+constexpr int64_t kLinesInTurn = 32;
+constexpr size_t kLinesAtOnce = 16384;
 
 std::unique_ptr<DocumentSource> load_rows(const std::string& path, const Tokenizer& tokenizer,
                                           LearnWhat learn, bool prompts) {
@@ -398,16 +430,36 @@ std::unique_ptr<DocumentSource> load_rows(const std::string& path, const Tokeniz
   RowReader reader(tokenizer, learn, prompts);
   LeftOut left_out;
   int64_t rows = 0;
-  const uint64_t digest = each_json_line(path, [&](const Json& json, int64_t number) {
-    ++rows;
-    try {
-      source->add(reader.read(json));
-    } catch (const UnusableRow& error) {
-      if (left_out.rows++ == 0) {
-        left_out.first = fmt::format("{}:{}: {}", path, number, error.what());
-      }
+  JsonLines file(path);
+  for (;;) {
+    const std::vector<JsonLines::Line> lines = file.next(kLinesAtOnce);
+    if (lines.empty()) {
+      break;
     }
-  });
+    const int64_t count = std::ssize(lines);
+    std::vector<RowsRead> pieces(static_cast<size_t>((count + kLinesInTurn - 1) / kLinesInTurn),
+                                 {RowReader(tokenizer, learn, prompts), {}, {}});
+    parallel_for(count, kLinesInTurn, [&](int64_t begin, int64_t end) {
+      RowsRead& piece = pieces[static_cast<size_t>(begin / kLinesInTurn)];
+      for (int64_t i = begin; i < end; ++i) {
+        file.read(lines[static_cast<size_t>(i)], [&](const Json& json, int64_t number) {
+          try {
+            piece.documents.push_back(piece.reader.read(json));
+          } catch (const UnusableRow& error) {
+            piece.left_out.add(path, number, error);
+          }
+        });
+      }
+    });
+    rows += count;
+    for (const RowsRead& piece : pieces) {
+      for (const Document& document : piece.documents) {
+        source->add(document);
+      }
+      reader.add(piece.reader);
+      left_out.add(piece.left_out);
+    }
+  }
   expect(rows > 0, "{}: the file has no documents", path);
   expect(source->size() > 0, "{}{}", left_out.first,
          rows > 1 ? fmt::format(" (and so with all {} rows of the file)", rows) : "");
@@ -422,7 +474,7 @@ std::unique_ptr<DocumentSource> load_rows(const std::string& path, const Tokeniz
   }
   // Files of plain text are named as they always were.
   source->set_fingerprint(fmt::format(
-      "jsonl {} tokenizer {} learn {}{}{}", checksum_text(digest),
+      "jsonl {} tokenizer {} learn {}{}{}", checksum_text(file.checksum()),
       checksum_text(tokenizer.fingerprint()),
       prompts                    ? "prompts"
       : learn == LearnWhat::kAll ? "all"

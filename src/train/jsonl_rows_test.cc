@@ -1,5 +1,8 @@
 // Rows as people's files have them: what is taken, what is refused, and what is said of the rest.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
+
+#include <map>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -50,6 +53,35 @@ Read read(const std::string& lines, const Tokenizer& tokenizer = byte_tokenizer(
   }
   out.said = ::testing::internal::GetCapturedStderr();
   return out;
+}
+
+// More rows than are read at once, by all cores.
+TEST(JsonlRows, OfALongFileStandInItsOrder) {
+  constexpr int kRows = 20000;
+  const auto file = [](const std::map<int, std::string>& others) {
+    std::string lines;
+    for (int i = 0; i < kRows; ++i) {
+      const auto other = others.find(i);
+      lines += other == others.end() ? fmt::format("{{\"text\": \"{}\", \"id\": 1}}\n", i)
+                                     : other->second + "\n";
+    }
+    return lines;
+  };
+  const Read r = read(file({}));
+  ASSERT_EQ(r.documents.size(), kRows);
+  const std::string end = r.documents[0].substr(2);  // "[0" before it
+  for (int i = 0; i < kRows; ++i) {
+    ASSERT_EQ(r.documents[static_cast<size_t>(i)], "[" + std::to_string(i) + end);
+  }
+  EXPECT_THAT(r.said, HasSubstr("id (20000 rows)"));
+  // The first in the file, whichever is found first.
+  EXPECT_THAT(read(file({{19000, "{}"}, {70, "[]"}})).error, HasSubstr(":71: expected an object"));
+  const std::string chat = R"({"messages": [{"role": "user", "content": "q"}]})";
+  const Read refused = read(file({{19999, chat}, {17000, chat}, {33, chat}}),
+                            byte_tokenizer("{{ raise_exception('no ' ~ messages|length) }}"));
+  EXPECT_EQ(refused.documents.size(), kRows - 3);
+  EXPECT_THAT(refused.said, HasSubstr("3 of 20000 rows are left out"));
+  EXPECT_THAT(refused.said, HasSubstr(":34: "));
 }
 
 TEST(JsonlRows, ANullColumnIsAnAbsentOne) {
