@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "base/checked.h"
+#include "base/random.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
@@ -29,6 +30,7 @@ struct PlaceArgs {
   int64_t context = -1, batch = -1, repeats = -1, evaluations = -1, reach = -1, beam = -1,
           documents = -1, max_tokens = -1, problems = -1, max_new_tokens = -1, seed = -1,
           data_seed = -1;
+  LongTextsOption long_texts;
   DeviceOption device;
   bool fresh = false;
 };
@@ -53,6 +55,7 @@ void check_applies(const PlaceArgs& a) {
       {"--speedup", a.speedup > 0},
       {"--budget-cost", a.budget > 0},
       {"--retrieval-share", a.retrieval_share >= 0},
+      {"--length", a.long_texts.given()},
       {"--context", a.context >= 0},
       {"--batch", a.batch >= 0},
       {"--repeats", a.repeats >= 0},
@@ -194,6 +197,8 @@ int run_search(const PlaceArgs& a) {
   const bool accuracy = options.metric == "accuracy";
   refuse(!asks && a.problems >= 0, "--problems", "the metrics accuracy and retrieval");
   refuse(!asks && a.max_new_tokens >= 0, "--max-new-tokens", "the metrics accuracy and retrieval");
+  const bool long_texts = a.long_texts.given();
+  refuse(long_texts && options.metric != "retrieval", "--length", "--metric retrieval");
   refuse(!accuracy && !a.task.empty(), "--task", "--metric accuracy");
   refuse(asks && a.documents >= 0, "--documents", "the metrics reverse-kl and nll");
   refuse(!a.data.empty() && a.retrieval_share >= 0, "--retrieval-share",
@@ -227,19 +232,23 @@ int run_search(const PlaceArgs& a) {
   evaluate.task_path = a.task_path;
   evaluate.problems = accuracy ? problems : 0;
   evaluate.max_new_tokens = or_else(a.max_new_tokens, evaluate.max_new_tokens);
-  evaluate.retrieval = options.metric == "retrieval" ? problems : 0;
+  evaluate.retrieval = options.metric == "retrieval" && !long_texts ? problems : 0;
   check_fields(evaluate, "place");
   const auto seed = static_cast<uint64_t>(or_else<int64_t>(a.data_seed, 1));
   const RunData data(files, evaluate, seed, load_tokenizer(a.model, teacher.model->spec().vocab),
                      {documents, accuracy ? problems : 0});
   const HeldOut chosen_by = data.selection_documents(documents);
-  const Task asked = accuracy ? data.selection_problems(problems)
-                     : asks   ? problem_task(files.problems, ProblemKind::kRetrieval, Split::kTest,
-                                             options.seed, problems, problems)
-                              : Task{};
-  const JudgeData choosing{&chosen_by, &asked, &data.tokenizer(), data.answers(evaluate)};
-  const JudgeData reported{&data.held_out(), accuracy ? &data.task() : &data.retrieval(),
-                           &data.tokenizer(), data.answers(evaluate)};
+  const auto far = [&](uint64_t of) { return a.long_texts.task(problems, of, data.tokenizer()); };
+  const Task asked = accuracy     ? data.selection_problems(problems)
+                     : long_texts ? far(mix_seed(seed, 1))
+                     : asks ? problem_task(files.problems, ProblemKind::kRetrieval, Split::kTest,
+                                           options.seed, problems, problems)
+                            : Task{};
+  const Task others = accuracy ? data.task() : long_texts ? far(seed) : data.retrieval();
+  AccuracyConfig answers = long_texts ? data.long_answers(evaluate) : data.answers(evaluate);
+  answers.max_new_tokens = or_else(a.max_new_tokens, answers.max_new_tokens);
+  const JudgeData choosing{&chosen_by, &asked, &data.tokenizer(), answers};
+  const JudgeData reported{&data.held_out(), &others, &data.tokenizer(), answers};
   const ChosenPlacement placement = choose_placement(bank, options, choosing, reported);
   write_placement(placement, a.output);
   print_choice(placement);
@@ -332,6 +341,7 @@ Action declare(Args& args) {
               &a->none_or_at_least);
   args.choice("metric", "search: what is kept (reverse-kl otherwise)", placement_metrics(),
               &a->metric);
+  a->long_texts.declare(args, "search: ");
   args.option("evaluations", "search: placements measured (200 otherwise)", &a->evaluations,
               {4, 1'000'000});
   args.option("reach", "search: layers apart that may act on each other (1 otherwise)", &a->reach,

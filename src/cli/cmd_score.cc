@@ -22,6 +22,7 @@ struct ScoreArgs {
   int64_t window = -1, sinks = -1, steps = -1, sequence = -1, problems = -1, max_new_tokens = -1;
   double rate = -1.0, price = -1.0, hidden = -1.0, retrieval_share = -1.0;
   int64_t retrieval_chars = -1;
+  LongTextsOption long_texts;
   int64_t documents = 32, max_tokens = 512, seed = 1;
   DeviceOption device;
   bool fresh = false;
@@ -57,6 +58,7 @@ void check_applies(const ScoreArgs& args, ScoreMethod method) {
   const char* const asking = "the metrics accuracy and retrieval, of all methods but mmr and gates";
   refuse(!asks && args.problems >= 0, "--problems", asking);
   refuse(!asks && args.max_new_tokens >= 0, "--max-new-tokens", asking);
+  refuse(args.metric != "retrieval" && args.long_texts.given(), "--length", "--metric retrieval");
   refuse(args.metric != "accuracy" && !args.task.empty(), "--task", "--metric accuracy");
   refuse(args.metric != "accuracy" && !args.task_path.empty(), "--task-path", "--metric accuracy");
   expect(args.task.empty() == args.task_path.empty(), "expected both --task and --task-path");
@@ -117,7 +119,8 @@ int run_score(const ScoreArgs& args) {
   const bool asks = metric_asks(args.metric);
   const int64_t problems = asks ? or_else<int64_t>(args.problems, 100) : 0;
   evaluate.problems = args.metric == "accuracy" ? problems : 0;
-  evaluate.retrieval = args.metric == "retrieval" ? problems : 0;
+  const bool long_texts = args.long_texts.given();
+  evaluate.retrieval = args.metric == "retrieval" && !long_texts ? problems : 0;
   evaluate.max_new_tokens = or_else(args.max_new_tokens, evaluate.max_new_tokens);
   check_fields(evaluate, "score");
   expect(!asks || problems > 0, "--problems: expected at least 1");
@@ -134,8 +137,13 @@ int run_score(const ScoreArgs& args) {
   }
   scored.train = mixed ? mixed.get() : &data.train();
   scored.documents = &data.held_out();
-  scored.problems = args.metric == "retrieval" ? &data.retrieval() : &data.task();
-  scored.answers = data.answers(evaluate);
+  const Task far =
+      long_texts ? args.long_texts.task(problems, options.seed, data.tokenizer()) : Task{};
+  scored.problems = long_texts                   ? &far
+                    : args.metric == "retrieval" ? &data.retrieval()
+                                                 : &data.task();
+  scored.answers = long_texts ? data.long_answers(evaluate) : data.answers(evaluate);
+  scored.answers.max_new_tokens = or_else(args.max_new_tokens, scored.answers.max_new_tokens);
   std::unique_ptr<MixerBank> bank;
   if (!args.student.empty()) {
     bank = std::make_unique<MixerBank>(*base.model);
@@ -200,9 +208,11 @@ Action declare_score(Args& args) {
   args.option("task-path", "metric accuracy: the task's file", &a->task_path);
   args.option("problems", "metrics accuracy and retrieval: problems asked (100 otherwise)",
               &a->problems);
-  args.option("max-new-tokens",
-              "accuracy and retrieval: tokens of an answer at most (256 otherwise)",
-              &a->max_new_tokens);
+  args.option(
+      "max-new-tokens",
+      "accuracy and retrieval: tokens of an answer at most (256 otherwise, of long texts 64)",
+      &a->max_new_tokens);
+  a->long_texts.declare(args);
   args.option("seed", "of data and of what starts at random", &a->seed);
   args.option("output,o", "file of scores; goes on with what it holds of the same question",
               &a->output);
@@ -218,7 +228,8 @@ Command score_command() {
           "  cambium score models/teacher -o scores.json\n"
           "  cambium score MODEL --data text.jsonl --method leave-block-out --metric nll\n"
           "  cambium score HYBRID --teacher MODEL --method mmr --mixer mamba --steps 100\n"
-          "  cambium score TEACHER --method window-swap --window 64 --metric retrieval\n"
+          "  cambium score TEACHER --method window-swap --window 512 --metric retrieval --length "
+          "4096,16384\n"
           "  cambium score TEACHER --method restore-one --student ALL_CONVERTED -d traces.jsonl "
           "--metric nll\n"
           "  cambium score TEACHER --method gates --student ALL_CONVERTED -o gates.json",

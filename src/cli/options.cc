@@ -9,12 +9,27 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/progress.h"
+#include "eval/problems/long_context.h"
 #include "tensor/device_memory.h"
 
 namespace cambium {
 
 void refuse(bool given, const char* option, const char* what) {
   expect(!given, "{} belongs to {}", option, what);
+}
+
+void LongTextsOption::declare(Args& args, const std::string& of) {
+  args.option("length",
+              of + "metric retrieval: pass keys, and keys and values, in texts of so many tokens "
+                   "(4096,16384; generated texts of some hundred characters otherwise)",
+              &lengths, {16, kMaxPositions});
+}
+
+Task LongTextsOption::task(int64_t problems, uint64_t seed, const Tokenizer& tokenizer) const {
+  const std::vector<std::string> tasks = {"passkey", "keyvalue"};
+  LongGrid grid{.lengths = lengths, .depths = 5};
+  grid.answers = answers_of_cells(grid, tasks.size(), problems);
+  return long_tasks(tasks, grid, seed, tokenizer);
 }
 
 ResultFile::ResultFile(const std::string& path) {

@@ -4,13 +4,16 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/file.h"
 #include "cli/args.h"
+#include "eval/tasks.h"
 #include "model/weights.h"
 #include "ops/sampling/sampling.h"
 #include "serve/engine.h"
 #include "tensor/device.h"
+#include "text/tokenizer.h"
 
 namespace cambium {
 
@@ -22,6 +25,17 @@ template <class T>
 T or_else(T given, T fallback) {
   return given < 0 ? fallback : given;
 }
+
+/// `--length`: what --metric retrieval asks, in place of generated texts of some hundred
+/// characters.
+struct LongTextsOption {
+  std::vector<int64_t> lengths;  // tokens
+
+  void declare(Args& args, const std::string& of = "");
+  bool given() const { return !lengths.empty(); }
+  /// About so many pass keys and keys and values, in texts of these lengths.
+  Task task(int64_t problems, uint64_t seed, const Tokenizer& tokenizer) const;
+};
 
 /// Where a command's results go, opened before the work, so that nothing is computed for a file
 /// that cannot be written. Standard output where the path is empty.

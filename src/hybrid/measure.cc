@@ -9,6 +9,7 @@
 #include "base/cpu.h"
 #include "base/parallel.h"
 #include "base/progress.h"
+#include "base/random.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "eval/likelihood.h"
@@ -27,6 +28,9 @@ constexpr int64_t kCachedTokens = 160;
 // KL of what rounding alone makes different: fixtures in f32 stay below 1e-10, in bf16 below 2e-3.
 constexpr double kCachedLimitF32 = 1e-5;
 constexpr double kCachedLimitBF16 = 1e-2;
+
+// Of the seed of long texts that choose: others than those that are reported.
+constexpr uint64_t kUnreported = 1;
 
 // Long texts are answered so many at once: a cache of as many as of short ones would not fit.
 constexpr int64_t kLongBatch = 16;
@@ -153,7 +157,8 @@ RunData::RunData(const DataPlan& d, const EvaluationPlan& e, uint64_t seed, Toke
     spec.retrieval = e.retrieval_spec;
     retrieval_ = problem_task(spec, ProblemKind::kRetrieval, Split::kTest, seed, e.retrieval);
     more_retrieval_ = [spec, seed, reported = e.retrieval](int64_t problems) {
-      return problem_task(spec, ProblemKind::kRetrieval, Split::kTest, seed, problems, reported);
+      return problem_task(spec, ProblemKind::kRetrieval, Split::kTest, seed,
+                          problems > 0 ? problems : reported, reported);
     };
     for (const int64_t characters : e.retrieval_lengths) {
       retrieval_at_.push_back({fmt::format("retrieval of {} characters", characters),
@@ -162,6 +167,15 @@ RunData::RunData(const DataPlan& d, const EvaluationPlan& e, uint64_t seed, Toke
     }
   }
   const LongPlan& l = e.long_texts;
+  if (e.retrieval == 0 && !l.tasks.empty()) {
+    more_retrieval_ = [l, seed, words = tokenizer_](int64_t problems) {
+      LongGrid grid = l.grid;
+      if (problems > 0) {
+        grid.answers = answers_of_cells(grid, l.tasks.size(), problems);
+      }
+      return long_tasks(l.tasks, grid, mix_seed(seed, kUnreported), words);
+    };
+  }
   for (const std::string& name : l.tasks) {
     for (const int64_t tokens : l.grid.lengths) {
       LongGrid grid = l.grid;
@@ -198,6 +212,10 @@ Task RunData::selection_problems(int64_t problems) const {
 
 Task RunData::selection_retrieval(int64_t problems) const {
   return more_retrieval_ ? more_retrieval_(problems) : Task{};
+}
+
+AccuracyConfig RunData::selection_retrieval_answers(const EvaluationPlan& plan) const {
+  return plan.retrieval > 0 ? answers(plan) : long_answers(plan);
 }
 
 AccuracyConfig RunData::answers(const EvaluationPlan& plan) const {

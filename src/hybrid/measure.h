@@ -53,8 +53,10 @@ class RunData {
   /// the validation data): one of those that stages choose by, from its first document on.
   HeldOut selection_documents(int64_t documents, const std::string& file = "") const;
   Task selection_problems(int64_t problems) const;
-  /// Retrieval that is not reported.
+  /// Retrieval that is not reported: of [evaluate] `retrieval`, or where the plan has none of
+  /// [evaluate.long], in its lengths; about so many, and 0 = as many as are reported.
   Task selection_retrieval(int64_t problems) const;
+  AccuracyConfig selection_retrieval_answers(const EvaluationPlan& plan) const;
   /// The files that stages choose by, and their documents.
   const std::map<std::string, std::unique_ptr<DocumentSource>>& selection_files() const {
     return selection_files_;

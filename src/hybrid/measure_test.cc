@@ -243,6 +243,35 @@ TEST_F(MeasureTest, QualityAgainstItselfAndAgainstAnother) {
   EXPECT_LT(apart.agreement, 0.5);
 }
 
+// Long texts that choose: in the lengths and kinds of those that are reported, none of which they
+// are.
+TEST_F(MeasureTest, RetrievalThatChoosesIsNotReported) {
+  HybridPlan plan = small_plan();
+  plan.evaluate.long_texts = {{"passkey", "keyvalue"}, {{200, 400}, 3, 2}};
+  const RunData data(plan, byte_tokenizer());
+  const Task chosen_by = data.selection_retrieval(0);
+  ASSERT_EQ(chosen_by.examples.size(), 24U);
+  size_t at = 0;
+  for (const RunData::Retrieval& reported : data.retrieval_at()) {
+    for (const Example& example : reported.task.examples) {
+      const Example& other = chosen_by.examples[at++];
+      EXPECT_NE(other.question, example.question);
+      EXPECT_NE(other.answer, example.answer);
+      EXPECT_NEAR(static_cast<double>(other.question.size()),
+                  static_cast<double>(example.question.size()), 60.0);
+    }
+  }
+  EXPECT_EQ(data.selection_retrieval(12).examples.size(), 12U);
+  EXPECT_EQ(data.selection_retrieval(1).examples.size(), 12U);  // one of a cell at least
+  EXPECT_EQ(data.selection_retrieval_answers(plan.evaluate).max_new_tokens, kLongAnswerTokens);
+  // The plan's own texts go first.
+  plan.evaluate.retrieval = 2;
+  const RunData own(plan, byte_tokenizer());
+  EXPECT_EQ(own.selection_retrieval(0).examples.size(), 2U);
+  EXPECT_EQ(own.selection_retrieval_answers(plan.evaluate).max_new_tokens,
+            plan.evaluate.max_new_tokens);
+}
+
 TEST_F(MeasureTest, QuestionsWithOptionsAreAskedInAllRotations) {
   const TestFolder folder;
   HybridPlan plan = small_plan();

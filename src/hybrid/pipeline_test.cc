@@ -290,6 +290,8 @@ TEST(Pipeline, AStageMayScoreAsTheCommandDoes) {
       {R"(method = "restore-one", metric = "retrieval", documents = 2, max_new_tokens = 2)",
        "wrong answers, share of the problems",
        "2 texts, equal shares by 2 documents, none of those that are reported"},
+      {R"(method = "window-swap", window = 4, metric = "retrieval", documents = 2, problems = 3)",
+       "wrong answers, share of the problems", "3 texts, equal shares by 2 documents"},
       {R"(method = "window-swap", window = 4, metric = "nll", data = "TRACES")",
        "negative log-likelihood, nats a token", "1 documents of "},
   };

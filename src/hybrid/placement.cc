@@ -150,10 +150,12 @@ StageData choosing_data(const HybridPlan& plan, const PlacePlan& place, const Ru
                                  place.data.empty() ? "" : " of " + place.data);
   if (place.asks()) {
     const bool retrieval = place.metric == "retrieval";
-    const int64_t reported = retrieval ? plan.evaluate.retrieval : plan.evaluate.problems;
-    const int64_t asked = place.problems > 0 ? place.problems : reported;
-    chosen.problems = retrieval ? data.selection_retrieval(asked) : data.selection_problems(asked);
-    chosen.answers = data.answers(plan.evaluate);
+    chosen.problems =
+        retrieval
+            ? data.selection_retrieval(place.problems)
+            : data.selection_problems(place.problems > 0 ? place.problems : plan.evaluate.problems);
+    chosen.answers =
+        retrieval ? data.selection_retrieval_answers(plan.evaluate) : data.answers(plan.evaluate);
     if (place.max_new_tokens > 0) {
       chosen.answers.max_new_tokens = place.max_new_tokens;
     }

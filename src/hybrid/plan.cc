@@ -277,14 +277,16 @@ void check_stage(const PlanTable& entry, const StagePlan& stage, const HybridPla
   expect(place.metric != "accuracy" || !place.asks() || plan.evaluate.problems > 0,
          "{}: metric accuracy needs problems to answer: give [evaluate] 'task' and 'task_path'",
          where);
-  expect(place.metric != "retrieval" || !place.asks() || plan.evaluate.retrieval > 0,
-         "{}: metric retrieval needs texts: give [evaluate] 'retrieval'", where);
+  const bool retrieves = plan.evaluate.retrieval > 0 || !plan.evaluate.long_texts.tasks.empty();
+  expect(place.metric != "retrieval" || !place.asks() || retrieves,
+         "{}: metric retrieval needs texts: give [evaluate] 'retrieval', or [evaluate.long] "
+         "'tasks'",
+         where);
   expect(!place.trains() || place.probe.has_length(), "{}: {} needs [place.probe] 'steps' above 0",
          where, place.method);
   expect(stage.gate.min_accuracy_kept == 0.0 || plan.evaluate.problems > 0,
          "{}: a gate on accuracy needs problems: give [evaluate] 'task' and 'task_path'", where);
-  expect(stage.gate.min_retrieval_kept == 0.0 || plan.evaluate.retrieval > 0 ||
-             !plan.evaluate.long_texts.tasks.empty(),
+  expect(stage.gate.min_retrieval_kept == 0.0 || retrieves,
          "{}: a gate on retrieval needs texts: give [evaluate] 'retrieval', or [evaluate.long] "
          "'tasks'",
          where);

@@ -20,7 +20,7 @@ TEST(Bench, NeedsNoWeights) {
   TestFolder folder;  // a configuration under another name, without weights
   write_file_atomically(folder.at("sizes.json"), read_text_file(fixture("llama") + "/config.json"));
   const Outcome outcome = cambium("bench --random-weights " + folder.at("sizes.json") +
-                                  " --contexts 4 --decode 2 --repeats 1 --device cpu --json");
+                                  " --contexts 4 --decode 2 --repeats 1 --device cpu --json --quiet");
   ASSERT_EQ(outcome.status, 0) << outcome.text;
   const auto rows = nlohmann::json::parse(outcome.text);
   ASSERT_EQ(rows.size(), 1U);
@@ -32,7 +32,7 @@ TEST(Bench, NeedsNoWeights) {
 }
 
 TEST(Bench, OfOneKindStandsBesideTheLimits) {
-  const std::string small = " --repeats 1 --contexts 8,300 --batch 2 --device cpu --json";
+  const std::string small = " --repeats 1 --contexts 8,300 --batch 2 --device cpu --json --quiet";
   for (const std::string kind : {"decode", "prefill"}) {
     const Outcome outcome = cambium("bench " + kind + " " + fixture("apriel_h1") + small);
     ASSERT_EQ(outcome.status, 0) << outcome.text;

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "base/error.h"
 #include "base/random.h"
 #include "base/signals.h"
+#include "base/text.h"
 #include "eval/problems/phrases.h"
 
 namespace cambium {
@@ -218,6 +220,21 @@ Task long_task(const std::string& name, const LongGrid& grid, uint64_t seed,
     }
   }
   return task;
+}
+
+Task long_tasks(const std::vector<std::string>& names, const LongGrid& grid, uint64_t seed,
+                const Tokenizer& tokenizer) {
+  Task all{join(names, " and "), AnswerForm::kWords, {}};
+  for (const std::string& name : names) {
+    Task one = long_task(name, grid, seed, tokenizer);
+    std::move(one.examples.begin(), one.examples.end(), std::back_inserter(all.examples));
+  }
+  return all;
+}
+
+int64_t answers_of_cells(const LongGrid& grid, size_t tasks, int64_t problems) {
+  const int64_t cells = std::ssize(grid.lengths) * grid.depths * static_cast<int64_t>(tasks);
+  return std::max<int64_t>(problems / std::max<int64_t>(cells, 1), 1);
 }
 
 }  // namespace cambium

@@ -45,5 +45,10 @@ double depth_of(int64_t column, int64_t depths);
 /// long_task_names(). Errors as long_example.
 Task long_task(const std::string& name, const LongGrid& grid, uint64_t seed,
                const Tokenizer& tokenizer);
+/// Several of them as one task.
+Task long_tasks(const std::vector<std::string>& names, const LongGrid& grid, uint64_t seed,
+                const Tokenizer& tokenizer);
+/// Problems of a cell, one at least, so that `tasks` of a grid have about so many in all.
+int64_t answers_of_cells(const LongGrid& grid, size_t tasks, int64_t problems);
 
 }  // namespace cambium
