@@ -19,8 +19,9 @@ using testing::HasSubstr;
 TEST(Bench, NeedsNoWeights) {
   TestFolder folder;  // a configuration under another name, without weights
   write_file_atomically(folder.at("sizes.json"), read_text_file(fixture("llama") + "/config.json"));
-  const Outcome outcome = cambium("bench --random-weights " + folder.at("sizes.json") +
-                                  " --contexts 4 --decode 2 --repeats 1 --device cpu --json --quiet");
+  const Outcome outcome =
+      cambium("bench --random-weights " + folder.at("sizes.json") +
+              " --contexts 4 --decode 2 --repeats 1 --device cpu --json --quiet");
   ASSERT_EQ(outcome.status, 0) << outcome.text;
   const auto rows = nlohmann::json::parse(outcome.text);
   ASSERT_EQ(rows.size(), 1U);
