@@ -45,9 +45,10 @@ JsonLines::JsonLines(const std::string& path)
   }
 }
 
-std::vector<JsonLines::Line> JsonLines::next(size_t most) {
+std::vector<JsonLines::Line> JsonLines::next(size_t most, size_t bytes) {
   std::vector<Line> lines;
-  while (!rest_.empty() && lines.size() < most) {
+  const size_t left = rest_.size();
+  while (!rest_.empty() && lines.size() < most && (lines.empty() || left - rest_.size() < bytes)) {
     const size_t end = std::min(rest_.find('\n'), rest_.size());
     const std::string_view line = rest_.substr(0, end);
     rest_.remove_prefix(std::min(end + 1, rest_.size()));
@@ -77,7 +78,7 @@ uint64_t JsonLines::checksum() const {
 
 uint64_t each_json_line(const std::string& path, const JsonLines::Use& use) {
   JsonLines lines(path);
-  for (std::vector<JsonLines::Line> one = lines.next(1); !one.empty(); one = lines.next(1)) {
+  for (auto one = lines.next(1, 1); !one.empty(); one = lines.next(1, 1)) {
     lines.read(one.front(), use);
   }
   return lines.checksum();

@@ -24,8 +24,9 @@ class JsonLines {
 
   explicit JsonLines(const std::string& path);
 
-  /// Up to `most` more of them, in the file's order; none at its end. They stay with the file.
-  std::vector<Line> next(size_t most);
+  /// Up to `most` more of them, in the file's order, and of `bytes` in all, but one at least; none
+  /// at its end. They stay with the file.
+  std::vector<Line> next(size_t most, size_t bytes);
   /// Calls `use` with the line's value and number. Error with "path:line: " before it where it is
   /// not JSON or nests too deep; Errors that `use` throws get the same beginning. From many threads
   /// at once, if `use` may be called so.

@@ -238,6 +238,7 @@ int run_search(const PlaceArgs& a) {
   const RunData data(files, evaluate, seed, load_tokenizer(a.model, teacher.model->spec().vocab),
                      {documents, accuracy ? problems : 0});
   const HeldOut chosen_by = data.selection_documents(documents);
+  // Long texts that choose are of another seed than those that are reported.
   const auto far = [&](uint64_t of) { return a.long_texts.task(problems, of, data.tokenizer()); };
   const Task asked = accuracy     ? data.selection_problems(problems)
                      : long_texts ? far(mix_seed(seed, 1))

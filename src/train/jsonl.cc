@@ -419,10 +419,11 @@ struct RowsRead {
   std::vector<Document> documents;
 };
 
-// Lines are read by all cores, so many in turn each, and documents put together in their order
-// after so many pieces: as few as keep all at work beside those that take longest.
+// Lines are read by all cores, some one after another by each, and what they have become is put
+// together in the file's order after so many of them.
 constexpr int64_t kLinesInTurn = 32;
 constexpr size_t kLinesAtOnce = 16384;
+constexpr size_t kBytesAtOnce = size_t{64} << 20;
 
 std::unique_ptr<DocumentSource> load_rows(const std::string& path, const Tokenizer& tokenizer,
                                           LearnWhat learn, bool prompts) {
@@ -432,7 +433,7 @@ std::unique_ptr<DocumentSource> load_rows(const std::string& path, const Tokeniz
   int64_t rows = 0;
   JsonLines file(path);
   for (;;) {
-    const std::vector<JsonLines::Line> lines = file.next(kLinesAtOnce);
+    const std::vector<JsonLines::Line> lines = file.next(kLinesAtOnce, kBytesAtOnce);
     if (lines.empty()) {
       break;
     }
