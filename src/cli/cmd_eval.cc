@@ -78,7 +78,7 @@ Json eval_text(const EvalArgs& a, Model& model, const Tokenizer& tokenizer) {
   const bool cached = !a.cache.name.empty();
   const std::vector<LossSums> each =
       cached ? measure_cached(documents, model, teacher.model.get(), a.cache.values())
-             : documents.measure(model, teacher.model.get());
+             : documents.measure(model, teacher.model.get(), "documents");
   return text_json(documents, each, tokenizer, teacher.model != nullptr,
                    cached ? a.cache.name : "none");
 }

@@ -9,6 +9,7 @@
 
 #include "base/checked.h"
 #include "base/parallel.h"
+#include "base/progress.h"
 #include "files/safetensors.h"
 #include "ops/recurrence/recurrence.h"
 #include "serve/cache.h"
@@ -317,17 +318,26 @@ VerifyRow run(Model& model, Workspace& workspace, const Way& way,
 }
 
 VerifyReport run_ways(Model& model, const std::vector<Prompt>& prompts, bool cached,
-                      const VerifyConfig& config) {
+                      const VerifyConfig& config, const std::string& label) {
   VerifyReport report;
   Workspace workspace(model.device());
-  for (const Way& way : ways(config)) {
-    if (cached && !way.cached) {
-      continue;
-    }
+  std::vector<Way> list = ways(config);
+  std::erase_if(list, [&](const Way& way) { return cached && !way.cached; });
+  std::optional<Progress> progress;
+  if (!label.empty()) {
+    progress.emplace(label, list.size(), Progress::Options{.unit = "ways"});
+  }
+  for (const Way& way : list) {
     VerifyRow row = run(model, workspace, way, prompts, config);
     if (row.prompts > 0) {
       report.rows.push_back(std::move(row));
     }
+    if (progress) {
+      progress->advance(1);
+    }
+  }
+  if (progress) {
+    progress->finish();
   }
   return report;
 }
@@ -354,11 +364,11 @@ bool VerifyReport::ok() const {
 
 VerifyReport verify_model(Model& model, const std::string& reference_file,
                           const VerifyConfig& config) {
-  return run_ways(model, read_prompts(reference_file, model.spec().vocab), false, config);
+  return run_ways(model, read_prompts(reference_file, model.spec().vocab), false, config, "");
 }
 
 VerifyReport verify_cached(Model& model, const std::vector<std::vector<int32_t>>& texts,
-                           const VerifyConfig& config) {
+                           const VerifyConfig& config, const std::string& label) {
   std::vector<Prompt> prompts;
   Workspace workspace(model.device());
   for (const std::vector<int32_t>& text : texts) {
@@ -370,7 +380,7 @@ VerifyReport verify_cached(Model& model, const std::vector<std::vector<int32_t>>
     prompt.deviation = standard_deviation(prompt.logits);
     prompts.push_back(std::move(prompt));
   }
-  return run_ways(model, prompts, true, config);
+  return run_ways(model, prompts, true, config, label);
 }
 
 }  // namespace cambium

@@ -47,7 +47,8 @@ VerifyReport verify_model(Model& model, const std::string& reference_file,
 
 /// Whether a cache changes what the model says: its own logits of each text, read at once and
 /// without one, are the reference for the same text through a cache by the same ways.
+/// `label`: of the progress line; empty = none.
 VerifyReport verify_cached(Model& model, const std::vector<std::vector<int32_t>>& texts,
-                           const VerifyConfig& config = {});
+                           const VerifyConfig& config = {}, const std::string& label = "");
 
 }  // namespace cambium

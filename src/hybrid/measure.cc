@@ -66,7 +66,7 @@ AccuracySummary stickiness(Model& model, const RunData& data, const std::string&
   return summary.sticky;
 }
 
-double cached_kl(Model& model, const HeldOut& documents) {
+double cached_kl(Model& model, const HeldOut& documents, const std::string& label) {
   std::vector<std::vector<int32_t>> texts;
   for (const PackedSequence& group : documents.groups()) {
     const Segments segments = group.batch.segments();
@@ -76,7 +76,7 @@ double cached_kl(Model& model, const HeldOut& documents) {
     }
   }
   double worst = 0.0;
-  for (const VerifyRow& row : verify_cached(model, texts).rows) {
+  for (const VerifyRow& row : verify_cached(model, texts, {}, label).rows) {
     worst = larger_error(worst, row.kl);
   }
   return std::isfinite(worst) ? std::max(worst, 0.0) : std::numeric_limits<double>::max();
@@ -259,7 +259,8 @@ ModelSummary summarise_spec(const std::string& name, Model& model, const ModelSp
 void measure_quality(ModelSummary& summary, Model& model, Model& teacher, const RunData& data,
                      const EvaluationPlan& plan) {
   const StopAnywhere stop("what was trained and measured before is kept; go on with --resume");
-  const LossSums sums = total(data.held_out().measure(model, &teacher));
+  const LossSums sums =
+      total(data.held_out().measure(model, &teacher, summary.name + ": held out"));
   const auto tokens = static_cast<double>(std::max<int64_t>(sums.tokens, 1));
   summary.reverse_kl = sums.reverse_kl / tokens;
   summary.nll = sums.cross_entropy / tokens;
@@ -279,7 +280,7 @@ void measure_quality(ModelSummary& summary, Model& model, Model& teacher, const 
   if (rotatable(data.task())) {
     summary.sticky = stickiness(model, data, summary.name + ": rotations");
   }
-  summary.cached_kl = cached_kl(model, data.held_out());
+  summary.cached_kl = cached_kl(model, data.held_out(), summary.name + ": through a cache");
   summary.cached_limit = model.activations() == Dtype::kF32 ? kCachedLimitF32 : kCachedLimitBF16;
 }
 

@@ -504,7 +504,8 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
   LoadedModel& student = started.student;
   const std::string map = layer_map(student.model->spec());
   keep_placement(placement, stage, map, folder);
-  const LossSums converted = total(data_.held_out().measure(*student.model, teacher_.model.get()));
+  const LossSums converted = total(data_.held_out().measure(
+      *student.model, teacher_.model.get(), stage.name + " as converted: held out"));
   const double start_kl =
       converted.reverse_kl / static_cast<double>(std::max<int64_t>(converted.tokens, 1));
   say_text(fmt::format("  {}  held-out reverse KL {:.4f} as converted", map, start_kl));

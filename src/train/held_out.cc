@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include "base/checksum.h"
+#include <optional>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "base/progress.h"
 #include "base/signals.h"
@@ -75,8 +76,14 @@ std::string HeldOut::fingerprint() const {
                      checksum_text(sum.digest()));
 }
 
-std::vector<LossSums> HeldOut::measure(Model& model, Model* teacher) const {
+std::vector<LossSums> HeldOut::measure(Model& model, Model* teacher,
+                                       const std::string& label) const {
   std::vector<LossSums> sums;
+  std::optional<Progress> progress;
+  if (!label.empty()) {
+    progress.emplace(label, static_cast<uint64_t>(documents_),
+                     Progress::Options{.unit = "documents"});
+  }
   Workspace workspace(model.device());
   Context ctx = context_for(model, workspace);
   for (const PackedSequence& group : groups_) {
@@ -84,6 +91,12 @@ std::vector<LossSums> HeldOut::measure(Model& model, Model* teacher) const {
     const Tensor hidden = model.forward(ctx, group.batch);
     const Tensor taught = teacher == nullptr ? Tensor{} : teacher->forward(ctx, group.batch);
     add_sums(ctx, group, model, hidden, teacher, taught, sums);
+    if (progress) {
+      progress->update(sums.size());
+    }
+  }
+  if (progress) {
+    progress->finish();
   }
   return sums;
 }

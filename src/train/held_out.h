@@ -25,8 +25,10 @@ class HeldOut {
   /// Of the tokens and what is learned of them.
   std::string fingerprint() const;
 
-  /// Sums per document. With a teacher the KL terms (temperature 1) are measured too.
-  std::vector<LossSums> measure(Model& model, Model* teacher = nullptr) const;
+  /// Sums per document. With a teacher the KL terms (temperature 1) are measured too. `label`: of
+  /// the progress line; empty = none.
+  std::vector<LossSums> measure(Model& model, Model* teacher = nullptr,
+                                const std::string& label = "") const;
 
   /// The documents as they are run together, and the sums of one such group, given the final hidden
   /// states (T, C) of the model and, for the KL terms, of the teacher.
