@@ -23,6 +23,18 @@ Outcome stopped(const std::string& arguments, const std::string& signal, double 
       "timeout --foreground --preserve-status -s " + signal + " " + std::to_string(seconds));
 }
 
+/// The command, sent the signal when it has made a file, however long that takes: a tenth of a
+/// second later, at most 90 after its start.
+Outcome stopped_with(const std::string& file, const std::string& arguments,
+                     const std::string& signal) {
+  const std::string watch = "i=0; while [ ! -e " + file +
+                            " ] && kill -0 $$ && [ $i -lt 900 ]; do sleep 0.1; i=$((i+1)); done; "
+                            "sleep 0.1; kill -" +
+                            signal + " $$";
+  return cambium(arguments, "/dev/null",
+                 "sh -c '( " + watch + " ) > /dev/null 2>&1 & exec \"$@\"' sh");
+}
+
 TEST(Signals, EndCommandsWithAMessageAndNothingHalfWritten) {
   const TestFolder folder;
   std::string prompts;
@@ -80,8 +92,9 @@ TEST(Signals, EndLoadingAndBenchesOfRandomModels) {
 
 TEST(Signals, ScoresAndTrainingKeepWhatTheyHave) {
   const TestFolder folder;
-  const Outcome score =
-      stopped("score " + teacher() + " --documents 1000 -o " + folder.at("scores.json"), "INT", 3);
+  const Outcome score = stopped_with(
+      folder.at("scores.json"),
+      "score " + teacher() + " --documents 1000 -o " + folder.at("scores.json"), "INT");
   EXPECT_EQ(score.status, 130) << score.text;
   EXPECT_THAT(score.text, HasSubstr("the layers scored so far are kept"));
   EXPECT_TRUE(std::filesystem::exists(folder.at("scores.json")));
@@ -89,10 +102,11 @@ TEST(Signals, ScoresAndTrainingKeepWhatTheyHave) {
                     " --layers 1,2,3,4,5,6,7,8 --mixer sliding_window")
                 .status,
             0);
-  const Outcome place = stopped(
+  const Outcome place = stopped_with(
+      folder.at("p.json.trace"),
       "place " + teacher() + " --method search --bank win=" + folder.at("win") +
           " --cost cache --budget 0.7 --evaluations 200 --documents 200 -o " + folder.at("p.json"),
-      "INT", 3);
+      "INT");
   EXPECT_EQ(place.status, 130) << place.text;
   EXPECT_THAT(place.text, HasSubstr("the placements measured so far are kept"));
   EXPECT_TRUE(std::filesystem::exists(folder.at("p.json.trace")));
@@ -100,7 +114,7 @@ TEST(Signals, ScoresAndTrainingKeepWhatTheyHave) {
   const std::string train = "train '" + std::string(CAMBIUM_SOURCE_DIR) +
                             "/plans/teacher.toml' -o " + folder.at("run") +
                             " --set train.sequence_length=640 --set tokenizer.samples=100";
-  const Outcome first = stopped(train, "TERM", 3.0);
+  const Outcome first = stopped_with(folder.at("run/log.jsonl"), train, "TERM");
   EXPECT_EQ(first.status, 143) << first.text;
   EXPECT_THAT(first.text, HasSubstr("go on with --resume"));
   EXPECT_EQ(cambium(train + " --resume --stop-after 1").status, 0);
