@@ -217,7 +217,8 @@ class RowReader {
     for (const auto& [name, rows] : later.unused_) {
       unused_[name] += rows;
     }
-    has_parts_ = has_parts_ || later.has_parts_;
+    // Of documents of several kinds the last row decides: runs are known by it.
+    has_parts_ = later.has_parts_ || (prompts_ && has_parts_);
     has_conversations_ = has_conversations_ || later.has_conversations_;
     tools_unwritten_ = tools_looked_at_ ? tools_unwritten_ : later.tools_unwritten_;
     tools_looked_at_ = tools_looked_at_ || later.tools_looked_at_;

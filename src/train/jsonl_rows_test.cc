@@ -84,6 +84,28 @@ TEST(JsonlRows, OfALongFileStandInItsOrder) {
   EXPECT_THAT(refused.said, HasSubstr(":34: "));
 }
 
+// By the last row, however many are read at once: a run that was begun goes on over the same.
+TEST(JsonlRows, AFileOfSeveralKindsKeepsItsName) {
+  const std::string text = "{\"text\": \"a\"}\n";
+  const std::string question = "{\"question\": \"a\", \"answer\": \"b\"}\n";
+  for (const int rows : {2, 31, 32, 33, 300}) {
+    std::string texts;
+    std::string questions;
+    for (int i = 0; i < rows; ++i) {
+      texts += text;
+      questions += question;
+    }
+    const auto has_parts = [](const std::string& lines) {
+      return read(lines).fingerprint.ends_with(" rows 2");
+    };
+    EXPECT_FALSE(has_parts(texts)) << rows;
+    EXPECT_TRUE(has_parts(questions)) << rows;
+    EXPECT_FALSE(has_parts(questions + text)) << rows;
+    EXPECT_FALSE(has_parts(question + texts)) << rows;
+    EXPECT_TRUE(has_parts(texts + question)) << rows;
+  }
+}
+
 TEST(JsonlRows, ANullColumnIsAnAbsentOne) {
   const Read r = read(
       "{\"text\": \"ab\", \"messages\": null, \"prompt\": null, \"completion\": null}\n"
