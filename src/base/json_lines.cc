@@ -78,8 +78,12 @@ uint64_t JsonLines::checksum() const {
 
 uint64_t each_json_line(const std::string& path, const JsonLines::Use& use) {
   JsonLines lines(path);
-  for (auto one = lines.next(1, 1); !one.empty(); one = lines.next(1, 1)) {
-    lines.read(one.front(), use);
+  constexpr size_t kSome = 1024;
+  constexpr size_t kBytes = size_t{1} << 20;
+  for (auto some = lines.next(kSome, kBytes); !some.empty(); some = lines.next(kSome, kBytes)) {
+    for (const JsonLines::Line& line : some) {
+      lines.read(line, use);
+    }
   }
   return lines.checksum();
 }
