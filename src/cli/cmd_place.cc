@@ -4,11 +4,11 @@
 #include <filesystem>
 
 #include "base/checked.h"
-#include "base/random.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "eval/problems/long_context.h"
 #include "hybrid/measure.h"
 #include "hybrid/placement.h"
 #include "hybrid/placement_choice.h"
@@ -238,10 +238,9 @@ int run_search(const PlaceArgs& a) {
   const RunData data(files, evaluate, seed, load_tokenizer(a.model, teacher.model->spec().vocab),
                      {documents, accuracy ? problems : 0});
   const HeldOut chosen_by = data.selection_documents(documents);
-  // Long texts that choose are of another seed than those that are reported.
   const auto far = [&](uint64_t of) { return a.long_texts.task(problems, of, data.tokenizer()); };
   const Task asked = accuracy     ? data.selection_problems(problems)
-                     : long_texts ? far(mix_seed(seed, 1))
+                     : long_texts ? far(choosing_seed(seed))
                      : asks ? problem_task(files.problems, ProblemKind::kRetrieval, Split::kTest,
                                            options.seed, problems, problems)
                             : Task{};
@@ -361,7 +360,8 @@ Action declare(Args& args) {
   args.option("task-path", "search: the task's file", &a->task_path);
   args.option("problems", "search: as many choose, and as many others report (100 otherwise)",
               &a->problems, {1});
-  args.option("max-new-tokens", "search: tokens of an answer at most (256 otherwise)",
+  args.option("max-new-tokens",
+              "search: tokens of an answer at most (256 otherwise, of long texts 64)",
               &a->max_new_tokens, {1});
   args.option("compare", "search: layer scores whose placements are measured beside the chosen one",
               &a->compared);

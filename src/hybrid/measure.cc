@@ -9,7 +9,6 @@
 #include "base/cpu.h"
 #include "base/parallel.h"
 #include "base/progress.h"
-#include "base/random.h"
 #include "base/signals.h"
 #include "base/text.h"
 #include "eval/likelihood.h"
@@ -28,9 +27,6 @@ constexpr int64_t kCachedTokens = 160;
 // KL of what rounding alone makes different: fixtures in f32 stay below 1e-10, in bf16 below 2e-3.
 constexpr double kCachedLimitF32 = 1e-5;
 constexpr double kCachedLimitBF16 = 1e-2;
-
-// Of the seed of long texts that choose: others than those that are reported.
-constexpr uint64_t kUnreported = 1;
 
 // Long texts are answered so many at once: a cache of as many as of short ones would not fit.
 constexpr int64_t kLongBatch = 16;
@@ -173,7 +169,7 @@ RunData::RunData(const DataPlan& d, const EvaluationPlan& e, uint64_t seed, Toke
       if (problems > 0) {
         grid.answers = answers_of_cells(grid, l.tasks.size(), problems);
       }
-      return long_tasks(l.tasks, grid, mix_seed(seed, kUnreported), words);
+      return long_tasks(l.tasks, grid, choosing_seed(seed), words);
     };
   }
   for (const std::string& name : l.tasks) {

@@ -232,6 +232,10 @@ Task long_tasks(const std::vector<std::string>& names, const LongGrid& grid, uin
   return all;
 }
 
+uint64_t choosing_seed(uint64_t seed) {
+  return mix_seed(seed, 1);
+}
+
 int64_t answers_of_cells(const LongGrid& grid, size_t tasks, int64_t problems) {
   const int64_t cells = std::ssize(grid.lengths) * grid.depths * static_cast<int64_t>(tasks);
   return std::max<int64_t>(problems / std::max<int64_t>(cells, 1), 1);

@@ -48,6 +48,8 @@ Task long_task(const std::string& name, const LongGrid& grid, uint64_t seed,
 /// Several of them as one task.
 Task long_tasks(const std::vector<std::string>& names, const LongGrid& grid, uint64_t seed,
                 const Tokenizer& tokenizer);
+/// The seed of texts that choose, where those of `seed` are reported.
+uint64_t choosing_seed(uint64_t seed);
 /// Problems of a cell, one at least, so that `tasks` of a grid have about so many in all.
 int64_t answers_of_cells(const LongGrid& grid, size_t tasks, int64_t problems);
 
