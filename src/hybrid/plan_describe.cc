@@ -294,7 +294,9 @@ std::string describe_place(const HybridPlan& plan, const StagePlan& stage, int64
   }
   if (place.tries()) {
     const Phase* align = stage.phase("align");
-    const size_t trials = place.method == "search" ? stage.kinds().size() : 1;
+    const std::vector<GraftOptions> kinds = stage.kinds();
+    const auto trials = std::count_if(kinds.begin(), kinds.end(),
+                                      [&](const GraftOptions& kind) { return stage.aligns(kind); });
     s += fmt::format(", of all of it converted{}",
                      align == nullptr ? std::string()
                                       : fmt::format(" and aligned ({} of {} steps)", trials,
@@ -372,6 +374,8 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
                      stage.from.empty() ? "" : ", from " + stage.from,
                      stage.branch ? ", a branch" : "");
     s += describe_place(plan, stage, std::ssize(attention_layers(hybrid)));
+    std::vector<int64_t> aligned;
+    ModelSpec learning = hybrid;  // with the mixers alone that an alignment trains
     size_t turn = 0;
     for (const int64_t layer : taken) {
       const auto at = static_cast<size_t>(layer);
@@ -379,6 +383,10 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
       if (!stage.makes_supernet()) {
         const GraftOptions& kind = grafts[turn++ % grafts.size()];
         *hybrid.layers[at].mixer() = graft_spec(attention, teacher.width, kind);
+        if (stage.aligns(kind)) {
+          *learning.layers[at].mixer() = *hybrid.layers[at].mixer();
+          aligned.push_back(layer);
+        }
         continue;
       }
       std::vector<UnitSpec> units = {attention};
@@ -387,11 +395,17 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
         units.back().name = mixer_unit_name(graft.mixer);
       }
       add_choice(hybrid, layer, std::move(units), 1);
+      aligned.push_back(layer);
     }
     Shapes student(hybrid, teacher);
     // What an alignment trains: the new mixers, or all of them where none is new.
-    const std::vector<int64_t> aligned = taken.empty() ? converted_layers(hybrid, &teacher) : taken;
-    student.added = student.converted - (taken.empty() ? 0.0 : converted_before);
+    if (taken.empty()) {
+      aligned = converted_layers(hybrid, &teacher);
+      student.added = student.converted;
+    } else {
+      student.added = (stage.makes_supernet() ? student : Shapes(learning, teacher)).converted -
+                      converted_before;
+    }
     Changed so_far = changed.at(stage.from);
     for (const Phase& phase : stage.phases) {
       const TrainConfig& c = phase.config;
