@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/text.h"
 
 namespace cambium {
 namespace {
@@ -153,6 +154,14 @@ void RunFolder::expect_present() const {
          "the run's folder {} was removed, moved or replaced while the run was going, and its log "
          "and checkpoints with it; nothing more is written there",
          path_.string());
+}
+
+void RunFolder::expect_room(uint64_t bytes, std::string_view what) const {
+  std::error_code unknown;
+  const fs::space_info space = fs::space(path_, unknown);
+  expect(unknown || space.available >= bytes,
+         "{}: {} are needed for {}, and {} are free there; free some space, or give another folder",
+         path_.string(), human_bytes(bytes), what, human_bytes(space.available));
 }
 
 }  // namespace cambium

@@ -6,9 +6,11 @@
 // versions without marks are taken over by --resume when they look like ours.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace cambium {
@@ -36,6 +38,9 @@ class RunFolder {
   /// Error when the folder is no longer the one that was claimed: somebody removed, moved or
   /// replaced it, and what the run wrote is not where it will be looked for.
   void expect_present() const;
+  /// Error where its disk has fewer than `bytes` free for `what`: said before the work that is to
+  /// be kept, not after it. Nothing where the system does not say.
+  void expect_room(uint64_t bytes, std::string_view what) const;
 
   static constexpr const char* kMark = ".cambium-run";
 

@@ -14,6 +14,7 @@ namespace cambium {
 namespace {
 
 namespace fs = std::filesystem;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 RunFolderUse use(bool resume, const std::string& kind = "train") {
@@ -121,6 +122,15 @@ TEST(RunFolder, TellsWhenItWasRemovedOrReplaced) {
     }
     EXPECT_THROW(folder.expect_present(), Error);
   }
+}
+
+TEST(RunFolder, SaysWhatIsFreeAndWhatIsTaken) {
+  const TestFolder folder;
+  const RunFolder claimed(folder.at("run"), use(false));
+  EXPECT_NO_THROW(claimed.expect_room(1, "a byte"));
+  EXPECT_THAT(testing::message_of([&] { claimed.expect_room(uint64_t{1} << 62, "a checkpoint"); }),
+              AllOf(HasSubstr(folder.at("run")), HasSubstr("4.0 EiB are needed for a checkpoint"),
+                    HasSubstr("are free there")));
 }
 
 TEST(RunFolder, AHalfWrittenMarkIsNoObstacle) {

@@ -20,6 +20,29 @@
 namespace cambium {
 namespace {
 
+uint64_t bytes_of(const NamedTensors& tensors) {
+  uint64_t sum = 0;
+  for (const auto& [name, tensor] : tensors) {
+    sum += static_cast<uint64_t>(tensor.bytes());
+  }
+  return sum;
+}
+
+/// What a run's checkpoints take at most beside the `there` that lie in its folder: those that stay
+/// and the one that is being written. One before the end takes `whole`, with the optimiser's state,
+/// the last one `ended`.
+uint64_t room_for_checkpoints(const TrainConfig& config, int64_t next_step, int64_t there,
+                              uint64_t whole, uint64_t ended) {
+  const int64_t every = config.checkpoint_every;
+  const int64_t before_the_end = every == 0 ? 0
+                                 : config.tokens > 0
+                                     ? 1  // at least: steps are not known
+                                     : (config.steps - 1) / every - next_step / every;
+  const int64_t stay =
+      std::clamp(config.keep_checkpoints - there, int64_t{0}, std::max(before_the_end, int64_t{0}));
+  return static_cast<uint64_t>(stay) * whole + (before_the_end > stay ? whole : ended);
+}
+
 double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -522,6 +545,14 @@ TrainSummary Trainer::run(const std::function<bool(const StepReport&)>& after_st
                     {.unit = by_tokens ? "tokens" : "steps"});
   progress.update(static_cast<uint64_t>(done()));
   if (!finished()) {
+    if (record_ != nullptr) {
+      const RunFolder& folder = record_->folder();
+      const auto there = std::ssize(list_checkpoints(folder.path().string()));
+      folder.expect_room(
+          room_for_checkpoints(config_, next_step_, there, bytes_of(checkpoint_tensors(true)),
+                               bytes_of(checkpoint_tensors(false))),
+          "the checkpoints of this run");
+    }
     measure_peak();
   }
   bool go_on = true;

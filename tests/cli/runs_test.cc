@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <limits>
@@ -16,6 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
+using testing::Not;
 
 std::string train(const std::string& output, const std::string& more = "") {
   return "train '" + std::string(CAMBIUM_SOURCE_DIR) + "/plans/teacher.toml' -o " + output +
@@ -51,6 +53,29 @@ TEST(Runs, APlanAtFaultLeavesNothing) {
   EXPECT_EQ(cambium(train(folder.at("run"))).status, 0);
   EXPECT_TRUE(fs::exists(folder.at("run") + "/tokenizer/tokenizer.json"));
   EXPECT_TRUE(fs::exists(folder.at("run") + "/model/tokenizer.json"));
+}
+
+// Steps that could not be kept are not made. An ended run keeps its weights, a checkpoint before
+// the end the optimiser's state too.
+TEST(Runs, ADiskWithoutRoomForTheCheckpointIsSaidBeforeTheSteps) {
+  const TestFolder folder;
+  const auto on_disk_of = [&](const std::string& size) {
+    return "unshare -rm sh -c 'mount -t tmpfs -o size=" + size + " none " + folder.path() +
+           " && exec \"$@\"' --";
+  };
+  if (std::system((on_disk_of("1m") + " true 2>/dev/null").c_str()) != 0) {
+    GTEST_SKIP() << "this machine lets nobody mount a disk of a size";
+  }
+  const std::string args = train(folder.at("run"), "--set model.width=192 ");  // 1.1 MiB of weights
+  const Outcome full = cambium(args, "/dev/null", on_disk_of("1m"));
+  EXPECT_EQ(full.status, 1);
+  EXPECT_THAT(full.text, HasSubstr("are needed for the checkpoints of this run"));
+  EXPECT_THAT(full.text, Not(HasSubstr("/2 steps")));
+  const Outcome between =
+      cambium(args + "--set train.checkpoint_every=1", "/dev/null", on_disk_of("3m"));
+  EXPECT_EQ(between.status, 1);
+  EXPECT_THAT(between.text, HasSubstr("are needed for the checkpoints of this run"));
+  EXPECT_EQ(cambium(args, "/dev/null", on_disk_of("8m")).status, 0);
 }
 
 TEST(Runs, WhatSomebodyElseWroteStays) {
