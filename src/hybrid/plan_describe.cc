@@ -398,24 +398,28 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
       aligned.push_back(layer);
     }
     Shapes student(hybrid, teacher);
-    // What an alignment trains: the new mixers, or all of them where none is new.
+    // What a fit trains: the new mixers; or all of them where none is new. An alignment: of them
+    // those that the stage aligns.
+    const std::vector<int64_t> fitted = taken.empty() ? converted_layers(hybrid, &teacher) : taken;
+    const double of_fit = student.converted - (taken.empty() ? 0.0 : converted_before);
+    double of_alignment = of_fit;
     if (taken.empty()) {
-      aligned = converted_layers(hybrid, &teacher);
-      student.added = student.converted;
-    } else {
-      student.added = (stage.makes_supernet() ? student : Shapes(learning, teacher)).converted -
-                      converted_before;
+      aligned = fitted;
+    } else if (!stage.makes_supernet()) {
+      of_alignment = Shapes(learning, teacher).converted - converted_before;
     }
     Changed so_far = changed.at(stage.from);
     for (const Phase& phase : stage.phases) {
       const TrainConfig& c = phase.config;
+      const bool aligns = phase.name == "align";
+      student.added = aligns ? of_alignment : of_fit;
       const auto tokens = static_cast<double>(c.least_steps() * c.step_tokens());
       const double work = tokens * training_flops(c, student, taught, phase.logits.file.empty());
       const double trained = student.trained(c);
       all_tokens += tokens;
       all_flops += work;
       const std::vector<MemoryItem> takes =
-          phase_memory(phase, hybrid, teacher, aligned, so_far, device);
+          phase_memory(phase, hybrid, teacher, aligns ? aligned : fitted, so_far, device);
       if (total_bytes(takes) > total_bytes(memory)) {
         memory = takes;
         most = fmt::format("stage {}'s {}", stage.name, phase.name);
