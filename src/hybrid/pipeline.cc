@@ -111,8 +111,8 @@ class Pipeline {
                                                  int64_t attempt, const Progressed& at) const;
   FitSummary measure_fit(const StagePlan& stage, LoadedModel& student,
                          const CalibratedStart& start) const;
-  ModelSummary heal(const StagePlan& stage, LoadedModel& student, const Placement& placement,
-                    const CalibratedStart& start);
+  ModelSummary heal(const StagePlan& stage, LoadedModel& student,
+                    const std::vector<int64_t>& layers, const CalibratedStart& start);
   void add_curves(const StagePlan& stage, int64_t attempts);
   const DocumentSource& documents_of(const Phase& phase) const {
     return phase.data.empty() ? data_.train()
@@ -305,11 +305,8 @@ FitSummary Pipeline::measure_fit(const StagePlan& stage, LoadedModel& student,
 }
 
 ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
-                            const Placement& placement, const CalibratedStart& start) {
+                            const std::vector<int64_t>& layers, const CalibratedStart& start) {
   const fs::path folder = stage_folder(stage.name);
-  const std::vector<int64_t> aligned = placement.aligned(stage);
-  // A stage that converts nothing aligns all that was converted before it.
-  const bool aligns = placement.layers.empty() || !aligned.empty();
   Progressed at;
   if (const ModelSummary* base = result_of(stage.from)) {
     at = {base->tokens_trained, base->tokens_learned, base->next_sample};
@@ -323,12 +320,10 @@ ModelSummary Pipeline::heal(const StagePlan& stage, LoadedModel& student,
     const fs::path attempt_folder = folder / ("attempt-" + std::to_string(attempt));
     bool trained = false;
     for (const Phase& phase : stage.phases) {
-      const bool is_align = phase.name == "align";
-      if ((aligns || !is_align) && (!phase.once || attempt == 1)) {
+      if (!phase.once || attempt == 1) {
         uint64_t& next = phase.data.empty() ? at.next_sample : own_next[phase.data];
-        const TrainSummary t =
-            run_phase(phase, student, is_align ? aligned : placement.layers, attempt_folder,
-                      attempt == 1 ? 1.0 : stage.gate.retry_steps, next);
+        const TrainSummary t = run_phase(phase, student, layers, attempt_folder,
+                                         attempt == 1 ? 1.0 : stage.gate.retry_steps, next);
         at.tokens += t.tokens;
         at.learned += t.learned;
         next = t.data.next_sample;
@@ -514,7 +509,7 @@ ModelSummary Pipeline::run_stage(const StagePlan& stage) {
   const double start_kl =
       converted.reverse_kl / static_cast<double>(std::max<int64_t>(converted.tokens, 1));
   say_text(fmt::format("  {}  held-out reverse KL {:.4f} as converted", map, start_kl));
-  ModelSummary s = heal(stage, student, placement, started.start);
+  ModelSummary s = heal(stage, student, placement.layers, started.start);
   s.reverse_kl_converted = start_kl;
   s.from = stage.from;
   s.dir = (fs::path("stages") / stage.name / "model").string();

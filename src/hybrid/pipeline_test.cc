@@ -5,7 +5,6 @@
 #include <gmock/gmock.h>
 
 #include <chrono>
-#include <map>
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
@@ -228,61 +227,6 @@ from = "any"
     const char letters[] = {'A', 'G', 'W'};
     EXPECT_EQ(any.map[static_cast<size_t>(recipe.layers[i])],
               letters[static_cast<size_t>(recipe.choices[i])]);
-  }
-}
-
-// An alignment at a rate for new mixers leaves windows what they are, the teacher's attention; a
-// stage that gets windows alone from its search has nothing to align.
-TEST(Pipeline, WindowsBesideOtherMixersAreNotAligned) {
-  const TestFolder folder;
-  std::string plan = testing::kPlan;
-  plan.resize(plan.find("[distill]"));
-  plan += R"(
-[[stage]]
-name = "both"
-layers = 3
-branch = true
-[stage.graft]
-window = 4
-[stage.place]
-method = "search"
-evaluations = 6
-mixers = ["sliding_window"]
-at_least = ["sliding_window=1", "gated_delta_net=1"]
-[[stage]]
-name = "windows"
-layers = 2
-[stage.graft]
-window = 4
-[stage.place]
-method = "search"
-evaluations = 6
-mixers = ["sliding_window"]
-at_most = ["gated_delta_net=0"]
-)";
-  write_inputs(folder.path(), plan);
-  const RunSummary summary = run(folder.path(), "run");
-  ASSERT_EQ(summary.models.size(), 3);
-  EXPECT_GT(summary.models[1].tokens_trained, 0);
-  const auto weights_of = [](Model& model, int64_t layer) {
-    std::map<std::string, std::vector<float>> weights;
-    model.visit_layer(layer, [&](const std::string& name, Parameter& p) {
-      weights[name] = elements_of(p.tensor);
-    });
-    return weights;
-  };
-  const LoadedModel teacher = load_model(folder.at("teacher"));
-  for (const char* stage : {"both", "windows"}) {
-    const LoadedModel hybrid = load_model(folder.at("run/stages/") + stage + "/model");
-    const ModelSpec& spec = hybrid.model->spec();
-    int64_t windows = 0;
-    for (int64_t i = 0; i < hybrid.model->layer_count(); ++i) {
-      if (layer_map(spec)[static_cast<size_t>(i)] == 'W') {
-        ++windows;
-        EXPECT_EQ(weights_of(*hybrid.model, i), weights_of(*teacher.model, i)) << stage << i;
-      }
-    }
-    EXPECT_GE(windows, 1) << stage;
   }
 }
 

@@ -180,7 +180,7 @@ struct Choosing {
 };
 
 // A trial: all attention that is left in the base, converted to each of the kinds and aligned as
-// the stage's own will be, where it aligns that kind.
+// the stage's own will be.
 MixerBank trial_bank(const Choosing& c, const std::vector<GraftOptions>& kinds) {
   const std::vector<int64_t> open = attention_layers(c.base.spec());
   MixerBank bank(c.base);
@@ -192,7 +192,7 @@ MixerBank trial_bank(const Choosing& c, const std::vector<GraftOptions>& kinds) 
     std::vector<LayerCalibration> found;
     LoadedModel trial = convert(c.base, c.teacher, open, kind, c.plan.seed, true,
                                 calibration ? &*calibration : nullptr, &found);
-    if (const Phase* align = c.stage.phase("align"); align != nullptr && c.stage.aligns(kind)) {
+    if (const Phase* align = c.stage.phase("align"); align != nullptr) {
       align_mixers(trial, c.teacher, open, align->config, c.data.train(), c.first_sample,
                    kinds.size() == 1 ? c.label : fmt::format("{}: {}", c.label, kind.mixer));
     }
@@ -280,17 +280,6 @@ std::vector<int64_t> Placement::of(size_t kind) const {
   std::vector<int64_t> these;
   for (size_t i = 0; i < layers.size(); ++i) {
     if (kinds[i] == kind) {
-      these.push_back(layers[i]);
-    }
-  }
-  return these;
-}
-
-std::vector<int64_t> Placement::aligned(const StagePlan& stage) const {
-  const std::vector<GraftOptions> all = stage.kinds();
-  std::vector<int64_t> these;
-  for (size_t i = 0; i < layers.size(); ++i) {
-    if (stage.aligns(all[kinds[i]])) {
       these.push_back(layers[i]);
     }
   }

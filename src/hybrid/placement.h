@@ -49,8 +49,6 @@ struct Placement {
 
   /// The layers that get a kind.
   std::vector<int64_t> of(size_t kind) const;
-  /// The layers of the kinds that the stage aligns.
-  std::vector<int64_t> aligned(const StagePlan& stage) const;
 };
 
 /// Chooses `count` of the layers of `base`, as the stage says (kAnyLayers: as many as its search

@@ -448,10 +448,6 @@ std::vector<GraftOptions> StagePlan::kinds() const {
   return all;
 }
 
-bool StagePlan::aligns(const GraftOptions& kind) const {
-  return others.empty() || kind.mixer != "sliding_window";
-}
-
 int64_t HybridPlan::layers_added(const StagePlan& stage) const {
   const int64_t before = layers_before(stage);
   return stage.layers == before       ? 0

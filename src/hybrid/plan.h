@@ -133,9 +133,6 @@ struct StagePlan {
   bool makes_supernet() const { return !beside.empty(); }
   /// `graft` and after it `others`: what a converted layer may have.
   std::vector<GraftOptions> kinds() const;
-  /// Whether [align] trains the mixers of this kind. Beside other kinds of a search it leaves
-  /// windows as they are: they have the attention's weights, and a rate for what is new harms them.
-  bool aligns(const GraftOptions& kind) const;
   /// Null where the stage has no such phase.
   const Phase* phase(const std::string& name) const;
 };

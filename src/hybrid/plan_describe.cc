@@ -294,9 +294,7 @@ std::string describe_place(const HybridPlan& plan, const StagePlan& stage, int64
   }
   if (place.tries()) {
     const Phase* align = stage.phase("align");
-    const std::vector<GraftOptions> kinds = stage.kinds();
-    const auto trials = std::count_if(kinds.begin(), kinds.end(),
-                                      [&](const GraftOptions& kind) { return stage.aligns(kind); });
+    const size_t trials = place.method == "search" ? stage.kinds().size() : 1;
     s += fmt::format(", of all of it converted{}",
                      align == nullptr ? std::string()
                                       : fmt::format(" and aligned ({} of {} steps)", trials,
@@ -374,8 +372,6 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
                      stage.from.empty() ? "" : ", from " + stage.from,
                      stage.branch ? ", a branch" : "");
     s += describe_place(plan, stage, std::ssize(attention_layers(hybrid)));
-    std::vector<int64_t> aligned;
-    ModelSpec learning = hybrid;  // with the mixers alone that an alignment trains
     size_t turn = 0;
     for (const int64_t layer : taken) {
       const auto at = static_cast<size_t>(layer);
@@ -383,10 +379,6 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
       if (!stage.makes_supernet()) {
         const GraftOptions& kind = grafts[turn++ % grafts.size()];
         *hybrid.layers[at].mixer() = graft_spec(attention, teacher.width, kind);
-        if (stage.aligns(kind)) {
-          *learning.layers[at].mixer() = *hybrid.layers[at].mixer();
-          aligned.push_back(layer);
-        }
         continue;
       }
       std::vector<UnitSpec> units = {attention};
@@ -395,31 +387,21 @@ std::string describe_plan(const HybridPlan& plan, const ModelSpec& teacher, doub
         units.back().name = mixer_unit_name(graft.mixer);
       }
       add_choice(hybrid, layer, std::move(units), 1);
-      aligned.push_back(layer);
     }
     Shapes student(hybrid, teacher);
-    // What a fit trains: the new mixers; or all of them where none is new. An alignment: of them
-    // those that the stage aligns.
-    const std::vector<int64_t> fitted = taken.empty() ? converted_layers(hybrid, &teacher) : taken;
-    const double of_fit = student.converted - (taken.empty() ? 0.0 : converted_before);
-    double of_alignment = of_fit;
-    if (taken.empty()) {
-      aligned = fitted;
-    } else if (!stage.makes_supernet()) {
-      of_alignment = Shapes(learning, teacher).converted - converted_before;
-    }
+    // What an alignment trains: the new mixers, or all of them where none is new.
+    const std::vector<int64_t> aligned = taken.empty() ? converted_layers(hybrid, &teacher) : taken;
+    student.added = student.converted - (taken.empty() ? 0.0 : converted_before);
     Changed so_far = changed.at(stage.from);
     for (const Phase& phase : stage.phases) {
       const TrainConfig& c = phase.config;
-      const bool aligns = phase.name == "align";
-      student.added = aligns ? of_alignment : of_fit;
       const auto tokens = static_cast<double>(c.least_steps() * c.step_tokens());
       const double work = tokens * training_flops(c, student, taught, phase.logits.file.empty());
       const double trained = student.trained(c);
       all_tokens += tokens;
       all_flops += work;
       const std::vector<MemoryItem> takes =
-          phase_memory(phase, hybrid, teacher, aligns ? aligned : fitted, so_far, device);
+          phase_memory(phase, hybrid, teacher, aligned, so_far, device);
       if (total_bytes(takes) > total_bytes(memory)) {
         memory = takes;
         most = fmt::format("stage {}'s {}", stage.name, phase.name);
