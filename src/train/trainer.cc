@@ -38,8 +38,7 @@ uint64_t room_for_checkpoints(const TrainConfig& config, int64_t next_step, int6
                                  : config.tokens > 0
                                      ? 1  // at least: steps are not known
                                      : (config.steps - 1) / every - next_step / every;
-  const int64_t stay =
-      std::clamp(config.keep_checkpoints - there, int64_t{0}, std::max(before_the_end, int64_t{0}));
+  const int64_t stay = std::clamp(config.keep_checkpoints - there, int64_t{0}, before_the_end);
   return static_cast<uint64_t>(stay) * whole + (before_the_end > stay ? whole : ended);
 }
 
