@@ -35,20 +35,27 @@ function(cambium_text target file)
   target_sources(${target} PRIVATE ${CMAKE_BINARY_DIR}/texts/${name}.cc)
 endfunction()
 
-# cambium_units(TARGET SOURCES...): the sources are compiled several at a time, as scripts/units.py says
-# which, for what their headers instantiate.
-function(cambium_units target)
-  if(NOT CAMBIUM_UNITS)
-    return()
-  endif()
-  execute_process(COMMAND python3 ${PROJECT_SOURCE_DIR}/scripts/units.py ${ARGN}
-                  OUTPUT_VARIABLE units COMMAND_ERROR_IS_FATAL ANY)
-  string(REGEX MATCHALL "[^\n]+" units "${units}")
-  foreach(unit ${units})
-    string(REGEX MATCH "^([0-9]+) (.*)$" unit "${unit}")
-    set_source_files_properties(${CMAKE_MATCH_2} PROPERTIES UNITY_GROUP ${CMAKE_MATCH_1})
+# cambium_units(OUT NAME SOURCES...): sets OUT to what is to be compiled for the sources: themselves or,
+# under CAMBIUM_UNITS, files that include several at a time, as scripts/units.py says which, for what
+# their headers instantiate. Sources with options of their own stay alone.
+function(cambium_units out name)
+  set(alone)
+  set(joined)
+  foreach(source ${ARGN})
+    get_source_file_property(options ${source} COMPILE_OPTIONS)
+    if(CAMBIUM_UNITS AND NOT options)
+      list(APPEND joined ${source})
+    else()
+      list(APPEND alone ${source})
+    endif()
   endforeach()
-  set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+  if(joined)
+    execute_process(COMMAND python3 ${PROJECT_SOURCE_DIR}/scripts/units.py
+                            ${CMAKE_BINARY_DIR}/units/${name} ${joined}
+                    OUTPUT_VARIABLE units COMMAND_ERROR_IS_FATAL ANY)
+    string(REGEX MATCHALL "[^\n]+" joined "${units}")
+  endif()
+  set(${out} ${alone} ${joined} PARENT_SCOPE)
 endfunction()
 
 # cambium_sanitized(TARGET): instrumented code takes longer to optimise than to run, but for the loops
@@ -79,9 +86,9 @@ function(cambium_room name)
   if(NOT sources)
     set(sources ${PROJECT_SOURCE_DIR}/cmake/empty.cc)
   endif()
+  cambium_units(sources ${name} ${sources})
   add_library(cambium_${name} STATIC ${sources})
   target_link_libraries(cambium_${name} PUBLIC cambium_flags)
-  cambium_units(cambium_${name} ${sources})
   cambium_sanitized(cambium_${name})
   foreach(dep ${ARGN})
     target_link_libraries(cambium_${name} PUBLIC cambium_${dep})
@@ -105,24 +112,40 @@ endfunction()
 # under tests/NAME (end-to-end and parity) join the room's own; *_cpu.cc files there are kernels that
 # only tests need.
 function(cambium_room_tests)
+  file(STRINGS cmake/repeating_tests.txt repeating REGEX "^[^#]")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS cmake/repeating_tests.txt)
+  string(JOIN ":" repeating ${repeating})
+  file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/texts/test_paths.cc @ONLY CONTENT
+"// Made by cmake/rooms.cmake for base/test_paths.h.
+#include \"base/test_paths.h\"
+
+namespace cambium {
+const char kSourceDir[] = \"${PROJECT_SOURCE_DIR}\";
+const char kProgram[] = \"${CMAKE_BINARY_DIR}/cambium\";
+}  // namespace cambium
+")
   foreach(name ${ARGN})
     file(GLOB_RECURSE tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*_test.cc
          ${PROJECT_SOURCE_DIR}/tests/${name}/*_test.cc)
     if(tests)
-      add_executable(test_${name} ${tests})
+      cambium_units(tests test_${name} ${tests})
+      add_executable(test_${name} ${tests} ${CMAKE_BINARY_DIR}/texts/test_paths.cc)
       file(GLOB kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/${name}/*_cpu.cc)
       cambium_kernels(test_${name} ${kernels})
-      cambium_units(test_${name} ${tests})
       cambium_sanitized(test_${name})
+      # Tests take longer to optimise than to run, but for definitions of operations.
+      if(name STREQUAL ops)
+        target_compile_options(test_${name} PRIVATE $<$<CONFIG:Release>:-O1>)
+      else()
+        target_compile_options(test_${name} PRIVATE $<$<CONFIG:Release>:-O0>)
+      endif()
       target_link_libraries(test_${name} PRIVATE cambium_${name} GTest::gmock GTest::gtest_main)
-      target_compile_definitions(test_${name} PRIVATE
-        CAMBIUM_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
-        CAMBIUM_BINARY="${CMAKE_BINARY_DIR}/cambium")
       if(CAMBIUM_SANITIZE)  # starting an instrumented process takes longer than most tests do
         foreach(shard RANGE 3)
           add_test(NAME ${name}:${shard} COMMAND test_${name})
+          set(environment GTEST_TOTAL_SHARDS=4 GTEST_SHARD_INDEX=${shard} GTEST_FILTER=-${repeating})
           set_tests_properties(${name}:${shard} PROPERTIES TIMEOUT 1800
-                               ENVIRONMENT "GTEST_TOTAL_SHARDS=4;GTEST_SHARD_INDEX=${shard}")
+                               ENVIRONMENT "${environment}")
         endforeach()
       else()
         # Disabled tests are processes that other tests start (base/test_child.h).

@@ -5,15 +5,21 @@ Most of clang-tidy's time goes to the headers, which every run reads and matches
 the build compiles by the same command are therefore read as one unit that includes them, grouped by
 scripts/units.py. A unit that is not clean is halved, down to single files, and only what those say
 counts: joining files never accuses one of them.
+
+A unit that was clean is remembered, in any clone of this user, with what every file that it read
+held (~/.cache/cambium/tidy); it is read again when one of them, a flag, a rule or the tool changed.
 """
 
 import concurrent.futures
+import functools
+import hashlib
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from units import units_of
@@ -21,6 +27,8 @@ from units import units_of
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 FOLDER = BUILD / "tidy"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cambium" / "tidy"
+KEPT_DAYS = 30
 NOISE = re.compile(r"warnings? (generated|treated)|^Suppressed|^Use -(header|system)")
 ARGUMENTS = ["--quiet", "--header-filter=(src|tests)/.*", "--extra-arg=-Wreserved-identifier",
              "--extra-arg=-Wreserved-macro-identifier"]
@@ -45,8 +53,10 @@ def commands():
     for entry in json.loads((BUILD / "compile_commands.json").read_text()):
         flags = shlex.split(re.sub(r" -o \S+ -c \S+$", "", entry["command"]))[1:]
         files = [entry["file"]]
-        if "/Unity/" in entry["file"]:
-            files = re.findall(r'^#include "(.*)"', Path(entry["file"]).read_text(), re.M)
+        unit = Path(entry["file"])
+        if unit.parent == BUILD / "units":
+            files = [unit.parent / file
+                     for file in re.findall(r'^#include "(.*)"', unit.read_text(), re.M)]
         for file in files:
             result.setdefault(os.path.relpath(file, ROOT), flags)
     return result
@@ -57,8 +67,68 @@ def run(tool, arguments, flags=()):
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+@functools.cache
+def digest(file):
+    return hashlib.sha256((ROOT / file).read_bytes()).hexdigest()
+
+
+@functools.cache
+def rules(tool):
+    version = subprocess.run([tool, "--version"], text=True, stdout=subprocess.PIPE).stdout
+    return [version, digest(".clang-tidy"), digest("scripts/tidy.py")]
+
+
+def memory(tool, command, files):
+    """The file that says what was read when the unit was clean."""
+    asked = [rules(tool), [flag.replace(str(ROOT), ".") for flag in command], files]
+    return CACHE / (hashlib.sha256(json.dumps(asked).encode()).hexdigest() + ".json")
+
+
+def was_clean(path):
+    try:
+        held = json.loads(path.read_text())
+        if any(digest(file) != before for file, before in held.items()):
+            return False
+        os.utime(path)  # still of use
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def remember(path, command, files):
+    """Ours are named from the root: other clones read the same."""
+    text = "".join('#include "%s"\n' % (ROOT / file) for file in files)
+    read = subprocess.run(["c++", *command, "-w", "-M", "-x", "c++", "-"], cwd=ROOT, text=True,
+                          input=text, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    if read.returncode != 0:
+        return
+    names = {os.path.normpath(name) for name in read.stdout.replace("\\\n", " ").split()[1:]}
+    names = {name[len(str(ROOT)) + 1:] if name.startswith("%s/" % ROOT) else name
+             for name in names - {"-"}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".%d" % os.getpid())
+    new.write_text(json.dumps({name: digest(name) for name in sorted(names)}))
+    new.replace(path)
+
+
+def forget_old():
+    for path in CACHE.glob("*"):
+        if path.stat().st_mtime < time.time() - KEPT_DAYS * 86400:
+            path.unlink(missing_ok=True)
+
+
 def check(tool, command, files, name):
     """Whether the files are clean; prints what is wrong."""
+    path = memory(tool, command, files)
+    if was_clean(path):
+        return True
+    clean = read_again(tool, command, files, name)
+    if clean:
+        remember(path, command, files)
+    return clean
+
+
+def read_again(tool, command, files, name):
     if len(files) > 1:
         joined = FOLDER / (name + ".cc")
         joined.write_text("".join('#include "%s"\n' % (ROOT / file) for file in files))
@@ -87,6 +157,7 @@ def main():
     def key(file):  # of files that can be read together
         return known[file], file if names_in_vain(Path(file).read_text()) else ""
 
+    forget_old()
     units = sorted(units_of(files, key), key=lambda unit: -len(unit))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         clean = list(pool.map(lambda job: check(tool, known[job[1][0]], job[1], str(job[0])),

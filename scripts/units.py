@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Which files can be compiled together: scripts/units.py FILES prints `UNIT FILE` a line.
+"""Which files can be compiled together: scripts/units.py PREFIX FILES writes PREFIX_0.cc, PREFIX_1.cc,
+..., which include them, and prints what there is to compile, a path a line.
 
 Most of the time of a compiler, and of clang-tidy, goes to headers and to what they instantiate.
 Files that are included from one unit share that. They may be as long as no name that one of
@@ -7,6 +8,7 @@ them keeps in an unnamed namespace is defined by another, or by a header that th
 """
 
 import functools
+import os
 import re
 import sys
 from pathlib import Path
@@ -69,7 +71,22 @@ def units_of(files, key=lambda file: None):
     return [unit["files"] for unit in units]
 
 
+def write_units(prefix, files):
+    """The paths to compile. What a unit includes it names from its own folder, so that the same
+    sources elsewhere have the same units; one that would not change is not written."""
+    paths = []
+    for number, members in enumerate(units_of(files)):
+        if len(members) == 1:
+            paths.append(Path(members[0]))
+            continue
+        path = Path("%s_%d.cc" % (prefix, number))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join('#include "%s"\n' % os.path.relpath(file, path.parent) for file in members)
+        if not path.is_file() or path.read_text() != text:
+            path.write_text(text)
+        paths.append(path)
+    return paths
+
+
 if __name__ == "__main__":
-    for number, unit in enumerate(units_of(sys.argv[1:])):
-        for member in unit:
-            print(number, member)
+    print(*write_units(sys.argv[1], sys.argv[2:]), sep="\n")

@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 
+#include "base/test_paths.h"
 #include "text/prompt_format.h"
 
 namespace cambium {
@@ -11,7 +12,7 @@ namespace {
 // A model is asked with the prompt's own tokens, so a document should begin with exactly those: no
 // token of the shipped tokenizer spans the border of question and answer.
 TEST(ProblemSource, ADocumentBeginsWithItsPromptsTokens) {
-  const Tokenizer tokenizer = Tokenizer::load(std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher");
+  const Tokenizer tokenizer = Tokenizer::load(std::string(kSourceDir) + "/models/teacher");
   ProblemSpec spec;
   spec.retrieval_share = 0.25;
   const auto source = problem_source(tokenizer, spec, Split::kTrain, 1, 0);

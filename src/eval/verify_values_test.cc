@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "files/safetensors.h"
 #include "model/weights.h"
 
@@ -17,7 +18,7 @@ using Json = nlohmann::json;
 
 // The values of the llama fixture's second prompt, from the logits of its reference.
 Json fixture_case() {
-  const std::string dir = std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/llama";
+  const std::string dir = std::string(kSourceDir) + "/tests/fixtures/llama";
   const SafeTensors file = SafeTensors::open(dir + "/reference.safetensors");
   const std::vector<int64_t> ids = as_i64(file.at("tokens.1"));
   const std::vector<float> logits = as_f32(file.at("logits.1"));
@@ -38,7 +39,7 @@ Json fixture_case() {
 std::vector<ValuesRow> verify(const Json& c) {
   const TestFolder folder;
   write_file_atomically(folder.at("values.json"), Json{{"cases", {c}}}.dump());
-  const LoadedModel loaded = load_model(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/llama");
+  const LoadedModel loaded = load_model(std::string(kSourceDir) + "/tests/fixtures/llama");
   return verify_values(*loaded.model, folder.at("values.json"));
 }
 

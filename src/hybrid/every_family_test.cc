@@ -7,6 +7,7 @@
 #include <map>
 
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "base/testing.h"
 #include "hybrid/folder_check.h"
 #include "hybrid/graft.h"
@@ -22,8 +23,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-const std::filesystem::path kFixtures =
-    std::filesystem::path(CAMBIUM_SOURCE_DIR) / "tests" / "fixtures";
+const std::filesystem::path kFixtures = std::filesystem::path(kSourceDir) / "tests" / "fixtures";
 
 std::vector<std::string> families_at_hand() {
   std::vector<std::string> names;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "base/test_paths.h"
 #include "base/testing.h"
 #include "eval/verify.h"
 #include "hybrid/calibrate.h"
@@ -341,8 +342,7 @@ TEST(LatentGraft, ASupernetKeepsTheAttentionByItsOwnName) {
 
 // Every mixer, through a cache cut in many ways, on every device there is.
 TEST(LatentGraft, ACacheInPiecesGivesWhatTheWholeGives) {
-  const LoadedModel teacher =
-      load_model(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/deepseek_v3");
+  const LoadedModel teacher = load_model(std::string(kSourceDir) + "/tests/fixtures/deepseek_v3");
   std::vector<int32_t> text(40);
   for (size_t i = 0; i < text.size(); ++i) {
     text[i] = static_cast<int32_t>((5 + i * i * 7) % 384);
@@ -399,7 +399,7 @@ double divergence(const HeldOut& documents, Model& student, Model& teacher) {
 // From a checkpoint of DeepSeek-V3 to a hybrid that distillation brings nearer to it.
 TEST(LatentGraft, ADeepseekModelIsConvertedAndDistilled) {
   Progress::silence(true);
-  LoadedModel teacher = load_model(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/deepseek_v3");
+  LoadedModel teacher = load_model(std::string(kSourceDir) + "/tests/fixtures/deepseek_v3");
   const auto source = testing::copy_task();
   const HeldOut documents(*source, 8, 48, 1000);
   for (const char* mixer : {"gated_delta_net", "sliding_window"}) {

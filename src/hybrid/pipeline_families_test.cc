@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "hybrid/folder_check.h"
 #include "hybrid/pipeline.h"
 #include "hybrid/testing.h"
@@ -65,8 +66,7 @@ class PipelineOf : public ::testing::TestWithParam<FamilyRow> {};
 
 TEST_P(PipelineOf, ChoosesConvertsTrainsAndMeasures) {
   const TestFolder folder;
-  const std::string fixture =
-      std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + GetParam().fixture;
+  const std::string fixture = std::string(kSourceDir) + "/tests/fixtures/" + GetParam().fixture;
   const LoadedModel teacher = load_model(fixture);
   testing::write_inputs(folder.path(), kPlanOfFamilies, *teacher.model);
   const RunSummary summary = testing::run(folder.path(), "run");

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "base/testing.h"
 #include "base/text.h"
 #include "hybrid/testing.h"
@@ -396,7 +397,7 @@ TEST(HybridPlan, SaysWhatIsWrong) {
 }
 
 TEST(HybridPlan, TheShippedPlansAreWhole) {
-  const std::string source = CAMBIUM_SOURCE_DIR;
+  const std::string source = kSourceDir;
   const HybridPlan demo = read_hybrid_plan(source + "/plans/demo.toml", "", {});
   check_plan(demo, read_spec(source + "/models/teacher"));
   EXPECT_GE(demo.stages.size(), 4);
@@ -441,7 +442,7 @@ TEST(HybridPlan, WhatTheTeacherHasNotIsSaid) {
   EXPECT_EQ(error_of(text), "no error");
   EXPECT_THAT(error_of(text, {"distill.router.balance=0.01"}),
               HasSubstr("distill: router: expected a model with routed experts, got AAAA"));
-  const std::string fixtures = std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/";
+  const std::string fixtures = std::string(kSourceDir) + "/tests/fixtures/";
   const auto error_with = [&](const std::string& family, const std::vector<std::string>& set) {
     const ModelSpec teacher = read_spec(fixtures + family);
     return testing::message_of([&] { check_plan(read_plan(text, set, "t"), teacher); });
@@ -470,7 +471,7 @@ layers = 1
 }
 
 TEST(HybridPlan, OfASupernetOneMixerOfALayerRuns) {
-  const std::string source = CAMBIUM_SOURCE_DIR;
+  const std::string source = kSourceDir;
   const HybridPlan plan = read_hybrid_plan(source + "/plans/super-apriel.toml", "", {});
   const ModelSpec teacher = read_spec(source + "/plans/apriel-1.6-15b");
   check_plan(plan, teacher);
@@ -509,7 +510,7 @@ distill = {steps = 1, sequence_length = 100, train = "converted"}
 
 TEST(HybridPlan, AChatTemplateThatWillBeAskedThroughIsTriedFirst) {
   const TestFolder folder;
-  const std::string tokenizer = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher/tokenizer.json";
+  const std::string tokenizer = std::string(kSourceDir) + "/models/teacher/tokenizer.json";
   std::filesystem::copy_file(tokenizer, folder.at("tokenizer.json"));
   const auto check = [&](const std::string& ask, const std::string& source) {
     write_file_atomically(folder.at("chat_template.jinja"), source);
@@ -610,7 +611,7 @@ layers = 2
 TEST(HybridPlan, AHybridThatTheReleasedLayoutCannotSayIsPlannedInOurOwn) {
   const std::string text =
       "graft = {mixer = \"mamba\", faithful = true}\n[[stage]]\nname = \"all\"\nlayers = 3\n";
-  const std::string source = CAMBIUM_SOURCE_DIR;
+  const std::string source = kSourceDir;
   for (const char* fixture : {"qwen3", "llama"}) {
     const HybridPlan plan = read_plan(text, {}, "t");
     const ModelSpec teacher = read_spec(source + "/tests/fixtures/" + fixture);

@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "base/testing.h"
 #include "model/families/config.h"
 #include "model/gguf/gguf_export.h"
@@ -22,7 +23,7 @@ using json = nlohmann::ordered_json;
 using ::testing::HasSubstr;
 
 std::string fixture(const std::string& name) {
-  return std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + name;
+  return std::string(kSourceDir) + "/tests/fixtures/" + name;
 }
 
 /// A checkpoint with heads that predict more tokens: layers of a fixture under other names, and

@@ -5,11 +5,13 @@
 #include <cmath>
 #include <map>
 
+#include "base/test_paths.h"
+
 namespace cambium {
 namespace {
 
 TEST(RandomModel, HasTheSizesAndStorageAskedForAndFiniteLogits) {
-  ModelSpec spec = read_spec(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/llama");
+  ModelSpec spec = read_spec(std::string(kSourceDir) + "/tests/fixtures/llama");
   // The embedding is longer than what is drawn for one parameter, and not a multiple of it.
   spec.vocab = (int64_t{1} << 21) / spec.width + 3;
   for (const MatrixStorage storage : {MatrixStorage::kF32, MatrixStorage::kBF16}) {
@@ -37,7 +39,7 @@ TEST(RandomModel, HasTheSizesAndStorageAskedForAndFiniteLogits) {
 
 // A student of random weights costs the mixers that its teacher does not have.
 TEST(RandomModel, SharesWhatAnotherModelHas) {
-  const ModelSpec attention = read_spec(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/llama");
+  const ModelSpec attention = read_spec(std::string(kSourceDir) + "/tests/fixtures/llama");
   ModelSpec spec = attention;
   spec.layers[1].mixer()->options.set("heads", int64_t{2});
   spec.layers[1].mixer()->options.set("kv_heads", int64_t{2});

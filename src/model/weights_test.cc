@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "files/golden.h"
 #include "tensor/copy.h"
 
@@ -14,7 +15,7 @@ namespace cambium {
 namespace {
 
 std::string llama() {
-  return std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/llama";  // bf16
+  return std::string(kSourceDir) + "/tests/fixtures/llama";  // bf16
 }
 
 std::vector<float> logits_of(Model& model) {

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/signals.h"
+#include "base/test_paths.h"
 #include "serve/testing.h"
 
 namespace cambium {
@@ -224,7 +225,7 @@ TEST(MemoryPlan, CountsWhatAStepTakes) {
 
 TEST(WeightSizes, AreThoseOfTheLoadedModel) {
   for (const char* name : {"llama", "apriel_h1"}) {
-    const std::string dir = std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + name;
+    const std::string dir = std::string(kSourceDir) + "/tests/fixtures/" + name;
     for (const MatrixStorage storage :
          {MatrixStorage::kF32, MatrixStorage::kBF16, MatrixStorage::kStored}) {
       const WeightSizes sizes = weight_sizes(dir, storage);

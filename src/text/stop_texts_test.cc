@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "base/test_paths.h"
+
 namespace cambium {
 namespace {
 
@@ -15,7 +17,7 @@ TEST(StopTexts, TheFirstInTheTextCounts) {
 
 // However its tokens cut it, an answer ends with the token that completes a stop.
 TEST(StopWatch, EndsWithTheTokenThatCompletesAStop) {
-  const Tokenizer tokenizer = Tokenizer::load(CAMBIUM_SOURCE_DIR "/models/teacher");
+  const Tokenizer tokenizer = Tokenizer::load(std::string(kSourceDir) + "/models/teacher");
   const std::string text = "Tom has 3 books and Ida has 12 books more than Tom.";
   const std::vector<int32_t> tokens = tokenizer.encode(text, false);
   const auto pushed = [&](const std::vector<std::string>& stops) {

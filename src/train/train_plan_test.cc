@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/test_paths.h"
 #include "base/testing.h"
 
 namespace cambium {
@@ -99,7 +100,7 @@ TEST(TrainPlan, FingerprintsReadAsTheyAlwaysHave) {
 }
 
 TEST(TrainPlan, TheDocumentListsEveryKey) {
-  const std::string path = std::string(CAMBIUM_SOURCE_DIR) + "/docs/distillation.md";
+  const std::string path = std::string(kSourceDir) + "/docs/distillation.md";
   const std::string table = fields_table(list_fields<TrainConfig>());
   EXPECT_THAT(read_text_file(path), HasSubstr(table)) << "docs/distillation.md should hold:\n"
                                                       << table;

@@ -9,6 +9,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "program.h"
 
 namespace cambium {
@@ -20,7 +21,7 @@ using testing::HasSubstr;
 // A file from Windows, an empty line, and lines that cannot be answered.
 TEST(Answers, ABatchAnswersWhatItCan) {
   const TestFolder folder;
-  const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  const std::string model = std::string(kSourceDir) + "/models/teacher";
   std::string lines = "{\"prompt\": \"Tom has 3\", \"id\": 7}\r\n\r\n{\"prompt\": 4}\r\nnot JSON\n";
   lines +=
       "{\"prompt\": \"" + std::string(60000, 'x') + "\", \"id\": 8}\n  \n{\"prompt\": \"Ida\"}\n";
@@ -51,10 +52,9 @@ TEST(Answers, ABatchAnswersWhatItCan) {
 TEST(Answers, ABatchGivesLogProbabilities) {
   const TestFolder folder;
   write_file_atomically(folder.at("in.jsonl"), "{\"prompt\": \"Tom has 3\"}\n");
-  const Outcome outcome =
-      cambium("generate " + std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher -i " +
-              folder.at("in.jsonl") + " -n 4 --logprobs 3 --repetition-penalty 1.1 -o " +
-              folder.at("out.jsonl"));
+  const Outcome outcome = cambium(
+      "generate " + std::string(kSourceDir) + "/models/teacher -i " + folder.at("in.jsonl") +
+      " -n 4 --logprobs 3 --repetition-penalty 1.1 -o " + folder.at("out.jsonl"));
   ASSERT_EQ(outcome.status, 0) << outcome.text;
   const auto line = nlohmann::json::parse(read_text_file(folder.at("out.jsonl")));
   const auto& content = line["logprobs"]["content"];

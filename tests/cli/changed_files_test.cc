@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "program.h"
 
 namespace cambium {
@@ -16,7 +17,7 @@ using testing::HasSubstr;
 // Every file of a checkpoint, one character changed or gone: named wherever the folder is loaded,
 // until it is accepted.
 TEST(ChangedFiles, AreNamedWhereverAFolderIsLoaded) {
-  const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  const std::string model = std::string(kSourceDir) + "/models/teacher";
   const struct {
     const char* file;
     const char* from;
@@ -71,17 +72,15 @@ TEST(ChangedFiles, AreNamedByWhoReadsOneAlone) {
   for (const std::string& command :
        {"inspect " + dir, "place " + dir + " --method uniform --count 2",
         "bench --random-weights " + dir, "convert " + dir + " -o " + folder.at("h") + " --layers 1",
-        "hybridize '" + std::string(CAMBIUM_SOURCE_DIR) + "/plans/demo.toml' --dry-run -t " +
-            dir}) {
+        "hybridize '" + std::string(kSourceDir) + "/plans/demo.toml' --dry-run -t " + dir}) {
     const Outcome outcome = cambium(command);
     EXPECT_EQ(outcome.status, 1) << command << outcome.text;
     EXPECT_THAT(outcome.text, HasSubstr("config.json has checksum")) << command;
   }
   const std::string verify = "verify --tokenizer " + dir + reference;
   EXPECT_THAT(cambium(verify).text, ::testing::Not(HasSubstr("checksum")));
-  const std::string train = "train '" + std::string(CAMBIUM_SOURCE_DIR) +
-                            "/plans/teacher.toml' -o " + folder.at("run") +
-                            " --set tokenizer.path='\"" + dir + "\"'";
+  const std::string train = "train '" + std::string(kSourceDir) + "/plans/teacher.toml' -o " +
+                            folder.at("run") + " --set tokenizer.path='\"" + dir + "\"'";
   write_file_atomically(dir + "/tokenizer_config.json", "{}");
   for (const std::string& command : {verify, train}) {
     const Outcome outcome = cambium(command);
@@ -94,7 +93,7 @@ TEST(ChangedFiles, AreAcceptedByVerify) {
   const TestFolder folder;
   const std::string dir = folder.at("run/stage/m");
   std::filesystem::create_directories(folder.at("run/stage"));
-  std::filesystem::copy(std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher", dir);
+  std::filesystem::copy(std::string(kSourceDir) + "/models/teacher", dir);
   for (const std::string& good : {dir, folder.at("run")}) {
     const Outcome outcome = cambium("verify " + good);
     EXPECT_EQ(outcome.status, 0) << outcome.text;

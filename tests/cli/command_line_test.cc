@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "model/spec.h"
 #include "program.h"
 
@@ -201,8 +202,8 @@ TEST(CommandLine, OptionsThatWouldDoNothingAreRefused) {
 }
 
 TEST(CommandLine, APlanWhoseTeacherIsNotThereSaysSo) {
-  const Outcome outcome = cambium("hybridize '" + std::string(CAMBIUM_SOURCE_DIR) +
-                                  "/plans/demo.toml' -t nowhere --dry-run");
+  const Outcome outcome =
+      cambium("hybridize '" + std::string(kSourceDir) + "/plans/demo.toml' -t nowhere --dry-run");
   EXPECT_EQ(outcome.status, 1);
   EXPECT_THAT(outcome.text, HasSubstr("the teacher 'nowhere' is not there"));
 }
@@ -230,7 +231,7 @@ TEST(CommandLine, AChatTemplateThatCannotBeUsedIsNamedAtOnce) {
 
 TEST(CommandLine, OutputsAreOpenedBeforeTheWork) {
   const TestFolder folder;
-  const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  const std::string model = std::string(kSourceDir) + "/models/teacher";
   write_file_atomically(folder.at("in.jsonl"), "{\"prompt\": \"Tom\"}\n");
   std::filesystem::create_directory(folder.at("pipes"));
   const std::string pipe = folder.at("pipes/pipe");
@@ -263,11 +264,11 @@ TEST(CommandLine, ErrorsPrintNoControlCharacters) {
 // A model trained with the tokenizer of another folder has it beside it.
 TEST(CommandLine, TrainingWithAGivenTokenizerKeepsIt) {
   const TestFolder folder;
-  const Outcome outcome = cambium(
-      "train '" + std::string(CAMBIUM_SOURCE_DIR) + "/plans/teacher.toml' -o " + folder.at("run") +
-      " --set train.steps=1 --set train.sequence_length=640 --set model.layers=1"
-      " --set tokenizer.path='\"" +
-      teacher() + "\"'");
+  const Outcome outcome =
+      cambium("train '" + std::string(kSourceDir) + "/plans/teacher.toml' -o " + folder.at("run") +
+              " --set train.steps=1 --set train.sequence_length=640 --set model.layers=1"
+              " --set tokenizer.path='\"" +
+              teacher() + "\"'");
   EXPECT_EQ(outcome.status, 0) << outcome.text;
   EXPECT_EQ(cambium("generate " + folder.at("run/model") + " -p Tom -n 1").status, 0);
 }
@@ -525,7 +526,7 @@ TEST(CommandLine, InspectPlansMemory) {
 TEST(CommandLine, ScoresAreNeverStale) {
   const TestFolder folder;
   const std::string scores = " -o " + folder.at("s.json");
-  const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  const std::string model = std::string(kSourceDir) + "/models/teacher";
   const std::string first = "score " + model + " --documents 2 --max-tokens 40" + scores;
   write_file_atomically(folder.at("a.jsonl"), "{\"text\": \"one two three\"}\n");
   const std::string data = " --data " + folder.at("a.jsonl");
@@ -551,7 +552,7 @@ TEST(CommandLine, ScoresAreNeverStale) {
 // From banks to a hybrid that loads, twice the same, by what is kept.
 TEST(CommandLine, APlacementIsSearchedAndBuilt) {
   const TestFolder folder;
-  const std::string model = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  const std::string model = std::string(kSourceDir) + "/models/teacher";
   const std::string bank = folder.at("win");
   ASSERT_EQ(cambium("convert " + model + " -o " + bank +
                     " --layers 3,4,5,6 --mixer sliding_window --window 16")

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/file.h"
+#include "base/test_paths.h"
 
 namespace cambium {
 
@@ -23,8 +24,7 @@ struct Outcome {
 /// -f 8;", "timeout 3").
 inline Outcome cambium(const std::string& arguments, const std::string& input = "/dev/null",
                        const std::string& before = "") {
-  const std::string command =
-      before + " '" + CAMBIUM_BINARY + "' 2>&1 <'" + input + "' " + arguments;
+  const std::string command = before + " '" + kProgram + "' 2>&1 <'" + input + "' " + arguments;
   FILE* pipe = popen(command.c_str(), "r");
   Outcome outcome;
   std::array<char, 4096> buffer{};
@@ -47,11 +47,11 @@ inline std::vector<nlohmann::json> rows_of(const std::string& path) {
 }
 
 inline std::string fixture(const std::string& name) {
-  return std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + name;
+  return std::string(kSourceDir) + "/tests/fixtures/" + name;
 }
 
 inline std::string teacher() {
-  return std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  return std::string(kSourceDir) + "/models/teacher";
 }
 
 }  // namespace cambium

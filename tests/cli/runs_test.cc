@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "program.h"
 
 namespace cambium {
@@ -20,15 +21,15 @@ using testing::HasSubstr;
 using testing::Not;
 
 std::string train(const std::string& output, const std::string& more = "") {
-  return "train '" + std::string(CAMBIUM_SOURCE_DIR) + "/plans/teacher.toml' -o " + output +
+  return "train '" + std::string(kSourceDir) + "/plans/teacher.toml' -o " + output +
          " --set train.steps=2 --set train.sequence_length=640 --set model.layers=1"
          " --set tokenizer.samples=100 " +
          more;
 }
 
 std::string hybridize(const std::string& output, const std::string& more = "") {
-  return "hybridize '" + std::string(CAMBIUM_SOURCE_DIR) + "/plans/demo.toml' -t " + teacher() +
-         " -o " + output + " " + more;
+  return "hybridize '" + std::string(kSourceDir) + "/plans/demo.toml' -t " + teacher() + " -o " +
+         output + " " + more;
 }
 
 std::string distill(const std::string& output, const std::string& more = "") {

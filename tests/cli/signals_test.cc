@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "program.h"
 
 namespace cambium {
@@ -111,8 +112,8 @@ TEST(Signals, ScoresAndTrainingKeepWhatTheyHave) {
   EXPECT_THAT(place.text, HasSubstr("the placements measured so far are kept"));
   EXPECT_TRUE(std::filesystem::exists(folder.at("p.json.trace")));
   EXPECT_FALSE(std::filesystem::exists(folder.at("p.json")));
-  const std::string train = "train '" + std::string(CAMBIUM_SOURCE_DIR) +
-                            "/plans/teacher.toml' -o " + folder.at("run") +
+  const std::string train = "train '" + std::string(kSourceDir) + "/plans/teacher.toml' -o " +
+                            folder.at("run") +
                             " --set train.sequence_length=640 --set tokenizer.samples=100";
   const Outcome first = stopped_with(folder.at("run/log.jsonl"), train, "TERM");
   EXPECT_EQ(first.status, 143) << first.text;

@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "base/testing.h"
 #include "eval/verify.h"
 #include "files/safetensors.h"
@@ -18,7 +19,7 @@ namespace cambium {
 namespace {
 
 std::string fixture(const std::string& name) {
-  return std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + name;
+  return std::string(kSourceDir) + "/tests/fixtures/" + name;
 }
 
 // Every folder of tests/fixtures that holds a reference.

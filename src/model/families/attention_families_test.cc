@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
+#include "base/test_paths.h"
 #include "base/testing.h"
 #include "model/families/testing.h"
 
@@ -17,7 +18,7 @@ using testing::read_alone;
 
 Json fixture(const std::string& name) {
   return Json::parse(
-      read_text_file(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + name + "/config.json"));
+      read_text_file(std::string(kSourceDir) + "/tests/fixtures/" + name + "/config.json"));
 }
 
 /// The part of a configuration that describes the text model.

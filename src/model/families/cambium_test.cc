@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "files/checksums.h"
 #include "model/spec.h"
 #include "model/weights.h"
@@ -67,8 +68,8 @@ TEST(CambiumFamily, BiasesOfTheFeedForwardAndNamesOfMixersAreKept) {
 
 // transformers finds its code by auto_map, and every file of it is what stands in the repository.
 TEST(CambiumFamily, TravelsWithItsCode) {
-  const std::string source = std::string(CAMBIUM_SOURCE_DIR) + "/src/model/transformers";
-  ModelSpec spec = read_spec(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/llama");
+  const std::string source = std::string(kSourceDir) + "/src/model/transformers";
+  ModelSpec spec = read_spec(std::string(kSourceDir) + "/tests/fixtures/llama");
   spec.family = "cambium";
   const TestFolder folder;
   const LoadedModel made = fresh_model(spec, 1);

@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "base/testing.h"
 #include "model/families/testing.h"
 #include "model/weights.h"
@@ -179,7 +180,7 @@ std::vector<float> logits_of(Model& model) {
 }
 
 TEST(DenseVariants, Gemma3WithImagesIsReadForItsText) {
-  const std::string dir = std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/gemma3";
+  const std::string dir = std::string(kSourceDir) + "/tests/fixtures/gemma3";
   const LoadedModel text = load_model(dir);
   const SafeTensors file = SafeTensors::open(dir);
   const Json inner = Json::parse(read_text_file(dir + "/config.json"));
@@ -198,7 +199,7 @@ TEST(DenseVariants, Gemma3WithImagesIsReadForItsText) {
 }
 
 TEST(DenseVariants, AConstantOfAnotherValueIsRefused) {
-  const std::string dir = std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/apertus";
+  const std::string dir = std::string(kSourceDir) + "/tests/fixtures/apertus";
   const SafeTensors file = SafeTensors::open(dir);
   const TestFolder folder;
   write_file_atomically(folder.at("config.json"), read_text_file(dir + "/config.json"));

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "base/test_paths.h"
 #include "base/testing.h"
 #include "model/families/testing.h"
 
@@ -283,7 +284,7 @@ TEST(TrueSizePlans, HaveThePublishedParameters) {
       {"minimax-m1", 456089655296},        {"nemotron-h-47b", 46791554816},
       {"llama-3.1-70b", 70553706496},      {"llama-3.2-1b", 1235814400}};
   for (const auto& [name, parameters] : kPlans) {
-    Model model(read_spec(std::string(CAMBIUM_SOURCE_DIR) + "/plans/true-size/" + name));
+    Model model(read_spec(std::string(kSourceDir) + "/plans/true-size/" + name));
     EXPECT_EQ(model.parameter_count(), parameters) << name;
     model.expect_runs();
   }

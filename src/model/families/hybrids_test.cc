@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
+#include "base/test_paths.h"
 #include "base/testing.h"
 #include "model/families/testing.h"
 #include "model/supernet.h"
@@ -20,8 +21,8 @@ using testing::read_alone;
 
 Json config_of(const std::string& fixture) {
   return Json::parse([&] {
-    std::string text = read_text_file(std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" +
-                                      fixture + "/config.json");
+    std::string text =
+        read_text_file(std::string(kSourceDir) + "/tests/fixtures/" + fixture + "/config.json");
     const size_t infinite = text.find("Infinity");
     return infinite == std::string::npos ? text : text.replace(infinite, 8, "null");
   }());

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "files/safetensors.h"
 #include "model/families/testing.h"
 #include "model/weights.h"
@@ -13,7 +14,7 @@ namespace {
 
 using testing::Json;
 
-const std::string kFixture = std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/minimax_m3";
+const std::string kFixture = std::string(kSourceDir) + "/tests/fixtures/minimax_m3";
 
 std::vector<float> logits_of(Model& model) {
   Arena arena;

@@ -8,13 +8,14 @@
 
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "base/test_paths.h"
 #include "model/weights.h"
 #include "tensor/copy.h"
 
 namespace cambium {
 namespace {
 
-const std::filesystem::path kFixtures = std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures";
+const std::filesystem::path kFixtures = std::string(kSourceDir) + "/tests/fixtures";
 
 std::vector<std::string> fixtures() {
   std::vector<std::string> names;

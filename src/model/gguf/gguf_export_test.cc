@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "base/checked.h"
+#include "base/test_paths.h"
 #include "base/testing.h"
 #include "files/safetensors.h"
 #include "model/gguf/gguf_testing.h"
@@ -25,7 +26,7 @@ using testing::ImportTest;
 using testing::Tiny;
 
 std::string fixture(const std::string& name) {
-  return std::string(CAMBIUM_SOURCE_DIR) + "/tests/fixtures/" + name;
+  return std::string(kSourceDir) + "/tests/fixtures/" + name;
 }
 
 class ExportTest : public ImportTest {
@@ -371,7 +372,7 @@ TEST_F(ExportTest, WhatTheFileCannotSayIsRefused) {
     EXPECT_THAT(error_of([&, n = name] { export_gguf(fixture(n), back_gguf_); }),
                 HasSubstr(problem));
   }
-  const std::string teacher = std::string(CAMBIUM_SOURCE_DIR) + "/models/teacher";
+  const std::string teacher = std::string(kSourceDir) + "/models/teacher";
   EXPECT_THAT(error_of([&] { export_gguf(teacher, back_gguf_); }),
               HasSubstr("llama.cpp has no name for how this tokenizer cuts text"));
   EXPECT_THAT(error_of([&] {
