@@ -102,7 +102,8 @@ def remember(path, command, files):
                           input=text, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     if read.returncode != 0:
         return
-    names = {os.path.normpath(name) for name in read.stdout.replace("\\\n", " ").split()[1:]}
+    read = shlex.split(read.stdout.replace("\\\n", " "))[1:]  # spaces within a path are escaped
+    names = {os.path.normpath(name) for name in read}
     names = {name[len(str(ROOT)) + 1:] if name.startswith("%s/" % ROOT) else name
              for name in names - {"-"}}
     path.parent.mkdir(parents=True, exist_ok=True)
