@@ -58,15 +58,20 @@ function(cambium_units out name)
   set(${out} ${alone} ${joined} PARENT_SCOPE)
 endfunction()
 
-# cambium_sanitized(TARGET): instrumented code takes longer to optimise than to run, but for the loops
-# over data, and under AddressSanitizer for readers of text.
-function(cambium_sanitized target)
-  set(optimised "^(cambium|test)_(tensor|ops)$")
+# cambium_optimised(TARGET): tests take longer to optimise than to run, but for the definitions of
+# operations; so does all instrumented code, but for the loops over data and, under AddressSanitizer,
+# readers of text.
+function(cambium_optimised target)
+  set(slightly "^test_ops$")
   if(CAMBIUM_SANITIZE MATCHES "^address")
-    set(optimised "^(cambium_(base|tensor|text|files|ops)|test_ops)$")
+    set(slightly "^(cambium_(base|tensor|text|files|ops)|test_ops)$")
+  elseif(CAMBIUM_SANITIZE)
+    set(slightly "^(cambium|test)_(tensor|ops)$")
   endif()
-  if(CAMBIUM_SANITIZE AND target MATCHES "${optimised}")
-    target_compile_options(${target} PRIVATE -O1)
+  if(target MATCHES "${slightly}")
+    target_compile_options(${target} PRIVATE $<$<NOT:$<CONFIG:Debug>>:-O1>)
+  elseif(target MATCHES "^test_" AND NOT CAMBIUM_SANITIZE)  # -O0 there already
+    target_compile_options(${target} PRIVATE -O0)
   endif()
 endfunction()
 
@@ -89,7 +94,7 @@ function(cambium_room name)
   cambium_units(sources ${name} ${sources})
   add_library(cambium_${name} STATIC ${sources})
   target_link_libraries(cambium_${name} PUBLIC cambium_flags)
-  cambium_sanitized(cambium_${name})
+  cambium_optimised(cambium_${name})
   foreach(dep ${ARGN})
     target_link_libraries(cambium_${name} PUBLIC cambium_${dep})
   endforeach()
@@ -132,13 +137,7 @@ const char kProgram[] = \"${CMAKE_BINARY_DIR}/cambium\";
       add_executable(test_${name} ${tests} ${CMAKE_BINARY_DIR}/texts/test_paths.cc)
       file(GLOB kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/${name}/*_cpu.cc)
       cambium_kernels(test_${name} ${kernels})
-      cambium_sanitized(test_${name})
-      # Tests take longer to optimise than to run, but for definitions of operations.
-      if(name STREQUAL ops)
-        target_compile_options(test_${name} PRIVATE $<$<CONFIG:Release>:-O1>)
-      else()
-        target_compile_options(test_${name} PRIVATE $<$<CONFIG:Release>:-O0>)
-      endif()
+      cambium_optimised(test_${name})
       target_link_libraries(test_${name} PRIVATE cambium_${name} GTest::gmock GTest::gtest_main)
       if(CAMBIUM_SANITIZE)  # starting an instrumented process takes longer than most tests do
         foreach(shard RANGE 3)
